@@ -1,0 +1,130 @@
+"""Reductions over the True entries of a mask: the only place that divides.
+
+Every mean of the library states its denominator here, and an empty reduction
+is 0 rather than NaN. Masked entries may hold anything, NaN included: they are
+replaced before the arithmetic, so that neither values nor gradients see them.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+Axis = int | tuple[int, ...] | None
+
+
+def masked_sum(x: Array, mask: Array, axis: Axis = None) -> Array:
+  """Returns the sum of `x` where `mask` is True, 0 where nothing is.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+
+  Returns:
+    x reduced over axis, in the dtype of x. The gradient is 1 on kept entries
+    and exactly 0 elsewhere.
+  """
+  return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=axis)
+
+
+def safe_divide(total: Array, count: Array) -> Array:
+  """Returns total / count, and 0 where count is 0.
+
+  Args:
+    total: [...] float, numerator.
+    count: [...] float or int, same shape as total, >= 0, denominator.
+
+  Returns:
+    [...] in the dtype of total; no NaN in value or gradient at count 0.
+  """
+  count = jnp.asarray(count).astype(total.dtype)
+  nothing = count == 0
+  safe_count = jnp.where(nothing, jnp.ones_like(count), count)
+  return jnp.where(nothing, jnp.zeros_like(total), total / safe_count)
+
+
+def masked_mean(x: Array, mask: Array, axis: Axis = None) -> Array:
+  """Returns the mean over kept entries: sum of kept / number of kept.
+
+  >>> import jax.numpy as jnp
+  >>> x, mask = jnp.array([1.0, 3.0, 9.0]), jnp.array([True, True, False])
+  >>> float(masked_mean(x, mask))
+  2.0
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+
+  Returns:
+    x reduced over axis; 0 where no entry is kept.
+  """
+  return safe_divide(masked_sum(x, mask, axis), jnp.sum(mask, axis=axis))
+
+
+def masked_var(
+  x: Array, mask: Array, axis: Axis = None, ddof: int = 0
+) -> Array:
+  """Returns the variance over kept entries.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+    ddof: 0 or 1, taken off the count: 1 gives Bessel's unbiased estimate.
+
+  Returns:
+    x reduced over axis; 0 where no more than ddof entries are kept.
+  """
+  count = jnp.sum(mask, axis=axis, keepdims=True)
+  total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis, keepdims=True)
+  centred = x - safe_divide(total, count)
+  squares = masked_sum(jnp.square(jnp.where(mask, centred, 0)), mask, axis)
+  return safe_divide(squares, jnp.maximum(jnp.sum(mask, axis=axis) - ddof, 0))
+
+
+def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
+  """Returns the least kept entry, 0 where nothing is kept.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+
+  Returns:
+    x reduced over axis. Masked entries count as +inf, the identity of min.
+  """
+  least = jnp.min(jnp.where(mask, x, jnp.inf), axis=axis)
+  return jnp.where(jnp.any(mask, axis=axis), least, jnp.zeros_like(least))
+
+
+def masked_max(x: Array, mask: Array, axis: Axis = None) -> Array:
+  """Returns the greatest kept entry, 0 where nothing is kept.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+
+  Returns:
+    x reduced over axis. Masked entries count as -inf, the identity of max.
+  """
+  return -masked_min(-x, mask, axis)
+
+
+def whiten(x: Array, mask: Array, epsilon: float = 1e-8) -> Array:
+  """Shifts and scales kept entries to mean 0 and variance 1.
+
+  (x - mean) / sqrt(variance + epsilon), over all kept entries of the array
+  together, with Bessel's correction (count - 1).
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    epsilon: > 0, keeps a constant batch at 0 rather than NaN.
+
+  Returns:
+    [...] like x, 0 where masked; all 0 when one entry or none is kept.
+  """
+  variance = masked_var(x, mask, ddof=1)
+  centred = jnp.where(mask, x - masked_mean(x, mask), jnp.zeros_like(x))
+  return centred / jnp.sqrt(variance + epsilon)

@@ -1,0 +1,1 @@
+"""Optimizers and the jit boundary: generate, score, update."""

@@ -1,0 +1,215 @@
+"""Scoring a rollout: steps, PRM rewards, old and reference log-probs.
+
+One function, `prm_forward`, takes token ids to PRM logits wherever a PRM is
+run: in its training, in its evaluation and in RL. What the PRM was trained
+on and what it is asked during RL cannot drift apart.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from pure_jax import masked, steps
+from pure_jax.models import policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout import sampling
+from pure_jax.types import (
+  Experience,
+  PRMInputs,
+  Rollout,
+  SeparatorTable,
+  Steps,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """How a rollout is cut into steps and read by the PRM.
+
+  Attributes:
+    max_steps: steps kept apart (S); the rest is merged into the last.
+    separator: "insert" or "replace", see `steps.build_prm_inputs`.
+    empty_step_reward: reward of an empty step instead of the PRM's score, in
+      [-1, 1]; None keeps the score. A guard against a hacking route.
+  """
+
+  max_steps: int
+  separator: str = "insert"
+  empty_step_reward: float | None = None
+
+
+def prm_forward(
+  params: Any,
+  model: ModelConfig,
+  config: ScoreConfig,
+  table: SeparatorTable,
+  batch: Any,
+) -> tuple[jax.Array, PRMInputs, Steps]:
+  """Cuts responses into steps and runs the PRM, the only way it is run.
+
+  Args:
+    params: PRM weights.
+    model: the PRM's architecture, extra layers included.
+    config: how steps are cut and scored.
+    table: which token ids end a step.
+    batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
+      [B, L], tokens and completion_mask [B, C].
+
+  Returns:
+    (logits [B, T, 2] float32, the inputs they belong to, the steps).
+  """
+  cut = steps.split_steps(
+    batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
+  )
+  inputs = steps.build_prm_inputs(
+    batch.prompt_tokens,
+    batch.prompt_mask,
+    batch.tokens,
+    batch.completion_mask,
+    cut,
+    table,
+    separator=config.separator,
+  )
+  return prm.prm_logits(params, model, inputs), inputs, cut
+
+
+@struct.dataclass
+class Scores:
+  """What stage 2 knows of a rollout.
+
+  Attributes:
+    steps: step boundaries, [B, C] and [B, S].
+    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step.
+    old_logp: [B, C] float32 nats, under the policy before the update.
+    ref_logp: [B, C] float32 nats, under the reference policy.
+    drift_max: [] float32, largest |sampled - trainer log-prob| of a token.
+  """
+
+  steps: Steps
+  step_rewards: jax.Array
+  old_logp: jax.Array
+  ref_logp: jax.Array
+  drift_max: jax.Array
+
+
+def rollout_logp(
+  params: Any,
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  rollout: Rollout,
+) -> tuple[jax.Array, jax.Array]:
+  """Log-probs and entropy of a rollout's tokens under `params`.
+
+  The distribution is the sampler's before top-k and top-p: same temperature,
+  same banned ids. Those filters are a property of the behaviour policy only;
+  what they cut off shows as drift between sampler and trainer.
+
+  Args:
+    params: policy weights.
+    model: the policy's architecture.
+    sampler: the sampling settings; greedy rollouts are read at temperature 1.
+    rollout: prompts and completions, [B, L] and [B, C].
+
+  Returns:
+    (logp, entropy), both [B, C] float32 in nats, 0 where masked;
+    differentiable in `params`.
+  """
+  return policy.token_logp(
+    params,
+    model,
+    rollout.prompt_tokens,
+    rollout.prompt_mask,
+    rollout.tokens,
+    rollout.completion_mask,
+    temperature=sampler.temperature or 1.0,
+    banned_ids=sampler.banned_ids,
+  )
+
+
+def make_score(
+  model: ModelConfig,
+  prm_model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  config: ScoreConfig,
+  table: SeparatorTable,
+  mesh: Mesh,
+) -> Callable[[Any, Any, Any, Rollout], Scores]:
+  """Stage 2: steps, step rewards, and the log-probs the update compares with.
+
+  Args:
+    model: the architecture of the policy and of the reference policy.
+    prm_model: the PRM's architecture, extra layers included.
+    sampler: the sampling settings of the rollout.
+    config: how steps are cut and scored.
+    table: which token ids end a step.
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function (params, reference params, PRM params, rollout) ->
+    `Scores`.
+  """
+  rows = sharding.batch_sharding(mesh)
+  everywhere = sharding.replicated(mesh)
+
+  def score(params, reference_params, prm_params, rollout):
+    logits, inputs, cut = prm_forward(
+      prm_params, prm_model, config, table, rollout
+    )
+    rewards = steps.read_step_rewards(logits, inputs)
+    if config.empty_step_reward is not None:
+      rewards = steps.replace_empty_steps(
+        rewards, cut, config.empty_step_reward
+      )
+    old_logp, _ = rollout_logp(params, model, sampler, rollout)
+    ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
+    drift = masked.masked_max(
+      jnp.abs(old_logp - rollout.sampled_logp), rollout.completion_mask
+    )
+    return Scores(cut, rewards, old_logp, ref_logp, drift)
+
+  policy_places = sharding.weight_shardings(policy.declare_policy(model), mesh)
+  prm_places = sharding.weight_shardings(prm.declare_prm(prm_model), mesh)
+  return jax.jit(
+    score,
+    in_shardings=(policy_places, policy_places, prm_places, rows),
+    out_shardings=Scores(rows, rows, rows, rows, everywhere),
+  )
+
+
+def experience_from(
+  rollout: Rollout,
+  scores: Scores,
+  correct: jax.Array,
+  has_answer: jax.Array,
+  table: SeparatorTable,
+) -> Experience:
+  """Joins what the device and the grader found out about a rollout.
+
+  Args:
+    rollout: sampled completions, [B, C].
+    scores: steps, rewards and log-probs of the same rows.
+    correct: [B] float32, 1 where the grader found the answer right.
+    has_answer: [B] bool, True where the row may use that verdict.
+    table: which token ids end a step.
+
+  Returns:
+    The update's input.
+  """
+  return Experience(
+    completion_mask=rollout.completion_mask,
+    steps=scores.steps,
+    step_rewards=scores.step_rewards,
+    correct=correct,
+    has_answer=has_answer,
+    old_logp=scores.old_logp,
+    ref_logp=scores.ref_logp,
+    terminal_mask=steps.terminal_mask(
+      rollout.tokens, rollout.completion_mask, table
+    ),
+  )

@@ -1,0 +1,186 @@
+"""The two supervised stages before RL: demonstrations, then the PRM."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+from jax import Array
+from jax.sharding import Mesh
+
+from pure_jax import losses, masked, steps
+from pure_jax.models import policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.training.score import ScoreConfig, prm_forward
+from pure_jax.training.train import (
+  Metrics,
+  TrainState,
+  apply_gradients,
+  state_shardings,
+)
+from pure_jax.types import SeparatorTable
+
+
+@struct.dataclass
+class Demonstrations:
+  """Prompts with responses to imitate, or to judge.
+
+  Attributes:
+    prompt_tokens: [B, L] int32, left-padded.
+    prompt_mask: [B, L] bool.
+    tokens: [B, C] int32, right-padded; EOS is inside.
+    completion_mask: [B, C] bool.
+  """
+
+  prompt_tokens: Array
+  prompt_mask: Array
+  tokens: Array
+  completion_mask: Array
+
+
+def make_supervised_step(
+  model: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  banned_ids: tuple[int, ...],
+  mesh: Mesh,
+) -> Callable[[TrainState, Demonstrations], tuple[TrainState, Metrics]]:
+  """Maximum likelihood on the tokens of the responses.
+
+  Args:
+    model: the policy's architecture.
+    optimizer: the optax transformation.
+    banned_ids: ids that get no probability, as in the sampler.
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function (state, demonstrations) -> (state, metrics) with
+    ``loss`` in nats per token; the state given is donated.
+  """
+
+  def step(state, batch):
+    def objective(params):
+      logp, _ = policy.token_logp(
+        params,
+        model,
+        batch.prompt_tokens,
+        batch.prompt_mask,
+        batch.tokens,
+        batch.completion_mask,
+        banned_ids=banned_ids,
+      )
+      return -masked.masked_mean(logp, batch.completion_mask)
+
+    loss, grads = jax.value_and_grad(objective)(state.params)
+    state, metrics = apply_gradients(state, grads, loss, optimizer)
+    return state, metrics | {"loss": loss}
+
+  places = state_shardings(policy.declare_policy(model), optimizer, mesh)
+  return jax.jit(
+    step,
+    in_shardings=(places, sharding.batch_sharding(mesh)),
+    out_shardings=(places, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def make_prm_step(
+  model: ModelConfig,
+  config: ScoreConfig,
+  optimizer: optax.GradientTransformation,
+  table: SeparatorTable,
+  mesh: Mesh,
+  head_only: bool,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """One PRM update: cross-entropy of good against bad at each step's score.
+
+  The paper trains in two stages, the head alone and then all parameters
+  (Appendix A). In the first the frozen trunk is an argument of its own: it
+  gets no gradient and no optimizer state.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    config: how steps are cut.
+    optimizer: the optax transformation.
+    table: which token ids end a step.
+    mesh: the device mesh.
+    head_only: True trains ``score`` alone.
+
+  Returns:
+    A jitted function (state, frozen, batch, labels [B, S], label_mask
+    [B, S]) -> (state, metrics of `losses.prm_loss`). ``state.params`` and
+    ``frozen`` are as `split_prm_params` gives them; the state is donated.
+  """
+
+  def step(state, frozen, batch, labels, label_mask):
+    def objective(params):
+      logits, inputs, _ = prm_forward(
+        frozen | params, model, config, table, batch
+      )
+      return losses.prm_loss(logits, inputs, labels, label_mask)
+
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+      state.params
+    )
+    state, applied = apply_gradients(state, grads, loss, optimizer)
+    return state, metrics | applied | {"loss": loss}
+
+  trained, frozen = split_prm_params(prm.declare_prm(model), head_only)
+  places = state_shardings(trained, optimizer, mesh)
+  rows = sharding.batch_sharding(mesh)
+  return jax.jit(
+    step,
+    in_shardings=(
+      places,
+      sharding.weight_shardings(frozen, mesh),
+      rows,
+      rows,
+      rows,
+    ),
+    out_shardings=(places, sharding.replicated(mesh)),
+    donate_argnums=0,
+  )
+
+
+def split_prm_params(
+  params: dict[str, Any], head_only: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Which of the PRM's weights are trained and which are frozen.
+
+  Args:
+    params: PRM weights, or anything declared per weight.
+    head_only: True trains ``score`` alone, False everything.
+
+  Returns:
+    (trained, frozen): two dicts that together are `params`.
+  """
+  trained = {k: v for k, v in params.items() if k == "score" or not head_only}
+  return trained, {k: v for k, v in params.items() if k not in trained}
+
+
+def make_prm_evaluation(
+  model: ModelConfig,
+  config: ScoreConfig,
+  table: SeparatorTable,
+  mesh: Mesh,
+) -> Callable[..., Array]:
+  """Step rewards of given responses.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    config: how steps are cut and scored.
+    table: which token ids end a step.
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
+  """
+
+  def evaluate(params, batch):
+    logits, inputs, _ = prm_forward(params, model, config, table, batch)
+    return steps.read_step_rewards(logits, inputs)
+
+  places = sharding.weight_shardings(prm.declare_prm(model), mesh)
+  rows = sharding.batch_sharding(mesh)
+  return jax.jit(evaluate, in_shardings=(places, rows), out_shardings=rows)

@@ -1,0 +1,322 @@
+"""The jit boundary: three compiled functions make one PURE training step.
+
+1. ``generate``: prompts -> rollout (a sampling loop over an explicit state);
+2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
+3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
+
+Between 2 and 3 the host grades answers. Every function is built once from
+frozen configs, a declared weight tree and a mesh; arrays cross the boundary
+with named shardings, parameters are born in theirs, and the state of
+``update`` is donated. `make_supervised_step` and `make_prm_step` are the two
+earlier stages, with the same `TrainState`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from pure_jax import losses
+from pure_jax.advantages import pure_advantages
+from pure_jax.models import params as weights
+from pure_jax.models import policy
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout import sampling
+from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.training.score import Scores, experience_from, rollout_logp
+from pure_jax.types import Prompts, Rollout, SeparatorTable
+
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+  """What an update changes.
+
+  Attributes:
+    step: [] int32, updates attempted, skipped ones included.
+    params: trainable weights, sharded as declared.
+    opt_state: optax state, sharded as the weights it belongs to.
+    skipped: [] int32, updates not applied because the loss or a gradient was
+      not finite.
+    skipped_in_a_row: [] int32, how many of the latest were skipped.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  skipped: jax.Array
+  skipped_in_a_row: jax.Array
+
+
+def new_state(
+  params: Any, optimizer: optax.GradientTransformation
+) -> TrainState:
+  """A state at step 0 with a fresh optimizer.
+
+  Args:
+    params: trainable weights; the state holds these very arrays.
+    optimizer: the optax transformation.
+
+  Returns:
+    The state; traceable, so `jax.eval_shape` gives its abstract form.
+  """
+  zero = jnp.zeros((), jnp.int32)
+  return TrainState(zero, params, optimizer.init(params), zero, zero)
+
+
+def state_shardings(
+  declared: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+  """Where each array of a `TrainState` lives.
+
+  Args:
+    declared: pytree of declared weights, those that are trained.
+    optimizer: the optax transformation.
+    mesh: the device mesh.
+
+  Returns:
+    A `TrainState` of shardings; moments follow their weight.
+  """
+  of_weights = sharding.weight_shardings(declared, mesh)
+  everywhere = sharding.replicated(mesh)
+  opt_state = jax.eval_shape(optimizer.init, weights.abstract_params(declared))
+  opt_state = optax.tree.map_params(
+    optimizer,
+    lambda _, place: place,
+    opt_state,
+    of_weights,
+    transform_non_params=lambda _: everywhere,
+  )
+  return TrainState(everywhere, of_weights, opt_state, everywhere, everywhere)
+
+
+def make_init(
+  declared: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> Callable[[jax.Array], TrainState]:
+  """Parameters and optimizer state born in their shardings.
+
+  Args:
+    declared: pytree of declared weights.
+    optimizer: the optax transformation.
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function from a key (consumed) to the state at step 0.
+  """
+
+  def init(key):
+    return new_state(weights.init_params(key, declared), optimizer)
+
+  return jax.jit(init, out_shardings=state_shardings(declared, optimizer, mesh))
+
+
+def apply_gradients(
+  state: TrainState,
+  grads: Any,
+  loss: jax.Array,
+  optimizer: optax.GradientTransformation,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer update, skipped where loss or gradients are not finite.
+
+  Args:
+    state: the state before the update.
+    grads: gradients, one per weight.
+    loss: [] float, the loss they belong to.
+    optimizer: the optax transformation.
+
+  Returns:
+    The next state and the metrics ``grad_norm`` (before clipping) and
+    ``skipped_updates`` (total so far). A skipped update changes the step and
+    the two counters, nothing else.
+  """
+  grad_norm = optax.global_norm(grads)
+  finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+
+  def keep_old(new, old):
+    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+  skip = 1 - finite.astype(jnp.int32)
+  state = TrainState(
+    step=state.step + 1,
+    params=keep_old(params, state.params),
+    opt_state=keep_old(opt_state, state.opt_state),
+    skipped=state.skipped + skip,
+    skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
+  )
+  return state, {"grad_norm": grad_norm, "skipped_updates": state.skipped}
+
+
+def make_generate(
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  group_size: int,
+  mesh: Mesh,
+) -> Callable[[Any, Prompts, jax.Array], Rollout]:
+  """Stage 1: `group_size` samples of each prompt.
+
+  Args:
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and lengths.
+    group_size: samples per prompt (G).
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function (params, prompts [P, L], key) -> rollout [P * G, C],
+    samples of one prompt contiguous. The key is consumed; row i draws from
+    its own key whatever the other rows do.
+  """
+  rows = sharding.batch_sharding(mesh)
+
+  def generate(params, prompts, key):
+    prompts = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), prompts)
+    keys = sampling.row_keys(key, jnp.arange(prompts.tokens.shape[0]))
+    return sampling.generate(params, model, sampler, prompts, keys)
+
+  return jax.jit(
+    generate,
+    in_shardings=(
+      sharding.weight_shardings(policy.declare_policy(model), mesh),
+      sharding.replicated(mesh),
+      sharding.replicated(mesh),
+    ),
+    out_shardings=rows,
+  )
+
+
+def split_rows(tree: Any, micro_batches: int) -> Any:
+  """[B, ...] -> [micro_batches, B / micro_batches, ...] in every array.
+
+  Micro-batch m takes rows m, m + micro_batches, ...: with rows split over
+  devices in contiguous blocks, each device keeps its share of every one.
+
+  Args:
+    tree: pytree of arrays [B, ...].
+    micro_batches: how many; must divide B.
+
+  Returns:
+    The same tree with a leading micro-batch axis.
+  """
+
+  def split(x):
+    grouped = x.reshape(-1, micro_batches, *x.shape[1:])
+    return jnp.swapaxes(grouped, 0, 1)
+
+  return jax.tree.map(split, tree)
+
+
+def make_update(
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  credit: CreditConfig,
+  loss: LossConfig,
+  optimizer: optax.GradientTransformation,
+  table: SeparatorTable,
+  mesh: Mesh,
+  micro_batches: int = 1,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Stage 3: one gradient step of the fused PURE loss.
+
+  Credit, baselines and whitening see the whole batch; then the loss is
+  summed over micro-batches, each divided by the count of the whole batch, so
+  their number changes the memory used and not the result.
+
+  Args:
+    model: the policy's architecture.
+    sampler: the sampling settings of the rollout.
+    credit: from step rewards to advantages.
+    loss: clipping, KL, entropy and aggregation.
+    optimizer: the optax transformation.
+    table: which token ids end a step.
+    mesh: the device mesh.
+    micro_batches: passes over parts of the batch; must divide B.
+
+  Returns:
+    A jitted function (state, rollout, scores, correct [B], has_answer [B])
+    -> (state, metrics); the state given is donated.
+  """
+
+  def update(state, rollout, scores, correct, has_answer):
+    experience = experience_from(rollout, scores, correct, has_answer, table)
+    advantages, metrics = pure_advantages(experience, credit)
+    denominator = losses.loss_denominator(experience.completion_mask, loss)
+
+    def objective(params, part):
+      rollout, experience, advantages = part
+      new_logp, entropy = rollout_logp(params, model, sampler, rollout)
+      return losses.policy_objective(
+        new_logp, entropy, advantages, experience, loss, denominator
+      )
+
+    (value, found), grads = accumulate_gradients(
+      objective,
+      state.params,
+      (rollout, experience, advantages),
+      micro_batches,
+    )
+    state, applied = apply_gradients(state, grads, value, optimizer)
+    return state, metrics | found | applied
+
+  rows = sharding.batch_sharding(mesh)
+  places = state_shardings(policy.declare_policy(model), optimizer, mesh)
+  everywhere = sharding.replicated(mesh)
+  return jax.jit(
+    update,
+    in_shardings=(
+      places,
+      rows,
+      Scores(rows, rows, rows, rows, everywhere),
+      rows,
+      rows,
+    ),
+    out_shardings=(places, everywhere),
+    donate_argnums=0,
+  )
+
+
+def accumulate_gradients(
+  objective: Callable[[Any, Any], tuple[jax.Array, Metrics]],
+  params: Any,
+  batch: Any,
+  micro_batches: int,
+) -> tuple[tuple[jax.Array, Metrics], Any]:
+  """Sums an objective and its gradients over micro-batches.
+
+  Args:
+    objective: (params, part of the batch) -> (loss, metrics), each already
+      divided by the whole batch's count so that parts add up. Metrics named
+      ``*_max`` and ``*_min`` are combined as their name says.
+    params: what to differentiate by.
+    batch: pytree of arrays [B, ...].
+    micro_batches: number of parts; must divide B.
+
+  Returns:
+    ((loss, metrics), gradients) of the whole batch.
+  """
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  if micro_batches == 1:
+    return value_and_grad(params, batch)
+
+  def combine(path, total, new):
+    name = jax.tree_util.keystr(path)
+    if name.endswith("_max']"):
+      return jnp.maximum(total, new)
+    if name.endswith("_min']"):
+      return jnp.minimum(total, new)
+    return total + new
+
+  def body(total, part):
+    new = value_and_grad(params, part)
+    return jax.tree_util.tree_map_with_path(combine, total, new), None
+
+  parts = split_rows(batch, micro_batches)
+  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  return jax.lax.scan(body, first, rest)[0]

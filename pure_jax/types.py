@@ -1,0 +1,144 @@
+"""Records that cross module boundaries, with the axis legend of the library.
+
+P prompts, G samples per prompt, B = P * G, L prompt tokens, C completion
+tokens, S steps, V vocabulary. Samples of one prompt are contiguous: row
+b belongs to prompt b // G. A `*_mask` is bool and True keeps. A `*_logp` is a
+natural-log probability. A *reward* belongs to one event, a *return* is
+cumulated, an *advantage* is what remains after the baseline.
+
+Every record is a frozen pytree: change one with `record.replace(field=...)`.
+"""
+
+from flax import struct
+from jax import Array
+
+
+@struct.dataclass
+class Prompts:
+  """A batch of tokenised prompts.
+
+  Attributes:
+    tokens: [P, L] int32, left-padded prompt ids.
+    mask: [P, L] bool, True on prompt tokens, False on the padding.
+  """
+
+  tokens: Array
+  mask: Array
+
+
+@struct.dataclass
+class Rollout:
+  """Sampled completions, one row per sample.
+
+  Attributes:
+    prompt_tokens: [B, L] int32, left-padded prompt ids.
+    prompt_mask: [B, L] bool, True on prompt tokens.
+    tokens: [B, C] int32, completion ids, the pad id where masked.
+    completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
+    sampled_logp: [B, C] float32, nats, log-probability under the
+      distribution that was actually sampled; 0 where masked.
+    truncated: [B] bool, True where the length limit cut the response.
+  """
+
+  prompt_tokens: Array
+  prompt_mask: Array
+  tokens: Array
+  completion_mask: Array
+  sampled_logp: Array
+  truncated: Array
+
+
+@struct.dataclass
+class SeparatorTable:
+  r"""Which token ids end a step, as arrays; the host tokenizer builds it.
+
+  Attributes:
+    ends_step: [V] bool, True where the text of the id ends with the step
+      separator. False for EOS and padding, which are named below.
+    stem: [V] int32, for an id that merges content with a separator, the id
+      of the content alone (".\n\n" -> "."); read only where has_stem.
+    has_stem: [V] bool, True where the id merges content and separator, so
+      where `stem` is valid.
+    score_id: [] int32, the id placed where the step score is read.
+    eos_id: [] int32, the id that ends a response.
+    pad_id: [] int32, the padding id.
+  """
+
+  ends_step: Array
+  stem: Array
+  has_stem: Array
+  score_id: Array
+  eos_id: Array
+  pad_id: Array
+
+
+@struct.dataclass
+class Steps:
+  """Step boundaries of completions.
+
+  Attributes:
+    index: [B, C] int32, 0..S-1, the step a token belongs to; 0 where the
+      completion mask is False.
+    end_mask: [B, C] bool, True on the last token of each step.
+    end_position: [B, S] int32, 0..C-1, position of that token; 0 where the
+      step does not exist.
+    mask: [B, S] bool, True where the step exists; always a prefix.
+    empty: [B, S] bool, True where an existing step holds no content: only
+      separators, or EOS alone.
+    overflow: [B] int32, how many steps were merged into the last one because
+      the response had more than S.
+  """
+
+  index: Array
+  end_mask: Array
+  end_position: Array
+  mask: Array
+  empty: Array
+  overflow: Array
+
+
+@struct.dataclass
+class PRMInputs:
+  """What the process reward model reads, and where its scores are read.
+
+  T is L + C + S when score tokens are inserted, L + C when they replace.
+
+  Attributes:
+    tokens: [B, T] int32, prompt (left-padded) then steps (right-padded).
+    mask: [B, T] bool, True on tokens to attend to.
+    score_position: [B, S] int32, 0..T-1, where step s is scored; 0 where
+      score_mask is False.
+    score_mask: [B, S] bool, True where step s has a score.
+  """
+
+  tokens: Array
+  mask: Array
+  score_position: Array
+  score_mask: Array
+
+
+@struct.dataclass
+class Experience:
+  """Everything the update needs about a batch, apart from new log-probs.
+
+  Attributes:
+    completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
+    steps: Steps, boundaries of the same completions.
+    step_rewards: [B, S] float32, -1..1, process reward of each step.
+    correct: [B] float32, 0 or 1, verdict of the grader; any finite value
+      where has_answer is False.
+    has_answer: [B] bool, True where the prompt has a checkable answer.
+    old_logp: [B, C] float32, nats, log-probs of the policy that sampled.
+    ref_logp: [B, C] float32, nats, log-probs of the reference policy.
+    terminal_mask: [B, C] bool, True on separators that end a step and on
+      EOS: the tokens the reference's main branch gives no advantage.
+  """
+
+  completion_mask: Array
+  steps: Steps
+  step_rewards: Array
+  correct: Array
+  has_answer: Array
+  old_logp: Array
+  ref_logp: Array
+  terminal_mask: Array
