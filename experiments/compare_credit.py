@@ -1,0 +1,245 @@
+"""Which credit form trains? Every arm, several seeds, one table, one picture.
+
+  python experiments/compare_credit.py --workdir=runs/compare
+
+For each seed: demonstrations, policy, PRM made anew, then every arm of `ARMS`
+from that same start with the same budget, hyperparameters and random keys.
+Arms differ in `credit` and `reward_mode`, nothing else. Runs that are done
+are kept, a run that was cut off continues, so the command can be repeated
+until it has finished; `--report_only` reads what is there.
+
+Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
+every run), `table.md` and `curves.png`.
+"""
+
+import concurrent.futures
+import json
+import math
+import os
+import pathlib
+import queue
+import statistics
+import subprocess
+import sys
+
+import matplotlib.figure
+from absl import app, flags
+
+HERE = pathlib.Path(__file__).resolve().parent
+
+ARMS = {
+  "sum": {"credit": "sum", "reward_mode": "prm"},
+  "softmin": {"credit": "softmin", "reward_mode": "prm"},
+  "min": {"credit": "min", "reward_mode": "prm"},
+  "min_eq3": {"credit": "min_eq3", "reward_mode": "prm"},
+  "sum+vr": {"credit": "sum", "reward_mode": "prm+vr"},
+  "softmin+vr": {"credit": "softmin", "reward_mode": "prm+vr"},
+  "min+vr": {"credit": "min", "reward_mode": "prm+vr"},
+  "vr": {"credit": "min", "reward_mode": "vr"},  # Credit has no effect.
+}
+COLUMNS = (
+  ("accuracy", "accuracy"),
+  ("greedy_accuracy", "greedy"),
+  ("process_outcome", "process outcome"),
+  ("hacked_given_wrong", "P(min > 0 given wrong)"),
+  ("response_tokens", "tokens"),
+)
+LAST_EVALUATIONS = 3
+T_975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447}
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
+_CONFIG = flags.DEFINE_string(
+  "config_file", str(HERE / "configs" / "arithmetic.py"), "Config of each run."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Independent seeds.")
+_ARMS = flags.DEFINE_list("arms", list(ARMS), "Arms to run.")
+_JOBS = flags.DEFINE_integer("jobs", 2, "Runs at a time, one core each.")
+_OVERRIDES = flags.DEFINE_multi_string(
+  "set", [], "field=value for every arm, e.g. --set=rl.iterations=50"
+)
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing.")
+
+
+def command(
+  script: str, workdir: pathlib.Path, seed: str, changes: dict[str, str]
+) -> list[str]:
+  """The command line of one run."""
+  return [
+    sys.executable,
+    str(HERE / script),
+    f"--config={_CONFIG.value}",
+    f"--workdir={workdir}",
+    f"--config.seed={seed}",
+    f"--config.world.seed={seed}",
+    "--config.progress=False",
+    *(f"--config.{item}" for item in _OVERRIDES.value),
+    *(f"--config.rl.{name}={value}" for name, value in changes.items()),
+  ]
+
+
+def run_all(jobs: list[tuple[list[str], pathlib.Path]]) -> None:
+  """Runs command lines, `--jobs` at a time, each with its log."""
+  cores = queue.SimpleQueue()
+  for core in range(_JOBS.value):
+    cores.put(core)
+
+  def one(job):
+    line, log = job
+    core = cores.get()
+    pin = None
+    if hasattr(os, "sched_setaffinity"):
+      usable = sorted(os.sched_getaffinity(0))
+      chosen = {usable[core % len(usable)]}
+      pin = lambda: os.sched_setaffinity(0, chosen)  # noqa: E731
+    log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      with log.open("ab") as output:
+        done = subprocess.run(
+          line, stdout=output, stderr=output, preexec_fn=pin, check=False
+        )
+    finally:
+      cores.put(core)
+    print(("done  " if done.returncode == 0 else "FAILED"), log, flush=True)
+    return done.returncode
+
+  with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
+    failed = sum(code != 0 for code in pool.map(one, jobs))
+  if failed:
+    raise SystemExit(f"{failed} of {len(jobs)} runs failed; see their logs.")
+
+
+def run_missing(root: pathlib.Path) -> None:
+  """First the starts that seeds share, then every arm not yet finished."""
+  starts, arms = [], []
+  for seed in _SEEDS.value:
+    start = root / f"seed{seed}" / "start"
+    if not (start / "prm" / "done.json").exists():
+      starts.append(
+        (command("train_prm.py", start, seed, {}), start / "log.txt")
+      )
+    for arm in _ARMS.value:
+      folder = root / f"seed{seed}" / arm
+      if not (folder / "summary.json").exists():
+        line = command("train_pure.py", folder, seed, ARMS[arm])
+        arms.append(([*line, f"--start={start}"], folder / "log.txt"))
+  run_all(starts)
+  run_all(arms)
+
+
+def collect(root: pathlib.Path) -> list[dict]:
+  """Every evaluation of every finished run."""
+  rows = []
+  for seed in _SEEDS.value:
+    for arm in _ARMS.value:
+      folder = root / f"seed{seed}" / arm
+      if not (folder / "summary.json").exists():
+        continue
+      with (folder / "metrics.jsonl").open() as lines:
+        for row in map(json.loads, lines):
+          if row["stage"] == "rl_eval":
+            keep = {name: row.get(name) for name, _ in COLUMNS}
+            rows.append({"arm": arm, "seed": seed, "step": row["step"]} | keep)
+  return rows
+
+
+def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
+  """Mean over seeds and the half width of its 95 % t interval."""
+  mean = statistics.fmean(values)
+  if len(values) < 2:
+    return mean, None
+  width = T_975.get(len(values) - 1, 1.96) * statistics.stdev(values)
+  return mean, width / math.sqrt(len(values))
+
+
+def table(rows: list[dict]) -> str:
+  """Markdown: per arm, the mean of the last evaluations over seeds."""
+  titles = [f"{title} (last {LAST_EVALUATIONS})" for _, title in COLUMNS[:2]]
+  titles += ["best accuracy", *(title for _, title in COLUMNS[2:]), "seeds"]
+  lines = ["| arm | " + " | ".join(titles) + " |", "|---" * 7 + "|"]
+  for arm in dict.fromkeys(row["arm"] for row in rows):
+    runs = {}
+    for row in rows:
+      if row["arm"] == arm:
+        runs.setdefault(row["seed"], []).append(row)
+    cells = {}
+    for name, _ in COLUMNS:
+      tails = []
+      for run in runs.values():
+        tail = [r[name] for r in run[-LAST_EVALUATIONS:] if r[name] is not None]
+        if tail:
+          tails.append(statistics.fmean(tail))
+      cells[name] = _cell(tails, 1 if name == "response_tokens" else 3)
+    best = _cell([max(r["accuracy"] for r in run) for run in runs.values()], 3)
+    first, second, *rest = cells.values()
+    cells_in_order = [arm, first, second, best, *rest, str(len(runs))]
+    lines.append("| " + " | ".join(cells_in_order) + " |")
+  return "\n".join(lines) + "\n"
+
+
+def _cell(values: list[float], digits: int) -> str:
+  """Mean ± half width, or a dash where nothing was measured."""
+  if not values:
+    return "–"
+  mean, width = mean_and_interval(values)
+  interval = "" if width is None else f" ± {width:.{digits}f}"
+  return f"{mean:.{digits}f}{interval}"
+
+
+def plot(rows: list[dict], path: pathlib.Path) -> None:
+  """Curves of the mean over seeds, bands from the worst to the best seed."""
+  figure = matplotlib.figure.Figure(figsize=(12, 7), layout="constrained")
+  axes = figure.subplots(2, 2)
+  for axis, (name, title) in zip(axes.flat, COLUMNS[:4], strict=True):
+    for number, arm in enumerate(dict.fromkeys(r["arm"] for r in rows)):
+      by_step = {}
+      for row in rows:
+        if row["arm"] == arm and row[name] is not None:
+          by_step.setdefault(row["step"], []).append(row[name])
+      steps = sorted(by_step)
+      style = "--" if "vr" in arm else "-"
+      axis.plot(
+        steps,
+        [statistics.fmean(by_step[s]) for s in steps],
+        style,
+        color=f"C{number}",
+        label=arm,
+      )
+      axis.fill_between(
+        steps,
+        [min(by_step[s]) for s in steps],
+        [max(by_step[s]) for s in steps],
+        color=f"C{number}",
+        alpha=0.12,
+        linewidth=0,
+      )
+    axis.set(title=f"{title}, held-out prompts", xlabel="iteration")
+    axis.grid(alpha=0.3)
+  axes[0, 0].legend(ncols=2, fontsize=8)
+  figure.savefig(path, dpi=100)
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is missing, then reports."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  unknown = set(_ARMS.value) - set(ARMS)
+  if unknown:
+    raise app.UsageError(f"Unknown arms {sorted(unknown)}; known: {list(ARMS)}")
+  root = pathlib.Path(_WORKDIR.value)
+  root.mkdir(parents=True, exist_ok=True)
+  if not _REPORT_ONLY.value:
+    run_missing(root)
+  rows = collect(root)
+  if not rows:
+    raise SystemExit(f"No finished run in {root}.")
+  (root / "runs.json").write_text(
+    "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+  )
+  (root / "table.md").write_text(table(rows))
+  plot(rows, root / "curves.png")
+  print(table(rows))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("workdir")
+  app.run(main)

@@ -1,0 +1,136 @@
+"""Every field of a run, with its unit. Other configs start from this one.
+
+The method's values are the paper's (arXiv 2504.15275, Section 4.1) where it
+gives one; sizes are those of the embedded world and meant to be overridden.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """The fields and their defaults."""
+  config = ConfigDict()
+  config.seed = 0  # Everything random in a run follows from it.
+  config.progress = True  # Progress bars on stderr.
+
+  # Devices: rows are split over data x fsdp, parameters over fsdp.
+  config.mesh = ConfigDict(dict(data=1, fsdp=1))
+
+  # The embedded world of chained additions and subtractions.
+  config.world = ConfigDict(
+    dict(
+      seed=0,  # Of problems and demonstrations.
+      min_operations=2,
+      max_operations=5,
+      operand_max=5,  # Operands are 1..operand_max.
+      value_max=20,  # True intermediate values stay in 0..value_max.
+      slip_rate=0.05,  # Per step: a result off by a little.
+      wrong_operand_rate=0.03,  # Per step: an operand not in the problem.
+      skip_rate=0.05,  # Per demonstration: straight to the answer.
+      misconception_rate=0.52,  # First "-" computed as "+".
+      vacuous_rate=0.15,  # Per step: a sentence that does nothing before it.
+    )
+  )
+
+  # A Qwen2-style decoder. The vocabulary comes from the tokenizer.
+  config.model = ConfigDict(
+    dict(
+      width=64,
+      num_layers=3,
+      num_heads=4,
+      num_kv_heads=2,
+      head_dim=16,
+      mlp_width=192,
+      rope_theta=10_000.0,
+      attention_bias=True,
+      tied_embeddings=True,
+      compute_dtype="float32",
+    )
+  )
+
+  # Supervised start on demonstrations.
+  config.sft = ConfigDict(
+    dict(
+      demonstrations=30_000,  # Rows of the train split.
+      steps=800,
+      batch_size=128,  # Responses.
+      log_every=50,  # Steps between metric rows.
+      optim=optimizer(2e-3, warmup_steps=50, decay_steps=800),
+    )
+  )
+
+  # Process reward model: head alone, then all parameters (Appendix A).
+  config.prm = ConfigDict(
+    dict(
+      extra_layers=2,  # On top of the policy's trunk, start as identity.
+      demonstrations=30_000,  # Judged demonstrations.
+      policy_prompts=1_500,  # Prompts whose samples are judged too.
+      policy_samples=8,  # Samples for each of them.
+      batch_size=128,  # Responses; the paper's value.
+      head_steps=100,
+      full_steps=1_000,
+      log_every=50,
+      eval_prompts=256,  # Held-out prompts to judge the PRM on.
+      separator="insert",  # Or "replace", as the reference does.
+      head_optim=optimizer(1e-3, weight_decay=0.1),
+      full_optim=optimizer(
+        1e-3, weight_decay=0.1, warmup_steps=50, decay_steps=1_000
+      ),
+    )
+  )
+
+  config.rl = ConfigDict(
+    dict(
+      iterations=100,
+      prompts=32,  # Per iteration; the paper takes 64.
+      samples_per_prompt=8,
+      max_new_tokens=72,
+      max_steps=16,  # Steps kept apart; the rest joins the last.
+      temperature=1.0,
+      top_p=1.0,
+      top_k=0,  # 0 turns the filter off.
+      reward_mode="prm",  # "prm", "prm+vr" or "vr".
+      answer_fraction=0.1,  # Prompts with an answer in "prm+vr".
+      credit="min_eq3",  # "sum", "min", "min_eq3" or "softmin".
+      credit_temperature=0.1,  # Of softmin (Eq. 5).
+      discount=1.0,  # Of the sum form.
+      baseline="main",  # "paper_a", "paper_b", "main", "step" or "none".
+      process_coef=1.0,
+      verifiable_coef=1.0,
+      whiten=True,  # Over the tokens of the batch.
+      zero_terminal_advantage=False,  # No gradient on separators and EOS.
+      kl_placement="loss",  # "loss", "reward" or "none".
+      kl_estimator="k3",  # "k1", "k2" or "k3".
+      kl_coef=1e-3,
+      # Reward of an empty step instead of the PRM's score; unset keeps it.
+      empty_step_reward=placeholder(float),
+      clip_low=0.2,
+      clip_high=0.2,
+      loss_aggregate="token_mean",
+      entropy_coef=0.0,
+      micro_batches=1,  # Passes over parts of the batch.
+      optim=optimizer(3e-4),
+      eval_every=10,  # Iterations between evaluations.
+      eval_prompts=256,  # Held-out prompts.
+      samples_every=10,  # Iterations between printed samples.
+      checkpoint_every=10,
+      checkpoints_kept=2,  # And the best one.
+      max_skipped_updates=5,  # In a row, before the run stops.
+    )
+  )
+  return config
+
+
+def optimizer(learning_rate: float, **changes) -> ConfigDict:
+  """AdamW fields; see `pure_jax.training.optim.OptimConfig`."""
+  fields = dict(
+    learning_rate=learning_rate,
+    weight_decay=0.0,
+    beta1=0.9,
+    beta2=0.95,
+    max_grad_norm=1.0,
+    warmup_steps=0,
+    decay_steps=0,  # Cosine decay to 0; 0 keeps the rate constant.
+  )
+  return ConfigDict(fields | changes)

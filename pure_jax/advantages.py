@@ -1,0 +1,286 @@
+"""Advantages: from step returns and verdicts to one number per token.
+
+The process part is the return to go of a token's step minus a baseline from
+the other samples of the prompt; the verifiable part is a group estimator of
+the outcome, the same on every token. They are kept apart and added, or, as
+the reference's verl branch does, folded into one row of token rewards.
+Samples of one prompt are contiguous rows, K of them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax import masked, steps
+from pure_jax.credit import (
+  following_returns,
+  min_returns,
+  softmin_rewards,
+  step_returns,
+  sum_returns,
+  transformed_rewards,
+)
+from pure_jax.estimators import (
+  grpo_advantages,
+  kl_estimate,
+  others_sum,
+  rloo_advantages,
+)
+from pure_jax.settings import CreditConfig
+from pure_jax.types import Experience
+
+Metrics = dict[str, Array]
+
+
+def process_advantages(
+  returns: Array,
+  step_mask: Array,
+  experience: Experience,
+  config: CreditConfig,
+) -> Array:
+  """Returns each token's process return to go minus the baseline.
+
+  G is the return of the token's step, r* the rewards that sum to it, N
+  `baseline_length`, and sums over k run over the other K - 1 samples.
+
+  none     G
+  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((K-1) N):
+           the equation with the baseline inside the sum, so it fades
+           towards the end of the response
+  paper_b  G_t - sum_k sum_l G_kl / ((K-1) N): the baseline outside, and made
+           of returns, as the reference's verl branch computes it
+  main     like paper_a, but b = sum_k reward / sum_k tokens over real
+           lengths, subtracted in bulk at each step's end
+  step     like main per step: b = mean_k (reward / steps) off every step.
+           Known to be bad: where b > 0 each further step costs, where b < 0
+           one long step dodges the cost; kept to show the bias
+
+  Args:
+    returns: [B, S] float, step returns from `credit.step_returns`.
+    step_mask: [B, S] bool, True on the steps that take part in credit.
+    experience: the batch; completion_mask and steps are read.
+    config: CreditConfig.
+
+  Returns:
+    [B, C] like returns, 0 where masked.
+
+  Raises:
+    ValueError: a baseline is asked for and K < 2, or B is no multiple of K.
+  """
+  mask = experience.completion_mask
+  # Tokens of a step left out of credit take the return of what follows.
+  to_go = following_returns(returns, step_mask)
+  to_go = steps.values_per_token(to_go, experience.steps)
+  if config.baseline == "none":
+    return jnp.where(mask, to_go, jnp.zeros_like(to_go))
+
+  rewards = transformed_rewards(returns, step_mask, discount=config.discount)
+  total = rewards.sum(axis=1)
+  group_size, dtype = config.group_size, returns.dtype
+  others = group_size - 1
+  length = config.baseline_length or mask.shape[1]
+  if config.baseline == "paper_a":
+    share = others_sum(total, group_size) / (others * length)
+    cost = sum_returns(mask.astype(dtype), mask) * share[:, None]
+  elif config.baseline == "paper_b":
+    summed = masked.masked_sum(to_go, mask, axis=1)
+    share = others_sum(summed, group_size) / (others * length)
+    cost = jnp.broadcast_to(share[:, None], to_go.shape)
+  elif config.baseline == "main":
+    tokens = mask.sum(axis=1).astype(dtype)
+    share = masked.safe_divide(
+      others_sum(total, group_size), others_sum(tokens, group_size)
+    )
+    per_step = steps.tokens_per_step(experience.steps, mask)
+    if not config.count_step_end:
+      per_step = per_step - experience.steps.mask
+    cost = _step_cost(per_step.astype(dtype), experience) * share[:, None]
+  else:
+    count = step_mask.sum(axis=1).astype(dtype)
+    share = others_sum(masked.safe_divide(total, count), group_size) / others
+    cost = _step_cost(step_mask.astype(dtype), experience) * share[:, None]
+  return jnp.where(mask, to_go - cost, jnp.zeros_like(to_go))
+
+
+def _step_cost(per_step: Array, experience: Experience) -> Array:
+  """Sums a quantity of steps from each token's step to the last, [B, C]."""
+  to_go = sum_returns(per_step, experience.steps.mask)
+  return steps.values_per_token(to_go, experience.steps)
+
+
+def _verifiable_advantages(
+  experience: Experience, config: CreditConfig
+) -> Array:
+  """Returns [B] the outcome's advantage; 0 where there is no answer."""
+  outcome, known = experience.correct, experience.has_answer
+  if config.verifiable_estimator == "rloo":
+    return rloo_advantages(outcome, known, config.group_size)
+  if config.verifiable_estimator == "grpo":
+    return grpo_advantages(outcome, known, config.group_size)
+  return jnp.where(known, outcome, jnp.zeros_like(outcome))
+
+
+def _reward_penalty(experience: Experience, config: CreditConfig) -> Array:
+  """Returns [B, C] the KL penalty of each token, 0 where masked or unused."""
+  mask = experience.completion_mask
+  if config.kl_in_reward is None:
+    return jnp.zeros_like(experience.old_logp)
+  penalty = kl_estimate(
+    jnp.where(mask, experience.old_logp, 0),
+    jnp.where(mask, experience.ref_logp, 0),
+    config.kl_in_reward,
+    config.kl_limit,
+  )
+  return config.kl_coef * penalty
+
+
+def folded_rewards(
+  rewards: Array, experience: Experience, config: CreditConfig
+) -> Array:
+  """Returns one row of token rewards holding process, outcome and KL.
+
+  The process reward stands on the token that ends its step, the outcome on
+  the last token, the KL penalty on every token (the verl branch's layout).
+
+  Args:
+    rewards: [B, S] float, step rewards, already weighted where softmin is.
+    experience: the batch.
+    config: CreditConfig; coefficients and KL are read.
+
+  Returns:
+    [B, C] like rewards, 0 where masked.
+  """
+  mask = experience.completion_mask
+  at_ends = steps.values_at_step_ends(rewards, experience.steps)
+  following = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+  last = mask & (following == 1)
+  known = last & experience.has_answer[:, None]
+  outcome = jnp.where(known, experience.correct[:, None], 0)
+  outcome = config.verifiable_coef * outcome.astype(rewards.dtype)
+  penalty = _reward_penalty(experience, config)
+  token_rewards = config.process_coef * at_ends + outcome - penalty
+  return jnp.where(mask, token_rewards, jnp.zeros_like(token_rewards))
+
+
+def _folded_advantages(
+  token_rewards: Array, experience: Experience, config: CreditConfig
+) -> Array:
+  """Returns [B, C] token returns minus the common baseline (reading B)."""
+  mask = experience.completion_mask
+  if config.form == "min_dense":
+    # The reference's fault on purpose: zeros, padding included, take part.
+    returns = min_returns(token_rewards, jnp.ones_like(mask))
+  else:
+    returns = sum_returns(token_rewards, mask)
+  returns = jnp.where(mask, returns, jnp.zeros_like(returns))
+  if config.baseline == "none":
+    return returns
+  others = (config.group_size - 1) * (config.baseline_length or mask.shape[1])
+  share = others_sum(returns.sum(axis=1), config.group_size) / others
+  return jnp.where(mask, returns - share[:, None], jnp.zeros_like(returns))
+
+
+def pure_advantages(
+  experience: Experience, config: CreditConfig
+) -> tuple[Array, Metrics]:
+  """Returns the advantage of every token, and what to watch about credit.
+
+  A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go,
+  or the folded form; then whitening and the terminal switch. A step reward
+  that is not finite is treated as an absent step, so that it cannot spread
+  through a baseline; `nonfinite_step_rewards` counts them: stop on it.
+
+  Args:
+    experience: Experience, B = P * K rows.
+    config: CreditConfig.
+
+  Returns:
+    (advantages [B, C] float, 0 where masked; metrics, scalars). No gradient
+    flows through either, whatever the inputs depend on.
+
+  Raises:
+    ValueError: a group estimator is asked for and K < 2, or B is no
+      multiple of K.
+  """
+  finite = jnp.isfinite(experience.step_rewards)
+  step_mask = experience.steps.mask & finite
+  if config.exclude_empty_steps:
+    step_mask &= ~experience.steps.empty
+  rewards = jnp.where(step_mask, experience.step_rewards, 0)
+  mask = experience.completion_mask
+
+  if config.form == "min_dense":
+    returns = sum_returns(rewards, step_mask)
+  else:
+    returns = step_returns(rewards, step_mask, config)
+  if config.fold_verifiable:
+    token_rewards = folded_rewards(
+      transformed_rewards(returns, step_mask), experience, config
+    )
+    advantages = _folded_advantages(token_rewards, experience, config)
+  else:
+    penalty = _reward_penalty(experience, config)
+    advantages = -sum_returns(penalty, mask)
+    if config.process_coef:
+      advantages += config.process_coef * process_advantages(
+        returns, step_mask, experience, config
+      )
+    if config.verifiable_coef:
+      outcome = _verifiable_advantages(experience, config)
+      advantages += config.verifiable_coef * outcome[:, None]
+
+  kept = mask
+  if config.zero_terminal_advantage:
+    kept = mask & ~experience.terminal_mask
+  if config.whiten:
+    advantages = masked.whiten(advantages, kept)
+  advantages = jnp.where(kept, advantages, jnp.zeros_like(advantages))
+  metrics = _credit_metrics(rewards, step_mask, returns, experience, config)
+  deviation = jnp.sqrt(masked.masked_var(advantages, mask))
+  metrics |= {
+    "advantage_mean": masked.masked_mean(advantages, mask),
+    "advantage_std": deviation,
+  }
+  return jax.lax.stop_gradient((advantages, metrics))
+
+
+def _credit_metrics(
+  rewards: Array,
+  step_mask: Array,
+  returns: Array,
+  experience: Experience,
+  config: CreditConfig,
+) -> Metrics:
+  """Returns scalars that show credit at work and being hacked."""
+  cut, dtype = experience.steps, rewards.dtype
+  nonempty = jnp.any(step_mask, axis=1)
+  outcome = softmin_rewards(
+    rewards, step_mask, temperature=config.temperature
+  ).sum(axis=1)
+  agrees = (outcome > 0) == (experience.correct > 0.5)
+  returns = steps.values_per_token(following_returns(returns, step_mask), cut)
+  silent = jnp.all(cut.empty | ~cut.mask, axis=1)
+  bad = cut.mask & ~jnp.isfinite(experience.step_rewards)
+  answered = experience.has_answer
+  rows = jnp.ones_like(answered)
+
+  def share(event, among):
+    return masked.masked_mean(event.astype(dtype), among)
+
+  return {
+    "return_mean": masked.masked_mean(returns, experience.completion_mask),
+    "min_step_score": masked.masked_mean(
+      masked.masked_min(rewards, step_mask, axis=1), nonempty
+    ),
+    "step_score_mean": masked.masked_mean(rewards, step_mask),
+    "process_outcome": masked.masked_mean(outcome, nonempty),
+    "process_outcome_agreement": share(agrees, answered),
+    "correct_mean": masked.masked_mean(
+      experience.correct.astype(dtype), answered
+    ),
+    "steps_mean": share(cut.mask.sum(axis=1), rows),
+    "empty_step_fraction": share(cut.empty, cut.mask),
+    "no_content_fraction": share(silent, rows),
+    "step_overflow_mean": share(cut.overflow, rows),
+    "nonfinite_step_rewards": bad.sum().astype(dtype),
+  }

@@ -1,0 +1,357 @@
+"""Credit assignment: from step rewards to step returns.
+
+Rewards r_1..r_n of one response become returns G_1..G_n. PURE (arXiv
+2504.15275) replaces the sum of future rewards by their minimum, so that one
+bad step cannot be paid for by many good ones. Three forms, one signature:
+
+  sum      G_t = sum over k >= t of discount^(k - t) r_k
+  min      G_t = min over k >= t of r_k, the reverse cumulative minimum
+  softmin  r*_i = softmax(-r / T)_i r_i, then G_t = sum over k >= t of r*_k
+
+All work on arrays with any leading axes and a mask of the steps that exist. A
+masked step is the identity of the operation (+inf for min, weight 0 for
+softmin), a response without steps returns zeros, and `segment_ids` lets one
+row hold several responses: nothing crosses a segment boundary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax import masked
+from pure_jax.settings import CreditConfig
+
+
+def _segment_ends(segment_ids: Array) -> Array:
+  """Returns [..., S] bool, True on the last step of each segment."""
+  changes = segment_ids[..., 1:] != segment_ids[..., :-1]
+  final = jnp.ones_like(segment_ids[..., :1], dtype=bool)
+  return jnp.concatenate([changes, final], axis=-1)
+
+
+def _last_axis_scan(operation, elements, reverse):
+  """Runs an associative scan along the last axis of a pytree of arrays."""
+  # jax 0.10 rejects a negative axis together with reverse.
+  axis = jax.tree.leaves(elements)[0].ndim - 1
+  return jax.lax.associative_scan(
+    operation, elements, reverse=reverse, axis=axis
+  )
+
+
+def _scan(
+  operation: Callable[[Array, Array], Array],
+  values: Array,
+  segment_ids: Array | None,
+  reverse: bool,
+) -> Array:
+  """Cumulates values along the last axis, afresh in each segment.
+
+  With segments the scan carries (value, boundary) pairs: a pair that begins
+  a segment (in scan order) ignores what came before it, which keeps the
+  operation associative.
+  """
+  if segment_ids is None:
+    return _last_axis_scan(operation, values, reverse=reverse)
+  if reverse:
+    boundary = _segment_ends(segment_ids)
+  else:
+    boundary = jnp.flip(_segment_ends(jnp.flip(segment_ids, -1)), -1)
+
+  def combine(before, after):
+    value_before, boundary_before = before
+    value_after, boundary_after = after
+    joined = operation(value_before, value_after)
+    value = jnp.where(boundary_after, value_after, joined)
+    return value, boundary_before | boundary_after
+
+  scanned, _ = _last_axis_scan(combine, (values, boundary), reverse=reverse)
+  return scanned
+
+
+def _zero_unless(mask: Array, values: Array) -> Array:
+  return jnp.where(mask, values, jnp.zeros_like(values))
+
+
+def sum_returns(
+  step_rewards: Array,
+  step_mask: Array,
+  *,
+  discount: float = 1.0,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns the discounted sum of rewards to go, the canonical form.
+
+  G_t = r_t + discount * G_{t+1}. A masked step adds nothing and costs no
+  discount. Known to collapse with process rewards (paper, section 4).
+
+  >>> import jax.numpy as jnp
+  >>> rewards, mask = jnp.array([0.5, -1.0, 0.25]), jnp.ones(3, bool)
+  >>> sum_returns(rewards, mask).tolist()
+  [-0.25, -0.75, 0.25]
+
+  Args:
+    step_rewards: [..., S] float, one reward per step; NaN allowed where
+      masked.
+    step_mask: [..., S] bool, True where the step exists.
+    discount: 0..1, per existing step.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked. Linear in the rewards.
+  """
+  rewards = _zero_unless(step_mask, step_rewards)
+  if discount == 1:
+    returns = _scan(jnp.add, rewards, segment_ids, reverse=True)
+    return _zero_unless(step_mask, returns)
+  factor = jnp.where(step_mask, discount, 1.0).astype(rewards.dtype)
+  if segment_ids is not None:
+    factor = jnp.where(_segment_ends(segment_ids), 0, factor)
+
+  def compose(later, earlier):
+    # x -> reward + factor * x, the earlier map applied to the later one.
+    factor_later, reward_later = later
+    factor_earlier, reward_earlier = earlier
+    return (
+      factor_earlier * factor_later,
+      reward_earlier + factor_earlier * reward_later,
+    )
+
+  _, returns = _last_axis_scan(compose, (factor, rewards), reverse=True)
+  return _zero_unless(step_mask, returns)
+
+
+def min_returns(
+  step_rewards: Array,
+  step_mask: Array,
+  *,
+  zero_after_worst: bool = False,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns the least reward to go.
+
+  G_t = min over k >= t of r_k, or with zero_after_worst the paper's Eq. 3:
+  G_t = r_w for t <= w and 0 after, w the worst step. Among several equally
+  bad steps w is the last: each of them keeps its blame, as under softmin,
+  whose limit at T -> 0 shares r_w equally among the ties still to come and
+  so is nonzero on exactly the same steps. (A first-worst rule would let a
+  second step of reward -1 pass; saturated scores make such ties common.)
+
+  >>> import jax.numpy as jnp
+  >>> rewards, mask = jnp.array([0.75, -0.5, 0.25, 1.0]), jnp.ones(4, bool)
+  >>> min_returns(rewards, mask).tolist()
+  [-0.5, -0.5, 0.25, 1.0]
+  >>> min_returns(rewards, mask, zero_after_worst=True).tolist()
+  [-0.5, -0.5, 0.0, 0.0]
+
+  Args:
+    step_rewards: [..., S] float, one reward per step; NaN allowed where
+      masked.
+    step_mask: [..., S] bool, True where the step exists.
+    zero_after_worst: False for the suffix minimum, True for Eq. 3.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked, all 0 without a step. The
+    gradient goes to the minimising reward.
+  """
+  rewards = jnp.where(step_mask, step_rewards, jnp.inf)
+  to_go = _scan(jnp.minimum, rewards, segment_ids, reverse=True)
+  if zero_after_worst:
+    so_far = _scan(jnp.minimum, rewards, segment_ids, reverse=False)
+    to_go = jnp.where(to_go <= so_far, to_go, jnp.zeros_like(to_go))
+  return _zero_unless(step_mask, to_go)
+
+
+def softmin_rewards(
+  step_rewards: Array,
+  step_mask: Array,
+  *,
+  temperature: float = 0.1,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns Eq. 5, rewards weighted by how bad they are.
+
+  r*_i = exp(-r_i / T) / (sum over k of exp(-r_k / T)) * r_i. Their sum
+  approximates the minimum from above: [.9, .8, .95, .85, .7] at T = 0.1
+  gives .765. It is the paper's score of a whole answer in best-of-N.
+
+  Args:
+    step_rewards: [..., S] float, one reward per step; NaN allowed where
+      masked.
+    step_mask: [..., S] bool, True where the step exists.
+    temperature: T > 0, in units of reward; T -> 0 is the minimum.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked; differentiable, no NaN in
+    value or gradient without a step.
+
+  Raises:
+    ValueError: temperature is a Python number that is not positive.
+  """
+  if isinstance(temperature, (int, float)) and not temperature > 0:
+    raise ValueError(f"temperature must be > 0, not {temperature}.")
+  rewards = _zero_unless(step_mask, step_rewards)
+  worst = _segment_total(
+    jnp.minimum, jnp.where(step_mask, rewards, jnp.inf), segment_ids
+  )
+  # Where nothing exists the worst is +inf: any finite shift will do.
+  shift = jnp.where(step_mask, rewards - worst, jnp.zeros_like(rewards))
+  weight = _zero_unless(step_mask, jnp.exp(-shift / temperature))
+  total = _segment_total(jnp.add, weight, segment_ids)
+  return masked.safe_divide(weight, total) * rewards
+
+
+def _segment_total(
+  operation: Callable[[Array, Array], Array],
+  values: Array,
+  segment_ids: Array | None,
+) -> Array:
+  """Reduces over the segment (or the last axis) of each step, broadcast."""
+  forward = _scan(operation, values, segment_ids, reverse=False)
+  if segment_ids is None:
+    return jnp.broadcast_to(forward[..., -1:], values.shape)
+  # The last step of a segment holds its total: carry it back to the others.
+  return _fill_from_next(forward, _segment_ends(segment_ids), None)
+
+
+def _fill_from_next(
+  values: Array, known: Array, segment_ids: Array | None
+) -> Array:
+  """Gives each unknown step the value of the next known one, 0 if none."""
+  if segment_ids is not None:
+    # A segment's last step is known to be followed by nothing.
+    values = _zero_unless(known, values)
+    known = known | _segment_ends(segment_ids)
+
+  def combine(later, earlier):
+    value_later, known_later = later
+    value_earlier, known_earlier = earlier
+    value = jnp.where(known_earlier, value_earlier, value_later)
+    return value, known_later | known_earlier
+
+  filled, _ = _last_axis_scan(
+    combine, (_zero_unless(known, values), known), reverse=True
+  )
+  return filled
+
+
+def softmin_returns(
+  step_rewards: Array,
+  step_mask: Array,
+  *,
+  temperature: float = 0.1,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns Eq. 6, the sum to go of softmin-weighted rewards (Eq. 5).
+
+  G_t = sum over k >= t of r*_k. As T -> 0 it tends to Eq. 3 of
+  `min_returns(..., zero_after_worst=True)`.
+
+  Args:
+    step_rewards: [..., S] float, one reward per step; NaN allowed where
+      masked.
+    step_mask: [..., S] bool, True where the step exists.
+    temperature: T > 0, in units of reward.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked.
+  """
+  rewards = softmin_rewards(
+    step_rewards, step_mask, temperature=temperature, segment_ids=segment_ids
+  )
+  return sum_returns(rewards, step_mask, segment_ids=segment_ids)
+
+
+def step_returns(
+  step_rewards: Array,
+  step_mask: Array,
+  config: CreditConfig,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns step returns in the form the config names.
+
+  Args:
+    step_rewards: [..., S] float, one reward per step.
+    step_mask: [..., S] bool, True where the step exists.
+    config: CreditConfig; form, temperature and discount are read.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked.
+
+  Raises:
+    ValueError: form is "min_dense", which exists on token rows only.
+  """
+  if config.form == "sum":
+    return sum_returns(
+      step_rewards,
+      step_mask,
+      discount=config.discount,
+      segment_ids=segment_ids,
+    )
+  if config.form in ("min", "min_eq3"):
+    return min_returns(
+      step_rewards,
+      step_mask,
+      zero_after_worst=config.form == "min_eq3",
+      segment_ids=segment_ids,
+    )
+  if config.form == "softmin":
+    return softmin_returns(
+      step_rewards,
+      step_mask,
+      temperature=config.temperature,
+      segment_ids=segment_ids,
+    )
+  raise ValueError(f"form {config.form!r} has no step returns.")
+
+
+def following_returns(
+  returns: Array, step_mask: Array, *, segment_ids: Array | None = None
+) -> Array:
+  """Gives masked steps the return of the next existing step.
+
+  Args:
+    returns: [..., S] float, step returns.
+    step_mask: [..., S] bool, True where the step exists.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like returns, unchanged where the step exists, 0 where no
+    existing step follows in the segment.
+  """
+  return _fill_from_next(returns, step_mask, segment_ids)
+
+
+def transformed_rewards(
+  returns: Array,
+  step_mask: Array,
+  *,
+  discount: float = 1.0,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns the rewards whose sum to go is the given return.
+
+  r*_t = G_t - discount * G_{t+1}: undoes `sum_returns`, gives Eq. 5 back
+  from `softmin_returns`, and turns a minimum into rewards that add up.
+
+  Args:
+    returns: [..., S] float, step returns.
+    step_mask: [..., S] bool, True where the step exists.
+    discount: 0..1, as in `sum_returns`.
+    segment_ids: [..., S] int or None, equal and contiguous within a response.
+
+  Returns:
+    [..., S] like returns, 0 where masked.
+  """
+  filled = _fill_from_next(returns, step_mask, segment_ids)
+  nothing = jnp.zeros_like(filled[..., :1])
+  following = jnp.concatenate([filled[..., 1:], nothing], axis=-1)
+  if segment_ids is not None:
+    ends = _segment_ends(segment_ids)
+    following = jnp.where(ends, jnp.zeros_like(following), following)
+  return _zero_unless(step_mask, returns - discount * following)

@@ -1,0 +1,158 @@
+"""Estimators: KL from sampled tokens, advantages from outcomes.
+
+The outcome estimators compare a response with the others of its prompt;
+samples of one prompt are contiguous rows, K of them.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax import masked
+from pure_jax.credit import sum_returns
+from pure_jax.settings import KL_KINDS
+
+
+def kl_estimate(
+  logp: Array, ref_logp: Array, kind: str, limit: float | None = None
+) -> Array:
+  """Estimates KL(policy || reference) from the log-probs of sampled tokens.
+
+  With d = ref_logp - logp: k1 = -d (unbiased, either sign), k2 = d^2 / 2
+  (biased, its gradient is that of the KL), k3 = exp(d) - d - 1 (unbiased,
+  never negative). http://joschu.net/blog/kl-approx.html
+
+  >>> import jax.numpy as jnp
+  >>> float(kl_estimate(jnp.array(-1.0), jnp.array(-1.5), "k1"))
+  0.5
+
+  Args:
+    logp: [...] float, nats, under the policy that sampled.
+    ref_logp: [...] float, nats, under the reference policy.
+    kind: "k1", "k2" or "k3".
+    limit: nats, clips the estimate to +-limit; None does not.
+
+  Returns:
+    [...] nats per token; exactly 0 where the policies agree. Differentiable
+    in both log-probs.
+
+  Raises:
+    ValueError: kind is none of the three.
+  """
+  difference = ref_logp - logp
+  if kind == "k1":
+    estimate = -difference
+  elif kind == "k2":
+    estimate = jnp.square(difference) / 2
+  elif kind == "k3":
+    estimate = jnp.expm1(difference) - difference
+  else:
+    raise ValueError(f"kind must be one of {KL_KINDS}, not {kind!r}.")
+  return estimate if limit is None else jnp.clip(estimate, -limit, limit)
+
+
+def _grouped(x: Array, group_size: int) -> Array:
+  """Returns [P, K] from [B]; raises where B is no multiple of K."""
+  if group_size < 2:
+    raise ValueError(
+      "group_size must be at least 2: a single sample has no others to"
+      " compare with."
+    )
+  if x.shape[0] % group_size:
+    raise ValueError(
+      f"{x.shape[0]} rows are no multiple of group_size={group_size}."
+    )
+  return x.reshape(-1, group_size)
+
+
+def others_sum(x: Array, group_size: int) -> Array:
+  """Sums a quantity over the other samples of the same prompt.
+
+  Args:
+    x: [B] float, one value per response.
+    group_size: K >= 2, contiguous rows per prompt.
+
+  Returns:
+    [B] like x, sum over k != i of x_k.
+
+  Raises:
+    ValueError: K < 2, or B is no multiple of K.
+  """
+  grouped = _grouped(x, group_size)
+  return (grouped.sum(axis=1, keepdims=True) - grouped).reshape(x.shape)
+
+
+def rloo_advantages(outcome: Array, mask: Array, group_size: int) -> Array:
+  """Returns leave-one-out advantages of outcomes (arXiv 2402.14740).
+
+  A_i = r_i - mean of the other K - 1 outcomes of the prompt.
+
+  >>> import jax.numpy as jnp
+  >>> outcome, mask = jnp.array([1.0, 0.0, 0.0]), jnp.ones(3, bool)
+  >>> rloo_advantages(outcome, mask, 3).tolist()
+  [1.0, -0.5, -0.5]
+
+  Args:
+    outcome: [B] float, reward of each response; NaN allowed where masked.
+    mask: [B] bool, True where the outcome counts, for others as well.
+    group_size: K >= 2, contiguous rows per prompt.
+
+  Returns:
+    [B] like outcome; 0 where masked, and where no other outcome counts.
+
+  Raises:
+    ValueError: K < 2, or B is no multiple of K.
+  """
+  outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
+  counted = others_sum(mask.astype(outcome.dtype), group_size)
+  baseline = masked.safe_divide(others_sum(outcome, group_size), counted)
+  known = mask & (counted > 0)
+  return jnp.where(known, outcome - baseline, jnp.zeros_like(outcome))
+
+
+def grpo_advantages(
+  outcome: Array, mask: Array, group_size: int, epsilon: float = 1e-6
+) -> Array:
+  """Returns group-normalised outcomes (GRPO, arXiv 2402.03300).
+
+  A_i = (r_i - mean of the group) / (standard deviation + epsilon), the
+  deviation with Bessel's correction.
+
+  Args:
+    outcome: [B] float, reward of each response; NaN allowed where masked.
+    mask: [B] bool, True where the outcome counts, for others as well.
+    group_size: K >= 2, contiguous rows per prompt.
+    epsilon: > 0, in units of outcome.
+
+  Returns:
+    [B] like outcome; 0 where masked, and in a group of equal outcomes.
+
+  Raises:
+    ValueError: K < 2, or B is no multiple of K.
+  """
+  outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
+  grouped, kept = _grouped(outcome, group_size), _grouped(mask, group_size)
+  mean = masked.masked_mean(grouped, kept, axis=1)[:, None]
+  deviation = jnp.sqrt(masked.masked_var(grouped, kept, axis=1, ddof=1))
+  scaled = (grouped - mean) / (deviation[:, None] + epsilon)
+  return jnp.where(mask, scaled.reshape(outcome.shape), 0)
+
+
+def reinforce_pp_advantages(
+  outcome: Array, token_penalty: Array, completion_mask: Array
+) -> Array:
+  """Returns REINFORCE++ advantages (arXiv 2501.03262).
+
+  A_t = outcome - sum over j >= t of the penalty, then whitened over all
+  tokens of the batch. No group is needed.
+
+  Args:
+    outcome: [B] float, reward of each response.
+    token_penalty: [B, C] float, what each token costs, such as
+      coefficient * KL.
+    completion_mask: [B, C] bool, True on generated tokens.
+
+  Returns:
+    [B, C] like token_penalty, 0 where masked.
+  """
+  to_go = sum_returns(token_penalty, completion_mask)
+  return masked.whiten(outcome[:, None] - to_go, completion_mask)

@@ -1,0 +1,1 @@
+"""The host half: strings, files, tokenizers, data sets, checkpoints."""

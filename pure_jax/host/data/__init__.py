@@ -1,0 +1,1 @@
+"""Problems, demonstrations and labels, and the batches made of them."""

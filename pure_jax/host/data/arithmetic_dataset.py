@@ -1,0 +1,207 @@
+r"""The embedded world as a TFDS data set and a tokenizer, made on first use.
+
+The builder writes array_record files and reads them back as random-access
+sources, without TensorFlow and without asking a network for anything.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from pure_jax.host.data import arithmetic
+from pure_jax.host.data.arithmetic import WorldConfig
+from pure_jax.host.tokenizer import SentencePieceTokenizer, train_tokenizer
+
+TOKENIZER_TEXTS = 2_000
+# Control ids, line breaks, letters, and the merges that make whole words.
+ROOM_FOR_WORDS = 57
+
+
+class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
+  """Problems with demonstrations (train) or alone (held_out)."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
+
+  def __init__(
+    self, world: WorldConfig, sizes: dict[str, int], data_dir: str
+  ):
+    """Names the data set after its contents.
+
+    Args:
+      world: the world's settings.
+      sizes: number of examples by split.
+      data_dir: where prepared data sets are kept.
+    """
+    self._world, self._sizes = world, sizes
+    counts = "_".join(str(sizes[split]) for split in arithmetic.SPLITS)
+    super().__init__(
+      data_dir=data_dir,
+      config=tfds.core.BuilderConfig(name=f"{world.digest()}_{counts}"),
+      file_format="array_record",
+    )
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    """Features: texts and labels."""
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          "problem": tfds.features.Text(),
+          "response": tfds.features.Text(),
+          "labels": tfds.features.Sequence(np.int32),
+          "answer": tfds.features.Scalar(np.int32),
+        }
+      ),
+      description="Chained additions and subtractions with step labels.",
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+    """One generator per split."""
+    del dl_manager
+    return {split: self._examples(split) for split in arithmetic.SPLITS}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
+    """As `_examples`; TFDS wants the name."""
+    return self._examples(split)
+
+  def _examples(self, split: str) -> Iterator[tuple[int, Any]]:
+    """(index, example); labels hold the labelled steps alone."""
+    for index in range(self._sizes[split]):
+      problem, response = arithmetic.make_example(self._world, split, index)
+      steps = response.split(arithmetic.SEPARATOR)
+      labels = arithmetic.label_steps(problem, steps)
+      yield (
+        index,
+        {
+          "problem": problem.text,
+          "response": response,
+          "labels": [label for label in labels if label is not None],
+          "answer": problem.answer,
+        },
+      )
+
+
+def load_world(
+  world: WorldConfig, sizes: dict[str, int], data_dir: str | os.PathLike
+) -> dict[str, list[dict[str, Any]]]:
+  """Prepares the data set if need be, and reads it.
+
+  Args:
+    world: the world's settings.
+    sizes: number of examples by split, "train" and "held_out".
+    data_dir: where prepared data sets are kept; another world or size is
+      another data set beside it.
+
+  Returns:
+    By split, rows with ``problem`` (text), ``response`` (text), ``labels``
+    ([n] int32, 1 good and 0 bad, of the labelled steps) and ``answer``.
+  """
+  path = pathlib.Path(data_dir).absolute()
+  path.mkdir(parents=True, exist_ok=True)
+  with _quiet():
+    builder = ArithmeticDataset(world, sizes, str(path))
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+    source = builder.as_data_source()
+  rows = {}
+  for split in arithmetic.SPLITS:
+    rows[split] = [
+      {
+        "problem": row["problem"].decode(),
+        "response": row["response"].decode(),
+        "labels": row["labels"],
+        "answer": int(row["answer"]),
+      }
+      for row in source[split]
+    ]
+  return rows
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps TFDS from drawing bars and announcing what it does."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+      yield
+  finally:
+    logger.setLevel(level)
+    tfds.enable_progress_bar()
+
+
+def world_tokenizer(
+  world: WorldConfig, path: str | os.PathLike
+) -> SentencePieceTokenizer:
+  r"""The world's tokenizer, trained from its text on first use.
+
+  Numbers are one id each, as are operators and the box; ".\n\n" is a merged
+  separator, as real vocabularies have them.
+
+  Args:
+    world: the world's settings.
+    path: the model file.
+
+  Returns:
+    The tokenizer.
+  """
+  numbers = [str(number) for number in range(world.number_max + 1)]
+  symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]
+
+  def texts() -> Iterator[str]:
+    for index in range(TOKENIZER_TEXTS):
+      problem, response = arithmetic.make_example(world, "train", index)
+      yield problem.text
+      yield from response.split(arithmetic.SEPARATOR)
+    yield from arithmetic.SENTENCES
+    yield "."
+
+  return train_tokenizer(
+    texts(), symbols, path, vocab_size=len(symbols) + ROOM_FOR_WORDS
+  )
+
+
+def label_rollout(
+  tokenizer: SentencePieceTokenizer,
+  problems: Sequence[str],
+  tokens: np.ndarray,
+  completion_mask: np.ndarray,
+  max_steps: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Labels of sampled responses, aligned with the device's steps.
+
+  Where a response has more than `max_steps` steps, the last one kept is the
+  rest of it: good only if all of that is labelled good.
+
+  Args:
+    tokenizer: decodes the responses.
+    problems: B problem texts.
+    tokens: [B, C] int, completion ids.
+    completion_mask: [B, C] bool.
+    max_steps: S, as given to `steps.split_steps`.
+
+  Returns:
+    (labels [B, S] int32, label_mask [B, S] bool).
+  """
+  labels = np.zeros((len(problems), max_steps), np.int32)
+  label_mask = np.zeros((len(problems), max_steps), bool)
+  step_texts = tokenizer.split_texts(tokens, completion_mask)
+  for row, (text, steps) in enumerate(zip(problems, step_texts, strict=True)):
+    found = arithmetic.label_steps(arithmetic.parse_problem(text), steps)
+    if len(found) > max_steps:
+      rest = found[max_steps - 1 :]
+      known = [label for label in rest if label is not None]
+      found = [*found[: max_steps - 1], min(known) if known else None]
+    for step, label in enumerate(found):
+      if label is not None:
+        labels[row, step], label_mask[row, step] = label, True
+  return labels, label_mask

@@ -1,0 +1,221 @@
+"""The folder of a run: its config, what it ran with, whether it is usable."""
+
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+CONFIG_FILE = "config.json"
+
+PACKAGES = (
+  "pure_jax",
+  "array_record",
+  "flax",
+  "jax",
+  "jaxlib",
+  "ml_collections",
+  "numpy",
+  "optax",
+  "orbax-checkpoint",
+  "sentencepiece",
+  "tensorflow-datasets",
+  "transformers",
+)
+
+
+class WorkdirError(RuntimeError):
+  """A working directory that cannot be used; the message says what to do."""
+
+
+def write_json_atomic(path: str | os.PathLike, data: Any) -> None:
+  """Writes strict JSON so that a reader sees the old file or the new one.
+
+  Args:
+    path: the file; its folder must exist.
+    data: what `json` can represent, without NaN or infinity.
+
+  Raises:
+    TypeError: for a value JSON does not know.
+    ValueError: for NaN or infinity.
+  """
+  text = json.dumps(data, indent=2, allow_nan=False) + "\n"
+  write_text_atomic(path, text)
+
+
+def write_text_atomic(path: str | os.PathLike, text: str) -> None:
+  """Writes text so that a reader sees the old file or the new one.
+
+  Args:
+    path: the file; its folder must exist.
+    text: the new content, written as UTF-8.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("w", encoding="utf-8") as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def config_differences(
+  stored: Mapping[str, Any],
+  current: Mapping[str, Any],
+  may_differ: Sequence[str] = (),
+) -> list[str]:
+  """Fields in which two nested configs differ, as readable lines.
+
+  Args:
+    stored: the earlier config, JSON-like.
+    current: the present config, JSON-like; tuples equal lists.
+    may_differ: dotted names to leave out; a group's name covers its fields.
+
+  Returns:
+    One line for each differing field, sorted: ``rl.credit: was 'sum', is now
+    'min'``. Empty where the configs agree.
+
+  >>> config_differences({"rl": {"k": 8}}, {"rl": {"k": 4}})
+  ['rl.k: was 8, is now 4']
+  """
+  before, after = _flatten(stored), _flatten(current)
+  lines = []
+  for name in sorted({*before, *after}):
+    free = any(name == n or name.startswith(f"{n}.") for n in may_differ)
+    if free or before.get(name, _ABSENT) == after.get(name, _ABSENT):
+      continue
+    was = repr(before[name]) if name in before else "absent"
+    now = repr(after[name]) if name in after else "absent"
+    lines.append(f"{name}: was {was}, is now {now}")
+  return lines
+
+
+_ABSENT = object()
+
+
+def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+  """A nested mapping as one level of dotted names, values as JSON has them."""
+  if not isinstance(config, Mapping) or (prefix and not config):
+    return {prefix: json.loads(json.dumps(config))}
+  flat = {}
+  for name, value in config.items():
+    flat |= _flatten(value, f"{prefix}.{name}" if prefix else str(name))
+  return flat
+
+
+def prepare_workdir(
+  path: str | os.PathLike,
+  config: Mapping[str, Any],
+  *,
+  may_differ: Sequence[str] = (),
+) -> pathlib.Path:
+  """Creates a run's folder, or accepts the one an equal config left.
+
+  The config is kept in ``config.json`` of the folder, together with
+  `collect_versions`, and replaced only where nothing but `may_differ` changed.
+
+  Args:
+    path: the folder; parents are created.
+    config: the resolved config, JSON-like.
+    may_differ: dotted names that a resumed run may change, such as how many
+      iterations it lasts.
+
+  Returns:
+    The absolute path of the folder.
+
+  Raises:
+    WorkdirError: if the folder cannot be created or written, or if it holds a
+      run with another config; the message lists the differing fields.
+  """
+  folder = pathlib.Path(path).absolute()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise WorkdirError(
+      f"Cannot write to the working directory {folder}: {error}. "
+      "Choose a folder that can be created and written."
+    ) from error
+  record = folder / CONFIG_FILE
+  if record.exists():
+    try:
+      stored = json.loads(record.read_text(encoding="utf-8"))["config"]
+    except (ValueError, KeyError, TypeError) as error:
+      raise WorkdirError(
+        f"{record} is not the record of a run ({error}). Choose another "
+        "working directory, or remove that file."
+      ) from error
+    differing = config_differences(stored, config, may_differ)
+    if differing:
+      raise WorkdirError(
+        f"{folder} holds a run with another config:\n  "
+        + "\n  ".join(differing)
+        + "\nChoose another working directory, or restore those fields."
+      )
+  write_json_atomic(record, {"config": config, "versions": collect_versions()})
+  return folder
+
+
+def collect_versions() -> dict[str, Any]:
+  """What a result depends on besides its config. Starts the jax backend.
+
+  Returns:
+    A JSON-like dict: ``python``, ``platform``, ``packages`` (version by name,
+    those installed), ``backend``, ``devices`` (number by kind, over all
+    processes), ``processes``, and ``commit`` of the source checkout, with
+    ``+changes`` where tracked files differ from it; None outside a checkout.
+  """
+  packages = {}
+  for name in PACKAGES:
+    try:
+      packages[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  kinds = [device.device_kind for device in jax.devices()]
+  return {
+    "python": sys.version.split()[0],
+    "platform": platform.platform(),
+    "packages": packages,
+    "backend": jax.default_backend(),
+    "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    "processes": jax.process_count(),
+    "commit": _source_commit(),
+  }
+
+
+def _source_commit() -> str | None:
+  """The commit of the checkout this file is tracked in, if it is."""
+
+  def git(*arguments: str) -> str | None:
+    try:
+      done = subprocess.run(
+        ["git", *arguments],
+        cwd=pathlib.Path(__file__).parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+    except OSError:
+      return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  # An environment inside somebody else's repository is not a checkout of ours.
+  if git("ls-files", "--error-unmatch", pathlib.Path(__file__).name) is None:
+    return None
+  commit = git("rev-parse", "HEAD")
+  if commit is None:
+    return None
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return f"{commit}+changes" if changed else commit

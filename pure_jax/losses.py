@@ -1,0 +1,241 @@
+"""Losses: the clipped policy objective, the fused PURE loss, the PRM loss.
+
+Every mean states its denominator, and each objective takes that denominator
+from outside if asked, so that the losses of k micro-batches, each divided by
+the count of the whole batch, add up to the loss of the batch.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax import masked
+from pure_jax.advantages import pure_advantages
+from pure_jax.estimators import kl_estimate
+from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.types import Experience, PRMInputs
+
+Metrics = dict[str, Array]
+
+
+def clipped_policy_loss(
+  new_logp: Array,
+  old_logp: Array,
+  advantages: Array,
+  clip_low: float = 0.2,
+  clip_high: float = 0.2,
+) -> tuple[Array, Array]:
+  """Returns PPO's clipped loss per token (arXiv 1707.06347, Eq. 7).
+
+  -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), with ratio
+  = exp(new_logp - old_logp). clip_high > clip_low is DAPO's clip-higher.
+
+  >>> import jax.numpy as jnp
+  >>> one = jnp.ones(())
+  >>> loss, clipped = clipped_policy_loss(jnp.log(1.5 * one), 0 * one, one)
+  >>> round(float(loss), 4), bool(clipped)
+  (-1.2, True)
+
+  Args:
+    new_logp: [...] float, nats, under the policy being trained.
+    old_logp: [...] float, nats, under the policy that sampled.
+    advantages: [...] float, any scale.
+    clip_low: 0..1, room below a ratio of 1.
+    clip_high: >= 0, room above it.
+
+  Returns:
+    (loss, clipped): [...] like new_logp, and bool, True where clipping
+    changed the loss. The gradient reaches new_logp only; it is -A where the
+    ratio is 1 and 0 where clipped.
+  """
+  advantages = jax.lax.stop_gradient(advantages)
+  # Without this, passing new_logp for both gives a gradient of zero.
+  ratio = jnp.exp(new_logp - jax.lax.stop_gradient(old_logp))
+  plain = -ratio * advantages
+  bounded = -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
+  return jnp.maximum(plain, bounded), bounded > plain
+
+
+def loss_denominator(completion_mask: Array, config: LossConfig) -> Array:
+  """Returns what the batch's summed loss is divided by.
+
+  Args:
+    completion_mask: [B, C] bool, of the whole batch.
+    config: LossConfig; aggregate and constant_length are read.
+
+  Returns:
+    [] float32: tokens ("token_mean"), responses with at least one token
+    ("sequence_mean"), or B * constant_length ("constant_length").
+  """
+  if config.aggregate == "token_mean":
+    count = jnp.sum(completion_mask)
+  elif config.aggregate == "sequence_mean":
+    count = jnp.sum(jnp.any(completion_mask, axis=1))
+  else:
+    count = jnp.asarray(completion_mask.shape[0] * config.constant_length)
+  return count.astype(jnp.float32)
+
+
+def aggregate_loss(
+  per_token: Array,
+  mask: Array,
+  config: LossConfig,
+  denominator: Array | None = None,
+) -> Array:
+  """Reduces a per-token quantity to a scalar in the way the config names.
+
+  token_mean: sum over tokens / tokens. sequence_mean: mean over responses of
+  each one's token mean, so short responses weigh as much as long ones.
+  constant_length: sum over tokens / (B * constant_length), so a token weighs
+  the same whatever its response's length (Dr. GRPO, arXiv 2503.20783).
+
+  Args:
+    per_token: [B, C] float; entries outside the mask may be NaN.
+    mask: [B, C] bool, True on generated tokens.
+    config: LossConfig; aggregate and constant_length are read.
+    denominator: [] float, `loss_denominator` of the whole batch when this is
+      a micro-batch of it; None takes that of the arguments.
+
+  Returns:
+    [] in the dtype of per_token, 0 without a token.
+  """
+  if denominator is None:
+    denominator = loss_denominator(mask, config)
+  if config.aggregate == "sequence_mean":
+    total = jnp.sum(masked.masked_mean(per_token, mask, axis=1))
+  else:
+    total = masked.masked_sum(per_token, mask)
+  return masked.safe_divide(total, denominator)
+
+
+def policy_objective(
+  new_logp: Array,
+  entropy: Array,
+  advantages: Array,
+  experience: Experience,
+  config: LossConfig,
+  denominator: Array | None = None,
+) -> tuple[Array, Metrics]:
+  """Returns clipped loss + KL to the reference - entropy bonus.
+
+  All metrics but ``ratio_max`` and ``ratio_min`` are aggregated like the
+  loss, with its denominator: those of micro-batches add up as the losses do.
+
+  Args:
+    new_logp: [B, C] float, nats, under the policy being trained.
+    entropy: [B, C] float, nats, of its next-token distributions.
+    advantages: [B, C] float, from `pure_advantages`.
+    experience: Experience of the same rows; masks and log-probs are read.
+    config: LossConfig.
+    denominator: [] float, as in `aggregate_loss`.
+
+  Returns:
+    (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
+    policy, nats), entropy, clip_fraction, ratio_max, ratio_min (0 without a
+    token). The gradient reaches new_logp and entropy.
+  """
+  mask = experience.completion_mask
+
+  def kept(x):
+    # Before any exp: a masked log-prob of -inf would give NaN gradients.
+    return jnp.where(mask, x, jnp.zeros_like(x))
+
+  new_logp, old_logp = kept(new_logp), kept(experience.old_logp)
+  ref_logp = jax.lax.stop_gradient(kept(experience.ref_logp))
+  per_token, clipped = clipped_policy_loss(
+    new_logp, old_logp, kept(advantages), config.clip_low, config.clip_high
+  )
+
+  def mean(x):
+    return aggregate_loss(x, mask, config, denominator)
+
+  policy_loss, mean_entropy = mean(per_token), mean(entropy)
+  loss = policy_loss
+  if config.kl_in_loss is not None:
+    penalty = kl_estimate(new_logp, ref_logp, config.kl_in_loss)
+    loss += config.kl_coef * mean(penalty)
+  if config.entropy_coef:
+    loss -= config.entropy_coef * mean_entropy
+  ratio = jnp.exp(new_logp - old_logp)
+  metrics = {
+    "policy_loss": policy_loss,
+    "kl_reference": mean(kl_estimate(new_logp, ref_logp, "k3")),
+    "entropy": mean_entropy,
+    "clip_fraction": mean(clipped.astype(per_token.dtype)),
+    "ratio_max": masked.masked_max(ratio, mask),
+    "ratio_min": masked.masked_min(ratio, mask),
+  }
+  return loss, jax.lax.stop_gradient(metrics)
+
+
+def pure_loss(
+  new_logp: Array,
+  entropy: Array,
+  experience: Experience,
+  credit: CreditConfig,
+  loss: LossConfig,
+) -> tuple[Array, Metrics]:
+  """Returns the PURE loss: credit, baseline, advantage, clipping in one.
+
+  `pure_advantages` and `policy_objective` fused in one traced function, for
+  a batch that fits at once; with micro-batches call the two in turn.
+
+  Args:
+    new_logp: [B, C] float, nats, under the policy being trained.
+    entropy: [B, C] float, nats, of its next-token distributions.
+    experience: Experience, B = P * K rows.
+    credit: CreditConfig, static under jit.
+    loss: LossConfig, static under jit.
+
+  Returns:
+    (loss [], metrics of both parts). The gradient with respect to step
+    rewards, and to anything else in the experience, is exactly 0.
+  """
+  advantages, credit_metrics = pure_advantages(experience, credit)
+  value, metrics = policy_objective(
+    new_logp, entropy, advantages, experience, loss
+  )
+  return value, credit_metrics | metrics
+
+
+def prm_loss(
+  logits: Array, inputs: PRMInputs, labels: Array, label_mask: Array
+) -> tuple[Array, Metrics]:
+  """Returns the PRM's cross-entropy, a mean over labelled steps.
+
+  Args:
+    logits: [B, T, 2] float32, class 1 good, class 0 bad.
+    inputs: PRMInputs the logits were computed from.
+    labels: [B, S] int, 1 good, 0 bad; any value where not labelled.
+    label_mask: [B, S] bool, True where a label exists. Steps after the first
+      error have none in PRM800K.
+
+  Returns:
+    (loss [] nats per step, metrics): prm_loss, accuracy, balanced_accuracy
+    (mean recall of the classes present), good_fraction, labelled_steps. All
+    0 where nothing is labelled. A label without a step does not count.
+  """
+  kept = label_mask & inputs.score_mask
+  good = labels == 1
+  positions = inputs.score_position[..., None]
+  at_scores = jnp.take_along_axis(logits, positions, axis=1)
+  logp = jax.nn.log_softmax(at_scores, axis=-1)
+  per_step = -jnp.where(good, logp[..., 1], logp[..., 0])
+  loss = masked.masked_mean(per_step, kept)
+
+  right = ((at_scores[..., 1] > at_scores[..., 0]) == good).astype(loss.dtype)
+  recall = jnp.stack(
+    [
+      masked.masked_mean(right, kept & good),
+      masked.masked_mean(right, kept & ~good),
+    ]
+  )
+  present = jnp.stack([jnp.any(kept & good), jnp.any(kept & ~good)])
+  metrics = {
+    "prm_loss": loss,
+    "accuracy": masked.masked_mean(right, kept),
+    "balanced_accuracy": masked.masked_mean(recall, present),
+    "good_fraction": masked.masked_mean(good.astype(loss.dtype), kept),
+    "labelled_steps": jnp.sum(kept).astype(loss.dtype),
+  }
+  return loss, jax.lax.stop_gradient(metrics)

@@ -1,0 +1,1 @@
+"""The decoder, its weights, and the two heads: language model and PRM."""

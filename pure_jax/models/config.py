@@ -1,0 +1,93 @@
+"""What a decoder is, as one frozen and validated record."""
+
+import dataclasses
+
+COMPUTE_DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture of a Qwen2 or Llama decoder.
+
+  Qwen2 has `attention_bias=True`, Llama has it False; both come with tied or
+  untied embeddings. Hashable, so it can be a static argument of a jitted
+  function.
+
+  >>> ModelConfig(vocab_size=80, width=64, num_layers=3, num_heads=4,
+  ...             num_kv_heads=2, head_dim=16, mlp_width=192).group_size
+  2
+
+  Attributes:
+    vocab_size: V, rows of the embedding.
+    width: D, size of the residual stream.
+    num_layers: decoder layers.
+    num_heads: N, query heads.
+    num_kv_heads: K, key and value heads; divides num_heads.
+    head_dim: H, size of a head; even, because RoPE turns pairs.
+    mlp_width: F, hidden size of the gated MLP.
+    rope_theta: base of the rotary frequencies.
+    norm_eps: added to the mean square in RMSNorm.
+    attention_bias: True adds a bias to queries, keys and values (Qwen2).
+    tied_embeddings: True reads logits with the embedding matrix.
+    compute_dtype: "float32" or "bfloat16", of matrix products; norms,
+      softmax and logits are float32 either way.
+    param_dtype: "float32" or "bfloat16", in which weights are stored.
+    remat: True recomputes each layer in the backward pass, so that only its
+      input is kept: memory for about a third more time.
+  """
+
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  rope_theta: float = 1e4
+  norm_eps: float = 1e-6
+  attention_bias: bool = True
+  tied_embeddings: bool = True
+  compute_dtype: str = "float32"
+  param_dtype: str = "float32"
+  remat: bool = False
+
+  def __post_init__(self):
+    """Refuses architectures that cannot be built."""
+    for name in (
+      "vocab_size",
+      "width",
+      "num_layers",
+      "num_heads",
+      "num_kv_heads",
+      "head_dim",
+      "mlp_width",
+    ):
+      size = getattr(self, name)
+      if size < 1:
+        raise ValueError(f"{name} must be at least 1, got {size}.")
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(
+        f"num_kv_heads={self.num_kv_heads} does not divide "
+        f"num_heads={self.num_heads}: each key head serves a whole group of "
+        "query heads."
+      )
+    if self.head_dim % 2:
+      raise ValueError(
+        f"head_dim={self.head_dim} must be even: RoPE turns pairs of entries."
+      )
+    if self.rope_theta <= 0 or self.norm_eps <= 0:
+      raise ValueError(
+        f"rope_theta={self.rope_theta} and norm_eps={self.norm_eps} must be "
+        "positive."
+      )
+    for name in ("compute_dtype", "param_dtype"):
+      dtype = getattr(self, name)
+      if dtype not in COMPUTE_DTYPES:
+        raise ValueError(
+          f"{name} must be one of {COMPUTE_DTYPES}, got {dtype!r}."
+        )
+
+  @property
+  def group_size(self) -> int:
+    """Query heads served by one key head, N / K."""
+    return self.num_heads // self.num_kv_heads

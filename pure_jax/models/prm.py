@@ -1,0 +1,137 @@
+"""The process reward model: the policy's trunk and a two-class head."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax.models import params as weights
+from pure_jax.models.config import ModelConfig
+from pure_jax.models.transformer import forward, positions_from_mask
+from pure_jax.types import PRMInputs
+
+NUM_CLASSES = 2
+
+# What a layer adds to the residual stream goes through these: zero them and
+# the layer is the identity, with gradient 0 to its other weights at first.
+RESIDUAL_WEIGHTS = ("output", "down")
+
+
+def extend_config(config: ModelConfig, extra_layers: int) -> ModelConfig:
+  """The architecture of a PRM grown from a policy.
+
+  Args:
+    config: the policy's architecture.
+    extra_layers: layers put on top of its trunk, at least 0.
+
+  Returns:
+    The same architecture with that many more layers.
+
+  Raises:
+    ValueError: if extra_layers is negative.
+  """
+  if extra_layers < 0:
+    raise ValueError(f"extra_layers must be at least 0, got {extra_layers}.")
+  return dataclasses.replace(
+    config, num_layers=config.num_layers + extra_layers
+  )
+
+
+def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
+  """Declares a PRM: the trunk and ``score``, a kernel [D, 2] and a bias [2].
+
+  Args:
+    config: the trunk's architecture; no language-model head is declared,
+      whatever its tied_embeddings.
+    extra_layers: layers beyond config.num_layers.
+
+  Returns:
+    A nested dict of `Weight`.
+  """
+  extended = extend_config(config, extra_layers)
+  declared = weights.declare_decoder(extended)
+  declared["score"] = {
+    "kernel": weights.Weight(
+      (config.width, NUM_CLASSES),
+      config.param_dtype,
+      ("width", "classes"),
+      weights.fan_in(config.width),
+    ),
+    "bias": weights.Weight(
+      (NUM_CLASSES,), config.param_dtype, ("classes",), weights.ZEROS
+    ),
+  }
+  return declared
+
+
+def init_prm_from_policy(
+  key: Array,
+  policy_params: Any,
+  config: ModelConfig,
+  extra_layers: int = 0,
+) -> dict[str, Any]:
+  """A PRM that starts from the policy: its trunk, and a new head.
+
+  Extra layers start as the identity (their projections into the residual
+  stream are zero), so at first the trunk computes what the policy's does.
+
+  Args:
+    key: typed PRNG key for head and extra layers; consumed.
+    policy_params: the policy's weights; read, never changed.
+    config: the policy's architecture.
+    extra_layers: layers to add, at least 0.
+
+  Returns:
+    Weights as `declare_prm(config, extra_layers)` declares them. Without
+    extra layers, trunk arrays are the policy's own: copy them before an
+    update that donates either.
+  """
+  declared = declare_prm(config, extra_layers)
+  head_key, layer_key = jax.random.split(key)
+  layers = policy_params["layers"]
+  if extra_layers:
+    extra = weights.init_params(
+      layer_key, weights.declare_layers(config, extra_layers)
+    )
+    for name in RESIDUAL_WEIGHTS:
+      extra[name] = jnp.zeros_like(extra[name])
+    layers = jax.tree.map(
+      lambda old, new: jnp.concatenate([old, new]), layers, extra
+    )
+  return {
+    "embedding": policy_params["embedding"],
+    "layers": layers,
+    "final_norm": policy_params["final_norm"],
+    "score": weights.init_params(head_key, declared["score"]),
+  }
+
+
+def prm_logits(params: Any, config: ModelConfig, inputs: PRMInputs) -> Array:
+  """Two-class scores at every token; class 1 is "the step is good".
+
+  Args:
+    params: PRM weights, as `declare_prm` declares them.
+    config: the architecture, the policy's or the extended one: the number of
+      layers is that of the weights.
+    inputs: what to read, [B, T].
+
+  Returns:
+    [B, T, 2] float32; meaningful at inputs.score_position.
+  """
+  hidden, _ = forward(
+    params,
+    config,
+    inputs.tokens,
+    positions_from_mask(inputs.mask),
+    inputs.mask.astype(jnp.int32),
+  )
+  head = params["score"]
+  scores = jnp.einsum(
+    "BTD,DC->BTC",
+    hidden,
+    head["kernel"].astype(hidden.dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return scores + head["bias"].astype(jnp.float32)[None, None]

@@ -1,0 +1,314 @@
+"""The decoder: RMSNorm, rotary grouped-query attention, SwiGLU, residuals.
+
+A pure function of a parameter tree. The same layer serves training (no cache,
+layers scanned) and sampling (with a cache, layers unrolled so that each
+layer's cache is updated in place), so their log-probs agree.
+
+Letters: B rows, T tokens of this call, M cache length, D width, N query
+heads, K key heads, G = N / K query heads per key head, H head dimension, F
+MLP width.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from pure_jax.models.config import ModelConfig
+
+# Stands for -inf under the softmax: finite, so no row can become NaN.
+MASKED_SCORE = -1e30
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of the tokens seen so far, one pair per layer.
+
+  Attributes:
+    keys: one [B, M, K, H] array per layer, already rotated.
+    values: one [B, M, K, H] array per layer.
+    segment_ids: [B, M] int32, segment of each slot; 0 for padding.
+    length: [] int32, 0..M, slots written; the same for every row.
+  """
+
+  keys: tuple[Array, ...]
+  values: tuple[Array, ...]
+  segment_ids: Array
+  length: Array
+
+
+def init_cache(config: ModelConfig, rows: int, length: int) -> KVCache:
+  """An empty cache.
+
+  Args:
+    config: the architecture.
+    rows: B.
+    length: M, the most tokens a row will hold, padding included.
+
+  Returns:
+    A cache of zeros in the compute dtype.
+  """
+  shape = (rows, length, config.num_kv_heads, config.head_dim)
+  dtype = jnp.dtype(config.compute_dtype)
+
+  def zeros():
+    return tuple(jnp.zeros(shape, dtype) for _ in range(config.num_layers))
+
+  return KVCache(
+    keys=zeros(),
+    values=zeros(),
+    segment_ids=jnp.zeros((rows, length), jnp.int32),
+    length=jnp.zeros((), jnp.int32),
+  )
+
+
+def positions_from_mask(mask: Array) -> Array:
+  """Position of each token among the kept tokens of its row.
+
+  >>> import jax.numpy as jnp
+  >>> positions_from_mask(jnp.array([[False, True, True]])).tolist()
+  [[0, 0, 1]]
+
+  Args:
+    mask: [B, T] bool, True on tokens, False on padding on either side.
+
+  Returns:
+    [B, T] int32, 0 for the first token; 0 on leading padding.
+  """
+  return jnp.maximum(jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
+  """x / sqrt(mean(x^2) + epsilon) * scale, in float32.
+
+  Args:
+    x: [B, T, D] float.
+    scale: [D] float.
+    epsilon: > 0.
+
+  Returns:
+    [B, T, D] in the dtype of x; 0 where a vector is 0.
+  """
+  x32 = x.astype(jnp.float32)
+  mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
+  normed = x32 * jax.lax.rsqrt(mean_square + epsilon)
+  return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+
+
+def rotary_tables(
+  positions: Array, head_dim: int, theta: float
+) -> tuple[Array, Array]:
+  """Cosine and sine of the rotary angles, position * theta^(-2 i / H).
+
+  RoFormer, https://arxiv.org/abs/2104.09864, in the layout of Qwen2 and
+  Llama checkpoints: entry i turns with entry i + H / 2.
+
+  Args:
+    positions: [B, T] int32.
+    head_dim: H, even.
+    theta: base of the frequencies.
+
+  Returns:
+    (cosine, sine), each [B, T, 1, H / 2] float32; the axis of one is heads.
+  """
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  frequency = 1.0 / theta**exponent
+  angles = (
+    positions.astype(jnp.float32)[:, :, None, None]
+    * frequency[None, None, None]
+  )
+  return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: Array, cosine: Array, sine: Array) -> Array:
+  """Applies RoPE to queries or keys, in float32.
+
+  Args:
+    x: [B, T, N, H] float.
+    cosine: [B, T, 1, H / 2] float32.
+    sine: [B, T, 1, H / 2] float32.
+
+  Returns:
+    [B, T, N, H] in the dtype of x. A rotation: norms are unchanged.
+  """
+  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  turned = jnp.concatenate(
+    [first * cosine - second * sine, second * cosine + first * sine], axis=-1
+  )
+  return turned.astype(x.dtype)
+
+
+def attention_mask(
+  query_segments: Array, key_segments: Array, first_slot: Array
+) -> Array:
+  """Which slots a token may attend to: earlier or same, of its own segment.
+
+  Padding (segment 0) sees padding only, so no token sees nothing and no token
+  sees padding.
+
+  Args:
+    query_segments: [B, T] int32, segments of this call's tokens.
+    key_segments: [B, M] int32, segments of the slots.
+    first_slot: [] int32, slot of this call's first token.
+
+  Returns:
+    [B, T, M] bool, True keeps.
+  """
+  slot = jnp.arange(key_segments.shape[1])
+  query_slot = first_slot + jnp.arange(query_segments.shape[1])
+  causal = slot[None, :] <= query_slot[:, None]
+  same = query_segments[:, :, None] == key_segments[:, None, :]
+  return same & causal[None]
+
+
+def attend(
+  q_BTNH: Array, k_BMKH: Array, v_BMKH: Array, mask_BTM: Array
+) -> Array:
+  """Grouped-query attention: softmax(q k / sqrt(H)) v, softmax in float32.
+
+  Args:
+    q_BTNH: [B, T, N, H] float, rotated queries.
+    k_BMKH: [B, M, K, H] float, rotated keys.
+    v_BMKH: [B, M, K, H] float, values.
+    mask_BTM: [B, T, M] bool, True keeps; every query keeps something.
+
+  Returns:
+    [B, T, N, H] in the dtype of the values.
+  """
+  B, T, N, H = q_BTNH.shape
+  K = k_BMKH.shape[2]
+  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
+  scores = jnp.einsum(
+    "BTKGH,BMKH->BKGTM",
+    q_BTKGH,
+    k_BMKH,
+    preferred_element_type=jnp.float32,
+  )
+  scores = jnp.where(mask_BTM[:, None, None], scores, MASKED_SCORE)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_BMKH.dtype)
+  out = jnp.einsum("BKGTM,BMKH->BTKGH", weights, v_BMKH)
+  return out.reshape(B, T, N, H)
+
+
+def forward(
+  params: Any,
+  config: ModelConfig,
+  tokens: Array,
+  positions: Array,
+  segment_ids: Array,
+  cache: KVCache | None = None,
+) -> tuple[Array, KVCache | None]:
+  """Runs the decoder.
+
+  Causal within a segment: several texts may share a row under different
+  segment ids, and padding (segment 0) on either side changes nothing.
+
+  Args:
+    params: the weights of `params.declare_decoder`; others are ignored.
+    config: the architecture. The number of layers is that of the weights.
+    tokens: [B, T] int32, ids.
+    positions: [B, T] int32, position of each token within its text.
+    segment_ids: [B, T] int32, the text a token belongs to; 0 is padding.
+    cache: what came before these tokens, or None. The caller makes sure that
+      cache.length + T <= M.
+
+  Returns:
+    (hidden [B, T, D] after the final norm in the compute dtype, the cache
+    with these tokens appended, or None without one).
+  """
+  dtype = jnp.dtype(config.compute_dtype)
+  x_BTD = params["embedding"].astype(dtype)[tokens]
+  rotary = rotary_tables(positions, config.head_dim, config.rope_theta)
+  if cache is None:
+    mask = attention_mask(segment_ids, segment_ids, jnp.int32(0))
+    x_BTD = _scanned_layers(params["layers"], config, x_BTD, rotary, mask)
+  else:
+    cache = _append_segments(cache, segment_ids)
+    mask = attention_mask(segment_ids, cache.segment_ids, cache.length)
+    x_BTD, cache = _cached_layers(
+      params["layers"], config, x_BTD, rotary, mask, cache
+    )
+  return rms_norm(x_BTD, params["final_norm"], config.norm_eps), cache
+
+
+def _scanned_layers(layers, config, x_BTD, rotary, mask):
+  """All layers without a cache, as one scan over the stacked weights."""
+
+  def body(x, layer):
+    x, _ = _decoder_layer(layer, config, x, rotary, mask, None)
+    return x, None
+
+  if config.remat:
+    body = jax.checkpoint(body)
+  return jax.lax.scan(body, x_BTD, layers)[0]
+
+
+def _cached_layers(layers, config, x_BTD, rotary, mask, cache):
+  """All layers with a cache, unrolled: a scan would copy the cache."""
+  keys, values = [], []
+  for index, (k, v) in enumerate(zip(cache.keys, cache.values, strict=True)):
+    layer = jax.tree.map(lambda stacked, i=index: stacked[i], layers)
+    x_BTD, (k, v) = _decoder_layer(
+      layer, config, x_BTD, rotary, mask, (k, v, cache.length)
+    )
+    keys.append(k)
+    values.append(v)
+  return x_BTD, cache.replace(
+    keys=tuple(keys),
+    values=tuple(values),
+    length=cache.length + x_BTD.shape[1],
+  )
+
+
+def _append_segments(cache, segment_ids):
+  """Writes the segments of new tokens; their keys and values come later."""
+  return cache.replace(
+    segment_ids=jax.lax.dynamic_update_slice(
+      cache.segment_ids, segment_ids, (0, cache.length)
+    )
+  )
+
+
+def _decoder_layer(layer, config, x_BTD, rotary, mask, past):
+  """One layer: attention and MLP, each added to the residual stream."""
+  normed = rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
+  added, present = _attention(layer, config, normed, rotary, mask, past)
+  x_BTD = x_BTD + added
+  normed = rms_norm(x_BTD, layer["mlp_norm"], config.norm_eps)
+  return x_BTD + _mlp(layer, normed), present
+
+
+def _attention(layer, config, x_BTD, rotary, mask, past):
+  """Attention of the new tokens to the past ones and to themselves."""
+  dtype = x_BTD.dtype
+
+  def project(name):
+    y = jnp.einsum("BTD,DNH->BTNH", x_BTD, layer[name].astype(dtype))
+    if config.attention_bias:
+      y = y + layer[f"{name}_bias"].astype(dtype)[None, None]
+    return y
+
+  q = rotate(project("query"), *rotary)
+  k = rotate(project("key"), *rotary)
+  v = project("value")
+  present = None
+  if past is not None:
+    past_k, past_v, length = past
+    at = (0, length, 0, 0)
+    k = jax.lax.dynamic_update_slice(past_k, k, at)
+    v = jax.lax.dynamic_update_slice(past_v, v, at)
+    present = k, v
+  out = attend(q, k, v, mask)
+  added = jnp.einsum("BTNH,NHD->BTD", out, layer["output"].astype(dtype))
+  return added, present
+
+
+def _mlp(layer, x_BTD):
+  """SwiGLU: (silu(x gate) * (x up)) down."""
+  dtype = x_BTD.dtype
+  gate = jnp.einsum("BTD,DF->BTF", x_BTD, layer["gate"].astype(dtype))
+  up = jnp.einsum("BTD,DF->BTF", x_BTD, layer["up"].astype(dtype))
+  hidden = jax.nn.silu(gate) * up
+  return jnp.einsum("BTF,FD->BTD", hidden, layer["down"].astype(dtype))

@@ -1,0 +1,256 @@
+"""Settings of credit and loss, and the three settings they are known by.
+
+`CreditConfig` and `LossConfig` are frozen and hashable, so they can be static
+arguments of a jitted function; impossible values raise a ValueError that says
+what to change. `paper`, `reference_main` and `reference_verl` name what the
+paper and the two branches of its reference do; where they differ is said in
+their docstrings. Change one with `dataclasses.replace`.
+"""
+
+import dataclasses
+import math
+
+FORMS = ("sum", "min", "min_eq3", "softmin", "min_dense")
+BASELINES = ("paper_a", "paper_b", "main", "step", "none")
+KL_KINDS = ("k1", "k2", "k3")
+AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
+
+
+def _require_one_of(name: str, value: object, allowed: tuple) -> None:
+  """Raises ValueError with the choices unless value is one of them."""
+  if value not in allowed:
+    raise ValueError(f"{name} must be one of {allowed}, not {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class CreditConfig:
+  """How step rewards and verdicts become token advantages.
+
+  Attributes:
+    form: "sum" (collapses), "min" (suffix), "min_eq3" (Eq. 3: zero after the
+      worst step), "softmin" (Eq. 5-6, what the reference runs), or
+      "min_dense", a fault of the reference kept for comparison: the minimum
+      runs over the dense token row, whose zeros turn positive returns and a
+      verifiable +1 into 0. It needs fold_verifiable.
+    temperature: > 0, of softmin, in units of reward.
+    discount: 0..1 per step; other than 1 only with form "sum".
+    baseline: of the process return, see `advantages.process_advantages`:
+      "paper_a", "paper_b", "main", "step" (known to be bad: biased toward
+      few steps) or "none".
+    baseline_length: N of the paper's baselines in tokens; None takes C.
+    count_step_end: whether "main" counts the token that ends a step among
+      the step's tokens; the reference does not.
+    group_size: K, samples per prompt, contiguous rows.
+    process_coef: weight of the process part; 0 leaves the PRM out.
+    verifiable_coef: weight of the verifiable part; 0 leaves it out.
+    verifiable_estimator: "rloo", "grpo" or "none" (the bare outcome; with
+      whitening and KL in the reward that is REINFORCE++).
+    fold_verifiable: outcome and KL join the token rewards before one common
+      baseline ("paper_b" or "none"), as the reference's verl branch does.
+    kl_in_reward: None, "k1", "k2" or "k3", penalty to the reference policy.
+    kl_coef: weight of that penalty, per nat.
+    kl_limit: clips the per-token penalty to +-limit nats; None does not.
+    whiten: shift and scale advantages over the batch's tokens.
+    zero_terminal_advantage: no advantage on separators and EOS.
+    exclude_empty_steps: steps without content are treated as absent.
+  """
+
+  form: str = "softmin"
+  temperature: float = 0.1
+  discount: float = 1.0
+  baseline: str = "paper_a"
+  baseline_length: int | None = None
+  count_step_end: bool = True
+  group_size: int = 8
+  process_coef: float = 1.0
+  verifiable_coef: float = 1.0
+  verifiable_estimator: str = "rloo"
+  fold_verifiable: bool = False
+  kl_in_reward: str | None = None
+  kl_coef: float = 1e-3
+  kl_limit: float | None = None
+  whiten: bool = True
+  zero_terminal_advantage: bool = False
+  exclude_empty_steps: bool = False
+
+  def __post_init__(self):
+    _require_one_of("form", self.form, FORMS)
+    _require_one_of("baseline", self.baseline, BASELINES)
+    _require_one_of("kl_in_reward", self.kl_in_reward, (None, *KL_KINDS))
+    _require_one_of(
+      "verifiable_estimator",
+      self.verifiable_estimator,
+      ("rloo", "grpo", "none"),
+    )
+    if not (self.temperature > 0 and math.isfinite(self.temperature)):
+      raise ValueError(f"temperature must be > 0, not {self.temperature}.")
+    if not 0 <= self.discount <= 1:
+      raise ValueError(f"discount must lie in 0..1, not {self.discount}.")
+    if self.discount != 1 and (self.form != "sum" or self.fold_verifiable):
+      raise ValueError(
+        "A discount other than 1 needs form='sum' and fold_verifiable=False."
+      )
+    if self.group_size < 1:
+      raise ValueError(f"group_size must be >= 1, not {self.group_size}.")
+    if self.baseline_length is not None and self.baseline_length < 1:
+      raise ValueError("baseline_length must be >= 1, or None for C.")
+    if self.process_coef < 0 or self.verifiable_coef < 0 or self.kl_coef < 0:
+      raise ValueError("process_coef, verifiable_coef, kl_coef must be >= 0.")
+    if self.kl_limit is not None and not self.kl_limit > 0:
+      raise ValueError("kl_limit must be > 0, or None for no limit.")
+    if self.form == "min_dense" and not self.fold_verifiable:
+      raise ValueError(
+        "form='min_dense' is a fault of folded token rewards: set"
+        " fold_verifiable=True, or choose form='min'."
+      )
+    if self.fold_verifiable:
+      self._check_folded()
+    self._check_group()
+
+  def _check_folded(self):
+    if self.baseline not in ("paper_b", "none"):
+      raise ValueError(
+        "fold_verifiable has one baseline for all rewards: set baseline to"
+        f" 'paper_b' or 'none', not {self.baseline!r}."
+      )
+    if self.verifiable_estimator != "rloo":
+      raise ValueError(
+        "fold_verifiable replaces the verifiable estimator: leave"
+        " verifiable_estimator at 'rloo'."
+      )
+
+  def _check_group(self):
+    compares = self.process_coef > 0 and self.baseline != "none"
+    if not self.fold_verifiable:
+      verifies = self.verifiable_coef > 0
+      compares |= verifies and self.verifiable_estimator != "none"
+    else:
+      compares |= self.baseline != "none"
+    if compares and self.group_size == 1:
+      raise ValueError(
+        "group_size=1 leaves no other sample to compare with: use at least 2,"
+        " or baseline='none' and verifiable_estimator='none'."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """How advantages become one scalar to minimise.
+
+  Attributes:
+    clip_low: 0..1, the ratio is clipped below at 1 - clip_low.
+    clip_high: >= 0, and above at 1 + clip_high; more than clip_low is
+      "clip-higher", which leaves rare tokens room to grow.
+    aggregate: "token_mean" over the batch's tokens, "sequence_mean" of
+      per-response token means, or "constant_length": sum of tokens over
+      constant_length, mean over responses.
+    constant_length: > 0, tokens; read by "constant_length" alone.
+    kl_in_loss: None, "k1", "k2" or "k3", penalty to the reference policy.
+    kl_coef: weight of that penalty, per nat.
+    entropy_coef: weight of the entropy bonus, per nat.
+  """
+
+  clip_low: float = 0.2
+  clip_high: float = 0.2
+  aggregate: str = "token_mean"
+  constant_length: int | None = None
+  kl_in_loss: str | None = None
+  kl_coef: float = 1e-3
+  entropy_coef: float = 0.0
+
+  def __post_init__(self):
+    _require_one_of("aggregate", self.aggregate, AGGREGATES)
+    _require_one_of("kl_in_loss", self.kl_in_loss, (None, *KL_KINDS))
+    if not 0 <= self.clip_low <= 1:
+      raise ValueError(f"clip_low must lie in 0..1, not {self.clip_low}.")
+    if not self.clip_high >= 0:
+      raise ValueError(f"clip_high must be >= 0, not {self.clip_high}.")
+    if self.kl_coef < 0 or self.entropy_coef < 0:
+      raise ValueError("kl_coef and entropy_coef must be >= 0.")
+    wants_length = self.aggregate == "constant_length"
+    if wants_length != (self.constant_length is not None):
+      raise ValueError(
+        "constant_length goes with aggregate='constant_length': set both or"
+        " neither."
+      )
+    if wants_length and self.constant_length < 1:
+      raise ValueError("constant_length must be >= 1 token.")
+
+
+def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
+  """The method as the paper writes it (arXiv 2504.15275).
+
+  Softmin credit at T = 0.1 (Eq. 5-6), RLOO on the outcome, and the token
+  baseline in reading A: subtracted inside the sum over j >= t, which is
+  where the equation puts it. No whitening, since no equation has it. KL in
+  the reward, k1, the plain log-ratio.
+
+  Args:
+    group_size: K, samples per prompt.
+
+  Returns:
+    (CreditConfig, LossConfig).
+  """
+  credit = CreditConfig(
+    baseline="paper_a", kl_in_reward="k1", whiten=False, group_size=group_size
+  )
+  return credit, LossConfig()
+
+
+def reference_main(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
+  """What the reference's main branch does, where it differs from `paper`.
+
+  The baseline is the others' total reward over their total tokens, times the
+  tokens of a step without the one that ends it. Advantages are whitened,
+  with separators and EOS left out and kept at 0, so stopping gets no
+  gradient. The loss is a mean over responses of token means. Not reproduced:
+  its whitening divides by n rather than n - 1, and it also zeroes the last
+  token of a truncated response.
+
+  Args:
+    group_size: K, samples per prompt.
+
+  Returns:
+    (CreditConfig, LossConfig).
+  """
+  credit = CreditConfig(
+    baseline="main",
+    count_step_end=False,
+    kl_in_reward="k1",
+    whiten=True,
+    zero_terminal_advantage=True,
+    group_size=group_size,
+  )
+  return credit, LossConfig(aggregate="sequence_mean")
+
+
+def reference_verl(
+  group_size: int = 8, strict_min: bool = False
+) -> tuple[CreditConfig, LossConfig]:
+  """What the reference's verl branch does, where it differs from `paper`.
+
+  Outcome (on the last token), process rewards and KL (k3, clipped at 10
+  nats) are folded into one row of token rewards; the baseline is reading B,
+  the others' mean return-to-go, with N the padded length C. Advantages are
+  whitened; nothing is zeroed at separators.
+
+  Args:
+    group_size: K, samples per prompt.
+    strict_min: its "strict min-form" runs the minimum over the dense token
+      row. Every token that ends no step counts as a reward of 0 (less KL),
+      so positive returns become 0 and a verifiable +1 vanishes: a fault,
+      here for comparison only. `form="min"` is the sound version.
+
+  Returns:
+    (CreditConfig, LossConfig).
+  """
+  credit = CreditConfig(
+    form="min_dense" if strict_min else "softmin",
+    baseline="paper_b",
+    fold_verifiable=True,
+    kl_in_reward="k3",
+    kl_limit=10.0,
+    whiten=True,
+    group_size=group_size,
+  )
+  return credit, LossConfig()

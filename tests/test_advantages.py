@@ -1,0 +1,386 @@
+"""pure_jax.advantages against per-token loops."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import pad_columns, random_experience, steps_from_ends
+
+from pure_jax import advantages, credit, estimators, settings
+from pure_jax.settings import CreditConfig
+
+# Compiled once per config and shape: eager, the scans dispatch op by op.
+pure_advantages = jax.jit(advantages.pure_advantages, static_argnums=1)
+
+PLAIN = CreditConfig(
+  group_size=4, whiten=False, process_coef=1.0, verifiable_coef=0.0
+)
+
+
+def _step_of(ends, token):
+  return sum(end < token for end in ends)
+
+
+def _loop_process(batch, lists, config):
+  """Process advantages token by token, straight from the definitions."""
+  lengths, ends = lists["lengths"], lists["ends"]
+  rows, width = batch.completion_mask.shape
+  k = config.group_size
+  returns, rewards = [], []
+  for b in range(rows):
+    row = np.asarray(batch.step_rewards[b, : len(ends[b])], np.float64)
+    if config.form == "min":
+      g = np.array([row[t:].min() for t in range(len(row))])
+    else:
+      weight = np.exp(-row / config.temperature)
+      g = np.cumsum((weight / weight.sum() * row)[::-1])[::-1]
+    returns.append(g)
+    rewards.append(g - np.append(g[1:], 0))
+  expected = np.zeros((rows, width))
+  n = config.baseline_length or width
+  for b in range(rows):
+    first = b // k * k
+    others = [i for i in range(first, first + k) if i != b]
+    for t in range(lengths[b]):
+      s = _step_of(ends[b], t)
+      starts = [0] + [end + 1 for end in ends[b]]
+      value = returns[b][s]
+      if config.baseline == "paper_a":
+        share = sum(rewards[i].sum() for i in others) / ((k - 1) * n)
+        value -= sum(share for j in range(t, lengths[b]))
+      elif config.baseline == "paper_b":
+        value -= sum(
+          returns[i][_step_of(ends[i], j)]
+          for i in others
+          for j in range(lengths[i])
+        ) / ((k - 1) * n)
+      elif config.baseline == "main":
+        share = sum(rewards[i].sum() for i in others) / sum(
+          lengths[i] for i in others
+        )
+        for later in range(s, len(ends[b])):
+          tokens = ends[b][later] + 1 - starts[later]
+          value -= share * (tokens - (0 if config.count_step_end else 1))
+      elif config.baseline == "step":
+        share = np.mean([rewards[i].sum() / len(ends[i]) for i in others])
+        value -= share * (len(ends[b]) - s)
+      expected[b, t] = value
+  return expected
+
+
+@pytest.mark.parametrize("form", ["min", "softmin"])
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {"baseline": "none"},
+    {"baseline": "paper_a"},
+    {"baseline": "paper_a", "baseline_length": 20},
+    {"baseline": "paper_b"},
+    {"baseline": "paper_b", "baseline_length": 20},
+    {"baseline": "main"},
+    {"baseline": "main", "count_step_end": False},
+    {"baseline": "step"},
+  ],
+  ids=str,
+)
+def test_baselines_agree_with_a_loop_over_tokens(form, changes):
+  batch, lists = random_experience(1)
+  config = dataclasses.replace(PLAIN, form=form, **changes)
+  found, _ = pure_advantages(batch, config)
+  expected = _loop_process(batch, lists, config)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+
+
+def test_step_baseline_pays_for_fewer_steps():
+  # Two samples of equal length and equal return 1; one took 3 steps, the
+  # other 1. The step baseline gives their first tokens -2 and +2/3, for
+  # nothing but the number of steps; the token baseline gives both 0.
+  batch, _ = random_experience(
+    0, prompts=1, group_size=2, width=6, max_steps=3, lengths=[6, 6]
+  )
+  cut = steps_from_ends([[1, 3, 5], [5]], [6, 6], 6, 3)
+  rewards = jnp.array([[1.0, 1.0, 1.0], [1.0, 0, 0]])
+  batch = batch.replace(steps=cut, step_rewards=rewards)
+  config = dataclasses.replace(PLAIN, form="min", group_size=2, baseline="step")
+  found, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(found[:, 0], [1 - 3 * 1.0, 1 - 1 / 3], rtol=1e-6)
+  token, _ = pure_advantages(
+    batch, dataclasses.replace(config, baseline="main")
+  )
+  np.testing.assert_allclose(token[:, 0], [0.0, 0.0], atol=1e-6)
+
+
+def test_reinforce_pp_agrees_with_a_loop_and_with_its_configuration():
+  batch, lists = random_experience(3)
+  config = dataclasses.replace(
+    PLAIN,
+    process_coef=0.0,
+    verifiable_coef=1.0,
+    verifiable_estimator="none",
+    kl_in_reward="k1",
+    kl_coef=0.5,
+    whiten=True,
+  )
+  batch = batch.replace(has_answer=jnp.ones(12, bool))
+  penalty = 0.5 * (batch.old_logp - batch.ref_logp)
+  direct = estimators.reinforce_pp_advantages(
+    batch.correct, penalty, batch.completion_mask
+  )
+  costs = np.asarray(penalty, np.float64)
+  tokens = [
+    (b, t, float(batch.correct[b]) - costs[b, t:length].sum())
+    for b, length in enumerate(lists["lengths"])
+    for t in range(length)
+  ]
+  values = np.array([value for _, _, value in tokens])
+  scaled = (values - values.mean()) / values.std(ddof=1)
+  for (b, t, _), value in zip(tokens, scaled, strict=True):
+    np.testing.assert_allclose(direct[b, t], value, rtol=1e-4, atol=1e-5)
+  found, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(found, direct, rtol=1e-5, atol=1e-6)
+
+
+def test_kl_in_the_reward_is_paid_by_the_tokens_before_it():
+  batch, lists = random_experience(5)
+  config = dataclasses.replace(
+    PLAIN, process_coef=0.0, kl_in_reward="k2", kl_coef=0.25
+  )
+  found, _ = pure_advantages(batch, config)
+  difference = np.asarray(batch.ref_logp - batch.old_logp, np.float64)
+  expected = np.zeros(difference.shape)
+  for b, length in enumerate(lists["lengths"]):
+    for t in range(length):
+      expected[b, t] = -0.25 * (difference[b, t:length] ** 2 / 2).sum()
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_prompt_without_answer_gets_no_verifiable_term():
+  batch, _ = random_experience(6)
+  batch = batch.replace(
+    has_answer=jnp.repeat(jnp.array([True, False, True]), 4),
+    correct=jnp.array([1.0, 0, 0, 1, jnp.nan, 1, 0, 1, 0, 0, 0, 1]),
+  )
+  config = dataclasses.replace(PLAIN, process_coef=0.0, verifiable_coef=2.0)
+  found, metrics = pure_advantages(batch, config)
+  assert not np.asarray(found)[4:8].any()
+  kept = np.asarray(batch.completion_mask)
+  np.testing.assert_allclose(
+    found[0][kept[0]], np.full(kept[0].sum(), 2 * 2 / 3), rtol=1e-6
+  )
+  # 3 of the 8 that count are right; counting all 12 would give NaN or .25.
+  np.testing.assert_allclose(metrics["correct_mean"], 3 / 8)
+
+
+def test_parts_add_up():
+  batch, _ = random_experience(7)
+  both = dataclasses.replace(PLAIN, process_coef=0.5, verifiable_coef=2.0)
+  process, _ = pure_advantages(batch, PLAIN)
+  outcome, _ = pure_advantages(
+    batch, dataclasses.replace(PLAIN, process_coef=0.0, verifiable_coef=1.0)
+  )
+  found, _ = pure_advantages(batch, both)
+  np.testing.assert_allclose(
+    found, 0.5 * process + 2 * outcome, rtol=1e-5, atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  "preset", [settings.paper, settings.reference_main, settings.reference_verl]
+)
+def test_padding_changes_nothing(preset):
+  batch, _ = random_experience(8)
+  config = dataclasses.replace(preset(4)[0], baseline_length=9)
+  narrow, _ = pure_advantages(batch, config)
+  # NaN in the padding, so that a single stray entry shows.
+  wide, metrics = pure_advantages(pad_columns(batch, 3, 2, np.nan), config)
+  np.testing.assert_allclose(wide[:, :9], narrow, rtol=1e-5, atol=1e-6)
+  assert not np.asarray(wide[:, 9:]).any()
+  assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_a_prompt_does_not_depend_on_the_others_without_whitening():
+  batch, _ = random_experience(9)
+  found, _ = pure_advantages(batch, PLAIN)
+  changed = batch.replace(step_rewards=batch.step_rewards.at[4:].set(0.3))
+  again, _ = pure_advantages(changed, PLAIN)
+  np.testing.assert_array_equal(found[:4], again[:4])
+  assert np.abs(np.asarray(found[4:] - again[4:])).max() > 0.01
+
+
+def test_whitening_is_over_the_tokens_of_the_batch():
+  batch, _ = random_experience(10)
+  plain, _ = pure_advantages(batch, PLAIN)
+  found, metrics = pure_advantages(
+    batch, dataclasses.replace(PLAIN, whiten=True)
+  )
+  kept = np.asarray(batch.completion_mask)
+  tokens = np.asarray(plain, np.float64)[kept]
+  expected = np.zeros(kept.shape)
+  expected[kept] = (tokens - tokens.mean()) / tokens.std(ddof=1)
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(metrics["advantage_mean"], 0, atol=1e-6)
+
+
+def test_terminal_tokens_get_no_advantage_and_do_not_whiten():
+  batch, _ = random_experience(11)
+  config = dataclasses.replace(PLAIN, whiten=True, zero_terminal_advantage=True)
+  found, _ = pure_advantages(batch, config)
+  plain, _ = pure_advantages(batch, PLAIN)
+  ends = np.asarray(batch.terminal_mask)
+  inner = np.asarray(batch.completion_mask) & ~ends
+  assert not np.asarray(found)[ends].any()
+  tokens = np.asarray(plain, np.float64)[inner]
+  np.testing.assert_allclose(
+    np.asarray(found)[inner],
+    (tokens - tokens.mean()) / tokens.std(ddof=1),
+    rtol=1e-4,
+    atol=1e-5,
+  )
+  # Off by default: EOS keeps its advantage, stopping its gradient.
+  assert np.asarray(plain)[ends].all()
+
+
+def test_nonfinite_rewards_are_counted_and_stay_where_they_are():
+  batch, _ = random_experience(12)
+  clean, _ = pure_advantages(batch, PLAIN)
+  broken = batch.replace(step_rewards=batch.step_rewards.at[0, 0].set(jnp.nan))
+  found, metrics = pure_advantages(broken, PLAIN)
+  assert float(metrics["nonfinite_step_rewards"]) == 1
+  assert np.isfinite(np.asarray(found)).all()
+  # Through a baseline a NaN would reach the group, through whitening all.
+  np.testing.assert_array_equal(found[4:], clean[4:])
+  padded = batch.replace(
+    step_rewards=jnp.where(batch.steps.mask, batch.step_rewards, jnp.nan)
+  )
+  _, metrics = pure_advantages(padded, PLAIN)
+  assert float(metrics["nonfinite_step_rewards"]) == 0
+
+
+def test_excluded_empty_steps_pass_on_the_return_that_follows():
+  batch, _ = random_experience(
+    0, prompts=1, group_size=2, width=6, max_steps=3, lengths=[6, 6]
+  )
+  empty = np.array([[False, True, False], [False, False, False]])
+  cut = steps_from_ends([[1, 2, 5], [1, 2, 5]], [6, 6], 6, 3, empty)
+  rewards = jnp.array([[0.5, -0.9, 0.2], [0.5, -0.9, 0.2]])
+  batch = batch.replace(steps=cut, step_rewards=rewards)
+  config = dataclasses.replace(
+    PLAIN,
+    form="min",
+    group_size=2,
+    baseline="none",
+    exclude_empty_steps=True,
+  )
+  found, metrics = pure_advantages(batch, config)
+  # The empty step's -.9 is gone, and its token takes the .2 that follows;
+  # 0 there would reward or punish the separator for nothing.
+  np.testing.assert_allclose(found[0], [0.2] * 6, rtol=1e-6)
+  np.testing.assert_allclose(
+    found[1], [-0.9, -0.9, -0.9, 0.2, 0.2, 0.2], rtol=1e-6
+  )
+  np.testing.assert_allclose(metrics["empty_step_fraction"], 1 / 6)
+  assert float(metrics["no_content_fraction"]) == 0
+
+
+def test_dense_minimum_erases_what_the_sound_one_keeps():
+  # One response of good steps (.9, .8) with a right answer, one of bad ones.
+  batch, _ = random_experience(
+    0, prompts=1, group_size=2, width=4, max_steps=2, lengths=[4, 4]
+  )
+  cut = steps_from_ends([[1, 3], [1, 3]], [4, 4], 4, 2)
+  batch = batch.replace(
+    steps=cut,
+    step_rewards=jnp.array([[0.9, 0.8], [-0.5, -0.2]]),
+    correct=jnp.array([1.0, 0.0]),
+    has_answer=jnp.ones(2, bool),
+  )
+  fault = settings.reference_verl(2, strict_min=True)[0]
+  fault = dataclasses.replace(
+    fault, baseline="none", kl_in_reward=None, whiten=False
+  )
+  found, _ = pure_advantages(batch, fault)
+  # Sums over the same tokens would begin with 2.7; the +1 sits on the last
+  # token and still the zero before it wins everywhere else.
+  np.testing.assert_allclose(found[0], [0, 0, 0, 1.8], rtol=1e-6)
+  np.testing.assert_allclose(found[1], [-0.5, -0.5, -0.2, -0.2], rtol=1e-6)
+  wide, _ = pure_advantages(pad_columns(batch, 1, 0), fault)
+  # And with one column of padding even that is gone.
+  np.testing.assert_allclose(wide[0], [0, 0, 0, 0, 0])
+  sound = dataclasses.replace(
+    fault, form="min", fold_verifiable=False, verifiable_estimator="none"
+  )
+  found, _ = pure_advantages(batch, sound)
+  np.testing.assert_allclose(found[0], [1.8] * 4, rtol=1e-6)
+
+
+def test_folded_rewards_stand_where_the_events_are():
+  batch, lists = random_experience(13)
+  config = settings.reference_verl(4)[0]
+  config = dataclasses.replace(config, kl_coef=0.5, verifiable_coef=3.0)
+  found = advantages.folded_rewards(batch.step_rewards, batch, config)
+  d = np.asarray(batch.ref_logp - batch.old_logp, np.float64)
+  expected = np.zeros(d.shape)
+  for b, (length, ends) in enumerate(
+    zip(lists["lengths"], lists["ends"], strict=True)
+  ):
+    for s, end in enumerate(ends):
+      expected[b, end] += float(batch.step_rewards[b, s])
+    if batch.has_answer[b]:
+      expected[b, length - 1] += 3 * float(batch.correct[b])
+    for t in range(length):
+      expected[b, t] -= 0.5 * (np.exp(d[b, t]) - d[b, t] - 1)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_row_without_tokens_is_zero():
+  batch, _ = random_experience(14, lengths=[0, 3, 4, 5] * 3)
+  for preset in (
+    settings.paper,
+    settings.reference_main,
+    settings.reference_verl,
+  ):
+    found, metrics = pure_advantages(batch, preset(4)[0])
+    assert not np.asarray(found[0]).any()
+    assert np.isfinite(np.asarray(found)).all()
+    assert all(np.isfinite(value) for value in metrics.values())
+
+
+def test_metrics_agree_with_loops():
+  batch, lists = random_experience(15)
+  _, metrics = pure_advantages(batch, PLAIN)
+  least, outcome, returns, agree = [], [], [], []
+  for b, ends in enumerate(lists["ends"]):
+    row = np.asarray(batch.step_rewards[b, : len(ends)], np.float64)
+    weight = np.exp(-row / 0.1)
+    weighted = weight / weight.sum() * row
+    least.append(row.min())
+    outcome.append(weighted.sum())
+    for t in range(lists["lengths"][b]):
+      returns.append(weighted[_step_of(ends, t) :].sum())
+    if batch.has_answer[b]:
+      agree.append((outcome[-1] > 0) == bool(batch.correct[b]))
+  steps_mean = np.mean([len(ends) for ends in lists["ends"]])
+  for name, expected in {
+    "min_step_score": np.mean(least),
+    "process_outcome": np.mean(outcome),
+    "return_mean": np.mean(returns),
+    "process_outcome_agreement": np.mean(agree),
+    "steps_mean": steps_mean,
+  }.items():
+    np.testing.assert_allclose(
+      metrics[name], expected, rtol=1e-4, atol=1e-6, err_msg=name
+    )
+
+
+def test_jit_agrees_and_process_part_stands_alone():
+  batch, _ = random_experience(16)
+  config = dataclasses.replace(PLAIN, baseline="main")
+  eager, _ = advantages.pure_advantages(batch, config)
+  jitted, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(jitted, eager, rtol=1e-6, atol=1e-6)
+  mask = batch.steps.mask
+  returns = credit.step_returns(batch.step_rewards, mask, config)
+  alone = advantages.process_advantages(returns, mask, batch, config)
+  np.testing.assert_allclose(alone, eager, rtol=1e-6, atol=1e-6)

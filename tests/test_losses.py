@@ -1,0 +1,374 @@
+"""pure_jax.losses against loops and closed forms."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import pad_columns, random_experience
+
+from pure_jax import advantages as estimation
+from pure_jax import losses, settings
+from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.types import PRMInputs
+
+# Compiled once per config and shape: eager, the scans dispatch op by op.
+pure_advantages = jax.jit(estimation.pure_advantages, static_argnums=1)
+pure_loss = jax.jit(losses.pure_loss, static_argnums=(3, 4))
+CREDIT = CreditConfig(group_size=4, baseline="main")
+AGGREGATES = [
+  LossConfig(),
+  LossConfig(aggregate="sequence_mean"),
+  LossConfig(aggregate="constant_length", constant_length=20),
+]
+
+
+def _policy(batch, seed=0):
+  """Log-probs near the old ones, and entropies."""
+  rng = np.random.default_rng(seed)
+  shape = batch.old_logp.shape
+  noise = rng.normal(0, 0.3, shape).astype(np.float32)
+  new_logp = jnp.where(batch.completion_mask, batch.old_logp + noise, 0)
+  entropy = jnp.asarray(rng.uniform(0, 2, shape), jnp.float32)
+  return new_logp, entropy
+
+
+def _loop_aggregate(values, lengths, config):
+  rows = [
+    np.asarray(v[:n], np.float64) for v, n in zip(values, lengths, strict=True)
+  ]
+  if config.aggregate == "token_mean":
+    return np.concatenate(rows).mean()
+  if config.aggregate == "sequence_mean":
+    return np.mean([row.mean() for row in rows if len(row)])
+  return np.mean([row.sum() / config.constant_length for row in rows])
+
+
+@pytest.mark.parametrize("high", [0.2, 0.28])
+@pytest.mark.parametrize("config", AGGREGATES, ids=lambda c: c.aggregate)
+def test_objective_agrees_with_a_loop(config, high):
+  config = dataclasses.replace(
+    config, clip_high=high, kl_in_loss="k3", kl_coef=0.3, entropy_coef=0.1
+  )
+  batch, lists = random_experience(1)
+  new_logp, entropy = _policy(batch)
+  advantages, _ = pure_advantages(batch, CREDIT)
+  loss, metrics = losses.policy_objective(
+    new_logp, entropy, advantages, batch, config
+  )
+  policy, clipped, kl = np.zeros((3, *new_logp.shape))
+  ratios = []
+  for b, length in enumerate(lists["lengths"]):
+    for t in range(length):
+      ratio = np.exp(float(new_logp[b, t]) - float(batch.old_logp[b, t]))
+      a = float(advantages[b, t])
+      plain = ratio * a
+      bounded = min(max(ratio, 1 - 0.2), 1 + high) * a
+      policy[b, t] = -min(plain, bounded)
+      clipped[b, t] = bounded < plain
+      d = float(batch.ref_logp[b, t]) - float(new_logp[b, t])
+      kl[b, t] = np.exp(d) - d - 1
+      ratios.append(ratio)
+
+  def mean(values):
+    return _loop_aggregate(values, lists["lengths"], config)
+
+  total = mean(policy) + 0.3 * mean(kl) - 0.1 * mean(np.asarray(entropy))
+  np.testing.assert_allclose(loss, total, rtol=1e-5, atol=1e-6)
+  for name, expected in {
+    "policy_loss": mean(policy),
+    "kl_reference": mean(kl),
+    "entropy": mean(np.asarray(entropy)),
+    "clip_fraction": mean(clipped),
+    "ratio_max": max(ratios),
+    "ratio_min": min(ratios),
+  }.items():
+    np.testing.assert_allclose(
+      metrics[name], expected, rtol=1e-5, atol=1e-6, err_msg=name
+    )
+  assert 0 < float(metrics["clip_fraction"]) < 1
+
+
+def test_aggregates_have_the_denominators_they_name():
+  # Lengths 1 and 3. Dividing by mask.size would give 6 / 8 = .75 for all.
+  per_token = jnp.array([[3.0, 9, 9, 9], [1, 1, 1, 9]])
+  mask = jnp.array([[True, False, False, False], [True, True, True, False]])
+  found = [
+    float(losses.aggregate_loss(per_token, mask, config))
+    for config in AGGREGATES
+  ]
+  np.testing.assert_allclose(found, [6 / 4, (3 + 1) / 2, 6 / (2 * 20)])
+  counts = [float(losses.loss_denominator(mask, c)) for c in AGGREGATES]
+  assert counts == [4, 2, 40]
+
+
+@pytest.mark.parametrize("config", AGGREGATES, ids=lambda c: c.aggregate)
+@pytest.mark.parametrize("micro_batches", [2, 3, 12])
+def test_micro_batches_sum_to_the_batch(config, micro_batches):
+  # Averaging the micro-batches' own token means weighs short ones too much.
+  config = dataclasses.replace(config, kl_in_loss="k2", entropy_coef=0.2)
+  batch, _ = random_experience(2, lengths=[9, 1, 1, 2, 0, 3, 9, 9, 1, 1, 5, 4])
+  new_logp, entropy = _policy(batch)
+  advantages, _ = pure_advantages(batch, CREDIT)
+  denominator = losses.loss_denominator(batch.completion_mask, config)
+
+  def part(new_logp, rows):
+    cut = jax.tree.map(lambda x: x[rows], (entropy, advantages, batch))
+    return losses.policy_objective(new_logp[rows], *cut, config, denominator)
+
+  def whole(new_logp):
+    return losses.policy_objective(new_logp, entropy, advantages, batch, config)
+
+  (expected, metrics), gradient = jax.value_and_grad(whole, has_aux=True)(
+    new_logp
+  )
+  parts = [
+    jax.value_and_grad(part, has_aux=True)(new_logp, rows)
+    for rows in np.split(np.arange(12), micro_batches)
+  ]
+  np.testing.assert_allclose(
+    sum(value for (value, _), _ in parts), expected, rtol=1e-5, atol=1e-6
+  )
+  np.testing.assert_allclose(
+    sum(g for _, g in parts), gradient, rtol=1e-5, atol=1e-7
+  )
+  for name in ("policy_loss", "kl_reference", "entropy", "clip_fraction"):
+    total = sum(found[name] for (_, found), _ in parts)
+    np.testing.assert_allclose(total, metrics[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "credit",
+  [
+    settings.paper(4)[0],
+    settings.reference_main(4)[0],
+    settings.reference_verl(4)[0],
+    dataclasses.replace(CREDIT, form="min", kl_in_reward="k2"),
+  ],
+  ids=lambda c: f"{c.form}-{c.baseline}",
+)
+def test_gradient_through_credit_is_exactly_zero(credit):
+  # A policy that shares weights with its PRM or reference would otherwise
+  # be trained to raise its own rewards.
+  batch, _ = random_experience(3)
+  new_logp, entropy = _policy(batch)
+
+  def loss(rewards, correct, old_logp, ref_logp):
+    changed = batch.replace(
+      step_rewards=rewards,
+      correct=correct,
+      old_logp=old_logp,
+      ref_logp=ref_logp,
+    )
+    config = LossConfig(kl_in_loss="k3")
+    return pure_loss(new_logp, entropy, changed, credit, config)[0]
+
+  gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(
+    batch.step_rewards, batch.correct, batch.old_logp, batch.ref_logp
+  )
+  for gradient in gradients:
+    np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
+
+
+def test_gradient_through_advantages_alone_is_exactly_zero():
+  batch, _ = random_experience(3)
+
+  def total(rewards):
+    changed = batch.replace(step_rewards=rewards)
+    advantages, metrics = pure_advantages(changed, CREDIT)
+    return jnp.sum(advantages**3) + metrics["process_outcome"]
+
+  gradient = jax.grad(total)(batch.step_rewards)
+  np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
+
+
+def test_metrics_carry_no_gradient():
+  batch, _ = random_experience(3)
+  new_logp, entropy = _policy(batch)
+
+  def watched(new_logp, entropy):
+    _, metrics = pure_loss(new_logp, entropy, batch, CREDIT, LossConfig())
+    return sum(metrics.values())
+
+  for gradient in jax.grad(watched, argnums=(0, 1))(new_logp, entropy):
+    assert not np.asarray(gradient).any()
+
+
+def test_on_policy_gradient_is_minus_advantage_over_tokens():
+  batch, _ = random_experience(4)
+  advantages, _ = pure_advantages(batch, CREDIT)
+
+  def loss(new_logp):
+    # The same array as old and new: without a stop the ratio is constant 1
+    # and the gradient 0.
+    same = batch.replace(old_logp=new_logp)
+    value, _ = losses.policy_objective(
+      new_logp, 0 * new_logp, advantages, same, LossConfig()
+    )
+    return value
+
+  gradient = jax.grad(loss)(batch.old_logp)
+  tokens = float(batch.completion_mask.sum())
+  np.testing.assert_allclose(
+    gradient, -np.asarray(advantages) / tokens, rtol=1e-6, atol=1e-8
+  )
+
+
+@pytest.mark.parametrize(
+  "ratio, advantage, expected, slope",
+  [
+    (1.5, 1.0, -1.2, 0.0),
+    (1.1, 1.0, -1.1, -1.1),
+    (0.5, -1.0, 0.8, 0.0),
+    # Outside the range on the side that costs: never clipped.
+    (1.5, -1.0, 1.5, 1.5),
+    (0.5, 1.0, -0.5, -0.5),
+  ],
+)
+def test_clipping_case_by_case(ratio, advantage, expected, slope):
+  def loss(new_logp):
+    return losses.clipped_policy_loss(
+      new_logp, jnp.zeros(()), jnp.asarray(advantage)
+    )
+
+  (value, clipped), gradient = jax.value_and_grad(loss, has_aux=True)(
+    jnp.log(jnp.float32(ratio))
+  )
+  np.testing.assert_allclose(value, expected, rtol=1e-6)
+  np.testing.assert_allclose(gradient, slope, rtol=1e-6)
+  assert bool(clipped) == (slope == 0.0)
+
+
+def test_clip_higher_leaves_more_room_above():
+  arguments = (jnp.log(jnp.float32(1.25)), jnp.zeros(()), jnp.ones(()))
+  narrow, clipped = losses.clipped_policy_loss(*arguments)
+  wide, free = losses.clipped_policy_loss(*arguments, clip_high=0.28)
+  np.testing.assert_allclose([narrow, wide], [-1.2, -1.25], rtol=1e-6)
+  assert bool(clipped) and not bool(free)
+
+
+def test_at_the_start_ratio_is_one_and_kl_zero():
+  batch, _ = random_experience(5)
+  batch = batch.replace(ref_logp=batch.old_logp)
+  advantages, _ = pure_advantages(batch, CREDIT)
+  _, metrics = losses.policy_objective(
+    batch.old_logp, 0 * batch.old_logp, advantages, batch, LossConfig()
+  )
+  for name, expected in {
+    "ratio_max": 1,
+    "ratio_min": 1,
+    "kl_reference": 0,
+    "clip_fraction": 0,
+  }.items():
+    assert float(metrics[name]) == expected, name
+
+
+def test_pure_loss_is_its_parts():
+  batch, _ = random_experience(6)
+  new_logp, entropy = _policy(batch)
+  config = LossConfig(kl_in_loss="k1", entropy_coef=0.01)
+  advantages, credit_metrics = pure_advantages(batch, CREDIT)
+  expected, objective_metrics = losses.policy_objective(
+    new_logp, entropy, advantages, batch, config
+  )
+  found, metrics = pure_loss(new_logp, entropy, batch, CREDIT, config)
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+  assert set(metrics) == set(credit_metrics) | set(objective_metrics)
+  assert not set(credit_metrics) & set(objective_metrics)
+
+
+def test_padding_changes_nothing_and_its_nan_reaches_no_gradient():
+  batch, _ = random_experience(7)
+  new_logp, entropy = _policy(batch)
+  wide = pad_columns(batch, 3, 2, np.nan)
+  padding = ((0, 0), (0, 3))
+
+  def loss(new_logp, batch, entropy):
+    config = LossConfig(kl_in_loss="k3", entropy_coef=0.1)
+    value, _ = pure_loss(new_logp, entropy, batch, CREDIT, config)
+    return value
+
+  expected, gradient = jax.value_and_grad(loss)(new_logp, batch, entropy)
+  found, wide_gradient = jax.value_and_grad(loss)(
+    jnp.pad(new_logp, padding, constant_values=-jnp.inf),
+    wide,
+    jnp.pad(entropy, padding, constant_values=jnp.nan),
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+  np.testing.assert_allclose(
+    wide_gradient[:, :9], gradient, rtol=1e-5, atol=1e-7
+  )
+  assert not np.asarray(wide_gradient[:, 9:]).any()
+
+
+@pytest.mark.parametrize("config", AGGREGATES, ids=lambda c: c.aggregate)
+def test_a_batch_without_tokens_is_zero(config):
+  batch, _ = random_experience(8, lengths=[0] * 12)
+  zeros = jnp.zeros_like(batch.old_logp)
+  value, metrics = pure_loss(zeros, zeros, batch, CREDIT, config)
+  assert float(value) == 0
+  assert all(np.isfinite(v) for v in metrics.values())
+
+
+def _prm_batch():
+  rng = np.random.default_rng(9)
+  logits = jnp.asarray(rng.normal(0, 2, (4, 7, 2)), jnp.float32)
+  position = jnp.array([[1, 4, 6], [0, 2, 0], [5, 0, 0], [0, 0, 0]])
+  mask = jnp.array(
+    [[True] * 3, [True, True, False], [True, False, False], [False] * 3]
+  )
+  blank = jnp.zeros((4, 7), jnp.int32)
+  labels = jnp.array([[1, 1, 0], [1, 0, -1], [1, 1, 1], [0, 1, 1]])
+  label_mask = jnp.array(
+    [[True] * 3, [True, False, False], [True, True, False], [True] * 3]
+  )
+  return logits, PRMInputs(blank, blank > 0, position, mask), labels, label_mask
+
+
+def test_prm_loss_agrees_with_a_loop():
+  logits, inputs, labels, label_mask = _prm_batch()
+  loss, metrics = losses.prm_loss(logits, inputs, labels, label_mask)
+  nats, right, recalls = [], [], {0: [], 1: []}
+  for b in range(4):
+    for s in range(3):
+      if not (label_mask[b, s] and inputs.score_mask[b, s]):
+        continue
+      pair = np.asarray(logits[b, inputs.score_position[b, s]], np.float64)
+      label = int(labels[b, s])
+      nats.append(np.log(np.exp(pair).sum()) - pair[label])
+      right.append(int(pair.argmax()) == label)
+      recalls[label].append(right[-1])
+  assert recalls[0] and recalls[1]
+  np.testing.assert_allclose(loss, np.mean(nats), rtol=1e-5)
+  np.testing.assert_allclose(metrics["accuracy"], np.mean(right), rtol=1e-6)
+  balanced = np.mean([np.mean(recalls[0]), np.mean(recalls[1])])
+  np.testing.assert_allclose(metrics["balanced_accuracy"], balanced, rtol=1e-6)
+  assert float(metrics["labelled_steps"]) == len(nats) == 5
+
+
+def test_prm_gradient_is_zero_off_the_labelled_scores():
+  logits, inputs, labels, label_mask = _prm_batch()
+  gradient = jax.grad(
+    lambda x: losses.prm_loss(x, inputs, labels, label_mask)[0]
+  )(logits)
+  touched = np.abs(np.asarray(gradient)).sum(-1) > 0
+  expected = np.zeros((4, 7), bool)
+  expected[0, [1, 4, 6]] = expected[1, 0] = expected[2, 5] = True
+  np.testing.assert_array_equal(touched, expected)
+
+
+def test_prm_without_labels_is_zero():
+  logits, inputs, labels, label_mask = _prm_batch()
+  nothing = jnp.zeros_like(label_mask)
+  loss, metrics = losses.prm_loss(logits, inputs, labels, nothing)
+  assert float(loss) == 0
+  assert all(float(value) == 0 for value in metrics.values())
+
+
+def test_one_class_alone_is_balanced_over_what_is_there():
+  logits, inputs, _, label_mask = _prm_batch()
+  labels = jnp.ones((4, 3), jnp.int32)
+  _, metrics = losses.prm_loss(logits, inputs, labels, label_mask)
+  # Halving for the class that does not occur would cap it at .5.
+  assert float(metrics["balanced_accuracy"]) == float(metrics["accuracy"])

@@ -1,0 +1,313 @@
+r"""pure_jax.steps against a token-by-token reading of small vocabularies.
+
+The vocabulary: merged ".\n\n" has the stem ".", "\n\n\n\n" is a bare
+separator of another id, "\n" is the score token.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_jax import steps
+from pure_jax.types import PRMInputs, SeparatorTable
+
+PAD, EOS, SEP, MERGED, DOT, A, B, SCORE, LONG = range(9)
+STEM = {MERGED: DOT}
+ENDS = {SEP, MERGED, LONG}
+TABLE = SeparatorTable(
+  ends_step=jnp.array([i in ENDS for i in range(9)]),
+  stem=jnp.array([STEM.get(i, 0) for i in range(9)], jnp.int32),
+  has_stem=jnp.array([i in STEM for i in range(9)]),
+  score_id=jnp.int32(SCORE),
+  eos_id=jnp.int32(EOS),
+  pad_id=jnp.int32(PAD),
+)
+PROMPT = [PAD, B, A]
+
+
+def _batch(rows, width):
+  tokens = np.full((len(rows), width), PAD, np.int32)
+  mask = np.zeros((len(rows), width), bool)
+  for b, row in enumerate(rows):
+    tokens[b, : len(row)] = row
+    mask[b, : len(row)] = True
+  return jnp.asarray(tokens), jnp.asarray(mask)
+
+
+def _split(rows, width=8, max_steps=4):
+  tokens, mask = _batch(rows, width)
+  return steps.split_steps(tokens, mask, TABLE, max_steps=max_steps)
+
+
+def _oracle_steps(row, max_steps):
+  """Lists of token positions, one per step, walking the row once."""
+  groups, current = [], []
+  for position, token in enumerate(row):
+    current.append(position)
+    if token in ENDS or token == EOS or position == len(row) - 1:
+      groups.append(current)
+      current = []
+  overflow = max(len(groups) - max_steps, 0)
+  if overflow:
+    kept = groups[: max_steps - 1]
+    kept.append([p for g in groups[max_steps - 1 :] for p in g])
+    groups = kept
+  return groups, overflow
+
+
+def _oracle_inputs(row, groups, separator):
+  """(ids, score positions) of one response, written as a list grows."""
+  ids, positions = [], []
+  for group in groups:
+    for place, position in enumerate(group):
+      token = row[position]
+      if place < len(group) - 1:
+        ids.append(token)
+      elif separator == "replace" or token in (SEP, LONG, EOS):
+        pass
+      elif token in STEM:
+        ids.append(STEM[token])
+      else:
+        ids.append(token)
+    positions.append(len(ids))
+    ids.append(SCORE)
+  return ids, positions
+
+
+def _random_rows(seed, count, width):
+  rng = np.random.default_rng(seed)
+  rows = []
+  for _ in range(count):
+    length = int(rng.integers(0, width + 1))
+    row = rng.choice([SEP, MERGED, DOT, A, B, LONG], length).tolist()
+    if length and rng.random() < 0.6:
+      row[-1] = EOS
+    rows.append(row)
+  return rows
+
+
+@pytest.mark.parametrize("max_steps", [1, 2, 4, 9])
+def test_split_agrees_with_a_walk_over_each_row(max_steps):
+  rows = _random_rows(3, 60, 9)
+  found = _split(rows, 9, max_steps)
+  for b, row in enumerate(rows):
+    groups, overflow = _oracle_steps(row, max_steps)
+    index = [0] * 9
+    for s, group in enumerate(groups):
+      for position in group:
+        index[position] = s
+    ends = {group[-1] for group in groups}
+    assert found.index[b].tolist() == index
+    assert found.end_mask[b].tolist() == [p in ends for p in range(9)]
+    count = len(groups)
+    assert found.mask[b].tolist() == [s < count for s in range(max_steps)]
+    assert found.end_position[b, :count].tolist() == [g[-1] for g in groups]
+    assert int(found.overflow[b]) == overflow
+    empty = [all(row[p] in (SEP, LONG, EOS) for p in group) for group in groups]
+    assert found.empty[b].tolist() == empty + [False] * (max_steps - count)
+
+
+@pytest.mark.parametrize(
+  "row, ends, empty",
+  [
+    ([A, SEP, B, EOS], [1, 3], [False, False]),
+    # A merged separator is content and end at once.
+    ([MERGED, B, EOS], [0, 2], [False, False]),
+    # Two separators in a row, and EOS right after one: hacking route.
+    ([A, SEP, SEP, B, EOS], [1, 2, 4], [False, True, False]),
+    ([A, SEP, EOS], [1, 2], [False, True]),
+    # No separator at all: one long step.
+    ([A, B, A, EOS], [3], [False]),
+    # Cut at the length limit: the last token ends the last step.
+    ([A, SEP, B, A], [1, 3], [False, False]),
+    # Cut exactly at a separator: no empty step behind it.
+    ([A, B, SEP], [2], [False]),
+    # EOS first: one step without content, not none.
+    ([EOS], [0], [True]),
+    ([], [], []),
+  ],
+)
+def test_traps(row, ends, empty):
+  found = _split([row])
+  count = len(ends)
+  assert found.mask[0].tolist() == [s < count for s in range(4)]
+  assert found.end_position[0, :count].tolist() == ends
+  assert found.empty[0, :count].tolist() == empty
+  assert int(found.overflow[0]) == 0
+
+
+def test_more_steps_than_room_are_merged_and_counted():
+  row = [A, SEP, B, SEP, A, SEP, SEP, B]
+  found = _split([row], max_steps=2)
+  assert found.end_position[0].tolist() == [1, 7]
+  assert found.index[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+  assert int(found.overflow[0]) == 3
+  # Swallowed empty steps do not make the last step empty.
+  assert found.empty[0].tolist() == [False, False]
+
+
+def test_max_steps_below_one_is_refused():
+  with pytest.raises(ValueError, match="at least 1"):
+    _split([[A]], max_steps=0)
+
+
+def test_eos_is_a_token_of_the_last_step():
+  # A completion mask without EOS would leave it outside of every step, so
+  # that stopping would get neither return nor gradient.
+  found = _split([[A, SEP, B, EOS]])
+  returns = steps.values_per_token(jnp.array([[1.0, 2.0, 0, 0]]), found)
+  assert returns[0].tolist() == [1, 1, 2, 2, 0, 0, 0, 0]
+  at_ends = steps.values_at_step_ends(jnp.array([[1.0, 2.0, 0, 0]]), found)
+  assert at_ends[0].tolist() == [0, 1, 0, 2, 0, 0, 0, 0]
+
+
+def test_terminal_mask_holds_separators_and_eos_only():
+  tokens, mask = _batch([[A, SEP, B, EOS], [MERGED, B, LONG, A], [EOS]], 5)
+  found = steps.terminal_mask(tokens, mask, TABLE)
+  assert found.tolist() == [
+    [False, True, False, True, False],
+    [True, False, True, False, False],
+    [True, False, False, False, False],
+  ]
+  # An id that happens to stand in the padding is no terminal.
+  nothing = steps.terminal_mask(tokens, jnp.zeros_like(mask), TABLE)
+  assert not bool(nothing.any())
+
+
+def test_tokens_per_step_counts_every_kept_token_once():
+  rows = _random_rows(5, 40, 9)
+  tokens, mask = _batch(rows, 9)
+  found = steps.split_steps(tokens, mask, TABLE, max_steps=3)
+  counts = steps.tokens_per_step(found, mask)
+  for b, row in enumerate(rows):
+    groups, _ = _oracle_steps(row, 3)
+    expected = [len(g) for g in groups] + [0] * (3 - len(groups))
+    assert counts[b].tolist() == expected
+
+
+def test_padding_changes_nothing():
+  # Junk after the mask, separators included, must not make steps.
+  rows = _random_rows(11, 30, 7)
+  tokens, mask = _batch(rows, 7)
+  narrow = steps.split_steps(tokens, mask, TABLE, max_steps=4)
+  junk = jnp.full((30, 3), SEP, jnp.int32)
+  wide = steps.split_steps(
+    jnp.concatenate([jnp.where(mask, tokens, SEP), junk], axis=1),
+    jnp.pad(mask, ((0, 0), (0, 3))),
+    TABLE,
+    max_steps=4,
+  )
+  for field in ("end_position", "mask", "empty", "overflow"):
+    left, right = getattr(narrow, field), getattr(wide, field)
+    np.testing.assert_array_equal(left, right, err_msg=field)
+  np.testing.assert_array_equal(narrow.index, wide.index[:, :7])
+  assert not bool(wide.end_mask[:, 7:].any())
+
+
+@pytest.mark.parametrize("separator", ["insert", "replace"])
+@pytest.mark.parametrize("max_steps", [2, 5])
+def test_prm_inputs_agree_with_a_growing_list(separator, max_steps):
+  rows = _random_rows(13, 60, 8)
+  tokens, mask = _batch(rows, 8)
+  prompt = jnp.tile(jnp.array([PROMPT], jnp.int32), (60, 1))
+  cut = steps.split_steps(tokens, mask, TABLE, max_steps=max_steps)
+  inputs = steps.build_prm_inputs(
+    prompt, prompt != PAD, tokens, mask, cut, TABLE, separator=separator
+  )
+  width = 3 + 8 + (max_steps if separator == "insert" else 0)
+  assert inputs.tokens.shape == (60, width)
+  for b, row in enumerate(rows):
+    groups, _ = _oracle_steps(row, max_steps)
+    ids, positions = _oracle_inputs(row, groups, separator)
+    padding = [PAD] * (width - 3 - len(ids))
+    assert inputs.tokens[b].tolist() == PROMPT + ids + padding
+    kept = [False, True, True] + [True] * len(ids)
+    assert inputs.mask[b].tolist() == kept + [False] * len(padding)
+    count = len(groups)
+    assert inputs.score_position[b, :count].tolist() == [
+      3 + p for p in positions
+    ]
+    assert inputs.score_mask[b].tolist() == [
+      s < count for s in range(max_steps)
+    ]
+
+
+def test_merged_separator_keeps_its_punctuation_unless_replaced():
+  tokens, mask = _batch([[A, MERGED, B, EOS]], 4)
+  cut = steps.split_steps(tokens, mask, TABLE, max_steps=2)
+  prompt = jnp.zeros((1, 0), jnp.int32)
+  arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
+  inserted = steps.build_prm_inputs(*arguments)
+  replaced = steps.build_prm_inputs(*arguments, separator="replace")
+  assert inserted.tokens[0].tolist() == [A, DOT, SCORE, B, SCORE, PAD]
+  assert replaced.tokens[0].tolist() == [A, SCORE, B, SCORE]
+
+
+def test_truncated_last_token_survives_insertion_only():
+  tokens, mask = _batch([[A, B]], 3)
+  cut = steps.split_steps(tokens, mask, TABLE, max_steps=1)
+  prompt = jnp.zeros((1, 0), jnp.int32)
+  arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
+  inserted = steps.build_prm_inputs(*arguments)
+  replaced = steps.build_prm_inputs(*arguments, separator="replace")
+  assert inserted.tokens[0].tolist() == [A, B, SCORE, PAD]
+  assert replaced.tokens[0].tolist() == [A, SCORE, PAD]
+
+
+def test_unknown_separator_option_is_refused():
+  tokens, mask = _batch([[A]], 2)
+  cut = steps.split_steps(tokens, mask, TABLE, max_steps=1)
+  with pytest.raises(ValueError, match="'insert' or 'replace'"):
+    steps.build_prm_inputs(
+      tokens, mask, tokens, mask, cut, TABLE, separator="append"
+    )
+
+
+def test_step_rewards_are_softmax_differences_at_the_scores():
+  rng = np.random.default_rng(17)
+  logits = rng.normal(0, 3, (3, 6, 2)).astype(np.float32)
+  position = np.array([[1, 4], [5, 0], [0, 0]], np.int32)
+  mask = np.array([[True, True], [True, False], [False, False]])
+  blank = jnp.zeros((3, 6), jnp.int32)
+  inputs = PRMInputs(blank, blank > 0, jnp.asarray(position), jnp.asarray(mask))
+  found = steps.read_step_rewards(jnp.asarray(logits), inputs)
+  for b in range(3):
+    for s in range(2):
+      bad, good = np.exp(logits[b, position[b, s]].astype(np.float64))
+      expected = (good - bad) / (good + bad) if mask[b, s] else 0.0
+      np.testing.assert_allclose(found[b, s], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_extreme_logits_stay_within_plus_minus_one():
+  inputs = PRMInputs(
+    jnp.zeros((1, 2), jnp.int32),
+    jnp.ones((1, 2), bool),
+    jnp.array([[0, 1]]),
+    jnp.ones((1, 2), bool),
+  )
+  logits = jnp.array([[[-1e4, 1e4], [1e4, -1e4]]])
+  assert steps.read_step_rewards(logits, inputs).tolist() == [[1.0, -1.0]]
+
+
+def test_empty_steps_take_the_configured_reward():
+  found = _split([[A, SEP, SEP, B, EOS]])
+  rewards = jnp.array([[0.5, 0.9, 0.25, 0.0]])
+  guarded = steps.replace_empty_steps(rewards, found, -1.0)
+  assert guarded[0].tolist() == [0.5, -1.0, 0.25, 0.0]
+
+
+def test_jit_and_eager_agree_and_compile_once_for_all_contents():
+  count = 0
+
+  def split(tokens, mask):
+    nonlocal count
+    count += 1
+    return steps.split_steps(tokens, mask, TABLE, max_steps=4)
+
+  jitted = jax.jit(split)
+  for seed in (1, 2, 3):
+    tokens, mask = _batch(_random_rows(seed, 5, 6), 6)
+    eager = steps.split_steps(tokens, mask, TABLE, max_steps=4)
+    jax.tree.map(np.testing.assert_array_equal, jitted(tokens, mask), eager)
+  assert count == 1
