@@ -44,7 +44,7 @@ EXTRAS = {
     "nbformat>=5.11.1",
     "pytest>=9.2.0",
     "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
-    "setuptools>=68",
+    "setuptools>=77",
   ],
   # The PyTorch side of the comparisons in experiments/benchmark.py.
   "bench": [TORCH],

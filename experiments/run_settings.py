@@ -168,6 +168,7 @@ class RLSettings:
       temperature=self.credit_temperature,
       discount=self.discount,
       baseline=self.baseline,
+      baseline_length=self.max_new_tokens,
       process_coef=0.0 if self.reward_mode == "vr" else self.process_coef,
       verifiable_coef=(
         0.0 if self.reward_mode == "prm" else self.verifiable_coef
@@ -185,7 +186,11 @@ class RLSettings:
       clip_low=self.clip_low,
       clip_high=self.clip_high,
       aggregate=self.loss_aggregate,
-      constant_length=self.max_new_tokens,
+      constant_length=(
+        self.max_new_tokens
+        if self.loss_aggregate == "constant_length"
+        else None
+      ),
       kl_in_loss=self._kl("loss"),
       kl_coef=self.kl_coef,
       entropy_coef=self.entropy_coef,

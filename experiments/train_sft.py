@@ -7,78 +7,60 @@ Leaves the policy in DIR/sft. Started again, it continues where it was.
 """
 
 import jax
-import numpy as np
 import workspace
-from absl import app
 
-from pure_jax.host.data import batches
 from pure_jax.models import policy
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
-from pure_jax.training.stages import Demonstrations
-
-
-def encode(space: workspace.Workspace, rows: list[dict]) -> Demonstrations:
-  """Tokenises demonstrations: prompts left-padded, responses right-padded."""
-  tokenizer, rl = space.tokenizer, space.settings.rl
-  prompts = [tokenizer.encode(row["problem"]) for row in rows]
-  responses = [
-    [*tokenizer.encode(row["response"]), tokenizer.eos_id] for row in rows
-  ]
-  prompt = batches.left_pad(prompts, space.prompt_tokens, tokenizer.pad_id)
-  response = batches.right_pad(responses, rl.max_new_tokens, tokenizer.pad_id)
-  return Demonstrations(*prompt, *response)
 
 
 def train_policy(space: workspace.Workspace):
   """Runs the stage, or loads what it left.
 
   Args:
-    space: the run's workspace.
+    space: the open run.
 
   Returns:
     The policy's weights, sharded on the mesh.
   """
-  folder = space.start / "sft"
   declared = policy.declare_policy(space.model)
-  if (folder / "done.json").exists():
-    return space.load_weights(folder, declared)
+  if space.is_done("sft"):
+    return space.load_weights("sft", declared)
 
   # ===== Data =====
   settings = space.settings.sft
-  rows = space.demonstrations(settings.demonstrations)
-  data = encode(space, rows)
+  rows = space.rows["train"][: settings.demonstrations]
+  rows, data = space.encode_demonstrations(rows)
 
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
-  key = jax.random.key(space.settings.seed)
-  state = train.make_init(declared, optimizer, space.mesh)(key)
+  state = train.make_init(declared, optimizer, space.mesh)(space.key(0))
   step = stages.make_supervised_step(
     space.model, optimizer, space.sampler.banned_ids, space.mesh
   )
 
   def update(state, indices):
     batch = jax.tree.map(lambda x: x[indices], data)
-    return step(state, space.put_rows(batch))
+    return step(state, space.put(batch))
 
   # ===== Loop =====
   state = workspace.run_steps(
     space,
-    workspace.Stage("sft", settings.steps, settings.log_every),
+    "sft",
+    settings.steps,
+    settings.log_every,
     state,
     update,
     num_examples=len(rows),
     batch_size=settings.batch_size,
-    tokens_per_example=float(np.mean(data.completion_mask.sum(1))),
   )
-  space.save_weights(folder, state.params)
+  space.finish_stage("sft", state.params, {"steps": settings.steps})
   return state.params
 
 
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
-  if len(argv) > 1:
-    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  del argv
   with workspace.from_flags() as space:
     train_policy(space)
 

@@ -8,27 +8,40 @@ cut off continues from its last checkpoint.
 
 import contextlib
 import dataclasses
+import json
+import logging
 import pathlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings, settings_from_config
 
-from pure_jax.host import checkpoint, metrics
+from pure_jax.host import workdir as workdirs
+from pure_jax.host.checkpoint import (
+  CheckpointError,
+  Checkpoints,
+  load_tree,
+  save_tree,
+)
 from pure_jax.host.data import arithmetic_dataset, batches
-from pure_jax.host.tokenizer import SentencePieceTokenizer
-from pure_jax.models import params as weights
+from pure_jax.host.metrics import MetricsWriter, SamplesWriter
+from pure_jax.host.progress import Progress
+from pure_jax.host.tokenizer import SentencePieceTokenizer, TokenizerError
+from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.training.stages import Demonstrations
 from pure_jax.training.train import TrainState
-from pure_jax.types import SeparatorTable
+from pure_jax.types import Prompts, SeparatorTable
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."
@@ -39,3 +52,270 @@ _START = flags.DEFINE_string(
   None,
   "Another run's workdir whose data, policy and PRM this one starts from.",
 )
+
+# Fields a resumed run may change, and those a run may change that starts
+# from another run's stages.
+MAY_DIFFER = ("progress", "rl.iterations")
+MAY_DIFFER_FROM_START = ("progress", "mesh", "rl")
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+  """An open run.
+
+  Attributes:
+    settings: the resolved config.
+    workdir: this run's folder.
+    start: the folder whose stages it starts from; often the same.
+    mesh: the devices.
+    tokenizer: the world's.
+    table: which ids end a step, on the devices.
+    rows: the data set, by split.
+    model: the policy's architecture.
+    prm_model: the PRM's.
+    sampler: how rollouts are drawn.
+    metrics: writes metrics.jsonl and TensorBoard events.
+    samples: writes samples.jsonl.
+  """
+
+  settings: Settings
+  workdir: pathlib.Path
+  start: pathlib.Path
+  mesh: Mesh
+  tokenizer: SentencePieceTokenizer
+  table: SeparatorTable
+  rows: dict[str, list[dict[str, Any]]]
+  model: ModelConfig
+  prm_model: ModelConfig
+  sampler: SamplingConfig
+  metrics: MetricsWriter
+  samples: SamplesWriter
+
+  @property
+  def prompt_length(self) -> int:
+    """Prompt columns (L): the longest problem there can be."""
+    return 2 * (self.settings.world.max_operations + 1) + 1
+
+  def encode_prompts(self, problems: list[str]) -> Prompts:
+    """Problems as left-padded ids, each followed by a line break."""
+    ids = [self.tokenizer.encode(f"{problem}\n") for problem in problems]
+    pad = self.tokenizer.pad_id
+    return Prompts(*batches.left_pad(ids, self.prompt_length, pad))
+
+  def encode_demonstrations(
+    self, rows: list[dict[str, Any]]
+  ) -> tuple[list[dict[str, Any]], Demonstrations]:
+    """Rows that fit the response limit, and their ids."""
+    eos, limit = self.tokenizer.eos_id, self.settings.rl.max_new_tokens
+    responses = [[*self.tokenizer.encode(r["response"]), eos] for r in rows]
+    fits = [len(ids) <= limit for ids in responses]
+    rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
+    responses = [ids for ids, fit in zip(responses, fits, strict=True) if fit]
+    prompts = self.encode_prompts([row["problem"] for row in rows])
+    tokens, mask = batches.right_pad(responses, limit, self.tokenizer.pad_id)
+    return rows, Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
+
+  def put(self, tree: Any) -> Any:
+    """Host arrays [B, ...] onto the devices, rows split over the mesh."""
+    return jax.device_put(tree, sharding.batch_sharding(self.mesh))
+
+  def key(self, stage: int) -> jax.Array:
+    """The random key of a stage, on every device."""
+    key = jax.random.fold_in(jax.random.key(self.settings.seed), stage)
+    return jax.device_put(key, sharding.replicated(self.mesh))
+
+  def load_weights(self, stage: str, declared: Any) -> Any:
+    """What a finished stage left, sharded as declared."""
+    abstract = jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      abstract_params(declared),
+      sharding.weight_shardings(declared, self.mesh),
+    )
+    return load_tree(self.start / stage / "weights", abstract)
+
+  def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
+    """Keeps a stage's weights, then marks it done."""
+    save_tree(self.start / stage / "weights", weights)
+    workdirs.write_json_atomic(self.start / stage / "done.json", facts)
+
+  def is_done(self, stage: str) -> bool:
+    """Whether the stage is finished."""
+    return (self.start / stage / "done.json").exists()
+
+
+@contextlib.contextmanager
+def open_workspace(
+  settings: Settings, workdir: str, start: str | None = None
+) -> Iterator[Workspace]:
+  """Opens or creates a run.
+
+  Args:
+    settings: the resolved config.
+    workdir: the run's folder.
+    start: another run's folder to take data, policy and PRM from; None
+      takes this one.
+
+  Yields:
+    The workspace; its files are closed afterwards.
+
+  Raises:
+    WorkdirError: if a folder cannot be used or belongs to another config.
+    ConfigError: if the devices are too few.
+  """
+  config = dataclasses.asdict(settings)
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  start_path = path
+  if start is not None:
+    start_path = pathlib.Path(start).absolute()
+    _check_start(start_path, config)
+  try:
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  tokenizer = arithmetic_dataset.world_tokenizer(
+    settings.world, start_path / "tokenizer.model"
+  )
+  sizes = {
+    "train": max(settings.sft.demonstrations, settings.prm.demonstrations),
+    "held_out": settings.rl.eval_prompts,
+  }
+  rows = arithmetic_dataset.load_world(
+    settings.world, sizes, start_path / "data"
+  )
+  model = settings.model.architecture(tokenizer.vocab_size)
+  rl = settings.rl
+  with MetricsWriter(path) as metrics, SamplesWriter(path) as samples:
+    yield Workspace(
+      settings=settings,
+      workdir=path,
+      start=start_path,
+      mesh=mesh,
+      tokenizer=tokenizer,
+      table=jax.device_put(
+        tokenizer.separator_table(), sharding.replicated(mesh)
+      ),
+      rows=rows,
+      model=model,
+      prm_model=prm.extend_config(model, settings.prm.extra_layers),
+      sampler=SamplingConfig(
+        max_new_tokens=rl.max_new_tokens,
+        pad_id=tokenizer.pad_id,
+        stop_ids=(tokenizer.eos_id,),
+        temperature=rl.temperature,
+        top_p=rl.top_p,
+        top_k=rl.top_k,
+        banned_ids=tokenizer.banned_ids,
+      ),
+      metrics=metrics,
+      samples=samples,
+    )
+
+
+def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
+  """Refuses a start made for another world, model or PRM."""
+  record = start / workdirs.CONFIG_FILE
+  if not record.exists():
+    raise workdirs.WorkdirError(
+      f"--start={start} is not the workdir of a run: {record} is missing."
+    )
+  differing = workdirs.config_differences(
+    json.loads(record.read_text())["config"], config, MAY_DIFFER_FROM_START
+  )
+  if differing:
+    raise workdirs.WorkdirError(
+      f"--start={start} was made with another config:\n  "
+      + "\n  ".join(differing)
+    )
+
+
+def run_steps(
+  space: Workspace,
+  stage: str,
+  num_steps: int,
+  log_every: int,
+  state: TrainState,
+  update: Callable[[TrainState, np.ndarray], tuple[TrainState, Any]],
+  num_examples: int,
+  batch_size: int,
+) -> TrainState:
+  """A supervised stage: shuffled batches, metrics, checkpoints, resuming.
+
+  Args:
+    space: the run.
+    stage: name of the stage and, before a "_", of its folder.
+    num_steps: updates.
+    log_every: updates between metric rows and checkpoints.
+    state: the state at step 0.
+    update: (state, indices [batch_size]) -> (state, metrics); donates state.
+    num_examples: how many examples indices can name.
+    batch_size: examples of an update.
+
+  Returns:
+    The state after the last update.
+  """
+  cursor, first = batches.Cursor(space.settings.seed), 0
+  folder = space.start / stage.split("_")[0] / f"checkpoints_{stage}"
+  with Checkpoints(folder, keep_latest=1) as checkpoints:
+    restored = checkpoints.restore_latest(state)
+    if restored is not None:
+      state, first = restored.state, restored.step
+      cursor = batches.Cursor(**restored.extra["cursor"])
+    space.metrics.rewind(stage, first + 1)
+    with Progress(
+      stage, num_steps, first, enabled=space.settings.progress
+    ) as bar:
+      began = time.perf_counter()
+      for step in range(first, num_steps):
+        indices, cursor = batches.next_batch(num_examples, batch_size, cursor)
+        state, found = update(state, indices)
+        bar.advance()
+        if (step + 1) % log_every and step + 1 < num_steps:
+          continue
+        numbers = {k: float(v) for k, v in jax.device_get(found).items()}
+        seconds = time.perf_counter() - began
+        done = (step + 1) % log_every or log_every
+        numbers["examples_per_second"] = done * batch_size / seconds
+        space.metrics.write(stage, step + 1, numbers)
+        bar.show({"loss": numbers["loss"]})
+        checkpoints.save(
+          step + 1, state, {"cursor": dataclasses.asdict(cursor)}
+        )
+        began = time.perf_counter()
+  return state
+
+
+@contextlib.contextmanager
+def from_flags() -> Iterator[Workspace]:
+  """The workspace that --config, --workdir and --start name."""
+  settings = settings_from_config(_CONFIG.value)
+  with open_workspace(settings, _WORKDIR.value, _START.value) as space:
+    yield space
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a script's main; expected failures end in a sentence, not a trace.
+
+  Args:
+    main: takes the command line's words.
+  """
+  flags.mark_flags_as_required(["config", "workdir"])
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+      main(argv)
+    except (
+      ConfigError,
+      CheckpointError,
+      TokenizerError,
+      workdirs.WorkdirError,
+      FloatingPointError,
+    ) as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(1)
+
+  app.run(guarded)

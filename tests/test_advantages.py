@@ -29,8 +29,9 @@ def _loop_process(batch, lists, config):
   rows, width = batch.completion_mask.shape
   k = config.group_size
   returns, rewards = [], []
+  scores = np.asarray(batch.step_rewards, np.float64)
   for b in range(rows):
-    row = np.asarray(batch.step_rewards[b, : len(ends[b])], np.float64)
+    row = scores[b, : len(ends[b])]
     if config.form == "min":
       g = np.array([row[t:].min() for t in range(len(row))])
     else:
@@ -321,14 +322,17 @@ def test_folded_rewards_stand_where_the_events_are():
   config = dataclasses.replace(config, kl_coef=0.5, verifiable_coef=3.0)
   found = advantages.folded_rewards(batch.step_rewards, batch, config)
   d = np.asarray(batch.ref_logp - batch.old_logp, np.float64)
+  scores, correct, known = map(
+    np.asarray, (batch.step_rewards, batch.correct, batch.has_answer)
+  )
   expected = np.zeros(d.shape)
   for b, (length, ends) in enumerate(
     zip(lists["lengths"], lists["ends"], strict=True)
   ):
     for s, end in enumerate(ends):
-      expected[b, end] += float(batch.step_rewards[b, s])
-    if batch.has_answer[b]:
-      expected[b, length - 1] += 3 * float(batch.correct[b])
+      expected[b, end] += scores[b, s]
+    if known[b]:
+      expected[b, length - 1] += 3 * correct[b]
     for t in range(length):
       expected[b, t] -= 0.5 * (np.exp(d[b, t]) - d[b, t] - 1)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -351,8 +355,9 @@ def test_metrics_agree_with_loops():
   batch, lists = random_experience(15)
   _, metrics = pure_advantages(batch, PLAIN)
   least, outcome, returns, agree = [], [], [], []
+  scores = np.asarray(batch.step_rewards, np.float64)
   for b, ends in enumerate(lists["ends"]):
-    row = np.asarray(batch.step_rewards[b, : len(ends)], np.float64)
+    row = scores[b, : len(ends)]
     weight = np.exp(-row / 0.1)
     weighted = weight / weight.sum() * row
     least.append(row.min())

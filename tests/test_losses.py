@@ -35,6 +35,7 @@ def _policy(batch, seed=0):
 
 
 def _loop_aggregate(values, lengths, config):
+  values = np.asarray(values)
   rows = [
     np.asarray(v[:n], np.float64) for v, n in zip(values, lengths, strict=True)
   ]
@@ -57,17 +58,19 @@ def test_objective_agrees_with_a_loop(config, high):
   loss, metrics = losses.policy_objective(
     new_logp, entropy, advantages, batch, config
   )
+  arrays = (new_logp, batch.old_logp, batch.ref_logp, advantages)
+  new, old, ref, advantage = (np.asarray(x, np.float64) for x in arrays)
   policy, clipped, kl = np.zeros((3, *new_logp.shape))
   ratios = []
   for b, length in enumerate(lists["lengths"]):
     for t in range(length):
-      ratio = np.exp(float(new_logp[b, t]) - float(batch.old_logp[b, t]))
-      a = float(advantages[b, t])
+      ratio = np.exp(new[b, t] - old[b, t])
+      a = advantage[b, t]
       plain = ratio * a
       bounded = min(max(ratio, 1 - 0.2), 1 + high) * a
       policy[b, t] = -min(plain, bounded)
       clipped[b, t] = bounded < plain
-      d = float(batch.ref_logp[b, t]) - float(new_logp[b, t])
+      d = ref[b, t] - new[b, t]
       kl[b, t] = np.exp(d) - d - 1
       ratios.append(ratio)
 
@@ -329,12 +332,14 @@ def _prm_batch():
 def test_prm_loss_agrees_with_a_loop():
   logits, inputs, labels, label_mask = _prm_batch()
   loss, metrics = losses.prm_loss(logits, inputs, labels, label_mask)
+  logits, labels, label_mask = map(np.asarray, (logits, labels, label_mask))
+  position, exists = map(np.asarray, (inputs.score_position, inputs.score_mask))
   nats, right, recalls = [], [], {0: [], 1: []}
   for b in range(4):
     for s in range(3):
-      if not (label_mask[b, s] and inputs.score_mask[b, s]):
+      if not (label_mask[b, s] and exists[b, s]):
         continue
-      pair = np.asarray(logits[b, inputs.score_position[b, s]], np.float64)
+      pair = np.asarray(logits[b, position[b, s]], np.float64)
       label = int(labels[b, s])
       nats.append(np.log(np.exp(pair).sum()) - pair[label])
       right.append(int(pair.argmax()) == label)

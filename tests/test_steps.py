@@ -35,9 +35,16 @@ def _batch(rows, width):
   return jnp.asarray(tokens), jnp.asarray(mask)
 
 
+# Eager, each slice of each row would be compiled by itself.
+_jitted_split = jax.jit(steps.split_steps, static_argnames="max_steps")
+_jitted_inputs = jax.jit(steps.build_prm_inputs, static_argnames="separator")
+
+
 def _split(rows, width=8, max_steps=4):
+  """Steps of the rows as numpy arrays."""
   tokens, mask = _batch(rows, width)
-  return steps.split_steps(tokens, mask, TABLE, max_steps=max_steps)
+  found = _jitted_split(tokens, mask, TABLE, max_steps=max_steps)
+  return jax.tree.map(np.asarray, found)
 
 
 def _oracle_steps(row, max_steps):
@@ -178,8 +185,8 @@ def test_terminal_mask_holds_separators_and_eos_only():
 def test_tokens_per_step_counts_every_kept_token_once():
   rows = _random_rows(5, 40, 9)
   tokens, mask = _batch(rows, 9)
-  found = steps.split_steps(tokens, mask, TABLE, max_steps=3)
-  counts = steps.tokens_per_step(found, mask)
+  found = _jitted_split(tokens, mask, TABLE, max_steps=3)
+  counts = np.asarray(steps.tokens_per_step(found, mask))
   for b, row in enumerate(rows):
     groups, _ = _oracle_steps(row, 3)
     expected = [len(g) for g in groups] + [0] * (3 - len(groups))
@@ -190,9 +197,9 @@ def test_padding_changes_nothing():
   # Junk after the mask, separators included, must not make steps.
   rows = _random_rows(11, 30, 7)
   tokens, mask = _batch(rows, 7)
-  narrow = steps.split_steps(tokens, mask, TABLE, max_steps=4)
+  narrow = _jitted_split(tokens, mask, TABLE, max_steps=4)
   junk = jnp.full((30, 3), SEP, jnp.int32)
-  wide = steps.split_steps(
+  wide = _jitted_split(
     jnp.concatenate([jnp.where(mask, tokens, SEP), junk], axis=1),
     jnp.pad(mask, ((0, 0), (0, 3))),
     TABLE,
@@ -211,10 +218,11 @@ def test_prm_inputs_agree_with_a_growing_list(separator, max_steps):
   rows = _random_rows(13, 60, 8)
   tokens, mask = _batch(rows, 8)
   prompt = jnp.tile(jnp.array([PROMPT], jnp.int32), (60, 1))
-  cut = steps.split_steps(tokens, mask, TABLE, max_steps=max_steps)
-  inputs = steps.build_prm_inputs(
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=max_steps)
+  inputs = _jitted_inputs(
     prompt, prompt != PAD, tokens, mask, cut, TABLE, separator=separator
   )
+  inputs = jax.tree.map(np.asarray, inputs)
   width = 3 + 8 + (max_steps if separator == "insert" else 0)
   assert inputs.tokens.shape == (60, width)
   for b, row in enumerate(rows):
@@ -235,7 +243,7 @@ def test_prm_inputs_agree_with_a_growing_list(separator, max_steps):
 
 def test_merged_separator_keeps_its_punctuation_unless_replaced():
   tokens, mask = _batch([[A, MERGED, B, EOS]], 4)
-  cut = steps.split_steps(tokens, mask, TABLE, max_steps=2)
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=2)
   prompt = jnp.zeros((1, 0), jnp.int32)
   arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
   inserted = steps.build_prm_inputs(*arguments)
@@ -246,7 +254,7 @@ def test_merged_separator_keeps_its_punctuation_unless_replaced():
 
 def test_truncated_last_token_survives_insertion_only():
   tokens, mask = _batch([[A, B]], 3)
-  cut = steps.split_steps(tokens, mask, TABLE, max_steps=1)
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=1)
   prompt = jnp.zeros((1, 0), jnp.int32)
   arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
   inserted = steps.build_prm_inputs(*arguments)
@@ -257,7 +265,7 @@ def test_truncated_last_token_survives_insertion_only():
 
 def test_unknown_separator_option_is_refused():
   tokens, mask = _batch([[A]], 2)
-  cut = steps.split_steps(tokens, mask, TABLE, max_steps=1)
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=1)
   with pytest.raises(ValueError, match="'insert' or 'replace'"):
     steps.build_prm_inputs(
       tokens, mask, tokens, mask, cut, TABLE, separator="append"
@@ -271,7 +279,7 @@ def test_step_rewards_are_softmax_differences_at_the_scores():
   mask = np.array([[True, True], [True, False], [False, False]])
   blank = jnp.zeros((3, 6), jnp.int32)
   inputs = PRMInputs(blank, blank > 0, jnp.asarray(position), jnp.asarray(mask))
-  found = steps.read_step_rewards(jnp.asarray(logits), inputs)
+  found = np.asarray(steps.read_step_rewards(jnp.asarray(logits), inputs))
   for b in range(3):
     for s in range(2):
       bad, good = np.exp(logits[b, position[b, s]].astype(np.float64))

@@ -21,14 +21,14 @@ def get_config() -> ConfigDict:
   config.world = ConfigDict(
     dict(
       seed=0,  # Of problems and demonstrations.
-      min_operations=2,
-      max_operations=5,
+      min_operations=3,
+      max_operations=6,
       operand_max=5,  # Operands are 1..operand_max.
       value_max=20,  # True intermediate values stay in 0..value_max.
-      slip_rate=0.05,  # Per step: a result off by a little.
-      wrong_operand_rate=0.03,  # Per step: an operand not in the problem.
+      slip_rate=0.07,  # Per step: a result off by a little.
+      wrong_operand_rate=0.04,  # Per step: an operand not in the problem.
       skip_rate=0.05,  # Per demonstration: straight to the answer.
-      misconception_rate=0.52,  # First "-" computed as "+".
+      misconception_rate=0.6,  # First "-" computed as "+".
       vacuous_rate=0.15,  # Per step: a sentence that does nothing before it.
     )
   )
@@ -53,10 +53,10 @@ def get_config() -> ConfigDict:
   config.sft = ConfigDict(
     dict(
       demonstrations=30_000,  # Rows of the train split.
-      steps=800,
-      batch_size=128,  # Responses.
+      steps=1_000,
+      batch_size=64,  # Responses.
       log_every=50,  # Steps between metric rows.
-      optim=optimizer(2e-3, warmup_steps=50, decay_steps=800),
+      optim=optimizer(2e-3, warmup_steps=50, decay_steps=1_000),
     )
   )
 
@@ -67,9 +67,9 @@ def get_config() -> ConfigDict:
       demonstrations=30_000,  # Judged demonstrations.
       policy_prompts=1_500,  # Prompts whose samples are judged too.
       policy_samples=8,  # Samples for each of them.
-      batch_size=128,  # Responses; the paper's value.
+      batch_size=64,  # Responses; the paper takes 128.
       head_steps=100,
-      full_steps=1_000,
+      full_steps=1_500,
       log_every=50,
       eval_prompts=256,  # Held-out prompts to judge the PRM on.
       separator="insert",  # Or "replace", as the reference does.
@@ -85,8 +85,8 @@ def get_config() -> ConfigDict:
       iterations=100,
       prompts=32,  # Per iteration; the paper takes 64.
       samples_per_prompt=8,
-      max_new_tokens=72,
-      max_steps=16,  # Steps kept apart; the rest joins the last.
+      max_new_tokens=56,
+      max_steps=12,  # Steps kept apart; the rest joins the last.
       temperature=1.0,
       top_p=1.0,
       top_k=0,  # 0 turns the filter off.

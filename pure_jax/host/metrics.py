@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -95,9 +96,7 @@ class MetricsWriter:
       self._events.pop(stage).close()
     # TensorBoard hides earlier events at or after the step it is told here.
     if (self._events_folder / stage).exists():
-      self._events[stage] = tensorboardX.SummaryWriter(
-        str(self._events_folder / stage), purge_step=step
-      )
+      self._open_events(stage, purge_step=step)
 
   def write(self, stage: str, step: int, numbers: Mapping[str, Any]) -> None:
     """Writes a row.
@@ -106,6 +105,9 @@ class MetricsWriter:
       stage: name of the stage, such as "rl" or "rl_eval".
       step: step within the stage, >= 0.
       numbers: scalars by name: Python, numpy or jax.
+
+    Raises:
+      ValueError: for an array, or a metric called "stage" or "step".
     """
     values = {name: _number(value) for name, value in numbers.items()}
     row = {"stage": stage, "step": int(step)}
@@ -115,9 +117,7 @@ class MetricsWriter:
       row[name] = value if math.isfinite(value) else None
     self._lines.append(row)
     if stage not in self._events:
-      self._events[stage] = tensorboardX.SummaryWriter(
-        str(self._events_folder / stage)
-      )
+      self._open_events(stage)
     for name, value in values.items():
       self._events[stage].add_scalar(name, value, int(step))
 
@@ -126,6 +126,14 @@ class MetricsWriter:
     self._lines.close()
     for events in self._events.values():
       events.close()
+
+  def _open_events(self, stage: str, purge_step: int | None = None) -> None:
+    """Starts an event file; two begun in one second must not share a name."""
+    self._events[stage] = tensorboardX.SummaryWriter(
+      str(self._events_folder / stage),
+      purge_step=purge_step,
+      filename_suffix=f".{time.time_ns()}",
+    )
 
 
 class SamplesWriter:
@@ -233,8 +241,8 @@ def repetition_score(tokens: Sequence[int] | np.ndarray) -> float:
 
   Sort the n suffixes of the text; add up the lengths of the common prefixes of
   neighbours in that order; divide by n(n+1)/2. One token repeated n times
-  gives (n−1)/(n+1), n different tokens give 0. METHOD: the paper calls a
-  response highly repetitive above 0.2. O(n log² n) time, O(n log n) memory.
+  gives (n−1)/(n+1), n different tokens give 0. The paper calls a response
+  highly repetitive above 0.2. O(n log² n) time, O(n log n) memory.
 
   Args:
     tokens: [n] int, token ids without padding.

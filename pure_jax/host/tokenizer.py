@@ -63,7 +63,15 @@ class SentencePieceTokenizer:
     ]
     if self.pad_id < 0 or self.eos_id < 0 or SCORE_TEXT not in self._texts:
       raise TokenizerError(
-        f"{path} has no id for padding, end or {SCORE_TEXT!r}."
+        f"{path} has no id for padding, end or {SCORE_TEXT!r}: it is damaged "
+        "or of another project. Remove it, and it will be made again."
+      )
+    # A file cut between two records still loads, with other settings.
+    everything = "".join(self._texts)
+    if self.decode(self._model.encode(everything)) != everything:
+      raise TokenizerError(
+        f"{path} does not give texts back as they were: it is damaged or of "
+        "another project. Remove it, and it will be made again."
       )
     self.banned_ids = tuple(
       i
@@ -183,12 +191,34 @@ def train_tokenizer(
     The tokenizer.
 
   Raises:
-    TokenizerError: if the file exists but cannot be read.
+    TokenizerError: if the file exists but cannot be read, or has another
+      vocabulary than asked for.
   """
   path = pathlib.Path(path)
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+    _train(texts, symbols, path, vocab_size)
+  tokenizer = SentencePieceTokenizer(path)
+  split_up = [text for text in symbols if len(tokenizer.encode(text)) != 1]
+  if tokenizer.vocab_size != vocab_size or split_up:
+    raise TokenizerError(
+      f"{path} has {tokenizer.vocab_size} ids, not the {vocab_size} asked for, "
+      f"and cuts up {split_up[:3]}: it is damaged or was trained for another "
+      "world. Remove it, and it will be made again."
+    )
+  return tokenizer
+
+
+def _train(
+  texts: Iterable[str],
+  symbols: Sequence[str],
+  path: pathlib.Path,
+  vocab_size: int,
+) -> None:
+  """Trains a model and puts it at `path`, whole or not at all."""
+  file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115
+  try:
+    with file:
       sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
         model_writer=file,
@@ -207,4 +237,5 @@ def train_tokenizer(
         minloglevel=2,
       )
     os.replace(file.name, path)
-  return SentencePieceTokenizer(path)
+  finally:
+    pathlib.Path(file.name).unlink(missing_ok=True)

@@ -21,14 +21,19 @@ from pure_jax.models.config import ModelConfig
 # Stands for -inf under the softmax: finite, so no row can become NaN.
 MASKED_SCORE = -1e30
 
+# A scan stacks what the backward pass needs of every layer: measured on a CPU,
+# 3 layers of width 64 took a fifth longer than unrolled. Deep models are
+# scanned, because the time to compile an unrolled one grows with its depth.
+UNROLLED_LAYERS = 8
+
 
 @struct.dataclass
 class KVCache:
   """Keys and values of the tokens seen so far, one pair per layer.
 
   Attributes:
-    keys: one [B, M, K, H] array per layer, already rotated.
-    values: one [B, M, K, H] array per layer.
+    keys: one [B, K, M, H] array per layer, already rotated.
+    values: one [B, K, M, H] array per layer.
     segment_ids: [B, M] int32, segment of each slot; 0 for padding.
     length: [] int32, 0..M, slots written; the same for every row.
   """
@@ -50,7 +55,7 @@ def init_cache(config: ModelConfig, rows: int, length: int) -> KVCache:
   Returns:
     A cache of zeros in the compute dtype.
   """
-  shape = (rows, length, config.num_kv_heads, config.head_dim)
+  shape = (rows, config.num_kv_heads, length, config.head_dim)
   dtype = jnp.dtype(config.compute_dtype)
 
   def zeros():
@@ -164,31 +169,31 @@ def attention_mask(
 
 
 def attend(
-  q_BTNH: Array, k_BMKH: Array, v_BMKH: Array, mask_BTM: Array
+  q_BTNH: Array, k_BKMH: Array, v_BKMH: Array, mask_BTM: Array
 ) -> Array:
   """Grouped-query attention: softmax(q k / sqrt(H)) v, softmax in float32.
 
   Args:
     q_BTNH: [B, T, N, H] float, rotated queries.
-    k_BMKH: [B, M, K, H] float, rotated keys.
-    v_BMKH: [B, M, K, H] float, values.
+    k_BKMH: [B, K, M, H] float, rotated keys.
+    v_BKMH: [B, K, M, H] float, values.
     mask_BTM: [B, T, M] bool, True keeps; every query keeps something.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
   """
   B, T, N, H = q_BTNH.shape
-  K = k_BMKH.shape[2]
+  K = k_BKMH.shape[1]
   q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
   scores = jnp.einsum(
-    "BTKGH,BMKH->BKGTM",
+    "BTKGH,BKMH->BKGTM",
     q_BTKGH,
-    k_BMKH,
+    k_BKMH,
     preferred_element_type=jnp.float32,
   )
   scores = jnp.where(mask_BTM[:, None, None], scores, MASKED_SCORE)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v_BMKH.dtype)
-  out = jnp.einsum("BKGTM,BMKH->BTKGH", weights, v_BMKH)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v_BKMH.dtype)
+  out = jnp.einsum("BKGTM,BKMH->BTKGH", weights, v_BKMH)
   return out.reshape(B, T, N, H)
 
 
@@ -223,7 +228,7 @@ def forward(
   rotary = rotary_tables(positions, config.head_dim, config.rope_theta)
   if cache is None:
     mask = attention_mask(segment_ids, segment_ids, jnp.int32(0))
-    x_BTD = _scanned_layers(params["layers"], config, x_BTD, rotary, mask)
+    x_BTD = _uncached_layers(params["layers"], config, x_BTD, rotary, mask)
   else:
     cache = _append_segments(cache, segment_ids)
     mask = attention_mask(segment_ids, cache.segment_ids, cache.length)
@@ -233,8 +238,8 @@ def forward(
   return rms_norm(x_BTD, params["final_norm"], config.norm_eps), cache
 
 
-def _scanned_layers(layers, config, x_BTD, rotary, mask):
-  """All layers without a cache, as one scan over the stacked weights."""
+def _uncached_layers(layers, config, x_BTD, rotary, mask):
+  """All layers without a cache: unrolled when few, else one scan."""
 
   def body(x, layer):
     x, _ = _decoder_layer(layer, config, x, rotary, mask, None)
@@ -242,7 +247,9 @@ def _scanned_layers(layers, config, x_BTD, rotary, mask):
 
   if config.remat:
     body = jax.checkpoint(body)
-  return jax.lax.scan(body, x_BTD, layers)[0]
+  depth = layers["attention_norm"].shape[0]
+  unroll = depth <= UNROLLED_LAYERS
+  return jax.lax.scan(body, x_BTD, layers, unroll=unroll)[0]
 
 
 def _cached_layers(layers, config, x_BTD, rotary, mask, cache):
@@ -291,12 +298,12 @@ def _attention(layer, config, x_BTD, rotary, mask, past):
     return y
 
   q = rotate(project("query"), *rotary)
-  k = rotate(project("key"), *rotary)
-  v = project("value")
+  k = jnp.swapaxes(rotate(project("key"), *rotary), 1, 2)
+  v = jnp.swapaxes(project("value"), 1, 2)
   present = None
   if past is not None:
     past_k, past_v, length = past
-    at = (0, length, 0, 0)
+    at = (0, 0, length, 0)
     k = jax.lax.dynamic_update_slice(past_k, k, at)
     v = jax.lax.dynamic_update_slice(past_v, v, at)
     present = k, v

@@ -116,6 +116,29 @@ def make_init(
   return jax.jit(init, out_shardings=state_shardings(declared, optimizer, mesh))
 
 
+def start_state(
+  params: Any,
+  declared: Any,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+) -> TrainState:
+  """A state at step 0 that owns copies of given weights.
+
+  Args:
+    params: weights to start from; they stay valid when the state is donated.
+    declared: the same weights' declarations.
+    optimizer: the optax transformation.
+    mesh: the device mesh.
+
+  Returns:
+    The state, in its shardings.
+  """
+  places = state_shardings(declared, optimizer, mesh)
+  return jax.jit(new_state, static_argnums=1, out_shardings=places)(
+    params, optimizer
+  )
+
+
 def apply_gradients(
   state: TrainState,
   grads: Any,
@@ -131,8 +154,8 @@ def apply_gradients(
     optimizer: the optax transformation.
 
   Returns:
-    The next state and the metrics ``grad_norm`` (before clipping) and
-    ``skipped_updates`` (total so far). A skipped update changes the step and
+    The next state and the metrics ``grad_norm`` (before clipping),
+    ``skipped_updates`` (total so far) and ``skipped_in_a_row``. A skipped update changes the step and
     the two counters, nothing else.
   """
   grad_norm = optax.global_norm(grads)
@@ -151,7 +174,11 @@ def apply_gradients(
     skipped=state.skipped + skip,
     skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
   )
-  return state, {"grad_norm": grad_norm, "skipped_updates": state.skipped}
+  return state, {
+    "grad_norm": grad_norm,
+    "skipped_updates": state.skipped,
+    "skipped_in_a_row": state.skipped_in_a_row,
+  }
 
 
 def make_generate(

@@ -25,6 +25,7 @@ SEPARATOR = "\n\n"
 SENTENCES = ("Let me think.", "Let me check.")
 SPLITS = ("train", "held_out")
 HELD_OUT_SHARE = 8  # One problem in so many is held out.
+MAX_DRAWS = 10_000  # Of problems, before a split is taken to be empty.
 
 _EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 _BOX = re.compile(r"\\boxed\{(\d+)\}")
@@ -42,7 +43,7 @@ class WorldConfig:
     operand_max: operands are 1..operand_max.
     value_max: true intermediate values stay in 0..value_max.
     slip_rate: chance per step of a result off by one or two.
-    wrong_operand_rate: chance per step of an operand not in the problem.
+    wrong_operand_rate: chance per step of another operand than the next.
     skip_rate: chance per demonstration of going straight to an answer.
     misconception_rate: chance per demonstration that the first subtraction
       is carried out as an addition.
@@ -72,6 +73,8 @@ class WorldConfig:
         "operand_max must be at least 2 and at most value_max, got "
         f"{self.operand_max} and {self.value_max}."
       )
+    if self.seed < 0:
+      raise ValueError(f"seed must be at least 0, got {self.seed}.")
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.name.endswith("_rate") and not 0 <= value <= 1:
@@ -181,8 +184,11 @@ def sample_problem(
 
   Returns:
     A problem whose true intermediate values are in 0..value_max.
+
+  Raises:
+    ValueError: if the world seems to have no problem of that split.
   """
-  while True:
+  for _ in range(MAX_DRAWS):
     count = rng.integers(config.min_operations, config.max_operations + 1)
     value = first = int(rng.integers(1, config.operand_max + 1))
     operations = []
@@ -196,6 +202,9 @@ def sample_problem(
     problem = Problem(first, tuple(operations))
     if split_of(problem.text) == split:
       return problem
+  raise ValueError(
+    f"This world has no {split!r} problem: allow more operations or operands."
+  )
 
 
 def demonstrate(
@@ -203,7 +212,8 @@ def demonstrate(
 ) -> str:
   """Writes a response as the world's imperfect teachers do.
 
-  After a mistake it goes on consistently from the wrong value.
+  After a mistake it goes on from the wrong value; numbers stay in
+  0..number_max, so a value that would leave that range is cut to it.
 
   Args:
     rng: advanced by the draws.
@@ -215,43 +225,36 @@ def demonstrate(
   """
   misconceived = rng.random() < config.misconception_rate
   skips = rng.random() < config.skip_rate
-  value, equations, lines = problem.first, [], []
+  value, true_equations, lines = problem.first, [], []
 
   def maybe_vacuous():
     if rng.random() < config.vacuous_rate:
-      choices = [*SENTENCES, restatement(problem), *equations[-1:]]
+      choices = [*SENTENCES, *true_equations[-1:]]
       lines.append(choices[rng.integers(len(choices))])
 
   for operator, operand in problem.operations:
     maybe_vacuous()
     if rng.random() < config.wrong_operand_rate:
-      operand = int(rng.integers(1, config.operand_max + 1))
+      other = int(rng.integers(1, config.operand_max))
+      operand = other + (other >= operand)  # Any but the right one.
     carried_out = operator
     if operator == "-" and misconceived:
       carried_out, misconceived = "+", False
+    true_result = compute(value, operator, operand)
     result = compute(value, carried_out, operand)
-    if rng.random() < config.slip_rate:
-      result += int(rng.choice([-2, -1, 1, 2]))
     result = min(max(result, 0), config.number_max)
-    equations.append(f"{value}{operator}{operand}={result}")
+    if rng.random() < config.slip_rate:
+      near = [result + change for change in (-2, -1, 1, 2)]
+      near = [n for n in near if 0 <= n <= config.number_max]
+      near = [n for n in near if n != true_result]
+      result = near[rng.integers(len(near))]
     if not skips:
-      lines.append(equations[-1])
+      lines.append(f"{value}{operator}{operand}={result}")
+      true_equations += lines[-1:] if result == true_result else []
     value = result
   maybe_vacuous()
   lines.append(f"\\boxed{{{value}}}")
   return SEPARATOR.join(lines)
-
-
-def restatement(problem: Problem) -> str:
-  """A sentence that says the problem again.
-
-  Args:
-    problem: the problem.
-
-  Returns:
-    The sentence.
-  """
-  return f"The problem is {problem.chain}."
 
 
 def is_vacuous(step: str) -> bool:
@@ -261,12 +264,10 @@ def is_vacuous(step: str) -> bool:
     step: its text, without the separator.
 
   Returns:
-    True for the world's filler sentences, restatements and empty steps.
-    A repeated equation needs its context to be found out: see `label_steps`.
+    True for the world's filler sentences and empty steps. A repeated
+    equation needs its context to be found out: see `label_steps`.
   """
-  return (
-    step == "" or step in SENTENCES or step.startswith("The problem is")
-  )
+  return step == "" or step in SENTENCES
 
 
 def label_steps(
@@ -275,12 +276,12 @@ def label_steps(
   """Judges each step as PRM800K does.
 
   An equation is good if it is true *and* follows: its left side is the
-  running value and the next operation of the problem. A filler sentence, a
-  right restatement, an empty step and an equation established before are
-  neutral, hence good. The box is good if every operation has been carried
-  out and it holds the running value: a right answer without its derivation
-  is a guess, hence bad. Whatever follows the box, and whatever cannot be
-  read, is bad. Steps after the first bad one have no label.
+  running value and the next operation of the problem. A filler sentence, an
+  empty step and an equation established before are neutral, hence good. The
+  box is good if every operation has been carried out and it holds the running
+  value: a right answer without its derivation is a guess, hence bad. Whatever
+  follows the box, and whatever cannot be read, is bad. Steps after the first
+  bad one have no label.
 
   Args:
     problem: what was to be solved.
@@ -296,11 +297,7 @@ def label_steps(
     if labels and labels[-1] != 1:
       labels.append(None)
       continue
-    good = not boxed and (
-      step in established
-      or step in ("", *SENTENCES)
-      or step == restatement(problem)
-    )
+    good = not boxed and (step in established or is_vacuous(step))
     equation, box = _EQUATION.fullmatch(step), _BOX.fullmatch(step)
     if not good and equation and not boxed and done < len(problem.operations):
       operator, operand = problem.operations[done]

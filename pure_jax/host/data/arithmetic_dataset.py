@@ -20,7 +20,7 @@ from pure_jax.host.tokenizer import SentencePieceTokenizer, train_tokenizer
 
 TOKENIZER_TEXTS = 2_000
 # Control ids, line breaks, letters, and the merges that make whole words.
-ROOM_FOR_WORDS = 57
+ROOM_FOR_WORDS = 34
 
 
 class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
@@ -29,9 +29,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.0.0")
   RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
 
-  def __init__(
-    self, world: WorldConfig, sizes: dict[str, int], data_dir: str
-  ):
+  def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
     """Names the data set after its contents.
 
     Args:

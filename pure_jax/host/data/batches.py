@@ -42,12 +42,22 @@ def next_batch(
     (indices [batch_size] int64, the cursor after them).
 
   Raises:
-    ValueError: if either size is below 1.
+    ValueError: if either size is below 1, or the cursor points outside the
+      data set.
+
+  >>> first, cursor = next_batch(5, 3, Cursor(seed=0))
+  >>> cursor, sorted({*first, *next_batch(5, 2, cursor)[0]} - {*range(5)})
+  (Cursor(seed=0, epoch=0, index=3), [])
   """
   if num_examples < 1 or batch_size < 1:
     raise ValueError(
       f"A batch of {batch_size} from {num_examples} examples: both must be at "
       "least 1."
+    )
+  if not 0 <= cursor.index < num_examples:
+    raise ValueError(
+      f"{cursor} points outside {num_examples} examples: it was saved with "
+      "another data set. Start from Cursor(seed), or restore the data."
     )
   parts, missing = [], batch_size
   while missing:

@@ -1,0 +1,60 @@
+"""The embedded world, small enough for two cores of a laptop.
+
+  python experiments/train_pure.py \\
+    --config=experiments/configs/arithmetic.py --workdir=DIR
+
+`arithmetic.py:smoke` runs every stage in under a minute; it shows that the
+machinery works and trains nothing worth looking at.
+"""
+
+from configs import base
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+  """The world of the comparison.
+
+  Args:
+    variant: "full" or "smoke".
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: for another variant.
+  """
+  config = base.get_config()
+  if variant == "full":
+    return config
+  if variant != "smoke":
+    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  config.model.update({"width": 32, "num_layers": 2, "head_dim": 8})
+  config.model.mlp_width = 64
+  config.sft.update({"demonstrations": 2_000, "steps": 60, "log_every": 20})
+  config.sft.batch_size = 64
+  config.prm.update(
+    {
+      "demonstrations": 2_000,
+      "policy_prompts": 64,
+      "policy_samples": 4,
+      "extra_layers": 1,
+      "batch_size": 64,
+      "head_steps": 20,
+      "full_steps": 40,
+      "log_every": 20,
+      "eval_prompts": 32,
+    }
+  )
+  config.rl.update(
+    {
+      "iterations": 4,
+      "prompts": 8,
+      "samples_per_prompt": 4,
+      "max_new_tokens": 48,
+      "eval_every": 2,
+      "eval_prompts": 32,
+      "samples_every": 2,
+      "checkpoint_every": 2,
+    }
+  )
+  return config

@@ -1,0 +1,54 @@
+"""Small decoders whose every weight matters: no zero bias, no norm of one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pure_jax.models import params as weights
+from pure_jax.models import policy
+from pure_jax.models.config import ModelConfig
+
+PAD = 0
+
+# Heads times head size differ from the width, so that no two axes of a weight
+# can be confused.
+TINY = ModelConfig(
+  vocab_size=23,
+  width=16,
+  num_layers=2,
+  num_heads=4,
+  num_kv_heads=2,
+  head_dim=6,
+  mlp_width=20,
+  rope_theta=50.0,
+)
+
+
+def random_params(declared, seed=0):
+  """Weights far from their initial values, drawn with numpy."""
+  rng = np.random.default_rng(seed)
+
+  def draw(weight):
+    noise = rng.normal(size=weight.shape)
+    if weight.initializer == weights.ONES:
+      value = 1 + 0.2 * noise
+    elif weight.initializer == weights.ZEROS:
+      value = 0.5 * noise
+    elif weight.initializer == weights.Normal(weights.EMBEDDING_STDDEV):
+      value = 0.5 * noise
+    else:
+      value = noise / 3
+    return jnp.asarray(value, weight.dtype)
+
+  return jax.tree.map(draw, declared, is_leaf=weights.is_weight)
+
+
+def random_policy(config=TINY, seed=0):
+  return random_params(policy.declare_policy(config), seed)
+
+
+def random_prompts(rng, lengths, columns, vocab_size=TINY.vocab_size):
+  """Left-padded prompts whose padding holds garbage ids."""
+  tokens = rng.integers(1, vocab_size, size=(len(lengths), columns))
+  mask = np.arange(columns)[None] >= columns - np.asarray(lengths)[:, None]
+  return tokens.astype(np.int32), mask

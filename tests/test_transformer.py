@@ -1,0 +1,267 @@
+"""The decoder against torch, and the invariances a decoder must have."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_jax.models import policy, transformer
+from small_models import TINY, random_policy, random_prompts
+
+ARCHITECTURES = {
+  "qwen2 tied": {"rope_theta": 1e6, "width": 24},
+  "qwen2 untied, one kv head": {
+    "tied_embeddings": False, "num_kv_heads": 1, "width": 24,
+  },
+  "llama untied": {
+    "tied_embeddings": False, "attention_bias": False, "rope_theta": 5e5,
+    "norm_eps": 1e-5,
+  },
+  "llama tied, no groups": {"attention_bias": False, "num_kv_heads": 4},
+}
+
+
+def run(params, config, tokens, mask=None, segment_ids=None, positions=None):
+  """Logits [B, T, V] without a cache."""
+  tokens = jnp.asarray(tokens)
+  mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
+  if segment_ids is None:
+    segment_ids = mask.astype(jnp.int32)
+  if positions is None:
+    positions = transformer.positions_from_mask(mask)
+  hidden, _ = transformer.forward(
+    params, config, tokens, positions, jnp.asarray(segment_ids)
+  )
+  return np.asarray(policy.logits(params, config, hidden))
+
+
+@pytest.fixture
+def params():
+  return random_policy()
+
+
+@pytest.fixture
+def tokens():
+  rng = np.random.default_rng(7)
+  return rng.integers(1, TINY.vocab_size, size=(3, 9)).astype(np.int32)
+
+
+def torch_model(config, params):
+  """The same weights in transformers' own implementation."""
+  torch = pytest.importorskip("torch", reason="torch comes with [test]")
+  import transformers
+
+  common = {
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "intermediate_size": config.mlp_width,
+    "rms_norm_eps": config.norm_eps,
+    "tie_word_embeddings": config.tied_embeddings,
+    "rope_parameters": {
+      "rope_type": "default", "rope_theta": config.rope_theta,
+    },
+    "attn_implementation": "eager",
+  }
+  if config.attention_bias:
+    assert config.width == config.num_heads * config.head_dim
+    model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**common))
+  else:
+    model = transformers.LlamaForCausalLM(
+      transformers.LlamaConfig(**common, head_dim=config.head_dim)
+    )
+
+  state = {
+    "model.embed_tokens.weight": params["embedding"],
+    "model.norm.weight": params["final_norm"],
+  }
+  if config.tied_embeddings:
+    state["lm_head.weight"] = params["embedding"]
+  else:
+    state["lm_head.weight"] = params["head"].T
+  for index in range(config.num_layers):
+    layer = {k: np.asarray(v[index]) for k, v in params["layers"].items()}
+    at = f"model.layers.{index}."
+    state[at + "input_layernorm.weight"] = layer["attention_norm"]
+    state[at + "post_attention_layernorm.weight"] = layer["mlp_norm"]
+    for ours, theirs in (("query", "q"), ("key", "k"), ("value", "v")):
+      flat = layer[ours].reshape(config.width, -1)
+      state[f"{at}self_attn.{theirs}_proj.weight"] = flat.T
+      if config.attention_bias:
+        state[f"{at}self_attn.{theirs}_proj.bias"] = layer[
+          f"{ours}_bias"
+        ].reshape(-1)
+    flat = layer["output"].reshape(-1, config.width)
+    state[at + "self_attn.o_proj.weight"] = flat.T
+    for name in ("gate", "up", "down"):
+      state[f"{at}mlp.{name}_proj.weight"] = layer[name].T
+  model.load_state_dict(
+    {k: torch.tensor(np.asarray(v)) for k, v in state.items()}, strict=True
+  )
+  return torch, model.eval()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_are_those_of_the_torch_implementation(name):
+  config = dataclasses.replace(TINY, **ARCHITECTURES[name])
+  params = random_policy(config)
+  torch, model = torch_model(config, params)
+  rng = np.random.default_rng(1)
+  tokens, mask = random_prompts(rng, [12, 7, 1], 12)
+  with torch.no_grad():
+    theirs = model(
+      torch.tensor(tokens, dtype=torch.long),
+      attention_mask=torch.tensor(mask, dtype=torch.long),
+      position_ids=torch.tensor(np.maximum(np.cumsum(mask, 1) - 1, 0)),
+    ).logits.numpy()
+  ours = run(params, config, tokens, mask)
+  assert np.std(theirs) > 0.5, "flat logits would hide any fault"
+  np.testing.assert_allclose(ours[mask], theirs[mask], rtol=1e-5, atol=1e-5)
+
+
+def test_positions_count_the_kept_tokens():
+  mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
+  positions = transformer.positions_from_mask(jnp.asarray(mask))
+  # Slot numbers would give 2, 3, 4 in the first row.
+  assert positions[0, 2:].tolist() == [0, 1, 2]
+  assert positions[1, :3].tolist() == [0, 1, 2]
+  assert positions[2].tolist() == [0] * 5
+
+
+@pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
+def test_cached_logits_are_the_uncached_ones(params, tokens, pieces):
+  tokens, mask = random_prompts(np.random.default_rng(2), [9, 5, 2], 9)
+  positions = transformer.positions_from_mask(jnp.asarray(mask))
+  segments = jnp.asarray(mask, jnp.int32)
+  # Two slots more than needed: unwritten slots must not be seen.
+  cache = transformer.init_cache(TINY, 3, 11)
+  found, start = [], 0
+  for length in pieces:
+    part = slice(start, start + length)
+    hidden, cache = transformer.forward(
+      params,
+      TINY,
+      jnp.asarray(tokens)[:, part],
+      positions[:, part],
+      segments[:, part],
+      cache,
+    )
+    found.append(policy.logits(params, TINY, hidden))
+    start += length
+  assert int(cache.length) == 9
+  expected = run(params, TINY, tokens, mask)
+  np.testing.assert_allclose(
+    np.concatenate(found, axis=1)[mask], expected[mask], rtol=1e-5, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(params, tokens, side):
+  width = ((0, 0), (4, 0)) if side == "left" else ((0, 0), (0, 4))
+  mask = np.pad(np.ones(tokens.shape, bool), width)
+  alone = run(params, TINY, tokens)
+  for filler in (0, 5):
+    padded = np.pad(tokens, width, constant_values=filler)
+    found = run(params, TINY, padded, mask)[mask].reshape(alone.shape)
+    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
+
+
+def test_a_row_of_padding_only_is_finite(params, tokens):
+  mask = np.ones(tokens.shape, bool)
+  mask[1] = False
+  found = run(params, TINY, tokens, mask)
+  assert np.isfinite(found).all()
+  np.testing.assert_allclose(
+    found[0], run(params, TINY, tokens)[0], rtol=1e-5, atol=1e-5
+  )
+
+
+def test_no_gradient_from_later_tokens_or_other_rows(params, tokens):
+  tokens = jnp.asarray(tokens)
+  # An embedding row of its own for every slot, so the gradient tells slots
+  # apart.
+  slots = jnp.arange(tokens.size).reshape(tokens.shape)
+  position, row = 4, 1
+
+  def score(embedding):
+    hidden, _ = transformer.forward(
+      params | {"embedding": embedding},
+      TINY,
+      slots,
+      transformer.positions_from_mask(jnp.ones(slots.shape, bool)),
+      jnp.ones(slots.shape, jnp.int32),
+    )
+    return jnp.sum(jnp.square(hidden[row, position]))
+
+  embedding = params["embedding"][tokens.reshape(-1)]
+  gradient = jax.grad(score)(embedding).reshape(*tokens.shape, -1)
+  size = np.abs(np.asarray(gradient)).max(-1)
+  assert (size[row, : position + 1] > 1e-6).all()
+  assert (size[row, position + 1 :] == 0).all()
+  assert (np.delete(size, row, axis=0) == 0).all()
+
+
+def test_packed_segments_are_separate_rows(params, tokens):
+  lengths = [4, 3, 2]
+  mask = np.arange(9)[None] < np.asarray(lengths)[:, None]
+  separate = run(params, TINY, tokens, mask)[mask]
+  packed = run(
+    params,
+    TINY,
+    tokens[mask][None],
+    segment_ids=np.repeat([1, 2, 3], lengths)[None],
+    positions=jnp.asarray(np.concatenate([np.arange(n) for n in lengths])[None]),
+  )
+  np.testing.assert_allclose(packed[0], separate, rtol=1e-5, atol=1e-5)
+
+
+def test_only_relative_positions_matter_and_they_do(params, tokens):
+  plain = run(params, TINY, tokens)
+  positions = jnp.broadcast_to(jnp.arange(9), tokens.shape)
+  shifted = run(params, TINY, tokens, positions=positions + 3)
+  np.testing.assert_allclose(shifted, plain, rtol=1e-5, atol=1e-5)
+  stretched = run(params, TINY, tokens, positions=2 * positions)
+  assert np.abs(stretched - plain).max() > 0.1
+
+
+def test_scanned_and_rematerialised_layers_are_the_unrolled_ones(
+  tokens, monkeypatch
+):
+  params = random_policy()
+  tokens = jnp.asarray(tokens)
+
+  def loss(params, config):
+    positions = transformer.positions_from_mask(jnp.ones(tokens.shape, bool))
+    segments = jnp.ones(tokens.shape, jnp.int32)
+    hidden, _ = transformer.forward(params, config, tokens, positions, segments)
+    return jnp.sum(hidden[..., 0])
+
+  found = {}
+  for name, limit, remat in (
+    ("unrolled", 8, False), ("scanned", 1, False), ("remat", 8, True),
+  ):
+    monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
+    config = dataclasses.replace(TINY, remat=remat)
+    found[name] = jax.value_and_grad(loss)(params, config)
+  for name in ("scanned", "remat"):
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+      found[name],
+      found["unrolled"],
+    )
+
+
+def test_bfloat16_is_close_to_float32(params, tokens):
+  exact = run(params, TINY, tokens)
+  config = dataclasses.replace(TINY, compute_dtype="bfloat16")
+  rounded = run(params, config, tokens)
+  assert rounded.dtype == np.float32
+  # A bfloat16 keeps 8 bits: relative error 2^-9 for each of about ten
+  # roundings on the way to a logit, added up as a random walk; 4 of those.
+  tolerance = 4 * np.sqrt(10) * 2**-9 * np.abs(exact).max()
+  error = np.abs(rounded - exact).max()
+  assert 0 < error < tolerance
