@@ -31,8 +31,9 @@ RUNTIME = [
   "transformers>=5.24.0",
 ]
 
-# An oracle for the tests, never a runtime dependency. Capped because 2.13 has
-# a CPU build where later releases pull in several GB of CUDA libraries.
+# An oracle for the tests, never a runtime dependency. Capped to the release the
+# tests ran with: its CPU build (2.13.0+cpu) satisfies the bound and wins where
+# pip can find it, a newer plain release would bring several GB of CUDA.
 TORCH = "torch>=2.13,<2.14"
 
 EXTRAS = {
@@ -60,7 +61,7 @@ setuptools.setup(
   if (ROOT / "README.md").exists()
   else "",
   long_description_content_type="text/markdown",
-  license="Apache-2.0",
+  license_expression="Apache-2.0",
   license_files=["LICENSE"],
   python_requires=">=3.11",
   packages=[

@@ -1,5 +1,6 @@
 """What an RL run says about itself: texts, verdicts, metrics, samples."""
 
+import dataclasses
 import time
 
 import jax
@@ -62,15 +63,11 @@ def check_finite(scores: Scores, iteration: int) -> None:
 
 
 def describe(
-  space: workspace.Workspace,
-  problems: list[str],
-  rollout: Rollout,
-  scores: Scores,
-) -> tuple[dict[str, float], list[list[str]]]:
-  """Metrics and step texts of a scored rollout."""
-  texts, right = read_responses(space, problems, rollout)
+  texts: list[list[str]], right: np.ndarray, rollout: Rollout, scores: Scores
+) -> dict[str, float]:
+  """Metrics of a rollout that was read and scored."""
   rollout, scores = jax.device_get((rollout, scores))
-  numbers = rollout_metrics(
+  return rollout_metrics(
     rollout,
     scores.steps,
     scores.step_rewards,
@@ -78,69 +75,92 @@ def describe(
     texts,
     arithmetic.is_vacuous,
   )
-  return numbers, texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+  """What is known of an iteration once its update is on its way.
+
+  Attributes:
+    step: its number, from 1.
+    problems: B problem texts.
+    texts: B lists of step texts.
+    right: [B] bool, the grader's verdicts.
+    rollout: the responses.
+    scores: steps and their rewards.
+    found: metrics of the update.
+    clock: how long its parts took.
+  """
+
+  step: int
+  problems: list[str]
+  texts: list[list[str]]
+  right: np.ndarray
+  rollout: Rollout
+  scores: Scores
+  found: dict[str, jax.Array]
+  clock: Clock
 
 
 def write_iteration(
-  space,
-  bar: Progress,
-  step,
-  problems,
-  texts,
-  right,
-  rollout,
-  scores,
-  found,
-  clock,
+  space: workspace.Workspace, bar: Progress, it: Iteration
 ) -> None:
-  """One row of metrics, and samples every few iterations."""
+  """One row of metrics, and samples every few iterations.
+
+  Raises:
+    FloatingPointError: if too many updates in a row were not finite.
+  """
   rl = space.settings.rl
-  numbers, _ = describe(space, problems, rollout, scores)
-  found = {name: float(value) for name, value in jax.device_get(found).items()}
+  numbers = describe(it.texts, it.right, it.rollout, it.scores)
+  found = {
+    name: float(value) for name, value in jax.device_get(it.found).items()
+  }
   numbers |= {k: v for k, v in found.items() if k not in numbers}
-  numbers["logp_drift_max"] = float(scores.drift_max)
-  tokens = numbers["response_tokens"] * len(problems)
-  for part, seconds in clock.seconds.items():
+  numbers["logp_drift_max"] = float(it.scores.drift_max)
+  tokens = numbers["response_tokens"] * len(it.problems)
+  for part, seconds in it.clock.seconds.items():
     numbers[f"{part}_tokens_per_second"] = tokens / seconds
-  space.metrics.write("rl", step, numbers)
+  space.metrics.write("rl", it.step, numbers)
   bar.advance()
   bar.show({name: numbers[name] for name in BAR})
   if found["skipped_in_a_row"] >= rl.max_skipped_updates:
     raise FloatingPointError(
-      f"Iteration {step}: {rl.max_skipped_updates} updates in a row had a "
-      "loss or gradient that was not finite; all were skipped. Lower "
+      f"Iteration {it.step}: {rl.max_skipped_updates} updates in a row had "
+      "a loss or gradient that was not finite; all were skipped. Lower "
       "rl.optim.learning_rate, or start again from the last checkpoint."
     )
-  if step % rl.samples_every == 0:
-    write_samples(space, bar, step, problems, texts, right, scores)
+  if it.step % rl.samples_every == 0:
+    write_samples(space, bar, it)
 
 
-def write_samples(space, bar, step, problems, texts, right, scores) -> None:
+def write_samples(
+  space: workspace.Workspace, bar: Progress, it: Iteration
+) -> None:
   """A few responses with what each step scored and was credited."""
-  cut, rewards = jax.device_get((scores.steps, scores.step_rewards))
+  cut, rewards = jax.device_get((it.scores.steps, it.scores.step_rewards))
   config = space.settings.rl.credit_config()
   returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
-  rows = np.linspace(0, len(problems) - 1, SAMPLES_SHOWN).astype(int)
+  rows = np.linspace(0, len(it.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
   for row in rows:
     count = int(cut.mask[row].sum())
-    problem = arithmetic.parse_problem(problems[row])
-    shown = texts[row][: count - 1]
-    shown.append(arithmetic.SEPARATOR.join(texts[row][count - 1 :]))
+    problem = arithmetic.parse_problem(it.problems[row])
+    shown = it.texts[row][: count - 1]
+    shown.append(arithmetic.SEPARATOR.join(it.texts[row][count - 1 :]))
     samples.append(
       {
-        "problem": problems[row],
+        "problem": it.problems[row],
         "steps": shown,
         "step_rewards": rewards[row, :count].round(4),
         "step_returns": returns[row, :count].round(4),
-        "correct": bool(right[row]),
-        "kind": arithmetic.classify(problem, texts[row]),
+        "correct": bool(it.right[row]),
+        "kind": arithmetic.classify(problem, it.texts[row]),
       }
     )
-  space.samples.write("rl", step, samples)
+  space.samples.write("rl", it.step, samples)
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
-    lines = [f"iteration {step}: {sample['problem']} ({verdict})"]
+    lines = [f"iteration {it.step}: {sample['problem']} ({verdict})"]
     for text, reward, value in zip(
       sample["steps"],
       sample["step_rewards"],

@@ -69,7 +69,7 @@ class PRMSettings:
   """The process reward model, in the paper's two stages."""
 
   extra_layers: int
-  demonstrations: int
+  judged: int
   policy_prompts: int
   policy_samples: int
   batch_size: int

@@ -64,7 +64,7 @@ def sample_policy(
 
 
 def judged_data(space: workspace.Workspace, params):
-  """Demonstrations and policy samples with the checker's labels.
+  """Judged responses and policy samples with the checker's labels.
 
   Args:
     space: the open run.
@@ -75,7 +75,7 @@ def judged_data(space: workspace.Workspace, params):
   """
   settings = space.settings.prm
   rows, shown = space.encode_demonstrations(
-    space.rows["train"][: settings.demonstrations]
+    space.rows["judged"]
   )
   problems = [row["problem"] for row in space.rows["train"]]
   problems = problems[: settings.policy_prompts] * settings.policy_samples

@@ -94,7 +94,8 @@ def evaluate(space, functions, params, reference, prm_params) -> dict:
   prompts = space.encode_prompts(problems)
   rollout = functions.generate_held_out(params, prompts, space.key(5))
   scores = functions.score(params, reference, prm_params, rollout)
-  numbers, _ = rl_report.describe(space, problems, rollout, scores)
+  texts, right = rl_report.read_responses(space, problems, rollout)
+  numbers = rl_report.describe(texts, right, rollout, scores)
   greedy = functions.generate_greedy(params, prompts, space.key(5))
   _, right = rl_report.read_responses(space, problems, greedy)
   return numbers | {"greedy_accuracy": float(np.mean(right))}
@@ -165,22 +166,15 @@ def train_rl(space: workspace.Workspace) -> dict:
       verdicts = space.put((right.astype(np.float32), np.asarray(known)))
       state, found = functions.update(state, rollout, scores, *verdicts)
       if pending is not None:
-        rl_report.write_iteration(space, bar, *pending)
+        rl_report.write_iteration(space, bar, pending)
       clock.wait("update", found)
-      pending = (
-        iteration + 1,
-        chosen,
-        texts,
-        right,
-        rollout,
-        scores,
-        found,
-        clock,
+      pending = rl_report.Iteration(
+        iteration + 1, chosen, texts, right, rollout, scores, found, clock
       )
       done = iteration + 1
       last = done == rl.iterations
       if done % rl.eval_every == 0 or last or done % rl.checkpoint_every == 0:
-        rl_report.write_iteration(space, bar, *pending)
+        rl_report.write_iteration(space, bar, pending)
         pending = None
         metrics = None
         if done % rl.eval_every == 0 or last:

@@ -178,8 +178,9 @@ def open_workspace(
     settings.world, start_path / "tokenizer.model"
   )
   sizes = {
-    "train": max(settings.sft.demonstrations, settings.prm.demonstrations),
-    "held_out": settings.rl.eval_prompts,
+    "train": max(settings.sft.demonstrations, settings.prm.policy_prompts),
+    "held_out": max(settings.rl.eval_prompts, settings.prm.eval_prompts),
+    "judged": settings.prm.judged,
   }
   rows = arithmetic_dataset.load_world(
     settings.world, sizes, start_path / "data"

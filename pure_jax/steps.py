@@ -40,8 +40,10 @@ def split_steps(
   """
   if max_steps < 1:
     raise ValueError(f"max_steps must be at least 1, not {max_steps}.")
-  separator = table.ends_step[tokens]
-  bare = (separator & ~table.has_stem[tokens]) | (tokens == table.eos_id)
+  separator = jnp.asarray(table.ends_step)[tokens]
+  bare = (separator & ~jnp.asarray(table.has_stem)[tokens]) | (
+    tokens == table.eos_id
+  )
   # A token is the last of its row when no kept token follows it.
   following = jnp.cumsum(completion_mask[:, ::-1], axis=1)[:, ::-1]
   last = completion_mask & (following == 1)
@@ -92,7 +94,9 @@ def terminal_mask(
   Returns:
     [B, C] bool, all False for an empty row.
   """
-  return completion_mask & (table.ends_step[tokens] | (tokens == table.eos_id))
+  return completion_mask & (
+    jnp.asarray(table.ends_step)[tokens] | (tokens == table.eos_id)
+  )
 
 
 def values_at_step_ends(step_values: Array, steps: Steps) -> Array:
@@ -227,13 +231,15 @@ def _insert_scores(
 ) -> tuple[Array, Array, Array]:
   """Returns (ids, mask, score position) of responses with inserted scores."""
   width = tokens.shape[1] + steps.mask.shape[1]
-  separator = table.ends_step[tokens]
-  has_stem = separator & table.has_stem[tokens]
+  separator = jnp.asarray(table.ends_step)[tokens]
+  has_stem = separator & jnp.asarray(table.has_stem)[tokens]
   bare = (separator & ~has_stem) | (tokens == table.eos_id)
   # At a step end a bare separator is replaced by the score token, anything
   # else is followed by it; elsewhere a token stands for itself.
   content = completion_mask & ~(steps.end_mask & bare)
-  content_id = jnp.where(steps.end_mask & has_stem, table.stem[tokens], tokens)
+  content_id = jnp.where(
+    steps.end_mask & has_stem, jnp.asarray(table.stem)[tokens], tokens
+  )
   emitted = content.astype(jnp.int32) + steps.end_mask.astype(jnp.int32)
   start = jnp.cumsum(emitted, axis=1) - emitted
   score_at = start + content
@@ -264,7 +270,7 @@ def read_step_rewards(logits: Array, inputs: PRMInputs) -> Array:
 
   Returns:
     [B, S] in the dtype of logits, -1..1, 0 where score_mask is False.
-    Differentiable; `pure_jax.losses` stops the gradient.
+    Differentiable; `advantages.pure_advantages` stops the gradient.
   """
   margin = logits[..., 1] - logits[..., 0]
   at_scores = jnp.take_along_axis(margin, inputs.score_position, axis=-1)

@@ -1,14 +1,19 @@
 """Small decoders whose every weight matters: no zero bias, no norm of one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pure_jax.models import params as weights
-from pure_jax.models import policy
+from pure_jax.models import policy, transformer
 from pure_jax.models.config import ModelConfig
 
 PAD = 0
+
+# Longest text of `next_token_logits`; one compilation serves all shorter ones.
+TEXT_LENGTH = 16
 
 # Heads times head size differ from the width, so that no two axes of a weight
 # can be confused.
@@ -32,9 +37,10 @@ def random_params(declared, seed=0):
     noise = rng.normal(size=weight.shape)
     if weight.initializer == weights.ONES:
       value = 1 + 0.2 * noise
-    elif weight.initializer == weights.ZEROS:
-      value = 0.5 * noise
-    elif weight.initializer == weights.Normal(weights.EMBEDDING_STDDEV):
+    elif (
+      weight.initializer == weights.ZEROS
+      or weight.initializer == weights.Normal(weights.EMBEDDING_STDDEV)
+    ):
       value = 0.5 * noise
     else:
       value = noise / 3
@@ -52,3 +58,19 @@ def random_prompts(rng, lengths, columns, vocab_size=TINY.vocab_size):
   tokens = rng.integers(1, vocab_size, size=(len(lengths), columns))
   mask = np.arange(columns)[None] >= columns - np.asarray(lengths)[:, None]
   return tokens.astype(np.int32), mask
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _text_logits(params, config, tokens, length):
+  slots = jnp.arange(TEXT_LENGTH)[None]
+  hidden, _ = transformer.forward(
+    params, config, tokens[None], slots, (slots < length).astype(jnp.int32)
+  )
+  return policy.logits(params, config, hidden)[0, length - 1]
+
+
+def next_token_logits(params, config, text):
+  """Logits [V] after a list of ids, alone in its batch and not left-padded."""
+  tokens = np.zeros(TEXT_LENGTH, np.int32)
+  tokens[: len(text)] = text
+  return np.asarray(_text_logits(params, config, tokens, len(text)))

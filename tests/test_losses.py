@@ -186,6 +186,18 @@ def test_gradient_through_advantages_alone_is_exactly_zero():
   np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
+def test_loss_alone_has_no_gradient_to_advantages_or_old_logp():
+  # `policy_objective` is public: its caller may have computed advantages
+  # without stopping the gradient.
+  new_logp = jnp.array([0.1, -0.1])
+
+  def loss(advantages, old_logp):
+    return losses.clipped_policy_loss(new_logp, old_logp, advantages)[0].sum()
+
+  for gradient in jax.grad(loss, argnums=(0, 1))(jnp.ones(2), jnp.zeros(2)):
+    np.testing.assert_array_equal(gradient, np.zeros(2))
+
+
 def test_metrics_carry_no_gradient():
   batch, _ = random_experience(3)
   new_logp, entropy = _policy(batch)

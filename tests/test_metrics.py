@@ -1,5 +1,6 @@
-"""Metrics files survive kills and resumes; repetition agrees with its oracle."""
+"""Metrics survive kills and resumes; repetition agrees with its oracle."""
 
+import itertools
 import json
 import math
 import time
@@ -10,7 +11,6 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
-
 
 from pure_jax.host.metrics import (
   MetricsWriter,
@@ -204,7 +204,7 @@ def naive_repetition(tokens):
   n = len(tokens)
   suffixes = sorted(list(tokens[i:]) for i in range(n))
   total = 0
-  for left, right in zip(suffixes, suffixes[1:], strict=False):
+  for left, right in itertools.pairwise(suffixes):
     for a, b in zip(left, right, strict=False):
       if a != b:
         break
@@ -213,7 +213,7 @@ def naive_repetition(tokens):
 
 
 def test_repetition_by_hand():
-  """"abab": suffixes ab, abab, b, bab share 2, 0, 1; 3 x 2 / 20 = 0.3."""
+  """ "abab": suffixes ab, abab, b, bab share 2, 0, 1; 3 x 2 / 20 = 0.3."""
   assert repetition_score([1, 2, 1, 2]) == pytest.approx(0.3, abs=1e-12)
   for n in (2, 3, 100):
     same = repetition_score([7] * n)
@@ -264,5 +264,3 @@ def test_repetition_of_a_batch_is_fast():
   for row in rows:
     repetition_score(row)
   assert time.perf_counter() - start < 2
-
-

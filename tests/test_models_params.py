@@ -5,24 +5,44 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from small_models import TINY
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from small_models import TINY
 
 QWEN2_05B = ModelConfig(
-  vocab_size=151936, width=896, num_layers=24, num_heads=14, num_kv_heads=2,
-  head_dim=64, mlp_width=4864, rope_theta=1e6,
+  vocab_size=151936,
+  width=896,
+  num_layers=24,
+  num_heads=14,
+  num_kv_heads=2,
+  head_dim=64,
+  mlp_width=4864,
+  rope_theta=1e6,
 )
 QWEN25_7B = ModelConfig(
-  vocab_size=152064, width=3584, num_layers=28, num_heads=28, num_kv_heads=4,
-  head_dim=128, mlp_width=18944, rope_theta=1e6, tied_embeddings=False,
+  vocab_size=152064,
+  width=3584,
+  num_layers=28,
+  num_heads=28,
+  num_kv_heads=4,
+  head_dim=128,
+  mlp_width=18944,
+  rope_theta=1e6,
+  tied_embeddings=False,
 )
 LLAMA32_1B = ModelConfig(
-  vocab_size=128256, width=2048, num_layers=16, num_heads=32, num_kv_heads=8,
-  head_dim=64, mlp_width=8192, rope_theta=5e5, attention_bias=False,
+  vocab_size=128256,
+  width=2048,
+  num_layers=16,
+  num_heads=32,
+  num_kv_heads=8,
+  head_dim=64,
+  mlp_width=8192,
+  rope_theta=5e5,
+  attention_bias=False,
 )
 
 

@@ -84,7 +84,7 @@ def test_small_differences_are_differences(one, other):
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(WorkdirError, match="Cannot write.*file/below"):
+  with pytest.raises(WorkdirError, match=r"Cannot write.*file/below"):
     prepare_workdir(tmp_path / "file" / "below", CONFIG)
 
 

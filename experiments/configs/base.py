@@ -22,13 +22,13 @@ def get_config() -> ConfigDict:
     dict(
       seed=0,  # Of problems and demonstrations.
       min_operations=3,
-      max_operations=6,
+      max_operations=5,
       operand_max=5,  # Operands are 1..operand_max.
       value_max=20,  # True intermediate values stay in 0..value_max.
       slip_rate=0.07,  # Per step: a result off by a little.
       wrong_operand_rate=0.04,  # Per step: an operand not in the problem.
       skip_rate=0.05,  # Per demonstration: straight to the answer.
-      misconception_rate=0.6,  # First "-" computed as "+".
+      misconception_rate=0.7,  # First "-" computed as "+".
       vacuous_rate=0.15,  # Per step: a sentence that does nothing before it.
     )
   )
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
   config.sft = ConfigDict(
     dict(
       demonstrations=30_000,  # Rows of the train split.
-      steps=1_000,
+      steps=800,
       batch_size=64,  # Responses.
       log_every=50,  # Steps between metric rows.
       optim=optimizer(2e-3, warmup_steps=50, decay_steps=1_000),
@@ -63,19 +63,19 @@ def get_config() -> ConfigDict:
   # Process reward model: head alone, then all parameters (Appendix A).
   config.prm = ConfigDict(
     dict(
-      extra_layers=2,  # On top of the policy's trunk, start as identity.
-      demonstrations=30_000,  # Judged demonstrations.
+      extra_layers=1,  # On top of the policy's trunk, start as identity.
+      judged=40_000,  # Responses written to be judged.
       policy_prompts=1_500,  # Prompts whose samples are judged too.
       policy_samples=8,  # Samples for each of them.
       batch_size=64,  # Responses; the paper takes 128.
       head_steps=100,
-      full_steps=1_500,
+      full_steps=2_000,
       log_every=50,
       eval_prompts=256,  # Held-out prompts to judge the PRM on.
       separator="insert",  # Or "replace", as the reference does.
       head_optim=optimizer(1e-3, weight_decay=0.1),
       full_optim=optimizer(
-        1e-3, weight_decay=0.1, warmup_steps=50, decay_steps=1_000
+        2e-3, weight_decay=0.1, warmup_steps=50, decay_steps=2_000
       ),
     )
   )
@@ -85,7 +85,7 @@ def get_config() -> ConfigDict:
       iterations=100,
       prompts=32,  # Per iteration; the paper takes 64.
       samples_per_prompt=8,
-      max_new_tokens=56,
+      max_new_tokens=48,
       max_steps=12,  # Steps kept apart; the rest joins the last.
       temperature=1.0,
       top_p=1.0,

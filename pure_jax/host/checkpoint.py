@@ -1,4 +1,4 @@
-"""Checkpoints that are whole, named leaf by leaf, and refused when they do not fit.
+"""Checkpoints that are whole, or named as damaged; that fit, or are refused.
 
 Orbax writes the arrays, atomically and sharded. Around it:
 
@@ -12,7 +12,6 @@ Orbax writes the arrays, atomically and sharded. Around it:
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -21,13 +20,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from pure_jax.host.workdir import config_differences, write_json_atomic
-
-CHECKSUMS = "checksums.json"
+from pure_jax.host import checksums
+from pure_jax.host.leaves import (
+  abstract,
+  describe,
+  is_key,
+  key_data,
+  named_leaves,
+)
+from pure_jax.host.workdir import config_differences
 
 _LOG = logging.getLogger(__name__)
 
@@ -143,17 +147,17 @@ class Checkpoints:
       metrics: numbers by name; must hold `best_metric` to count for the best.
 
     Raises:
-      CheckpointError: if the folder cannot be written, or a leaf of the state
-        is not an array.
+      CheckpointError: if the folder cannot be written.
+      ValueError: if a leaf of the state is not an array, or it has none.
       TypeError: if `extra` is not JSON-like.
     """
-    leaves = _named_leaves(state)
+    leaves = named_leaves(state)
     record = {
-      "leaves": {name: _describe(leaf) for name, leaf in leaves.items()},
+      "leaves": {name: describe(leaf) for name, leaf in leaves.items()},
       "key_impl": {
         name: str(jax.random.key_impl(leaf))
         for name, leaf in leaves.items()
-        if _is_key(leaf)
+        if is_key(leaf)
       },
       "config": self._config,
       "extra": dict(extra or {}),
@@ -169,7 +173,7 @@ class Checkpoints:
           step,
           args=ocp.args.Composite(
             state=ocp.args.StandardSave(
-              {name: _key_data(leaf) for name, leaf in leaves.items()}
+              {name: key_data(leaf) for name, leaf in leaves.items()}
             ),
             record=ocp.args.JsonSave(record),
           ),
@@ -181,8 +185,7 @@ class Checkpoints:
     except OSError as error:
       raise self._cannot_write(error) from error
     if jax.process_index() == 0:
-      folder = self._folder(step)
-      write_json_atomic(folder / CHECKSUMS, _checksums(folder))
+      checksums.write(self._folder(step))
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
     """Reads the newest usable checkpoint.
@@ -243,7 +246,7 @@ class Checkpoints:
     for step in steps:
       try:
         restored = self._restore(step, abstract_state)
-      except _Damaged as damage:
+      except _DamageError as damage:
         damages.append(f"{self._folder(step)}: {damage}")
         _LOG.warning("Damaged checkpoint %s", damages[-1])
         continue
@@ -259,9 +262,11 @@ class Checkpoints:
     return None
 
   def _restore(self, step: int, abstract_state: Any) -> Restored:
-    """Reads one checkpoint, or raises `_Damaged` or `CheckpointError`."""
+    """Reads one checkpoint, or raises `_DamageError` or `CheckpointError`."""
     folder = self._folder(step)
-    _verify(folder)
+    damage = checksums.damage(folder)
+    if damage is not None:
+      raise _DamageError(damage)
     with _damage_from_errors():
       record = self._manager.restore(
         step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
@@ -273,13 +278,12 @@ class Checkpoints:
       )
       if differing:
         raise CheckpointError(
-          f"{folder} was made with another config:\n  "
-          + "\n  ".join(differing)
+          f"{folder} was made with another config:\n  " + "\n  ".join(differing)
         )
-    wanted = _named_leaves(abstract_state)
+    wanted = named_leaves(abstract_state)
     differing = config_differences(
       {"leaves": stored},
-      {"leaves": {name: _describe(leaf) for name, leaf in wanted.items()}},
+      {"leaves": {name: describe(leaf) for name, leaf in wanted.items()}},
     )
     if differing:
       raise CheckpointError(
@@ -291,7 +295,7 @@ class Checkpoints:
         step,
         args=ocp.args.Composite(
           state=ocp.args.StandardRestore(
-            {name: _abstract(leaf) for name, leaf in wanted.items()}
+            {name: abstract(leaf) for name, leaf in wanted.items()}
           )
         ),
       )["state"]
@@ -352,7 +356,7 @@ def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
   return restored.state
 
 
-class _Damaged(Exception):
+class _DamageError(Exception):
   """Files of a checkpoint are missing, cut or altered."""
 
 
@@ -370,88 +374,11 @@ def _quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _damage_from_errors() -> Iterator[None]:
-  """Turns whatever reading a broken file raises into `_Damaged`."""
+  """Turns whatever reading a broken file raises into `_DamageError`."""
   try:
     with _quiet():
       yield
   # Orbax and TensorStore raise OSError, ValueError, KeyError and bare
   # Exception for files they cannot read.
   except Exception as error:
-    raise _Damaged(f"unreadable ({type(error).__name__})") from error
-
-
-def _checksums(folder: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of every file below a folder but the list itself."""
-  sums = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != CHECKSUMS:
-      with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      sums[path.relative_to(folder).as_posix()] = digest
-  return sums
-
-
-def _verify(folder: pathlib.Path) -> None:
-  """Raises `_Damaged` unless the files are those written.
-
-  A checkpoint without its list was interrupted after Orbax had finished it:
-  it is whole, and left to Orbax to judge.
-  """
-  listed = folder / CHECKSUMS
-  if not listed.exists():
-    return
-  try:
-    expected = json.loads(listed.read_text(encoding="utf-8"))
-  except ValueError as error:
-    raise _Damaged(f"{CHECKSUMS} is not JSON") from error
-  actual = _checksums(folder)
-  missing = sorted(expected.keys() - actual.keys())
-  if missing:
-    raise _Damaged(f"missing files: {', '.join(missing)}")
-  altered = sorted(name for name in expected if expected[name] != actual[name])
-  if altered:
-    raise _Damaged(f"altered files: {', '.join(altered)}")
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-  """Leaves of a tree by dotted path, in flattening order."""
-  named = {}
-  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-    name = jax.tree_util.keystr(path, simple=True, separator=".") or "leaf"
-    if name in named:
-      raise CheckpointError(f"Two leaves of the state are named {name!r}.")
-    if not isinstance(
-      leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
-    ):
-      raise CheckpointError(
-        f"{name} is not an array but {type(leaf).__name__}: put it in `extra`."
-      )
-    named[name] = leaf
-  if not named:
-    raise CheckpointError("The state has no arrays.")
-  return named
-
-
-def _is_key(leaf: Any) -> bool:
-  """Whether a leaf holds typed jax PRNG keys."""
-  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _key_data(leaf: Any) -> Any:
-  """The integers of a PRNG key; other leaves as they are."""
-  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _describe(leaf: Any) -> str:
-  """Shape and dtype as text, ``float32[3,4]``."""
-  return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-  """What Orbax needs to restore a leaf: shape, dtype and sharding."""
-  shape = jax.eval_shape(_key_data, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
-  if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and leaf.sharding:
-    sharding = leaf.sharding
-  else:
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+    raise _DamageError(f"unreadable ({type(error).__name__})") from error

@@ -199,11 +199,11 @@ def train_tokenizer(
     path.parent.mkdir(parents=True, exist_ok=True)
     _train(texts, symbols, path, vocab_size)
   tokenizer = SentencePieceTokenizer(path)
-  split_up = [text for text in symbols if len(tokenizer.encode(text)) != 1]
-  if tokenizer.vocab_size != vocab_size or split_up:
+  absent = [text for text in symbols if text not in tokenizer._texts]
+  if tokenizer.vocab_size != vocab_size or absent:
     raise TokenizerError(
       f"{path} has {tokenizer.vocab_size} ids, not the {vocab_size} asked for, "
-      f"and cuts up {split_up[:3]}: it is damaged or was trained for another "
+      f"and lacks {absent[:3]}: it is damaged or was trained for another "
       "world. Remove it, and it will be made again."
     )
   return tokenizer

@@ -279,7 +279,9 @@ def check_params(params: Any, declared: Any) -> None:
     raise ValueError("Weights do not fit: " + "; ".join(sorted(faults)) + ".")
 
 
-def _by_name(tree: Any, is_leaf: Callable[[Any], bool] | None) -> dict[str, Any]:
+def _by_name(
+  tree: Any, is_leaf: Callable[[Any], bool] | None
+) -> dict[str, Any]:
   """Leaves of a tree under their paths."""
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

@@ -102,9 +102,7 @@ def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
   normalizer = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
   possible = scores > -jnp.inf
   logp = jnp.where(possible, scores, 0.0) - normalizer
-  entropy = -jnp.sum(
-    jnp.where(possible, jnp.exp(logp) * logp, 0.0), axis=-1
-  )
+  entropy = -jnp.sum(jnp.where(possible, jnp.exp(logp) * logp, 0.0), axis=-1)
   chosen = jnp.take_along_axis(scores - normalizer, tokens[..., None], axis=-1)
   return chosen[..., 0], entropy
 

@@ -173,9 +173,7 @@ def sample_tokens(
   if config.temperature == 0:
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     return tokens, jnp.zeros(tokens.shape, jnp.float32)
-  scores = filter_logits(
-    scores, config.temperature, config.top_k, config.top_p
-  )
+  scores = filter_logits(scores, config.temperature, config.top_k, config.top_p)
   noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
   tokens = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
   chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]

@@ -28,7 +28,7 @@ HELD_OUT_SHARE = 8  # One problem in so many is held out.
 MAX_DRAWS = 10_000  # Of problems, before a split is taken to be empty.
 
 _EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
-_BOX = re.compile(r"\\boxed\{(\d+)\}")
+_BOX = re.compile(r"\\boxed\{([0-9]+)\}")
 _TERM = re.compile(r"([+-]?)(\d+)")
 
 
@@ -123,16 +123,7 @@ class Problem:
 
 
 def compute(left: int, operator: str, right: int) -> int:
-  """One operation.
-
-  Args:
-    left: the value so far.
-    operator: "+" or "-".
-    right: the operand.
-
-  Returns:
-    The result, which may be negative.
-  """
+  """One operation."""
   return left + right if operator == "+" else left - right
 
 
@@ -150,7 +141,8 @@ def parse_problem(text: str) -> Problem:
   """
   chain = text.removesuffix("=?")
   terms = _TERM.findall(chain)
-  if chain == text or "".join(o + n for o, n in terms) != chain or terms[0][0]:
+  readable = terms and not terms[0][0] and chain != text
+  if not readable or "".join(o + n for o, n in terms) != chain:
     raise ValueError(f"Not a problem of the form '3+5-2=?': {text!r}.")
   (_, first), *rest = terms
   return Problem(int(first), tuple((o, int(n)) for o, n in rest))
@@ -202,9 +194,7 @@ def sample_problem(
     problem = Problem(first, tuple(operations))
     if split_of(problem.text) == split:
       return problem
-  raise ValueError(
-    f"This world has no {split!r} problem: allow more operations or operands."
-  )
+  raise ValueError(f"There is no {split!r} problem: make the world wider.")
 
 
 def demonstrate(
@@ -244,9 +234,8 @@ def demonstrate(
     result = compute(value, carried_out, operand)
     result = min(max(result, 0), config.number_max)
     if rng.random() < config.slip_rate:
-      near = [result + change for change in (-2, -1, 1, 2)]
-      near = [n for n in near if 0 <= n <= config.number_max]
-      near = [n for n in near if n != true_result]
+      near = {result + change for change in (-2, -1, 1, 2)} - {true_result}
+      near = sorted(near & {*range(config.number_max + 1)})
       result = near[rng.integers(len(near))]
     if not skips:
       lines.append(f"{value}{operator}{operand}={result}")
@@ -264,8 +253,8 @@ def is_vacuous(step: str) -> bool:
     step: its text, without the separator.
 
   Returns:
-    True for the world's filler sentences and empty steps. A repeated
-    equation needs its context to be found out: see `label_steps`.
+    True for filler sentences and empty steps. A repeated equation is found
+    out by its context alone: see `label_steps`.
   """
   return step == "" or step in SENTENCES
 
@@ -290,25 +279,28 @@ def label_steps(
   Returns:
     1 (good), 0 (bad) or None (no label), one per step.
   """
-  value, done, boxed = problem.first, 0, False
-  established: set[str] = set()
+  value, done, boxed, established = problem.first, 0, False, set()
   labels: list[int | None] = []
   for step in step_texts:
     if labels and labels[-1] != 1:
       labels.append(None)
       continue
-    good = not boxed and (step in established or is_vacuous(step))
-    equation, box = _EQUATION.fullmatch(step), _BOX.fullmatch(step)
-    if not good and equation and not boxed and done < len(problem.operations):
+    following = None
+    if done < len(problem.operations):
       operator, operand = problem.operations[done]
-      expected = compute(value, operator, operand)
-      good = step == f"{value}{operator}{operand}={expected}"
-      if good:
-        value, done = expected, done + 1
-        established.add(step)
-    elif box and not boxed:
+      result = compute(value, operator, operand)
+      following = f"{value}{operator}{operand}={result}"
+    box = _BOX.fullmatch(step)
+    if boxed:
+      good = False
+    elif step == following:  # First: 3-1+1-1 needs 3-1=2 twice.
+      good, value, done = True, result, done + 1
+      established.add(step)
+    elif box:
       boxed = True
       good = done == len(problem.operations) and int(box[1]) == value
+    else:
+      good = step in established or is_vacuous(step)
     labels.append(int(good))
   return labels
 
@@ -369,7 +361,10 @@ def classify(problem: Problem, step_texts: Sequence[str]) -> str:
     return "right" if 0 not in labels else "right without derivation"
   if not any(step_texts):
     return "nothing said"
-  if all(is_vacuous(step) for step in step_texts):
+  *before, last = step_texts
+  if all(is_vacuous(step) for step in before) and any(
+    sentence.startswith(last) for sentence in SENTENCES
+  ):  # The length limit may have cut the last one.
     return "only fillers"
   answer = extract_answer(SEPARATOR.join(step_texts))
   if answer is None:
@@ -380,8 +375,7 @@ def classify(problem: Problem, step_texts: Sequence[str]) -> str:
   equation = _EQUATION.fullmatch(first_bad)
   if not equation:
     done = sum(1 for step in step_texts if _EQUATION.fullmatch(step))
-    short = done < len(problem.operations)
-    return "skipped steps" if short else "wrong box"
+    return "skipped steps" if done < len(problem.operations) else "wrong box"
   left, operator, right, result = equation.groups()
   if operator == "-" and int(left) + int(right) == int(result):
     return "misconception"

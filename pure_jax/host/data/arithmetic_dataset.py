@@ -16,18 +16,26 @@ import tensorflow_datasets as tfds
 
 from pure_jax.host.data import arithmetic
 from pure_jax.host.data.arithmetic import WorldConfig
+from pure_jax.host.data.judged import make_judged
 from pure_jax.host.tokenizer import SentencePieceTokenizer, train_tokenizer
 
+SPLITS = (*arithmetic.SPLITS, "judged")
 TOKENIZER_TEXTS = 2_000
 # Control ids, line breaks, letters, and the merges that make whole words.
 ROOM_FOR_WORDS = 34
 
 
 class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
-  """Problems with demonstrations (train) or alone (held_out)."""
+  """Problems with responses; those of held_out are never trained on."""
 
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First version."}  # noqa: RUF012
+  # Prepared data is found by version and config alone: whoever changes what
+  # `make_example` or `label_steps` return must raise this.
+  VERSION = tfds.core.Version("1.3.0")
+  RELEASE_NOTES = {  # noqa: RUF012
+    "1.3.0": "A split of responses written to be judged.",
+    "1.2.0": "Rows in order of their index; rates are what they say; an"
+    " equation that a problem needs twice counts twice."
+  }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
     """Names the data set after its contents.
@@ -38,7 +46,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
       data_dir: where prepared data sets are kept.
     """
     self._world, self._sizes = world, sizes
-    counts = "_".join(str(sizes[split]) for split in arithmetic.SPLITS)
+    counts = "_".join(str(sizes[split]) for split in SPLITS)
     super().__init__(
       data_dir=data_dir,
       config=tfds.core.BuilderConfig(name=f"{world.digest()}_{counts}"),
@@ -57,12 +65,14 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
         }
       ),
       description="Chained additions and subtractions with step labels.",
+      # Row i is example i, so a larger data set begins with a smaller one.
+      disable_shuffling=True,
     )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     """One generator per split."""
     del dl_manager
-    return {split: self._examples(split) for split in arithmetic.SPLITS}
+    return {split: self._examples(split) for split in SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """As `_examples`; TFDS wants the name."""
@@ -71,7 +81,10 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   def _examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """(index, example); labels hold the labelled steps alone."""
     for index in range(self._sizes[split]):
-      problem, response = arithmetic.make_example(self._world, split, index)
+      if split == "judged":
+        problem, response = make_judged(self._world, index)
+      else:
+        problem, response = arithmetic.make_example(self._world, split, index)
       steps = response.split(arithmetic.SEPARATOR)
       labels = arithmetic.label_steps(problem, steps)
       yield (
@@ -92,34 +105,48 @@ def load_world(
 
   Args:
     world: the world's settings.
-    sizes: number of examples by split, "train" and "held_out".
+    sizes: number of examples by split, "train", "held_out" and "judged".
     data_dir: where prepared data sets are kept; another world or size is
       another data set beside it.
 
   Returns:
     By split, rows with ``problem`` (text), ``response`` (text), ``labels``
-    ([n] int32, 1 good and 0 bad, of the labelled steps) and ``answer``.
+    (ints of the labelled steps, 1 good and 0 bad) and ``answer``; row i is
+    example i of the split, whatever the sizes.
   """
   path = pathlib.Path(data_dir).absolute()
   path.mkdir(parents=True, exist_ok=True)
   with _quiet():
-    builder = ArithmeticDataset(world, sizes, str(path))
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
-    source = builder.as_data_source()
+    source = _prepare(world, sizes, str(path)).as_data_source()
   rows = {}
-  for split in arithmetic.SPLITS:
+  for split in SPLITS:
     rows[split] = [
       {
         "problem": row["problem"].decode(),
         "response": row["response"].decode(),
-        "labels": row["labels"],
+        "labels": np.asarray(row["labels"]).tolist(),
         "answer": int(row["answer"]),
       }
       for row in source[split]
     ]
   return rows
+
+
+def _prepare(
+  world: WorldConfig, sizes: dict[str, int], data_dir: str
+) -> ArithmeticDataset:
+  """The prepared data set, by this process or by one that was faster."""
+  builder = ArithmeticDataset(world, sizes, data_dir)
+  try:
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+  except OSError:
+    # Moving the finished folder into place fails where one already is.
+    builder = ArithmeticDataset(world, sizes, data_dir)
+    if not builder.is_prepared():
+      raise
+  return builder
 
 
 @contextlib.contextmanager

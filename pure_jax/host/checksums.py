@@ -1,0 +1,58 @@
+"""Whether the files of a folder are still those that were written."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from pure_jax.host.workdir import write_json_atomic
+
+CHECKSUMS = "checksums.json"
+
+
+def write(folder: str | os.PathLike) -> None:
+  """Lists the SHA-256 of every file below a folder, in `CHECKSUMS` there.
+
+  Args:
+    folder: the folder, complete.
+  """
+  folder = pathlib.Path(folder)
+  write_json_atomic(folder / CHECKSUMS, _digests(folder))
+
+
+def damage(folder: str | os.PathLike) -> str | None:
+  """What became of the files since `write`.
+
+  Args:
+    folder: the folder.
+
+  Returns:
+    Which files are missing or altered, as text; None where all are as they
+    were, or no list was written. Files added since are no damage.
+  """
+  folder = pathlib.Path(folder)
+  if not (folder / CHECKSUMS).exists():
+    return None
+  try:
+    expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+  except ValueError:
+    return f"altered files: {CHECKSUMS}"
+  actual = _digests(folder)
+  missing = sorted(expected.keys() - actual.keys())
+  if missing:
+    return f"missing files: {', '.join(missing)}"
+  altered = sorted(name for name in expected if expected[name] != actual[name])
+  if altered:
+    return f"altered files: {', '.join(altered)}"
+  return None
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """SHA-256 by relative name, without the list itself."""
+  digests = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and path.name != CHECKSUMS:
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+      digests[path.relative_to(folder).as_posix()] = digest
+  return digests

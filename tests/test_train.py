@@ -1,0 +1,211 @@
+"""The jit boundary: what one training step may and may not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_jax.models import policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.training import score, train
+from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.types import Prompts, SeparatorTable
+
+PAD, EOS, SCORE, SEPARATOR = 0, 1, 2, 3
+MODEL = ModelConfig(
+  vocab_size=16,
+  width=16,
+  num_layers=2,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  mlp_width=24,
+  attention_bias=True,
+  tied_embeddings=True,
+)
+PRM_MODEL = prm.extend_config(MODEL, 1)
+SAMPLER = SamplingConfig(max_new_tokens=10, pad_id=PAD, stop_ids=(EOS,))
+CREDIT = CreditConfig(form="min", baseline="main", group_size=4)
+LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
+TABLE = SeparatorTable(
+  ends_step=np.arange(16) == SEPARATOR,
+  stem=np.zeros(16, np.int32),
+  has_stem=np.zeros(16, bool),
+  score_id=np.int32(SCORE),
+  eos_id=np.int32(EOS),
+  pad_id=np.int32(PAD),
+)
+OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
+
+
+def prompts(count):
+  rng = np.random.default_rng(0)
+  mask = np.arange(5)[::-1] < rng.integers(1, 6, (count, 1))
+  tokens = np.where(mask, rng.integers(4, 16, (count, 5)), PAD)
+  return Prompts(tokens.astype(np.int32), mask)
+
+
+def one_step(mesh, micro_batches=1, steps=1, poison=False, loss=LOSS):
+  """Rollout, scores and updates on a mesh, from the same start."""
+  declared = policy.declare_policy(MODEL)
+  start = train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0))
+  # Larger weights than at initialisation, so that rollouts are not uniform.
+  reference = jax.tree.map(lambda x: 3 * x, start.params)
+  state = train.start_state(reference, declared, OPTIMIZER, mesh)
+  prm_params = jax.jit(
+    lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
+    out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), mesh),
+  )(jax.random.key(1), reference)
+  generate = train.make_generate(MODEL, SAMPLER, 4, mesh)
+  score_rollout = score.make_score(
+    MODEL, PRM_MODEL, SAMPLER, score.ScoreConfig(4), TABLE, mesh
+  )
+  update = train.make_update(
+    MODEL, SAMPLER, CREDIT, loss, OPTIMIZER, TABLE, mesh, micro_batches
+  )
+  history = []
+  for number in range(steps):
+    rollout = generate(state.params, prompts(8), jax.random.key(2 + number))
+    scores = score_rollout(state.params, reference, prm_params, rollout)
+    correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
+    known = jnp.arange(32) // 4 % 2 == 0
+    if poison:
+      scores = scores.replace(old_logp=scores.old_logp.at[3, 0].set(-jnp.inf))
+    rows = sharding.batch_sharding(mesh)
+    state, metrics = update(
+      state, rollout, scores, *jax.device_put((correct, known), rows)
+    )
+    history.append(jax.device_get((rollout, scores, metrics)))
+  return jax.device_get(state), history
+
+
+@pytest.fixture(scope="module")
+def alone():
+  return one_step(sharding.make_mesh(), steps=2)
+
+
+@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)])
+def test_eight_devices_equal_one(alone, shape):
+  state, history = one_step(sharding.make_mesh(*shape), steps=2)
+  for (rollout, scores, metrics), (other, their_scores, theirs) in zip(
+    history, alone[1], strict=True
+  ):
+    np.testing.assert_array_equal(rollout.tokens, other.tokens)
+    np.testing.assert_array_equal(
+      rollout.completion_mask, other.completion_mask
+    )
+    # Sums over devices are taken in another order.
+    np.testing.assert_allclose(
+      scores.step_rewards, their_scores.step_rewards, atol=1e-5
+    )
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+        value, theirs[name], atol=1e-5, rtol=1e-5, err_msg=name
+      )
+  # Adam divides by gradients that are almost 0: 1e-5 of a step of 1e-2.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
+    state.params,
+    alone[0].params,
+  )
+
+
+def test_the_states_shardings_are_kept_by_an_update():
+  mesh = sharding.make_mesh(1, 8)
+  places = train.state_shardings(policy.declare_policy(MODEL), OPTIMIZER, mesh)
+  state = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, mesh)(
+    jax.random.key(0)
+  )
+  jax.tree.map(
+    lambda x, place: np.testing.assert_(
+      x.sharding.is_equivalent_to(place, x.ndim)
+    ),
+    state,
+    places,
+  )
+  embedding = state.params["embedding"]
+  assert embedding.addressable_shards[0].data.shape == (16, 2)
+  moments = [
+    x for x in jax.tree.leaves(state.opt_state) if x.shape == embedding.shape
+  ]
+  assert len(moments) == 2  # Adam's, split as their weight is.
+  for moment in moments:
+    assert moment.addressable_shards[0].data.shape == (16, 2)
+
+
+def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
+  """A sampled PAD or a shifted log-prob would show here."""
+  _, scores, metrics = alone[1][0]
+  assert metrics["ratio_max"] == 1
+  assert metrics["ratio_min"] == 1
+  assert metrics["kl_reference"] == 0
+  assert metrics["clip_fraction"] == 0
+  assert scores.drift_max < 1e-5
+  _, _, later = alone[1][1]
+  assert later["kl_reference"] > 0  # The policy has moved.
+
+
+@pytest.mark.parametrize(
+  "aggregate", ["token_mean", "sequence_mean", "constant_length"]
+)
+def test_four_micro_batches_equal_one_batch(aggregate):
+  """Dividing each by its own count would weigh short micro-batches more."""
+  loss = dataclasses.replace(
+    LOSS,
+    aggregate=aggregate,
+    constant_length=10 if aggregate == "constant_length" else None,
+  )
+  mesh = sharding.make_mesh(2, 1)
+  whole, ((_, _, expected),) = one_step(mesh, loss=loss)
+  parts, ((_, _, metrics),) = one_step(mesh, micro_batches=4, loss=loss)
+  for name, value in metrics.items():
+    np.testing.assert_allclose(
+      value, expected[name], atol=1e-6, rtol=1e-5, err_msg=name
+    )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
+    whole.params,
+    parts.params,
+  )
+
+
+def test_rows_of_a_micro_batch_come_from_every_device():
+  split = train.split_rows(jnp.arange(8), 2)
+  np.testing.assert_array_equal(split, [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def test_an_update_that_is_not_finite_changes_only_the_counters():
+  mesh = sharding.make_mesh()
+  clean, _ = one_step(mesh)
+  state, ((_, _, metrics),) = one_step(mesh, poison=True)
+  assert not np.isfinite(metrics["grad_norm"])
+  assert metrics["skipped_updates"] == 1
+  assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
+  start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, mesh)(
+    jax.random.key(0)
+  )
+  for new, old, moved in zip(
+    jax.tree.leaves(state.params),
+    jax.tree.leaves(start.params),
+    jax.tree.leaves(clean.params),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(new, 3 * old)
+    assert np.isfinite(moved).all()
+  for moment in jax.tree.leaves(state.opt_state):
+    np.testing.assert_array_equal(moment, np.zeros_like(moment))
+
+
+def test_each_function_compiles_once():
+  mesh = sharding.make_mesh()
+  declared = policy.declare_policy(MODEL)
+  state = train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0))
+  generate = train.make_generate(MODEL, SAMPLER, 4, mesh)
+  for seed in range(3):
+    generate(state.params, prompts(8), jax.random.key(seed))
+  assert generate._cache_size() == 1
