@@ -1,5 +1,6 @@
 """The embedded world as a prepared data set; labels of sampled responses."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import pathlib
@@ -13,9 +14,10 @@ from pure_jax.host.data import arithmetic, arithmetic_dataset
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.arithmetic_dataset import label_rollout, load_world
 from pure_jax.host.data.batches import right_pad
+from pure_jax.host.data.judged import make_judged
 
 WORLD = WorldConfig()
-SIZES = {"train": 120, "held_out": 30}
+SIZES = {"train": 120, "held_out": 30, "judged": 60}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,10 @@ def test_rows_are_the_examples_in_order(rows):
   assert {split: len(found) for split, found in rows.items()} == SIZES
   for split, found in rows.items():
     for index, row in enumerate(found):
-      problem, response = arithmetic.make_example(WORLD, split, index)
+      if split == "judged":
+        problem, response = make_judged(WORLD, index)
+      else:
+        problem, response = arithmetic.make_example(WORLD, split, index)
       labels = arithmetic.label_steps(problem, response.split("\n\n"))
       assert row == {
         "problem": problem.text,
@@ -63,16 +68,38 @@ def test_labels_are_all_good_up_to_a_first_bad_one(rows):
   assert 20 < sum(labels[-1] for labels in flat) < 100
 
 
+def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
+  wrong_at = collections.Counter()
+  for index in range(2_000):
+    problem, response = make_judged(WORLD, index)
+    assert arithmetic.split_of(problem.text) == "train"
+    assert tokenizer.decode(tokenizer.encode(response)) == response
+    steps = response.split("\n\n")
+    labels = arithmetic.label_steps(problem, steps)
+    if 0 in labels:
+      wrong_at[min(labels.index(0), 3)] += 1
+    else:
+      right = arithmetic.grade(problem, response)
+      wrong_at["right" if right else "unfinished"] += 1
+  # Half are right to the end; mistakes come early as well as late. A mistake
+  # that happens to be right, or to repeat a step, leaves its row unfinished.
+  assert 950 < wrong_at["right"] < 1_050 and wrong_at["unfinished"] < 150
+  assert all(wrong_at[step] > 100 for step in range(4)), wrong_at
+
+
 def test_splits_share_no_problem(rows):
-  train, held_out = (
-    {row["problem"] for row in rows[split]} for split in arithmetic.SPLITS
+  train, held_out, judged = (
+    {row["problem"] for row in rows[split]}
+    for split in arithmetic_dataset.SPLITS
   )
-  assert not train & held_out
+  assert not (train | judged) & held_out
   assert {arithmetic.split_of(text) for text in held_out} == {"held_out"}
 
 
 def test_a_larger_data_set_begins_with_a_smaller_one(rows, data_dir):
-  larger = load_world(WORLD, {"train": 200, "held_out": 40}, data_dir)
+  larger = load_world(
+    WORLD, {"train": 200, "held_out": 40, "judged": 80}, data_dir
+  )
   for split, size in SIZES.items():
     assert larger[split][:size] == rows[split]
 
@@ -88,17 +115,20 @@ def test_a_second_load_makes_nothing(rows, data_dir, monkeypatch):
 def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
   assert load_world(WORLD, SIZES, tmp_path) == rows
   again = records(tmp_path)
-  assert len(again) == 2
+  assert len(again) == 3
   assert again.items() <= records(data_dir).items()
 
 
 def test_another_world_or_size_is_another_data_set(rows, tmp_path):
-  load_world(WORLD, {"train": 8, "held_out": 4}, tmp_path)
+  load_world(WORLD, {"train": 8, "held_out": 4, "judged": 2}, tmp_path)
   other = dataclasses.replace(WORLD, seed=1)
-  found = load_world(other, {"train": 8, "held_out": 4}, tmp_path)
+  found = load_world(other, {"train": 8, "held_out": 4, "judged": 2}, tmp_path)
   assert found["train"] != rows["train"][:8]
-  assert len(load_world(WORLD, {"train": 9, "held_out": 4}, tmp_path)) == 2
-  assert len(records(tmp_path)) == 3 * 2
+  assert (
+    len(load_world(WORLD, {"train": 9, "held_out": 4, "judged": 2}, tmp_path))
+    == 3
+  )
+  assert len(records(tmp_path)) == 3 * 3
 
 
 def test_preparing_asks_no_network_and_says_nothing(
@@ -109,7 +139,7 @@ def test_preparing_asks_no_network_and_says_nothing(
 
   monkeypatch.setattr(socket.socket, "connect", refuse)
   monkeypatch.setattr(socket, "getaddrinfo", refuse)
-  load_world(WORLD, {"train": 3, "held_out": 2}, tmp_path)
+  load_world(WORLD, {"train": 3, "held_out": 2, "judged": 2}, tmp_path)
   assert capfd.readouterr() == ("", "")
 
 

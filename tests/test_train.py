@@ -141,9 +141,10 @@ def test_the_states_shardings_are_kept_by_an_update():
 def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
   """A sampled PAD or a shifted log-prob would show here."""
   _, scores, metrics = alone[1][0]
-  assert metrics["ratio_max"] == 1
-  assert metrics["ratio_min"] == 1
-  assert metrics["kl_reference"] == 0
+  # The two forwards are compiled apart: a few units in the last place.
+  np.testing.assert_allclose(metrics["ratio_max"], 1, atol=2e-6)
+  np.testing.assert_allclose(metrics["ratio_min"], 1, atol=2e-6)
+  assert abs(metrics["kl_reference"]) < 1e-9
   assert metrics["clip_fraction"] == 0
   assert scores.drift_max < 1e-5
   _, _, later = alone[1][1]

@@ -123,7 +123,13 @@ class Problem:
 
 
 def compute(left: int, operator: str, right: int) -> int:
-  """One operation."""
+  """The result of one operation, which may be negative.
+
+  Args:
+    left: the value so far.
+    operator: "+" or "-".
+    right: the operand.
+  """
   return left + right if operator == "+" else left - right
 
 
@@ -335,13 +341,9 @@ def grade(problem: Problem, response: str) -> bool:
   Returns:
     True if the last box holds the chain's value as a decimal number.
   """
-  content = extract_answer(response)
-  return (
-    content is not None
-    and content.isascii()
-    and content.isdecimal()
-    and int(content) == problem.answer
-  )
+  content = extract_answer(response) or ""
+  decimal = content.isascii() and content.isdecimal()
+  return decimal and int(content) == problem.answer
 
 
 def classify(problem: Problem, step_texts: Sequence[str]) -> str:
@@ -367,10 +369,8 @@ def classify(problem: Problem, step_texts: Sequence[str]) -> str:
   ):  # The length limit may have cut the last one.
     return "only fillers"
   answer = extract_answer(SEPARATOR.join(step_texts))
-  if answer is None:
-    return "no box"
-  if answer == "":
-    return "empty box"
+  if not answer:
+    return "no box" if answer is None else "empty box"
   first_bad = step_texts[labels.index(0)] if 0 in labels else ""
   equation = _EQUATION.fullmatch(first_bad)
   if not equation:
