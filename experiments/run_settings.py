@@ -25,6 +25,15 @@ class ConfigError(ValueError):
   """A config that cannot be run; the message says which field and why."""
 
 
+def _at_least_one(settings: Any, names: str) -> None:
+  """Raises ValueError unless each of the named counts is positive."""
+  for name in names.split():
+    if getattr(settings, name) < 1:
+      raise ValueError(
+        f"{name} must be at least 1, got {getattr(settings, name)}."
+      )
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshSettings:
   """Devices: `data` x `fsdp` of them. See `pure_jax.parallel.sharding`."""
@@ -63,6 +72,10 @@ class SFTSettings:
   log_every: int
   optim: OptimConfig
 
+  def __post_init__(self):
+    """Refuses a stage without data or updates."""
+    _at_least_one(self, "demonstrations steps batch_size log_every")
+
 
 @dataclasses.dataclass(frozen=True)
 class PRMSettings:
@@ -80,6 +93,20 @@ class PRMSettings:
   separator: str
   head_optim: OptimConfig
   full_optim: OptimConfig
+
+  def __post_init__(self):
+    """Refuses a stage without data or updates."""
+    _at_least_one(
+      self,
+      "judged policy_prompts policy_samples batch_size head_steps full_steps "
+      "log_every eval_prompts",
+    )
+    if self.extra_layers < 0:
+      raise ValueError("extra_layers must not be negative.")
+    if self.separator not in ("insert", "replace"):
+      raise ValueError(
+        f"separator must be 'insert' or 'replace', got {self.separator!r}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +159,13 @@ class RLSettings:
         "kl_placement must be 'loss', 'reward' or 'none', got "
         f"{self.kl_placement!r}."
       )
+    if not self.temperature > 0:
+      raise ValueError(
+        f"temperature must be > 0 to explore, got {self.temperature}."
+      )
+    reward = self.empty_step_reward
+    if reward is not None and not -1 <= reward <= 1:
+      raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
     if not 0 < self.answer_fraction <= 1:
       raise ValueError(
         f"answer_fraction must be in (0, 1], got {self.answer_fraction}."
@@ -143,19 +177,12 @@ class RLSettings:
         f"{rows} responses of a batch ({self.prompts} prompts x "
         f"{self.samples_per_prompt} samples): choose a divisor."
       )
-    for name in (
-      "iterations",
-      "prompts",
-      "eval_every",
-      "checkpoint_every",
-      "samples_every",
-      "eval_prompts",
-      "max_skipped_updates",
-      "checkpoints_kept",
-      "max_steps",
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} must be at least 1.")
+    _at_least_one(
+      self,
+      "iterations prompts samples_per_prompt max_new_tokens max_steps "
+      "eval_every eval_prompts samples_every checkpoint_every "
+      "checkpoints_kept max_skipped_updates",
+    )
 
   def _kl(self, placement: str) -> str | None:
     """The KL estimator, where this is its place."""
@@ -222,6 +249,11 @@ class Settings:
 
   def __post_init__(self):
     """Refuses stages that do not fit each other or the mesh."""
+    if self.mesh.data < 1 or self.mesh.fsdp < 1:
+      raise ValueError(
+        "mesh sizes must be at least 1, got "
+        f"data={self.mesh.data} x fsdp={self.mesh.fsdp}."
+      )
     devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size),
@@ -236,6 +268,7 @@ class Settings:
         )
     self.rl.credit_config()
     self.rl.loss_config()
+    self.model.architecture(vocab_size=1)
 
 
 def settings_from_config(config: Any) -> Settings:

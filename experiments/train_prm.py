@@ -74,9 +74,7 @@ def judged_data(space: workspace.Workspace, params):
     (responses, labels [n, S] int32, label mask [n, S] bool).
   """
   settings = space.settings.prm
-  rows, shown = space.encode_demonstrations(
-    space.rows["judged"]
-  )
+  rows, shown = space.encode_demonstrations(space.rows["judged"])
   problems = [row["problem"] for row in space.rows["train"]]
   problems = problems[: settings.policy_prompts] * settings.policy_samples
   problems, sampled = sample_policy(space, params, problems, space.key(1))

@@ -1,0 +1,255 @@
+"""The scripts as users run them: from nothing, killed, restarted, misused."""
+
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
+
+
+def command(script, workdir, *options):
+  return [
+    sys.executable,
+    str(ROOT / "experiments" / script),
+    f"--config={CONFIG}:smoke",
+    f"--workdir={workdir}",
+    *options,
+  ]
+
+
+def run(script, workdir, *options):
+  return subprocess.run(
+    command(script, workdir, *options),
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=False,
+  )
+
+
+def rows(workdir, name="metrics.jsonl"):
+  """Rows without what measures time."""
+  lines = (workdir / name).read_text().splitlines()
+  return [
+    {
+      key: value
+      for key, value in json.loads(line).items()
+      if not key.endswith(("_per_second", "seconds"))
+    }
+    for line in lines
+  ]
+
+
+def weights(workdir, stage):
+  """Every array file's bytes of the newest checkpoint's state."""
+  steps = [p for p in (workdir / stage).iterdir() if p.name.isdigit()]
+  newest = max(steps, key=lambda path: int(path.name))
+  sums = json.loads((newest / "checksums.json").read_text())
+  return {name: value for name, value in sums.items() if "/d/" in name}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """One whole smoke run, all stages."""
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  done = run("train_pure.py", workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir, done
+
+
+def test_one_command_leaves_everything(finished):
+  workdir, done = finished
+  assert "accuracy" in done.stdout
+  assert "score" in done.stderr and "credit" in done.stderr  # Samples.
+  assert {row["stage"] for row in rows(workdir)} == {
+    *("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
+  }
+  iterations = [row for row in rows(workdir) if row["stage"] == "rl"]
+  assert [row["step"] for row in iterations] == [1, 2, 3, 4]
+  asked_for = {
+    *("accuracy", "process_outcome", "min_step_score", "response_tokens"),
+    *("steps_per_response", "truncated", "repetition", "vacuous_step_share"),
+    *("kl_reference", "entropy", "clip_fraction", "ratio_max", "ratio_min"),
+    *("logp_drift_max", "grad_norm", "skipped_updates", "correct_mean"),
+  }
+  for row in iterations:
+    assert asked_for <= row.keys()
+    assert row["logp_drift_max"] < 1e-4
+  timed = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-2])
+  assert timed["rollout_tokens_per_second"] > 0
+  evaluations = [row for row in rows(workdir) if row["stage"] == "rl_eval"]
+  assert [row["step"] for row in evaluations] == [0, 2, 4]
+  assert "greedy_accuracy" in evaluations[0]
+  for name in ("curves.png", "summary.json", "config.json", "samples.jsonl"):
+    assert (workdir / name).stat().st_size > 100, name
+  assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
+  assert list((workdir / "tensorboard" / "rl").iterdir())
+  record = json.loads((workdir / "config.json").read_text())
+  assert record["config"]["rl"]["iterations"] == 4
+  assert record["versions"]["packages"]["jax"]
+
+
+def test_samples_carry_scores_and_credit(finished):
+  for sample in rows(finished[0], "samples.jsonl"):
+    scores = sample["step_rewards"]
+    assert len(sample["steps"]) == len(scores) == len(sample["step_returns"])
+    # Eq. 3 by hand: the worst score up to its last place, then 0.
+    worst = len(scores) - 1 - int(np.argmin(scores[::-1]))
+    expected = [min(scores)] * (worst + 1) + [0] * (len(scores) - worst - 1)
+    if (
+      json.loads((finished[0] / "config.json").read_text())["config"]["rl"][
+        "credit"
+      ]
+      == "min_eq3"
+    ):
+      np.testing.assert_allclose(sample["step_returns"], expected, atol=1e-3)
+
+
+def test_a_finished_run_started_again_changes_nothing(finished):
+  workdir, _ = finished
+  before = rows(workdir), rows(workdir, "samples.jsonl")
+  again = run("train_pure.py", workdir)
+  assert again.returncode == 0, again.stderr
+  assert (rows(workdir), rows(workdir, "samples.jsonl")) == before
+
+
+def test_a_killed_run_continues_exactly(finished, tmp_path):
+  """SIGKILL after the third of four iterations, last checkpoint at two."""
+  whole, _ = finished
+  workdir = tmp_path / "killed"
+  process = subprocess.Popen(
+    command("train_pure.py", workdir, f"--start={whole}"),
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  metrics = workdir / "metrics.jsonl"
+  deadline = time.monotonic() + 300
+  while not (
+    metrics.exists() and '"stage": "rl", "step": 2' in (metrics.read_text())
+  ):
+    assert process.poll() is None, "ended before it could be killed"
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  done = run("train_pure.py", workdir, f"--start={whole}")
+  assert done.returncode == 0, done.stderr
+  expected = [r for r in rows(whole) if r["stage"] in ("rl", "rl_eval")]
+  assert rows(workdir) == expected
+  assert rows(workdir, "samples.jsonl") == rows(whole, "samples.jsonl")
+  assert weights(workdir, "rl") == weights(whole, "rl")
+  assert weights(workdir, "rl")  # There is something to compare.
+
+
+def test_a_workdir_of_another_config_is_refused(finished):
+  workdir, _ = finished
+  before = (workdir / "metrics.jsonl").read_bytes()
+  done = run("train_pure.py", workdir, "--config.rl.clip_low=0.1")
+  assert done.returncode == 1
+  assert "rl.clip_low: was 0.2, is now 0.1" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_start_of_another_world_is_refused(finished, tmp_path):
+  done = run(
+    "train_pure.py",
+    tmp_path / "other",
+    f"--start={finished[0]}",
+    "--config.world.seed=5",
+  )
+  assert done.returncode == 1
+  assert "world.seed: was 0, is now 5" in done.stderr
+  done = run("train_pure.py", tmp_path / "none", f"--start={tmp_path}")
+  assert done.returncode == 1
+  assert "is not the workdir of a run" in done.stderr
+
+
+def test_an_impossible_config_ends_in_a_sentence(tmp_path):
+  done = run("train_pure.py", tmp_path / "a", "--config.rl.micro_batches=5")
+  assert done.returncode == 1
+  assert "does not divide the 32 responses" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not (tmp_path / "a").exists()  # Refused before anything is written.
+
+
+def test_an_unwritable_workdir_is_named(tmp_path):
+  blocked = tmp_path / "file"
+  blocked.write_text("in the way")
+  done = run("train_sft.py", blocked / "run")
+  assert done.returncode == 1
+  assert str(blocked) in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def test_nan_rewards_stop_the_run_and_lose_nothing(finished, tmp_path):
+  """A PRM with a NaN weight: no update may happen, the start stays."""
+  import jax
+  import jax.numpy as jnp
+
+  from pure_jax.host.checkpoint import load_tree, save_tree
+  from pure_jax.models import prm
+  from pure_jax.models.params import abstract_params
+
+  sys.path.insert(0, str(ROOT / "experiments"))
+  import run_settings
+  from configs import arithmetic
+
+  start = tmp_path / "start"
+  shutil.copytree(finished[0], start)
+  settings = run_settings.settings_from_config(arithmetic.get_config("smoke"))
+  from pure_jax.host.tokenizer import SentencePieceTokenizer
+
+  vocab = SentencePieceTokenizer(start / "tokenizer.model").vocab_size
+  model = prm.extend_config(
+    settings.model.architecture(vocab), settings.prm.extra_layers
+  )
+  folder = start / "prm" / "weights"
+  params = load_tree(folder, abstract_params(prm.declare_prm(model)))
+  params["score"]["bias"] = jnp.full_like(params["score"]["bias"], jnp.nan)
+  save_tree(folder, jax.device_get(params))
+
+  done = run("train_pure.py", tmp_path / "run", f"--start={start}")
+  assert done.returncode == 1
+  assert "Iteration 1: the PRM's step rewards of 32 of 32" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert not [r for r in rows(tmp_path / "run") if r["stage"] == "rl"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("script", "stage", "step"),
+  [("train_sft.py", "sft", 40), ("train_prm.py", "prm_full", 20)],
+)
+def test_a_killed_supervised_stage_continues_exactly(
+  finished, tmp_path, script, stage, step
+):
+  whole, _ = finished
+  workdir = tmp_path / "killed"
+  process = subprocess.Popen(
+    command(script, workdir),
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  )
+  metrics = workdir / "metrics.jsonl"
+  wanted = f'"stage": "{stage}", "step": {step}'
+  while not (metrics.exists() and wanted in metrics.read_text()):
+    assert process.poll() is None, "ended before it could be killed"
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  done = run(script, workdir)
+  assert done.returncode == 0, done.stderr
+  stages = {row["stage"] for row in rows(workdir)}
+  assert rows(workdir) == [r for r in rows(whole) if r["stage"] in stages]
