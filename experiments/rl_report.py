@@ -49,13 +49,13 @@ def read_responses(
   return texts, np.asarray(right)
 
 
-def check_finite(scores: Scores, iteration: int) -> None:
+def check_finite(scores: Scores, step: int) -> None:
   """Stops a run whose PRM gives no numbers, before they reach the policy."""
   rewards = np.asarray(scores.step_rewards)
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
     raise FloatingPointError(
-      f"Iteration {iteration + 1}: the PRM's step rewards of {bad.sum()} of "
+      f"Iteration {step}: the PRM's step rewards of {bad.sum()} of "
       f"{bad.size} responses are not finite, first in row {bad.argmax()}. "
       "The policy was not updated; the last checkpoint is intact. Check the "
       "PRM's weights."
@@ -172,7 +172,7 @@ def write_samples(
     bar.say("\n".join(lines))
 
 
-def summarize(space: workspace.Workspace, stage_seconds: float) -> dict:
+def summarize(space: workspace.Workspace) -> dict:
   """First, best and last evaluation, and what the run was."""
   rows = [
     row for row in read_metrics(space.workdir) if row["stage"] == "rl_eval"
@@ -186,5 +186,4 @@ def summarize(space: workspace.Workspace, stage_seconds: float) -> dict:
     "first": rows[0],
     "best": max(rows, key=lambda row: row["accuracy"]),
     "last": rows[-1],
-    "earlier_stages_seconds": round(stage_seconds, 1),
   }

@@ -8,6 +8,8 @@ judges demonstrations and the policy's own samples with the world's checker,
 and leaves the PRM in DIR/prm. Started again, it continues where it was.
 """
 
+from typing import Any
+
 import jax
 import numpy as np
 import train_sft
@@ -146,6 +148,55 @@ def evaluate_prm(space: workspace.Workspace, policy_params, params) -> dict:
   return {name: float(value) for name, value in numbers.items()}
 
 
+def train_stage(
+  space: workspace.Workspace, stage: str, params: Any, data: tuple
+) -> Any:
+  """One of the two stages of PRM training.
+
+  Args:
+    space: the open run.
+    stage: "prm_head" trains the head alone, "prm_full" everything.
+    params: PRM weights to start from.
+    data: responses, labels and label mask, from `judged_data`.
+
+  Returns:
+    The PRM's weights after it.
+  """
+  settings, head_only = space.settings.prm, stage == "prm_head"
+  steps, optim = settings.full_steps, settings.full_optim
+  if head_only:
+    steps, optim = settings.head_steps, settings.head_optim
+  optimizer = make_optimizer(optim)
+  step = stages.make_prm_step(
+    space.prm_model,
+    ScoreConfig(space.settings.rl.max_steps, settings.separator),
+    optimizer,
+    space.table,
+    space.mesh,
+    head_only,
+  )
+  trained, frozen = stages.split_prm_params(params, head_only)
+  declared = prm.declare_prm(space.prm_model)
+  declared, _ = stages.split_prm_params(declared, head_only)
+  state = train.start_state(trained, declared, optimizer, space.mesh)
+
+  def update(state, indices):
+    batch = jax.tree.map(lambda x: x[indices], data)
+    return step(state, frozen, *space.put(batch))
+
+  state = workspace.run_steps(
+    space,
+    stage,
+    steps,
+    settings.log_every,
+    state,
+    update,
+    num_examples=len(data[1]),
+    batch_size=settings.batch_size,
+  )
+  return frozen | state.params
+
+
 def train_prm(space: workspace.Workspace):
   """Runs the stage, or loads what it left.
 
@@ -160,65 +211,23 @@ def train_prm(space: workspace.Workspace):
   if space.is_done("prm"):
     return policy_params, space.load_weights("prm", declared)
 
-  # ===== Data =====
-  settings = space.settings.prm
-  data, labels, label_mask = judged_data(space, policy_params)
-
   # ===== Two stages: the head, then all parameters =====
-  places = sharding.weight_shardings(declared, space.mesh)
+  settings = space.settings.prm
+  data = judged_data(space, policy_params)
   init = jax.jit(
     lambda key, start: prm.init_prm_from_policy(
       key, start, space.model, settings.extra_layers
     ),
-    out_shardings=places,
+    out_shardings=sharding.weight_shardings(declared, space.mesh),
   )
   params = init(space.key(3), policy_params)
-  for stage, steps, optim in (
-    ("prm_head", settings.head_steps, settings.head_optim),
-    ("prm_full", settings.full_steps, settings.full_optim),
-  ):
-    head_only = stage == "prm_head"
-    optimizer = make_optimizer(optim)
-    step = stages.make_prm_step(
-      space.prm_model,
-      ScoreConfig(space.settings.rl.max_steps, settings.separator),
-      optimizer,
-      space.table,
-      space.mesh,
-      head_only,
-    )
-    trained, frozen = stages.split_prm_params(params, head_only)
-    state = train.start_state(
-      trained,
-      stages.split_prm_params(declared, head_only)[0],
-      optimizer,
-      space.mesh,
-    )
-
-    def update(state, indices, step=step, frozen=frozen):
-      batch = jax.tree.map(lambda x: x[indices], data)
-      return step(
-        state,
-        frozen,
-        *space.put((batch, labels[indices], label_mask[indices])),
-      )
-
-    state = workspace.run_steps(
-      space,
-      stage,
-      steps,
-      settings.log_every,
-      state,
-      update,
-      num_examples=len(labels),
-      batch_size=settings.batch_size,
-    )
-    params = frozen | state.params
+  params = train_stage(space, "prm_head", params, data)
+  params = train_stage(space, "prm_full", params, data)
 
   # ===== How good it is =====
   numbers = evaluate_prm(space, policy_params, params)
-  space.metrics.rewind("prm_eval", steps)
-  space.metrics.write("prm_eval", steps, numbers)
+  space.metrics.rewind("prm_eval", 0)
+  space.metrics.write("prm_eval", settings.full_steps, numbers)
   space.finish_stage("prm", params, numbers)
   return policy_params, params
 

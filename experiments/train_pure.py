@@ -18,10 +18,12 @@ again with the same command, a run that was cut off continues exactly.
 
 import dataclasses
 import hashlib
-import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
+import optax
 import rl_report
 import train_prm
 import workspace
@@ -44,16 +46,18 @@ def has_answer(problem: str, fraction: float) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-  """The compiled functions of a run."""
+  """The compiled functions of a run, as `pure_jax.training` makes them."""
 
-  generate: object
-  generate_greedy: object
-  generate_held_out: object
-  score: object
-  update: object
+  generate: Callable[..., Any]
+  generate_greedy: Callable[..., Any]
+  generate_held_out: Callable[..., Any]
+  score: Callable[..., Any]
+  update: Callable[..., Any]
 
 
-def compile_functions(space: workspace.Workspace, optimizer) -> Functions:
+def compile_functions(
+  space: workspace.Workspace, optimizer: optax.GradientTransformation
+) -> Functions:
   """Builds the jit boundary from the run's settings."""
   rl = space.settings.rl
   greedy = dataclasses.replace(
@@ -87,13 +91,28 @@ def compile_functions(space: workspace.Workspace, optimizer) -> Functions:
   )
 
 
-def evaluate(space, functions, params, reference, prm_params) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+  """Weights that RL reads and never changes.
+
+  Attributes:
+    reference: the policy RL starts from, which the KL is measured to.
+    prm: the process reward model.
+  """
+
+  reference: Any
+  prm: Any
+
+
+def evaluate(
+  space: workspace.Workspace, functions: Functions, frozen: Frozen, params: Any
+) -> dict[str, float]:
   """Held-out prompts: one sample at temperature 1, one greedy response."""
   problems = [row["problem"] for row in space.rows["held_out"]]
   problems = problems[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
   rollout = functions.generate_held_out(params, prompts, space.key(5))
-  scores = functions.score(params, reference, prm_params, rollout)
+  scores = functions.score(params, frozen.reference, frozen.prm, rollout)
   texts, right = rl_report.read_responses(space, problems, rollout)
   numbers = rl_report.describe(texts, right, rollout, scores)
   greedy = functions.generate_greedy(params, prompts, space.key(5))
@@ -101,7 +120,70 @@ def evaluate(space, functions, params, reference, prm_params) -> dict:
   return numbers | {"greedy_accuracy": float(np.mean(right))}
 
 
-def train_rl(space: workspace.Workspace) -> dict:
+def iterate(
+  space: workspace.Workspace,
+  functions: Functions,
+  frozen: Frozen,
+  state: train.TrainState,
+  step: int,
+  problems: list[str],
+) -> tuple[train.TrainState, rl_report.Iteration]:
+  """One iteration: rollout, scores, verdicts, update.
+
+  Args:
+    space: the open run.
+    functions: what is compiled.
+    frozen: reference and PRM.
+    state: before the update; donated.
+    step: the iteration's number, from 1; its random key follows from it.
+    problems: P problem texts.
+
+  Returns:
+    The next state, on its way, and what is to be reported.
+  """
+  rl, clock = space.settings.rl, rl_report.Clock()
+  prompts = space.encode_prompts(problems)
+  key = jax.random.fold_in(space.key(4), step)
+  rollout = functions.generate(state.params, prompts, key)
+  clock.wait("rollout", rollout.tokens)
+  scores = functions.score(state.params, frozen.reference, frozen.prm, rollout)
+  problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
+  texts, right = rl_report.read_responses(space, problems, rollout)
+  known = [has_answer(p, rl.has_answer_fraction()) for p in problems]
+  clock.wait("score", scores.step_rewards)
+  rl_report.check_finite(scores, step)
+  verdicts = space.put((right.astype(np.float32), np.asarray(known)))
+  state, found = functions.update(state, rollout, scores, *verdicts)
+  return state, rl_report.Iteration(
+    step, problems, texts, right, rollout, scores, found, clock
+  )
+
+
+def start_or_resume(
+  space: workspace.Workspace,
+  checkpoints: Checkpoints,
+  frozen: Frozen,
+  optimizer: optax.GradientTransformation,
+) -> tuple[train.TrainState, int, batches.Cursor]:
+  """The state, iterations done and data cursor to go on from."""
+  state = train.start_state(
+    frozen.reference,
+    policy.declare_policy(space.model),
+    optimizer,
+    space.mesh,
+  )
+  cursor, first = batches.Cursor(space.settings.seed), 0
+  restored = checkpoints.restore_latest(state)
+  if restored is not None:
+    state, first = restored.state, restored.step
+    cursor = batches.Cursor(**restored.extra["cursor"])
+  space.metrics.rewind("rl", first + 1)
+  space.metrics.rewind("rl_eval", first + 1 if first else 0)
+  space.samples.rewind("rl", first + 1)
+  return state, first, cursor
+
+
+def train_rl(space: workspace.Workspace) -> dict[str, Any]:
   """Runs the stages that are missing, then RL.
 
   Args:
@@ -114,80 +196,49 @@ def train_rl(space: workspace.Workspace) -> dict:
     FloatingPointError: if step rewards are not finite, or too many updates
       in a row were not; the last checkpoint stays as it is.
   """
-  began = time.perf_counter()
-  reference, prm_params = train_prm.train_prm(space)
-  stage_seconds = time.perf_counter() - began
+  frozen = Frozen(*train_prm.train_prm(space))
 
-  # ===== State, or where a run was cut off =====
-  rl = space.settings.rl
+  # ===== Functions and state =====
+  rl, total = space.settings.rl, space.settings.rl.iterations
   optimizer = make_optimizer(rl.optim)
   functions = compile_functions(space, optimizer)
-  state = train.start_state(
-    reference, policy.declare_policy(space.model), optimizer, space.mesh
-  )
-  problems = [row["problem"] for row in space.rows["train"]]
-  cursor, first = batches.Cursor(space.settings.seed), 0
   checkpoints = Checkpoints(
     space.workdir / "rl",
     keep_latest=rl.checkpoints_kept,
     best_metric="accuracy",
   )
-  restored = checkpoints.restore_latest(state)
-  if restored is not None:
-    state, first = restored.state, restored.step
-    cursor = batches.Cursor(**restored.extra["cursor"])
-  for stage, start in (("rl", first + 1), ("rl_eval", first)):
-    space.metrics.rewind(stage, start if first else 0)
-  space.samples.rewind("rl", first + 1)
+  state, first, cursor = start_or_resume(space, checkpoints, frozen, optimizer)
 
   # ===== Iterations =====
-  key, pending = space.key(4), None
-  bar = Progress("rl", rl.iterations, first, enabled=space.settings.progress)
+  problems = [row["problem"] for row in space.rows["train"]]
+  pending = None  # Reported while the next iteration is on its way.
+  bar = Progress("rl", total, first, enabled=space.settings.progress)
   with checkpoints, bar:
     if first == 0:
-      found = evaluate(space, functions, state.params, reference, prm_params)
-      space.metrics.write("rl_eval", 0, found)
-    for iteration in range(first, rl.iterations):
-      clock = rl_report.Clock()
-      indices, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
-      chosen = [problems[i] for i in indices]
-      rollout = functions.generate(
-        state.params,
-        space.encode_prompts(chosen),
-        jax.random.fold_in(key, iteration),
+      metrics = evaluate(space, functions, frozen, state.params)
+      space.metrics.write("rl_eval", 0, metrics)
+    for step in range(first + 1, total + 1):
+      chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
+      state, iteration = iterate(
+        space, functions, frozen, state, step, [problems[i] for i in chosen]
       )
-      clock.wait("rollout", rollout.tokens)
-      scores = functions.score(state.params, reference, prm_params, rollout)
-      chosen = [p for p in chosen for _ in range(rl.samples_per_prompt)]
-      texts, right = rl_report.read_responses(space, chosen, rollout)
-      known = [has_answer(p, rl.has_answer_fraction()) for p in chosen]
-      clock.wait("score", scores.step_rewards)
-      rl_report.check_finite(scores, iteration)
-      verdicts = space.put((right.astype(np.float32), np.asarray(known)))
-      state, found = functions.update(state, rollout, scores, *verdicts)
       if pending is not None:
         rl_report.write_iteration(space, bar, pending)
-      clock.wait("update", found)
-      pending = rl_report.Iteration(
-        iteration + 1, chosen, texts, right, rollout, scores, found, clock
-      )
-      done = iteration + 1
-      last = done == rl.iterations
-      if done % rl.eval_every == 0 or last or done % rl.checkpoint_every == 0:
-        rl_report.write_iteration(space, bar, pending)
-        pending = None
-        metrics = None
-        if done % rl.eval_every == 0 or last:
-          metrics = evaluate(
-            space, functions, state.params, reference, prm_params
-          )
-          space.metrics.write("rl_eval", done, metrics)
-        checkpoints.save(
-          done, state, {"cursor": dataclasses.asdict(cursor)}, metrics
-        )
+      iteration.clock.wait("update", iteration.found)
+      pending = iteration
+      evaluates = step % rl.eval_every == 0 or step == total
+      if not evaluates and step % rl.checkpoint_every:
+        continue
+      rl_report.write_iteration(space, bar, pending)
+      pending, metrics = None, None
+      if evaluates:
+        metrics = evaluate(space, functions, frozen, state.params)
+        space.metrics.write("rl_eval", step, metrics)
+      extra = {"cursor": dataclasses.asdict(cursor)}
+      checkpoints.save(step, state, extra, metrics)
 
   # ===== What it came to =====
-  summary = rl_report.summarize(space, stage_seconds)
+  summary = rl_report.summarize(space)
   write_json_atomic(space.workdir / "summary.json", summary)
   curves.plot_curves(
     space.workdir / "metrics.jsonl", space.workdir / "curves.png"
@@ -201,8 +252,8 @@ def main(argv: list[str]) -> None:
   with workspace.from_flags() as space:
     summary = train_rl(space)
   print(
-    f"accuracy {summary['first']['accuracy']:.3f} -> "
-    f"{summary['last']['accuracy']:.3f}, results in {space.workdir}"
+    f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
+    f"{summary['last']['accuracy']:.3f}; everything is in {space.workdir}"
   )
 
 

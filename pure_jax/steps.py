@@ -26,6 +26,13 @@ def split_steps(
   everything after them is one last step, and `overflow` says how many were
   swallowed. A row without a token has no step.
 
+  >>> import numpy as np
+  >>> ends = np.arange(9) == 8
+  >>> table = SeparatorTable(ends, None, np.zeros(9, bool), 2, 1, 0)
+  >>> tokens, there = np.array([[5, 8, 6, 7, 1]]), np.ones((1, 5), bool)
+  >>> split_steps(tokens, there, table, max_steps=4).index.tolist()
+  [[0, 0, 1, 1, 1]]
+
   Args:
     tokens: [B, C] int32, completion ids.
     completion_mask: [B, C] bool, True on generated tokens, EOS included.

@@ -199,12 +199,12 @@ def test_train_and_held_out_share_no_problem():
   seen = collections.defaultdict(set)
   for world in worlds:
     for split in arithmetic.SPLITS:
-      for index in range(3_000):
+      for index in range(6_000):
         rng = np.random.default_rng((world.seed, index))
         problem = arithmetic.sample_problem(rng, world, split)
         assert arithmetic.split_of(problem.text) == split
         seen[split].add(problem.text)
-  assert len(seen["train"]) > 4_000 and len(seen["held_out"]) > 1_500
+  assert len(seen["train"]) > 6_000 and len(seen["held_out"]) > 2_000
   assert not seen["train"] & seen["held_out"]
 
 

@@ -252,6 +252,8 @@ def test_the_readme_examples_run_in_order(readme, tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr
+  # The block below the example is what it prints.
+  assert done.stdout.strip() == fences(readme, "text")[0].strip()
 
 
 def test_the_readme_links_to_files_that_exist(readme):

@@ -11,8 +11,8 @@ import pytest
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
-import run_settings
-from configs import arithmetic, base
+import run_settings  # noqa: E402
+from configs import arithmetic, base  # noqa: E402
 
 CONFIGS = sorted(
   path.stem

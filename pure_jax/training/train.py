@@ -155,8 +155,8 @@ def apply_gradients(
 
   Returns:
     The next state and the metrics ``grad_norm`` (before clipping),
-    ``skipped_updates`` (total so far) and ``skipped_in_a_row``. A skipped update changes the step and
-    the two counters, nothing else.
+    ``skipped_updates`` (total so far) and ``skipped_in_a_row``. A skipped
+    update changes the step and the two counters, nothing else.
   """
   grad_norm = optax.global_norm(grads)
   finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
