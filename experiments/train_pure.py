@@ -143,7 +143,7 @@ def iterate(
   """
   rl, clock = space.settings.rl, rl_report.Clock()
   prompts = space.encode_prompts(problems)
-  key = jax.random.fold_in(space.key(4), step)
+  key = jax.random.fold_in(space.key(4), step - 1)
   rollout = functions.generate(state.params, prompts, key)
   clock.wait("rollout", rollout.tokens)
   scores = functions.score(state.params, frozen.reference, frozen.prm, rollout)

@@ -312,6 +312,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (
       ConfigError,
       CheckpointError,
+      arithmetic_dataset.DataError,
       TokenizerError,
       workdirs.WorkdirError,
       FloatingPointError,

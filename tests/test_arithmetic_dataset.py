@@ -262,3 +262,23 @@ def test_a_problem_for_every_row(tokenizer):
   tokens, mask = right_pad([[1], [1]], 2, tokenizer.pad_id)
   with pytest.raises(ValueError, match=r"shorter|longer"):
     label_rollout(tokenizer, ["3+5-2=?"], tokens, mask, 2)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record"])
+def test_damaged_files_are_named_with_what_to_do(tmp_path, damage):
+  world, sizes = WorldConfig(), {"train": 200, "held_out": 8, "judged": 8}
+  arithmetic_dataset.load_world(world, sizes, tmp_path)
+  (path,) = tmp_path.rglob("*train.array_record*")
+  data = bytearray(path.read_bytes())
+  if damage == "cut":
+    path.write_bytes(data[: len(data) // 2])
+  elif damage == "flip":
+    middle = len(data) // 2
+    data[middle] ^= 0xFF
+    path.write_bytes(data)
+  elif damage == "gone":
+    path.unlink()
+  else:
+    (path.parent / "dataset_info.json").write_text("{")
+  with pytest.raises(arithmetic_dataset.DataError, match="remove that folder"):
+    arithmetic_dataset.load_world(world, sizes, tmp_path)

@@ -1,5 +1,6 @@
 """What a batch of responses looks like, against loops over each response."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def repetition(tokens):
   """Lengths of the prefixes that neighbours among sorted suffixes share."""
   suffixes = sorted(tokens[i:] for i in range(len(tokens)))
   shared = 0
-  for first, second in zip(suffixes, suffixes[1:], strict=False):
+  for first, second in itertools.pairwise(suffixes):
     for a, b in zip(first, second, strict=False):
       if a != b:
         break

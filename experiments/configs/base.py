@@ -13,12 +13,19 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # Everything random in a run follows from it.
   config.progress = True  # Progress bars on stderr.
-
   # Devices: rows are split over data x fsdp, parameters over fsdp.
   config.mesh = ConfigDict(dict(data=1, fsdp=1))
+  config.world = world()
+  config.model = model()
+  config.sft = sft()
+  config.prm = prm()
+  config.rl = rl()
+  return config
 
-  # The embedded world of chained additions and subtractions.
-  config.world = ConfigDict(
+
+def world() -> ConfigDict:
+  """The embedded world of chained additions and subtractions."""
+  return ConfigDict(
     dict(
       seed=0,  # Of problems and demonstrations.
       min_operations=3,
@@ -33,8 +40,10 @@ def get_config() -> ConfigDict:
     )
   )
 
-  # A Qwen2-style decoder. The vocabulary comes from the tokenizer.
-  config.model = ConfigDict(
+
+def model() -> ConfigDict:
+  """A Qwen2-style decoder. The vocabulary comes from the tokenizer."""
+  return ConfigDict(
     dict(
       width=64,
       num_layers=3,
@@ -49,8 +58,10 @@ def get_config() -> ConfigDict:
     )
   )
 
-  # Supervised start on demonstrations.
-  config.sft = ConfigDict(
+
+def sft() -> ConfigDict:
+  """Supervised start on demonstrations."""
+  return ConfigDict(
     dict(
       demonstrations=30_000,  # Rows of the train split.
       steps=800,
@@ -60,8 +71,10 @@ def get_config() -> ConfigDict:
     )
   )
 
-  # Process reward model: head alone, then all parameters (Appendix A).
-  config.prm = ConfigDict(
+
+def prm() -> ConfigDict:
+  """Process reward model: head alone, then all parameters (Appendix A)."""
+  return ConfigDict(
     dict(
       extra_layers=1,  # On top of the policy's trunk, start as identity.
       judged=40_000,  # Responses written to be judged.
@@ -80,7 +93,10 @@ def get_config() -> ConfigDict:
     )
   )
 
-  config.rl = ConfigDict(
+
+def rl() -> ConfigDict:
+  """Reinforcement learning."""
+  return ConfigDict(
     dict(
       iterations=100,
       prompts=32,  # Per iteration; the paper takes 64.
@@ -119,7 +135,6 @@ def get_config() -> ConfigDict:
       max_skipped_updates=5,  # In a row, before the run stops.
     )
   )
-  return config
 
 
 def optimizer(learning_rate: float, **changes) -> ConfigDict:

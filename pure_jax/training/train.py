@@ -163,14 +163,14 @@ def apply_gradients(
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
 
-  def keep_old(new, old):
+  def where_finite(new, old):
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
   skip = 1 - finite.astype(jnp.int32)
   state = TrainState(
     step=state.step + 1,
-    params=keep_old(params, state.params),
-    opt_state=keep_old(opt_state, state.opt_state),
+    params=where_finite(params, state.params),
+    opt_state=where_finite(opt_state, state.opt_state),
     skipped=state.skipped + skip,
     skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
   )

@@ -25,6 +25,10 @@ TOKENIZER_TEXTS = 2_000
 ROOM_FOR_WORDS = 34
 
 
+class DataError(RuntimeError):
+  """A data set that cannot be prepared or read."""
+
+
 class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   """Problems with responses; those of held_out are never trained on."""
 
@@ -34,7 +38,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   RELEASE_NOTES = {  # noqa: RUF012
     "1.3.0": "A split of responses written to be judged.",
     "1.2.0": "Rows in order of their index; rates are what they say; an"
-    " equation that a problem needs twice counts twice."
+    " equation that a problem needs twice counts twice.",
   }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
@@ -113,23 +117,35 @@ def load_world(
     By split, rows with ``problem`` (text), ``response`` (text), ``labels``
     (ints of the labelled steps, 1 good and 0 bad) and ``answer``; row i is
     example i of the split, whatever the sizes.
+
+  Raises:
+    DataError: if the data set cannot be prepared, or its files are damaged.
   """
   path = pathlib.Path(data_dir).absolute()
   path.mkdir(parents=True, exist_ok=True)
-  with _quiet():
-    source = _prepare(world, sizes, str(path)).as_data_source()
-  rows = {}
-  for split in SPLITS:
-    rows[split] = [
-      {
-        "problem": row["problem"].decode(),
-        "response": row["response"].decode(),
-        "labels": np.asarray(row["labels"]).tolist(),
-        "answer": int(row["answer"]),
-      }
-      for row in source[split]
-    ]
-  return rows
+  try:
+    with _quiet():
+      source = _prepare(world, sizes, str(path)).as_data_source()
+    return {split: _read(source[split]) for split in SPLITS}
+  # TFDS, protobuf and array_record raise what they like for damaged files.
+  except Exception as error:
+    raise DataError(
+      f"Cannot prepare or read the data set in {path}: {error}. If its files "
+      "are damaged, remove that folder, and it will be made again."
+    ) from error
+
+
+def _read(source: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Rows of one split, as Python values."""
+  return [
+    {
+      "problem": row["problem"].decode(),
+      "response": row["response"].decode(),
+      "labels": np.asarray(row["labels"]).tolist(),
+      "answer": int(row["answer"]),
+    }
+    for row in source
+  ]
 
 
 def _prepare(

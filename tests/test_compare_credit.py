@@ -1,0 +1,65 @@
+"""The comparison's arithmetic, and that its arms differ in credit alone."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import compare_credit  # noqa: E402
+
+
+def test_interval_is_students():
+  """Three seeds: t = 4.303 with 2 degrees of freedom, not 1.96."""
+  values = [0.2, 0.3, 0.7]
+  mean, width = compare_credit.mean_and_interval(values)
+  assert mean == pytest.approx(0.4)
+  spread = np.std(values, ddof=1)
+  assert width == pytest.approx(4.303 * spread / np.sqrt(3))
+  assert compare_credit.mean_and_interval([0.5]) == (0.5, None)
+
+
+def row(arm, seed, step, accuracy, **more):
+  names = [name for name, _ in compare_credit.COLUMNS]
+  return (
+    {"arm": arm, "seed": seed, "step": step}
+    | dict.fromkeys(names, 0.0)
+    | {
+      "accuracy": accuracy,
+      **more,
+    }
+  )
+
+
+def test_the_table_takes_each_runs_last_evaluations_and_its_best():
+  rows = [
+    row("sum", seed, step, value)
+    for seed, values in {"0": [0.9, 0.1, 0.2, 0.3], "1": [0.5] * 4}.items()
+    for step, value in enumerate(values)
+  ]
+  rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
+  lines = compare_credit.table(rows).splitlines()
+  cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+  # Last three: means .2 and .5; best .9 and .5. t with one degree: 12.71.
+  assert cells[0] == "sum"
+  assert cells[1].startswith("0.350 ± ")
+  assert float(cells[1].split("±")[1]) == pytest.approx(
+    12.71 * np.std([0.2, 0.5], ddof=1) / np.sqrt(2), abs=1e-3
+  )
+  assert cells[3].startswith("0.700 ± ")
+  assert cells[-1] == "2"
+  other = [cell.strip() for cell in lines[3].strip("|").split("|")]
+  assert other[1] == "0.250"  # One seed has no interval.
+  assert "–" in other  # Nothing was wrong, so nothing was hacked.
+
+
+def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():
+  assert set(compare_credit.ARMS) == {
+    *("sum", "softmin", "min", "min_eq3"),
+    *("softmin+vr", "min+vr", "sum+vr", "vr"),
+  }
+  for changes in compare_credit.ARMS.values():
+    assert set(changes) == {"credit", "reward_mode"}
