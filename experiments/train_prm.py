@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import supervised
 import train_sft
 import workspace
 
@@ -184,7 +185,7 @@ def train_stage(
     batch = jax.tree.map(lambda x: x[indices], data)
     return step(state, frozen, *space.put(batch))
 
-  state = workspace.run_steps(
+  state = supervised.run_steps(
     space,
     stage,
     steps,
@@ -193,6 +194,7 @@ def train_stage(
     update,
     num_examples=len(data[1]),
     batch_size=settings.batch_size,
+    tokens_per_example=data[0].completion_mask.sum() / len(data[0].tokens),
   )
   return frozen | state.params
 

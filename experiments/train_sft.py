@@ -7,6 +7,7 @@ Leaves the policy in DIR/sft. Started again, it continues where it was.
 """
 
 import jax
+import supervised
 import workspace
 
 from pure_jax.models import policy
@@ -44,7 +45,7 @@ def train_policy(space: workspace.Workspace):
     return step(state, space.put(batch))
 
   # ===== Loop =====
-  state = workspace.run_steps(
+  state = supervised.run_steps(
     space,
     "sft",
     settings.steps,
@@ -53,6 +54,7 @@ def train_policy(space: workspace.Workspace):
     update,
     num_examples=len(rows),
     batch_size=settings.batch_size,
+    tokens_per_example=data.completion_mask.sum() / len(data.tokens),
   )
   space.finish_stage("sft", state.params, {"steps": settings.steps})
   return state.params

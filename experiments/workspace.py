@@ -12,27 +12,19 @@ import json
 import logging
 import pathlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from absl import app, flags
 from jax.sharding import Mesh
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings, settings_from_config
 
 from pure_jax.host import workdir as workdirs
-from pure_jax.host.checkpoint import (
-  CheckpointError,
-  Checkpoints,
-  load_tree,
-  save_tree,
-)
+from pure_jax.host.checkpoint import CheckpointError, load_tree, save_tree
 from pure_jax.host.data import arithmetic_dataset, batches
 from pure_jax.host.metrics import MetricsWriter, SamplesWriter
-from pure_jax.host.progress import Progress
 from pure_jax.host.tokenizer import SentencePieceTokenizer, TokenizerError
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
@@ -40,7 +32,6 @@ from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training.stages import Demonstrations
-from pure_jax.training.train import TrainState
 from pure_jax.types import Prompts, SeparatorTable
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -229,62 +220,6 @@ def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
       f"--start={start} was made with another config:\n  "
       + "\n  ".join(differing)
     )
-
-
-def run_steps(
-  space: Workspace,
-  stage: str,
-  num_steps: int,
-  log_every: int,
-  state: TrainState,
-  update: Callable[[TrainState, np.ndarray], tuple[TrainState, Any]],
-  num_examples: int,
-  batch_size: int,
-) -> TrainState:
-  """A supervised stage: shuffled batches, metrics, checkpoints, resuming.
-
-  Args:
-    space: the run.
-    stage: name of the stage and, before a "_", of its folder.
-    num_steps: updates.
-    log_every: updates between metric rows and checkpoints.
-    state: the state at step 0.
-    update: (state, indices [batch_size]) -> (state, metrics); donates state.
-    num_examples: how many examples indices can name.
-    batch_size: examples of an update.
-
-  Returns:
-    The state after the last update.
-  """
-  cursor, first = batches.Cursor(space.settings.seed), 0
-  folder = space.start / stage.split("_")[0] / f"checkpoints_{stage}"
-  with Checkpoints(folder, keep_latest=1) as checkpoints:
-    restored = checkpoints.restore_latest(state)
-    if restored is not None:
-      state, first = restored.state, restored.step
-      cursor = batches.Cursor(**restored.extra["cursor"])
-    space.metrics.rewind(stage, first + 1)
-    with Progress(
-      stage, num_steps, first, enabled=space.settings.progress
-    ) as bar:
-      began = time.perf_counter()
-      for step in range(first, num_steps):
-        indices, cursor = batches.next_batch(num_examples, batch_size, cursor)
-        state, found = update(state, indices)
-        bar.advance()
-        if (step + 1) % log_every and step + 1 < num_steps:
-          continue
-        numbers = {k: float(v) for k, v in jax.device_get(found).items()}
-        seconds = time.perf_counter() - began
-        done = (step + 1) % log_every or log_every
-        numbers["examples_per_second"] = done * batch_size / seconds
-        space.metrics.write(stage, step + 1, numbers)
-        bar.show({"loss": numbers["loss"]})
-        checkpoints.save(
-          step + 1, state, {"cursor": dataclasses.asdict(cursor)}
-        )
-        began = time.perf_counter()
-  return state
 
 
 @contextlib.contextmanager

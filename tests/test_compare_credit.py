@@ -23,15 +23,9 @@ def test_interval_is_students():
 
 
 def row(arm, seed, step, accuracy, **more):
-  names = [name for name, _ in compare_credit.COLUMNS]
-  return (
-    {"arm": arm, "seed": seed, "step": step}
-    | dict.fromkeys(names, 0.0)
-    | {
-      "accuracy": accuracy,
-      **more,
-    }
-  )
+  zeros = dict.fromkeys([name for name, _ in compare_credit.COLUMNS], 0.0)
+  place = {"arm": arm, "seed": seed, "step": step}
+  return place | zeros | {"accuracy": accuracy} | more
 
 
 def test_the_table_takes_each_runs_last_evaluations_and_its_best():
