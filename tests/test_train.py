@@ -1,10 +1,9 @@
 """The jit boundary: what one training step may and may not depend on."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from pure_jax.models import policy, prm
@@ -41,6 +40,10 @@ TABLE = SeparatorTable(
   pad_id=np.int32(PAD),
 )
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
+# Where two ways to sum must give the same weights: Adam would blow up the
+# last place of a gradient that is almost 0 to a whole step, and large steps
+# would blow up the difference of the first update in the second rollout.
+SGD = optax.sgd(1e-3, momentum=0.9)
 
 
 def prompts(count):
@@ -50,13 +53,13 @@ def prompts(count):
   return Prompts(tokens.astype(np.int32), mask)
 
 
-def one_step(mesh, micro_batches=1, steps=1, poison=False, loss=LOSS):
+def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
   """Rollout, scores and updates on a mesh, from the same start."""
   declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0))
+  start = train.make_init(declared, optimizer, mesh)(jax.random.key(0))
   # Larger weights than at initialisation, so that rollouts are not uniform.
   reference = jax.tree.map(lambda x: 3 * x, start.params)
-  state = train.start_state(reference, declared, OPTIMIZER, mesh)
+  state = train.start_state(reference, declared, optimizer, mesh)
   prm_params = jax.jit(
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
     out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), mesh),
@@ -66,7 +69,7 @@ def one_step(mesh, micro_batches=1, steps=1, poison=False, loss=LOSS):
     MODEL, PRM_MODEL, SAMPLER, score.ScoreConfig(4), TABLE, mesh
   )
   update = train.make_update(
-    MODEL, SAMPLER, CREDIT, loss, OPTIMIZER, TABLE, mesh, micro_batches
+    MODEL, SAMPLER, CREDIT, LOSS, optimizer, TABLE, mesh, micro_batches
   )
   history = []
   for number in range(steps):
@@ -107,9 +110,8 @@ def test_eight_devices_equal_one(alone, shape):
       np.testing.assert_allclose(
         value, theirs[name], atol=1e-5, rtol=1e-5, err_msg=name
       )
-  # Adam divides by gradients that are almost 0: 1e-5 of a step of 1e-2.
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
     state.params,
     alone[0].params,
   )
@@ -151,27 +153,18 @@ def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
   assert later["kl_reference"] > 0  # The policy has moved.
 
 
-@pytest.mark.parametrize(
-  "aggregate", ["token_mean", "sequence_mean", "constant_length"]
-)
-def test_four_micro_batches_equal_one_batch(aggregate):
+def test_four_micro_batches_equal_one_batch(alone):
   """Dividing each by its own count would weigh short micro-batches more."""
-  loss = dataclasses.replace(
-    LOSS,
-    aggregate=aggregate,
-    constant_length=10 if aggregate == "constant_length" else None,
-  )
-  mesh = sharding.make_mesh(2, 1)
-  whole, ((_, _, expected),) = one_step(mesh, loss=loss)
-  parts, ((_, _, metrics),) = one_step(mesh, micro_batches=4, loss=loss)
-  for name, value in metrics.items():
-    np.testing.assert_allclose(
-      value, expected[name], atol=1e-6, rtol=1e-5, err_msg=name
-    )
+  parts, history = one_step(sharding.make_mesh(), micro_batches=4, steps=2)
+  for (_, _, metrics), (_, _, expected) in zip(history, alone[1], strict=True):
+    for name, value in metrics.items():
+      np.testing.assert_allclose(
+        value, expected[name], atol=1e-5, rtol=1e-5, err_msg=name
+      )
   jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5),
-    whole.params,
+    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
     parts.params,
+    alone[0].params,
   )
 
 
@@ -182,22 +175,18 @@ def test_rows_of_a_micro_batch_come_from_every_device():
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   mesh = sharding.make_mesh()
-  clean, _ = one_step(mesh)
-  state, ((_, _, metrics),) = one_step(mesh, poison=True)
+  state, ((_, _, metrics),) = one_step(mesh, poison=True, optimizer=OPTIMIZER)
   assert not np.isfinite(metrics["grad_norm"])
   assert metrics["skipped_updates"] == 1
   assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
   start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, mesh)(
     jax.random.key(0)
   )
-  for new, old, moved in zip(
-    jax.tree.leaves(state.params),
-    jax.tree.leaves(start.params),
-    jax.tree.leaves(clean.params),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(new, 3 * old)
-    assert np.isfinite(moved).all()
+  jax.tree.map(
+    lambda new, old: np.testing.assert_array_equal(new, 3 * old),
+    state.params,
+    jax.device_get(start.params),
+  )
   for moment in jax.tree.leaves(state.opt_state):
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
 
