@@ -9,7 +9,8 @@ are kept, a run that was cut off continues, so the command can be repeated
 until it has finished; `--report_only` reads what is there.
 
 Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
-every run), `table.md` and `curves.png`.
+every run), `prm.json` (how good each seed's PRM is), `table.md` and
+`curves.png`.
 """
 
 import concurrent.futures
@@ -142,6 +143,17 @@ def collect(root: pathlib.Path) -> list[dict]:
   return rows
 
 
+def collect_starts(root: pathlib.Path) -> dict[str, dict]:
+  """How good each seed's PRM is on held-out prompts, before RL."""
+  starts = {}
+  for seed in _SEEDS.value:
+    path = root / f"seed{seed}" / "start" / "metrics.jsonl"
+    if path.exists():
+      rows = map(json.loads, path.read_text().splitlines())
+      starts[seed] = next(r for r in rows if r["stage"] == "prm_eval")
+  return starts
+
+
 def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
   """Mean over seeds and the half width of its 95 % t interval."""
   mean = statistics.fmean(values)
@@ -209,12 +221,13 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
         [min(by_step[s]) for s in steps],
         [max(by_step[s]) for s in steps],
         color=f"C{number}",
-        alpha=0.12,
+        alpha=0.06,
         linewidth=0,
       )
     axis.set(title=f"{title}, held-out prompts", xlabel="iteration")
     axis.grid(alpha=0.3)
-  axes[0, 0].legend(ncols=2, fontsize=8)
+  handles, labels = axes[0, 0].get_legend_handles_labels()
+  figure.legend(handles, labels, ncols=len(labels), loc="outside upper center")
   figure.savefig(path, dpi=100)
 
 
@@ -235,6 +248,7 @@ def main(argv: list[str]) -> None:
   (root / "runs.json").write_text(
     "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
   )
+  (root / "prm.json").write_text(json.dumps(collect_starts(root), indent=1))
   (root / "table.md").write_text(table(rows))
   plot(rows, root / "curves.png")
   print(table(rows))

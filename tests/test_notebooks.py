@@ -67,7 +67,8 @@ def test_outputs_are_stripped_and_functions_live_in_the_library(path):
     if cell.cell_type == "code":
       assert cell.outputs == []
       assert cell.execution_count is None
-      assert not re.search(r"^\s*(def|class) |experiments", cell.source, re.M)
+      assert not re.search(r"^\s*(def|class)\b", cell.source, re.MULTILINE)
+      assert not re.search(r"import experiments|sys\.path", cell.source)
 
 
 def test_credit_without_a_run_says_how_to_make_one(execute, monkeypatch):

@@ -106,9 +106,9 @@ def rl() -> ConfigDict:
       temperature=1.0,
       top_p=1.0,
       top_k=0,  # 0 turns the filter off.
-      reward_mode="prm",  # "prm", "prm+vr" or "vr".
+      reward_mode="prm+vr",  # "prm", "prm+vr" or "vr".
       answer_fraction=0.1,  # Prompts with an answer in "prm+vr".
-      credit="min_eq3",  # "sum", "min", "min_eq3" or "softmin".
+      credit="min",  # "sum", "min", "min_eq3" or "softmin".
       credit_temperature=0.1,  # Of softmin (Eq. 5).
       discount=1.0,  # Of the sum form.
       baseline="main",  # "paper_a", "paper_b", "main", "step" or "none".
