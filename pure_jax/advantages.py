@@ -190,6 +190,16 @@ def pure_advantages(
   that is not finite is treated as an absent step, so that it cannot spread
   through a baseline; `nonfinite_step_rewards` counts them: stop on it.
 
+  >>> from pure_jax.types import Steps
+  >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # B = 2, C = S = 1.
+  >>> index, scores = zero.astype(int), jnp.array([[0.5], [-0.5]])
+  >>> cut = Steps(index, one, index, one, ~one, index[:, 0])
+  >>> known = ~one[:, 0]  # No answers.
+  >>> batch = Experience(one, cut, scores, scores[:, 0], known, zero, zero, ~one)
+  >>> config = CreditConfig("min", baseline="main", group_size=2, whiten=False)
+  >>> pure_advantages(batch, config)[0].tolist()
+  [[1.0], [-1.0]]
+
   Args:
     experience: Experience, B = P * K rows.
     config: CreditConfig.

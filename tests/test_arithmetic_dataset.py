@@ -178,7 +178,7 @@ def test_a_failure_that_left_no_data_is_not_hidden(tmp_path, monkeypatch):
     raise OSError("No space left on device")
 
   monkeypatch.setattr(arithmetic, "make_example", full)
-  with pytest.raises(OSError, match="No space left"):
+  with pytest.raises(arithmetic_dataset.DataError, match="No space left"):
     load_world(WORLD, SIZES, tmp_path)
 
 
