@@ -191,7 +191,7 @@ def pure_advantages(
   through a baseline; `nonfinite_step_rewards` counts them: stop on it.
 
   >>> from pure_jax.types import Steps
-  >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # B = 2, C = S = 1.
+  >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
   >>> index, scores = zero.astype(int), jnp.array([[0.5], [-0.5]])
   >>> cut = Steps(index, one, index, one, ~one, index[:, 0])
   >>> known = ~one[:, 0]  # No answers.
