@@ -194,8 +194,8 @@ def pure_advantages(
   >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
   >>> index, scores = zero.astype(int), jnp.array([[0.5], [-0.5]])
   >>> cut = Steps(index, one, index, one, ~one, index[:, 0])
-  >>> known = ~one[:, 0]  # No answers.
-  >>> batch = Experience(one, cut, scores, scores[:, 0], known, zero, zero, ~one)
+  >>> no, right = ~one, scores[:, 0]
+  >>> batch = Experience(one, cut, scores, right, no[:, 0], zero, zero, no)
   >>> config = CreditConfig("min", baseline="main", group_size=2, whiten=False)
   >>> pure_advantages(batch, config)[0].tolist()
   [[1.0], [-1.0]]
