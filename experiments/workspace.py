@@ -241,7 +241,8 @@ def run(main: Callable[[list[str]], None]) -> None:
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for chatty in ("absl", "jax"):
+      logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
       main(argv)
     except (
