@@ -3,6 +3,11 @@
   python experiments/train_pure.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
+Measured on 2026-11-24 in a fresh clone and environment (jax 0.10.2, two cores
+of an AMD EPYC that had other work too): 7.5 minutes from nothing; held-out
+accuracy at temperature 1 from .184 to 0.855, greedy from .098 to 0.945.
+Evaluations of all stages: experiments/results/arithmetic/metrics.jsonl.
+
 `arithmetic.py:smoke` runs every stage in under a minute; it shows that the
 machinery works and trains nothing worth looking at.
 """
