@@ -8,12 +8,14 @@ takes these dataclasses, or the library's own.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any
 
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.models.config import ModelConfig
+from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 from pure_jax.training.score import ScoreConfig
@@ -163,6 +165,13 @@ class RLSettings:
       raise ValueError(
         f"temperature must be > 0 to explore, got {self.temperature}."
       )
+    SamplingConfig(
+      max_new_tokens=self.max_new_tokens,
+      pad_id=0,
+      stop_ids=(1,),
+      top_p=self.top_p,
+      top_k=self.top_k,
+    )
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
@@ -249,6 +258,8 @@ class Settings:
 
   def __post_init__(self):
     """Refuses stages that do not fit each other or the mesh."""
+    if self.seed < 0:
+      raise ValueError(f"seed must be at least 0, got {self.seed}.")
     if self.mesh.data < 1 or self.mesh.fsdp < 1:
       raise ValueError(
         "mesh sizes must be at least 1, got "
@@ -321,6 +332,8 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     if value is None and type(None) in typing.get_args(kind):
       return None
     kind = next(k for k in typing.get_args(kind) if k is not type(None))
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ConfigError(f"{path} must be a finite number, got {value}.")
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):

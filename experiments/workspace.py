@@ -156,15 +156,15 @@ def open_workspace(
     ConfigError: if the devices are too few.
   """
   config = dataclasses.asdict(settings)
-  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  start_path = path
-  if start is not None:
-    start_path = pathlib.Path(start).absolute()
-    _check_start(start_path, config)
   try:
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
   except ValueError as error:
     raise ConfigError(str(error)) from error
+  if start is not None:
+    _check_start(pathlib.Path(start).absolute(), config)
+  # Last: what was refused so far leaves no folder behind.
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  start_path = path if start is None else pathlib.Path(start).absolute()
   tokenizer = arithmetic_dataset.world_tokenizer(
     settings.world, start_path / "tokenizer.model"
   )

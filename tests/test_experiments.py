@@ -192,6 +192,7 @@ def test_a_start_of_another_world_is_refused(finished, tmp_path):
   done = run("train_pure.py", tmp_path / "none", f"--start={tmp_path}")
   assert done.returncode == 1
   assert "is not the workdir of a run" in done.stderr
+  assert not (tmp_path / "none").exists()
 
 
 def test_an_impossible_config_ends_in_a_sentence(tmp_path):
@@ -200,6 +201,9 @@ def test_an_impossible_config_ends_in_a_sentence(tmp_path):
   assert "does not divide the 32 responses" in done.stderr
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "a").exists()  # Refused before anything is written.
+  done = run("train_pure.py", tmp_path / "a", "--config.mesh.data=2")
+  assert "lower mesh.data or mesh.fsdp" in done.stderr
+  assert not (tmp_path / "a").exists()
 
 
 def test_an_unwritable_workdir_is_named(tmp_path):

@@ -68,6 +68,10 @@ def test_every_config_makes_settings(variant):
     ({"model__num_heads": 3}, "num_kv_heads|num_heads"),
     ({"prm__separator": "drop"}, "separator must be"),
     ({"rl__optim__learning_rate": 0.0}, "learning_rate must be positive"),
+    ({"seed": -1}, "seed must be at least 0"),
+    ({"rl__top_p": 2.0}, "top_p must be in"),
+    ({"rl__top_k": -1}, "top_k must be at least 0"),
+    ({"rl__kl_coef": float("nan")}, r"rl\.kl_coef must be a finite number"),
     ({"sft__steps": -1}, "steps must be at least"),
   ],
 )
