@@ -86,6 +86,7 @@ class Iteration:
     problems: B problem texts.
     texts: B lists of step texts.
     right: [B] bool, the grader's verdicts.
+    any_known: whether the update might use any of them.
     rollout: the responses.
     scores: steps and their rewards.
     found: metrics of the update.
@@ -96,6 +97,7 @@ class Iteration:
   problems: list[str]
   texts: list[list[str]]
   right: np.ndarray
+  any_known: bool
   rollout: Rollout
   scores: Scores
   found: dict[str, jax.Array]
@@ -115,6 +117,9 @@ def write_iteration(
   found = {
     name: float(value) for name, value in jax.device_get(it.found).items()
   }
+  if not it.any_known:  # A mean over nothing is left out, not made up.
+    for name in ("correct_mean", "process_outcome_agreement"):
+      del found[name]
   numbers |= {k: v for k, v in found.items() if k not in numbers}
   numbers["logp_drift_max"] = float(it.scores.drift_max)
   tokens = numbers["response_tokens"] * len(it.problems)

@@ -269,6 +269,7 @@ class Settings:
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size),
       ("prm.batch_size", self.prm.batch_size),
+      ("prm.eval_prompts", self.prm.eval_prompts),
       ("rl.prompts", self.rl.prompts),
       ("rl.eval_prompts", self.rl.eval_prompts),
     ):

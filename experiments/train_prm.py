@@ -45,7 +45,8 @@ def sample_policy(
   generate = train.make_generate(
     space.model, space.sampler, group_size=1, mesh=space.mesh
   )
-  rows = min(SAMPLE_ROWS, len(problems))
+  devices = space.mesh.size
+  rows = -(-min(SAMPLE_ROWS, len(problems)) // devices) * devices
   parts = []
   for first in range(0, len(problems), rows):
     # The last part is filled up with problems of the first: one shape only.

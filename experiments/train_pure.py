@@ -27,6 +27,7 @@ import optax
 import rl_report
 import train_prm
 import workspace
+from run_settings import ConfigError
 
 from pure_jax.host import curves
 from pure_jax.host.checkpoint import Checkpoints
@@ -155,7 +156,7 @@ def iterate(
   verdicts = space.put((right.astype(np.float32), np.asarray(known)))
   state, found = functions.update(state, rollout, scores, *verdicts)
   return state, rl_report.Iteration(
-    step, problems, texts, right, rollout, scores, found, clock
+    step, problems, texts, right, any(known), rollout, scores, found, clock
   )
 
 
@@ -176,6 +177,12 @@ def start_or_resume(
   restored = checkpoints.restore_latest(state)
   if restored is not None:
     state, first = restored.state, restored.step
+    if first > space.settings.rl.iterations:
+      raise ConfigError(
+        f"{space.workdir} is already at iteration {first}, beyond "
+        f"rl.iterations={space.settings.rl.iterations}: ask for more, or for "
+        "another workdir."
+      )
     cursor = batches.Cursor(**restored.extra["cursor"])
   space.metrics.rewind("rl", first + 1)
   space.metrics.rewind("rl_eval", first + 1 if first else 0)

@@ -47,7 +47,7 @@ _START = flags.DEFINE_string(
 # Fields a resumed run may change, and those a run may change that starts
 # from another run's stages.
 MAY_DIFFER = ("progress", "rl.iterations")
-MAY_DIFFER_FROM_START = ("progress", "mesh", "rl")
+MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +156,8 @@ def open_workspace(
     ConfigError: if the devices are too few.
   """
   config = dataclasses.asdict(settings)
+  # A resumed run must not change what it started from.
+  config["start"] = start and str(pathlib.Path(start).absolute())
   try:
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
   except ValueError as error:

@@ -249,6 +249,13 @@ MUTATIONS = (
     "test_train.py::test_at_the_first_iteration_ratios_are_1_and_kl_is_0",
   ),
   _mutation(
+    "the update forgets the temperature",
+    "training/score.py",
+    "temperature=sampler.temperature or 1.0,",
+    "temperature=1.0,",
+    "test_train.py::test_the_update_reads_the_sampled_distribution",
+  ),
+  _mutation(
     "positions count the left padding",
     "models/transformer.py",
     "jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)",

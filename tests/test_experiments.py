@@ -102,7 +102,7 @@ def test_one_command_leaves_everything(finished):
     *("accuracy", "process_outcome", "min_step_score", "response_tokens"),
     *("steps_per_response", "truncated", "repetition", "vacuous_step_share"),
     *("kl_reference", "entropy", "clip_fraction", "ratio_max", "ratio_min"),
-    *("logp_drift_max", "grad_norm", "skipped_updates", "correct_mean"),
+    *("logp_drift_max", "grad_norm", "skipped_updates"),
   }
   for row in iterations:
     assert asked_for <= row.keys()
@@ -178,6 +178,22 @@ def test_a_workdir_of_another_config_is_refused(finished):
   assert "rl.clip_low: was 0.2, is now 0.1" in done.stderr
   assert "Traceback" not in done.stderr
   assert (workdir / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_run_keeps_what_it_started_from(finished, tmp_path):
+  """Resumed without --start it would train another policy and PRM."""
+  workdir, start = tmp_path / "run", f"--start={finished[0]}"
+  done = run("train_pure.py", workdir, start)
+  assert done.returncode == 0, done.stderr
+  done = run("train_pure.py", workdir)
+  assert done.returncode == 1
+  assert "start: was" in done.stderr
+  done = run("train_pure.py", workdir, start, "--config.rl.iterations=2")
+  assert done.returncode == 1
+  assert "is already at iteration 4" in done.stderr
+  assert rows(workdir) == [
+    row for row in rows(finished[0]) if row["stage"] in ("rl", "rl_eval")
+  ]
 
 
 def test_a_start_of_another_world_is_refused(finished, tmp_path):

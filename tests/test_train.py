@@ -1,5 +1,7 @@
 """The jit boundary: what one training step may and may not depend on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -189,6 +191,23 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
   )
   for moment in jax.tree.leaves(state.opt_state):
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
+
+
+def test_the_update_reads_the_sampled_distribution():
+  """Log-probs at temperature 1 would make every ratio of iteration 0 wrong."""
+  sampler = dataclasses.replace(SAMPLER, temperature=0.6, banned_ids=(7,))
+  mesh = sharding.make_mesh()
+  start = train.make_init(
+    policy.declare_policy(MODEL), make_optimizer(OptimConfig(1e-3)), mesh
+  )(jax.random.key(0))
+  params = jax.tree.map(lambda x: 3 * x, start.params)
+  rollout = train.make_generate(MODEL, sampler, 4, mesh)(
+    params, prompts(8), jax.random.key(1)
+  )
+  logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
+    params, MODEL, sampler, rollout
+  )
+  np.testing.assert_allclose(logp, rollout.sampled_logp, atol=1e-5)
 
 
 def test_each_function_compiles_once():
