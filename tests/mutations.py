@@ -307,7 +307,7 @@ def run(folder: pathlib.Path, *command: str) -> tuple[int, str]:
   environment = os.environ | {
     "PYTHONPATH": str(folder),
     "PYTHONDONTWRITEBYTECODE": "1",
-    "COLUMNS": "500",  # Failures in full.
+    "COLUMNS": "240",  # Failures in full.
   }
   done = subprocess.run(
     [sys.executable, *command],
@@ -373,7 +373,12 @@ def main() -> int:
   with concurrent.futures.ThreadPoolExecutor(arguments.jobs) as pool:
     green = pool.submit(check_green, chosen)
     results = [pool.submit(caught_by, mutation) for mutation in chosen]
-    green.result()
+    try:
+      green.result()
+    except MutationError as error:
+      pool.shutdown(cancel_futures=True)
+      print(error, file=sys.stderr)
+      return 1
     print("| mutation | file | test that went red |\n|---|---|---|")
     for mutation, result in zip(chosen, results, strict=True):
       try:

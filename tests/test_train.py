@@ -207,7 +207,8 @@ def test_the_update_reads_the_sampled_distribution():
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
     params, MODEL, sampler, rollout
   )
-  np.testing.assert_allclose(logp, rollout.sampled_logp, atol=1e-5)
+  # Scaled weights and 1 / 0.6 magnify what the two forwards round apart.
+  np.testing.assert_allclose(logp, rollout.sampled_logp, atol=1e-4)
 
 
 def test_each_function_compiles_once():
