@@ -84,7 +84,7 @@ def sum_returns(
   """Returns the discounted sum of rewards to go, the canonical form.
 
   G_t = r_t + discount * G_{t+1}. A masked step adds nothing and costs no
-  discount. Known to collapse with process rewards (paper, section 4).
+  discount. Known to collapse with process rewards (arXiv 2504.15275).
 
   >>> import jax.numpy as jnp
   >>> rewards, mask = jnp.array([0.5, -1.0, 0.25]), jnp.ones(3, bool)

@@ -1,7 +1,8 @@
 """Every field of a run, with its unit. Other configs start from this one.
 
-The method's values are the paper's (arXiv 2504.15275, Section 4.1) where it
-gives one; sizes are those of the embedded world and meant to be overridden.
+Clip range, KL coefficient, temperature and samples per prompt are the paper's
+(arXiv 2504.15275); sizes, learning rates and numbers of steps are those of the
+embedded world and meant to be overridden.
 """
 
 from ml_collections import ConfigDict
@@ -73,7 +74,7 @@ def sft() -> ConfigDict:
 
 
 def prm() -> ConfigDict:
-  """Process reward model: head alone, then all parameters (Appendix A)."""
+  """Process reward model: head alone, then all parameters."""
   return ConfigDict(
     dict(
       extra_layers=1,  # On top of the policy's trunk, start as identity.

@@ -1,8 +1,9 @@
 """What a batch of responses looks like: the numbers that show hacking.
 
 Accuracy against process reward is the pair to watch: a policy that hacks its
-PRM raises the second without the first. The collapse of the paper's Section
-4.3 announces itself in repetition and truncation among *correct* responses.
+PRM raises the second without the first. The collapse that the paper
+(arXiv 2504.15275) describes announces itself in repetition and truncation
+among *correct* responses.
 """
 
 from collections.abc import Callable, Sequence

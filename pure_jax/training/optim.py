@@ -7,7 +7,7 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """AdamW with a constant learning rate, as in the paper (Section 4.1).
+  """AdamW with a constant learning rate, as in the paper (2504.15275).
 
   Attributes:
     learning_rate: step size; the paper takes 1e-6 (5e-7 with the PRM only)

@@ -95,8 +95,8 @@ def make_prm_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """One PRM update: cross-entropy of good against bad at each step's score.
 
-  The paper trains in two stages, the head alone and then all parameters
-  (Appendix A). In the first the frozen trunk is an argument of its own: it
+  The paper (arXiv 2504.15275) trains in two stages, the head alone and then
+  all parameters. In the first the frozen trunk is an argument of its own: it
   gets no gradient and no optimizer state.
 
   Args:
