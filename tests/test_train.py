@@ -55,12 +55,20 @@ def prompts(count):
   return Prompts(tokens.astype(np.int32), mask)
 
 
+def grown(params):
+  """Embeddings of a trained model's size.
+
+  At initialisation they are so small that RMSNorm magnifies the rounding of
+  their gradients by 50, and rollouts are all but uniform.
+  """
+  return params | {"embedding": 15 * params["embedding"]}
+
+
 def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
   """Rollout, scores and updates on a mesh, from the same start."""
   declared = policy.declare_policy(MODEL)
   start = train.make_init(declared, optimizer, mesh)(jax.random.key(0))
-  # Larger weights than at initialisation, so that rollouts are not uniform.
-  reference = jax.tree.map(lambda x: 3 * x, start.params)
+  reference = grown(start.params)
   state = train.start_state(reference, declared, optimizer, mesh)
   prm_params = jax.jit(
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
@@ -185,9 +193,9 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     jax.random.key(0)
   )
   jax.tree.map(
-    lambda new, old: np.testing.assert_array_equal(new, 3 * old),
+    np.testing.assert_array_equal,
     state.params,
-    jax.device_get(start.params),
+    jax.device_get(grown(start.params)),
   )
   for moment in jax.tree.leaves(state.opt_state):
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
