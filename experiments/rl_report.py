@@ -131,8 +131,9 @@ def write_iteration(
   if found["skipped_in_a_row"] >= rl.max_skipped_updates:
     raise FloatingPointError(
       f"Iteration {it.step}: {rl.max_skipped_updates} updates in a row had "
-      "a loss or gradient that was not finite; all were skipped. Lower "
-      "rl.optim.learning_rate, or start again from the last checkpoint."
+      "a loss or gradient that was not finite; all were skipped, and the last "
+      f"checkpoint is intact. Try a lower rl.optim.learning_rate in another "
+      f"workdir, with --start={space.start}."
     )
   if it.step % rl.samples_every == 0:
     write_samples(space, bar, it)

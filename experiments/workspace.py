@@ -8,7 +8,6 @@ cut off continues from its last checkpoint.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import pathlib
 import sys
@@ -24,7 +23,7 @@ from run_settings import ConfigError, Settings, settings_from_config
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError, load_tree, save_tree
 from pure_jax.host.data import arithmetic_dataset, batches
-from pure_jax.host.metrics import MetricsWriter, SamplesWriter
+from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
 from pure_jax.host.tokenizer import SentencePieceTokenizer, TokenizerError
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
@@ -96,10 +95,19 @@ class Workspace:
   def encode_demonstrations(
     self, rows: list[dict[str, Any]]
   ) -> tuple[list[dict[str, Any]], Demonstrations]:
-    """Rows that fit the response limit, and their ids."""
+    """Rows that fit the response limit, and their ids.
+
+    Raises:
+      ConfigError: if none fits.
+    """
     eos, limit = self.tokenizer.eos_id, self.settings.rl.max_new_tokens
     responses = [[*self.tokenizer.encode(r["response"]), eos] for r in rows]
     fits = [len(ids) <= limit for ids in responses]
+    if not any(fits):
+      raise ConfigError(
+        f"rl.max_new_tokens={limit} has room for none of {len(rows)} "
+        f"responses; the shortest has {min(map(len, responses))} tokens."
+      )
     rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
     responses = [ids for ids, fit in zip(responses, fits, strict=True) if fit]
     prompts = self.encode_prompts([row["problem"] for row in rows])
@@ -209,13 +217,14 @@ def open_workspace(
 
 def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
   """Refuses a start made for another world, model or PRM."""
-  record = start / workdirs.CONFIG_FILE
-  if not record.exists():
+  record = workdirs.read_record(start)
+  if record is None:
     raise workdirs.WorkdirError(
-      f"--start={start} is not the workdir of a run: {record} is missing."
+      f"--start={start} is not the workdir of a run: it has no "
+      f"{workdirs.CONFIG_FILE}."
     )
   differing = workdirs.config_differences(
-    json.loads(record.read_text())["config"], config, MAY_DIFFER_FROM_START
+    record["config"], config, MAY_DIFFER_FROM_START
   )
   if differing:
     raise workdirs.WorkdirError(
@@ -240,6 +249,21 @@ def run(main: Callable[[list[str]], None]) -> None:
   """
   flags.mark_flags_as_required(["config", "workdir"])
 
+  def parsed(argv):
+    try:
+      words = app.parse_flags_with_usage(argv)
+      _CONFIG.value.to_dict()  # Raises if the file could not be read.
+      return words
+    # What ml_collections raises for a field or a file that is not there.
+    except (AttributeError, KeyError, OSError) as error:
+      reason = str(error.args[0] if error.args else error).replace("\n", " ")
+      print(
+        f"error: --config or an override of it cannot be used: {reason} "
+        "(experiments/configs/base.py lists every field.)",
+        file=sys.stderr,
+      )
+      sys.exit(1)
+
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
@@ -250,6 +274,7 @@ def run(main: Callable[[list[str]], None]) -> None:
     except (
       ConfigError,
       CheckpointError,
+      MetricsError,
       arithmetic_dataset.DataError,
       TokenizerError,
       workdirs.WorkdirError,
@@ -258,4 +283,4 @@ def run(main: Callable[[list[str]], None]) -> None:
       print(f"error: {error}", file=sys.stderr)
       sys.exit(1)
 
-  app.run(guarded)
+  app.run(guarded, flags_parser=parsed)

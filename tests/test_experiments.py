@@ -118,7 +118,7 @@ def test_one_command_leaves_everything(finished):
   assert list((workdir / "tensorboard" / "rl").iterdir())
   record = json.loads((workdir / "config.json").read_text())
   assert record["config"]["rl"]["iterations"] == 4
-  assert record["versions"]["packages"]["jax"]
+  assert record["versions"][0]["packages"]["jax"]
 
 
 def test_samples_carry_scores_and_credit(finished):
@@ -170,6 +170,18 @@ def test_a_killed_run_continues_exactly(finished, tmp_path):
   )
 
 
+def test_a_damaged_log_is_named_and_kept(finished, tmp_path):
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  damaged = b"{\n" + (workdir / "metrics.jsonl").read_bytes()
+  (workdir / "metrics.jsonl").write_bytes(damaged)
+  done = run("train_pure.py", workdir)
+  assert done.returncode == 1
+  assert "metrics.jsonl:1 is not JSON" in done.stderr
+  assert "Traceback" not in done.stderr
+  assert (workdir / "metrics.jsonl").read_bytes() == damaged
+
+
 def test_a_workdir_of_another_config_is_refused(finished):
   workdir, _ = finished
   before = (workdir / "metrics.jsonl").read_bytes()
@@ -208,6 +220,11 @@ def test_a_start_of_another_world_is_refused(finished, tmp_path):
   done = run("train_pure.py", tmp_path / "none", f"--start={tmp_path}")
   assert done.returncode == 1
   assert "is not the workdir of a run" in done.stderr
+  (tmp_path / "config.json").write_text("{")
+  done = run("train_pure.py", tmp_path / "none", f"--start={tmp_path}")
+  assert done.returncode == 1
+  assert "is not the record of a run" in done.stderr
+  assert "Traceback" not in done.stderr
   assert not (tmp_path / "none").exists()
 
 
@@ -220,6 +237,23 @@ def test_an_impossible_config_ends_in_a_sentence(tmp_path):
   done = run("train_pure.py", tmp_path / "a", "--config.mesh.data=2")
   assert "lower mesh.data or mesh.fsdp" in done.stderr
   assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("--config.rl.micro_batchs=2", 'Did you mean "micro_batches"'),
+    ("--config.rll.prompts=2", 'Did you mean "rl"'),
+    ("--config.rl.prompts=many", "invalid literal"),
+    ("--config=nowhere.py", "nowhere.py"),
+    ("--config.rl.max_new_tokens=2", "has room for none of 2000 responses"),
+  ],
+)
+def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):
+  done = run("train_sft.py", tmp_path / "a", option)
+  assert done.returncode == 1
+  assert message in done.stderr
+  assert "Traceback" not in done.stderr
 
 
 def test_an_unwritable_workdir_is_named(tmp_path):

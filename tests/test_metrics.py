@@ -13,6 +13,7 @@ from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
 from pure_jax.host.metrics import (
+  MetricsError,
   MetricsWriter,
   SamplesWriter,
   read_metrics,
@@ -161,9 +162,29 @@ def test_reading_leaves_out_a_cut_line_and_names_a_broken_one(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"stage": "rl", "step": 0}\n{"stage": "r')
   assert read_metrics(path) == [{"stage": "rl", "step": 0}]
-  path.write_text('{"stage": "rl", "step": 0}\n{"st\n{"stage": "rl"}\n')
-  with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is not JSON"):
+
+
+@pytest.mark.parametrize(
+  ("line", "reason"),
+  [
+    (b'{"st', "is not JSON"),
+    (b'{"stage": "rl\xff", "step": 1}', "is not JSON"),
+    (b'{"stage": "rl"}', "is not a row with a stage and a step"),
+    (b"7", "is not a row with a stage and a step"),
+  ],
+)
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line, reason):
+  path = tmp_path / "metrics.jsonl"
+  whole = b'{"stage": "rl", "step": 0}\n'
+  path.write_bytes(whole + line + b"\n" + whole)
+  with pytest.raises(MetricsError, match=rf"metrics\.jsonl:2 {reason}"):
     read_metrics(path)
+  with (
+    MetricsWriter(tmp_path) as writer,
+    pytest.raises(MetricsError, match=rf"metrics\.jsonl:2 {reason}"),
+  ):
+    writer.rewind("rl", 0)
+  assert path.read_bytes() == whole + line + b"\n" + whole
 
 
 def test_samples_are_rewound_and_strict(tmp_path):

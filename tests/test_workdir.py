@@ -27,15 +27,27 @@ def test_the_record_holds_config_and_versions(tmp_path):
   folder = prepare_workdir(tmp_path / "a" / "b", CONFIG)
   record = json.loads((folder / "config.json").read_text())
   assert record["config"]["rl"] == CONFIG["rl"]
-  assert record["versions"]["packages"]["jax"] == jax.__version__
-  assert record["versions"]["packages"]["numpy"] == np.__version__
-  assert record["versions"]["python"] == sys.version.split()[0]
-  assert record["versions"]["devices"] == {"cpu": 8}
+  (versions,) = record["versions"]
+  assert versions["packages"]["jax"] == jax.__version__
+  assert versions["packages"]["numpy"] == np.__version__
+  assert versions["python"] == sys.version.split()[0]
+  assert versions["devices"] == {"cpu": 8}
   assert [p.name for p in folder.iterdir()] == ["config.json"]
 
 
 def test_an_equal_config_is_accepted_again(tmp_path):
   assert prepare_workdir(tmp_path, CONFIG) == prepare_workdir(tmp_path, CONFIG)
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch):
+  """The first steps were not made by the packages of the last ones."""
+  prepare_workdir(tmp_path, CONFIG)
+  begun = workdir.collect_versions()
+  later = begun | {"python": "4.0"}
+  monkeypatch.setattr(workdir, "collect_versions", lambda: later)
+  for _ in range(2):
+    prepare_workdir(tmp_path, CONFIG)
+  assert workdir.read_record(tmp_path)["versions"] == [begun, later]
 
 
 def test_another_config_is_refused_with_the_fields(tmp_path):
@@ -88,12 +100,19 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     prepare_workdir(tmp_path / "file" / "below", CONFIG)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"other": 1}'])
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("{", "[]", '{"other": 1}', '{"config": {}, "versions": []}'),
+    *('{"config": 1, "versions": [1]}', '{"config": {}, "versions": 1}'),
+  ],
+)
 def test_a_foreign_record_is_an_error(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(WorkdirError, match="not the record of a run"):
     prepare_workdir(tmp_path, CONFIG)
   assert (tmp_path / "config.json").read_text() == text
+  assert workdir.read_record(tmp_path / "none") is None
 
 
 def test_json_is_replaced_whole_or_not_at_all(tmp_path):

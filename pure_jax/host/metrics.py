@@ -24,6 +24,10 @@ METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
 
 
+class MetricsError(RuntimeError):
+  """A file of rows that cannot be read; the message says where."""
+
+
 class _JsonLines:
   """An append-only file of rows that have a stage and a step."""
 
@@ -31,10 +35,8 @@ class _JsonLines:
     self.path = path
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
-      text = path.read_text(encoding="utf-8")
-      whole = text[: text.rfind("\n") + 1]
-      if whole != text:  # The last write was cut short.
-        write_text_atomic(path, whole)
+      with path.open("rb+") as file:  # The last write may have been cut short.
+        file.truncate(file.read().rfind(b"\n") + 1)
     self._file = path.open("a", encoding="utf-8")
 
   def append(self, row: Mapping[str, Any]) -> None:
@@ -44,16 +46,13 @@ class _JsonLines:
 
   def rewind(self, stage: str, step: int) -> None:
     """Drops the stage's rows at `step` and later."""
-    lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-      row = json.loads(line)
-      if row["stage"] != stage or row["step"] < step:
-        kept.append(line)
-    if len(kept) == len(lines):
+    rows = read_metrics(self.path)
+    kept = [r for r in rows if r["stage"] != stage or r["step"] < step]
+    if len(kept) == len(rows):
       return
     self._file.close()
-    write_text_atomic(self.path, "".join(kept))
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in kept]
+    write_text_atomic(self.path, "".join(lines))
     self._file = self.path.open("a", encoding="utf-8")
 
   def close(self) -> None:
@@ -194,17 +193,21 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     whole, as a killed run leaves it, is left out.
 
   Raises:
-    ValueError: naming the line that is not JSON.
+    MetricsError: naming the line that is not a row.
   """
   path = pathlib.Path(path)
   path = path / METRICS_FILE if path.is_dir() else path
-  text = path.read_text(encoding="utf-8")
   rows = []
-  for number, line in enumerate(text.split("\n")[:-1], 1):
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
     try:
-      rows.append(json.loads(line))
+      row = json.loads(line)
     except ValueError as error:
-      raise ValueError(f"{path}:{number} is not JSON: {error}") from error
+      raise MetricsError(f"{path}:{number} is not JSON: {error}.") from error
+    if not isinstance(row, dict) or not {"stage", "step"} <= row.keys():
+      raise MetricsError(
+        f"{path}:{number} is not a row with a stage and a step: {line[:60]!r}."
+      )
+    rows.append(row)
   return rows
 
 

@@ -121,8 +121,9 @@ def prepare_workdir(
 ) -> pathlib.Path:
   """Creates a run's folder, or accepts the one an equal config left.
 
-  The config is kept in ``config.json`` of the folder, together with
-  `collect_versions`, and replaced only where nothing but `may_differ` changed.
+  The config is kept in ``config.json`` of the folder and replaced only where
+  nothing but `may_differ` changed; beside it stands what `collect_versions`
+  said at the start, and at each resumption that differs.
 
   Args:
     path: the folder; parents are created.
@@ -147,24 +148,59 @@ def prepare_workdir(
       f"Cannot write to the working directory {folder}: {error}. "
       "Choose a folder that can be created and written."
     ) from error
-  record = folder / CONFIG_FILE
-  if record.exists():
-    try:
-      stored = json.loads(record.read_text(encoding="utf-8"))["config"]
-    except (ValueError, KeyError, TypeError) as error:
-      raise WorkdirError(
-        f"{record} is not the record of a run ({error}). Choose another "
-        "working directory, or remove that file."
-      ) from error
-    differing = config_differences(stored, config, may_differ)
+  versions = collect_versions()
+  history = [versions]
+  stored = read_record(folder)
+  if stored is not None:
+    differing = config_differences(stored["config"], config, may_differ)
     if differing:
       raise WorkdirError(
         f"{folder} holds a run with another config:\n  "
         + "\n  ".join(differing)
         + "\nChoose another working directory, or restore those fields."
       )
-  write_json_atomic(record, {"config": config, "versions": collect_versions()})
+    history = stored["versions"]
+    if history[-1] != versions:
+      history.append(versions)
+  write_json_atomic(
+    folder / CONFIG_FILE, {"config": config, "versions": history}
+  )
   return folder
+
+
+def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
+  """What `prepare_workdir` keeps about a run.
+
+  Args:
+    folder: of the run.
+
+  Returns:
+    ``config``, and ``versions``: one entry for the first start and one for
+    each resumption with others; None where the folder holds no run.
+
+  Raises:
+    WorkdirError: if the record is there but damaged, or of something else.
+  """
+  path = pathlib.Path(folder) / CONFIG_FILE
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    fits = isinstance(record["config"], dict) and isinstance(
+      record["versions"], list
+    )
+  except FileNotFoundError:
+    return None
+  except (ValueError, KeyError, TypeError) as error:
+    raise _foreign(path, error) from error
+  if not fits or not record["versions"]:
+    raise _foreign(path, "fields of another kind")
+  return record
+
+
+def _foreign(path: pathlib.Path, reason: object) -> WorkdirError:
+  return WorkdirError(
+    f"{path} is not the record of a run ({reason}). Choose another working "
+    "directory, or remove that file."
+  )
 
 
 def collect_versions() -> dict[str, Any]:
