@@ -158,7 +158,7 @@ def apply_gradients(
     ``skipped_updates`` (total so far) and ``skipped_in_a_row``. A skipped
     update changes the step and the two counters, nothing else.
   """
-  grad_norm = optax.global_norm(grads)
+  grad_norm = optax.tree.norm(grads)
   finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
