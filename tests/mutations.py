@@ -20,6 +20,8 @@ import subprocess
 import sys
 import tempfile
 
+import evaluation_faults
+
 ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("pure_jax", "tests", "kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.egg-info")
@@ -276,6 +278,7 @@ MUTATIONS = (
     "same = (query_segments[:, :, None] > 0) == (key_segments[:, None, :] > 0)",
     "test_transformer.py::test_packed_segments_are_separate_rows",
   ),
+  *(_mutation(*fault) for fault in evaluation_faults.FAULTS),
 )
 
 

@@ -1,0 +1,43 @@
+"""Faults of the evaluation's numbers, for `mutations.py`.
+
+Each is a `mutations.Mutation` as a row: what is wrong, the file below
+`pure_jax/`, its text, what stands there instead, the test that should notice.
+"""
+
+FAULTS = (
+  (
+    "pass@k draws with replacement",
+    "host/answer_metrics.py",
+    "value[row] = (subsets - math.comb(wrong[row], k)) / subsets",
+    "value[row] = 1 - (wrong[row] / total[row]) ** k",
+    "test_answer_metrics.py::test_pass_at_k_draws_without_replacement",
+  ),
+  (
+    "a tied answer wins the majority outright",
+    "host/answer_metrics.py",
+    "tie = np.arange(1, draw.shape[1])",
+    "tie = np.ones(draw.shape[1] - 1)",
+    "test_answer_metrics.py::test_ties_of_the_majority_are_expectations",
+  ),
+  (
+    "the AUC ranks tied scores by the highest",
+    "host/prm_metrics.py",
+    "rank = (np.cumsum(ties) - (ties - 1) / 2)[place]",
+    "rank = np.cumsum(ties)[place]",
+    "test_prm_metrics.py::test_auc_counts_a_tie_as_half",
+  ),
+  (
+    "the first error is one step late",
+    "host/prm_metrics.py",
+    "np.where(found, untouched.sum(-1), 0)",
+    "np.where(found, untouched.sum(-1) + 1, 0)",
+    "test_prm_metrics.py::test_the_first_error_is_the_first_of_several",
+  ),
+  (
+    "the bootstrap draws each problem once",
+    "host/intervals.py",
+    "statistic(rng.integers(0, count, count))",
+    "statistic(rng.permutation(count))",
+    "test_intervals.py::test_responses_stay_with_their_problem",
+  ),
+)
