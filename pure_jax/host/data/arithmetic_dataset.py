@@ -4,8 +4,6 @@ The builder writes array_record files and reads them back as random-access
 sources, without TensorFlow and without asking a network for anything.
 """
 
-import contextlib
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -17,16 +15,14 @@ import tensorflow_datasets as tfds
 from pure_jax.host.data import arithmetic
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.judged import make_judged
+from pure_jax.host.data.prepared import prepare, quiet
+from pure_jax.host.data.records import DataError
 from pure_jax.host.tokenizer import SentencePieceTokenizer, train_tokenizer
 
 SPLITS = (*arithmetic.SPLITS, "judged")
 TOKENIZER_TEXTS = 2_000
 # Control ids, line breaks, letters, and the merges that make whole words.
 ROOM_FOR_WORDS = 34
-
-
-class DataError(RuntimeError):
-  """A data set that cannot be prepared or read."""
 
 
 class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
@@ -124,8 +120,10 @@ def load_world(
   path = pathlib.Path(data_dir).absolute()
   path.mkdir(parents=True, exist_ok=True)
   try:
-    with _quiet():
-      source = _prepare(world, sizes, str(path)).as_data_source()
+    with quiet():
+      source = prepare(
+        lambda: ArithmeticDataset(world, sizes, str(path))
+      ).as_data_source()
     return {split: _read(source[split]) for split in SPLITS}
   # TFDS, protobuf and array_record raise what they like for damaged files.
   except Exception as error:
@@ -146,38 +144,6 @@ def _read(source: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     }
     for row in source
   ]
-
-
-def _prepare(
-  world: WorldConfig, sizes: dict[str, int], data_dir: str
-) -> ArithmeticDataset:
-  """The prepared data set, by this process or by one that was faster."""
-  builder = ArithmeticDataset(world, sizes, data_dir)
-  try:
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
-  except OSError:
-    # Moving the finished folder into place fails where one already is.
-    builder = ArithmeticDataset(world, sizes, data_dir)
-    if not builder.is_prepared():
-      raise
-  return builder
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Keeps TFDS from drawing bars and announcing what it does."""
-  logger = logging.getLogger("absl")
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-      yield
-  finally:
-    logger.setLevel(level)
-    tfds.enable_progress_bar()
 
 
 def world_tokenizer(

@@ -26,24 +26,38 @@ class Cursor:
 
 
 def next_batch(
-  num_examples: int, batch_size: int, cursor: Cursor
+  num_examples: int,
+  batch_size: int,
+  cursor: Cursor,
+  *,
+  process_index: int = 0,
+  process_count: int = 1,
 ) -> tuple[np.ndarray, Cursor]:
   """The next examples in shuffled order, across epoch boundaries.
 
   Every epoch visits each example once; a batch may hold the end of one epoch
-  and the beginning of the next.
+  and the beginning of the next, so no example is left over or padded, whatever
+  the sizes.
+
+  Several processes read one batch together: process p of n gets the p-th n-th
+  of it, in order. Their shards of an epoch are disjoint and complete. The
+  cursor counts the examples of all processes and is the same in each of them,
+  so a run may resume with another number of processes.
 
   Args:
     num_examples: size of the data set, at least 1.
-    batch_size: at least 1.
+    batch_size: of all processes together, at least 1 and divisible by
+      `process_count`.
     cursor: where to go on.
+    process_index: this process, 0..process_count - 1.
+    process_count: how many processes read.
 
   Returns:
-    (indices [batch_size] int64, the cursor after them).
+    (indices [batch_size / process_count] int64, the cursor after the batch).
 
   Raises:
-    ValueError: if either size is below 1, or the cursor points outside the
-      data set.
+    ValueError: if either size is below 1, the processes cannot share the
+      batch, or the cursor points outside the data set.
 
   >>> first, cursor = next_batch(5, 3, Cursor(seed=0))
   >>> cursor, sorted({*first, *next_batch(5, 2, cursor)[0]} - {*range(5)})
@@ -53,6 +67,15 @@ def next_batch(
     raise ValueError(
       f"A batch of {batch_size} from {num_examples} examples: both must be at "
       "least 1."
+    )
+  if not 0 <= process_index < process_count:
+    raise ValueError(
+      f"Process {process_index} of {process_count}: the first is 0."
+    )
+  if batch_size % process_count:
+    raise ValueError(
+      f"A batch of {batch_size} cannot be shared by {process_count} processes: "
+      "make it a multiple of their number."
     )
   if not 0 <= cursor.index < num_examples:
     raise ValueError(
@@ -72,7 +95,9 @@ def next_batch(
       cursor = Cursor(cursor.seed, cursor.epoch + 1, 0)
     else:
       cursor = dataclasses.replace(cursor, index=index)
-  return np.concatenate(parts), cursor
+  share = batch_size // process_count
+  start = process_index * share
+  return np.concatenate(parts)[start : start + share], cursor
 
 
 def left_pad(
