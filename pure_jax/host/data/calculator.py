@@ -10,8 +10,13 @@ from fractions import Fraction
 MAX_LENGTH = 200  # Of an expression; brackets nest no deeper than that.
 FLOAT_ERROR = Fraction(1, 10**9)  # Relative.
 
-_NUMBER = re.compile(r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+(?!,?\d))?(?:\.\d*)?")
-_SIGNED = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
+# ASCII: "\d" alone would read digits of every script.
+_NUMBER = re.compile(
+  r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+(?!,?\d))?(?:\.\d*)?", re.ASCII
+)
+_SIGNED = re.compile(
+  r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+", re.ASCII
+)
 
 
 class _UnreadableError(ValueError):

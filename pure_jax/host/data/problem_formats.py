@@ -31,7 +31,7 @@ from pure_jax.host.data.arithmetic import extract_answer
 from pure_jax.host.data.formats import Format, Row
 from pure_jax.host.data.records import Problem
 
-_GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?")
+_GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 NULL = "null"  # How the MATH prompts write that there is no answer.
 

@@ -80,7 +80,7 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
         continue
       place = f"{path}:{number}"
       try:
-        value = json.loads(line)
+        value = json.loads(line.rstrip())
       except UnicodeDecodeError:
         yield RawRow(place, None, "not UTF-8")
       except json.JSONDecodeError as error:
