@@ -37,7 +37,7 @@ def sums(count: int) -> list[dict]:
 
 
 def load(row_format, path, folder, **options):
-  return load_rows(row_format, {"train": [path]}, folder, **options)["train"]
+  return load_rows(row_format, {"train": path}, folder, **options)["train"]
 
 
 def prepared(folder: pathlib.Path) -> set[str]:
@@ -197,6 +197,15 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
   parquet.write_bytes(b"PAR1 and no more")
   with pytest.raises(DataError, match=r"x\.parquet: .*not readable as Parquet"):
     load(OWN, parquet, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["train[:9]", "a-b", "", "all", "a/b", "1"])
+def test_splits_that_tfds_cannot_name_are_refused(name, tmp_path):
+  path = write_lines(tmp_path / "x.jsonl", *sums(1))
+  with pytest.raises(DataError, match="A split is named by"):
+    load_rows(OWN, {name: path}, tmp_path)
+  with pytest.raises(DataError, match="There must be one"):
+    load_rows(OWN, {}, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -1,6 +1,6 @@
 """Files that the user names, as a TFDS data set with random access.
 
-    rows = load_rows(GSM8K, {"train": ["gsm8k/train.jsonl"]}, "data")["train"]
+    rows = load_rows(GSM8K, {"train": "gsm8k/train.jsonl"}, "data")["train"]
     indices, cursor = next_batch(len(rows), 64, cursor)
     problems = rows.take(indices)
 
@@ -14,6 +14,7 @@ import hashlib
 import operator
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ from pure_jax.host.data.sources import read_rows
 
 Record = Problem | Steps
 
+_PATH = str | os.PathLike
 FAULTS_KEPT = 20  # Of the rows skipped, so many are remembered with reasons.
 # Types of a record's fields: in TFDS, and back to Python.
 _SCALARS = {
@@ -189,7 +191,7 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
 
 def load_rows(
   row_format: Format,
-  files: Mapping[str, Sequence[str | os.PathLike]],
+  files: Mapping[str, str | os.PathLike | Sequence[str | os.PathLike]],
   data_dir: str | os.PathLike,
   *,
   skip_malformed: bool = False,
@@ -198,7 +200,8 @@ def load_rows(
 
   Args:
     row_format: how the files are read, such as `problem_formats.GSM8K`.
-    files: for each split, named by the user, its files in order.
+    files: for each split, named by the user, its file or its files in order:
+      those of `sources.SUFFIXES`.
     data_dir: where prepared data sets are kept; other contents, another format
       or version of it, are another data set beside it.
     skip_malformed: go on after a malformed row, and count it in `Rows.counts`.
@@ -211,9 +214,18 @@ def load_rows(
       cannot be read; if nothing can be written; if a split has no row.
   """
   paths = {
-    split: [pathlib.Path(path).absolute() for path in listed]
+    split: [
+      pathlib.Path(path).absolute()
+      for path in ([listed] if isinstance(listed, _PATH) else listed)
+    ]
     for split, listed in files.items()
   }
+  for split in paths or [""]:
+    if not re.fullmatch(r"[A-Za-z]\w*", split, re.ASCII) or split == "all":
+      raise DataError(
+        f"A split is named by letters, digits and _, and not 'all': {split!r}. "
+        "There must be one."
+      )
   digest = _digest(row_format, paths, skip_malformed)
   folder = pathlib.Path(data_dir).absolute()
 

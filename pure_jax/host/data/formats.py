@@ -6,6 +6,7 @@ parser returns raises its version, for prepared data is found by it.
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ class Format:
   """How the rows of a kind of file are read.
 
   Attributes:
-    name: names the data set and, by default, its rows.
+    name: of the data set, so letters, digits and underscores.
     version: raised with every change of what `parse` returns.
     record: `Problem` or `Steps`.
     parse: (raw row, its number from 0 within the split) -> records; none
@@ -32,6 +33,13 @@ class Format:
   record: type[Problem] | type[Steps]
   parse: Callable[[Row, int], list[Any]]
   options: str = ""
+
+  def __post_init__(self):
+    """Refuses a name that no folder can have everywhere."""
+    if not re.fullmatch(r"[A-Za-z0-9_]+", self.name):
+      raise ValueError(
+        f"The name of a format is letters, digits and _, not {self.name!r}."
+      )
 
 
 def value(row: Row, field: str) -> Any:

@@ -29,12 +29,14 @@ what makes their steps checkable. The rules:
 
 With ``departures=True`` rule 5 also calls bad the first step whose annotations
 are true, but of which one has a result that the reference never computes. This
-finds most errors where they happen. It is a guess, as another way to the same
-answer departs too.
+puts the error where the solution leaves the way, not at its end. It is a guess:
+another way to the same answer departs too.
 
-What this comes to on the real file (1,319 problems, 5,276 solutions, 23,141
-steps) is pinned in ``tests/test_gsm8k_steps.py``; what is said here as a
-number was counted there.
+On the real file (1,319 problems, 5,276 solutions, 23,141 steps): 10,520 steps
+are good, 3,269 bad, 9,352 without a label. Models call a calculator, so false
+annotations are rare, and 3,193 of the bad steps are final answers; with
+departures 3,077 of 3,274 bad steps come before the last. What a departure is
+worth: of the annotated steps of right solutions, all of them good, 12 % depart.
 
 The problems are GSM8K's *test* problems. Nothing trained on them may be
 evaluated on them: hold problems out with `records.split_by_problem`, which

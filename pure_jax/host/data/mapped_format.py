@@ -31,14 +31,14 @@ def make_format(
   Args:
     record: `Problem` or `Steps`.
     mapping: name of a field of the record -> its name in the files.
-    source: names the rows and the data set.
+    source: names the rows and the data set; letters, digits, underscores.
 
   Returns:
     The format; a line becomes one row.
 
   Raises:
-    ValueError: for a field the record does not have, or `problem` (or
-      `steps`) left without a mapping.
+    ValueError: for a field the record does not have, `problem` (or `steps`)
+      left without a mapping, or another kind of name.
   """
   fields = {field.name: field for field in dataclasses.fields(record)}
   required = {"problem"} | ({"steps"} & fields.keys())

@@ -142,7 +142,7 @@ def _parquet(path: pathlib.Path) -> Iterator[RawRow]:
         for row in batch.to_pylist():
           number += 1
           yield RawRow(f"{path}:{number}", row)
-  except (pyarrow.ArrowException, OSError) as error:
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
     raise DataError(
       f"{path}: after row {number}: not readable as Parquet: {error}"
     ) from error

@@ -1,0 +1,56 @@
+"""Records refuse what nothing could be done with; problems split as wholes."""
+
+import pytest
+
+from pure_jax.host.data.records import (
+  Problem,
+  Steps,
+  split_by_problem,
+  step_text,
+)
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  [
+    ("a\n\nb", "a\nb"),
+    (" a \n \t\n\n b\n", "a\nb"),
+    ("a\nb", "a\nb"),
+    ("a\n  b", "a\n  b"),  # One line break keeps its indentation.
+    ("\n\n", ""),
+    ("a\r\n\r\nb", "a\nb"),
+  ],
+)
+def test_a_step_holds_no_blank_line(text, expected):
+  assert step_text(text) == expected
+
+
+@pytest.mark.parametrize(
+  "make, reason",
+  [
+    (lambda: Problem("i", "s", " "), "problem is empty"),
+    (lambda: Problem("i", "s", "q", ""), "answer is empty"),
+    (lambda: Steps("i", "s", "q", ("a\n\nb",), (1,)), "step 1 is empty or"),
+    (lambda: Steps("i", "s", "q", ("a", " b"), (1, 1)), "step 2 is empty or"),
+    (lambda: Steps("i", "s", "q", ("a",), (-1,)), "labels are 1, 0 or None"),
+  ],
+)
+def test_records_that_nothing_could_be_done_with(make, reason):
+  with pytest.raises(ValueError, match=reason):
+    make()
+
+
+def test_the_split_of_a_problem_does_not_depend_on_its_neighbours():
+  rows = [Problem(str(i), "s", f"problem {i % 400}") for i in range(800)]
+  train, held_out = split_by_problem(rows, 4)
+  # Both copies of a problem go the same way; 100 of 400 are expected, with a
+  # standard deviation of 8.7.
+  assert len(held_out) % 2 == 0 and 65 <= len(held_out) / 2 <= 135
+  for part in (train, held_out):
+    assert {i % 400 for i in part} == {i % 400 for i in part if i >= 400}
+  _, alone = split_by_problem(rows[:400][::-1], 4)
+  assert {rows[i].problem for i in held_out} == {
+    rows[:400][::-1][i].problem for i in alone
+  }
+  with pytest.raises(ValueError, match="at least 2, got 1"):
+    split_by_problem(rows, 1)
