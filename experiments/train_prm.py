@@ -16,6 +16,7 @@ import supervised
 import train_sft
 import workspace
 
+from pure_jax.host.contract import split_texts
 from pure_jax.host.data.arithmetic import grade, parse_problem
 from pure_jax.host.data.arithmetic_dataset import label_rollout
 from pure_jax.models import prm
@@ -126,7 +127,7 @@ def evaluate_prm(space: workspace.Workspace, policy_params, params) -> dict:
   rewards = np.asarray(score(params, space.put(data)))
   good, kept = labels == 1, label_mask
   right = (rewards > 0) == good
-  texts = space.tokenizer.split_texts(data.tokens, data.completion_mask)
+  texts = split_texts(space.tokenizer, data.tokens, data.completion_mask)
   wrong = ~np.asarray(
     [
       grade(parse_problem(problem), "\n\n".join(steps))

@@ -22,9 +22,10 @@ from run_settings import ConfigError, Settings, settings_from_config
 
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError, load_tree, save_tree
+from pure_jax.host.contract import TokenizerError, separator_table
 from pure_jax.host.data import arithmetic_dataset, batches
 from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
-from pure_jax.host.tokenizer import SentencePieceTokenizer, TokenizerError
+from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import abstract_params
@@ -196,7 +197,7 @@ def open_workspace(
       mesh=mesh,
       tokenizer=tokenizer,
       table=jax.device_put(
-        tokenizer.separator_table(), sharding.replicated(mesh)
+        separator_table(tokenizer), sharding.replicated(mesh)
       ),
       rows=rows,
       model=model,

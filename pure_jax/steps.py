@@ -1,6 +1,7 @@
 r"""Steps of a response as arrays: boundaries, PRM inputs, score reading.
 
-A separator ("\n\n") ends a step: every token whose text ends with it. The
+A separator ("\n\n") ends a step: every token whose text ends with it, or, for
+a tokenizer that writes it as two tokens ("\n", "\n"), the second of them. The
 last step ends at EOS, or at the last generated token where the length limit
 cut the response. Everything here is device code with static shapes; strings
 are the host's business, and reach this module as a `SeparatorTable`.
@@ -11,6 +12,31 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.types import PRMInputs, SeparatorTable, Steps
+
+
+def separator_ends(
+  tokens: Array, completion_mask: Array, table: SeparatorTable
+) -> Array:
+  r"""Marks the tokens that complete a separator.
+
+  A token whose text ends with the separator; and the second of two halves.
+  Of a longer run of halves only the second token counts: several blank lines
+  are one separator, and the rest of them belongs to the next step.
+
+  Args:
+    tokens: [B, C] int32, completion ids.
+    completion_mask: [B, C] bool, True on generated tokens, EOS included.
+    table: SeparatorTable, which ids are separators or halves.
+
+  Returns:
+    [B, C] bool, False where masked.
+  """
+  half = jnp.asarray(table.half)[tokens] & completion_mask
+  nothing = jnp.zeros_like(half[:, :1])
+  before = jnp.concatenate([nothing, half[:, :-1]], axis=1)
+  two_before = jnp.concatenate([nothing, before[:, :-1]], axis=1)
+  whole = jnp.asarray(table.ends_step)[tokens] & completion_mask
+  return whole | (half & before & ~two_before)
 
 
 def split_steps(
@@ -28,7 +54,8 @@ def split_steps(
 
   >>> import numpy as np
   >>> ends = np.arange(9) == 8
-  >>> table = SeparatorTable(ends, None, np.zeros(9, bool), 2, 1, 0)
+  >>> none = np.zeros(9, bool)
+  >>> table = SeparatorTable(ends, none, None, none, 2, 1, 0)
   >>> tokens, there = np.array([[5, 8, 6, 7, 1]]), np.ones((1, 5), bool)
   >>> split_steps(tokens, there, table, max_steps=4).index.tolist()
   [[0, 0, 1, 1, 1]]
@@ -47,10 +74,7 @@ def split_steps(
   """
   if max_steps < 1:
     raise ValueError(f"max_steps must be at least 1, not {max_steps}.")
-  separator = jnp.asarray(table.ends_step)[tokens]
-  bare = (separator & ~jnp.asarray(table.has_stem)[tokens]) | (
-    tokens == table.eos_id
-  )
+  separator = separator_ends(tokens, completion_mask, table)
   # A token is the last of its row when no kept token follows it.
   following = jnp.cumsum(completion_mask[:, ::-1], axis=1)[:, ::-1]
   last = completion_mask & (following == 1)
@@ -70,7 +94,7 @@ def split_steps(
     return position, has_content
 
   end_position, has_content = jax.vmap(row)(
-    index, end_mask, completion_mask & ~bare
+    index, end_mask, completion_mask & ~_is_bare(tokens, table)
   )
   exists = jnp.arange(max_steps)[None, :] < num_steps[:, None]
   return Steps(
@@ -81,6 +105,13 @@ def split_steps(
     empty=exists & ~has_content,
     overflow=jnp.maximum(num_steps - max_steps, 0).astype(jnp.int32),
   )
+
+
+def _is_bare(tokens: Array, table: SeparatorTable) -> Array:
+  """Marks tokens without content: bare separators, halves, EOS."""
+  separator = jnp.asarray(table.ends_step)[tokens]
+  whole = separator & ~jnp.asarray(table.has_stem)[tokens]
+  return whole | jnp.asarray(table.half)[tokens] | (tokens == table.eos_id)
 
 
 def terminal_mask(
@@ -101,9 +132,8 @@ def terminal_mask(
   Returns:
     [B, C] bool, all False for an empty row.
   """
-  return completion_mask & (
-    jnp.asarray(table.ends_step)[tokens] | (tokens == table.eos_id)
-  )
+  ends = separator_ends(tokens, completion_mask, table)
+  return ends | (completion_mask & (tokens == table.eos_id))
 
 
 def values_at_step_ends(step_values: Array, steps: Steps) -> Array:
@@ -187,9 +217,9 @@ def build_prm_inputs(
   r"""Lays out the prompt and the steps, each followed by a score token.
 
   "insert" (default): a step contributes its content and then score_id. A
-  bare separator or EOS gives way to score_id; a merged separator (".\n\n")
-  gives way to its stem and score_id, so punctuation survives; the last token
-  of a truncated response stays and score_id follows.
+  bare separator (one token or two) or EOS gives way to score_id; a merged
+  separator (".\n\n") gives way to its stem and score_id, so punctuation
+  survives; the last token of a truncated response stays and score_id follows.
   "replace" (the reference): the id at each step end is overwritten by
   score_id. Lengths stay, merged ids lose their content, and so does the
   last token of a truncated response.
@@ -240,10 +270,15 @@ def _insert_scores(
   width = tokens.shape[1] + steps.mask.shape[1]
   separator = jnp.asarray(table.ends_step)[tokens]
   has_stem = separator & jnp.asarray(table.has_stem)[tokens]
-  bare = (separator & ~has_stem) | (tokens == table.eos_id)
-  # At a step end a bare separator is replaced by the score token, anything
-  # else is followed by it; elsewhere a token stands for itself.
-  content = completion_mask & ~(steps.end_mask & bare)
+  # At a step end a bare separator is replaced by the score token, both halves
+  # of it if there are two; anything else is followed by the score token.
+  # Elsewhere a token stands for itself.
+  given_way = steps.end_mask & _is_bare(tokens, table)
+  half = jnp.asarray(table.half)[tokens]
+  second = jnp.concatenate(
+    [(given_way & half)[:, 1:], jnp.zeros_like(half[:, :1])], axis=1
+  )
+  content = completion_mask & ~given_way & ~(half & second)
   content_id = jnp.where(
     steps.end_mask & has_stem, jnp.asarray(table.stem)[tokens], tokens
   )

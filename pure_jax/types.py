@@ -55,8 +55,11 @@ class SeparatorTable:
   Attributes:
     ends_step: [V] bool, True where the text of the id ends with the step
       separator. False for EOS and padding, which are named below.
+    half: [V] bool, True where the text of the id is half a separator ("\n"),
+      for a tokenizer that writes separators as two ids; else all False.
     stem: [V] int32, for an id that merges content with a separator, the id
-      of the content alone (".\n\n" -> "."); read only where has_stem.
+      of the content alone (".\n\n" -> "."), or the id itself where no single
+      id holds the content; read only where has_stem.
     has_stem: [V] bool, True where the id merges content and separator, so
       where `stem` is valid.
     score_id: [] int32, the id placed where the step score is read.
@@ -65,6 +68,7 @@ class SeparatorTable:
   """
 
   ends_step: Array
+  half: Array
   stem: Array
   has_stem: Array
   score_id: Array

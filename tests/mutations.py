@@ -202,15 +202,15 @@ MUTATIONS = (
   _mutation(
     "EOS is no terminal token",
     "steps.py",
-    "    jnp.asarray(table.ends_step)[tokens] | (tokens == table.eos_id)\n",
-    "    jnp.asarray(table.ends_step)[tokens]\n",
+    "return ends | (completion_mask & (tokens == table.eos_id))",
+    "return ends",
     "test_steps.py::test_terminal_mask_holds_separators_and_eos_only",
   ),
   _mutation(
     "the PRM reads EOS as content",
     "steps.py",
-    "bare = (separator & ~has_stem) | (tokens == table.eos_id)",
-    "bare = separator & ~has_stem",
+    "return whole | jnp.asarray(table.half)[tokens] | (tokens == table.eos_id)",
+    "return whole | jnp.asarray(table.half)[tokens]",
     "test_steps.py::test_prm_inputs_agree_with_a_growing_list",
   ),
   # ===== Log-probs: the shift, padding, positions, segments =====

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pure_jax import steps as device_steps
+from pure_jax.host.contract import separator_table
 from pure_jax.host.data import arithmetic, arithmetic_dataset
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.arithmetic_dataset import label_rollout, load_world
@@ -246,7 +247,7 @@ def test_labels_stand_where_the_device_has_its_steps(tokenizer, rows):
   tokens, mask = right_pad(responses, 80, tokenizer.pad_id)
   problems = [row["problem"] for row in rows["train"]]
   found = device_steps.split_steps(
-    tokens, mask, tokenizer.separator_table(), max_steps=5
+    tokens, mask, separator_table(tokenizer), max_steps=5
   )
   labels, label_mask = label_rollout(tokenizer, problems, tokens, mask, 5)
   exists = np.asarray(found.mask)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from pure_jax.host.checkpoint import Checkpoints, load_tree, save_tree
-from pure_jax.host.tokenizer import SentencePieceTokenizer
+from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import policy, prm
 from pure_jax.models.params import abstract_params, init_params
 from pure_jax.training import train

@@ -26,6 +26,7 @@ MODEL = ModelConfig(
 )
 TABLE = SeparatorTable(
   ends_step=np.isin(np.arange(12), (BREAK, DOT_BREAK)),
+  half=np.zeros(12, bool),
   stem=np.where(np.arange(12) == DOT_BREAK, DOT, 0).astype(np.int32),
   has_stem=np.arange(12) == DOT_BREAK,
   score_id=np.int32(SCORE),

@@ -1,7 +1,8 @@
 r"""pure_jax.steps against a token-by-token reading of small vocabularies.
 
 The vocabulary: merged ".\n\n" has the stem ".", "\n\n\n\n" is a bare
-separator of another id, "\n" is the score token.
+separator of another id, "\n" is the score token. With HALVES it is half a
+separator as well, as where a tokenizer writes "\n\n" as two ids.
 """
 
 import jax
@@ -17,12 +18,15 @@ STEM = {MERGED: DOT}
 ENDS = {SEP, MERGED, LONG}
 TABLE = SeparatorTable(
   ends_step=jnp.array([i in ENDS for i in range(9)]),
+  half=jnp.zeros(9, bool),
   stem=jnp.array([STEM.get(i, 0) for i in range(9)], jnp.int32),
   has_stem=jnp.array([i in STEM for i in range(9)]),
   score_id=jnp.int32(SCORE),
   eos_id=jnp.int32(EOS),
   pad_id=jnp.int32(PAD),
 )
+HALVES = TABLE.replace(half=jnp.arange(9) == SCORE)
+BOTH = pytest.mark.parametrize("table", [TABLE, HALVES], ids=["whole", "half"])
 PROMPT = [PAD, B, A]
 
 
@@ -40,19 +44,21 @@ _jitted_split = jax.jit(steps.split_steps, static_argnames="max_steps")
 _jitted_inputs = jax.jit(steps.build_prm_inputs, static_argnames="separator")
 
 
-def _split(rows, width=8, max_steps=4):
+def _split(rows, width=8, max_steps=4, table=TABLE):
   """Steps of the rows as numpy arrays."""
   tokens, mask = _batch(rows, width)
-  found = _jitted_split(tokens, mask, TABLE, max_steps=max_steps)
+  found = _jitted_split(tokens, mask, table, max_steps=max_steps)
   return jax.tree.map(np.asarray, found)
 
 
-def _oracle_steps(row, max_steps):
+def _oracle_steps(row, max_steps, table=TABLE):
   """Lists of token positions, one per step, walking the row once."""
-  groups, current = [], []
+  groups, current, run = [], [], 0
   for position, token in enumerate(row):
     current.append(position)
-    if token in ENDS or token == EOS or position == len(row) - 1:
+    run = run + 1 if table is HALVES and token == SCORE else 0
+    ends = token in ENDS or token == EOS or run == 2
+    if ends or position == len(row) - 1:
       groups.append(current)
       current = []
   overflow = max(len(groups) - max_steps, 0)
@@ -63,15 +69,21 @@ def _oracle_steps(row, max_steps):
   return groups, overflow
 
 
-def _oracle_inputs(row, groups, separator):
+def _oracle_inputs(row, groups, separator, table=TABLE):
   """(ids, score positions) of one response, written as a list grows."""
   ids, positions = [], []
+  bare = (SEP, LONG, EOS, SCORE) if table is HALVES else (SEP, LONG, EOS)
   for group in groups:
     for place, position in enumerate(group):
       token = row[position]
       if place < len(group) - 1:
-        ids.append(token)
-      elif separator == "replace" or token in (SEP, LONG, EOS):
+        halves = row[position : position + 2] == [SCORE, SCORE]
+        last_two = place == len(group) - 2
+        if not (last_two and halves and table is HALVES) or (
+          separator == "replace"
+        ):
+          ids.append(token)
+      elif separator == "replace" or token in bare:
         pass
       elif token in STEM:
         ids.append(STEM[token])
@@ -82,24 +94,29 @@ def _oracle_inputs(row, groups, separator):
   return ids, positions
 
 
-def _random_rows(seed, count, width):
+def _random_rows(seed, count, width, choices=(SEP, MERGED, DOT, A, B, LONG)):
   rng = np.random.default_rng(seed)
   rows = []
   for _ in range(count):
     length = int(rng.integers(0, width + 1))
-    row = rng.choice([SEP, MERGED, DOT, A, B, LONG], length).tolist()
+    row = rng.choice(choices, length).tolist()
     if length and rng.random() < 0.6:
       row[-1] = EOS
     rows.append(row)
   return rows
 
 
+WITH_HALVES = (SCORE, SCORE, SCORE, SEP, MERGED, A, B)
+
+
+@BOTH
 @pytest.mark.parametrize("max_steps", [1, 2, 4, 9])
-def test_split_agrees_with_a_walk_over_each_row(max_steps):
-  rows = _random_rows(3, 60, 9)
-  found = _split(rows, 9, max_steps)
+def test_split_agrees_with_a_walk_over_each_row(max_steps, table):
+  rows = _random_rows(3, 60, 9) + _random_rows(4, 60, 9, WITH_HALVES)
+  bare = (SEP, LONG, EOS, SCORE) if table is HALVES else (SEP, LONG, EOS)
+  found = _split(rows, 9, max_steps, table)
   for b, row in enumerate(rows):
-    groups, overflow = _oracle_steps(row, max_steps)
+    groups, overflow = _oracle_steps(row, max_steps, table)
     index = [0] * 9
     for s, group in enumerate(groups):
       for position in group:
@@ -111,7 +128,7 @@ def test_split_agrees_with_a_walk_over_each_row(max_steps):
     assert found.mask[b].tolist() == [s < count for s in range(max_steps)]
     assert found.end_position[b, :count].tolist() == [g[-1] for g in groups]
     assert int(found.overflow[b]) == overflow
-    empty = [all(row[p] in (SEP, LONG, EOS) for p in group) for group in groups]
+    empty = [all(row[p] in bare for p in group) for group in groups]
     assert found.empty[b].tolist() == empty + [False] * (max_steps - count)
 
 
@@ -142,6 +159,30 @@ def test_traps(row, ends, empty):
   assert found.end_position[0, :count].tolist() == ends
   assert found.empty[0, :count].tolist() == empty
   assert int(found.overflow[0]) == 0
+
+
+@pytest.mark.parametrize(
+  "row, ends, empty",
+  [
+    ([A, SCORE, SCORE, B, EOS], [2, 4], [False, False]),
+    # One line break is text; whole separators still end steps.
+    ([A, SCORE, B, SEP, B], [3, 4], [False, False]),
+    # Several blank lines are one separator, not several empty steps.
+    ([A, SCORE, SCORE, SCORE, SCORE, B], [2, 5], [False, False]),
+    ([A, SCORE, SCORE, EOS], [2, 3], [False, True]),
+    # Cut between the halves: they end the last step together with it.
+    ([A, SCORE], [1], [False]),
+  ],
+)
+def test_a_separator_of_two_halves_ends_at_the_second(row, ends, empty):
+  found = _split([row], table=HALVES)
+  assert found.end_position[0, : len(ends)].tolist() == ends
+  assert found.mask[0].tolist() == [s < len(ends) for s in range(4)]
+  assert found.empty[0, : len(ends)].tolist() == empty
+  tokens, mask = _batch([row], 8)
+  terminal = steps.terminal_mask(tokens, mask, HALVES)[0].tolist()
+  cut = row[-1] not in (EOS, SEP)
+  assert [p for p in range(8) if terminal[p]] == ends[: len(ends) - cut]
 
 
 def test_more_steps_than_room_are_merged_and_counted():
@@ -212,22 +253,23 @@ def test_padding_changes_nothing():
   assert not bool(wide.end_mask[:, 7:].any())
 
 
+@BOTH
 @pytest.mark.parametrize("separator", ["insert", "replace"])
 @pytest.mark.parametrize("max_steps", [2, 5])
-def test_prm_inputs_agree_with_a_growing_list(separator, max_steps):
-  rows = _random_rows(13, 60, 8)
+def test_prm_inputs_agree_with_a_growing_list(separator, max_steps, table):
+  rows = _random_rows(13, 60, 8) + _random_rows(14, 60, 8, WITH_HALVES)
   tokens, mask = _batch(rows, 8)
-  prompt = jnp.tile(jnp.array([PROMPT], jnp.int32), (60, 1))
-  cut = _jitted_split(tokens, mask, TABLE, max_steps=max_steps)
+  prompt = jnp.tile(jnp.array([PROMPT], jnp.int32), (120, 1))
+  cut = _jitted_split(tokens, mask, table, max_steps=max_steps)
   inputs = _jitted_inputs(
-    prompt, prompt != PAD, tokens, mask, cut, TABLE, separator=separator
+    prompt, prompt != PAD, tokens, mask, cut, table, separator=separator
   )
   inputs = jax.tree.map(np.asarray, inputs)
   width = 3 + 8 + (max_steps if separator == "insert" else 0)
-  assert inputs.tokens.shape == (60, width)
+  assert inputs.tokens.shape == (120, width)
   for b, row in enumerate(rows):
-    groups, _ = _oracle_steps(row, max_steps)
-    ids, positions = _oracle_inputs(row, groups, separator)
+    groups, _ = _oracle_steps(row, max_steps, table)
+    ids, positions = _oracle_inputs(row, groups, separator, table)
     padding = [PAD] * (width - 3 - len(ids))
     assert inputs.tokens[b].tolist() == PROMPT + ids + padding
     kept = [False, True, True] + [True] * len(ids)

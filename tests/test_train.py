@@ -35,6 +35,7 @@ CREDIT = CreditConfig(form="min", baseline="main", group_size=4)
 LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
 TABLE = SeparatorTable(
   ends_step=np.arange(16) == SEPARATOR,
+  half=np.zeros(16, bool),
   stem=np.zeros(16, np.int32),
   has_stem=np.zeros(16, bool),
   score_id=np.int32(SCORE),

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pure_jax.host.contract import split_texts
 from pure_jax.host.data import arithmetic
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.judged import make_judged
 from pure_jax.host.data.prepared import prepare, quiet
 from pure_jax.host.data.records import DataError
-from pure_jax.host.tokenizer import SentencePieceTokenizer, train_tokenizer
+from pure_jax.host.sentencepiece_tokenizer import (
+  SentencePieceTokenizer,
+  train_tokenizer,
+)
 
 SPLITS = (*arithmetic.SPLITS, "judged")
 TOKENIZER_TEXTS = 2_000
@@ -201,7 +205,7 @@ def label_rollout(
   """
   labels = np.zeros((len(problems), max_steps), np.int32)
   label_mask = np.zeros((len(problems), max_steps), bool)
-  step_texts = tokenizer.split_texts(tokens, completion_mask)
+  step_texts = split_texts(tokenizer, tokens, completion_mask)
   for row, (text, steps) in enumerate(zip(problems, step_texts, strict=True)):
     found = arithmetic.label_steps(arithmetic.parse_problem(text), steps)
     if len(found) > max_steps:

@@ -1,38 +1,26 @@
-r"""Text in and out: a sentencepiece tokenizer, and its table of separators.
-
-The tokenisation contract of the project is here and in `pure_jax.steps`: this
-module says which ids end a step (every id whose text ends with the separator,
-merged ids like ".\n\n" included) and what stands before the separator in a
-merged id; that module applies it on the device.
-"""
+"""The embedded world's tokenizer, a sentencepiece model made on first use."""
 
 import os
 import pathlib
 import tempfile
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 import sentencepiece
 
-from pure_jax.types import SeparatorTable
+from pure_jax.host.contract import SCORE_TEXT, SEPARATOR, TokenizerError
 
-SEPARATOR = "\n\n"
-SCORE_TEXT = "\n"
 _SPACE = "▁"  # How sentencepiece writes a space inside a piece.
 
 
-class TokenizerError(ValueError):
-  """A tokenizer that cannot be made, read or used."""
-
-
 class SentencePieceTokenizer:
-  """Encodes and decodes text; ids of padding and end are its attributes.
+  """Encodes and decodes text, see `contract.Tokenizer`.
 
   Attributes:
     vocab_size: number of ids.
     pad_id: padding.
     eos_id: end of a response.
     banned_ids: ids that are never sampled: padding, unknown, beginning.
+    pieces: text of each id, "" for control ids.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -55,19 +43,19 @@ class SentencePieceTokenizer:
         "will be made again."
       ) from error
     self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
-    self._texts = [
+    self.pieces = [
       ""
       if self._model.is_control(i) or self._model.is_unknown(i)
       else self._model.id_to_piece(i).replace(_SPACE, " ")
       for i in range(self.vocab_size)
     ]
-    if self.pad_id < 0 or self.eos_id < 0 or SCORE_TEXT not in self._texts:
+    if self.pad_id < 0 or self.eos_id < 0 or SCORE_TEXT not in self.pieces:
       raise TokenizerError(
         f"{path} has no id for padding, end or {SCORE_TEXT!r}: it is damaged "
         "or of another project. Remove it, and it will be made again."
       )
     # A file cut between two records still loads, with other settings.
-    everything = "".join(self._texts)
+    everything = "".join(self.pieces)
     if self.decode(self._model.encode(everything)) != everything:
       raise TokenizerError(
         f"{path} does not give texts back as they were: it is damaged or of "
@@ -110,65 +98,21 @@ class SentencePieceTokenizer:
     Returns:
       The text.
     """
-    return "".join(self._texts[i] for i in ids)
+    return "".join(self.pieces[i] for i in ids)
 
-  def split_texts(
-    self, tokens: np.ndarray, completion_mask: np.ndarray
-  ) -> list[list[str]]:
-    """Texts of the steps of each response, as `steps.split_steps` cuts them.
+  def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
+    """Refuses: this tokenizer belongs to no chat model.
 
     Args:
-      tokens: [B, C] int, completion ids.
-      completion_mask: [B, C] bool.
-
-    Returns:
-      B lists of step texts, without separators. Any number of steps; the
-      last is there even if it is empty, unless the row has no token.
-    """
-    rows = []
-    for ids, mask in zip(tokens.tolist(), completion_mask, strict=True):
-      length = int(mask.sum())
-      steps, current = [], []
-      for position, token in enumerate(ids[:length]):
-        text = self._texts[token]
-        ends = text.endswith(SEPARATOR)
-        current.append(text.removesuffix(SEPARATOR) if ends else text)
-        if ends or token == self.eos_id or position == length - 1:
-          steps.append("".join(current))
-          current = []
-      rows.append(steps)
-    return rows
-
-  def separator_table(self) -> SeparatorTable:
-    """Which ids end a step, for the device.
-
-    Returns:
-      The table, numpy arrays.
+      messages: not read.
 
     Raises:
-      TokenizerError: if the text before a merged separator is not one id.
+      TokenizerError: always.
     """
-    ends_step = np.zeros(self.vocab_size, bool)
-    stem = np.zeros(self.vocab_size, np.int32)
-    has_stem = np.zeros(self.vocab_size, bool)
-    for i, text in enumerate(self._texts):
-      if not text.endswith(SEPARATOR):
-        continue
-      ends_step[i] = True
-      content = text.removesuffix(SEPARATOR)
-      if content:
-        if content not in self._texts:
-          raise TokenizerError(
-            f"Id {i} is {text!r}, but {content!r} is not one id by itself."
-          )
-        has_stem[i], stem[i] = True, self._texts.index(content)
-    return SeparatorTable(
-      ends_step=ends_step,
-      stem=stem,
-      has_stem=has_stem,
-      score_id=np.int32(self._texts.index(SCORE_TEXT)),
-      eos_id=np.int32(self.eos_id),
-      pad_id=np.int32(self.pad_id),
+    del messages
+    raise TokenizerError(
+      "A sentencepiece model has no chat template: use a prompt format "
+      "without chat, such as 'plain'."
     )
 
 
@@ -199,7 +143,7 @@ def train_tokenizer(
     path.parent.mkdir(parents=True, exist_ok=True)
     _train(texts, symbols, path, vocab_size)
   tokenizer = SentencePieceTokenizer(path)
-  absent = [text for text in symbols if text not in tokenizer._texts]
+  absent = [text for text in symbols if text not in tokenizer.pieces]
   if tokenizer.vocab_size != vocab_size or absent:
     raise TokenizerError(
       f"{path} has {tokenizer.vocab_size} ids, not the {vocab_size} asked for, "

@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from pure_jax import steps as device_steps
-from pure_jax.host import tokenizer as tokenizers
+from pure_jax.host import sentencepiece_tokenizer as tokenizers
+from pure_jax.host.contract import (
+  TokenizerError,
+  separator_table,
+  split_texts,
+)
 from pure_jax.host.data import arithmetic
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.arithmetic_dataset import world_tokenizer
-from pure_jax.host.tokenizer import SentencePieceTokenizer, TokenizerError
+from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 
 WORLD = WorldConfig()
 
@@ -74,7 +79,7 @@ def test_a_text_of_another_world_is_refused(tokenizer):
 
 
 def test_the_separator_table_by_its_definition(tokenizer):
-  table = tokenizer.separator_table()
+  table = separator_table(tokenizer)
   (bare,) = tokenizer.encode("\n\n")
   (merged,) = tokenizer.encode(".\n\n")
   (dot,) = tokenizer.encode(".")
@@ -117,7 +122,7 @@ def test_steps_are_cut_by_ids_not_by_text(tokenizer):
     [".\n\n", ".", "\n\n", "|"],
     ["3", "|", "4"],
   )
-  assert tokenizer.split_texts(tokens, mask) == [
+  assert split_texts(tokenizer, tokens, mask) == [
     ["3+5=8", "\\boxed{8}"],
     ["Let me think.", "3"],
     ["3", "", ""],
@@ -133,7 +138,7 @@ def test_steps_are_cut_by_ids_not_by_text(tokenizer):
 
 def test_steps_agree_with_the_device(tokenizer):
   rng = np.random.default_rng(0)
-  ends = np.flatnonzero(tokenizer.separator_table().ends_step)
+  ends = np.flatnonzero(separator_table(tokenizer).ends_step)
   allowed = sorted(set(range(tokenizer.vocab_size)) - {*tokenizer.banned_ids})
   tokens = rng.choice(allowed, (500, 16))
   tokens = np.where(rng.random((500, 16)) < 0.4, rng.choice(ends), tokens)
@@ -142,8 +147,8 @@ def test_steps_agree_with_the_device(tokenizer):
     at = np.flatnonzero(tokens[row] == tokenizer.eos_id)
     lengths[row] = min(length, at[0] + 1) if at.size else length
   mask = np.arange(16) < lengths[:, None]
-  texts = tokenizer.split_texts(tokens, mask)
-  table = tokenizer.separator_table()
+  texts = split_texts(tokenizer, tokens, mask)
+  table = separator_table(tokenizer)
   found = device_steps.split_steps(tokens, mask, table, max_steps=5)
   for row, steps in enumerate(texts):
     count = int(found.mask[row].sum())

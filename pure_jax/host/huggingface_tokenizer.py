@@ -1,0 +1,173 @@
+"""A Hugging Face tokenizer behind the interface of `contract.Tokenizer`.
+
+Read from a folder that the user names; nothing is downloaded, and no code of
+the folder is run.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import transformers
+
+from pure_jax.host.contract import TokenizerError
+
+
+class HuggingFaceTokenizer:
+  """Encodes and decodes text with a tokenizer of `transformers`.
+
+  Attributes:
+    vocab_size: V, number of ids of the model it is for.
+    pad_id: padding; never the end of a response, whatever the folder says.
+    eos_id: end of a response.
+    banned_ids: ids that are never sampled: padding, and the rows of the
+      model's embedding that no token has.
+    pieces: text of each id alone; "" for special tokens and ids of no token.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    vocab_size: int | None = None,
+    eos_token: str | None = None,
+    pad_token: str | None = None,
+  ):
+    """Reads a folder.
+
+    Args:
+      folder: holds tokenizer.json or the like, as `save_pretrained` left it.
+      vocab_size: V of the model, at least the number of tokens; embeddings
+        are often padded beyond it. None takes the number of tokens.
+      eos_token: text of the token that ends a response; None takes the
+        folder's. A chat model may end its turns with another one.
+      pad_token: text of the padding token; None takes the folder's unless
+        it is the end, as it often is: then the last special token that is
+        not the end.
+
+    Raises:
+      TokenizerError: if the folder holds no tokenizer, needs code of its own,
+        has more tokens than V, or lacks a token that was named.
+    """
+    self._inner = _read(pathlib.Path(folder))
+    self._folder = folder
+    count = len(self._inner)
+    self.vocab_size = count if vocab_size is None else vocab_size
+    if count > self.vocab_size:
+      raise TokenizerError(
+        f"{folder} has {count} tokens, but the model has only "
+        f"{self.vocab_size} ids: they do not belong together."
+      )
+    self.eos_id = self._id_of(eos_token or self._inner.eos_token, "eos_token")
+    self.pad_id = self._pad_id(pad_token)
+    unused = range(count, self.vocab_size)
+    self.banned_ids = tuple(sorted({self.pad_id, *unused}))
+    special = set(self._inner.all_special_ids)
+    texts = self._inner.batch_decode(
+      [[i] for i in range(count)], clean_up_tokenization_spaces=False
+    )
+    self.pieces = [
+      "" if i in special else text for i, text in enumerate(texts)
+    ] + [""] * len(unused)
+
+  def _id_of(self, token: str | None, name: str) -> int:
+    """The id of a token by its text."""
+    index = None if token is None else self._inner.get_vocab().get(token)
+    if index is None:
+      raise TokenizerError(
+        f"{self._folder} has no token {token!r}: name one with {name}."
+      )
+    return index
+
+  def _pad_id(self, pad_token: str | None) -> int:
+    """An id for padding that does not end a response."""
+    chosen = pad_token or self._inner.pad_token
+    if chosen is not None:
+      index = self._id_of(chosen, "pad_token")
+      if index != self.eos_id:
+        return index
+      if pad_token is not None:
+        raise TokenizerError(
+          f"pad_token={pad_token!r} also ends a response: a row that is over "
+          "could not be told from one that has just ended. Name another one."
+        )
+    others = set(self._inner.all_special_ids) - {self.eos_id}
+    if not others:
+      raise TokenizerError(
+        f"{self._folder} has no special token besides the end to pad with: "
+        "name any other token with pad_token; it will never be sampled."
+      )
+    return max(others)
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without beginning or end.
+
+    Args:
+      text: what to encode; the text of a special token becomes that token.
+
+    Returns:
+      The ids.
+    """
+    return self._inner.encode(text, add_special_tokens=False)
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of ids.
+
+    Args:
+      ids: any ids of the vocabulary; special tokens have no text.
+
+    Returns:
+      The text; bytes that are no UTF-8 show as U+FFFD.
+    """
+    count = len(self._inner)
+    return self._inner.decode(
+      [i for i in ids if i < count],
+      skip_special_tokens=True,
+      clean_up_tokenization_spaces=False,
+    )
+
+  def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
+    """A conversation as the text before the model's answer.
+
+    Args:
+      messages: each with ``role`` and ``content``.
+
+    Returns:
+      The text, ending where the answer begins.
+
+    Raises:
+      TokenizerError: if the folder has no chat template.
+    """
+    if self._inner.chat_template is None:
+      raise TokenizerError(
+        f"{self._folder} has no chat template: use a prompt format without "
+        "chat, such as 'plain', or add chat_template.jinja to the folder."
+      )
+    return self._inner.apply_chat_template(
+      list(messages), tokenize=False, add_generation_prompt=True
+    )
+
+
+def _read(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
+  """The tokenizer of a folder, or a sentence."""
+  if not folder.is_dir():
+    raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
+  settings = folder / "tokenizer_config.json"
+  try:
+    if settings.exists() and "auto_map" in json.loads(settings.read_text()):
+      raise TokenizerError(
+        f"{settings} asks for code of its own (auto_map), which is never run: "
+        "convert the tokenizer to tokenizer.json."
+      )
+    return transformers.AutoTokenizer.from_pretrained(
+      str(folder), local_files_only=True, trust_remote_code=False
+    )
+  except TokenizerError:
+    raise
+  # transformers and tokenizers raise what they like, bare Exception included.
+  except Exception as error:
+    reason = str(error).splitlines()[0] if str(error) else repr(error)
+    raise TokenizerError(
+      f"{folder} holds no readable tokenizer: {reason}"
+    ) from error

@@ -1,0 +1,288 @@
+r"""One tokenisation for PRM training, PRM evaluation and RL.
+
+Three kinds of vocabulary: the world's, one that merges "\n\n" with what stands
+before it (as Qwen's), one that splits it into "\n", "\n" inside a text (as
+GPT-2's and SmolLM2's).
+"""
+
+import dataclasses
+import types
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from small_models import TINY
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from pure_jax import steps as device_steps
+from pure_jax.host import contract
+from pure_jax.host.contract import (
+  PROMPT_FORMATS,
+  PromptFormat,
+  TokenizerError,
+  encode_response,
+  normalise_steps,
+  separator_table,
+  split_texts,
+)
+from pure_jax.host.data.arithmetic import WorldConfig
+from pure_jax.host.data.arithmetic_dataset import world_tokenizer
+from pure_jax.host.data.batches import left_pad, right_pad
+from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.models import prm
+from pure_jax.models.params import init_params
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.training import score, stages, train
+from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.types import Rollout
+
+STEPS = ["Half of 48 is 24.", "So 48+24=72", "(see above)", "Answer: 72."]
+TEXTS = [
+  "\n\n".join(STEPS),
+  "Let me think.\n\nLet me check.\n\n",
+  "a\nb\n\nc)\n\n\n\nd.\n\n",
+] * 20
+# Punctuation takes the line breaks behind it along, as in Qwen's vocabulary.
+MERGING = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+TEMPLATE = (
+  "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+)
+
+
+def save_tokenizer(folder, splitting, chat_template=None, **special):
+  """A small byte-level BPE as transformers saves it."""
+  inner = tokenizers.Tokenizer(models.BPE())
+  byte_level = pre_tokenizers.ByteLevel(
+    add_prefix_space=False, use_regex=splitting is None
+  )
+  inner.pre_tokenizer = byte_level
+  if splitting is not None:
+    split = pre_tokenizers.Split(tokenizers.Regex(splitting), "isolated")
+    inner.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+  inner.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=400,
+    special_tokens=["<end>", "<pad>", "<user>"],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  inner.train_from_iterator(TEXTS, trainer)
+  special = {"eos_token": "<end>", "pad_token": "<pad>"} | special
+  whole = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=inner, additional_special_tokens=["<user>"], **special
+  )
+  whole.chat_template = chat_template
+  whole.save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  root = tmp_path_factory.mktemp("tokenizers")
+  return {
+    "merging": save_tokenizer(root / "merging", MERGING, TEMPLATE),
+    "splitting": save_tokenizer(root / "splitting", None),
+  }
+
+
+@pytest.fixture(scope="module", params=["merging", "splitting"])
+def tokenizer(request, folders):
+  return HuggingFaceTokenizer(folders[request.param])
+
+
+@pytest.fixture(scope="module")
+def merging(folders):
+  return HuggingFaceTokenizer(folders["merging"])
+
+
+@pytest.fixture(scope="module")
+def splitting(folders):
+  return HuggingFaceTokenizer(folders["splitting"])
+
+
+def id_of(tokenizer, text):
+  return tokenizer.pieces.index(text)
+
+
+def test_a_merged_separator_keeps_its_stem(merging):
+  table = separator_table(merging)
+  merged = id_of(merging, ".\n\n")
+  assert merged in merging.encode("24.\n\nSo")
+  assert table.ends_step[merged] and table.has_stem[merged]
+  assert table.stem[merged] == id_of(merging, ".")
+  assert not table.half.any()
+  # White space alone is no content.
+  assert not table.has_stem[id_of(merging, "\n\n")]
+
+
+def test_a_merged_separator_without_a_stem_of_one_id_stays(merging):
+  """Of Qwen's ids that end with a separator one in ten is such."""
+
+  without = types.SimpleNamespace(**vars(merging), encode=merging.encode)
+  without.pieces = ["" if text == "." else text for text in merging.pieces]
+  merged = id_of(merging, ".\n\n")
+  table = separator_table(without)
+  assert table.has_stem[merged] and table.stem[merged] == merged
+
+
+def test_a_separator_written_as_two_ids_is_found(splitting):
+  """By the text of single ids alone this response would be one long step."""
+  table = separator_table(splitting)
+  ids = splitting.encode("24.\n\nSo")
+  newline = id_of(splitting, "\n")
+  assert ids.count(newline) == 2 and not table.ends_step[ids].any()
+  assert np.flatnonzero(table.half).tolist() == [newline]
+  row, mask = np.asarray([ids]), np.ones((1, len(ids)), bool)
+  cut = device_steps.split_steps(row, mask, table, max_steps=4)
+  assert cut.mask[0].tolist() == [True, True, False, False]
+  assert split_texts(splitting, row, mask) == [["24.", "So"]]
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_steps_survive_the_way_to_ids_and_back(tokenizer, finished):
+  rng = np.random.default_rng(0)
+  choices = [*STEPS, "x = {1, 2}", "é ∑", "one\ntwo", "...", "}", "a b  c"]
+  rows = [rng.choice(choices, n).tolist() for n in rng.integers(1, 7, 200)]
+  ids = [encode_response(tokenizer, r, finished=finished) for r in rows]
+  assert all((row[-1] == tokenizer.eos_id) == finished for row in ids)
+  tokens, mask = right_pad(ids, max(map(len, ids)), tokenizer.pad_id)
+  assert split_texts(tokenizer, tokens, mask) == rows
+  table = separator_table(tokenizer)
+  cut = device_steps.split_steps(tokens, mask, table, max_steps=8)
+  assert cut.mask.sum(1).tolist() == [len(row) for row in rows]
+  assert not cut.empty.any()
+
+
+def test_nothing_said_and_steps_that_cannot_be_told_apart(tokenizer):
+  eos = tokenizer.eos_id
+  assert encode_response(tokenizer, [], finished=True) == [eos]
+  assert encode_response(tokenizer, [], finished=False) == []
+  for bad in (["a\n\nb"], ["a\n", "b"], ["a", "\n\nb"]):
+    with pytest.raises(TokenizerError, match="normalise_steps"):
+      encode_response(tokenizer, bad, finished=True)
+    steps = normalise_steps(bad)
+    assert len(steps) == len(bad)
+    encode_response(tokenizer, steps, finished=True)
+
+
+def test_prompt_formats(merging, splitting):
+  plain, boxed = PROMPT_FORMATS["plain"], PROMPT_FORMATS["qwen_boxed"]
+  assert plain.text(splitting, "1+1?") == "1+1?\n"
+  assert boxed.text(merging, "1+1?") == (
+    f"<system>{contract.BOXED}<user>1+1?<assistant>"
+  )
+  assert PROMPT_FORMATS["chat"].text(merging, "x") == "<user>x<assistant>"
+  with pytest.raises(TokenizerError, match="no chat template"):
+    boxed.text(splitting, "1+1?")
+  with pytest.raises(ValueError, match="needs chat=True"):
+    PromptFormat(system="Be brief.")
+
+
+def test_the_world_has_no_chat(tmp_path):
+  world = world_tokenizer(WorldConfig(), tmp_path / "world.model")
+  with pytest.raises(TokenizerError, match="no chat template"):
+    PROMPT_FORMATS["chat"].text(world, "1+1=?")
+  assert PROMPT_FORMATS["plain"].text(world, "1+1=?") == "1+1=?\n"
+
+
+@pytest.mark.parametrize("separator", ["insert", "replace"])
+def test_prm_training_evaluation_and_rl_read_the_same_ids(
+  tokenizer, separator, monkeypatch
+):
+  """Whoever runs the PRM, the ids that reach it are those of the contract."""
+  seen = []
+  plain_logits = prm.prm_logits
+
+  def recording(params, model, inputs):
+    jax.debug.callback(
+      lambda *x: seen.append([np.asarray(y).tolist() for y in x]),
+      inputs.tokens,
+      inputs.mask,
+      inputs.score_position,
+    )
+    return plain_logits(params, model, inputs)
+
+  monkeypatch.setattr(prm, "prm_logits", recording)
+  responses = [
+    encode_response(tokenizer, STEPS, finished=True),
+    encode_response(tokenizer, STEPS[:3], finished=False),
+  ]
+  prompt = PROMPT_FORMATS["plain"].text(tokenizer, "How many?")
+  prompts = left_pad([tokenizer.encode(prompt)] * 2, 12, tokenizer.pad_id)
+  tokens = right_pad(responses, 60, tokenizer.pad_id)
+  batch = stages.Demonstrations(*prompts, *tokens)
+
+  model = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
+  table, mesh = separator_table(tokenizer), sharding.make_mesh()
+  config = score.ScoreConfig(max_steps=5, separator=separator)
+  declared = prm.declare_prm(model)
+  optimizer = make_optimizer(OptimConfig(learning_rate=1e-3))
+  params = init_params(jax.random.key(0), declared)
+  labels = np.ones((2, 5), np.int32)
+
+  evaluate = stages.make_prm_evaluation(model, config, table, mesh)
+  jax.block_until_ready(evaluate(params, batch))
+  step = stages.make_prm_step(model, config, optimizer, table, mesh, False)
+  state = train.start_state(params, declared, optimizer, mesh)
+  jax.block_until_ready(step(state, {}, batch, labels, labels > 0))
+  sampler = SamplingConfig(60, tokenizer.pad_id, (tokenizer.eos_id,))
+  rollout = Rollout(
+    *prompts, *tokens, np.zeros((2, 60), np.float32), np.zeros(2, bool)
+  )
+  scoring = score.make_score(model, model, sampler, config, table, mesh)
+  trunk = {k: v for k, v in params.items() if k != "score"}
+  jax.block_until_ready(scoring(trunk, trunk, params, rollout))
+  jax.effects_barrier()
+
+  evaluated, trained, scored = seen
+  assert evaluated == trained == scored
+  ids, kept = (np.asarray(x[0]) for x in evaluated[:2])
+  text = "".join(tokenizer.pieces[i] for i in ids[kept])
+  if separator == "insert":  # Punctuation survives, line breaks are scores.
+    assert text == "How many?\n" + "".join(f"{step}\n" for step in STEPS)
+  else:
+    assert text != "How many?\n" + "".join(f"{step}\n" for step in STEPS)
+
+
+# ===== Hugging Face folders =====
+
+
+def test_padding_is_never_the_end(tmp_path):
+  """Qwen's base models and SmolLM2 name one token for both."""
+  folder = save_tokenizer(tmp_path, None, pad_token="<end>")
+  tokenizer = HuggingFaceTokenizer(folder)
+  assert tokenizer.pad_id != tokenizer.eos_id
+  assert tokenizer.banned_ids == (tokenizer.pad_id,)
+  assert tokenizer.pieces[tokenizer.pad_id] == ""
+  with pytest.raises(TokenizerError, match="also ends a response"):
+    HuggingFaceTokenizer(folder, pad_token="<end>")
+  named = HuggingFaceTokenizer(folder, pad_token="a")
+  assert named.pad_id == named.encode("a")[0]
+
+
+def test_rows_of_the_embedding_without_a_token_are_banned(folders):
+  count = HuggingFaceTokenizer(folders["merging"]).vocab_size
+  padded = HuggingFaceTokenizer(folders["merging"], vocab_size=count + 3)
+  assert set(range(count, count + 3)) < set(padded.banned_ids)
+  assert len(padded.pieces) == padded.vocab_size == count + 3
+  assert padded.decode([count, *padded.encode("So"), count + 2]) == "So"
+  with pytest.raises(TokenizerError, match=f"has {count} tokens"):
+    HuggingFaceTokenizer(folders["merging"], vocab_size=count - 1)
+
+
+def test_unusable_folders_end_in_a_sentence(tmp_path, folders):
+  with pytest.raises(TokenizerError, match="not a folder"):
+    HuggingFaceTokenizer(tmp_path / "absent")
+  with pytest.raises(TokenizerError, match="no readable tokenizer"):
+    HuggingFaceTokenizer(tmp_path)
+  with pytest.raises(TokenizerError, match="'<stop>': name one with eos"):
+    HuggingFaceTokenizer(folders["merging"], eos_token="<stop>")
+  (tmp_path / "tokenizer.json").write_text("{")
+  with pytest.raises(TokenizerError, match="no readable tokenizer"):
+    HuggingFaceTokenizer(tmp_path)
+  (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {}}')
+  with pytest.raises(TokenizerError, match="never run"):
+    HuggingFaceTokenizer(tmp_path)
