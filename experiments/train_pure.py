@@ -113,7 +113,9 @@ def evaluate(
   problems = problems[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
   rollout = functions.generate_held_out(params, prompts, space.key(5))
-  scores = functions.score(params, frozen.reference, frozen.prm, rollout)
+  scores = functions.score(
+    params, frozen.reference, frozen.prm, rollout, space.put(prompts)
+  )
   texts, right = rl_report.read_responses(space, problems, rollout)
   numbers = rl_report.describe(texts, right, rollout, scores)
   greedy = functions.generate_greedy(params, prompts, space.key(5))
@@ -147,8 +149,11 @@ def iterate(
   key = jax.random.fold_in(space.key(4), step - 1)
   rollout = functions.generate(state.params, prompts, key)
   clock.wait("rollout", rollout.tokens)
-  scores = functions.score(state.params, frozen.reference, frozen.prm, rollout)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
+  prm_prompts = space.put(space.encode_prompts(problems))
+  scores = functions.score(
+    state.params, frozen.reference, frozen.prm, rollout, prm_prompts
+  )
   texts, right = rl_report.read_responses(space, problems, rollout)
   known = [has_answer(p, rl.has_answer_fraction()) for p in problems]
   clock.wait("score", scores.step_rewards)

@@ -37,7 +37,7 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import score, stages, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Rollout
+from pure_jax.types import Prompts, Rollout
 
 STEPS = ["Half of 48 is 24.", "So 48+24=72", "(see above)", "Answer: 72."]
 TEXTS = [
@@ -229,12 +229,16 @@ def test_prm_training_evaluation_and_rl_read_the_same_ids(
   state = train.start_state(params, declared, optimizer, mesh)
   jax.block_until_ready(step(state, {}, batch, labels, labels > 0))
   sampler = SamplingConfig(60, tokenizer.pad_id, (tokenizer.eos_id,))
+  # The policy was asked in another way than the PRM is.
+  chat = left_pad([tokenizer.encode("<user>How?")] * 2, 9, tokenizer.pad_id)
   rollout = Rollout(
-    *prompts, *tokens, np.zeros((2, 60), np.float32), np.zeros(2, bool)
+    *chat, *tokens, np.zeros((2, 60), np.float32), np.zeros(2, bool)
   )
   scoring = score.make_score(model, model, sampler, config, table, mesh)
   trunk = {k: v for k, v in params.items() if k != "score"}
-  jax.block_until_ready(scoring(trunk, trunk, params, rollout))
+  jax.block_until_ready(
+    scoring(trunk, trunk, params, rollout, Prompts(*prompts))
+  )
   jax.effects_barrier()
 
   evaluated, trained, scored = seen

@@ -12,7 +12,7 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import score, stages, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Rollout, SeparatorTable
+from pure_jax.types import Prompts, Rollout, SeparatorTable
 
 PAD, EOS, SCORE, DOT, BREAK, DOT_BREAK = 0, 1, 2, 3, 4, 5
 MODEL = ModelConfig(
@@ -174,7 +174,11 @@ def test_the_guard_for_empty_steps(reward):
   ).params
   config = score.ScoreConfig(max_steps=3, empty_step_reward=reward)
   scores = score.make_score(MODEL, MODEL, sampler, config, TABLE, mesh)(
-    policy_params, policy_params, prm_params(mesh), rollout
+    policy_params,
+    policy_params,
+    prm_params(mesh),
+    rollout.replace(prompt_tokens=rollout.prompt_tokens + 1),
+    Prompts(rollout.prompt_tokens, rollout.prompt_mask),  # What the PRM reads.
   )
   plain = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, mesh)(
     prm_params(mesh),

@@ -85,7 +85,8 @@ def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
   history = []
   for number in range(steps):
     rollout = generate(state.params, prompts(8), jax.random.key(2 + number))
-    scores = score_rollout(state.params, reference, prm_params, rollout)
+    asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+    scores = score_rollout(state.params, reference, prm_params, rollout, asked)
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     known = jnp.arange(32) // 4 % 2 == 0
     if poison:

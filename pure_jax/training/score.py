@@ -22,6 +22,7 @@ from pure_jax.rollout import sampling
 from pure_jax.types import (
   Experience,
   PRMInputs,
+  Prompts,
   Rollout,
   SeparatorTable,
   Steps,
@@ -139,7 +140,7 @@ def make_score(
   config: ScoreConfig,
   table: SeparatorTable,
   mesh: Mesh,
-) -> Callable[[Any, Any, Any, Rollout], Scores]:
+) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
 
   Args:
@@ -151,15 +152,20 @@ def make_score(
     mesh: the device mesh.
 
   Returns:
-    A jitted function (params, reference params, PRM params, rollout) ->
-    `Scores`.
+    A jitted function (params, reference params, PRM params, rollout, PRM
+    prompts) -> `Scores`. The last are `Prompts` [B, L'], what the PRM reads
+    in front of each response: the raw problem it was trained with, where the
+    policy's prompt is a chat (the paper's reference gives it the latter).
   """
   rows = sharding.batch_sharding(mesh)
   everywhere = sharding.replicated(mesh)
 
-  def score(params, reference_params, prm_params, rollout):
+  def score(params, reference_params, prm_params, rollout, prm_prompts):
+    asked = rollout.replace(
+      prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+    )
     logits, inputs, cut = prm_forward(
-      prm_params, prm_model, config, table, rollout
+      prm_params, prm_model, config, table, asked
     )
     rewards = steps.read_step_rewards(logits, inputs)
     if config.empty_step_reward is not None:
@@ -177,7 +183,7 @@ def make_score(
   prm_places = sharding.weight_shardings(prm.declare_prm(prm_model), mesh)
   return jax.jit(
     score,
-    in_shardings=(policy_places, policy_places, prm_places, rows),
+    in_shardings=(policy_places, policy_places, prm_places, rows, rows),
     out_shardings=Scores(rows, rows, rows, rows, everywhere),
   )
 
