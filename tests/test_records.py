@@ -1,5 +1,7 @@
 """Records refuse what nothing could be done with; problems split as wholes."""
 
+import hashlib
+
 import pytest
 
 from pure_jax.host.data.records import (
@@ -54,3 +56,18 @@ def test_the_split_of_a_problem_does_not_depend_on_its_neighbours():
   }
   with pytest.raises(ValueError, match="at least 2, got 1"):
     split_by_problem(rows, 1)
+
+
+def test_where_a_problem_goes_never_changes():
+  # A run that resumes with a newer version must hold out the same problems.
+  texts = [f"problem {i}" for i in range(50)]
+  digests = [hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts]
+  numbers = [int.from_bytes(digest, "big") for digest in digests]
+  rows = [Problem(str(i), "s", f" {text}\n") for i, text in enumerate(texts)]
+  _, held_out = split_by_problem(rows, 4)
+  assert held_out.tolist() == [i for i in range(50) if numbers[i] % 4 == 0]
+
+
+def test_no_rows_are_split_into_none():
+  train, held_out = split_by_problem([], 4)
+  assert train.tolist() == held_out.tolist() == []

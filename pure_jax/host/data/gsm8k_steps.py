@@ -66,9 +66,10 @@ _ANNOTATION = re.compile(r"<<([^<>]*)>>")
 # The number written after an annotation, and what would change its meaning.
 _WRITTEN = re.compile(
   r"\s*\$?\s*(-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+)"
-  r"(?P<changed>[/,.]?\d|\s*(?:%|(?:k|hundred|thousand|million|billion)\b))?"
+  r"(?P<changed>[/,.]?\d|\s*(?:%|(?:k|hundred|thousand|million|billion)\b))?",
+  re.ASCII,
 )
-_SPACED = re.compile(r"\s*\$?\s*(\d{1,3}(?: \d{3})+)(?!\d)")
+_SPACED = re.compile(r"\s*\$?\s*(\d{1,3}(?: \d{3})+)(?!\d)", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
