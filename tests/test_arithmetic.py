@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from pure_jax.host import verify
 from pure_jax.host.data import arithmetic
 from pure_jax.host.data.arithmetic import WorldConfig
 
@@ -99,7 +100,7 @@ def test_verdicts_by_hand(steps, labels, right, kind):
   ],
 )
 def test_the_answer_is_what_the_last_balanced_box_holds(response, answer):
-  assert arithmetic.extract_answer(response) == answer
+  assert verify.boxed(response) == answer
   assert arithmetic.grade(PROBLEM, response) is (answer == "6")
 
 

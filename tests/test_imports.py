@@ -28,11 +28,13 @@ MAY_IMPORT = {
 DEVICE_PACKAGES = {"jax", "numpy", "optax", "flax"}
 HEAVY = {
   "array_record",
+  "math_verify",
   "matplotlib",
   "ml_collections",
   "orbax",
   "safetensors",
   "sentencepiece",
+  "sympy",
   "tensorboardX",
   "tensorflow",
   "tensorflow_datasets",

@@ -21,6 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pure_jax.host import verify
+
 SEPARATOR = "\n\n"
 SENTENCES = ("Let me think.", "Let me check.")
 SPLITS = ("train", "held_out")
@@ -311,26 +313,6 @@ def label_steps(
   return labels
 
 
-def extract_answer(response: str) -> str | None:
-  r"""Content of the last ``\boxed{}`` with balanced braces.
-
-  Args:
-    response: any text.
-
-  Returns:
-    What the box holds, or None where there is no closed box.
-  """
-  start = response.rfind("\\boxed{")
-  if start < 0:
-    return None
-  depth, content = 0, response[start + len("\\boxed") :]
-  for position, character in enumerate(content):
-    depth += (character == "{") - (character == "}")
-    if depth == 0:
-      return content[1:position]
-  return None
-
-
 def grade(problem: Problem, response: str) -> bool:
   """Whether the answer is right: the verifiable reward of this world.
 
@@ -341,7 +323,7 @@ def grade(problem: Problem, response: str) -> bool:
   Returns:
     True if the last box holds the chain's value as a decimal number.
   """
-  content = extract_answer(response) or ""
+  content = verify.boxed(response) or ""
   decimal = content.isascii() and content.isdecimal()
   return decimal and int(content) == problem.answer
 
@@ -368,7 +350,7 @@ def classify(problem: Problem, step_texts: Sequence[str]) -> str:
     sentence.startswith(last) for sentence in SENTENCES
   ):  # The length limit may have cut the last one.
     return "only fillers"
-  answer = extract_answer(SEPARATOR.join(step_texts))
+  answer = verify.boxed(SEPARATOR.join(step_texts))
   if not answer:
     return "no box" if answer is None else "empty box"
   first_bad = step_texts[labels.index(0)] if 0 in labels else ""

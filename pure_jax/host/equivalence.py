@@ -1,0 +1,207 @@
+r"""Whether two answers are the same: math-verify, with what must not run shut.
+
+math-verify reads both answers as LaTeX and compares them as sympy expressions.
+That may take for ever, or all memory, so a `grading_pool.GradingPool` runs
+`equivalent`; `start_worker` prepares each of its processes.
+
+Nothing of an answer is executed. sympy reads a *string* by evaluating Python
+(`parse_expr`). The one string of an answer that math-verify's LaTeX path hands
+it is a number (`latex2sympy`: ``sympy.Number(text)`` of a token of digits);
+the path that hands it arithmetic, `ExprExtractionConfig`, is not used here.
+`start_worker` does not rely on that: from then on the process refuses to
+compile any text that is not such a number, sympy's own code apart, and to
+touch files for writing, processes and the network.
+
+This file is loaded by its path in workers: it imports nothing of the library,
+and math-verify only when it is needed.
+"""
+
+import functools
+import importlib
+import logging
+import re
+import sys
+from typing import Any
+
+# Above any answer people write (the longest of MATH500, Minerva, Olympiad,
+# AIME and AMC has 198 characters); what is longer is compared as text only.
+MAX_ANSWER_CHARS = 1_000
+
+_INTEGER = re.compile(r"[+-]?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)")
+_TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}\\$]*)\}")
+_WORDS = re.compile(r"[^\W\d_]{2,}( [^\W\d_]+)*")
+# How sympy spells a number to Python, and a fraction of two.
+_NUMBER_SOURCE = re.compile(
+  r"from sympy import \*"
+  r"|(?:(?:Integer|Float) \('?[0-9.]+(?:[eE][+-]?[0-9]+)?'? \)|[ ()/+-])+"
+)
+_REFUSED = (
+  "ctypes.",
+  "os.chmod",
+  "os.chown",
+  "os.exec",
+  "os.fork",
+  "os.link",
+  "os.mkdir",
+  "os.posix_spawn",
+  "os.remove",
+  "os.rename",
+  "os.rmdir",
+  "os.symlink",
+  "os.system",
+  "os.truncate",
+  "shutil.",
+  "socket.",
+  "subprocess.",
+)
+# Code that sympy writes from numbers of variables alone.
+_WRITES_CODE = ("sympy/polys/monomials.py",)
+
+
+class RefusedError(BaseException):
+  """Something tried to execute an answer, or to touch the outside.
+
+  Not an Exception: math-verify would take it for a comparison that failed.
+  """
+
+
+def normalize(answer: str) -> str:
+  r"""An answer in the one spelling of several that mean the same in LaTeX.
+
+  Only what cannot change the meaning: minus signs, sizes of brackets and
+  fractions, thin spaces, ``{,}`` between digits, dollars around the whole, a
+  full stop at the end, runs of white space.
+
+  Args:
+    answer: any text.
+
+  Returns:
+    The spelling. Equal ones mean the same; the reverse does not hold.
+
+  >>> print(normalize(r"$ \left( \dfrac{1}{2}, 10{,}000 \right) $."))
+  (\frac{1}{2}, 10,000)
+  """
+  text = answer.replace("\u2212", "-").replace("{,}", ",")
+  text = re.sub(r"(?<!\\)\\[!,;:]", "", text)
+  text = re.sub(r"(?<!\\)\\(?:left|right)(?![a-zA-Z.]) *", "", text)
+  text = re.sub(r"\\[dt]frac(?![a-zA-Z])", r"\\frac", text)
+  text = " ".join(text.split()).removesuffix(".").strip()
+  if len(text) > 1 and text[0] == text[-1] == "$" and "$" not in text[1:-1]:
+    text = text[1:-1].strip()
+  return re.sub(r"(?<=[(\[]) | (?=[)\]])", "", text)
+
+
+def equivalent(answer: str, reference: str) -> bool:
+  """Whether an answer is the same as the reference answer.
+
+  Decided by the text where that settles it: equal spellings are the same, two
+  integers are the same if they are one number, two answers of words if they
+  are the same words. Everything else is up to math-verify, in its default,
+  strict mode. It forgives what a grader should: forms of one number
+  (decimals to 6 digits), units, degrees, ``x=`` before a value, the order of
+  a set. It also takes 50% for 50, and {1, 2} for the interval (1, 2).
+
+  Args:
+    answer: what was answered, LaTeX or plain, without its box.
+    reference: the right answer.
+
+  Returns:
+    True if they are the same; False if not, if either is empty, or if they
+    differ and one is longer than `MAX_ANSWER_CHARS`.
+
+  >>> equivalent("1,000", r"$1000$"), equivalent("7", "-7")
+  (True, False)
+  """
+  left, right = normalize(answer), normalize(reference)
+  if not left or not right:
+    return False
+  if left == right:
+    return True
+  if max(len(left), len(right)) > MAX_ANSWER_CHARS:
+    return False
+  if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
+    return int(left.replace(",", "")) == int(right.replace(",", ""))
+  words = _words(left), _words(right)
+  # Unmarked letters may be a product: xy is yx.
+  if None not in words and (_TEXT.fullmatch(left) or _TEXT.fullmatch(right)):
+    return words[0] == words[1]
+  return _math_verify_says(answer, reference)
+
+
+def start_worker() -> None:
+  """Prepares a process for grading, and shuts it against answers.
+
+  Imports and warms what `equivalent` needs, so that no item pays for it. Then
+  compiling text, writing files, starting processes and opening connections
+  raise `RefusedError`, for the rest of the process's life.
+  """
+  logging.disable(logging.CRITICAL)
+  # sympy imports it late, and reads names of units as strings then.
+  importlib.import_module("sympy.physics.units")
+  _math_verify_says(r"\frac{x^2}{2}", r"(0.5, \infty)")
+  sys.dont_write_bytecode = True
+  sys.addaudithook(_refuse)
+
+
+def _words(text: str) -> str | None:
+  """The words of an answer that is nothing but words."""
+  inner = _TEXT.fullmatch(text)
+  plain = (inner[1] if inner else text).strip().removesuffix(".")
+  return plain.casefold() if _WORDS.fullmatch(plain) else None
+
+
+@functools.cache
+def _extraction() -> list[Any]:
+  """What math-verify is to find: LaTeX alone, see above."""
+  from math_verify import LatexExtractionConfig
+
+  return [LatexExtractionConfig(boxed_match_priority=-1)]
+
+
+def _math_verify_says(answer: str, reference: str) -> bool:
+  """Its verdict, without its own time limits, which are alarms."""
+  import math_verify
+
+  def read(text):
+    text = text.replace("\u2212", "-").strip()
+    if not re.search(r"(?<!\\)\$", text):
+      text = f"${text}$"
+    return math_verify.parse(text, _extraction(), parsing_timeout=None)
+
+  target = read(answer)
+  return bool(target) and math_verify.verify(
+    read(reference), target, timeout_seconds=None
+  )
+
+
+def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
+  """An audit hook: lets through what a grader does, and no more."""
+  if event == "compile":
+    if not (_is_number(arguments[0]) or _is_code_of_a_library()):
+      raise RefusedError("An answer must not be executed.")
+  elif event == "open":
+    mode, flags = arguments[1:]
+    writes = set("wax+") & set(mode) if mode else flags & 0o3
+    if writes and arguments[0] != "/dev/null":
+      raise RefusedError("A grader must not write files.")
+  elif event.startswith(_REFUSED):
+    raise RefusedError(f"A grader must not call {event}.")
+
+
+def _is_number(source: Any) -> bool:
+  """Whether this is how sympy spells numbers to Python."""
+  if isinstance(source, bytes):
+    source = source.decode(errors="replace")
+  return isinstance(source, str) and bool(_NUMBER_SOURCE.fullmatch(source))
+
+
+def _is_code_of_a_library() -> bool:
+  """Whether a module is being imported, or sympy compiles its own code."""
+  frame = sys._getframe(2)
+  if frame.f_code.co_filename.endswith(_WRITES_CODE):
+    return True
+  while frame is not None:
+    if frame.f_code.co_filename.startswith("<frozen importlib"):
+      return True
+    frame = frame.f_back
+  return False
