@@ -27,6 +27,11 @@ from typing import Any
 # AIME and AMC has 198 characters); what is longer is compared as text only.
 MAX_ANSWER_CHARS = 1_000
 
+_SCIENTIFIC = re.compile(
+  r"(?<![\w.\\])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"
+)
+_FORMULA = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
+_JOINT = re.compile(r"[,;]|,?\s*(?:and|or)")
 _INTEGER = re.compile(r"[+-]?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{2,}( [^\W\d_]+)*")
@@ -98,8 +103,9 @@ def equivalent(answer: str, reference: str) -> bool:
   integers are the same if they are one number, two answers of words if they
   are the same words. Everything else is up to math-verify, in its default,
   strict mode. It forgives what a grader should: forms of one number
-  (decimals to 6 digits), units, degrees, ``x=`` before a value, the order of
-  a set. It also takes 50% for 50, and {1, 2} for the interval (1, 2).
+  (decimals to 6 places), degrees, ``x=`` before a value, the order of
+  a set. It also takes 50% for 50, {1, 2} for the interval (1, 2), and passes
+  over the unit after a number and the base below it.
 
   Args:
     answer: what was answered, LaTeX or plain, without its box.
@@ -158,20 +164,34 @@ def _extraction() -> list[Any]:
   return [LatexExtractionConfig(boxed_match_priority=-1)]
 
 
+def _as_latex(text: str) -> str | None:
+  """An answer as one formula; None where it is several, and no list."""
+  text = text.replace("\u2212", "-").strip()
+  # It would read 4.4e7 as 4.4 * e * 7.
+  text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
+  formulas = _FORMULA.findall(text)
+  if len(formulas) == 1:
+    return text  # "$5$ cm" is for math-verify to read.
+  if not formulas:
+    return f"${text}$"
+  # It would take the last of them, unless they are joined as it expects.
+  between = [part.strip() for part in _FORMULA.sub("$", text).split("$")]
+  if between[0] or between[-1] or not all(map(_JOINT.fullmatch, between[1:-1])):
+    return None
+  return f"${','.join(formulas)}$"
+
+
 def _math_verify_says(answer: str, reference: str) -> bool:
   """Its verdict, without its own time limits, which are alarms."""
   import math_verify
 
-  def read(text):
-    text = text.replace("\u2212", "-").strip()
-    if not re.search(r"(?<!\\)\$", text):
-      text = f"${text}$"
-    return math_verify.parse(text, _extraction(), parsing_timeout=None)
-
-  target = read(answer)
-  return bool(target) and math_verify.verify(
-    read(reference), target, timeout_seconds=None
-  )
+  parsed = []
+  for text in (reference, answer):
+    latex = _as_latex(text)
+    if latex is None:
+      return False
+    parsed.append(math_verify.parse(latex, _extraction(), parsing_timeout=None))
+  return all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:

@@ -271,8 +271,9 @@ class GradingPool:
       if time.monotonic() < worker.deadline:
         continue
       if not worker.ready:
+        said = worker.last_words()
         raise PoolError(
-          f"A worker was not ready after {START_SECONDS:g} s: {worker.last_words()}"
+          f"A worker was not ready after {START_SECONDS:g} s: {said}"
         )
       if worker.item is not None:
         done.append((worker.item, Outcome(timed_out=True)))

@@ -25,8 +25,8 @@ _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(
   r"(?:(?<![\w.)\]}])[-\u2212])?"  # In 3-5 the sign is an operation.
-  r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?"
-  r"(?:(?<=[0-9])(?:\.[0-9]+)?|\.[0-9]+)"
+  r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
+  r"|(?<![0-9])\.[0-9]+)"
   r"(?:[eE][-+]?[0-9]+)?"
 )
 
@@ -191,8 +191,8 @@ def grade(
     responses: B texts.
     references: B right answers, without a box.
     extractors: see `first_of`.
-    on_done: called after each comparison, to show progress; None calls
-      nothing. Responses without an answer need none.
+    on_done: called once for each response that is judged, to show progress;
+      None calls nothing.
 
   Returns:
     B verdicts, in the order of the responses. Empty for none.
@@ -213,6 +213,9 @@ def grade(
   there = [i for i, answer in enumerate(answers) if answer is not None]
   items = [(answers[i], references[i]) for i in there]
   verdicts = [Verdict(correct=False, answer=None) for _ in answers]
+  if on_done is not None:
+    for _ in range(len(answers) - len(there)):
+      on_done()
   for i, outcome in zip(there, pool.run(items, on_done), strict=True):
     verdicts[i] = Verdict(
       correct=outcome.value is True,

@@ -1,0 +1,188 @@
+"""Grades a file of responses, and compares the verdicts with those it carries.
+
+  python experiments/grade.py --input=FILE.jsonl [--output=VERDICTS.jsonl]
+
+Each line of the input is a JSON object with `problem` (text), `answer` (text
+or number: the right one) and `responses` (a list of texts). Where it also has
+`reference_correct`, a list of true and false, the report counts the agreement
+and lists each disagreement. The report goes to stdout as JSON, progress to
+stderr, every verdict to `--output`.
+"""
+
+import json
+import pathlib
+import sys
+import time
+
+from absl import app, flags
+
+from pure_jax.host import verify
+from pure_jax.host.grading_pool import PoolError
+from pure_jax.host.progress import Progress
+from pure_jax.host.workdir import write_text_atomic
+
+EXTRACTORS = {
+  "boxed": verify.boxed,
+  "gsm8k_hash": verify.gsm8k_hash,
+  "last_number": verify.last_number,
+}
+
+_INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
+_OUTPUT = flags.DEFINE_string("output", None, "Where every verdict goes.")
+_EXTRACTOR = flags.DEFINE_multi_enum(
+  "extractor",
+  ["boxed"],
+  list(EXTRACTORS),
+  "How to find an answer. Given several times: the first that finds one.",
+)
+_TIMEOUT = flags.DEFINE_float(
+  "timeout_seconds", 5.0, "Limit of one comparison.", lower_bound=0.01
+)
+_WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
+
+
+class InputError(ValueError):
+  """The input cannot be graded; the message says where and why."""
+
+
+def read_rows(path: pathlib.Path) -> list[dict]:
+  """The rows of the input, each with its `line`, checked.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The rows, at least one.
+
+  Raises:
+    InputError: naming the line and the field.
+  """
+  try:
+    lines = path.read_text(encoding="utf-8").split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    raise InputError(f"{path} cannot be read: {error}.") from None
+  rows = []
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+      raise InputError(f"{path}:{number}: not JSON: {error}.") from None
+    reason = _fault(row)
+    if reason is not None:
+      raise InputError(f"{path}:{number}: {reason}.")
+    rows.append(row | {"line": number})
+  if not rows:
+    raise InputError(f"{path} has no rows to grade.")
+  return rows
+
+
+def _fault(row: object) -> str | None:
+  """What keeps a row from being graded."""
+  if not isinstance(row, dict):
+    return "not an object with problem, answer and responses"
+  missing = [k for k in ("problem", "answer", "responses") if k not in row]
+  if missing:
+    return f"{' and '.join(missing)} missing"
+  if not isinstance(row["problem"], str):
+    return "problem is not text"
+  answer = row["answer"]
+  if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+    return "answer is neither text nor a number"
+  if not str(answer).strip():
+    return "answer is empty"
+  responses = row["responses"]
+  if not isinstance(responses, list) or not all(
+    isinstance(response, str) for response in responses
+  ):
+    return "responses is not a list of texts"
+  if "reference_correct" not in row:
+    return None
+  expected = row["reference_correct"]
+  if not isinstance(expected, list) or not all(
+    isinstance(value, bool) for value in expected
+  ):
+    return "reference_correct is not a list of true and false"
+  if len(expected) != len(responses):
+    return f"{len(responses)} responses, {len(expected)} reference_correct"
+  return None
+
+
+def grade_rows(rows: list[dict]) -> tuple[list[dict], dict]:
+  """Grades every response of every row.
+
+  Args:
+    rows: of `read_rows`.
+
+  Returns:
+    (one record per response, in order; the report without the agreement).
+  """
+  places = [(row, i) for row in rows for i in range(len(row["responses"]))]
+  extractors = [EXTRACTORS[name] for name in _EXTRACTOR.value]
+  started = time.monotonic()
+  with verify.open_pool(_WORKERS.value, _TIMEOUT.value) as pool:
+    begun = time.monotonic()
+    with Progress("grade", len(places)) as progress:
+      verdicts = verify.grade(
+        pool,
+        [row["responses"][i] for row, i in places],
+        [str(row["answer"]) for row, _ in places],
+        extractors,
+        progress.advance,
+      )
+    ended = time.monotonic()
+  records = []
+  for (row, i), verdict in zip(places, verdicts, strict=True):
+    record = {
+      "line": row["line"],
+      "response": i,
+      "answer": row["answer"],
+      "extracted": verdict.answer,
+      "correct": verdict.correct,
+      "timed_out": verdict.timed_out,
+      "failure": verdict.failure,
+    }
+    if "reference_correct" in row:
+      record["reference_correct"] = row["reference_correct"][i]
+    records.append(record)
+  counts = verify.verdict_counts(verdicts)
+  accuracy = counts["correct"] / counts["items"] if verdicts else None
+  return records, counts | {
+    "accuracy": accuracy,
+    "start_seconds": round(begun - started, 3),
+    "seconds": round(ended - begun, 3),
+    "items_per_second": round(len(verdicts) / (ended - begun), 1),
+  }
+
+
+def main(argv: list[str]) -> None:
+  """Reads, grades, writes, reports."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  try:
+    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
+    if output is not None and not output.absolute().parent.is_dir():
+      raise InputError(f"--output: there is no folder {output.parent}.")
+    rows = read_rows(pathlib.Path(_INPUT.value))
+    records, report = grade_rows(rows)
+    if output is not None:
+      lines = [json.dumps(record) + "\n" for record in records]
+      write_text_atomic(output, "".join(lines))
+  except (InputError, PoolError, OSError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+  judged = [record for record in records if "reference_correct" in record]
+  if judged:
+    differ = [r for r in judged if r["correct"] != r["reference_correct"]]
+    report["agreement"] = {
+      "agree": len(judged) - len(differ),
+      "of": len(judged),
+    }
+    report["disagreements"] = differ
+  print(json.dumps(report, indent=1))
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("input")
+  app.run(main)

@@ -1,0 +1,421 @@
+r"""Extractors, equivalence, verdicts, real responses, hostile answers."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import hostile_answers
+import pytest
+import real_data
+
+from pure_jax.host import equivalence, verify
+from pure_jax.host.verify import Verdict, boxed, gsm8k_hash, last_number
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def pool():
+  with verify.open_pool(workers=2, timeout_seconds=10.0) as pool:
+    yield pool
+
+
+@pytest.mark.parametrize(
+  "response, answer",
+  [
+    (r"\boxed{6}", "6"),
+    (r"\boxed{5} or \boxed{6}", "6"),  # The last, not the first.
+    (r"\boxed{\frac{1}{2}} }", r"\frac{1}{2}"),  # Not to the last brace.
+    (r"\boxed{{6}}", "{6}"),
+    (r"\boxed{}", ""),
+    (r"\boxed {6}", "6"),
+    ("\\boxed\n{6}", "6"),
+    ("\\boxed{1\n2}", "1\n2"),
+    (r"\boxed{\boxed{5}}", "5"),
+    # Braces that TeX prints do not nest.
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
+    (r"\boxed{1 \\}", r"1 \\"),  # A line break, then the end.
+    (r"\boxed{1 \}", None),
+    # Cut in its last answer: the first is not the one it would have given.
+    (r"\boxed{5}, no: \boxed{6", None),
+    (r"\boxed{6", None),
+    (r"\boxed{", None),
+    (r"\boxed", None),
+    (r"\fbox{6}", None),
+    ("boxed{6}", None),
+    ("6", None),
+    ("", None),
+  ],
+)
+def test_the_last_box_with_balanced_braces(response, answer):
+  assert boxed(response) == answer
+
+
+@pytest.mark.parametrize(
+  "response, answer",
+  [
+    ("48/2 = <<48/2=24>>24\n#### 24", "24"),
+    ("#### 1,234\n", "1,234"),
+    ("####-5", "-5"),
+    ("#### 5 \nSo it is 6.", "5"),
+    ("#### 5\n#### 6", "6"),
+    ("##### 7", "7"),  # One more is a heading that ends in the mark.
+    ("####", None),
+    ("#### \n5", None),
+    ("### 5", None),
+    ("", None),
+  ],
+)
+def test_what_follows_the_mark_of_gsm8k(response, answer):
+  assert gsm8k_hash(response) == answer
+
+
+@pytest.mark.parametrize(
+  "response, answer",
+  [
+    ("It is 42.", "42"),
+    ("1, 2 and 3", "3"),
+    ("$1,234.50", "1,234.50"),
+    ("1,23", "23"),  # No thousands: a list.
+    ("1,2345", "2345"),
+    ("12,345,678 km", "12,345,678"),
+    ("3-5", "5"),  # Not -5.
+    ("x-5", "5"),
+    (")-5", "5"),
+    ("3 - 5", "5"),
+    ("3 -5", "-5"),
+    ("= -5", "-5"),
+    ("is \u22125.5!", "\u22125.5"),
+    ("(-5)", "-5"),
+    ("50%", "50"),
+    ("3/4", "4"),
+    (".5", ".5"),
+    ("version 1.2.3", "3"),
+    ("6.02e23", "6.02e23"),
+    ("2e", "2"),
+    ("Room A7", "7"),
+    ("٤٢", None),  # Digits that int() takes, and no grader compares.
+    ("five", None),
+    ("", None),
+  ],
+)
+def test_the_last_number_of_a_text(response, answer):
+  assert last_number(response) == answer
+
+
+def test_extractors_are_tried_in_order_and_blank_finds_are_none():
+  both = "#### 5\nso \\boxed{6}, or 7"
+  assert verify.first_of(both, [boxed, gsm8k_hash, last_number]) == "6"
+  assert verify.first_of(both, [gsm8k_hash, boxed, last_number]) == "5"
+  assert verify.first_of("\\boxed{ } 7", [boxed, last_number]) == "7"
+  assert verify.first_of("\\boxed{ 7 }", [boxed]) == "7"
+  assert verify.first_of("\\boxed{ } 7", [boxed]) is None
+  assert verify.first_of("7", []) is None
+
+
+@pytest.mark.parametrize(
+  "part", ["\\boxed{", "\\boxed", "{", "}", "#", "1", "1,", "-", ".", "\\", " "]
+)
+def test_extraction_takes_time_linear_in_the_text(part):
+  """A quadratic scan of a megabyte would take minutes."""
+  text = part * (1_000_000 // len(part))
+  begin = time.process_time()
+  for extract in (boxed, gsm8k_hash, last_number):
+    extract(text)
+    extract("\\boxed{" + text)
+  assert time.process_time() - begin < 10
+
+
+# (answer, reference, same?), by hand; why where it is not plain.
+SAME = [
+  # Numbers.
+  ("5", "5.0", True),
+  ("05", "5", True),
+  ("+5", "5", True),
+  ("-5", "5", False),
+  ("\u22125", "-5", True),
+  ("1,234", "1234", True),
+  ("10{,}000", "10000", True),
+  (r"10\,000", "10000", True),
+  ("12,34", "1234", False),  # Two numbers, as a list has them.
+  ("1,2,3", "123", False),
+  ("0.5", r"\frac{1}{2}", True),
+  (r"\dfrac12", "1/2", True),
+  (r"\frac{-1}{2}", r"-\frac{1}{2}", True),
+  (r"12\frac{3}{5}", r"\frac{63}{5}", True),
+  (r"12\frac{3}{5}", r"\frac{36}{5}", False),  # Not a product.
+  ("0.3333333", r"\frac13", True),  # Six places count.
+  ("0.33", r"\frac13", False),
+  ("3.14", r"\pi", False),
+  ("4.4e7", "44000000", True),
+  (r"5 \times 10^{3}", "5000", True),
+  (r"\sqrt{12}", r"2\sqrt{3}", True),
+  ("2^{10}", "1024", True),
+  ("10^{100}+1", "10^{100}", False),  # The same as floats.
+  ("9007199254740993", "9007199254740992", False),  # The same as floats.
+  # Units and signs beside a number.
+  (r"90^\circ", "90", True),
+  (r"5\text{ cm}", "5", True),
+  (r"\$5.00", "5", True),
+  (r"25\%", "25", True),
+  (r"25\%", "0.25", True),
+  (r"25\%", "0.5", False),
+  # Tuples and intervals are ordered, sets are not.
+  ("(1,2)", "(1, 2)", True),
+  ("(2,1)", "(1,2)", False),
+  ("(1,2,3)", "(3,2,1)", False),
+  ("(2,1)", "(5,3)", False),  # Both would be the empty interval.
+  ("3,2,1", "1,2,3", True),
+  (r"\{2,1\}", r"\{1,2\}", True),
+  ("$3$ and $5$", "3,5", True),
+  ("$3$, or $5$ and $7$", "3,5,7", True),
+  (r"\pm 2", "-2,2", True),
+  # No choice of answers: math-verify alone would take the last.
+  ("$1$ $5$", "5", False),
+  ("$1$ maybe $5$", "5", False),
+  (",".join(f"${n}$" for n in range(9)), "8", False),
+  ("1 or 5", "5", False),
+  ("$5$ cm", "5", True),
+  ("[0,1)", "[0,1]", False),
+  (r"(-\infty,1)", "x<1", True),
+  (r"(1,\infty)\cup(-\infty,0)", r"(-\infty,0)\cup(1,\infty)", True),
+  (r"x \le 1", "x < 1", False),
+  # Matrices.
+  (r"\begin{bmatrix}1&2\\3&4\end{bmatrix}",
+   r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}", True),
+  (r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+   r"\begin{pmatrix}1&3\\2&4\end{pmatrix}", False),
+  # Expressions.
+  ("(x+1)(x-1)", "x^2-1", True),
+  ("1+2x", "2x+1", True),
+  ("2x-1", "2x+1", False),
+  ("x=5", "5", True),
+  ("y=5", "x=5", False),
+  ("yx", "xy", True),
+  # Words. As products of letters, evil is live.
+  (r"\text{evil}", "live", False),
+  ("Evil", r"\text{evil}", True),
+  (r"\text{no solution}", "No solution.", True),
+  (r"\text{even}", r"\text{odd}", False),
+  (r"\text{(A)}", "A", True),
+  (r"\textbf{(C)}", "B", False),
+  ("five", "5", False),
+  # Text that looks like something else.
+  ("5\u00b2", "52", False),  # Compatibility forms would make it 52.
+  ("5\u00b2", "25", False),
+  ("nan", "5", False),
+  (r"\frac10", r"\frac20", False),
+  ("", "5", False),
+  ("5", "", False),
+  ("", "", False),
+  ("$", "$", True),  # Equal texts, whatever they are.
+]  # fmt: skip
+
+
+def test_answers_that_are_the_same_and_that_are_not(pool):
+  """Graded where they are in use, so that what is refused there shows."""
+  outcomes = pool.run([(answer, reference) for answer, reference, _ in SAME])
+  assert [
+    (answer, reference, outcome.value if not outcome.failure else outcome)
+    for (answer, reference, _), outcome in zip(SAME, outcomes, strict=True)
+  ] == SAME
+
+
+def test_an_answer_beyond_the_limit_is_compared_as_text():
+  sum_of_ones = "+".join("1" * 600)
+  assert len(sum_of_ones) > equivalence.MAX_ANSWER_CHARS
+  assert not equivalence.equivalent(sum_of_ones, "600")
+  assert equivalence.equivalent(sum_of_ones, f"${sum_of_ones}$")
+
+
+def test_spellings_that_differ_in_meaning_are_kept_apart():
+  for one, other in [("1 2", "12"), ("1, 000", "1,000"), (r"\pi x", r"\pix"),
+                     (r"\leftarrow", "arrow"), (r"1\\,2", "12"), ("x.", ".x"),
+                     (r"\left.x", ".x"), ("$1$2$", "1$2")]:  # fmt: skip
+    assert equivalence.normalize(one) != equivalence.normalize(other), one
+
+
+def test_verdicts_say_what_became_of_each_response(pool):
+  responses = [
+    r"\boxed{\frac12}",
+    r"\boxed{0.4}",
+    "It is 0.5.",
+    r"\boxed{}",
+    r"\boxed{0.5" + "x" * verify.MAX_RESPONSE_CHARS + "}",
+    "x" * verify.MAX_RESPONSE_CHARS + r"\boxed{0.5}",
+  ]
+  verdicts = verify.grade(pool, responses, ["0.5"] * 6)
+  assert verdicts == [
+    Verdict(correct=True, answer=r"\frac12"),
+    Verdict(correct=False, answer="0.4"),
+    Verdict(correct=False, answer=None),
+    Verdict(correct=False, answer=None),
+    Verdict(correct=False, answer=None),  # Its box began before what is read.
+    Verdict(correct=True, answer="0.5"),
+  ]
+  found = [verdict.has_answer for verdict in verdicts]
+  assert found == [True, True, False, False, False, True]
+  assert verify.verdict_counts(verdicts) == {
+    "items": 6, "correct": 2, "wrong": 1, "no_answer": 3, "timed_out": 0,
+    "crashed": 0,
+  }  # fmt: skip
+  assert verify.grade(pool, [], []) == []
+  with pytest.raises(ValueError, match="2 responses and 1 references"):
+    verify.grade(pool, ["a", "b"], ["1"])
+
+
+def test_what_came_to_no_end_is_counted_apart_from_wrong():
+  counts = verify.verdict_counts(
+    [
+      Verdict(correct=False, answer="9^9", timed_out=True),
+      Verdict(correct=False, answer="1", failure="out of memory"),
+      Verdict(correct=False, answer="2"),
+      Verdict(correct=True, answer="3"),
+    ]
+  )
+  assert counts == {
+    "items": 4, "correct": 1, "wrong": 1, "no_answer": 0, "timed_out": 1,
+    "crashed": 1,
+  }  # fmt: skip
+  assert set(verify.verdict_counts([]).values()) == {0}
+
+
+# (row, response): why our verdict differs from the reference grader's.
+EXPLAINED = {
+  (36, 7): "The answer is 10000, the reference answer 10{,}000. The same "
+  "number: the reference grader does not read the braces.",
+}
+
+
+def test_agreement_with_the_reference_grader(pool):
+  path = real_data.require("graders/math_cot_even.jsonl")
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
+  pairs = [(r, i) for r, row in enumerate(rows) for i in range(8)]
+  verdicts = verify.grade(
+    pool,
+    [rows[r]["responses"][i] for r, i in pairs],
+    [rows[r]["answer"] for r, _ in pairs],
+  )
+  expected = [rows[r]["reference_correct"][i] for r, i in pairs]
+  differ = {
+    pair: verdict
+    for pair, verdict, right in zip(pairs, verdicts, expected, strict=True)
+    if verdict.correct != right
+  }
+  assert differ.keys() == EXPLAINED.keys()
+  assert len(pairs) == 400 and len(differ) <= 1
+  assert differ[36, 7] == Verdict(correct=True, answer="10000")
+  # Both verdicts occur, so that a constant could not agree so often.
+  assert sum(expected) == 351
+  counts = verify.verdict_counts(verdicts)
+  assert counts["timed_out"] == counts["crashed"] == 0
+
+
+def test_reference_answers_of_gsm8k_are_extracted_and_equal_themselves(pool):
+  path = real_data.require("gsm8k/test.jsonl")
+  rows = [json.loads(line) for line in path.read_text().splitlines()][:200]
+  texts = [row["answer"] for row in rows]
+  answers = [gsm8k_hash(text) for text in texts]
+  # In this file the last number is the answer: an oracle for both.
+  assert answers == [last_number(text) for text in texts]
+  verdicts = verify.grade(pool, texts, answers, [gsm8k_hash])
+  assert all(verdict.correct for verdict in verdicts)
+  shifted = [*answers[1:], answers[0]]
+  verdicts = verify.grade(pool, texts, shifted, [gsm8k_hash])
+  same = [a == b for a, b in zip(answers, shifted, strict=True)]
+  assert [verdict.correct for verdict in verdicts] == same
+
+
+def test_hostile_answers_are_graded_and_nothing_is_executed(tmp_path):
+  """None hangs, none raises, none is right, no file appears."""
+  file = tmp_path / "executed"
+  hostile = list(hostile_answers.hostile_answers(str(file)))
+  assert len(hostile) == len(set(hostile)) >= 200
+  innocent = [r"\boxed{\frac{7}{2}}"]
+  responses = [f"\\boxed{{{answer}}}" for answer in hostile]
+  responses += hostile + innocent
+  extractors = [boxed, last_number]
+  begin = time.monotonic()
+  with verify.open_pool(timeout_seconds=0.5, memory_bytes=256 << 20) as pool:
+    verdicts = verify.grade(
+      pool, responses, ["3.5"] * len(responses), extractors
+    )
+  counts = verify.verdict_counts(verdicts)
+  assert [r for r, v in zip(responses, verdicts, strict=True) if v.correct] == (
+    innocent
+  )
+  assert list(tmp_path.iterdir()) == []
+  # What is refused raises RefusedError, which nothing swallows; what the
+  # library itself raises, it takes for a comparison that failed.
+  failures = {v.failure for v in verdicts if v.failure is not None}
+  assert failures <= {"out of memory", "raised RecursionError"}, failures
+  # Limits are kept: hangs cost their limit and the start of a worker.
+  assert 0 < counts["timed_out"] < 60, counts
+  assert time.monotonic() - begin < 10 + 2 * counts["timed_out"]
+
+
+# What a worker must not do, whatever makes it try.
+REFUSED = """
+eval("1 + 1")
+exec("x = 1")
+compile("1 + 1", "answer", "eval")
+eval(compile(ast.Expression(ast.Constant(1)), "answer", "eval"))
+sympy.sympify("x + 1")
+sympy.parse_expr("__import__('os').getpid()")
+sympy.lambdify([], sympy.Symbol("__import__('os').getpid()"))
+open(file, "w")
+open(file, "ab")
+os.open(file, os.O_CREAT | os.O_WRONLY)
+os.system(f"touch {file}")
+os.mkdir(file)
+os.remove(__file__)
+os.fork()
+subprocess.run(["touch", file])
+socket.socket()
+"""
+ALLOWED = """
+sympy.Rational("12.5")
+sympy.Number("-3")
+sympy.nsimplify(1.25)
+sympy.expand(sympy.Symbol("x") ** 2 - 1).factor()
+sympy.Poly(sympy.Symbol("x") * sympy.Symbol("y"))
+importlib.import_module("sympy.physics.vector")
+open(__file__)
+"""
+
+
+def test_a_prepared_worker_refuses_to_execute_and_to_touch_the_outside(
+  tmp_path,
+):
+  lines = [*REFUSED.split("\n")[1:-1], *ALLOWED.split("\n")[1:-1]]
+  calls = "".join(f"attempt(lambda: {line})\n" for line in lines)
+  script = tmp_path / "script.py"
+  script.write_text(f"""
+import ast, importlib, os, socket, subprocess, sympy
+from pure_jax.host import equivalence
+file = {str(tmp_path / "executed")!r}
+equivalence.start_worker()
+def attempt(act):
+  try:
+    act()
+  except BaseException as error:
+    print(type(error).__name__)
+  else:
+    print("done")
+{calls}""")
+  done = subprocess.run(
+    [sys.executable, str(script)],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  said = dict(zip(lines, done.stdout.split(), strict=True))
+  refused = [line for line, word in said.items() if word == "RefusedError"]
+  assert refused == REFUSED.split("\n")[1:-1], said
+  assert set(said.values()) == {"RefusedError", "done"}, said
+  assert list(tmp_path.iterdir()) == [script]
