@@ -48,6 +48,12 @@ def test_a_hang_costs_its_item_and_its_limit(pool):
   assert 2 * LIMIT <= time.monotonic() - begin < 2 * LIMIT + 5
 
 
+def test_a_limit_that_the_worker_noticed_first_is_no_crash(pool):
+  """As where this process was stopped for longer than the limit."""
+  outcomes = run_between(pool, ("signal", int(signal.SIGALRM)))
+  assert outcomes == [Outcome(timed_out=True)]
+
+
 def test_a_crash_costs_its_item(pool):
   outcomes = run_between(
     pool, ("exit", 0), ("exit", 7), ("signal", int(signal.SIGSEGV)),

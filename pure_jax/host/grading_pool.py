@@ -300,7 +300,10 @@ class GradingPool:
         )
       item = worker.item
       status = self._replace(worker, worker.kill)
-      if item is not None:
+      if item is not None and status == -signal.SIGALRM:
+        # Its own alarm, because this process was held up for longer.
+        done.append((item, Outcome(timed_out=True)))
+      elif item is not None:
         failure = f"crashed ({_status_name(status)})"
         done.append((item, Outcome(failure=failure)))
     return done
