@@ -18,7 +18,7 @@ RUNTIME = [
   "flax>=0.12.8",  # flax.struct only.
   "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
   "jax>=0.10,<0.13",
-  # Answers are read by an ANTLR grammar, whose runtime it does not ask for.
+  # The extra picks one of the three ANTLR runtimes that it works with.
   "math-verify[antlr4_13_2]>=0.9.0",
   "matplotlib>=3.11.2",
   "ml_collections>=1.1.0",

@@ -7,6 +7,12 @@ or number: the right one) and `responses` (a list of texts). Where it also has
 `reference_correct`, a list of true and false, the report counts the agreement
 and lists each disagreement. The report goes to stdout as JSON, progress to
 stderr, every verdict to `--output`.
+
+On graders/math_cot_even.jsonl, 400 responses of a Qwen2.5-Math model, with the
+defaults, two workers on two cores (2026-11-24, four runs): 2,964 responses a
+second on a machine otherwise quiet, 1,059 to 1,393 under a load of 6; workers
+start in 0.6 to 1.6 s. The text decides most of them; where math-verify had to
+compare all 400, it was 602 to 886 a second under that load.
 """
 
 import json

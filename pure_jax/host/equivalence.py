@@ -24,7 +24,7 @@ import sys
 from typing import Any
 
 # Above any answer people write (the longest of MATH500, Minerva, Olympiad,
-# AIME and AMC has 198 characters); what is longer is compared as text only.
+# AIME and AMC has 210 characters); what is longer is compared as text only.
 MAX_ANSWER_CHARS = 1_000
 
 _SCIENTIFIC = re.compile(
@@ -173,6 +173,7 @@ def _as_latex(text: str) -> str | None:
   if len(formulas) == 1:
     return text  # "$5$ cm" is for math-verify to read.
   if not formulas:
+    text = re.sub(r"(?<!\\)\$", r"\\$", text)  # $5: a sign of currency.
     return f"${text}$"
   # It would take the last of them, unless they are joined as it expects.
   between = [part.strip() for part in _FORMULA.sub("$", text).split("$")]
