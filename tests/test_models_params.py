@@ -9,7 +9,7 @@ from small_models import TINY
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import ModelConfig, RopeScaling
 from pure_jax.parallel import sharding
 
 QWEN2_05B = ModelConfig(
@@ -45,6 +45,19 @@ LLAMA32_1B = ModelConfig(
   attention_bias=False,
 )
 
+QWEN3_06B = ModelConfig(
+  vocab_size=151936,
+  width=1024,
+  num_layers=28,
+  num_heads=16,
+  num_kv_heads=8,
+  head_dim=128,
+  mlp_width=3072,
+  rope_theta=1e6,
+  attention_bias=False,
+  qk_norm=True,
+)
+
 
 @pytest.mark.parametrize(
   ("config", "published"),
@@ -52,6 +65,7 @@ LLAMA32_1B = ModelConfig(
     (QWEN2_05B, 494_032_768),
     (QWEN25_7B, 7_615_616_512),
     (LLAMA32_1B, 1_235_814_400),
+    (QWEN3_06B, 596_049_920),
   ],
 )
 def test_known_models_have_their_published_number_of_weights(config, published):
@@ -161,8 +175,13 @@ def test_a_weight_with_an_axis_too_few_is_refused():
     ({"num_layers": 0}, "num_layers must be at least 1"),
     ({"compute_dtype": "float16"}, "compute_dtype must be one of"),
     ({"rope_theta": 0.0}, "must be positive"),
+    ({"rope_scaling": (8.0, 4.0, 1.0, 8192)}, "below high_frequency_factor"),
+    ({"rope_scaling": (0.5, 1.0, 4.0, 8192)}, "factor=0.5 .* at least 1"),
+    ({"rope_scaling": (8.0, 1.0, 4.0, 0)}, "original_length=0 must be"),
   ],
 )
 def test_impossible_architectures_are_refused(change, message):
   with pytest.raises(ValueError, match=message):
+    if "rope_scaling" in change:
+      change = {"rope_scaling": RopeScaling(*change["rope_scaling"])}
     dataclasses.replace(TINY, **change)

@@ -1,6 +1,7 @@
 """The decoder against torch, and the invariances a decoder must have."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from small_models import TINY, random_policy, random_prompts
 
 from pure_jax.models import policy, transformer
+from pure_jax.models.config import RopeScaling
 
 ARCHITECTURES = {
   "qwen2 tied": {"rope_theta": 1e6, "width": 24},
@@ -24,6 +26,12 @@ ARCHITECTURES = {
     "norm_eps": 1e-5,
   },
   "llama tied, no groups": {"attention_bias": False, "num_kv_heads": 4},
+  "llama 3, beyond its original length": {
+    "attention_bias": False,
+    # One pair fast, one between, one slow.
+    "rope_scaling": RopeScaling(8.0, 0.1, 0.7, 5),
+  },
+  "qwen3": {"attention_bias": False, "qk_norm": True},
 }
 
 
@@ -55,6 +63,21 @@ def tokens():
   return rng.integers(1, TINY.vocab_size, size=(3, 9)).astype(np.int32)
 
 
+def rope_parameters(config):
+  """RoPE as transformers writes it."""
+  scaling = config.rope_scaling
+  if scaling is None:
+    return {"rope_type": "default", "rope_theta": config.rope_theta}
+  return {
+    "rope_type": "llama3",
+    "rope_theta": config.rope_theta,
+    "factor": scaling.factor,
+    "low_freq_factor": scaling.low_frequency_factor,
+    "high_freq_factor": scaling.high_frequency_factor,
+    "original_max_position_embeddings": scaling.original_length,
+  }
+
+
 def torch_model(config, params):
   """The same weights in transformers' own implementation."""
   torch = pytest.importorskip("torch", reason="torch comes with [test]")
@@ -69,15 +92,16 @@ def torch_model(config, params):
     "intermediate_size": config.mlp_width,
     "rms_norm_eps": config.norm_eps,
     "tie_word_embeddings": config.tied_embeddings,
-    "rope_parameters": {
-      "rope_type": "default",
-      "rope_theta": config.rope_theta,
-    },
+    "rope_parameters": rope_parameters(config),
     "attn_implementation": "eager",
   }
   if config.attention_bias:
     assert config.width == config.num_heads * config.head_dim
     model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**common))
+  elif config.qk_norm:
+    model = transformers.Qwen3ForCausalLM(
+      transformers.Qwen3Config(**common, head_dim=config.head_dim)
+    )
   else:
     model = transformers.LlamaForCausalLM(
       transformers.LlamaConfig(**common, head_dim=config.head_dim)
@@ -103,6 +127,8 @@ def torch_model(config, params):
         state[f"{at}self_attn.{theirs}_proj.bias"] = layer[
           f"{ours}_bias"
         ].reshape(-1)
+      if config.qk_norm and ours != "value":
+        state[f"{at}self_attn.{theirs}_norm.weight"] = layer[f"{ours}_norm"]
     flat = layer["output"].reshape(-1, config.width)
     state[at + "self_attn.o_proj.weight"] = flat.T
     for name in ("gate", "up", "down"):
@@ -129,6 +155,30 @@ def test_logits_are_those_of_the_torch_implementation(name):
   ours = run(params, config, tokens, mask)
   assert np.std(theirs) > 0.5, "flat logits would hide any fault"
   np.testing.assert_allclose(ours[mask], theirs[mask], rtol=1e-5, atol=1e-5)
+
+
+def test_scaled_frequencies_by_their_wavelengths():
+  """Llama 3's rule in wavelengths, pair by pair, in double precision."""
+  factor, low, high, length = 8.0, 1.0, 4.0, 8192
+  expected, kinds = [], set()
+  for pair in range(64):
+    frequency = 5e5 ** (-pair / 64)
+    wavelength = 2 * math.pi / frequency
+    if wavelength < length / high:
+      kinds.add("fast")
+    elif wavelength > length / low:
+      kinds.add("slow")
+      frequency /= factor
+    else:
+      kinds.add("between")
+      smooth = (length / wavelength - low) / (high - low)
+      frequency *= (1 - smooth) / factor + smooth
+    expected.append(frequency)
+  assert kinds == {"fast", "between", "slow"}
+  found = transformer.rotary_frequencies(
+    128, 5e5, RopeScaling(factor, low, high, length)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_positions_count_the_kept_tokens():

@@ -6,12 +6,50 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """Architecture of a Qwen2 or Llama decoder.
+class RopeScaling:
+  """How Llama 3 slows its rotary frequencies down for longer texts.
 
-  Qwen2 has `attention_bias=True`, Llama has it False; both come with tied or
-  untied embeddings. Hashable, so it can be a static argument of a jitted
-  function.
+  With wavelength λ = 2π / frequency and L = original_length: a frequency with
+  λ < L / high_frequency_factor stays, one with λ > L / low_frequency_factor is
+  divided by `factor`, those between are interpolated
+  (`transformer.rotary_frequencies`).
+
+  Attributes:
+    factor: what slow frequencies are divided by, at least 1.
+    low_frequency_factor: turns within L below which a frequency is slow,
+      positive.
+    high_frequency_factor: turns within L above which a frequency is fast;
+      greater than low_frequency_factor.
+    original_length: L, tokens of the longest text before the extension.
+  """
+
+  factor: float
+  low_frequency_factor: float
+  high_frequency_factor: float
+  original_length: int
+
+  def __post_init__(self):
+    """Refuses values between which nothing can be interpolated."""
+    if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+      raise ValueError(
+        "low_frequency_factor must be positive and below "
+        f"high_frequency_factor, got {self.low_frequency_factor} and "
+        f"{self.high_frequency_factor}."
+      )
+    if not self.factor >= 1 or self.original_length < 1:
+      raise ValueError(
+        f"factor={self.factor} and original_length={self.original_length} "
+        "must be at least 1."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Architecture of a Qwen2, Qwen3 or Llama decoder.
+
+  Qwen2 has `attention_bias=True`, Qwen3 has `qk_norm=True`, Llama has
+  neither; all come with tied or untied embeddings. Hashable, so it can be a
+  static argument of a jitted function.
 
   >>> ModelConfig(vocab_size=80, width=64, num_layers=3, num_heads=4,
   ...             num_kv_heads=2, head_dim=16, mlp_width=192).group_size
@@ -23,11 +61,15 @@ class ModelConfig:
     num_layers: decoder layers.
     num_heads: N, query heads.
     num_kv_heads: K, key and value heads; divides num_heads.
-    head_dim: H, size of a head; even, because RoPE turns pairs.
+    head_dim: H, size of a head; even, because RoPE turns pairs. N H need not
+      be D.
     mlp_width: F, hidden size of the gated MLP.
     rope_theta: base of the rotary frequencies.
     norm_eps: added to the mean square in RMSNorm.
     attention_bias: True adds a bias to queries, keys and values (Qwen2).
+    qk_norm: True puts an RMSNorm over H on every query and key head, before
+      they are rotated (Qwen3).
+    rope_scaling: slower rotary frequencies (Llama 3), or None.
     tied_embeddings: True reads logits with the embedding matrix.
     compute_dtype: "float32" or "bfloat16", of matrix products; norms,
       softmax and logits are float32 either way.
@@ -46,6 +88,8 @@ class ModelConfig:
   rope_theta: float = 1e4
   norm_eps: float = 1e-6
   attention_bias: bool = True
+  qk_norm: bool = False
+  rope_scaling: RopeScaling | None = None
   tied_embeddings: bool = True
   compute_dtype: str = "float32"
   param_dtype: str = "float32"

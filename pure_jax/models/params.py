@@ -153,6 +153,9 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     layers["query_bias"] = weight("NH", ZEROS)
     layers["key_bias"] = weight("KH", ZEROS)
     layers["value_bias"] = weight("KH", ZEROS)
+  if config.qk_norm:
+    layers["query_norm"] = weight("H", ONES)
+    layers["key_norm"] = weight("H", ONES)
   return layers
 
 

@@ -9,6 +9,7 @@ heads, K key heads, G = N / K query heads per key head, H head dimension, F
 MLP width.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import ModelConfig, RopeScaling
 
 # Stands for -inf under the softmax: finite, so no row can become NaN.
 MASKED_SCORE = -1e30
@@ -89,37 +90,69 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
   """x / sqrt(mean(x^2) + epsilon) * scale, in float32.
 
   Args:
-    x: [B, T, D] float.
+    x: [..., D] float; a head's vectors have H for D.
     scale: [D] float.
     epsilon: > 0.
 
   Returns:
-    [B, T, D] in the dtype of x; 0 where a vector is 0.
+    [..., D] in the dtype of x; 0 where a vector is 0.
   """
   x32 = x.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
   normed = x32 * jax.lax.rsqrt(mean_square + epsilon)
-  return (normed * scale.astype(jnp.float32)[None, None]).astype(x.dtype)
+  scale = jnp.expand_dims(scale.astype(jnp.float32), range(x.ndim - 1))
+  return (normed * scale).astype(x.dtype)
+
+
+def rotary_frequencies(
+  head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> Array:
+  """Radians per token of each rotated pair, f_i = theta^(-2 i / H).
+
+  With scaling, as in Llama 3.1 (https://arxiv.org/abs/2407.21783): of the
+  n_i = L f_i / 2π turns that pair i makes within the original length L, let
+  s_i = (n_i - low) / (high - low), clipped to [0, 1]; the frequency is
+  s_i f_i + (1 - s_i) f_i / factor.
+
+  Args:
+    head_dim: H, even.
+    theta: base of the frequencies.
+    scaling: how slow frequencies are slowed down further, or None.
+
+  Returns:
+    [H / 2] float32, falling.
+  """
+  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
+  frequency = 1.0 / theta**exponent
+  if scaling is None:
+    return frequency
+  low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
+  turns = scaling.original_length * frequency / (2 * math.pi)
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return kept * frequency + (1.0 - kept) * frequency / scaling.factor
 
 
 def rotary_tables(
-  positions: Array, head_dim: int, theta: float
+  positions: Array,
+  head_dim: int,
+  theta: float,
+  scaling: RopeScaling | None = None,
 ) -> tuple[Array, Array]:
-  """Cosine and sine of the rotary angles, position * theta^(-2 i / H).
+  """Cosine and sine of the rotary angles, position * frequency.
 
-  RoFormer, https://arxiv.org/abs/2104.09864, in the layout of Qwen2 and
+  RoFormer, https://arxiv.org/abs/2104.09864, in the layout of Qwen and
   Llama checkpoints: entry i turns with entry i + H / 2.
 
   Args:
     positions: [B, T] int32.
     head_dim: H, even.
     theta: base of the frequencies.
+    scaling: see `rotary_frequencies`, or None.
 
   Returns:
     (cosine, sine), each [B, T, 1, H / 2] float32; the axis of one is heads.
   """
-  exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-  frequency = 1.0 / theta**exponent
+  frequency = rotary_frequencies(head_dim, theta, scaling)
   angles = (
     positions.astype(jnp.float32)[:, :, None, None]
     * frequency[None, None, None]
@@ -225,7 +258,9 @@ def forward(
   """
   dtype = jnp.dtype(config.compute_dtype)
   x_BTD = params["embedding"].astype(dtype)[tokens]
-  rotary = rotary_tables(positions, config.head_dim, config.rope_theta)
+  rotary = rotary_tables(
+    positions, config.head_dim, config.rope_theta, config.rope_scaling
+  )
   if cache is None:
     mask = attention_mask(segment_ids, segment_ids, jnp.int32(0))
     x_BTD = _uncached_layers(params["layers"], config, x_BTD, rotary, mask)
@@ -297,8 +332,14 @@ def _attention(layer, config, x_BTD, rotary, mask, past):
       y = y + layer[f"{name}_bias"].astype(dtype)[None, None]
     return y
 
-  q = rotate(project("query"), *rotary)
-  k = jnp.swapaxes(rotate(project("key"), *rotary), 1, 2)
+  def rotated(name):
+    y = project(name)
+    if config.qk_norm:
+      y = rms_norm(y, layer[f"{name}_norm"], config.norm_eps)
+    return rotate(y, *rotary)
+
+  q = rotated("query")
+  k = jnp.swapaxes(rotated("key"), 1, 2)
   v = jnp.swapaxes(project("value"), 1, 2)
   present = None
   if past is not None:
