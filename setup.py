@@ -72,6 +72,7 @@ setuptools.setup(
     "pure_jax",
     "pure_jax.host",
     "pure_jax.host.data",
+    "pure_jax.host.huggingface",
     "pure_jax.kernels",
     "pure_jax.models",
     "pure_jax.parallel",

@@ -1,0 +1,27 @@
+"""Weights of Hugging Face models, in and out.
+
+`load_policy` and `load_prm` read a folder as transformers saves it,
+`export_policy` and `export_prm` write one that it loads; `read_config` only
+looks. Pickled checkpoints and remote code are refused, and so is whatever the
+decoder does not do exactly.
+"""
+
+from pure_jax.host.huggingface.architectures import HuggingFaceError
+from pure_jax.host.huggingface.config import (
+  FolderConfig,
+  check_vocabulary,
+  read_config,
+)
+from pure_jax.host.huggingface.export import export_policy, export_prm
+from pure_jax.host.huggingface.load import load_policy, load_prm
+
+__all__ = [
+  "FolderConfig",
+  "HuggingFaceError",
+  "check_vocabulary",
+  "export_policy",
+  "export_prm",
+  "load_policy",
+  "load_prm",
+  "read_config",
+]

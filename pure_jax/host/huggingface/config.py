@@ -1,0 +1,322 @@
+"""config.json of a Hugging Face folder, to and from `ModelConfig`.
+
+transformers' own config classes read and write the fields: they know what a
+missing field means and both layouts of the rotary parameters. What they accept
+and this decoder does not do is refused here, by name.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pure_jax.host.huggingface import architectures
+from pure_jax.host.huggingface.architectures import Family, HuggingFaceError
+from pure_jax.models.config import ModelConfig
+
+CONFIG_FILE = "config.json"
+
+# Fields that would change what is computed, with the one value that does not.
+_SUPPORTED = {
+  "hidden_act": "silu",
+  "mlp_bias": False,
+  "partial_rotary_factor": 1.0,
+  "quantization_config": None,
+  "rope_interleaved": False,
+  "token_classification_bias": True,
+}
+
+# What labels are called when they say which step is good and which is bad.
+_GOOD = {"good", "positive", "correct", "right", "true", "yes", "+"}
+_BAD = {"bad", "negative", "incorrect", "wrong", "false", "no", "-"}
+_UNNAMED = ("LABEL_0", "LABEL_1")
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderConfig:
+  """What config.json says.
+
+  Attributes:
+    model: the architecture; dtypes are those of `ModelConfig`, not the file's.
+    architecture: transformers' class, such as Qwen2ForCausalLM.
+    is_prm: True for a token classifier, False for a language model.
+    labels: names of the two classes of a PRM by index; () for a policy.
+    max_positions: tokens of the longest text the model was made for.
+  """
+
+  model: ModelConfig
+  architecture: str
+  is_prm: bool
+  labels: tuple[str, ...]
+  max_positions: int
+
+
+def read_config(folder: str | os.PathLike) -> FolderConfig:
+  """Reads and checks config.json.
+
+  Args:
+    folder: a Hugging Face folder.
+
+  Returns:
+    What it says.
+
+  Raises:
+    HuggingFaceError: if the file is missing or damaged, names an architecture
+      other than Qwen2, Qwen3 or Llama, asks for remote code, or uses anything
+      this decoder does not do, such as a sliding window.
+  """
+  path = pathlib.Path(folder) / CONFIG_FILE
+  raw = read_json_object(path)
+  try:
+    return _read(raw)
+  except HuggingFaceError as error:
+    raise HuggingFaceError(f"{path}: {error}") from error
+
+
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+  """A JSON file that holds an object.
+
+  Args:
+    path: the file.
+
+  Returns:
+    The object.
+
+  Raises:
+    HuggingFaceError: if it is missing, unreadable, or holds something else.
+  """
+  try:
+    data = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError as error:
+    raise HuggingFaceError(
+      f"{path} is missing: name a folder that holds a model as transformers "
+      "saves it."
+    ) from error
+  except (OSError, ValueError) as error:
+    raise HuggingFaceError(f"{path} cannot be read: {error}.") from error
+  if not isinstance(data, dict):
+    raise HuggingFaceError(f"{path} holds no JSON object.")
+  return data
+
+
+def choose_good_class(labels: tuple[str, ...], given: int | None) -> int:
+  """Which of a PRM's two classes means that a step is good.
+
+  >>> choose_good_class(("correct", "incorrect"), None)
+  0
+
+  Args:
+    labels: names of the classes, by index.
+    given: what the caller says, 0 or 1. None goes by the names, and where
+      these are transformers' LABEL_0 and LABEL_1 by the convention of the
+      released PRMs, 1.
+
+  Returns:
+    0 or 1.
+
+  Raises:
+    HuggingFaceError: if the names do not say it.
+    ValueError: if `given` is something else.
+  """
+  if given is not None:
+    if given not in (0, 1):
+      raise ValueError(f"good_class must be 0, 1 or None, got {given}.")
+    return given
+  first, second = (label.lower() for label in labels)
+  if labels == _UNNAMED or (first in _BAD and second in _GOOD):
+    return 1
+  if first in _GOOD and second in _BAD:
+    return 0
+  raise HuggingFaceError(
+    f"the labels {labels} do not say which of them is a good step: pass "
+    "good_class, 0 or 1."
+  )
+
+
+def check_vocabulary(largest_id: int, config: ModelConfig) -> None:
+  """Raises where a tokenizer has ids that the embedding has no row for.
+
+  An embedding with more rows than the tokenizer has ids is usual and fine.
+
+  >>> config = ModelConfig(vocab_size=80, width=64, num_layers=3, num_heads=4,
+  ...                      num_kv_heads=2, head_dim=16, mlp_width=192)
+  >>> check_vocabulary(79, config)
+
+  Args:
+    largest_id: largest id the tokenizer can give, added tokens included.
+    config: the architecture.
+
+  Raises:
+    HuggingFaceError: if that id is not below vocab_size.
+  """
+  if largest_id >= config.vocab_size:
+    raise HuggingFaceError(
+      f"The tokenizer has ids up to {largest_id}, the embedding only rows for "
+      f"0..{config.vocab_size - 1}: tokenizer and weights are of different "
+      "models."
+    )
+
+
+def config_fields(
+  config: ModelConfig,
+  *,
+  is_prm: bool,
+  max_positions: int,
+  eos_id: int | None = None,
+  pad_id: int | None = None,
+) -> dict[str, Any]:
+  """The config.json that transformers reads as the same architecture.
+
+  Rotary parameters and dtype stand there under their names of transformers 4
+  too, which would otherwise silently take a theta of 10000.
+
+  Args:
+    config: the architecture.
+    is_prm: True for a token classifier, False for a language model.
+    max_positions: tokens of the longest text the model is for.
+    eos_id: id that ends a text, or None.
+    pad_id: id of padding, or None.
+
+  Returns:
+    The fields, JSON-like.
+
+  Raises:
+    HuggingFaceError: if no architecture of transformers is this one.
+  """
+  family = architectures.family_of_model(config)
+  rope = architectures.write_rope(config)
+  suffix = architectures.PRM_SUFFIX if is_prm else architectures.POLICY_SUFFIX
+  fields = {
+    "architectures": [family.name + suffix],
+    "vocab_size": config.vocab_size,
+    "hidden_size": config.width,
+    "num_hidden_layers": config.num_layers,
+    "num_attention_heads": config.num_heads,
+    "num_key_value_heads": config.num_kv_heads,
+    "head_dim": config.head_dim,
+    "intermediate_size": config.mlp_width,
+    "hidden_act": "silu",
+    "rms_norm_eps": config.norm_eps,
+    "rope_parameters": rope,
+    "tie_word_embeddings": config.tied_embeddings,
+    "max_position_embeddings": max_positions,
+    "dtype": config.param_dtype,
+    "bos_token_id": None,
+    "eos_token_id": eos_id,
+    "pad_token_id": pad_id,
+  }
+  if is_prm:
+    fields["classifier_dropout"] = 0.0
+    fields["id2label"] = {0: "bad", 1: "good"}
+    fields["label2id"] = {"bad": 0, "good": 1}
+  written = _validated(family, fields).to_json_string(use_diff=False)
+  return json.loads(written) | {
+    "rope_theta": config.rope_theta,
+    "rope_scaling": None if config.rope_scaling is None else rope,
+    "torch_dtype": config.param_dtype,
+  }
+
+
+def _read(raw: Mapping[str, Any]) -> FolderConfig:
+  """`read_config` of the parsed file."""
+  if "auto_map" in raw:
+    raise HuggingFaceError("auto_map asks for remote code, which is not run.")
+  named = raw.get("architectures")
+  one = isinstance(named, list) and len(named) == 1
+  architecture = named[0] if one else named
+  family = architectures.family_of_architecture(architecture)
+  supported = dict(_SUPPORTED)
+  if not family.attention_bias:
+    # It would put one on the output projection too. Qwen2 has no such field.
+    supported["attention_bias"] = False
+  for name, only in supported.items():
+    if name in raw and raw[name] != only:
+      raise HuggingFaceError(
+        f"{name} is {json.dumps(raw[name])}; only {json.dumps(only)} is "
+        "supported."
+      )
+  _check_rope_layouts(raw)
+  full = _validated(family, raw)
+  fields = full.to_dict()
+  kinds = set(fields.get("layer_types") or ())
+  if kinds - {"full_attention"}:
+    raise HuggingFaceError(
+      f"layers with {', '.join(sorted(kinds - {'full_attention'}))} (see "
+      "use_sliding_window, max_window_layers, layer_types): only full "
+      "attention is supported."
+    )
+  is_prm = architecture.endswith(architectures.PRM_SUFFIX)
+  labels = tuple(str(full.id2label[i]) for i in sorted(full.id2label))
+  if is_prm and len(labels) != 2:
+    raise HuggingFaceError(
+      f"a PRM has 2 labels, this one has {len(labels)} (num_labels, id2label)."
+    )
+  return FolderConfig(
+    model=_model_config(family, fields),
+    architecture=architecture,
+    is_prm=is_prm,
+    labels=labels if is_prm else (),
+    max_positions=full.max_position_embeddings,
+  )
+
+
+def _validated(family: Family, fields: Mapping[str, Any]) -> Any:
+  """transformers' config, with its defaults filled in."""
+  try:
+    return family.config_class.from_dict(dict(fields))
+  # Its validation raises errors of several packages, without a common class.
+  except Exception as error:
+    raise HuggingFaceError(
+      f"transformers does not accept this as {family.name}: {error}"
+    ) from error
+
+
+def _check_rope_layouts(raw: Mapping[str, Any]) -> None:
+  """Refuses a file whose old and new rotary parameters disagree."""
+  if not isinstance(raw.get("rope_parameters"), dict):
+    return
+  new = raw["rope_parameters"]
+  old = raw.get("rope_scaling")
+  old = dict(old) if isinstance(old, dict) else {}
+  if "rope_theta" in raw:
+    old["rope_theta"] = raw["rope_theta"]
+  for name in old.keys() & new.keys():
+    if old[name] != new[name]:
+      raise HuggingFaceError(
+        f"{name} is {old[name]!r} outside rope_parameters and {new[name]!r} "
+        "in it."
+      )
+
+
+def _model_config(family: Family, fields: Mapping[str, Any]) -> ModelConfig:
+  """The architecture, from transformers' fields."""
+  width, num_heads = fields["hidden_size"], fields["num_attention_heads"]
+  # Qwen2's config has the field only where a file brings it along.
+  head_dim = fields.get("head_dim")
+  if head_dim is None:
+    if num_heads < 1 or width % num_heads:
+      raise HuggingFaceError(
+        f"num_attention_heads={num_heads} does not divide hidden_size={width}."
+      )
+    head_dim = width // num_heads
+  theta, scaling = architectures.read_rope(fields["rope_parameters"])
+  try:
+    return ModelConfig(
+      vocab_size=fields["vocab_size"],
+      width=width,
+      num_layers=fields["num_hidden_layers"],
+      num_heads=num_heads,
+      num_kv_heads=fields["num_key_value_heads"],
+      head_dim=head_dim,
+      mlp_width=fields["intermediate_size"],
+      rope_theta=theta,
+      norm_eps=fields["rms_norm_eps"],
+      attention_bias=family.attention_bias,
+      qk_norm=family.qk_norm,
+      rope_scaling=scaling,
+      tied_embeddings=fields["tie_word_embeddings"],
+    )
+  except ValueError as error:
+    raise HuggingFaceError(f"an impossible decoder: {error}") from error

