@@ -10,9 +10,8 @@ stderr, every verdict to `--output`.
 
 On graders/math_cot_even.jsonl, 400 responses of a Qwen2.5-Math model, with the
 defaults, two workers on two cores (2026-11-24, four runs): 2,964 responses a
-second on a machine otherwise quiet, 1,059 to 1,393 under a load of 6; workers
-start in 0.6 to 1.6 s. The text decides most of them; where math-verify had to
-compare all 400, it was 602 to 886 a second under that load.
+second beside other work (load about 3), 1,059 to 1,393 under a load of 6;
+workers start in 0.6 to 1.6 s. The text decides most of them.
 """
 
 import json
@@ -27,18 +26,12 @@ from pure_jax.host.grading_pool import PoolError
 from pure_jax.host.progress import Progress
 from pure_jax.host.workdir import write_text_atomic
 
-EXTRACTORS = {
-  "boxed": verify.boxed,
-  "gsm8k_hash": verify.gsm8k_hash,
-  "last_number": verify.last_number,
-}
-
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where every verdict goes.")
 _EXTRACTOR = flags.DEFINE_multi_enum(
   "extractor",
   ["boxed"],
-  list(EXTRACTORS),
+  list(verify.EXTRACTORS),
   "How to find an answer. Given several times: the first that finds one.",
 )
 _TIMEOUT = flags.DEFINE_float(
@@ -125,7 +118,7 @@ def grade_rows(rows: list[dict]) -> tuple[list[dict], dict]:
     (one record per response, in order; the report without the agreement).
   """
   places = [(row, i) for row in rows for i in range(len(row["responses"]))]
-  extractors = [EXTRACTORS[name] for name in _EXTRACTOR.value]
+  extractors = [verify.EXTRACTORS[name] for name in _EXTRACTOR.value]
   started = time.monotonic()
   with verify.open_pool(_WORKERS.value, _TIMEOUT.value) as pool:
     begun = time.monotonic()

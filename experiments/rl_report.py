@@ -2,14 +2,15 @@
 
 import dataclasses
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 import workspace
 
 from pure_jax import credit
-from pure_jax.host.contract import split_texts
-from pure_jax.host.data import arithmetic
+from pure_jax.host.contract import SEPARATOR, split_texts
+from pure_jax.host.data.records import Problem
 from pure_jax.host.metrics import read_metrics
 from pure_jax.host.progress import Progress
 from pure_jax.host.rollout_metrics import rollout_metrics
@@ -36,18 +37,12 @@ class Clock:
 
 
 def read_responses(
-  space: workspace.Workspace, problems: list[str], rollout: Rollout
-) -> tuple[list[list[str]], np.ndarray]:
+  space: workspace.Workspace, problems: Sequence[Problem], rollout: Rollout
+) -> tuple[list[list[str]], workspace.Verdicts]:
   """Step texts of each response, and whether its answer is right."""
   tokens, mask = jax.device_get((rollout.tokens, rollout.completion_mask))
-  texts = split_texts(space.tokenizer, tokens, mask)
-  right = [
-    arithmetic.grade(
-      arithmetic.parse_problem(problem), arithmetic.SEPARATOR.join(step_texts)
-    )
-    for problem, step_texts in zip(problems, texts, strict=True)
-  ]
-  return texts, np.asarray(right)
+  texts = split_texts(space.task.tokenizer, tokens, mask)
+  return texts, space.task.grade(problems, texts)
 
 
 def check_finite(scores: Scores, step: int) -> None:
@@ -64,18 +59,23 @@ def check_finite(scores: Scores, step: int) -> None:
 
 
 def describe(
-  texts: list[list[str]], right: np.ndarray, rollout: Rollout, scores: Scores
+  space: workspace.Workspace,
+  texts: list[list[str]],
+  verdicts: workspace.Verdicts,
+  rollout: Rollout,
+  scores: Scores,
 ) -> dict[str, float]:
   """Metrics of a rollout that was read and scored."""
   rollout, scores = jax.device_get((rollout, scores))
-  return rollout_metrics(
+  numbers = rollout_metrics(
     rollout,
     scores.steps,
     scores.step_rewards,
-    right,
+    verdicts.correct,
     texts,
-    arithmetic.is_vacuous,
+    space.task.is_vacuous,
   )
+  return numbers | verdicts.metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +84,9 @@ class Iteration:
 
   Attributes:
     step: its number, from 1.
-    problems: B problem texts.
+    problems: B problems.
     texts: B lists of step texts.
-    right: [B] bool, the grader's verdicts.
+    verdicts: the grader's.
     any_known: whether the update might use any of them.
     rollout: the responses.
     scores: steps and their rewards.
@@ -95,9 +95,9 @@ class Iteration:
   """
 
   step: int
-  problems: list[str]
+  problems: list[Problem]
   texts: list[list[str]]
-  right: np.ndarray
+  verdicts: workspace.Verdicts
   any_known: bool
   rollout: Rollout
   scores: Scores
@@ -114,7 +114,7 @@ def write_iteration(
     FloatingPointError: if too many updates in a row were not finite.
   """
   rl = space.settings.rl
-  numbers = describe(it.texts, it.right, it.rollout, it.scores)
+  numbers = describe(space, it.texts, it.verdicts, it.rollout, it.scores)
   found = {
     name: float(value) for name, value in jax.device_get(it.found).items()
   }
@@ -151,17 +151,17 @@ def write_samples(
   samples = []
   for row in rows:
     count = int(cut.mask[row].sum())
-    problem = arithmetic.parse_problem(it.problems[row])
+    problem = it.problems[row]
     shown = it.texts[row][: count - 1]
-    shown.append(arithmetic.SEPARATOR.join(it.texts[row][count - 1 :]))
+    shown.append(SEPARATOR.join(it.texts[row][count - 1 :]))
     samples.append(
       {
-        "problem": it.problems[row],
+        "problem": problem.problem,
         "steps": shown,
         "step_rewards": rewards[row, :count].round(4),
         "step_returns": returns[row, :count].round(4),
-        "correct": bool(it.right[row]),
-        "kind": arithmetic.classify(problem, it.texts[row]),
+        "correct": bool(it.verdicts.correct[row]),
+        "kind": space.task.kind(problem, it.texts[row]),
       }
     )
   space.samples.write("rl", it.step, samples)

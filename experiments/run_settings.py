@@ -1,19 +1,16 @@
-"""From a ConfigDict to frozen dataclasses: the only place that reads one.
+"""The settings of a run as frozen dataclasses, checked as they are made.
 
-A config file fills a `ml_collections.ConfigDict`; `settings_from_config`
-turns it into `Settings`, and raises `ConfigError` with a sentence for an
-unknown, missing, mistyped or impossible value. Everything below the scripts
-takes these dataclasses, or the library's own.
+`config_conversion` makes them of a config file. Everything below the scripts
+takes these, or the library's own.
 """
 
 import dataclasses
-import difflib
-import math
-import types
-import typing
 from typing import Any
 
+from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.arithmetic import WorldConfig
+from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.verify import EXTRACTORS
 from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig
@@ -34,6 +31,12 @@ def _at_least_one(settings: Any, names: str) -> None:
       raise ValueError(
         f"{name} must be at least 1, got {getattr(settings, name)}."
       )
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+  """Raises ValueError with the choices unless value is one of them."""
+  if value not in allowed:
+    raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +68,67 @@ class ModelSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class FilesSettings:
+  """Models and data that the user names. See `configs/files.py`."""
+
+  policy: str | None
+  random_model: str | None
+  prm: str | None
+  eos_token: str | None
+  prompt_format: str
+  prm_prompt_format: str
+  prompt_tokens: int
+  prm_prompt_tokens: int
+  response_tokens: int
+  train: str | None
+  train_format: str
+  held_out: str | None
+  held_out_format: str
+  judged: str | None
+  judged_format: str
+  judged_one_in: int
+  judged_rows: int | None
+  judged_held_out_rows: int | None
+  skip_malformed: bool
+  extractors: tuple[str, ...]
+  grader_workers: int
+  grader_seconds: float
+  compute_dtype: str
+  param_dtype: str
+  remat: bool
+
+  def __post_init__(self):
+    """Refuses names that nothing has, and lengths without room."""
+    _at_least_one(
+      self,
+      "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
+    )
+    if (self.policy is None) == (self.random_model is None):
+      raise ValueError(
+        "policy names the folder of a Hugging Face model; set it, or "
+        "random_model for a trial, not both."
+      )
+    if self.random_model is not None:
+      _one_of("random_model", self.random_model, ("tied", "untied"))
+    for name in ("prompt_format", "prm_prompt_format"):
+      _one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
+    for name in ("train_format", "held_out_format", "judged_format"):
+      _one_of(name, getattr(self, name), tuple(FORMATS))
+    for name in self.extractors:
+      _one_of("extractors", name, tuple(EXTRACTORS))
+    if not self.extractors:
+      raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
+    if self.judged_one_in < 2:
+      raise ValueError(
+        f"judged_one_in must be at least 2, got {self.judged_one_in}."
+      )
+    if not self.grader_seconds > 0:
+      raise ValueError(
+        f"grader_seconds must be above 0, got {self.grader_seconds}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
 class SFTSettings:
   """The supervised start."""
 
@@ -84,14 +148,16 @@ class PRMSettings:
   """The process reward model, in the paper's two stages."""
 
   extra_layers: int
-  judged: int
-  policy_prompts: int
-  policy_samples: int
+  judged: int | None
+  policy_prompts: int | None
+  policy_samples: int | None
   batch_size: int
   head_steps: int
   full_steps: int
   log_every: int
+  length_multiple: int
   eval_prompts: int
+  evaluate_head: bool
   separator: str
   head_optim: OptimConfig
   full_optim: OptimConfig
@@ -100,15 +166,11 @@ class PRMSettings:
     """Refuses a stage without data or updates."""
     _at_least_one(
       self,
-      "judged policy_prompts policy_samples batch_size head_steps full_steps "
-      "log_every eval_prompts",
+      "batch_size head_steps full_steps log_every length_multiple eval_prompts",
     )
     if self.extra_layers < 0:
       raise ValueError("extra_layers must not be negative.")
-    if self.separator not in ("insert", "replace"):
-      raise ValueError(
-        f"separator must be 'insert' or 'replace', got {self.separator!r}."
-      )
+    _one_of("separator", self.separator, ("insert", "replace"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +186,7 @@ class RLSettings:
   top_p: float
   top_k: int
   reward_mode: str
-  answer_fraction: float
+  answer_fraction: float | None
   credit: str
   credit_temperature: float
   discount: float
@@ -152,15 +214,8 @@ class RLSettings:
 
   def __post_init__(self):
     """Refuses combinations no run can have."""
-    if self.reward_mode not in REWARD_MODES:
-      raise ValueError(
-        f"reward_mode must be one of {REWARD_MODES}, got {self.reward_mode!r}."
-      )
-    if self.kl_placement not in ("loss", "reward", "none"):
-      raise ValueError(
-        "kl_placement must be 'loss', 'reward' or 'none', got "
-        f"{self.kl_placement!r}."
-      )
+    _one_of("reward_mode", self.reward_mode, REWARD_MODES)
+    _one_of("kl_placement", self.kl_placement, ("loss", "reward", "none"))
     if not self.temperature > 0:
       raise ValueError(
         f"temperature must be > 0 to explore, got {self.temperature}."
@@ -175,10 +230,9 @@ class RLSettings:
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
-    if not 0 < self.answer_fraction <= 1:
-      raise ValueError(
-        f"answer_fraction must be in (0, 1], got {self.answer_fraction}."
-      )
+    fraction = self.answer_fraction
+    if fraction is not None and not 0 < fraction <= 1:
+      raise ValueError(f"answer_fraction must be in (0, 1], got {fraction}.")
     rows = self.prompts * self.samples_per_prompt
     if self.micro_batches < 1 or rows % self.micro_batches:
       raise ValueError(
@@ -236,12 +290,6 @@ class RLSettings:
     """Steps and their scores; the PRM's own separator mode is kept."""
     return ScoreConfig(self.max_steps, separator, self.empty_step_reward)
 
-  def has_answer_fraction(self) -> float:
-    """Share of the prompts whose verdict the update may use."""
-    return {"prm": 0.0, "prm+vr": self.answer_fraction, "vr": 1.0}[
-      self.reward_mode
-    ]
-
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -250,9 +298,10 @@ class Settings:
   seed: int
   progress: bool
   mesh: MeshSettings
-  world: WorldConfig
-  model: ModelSettings
-  sft: SFTSettings
+  world: WorldConfig | None
+  model: ModelSettings | None
+  sft: SFTSettings | None
+  files: FilesSettings | None
   prm: PRMSettings
   rl: RLSettings
 
@@ -265,9 +314,19 @@ class Settings:
         "mesh sizes must be at least 1, got "
         f"data={self.mesh.data} x fsdp={self.mesh.fsdp}."
       )
+    prm = self.prm
+    made = [self.world, self.model, self.sft]
+    made += [prm.judged, prm.policy_prompts, prm.policy_samples]
+    if any((part is None) != (self.files is not None) for part in made):
+      raise ValueError(
+        "a run has either files, or world, model, sft, prm.judged, "
+        "prm.policy_prompts and prm.policy_samples: the others are None."
+      )
+    if self.files is None:
+      _at_least_one(prm, "judged policy_prompts policy_samples")
     devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (
-      ("sft.batch_size", self.sft.batch_size),
+      ("sft.batch_size", self.sft.batch_size if self.sft else 0),
       ("prm.batch_size", self.prm.batch_size),
       ("prm.eval_prompts", self.prm.eval_prompts),
       ("rl.prompts", self.rl.prompts),
@@ -280,65 +339,5 @@ class Settings:
         )
     self.rl.credit_config()
     self.rl.loss_config()
-    self.model.architecture(vocab_size=1)
-
-
-def settings_from_config(config: Any) -> Settings:
-  """Checks a config whole and freezes it.
-
-  Args:
-    config: a ConfigDict or dict with every field of `Settings`.
-
-  Returns:
-    The frozen settings.
-
-  Raises:
-    ConfigError: naming the field, what is wrong and what to do.
-  """
-  values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-  return _build(Settings, values, "config")
-
-
-def _build(kind: type, values: Any, path: str) -> Any:
-  """One dataclass from a dict of the same fields."""
-  if not isinstance(values, dict):
-    raise ConfigError(f"{path} must be a group of fields, got {values!r}.")
-  fields = {field.name: field for field in dataclasses.fields(kind)}
-  for name in values:
-    if name not in fields:
-      close = difflib.get_close_matches(name, fields, 1)
-      hint = f"; did you mean {close[0]!r}?" if close else "."
-      raise ConfigError(f"{path}.{name} is not a field of this config{hint}")
-  types_ = typing.get_type_hints(kind)
-  made = {}
-  for name, field in fields.items():
-    if name not in values:
-      if field.default is dataclasses.MISSING:
-        raise ConfigError(f"{path}.{name} is missing.")
-      continue
-    made[name] = _convert(types_[name], values[name], f"{path}.{name}")
-  try:
-    return kind(**made)
-  except ConfigError:
-    raise
-  except ValueError as error:
-    raise ConfigError(f"{path}: {error}") from error
-
-
-def _convert(kind: Any, value: Any, path: str) -> Any:
-  """One value of a declared type; ints pass as floats, nothing else bends."""
-  if dataclasses.is_dataclass(kind):
-    return _build(kind, value, path)
-  if isinstance(kind, types.UnionType):
-    if value is None and type(None) in typing.get_args(kind):
-      return None
-    kind = next(k for k in typing.get_args(kind) if k is not type(None))
-  if isinstance(value, float) and not math.isfinite(value):
-    raise ConfigError(f"{path} must be a finite number, got {value}.")
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-    raise ConfigError(
-      f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
-    )
-  return value
+    if self.model is not None:
+      self.model.architecture(vocab_size=1)

@@ -22,16 +22,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import launch
 import numpy as np
 import optax
 import rl_report
 import train_prm
 import workspace
-from run_settings import ConfigError
+from run_settings import ConfigError, RLSettings
 
 from pure_jax.host import curves
 from pure_jax.host.checkpoint import Checkpoints
 from pure_jax.host.data import batches
+from pure_jax.host.data.records import Problem
 from pure_jax.host.progress import Progress
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models import policy
@@ -39,10 +41,17 @@ from pure_jax.training import score, train
 from pure_jax.training.optim import make_optimizer
 
 
-def has_answer(problem: str, fraction: float) -> bool:
-  """Whether this prompt's answer may be used, the same in every epoch."""
-  digest = hashlib.blake2b(problem.encode(), digest_size=4, salt=b"answer")
-  return int.from_bytes(digest.digest(), "little") < fraction * 2**32
+def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
+  """Whether the update may use the verdict, the same in every epoch."""
+  if rl.reward_mode == "prm":
+    return False
+  if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
+    return problem.has_answer
+  known = problem.has_answer or problem.withheld_answer is not None
+  fraction = 1.0 if rl.reward_mode == "vr" else rl.answer_fraction
+  text = problem.problem.encode()
+  digest = hashlib.blake2b(text, digest_size=4, salt=b"answer").digest()
+  return known and int.from_bytes(digest, "little") < fraction * 2**32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,18 +118,18 @@ def evaluate(
   space: workspace.Workspace, functions: Functions, frozen: Frozen, params: Any
 ) -> dict[str, float]:
   """Held-out prompts: one sample at temperature 1, one greedy response."""
-  problems = [row["problem"] for row in space.rows["held_out"]]
-  problems = problems[: space.settings.rl.eval_prompts]
+  problems = space.task.held_out[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
+  prm_prompts = space.put(space.encode_prm_prompts(problems))
   rollout = functions.generate_held_out(params, prompts, space.key(5))
   scores = functions.score(
-    params, frozen.reference, frozen.prm, rollout, space.put(prompts)
+    params, frozen.reference, frozen.prm, rollout, prm_prompts
   )
-  texts, right = rl_report.read_responses(space, problems, rollout)
-  numbers = rl_report.describe(texts, right, rollout, scores)
+  texts, verdicts = rl_report.read_responses(space, problems, rollout)
+  numbers = rl_report.describe(space, texts, verdicts, rollout, scores)
   greedy = functions.generate_greedy(params, prompts, space.key(5))
-  _, right = rl_report.read_responses(space, problems, greedy)
-  return numbers | {"greedy_accuracy": float(np.mean(right))}
+  _, verdicts = rl_report.read_responses(space, problems, greedy)
+  return numbers | {"greedy_accuracy": float(np.mean(verdicts.correct))}
 
 
 def iterate(
@@ -129,7 +138,7 @@ def iterate(
   frozen: Frozen,
   state: train.TrainState,
   step: int,
-  problems: list[str],
+  problems: list[Problem],
 ) -> tuple[train.TrainState, rl_report.Iteration]:
   """One iteration: rollout, scores, verdicts, update.
 
@@ -139,7 +148,7 @@ def iterate(
     frozen: reference and PRM.
     state: before the update; donated.
     step: the iteration's number, from 1; its random key follows from it.
-    problems: P problem texts.
+    problems: P problems.
 
   Returns:
     The next state, on its way, and what is to be reported.
@@ -150,18 +159,18 @@ def iterate(
   rollout = functions.generate(state.params, prompts, key)
   clock.wait("rollout", rollout.tokens)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = space.put(space.encode_prompts(problems))
+  prm_prompts = space.put(space.encode_prm_prompts(problems))
   scores = functions.score(
     state.params, frozen.reference, frozen.prm, rollout, prm_prompts
   )
-  texts, right = rl_report.read_responses(space, problems, rollout)
-  known = [has_answer(p, rl.has_answer_fraction()) for p in problems]
+  texts, verdicts = rl_report.read_responses(space, problems, rollout)
+  known = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
   rl_report.check_finite(scores, step)
-  verdicts = space.put((right.astype(np.float32), np.asarray(known)))
-  state, found = functions.update(state, rollout, scores, *verdicts)
+  outcome = space.put((verdicts.correct.astype(np.float32), known))
+  state, found = functions.update(state, rollout, scores, *outcome)
   return state, rl_report.Iteration(
-    step, problems, texts, right, any(known), rollout, scores, found, clock
+    step, problems, texts, verdicts, known.any(), rollout, scores, found, clock
   )
 
 
@@ -222,7 +231,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
   state, first, cursor = start_or_resume(space, checkpoints, frozen, optimizer)
 
   # ===== Iterations =====
-  problems = [row["problem"] for row in space.rows["train"]]
+  problems = space.task.train
   pending = None  # Reported while the next iteration is on its way.
   bar = Progress("rl", total, first, enabled=space.settings.progress)
   with checkpoints, bar:
@@ -261,7 +270,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
-  with workspace.from_flags() as space:
+  with launch.from_flags() as space:
     summary = train_rl(space)
   print(
     f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
@@ -270,4 +279,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  workspace.run(main)
+  launch.run(main)

@@ -6,7 +6,7 @@
 Leaves the policy in DIR/sft. Started again, it continues where it was.
 """
 
-import jax
+import launch
 import supervised
 import workspace
 
@@ -16,7 +16,7 @@ from pure_jax.training.optim import make_optimizer
 
 
 def train_policy(space: workspace.Workspace):
-  """Runs the stage, or loads what it left.
+  """Runs the stage, or loads what it left or what the task has.
 
   Args:
     space: the open run.
@@ -25,13 +25,15 @@ def train_policy(space: workspace.Workspace):
     The policy's weights, sharded on the mesh.
   """
   declared = policy.declare_policy(space.model)
+  given = space.task.start_policy(space)
+  if given is not None:
+    return given
   if space.is_done("sft"):
     return space.load_weights("sft", declared)
 
   # ===== Data =====
   settings = space.settings.sft
-  rows = space.rows["train"][: settings.demonstrations]
-  rows, data = space.encode_demonstrations(rows)
+  data = space.task.demonstrations(space)
 
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
@@ -41,8 +43,7 @@ def train_policy(space: workspace.Workspace):
   )
 
   def update(state, indices):
-    batch = jax.tree.map(lambda x: x[indices], data)
-    return step(state, space.put(batch))
+    return step(state, space.put(workspace.take(data, indices)))
 
   # ===== Loop =====
   state = supervised.run_steps(
@@ -52,7 +53,7 @@ def train_policy(space: workspace.Workspace):
     settings.log_every,
     state,
     update,
-    num_examples=len(rows),
+    num_examples=len(data.tokens),
     batch_size=settings.batch_size,
     tokens_per_example=data.completion_mask.sum() / len(data.tokens),
   )
@@ -63,9 +64,9 @@ def train_policy(space: workspace.Workspace):
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
-  with workspace.from_flags() as space:
+  with launch.from_flags() as space:
     train_policy(space)
 
 
 if __name__ == "__main__":
-  workspace.run(main)
+  launch.run(main)

@@ -1,53 +1,163 @@
-"""What every stage of a run shares: settings, data, tokenizer, mesh, folder.
+"""What every stage of a run shares: settings, task, mesh, folder.
 
-A workdir holds `config.json`, `tokenizer.model`, the prepared data set, one
-folder per stage (`sft`, `prm`, `rl`), metrics and samples. A stage whose
-folder has `done.json` is finished and is loaded, not run again; one that was
-cut off continues from its last checkpoint.
+The stages (`train_sft`, `train_prm`, `train_pure`) know what a run is about by
+the interface `Task` alone: a language, problems, and who judges the answers.
+`arithmetic_task` makes everything itself, `files_task` reads models and data
+that the user names; `launch` opens either.
 """
 
-import contextlib
 import dataclasses
-import logging
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import jax
-from absl import app, flags
+import numpy as np
 from jax.sharding import Mesh
-from ml_collections import config_flags
-from run_settings import ConfigError, Settings, settings_from_config
+from run_settings import Settings
 
 from pure_jax.host import workdir as workdirs
-from pure_jax.host.checkpoint import CheckpointError, load_tree, save_tree
-from pure_jax.host.contract import TokenizerError, separator_table
-from pure_jax.host.data import arithmetic_dataset, batches
-from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
-from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
-from pure_jax.models import prm
+from pure_jax.host.checkpoint import load_tree, save_tree
+from pure_jax.host.contract import PromptFormat, Tokenizer
+from pure_jax.host.data import batches
+from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.metrics import MetricsWriter, SamplesWriter
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.training.score import ScoreConfig
 from pure_jax.training.stages import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", lock_config=True, help_string="A file of experiments/configs."
-)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
-_START = flags.DEFINE_string(
-  "start",
-  None,
-  "Another run's workdir whose data, policy and PRM this one starts from.",
-)
 
-# Fields a resumed run may change, and those a run may change that starts
-# from another run's stages.
-MAY_DIFFER = ("progress", "rl.iterations")
-MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """What the grader says of a batch of responses.
+
+  Attributes:
+    correct: [B] bool; False where the problem has no answer at all.
+    metrics: how often grading did not come to an end, by name.
+  """
+
+  correct: np.ndarray
+  metrics: dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """Responses with labelled steps: what a PRM learns from.
+
+  Attributes:
+    responses: n rows.
+    labels: [n, S] int32, 1 good, 0 bad.
+    label_mask: [n, S] bool, True where a step has a label.
+  """
+
+  responses: Demonstrations
+  labels: np.ndarray
+  label_mask: np.ndarray
+
+
+class Task(Protocol):
+  """A task, opened.
+
+  Attributes:
+    tokenizer: of policy and PRM.
+    model: the policy's architecture.
+    prompt_format: how the policy is asked.
+    prm_prompt_format: what the PRM reads before a response.
+    prompt_tokens: columns of the policy's prompts (L).
+    prm_prompt_tokens: columns of the PRM's.
+    train: problems to train on.
+    held_out: problems to evaluate on.
+  """
+
+  tokenizer: Tokenizer
+  model: ModelConfig
+  prompt_format: PromptFormat
+  prm_prompt_format: PromptFormat
+  prompt_tokens: int
+  prm_prompt_tokens: int
+  train: Sequence[Problem]
+  held_out: Sequence[Problem]
+
+  def grade(
+    self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
+  ) -> Verdicts:
+    """Judges answers.
+
+    Args:
+      problems: B problems.
+      texts: B lists of step texts.
+    """
+    ...
+
+  def is_vacuous(self, step: str) -> bool:
+    """Whether a step claims nothing and concludes nothing.
+
+    Args:
+      step: its text.
+    """
+    ...
+
+  def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
+    """What kind of response this is, None where nobody can tell.
+
+    Args:
+      problem: what was asked.
+      steps: texts of the response.
+    """
+    ...
+
+  def start_policy(self, space: "Workspace") -> Any | None:
+    """Weights of the policy to start from, None where it is to be trained.
+
+    Args:
+      space: the open run.
+    """
+    ...
+
+  def start_prm(self, space: "Workspace") -> Any | None:
+    """Weights of a finished PRM, None where it is to be trained.
+
+    Args:
+      space: the open run.
+    """
+    ...
+
+  def demonstrations(self, space: "Workspace") -> Demonstrations:
+    """Responses for the supervised start.
+
+    Args:
+      space: the open run.
+    """
+    ...
+
+  def judged(self, space: "Workspace", policy_params: Any) -> Judged:
+    """What the PRM is trained on.
+
+    Args:
+      space: the open run.
+      policy_params: weights of the policy, to sample from.
+    """
+    ...
+
+  def evaluate_prm(
+    self, space: "Workspace", policy_params: Any, params: Any
+  ) -> dict[str, float]:
+    """How good a PRM is on held-out problems.
+
+    Args:
+      space: the open run.
+      policy_params: weights of the policy, to sample from.
+      params: weights of the PRM.
+    """
+    ...
+
+  def close(self) -> None:
+    """Ends what the task has started."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +169,9 @@ class Workspace:
     workdir: this run's folder.
     start: the folder whose stages it starts from; often the same.
     mesh: the devices.
-    tokenizer: the world's.
+    task: language, problems and graders.
     table: which ids end a step, on the devices.
-    rows: the data set, by split.
-    model: the policy's architecture.
-    prm_model: the PRM's.
+    prm_model: the PRM's architecture.
     sampler: how rollouts are drawn.
     metrics: writes metrics.jsonl and TensorBoard events.
     samples: writes samples.jsonl.
@@ -73,47 +181,62 @@ class Workspace:
   workdir: pathlib.Path
   start: pathlib.Path
   mesh: Mesh
-  tokenizer: SentencePieceTokenizer
+  task: Task
   table: SeparatorTable
-  rows: dict[str, list[dict[str, Any]]]
-  model: ModelConfig
   prm_model: ModelConfig
   sampler: SamplingConfig
   metrics: MetricsWriter
   samples: SamplesWriter
 
   @property
-  def prompt_length(self) -> int:
-    """Prompt columns (L): the longest problem there can be."""
-    return 2 * (self.settings.world.max_operations + 1) + 1
+  def model(self) -> ModelConfig:
+    """The policy's architecture."""
+    return self.task.model
 
-  def encode_prompts(self, problems: list[str]) -> Prompts:
-    """Problems as left-padded ids, each followed by a line break."""
-    ids = [self.tokenizer.encode(f"{problem}\n") for problem in problems]
-    pad = self.tokenizer.pad_id
-    return Prompts(*batches.left_pad(ids, self.prompt_length, pad))
+  @property
+  def prm_score_config(self) -> ScoreConfig:
+    """How the PRM is trained and evaluated: no guard for empty steps."""
+    settings = self.settings
+    return ScoreConfig(settings.rl.max_steps, settings.prm.separator)
 
-  def encode_demonstrations(
-    self, rows: list[dict[str, Any]]
-  ) -> tuple[list[dict[str, Any]], Demonstrations]:
-    """Rows that fit the response limit, and their ids.
+  def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
+    """Problems as the policy is asked, left-padded ids."""
+    task = self.task
+    return self._encode(problems, task.prompt_format, task.prompt_tokens)
 
-    Raises:
-      ConfigError: if none fits.
+  def encode_prm_prompts(self, problems: Sequence[Problem | Steps]) -> Prompts:
+    """Problems as the PRM reads them, left-padded ids."""
+    task = self.task
+    return self._encode(
+      problems, task.prm_prompt_format, task.prm_prompt_tokens
+    )
+
+  def _encode(
+    self,
+    problems: Sequence[Problem | Steps],
+    prompt_format: PromptFormat,
+    length: int,
+  ) -> Prompts:
+    """Problems in a format, as ids."""
+    tokenizer = self.task.tokenizer
+    ids = [
+      tokenizer.encode(prompt_format.text(tokenizer, problem.problem))
+      for problem in problems
+    ]
+    return Prompts(*batches.left_pad(ids, length, tokenizer.pad_id))
+
+  def crop(self, responses: Demonstrations) -> Demonstrations:
+    """Without the columns that no row of a host batch needs.
+
+    Columns come in multiples of `prm.length_multiple`: few shapes to compile.
     """
-    eos, limit = self.tokenizer.eos_id, self.settings.rl.max_new_tokens
-    responses = [[*self.tokenizer.encode(r["response"]), eos] for r in rows]
-    fits = [len(ids) <= limit for ids in responses]
-    if not any(fits):
-      raise ConfigError(
-        f"rl.max_new_tokens={limit} has room for none of {len(rows)} "
-        f"responses; the shortest has {min(map(len, responses))} tokens."
-      )
-    rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
-    responses = [ids for ids, fit in zip(responses, fits, strict=True) if fit]
-    prompts = self.encode_prompts([row["problem"] for row in rows])
-    tokens, mask = batches.right_pad(responses, limit, self.tokenizer.pad_id)
-    return rows, Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
+    multiple = self.settings.prm.length_multiple
+    longest = int(responses.completion_mask.sum(1).max())
+    columns = -(-longest // multiple) * multiple
+    return responses.replace(
+      tokens=responses.tokens[:, :columns],
+      completion_mask=responses.completion_mask[:, :columns],
+    )
 
   def put(self, tree: Any) -> Any:
     """Host arrays [B, ...] onto the devices, rows split over the mesh."""
@@ -145,143 +268,14 @@ class Workspace:
     return (self.start / stage / "done.json").exists()
 
 
-@contextlib.contextmanager
-def open_workspace(
-  settings: Settings, workdir: str, start: str | None = None
-) -> Iterator[Workspace]:
-  """Opens or creates a run.
+def take(responses: Demonstrations, indices: np.ndarray) -> Demonstrations:
+  """Some rows of host arrays.
 
   Args:
-    settings: the resolved config.
-    workdir: the run's folder.
-    start: another run's folder to take data, policy and PRM from; None
-      takes this one.
+    responses: n rows.
+    indices: [m] int, which.
 
-  Yields:
-    The workspace; its files are closed afterwards.
-
-  Raises:
-    WorkdirError: if a folder cannot be used or belongs to another config.
-    ConfigError: if the devices are too few.
+  Returns:
+    m rows.
   """
-  config = dataclasses.asdict(settings)
-  # A resumed run must not change what it started from.
-  config["start"] = start and str(pathlib.Path(start).absolute())
-  try:
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-  if start is not None:
-    _check_start(pathlib.Path(start).absolute(), config)
-  # Last: what was refused so far leaves no folder behind.
-  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  start_path = path if start is None else pathlib.Path(start).absolute()
-  tokenizer = arithmetic_dataset.world_tokenizer(
-    settings.world, start_path / "tokenizer.model"
-  )
-  sizes = {
-    "train": max(settings.sft.demonstrations, settings.prm.policy_prompts),
-    "held_out": max(settings.rl.eval_prompts, settings.prm.eval_prompts),
-    "judged": settings.prm.judged,
-  }
-  rows = arithmetic_dataset.load_world(
-    settings.world, sizes, start_path / "data"
-  )
-  model = settings.model.architecture(tokenizer.vocab_size)
-  rl = settings.rl
-  with MetricsWriter(path) as metrics, SamplesWriter(path) as samples:
-    yield Workspace(
-      settings=settings,
-      workdir=path,
-      start=start_path,
-      mesh=mesh,
-      tokenizer=tokenizer,
-      table=jax.device_put(
-        separator_table(tokenizer), sharding.replicated(mesh)
-      ),
-      rows=rows,
-      model=model,
-      prm_model=prm.extend_config(model, settings.prm.extra_layers),
-      sampler=SamplingConfig(
-        max_new_tokens=rl.max_new_tokens,
-        pad_id=tokenizer.pad_id,
-        stop_ids=(tokenizer.eos_id,),
-        temperature=rl.temperature,
-        top_p=rl.top_p,
-        top_k=rl.top_k,
-        banned_ids=tokenizer.banned_ids,
-      ),
-      metrics=metrics,
-      samples=samples,
-    )
-
-
-def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
-  """Refuses a start made for another world, model or PRM."""
-  record = workdirs.read_record(start)
-  if record is None:
-    raise workdirs.WorkdirError(
-      f"--start={start} is not the workdir of a run: it has no "
-      f"{workdirs.CONFIG_FILE}."
-    )
-  differing = workdirs.config_differences(
-    record["config"], config, MAY_DIFFER_FROM_START
-  )
-  if differing:
-    raise workdirs.WorkdirError(
-      f"--start={start} was made with another config:\n  "
-      + "\n  ".join(differing)
-    )
-
-
-@contextlib.contextmanager
-def from_flags() -> Iterator[Workspace]:
-  """The workspace that --config, --workdir and --start name."""
-  settings = settings_from_config(_CONFIG.value)
-  with open_workspace(settings, _WORKDIR.value, _START.value) as space:
-    yield space
-
-
-def run(main: Callable[[list[str]], None]) -> None:
-  """Runs a script's main; expected failures end in a sentence, not a trace.
-
-  Args:
-    main: takes the command line's words.
-  """
-  flags.mark_flags_as_required(["config", "workdir"])
-
-  def parsed(argv):
-    try:
-      words = app.parse_flags_with_usage(argv)
-      _CONFIG.value.to_dict()  # Raises if the file could not be read.
-      return words
-    # What ml_collections raises for a field or a file that is not there.
-    except (AttributeError, KeyError, OSError) as error:
-      reason = str(error.args[0] if error.args else error).replace("\n", " ")
-      print(
-        f"error: --config or an override of it cannot be used: {reason} "
-        "(experiments/configs/base.py lists every field.)",
-        file=sys.stderr,
-      )
-      sys.exit(1)
-
-  def guarded(argv):
-    if len(argv) > 1:
-      raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    for chatty in ("absl", "jax"):
-      logging.getLogger(chatty).setLevel(logging.WARNING)
-    try:
-      main(argv)
-    except (
-      ConfigError,
-      CheckpointError,
-      MetricsError,
-      arithmetic_dataset.DataError,
-      TokenizerError,
-      workdirs.WorkdirError,
-      FloatingPointError,
-    ) as error:
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(1)
-
-  app.run(guarded, flags_parser=parsed)
+  return jax.tree.map(lambda x: x[indices], responses)

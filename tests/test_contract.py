@@ -23,13 +23,13 @@ from pure_jax.host.contract import (
   PromptFormat,
   TokenizerError,
   encode_response,
-  normalise_steps,
   separator_table,
   split_texts,
 )
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.arithmetic_dataset import world_tokenizer
 from pure_jax.host.data.batches import left_pad, right_pad
+from pure_jax.host.data.records import step_text
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.models import prm
 from pure_jax.models.params import init_params
@@ -161,11 +161,9 @@ def test_nothing_said_and_steps_that_cannot_be_told_apart(tokenizer):
   assert encode_response(tokenizer, [], finished=True) == [eos]
   assert encode_response(tokenizer, [], finished=False) == []
   for bad in (["a\n\nb"], ["a\n", "b"], ["a", "\n\nb"]):
-    with pytest.raises(TokenizerError, match="normalise_steps"):
+    with pytest.raises(TokenizerError, match="step_text"):
       encode_response(tokenizer, bad, finished=True)
-    steps = normalise_steps(bad)
-    assert len(steps) == len(bad)
-    encode_response(tokenizer, steps, finished=True)
+    encode_response(tokenizer, list(map(step_text, bad)), finished=True)
 
 
 def test_prompt_formats(merging, splitting):

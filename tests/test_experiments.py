@@ -23,7 +23,7 @@ from pure_jax.training.optim import make_optimizer
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
-import run_settings  # noqa: E402
+import config_conversion  # noqa: E402
 from configs import arithmetic  # noqa: E402
 
 CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
@@ -65,7 +65,8 @@ def rows(workdir, name="metrics.jsonl"):
 
 def final_state(workdir, start):
   """Every array of the last checkpoint of RL."""
-  settings = run_settings.settings_from_config(arithmetic.get_config("smoke"))
+  config = arithmetic.get_config("smoke")
+  settings = config_conversion.settings_from_config(config)
   tokenizer = SentencePieceTokenizer(start / "tokenizer.model")
   model = settings.model.architecture(tokenizer.vocab_size)
   abstract = jax.eval_shape(
@@ -269,7 +270,8 @@ def test_nan_rewards_stop_the_run_and_lose_nothing(finished, tmp_path):
   """A PRM with a NaN weight: no update may happen, the start stays."""
   start = tmp_path / "start"
   shutil.copytree(finished[0], start)
-  settings = run_settings.settings_from_config(arithmetic.get_config("smoke"))
+  config = arithmetic.get_config("smoke")
+  settings = config_conversion.settings_from_config(config)
   vocab = SentencePieceTokenizer(start / "tokenizer.model").vocab_size
   model = prm.extend_config(
     settings.model.architecture(vocab), settings.prm.extra_layers

@@ -11,6 +11,7 @@ import pytest
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
+import config_conversion  # noqa: E402
 import run_settings  # noqa: E402
 from configs import arithmetic, base  # noqa: E402
 
@@ -37,7 +38,7 @@ def changed(**changes):
 def test_every_config_makes_settings(variant):
   assert CONFIGS == ["arithmetic"]
   config = arithmetic.get_config(variant)
-  settings = run_settings.settings_from_config(config)
+  settings = config_conversion.settings_from_config(config)
   # What was written is what is run: no field is lost or made up.
   assert dataclasses.asdict(settings) == config.to_dict()
 
@@ -77,14 +78,14 @@ def test_every_config_makes_settings(variant):
 )
 def test_an_impossible_value_names_the_field(changes, message):
   with pytest.raises(run_settings.ConfigError, match=message):
-    run_settings.settings_from_config(changed(**changes))
+    config_conversion.settings_from_config(changed(**changes))
 
 
 def test_a_missing_field_is_named():
   config = changed()
   del config["rl"]["clip_low"]
   with pytest.raises(run_settings.ConfigError, match=r"rl\.clip_low is miss"):
-    run_settings.settings_from_config(config)
+    config_conversion.settings_from_config(config)
 
 
 def test_every_field_of_the_base_config_has_a_comment_or_says_it_all():
@@ -136,4 +137,4 @@ def test_every_field_is_read_somewhere():
 
 
 def test_base_config_is_complete_by_itself():
-  run_settings.settings_from_config(base.get_config())
+  config_conversion.settings_from_config(base.get_config())

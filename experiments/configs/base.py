@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
   config.world = world()
   config.model = model()
   config.sft = sft()
+  config.files = placeholder(ConfigDict)  # Instead of the three: files.py.
   config.prm = prm()
   config.rl = rl()
   return config
@@ -85,7 +86,9 @@ def prm() -> ConfigDict:
       head_steps=100,
       full_steps=2_000,
       log_every=50,
+      length_multiple=48,  # Responses are padded to a multiple of it, tokens.
       eval_prompts=256,  # Held-out prompts to judge the PRM on.
+      evaluate_head=False,  # Also judge it after the head's training.
       separator="insert",  # Or "replace", as the reference does.
       head_optim=optimizer(1e-3, weight_decay=0.1),
       full_optim=optimizer(
@@ -108,7 +111,8 @@ def rl() -> ConfigDict:
       top_p=1.0,
       top_k=0,  # 0 turns the filter off.
       reward_mode="prm+vr",  # "prm", "prm+vr" or "vr".
-      answer_fraction=0.1,  # Prompts with an answer in "prm+vr".
+      # Prompts with an answer in "prm+vr"; None: those whose source gives one.
+      answer_fraction=0.1,
       credit="min",  # "sum", "min", "min_eq3" or "softmin".
       credit_temperature=0.1,  # Of softmin (Eq. 5).
       discount=1.0,  # Of the sum form.

@@ -20,7 +20,6 @@ So what they share is decided here, once:
 """
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -33,8 +32,6 @@ SCORE_TEXT = "\n"
 BOXED = (
   "Please reason step by step, and put your final answer within \\boxed{}."
 )
-
-_BLANK_LINES = re.compile(r"\n\s*\n")
 
 
 class TokenizerError(ValueError):
@@ -132,24 +129,6 @@ PROMPT_FORMATS = {
 }
 
 
-def normalise_steps(steps: Sequence[str]) -> list[str]:
-  r"""Steps that can be told apart once they are joined.
-
-  White space around a step goes, and blank lines inside it become one line
-  break: what is one step in the data stays one step.
-
-  >>> normalise_steps(["First.\n\nStill first. ", "Second."])
-  ['First.\nStill first.', 'Second.']
-
-  Args:
-    steps: texts.
-
-  Returns:
-    As many texts.
-  """
-  return [_BLANK_LINES.sub("\n", step.strip()) for step in steps]
-
-
 def encode_response(
   tokenizer: Tokenizer, steps: Sequence[str], *, finished: bool
 ) -> list[int]:
@@ -157,7 +136,8 @@ def encode_response(
 
   Args:
     tokenizer: the tokenizer.
-    steps: texts, see `normalise_steps`; none gives EOS alone.
+    steps: texts without blank lines inside or white space around, as
+      `data.records.step_text` makes them; none gives EOS alone.
     finished: True ends the response with EOS, False leaves it open as the
       length limit does.
 
@@ -174,7 +154,7 @@ def encode_response(
   if found != (list(steps) or [""] * finished):
     raise TokenizerError(
       f"{len(steps)} steps become {len(found)} steps of ids, or other texts: "
-      f"{found[:3]!r} ... Pass the steps through normalise_steps first."
+      f"{found[:3]!r} ... Pass each step through records.step_text first."
     )
   return ids
 

@@ -124,6 +124,13 @@ def last_number(response: str) -> str | None:
   return last
 
 
+EXTRACTORS: dict[str, Extractor] = {
+  "boxed": boxed,
+  "gsm8k_hash": gsm8k_hash,
+  "last_number": last_number,
+}
+
+
 def first_of(response: str, extractors: Sequence[Extractor]) -> str | None:
   """The answer that the first extractor to find one finds.
 

@@ -27,9 +27,9 @@ What the files are like, as seen in them:
 import re
 
 from pure_jax.host.data import formats
-from pure_jax.host.data.arithmetic import extract_answer
 from pure_jax.host.data.formats import Format, Row
 from pure_jax.host.data.records import Problem
+from pure_jax.host.verify import boxed
 
 _GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
@@ -123,7 +123,7 @@ def _minerva(row: Row, number: int) -> list[Problem]:
   """One of Minerva's OCW courses."""
   del number
   solution = formats.text(row, "solution")
-  answer = (extract_answer(solution) or "").strip()
+  answer = (boxed(solution) or "").strip()
   if not answer:
     raise ValueError("the solution has no closed \\boxed{} with an answer")
   return [

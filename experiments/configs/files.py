@@ -1,0 +1,66 @@
+"""Fields of a run on models and data that the user names.
+
+Other configs start from `get_config`; by itself it names nothing, so every
+path has to be given:
+
+  python experiments/train_pure.py --config=experiments/configs/files.py \\
+    --workdir=DIR --config.files.policy=FOLDER --config.files.train=FILE ...
+
+Not yet run as it stands.
+"""
+
+from configs import base
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+  """The base config with files instead of the embedded world."""
+  config = base.get_config()
+  with config.ignore_type():
+    config.world = config.model = config.sft = None
+    config.files = files()
+    for name in ("judged", "policy_prompts", "policy_samples"):
+      config.prm[name] = None
+  config.prm.extra_layers = 0  # The paper's head stands on the trunk itself.
+  config.prm.evaluate_head = True
+  return config
+
+
+def files() -> ConfigDict:
+  """Models and data."""
+  return ConfigDict(
+    dict(
+      policy=placeholder(str),  # Folder of a Hugging Face model.
+      # "tied" or "untied" embeddings: a tiny random Qwen2 and a few problems
+      # in place of all files, to try the code without a model.
+      random_model=placeholder(str),
+      prm=placeholder(str),  # Folder of a trained PRM; None trains one.
+      eos_token=placeholder(str),  # Ends a response; None takes the folder's.
+      # "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
+      prompt_format="qwen_boxed",
+      prm_prompt_format="plain",
+      # Longest prompts, tokens; a longer problem is left out.
+      prompt_tokens=1024,
+      prm_prompt_tokens=1024,
+      response_tokens=2048,  # Longest response that the PRM is trained on.
+      # Files of problems and their formats, see host/data/named_formats.py.
+      train=placeholder(str),
+      train_format="math8k",
+      held_out=placeholder(str),
+      held_out_format="math500",
+      # Solutions with labelled steps, to train a PRM on.
+      judged=placeholder(str),
+      judged_format="prm800k",
+      judged_one_in=20,  # One problem in so many is held out.
+      judged_rows=placeholder(int),  # At most so many rows; None takes all.
+      judged_held_out_rows=placeholder(int),
+      skip_malformed=False,  # Go on after a malformed row, and count it.
+      extractors=("boxed",),  # Of answers, in the order they are tried.
+      grader_workers=2,  # Processes.
+      grader_seconds=5.0,  # For one answer.
+      compute_dtype="bfloat16",  # Of matrix products, or "float32".
+      param_dtype="float32",  # Of weights.
+      remat=True,  # Recompute layers in the backward pass.
+    )
+  )

@@ -1,0 +1,186 @@
+"""Opens a run from flags, and ends it in a sentence where it cannot go on.
+
+A workdir holds `config.json`, the task's prepared data, one folder per stage
+(`sft`, `prm`, `rl`), metrics and samples. A stage whose folder has `done.json`
+is finished and is loaded, not run again; one that was cut off continues from
+its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from absl import app, flags
+from arithmetic_task import ArithmeticTask
+from config_conversion import settings_from_config
+from files_task import FilesTask
+from ml_collections import config_flags
+from run_settings import ConfigError, Settings
+from workspace import Workspace
+
+from pure_jax.host import workdir as workdirs
+from pure_jax.host.checkpoint import CheckpointError
+from pure_jax.host.contract import TokenizerError, separator_table
+from pure_jax.host.data.records import DataError
+from pure_jax.host.grading_pool import PoolError
+from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
+from pure_jax.models import prm
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", lock_config=True, help_string="A file of experiments/configs."
+)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+_START = flags.DEFINE_string(
+  "start",
+  None,
+  "Another run's workdir whose data, policy and PRM this one starts from.",
+)
+
+# Fields a resumed run may change, and those a run may change that starts
+# from another run's stages.
+MAY_DIFFER = ("progress", "rl.iterations")
+MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
+
+
+@contextlib.contextmanager
+def open_workspace(
+  settings: Settings, workdir: str, start: str | None = None
+) -> Iterator[Workspace]:
+  """Opens or creates a run.
+
+  Args:
+    settings: the resolved config.
+    workdir: the run's folder.
+    start: another run's folder to take data, policy and PRM from; None
+      takes this one.
+
+  Yields:
+    The workspace; its files are closed afterwards.
+
+  Raises:
+    WorkdirError: if a folder cannot be used or belongs to another config.
+    ConfigError: if the devices are too few.
+  """
+  config = dataclasses.asdict(settings)
+  # A resumed run must not change what it started from.
+  config["start"] = start and str(pathlib.Path(start).absolute())
+  try:
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  if start is not None:
+    _check_start(pathlib.Path(start).absolute(), config)
+  # Last: what was refused so far leaves no folder behind.
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  start_path = path if start is None else pathlib.Path(start).absolute()
+  make_task = ArithmeticTask if settings.files is None else FilesTask
+  task = make_task(settings, start_path)
+  tokenizer, rl = task.tokenizer, settings.rl
+  with (
+    contextlib.closing(task),
+    MetricsWriter(path) as metrics,
+    SamplesWriter(path) as samples,
+  ):
+    yield Workspace(
+      settings=settings,
+      workdir=path,
+      start=start_path,
+      mesh=mesh,
+      task=task,
+      table=jax.device_put(
+        separator_table(tokenizer), sharding.replicated(mesh)
+      ),
+      prm_model=prm.extend_config(task.model, settings.prm.extra_layers),
+      sampler=SamplingConfig(
+        max_new_tokens=rl.max_new_tokens,
+        pad_id=tokenizer.pad_id,
+        stop_ids=(tokenizer.eos_id,),
+        temperature=rl.temperature,
+        top_p=rl.top_p,
+        top_k=rl.top_k,
+        banned_ids=tokenizer.banned_ids,
+      ),
+      metrics=metrics,
+      samples=samples,
+    )
+
+
+def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
+  """Refuses a start made for another world, model or PRM."""
+  record = workdirs.read_record(start)
+  if record is None:
+    raise workdirs.WorkdirError(
+      f"--start={start} is not the workdir of a run: it has no "
+      f"{workdirs.CONFIG_FILE}."
+    )
+  differing = workdirs.config_differences(
+    record["config"], config, MAY_DIFFER_FROM_START
+  )
+  if differing:
+    raise workdirs.WorkdirError(
+      f"--start={start} was made with another config:\n  "
+      + "\n  ".join(differing)
+    )
+
+
+@contextlib.contextmanager
+def from_flags() -> Iterator[Workspace]:
+  """The workspace that --config, --workdir and --start name."""
+  settings = settings_from_config(_CONFIG.value)
+  with open_workspace(settings, _WORKDIR.value, _START.value) as space:
+    yield space
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+  """Runs a script's main; expected failures end in a sentence, not a trace.
+
+  Args:
+    main: takes the command line's words.
+  """
+  flags.mark_flags_as_required(["config", "workdir"])
+
+  def parsed(argv):
+    try:
+      words = app.parse_flags_with_usage(argv)
+      _CONFIG.value.to_dict()  # Raises if the file could not be read.
+      return words
+    # What ml_collections raises for a field or a file that is not there.
+    except (AttributeError, KeyError, OSError) as error:
+      reason = str(error.args[0] if error.args else error).replace("\n", " ")
+      print(
+        f"error: --config or an override of it cannot be used: {reason} "
+        "(experiments/configs/base.py lists every field.)",
+        file=sys.stderr,
+      )
+      sys.exit(1)
+
+  def guarded(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+    for chatty in ("absl", "jax"):
+      logging.getLogger(chatty).setLevel(logging.WARNING)
+    try:
+      main(argv)
+    except (
+      ConfigError,
+      CheckpointError,
+      MetricsError,
+      DataError,
+      HuggingFaceError,
+      PoolError,
+      TokenizerError,
+      workdirs.WorkdirError,
+      FloatingPointError,
+    ) as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(1)
+
+  app.run(guarded, flags_parser=parsed)

@@ -1,0 +1,175 @@
+r"""A tiny random model with a few problems, in the files of a real run.
+
+`:smoke` variants take them in place of the files the user would name: the same
+code runs on the same architecture and formats, and learns nothing.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tokenizers
+import transformers
+from run_settings import FilesSettings
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from pure_jax.host import huggingface
+from pure_jax.host.workdir import write_text_atomic
+from pure_jax.models import policy
+from pure_jax.models.config import ModelConfig
+from pure_jax.models.params import init_params
+
+SEED = 0
+PROBLEMS = 48
+# Split as Qwen's: letters, single digits, punctuation with the line breaks
+# behind it, so that ".\n\n" becomes one id.
+SPLITTING = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+TEMPLATE = (
+  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+  "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+)
+
+
+def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
+  """Writes what is missing, and names it.
+
+  Args:
+    files: settings whose formats are MATH prompts, MATH500 and PRM800K.
+    folder: where the files go.
+
+  Returns:
+    The settings with every path filled in.
+  """
+  policy_folder, data = folder / "policy", folder / "problems"
+  paths = {
+    name: data / f"{name}.jsonl" for name in ("train", "held_out", "judged")
+  }
+  data.mkdir(parents=True, exist_ok=True)
+  for path, rows in zip(paths.values(), _rows(), strict=True):
+    if not path.exists():
+      text = "".join(json.dumps(row) + "\n" for row in rows)
+      write_text_atomic(path, text)
+  if not (policy_folder / "tokenizer.json").exists():  # Written last.
+    shutil.rmtree(policy_folder, ignore_errors=True)
+    _make_policy(policy_folder, tied=files.random_model == "tied")
+  return dataclasses.replace(
+    files,
+    policy=str(policy_folder),
+    random_model=None,
+    **{name: str(path) for name, path in paths.items()},
+  )
+
+
+def _make_policy(folder: pathlib.Path, tied: bool) -> None:
+  """A random Qwen2 with a tokenizer, as transformers saves them."""
+  config = ModelConfig(
+    vocab_size=512,  # Padded beyond the tokens, as real embeddings are.
+    width=32,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    mlp_width=64,
+    rope_theta=1e6,
+    attention_bias=True,
+    tied_embeddings=tied,
+  )
+  params = init_params(jax.random.key(SEED), policy.declare_policy(config))
+  huggingface.export_policy(folder, params, config, max_positions=1024)
+  _tokenizer().save_pretrained(folder)
+
+
+def _tokenizer() -> transformers.PreTrainedTokenizerFast:
+  """A byte-level BPE that merges separators with punctuation."""
+  inner = tokenizers.Tokenizer(models.BPE())
+  inner.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(tokenizers.Regex(SPLITTING), "isolated"),
+      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+  )
+  inner.decoder = decoders.ByteLevel()
+  texts = [step + "\n\n" for _, steps, _ in _solutions() for step in steps]
+  trainer = trainers.BpeTrainer(
+    vocab_size=400,
+    special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  inner.train_from_iterator(texts, trainer)
+  tokenizer = transformers.PreTrainedTokenizerFast(
+    tokenizer_object=inner,
+    eos_token="<|endoftext|>",
+    pad_token="<|endoftext|>",
+    additional_special_tokens=["<|im_start|>", "<|im_end|>"],
+  )
+  tokenizer.chat_template = TEMPLATE
+  return tokenizer
+
+
+def _solutions() -> Iterator[tuple[str, list[str], int]]:
+  """(problem, steps, answer)."""
+  rng = np.random.default_rng(SEED)
+  for _ in range(PROBLEMS):
+    a, b, c = rng.integers(1, 10, 3).tolist()
+    steps = [
+      f"First, {a} + {b} = {a + b}.",
+      f"So ${a + b} - {c} = {a + b - c}$.",
+      f"The answer is $\\boxed{{{a + b - c}}}$.",
+    ]
+    yield f"Compute ${a} + {b} - {c}$.", steps, a + b - c
+
+
+def _rows() -> tuple[list[Any], list[Any], list[Any]]:
+  """Raw rows of MATH prompts, MATH500 and PRM800K."""
+  train, held_out, judged = [], [], []
+  for number, (problem, steps, answer) in enumerate(_solutions()):
+    train.append(
+      {
+        "question": problem,
+        # One prompt in three has an answer that training may use.
+        "answer": "null" if number % 3 else str(answer),
+        "ref_answer": str(answer),
+        "level": "1",
+      }
+    )
+    held_out.append(
+      {
+        "unique_id": str(number),
+        "problem": f"Find it: {problem}",
+        "solution": "\n\n".join(steps),
+        "answer": str(answer),
+        "level": 1,
+        "subject": "Prealgebra",
+      }
+    )
+    judged.append(_judged(problem, steps, number))
+  return train, held_out, judged
+
+
+def _judged(problem: str, steps: list[str], number: int) -> dict[str, Any]:
+  """A line of PRM800K; every other one ends with an error."""
+  wrong = number % 2
+  ratings = [1, -1] if wrong else [1, 0, 1]
+  return {
+    "labeler": "none",
+    "is_quality_control_question": False,
+    "is_initial_screening_question": False,
+    "question": {"problem": problem, "ground_truth_answer": "none"},
+    "label": {
+      "finish_reason": "found_error" if wrong else "solution",
+      "steps": [
+        {
+          "completions": [{"text": step, "rating": rating, "flagged": None}],
+          "human_completion": None,
+          "chosen_completion": 0,
+        }
+        for step, rating in zip(steps, ratings, strict=False)
+      ],
+    },
+  }
