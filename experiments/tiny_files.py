@@ -30,8 +30,8 @@ PROBLEMS = 48
 # behind it, so that ".\n\n" becomes one id.
 SPLITTING = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 TEMPLATE = (
-  "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-  "<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
+  "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content "
+  "+ '<|im_end|>\n' }}{% endfor %}{{ '<|im_start|>assistant\n' }}"
 )
 
 

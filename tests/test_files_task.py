@@ -1,0 +1,211 @@
+"""A run on a Hugging Face folder and files: a tiny random model, end to end."""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import config_conversion  # noqa: E402
+import files_task  # noqa: E402
+import train_pure  # noqa: E402
+from configs import files  # noqa: E402
+from run_settings import ConfigError  # noqa: E402
+
+from pure_jax.host.data.records import Problem, Steps  # noqa: E402
+
+SMALL = {
+  "files.random_model": "untied",
+  "files.prompt_tokens": 160,
+  "files.prm_prompt_tokens": 64,
+  "files.response_tokens": 96,
+  "files.judged_one_in": 3,
+  "files.compute_dtype": "float32",
+  "prm.head_steps": 2,
+  "prm.full_steps": 2,
+  "prm.batch_size": 8,
+  "prm.log_every": 2,
+  "rl.iterations": 1,
+  "rl.prompts": 2,
+  "rl.samples_per_prompt": 4,
+  "rl.max_new_tokens": 24,
+  "rl.eval_prompts": 4,
+  "rl.samples_every": 1,
+}
+
+
+def run(workdir, *options):
+  return subprocess.run(
+    [
+      sys.executable,
+      str(ROOT / "experiments" / "train_pure.py"),
+      f"--config={ROOT / 'experiments' / 'configs' / 'files.py'}",
+      f"--workdir={workdir}",
+      *(f"--config.{name}={value}" for name, value in SMALL.items()),
+      *options,
+    ],
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    timeout=400,
+    check=False,
+  )
+
+
+def settings(**changes):
+  """Settings of the small run, with some of `files` replaced."""
+  config = files.get_config()
+  for name, value in SMALL.items():
+    group, field = name.split(".")
+    config[group][field] = value
+  made = config_conversion.settings_from_config(config)
+  return dataclasses.replace(
+    made, files=dataclasses.replace(made.files, **changes)
+  )
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+  opened = files_task.FilesTask(settings(), tmp_path_factory.mktemp("task"))
+  yield opened
+  opened.close()
+
+
+def test_all_stages_run_on_a_folder_and_files(tmp_path):
+  done = run(tmp_path / "run", "--config.rl.reward_mode=prm+vr")
+  assert done.returncode == 0, done.stderr
+  text = (tmp_path / "run" / "metrics.jsonl").read_text()
+  rows = {row["stage"]: row for row in map(json.loads, text.splitlines())}
+  assert {*rows} == {
+    *("prm_data", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
+  }
+  assert 0 < rows["prm_data"]["good_share"] < 1
+  assert 0 <= rows["prm_eval"]["auc"] <= 1
+  # The policy samples what the trainer computes, top to bottom.
+  assert rows["rl"]["logp_drift_max"] < 1e-4
+  assert rows["rl"]["ratio_max"] == pytest.approx(1, abs=1e-5)
+  assert rows["rl"]["ratio_min"] == pytest.approx(1, abs=1e-5)
+  assert rows["rl"]["grader_crashed"] == rows["rl"]["grader_timed_out"] == 0
+  again = run(tmp_path / "run", "--config.rl.reward_mode=prm+vr")
+  assert again.returncode == 0, again.stderr
+  assert (tmp_path / "run" / "metrics.jsonl").read_text() == text
+
+
+def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
+  problem = task.train[0].problem
+  asked = task.prompt_format.text(task.tokenizer, problem)
+  assert "\\boxed{}" in asked and asked.endswith("<|im_start|>assistant\n")
+  judged = task.prm_prompt_format.text(task.tokenizer, problem)
+  assert judged == f"{problem}\n"
+
+
+def test_answers_are_graded_and_withheld_ones_measure_only(task):
+  problem = task.train[0]
+  (right,) = [problem.answer or problem.withheld_answer]
+  unknown = dataclasses.replace(problem, answer=None, withheld_answer=None)
+  texts = [
+    ["So.", f"It is $\\boxed{{{right}}}$."],
+    ["\\boxed{1000}"],
+    ["\\boxed{1000}"],
+  ]
+  verdicts = task.grade([problem, problem, unknown], texts)
+  assert verdicts.correct.tolist() == [True, False, False]
+  assert verdicts.metrics["grader_timed_out"] == 0
+
+
+@pytest.mark.parametrize(
+  ("mode", "fraction", "expected"),
+  [
+    ("prm", None, [False, False, False]),
+    ("prm+vr", None, [True, False, False]),
+    ("prm+vr", 1.0, [True, True, False]),
+    ("vr", None, [True, True, False]),
+  ],
+)
+def test_whose_verdict_the_update_may_use(mode, fraction, expected):
+  problems = [
+    Problem("a", "x", "1+1?", answer="2"),
+    Problem("b", "x", "1+2?", withheld_answer="3"),
+    Problem("c", "x", "1+3?"),
+  ]
+  rl = dataclasses.replace(
+    settings().rl, reward_mode=mode, answer_fraction=fraction
+  )
+  found = [train_pure.may_use_answer(problem, rl) for problem in problems]
+  assert found == expected
+
+
+def test_choosing_among_solutions_by_hand():
+  """Two problems with three solutions each, one with two, which is left out."""
+
+  def solution(problem, number, answer, right):
+    steps = (f"step of {number}", f"A: {answer}")
+    return Steps(
+      id=str(number),
+      source="x",
+      problem=problem,
+      steps=steps,
+      labels=(1, int(right)),
+      final_correct=right,
+    )
+
+  rows = [
+    solution("p", 0, 7, True),
+    solution("q", 1, 1, False),
+    solution("p", 2, 8, False),
+    solution("q", 3, 2, True),
+    solution("p", 4, 7, True),
+    solution("q", 5, 1, False),
+    solution("r", 6, 5, True),
+    solution("r", 7, 5, True),
+  ]
+  # The worst step chooses number 2 of p (wrong), the last one number 0.
+  rewards = np.full((8, 3), 0.9)
+  rewards[:, :2] = [
+    *([-0.5, 0.8], [0.1, 0.1], [0.2, 0.3], [0.0, 0.4]),
+    *([-0.6, 0.1], [-0.9, 0.9], [0.9, 0.9], [0.9, 0.9]),
+  ]
+  found = files_task.choose_among_solutions(rows, rewards)
+  assert found["problems"] == 2
+  assert found["solutions_mean"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+  assert found["majority_at_3"] == pytest.approx(0.5)  # 7 is right, 1 is not.
+  assert found["best_of_3_minimum"] == 0.0
+  assert found["best_of_3_last"] == 0.5
+  assert files_task.choose_among_solutions(rows[:2], rewards[:2]) == {}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"prompt_tokens": 4}, "have room for none of the 48 problems"),
+    ({"judged_format": "math500"}, "needs Steps"),
+    ({"response_tokens": 2}, "have room for none of"),
+    ({"judged_one_in": 100_000}, "0 held out"),
+  ],
+)
+def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
+  with pytest.raises(ConfigError, match=message):
+    opened = files_task.FilesTask(settings(**changes), tmp_path)
+    opened.judged(None, None)
+
+
+@pytest.mark.parametrize(
+  ("option", "message"),
+  [
+    ("--config.files.policy=nowhere", "not both"),
+    ("--config.files.prompt_format=boxed", "prompt_format must be one of"),
+    ("--config.files.train_format=gsm9k", "train_format must be one of"),
+    ("--config.files.extractors=('box',)", "extractors must be one of"),
+  ],
+)
+def test_names_that_nothing_has_are_refused(tmp_path, option, message):
+  done = run(tmp_path / "run", option)
+  assert done.returncode == 1
+  assert message in done.stderr and "Traceback" not in done.stderr
+  assert not (tmp_path / "run").exists()
