@@ -47,6 +47,7 @@ EXTRAS = {
     "nbclient>=0.11.0",
     "nbformat>=5.11.1",
     "pytest>=9.2.0",
+    "pytest-xdist>=3.8.0",
     "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
     "setuptools>=77",
   ],

@@ -20,7 +20,7 @@ MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 TEST_COMMAND = (
   "python -m venv .venv && .venv/bin/pip install -e '.[test]' && "
-  ".venv/bin/python -m pytest"
+  ".venv/bin/python -m pytest -n auto"
 )
 SECTION = re.compile(r"^(Args|Returns|Raises|Yields|Attributes):\s*$", re.M)
 
