@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 
-import evaluation_faults
+import model_and_metric_faults
 
 ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("pure_jax", "tests", "kernels")
@@ -278,7 +278,7 @@ MUTATIONS = (
     "same = (query_segments[:, :, None] > 0) == (key_segments[:, None, :] > 0)",
     "test_transformer.py::test_packed_segments_are_separate_rows",
   ),
-  *(_mutation(*fault) for fault in evaluation_faults.FAULTS),
+  *(_mutation(*fault) for fault in model_and_metric_faults.FAULTS),
 )
 
 

@@ -1,10 +1,24 @@
-"""Faults of the evaluation's numbers, for `mutations.py`.
+"""Faults of architectures and of the evaluation's numbers, for `mutations.py`.
 
 Each is a `mutations.Mutation` as a row: what is wrong, the file below
 `pure_jax/`, its text, what stands there instead, the test that should notice.
 """
 
 FAULTS = (
+  (
+    "queries and keys are not normalised",
+    "models/transformer.py",
+    "    if config.qk_norm:\n",
+    "    if False:\n",
+    "test_transformer.py::test_logits_are_those_of_the_torch_implementation",
+  ),
+  (
+    "rotary frequencies are not scaled",
+    "models/transformer.py",
+    "  if scaling is None:\n",
+    "  if True:\n",
+    "test_transformer.py::test_scaled_frequencies_by_their_wavelengths",
+  ),
   (
     "pass@k draws with replacement",
     "host/answer_metrics.py",
