@@ -51,7 +51,7 @@ EXTRAS = {
     "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
     "setuptools>=77",
   ],
-  # The PyTorch side of the comparisons in experiments/benchmark.py.
+  # To measure against PyTorch.
   "bench": [TORCH],
   # Qwen's vocabulary, to look at its merged separators in the tests.
   "qwen_vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],

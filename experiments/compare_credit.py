@@ -26,6 +26,8 @@ import sys
 import matplotlib.figure
 from absl import app, flags
 
+from pure_jax.host import workdir as workdirs
+
 HERE = pathlib.Path(__file__).resolve().parent
 
 ARMS = {
@@ -54,7 +56,9 @@ _CONFIG = flags.DEFINE_string(
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Independent seeds.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), "Arms to run.")
-_JOBS = flags.DEFINE_integer("jobs", 2, "Runs at a time, one core each.")
+_JOBS = flags.DEFINE_integer(
+  "jobs", 2, "Runs at a time, one core each.", lower_bound=1
+)
 _OVERRIDES = flags.DEFINE_multi_string(
   "set", [], "field=value for every arm, e.g. --set=rl.iterations=50"
 )
@@ -100,7 +104,11 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]]) -> None:
         )
     finally:
       cores.put(core)
-    print(("done  " if done.returncode == 0 else "FAILED"), log, flush=True)
+    if done.returncode == 0:
+      print("done  ", log, flush=True)
+    else:
+      last = log.read_text(errors="replace").strip().splitlines()[-1:]
+      print("FAILED", log, *last, flush=True)
     return done.returncode
 
   with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
@@ -167,7 +175,8 @@ def table(rows: list[dict]) -> str:
   """Markdown: per arm, the mean of the last evaluations over seeds."""
   titles = [f"{title} (last {LAST_EVALUATIONS})" for _, title in COLUMNS[:2]]
   titles += ["best accuracy", *(title for _, title in COLUMNS[2:]), "seeds"]
-  lines = ["| arm | " + " | ".join(titles) + " |", "|---" * 7 + "|"]
+  rule = "|---" * (len(titles) + 1) + "|"
+  lines = ["| arm | " + " | ".join(titles) + " |", rule]
   for arm in dict.fromkeys(row["arm"] for row in rows):
     runs = {}
     for row in rows:
@@ -238,8 +247,12 @@ def main(argv: list[str]) -> None:
   unknown = set(_ARMS.value) - set(ARMS)
   if unknown:
     raise app.UsageError(f"Unknown arms {sorted(unknown)}; known: {list(ARMS)}")
-  root = pathlib.Path(_WORKDIR.value)
-  root.mkdir(parents=True, exist_ok=True)
+  made_of = {"config_file": _CONFIG.value, "set": sorted(_OVERRIDES.value)}
+  try:
+    root = workdirs.prepare_workdir(_WORKDIR.value, made_of)
+  except workdirs.WorkdirError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
   if not _REPORT_ONLY.value:
     run_missing(root)
   rows = collect(root)

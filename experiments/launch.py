@@ -78,17 +78,19 @@ def open_workspace(
     raise ConfigError(str(error)) from error
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
+  _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
   # Last: what was refused so far leaves no folder behind.
   path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   start_path = path if start is None else pathlib.Path(start).absolute()
   make_task = ArithmeticTask if settings.files is None else FilesTask
-  task = make_task(settings, start_path)
-  tokenizer, rl = task.tokenizer, settings.rl
+  rl = settings.rl
   with (
-    contextlib.closing(task),
+    workdirs.locked(path),
+    contextlib.closing(make_task(settings, start_path)) as task,
     MetricsWriter(path) as metrics,
     SamplesWriter(path) as samples,
   ):
+    tokenizer = task.tokenizer
     yield Workspace(
       settings=settings,
       workdir=path,
@@ -110,6 +112,16 @@ def open_workspace(
       ),
       metrics=metrics,
       samples=samples,
+    )
+
+
+def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:
+  """Refuses fewer iterations than a run has behind it."""
+  saved = [int(p.name) for p in (workdir / "rl").glob("*") if p.name.isdigit()]
+  if max(saved, default=0) > iterations:
+    raise ConfigError(
+      f"{workdir} is already at iteration {max(saved)}, beyond "
+      f"rl.iterations={iterations}: ask for more, or for another workdir."
     )
 
 
@@ -154,7 +166,11 @@ def run(main: Callable[[list[str]], None]) -> None:
       return words
     # What ml_collections raises for a field or a file that is not there.
     except (AttributeError, KeyError, OSError) as error:
-      reason = str(error.args[0] if error.args else error).replace("\n", " ")
+      # A KeyError's text is quoted by repr, sometimes twice.
+      reason = str(error.args[0] if error.args else error)
+      for quoted in ("\\n", "\n"):
+        reason = reason.replace(quoted, " ")
+      reason = reason.replace("\\", "").strip("\"' ")
       print(
         f"error: --config or an override of it cannot be used: {reason} "
         "(experiments/configs/base.py lists every field.)",

@@ -13,7 +13,7 @@ from pure_jax.host.data.named_formats import FORMATS
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 from pure_jax.training.score import ScoreConfig
 
@@ -61,6 +61,10 @@ class ModelSettings:
   attention_bias: bool
   tied_embeddings: bool
   compute_dtype: str
+
+  def __post_init__(self):
+    """Refuses shapes that no decoder has."""
+    self.architecture(vocab_size=1)
 
   def architecture(self, vocab_size: int) -> ModelConfig:
     """The library's model config for a vocabulary of that size."""
@@ -215,6 +219,21 @@ class RLSettings:
   def __post_init__(self):
     """Refuses combinations no run can have."""
     _one_of("reward_mode", self.reward_mode, REWARD_MODES)
+    _one_of("credit", self.credit, ("sum", "min", "min_eq3", "softmin"))
+    _one_of("loss_aggregate", self.loss_aggregate, AGGREGATES)
+    if not self.credit_temperature > 0:
+      raise ValueError(
+        f"credit_temperature must be > 0, got {self.credit_temperature}."
+      )
+    if self.discount != 1 and self.credit != "sum":
+      raise ValueError(
+        f"discount={self.discount} needs credit='sum', got {self.credit!r}."
+      )
+    if self.samples_per_prompt == 1:
+      raise ValueError(
+        "samples_per_prompt=1 leaves no other sample to compare with: use at "
+        "least 2."
+      )
     _one_of("kl_placement", self.kl_placement, ("loss", "reward", "none"))
     if not self.temperature > 0:
       raise ValueError(
@@ -246,6 +265,8 @@ class RLSettings:
       "eval_every eval_prompts samples_every checkpoint_every "
       "checkpoints_kept max_skipped_updates",
     )
+    self.credit_config()
+    self.loss_config()
 
   def _kl(self, placement: str) -> str | None:
     """The KL estimator, where this is its place."""
@@ -337,7 +358,3 @@ class Settings:
           f"{name}={rows} is not divisible by the {devices} devices of the "
           f"mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
         )
-    self.rl.credit_config()
-    self.rl.loss_config()
-    if self.model is not None:
-      self.model.architecture(vocab_size=1)

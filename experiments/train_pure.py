@@ -28,7 +28,7 @@ import optax
 import rl_report
 import train_prm
 import workspace
-from run_settings import ConfigError, RLSettings
+from run_settings import RLSettings
 
 from pure_jax.host import curves
 from pure_jax.host.checkpoint import Checkpoints
@@ -191,12 +191,6 @@ def start_or_resume(
   restored = checkpoints.restore_latest(state)
   if restored is not None:
     state, first = restored.state, restored.step
-    if first > space.settings.rl.iterations:
-      raise ConfigError(
-        f"{space.workdir} is already at iteration {first}, beyond "
-        f"rl.iterations={space.settings.rl.iterations}: ask for more, or for "
-        "another workdir."
-      )
     cursor = batches.Cursor(**restored.extra["cursor"])
   space.metrics.rewind("rl", first + 1)
   space.metrics.rewind("rl_eval", first + 1 if first else 0)

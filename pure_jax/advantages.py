@@ -7,6 +7,8 @@ the reference's verl branch does, folded into one row of token rewards.
 Samples of one prompt are contiguous rows, K of them.
 """
 
+import operator
+
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -30,6 +32,37 @@ from pure_jax.settings import CreditConfig
 from pure_jax.types import Experience
 
 Metrics = dict[str, Array]
+
+
+def check_experience(experience: Experience) -> None:
+  """Raises where arrays of a batch would broadcast to a wrong number.
+
+  Args:
+    experience: the batch; shapes alone are read, so this costs nothing in a
+      compiled function.
+
+  Raises:
+    ValueError: naming the first field whose shape differs from what
+      completion_mask [B, C] and steps.mask [B, S] say.
+  """
+  B, C = experience.completion_mask.shape
+  S = experience.steps.mask.shape[-1]
+  for name, shape in (
+    ("steps.mask", (B, S)),
+    ("steps.index", (B, C)),
+    ("step_rewards", (B, S)),
+    ("correct", (B,)),
+    ("has_answer", (B,)),
+    ("old_logp", (B, C)),
+    ("ref_logp", (B, C)),
+    ("terminal_mask", (B, C)),
+  ):
+    found = operator.attrgetter(name)(experience).shape
+    if found != shape:
+      raise ValueError(
+        f"experience.{name} has shape {found}, not {shape}: completion_mask "
+        f"is {(B, C)}, with S={S} steps."
+      )
 
 
 def process_advantages(
@@ -209,9 +242,10 @@ def pure_advantages(
     flows through either, whatever the inputs depend on.
 
   Raises:
-    ValueError: a group estimator is asked for and K < 2, or B is no
-      multiple of K.
+    ValueError: a group estimator is asked for and K < 2, B is no multiple
+      of K, or shapes do not fit each other.
   """
+  check_experience(experience)
   finite = jnp.isfinite(experience.step_rewards)
   step_mask = experience.steps.mask & finite
   if config.exclude_empty_steps:

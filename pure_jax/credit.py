@@ -24,8 +24,9 @@ from pure_jax import masked
 from pure_jax.settings import CreditConfig
 
 
-def _segment_ends(segment_ids: Array) -> Array:
-  """Returns [..., S] bool, True on the last step of each segment."""
+def _segment_ends(segment_ids: Array, values: Array) -> Array:
+  """Returns bool of values' shape, True on the last step of each segment."""
+  segment_ids = jnp.broadcast_to(segment_ids, values.shape)
   changes = segment_ids[..., 1:] != segment_ids[..., :-1]
   final = jnp.ones_like(segment_ids[..., :1], dtype=bool)
   return jnp.concatenate([changes, final], axis=-1)
@@ -55,9 +56,10 @@ def _scan(
   if segment_ids is None:
     return _last_axis_scan(operation, values, reverse=reverse)
   if reverse:
-    boundary = _segment_ends(segment_ids)
+    boundary = _segment_ends(segment_ids, values)
   else:
-    boundary = jnp.flip(_segment_ends(jnp.flip(segment_ids, -1)), -1)
+    backwards = jnp.flip(segment_ids, -1)
+    boundary = jnp.flip(_segment_ends(backwards, values), -1)
 
   def combine(before, after):
     value_before, boundary_before = before
@@ -96,18 +98,24 @@ def sum_returns(
       masked.
     step_mask: [..., S] bool, True where the step exists.
     discount: 0..1, per existing step.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like step_rewards, 0 where masked. Linear in the rewards.
+
+  Raises:
+    ValueError: discount is a Python number outside 0..1.
   """
+  if isinstance(discount, (int, float)) and not 0 <= discount <= 1:
+    raise ValueError(f"discount must lie in 0..1, not {discount}.")
   rewards = _zero_unless(step_mask, step_rewards)
   if discount == 1:
     returns = _scan(jnp.add, rewards, segment_ids, reverse=True)
     return _zero_unless(step_mask, returns)
   factor = jnp.where(step_mask, discount, 1.0).astype(rewards.dtype)
   if segment_ids is not None:
-    factor = jnp.where(_segment_ends(segment_ids), 0, factor)
+    factor = jnp.where(_segment_ends(segment_ids, factor), 0, factor)
 
   def compose(later, earlier):
     # x -> reward + factor * x, the earlier map applied to the later one.
@@ -150,7 +158,8 @@ def min_returns(
       masked.
     step_mask: [..., S] bool, True where the step exists.
     zero_after_worst: False for the suffix minimum, True for Eq. 3.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like step_rewards, 0 where masked, all 0 without a step. The
@@ -182,7 +191,8 @@ def softmin_rewards(
       masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T > 0, in units of reward; T -> 0 is the minimum.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like step_rewards, 0 where masked; differentiable, no NaN in
@@ -214,7 +224,7 @@ def _segment_total(
   if segment_ids is None:
     return jnp.broadcast_to(forward[..., -1:], values.shape)
   # The last step of a segment holds its total: carry it back to the others.
-  return _fill_from_next(forward, _segment_ends(segment_ids), None)
+  return _fill_from_next(forward, _segment_ends(segment_ids, forward), None)
 
 
 def _fill_from_next(
@@ -224,7 +234,7 @@ def _fill_from_next(
   if segment_ids is not None:
     # A segment's last step is known to be followed by nothing.
     values = _zero_unless(known, values)
-    known = known | _segment_ends(segment_ids)
+    known = known | _segment_ends(segment_ids, values)
 
   def combine(later, earlier):
     value_later, known_later = later
@@ -255,7 +265,8 @@ def softmin_returns(
       masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T > 0, in units of reward.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like step_rewards, 0 where masked.
@@ -278,7 +289,8 @@ def step_returns(
     step_rewards: [..., S] float, one reward per step.
     step_mask: [..., S] bool, True where the step exists.
     config: CreditConfig; form, temperature and discount are read.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like step_rewards, 0 where masked.
@@ -318,7 +330,8 @@ def following_returns(
   Args:
     returns: [..., S] float, step returns.
     step_mask: [..., S] bool, True where the step exists.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like returns, unchanged where the step exists, 0 where no
@@ -343,7 +356,8 @@ def transformed_rewards(
     returns: [..., S] float, step returns.
     step_mask: [..., S] bool, True where the step exists.
     discount: 0..1, as in `sum_returns`.
-    segment_ids: [..., S] int or None, equal and contiguous within a response.
+    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
+      response.
 
   Returns:
     [..., S] like returns, 0 where masked.
@@ -352,6 +366,6 @@ def transformed_rewards(
   nothing = jnp.zeros_like(filled[..., :1])
   following = jnp.concatenate([filled[..., 1:], nothing], axis=-1)
   if segment_ids is not None:
-    ends = _segment_ends(segment_ids)
+    ends = _segment_ends(segment_ids, following)
     following = jnp.where(ends, jnp.zeros_like(following), following)
   return _zero_unless(step_mask, returns - discount * following)

@@ -135,6 +135,16 @@ def policy_objective(
     token). The gradient reaches new_logp and entropy.
   """
   mask = experience.completion_mask
+  for name, x in (
+    ("new_logp", new_logp),
+    ("entropy", entropy),
+    ("advantages", advantages),
+  ):
+    if x.shape != mask.shape:
+      raise ValueError(
+        f"{name} has shape {x.shape}, not that of completion_mask, "
+        f"{mask.shape}."
+      )
 
   def kept(x):
     # Before any exp: a masked log-prob of -inf would give NaN gradients.
@@ -183,13 +193,19 @@ def pure_loss(
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
     entropy: [B, C] float, nats, of its next-token distributions.
-    experience: Experience, B = P * K rows.
+    experience: Experience, B = P * K rows. Its steps come from
+      `steps.split_steps` (or are written down as `types.Steps`), its
+      terminal_mask from `steps.terminal_mask`; `training.score` makes all of
+      it from a rollout, `notebooks/01_credit.ipynb` by hand.
     credit: CreditConfig, static under jit.
     loss: LossConfig, static under jit.
 
   Returns:
     (loss [], metrics of both parts). The gradient with respect to step
     rewards, and to anything else in the experience, is exactly 0.
+
+  Raises:
+    ValueError: if shapes do not fit each other, or the batch its groups.
   """
   advantages, credit_metrics = pure_advantages(experience, credit)
   value, metrics = policy_objective(

@@ -1,6 +1,8 @@
 """The comparison's arithmetic, and that its arms differ in credit alone."""
 
+import json
 import pathlib
+import subprocess
 import sys
 
 import numpy as np
@@ -37,6 +39,8 @@ def test_the_table_takes_each_runs_last_evaluations_and_its_best():
   rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
   lines = compare_credit.table(rows).splitlines()
   cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+  # With a column too few in the rule it is not a table but text.
+  assert {line.count("|") for line in lines} == {len(cells) + 1}
   # Last three: means .2 and .5; best .9 and .5. t with one degree: 12.71.
   assert cells[0] == "sum"
   assert cells[1].startswith("0.350 ± ")
@@ -48,6 +52,37 @@ def test_the_table_takes_each_runs_last_evaluations_and_its_best():
   other = [cell.strip() for cell in lines[3].strip("|").split("|")]
   assert other[1] == "0.250"  # One seed has no interval.
   assert "–" in other  # Nothing was wrong, so nothing was hacked.
+
+
+def test_the_committed_table_is_that_of_the_committed_runs():
+  folder = EXPERIMENTS / "results" / "credit"
+  rows = json.loads((folder / "runs.json").read_text())
+  assert (folder / "table.md").read_text() == compare_credit.table(rows)
+
+
+def test_another_comparison_does_not_report_these_runs(tmp_path):
+  """Done runs are kept: made with other settings they must not be."""
+
+  def report(*options):
+    return subprocess.run(
+      [
+        sys.executable,
+        str(EXPERIMENTS / "compare_credit.py"),
+        f"--workdir={tmp_path}",
+        "--report_only",
+        *options,
+      ],
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  assert "No finished run" in report().stderr
+  refused = report("--set=rl.kl_coef=0.5")
+  assert refused.returncode == 1
+  assert "set: was [], is now ['rl.kl_coef=0.5']" in refused.stderr
+  assert "Traceback" not in refused.stderr
 
 
 def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():

@@ -177,6 +177,27 @@ def test_packed_equals_unpacked(form):
     )
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_one_row_of_segments_serves_all_rows(form):
+  rewards = np.random.default_rng(8).uniform(-1, 1, (2, 3, 6))
+  rewards = rewards.astype(np.float32)
+  mask = np.ones(rewards.shape, bool)
+  segments = np.array([0, 0, 1, 1, 1, 2])
+  expected = FORMS[form](
+    rewards, mask, segment_ids=np.broadcast_to(segments, rewards.shape)
+  )
+  found = FORMS[form](rewards, mask, segment_ids=segments)
+  np.testing.assert_array_equal(found, expected)
+  filled = credit.transformed_rewards(found, mask, segment_ids=segments)
+  again = credit.sum_returns(filled, mask, segment_ids=segments)
+  np.testing.assert_allclose(again, found, atol=1e-6)
+
+
+def test_a_discount_above_one_is_refused():
+  with pytest.raises(ValueError, match=r"in 0\.\.1, not 5"):
+    credit.sum_returns(jnp.ones(2), jnp.ones(2, bool), discount=5.0)
+
+
 def test_packed_wrong_value_named():
   rewards = jnp.array([0.5, 0.2, -0.9])
   segments = jnp.array([0, 0, 1])

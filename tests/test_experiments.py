@@ -204,6 +204,8 @@ def test_a_run_keeps_what_it_started_from(finished, tmp_path):
   done = run("train_pure.py", workdir, start, "--config.rl.iterations=2")
   assert done.returncode == 1
   assert "is already at iteration 4" in done.stderr
+  record = json.loads((workdir / "config.json").read_text())
+  assert record["config"]["rl"]["iterations"] == 4
   assert rows(workdir) == [
     row for row in rows(finished[0]) if row["stage"] in ("rl", "rl_eval")
   ]

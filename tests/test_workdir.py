@@ -100,6 +100,36 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
     prepare_workdir(tmp_path / "file" / "below", CONFIG)
 
 
+def test_a_working_directory_needs_a_name():
+  """An unset variable of a shell would train into the current folder."""
+  with pytest.raises(WorkdirError, match="has no name"):
+    prepare_workdir("", CONFIG)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+  code = (
+    "import sys; from pure_jax.host import workdir\n"
+    f"with workdir.locked({str(tmp_path)!r}):\n"
+    "  print('mine', flush=True); sys.stdin.read()"
+  )
+  other = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert other.stdout.readline() == "mine\n"
+  with (
+    pytest.raises(WorkdirError, match="Another process is running"),
+    workdir.locked(tmp_path),
+  ):
+    pass
+  other.kill()  # However it ends, the lock goes with it.
+  other.wait()
+  with workdir.locked(tmp_path):
+    pass
+
+
 @pytest.mark.parametrize(
   "text",
   [

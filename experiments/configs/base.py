@@ -12,7 +12,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
   """The fields and their defaults."""
   config = ConfigDict()
-  config.seed = 0  # Everything random in a run follows from it.
+  config.seed = 0  # Of weights, sampling and order; the world has its own.
   config.progress = True  # Progress bars on stderr.
   # Devices: rows are split over data x fsdp, parameters over fsdp.
   config.mesh = ConfigDict(dict(data=1, fsdp=1))
@@ -56,7 +56,7 @@ def model() -> ConfigDict:
       rope_theta=10_000.0,
       attention_bias=True,
       tied_embeddings=True,
-      compute_dtype="float32",
+      compute_dtype="float32",  # Or "bfloat16".
     )
   )
 
@@ -117,8 +117,8 @@ def rl() -> ConfigDict:
       credit_temperature=0.1,  # Of softmin (Eq. 5).
       discount=1.0,  # Of the sum form.
       baseline="main",  # "paper_a", "paper_b", "main", "step" or "none".
-      process_coef=1.0,
-      verifiable_coef=1.0,
+      process_coef=1.0,  # Weight of the process advantage.
+      verifiable_coef=1.0,  # Weight of the verifiable advantage.
       whiten=True,  # Over the tokens of the batch.
       zero_terminal_advantage=False,  # No gradient on separators and EOS.
       kl_placement="loss",  # "loss", "reward" or "none".
@@ -126,11 +126,12 @@ def rl() -> ConfigDict:
       kl_coef=1e-3,
       # Reward of an empty step instead of the PRM's score; unset keeps it.
       empty_step_reward=placeholder(float),
-      clip_low=0.2,
-      clip_high=0.2,
+      clip_low=0.2,  # The ratio is clipped at 1 - clip_low
+      clip_high=0.2,  # and 1 + clip_high.
+      # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
-      micro_batches=1,  # Passes over parts of the batch.
+      micro_batches=1,  # Gradient accumulation: parts of the one update.
       optim=optimizer(3e-4),
       eval_every=10,  # Iterations between evaluations.
       eval_prompts=256,  # Held-out prompts.

@@ -63,7 +63,8 @@ def plot_curves(
   grid = figure.subplots(rows, columns, squeeze=False).flatten()
   for axis, (title, lines) in zip(grid, panels.items(), strict=False):
     for stage, points in lines.items():
-      style = "o-" if stage.endswith(EVALUATION) else "-"
+      alone = len(points) == 1  # A line of one point cannot be seen.
+      style = "o-" if alone or stage.endswith(EVALUATION) else "-"
       steps, values = zip(*points, strict=True)
       axis.plot(steps, values, style, label=stage, linewidth=1, markersize=3)
     axis.set_title(title, fontsize=8)

@@ -1,5 +1,7 @@
 """The folder of a run: its config, what it ran with, whether it is usable."""
 
+import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -8,12 +10,13 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
 
 PACKAGES = (
   "pure_jax",
@@ -138,6 +141,8 @@ def prepare_workdir(
     WorkdirError: if the folder cannot be created or written, or if it holds a
       run with another config; the message lists the differing fields.
   """
+  if not os.fspath(path):
+    raise WorkdirError("The working directory has no name: name a folder.")
   folder = pathlib.Path(path).absolute()
   try:
     folder.mkdir(parents=True, exist_ok=True)
@@ -166,6 +171,32 @@ def prepare_workdir(
     folder / CONFIG_FILE, {"config": config, "versions": history}
   )
   return folder
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes from running in a folder at the same time.
+
+  The lock goes with the process, however it ends.
+
+  Args:
+    folder: of the run, as `prepare_workdir` left it.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    WorkdirError: if another process holds the folder.
+  """
+  with (pathlib.Path(folder) / LOCK_FILE).open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise WorkdirError(
+        f"Another process is running in {folder}: wait for it, or choose "
+        "another working directory."
+      ) from error
+    yield
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
