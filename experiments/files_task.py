@@ -115,8 +115,8 @@ class FilesTask:
       self._pool = verify.open_pool(
         self._files.grader_workers, self._files.grader_seconds
       )
-    references = [p.answer or p.withheld_answer for p in problems]
-    known = [i for i, answer in enumerate(references) if answer is not None]
+    references = [verify.reference_of(problem) for problem in problems]
+    known = [i for i, found in enumerate(references) if found is not None]
     verdicts = verify.grade(
       self._pool,
       ["\n\n".join(texts[i]) for i in known],

@@ -129,6 +129,63 @@ def test_spellings_that_differ_in_meaning_are_kept_apart():
     assert equivalence.normalize(one) != equivalence.normalize(other), one
 
 
+# (answer, reference, tolerance, same?), of several values or near a number.
+SEVERAL = [
+  ("84, 69", "69,84", None, True),
+  (r"\{84,69\}", "69,84", None, True),
+  ("69", "69,84", None, False),
+  ("69,84,1", "69,84", None, False),
+  ("8,221", "221,8", None, True),  # Two values, not eight thousand.
+  ("100,200", "200,100", None, True),
+  ("8221", "221,8", None, False),
+  ("7{,}500 and 2{,}500", "2500,7500", None, True),
+  ("(9,3), (6,3)", "(6,3),(9,3)", None, True),
+  ("(3,9), (6,3)", "(6,3),(9,3)", None, False),  # Tuples stay ordered.
+  ("f(x)=-x, f(x)=x", "f(x)=x,f(x)=-x", None, True),
+]
+NEAR = [
+  ("4.2", "4.2", 0.1, True),
+  ("4.1", "4.2", 0.1, True),  # As floats, 0.1000...05 apart.
+  (r"4.3\%", "4.2", 0.1, True),
+  ("4.31", "4.2", 0.1, False),
+  ("-4.2", "4.2", 0.1, False),
+  (r"\frac{21}{5}", "4.2", 0.1, True),  # No decimal: compared as ever.
+  (r"\frac{41}{10}", "4.2", 0.1, False),
+  ("4.1", "4.2", None, False),
+]
+
+
+def test_lists_have_no_order_and_tolerance_is_exact(pool):
+  cases = [(*case[:2], True, *case[2:]) for case in SEVERAL]
+  cases += [(*case[:2], False, *case[2:]) for case in NEAR]
+  outcomes = pool.run([case[:4] for case in cases])
+  assert [outcome.value for outcome in outcomes] == [c[4] for c in cases]
+  # What a list is not told to be stays a number.
+  assert not equivalence.equivalent("8,221", "221,8")
+
+
+def test_votes_are_counted_for_values_not_for_spellings():
+  classes = [
+    ["1,234", "1234", "1234.0", "$1234$.", "+1234"],
+    ["0.5", ".50", "1/2", r"\frac{2}{4}", r"\dfrac{1}{2}"],
+    ["-0.5", "\u22121/2", r"-\frac{1}{2}"],
+    ["50", r"50\%", "50%"],
+    ["x + 1", "x+1", "$x +1$"],
+    ["1, 234", "1,  234"],  # A list.
+    ["12"],
+    ["1 2"],
+    ["1/0"],
+    [r"\pi x"],
+    [r"\pix"],
+    [""],
+    ["\u0664"],  # A digit elsewhere.
+    ["9" * 1001],
+  ]
+  keys = [{equivalence.vote_key(text) for text in row} for row in classes]
+  assert [len(found) for found in keys] == [1] * len(classes), keys
+  assert len(set.union(*keys)) == len(classes)
+
+
 # What a worker must not do, whatever makes it try.
 REFUSED = """
 eval("1 + 1")

@@ -8,6 +8,7 @@ import pytest
 import real_data
 
 from pure_jax.host import verify
+from pure_jax.host.data.records import Problem
 from pure_jax.host.verify import Verdict, boxed, gsm8k_hash, last_number
 
 
@@ -151,6 +152,25 @@ def test_verdicts_say_what_became_of_each_response(pool):
   assert verify.grade(pool, [], []) == []
   with pytest.raises(ValueError, match="2 responses and 1 references"):
     verify.grade(pool, ["a", "b"], ["1"])
+
+
+def test_a_reference_says_how_it_is_compared(pool):
+  def problem(**fields):
+    return Problem(id="1", source="own", problem="?", **fields)
+
+  references = [
+    verify.reference_of(problem(answer="221,8", several_answers=True)),
+    verify.reference_of(problem(answer="4.2", tolerance=0.1)),
+    verify.reference_of(problem(withheld_answer="7")),
+    "7",
+  ]
+  responses = [r"\boxed{8, 221}", r"\boxed{4.3}", r"\boxed{7}", r"\boxed{6}"]
+  verdicts = verify.grade(pool, responses, references)
+  assert [v.correct for v in verdicts] == [True, True, True, False]
+  assert verify.reference_of(problem()) is None
+  # Training's answer comes before the one withheld from it.
+  both = problem(answer="1", withheld_answer="2")
+  assert verify.reference_of(both) == verify.Reference("1")
 
 
 def test_what_came_to_no_end_is_counted_apart_from_wrong():

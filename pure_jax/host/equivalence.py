@@ -16,6 +16,7 @@ This file is loaded by its path in workers: it imports nothing of the library,
 and math-verify only when it is needed.
 """
 
+import fractions
 import functools
 import importlib
 import logging
@@ -33,6 +34,10 @@ _SCIENTIFIC = re.compile(
 _FORMULA = re.compile(r"(?<!\\)\$([^$]*)(?<!\\)\$")
 _JOINT = re.compile(r"[,;]|,?\s*(?:and|or)")
 _INTEGER = re.compile(r"[+-]?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)")
+_DECIMAL = re.compile(r"[+-]?([0-9]{1,3}(,[0-9]{3})+|[0-9]+)?(\.[0-9]+)?")
+_FRACTION = re.compile(
+  r"([+-]?)(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|([0-9]+)/([0-9]+))"
+)
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{2,}( [^\W\d_]+)*")
 # How sympy spells a number to Python, and a fraction of two.
@@ -96,7 +101,54 @@ def normalize(answer: str) -> str:
   return re.sub(r"(?<=[(\[]) | (?=[)\]])", "", text)
 
 
-def equivalent(answer: str, reference: str) -> bool:
+def vote_key(answer: str) -> str:
+  r"""What answers that vote for the same thing have in common.
+
+  Their value where they are an integer, a decimal or a fraction of integers,
+  else their spelling by `normalize`, without spaces beside signs. Cheap, and
+  the same rule for right and wrong answers. Those that only a computer algebra
+  system would call equal stay different.
+
+  Args:
+    answer: any text.
+
+  Returns:
+    The key.
+
+  >>> {vote_key(text) for text in (r"\dfrac{1}{2}", "1/2", "0.50", "$.5$")}
+  {'1/2'}
+  """
+  text = normalize(answer)
+  if len(text) > MAX_ANSWER_CHARS:
+    return text
+  value = _decimal(text)
+  if value is not None:
+    return str(value)
+  found = _FRACTION.fullmatch(text)
+  if found is not None:
+    top, bottom = (int(digits) for digits in found.groups()[1:] if digits)
+    if bottom:
+      sign = -1 if found[1] == "-" else 1
+      return str(fractions.Fraction(sign * top, bottom))
+  return re.sub(r"(?<!\w) | (?!\w)", "", text)
+
+
+def _decimal(text: str) -> fractions.Fraction | None:
+  """The exact value of a decimal number, a per cent sign passed over."""
+  text = re.sub(r"\\?%$", "", text).strip()
+  if len(text) > MAX_ANSWER_CHARS or not text[-1:].isdigit():
+    return None
+  if not _DECIMAL.fullmatch(text):
+    return None
+  return fractions.Fraction(text.replace(",", ""))
+
+
+def equivalent(
+  answer: str,
+  reference: str,
+  several: bool = False,
+  tolerance: float | None = None,
+) -> bool:
   """Whether an answer is the same as the reference answer.
 
   Decided by the text where that settles it: equal spellings are the same, two
@@ -107,9 +159,17 @@ def equivalent(answer: str, reference: str) -> bool:
   a set. It also takes 50% for 50, {1, 2} for the interval (1, 2), and passes
   over the unit after a number and the base below it.
 
+  Several values are compared as a set, as math-verify compares lists: order
+  and repetition do not count, each value does. Every comma in them separates
+  two values but for ``{,}``, which groups digits: without `several`, 8,221 is
+  one number.
+
   Args:
     answer: what was answered, LaTeX or plain, without its box.
     reference: the right answer.
+    several: whether the right answer lists several values.
+    tolerance: absolute error at which a decimal number is still right, 0 or
+      more; None compares as above. 50% is 50 here too.
 
   Returns:
     True if they are the same; False if not, if either is empty, or if they
@@ -118,6 +178,13 @@ def equivalent(answer: str, reference: str) -> bool:
   >>> equivalent("1,000", r"$1000$"), equivalent("7", "-7")
   (True, False)
   """
+  if tolerance is not None:
+    values = [_decimal(normalize(text)) for text in (answer, reference)]
+    if None not in values:
+      # The decimal that was written, not the float next to it.
+      return abs(values[0] - values[1]) <= fractions.Fraction(str(tolerance))
+  if several:
+    answer, reference = _as_list(answer), _as_list(reference)
   left, right = normalize(answer), normalize(reference)
   if not left or not right:
     return False
@@ -147,6 +214,11 @@ def start_worker() -> None:
   _math_verify_says(r"\frac{x^2}{2}", r"(0.5, \infty)")
   sys.dont_write_bytecode = True
   sys.addaudithook(_refuse)
+
+
+def _as_list(text: str) -> str:
+  """Values whose commas cannot be taken for those that group digits."""
+  return re.sub(r",(?=\S)", ", ", text.replace("{,}", ""))
 
 
 def _words(text: str) -> str | None:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from pure_jax.host import equivalence
+from pure_jax.host.data.records import Problem
 from pure_jax.host.grading_pool import MIB, GradingPool
 
 # A response's end: longer than any generation, short enough to scan at once.
@@ -29,6 +30,21 @@ _NUMBER = re.compile(
   r"|(?<![0-9])\.[0-9]+)"
   r"(?:[eE][-+]?[0-9]+)?"
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A right answer, and how it is compared; see `equivalence.equivalent`.
+
+  Attributes:
+    answer: the text, without a box.
+    several: whether it lists several values, in any order.
+    tolerance: absolute error at which a number is still right; None for none.
+  """
+
+  answer: str
+  several: bool = False
+  tolerance: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +69,26 @@ class Verdict:
   def has_answer(self) -> bool:
     """Whether an answer was found."""
     return self.answer is not None
+
+
+def reference_of(problem: Problem) -> Reference | None:
+  """What responses to a problem are compared with, to measure.
+
+  Args:
+    problem: any problem. Its unit is left to `equivalence.equivalent`, which
+      passes over one after a number.
+
+  Returns:
+    Its answer, else the one that is withheld from training; None where
+    neither is known.
+
+  >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
+  Reference(answer='1,2', several=False, tolerance=None)
+  """
+  answer = problem.answer or problem.withheld_answer
+  if answer is None:
+    return None
+  return Reference(answer, problem.several_answers, problem.tolerance)
 
 
 def boxed(response: str) -> str | None:
@@ -184,7 +220,7 @@ def open_pool(
 def grade(
   pool: GradingPool,
   responses: Sequence[str],
-  references: Sequence[str],
+  references: Sequence[str | Reference],
   extractors: Sequence[Extractor] = (boxed,),
   on_done: Callable[[], None] | None = None,
 ) -> list[Verdict]:
@@ -196,7 +232,7 @@ def grade(
   Args:
     pool: of `open_pool`.
     responses: B texts.
-    references: B right answers, without a box.
+    references: B right answers, without a box; a text is one value.
     extractors: see `first_of`.
     on_done: called once for each response that is judged, to show progress;
       None calls nothing.
@@ -218,7 +254,7 @@ def grade(
     for response in responses
   ]
   there = [i for i, answer in enumerate(answers) if answer is not None]
-  items = [(answers[i], references[i]) for i in there]
+  items = [(answers[i], *_comparison(references[i])) for i in there]
   verdicts = [Verdict(correct=False, answer=None) for _ in answers]
   if on_done is not None:
     for _ in range(len(answers) - len(there)):
@@ -231,6 +267,15 @@ def grade(
       failure=outcome.failure,
     )
   return verdicts
+
+
+def _comparison(
+  reference: str | Reference,
+) -> tuple[str, bool, float | None]:
+  """Arguments of `equivalence.equivalent` after the answer."""
+  if isinstance(reference, str):
+    reference = Reference(reference)
+  return reference.answer, reference.several, reference.tolerance
 
 
 def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
