@@ -1,8 +1,8 @@
 """From a ConfigDict to frozen dataclasses: the only place that reads one.
 
 A config file fills a `ml_collections.ConfigDict`; `settings_from_config` turns
-it into `run_settings.Settings`, and raises `ConfigError` with a sentence for an
-unknown, missing, mistyped or impossible value.
+it into `run_settings.Settings` or another dataclass, and raises `ConfigError`
+with a sentence for an unknown, missing, mistyped or impossible value.
 """
 
 import dataclasses
@@ -10,16 +10,19 @@ import difflib
 import math
 import types
 import typing
-from typing import Any
+from typing import Any, TypeVar
 
 from run_settings import ConfigError, Settings
 
+_Kind = TypeVar("_Kind")
 
-def settings_from_config(config: Any) -> Settings:
+
+def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
   """Checks a config whole and freezes it.
 
   Args:
-    config: a ConfigDict or dict with every field of `Settings`.
+    config: a ConfigDict or dict with every field of `kind`.
+    kind: the dataclass to make; a training run's by default.
 
   Returns:
     The frozen settings.
@@ -28,7 +31,7 @@ def settings_from_config(config: Any) -> Settings:
     ConfigError: naming the field, what is wrong and what to do.
   """
   values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-  return _build(Settings, values, "config")
+  return _build(kind, values, "config")
 
 
 def _build(kind: type, values: Any, path: str) -> Any:
@@ -65,6 +68,11 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     kind = next(k for k in typing.get_args(kind) if k is not type(None))
   if dataclasses.is_dataclass(kind):
     return _build(kind, value, path)
+  if typing.get_origin(kind) is dict:
+    if not isinstance(value, dict):
+      raise ConfigError(f"{path} must be a group, got {value!r}.")
+    item = typing.get_args(kind)[1]
+    return {k: _convert(item, v, f"{path}.{k}") for k, v in value.items()}
   if typing.get_origin(kind) is tuple:
     if not isinstance(value, tuple | list):
       raise ConfigError(f"{path} must be a tuple, got {value!r}.")

@@ -12,7 +12,7 @@ import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from absl import app, flags
@@ -30,6 +30,7 @@ from pure_jax.host.data.records import DataError
 from pure_jax.host.grading_pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
+from pure_jax.host.responses import ResponsesError
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
@@ -43,6 +44,8 @@ _START = flags.DEFINE_string(
   None,
   "Another run's workdir whose data, policy and PRM this one starts from.",
 )
+
+_Kind = TypeVar("_Kind")
 
 # Fields a resumed run may change, and those a run may change that starts
 # from another run's stages.
@@ -151,6 +154,23 @@ def from_flags() -> Iterator[Workspace]:
     yield space
 
 
+def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
+  """What --config and --workdir name, for a script that trains nothing.
+
+  Args:
+    kind: the dataclass of its settings.
+
+  Returns:
+    (the settings, the folder).
+
+  Raises:
+    ConfigError: if the config cannot be used, or --start is given.
+  """
+  if _START.value is not None:
+    raise ConfigError("--start is for training: nothing is started from here.")
+  return settings_from_config(_CONFIG.value, kind), _WORKDIR.value
+
+
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a script's main; expected failures end in a sentence, not a trace.
 
@@ -173,7 +193,8 @@ def run(main: Callable[[list[str]], None]) -> None:
       reason = reason.replace("\\", "").strip("\"' ")
       print(
         f"error: --config or an override of it cannot be used: {reason} "
-        "(experiments/configs/base.py lists every field.)",
+        "(The file lists every field, or the one in its folder that it begins "
+        "with.)",
         file=sys.stderr,
       )
       sys.exit(1)
@@ -192,6 +213,7 @@ def run(main: Callable[[list[str]], None]) -> None:
       DataError,
       HuggingFaceError,
       PoolError,
+      ResponsesError,
       TokenizerError,
       workdirs.WorkdirError,
       FloatingPointError,

@@ -24,7 +24,7 @@ class ConfigError(ValueError):
   """A config that cannot be run; the message says which field and why."""
 
 
-def _at_least_one(settings: Any, names: str) -> None:
+def at_least_one(settings: Any, names: str) -> None:
   """Raises ValueError unless each of the named counts is positive."""
   for name in names.split():
     if getattr(settings, name) < 1:
@@ -33,7 +33,7 @@ def _at_least_one(settings: Any, names: str) -> None:
       )
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
   """Raises ValueError with the choices unless value is one of them."""
   if value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
@@ -103,7 +103,7 @@ class FilesSettings:
 
   def __post_init__(self):
     """Refuses names that nothing has, and lengths without room."""
-    _at_least_one(
+    at_least_one(
       self,
       "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
     )
@@ -113,13 +113,13 @@ class FilesSettings:
         "random_model for a trial, not both."
       )
     if self.random_model is not None:
-      _one_of("random_model", self.random_model, ("tied", "untied"))
+      one_of("random_model", self.random_model, ("tied", "untied"))
     for name in ("prompt_format", "prm_prompt_format"):
-      _one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
+      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
     for name in ("train_format", "held_out_format", "judged_format"):
-      _one_of(name, getattr(self, name), tuple(FORMATS))
+      one_of(name, getattr(self, name), tuple(FORMATS))
     for name in self.extractors:
-      _one_of("extractors", name, tuple(EXTRACTORS))
+      one_of("extractors", name, tuple(EXTRACTORS))
     if not self.extractors:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
     if self.judged_one_in < 2:
@@ -144,7 +144,7 @@ class SFTSettings:
 
   def __post_init__(self):
     """Refuses a stage without data or updates."""
-    _at_least_one(self, "demonstrations steps batch_size log_every")
+    at_least_one(self, "demonstrations steps batch_size log_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,13 +168,13 @@ class PRMSettings:
 
   def __post_init__(self):
     """Refuses a stage without data or updates."""
-    _at_least_one(
+    at_least_one(
       self,
       "batch_size head_steps full_steps log_every length_multiple eval_prompts",
     )
     if self.extra_layers < 0:
       raise ValueError("extra_layers must not be negative.")
-    _one_of("separator", self.separator, ("insert", "replace"))
+    one_of("separator", self.separator, ("insert", "replace"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,9 +218,9 @@ class RLSettings:
 
   def __post_init__(self):
     """Refuses combinations no run can have."""
-    _one_of("reward_mode", self.reward_mode, REWARD_MODES)
-    _one_of("credit", self.credit, ("sum", "min", "min_eq3", "softmin"))
-    _one_of("loss_aggregate", self.loss_aggregate, AGGREGATES)
+    one_of("reward_mode", self.reward_mode, REWARD_MODES)
+    one_of("credit", self.credit, ("sum", "min", "min_eq3", "softmin"))
+    one_of("loss_aggregate", self.loss_aggregate, AGGREGATES)
     if not self.credit_temperature > 0:
       raise ValueError(
         f"credit_temperature must be > 0, got {self.credit_temperature}."
@@ -234,7 +234,7 @@ class RLSettings:
         "samples_per_prompt=1 leaves no other sample to compare with: use at "
         "least 2."
       )
-    _one_of("kl_placement", self.kl_placement, ("loss", "reward", "none"))
+    one_of("kl_placement", self.kl_placement, ("loss", "reward", "none"))
     if not self.temperature > 0:
       raise ValueError(
         f"temperature must be > 0 to explore, got {self.temperature}."
@@ -259,7 +259,7 @@ class RLSettings:
         f"{rows} responses of a batch ({self.prompts} prompts x "
         f"{self.samples_per_prompt} samples): choose a divisor."
       )
-    _at_least_one(
+    at_least_one(
       self,
       "iterations prompts samples_per_prompt max_new_tokens max_steps "
       "eval_every eval_prompts samples_every checkpoint_every "
@@ -344,7 +344,7 @@ class Settings:
         "prm.policy_prompts and prm.policy_samples: the others are None."
       )
     if self.files is None:
-      _at_least_one(prm, "judged policy_prompts policy_samples")
+      at_least_one(prm, "judged policy_prompts policy_samples")
     devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size if self.sft else 0),

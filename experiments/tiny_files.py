@@ -20,7 +20,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pure_jax.host import huggingface
 from pure_jax.host.workdir import write_text_atomic
-from pure_jax.models import policy
+from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 
@@ -45,18 +45,10 @@ def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
   Returns:
     The settings with every path filled in.
   """
-  policy_folder, data = folder / "policy", folder / "problems"
-  paths = {
-    name: data / f"{name}.jsonl" for name in ("train", "held_out", "judged")
-  }
-  data.mkdir(parents=True, exist_ok=True)
-  for path, rows in zip(paths.values(), _rows(), strict=True):
-    if not path.exists():
-      text = "".join(json.dumps(row) + "\n" for row in rows)
-      write_text_atomic(path, text)
-  if not (policy_folder / "tokenizer.json").exists():  # Written last.
-    shutil.rmtree(policy_folder, ignore_errors=True)
-    _make_policy(policy_folder, tied=files.random_model == "tied")
+  paths = write_problems(folder / "problems")
+  policy_folder = write_policy(
+    folder / "policy", tied=files.random_model == "tied"
+  )
   return dataclasses.replace(
     files,
     policy=str(policy_folder),
@@ -65,9 +57,64 @@ def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
   )
 
 
-def _make_policy(folder: pathlib.Path, tied: bool) -> None:
-  """A random Qwen2 with a tokenizer, as transformers saves them."""
-  config = ModelConfig(
+def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """The files of problems, written where they are missing.
+
+  Args:
+    folder: where they go.
+
+  Returns:
+    `train`, `held_out` and `judged`: MATH prompts, MATH500, PRM800K.
+  """
+  paths = {
+    name: folder / f"{name}.jsonl" for name in ("train", "held_out", "judged")
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  for path, rows in zip(paths.values(), _rows(), strict=True):
+    if not path.exists():
+      text = "".join(json.dumps(row) + "\n" for row in rows)
+      write_text_atomic(path, text)
+  return paths
+
+
+def write_policy(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
+  """A random Qwen2 with a tokenizer, written if it is missing.
+
+  Args:
+    folder: where it goes.
+    tied: whether embedding and head are the same weights.
+
+  Returns:
+    The folder.
+  """
+  if not (folder / "tokenizer.json").exists():  # Written last.
+    shutil.rmtree(folder, ignore_errors=True)
+    config = _architecture(tied)
+    params = init_params(jax.random.key(SEED), policy.declare_policy(config))
+    huggingface.export_policy(folder, params, config, max_positions=1024)
+    _tokenizer().save_pretrained(folder)
+  return folder
+
+
+def write_prm(folder: pathlib.Path) -> pathlib.Path:
+  """A random PRM for the vocabulary of the policy, written if it is missing.
+
+  Args:
+    folder: where it goes; no tokenizer does.
+
+  Returns:
+    The folder.
+  """
+  if not folder.exists():  # It appears whole.
+    config = _architecture(tied=False)
+    params = init_params(jax.random.key(SEED + 1), prm.declare_prm(config))
+    huggingface.export_prm(folder, params, config, max_positions=1024)
+  return folder
+
+
+def _architecture(tied: bool) -> ModelConfig:
+  """A small Qwen2."""
+  return ModelConfig(
     vocab_size=512,  # Padded beyond the tokens, as real embeddings are.
     width=32,
     num_layers=2,
@@ -79,9 +126,6 @@ def _make_policy(folder: pathlib.Path, tied: bool) -> None:
     attention_bias=True,
     tied_embeddings=tied,
   )
-  params = init_params(jax.random.key(SEED), policy.declare_policy(config))
-  huggingface.export_policy(folder, params, config, max_positions=1024)
-  _tokenizer().save_pretrained(folder)
 
 
 def _tokenizer() -> transformers.PreTrainedTokenizerFast:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 from pure_jax.host.workdir import write_json_atomic
 
@@ -18,6 +19,29 @@ def write(folder: str | os.PathLike) -> None:
   """
   folder = pathlib.Path(folder)
   write_json_atomic(folder / CHECKSUMS, _digests(folder))
+
+
+def fingerprint(path: str | os.PathLike, suffixes: Sequence[str] = ()) -> str:
+  """A name for the contents of a file or a folder.
+
+  Args:
+    path: a file, or a folder: its files, those below it not.
+    suffixes: of a folder, which files count, such as ".json"; none are all.
+
+  Returns:
+    SHA-256, 64 hexadecimal digits; for a folder, of names and contents.
+
+  Raises:
+    OSError: if there is no such file or folder, or it cannot be read.
+  """
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    return _digest(path)
+  whole = hashlib.sha256()
+  for file in sorted(path.iterdir()):
+    if file.is_file() and (not suffixes or file.suffix in suffixes):
+      whole.update(json.dumps([file.name, _digest(file)]).encode())
+  return whole.hexdigest()
 
 
 def damage(folder: str | os.PathLike) -> str | None:
@@ -52,7 +76,11 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
   digests = {}
   for path in sorted(folder.rglob("*")):
     if path.is_file() and path.name != CHECKSUMS:
-      with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-      digests[path.relative_to(folder).as_posix()] = digest
+      digests[path.relative_to(folder).as_posix()] = _digest(path)
   return digests
+
+
+def _digest(path: pathlib.Path) -> str:
+  """SHA-256 of a file."""
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -71,6 +71,50 @@ def estimate(
   )
 
 
+def estimate_average(
+  parts: Sequence[PerProblem], *, seed: int, resamples: int = 2000
+) -> Estimate | None:
+  """The mean of the means of several benchmarks, each counting the same.
+
+  The bootstrap draws the problems of each benchmark among themselves: how many
+  a benchmark has, and which benchmarks there are, is no accident.
+
+  Args:
+    parts: the metric on each benchmark.
+    seed: of the bootstrap.
+    resamples: how often the problems are drawn again, at least 1.
+
+  Returns:
+    The estimate, `count` the problems of all benchmarks together; None where
+    there is no benchmark, or one of them has no problem with a value. No
+    interval where each benchmark has a single problem.
+
+  Raises:
+    ValueError: if `resamples` is out of range.
+
+  >>> one = PerProblem(np.ones(1), np.ones(1, bool))
+  >>> four = PerProblem(np.full(4, 0.25), np.ones(4, bool))
+  >>> estimate_average([one, four], seed=0)
+  {'value': 0.625, 'count': 5, 'interval': [0.625, 0.625]}
+  """
+  _check_bootstrap(resamples)
+  values = [part.value[part.mask] for part in parts]
+  if not values or not all(value.size for value in values):
+    return None
+  found = Estimate(
+    value=float(np.mean([value.mean() for value in values])),
+    count=sum(value.size for value in values),
+  )
+  if any(value.size > 1 for value in values):
+    rng = np.random.default_rng(seed)
+    drawn = [
+      value[rng.integers(0, value.size, (resamples, value.size))].mean(1)
+      for value in values
+    ]
+    found["interval"] = list(_percentiles(np.mean(drawn, axis=0)))
+  return found
+
+
 def estimate_statistic(
   statistic: Callable[[np.ndarray], float | None],
   count: int,
@@ -135,18 +179,28 @@ def bootstrap_interval(
   Raises:
     ValueError: if `resamples` or `confidence` is out of range.
   """
-  if resamples < 1 or not 0 < confidence < 1:
-    raise ValueError(
-      f"A bootstrap of {resamples} resamples at confidence {confidence}: at "
-      "least one resample and a confidence between 0 and 1 are needed."
-    )
+  _check_bootstrap(resamples, confidence)
   if count < 2:
     return None
   rng = np.random.default_rng(seed)
   drawn = (statistic(rng.integers(0, count, count)) for _ in range(resamples))
   values = [value for value in drawn if value is not None]
-  if not values:
-    return None
+  return _percentiles(values, confidence) if values else None
+
+
+def _check_bootstrap(resamples: int, confidence: float = 0.95) -> None:
+  """Raises a ValueError for what is no bootstrap."""
+  if resamples < 1 or not 0 < confidence < 1:
+    raise ValueError(
+      f"A bootstrap of {resamples} resamples at confidence {confidence}: at "
+      "least one resample and a confidence between 0 and 1 are needed."
+    )
+
+
+def _percentiles(
+  values: Sequence[float], confidence: float = 0.95
+) -> tuple[float, float]:
+  """The range that leaves out as many values on each side."""
   tail = (1 - confidence) / 2
   low, high = np.quantile(values, [tail, 1 - tail])
   return float(low), float(high)

@@ -218,6 +218,36 @@ def make_generate(
   )
 
 
+def make_generate_rows(
+  model: ModelConfig, sampler: sampling.SamplingConfig, mesh: Mesh
+) -> Callable[[Any, Prompts, jax.Array], Rollout]:
+  """One completion per row, each from its own key, as an evaluation draws them.
+
+  Args:
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and lengths.
+    mesh: the device mesh.
+
+  Returns:
+    A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C].
+    The keys are consumed; which rows stand beside a row changes nothing in it.
+  """
+  rows = sharding.batch_sharding(mesh)
+
+  def generate(params, prompts, keys):
+    return sampling.generate(params, model, sampler, prompts, keys)
+
+  return jax.jit(
+    generate,
+    in_shardings=(
+      sharding.weight_shardings(policy.declare_policy(model), mesh),
+      rows,
+      rows,
+    ),
+    out_shardings=rows,
+  )
+
+
 def split_rows(tree: Any, micro_batches: int) -> Any:
   """[B, ...] -> [micro_batches, B / micro_batches, ...] in every array.
 

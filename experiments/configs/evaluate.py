@@ -1,0 +1,90 @@
+"""Fields of an evaluation: responses of a policy, graded and reported.
+
+By itself it names nothing: give a policy, and a file for each benchmark that
+is wanted.
+
+  python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
+    --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
+
+`evaluate.py:smoke` evaluates a tiny random model with a random PRM on a few
+problems, on a CPU.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+  """The fields and their defaults; "smoke" tries the code without a model."""
+  if variant not in ("full", "smoke"):
+    raise ValueError(f"evaluate.py has a :smoke variant, no {variant!r}.")
+  config = ConfigDict(
+    dict(
+      seed=0,  # Of the samples.
+      progress=True,  # Progress bar on stderr.
+      # Devices: rows are split over data x fsdp, parameters over fsdp.
+      mesh=dict(data=1, fsdp=1),
+      policy=placeholder(str),  # Folder of a Hugging Face model.
+      random_model=False,  # A tiny random policy, PRM and problems instead.
+      prm=placeholder(str),  # Folder of a PRM; None ranks nothing.
+      eos_token=placeholder(str),  # Ends a response; None takes the folder's.
+      compute_dtype="bfloat16",  # Of matrix products, or "float32".
+      param_dtype="bfloat16",  # Of weights, or "float32".
+      benchmarks={
+        name: benchmark(name, averaged=name in PAPERS)
+        for name in (*PAPERS, "gsm8k")
+      },
+      skip_malformed=False,  # Go on after a malformed row of a file.
+      # "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
+      prompt_format="qwen_boxed",
+      prm_prompt_format="plain",
+      # Longest prompts, tokens; a longer problem is left out, and reported.
+      prompt_tokens=1024,
+      prm_prompt_tokens=1024,
+      greedy=True,  # One greedy response to each problem.
+      samples=8,  # Drawn for each problem besides; 0 draws none.
+      k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
+      temperature=1.0,
+      top_p=1.0,  # Of the likeliest tokens, this much probability is kept.
+      top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
+      max_new_tokens=8192,  # Of a response; then it is truncated.
+      batch_rows=64,  # Responses generated at a time.
+      max_steps=256,  # The PRM scores so many; the rest joins the last.
+      prm_separator="insert",  # Or "replace", as the paper's reference does.
+      extractors=("boxed",),  # Of answers, in the order they are tried.
+      grader_workers=2,  # Processes.
+      grader_seconds=5.0,  # For one answer.
+      bootstrap_seed=0,
+      bootstrap_resamples=2000,  # Of the problems, for the intervals.
+    )
+  )
+  if variant == "smoke":
+    config.update(
+      random_model=True,
+      compute_dtype="float32",
+      param_dtype="float32",
+      prompt_tokens=128,
+      prm_prompt_tokens=64,
+      samples=4,
+      k=(2, 4),
+      max_new_tokens=24,
+      batch_rows=16,
+      max_steps=8,
+      extractors=("boxed", "last_number"),
+      bootstrap_resamples=200,
+    )
+  return config
+
+
+def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
+  """A file of problems."""
+  return ConfigDict(
+    dict(
+      file=placeholder(str),  # None leaves the benchmark out.
+      format=format_name,  # See host/data/named_formats.py.
+      problems=placeholder(int),  # The first so many only; None takes all.
+      averaged=averaged,  # Whether it counts in the average.
+    )
+  )

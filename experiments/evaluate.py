@@ -1,0 +1,179 @@
+"""Evaluates a policy: responses, verdicts, PRM scores, and a report of them.
+
+  python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
+    --workdir=DIR --config.policy=FOLDER [--config.prm=FOLDER] \\
+    --config.benchmarks.math500.file=FILE ...
+
+DIR gets responses.jsonl, every response with its verdict and its steps' scores,
+and report.json, report.md, report.png, computed from that file alone. The table
+goes to stdout, progress to stderr. Metrics are those of `host.evaluation`.
+
+Killed and started again, it continues after the last response written and
+reports the same numbers: what a response is follows from the seed, its
+benchmark, its row and its number, and the same batches are made. Only a grader
+stopped by its time limit may decide otherwise another time; it is counted. A
+policy of a training run is exported with `huggingface.export_policy` first.
+"""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import evaluation_data
+import launch
+import numpy as np
+from evaluation_data import Questions, Unit
+from evaluation_settings import EvaluationSettings
+from jax.sharding import Mesh
+from response_writer import ResponseWriter, Written, read
+from run_settings import ConfigError
+
+from pure_jax.host import huggingface, verify
+from pure_jax.host import workdir as workdirs
+from pure_jax.host.evaluation import evaluation_tables
+from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.progress import Progress
+from pure_jax.host.report import render_table, write_report
+from pure_jax.host.responses import Response, ResponsesError, ResponsesFile
+from pure_jax.parallel import sharding
+
+RESPONSES_FILE = "responses.jsonl"
+# What a resumed run may change. Paths may: their contents are compared.
+MAY_DIFFER = (
+  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("bootstrap_seed", "bootstrap_resamples"),
+)
+
+
+def missing_batches(
+  questions: Questions, file: ResponsesFile, rows: int
+) -> tuple[list[list[Unit]], int]:
+  """(batches that are not whole in the file, number of all batches).
+
+  Batches are cut before anything is left out, so that a resumed run computes
+  the very batches of one that was not stopped.
+  """
+  kinds = [[], []]
+  for unit in questions.units:
+    kinds[unit.sample is not None].append(unit)
+  cut = [
+    units[first : first + rows]
+    for units in kinds
+    for first in range(0, len(units), rows)
+  ]
+  missing = [
+    batch
+    for batch in cut
+    if any(unit.key not in file.responses for unit in batch)
+  ]
+  return missing, len(cut)
+
+
+def write_responses(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  mesh: Mesh,
+  questions: Questions,
+  file: ResponsesFile,
+) -> None:
+  """Fills the file with what is missing, graded while the next is written."""
+  missing, total = missing_batches(questions, file, settings.batch_rows)
+  if not missing:
+    return
+  writer = ResponseWriter(settings, tokenizer, mesh)
+
+  def one_behind() -> Iterator[Written]:
+    """Each batch, when the next one is on its way."""
+    last = None
+    for units in missing:
+      started = writer.start(units)
+      if last is not None:
+        yield last
+      last = started
+    yield last
+
+  with (
+    verify.open_pool(settings.grader_workers, settings.grader_seconds) as pool,
+    Progress(
+      "evaluate", total, total - len(missing), enabled=settings.progress
+    ) as bar,
+  ):
+    begun, tokens = time.monotonic(), 0
+    for written in one_behind():
+      found = read(settings, tokenizer, pool, written)
+      file.append([r for r in found if r.key not in file.responses])
+      tokens += sum(response.tokens for response in found)
+      bar.advance()
+      bar.show(
+        {
+          "correct": np.mean([r.correct for r in file.responses.values()]),
+          "truncated": np.mean([r.truncated for r in file.responses.values()]),
+          "tokens/s": tokens / (time.monotonic() - begun),
+        }
+      )
+
+
+def report(
+  settings: EvaluationSettings,
+  questions: Questions,
+  file: ResponsesFile,
+  workdir: pathlib.Path,
+) -> None:
+  """Writes the report of a file that is complete, and shows its tables."""
+  unknown = file.responses.keys() - {unit.key for unit in questions.units}
+  if unknown:
+    raise ResponsesError(
+      f"{workdir / RESPONSES_FILE} holds {min(unknown, key=str)}, which this "
+      "evaluation does not ask. Remove that line."
+    )
+  named = settings.named_benchmarks()
+  by_benchmark: dict[str, list[Response]] = {name: [] for name in named}
+  for response in file.responses.values():
+    by_benchmark[response.benchmark].append(response)
+  tables = evaluation_tables(
+    by_benchmark,
+    k=settings.k,
+    averaged=[name for name, found in named.items() if found.averaged],
+    left_out=questions.left_out,
+    seed=settings.bootstrap_seed,
+    resamples=settings.bootstrap_resamples,
+  )
+  title = f"Evaluation of {pathlib.Path(settings.policy).name}"
+  write_report(workdir, title, tables)
+  for name, table in tables.items():
+    print(f"{name}\n\n{render_table(table)}\n")
+
+
+def main(argv: list[str]) -> None:
+  """Opens, asks, writes what is missing, reports."""
+  del argv
+  settings, folder = launch.config_and_workdir(EvaluationSettings)
+  try:
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  config: dict[str, Any] = dataclasses.asdict(settings)
+  if not settings.random_model:
+    config["contents"] = evaluation_data.contents(settings)
+  paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
+  workdir = workdirs.prepare_workdir(
+    folder, config, may_differ=(*MAY_DIFFER, *paths)
+  )
+  if settings.random_model:
+    settings = evaluation_data.tiny(settings, workdir / "tiny")
+  tokenizer = HuggingFaceTokenizer(
+    settings.policy,
+    vocab_size=huggingface.read_config(settings.policy).model.vocab_size,
+    eos_token=settings.eos_token,
+  )
+  evaluation_data.check_prm_vocabulary(settings, tokenizer)
+  questions = evaluation_data.ask(settings, tokenizer, workdir)
+  with ResponsesFile(workdir / RESPONSES_FILE) as file:
+    write_responses(settings, tokenizer, mesh, questions, file)
+    report(settings, questions, file, workdir)
+
+
+if __name__ == "__main__":
+  launch.run(main)

@@ -1,0 +1,135 @@
+"""The settings of an evaluation as frozen dataclasses, checked as made."""
+
+import dataclasses
+
+from run_settings import MeshSettings, at_least_one, one_of
+
+from pure_jax.host.contract import PROMPT_FORMATS
+from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.records import Problem
+from pure_jax.host.verify import EXTRACTORS
+from pure_jax.rollout.sampling import SamplingConfig
+
+PROBLEM_FORMATS = tuple(
+  name for name, found in FORMATS.items() if found.record is Problem
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkSettings:
+  """A file of problems. See `configs/evaluate.py`."""
+
+  file: str | None
+  format: str
+  problems: int | None
+  averaged: bool
+
+  def __post_init__(self):
+    """Refuses formats of something else."""
+    one_of("format", self.format, PROBLEM_FORMATS)
+    if self.problems is not None:
+      at_least_one(self, "problems")
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings:
+  """An evaluation of one policy. See `configs/evaluate.py`."""
+
+  seed: int
+  progress: bool
+  mesh: MeshSettings
+  policy: str | None
+  random_model: bool
+  prm: str | None
+  eos_token: str | None
+  compute_dtype: str
+  param_dtype: str
+  benchmarks: dict[str, BenchmarkSettings]
+  skip_malformed: bool
+  prompt_format: str
+  prm_prompt_format: str
+  prompt_tokens: int
+  prm_prompt_tokens: int
+  greedy: bool
+  samples: int
+  k: tuple[int, ...]
+  temperature: float
+  top_p: float
+  top_k: int
+  max_new_tokens: int
+  batch_rows: int
+  max_steps: int
+  prm_separator: str
+  extractors: tuple[str, ...]
+  grader_workers: int
+  grader_seconds: float
+  bootstrap_seed: int
+  bootstrap_resamples: int
+
+  def __post_init__(self):
+    """Refuses what cannot be evaluated."""
+    at_least_one(
+      self,
+      "prompt_tokens prm_prompt_tokens batch_rows max_steps grader_workers "
+      "bootstrap_resamples",
+    )
+    for name in ("seed", "samples", "bootstrap_seed"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"{name} must not be negative.")
+    if not self.random_model and self.policy is None:
+      raise ValueError("policy must name the folder of a Hugging Face model.")
+    if self.random_model and (self.policy or self.prm):
+      raise ValueError("random_model stands in place of policy and prm.")
+    if not self.random_model and not self.named_benchmarks():
+      raise ValueError(
+        "no benchmark has a file: set one, such as benchmarks.math500.file."
+      )
+    if not self.greedy and not self.samples:
+      raise ValueError("nothing is asked for: set greedy, or samples.")
+    for size in self.k:
+      if not 1 <= size <= self.samples:
+        raise ValueError(
+          f"k={self.k} must be sizes of subsets of the {self.samples} samples."
+        )
+    if not self.temperature > 0:
+      raise ValueError(
+        "temperature must be above 0: greedy responses are asked for by greedy."
+      )
+    for name in ("prompt_format", "prm_prompt_format"):
+      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
+    one_of("prm_separator", self.prm_separator, ("insert", "replace"))
+    for name in ("compute_dtype", "param_dtype"):
+      one_of(name, getattr(self, name), ("float32", "bfloat16"))
+    if not self.extractors:
+      raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
+    for name in self.extractors:
+      one_of("extractors", name, tuple(EXTRACTORS))
+    if not self.grader_seconds > 0:
+      raise ValueError(
+        f"grader_seconds must be above 0, got {self.grader_seconds}."
+      )
+    self.sampler(0, 1, (), greedy=False)
+    devices = self.mesh.data * self.mesh.fsdp
+    if devices < 1 or self.batch_rows % devices:
+      raise ValueError(
+        f"batch_rows={self.batch_rows} is not divisible by the {devices} "
+        f"devices of the mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
+      )
+
+  def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
+    """Those that have a file."""
+    return {k: v for k, v in self.benchmarks.items() if v.file is not None}
+
+  def sampler(
+    self, pad_id: int, eos_id: int, banned_ids: tuple[int, ...], *, greedy: bool
+  ) -> SamplingConfig:
+    """How responses are drawn, or taken greedily."""
+    return SamplingConfig(
+      max_new_tokens=self.max_new_tokens,
+      pad_id=pad_id,
+      stop_ids=(eos_id,),
+      temperature=0.0 if greedy else self.temperature,
+      top_p=1.0 if greedy else self.top_p,
+      top_k=0 if greedy else self.top_k,
+      banned_ids=banned_ids,
+    )
