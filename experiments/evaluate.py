@@ -146,10 +146,21 @@ def report(
     print(f"{name}\n\n{render_table(table)}\n")
 
 
-def main(argv: list[str]) -> None:
-  """Opens, asks, writes what is missing, reports."""
-  del argv
-  settings, folder = launch.config_and_workdir(EvaluationSettings)
+def evaluate(settings: EvaluationSettings, folder: str) -> None:
+  """Opens a folder, asks, writes what is missing, reports.
+
+  Args:
+    settings: the resolved config.
+    folder: the workdir.
+
+  Raises:
+    ConfigError: for a policy, PRM or file that is none, too few devices, or a
+      benchmark without a problem to ask.
+    WorkdirError: if the folder cannot be used or holds another evaluation.
+    HuggingFaceError, TokenizerError: for a model that cannot be used.
+    DataError: for a file of problems that cannot be read.
+    ResponsesError: for a damaged file of responses.
+  """
   try:
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
   except ValueError as error:
@@ -158,6 +169,7 @@ def main(argv: list[str]) -> None:
   if not settings.random_model:
     config["contents"] = evaluation_data.contents(settings)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
+  # What was refused so far leaves no folder behind.
   workdir = workdirs.prepare_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
@@ -173,6 +185,12 @@ def main(argv: list[str]) -> None:
   with ResponsesFile(workdir / RESPONSES_FILE) as file:
     write_responses(settings, tokenizer, mesh, questions, file)
     report(settings, questions, file, workdir)
+
+
+def main(argv: list[str]) -> None:
+  """Evaluates what the flags name."""
+  del argv
+  evaluate(*launch.config_and_workdir(EvaluationSettings))
 
 
 if __name__ == "__main__":

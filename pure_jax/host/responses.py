@@ -4,6 +4,7 @@ One line of strict JSON for each response, appended when it is graded. Whatever
 an evaluation reports is computed from these lines.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -91,7 +92,9 @@ class ResponsesFile:
     return self
 
   def __exit__(self, *unused: object) -> None:
-    self._file.close()
+    # What `append` could not write, it has told of.
+    with contextlib.suppress(OSError):
+      self._file.close()
 
   def append(self, responses: Sequence[Response]) -> None:
     """Writes responses, and out of this process at once.
