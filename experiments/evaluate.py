@@ -11,8 +11,8 @@ goes to stdout, progress to stderr. Metrics are those of `host.evaluation`.
 Killed and started again, it continues after the last response written and
 reports the same numbers: what a response is follows from the seed, its
 benchmark, its row and its number, and the same batches are made. Only a grader
-stopped by its time limit may decide otherwise another time; it is counted. A
-policy of a training run is exported with `huggingface.export_policy` first.
+stopped by its time limit may decide otherwise another time; it is counted. The
+policy of a training run becomes a folder by `export.py`.
 """
 
 import dataclasses

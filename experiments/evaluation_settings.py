@@ -7,6 +7,7 @@ from run_settings import MeshSettings, at_least_one, one_of
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.named_formats import FORMATS
 from pure_jax.host.data.records import Problem
+from pure_jax.host.evaluation import AVERAGE
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.rollout.sampling import SamplingConfig
 
@@ -84,6 +85,8 @@ class EvaluationSettings:
       raise ValueError(
         "no benchmark has a file: set one, such as benchmarks.math500.file."
       )
+    if AVERAGE in self.benchmarks:
+      raise ValueError(f"no benchmark may be called {AVERAGE!r}.")
     if not self.greedy and not self.samples:
       raise ValueError("nothing is asked for: set greedy, or samples.")
     for size in self.k:

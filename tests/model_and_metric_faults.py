@@ -34,6 +34,27 @@ FAULTS = (
     "test_answer_metrics.py::test_ties_of_the_majority_are_expectations",
   ),
   (
+    "votes are counted by spelling",
+    "host/evaluation.py",
+    "key=equivalence.vote_key,",
+    "key=None,",
+    "test_evaluation.py::test_every_number_by_enumeration",
+  ),
+  (
+    "the average counts large benchmarks more",
+    "host/intervals.py",
+    "value=float(np.mean([value.mean() for value in values])),",
+    "value=float(np.concatenate(values).mean()),",
+    "test_evaluation.py::test_every_number_by_enumeration",
+  ),
+  (
+    "a list is read as one number",
+    "host/equivalence.py",
+    "if several:",
+    "if several and False:",
+    "test_equivalence.py::test_lists_have_no_order_and_tolerance_is_exact",
+  ),
+  (
     "the AUC ranks tied scores by the highest",
     "host/prm_metrics.py",
     "rank = (np.cumsum(ties) - (ties - 1) / 2)[place]",

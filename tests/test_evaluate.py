@@ -324,6 +324,14 @@ def test_a_wrong_name_leaves_no_folder_behind(
     ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
     ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),
     ({"benchmarks": 5}, "benchmarks must be a group"),
+    (
+      {
+        "benchmarks__average": config_file.benchmark(
+          "gsm8k", averaged=True
+        ).to_dict()
+      },
+      "no benchmark may be called 'average'",
+    ),
     ({"benchmark": {}}, "did you mean 'benchmarks'"),
   ],
 )

@@ -27,6 +27,7 @@ from pure_jax.host.response_scores import AGGREGATIONS
 from pure_jax.host.responses import Response
 
 MAIN_TABLE = "Benchmarks"
+LEFT_OUT_TABLE = "Problems left out"
 AVERAGE = "average"
 
 
@@ -113,7 +114,8 @@ def evaluation_tables(
   Returns:
     `MAIN_TABLE` with a column for each benchmark and their average, then a
     table for each benchmark with levels, a column for each of these; there
-    pass@k and maj@k are those of the largest k and nothing is ranked.
+    pass@k and maj@k are those of the largest k and nothing is ranked. Last
+    `LEFT_OUT_TABLE`, the share of problems left out, where there are any.
   """
 
   def column(metrics: Mapping[str, PerProblem]) -> dict[str, Estimate]:
@@ -129,9 +131,6 @@ def evaluation_tables(
     for name, responses in benchmarks.items()
   }
   main = {name: column(found) for name, found in metrics.items()}
-  for name, (missing, total) in left_out.items():
-    if missing:
-      main[name]["left out"] = Estimate(value=missing / total, count=total)
   if len(averaged) > 1:
     main[AVERAGE] = _averages([metrics[n] for n in averaged], seed, resamples)
   tables: dict[str, Table] = {MAIN_TABLE: main}
@@ -149,7 +148,12 @@ def evaluation_tables(
       tables[f"{name} by level"] = {
         level: column(found) for level, found in parts.items()
       }
-  return tables
+  missing = {
+    name: {"left out": Estimate(value=count / total, count=total)}
+    for name, (count, total) in left_out.items()
+    if count
+  }
+  return tables | ({LEFT_OUT_TABLE: missing} if missing else {})
 
 
 def _averages(
