@@ -1,6 +1,6 @@
 """Writes the policy of a training run as a folder that transformers loads.
 
-  python experiments/export.py --workdir=RUN --output=FOLDER [--which=best]
+  python experiments/export.py --run=RUN --folder=FOLDER [--which=best]
 
 RUN is the workdir of `train_pure.py` on models and data that the user named;
 FOLDER gets the weights of its last checkpoint, or of the one with the best
@@ -50,13 +50,13 @@ def read_run(workdir: pathlib.Path) -> tuple[Settings, pathlib.Path]:
   """
   record = workdirs.read_record(workdir)
   if record is None or "start" not in record["config"]:
-    raise ConfigError(f"--workdir={workdir} is not the workdir of a run.")
+    raise ConfigError(f"--run={workdir} is not the workdir of a run.")
   config = dict(record["config"])
   start = pathlib.Path(config.pop("start") or workdir)
   settings = settings_from_config(config)
   if settings.files is None:
     raise ConfigError(
-      f"--workdir={workdir} is a run on the embedded world, whose tokenizer "
+      f"--run={workdir} is a run on the embedded world, whose tokenizer "
       "transformers does not know."
     )
   files = settings.files
@@ -159,8 +159,8 @@ def export(workdir: pathlib.Path, output: pathlib.Path, which: str) -> int:
   return restored.step
 
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Of a training run.")
-_OUTPUT = flags.DEFINE_string("output", None, "The folder to write.")
+_RUN = flags.DEFINE_string("run", None, "Workdir of a training run.")
+_FOLDER = flags.DEFINE_string("folder", None, "The folder to write.")
 _WHICH = flags.DEFINE_enum(
   "which", "latest", ["latest", "best"], "Which checkpoint."
 )
@@ -170,9 +170,9 @@ def main(argv: list[str]) -> None:
   """Exports what the flags name."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-  output = pathlib.Path(_OUTPUT.value)
+  output = pathlib.Path(_FOLDER.value)
   try:
-    step = export(pathlib.Path(_WORKDIR.value), output, _WHICH.value)
+    step = export(pathlib.Path(_RUN.value), output, _WHICH.value)
   except (
     ConfigError,
     CheckpointError,
@@ -185,5 +185,5 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  flags.mark_flags_as_required(["workdir", "output"])
+  flags.mark_flags_as_required(["run", "folder"])
   app.run(main)

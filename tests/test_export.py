@@ -96,8 +96,8 @@ def test_a_mistake_on_the_command_line_ends_in_a_sentence(tmp_path):
     [
       sys.executable,
       str(ROOT / "experiments" / "export.py"),
-      f"--workdir={tmp_path}",
-      f"--output={tmp_path / 'policy'}",
+      f"--run={tmp_path}",
+      f"--folder={tmp_path / 'policy'}",
     ],
     env=os.environ | {"PYTHONPATH": str(ROOT)},
     capture_output=True,
