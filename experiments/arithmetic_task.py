@@ -12,6 +12,7 @@ from run_settings import ConfigError, Settings
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response, split_texts
 from pure_jax.host.data import arithmetic, arithmetic_dataset, batches
 from pure_jax.host.data.records import Problem
+from pure_jax.models import prm
 from pure_jax.training import stages, train
 from pure_jax.training.stages import Demonstrations
 
@@ -34,6 +35,7 @@ class ArithmeticTask:
       world, folder / "tokenizer.model"
     )
     self.model = settings.model.architecture(self.tokenizer.vocab_size)
+    self.prm_model = prm.extend_config(self.model, settings.prm.extra_layers)
     self.prompt_format = self.prm_prompt_format = PROMPT_FORMATS["plain"]
     # The longest problem there can be, and a line break.
     self.prompt_tokens = 2 * (world.max_operations + 1) + 1

@@ -5,13 +5,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import judged_rows
 import numpy as np
 import tiny_files
 import workspace
 from run_settings import ConfigError, Settings
 
-from pure_jax.host import answer_metrics, huggingface, prm_metrics, verify
-from pure_jax.host.contract import PROMPT_FORMATS, encode_response
+from pure_jax.host import huggingface, prm_metrics, solution_choice, verify
+from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data import batches
 from pure_jax.host.data.file_dataset import load_rows
 from pure_jax.host.data.named_formats import FORMATS
@@ -22,7 +23,8 @@ from pure_jax.host.data.records import (
   split_by_problem,
 )
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.response_scores import AGGREGATIONS
+from pure_jax.models import prm
+from pure_jax.models.config import ModelConfig
 from pure_jax.training import stages
 from pure_jax.training.stages import Demonstrations
 
@@ -48,17 +50,13 @@ class FilesTask:
     config = huggingface.read_config(files.policy)
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
-    self.model = dataclasses.replace(
-      config.model,
-      compute_dtype=files.compute_dtype,
-      param_dtype=files.param_dtype,
-      remat=files.remat,
-    )
+    self.model = self._with_dtypes(config.model)
     self.tokenizer = HuggingFaceTokenizer(
       files.policy,
       vocab_size=self.model.vocab_size,
       eos_token=files.eos_token,
     )
+    self.prm_model = self._prm_model()
     self.prompt_format = PROMPT_FORMATS[files.prompt_format]
     self.prm_prompt_format = PROMPT_FORMATS[files.prm_prompt_format]
     self.prompt_tokens = files.prompt_tokens
@@ -68,6 +66,35 @@ class FilesTask:
       files.held_out, files.held_out_format, "held_out"
     )
     self._pool: verify.GradingPool | None = None
+
+  def _with_dtypes(self, model: ModelConfig) -> ModelConfig:
+    """An architecture as this run computes it."""
+    return dataclasses.replace(
+      model,
+      compute_dtype=self._files.compute_dtype,
+      param_dtype=self._files.param_dtype,
+      remat=self._files.remat,
+    )
+
+  def _prm_model(self) -> ModelConfig:
+    """The architecture of the PRM, which must read the policy's ids."""
+    files = self._files
+    if files.prm is None:
+      return prm.extend_config(self.model, self._settings.prm.extra_layers)
+    model = self._with_dtypes(huggingface.read_config(files.prm).model)
+    tokenizer = self.tokenizer
+    last = max(i for i, text in enumerate(tokenizer.pieces) if text)
+    last = max(last, tokenizer.eos_id, tokenizer.pad_id)
+    huggingface.check_vocabulary(last, model)
+    if (pathlib.Path(files.prm) / "tokenizer.json").exists():
+      theirs = HuggingFaceTokenizer(files.prm).pieces
+      ours = tokenizer.pieces[: len(theirs)]
+      if ours != theirs[: len(ours)]:
+        raise ConfigError(
+          f"files.prm={files.prm} has another vocabulary than the policy's: "
+          "it cannot read its ids."
+        )
+    return model
 
   def _rows(self, path: str, name: str, record: type, field: str) -> Any:
     """The records of one file."""
@@ -156,18 +183,12 @@ class FilesTask:
     """The PRM's weights, where a folder of one is named."""
     if self._files.prm is None:
       return None
-    params, model = huggingface.load_prm(
+    params, _ = huggingface.load_prm(
       self._files.prm,
       space.mesh,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
-    wanted = dataclasses.replace(space.prm_model, remat=model.remat)
-    if model != wanted:
-      raise ConfigError(
-        f"files.prm={self._files.prm} is {model}, which cannot read the "
-        f"policy's ids as {wanted}."
-      )
     return params
 
   def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
@@ -197,64 +218,86 @@ class FilesTask:
   ) -> workspace.Judged:
     """The rows of the file that fit, their steps as a policy writes them."""
     del policy_params
-    judged, kept = self._encode(space, self._judged_rows()[0])
+    rows, encoded = self._encode(self._judged_rows()[0])
+    prompts = batches.left_pad(
+      encoded.prompts, self.prm_prompt_tokens, self.tokenizer.pad_id
+    )
+    responses = batches.right_pad(
+      encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
+    )
+    labels, label_mask = step_labels(rows, self._limits.max_steps)
     space.metrics.rewind("prm_data", 0)
     facts = {
-      "responses": len(kept),
-      "labelled_steps": judged.label_mask.sum(),
-      "good_share": judged.labels[judged.label_mask].mean(),
+      "responses": len(rows),
+      "left_out": len(encoded.left_out),
+      "labelled_steps": label_mask.sum(),
+      "good_share": labels[label_mask].mean(),
     }
     space.metrics.write("prm_data", 0, facts)
-    return judged
+    return workspace.Judged(
+      Demonstrations(*prompts, *responses), labels, label_mask
+    )
+
+  @property
+  def _limits(self) -> judged_rows.Limits:
+    """What there is room for in a judged row."""
+    return judged_rows.Limits(
+      self.prm_prompt_tokens,
+      self._files.response_tokens,
+      self._settings.rl.max_steps,
+    )
 
   def _encode(
-    self, space: workspace.Workspace, rows: list[Steps]
-  ) -> tuple[workspace.Judged, list[Steps]]:
-    """Rows with room for their tokens and steps, and which those are."""
-    limit, max_steps = self._files.response_tokens, self._settings.rl.max_steps
-    kept, responses = [], []
-    for row in rows:
-      ids = encode_response(self.tokenizer, row.steps, finished=True)
-      problem = self.prm_prompt_format.text(self.tokenizer, row.problem)
-      fits = len(self.tokenizer.encode(problem)) <= self.prm_prompt_tokens
-      if fits and len(ids) <= limit and len(row.steps) <= max_steps:
-        kept.append(row)
-        responses.append(ids)
-    if not kept:
+    self, rows: list[Steps]
+  ) -> tuple[list[Steps], judged_rows.EncodedRows]:
+    """Rows with room for their tokens and steps, and their ids."""
+    limits = self._limits
+    encoded = judged_rows.encode_rows(
+      self.tokenizer, self.prm_prompt_format, rows, limits
+    )
+    if not encoded.prompts:
       raise ConfigError(
-        f"files.prm_prompt_tokens, files.response_tokens={limit} and "
-        f"rl.max_steps={max_steps} have room for none of {len(rows)} rows."
+        f"files.prm_prompt_tokens={limits.prompt_tokens}, "
+        f"files.response_tokens={limits.response_tokens} and "
+        f"rl.max_steps={limits.max_steps} have room for none of {len(rows)} "
+        "rows."
       )
-    prompts = space.encode_prm_prompts(kept)
-    tokens, mask = batches.right_pad(responses, limit, self.tokenizer.pad_id)
-    labels = np.zeros((len(kept), max_steps), np.int32)
-    label_mask = np.zeros((len(kept), max_steps), bool)
-    for index, row in enumerate(kept):
-      for step, label in enumerate(row.labels):
-        if label is not None:
-          labels[index, step], label_mask[index, step] = label, True
-    data = Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
-    return workspace.Judged(data, labels, label_mask), kept
+    return [rows[i] for i in encoded.index], encoded
 
   def evaluate_prm(
     self, space: workspace.Workspace, policy_params: Any, params: Any
   ) -> dict[str, float]:
     """Judges the PRM on held-out rows, and as a chooser among solutions."""
     del policy_params
-    judged, rows = self._encode(space, self._judged_rows()[1])
+    rows, encoded = self._encode(self._judged_rows()[1])
+    settings, limits = self._settings.prm, self._limits
     score = stages.make_prm_evaluation(
       space.prm_model, space.prm_score_config, space.table, space.mesh
     )
-    size, count, parts = self._settings.prm.batch_size, len(rows), []
-    for first in range(0, count, size):
-      chosen = np.arange(first, first + size) % count  # One shape only.
-      batch = space.put(space.crop(workspace.take(judged.responses, chosen)))
-      parts.append(np.asarray(score(params, batch)))
-    rewards = np.concatenate(parts)[:count]
-    numbers = prm_metrics.step_metrics(
-      rewards, judged.labels == 1, judged.label_mask
+    rewards = np.zeros((len(rows), limits.max_steps), np.float32)
+    for chosen, batch in judged_rows.in_batches(
+      encoded,
+      limits,
+      settings.batch_size,
+      settings.length_multiple,
+      self.tokenizer.pad_id,
+    ):
+      found = np.asarray(score(params, space.put(batch)))
+      rewards[chosen] = found[: len(chosen)]
+    labels, label_mask = step_labels(rows, limits.max_steps)
+    lengths = np.asarray([len(row.steps) for row in rows])
+    chosen = solution_choice.choose_among_solutions(
+      [problem_key(row.problem) for row in rows],
+      [row.final_correct for row in rows],
+      [verify.last_number(row.steps[-1]) for row in rows],
+      rewards,
+      np.arange(limits.max_steps) < lengths[:, None],
     )
-    return numbers | choose_among_solutions(rows, rewards)
+    numbers = prm_metrics.step_metrics(rewards, labels == 1, label_mask)
+    for name, metric in chosen.items():
+      numbers[name] = float(metric.value.mean())
+      numbers["problems"] = float(len(metric.value))
+    return numbers | {"left_out": float(len(encoded.left_out))}
 
   def close(self) -> None:
     """Ends the graders."""
@@ -262,46 +305,22 @@ class FilesTask:
       self._pool.close()
 
 
-def choose_among_solutions(
-  rows: Sequence[Steps], rewards: np.ndarray
-) -> dict[str, float]:
-  """Best-of-n over the solutions a data set has of each problem.
+def step_labels(
+  rows: Sequence[Steps], max_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Labels as arrays.
 
   Args:
-    rows: n solutions; those without a known outcome do not count.
-    rewards: [n, S] step rewards.
+    rows: n solutions of at most max_steps steps.
+    max_steps: S.
 
   Returns:
-    Over problems with the full number of solutions: the mean accuracy, that
-    of the majority of last numbers, and of the best by each way to score.
-    Empty where no problem has two solutions.
+    (labels [n, S] int32, 1 good, 0 bad; label_mask [n, S] bool).
   """
-  groups: dict[str, list[int]] = {}
+  labels = np.zeros((len(rows), max_steps), np.int32)
+  label_mask = np.zeros((len(rows), max_steps), bool)
   for index, row in enumerate(rows):
-    if row.final_correct is not None:
-      groups.setdefault(problem_key(row.problem), []).append(index)
-  n = max(map(len, groups.values()), default=0)
-  members = np.asarray([g for g in groups.values() if len(g) == n], int)
-  if n < 2:
-    return {}
-  lengths = np.asarray([len(row.steps) for row in rows])
-  step_mask = np.arange(rewards.shape[1]) < lengths[:, None]
-  correct = np.asarray([bool(row.final_correct) for row in rows])[members]
-  there = np.ones(correct.shape, bool)
-  answers = [
-    [verify.last_number(rows[i].steps[-1]) for i in g] for g in members
-  ]
-  ids, has_answer = answer_metrics.answer_ids(answers)
-  found = {
-    "solutions_mean": answer_metrics.average(correct, there),
-    f"majority_at_{n}": answer_metrics.majority_at_k(
-      correct, ids, has_answer, there, n
-    ),
-  }
-  for name, aggregate in AGGREGATIONS.items():
-    scores = aggregate(rewards, step_mask)[members]
-    found[f"best_of_{n}_{name}"] = answer_metrics.best_of_k(
-      correct, scores, there, there, n
-    )
-  numbers = {k: float(v.value[v.mask].mean()) for k, v in found.items()}
-  return numbers | {"problems": float(len(members))}
+    for step, label in enumerate(row.labels):
+      if label is not None:
+        labels[index, step], label_mask[index, step] = label, True
+  return labels, label_mask

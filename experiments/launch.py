@@ -103,7 +103,7 @@ def open_workspace(
       table=jax.device_put(
         separator_table(tokenizer), sharding.replicated(mesh)
       ),
-      prm_model=prm.extend_config(task.model, settings.prm.extra_layers),
+      prm_model=task.prm_model,
       sampler=SamplingConfig(
         max_new_tokens=rl.max_new_tokens,
         pad_id=tokenizer.pad_id,

@@ -12,6 +12,7 @@ and the number of full updates after them. Started again, it continues.
 from typing import Any
 
 import jax
+import judged_rows
 import launch
 import supervised
 import train_sft
@@ -56,7 +57,8 @@ def train_stage(
   state = train.start_state(trained, declared, optimizer, space.mesh)
 
   def update(state, indices):
-    batch = space.crop(workspace.take(judged.responses, indices))
+    batch = workspace.take(judged.responses, indices)
+    batch = judged_rows.crop(batch, settings.length_multiple)
     labels = judged.labels[indices], judged.label_mask[indices]
     return step(state, frozen, *space.put((batch, *labels)))
 

@@ -65,6 +65,7 @@ class Task(Protocol):
   Attributes:
     tokenizer: of policy and PRM.
     model: the policy's architecture.
+    prm_model: the PRM's, which may be another.
     prompt_format: how the policy is asked.
     prm_prompt_format: what the PRM reads before a response.
     prompt_tokens: columns of the policy's prompts (L).
@@ -75,6 +76,7 @@ class Task(Protocol):
 
   tokenizer: Tokenizer
   model: ModelConfig
+  prm_model: ModelConfig
   prompt_format: PromptFormat
   prm_prompt_format: PromptFormat
   prompt_tokens: int
@@ -225,19 +227,6 @@ class Workspace:
     ]
     return Prompts(*batches.left_pad(ids, length, tokenizer.pad_id))
 
-  def crop(self, responses: Demonstrations) -> Demonstrations:
-    """Without the columns that no row of a host batch needs.
-
-    Columns come in multiples of `prm.length_multiple`: few shapes to compile.
-    """
-    multiple = self.settings.prm.length_multiple
-    longest = int(responses.completion_mask.sum(1).max())
-    columns = -(-longest // multiple) * multiple
-    return responses.replace(
-      tokens=responses.tokens[:, :columns],
-      completion_mask=responses.completion_mask[:, :columns],
-    )
-
   def put(self, tree: Any) -> Any:
     """Host arrays [B, ...] onto the devices, rows split over the mesh."""
     return jax.device_put(tree, sharding.batch_sharding(self.mesh))
@@ -249,14 +238,7 @@ class Workspace:
 
   def load_weights(self, stage: str, declared: Any) -> Any:
     """What a finished stage left, sharded as declared."""
-    abstract = jax.tree.map(
-      lambda leaf, place: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=place
-      ),
-      abstract_params(declared),
-      sharding.weight_shardings(declared, self.mesh),
-    )
-    return load_tree(self.start / stage / "weights", abstract)
+    return load_weights(self.start / stage / "weights", declared, self.mesh)
 
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
     """Keeps a stage's weights, then marks it done."""
@@ -279,3 +261,24 @@ def take(responses: Demonstrations, indices: np.ndarray) -> Demonstrations:
     m rows.
   """
   return jax.tree.map(lambda x: x[indices], responses)
+
+
+def load_weights(folder: pathlib.Path, declared: Any, mesh: Mesh) -> Any:
+  """What `Workspace.finish_stage` saved.
+
+  Args:
+    folder: `weights` of a stage.
+    declared: a `Weight` for each leaf.
+    mesh: the devices.
+
+  Returns:
+    The weights, sharded as declared.
+  """
+  abstract = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=place
+    ),
+    abstract_params(declared),
+    sharding.weight_shardings(declared, mesh),
+  )
+  return load_tree(folder, abstract)
