@@ -103,7 +103,7 @@ def tiny(
     settings,
     random_model=False,
     policy=str(tiny_files.write_policy(folder / "policy", tied=True)),
-    prm=str(tiny_files.write_prm(folder / "prm")),
+    prm=str(tiny_files.write_prm(folder / "prm", tied=False)),
     benchmarks={
       name: BenchmarkSettings(str(paths[file]), row_format, 6, averaged=True)
       for name, file, row_format in (

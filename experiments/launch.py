@@ -31,7 +31,6 @@ from pure_jax.host.grading_pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
 from pure_jax.host.responses import ResponsesError
-from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 

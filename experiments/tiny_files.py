@@ -25,6 +25,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 
 SEED = 0
+PRM_SEED = 5  # Its scores lie on both sides of 0.
 PROBLEMS = 48
 # Split as Qwen's: letters, single digits, punctuation with the line breaks
 # behind it, so that ".\n\n" becomes one id.
@@ -96,20 +97,43 @@ def write_policy(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
   return folder
 
 
-def write_prm(folder: pathlib.Path) -> pathlib.Path:
-  """A random PRM for the vocabulary of the policy, written if it is missing.
+def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
+  """A random PRM with the policy's tokenizer, written if it is missing.
 
   Args:
-    folder: where it goes; no tokenizer does.
+    folder: where it goes.
+    tied: whether embedding and head of its policy are the same weights.
 
   Returns:
     The folder.
   """
-  if not folder.exists():  # It appears whole.
-    config = _architecture(tied=False)
-    params = init_params(jax.random.key(SEED + 1), prm.declare_prm(config))
+  if not (folder / "tokenizer.json").exists():  # Written last.
+    shutil.rmtree(folder, ignore_errors=True)
+    config = _architecture(tied)
+    params = init_params(jax.random.key(PRM_SEED), prm.declare_prm(config))
     huggingface.export_prm(folder, params, config, max_positions=1024)
+    _tokenizer().save_pretrained(folder)
   return folder
+
+
+def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Labelled solutions, written if they are missing.
+
+  Args:
+    folder: where they go.
+
+  Returns:
+    The file of each format: ProcessBench with two solutions of every problem,
+    and PRM800K.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  rows = {"processbench": list(_processbench()), "prm800k": _rows()[2]}
+  paths = {name: folder / f"{name}.jsonl" for name in rows}
+  for name, path in paths.items():
+    if not path.exists():
+      lines = [json.dumps(row) + "\n" for row in rows[name]]
+      write_text_atomic(path, "".join(lines))
+  return paths
 
 
 def _architecture(tied: bool) -> ModelConfig:
@@ -217,3 +241,23 @@ def _judged(problem: str, steps: list[str], number: int) -> dict[str, Any]:
       ],
     },
   }
+
+
+def _processbench() -> Iterator[dict[str, Any]]:
+  """Lines of ProcessBench: a right and a wrong solution of each problem."""
+  for number, (problem, steps, answer) in enumerate(_solutions()):
+    wrong_at = number % len(steps)
+    wrong = [step.replace(str(answer), str(answer + 1)) + "!" for step in steps]
+    wrong[:wrong_at] = steps[:wrong_at]
+    for kind, texts, label in (
+      ("right", steps, -1),
+      ("wrong", wrong, wrong_at),
+    ):
+      yield {
+        "id": f"tiny-{number}-{kind}",
+        "generator": kind,
+        "problem": f"Problem {number}: {problem}",
+        "steps": texts,
+        "final_answer_correct": kind == "right",
+        "label": label,
+      }

@@ -1,0 +1,209 @@
+"""How good a process reward model is, on files of labelled solutions.
+
+  python experiments/evaluate_prm.py --workdir=DIR --config.prm=FOLDER \\
+    --config=experiments/configs/evaluate_prm.py --config.data="({...},)"
+
+`configs/evaluate_prm.py` shows a whole command. By data set:
+
+* ProcessBench's protocol (Zheng et al. 2024, https://arxiv.org/abs/2412.06559)
+  on every solution whose first error is known: the accuracy of its index on
+  erroneous solutions, that of finding none on correct ones, and F1, their
+  harmonic mean; the mean F1 over all sets in ProcessBench's format.
+* Single steps: accuracy, balanced accuracy, AUC, calibration error of p(good).
+* Best-of-n where problems have several solutions of known outcome, against the
+  mean accuracy and the majority.
+
+Intervals are 95 % bootstrap intervals over items (ProcessBench) or problems.
+DIR/scores.jsonl keeps every score as it is made: started again, the evaluation
+goes on behind the last one. DIR/report.{json,md,png} is made of that file
+alone, so another threshold or seed costs no new scores.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import judged_rows
+import launch
+import numpy as np
+import prm_report
+import tiny_files
+from evaluate_prm_settings import DataSettings, EvaluatePRMSettings
+from jax.sharding import Mesh
+from judge import Judge, load_folder, load_run
+from run_settings import ConfigError
+from score_file import ScoreFile, describe
+
+from pure_jax.host import workdir as workdirs
+from pure_jax.host.contract import PROMPT_FORMATS, separator_table
+from pure_jax.host.data.file_dataset import load_rows
+from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.records import Steps
+from pure_jax.host.progress import Progress
+from pure_jax.host.report import render_table, write_report
+from pure_jax.parallel import sharding
+from pure_jax.training import stages
+from pure_jax.training.score import ScoreConfig
+
+# Fields that change the report and no score.
+MAY_DIFFER = (
+  *("progress", "threshold", "threshold_data"),
+  *("bins", "bootstrap_seed", "resamples"),
+)
+
+
+# ===== Scores =====
+
+
+def score_data(
+  settings: EvaluatePRMSettings,
+  data: DataSettings,
+  rows: list[Steps],
+  judge: Judge,
+  mesh: Mesh,
+  scores: ScoreFile,
+) -> None:
+  """Scores the rows of a data set that the file does not hold.
+
+  A batch has the same rows whatever is done already, so that a run that was
+  killed gives the numbers of one that was not.
+
+  Raises:
+    FloatingPointError: if a score is not finite; it is not kept.
+  """
+  limits = judged_rows.Limits(
+    settings.prompt_tokens, settings.response_tokens, settings.max_steps
+  )
+  encoded = judged_rows.encode_rows(
+    judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
+  )
+  todo = {
+    number
+    for number, row in enumerate(rows)
+    if not scores.holds(data.name, number, row)
+  }
+  scores.append(
+    [
+      describe(data.name, number, rows[number]) | {"left_out": reason}
+      for number, reason in encoded.left_out.items()
+      if number in todo
+    ]
+  )
+  table = separator_table(judge.tokenizer)
+  score = stages.make_prm_evaluation(
+    judge.model,
+    ScoreConfig(settings.max_steps, settings.separator),
+    jax.device_put(table, sharding.replicated(mesh)),
+    mesh,
+  )
+  count = -(-len(encoded.index) // settings.batch_size)
+  with Progress(data.name, count, enabled=settings.progress) as bar:
+    for places, batch in judged_rows.in_batches(
+      encoded,
+      limits,
+      settings.batch_size,
+      settings.length_multiple,
+      judge.tokenizer.pad_id,
+    ):
+      numbers = encoded.index[places].tolist()
+      if todo.intersection(numbers):
+        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        found = np.asarray(score(judge.params, batch))
+        scores.append(
+          [
+            scored_row(data.name, number, rows[number], rewards)
+            for number, rewards in zip(numbers, found, strict=False)
+            if number in todo
+          ]
+        )
+      bar.advance()
+
+
+def scored_row(
+  data: str, number: int, row: Steps, rewards: np.ndarray
+) -> dict[str, Any]:
+  """A row of the file of scores."""
+  rewards = rewards[: len(row.steps)]
+  if not np.isfinite(rewards).all():
+    raise FloatingPointError(
+      f"The PRM's scores of row {number} of {data} ({row.id}) are not finite. "
+      "Check its weights, or set compute_dtype to 'float32'."
+    )
+  described = describe(data, number, row)
+  return described | {"left_out": None, "step_rewards": rewards.tolist()}
+
+
+# ===== Everything =====
+
+
+def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
+  """Scores what is missing, and reports.
+
+  Args:
+    settings: the evaluation's.
+    workdir: where scores and report go.
+
+  Returns:
+    The report as text.
+  """
+  try:
+    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  for data in settings.data:
+    if not pathlib.Path(data.file).is_file():
+      raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
+  config = dataclasses.asdict(settings)
+  folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  listed = settings.data
+  if settings.random_model is not None:
+    tied = settings.random_model == "tied"
+    judge = load_folder(
+      settings, tiny_files.write_prm(folder / "tiny" / "prm", tied=tied), mesh
+    )
+    listed = listed or tuple(
+      DataSettings(name, str(path), name)
+      for name, path in tiny_files.write_solutions(folder / "tiny").items()
+    )
+  elif settings.run is not None:
+    judge = load_run(settings, settings.run, mesh)
+  else:
+    judge = load_folder(settings, settings.prm, mesh)
+
+  with ScoreFile(folder) as scores:
+    for data in listed:
+      rows = load_rows(
+        FORMATS[data.format], {"rows": [data.file]}, folder / "data"
+      )["rows"]
+      score_data(settings, data, list(rows), judge, mesh, scores)
+    scored = {
+      data.name: prm_report.collect(
+        [row for row in scores.rows.values() if row["data"] == data.name]
+      )
+      for data in listed
+    }
+  formats = {data.name: data.format for data in listed}
+  threshold, tables = prm_report.make_tables(settings, formats, scored)
+  chosen = (
+    ""
+    if settings.threshold == "zero"
+    else (f", which gives the best F1 on {settings.threshold_data}")
+  )
+  title = f"PRM {judge.name}: a step is good above {threshold:.6g}{chosen}"
+  write_report(folder, title, tables)
+  return "\n\n".join(
+    [title, *(f"{n}\n{t}" for n, x in tables.items() if (t := render_table(x)))]
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Evaluates what the config names."""
+  del argv
+  settings, workdir = launch.config_and_workdir(EvaluatePRMSettings)
+  print(evaluate(settings, workdir))
+  print(f"\neverything is in {workdir}")
+
+
+if __name__ == "__main__":
+  launch.run(main)

@@ -1,0 +1,102 @@
+"""The settings of an evaluation of a PRM, checked as they are made."""
+
+import dataclasses
+
+from run_settings import MeshSettings, one_of
+
+from pure_jax.host.contract import PROMPT_FORMATS
+from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.records import Steps
+
+STEP_FORMATS = tuple(n for n, found in FORMATS.items() if found.record is Steps)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """A file of labelled solutions, and what it is called in the report."""
+
+  name: str
+  file: str
+  format: str
+
+  def __post_init__(self):
+    """Refuses a format that has no steps."""
+    if not self.name.strip():
+      raise ValueError(f"name is empty: the report needs one for {self.file}.")
+    one_of("format", self.format, STEP_FORMATS)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatePRMSettings:
+  """What is evaluated on what. See `configs/evaluate_prm.py`."""
+
+  progress: bool
+  mesh: MeshSettings
+  prm: str | None
+  run: str | None
+  random_model: str | None
+  tokenizer: str | None
+  eos_token: str | None
+  good_class: int | None
+  data: tuple[DataSettings, ...]
+  prompt_format: str
+  separator: str
+  prompt_tokens: int
+  response_tokens: int
+  max_steps: int
+  batch_size: int
+  length_multiple: int
+  compute_dtype: str
+  param_dtype: str
+  threshold: str
+  threshold_data: str | None
+  bins: int
+  bootstrap_seed: int
+  resamples: int
+
+  def __post_init__(self):
+    """Refuses what nothing can be computed from."""
+    sources = (self.prm, self.run, self.random_model)
+    if sum(source is not None for source in sources) != 1:
+      raise ValueError(
+        "prm names the folder of a Hugging Face model, run the workdir of "
+        "train_prm.py: set one of them, or random_model for a trial."
+      )
+    if self.random_model is not None:
+      one_of("random_model", self.random_model, ("tied", "untied"))
+    if self.random_model is None and not self.data:
+      raise ValueError(
+        "data is empty. Name files: --config.data=\"({'name': 'gsm8k', "
+        "'file': 'gsm8k.json', 'format': 'processbench'},)\""
+      )
+    names = [item.name for item in self.data]
+    if len({*names}) < len(names):
+      raise ValueError(f"data has a name twice: {names}.")
+    one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
+    one_of("separator", self.separator, ("insert", "replace"))
+    one_of("threshold", self.threshold, ("zero", "best_on"))
+    if (self.threshold == "best_on") != (self.threshold_data is not None):
+      raise ValueError(
+        "threshold_data names the data set that threshold='best_on' chooses "
+        "on: set both or neither."
+      )
+    if self.threshold_data is not None and self.data:
+      one_of("threshold_data", self.threshold_data, tuple(names))
+    for name in (
+      *("prompt_tokens", "response_tokens", "max_steps", "batch_size"),
+      *("length_multiple", "bins", "resamples"),
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )
+    if self.bootstrap_seed < 0:
+      raise ValueError(
+        f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
+      )
+    devices = self.mesh.data * self.mesh.fsdp
+    if devices < 1 or self.batch_size % devices:
+      raise ValueError(
+        f"batch_size={self.batch_size} is not divisible by the {devices} "
+        f"devices of the mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
+      )
