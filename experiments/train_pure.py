@@ -208,9 +208,15 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
     The summary that is also written to summary.json.
 
   Raises:
+    ConfigError: without problems.
     FloatingPointError: if step rewards are not finite, or too many updates
       in a row were not; the last checkpoint stays as it is.
   """
+  if not space.task.train or not space.task.held_out:
+    raise ConfigError(
+      "RL needs problems to train on and others to evaluate on: name files "
+      "with files.train and files.held_out."
+    )
   frozen = Frozen(*train_prm.train_prm(space))
 
   # ===== Functions and state =====

@@ -2,24 +2,52 @@
 
 import ast
 import dataclasses
+import importlib
+import json
 import pathlib
 import re
 import sys
 
 import pytest
 
+from pure_jax import settings
+
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
 import config_conversion  # noqa: E402
+import evaluate_prm_settings  # noqa: E402
 import run_settings  # noqa: E402
 from configs import arithmetic, base  # noqa: E402
 
-CONFIGS = sorted(
-  path.stem
-  for path in (EXPERIMENTS / "configs").glob("*.py")
-  if path.stem != "base"
-)
+# Parts of configs: they run nothing by themselves.
+PARTS = ("base", "paper")
+RL = ("prm_vr", "prm", "vr", "smoke")
+VARIANTS = {
+  "arithmetic": ("full", "smoke"),
+  "evaluate_prm": ("full", "smoke"),
+  "files": (),
+  "gsm8k_prm": ("full", "smoke"),
+  "pure_prm_7b": ("full", "smoke"),
+  "qwen2p5_7b": RL,
+  "qwen2p5_math_1p5b": RL,
+  "qwen2p5_math_7b": RL,
+}
+KINDS = {"evaluate_prm": evaluate_prm_settings.EvaluatePRMSettings}
+PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
+
+
+def made(name, *variant):
+  """A config with what the user must name, and its settings."""
+  config = importlib.import_module(f"configs.{name}").get_config(*variant)
+  kind = KINDS.get(name, run_settings.Settings)
+  if kind is run_settings.Settings:
+    if config.files is not None and config.files.random_model is None:
+      config.files.policy = "folder"
+  elif config.random_model is None:
+    config.prm = "folder"
+    config.data = ({"name": "a", "file": "b.jsonl", "format": "stepwise"},)
+  return config, config_conversion.settings_from_config(config, kind)
 
 
 def changed(**changes):
@@ -34,13 +62,98 @@ def changed(**changes):
   return config
 
 
-@pytest.mark.parametrize("variant", ["full", "smoke"])
-def test_every_config_makes_settings(variant):
-  assert CONFIGS == ["arithmetic"]
-  config = arithmetic.get_config(variant)
-  settings = config_conversion.settings_from_config(config)
+def test_every_config_is_tested():
+  found = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
+  assert found == {*VARIANTS, *PARTS}
+
+
+def as_json(values):
+  """Tuples of dicts are tuples of dataclasses on the other side."""
+  return json.loads(json.dumps(values))
+
+
+@pytest.mark.parametrize(("name", "variant"), [*PAIRS, ("files", None)])
+def test_every_config_makes_settings(name, variant):
+  config, settings = made(name, *[variant] * (variant is not None))
   # What was written is what is run: no field is lost or made up.
-  assert dataclasses.asdict(settings) == config.to_dict()
+  expected = as_json(config.to_dict())
+  assert as_json(dataclasses.asdict(settings)) == expected
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "files"])
+def test_an_unknown_variant_names_those_there_are(name):
+  module = importlib.import_module(f"configs.{name}")
+  with pytest.raises(ValueError, match=r"Variants are .* and 'smoke', not 'x'"):
+    module.get_config("x")
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "evaluate_prm"])
+def test_every_docstring_says_how_it_is_run(name):
+  text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
+  doc = ast.get_docstring(ast.parse(text))
+  assert f"--config=experiments/configs/{name}.py" in doc
+  assert ("ot yet run" in doc) != ("Measured on" in doc)
+
+
+@pytest.mark.parametrize(
+  ("name", "iterations"),
+  [
+    ("qwen2p5_7b", 1000),
+    ("qwen2p5_math_7b", 500),
+    ("qwen2p5_math_1p5b", 500),
+  ],
+)
+@pytest.mark.parametrize(
+  ("variant", "rate", "process", "verifiable"),
+  [("prm", 5e-7, 1.0, 0.0), ("vr", 1e-6, 0.0, 1.0), ("prm_vr", 1e-6, 1.0, 1.0)],
+)
+def test_rl_runs_are_those_of_the_paper(
+  name, iterations, variant, rate, process, verifiable
+):
+  """Section 4 and appendix of arXiv 2504.15275, number by number."""
+  rl = made(name, variant)[1].rl
+  assert (rl.iterations, rl.prompts, rl.samples_per_prompt) == (
+    *(iterations, 64, 8),
+  )
+  assert (rl.max_new_tokens, rl.temperature) == (8192, 1.0)
+  assert (rl.top_p, rl.top_k) == (1.0, 0)
+  assert rl.optim.learning_rate == rate
+  assert (rl.optim.warmup_steps, rl.optim.decay_steps) == (0, 0)
+  assert (rl.clip_low, rl.clip_high, rl.kl_coef) == (0.2, 0.2, 1e-3)
+  # Credit and loss are the preset's, but for what a mode leaves out.
+  credit, loss = settings.paper()
+  assert rl.credit_config() == dataclasses.replace(
+    credit,
+    baseline_length=8192,
+    process_coef=process,
+    verifiable_coef=verifiable,
+  )
+  assert rl.loss_config() == loss
+  assert (credit.form, credit.temperature) == ("softmin", 0.1)
+
+
+def test_the_default_of_rl_runs_is_prm_with_verdicts():
+  for name, variants in VARIANTS.items():
+    if variants == RL:
+      assert made(name) == made(name, "prm_vr")
+      # The 879 prompts with an answer, not a tenth of all that are drawn.
+      assert made(name)[1].rl.answer_fraction is None
+      tied = {"qwen2p5_math_1p5b": "tied"}.get(name, "untied")
+      assert made(name, "smoke")[1].files.random_model == tied
+
+
+def test_the_prm_run_is_that_of_the_paper():
+  prm = made("pure_prm_7b")[1].prm
+  assert prm.batch_size == 128
+  # 3 epochs and 1 over 369k rows, to within a step.
+  assert abs(prm.head_steps * 128 - 3 * 369_000) < 128
+  assert abs(prm.full_steps * 128 - 369_000) < 128
+  head, full = prm.head_optim, prm.full_optim
+  assert (head.learning_rate, full.learning_rate) == (1e-4, 1e-6)
+  for optim in (head, full):
+    assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
+    assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
+  assert made("pure_prm_7b")[1].files.compute_dtype == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -91,9 +204,10 @@ def test_a_missing_field_is_named():
     config_conversion.settings_from_config(config)
 
 
-def test_every_field_of_the_base_config_has_a_comment_or_says_it_all():
+@pytest.mark.parametrize("name", ["base", "files", "evaluate_prm"])
+def test_every_field_of_a_list_has_a_comment_or_says_it_all(name):
   """A field nobody explains is a field nobody dares to change."""
-  lines = (EXPERIMENTS / "configs" / "base.py").read_text().splitlines()
+  lines = (EXPERIMENTS / "configs" / f"{name}.py").read_text().splitlines()
   obvious = {
     *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
     *("mlp_width", "rope_theta", "attention_bias", "tied_embeddings"),
@@ -106,7 +220,7 @@ def test_every_field_of_the_base_config_has_a_comment_or_says_it_all():
     *("max_operations", "head_steps", "full_steps"),
   }
   for number, line in enumerate(lines):
-    field = re.match(r'\s+(?:"?)(\w+)(?:"?)[=:] ?[\w"(-]', line)
+    field = re.match(r'\s+(\w+)=[\w"(-]', line)
     if field and "def " not in line and line.startswith("      "):
       explained = "#" in line or "#" in lines[number - 1]
       assert explained or field[1] in obvious, line
@@ -130,6 +244,9 @@ def test_every_field_is_read_somewhere():
       yield field.name
 
   for kind in (
+    evaluate_prm_settings.DataSettings,
+    evaluate_prm_settings.EvaluatePRMSettings,
+    run_settings.FilesSettings,
     run_settings.Settings,
     run_settings.RLSettings,
     run_settings.PRMSettings,

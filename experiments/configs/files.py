@@ -37,24 +37,21 @@ def files() -> ConfigDict:
       random_model=placeholder(str),
       prm=placeholder(str),  # Folder of a trained PRM; None trains one.
       eos_token=placeholder(str),  # Ends a response; None takes the folder's.
-      # "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
-      prompt_format="qwen_boxed",
-      prm_prompt_format="plain",
-      # Longest prompts, tokens; a longer problem is left out.
-      prompt_tokens=1024,
-      prm_prompt_tokens=1024,
+      prompt_format="qwen_boxed",  # Of the policy: plain, chat, qwen_boxed.
+      prm_prompt_format="plain",  # Of the PRM.
+      prompt_tokens=1024,  # Longest prompt; a longer problem is left out.
+      prm_prompt_tokens=1024,  # Longest prompt of the PRM.
       response_tokens=2048,  # Longest response that the PRM is trained on.
       # Files of problems and their formats, see host/data/named_formats.py.
-      train=placeholder(str),
-      train_format="math8k",
-      held_out=placeholder(str),
-      held_out_format="math500",
-      # Solutions with labelled steps, to train a PRM on.
-      judged=placeholder(str),
-      judged_format="prm800k",
+      train=placeholder(str),  # For RL; None in a run that trains a PRM only.
+      train_format="math8k",  # Or any other that holds problems.
+      held_out=placeholder(str),  # To evaluate the policy on.
+      held_out_format="math500",  # Or any other that holds problems.
+      judged=placeholder(str),  # Labelled solutions, to train a PRM on.
+      judged_format="prm800k",  # Or any other that holds steps.
       judged_one_in=20,  # One problem in so many is held out.
       judged_rows=placeholder(int),  # At most so many rows; None takes all.
-      judged_held_out_rows=placeholder(int),
+      judged_held_out_rows=placeholder(int),  # The same of what is held out.
       skip_malformed=False,  # Go on after a malformed row, and count it.
       extractors=("boxed",),  # Of answers, in the order they are tried.
       grader_workers=2,  # Processes.

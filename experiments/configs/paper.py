@@ -1,0 +1,126 @@
+"""What the paper's runs have in common (arXiv 2504.15275); no config itself.
+
+Everything the paper states is as it states it; the credit is that of
+`pure_jax.settings.paper`. What it does not state, or leaves to the machine, has
+a comment that says so.
+"""
+
+from configs import base, files
+from ml_collections import ConfigDict
+
+# Reward mode and constant learning rate of each way to train.
+VARIANTS = {
+  "prm": ("prm", 5e-7),
+  "vr": ("vr", 1e-6),
+  "prm_vr": ("prm+vr", 1e-6),
+}
+
+
+def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
+  """RL of a policy on the MATH prompts of PURE.
+
+  Args:
+    variant: one of `VARIANTS`, or "smoke".
+    iterations: of RL.
+    embeddings: "tied" or "untied", as the policy's are, for the smoke variant.
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: for another variant.
+  """
+  if variant not in (*VARIANTS, "smoke"):
+    raise ValueError(
+      f"Variants are {', '.join(map(repr, VARIANTS))} and 'smoke', not "
+      f"{variant!r}."
+    )
+  smoke = variant == "smoke"
+  reward_mode, learning_rate = VARIANTS["prm_vr" if smoke else variant]
+  config = files.get_config()
+  config.files.prm_prompt_tokens = config.files.prompt_tokens
+  config.rl.update(
+    {
+      "iterations": iterations,
+      "prompts": 64,
+      "samples_per_prompt": 8,
+      "max_new_tokens": 8192,
+      "max_steps": 512,  # Ours: more steps than these share the last's score.
+      "temperature": 1.0,
+      "reward_mode": reward_mode,
+      "clip_low": 0.2,
+      "clip_high": 0.2,
+      # The paper does not name beta1, beta2 and the norm of gradients: base's.
+      "optim": base.optimizer(learning_rate),
+      "eval_prompts": 480,  # Of the 500 of MATH500: whole on 2 to 32 devices.
+      # Ours, and without influence on the result: memory.
+      "micro_batches": 64,
+    }
+  )
+  # Prompts whose source gives an answer have one: 879 of the 8,523.
+  config.rl.answer_fraction = None
+  credit_of_the_paper(config)
+  return tiny(config, embeddings) if smoke else config
+
+
+def credit_of_the_paper(config: ConfigDict) -> None:
+  """Sets what `pure_jax.settings.paper` sets."""
+  config.rl.update(
+    {
+      "credit": "softmin",
+      "credit_temperature": 0.1,
+      "baseline": "paper_a",
+      "whiten": False,
+      "kl_placement": "reward",
+      "kl_estimator": "k1",
+      "kl_coef": 1e-3,
+      "loss_aggregate": "token_mean",
+    }
+  )
+
+
+def tiny(config: ConfigDict, embeddings: str) -> ConfigDict:
+  """The same run on a random model and a few problems: every stage, no result.
+
+  Args:
+    config: what to shrink; it is changed.
+    embeddings: "tied" or "untied".
+
+  Returns:
+    The config.
+  """
+  config.files.update(
+    {
+      "random_model": embeddings,
+      "prompt_tokens": 256,
+      "prm_prompt_tokens": 64,
+      "response_tokens": 64,
+      "judged_one_in": 4,
+      "grader_workers": 1,
+      "compute_dtype": "float32",
+    }
+  )
+  config.prm.update(
+    {
+      "batch_size": 16,
+      "head_steps": 4,
+      "full_steps": 6,
+      "log_every": 2,
+      "length_multiple": 32,
+    }
+  )
+  config.rl.update(
+    {
+      "iterations": 2,
+      "prompts": 4,
+      "samples_per_prompt": 4,
+      "max_new_tokens": 32,
+      "max_steps": 8,
+      "micro_batches": 2,
+      "eval_every": 2,
+      "eval_prompts": 16,
+      "samples_every": 2,
+      "checkpoint_every": 2,
+    }
+  )
+  return config

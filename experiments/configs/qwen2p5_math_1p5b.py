@@ -1,0 +1,32 @@
+"""The paper's run of Qwen2.5-Math-1.5B: 500 iterations on PURE's MATH prompts.
+
+  python experiments/train_pure.py \\
+    --config=experiments/configs/qwen2p5_math_1p5b.py:prm_vr --workdir=DIR \\
+    --config.files.policy=Qwen2.5-Math-1.5B --config.files.prm=PURE-PRM-7B \\
+    --config.files.train=prompts.json --config.files.held_out=math500.jsonl
+
+The first two are folders as transformers saves them, the others the files of
+PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
+paper's three reward modes, `smoke` runs every stage on a tiny random model in
+under a minute. Devices: --config.mesh.data=... --config.mesh.fsdp=...
+
+Not yet run; which hardware it needs is unknown.
+"""
+
+from configs import paper
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "prm_vr") -> ConfigDict:
+  """The run.
+
+  Args:
+    variant: "prm_vr", "prm", "vr" or "smoke".
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: for another variant.
+  """
+  return paper.policy_run(variant, iterations=500, embeddings="tied")
