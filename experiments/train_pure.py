@@ -28,7 +28,7 @@ import optax
 import rl_report
 import train_prm
 import workspace
-from run_settings import RLSettings
+from run_settings import ConfigError, RLSettings
 
 from pure_jax.host import curves
 from pure_jax.host.checkpoint import Checkpoints
