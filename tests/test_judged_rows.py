@@ -1,0 +1,210 @@
+"""Labelled solutions on their way to a PRM: limits, batches, vocabularies."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from pure_jax.host import huggingface
+from pure_jax.host.contract import PROMPT_FORMATS, encode_response
+from pure_jax.host.data.records import Steps
+from pure_jax.models import prm
+from pure_jax.models.params import init_params
+
+EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+sys.path.insert(0, str(EXPERIMENTS))
+
+import config_conversion  # noqa: E402
+import files_task  # noqa: E402
+import judged_rows  # noqa: E402
+from configs import gsm8k_prm, paper  # noqa: E402
+from files_task import FilesTask  # noqa: E402
+from run_settings import ConfigError, Settings  # noqa: E402
+
+
+class Characters:
+  """One id for each character; 0 is padding, 1 the end."""
+
+  vocab_size, pad_id, eos_id, banned_ids = 130, 0, 1, (0,)
+  pieces = ("", "", *map(chr, range(128)))
+
+  def encode(self, text):
+    return [ord(letter) + 2 for letter in text]
+
+  def decode(self, ids):
+    return "".join(self.pieces[i] for i in ids)
+
+
+def steps(problem, *texts):
+  return Steps("id", "test", problem, texts, (1,) * len(texts))
+
+
+# A prompt has the problem and a line break, a solution its steps, two
+# characters between them and the end.
+ROWS = [
+  steps("p" * 9, "a"),  # 10 and 2 ids.
+  steps("p" * 8, "a" * 5, "b"),  # 9 and 9 ids, two steps.
+  steps("p" * 10, "a" * 30),  # 11 ids: both are too long.
+  steps("p", "a" * 10),  # 2 and 11 ids.
+  steps("p", "a" * 11),  # 12 ids.
+  steps("p", "a", "b", "c"),  # Three steps.
+  steps("p", "a", "b"),  # 2 and 5 ids.
+]
+LIMITS = judged_rows.Limits(prompt_tokens=10, response_tokens=11, max_steps=2)
+
+
+def encoded():
+  return judged_rows.encode_rows(
+    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS
+  )
+
+
+def test_limits_are_inclusive_and_every_row_is_accounted_for():
+  found = encoded()
+  assert found.index.tolist() == [0, 1, 3, 6]
+  assert found.left_out == {
+    2: "problem too long",
+    4: "solution too long",
+    5: "too many steps",
+  }
+  assert [len(ids) for ids in found.prompts] == [10, 9, 2, 2]
+  assert [len(ids) for ids in found.responses] == [2, 9, 11, 5]
+  assert all(ids[-1] == Characters.eos_id for ids in found.responses)
+
+
+def test_batches_hold_every_row_once_in_few_columns():
+  found, seen = encoded(), []
+  shapes = []
+  for places, batch in judged_rows.in_batches(found, LIMITS, 3, 4, pad_id=0):
+    shapes.append((batch.prompt_tokens.shape, batch.tokens.shape))
+    assert not batch.prompt_tokens[~batch.prompt_mask].any()
+    for row, place in enumerate(places):
+      asked = batch.prompt_tokens[row][batch.prompt_mask[row]]
+      written = batch.tokens[row][batch.completion_mask[row]]
+      assert asked.tolist() == found.prompts[place]
+      assert written.tolist() == found.responses[place]
+      # Prompts end, solutions begin, where the two meet.
+      assert batch.prompt_mask[row, -1] and batch.completion_mask[row, 0]
+    seen += places.tolist()
+  assert sorted(seen) == [0, 1, 2, 3]
+  # By length: 7, 12 and 13 ids; then 18, repeated to fill the batch.
+  assert shapes == [((3, 10), (3, 11)), ((3, 10), (3, 11))]
+  assert seen == [3, 0, 2, 1]
+
+
+def test_cropped_columns_held_nothing():
+  (_, batch), *_ = judged_rows.in_batches(encoded(), LIMITS, 1, 4, pad_id=0)
+  # The shortest row has 2 and 5 ids: 4 and 8 columns.
+  assert batch.prompt_tokens.shape == (1, 4)
+  assert batch.tokens.shape == (1, 8)
+  assert batch.prompt_mask.sum() == 2 and batch.completion_mask.sum() == 5
+
+
+# ===== A PRM of another size than its policy =====
+
+
+@pytest.fixture(scope="module")
+def policy_folder(tmp_path_factory):
+  """The tiny policy and its data, as settings that name them."""
+  folder = tmp_path_factory.mktemp("tiny")
+  config = paper.policy_run("smoke", iterations=1, embeddings="tied")
+  settings = config_conversion.settings_from_config(config, Settings)
+  task = FilesTask(settings, folder)
+  task.close()
+  files = dataclasses.replace(
+    settings.files,
+    random_model=None,
+    policy=str(folder / "tiny" / "policy"),
+    train=str(folder / "tiny" / "problems" / "train.jsonl"),
+    held_out=str(folder / "tiny" / "problems" / "held_out.jsonl"),
+  )
+  return dataclasses.replace(settings, files=files), task.model
+
+
+def make_prm(folder, policy_model, **changes):
+  model = dataclasses.replace(policy_model, **changes)
+  params = init_params(jax.random.key(0), prm.declare_prm(model))
+  huggingface.export_prm(folder, params, model, max_positions=64)
+  return folder
+
+
+def with_prm(settings, folder):
+  return dataclasses.replace(
+    settings, files=dataclasses.replace(settings.files, prm=str(folder))
+  )
+
+
+def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
+  """As PURE-PRM-7B is for the 1.5B policy: wider, and a shorter embedding."""
+  settings, model = policy_folder
+  folder = make_prm(
+    tmp_path / "prm", model, width=48, num_layers=3, vocab_size=448
+  )
+  task = FilesTask(with_prm(settings, folder), tmp_path / "run")
+  assert (task.model.width, task.prm_model.width) == (32, 48)
+  assert (task.prm_model.num_layers, task.prm_model.vocab_size) == (3, 448)
+  assert task.prm_model.compute_dtype == settings.files.compute_dtype
+
+
+def test_a_prm_that_cannot_read_the_policys_ids_is_refused(
+  policy_folder, tmp_path
+):
+  settings, model = policy_folder
+  short = make_prm(tmp_path / "short", model, vocab_size=64)
+  with pytest.raises(huggingface.HuggingFaceError, match="different models"):
+    FilesTask(with_prm(settings, short), tmp_path / "run")
+  other = make_prm(tmp_path / "other", model)
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(pathlib.Path(settings.files.policy) / name, other / name)
+  FilesTask(with_prm(settings, other), tmp_path / "run").close()
+  path = other / "tokenizer.json"
+  tokenizer = json.loads(path.read_text())
+  vocab = tokenizer["model"]["vocab"]
+  vocab["x"], vocab["y"] = vocab["y"], vocab["x"]
+  path.write_text(json.dumps(tokenizer))
+  with pytest.raises(ConfigError, match="another vocabulary than the policy"):
+    FilesTask(with_prm(settings, other), tmp_path / "run")
+
+
+def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
+  """Rows are sorted by length to be scored, and must come back in order."""
+  config = gsm8k_prm.get_config("smoke")
+  settings = config_conversion.settings_from_config(config, Settings)
+  task = FilesTask(settings, tmp_path)
+
+  def reward(ids):
+    return (sum(ids) % 97) / 48 - 1
+
+  def score(params, batch):
+    rows = [
+      reward(tokens[mask].tolist())
+      for tokens, mask in zip(batch.tokens, batch.completion_mask, strict=True)
+    ]
+    return np.repeat(np.asarray(rows)[:, None], settings.rl.max_steps, 1)
+
+  monkeypatch.setattr(
+    files_task.stages, "make_prm_evaluation", lambda *unused: score
+  )
+  space = types.SimpleNamespace(
+    prm_model=None, prm_score_config=None, table=None, mesh=None,
+    put=lambda tree: tree,
+  )  # fmt: skip
+  found = task.evaluate_prm(space, None, None)
+
+  _, held_out = task._judged_rows()
+  right = [
+    (reward(encode_response(task.tokenizer, row.steps, finished=True)) > 0)
+    == bool(label)
+    for row in held_out
+    for label in row.labels
+    if label is not None
+  ]
+  assert len(held_out) > 4
+  assert found["step_accuracy"] == pytest.approx(np.mean(right))
+  assert found["left_out"] == 0
