@@ -27,6 +27,7 @@ import evaluate_prm
 import launch
 import tiny_files
 from configs import gsm8k_prm
+from evaluate_prm_settings import EvaluatePRMSettings
 from run_settings import ConfigError, Settings
 
 
