@@ -323,7 +323,7 @@ def test_a_start_is_refused(monkeypatch):
   flag = types.SimpleNamespace(value="elsewhere")
   monkeypatch.setattr(launch, "_START", flag)
   with pytest.raises(ConfigError, match="--start is for training"):
-    launch.evaluation_flags(EvaluatePRMSettings)
+    launch.config_and_workdir(EvaluatePRMSettings)
 
 
 # ===== Where the PRM comes from =====

@@ -88,7 +88,9 @@ def test_the_metadata_states_version_licence_and_bounds(wheel):
   assert set(jax.removeprefix("jax").split(",")) == {">=0.10", "<0.13"}
   assert not [line for line in runtime if line.startswith(("torch", "tensorf"))
               and not line.startswith("tensorflow-datasets")]  # fmt: skip
-  assert set(metadata.get_all("Provides-Extra")) == {"test", "bench", "smollm2"}
+  assert set(metadata.get_all("Provides-Extra")) == {
+    *("test", "bench", "smollm2", "qwen_vocabulary")
+  }
 
 
 def test_the_version_is_said_once(wheel):
