@@ -54,7 +54,7 @@ EXTRAS = {
   # To measure against PyTorch.
   "bench": [TORCH],
   # Qwen's vocabulary, to look at its merged separators in the tests.
-  "qwen_vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
+  "qwen-vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
   # A real 135M language model as an installable package, read by transformers.
   "smollm2": [
     TORCH,

@@ -50,7 +50,10 @@ COLUMNS = (
 LAST_EVALUATIONS = 3
 T_975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs go.")
+# The runs' scripts have a flag of this name too; a test may import both.
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the runs go.", allow_override=True
+)
 _CONFIG = flags.DEFINE_string(
   "config_file", str(HERE / "configs" / "arithmetic.py"), "Config of each run."
 )

@@ -17,6 +17,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import config_conversion  # noqa: E402
 import evaluate_prm_settings  # noqa: E402
+import evaluation_settings  # noqa: E402
 import run_settings  # noqa: E402
 from configs import arithmetic, base  # noqa: E402
 
@@ -25,6 +26,7 @@ PARTS = ("base", "paper")
 RL = ("prm_vr", "prm", "vr", "smoke")
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
+  "evaluate": ("full", "smoke"),
   "evaluate_prm": ("full", "smoke"),
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
@@ -33,7 +35,10 @@ VARIANTS = {
   "qwen2p5_math_1p5b": RL,
   "qwen2p5_math_7b": RL,
 }
-KINDS = {"evaluate_prm": evaluate_prm_settings.EvaluatePRMSettings}
+KINDS = {
+  "evaluate": evaluation_settings.EvaluationSettings,
+  "evaluate_prm": evaluate_prm_settings.EvaluatePRMSettings,
+}
 PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
 
 
@@ -44,7 +49,11 @@ def made(name, *variant):
   if kind is run_settings.Settings:
     if config.files is not None and config.files.random_model is None:
       config.files.policy = "folder"
-  elif config.random_model is None:
+  elif name == "evaluate" and not config.random_model:
+    config.policy = "folder"
+    for benchmark in config.benchmarks.values():
+      benchmark.file = "b.jsonl"
+  elif name == "evaluate_prm" and config.random_model is None:
     config.prm = "folder"
     config.data = ({"name": "a", "file": "b.jsonl", "format": "stepwise"},)
   return config, config_conversion.settings_from_config(config, kind)
@@ -87,7 +96,7 @@ def test_an_unknown_variant_names_those_there_are(name):
     module.get_config("x")
 
 
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "evaluate_prm"])
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in KINDS])
 def test_every_docstring_says_how_it_is_run(name):
   text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
   doc = ast.get_docstring(ast.parse(text))

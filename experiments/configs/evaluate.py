@@ -19,7 +19,7 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 def get_config(variant: str = "full") -> ConfigDict:
   """The fields and their defaults; "smoke" tries the code without a model."""
   if variant not in ("full", "smoke"):
-    raise ValueError(f"evaluate.py has a :smoke variant, no {variant!r}.")
+    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config = ConfigDict(
     dict(
       seed=0,  # Of the samples.

@@ -17,8 +17,8 @@ one of .89 over all 13,789 labels, against .43 here (and "is it early?" .86
 against .40). The price is that some departures are another way to the answer.
 
 The paper's rate of 1e-6 for all weights goes with a 7B model and 2,883 steps;
-140 such steps move no weight by more than about 1e-4. Here it is 3e-5, after ten
-steps of warm-up: after two steps of 5e-5 without it every step of eight
+140 such steps move no weight by more than about 1e-4. Here it is 3e-5, after
+ten steps of warm-up: after two steps of 5e-5 without it every step of eight
 held-out rows was judged bad. Head rate, weight decay and beta2 are the paper's.
 
 Time: one step of 8 rows with 96 + 160 columns, float32, remat, takes 3.3 s of
