@@ -250,7 +250,8 @@ def main(argv: list[str]) -> None:
   unknown = set(_ARMS.value) - set(ARMS)
   if unknown:
     raise app.UsageError(f"Unknown arms {sorted(unknown)}; known: {list(ARMS)}")
-  made_of = {"config_file": _CONFIG.value, "set": sorted(_OVERRIDES.value)}
+  config_file = os.path.relpath(_CONFIG.value, HERE)
+  made_of = {"config_file": config_file, "set": sorted(_OVERRIDES.value)}
   try:
     root = workdirs.prepare_workdir(_WORKDIR.value, made_of)
   except workdirs.WorkdirError as error:

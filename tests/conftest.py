@@ -15,3 +15,20 @@ import jax
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Files that take longest come first: at the end no core waits for another.
+LONGEST = (
+  "test_experiments.py",
+  "test_train.py",
+  "test_evaluate.py",
+  "test_evaluate_prm.py",
+  "test_contract.py",
+  "test_files_task.py",
+  "test_notebooks.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Sorts the files of `LONGEST` to the front, the rest as they were."""
+  rank = {name: number for number, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.name, len(rank)))

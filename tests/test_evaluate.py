@@ -119,6 +119,7 @@ def test_every_number_follows_from_the_responses(whole):
   assert "evaluate: 100%" in stderr
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_ends_as_one_that_was_not(whole, command, tmp_path):
   workdir = tmp_path / "killed"
   process = command(workdir)

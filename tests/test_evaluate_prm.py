@@ -295,6 +295,7 @@ def run(workdir, *options):
   )
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(finished, tmp_path):
   workdir = tmp_path / "killed"
   process = subprocess.Popen(
