@@ -6,10 +6,10 @@
 Measured on 2026-11-24 in a fresh clone and environment (jax 0.10.2, two cores
 of an AMD EPYC that had other work too): 7.5 minutes from nothing; held-out
 accuracy at temperature 1 from .184 to 0.855, greedy from .098 to 0.945.
-Evaluations of all stages: experiments/results/arithmetic/metrics.jsonl. Again on
-2026-11-25 in another clone and environment: every row of that file to the last
-digit, in 11.5 minutes; the machine ran all stages at about two thirds of the
-speed it had the day before.
+Evaluations of all stages: experiments/results/arithmetic/metrics.jsonl. Again
+on 2026-11-25 in another clone and environment: every row of that file to the
+last digit, in 11.5 minutes; the machine ran all stages at about two thirds of
+the speed it had the day before.
 
 `arithmetic.py:smoke` runs every stage in about a minute; it shows that the
 machinery works and trains nothing worth looking at.
