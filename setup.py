@@ -18,6 +18,7 @@ RUNTIME = [
   "flax>=0.12.8",  # flax.struct only.
   "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
   "jax>=0.10,<0.13",
+  "jinja2>=3.1.6",  # transformers needs it for chat templates.
   # The extra picks one of the three ANTLR runtimes that it works with.
   "math-verify[antlr4_13_2]>=0.9.0",
   "matplotlib>=3.11.2",
