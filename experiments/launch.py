@@ -23,6 +23,7 @@ from ml_collections import config_flags
 from run_settings import ConfigError, Settings
 from workspace import Workspace
 
+from pure_jax.host import allocator
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError
 from pure_jax.host.contract import TokenizerError, separator_table
@@ -203,6 +204,7 @@ def run(main: Callable[[list[str]], None]) -> None:
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     for chatty in ("absl", "jax"):
       logging.getLogger(chatty).setLevel(logging.WARNING)
+    allocator.keep_freed_memory()
     try:
       main(argv)
     except (
