@@ -82,6 +82,9 @@ def open_workspace(
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
+  if settings.files is None:
+    # Not for real models: batches of many shapes tear holes into one heap.
+    allocator.keep_freed_memory()
   # Last: what was refused so far leaves no folder behind.
   path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   start_path = path if start is None else pathlib.Path(start).absolute()
@@ -204,7 +207,6 @@ def run(main: Callable[[list[str]], None]) -> None:
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     for chatty in ("absl", "jax"):
       logging.getLogger(chatty).setLevel(logging.WARNING)
-    allocator.keep_freed_memory()
     try:
       main(argv)
     except (

@@ -2,13 +2,24 @@
 
 A CPU with eight fake devices, no network, and rank promotion as an error: an
 array of the wrong rank must not be broadcast into a plausible number.
-`test_imports.py` checks that these are in force.
+`test_imports.py` checks that these are in force. What one worker or script
+has compiled, the others find, in a folder that ends with the tests.
 """
 
 import os
+import shutil
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Workers of pytest-xdist, and the scripts they start, inherit the folder.
+IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if not IS_WORKER:
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
+    prefix="pure_jax_compiled_"
+  )
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
 
@@ -32,3 +43,9 @@ def pytest_collection_modifyitems(items):
   """Sorts the files of `LONGEST` to the front, the rest as they were."""
   rank = {name: number for number, name in enumerate(LONGEST)}
   items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_unconfigure():
+  """Removes what was compiled, after the last worker."""
+  if not IS_WORKER:
+    shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
