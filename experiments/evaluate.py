@@ -175,9 +175,13 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   )
   if settings.random_model:
     settings = evaluation_data.tiny(settings, workdir / "tiny")
+  found = huggingface.read_config(settings.policy)
+  huggingface.warn_beyond_positions(
+    settings.policy, found, settings.prompt_tokens + settings.max_new_tokens
+  )
   tokenizer = HuggingFaceTokenizer(
     settings.policy,
-    vocab_size=huggingface.read_config(settings.policy).model.vocab_size,
+    vocab_size=found.model.vocab_size,
     eos_token=settings.eos_token,
   )
   evaluation_data.check_prm_vocabulary(settings, tokenizer)

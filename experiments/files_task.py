@@ -50,6 +50,9 @@ class FilesTask:
     config = huggingface.read_config(files.policy)
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
+    huggingface.warn_beyond_positions(
+      files.policy, config, files.prompt_tokens + settings.rl.max_new_tokens
+    )
     self.model = self._with_dtypes(config.model)
     self.tokenizer = HuggingFaceTokenizer(
       files.policy,

@@ -10,7 +10,12 @@ from judged_rows import TOO_LONG
 from run_settings import ConfigError
 
 from pure_jax.host import prm_metrics
-from pure_jax.host.intervals import Estimate, estimate, estimate_statistic
+from pure_jax.host.intervals import (
+  Estimate,
+  estimate,
+  estimate_average_statistic,
+  estimate_statistic,
+)
 from pure_jax.host.report import Table
 from pure_jax.host.solution_choice import choose_among_solutions
 
@@ -107,27 +112,37 @@ def choose_threshold(
   return found
 
 
-def first_error_metrics(
-  scored: Scored, threshold: float, settings: EvaluatePRMSettings
-) -> dict[str, Estimate]:
-  """The three numbers of ProcessBench; intervals over its items."""
+def first_error_statistic(
+  scored: Scored, threshold: float, name: str
+) -> tuple[Callable[[np.ndarray], float | None], int]:
+  """(A number of ProcessBench as a function of items drawn, their count)."""
   part, labelled = with_first_error(scored)
   predicted = prm_metrics.predicted_errors(
     part.rewards, part.step_mask, threshold
   )
 
-  def one(name: str) -> Callable[[np.ndarray], float | None]:
-    def statistic(rows: np.ndarray) -> float | None:
-      numbers = prm_metrics.process_bench(
-        predicted.take(rows), labelled.take(rows)
-      )
-      return numbers.get(name)
+  def statistic(rows: np.ndarray) -> float | None:
+    numbers = prm_metrics.process_bench(
+      predicted.take(rows), labelled.take(rows)
+    )
+    return numbers.get(name)
 
-    return statistic
+  return statistic, len(part.rows)
 
-  names = ("error_accuracy", "correct_accuracy", "f1")
+
+def first_error_metrics(
+  scored: Scored, threshold: float, settings: EvaluatePRMSettings
+) -> dict[str, Estimate]:
+  """The three numbers of ProcessBench; intervals over its items."""
+  statistics = {
+    name: first_error_statistic(scored, threshold, name)
+    for name in ("error_accuracy", "correct_accuracy", "f1")
+  }
+  ((_, count), *_) = statistics.values()
   return _estimates(
-    {name: one(name) for name in names}, len(part.rows), settings
+    {name: statistic for name, (statistic, _) in statistics.items()},
+    count,
+    settings,
   )
 
 
@@ -239,12 +254,14 @@ def make_tables(
   }
   # The benchmark's summary is the mean over its subsets, each counting once.
   subsets = [
-    benchmark[name]["f1"]["value"]
-    for name in scored
+    first_error_statistic(part, threshold, "f1")
+    for name, part in scored.items()
     if formats[name] == "processbench" and "f1" in benchmark[name]
   ]
   if len(subsets) > 1:
-    mean = Estimate(value=float(np.mean(subsets)), count=len(subsets))
+    mean = estimate_average_statistic(
+      subsets, seed=settings.bootstrap_seed, resamples=settings.resamples
+    )
     benchmark["mean of subsets"] = {"f1": mean}
   return threshold, {
     "ProcessBench": benchmark,

@@ -297,3 +297,14 @@ def test_ids_beyond_the_embedding_are_refused():
   message = re.escape("ids up to 23, the embedding only rows for 0..22")
   with pytest.raises(HuggingFaceError, match=message):
     huggingface.check_vocabulary(TINY.vocab_size, TINY)
+
+
+def test_texts_beyond_the_models_positions_are_a_warning(saved, caplog):
+  folder = saved / "qwen2"
+  config = huggingface.read_config(folder)
+  huggingface.warn_beyond_positions(folder, config, config.max_positions)
+  assert not caplog.records
+  huggingface.warn_beyond_positions(folder, config, config.max_positions + 1)
+  (record,) = caplog.records
+  for word in (str(folder), str(config.max_positions), "prompt included"):
+    assert word in record.getMessage()

@@ -12,6 +12,8 @@ from pure_jax.host.intervals import (
   bootstrap_interval,
   by_group,
   estimate,
+  estimate_average,
+  estimate_average_statistic,
   estimate_statistic,
 )
 
@@ -159,3 +161,42 @@ def test_groups_hold_their_problems_and_no_others():
   assert estimate(groups["b"], seed=0) == {"value": 0.1, "count": 1}
   with pytest.raises(ValueError, match="2 groups for 5 problems"):
     by_group(values, ["a", "b"])
+
+
+def averages(parts):
+  """Both ways to average benchmarks whose metric is a mean."""
+  parts = [np.asarray(values) for values in parts]
+  statistics = [
+    (lambda rows, values=values: values[rows].mean(), len(values))
+    for values in parts
+  ]
+  return (
+    estimate_average([all_there(values) for values in parts], seed=0),
+    estimate_average_statistic(statistics, seed=0),
+  )
+
+
+def test_an_average_counts_each_benchmark_once_and_draws_it_for_itself():
+  """Pairs of a 0 and a 1: both 0 in one resample of four. All of three pairs
+  in one of 64, below 2.5 %, so the lowest mean of the interval is (½ + 0) / 3,
+  where the same draw for all three would make it 0.
+  """
+  pair = [0.0, 1.0]
+  for found in averages([pair, pair, pair]):
+    assert (found["value"], found["count"]) == (0.5, 6)
+    assert found["interval"] == pytest.approx([1 / 6, 5 / 6], abs=1e-12)
+  for found in averages([[0.25] * 9, pair]):
+    assert (found["value"], found["count"]) == (0.375, 11)
+    assert found["interval"] == pytest.approx([0.125, 0.625], abs=1e-12)
+  for found in averages([[0.25], [0.75]]):
+    assert found == {"value": 0.5, "count": 2}
+
+
+def test_an_average_leaves_out_resamples_without_a_statistic():
+  """None, not 0, where a benchmark drew no item that counts."""
+  ones = lambda rows: 1.0 if np.any(rows == 0) else None  # noqa: E731
+  found = estimate_average_statistic([(ones, 2), (ones, 2)], seed=0)
+  assert found == {"value": 1.0, "count": 4, "interval": [1.0, 1.0]}
+  none = lambda rows: None  # noqa: E731
+  assert estimate_average_statistic([(ones, 2), (none, 2)], seed=0) is None
+  assert estimate_average_statistic([], seed=0) is None

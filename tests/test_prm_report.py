@@ -78,6 +78,13 @@ def test_the_mean_counts_each_subset_once_and_no_other_data():
   assert f1 == pytest.approx(
     {"one": 1.0, "two": 0.4, "other": 0.0, "mean of subsets": 0.7}
   )
+  mean = tables["ProcessBench"]["mean of subsets"]["f1"]
+  assert mean["count"] == 7
+  low, high = tables["ProcessBench"]["two"]["f1"]["interval"]
+  # Of "one", every resample with an F1 has the same, 1.
+  assert mean["interval"] == pytest.approx(
+    [(1 + low) / 2, (1 + high) / 2], abs=0.1
+  )
   alone = {"one": parts["one"]}
   _, tables = prm_report.make_tables(settings(), formats, alone)
   assert tables["ProcessBench"].keys() == {"one"}

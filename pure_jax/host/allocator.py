@@ -21,11 +21,13 @@ def keep_freed_memory() -> bool:
   stays at its peak until the process ends, and blocks of many sizes leave
   holes, so it suits a process that repeats a few functions: the PRM training
   of `experiments/configs/gsm8k_prm.py`, with batches of a dozen shapes, grew
-  to 9.3 GB with it. Measured on 2026-11-25 on two cores of an AMD EPYC, jax 0.10.2,
-  medians of 25 calls, three repeats in turn: forward and backward pass of a
-  4-layer, 64-wide decoder over 64 x 73 tokens (213 MB of temporary buffers,
-  52,000 page faults a call) take 120 to 132 ms instead of 188 to 195, on one
-  core 170 to 176 instead of 265 to 269; the forward pass alone is as before.
+  to 9.3 GB with it.
+
+  Measured on 2026-11-25 on two cores of an AMD EPYC, jax 0.10.2, medians of 25
+  calls, three repeats in turn: forward and backward pass of a 4-layer, 64-wide
+  decoder over 64 x 73 tokens (213 MB of temporary buffers, 52,000 page faults
+  a call) take 120 to 132 ms instead of 188 to 195, on one core 170 to 176
+  instead of 265 to 269; the forward pass alone takes what it took.
 
   Returns:
     Whether it took effect: False where the C library is not glibc.

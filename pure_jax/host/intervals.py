@@ -149,6 +149,57 @@ def estimate_statistic(
   return found
 
 
+def estimate_average_statistic(
+  parts: Sequence[tuple[Callable[[np.ndarray], float | None], int]],
+  *,
+  seed: int,
+  resamples: int = 2000,
+) -> Estimate | None:
+  """The mean of a statistic over several benchmarks, each counting the same.
+
+  As `estimate_average`, for what is no mean over problems.
+
+  >>> last = lambda rows: float(rows[-1])
+  >>> estimate_average_statistic([(last, 1), (last, 3)], seed=0)["value"]
+  1.0
+
+  Args:
+    parts: (statistic, number of problems) of each benchmark, as for
+      `estimate_statistic`.
+    seed: of the bootstrap.
+    resamples: how often the problems are drawn again, at least 1. Those in
+      which a benchmark's statistic is None are left out.
+
+  Returns:
+    The estimate, `count` the problems of all benchmarks together; None where
+    there is no benchmark, or one of them has no value. No interval where each
+    benchmark has a single problem, or no resample has a value.
+
+  Raises:
+    ValueError: if `resamples` is out of range.
+  """
+  _check_bootstrap(resamples)
+  values = [
+    statistic(np.arange(count)) if count else None for statistic, count in parts
+  ]
+  if not values or None in values:
+    return None
+  found = Estimate(
+    value=float(np.mean(values)), count=sum(count for _, count in parts)
+  )
+  if all(count == 1 for _, count in parts):
+    return found
+  rng = np.random.default_rng(seed)
+  drawn = [
+    [statistic(rng.integers(0, count, count)) for statistic, count in parts]
+    for _ in range(resamples)
+  ]
+  means = [np.mean(values) for values in drawn if None not in values]
+  if means:
+    found["interval"] = list(_percentiles(means))
+  return found
+
+
 def bootstrap_interval(
   statistic: Callable[[np.ndarray], float | None],
   count: int,

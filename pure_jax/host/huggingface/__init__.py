@@ -11,6 +11,7 @@ from pure_jax.host.huggingface.config import (
   FolderConfig,
   check_vocabulary,
   read_config,
+  warn_beyond_positions,
 )
 from pure_jax.host.huggingface.export import export_policy, export_prm
 from pure_jax.host.huggingface.load import load_policy, load_prm
@@ -24,4 +25,5 @@ __all__ = [
   "load_policy",
   "load_prm",
   "read_config",
+  "warn_beyond_positions",
 ]

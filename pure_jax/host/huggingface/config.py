@@ -7,6 +7,7 @@ and this decoder does not do is refused here, by name.
 
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from pure_jax.host.huggingface.architectures import Family, HuggingFaceError
 from pure_jax.models.config import ModelConfig
 
 CONFIG_FILE = "config.json"
+_LOG = logging.getLogger(__name__)
 
 # Fields that would change what is computed, with the one value that does not.
 _SUPPORTED = {
@@ -156,6 +158,29 @@ def check_vocabulary(largest_id: int, config: ModelConfig) -> None:
       f"The tokenizer has ids up to {largest_id}, the embedding only rows for "
       f"0..{config.vocab_size - 1}: tokenizer and weights are of different "
       "models."
+    )
+
+
+def warn_beyond_positions(
+  folder: str | os.PathLike, config: FolderConfig, tokens: int
+) -> None:
+  """Logs a warning where texts may be longer than a model was made for.
+
+  No error: rotary positions have no table that ends, and the paper's own runs
+  let Qwen2.5-Math, made for 4096 tokens, write up to 8192.
+
+  Args:
+    folder: where the model lies, for the message.
+    config: what its config.json says.
+    tokens: of the longest text it may see, prompt included.
+  """
+  if tokens > config.max_positions:
+    _LOG.warning(
+      "%s was made for texts of %d tokens (max_position_embeddings); this run "
+      "allows %d, prompt included.",
+      folder,
+      config.max_positions,
+      tokens,
     )
 
 
