@@ -4,9 +4,10 @@
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
 Starts from the policy's trunk (and trains the policy first if DIR has none) on
-the task's judged responses, and leaves the PRM in DIR/prm. Evaluations are the
-rows of stage prm_eval: step 0 after the head's training, if that is asked for,
-and the number of full updates after them. Started again, it continues.
+the task's judged responses, and leaves the PRM in DIR/prm and a picture in
+DIR/curves.png. Evaluations are the rows of stage prm_eval: step 0 after the
+head's training, if that is asked for, and the number of full updates after
+them. Started again, it continues.
 """
 
 from typing import Any
@@ -123,6 +124,7 @@ def main(argv: list[str]) -> None:
   del argv
   with launch.from_flags() as space:
     train_prm(space)
+    space.draw_curves()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ import train_prm
 import workspace
 from run_settings import ConfigError, RLSettings
 
-from pure_jax.host import curves
 from pure_jax.host.checkpoint import Checkpoints
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
@@ -261,9 +260,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
   # ===== What it came to =====
   summary = rl_report.summarize(space)
   write_json_atomic(space.workdir / "summary.json", summary)
-  curves.plot_curves(
-    space.workdir / "metrics.jsonl", space.workdir / "curves.png"
-  )
+  space.draw_curves()
   return summary
 
 

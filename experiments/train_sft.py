@@ -3,7 +3,8 @@
   python experiments/train_sft.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Leaves the policy in DIR/sft. Started again, it continues where it was.
+Leaves the policy in DIR/sft and a picture in DIR/curves.png. Started again, it
+continues where it was.
 """
 
 import launch
@@ -66,6 +67,7 @@ def main(argv: list[str]) -> None:
   del argv
   with launch.from_flags() as space:
     train_policy(space)
+    space.draw_curves()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from run_settings import Settings
 
+from pure_jax.host import curves
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import load_tree, save_tree
 from pure_jax.host.contract import PromptFormat, Tokenizer
@@ -244,6 +245,12 @@ class Workspace:
     """Keeps a stage's weights, then marks it done."""
     save_tree(self.start / stage / "weights", weights)
     workdirs.write_json_atomic(self.start / stage / "done.json", facts)
+
+  def draw_curves(self) -> None:
+    """Draws what metrics.jsonl holds, all stages so far."""
+    curves.plot_curves(
+      self.workdir / "metrics.jsonl", self.workdir / "curves.png"
+    )
 
   def is_done(self, stage: str) -> bool:
     """Whether the stage is finished."""

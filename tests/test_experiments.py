@@ -317,3 +317,4 @@ def test_a_killed_supervised_stage_continues_exactly(
   assert done.returncode == 0, done.stderr
   stages = {row["stage"] for row in rows(workdir)}
   assert rows(workdir) == [r for r in rows(whole) if r["stage"] in stages]
+  assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -13,6 +13,7 @@ SHOWN = (
   "loss",
   "accuracy",
   "balanced_accuracy",
+  "auc",
   "process_outcome",
   "min_step_score",
   "hacked_given_wrong",
