@@ -137,8 +137,8 @@ def load_world(
     ) from error
 
 
-def _read(source: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Rows of one split, as Python values."""
+def _read(source: Any) -> list[dict[str, Any]]:
+  """Rows of a split's data source, as Python values."""
   return [
     {
       "problem": row["problem"].decode(),
@@ -146,7 +146,7 @@ def _read(source: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
       "labels": np.asarray(row["labels"]).tolist(),
       "answer": int(row["answer"]),
     }
-    for row in source
+    for row in source.__getitems__(range(len(source)))  # Read all at once.
   ]
 
 
