@@ -169,6 +169,7 @@ def test_nothing_said_and_steps_that_cannot_be_told_apart(tokenizer):
 def test_prompt_formats(merging, splitting):
   plain, boxed = PROMPT_FORMATS["plain"], PROMPT_FORMATS["qwen_boxed"]
   assert plain.text(splitting, "1+1?") == "1+1?\n"
+  assert PROMPT_FORMATS["raw"].text(splitting, "1+1?") == "1+1?"
   assert boxed.text(merging, "1+1?") == (
     f"<system>{contract.BOXED}<user>1+1?<assistant>"
   )
@@ -177,6 +178,29 @@ def test_prompt_formats(merging, splitting):
     boxed.text(splitting, "1+1?")
   with pytest.raises(ValueError, match="needs chat=True"):
     PromptFormat(system="Be brief.")
+
+
+@pytest.mark.parametrize(("name", "between"), [("raw", ""), ("plain", "\n")])
+def test_what_stands_between_the_problem_and_the_first_step(
+  tokenizer, name, between
+):
+  """The paper's PRM was trained with nothing there; a line break is a score."""
+  problem = "How many?"
+  asked = tokenizer.encode(PROMPT_FORMATS[name].text(tokenizer, problem))
+  written = encode_response(tokenizer, STEPS, finished=True)
+  table = separator_table(tokenizer)
+  prompt = left_pad([asked], 14, tokenizer.pad_id)
+  response = right_pad([written], 60, tokenizer.pad_id)
+  cut = device_steps.split_steps(*response, table, max_steps=5)
+  inputs = device_steps.build_prm_inputs(*prompt, *response, cut, table)
+  ids = np.asarray(inputs.tokens[0])[np.asarray(inputs.mask[0])].tolist()
+  # Ids of the problem by itself, those between, then the first step's.
+  first = [i for text in (problem, between) for i in tokenizer.encode(text)]
+  first += tokenizer.encode(STEPS[0])
+  assert ids[: len(first)] == first
+  assert int(inputs.score_position[0, 0]) == prompt[0].shape[1] + len(
+    tokenizer.encode(STEPS[0])
+  )
 
 
 def test_the_world_has_no_chat(tmp_path):

@@ -82,7 +82,7 @@ def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
     if row["row"] > 10 or not row["final_correct"]:
       continue
     given = data[row["row"]]
-    ids, read_at = tokenizer.encode(given["problem"] + "\n"), []
+    ids, read_at = tokenizer.encode(given["problem"]), []
     for i in [*tokenizer.encode("\n\n".join(given["steps"])), None]:
       text = "\n\n" if i is None else tokenizer.decode([i])  # None is EOS.
       if not text.endswith("\n\n"):
@@ -342,7 +342,11 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   huggingface.export_prm(folder, params, space.prm_model, max_positions=1024)
   data = finished[0] / "tiny" / "prm800k.jsonl"
   listed = {"name": "a", "file": str(data), "format": "prm800k"}
-  common = {"random_model": None, "data": (listed,)}
+  common = {
+    "random_model": None,
+    "data": (listed,),
+    "prompt_format": trained.files.prm_prompt_format,
+  }
   by_run = smoke(run=str(tmp_path / "run"), **common)
   by_folder = smoke(prm=str(folder), tokenizer=files.policy, **common)
   evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
@@ -354,7 +358,7 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
     row["step_rewards"] for row in theirs
   ]
 
-  asked = smoke(run=str(tmp_path / "run"), prompt_format="chat", **common)
+  asked = smoke(run=str(tmp_path / "run"), **common | {"prompt_format": "chat"})
   with pytest.raises(ConfigError, match="trained with prompt_format='plain'"):
     evaluate_prm.evaluate(asked, str(tmp_path / "c"))
   cut = smoke(run=str(tmp_path / "run"), separator="replace", **common)

@@ -98,7 +98,7 @@ def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   asked = task.prompt_format.text(task.tokenizer, problem)
   assert "\\boxed{}" in asked and asked.endswith("<|im_start|>assistant\n")
   judged = task.prm_prompt_format.text(task.tokenizer, problem)
-  assert judged == f"{problem}\n"
+  assert judged == problem
 
 
 def test_answers_are_graded_and_withheld_ones_measure_only(task):

@@ -15,6 +15,7 @@ from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from pure_jax import steps as device_steps
 from pure_jax.host.contract import (
+  PROMPT_FORMATS,
   encode_response,
   separator_table,
   split_texts,
@@ -91,6 +92,16 @@ def test_qwen_merges_separators_with_punctuation(qwen):
   assert qwen.pieces[table.stem[dot]] == "."
   assert int(table.score_id) == 198
   check_round_trip(qwen)
+
+
+def test_qwen_merges_a_question_mark_with_the_line_break_behind_it(qwen):
+  """Why the paper's PRM, which never saw that id, is asked with "raw"."""
+  raw, plain = (
+    qwen.encode(PROMPT_FORMATS[name].text(qwen, "How many?"))
+    for name in ("raw", "plain")
+  )
+  assert [qwen.pieces[i] for i in raw] == ["How", " many", "?"]
+  assert [qwen.pieces[i] for i in plain] == ["How", " many", "?\n"]
 
 
 def test_qwen_pads_with_a_token_that_is_not_its_end(qwen):

@@ -151,6 +151,17 @@ def test_the_default_of_rl_runs_is_prm_with_verdicts():
       assert made(name, "smoke")[1].files.random_model == tied
 
 
+def test_the_papers_prm_is_asked_as_it_was_trained():
+  """Its trainer put nothing between the problem and the first step."""
+  runs = [name for name, found in VARIANTS.items() if found == RL]
+  for name in (*runs, "pure_prm_7b"):
+    assert made(name)[1].files.prm_prompt_format == "raw", name
+  assert made("evaluate")[1].prm_prompt_format == "raw"
+  assert made("evaluate_prm")[1].prompt_format == "raw"
+  # What its committed results were measured with.
+  assert made("gsm8k_prm")[1].files.prm_prompt_format == "plain"
+
+
 def test_the_prm_run_is_that_of_the_paper():
   prm = made("pure_prm_7b")[1].prm
   assert prm.batch_size == 128

@@ -37,9 +37,9 @@ def get_config(variant: str = "full") -> ConfigDict:
         for name in (*PAPERS, "gsm8k")
       },
       skip_malformed=False,  # Go on after a malformed row of a file.
-      # "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
+      # "raw", "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
       prompt_format="qwen_boxed",
-      prm_prompt_format="plain",
+      prm_prompt_format="raw",  # As the paper's PRM was trained.
       # Longest prompts, tokens; a longer problem is left out, and reported.
       prompt_tokens=1024,
       prm_prompt_tokens=1024,

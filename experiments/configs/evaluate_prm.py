@@ -46,7 +46,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Each a name, a file and a format of host/data/named_formats.py that has
       # steps: processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ...
       data=(),
-      prompt_format="plain",  # Before the solution: plain, chat, qwen_boxed.
+      # Before the solution: raw (as the paper's PRM was trained), plain, chat,
+      # qwen_boxed.
+      prompt_format="raw",
       separator="insert",  # Or "replace", as the paper's reference does.
       # Limits; a row beyond them is left out and counted.
       prompt_tokens=1024,

@@ -37,8 +37,8 @@ def files() -> ConfigDict:
       random_model=placeholder(str),
       prm=placeholder(str),  # Folder of a trained PRM; None trains one.
       eos_token=placeholder(str),  # Ends a response; None takes the folder's.
-      prompt_format="qwen_boxed",  # Of the policy: plain, chat, qwen_boxed.
-      prm_prompt_format="plain",  # Of the PRM.
+      prompt_format="qwen_boxed",  # Of the policy; or raw, plain, chat.
+      prm_prompt_format="raw",  # Of the PRM, as the paper's was trained.
       prompt_tokens=1024,  # Longest prompt; a longer problem is left out.
       prm_prompt_tokens=1024,  # Longest prompt of the PRM.
       response_tokens=2048,  # Longest response that the PRM is trained on.

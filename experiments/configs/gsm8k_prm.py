@@ -67,6 +67,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     {
       "judged_format": "gsm8k_departures",
       "judged_one_in": 10,
+      "prm_prompt_format": "plain",  # What was measured; the paper's is "raw".
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 160,
       "response_tokens": 256,

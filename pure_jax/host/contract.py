@@ -121,7 +121,11 @@ class PromptFormat:
 
 
 PROMPT_FORMATS = {
-  # A PRM's prompt, and that of a model without a chat: problem, line break.
+  # The paper's PRM: the problem, and straight after it the first step. Its
+  # trainer (TRL) puts nothing between them.
+  "raw": PromptFormat(),
+  # For a model without a chat: problem, line break. Of a problem's last "?"
+  # and the line break Qwen's vocabulary makes one id, which "raw" never has.
   "plain": PromptFormat(suffix="\n"),
   "chat": PromptFormat(chat=True),
   # What Qwen2.5-Math is evaluated with, and PURE trains with.
