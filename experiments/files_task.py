@@ -79,9 +79,16 @@ class FilesTask:
       remat=self._files.remat,
     )
 
-  def _prm_model(self) -> ModelConfig:
-    """The architecture of the PRM, which must read the policy's ids."""
+  def _prm_model(self) -> ModelConfig | None:
+    """The architecture of the PRM, which must read the policy's ids.
+
+    Verdicts alone need none: it is there if the user names one all the same,
+    or data to train it on.
+    """
     files = self._files
+    named = files.prm is not None or files.judged is not None
+    if self._settings.rl.reward_mode == "vr" and not named:
+      return None
     if files.prm is None:
       return prm.extend_config(self.model, self._settings.prm.extra_layers)
     model = self._with_dtypes(huggingface.read_config(files.prm).model)

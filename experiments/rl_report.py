@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,6 +19,11 @@ from pure_jax.training.score import Scores
 from pure_jax.types import Rollout
 
 SAMPLES_SHOWN = 2
+# What an update says of step rewards, without which it says nothing.
+OF_STEP_REWARDS = (
+  *("return_mean", "min_step_score", "step_score_mean", "process_outcome"),
+  *("process_outcome_agreement", "nonfinite_step_rewards"),
+)
 BAR = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
 
 
@@ -70,7 +76,7 @@ def describe(
   numbers = rollout_metrics(
     rollout,
     scores.steps,
-    scores.step_rewards,
+    None if space.prm_model is None else scores.step_rewards,
     verdicts.correct,
     texts,
     space.task.is_vacuous,
@@ -118,9 +124,12 @@ def write_iteration(
   found = {
     name: float(value) for name, value in jax.device_get(it.found).items()
   }
-  if not it.any_known:  # A mean over nothing is left out, not made up.
-    for name in ("correct_mean", "process_outcome_agreement"):
-      del found[name]
+  # A mean over nothing is left out, not made up.
+  absent = set() if space.prm_model else {*OF_STEP_REWARDS}
+  if not it.any_known:
+    absent |= {"correct_mean", "process_outcome_agreement"}
+  for name in absent:
+    del found[name]
   numbers |= {k: v for k, v in found.items() if k not in numbers}
   numbers["logp_drift_max"] = float(it.scores.drift_max)
   tokens = numbers["response_tokens"] * len(it.problems)
@@ -128,7 +137,7 @@ def write_iteration(
     numbers[f"{part}_tokens_per_second"] = tokens / seconds
   space.metrics.write("rl", it.step, numbers)
   bar.advance()
-  bar.show({name: numbers[name] for name in BAR})
+  bar.show({name: numbers[name] for name in BAR if name in numbers})
   if found["skipped_in_a_row"] >= rl.max_skipped_updates:
     raise FloatingPointError(
       f"Iteration {it.step}: {rl.max_skipped_updates} updates in a row had "
@@ -143,7 +152,7 @@ def write_iteration(
 def write_samples(
   space: workspace.Workspace, bar: Progress, it: Iteration
 ) -> None:
-  """A few responses with what each step scored and was credited."""
+  """A few responses with what each step scored and was credited, if it was."""
   cut, rewards = jax.device_get((it.scores.steps, it.scores.step_rewards))
   config = space.settings.rl.credit_config()
   returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
@@ -154,12 +163,15 @@ def write_samples(
     problem = it.problems[row]
     shown = it.texts[row][: count - 1]
     shown.append(SEPARATOR.join(it.texts[row][count - 1 :]))
+    judged = {
+      "step_rewards": rewards[row, :count].round(4),
+      "step_returns": returns[row, :count].round(4),
+    }
     samples.append(
       {
         "problem": problem.problem,
         "steps": shown,
-        "step_rewards": rewards[row, :count].round(4),
-        "step_returns": returns[row, :count].round(4),
+        **(judged if space.prm_model else {}),
         "correct": bool(it.verdicts.correct[row]),
         "kind": space.task.kind(problem, it.texts[row]),
       }
@@ -168,15 +180,20 @@ def write_samples(
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
     lines = [f"iteration {it.step}: {sample['problem']} ({verdict})"]
-    for text, reward, value in zip(
-      sample["steps"],
-      sample["step_rewards"],
-      sample["step_returns"],
-      strict=True,
-    ):
-      text = text.replace("\n", "\\n")
-      lines.append(f"  score {reward:+.2f} credit {value:+.2f}  {text}")
+    lines += [f"  {text}" for text in _shown_steps(sample)]
     bar.say("\n".join(lines))
+
+
+def _shown_steps(sample: dict[str, Any]) -> list[str]:
+  """A line for each step of a sample, with its score where it has one."""
+  texts = [text.replace("\n", "\\n") for text in sample["steps"]]
+  if "step_rewards" not in sample:
+    return texts
+  judged = zip(sample["step_rewards"], sample["step_returns"], strict=True)
+  return [
+    f"score {reward:+.2f} credit {value:+.2f}  {text}"
+    for text, (reward, value) in zip(texts, judged, strict=True)
+  ]
 
 
 def summarize(space: workspace.Workspace) -> dict:

@@ -18,6 +18,7 @@ import launch
 import supervised
 import train_sft
 import workspace
+from run_settings import ConfigError
 
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
@@ -84,9 +85,12 @@ def train_prm(space: workspace.Workspace):
     space: the open run.
 
   Returns:
-    (policy weights, PRM weights), sharded on the mesh.
+    (policy weights, PRM weights), sharded on the mesh; None for the latter in
+    a run without a PRM.
   """
   policy_params = train_sft.train_policy(space)
+  if space.prm_model is None:
+    return policy_params, None
   given = space.task.start_prm(space)
   if given is not None:
     return policy_params, given
@@ -123,6 +127,11 @@ def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
   with launch.from_flags() as space:
+    if space.prm_model is None:
+      raise ConfigError(
+        "rl.reward_mode='vr' without files.prm and files.judged has no PRM to "
+        "train: name labelled solutions with files.judged."
+      )
     train_prm(space)
     space.draw_curves()
 

@@ -106,7 +106,7 @@ class Frozen:
 
   Attributes:
     reference: the policy RL starts from, which the KL is measured to.
-    prm: the process reward model.
+    prm: the process reward model, None in a run on verdicts alone.
   """
 
   reference: Any

@@ -66,7 +66,8 @@ class Task(Protocol):
   Attributes:
     tokenizer: of policy and PRM.
     model: the policy's architecture.
-    prm_model: the PRM's, which may be another.
+    prm_model: the PRM's, which may be another; None where the run has none,
+      for it learns from verdicts alone.
     prompt_format: how the policy is asked.
     prm_prompt_format: what the PRM reads before a response.
     prompt_tokens: columns of the policy's prompts (L).
@@ -77,7 +78,7 @@ class Task(Protocol):
 
   tokenizer: Tokenizer
   model: ModelConfig
-  prm_model: ModelConfig
+  prm_model: ModelConfig | None
   prompt_format: PromptFormat
   prm_prompt_format: PromptFormat
   prompt_tokens: int
@@ -174,7 +175,7 @@ class Workspace:
     mesh: the devices.
     task: language, problems and graders.
     table: which ids end a step, on the devices.
-    prm_model: the PRM's architecture.
+    prm_model: the PRM's architecture, None in a run without one.
     sampler: how rollouts are drawn.
     metrics: writes metrics.jsonl and TensorBoard events.
     samples: writes samples.jsonl.
@@ -186,7 +187,7 @@ class Workspace:
   mesh: Mesh
   task: Task
   table: SeparatorTable
-  prm_model: ModelConfig
+  prm_model: ModelConfig | None
   sampler: SamplingConfig
   metrics: MetricsWriter
   samples: SamplesWriter

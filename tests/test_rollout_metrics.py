@@ -136,6 +136,17 @@ def test_agrees_with_a_walk_over_each_response(responses, absent):
     assert type(found[name]) is float  # Plain, so that JSON takes it.
 
 
+def test_without_a_prm_nothing_is_said_of_scores():
+  """Zeros would read as a PRM that is unsure of every step."""
+  responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
+  rollout, steps, _, *rest = batch(responses)
+  found = rollout_metrics(rollout, steps, None, *rest, lambda t: t == "um")
+  expected = described(responses)
+  for name in ("process_outcome", "min_step_score", "hacked_given_wrong"):
+    del expected[name]
+  assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_hacked_share_is_of_wrong_responses_with_steps():
   """Of the two wrong ones with a step, one scores above 0 throughout; over
   all five responses it would be 0.2, with the empty one counted 1/3.

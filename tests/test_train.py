@@ -203,6 +203,23 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
 
 
+def test_without_a_prm_steps_are_cut_and_score_nothing(alone):
+  """A run on verdicts alone carries no PRM, and is otherwise the same."""
+  mesh = sharding.make_mesh()
+  start = train.make_init(policy.declare_policy(MODEL), SGD, mesh)
+  params = grown(start(jax.random.key(0)).params)
+  rollout, expected, _ = alone[1][0]
+  asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+  found = score.make_score(
+    MODEL, None, SAMPLER, score.ScoreConfig(4), TABLE, mesh
+  )(params, params, None, rollout, asked)
+  assert found.step_rewards.shape == expected.step_rewards.shape
+  assert not found.step_rewards.any() and expected.step_rewards.any()
+  jax.tree.map(np.testing.assert_array_equal, found.steps, expected.steps)
+  np.testing.assert_allclose(found.old_logp, expected.old_logp, atol=1e-6)
+  np.testing.assert_allclose(found.ref_logp, expected.ref_logp, atol=1e-6)
+
+
 def test_the_update_reads_the_sampled_distribution():
   """Log-probs at temperature 1 would make every ratio of iteration 0 wrong."""
   sampler = dataclasses.replace(SAMPLER, temperature=0.6, banned_ids=(7,))

@@ -44,7 +44,7 @@ def softmin_outcome(
 def rollout_metrics(
   rollout: Rollout,
   steps: Steps,
-  step_rewards: np.ndarray,
+  step_rewards: np.ndarray | None,
   correct: np.ndarray,
   step_texts: Sequence[Sequence[str]],
   is_vacuous: Callable[[str], bool],
@@ -54,7 +54,8 @@ def rollout_metrics(
   Args:
     rollout: numpy arrays, [B, C].
     steps: numpy arrays, [B, C] and [B, S].
-    step_rewards: [B, S] float, -1..1.
+    step_rewards: [B, S] float, -1..1; None where no PRM gave any, which leaves
+      out what is made of them.
     correct: [B] float, 1 where the answer is right.
     step_texts: B lists with the text of each step.
     is_vacuous: whether a step's text neither claims nor concludes anything.
@@ -67,7 +68,6 @@ def rollout_metrics(
   lengths = mask.sum(1)
   step_mask = np.asarray(steps.mask)
   right = np.asarray(correct) > 0.5
-  worst = np.min(np.where(step_mask, step_rewards, np.inf), axis=1)
   repetition = np.asarray(
     [
       repetition_score(row[:length])
@@ -75,11 +75,17 @@ def rollout_metrics(
     ]
   )
   vacuous = [is_vacuous(text) for texts in step_texts for text in texts]
+  of_scores = {}
+  if step_rewards is not None:
+    worst = np.min(np.where(step_mask, step_rewards, np.inf), axis=1)
+    of_scores = {
+      "process_outcome": softmin_outcome(step_rewards, step_mask),
+      "min_step_score": worst[step_mask.any(1)],
+      "hacked_given_wrong": worst[~right & step_mask.any(1)] > 0,
+    }
   values = {
     "accuracy": right,
-    "process_outcome": softmin_outcome(step_rewards, step_mask),
-    "min_step_score": worst[step_mask.any(1)],
-    "hacked_given_wrong": worst[~right & step_mask.any(1)] > 0,
+    **of_scores,
     "response_tokens": lengths,
     "steps_per_response": step_mask.sum(1),
     "truncated": rollout.truncated,

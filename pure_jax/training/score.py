@@ -86,7 +86,8 @@ class Scores:
 
   Attributes:
     steps: step boundaries, [B, C] and [B, S].
-    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step.
+    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step, and
+      everywhere without a PRM.
     old_logp: [B, C] float32 nats, under the policy before the update.
     ref_logp: [B, C] float32 nats, under the reference policy.
     drift_max: [] float32, largest |sampled - trainer log-prob| of a token.
@@ -135,7 +136,7 @@ def rollout_logp(
 
 def make_score(
   model: ModelConfig,
-  prm_model: ModelConfig,
+  prm_model: ModelConfig | None,
   sampler: sampling.SamplingConfig,
   config: ScoreConfig,
   table: SeparatorTable,
@@ -145,7 +146,8 @@ def make_score(
 
   Args:
     model: the architecture of the policy and of the reference policy.
-    prm_model: the PRM's architecture, extra layers included.
+    prm_model: the PRM's architecture, extra layers included; None for a run
+      on verdicts alone, which scores no steps.
     sampler: the sampling settings of the rollout.
     config: how steps are cut and scored.
     table: which token ids end a step.
@@ -156,11 +158,20 @@ def make_score(
     prompts) -> `Scores`. The last are `Prompts` [B, L'], what the PRM reads
     in front of each response: the raw problem it was trained with, where the
     policy's prompt is a chat (the paper's reference gives it the latter).
+    Without a PRM its params are None and its prompts are not read.
   """
   rows = sharding.batch_sharding(mesh)
   everywhere = sharding.replicated(mesh)
 
-  def score(params, reference_params, prm_params, rollout, prm_prompts):
+  def score_steps(prm_params, rollout, prm_prompts):
+    if prm_model is None:
+      cut = steps.split_steps(
+        rollout.tokens,
+        rollout.completion_mask,
+        table,
+        max_steps=config.max_steps,
+      )
+      return cut, jnp.zeros(cut.mask.shape, jnp.float32)
     asked = rollout.replace(
       prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
     )
@@ -172,6 +183,10 @@ def make_score(
       rewards = steps.replace_empty_steps(
         rewards, cut, config.empty_step_reward
       )
+    return cut, rewards
+
+  def score(params, reference_params, prm_params, rollout, prm_prompts):
+    cut, rewards = score_steps(prm_params, rollout, prm_prompts)
     old_logp, _ = rollout_logp(params, model, sampler, rollout)
     ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
     drift = masked.masked_max(
@@ -180,7 +195,9 @@ def make_score(
     return Scores(cut, rewards, old_logp, ref_logp, drift)
 
   policy_places = sharding.weight_shardings(policy.declare_policy(model), mesh)
-  prm_places = sharding.weight_shardings(prm.declare_prm(prm_model), mesh)
+  prm_places = None
+  if prm_model is not None:
+    prm_places = sharding.weight_shardings(prm.declare_prm(prm_model), mesh)
   return jax.jit(
     score,
     in_shardings=(policy_places, policy_places, prm_places, rows, rows),
