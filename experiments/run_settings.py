@@ -77,6 +77,7 @@ class FilesSettings:
 
   policy: str | None
   random_model: str | None
+  random_files: tuple[str, ...]
   prm: str | None
   eos_token: str | None
   prompt_format: str
@@ -113,7 +114,9 @@ class FilesSettings:
         "random_model for a trial, not both."
       )
     if self.random_model is not None:
-      one_of("random_model", self.random_model, ("tied", "untied"))
+      one_of("random_model", self.random_model, ("tied", "untied", "llama"))
+    for name in self.random_files:
+      one_of("random_files", name, ("train", "held_out", "judged", "prm"))
     for name in ("prompt_format", "prm_prompt_format"):
       one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
     for name in ("train_format", "held_out_format", "judged_format"):

@@ -37,19 +37,24 @@ TEMPLATE = (
 
 
 def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
-  """Writes what is missing, and names it.
+  """Writes what is missing, and names what a real run would.
 
   Args:
     files: settings whose formats are MATH prompts, MATH500 and PRM800K.
     folder: where the files go.
 
   Returns:
-    The settings with every path filled in.
+    The settings with the paths of `random_files` and the policy filled in.
   """
-  paths = write_problems(folder / "problems")
+  made = write_problems(folder / "problems")
   policy_folder = write_policy(
-    folder / "policy", tied=files.random_model == "tied"
+    folder / "policy",
+    tied=files.random_model != "untied",
+    llama=files.random_model == "llama",
   )
+  if "prm" in files.random_files:  # Its embedding is never tied to a head.
+    made["prm"] = write_prm(folder / "prm", tied=False)
+  paths = {name: made[name] for name in files.random_files}
   return dataclasses.replace(
     files,
     policy=str(policy_folder),
@@ -78,19 +83,22 @@ def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return paths
 
 
-def write_policy(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
-  """A random Qwen2 with a tokenizer, written if it is missing.
+def write_policy(
+  folder: pathlib.Path, *, tied: bool, llama: bool = False
+) -> pathlib.Path:
+  """A random Qwen2 or Llama with a tokenizer, written if it is missing.
 
   Args:
     folder: where it goes.
     tied: whether embedding and head are the same weights.
+    llama: True leaves out the biases of attention, as SmolLM2 does.
 
   Returns:
     The folder.
   """
   if not (folder / "tokenizer.json").exists():  # Written last.
     shutil.rmtree(folder, ignore_errors=True)
-    config = _architecture(tied)
+    config = _architecture(tied, llama)
     params = init_params(jax.random.key(SEED), policy.declare_policy(config))
     huggingface.export_policy(folder, params, config, max_positions=1024)
     _tokenizer().save_pretrained(folder)
@@ -136,8 +144,8 @@ def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return paths
 
 
-def _architecture(tied: bool) -> ModelConfig:
-  """A small Qwen2."""
+def _architecture(tied: bool, llama: bool = False) -> ModelConfig:
+  """A small Qwen2, or a Llama."""
   return ModelConfig(
     vocab_size=512,  # Padded beyond the tokens, as real embeddings are.
     width=32,
@@ -147,7 +155,7 @@ def _architecture(tied: bool) -> ModelConfig:
     head_dim=8,
     mlp_width=64,
     rope_theta=1e6,
-    attention_bias=True,
+    attention_bias=not llama,
     tied_embeddings=tied,
   )
 

@@ -23,7 +23,7 @@ from configs import arithmetic, base  # noqa: E402
 
 # Parts of configs: they run nothing by themselves.
 PARTS = ("base", "paper")
-RL = ("prm_vr", "prm", "vr", "smoke")
+RL = ("prm_vr", "prm", "vr", "smoke_prm_vr", "smoke_prm", "smoke_vr", "smoke")
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
   "evaluate": ("full", "smoke"),
@@ -148,7 +148,26 @@ def test_the_default_of_rl_runs_is_prm_with_verdicts():
       # The 879 prompts with an answer, not a tenth of all that are drawn.
       assert made(name)[1].rl.answer_fraction is None
       tied = {"qwen2p5_math_1p5b": "tied"}.get(name, "untied")
-      assert made(name, "smoke")[1].files.random_model == tied
+      smoke = made(name, "smoke")
+      assert smoke == made(name, "smoke_prm_vr")
+      assert smoke[1].files.random_model == tied
+
+
+@pytest.mark.parametrize(
+  ("variant", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
+)
+def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
+  """A PRM to load, or none; training one would be another path."""
+  for name, variants in VARIANTS.items():
+    if variants == RL:
+      real, smoke = made(name, variant)[1], made(name, f"smoke_{variant}")[1]
+      assert {*smoke.files.random_files} == {"train", "held_out"} | named
+      assert smoke.rl.reward_mode == real.rl.reward_mode
+      assert smoke.rl.credit_config() == dataclasses.replace(
+        real.rl.credit_config(),
+        group_size=4,
+        baseline_length=smoke.rl.max_new_tokens,
+      )
 
 
 def test_the_papers_prm_is_asked_as_it_was_trained():

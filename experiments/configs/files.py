@@ -32,9 +32,12 @@ def files() -> ConfigDict:
   return ConfigDict(
     dict(
       policy=placeholder(str),  # Folder of a Hugging Face model.
-      # "tied" or "untied" embeddings: a tiny random Qwen2 and a few problems
-      # in place of all files, to try the code without a model.
+      # To try the code without a model, a tiny random one in place of files:
+      # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
       random_model=placeholder(str),
+      # What is made besides it: problems ("train", "held_out"), a random
+      # "prm" to load, or "judged" solutions to train one on.
+      random_files=("train", "held_out", "judged"),
       prm=placeholder(str),  # Folder of a trained PRM; None trains one.
       eos_token=placeholder(str),  # Ends a response; None takes the folder's.
       prompt_format="qwen_boxed",  # Of the policy; or raw, plain, chat.

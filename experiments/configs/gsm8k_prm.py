@@ -41,7 +41,8 @@ Five hundred solutions and one pass are too few. The log, with the losses of
 single batches of four, is experiments/results/gsm8k_prm/metrics.jsonl; nothing
 was tuned on it, and the full data set awaits an accelerator.
 
-`gsm8k_prm.py:smoke` runs both stages on a tiny random model in under a minute.
+`gsm8k_prm.py:smoke` runs both stages on a tiny random Llama, as SmolLM2 is one,
+in under a minute.
 """
 
 from configs import base, files, paper
@@ -87,6 +88,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     }
   )
   if variant == "smoke":
-    paper.tiny(config, "tied")
+    paper.tiny(config, "llama")
     config.files.judged_format = "prm800k"  # As the tiny files are.
   return config

@@ -20,9 +20,10 @@ def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
   """RL of a policy on the MATH prompts of PURE.
 
   Args:
-    variant: one of `VARIANTS`, or "smoke".
+    variant: one of `VARIANTS`, "smoke_" and one of them, or "smoke", which is
+      "smoke_prm_vr".
     iterations: of RL.
-    embeddings: "tied" or "untied", as the policy's are, for the smoke variant.
+    embeddings: "tied" or "untied", as the policy's are, for smoke variants.
 
   Returns:
     The config.
@@ -30,13 +31,15 @@ def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
   Raises:
     ValueError: for another variant.
   """
-  if variant not in (*VARIANTS, "smoke"):
+  smokes = [f"smoke_{name}" for name in VARIANTS]
+  if variant not in (*VARIANTS, *smokes, "smoke"):
     raise ValueError(
-      f"Variants are {', '.join(map(repr, VARIANTS))} and 'smoke', not "
-      f"{variant!r}."
+      f"Variants are {', '.join(map(repr, [*VARIANTS, *smokes]))} and 'smoke', "
+      f"not {variant!r}."
     )
-  smoke = variant == "smoke"
-  reward_mode, learning_rate = VARIANTS["prm_vr" if smoke else variant]
+  smoke = variant.startswith("smoke")
+  mode = "prm_vr" if variant == "smoke" else variant.removeprefix("smoke_")
+  reward_mode, learning_rate = VARIANTS[mode]
   config = files.get_config()
   config.files.prm_prompt_tokens = config.files.prompt_tokens
   config.rl.update(
@@ -60,7 +63,12 @@ def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
   # Prompts whose source gives an answer have one: 879 of the 8,523.
   config.rl.answer_fraction = None
   credit_of_the_paper(config)
-  return tiny(config, embeddings) if smoke else config
+  if not smoke:
+    return config
+  # What the real run's user names, and no more.
+  given = () if reward_mode == "vr" else ("prm",)
+  config.files.random_files = ("train", "held_out", *given)
+  return tiny(config, embeddings)
 
 
 def credit_of_the_paper(config: ConfigDict) -> None:
@@ -70,6 +78,8 @@ def credit_of_the_paper(config: ConfigDict) -> None:
       "credit": "softmin",
       "credit_temperature": 0.1,
       "baseline": "paper_a",
+      # Ours: the paper describes no whitening, no equation of it has one, but
+      # both branches of its reference do whiten. `--config.rl.whiten=True`.
       "whiten": False,
       "kl_placement": "reward",
       "kl_estimator": "k1",
@@ -79,19 +89,19 @@ def credit_of_the_paper(config: ConfigDict) -> None:
   )
 
 
-def tiny(config: ConfigDict, embeddings: str) -> ConfigDict:
+def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
   """The same run on a random model and a few problems: every stage, no result.
 
   Args:
     config: what to shrink; it is changed.
-    embeddings: "tied" or "untied".
+    random_model: "tied", "untied" or "llama".
 
   Returns:
     The config.
   """
   config.files.update(
     {
-      "random_model": embeddings,
+      "random_model": random_model,
       "prompt_tokens": 256,
       "prm_prompt_tokens": 64,
       "response_tokens": 64,

@@ -7,8 +7,10 @@
 
 The first two are folders as transformers saves them, the others the files of
 PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
-paper's three reward modes, `smoke` runs every stage on a tiny random model in
-under a minute. Devices: --config.mesh.data=... --config.mesh.fsdp=...
+paper's three reward modes; `vr` reads no PRM, leave --config.files.prm out.
+`smoke_prm_vr` (or `smoke`), `smoke_prm` and `smoke_vr` run the same on a tiny
+random policy and PRM, in under a minute each.
+Devices: --config.mesh.data=... --config.mesh.fsdp=...
 
 Not yet run; which hardware it needs is unknown.
 """
@@ -21,7 +23,7 @@ def get_config(variant: str = "prm_vr") -> ConfigDict:
   """The run.
 
   Args:
-    variant: "prm_vr", "prm", "vr" or "smoke".
+    variant: "prm_vr", "prm" or "vr", each also after "smoke_"; or "smoke".
 
   Returns:
     The config.
