@@ -21,6 +21,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import data_files
 import evaluation_data
 import launch
 import numpy as np
@@ -140,6 +141,7 @@ def report(
     seed=settings.bootstrap_seed,
     resamples=settings.bootstrap_resamples,
   )
+  tables |= data_files.not_read_tables(questions.counts)
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():

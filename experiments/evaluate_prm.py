@@ -23,6 +23,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import data_files
 import jax
 import judged_rows
 import launch
@@ -37,7 +38,6 @@ from score_file import ScoreFile, describe
 
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.contract import PROMPT_FORMATS, separator_table
-from pure_jax.host.data.file_dataset import load_rows
 from pure_jax.host.data.named_formats import FORMATS
 from pure_jax.host.data.records import Steps
 from pure_jax.host.progress import Progress
@@ -171,11 +171,16 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   else:
     judge = load_folder(settings, settings.prm, mesh)
 
+  counts = {}
   with ScoreFile(folder) as scores:
     for data in listed:
-      rows = load_rows(
-        FORMATS[data.format], {"rows": [data.file]}, folder / "data"
-      )["rows"]
+      rows = data_files.read_file(
+        FORMATS[data.format],
+        data.file,
+        folder / "data",
+        skip_malformed=settings.skip_malformed,
+      )
+      counts[data.name] = rows.counts
       score_data(settings, data, list(rows), judge, mesh, scores)
     scored = {
       data.name: prm_report.collect(
@@ -185,6 +190,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     }
   formats = {data.name: data.format for data in listed}
   threshold, tables = prm_report.make_tables(settings, formats, scored)
+  tables |= data_files.not_read_tables(counts)
   chosen = (
     ""
     if settings.threshold == "zero"

@@ -39,6 +39,7 @@ class EvaluatePRMSettings:
   eos_token: str | None
   good_class: int | None
   data: tuple[DataSettings, ...]
+  skip_malformed: bool
   prompt_format: str
   separator: str
   prompt_tokens: int

@@ -6,13 +6,14 @@ import pathlib
 import sys
 from typing import Any
 
+import data_files
 import tiny_files
 from evaluation_settings import BenchmarkSettings, EvaluationSettings
 from run_settings import ConfigError
 
 from pure_jax.host import checksums, huggingface, verify
 from pure_jax.host.contract import PROMPT_FORMATS, PromptFormat, TokenizerError
-from pure_jax.host.data.file_dataset import load_rows
+from pure_jax.host.data.file_dataset import Counts
 from pure_jax.host.data.named_formats import FORMATS
 from pure_jax.host.data.records import Problem
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
@@ -60,10 +61,12 @@ class Questions:
   Attributes:
     units: greedy ones first, in the order of the benchmarks and their files.
     left_out: by benchmark, (problems left out, problems of the file).
+    counts: by benchmark, what became of the rows of its file.
   """
 
   units: list[Unit]
   left_out: dict[str, tuple[int, int]]
+  counts: dict[str, Counts]
 
 
 def contents(settings: EvaluationSettings) -> dict[str, Any]:
@@ -127,21 +130,23 @@ def ask(
     TokenizerError: if a prompt format needs a chat template that is missing.
   """
   asked: list[Unit] = []
-  left_out = {}
+  left_out, counts = {}, {}
   for name, benchmark in settings.named_benchmarks().items():
-    rows = load_rows(
+    rows = data_files.read_file(
       FORMATS[benchmark.format],
-      {"rows": [benchmark.file]},
+      benchmark.file,
       workdir / "data",
       skip_malformed=settings.skip_malformed,
-    )["rows"]
+    )
+    counts[name] = rows.counts
     problems = rows[: benchmark.problems]
     if len({problem.id for problem in problems}) < len(problems):
       raise ConfigError(f"{benchmark.file} has two problems of one id.")
     units, reasons = _fitting(settings, tokenizer, name, problems)
     if reasons:
-      counts = {reason: reasons.count(reason) for reason in sorted({*reasons})}
-      told = ", ".join(f"{n} {reason}" for reason, n in counts.items())
+      told = ", ".join(
+        f"{reasons.count(reason)} {reason}" for reason in sorted({*reasons})
+      )
       told = f"{name}: {len(reasons)} of {len(problems)} left out: {told}."
       if not units:
         raise ConfigError(told)
@@ -154,7 +159,7 @@ def ask(
     for unit in asked
     for sample in range(settings.samples)
   ]
-  return Questions(greedy + samples, left_out)
+  return Questions(greedy + samples, left_out, counts)
 
 
 def _fitting(

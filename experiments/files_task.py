@@ -1,10 +1,12 @@
 """Models and data that the user names, as the task of a run."""
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+import data_files
 import judged_rows
 import numpy as np
 import tiny_files
@@ -14,7 +16,7 @@ from run_settings import ConfigError, Settings
 from pure_jax.host import huggingface, prm_metrics, solution_choice, verify
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data import batches
-from pure_jax.host.data.file_dataset import load_rows
+from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.named_formats import FORMATS
 from pure_jax.host.data.records import (
   Problem,
@@ -106,7 +108,7 @@ class FilesTask:
         )
     return model
 
-  def _rows(self, path: str, name: str, record: type, field: str) -> Any:
+  def _rows(self, path: str, name: str, record: type, field: str) -> Rows:
     """The records of one file."""
     row_format = FORMATS[name]
     if row_format.record is not record:
@@ -114,12 +116,12 @@ class FilesTask:
         f"files.{field}_format={name!r} holds {row_format.record.__name__}, "
         f"but {field} needs {record.__name__}."
       )
-    return load_rows(
+    return data_files.read_file(
       row_format,
-      {"rows": [path]},
+      path,
       self._folder / "data",
       skip_malformed=self._files.skip_malformed,
-    )["rows"]
+    )
 
   def _problems(self, path: str | None, name: str, field: str) -> list[Problem]:
     """Problems whose prompts fit; none where no file is named."""
@@ -205,15 +207,20 @@ class FilesTask:
     """A trained policy needs none."""
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
-  def _judged_rows(self) -> tuple[list[Steps], list[Steps]]:
-    """Training and held-out rows that share no problem."""
+  @functools.cached_property
+  def _judged_file(self) -> Rows:
+    """Every labelled solution."""
     files = self._files
     if files.judged is None:
       raise ConfigError(
         "A PRM must be trained, but files.judged names no data; or name a "
         "trained one with files.prm."
       )
-    rows = self._rows(files.judged, files.judged_format, Steps, "judged")
+    return self._rows(files.judged, files.judged_format, Steps, "judged")
+
+  def _judged_rows(self) -> tuple[list[Steps], list[Steps]]:
+    """Training and held-out rows that share no problem."""
+    files, rows = self._files, self._judged_file
     parts = split_by_problem(rows, files.judged_one_in)
     if not all(map(len, parts)):
       raise ConfigError(
@@ -237,7 +244,11 @@ class FilesTask:
     )
     labels, label_mask = step_labels(rows, self._limits.max_steps)
     space.metrics.rewind("prm_data", 0)
+    counts = self._judged_file.counts
     facts = {
+      "file_rows": counts.read,
+      "file_malformed": counts.skipped,
+      "file_left_out": counts.left_out,
       "responses": len(rows),
       "left_out": len(encoded.left_out),
       "labelled_steps": label_mask.sum(),

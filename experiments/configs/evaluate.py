@@ -36,7 +36,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         name: benchmark(name, averaged=name in PAPERS)
         for name in (*PAPERS, "gsm8k")
       },
-      skip_malformed=False,  # Go on after a malformed row of a file.
+      skip_malformed=False,  # Go on after a malformed row, and count it.
       # "raw", "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
       prompt_format="qwen_boxed",
       prm_prompt_format="raw",  # As the paper's PRM was trained.

@@ -46,6 +46,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Each a name, a file and a format of host/data/named_formats.py that has
       # steps: processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ...
       data=(),
+      skip_malformed=False,  # Go on after a malformed row, and count it.
       # Before the solution: raw (as the paper's PRM was trained), plain, chat,
       # qwen_boxed.
       prompt_format="raw",

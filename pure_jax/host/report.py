@@ -71,7 +71,7 @@ def render_table(table: Table) -> str:
     Lines without a newline at the end: a header, the number of problems of
     each column where its metrics agree on one (a range where not), and a row
     for each metric, "value [low, high]". Numbers below 10 have three decimals,
-    larger ones one. Empty where no column has a metric.
+    larger ones one, an int none. Empty where no column has a metric.
 
   >>> found = {"value": 0.5, "count": 40, "interval": [0.35, 0.65]}
   >>> print(render_table({"amc23": {"pass@1": found}}))
@@ -173,5 +173,7 @@ def _cell(found: Estimate) -> str:
 
 
 def _number(value: float) -> str:
-  """A share, a score or a length."""
+  """A share, a score or a length; a number of things where it is an int."""
+  if isinstance(value, int):
+    return str(value)
   return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -58,6 +58,20 @@ class Counts:
   skipped: int
   faults: tuple[str, ...]
 
+  def not_read(self) -> str:
+    """What became no record, in words.
+
+    Returns:
+      The numbers, with the first malformed row's place and fault; "" where
+      every row became a record.
+    """
+    told = []
+    if self.skipped:
+      told.append(f"{self.skipped} malformed (first: {self.faults[0]})")
+    if self.left_out:
+      told.append(f"{self.left_out} left out by the format")
+    return ", ".join(told)
+
 
 class Rows(Sequence[Record]):
   """The records of a split, in the order of its files, read when asked for.
@@ -185,7 +199,10 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
           made += 1
     counts = Counts(read, made, left_out, skipped, tuple(faults))
     if not made:
-      raise DataError(f"Split {split!r} has no row: {counts}.")
+      raise DataError(
+        f"Split {split!r} has no row: of {counts.read} in its files, "
+        f"{counts.not_read() or 'none is there'}."
+      )
     self.info.metadata[split] = dataclasses.asdict(counts)
 
 
