@@ -6,6 +6,7 @@ GPT-2's and SmolLM2's).
 """
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -295,8 +296,33 @@ def test_rows_of_the_embedding_without_a_token_are_banned(folders):
   assert set(range(count, count + 3)) < set(padded.banned_ids)
   assert len(padded.pieces) == padded.vocab_size == count + 3
   assert padded.decode([count, *padded.encode("So"), count + 2]) == "So"
-  with pytest.raises(TokenizerError, match=f"has {count} tokens"):
+  with pytest.raises(TokenizerError, match=f"ids up to {count - 1}, but"):
     HuggingFaceTokenizer(folders["merging"], vocab_size=count - 1)
+
+
+def test_an_id_beyond_a_gap_must_fit_the_embedding_too(tmp_path):
+  """Counted, these tokens fit 512 rows; one of their ids does not."""
+  folder = save_tokenizer(tmp_path, None)
+  path = folder / "tokenizer.json"
+  content = json.loads(path.read_text(encoding="utf-8"))
+  vocab = content["model"]["vocab"]
+  letter = vocab["z"]
+  vocab["z"] = 600
+  path.write_text(json.dumps(content), encoding="utf-8")
+  assert len(vocab) < 512
+  with pytest.raises(TokenizerError, match=r"ids up to 600, but .* only 512"):
+    HuggingFaceTokenizer(folder, vocab_size=512)
+  # With room for it, nothing is where nothing was, and it is where it is.
+  tokenizer = HuggingFaceTokenizer(folder)
+  assert tokenizer.vocab_size == len(tokenizer.pieces) == 601
+  assert tokenizer.encode("z") == [600]
+  assert tokenizer.pieces[600] == tokenizer.decode([600, letter]) == "z"
+  assert tokenizer.pieces[letter] == tokenizer.pieces[599] == ""
+  assert {letter, 599} < set(tokenizer.banned_ids)
+  assert 600 not in tokenizer.banned_ids
+  padded = HuggingFaceTokenizer(folder, vocab_size=640)
+  assert padded.pieces == tokenizer.pieces + [""] * 39
+  assert set(padded.banned_ids) >= {letter, *range(601, 640)}
 
 
 def test_unusable_folders_end_in_a_sentence(tmp_path, folders):

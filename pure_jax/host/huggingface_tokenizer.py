@@ -38,8 +38,8 @@ class HuggingFaceTokenizer:
 
     Args:
       folder: holds tokenizer.json or the like, as `save_pretrained` left it.
-      vocab_size: V of the model, at least the number of tokens; embeddings
-        are often padded beyond it. None takes the number of tokens.
+      vocab_size: V of the model, above every id of the vocabulary;
+        embeddings are often padded beyond it. None ends with the largest id.
       eos_token: text of the token that ends a response; None takes the
         folder's. A chat model may end its turns with another one.
       pad_token: text of the padding token; None takes the folder's unless
@@ -48,28 +48,30 @@ class HuggingFaceTokenizer:
 
     Raises:
       TokenizerError: if the folder holds no tokenizer, needs code of its own,
-        has more tokens than V, or lacks a token that was named.
+        has an id of V or above, or lacks a token that was named.
     """
     self._inner = _read(pathlib.Path(folder))
     self._folder = folder
-    count = len(self._inner)
-    self.vocab_size = count if vocab_size is None else vocab_size
-    if count > self.vocab_size:
+    # A vocabulary may leave ids out: its size says nothing about the largest.
+    self._token_ids = frozenset(self._inner.get_vocab().values())
+    last = max(self._token_ids, default=-1)
+    self.vocab_size = last + 1 if vocab_size is None else vocab_size
+    if last >= self.vocab_size:
       raise TokenizerError(
-        f"{folder} has {count} tokens, but the model has only "
+        f"{folder} has ids up to {last}, but the model has only "
         f"{self.vocab_size} ids: they do not belong together."
       )
     self.eos_id = self._id_of(eos_token or self._inner.eos_token, "eos_token")
     self.pad_id = self._pad_id(pad_token)
-    unused = range(count, self.vocab_size)
+    unused = set(range(self.vocab_size)) - self._token_ids
     self.banned_ids = tuple(sorted({self.pad_id, *unused}))
-    special = set(self._inner.all_special_ids)
+    readable = sorted(self._token_ids - set(self._inner.all_special_ids))
     texts = self._inner.batch_decode(
-      [[i] for i in range(count)], clean_up_tokenization_spaces=False
+      [[i] for i in readable], clean_up_tokenization_spaces=False
     )
-    self.pieces = [
-      "" if i in special else text for i, text in enumerate(texts)
-    ] + [""] * len(unused)
+    self.pieces = [""] * self.vocab_size
+    for i, text in zip(readable, texts, strict=True):
+      self.pieces[i] = text
 
   def _id_of(self, token: str | None, name: str) -> int:
     """The id of a token by its text."""
@@ -120,9 +122,8 @@ class HuggingFaceTokenizer:
     Returns:
       The text; bytes that are no UTF-8 show as U+FFFD.
     """
-    count = len(self._inner)
     return self._inner.decode(
-      [i for i in ids if i < count],
+      [i for i in ids if i in self._token_ids],
       skip_special_tokens=True,
       clean_up_tokenization_spaces=False,
     )
