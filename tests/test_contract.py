@@ -5,16 +5,13 @@ before it (as Qwen's), one that splits it into "\n", "\n" inside a text (as
 GPT-2's and SmolLM2's).
 """
 
-import dataclasses
 import json
 import types
 
-import jax
 import numpy as np
 import pytest
 import tokenizers
 import transformers
-from small_models import TINY
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pure_jax import steps as device_steps
@@ -32,13 +29,6 @@ from pure_jax.host.data.arithmetic_dataset import world_tokenizer
 from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.records import step_text
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.models import prm
-from pure_jax.models.params import init_params
-from pure_jax.parallel import sharding
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training import score, stages, train
-from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Prompts, Rollout
 
 STEPS = ["Half of 48 is 24.", "So 48+24=72", "(see above)", "Answer: 72."]
 TEXTS = [
@@ -211,67 +201,44 @@ def test_the_world_has_no_chat(tmp_path):
   assert PROMPT_FORMATS["plain"].text(world, "1+1=?") == "1+1=?\n"
 
 
-@pytest.mark.parametrize("separator", ["insert", "replace"])
-def test_prm_training_evaluation_and_rl_read_the_same_ids(
-  tokenizer, separator, monkeypatch
-):
-  """Whoever runs the PRM, the ids that reach it are those of the contract."""
-  seen = []
-  plain_logits = prm.prm_logits
-
-  def recording(params, model, inputs):
-    jax.debug.callback(
-      lambda *x: seen.append([np.asarray(y).tolist() for y in x]),
-      inputs.tokens,
-      inputs.mask,
-      inputs.score_position,
-    )
-    return plain_logits(params, model, inputs)
-
-  monkeypatch.setattr(prm, "prm_logits", recording)
-  responses = [
-    encode_response(tokenizer, STEPS, finished=True),
-    encode_response(tokenizer, STEPS[:3], finished=False),
-  ]
-  prompt = PROMPT_FORMATS["plain"].text(tokenizer, "How many?")
-  prompts = left_pad([tokenizer.encode(prompt)] * 2, 12, tokenizer.pad_id)
-  tokens = right_pad(responses, 60, tokenizer.pad_id)
-  batch = stages.Demonstrations(*prompts, *tokens)
-
-  model = dataclasses.replace(TINY, vocab_size=tokenizer.vocab_size)
-  table, mesh = separator_table(tokenizer), sharding.make_mesh()
-  config = score.ScoreConfig(max_steps=5, separator=separator)
-  declared = prm.declare_prm(model)
-  optimizer = make_optimizer(OptimConfig(learning_rate=1e-3))
-  params = init_params(jax.random.key(0), declared)
-  labels = np.ones((2, 5), np.int32)
-
-  evaluate = stages.make_prm_evaluation(model, config, table, mesh)
-  jax.block_until_ready(evaluate(params, batch))
-  step = stages.make_prm_step(model, config, optimizer, table, mesh, False)
-  state = train.start_state(params, declared, optimizer, mesh)
-  jax.block_until_ready(step(state, {}, batch, labels, labels > 0))
-  sampler = SamplingConfig(60, tokenizer.pad_id, (tokenizer.eos_id,))
-  # The policy was asked in another way than the PRM is.
-  chat = left_pad([tokenizer.encode("<user>How?")] * 2, 9, tokenizer.pad_id)
-  rollout = Rollout(
-    *chat, *tokens, np.zeros((2, 60), np.float32), np.zeros(2, bool)
+@pytest.mark.parametrize(
+  ("kind", "separator", "read"),
+  [
+    # Punctuation survives.
+    ("merging", "insert", STEPS),
+    ("splitting", "insert", STEPS),
+    # ".\n\n" and ")\n\n" are overwritten whole.
+    (
+      "merging",
+      "replace",
+      ["Half of 48 is 24", "So 48+24=72", "(see above", "Answer: 72."],
+    ),
+    # Of two halves only the second is overwritten.
+    (
+      "splitting",
+      "replace",
+      ["Half of 48 is 24.\n", "So 48+24=72\n", "(see above)\n", "Answer: 72."],
+    ),
+  ],
+)
+def test_what_the_prm_reads_up_to_each_score(folders, kind, separator, read):
+  """`test_same_ids` shows that all who run a PRM give it this."""
+  tokenizer = HuggingFaceTokenizer(folders[kind])
+  asked = PROMPT_FORMATS["plain"].text(tokenizer, "How many?")
+  prompts = left_pad([tokenizer.encode(asked)], 12, tokenizer.pad_id)
+  response = encode_response(tokenizer, STEPS, finished=True)
+  completion = right_pad([response], 60, tokenizer.pad_id)
+  table = separator_table(tokenizer)
+  cut = device_steps.split_steps(*completion, table, max_steps=5)
+  inputs = device_steps.build_prm_inputs(
+    *prompts, *completion, cut, table, separator=separator
   )
-  scoring = score.make_score(model, model, sampler, config, table, mesh)
-  trunk = {k: v for k, v in params.items() if k != "score"}
-  jax.block_until_ready(
-    scoring(trunk, trunk, params, rollout, Prompts(*prompts))
-  )
-  jax.effects_barrier()
-
-  evaluated, trained, scored = seen
-  assert evaluated == trained == scored
-  ids, kept = (np.asarray(x[0]) for x in evaluated[:2])
-  text = "".join(tokenizer.pieces[i] for i in ids[kept])
-  if separator == "insert":  # Punctuation survives, line breaks are scores.
-    assert text == "How many?\n" + "".join(f"{step}\n" for step in STEPS)
-  else:
-    assert text != "How many?\n" + "".join(f"{step}\n" for step in STEPS)
+  ids, kept = np.asarray(inputs.tokens[0]), np.asarray(inputs.mask[0])
+  ends = np.asarray(inputs.score_position[0, : len(STEPS)]) + 1
+  assert ends[-1] == np.flatnonzero(kept)[-1] + 1
+  for count, end in enumerate(ends, 1):
+    text = "".join(tokenizer.pieces[i] for i in ids[:end][kept[:end]])
+    assert text == asked + "".join(f"{step}\n" for step in read[:count])
 
 
 # ===== Hugging Face folders =====
