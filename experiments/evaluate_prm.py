@@ -38,7 +38,7 @@ from score_file import ScoreFile, describe
 
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.contract import PROMPT_FORMATS, separator_table
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import find_format
 from pure_jax.host.data.records import Steps
 from pure_jax.host.progress import Progress
 from pure_jax.host.report import render_table, write_report
@@ -175,7 +175,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   with ScoreFile(folder) as scores:
     for data in listed:
       rows = data_files.read_file(
-        FORMATS[data.format],
+        find_format(data.format, data.fields),
         data.file,
         folder / "data",
         skip_malformed=settings.skip_malformed,

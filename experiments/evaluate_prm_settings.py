@@ -2,13 +2,11 @@
 
 import dataclasses
 
-from run_settings import MeshSettings, one_of
+from run_settings import Fields, MeshSettings, check_format, one_of
 
 from pure_jax.host.contract import PROMPT_FORMATS
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import format_names
 from pure_jax.host.data.records import Steps
-
-STEP_FORMATS = tuple(n for n, found in FORMATS.items() if found.record is Steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,12 +16,13 @@ class DataSettings:
   name: str
   file: str
   format: str
+  fields: Fields = None
 
   def __post_init__(self):
     """Refuses a format that has no steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
-    one_of("format", self.format, STEP_FORMATS)
+    check_format("", self.format, self.fields, format_names(Steps))
 
 
 @dataclasses.dataclass(frozen=True)

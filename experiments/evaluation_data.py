@@ -14,7 +14,7 @@ from run_settings import ConfigError
 from pure_jax.host import checksums, huggingface, verify
 from pure_jax.host.contract import PROMPT_FORMATS, PromptFormat, TokenizerError
 from pure_jax.host.data.file_dataset import Counts
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import find_format
 from pure_jax.host.data.records import Problem
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.responses import ResponseKey
@@ -133,7 +133,7 @@ def ask(
   left_out, counts = {}, {}
   for name, benchmark in settings.named_benchmarks().items():
     rows = data_files.read_file(
-      FORMATS[benchmark.format],
+      find_format(benchmark.format, benchmark.fields),
       benchmark.file,
       workdir / "data",
       skip_malformed=settings.skip_malformed,

@@ -2,18 +2,20 @@
 
 import dataclasses
 
-from run_settings import MeshSettings, at_least_one, one_of
+from run_settings import (
+  Fields,
+  MeshSettings,
+  at_least_one,
+  check_format,
+  one_of,
+)
 
 from pure_jax.host.contract import PROMPT_FORMATS
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import format_names
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation import AVERAGE
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.rollout.sampling import SamplingConfig
-
-PROBLEM_FORMATS = tuple(
-  name for name, found in FORMATS.items() if found.record is Problem
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +26,11 @@ class BenchmarkSettings:
   format: str
   problems: int | None
   averaged: bool
+  fields: Fields = None
 
   def __post_init__(self):
     """Refuses formats of something else."""
-    one_of("format", self.format, PROBLEM_FORMATS)
+    check_format("", self.format, self.fields, format_names(Problem))
     if self.problems is not None:
       at_least_one(self, "problems")
 

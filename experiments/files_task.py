@@ -17,7 +17,7 @@ from pure_jax.host import huggingface, prm_metrics, solution_choice, verify
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data import batches
 from pure_jax.host.data.file_dataset import Rows
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import find_format
 from pure_jax.host.data.records import (
   Problem,
   Steps,
@@ -66,10 +66,8 @@ class FilesTask:
     self.prm_prompt_format = PROMPT_FORMATS[files.prm_prompt_format]
     self.prompt_tokens = files.prompt_tokens
     self.prm_prompt_tokens = files.prm_prompt_tokens
-    self.train = self._problems(files.train, files.train_format, "train")
-    self.held_out = self._problems(
-      files.held_out, files.held_out_format, "held_out"
-    )
+    self.train = self._problems("train")
+    self.held_out = self._problems("held_out")
     self._pool: verify.GradingPool | None = None
 
   def _with_dtypes(self, model: ModelConfig) -> ModelConfig:
@@ -108,9 +106,10 @@ class FilesTask:
         )
     return model
 
-  def _rows(self, path: str, name: str, record: type, field: str) -> Rows:
-    """The records of one file."""
-    row_format = FORMATS[name]
+  def _rows(self, field: str, record: type) -> Rows:
+    """The records of the file that a field of the config names."""
+    path, name, mapping = self._files.sources()[field]
+    row_format = find_format(name, mapping)
     if row_format.record is not record:
       raise ConfigError(
         f"files.{field}_format={name!r} holds {row_format.record.__name__}, "
@@ -123,11 +122,12 @@ class FilesTask:
       skip_malformed=self._files.skip_malformed,
     )
 
-  def _problems(self, path: str | None, name: str, field: str) -> list[Problem]:
+  def _problems(self, field: str) -> list[Problem]:
     """Problems whose prompts fit; none where no file is named."""
+    path, _, _ = self._files.sources()[field]
     if path is None:
       return []
-    rows = list(self._rows(path, name, Problem, field))
+    rows = list(self._rows(field, Problem))
     kept = [row for row in rows if self._fits(row)]
     if not kept:
       raise ConfigError(
@@ -210,13 +210,12 @@ class FilesTask:
   @functools.cached_property
   def _judged_file(self) -> Rows:
     """Every labelled solution."""
-    files = self._files
-    if files.judged is None:
+    if self._files.judged is None:
       raise ConfigError(
         "A PRM must be trained, but files.judged names no data; or name a "
         "trained one with files.prm."
       )
-    return self._rows(files.judged, files.judged_format, Steps, "judged")
+    return self._rows("judged", Steps)
 
   def _judged_rows(self) -> tuple[list[Steps], list[Steps]]:
     """Training and held-out rows that share no problem."""

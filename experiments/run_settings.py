@@ -9,13 +9,16 @@ from typing import Any
 
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.arithmetic import WorldConfig
-from pure_jax.host.data.named_formats import FORMATS
+from pure_jax.host.data.named_formats import FORMATS, MAPPED, find_format
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 from pure_jax.training.score import ScoreConfig
+
+# Of a format in `MAPPED`: field of a record -> field of the file.
+Fields = dict[str, str] | None
 
 REWARD_MODES = ("prm", "prm+vr", "vr")
 
@@ -37,6 +40,17 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
   """Raises ValueError with the choices unless value is one of them."""
   if value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
+
+
+def check_format(
+  prefix: str, name: str, fields: Fields, allowed: tuple[str, ...]
+) -> None:
+  """Raises ValueError unless a format and its mapping of fields can be used."""
+  one_of(f"{prefix}format", name, allowed)
+  try:
+    find_format(name, fields)
+  except ValueError as error:
+    raise ValueError(f"{prefix}fields: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +115,9 @@ class FilesSettings:
   compute_dtype: str
   param_dtype: str
   remat: bool
+  train_fields: Fields = None
+  held_out_fields: Fields = None
+  judged_fields: Fields = None
 
   def __post_init__(self):
     """Refuses names that nothing has, and lengths without room."""
@@ -119,8 +136,8 @@ class FilesSettings:
       one_of("random_files", name, ("train", "held_out", "judged", "prm"))
     for name in ("prompt_format", "prm_prompt_format"):
       one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name in ("train_format", "held_out_format", "judged_format"):
-      one_of(name, getattr(self, name), tuple(FORMATS))
+    for name, (_, row_format, fields) in self.sources().items():
+      check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
     for name in self.extractors:
       one_of("extractors", name, tuple(EXTRACTORS))
     if not self.extractors:
@@ -133,6 +150,14 @@ class FilesSettings:
       raise ValueError(
         f"grader_seconds must be above 0, got {self.grader_seconds}."
       )
+
+  def sources(self) -> dict[str, tuple[str | None, str, Fields]]:
+    """Files of rows: (path, format, mapping of fields) by field."""
+    return {
+      "train": (self.train, self.train_format, self.train_fields),
+      "held_out": (self.held_out, self.held_out_format, self.held_out_fields),
+      "judged": (self.judged, self.judged_format, self.judged_fields),
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,16 @@
-"""Files that a config names: rows that are not read are told and reported."""
+"""Files that a config names: by a mapping of fields, and what is not read."""
 
 import dataclasses
 import json
+import os
 import pathlib
+import subprocess
 import sys
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from ml_collections import ConfigDict
 from prm_evaluations import report, scores
 from prm_evaluations import smoke as prm_smoke
 
@@ -19,12 +24,18 @@ import files_task  # noqa: E402
 import launch  # noqa: E402
 import tiny_files  # noqa: E402
 from configs import evaluate as evaluate_config  # noqa: E402
+from configs import files as files_config  # noqa: E402
 from configs import gsm8k_prm  # noqa: E402
 from evaluation_settings import EvaluationSettings  # noqa: E402
+from run_settings import ConfigError  # noqa: E402
 
-from pure_jax.host.data.records import DataError  # noqa: E402
+from pure_jax.host.data.records import DataError, Problem, Steps  # noqa: E402
+from pure_jax.host.workdir import WorkdirError  # noqa: E402
 
 GARBAGE = "{'not': JSON}"
+
+
+# ===== Rows that are not read =====
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +170,170 @@ def test_nothing_is_said_of_files_that_are_read_whole(tiny, tmp_path, capsys):
   settings = training(tiny, whole, skip_malformed=True)
   files_task.FilesTask(settings, tmp_path).close()
   assert "malformed" not in capsys.readouterr().err
+
+
+# ===== Files by a mapping of fields =====
+
+PROBLEMS = {"id": "key", "problem": "question", "answer": "final result"}
+SOLUTIONS = {"problem": "q", "steps": "s", "labels": "is_right"}
+
+
+@pytest.fixture
+def own(tmp_path):
+  """Files of another shape: problems as JSON lines, solutions as Parquet."""
+  problems = tmp_path / "own.jsonl"
+  rows = [
+    {"key": f"k{n}", "question": f"What is {n} + 1?", "final result": n + 1}
+    for n in range(6)
+  ]
+  problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  solutions = tmp_path / "own.parquet"
+  table = {
+    "q": [f"What is {n} + 1?" for n in range(24)],
+    "s": [[f"It is {n}.", f"So {n + n % 2}."] for n in range(24)],
+    "is_right": [[True, n % 2 == 1] for n in range(24)],
+    # Another mapping of labels.
+    "is_wrong": [[False, n % 2 == 0] for n in range(24)],
+  }
+  pyarrow.parquet.write_table(pyarrow.table(table), solutions)
+  return {"problems": str(problems), "solutions": str(solutions)}
+
+
+def mapped_training(tiny, own, **changes):
+  """Settings of a run on the files of another shape."""
+  return training(
+    tiny,
+    {"train": own["problems"], "held_out": own["problems"]},
+    **{
+      "train_format": "mapped_problems",
+      "train_fields": PROBLEMS,
+      "held_out_format": "mapped_problems",
+      "held_out_fields": PROBLEMS,
+      "judged": own["solutions"],
+      "judged_format": "mapped_steps",
+      "judged_fields": SOLUTIONS,
+    }
+    | changes,
+  )
+
+
+def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
+  task = files_task.FilesTask(mapped_training(tiny, own), tmp_path)
+  assert task.train[2] == Problem(
+    "k2", "mapped_problems", "What is 2 + 1?", "3"
+  )
+  assert task.held_out == task.train and len(task.train) == 6
+  assert task._judged_file[3] == Steps(
+    id="mapped_steps/3",
+    source="mapped_steps",
+    problem="What is 3 + 1?",
+    steps=("It is 3.", "So 4."),
+    labels=(1, 1),
+  )
+  task.close()
+  # The same folder and file, but other labels: another data set.
+  fields = SOLUTIONS | {"labels": "is_wrong"}
+  changed = mapped_training(tiny, own, judged_fields=fields)
+  task = files_task.FilesTask(changed, tmp_path)
+  assert task._judged_file[3].labels == (0, 0)
+  task.close()
+
+
+def test_an_evaluation_reads_a_benchmark_of_any_shape(tiny, own, tmp_path):
+  settings = evaluation(
+    tiny, file=own["problems"], format="mapped_problems", fields=PROBLEMS
+  )
+  evaluate.evaluate(settings, str(tmp_path / "run"))
+  lines = (tmp_path / "run" / "responses.jsonl").read_text().splitlines()
+  asked = [json.loads(line)["problem"] for line in lines]
+  assert asked == ["k0", "k1", "k2", "k3"]
+  # Graded against another field it would be another evaluation.
+  settings = evaluation(
+    tiny,
+    file=own["problems"],
+    format="mapped_problems",
+    fields=PROBLEMS | {"answer": "key"},
+  )
+  with pytest.raises(WorkdirError, match=r"fields\.answer: was 'final result'"):
+    evaluate.evaluate(settings, str(tmp_path / "run"))
+
+
+def test_an_evaluation_of_a_prm_reads_solutions_of_any_shape(
+  tiny, own, tmp_path
+):
+  settings = judging(
+    tiny, own["solutions"], format="mapped_steps", fields=SOLUTIONS
+  )
+  evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  labels = [row["labels"] for row in scores(tmp_path / "run")]
+  assert labels == [[1, n % 2] for n in range(24)]
+  fields = SOLUTIONS | {"labels": "is_wrong"}
+  settings = judging(
+    tiny, own["solutions"], format="mapped_steps", fields=fields
+  )
+  with pytest.raises(WorkdirError, match=r"was .*is_right.*, is now .*is_w"):
+    evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({}, "train_fields: format 'mapped_problems' needs a mapping"),
+    ({"train_fields": {"problem": 5}}, r"train_fields\.problem must be str"),
+    ({"train_fields": {"answer": "a"}}, r"missing: \['problem'\]"),
+    (
+      {"train_fields": {"problem": "q", "anwser": "a"}},
+      r"train_fields: .*Unknown: \['anwser'\]",
+    ),
+    (
+      {"train_fields": {"problem": "q"}, "judged_fields": {"steps": "s"}},
+      "judged_fields: format 'prm800k' knows its fields",
+    ),
+    ({"train_format": "mapped_all"}, "train_format must be one of"),
+  ],
+)
+def test_a_mapping_that_cannot_be_used_names_the_field(changes, message):
+  config = files_config.get_config()
+  config.files.random_model = "tied"
+  config.files.train_format = "mapped_problems"
+  for name, value in changes.items():
+    is_mapping = isinstance(value, dict)
+    config.files[name] = ConfigDict(value) if is_mapping else value
+  with pytest.raises(ConfigError, match=message):
+    config_conversion.settings_from_config(config)
+
+
+def test_a_mapping_must_be_of_the_kind_of_rows_that_is_asked_for(tiny):
+  with pytest.raises(ConfigError, match=r"math500: format must be one of"):
+    evaluation(tiny, format="mapped_steps", fields=SOLUTIONS)
+  with pytest.raises(ConfigError, match=r"data\[0\]: format must be one of"):
+    judging(tiny, "own.jsonl", format="mapped_problems", fields=PROBLEMS)
+
+
+def test_a_mapping_to_fields_that_the_file_lacks_ends_in_a_sentence(
+  tiny, own, tmp_path
+):
+  """From the command line, as users write it."""
+  done = subprocess.run(
+    [
+      sys.executable,
+      str(ROOT / "experiments" / "train_prm.py"),
+      f"--config={ROOT / 'experiments' / 'configs' / 'files.py'}",
+      f"--workdir={tmp_path / 'run'}",
+      f"--config.files.policy={tiny / 'policy'}",
+      f"--config.files.train={own['problems']}",
+      "--config.files.train_format=mapped_problems",
+      "--config.files.train_fields={'problem': 'prompt'}",
+    ],
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdin=subprocess.DEVNULL,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert (
+    f"error: {own['problems']}:1: field 'prompt' is missing; there is 'key', "
+    "'question', 'final result'"
+  ) in done.stderr
+  assert "Traceback" not in done.stderr

@@ -55,7 +55,9 @@ def made(name, *variant):
       benchmark.file = "b.jsonl"
   elif name == "evaluate_prm" and config.random_model is None:
     config.prm = "folder"
-    config.data = ({"name": "a", "file": "b.jsonl", "format": "stepwise"},)
+    data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
+    data["fields"] = {"problem": "q", "steps": "s"}
+    config.data = (data,)
   return config, config_conversion.settings_from_config(config, kind)
 
 

@@ -84,6 +84,8 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
     dict(
       file=placeholder(str),  # None leaves the benchmark out.
       format=format_name,  # See host/data/named_formats.py.
+      # For mapped_problems, our field: the file's, as in configs/files.py.
+      fields=placeholder(ConfigDict),
       problems=placeholder(int),  # The first so many only; None takes all.
       averaged=averaged,  # Whether it counts in the average.
     )

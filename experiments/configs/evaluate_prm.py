@@ -45,6 +45,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       good_class=placeholder(int),
       # Each a name, a file and a format of host/data/named_formats.py that has
       # steps: processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ...
+      # For mapped_steps also fields, as in configs/files.py.
       data=(),
       skip_malformed=False,  # Go on after a malformed row, and count it.
       # Before the solution: raw (as the paper's PRM was trained), plain, chat,

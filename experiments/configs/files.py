@@ -6,6 +6,16 @@ path has to be given:
   python experiments/train_pure.py --config=experiments/configs/files.py \\
     --workdir=DIR --config.files.policy=FOLDER --config.files.train=FILE ...
 
+Files of other formats are read by a mapping, from fields of
+`host/data/records.py` to those of the file:
+
+  --config.files.train_format=mapped_problems \\
+  --config.files.train_fields="{'problem': 'question', 'answer': 'final'}" \\
+  --config.files.judged_format=mapped_steps \\
+  --config.files.judged_fields="{'problem': 'q', 'steps': 's', 'labels': 'l'}"
+
+In a config file such a mapping is a `ConfigDict`.
+
 Not yet run as it stands.
 """
 
@@ -45,13 +55,17 @@ def files() -> ConfigDict:
       prompt_tokens=1024,  # Longest prompt; a longer problem is left out.
       prm_prompt_tokens=1024,  # Longest prompt of the PRM.
       response_tokens=2048,  # Longest response that the PRM is trained on.
-      # Files of problems and their formats, see host/data/named_formats.py.
+      # Files of problems and their formats, see host/data/named_formats.py;
+      # `fields` are for mapped_problems and mapped_steps, None for any other.
       train=placeholder(str),  # For RL; None in a run that trains a PRM only.
       train_format="math8k",  # Or any other that holds problems.
+      train_fields=placeholder(ConfigDict),  # Our field: the file's.
       held_out=placeholder(str),  # To evaluate the policy on.
       held_out_format="math500",  # Or any other that holds problems.
+      held_out_fields=placeholder(ConfigDict),
       judged=placeholder(str),  # Labelled solutions, to train a PRM on.
       judged_format="prm800k",  # Or any other that holds steps.
+      judged_fields=placeholder(ConfigDict),
       judged_one_in=20,  # One problem in so many is held out.
       judged_rows=placeholder(int),  # At most so many rows; None takes all.
       judged_held_out_rows=placeholder(int),  # The same of what is held out.
