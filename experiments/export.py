@@ -1,29 +1,36 @@
-"""Writes the policy of a training run as a folder that transformers loads.
+"""Writes a training run's policy or PRM as a folder that transformers loads.
 
   python experiments/export.py --run=RUN --folder=FOLDER [--which=best]
+  python experiments/export.py --run=RUN --folder=FOLDER --model=prm
 
-RUN is the workdir of `train_pure.py` on models and data that the user named;
-FOLDER gets the weights of its last checkpoint, or of the one with the best
-held-out accuracy, with the tokenizer of the policy that the run began with. It
-appears whole or not at all. `evaluate.py --config.policy=FOLDER` evaluates it.
+RUN is the workdir of a run on models and data that the user named. FOLDER gets
+the policy of its last checkpoint, or of the one with the best held-out
+accuracy; or the PRM that the run trained, as a token classifier of two labels.
+Beside it goes the tokenizer of the policy that the run began with. The folder
+appears whole or not at all. `evaluate.py --config.policy=FOLDER` evaluates a
+policy, `evaluate_prm.py --config.prm=FOLDER` a PRM, which other runs take with
+`--config.files.prm=FOLDER`.
 """
 
 import dataclasses
 import pathlib
 import shutil
 import sys
+from typing import Any
 
 import jax
 import tiny_files
+import workspace
 from absl import app, flags
 from config_conversion import settings_from_config
+from jax.sharding import Mesh
 from run_settings import ConfigError, Settings
 
 from pure_jax.host import huggingface
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError, Checkpoints, Restored
 from pure_jax.host.huggingface import HuggingFaceError
-from pure_jax.models import policy
+from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
@@ -35,14 +42,31 @@ TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
 NO_TOKENIZER = ("config.json", "model.safetensors.index.json")
 
 
-def read_run(workdir: pathlib.Path) -> tuple[Settings, pathlib.Path]:
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run was.
+
+  Attributes:
+    workdir: its folder.
+    start: the folder whose stages it began with; often the same.
+    settings: its config.
+    first: the folder of the policy that it began with.
+  """
+
+  workdir: pathlib.Path
+  start: pathlib.Path
+  settings: Settings
+  first: pathlib.Path
+
+
+def read_run(workdir: pathlib.Path) -> Run:
   """What a run was.
 
   Args:
     workdir: its folder.
 
   Returns:
-    (its settings, the folder of the policy that it began with).
+    The run.
 
   Raises:
     ConfigError: if it is no run, or one on the embedded world.
@@ -62,18 +86,33 @@ def read_run(workdir: pathlib.Path) -> tuple[Settings, pathlib.Path]:
   files = settings.files
   if files.random_model is not None:
     files = tiny_files.make_files(files, start / "tiny")
-  return settings, pathlib.Path(files.policy)
+  return Run(workdir, start, settings, pathlib.Path(files.policy))
 
 
-def restore(
-  settings: Settings, model: ModelConfig, workdir: pathlib.Path, which: str
-) -> Restored:
-  """A checkpoint of RL, on the mesh of the run.
+def make_mesh(settings: Settings) -> Mesh:
+  """The mesh of a run.
 
   Args:
     settings: the run's.
+
+  Returns:
+    The mesh.
+
+  Raises:
+    ConfigError: if the devices are too few.
+  """
+  try:
+    return sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def restore(run: Run, model: ModelConfig, which: str) -> Restored:
+  """A checkpoint of RL, on the mesh of the run.
+
+  Args:
+    run: the run.
     model: the policy's architecture.
-    workdir: the run's folder.
     which: "latest" or "best".
 
   Returns:
@@ -84,11 +123,8 @@ def restore(
     CheckpointError: if all are damaged.
   """
   declared = policy.declare_policy(model)
-  optimizer = make_optimizer(settings.rl.optim)
-  try:
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  optimizer = make_optimizer(run.settings.rl.optim)
+  mesh = make_mesh(run.settings)
   state = jax.eval_shape(
     lambda key: train.new_state(init_params(key, declared), optimizer),
     jax.random.key(0),
@@ -101,7 +137,7 @@ def restore(
     state,
     places,
   )
-  folder = workdir / "rl"
+  folder = run.workdir / "rl"
   restored = None
   if folder.is_dir():
     with Checkpoints(folder, best_metric="accuracy") as checkpoints:
@@ -115,54 +151,104 @@ def restore(
   return restored
 
 
-def export(workdir: pathlib.Path, output: pathlib.Path, which: str) -> int:
+def load_prm(run: Run, model: ModelConfig) -> tuple[Any, ModelConfig]:
+  """The PRM that a run trained, on the mesh of the run.
+
+  Args:
+    run: the run.
+    model: the policy's architecture.
+
+  Returns:
+    (its weights, its architecture).
+
+  Raises:
+    ConfigError: if the run trained none, or the devices are too few.
+    CheckpointError: if the weights are damaged.
+  """
+  files = run.settings.files
+  if files.prm is not None:
+    raise ConfigError(
+      f"--run={run.workdir} took its PRM from {files.prm}: that is the folder."
+    )
+  stage = run.start / "prm"
+  if not (stage / "done.json").exists():
+    raise ConfigError(f"{stage} has no finished PRM: run train_prm.py.")
+  model = prm.extend_config(model, run.settings.prm.extra_layers)
+  params = workspace.load_weights(
+    stage / "weights", prm.declare_prm(model), make_mesh(run.settings)
+  )
+  return params, model
+
+
+def export(
+  workdir: pathlib.Path, output: pathlib.Path, which: str, kind: str = "policy"
+) -> str:
   """Writes the folder.
 
   Args:
     workdir: of the run.
     output: the new folder.
-    which: "latest" or "best".
+    which: checkpoint of the policy, "latest" or "best"; of a PRM there is but
+      the latest.
+    kind: "policy" or "prm".
 
   Returns:
-    The iteration that the weights are of.
+    What the weights are, in words.
 
   Raises:
     ConfigError, WorkdirError, CheckpointError: as above.
     HuggingFaceError: if the first policy's folder cannot be read, the output
       is there already, or it cannot be written.
   """
-  settings, first = read_run(workdir)
+  if kind == "prm" and which != "latest":
+    raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
+  run = read_run(workdir)
   output = output.absolute()
   if output.exists():
     raise HuggingFaceError(
       f"{output} is there already: remove it, or choose another name."
     )
-  config = huggingface.read_config(first)
+  config = huggingface.read_config(run.first)
+  files = run.settings.files
   model = dataclasses.replace(
     config.model,
-    compute_dtype=settings.files.compute_dtype,
-    param_dtype=settings.files.param_dtype,
+    compute_dtype=files.compute_dtype,
+    param_dtype=files.param_dtype,
   )
-  restored = restore(settings, model, workdir, which)
   hidden = output.with_name(f".{output.name}.partial")
   shutil.rmtree(hidden, ignore_errors=True)
-  huggingface.export_policy(
-    hidden, restored.state.params, model, max_positions=config.max_positions
-  )
+  if kind == "prm":
+    params, model = load_prm(run, model)
+    huggingface.export_prm(
+      hidden, params, model, max_positions=config.max_positions
+    )
+    told = (
+      f"the PRM, trained with prompt_format={files.prm_prompt_format!r} and "
+      f"separator={run.settings.prm.separator!r}"
+    )
+  else:
+    restored = restore(run, model, which)
+    huggingface.export_policy(
+      hidden, restored.state.params, model, max_positions=config.max_positions
+    )
+    told = f"the policy after iteration {restored.step}"
   try:
-    for file in sorted(first.iterdir()):
+    for file in sorted(run.first.iterdir()):
       if file.suffix in TOKENIZER_FILES and file.name not in NO_TOKENIZER:
         shutil.copy(file, hidden)
     hidden.rename(output)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {output}: {error}.") from error
-  return restored.step
+  return told
 
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "The folder to write.")
 _WHICH = flags.DEFINE_enum(
-  "which", "latest", ["latest", "best"], "Which checkpoint."
+  "which", "latest", ["latest", "best"], "Which checkpoint of the policy."
+)
+_MODEL = flags.DEFINE_enum(
+  "model", "policy", ["policy", "prm"], "Which model of the run."
 )
 
 
@@ -172,7 +258,7 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   output = pathlib.Path(_FOLDER.value)
   try:
-    step = export(pathlib.Path(_RUN.value), output, _WHICH.value)
+    told = export(pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value)
   except (
     ConfigError,
     CheckpointError,
@@ -181,7 +267,7 @@ def main(argv: list[str]) -> None:
   ) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
-  print(f"{output} holds the policy after iteration {step}.")
+  print(f"{output} holds {told}.")
 
 
 if __name__ == "__main__":
