@@ -2,7 +2,7 @@
 
 import pytest
 
-from pure_jax.host.data import mapped_format
+from pure_jax.host.data import mapped_format, named_formats
 from pure_jax.host.data.formats import Format
 from pure_jax.host.data.records import Problem, Steps
 
@@ -79,3 +79,23 @@ def test_names_that_no_folder_can_have_are_refused():
     mapped_format.make_format(Problem, {"problem": "q"}, source="a/b")
   with pytest.raises(ValueError, match="letters, digits and _, not ''"):
     Format("", 1, Problem, lambda row, number: [])
+
+
+def test_a_format_is_found_by_its_name_and_a_mapping_only_where_it_is_asked():
+  mapping = {"problem": "q", "steps": "s"}
+  found = named_formats.find_format("mapped_steps", mapping)
+  assert found.record is Steps and found.name == "mapped_steps"
+  other = named_formats.find_format("mapped_steps", mapping | {"labels": "l"})
+  assert found.options != other.options  # Or they would share prepared data.
+  for record in (Problem, Steps):
+    for name in named_formats.format_names(record):
+      if name not in named_formats.MAPPED:
+        assert named_formats.find_format(name).record is record
+  for name, fields, words in (
+    ("mapped_steps", None, "needs a mapping from the fields of Steps"),
+    ("mapped_steps", {"steps": "s"}, r"missing: \['problem'\]"),
+    ("gsm8k", mapping, "'gsm8k' knows its fields: leave the mapping out"),
+    ("gsm9k", None, "there is no format 'gsm9k', only gsm8k, "),
+  ):
+    with pytest.raises(ValueError, match=words):
+      named_formats.find_format(name, fields)
