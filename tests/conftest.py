@@ -34,6 +34,7 @@ LONGEST = (
   "test_evaluate.py",
   "test_evaluate_prm.py",
   "test_contract.py",
+  "test_smoke_runs.py",
   "test_files_task.py",
   "test_notebooks.py",
 )

@@ -8,9 +8,17 @@ The first is a folder as transformers saves it, the second the original lines
 of PRM800K in one file. `pure_prm_7b.py:smoke` runs both stages on a tiny
 random model in under a minute.
 
-The paper trains on 369k rows: 3 epochs of the head and 1 of everything, in
-batches of 128, are 8,648 and 2,883 steps. Here one problem in a hundred is held
-out to evaluate on, so as many steps are 1 % more of an epoch.
+Data: the model card of PURE-PRM-7B names HuggingFaceH4/prm800k-trl-dedup, which
+is PRM800K in the stepwise format with the problems of MATH's test set removed.
+This config reads the original lines, by the rules of `host/data/prm800k.py`,
+and removes nothing: leave such problems out of the file before an evaluation on
+them, or name rows of that data set with --config.files.judged_format=stepwise.
+
+Steps: the paper states 369k rows, 3 epochs of the head and then 1 of all
+weights, in batches of 128: 3 x 369,000 / 128 = 8,648 (rounded down) and
+369,000 / 128 = 2,883 (rounded up). They are numbers of updates, not of epochs:
+a file with more or fewer rows is read less or more often. One problem in a
+hundred is held out to evaluate on, so as many steps are 1 % more of an epoch.
 
 Not yet run; which hardware it needs is unknown.
 """
