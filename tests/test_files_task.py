@@ -1,5 +1,6 @@
 """A run on a Hugging Face folder and files: a tiny random model, end to end."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -113,6 +114,23 @@ def test_answers_are_graded_and_withheld_ones_measure_only(task):
   verdicts = task.grade([problem, problem, unknown], texts)
   assert verdicts.correct.tolist() == [True, False, False]
   assert verdicts.metrics["grader_timed_out"] == 0
+
+
+def test_an_answer_that_takes_too_long_is_counted_apart_from_a_wrong_one(
+  tmp_path,
+):
+  hasty = files_task.FilesTask(settings(grader_seconds=2.0), tmp_path)
+  problem = Problem("a", "x", "1+1?", answer="2")
+  # What cannot be computed, what is wrong, what is no answer, what is right.
+  texts = [["\\boxed{9^{9^{9^{9}}}}"], ["\\boxed{3}"], ["So."], ["\\boxed{2}"]]
+  with contextlib.closing(hasty):
+    verdicts = hasty.grade([problem] * 4, texts)
+  assert verdicts.correct.tolist() == [False, False, False, True]
+  assert verdicts.metrics == {
+    "grader_timed_out": 1.0,
+    "grader_crashed": 0.0,
+    "grader_no_answer": 1.0,
+  }
 
 
 @pytest.mark.parametrize(
