@@ -222,6 +222,26 @@ def test_real_lengths_follow_the_steps_of_the_solution(real):
   assert max(lengths[1]) == 29 and lengths[1][29] == 1
 
 
+@pytest.mark.parametrize(
+  ("flag", "option"),
+  [
+    ("is_quality_control_question", "quality_control"),
+    ("is_initial_screening_question", "screening"),
+  ],
+)
+def test_a_flag_set_on_a_real_line_leaves_out_all_its_rows(real, flag, option):
+  """None of the four lines has one; their fields are those of the files."""
+  path = real_data.require("prm800k/rows.jsonl")
+  lines = [raw.row for raw in read_rows(path)]
+  assert [line[flag] for line in lines] == [False] * 4
+  flagged = lines[2] | {flag: True}
+  assert prm800k.make_format().parse(flagged, 2) == []
+  # Asked for, it gives the rows of the line without the flag.
+  assert prm800k.make_format(**{option: True}).parse(flagged, 2) == real[2]
+  (other,) = {"quality_control", "screening"} - {option}
+  assert prm800k.make_format(**{other: True}).parse(flagged, 2) == []
+
+
 def test_a_human_step_continues_the_real_solution(real):
   solution = real[0][-1]
   assert solution.steps[1].startswith("We have $3p+e=1.24$")
