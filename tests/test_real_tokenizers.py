@@ -10,6 +10,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import real_data
 import transformers
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
@@ -20,6 +21,8 @@ from pure_jax.host.contract import (
   separator_table,
   split_texts,
 )
+from pure_jax.host.data import prm800k
+from pure_jax.host.data.sources import read_rows
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 
 STEPS = ["First, 48/2 = 24.", "So (24)", "```x = 1;```", "\\boxed{72}"]
@@ -102,6 +105,31 @@ def test_qwen_merges_a_question_mark_with_the_line_break_behind_it(qwen):
   )
   assert [qwen.pieces[i] for i in raw] == ["How", " many", "?"]
   assert [qwen.pieces[i] for i in plain] == ["How", " many", "?\n"]
+
+
+def test_steps_encoded_one_by_one_have_other_ids_now_and_then(qwen):
+  """As a PRM's trainer may do it; `contract` says how often it matters."""
+  table = separator_table(qwen)
+  parse = prm800k.make_format().parse
+  path = real_data.require("prm800k/rows.jsonl")
+  rows = [row for raw in read_rows(path) for row in parse(raw.row, 0)]
+  steps, differing = set(), set()
+  for row in rows:
+    steps.update(row.steps)
+    parts = [[]]
+    for i in encode_response(qwen, row.steps, finished=False):
+      if table.has_stem[i]:
+        parts[-1].append(int(table.stem[i]))
+      elif not table.ends_step[i]:
+        parts[-1].append(i)
+      if table.ends_step[i]:
+        parts.append([])
+    for step, ids in zip(row.steps, parts, strict=True):
+      if ids != qwen.encode(step):
+        differing.add(step)
+  assert (len(differing), len(steps)) == (24, 170)
+  assert len(qwen.encode("$.")) == 1
+  assert [qwen.pieces[i] for i in qwen.encode("$.\n\n")] == ["$", ".\n\n"]
 
 
 def test_qwen_pads_with_a_token_that_is_not_its_end(qwen):

@@ -15,6 +15,11 @@ So what they share is decided here, once:
   stem, the merged id stays and the score token follows. "replace" overwrites
   the id, as the paper's reference does. `pure_jax.steps` applies either on the
   device, to sampled and to encoded responses alike.
+  A PRM whose trainer encodes each step by itself, as TRL's does, was trained
+  on other ids where the end of a step and the separator are merged in another
+  way: "$." alone is one id in Qwen's vocabulary, "$.\n\n" is "$" and ".\n\n",
+  of which "insert" makes "$" and ".". So it is with 24 of the 170 different
+  steps in the four lines of PRM800K that the tests read.
 * The PRM's prompt is the raw problem in the format it was trained with, not
   the policy's chat prompt; the reference's RL gives it the latter.
 """

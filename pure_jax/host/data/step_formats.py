@@ -17,6 +17,9 @@ r"""Labelled steps: the stepwise format, Math-Shepherd, ProcessBench.
   ``final_answer_correct``, and ``label``: the index of the first error, or -1
   where there is none. Steps before it are good, it is bad, those after it are
   not judged.
+
+Math-Shepherd and ProcessBench are read as their authors publish their layout;
+neither was tried on the real files.
 """
 
 import re
@@ -73,7 +76,7 @@ def _stepwise(row: Row, number: int) -> list[Steps]:
 
 
 def _math_shepherd(row: Row, number: int) -> list[Steps]:
-  """One of Math-Shepherd."""
+  """One of Math-Shepherd: its published layout, not tried on the real file."""
   whole = formats.text(row, "input")
   signed = formats.text(row, "label")
   *pieces, rest = whole.split(_MARKER)
@@ -107,7 +110,7 @@ def _math_shepherd(row: Row, number: int) -> list[Steps]:
 
 
 def _processbench(row: Row, number: int) -> list[Steps]:
-  """One of ProcessBench."""
+  """One of ProcessBench: its published layout, not tried on the real files."""
   del number
   steps = step_texts(row, "steps")
   first_error = formats.integer(row, "label")
