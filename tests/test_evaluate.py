@@ -114,6 +114,31 @@ def test_every_number_follows_from_the_responses(whole):
   assert "evaluate: 100%" in stderr
 
 
+def test_an_evaluation_cut_in_a_line_ends_as_one_that_was_not(whole, tmp_path):
+  """What a kill leaves: half a batch, the last line cut, no report."""
+  workdir = tmp_path / "cut"
+  shutil.copytree(whole[0], workdir)
+  path = workdir / "responses.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  # Batches have 12 (greedy), 16, 16 and 16 rows: it came 5 into the last.
+  path.write_bytes(b"".join(lines[:49]) + lines[49][:40])
+  for name in (*NAMES, "report.png"):
+    (workdir / name).unlink()
+  asked = []
+  start = evaluate.ResponseWriter.start
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      evaluate.ResponseWriter,
+      "start",
+      lambda self, units: asked.append(len(units)) or start(self, units),
+    )
+    evaluate.evaluate(settings(), str(workdir))
+  assert asked == [16]  # The very batch, not what is missing of it.
+  assert path.read_bytes() == (whole[0] / "responses.jsonl").read_bytes()
+  for name in NAMES:
+    assert (workdir / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_a_killed_evaluation_ends_as_one_that_was_not(whole, command, tmp_path):
   workdir = tmp_path / "killed"
