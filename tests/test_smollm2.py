@@ -10,14 +10,15 @@ import importlib.util
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from torch_models import our_logits, save, their_logits, torch, transformers
 
 from pure_jax.host import huggingface
-from pure_jax.models import policy, transformer
 from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.training import train
+from pure_jax.types import Prompts
 
 pytestmark = pytest.mark.smollm2
 
@@ -102,32 +103,6 @@ def test_logits_are_those_of_transformers(model, loaded, prompts):
   assert error < 1e-5 * scale
 
 
-def greedy(params, config, tokens, mask, count):
-  """[B, count] likeliest ids, one after another, through the cache."""
-  forward = jax.jit(transformer.forward, static_argnums=1)
-  cache = transformer.init_cache(config, len(tokens), tokens.shape[1] + count)
-  positions = transformer.positions_from_mask(jnp.asarray(mask))
-  position = positions[:, -1:] + 1
-  hidden, cache = forward(
-    params,
-    config,
-    jnp.asarray(tokens),
-    positions,
-    jnp.asarray(mask, jnp.int32),
-    cache,
-  )
-  found = []
-  for _ in range(count):
-    scores = policy.logits(params, config, hidden[:, -1:])
-    best = jnp.argmax(scores, -1).astype(jnp.int32)
-    found.append(best)
-    hidden, cache = forward(
-      params, config, best, position, jnp.ones_like(best), cache
-    )
-    position = position + 1
-  return np.concatenate(found, axis=1)
-
-
 def test_a_greedy_continuation_is_that_of_transformers(
   model, loaded, prompts, tokenizer
 ):
@@ -142,7 +117,10 @@ def test_a_greedy_continuation_is_that_of_transformers(
       min_new_tokens=NEW_TOKENS,
       pad_token_id=0,
     )[:, tokens.shape[1] :].numpy()
-  ours = greedy(params, config, tokens, mask, NEW_TOKENS)
-  for row in ours:
+  sampler = SamplingConfig(NEW_TOKENS, pad_id=0, stop_ids=(), temperature=0.0)
+  generate = train.make_generate(config, sampler, 1, sharding.make_mesh())
+  ours = generate(params, Prompts(tokens, mask), jax.random.key(0))
+  for row in np.asarray(ours.tokens):
     print(repr(tokenizer.decode(row)))
-  np.testing.assert_array_equal(ours, theirs)
+  assert np.asarray(ours.completion_mask).all()
+  np.testing.assert_array_equal(ours.tokens, theirs)
