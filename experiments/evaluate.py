@@ -158,7 +158,9 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   Raises:
     ConfigError: for a policy, PRM or file that is none, too few devices, or a
       benchmark without a problem to ask.
-    WorkdirError: if the folder cannot be used or holds another evaluation.
+    FloatingPointError: if the policy or the PRM gives what is no number.
+    WorkdirError: if the folder cannot be used, holds another evaluation, or
+      another process is running in it.
     HuggingFaceError, TokenizerError: for a model that cannot be used.
     DataError: for a file of problems that cannot be read.
     ResponsesError: for a damaged file of responses.
@@ -175,6 +177,14 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   workdir = workdirs.prepare_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
+  with workdirs.locked(workdir):
+    _evaluate_in(workdir, settings, mesh)
+
+
+def _evaluate_in(
+  workdir: pathlib.Path, settings: EvaluationSettings, mesh: Mesh
+) -> None:
+  """As `evaluate`, in a folder that is this process's alone."""
   if settings.random_model:
     settings = evaluation_data.tiny(settings, workdir / "tiny")
   found = huggingface.read_config(settings.policy)

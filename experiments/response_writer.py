@@ -115,9 +115,19 @@ def read(
   pool: GradingPool,
   written: Written,
 ) -> list[Response]:
-  """Waits for a batch, reads and grades it."""
+  """Waits for a batch, reads and grades it.
+
+  Raises:
+    FloatingPointError: if the policy or the PRM gives what is no number.
+  """
   units, count = written.units, len(written.units)
   rollout, rewards = jax.device_get((written.rollout, written.step_rewards))
+  if not np.isfinite(rollout.sampled_logp).all():
+    raise FloatingPointError(
+      f"The policy gives no probabilities for {units[0].key} or after: check "
+      f"the weights in {settings.policy}, or set compute_dtype to 'float32'. "
+      "What was written is intact."
+    )
   lengths = rollout.completion_mask.sum(1).tolist()
   texts = [
     tokenizer.decode(ids[:length].tolist())

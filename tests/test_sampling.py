@@ -295,6 +295,15 @@ def test_temperature_zero_takes_the_likeliest_token(prompts, keys):
   assert (rollout.sampled_logp == 0).all()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_scores_that_are_no_numbers_show_in_the_log_probs(keys, temperature):
+  """Of a broken policy the tokens alone look like any others."""
+  sampler = SamplingConfig(1, PAD, (), temperature=temperature)
+  scores = jnp.ones((len(LENGTHS), 7)).at[2, 3].set(jnp.nan)
+  _, logp = sampling.sample_tokens(scores, sampler, keys)
+  assert np.isnan(logp).tolist() == [row == 2 for row in range(len(LENGTHS))]
+
+
 def test_an_empty_prompt_is_finite_and_disturbs_nobody(prompts, keys):
   params = random_policy()
   plain = generate(params, TINY, FREE, prompts, keys)

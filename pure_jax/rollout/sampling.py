@@ -167,12 +167,14 @@ def sample_tokens(
   Returns:
     (tokens [B] int32, logp [B] float32 nats under the distribution sampled,
     after bans, temperature, top-k and top-p). At temperature 0 that
-    distribution is certain: the log-prob is 0.
+    distribution is certain: the log-prob is 0. It is NaN where the scores
+    hold NaN, at every temperature.
   """
   scores = policy.ban_tokens(scores, config.banned_ids)
   if config.temperature == 0:
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
-    return tokens, jnp.zeros(tokens.shape, jnp.float32)
+    broken = jnp.isnan(scores).any(axis=-1)
+    return tokens, jnp.where(broken, jnp.nan, 0.0).astype(jnp.float32)
   scores = filter_logits(scores, config.temperature, config.top_k, config.top_p)
   noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
   tokens = jnp.argmax(scores + noise, axis=-1).astype(jnp.int32)
