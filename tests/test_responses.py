@@ -62,6 +62,7 @@ def test_a_cut_last_line_is_written_anew(tmp_path, cut):
   [
     (lambda row: "{", "is not a response"),
     (lambda row: "[]", "it has other fields"),
+    (lambda row: "[" * 100_000, "is not a response"),
     (lambda row: json.dumps(row | {"more": 1}), "it has other fields"),
     (lambda row: json.dumps(row | {"correct": 1}), "correct is 1"),
     (lambda row: json.dumps(row | {"tokens": True}), "tokens is True"),

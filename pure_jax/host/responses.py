@@ -128,7 +128,8 @@ def _read(path: pathlib.Path, content: bytes) -> dict[ResponseKey, Response]:
   for number, line in enumerate(content.split(b"\n")[:-1], 1):
     try:
       response = _parse(json.loads(line))
-    except ValueError as error:
+    # The latter for brackets nested without end.
+    except (ValueError, RecursionError) as error:
       raise ResponsesError(
         f"{path}:{number} is not a response: {error}. Remove that line, and "
         "the response will be made again."
