@@ -32,10 +32,11 @@ import prm_report
 import tiny_files
 from evaluate_prm_settings import DataSettings, EvaluatePRMSettings
 from jax.sharding import Mesh
-from judge import Judge, load_folder, load_run
+from judge import Judge, contents, load_folder, load_run
 from run_settings import ConfigError
 from score_file import ScoreFile, describe
 
+from pure_jax.host import checksums
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.contract import PROMPT_FORMATS, separator_table
 from pure_jax.host.data.named_formats import find_format
@@ -146,6 +147,15 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
 
   Returns:
     The report as text.
+
+  Raises:
+    ConfigError: for a PRM or file that is none, or too few devices.
+    WorkdirError: if the folder cannot be used, holds another evaluation or
+      damaged scores, or another process is running in it.
+    HuggingFaceError, TokenizerError: for a model that cannot be used.
+    CheckpointError: for weights of a run that cannot be read.
+    DataError: for a file of solutions that cannot be read.
+    FloatingPointError: if a score is not finite; it is not kept.
   """
   try:
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
@@ -154,8 +164,19 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
-  config = dataclasses.asdict(settings)
+  config: dict[str, Any] = dataclasses.asdict(settings)
+  if settings.random_model is None:
+    files = {d.name: checksums.fingerprint(d.file) for d in settings.data}
+    config["contents"] = contents(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  with workdirs.locked(folder):
+    return _evaluate_in(folder, settings, mesh)
+
+
+def _evaluate_in(
+  folder: pathlib.Path, settings: EvaluatePRMSettings, mesh: Mesh
+) -> str:
+  """As `evaluate`, in a folder that is this process's alone."""
   listed = settings.data
   if settings.random_model is not None:
     tied = settings.random_model == "tied"
@@ -171,17 +192,19 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   else:
     judge = load_folder(settings, settings.prm, mesh)
 
-  counts = {}
-  with ScoreFile(folder) as scores:
+  rows = {
+    data.name: data_files.read_file(
+      find_format(data.format, data.fields),
+      data.file,
+      folder / "data",
+      skip_malformed=settings.skip_malformed,
+    )
+    for data in listed
+  }
+  sizes = {name: len(found) for name, found in rows.items()}
+  with ScoreFile(folder, sizes) as scores:
     for data in listed:
-      rows = data_files.read_file(
-        find_format(data.format, data.fields),
-        data.file,
-        folder / "data",
-        skip_malformed=settings.skip_malformed,
-      )
-      counts[data.name] = rows.counts
-      score_data(settings, data, list(rows), judge, mesh, scores)
+      score_data(settings, data, list(rows[data.name]), judge, mesh, scores)
     scored = {
       data.name: prm_report.collect(
         [row for row in scores.rows.values() if row["data"] == data.name]
@@ -190,7 +213,9 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     }
   formats = {data.name: data.format for data in listed}
   threshold, tables = prm_report.make_tables(settings, formats, scored)
-  tables |= data_files.not_read_tables(counts)
+  tables |= data_files.not_read_tables(
+    {name: found.counts for name, found in rows.items()}
+  )
   chosen = (
     ""
     if settings.threshold == "zero"

@@ -72,6 +72,10 @@ class EvaluatePRMSettings:
     names = [item.name for item in self.data]
     if len({*names}) < len(names):
       raise ValueError(f"data has a name twice: {names}.")
+    if self.good_class not in (0, 1, None):
+      raise ValueError(
+        f"good_class must be 0, 1 or None, got {self.good_class}."
+      )
     one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
     one_of("separator", self.separator, ("insert", "replace"))
     one_of("threshold", self.threshold, ("zero", "best_on"))

@@ -8,10 +8,11 @@ import tiny_files
 import workspace
 from config_conversion import settings_from_config
 from evaluate_prm_settings import EvaluatePRMSettings
+from evaluation_data import MODEL_FILES
 from jax.sharding import Mesh
-from run_settings import ConfigError, Settings
+from run_settings import ConfigError, FilesSettings, Settings
 
-from pure_jax.host import huggingface
+from pure_jax.host import checksums, huggingface
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.contract import Tokenizer
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
@@ -56,7 +57,34 @@ def load_folder(
   return Judge(str(folder), tokenizer, model, params)
 
 
-def load_run(settings: EvaluatePRMSettings, folder: str, mesh: Mesh) -> Judge:
+@dataclasses.dataclass(frozen=True)
+class TrainedPRM:
+  """What train_prm.py left, found and not loaded.
+
+  Attributes:
+    start: the folder of its stages.
+    trained: the run's config.
+    files: the files it read; None where it made everything itself.
+  """
+
+  start: pathlib.Path
+  trained: Settings
+  files: FilesSettings | None
+
+  @property
+  def weights(self) -> pathlib.Path:
+    """The folder of the weights."""
+    return self.start / "prm" / "weights"
+
+  @property
+  def tokenizer(self) -> pathlib.Path:
+    """The file or the folder of the tokenizer."""
+    if self.files is None:
+      return self.start / "tokenizer.model"
+    return pathlib.Path(self.files.policy)
+
+
+def find_run(settings: EvaluatePRMSettings, folder: str) -> TrainedPRM:
   """What train_prm.py left in its workdir, which is only read.
 
   Raises:
@@ -85,20 +113,63 @@ def load_run(settings: EvaluatePRMSettings, folder: str, mesh: Mesh) -> Judge:
         f"run={folder} was trained with {name}={theirs!r}, not {mine!r}: its "
         f"PRM would read what it has never seen. Set {name} to {theirs!r}."
       )
+  if files is not None and files.random_model is not None:
+    files = tiny_files.make_files(files, start / "tiny")
+  return TrainedPRM(start, trained, files)
+
+
+def load_run(settings: EvaluatePRMSettings, folder: str, mesh: Mesh) -> Judge:
+  """The PRM of a run.
+
+  Raises:
+    ConfigError: as `find_run`.
+  """
+  found = find_run(settings, folder)
+  trained, files = found.trained, found.files
   if files is None:
-    tokenizer = SentencePieceTokenizer(start / "tokenizer.model")
+    tokenizer = SentencePieceTokenizer(found.tokenizer)
     model = trained.model.architecture(tokenizer.vocab_size)
   else:
-    if files.random_model is not None:
-      files = tiny_files.make_files(files, start / "tiny")
     model = huggingface.read_config(files.policy).model
     tokenizer = HuggingFaceTokenizer(
       files.policy, vocab_size=model.vocab_size, eos_token=files.eos_token
     )
     model = dataclasses.replace(model, param_dtype=files.param_dtype)
   model = prm.extend_config(model, trained.prm.extra_layers)
-  params = workspace.load_weights(
-    start / "prm" / "weights", prm.declare_prm(model), mesh
-  )
+  params = workspace.load_weights(found.weights, prm.declare_prm(model), mesh)
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
   return Judge(str(folder), tokenizer, model, params)
+
+
+# Of a tokenizer's folder, what is read, with the shape of the model.
+_TOKENIZER_FILES = tuple(n for n in MODEL_FILES if n != ".safetensors")
+
+
+def contents(settings: EvaluatePRMSettings) -> dict[str, str]:
+  """What the PRM and its tokenizer are, so that a resumed run has the same.
+
+  Args:
+    settings: of an evaluation of a folder or of a run.
+
+  Returns:
+    Fingerprints by name.
+
+  Raises:
+    ConfigError: if the folder of the tokenizer is none, or as `find_run`.
+    HuggingFaceError: if the folder of the PRM holds no model.
+  """
+  if settings.run is not None:
+    run = find_run(settings, settings.run)
+    return {
+      "run": checksums.fingerprint(run.weights, deep=True),
+      "tokenizer": checksums.fingerprint(run.tokenizer, _TOKENIZER_FILES),
+    }
+  huggingface.read_config(settings.prm)  # There is such a folder.
+  found = {"prm": checksums.fingerprint(settings.prm, MODEL_FILES)}
+  if settings.tokenizer is not None:
+    if not pathlib.Path(settings.tokenizer).is_dir():
+      raise ConfigError(f"tokenizer={settings.tokenizer} is no folder.")
+    found["tokenizer"] = checksums.fingerprint(
+      settings.tokenizer, _TOKENIZER_FILES
+    )
+  return found

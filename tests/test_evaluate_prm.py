@@ -17,6 +17,8 @@ import pytest
 from prm_evaluations import ROOT, report, scores, smoke, whole
 
 from pure_jax.host import huggingface
+from pure_jax.host.checkpoint import save_tree
+from pure_jax.host.workdir import WorkdirError
 from pure_jax.models import prm
 from pure_jax.models.params import init_params
 
@@ -364,6 +366,10 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   cut = smoke(run=str(tmp_path / "run"), separator="replace", **common)
   with pytest.raises(ConfigError, match="trained with separator='insert'"):
     evaluate_prm.evaluate(cut, str(tmp_path / "d"))
+  evaluate_prm.evaluate(by_run, str(tmp_path / "a"))  # Goes on.
+  save_tree(tmp_path / "run" / "prm" / "weights", params)
+  with pytest.raises(WorkdirError, match=r"contents\.run: was"):
+    evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
   (tmp_path / "run" / "prm" / "done.json").unlink()
   with pytest.raises(ConfigError, match=r"no finished PRM: run train_prm\.py"):
     evaluate_prm.evaluate(by_run, str(tmp_path / "a"))

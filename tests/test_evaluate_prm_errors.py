@@ -1,5 +1,6 @@
 """An evaluation of a PRM that cannot be made ends in a sentence."""
 
+import dataclasses
 import pathlib
 import shutil
 import sys
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from prm_evaluations import ROOT, scores, smoke, whole
 
-from pure_jax.host import huggingface
+from pure_jax.host import huggingface, workdir
 from pure_jax.host.workdir import WorkdirError
 from pure_jax.models import prm
 from pure_jax.models.params import init_params
@@ -59,6 +60,7 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
     ({"bins": 0}, "bins must be at least 1"),
     ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
     ({"mesh": {"data": 3, "fsdp": 1}}, "not divisible by the 3 devices"),
+    ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
     ({"separator": "drop"}, "separator must be one of"),
     ({"prompt_format": "poem"}, "prompt_format must be one of"),
   ],
@@ -109,6 +111,69 @@ def test_a_damaged_file_of_scores_is_named_and_kept(copy):
 def test_another_evaluation_in_the_workdir_is_refused(copy):
   with pytest.raises(WorkdirError, match="max_steps: was 8, is now 7"):
     evaluate_prm.evaluate(smoke(max_steps=7), str(copy))
+
+
+def test_a_workdir_in_use_is_left_alone(copy):
+  """Two writers would leave every row twice."""
+  path = copy / "scores.jsonl"
+  path.write_bytes(path.read_bytes()[:500])
+  with (
+    workdir.locked(copy),
+    pytest.raises(WorkdirError, match="Another process is running"),
+  ):
+    evaluate_prm.evaluate(smoke(), str(copy))
+  assert path.stat().st_size == 500
+
+
+@pytest.fixture
+def begun(finished, tmp_path, monkeypatch):
+  """An evaluation of files that has only begun: (its settings, its folder)."""
+  tiny = finished[0] / "tiny"
+  for name in ("prm", "other"):
+    shutil.copytree(tiny / "prm", tmp_path / name)
+  shutil.copy(tiny / "prm800k.jsonl", tmp_path)
+  data = {
+    "name": "a",
+    "file": str(tmp_path / "prm800k.jsonl"),
+    "format": "prm800k",
+  }
+  settings = smoke(
+    random_model=None,
+    prm=str(tmp_path / "prm"),
+    tokenizer=str(tmp_path / "other"),
+    data=(data,),
+  )
+  monkeypatch.setattr(evaluate_prm, "_evaluate_in", lambda *unused: "")
+  evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  return settings, tmp_path
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ("prm/model.safetensors", r"contents\.prm: was"),
+    ("prm/config.json", r"contents\.prm: was"),
+    ("other/tokenizer.json", r"contents\.tokenizer: was"),
+    ("prm800k.jsonl", r"contents\.data\.a: was"),
+  ],
+)
+def test_other_contents_under_the_same_name_are_refused(
+  begun, changed, message
+):
+  """Half the scores would be another PRM's, or of solutions that are gone."""
+  settings, folder = begun
+  evaluate_prm.evaluate(settings, str(folder / "run"))  # The same.
+  (folder / changed).write_bytes((folder / changed).read_bytes() + b"\n")
+  with pytest.raises(WorkdirError, match=message):
+    evaluate_prm.evaluate(settings, str(folder / "run"))
+
+
+def test_a_tokenizer_that_is_nowhere_is_named(begun):
+  settings, folder = begun
+  settings = dataclasses.replace(settings, tokenizer="/nowhere")
+  with pytest.raises(ConfigError, match="tokenizer=/nowhere is no folder"):
+    evaluate_prm.evaluate(settings, str(folder / "new"))
+  assert not (folder / "new").exists()
 
 
 def test_scores_that_are_no_numbers_are_not_kept(finished, copy):

@@ -21,12 +21,15 @@ def write(folder: str | os.PathLike) -> None:
   write_json_atomic(folder / CHECKSUMS, _digests(folder))
 
 
-def fingerprint(path: str | os.PathLike, suffixes: Sequence[str] = ()) -> str:
+def fingerprint(
+  path: str | os.PathLike, suffixes: Sequence[str] = (), *, deep: bool = False
+) -> str:
   """A name for the contents of a file or a folder.
 
   Args:
-    path: a file, or a folder: its files, those below it not.
+    path: a file, or a folder.
     suffixes: of a folder, which files count, such as ".json"; none are all.
+    deep: of a folder, whether files of the folders in it count.
 
   Returns:
     SHA-256, 64 hexadecimal digits; for a folder, of names and contents.
@@ -38,9 +41,10 @@ def fingerprint(path: str | os.PathLike, suffixes: Sequence[str] = ()) -> str:
   if not path.is_dir():
     return _digest(path)
   whole = hashlib.sha256()
-  for file in sorted(path.iterdir()):
+  for file in sorted(path.rglob("*") if deep else path.iterdir()):
     if file.is_file() and (not suffixes or file.suffix in suffixes):
-      whole.update(json.dumps([file.name, _digest(file)]).encode())
+      name = file.relative_to(path).as_posix()
+      whole.update(json.dumps([name, _digest(file)]).encode())
   return whole.hexdigest()
 
 
