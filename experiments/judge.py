@@ -155,11 +155,15 @@ def contents(settings: EvaluatePRMSettings) -> dict[str, str]:
     Fingerprints by name.
 
   Raises:
-    ConfigError: if the folder of the tokenizer is none, or as `find_run`.
+    ConfigError: if weights of the run or the tokenizer are missing, or as
+      `find_run`.
     HuggingFaceError: if the folder of the PRM holds no model.
   """
   if settings.run is not None:
     run = find_run(settings, settings.run)
+    for path in (run.weights, run.tokenizer):
+      if not path.exists():
+        raise ConfigError(f"run={settings.run} lacks {path}.")
     return {
       "run": checksums.fingerprint(run.weights, deep=True),
       "tokenizer": checksums.fingerprint(run.tokenizer, _TOKENIZER_FILES),

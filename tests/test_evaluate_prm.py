@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 
 import jax
 import numpy as np
@@ -29,7 +28,6 @@ import evaluate_prm
 import launch
 import tiny_files
 from configs import gsm8k_prm
-from evaluate_prm_settings import EvaluatePRMSettings
 from run_settings import ConfigError, Settings
 
 
@@ -321,14 +319,6 @@ def test_a_killed_evaluation_goes_on(finished, tmp_path):
   assert report(workdir)["tables"] == report(finished[0])["tables"]
 
 
-def test_a_start_is_refused(monkeypatch):
-  """Ignored, it would look as if another run's PRM had been judged."""
-  flag = types.SimpleNamespace(value="elsewhere")
-  monkeypatch.setattr(launch, "_START", flag)
-  with pytest.raises(ConfigError, match="--start is for training"):
-    launch.config_and_workdir(EvaluatePRMSettings)
-
-
 # ===== Where the PRM comes from =====
 
 
@@ -370,9 +360,24 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   save_tree(tmp_path / "run" / "prm" / "weights", params)
   with pytest.raises(WorkdirError, match=r"contents\.run: was"):
     evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
+  shutil.rmtree(tmp_path / "run" / "prm" / "weights")
+  with pytest.raises(ConfigError, match=r"lacks .*weights"):
+    evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
   (tmp_path / "run" / "prm" / "done.json").unlink()
   with pytest.raises(ConfigError, match=r"no finished PRM: run train_prm\.py"):
     evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
+
+
+def test_the_other_good_class_negates_every_score(finished, tmp_path):
+  data = str(finished[0] / "tiny" / "prm800k.jsonl")
+  listed = {"name": "prm800k", "file": data, "format": "prm800k"}
+  settings = smoke(good_class=0, data=(listed,))
+  evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  theirs = [r for r in scores(finished[0]) if r["data"] == "prm800k"]
+  for mine, other in zip(scores(tmp_path / "run"), theirs, strict=True):
+    np.testing.assert_allclose(
+      mine["step_rewards"], np.negative(other["step_rewards"]), atol=1e-6
+    )
 
 
 def test_rows_over_eight_devices_are_those_of_one(finished, tmp_path):

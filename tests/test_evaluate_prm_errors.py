@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,8 @@ from pure_jax.models.params import init_params
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import evaluate_prm
+import launch
+from evaluate_prm_settings import EvaluatePRMSettings
 from run_settings import ConfigError
 
 
@@ -197,3 +200,11 @@ def test_devices_that_are_not_there_are_named(tmp_path):
   with pytest.raises(ConfigError, match=r"lower mesh\.data"):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
+
+
+def test_a_start_is_refused(monkeypatch):
+  """Ignored, it would look as if another run's PRM had been judged."""
+  flag = types.SimpleNamespace(value="elsewhere")
+  monkeypatch.setattr(launch, "_START", flag)
+  with pytest.raises(ConfigError, match="--start is for training"):
+    launch.config_and_workdir(EvaluatePRMSettings)

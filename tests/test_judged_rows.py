@@ -10,22 +10,28 @@ import types
 import jax
 import numpy as np
 import pytest
+from prm_evaluations import smoke
 
 from pure_jax.host import huggingface
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response
 from pure_jax.host.data.records import Steps
 from pure_jax.models import prm
 from pure_jax.models.params import init_params
+from pure_jax.parallel import sharding
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
 
 import config_conversion  # noqa: E402
+import evaluate_prm  # noqa: E402
 import files_task  # noqa: E402
 import judged_rows  # noqa: E402
 from configs import gsm8k_prm, paper  # noqa: E402
+from evaluate_prm_settings import DataSettings  # noqa: E402
 from files_task import FilesTask  # noqa: E402
+from judge import Judge  # noqa: E402
 from run_settings import ConfigError, Settings  # noqa: E402
+from score_file import ScoreFile  # noqa: E402
 
 
 class Characters:
@@ -104,6 +110,58 @@ def test_cropped_columns_held_nothing():
   assert batch.prompt_tokens.shape == (1, 4)
   assert batch.tokens.shape == (1, 8)
   assert batch.prompt_mask.sum() == 2 and batch.completion_mask.sum() == 5
+  # ... of which the padding of prompts is on the left.
+  characters = Characters()
+  asked, written = (
+    characters.decode(ids[0].tolist())
+    for ids in (batch.prompt_tokens, batch.tokens)
+  )
+  assert batch.prompt_tokens[0, :2].tolist() == [0, 0]
+  assert (asked, written) == ("p\n", "a\n\nb")
+
+
+@pytest.mark.parametrize(
+  ("prompt_format", "prompt"), [("raw", "1 + 1?"), ("plain", "1 + 1?\n")]
+)
+@pytest.mark.parametrize("separator", ["insert", "replace"])
+def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
+  tmp_path, monkeypatch, prompt_format, prompt, separator
+):
+  asked = {}
+
+  def make_prm_evaluation(model, config, table, mesh):
+    asked["config"] = config
+
+    def score(params, batch):
+      asked["batch"] = batch
+      return np.zeros((len(batch.tokens), config.max_steps))
+
+    return score
+
+  monkeypatch.setattr(
+    evaluate_prm.stages, "make_prm_evaluation", make_prm_evaluation
+  )
+  settings = smoke(
+    prompt_format=prompt_format, separator=separator, max_steps=5, batch_size=1
+  )
+  mesh = sharding.make_mesh(1, 1)
+  with ScoreFile(tmp_path, {"a": 1}) as scores:
+    evaluate_prm.score_data(
+      settings,
+      DataSettings("a", "unread", "prm800k"),
+      [steps("1 + 1?", "So 2.")],
+      Judge("stand-in", Characters(), None, None),
+      mesh,
+      scores,
+    )
+    assert scores.rows["a", 0]["step_rewards"] == [0.0]
+  assert (asked["config"].separator, asked["config"].max_steps) == (
+    separator,
+    5,
+  )
+  batch = asked["batch"]
+  kept = np.asarray(batch.prompt_tokens)[np.asarray(batch.prompt_mask)]
+  assert Characters().decode(kept.tolist()) == prompt
 
 
 # ===== A PRM of another size than its policy =====

@@ -107,8 +107,56 @@ def test_the_threshold_moves_accuracy_and_not_the_ranking():
   high = prm_report.step_metrics(part, 0.5, settings())
   assert low["step_accuracy"]["value"] == 0.5
   assert high["step_accuracy"]["value"] == 1.0
+  assert low["balanced_accuracy"]["value"] == 0.5
+  assert high["balanced_accuracy"]["value"] == 1.0
   assert low["auc"] == high["auc"]
   assert low["calibration_error"] == high["calibration_error"]
+
+
+def test_calibration_has_the_bins_of_the_config():
+  """p is .25, a bad step, and .3, a good one: |(0 - .25) + (1 - .3)| / 2 in
+  one bin, (.25 + .7) / 2 in two of twenty.
+  """
+  part = scored(([0], [-0.5]), ([1], [-0.4]))
+  for bins, expected in ((1, 0.225), (20, 0.475)):
+    found = prm_report.step_metrics(part, 0.0, settings(bins=bins))
+    assert found["calibration_error"]["value"] == pytest.approx(expected)
+
+
+def test_every_interval_follows_from_the_seed():
+  rng = np.random.default_rng(0)
+  given = rows(
+    *(
+      ([1, int(rng.random() < 0.5)], rng.uniform(-1, 1, 2).tolist())
+      for _ in range(60)
+    )
+  )
+  for number, row in enumerate(given):
+    row |= {"problem": str(number // 2), "final_correct": bool(number % 3)}
+  part = prm_report.collect(given)
+  both = {"one": part, "two": part}
+  formats = dict.fromkeys(both, "processbench")
+
+  def intervals(seed):
+    _, tables = prm_report.make_tables(
+      settings(bootstrap_seed=seed), formats, both
+    )
+    return {
+      (table, column, name): value["interval"]
+      for table, columns in tables.items()
+      for column, metrics in columns.items()
+      for name, value in metrics.items()
+      if "interval" in value
+    }
+
+  first, again, other = intervals(0), intervals(0), intervals(1)
+  assert first == again
+  # Shares of few items may agree by chance, but not all of a column.
+  columns = {(table, column) for table, column, _ in first}
+  moved = {where[:2] for where in first if first[where] != other[where]}
+  assert moved == columns
+  assert ("ProcessBench", "mean of subsets") in columns
+  assert ("Choice among solutions", "one") in columns
 
 
 def test_a_data_set_that_cannot_decide_is_named():
@@ -118,6 +166,14 @@ def test_a_data_set_that_cannot_decide_is_named():
   part = scored(([1, 1], [0.6, 0.5]), ([1, 0], [0.9, 0.3]))
   # Halfway between .3 and .5: below it nothing is found, above too much.
   assert prm_report.choose_threshold(changed, {"a": part}) == 0.4
+
+
+def test_of_several_best_thresholds_the_lowest_is_chosen():
+  """At -.2 and at .5 every item is right: only their places differ."""
+  part = scored(([1, 1], [0.9, 0.9]), ([0, None], [-0.5, 0.1]))
+  changed = settings(threshold="best_on", threshold_data="a")
+  found = prm_report.choose_threshold(changed, {"a": part})
+  assert found == pytest.approx(-0.2)
 
 
 def test_nothing_scored_gives_empty_tables():
