@@ -14,7 +14,7 @@ from prm_evaluations import smoke
 
 from pure_jax.host import huggingface
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response
-from pure_jax.host.data.records import Steps
+from pure_jax.host.data.records import Steps, problem_key
 from pure_jax.models import prm
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
@@ -230,11 +230,111 @@ def test_a_prm_that_cannot_read_the_policys_ids_is_refused(
     FilesTask(with_prm(settings, other), tmp_path / "run")
 
 
-def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
-  """Rows are sorted by length to be scored, and must come back in order."""
+def files_task_of_solutions(folder, **changes):
+  """The tiny labelled solutions as a task, some of `files` replaced."""
   config = gsm8k_prm.get_config("smoke")
   settings = config_conversion.settings_from_config(config, Settings)
-  task = FilesTask(settings, tmp_path)
+  return FilesTask(
+    dataclasses.replace(
+      settings, files=dataclasses.replace(settings.files, **changes)
+    ),
+    folder,
+  )
+
+
+def open_space(rows_of_metrics=None):
+  """What a task asks of a workspace, in one process without a model."""
+  metrics = types.SimpleNamespace(
+    rewind=lambda *unused: None,
+    write=lambda stage, step, facts: rows_of_metrics.append(facts),
+  )
+  return types.SimpleNamespace(
+    prm_model=None, prm_score_config=None, table=None, mesh=None,
+    put=lambda tree: tree, metrics=metrics,
+  )  # fmt: skip
+
+
+def problems_read(task, tokens, masks):
+  """The problems of prompts, from their ids; one for each row."""
+  return [
+    task.tokenizer.decode(row[mask].tolist()).strip()
+    for row, mask in zip(tokens, masks, strict=True)
+  ]
+
+
+def trained_and_judged(task, monkeypatch, chosen=None):
+  """Problems of the rows a PRM is trained on, and of those it is judged on."""
+  judged = task.judged(open_space([]), None).responses
+  held_out = []
+
+  def score(params, batch):
+    held_out.extend(problems_read(task, batch.prompt_tokens, batch.prompt_mask))
+    return np.zeros((len(batch.tokens), task._settings.rl.max_steps))
+
+  def choose(problems, correct, answers, rewards, mask):
+    if chosen is not None:
+      chosen.append((problems, correct, answers))
+    return {}
+
+  monkeypatch.setattr(
+    files_task.stages, "make_prm_evaluation", lambda *unused: score
+  )
+  monkeypatch.setattr(
+    files_task.solution_choice, "choose_among_solutions", choose
+  )
+  # Batches are filled up with rows of their own; one has no such rows.
+  batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
+  task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
+  task.evaluate_prm(open_space(), None, None)
+  return problems_read(task, judged.prompt_tokens, judged.prompt_mask), held_out
+
+
+def test_a_prm_is_trained_and_judged_on_problems_that_differ(
+  tmp_path, monkeypatch
+):
+  task = files_task_of_solutions(tmp_path)
+  one_in = task._files.judged_one_in
+  rows = [
+    json.loads(line)
+    for line in pathlib.Path(task._files.judged).read_text().splitlines()
+  ]
+  problems = [row["question"]["problem"] for row in rows]
+  # Where a problem goes follows from its text: `records.split_by_problem`.
+  apart = [int(problem_key(text), 16) % one_in == 0 for text in problems]
+  expected = [
+    sorted(t for t, out in zip(problems, apart, strict=True) if out == part)
+    for part in (False, True)
+  ]
+  trained, judged = trained_and_judged(task, monkeypatch)
+  assert trained and judged and not {*trained} & {*judged}
+  assert [sorted(trained), sorted(judged)] == expected
+
+
+def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
+  task = files_task_of_solutions(
+    tmp_path, judged_rows=7, judged_held_out_rows=3
+  )
+  trained, judged = trained_and_judged(task, monkeypatch)
+  assert (len(trained), len(judged)) == (7, 3)
+
+
+def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
+  task, chosen = files_task_of_solutions(tmp_path), []
+  _, held_out = task._judged_rows()
+  rows = [
+    dataclasses.replace(held_out[0], steps=("7 and", text), labels=(1, 1))
+    for text in ("so 12.", "1,000 in all", "none")
+  ]
+  monkeypatch.setattr(task, "_judged_rows", lambda: (rows, rows))
+  trained_and_judged(task, monkeypatch, chosen)
+  ((_, _, answers),) = chosen
+  assert answers == ["12", "1,000", None]
+
+
+def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
+  """Rows are sorted by length to be scored, and must come back in order."""
+  task = files_task_of_solutions(tmp_path)
+  max_steps = task._settings.rl.max_steps
 
   def reward(ids):
     return (sum(ids) % 97) / 48 - 1
@@ -244,16 +344,12 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
       reward(tokens[mask].tolist())
       for tokens, mask in zip(batch.tokens, batch.completion_mask, strict=True)
     ]
-    return np.repeat(np.asarray(rows)[:, None], settings.rl.max_steps, 1)
+    return np.repeat(np.asarray(rows)[:, None], max_steps, 1)
 
   monkeypatch.setattr(
     files_task.stages, "make_prm_evaluation", lambda *unused: score
   )
-  space = types.SimpleNamespace(
-    prm_model=None, prm_score_config=None, table=None, mesh=None,
-    put=lambda tree: tree,
-  )  # fmt: skip
-  found = task.evaluate_prm(space, None, None)
+  found = task.evaluate_prm(open_space(), None, None)
 
   _, held_out = task._judged_rows()
   right = [
