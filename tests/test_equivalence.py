@@ -45,6 +45,31 @@ SAME = [
   ("2^{10}", "1024", True),
   ("10^{100}+1", "10^{100}", False),  # The same as floats.
   ("9007199254740993", "9007199254740992", False),  # The same as floats.
+  # Of small numbers, six decimals are no digits.
+  (r"3\times 10^{-20}", r"1.6\times 10^{-19}", False),
+  ("0.0000001", "0.0000002", False),
+  ("1.88e-19", "2.88e-19", False),  # Minerva's 264, 265 and 267.
+  ("2.325e-27", "1.325e-27", False),
+  ("5.6e-24", "4.6e-24", False),
+  ("-2.88e-19", "2.88e-19", False),
+  (r"1.88 \times 10^{-19} \text{ J}", "2.88e-19", False),
+  (r"E = 1.88 \times 10^{-19}", "2.88e-19", False),
+  ("1e-400", "2e-400", False),  # Both are 0 as floats.
+  ("0.0", "0.0000001", False),
+  (r"\frac{1}{10^{20}}", "2e-20", False),
+  (r"\frac{1}{10^{20}}", "1e-20", True),
+  (r"2.88 \times 10^{-19} \text{ J}", "2.88e-19", True),
+  (r"28.8 \cdot 10^{-20}", "2.88e-19", True),
+  ("0.00000012", "1.2e-7", True),
+  ("0.0003333333", "0.000333333333", True),  # One in a million, as of 3.333333.
+  ("0.000333333", "0.000333333333", True),
+  ("0.00033333", "0.000333333333", False),
+  ("2.88e-19", r"0.288 \times 10^{-18}", True),
+  (r"0.02\%", "0.0002", True),
+  # Of others they are: nothing has changed from 0.001 on.
+  ("0.0010004", "0.001", True),
+  ("0.001001", "0.001", False),
+  ("0.0500004", "0.05", True),
   # Units and signs beside a number.
   (r"90^\circ", "90", True),
   (r"5\text{ cm}", "5", True),

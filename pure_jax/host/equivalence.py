@@ -27,6 +27,11 @@ from typing import Any
 # Above any answer people write (the longest of MATH500, Minerva, Olympiad,
 # AIME and AMC has 210 characters); what is longer is compared as text only.
 MAX_ANSWER_CHARS = 1_000
+# Where both are below this size, equal numbers also differ by no more than
+# this part of the reference: math-verify rounds to six decimals or drops what
+# is small, and takes 3e-20 for 1.6e-19.
+SMALL = 1e-3
+SMALL_ERROR = 1e-6
 
 _SCIENTIFIC = re.compile(
   r"(?<![\w.\\])([0-9]+(?:\.[0-9]+)?)[eE]([+-]?[0-9]{1,3})(?!\w)"
@@ -155,9 +160,10 @@ def equivalent(
   integers are the same if they are one number, two answers of words if they
   are the same words. Everything else is up to math-verify, in its default,
   strict mode. It forgives what a grader should: forms of one number
-  (decimals to 6 places), degrees, ``x=`` before a value, the order of
-  a set. It also takes 50% for 50, {1, 2} for the interval (1, 2), and passes
-  over the unit after a number and the base below it.
+  (decimals to 6 places, and below `SMALL` also to `SMALL_ERROR` of the
+  reference), degrees, ``x=`` before a value, the order of a set. It also
+  takes 50% for 50, {1, 2} for the interval (1, 2), and passes over the unit
+  after a number and the base below it.
 
   Several values are compared as a set, as math-verify compares lists: order
   and repetition do not count, each value does. Every comma in them separates
@@ -264,7 +270,28 @@ def _math_verify_says(answer: str, reference: str) -> bool:
     if latex is None:
       return False
     parsed.append(math_verify.parse(latex, _extraction(), parsing_timeout=None))
-  return all(parsed) and math_verify.verify(*parsed, timeout_seconds=None)
+  if not all(parsed) or not math_verify.verify(*parsed, timeout_seconds=None):
+    return False
+  # Of a per cent sign it takes either meaning: two values, which are far apart.
+  has_percent = "%" in answer or "%" in reference
+  return has_percent or not _small_and_apart(parsed[0][0], parsed[1][0])
+
+
+def _small_and_apart(reference: Any, answer: Any) -> bool:
+  """Whether both are small numbers, and differ by more than `SMALL_ERROR`."""
+  import sympy
+
+  values = []
+  for found in (reference, answer):
+    if isinstance(found, sympy.Equality):  # x = 5, compared as 5.
+      found = found.rhs
+    if not isinstance(found, sympy.Expr) or not found.is_comparable:
+      return False
+    values.append(found.evalf())
+  right, value = values
+  if max(abs(right), abs(value)) >= SMALL:
+    return False
+  return bool(abs(value - right) > SMALL_ERROR * abs(right))
 
 
 def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
