@@ -177,6 +177,8 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a script's main; expected failures end in a sentence, not a trace.
 
+  So does Ctrl-C, with exit status 130.
+
   Args:
     main: takes the command line's words.
   """
@@ -223,5 +225,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     ) as error:
       print(f"error: {error}", file=sys.stderr)
       sys.exit(1)
+    except KeyboardInterrupt:
+      print("stopped; the same command continues", file=sys.stderr)
+      sys.exit(130)  # What a shell says of a program that SIGINT ended.
 
   app.run(guarded, flags_parser=parsed)

@@ -1,6 +1,7 @@
 """The scripts as users run them: from nothing, killed, restarted, misused."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -257,6 +258,33 @@ def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):
   assert done.returncode == 1
   assert message in done.stderr
   assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_ends_in_a_sentence(tmp_path):
+  workdir = tmp_path / "run"
+  # A shell's background job ignores it, and so would what it starts.
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    process = subprocess.Popen(
+      command("train_sft.py", workdir),
+      stdin=subprocess.DEVNULL,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  metrics = workdir / "metrics.jsonl"
+  while not (metrics.exists() and metrics.read_text()):
+    assert process.poll() is None, "ended before it could be stopped"
+    time.sleep(0.02)
+  os.killpg(process.pid, signal.SIGINT)
+  _, stderr = process.communicate(timeout=100)
+  assert process.returncode == 130
+  assert stderr.splitlines()[-1] == "stopped; the same command continues"
+  assert "Traceback" not in stderr
+  assert not (workdir / "sft" / "done.json").exists()
 
 
 def test_an_unwritable_workdir_is_named(tmp_path):
