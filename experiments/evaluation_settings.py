@@ -14,6 +14,7 @@ from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.named_formats import format_names
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation import AVERAGE
+from pure_jax.host.grading_pool import MAX_SECONDS
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.rollout.sampling import SamplingConfig
 
@@ -110,9 +111,10 @@ class EvaluationSettings:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
     for name in self.extractors:
       one_of("extractors", name, tuple(EXTRACTORS))
-    if not self.grader_seconds > 0:
+    if not 0 < self.grader_seconds <= MAX_SECONDS:
       raise ValueError(
-        f"grader_seconds must be above 0, got {self.grader_seconds}."
+        f"grader_seconds must be above 0 and at most {MAX_SECONDS:g}, got "
+        f"{self.grader_seconds}."
       )
     self.sampler(0, 1, (), greedy=False)
     devices = self.mesh.data * self.mesh.fsdp

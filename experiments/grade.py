@@ -18,6 +18,8 @@ right here; the reference grader does not read the braces.
 """
 
 import json
+import math
+import os
 import pathlib
 import sys
 import time
@@ -25,7 +27,7 @@ import time
 from absl import app, flags
 
 from pure_jax.host import verify
-from pure_jax.host.grading_pool import PoolError
+from pure_jax.host.grading_pool import MAX_SECONDS, PoolError
 from pure_jax.host.progress import Progress
 from pure_jax.host.workdir import write_text_atomic
 
@@ -37,8 +39,11 @@ _EXTRACTOR = flags.DEFINE_multi_enum(
   list(verify.EXTRACTORS),
   "How to find an answer. Given several times: the first that finds one.",
 )
-_TIMEOUT = flags.DEFINE_float(
-  "timeout_seconds", 5.0, "Limit of one comparison.", lower_bound=0.01
+_TIMEOUT = flags.DEFINE_float("timeout_seconds", 5.0, "Of one comparison.")
+flags.register_validator(
+  _TIMEOUT,
+  lambda seconds: 0 < seconds <= MAX_SECONDS,
+  message=f"must be above 0 and at most {MAX_SECONDS:g}",
 )
 _WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
 
@@ -60,7 +65,7 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     InputError: naming the line and the field.
   """
   try:
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     raise InputError(f"{path} cannot be read: {error}.") from None
   rows = []
@@ -92,6 +97,8 @@ def _fault(row: object) -> str | None:
   answer = row["answer"]
   if isinstance(answer, bool) or not isinstance(answer, str | int | float):
     return "answer is neither text nor a number"
+  if isinstance(answer, float) and not math.isfinite(answer):
+    return f"answer is {answer}, not a finite number"
   if not str(answer).strip():
     return "answer is empty"
   responses = row["responses"]
@@ -158,31 +165,63 @@ def grade_rows(rows: list[dict]) -> tuple[list[dict], dict]:
   }
 
 
+def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
+  """(input, output or None), before anything is graded.
+
+  Raises:
+    InputError: if the output cannot be written, or is the input.
+  """
+  source = pathlib.Path(_INPUT.value)
+  if not _OUTPUT.value:
+    return source, None
+  output = pathlib.Path(_OUTPUT.value)
+  if not output.absolute().parent.is_dir():
+    raise InputError(f"--output: there is no folder {output.parent}.")
+  if output.is_dir():
+    raise InputError(f"--output: {output} is a folder; name a file in it.")
+  if output.exists() and source.exists() and output.samefile(source):
+    raise InputError(
+      f"--output: {output} is the input, which would be lost; name another."
+    )
+  return source, output
+
+
+def add_agreement(report: dict, records: list[dict]) -> None:
+  """Compares verdicts with those of the input, where it carries any."""
+  judged = [record for record in records if "reference_correct" in record]
+  if not judged:
+    return
+  differ = [r for r in judged if r["correct"] != r["reference_correct"]]
+  report["agreement"] = {
+    "agree": len(judged) - len(differ),
+    "of": len(judged),
+  }
+  report["disagreements"] = differ
+
+
 def main(argv: list[str]) -> None:
   """Reads, grades, writes, reports."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   try:
-    output = pathlib.Path(_OUTPUT.value) if _OUTPUT.value else None
-    if output is not None and not output.absolute().parent.is_dir():
-      raise InputError(f"--output: there is no folder {output.parent}.")
-    rows = read_rows(pathlib.Path(_INPUT.value))
-    records, report = grade_rows(rows)
+    source, output = checked_paths()
+    records, report = grade_rows(read_rows(source))
     if output is not None:
-      lines = [json.dumps(record) + "\n" for record in records]
+      lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
       write_text_atomic(output, "".join(lines))
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
-  judged = [record for record in records if "reference_correct" in record]
-  if judged:
-    differ = [r for r in judged if r["correct"] != r["reference_correct"]]
-    report["agreement"] = {
-      "agree": len(judged) - len(differ),
-      "of": len(judged),
-    }
-    report["disagreements"] = differ
-  print(json.dumps(report, indent=1))
+  except KeyboardInterrupt:
+    print("stopped", file=sys.stderr)
+    sys.exit(130)  # What a shell says of a program that SIGINT ended.
+  add_agreement(report, records)
+  try:
+    print(json.dumps(report, indent=1, allow_nan=False), flush=True)
+  except BrokenPipeError:  # Whoever read the report has read enough.
+    # The interpreter flushes once more as it ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
 
 
 if __name__ == "__main__":

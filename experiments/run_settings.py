@@ -10,6 +10,7 @@ from typing import Any
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.named_formats import FORMATS, MAPPED, find_format
+from pure_jax.host.grading_pool import MAX_SECONDS
 from pure_jax.host.verify import EXTRACTORS
 from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
@@ -146,9 +147,10 @@ class FilesSettings:
       raise ValueError(
         f"judged_one_in must be at least 2, got {self.judged_one_in}."
       )
-    if not self.grader_seconds > 0:
+    if not 0 < self.grader_seconds <= MAX_SECONDS:
       raise ValueError(
-        f"grader_seconds must be above 0, got {self.grader_seconds}."
+        f"grader_seconds must be above 0 and at most {MAX_SECONDS:g}, got "
+        f"{self.grader_seconds}."
       )
 
   def sources(self) -> dict[str, tuple[str | None, str, Fields]]:

@@ -341,6 +341,7 @@ def test_a_wrong_name_leaves_no_folder_behind(
     ({"prm_separator": "drop"}, "prm_separator must be one of"),
     ({"param_dtype": "float16"}, "param_dtype must be one of"),
     ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
+    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
     ({"seed": -1}, "seed must not be negative"),
     ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
     ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),

@@ -179,6 +179,7 @@ def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
     ({"extractors": ("box",)}, "extractors must be one of"),
     ({"extractors": ()}, "extractors needs at least one"),
     ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
+    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
   ],
 )
 def test_names_that_nothing_has_are_refused(changes, message):

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -100,6 +101,8 @@ def test_the_real_file(tmp_path):
     (ROW | {"answer": None}, "answer is neither"),
     (ROW | {"answer": True}, "answer is neither"),
     (ROW | {"answer": " "}, "answer is empty"),
+    (ROW | {"answer": float("nan")}, "answer is nan, not a finite number"),
+    (json.dumps(ROW).replace('"2"', "1e999"), "answer is inf, not a finite"),
     (ROW | {"responses": "text"}, "responses is not a list of texts"),
     (ROW | {"responses": [None]}, "responses is not a list of texts"),
     (ROW | {"reference_correct": [1]}, "is not a list of true and false"),
@@ -114,6 +117,12 @@ def test_input_that_cannot_be_graded_is_named(
   with pytest.raises(load_grade.InputError) as caught:
     load_grade.read_rows(path)
   assert complaint in str(caught.value)
+
+
+def test_a_byte_order_mark_is_passed_over(tmp_path, load_grade):
+  path = tmp_path / "in.jsonl"
+  path.write_text(json.dumps(ROW), encoding="utf-8-sig")
+  assert load_grade.read_rows(path) == [ROW | {"line": 1}]
 
 
 def test_input_that_is_no_text_is_named(tmp_path, load_grade):
@@ -143,6 +152,12 @@ def load_grade():
       ["--input={good}", "--output={folder}/no/out.jsonl"],
       "there is no folder",
     ),
+    (["--input={good}", "--output={folder}"], "is a folder"),
+    (["--input={good}", "--output={good}"], "which would be lost"),
+    (
+      ["--input={good}", "--output={folder}/../{folder.name}/good.jsonl"],
+      "which would be lost",
+    ),
   ],
 )
 def test_complaints_are_sentences_and_nothing_is_written(
@@ -151,9 +166,61 @@ def test_complaints_are_sentences_and_nothing_is_written(
   good = write(tmp_path / "good.jsonl", ROW)
   bad = write(tmp_path / "in.jsonl", ROW, ROW | {"answer": ""})
   places = {"good": good, "bad": bad, "folder": tmp_path}
+  before = good.read_bytes()
   done = grade(*(argument.format(**places) for argument in arguments))
+  assert good.read_bytes() == before
   assert done.returncode == 1
   assert done.stdout == ""
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
   assert complaint in done.stderr and "Traceback" not in done.stderr
   assert sorted(tmp_path.iterdir()) == [good, bad]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "1e9", "0", "-1"])
+def test_a_time_limit_that_is_none_is_refused(seconds, tmp_path):
+  path = write(tmp_path / "in.jsonl", ROW)
+  done = grade(f"--input={path}", f"--timeout_seconds={seconds}")
+  assert done.returncode == 1
+  assert "must be above 0 and at most 3600" in done.stderr
+  assert "Traceback" not in done.stderr
+
+
+def start(*arguments: object) -> subprocess.Popen:
+  """The script in a process group of its own, which takes SIGINT."""
+  # A shell's background job ignores it, and so would what it starts.
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    return subprocess.Popen(
+      [sys.executable, str(ROOT / "experiments" / "grade.py"),
+       *map(str, arguments)],
+      env=os.environ | {"PYTHONPATH": str(ROOT)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )  # fmt: skip
+  finally:
+    signal.signal(signal.SIGINT, handler)
+
+
+def test_ctrl_c_ends_in_a_word(tmp_path):
+  rows = [ROW | {"responses": [r"\boxed{9^{9^{9^9}}}"]}] * 4
+  path = write(tmp_path / "in.jsonl", *rows)
+  process = start(f"--input={path}", "--timeout_seconds=60")
+  said = ""
+  while "0/4" not in said:  # Until the workers work.
+    letter = process.stderr.read(1)
+    assert letter, said
+    said += letter
+  os.killpg(process.pid, signal.SIGINT)
+  stdout, stderr = process.communicate(timeout=60)
+  assert (process.returncode, stdout) == (130, "")
+  assert stderr.splitlines()[-1] == "stopped" and "Traceback" not in stderr
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+  process = start(f"--input={write(tmp_path / 'in.jsonl', ROW)}")
+  process.stdout.close()
+  stderr = process.stderr.read()
+  assert process.wait(60) == 1
+  assert "Broken" not in stderr and "Traceback" not in stderr

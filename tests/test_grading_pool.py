@@ -203,6 +203,7 @@ def test_closing_ends_the_workers_and_twice_is_once():
 @pytest.mark.parametrize(
   "arguments",
   [{"workers": 0}, {"timeout_seconds": 0.0}, {"timeout_seconds": float("nan")},
+   {"timeout_seconds": 3601.0},
    {"memory_bytes": MIB}],
 )  # fmt: skip
 def test_impossible_limits_are_refused(arguments):

@@ -27,6 +27,7 @@ WORKER = pathlib.Path(__file__).parent / "grading_worker.py"
 START_SECONDS = 60.0  # For a worker to say that it is ready.
 STOP_SECONDS = 1.0  # For a worker to leave by itself.
 ORPHAN_SECONDS = 2.0  # A hung worker outlives a killed parent by no more.
+MAX_SECONDS = 3600.0  # For an item, at most.
 MIB = 1 << 20
 
 
@@ -142,7 +143,8 @@ class GradingPool:
       setup: of the same file, called once in each worker before its first
         item, outside the limits: imports, caches. None calls nothing.
       workers: processes, at least 1.
-      timeout_seconds: wall-clock limit of an item, above 0.
+      timeout_seconds: wall-clock limit of an item, above 0, at most
+        `MAX_SECONDS`.
       memory_bytes: by how much an item may raise its worker's memory, at
         least 16 MiB. Exact on Linux; elsewhere only the address space is
         limited, where the system does that.
@@ -152,10 +154,12 @@ class GradingPool:
         its name in a file.
       PoolError: if a worker does not get ready; the others are stopped.
     """
-    if workers < 1 or not timeout_seconds > 0 or memory_bytes < 16 * MIB:
+    in_time = 0 < timeout_seconds <= MAX_SECONDS
+    if workers < 1 or not in_time or memory_bytes < 16 * MIB:
       raise ValueError(
         f"{workers} workers, {timeout_seconds} s and {memory_bytes} bytes an "
-        "item: at least 1, above 0 and at least 16 MiB are needed."
+        f"item: at least 1, above 0 up to {MAX_SECONDS:g} s and at least "
+        "16 MiB are needed."
       )
     self.timeout_seconds = timeout_seconds
     self._options = {
