@@ -41,6 +41,10 @@ def run_steps(
 
   Returns:
     The state after the last update.
+
+  Raises:
+    FloatingPointError: if `rl.max_skipped_updates` updates in a row, or all
+      of the stage, were not finite; the last checkpoint stays as it is.
   """
   cursor, first = batches.Cursor(space.settings.seed), 0
   folder = space.start / stage.split("_")[0] / f"checkpoints_{stage}"
@@ -67,6 +71,15 @@ def run_steps(
         numbers["tokens_per_second"] = tokens / seconds
         space.metrics.write(stage, step + 1, numbers)
         bar.show({"loss": numbers["loss"]})
+        skipped = int(numbers["skipped_in_a_row"])
+        if skipped >= min(space.settings.rl.max_skipped_updates, num_steps):
+          raise FloatingPointError(
+            f"{stage}, step {step + 1}: {skipped} updates in a row had a loss "
+            "or gradient that was not finite; all were skipped, and the last "
+            "checkpoint is intact. Try a lower learning rate in another "
+            "workdir; if it happens from the first step on, look for weights "
+            "that are not finite in what the stage starts from."
+          )
         checkpoints.save(
           step + 1, state, {"cursor": dataclasses.asdict(cursor)}
         )
