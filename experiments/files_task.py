@@ -11,9 +11,16 @@ import judged_rows
 import numpy as np
 import tiny_files
 import workspace
-from run_settings import ConfigError, Settings
+from evaluation_data import MODEL_FILES
+from run_settings import ConfigError, FilesSettings, Settings
 
-from pure_jax.host import huggingface, prm_metrics, solution_choice, verify
+from pure_jax.host import (
+  checksums,
+  huggingface,
+  prm_metrics,
+  solution_choice,
+  verify,
+)
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data import batches
 from pure_jax.host.data.file_dataset import Rows
@@ -29,6 +36,31 @@ from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.training import stages
 from pure_jax.training.stages import Demonstrations
+
+
+def contents(files: FilesSettings) -> dict[str, str]:
+  """What the user's files hold, so that a resumed run meets the same.
+
+  Args:
+    files: of the run.
+
+  Returns:
+    A fingerprint of each model and file that is named.
+
+  Raises:
+    ConfigError: naming what is missing or cannot be read.
+  """
+  found = {}
+  for name in ("policy", "prm", "train", "held_out", "judged"):
+    path = getattr(files, name)
+    if path is None:
+      continue
+    try:
+      found[name] = checksums.fingerprint(path, MODEL_FILES)
+    except OSError as error:
+      reason = f"files.{name}={path} cannot be read: {error}."
+      raise ConfigError(reason) from error
+  return found
 
 
 class FilesTask:

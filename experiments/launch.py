@@ -18,7 +18,7 @@ import jax
 from absl import app, flags
 from arithmetic_task import ArithmeticTask
 from config_conversion import settings_from_config
-from files_task import FilesTask
+from files_task import FilesTask, contents
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings
 from workspace import Workspace
@@ -69,12 +69,15 @@ def open_workspace(
     The workspace; its files are closed afterwards.
 
   Raises:
-    WorkdirError: if a folder cannot be used or belongs to another config.
-    ConfigError: if the devices are too few.
+    WorkdirError: if a folder cannot be used, or belongs to another config or
+      to files that held something else.
+    ConfigError: if the devices are too few, or a file is missing.
   """
   config = dataclasses.asdict(settings)
   # A resumed run must not change what it started from.
   config["start"] = start and str(pathlib.Path(start).absolute())
+  if settings.files is not None:
+    config["contents"] = contents(settings.files)
   try:
     mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
   except ValueError as error:
@@ -85,8 +88,9 @@ def open_workspace(
   if settings.files is None:
     # Not for real models: batches of many shapes tear holes into one heap.
     allocator.keep_freed_memory()
+  free = (*MAY_DIFFER, *_unrecorded(workdirs.read_record(workdir)))
   # Last: what was refused so far leaves no folder behind.
-  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  path = workdirs.prepare_workdir(workdir, config, may_differ=free)
   start_path = path if start is None else pathlib.Path(start).absolute()
   make_task = ArithmeticTask if settings.files is None else FilesTask
   rl = settings.rl
@@ -131,6 +135,12 @@ def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:
     )
 
 
+def _unrecorded(record: dict[str, Any] | None) -> tuple[str, ...]:
+  """Fields that a run made before they were recorded is not asked for."""
+  recorded = record is None or "contents" in record["config"]
+  return () if recorded else ("contents",)
+
+
 def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
   """Refuses a start made for another world, model or PRM."""
   record = workdirs.read_record(start)
@@ -139,9 +149,8 @@ def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
       f"--start={start} is not the workdir of a run: it has no "
       f"{workdirs.CONFIG_FILE}."
     )
-  differing = workdirs.config_differences(
-    record["config"], config, MAY_DIFFER_FROM_START
-  )
+  free = (*MAY_DIFFER_FROM_START, *_unrecorded(record))
+  differing = workdirs.config_differences(record["config"], config, free)
   if differing:
     raise workdirs.WorkdirError(
       f"--start={start} was made with another config:\n  "

@@ -118,6 +118,50 @@ def test_training_tells_each_file_once_and_keeps_the_numbers(
   assert row["file_malformed"] == row["file_left_out"] == 1
 
 
+def opens(settings, workdir, start=None):
+  with launch.open_workspace(settings, str(workdir), start):
+    return True
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "judged"])
+def test_a_run_does_not_go_on_with_a_file_that_has_changed(
+  tiny, files, tmp_path, name
+):
+  """A stage that is done, and one that is not, would stand on two files."""
+  settings = training(tiny, files, skip_malformed=True)
+  assert opens(settings, tmp_path / "run")
+  before = files[name].read_text()
+  files[name].write_text(before + before.splitlines()[0] + "\n")
+  with pytest.raises(WorkdirError, match=rf"config:\n  contents\.{name}: was"):
+    opens(settings, tmp_path / "run")
+  start = str(tmp_path / "run")
+  with pytest.raises(WorkdirError, match=rf"config:\n  contents\.{name}: was"):
+    opens(settings, tmp_path / "other", start)
+  assert not (tmp_path / "other").exists()
+  files[name].write_text(before)
+  assert opens(settings, tmp_path / "run")
+  assert opens(settings, tmp_path / "other", start)
+
+
+def test_models_are_recorded_and_runs_made_before_that_still_open(
+  tiny, files, tmp_path
+):
+  settings = training(tiny, files, skip_malformed=True, prm=str(tiny / "prm"))
+  assert opens(settings, tmp_path / "run")
+  path = tmp_path / "run" / "config.json"
+  record = json.loads(path.read_text())
+  assert {*record["config"]["contents"]} == {"policy", "prm", *files}
+  assert len({*record["config"]["contents"].values()}) == 5
+  del record["config"]["contents"]
+  path.write_text(json.dumps(record))
+  assert opens(settings, tmp_path / "other", str(tmp_path / "run"))
+  assert opens(settings, tmp_path / "run")
+  assert "contents" in json.loads(path.read_text())["config"]
+  files["train"].unlink()
+  with pytest.raises(ConfigError, match=r"files\.train=.* cannot be read"):
+    opens(settings, tmp_path / "run")
+
+
 def test_training_stops_at_a_malformed_row_unless_asked(tiny, files, tmp_path):
   with pytest.raises(DataError, match=r"train\.jsonl:2: not JSON: "):
     files_task.FilesTask(training(tiny, files), tmp_path)

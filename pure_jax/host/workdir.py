@@ -218,7 +218,7 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
     fits = isinstance(record["config"], dict) and isinstance(
       record["versions"], list
     )
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return None
   except (ValueError, KeyError, TypeError) as error:
     raise _foreign(path, error) from error
