@@ -1,5 +1,6 @@
 """Models and data that the user names, as the task of a run."""
 
+import collections
 import dataclasses
 import functools
 import pathlib
@@ -308,11 +309,12 @@ class FilesTask:
       self.tokenizer, self.prm_prompt_format, rows, limits
     )
     if not encoded.prompts:
+      reasons = collections.Counter(encoded.left_out.values())
       raise ConfigError(
         f"files.prm_prompt_tokens={limits.prompt_tokens}, "
         f"files.response_tokens={limits.response_tokens} and "
         f"rl.max_steps={limits.max_steps} have room for none of {len(rows)} "
-        "rows."
+        f"rows: {', '.join(f'{n} {why}' for why, n in reasons.items())}."
       )
     return [rows[i] for i in encoded.index], encoded
 

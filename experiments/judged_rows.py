@@ -5,13 +5,24 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from pure_jax.host.contract import PromptFormat, Tokenizer, encode_response
+from pure_jax.host.contract import (
+  PromptFormat,
+  Tokenizer,
+  TokenizerError,
+  encode_response,
+)
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Steps
 from pure_jax.training.stages import Demonstrations
 
-# Why a row has no room, in the order they are asked.
-TOO_LONG = ("problem too long", "solution too long", "too many steps")
+# Why a row is left out, in the order they are asked. The last holds a special
+# token as text, or what the tokenizer writes in another way.
+TOO_LONG = (
+  "problem too long",
+  "solution too long",
+  "too many steps",
+  "not tokenized back",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +42,7 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedRows:
-  """The rows of a data set that there is room for, as ids.
+  """The rows of a data set that a PRM can read, as ids.
 
   Attributes:
     index: [n] int64, which rows of the data set, ascending.
@@ -56,11 +67,15 @@ def encode_rows(
   index, prompts, responses, left_out = [], [], [], {}
   for number, row in enumerate(rows):
     asked = tokenizer.encode(prompt_format.text(tokenizer, row.problem))
-    response = encode_response(tokenizer, row.steps, finished=True)
+    try:
+      response = encode_response(tokenizer, row.steps, finished=True)
+    except TokenizerError:
+      response = None
     excess = (
       len(asked) > limits.prompt_tokens,
-      len(response) > limits.response_tokens,
+      response is not None and len(response) > limits.response_tokens,
       len(row.steps) > limits.max_steps,
+      response is None,
     )
     if any(excess):
       left_out[number] = TOO_LONG[excess.index(True)]

@@ -35,13 +35,13 @@ from score_file import ScoreFile  # noqa: E402
 
 
 class Characters:
-  """One id for each character; 0 is padding, 1 the end."""
+  """One id for each character, accents dropped; 0 is padding, 1 the end."""
 
   vocab_size, pad_id, eos_id, banned_ids = 130, 0, 1, (0,)
   pieces = ("", "", *map(chr, range(128)))
 
   def encode(self, text):
-    return [ord(letter) + 2 for letter in text]
+    return [ord(letter) + 2 for letter in text.replace("\xe9", "e")]
 
   def decode(self, ids):
     return "".join(self.pieces[i] for i in ids)
@@ -61,6 +61,8 @@ ROWS = [
   steps("p", "a" * 11),  # 12 ids.
   steps("p", "a", "b", "c"),  # Three steps.
   steps("p", "a", "b"),  # 2 and 5 ids.
+  steps("p", "caf\xe9"),  # Not given back.
+  steps("p" * 10, "\xe9"),  # 11 ids, and not given back.
 ]
 LIMITS = judged_rows.Limits(prompt_tokens=10, response_tokens=11, max_steps=2)
 
@@ -78,6 +80,8 @@ def test_limits_are_inclusive_and_every_row_is_accounted_for():
     2: "problem too long",
     4: "solution too long",
     5: "too many steps",
+    7: "not tokenized back",
+    8: "problem too long",
   }
   assert [len(ids) for ids in found.prompts] == [10, 9, 2, 2]
   assert [len(ids) for ids in found.responses] == [2, 9, 11, 5]
