@@ -126,6 +126,9 @@ class FilesSettings:
       self,
       "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
     )
+    for name in ("judged_rows", "judged_held_out_rows"):
+      if getattr(self, name) is not None:  # None takes all.
+        at_least_one(self, name)
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
         "policy names the folder of a Hugging Face model; set it, or "

@@ -171,6 +171,23 @@ def test_prompt_formats(merging, splitting):
     PromptFormat(system="Be brief.")
 
 
+@pytest.mark.parametrize(
+  ("template", "reason"),
+  [
+    ("{{ raise_exception('No system role.') }}", "No system role."),
+    ("{% for m in messages %}", "Unexpected end of template."),
+    ("{{ messages[7].content }}", "list object has no element 7"),
+    ("{{ 1 + 'a' }}", "unsupported operand"),
+  ],
+)
+def test_a_chat_template_that_fails_is_named(tmp_path, template, reason):
+  folder = save_tokenizer(tmp_path / "own", MERGING, template)
+  tokenizer = HuggingFaceTokenizer(folder)
+  expected = rf"of {folder} cannot write .* of system, user: {reason}"
+  with pytest.raises(TokenizerError, match=expected):
+    PROMPT_FORMATS["qwen_boxed"].text(tokenizer, "1+1?")
+
+
 @pytest.mark.parametrize(("name", "between"), [("raw", ""), ("plain", "\n")])
 def test_what_stands_between_the_problem_and_the_first_step(
   tokenizer, name, between

@@ -135,6 +135,7 @@ FAULTS = [
   ({"q": 1, "a": "2"}, "field 'q' is a number, not text"),
   ({"q": " ", "a": "2"}, "field 'q' is empty"),
   ({"q": "1+1?", "a": ["2"]}, "field 'a' is a list, not text"),
+  ({"q": "1+1?", "a": 10**400}, "field 'a' is beyond every float"),
 ]
 
 
@@ -158,10 +159,10 @@ def test_malformed_rows_are_skipped_and_counted_where_asked(tmp_path):
   for _ in range(2):  # Counts are those of the build, also on a later load.
     rows = load(OWN, path, tmp_path / "data", skip_malformed=True)
     counts = rows.counts
-    assert (counts.read, counts.made, counts.skipped) == (11, 2, 9)
-    assert counts.left_out == 0 and len(counts.faults) == 9
+    assert (counts.read, counts.made, counts.skipped) == (12, 2, 10)
+    assert counts.left_out == 0 and len(counts.faults) == len(FAULTS)
     assert counts.faults[1] == f"{path}:3: not a JSON object"
-  assert [row.id for row in rows] == ["own/0", "own/10"]
+  assert [row.id for row in rows] == ["own/0", "own/11"]
   assert not rows[1].has_answer
 
 
@@ -184,6 +185,11 @@ def test_a_split_without_a_row_is_refused(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", b"x")
   with pytest.raises(DataError, match=r"no row: of 1 .*1 malformed \(first: "):
     load(OWN, path, tmp_path / "data", skip_malformed=True)
+  path.write_bytes(b"")
+  with pytest.raises(
+    DataError, match=rf"no row: of 0 in {path}, none is there"
+  ):
+    load(OWN, path, tmp_path / "data")
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path):

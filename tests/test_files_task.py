@@ -160,7 +160,7 @@ def test_whose_verdict_the_update_may_use(mode, fraction, expected):
   [
     ({"prompt_tokens": 4}, "have room for none of the 48 problems"),
     ({"judged_format": "math500"}, "needs Steps"),
-    ({"response_tokens": 2}, "have room for none of"),
+    ({"response_tokens": 2}, r"have room for none of .*\d+ solution too long"),
     ({"judged_one_in": 100_000}, "0 held out"),
   ],
 )
@@ -178,6 +178,8 @@ def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
     ({"train_format": "gsm9k"}, "train_format must be one of"),
     ({"extractors": ("box",)}, "extractors must be one of"),
     ({"extractors": ()}, "extractors needs at least one"),
+    ({"judged_rows": 0}, "judged_rows must be at least 1"),
+    ({"judged_held_out_rows": 0}, "judged_held_out_rows must be at least 1"),
     ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
     ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
   ],

@@ -138,16 +138,25 @@ class HuggingFaceTokenizer:
       The text, ending where the answer begins.
 
     Raises:
-      TokenizerError: if the folder has no chat template.
+      TokenizerError: if the folder has no chat template, or one that fails
+        or refuses such messages.
     """
     if self._inner.chat_template is None:
       raise TokenizerError(
         f"{self._folder} has no chat template: use a prompt format without "
         "chat, such as 'plain', or add chat_template.jinja to the folder."
       )
-    return self._inner.apply_chat_template(
-      list(messages), tokenize=False, add_generation_prompt=True
-    )
+    try:
+      return self._inner.apply_chat_template(
+        list(messages), tokenize=False, add_generation_prompt=True
+      )
+    # A template is a program of the folder's, and raises what it likes.
+    except Exception as error:
+      roles = ", ".join(message["role"] for message in messages)
+      raise TokenizerError(
+        f"The chat template of {self._folder} cannot write a conversation of "
+        f"{roles}: {_reason(error)}. Use another prompt format, or mend it."
+      ) from error
 
 
 def _read(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
@@ -168,7 +177,11 @@ def _read(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
     raise
   # transformers and tokenizers raise what they like, bare Exception included.
   except Exception as error:
-    reason = str(error).splitlines()[0] if str(error) else repr(error)
     raise TokenizerError(
-      f"{folder} holds no readable tokenizer: {reason}"
+      f"{folder} holds no readable tokenizer: {_reason(error)}"
     ) from error
+
+
+def _reason(error: Exception) -> str:
+  """The first line of what an error says."""
+  return str(error).splitlines()[0] if str(error) else repr(error)

@@ -200,7 +200,8 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
     counts = Counts(read, made, left_out, skipped, tuple(faults))
     if not made:
       raise DataError(
-        f"Split {split!r} has no row: of {counts.read} in its files, "
+        f"Split {split!r} has no row: of {counts.read} in "
+        f"{', '.join(map(str, self._files[split]))}, "
         f"{counts.not_read() or 'none is there'}."
       )
     self.info.metadata[split] = dataclasses.asdict(counts)

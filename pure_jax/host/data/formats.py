@@ -137,7 +137,11 @@ def number(row: Row, field: str) -> float:
   found = value(row, field)
   if isinstance(found, bool) or not isinstance(found, int | float):
     raise ValueError(f"field {field!r} is {_kind(found)}, not a number")
-  if not math.isfinite(found):
+  try:
+    finite = math.isfinite(found)
+  except OverflowError:  # An int that no float is near.
+    raise ValueError(f"field {field!r} is beyond every float") from None
+  if not finite:
     raise ValueError(f"field {field!r} is {found}, not a finite number")
   return found
 
