@@ -77,6 +77,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     raise ConfigError(f"--run={workdir} is not the workdir of a run.")
   config = dict(record["config"])
   start = pathlib.Path(config.pop("start") or workdir)
+  config.pop("contents", None)  # Of the run's files, where it has any.
   settings = settings_from_config(config)
   if settings.files is None:
     raise ConfigError(

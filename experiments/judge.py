@@ -95,6 +95,7 @@ def find_run(settings: EvaluatePRMSettings, folder: str) -> TrainedPRM:
   if record is None:
     raise ConfigError(f"run={folder} is not the workdir of a run.")
   start = pathlib.Path(record["config"].pop("start") or folder)
+  record["config"].pop("contents", None)  # Of its files, where it has any.
   trained = settings_from_config(record["config"], Settings)
   files = trained.files
   if files is not None and files.prm is not None:
