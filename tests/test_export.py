@@ -123,7 +123,9 @@ def test_the_prm_of_a_run_scores_the_same_from_its_folder(judge_run, tmp_path):
     ("of_run", {"run": str(folder)}),
     ("of_folder", {"prm": str(output)}),  # With the tokenizer beside it.
   ):
-    asked = smoke(random_model=None, data=(data,), **source)
+    asked = smoke(
+      random_model=None, data=(data,), prompt_format="plain", **source
+    )
     evaluate_prm.evaluate(asked, str(tmp_path / name))
   found = scores(tmp_path / "of_folder")
   assert found == scores(tmp_path / "of_run")
