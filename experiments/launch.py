@@ -73,6 +73,9 @@ def open_workspace(
       to files that held something else.
     ConfigError: if the devices are too few, or a file is missing.
   """
+  if settings.files is None:
+    # Not for real models: batches of many shapes tear holes into one heap.
+    allocator.keep_freed_memory()
   config = dataclasses.asdict(settings)
   # A resumed run must not change what it started from.
   config["start"] = start and str(pathlib.Path(start).absolute())
@@ -85,9 +88,6 @@ def open_workspace(
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
-  if settings.files is None:
-    # Not for real models: batches of many shapes tear holes into one heap.
-    allocator.keep_freed_memory()
   free = (*MAY_DIFFER, *_unrecorded(workdirs.read_record(workdir)))
   # Last: what was refused so far leaves no folder behind.
   path = workdirs.prepare_workdir(workdir, config, may_differ=free)

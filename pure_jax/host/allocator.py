@@ -17,7 +17,8 @@ _M_ARENA_MAX = -8
 def keep_freed_memory() -> bool:
   """Tells glibc to keep freed memory for later calls of this process.
 
-  Call it before the first large array is made. It changes no result. Memory
+  Call it before jax starts its devices: threads that are there already keep
+  heaps of their own, and nothing is gained. It changes no result. Memory
   stays at its peak until the process ends, and blocks of many sizes leave
   holes, so it suits a process that repeats a few functions: the PRM training
   of `experiments/configs/gsm8k_prm.py`, with batches of a dozen shapes, grew
