@@ -1,9 +1,12 @@
 """Freed memory is kept: the kernel does not clear the same pages again."""
 
+import pathlib
 import subprocess
 import sys
 
 import pytest
+
+EXPERIMENTS = pathlib.Path(__file__).parents[1] / "experiments"
 
 # Page faults while 64 MiB are filled and freed ten times, after a first time.
 FAULTS = """
@@ -26,11 +29,37 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
+# Page faults of ten calls with a temporary buffer of 64 MiB, within a run.
+FAULTS_OF_A_RUN = """
+import resource, sys
+sys.path.insert(0, sys.argv[2])
+import config_conversion, launch
+import jax
+import jax.numpy as jnp
+from configs import arithmetic
+from pure_jax.host import allocator
 
-def faults(mode):
+settings = config_conversion.settings_from_config(
+  arithmetic.get_config("smoke")
+)
+with launch.open_workspace(settings, sys.argv[1]):
+  if not allocator.keep_freed_memory():
+    print("not glibc")
+    sys.exit()
+  largest = jax.jit(lambda x: jnp.max(x @ x.T))
+  x = jnp.ones((4096, 16))
+  largest(x).block_until_ready()
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  for _ in range(10):
+    largest(x).block_until_ready()
+  print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def faults(*arguments, script=FAULTS):
   """Page faults of a fresh process, or a skip where nothing is promised."""
   done = subprocess.run(
-    [sys.executable, "-c", FAULTS, mode],
+    [sys.executable, "-c", script, *arguments],
     capture_output=True,
     text=True,
     check=True,
@@ -45,3 +74,10 @@ def test_freed_memory_is_not_cleared_by_the_kernel_again():
   kept = faults("keep")
   assert kept < 100
   assert faults("leave") > 10 * max(kept, 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_a_run_of_the_world_keeps_what_compiled_functions_free(tmp_path):
+  """Asked after jax has started its threads, it has no effect on them."""
+  kept = faults(str(tmp_path / "run"), str(EXPERIMENTS), script=FAULTS_OF_A_RUN)
+  assert kept < 16_384  # One call alone would have that many.
