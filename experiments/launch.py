@@ -88,9 +88,8 @@ def open_workspace(
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
-  free = (*MAY_DIFFER, *_unrecorded(workdirs.read_record(workdir)))
   # Last: what was refused so far leaves no folder behind.
-  path = workdirs.prepare_workdir(workdir, config, may_differ=free)
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   start_path = path if start is None else pathlib.Path(start).absolute()
   make_task = ArithmeticTask if settings.files is None else FilesTask
   rl = settings.rl
@@ -135,12 +134,6 @@ def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:
     )
 
 
-def _unrecorded(record: dict[str, Any] | None) -> tuple[str, ...]:
-  """Fields that a run made before they were recorded is not asked for."""
-  recorded = record is None or "contents" in record["config"]
-  return () if recorded else ("contents",)
-
-
 def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
   """Refuses a start made for another world, model or PRM."""
   record = workdirs.read_record(start)
@@ -149,8 +142,9 @@ def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
       f"--start={start} is not the workdir of a run: it has no "
       f"{workdirs.CONFIG_FILE}."
     )
-  free = (*MAY_DIFFER_FROM_START, *_unrecorded(record))
-  differing = workdirs.config_differences(record["config"], config, free)
+  differing = workdirs.config_differences(
+    record["config"], config, MAY_DIFFER_FROM_START
+  )
   if differing:
     raise workdirs.WorkdirError(
       f"--start={start} was made with another config:\n  "
