@@ -17,7 +17,7 @@ from pure_jax.training.stages import Demonstrations
 
 # Why a row is left out, in the order they are asked. The last holds a special
 # token as text, or what the tokenizer writes in another way.
-TOO_LONG = (
+LEFT_OUT = (
   "problem too long",
   "solution too long",
   "too many steps",
@@ -48,7 +48,7 @@ class EncodedRows:
     index: [n] int64, which rows of the data set, ascending.
     prompts: n lists of ids.
     responses: n lists of ids, each with EOS.
-    left_out: by index of a row, which of `TOO_LONG` it is.
+    left_out: by index of a row, which of `LEFT_OUT` it is.
   """
 
   index: np.ndarray
@@ -78,7 +78,7 @@ def encode_rows(
       response is None,
     )
     if any(excess):
-      left_out[number] = TOO_LONG[excess.index(True)]
+      left_out[number] = LEFT_OUT[excess.index(True)]
       continue
     index.append(number)
     prompts.append(asked)

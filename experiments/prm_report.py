@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from evaluate_prm_settings import EvaluatePRMSettings
-from judged_rows import TOO_LONG
+from judged_rows import LEFT_OUT
 from run_settings import ConfigError
 
 from pure_jax.host import prm_metrics
@@ -57,7 +57,7 @@ def collect(rows: Sequence[Mapping[str, Any]]) -> Scored:
     good[place, :count] = [label == 1 for label in row["labels"]]
     label_mask[place, :count] = [label is not None for label in row["labels"]]
   reasons = [row["left_out"] for row in rows]
-  left_out = {reason: reasons.count(reason) for reason in TOO_LONG}
+  left_out = {reason: reasons.count(reason) for reason in LEFT_OUT}
   return Scored(kept, rewards, step_mask, good, label_mask, left_out, len(rows))
 
 

@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from judged_rows import TOO_LONG
+from judged_rows import LEFT_OUT
 
 from pure_jax.host.data.records import Steps, problem_key
 from pure_jax.host.verify import last_number
@@ -172,9 +172,9 @@ def _check(row: Any, sizes: Mapping[str, int]) -> None:
   if any(isinstance(x, bool) or x not in (0, 1, None) for x in labels):
     raise ValueError(f"labels is {labels!r}, not 0, 1 and null")
   if row["left_out"] is not None:
-    if row["left_out"] not in TOO_LONG or "step_rewards" in row:
+    if row["left_out"] not in LEFT_OUT or "step_rewards" in row:
       raise ValueError(
-        f"left_out is {row['left_out']!r}, not one of {TOO_LONG} without "
+        f"left_out is {row['left_out']!r}, not one of {LEFT_OUT} without "
         "step_rewards"
       )
     return
