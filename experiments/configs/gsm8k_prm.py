@@ -35,11 +35,11 @@ each evaluation. Held out are 1,398 labels; 133 problems have four solutions.
   best of 4, mean       .353      .368       .385
 
 The majority of the four is right in .489. So steps are ranked better than by
-chance, though no better than by their place ("is it late?" has .60); at the
-threshold every step is called good, and a choice by the PRM is worth nothing.
-Five hundred solutions and one pass are too few. The log, with the losses of
-single batches of four, is experiments/results/gsm8k_prm/metrics.jsonl; nothing
-was tuned on it, and the full data set awaits an accelerator.
+chance, though hardly better than by their place ("is it late?" has .60 over all
+labels); at the threshold every step is called good, and a choice by the PRM is
+no better than one at random. The log, with the losses of single batches of
+four, is experiments/results/gsm8k_prm/metrics.jsonl; nothing was tuned on it,
+and the full data set has not been tried.
 
 `gsm8k_prm.py:smoke` runs both stages on a tiny random Llama, as SmolLM2 is one,
 in under a minute.
