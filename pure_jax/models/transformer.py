@@ -178,6 +178,26 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
   return turned.astype(x.dtype)
 
 
+def project_tokens(x_BTD: Array, weight: Array) -> Array:
+  """Applies one matrix to every token: x W.
+
+  Rows and tokens are laid out as the rows of one matrix. XLA's CPU backend has
+  a fast product for that, and not for three axes: measured on two cores, a
+  training step of 256 rows of 61 tokens through 4 layers of width 64 took 307
+  ms so and 443 ms with ``einsum("BTD,DF->BTF")``.
+
+  Args:
+    x_BTD: [B, T, D] float.
+    weight: [D, ...] float, the output's axes after the first.
+
+  Returns:
+    [B, T, ...] in their common dtype.
+  """
+  B, T, D = x_BTD.shape
+  product = x_BTD.reshape(B * T, D) @ weight.reshape(D, -1)
+  return product.reshape(B, T, *weight.shape[1:])
+
+
 def attention_mask(
   query_segments: Array, key_segments: Array, first_slot: Array
 ) -> Array:
@@ -327,7 +347,7 @@ def _attention(layer, config, x_BTD, rotary, mask, past):
   dtype = x_BTD.dtype
 
   def project(name):
-    y = jnp.einsum("BTD,DNH->BTNH", x_BTD, layer[name].astype(dtype))
+    y = project_tokens(x_BTD, layer[name].astype(dtype))
     if config.attention_bias:
       y = y + layer[f"{name}_bias"].astype(dtype)[None, None]
     return y
@@ -348,15 +368,19 @@ def _attention(layer, config, x_BTD, rotary, mask, past):
     k = jax.lax.dynamic_update_slice(past_k, k, at)
     v = jax.lax.dynamic_update_slice(past_v, v, at)
     present = k, v
-  out = attend(q, k, v, mask)
-  added = jnp.einsum("BTNH,NHD->BTD", out, layer["output"].astype(dtype))
+  out_BTNH = attend(q, k, v, mask)
+  N, H, D = layer["output"].shape
+  added = project_tokens(
+    out_BTNH.reshape(*x_BTD.shape[:2], N * H),
+    layer["output"].astype(dtype).reshape(N * H, D),
+  )
   return added, present
 
 
 def _mlp(layer, x_BTD):
   """SwiGLU: (silu(x gate) * (x up)) down."""
   dtype = x_BTD.dtype
-  gate = jnp.einsum("BTD,DF->BTF", x_BTD, layer["gate"].astype(dtype))
-  up = jnp.einsum("BTD,DF->BTF", x_BTD, layer["up"].astype(dtype))
+  gate = project_tokens(x_BTD, layer["gate"].astype(dtype))
+  up = project_tokens(x_BTD, layer["up"].astype(dtype))
   hidden = jax.nn.silu(gate) * up
-  return jnp.einsum("BTF,FD->BTD", hidden, layer["down"].astype(dtype))
+  return project_tokens(hidden, layer["down"].astype(dtype))
