@@ -82,10 +82,10 @@ def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
     else:
       right = arithmetic.grade(problem, response)
       wrong_at["right" if right else "unfinished"] += 1
-  # Half are right to the end; mistakes come early as well as late. A mistake
+  # A fifth are right to the end; mistakes come early as well as late. A mistake
   # that happens to be right, or to repeat a step, leaves its row unfinished.
-  assert 950 < wrong_at["right"] < 1_050 and wrong_at["unfinished"] < 150
-  assert all(wrong_at[step] > 100 for step in range(4)), wrong_at
+  assert 350 < wrong_at["right"] < 450 and wrong_at["unfinished"] < 240
+  assert all(wrong_at[step] > 160 for step in range(4)), wrong_at
 
 
 def test_splits_share_no_problem(rows):

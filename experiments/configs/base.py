@@ -92,7 +92,7 @@ def prm() -> ConfigDict:
       separator="insert",  # Or "replace", as the reference does.
       head_optim=optimizer(1e-3, weight_decay=0.1),
       full_optim=optimizer(
-        2e-3, weight_decay=0.1, warmup_steps=50, decay_steps=2_000
+        1e-3, weight_decay=0.1, warmup_steps=50, decay_steps=2_000
       ),
     )
   )

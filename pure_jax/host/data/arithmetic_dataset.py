@@ -34,8 +34,9 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
 
   # Prepared data is found by version and config alone: whoever changes what
   # `make_example` or `label_steps` return must raise this.
-  VERSION = tfds.core.Version("1.3.0")
+  VERSION = tfds.core.Version("1.4.0")
   RELEASE_NOTES = {  # noqa: RUF012
+    "1.4.0": "Four in five of the responses written to be judged go wrong.",
     "1.3.0": "A split of responses written to be judged.",
     "1.2.0": "Rows in order of their index; rates are what they say; an"
     " equation that a problem needs twice counts twice.",

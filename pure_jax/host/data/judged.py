@@ -1,7 +1,7 @@
 """Responses written to be judged: what the PRM learns beside real samples.
 
 PRM800K rates several alternatives of a step after the same right beginning.
-So do these: half of them are right to the end, the others go wrong at a step
+So do these: a fifth of them are right to the end, the others go wrong at a step
 drawn evenly, in one of the ways below, and stop there (what follows a first
 error has no label). Without them a PRM sees the mistakes that demonstrations
 happen to contain, and RL finds the others.
@@ -21,7 +21,9 @@ from pure_jax.host.data.arithmetic import (
 )
 
 JUDGED_SEED = 2  # Apart from those of the splits of `arithmetic`.
-WRONG_RATE = 0.5
+# Every response holds right steps, only these a wrong one. With a rate of .5 a
+# PRM found all right steps and missed up to a fifth of the wrong ones.
+WRONG_RATE = 0.8
 MAX_FILLERS = 3  # In a row, before a step.
 
 
