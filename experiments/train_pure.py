@@ -73,6 +73,7 @@ def compile_functions(
     space.sampler, temperature=0.0, top_p=1.0, top_k=0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
+  rows = rl.prompts * rl.samples_per_prompt // rl.micro_batches
   return Functions(
     generate=train.make_generate(
       space.model, space.sampler, rl.samples_per_prompt, space.mesh
@@ -86,6 +87,7 @@ def compile_functions(
       rl.score_config(space.settings.prm.separator),
       space.table,
       space.mesh,
+      rows,
     ),
     update=train.make_update(
       space.model,

@@ -13,7 +13,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.training import score, train
+from pure_jax.training import parts, score, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.types import Prompts, SeparatorTable
 
@@ -77,7 +77,13 @@ def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
   )(jax.random.key(1), reference)
   generate = train.make_generate(MODEL, SAMPLER, 4, mesh)
   score_rollout = score.make_score(
-    MODEL, PRM_MODEL, SAMPLER, score.ScoreConfig(4), TABLE, mesh
+    MODEL,
+    PRM_MODEL,
+    SAMPLER,
+    score.ScoreConfig(4),
+    TABLE,
+    mesh,
+    rows_at_a_time=32 // micro_batches,
   )
   update = train.make_update(
     MODEL, SAMPLER, CREDIT, LOSS, optimizer, TABLE, mesh, micro_batches
@@ -104,9 +110,11 @@ def alone():
   return one_step(sharding.make_mesh(), steps=2)
 
 
-@pytest.mark.parametrize("shape", [(8, 1), (1, 8), (2, 4)])
-def test_eight_devices_equal_one(alone, shape):
-  state, history = one_step(sharding.make_mesh(*shape), steps=2)
+@pytest.mark.parametrize(
+  ("shape", "micro_batches"), [((8, 1), 1), ((1, 8), 1), ((2, 4), 4)]
+)
+def test_eight_devices_equal_one(alone, shape, micro_batches):
+  state, history = one_step(sharding.make_mesh(*shape), micro_batches, steps=2)
   for (rollout, scores, metrics), (other, their_scores, theirs) in zip(
     history, alone[1], strict=True
   ):
@@ -167,22 +175,38 @@ def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
 
 def test_four_micro_batches_equal_one_batch(alone):
   """Dividing each by its own count would weigh short micro-batches more."""
-  parts, history = one_step(sharding.make_mesh(), micro_batches=4, steps=2)
-  for (_, _, metrics), (_, _, expected) in zip(history, alone[1], strict=True):
+  state, history = one_step(sharding.make_mesh(), micro_batches=4, steps=2)
+  for (_, scores, metrics), (_, theirs, expected) in zip(
+    history, alone[1], strict=True
+  ):
+    jax.tree.map(np.testing.assert_array_equal, scores.steps, theirs.steps)
+    for field in ("step_rewards", "old_logp", "ref_logp", "drift_max"):
+      np.testing.assert_allclose(
+        getattr(scores, field), getattr(theirs, field), atol=1e-5, err_msg=field
+      )
     for name, value in metrics.items():
       np.testing.assert_allclose(
         value, expected[name], atol=1e-5, rtol=1e-5, err_msg=name
       )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
-    parts.params,
+    state.params,
     alone[0].params,
   )
 
 
-def test_rows_of_a_micro_batch_come_from_every_device():
-  split = train.split_rows(jnp.arange(8), 2)
+def test_rows_of_a_part_come_from_every_device_and_go_back():
+  split = parts.split_rows(jnp.arange(8), 2)
   np.testing.assert_array_equal(split, [[0, 2, 4, 6], [1, 3, 5, 7]])
+  np.testing.assert_array_equal(parts.join_rows(split), jnp.arange(8))
+
+
+@pytest.mark.parametrize(
+  ("rows", "limit", "expected"),
+  [(12, 12, 1), (12, 13, 1), (12, 11, 2), (12, 5, 3), (7, 3, 7), (12, None, 1)],
+)
+def test_parts_are_equal_few_and_small_enough(rows, limit, expected):
+  assert parts.count_parts(rows, limit) == expected
 
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():

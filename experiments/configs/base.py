@@ -131,7 +131,7 @@ def rl() -> ConfigDict:
       # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
-      micro_batches=1,  # Gradient accumulation: parts of the one update.
+      micro_batches=1,  # Parts in which a batch is scored and differentiated.
       optim=optimizer(3e-4),
       eval_every=10,  # Iterations between evaluations.
       eval_prompts=256,  # Held-out prompts.

@@ -19,6 +19,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
+from pure_jax.training import parts
 from pure_jax.types import (
   Experience,
   PRMInputs,
@@ -141,6 +142,7 @@ def make_score(
   config: ScoreConfig,
   table: SeparatorTable,
   mesh: Mesh,
+  rows_at_a_time: int | None = None,
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
 
@@ -152,6 +154,8 @@ def make_score(
     config: how steps are cut and scored.
     table: which token ids end a step.
     mesh: the device mesh.
+    rows_at_a_time: at most so many rows are read together, at least 1; None
+      reads all B. Changes the memory used and not the result.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
@@ -186,9 +190,22 @@ def make_score(
     return cut, rewards
 
   def score(params, reference_params, prm_params, rollout, prm_prompts):
-    cut, rewards = score_steps(prm_params, rollout, prm_prompts)
-    old_logp, _ = rollout_logp(params, model, sampler, rollout)
-    ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
+    def score_part(part):
+      rollout, prm_prompts = part
+      cut, rewards = score_steps(prm_params, rollout, prm_prompts)
+      old_logp, _ = rollout_logp(params, model, sampler, rollout)
+      ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
+      return cut, rewards, old_logp, ref_logp
+
+    batch = rollout, prm_prompts
+    count = parts.count_parts(rollout.tokens.shape[0], rows_at_a_time)
+    if count == 1:
+      found = score_part(batch)
+    else:
+      found = parts.join_rows(
+        jax.lax.map(score_part, parts.split_rows(batch, count))
+      )
+    cut, rewards, old_logp, ref_logp = found
     drift = masked.masked_max(
       jnp.abs(old_logp - rollout.sampled_logp), rollout.completion_mask
     )

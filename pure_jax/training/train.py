@@ -28,6 +28,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
 from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.training.parts import accumulate_gradients
 from pure_jax.training.score import Scores, experience_from, rollout_logp
 from pure_jax.types import Prompts, Rollout, SeparatorTable
 
@@ -248,27 +249,6 @@ def make_generate_rows(
   )
 
 
-def split_rows(tree: Any, micro_batches: int) -> Any:
-  """[B, ...] -> [micro_batches, B / micro_batches, ...] in every array.
-
-  Micro-batch m takes rows m, m + micro_batches, ...: with rows split over
-  devices in contiguous blocks, each device keeps its share of every one.
-
-  Args:
-    tree: pytree of arrays [B, ...].
-    micro_batches: how many; must divide B.
-
-  Returns:
-    The same tree with a leading micro-batch axis.
-  """
-
-  def split(x):
-    grouped = x.reshape(-1, micro_batches, *x.shape[1:])
-    return jnp.swapaxes(grouped, 0, 1)
-
-  return jax.tree.map(split, tree)
-
-
 def make_update(
   model: ModelConfig,
   sampler: sampling.SamplingConfig,
@@ -336,44 +316,3 @@ def make_update(
     out_shardings=(places, everywhere),
     donate_argnums=0,
   )
-
-
-def accumulate_gradients(
-  objective: Callable[[Any, Any], tuple[jax.Array, Metrics]],
-  params: Any,
-  batch: Any,
-  micro_batches: int,
-) -> tuple[tuple[jax.Array, Metrics], Any]:
-  """Sums an objective and its gradients over micro-batches.
-
-  Args:
-    objective: (params, part of the batch) -> (loss, metrics), each already
-      divided by the whole batch's count so that parts add up. Metrics named
-      ``*_max`` and ``*_min`` are combined as their name says.
-    params: what to differentiate by.
-    batch: pytree of arrays [B, ...].
-    micro_batches: number of parts; must divide B.
-
-  Returns:
-    ((loss, metrics), gradients) of the whole batch.
-  """
-  value_and_grad = jax.value_and_grad(objective, has_aux=True)
-  if micro_batches == 1:
-    return value_and_grad(params, batch)
-
-  def combine(path, total, new):
-    name = jax.tree_util.keystr(path)
-    if name.endswith("_max']"):
-      return jnp.maximum(total, new)
-    if name.endswith("_min']"):
-      return jnp.minimum(total, new)
-    return total + new
-
-  def body(total, part):
-    new = value_and_grad(params, part)
-    return jax.tree_util.tree_map_with_path(combine, total, new), None
-
-  parts = split_rows(batch, micro_batches)
-  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
-  rest = jax.tree.map(lambda x: x[1:], parts)
-  return jax.lax.scan(body, first, rest)[0]

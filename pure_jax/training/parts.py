@@ -1,0 +1,104 @@
+"""A batch in parts, one after the other: less memory, the same result."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def split_rows(tree: Any, parts: int) -> Any:
+  """[B, ...] -> [parts, B / parts, ...] in every array.
+
+  Part p takes rows p, p + parts, ...: with rows split over devices in
+  contiguous blocks, each device keeps its share of every one.
+
+  Args:
+    tree: pytree of arrays [B, ...].
+    parts: how many; must divide B.
+
+  Returns:
+    The same tree with a leading axis of parts.
+  """
+
+  def split(x):
+    grouped = x.reshape(-1, parts, *x.shape[1:])
+    return jnp.swapaxes(grouped, 0, 1)
+
+  return jax.tree.map(split, tree)
+
+
+def join_rows(tree: Any) -> Any:
+  """[parts, B / parts, ...] -> [B, ...], the inverse of `split_rows`.
+
+  Args:
+    tree: pytree of arrays.
+
+  Returns:
+    The same tree, rows in their old order.
+  """
+
+  def join(x):
+    grouped = jnp.swapaxes(x, 0, 1)
+    return grouped.reshape(-1, *x.shape[2:])
+
+  return jax.tree.map(join, tree)
+
+
+def count_parts(rows: int, limit: int | None) -> int:
+  """The fewest equal parts of a batch with no more rows than a limit.
+
+  >>> count_parts(480, 8), count_parts(500, 8), count_parts(256, None)
+  (60, 100, 1)
+
+  Args:
+    rows: B.
+    limit: of rows in a part, at least 1; None has no limit.
+
+  Returns:
+    A divisor of B.
+  """
+  if limit is None:
+    return 1
+  return next(n for n in range(-(-rows // limit), rows + 1) if rows % n == 0)
+
+
+def accumulate_gradients(
+  objective: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
+  params: Any,
+  batch: Any,
+  micro_batches: int,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
+  """Sums an objective and its gradients over micro-batches.
+
+  Args:
+    objective: (params, part of the batch) -> (loss, metrics), each already
+      divided by the whole batch's count so that parts add up. Metrics named
+      ``*_max`` and ``*_min`` are combined as their name says.
+    params: what to differentiate by.
+    batch: pytree of arrays [B, ...].
+    micro_batches: number of parts; must divide B.
+
+  Returns:
+    ((loss, metrics), gradients) of the whole batch.
+  """
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  if micro_batches == 1:
+    return value_and_grad(params, batch)
+
+  def combine(path, total, new):
+    name = jax.tree_util.keystr(path)
+    if name.endswith("_max']"):
+      return jnp.maximum(total, new)
+    if name.endswith("_min']"):
+      return jnp.minimum(total, new)
+    return total + new
+
+  def body(total, part):
+    new = value_and_grad(params, part)
+    return jax.tree_util.tree_map_with_path(combine, total, new), None
+
+  parts = split_rows(batch, micro_batches)
+  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  return jax.lax.scan(body, first, rest)[0]
