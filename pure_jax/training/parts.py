@@ -63,6 +63,25 @@ def count_parts(rows: int, limit: int | None) -> int:
   return next(n for n in range(-(-rows // limit), rows + 1) if rows % n == 0)
 
 
+def map_rows(
+  function: Callable[[Any], Any], batch: Any, limit: int | None
+) -> Any:
+  """Applies a function that treats every row by itself.
+
+  Args:
+    function: pytree of arrays [b, ...] -> pytree of arrays [b, ...].
+    batch: pytree of arrays [B, ...].
+    limit: of rows it gets at a time, see `count_parts`.
+
+  Returns:
+    What it gives for all B rows.
+  """
+  count = count_parts(jax.tree.leaves(batch)[0].shape[0], limit)
+  if count == 1:
+    return function(batch)
+  return join_rows(jax.lax.map(function, split_rows(batch, count)))
+
+
 def accumulate_gradients(
   objective: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
   params: Any,

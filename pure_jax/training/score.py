@@ -197,15 +197,9 @@ def make_score(
       ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
       return cut, rewards, old_logp, ref_logp
 
-    batch = rollout, prm_prompts
-    count = parts.count_parts(rollout.tokens.shape[0], rows_at_a_time)
-    if count == 1:
-      found = score_part(batch)
-    else:
-      found = parts.join_rows(
-        jax.lax.map(score_part, parts.split_rows(batch, count))
-      )
-    cut, rewards, old_logp, ref_logp = found
+    cut, rewards, old_logp, ref_logp = parts.map_rows(
+      score_part, (rollout, prm_prompts), rows_at_a_time
+    )
     drift = masked.masked_max(
       jnp.abs(old_logp - rollout.sampled_logp), rollout.completion_mask
     )
