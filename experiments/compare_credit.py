@@ -85,28 +85,23 @@ def command(
   ]
 
 
-def run_all(jobs: list[tuple[list[str], pathlib.Path]]) -> None:
-  """Runs command lines, `--jobs` at a time, each with its log."""
-  cores = queue.SimpleQueue()
-  for core in range(_JOBS.value):
-    cores.put(core)
+def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
+  """Runs command lines, some at a time, one core each, each with its log."""
+  cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
+  usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]
+  for number in range(at_a_time):
+    cores.put(usable[number % len(usable)])
+
+  def pin():
+    """Binds a thread to a core; the runs that it starts inherit that."""
+    if can_pin:
+      os.sched_setaffinity(0, {cores.get()})
 
   def one(job):
     line, log = job
-    core = cores.get()
-    pin = None
-    if hasattr(os, "sched_setaffinity"):
-      usable = sorted(os.sched_getaffinity(0))
-      chosen = {usable[core % len(usable)]}
-      pin = lambda: os.sched_setaffinity(0, chosen)  # noqa: E731
     log.parent.mkdir(parents=True, exist_ok=True)
-    try:
-      with log.open("ab") as output:
-        done = subprocess.run(
-          line, stdout=output, stderr=output, preexec_fn=pin, check=False
-        )
-    finally:
-      cores.put(core)
+    with log.open("ab") as output:
+      done = subprocess.run(line, stdout=output, stderr=output, check=False)
     if done.returncode == 0:
       print("done  ", log, flush=True)
     else:
@@ -114,7 +109,9 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]]) -> None:
       print("FAILED", log, *last, flush=True)
     return done.returncode
 
-  with concurrent.futures.ThreadPoolExecutor(_JOBS.value) as pool:
+  with concurrent.futures.ThreadPoolExecutor(
+    at_a_time, initializer=pin
+  ) as pool:
     failed = sum(code != 0 for code in pool.map(one, jobs))
   if failed:
     raise SystemExit(f"{failed} of {len(jobs)} runs failed; see their logs.")
@@ -134,8 +131,8 @@ def run_missing(root: pathlib.Path) -> None:
       if not (folder / "summary.json").exists():
         line = command("train_pure.py", folder, seed, ARMS[arm])
         arms.append(([*line, f"--start={start}"], folder / "log.txt"))
-  run_all(starts)
-  run_all(arms)
+  run_all(starts, _JOBS.value)
+  run_all(arms, _JOBS.value)
 
 
 def collect(root: pathlib.Path) -> list[dict]:

@@ -1,6 +1,7 @@
 """The comparison's arithmetic, and that its arms differ in credit alone."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -52,6 +53,23 @@ def test_the_table_takes_each_runs_last_evaluations_and_its_best():
   other = [cell.strip() for cell in lines[3].strip("|").split("|")]
   assert other[1] == "0.250"  # One seed has no interval.
   assert "–" in other  # Nothing was wrong, so nothing was hacked.
+
+
+@pytest.mark.skipif(
+  not hasattr(os, "sched_getaffinity"), reason="this system binds no cores"
+)
+def test_each_run_has_one_core_and_its_log(tmp_path):
+  """On two cores a run's last digits are others, and two runs disturb it."""
+  mine = os.sched_getaffinity(0)
+  line = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+  logs = [tmp_path / f"run{number}" / "log.txt" for number in range(3)]
+  compare_credit.run_all([(line, log) for log in logs], at_a_time=2)
+  assert all({int(log.read_text())} <= mine for log in logs)
+  assert os.sched_getaffinity(0) == mine
+  fails = [sys.executable, "-c", "raise SystemExit('no more room')"]
+  with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+    compare_credit.run_all([(line, logs[0]), (fails, logs[1])], at_a_time=1)
+  assert "no more room" in logs[1].read_text()
 
 
 def test_the_committed_table_is_that_of_the_committed_runs():
