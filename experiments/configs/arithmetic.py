@@ -3,12 +3,12 @@
   python experiments/train_pure.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Measured on 2026-11-25 (jax 0.10.2, two cores of an AMD EPYC): 10.2 minutes from
-nothing in a fresh clone and environment, 9.4 earlier that day; held-out
-accuracy at temperature 1 from .184 to .855, greedy from .098 to .945. All rows
-of experiments/results/arithmetic/metrics.jsonl came out to the last digit in
-both, and in two runs without `pure_jax.host.allocator`, of 11.5 minutes the
-same night and 7.5 the day before: the machine's own speed changes that much.
+Measured on 2026-11-25 (jax 0.10.2, two cores of an AMD EPYC): 8.5 minutes from
+nothing in a fresh clone and environment; held-out accuracy at temperature 1
+from .191 to .898, greedy from .094 to .988. The rows of
+experiments/results/arithmetic/metrics.jsonl are those of this run without the
+rows of single RL iterations. Machines of one kind differ: the version before
+this one took from 7.5 to 11.5 minutes.
 
 `arithmetic.py:smoke` runs every stage in about a minute; it shows that the
 machinery works and trains nothing worth looking at.
