@@ -3,6 +3,7 @@
 import json
 import logging
 import pathlib
+import signal
 import subprocess
 import sys
 import textwrap
@@ -340,3 +341,25 @@ def test_the_record_is_readable_without_this_code(tmp_path):
   assert record["config"] == {"seed": 3}
   assert record["extra"] == {"cursor": 70}
   assert record["leaves"]["params.embed"] == "float32[64,32]"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_ctrl_c_in_the_middle_of_a_save_comes_when_it_is_whole(
+  tmp_path, monkeypatch, when
+):
+  write = checksums.write
+
+  def interrupted(folder):
+    if when == "before":
+      signal.raise_signal(signal.SIGINT)
+    write(folder)
+    if when == "after":
+      signal.raise_signal(signal.SIGINT)
+
+  monkeypatch.setattr(checksums, "write", interrupted)
+  state = make_state(1)
+  with Checkpoints(tmp_path) as checkpoints:
+    with pytest.raises(KeyboardInterrupt):
+      checkpoints.save(1, state)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert_same(checkpoints.restore_latest(abstract(state)).state, state)

@@ -386,7 +386,8 @@ def test_rows_over_eight_devices_are_those_of_one(finished, tmp_path):
   for mine, theirs in zip(
     scores(tmp_path / "run"), scores(finished[0]), strict=True
   ):
+    # Matrix products are cut up in another way.
     np.testing.assert_allclose(
-      mine["step_rewards"], theirs["step_rewards"], atol=1e-6
+      mine["step_rewards"], theirs["step_rewards"], atol=1e-5
     )
     assert mine | {"step_rewards": 0} == theirs | {"step_rewards": 0}

@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from pure_jax.host import checksums
+from pure_jax.host import checksums, interrupts
 from pure_jax.host.leaves import (
   abstract,
   describe,
@@ -135,7 +135,7 @@ class Checkpoints:
     extra: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
   ) -> None:
-    """Writes a checkpoint, whole or not at all.
+    """Writes a checkpoint, whole or not at all. Ctrl-C waits for its end.
 
     Checkpoints at `step` or later are removed first: they belong to a future
     that was abandoned when an earlier step was restored.
@@ -165,7 +165,7 @@ class Checkpoints:
     record = json.loads(json.dumps(record, allow_nan=False))
     has_metric = metrics is not None and self._best_metric in metrics
     try:
-      with _quiet():
+      with _quiet(), interrupts.held_back():
         for stale in self.steps():
           if stale >= step:
             self._manager.delete(stale)
@@ -182,10 +182,10 @@ class Checkpoints:
           else None,
           force=True,
         )
+        if jax.process_index() == 0:
+          checksums.write(self._folder(step))
     except OSError as error:
       raise self._cannot_write(error) from error
-    if jax.process_index() == 0:
-      checksums.write(self._folder(step))
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
     """Reads the newest usable checkpoint.
