@@ -343,6 +343,15 @@ def test_the_record_is_readable_without_this_code(tmp_path):
   assert record["leaves"]["params.embed"] == "float32[64,32]"
 
 
+@pytest.fixture
+def ctrl_c_raises():
+  """A shell's background job ignores it, and so would the tests there."""
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_ctrl_c_in_the_middle_of_a_save_comes_when_it_is_whole(
   tmp_path, monkeypatch, when
