@@ -109,7 +109,7 @@ class ArithmeticTask:
     data = self._sample(space, policy_params, problems, space.key(2))
     labels, label_mask = self._label([p.problem for p in problems], data)
     score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.mesh
+      space.prm_model, space.prm_score_config, space.table, space.layout
     )
     rewards = np.asarray(score(params, space.put(data)))
     good = labels == 1
@@ -181,9 +181,9 @@ class ArithmeticTask:
   ) -> Demonstrations:
     """One response to each problem; a repeated one gets another each time."""
     generate = train.make_generate(
-      self.model, space.sampler, group_size=1, mesh=space.mesh
+      self.model, space.sampler, group_size=1, layout=space.layout
     )
-    devices = space.mesh.size
+    devices = space.layout.row_shards
     rows = -(-min(SAMPLE_ROWS, len(problems)) // devices) * devices
     parts = []
     for first in range(0, len(problems), rows):

@@ -27,7 +27,6 @@ import launch
 import numpy as np
 from evaluation_data import Questions, Unit
 from evaluation_settings import EvaluationSettings
-from jax.sharding import Mesh
 from response_writer import ResponseWriter, Written, read
 from run_settings import ConfigError
 
@@ -75,7 +74,7 @@ def missing_batches(
 def write_responses(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
-  mesh: Mesh,
+  layout: sharding.Layout,
   questions: Questions,
   file: ResponsesFile,
 ) -> None:
@@ -83,7 +82,7 @@ def write_responses(
   missing, total = missing_batches(questions, file, settings.batch_rows)
   if not missing:
     return
-  writer = ResponseWriter(settings, tokenizer, mesh)
+  writer = ResponseWriter(settings, tokenizer, layout)
 
   def one_behind() -> Iterator[Written]:
     """Each batch, when the next one is on its way."""
@@ -166,7 +165,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
     ResponsesError: for a damaged file of responses.
   """
   try:
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+    layout = settings.mesh.layout()
   except ValueError as error:
     raise ConfigError(str(error)) from error
   config: dict[str, Any] = dataclasses.asdict(settings)
@@ -178,11 +177,11 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
   with workdirs.locked(workdir):
-    _evaluate_in(workdir, settings, mesh)
+    _evaluate_in(workdir, settings, layout)
 
 
 def _evaluate_in(
-  workdir: pathlib.Path, settings: EvaluationSettings, mesh: Mesh
+  workdir: pathlib.Path, settings: EvaluationSettings, layout: sharding.Layout
 ) -> None:
   """As `evaluate`, in a folder that is this process's alone."""
   if settings.random_model:
@@ -199,7 +198,7 @@ def _evaluate_in(
   evaluation_data.check_prm_vocabulary(settings, tokenizer)
   questions = evaluation_data.ask(settings, tokenizer, workdir)
   with ResponsesFile(workdir / RESPONSES_FILE) as file:
-    write_responses(settings, tokenizer, mesh, questions, file)
+    write_responses(settings, tokenizer, layout, questions, file)
     report(settings, questions, file, workdir)
 
 

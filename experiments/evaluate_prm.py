@@ -31,7 +31,6 @@ import numpy as np
 import prm_report
 import tiny_files
 from evaluate_prm_settings import DataSettings, EvaluatePRMSettings
-from jax.sharding import Mesh
 from judge import Judge, contents, load_folder, load_run
 from run_settings import ConfigError
 from score_file import ScoreFile, describe
@@ -62,7 +61,7 @@ def score_data(
   data: DataSettings,
   rows: list[Steps],
   judge: Judge,
-  mesh: Mesh,
+  layout: sharding.Layout,
   scores: ScoreFile,
 ) -> None:
   """Scores the rows of a data set that the file does not hold.
@@ -95,8 +94,8 @@ def score_data(
   score = stages.make_prm_evaluation(
     judge.model,
     ScoreConfig(settings.max_steps, settings.separator),
-    jax.device_put(table, sharding.replicated(mesh)),
-    mesh,
+    jax.device_put(table, sharding.replicated(layout)),
+    layout,
   )
   count = -(-len(encoded.index) // settings.batch_size)
   with Progress(data.name, count, enabled=settings.progress) as bar:
@@ -109,7 +108,7 @@ def score_data(
     ):
       numbers = encoded.index[places].tolist()
       if todo.intersection(numbers):
-        batch = jax.device_put(batch, sharding.batch_sharding(mesh))
+        batch = jax.device_put(batch, sharding.batch_sharding(layout))
         found = np.asarray(score(judge.params, batch))
         scores.append(
           [
@@ -158,7 +157,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     FloatingPointError: if a score is not finite; it is not kept.
   """
   try:
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+    layout = settings.mesh.layout()
   except ValueError as error:
     raise ConfigError(str(error)) from error
   for data in settings.data:
@@ -170,27 +169,27 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     config["contents"] = contents(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   with workdirs.locked(folder):
-    return _evaluate_in(folder, settings, mesh)
+    return _evaluate_in(folder, settings, layout)
 
 
 def _evaluate_in(
-  folder: pathlib.Path, settings: EvaluatePRMSettings, mesh: Mesh
+  folder: pathlib.Path, settings: EvaluatePRMSettings, layout: sharding.Layout
 ) -> str:
   """As `evaluate`, in a folder that is this process's alone."""
   listed = settings.data
   if settings.random_model is not None:
     tied = settings.random_model == "tied"
     judge = load_folder(
-      settings, tiny_files.write_prm(folder / "tiny" / "prm", tied=tied), mesh
+      settings, tiny_files.write_prm(folder / "tiny" / "prm", tied=tied), layout
     )
     listed = listed or tuple(
       DataSettings(name, str(path), name)
       for name, path in tiny_files.write_solutions(folder / "tiny").items()
     )
   elif settings.run is not None:
-    judge = load_run(settings, settings.run, mesh)
+    judge = load_run(settings, settings.run, layout)
   else:
-    judge = load_folder(settings, settings.prm, mesh)
+    judge = load_folder(settings, settings.prm, layout)
 
   rows = {
     data.name: data_files.read_file(
@@ -204,7 +203,7 @@ def _evaluate_in(
   sizes = {name: len(found) for name, found in rows.items()}
   with ScoreFile(folder, sizes) as scores:
     for data in listed:
-      score_data(settings, data, list(rows[data.name]), judge, mesh, scores)
+      score_data(settings, data, list(rows[data.name]), judge, layout, scores)
     scored = {
       data.name: prm_report.collect(
         [row for row in scores.rows.values() if row["data"] == data.name]

@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from run_settings import Fields, MeshSettings, check_format, one_of
+from mesh_settings import MeshSettings
+from run_settings import Fields, check_format, one_of
 
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.named_formats import format_names
@@ -98,9 +99,4 @@ class EvaluatePRMSettings:
       raise ValueError(
         f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
       )
-    devices = self.mesh.data * self.mesh.fsdp
-    if devices < 1 or self.batch_size % devices:
-      raise ValueError(
-        f"batch_size={self.batch_size} is not divisible by the {devices} "
-        f"devices of the mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
-      )
+    self.mesh.check_rows("batch_size", self.batch_size)

@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from mesh_settings import MeshSettings
 from run_settings import (
   Fields,
-  MeshSettings,
   at_least_one,
   check_format,
   one_of,
@@ -117,12 +117,7 @@ class EvaluationSettings:
         f"{self.grader_seconds}."
       )
     self.sampler(0, 1, (), greedy=False)
-    devices = self.mesh.data * self.mesh.fsdp
-    if devices < 1 or self.batch_rows % devices:
-      raise ValueError(
-        f"batch_rows={self.batch_rows} is not divisible by the {devices} "
-        f"devices of the mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
-      )
+    self.mesh.check_rows("batch_rows", self.batch_rows)
 
   def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
     """Those that have a file."""

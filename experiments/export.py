@@ -23,7 +23,6 @@ import tiny_files
 import workspace
 from absl import app, flags
 from config_conversion import settings_from_config
-from jax.sharding import Mesh
 from run_settings import ConfigError, Settings
 
 from pure_jax.host import huggingface
@@ -90,26 +89,26 @@ def read_run(workdir: pathlib.Path) -> Run:
   return Run(workdir, start, settings, pathlib.Path(files.policy))
 
 
-def make_mesh(settings: Settings) -> Mesh:
-  """The mesh of a run.
+def layout_of(settings: Settings) -> sharding.Layout:
+  """The layout of a run.
 
   Args:
     settings: the run's.
 
   Returns:
-    The mesh.
+    Its mesh and rules.
 
   Raises:
     ConfigError: if the devices are too few.
   """
   try:
-    return sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+    return settings.mesh.layout()
   except ValueError as error:
     raise ConfigError(str(error)) from error
 
 
 def restore(run: Run, model: ModelConfig, which: str) -> Restored:
-  """A checkpoint of RL, on the mesh of the run.
+  """A checkpoint of RL, on the layout of the run.
 
   Args:
     run: the run.
@@ -125,12 +124,12 @@ def restore(run: Run, model: ModelConfig, which: str) -> Restored:
   """
   declared = policy.declare_policy(model)
   optimizer = make_optimizer(run.settings.rl.optim)
-  mesh = make_mesh(run.settings)
+  layout = layout_of(run.settings)
   state = jax.eval_shape(
     lambda key: train.new_state(init_params(key, declared), optimizer),
     jax.random.key(0),
   )
-  places = train.state_shardings(declared, optimizer, mesh)
+  places = train.state_shardings(declared, optimizer, layout)
   state = jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=place
@@ -153,7 +152,7 @@ def restore(run: Run, model: ModelConfig, which: str) -> Restored:
 
 
 def load_prm(run: Run, model: ModelConfig) -> tuple[Any, ModelConfig]:
-  """The PRM that a run trained, on the mesh of the run.
+  """The PRM that a run trained, on the layout of the run.
 
   Args:
     run: the run.
@@ -176,7 +175,7 @@ def load_prm(run: Run, model: ModelConfig) -> tuple[Any, ModelConfig]:
     raise ConfigError(f"{stage} has no finished PRM: run train_prm.py.")
   model = prm.extend_config(model, run.settings.prm.extra_layers)
   params = workspace.load_weights(
-    stage / "weights", prm.declare_prm(model), make_mesh(run.settings)
+    stage / "weights", prm.declare_prm(model), layout_of(run.settings)
   )
   return params, model
 

@@ -218,7 +218,7 @@ class FilesTask:
     """The policy's weights, from its folder."""
     params, _ = huggingface.load_policy(
       self._files.policy,
-      space.mesh,
+      space.layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
@@ -230,7 +230,7 @@ class FilesTask:
       return None
     params, _ = huggingface.load_prm(
       self._files.prm,
-      space.mesh,
+      space.layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
@@ -326,7 +326,7 @@ class FilesTask:
     rows, encoded = self._encode(self._judged_rows()[1])
     settings, limits = self._settings.prm, self._limits
     score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.mesh
+      space.prm_model, space.prm_score_config, space.table, space.layout
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)
     for chosen, batch in judged_rows.in_batches(

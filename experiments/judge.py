@@ -9,7 +9,6 @@ import workspace
 from config_conversion import settings_from_config
 from evaluate_prm_settings import EvaluatePRMSettings
 from evaluation_data import MODEL_FILES
-from jax.sharding import Mesh
 from run_settings import ConfigError, FilesSettings, Settings
 
 from pure_jax.host import checksums, huggingface
@@ -19,6 +18,7 @@ from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +39,12 @@ class Judge:
 
 
 def load_folder(
-  settings: EvaluatePRMSettings, folder: str, mesh: Mesh
+  settings: EvaluatePRMSettings, folder: str, layout: sharding.Layout
 ) -> Judge:
   """A token classifier as transformers saves it."""
   params, model = huggingface.load_prm(
     folder,
-    mesh,
+    layout,
     compute_dtype=settings.compute_dtype,
     param_dtype=settings.param_dtype,
     good_class=settings.good_class,
@@ -119,7 +119,9 @@ def find_run(settings: EvaluatePRMSettings, folder: str) -> TrainedPRM:
   return TrainedPRM(start, trained, files)
 
 
-def load_run(settings: EvaluatePRMSettings, folder: str, mesh: Mesh) -> Judge:
+def load_run(
+  settings: EvaluatePRMSettings, folder: str, layout: sharding.Layout
+) -> Judge:
   """The PRM of a run.
 
   Raises:
@@ -137,7 +139,7 @@ def load_run(settings: EvaluatePRMSettings, folder: str, mesh: Mesh) -> Judge:
     )
     model = dataclasses.replace(model, param_dtype=files.param_dtype)
   model = prm.extend_config(model, trained.prm.extra_layers)
-  params = workspace.load_weights(found.weights, prm.declare_prm(model), mesh)
+  params = workspace.load_weights(found.weights, prm.declare_prm(model), layout)
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
   return Judge(str(folder), tokenizer, model, params)
 

@@ -82,7 +82,7 @@ def open_workspace(
   if settings.files is not None:
     config["contents"] = contents(settings.files)
   try:
-    mesh = sharding.make_mesh(settings.mesh.data, settings.mesh.fsdp)
+    layout = settings.mesh.layout()
   except ValueError as error:
     raise ConfigError(str(error)) from error
   if start is not None:
@@ -104,10 +104,10 @@ def open_workspace(
       settings=settings,
       workdir=path,
       start=start_path,
-      mesh=mesh,
+      layout=layout,
       task=task,
       table=jax.device_put(
-        separator_table(tokenizer), sharding.replicated(mesh)
+        separator_table(tokenizer), sharding.replicated(layout)
       ),
       prm_model=task.prm_model,
       sampler=SamplingConfig(

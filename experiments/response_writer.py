@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from evaluation_data import Unit
 from evaluation_settings import EvaluationSettings
-from jax.sharding import Mesh
 
 from pure_jax.host import huggingface, verify
 from pure_jax.host.contract import separator_table, split_texts
@@ -43,16 +42,16 @@ class ResponseWriter:
     self,
     settings: EvaluationSettings,
     tokenizer: HuggingFaceTokenizer,
-    mesh: Mesh,
+    layout: sharding.Layout,
   ):
     """Loads the weights; functions are compiled when first called."""
-    self._settings, self._tokenizer, self._mesh = settings, tokenizer, mesh
+    self._settings, self._tokenizer, self._layout = settings, tokenizer, layout
     dtypes = {
       "compute_dtype": settings.compute_dtype,
       "param_dtype": settings.param_dtype,
     }
     self._params, model = huggingface.load_policy(
-      settings.policy, mesh, **dtypes
+      settings.policy, layout, **dtypes
     )
     self._generate = {
       greedy: train.make_generate_rows(
@@ -63,20 +62,20 @@ class ResponseWriter:
           tokenizer.banned_ids,
           greedy=greedy,
         ),
-        mesh,
+        layout,
       )
       for greedy in (True, False)
     }
     self._prm_params = None
     if settings.prm is not None:
       self._prm_params, prm_model = huggingface.load_prm(
-        settings.prm, mesh, **dtypes
+        settings.prm, layout, **dtypes
       )
       self._score = stages.make_prm_evaluation(
         prm_model,
         ScoreConfig(settings.max_steps, settings.prm_separator),
-        jax.device_put(separator_table(tokenizer), sharding.replicated(mesh)),
-        mesh,
+        jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),
+        layout,
       )
 
   def start(self, units: list[Unit]) -> Written:
@@ -106,7 +105,9 @@ class ResponseWriter:
   def _prompts(self, ids: list[list[int]], length: int) -> Prompts:
     """Rows of ids on the devices."""
     padded = batches.left_pad(ids, length, self._tokenizer.pad_id)
-    return jax.device_put(Prompts(*padded), sharding.batch_sharding(self._mesh))
+    return jax.device_put(
+      Prompts(*padded), sharding.batch_sharding(self._layout)
+    )
 
 
 def read(

@@ -7,6 +7,8 @@ takes these, or the library's own.
 import dataclasses
 from typing import Any
 
+from mesh_settings import MeshSettings
+
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.named_formats import FORMATS, MAPPED, find_format
@@ -52,14 +54,6 @@ def check_format(
     find_format(name, fields)
   except ValueError as error:
     raise ValueError(f"{prefix}fields: {error}") from error
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshSettings:
-  """Devices: `data` x `fsdp` of them. See `pure_jax.parallel.sharding`."""
-
-  data: int
-  fsdp: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -363,11 +357,6 @@ class Settings:
     """Refuses stages that do not fit each other or the mesh."""
     if self.seed < 0:
       raise ValueError(f"seed must be at least 0, got {self.seed}.")
-    if self.mesh.data < 1 or self.mesh.fsdp < 1:
-      raise ValueError(
-        "mesh sizes must be at least 1, got "
-        f"data={self.mesh.data} x fsdp={self.mesh.fsdp}."
-      )
     prm = self.prm
     made = [self.world, self.model, self.sft]
     made += [prm.judged, prm.policy_prompts, prm.policy_samples]
@@ -378,7 +367,6 @@ class Settings:
       )
     if self.files is None:
       at_least_one(prm, "judged policy_prompts policy_samples")
-    devices = self.mesh.data * self.mesh.fsdp
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size if self.sft else 0),
       ("prm.batch_size", self.prm.batch_size),
@@ -386,8 +374,4 @@ class Settings:
       ("rl.prompts", self.rl.prompts),
       ("rl.eval_prompts", self.rl.eval_prompts),
     ):
-      if rows % devices:
-        raise ValueError(
-          f"{name}={rows} is not divisible by the {devices} devices of the "
-          f"mesh (data={self.mesh.data} x fsdp={self.mesh.fsdp})."
-        )
+      self.mesh.check_rows(name, rows)

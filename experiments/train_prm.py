@@ -50,13 +50,13 @@ def train_stage(
     space.prm_score_config,
     optimizer,
     space.table,
-    space.mesh,
+    space.layout,
     head_only,
   )
   trained, frozen = stages.split_prm_params(params, head_only)
   declared = prm.declare_prm(space.prm_model)
   declared, _ = stages.split_prm_params(declared, head_only)
-  state = train.start_state(trained, declared, optimizer, space.mesh)
+  state = train.start_state(trained, declared, optimizer, space.layout)
 
   def update(state, indices):
     batch = workspace.take(judged.responses, indices)
@@ -85,7 +85,7 @@ def train_prm(space: workspace.Workspace):
     space: the open run.
 
   Returns:
-    (policy weights, PRM weights), sharded on the mesh; None for the latter in
+    (policy weights, PRM weights), sharded on the layout; None for the latter in
     a run without a PRM.
   """
   policy_params = train_sft.train_policy(space)
@@ -104,7 +104,7 @@ def train_prm(space: workspace.Workspace):
     lambda key, start: prm.init_prm_from_policy(
       key, start, space.model, settings.extra_layers
     ),
-    out_shardings=sharding.weight_shardings(declared, space.mesh),
+    out_shardings=sharding.weight_shardings(declared, space.layout),
   )
   params = init(space.key(3), policy_params)
   space.metrics.rewind("prm_eval", 0)

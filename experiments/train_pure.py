@@ -76,17 +76,17 @@ def compile_functions(
   rows = rl.prompts * rl.samples_per_prompt // rl.micro_batches
   return Functions(
     generate=train.make_generate(
-      space.model, space.sampler, rl.samples_per_prompt, space.mesh
+      space.model, space.sampler, rl.samples_per_prompt, space.layout
     ),
-    generate_greedy=train.make_generate(space.model, greedy, 1, space.mesh),
-    generate_held_out=train.make_generate(space.model, plain, 1, space.mesh),
+    generate_greedy=train.make_generate(space.model, greedy, 1, space.layout),
+    generate_held_out=train.make_generate(space.model, plain, 1, space.layout),
     score=score.make_score(
       space.model,
       space.prm_model,
       space.sampler,
       rl.score_config(space.settings.prm.separator),
       space.table,
-      space.mesh,
+      space.layout,
       rows,
     ),
     update=train.make_update(
@@ -96,7 +96,7 @@ def compile_functions(
       rl.loss_config(),
       optimizer,
       space.table,
-      space.mesh,
+      space.layout,
       rl.micro_batches,
     ),
   )
@@ -186,7 +186,7 @@ def start_or_resume(
     frozen.reference,
     policy.declare_policy(space.model),
     optimizer,
-    space.mesh,
+    space.layout,
   )
   cursor, first = batches.Cursor(space.settings.seed), 0
   restored = checkpoints.restore_latest(state)

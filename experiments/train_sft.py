@@ -38,9 +38,9 @@ def train_policy(space: workspace.Workspace):
 
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
-  state = train.make_init(declared, optimizer, space.mesh)(space.key(0))
+  state = train.make_init(declared, optimizer, space.layout)(space.key(0))
   step = stages.make_supervised_step(
-    space.model, optimizer, space.sampler.banned_ids, space.mesh
+    space.model, optimizer, space.sampler.banned_ids, space.layout
   )
 
   def update(state, indices):

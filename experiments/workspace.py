@@ -1,4 +1,4 @@
-"""What every stage of a run shares: settings, task, mesh, folder.
+"""What every stage of a run shares: settings, task, layout, folder.
 
 The stages (`train_sft`, `train_prm`, `train_pure`) know what a run is about by
 the interface `Task` alone: a language, problems, and who judges the answers.
@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from run_settings import Settings
 
 from pure_jax.host import curves
@@ -172,7 +171,7 @@ class Workspace:
     settings: the resolved config.
     workdir: this run's folder.
     start: the folder whose stages it starts from; often the same.
-    mesh: the devices.
+    layout: devices and rules.
     task: language, problems and graders.
     table: which ids end a step, on the devices.
     prm_model: the PRM's architecture, None in a run without one.
@@ -184,7 +183,7 @@ class Workspace:
   settings: Settings
   workdir: pathlib.Path
   start: pathlib.Path
-  mesh: Mesh
+  layout: sharding.Layout
   task: Task
   table: SeparatorTable
   prm_model: ModelConfig | None
@@ -231,16 +230,16 @@ class Workspace:
 
   def put(self, tree: Any) -> Any:
     """Host arrays [B, ...] onto the devices, rows split over the mesh."""
-    return jax.device_put(tree, sharding.batch_sharding(self.mesh))
+    return jax.device_put(tree, sharding.batch_sharding(self.layout))
 
   def key(self, stage: int) -> jax.Array:
     """The random key of a stage, on every device."""
     key = jax.random.fold_in(jax.random.key(self.settings.seed), stage)
-    return jax.device_put(key, sharding.replicated(self.mesh))
+    return jax.device_put(key, sharding.replicated(self.layout))
 
   def load_weights(self, stage: str, declared: Any) -> Any:
     """What a finished stage left, sharded as declared."""
-    return load_weights(self.start / stage / "weights", declared, self.mesh)
+    return load_weights(self.start / stage / "weights", declared, self.layout)
 
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
     """Keeps a stage's weights, then marks it done."""
@@ -271,13 +270,15 @@ def take(responses: Demonstrations, indices: np.ndarray) -> Demonstrations:
   return jax.tree.map(lambda x: x[indices], responses)
 
 
-def load_weights(folder: pathlib.Path, declared: Any, mesh: Mesh) -> Any:
+def load_weights(
+  folder: pathlib.Path, declared: Any, layout: sharding.Layout
+) -> Any:
   """What `Workspace.finish_stage` saved.
 
   Args:
     folder: `weights` of a stage.
     declared: a `Weight` for each leaf.
-    mesh: the devices.
+    layout: devices and rules.
 
   Returns:
     The weights, sharded as declared.
@@ -287,6 +288,6 @@ def load_weights(folder: pathlib.Path, declared: Any, mesh: Mesh) -> Any:
       leaf.shape, leaf.dtype, sharding=place
     ),
     abstract_params(declared),
-    sharding.weight_shardings(declared, mesh),
+    sharding.weight_shardings(declared, layout),
   )
   return load_tree(folder, abstract)

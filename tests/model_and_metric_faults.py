@@ -14,10 +14,10 @@ FAULTS = (
   ),
   (
     "rotary frequencies are not scaled",
-    "models/transformer.py",
+    "models/rotary.py",
     "  if scaling is None:\n",
     "  if True:\n",
-    "test_transformer.py::test_scaled_frequencies_by_their_wavelengths",
+    "test_rotary.py::test_scaled_frequencies_by_their_wavelengths",
   ),
   (
     "pass@k draws with replacement",

@@ -13,6 +13,17 @@ from configs import evaluate_prm as config_file  # noqa: E402
 from evaluate_prm_settings import EvaluatePRMSettings  # noqa: E402
 
 
+def mesh(**sizes):
+  """A mesh group of a config, with the sizes given."""
+  return {
+    "data": 1,
+    "fsdp": 1,
+    "tensor": 1,
+    "sequence": 1,
+    "rules": "fsdp",
+  } | sizes
+
+
 def smoke(**changes):
   """Settings of the smoke variant with some fields replaced."""
   fields = config_file.get_config("smoke").to_dict()

@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from prm_evaluations import ROOT, report, scores, smoke, whole
+from prm_evaluations import ROOT, mesh, report, scores, smoke, whole
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoint import save_tree
@@ -381,7 +381,7 @@ def test_the_other_good_class_negates_every_score(finished, tmp_path):
 
 
 def test_rows_over_eight_devices_are_those_of_one(finished, tmp_path):
-  settings = smoke(mesh={"data": 4, "fsdp": 2})
+  settings = smoke(mesh=mesh(data=4, fsdp=2))
   evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   for mine, theirs in zip(
     scores(tmp_path / "run"), scores(finished[0]), strict=True

@@ -9,7 +9,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
-from prm_evaluations import ROOT, scores, smoke, whole
+from prm_evaluations import ROOT, mesh, scores, smoke, whole
 
 from pure_jax.host import huggingface, workdir
 from pure_jax.host.workdir import WorkdirError
@@ -62,7 +62,7 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
     ({"resamples": 0}, "resamples must be at least 1"),
     ({"bins": 0}, "bins must be at least 1"),
     ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
-    ({"mesh": {"data": 3, "fsdp": 1}}, "not divisible by the 3 devices"),
+    ({"mesh": mesh(data=3)}, "not divisible by the 3 row shards"),
     ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
     ({"separator": "drop"}, "separator must be one of"),
     ({"prompt_format": "poem"}, "prompt_format must be one of"),
@@ -196,7 +196,7 @@ def test_scores_that_are_no_numbers_are_not_kept(finished, copy):
 
 
 def test_devices_that_are_not_there_are_named(tmp_path):
-  settings = smoke(mesh={"data": 16, "fsdp": 1})
+  settings = smoke(mesh=mesh(data=16))
   with pytest.raises(ConfigError, match=r"lower mesh\.data"):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()

@@ -65,7 +65,7 @@ def test_the_folder_has_the_weights_of_that_iteration(
   output = tmp_path / "policy"
   told = export.export(folder, output, which)
   assert told == f"the policy after iteration {step}"
-  params, model = huggingface.load_policy(output, sharding.make_mesh(1, 1))
+  params, model = huggingface.load_policy(output, sharding.make_layout(1, 1))
   jax.tree.map(np.testing.assert_array_equal, params, weights[step])
   # It writes and reads what the first policy did.
   first = HuggingFaceTokenizer(folder / "tiny" / "policy", vocab_size=512)
@@ -115,7 +115,7 @@ def test_the_prm_of_a_run_scores_the_same_from_its_folder(judge_run, tmp_path):
   output = tmp_path / "prm"
   told = export.export(folder, output, "latest", "prm")
   assert told.endswith("prompt_format='plain' and separator='insert'")
-  params, model = huggingface.load_prm(output, sharding.make_mesh(1, 1))
+  params, model = huggingface.load_prm(output, sharding.make_layout(1, 1))
   jax.tree.map(np.testing.assert_array_equal, params, weights)
   data = {"name": "a", "format": "prm800k"}
   data["file"] = str(folder / "tiny" / "problems" / "judged.jsonl")

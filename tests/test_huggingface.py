@@ -36,8 +36,8 @@ from pure_jax.parallel import sharding
 
 
 @pytest.fixture(scope="module")
-def mesh():
-  return sharding.make_mesh()
+def layout():
+  return sharding.make_layout()
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def prompts():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_logits_cached_and_uncached_are_those_of_transformers(
-  name, tmp_path, mesh, prompts
+  name, tmp_path, layout, prompts
 ):
   model = make_model(name)
-  params, config = huggingface.load_policy(save(model, tmp_path), mesh)
+  params, config = huggingface.load_policy(save(model, tmp_path), layout)
   weights.check_params(params, policy.declare_policy(config))
   tokens, mask = prompts
   theirs = their_logits(model, tokens, mask)
@@ -62,10 +62,10 @@ def test_logits_cached_and_uncached_are_those_of_transformers(
 
 @pytest.mark.parametrize("name", ["qwen2 untied", "llama tied", "qwen3 tied"])
 def test_scores_are_those_of_the_token_classifier(
-  name, tmp_path, mesh, prompts
+  name, tmp_path, layout, prompts
 ):
   model = make_model(name, "ForTokenClassification")
-  params, config = huggingface.load_prm(save(model, tmp_path), mesh)
+  params, config = huggingface.load_prm(save(model, tmp_path), layout)
   weights.check_params(params, prm.declare_prm(config))
   theirs = their_logits(model, *prompts)
   assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
@@ -80,26 +80,28 @@ def test_scores_are_those_of_the_token_classifier(
     (("+", "-"), 0),
   ],
 )
-def test_the_good_class_becomes_class_1(labels, good, tmp_path, mesh, prompts):
+def test_the_good_class_becomes_class_1(
+  labels, good, tmp_path, layout, prompts
+):
   model = make_model("qwen2 tied", "ForTokenClassification")
   model.config.id2label = dict(enumerate(labels))
   folder = save(model, tmp_path)
-  params, config = huggingface.load_prm(folder, mesh)
+  params, config = huggingface.load_prm(folder, layout)
   theirs = their_logits(model, *prompts)
   theirs = theirs if good == 1 else theirs[..., ::-1]
   assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
   # The caller has the last word.
-  flipped, _ = huggingface.load_prm(folder, mesh, good_class=1 - good)
+  flipped, _ = huggingface.load_prm(folder, layout, good_class=1 - good)
   np.testing.assert_array_equal(
     flipped["score"]["kernel"], params["score"]["kernel"][:, ::-1]
   )
 
 
 def test_scaled_frequencies_matter_and_are_read_in_the_old_layout(
-  tmp_path, mesh, prompts
+  tmp_path, layout, prompts
 ):
   folder = save(make_model("llama 3 untied"), tmp_path)
-  params, config = huggingface.load_policy(folder, mesh)
+  params, config = huggingface.load_policy(folder, layout)
   assert config.rope_scaling == RopeScaling(8.0, 0.1, 0.7, 8)
   plain = dataclasses.replace(config, rope_scaling=None)
   logits = our_logits(params, config, *prompts)
@@ -159,11 +161,11 @@ def test_a_window_that_no_layer_uses_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_bfloat16_files_are_read_to_the_bit(param_dtype, tmp_path, mesh):
+def test_bfloat16_files_are_read_to_the_bit(param_dtype, tmp_path, layout):
   model = make_model("qwen2 untied").to(torch.bfloat16)
   folder = save(model, tmp_path)
   params, config = huggingface.load_policy(
-    folder, mesh, param_dtype=param_dtype, compute_dtype="bfloat16"
+    folder, layout, param_dtype=param_dtype, compute_dtype="bfloat16"
   )
   assert (config.param_dtype, config.compute_dtype) == (param_dtype, "bfloat16")
   weights.check_params(params, policy.declare_policy(config))
@@ -172,10 +174,10 @@ def test_bfloat16_files_are_read_to_the_bit(param_dtype, tmp_path, mesh):
   np.testing.assert_array_equal(ours.reshape(24, 12).T, theirs.numpy())
 
 
-def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, mesh):
+def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, layout):
   model = make_model("qwen2 untied")
   params, _ = huggingface.load_policy(
-    save(model, tmp_path), mesh, param_dtype="bfloat16"
+    save(model, tmp_path), layout, param_dtype="bfloat16"
   )
   exact = model.model.embed_tokens.weight.detach().numpy()
   np.testing.assert_array_equal(
@@ -183,12 +185,14 @@ def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, mesh):
   )
 
 
-def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, mesh):
+def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, layout):
   model = make_model("qwen3 untied")
-  expected, config = huggingface.load_policy(save(model, tmp_path / "1"), mesh)
+  expected, config = huggingface.load_policy(
+    save(model, tmp_path / "1"), layout
+  )
   many = save(model, tmp_path / "many", max_shard_size="6KB")
   assert len(list(many.glob("*.safetensors"))) > 3
-  wide = sharding.make_mesh(data=2, fsdp=4)
+  wide = sharding.make_layout(data=2, fsdp=4)
   params, _ = huggingface.load_policy(many, wide)
   assert_trees_equal(params, expected)
   declared = policy.declare_policy(config)
@@ -203,7 +207,7 @@ def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, mesh):
   assert params["layers"]["query"].sharding.spec[0] == "data"
 
 
-def test_each_tensor_is_read_once(tmp_path, mesh, monkeypatch):
+def test_each_tensor_is_read_once(tmp_path, layout, monkeypatch):
   """A tied head that is saved too is compared, and so read, but not twice."""
   folder = save(make_model("qwen2 tied"), tmp_path)
   path = folder / "model.safetensors"
@@ -236,12 +240,12 @@ def test_each_tensor_is_read_once(tmp_path, mesh, monkeypatch):
   fake = type("Module", (), {"safe_open": Counting})
   fake.SafetensorError = safetensors.SafetensorError
   monkeypatch.setattr(files, "safetensors", fake)
-  huggingface.load_policy(folder, mesh)
+  huggingface.load_policy(folder, layout)
   del stored["model.rotary_emb.inv_freq"]
   assert reads == dict.fromkeys(stored, 1)
 
 
-def test_host_memory_holds_one_tensor_at_a_time(tmp_path, mesh):
+def test_host_memory_holds_one_tensor_at_a_time(tmp_path, layout):
   """Two at once would be 2.0, a stacked weight 3, the model 9.
 
   tracemalloc sees what numpy, safetensors and Python allocate, and not the
@@ -254,7 +258,7 @@ def test_host_memory_holds_one_tensor_at_a_time(tmp_path, mesh):
     folder = save(make_model("qwen2 untied", **sizes), tmp_path / name)
     tracemalloc.start()
     try:
-      params, config = huggingface.load_policy(folder, mesh)
+      params, config = huggingface.load_policy(folder, layout)
       before, loading = tracemalloc.get_traced_memory()
       tracemalloc.reset_peak()
       out = tmp_path / f"{name} out"

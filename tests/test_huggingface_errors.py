@@ -40,14 +40,14 @@ def spoil(saved, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def mesh():
-  return sharding.make_mesh()
+def layout():
+  return sharding.make_layout()
 
 
-def refused(folder, mesh, *words, load=huggingface.load_policy):
+def refused(folder, layout, *words, load=huggingface.load_policy):
   """Loading fails, and the message has all the words, and the folder."""
   with pytest.raises(HuggingFaceError) as error:
-    load(folder, mesh)
+    load(folder, layout)
   for word in (folder.name, *words):
     assert word in str(error.value)
 
@@ -134,11 +134,11 @@ def edit_tensors(folder, change):
   ],
 )
 def test_a_config_that_is_not_supported_is_named(
-  kind, fields, words, spoil, mesh
+  kind, fields, words, spoil, layout
 ):
   folder = spoil(kind)
   edit_config(folder, **fields)
-  refused(folder, mesh, "config.json", *words)
+  refused(folder, layout, "config.json", *words)
 
 
 @pytest.mark.parametrize(
@@ -151,30 +151,32 @@ def test_a_config_that_is_not_supported_is_named(
     ({"token_classification_bias": False}, ["token_classification_bias"]),
   ],
 )
-def test_labels_that_are_not_good_and_bad_are_named(fields, words, spoil, mesh):
+def test_labels_that_are_not_good_and_bad_are_named(
+  fields, words, spoil, layout
+):
   folder = spoil("prm")
   edit_config(folder, **fields)
-  refused(folder, mesh, "config.json", *words, load=huggingface.load_prm)
+  refused(folder, layout, "config.json", *words, load=huggingface.load_prm)
 
 
-def test_a_damaged_config_is_named(spoil, mesh):
+def test_a_damaged_config_is_named(spoil, layout):
   folder = spoil("qwen2")
   path = folder / "config.json"
   path.write_text(path.read_text()[:50])
-  refused(folder, mesh, "config.json cannot be read")
+  refused(folder, layout, "config.json cannot be read")
   path.write_text("[]")
-  refused(folder, mesh, "config.json holds no JSON object")
+  refused(folder, layout, "config.json holds no JSON object")
   path.unlink()
-  refused(folder, mesh, "config.json is missing")
+  refused(folder, layout, "config.json is missing")
 
 
-def test_a_policy_is_no_prm_and_a_prm_no_policy(spoil, mesh):
+def test_a_policy_is_no_prm_and_a_prm_no_policy(spoil, layout):
   load_prm = huggingface.load_prm
-  refused(spoil("qwen2"), mesh, "init_prm_from_policy", load=load_prm)
+  refused(spoil("qwen2"), layout, "init_prm_from_policy", load=load_prm)
   folder = spoil("prm")
-  refused(folder, mesh, "use load_prm")
+  refused(folder, layout, "use load_prm")
   with pytest.raises(ValueError, match="good_class must be 0, 1 or None"):
-    load_prm(folder, mesh, good_class=2)
+    load_prm(folder, layout, good_class=2)
 
 
 @pytest.mark.parametrize(
@@ -225,42 +227,44 @@ def test_a_policy_is_no_prm_and_a_prm_no_policy(spoil, mesh):
     ),
   ],
 )
-def test_a_tensor_that_does_not_fit_is_named(kind, change, words, spoil, mesh):
+def test_a_tensor_that_does_not_fit_is_named(
+  kind, change, words, spoil, layout
+):
   folder = spoil(kind)
   edit_tensors(folder, change)
-  refused(folder, mesh, *words)
+  refused(folder, layout, *words)
 
 
-def test_every_tensor_that_does_not_fit_is_named_up_to_twenty(spoil, mesh):
+def test_every_tensor_that_does_not_fit_is_named_up_to_twenty(spoil, layout):
   folder = spoil("qwen2")
   edit_config(folder, num_hidden_layers=4, layer_types=None)
-  refused(folder, mesh, "model.layers.2.", "and 4 more")
+  refused(folder, layout, "model.layers.2.", "and 4 more")
 
 
 def shards(folder):
   return sorted(folder.glob("*.safetensors"))
 
 
-def test_shards_that_are_missing_cut_or_misfiled_are_named(spoil, mesh):
+def test_shards_that_are_missing_cut_or_misfiled_are_named(spoil, layout):
   folder = spoil("many")
   first, second, *_ = shards(folder)
   whole = second.read_bytes()
   for length in (len(whole) - 1, 20, 0):
     second.write_bytes(whole[:length])
-    refused(folder, mesh, second.name, "truncated or damaged")
+    refused(folder, layout, second.name, "truncated or damaged")
   second.unlink()
-  refused(folder, mesh, second.name, "is missing")
+  refused(folder, layout, second.name, "is missing")
   second.write_bytes(first.read_bytes())
-  refused(folder, mesh, second.name, "does not list there")
+  refused(folder, layout, second.name, "does not list there")
   stored = safetensors.numpy.load(whole)
   gone = sorted(stored)[0]
   del stored[gone]
   stored["spare"] = np.ones(1, np.float32)
   safetensors.numpy.save_file(stored, second)
-  refused(folder, mesh, "spare", "does not list there")
+  refused(folder, layout, "spare", "does not list there")
   del stored["spare"]
   safetensors.numpy.save_file(stored, second)
-  refused(folder, mesh, f"{gone} in {second.name}")
+  refused(folder, layout, f"{gone} in {second.name}")
 
 
 @pytest.mark.parametrize(
@@ -273,23 +277,23 @@ def test_shards_that_are_missing_cut_or_misfiled_are_named(spoil, mesh):
     ({"a": "pytorch_model.bin"}, ["no safetensors file"]),
   ],
 )
-def test_an_index_that_is_none_is_named(weight_map, words, spoil, mesh):
+def test_an_index_that_is_none_is_named(weight_map, words, spoil, layout):
   folder = spoil("many")
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": weight_map}))
-  refused(folder, mesh, "model.safetensors.index.json", *words)
+  refused(folder, layout, "model.safetensors.index.json", *words)
 
 
-def test_pickles_and_folders_without_weights_are_refused(spoil, mesh):
+def test_pickles_and_folders_without_weights_are_refused(spoil, layout):
   folder = spoil("qwen2")
   weights = folder / "model.safetensors"
   (folder / "model.safetensors.index.json").write_text("{}")
-  refused(folder, mesh, "holds both")
+  refused(folder, layout, "holds both")
   (folder / "model.safetensors.index.json").unlink()
   weights.rename(folder / "pytorch_model.bin")
-  refused(folder, mesh, "pytorch_model.bin", "pickled", "can run code")
+  refused(folder, layout, "pytorch_model.bin", "pickled", "can run code")
   (folder / "pytorch_model.bin").unlink()
-  refused(folder, mesh, "neither model.safetensors nor")
+  refused(folder, layout, "neither model.safetensors nor")
 
 
 def test_ids_beyond_the_embedding_are_refused():

@@ -43,8 +43,8 @@ CONFIGS = {
 
 
 @pytest.fixture(scope="module")
-def mesh():
-  return sharding.make_mesh()
+def layout():
+  return sharding.make_layout()
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def tensors_of(folder):
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_an_exported_policy_has_the_same_logits_in_transformers(
-  family, tmp_path, mesh, prompts
+  family, tmp_path, layout, prompts
 ):
   config = CONFIGS[family]
   params = random_params(policy.declare_policy(config))
@@ -86,14 +86,14 @@ def test_an_exported_policy_has_the_same_logits_in_transformers(
   assert model.config.max_position_embeddings == 64
   ours = our_logits(params, config, *prompts)
   assert_same(ours, their_logits(model, *prompts), prompts[1])
-  back, same = huggingface.load_policy(tmp_path / "out", mesh)
+  back, same = huggingface.load_policy(tmp_path / "out", layout)
   assert same == config
   assert_trees_equal(back, params)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
 def test_an_exported_prm_has_the_same_scores_in_transformers(
-  family, tmp_path, mesh, prompts
+  family, tmp_path, layout, prompts
 ):
   """The extra layer of a grown PRM is a layer like the others."""
   config = CONFIGS[family]
@@ -105,7 +105,7 @@ def test_an_exported_prm_has_the_same_scores_in_transformers(
   assert model.config.id2label == {0: "bad", 1: "good"}
   ours = our_scores(params, config, *prompts)
   assert_same(ours, their_logits(model, *prompts), prompts[1])
-  back, same = huggingface.load_prm(tmp_path / "out", mesh)
+  back, same = huggingface.load_prm(tmp_path / "out", layout)
   assert same == prm.extend_config(config, 1)
   assert_trees_equal(back, params)
 
@@ -113,11 +113,11 @@ def test_an_exported_prm_has_the_same_scores_in_transformers(
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", MODELS)
 def test_through_us_and_back_every_tensor_is_the_same(
-  name, dtype, tmp_path, mesh
+  name, dtype, tmp_path, layout
 ):
   model = make_model(name).to(getattr(torch, dtype))
   folder = save(model, tmp_path / "in")
-  params, config = huggingface.load_policy(folder, mesh, param_dtype=dtype)
+  params, config = huggingface.load_policy(folder, layout, param_dtype=dtype)
   huggingface.export_policy(
     tmp_path / "out", params, config, max_positions=64, shard_bytes=5000
   )
@@ -131,7 +131,9 @@ def test_through_us_and_back_every_tensor_is_the_same(
   assert found["rope_theta"] == config.rope_theta
 
 
-def test_files_stay_below_their_limit_and_the_index_finds_them(tmp_path, mesh):
+def test_files_stay_below_their_limit_and_the_index_finds_them(
+  tmp_path, layout
+):
   config = CONFIGS["Qwen3"]
   params = random_params(policy.declare_policy(config))
   huggingface.export_policy(
@@ -145,7 +147,7 @@ def test_files_stay_below_their_limit_and_the_index_finds_them(tmp_path, mesh):
   )
   count = sum(leaf.size for leaf in jax.tree.leaves(params))
   assert index["metadata"]["total_size"] == 4 * count
-  back, _ = huggingface.load_policy(tmp_path / "out", mesh)
+  back, _ = huggingface.load_policy(tmp_path / "out", layout)
   assert_trees_equal(back, params)
   their_model(transformers.AutoModelForCausalLM, tmp_path / "out")
 
@@ -154,7 +156,7 @@ def test_weights_on_eight_devices_are_exported_as_from_one(tmp_path):
   config = CONFIGS["Qwen2"]
   declared = policy.declare_policy(config)
   params = random_params(declared)
-  wide = sharding.make_mesh(data=2, fsdp=4)
+  wide = sharding.make_layout(data=2, fsdp=4)
   spread = jax.device_put(params, sharding.weight_shardings(declared, wide))
   for name, tree in (("one", params), ("eight", spread)):
     huggingface.export_policy(tmp_path / name, tree, config, max_positions=64)

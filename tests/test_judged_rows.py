@@ -133,7 +133,7 @@ def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
 ):
   asked = {}
 
-  def make_prm_evaluation(model, config, table, mesh):
+  def make_prm_evaluation(model, config, table, layout):
     asked["config"] = config
 
     def score(params, batch):
@@ -148,14 +148,14 @@ def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
   settings = smoke(
     prompt_format=prompt_format, separator=separator, max_steps=5, batch_size=1
   )
-  mesh = sharding.make_mesh(1, 1)
+  layout = sharding.make_layout(1, 1)
   with ScoreFile(tmp_path, {"a": 1}) as scores:
     evaluate_prm.score_data(
       settings,
       DataSettings("a", "unread", "prm800k"),
       [steps("1 + 1?", "So 2.")],
       Judge("stand-in", Characters(), None, None),
-      mesh,
+      layout,
       scores,
     )
     assert scores.rows["a", 0]["step_rewards"] == [0.0]
@@ -253,7 +253,7 @@ def open_space(rows_of_metrics=None):
     write=lambda stage, step, facts: rows_of_metrics.append(facts),
   )
   return types.SimpleNamespace(
-    prm_model=None, prm_score_config=None, table=None, mesh=None,
+    prm_model=None, prm_score_config=None, table=None, layout=None,
     put=lambda tree: tree, metrics=metrics,
   )  # fmt: skip
 

@@ -38,7 +38,7 @@ def start(folder, tmp_path, monkeypatch):
   """Starts a batch of given settings: (what was asked of whom, the batch)."""
   asked = types.SimpleNamespace(samplers=[], keys=None, scored=None)
 
-  def make_generate_rows(model, sampler, mesh):
+  def make_generate_rows(model, sampler, layout):
     asked.samplers.append(sampler)
 
     def generate(params, prompts, keys):
@@ -55,7 +55,7 @@ def start(folder, tmp_path, monkeypatch):
 
     return generate
 
-  def make_prm_evaluation(model, config, table, mesh):
+  def make_prm_evaluation(model, config, table, layout):
     asked.score_config = config
 
     def score(params, batch):
@@ -79,8 +79,8 @@ def start(folder, tmp_path, monkeypatch):
     tokenizer = HuggingFaceTokenizer(settings.policy)
     questions = evaluation_data.ask(settings, tokenizer, tmp_path)
     kind = [u for u in questions.units if (u.sample is None) == greedy]
-    mesh = sharding.make_mesh(1, 1)
-    writer = response_writer.ResponseWriter(settings, tokenizer, mesh)
+    layout = sharding.make_layout(1, 1)
+    writer = response_writer.ResponseWriter(settings, tokenizer, layout)
     asked.tokenizer = tokenizer
     return asked, writer.start(kind[1:4])
 

@@ -203,10 +203,10 @@ def by_training(space, seen):
     space.prm_score_config,
     optimizer,
     space.table,
-    space.mesh,
+    space.layout,
     False,
   )
-  state = train.start_state(params, declared, optimizer, space.mesh)
+  state = train.start_state(params, declared, optimizer, space.layout)
   batch = judged_rows.crop(judged.responses, 8)
   rows = space.put((batch, judged.labels, judged.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
@@ -231,7 +231,7 @@ def by_rl(space, seen):
     space.sampler,
     space.settings.rl.score_config(space.settings.prm.separator),
     space.table,
-    space.mesh,
+    space.layout,
   )
   trunk = init_params(jax.random.key(0), policy.declare_policy(space.model))
   params = init_params(jax.random.key(0), prm.declare_prm(space.prm_model))
@@ -271,7 +271,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
   settings = config_conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = space.task.tokenizer
 
-  def make_writing(model, sampler, mesh):
+  def make_writing(model, sampler, layout):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
@@ -282,7 +282,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
 
   monkeypatch.setattr(train, "make_generate_rows", make_writing)
   questions = evaluation_data.ask(settings, tokenizer, space.workdir)
-  writer = ResponseWriter(settings, tokenizer, space.mesh)
+  writer = ResponseWriter(settings, tokenizer, space.layout)
   jax.block_until_ready(writer.start(questions.units).step_rewards)
   return take(seen)
 

@@ -65,7 +65,7 @@ def model(package):
 @pytest.fixture(scope="module")
 def loaded(model, tmp_path_factory):
   folder = save(model, tmp_path_factory.mktemp("smollm2"))
-  return huggingface.load_policy(folder, sharding.make_mesh())
+  return huggingface.load_policy(folder, sharding.make_layout())
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_greedy_continuation_is_that_of_transformers(
       pad_token_id=0,
     )[:, tokens.shape[1] :].numpy()
   sampler = SamplingConfig(NEW_TOKENS, pad_id=0, stop_ids=(), temperature=0.0)
-  generate = train.make_generate(config, sampler, 1, sharding.make_mesh())
+  generate = train.make_generate(config, sampler, 1, sharding.make_layout())
   ours = generate(params, Prompts(tokens, mask), jax.random.key(0))
   for row in np.asarray(ours.tokens):
     print(repr(tokenizer.decode(row)))

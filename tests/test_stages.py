@@ -59,16 +59,16 @@ def demonstrations():
   return batch, labels, known
 
 
-def prm_params(mesh):
+def prm_params(layout):
   declared = prm.declare_prm(MODEL)
-  return train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0)).params
+  return train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0)).params
 
 
 def test_supervised_loss_is_the_mean_over_response_tokens():
   """Per row and then over rows would weigh the short row more."""
-  mesh = sharding.make_mesh()
+  layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
-  state = train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0))
+  state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
   batch, *_ = demonstrations()
   logp, _ = policy.token_logp(
     state.params,
@@ -80,7 +80,7 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
     banned_ids=(PAD,),
   )
   expected = -np.asarray(logp)[batch.completion_mask].mean()
-  step = stages.make_supervised_step(MODEL, OPTIMIZER, (PAD,), mesh)
+  step = stages.make_supervised_step(MODEL, OPTIMIZER, (PAD,), layout)
   losses = []
   for _ in range(30):
     state, metrics = step(state, batch)
@@ -91,18 +91,18 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
 
 
 def test_the_head_stage_leaves_the_trunk_alone_and_has_no_state_for_it():
-  mesh = sharding.make_mesh()
-  params = prm_params(mesh)
+  layout = sharding.make_layout()
+  params = prm_params(layout)
   trained, frozen = stages.split_prm_params(params, head_only=True)
   assert set(trained) == {"score"}
   assert set(trained) | set(frozen) == set(params)
   declared, _ = stages.split_prm_params(prm.declare_prm(MODEL), True)
-  state = train.start_state(trained, declared, OPTIMIZER, mesh)
+  state = train.start_state(trained, declared, OPTIMIZER, layout)
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
   weights = jax.tree.leaves(trained)
   assert sum(x.size for x in moments) == 2 * sum(x.size for x in weights)
   before = jax.device_get(frozen)
-  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, mesh, True)
+  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, layout, True)
   batch, labels, known = demonstrations()
   state, _ = step(state, frozen, batch, labels, known)
   jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
@@ -113,16 +113,16 @@ def test_the_head_stage_leaves_the_trunk_alone_and_has_no_state_for_it():
 
 
 def test_prm_training_learns_the_labels_of_the_right_steps():
-  mesh = sharding.make_mesh()
-  params = prm_params(mesh)
+  layout = sharding.make_layout()
+  params = prm_params(layout)
   declared = prm.declare_prm(MODEL)
-  state = train.start_state(params, declared, OPTIMIZER, mesh)
-  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, mesh, False)
+  state = train.start_state(params, declared, OPTIMIZER, layout)
+  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, layout, False)
   batch, labels, known = demonstrations()
   for _ in range(60):
     state, metrics = step(state, {}, batch, labels, known)
   assert metrics["accuracy"] == 1
-  evaluate = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, mesh)
+  evaluate = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)
   rewards = np.asarray(evaluate(state.params, batch))
   np.testing.assert_array_equal((rewards > 0)[known], (labels == 1)[known])
   # A step that is not there has no score.
@@ -146,7 +146,7 @@ def test_training_evaluation_and_rl_give_the_prm_the_same_ids():
     [8, 8, 6, SCORE, PAD, PAD, PAD, PAD, PAD, PAD],
     [8, 8, 6, SCORE, 6, SCORE, 7, SCORE, PAD, PAD],
   ]
-  params = prm_params(sharding.make_mesh())
+  params = prm_params(sharding.make_layout())
   for record in (batch, rollout):
     _, inputs, cut = score.prm_forward(params, MODEL, CONFIG, TABLE, record)
     np.testing.assert_array_equal(inputs.tokens, expected)
@@ -156,7 +156,7 @@ def test_training_evaluation_and_rl_give_the_prm_the_same_ids():
 @pytest.mark.parametrize("reward", [None, -0.5])
 def test_the_guard_for_empty_steps(reward):
   """`6, break, break, EOS`: the second and third step hold nothing."""
-  mesh = sharding.make_mesh()
+  layout = sharding.make_layout()
   tokens = np.array([[6, BREAK, BREAK, EOS]], np.int32)
   ones = np.ones((1, 4), bool)
   rollout = Rollout(
@@ -169,19 +169,19 @@ def test_the_guard_for_empty_steps(reward):
   )
   sampler = SamplingConfig(max_new_tokens=4, pad_id=PAD, stop_ids=(EOS,))
   declared = policy.declare_policy(MODEL)
-  policy_params = train.make_init(declared, OPTIMIZER, mesh)(
+  policy_params = train.make_init(declared, OPTIMIZER, layout)(
     jax.random.key(1)
   ).params
   config = score.ScoreConfig(max_steps=3, empty_step_reward=reward)
-  scores = score.make_score(MODEL, MODEL, sampler, config, TABLE, mesh)(
+  scores = score.make_score(MODEL, MODEL, sampler, config, TABLE, layout)(
     policy_params,
     policy_params,
-    prm_params(mesh),
+    prm_params(layout),
     rollout.replace(prompt_tokens=rollout.prompt_tokens + 1),
     Prompts(rollout.prompt_tokens, rollout.prompt_mask),  # What the PRM reads.
   )
-  plain = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, mesh)(
-    prm_params(mesh),
+  plain = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)(
+    prm_params(layout),
     stages.Demonstrations(
       rollout.prompt_tokens, rollout.prompt_mask, tokens, ones
     ),

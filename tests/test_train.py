@@ -65,28 +65,28 @@ def grown(params):
   return params | {"embedding": 15 * params["embedding"]}
 
 
-def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
-  """Rollout, scores and updates on a mesh, from the same start."""
+def one_step(layout, micro_batches=1, steps=1, poison=False, optimizer=SGD):
+  """Rollout, scores and updates on a layout, from the same start."""
   declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, optimizer, mesh)(jax.random.key(0))
+  start = train.make_init(declared, optimizer, layout)(jax.random.key(0))
   reference = grown(start.params)
-  state = train.start_state(reference, declared, optimizer, mesh)
+  state = train.start_state(reference, declared, optimizer, layout)
   prm_params = jax.jit(
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
-    out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), mesh),
+    out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
   )(jax.random.key(1), reference)
-  generate = train.make_generate(MODEL, SAMPLER, 4, mesh)
+  generate = train.make_generate(MODEL, SAMPLER, 4, layout)
   score_rollout = score.make_score(
     MODEL,
     PRM_MODEL,
     SAMPLER,
     score.ScoreConfig(4),
     TABLE,
-    mesh,
+    layout,
     rows_at_a_time=32 // micro_batches,
   )
   update = train.make_update(
-    MODEL, SAMPLER, CREDIT, LOSS, optimizer, TABLE, mesh, micro_batches
+    MODEL, SAMPLER, CREDIT, LOSS, optimizer, TABLE, layout, micro_batches
   )
   history = []
   for number in range(steps):
@@ -97,7 +97,7 @@ def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
     known = jnp.arange(32) // 4 % 2 == 0
     if poison:
       scores = scores.replace(old_logp=scores.old_logp.at[3, 0].set(-jnp.inf))
-    rows = sharding.batch_sharding(mesh)
+    rows = sharding.batch_sharding(layout)
     state, metrics = update(
       state, rollout, scores, *jax.device_put((correct, known), rows)
     )
@@ -107,14 +107,16 @@ def one_step(mesh, micro_batches=1, steps=1, poison=False, optimizer=SGD):
 
 @pytest.fixture(scope="module")
 def alone():
-  return one_step(sharding.make_mesh(), steps=2)
+  return one_step(sharding.make_layout(), steps=2)
 
 
 @pytest.mark.parametrize(
   ("shape", "micro_batches"), [((8, 1), 1), ((1, 8), 1), ((2, 4), 4)]
 )
 def test_eight_devices_equal_one(alone, shape, micro_batches):
-  state, history = one_step(sharding.make_mesh(*shape), micro_batches, steps=2)
+  state, history = one_step(
+    sharding.make_layout(*shape), micro_batches, steps=2
+  )
   for (rollout, scores, metrics), (other, their_scores, theirs) in zip(
     history, alone[1], strict=True
   ):
@@ -138,9 +140,11 @@ def test_eight_devices_equal_one(alone, shape, micro_batches):
 
 
 def test_the_states_shardings_are_kept_by_an_update():
-  mesh = sharding.make_mesh(1, 8)
-  places = train.state_shardings(policy.declare_policy(MODEL), OPTIMIZER, mesh)
-  state = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, mesh)(
+  layout = sharding.make_layout(1, 8)
+  places = train.state_shardings(
+    policy.declare_policy(MODEL), OPTIMIZER, layout
+  )
+  state = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, layout)(
     jax.random.key(0)
   )
   jax.tree.map(
@@ -175,7 +179,7 @@ def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
 
 def test_four_micro_batches_equal_one_batch(alone):
   """Dividing each by its own count would weigh short micro-batches more."""
-  state, history = one_step(sharding.make_mesh(), micro_batches=4, steps=2)
+  state, history = one_step(sharding.make_layout(), micro_batches=4, steps=2)
   for (_, scores, metrics), (_, theirs, expected) in zip(
     history, alone[1], strict=True
   ):
@@ -210,12 +214,12 @@ def test_parts_are_equal_few_and_small_enough(rows, limit, expected):
 
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():
-  mesh = sharding.make_mesh()
-  state, ((_, _, metrics),) = one_step(mesh, poison=True, optimizer=OPTIMIZER)
+  layout = sharding.make_layout()
+  state, ((_, _, metrics),) = one_step(layout, poison=True, optimizer=OPTIMIZER)
   assert not np.isfinite(metrics["grad_norm"])
   assert metrics["skipped_updates"] == 1
   assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
-  start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, mesh)(
+  start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, layout)(
     jax.random.key(0)
   )
   jax.tree.map(
@@ -229,13 +233,13 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
 
 def test_without_a_prm_steps_are_cut_and_score_nothing(alone):
   """A run on verdicts alone carries no PRM, and is otherwise the same."""
-  mesh = sharding.make_mesh()
-  start = train.make_init(policy.declare_policy(MODEL), SGD, mesh)
+  layout = sharding.make_layout()
+  start = train.make_init(policy.declare_policy(MODEL), SGD, layout)
   params = grown(start(jax.random.key(0)).params)
   rollout, expected, _ = alone[1][0]
   asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
   found = score.make_score(
-    MODEL, None, SAMPLER, score.ScoreConfig(4), TABLE, mesh
+    MODEL, None, SAMPLER, score.ScoreConfig(4), TABLE, layout
   )(params, params, None, rollout, asked)
   assert found.step_rewards.shape == expected.step_rewards.shape
   assert not found.step_rewards.any() and expected.step_rewards.any()
@@ -247,11 +251,11 @@ def test_without_a_prm_steps_are_cut_and_score_nothing(alone):
 def test_the_update_reads_the_sampled_distribution():
   """Log-probs at temperature 1 would make every ratio of iteration 0 wrong."""
   sampler = dataclasses.replace(SAMPLER, temperature=0.6, banned_ids=(7,))
-  mesh = sharding.make_mesh()
+  layout = sharding.make_layout()
   start = train.make_init(
-    policy.declare_policy(MODEL), make_optimizer(OptimConfig(1e-3)), mesh
+    policy.declare_policy(MODEL), make_optimizer(OptimConfig(1e-3)), layout
   )(jax.random.key(0))
-  rollout = train.make_generate(MODEL, sampler, 4, mesh)(
+  rollout = train.make_generate(MODEL, sampler, 4, layout)(
     start.params, prompts(8), jax.random.key(1)
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
@@ -261,10 +265,10 @@ def test_the_update_reads_the_sampled_distribution():
 
 
 def test_each_function_compiles_once():
-  mesh = sharding.make_mesh()
+  layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
-  state = train.make_init(declared, OPTIMIZER, mesh)(jax.random.key(0))
-  generate = train.make_generate(MODEL, SAMPLER, 4, mesh)
+  state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
+  generate = train.make_generate(MODEL, SAMPLER, 4, layout)
   for seed in range(3):
     generate(state.params, prompts(8), jax.random.key(seed))
   assert generate._cache_size() == 1

@@ -1,7 +1,6 @@
 """The decoder against torch, and the invariances a decoder must have."""
 
 import dataclasses
-import math
 
 import jax
 import jax.numpy as jnp
@@ -155,30 +154,6 @@ def test_logits_are_those_of_the_torch_implementation(name):
   ours = run(params, config, tokens, mask)
   assert np.std(theirs) > 0.5, "flat logits would hide any fault"
   np.testing.assert_allclose(ours[mask], theirs[mask], rtol=1e-5, atol=1e-5)
-
-
-def test_scaled_frequencies_by_their_wavelengths():
-  """Llama 3's rule in wavelengths, pair by pair, in double precision."""
-  factor, low, high, length = 8.0, 1.0, 4.0, 8192
-  expected, kinds = [], set()
-  for pair in range(64):
-    frequency = 5e5 ** (-pair / 64)
-    wavelength = 2 * math.pi / frequency
-    if wavelength < length / high:
-      kinds.add("fast")
-    elif wavelength > length / low:
-      kinds.add("slow")
-      frequency /= factor
-    else:
-      kinds.add("between")
-      smooth = (length / wavelength - low) / (high - low)
-      frequency *= (1 - smooth) / factor + smooth
-    expected.append(frequency)
-  assert kinds == {"fast", "between", "slow"}
-  found = transformer.rotary_frequencies(
-    128, 5e5, RopeScaling(factor, low, high, length)
-  )
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 def test_positions_count_the_kept_tokens():

@@ -14,8 +14,7 @@ def get_config() -> ConfigDict:
   config = ConfigDict()
   config.seed = 0  # Of weights, sampling and order; the world has its own.
   config.progress = True  # Progress bars on stderr.
-  # Devices: rows are split over data x fsdp, parameters over fsdp.
-  config.mesh = ConfigDict(dict(data=1, fsdp=1))
+  config.mesh = mesh()
   config.world = world()
   config.model = model()
   config.sft = sft()
@@ -23,6 +22,19 @@ def get_config() -> ConfigDict:
   config.prm = prm()
   config.rl = rl()
   return config
+
+
+def mesh() -> ConfigDict:
+  """Devices: as many as the product of the sizes."""
+  return ConfigDict(
+    dict(
+      data=1,  # Parts of the rows; parameters are copies.
+      fsdp=1,  # Parts of the rows and of parameters and optimizer state.
+      tensor=1,  # Parts of heads, MLP and vocabulary.
+      sequence=1,  # Parts of the tokens of a row.
+      rules="fsdp",  # "fsdp", "tensor", "fsdp+tensor" or "fsdp+sequence".
+    )
+  )
 
 
 def world() -> ConfigDict:

@@ -10,6 +10,7 @@ is wanted.
 problems, on a CPU.
 """
 
+from configs import base
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -24,8 +25,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     dict(
       seed=0,  # Of the samples.
       progress=True,  # Progress bar on stderr.
-      # Devices: rows are split over data x fsdp, parameters over fsdp.
-      mesh=dict(data=1, fsdp=1),
+      mesh=base.mesh(),  # Devices.
       policy=placeholder(str),  # Folder of a Hugging Face model.
       random_model=False,  # A tiny random policy, PRM and problems instead.
       prm=placeholder(str),  # Folder of a PRM; None ranks nothing.

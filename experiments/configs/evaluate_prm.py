@@ -10,6 +10,7 @@
 a minute on a CPU. Not yet run on a released PRM.
 """
 
+from configs import base
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -31,8 +32,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = ConfigDict(
     dict(
       progress=True,  # Progress bars on stderr.
-      # Devices: rows are split over data x fsdp, parameters over fsdp.
-      mesh=dict(data=1, fsdp=1),
+      mesh=base.mesh(),  # Devices.
       # One of these three is the PRM.
       prm=placeholder(str),  # Folder of a Hugging Face token classifier.
       run=placeholder(str),  # Workdir of a run of train_prm.py.

@@ -12,7 +12,7 @@ class RopeScaling:
   With wavelength λ = 2π / frequency and L = original_length: a frequency with
   λ < L / high_frequency_factor stays, one with λ > L / low_frequency_factor is
   divided by `factor`, those between are interpolated
-  (`transformer.rotary_frequencies`).
+  (`rotary.rotary_frequencies`).
 
   Attributes:
     factor: what slow frequencies are divided by, at least 1.

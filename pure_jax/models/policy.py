@@ -10,6 +10,7 @@ from jax import Array
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import Weight, declare_decoder, fan_in
+from pure_jax.models.placement import LOCAL, LOGITS, Placement
 from pure_jax.models.transformer import forward, positions_from_mask
 
 
@@ -33,13 +34,19 @@ def declare_policy(config: ModelConfig) -> dict[str, Any]:
   return declared
 
 
-def logits(params: Any, config: ModelConfig, hidden: Array) -> Array:
+def logits(
+  params: Any,
+  config: ModelConfig,
+  hidden: Array,
+  placement: Placement = LOCAL,
+) -> Array:
   """Unnormalised log-probabilities of the next token.
 
   Args:
     params: policy weights, as `declare_policy` declares them.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
+    placement: of the logits.
 
   Returns:
     [B, T, V] float32; products in the compute dtype, sums in float32.
@@ -48,12 +55,17 @@ def logits(params: Any, config: ModelConfig, hidden: Array) -> Array:
     table, equation = params["embedding"], "BTD,VD->BTV"
   else:
     table, equation = params["head"], "BTD,DV->BTV"
-  return jnp.einsum(
+  T = hidden.shape[1]
+  if T % placement.token_shards:
+    missing = -T % placement.token_shards
+    hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
+  scores = jnp.einsum(
     equation,
     hidden,
     table.astype(hidden.dtype),
     preferred_element_type=jnp.float32,
   )
+  return placement.constrain(scores, LOGITS)[:, :T]
 
 
 def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
@@ -117,6 +129,7 @@ def token_logp(
   *,
   temperature: float = 1.0,
   banned_ids: Sequence[int] = (),
+  placement: Placement = LOCAL,
 ) -> tuple[Array, Array]:
   """Log-probs of completions: what the trainer differentiates.
 
@@ -134,6 +147,7 @@ def token_logp(
     completion_mask: [B, C] bool, True on tokens of the completion.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
+    placement: of the activations.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
@@ -152,8 +166,9 @@ def token_logp(
     jnp.concatenate([prompt_tokens, tokens], axis=1),
     positions_from_mask(mask),
     mask.astype(jnp.int32),
+    placement=placement,
   )
-  scores = logits(params, config, hidden[:, start:-1])
+  scores = logits(params, config, hidden[:, start:-1], placement)
   scores = ban_tokens(scores / temperature, banned_ids)
   logp, entropy = logp_and_entropy(scores, tokens)
   return (

@@ -9,6 +9,7 @@ from jax import Array
 
 from pure_jax.models import params as weights
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.transformer import forward, positions_from_mask
 from pure_jax.types import PRMInputs
 
@@ -108,7 +109,12 @@ def init_prm_from_policy(
   }
 
 
-def prm_logits(params: Any, config: ModelConfig, inputs: PRMInputs) -> Array:
+def prm_logits(
+  params: Any,
+  config: ModelConfig,
+  inputs: PRMInputs,
+  placement: Placement = LOCAL,
+) -> Array:
   """Two-class scores at every token; class 1 is "the step is good".
 
   Args:
@@ -116,6 +122,7 @@ def prm_logits(params: Any, config: ModelConfig, inputs: PRMInputs) -> Array:
     config: the architecture, the policy's or the extended one: the number of
       layers is that of the weights.
     inputs: what to read, [B, T].
+    placement: of the activations.
 
   Returns:
     [B, T, 2] float32; meaningful at inputs.score_position.
@@ -126,6 +133,7 @@ def prm_logits(params: Any, config: ModelConfig, inputs: PRMInputs) -> Array:
     inputs.tokens,
     positions_from_mask(inputs.mask),
     inputs.mask.astype(jnp.int32),
+    placement=placement,
   )
   head = params["score"]
   scores = jnp.einsum(

@@ -15,6 +15,7 @@ from jax import Array
 
 from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.transformer import (
   KVCache,
   forward,
@@ -188,6 +189,7 @@ def generate(
   config: SamplingConfig,
   prompts: Prompts,
   keys: Array,
+  placement: Placement = LOCAL,
 ) -> Rollout:
   """Samples one completion per prompt row.
 
@@ -200,6 +202,7 @@ def generate(
     prompts: B left-padded prompts, [B, L].
     keys: [B] typed keys, one per row; consumed. Token t of row i uses
       fold_in(keys[i], t).
+    placement: of activations and cache; without split tokens.
 
   Returns:
     The rollout. A row ends with its first stop id, which is inside the mask,
@@ -216,14 +219,15 @@ def generate(
       (lengths + state.step - 1)[:, None],
       (~state.done).astype(jnp.int32)[:, None],
       state.cache,
+      placement,
     )
-    scores = policy.logits(params, model, hidden)[:, 0]
+    scores = policy.logits(params, model, hidden, placement)[:, 0]
     return _draw(state.replace(cache=cache), scores, config, keys)
 
   def unfinished(state):
     return (state.step < config.max_new_tokens) & ~jnp.all(state.done)
 
-  state = _prefill(params, model, config, prompts, keys)
+  state = _prefill(params, model, config, prompts, keys, placement)
   state = jax.lax.while_loop(unfinished, decode, state)
   return Rollout(
     prompt_tokens=prompts.tokens,
@@ -235,7 +239,7 @@ def generate(
   )
 
 
-def _prefill(params, model, config, prompts, keys):
+def _prefill(params, model, config, prompts, keys, placement):
   """Runs the prompts through the model and draws the first tokens."""
   rows, length = prompts.tokens.shape
   new = config.max_new_tokens
@@ -246,7 +250,8 @@ def _prefill(params, model, config, prompts, keys):
     prompts.tokens,
     positions_from_mask(prompts.mask),
     prompts.mask.astype(jnp.int32),
-    init_cache(model, rows, length + new - 1),
+    init_cache(model, rows, length + new - 1, placement),
+    placement,
   )
   state = SamplingState(
     step=jnp.int32(0),
@@ -256,7 +261,7 @@ def _prefill(params, model, config, prompts, keys):
     done=jnp.zeros(rows, bool),
     cache=cache,
   )
-  scores = policy.logits(params, model, hidden[:, -1:])[:, 0]
+  scores = policy.logits(params, model, hidden[:, -1:], placement)[:, 0]
   return _draw(state, scores, config, keys)
 
 

@@ -6,17 +6,18 @@ on and what it is asked during RL cannot drift apart.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jax.sharding import Mesh
 
 from pure_jax import masked, steps
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
 from pure_jax.training import parts
@@ -52,6 +53,7 @@ def prm_forward(
   config: ScoreConfig,
   table: SeparatorTable,
   batch: Any,
+  placement: Placement = LOCAL,
 ) -> tuple[jax.Array, PRMInputs, Steps]:
   """Cuts responses into steps and runs the PRM, the only way it is run.
 
@@ -62,6 +64,7 @@ def prm_forward(
     table: which token ids end a step.
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
       [B, L], tokens and completion_mask [B, C].
+    placement: of the activations.
 
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
@@ -78,7 +81,7 @@ def prm_forward(
     table,
     separator=config.separator,
   )
-  return prm.prm_logits(params, model, inputs), inputs, cut
+  return prm.prm_logits(params, model, inputs, placement), inputs, cut
 
 
 @struct.dataclass
@@ -106,6 +109,7 @@ def rollout_logp(
   model: ModelConfig,
   sampler: sampling.SamplingConfig,
   rollout: Rollout,
+  placement: Placement = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropy of a rollout's tokens under `params`.
 
@@ -118,6 +122,7 @@ def rollout_logp(
     model: the policy's architecture.
     sampler: the sampling settings; greedy rollouts are read at temperature 1.
     rollout: prompts and completions, [B, L] and [B, C].
+    placement: of the activations.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 where masked;
@@ -132,6 +137,7 @@ def rollout_logp(
     rollout.completion_mask,
     temperature=sampler.temperature or 1.0,
     banned_ids=sampler.banned_ids,
+    placement=placement,
   )
 
 
@@ -141,8 +147,11 @@ def make_score(
   sampler: sampling.SamplingConfig,
   config: ScoreConfig,
   table: SeparatorTable,
-  mesh: Mesh,
+  layout: sharding.Layout,
   rows_at_a_time: int | None = None,
+  *,
+  reference_layout: sharding.Layout | None = None,
+  prm_layout: sharding.Layout | None = None,
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
 
@@ -153,9 +162,12 @@ def make_score(
     sampler: the sampling settings of the rollout.
     config: how steps are cut and scored.
     table: which token ids end a step.
-    mesh: the device mesh.
+    layout: of the policy, and of the rows that come and go.
     rows_at_a_time: at most so many rows are read together, at least 1; None
       reads all B. Changes the memory used and not the result.
+    reference_layout: of the reference policy's weights and activations; None
+      takes the policy's.
+    prm_layout: of the PRM's, likewise.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
@@ -164,37 +176,24 @@ def make_score(
     policy's prompt is a chat (the paper's reference gives it the latter).
     Without a PRM its params are None and its prompts are not read.
   """
-  rows = sharding.batch_sharding(mesh)
-  everywhere = sharding.replicated(mesh)
-
-  def score_steps(prm_params, rollout, prm_prompts):
-    if prm_model is None:
-      cut = steps.split_steps(
-        rollout.tokens,
-        rollout.completion_mask,
-        table,
-        max_steps=config.max_steps,
-      )
-      return cut, jnp.zeros(cut.mask.shape, jnp.float32)
-    asked = rollout.replace(
-      prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
-    )
-    logits, inputs, cut = prm_forward(
-      prm_params, prm_model, config, table, asked
-    )
-    rewards = steps.read_step_rewards(logits, inputs)
-    if config.empty_step_reward is not None:
-      rewards = steps.replace_empty_steps(
-        rewards, cut, config.empty_step_reward
-      )
-    return cut, rewards
+  rows = sharding.batch_sharding(layout)
+  everywhere = sharding.replicated(layout)
+  reference_layout = reference_layout or layout
+  prm_layout = prm_layout or layout
+  score_steps = functools.partial(
+    _score_steps, prm_model, config, table, prm_layout.placement
+  )
 
   def score(params, reference_params, prm_params, rollout, prm_prompts):
     def score_part(part):
       rollout, prm_prompts = part
       cut, rewards = score_steps(prm_params, rollout, prm_prompts)
-      old_logp, _ = rollout_logp(params, model, sampler, rollout)
-      ref_logp, _ = rollout_logp(reference_params, model, sampler, rollout)
+      old_logp, _ = rollout_logp(
+        params, model, sampler, rollout, layout.placement
+      )
+      ref_logp, _ = rollout_logp(
+        reference_params, model, sampler, rollout, reference_layout.placement
+      )
       return cut, rewards, old_logp, ref_logp
 
     cut, rewards, old_logp, ref_logp = parts.map_rows(
@@ -205,15 +204,44 @@ def make_score(
     )
     return Scores(cut, rewards, old_logp, ref_logp, drift)
 
-  policy_places = sharding.weight_shardings(policy.declare_policy(model), mesh)
+  declared = policy.declare_policy(model)
   prm_places = None
   if prm_model is not None:
-    prm_places = sharding.weight_shardings(prm.declare_prm(prm_model), mesh)
+    prm_places = sharding.weight_shardings(
+      prm.declare_prm(prm_model), prm_layout
+    )
   return jax.jit(
     score,
-    in_shardings=(policy_places, policy_places, prm_places, rows, rows),
+    in_shardings=(
+      sharding.weight_shardings(declared, layout),
+      sharding.weight_shardings(declared, reference_layout),
+      prm_places,
+      rows,
+      rows,
+    ),
     out_shardings=Scores(rows, rows, rows, rows, everywhere),
   )
+
+
+def _score_steps(
+  prm_model, config, table, placement, prm_params, rollout, prm_prompts
+):
+  """Steps of responses and their rewards, 0 without a PRM."""
+  if prm_model is None:
+    cut = steps.split_steps(
+      rollout.tokens, rollout.completion_mask, table, max_steps=config.max_steps
+    )
+    return cut, jnp.zeros(cut.mask.shape, jnp.float32)
+  asked = rollout.replace(
+    prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+  )
+  logits, inputs, cut = prm_forward(
+    prm_params, prm_model, config, table, asked, placement
+  )
+  rewards = steps.read_step_rewards(logits, inputs)
+  if config.empty_step_reward is not None:
+    rewards = steps.replace_empty_steps(rewards, cut, config.empty_step_reward)
+  return cut, rewards
 
 
 def experience_from(

@@ -7,7 +7,6 @@ import jax
 import optax
 from flax import struct
 from jax import Array
-from jax.sharding import Mesh
 
 from pure_jax import losses, masked, steps
 from pure_jax.models import policy, prm
@@ -44,7 +43,7 @@ def make_supervised_step(
   model: ModelConfig,
   optimizer: optax.GradientTransformation,
   banned_ids: tuple[int, ...],
-  mesh: Mesh,
+  layout: sharding.Layout,
 ) -> Callable[[TrainState, Demonstrations], tuple[TrainState, Metrics]]:
   """Maximum likelihood on the tokens of the responses.
 
@@ -52,7 +51,7 @@ def make_supervised_step(
     model: the policy's architecture.
     optimizer: the optax transformation.
     banned_ids: ids that get no probability, as in the sampler.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     A jitted function (state, demonstrations) -> (state, metrics) with
@@ -69,6 +68,7 @@ def make_supervised_step(
         batch.tokens,
         batch.completion_mask,
         banned_ids=banned_ids,
+        placement=layout.placement,
       )
       return -masked.masked_mean(logp, batch.completion_mask)
 
@@ -76,11 +76,11 @@ def make_supervised_step(
     state, metrics = apply_gradients(state, grads, loss, optimizer)
     return state, metrics | {"loss": loss}
 
-  places = state_shardings(policy.declare_policy(model), optimizer, mesh)
+  places = state_shardings(policy.declare_policy(model), optimizer, layout)
   return jax.jit(
     step,
-    in_shardings=(places, sharding.batch_sharding(mesh)),
-    out_shardings=(places, sharding.replicated(mesh)),
+    in_shardings=(places, sharding.batch_sharding(layout)),
+    out_shardings=(places, sharding.replicated(layout)),
     donate_argnums=0,
   )
 
@@ -90,7 +90,7 @@ def make_prm_step(
   config: ScoreConfig,
   optimizer: optax.GradientTransformation,
   table: SeparatorTable,
-  mesh: Mesh,
+  layout: sharding.Layout,
   head_only: bool,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """One PRM update: cross-entropy of good against bad at each step's score.
@@ -104,7 +104,7 @@ def make_prm_step(
     config: how steps are cut.
     optimizer: the optax transformation.
     table: which token ids end a step.
-    mesh: the device mesh.
+    layout: mesh and rules.
     head_only: True trains ``score`` alone.
 
   Returns:
@@ -116,7 +116,7 @@ def make_prm_step(
   def step(state, frozen, batch, labels, label_mask):
     def objective(params):
       logits, inputs, _ = prm_forward(
-        frozen | params, model, config, table, batch
+        frozen | params, model, config, table, batch, layout.placement
       )
       return losses.prm_loss(logits, inputs, labels, label_mask)
 
@@ -127,18 +127,18 @@ def make_prm_step(
     return state, metrics | applied | {"loss": loss}
 
   trained, frozen = split_prm_params(prm.declare_prm(model), head_only)
-  places = state_shardings(trained, optimizer, mesh)
-  rows = sharding.batch_sharding(mesh)
+  places = state_shardings(trained, optimizer, layout)
+  rows = sharding.batch_sharding(layout)
   return jax.jit(
     step,
     in_shardings=(
       places,
-      sharding.weight_shardings(frozen, mesh),
+      sharding.weight_shardings(frozen, layout),
       rows,
       rows,
       rows,
     ),
-    out_shardings=(places, sharding.replicated(mesh)),
+    out_shardings=(places, sharding.replicated(layout)),
     donate_argnums=0,
   )
 
@@ -163,7 +163,7 @@ def make_prm_evaluation(
   model: ModelConfig,
   config: ScoreConfig,
   table: SeparatorTable,
-  mesh: Mesh,
+  layout: sharding.Layout,
 ) -> Callable[..., Array]:
   """Step rewards of given responses.
 
@@ -171,16 +171,18 @@ def make_prm_evaluation(
     model: the PRM's architecture, extra layers included.
     config: how steps are cut and scored.
     table: which token ids end a step.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
   """
 
   def evaluate(params, batch):
-    logits, inputs, _ = prm_forward(params, model, config, table, batch)
+    logits, inputs, _ = prm_forward(
+      params, model, config, table, batch, layout.placement
+    )
     return steps.read_step_rewards(logits, inputs)
 
-  places = sharding.weight_shardings(prm.declare_prm(model), mesh)
-  rows = sharding.batch_sharding(mesh)
+  places = sharding.weight_shardings(prm.declare_prm(model), layout)
+  rows = sharding.batch_sharding(layout)
   return jax.jit(evaluate, in_shardings=(places, rows), out_shardings=rows)

@@ -5,7 +5,7 @@
 3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
 
 Between 2 and 3 the host grades answers. Every function is built once from
-frozen configs, a declared weight tree and a mesh; arrays cross the boundary
+frozen configs, a declared weight tree and a layout; arrays cross the boundary
 with named shardings, parameters are born in theirs, and the state of
 ``update`` is donated. `make_supervised_step` and `make_prm_step` are the two
 earlier stages, with the same `TrainState`.
@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
 
 from pure_jax import losses
 from pure_jax.advantages import pure_advantages
@@ -72,20 +71,22 @@ def new_state(
 
 
 def state_shardings(
-  declared: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+  declared: Any,
+  optimizer: optax.GradientTransformation,
+  layout: sharding.Layout,
 ) -> TrainState:
   """Where each array of a `TrainState` lives.
 
   Args:
     declared: pytree of declared weights, those that are trained.
     optimizer: the optax transformation.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     A `TrainState` of shardings; moments follow their weight.
   """
-  of_weights = sharding.weight_shardings(declared, mesh)
-  everywhere = sharding.replicated(mesh)
+  of_weights = sharding.weight_shardings(declared, layout)
+  everywhere = sharding.replicated(layout)
   opt_state = jax.eval_shape(optimizer.init, weights.abstract_params(declared))
   opt_state = optax.tree.map_params(
     optimizer,
@@ -98,14 +99,16 @@ def state_shardings(
 
 
 def make_init(
-  declared: Any, optimizer: optax.GradientTransformation, mesh: Mesh
+  declared: Any,
+  optimizer: optax.GradientTransformation,
+  layout: sharding.Layout,
 ) -> Callable[[jax.Array], TrainState]:
   """Parameters and optimizer state born in their shardings.
 
   Args:
     declared: pytree of declared weights.
     optimizer: the optax transformation.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     A jitted function from a key (consumed) to the state at step 0.
@@ -114,14 +117,16 @@ def make_init(
   def init(key):
     return new_state(weights.init_params(key, declared), optimizer)
 
-  return jax.jit(init, out_shardings=state_shardings(declared, optimizer, mesh))
+  return jax.jit(
+    init, out_shardings=state_shardings(declared, optimizer, layout)
+  )
 
 
 def start_state(
   params: Any,
   declared: Any,
   optimizer: optax.GradientTransformation,
-  mesh: Mesh,
+  layout: sharding.Layout,
 ) -> TrainState:
   """A state at step 0 that owns copies of given weights.
 
@@ -129,12 +134,12 @@ def start_state(
     params: weights to start from; they stay valid when the state is donated.
     declared: the same weights' declarations.
     optimizer: the optax transformation.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     The state, in its shardings.
   """
-  places = state_shardings(declared, optimizer, mesh)
+  places = state_shardings(declared, optimizer, layout)
   return jax.jit(new_state, static_argnums=1, out_shardings=places)(
     params, optimizer
   )
@@ -186,7 +191,8 @@ def make_generate(
   model: ModelConfig,
   sampler: sampling.SamplingConfig,
   group_size: int,
-  mesh: Mesh,
+  layout: sharding.Layout,
+  rows_layout: sharding.Layout | None = None,
 ) -> Callable[[Any, Prompts, jax.Array], Rollout]:
   """Stage 1: `group_size` samples of each prompt.
 
@@ -194,54 +200,58 @@ def make_generate(
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     group_size: samples per prompt (G).
-    mesh: the device mesh.
+    layout: of weights and cache while sampling.
+    rows_layout: of the rollout that comes out; None takes the same.
 
   Returns:
     A jitted function (params, prompts [P, L], key) -> rollout [P * G, C],
     samples of one prompt contiguous. The key is consumed; row i draws from
     its own key whatever the other rows do.
   """
-  rows = sharding.batch_sharding(mesh)
 
   def generate(params, prompts, key):
     prompts = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), prompts)
     keys = sampling.row_keys(key, jnp.arange(prompts.tokens.shape[0]))
-    return sampling.generate(params, model, sampler, prompts, keys)
+    return sampling.generate(
+      params, model, sampler, prompts, keys, layout.decoding_placement
+    )
 
   return jax.jit(
     generate,
     in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), mesh),
-      sharding.replicated(mesh),
-      sharding.replicated(mesh),
+      sharding.weight_shardings(policy.declare_policy(model), layout),
+      sharding.replicated(layout),
+      sharding.replicated(layout),
     ),
-    out_shardings=rows,
+    out_shardings=sharding.batch_sharding(rows_layout or layout),
   )
 
 
 def make_generate_rows(
-  model: ModelConfig, sampler: sampling.SamplingConfig, mesh: Mesh
+  model: ModelConfig, sampler: sampling.SamplingConfig, layout: sharding.Layout
 ) -> Callable[[Any, Prompts, jax.Array], Rollout]:
   """One completion per row, each from its own key, as an evaluation draws them.
 
   Args:
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
-    mesh: the device mesh.
+    layout: mesh and rules.
 
   Returns:
     A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C].
     The keys are consumed; which rows stand beside a row changes nothing in it.
   """
-  rows = sharding.batch_sharding(mesh)
+  rows = sharding.batch_sharding(layout)
 
   def generate(params, prompts, keys):
-    return sampling.generate(params, model, sampler, prompts, keys)
+    return sampling.generate(
+      params, model, sampler, prompts, keys, layout.decoding_placement
+    )
 
   return jax.jit(
     generate,
     in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), mesh),
+      sharding.weight_shardings(policy.declare_policy(model), layout),
       rows,
       rows,
     ),
@@ -256,7 +266,7 @@ def make_update(
   loss: LossConfig,
   optimizer: optax.GradientTransformation,
   table: SeparatorTable,
-  mesh: Mesh,
+  layout: sharding.Layout,
   micro_batches: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Stage 3: one gradient step of the fused PURE loss.
@@ -272,7 +282,7 @@ def make_update(
     loss: clipping, KL, entropy and aggregation.
     optimizer: the optax transformation.
     table: which token ids end a step.
-    mesh: the device mesh.
+    layout: mesh and rules.
     micro_batches: passes over parts of the batch; must divide B.
 
   Returns:
@@ -287,7 +297,9 @@ def make_update(
 
     def objective(params, part):
       rollout, experience, advantages = part
-      new_logp, entropy = rollout_logp(params, model, sampler, rollout)
+      new_logp, entropy = rollout_logp(
+        params, model, sampler, rollout, layout.placement
+      )
       return losses.policy_objective(
         new_logp, entropy, advantages, experience, loss, denominator
       )
@@ -301,9 +313,9 @@ def make_update(
     state, applied = apply_gradients(state, grads, value, optimizer)
     return state, metrics | found | applied
 
-  rows = sharding.batch_sharding(mesh)
-  places = state_shardings(policy.declare_policy(model), optimizer, mesh)
-  everywhere = sharding.replicated(mesh)
+  rows = sharding.batch_sharding(layout)
+  places = state_shardings(policy.declare_policy(model), optimizer, layout)
+  everywhere = sharding.replicated(layout)
   return jax.jit(
     update,
     in_shardings=(

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
@@ -38,11 +38,10 @@ from pure_jax.parallel import sharding
 
 def load_policy(
   folder: str | os.PathLike,
-  mesh: Mesh,
+  layout: sharding.Layout,
   *,
   compute_dtype: str = "float32",
   param_dtype: str = "float32",
-  rules: sharding.Rules = sharding.RULES,
 ) -> tuple[dict[str, Any], ModelConfig]:
   """Loads a language model: Qwen2, Qwen3 or Llama.
 
@@ -57,14 +56,13 @@ def load_policy(
 
   Args:
     folder: config.json and safetensors files, one or many.
-    mesh: where the weights go.
+    layout: where the weights go.
     compute_dtype: "float32" or "bfloat16", of the returned config.
     param_dtype: "float32" or "bfloat16", what stored weights are cast to.
-    rules: logical-to-mesh rules of the weights.
 
   Returns:
     (params as `policy.declare_policy` declares them, on the shardings that
-    the rules give, and their config).
+    the layout gives, and their config).
 
   Raises:
     HuggingFaceError: for a folder that cannot be read or is of something
@@ -80,17 +78,16 @@ def load_policy(
   model = dataclasses.replace(
     config.model, compute_dtype=compute_dtype, param_dtype=param_dtype
   )
-  return _load(path, policy.declare_policy(model), model, mesh, rules), model
+  return _load(path, policy.declare_policy(model), model, layout), model
 
 
 def load_prm(
   folder: str | os.PathLike,
-  mesh: Mesh,
+  layout: sharding.Layout,
   *,
   compute_dtype: str = "float32",
   param_dtype: str = "float32",
   good_class: int | None = None,
-  rules: sharding.Rules = sharding.RULES,
 ) -> tuple[dict[str, Any], ModelConfig]:
   """Loads a token classifier with two labels, such as PURE-PRM-7B.
 
@@ -99,12 +96,11 @@ def load_prm(
 
   Args:
     folder: config.json and safetensors files, one or many.
-    mesh: where the weights go.
+    layout: where the weights go.
     compute_dtype: "float32" or "bfloat16", of the returned config.
     param_dtype: "float32" or "bfloat16", what stored weights are cast to.
     good_class: index of the folder's label for a good step; None goes by
       the names of the labels, and takes 1 where they have none.
-    rules: logical-to-mesh rules of the weights.
 
   Returns:
     (params as `prm.declare_prm` declares them, on the shardings that the
@@ -126,7 +122,7 @@ def load_prm(
   model = dataclasses.replace(
     config.model, compute_dtype=compute_dtype, param_dtype=param_dtype
   )
-  params = _load(path, prm.declare_prm(model), model, mesh, rules, swapped)
+  params = _load(path, prm.declare_prm(model), model, layout, swapped)
   return params, model
 
 
@@ -144,13 +140,12 @@ def _load(
   folder: pathlib.Path,
   declared: Any,
   model: ModelConfig,
-  mesh: Mesh,
-  rules: sharding.Rules,
+  layout: sharding.Layout,
   swapped: bool = False,
 ) -> Any:
   """The declared weights from the files of a folder."""
   wanted = tensors.tensors_of(declared)
-  shardings = sharding.weight_shardings(declared, mesh, rules)
+  shardings = sharding.weight_shardings(declared, layout)
   stored = files.list_tensors(folder)
   # A tied head may be saved beside the embedding it repeats.
   repeats = tensors.HEAD in stored and "score" not in declared
