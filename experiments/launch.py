@@ -19,6 +19,7 @@ from absl import app, flags
 from arithmetic_task import ArithmeticTask
 from config_conversion import settings_from_config
 from files_task import FilesTask, contents
+from mesh_settings import RLLayouts
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings
 from workspace import Workspace
@@ -81,10 +82,7 @@ def open_workspace(
   config["start"] = start and str(pathlib.Path(start).absolute())
   if settings.files is not None:
     config["contents"] = contents(settings.files)
-  try:
-    layout = settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  layout, rl_layouts = _layouts(settings)
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
@@ -105,6 +103,7 @@ def open_workspace(
       workdir=path,
       start=start_path,
       layout=layout,
+      rl_layouts=rl_layouts,
       task=task,
       table=jax.device_put(
         separator_table(tokenizer), sharding.replicated(layout)
@@ -122,6 +121,20 @@ def open_workspace(
       metrics=metrics,
       samples=samples,
     )
+
+
+def _layouts(settings: Settings) -> tuple[sharding.Layout, RLLayouts]:
+  """Where the models of a run live."""
+  rl = settings.rl
+  try:
+    layout = settings.mesh.layout()
+    others = [
+      layout if mesh is None else mesh.layout()
+      for mesh in (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
+    ]
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  return layout, RLLayouts(*others)
 
 
 def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:

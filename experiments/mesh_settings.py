@@ -6,14 +6,29 @@ from pure_jax.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
+class RLLayouts:
+  """Layouts of the models of RL other than the policy in training.
+
+  Attributes:
+    rollout: of the policy's copy that samples.
+    reference: of the reference policy.
+    prm: of the PRM.
+  """
+
+  rollout: sharding.Layout
+  reference: sharding.Layout
+  prm: sharding.Layout
+
+
+@dataclasses.dataclass(frozen=True)
 class MeshSettings:
   """`data` x `fsdp` x `tensor` x `sequence` devices, and a rule set."""
 
-  data: int
-  fsdp: int
-  tensor: int
-  sequence: int
-  rules: str
+  data: int = 1
+  fsdp: int = 1
+  tensor: int = 1
+  sequence: int = 1
+  rules: str = "fsdp"
 
   def __post_init__(self):
     """Refuses sizes and names of nothing, before any device is looked at."""
@@ -24,6 +39,11 @@ class MeshSettings:
         f"rules must be one of {sorted(sharding.RULE_SETS)}, got "
         f"{self.rules!r}."
       )
+
+  @property
+  def devices(self) -> int:
+    """How many it needs."""
+    return self.data * self.fsdp * self.tensor * self.sequence
 
   def sizes(self) -> str:
     """The sizes as an error message shows them."""
@@ -59,3 +79,21 @@ class MeshSettings:
         f"{name}={rows} is not divisible by the {shards} row shards of the "
         f"mesh ({self.sizes()}): data x fsdp must divide it."
       )
+
+  def check_beside(self, name: str, main: "MeshSettings", rows: int) -> None:
+    """Refuses a layout of another model that cannot stand beside the main one.
+
+    Args:
+      name: of this group of fields.
+      main: the layout of the policy in training.
+      rows: of an evaluation, whose rows this one splits too.
+
+    Raises:
+      ValueError: if the devices are not as many, or the rows do not fit.
+    """
+    if self.devices != main.devices:
+      raise ValueError(
+        f"{name} ({self.sizes()}) has {self.devices} devices, but mesh "
+        f"({main.sizes()}) has {main.devices}: both must hold the same."
+      )
+    self.check_rows(f"rl.eval_prompts (in {name})", rows)

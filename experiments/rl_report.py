@@ -133,8 +133,10 @@ def write_iteration(
   numbers |= {k: v for k, v in found.items() if k not in numbers}
   numbers["logp_drift_max"] = float(it.scores.drift_max)
   tokens = numbers["response_tokens"] * len(it.problems)
-  for part, seconds in it.clock.seconds.items():
-    numbers[f"{part}_tokens_per_second"] = tokens / seconds
+  seconds = dict(it.clock.seconds)
+  numbers["reshard_seconds"] = seconds.pop("reshard")
+  for part, taken in seconds.items():
+    numbers[f"{part}_tokens_per_second"] = tokens / taken
   space.metrics.write("rl", it.step, numbers)
   bar.advance()
   bar.show({name: numbers[name] for name in BAR if name in numbers})

@@ -235,6 +235,9 @@ class RLSettings:
   loss_aggregate: str
   entropy_coef: float
   micro_batches: int
+  rollout_mesh: MeshSettings | None
+  reference_mesh: MeshSettings | None
+  prm_mesh: MeshSettings | None
   optim: OptimConfig
   eval_every: int
   eval_prompts: int
@@ -375,3 +378,12 @@ class Settings:
       ("rl.eval_prompts", self.rl.eval_prompts),
     ):
       self.mesh.check_rows(name, rows)
+    for name in ("rollout_mesh", "reference_mesh", "prm_mesh"):
+      other = getattr(self.rl, name)
+      if other is not None:
+        other.check_beside(f"rl.{name}", self.mesh, self.rl.eval_prompts)
+    part = self.rl.prompts * self.rl.samples_per_prompt // self.rl.micro_batches
+    name = "rl.prompts * rl.samples_per_prompt / rl.micro_batches"
+    for mesh in (self.mesh, self.rl.reference_mesh, self.rl.prm_mesh):
+      if mesh is not None:
+        mesh.check_rows(name, part)

@@ -18,13 +18,13 @@ again with the same command, a run that was cut off continues exactly.
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import launch
 import numpy as np
 import optax
+import rl_functions
 import rl_report
 import train_prm
 import workspace
@@ -36,7 +36,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.progress import Progress
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models import policy
-from pure_jax.training import score, train
+from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
 
@@ -53,90 +53,32 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
   return known and int.from_bytes(digest, "little") < fraction * 2**32
 
 
-@dataclasses.dataclass(frozen=True)
-class Functions:
-  """The compiled functions of a run, as `pure_jax.training` makes them."""
-
-  generate: Callable[..., Any]
-  generate_greedy: Callable[..., Any]
-  generate_held_out: Callable[..., Any]
-  score: Callable[..., Any]
-  update: Callable[..., Any]
-
-
-def compile_functions(
-  space: workspace.Workspace, optimizer: optax.GradientTransformation
-) -> Functions:
-  """Builds the jit boundary from the run's settings."""
-  rl = space.settings.rl
-  greedy = dataclasses.replace(
-    space.sampler, temperature=0.0, top_p=1.0, top_k=0
-  )
-  plain = dataclasses.replace(greedy, temperature=1.0)
-  rows = rl.prompts * rl.samples_per_prompt // rl.micro_batches
-  return Functions(
-    generate=train.make_generate(
-      space.model, space.sampler, rl.samples_per_prompt, space.layout
-    ),
-    generate_greedy=train.make_generate(space.model, greedy, 1, space.layout),
-    generate_held_out=train.make_generate(space.model, plain, 1, space.layout),
-    score=score.make_score(
-      space.model,
-      space.prm_model,
-      space.sampler,
-      rl.score_config(space.settings.prm.separator),
-      space.table,
-      space.layout,
-      rows,
-    ),
-    update=train.make_update(
-      space.model,
-      space.sampler,
-      rl.credit_config(),
-      rl.loss_config(),
-      optimizer,
-      space.table,
-      space.layout,
-      rl.micro_batches,
-    ),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-  """Weights that RL reads and never changes.
-
-  Attributes:
-    reference: the policy RL starts from, which the KL is measured to.
-    prm: the process reward model, None in a run on verdicts alone.
-  """
-
-  reference: Any
-  prm: Any
-
-
 def evaluate(
-  space: workspace.Workspace, functions: Functions, frozen: Frozen, params: Any
+  space: workspace.Workspace,
+  functions: rl_functions.Functions,
+  frozen: rl_functions.Frozen,
+  params: Any,
 ) -> dict[str, float]:
   """Held-out prompts: one sample at temperature 1, one greedy response."""
   problems = space.task.held_out[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
   prm_prompts = space.put(space.encode_prm_prompts(problems))
-  rollout = functions.generate_held_out(params, prompts, space.key(5))
+  sampling = functions.for_rollout(params)
+  rollout = functions.generate_held_out(sampling, prompts, space.key(5))
   scores = functions.score(
     params, frozen.reference, frozen.prm, rollout, prm_prompts
   )
   texts, verdicts = rl_report.read_responses(space, problems, rollout)
   numbers = rl_report.describe(space, texts, verdicts, rollout, scores)
-  greedy = functions.generate_greedy(params, prompts, space.key(5))
+  greedy = functions.generate_greedy(sampling, prompts, space.key(5))
   _, verdicts = rl_report.read_responses(space, problems, greedy)
   return numbers | {"greedy_accuracy": float(np.mean(verdicts.correct))}
 
 
 def iterate(
   space: workspace.Workspace,
-  functions: Functions,
-  frozen: Frozen,
+  functions: rl_functions.Functions,
+  frozen: rl_functions.Frozen,
   state: train.TrainState,
   step: int,
   problems: list[Problem],
@@ -157,7 +99,9 @@ def iterate(
   rl, clock = space.settings.rl, rl_report.Clock()
   prompts = space.encode_prompts(problems)
   key = jax.random.fold_in(space.key(4), step - 1)
-  rollout = functions.generate(state.params, prompts, key)
+  sampling = functions.for_rollout(state.params)
+  clock.wait("reshard", sampling)
+  rollout = functions.generate(sampling, prompts, key)
   clock.wait("rollout", rollout.tokens)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
   prm_prompts = space.put(space.encode_prm_prompts(problems))
@@ -178,12 +122,12 @@ def iterate(
 def start_or_resume(
   space: workspace.Workspace,
   checkpoints: Checkpoints,
-  frozen: Frozen,
+  policy_params: Any,
   optimizer: optax.GradientTransformation,
 ) -> tuple[train.TrainState, int, batches.Cursor]:
   """The state, iterations done and data cursor to go on from."""
   state = train.start_state(
-    frozen.reference,
+    policy_params,
     policy.declare_policy(space.model),
     optimizer,
     space.layout,
@@ -218,18 +162,22 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
       "RL needs problems to train on and others to evaluate on: name files "
       "with files.train and files.held_out."
     )
-  frozen = Frozen(*train_prm.train_prm(space))
+  policy_params, prm_params = train_prm.train_prm(space)
+  frozen = rl_functions.freeze(space, policy_params, prm_params)
 
   # ===== Functions and state =====
   rl, total = space.settings.rl, space.settings.rl.iterations
   optimizer = make_optimizer(rl.optim)
-  functions = compile_functions(space, optimizer)
+  functions = rl_functions.compile_functions(space, optimizer)
   checkpoints = Checkpoints(
     space.workdir / "rl",
     keep_latest=rl.checkpoints_kept,
     best_metric="accuracy",
   )
-  state, first, cursor = start_or_resume(space, checkpoints, frozen, optimizer)
+  state, first, cursor = start_or_resume(
+    space, checkpoints, policy_params, optimizer
+  )
+  del policy_params, prm_params  # The state and the frozen copies remain.
 
   # ===== Iterations =====
   problems = space.task.train

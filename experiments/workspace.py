@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from mesh_settings import RLLayouts
 from run_settings import Settings
 
 from pure_jax.host import curves
@@ -171,7 +172,8 @@ class Workspace:
     settings: the resolved config.
     workdir: this run's folder.
     start: the folder whose stages it starts from; often the same.
-    layout: devices and rules.
+    layout: devices and rules of what is trained.
+    rl_layouts: those of the other models of RL.
     task: language, problems and graders.
     table: which ids end a step, on the devices.
     prm_model: the PRM's architecture, None in a run without one.
@@ -184,6 +186,7 @@ class Workspace:
   workdir: pathlib.Path
   start: pathlib.Path
   layout: sharding.Layout
+  rl_layouts: RLLayouts
   task: Task
   table: SeparatorTable
   prm_model: ModelConfig | None

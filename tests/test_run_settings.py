@@ -221,6 +221,16 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"rl__iterations": 0}, "iterations must be at least 1"),
     ({"mesh__data": 3}, r"sft\.batch_size=64 is not divisible by the 3"),
     ({"mesh__data": 0}, "mesh sizes must be at least 1"),
+    ({"mesh__rules": "zero"}, r"config\.mesh: rules must be one of"),
+    (
+      {"rl__rollout_mesh": {"data": 2}},
+      r"rl\.rollout_mesh .* has 2 devices, but mesh .* has 1",
+    ),
+    ({"rl__prm_mesh": {"rows": 2}}, r"prm_mesh\.rows is not a field"),
+    (
+      {"mesh__data": 4, "rl__micro_batches": 16},
+      "micro_batches=2 is not divisible by the 4 row shards",
+    ),
     ({"world__min_operations": 9}, "min_operations must be"),
     ({"world__slip_rate": 1.5}, r"slip_rate must be in \[0, 1\]"),
     ({"model__num_heads": 3}, "num_kv_heads|num_heads"),

@@ -17,6 +17,7 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import config_conversion  # noqa: E402
 import launch  # noqa: E402
+import rl_functions  # noqa: E402
 import tiny_files  # noqa: E402
 import train_prm  # noqa: E402
 import train_pure  # noqa: E402
@@ -38,13 +39,13 @@ def run_once(name, variant, workdir, monkeypatch):
   settings = settings_of(name, variant)
   rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
   settings = dataclasses.replace(settings, rl=rl, progress=False)
-  used, make = [], train_pure.Frozen
+  used, make = [], rl_functions.Frozen
 
   def recording(*weights):
     used.append(make(*weights))
     return used[-1]
 
-  monkeypatch.setattr(train_pure, "Frozen", recording)
+  monkeypatch.setattr(rl_functions, "Frozen", recording)
   with launch.open_workspace(settings, str(workdir)) as space:
     train_pure.train_rl(space)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()

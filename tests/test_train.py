@@ -213,6 +213,13 @@ def test_parts_are_equal_few_and_small_enough(rows, limit, expected):
   assert parts.count_parts(rows, limit) == expected
 
 
+def test_parts_of_a_batch_can_be_split_over_devices():
+  # Two parts of 10 rows would leave 2.5 to each of four shards.
+  assert parts.count_parts(20, 16, shards=4) == 5
+  with pytest.raises(ValueError, match="cannot be split over 4 shards"):
+    parts.count_parts(20, 3, shards=4)
+
+
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   layout = sharding.make_layout()
   state, ((_, _, metrics),) = one_step(layout, poison=True, optimizer=OPTIMIZER)

@@ -144,6 +144,12 @@ def rl() -> ConfigDict:
       loss_aggregate="token_mean",
       entropy_coef=0.0,
       micro_batches=1,  # Parts in which a batch is scored and differentiated.
+      # Layouts beside `mesh`, on the same devices; None takes it. Given as a
+      # dict of what is not 1 or "fsdp":
+      # --config.rl.rollout_mesh="{'data': 4, 'tensor': 2, 'rules': 'tensor'}"
+      rollout_mesh=placeholder(ConfigDict),  # Of the policy that samples.
+      reference_mesh=placeholder(ConfigDict),  # Of the reference policy.
+      prm_mesh=placeholder(ConfigDict),  # Of the PRM.
       optim=optimizer(3e-4),
       eval_every=10,  # Iterations between evaluations.
       eval_prompts=256,  # Held-out prompts.

@@ -45,7 +45,7 @@ def join_rows(tree: Any) -> Any:
   return jax.tree.map(join, tree)
 
 
-def count_parts(rows: int, limit: int | None) -> int:
+def count_parts(rows: int, limit: int | None, shards: int = 1) -> int:
   """The fewest equal parts of a batch with no more rows than a limit.
 
   >>> count_parts(480, 8), count_parts(500, 8), count_parts(256, None)
@@ -53,18 +53,31 @@ def count_parts(rows: int, limit: int | None) -> int:
 
   Args:
     rows: B.
-    limit: of rows in a part, at least 1; None has no limit.
+    limit: of rows in a part, at least `shards`; None has no limit.
+    shards: over which each part is split; must divide B.
 
   Returns:
-    A divisor of B.
+    A divisor of B that leaves parts of a multiple of `shards` rows.
+
+  Raises:
+    ValueError: if a part within the limit cannot be split.
   """
   if limit is None:
     return 1
-  return next(n for n in range(-(-rows // limit), rows + 1) if rows % n == 0)
+  if rows % shards or limit < shards:
+    raise ValueError(
+      f"{rows} rows in parts of at most {limit} cannot be split over {shards} "
+      "shards: take fewer, larger micro-batches, or fewer devices."
+    )
+  wanted = range(-(-rows // limit), rows // shards + 1)
+  return next(n for n in wanted if rows % (n * shards) == 0)
 
 
 def map_rows(
-  function: Callable[[Any], Any], batch: Any, limit: int | None
+  function: Callable[[Any], Any],
+  batch: Any,
+  limit: int | None,
+  shards: int = 1,
 ) -> Any:
   """Applies a function that treats every row by itself.
 
@@ -72,11 +85,12 @@ def map_rows(
     function: pytree of arrays [b, ...] -> pytree of arrays [b, ...].
     batch: pytree of arrays [B, ...].
     limit: of rows it gets at a time, see `count_parts`.
+    shards: over which rows are split.
 
   Returns:
     What it gives for all B rows.
   """
-  count = count_parts(jax.tree.leaves(batch)[0].shape[0], limit)
+  count = count_parts(jax.tree.leaves(batch)[0].shape[0], limit, shards)
   if count == 1:
     return function(batch)
   return join_rows(jax.lax.map(function, split_rows(batch, count)))

@@ -180,6 +180,9 @@ def make_score(
   everywhere = sharding.replicated(layout)
   reference_layout = reference_layout or layout
   prm_layout = prm_layout or layout
+  shards = max(
+    place.row_shards for place in (layout, reference_layout, prm_layout)
+  )
   score_steps = functools.partial(
     _score_steps, prm_model, config, table, prm_layout.placement
   )
@@ -197,7 +200,7 @@ def make_score(
       return cut, rewards, old_logp, ref_logp
 
     cut, rewards, old_logp, ref_logp = parts.map_rows(
-      score_part, (rollout, prm_prompts), rows_at_a_time
+      score_part, (rollout, prm_prompts), rows_at_a_time, shards
     )
     drift = masked.masked_max(
       jnp.abs(old_logp - rollout.sampled_logp), rollout.completion_mask
