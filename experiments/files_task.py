@@ -110,6 +110,7 @@ class FilesTask:
       compute_dtype=self._files.compute_dtype,
       param_dtype=self._files.param_dtype,
       remat=self._files.remat,
+      logits_chunk=self._files.logits_chunk,
     )
 
   def _prm_model(self) -> ModelConfig | None:

@@ -113,6 +113,7 @@ class FilesSettings:
   train_fields: Fields = None
   held_out_fields: Fields = None
   judged_fields: Fields = None
+  logits_chunk: int | None = None
 
   def __post_init__(self):
     """Refuses names that nothing has, and lengths without room."""
@@ -120,7 +121,7 @@ class FilesSettings:
       self,
       "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
     )
-    for name in ("judged_rows", "judged_held_out_rows"):
+    for name in ("judged_rows", "judged_held_out_rows", "logits_chunk"):
       if getattr(self, name) is not None:  # None takes all.
         at_least_one(self, name)
     if (self.policy is None) == (self.random_model is None):

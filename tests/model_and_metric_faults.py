@@ -20,6 +20,21 @@ FAULTS = (
     "test_rotary.py::test_scaled_frequencies_by_their_wavelengths",
   ),
   (
+    "chunked logits give the entropy half its gradient",
+    "models/token_logp.py",
+    "    above = logp + of_chunk(entropy)[..., None]\n",
+    "    above = logp\n",
+    "test_token_logp.py::test_each_output_has_its_own_gradient",
+  ),
+  (
+    "chunks of padding are computed",
+    "models/token_logp.py",
+    "  return jnp.max(jnp.where(mask, slot // chunk + 1, 0))\n",
+    "  return jnp.max(slot // chunk + 1)\n",
+    "test_token_logp.py::"
+    "test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed",
+  ),
+  (
     "pass@k draws with replacement",
     "host/answer_metrics.py",
     "value[row] = (subsets - math.comb(wrong[row], k)) / subsets",

@@ -217,14 +217,14 @@ MUTATIONS = (
   _mutation(
     "log-probs are read from the token's own position",
     "models/policy.py",
-    "hidden[:, start:-1]",
-    "hidden[:, start + 1 :]",
+    "hidden = hidden[:, start:-1]",
+    "hidden = hidden[:, start + 1 :]",
     "test_policy.py::test_log_probs_are_those_of_growing_prefixes",
   ),
   _mutation(
     "the sampler may draw padding",
     "rollout/sampling.py",
-    "  scores = policy.ban_tokens(scores, config.banned_ids)\n",
+    "  scores = token_logp.ban_tokens(scores, config.banned_ids)\n",
     "",
     "test_sampling.py::test_padding_is_never_sampled_and_the_trainer_knows",
   ),

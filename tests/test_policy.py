@@ -146,22 +146,6 @@ def test_logits_of_bfloat16_are_float32(batch):
   assert 0 < np.abs(logp - exact).max() < 0.2
 
 
-def test_entropy_of_equal_scores_is_the_log_of_their_number():
-  scores = jnp.array([[0.0, 0.0, 0.0, 0.0], [2.0, 2.0, -jnp.inf, -jnp.inf]])
-  logp, entropy = policy.logp_and_entropy(scores, jnp.array([1, 0]))
-  np.testing.assert_allclose(entropy, np.log([4, 2]), rtol=1e-6)
-  np.testing.assert_allclose(logp, -np.log([4, 2]), rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-  ("banned", "message"),
-  [((23,), "not in 0..22"), ((-1,), "not in 0..22"), (range(23), "All 23")],
-)
-def test_bans_that_make_no_sense_are_refused(banned, message):
-  with pytest.raises(ValueError, match=message):
-    policy.ban_tokens(jnp.zeros((2, 23)), tuple(banned))
-
-
 def test_a_temperature_of_zero_has_no_log_probs(batch):
   with pytest.raises(ValueError, match="temperature must be positive"):
     token_logp(random_policy(), TINY, *batch, temperature=0.0)

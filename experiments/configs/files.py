@@ -76,5 +76,7 @@ def files() -> ConfigDict:
       compute_dtype="bfloat16",  # Of matrix products, or "float32".
       param_dtype="float32",  # Of weights.
       remat=True,  # Recompute layers in the backward pass.
+      # Tokens of a row whose logits exist at one time in log-probs; None: all.
+      logits_chunk=placeholder(int),
     )
   )

@@ -76,6 +76,9 @@ class ModelConfig:
     param_dtype: "float32" or "bfloat16", in which weights are stored.
     remat: True recomputes each layer in the backward pass, so that only its
       input is kept: memory for about a third more time.
+    logits_chunk: tokens of a row whose logits exist at one time where
+      log-probs are computed, at least 1; None makes all at once. Changes the
+      memory used and not the result (`token_logp.chunked_logp`).
   """
 
   vocab_size: int
@@ -94,6 +97,7 @@ class ModelConfig:
   compute_dtype: str = "float32"
   param_dtype: str = "float32"
   remat: bool = False
+  logits_chunk: int | None = None
 
   def __post_init__(self):
     """Refuses architectures that cannot be built."""
@@ -123,6 +127,11 @@ class ModelConfig:
       raise ValueError(
         f"rope_theta={self.rope_theta} and norm_eps={self.norm_eps} must be "
         "positive."
+      )
+    if self.logits_chunk is not None and self.logits_chunk < 1:
+      raise ValueError(
+        f"logits_chunk must be at least 1, or None for all logits at once, got "
+        f"{self.logits_chunk}."
       )
     for name in ("compute_dtype", "param_dtype"):
       dtype = getattr(self, name)

@@ -3,14 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import Weight, declare_decoder, fan_in
 from pure_jax.models.placement import LOCAL, LOGITS, Placement
+from pure_jax.models.token_logp import (
+  Readout,
+  ban_tokens,
+  chunked_logp,
+  logp_and_entropy,
+)
 from pure_jax.models.transformer import forward, positions_from_mask
 
 
@@ -68,57 +72,6 @@ def logits(
   return placement.constrain(scores, LOGITS)[:, :T]
 
 
-def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
-  """Gives ids no probability, in the sampler and in the trainer alike.
-
-  Padding must be banned in both or in neither: banned in the sampler only,
-  every ratio at iteration 0 is off by the probability of the padding.
-
-  Args:
-    scores: [..., V] float32, logits.
-    banned_ids: ids in 0..V-1; may be empty.
-
-  Returns:
-    [..., V] with -inf at the banned ids, and no gradient there.
-
-  Raises:
-    ValueError: if an id is outside the vocabulary, or none is left.
-  """
-  if not banned_ids:
-    return scores
-  size = scores.shape[-1]
-  outside = [token for token in banned_ids if not 0 <= token < size]
-  if outside:
-    raise ValueError(f"Banned ids {outside} are not in 0..{size - 1}.")
-  banned = np.zeros(size, bool)
-  banned[list(banned_ids)] = True
-  if banned.all():
-    raise ValueError(f"All {size} ids are banned: nothing can be sampled.")
-  banned = jnp.broadcast_to(banned, scores.shape)
-  return jnp.where(banned, -jnp.inf, scores)
-
-
-def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
-  """Log-prob of given ids, and the entropy of their distribution.
-
-  log p_i = s_i - log sum_j exp s_j;  entropy = -sum_j p_j log p_j.
-
-  Args:
-    scores: [..., V] float32, logits; -inf gives an id no probability.
-    tokens: [...] int32, ids in 0..V-1.
-
-  Returns:
-    (logp, entropy), each [...] float32 in nats; logp is -inf for an id
-    without probability. Differentiable, with no NaN from -inf.
-  """
-  normalizer = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
-  possible = scores > -jnp.inf
-  logp = jnp.where(possible, scores, 0.0) - normalizer
-  entropy = -jnp.sum(jnp.where(possible, jnp.exp(logp) * logp, 0.0), axis=-1)
-  chosen = jnp.take_along_axis(scores - normalizer, tokens[..., None], axis=-1)
-  return chosen[..., 0], entropy
-
-
 def token_logp(
   params: Any,
   config: ModelConfig,
@@ -168,7 +121,29 @@ def token_logp(
     mask.astype(jnp.int32),
     placement=placement,
   )
-  scores = logits(params, config, hidden[:, start:-1], placement)
+  hidden = hidden[:, start:-1]
+  if config.logits_chunk is not None:
+    tied = config.tied_embeddings
+    table = params["embedding"] if tied else params["head"]
+    # Whole along D: weights that are split there are gathered once, not once
+    # a chunk.
+    table = placement.constrain(
+      table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
+    )
+    return chunked_logp(
+      Readout(
+        tied=tied,
+        temperature=temperature,
+        banned_ids=tuple(banned_ids),
+        chunk=config.logits_chunk,
+        placement=placement,
+      ),
+      table,
+      hidden,
+      tokens,
+      completion_mask,
+    )
+  scores = logits(params, config, hidden, placement)
   scores = ban_tokens(scores / temperature, banned_ids)
   logp, entropy = logp_and_entropy(scores, tokens)
   return (

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from pure_jax.models import policy
+from pure_jax.models import policy, token_logp
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.transformer import (
@@ -171,7 +171,7 @@ def sample_tokens(
     distribution is certain: the log-prob is 0. It is NaN where the scores
     hold NaN, at every temperature.
   """
-  scores = policy.ban_tokens(scores, config.banned_ids)
+  scores = token_logp.ban_tokens(scores, config.banned_ids)
   if config.temperature == 0:
     tokens = jnp.argmax(scores, axis=-1).astype(jnp.int32)
     broken = jnp.isnan(scores).any(axis=-1)

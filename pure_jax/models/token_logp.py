@@ -1,0 +1,245 @@
+"""Log-probs of given tokens, of all logits at once or a few slots at a time.
+
+A vocabulary is large: 8 rows of 8,192 tokens have 40 GB of float32 logits over
+152,000 ids, and their gradient has as many again. `chunked_logp` makes them for
+some slots of every row, reads what it needs, and forgets them; the backward
+pass makes them once more. Its values and gradients are those of
+`logp_and_entropy` on all logits.
+
+Slots are cut along a row and never across rows, so rows that are split over
+devices stay where they are. The vocabulary may be split too: everything over
+it is a sum or a maximum.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from pure_jax.models.placement import LOCAL, LOGITS, Placement
+
+
+def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
+  """Gives ids no probability, in the sampler and in the trainer alike.
+
+  Padding must be banned in both or in neither: banned in the sampler only,
+  every ratio at iteration 0 is off by the probability of the padding.
+
+  Args:
+    scores: [..., V] float32, logits.
+    banned_ids: ids in 0..V-1; may be empty.
+
+  Returns:
+    [..., V] with -inf at the banned ids, and no gradient there.
+
+  Raises:
+    ValueError: if an id is outside the vocabulary, or none is left.
+  """
+  if not banned_ids:
+    return scores
+  size = scores.shape[-1]
+  outside = [token for token in banned_ids if not 0 <= token < size]
+  if outside:
+    raise ValueError(f"Banned ids {outside} are not in 0..{size - 1}.")
+  banned = np.zeros(size, bool)
+  banned[list(banned_ids)] = True
+  if banned.all():
+    raise ValueError(f"All {size} ids are banned: nothing can be sampled.")
+  banned = jnp.broadcast_to(banned, scores.shape)
+  return jnp.where(banned, -jnp.inf, scores)
+
+
+def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
+  """Log-prob of given ids, and the entropy of their distribution.
+
+  log p_i = s_i - log sum_j exp s_j;  entropy = -sum_j p_j log p_j.
+
+  Args:
+    scores: [..., V] float32, logits; -inf gives an id no probability.
+    tokens: [...] int32, ids in 0..V-1.
+
+  Returns:
+    (logp, entropy), each [...] float32 in nats; logp is -inf for an id
+    without probability. Differentiable, with no NaN from -inf.
+  """
+  normalizer = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+  possible = scores > -jnp.inf
+  logp = jnp.where(possible, scores, 0.0) - normalizer
+  entropy = -jnp.sum(jnp.where(possible, jnp.exp(logp) * logp, 0.0), axis=-1)
+  chosen = jnp.take_along_axis(scores - normalizer, tokens[..., None], axis=-1)
+  return chosen[..., 0], entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class Readout:
+  """How hidden states become a distribution over the vocabulary.
+
+  Attributes:
+    tied: True for a table [V, D], an embedding; False for a head [D, V].
+    temperature: > 0, divides the logits.
+    banned_ids: ids without probability, see `ban_tokens`.
+    chunk: slots of a row whose logits exist at one time, at least 1; rounded
+      up to a multiple of the placement's token shards.
+    placement: of the logits.
+  """
+
+  tied: bool
+  temperature: float
+  banned_ids: tuple[int, ...]
+  chunk: int
+  placement: Placement = LOCAL
+
+  def scores(self, table: Array, hidden_BcD: Array) -> Array:
+    """Logits [B, c, V] float32, products in the dtype of the hidden states."""
+    scores = jnp.einsum(
+      "BTD,VD->BTV" if self.tied else "BTD,DV->BTV",
+      hidden_BcD,
+      table,
+      preferred_element_type=jnp.float32,
+    )
+    scores = self.placement.constrain(scores, LOGITS)
+    return ban_tokens(scores / self.temperature, self.banned_ids)
+
+
+def chunked_logp(
+  readout: Readout, table: Array, hidden: Array, tokens: Array, mask: Array
+) -> tuple[Array, Array]:
+  """Log-probs and entropies, `readout.chunk` slots of every row at a time.
+
+  Chunks after the last kept slot of all rows are left out, so completions
+  that end early take less time.
+
+  With logits s = table · hidden / temperature, p = softmax(s) and cotangents
+  a of log p_y and b of the entropy H, the gradient by s_j that the backward
+  pass remakes is a (1[j = y] - p_j) - b p_j (log p_j + H). It is rounded to
+  the dtype of the hidden states before it is multiplied; sums over tokens are
+  float32.
+
+  Args:
+    readout: what turns hidden states into a distribution.
+    table: [V, D] or [D, V] in the dtype of the hidden states. Split over
+      devices along D, it would be gathered once a chunk: gather it before.
+    hidden: [B, C, D] float, slot t holding what token t is read from.
+    tokens: [B, C] int32, ids in 0..V-1.
+    mask: [B, C] bool, True keeps.
+
+  Returns:
+    (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
+    masked. Differentiable once, in table and hidden, in reverse mode.
+  """
+  slots = tokens.shape[1]
+  chunks = -(-slots // readout.chunk)
+  shards = readout.placement.token_shards
+  even = -(-slots // (chunks * shards)) * shards
+  readout = dataclasses.replace(readout, chunk=even)
+  missing = chunks * readout.chunk - slots
+
+  def pad(x):
+    width = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, width) if missing else x
+
+  logp, entropy = _chunked(readout, table, pad(hidden), pad(tokens), pad(mask))
+  logp, entropy = logp[:, :slots], entropy[:, :slots]
+  return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
+
+
+def _slots(x: Array, index: Array, chunk: int) -> Array:
+  """Slots of one chunk, [B, c, ...]."""
+  return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
+
+
+def _with_slots(x: Array, new: Array, index: Array, chunk: int) -> Array:
+  """The same array with one chunk replaced."""
+  return jax.lax.dynamic_update_slice_in_dim(x, new, index * chunk, axis=1)
+
+
+def _used_chunks(mask: Array, chunk: int) -> Array:
+  """How many chunks there are up to the last kept slot of any row."""
+  slot = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+  return jnp.max(jnp.where(mask, slot // chunk + 1, 0))
+
+
+def _is_token(scores: Array, tokens: Array) -> Array:
+  """[B, c, V] bool, True at each slot's token."""
+  ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+  return ids == tokens[..., None]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(readout, table, hidden, tokens, mask):
+  """`chunked_logp` for a number of slots that the chunk divides."""
+  return _chunked_forward(readout, table, hidden, tokens, mask)[0]
+
+
+def _chunked_forward(readout, table, hidden, tokens, mask):
+  """Values, and what the backward pass needs: no array over the vocabulary."""
+  chunk = readout.chunk
+
+  def body(index, found):
+    scores = readout.scores(table, _slots(hidden, index, chunk))
+    is_token = _is_token(scores, _slots(tokens, index, chunk))
+    normalizer = jax.nn.logsumexp(scores, axis=-1)
+    possible = scores > -jnp.inf
+    logp = jnp.where(possible, scores, 0.0) - normalizer[..., None]
+    entropy = -jnp.sum(jnp.where(possible, jnp.exp(logp) * logp, 0.0), axis=-1)
+    chosen = jnp.sum(jnp.where(is_token, scores, 0.0), axis=-1) - normalizer
+    new = chosen, entropy, normalizer
+    return tuple(
+      _with_slots(x, y, index, chunk) for x, y in zip(found, new, strict=True)
+    )
+
+  zeros = jnp.zeros(tokens.shape, jnp.float32)
+  logp, entropy, normalizer = jax.lax.fori_loop(
+    0, _used_chunks(mask, chunk), body, (zeros,) * 3
+  )
+  kept = table, hidden, tokens, mask, entropy, normalizer
+  return (logp, entropy), kept
+
+
+def _chunked_backward(readout, kept, cotangents):
+  """Gradients by table and hidden states, logits remade chunk by chunk."""
+  table, hidden, tokens, mask, entropy, normalizer = kept
+  chunk, dtype = readout.chunk, hidden.dtype
+  back = "BTV,VD->BTD" if readout.tied else "BTV,DV->BTD"
+  across = "BTV,BTD->VD" if readout.tied else "BTV,BTD->DV"
+
+  def body(index, sums):
+    by_table, by_hidden = sums
+    of_chunk = functools.partial(_slots, index=index, chunk=chunk)
+    hidden_BcD = of_chunk(hidden)
+    by_logp, by_entropy = (
+      jnp.where(of_chunk(mask), of_chunk(x), 0.0)[..., None] for x in cotangents
+    )
+    scores = readout.scores(table, hidden_BcD)
+    is_token = _is_token(scores, of_chunk(tokens))
+    possible = scores > -jnp.inf
+    logp = jnp.where(possible, scores, 0.0) - of_chunk(normalizer)[..., None]
+    above = logp + of_chunk(entropy)[..., None]
+    by_scores = jnp.where(is_token, by_logp, 0.0) - jnp.exp(logp) * (
+      by_logp + by_entropy * above
+    )
+    by_scores = jnp.where(possible, by_scores / readout.temperature, 0.0)
+    by_scores = by_scores.astype(dtype)
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    by_hidden = _with_slots(
+      by_hidden,
+      product(back, by_scores, table).astype(dtype),
+      index,
+      chunk,
+    )
+    return by_table + product(across, by_scores, hidden_BcD), by_hidden
+
+  by_table, by_hidden = jax.lax.fori_loop(
+    0,
+    _used_chunks(mask, chunk),
+    body,
+    (jnp.zeros(table.shape, jnp.float32), jnp.zeros_like(hidden)),
+  )
+  return by_table.astype(table.dtype), by_hidden, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
