@@ -18,11 +18,11 @@ from run_settings import Settings
 
 from pure_jax.host import curves
 from pure_jax.host import workdir as workdirs
-from pure_jax.host.checkpoint import load_tree, save_tree
 from pure_jax.host.contract import PromptFormat, Tokenizer
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem, Steps
 from pure_jax.host.metrics import MetricsWriter, SamplesWriter
+from pure_jax.host.saved_tree import load_tree, save_tree
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding

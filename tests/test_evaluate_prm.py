@@ -16,7 +16,7 @@ import pytest
 from prm_evaluations import ROOT, mesh, report, scores, smoke, whole
 
 from pure_jax.host import huggingface
-from pure_jax.host.checkpoint import save_tree
+from pure_jax.host.saved_tree import save_tree
 from pure_jax.host.workdir import WorkdirError
 from pure_jax.models import prm
 from pure_jax.models.params import init_params

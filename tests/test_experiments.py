@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_jax.host.checkpoint import Checkpoints, load_tree, save_tree
+from pure_jax.host.checkpoint import Checkpoints
+from pure_jax.host.saved_tree import load_tree, save_tree
 from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import policy, prm
 from pure_jax.models.params import abstract_params, init_params

@@ -1,39 +1,47 @@
 """Checkpoints that are whole, or named as damaged; that fit, or are refused.
 
-Orbax writes the arrays, atomically and sharded. Around it:
+Orbax writes the arrays: sharded, in threads of its own while training goes
+on, and atomically, as a folder renamed when it is whole. Around it:
 
 * every leaf is stored under its path, with shape and dtype in a JSON record,
   so a restore into another model says which leaf differs instead of casting;
-* every file's SHA-256 is kept beside it: Orbax itself reads flipped bits in
-  array data without complaint;
+* every file's SHA-256 is kept beside it, from before the renaming on: Orbax
+  itself reads flipped bits in array data without complaint;
 * a damaged newest checkpoint is named and the one before it is used;
-* the config that made a checkpoint is stored in it and compared on restore.
+* the config that made a checkpoint is stored in it and compared on restore,
+  and so are the versions of what ran, for whoever looks for a difference.
 """
 
 import contextlib
 import dataclasses
-import json
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from pure_jax.host import checksums, interrupts
-from pure_jax.host.leaves import (
-  abstract,
-  describe,
-  is_key,
-  key_data,
-  named_leaves,
+from pure_jax.host import (
+  checkpoint_record,
+  checksums,
+  full_disk,
+  interrupts,
+  orbax_log,
 )
-from pure_jax.host.workdir import config_differences
+from pure_jax.host.checkpoint_record import (
+  Standing,
+  make_standing,
+  read_standing,
+)
+from pure_jax.host.leaves import abstract, key_data, named_leaves
+from pure_jax.host.retention import Retention
 
 _LOG = logging.getLogger(__name__)
+# What Orbax still writes times into when all else is whole; none are read.
+_STAMPS = ("_CHECKPOINT_METADATA",)
 
 
 class CheckpointError(RuntimeError):
@@ -58,8 +66,11 @@ class Restored:
 class Checkpoints:
   """The checkpoints of one folder: the latest few, and the best one.
 
-  Saving is synchronous: when `save` returns the checkpoint is on disk. Use as
-  a context manager, or call `close`.
+  Saving is asynchronous: `save` returns when the arrays are copied, and they
+  may be donated then; threads write them. A checkpoint is there under its
+  step when it is whole, and older ones are removed after that. What goes
+  wrong meanwhile is raised by the next `save`, `wait` or `close`. Use as a
+  context manager, or call `close`.
   """
 
   def __init__(
@@ -71,16 +82,19 @@ class Checkpoints:
     lower_is_better: bool = False,
     config: Mapping[str, Any] | None = None,
     may_differ: Sequence[str] = (),
+    versions: Mapping[str, Any] | None = None,
   ):
     """Opens or creates the folder.
 
     Args:
       directory: the folder.
       keep_latest: how many of the newest checkpoints are kept, at least 1.
+        With 1 there is none before a damaged one.
       best_metric: name of the metric whose best checkpoint is kept as well.
       lower_is_better: whether the best value of it is the smallest.
       config: stored with each checkpoint, compared on restore; JSON-like.
       may_differ: dotted names of `config` not compared.
+      versions: stored with each checkpoint, JSON-like.
 
     Raises:
       CheckpointError: if the folder cannot be created or written.
@@ -93,39 +107,68 @@ class Checkpoints:
     self._sign = -1.0 if lower_is_better else 1.0
     self._config = config
     self._may_differ = may_differ
-    policies = [preservation_policy.LatestN(keep_latest)]
-    if best_metric is not None:
-      policies.append(
-        preservation_policy.BestN(
-          get_metric_fn=self._goodness,
-          n=1,
-          keep_checkpoints_without_metrics=False,
-        )
-      )
+    self._versions = versions
+    self._standings: dict[int, Standing] = {}
+    self._started = False  # Whether a save was.
+    self._failure: CheckpointError | None = None
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
-      best_fn=self._goodness if best_metric is not None else None,
-      enable_async_checkpointing=False,
+      preservation_policy=Retention(
+        keep_latest, self._standing, self._goodness
+      ),
+      async_options=ocp.options.AsyncOptions(
+        post_finalization_callback=self._seal
+      ),
     )
+    self._quiet = contextlib.ExitStack()
+    self._quiet.enter_context(orbax_log.quiet())
     try:
-      with _quiet():
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+      self._manager = ocp.CheckpointManager(self._directory, options=options)
     except OSError as error:
+      self._quiet.close()
       raise self._cannot_write(error) from error
 
   def __enter__(self) -> "Checkpoints":
     return self
 
-  def __exit__(self, *unused: object) -> None:
-    self.close()
+  def __exit__(self, kind: type | None, *unused: object) -> None:
+    try:
+      self.close()
+    except CheckpointError as error:
+      if kind is None:
+        raise
+      _LOG.warning("%s", error)  # Not instead of what ended the run.
 
   def close(self) -> None:
-    """Releases the folder."""
-    with _quiet():
-      self._manager.close()
+    """Waits for the checkpoint under way, and releases the folder.
+
+    Raises:
+      CheckpointError: if that checkpoint could not be written.
+    """
+    try:
+      self.wait()
+    finally:
+      with contextlib.suppress(Exception), interrupts.held_back():
+        self._manager.close()  # Says again what `wait` has said.
+      self._quiet.close()
+
+  def wait(self) -> None:
+    """Waits until the checkpoint under way is on disk, as Ctrl-C then does.
+
+    Raises:
+      CheckpointError: if it could not be written.
+    """
+    if self._failure is not None:  # It was said.
+      return
+    try:
+      with interrupts.held_back():
+        self._manager.wait_until_finished()
+    # A thread of Orbax or TensorStore failed, with whatever they raise.
+    except Exception as error:
+      raise self._give_up(error) from error
 
   def steps(self) -> list[int]:
-    """Steps that have a checkpoint, ascending."""
+    """Steps that have a checkpoint, ascending; waits for one under way."""
+    self.wait()
     return sorted(self._manager.all_steps())
 
   def save(
@@ -134,41 +177,40 @@ class Checkpoints:
     state: Any,
     extra: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
+    *,
+    interim: bool = False,
   ) -> None:
-    """Writes a checkpoint, whole or not at all. Ctrl-C waits for its end.
+    """Starts to write a checkpoint, whole or not at all.
 
-    Checkpoints at `step` or later are removed first: they belong to a future
-    that was abandoned when an earlier step was restored.
+    Waits for the one before. Checkpoints at `step` or later are removed
+    first: they belong to a future that was abandoned when an earlier step was
+    restored.
 
     Args:
       step: number of the step, >= 0.
       state: pytree of arrays, jax PRNG keys included.
       extra: JSON-like dict, such as the data cursor.
       metrics: numbers by name; must hold `best_metric` to count for the best.
+      interim: whether this is a checkpoint out of turn, which goes when the
+        next one is there and takes no other's place.
 
     Raises:
-      CheckpointError: if the folder cannot be written.
+      CheckpointError: if the folder cannot be written, or the checkpoint
+        before could not.
       ValueError: if a leaf of the state is not an array, or it has none.
       TypeError: if `extra` is not JSON-like.
     """
     leaves = named_leaves(state)
-    record = {
-      "leaves": {name: describe(leaf) for name, leaf in leaves.items()},
-      "key_impl": {
-        name: str(jax.random.key_impl(leaf))
-        for name, leaf in leaves.items()
-        if is_key(leaf)
-      },
-      "config": self._config,
-      "extra": dict(extra or {}),
-    }
-    record = json.loads(json.dumps(record, allow_nan=False))
-    has_metric = metrics is not None and self._best_metric in metrics
+    standing = make_standing(interim, metrics)
+    record = checkpoint_record.make_record(
+      leaves, extra, self._config, self._versions, standing
+    )
+    if self._failure is not None:
+      raise self._failure
+    self._start_anew(step)
+    self._started, self._standings[step] = True, standing
     try:
-      with _quiet(), interrupts.held_back():
-        for stale in self.steps():
-          if stale >= step:
-            self._manager.delete(stale)
+      with interrupts.held_back():
         self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -177,15 +219,10 @@ class Checkpoints:
             ),
             record=ocp.args.JsonSave(record),
           ),
-          metrics={k: float(v) for k, v in metrics.items()}
-          if has_metric
-          else None,
           force=True,
         )
-        if jax.process_index() == 0:
-          checksums.write(self._folder(step))
     except OSError as error:
-      raise self._cannot_write(error) from error
+      raise self._give_up(error) from error
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
     """Reads the newest usable checkpoint.
@@ -218,24 +255,69 @@ class Checkpoints:
     """
     ranked = []
     for step in self.steps():
-      with _quiet():
-        metrics = self._manager.metrics(step) or {}
-      if self._best_metric in metrics:
-        ranked.append((self._goodness(metrics), step))
+      goodness = self._goodness(self._standing(step))
+      if goodness is not None:
+        ranked.append((goodness, step))
     order = [step for _, step in sorted(ranked, reverse=True)]
     return self._restore_first(order, abstract_state)
 
-  def _goodness(self, metrics: Mapping[str, float]) -> float:
-    """The best metric, turned so that more is better."""
-    return self._sign * metrics[self._best_metric]
+  def _goodness(self, standing: Standing) -> float | None:
+    """The best metric, turned so that more is better; None without one."""
+    value = standing.metrics.get(self._best_metric)
+    return None if value is None else self._sign * value
+
+  def _standing(self, step: int) -> Standing:
+    """Of a checkpoint on disk, or on its way there."""
+    if step not in self._standings:
+      self._standings[step] = read_standing(self._folder(step))
+    return self._standings[step]
 
   def _folder(self, step: int) -> pathlib.Path:
     return self._directory / str(step)
 
-  def _cannot_write(self, error: OSError) -> CheckpointError:
+  def _unfinished(self) -> list[pathlib.Path]:
+    """Folders of checkpoints that are under way, or were never finished."""
+    return sorted(self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+
+  def _seal(self) -> None:
+    """Adds the checksums; Orbax calls this before it renames the folder."""
+    (folder,) = self._unfinished()
+    checksums.write(folder, without=_STAMPS)
+
+  def _start_anew(self, step: int) -> None:
+    """Waits for a save under way; removes what the next one takes over."""
+    steps = self.steps()
+    try:
+      with interrupts.held_back():
+        if not self._started:
+          self._remove_unfinished()  # Of processes that were killed.
+        for stale in steps:
+          if stale >= step:
+            self._manager.delete(stale)
+    except OSError as error:
+      raise self._cannot_write(error) from error
+
+  def _remove_unfinished(self) -> None:
+    """Makes room again."""
+    if jax.process_index() == 0:
+      for folder in self._unfinished():
+        shutil.rmtree(folder, ignore_errors=True)
+
+  def _give_up(self, error: Exception) -> CheckpointError:
+    """After a save failed: the folder is left as it was before."""
+    self._remove_unfinished()
+    self._failure = self._cannot_write(error)
+    return self._failure
+
+  def _cannot_write(self, error: Exception) -> CheckpointError:
+    full = full_disk.reason(error)
+    todo = (
+      "Choose a folder that can be created and written."
+      if full is None
+      else "The checkpoints there are intact: make room, and go on from them."
+    )
     return CheckpointError(
-      f"Cannot write checkpoints to {self._directory}: {error}. Choose a "
-      "folder that can be created and written, on a disk with room."
+      f"Cannot write checkpoints to {self._directory}: {full or error}. {todo}"
     )
 
   def _restore_first(
@@ -271,25 +353,13 @@ class Checkpoints:
       record = self._manager.restore(
         step, args=ocp.args.Composite(record=ocp.args.JsonRestore())
       )["record"]
-      stored, impls = record["leaves"], record["key_impl"]
-    if self._config is not None and record["config"] is not None:
-      differing = config_differences(
-        record["config"], self._config, self._may_differ
-      )
-      if differing:
-        raise CheckpointError(
-          f"{folder} was made with another config:\n  " + "\n  ".join(differing)
-        )
+      impls = record["key_impl"]
     wanted = named_leaves(abstract_state)
-    differing = config_differences(
-      {"leaves": stored},
-      {"leaves": {name: describe(leaf) for name, leaf in wanted.items()}},
+    misfit = checkpoint_record.misfit(
+      record, wanted, self._config, self._may_differ
     )
-    if differing:
-      raise CheckpointError(
-        f"{folder} does not fit the state to restore:\n  "
-        + "\n  ".join(differing)
-      )
+    if misfit is not None:
+      raise CheckpointError(f"{folder} {misfit}")
     with _damage_from_errors():
       leaves = self._manager.restore(
         step,
@@ -311,73 +381,15 @@ class Checkpoints:
     )
 
 
-def save_tree(
-  path: str | os.PathLike,
-  tree: Any,
-  extra: Mapping[str, Any] | None = None,
-) -> None:
-  """Saves what a stage leaves behind, such as the weights of a policy.
-
-  Args:
-    path: a folder; a tree saved there before is replaced once this one is
-      whole.
-    tree: pytree of arrays.
-    extra: JSON-like dict kept beside it.
-
-  Raises:
-    CheckpointError: if the folder cannot be written.
-  """
-  with Checkpoints(path, keep_latest=1) as checkpoints:
-    step = max(checkpoints.steps(), default=-1) + 1
-    checkpoints.save(step, tree, extra)
-
-
-def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
-  """Loads what `save_tree` saved, exactly.
-
-  Args:
-    path: the folder.
-    abstract_tree: pytree of arrays or of `jax.ShapeDtypeStruct` with the
-      shardings to restore to.
-
-  Returns:
-    The tree.
-
-  Raises:
-    CheckpointError: if the folder holds no such tree, or a damaged one.
-  """
-  missing = f"There is no saved tree in {os.fspath(path)}."
-  if not pathlib.Path(path).is_dir():
-    raise CheckpointError(missing)
-  with Checkpoints(path, keep_latest=1) as checkpoints:
-    restored = checkpoints.restore_latest(abstract_tree)
-  if restored is None:
-    raise CheckpointError(missing)
-  return restored.state
-
-
 class _DamageError(Exception):
   """Files of a checkpoint are missing, cut or altered."""
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Hides the progress notes Orbax sends to absl's logger."""
-  logger = logging.getLogger("absl")
-  level = logger.level
-  logger.setLevel(logging.CRITICAL)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
 
 
 @contextlib.contextmanager
 def _damage_from_errors() -> Iterator[None]:
   """Turns whatever reading a broken file raises into `_DamageError`."""
   try:
-    with _quiet():
-      yield
+    yield
   # Orbax and TensorStore raise OSError, ValueError, KeyError and bare
   # Exception for files they cannot read.
   except Exception as error:

@@ -11,14 +11,20 @@ from pure_jax.host.workdir import write_json_atomic
 CHECKSUMS = "checksums.json"
 
 
-def write(folder: str | os.PathLike) -> None:
+def write(folder: str | os.PathLike, without: Sequence[str] = ()) -> None:
   """Lists the SHA-256 of every file below a folder, in `CHECKSUMS` there.
 
   Args:
     folder: the folder, complete.
+    without: names of files that may still change.
   """
   folder = pathlib.Path(folder)
-  write_json_atomic(folder / CHECKSUMS, _digests(folder))
+  digests = {
+    name: digest
+    for name, digest in _digests(folder).items()
+    if name not in without
+  }
+  write_json_atomic(folder / CHECKSUMS, digests)
 
 
 def fingerprint(
@@ -55,14 +61,14 @@ def damage(folder: str | os.PathLike) -> str | None:
     folder: the folder.
 
   Returns:
-    Which files are missing or altered, as text; None where all are as they
-    were, or no list was written. Files added since are no damage.
+    Which files are missing or altered, as text, the list of them included;
+    None where all are as they were. Files added since are no damage.
   """
   folder = pathlib.Path(folder)
-  if not (folder / CHECKSUMS).exists():
-    return None
   try:
     expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return f"missing files: {CHECKSUMS}"
   except ValueError:
     return f"altered files: {CHECKSUMS}"
   actual = _digests(folder)

@@ -1,0 +1,290 @@
+"""Checkpoints are written while training goes on, whole or not at all."""
+
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pure_jax.host import checksums, interrupts
+from pure_jax.host.checkpoint import CheckpointError, Checkpoints
+
+
+def make_state(seed, size=64):
+  return {
+    "w": jax.random.normal(jax.random.key(seed), (size, 32)),
+    "step": jnp.int32(seed),
+  }
+
+
+def assert_same(actual, expected):
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
+
+
+def names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def gate(monkeypatch):
+  """Holds the writing thread back, when all but the checksums is written."""
+  reached, opened = threading.Event(), threading.Event()
+  write = checksums.write
+
+  def held(folder, without=()):
+    reached.set()
+    assert opened.wait(60)
+    write(folder, without)
+
+  monkeypatch.setattr(checksums, "write", held)
+  yield reached, opened
+  opened.set()
+
+
+def test_a_save_returns_before_it_is_on_disk(tmp_path, gate):
+  """And the one before goes when the new one is there, not earlier."""
+  reached, opened = gate
+  opened.set()
+  with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    checkpoints.wait()
+    opened.clear()
+    reached.clear()
+    checkpoints.save(2, make_state(2))
+    assert reached.wait(60)
+    assert names(tmp_path) == ["1", "2.orbax-checkpoint-tmp"]
+    opened.set()
+    checkpoints.wait()
+    assert names(tmp_path) == ["2"]
+    assert (tmp_path / "2" / checksums.CHECKSUMS).exists()
+
+
+def test_closing_waits_for_the_end(tmp_path, gate):
+  reached, opened = gate
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    assert reached.wait(60)
+    threading.Timer(0.2, opened.set).start()
+  with Checkpoints(tmp_path) as checkpoints:
+    assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
+
+
+def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
+  """Updates overwrite the state while it is written.
+
+  Without the copy, step 1 would hold numbers of step 21.
+  """
+  _, opened = gate
+  rows = NamedSharding(
+    Mesh(np.asarray(jax.devices()).reshape(8), ("fsdp",)),
+    PartitionSpec("fsdp"),
+  )
+  update = jax.jit(
+    lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0
+  )
+  for number, place in enumerate((None, rows)):
+    opened.clear()
+    state = update(jax.device_put({"w": jnp.zeros((4096, 256))}, place))
+    with Checkpoints(tmp_path / str(number)) as checkpoints:
+      checkpoints.save(1, state)
+      for _ in range(20):
+        state = update(state)
+      jax.block_until_ready(state)
+      opened.set()
+      restored = checkpoints.restore_latest(state).state
+    assert np.unique(restored["w"]).tolist() == [1]
+    assert np.unique(state["w"]).tolist() == [21]
+
+
+def test_restores_onto_another_mesh(tmp_path):
+  """8 ways, 2 x 2 ways, one device: the same bits, where they were asked."""
+  devices = np.asarray(jax.devices())
+  eight = Mesh(devices.reshape(1, 8), ("data", "fsdp"))
+  four = Mesh(devices[:4].reshape(2, 2), ("data", "fsdp"))
+  one = Mesh(devices[:1].reshape(1, 1), ("data", "fsdp"))
+  spec = {"w": PartitionSpec("fsdp", None), "step": PartitionSpec()}
+
+  def on(mesh):
+    return {name: NamedSharding(mesh, place) for name, place in spec.items()}
+
+  expected = jax.device_get(make_state(5))
+  with Checkpoints(tmp_path / "8") as checkpoints:
+    checkpoints.save(5, jax.device_put(expected, on(eight)))
+  before = tmp_path / "8"
+  for mesh, rows in ((four, 32), (one, 64), (eight, 8)):
+    wanted = jax.tree.map(
+      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+      expected,
+      on(mesh),
+    )
+    with Checkpoints(before) as checkpoints:
+      restored = checkpoints.restore_latest(wanted).state
+    assert restored["w"].sharding == wanted["w"].sharding
+    assert restored["w"].addressable_shards[0].data.shape == (rows, 32)
+    assert_same(restored, expected)
+    before = tmp_path / str(rows)  # Saved from there again.
+    with Checkpoints(before) as checkpoints:
+      checkpoints.save(5, restored)
+
+
+@pytest.mark.parametrize("then", ["save", "wait", "close", "steps"])
+def test_a_failed_write_is_an_error_of_the_next_call(
+  tmp_path, monkeypatch, then, capfd
+):
+  def fail(folder, without=()):
+    raise OSError(28, "No space left on device")
+
+  checkpoints = Checkpoints(tmp_path, keep_latest=1)
+  checkpoints.save(1, make_state(1))
+  checkpoints.wait()
+  with monkeypatch.context() as patched:
+    patched.setattr(checksums, "write", fail)
+    checkpoints.save(2, make_state(2))
+    message = f"{tmp_path}: No space left on device. .*make room"
+    with pytest.raises(CheckpointError, match=message):
+      if then == "save":
+        checkpoints.save(3, make_state(3))
+      else:
+        getattr(checkpoints, then)()
+  checkpoints.close()  # Says it once.
+  assert names(tmp_path) == ["1"]  # And nothing takes up room.
+  with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+    assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
+    checkpoints.save(2, make_state(2))
+    assert checkpoints.steps() == [2]
+  assert "Traceback" not in capfd.readouterr().err
+
+
+def test_after_a_failed_write_saving_goes_on_failing(tmp_path, monkeypatch):
+  """Never a run that goes on without checkpoints and does not say so."""
+
+  def fail(folder, without=()):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(checksums, "write", fail)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    for _ in range(2):
+      with pytest.raises(CheckpointError, match="Input/output error"):
+        checkpoints.save(2, make_state(2))
+
+
+def test_a_failed_write_does_not_hide_what_ended_the_run(
+  tmp_path, monkeypatch, caplog
+):
+  def fail(folder, without=()):
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setattr(checksums, "write", fail)
+  with pytest.raises(FloatingPointError), Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    raise FloatingPointError
+  assert "No space left" in caplog.text
+
+
+def test_a_stop_leaves_no_trace_in_what_is_kept(tmp_path):
+  """Steps 10, 20, 30, with a stop at 25 or without, reopened after it."""
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  for folder, interim in ((whole, []), (stopped, [25])):
+    with Checkpoints(folder, keep_latest=2) as checkpoints:
+      for step in (10, 20):
+        checkpoints.save(step, make_state(step))
+      for step in interim:
+        checkpoints.save(step, make_state(step), interim=True)
+  with Checkpoints(stopped, keep_latest=2) as checkpoints:
+    assert checkpoints.steps() == [10, 20, 25]
+    assert checkpoints.restore_latest(make_state(0)).step == 25
+  for folder in (whole, stopped):
+    with Checkpoints(folder, keep_latest=2) as checkpoints:
+      checkpoints.save(30, make_state(30))
+      assert checkpoints.steps() == [20, 30]
+
+
+def test_a_killed_save_leaves_the_one_before(tmp_path):
+  """SIGKILL in the middle of writing; what it left is cleared away."""
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1))
+  script = textwrap.dedent(
+    f"""
+    import os, pathlib, signal, threading, time
+    import jax, jax.numpy as jnp
+    from pure_jax.host.checkpoint import Checkpoints
+    folder = pathlib.Path({str(tmp_path)!r})
+    def kill():
+      while not any("tmp" in p.name and p.name.startswith("7")
+                    for p in folder.iterdir()):
+        time.sleep(0.0002)
+      os.kill(os.getpid(), signal.SIGKILL)
+    checkpoints = Checkpoints(folder)
+    state = {{str(i): jnp.full((300, 300), i * 1.5) for i in range(100)}}
+    threading.Thread(target=kill, daemon=True).start()
+    checkpoints.save(7, state)
+    checkpoints.close()
+    """
+  )
+  killed = subprocess.run([sys.executable, "-c", script], check=False)
+  assert killed.returncode == -signal.SIGKILL
+  assert names(tmp_path) == ["1", "7.orbax-checkpoint-tmp"]
+  with Checkpoints(tmp_path) as checkpoints:
+    assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
+    checkpoints.save(2, make_state(2))
+    checkpoints.wait()
+    assert names(tmp_path) == ["1", "2"]
+
+
+@pytest.fixture
+def signals_raise():
+  """A shell's background job ignores Ctrl-C, and so would the tests there."""
+  handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+  with interrupts.terminable():
+    yield
+  signal.signal(signal.SIGINT, handler)
+
+
+@pytest.mark.usefixtures("signals_raise")
+@pytest.mark.parametrize(
+  ("number", "raised"),
+  [
+    (signal.SIGINT, KeyboardInterrupt),
+    (signal.SIGTERM, interrupts.Terminated),
+  ],
+)
+def test_a_signal_in_the_middle_of_a_save_comes_when_it_is_whole(
+  tmp_path, gate, number, raised
+):
+  reached, opened = gate
+
+  def interrupt():
+    assert reached.wait(60)
+    signal.pthread_kill(threading.main_thread().ident, number)
+    opened.set()
+
+  sender = threading.Thread(target=interrupt)
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    sender.start()
+    with pytest.raises(raised):
+      checkpoints.wait()
+    assert names(tmp_path) == ["1"]
+    sender.join()
+    assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
+
+
+def test_the_record_has_config_and_versions(tmp_path):
+  versions = {"packages": {"jax": "0.0"}, "commit": None}
+  options = {"config": {"seed": 3}, "versions": versions}
+  with Checkpoints(tmp_path, **options) as checkpoints:
+    checkpoints.save(1, make_state(1))
+    checkpoints.wait()
+    text = pathlib.Path(tmp_path / "1" / "record" / "metadata").read_text()
+    assert '"jax": "0.0"' in text and '"seed": 3' in text
+  other = versions | {"commit": "abc"}  # Stored, not compared.
+  with Checkpoints(tmp_path, config={"seed": 3}, versions=other) as checkpoints:
+    assert checkpoints.restore_latest(make_state(0)).step == 1

@@ -1,0 +1,25 @@
+"""What a stage leaves behind is the old tree or the new one, whole."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from pure_jax.host import saved_tree
+from pure_jax.host.checkpoint import CheckpointError
+
+
+def make_tree(seed):
+  return {"embed": jnp.arange(6.0) + seed, "half": jnp.ones(3, jnp.bfloat16)}
+
+
+def test_a_saved_tree_is_replaced_whole(tmp_path):
+  path = tmp_path / "sft"
+  with pytest.raises(CheckpointError, match="no saved tree"):
+    saved_tree.load_tree(path, make_tree(0))
+  assert not path.exists()
+  for seed in (1, 2):
+    saved_tree.save_tree(path, make_tree(seed))
+  loaded = saved_tree.load_tree(path, make_tree(0))
+  np.testing.assert_array_equal(loaded["embed"], np.arange(6.0) + 2)
+  assert loaded["half"].dtype == jnp.bfloat16
+  assert len([p for p in path.iterdir() if p.name.isdigit()]) == 1
