@@ -111,6 +111,7 @@ class FilesTask:
       param_dtype=self._files.param_dtype,
       remat=self._files.remat,
       logits_chunk=self._files.logits_chunk,
+      attention_chunk=self._files.attention_chunk,
     )
 
   def _prm_model(self) -> ModelConfig | None:

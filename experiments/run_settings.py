@@ -110,10 +110,11 @@ class FilesSettings:
   compute_dtype: str
   param_dtype: str
   remat: bool
+  logits_chunk: int | None
+  attention_chunk: int | None
   train_fields: Fields = None
   held_out_fields: Fields = None
   judged_fields: Fields = None
-  logits_chunk: int | None = None
 
   def __post_init__(self):
     """Refuses names that nothing has, and lengths without room."""
@@ -121,7 +122,8 @@ class FilesSettings:
       self,
       "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
     )
-    for name in ("judged_rows", "judged_held_out_rows", "logits_chunk"):
+    chunks = "logits_chunk", "attention_chunk"
+    for name in ("judged_rows", "judged_held_out_rows", *chunks):
       if getattr(self, name) is not None:  # None takes all.
         at_least_one(self, name)
     if (self.policy is None) == (self.random_model is None):

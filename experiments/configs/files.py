@@ -78,5 +78,7 @@ def files() -> ConfigDict:
       remat=True,  # Recompute layers in the backward pass.
       # Tokens of a row whose logits exist at one time in log-probs; None: all.
       logits_chunk=placeholder(int),
+      # Queries whose attention is computed at a time; None computes all.
+      attention_chunk=placeholder(int),
     )
   )

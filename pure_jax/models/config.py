@@ -79,6 +79,9 @@ class ModelConfig:
     logits_chunk: tokens of a row whose logits exist at one time where
       log-probs are computed, at least 1; None makes all at once. Changes the
       memory used and not the result (`token_logp.chunked_logp`).
+    attention_chunk: queries whose attention scores are held at a time, for
+      rows too long to hold all, see `attention.attend_in_chunks`; None holds
+      all. Changes the memory used, and the result by rounding only.
   """
 
   vocab_size: int
@@ -98,6 +101,7 @@ class ModelConfig:
   param_dtype: str = "float32"
   remat: bool = False
   logits_chunk: int | None = None
+  attention_chunk: int | None = None
 
   def __post_init__(self):
     """Refuses architectures that cannot be built."""
@@ -113,6 +117,11 @@ class ModelConfig:
       size = getattr(self, name)
       if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}.")
+    if self.attention_chunk is not None and self.attention_chunk < 1:
+      raise ValueError(
+        f"attention_chunk must be at least 1, or None for all queries at once, "
+        f"got {self.attention_chunk}."
+      )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_kv_heads={self.num_kv_heads} does not divide "

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from pure_jax.models.attention import attend_in_chunks
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import (
   HIDDEN,
@@ -325,7 +326,13 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
     k = jax.lax.dynamic_update_slice(past_k, k, at)
     v = jax.lax.dynamic_update_slice(past_v, v, at)
     present = k, v
-  out_BTNH = placement.constrain(attend(q, k, v, mask), QUERIES)
+  if config.attention_chunk is None:
+    out_BTNH = attend(q, k, v, mask)
+  else:
+    out_BTNH = attend_in_chunks(
+      attend, q, k, v, mask, config.attention_chunk, placement.token_shards
+    )
+  out_BTNH = placement.constrain(out_BTNH, QUERIES)
   N, H, D = layer["output"].shape
   added = project_tokens(
     out_BTNH.reshape(*x_BTD.shape[:2], N * H),

@@ -1,0 +1,124 @@
+"""Attention in chunks of queries: long rows without all scores at once.
+
+Plain attention holds a score for every query and key: 28 heads of 9,216 tokens
+are 9.5 GB in float32 for one row of one layer. In chunks it holds those of a
+few hundred queries, and the backward pass computes a chunk's scores again
+instead of keeping them.
+
+Letters: B rows, T queries, N query heads, K key heads, M keys, H head
+dimension.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# Of queries that see no later key, so many groups of chunks have a loop of
+# their own, over the keys up to their end: (1 + 1/4) / 2 of all scores are
+# computed instead of all. More groups save little and take longer to compile.
+CAUSAL_GROUPS = 4
+
+Attend = Callable[[Array, Array, Array, Array], Array]
+
+
+def attend_in_chunks(
+  attend: Attend,
+  q_BTNH: Array,
+  k_BKMH: Array,
+  v_BKMH: Array,
+  mask_BTM: Array,
+  chunk: int,
+  token_shards: int = 1,
+) -> Array:
+  """What `attend` gives, for so many queries at a time.
+
+  Equal to ``attend(q, k, v, mask)`` up to the order of sums: a query's softmax
+  is over its own keys, whatever the other queries are. Where there are as many
+  keys as queries, T = M, query t is in slot t and sees no key after it, which
+  the mask must say too.
+
+  Args:
+    attend: (q, k, v, mask) -> [B, T, N, H], a function that treats every query
+      by itself.
+    q_BTNH: [B, T, N, H] float, rotated queries.
+    k_BKMH: [B, K, M, H] float, rotated keys.
+    v_BKMH: [B, K, M, H] float, values.
+    mask_BTM: [B, T, M] bool, True keeps; causal.
+    chunk: queries at a time, at least 1; T and more is all at once.
+    token_shards: parts into which T is split over devices; divides T. With
+      more than one, each device keeps its share of every chunk, and no key is
+      left out.
+
+  Returns:
+    [B, T, N, H] in the dtype of `attend`. Its gradient keeps q, k, v and the
+    mask, no scores.
+  """
+  T, M = q_BTNH.shape[1], k_BKMH.shape[2]
+  if chunk >= T:
+    return attend(q_BTNH, k_BKMH, v_BKMH, mask_BTM)
+  if token_shards > 1:
+    return _attend_spread(
+      attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk, token_shards
+    )
+  chunks = -(-T // chunk)
+  in_group = -(-chunks // CAUSAL_GROUPS) if M == T else chunks
+  outs = []
+  for first in range(0, T, in_group * chunk):
+    last = min(first + in_group * chunk, T)
+    seen = last if M == T else M
+    outs.append(
+      _attend_group(
+        attend,
+        q_BTNH[:, first:last],
+        k_BKMH[:, :, :seen],
+        v_BKMH[:, :, :seen],
+        mask_BTM[:, first:last, :seen],
+        chunk,
+      )
+    )
+  return jnp.concatenate(outs, axis=1)
+
+
+def _attend_group(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk):
+  """One loop over chunks of neighbours that all see the same keys."""
+  T = q_BTNH.shape[1]
+  count = -(-T // chunk)
+
+  def split(x):
+    """[B, T, ...] -> [count, B, chunk, ...], filled up at the end."""
+    missing = [(0, 0)] * x.ndim
+    missing[1] = (0, count * chunk - T)
+    x = jnp.pad(x, missing)
+    return jnp.swapaxes(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 0, 1)
+
+  out = _map_chunks(attend, split(q_BTNH), k_BKMH, v_BKMH, split(mask_BTM))
+  out = jnp.swapaxes(out, 0, 1)
+  return out.reshape(out.shape[0], count * chunk, *out.shape[3:])[:, :T]
+
+
+def _attend_spread(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk, shards):
+  """One loop over chunks of every so manieth query: a part of each shard's."""
+  T = q_BTNH.shape[1]
+  fewest = -(-T // chunk)
+  whole = [n for n in range(1, T + 1) if T % n == 0 == T // n % shards]
+  count = next((n for n in whole if n >= fewest), whole[-1])
+
+  def split(x):
+    """[B, T, ...] -> [count, B, T / count, ...]."""
+    x = x.reshape(x.shape[0], T // count, count, *x.shape[2:])
+    return jnp.moveaxis(x, 2, 0)
+
+  out = _map_chunks(attend, split(q_BTNH), k_BKMH, v_BKMH, split(mask_BTM))
+  return jnp.moveaxis(out, 0, 2).reshape(q_BTNH.shape)
+
+
+def _map_chunks(attend, q, k_BKMH, v_BKMH, mask):
+  """Chunk after chunk; its scores are computed again for the gradient."""
+
+  @jax.checkpoint
+  def attend_chunk(part):
+    return attend(part[0], k_BKMH, v_BKMH, part[1])
+
+  return jax.lax.map(attend_chunk, (q, mask))

@@ -1,0 +1,161 @@
+"""Attention in chunks is attention, with less memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import TINY, random_policy, random_prompts
+
+from pure_jax.models import policy, transformer
+from pure_jax.models.attention import attend_in_chunks
+from pure_jax.types import Prompts
+
+B, N, K, H = 2, 4, 2, 8
+
+
+def inputs(queries, keys, first_slot=0, seed=0):
+  """q, k, v and a causal mask over two segments, padding on the left."""
+  rng = np.random.default_rng(seed)
+  q, k, v = (
+    jnp.asarray(rng.normal(size=size), jnp.float32)
+    for size in ((B, queries, N, H), (B, K, keys, H), (B, K, keys, H))
+  )
+  segments = np.ones((B, keys), np.int32)
+  segments[0, :3], segments[1, keys // 2 :] = 0, 2
+  mask = transformer.attention_mask(
+    jnp.asarray(segments[:, first_slot : first_slot + queries]),
+    jnp.asarray(segments),
+    jnp.int32(first_slot),
+  )
+  return q, k, v, mask
+
+
+def by_hand(q, k, v, mask):
+  """One softmax per row, query and head, in float64 numpy."""
+  q, k, v, mask = (np.asarray(x, np.float64) for x in (q, k, v, mask))
+  out = np.zeros(q.shape)
+  for b, t, n in np.ndindex(*q.shape[:3]):
+    head = n * k.shape[1] // q.shape[2]
+    keep = mask[b, t] > 0
+    scores = k[b, head, keep] @ q[b, t, n] / np.sqrt(q.shape[3])
+    weights = np.exp(scores - scores.max())
+    out[b, t, n] = weights @ v[b, head, keep] / weights.sum()
+  return out
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7, 29])
+@pytest.mark.parametrize(("keys", "first_slot"), [(29, 0), (40, 5)])
+def test_chunks_are_attention_by_hand(chunk, keys, first_slot):
+  """Also where chunks do not divide 29 queries, and where keys are a cache's.
+
+  A last chunk that is left out, or a group that misses the keys of its own
+  last queries, differs in the last rows.
+  """
+  arrays = inputs(29, keys, first_slot)
+  out = attend_in_chunks(transformer.attend, *arrays, chunk)
+  np.testing.assert_allclose(out, by_hand(*arrays), atol=2e-6)
+
+
+@pytest.mark.parametrize(("chunk", "shards"), [(8, 2), (7, 4), (12, 3), (1, 6)])
+def test_chunks_of_tokens_that_are_split_over_devices(chunk, shards):
+  """Queries t, t + count, ... make a chunk: out of order, rows would swap.
+
+  A chunk smaller than the shards is as small as it can be.
+  """
+  arrays = inputs(24, 24)
+  out = attend_in_chunks(transformer.attend, *arrays, chunk, shards)
+  np.testing.assert_allclose(out, by_hand(*arrays), atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [4, 5])
+def test_gradients_are_those_of_all_at_once(chunk):
+  q, k, v, mask = inputs(22, 22)
+  weights = jax.random.normal(jax.random.key(1), (B, 22, N, H))
+
+  def loss(attend):
+    return lambda q, k, v: jnp.sum(weights * attend(q, k, v, mask))
+
+  whole = jax.grad(loss(transformer.attend), (0, 1, 2))(q, k, v)
+  parts = jax.grad(
+    loss(lambda *x: attend_in_chunks(transformer.attend, *x, chunk)), (0, 1, 2)
+  )(q, k, v)
+  for ours, theirs in zip(parts, whole, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=2e-6)
+
+
+def test_the_scores_of_all_queries_are_never_there_together():
+  """The gradient's memory: chunks of 64 of 1,024 queries, not all of them."""
+  T = 1024
+
+  def temporaries(chunk):
+    def loss(q, k, v, mask):
+      out = attend_in_chunks(transformer.attend, q, k, v, mask, chunk)
+      return jnp.sum(jnp.square(out))
+
+    shapes = ((B, T, N, H), (B, K, T, H), (B, K, T, H))
+    arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
+    mask = jax.ShapeDtypeStruct((B, T, T), bool)
+    lowered = jax.jit(jax.grad(loss, (0, 1, 2))).lower(*arrays, mask)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+  scores = B * N * T * T * 4
+  assert temporaries(T) > scores
+  assert temporaries(64) < scores / 2
+
+
+@pytest.mark.parametrize("chunk", [3, 8])
+def test_a_model_computes_the_same_in_chunks(chunk):
+  """Through the setting: log-probs of completions, and their gradient."""
+  rng = np.random.default_rng(0)
+  prompts = Prompts(*random_prompts(rng, [5, 3], 6))
+  tokens = jnp.asarray(rng.integers(0, TINY.vocab_size, (2, 7)))
+  kept = jnp.ones((2, 7), bool)
+  params = random_policy()
+
+  def loss(params, config):
+    logp, _ = policy.token_logp(
+      params, config, prompts.tokens, prompts.mask, tokens, kept
+    )
+    return jnp.sum(logp), logp
+
+  chunked = dataclasses.replace(TINY, attention_chunk=chunk)
+  grad = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+  (whole, logp), (parts, chunked_logp) = (
+    grad(params, TINY),
+    grad(params, chunked),
+  )
+  np.testing.assert_allclose(chunked_logp, logp, atol=1e-5)
+  for ours, theirs in zip(
+    jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_a_prompt_in_front_of_an_empty_cache():
+  """Prefill: fewer queries than slots, and the cache is what it was."""
+  rng = np.random.default_rng(1)
+  prompts = Prompts(*random_prompts(rng, [6, 4], 6))
+  params = random_policy()
+  found = []
+  for chunk in (None, 4):
+    config = dataclasses.replace(TINY, attention_chunk=chunk)
+    hidden, cache = transformer.forward(
+      params,
+      config,
+      prompts.tokens,
+      transformer.positions_from_mask(prompts.mask),
+      prompts.mask.astype(jnp.int32),
+      transformer.init_cache(config, 2, 9),
+    )
+    found.append((hidden, cache.keys, cache.values))
+  whole, parts = map(jax.tree.leaves, found)
+  for ours, theirs in zip(parts, whole, strict=True):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [0, -1])
+def test_a_chunk_without_queries_is_refused(chunk):
+  with pytest.raises(ValueError, match="attention_chunk must be at least 1"):
+    dataclasses.replace(TINY, attention_chunk=chunk)
