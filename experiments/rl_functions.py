@@ -40,7 +40,12 @@ def compile_functions(
 
   def generate(sampler, group_size):
     return train.make_generate(
-      space.model, sampler, group_size, layouts.rollout, space.layout
+      space.model,
+      sampler,
+      group_size,
+      layouts.rollout,
+      space.layout,
+      rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
     )
 
   return Functions(

@@ -237,6 +237,7 @@ class RLSettings:
   clip_high: float
   loss_aggregate: str
   entropy_coef: float
+  rollout_parts: int
   micro_batches: int
   rollout_mesh: MeshSettings | None
   reference_mesh: MeshSettings | None
@@ -286,12 +287,14 @@ class RLSettings:
     if fraction is not None and not 0 < fraction <= 1:
       raise ValueError(f"answer_fraction must be in (0, 1], got {fraction}.")
     rows = self.prompts * self.samples_per_prompt
-    if self.micro_batches < 1 or rows % self.micro_batches:
-      raise ValueError(
-        f"micro_batches={self.micro_batches} does not divide the "
-        f"{rows} responses of a batch ({self.prompts} prompts x "
-        f"{self.samples_per_prompt} samples): choose a divisor."
-      )
+    for name in ("micro_batches", "rollout_parts"):
+      parts = getattr(self, name)
+      if parts < 1 or rows % parts:
+        raise ValueError(
+          f"{name}={parts} does not divide the {rows} responses of a batch "
+          f"({self.prompts} prompts x {self.samples_per_prompt} samples): "
+          "choose a divisor."
+        )
     at_least_one(
       self,
       "iterations prompts samples_per_prompt max_new_tokens max_steps "
@@ -385,8 +388,12 @@ class Settings:
       other = getattr(self.rl, name)
       if other is not None:
         other.check_beside(f"rl.{name}", self.mesh, self.rl.eval_prompts)
-    part = self.rl.prompts * self.rl.samples_per_prompt // self.rl.micro_batches
-    name = "rl.prompts * rl.samples_per_prompt / rl.micro_batches"
-    for mesh in (self.mesh, self.rl.reference_mesh, self.rl.prm_mesh):
-      if mesh is not None:
-        mesh.check_rows(name, part)
+    rows = self.rl.prompts * self.rl.samples_per_prompt
+    for name, mesh in (
+      ("micro_batches", self.mesh),
+      ("micro_batches", self.rl.reference_mesh),
+      ("micro_batches", self.rl.prm_mesh),
+      ("rollout_parts", self.rl.rollout_mesh or self.mesh),
+    ):
+      part = rows // getattr(self.rl, name)
+      (mesh or self.mesh).check_rows(f"rows / rl.{name}", part)

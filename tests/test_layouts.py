@@ -189,6 +189,22 @@ def test_four_models_in_four_layouts_are_those_of_one_device(alone):
   assert_same(one_step(layouts), alone)
 
 
+def test_rows_sampled_in_parts_are_those_of_one_batch():
+  """A part that took the first rows' keys would repeat their samples."""
+  layout = sharding.make_layout(fsdp=2, tensor=2, rules="fsdp+tensor")
+  declared = policy.declare_policy(MODEL)
+  start = train.make_init(declared, SGD, layout)(jax.random.key(0))
+  params = grown(start.params)
+  whole, parts = (
+    train.make_generate(MODEL, SAMPLER, 4, layout, rows_at_a_time=limit)(
+      params, prompts(8), jax.random.key(2)
+    )
+    for limit in (None, 8)
+  )
+  np.testing.assert_array_equal(whole.tokens, parts.tokens)
+  np.testing.assert_allclose(whole.sampled_logp, parts.sampled_logp, atol=1e-5)
+
+
 BF16 = dataclasses.replace(MODEL, compute_dtype="bfloat16")
 
 

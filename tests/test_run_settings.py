@@ -226,10 +226,15 @@ def test_the_prm_run_is_that_of_the_paper():
       {"rl__rollout_mesh": {"data": 2}},
       r"rl\.rollout_mesh .* has 2 devices, but mesh .* has 1",
     ),
+    ({"rl__rollout_parts": 3}, "rollout_parts=3 does not divide the 32"),
+    (
+      {"mesh__data": 8, "rl__rollout_parts": 8},
+      r"rows / rl\.rollout_parts=4 is not divisible by the 8 row shards",
+    ),
     ({"rl__prm_mesh": {"rows": 2}}, r"prm_mesh\.rows is not a field"),
     (
       {"mesh__data": 4, "rl__micro_batches": 16},
-      "micro_batches=2 is not divisible by the 4 row shards",
+      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
     ),
     ({"world__min_operations": 9}, "min_operations must be"),
     ({"world__slip_rate": 1.5}, r"slip_rate must be in \[0, 1\]"),

@@ -143,6 +143,7 @@ def rl() -> ConfigDict:
       # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
+      rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
       micro_batches=1,  # Parts in which a batch is scored and differentiated.
       # Layouts beside `mesh`, on the same devices; None takes it. Given as a
       # dict of what is not 1 or "fsdp":

@@ -27,7 +27,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.training.parts import accumulate_gradients
+from pure_jax.training.parts import accumulate_gradients, map_rows
 from pure_jax.training.score import Scores, experience_from, rollout_logp
 from pure_jax.types import Prompts, Rollout, SeparatorTable
 
@@ -246,6 +246,7 @@ def make_generate(
   group_size: int,
   layout: sharding.Layout,
   rows_layout: sharding.Layout | None = None,
+  rows_at_a_time: int | None = None,
 ) -> Callable[[Any, Prompts, jax.Array], Rollout]:
   """Stage 1: `group_size` samples of each prompt.
 
@@ -255,6 +256,9 @@ def make_generate(
     group_size: samples per prompt (G).
     layout: of weights and cache while sampling.
     rows_layout: of the rollout that comes out; None takes the same.
+    rows_at_a_time: at most so many rows are sampled together, at least 1; None
+      samples all P * G. Changes the memory of the cache and the time, not the
+      samples.
 
   Returns:
     A jitted function (params, prompts [P, L], key) -> rollout [P * G, C],
@@ -265,8 +269,13 @@ def make_generate(
   def generate(params, prompts, key):
     prompts = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), prompts)
     keys = sampling.row_keys(key, jnp.arange(prompts.tokens.shape[0]))
-    return sampling.generate(
-      params, model, sampler, prompts, keys, layout.decoding_placement
+    return map_rows(
+      lambda part: sampling.generate(
+        params, model, sampler, *part, layout.decoding_placement
+      ),
+      (prompts, keys),
+      rows_at_a_time,
+      layout.row_shards,
     )
 
   return jax.jit(
