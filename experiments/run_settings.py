@@ -14,7 +14,7 @@ from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.host.data.named_formats import FORMATS, MAPPED, find_format
 from pure_jax.host.grading_pool import MAX_SECONDS
 from pure_jax.host.verify import EXTRACTORS
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import REMAT, ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
@@ -109,7 +109,7 @@ class FilesSettings:
   grader_seconds: float
   compute_dtype: str
   param_dtype: str
-  remat: bool
+  remat: str
   logits_chunk: int | None
   attention_chunk: int | None
   train_fields: Fields = None
@@ -139,6 +139,7 @@ class FilesSettings:
       one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
     for name, (_, row_format, fields) in self.sources().items():
       check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
+    one_of("remat", self.remat, REMAT)
     for name in self.extractors:
       one_of("extractors", name, tuple(EXTRACTORS))
     if not self.extractors:

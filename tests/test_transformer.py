@@ -264,9 +264,7 @@ def test_only_relative_positions_matter_and_they_do(params, tokens):
   assert np.abs(stretched - plain).max() > 0.1
 
 
-def test_scanned_and_rematerialised_layers_are_the_unrolled_ones(
-  tokens, monkeypatch
-):
+def test_scanned_layers_are_the_unrolled_ones(tokens, monkeypatch):
   params = random_policy()
   tokens = jnp.asarray(tokens)
 
@@ -277,22 +275,16 @@ def test_scanned_and_rematerialised_layers_are_the_unrolled_ones(
     return jnp.sum(hidden[..., 0])
 
   found = {}
-  for name, limit, remat in (
-    ("unrolled", 8, False),
-    ("scanned", 1, False),
-    ("remat", 8, True),
-  ):
+  for name, limit in (("unrolled", 8), ("scanned", 1)):
     monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
-    config = dataclasses.replace(TINY, remat=remat)
     found[name] = jax.jit(jax.value_and_grad(loss), static_argnums=1)(
-      params, config
+      params, TINY
     )
-  for name in ("scanned", "remat"):
-    jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
-      found[name],
-      found["unrolled"],
-    )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
+    found["scanned"],
+    found["unrolled"],
+  )
 
 
 def test_bfloat16_is_close_to_float32(params, tokens):

@@ -75,7 +75,9 @@ def files() -> ConfigDict:
       grader_seconds=5.0,  # For one answer.
       compute_dtype="bfloat16",  # Of matrix products, or "float32".
       param_dtype="float32",  # Of weights.
-      remat=True,  # Recompute layers in the backward pass.
+      # What of a layer is kept for the backward pass: "none" (all of it),
+      # "attention", "dots", "layer" or "offload", see models/config.py.
+      remat="layer",
       # Tokens of a row whose logits exist at one time in log-probs; None: all.
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.

@@ -27,6 +27,7 @@ from pure_jax.models.placement import (
   QUERIES,
   Placement,
 )
+from pure_jax.models.remat import remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
 # Stands for -inf under the softmax: finite, so no row can become NaN.
@@ -257,8 +258,7 @@ def _uncached_layers(layers, config, apply_layer, x_BTD, mask):
     x, _ = apply_layer(layer, x, mask, None)
     return x, None
 
-  if config.remat:
-    body = jax.checkpoint(body)
+  body = remat_layer(body, config.remat)
   depth = layers["attention_norm"].shape[0]
   unroll = depth <= UNROLLED_LAYERS
   return jax.lax.scan(body, x_BTD, layers, unroll=unroll)[0]
@@ -327,7 +327,7 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
     v = jax.lax.dynamic_update_slice(past_v, v, at)
     present = k, v
   if config.attention_chunk is None:
-    out_BTNH = attend(q, k, v, mask)
+    out_BTNH = remat_attention(attend, config.remat)(q, k, v, mask)
   else:
     out_BTNH = attend_in_chunks(
       attend, q, k, v, mask, config.attention_chunk, placement.token_shards

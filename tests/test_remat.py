@@ -1,0 +1,86 @@
+"""Each name keeps less than the one before, and gives the same gradients."""
+
+import dataclasses
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import TINY, random_policy
+
+from pure_jax.models import transformer
+from pure_jax.models.config import REMAT
+from pure_jax.models.params import abstract_params, declare_decoder
+
+
+def loss(params, config, tokens):
+  segments = jnp.ones(tokens.shape, jnp.int32)
+  positions = jnp.cumsum(segments, axis=1) - 1
+  hidden, _ = transformer.forward(params, config, tokens, positions, segments)
+  return jnp.sum(hidden[..., 0])
+
+
+def gradient(config):
+  tokens = jnp.asarray(np.random.default_rng(5).integers(0, 23, (3, 9)))
+  function = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  return function(random_policy(), config, tokens)
+
+
+@pytest.fixture(scope="module")
+def wanted():
+  """With layers unrolled, which keep everything."""
+  return gradient(TINY)
+
+
+@pytest.mark.parametrize(
+  ("name", "limit"), [*((name, 1) for name in REMAT[1:]), ("layer", 8)]
+)
+def test_gradients_are_those_of_layers_that_keep_everything(
+  wanted, name, limit, monkeypatch
+):
+  monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(
+      x, y, rtol=1e-6, atol=1e-6 * max(1.0, np.abs(y).max())
+    ),
+    gradient(dataclasses.replace(TINY, remat=name)),
+    wanted,
+  )
+
+
+def test_every_name_keeps_less_than_the_one_before():
+  """Compiled, not run. A name that is not applied would keep as much."""
+
+  def temporary_bytes(name):
+    config = dataclasses.replace(
+      TINY, num_layers=transformer.UNROLLED_LAYERS + 1, remat=name
+    )
+    function = jax.jit(jax.grad(loss), static_argnums=1)
+    compiled = function.lower(
+      abstract_params(declare_decoder(config)),
+      config,
+      jax.ShapeDtypeStruct((2, 128), jnp.int32),
+    ).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  # A CPU is its own host: there is nowhere to offload to.
+  kept = [temporary_bytes(name) for name in REMAT if name != "offload"]
+  for more, less in itertools.pairwise(kept):
+    assert less < 0.8 * more
+
+
+def test_only_the_inputs_of_layers_are_offloaded():
+  config = dataclasses.replace(TINY, num_layers=9, remat="offload")
+  traced = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(
+    random_policy(config), config, jnp.zeros((2, 5), jnp.int32)
+  )
+  on_host = set(re.findall(r"f32<host>\[([\d,]+)\]", str(traced)))
+  # One layer's, and all of them stacked by the scan.
+  assert on_host == {"2,5,16", "9,2,5,16"}
+
+
+def test_an_unknown_name_lists_those_there_are():
+  with pytest.raises(ValueError, match=r"remat must be one of \('none', .*'x'"):
+    dataclasses.replace(TINY, remat="x")
