@@ -22,9 +22,9 @@ from files_task import FilesTask, contents
 from mesh_settings import RLLayouts
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings
-from workspace import Workspace
+from workspace import MAY_DIFFER, MAY_DIFFER_FROM_START, Workspace
 
-from pure_jax.host import allocator
+from pure_jax.host import allocator, full_disk, interrupts
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError
 from pure_jax.host.contract import TokenizerError, separator_table
@@ -47,11 +47,6 @@ _START = flags.DEFINE_string(
 )
 
 _Kind = TypeVar("_Kind")
-
-# Fields a resumed run may change, and those a run may change that starts
-# from another run's stages.
-MAY_DIFFER = ("progress", "rl.iterations")
-MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
 
 
 @contextlib.contextmanager
@@ -193,7 +188,9 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
 def run(main: Callable[[list[str]], None]) -> None:
   """Runs a script's main; expected failures end in a sentence, not a trace.
 
-  So does Ctrl-C, with exit status 130.
+  So do Ctrl-C, with exit status 130, and SIGTERM: with 75, "try again later",
+  where a loop was under way, which is then saved to its last step, and with
+  143 elsewhere. After any of them the same command continues.
 
   Args:
     main: takes the command line's words.
@@ -226,7 +223,8 @@ def run(main: Callable[[list[str]], None]) -> None:
     for chatty in ("absl", "jax"):
       logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-      main(argv)
+      with interrupts.terminable():
+        main(argv)
     except (
       ConfigError,
       CheckpointError,
@@ -244,5 +242,25 @@ def run(main: Callable[[list[str]], None]) -> None:
     except KeyboardInterrupt:
       print("stopped; the same command continues", file=sys.stderr)
       sys.exit(130)  # What a shell says of a program that SIGINT ended.
+    except interrupts.Preempted as preempted:
+      print(preempted, file=sys.stderr)
+      sys.exit(interrupts.SAVED_STATUS)
+    except interrupts.Terminated:
+      print(
+        "stopped by SIGTERM where nothing was to be saved; the same command "
+        "continues",
+        file=sys.stderr,
+      )
+      sys.exit(interrupts.TERMINATED_STATUS)
+    except OSError as error:
+      full = full_disk.reason(error)
+      if full is None:
+        raise
+      print(
+        f"error: {full}: {error.filename or 'a file of the run'}. What was "
+        "saved is intact: make room, and the same command continues.",
+        file=sys.stderr,
+      )
+      sys.exit(1)
 
   app.run(guarded, flags_parser=parsed)

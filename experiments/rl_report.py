@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import stage_checkpoints
 import workspace
 
 from pure_jax import credit
@@ -15,6 +16,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.metrics import read_metrics
 from pure_jax.host.progress import Progress
 from pure_jax.host.rollout_metrics import rollout_metrics
+from pure_jax.host.workdir import write_json_atomic
 from pure_jax.training.score import Scores
 from pure_jax.types import Rollout
 
@@ -25,6 +27,13 @@ OF_STEP_REWARDS = (
   *("process_outcome_agreement", "nonfinite_step_rewards"),
 )
 BAR = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
+
+
+def rewind(space: workspace.Workspace, done: int) -> None:
+  """Forgets what was written after so many iterations."""
+  space.metrics.rewind("rl", done + 1)
+  space.metrics.rewind("rl_eval", done + 1 if done else 0)
+  space.samples.rewind("rl", done + 1)
 
 
 class Clock:
@@ -51,17 +60,30 @@ def read_responses(
   return texts, space.task.grade(problems, texts)
 
 
-def check_finite(scores: Scores, step: int) -> None:
+def check_finite(
+  space: workspace.Workspace,
+  step: int,
+  problems: Sequence[Problem],
+  batch: dict[str, Any],
+) -> None:
   """Stops a run whose PRM gives no numbers, before they reach the policy."""
-  rewards = np.asarray(scores.step_rewards)
+  rewards = np.asarray(batch["scores"].step_rewards)
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
+    path = stage_checkpoints.dump_nonfinite(
+      space, "rl", step, batch, facts_of(problems)
+    )
     raise FloatingPointError(
       f"Iteration {step}: the PRM's step rewards of {bad.sum()} of "
       f"{bad.size} responses are not finite, first in row {bad.argmax()}. "
-      "The policy was not updated; the last checkpoint is intact. Check the "
-      "PRM's weights."
+      f"The batch is in {path}. The policy was not updated; the last "
+      "checkpoint is intact. Check the PRM's weights."
     )
+
+
+def facts_of(problems: Sequence[Problem]) -> dict[str, Any]:
+  """What is kept beside the arrays of a batch: its problems' texts."""
+  return {"problems": [problem.problem for problem in problems]}
 
 
 def describe(
@@ -93,9 +115,9 @@ class Iteration:
     problems: B problems.
     texts: B lists of step texts.
     verdicts: the grader's.
-    any_known: whether the update might use any of them.
-    rollout: the responses.
-    scores: steps and their rewards.
+    batch: what the update was given: ``rollout``, the responses; ``scores``,
+      steps and their rewards; ``correct`` [B] float32 and ``has_answer`` [B]
+      bool, the verdicts and which of them it might use.
     found: metrics of the update.
     clock: how long its parts took.
   """
@@ -104,29 +126,33 @@ class Iteration:
   problems: list[Problem]
   texts: list[list[str]]
   verdicts: workspace.Verdicts
-  any_known: bool
-  rollout: Rollout
-  scores: Scores
+  batch: dict[str, Any]
   found: dict[str, jax.Array]
   clock: Clock
+
+  @property
+  def facts(self) -> dict[str, Any]:
+    """What is kept beside the batch, should it be."""
+    return facts_of(self.problems)
+
+  @property
+  def scores(self) -> Scores:
+    """Steps and their rewards."""
+    return self.batch["scores"]
 
 
 def write_iteration(
   space: workspace.Workspace, bar: Progress, it: Iteration
 ) -> None:
-  """One row of metrics, and samples every few iterations.
-
-  Raises:
-    FloatingPointError: if too many updates in a row were not finite.
-  """
-  rl = space.settings.rl
-  numbers = describe(space, it.texts, it.verdicts, it.rollout, it.scores)
+  """One row of metrics, and samples every few iterations."""
+  rollout, has_answer = it.batch["rollout"], it.batch["has_answer"]
+  numbers = describe(space, it.texts, it.verdicts, rollout, it.scores)
   found = {
     name: float(value) for name, value in jax.device_get(it.found).items()
   }
   # A mean over nothing is left out, not made up.
   absent = set() if space.prm_model else {*OF_STEP_REWARDS}
-  if not it.any_known:
+  if not np.asarray(has_answer).any():
     absent |= {"correct_mean", "process_outcome_agreement"}
   for name in absent:
     del found[name]
@@ -140,14 +166,7 @@ def write_iteration(
   space.metrics.write("rl", it.step, numbers)
   bar.advance()
   bar.show({name: numbers[name] for name in BAR if name in numbers})
-  if found["skipped_in_a_row"] >= rl.max_skipped_updates:
-    raise FloatingPointError(
-      f"Iteration {it.step}: {rl.max_skipped_updates} updates in a row had "
-      "a loss or gradient that was not finite; all were skipped, and the last "
-      f"checkpoint is intact. Try a lower rl.optim.learning_rate in another "
-      f"workdir, with --start={space.start}."
-    )
-  if it.step % rl.samples_every == 0:
+  if it.step % space.settings.rl.samples_every == 0:
     write_samples(space, bar, it)
 
 
@@ -199,12 +218,12 @@ def _shown_steps(sample: dict[str, Any]) -> list[str]:
 
 
 def summarize(space: workspace.Workspace) -> dict:
-  """First, best and last evaluation, and what the run was."""
+  """Writes summary.json: first, best and last evaluation, what the run was."""
   rows = [
     row for row in read_metrics(space.workdir) if row["stage"] == "rl_eval"
   ]
   rl = space.settings.rl
-  return {
+  summary = {
     "credit": rl.credit,
     "reward_mode": rl.reward_mode,
     "seed": space.settings.seed,
@@ -213,3 +232,5 @@ def summarize(space: workspace.Workspace) -> dict:
     "best": max(rows, key=lambda row: row["accuracy"]),
     "last": rows[-1],
   }
+  write_json_atomic(space.workdir / "summary.json", summary)
+  return summary

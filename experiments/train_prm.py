@@ -58,11 +58,14 @@ def train_stage(
   declared, _ = stages.split_prm_params(declared, head_only)
   state = train.start_state(trained, declared, optimizer, space.layout)
 
-  def update(state, indices):
+  def make_batch(indices):
     batch = workspace.take(judged.responses, indices)
     batch = judged_rows.crop(batch, settings.length_multiple)
     labels = judged.labels[indices], judged.label_mask[indices]
-    return step(state, frozen, *space.put((batch, *labels)))
+    return space.put((batch, *labels))
+
+  def update(state, batch):
+    return step(state, frozen, *batch)
 
   state = supervised.run_steps(
     space,
@@ -70,6 +73,7 @@ def train_stage(
     steps,
     settings.log_every,
     state,
+    make_batch,
     update,
     num_examples=len(judged.labels),
     batch_size=settings.batch_size,
@@ -107,11 +111,13 @@ def train_prm(space: workspace.Workspace):
     out_shardings=sharding.weight_shardings(declared, space.layout),
   )
   params = init(space.key(3), policy_params)
-  space.metrics.rewind("prm_eval", 0)
+  begun = (space.start / "prm").exists()
+  space.metrics.rewind("prm_eval", 1 if begun else 0)
 
   # ===== The head =====
   params = train_stage(space, "prm_head", params, judged)
-  if settings.evaluate_head:
+  # A row that is there stays where it is: those of the next stage follow.
+  if settings.evaluate_head and not space.metrics.has("prm_eval", 0):
     numbers = space.task.evaluate_prm(space, policy_params, params)
     space.metrics.write("prm_eval", 0, numbers)
 

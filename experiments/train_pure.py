@@ -13,28 +13,28 @@ RL after the other:
   5. update         jit    credit, baseline, clipped loss, gradient, AdamW
 
 Metrics of an iteration are read after the next one is on its way. Started
-again with the same command, a run that was cut off continues exactly.
+again with the same command, a run that was cut off continues exactly: random
+keys follow from seed and iteration, all else is in the checkpoint. SIGTERM
+lets the iteration under way end and saves it; the exit status is 75 then.
 """
 
-import dataclasses
 import hashlib
 from typing import Any
 
 import jax
 import launch
 import numpy as np
-import optax
 import rl_functions
 import rl_report
 import train_prm
 import workspace
 from run_settings import ConfigError, RLSettings
+from stage_checkpoints import StageCheckpoints
 
-from pure_jax.host.checkpoint import Checkpoints
+from pure_jax.host import interrupts
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.progress import Progress
-from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models import policy
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -111,36 +111,69 @@ def iterate(
   texts, verdicts = rl_report.read_responses(space, problems, rollout)
   known = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
-  rl_report.check_finite(scores, step)
-  outcome = space.put((verdicts.correct.astype(np.float32), known))
-  state, found = functions.update(state, rollout, scores, *outcome)
+  correct, known = space.put((verdicts.correct.astype(np.float32), known))
+  batch = {"rollout": rollout, "scores": scores}
+  batch |= {"correct": correct, "has_answer": known}
+  rl_report.check_finite(space, step, problems, batch)
+  state, found = functions.update(state, rollout, scores, correct, known)
   return state, rl_report.Iteration(
-    step, problems, texts, verdicts, known.any(), rollout, scores, found, clock
+    step, problems, texts, verdicts, batch, found, clock
   )
 
 
-def start_or_resume(
+def run_iterations(
   space: workspace.Workspace,
-  checkpoints: Checkpoints,
-  policy_params: Any,
-  optimizer: optax.GradientTransformation,
-) -> tuple[train.TrainState, int, batches.Cursor]:
-  """The state, iterations done and data cursor to go on from."""
-  state = train.start_state(
-    policy_params,
-    policy.declare_policy(space.model),
-    optimizer,
-    space.layout,
-  )
-  cursor, first = batches.Cursor(space.settings.seed), 0
-  restored = checkpoints.restore_latest(state)
-  if restored is not None:
-    state, first = restored.state, restored.step
-    cursor = batches.Cursor(**restored.extra["cursor"])
-  space.metrics.rewind("rl", first + 1)
-  space.metrics.rewind("rl_eval", first + 1 if first else 0)
-  space.samples.rewind("rl", first + 1)
-  return state, first, cursor
+  functions: rl_functions.Functions,
+  frozen: rl_functions.Frozen,
+  state: train.TrainState,
+  kept: StageCheckpoints,
+) -> None:
+  """From the last checkpoint to the last iteration.
+
+  Args:
+    space: the open run.
+    functions: what is compiled.
+    frozen: reference and PRM.
+    state: the state at step 0.
+    kept: the checkpoints.
+
+  Raises:
+    FloatingPointError, Preempted: see `train_rl`.
+  """
+  rl, total = space.settings.rl, space.settings.rl.iterations
+  problems = space.task.train
+  state, first, cursor = kept.resume(state)
+  rl_report.rewind(space, first)
+  if first == 0:
+    metrics = evaluate(space, functions, frozen, state.params)
+    space.metrics.write("rl_eval", 0, metrics)
+  pending = None  # Reported while the next iteration is on its way.
+  bar = Progress("rl", total, first, enabled=space.settings.progress)
+  with bar, interrupts.finishing() as stop:
+    for step in range(first + 1, total + 1):
+      chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
+      state, iteration = iterate(
+        space, functions, frozen, state, step, [problems[i] for i in chosen]
+      )
+      if pending is not None:
+        rl_report.write_iteration(space, bar, pending)
+      iteration.clock.wait("update", iteration.found)
+      pending = iteration
+      failing, stopping = kept.is_failing(iteration.found), stop.asked()
+      evaluates = step % rl.eval_every == 0 or step == total
+      regular = evaluates or step % rl.checkpoint_every == 0
+      if not regular and not failing and not stopping:
+        continue
+      rl_report.write_iteration(space, bar, pending)
+      pending, metrics = None, None
+      if evaluates:
+        metrics = evaluate(space, functions, frozen, state.params)
+        space.metrics.write("rl_eval", step, metrics)
+      kept.save(step, state, cursor, metrics, regular=regular)
+      if failing:
+        kept.fail(step, iteration.found, iteration.batch, iteration.facts)
+      if stopping or stop.asked():
+        kept.stop(step)
 
 
 def train_rl(space: workspace.Workspace) -> dict[str, Any]:
@@ -150,12 +183,13 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
     space: the open run.
 
   Returns:
-    The summary that is also written to summary.json.
+    The summary that summary.json holds as well.
 
   Raises:
     ConfigError: without problems.
     FloatingPointError: if step rewards are not finite, or too many updates
-      in a row were not; the last checkpoint stays as it is.
+      in a row were not; the batch is saved, and in the second case the state.
+    Preempted: after SIGTERM, once the iteration under way is saved.
   """
   if not space.task.train or not space.task.held_out:
     raise ConfigError(
@@ -166,52 +200,32 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
   frozen = rl_functions.freeze(space, policy_params, prm_params)
 
   # ===== Functions and state =====
-  rl, total = space.settings.rl, space.settings.rl.iterations
+  rl = space.settings.rl
   optimizer = make_optimizer(rl.optim)
   functions = rl_functions.compile_functions(space, optimizer)
-  checkpoints = Checkpoints(
-    space.workdir / "rl",
-    keep_latest=rl.checkpoints_kept,
-    best_metric="accuracy",
-  )
-  state, first, cursor = start_or_resume(
-    space, checkpoints, policy_params, optimizer
+  state = train.start_state(
+    policy_params,
+    policy.declare_policy(space.model),
+    optimizer,
+    space.layout,
   )
   del policy_params, prm_params  # The state and the frozen copies remain.
 
   # ===== Iterations =====
-  problems = space.task.train
-  pending = None  # Reported while the next iteration is on its way.
-  bar = Progress("rl", total, first, enabled=space.settings.progress)
-  with checkpoints, bar:
-    if first == 0:
-      metrics = evaluate(space, functions, frozen, state.params)
-      space.metrics.write("rl_eval", 0, metrics)
-    for step in range(first + 1, total + 1):
-      chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
-      state, iteration = iterate(
-        space, functions, frozen, state, step, [problems[i] for i in chosen]
-      )
-      if pending is not None:
-        rl_report.write_iteration(space, bar, pending)
-      iteration.clock.wait("update", iteration.found)
-      pending = iteration
-      evaluates = step % rl.eval_every == 0 or step == total
-      if not evaluates and step % rl.checkpoint_every:
-        continue
-      rl_report.write_iteration(space, bar, pending)
-      pending, metrics = None, None
-      if evaluates:
-        metrics = evaluate(space, functions, frozen, state.params)
-        space.metrics.write("rl_eval", step, metrics)
-      extra = {"cursor": dataclasses.asdict(cursor)}
-      checkpoints.save(step, state, extra, metrics)
+  with StageCheckpoints(
+    space,
+    "rl",
+    space.workdir / "rl",
+    rl.iterations,
+    keep_latest=rl.checkpoints_kept,
+    best_metric="accuracy",
+    may_differ=workspace.MAY_DIFFER,
+  ) as kept:
+    run_iterations(space, functions, frozen, state, kept)
 
   # ===== What it came to =====
-  summary = rl_report.summarize(space)
-  write_json_atomic(space.workdir / "summary.json", summary)
   space.draw_curves()
-  return summary
+  return rl_report.summarize(space)
 
 
 def main(argv: list[str]) -> None:

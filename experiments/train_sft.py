@@ -43,8 +43,8 @@ def train_policy(space: workspace.Workspace):
     space.model, optimizer, space.sampler.banned_ids, space.layout
   )
 
-  def update(state, indices):
-    return step(state, space.put(workspace.take(data, indices)))
+  def make_batch(indices):
+    return space.put(workspace.take(data, indices))
 
   # ===== Loop =====
   state = supervised.run_steps(
@@ -53,7 +53,8 @@ def train_policy(space: workspace.Workspace):
     settings.steps,
     settings.log_every,
     state,
-    update,
+    make_batch,
+    step,
     num_examples=len(data.tokens),
     batch_size=settings.batch_size,
     tokens_per_example=data.completion_mask.sum() / len(data.tokens),

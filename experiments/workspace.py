@@ -31,6 +31,11 @@ from pure_jax.training.score import ScoreConfig
 from pure_jax.training.stages import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
+# Fields a resumed run may change, and those a run may change that starts
+# from another run's stages. Another mesh changes how sums are rounded.
+MAY_DIFFER = ("progress", "mesh", "rl.iterations")
+MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdicts:

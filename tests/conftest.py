@@ -22,6 +22,7 @@ if not IS_WORKER:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 import jax
+import pytest
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -30,6 +31,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Files that take longest come first: at the end no core waits for another.
 LONGEST = (
   "test_experiments.py",
+  "test_survival.py",
   "test_train.py",
   "test_evaluate.py",
   "test_evaluate_prm.py",
@@ -50,3 +52,14 @@ def pytest_unconfigure():
   """Removes what was compiled, after the last worker."""
   if not IS_WORKER:
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+  """One whole smoke run, all stages: its folder, and how it ended."""
+  import smoke_run
+
+  workdir = tmp_path_factory.mktemp("runs") / "whole"
+  done = smoke_run.run("train_pure.py", workdir)
+  assert done.returncode == 0, done.stderr
+  return workdir, done

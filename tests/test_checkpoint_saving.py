@@ -79,9 +79,11 @@ def test_closing_waits_for_the_end(tmp_path, gate):
 def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
   """Updates overwrite the state while it is written.
 
-  Without the copy, step 1 would hold numbers of step 21.
+  32 MB that do not compress take longer than the first updates. Without the
+  copy, step 0 would hold numbers of later ones.
   """
   _, opened = gate
+  expected = np.random.default_rng(0).random((8192, 1024), np.float32)
   rows = NamedSharding(
     Mesh(np.asarray(jax.devices()).reshape(8), ("fsdp",)),
     PartitionSpec("fsdp"),
@@ -91,16 +93,17 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
   )
   for number, place in enumerate((None, rows)):
     opened.clear()
-    state = update(jax.device_put({"w": jnp.zeros((4096, 256))}, place))
+    state = jax.device_put({"w": jnp.array(expected)}, place)
+    state = jax.block_until_ready(update(state))  # Compiled.
     with Checkpoints(tmp_path / str(number)) as checkpoints:
-      checkpoints.save(1, state)
+      checkpoints.save(0, state)
       for _ in range(20):
         state = update(state)
       jax.block_until_ready(state)
       opened.set()
       restored = checkpoints.restore_latest(state).state
-    assert np.unique(restored["w"]).tolist() == [1]
-    assert np.unique(state["w"]).tolist() == [21]
+    np.testing.assert_array_equal(restored["w"], expected + 1)
+    assert float(state["w"].min()) >= 21
 
 
 def test_restores_onto_another_mesh(tmp_path):
@@ -160,6 +163,52 @@ def test_a_failed_write_is_an_error_of_the_next_call(
     checkpoints.save(2, make_state(2))
     assert checkpoints.steps() == [2]
   assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+  """A file system of 8 MiB, and what makes it larger."""
+  folder = tmp_path / "disk"
+  folder.mkdir()
+
+  def mount(options):
+    return subprocess.run(
+      ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  try:
+    mounted = mount("size=8m")
+  except FileNotFoundError:
+    pytest.skip("there is no mount here")
+  if mounted.returncode:
+    pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+  yield folder, lambda: mount("remount,size=64m")
+  subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk_spoils_nothing_that_is_on_it(small_disk, capfd):
+  """3 MB each: two fit, the third does not, and four do later."""
+  folder, enlarge = small_disk
+  with Checkpoints(folder / "rl", keep_latest=3) as checkpoints:
+    for step in (1, 2):
+      checkpoints.save(step, make_state(step, 25_000))
+    checkpoints.wait()
+    checkpoints.save(3, make_state(3, 25_000))
+    with pytest.raises(CheckpointError, match="No space left on device"):
+      checkpoints.wait()
+  assert names(folder / "rl") == ["1", "2"]
+  assert "Traceback" not in capfd.readouterr().err
+  assert enlarge().returncode == 0
+  with Checkpoints(folder / "rl", keep_latest=4) as checkpoints:
+    restored = checkpoints.restore_latest(make_state(0, 25_000))
+    assert restored.step == 2
+    assert_same(restored.state, make_state(2, 25_000))
+    for step in (3, 4):
+      checkpoints.save(step, make_state(step, 25_000))
+    assert checkpoints.steps() == [1, 2, 3, 4]
 
 
 def test_after_a_failed_write_saving_goes_on_failing(tmp_path, monkeypatch):

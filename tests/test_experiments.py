@@ -1,4 +1,4 @@
-"""The scripts as users run them: from nothing, killed, restarted, misused."""
+"""The scripts as users run them: from nothing, restarted, misused."""
 
 import json
 import os
@@ -14,82 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_jax.host.checkpoint import Checkpoints
 from pure_jax.host.saved_tree import load_tree, save_tree
 from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
-from pure_jax.models import policy, prm
-from pure_jax.models.params import abstract_params, init_params
-from pure_jax.training import train
-from pure_jax.training.optim import make_optimizer
+from pure_jax.models import prm
+from pure_jax.models.params import abstract_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import config_conversion  # noqa: E402
 from configs import arithmetic  # noqa: E402
-
-CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
-
-
-def command(script, workdir, *options):
-  return [
-    sys.executable,
-    str(ROOT / "experiments" / script),
-    f"--config={CONFIG}:smoke",
-    f"--workdir={workdir}",
-    *options,
-  ]
-
-
-def run(script, workdir, *options):
-  return subprocess.run(
-    command(script, workdir, *options),
-    stdin=subprocess.DEVNULL,
-    capture_output=True,
-    text=True,
-    timeout=400,
-    check=False,
-  )
-
-
-def rows(workdir, name="metrics.jsonl"):
-  """Rows without what measures time."""
-  lines = (workdir / name).read_text().splitlines()
-  return [
-    {
-      key: value
-      for key, value in json.loads(line).items()
-      if not key.endswith(("_per_second", "seconds"))
-    }
-    for line in lines
-  ]
-
-
-def final_state(workdir, start):
-  """Every array of the last checkpoint of RL."""
-  config = arithmetic.get_config("smoke")
-  settings = config_conversion.settings_from_config(config)
-  tokenizer = SentencePieceTokenizer(start / "tokenizer.model")
-  model = settings.model.architecture(tokenizer.vocab_size)
-  abstract = jax.eval_shape(
-    lambda: train.new_state(
-      init_params(jax.random.key(0), policy.declare_policy(model)),
-      make_optimizer(settings.rl.optim),
-    )
-  )
-  with Checkpoints(workdir / "rl") as checkpoints:
-    restored = checkpoints.restore_latest(abstract)
-  assert restored.step == settings.rl.iterations
-  return jax.device_get(restored.state)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-  """One whole smoke run, all stages."""
-  workdir = tmp_path_factory.mktemp("runs") / "whole"
-  done = run("train_pure.py", workdir)
-  assert done.returncode == 0, done.stderr
-  return workdir, done
+from smoke_run import command, rows, run  # noqa: E402
 
 
 def test_one_command_leaves_everything(finished):
@@ -139,38 +74,6 @@ def test_a_finished_run_started_again_changes_nothing(finished):
   again = run("train_pure.py", workdir)
   assert again.returncode == 0, again.stderr
   assert (rows(workdir), rows(workdir, "samples.jsonl")) == before
-
-
-def test_a_killed_run_continues_exactly(finished, tmp_path):
-  """SIGKILL after the third of four iterations, last checkpoint at two."""
-  whole, _ = finished
-  workdir = tmp_path / "killed"
-  process = subprocess.Popen(
-    command("train_pure.py", workdir, f"--start={whole}"),
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
-  metrics = workdir / "metrics.jsonl"
-  deadline = time.monotonic() + 300
-  while not (
-    metrics.exists() and '"stage": "rl", "step": 2' in (metrics.read_text())
-  ):
-    assert process.poll() is None, "ended before it could be killed"
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
-  process.send_signal(signal.SIGKILL)
-  process.wait()
-  done = run("train_pure.py", workdir, f"--start={whole}")
-  assert done.returncode == 0, done.stderr
-  expected = [r for r in rows(whole) if r["stage"] in ("rl", "rl_eval")]
-  assert rows(workdir) == expected
-  assert rows(workdir, "samples.jsonl") == rows(whole, "samples.jsonl")
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    final_state(workdir, whole),
-    final_state(whole, whole),
-  )
 
 
 def test_a_damaged_log_is_named_and_kept(finished, tmp_path):
@@ -240,7 +143,7 @@ def test_an_impossible_config_ends_in_a_sentence(tmp_path):
   assert "Traceback" not in done.stderr
   assert not (tmp_path / "a").exists()  # Refused before anything is written.
   done = run("train_pure.py", tmp_path / "a", "--config.mesh.data=2")
-  assert "lower mesh.data or mesh.fsdp" in done.stderr
+  assert "lower mesh.data" in done.stderr
   assert not (tmp_path / "a").exists()
 
 
@@ -251,7 +154,7 @@ def test_an_impossible_config_ends_in_a_sentence(tmp_path):
     ("--config.rll.prompts=2", 'Did you mean "rl"'),
     ("--config.rl.prompts=many", "invalid literal"),
     ("--config=nowhere.py", "nowhere.py"),
-    ("--config.rl.max_new_tokens=2", "has room for none of 2000 responses"),
+    ("--config.rl.max_new_tokens=2", "has room for none of 20 responses"),
   ],
 )
 def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):

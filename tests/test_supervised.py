@@ -1,7 +1,8 @@
-"""The loop of a supervised stage stops where nothing is learnt any more."""
+"""The loop of a supervised stage: where it stops, and what it leaves then."""
 
 import json
 import pathlib
+import signal
 import sys
 import types
 
@@ -16,65 +17,131 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import supervised  # noqa: E402
 
+from pure_jax.host import interrupts, workdir  # noqa: E402
+from pure_jax.host.checkpoint import Checkpoints  # noqa: E402
 from pure_jax.host.metrics import MetricsWriter  # noqa: E402
 from pure_jax.training import train  # noqa: E402
 
 LOG_EVERY = 3
+STAGE = "prm_head"
 
 
-def run_stage(folder, skipped, max_skipped=5):
-  """A stage whose updates are skipped as told; the steps it logs, saves."""
+def start():
+  return train.new_state({"w": jnp.zeros(2)}, optax.sgd(1.0))
+
+
+def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
+  """A stage whose step t adds losses[t - 1]; NaN is skipped."""
   settings = types.SimpleNamespace(
     seed=0,
     progress=False,
     rl=types.SimpleNamespace(max_skipped_updates=max_skipped),
   )
-  folder.mkdir(exist_ok=True)
-  in_a_row = iter(skipped)
+  workdir.prepare_workdir(folder, {"seed": 0})
 
-  def update(state, indices):
+  def make_batch(indices):
     assert len(indices) == 2
-    count = next(in_a_row)
-    loss = np.nan if count else 1.0
-    return state, {"loss": loss, "skipped_in_a_row": jnp.int32(count)}
+    return {"rows": jnp.asarray(indices, jnp.int32)}
 
-  state = train.new_state({"w": jnp.ones(2)}, optax.adam(0.1))
+  def update(state, batch):
+    step = int(state.step)
+    before(step + 1)
+    loss = jnp.float32(losses[step])
+    grads = jax.tree.map(lambda w: -(w * 0 + loss), state.params)
+    state, found = train.apply_gradients(state, grads, loss, optax.sgd(1.0))
+    return state, found | {"loss": loss}
+
   with MetricsWriter(folder) as metrics:
     space = types.SimpleNamespace(
-      settings=settings, start=folder, metrics=metrics
+      settings=settings, start=folder, workdir=folder, metrics=metrics
     )
     return supervised.run_steps(
-      space, "prm_head", len(skipped), LOG_EVERY, state, update,
+      space, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
       num_examples=4, batch_size=2, tokens_per_example=1.0,
     )  # fmt: skip
 
 
 def logged(folder):
   lines = (folder / "metrics.jsonl").read_text().splitlines()
-  return [json.loads(line)["step"] for line in lines]
+  rows = [json.loads(line) for line in lines]
+  return [(row["step"], row["loss"]) for row in rows]
 
 
 def saved(folder):
-  checkpoints = folder / "prm" / "checkpoints_prm_head"
+  checkpoints = folder / "prm" / f"checkpoints_{STAGE}"
   return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
 
 
-def test_a_stage_stops_after_too_many_skipped_updates_in_a_row(tmp_path):
-  skipped = [0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
-  with pytest.raises(FloatingPointError, match="prm_head, step 9: 6 updates"):
-    run_stage(tmp_path, skipped)
-  # The checkpoint is that of step 6, with 3 in a row: it is kept.
-  assert logged(tmp_path) == [3, 6, 9] and saved(tmp_path) == [6]
+NAN = float("nan")
+
+
+def test_a_stage_stops_at_the_update_that_is_one_too_many(tmp_path):
+  """Not at the next row of metrics, which may be far."""
+  losses = [1, 1, 1, NAN, NAN, NAN, NAN, NAN, 1, 1, 1, 1]
+  with pytest.raises(FloatingPointError, match=f"{STAGE}, step 8: 5 updates"):
+    run_stage(tmp_path, losses)
+  assert [step for step, _ in logged(tmp_path)] == [3, 6]
+  assert saved(tmp_path) == [3, 6, 8]
+  with Checkpoints(tmp_path / "prm" / f"checkpoints_{STAGE}") as checkpoints:
+    state = checkpoints.restore_latest(start()).state
+  assert state.params["w"].tolist() == [3, 3]
+  assert (int(state.skipped), int(state.step)) == (5, 8)
+  # The batch of that update is there, to be read without pickle.
+  with np.load(tmp_path / "nonfinite" / f"{STAGE}_8.npz") as batch:
+    assert batch["rows"].shape == (2,)
+    facts = json.loads(str(batch["facts"]))
+  assert facts["step"] == 8 and facts["rows"] == batch_rows(8)
+  # The same command goes on from there, and the next batch may be better.
+  state = run_stage(tmp_path, losses)
+  assert state.params["w"].tolist() == [7, 7]
+  assert saved(tmp_path) == [9, 12]
+
+
+def batch_rows(step):
+  """The examples of a step, counted out by hand from the order of epochs."""
+  orders = [
+    supervised.batches.next_batch(
+      4, 4, supervised.batches.Cursor(0, epoch=epoch)
+    )[0]
+    for epoch in range(step)
+  ]
+  return np.concatenate(orders)[2 * (step - 1) : 2 * step].tolist()
 
 
 def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
   """Its weights would be judged: NaN scores, and somebody else's error."""
-  with pytest.raises(FloatingPointError, match="step 2: 2 updates in a row"):
-    run_stage(tmp_path, [1, 2])
+  for _ in range(2):  # Started again there is nothing left to do, yet it fails.
+    with pytest.raises(FloatingPointError, match="step 2: 2 updates in a row"):
+      run_stage(tmp_path, [NAN, NAN])
 
 
 def test_a_few_skipped_updates_are_survived(tmp_path):
-  skipped = [1, 2, 3, 4, 0, 1, 2, 3, 4]
-  state = run_stage(tmp_path, skipped)
-  assert jax.tree.map(np.asarray, state.params)["w"].tolist() == [1, 1]
-  assert logged(tmp_path) == [3, 6, 9] and saved(tmp_path) == [9]
+  state = run_stage(tmp_path, [NAN] * 4 + [1] + [NAN] * 4)
+  assert state.params["w"].tolist() == [1, 1]
+  assert [step for step, _ in logged(tmp_path)] == [3, 6, 9]
+  assert saved(tmp_path) == [6, 9]
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_sigterm_saves_the_step_under_way(tmp_path, at):
+  """At any step of seven: what follows is what would have been."""
+  losses = [1, 2, 4, 8, 16, 32, 64]
+  whole = run_stage(tmp_path / "whole", losses)
+  folder = tmp_path / "stopped"
+
+  def send(step):
+    if step == at:
+      signal.raise_signal(signal.SIGTERM)
+
+  before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  try:
+    with interrupts.terminable(), pytest.raises(interrupts.Preempted) as stop:
+      run_stage(folder, losses, before=send)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert f"after step {at} of {STAGE}" in str(stop.value)
+  assert saved(folder)[-1] == at
+  state = run_stage(folder, losses)
+  jax.tree.map(np.testing.assert_array_equal, state, whole)
+  assert logged(folder) == logged(tmp_path / "whole")
+  assert saved(folder) == saved(tmp_path / "whole") == [6, 7]

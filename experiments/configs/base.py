@@ -135,7 +135,7 @@ def rl() -> ConfigDict:
       zero_terminal_advantage=False,  # No gradient on separators and EOS.
       kl_placement="loss",  # "loss", "reward" or "none".
       kl_estimator="k3",  # "k1", "k2" or "k3".
-      kl_coef=1e-3,
+      kl_coef=1e-3,  # Constant: no state to keep in a checkpoint.
       # Reward of an empty step instead of the PRM's score; unset keeps it.
       empty_step_reward=placeholder(float),
       clip_low=0.2,  # The ratio is clipped at 1 - clip_low
@@ -157,7 +157,9 @@ def rl() -> ConfigDict:
       samples_every=10,  # Iterations between printed samples.
       checkpoint_every=10,
       checkpoints_kept=2,  # And the best one.
-      max_skipped_updates=5,  # In a row, before the run stops.
+      # Updates in a row that are not finite, before the run stops; state and
+      # batch are saved. Of the supervised stages too.
+      max_skipped_updates=5,
     )
   )
 

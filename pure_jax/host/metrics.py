@@ -120,6 +120,16 @@ class MetricsWriter:
     for name, value in values.items():
       self._events[stage].add_scalar(name, value, int(step))
 
+  def has(self, stage: str, step: int) -> bool:
+    """Whether a row is there.
+
+    Args:
+      stage: name of the stage.
+      step: step within the stage.
+    """
+    rows = read_metrics(self._lines.path)
+    return any((row["stage"], row["step"]) == (stage, step) for row in rows)
+
   def close(self) -> None:
     """Flushes and closes the files."""
     self._lines.close()
