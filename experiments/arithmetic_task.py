@@ -19,6 +19,11 @@ from pure_jax.training.stages import Demonstrations
 SAMPLE_ROWS = 1024  # Responses sampled at a time.
 
 
+def prompt_tokens(world: arithmetic.WorldConfig) -> int:
+  """Columns of a prompt: the longest problem there can be, and a line break."""
+  return 2 * (world.max_operations + 1) + 1
+
+
 class ArithmeticTask:
   """See `workspace.Task`."""
 
@@ -37,8 +42,7 @@ class ArithmeticTask:
     self.model = settings.model.architecture(self.tokenizer.vocab_size)
     self.prm_model = prm.extend_config(self.model, settings.prm.extra_layers)
     self.prompt_format = self.prm_prompt_format = PROMPT_FORMATS["plain"]
-    # The longest problem there can be, and a line break.
-    self.prompt_tokens = 2 * (world.max_operations + 1) + 1
+    self.prompt_tokens = prompt_tokens(world)
     self.prm_prompt_tokens = self.prompt_tokens
     sizes = {
       "train": max(settings.sft.demonstrations, settings.prm.policy_prompts),

@@ -11,7 +11,7 @@ import dataclasses
 import logging
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -185,7 +185,10 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
   return settings_from_config(_CONFIG.value, kind), _WORKDIR.value
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(
+  main: Callable[[list[str]], None],
+  required: Sequence[str] = ("config", "workdir"),
+) -> None:
   """Runs a script's main; expected failures end in a sentence, not a trace.
 
   So do Ctrl-C, with exit status 130, and SIGTERM: with 75, "try again later",
@@ -194,8 +197,9 @@ def run(main: Callable[[list[str]], None]) -> None:
 
   Args:
     main: takes the command line's words.
+    required: flags that must be given.
   """
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flags_as_required(list(required))
 
   def parsed(argv):
     try:

@@ -7,6 +7,7 @@ takes these, or the library's own.
 import dataclasses
 from typing import Any
 
+from architectures import ARCHITECTURES
 from mesh_settings import MeshSettings
 
 from pure_jax.host.contract import PROMPT_FORMATS
@@ -112,6 +113,8 @@ class FilesSettings:
   remat: str
   logits_chunk: int | None
   attention_chunk: int | None
+  architecture: str | None
+  prm_architecture: str | None
   train_fields: Fields = None
   held_out_fields: Fields = None
   judged_fields: Fields = None
@@ -133,6 +136,9 @@ class FilesSettings:
       )
     if self.random_model is not None:
       one_of("random_model", self.random_model, ("tied", "untied", "llama"))
+    for name in ("architecture", "prm_architecture"):
+      if getattr(self, name) is not None:
+        one_of(name, getattr(self, name), tuple(ARCHITECTURES))
     for name in self.random_files:
       one_of("random_files", name, ("train", "held_out", "judged", "prm"))
     for name in ("prompt_format", "prm_prompt_format"):

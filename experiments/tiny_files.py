@@ -98,7 +98,7 @@ def write_policy(
   """
   if not (folder / "tokenizer.json").exists():  # Written last.
     shutil.rmtree(folder, ignore_errors=True)
-    config = _architecture(tied, llama)
+    config = architecture(tied, llama)
     params = init_params(jax.random.key(SEED), policy.declare_policy(config))
     huggingface.export_policy(folder, params, config, max_positions=1024)
     _tokenizer().save_pretrained(folder)
@@ -117,7 +117,7 @@ def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
   """
   if not (folder / "tokenizer.json").exists():  # Written last.
     shutil.rmtree(folder, ignore_errors=True)
-    config = _architecture(tied)
+    config = architecture(tied)
     params = init_params(jax.random.key(PRM_SEED), prm.declare_prm(config))
     huggingface.export_prm(folder, params, config, max_positions=1024)
     _tokenizer().save_pretrained(folder)
@@ -144,8 +144,16 @@ def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   return paths
 
 
-def _architecture(tied: bool, llama: bool = False) -> ModelConfig:
-  """A small Qwen2, or a Llama."""
+def architecture(tied: bool, llama: bool = False) -> ModelConfig:
+  """A small Qwen2, or a Llama.
+
+  Args:
+    tied: whether embedding and head are the same weights.
+    llama: True leaves out the biases of attention.
+
+  Returns:
+    The architecture.
+  """
   return ModelConfig(
     vocab_size=512,  # Padded beyond the tokens, as real embeddings are.
     width=32,

@@ -82,5 +82,9 @@ def files() -> ConfigDict:
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.
       attention_chunk=placeholder(int),
+      # What plan.py takes where no folder is named: a shape by its name in
+      # architectures.py, of the policy and of the PRM.
+      architecture=placeholder(str),
+      prm_architecture=placeholder(str),
     )
   )

@@ -16,7 +16,9 @@ VARIANTS = {
 }
 
 
-def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
+def policy_run(
+  variant: str, *, iterations: int, embeddings: str, architecture: str
+) -> ConfigDict:
   """RL of a policy on the MATH prompts of PURE.
 
   Args:
@@ -24,6 +26,7 @@ def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
       "smoke_prm_vr".
     iterations: of RL.
     embeddings: "tied" or "untied", as the policy's are, for smoke variants.
+    architecture: name of the policy's shape, for plan.py.
 
   Returns:
     The config.
@@ -46,6 +49,9 @@ def policy_run(variant: str, *, iterations: int, embeddings: str) -> ConfigDict:
   config.files.logits_chunk = 1024
   # Ours: all scores of a row of 9,216 tokens would be 9.5 GB for each layer.
   config.files.attention_chunk = 512
+  config.files.architecture = architecture
+  if reward_mode != "vr":
+    config.files.prm_architecture = "pure_prm_7b"
   config.rl.update(
     {
       "iterations": iterations,

@@ -31,4 +31,9 @@ def get_config(variant: str = "prm_vr") -> ConfigDict:
   Raises:
     ValueError: for another variant.
   """
-  return paper.policy_run(variant, iterations=500, embeddings="untied")
+  return paper.policy_run(
+    variant,
+    iterations=500,
+    embeddings="untied",
+    architecture="qwen2p5_math_7b",
+  )

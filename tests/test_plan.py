@@ -1,0 +1,404 @@
+"""Plans: compiled for the devices here, and for TPUs where libtpu is."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import plan_compiler  # noqa: E402
+import plan_estimates  # noqa: E402
+import plan_programs  # noqa: E402
+import plan_report  # noqa: E402
+import plan_search  # noqa: E402
+from architectures import ARCHITECTURES  # noqa: E402
+from config_conversion import settings_from_config  # noqa: E402
+from configs import arithmetic, qwen2p5_7b  # noqa: E402
+
+from pure_jax.host.hlo_costs import Collective, Costs, Loop  # noqa: E402
+from pure_jax.host.roofline import CHIPS, GIB  # noqa: E402
+from pure_jax.models import policy  # noqa: E402
+from pure_jax.models.params import count_params  # noqa: E402
+from pure_jax.parallel import sharding  # noqa: E402
+
+
+def has_libtpu() -> bool:
+  try:
+    importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError:
+    return False
+  return True
+
+
+needs_libtpu = pytest.mark.skipif(
+  not has_libtpu(), reason="needs the TPU compiler: pip install '.[plan]'"
+)
+
+
+def run(*options):
+  done = subprocess.run(
+    [sys.executable, str(ROOT / "experiments" / "plan.py"), *options],
+    capture_output=True,
+    text=True,
+    timeout=600,
+    check=False,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
+  )
+  return done
+
+
+@pytest.fixture(scope="module")
+def settings():
+  return settings_from_config(arithmetic.get_config("smoke"))
+
+
+@pytest.fixture(scope="module")
+def shapes(settings):
+  return plan_programs.shapes_of(settings)
+
+
+@pytest.fixture(scope="module")
+def local_plan():
+  config = ROOT / "experiments" / "configs" / "arithmetic.py"
+  done = run(f"--config={config}:smoke", "--json")
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout)
+
+
+def test_a_plan_of_the_devices_here(local_plan):
+  """Three stages, each compiled; no peak numbers of a CPU are made up."""
+  assert local_plan["topology"] == "local"
+  assert local_plan["devices"] == 4
+  names = [stage["compiled"]["name"] for stage in local_plan["stages"]]
+  assert names == ["rollout", "score", "update"]
+  assert local_plan["fits"] is None
+  assert local_plan["step_seconds"] is local_plan["chip_hours"] is None
+
+
+def test_compiled_products_are_what_the_method_needs(local_plan):
+  """Counted in the compiled program against the closed form.
+
+  Both see every layer, token and loop trip, or they would differ by factors.
+  Compiled are more: scores of later keys, and of the empty cache.
+  """
+  for stage in local_plan["stages"]:
+    compiled = 4 * stage["compiled"]["costs"]["flops"]
+    assert 0.75 < stage["model_flops"] / compiled <= 1.0, stage
+
+
+def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
+  params = count_params(policy.declare_policy(shapes.model))
+  held = local_plan["resident"]
+  # The biases of 4 query and 2 + 2 other heads of 8 in 2 layers have no width.
+  biases = 2 * (4 + 2 + 2) * 8
+  mine = 4 * ((params - biases) / 4 + biases)
+  assert held["parameters"] == held["reference"] == mine
+  assert 2 * mine < held["optimizer"] < 2 * mine + 64  # Two moments, counters.
+  # What the compiler takes as the update's state is that, and the batch.
+  update = local_plan["stages"][2]["compiled"]["memory"]
+  assert update["arguments"] > held["parameters"] + held["optimizer"]
+  assert update["aliased"] >= held["parameters"] + held["optimizer"]
+
+
+def test_a_plan_without_a_shape_says_what_to_name():
+  config = ROOT / "experiments" / "configs" / "files.py"
+  done = run(f"--config={config}")
+  assert done.returncode == 1
+  assert done.stderr.startswith("error: nothing says what the policy is")
+
+
+def test_the_paper_needs_no_folder():
+  """Names of shapes stand in for folders: 7.6 billion weights, no file."""
+  config = qwen2p5_7b.get_config()
+  config.files.policy = config.files.architecture
+  shapes = plan_programs.shapes_of(settings_from_config(config))
+  assert count_params(policy.declare_policy(shapes.model)) == 7_615_616_512
+  assert shapes.model.attention_chunk == config.files.attention_chunk
+  assert shapes.prm_model.width == 3584
+  config = qwen2p5_7b.get_config("vr")
+  config.files.policy = config.files.architecture
+  assert plan_programs.shapes_of(settings_from_config(config)).prm_model is None
+
+
+def test_the_shapes_are_those_that_were_published():
+  """Weights of the model cards: 7.61 and 1.54 billion, embeddings included."""
+  counts = {
+    name: count_params(policy.declare_policy(model))
+    for name, model in ARCHITECTURES.items()
+  }
+  assert counts["qwen2p5_math_7b"] == 7_615_616_512
+  assert counts["qwen2p5_math_1p5b"] == 1_543_714_304
+
+
+def test_a_forward_pass_by_counting():
+  """Every matrix product of a small model, one at a time."""
+  model = dataclasses.replace(
+    ARCHITECTURES["qwen2p5_7b"], width=8, num_layers=2, num_heads=4,
+    num_kv_heads=2, head_dim=6, mlp_width=10, vocab_size=11,
+  )  # fmt: skip
+  flops = 0
+  for _layer in range(2):
+    for _token in range(5):
+      for rows, columns in (
+        (8, 24), (8, 12), (8, 12), (24, 8), (8, 10), (8, 10), (10, 8)
+      ):  # fmt: skip
+        flops += 2 * rows * columns
+    for query in range(5):
+      flops += (query + 1) * 4 * 2 * (2 * 6)  # Scores, and their values.
+  flops += 3 * 2 * 8 * 11
+  assert plan_estimates.forward_flops(model, 5, 15, 3) == flops
+
+
+def test_bytes_of_a_cache(settings, shapes):
+  from pure_jax.models import transformer
+
+  rl = settings.rl
+  rows = rl.prompts * rl.samples_per_prompt
+  cache = jax.eval_shape(
+    lambda: transformer.init_cache(
+      shapes.model, rows, shapes.prompt_tokens + rl.max_new_tokens - 1
+    )
+  )
+  all_bytes = sum(
+    x.size * x.dtype.itemsize for x in (*cache.keys, *cache.values)
+  )
+  whole = sharding.make_layout()
+  split = sharding.make_layout(
+    fsdp=2, tensor=2, rules="fsdp+tensor", devices=jax.devices()[:4]
+  )
+  assert plan_estimates.cache_bytes(settings, shapes, whole) == all_bytes
+  assert plan_estimates.cache_bytes(settings, shapes, split) == all_bytes / 4
+
+
+def test_micro_batches_that_rows_cannot_fill(settings):
+  """32 rows on 8 shards are 4 for each: at most 4 micro-batches."""
+  layout = sharding.make_layout(fsdp=8)
+  assert plan_search.possible_micro_batches(settings, layout, 2) == (2, ())
+  for wanted in (3, 64):
+    parts, (note,) = plan_search.possible_micro_batches(
+      settings, layout, wanted
+    )
+    assert parts == {3: 2, 64: 4}[wanted]
+    assert f"rl.micro_batches={wanted}" in note
+
+
+def test_a_mesh_of_another_size_is_refused(settings):
+  mesh = dataclasses.replace(settings.mesh, fsdp=2)
+  with pytest.raises(ValueError, match=r"has 2 devices, but there are 8"):
+    plan_search.config_layout(
+      dataclasses.replace(settings, mesh=mesh), jax.devices()
+    )
+
+
+def test_the_search_tries_what_the_rules_can_split(settings, shapes):
+  found = list(plan_search.candidates(settings, shapes, jax.devices()))
+  layouts = {str(layout) for layout, _ in found}
+  assert "fsdp on fsdp=8" in layouts
+  assert "fsdp+tensor on fsdp=4 x tensor=2" in layouts
+  # 4 heads cannot be split over 8 devices.
+  assert not any("tensor=8" in layout for layout in layouts)
+  for layout, parts in found:
+    assert 32 % (layout.row_shards * parts) == 0
+
+
+def stage(name, temporaries, costs=None, **changes):
+  memory = plan_compiler.Memory(8 * GIB, 4 * GIB, 3 * GIB, temporaries)
+  compiled = plan_compiler.CompiledStage(name, 1.0, memory, costs=costs)
+  return dataclasses.replace(compiled, **changes)
+
+
+def make_plan(*stages, chip="TPU v5 lite", devices=16):
+  resident = plan_programs.Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB)
+  peak = CHIPS.get(chip)
+  return plan_report.Plan(
+    topology="v5e:4x4",
+    device_kind=chip,
+    devices=devices,
+    devices_per_chip=1,
+    layout="fsdp on fsdp=16",
+    rows=512,
+    micro_batches=32,
+    notes=(),
+    iterations=500,
+    resident=resident,
+    chip=peak,
+    stages=tuple(
+      plan_report.plan_stage(s, resident, peak, 1, 10**15, 0, 0) for s in stages
+    ),
+    versions={"jax": "1"},
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "temporaries", "fits"),
+  [
+    # 8 + 4 - 3 while it runs, and what waits: optimizer, reference, PRM are 6;
+    # optimizer alone 2; reference and PRM 4.
+    ("rollout", 0.7, True),
+    ("rollout", 0.8, False),
+    ("score", 4.7, True),
+    ("score", 4.8, False),
+    ("update", 2.7, True),
+    ("update", 2.8, False),
+  ],
+)
+def test_weights_that_wait_must_fit_too(name, temporaries, fits):
+  """A stage that fits by itself, beside 15.75 GiB of others, does not."""
+  plan = make_plan(stage(name, temporaries * GIB))
+  assert plan.fits is fits
+  assert ("DOES NOT FIT" in plan_report.as_text(plan, None)) is not fits
+
+
+def test_what_the_compiler_refuses_does_not_fit():
+  refused = stage(
+    "update", 0, memory=None, needed_bytes=30 * GIB, refusal="too much"
+  )
+  plan = make_plan(refused)
+  assert plan.fits is False and plan.chip_hours is None
+  assert "update needs 34" in plan_report.as_text(plan, None)
+
+
+def test_time_and_cost_of_a_run():
+  """A rollout of 2 s and an update of 3: 5 s, 16 chips, 500 iterations."""
+  loops = (Loop("while", 1, "unknown"),)
+  rollout = Costs(0.0, 2 * 819e9, {}, loops)
+  update = Costs(1.0, 1.0, {"all-gather": Collective(4, 1, 3 * 200e9)}, ())
+  plan = make_plan(stage("rollout", 0, rollout), stage("update", 0, update))
+  assert plan.step_seconds == pytest.approx(5.0)
+  assert plan.chip_hours == pytest.approx(5 * 16 * 500 / 3600)
+  assert plan.bottleneck.compiled.name == "update"
+  text = plan_report.as_text(plan, 2.0)
+  assert "bottleneck is update (60% of the time), bound by network" in text
+  assert "11 chip hours (22 at 2)" in text
+  assert "rollout has a loop without a trip count" in text
+  found = plan_report.as_json(plan, 2.0)
+  assert found["cost"] == pytest.approx(2 * plan.chip_hours)
+  assert json.loads(json.dumps(found))["bound_by"] == "network"
+
+
+def test_the_fastest_that_fits_is_chosen():
+  fast = Costs(197e12, 0.0, {}, ())
+  slow = Costs(3 * 197e12, 0.0, {}, ())
+  plans = [
+    make_plan(stage("score", 0, slow)),
+    make_plan(stage("score", 0, fast)),
+    make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ()))),
+  ]
+  assert plan_search.choose(plans) is plans[1]
+  assert plan_search.choose(plans[2:]) is plans[2]
+  with pytest.raises(ValueError, match="No rule set can be tried"):
+    plan_search.choose([])
+
+
+@pytest.mark.parametrize(
+  ("message", "size"),
+  [
+    ("HLO temporaries (600.66G) exceeds available HBM (9.7G).", 600.66 * GIB),
+    ("Ran out of memory. Used 41.50G of 31.25G hbm.", 41.5 * GIB),
+    ("Out of memory", None),
+  ],
+)
+def test_sizes_in_the_compilers_words(message, size):
+  assert plan_compiler.needed_bytes(message) == size
+
+
+def test_chips_with_two_devices():
+  @dataclasses.dataclass
+  class Device:
+    id: int
+    coords: tuple
+
+  pairs = [Device(i, (i // 2, 0, 0)) for i in range(8)]
+  assert plan_compiler.devices_per_chip(pairs) == 2
+  assert plan_compiler.devices_per_chip(jax.devices()) == 1
+
+
+@pytest.mark.skipif(has_libtpu(), reason="the TPU compiler is here")
+def test_without_the_tpu_compiler_a_topology_says_what_to_install():
+  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
+  done = run(f"--config={config}", "--topology=v5e:4x4")
+  assert done.returncode == 1
+  assert "pip install 'pure_jax[plan]'" in done.stderr
+
+
+@needs_libtpu
+def test_a_topology_that_no_compiler_knows():
+  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
+  done = run(f"--config={config}", "--topology=v5e:3x5")
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith("error: --topology=v5e:3x5")
+
+
+@needs_libtpu
+def test_a_plan_for_a_tpu_slice():
+  """The real compiler: a tiny run of the paper's on 16 chips that are not here.
+
+  Weights are gathered and gradients scattered, as fsdp does; the estimate
+  follows from the counts.
+  """
+  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
+  done = run(f"--config={config}:smoke", "--topology=v5e:4x4", "--json")
+  assert done.returncode == 0, done.stderr
+  plan = json.loads(done.stdout)
+  assert (plan["chips"], plan["device_kind"]) == (16, "TPU v5 lite")
+  assert plan["fits"] is True
+  for found in plan["stages"]:
+    costs, bound = found["compiled"]["costs"], found["bound"]
+    assert bound["compute"] == pytest.approx(costs["flops"] / 197e12)
+    assert "all-gather" in costs["collectives"]
+    assert not [loop for loop in costs["loops"] if loop["ends"] == "unknown"]
+  assert plan["step_seconds"] == pytest.approx(
+    sum(found["bound"]["seconds"] for found in plan["stages"])
+  )
+
+
+@needs_libtpu
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1"])
+def test_the_tpu_compilers_program_is_counted_exactly(topology):
+  """A scan of products with split weights: every FLOP and gathered byte.
+
+  The TPU compiler writes products as convolutions, gives no trip counts and
+  spreads a gather over several fusions.
+  """
+  code = f"""
+import json, jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+import plan_compiler
+from pure_jax.host import hlo_costs
+from pure_jax.parallel import sharding
+devices = plan_compiler.find_devices({topology!r})
+mesh = sharding.make_layout(fsdp=4, devices=devices).mesh
+rows = NamedSharding(mesh, P("fsdp"))
+def layer(x, w):
+  return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), rows), None
+f = jax.jit(lambda x, w: jax.lax.scan(layer, x, w)[0], out_shardings=rows,
+  in_shardings=(rows, NamedSharding(mesh, P(None, "fsdp"))))
+text = f.lower(jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
+  jax.ShapeDtypeStruct((24, 1024, 1024), jnp.bfloat16)).compile().as_text()
+costs = hlo_costs.count(text, 4)
+print(json.dumps([costs.flops, {{k: v.sent_bytes for k, v in
+  costs.collectives.items()}}]))
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ
+    | {
+      "PYTHONPATH": f"{ROOT / 'experiments'}:{os.environ.get('PYTHONPATH', '')}"
+    },
+  )
+  assert done.returncode == 0, done.stderr
+  flops, sent = json.loads(done.stdout.splitlines()[-1])
+  assert flops == 24 * 2 * 1024 * 1024 * 1024
+  weights = 24 * 1024 * 1024 * 2
+  assert sum(sent.values()) == pytest.approx(weights * 3 / 4)
