@@ -10,9 +10,10 @@ stage fits, memory by part, FLOPs, bytes and collectives of a step, and a
 roofline estimate of time and cost. `--json` prints the same as JSON;
 `--search` tries rule sets and numbers of micro-batches.
 
-The mesh is the config's; one of a single device stands for `fsdp` over all.
+Meshes are the config's; one of a single device stands for `fsdp` over all.
 """
 
+import dataclasses
 import json
 import sys
 
@@ -23,12 +24,12 @@ import plan_programs
 import plan_search
 from absl import flags
 from config_conversion import settings_from_config
+from plan_programs import Layouts
 from plan_report import Plan, as_json, as_text, plan_stage
 from run_settings import ConfigError, Settings
 
 from pure_jax.host.hlo_text import HLOError
 from pure_jax.host.roofline import CHIPS
-from pure_jax.parallel.sharding import Layout
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology", None, "A TPU slice, such as v5p:4x4x4; the devices here without."
@@ -57,84 +58,111 @@ def read_settings() -> Settings:
   return settings_from_config(config)
 
 
-def make_plan(
-  settings: Settings,
-  shapes: plan_programs.Shapes,
-  topology: str | None,
-  layout: Layout,
-  micro_batches: int,
-) -> Plan:
-  """Compiles a step in one layout.
+class Planner:
+  """Makes plans of one run, and compiles nothing twice."""
 
-  Args:
-    settings: the run's.
-    shapes: its models and batches.
-    topology: name of the slice, None for the devices here.
-    layout: devices and rules.
-    micro_batches: asked for; as many as the rows of the layout allow.
+  def __init__(self, settings: Settings, topology: str | None):
+    """Finds devices and shapes.
 
-  Returns:
-    The plan.
-  """
-  devices = list(layout.mesh.devices.flat)
-  kind = devices[0].device_kind
-  on_chip = plan_compiler.devices_per_chip(devices)
-  parts, notes = plan_search.possible_micro_batches(
-    settings, layout, micro_batches
-  )
-  resident = plan_programs.resident(settings, shapes, layout)
-  needed = plan_estimates.model_flops(settings, shapes)
-  stages = []
-  for stage in plan_programs.stages(settings, shapes, layout, parts):
-    print(f"compiling {stage.name} for {layout} ...", file=sys.stderr)
-    stages.append(
-      plan_stage(
-        plan_compiler.compile_stage(stage, len(devices)),
-        resident,
-        CHIPS.get(kind),
-        on_chip,
-        needed[stage.name],
-        plan_estimates.cache_bytes(settings, shapes, layout),
-        plan_estimates.kept_bytes(settings, shapes, layout, parts),
-      )
+    Args:
+      settings: the run's.
+      topology: name of a slice, None for the devices here.
+
+    Raises:
+      ConfigError: if the topology cannot be compiled for.
+    """
+    self.settings, self._topology = settings, topology
+    self.devices = plan_compiler.find_devices(topology)
+    self.shapes = plan_programs.shapes_of(settings)
+    self._compiled: dict[tuple, plan_compiler.CompiledStage] = {}
+
+  def plan(self, layouts: Layouts, micro_batches: int) -> Plan:
+    """Compiles a step in given layouts.
+
+    Args:
+      layouts: devices and rules.
+      micro_batches: asked for; as many as the rows of the layouts allow.
+
+    Returns:
+      The plan.
+    """
+    settings, shapes = self.settings, self.shapes
+    kind = self.devices[0].device_kind
+    on_chip = plan_compiler.devices_per_chip(self.devices)
+    parts, notes = plan_search.possible_micro_batches(
+      settings, layouts, micro_batches
     )
-  return Plan(
-    topology=topology or "local",
-    device_kind=kind,
-    devices=len(devices),
-    devices_per_chip=on_chip,
-    layout=str(layout),
-    rows=settings.rl.prompts * settings.rl.samples_per_prompt,
-    micro_batches=parts,
-    notes=notes,
-    iterations=settings.rl.iterations,
-    resident=resident,
-    chip=CHIPS.get(kind),
-    stages=tuple(stages),
-    versions=plan_compiler.compiler_version(devices),
-  )
+    programs = plan_programs.Programs(settings, shapes, layouts, parts)
+    resident = programs.resident()
+    needed = plan_estimates.model_flops(settings, shapes)
+    return Plan(
+      topology=self._topology or "local",
+      device_kind=kind,
+      devices=len(self.devices),
+      devices_per_chip=on_chip,
+      layout=str(layouts),
+      rows=settings.rl.prompts * settings.rl.samples_per_prompt,
+      micro_batches=parts,
+      notes=notes,
+      iterations=settings.rl.iterations,
+      resident=resident,
+      chip=CHIPS.get(kind),
+      stages=tuple(
+        plan_stage(
+          self._compile(stage, layouts, parts),
+          resident,
+          CHIPS.get(kind),
+          on_chip,
+          needed[stage.name],
+          plan_estimates.cache_bytes(settings, shapes, layouts.rollout),
+          plan_estimates.kept_bytes(settings, shapes, layouts.training, parts),
+        )
+        for stage in programs.stages()
+      ),
+      versions=plan_compiler.compiler_version(self.devices),
+    )
+
+  def _compile(
+    self, stage: plan_programs.Stage, layouts: Layouts, parts: int
+  ) -> plan_compiler.CompiledStage:
+    """A compiled stage, from memory where only other stages differ."""
+    samples = stage.name in ("reshard", "rollout")
+    where = dataclasses.replace(layouts, rollout=layouts.training)
+    key = (stage.name, layouts if samples else where, 0 if samples else parts)
+    if key not in self._compiled:
+      print(f"compiling {stage.name} ({layouts})", file=sys.stderr, flush=True)
+      self._compiled[key] = plan_compiler.compile_stage(
+        stage, len(self.devices)
+      )
+    return self._compiled[key]
+
+  def search(self) -> Plan:
+    """Tries what `plan_search.candidates` names.
+
+    Returns:
+      The fastest plan that fits, or the smallest that does not.
+    """
+    plans = []
+    for layouts, parts in plan_search.candidates(
+      self.settings, self.shapes, self.devices
+    ):
+      plans.append(self.plan(layouts, parts))
+      print(plan_search.summary(plans[-1]), file=sys.stderr, flush=True)
+    return plan_search.choose(plans)
 
 
 def main(argv: list[str]) -> None:
   """Compiles and prints."""
   del argv
-  topology, price = _TOPOLOGY.value, _PRICE.value
-  settings = read_settings()
-  devices = plan_compiler.find_devices(topology)
-  shapes = plan_programs.shapes_of(settings)
-  plans = []
+  price = _PRICE.value
+  planner = Planner(read_settings(), _TOPOLOGY.value)
+  settings = planner.settings
   try:
     if _SEARCH.value:
-      for layout, parts in plan_search.candidates(settings, shapes, devices):
-        found = make_plan(settings, shapes, topology, layout, parts)
-        print(plan_search.summary(found), file=sys.stderr)
-        plans.append(found)
-      best = plan_search.choose(plans)
+      best = planner.search()
     else:
-      layout = plan_search.config_layout(settings, devices)
-      best = make_plan(
-        settings, shapes, topology, layout, settings.rl.micro_batches
-      )
+      layouts = plan_search.config_layouts(settings, planner.devices)
+      best = planner.plan(layouts, settings.rl.micro_batches)
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:

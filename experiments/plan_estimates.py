@@ -51,7 +51,8 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
     shapes: its models and batches.
 
   Returns:
-    For rollout, score and update (a forward pass and twice as much backward).
+    For rollout, score, update (a forward pass and twice as much backward);
+    none for the reshard.
   """
   rl = settings.rl
   rows = rl.prompts * rl.samples_per_prompt
@@ -70,6 +71,7 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
       shapes.prm_model, shapes.prm_prompt_tokens + C + inserted, logits=0
     )
   return {
+    "reshard": 0,
     # The last token drawn is not read again.
     "rollout": read(shapes.model, length - 1, C),
     "score": 2 * policy + judge,

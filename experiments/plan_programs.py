@@ -6,6 +6,7 @@ there. `plan.py` compiles what this gives.
 """
 
 import dataclasses
+import math
 import pathlib
 import tempfile
 from collections.abc import Callable
@@ -110,8 +111,39 @@ def _with_dtypes(model: ModelConfig, files: FilesSettings) -> ModelConfig:
     compute_dtype=files.compute_dtype,
     param_dtype=files.param_dtype,
     remat=files.remat,
+    logits_chunk=files.logits_chunk,
     attention_chunk=files.attention_chunk,
   )
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+  """Where the models of a step live, on the same devices.
+
+  Attributes:
+    training: of the policy and its optimizer, and of the rows.
+    rollout: of the policy's copy that samples.
+    reference: of the reference policy.
+    prm: of the PRM.
+  """
+
+  training: Layout
+  rollout: Layout
+  reference: Layout
+  prm: Layout
+
+  @property
+  def row_shards(self) -> int:
+    """Parts that must divide the rows of a micro-batch."""
+    others = (self.training, self.reference, self.prm)
+    return math.lcm(*(layout.row_shards for layout in others))
+
+  def __str__(self) -> str:
+    words = f"training: {self.training}"
+    for name in ("rollout", "reference", "prm"):
+      if getattr(self, name) != self.training:
+        words += f"; {name}: {getattr(self, name)}"
+    return words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +151,7 @@ class Stage:
   """A jitted function and what it is called with.
 
   Attributes:
-    name: "rollout", "score" or "update".
+    name: "reshard", "rollout", "score" or "update".
     function: as `pure_jax.training` makes it.
     arguments: abstract.
   """
@@ -131,23 +163,26 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """Bytes that a device holds during the whole step, by part.
+  """Bytes that a device holds of weights and optimizer, by part.
 
   Attributes:
-    parameters: of the policy.
+    parameters: of the policy in training.
     optimizer: its moments.
     reference: weights of the reference policy.
     prm: weights of the PRM.
+    sampler: weights of the copy that samples, there while it does; 0 where
+      it is no copy.
   """
 
   parameters: int
   optimizer: int
   reference: int
   prm: int
+  sampler: int
 
   @property
   def total(self) -> int:
-    """All of them."""
+    """What is there during the whole step: all but the sampler."""
     return self.parameters + self.optimizer + self.reference + self.prm
 
 
@@ -165,73 +200,150 @@ def _table(vocab_size: int) -> SeparatorTable:
   )
 
 
-def stages(
-  settings: Settings, shapes: Shapes, layout: Layout, micro_batches: int
-) -> list[Stage]:
-  """The compiled functions of one RL step, ready to be lowered.
+class Programs:
+  """The compiled functions of one RL step, ready to be lowered."""
 
-  Args:
-    settings: the run's; its mesh and micro-batches are not read.
-    shapes: its models and batches.
-    layout: devices and rules.
-    micro_batches: parts in which a batch is scored and differentiated.
+  def __init__(
+    self,
+    settings: Settings,
+    shapes: Shapes,
+    layouts: Layouts,
+    micro_batches: int,
+  ):
+    """Builds nothing yet.
 
-  Returns:
-    Rollout, score and update.
-  """
-  rl, model = settings.rl, shapes.model
-  rows = rl.prompts * rl.samples_per_prompt
-  table = _table(model.vocab_size)
-  optimizer = make_optimizer(rl.optim)
-  sampler = SamplingConfig(
-    max_new_tokens=rl.max_new_tokens,
-    pad_id=int(table.pad_id),
-    stop_ids=(int(table.eos_id),),
-    temperature=rl.temperature,
-    top_p=rl.top_p,
-    top_k=rl.top_k,
-  )
-  declared = policy.declare_policy(model)
-  params = weights.abstract_params(declared)
-  prm_params = None
-  if shapes.prm_model is not None:
-    prm_params = weights.abstract_params(prm.declare_prm(shapes.prm_model))
+    Args:
+      settings: the run's; its meshes and micro-batches are not read.
+      shapes: its models and batches.
+      layouts: devices and rules.
+      micro_batches: parts in which a batch is scored and differentiated.
+    """
+    self._settings, self._shapes, self._layouts = settings, shapes, layouts
+    self._parts = micro_batches
+    self._rows = settings.rl.prompts * settings.rl.samples_per_prompt
+    self._table = _table(shapes.model.vocab_size)
+    self._optimizer = make_optimizer(settings.rl.optim)
+    rl = settings.rl
+    self._sampler = SamplingConfig(
+      max_new_tokens=rl.max_new_tokens,
+      pad_id=int(self._table.pad_id),
+      stop_ids=(int(self._table.eos_id),),
+      temperature=rl.temperature,
+      top_p=rl.top_p,
+      top_k=rl.top_k,
+    )
+    self._declared = policy.declare_policy(shapes.model)
+    self._params = weights.abstract_params(self._declared)
+    self._prm_declared = None
+    if shapes.prm_model is not None:
+      self._prm_declared = prm.declare_prm(shapes.prm_model)
 
-  rollout = train.make_generate(model, sampler, rl.samples_per_prompt, layout)
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  asked = (params, _prompts(rl.prompts, shapes.prompt_tokens), key)
-  sampled = jax.eval_shape(rollout, *asked)
+  def _copy(self, declared: Any, model: ModelConfig, target: Layout) -> Any:
+    """(function, weights) of a copy in the compute dtype."""
+    training = self._layouts.training
+    function = train.make_compute_copy(declared, model, training, target)
+    params = weights.abstract_params(declared)
+    return function, jax.eval_shape(function, params)
 
-  scoring = score.make_score(
-    model,
-    shapes.prm_model,
-    sampler,
-    rl.score_config(settings.prm.separator),
-    table,
-    layout,
-    rows // micro_batches,
-  )
-  prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
-  judged = (params, params, prm_params, sampled, prm_prompts)
+  def stages(self) -> list[Stage]:
+    """Rollout, score and update, and the reshard before them if there is one.
 
-  update = train.make_update(
-    model,
-    sampler,
-    rl.credit_config(),
-    rl.loss_config(),
-    optimizer,
-    table,
-    layout,
-    micro_batches,
-  )
-  state = jax.eval_shape(lambda p: train.new_state(p, optimizer), params)
-  scores = jax.eval_shape(scoring, *judged)
-  verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
-  return [
-    Stage("rollout", rollout, asked),
-    Stage("score", scoring, judged),
-    Stage("update", update, (state, sampled, scores, *verdicts)),
-  ]
+    Returns:
+      The stages, in their order.
+    """
+    rl, model, layouts = self._settings.rl, self._shapes.model, self._layouts
+    reshard, sampler = self._copy(self._declared, model, layouts.rollout)
+    rollout = train.make_generate(
+      model,
+      self._sampler,
+      rl.samples_per_prompt,
+      layouts.rollout,
+      layouts.training,
+    )
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    asked = (sampler, _prompts(rl.prompts, self._shapes.prompt_tokens), key)
+    sampled = jax.eval_shape(rollout, *asked)
+    scoring = self._score(sampled)
+    scores = jax.eval_shape(scoring.function, *scoring.arguments)
+    found = [Stage("rollout", rollout, asked), scoring]
+    if hasattr(reshard, "lower"):  # Else the weights themselves are read.
+      found.insert(0, Stage("reshard", reshard, (self._params,)))
+    return [*found, self._update(sampled, scores)]
+
+  def _score(self, sampled: Any) -> Stage:
+    """The second stage."""
+    rl, shapes, layouts = self._settings.rl, self._shapes, self._layouts
+    function = score.make_score(
+      shapes.model,
+      shapes.prm_model,
+      self._sampler,
+      rl.score_config(self._settings.prm.separator),
+      self._table,
+      layouts.training,
+      self._rows // self._parts,
+      reference_layout=layouts.reference,
+      prm_layout=layouts.prm,
+    )
+    _, reference = self._copy(self._declared, shapes.model, layouts.reference)
+    judge = None
+    if self._prm_declared is not None:
+      _, judge = self._copy(self._prm_declared, shapes.prm_model, layouts.prm)
+    prompts = _prompts(self._rows, shapes.prm_prompt_tokens)
+    arguments = (self._params, reference, judge, sampled, prompts)
+    return Stage("score", function, arguments)
+
+  def _update(self, sampled: Any, scores: Any) -> Stage:
+    """The third stage."""
+    rl = self._settings.rl
+    function = train.make_update(
+      self._shapes.model,
+      self._sampler,
+      rl.credit_config(),
+      rl.loss_config(),
+      self._optimizer,
+      self._table,
+      self._layouts.training,
+      self._parts,
+    )
+    state = jax.eval_shape(
+      lambda p: train.new_state(p, self._optimizer), self._params
+    )
+    verdicts = (Array((self._rows,), jnp.float32), Array((self._rows,), bool))
+    return Stage("update", function, (state, sampled, scores, *verdicts))
+
+  def resident(self) -> Resident:
+    """What a device holds of weights and optimizer, from their shardings.
+
+    Returns:
+      Bytes of one device, without the padding of tiles.
+    """
+    layouts, model = self._layouts, self._shapes.model
+    state = jax.eval_shape(
+      lambda p: train.new_state(p, self._optimizer), self._params
+    )
+    places = train.state_shardings(
+      self._declared, self._optimizer, layouts.training
+    )
+
+    def held_copy(declared, model, layout):
+      _, params = self._copy(declared, model, layout)
+      return _bytes_held(params, weight_shardings(declared, layout))
+
+    reshard, _ = self._copy(self._declared, model, layouts.rollout)
+    judge = 0
+    if self._prm_declared is not None:
+      judge = held_copy(self._prm_declared, self._shapes.prm_model, layouts.prm)
+    return Resident(
+      parameters=_bytes_held(state.params, places.params),
+      optimizer=_bytes_held(state.opt_state, places.opt_state),
+      reference=held_copy(self._declared, model, layouts.reference),
+      prm=judge,
+      sampler=(
+        held_copy(self._declared, model, layouts.rollout)
+        if hasattr(reshard, "lower")
+        else 0
+      ),
+    )
 
 
 def _prompts(rows: int, length: int) -> Prompts:
@@ -239,43 +351,11 @@ def _prompts(rows: int, length: int) -> Prompts:
   return Prompts(Array((rows, length), jnp.int32), Array((rows, length), bool))
 
 
-def resident(settings: Settings, shapes: Shapes, layout: Layout) -> Resident:
-  """What a device holds of weights and optimizer, from their shardings.
-
-  Args:
-    settings: the run's.
-    shapes: its models.
-    layout: devices and rules.
-
-  Returns:
-    Bytes of one device, without the padding of tiles.
-  """
-  optimizer = make_optimizer(settings.rl.optim)
-  declared = policy.declare_policy(shapes.model)
-  params = weights.abstract_params(declared)
-  state = jax.eval_shape(lambda p: train.new_state(p, optimizer), params)
-  places = train.state_shardings(declared, optimizer, layout)
-  parameters = _bytes_held(params, places.params)
-  judge = 0
-  if shapes.prm_model is not None:
-    declared = prm.declare_prm(shapes.prm_model)
-    judge = _bytes_held(
-      weights.abstract_params(declared), weight_shardings(declared, layout)
-    )
-  return Resident(
-    parameters=parameters,
-    optimizer=_bytes_held(state.opt_state, places.opt_state),
-    reference=parameters,
-    prm=judge,
-  )
-
-
 def _bytes_held(arrays: Any, places: Any) -> int:
   """Bytes of a tree that one device holds."""
   held = jax.tree.map(
-    lambda array, place: int(
-      np.prod(place.shard_shape(array.shape), dtype=np.int64)
-      * array.dtype.itemsize
+    lambda array, place: (
+      math.prod(place.shard_shape(array.shape)) * array.dtype.itemsize
     ),
     arrays,
     places,

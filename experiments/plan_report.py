@@ -13,7 +13,8 @@ from pure_jax.host.roofline import GIB, Bound, Chip, bound
 
 # Weights and optimizer state that a stage is not called with.
 _WAITING = {
-  "rollout": ("optimizer", "reference", "prm"),
+  "reshard": ("optimizer", "reference", "prm"),
+  "rollout": ("parameters", "optimizer", "reference", "prm"),
   "score": ("optimizer",),
   "update": ("reference", "prm"),
 }
@@ -58,14 +59,14 @@ class Plan:
     device_kind: as jax calls it.
     devices: how many.
     devices_per_chip: that share a chip.
-    layout: rules and sizes of the mesh, in words.
+    layout: rules and sizes of the meshes, in words.
     rows: of a batch.
     micro_batches: parts in which it is scored and differentiated.
     notes: what was changed to plan it.
     iterations: of the config.
     resident: weights and optimizer state of a device.
     chip: peak numbers, None where there are none.
-    stages: rollout, score and update, in this order.
+    stages: reshard if there is one, rollout, score and update.
     versions: of the compiler.
   """
 
@@ -145,7 +146,10 @@ def plan_stage(
   Returns:
     The stage's plan.
   """
-  waiting = sum(getattr(resident, part) for part in _WAITING[compiled.name])
+  parts = _WAITING[compiled.name]
+  if compiled.name == "rollout" and not resident.sampler:
+    parts = parts[1:]  # It samples from the parameters themselves.
+  waiting = sum(getattr(resident, part) for part in parts)
   known = compiled.costs is not None and chip is not None
   return StagePlan(
     compiled=compiled,
@@ -201,8 +205,9 @@ def as_text(plan: Plan, price: float | None) -> str:
   """
   versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items())
   lines = [
-    f"{plan.topology}: {plan.chips} chips ({plan.device_kind}), {plan.layout}, "
-    f"{plan.rows} rows in {plan.micro_batches} micro-batches",
+    f"{plan.topology}: {plan.chips} chips ({plan.device_kind}), {plan.rows} "
+    f"rows in {plan.micro_batches} micro-batches",
+    plan.layout,
     *(f"note: {note}" for note in plan.notes),
     "",
     _verdict(plan),
@@ -254,7 +259,8 @@ def _memory_table(plan: Plan) -> list[str]:
   lines = [
     f"  ~ parameters {_gib(held.parameters)}, optimizer {_gib(held.optimizer)},"
     f" reference {_gib(held.reference)}, PRM {_gib(held.prm)}: "
-    f"{_gib(held.total)} throughout",
+    f"{_gib(held.total)} throughout; the sampler's copy "
+    f"{_gib(held.sampler)}",
     f"  {'':8}{'arguments':>10}{'outputs':>9}{'temporary':>10}"
     f"{'~ KV cache':>11}{'~ kept':>8}{'~ waiting':>10}{'total':>8}",
   ]

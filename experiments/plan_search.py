@@ -1,10 +1,12 @@
 """Which layouts and micro-batches a plan tries, and which of them it takes."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 
 import jax
-import plan_programs
+from mesh_settings import MeshSettings
+from plan_programs import Layouts, Programs, Shapes
 from plan_report import Plan
 from run_settings import Settings
 
@@ -16,55 +18,63 @@ from pure_jax.parallel.sharding import Layout
 _SHARES = (2, 4, 8)
 
 
-def config_layout(settings: Settings, devices: Sequence[jax.Device]) -> Layout:
-  """The config's mesh on these devices.
+def config_layouts(
+  settings: Settings, devices: Sequence[jax.Device]
+) -> Layouts:
+  """The config's meshes on these devices.
 
   Args:
     settings: the run's. A mesh of one device stands for fsdp over all.
     devices: as many as the mesh has, or any number for a mesh of one.
 
   Returns:
-    The layout.
+    The layouts.
 
   Raises:
-    ValueError: if mesh and devices differ in number, or the rules do not use
-      an axis.
+    ValueError: if meshes and devices differ in number, or the rules do not
+      use an axis.
   """
-  mesh = settings.mesh
-  sizes = {axis: getattr(mesh, axis) for axis in sharding.MESH_AXES}
-  count = math.prod(sizes.values())
-  if count == 1:
-    sizes["fsdp"] = count = len(devices)
-  if count != len(devices):
-    raise ValueError(
-      f"The config's mesh ({mesh.sizes()}) has {count} devices, but there are "
-      f"{len(devices)}: set --config.mesh.fsdp and the others to them."
-    )
-  return sharding.make_layout(**sizes, rules=mesh.rules, devices=devices)
+  main, rl = settings.mesh, settings.rl
+  if main.devices == 1:
+    main = dataclasses.replace(main, fsdp=len(devices))
+
+  def layout(mesh: MeshSettings | None) -> Layout:
+    mesh = main if mesh is None else mesh
+    if mesh.devices != len(devices):
+      raise ValueError(
+        f"A mesh of the config ({mesh.sizes()}) has {mesh.devices} devices, "
+        f"but there are {len(devices)}: set --config.mesh.fsdp and the others "
+        "to them."
+      )
+    sizes = {axis: getattr(mesh, axis) for axis in sharding.MESH_AXES}
+    return sharding.make_layout(**sizes, rules=mesh.rules, devices=devices)
+
+  others = (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
+  return Layouts(layout(main), *map(layout, others))
 
 
 def possible_micro_batches(
-  settings: Settings, layout: Layout, wanted: int
+  settings: Settings, layouts: Layouts, wanted: int
 ) -> tuple[int, tuple[str, ...]]:
   """As many micro-batches as asked for, or the most that there can be.
 
   Args:
     settings: the run's.
-    layout: devices and rules.
+    layouts: devices and rules.
     wanted: micro-batches.
 
   Returns:
     (a number, what to say if it is another one).
 
   Raises:
-    ValueError: if the batch has fewer rows than the layout has row shards.
+    ValueError: if the layout's row shards do not divide the batch.
   """
   rows = settings.rl.prompts * settings.rl.samples_per_prompt
-  shards = layout.row_shards
-  if rows % shards:
+  shards = layouts.row_shards
+  if rows % math.lcm(shards, layouts.rollout.row_shards):
     raise ValueError(
       f"{rows} rows (rl.prompts x rl.samples_per_prompt) are not divisible by "
-      f"the {shards} row shards of {layout}."
+      f"the row shards of {layouts}."
     )
   per_shard = rows // shards
   if per_shard % wanted == 0:
@@ -78,13 +88,12 @@ def possible_micro_batches(
 
 
 def candidates(
-  settings: Settings,
-  shapes: plan_programs.Shapes,
-  devices: Sequence[jax.Device],
-) -> Iterator[tuple[Layout, int]]:
+  settings: Settings, shapes: Shapes, devices: Sequence[jax.Device]
+) -> Iterator[tuple[Layouts, int]]:
   """Layouts and micro-batches worth compiling.
 
-  Those whose weights and optimizer state alone are too much are left out.
+  Reference and PRM live as the policy in training does. Left out is what
+  weights and optimizer state alone make too large.
 
   Args:
     settings: the run's.
@@ -92,29 +101,33 @@ def candidates(
     devices: to use, all of them.
 
   Yields:
-    (layout, micro-batches): with one row at a time on each row shard, and
+    (layouts, micro-batches): with one row at a time on each row shard, and
     with two.
   """
   chip = CHIPS.get(devices[0].device_kind)
   rows = settings.rl.prompts * settings.rl.samples_per_prompt
-  for layout in _layouts(len(devices), devices):
-    if rows % layout.row_shards:
-      continue
-    try:
-      held = plan_programs.resident(settings, shapes, layout)
-      plan_programs.stages(settings, shapes, layout, 1)
-    except ValueError:
-      continue  # A dimension that the rules cannot split so.
-    if chip is not None and held.total > chip.hbm_bytes:
-      continue
-    per_shard = rows // layout.row_shards
-    yield layout, per_shard
-    if per_shard % 2 == 0:
-      yield layout, per_shard // 2
+  for training in _training_layouts(devices):
+    for rollout in _rollout_layouts(devices):
+      layouts = Layouts(training, rollout, training, training)
+      if rows % math.lcm(training.row_shards, rollout.row_shards):
+        continue
+      try:
+        programs = Programs(settings, shapes, layouts, 1)
+        held = programs.resident()
+        programs.stages()
+      except ValueError:
+        continue  # A dimension that the rules cannot split so.
+      if chip is not None and held.total + held.sampler > chip.hbm_bytes:
+        continue
+      per_shard = rows // training.row_shards
+      yield layouts, per_shard
+      if per_shard % 2 == 0:
+        yield layouts, per_shard // 2
 
 
-def _layouts(count: int, devices: Sequence[jax.Device]) -> Iterator[Layout]:
-  """Every rule set, in the sizes that are tried."""
+def _training_layouts(devices: Sequence[jax.Device]) -> Iterator[Layout]:
+  """Every rule set that splits the optimizer, in the sizes that are tried."""
+  count = len(devices)
   yield sharding.make_layout(fsdp=count, devices=devices)
   for axis in ("tensor", "sequence"):
     for share in _SHARES:
@@ -125,8 +138,17 @@ def _layouts(count: int, devices: Sequence[jax.Device]) -> Iterator[Layout]:
           devices=devices,
           **{axis: share},
         )
-  if count in _SHARES:
-    yield sharding.make_layout(tensor=count, rules="tensor", devices=devices)
+
+
+def _rollout_layouts(devices: Sequence[jax.Device]) -> Iterator[Layout]:
+  """Layouts in which no weight is gathered for each token."""
+  count = len(devices)
+  yield sharding.make_layout(data=count, devices=devices)
+  for share in _SHARES:
+    if count % share == 0:
+      yield sharding.make_layout(
+        data=count // share, tensor=share, rules="tensor", devices=devices
+      )
 
 
 def choose(plans: Sequence[Plan]) -> Plan:

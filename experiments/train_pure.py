@@ -103,6 +103,7 @@ def iterate(
   clock.wait("reshard", sampling)
   rollout = functions.generate(sampling, prompts, key)
   clock.wait("rollout", rollout.tokens)
+  del sampling  # A copy: its memory is the next stages'.
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
   prm_prompts = space.put(space.encode_prm_prompts(problems))
   scores = functions.score(

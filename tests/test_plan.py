@@ -55,6 +55,10 @@ def run(*options):
   return done
 
 
+def all_in(layout):
+  return plan_programs.Layouts(layout, layout, layout, layout)
+
+
 @pytest.fixture(scope="module")
 def settings():
   return settings_from_config(arithmetic.get_config("smoke"))
@@ -180,11 +184,11 @@ def test_bytes_of_a_cache(settings, shapes):
 
 def test_micro_batches_that_rows_cannot_fill(settings):
   """32 rows on 8 shards are 4 for each: at most 4 micro-batches."""
-  layout = sharding.make_layout(fsdp=8)
-  assert plan_search.possible_micro_batches(settings, layout, 2) == (2, ())
+  layouts = all_in(sharding.make_layout(fsdp=8))
+  assert plan_search.possible_micro_batches(settings, layouts, 2) == (2, ())
   for wanted in (3, 64):
     parts, (note,) = plan_search.possible_micro_batches(
-      settings, layout, wanted
+      settings, layouts, wanted
     )
     assert parts == {3: 2, 64: 4}[wanted]
     assert f"rl.micro_batches={wanted}" in note
@@ -193,20 +197,21 @@ def test_micro_batches_that_rows_cannot_fill(settings):
 def test_a_mesh_of_another_size_is_refused(settings):
   mesh = dataclasses.replace(settings.mesh, fsdp=2)
   with pytest.raises(ValueError, match=r"has 2 devices, but there are 8"):
-    plan_search.config_layout(
+    plan_search.config_layouts(
       dataclasses.replace(settings, mesh=mesh), jax.devices()
     )
 
 
 def test_the_search_tries_what_the_rules_can_split(settings, shapes):
   found = list(plan_search.candidates(settings, shapes, jax.devices()))
-  layouts = {str(layout) for layout, _ in found}
-  assert "fsdp on fsdp=8" in layouts
-  assert "fsdp+tensor on fsdp=4 x tensor=2" in layouts
+  training = {str(layouts.training) for layouts, _ in found}
+  rollout = {str(layouts.rollout) for layouts, _ in found}
+  assert {"fsdp on fsdp=8", "fsdp+tensor on fsdp=4 x tensor=2"} <= training
+  assert {"fsdp on data=8", "tensor on data=4 x tensor=2"} <= rollout
   # 4 heads cannot be split over 8 devices.
-  assert not any("tensor=8" in layout for layout in layouts)
-  for layout, parts in found:
-    assert 32 % (layout.row_shards * parts) == 0
+  assert not any("tensor=8" in layout for layout in training | rollout)
+  for layouts, parts in found:
+    assert 32 % (layouts.row_shards * parts) == 0
 
 
 def stage(name, temporaries, costs=None, **changes):
@@ -215,8 +220,8 @@ def stage(name, temporaries, costs=None, **changes):
   return dataclasses.replace(compiled, **changes)
 
 
-def make_plan(*stages, chip="TPU v5 lite", devices=16):
-  resident = plan_programs.Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB)
+def make_plan(*stages, chip="TPU v5 lite", devices=16, sampler=0):
+  resident = plan_programs.Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB, sampler)
   peak = CHIPS.get(chip)
   return plan_report.Plan(
     topology="v5e:4x4",
@@ -241,7 +246,10 @@ def make_plan(*stages, chip="TPU v5 lite", devices=16):
   ("name", "temporaries", "fits"),
   [
     # 8 + 4 - 3 while it runs, and what waits: optimizer, reference, PRM are 6;
-    # optimizer alone 2; reference and PRM 4.
+    # optimizer alone 2; reference and PRM 4. A sampler's own copy is among the
+    # arguments, and the parameters wait: 7.
+    ("copied rollout", -0.3, True),
+    ("copied rollout", -0.2, False),
     ("rollout", 0.7, True),
     ("rollout", 0.8, False),
     ("score", 4.7, True),
@@ -252,7 +260,10 @@ def make_plan(*stages, chip="TPU v5 lite", devices=16):
 )
 def test_weights_that_wait_must_fit_too(name, temporaries, fits):
   """A stage that fits by itself, beside 15.75 GiB of others, does not."""
-  plan = make_plan(stage(name, temporaries * GIB))
+  copied = name.startswith("copied")
+  plan = make_plan(
+    stage(name.removeprefix("copied "), temporaries * GIB), sampler=copied
+  )
   assert plan.fits is fits
   assert ("DOES NOT FIT" in plan_report.as_text(plan, None)) is not fits
 
