@@ -174,6 +174,15 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
   found = dataclasses.asdict(plan)
   for stage, values in zip(plan.stages, found["stages"], strict=True):
     values["total_bytes"] = stage.total_bytes
+    costs = stage.compiled.costs
+    if (
+      costs is not None
+    ):  # Hundreds of loops that end as they should say little.
+      loops = [loop for loop in costs.loops if loop.ends != "counted"]
+      values["compiled"]["costs"]["loops"] = {
+        "counted": len(costs.loops) - len(loops),
+        "others": [dataclasses.asdict(loop) for loop in loops],
+      }
     if stage.bound is not None:
       values["bound"]["seconds"] = stage.bound.seconds
       values["bound"]["serial_seconds"] = stage.bound.serial_seconds

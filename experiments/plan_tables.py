@@ -1,0 +1,175 @@
+"""Tables and a plot from plans that plan.py printed as JSON.
+
+  python experiments/plan_tables.py --fits=docs/plans/fits_*.json
+  python experiments/plan_tables.py --scaling=docs/plans/weak_*.json \\
+    --plot=docs/scaling.png
+
+prints Markdown: which slice a setting fits, and what changes with the number
+of chips.
+"""
+
+import argparse
+import json
+import pathlib
+from typing import Any
+
+import matplotlib.figure
+
+from pure_jax.host.roofline import GIB
+
+Plan = dict[str, Any]  # As `plan_report.as_json` gives it.
+
+STAGES = ("rollout", "score", "update")
+COLOURS = {"rollout": "#1b6ca8", "score": "#e08e0b", "update": "#3a7d44"}
+
+
+def read_plans(paths: list[str]) -> dict[str, Plan]:
+  """Plans by the name of their file, the smaller slices first.
+
+  Args:
+    paths: JSON files.
+
+  Returns:
+    The plans.
+  """
+  found = {
+    pathlib.Path(path).stem: json.loads(pathlib.Path(path).read_text())
+    for path in paths
+  }
+  return dict(sorted(found.items(), key=lambda item: item[1]["chips"]))
+
+
+def fit_table(plans: dict[str, Plan]) -> str:
+  """Which plan fits, and what a step costs.
+
+  Args:
+    plans: by name.
+
+  Returns:
+    A Markdown table.
+  """
+  rows = [
+    "| plan | slice | layouts | micro-batches | fits | GiB per chip: rollout / "
+    "score / update, of | step s, at least | chip hours | bottleneck |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for name, plan in plans.items():
+    stages = {s["compiled"]["name"]: s for s in plan["stages"]}
+    peaks = " / ".join(_gib(stages[stage]["total_bytes"]) for stage in STAGES)
+    limit = _gib(plan["limit_bytes"])
+    fits = "yes" if plan["fits"] else "**no**"
+    if plan["step_seconds"] is None:
+      cost = "| – | – | – |"
+    else:
+      cost = (
+        f"| {plan['step_seconds']:.0f} | {plan['chip_hours']:,.0f} | "
+        f"{plan['bottleneck']}, {plan['bound_by']} |"
+      )
+    rows.append(
+      f"| {name} | {plan['topology']} | {plan['layout']} | "
+      f"{plan['micro_batches']} | {fits} | {peaks}, {limit} {cost}"
+    )
+  return "\n".join(rows)
+
+
+def scaling_table(plans: dict[str, Plan]) -> str:
+  """What a chip computes, moves, sends and holds, by stage and slice.
+
+  Args:
+    plans: by name.
+
+  Returns:
+    A Markdown table.
+  """
+  rows = [
+    "| chips | slice | rows | stage | TFLOP per chip | HBM GB per chip | "
+    "sent GB per chip | GiB per chip | least s | bound by |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+  ]
+  for plan in plans.values():
+    for stage in _stages(plan):
+      costs = stage["compiled"]["costs"]
+      rows.append(
+        f"| {plan['chips']} | {plan['topology']} | {plan['rows']} | "
+        f"{stage['compiled']['name']} | {costs['flops'] / 1e12:,.0f} | "
+        f"{costs['hbm_bytes'] / 1e9:,.0f} | {_sent(stage) / 1e9:,.1f} | "
+        f"{_gib(stage['total_bytes'])} | {stage['bound']['seconds']:.1f} | "
+        f"{stage['bound']['name']} |"
+      )
+  return "\n".join(rows)
+
+
+def plot_scaling(plans: dict[str, Plan], path: str) -> None:
+  """Draws what a chip computes, holds and sends against the number of chips.
+
+  Args:
+    plans: by name.
+    path: of the PNG file.
+  """
+  panels = {
+    "TFLOP per chip": lambda s: s["compiled"]["costs"]["flops"] / 1e12,
+    "GiB per chip": lambda s: s["total_bytes"] / GIB,
+    "GB sent per chip": lambda s: _sent(s) / 1e9,
+    "least seconds": lambda s: s["bound"]["seconds"],
+  }
+  figure = matplotlib.figure.Figure(figsize=(11, 2.8), layout="constrained")
+  axes = figure.subplots(1, len(panels))
+  for axis, (title, read) in zip(axes, panels.items(), strict=True):
+    for name in STAGES:
+      points = [
+        (plan["chips"], read(stage))
+        for plan in plans.values()
+        for stage in _stages(plan)
+        if stage["compiled"]["name"] == name
+      ]
+      axis.plot(
+        *zip(*points, strict=True), "o-", color=COLOURS[name], label=name
+      )
+    axis.set(title=title, xscale="log", ylim=(0, None), xlabel="chips")
+    chips = [plan["chips"] for plan in plans.values()]
+    axis.set_xticks(chips, [str(count) for count in chips])
+    axis.minorticks_off()
+    axis.grid(alpha=0.3)
+  axes[0].legend(frameon=False)
+  figure.savefig(path, dpi=90)
+
+
+def _stages(plan: Plan) -> list[dict[str, Any]]:
+  """The three stages, those that were compiled."""
+  return [
+    stage
+    for stage in plan["stages"]
+    if stage["compiled"]["name"] in STAGES
+    and stage["compiled"]["costs"] is not None
+  ]
+
+
+def _sent(stage: dict[str, Any]) -> float:
+  """Bytes that leave a chip in a stage."""
+  kinds = stage["compiled"]["costs"]["collectives"].values()
+  return sum(kind["sent_bytes"] for kind in kinds)
+
+
+def _gib(size: float | None) -> str:
+  """Bytes in GiB."""
+  return "?" if size is None else f"{size / GIB:.1f}"
+
+
+def main() -> None:
+  """Prints what is asked for."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--fits", nargs="+", metavar="JSON")
+  parser.add_argument("--scaling", nargs="+", metavar="JSON")
+  parser.add_argument("--plot", metavar="PNG", help="of --scaling")
+  options = parser.parse_args()
+  if options.fits:
+    print(fit_table(read_plans(options.fits)))
+  if options.scaling:
+    plans = read_plans(options.scaling)
+    print(scaling_table(plans))
+    if options.plot:
+      plot_scaling(plans, options.plot)
+
+
+if __name__ == "__main__":
+  main()
