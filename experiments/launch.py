@@ -48,6 +48,21 @@ _START = flags.DEFINE_string(
 
 _Kind = TypeVar("_Kind")
 
+# What ends a script in a sentence and not in a trace.
+EXPECTED = (
+  ConfigError,
+  CheckpointError,
+  MetricsError,
+  DataError,
+  HuggingFaceError,
+  PoolError,
+  ResponsesError,
+  TokenizerError,
+  workdirs.WorkdirError,
+  FloatingPointError,
+)
+SIGNALS = (KeyboardInterrupt, interrupts.Preempted, interrupts.Terminated)
+
 
 @contextlib.contextmanager
 def open_workspace(
@@ -185,6 +200,31 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
   return settings_from_config(_CONFIG.value, kind), _WORKDIR.value
 
 
+def _ending(error: BaseException) -> tuple[str, int]:
+  """The last sentence of a script, and its exit status."""
+  if isinstance(error, KeyboardInterrupt):
+    # What a shell says of a program that SIGINT ended.
+    return "stopped; the same command continues", 130
+  if isinstance(error, interrupts.Preempted):
+    return str(error), interrupts.SAVED_STATUS
+  if isinstance(error, interrupts.Terminated):
+    return (
+      "stopped by SIGTERM where nothing was to be saved; the same command "
+      "continues",
+      interrupts.TERMINATED_STATUS,
+    )
+  full = full_disk.reason(error)
+  if isinstance(error, EXPECTED):
+    return f"error: {error}", 1
+  if full is None:
+    raise error
+  return (
+    f"error: {full}: {error.filename or 'a file of the run'}. What was saved "
+    "is intact: make room, and the same command continues.",
+    1,
+  )
+
+
 def run(
   main: Callable[[list[str]], None],
   required: Sequence[str] = ("config", "workdir"),
@@ -229,42 +269,9 @@ def run(
     try:
       with interrupts.terminable():
         main(argv)
-    except (
-      ConfigError,
-      CheckpointError,
-      MetricsError,
-      DataError,
-      HuggingFaceError,
-      PoolError,
-      ResponsesError,
-      TokenizerError,
-      workdirs.WorkdirError,
-      FloatingPointError,
-    ) as error:
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(1)
-    except KeyboardInterrupt:
-      print("stopped; the same command continues", file=sys.stderr)
-      sys.exit(130)  # What a shell says of a program that SIGINT ended.
-    except interrupts.Preempted as preempted:
-      print(preempted, file=sys.stderr)
-      sys.exit(interrupts.SAVED_STATUS)
-    except interrupts.Terminated:
-      print(
-        "stopped by SIGTERM where nothing was to be saved; the same command "
-        "continues",
-        file=sys.stderr,
-      )
-      sys.exit(interrupts.TERMINATED_STATUS)
-    except OSError as error:
-      full = full_disk.reason(error)
-      if full is None:
-        raise
-      print(
-        f"error: {full}: {error.filename or 'a file of the run'}. What was "
-        "saved is intact: make room, and the same command continues.",
-        file=sys.stderr,
-      )
-      sys.exit(1)
+    except (*EXPECTED, *SIGNALS, OSError) as error:
+      message, status = _ending(error)
+      print(message, file=sys.stderr)
+      sys.exit(status)
 
   app.run(guarded, flags_parser=parsed)

@@ -1,6 +1,7 @@
 """The scripts as processes: started, signalled, and what they leave."""
 
 import json
+import os
 import pathlib
 import signal
 import subprocess
@@ -36,8 +37,8 @@ def command(script, workdir, *options):
   ]
 
 
-def run(script, workdir, *options):
-  """Runs a script to its end."""
+def run(script, workdir, *options, **environment):
+  """Runs a script to its end, with variables added to the environment."""
   return subprocess.run(
     command(script, workdir, *options),
     stdin=subprocess.DEVNULL,
@@ -45,6 +46,7 @@ def run(script, workdir, *options):
     text=True,
     timeout=400,
     check=False,
+    env=os.environ | environment,
   )
 
 

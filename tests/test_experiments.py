@@ -57,6 +57,12 @@ def test_one_command_leaves_everything(finished):
   record = json.loads((workdir / "config.json").read_text())
   assert record["config"]["rl"]["iterations"] == 4
   assert record["versions"][0]["packages"]["jax"]
+  kept = workdir / "rl" / "4" / "record" / "metadata"
+  kept = json.loads(kept.read_text())
+  assert kept["config"] == record["config"]
+  assert kept["versions"] == record["versions"][0]
+  # 32 prompts drawn of 20: one epoch, and 12 of the next.
+  assert kept["extra"]["cursor"] == {"seed": 0, "epoch": 1, "index": 12}
 
 
 def test_samples_carry_scores_and_credit(finished):
@@ -218,6 +224,8 @@ def test_nan_rewards_stop_the_run_and_lose_nothing(finished, tmp_path):
   done = run("train_pure.py", tmp_path / "run", f"--start={start}")
   assert done.returncode == 1
   assert "Iteration 1: the PRM's step rewards of 32 of 32" in done.stderr
+  with np.load(tmp_path / "run" / "nonfinite" / "rl_1.npz") as batch:
+    assert np.isnan(batch["scores.step_rewards"]).any(axis=1).all()
   assert "Traceback" not in done.stderr
   assert not [r for r in rows(tmp_path / "run") if r["stage"] == "rl"]
 

@@ -1,5 +1,6 @@
 """Signals that come in the middle of something take effect at its end."""
 
+import contextlib
 import signal
 import subprocess
 import sys
@@ -74,6 +75,30 @@ def test_a_signal_before_the_loop_does_not_wait_for_it():
       pass
     signal.signal(signal.SIGTERM, interrupts._terminate)
     signal.raise_signal(signal.SIGTERM)
+
+
+def test_sigterm_that_other_code_turns_into_its_own_error_is_no_error():
+  """As a library does that calls back: its message would say it failed."""
+  with pytest.raises(interrupts.Terminated), interrupts.terminable():
+    try:
+      signal.raise_signal(signal.SIGTERM)
+    except BaseException as error:
+      raise ValueError("cannot train the tokenizer") from error
+
+
+def test_sigterm_that_other_code_swallows_is_not_forgotten():
+  begun = []
+  with pytest.raises(interrupts.Terminated), interrupts.terminable():
+    with contextlib.suppress(BaseException):
+      signal.raise_signal(signal.SIGTERM)
+    with interrupts.finishing():
+      begun.append(True)
+  assert not begun
+
+
+def test_another_error_stays_itself():
+  with pytest.raises(ValueError, match="mine"), interrupts.terminable():
+    raise ValueError("mine")
 
 
 def test_a_program_keeps_its_own_handler():

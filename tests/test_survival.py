@@ -137,6 +137,34 @@ def test_a_run_killed_at_random_is_the_uninterrupted_run(
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(finished, tmp_path):
+  """Two iterations more on 2 x 2 devices and on one: equal but for rounding."""
+  shown = []
+  for name, mesh in (("one", ()), ("four", (("data", 2), ("fsdp", 2)))):
+    workdir = tmp_path / name
+    shutil.copytree(finished[0], workdir)
+    done = smoke_run.run(
+      *("train_pure.py", workdir, "--config.rl.iterations=6"),
+      *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
+      XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    assert done.returncode == 0, done.stderr
+    shown.append([r for r in smoke_run.rows(workdir) if r["stage"] == "rl"])
+    versions = json.loads((workdir / "config.json").read_text())["versions"]
+    assert list(versions[-1]["devices"].values()) == [4]
+  one, four = shown
+  assert [row["step"] for row in four] == [1, 2, 3, 4, 5, 6]
+  assert (
+    four[:4]
+    == one[:4]
+    == [row for row in smoke_run.rows(finished[0]) if row["stage"] == "rl"]
+  )
+  # The same parameters sample the same tokens; a sum may end otherwise.
+  for name in ("response_tokens", "accuracy", "entropy", "grad_norm"):
+    assert four[4][name] == pytest.approx(one[4][name], rel=1e-4), name
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 40_000])
 def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
   finished, tmp_path, room

@@ -87,6 +87,11 @@ def terminable() -> Iterator[None]:
   signal.signal(signal.SIGTERM, _terminate)
   try:
     yield
+  except Exception as error:
+    # Whatever was running may have made another error of it.
+    if signal.getsignal(signal.SIGTERM) is _ignore:
+      raise Terminated from error
+    raise
   finally:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -100,10 +105,16 @@ def finishing() -> Iterator[StopRequest]:
 
   Yields:
     What the loop asks after each step.
+
+  Raises:
+    Terminated: at the beginning, if SIGTERM came before and got lost.
   """
   stop = StopRequest()
   in_main = threading.current_thread() is threading.main_thread()
-  if not in_main or signal.getsignal(signal.SIGTERM) is not _terminate:
+  handler = signal.getsignal(signal.SIGTERM)
+  if in_main and handler is _ignore:
+    raise Terminated  # It came before, and whatever was running ate it.
+  if not in_main or handler is not _terminate:
     yield stop
     return
   signal.signal(signal.SIGTERM, stop.note)
