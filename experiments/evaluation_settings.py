@@ -3,12 +3,7 @@
 import dataclasses
 
 from mesh_settings import MeshSettings
-from run_settings import (
-  Fields,
-  at_least_one,
-  check_format,
-  one_of,
-)
+from setting_checks import Fields, at_least_one, check_format, one_of
 
 from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.named_formats import format_names

@@ -210,11 +210,7 @@ def export(
     )
   config = huggingface.read_config(run.first)
   files = run.settings.files
-  model = dataclasses.replace(
-    config.model,
-    compute_dtype=files.compute_dtype,
-    param_dtype=files.param_dtype,
-  )
+  model = files.computed(config.model)
   hidden = output.with_name(f".{output.name}.partial")
   shutil.rmtree(hidden, ignore_errors=True)
   if kind == "prm":

@@ -1,7 +1,6 @@
 """Models and data that the user names, as the task of a run."""
 
 import collections
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
@@ -13,7 +12,8 @@ import numpy as np
 import tiny_files
 import workspace
 from evaluation_data import MODEL_FILES
-from run_settings import ConfigError, FilesSettings, Settings
+from files_settings import FilesSettings
+from run_settings import ConfigError, Settings
 
 from pure_jax.host import (
   checksums,
@@ -88,7 +88,7 @@ class FilesTask:
     huggingface.warn_beyond_positions(
       files.policy, config, files.prompt_tokens + settings.rl.max_new_tokens
     )
-    self.model = self._with_dtypes(config.model)
+    self.model = files.computed(config.model)
     self.tokenizer = HuggingFaceTokenizer(
       files.policy,
       vocab_size=self.model.vocab_size,
@@ -103,17 +103,6 @@ class FilesTask:
     self.held_out = self._problems("held_out")
     self._pool: verify.GradingPool | None = None
 
-  def _with_dtypes(self, model: ModelConfig) -> ModelConfig:
-    """An architecture as this run computes it."""
-    return dataclasses.replace(
-      model,
-      compute_dtype=self._files.compute_dtype,
-      param_dtype=self._files.param_dtype,
-      remat=self._files.remat,
-      logits_chunk=self._files.logits_chunk,
-      attention_chunk=self._files.attention_chunk,
-    )
-
   def _prm_model(self) -> ModelConfig | None:
     """The architecture of the PRM, which must read the policy's ids.
 
@@ -126,7 +115,7 @@ class FilesTask:
       return None
     if files.prm is None:
       return prm.extend_config(self.model, self._settings.prm.extra_layers)
-    model = self._with_dtypes(huggingface.read_config(files.prm).model)
+    model = files.computed(huggingface.read_config(files.prm).model)
     tokenizer = self.tokenizer
     last = max(i for i, text in enumerate(tokenizer.pieces) if text)
     last = max(last, tokenizer.eos_id, tokenizer.pad_id)

@@ -9,7 +9,8 @@ import workspace
 from config_conversion import settings_from_config
 from evaluate_prm_settings import EvaluatePRMSettings
 from evaluation_data import MODEL_FILES
-from run_settings import ConfigError, FilesSettings, Settings
+from files_settings import FilesSettings
+from run_settings import ConfigError, Settings
 
 from pure_jax.host import checksums, huggingface
 from pure_jax.host import workdir as workdirs

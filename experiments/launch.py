@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import compute_dtype
 import jax
 from absl import app, flags
 from arithmetic_task import ArithmeticTask
@@ -84,6 +85,7 @@ def open_workspace(
       to files that held something else.
     ConfigError: if the devices are too few, or a file is missing.
   """
+  settings = compute_dtype.resolve(settings, jax.default_backend())
   if settings.files is None:
     # Not for real models: batches of many shapes tear holes into one heap.
     allocator.keep_freed_memory()

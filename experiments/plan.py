@@ -17,6 +17,7 @@ import dataclasses
 import json
 import sys
 
+import compute_dtype
 import launch
 import plan_compiler
 import plan_estimates
@@ -71,9 +72,10 @@ class Planner:
     Raises:
       ConfigError: if the topology cannot be compiled for.
     """
-    self.settings, self._topology = settings, topology
+    self._topology = topology
     self.devices = plan_compiler.find_devices(topology)
-    self.shapes = plan_programs.shapes_of(settings)
+    self.settings = compute_dtype.resolve(settings, self.devices[0].platform)
+    self.shapes = plan_programs.shapes_of(self.settings)
     self._compiled: dict[tuple, plan_compiler.CompiledStage] = {}
 
   def plan(self, layouts: Layouts, micro_batches: int) -> Plan:

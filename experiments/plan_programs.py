@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny_files
 from architectures import ARCHITECTURES
-from run_settings import FilesSettings, Settings
+from files_settings import FilesSettings
+from run_settings import Settings
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import arithmetic_dataset
@@ -75,7 +76,7 @@ def shapes_of(settings: Settings) -> Shapes:
     model = _named(files.policy, files)
   else:
     tied, llama = files.random_model == "tied", files.random_model == "llama"
-    model = _with_dtypes(tiny_files.architecture(tied, llama), files)
+    model = files.computed(tiny_files.architecture(tied, llama))
   return Shapes(
     model,
     _prm_model(settings, files, model),
@@ -101,19 +102,7 @@ def _named(name: str, files: FilesSettings) -> ModelConfig:
   model = ARCHITECTURES.get(name)
   if model is None:
     model = huggingface.read_config(name).model
-  return _with_dtypes(model, files)
-
-
-def _with_dtypes(model: ModelConfig, files: FilesSettings) -> ModelConfig:
-  """An architecture as the run computes it."""
-  return dataclasses.replace(
-    model,
-    compute_dtype=files.compute_dtype,
-    param_dtype=files.param_dtype,
-    remat=files.remat,
-    logits_chunk=files.logits_chunk,
-    attention_chunk=files.attention_chunk,
-  )
+  return files.computed(model)
 
 
 @dataclasses.dataclass(frozen=True)

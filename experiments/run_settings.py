@@ -5,56 +5,24 @@ takes these, or the library's own.
 """
 
 import dataclasses
-from typing import Any
 
-from architectures import ARCHITECTURES
+from compute_dtype import check_compute_dtype
+from files_settings import FilesSettings
 from mesh_settings import MeshSettings
+from setting_checks import at_least_one, one_of
 
-from pure_jax.host.contract import PROMPT_FORMATS
 from pure_jax.host.data.arithmetic import WorldConfig
-from pure_jax.host.data.named_formats import FORMATS, MAPPED, find_format
-from pure_jax.host.grading_pool import MAX_SECONDS
-from pure_jax.host.verify import EXTRACTORS
-from pure_jax.models.config import REMAT, ModelConfig
+from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 from pure_jax.training.score import ScoreConfig
-
-# Of a format in `MAPPED`: field of a record -> field of the file.
-Fields = dict[str, str] | None
 
 REWARD_MODES = ("prm", "prm+vr", "vr")
 
 
 class ConfigError(ValueError):
   """A config that cannot be run; the message says which field and why."""
-
-
-def at_least_one(settings: Any, names: str) -> None:
-  """Raises ValueError unless each of the named counts is positive."""
-  for name in names.split():
-    if getattr(settings, name) < 1:
-      raise ValueError(
-        f"{name} must be at least 1, got {getattr(settings, name)}."
-      )
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
-  """Raises ValueError with the choices unless value is one of them."""
-  if value not in allowed:
-    raise ValueError(f"{name} must be one of {allowed}, got {value!r}.")
-
-
-def check_format(
-  prefix: str, name: str, fields: Fields, allowed: tuple[str, ...]
-) -> None:
-  """Raises ValueError unless a format and its mapping of fields can be used."""
-  one_of(f"{prefix}format", name, allowed)
-  try:
-    find_format(name, fields)
-  except ValueError as error:
-    raise ValueError(f"{prefix}fields: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,99 +42,13 @@ class ModelSettings:
 
   def __post_init__(self):
     """Refuses shapes that no decoder has."""
-    self.architecture(vocab_size=1)
+    check_compute_dtype(self.compute_dtype)
+    fields = dataclasses.asdict(self) | {"compute_dtype": "float32"}
+    ModelConfig(vocab_size=1, **fields)
 
   def architecture(self, vocab_size: int) -> ModelConfig:
     """The library's model config for a vocabulary of that size."""
     return ModelConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class FilesSettings:
-  """Models and data that the user names. See `configs/files.py`."""
-
-  policy: str | None
-  random_model: str | None
-  random_files: tuple[str, ...]
-  prm: str | None
-  eos_token: str | None
-  prompt_format: str
-  prm_prompt_format: str
-  prompt_tokens: int
-  prm_prompt_tokens: int
-  response_tokens: int
-  train: str | None
-  train_format: str
-  held_out: str | None
-  held_out_format: str
-  judged: str | None
-  judged_format: str
-  judged_one_in: int
-  judged_rows: int | None
-  judged_held_out_rows: int | None
-  skip_malformed: bool
-  extractors: tuple[str, ...]
-  grader_workers: int
-  grader_seconds: float
-  compute_dtype: str
-  param_dtype: str
-  remat: str
-  logits_chunk: int | None
-  attention_chunk: int | None
-  architecture: str | None
-  prm_architecture: str | None
-  train_fields: Fields = None
-  held_out_fields: Fields = None
-  judged_fields: Fields = None
-
-  def __post_init__(self):
-    """Refuses names that nothing has, and lengths without room."""
-    at_least_one(
-      self,
-      "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
-    )
-    chunks = "logits_chunk", "attention_chunk"
-    for name in ("judged_rows", "judged_held_out_rows", *chunks):
-      if getattr(self, name) is not None:  # None takes all.
-        at_least_one(self, name)
-    if (self.policy is None) == (self.random_model is None):
-      raise ValueError(
-        "policy names the folder of a Hugging Face model; set it, or "
-        "random_model for a trial, not both."
-      )
-    if self.random_model is not None:
-      one_of("random_model", self.random_model, ("tied", "untied", "llama"))
-    for name in ("architecture", "prm_architecture"):
-      if getattr(self, name) is not None:
-        one_of(name, getattr(self, name), tuple(ARCHITECTURES))
-    for name in self.random_files:
-      one_of("random_files", name, ("train", "held_out", "judged", "prm"))
-    for name in ("prompt_format", "prm_prompt_format"):
-      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name, (_, row_format, fields) in self.sources().items():
-      check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
-    one_of("remat", self.remat, REMAT)
-    for name in self.extractors:
-      one_of("extractors", name, tuple(EXTRACTORS))
-    if not self.extractors:
-      raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
-    if self.judged_one_in < 2:
-      raise ValueError(
-        f"judged_one_in must be at least 2, got {self.judged_one_in}."
-      )
-    if not 0 < self.grader_seconds <= MAX_SECONDS:
-      raise ValueError(
-        f"grader_seconds must be above 0 and at most {MAX_SECONDS:g}, got "
-        f"{self.grader_seconds}."
-      )
-
-  def sources(self) -> dict[str, tuple[str | None, str, Fields]]:
-    """Files of rows: (path, format, mapping of fields) by field."""
-    return {
-      "train": (self.train, self.train_format, self.train_fields),
-      "held_out": (self.held_out, self.held_out_format, self.held_out_fields),
-      "judged": (self.judged, self.judged_format, self.judged_fields),
-    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import tokenizers
 import transformers
-from run_settings import FilesSettings
+from files_settings import FilesSettings
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pure_jax.host import huggingface

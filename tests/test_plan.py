@@ -14,17 +14,16 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import compute_dtype  # noqa: E402
 import plan_compiler  # noqa: E402
 import plan_estimates  # noqa: E402
 import plan_programs  # noqa: E402
-import plan_report  # noqa: E402
 import plan_search  # noqa: E402
 from architectures import ARCHITECTURES  # noqa: E402
 from config_conversion import settings_from_config  # noqa: E402
 from configs import arithmetic, qwen2p5_7b  # noqa: E402
 
-from pure_jax.host.hlo_costs import Collective, Costs, Loop  # noqa: E402
-from pure_jax.host.roofline import CHIPS, GIB  # noqa: E402
+from pure_jax.host.roofline import GIB  # noqa: E402
 from pure_jax.models import policy  # noqa: E402
 from pure_jax.models.params import count_params  # noqa: E402
 from pure_jax.parallel import sharding  # noqa: E402
@@ -55,13 +54,17 @@ def run(*options):
   return done
 
 
+def settings_of(config, platform):
+  return compute_dtype.resolve(settings_from_config(config), platform)
+
+
 def all_in(layout):
   return plan_programs.Layouts(layout, layout, layout, layout)
 
 
 @pytest.fixture(scope="module")
 def settings():
-  return settings_from_config(arithmetic.get_config("smoke"))
+  return settings_of(arithmetic.get_config("smoke"), "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -123,13 +126,13 @@ def test_the_paper_needs_no_folder():
   """Names of shapes stand in for folders: 7.6 billion weights, no file."""
   config = qwen2p5_7b.get_config()
   config.files.policy = config.files.architecture
-  shapes = plan_programs.shapes_of(settings_from_config(config))
+  shapes = plan_programs.shapes_of(settings_of(config, "tpu"))
   assert count_params(policy.declare_policy(shapes.model)) == 7_615_616_512
   assert shapes.model.attention_chunk == config.files.attention_chunk
   assert shapes.prm_model.width == 3584
   config = qwen2p5_7b.get_config("vr")
   config.files.policy = config.files.architecture
-  assert plan_programs.shapes_of(settings_from_config(config)).prm_model is None
+  assert plan_programs.shapes_of(settings_of(config, "tpu")).prm_model is None
 
 
 def test_the_shapes_are_those_that_were_published():
@@ -212,101 +215,6 @@ def test_the_search_tries_what_the_rules_can_split(settings, shapes):
   assert not any("tensor=8" in layout for layout in training | rollout)
   for layouts, parts in found:
     assert 32 % (layouts.row_shards * parts) == 0
-
-
-def stage(name, temporaries, costs=None, **changes):
-  memory = plan_compiler.Memory(8 * GIB, 4 * GIB, 3 * GIB, temporaries)
-  compiled = plan_compiler.CompiledStage(name, 1.0, memory, costs=costs)
-  return dataclasses.replace(compiled, **changes)
-
-
-def make_plan(*stages, chip="TPU v5 lite", devices=16, sampler=0):
-  resident = plan_programs.Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB, sampler)
-  peak = CHIPS.get(chip)
-  return plan_report.Plan(
-    topology="v5e:4x4",
-    device_kind=chip,
-    devices=devices,
-    devices_per_chip=1,
-    layout="fsdp on fsdp=16",
-    rows=512,
-    micro_batches=32,
-    notes=(),
-    iterations=500,
-    resident=resident,
-    chip=peak,
-    stages=tuple(
-      plan_report.plan_stage(s, resident, peak, 1, 10**15, 0, 0) for s in stages
-    ),
-    versions={"jax": "1"},
-  )
-
-
-@pytest.mark.parametrize(
-  ("name", "temporaries", "fits"),
-  [
-    # 8 + 4 - 3 while it runs, and what waits: optimizer, reference, PRM are 6;
-    # optimizer alone 2; reference and PRM 4. A sampler's own copy is among the
-    # arguments, and the parameters wait: 7.
-    ("copied rollout", -0.3, True),
-    ("copied rollout", -0.2, False),
-    ("rollout", 0.7, True),
-    ("rollout", 0.8, False),
-    ("score", 4.7, True),
-    ("score", 4.8, False),
-    ("update", 2.7, True),
-    ("update", 2.8, False),
-  ],
-)
-def test_weights_that_wait_must_fit_too(name, temporaries, fits):
-  """A stage that fits by itself, beside 15.75 GiB of others, does not."""
-  copied = name.startswith("copied")
-  plan = make_plan(
-    stage(name.removeprefix("copied "), temporaries * GIB), sampler=copied
-  )
-  assert plan.fits is fits
-  assert ("DOES NOT FIT" in plan_report.as_text(plan, None)) is not fits
-
-
-def test_what_the_compiler_refuses_does_not_fit():
-  refused = stage(
-    "update", 0, memory=None, needed_bytes=30 * GIB, refusal="too much"
-  )
-  plan = make_plan(refused)
-  assert plan.fits is False and plan.chip_hours is None
-  assert "update needs 34" in plan_report.as_text(plan, None)
-
-
-def test_time_and_cost_of_a_run():
-  """A rollout of 2 s and an update of 3: 5 s, 16 chips, 500 iterations."""
-  loops = (Loop("while", 1, "unknown"),)
-  rollout = Costs(0.0, 2 * 819e9, {}, loops)
-  update = Costs(1.0, 1.0, {"all-gather": Collective(4, 1, 3 * 200e9)}, ())
-  plan = make_plan(stage("rollout", 0, rollout), stage("update", 0, update))
-  assert plan.step_seconds == pytest.approx(5.0)
-  assert plan.chip_hours == pytest.approx(5 * 16 * 500 / 3600)
-  assert plan.bottleneck.compiled.name == "update"
-  text = plan_report.as_text(plan, 2.0)
-  assert "bottleneck is update (60% of the time), bound by network" in text
-  assert "11 chip hours (22 at 2)" in text
-  assert "rollout has a loop without a trip count" in text
-  found = plan_report.as_json(plan, 2.0)
-  assert found["cost"] == pytest.approx(2 * plan.chip_hours)
-  assert json.loads(json.dumps(found))["bound_by"] == "network"
-
-
-def test_the_fastest_that_fits_is_chosen():
-  fast = Costs(197e12, 0.0, {}, ())
-  slow = Costs(3 * 197e12, 0.0, {}, ())
-  plans = [
-    make_plan(stage("score", 0, slow)),
-    make_plan(stage("score", 0, fast)),
-    make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ()))),
-  ]
-  assert plan_search.choose(plans) is plans[1]
-  assert plan_search.choose(plans[2:]) is plans[2]
-  with pytest.raises(ValueError, match="No rule set can be tried"):
-    plan_search.choose([])
 
 
 @pytest.mark.parametrize(

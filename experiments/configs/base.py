@@ -68,7 +68,9 @@ def model() -> ConfigDict:
       rope_theta=10_000.0,
       attention_bias=True,
       tied_embeddings=True,
-      compute_dtype="float32",  # Or "bfloat16".
+      # Of matrix products: "float32", "bfloat16", or "auto": bfloat16 on
+      # accelerators. Weights, optimizer and reductions are float32.
+      compute_dtype="auto",
     )
   )
 

@@ -73,7 +73,9 @@ def files() -> ConfigDict:
       extractors=("boxed",),  # Of answers, in the order they are tried.
       grader_workers=2,  # Processes.
       grader_seconds=5.0,  # For one answer.
-      compute_dtype="bfloat16",  # Of matrix products, or "float32".
+      # Of matrix products: "float32", "bfloat16", or "auto": bfloat16 on
+      # accelerators. Optimizer and reductions are float32.
+      compute_dtype="auto",
       param_dtype="float32",  # Of weights.
       # What of a layer is kept for the backward pass: "none" (all of it),
       # "attention", "dots", "layer" or "offload", see models/config.py.
@@ -82,9 +84,8 @@ def files() -> ConfigDict:
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.
       attention_chunk=placeholder(int),
-      # What plan.py takes where no folder is named: a shape by its name in
-      # architectures.py, of the policy and of the PRM.
-      architecture=placeholder(str),
-      prm_architecture=placeholder(str),
+      # For plan.py where no folder is named: a name of architectures.py.
+      architecture=placeholder(str),  # Of the policy.
+      prm_architecture=placeholder(str),  # Of the PRM.
     )
   )
