@@ -13,7 +13,7 @@ from pure_jax import masked
 from pure_jax.advantages import pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.types import Experience, PRMInputs
+from pure_jax.types import Experience, PackedExperience, PRMInputs
 
 Metrics = dict[str, Array]
 
@@ -81,6 +81,7 @@ def aggregate_loss(
   mask: Array,
   config: LossConfig,
   denominator: Array | None = None,
+  response_tokens: Array | None = None,
 ) -> Array:
   """Reduces a per-token quantity to a scalar in the way the config names.
 
@@ -95,13 +96,19 @@ def aggregate_loss(
     config: LossConfig; aggregate and constant_length are read.
     denominator: [] float, `loss_denominator` of the whole batch when this is
       a micro-batch of it; None takes that of the arguments.
+    response_tokens: [B, C] int, in rows that responses share the length of
+      each token's response; None where a row is one response. With it the
+      denominator has to be given.
 
   Returns:
     [] in the dtype of per_token, 0 without a token.
   """
   if denominator is None:
     denominator = loss_denominator(mask, config)
-  if config.aggregate == "sequence_mean":
+  if config.aggregate == "sequence_mean" and response_tokens is not None:
+    length = response_tokens.astype(per_token.dtype)
+    total = masked.masked_sum(masked.safe_divide(per_token, length), mask)
+  elif config.aggregate == "sequence_mean":
     total = jnp.sum(masked.masked_mean(per_token, mask, axis=1))
   else:
     total = masked.masked_sum(per_token, mask)
@@ -112,7 +119,7 @@ def policy_objective(
   new_logp: Array,
   entropy: Array,
   advantages: Array,
-  experience: Experience,
+  experience: Experience | PackedExperience,
   config: LossConfig,
   denominator: Array | None = None,
 ) -> tuple[Array, Metrics]:
@@ -125,7 +132,9 @@ def policy_objective(
     new_logp: [B, C] float, nats, under the policy being trained.
     entropy: [B, C] float, nats, of its next-token distributions.
     advantages: [B, C] float, from `pure_advantages`.
-    experience: Experience of the same rows; masks and log-probs are read.
+    experience: Experience of the same rows; masks and log-probs are read. Of
+      rows that responses share, a `PackedExperience` [R, W] like the other
+      arrays, and the denominator has to be given.
     config: LossConfig.
     denominator: [] float, as in `aggregate_loss`.
 
@@ -156,8 +165,12 @@ def policy_objective(
     new_logp, old_logp, kept(advantages), config.clip_low, config.clip_high
   )
 
+  response_tokens = None
+  if isinstance(experience, PackedExperience):
+    response_tokens = experience.response_tokens
+
   def mean(x):
-    return aggregate_loss(x, mask, config, denominator)
+    return aggregate_loss(x, mask, config, denominator, response_tokens)
 
   policy_loss, mean_entropy = mean(per_token), mean(entropy)
   loss = policy_loss

@@ -146,3 +146,21 @@ class Experience:
   old_logp: Array
   ref_logp: Array
   terminal_mask: Array
+
+
+@struct.dataclass
+class PackedExperience:
+  """What the loss reads of an experience, in rows that texts share.
+
+  Attributes:
+    completion_mask: [R, W] bool, True on generated tokens.
+    old_logp: [R, W] float32, nats, log-probs of the policy that sampled.
+    ref_logp: [R, W] float32, nats, log-probs of the reference policy.
+    response_tokens: [R, W] int32, tokens of the response that a token belongs
+      to; 0 where masked.
+  """
+
+  completion_mask: Array
+  old_logp: Array
+  ref_logp: Array
+  response_tokens: Array

@@ -109,8 +109,6 @@ def token_logp(
   Raises:
     ValueError: if the temperature is not positive.
   """
-  if temperature <= 0:
-    raise ValueError(f"temperature must be positive, got {temperature}.")
   start = prompt_tokens.shape[1] - 1
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
   hidden, _ = forward(
@@ -122,6 +120,82 @@ def token_logp(
     placement=placement,
   )
   hidden = hidden[:, start:-1]
+  return _read_logp(
+    params,
+    config,
+    hidden,
+    tokens,
+    completion_mask,
+    temperature,
+    banned_ids,
+    placement,
+  )
+
+
+def packed_logp(
+  params: Any,
+  config: ModelConfig,
+  tokens: Array,
+  positions: Array,
+  segment_ids: Array,
+  completion_mask: Array,
+  *,
+  temperature: float = 1.0,
+  banned_ids: Sequence[int] = (),
+  placement: Placement = LOCAL,
+) -> tuple[Array, Array]:
+  """`token_logp` of rows that each hold several texts.
+
+  A token is read from the hidden state of the column before it, which is of
+  its own text because every completion follows a prompt of at least one token.
+
+  Args:
+    params: policy weights.
+    config: the architecture.
+    tokens: [R, W] int32, texts one after the other.
+    positions: [R, W] int32, position of each token within its text.
+    segment_ids: [R, W] int32, the text a token belongs to; 0 is padding.
+    completion_mask: [R, W] bool, True on tokens of a completion.
+    temperature: > 0, divides the logits.
+    banned_ids: ids without probability, as in the sampler.
+    placement: of the activations.
+
+  Returns:
+    (logp, entropy), both [R, W] float32 in nats, of the token in that column;
+    0 with zero gradient where masked. -inf where a kept token is banned.
+
+  Raises:
+    ValueError: if the temperature is not positive.
+  """
+  hidden, _ = forward(
+    params, config, tokens, positions, segment_ids, placement=placement
+  )
+
+  def following(x):
+    return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
+
+  def back(x):
+    return jnp.concatenate([jnp.zeros_like(x[:, :1]), x[:, :-1]], axis=1)
+
+  logp, entropy = _read_logp(
+    params,
+    config,
+    hidden,
+    following(tokens),
+    following(completion_mask),
+    temperature,
+    banned_ids,
+    placement,
+  )
+  return back(logp), back(entropy)
+
+
+def _read_logp(
+  params, config, hidden, tokens, mask, temperature, banned_ids, placement
+):
+  """Log-prob and entropy of the token that each hidden state predicts."""
+  if temperature <= 0:
+    raise ValueError(f"temperature must be positive, got {temperature}.")
   if config.logits_chunk is not None:
     tied = config.tied_embeddings
     table = params["embedding"] if tied else params["head"]
@@ -141,12 +215,12 @@ def token_logp(
       table,
       hidden,
       tokens,
-      completion_mask,
+      mask,
     )
   scores = logits(params, config, hidden, placement)
   scores = ban_tokens(scores / temperature, banned_ids)
   logp, entropy = logp_and_entropy(scores, tokens)
   return (
-    jnp.where(completion_mask, logp, 0.0),
-    jnp.where(completion_mask, entropy, 0.0),
+    jnp.where(mask, logp, 0.0),
+    jnp.where(mask, entropy, 0.0),
   )

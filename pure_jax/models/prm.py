@@ -127,13 +127,39 @@ def prm_logits(
   Returns:
     [B, T, 2] float32; meaningful at inputs.score_position.
   """
-  hidden, _ = forward(
+  return token_scores(
     params,
     config,
     inputs.tokens,
     positions_from_mask(inputs.mask),
     inputs.mask.astype(jnp.int32),
-    placement=placement,
+    placement,
+  )
+
+
+def token_scores(
+  params: Any,
+  config: ModelConfig,
+  tokens: Array,
+  positions: Array,
+  segment_ids: Array,
+  placement: Placement = LOCAL,
+) -> Array:
+  """`prm_logits` of rows laid out in any way, several texts in one or not.
+
+  Args:
+    params: PRM weights.
+    config: the architecture.
+    tokens: [R, W] int32.
+    positions: [R, W] int32, position of each token within its text.
+    segment_ids: [R, W] int32, the text a token belongs to; 0 is padding.
+    placement: of the activations.
+
+  Returns:
+    [R, W, 2] float32.
+  """
+  hidden, _ = forward(
+    params, config, tokens, positions, segment_ids, placement=placement
   )
   head = params["score"]
   scores = jnp.einsum(
