@@ -141,7 +141,7 @@ MUTATIONS = (
   ),
   _mutation(
     "the update forgets the batch's count",
-    "training/train.py",
+    "training/gradients.py",
     "new_logp, entropy, advantages, experience, loss, denominator\n",
     "new_logp, entropy, advantages, experience, loss, None\n",
     "test_train.py::test_four_micro_batches_equal_one_batch",

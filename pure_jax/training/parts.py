@@ -119,6 +119,42 @@ def accumulate_gradients(
   if micro_batches == 1:
     return value_and_grad(params, batch)
 
+  def body(total, part):
+    return _combine(total, value_and_grad(params, part)), None
+
+  parts = split_rows(batch, micro_batches)
+  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
+  rest = jax.tree.map(lambda x: x[1:], parts)
+  return jax.lax.scan(body, first, rest)[0]
+
+
+def accumulate_parts(
+  objective: Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
+  params: Any,
+  parts: jax.Array,
+) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
+  """`accumulate_gradients` over parts whose number is not known beforehand.
+
+  Args:
+    objective: (params, number of a part []) -> (loss, metrics), as there.
+    params: what to differentiate by.
+    parts: [] int32, how many, at least 1.
+
+  Returns:
+    ((loss, metrics), gradients) of all parts.
+  """
+  value_and_grad = jax.value_and_grad(objective, has_aux=True)
+  return jax.lax.fori_loop(
+    1,
+    parts,
+    lambda part, total: _combine(total, value_and_grad(params, part)),
+    value_and_grad(params, jnp.int32(0)),
+  )
+
+
+def _combine(total: Any, new: Any) -> Any:
+  """Sums, but for the metrics named after a maximum or a minimum."""
+
   def combine(path, total, new):
     name = jax.tree_util.keystr(path)
     if name.endswith("_max']"):
@@ -127,11 +163,4 @@ def accumulate_gradients(
       return jnp.minimum(total, new)
     return total + new
 
-  def body(total, part):
-    new = value_and_grad(params, part)
-    return jax.tree_util.tree_map_with_path(combine, total, new), None
-
-  parts = split_rows(batch, micro_batches)
-  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
-  rest = jax.tree.map(lambda x: x[1:], parts)
-  return jax.lax.scan(body, first, rest)[0]
+  return jax.tree_util.tree_map_with_path(combine, total, new)

@@ -20,7 +20,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
-from pure_jax.training import parts
+from pure_jax.training import packed, packing, parts
 from pure_jax.types import (
   Experience,
   PRMInputs,
@@ -69,6 +69,23 @@ def prm_forward(
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
   """
+  inputs, cut = prm_inputs(config, table, batch)
+  return prm.prm_logits(params, model, inputs, placement), inputs, cut
+
+
+def prm_inputs(
+  config: ScoreConfig, table: SeparatorTable, batch: Any
+) -> tuple[PRMInputs, Steps]:
+  """What the PRM reads of responses.
+
+  Args:
+    config: how steps are cut and scored.
+    table: which token ids end a step.
+    batch: as for `prm_forward`.
+
+  Returns:
+    (the inputs [B, T], the steps they are made of).
+  """
   cut = steps.split_steps(
     batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
   )
@@ -81,7 +98,7 @@ def prm_forward(
     table,
     separator=config.separator,
   )
-  return prm.prm_logits(params, model, inputs, placement), inputs, cut
+  return inputs, cut
 
 
 @struct.dataclass
@@ -152,6 +169,7 @@ def make_score(
   *,
   reference_layout: sharding.Layout | None = None,
   prm_layout: sharding.Layout | None = None,
+  row_shapes: tuple[packing.RowShape, packing.RowShape] | None = None,
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
 
@@ -168,6 +186,9 @@ def make_score(
     reference_layout: of the reference policy's weights and activations; None
       takes the policy's.
     prm_layout: of the PRM's, likewise.
+    row_shapes: rows that texts are packed into, the policy's and the PRM's,
+      which say how many are read together; None reads each text in a row of
+      its own. Changes the time used and not the result.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
@@ -177,27 +198,29 @@ def make_score(
     Without a PRM its params are None and its prompts are not read.
   """
   rows = sharding.batch_sharding(layout)
-  everywhere = sharding.replicated(layout)
   reference_layout = reference_layout or layout
   prm_layout = prm_layout or layout
   shards = max(
     place.row_shards for place in (layout, reference_layout, prm_layout)
   )
+  policy_shape, prm_shape = row_shapes or (None, None)
+  if row_shapes is not None:
+    rows_at_a_time = None  # Of packed rows, the shapes say how many.
   score_steps = functools.partial(
-    _score_steps, prm_model, config, table, prm_layout.placement
+    _score_steps, prm_model, config, table, prm_layout.placement, prm_shape
   )
 
   def score(params, reference_params, prm_params, rollout, prm_prompts):
+    policies = [
+      (params, layout.placement),
+      (reference_params, reference_layout.placement),
+    ]
+
     def score_part(part):
       rollout, prm_prompts = part
       cut, rewards = score_steps(prm_params, rollout, prm_prompts)
-      old_logp, _ = rollout_logp(
-        params, model, sampler, rollout, layout.placement
-      )
-      ref_logp, _ = rollout_logp(
-        reference_params, model, sampler, rollout, reference_layout.placement
-      )
-      return cut, rewards, old_logp, ref_logp
+      logp = _logp_of_each(policies, model, sampler, rollout, policy_shape)
+      return cut, rewards, *logp
 
     cut, rewards, old_logp, ref_logp = parts.map_rows(
       score_part, (rollout, prm_prompts), rows_at_a_time, shards
@@ -208,26 +231,32 @@ def make_score(
     return Scores(cut, rewards, old_logp, ref_logp, drift)
 
   declared = policy.declare_policy(model)
-  prm_places = None
-  if prm_model is not None:
-    prm_places = sharding.weight_shardings(
-      prm.declare_prm(prm_model), prm_layout
-    )
+  judge = None if prm_model is None else prm.declare_prm(prm_model)
   return jax.jit(
     score,
     in_shardings=(
       sharding.weight_shardings(declared, layout),
       sharding.weight_shardings(declared, reference_layout),
-      prm_places,
+      sharding.weight_shardings(judge, prm_layout),
       rows,
       rows,
     ),
-    out_shardings=Scores(rows, rows, rows, rows, everywhere),
+    out_shardings=Scores(rows, rows, rows, rows, sharding.replicated(layout)),
   )
 
 
+def _logp_of_each(policies, model, sampler, rollout, row_shape):
+  """Log-probs [B, C] of a rollout under policies and their placements."""
+  if row_shape is not None:
+    return packed.logp_of_each(policies, model, sampler, rollout, row_shape)
+  return [
+    rollout_logp(params, model, sampler, rollout, placement)[0]
+    for params, placement in policies
+  ]
+
+
 def _score_steps(
-  prm_model, config, table, placement, prm_params, rollout, prm_prompts
+  prm_model, config, table, placement, row_shape, prm_params, rollout, asked
 ):
   """Steps of responses and their rewards, 0 without a PRM."""
   if prm_model is None:
@@ -235,16 +264,47 @@ def _score_steps(
       rollout.tokens, rollout.completion_mask, table, max_steps=config.max_steps
     )
     return cut, jnp.zeros(cut.mask.shape, jnp.float32)
-  asked = rollout.replace(
-    prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
-  )
-  logits, inputs, cut = prm_forward(
-    prm_params, prm_model, config, table, asked, placement
-  )
+  judged = rollout.replace(prompt_tokens=asked.tokens, prompt_mask=asked.mask)
+  if row_shape is None:
+    logits, inputs, cut = prm_forward(
+      prm_params, prm_model, config, table, judged, placement
+    )
+  else:
+    inputs, cut = prm_inputs(config, table, judged)
+    logits = packed.prm_logits(
+      prm_params, prm_model, inputs, row_shape, placement
+    )
   rewards = steps.read_step_rewards(logits, inputs)
   if config.empty_step_reward is not None:
     rewards = steps.replace_empty_steps(rewards, cut, config.empty_step_reward)
   return cut, rewards
+
+
+def make_measure(
+  config: ScoreConfig, table: SeparatorTable, layout: sharding.Layout
+) -> Callable[[Rollout, Prompts], jax.Array]:
+  """The longest texts of a batch, which decide what its rows have to hold.
+
+  Args:
+    config: how steps are cut and scored.
+    table: which token ids end a step.
+    layout: of the rows.
+
+  Returns:
+    A jitted function (rollout, PRM prompts) -> [2] int32: the most tokens of
+    a prompt with its completion, and of what the PRM reads of one; the same
+    on every process.
+  """
+
+  def measure(rollout, prm_prompts):
+    judged = rollout.replace(
+      prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+    )
+    inputs, _ = prm_inputs(config, table, judged)
+    texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
+    return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
+
+  return jax.jit(measure, out_shardings=sharding.replicated(layout))
 
 
 def experience_from(

@@ -1,0 +1,61 @@
+"""Loss and gradients of a batch, in rows of its own or in packed ones."""
+
+from typing import Any
+
+import jax
+
+from pure_jax import losses
+from pure_jax.models.config import ModelConfig
+from pure_jax.models.placement import LOCAL, Placement
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.settings import LossConfig
+from pure_jax.training import packed
+from pure_jax.training.packing import RowShape
+from pure_jax.training.parts import accumulate_gradients
+from pure_jax.training.score import rollout_logp
+from pure_jax.types import Experience, Rollout
+
+
+def policy_gradients(
+  params: Any,
+  batch: tuple[Rollout, Experience, jax.Array],
+  model: ModelConfig,
+  sampler: SamplingConfig,
+  loss: LossConfig,
+  micro_batches: int = 1,
+  row_shape: RowShape | None = None,
+  placement: Placement = LOCAL,
+) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
+  """The policy objective of a batch and its gradients, part by part.
+
+  Every part is divided by the count of the whole batch.
+
+  Args:
+    params: policy weights.
+    batch: rollout, experience and advantages [B, C] of the same rows.
+    model: the policy's architecture.
+    sampler: the sampling settings of the rollout.
+    loss: clipping, KL, entropy and aggregation.
+    micro_batches: number of parts; must divide B.
+    row_shape: rows that texts are packed into, see `packed.policy_gradients`,
+      in place of micro_batches; None gives each text a row of its own.
+    placement: of the activations.
+
+  Returns:
+    ((loss [], metrics), gradients).
+  """
+  _, experience, _ = batch
+  denominator = losses.loss_denominator(experience.completion_mask, loss)
+  if row_shape is not None:
+    return packed.policy_gradients(
+      params, model, sampler, loss, *batch, denominator, row_shape, placement
+    )
+
+  def objective(params, part):
+    rollout, experience, advantages = part
+    new_logp, entropy = rollout_logp(params, model, sampler, rollout, placement)
+    return losses.policy_objective(
+      new_logp, entropy, advantages, experience, loss, denominator
+    )
+
+  return accumulate_gradients(objective, params, batch, micro_batches)

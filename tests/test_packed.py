@@ -1,0 +1,247 @@
+"""A batch in packed rows is the batch in rows of its own, number by number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from factories import random_experience
+from small_models import random_params
+
+from pure_jax import losses, steps
+from pure_jax.models import policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.training import packed, packing, score, train
+from pure_jax.types import (
+  PackedExperience,
+  Prompts,
+  Rollout,
+  SeparatorTable,
+)
+
+PAD, EOS, SCORE, SEPARATOR = 0, 1, 2, 3
+B, L, C, S = 16, 5, 14, 4
+MODEL = ModelConfig(
+  vocab_size=16,
+  width=16,
+  num_layers=1,
+  num_heads=2,
+  num_kv_heads=1,
+  head_dim=8,
+  mlp_width=24,
+)
+SAMPLER = SamplingConfig(
+  max_new_tokens=C, pad_id=PAD, stop_ids=(EOS,), temperature=0.8
+)
+CREDIT = CreditConfig(
+  form="softmin", baseline="main", group_size=4, kl_in_reward="k1"
+)
+LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
+CONFIG = score.ScoreConfig(S)
+TABLE = SeparatorTable(
+  ends_step=np.arange(16) == SEPARATOR,
+  half=np.zeros(16, bool),
+  stem=np.zeros(16, np.int32),
+  has_stem=np.zeros(16, bool),
+  score_id=np.int32(SCORE),
+  eos_id=np.int32(EOS),
+  pad_id=np.int32(PAD),
+)
+# Rows of 21 columns hold a text of up to 19 or several short ones; the PRM
+# reads up to 23 tokens of a text.
+SHAPES = packing.RowShape(21, 2), packing.RowShape(23, 4)
+SGD = optax.sgd(1e-2, momentum=0.9)
+
+
+def responses(seed=0):
+  """A rollout of uneven lengths, one of a single token, and PRM prompts."""
+  rng = np.random.default_rng(seed)
+  lengths = rng.integers(1, C + 1, B)
+  lengths[:3] = C, 1, 2
+  mask = np.arange(C) < lengths[:, None]
+  tokens = rng.integers(4, 16, (B, C))
+  tokens[rng.random((B, C)) < 0.25] = SEPARATOR
+  ends = mask & (np.arange(C) == lengths[:, None] - 1)
+  tokens[ends] = EOS
+  prompts = []
+  for _ in range(2):
+    there = np.arange(L)[::-1] < rng.integers(1, L + 1, (B, 1))
+    ids = np.where(there, rng.integers(4, 16, (B, L)), PAD)
+    prompts.append(Prompts(ids.astype(np.int32), there))
+  rollout = Rollout(
+    prompt_tokens=prompts[0].tokens,
+    prompt_mask=prompts[0].mask,
+    tokens=np.where(mask, tokens, PAD).astype(np.int32),
+    completion_mask=mask,
+    sampled_logp=np.where(mask, -rng.exponential(2, (B, C)), 0).astype("f4"),
+    truncated=np.zeros(B, bool),
+  )
+  return rollout, prompts[1]
+
+
+def step(layout, shapes, loss=LOSS, micro_batches=1, rows=None):
+  """Scores, metrics and weights after one update, from the same start."""
+  rollout, asked = jax.device_put(responses(), sharding.batch_sharding(layout))
+  declared = policy.declare_policy(MODEL)
+  params = random_params(declared, 0)
+  reference = random_params(declared, 1)
+  judge = random_params(prm.declare_prm(MODEL), 2)
+  score_rollout = score.make_score(
+    MODEL, MODEL, SAMPLER, CONFIG, TABLE, layout, rows, row_shapes=shapes
+  )
+  update = train.make_update(
+    MODEL,
+    SAMPLER,
+    CREDIT,
+    loss,
+    SGD,
+    TABLE,
+    layout,
+    micro_batches,
+    row_shape=shapes and shapes[0],
+  )
+  scores = score_rollout(params, reference, judge, rollout, asked)
+  # The policy has moved since it sampled: ratios are clipped on both sides.
+  rng = np.random.default_rng(3)
+  moved = scores.old_logp + 0.3 * rng.normal(size=(B, C)).astype("f4")
+  rows = sharding.batch_sharding(layout)
+  moved = jax.device_put(jnp.where(rollout.completion_mask, moved, 0), rows)
+  outcome = (
+    jax.device_put((np.arange(B) % 3 == 0).astype("f4"), rows),
+    jax.device_put(np.arange(B) < 8, rows),
+  )
+  state = train.start_state(params, declared, SGD, layout)
+  state, metrics = update(
+    state, rollout, scores.replace(old_logp=moved), *outcome
+  )
+  return jax.device_get((scores, metrics, state.params))
+
+
+@pytest.fixture(scope="module")
+def unpacked():
+  return step(sharding.make_layout(), None)
+
+
+def assert_same(found, expected):
+  """To 1e-5 relative: attention sums the keys of a row in another order."""
+  (scores, metrics, params), (their_scores, theirs, weights) = found, expected
+  jax.tree.map(np.testing.assert_array_equal, scores.steps, their_scores.steps)
+  for field in ("step_rewards", "old_logp", "ref_logp", "drift_max"):
+    np.testing.assert_allclose(
+      getattr(scores, field),
+      getattr(their_scores, field),
+      rtol=1e-5,
+      atol=1e-5,
+      err_msg=field,
+    )
+  assert {*metrics} - {*theirs} <= {"row_fill"} and {*theirs} <= {*metrics}
+  for name, value in theirs.items():
+    np.testing.assert_allclose(
+      metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name
+    )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-6, atol=2e-6),
+    params,
+    weights,
+  )
+
+
+@pytest.mark.parametrize(
+  ("shapes", "rows"),
+  [
+    (SHAPES, 8),
+    # Shorter rows and no neighbours, all at once.
+    ((packing.RowShape(19, 16, False), packing.RowShape(23, 16, False)), 16),
+  ],
+  ids=["shared rows", "own rows"],
+)
+def test_packed_equals_unpacked(unpacked, shapes, rows):
+  """Texts that saw each other would move log-probs by about 0.1."""
+  found = step(sharding.make_layout(), shapes)
+  assert_same(found, unpacked)
+  # What the packing is for: 16 texts in the columns of so many rows.
+  rollout, _ = responses()
+  tokens = rollout.prompt_mask.sum() + rollout.completion_mask.sum()
+  read = rows * shapes[0].columns
+  np.testing.assert_allclose(found[1]["row_fill"], tokens / read, rtol=1e-5)
+
+
+def test_packed_on_eight_devices_equals_unpacked_on_one(unpacked):
+  """Responses of one prompt may lie on different devices."""
+  shapes = packing.RowShape(21, 8), packing.RowShape(23, 8)
+  assert_same(step(sharding.make_layout(2, 4), shapes), unpacked)
+
+
+@pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean"])
+def test_losses_of_shared_rows_weigh_responses_as_before(aggregate):
+  """Means over rows would weigh a response by its neighbours' lengths."""
+  rng = np.random.default_rng(0)
+  config = LossConfig(aggregate=aggregate, kl_in_loss="k3", entropy_coef=0.1)
+  mask = np.arange(C) < rng.integers(0, C + 1, (B, 1))
+  new, old, ref, entropy, advantages = rng.normal(size=(5, B, C)).astype("f4")
+  experience = random_experience(0, prompts=B // 4, width=C)[0].replace(
+    completion_mask=mask, old_logp=old, ref_logp=ref
+  )
+  denominator = losses.loss_denominator(jnp.asarray(mask), config)
+  expected = losses.policy_objective(
+    jnp.asarray(new), entropy, advantages, experience, config
+  )
+  rows = packing.pack(jnp.asarray(mask), packing.RowShape(30, B))
+  lengths = np.broadcast_to(mask.sum(1, keepdims=True), mask.shape)
+
+  def read(x):
+    return packing.gather(jnp.asarray(x), rows.source[0])
+
+  shared = PackedExperience(read(mask), read(old), read(ref), read(lengths))
+  found = losses.policy_objective(
+    *map(read, (new, entropy, advantages)), shared, config, denominator
+  )
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
+    found,
+    expected,
+  )
+
+
+def test_many_lengths_compile_a_handful_of_times():
+  layout = sharding.make_layout()
+  declared = policy.declare_policy(MODEL)
+  slow = optax.sgd(1e-9)  # Log-probs that no policy had: large gradients.
+  measure = packed.make_measure(layout)
+  update = packing.by_length(
+    lambda shape: train.make_update(
+      *(MODEL, SAMPLER, CREDIT, LOSS, slow, TABLE, layout), row_shape=shape
+    ),
+    lambda state, rollout, *rest: measure(rollout),
+    packing.row_shapes(L + C, B, 2, buckets=2, packed_tokens=8),
+  )
+  state = train.start_state(random_params(declared, 0), declared, slow, layout)
+  used = set()
+  for seed in range(1, 13, 2):
+    rollout, _ = responses(seed)
+    longest = seed
+    kept = rollout.completion_mask & (np.arange(C) < longest)
+    rollout = rollout.replace(completion_mask=kept)
+    scores = score.Scores(
+      steps=steps.split_steps(rollout.tokens, kept, TABLE, max_steps=S),
+      step_rewards=np.zeros((B, S), np.float32),
+      old_logp=rollout.sampled_logp,
+      ref_logp=rollout.sampled_logp,
+      drift_max=np.float32(0),
+    )
+    verdicts = np.zeros(B, np.float32), np.ones(B, bool)
+    state, metrics = update(state, rollout, scores, *verdicts)
+    used.add(int((rollout.prompt_mask.sum(1) + kept.sum(1)).max()))
+    assert metrics["skipped_updates"] == 0
+  assert len(used) > 4 and min(used) <= 10 < max(used)
+  assert measure._cache_size() == 1
+  assert [function._cache_size() for function in update.functions] == [1, 1]
+
+  # Called past the choice, it would update on what its rows had left.
+  before = jax.device_get(state.params)
+  state, metrics = update.functions[0](state, rollout, scores, *verdicts)
+  assert metrics["skipped_updates"] == 1
+  jax.tree.map(np.testing.assert_array_equal, state.params, before)
