@@ -5,10 +5,11 @@ from collections.abc import Callable
 from typing import Any
 
 import optax
+import row_lengths
 import workspace
 
 from pure_jax.models import policy, prm
-from pure_jax.training import score, train
+from pure_jax.training import train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +36,6 @@ def compile_functions(
     space.sampler, temperature=0.0, top_p=1.0, top_k=0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
-  rows = rl.prompts * rl.samples_per_prompt // rl.micro_batches
   layouts = space.rl_layouts
 
   def generate(sampler, group_size):
@@ -58,27 +58,8 @@ def compile_functions(
     generate=generate(space.sampler, rl.samples_per_prompt),
     generate_greedy=generate(greedy, 1),
     generate_held_out=generate(plain, 1),
-    score=score.make_score(
-      space.model,
-      space.prm_model,
-      space.sampler,
-      rl.score_config(space.settings.prm.separator),
-      space.table,
-      space.layout,
-      rows,
-      reference_layout=layouts.reference,
-      prm_layout=layouts.prm,
-    ),
-    update=train.make_update(
-      space.model,
-      space.sampler,
-      rl.credit_config(),
-      rl.loss_config(),
-      optimizer,
-      space.table,
-      space.layout,
-      rl.micro_batches,
-    ),
+    score=row_lengths.make_score(space),
+    update=row_lengths.make_update(space, optimizer),
   )
 
 

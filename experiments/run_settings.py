@@ -131,6 +131,8 @@ class RLSettings:
   rollout_mesh: MeshSettings | None
   reference_mesh: MeshSettings | None
   prm_mesh: MeshSettings | None
+  length_buckets: int
+  packed_tokens: int | None
   optim: OptimConfig
   eval_every: int
   eval_prompts: int
@@ -184,10 +186,17 @@ class RLSettings:
           f"({self.prompts} prompts x {self.samples_per_prompt} samples): "
           "choose a divisor."
         )
+    if self.packed_tokens is not None:
+      at_least_one(self, "packed_tokens")
+    if self.packed_tokens is not None and self.micro_batches == 1:
+      raise ValueError(
+        f"packed_tokens={self.packed_tokens} needs parts of a batch to leave "
+        "out: set micro_batches to more than 1."
+      )
     at_least_one(
       self,
       "iterations prompts samples_per_prompt max_new_tokens max_steps "
-      "eval_every eval_prompts samples_every checkpoint_every "
+      "length_buckets eval_every eval_prompts samples_every checkpoint_every "
       "checkpoints_kept max_skipped_updates",
     )
     self.credit_config()

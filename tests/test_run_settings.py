@@ -215,6 +215,12 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
+    ({"rl__length_buckets": 0}, "length_buckets must be at least 1, got 0"),
+    ({"rl__packed_tokens": 64}, "packed_tokens=64 needs parts of a batch"),
+    (
+      {"rl__packed_tokens": 0, "rl__micro_batches": 2},
+      "packed_tokens must be at least 1, got 0",
+    ),
     ({"rl__answer_fraction": 0.0}, "answer_fraction must be in"),
     ({"rl__kl_placement": "both"}, "kl_placement must be"),
     ({"rl__empty_step_reward": 2.0}, "empty_step_reward must be in"),

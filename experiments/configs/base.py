@@ -153,6 +153,13 @@ def rl() -> ConfigDict:
       rollout_mesh=placeholder(ConfigDict),  # Of the policy that samples.
       reference_mesh=placeholder(ConfigDict),  # Of the reference policy.
       prm_mesh=placeholder(ConfigDict),  # Of the PRM.
+      # Rows are as long as the longest text of a batch can be, halved up to
+      # length_buckets - 1 times; each length compiles once.
+      length_buckets=1,
+      # Columns of rows that several texts share, more where one text needs
+      # them; unset gives each text its own row. Parts that stay empty cost no
+      # time, so it takes several micro_batches.
+      packed_tokens=placeholder(int),
       optim=optimizer(3e-4),
       eval_every=10,  # Iterations between evaluations.
       eval_prompts=256,  # Held-out prompts.
