@@ -12,6 +12,7 @@ from run_settings import ConfigError, Settings
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response, split_texts
 from pure_jax.host.data import arithmetic, arithmetic_dataset, batches
 from pure_jax.host.data.records import Problem
+from pure_jax.host.shared_rows import read_everywhere
 from pure_jax.models import prm
 from pure_jax.training import stages, train
 from pure_jax.training.stages import Demonstrations
@@ -115,7 +116,7 @@ class ArithmeticTask:
     score = stages.make_prm_evaluation(
       space.prm_model, space.prm_score_config, space.table, space.layout
     )
-    rewards = np.asarray(score(params, space.put(data)))
+    rewards = read_everywhere(score(params, space.put(data)))
     good = labels == 1
     right = (rewards > 0) == good
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
@@ -198,7 +199,7 @@ class ArithmeticTask:
         params, space.encode_prompts(chosen), jax.random.fold_in(key, first)
       )
       parts.append(
-        jax.device_get(
+        read_everywhere(
           Demonstrations(
             part.prompt_tokens,
             part.prompt_mask,

@@ -3,7 +3,7 @@
 import collections
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import data_files
@@ -33,6 +33,7 @@ from pure_jax.host.data.records import (
   split_by_problem,
 )
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.shared_rows import read_everywhere
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.training import stages
@@ -186,14 +187,18 @@ class FilesTask:
       [references[i] for i in known],
       [verify.EXTRACTORS[name] for name in self._files.extractors],
     )
-    correct = np.zeros(len(problems), bool)
-    correct[known] = [verdict.correct for verdict in verdicts]
-    counts = verify.verdict_counts(verdicts)
+
+    def spread(found: Iterable[bool]) -> np.ndarray:
+      rows = np.zeros(len(problems), bool)
+      rows[known] = [*found]
+      return rows
+
     return workspace.Verdicts(
-      correct,
+      spread(verdict.correct for verdict in verdicts),
       {
-        f"grader_{name}": float(counts[name])
-        for name in ("no_answer", "timed_out", "crashed")
+        "grader_no_answer": spread(not v.has_answer for v in verdicts),
+        "grader_timed_out": spread(v.timed_out for v in verdicts),
+        "grader_crashed": spread(v.failure is not None for v in verdicts),
       },
     )
 
@@ -327,7 +332,7 @@ class FilesTask:
       settings.length_multiple,
       self.tokenizer.pad_id,
     ):
-      found = np.asarray(score(params, space.put(batch)))
+      found = read_everywhere(score(params, space.put(batch)))
       rewards[chosen] = found[: len(chosen)]
     labels, label_mask = step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])

@@ -8,6 +8,7 @@ its last checkpoint.
 
 import contextlib
 import dataclasses
+import json
 import logging
 import pathlib
 import sys
@@ -15,7 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import compute_dtype
+import endings
 import jax
+import jax.numpy as jnp
 from absl import app, flags
 from arithmetic_task import ArithmeticTask
 from config_conversion import settings_from_config
@@ -23,17 +26,22 @@ from files_task import FilesTask, contents
 from mesh_settings import RLLayouts
 from ml_collections import config_flags
 from run_settings import ConfigError, Settings
-from workspace import MAY_DIFFER, MAY_DIFFER_FROM_START, Workspace
+from workspace import MAY_DIFFER, MAY_DIFFER_FROM_START, Task, Workspace
 
-from pure_jax.host import allocator, full_disk, interrupts
+from pure_jax.host import (
+  allocator,
+  interrupts,
+  peers,
+  processes,
+  shared_rows,
+)
 from pure_jax.host import workdir as workdirs
-from pure_jax.host.checkpoint import CheckpointError
-from pure_jax.host.contract import TokenizerError, separator_table
-from pure_jax.host.data.records import DataError
-from pure_jax.host.grading_pool import PoolError
-from pure_jax.host.huggingface import HuggingFaceError
-from pure_jax.host.metrics import MetricsError, MetricsWriter, SamplesWriter
-from pure_jax.host.responses import ResponsesError
+from pure_jax.host.contract import separator_table
+from pure_jax.host.metrics import (
+  MetricsWriter,
+  NoWriter,
+  SamplesWriter,
+)
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 
@@ -46,23 +54,29 @@ _START = flags.DEFINE_string(
   None,
   "Another run's workdir whose data, policy and PRM this one starts from.",
 )
+_COORDINATOR = flags.DEFINE_string(
+  "coordinator",
+  None,
+  "host:port of process 0 of several; with --processes and --process_id. "
+  "Without the three, a cluster that jax knows is asked.",
+)
+_PROCESSES = flags.DEFINE_integer(
+  "processes", None, "How many processes there are; 1 asks no cluster."
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "Which of them this is, from 0."
+)
+_CONNECT_SECONDS = flags.DEFINE_integer(
+  "connect_seconds", 300, "How long to wait for the others.", lower_bound=1
+)
+_SILENCE_SECONDS = flags.DEFINE_integer(
+  "silence_seconds",
+  100,
+  "After how long without a sign of life a process counts as dead.",
+  lower_bound=1,
+)
 
 _Kind = TypeVar("_Kind")
-
-# What ends a script in a sentence and not in a trace.
-EXPECTED = (
-  ConfigError,
-  CheckpointError,
-  MetricsError,
-  DataError,
-  HuggingFaceError,
-  PoolError,
-  ResponsesError,
-  TokenizerError,
-  workdirs.WorkdirError,
-  FloatingPointError,
-)
-SIGNALS = (KeyboardInterrupt, interrupts.Preempted, interrupts.Terminated)
 
 
 @contextlib.contextmanager
@@ -95,20 +109,21 @@ def open_workspace(
   if settings.files is not None:
     config["contents"] = contents(settings.files)
   layout, rl_layouts = _layouts(settings)
+  processes.check_same(json.dumps(config), "The config and the files it names")
+  shared_rows.meet({x.mesh for x in (layout, *vars(rl_layouts).values())})
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
-  # Last: what was refused so far leaves no folder behind.
-  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  path = pathlib.Path(workdir).absolute()
   start_path = path if start is None else pathlib.Path(start).absolute()
-  make_task = ArithmeticTask if settings.files is None else FilesTask
   rl = settings.rl
-  with (
-    workdirs.locked(path),
-    contextlib.closing(make_task(settings, start_path)) as task,
-    MetricsWriter(path) as metrics,
-    SamplesWriter(path) as samples,
-  ):
+  with contextlib.ExitStack() as opened:
+    # Last: what was refused so far leaves no folder behind.
+    metrics, samples = processes.first_does(
+      lambda: _open_files(opened, workdir, config)
+    ) or (NoWriter(), NoWriter())
+    processes.check_shared(path)
+    task = opened.enter_context(_open_task(settings, start_path))
     tokenizer = task.tokenizer
     yield Workspace(
       settings=settings,
@@ -117,9 +132,7 @@ def open_workspace(
       layout=layout,
       rl_layouts=rl_layouts,
       task=task,
-      table=jax.device_put(
-        separator_table(tokenizer), sharding.replicated(layout)
-      ),
+      table=jax.tree.map(jnp.asarray, separator_table(tokenizer)),
       prm_model=task.prm_model,
       sampler=SamplingConfig(
         max_new_tokens=rl.max_new_tokens,
@@ -147,6 +160,27 @@ def _layouts(settings: Settings) -> tuple[sharding.Layout, RLLayouts]:
   except ValueError as error:
     raise ConfigError(str(error)) from error
   return layout, RLLayouts(*others)
+
+
+def _open_files(
+  opened: contextlib.ExitStack, workdir: str, config: dict[str, Any]
+) -> tuple[MetricsWriter, SamplesWriter]:
+  """Takes the folder, and opens what one process alone writes."""
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  opened.enter_context(workdirs.locked(path))
+  return (
+    opened.enter_context(MetricsWriter(path)),
+    opened.enter_context(SamplesWriter(path)),
+  )
+
+
+def _open_task(
+  settings: Settings, folder: pathlib.Path
+) -> contextlib.closing[Task]:
+  """The task; process 0 makes the files that the others then find."""
+  make = ArithmeticTask if settings.files is None else FilesTask
+  task = processes.first_does(lambda: make(settings, folder))
+  return contextlib.closing(task or make(settings, folder))
 
 
 def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:
@@ -199,32 +233,12 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
   """
   if _START.value is not None:
     raise ConfigError("--start is for training: nothing is started from here.")
-  return settings_from_config(_CONFIG.value, kind), _WORKDIR.value
-
-
-def _ending(error: BaseException) -> tuple[str, int]:
-  """The last sentence of a script, and its exit status."""
-  if isinstance(error, KeyboardInterrupt):
-    # What a shell says of a program that SIGINT ended.
-    return "stopped; the same command continues", 130
-  if isinstance(error, interrupts.Preempted):
-    return str(error), interrupts.SAVED_STATUS
-  if isinstance(error, interrupts.Terminated):
-    return (
-      "stopped by SIGTERM where nothing was to be saved; the same command "
-      "continues",
-      interrupts.TERMINATED_STATUS,
+  if jax.process_count() > 1:
+    raise ConfigError(
+      f"This script runs in one process, not in {jax.process_count()}: start "
+      "it once, or with --processes=1 by itself."
     )
-  full = full_disk.reason(error)
-  if isinstance(error, EXPECTED):
-    return f"error: {error}", 1
-  if full is None:
-    raise error
-  return (
-    f"error: {full}: {error.filename or 'a file of the run'}. What was saved "
-    "is intact: make room, and the same command continues.",
-    1,
-  )
+  return settings_from_config(_CONFIG.value, kind), _WORKDIR.value
 
 
 def run(
@@ -268,12 +282,22 @@ def run(
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     for chatty in ("absl", "jax"):
       logging.getLogger(chatty).setLevel(logging.WARNING)
-    try:
-      with interrupts.terminable():
-        main(argv)
-    except (*EXPECTED, *SIGNALS, OSError) as error:
-      message, status = _ending(error)
-      print(message, file=sys.stderr)
-      sys.exit(status)
+    with (
+      endings.in_a_sentence(),
+      peers.joined(_membership()),
+      interrupts.terminable(),
+    ):
+      main(argv)
 
   app.run(guarded, flags_parser=parsed)
+
+
+def _membership() -> processes.Membership:
+  """What the flags say of the other processes."""
+  return processes.Membership(
+    _COORDINATOR.value,
+    _PROCESSES.value,
+    _PROCESS_ID.value,
+    _CONNECT_SECONDS.value,
+    _SILENCE_SECONDS.value,
+  )

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+
 from pure_jax.parallel import sharding
 
 
@@ -57,11 +59,19 @@ class MeshSettings:
       Mesh and rules.
 
     Raises:
-      ValueError: if the devices are too few, or an axis has no use.
+      ValueError: if the devices are too few, an axis has no use, or one of
+        several processes would have no part in it.
     """
-    return sharding.make_layout(
+    layout = sharding.make_layout(
       self.data, self.fsdp, self.tensor, self.sequence, self.rules
     )
+    if jax.process_count() > 1 and layout.mesh.size < jax.device_count():
+      raise ValueError(
+        f"A mesh of {self.sizes()} leaves out some of the "
+        f"{jax.device_count()} devices of {jax.process_count()} processes: "
+        "use all of them, or start fewer processes."
+      )
+    return layout
 
   def check_rows(self, name: str, rows: int) -> None:
     """Refuses a batch that cannot be split.

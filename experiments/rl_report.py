@@ -11,11 +11,16 @@ import stage_checkpoints
 import workspace
 
 from pure_jax import credit
+from pure_jax.host import shared_rows
 from pure_jax.host.contract import SEPARATOR, split_texts
 from pure_jax.host.data.records import Problem
 from pure_jax.host.metrics import read_metrics
 from pure_jax.host.progress import Progress
-from pure_jax.host.rollout_metrics import rollout_metrics
+from pure_jax.host.rollout_metrics import (
+  ResponseFacts,
+  response_facts,
+  rollout_metrics,
+)
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.training.score import Scores
 from pure_jax.types import Rollout
@@ -54,10 +59,30 @@ class Clock:
 def read_responses(
   space: workspace.Workspace, problems: Sequence[Problem], rollout: Rollout
 ) -> tuple[list[list[str]], workspace.Verdicts]:
-  """Step texts of each response, and whether its answer is right."""
-  tokens, mask = jax.device_get((rollout.tokens, rollout.completion_mask))
-  texts = split_texts(space.task.tokenizer, tokens, mask)
-  return texts, space.task.grade(problems, texts)
+  """Reads and grades a rollout, each process its share of the rows.
+
+  Args:
+    space: the open run.
+    problems: B problems.
+    rollout: B responses.
+
+  Returns:
+    (step texts of the responses of this process's share, verdicts of all B).
+  """
+  rows = space.share(len(problems))
+  texts = _texts(space, rollout, rows)
+  mine = space.task.grade([problems[row] for row in rows], texts)
+  verdicts = space.gather(len(problems), dataclasses.asdict(mine))
+  return texts, workspace.Verdicts(**verdicts)
+
+
+def _texts(
+  space: workspace.Workspace, rollout: Rollout, rows: np.ndarray
+) -> list[list[str]]:
+  """Step texts of some responses that this process holds."""
+  arrays = (rollout.tokens, rollout.completion_mask)
+  tokens, mask = shared_rows.read_rows(arrays, rows)
+  return split_texts(space.task.tokenizer, tokens, mask)
 
 
 def check_finite(
@@ -67,7 +92,7 @@ def check_finite(
   batch: dict[str, Any],
 ) -> None:
   """Stops a run whose PRM gives no numbers, before they reach the policy."""
-  rewards = np.asarray(batch["scores"].step_rewards)
+  rewards = shared_rows.read_everywhere(batch["scores"].step_rewards)
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
     path = stage_checkpoints.dump_nonfinite(
@@ -93,17 +118,15 @@ def describe(
   rollout: Rollout,
   scores: Scores,
 ) -> dict[str, float]:
-  """Metrics of a rollout that was read and scored."""
-  rollout, scores = jax.device_get((rollout, scores))
-  numbers = rollout_metrics(
-    rollout,
-    scores.steps,
-    None if space.prm_model is None else scores.step_rewards,
-    verdicts.correct,
-    texts,
-    space.task.is_vacuous,
-  )
-  return numbers | verdicts.metrics
+  """Metrics of a rollout that was read and scored, texts those of a share."""
+  count = len(verdicts.correct)
+  mine = shared_rows.read_rows((rollout, scores.steps), space.share(count))
+  rewards = None
+  if space.prm_model is not None:
+    rewards = shared_rows.read_rows(scores.step_rewards, space.share(count))
+  facts = response_facts(*mine, rewards, texts, space.task.is_vacuous)
+  facts = ResponseFacts(**space.gather(count, dataclasses.asdict(facts)))
+  return rollout_metrics(facts, verdicts.correct) | verdicts.metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +136,8 @@ class Iteration:
   Attributes:
     step: its number, from 1.
     problems: B problems.
-    texts: B lists of step texts.
-    verdicts: the grader's.
+    texts: step texts of the responses of this process's share.
+    verdicts: the grader's, of all B.
     batch: what the update was given: ``rollout``, the responses; ``scores``,
       steps and their rewards; ``correct`` [B] float32 and ``has_answer`` [B]
       bool, the verdicts and which of them it might use.
@@ -152,7 +175,7 @@ def write_iteration(
   }
   # A mean over nothing is left out, not made up.
   absent = set() if space.prm_model else {*OF_STEP_REWARDS}
-  if not np.asarray(has_answer).any():
+  if not shared_rows.read_everywhere(has_answer).any():
     absent |= {"correct_mean", "process_outcome_agreement"}
   for name in absent:
     del found[name]
@@ -174,16 +197,18 @@ def write_samples(
   space: workspace.Workspace, bar: Progress, it: Iteration
 ) -> None:
   """A few responses with what each step scored and was credited, if it was."""
-  cut, rewards = jax.device_get((it.scores.steps, it.scores.step_rewards))
+  rollout, cut, rewards = shared_rows.read_everywhere(
+    (it.batch["rollout"], it.scores.steps, it.scores.step_rewards)
+  )
   config = space.settings.rl.credit_config()
   returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
   rows = np.linspace(0, len(it.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
-  for row in rows:
+  for row, texts in zip(rows, _texts(space, rollout, rows), strict=True):
     count = int(cut.mask[row].sum())
     problem = it.problems[row]
-    shown = it.texts[row][: count - 1]
-    shown.append(SEPARATOR.join(it.texts[row][count - 1 :]))
+    shown = texts[: count - 1]
+    shown.append(SEPARATOR.join(texts[count - 1 :]))
     judged = {
       "step_rewards": rewards[row, :count].round(4),
       "step_returns": returns[row, :count].round(4),
@@ -194,7 +219,7 @@ def write_samples(
         "steps": shown,
         **(judged if space.prm_model else {}),
         "correct": bool(it.verdicts.correct[row]),
-        "kind": space.task.kind(problem, it.texts[row]),
+        "kind": space.task.kind(problem, texts),
       }
     )
   space.samples.write("rl", it.step, samples)

@@ -53,7 +53,7 @@ def run_steps(
   with StageCheckpoints(space, stage, folder, num_steps) as kept:
     state, first, cursor = kept.resume(state)
     space.metrics.rewind(stage, first + 1)
-    bar = Progress(stage, num_steps, first, enabled=space.settings.progress)
+    bar = Progress(stage, num_steps, first, enabled=space.shows_progress)
     with bar, interrupts.finishing() as stop:
       began, logged = time.perf_counter(), first
       for step in range(first + 1, num_steps + 1):

@@ -20,6 +20,7 @@ import train_sft
 import workspace
 from run_settings import ConfigError
 
+from pure_jax.host import processes
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.training import stages, train
@@ -59,6 +60,7 @@ def train_stage(
   state = train.start_state(trained, declared, optimizer, space.layout)
 
   def make_batch(indices):
+    # The columns that the whole batch needs, whoever makes which rows.
     batch = workspace.take(judged.responses, indices)
     batch = judged_rows.crop(batch, settings.length_multiple)
     labels = judged.labels[indices], judged.label_mask[indices]
@@ -117,7 +119,9 @@ def train_prm(space: workspace.Workspace):
   # ===== The head =====
   params = train_stage(space, "prm_head", params, judged)
   # A row that is there stays where it is: those of the next stage follow.
-  if settings.evaluate_head and not space.metrics.has("prm_eval", 0):
+  if settings.evaluate_head and not processes.first_says(
+    lambda: space.metrics.has("prm_eval", 0)
+  ):
     numbers = space.task.evaluate_prm(space, policy_params, params)
     space.metrics.write("prm_eval", 0, numbers)
 

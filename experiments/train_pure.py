@@ -31,7 +31,7 @@ import workspace
 from run_settings import ConfigError, RLSettings
 from stage_checkpoints import StageCheckpoints
 
-from pure_jax.host import interrupts
+from pure_jax.host import interrupts, processes
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.progress import Progress
@@ -62,7 +62,7 @@ def evaluate(
   """Held-out prompts: one sample at temperature 1, one greedy response."""
   problems = space.task.held_out[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
-  prm_prompts = space.put(space.encode_prm_prompts(problems))
+  prm_prompts = space.put_prm_prompts(problems)
   sampling = functions.for_rollout(params)
   rollout = functions.generate_held_out(sampling, prompts, space.key(5))
   scores = functions.score(
@@ -105,7 +105,7 @@ def iterate(
   clock.wait("rollout", rollout.tokens)
   del sampling  # A copy: its memory is the next stages'.
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = space.put(space.encode_prm_prompts(problems))
+  prm_prompts = space.put_prm_prompts(problems)
   scores = functions.score(
     state.params, frozen.reference, frozen.prm, rollout, prm_prompts
   )
@@ -149,7 +149,7 @@ def run_iterations(
     metrics = evaluate(space, functions, frozen, state.params)
     space.metrics.write("rl_eval", 0, metrics)
   pending = None  # Reported while the next iteration is on its way.
-  bar = Progress("rl", total, first, enabled=space.settings.progress)
+  bar = Progress("rl", total, first, enabled=space.shows_progress)
   with bar, interrupts.finishing() as stop:
     for step in range(first + 1, total + 1):
       chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
@@ -177,14 +177,14 @@ def run_iterations(
         kept.stop(step)
 
 
-def train_rl(space: workspace.Workspace) -> dict[str, Any]:
+def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
   """Runs the stages that are missing, then RL.
 
   Args:
     space: the open run.
 
   Returns:
-    The summary that summary.json holds as well.
+    The summary that summary.json holds as well, in process 0; else None.
 
   Raises:
     ConfigError: without problems.
@@ -226,7 +226,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any]:
 
   # ===== What it came to =====
   space.draw_curves()
-  return rl_report.summarize(space)
+  return processes.first_does(lambda: rl_report.summarize(space))
 
 
 def main(argv: list[str]) -> None:
@@ -234,6 +234,8 @@ def main(argv: list[str]) -> None:
   del argv
   with launch.from_flags() as space:
     summary = train_rl(space)
+  if summary is None:
+    return
   print(
     f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
     f"{summary['last']['accuracy']:.3f}; everything is in {space.workdir}"

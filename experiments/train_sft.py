@@ -44,7 +44,9 @@ def train_policy(space: workspace.Workspace):
   )
 
   def make_batch(indices):
-    return space.put(workspace.take(data, indices))
+    return space.put_rows(
+      len(indices), lambda rows: workspace.take(data, indices[rows])
+    )
 
   # ===== Loop =====
   state = supervised.run_steps(

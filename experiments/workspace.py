@@ -8,7 +8,7 @@ that the user names; `launch` opens either.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -16,12 +16,12 @@ import numpy as np
 from mesh_settings import RLLayouts
 from run_settings import Settings
 
-from pure_jax.host import curves
+from pure_jax.host import curves, processes, shared_rows
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.contract import PromptFormat, Tokenizer
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem, Steps
-from pure_jax.host.metrics import MetricsWriter, SamplesWriter
+from pure_jax.host.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.saved_tree import load_tree, save_tree
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import abstract_params
@@ -43,11 +43,16 @@ class Verdicts:
 
   Attributes:
     correct: [B] bool; False where the problem has no answer at all.
-    metrics: how often grading did not come to an end, by name.
+    unfinished: by name, [B] bool, where grading did not come to an end.
   """
 
   correct: np.ndarray
-  metrics: dict[str, float]
+  unfinished: dict[str, np.ndarray]
+
+  @property
+  def metrics(self) -> dict[str, float]:
+    """How often grading did not come to an end, by name."""
+    return {name: float(rows.sum()) for name, rows in self.unfinished.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +185,11 @@ class Workspace:
     layout: devices and rules of what is trained.
     rl_layouts: those of the other models of RL.
     task: language, problems and graders.
-    table: which ids end a step, on the devices.
+    table: which ids end a step, a constant of compiled functions.
     prm_model: the PRM's architecture, None in a run without one.
     sampler: how rollouts are drawn.
-    metrics: writes metrics.jsonl and TensorBoard events.
-    samples: writes samples.jsonl.
+    metrics: writes metrics.jsonl and TensorBoard events, in process 0.
+    samples: writes samples.jsonl, in process 0.
   """
 
   settings: Settings
@@ -196,8 +201,8 @@ class Workspace:
   table: SeparatorTable
   prm_model: ModelConfig | None
   sampler: SamplingConfig
-  metrics: MetricsWriter
-  samples: SamplesWriter
+  metrics: MetricsWriter | NoWriter
+  samples: SamplesWriter | NoWriter
 
   @property
   def model(self) -> ModelConfig:
@@ -211,9 +216,16 @@ class Workspace:
     return ScoreConfig(settings.rl.max_steps, settings.prm.separator)
 
   def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Problems as the policy is asked, left-padded ids."""
-    task = self.task
-    return self._encode(problems, task.prompt_format, task.prompt_tokens)
+    """Problems as the policy is asked, left-padded ids.
+
+    All rows in every process, each of which encodes its share. They are as
+    many as `put` takes.
+    """
+    task, mine = self.task, self.share(len(problems))
+    encoded = self._encode(
+      [problems[row] for row in mine], task.prompt_format, task.prompt_tokens
+    )
+    return self.gather(len(problems), encoded)
 
   def encode_prm_prompts(self, problems: Sequence[Problem | Steps]) -> Prompts:
     """Problems as the PRM reads them, left-padded ids."""
@@ -236,14 +248,47 @@ class Workspace:
     ]
     return Prompts(*batches.left_pad(ids, length, tokenizer.pad_id))
 
+  def put_prm_prompts(self, problems: Sequence[Problem]) -> Prompts:
+    """The same on the devices; each process encodes its rows."""
+    return self.put_rows(
+      len(problems),
+      lambda rows: self.encode_prm_prompts([problems[row] for row in rows]),
+    )
+
   def put(self, tree: Any) -> Any:
     """Host arrays [B, ...] onto the devices, rows split over the mesh."""
-    return jax.device_put(tree, sharding.batch_sharding(self.layout))
+    (count,) = {len(leaf) for leaf in jax.tree.leaves(tree)}
+    return self.put_rows(count, lambda rows: take(tree, rows))
+
+  def put_rows(self, count: int, make: Callable[[np.ndarray], Any]) -> Any:
+    """A batch on the devices, of which each process makes its rows.
+
+    Args:
+      count: B, divisible by the row shards.
+      make: row numbers [b] -> pytree of host arrays [b, ...].
+
+    Returns:
+      The pytree, [B, ...], rows split over the mesh.
+    """
+    return shared_rows.make_rows(self._rows, count, make)
+
+  def share(self, count: int) -> np.ndarray:
+    """The rows of a batch [B] that this process reads and judges."""
+    return shared_rows.shares(self._rows, count)[jax.process_index()]
+
+  def gather(self, count: int, tree: Any) -> Any:
+    """What each process knows of its `share`, [b, ...], as [B, ...] in all."""
+    return shared_rows.gather_rows(self._rows, count, tree)
+
+  @property
+  def _rows(self) -> jax.sharding.NamedSharding:
+    """How rows are split."""
+    return sharding.batch_sharding(self.layout)
 
   def key(self, stage: int) -> jax.Array:
     """The random key of a stage, on every device."""
     key = jax.random.fold_in(jax.random.key(self.settings.seed), stage)
-    return jax.device_put(key, sharding.replicated(self.layout))
+    return shared_rows.replicate(sharding.replicated(self.layout), key)
 
   def load_weights(self, stage: str, declared: Any) -> Any:
     """What a finished stage left, sharded as declared."""
@@ -252,30 +297,43 @@ class Workspace:
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
     """Keeps a stage's weights, then marks it done."""
     save_tree(self.start / stage / "weights", weights)
-    workdirs.write_json_atomic(self.start / stage / "done.json", facts)
+    processes.first_does(
+      lambda: workdirs.write_json_atomic(
+        self.start / stage / "done.json", facts
+      )
+    )
 
   def draw_curves(self) -> None:
     """Draws what metrics.jsonl holds, all stages so far."""
-    curves.plot_curves(
-      self.workdir / "metrics.jsonl", self.workdir / "curves.png"
+    processes.first_does(
+      lambda: curves.plot_curves(
+        self.workdir / "metrics.jsonl", self.workdir / "curves.png"
+      )
     )
 
   def is_done(self, stage: str) -> bool:
     """Whether the stage is finished."""
-    return (self.start / stage / "done.json").exists()
+    return processes.first_says(
+      lambda: (self.start / stage / "done.json").exists()
+    )
+
+  @property
+  def shows_progress(self) -> bool:
+    """Whether this process draws bars: the first, if they are wanted."""
+    return self.settings.progress and processes.is_first()
 
 
-def take(responses: Demonstrations, indices: np.ndarray) -> Demonstrations:
+def take(tree: Any, indices: np.ndarray) -> Any:
   """Some rows of host arrays.
 
   Args:
-    responses: n rows.
+    tree: pytree of arrays [n, ...], such as `Demonstrations`.
     indices: [m] int, which.
 
   Returns:
-    m rows.
+    The same pytree, [m, ...].
   """
-  return jax.tree.map(lambda x: x[indices], responses)
+  return jax.tree.map(lambda x: np.asarray(x)[indices], tree)
 
 
 def load_weights(

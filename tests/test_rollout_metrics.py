@@ -3,13 +3,19 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import steps_from_ends
 
 from pure_jax import credit
-from pure_jax.host.rollout_metrics import rollout_metrics, softmin_outcome
+from pure_jax.host.rollout_metrics import (
+  ResponseFacts,
+  response_facts,
+  rollout_metrics,
+  softmin_outcome,
+)
 from pure_jax.types import Rollout
 
 # One response per row: tokens, step ends, step scores, step texts, verdict,
@@ -23,7 +29,7 @@ WIDTH, MAX_STEPS = 8, 4
 
 
 def batch(responses):
-  """The arguments of `rollout_metrics`; padding holds ids, not zeros."""
+  """The arguments of `metrics`; padding holds ids, not zeros."""
   lengths = [len(tokens) for tokens, *_ in responses]
   tokens = np.full((len(responses), WIDTH), 4, np.int32)
   rewards = np.full((len(responses), MAX_STEPS), -0.9, np.float32)
@@ -48,6 +54,11 @@ def batch(responses):
   correct = np.asarray([r[4] for r in responses], np.float32)
   texts = [r[3] for r in responses]
   return rollout, steps.replace(overflow=overflow), rewards, correct, texts
+
+
+def metrics(rollout, steps, rewards, correct, texts, is_vacuous):
+  facts = response_facts(rollout, steps, rewards, texts, is_vacuous)
+  return rollout_metrics(facts, correct)
 
 
 def repetition(tokens):
@@ -126,7 +137,7 @@ def described(responses):
 )
 def test_agrees_with_a_walk_over_each_response(responses, absent):
   """A mean over nothing is left out; 0 would read as "never hacked"."""
-  found = rollout_metrics(*batch(responses), lambda text: text == "um")
+  found = metrics(*batch(responses), lambda text: text == "um")
   expected = described(responses)
   assert found.keys() == expected.keys()
   assert not absent & found.keys()
@@ -140,7 +151,7 @@ def test_without_a_prm_nothing_is_said_of_scores():
   """Zeros would read as a PRM that is unsure of every step."""
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
   rollout, steps, _, *rest = batch(responses)
-  found = rollout_metrics(rollout, steps, None, *rest, lambda t: t == "um")
+  found = metrics(rollout, steps, None, *rest, lambda t: t == "um")
   expected = described(responses)
   for name in ("process_outcome", "min_step_score", "hacked_given_wrong"):
     del expected[name]
@@ -152,10 +163,25 @@ def test_the_hacked_share_is_of_wrong_responses_with_steps():
   all five responses it would be 0.2, with the empty one counted 1/3.
   """
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
-  found = rollout_metrics(*batch(responses), lambda text: False)
+  found = metrics(*batch(responses), lambda text: False)
   assert found["hacked_given_wrong"] == 0.5
   # The lowest of the steps that exist: -0.9 stands in the padding.
   assert found["min_step_score"] == pytest.approx((0.4 + 0.6 - 0.5 - 0.2) / 4)
+
+
+def test_facts_found_in_shares_give_the_metrics_of_the_whole_batch():
+  """A mean of the shares' means would weigh the lone response as two."""
+  responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
+  *arrays, correct, texts = batch(responses)
+
+  def facts(rows):
+    part = jax.tree.map(lambda x: np.asarray(x)[rows], arrays)
+    return response_facts(*part, texts[rows], lambda text: text == "um")
+
+  shares = [vars(facts(slice(0, 3))), vars(facts(slice(3, 5)))]
+  joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)
+  whole = metrics(*arrays, correct, texts, lambda text: text == "um")
+  assert rollout_metrics(ResponseFacts(**joined), correct) == whole
 
 
 def test_softmin_outcome_of_five_good_steps():

@@ -53,7 +53,11 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
 
   with MetricsWriter(folder) as metrics:
     space = types.SimpleNamespace(
-      settings=settings, start=folder, workdir=folder, metrics=metrics
+      settings=settings,
+      start=folder,
+      workdir=folder,
+      metrics=metrics,
+      shows_progress=False,
     )
     return supervised.run_steps(
       space, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,

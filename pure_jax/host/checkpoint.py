@@ -30,6 +30,7 @@ from pure_jax.host import (
   full_disk,
   interrupts,
   orbax_log,
+  processes,
 )
 from pure_jax.host.checkpoint_record import (
   Standing,
@@ -346,7 +347,7 @@ class Checkpoints:
   def _restore(self, step: int, abstract_state: Any) -> Restored:
     """Reads one checkpoint, or raises `_DamageError` or `CheckpointError`."""
     folder = self._folder(step)
-    damage = checksums.damage(folder)
+    damage = processes.first_says(lambda: checksums.damage(folder))
     if damage is not None:
       raise _DamageError(damage)
     with _damage_from_errors():
@@ -393,4 +394,6 @@ def _damage_from_errors() -> Iterator[None]:
   # Orbax and TensorStore raise OSError, ValueError, KeyError and bare
   # Exception for files they cannot read.
   except Exception as error:
+    if jax.process_count() > 1:  # The files are whole, and others read them.
+      raise CheckpointError(f"Cannot read a checkpoint: {error}") from error
     raise _DamageError(f"unreadable ({type(error).__name__})") from error

@@ -145,6 +145,33 @@ class MetricsWriter:
     )
 
 
+class NoWriter:
+  """Writes nothing: metrics and samples where another process writes them."""
+
+  def __enter__(self) -> "NoWriter":
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    return
+
+  def rewind(self, stage: str, step: int) -> None:
+    """Forgets nothing.
+
+    Args:
+      stage: not used.
+      step: not used.
+    """
+
+  def write(self, stage: str, step: int, what: Any) -> None:
+    """Writes nothing.
+
+    Args:
+      stage: not used.
+      step: not used.
+      what: not used.
+    """
+
+
 class SamplesWriter:
   """Appends problems and responses to ``samples.jsonl``."""
 

@@ -6,6 +6,7 @@ PRM raises the second without the first. The collapse that the paper
 among *correct* responses.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -41,61 +42,113 @@ def softmin_outcome(
   return (weight * rewards).sum(1) / np.where(total > 0, total, 1.0)
 
 
-def rollout_metrics(
+@dataclasses.dataclass(frozen=True)
+class ResponseFacts:
+  """What the metrics need to know of each response, and no more.
+
+  A process finds it out for the rows it answers for; of the whole batch it is
+  small.
+
+  Attributes:
+    tokens: [B] int64, how many there are.
+    truncated: [B] bool, cut by the length limit.
+    repetition: [B] float64, see `repetition_score`.
+    written_steps: [B] int64, steps whose text was looked at.
+    vacuous_steps: [B] int64, how many of them claim and conclude nothing.
+    step_mask: [B, S] bool.
+    empty: [B, S] bool, steps without content.
+    overflow: [B] int32, steps merged into the last one.
+    step_rewards: [B, S] float32, -1..1; None where no PRM gave any.
+  """
+
+  tokens: np.ndarray
+  truncated: np.ndarray
+  repetition: np.ndarray
+  written_steps: np.ndarray
+  vacuous_steps: np.ndarray
+  step_mask: np.ndarray
+  empty: np.ndarray
+  overflow: np.ndarray
+  step_rewards: np.ndarray | None
+
+
+def response_facts(
   rollout: Rollout,
   steps: Steps,
   step_rewards: np.ndarray | None,
-  correct: np.ndarray,
   step_texts: Sequence[Sequence[str]],
   is_vacuous: Callable[[str], bool],
-) -> dict[str, float]:
-  """Describes a scored and graded rollout.
+) -> ResponseFacts:
+  """Looks at each response by itself.
 
   Args:
     rollout: numpy arrays, [B, C].
     steps: numpy arrays, [B, C] and [B, S].
-    step_rewards: [B, S] float, -1..1; None where no PRM gave any, which leaves
-      out what is made of them.
-    correct: [B] float, 1 where the answer is right.
+    step_rewards: [B, S] float, -1..1; None where no PRM gave any.
     step_texts: B lists with the text of each step.
     is_vacuous: whether a step's text neither claims nor concludes anything.
+
+  Returns:
+    The facts.
+  """
+  lengths = np.asarray(rollout.completion_mask).sum(1)
+  repetition = [
+    repetition_score(row[:length])
+    for row, length in zip(np.asarray(rollout.tokens), lengths, strict=True)
+  ]
+  vacuous = [sum(map(is_vacuous, texts)) for texts in step_texts]
+  return ResponseFacts(
+    tokens=lengths,
+    truncated=np.asarray(rollout.truncated),
+    repetition=np.asarray(repetition, np.float64),
+    written_steps=np.asarray([len(texts) for texts in step_texts], np.int64),
+    vacuous_steps=np.asarray(vacuous, np.int64),
+    step_mask=np.asarray(steps.mask),
+    empty=np.asarray(steps.empty),
+    overflow=np.asarray(steps.overflow),
+    step_rewards=None if step_rewards is None else np.asarray(step_rewards),
+  )
+
+
+def rollout_metrics(
+  facts: ResponseFacts, correct: np.ndarray
+) -> dict[str, float]:
+  """Describes a scored and graded rollout.
+
+  Args:
+    facts: of its responses; without step rewards, what is made of them is
+      left out.
+    correct: [B] float, 1 where the answer is right.
 
   Returns:
     Means over the batch by name. A mean over nothing (say of the wrong
     responses where all are right) is left out rather than made up.
   """
-  mask = np.asarray(rollout.completion_mask)
-  lengths = mask.sum(1)
-  step_mask = np.asarray(steps.mask)
-  right = np.asarray(correct) > 0.5
-  repetition = np.asarray(
-    [
-      repetition_score(row[:length])
-      for row, length in zip(np.asarray(rollout.tokens), lengths, strict=True)
-    ]
-  )
-  vacuous = [is_vacuous(text) for texts in step_texts for text in texts]
+  step_mask, right = facts.step_mask, np.asarray(correct) > 0.5
+  # One entry for each text, as if they stood in a row.
+  vacuous = np.arange(facts.written_steps.sum()) < facts.vacuous_steps.sum()
   of_scores = {}
-  if step_rewards is not None:
-    worst = np.min(np.where(step_mask, step_rewards, np.inf), axis=1)
+  if facts.step_rewards is not None:
+    worst = np.min(np.where(step_mask, facts.step_rewards, np.inf), axis=1)
     of_scores = {
-      "process_outcome": softmin_outcome(step_rewards, step_mask),
+      "process_outcome": softmin_outcome(facts.step_rewards, step_mask),
       "min_step_score": worst[step_mask.any(1)],
       "hacked_given_wrong": worst[~right & step_mask.any(1)] > 0,
     }
+  high = facts.repetition > HIGH_REPETITION
   values = {
     "accuracy": right,
     **of_scores,
-    "response_tokens": lengths,
+    "response_tokens": facts.tokens,
     "steps_per_response": step_mask.sum(1),
-    "truncated": rollout.truncated,
-    "truncated_given_correct": np.asarray(rollout.truncated)[right],
-    "repetition": repetition,
-    "high_repetition": repetition > HIGH_REPETITION,
-    "high_repetition_given_correct": repetition[right] > HIGH_REPETITION,
-    "vacuous_step_share": np.asarray(vacuous, bool),
-    "empty_step_share": np.asarray(steps.empty)[step_mask],
-    "step_overflow": np.asarray(steps.overflow) > 0,
+    "truncated": facts.truncated,
+    "truncated_given_correct": facts.truncated[right],
+    "repetition": facts.repetition,
+    "high_repetition": high,
+    "high_repetition_given_correct": high[right],
+    "vacuous_step_share": vacuous,
+    "empty_step_share": facts.empty[step_mask],
+    "step_overflow": facts.overflow > 0,
   }
   return {
     name: float(np.mean(value))

@@ -1,0 +1,316 @@
+"""Several processes as one program: how they find each other, and agree.
+
+Each process has devices of its own; together they run the same functions over
+arrays that live on all of them (`jax.distributed`). Every process must take
+the same steps in the same order: what one of them decides alone, because it
+alone looks at a file, the others have to be told.
+"""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+from jax._src import distributed
+
+_Result = TypeVar("_Result")
+_Plain = TypeVar("_Plain")
+
+# A file that one host has written may take so long to appear on another.
+SHARED_SECONDS = 30.0
+_SIGN_FILE = ".processes"
+
+_FINE = "fine"
+_FOREVER_MS = 7 * 24 * 3600 * 1000
+_TURN = itertools.count()  # Every process takes the same turns.
+
+
+class ProcessesError(RuntimeError):
+  """Processes that cannot run together; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Membership:
+  """What a process knows of the others before it has met them.
+
+  Attributes:
+    coordinator: "host:port" of process 0, the same in every process; None
+      leaves all three to jax's detection of the cluster.
+    processes: how many there are. 1 alone is a process by itself, whatever
+      cluster it was started in.
+    process_id: which of them this is, from 0.
+    connect_seconds: how long it waits for the others at the start.
+    silence_seconds: without a sign of life for so long, a process counts as
+      dead, and jax ends the others.
+  """
+
+  coordinator: str | None = None
+  processes: int | None = None
+  process_id: int | None = None
+  connect_seconds: int = 300
+  silence_seconds: int = 100
+
+  def __post_init__(self):
+    """Refuses half an answer, and one that cannot be.
+
+    Raises:
+      ProcessesError: naming what is missing or wrong.
+    """
+    named = (self.coordinator, self.processes, self.process_id)
+    if self.is_alone or all(value is None for value in named):
+      return
+    if None in named:
+      raise ProcessesError(
+        "Give all of coordinator (host:port of process 0), processes and "
+        f"process_id, or none of them; got {self.coordinator}, "
+        f"{self.processes} and {self.process_id}."
+      )
+    host, _, port = self.coordinator.rpartition(":")
+    if not host or not port.isdigit():
+      raise ProcessesError(
+        f"The coordinator is named as host:port, not {self.coordinator!r}."
+      )
+    if not 0 <= self.process_id < self.processes:
+      raise ProcessesError(
+        f"process_id={self.process_id} of processes={self.processes}: they "
+        "are counted from 0."
+      )
+
+  @property
+  def is_alone(self) -> bool:
+    """Whether this process was told to run by itself."""
+    return self.processes == 1 and self.process_id in (None, 0)
+
+
+def find_cluster(environment: Mapping[str, str]) -> str | None:
+  """Which kind of cluster started this process as one of several.
+
+  Only looks; jax's own detection then finds out who is who. It is not asked
+  everywhere, because it asks the network on some machines.
+
+  Args:
+    environment: variables by name, such as `os.environ`; jax leaves a note in
+      it when it is imported on a host of a TPU.
+
+  Returns:
+    A name for messages; None for a process by itself.
+
+  >>> find_cluster({"SLURM_JOB_ID": "7"}) is None  # A shell, no task.
+  True
+  """
+
+  def several(name: str) -> bool:
+    return environment.get(name, "").isdigit() and int(environment[name]) > 1
+
+  if several("OMPI_COMM_WORLD_SIZE"):
+    return "Open MPI"
+  if several("SLURM_NTASKS") and "SLURM_STEP_NODELIST" in environment:
+    return "Slurm"
+  if environment.get("TPU_ML_PLATFORM") == "JAX":
+    return "Cloud TPU"
+  indexed = "JOB_COMPLETION_INDEX" in environment
+  return "Kubernetes" if indexed else None
+
+
+def connect(membership: Membership) -> str | None:
+  """Joins the other processes, where there are any.
+
+  Call it before anything starts a jax backend. A process by itself connects
+  to nothing.
+
+  Args:
+    membership: who this is, or nothing, which leaves it to the cluster.
+
+  Returns:
+    Host name or address of process 0; None for a process by itself.
+
+  Raises:
+    ProcessesError: if the others cannot be met.
+  """
+  if membership.is_alone:
+    return None
+  cluster = "what you named"
+  if membership.coordinator is None:
+    cluster = find_cluster(os.environ)
+    if cluster is None:
+      return None
+  # Training agrees by itself on when to stop (`host.interrupts`).
+  jax.config.update("jax_enable_preemption_service", False)
+  try:
+    jax.distributed.initialize(
+      membership.coordinator,
+      membership.processes,
+      membership.process_id,
+      # Named by hand, a process has all devices of its host.
+      cluster_detection_method="deactivate" if membership.coordinator else None,
+      initialization_timeout=membership.connect_seconds,
+      heartbeat_timeout_seconds=membership.silence_seconds,
+    )
+  # jax raises ValueError for what its detection lacks, RuntimeError for an
+  # address that cannot be reached, and what a cluster's interface raises.
+  except Exception as error:
+    raise ProcessesError(
+      f"The processes could not meet by {cluster}: {error}\nStart all of them, "
+      "with the same coordinator and number and each with its own number; "
+      "--processes=1 runs this one by itself."
+    ) from error
+  # jax does not say in public what its detection found.
+  found = membership.coordinator or distributed.global_state.coordinator_address
+  return found.rpartition(":")[0].strip("[]")
+
+
+def is_first() -> bool:
+  """Whether this is the process that writes logs. Starts the jax backend."""
+  return jax.process_index() == 0
+
+
+def _exchange(text: str | None, senders: range) -> list[str]:
+  """What some processes say, in all of them.
+
+  Through jax's key-value store, not through devices: those give up on a
+  partner that has something to do for half a minute (gloo), and must be
+  idle. A partner that has died ends the wait by ending this process.
+  """
+  client = distributed.global_state.client
+  place = f"pure_jax/{next(_TURN)}"
+  if text is not None:
+    client.key_value_set(f"{place}/{jax.process_index()}", text)
+  return [
+    client.blocking_key_value_get(f"{place}/{sender}", _FOREVER_MS)
+    for sender in senders
+  ]
+
+
+def first_does(action: Callable[[], _Result]) -> _Result | None:
+  """Process 0 does something; then all go on, or none does.
+
+  Every process must call it. Alone, it is a plain call.
+
+  Args:
+    action: what to do; only process 0 calls it.
+
+  Returns:
+    What it returned, in process 0; None in the others.
+
+  Raises:
+    ProcessesError: in the others, if it failed; process 0 raises what it
+      raised.
+  """
+  if jax.process_count() == 1:
+    return action()
+  if not is_first():
+    if _exchange(None, range(1)) != [_FINE]:
+      raise ProcessesError("Process 0 cannot go on; its own log says why.")
+    return None
+  try:
+    result = action()
+  except BaseException:
+    _exchange("failed", range(0))
+    raise
+  _exchange(_FINE, range(0))
+  return result
+
+
+def first_says(answer: Callable[[], _Plain]) -> _Plain:
+  """Process 0's answer to a question, in every process.
+
+  Every process must call it: two that look at a file at two times may see two
+  things. Alone, it is a plain call.
+
+  Args:
+    answer: the question; only process 0 asks it. Something JSON-like.
+
+  Returns:
+    The answer.
+  """
+  if jax.process_count() == 1:
+    return answer()
+  mine = json.dumps(answer()) if is_first() else None
+  return json.loads(_exchange(mine, range(1))[0])
+
+
+def check_all(complaint: str | None) -> None:
+  """All processes go on, or each says that one of them cannot.
+
+  Every process must call it.
+
+  Args:
+    complaint: what is wrong in this process; None if nothing is.
+
+  Raises:
+    ProcessesError: with the first process's complaint.
+  """
+  count = jax.process_count()
+  if count == 1:
+    said = [complaint or _FINE]
+  else:
+    said = _exchange(complaint or _FINE, range(count))
+  for process, words in enumerate(said):
+    if words != _FINE:
+      raise ProcessesError(f"Process {process}: {words}")
+
+
+def check_same(text: str, what: str) -> None:
+  """Refuses to go on where processes were started for different runs.
+
+  Every process must call it.
+
+  Args:
+    text: what must be equal in all of them.
+    what: its name in the message.
+
+  Raises:
+    ProcessesError: if that of one process is not that of process 0.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.sha256(text.encode()).hexdigest()
+  check_all(
+    None
+    if first_says(lambda: digest) == digest
+    else f"{what} differ from those of process 0: start all processes with the "
+    "same command, on the same files."
+  )
+
+
+def check_shared(folder: str | os.PathLike) -> None:
+  """Refuses a folder that is not the same one in every process.
+
+  Every process must call it.
+
+  Args:
+    folder: which process 0 can write to.
+
+  Raises:
+    ProcessesError: if what process 0 writes there is not seen elsewhere.
+  """
+  if jax.process_count() == 1:
+    return
+  path = pathlib.Path(folder) / _SIGN_FILE
+  sign = first_says(lambda: secrets.token_hex(16))
+  first_does(lambda: path.write_text(sign))
+  deadline = time.monotonic() + SHARED_SECONDS
+  while not (seen := _holds(path, sign)) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  check_all(
+    None
+    if seen
+    else f"what process 0 writes to {folder} is not there. All processes need "
+    "one file system: name a folder that they share."
+  )
+  first_does(path.unlink)
+
+
+def _holds(path: pathlib.Path, content: str) -> bool:
+  """Whether a file is there, and holds just that."""
+  try:
+    return path.read_text() == content
+  except OSError:
+    return False
