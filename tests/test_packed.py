@@ -1,5 +1,7 @@
 """A batch in packed rows is the batch in rows of its own, number by number."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -245,3 +247,52 @@ def test_many_lengths_compile_a_handful_of_times():
   state, metrics = update.functions[0](state, rollout, scores, *verdicts)
   assert metrics["skipped_updates"] == 1
   jax.tree.map(np.testing.assert_array_equal, state.params, before)
+
+
+@pytest.mark.slow
+def test_responses_of_8192_tokens_are_scored_and_updated_on():
+  """The longest of the paper: a row of 9,216 columns, texts beside it."""
+  long, columns, texts = 8192, 1024, 4
+  model = dataclasses.replace(MODEL, attention_chunk=512, logits_chunk=1024)
+  rng = np.random.default_rng(0)
+  lengths = np.array([long, 300, 2500, 17])
+  mask = np.arange(long) < lengths[:, None]
+  tokens = rng.integers(4, 16, mask.shape)
+  tokens[rng.random(mask.shape) < 0.02] = SEPARATOR
+  asked = np.arange(columns)[::-1] < np.array([[1024], [90], [700], [200]])
+  rollout = Rollout(
+    prompt_tokens=rng.integers(4, 16, asked.shape).astype(np.int32),
+    prompt_mask=asked,
+    tokens=np.where(mask, tokens, PAD).astype(np.int32),
+    completion_mask=mask,
+    sampled_logp=np.where(mask, -2.0, 0).astype("f4"),
+    truncated=lengths == long,
+  )
+  prompts = Prompts(rollout.prompt_tokens, asked)
+  layout, declared = sharding.make_layout(), policy.declare_policy(model)
+  config = score.ScoreConfig(512)
+  params = random_params(declared, 0)
+  judge = random_params(prm.declare_prm(model), 2)
+  results = []
+  for shapes in (
+    None,
+    (packing.RowShape(9216, 1), packing.RowShape(9216 + 512, 1)),
+  ):
+    scores = score.make_score(
+      *(model, model, SAMPLER, config, TABLE, layout, 1), row_shapes=shapes
+    )(params, random_params(declared, 1), judge, rollout, prompts)
+    update = train.make_update(
+      *(model, SAMPLER, CREDIT, LOSS, optax.sgd(1e-4), TABLE, layout, texts),
+      row_shape=shapes and shapes[0],
+    )
+    state = train.start_state(params, declared, optax.sgd(1e-4), layout)
+    verdicts = np.ones(texts, np.float32), np.ones(texts, bool)
+    state, metrics = update(state, rollout, scores, *verdicts)
+    results.append(jax.device_get((scores, metrics, state.params)))
+  # 2,014 step tokens and 12,023 others in two rows; four were read before.
+  assert_same(*reversed(results))
+  scores, metrics, _ = results[1]
+  held = (asked.sum() + mask.sum()) / (2 * 9216)
+  np.testing.assert_allclose(metrics["row_fill"], held, rtol=1e-5)
+  assert np.abs(scores.old_logp[0]).min() > 0  # To the last of the 8,192.
+  assert scores.steps.mask.sum(1)[0] > 100
