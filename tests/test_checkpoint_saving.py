@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pure_jax.host import checksums, interrupts
+from pure_jax.host import checksums, full_disk, interrupts
 from pure_jax.host.checkpoint import CheckpointError, Checkpoints
 
 
@@ -189,15 +189,27 @@ def small_disk(tmp_path):
   subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_a_full_disk_spoils_nothing_that_is_on_it(small_disk, capfd):
-  """3 MB each: two fit, the third does not, and four do later."""
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_a_full_disk_spoils_nothing_that_is_on_it(
+  small_disk, capfd, monkeypatch, foreseen
+):
+  """3 MB each: two fit, the third does not, and four do later.
+
+  Somebody else may have filled the disk after we looked.
+  """
   folder, enlarge = small_disk
+  if not foreseen:
+    monkeypatch.setattr(full_disk, "check_room", lambda folder, needed: None)
   with Checkpoints(folder / "rl", keep_latest=3) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, make_state(step, 25_000))
     checkpoints.wait()
-    checkpoints.save(3, make_state(3, 25_000))
-    with pytest.raises(CheckpointError, match="No space left on device"):
+    message = "No space left on device"
+    if foreseen:
+      message += r": 3\.2 MB are needed, [12]\.\d MB are free\. "
+    with pytest.raises(CheckpointError, match=message):
+      checkpoints.save(3, make_state(3, 25_000))
+      assert not foreseen
       checkpoints.wait()
   assert names(folder / "rl") == ["1", "2"]
   assert "Traceback" not in capfd.readouterr().err

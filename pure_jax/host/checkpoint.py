@@ -208,16 +208,18 @@ class Checkpoints:
     )
     if self._failure is not None:
       raise self._failure
+    arrays = {name: key_data(leaf) for name, leaf in leaves.items()}
     self._start_anew(step)
     self._started, self._standings[step] = True, standing
     try:
+      if jax.process_count() == 1:  # Others might see another number.
+        needed = sum(array.nbytes for array in arrays.values())
+        full_disk.check_room(self._directory, needed)
       with interrupts.held_back():
         self._manager.save(
           step,
           args=ocp.args.Composite(
-            state=ocp.args.StandardSave(
-              {name: key_data(leaf) for name, leaf in leaves.items()}
-            ),
+            state=ocp.args.StandardSave(arrays),
             record=ocp.args.JsonSave(record),
           ),
           force=True,
@@ -306,6 +308,7 @@ class Checkpoints:
 
   def _give_up(self, error: Exception) -> CheckpointError:
     """After a save failed: the folder is left as it was before."""
+    orbax_log.hide_abandoned_writes()
     self._remove_unfinished()
     self._failure = self._cannot_write(error)
     return self._failure

@@ -1,7 +1,8 @@
-"""Whether an error says that there is no room left for a file."""
+"""Whether there is room for a file, and whether an error says there is not."""
 
 import errno
 import os
+import shutil
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -21,6 +22,29 @@ def reason(error: BaseException) -> str | None:
   """
   for number in _NUMBERS:
     said = os.strerror(number)
-    if getattr(error, "errno", None) == number or said in str(error):
+    if getattr(error, "errno", None) == number:
+      return error.strerror or said
+    if said in str(error):
       return said
   return None
+
+
+def check_room(folder: str | os.PathLike, needed: int) -> None:
+  """Refuses what will not fit, before it is begun.
+
+  Args:
+    folder: where it is to be written.
+    needed: bytes.
+
+  Raises:
+    OSError: if fewer are free.
+  """
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    said = os.strerror(errno.ENOSPC)
+    raise OSError(
+      errno.ENOSPC,
+      f"{said}: {needed / 1e6:,.1f} MB are needed, {free / 1e6:,.1f} MB are "
+      "free",
+      os.fspath(folder),
+    )

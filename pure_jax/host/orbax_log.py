@@ -5,6 +5,8 @@ import logging
 import pathlib
 from collections.abc import Iterator
 
+import orbax.checkpoint as ocp
+
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
@@ -25,3 +27,18 @@ def quiet() -> Iterator[None]:
     yield
   finally:
     logger.removeFilter(is_other)
+
+
+def hide_abandoned_writes() -> None:
+  """Hides what asyncio says of writes that nobody waits for any more.
+
+  After one of them has failed, and the failure was raised, the others fail
+  for the same reason; whenever they are collected, each would leave a page.
+  """
+  logging.getLogger("asyncio").addFilter(_is_no_abandoned_write)
+
+
+def _is_no_abandoned_write(record: logging.LogRecord) -> bool:
+  message = record.getMessage()
+  retrieved = "exception was never retrieved" not in message
+  return retrieved or ocp.utils.TMP_DIR_SUFFIX not in message
