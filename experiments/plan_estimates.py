@@ -91,7 +91,8 @@ def cache_bytes(settings: Settings, shapes: Shapes, layout: Layout) -> int:
     Bytes.
   """
   rl, model = settings.rl, shapes.model
-  rows = rl.prompts * rl.samples_per_prompt // layout.row_shards
+  rows = rl.prompts * rl.samples_per_prompt // rl.rollout_parts
+  rows //= layout.row_shards
   slots = shapes.prompt_tokens + rl.max_new_tokens - 1
   heads = model.num_kv_heads
   shards = layout.mesh.shape["tensor"]
@@ -105,7 +106,7 @@ def cache_bytes(settings: Settings, shapes: Shapes, layout: Layout) -> int:
 def kept_bytes(
   settings: Settings, shapes: Shapes, layout: Layout, micro_batches: int
 ) -> int:
-  """What the backward pass of a micro-batch keeps of the layers: their inputs.
+  """What the backward pass keeps of layers, where remat is "layer": inputs.
 
   Args:
     settings: the run's.
@@ -114,11 +115,10 @@ def kept_bytes(
     micro_batches: parts of a batch.
 
   Returns:
-    Bytes on one device; 0 for a model that keeps more than layer inputs,
-    which no closed form here knows.
+    Bytes on one device; 0 for another remat, which no closed form here knows.
   """
   rl, model = settings.rl, shapes.model
-  if not model.remat:
+  if model.remat != "layer":
     return 0
   rows = rl.prompts * rl.samples_per_prompt // micro_batches
   tokens = (shapes.prompt_tokens + rl.max_new_tokens) // layout.mesh.shape[

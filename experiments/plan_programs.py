@@ -248,6 +248,7 @@ class Programs:
       rl.samples_per_prompt,
       layouts.rollout,
       layouts.training,
+      self._rows // rl.rollout_parts,
     )
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, self._shapes.prompt_tokens), key)
