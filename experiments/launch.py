@@ -42,6 +42,7 @@ from pure_jax.host.metrics import (
   NoWriter,
   SamplesWriter,
 )
+from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 
@@ -97,7 +98,8 @@ def open_workspace(
   Raises:
     WorkdirError: if a folder cannot be used, or belongs to another config or
       to files that held something else.
-    ConfigError: if the devices are too few, or a file is missing.
+    ConfigError: if the devices are too few, a model cannot be split over
+      them, or a file is missing.
   """
   settings = compute_dtype.resolve(settings, jax.default_backend())
   if settings.files is None:
@@ -124,6 +126,7 @@ def open_workspace(
     ) or (NoWriter(), NoWriter())
     processes.check_shared(path)
     task = opened.enter_context(_open_task(settings, start_path))
+    _check_fit(task, layout, rl_layouts)
     tokenizer = task.tokenizer
     yield Workspace(
       settings=settings,
@@ -160,6 +163,18 @@ def _layouts(settings: Settings) -> tuple[sharding.Layout, RLLayouts]:
   except ValueError as error:
     raise ConfigError(str(error)) from error
   return layout, RLLayouts(*others)
+
+
+def _check_fit(task: Task, layout: sharding.Layout, others: RLLayouts) -> None:
+  """Refuses layouts that do not divide the models."""
+  try:
+    for place in (layout, others.rollout, others.reference):
+      sharding.weight_shardings(policy.declare_policy(task.model), place)
+    if task.prm_model is not None:
+      for place in (layout, others.prm):
+        sharding.weight_shardings(prm.declare_prm(task.prm_model), place)
+  except ValueError as error:
+    raise ConfigError(f"{error} Choose other sizes or rules.") from error
 
 
 def _open_files(
