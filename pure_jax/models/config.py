@@ -19,6 +19,41 @@ COMPUTE_DTYPES = ("float32", "bfloat16")
 # host's. On a CPU, layers that are not scanned keep everything by any name.
 REMAT = ("none", "attention", "dots", "layer", "offload")
 
+# Matrices of a layer, by the names of `params.declare_layers`.
+MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside a layer's matrices, see `models/lora.py`.
+
+  Attributes:
+    rank: r, at least 1.
+    alpha: the product of the two factors counts alpha / r, positive.
+    targets: which of `MATRICES` have adapters.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...] = MATRICES
+
+  def __post_init__(self):
+    """Refuses adapters of nothing."""
+    if self.rank < 1 or not self.alpha > 0:
+      raise ValueError(
+        f"rank={self.rank} must be at least 1 and alpha={self.alpha} positive."
+      )
+    unknown = [name for name in self.targets if name not in MATRICES]
+    if unknown or not self.targets:
+      raise ValueError(
+        f"targets must be some of {MATRICES}, got {self.targets}."
+      )
+
+  @property
+  def scale(self) -> float:
+    """What the product of the two factors is multiplied by."""
+    return self.alpha / self.rank
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -97,6 +132,8 @@ class ModelConfig:
     attention_chunk: queries whose attention scores are held at a time, for
       rows too long to hold all, see `attention.attend_in_chunks`; None holds
       all. Changes the memory used, and the result by rounding only.
+    lora: adapters beside the matrices of every layer, which are then what is
+      trained; None has none and trains everything.
   """
 
   vocab_size: int
@@ -117,6 +154,7 @@ class ModelConfig:
   remat: str = "none"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
+  lora: LoraConfig | None = None
 
   def __post_init__(self):
     """Refuses architectures that cannot be built."""

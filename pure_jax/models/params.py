@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import LoraConfig, ModelConfig
 
 Initializer = Callable[[Array, tuple[int, ...], jnp.dtype], Array]
 
@@ -111,7 +111,8 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     num_layers: layers in the stack.
 
   Returns:
-    One `Weight` per kind of array, [num_layers, ...].
+    One `Weight` per kind of array, [num_layers, ...]; with `config.lora`
+    those of the adapters too.
   """
   D, N, K, H, F = (
     config.width,
@@ -156,7 +157,37 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
   if config.qk_norm:
     layers["query_norm"] = weight("H", ONES)
     layers["key_norm"] = weight("H", ONES)
+  if config.lora is not None:
+    layers |= _declare_adapters(layers, config.lora)
   return layers
+
+
+def _declare_adapters(
+  layers: dict[str, Weight], lora: LoraConfig
+) -> dict[str, Weight]:
+  """Two factors for each matrix: [in, r], and [r, out] that starts at zero.
+
+  They are float32 whatever their matrix is stored in: small steps would vanish
+  in bfloat16.
+  """
+  adapters = {}
+  for name in lora.targets:
+    shape, axes = layers[name].shape, layers[name].logical_axes
+    inputs = 3 if name == "output" else 2  # Layers, then [N, H] or one axis.
+    rank = lora.rank
+    adapters[f"{name}_lora_a"] = Weight(
+      (*shape[:inputs], rank),
+      "float32",
+      (*axes[:inputs], None),
+      fan_in(math.prod(shape[1:inputs])),
+    )
+    adapters[f"{name}_lora_b"] = Weight(
+      (shape[0], rank, *shape[inputs:]),
+      "float32",
+      (axes[0], None, *axes[inputs:]),
+      ZEROS,
+    )
+  return adapters
 
 
 def declare_decoder(config: ModelConfig) -> dict[str, Any]:

@@ -296,7 +296,9 @@ def _decoder_layer(config, placement, rotary, layer, x_BTD, mask, past):
   )
   x_BTD = placement.constrain(x_BTD + added, HIDDEN)
   normed = rms_norm(x_BTD, layer["mlp_norm"], config.norm_eps)
-  x_BTD = placement.constrain(x_BTD + _mlp(placement, layer, normed), HIDDEN)
+  x_BTD = placement.constrain(
+    x_BTD + _mlp(config, placement, layer, normed), HIDDEN
+  )
   return x_BTD, present
 
 
@@ -305,7 +307,7 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
   dtype = x_BTD.dtype
 
   def project(name):
-    y = project_tokens(x_BTD, layer[name].astype(dtype), placement)
+    y = _project(config, placement, layer, name, x_BTD)
     if config.attention_bias:
       y = y + layer[f"{name}_bias"].astype(dtype)[None, None]
     return y
@@ -333,19 +335,28 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
       attend, q, k, v, mask, config.attention_chunk, placement.token_shards
     )
   out_BTNH = placement.constrain(out_BTNH, QUERIES)
-  N, H, D = layer["output"].shape
-  added = project_tokens(
-    out_BTNH.reshape(*x_BTD.shape[:2], N * H),
-    layer["output"].astype(dtype).reshape(N * H, D),
-    placement,
-  )
-  return added, present
+  out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
+  return _project(config, placement, layer, "output", out_BTF), present
 
 
-def _mlp(placement, layer, x_BTD):
+def _mlp(config, placement, layer, x_BTD):
   """SwiGLU: (silu(x gate) * (x up)) down."""
-  dtype = x_BTD.dtype
-  gate = project_tokens(x_BTD, layer["gate"].astype(dtype), placement)
-  up = project_tokens(x_BTD, layer["up"].astype(dtype), placement)
-  hidden = placement.constrain(jax.nn.silu(gate) * up, MLP)
-  return project_tokens(hidden, layer["down"].astype(dtype), placement)
+  project = functools.partial(_project, config, placement, layer)
+  hidden = jax.nn.silu(project("gate", x_BTD)) * project("up", x_BTD)
+  return project("down", placement.constrain(hidden, MLP))
+
+
+def _project(config, placement, layer, name, x_BTD):
+  """x W, and (alpha / r) (x A) B where W has adapters."""
+
+  def times(x, part):
+    weight = layer[part].astype(x_BTD.dtype)
+    if name == "output":  # From heads: [N, H, ...] is one axis.
+      weight = weight.reshape(-1, weight.shape[-1])
+    return project_tokens(x, weight, placement)
+
+  y = times(x_BTD, name)
+  if f"{name}_lora_a" not in layer:
+    return y  # Of a base, by itself or as the reference, there is no more.
+  low = times(times(x_BTD, f"{name}_lora_a"), f"{name}_lora_b")
+  return y + config.lora.scale * low

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from pure_jax import losses
+from pure_jax.models import lora
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout.sampling import SamplingConfig
@@ -25,13 +26,14 @@ def policy_gradients(
   micro_batches: int = 1,
   row_shape: RowShape | None = None,
   placement: Placement = LOCAL,
+  base: Any = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
   """The policy objective of a batch and its gradients, part by part.
 
   Every part is divided by the count of the whole batch.
 
   Args:
-    params: policy weights.
+    params: policy weights to train.
     batch: rollout, experience and advantages [B, C] of the same rows.
     model: the policy's architecture.
     sampler: the sampling settings of the rollout.
@@ -40,6 +42,8 @@ def policy_gradients(
     row_shape: rows that texts are packed into, see `packed.policy_gradients`,
       in place of micro_batches; None gives each text a row of its own.
     placement: of the activations.
+    base: weights beside which `params` are adapters, without gradient; None
+      where `params` are all there are.
 
   Returns:
     ((loss [], metrics), gradients).
@@ -48,12 +52,21 @@ def policy_gradients(
   denominator = losses.loss_denominator(experience.completion_mask, loss)
   if row_shape is not None:
     return packed.policy_gradients(
-      params, model, sampler, loss, *batch, denominator, row_shape, placement
+      params,
+      model,
+      sampler,
+      loss,
+      *batch,
+      denominator,
+      row_shape,
+      placement,
+      base,
     )
 
   def objective(params, part):
     rollout, experience, advantages = part
-    new_logp, entropy = rollout_logp(params, model, sampler, rollout, placement)
+    whole = lora.join_params(base or {}, params)
+    new_logp, entropy = rollout_logp(whole, model, sampler, rollout, placement)
     return losses.policy_objective(
       new_logp, entropy, advantages, experience, loss, denominator
     )

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax import losses
-from pure_jax.models import policy, prm
+from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
@@ -174,6 +174,7 @@ def policy_gradients(
   denominator: jax.Array,
   shape: RowShape,
   placement: Placement = LOCAL,
+  base: Any = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
   """Loss, its metrics and gradients of a batch, packed part by packed part.
 
@@ -188,6 +189,8 @@ def policy_gradients(
     denominator: [] float32, `losses.loss_denominator` of the batch.
     shape: of the rows.
     placement: of the activations.
+    base: weights beside which `params` are adapters, without gradient; None
+      where `params` are all there are.
 
   Returns:
     ((loss [], NaN if a text did not fit; metrics, ``row_fill`` among them,
@@ -199,12 +202,13 @@ def policy_gradients(
 
   def objective(params, part):
     texts = packing.read_part(rows, part, tokens, mask.shape[1], placement)
+    whole = lora.join_params(base or {}, params)
 
     def read(x):
       return packing.gather(x, texts.completion, placement)
 
     return losses.policy_objective(
-      *part_logp(params, model, sampler, texts, placement),
+      *part_logp(whole, model, sampler, texts, placement),
       read(advantages),
       PackedExperience(
         completion_mask=read(mask),

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from pure_jax import masked, steps
-from pure_jax.models import policy, prm
+from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
@@ -174,7 +174,8 @@ def make_score(
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
 
   Args:
-    model: the architecture of the policy and of the reference policy.
+    model: the architecture of the policy; the reference policy is without its
+      adapters, where it has any.
     prm_model: the PRM's architecture, extra layers included; None for a run
       on verdicts alone, which scores no steps.
     sampler: the sampling settings of the rollout.
@@ -231,12 +232,13 @@ def make_score(
     return Scores(cut, rewards, old_logp, ref_logp, drift)
 
   declared = policy.declare_policy(model)
+  _, base = lora.split_adapters(declared)
   judge = None if prm_model is None else prm.declare_prm(prm_model)
   return jax.jit(
     score,
     in_shardings=(
       sharding.weight_shardings(declared, layout),
-      sharding.weight_shardings(declared, reference_layout),
+      sharding.weight_shardings(base, reference_layout),
       sharding.weight_shardings(judge, prm_layout),
       rows,
       rows,

@@ -9,7 +9,7 @@ from flax import struct
 from jax import Array
 
 from pure_jax import losses, masked, steps
-from pure_jax.models import policy, prm
+from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.training.score import ScoreConfig, prm_forward
@@ -105,7 +105,8 @@ def make_prm_step(
     optimizer: the optax transformation.
     table: which token ids end a step.
     layout: mesh and rules.
-    head_only: True trains ``score`` alone.
+    head_only: True trains ``score`` alone; False, where `model.lora` is set,
+      ``score`` and the adapters.
 
   Returns:
     A jitted function (state, frozen, batch, labels [B, S], label_mask
@@ -116,7 +117,12 @@ def make_prm_step(
   def step(state, frozen, batch, labels, label_mask):
     def objective(params):
       logits, inputs, _ = prm_forward(
-        frozen | params, model, config, table, batch, layout.placement
+        lora.join_params(frozen, params),
+        model,
+        config,
+        table,
+        batch,
+        layout.placement,
       )
       return losses.prm_loss(logits, inputs, labels, label_mask)
 
@@ -150,13 +156,18 @@ def split_prm_params(
 
   Args:
     params: PRM weights, or anything declared per weight.
-    head_only: True trains ``score`` alone, False everything.
+    head_only: True trains ``score`` alone, False the adapters with it where
+      there are any, else everything.
 
   Returns:
-    (trained, frozen): two dicts that together are `params`.
+    (trained, frozen): two dicts that `lora.join_params` makes `params` of.
   """
-  trained = {k: v for k, v in params.items() if k == "score" or not head_only}
-  return trained, {k: v for k, v in params.items() if k not in trained}
+  score = {"score": params["score"]}
+  trunk = {k: v for k, v in params.items() if k != "score"}
+  if head_only:
+    return score, trunk
+  adapters, base = lora.split_adapters(trunk)
+  return (adapters | score, base) if adapters["layers"] else (params, {})
 
 
 def make_prm_evaluation(

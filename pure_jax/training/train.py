@@ -20,8 +20,8 @@ import optax
 from flax import struct
 
 from pure_jax.advantages import pure_advantages
+from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
-from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
@@ -354,10 +354,13 @@ def make_update(
 
   Returns:
     A jitted function (state, rollout, scores, correct [B], has_answer [B])
-    -> (state, metrics); the state given is donated.
+    -> (state, metrics); the state given is donated. With `model.lora` the
+    state holds the adapters alone, and the base is a further argument, which
+    gets no gradient and no optimizer state.
   """
+  trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
 
-  def update(state, rollout, scores, correct, has_answer):
+  def update(state, rollout, scores, correct, has_answer, *base):
     experience = experience_from(rollout, scores, correct, has_answer, table)
     advantages, metrics = pure_advantages(experience, credit)
     (value, found), grads = policy_gradients(
@@ -369,13 +372,15 @@ def make_update(
       micro_batches,
       row_shape,
       layout.placement,
+      *base,
     )
     state, applied = apply_gradients(state, grads, value, optimizer)
     return state, metrics | found | applied
 
   rows = sharding.batch_sharding(layout)
-  places = state_shardings(policy.declare_policy(model), optimizer, layout)
+  places = state_shardings(trained, optimizer, layout)
   everywhere = sharding.replicated(layout)
+  base = (sharding.weight_shardings(frozen, layout),) if frozen else ()
   return jax.jit(
     update,
     in_shardings=(
@@ -384,6 +389,7 @@ def make_update(
       Scores(rows, rows, rows, rows, everywhere),
       rows,
       rows,
+      *base,
     ),
     out_shardings=(places, everywhere),
     donate_argnums=0,
