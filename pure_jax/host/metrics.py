@@ -11,13 +11,12 @@ import json
 import math
 import os
 import pathlib
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tensorboardX
 
+from pure_jax.host.event_file import EventFile
 from pure_jax.host.workdir import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -75,7 +74,7 @@ class MetricsWriter:
     workdir = pathlib.Path(workdir)
     self._lines = _JsonLines(workdir / METRICS_FILE)
     self._events_folder = workdir / "tensorboard"
-    self._events: dict[str, tensorboardX.SummaryWriter] = {}
+    self._events: dict[str, EventFile] = {}
 
   def __enter__(self) -> "MetricsWriter":
     return self
@@ -117,8 +116,7 @@ class MetricsWriter:
     self._lines.append(row)
     if stage not in self._events:
       self._open_events(stage)
-    for name, value in values.items():
-      self._events[stage].add_scalar(name, value, int(step))
+    self._events[stage].write(int(step), values)
 
   def has(self, stage: str, step: int) -> bool:
     """Whether a row is there.
@@ -137,12 +135,9 @@ class MetricsWriter:
       events.close()
 
   def _open_events(self, stage: str, purge_step: int | None = None) -> None:
-    """Starts an event file; two begun in one second must not share a name."""
-    self._events[stage] = tensorboardX.SummaryWriter(
-      str(self._events_folder / stage),
-      purge_step=purge_step,
-      filename_suffix=f".{time.time_ns()}",
-    )
+    """Starts an event file."""
+    folder = self._events_folder / stage
+    self._events[stage] = EventFile(folder, purge_step)
 
 
 class NoWriter:

@@ -1,0 +1,71 @@
+"""Scalars for TensorBoard, written at once and by whoever calls.
+
+`tensorboardX.SummaryWriter` hands them to a thread. On a full disk that thread
+dies, and the run waits for ever for room in its queue; here the error is the
+caller's, as for every other file of a run.
+"""
+
+import os
+import pathlib
+import socket
+import struct
+import time
+from collections.abc import Mapping
+
+from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import masked_crc32c
+
+
+class EventFile:
+  """One file of events, in TensorBoard's format: records of protobufs."""
+
+  def __init__(self, folder: str | os.PathLike, purge_step: int | None = None):
+    """Begins a file.
+
+    Args:
+      folder: of the run as TensorBoard shows it, created if missing.
+      purge_step: tells TensorBoard to hide what earlier files of the folder
+        have at this step or later.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Read in order of their names; two begun in one second must differ.
+    name = f"{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
+    path = folder / f"events.out.tfevents.{name}"
+    self._file = path.open("xb", buffering=0)
+    self._write(event_pb2.Event(file_version="brain.Event:2"))
+    if purge_step is not None:
+      start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+      self._write(event_pb2.Event(step=purge_step, session_log=start))
+
+  def write(self, step: int, numbers: Mapping[str, float]) -> None:
+    """Adds scalars.
+
+    Args:
+      step: on the horizontal axis.
+      numbers: by name.
+
+    Raises:
+      OSError: if there is no room.
+    """
+    values = [
+      summary_pb2.Summary.Value(tag=name, simple_value=value)
+      for name, value in numbers.items()
+    ]
+    summary = summary_pb2.Summary(value=values)
+    self._write(event_pb2.Event(step=step, summary=summary))
+
+  def close(self) -> None:
+    """Closes the file."""
+    self._file.close()
+
+  def _write(self, event: event_pb2.Event) -> None:
+    """Adds a record: its length, the event, and a checksum of each."""
+    event.wall_time = time.time()
+    body = event.SerializeToString()
+    length = struct.pack("<Q", len(body))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, body)]
+    self._file.write(length + sums[0] + body + sums[1])
