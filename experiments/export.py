@@ -16,6 +16,7 @@ import dataclasses
 import pathlib
 import shutil
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,13 +24,14 @@ import tiny_files
 import workspace
 from absl import app, flags
 from config_conversion import settings_from_config
+from evaluation_data import MODEL_FILES
 from run_settings import ConfigError, Settings
 
-from pure_jax.host import huggingface
+from pure_jax.host import checksums, huggingface
 from pure_jax.host import workdir as workdirs
 from pure_jax.host.checkpoint import CheckpointError, Checkpoints, Restored
 from pure_jax.host.huggingface import HuggingFaceError
-from pure_jax.models import policy, prm
+from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
@@ -50,12 +52,14 @@ class Run:
     start: the folder whose stages it began with; often the same.
     settings: its config.
     first: the folder of the policy that it began with.
+    contents: fingerprints of the files that it was given, by field.
   """
 
   workdir: pathlib.Path
   start: pathlib.Path
   settings: Settings
   first: pathlib.Path
+  contents: Mapping[str, str]
 
 
 def read_run(workdir: pathlib.Path) -> Run:
@@ -76,7 +80,7 @@ def read_run(workdir: pathlib.Path) -> Run:
     raise ConfigError(f"--run={workdir} is not the workdir of a run.")
   config = dict(record["config"])
   start = pathlib.Path(config.pop("start") or workdir)
-  config.pop("contents", None)  # Of the run's files, where it has any.
+  contents = config.pop("contents", None) or {}
   settings = settings_from_config(config)
   if settings.files is None:
     raise ConfigError(
@@ -86,7 +90,7 @@ def read_run(workdir: pathlib.Path) -> Run:
   files = settings.files
   if files.random_model is not None:
     files = tiny_files.make_files(files, start / "tiny")
-  return Run(workdir, start, settings, pathlib.Path(files.policy))
+  return Run(workdir, start, settings, pathlib.Path(files.policy), contents)
 
 
 def layout_of(settings: Settings) -> sharding.Layout:
@@ -116,13 +120,16 @@ def restore(run: Run, model: ModelConfig, which: str) -> Restored:
     which: "latest" or "best".
 
   Returns:
-    The checkpoint; its state is a `TrainState`.
+    The checkpoint; its state is a `TrainState`, of adapters alone where the
+    run trained those.
 
   Raises:
     ConfigError: if there is none, or the devices are too few.
     CheckpointError: if all are damaged.
   """
+  model = run.settings.rl.lora.of(model)
   declared = policy.declare_policy(model)
+  declared, _ = lora.trained_and_frozen(declared, model)
   optimizer = make_optimizer(run.settings.rl.optim)
   layout = layout_of(run.settings)
   state = jax.eval_shape(
@@ -149,6 +156,44 @@ def restore(run: Run, model: ModelConfig, which: str) -> Restored:
   if restored is None:
     raise ConfigError(f"{folder} has no checkpoint.")
   return restored
+
+
+def whole_policy(run: Run, model: ModelConfig, trained: Any) -> Any:
+  """The policy's weights, adapters merged into what they stand beside.
+
+  Args:
+    run: the run.
+    model: the policy's architecture, without adapters.
+    trained: what a checkpoint of the run holds.
+
+  Returns:
+    Weights that need no adapters.
+
+  Raises:
+    ConfigError: if the policy that the run began with is another by now.
+    HuggingFaceError: if it cannot be read.
+  """
+  adapted = run.settings.rl.lora.of(model)
+  if adapted.lora is None:
+    return trained
+  known = run.contents.get("policy")
+  if known and known != checksums.fingerprint(run.first, MODEL_FILES):
+    raise ConfigError(
+      f"{run.first} has changed since --run={run.workdir} began with it: its "
+      "adapters belong to the weights that were there."
+    )
+  layout = layout_of(run.settings)
+  base, _ = huggingface.load_policy(
+    run.first,
+    layout,
+    compute_dtype=model.compute_dtype,
+    param_dtype=model.param_dtype,
+  )
+  declared = policy.declare_policy(model)
+  return jax.jit(
+    lambda *parts: lora.merge(lora.join_params(*parts), adapted),
+    out_shardings=sharding.weight_shardings(declared, layout),
+  )(base, trained)
 
 
 def load_prm(run: Run, model: ModelConfig) -> tuple[Any, ModelConfig]:
@@ -224,8 +269,9 @@ def export(
     )
   else:
     restored = restore(run, model, which)
+    params = whole_policy(run, model, restored.state.params)
     huggingface.export_policy(
-      hidden, restored.state.params, model, max_positions=config.max_positions
+      hidden, params, model, max_positions=config.max_positions
     )
     told = f"the policy after iteration {restored.step}"
   try:

@@ -19,7 +19,7 @@ import numpy as np
 import tiny_files
 from architectures import ARCHITECTURES
 from files_settings import FilesSettings
-from run_settings import Settings
+from run_settings import ConfigError, Settings
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import arithmetic_dataset
@@ -60,7 +60,15 @@ def shapes_of(settings: Settings) -> Shapes:
 
   Returns:
     Its shapes. Weights are not looked for.
+
+  Raises:
+    ConfigError: for a policy with adapters.
   """
+  if settings.rl.lora.rank:
+    raise ConfigError(
+      "Plans know no adapters: plan with rl.lora.rank=0, which takes more "
+      "memory."
+    )
   files = settings.files
   if files is None:
     world = settings.world

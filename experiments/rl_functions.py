@@ -8,7 +8,7 @@ import optax
 import row_lengths
 import workspace
 
-from pure_jax.models import policy, prm
+from pure_jax.models import lora, policy, prm
 from pure_jax.training import train
 
 
@@ -16,7 +16,8 @@ from pure_jax.training import train
 class Functions:
   """The compiled functions of a run, as `pure_jax.training` makes them.
 
-  `for_rollout` gives the weights that the three `generate` functions take.
+  `for_rollout` gives what is trained as the three `generate` functions take
+  it: all weights, or the adapters, see `Frozen.sampler`.
   """
 
   for_rollout: Callable[..., Any]
@@ -40,7 +41,7 @@ def compile_functions(
 
   def generate(sampler, group_size):
     return train.make_generate(
-      space.model,
+      space.rl_model,
       sampler,
       group_size,
       layouts.rollout,
@@ -50,8 +51,8 @@ def compile_functions(
 
   return Functions(
     for_rollout=train.make_compute_copy(
-      policy.declare_policy(space.model),
-      space.model,
+      _trained(space),
+      space.rl_model,
       space.layout,
       layouts.rollout,
     ),
@@ -70,10 +71,46 @@ class Frozen:
   Attributes:
     reference: the policy RL starts from, which the KL is measured to.
     prm: the process reward model, None in a run on verdicts alone.
+    base: (the weights that adapters stand beside,), () where all weights are
+      trained; the reference's own arrays in the same layout.
+    rollout_base: the same in the layout of rollouts.
   """
 
   reference: Any
   prm: Any
+  base: tuple[Any, ...] = ()
+  rollout_base: tuple[Any, ...] = ()
+
+  def policy(self, params: Any) -> Any:
+    """The policy's weights, of those that are trained; nothing is copied."""
+    return lora.join_params(*self.base, params)
+
+  def sampler(self, copy: Any) -> Any:
+    """The weights to sample with, of what `Functions.for_rollout` gave.
+
+    Adapters are not merged. In bfloat16 a sum would round away what is small
+    beside W: the samples would be those of another policy. And the base is in
+    its place once and for all, with adapters alone to move.
+    """
+    return lora.join_params(*self.rollout_base, copy)
+
+
+def _trained(space: workspace.Workspace) -> Any:
+  """Declarations of what RL trains."""
+  model = space.rl_model
+  return lora.trained_and_frozen(policy.declare_policy(model), model)[0]
+
+
+def start_state(
+  space: workspace.Workspace,
+  policy_params: Any,
+  optimizer: optax.GradientTransformation,
+) -> train.TrainState:
+  """The state at step 0: a copy of the policy, or new adapters."""
+  declared = _trained(space)
+  if space.rl_model.lora is None:
+    return train.start_state(policy_params, declared, optimizer, space.layout)
+  return train.make_init(declared, optimizer, space.layout)(space.key(6))
 
 
 def freeze(
@@ -88,8 +125,18 @@ def freeze(
 
   layouts, model, prm_model = space.rl_layouts, space.model, space.prm_model
   declared = policy.declare_policy(model)
-  reference = copy(policy_params, declared, model, layouts.reference)
+  places = {"reference": layouts.reference}
+  if space.rl_model.lora is not None:
+    places |= {"base": space.layout, "rollout_base": layouts.rollout}
+  copies = {
+    place: copy(policy_params, declared, model, place)
+    for place in dict.fromkeys(places.values())
+  }
+  found = {name: copies[place] for name, place in places.items()}
+  reference = found.pop("reference")
+  found = {name: (weights,) for name, weights in found.items()}
   if prm_params is None:
-    return Frozen(reference, None)
+    return Frozen(reference, None, **found)
   declared = prm.declare_prm(prm_model)
-  return Frozen(reference, copy(prm_params, declared, prm_model, layouts.prm))
+  judge = copy(prm_params, declared, prm_model, layouts.prm)
+  return Frozen(reference, judge, **found)

@@ -27,7 +27,7 @@ def make_score(space: workspace.Workspace) -> Callable[..., Any]:
   config = rl.score_config(space.settings.prm.separator)
   make = functools.partial(
     score.make_score,
-    space.model,
+    space.rl_model,
     space.prm_model,
     space.sampler,
     config,
@@ -63,7 +63,7 @@ def make_update(
   rl = space.settings.rl
   make = functools.partial(
     train.make_update,
-    space.model,
+    space.rl_model,
     space.sampler,
     rl.credit_config(),
     rl.loss_config(),

@@ -8,6 +8,7 @@ import dataclasses
 
 from compute_dtype import check_compute_dtype
 from files_settings import FilesSettings
+from lora_settings import NO_ADAPTERS, LoraSettings
 from mesh_settings import MeshSettings
 from setting_checks import at_least_one, one_of
 
@@ -84,6 +85,7 @@ class PRMSettings:
   separator: str
   head_optim: OptimConfig
   full_optim: OptimConfig
+  lora: LoraSettings = NO_ADAPTERS
 
   def __post_init__(self):
     """Refuses a stage without data or updates."""
@@ -93,6 +95,12 @@ class PRMSettings:
     )
     if self.extra_layers < 0:
       raise ValueError("extra_layers must not be negative.")
+    if self.extra_layers and self.lora.rank:
+      raise ValueError(
+        f"extra_layers={self.extra_layers} start as the identity and would "
+        f"stay so but for adapters of lora.rank={self.lora.rank}: set one of "
+        "them to 0."
+      )
     one_of("separator", self.separator, ("insert", "replace"))
 
 
@@ -140,6 +148,7 @@ class RLSettings:
   checkpoint_every: int
   checkpoints_kept: int
   max_skipped_updates: int
+  lora: LoraSettings = NO_ADAPTERS
 
   def __post_init__(self):
     """Refuses combinations no run can have."""

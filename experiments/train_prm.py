@@ -21,7 +21,9 @@ import workspace
 from run_settings import ConfigError
 
 from pure_jax.host import processes
-from pure_jax.models import prm
+from pure_jax.models import lora, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
@@ -46,8 +48,14 @@ def train_stage(
   if head_only:
     steps, optim = settings.head_steps, settings.head_optim
   optimizer = make_optimizer(optim)
+  model = space.prm_model
+  if not head_only:
+    model = settings.lora.of(model)
+  declared = prm.declare_prm(model)
+  if model.lora is not None:
+    params = add_adapters(space, params, declared)
   step = stages.make_prm_step(
-    space.prm_model,
+    model,
     space.prm_score_config,
     optimizer,
     space.table,
@@ -55,7 +63,6 @@ def train_stage(
     head_only,
   )
   trained, frozen = stages.split_prm_params(params, head_only)
-  declared = prm.declare_prm(space.prm_model)
   declared, _ = stages.split_prm_params(declared, head_only)
   state = train.start_state(trained, declared, optimizer, space.layout)
 
@@ -81,7 +88,30 @@ def train_stage(
     batch_size=settings.batch_size,
     tokens_per_example=judged.responses.completion_mask.sum(1).mean(),
   )
-  return frozen | state.params
+  return merged(space, lora.join_params(frozen, state.params), model)
+
+
+def add_adapters(
+  space: workspace.Workspace, params: Any, declared: Any
+) -> dict[str, Any]:
+  """Weights with adapters that do nothing yet beside them."""
+  adapters, _ = lora.split_adapters(declared)
+  init = jax.jit(
+    lambda key: init_params(key, adapters),
+    out_shardings=sharding.weight_shardings(adapters, space.layout),
+  )
+  return lora.join_params(params, init(space.key(7)))
+
+
+def merged(space: workspace.Workspace, params: Any, model: ModelConfig) -> Any:
+  """Plain weights: a PRM that is trained is read by who knows no adapters."""
+  if model.lora is None:
+    return params
+  declared = prm.declare_prm(space.prm_model)
+  return jax.jit(
+    lambda params: lora.merge(params, model),
+    out_shardings=sharding.weight_shardings(declared, space.layout),
+  )(params)
 
 
 def train_prm(space: workspace.Workspace):

@@ -35,7 +35,6 @@ from pure_jax.host import interrupts, processes
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.progress import Progress
-from pure_jax.models import policy
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -63,10 +62,10 @@ def evaluate(
   problems = space.task.held_out[: space.settings.rl.eval_prompts]
   prompts = space.encode_prompts(problems)
   prm_prompts = space.put_prm_prompts(problems)
-  sampling = functions.for_rollout(params)
+  sampling = frozen.sampler(functions.for_rollout(params))
   rollout = functions.generate_held_out(sampling, prompts, space.key(5))
   scores = functions.score(
-    params, frozen.reference, frozen.prm, rollout, prm_prompts
+    frozen.policy(params), frozen.reference, frozen.prm, rollout, prm_prompts
   )
   texts, verdicts = rl_report.read_responses(space, problems, rollout)
   numbers = rl_report.describe(space, texts, verdicts, rollout, scores)
@@ -99,7 +98,7 @@ def iterate(
   rl, clock = space.settings.rl, rl_report.Clock()
   prompts = space.encode_prompts(problems)
   key = jax.random.fold_in(space.key(4), step - 1)
-  sampling = functions.for_rollout(state.params)
+  sampling = frozen.sampler(functions.for_rollout(state.params))
   clock.wait("reshard", sampling)
   rollout = functions.generate(sampling, prompts, key)
   clock.wait("rollout", rollout.tokens)
@@ -107,7 +106,11 @@ def iterate(
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
   prm_prompts = space.put_prm_prompts(problems)
   scores = functions.score(
-    state.params, frozen.reference, frozen.prm, rollout, prm_prompts
+    frozen.policy(state.params),
+    frozen.reference,
+    frozen.prm,
+    rollout,
+    prm_prompts,
   )
   texts, verdicts = rl_report.read_responses(space, problems, rollout)
   known = np.asarray([may_use_answer(problem, rl) for problem in problems])
@@ -116,7 +119,9 @@ def iterate(
   batch = {"rollout": rollout, "scores": scores}
   batch |= {"correct": correct, "has_answer": known}
   rl_report.check_finite(space, step, problems, batch)
-  state, found = functions.update(state, rollout, scores, correct, known)
+  state, found = functions.update(
+    state, rollout, scores, correct, known, *frozen.base
+  )
   return state, rl_report.Iteration(
     step, problems, texts, verdicts, batch, found, clock
   )
@@ -204,12 +209,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
   rl = space.settings.rl
   optimizer = make_optimizer(rl.optim)
   functions = rl_functions.compile_functions(space, optimizer)
-  state = train.start_state(
-    policy_params,
-    policy.declare_policy(space.model),
-    optimizer,
-    space.layout,
-  )
+  state = rl_functions.start_state(space, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.
 
   # ===== Iterations =====

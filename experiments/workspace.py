@@ -210,6 +210,11 @@ class Workspace:
     return self.task.model
 
   @property
+  def rl_model(self) -> ModelConfig:
+    """The policy's in RL: with adapters, where those are what is trained."""
+    return self.settings.rl.lora.of(self.model)
+
+  @property
   def prm_score_config(self) -> ScoreConfig:
     """How the PRM is trained and evaluated: no guard for empty steps."""
     settings = self.settings

@@ -108,6 +108,7 @@ def prm() -> ConfigDict:
       full_optim=optimizer(
         1e-3, weight_decay=0.1, warmup_steps=50, decay_steps=2_000
       ),
+      lora=lora(),  # Of the second stage; the head is trained with them.
     )
   )
 
@@ -169,6 +170,22 @@ def rl() -> ConfigDict:
       # Updates in a row that are not finite, before the run stops; state and
       # batch are saved. Of the supervised stages too.
       max_skipped_updates=5,
+      lora=lora(),  # Of the policy; the reference is what stays.
+    )
+  )
+
+
+def lora() -> ConfigDict:
+  """Low-rank adapters: the weights beside them stay as they are.
+
+  They take about ten times the learning rate of all weights.
+  """
+  return ConfigDict(
+    dict(
+      rank=0,  # Of the product beside a matrix; 0 trains all weights.
+      alpha=32.0,  # The product counts alpha / rank.
+      # Matrices of every layer that have adapters.
+      targets=("query", "key", "value", "output", "gate", "up", "down"),
     )
   )
 
