@@ -176,10 +176,7 @@ def rl() -> ConfigDict:
 
 
 def lora() -> ConfigDict:
-  """Low-rank adapters: the weights beside them stay as they are.
-
-  They take about ten times the learning rate of all weights.
-  """
+  """Low-rank adapters: the weights beside them stay as they are."""
   return ConfigDict(
     dict(
       rank=0,  # Of the product beside a matrix; 0 trains all weights.

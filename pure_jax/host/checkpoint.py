@@ -112,10 +112,9 @@ class Checkpoints:
     self._standings: dict[int, Standing] = {}
     self._started = False  # Whether a save was.
     self._failure: CheckpointError | None = None
+    retention = Retention(keep_latest, self._standing, self._goodness)
     options = ocp.CheckpointManagerOptions(
-      preservation_policy=Retention(
-        keep_latest, self._standing, self._goodness
-      ),
+      preservation_policy=retention,
       async_options=ocp.options.AsyncOptions(
         post_finalization_callback=self._seal
       ),
@@ -256,11 +255,8 @@ class Checkpoints:
     Raises:
       CheckpointError: as for `restore_latest`.
     """
-    ranked = []
-    for step in self.steps():
-      goodness = self._goodness(self._standing(step))
-      if goodness is not None:
-        ranked.append((goodness, step))
+    ranked = [(self._goodness(self._standing(s)), s) for s in self.steps()]
+    ranked = [pair for pair in ranked if pair[0] is not None]
     order = [step for _, step in sorted(ranked, reverse=True)]
     return self._restore_first(order, abstract_state)
 
