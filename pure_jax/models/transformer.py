@@ -342,8 +342,8 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
 def _mlp(config, placement, layer, x_BTD):
   """SwiGLU: (silu(x gate) * (x up)) down."""
   project = functools.partial(_project, config, placement, layer)
-  hidden = jax.nn.silu(project("gate", x_BTD)) * project("up", x_BTD)
-  return project("down", placement.constrain(hidden, MLP))
+  gate, up = project("gate", x_BTD), project("up", x_BTD)
+  return project("down", placement.constrain(jax.nn.silu(gate) * up, MLP))
 
 
 def _project(config, placement, layer, name, x_BTD):
