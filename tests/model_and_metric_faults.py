@@ -20,6 +20,20 @@ FAULTS = (
     "test_rotary.py::test_scaled_frequencies_by_their_wavelengths",
   ),
   (
+    "adapters are added without their scale",
+    "models/transformer.py",
+    "  return y + config.lora.scale * low\n",
+    "  return y + low\n",
+    "test_lora.py::test_adapters_compute_what_merged_weights_do",
+  ),
+  (
+    "adapters start away from their base",
+    "models/params.py",
+    "      (axes[0], None, *axes[inputs:]),\n      ZEROS,\n",
+    "      (axes[0], None, *axes[inputs:]),\n      ONES,\n",
+    "test_lora.py::test_a_model_starts_as_its_base",
+  ),
+  (
     "chunked logits give the entropy half its gradient",
     "models/token_logp.py",
     "    above = logp + of_chunk(entropy)[..., None]\n",
