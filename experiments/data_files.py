@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Mapping
 
+from pure_jax.host import processes
 from pure_jax.host.data.file_dataset import Counts, Rows, load_rows
 from pure_jax.host.data.formats import Format
 from pure_jax.host.intervals import Estimate
@@ -37,7 +38,7 @@ def read_file(
     row_format, {"rows": [file]}, folder, skip_malformed=skip_malformed
   )["rows"]
   told = rows.counts.not_read()
-  if told:
+  if told and processes.is_first():
     print(
       f"{file}: of {rows.counts.read} rows, {told}.",
       file=sys.stderr,

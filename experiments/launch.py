@@ -248,7 +248,7 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
   """
   if _START.value is not None:
     raise ConfigError("--start is for training: nothing is started from here.")
-  if jax.process_count() > 1:
+  if jax.distributed.is_initialized() and jax.process_count() > 1:
     raise ConfigError(
       f"This script runs in one process, not in {jax.process_count()}: start "
       "it once, or with --processes=1 by itself."

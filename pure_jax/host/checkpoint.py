@@ -375,10 +375,8 @@ class Checkpoints:
       else leaves[name]
       for name in wanted
     ]
-    structure = jax.tree.structure(abstract_state)
-    return Restored(
-      step, jax.tree.unflatten(structure, values), record["extra"]
-    )
+    state = jax.tree.unflatten(jax.tree.structure(abstract_state), values)
+    return Restored(step, state, record["extra"])
 
 
 class _DamageError(Exception):

@@ -10,7 +10,6 @@ sends by itself, however busy Python is.
 
 import contextlib
 import logging
-import os
 import secrets
 import socket
 import sys
@@ -21,12 +20,16 @@ from collections.abc import Callable, Iterator
 import jax
 
 from pure_jax.host import interrupts
-from pure_jax.host.processes import Membership, connect, first_says
+from pure_jax.host.processes import (
+  LOST_STATUS,
+  Membership,
+  connect,
+  end_now,
+  first_says,
+)
 
 _LOG = logging.getLogger(__name__)
 
-# Exit status of a process whose partner is gone: sysexits' "unavailable".
-LOST_STATUS = 69
 CONNECT_SECONDS = 30.0
 # A partner that failed in its own words leaves the others so long to do so.
 GRACE_SECONDS = 10.0
@@ -38,15 +41,12 @@ _DONE, _FAILED, _LOST = b"d", b"f", b"l"
 
 def _end(reason: str) -> None:
   """Ends this process without waiting for anything that it waits for."""
-  _flush()
-  message = (
+  end_now(
     f"error: process {jax.process_index()}: {reason}; nothing can go on "
     "without it. Start all processes again with the same command: the run "
-    "continues from its last checkpoint.\n"
+    "continues from its last checkpoint.",
+    LOST_STATUS,
   )
-  with contextlib.suppress(OSError):
-    os.write(2, message.encode())
-  os._exit(LOST_STATUS)
 
 
 class Peers:
@@ -222,12 +222,4 @@ def leave(status: int) -> None:
   """
   if not jax.distributed.is_initialized():
     sys.exit(status)
-  _flush()
-  os._exit(status)  # At exit jax waits for those that wait for this one.
-
-
-def _flush() -> None:
-  """Writes out what was printed."""
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError):
-      stream.flush()
+  end_now("", status)  # At exit jax waits for those that wait for this one.

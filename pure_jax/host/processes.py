@@ -6,6 +6,7 @@ the same steps in the same order: what one of them decides alone, because it
 alone looks at a file, the others have to be told.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
@@ -13,6 +14,8 @@ import json
 import os
 import pathlib
 import secrets
+import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -26,6 +29,14 @@ _Plain = TypeVar("_Plain")
 # A file that one host has written may take so long to appear on another.
 SHARED_SECONDS = 30.0
 _SIGN_FILE = ".processes"
+
+# Exit status of a process whose partner is gone: sysexits' "unavailable".
+LOST_STATUS = 69
+_JAX_LATER_SECONDS = 60
+_START_ALL = (
+  "Start all of them, with the same coordinator and number and each with its "
+  "own process_id; --processes=1 runs this one by itself."
+)
 
 _FINE = "fine"
 _FOREVER_MS = 7 * 24 * 3600 * 1000
@@ -143,6 +154,18 @@ def connect(membership: Membership) -> str | None:
       return None
   # Training agrees by itself on when to stop (`host.interrupts`).
   jax.config.update("jax_enable_preemption_service", False)
+  # jax aborts where it does not meet the others in time: this comes before it.
+  waiting = threading.Timer(
+    membership.connect_seconds,
+    end_now,
+    [
+      f"error: the processes did not meet by {cluster} within "
+      f"{membership.connect_seconds} s. {_START_ALL}",
+      LOST_STATUS,
+    ],
+  )
+  waiting.daemon = True
+  waiting.start()
   try:
     jax.distributed.initialize(
       membership.coordinator,
@@ -150,20 +173,36 @@ def connect(membership: Membership) -> str | None:
       membership.process_id,
       # Named by hand, a process has all devices of its host.
       cluster_detection_method="deactivate" if membership.coordinator else None,
-      initialization_timeout=membership.connect_seconds,
+      initialization_timeout=membership.connect_seconds + _JAX_LATER_SECONDS,
       heartbeat_timeout_seconds=membership.silence_seconds,
     )
   # jax raises ValueError for what its detection lacks, RuntimeError for an
   # address that cannot be reached, and what a cluster's interface raises.
   except Exception as error:
     raise ProcessesError(
-      f"The processes could not meet by {cluster}: {error}\nStart all of them, "
-      "with the same coordinator and number and each with its own number; "
-      "--processes=1 runs this one by itself."
+      f"The processes could not meet by {cluster}: {error}\n{_START_ALL}"
     ) from error
+  finally:
+    waiting.cancel()
   # jax does not say in public what its detection found.
   found = membership.coordinator or distributed.global_state.coordinator_address
   return found.rpartition(":")[0].strip("[]")
+
+
+def end_now(message: str, status: int) -> None:
+  """Ends this process from any thread, whatever it is waiting for.
+
+  Args:
+    message: a line for stderr; "" for none.
+    status: its exit status.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  if message:
+    with contextlib.suppress(OSError):
+      os.write(2, f"{message}\n".encode())
+  os._exit(status)
 
 
 def is_first() -> bool:

@@ -1,0 +1,122 @@
+"""One of two processes; says in JSON what it made of batches.
+
+Started by the tests of `host.shared_rows`, `peers` and `processes`.
+"""
+
+import argparse
+import json
+import os
+import signal
+
+import jax
+import numpy as np
+
+from pure_jax.host import peers, processes, shared_rows
+from pure_jax.parallel import sharding
+
+ROWS = 16
+
+
+def batch(rows):
+  """Values that name their row; float64 thirds do not survive float32."""
+  return {
+    "ids": rows[:, None] * 10 + np.arange(3),
+    "thirds": rows / 3,
+    "odd": rows % 2 == 1,
+  }
+
+
+def exchange(layout):
+  """Makes, reads and gathers one batch."""
+  place = sharding.batch_sharding(layout)
+  asked = []
+
+  def make(rows):
+    asked.append(rows.tolist())
+    return {"ids": batch(rows)["ids"].astype(np.int32)}
+
+  made = shared_rows.make_rows(place, ROWS, make)
+  shares = shared_rows.shares(place, ROWS)
+  mine = shares[jax.process_index()]
+  read = shared_rows.read_rows(made, mine)["ids"]
+  np.testing.assert_array_equal(read, batch(mine)["ids"])
+  whole = shared_rows.gather_rows(place, ROWS, batch(mine))
+  for name, expected in batch(np.arange(ROWS)).items():
+    np.testing.assert_array_equal(whole[name], expected)
+    assert whole[name].dtype == expected.dtype
+  everywhere = shared_rows.read_everywhere(made)["ids"]
+  np.testing.assert_array_equal(everywhere, batch(np.arange(ROWS))["ids"])
+  key = shared_rows.replicate(sharding.replicated(layout), jax.random.key(7))
+  drawn = jax.random.fold_in(key, 3)
+  drawn = shared_rows.read_everywhere(jax.random.key_data(drawn))
+  alone = jax.random.key_data(jax.random.fold_in(jax.random.key(7), 3))
+  np.testing.assert_array_equal(drawn, alone)
+  return {"asked": asked, "shares": [share.tolist() for share in shares]}
+
+
+def agree():
+  """What a process is told when another one cannot go on."""
+  index, said = jax.process_index(), []
+
+  def fail():
+    raise OSError("no room")
+
+  for attempt in (
+    lambda: processes.check_all("no disk" if index == 1 else None),
+    lambda: processes.check_same(f"config {index}", "The configs"),
+    lambda: processes.first_does(fail),
+    lambda: processes.check_same("config", "The configs"),
+    lambda: processes.first_does(lambda: index),
+    lambda: processes.first_says(lambda: {"first": index}),
+  ):
+    try:
+      said.append(attempt())
+    except (processes.ProcessesError, OSError) as error:
+      said.append(str(error))
+  return said
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument("what")
+  parser.add_argument("--coordinator")
+  parser.add_argument("--processes", type=int)
+  parser.add_argument("--process_id", type=int)
+  given = parser.parse_args()
+  what = given.what.split(":")
+  member = processes.Membership(
+    given.coordinator, given.processes, given.process_id
+  )
+  with peers.joined(member):
+    if what[0] == "rows":
+      devices = jax.devices()
+      layouts = [
+        sharding.make_layout(2, 4),
+        sharding.make_layout(4, 1, 2, rules="tensor"),
+        # Its two groups of neighbours have devices of both processes.
+        sharding.make_layout(
+          2, 1, 4, rules="tensor", devices=[*devices[::2], *devices[1::2]]
+        ),
+      ]
+      shared_rows.meet([layout.mesh for layout in layouts])
+      found = {"agree": agree(), "rows": [*map(exchange, layouts)]}
+      print(json.dumps(found))
+      return
+    if what[0] == "agrees":
+      print(json.dumps(agree()))
+      return
+    if jax.process_index() == int(what[1]):
+      if what[0] == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+      raise SystemExit(3)
+    # For a part of a sum that never comes.
+    place = sharding.batch_sharding(sharding.make_layout(2, 4))
+    made = shared_rows.make_rows(place, 8, lambda rows: rows)
+    shared_rows.read_everywhere(made)
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except SystemExit as left:
+    peers.leave(left.code)

@@ -1,0 +1,383 @@
+"""Two processes run what one runs; one that dies ends the other; it resumes.
+
+The whole loop of RL with real scripts: 2 processes x 4 fake devices against 1
+process x 8, over gloo.
+"""
+
+import json
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+import several
+
+from pure_jax.host import interrupts, processes
+from pure_jax.host.checkpoint import Checkpoints
+from pure_jax.models import policy, prm
+from pure_jax.models.params import init_params
+from pure_jax.parallel import sharding
+from pure_jax.training import train
+from pure_jax.training.optim import make_optimizer
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import config_conversion  # noqa: E402
+import launch  # noqa: E402
+import train_pure  # noqa: E402
+import train_sft  # noqa: E402
+from configs import arithmetic  # noqa: E402
+
+SCRIPT = ROOT / "experiments" / "train_pure.py"
+CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
+# Sums and differences up to 6: a little training answers some of them right.
+OVERRIDES = {
+  "progress": False,
+  "mesh.data": 2,
+  "mesh.fsdp": 4,
+  "world.min_operations": 1,
+  "world.max_operations": 2,
+  "world.operand_max": 3,
+  "world.value_max": 6,
+  "model.num_layers": 1,
+  "sft.demonstrations": 200,
+  "sft.steps": 120,
+  "sft.batch_size": 32,
+  "sft.log_every": 120,
+  "prm.judged": 200,
+  "prm.policy_prompts": 32,
+  "rl.iterations": 4,
+  "rl.prompts": 8,
+  "rl.samples_per_prompt": 2,
+  "rl.max_new_tokens": 24,
+  "rl.reward_mode": "prm+vr",
+  "rl.answer_fraction": 1.0,
+  "rl.eval_prompts": 8,
+  "rl.eval_every": 4,
+  "rl.samples_every": 1,
+  "rl.checkpoint_every": 1,
+}
+# Sums of floats, whose parts are added in another order by other collectives.
+# What is counted (verdicts, tokens, steps, repetition) has to be equal.
+CLOSE = {
+  *("process_outcome", "min_step_score", "return_mean", "step_score_mean"),
+  *("advantage_mean", "advantage_std", "policy_loss", "entropy", "grad_norm"),
+  *("kl_reference", "kl_old", "ratio_max", "ratio_min", "ratio_mean"),
+  *("logp_drift_max", "loss", "prm_loss"),
+}
+
+
+def settings():
+  config = arithmetic.get_config("smoke")
+  config.update_from_flattened_dict(OVERRIDES)
+  return config_conversion.settings_from_config(config)
+
+
+def start_two(workdir, start=None):
+  words = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+  return several.start(
+    SCRIPT,
+    f"--config={CONFIG}:smoke",
+    f"--workdir={workdir}",
+    *words,
+    *([f"--start={start}"] if start else []),
+  )
+
+
+def rows(workdir, name="metrics.jsonl", stages=("rl", "rl_eval")):
+  lines = (workdir / name).read_text().splitlines()
+  found = [json.loads(line) for line in lines]
+  return [row for row in found if row["stage"] in stages]
+
+
+def untimed(found):
+  """Rows without what measures time."""
+  timed = ("_per_second", "seconds")
+  return [
+    {name: value for name, value in row.items() if not name.endswith(timed)}
+    for row in found
+  ]
+
+
+def final_state(workdir, model):
+  """Step and every array of the last checkpoint, read as one process does."""
+  abstract = jax.eval_shape(
+    lambda: train.new_state(
+      init_params(jax.random.key(0), policy.declare_policy(model)),
+      make_optimizer(settings().rl.optim),
+    )
+  )
+  with Checkpoints(workdir / "rl") as checkpoints:
+    restored = checkpoints.restore_latest(abstract)
+  return restored.step, jax.device_get(restored.state)
+
+
+@pytest.fixture(scope="module")
+def quickly():
+  """Most of a test's time is XLA's, which optimises what runs for seconds."""
+  name = "jax_disable_most_optimizations"
+  os.environ[name.upper()] = "1"
+  jax.config.update(name, True)
+  yield
+  jax.config.update(name, False)
+  del os.environ[name.upper()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory, quickly):
+  """Policy and PRM to start from, and a run of RL by this process alone."""
+  start = tmp_path_factory.mktemp("processes") / "start"
+  with launch.open_workspace(settings(), str(start)) as space:
+    train_sft.train_policy(space)
+    declared = prm.declare_prm(space.prm_model)
+    init = jax.jit(
+      lambda key: init_params(key, declared),
+      out_shardings=sharding.weight_shardings(declared, space.layout),
+    )
+    space.finish_stage("prm", init(space.key(3)), {})
+  workdir = start.parent / "alone"
+  with launch.open_workspace(settings(), str(workdir), str(start)) as space:
+    train_pure.train_rl(space)
+    return start, workdir, space.model
+
+
+@pytest.fixture(scope="module")
+def two(alone):
+  """The same run by two processes; what they said."""
+  start, whole, _ = alone
+  workdir = whole.parent / "two"
+  ended = several.finish(start_two(workdir, start))
+  for status, _, stderr in ended:
+    assert status == 0, stderr
+  return workdir, ended
+
+
+def assert_alike(expected, found):
+  """Rows of metrics of two runs that add up floats in another order."""
+  assert len(expected) == len(found)
+  for one, two in zip(untimed(expected), untimed(found), strict=True):
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+      where = f"{name} of {one['stage']} {one['step']}"
+      if name in CLOSE:
+        assert two[name] == pytest.approx(value, rel=1e-4, abs=2e-6), where
+      else:
+        assert two[name] == value, where
+
+
+def test_two_processes_run_what_one_runs(alone, two):
+  """Each row's numbers; those of process 0's rows alone would differ."""
+  expected, found = rows(alone[1]), rows(two[0])
+  assert len(expected) == 6
+  assert_alike(expected, found)
+  # Or all of this would say little.
+  assert 0 < sum(row["accuracy"] for row in expected) < len(expected)
+  assert len({row["response_tokens"] for row in expected}) > 1
+
+
+def test_two_processes_write_the_samples_of_one(alone, two):
+  expected = rows(alone[1], "samples.jsonl")
+  found = rows(two[0], "samples.jsonl")
+  assert len(expected) == len(found) == 8
+  for one, two in zip(expected, found, strict=True):
+    for name in ("step_rewards", "step_returns"):
+      assert two.pop(name) == pytest.approx(one.pop(name), abs=2e-4)
+    assert one == two  # Every token of these rows.
+
+
+def test_two_processes_train_the_weights_of_one(alone, two):
+  step, expected = final_state(alone[1], alone[2])
+  also, found = final_state(two[0], alone[2])
+  assert step == also == 4
+  for one, two in zip(
+    jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True
+  ):
+    np.testing.assert_allclose(two, one, rtol=1e-4, atol=2e-5)
+
+
+def test_process_0_alone_writes_logs(two):
+  workdir, ended = two
+  assert "everything is in" in ended[0][1]
+  assert "everything is in" not in ended[1][1]
+  assert "iteration" not in ended[1][2]  # Samples are shown on stderr.
+  record = json.loads((workdir / "config.json").read_text())
+  assert record["versions"][-1]["processes"] == 2
+  assert len(list((workdir / "tensorboard" / "rl").iterdir())) == 1
+  assert (workdir / "summary.json").exists()
+  assert (workdir / "curves.png").exists()
+  assert not (workdir / ".processes").exists()
+
+
+def start_and_wait(workdir, start):
+  """Two processes with a checkpoint behind them."""
+  started = start_two(workdir, start)
+  deadline = time.monotonic() + 300
+  while not (workdir / "rl" / "1").exists():
+    assert all(process.poll() is None for process in started)
+    assert time.monotonic() < deadline, "no checkpoint"
+    time.sleep(0.02)
+  return started
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_stops_all_with_their_step_saved(alone, two):
+  """pytest -m slow tests/test_processes.py"""
+  workdir = two[0].parent / "terminated"
+  started = start_and_wait(workdir, alone[0])
+  started[1].send_signal(signal.SIGTERM)
+  for status, _, stderr in several.finish(started):
+    assert status == interrupts.SAVED_STATUS, stderr
+    assert "stopped by SIGTERM after step" in stderr
+  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+    assert status == 0, stderr
+  assert untimed(rows(workdir)) == untimed(rows(two[0]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_dies_the_other_ends_and_the_run_resumes(alone, two, victim):
+  """pytest -m slow tests/test_processes.py"""
+  workdir = two[0].parent / f"killed_{victim}"
+  started = start_and_wait(workdir, alone[0])
+  os.kill(started[victim].pid, signal.SIGKILL)
+  began = time.monotonic()
+  status, _, stderr = several.finish(started)[1 - victim]
+  assert time.monotonic() - began < 30
+  assert status == processes.LOST_STATUS
+  assert f"process {victim} died" in stderr and "the same command" in stderr
+  assert not (workdir / "summary.json").exists()
+  before = [row for row in rows(workdir) if row["step"] <= 1]
+  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+    assert status == 0, stderr
+  # With the seconds they took: they were not run again.
+  assert rows(workdir)[: len(before)] == before and len(before) == 2
+  expected, found = map(untimed, (rows(two[0]), rows(workdir)))
+  assert found == expected
+  _, expected = final_state(two[0], alone[2])
+  _, found = final_state(workdir, alone[2])
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.slow
+def test_two_processes_run_every_stage_as_one_does(tmp_path, quickly):
+  """Supervised start and PRM too, made from nothing by the first process."""
+  with launch.open_workspace(settings(), str(tmp_path / "one")) as space:
+    train_pure.train_rl(space)
+  for status, _, stderr in several.finish(start_two(tmp_path / "two")):
+    assert status == 0, stderr
+  stages = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
+  expected, found = (
+    rows(tmp_path / name, stages=stages) for name in ("one", "two")
+  )
+  assert {row["stage"] for row in expected} == {*stages}
+  assert_alike(expected, found)
+
+
+# ===== How processes find each other =====
+
+
+@pytest.mark.parametrize(
+  ("environment", "found"),
+  [
+    ({}, None),
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8"}, None),  # No task: a shell.
+    ({"SLURM_STEP_NODELIST": "a[1-2]", "SLURM_NTASKS": "2"}, "Slurm"),
+    ({"SLURM_STEP_NODELIST": "a", "SLURM_NTASKS": "1"}, None),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, "Open MPI"),
+    ({"OMPI_COMM_WORLD_SIZE": "1"}, None),
+    ({"TPU_ML_PLATFORM": "JAX"}, "Cloud TPU"),
+    ({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, None),  # A pod by itself.
+    (
+      {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"},
+      "Kubernetes",
+    ),
+  ],
+)
+def test_a_cluster_is_looked_for_where_it_left_signs(environment, found):
+  assert processes.find_cluster(environment) == found
+
+
+@pytest.mark.parametrize(
+  ("given", "message"),
+  [
+    (("a:1", None, 0), "Give all of coordinator"),
+    ((None, 2, None), "Give all of coordinator"),
+    (("a", 2, 0), "host:port, not 'a'"),
+    (("a:b", 2, 0), "host:port, not 'a:b'"),
+    (("a:1", 2, 2), "counted from 0"),
+  ],
+)
+def test_half_an_answer_is_refused(given, message):
+  with pytest.raises(processes.ProcessesError, match=message):
+    processes.Membership(*given)
+
+
+@pytest.mark.parametrize(
+  ("given", "environment"),
+  [
+    ({}, {}),
+    ({"processes": 1}, {"OMPI_COMM_WORLD_SIZE": "2"}),
+  ],
+)
+def test_a_process_by_itself_connects_to_nothing(
+  given, environment, monkeypatch
+):
+  monkeypatch.setattr(os, "environ", environment)
+
+  def refuse(*unused, **also):
+    raise AssertionError("asked jax to connect")
+
+  monkeypatch.setattr(jax.distributed, "initialize", refuse)
+  assert processes.connect(processes.Membership(**given)) is None
+
+
+def slurm(number):
+  return {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_NODELIST": "127.0.0.1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": str(number),
+    "SLURM_LOCALID": str(number),
+  }
+
+
+def open_mpi(number):
+  return {
+    "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": str(number),
+    "OMPI_COMM_WORLD_LOCAL_RANK": str(number),
+  }
+
+
+@pytest.mark.parametrize("launcher", [slurm, open_mpi])
+def test_jax_finds_the_others_by_what_a_launcher_left(launcher):
+  """Without a flag, over the variables that the two set for each task."""
+  port = {"JAX_COORDINATOR_PORT": str(several.free_port())}
+  meeting = [([], launcher(number) | port) for number in range(2)]
+  script = pathlib.Path(__file__).parent / "several_rows.py"
+  ended = several.finish(several.start(script, "agrees", meeting=meeting))
+  for status, said, stderr in ended:
+    assert status == 0, stderr
+    assert json.loads(said.strip().splitlines()[-1])[5] == {"first": 0}
+
+
+def test_a_process_without_partners_ends_in_a_sentence(tmp_path):
+  lonely = ["--coordinator=127.0.0.1:1", "--processes=2", "--process_id=1"]
+  (ended,) = several.finish(
+    several.start(
+      SCRIPT,
+      f"--config={CONFIG}:smoke",
+      f"--workdir={tmp_path / 'run'}",
+      "--connect_seconds=1",
+      meeting=[(lonely, {})],
+    )
+  )
+  assert ended[0] == processes.LOST_STATUS
+  assert "did not meet" in ended[2] and "Start all of them" in ended[2]
+  assert "Traceback" not in ended[2] and not (tmp_path / "run").exists()
