@@ -223,6 +223,42 @@ def test_a_full_disk_spoils_nothing_that_is_on_it(
     assert checkpoints.steps() == [1, 2, 3, 4]
 
 
+def test_a_write_cut_short_by_a_full_disk_says_one_thing(small_disk):
+  """Twenty writes at once fail in threads of which none may print a page."""
+  folder, _ = small_disk
+  script = textwrap.dedent(
+    f"""
+    import contextlib, pathlib, sys
+    import jax
+    from pure_jax.host import full_disk
+    from pure_jax.host.checkpoint import Checkpoints, CheckpointError
+    folder = pathlib.Path({str(folder)!r})
+    full_disk.check_room = lambda folder, needed: None
+    key = jax.random.key(0)
+    state = {{str(i): jax.random.normal(key, (3000,)) for i in range(20)}}
+    try:
+      with Checkpoints(folder / "rl") as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.wait()
+        with (folder / "filler").open("wb", buffering=0) as file:
+          with contextlib.suppress(OSError):
+            while True:
+              file.write(bytes(4096))
+          file.truncate(file.tell() - 5000)
+        checkpoints.save(2, state)
+    except CheckpointError as error:
+      sys.exit(f"error: {{error}}")
+    """
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", script], capture_output=True, text=True, check=False
+  )
+  (said,) = done.stderr.splitlines()
+  assert "No space left on device. The checkpoints there are intact" in said
+  assert (folder / "rl" / "1").exists()
+  assert not (folder / "rl" / "2").exists()
+
+
 def test_after_a_failed_write_saving_goes_on_failing(tmp_path, monkeypatch):
   """Never a run that goes on without checkpoints and does not say so."""
 

@@ -5,6 +5,7 @@ The thorough ones: python -m pytest -m slow tests/test_survival.py
 
 import contextlib
 import json
+import os
 import random
 import re
 import shutil
@@ -189,6 +190,8 @@ def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
     if filler.exists() or not (workdir / "rl" / "2").exists():
       return False
     with filler.open("wb", buffering=0) as file:
+      os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+      file.seek(0, os.SEEK_END)
       with contextlib.suppress(OSError):
         while True:
           file.write(bytes(4096))
