@@ -30,6 +30,7 @@ from workspace import MAY_DIFFER, MAY_DIFFER_FROM_START, Task, Workspace
 
 from pure_jax.host import (
   allocator,
+  clusters,
   interrupts,
   peers,
   processes,
@@ -307,9 +308,9 @@ def run(
   app.run(guarded, flags_parser=parsed)
 
 
-def _membership() -> processes.Membership:
+def _membership() -> clusters.Membership:
   """What the flags say of the other processes."""
-  return processes.Membership(
+  return clusters.Membership(
     _COORDINATOR.value,
     _PROCESSES.value,
     _PROCESS_ID.value,

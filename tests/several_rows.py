@@ -11,7 +11,7 @@ import signal
 import jax
 import numpy as np
 
-from pure_jax.host import peers, processes, shared_rows
+from pure_jax.host import clusters, peers, processes, shared_rows
 from pure_jax.parallel import sharding
 
 ROWS = 16
@@ -84,7 +84,7 @@ def main():
   parser.add_argument("--process_id", type=int)
   given = parser.parse_args()
   what = given.what.split(":")
-  member = processes.Membership(
+  member = clusters.Membership(
     given.coordinator, given.processes, given.process_id
   )
   with peers.joined(member):

@@ -20,13 +20,8 @@ from collections.abc import Callable, Iterator
 import jax
 
 from pure_jax.host import interrupts
-from pure_jax.host.processes import (
-  LOST_STATUS,
-  Membership,
-  connect,
-  end_now,
-  first_says,
-)
+from pure_jax.host.clusters import Membership, connect
+from pure_jax.host.processes import LOST_STATUS, end_now, first_says
 
 _LOG = logging.getLogger(__name__)
 
