@@ -16,9 +16,11 @@ import arithmetic_task
 import jax
 import jax.numpy as jnp
 import numpy as np
+import rl_functions
 import tiny_files
 from architectures import ARCHITECTURES
 from files_settings import FilesSettings
+from mesh_settings import MeshSettings, RLLayouts
 from run_settings import ConfigError, Settings
 
 from pure_jax.host import huggingface
@@ -28,7 +30,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, weight_shardings
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training import score, train
+from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Prompts, SeparatorTable
 
@@ -197,6 +199,61 @@ def _table(vocab_size: int) -> SeparatorTable:
   )
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedRun:
+  """What `rl_functions` reads of a `workspace.Workspace`, and no more of it.
+
+  Attributes:
+    settings: of the run, with the micro-batches that are planned.
+    model: the policy's architecture.
+    prm_model: the PRM's, or None.
+    sampler: how rollouts are drawn.
+    table: of the right size.
+    layout: of the policy in training.
+    rl_layouts: of the others.
+  """
+
+  settings: Settings
+  model: ModelConfig
+  prm_model: ModelConfig | None
+  sampler: SamplingConfig
+  table: SeparatorTable
+  layout: Layout
+  rl_layouts: RLLayouts
+
+
+def _planned_run(
+  settings: Settings, shapes: Shapes, layouts: Layouts, micro_batches: int
+) -> PlannedRun:
+  """A run whose texts are all at their longest: each has a row of its own."""
+  rl = dataclasses.replace(
+    settings.rl,
+    micro_batches=micro_batches,
+    rollout_mesh=None,
+    reference_mesh=None,
+    prm_mesh=None,
+    length_buckets=1,
+    packed_tokens=None,
+  )
+  table = _table(shapes.model.vocab_size)
+  return PlannedRun(
+    settings=dataclasses.replace(settings, mesh=MeshSettings(), rl=rl),
+    model=shapes.model,
+    prm_model=shapes.prm_model,
+    sampler=SamplingConfig(
+      max_new_tokens=rl.max_new_tokens,
+      pad_id=int(table.pad_id),
+      stop_ids=(int(table.eos_id),),
+      temperature=rl.temperature,
+      top_p=rl.top_p,
+      top_k=rl.top_k,
+    ),
+    table=table,
+    layout=layouts.training,
+    rl_layouts=RLLayouts(layouts.rollout, layouts.reference, layouts.prm),
+  )
+
+
 class Programs:
   """The compiled functions of one RL step, ready to be lowered."""
 
@@ -207,7 +264,7 @@ class Programs:
     layouts: Layouts,
     micro_batches: int,
   ):
-    """Builds nothing yet.
+    """Makes the functions of a run, as the run itself does.
 
     Args:
       settings: the run's; its meshes and micro-batches are not read.
@@ -215,20 +272,10 @@ class Programs:
       layouts: devices and rules.
       micro_batches: parts in which a batch is scored and differentiated.
     """
-    self._settings, self._shapes, self._layouts = settings, shapes, layouts
-    self._parts = micro_batches
-    self._rows = settings.rl.prompts * settings.rl.samples_per_prompt
-    self._table = _table(shapes.model.vocab_size)
+    self._shapes, self._layouts = shapes, layouts
+    self._run = _planned_run(settings, shapes, layouts, micro_batches)
     self._optimizer = make_optimizer(settings.rl.optim)
-    rl = settings.rl
-    self._sampler = SamplingConfig(
-      max_new_tokens=rl.max_new_tokens,
-      pad_id=int(self._table.pad_id),
-      stop_ids=(int(self._table.eos_id),),
-      temperature=rl.temperature,
-      top_p=rl.top_p,
-      top_k=rl.top_k,
-    )
+    self._functions = rl_functions.compile_functions(self._run, self._optimizer)
     self._declared = policy.declare_policy(shapes.model)
     self._params = weights.abstract_params(self._declared)
     self._prm_declared = None
@@ -236,11 +283,14 @@ class Programs:
       self._prm_declared = prm.declare_prm(shapes.prm_model)
 
   def _copy(self, declared: Any, model: ModelConfig, target: Layout) -> Any:
-    """(function, weights) of a copy in the compute dtype."""
+    """Weights of a copy in the compute dtype."""
     training = self._layouts.training
     function = train.make_compute_copy(declared, model, training, target)
-    params = weights.abstract_params(declared)
-    return function, jax.eval_shape(function, params)
+    return jax.eval_shape(function, weights.abstract_params(declared))
+
+  def _is_copied(self) -> bool:
+    """Whether the sampler has weights of its own."""
+    return hasattr(self._functions.for_rollout, "lower")
 
   def stages(self) -> list[Stage]:
     """Rollout, score and update, and the reshard before them if there is one.
@@ -248,66 +298,40 @@ class Programs:
     Returns:
       The stages, in their order.
     """
-    rl, model, layouts = self._settings.rl, self._shapes.model, self._layouts
-    reshard, sampler = self._copy(self._declared, model, layouts.rollout)
-    rollout = train.make_generate(
-      model,
-      self._sampler,
-      rl.samples_per_prompt,
-      layouts.rollout,
-      layouts.training,
-      self._rows // rl.rollout_parts,
-    )
+    rl, shapes, functions = self._run.settings.rl, self._shapes, self._functions
+    rows = rl.prompts * rl.samples_per_prompt
+    sampler = self._copy(self._declared, shapes.model, self._layouts.rollout)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    asked = (sampler, _prompts(rl.prompts, self._shapes.prompt_tokens), key)
-    sampled = jax.eval_shape(rollout, *asked)
-    scoring = self._score(sampled)
-    scores = jax.eval_shape(scoring.function, *scoring.arguments)
-    found = [Stage("rollout", rollout, asked), scoring]
-    if hasattr(reshard, "lower"):  # Else the weights themselves are read.
-      found.insert(0, Stage("reshard", reshard, (self._params,)))
-    return [*found, self._update(sampled, scores)]
+    asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
+    sampled = jax.eval_shape(functions.generate, *asked)
+    prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
+    judged = (self._params, *self._frozen(), sampled, prm_prompts)
+    scores = jax.eval_shape(functions.score, *judged)
+    verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
+    differentiated = (self._state(), sampled, scores, *verdicts)
+    found = [
+      Stage("rollout", functions.generate, asked),
+      Stage("score", functions.score, judged),
+      Stage("update", functions.update, differentiated),
+    ]
+    if self._is_copied():  # Else the weights themselves are read.
+      found.insert(0, Stage("reshard", functions.for_rollout, (self._params,)))
+    return found
 
-  def _score(self, sampled: Any) -> Stage:
-    """The second stage."""
-    rl, shapes, layouts = self._settings.rl, self._shapes, self._layouts
-    function = score.make_score(
-      shapes.model,
-      shapes.prm_model,
-      self._sampler,
-      rl.score_config(self._settings.prm.separator),
-      self._table,
-      layouts.training,
-      self._rows // self._parts,
-      reference_layout=layouts.reference,
-      prm_layout=layouts.prm,
-    )
-    _, reference = self._copy(self._declared, shapes.model, layouts.reference)
-    judge = None
-    if self._prm_declared is not None:
-      _, judge = self._copy(self._prm_declared, shapes.prm_model, layouts.prm)
-    prompts = _prompts(self._rows, shapes.prm_prompt_tokens)
-    arguments = (self._params, reference, judge, sampled, prompts)
-    return Stage("score", function, arguments)
+  def _frozen(self) -> tuple[Any, Any]:
+    """Reference and PRM, abstract."""
+    shapes, layouts = self._shapes, self._layouts
+    reference = self._copy(self._declared, shapes.model, layouts.reference)
+    if self._prm_declared is None:
+      return reference, None
+    judge = self._copy(self._prm_declared, shapes.prm_model, layouts.prm)
+    return reference, judge
 
-  def _update(self, sampled: Any, scores: Any) -> Stage:
-    """The third stage."""
-    rl = self._settings.rl
-    function = train.make_update(
-      self._shapes.model,
-      self._sampler,
-      rl.credit_config(),
-      rl.loss_config(),
-      self._optimizer,
-      self._table,
-      self._layouts.training,
-      self._parts,
-    )
-    state = jax.eval_shape(
+  def _state(self) -> train.TrainState:
+    """The state, abstract."""
+    return jax.eval_shape(
       lambda p: train.new_state(p, self._optimizer), self._params
     )
-    verdicts = (Array((self._rows,), jnp.float32), Array((self._rows,), bool))
-    return Stage("update", function, (state, sampled, scores, *verdicts))
 
   def resident(self) -> Resident:
     """What a device holds of weights and optimizer, from their shardings.
@@ -316,31 +340,29 @@ class Programs:
       Bytes of one device, without the padding of tiles.
     """
     layouts, model = self._layouts, self._shapes.model
-    state = jax.eval_shape(
-      lambda p: train.new_state(p, self._optimizer), self._params
-    )
+    state = self._state()
     places = train.state_shardings(
       self._declared, self._optimizer, layouts.training
     )
-
-    def held_copy(declared, model, layout):
-      _, params = self._copy(declared, model, layout)
-      return _bytes_held(params, weight_shardings(declared, layout))
-
-    reshard, _ = self._copy(self._declared, model, layouts.rollout)
-    judge = 0
-    if self._prm_declared is not None:
-      judge = held_copy(self._prm_declared, self._shapes.prm_model, layouts.prm)
+    reference, judge = self._frozen()
+    held = {
+      "reference": _bytes_held(
+        reference, weight_shardings(self._declared, layouts.reference)
+      ),
+      "prm": 0,
+      "sampler": 0,
+    }
+    if judge is not None:
+      where = weight_shardings(self._prm_declared, layouts.prm)
+      held["prm"] = _bytes_held(judge, where)
+    if self._is_copied():
+      where = weight_shardings(self._declared, layouts.rollout)
+      copy = self._copy(self._declared, model, layouts.rollout)
+      held["sampler"] = _bytes_held(copy, where)
     return Resident(
       parameters=_bytes_held(state.params, places.params),
       optimizer=_bytes_held(state.opt_state, places.opt_state),
-      reference=held_copy(self._declared, model, layouts.reference),
-      prm=judge,
-      sampler=(
-        held_copy(self._declared, model, layouts.rollout)
-        if hasattr(reshard, "lower")
-        else 0
-      ),
+      **held,
     )
 
 

@@ -64,7 +64,7 @@ def possible_micro_batches(
     wanted: micro-batches.
 
   Returns:
-    (a number, what to say if it is another one).
+    (a number, what to say of it).
 
   Raises:
     ValueError: if the layout's row shards do not divide the batch.
@@ -76,15 +76,20 @@ def possible_micro_batches(
       f"{rows} rows (rl.prompts x rl.samples_per_prompt) are not divisible by "
       f"the row shards of {layouts}."
     )
-  per_shard = rows // shards
-  if per_shard % wanted == 0:
-    return wanted, ()
+  per_shard, notes = rows // shards, []
+  if settings.rl.packed_tokens is not None or settings.rl.length_buckets > 1:
+    notes.append(
+      "every response is taken at its longest, alone in its row; "
+      "rl.packed_tokens and rl.length_buckets make shorter ones cheaper."
+    )
   parts = max(n for n in range(1, min(wanted, per_shard) + 1)
               if per_shard % n == 0)  # fmt: skip
-  return parts, (
-    f"rl.micro_batches={wanted} cannot be, with {per_shard} rows on each of "
-    f"{shards} row shards: planned with {parts}.",
-  )
+  if parts != wanted:
+    notes.append(
+      f"rl.micro_batches={wanted} cannot be, with {per_shard} rows on each of "
+      f"{shards} row shards: planned with {parts}."
+    )
+  return parts, tuple(notes)
 
 
 def candidates(
