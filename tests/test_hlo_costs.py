@@ -219,6 +219,61 @@ def test_a_loop_reads_its_slice_and_not_the_stack():
   assert weights <= found.hbm_bytes <= 3.5 * weights
 
 
+def test_a_slice_in_a_fusion_in_a_fusion():
+  """As a TPU reads one of 28 layers: the stack would be 28 times as much."""
+  text = """HloModule m
+
+%inner (p: f32[28,64,64]) -> f32[64,64] {
+  %p = f32[28,64,64]{2,1,0} parameter(0)
+  %s = f32[1,64,64]{2,1,0} slice(%p), slice={[3:4], [0:64], [0:64]}
+  ROOT %b = f32[64,64]{1,0} bitcast(%s)
+}
+
+%outer (x: f32[8,64], w: f32[28,64,64]) -> f32[8,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %w = f32[28,64,64]{2,1,0} parameter(1)
+  %f = f32[64,64]{1,0} fusion(%w), kind=kLoop, calls=%inner
+  ROOT %d = f32[8,64]{1,0} convolution(%x, %f), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[8,64], w: f32[28,64,64]) -> f32[8,64] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %w.1 = f32[28,64,64]{2,1,0} parameter(1)
+  ROOT %r = f32[8,64]{1,0} fusion(%a, %w.1), kind=kOutput, calls=%outer
+}
+"""
+  found = hlo_costs.count(text, 1)
+  assert found.hbm_bytes == 4 * (8 * 64 + 64 * 64 + 8 * 64)
+  assert found.flops == 2 * 8 * 64 * 64
+
+
+def test_a_value_that_a_fusion_only_turns_around_is_read():
+  """A conversion is the whole of the inner fusion, so nobody there slices."""
+  text = """HloModule m
+
+%inner (p: bf16[64,64]) -> f32[64,64] {
+  %p = bf16[64,64]{1,0} parameter(0)
+  ROOT %c = f32[64,64]{1,0} convert(%p)
+}
+
+%outer (x: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %w = bf16[64,64]{1,0} parameter(1)
+  %f = f32[64,64]{1,0} fusion(%w), kind=kLoop, calls=%inner
+  ROOT %d = f32[8,64]{1,0} convolution(%x, %f), dim_labels=bf_io->bf
+}
+
+ENTRY %main (a: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
+  %a = f32[8,64]{1,0} parameter(0)
+  %w.1 = bf16[64,64]{1,0} parameter(1)
+  ROOT %r = f32[8,64]{1,0} fusion(%a, %w.1), kind=kOutput, calls=%outer
+}
+"""
+  assert hlo_costs.count(text, 1).hbm_bytes == (
+    4 * 8 * 64 + 2 * 64 * 64 + 4 * 8 * 64
+  )
+
+
 def test_an_update_in_place_moves_the_update():
   """The cache of the decoding loop: [1000, 512], a row written per trip."""
 

@@ -240,9 +240,7 @@ class _Total:
       return 0
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
-      return _moved_by_fusion(
-        self._called(instruction, "calls"), operands, instruction
-      )
+      return self._moved_by_fusion(operands, instruction)
     written = sum(shape.hbm_bytes for shape in instruction.shapes)
     if opcode == "copy-start":  # (destination, source, a flag)
       return sum(shape.hbm_bytes for shape in instruction.shapes[:2])
@@ -263,51 +261,71 @@ class _Total:
     read = sum(s.hbm_bytes for operand in operands for s in operand.shapes)
     return written + read
 
+  def _moved_by_fusion(
+    self, operands: list[Instruction], fusion: Instruction
+  ) -> int:
+    """Bytes of main memory that a fusion reads and writes."""
+    fused, moved = self._called(fusion, "calls"), 0
+    for parameter, operand in zip(fused.parameters, operands, strict=True):
+      for shape in operand.shapes:
+        if shape.in_hbm:
+          used = self._used(fused, parameter)
+          moved += shape.bytes if used is None else min(used, shape.bytes)
+    results = self._results(fused)
+    if len(results) != len(fusion.shapes):
+      return moved + sum(shape.hbm_bytes for shape in fusion.shapes)
+    for result, shape in zip(results, fusion.shapes, strict=True):
+      written = shape.bytes if result is None else min(result, shape.bytes)
+      moved += written if shape.in_hbm else 0
+    return moved
 
-def _moved_by_fusion(
-  fused: Computation, operands: list[Instruction], fusion: Instruction
-) -> int:
-  """Bytes of main memory that a fusion reads and writes."""
-  moved = 0
-  for parameter, operand in zip(fused.parameters, operands, strict=True):
-    for shape in operand.shapes:
-      if shape.in_hbm:
-        used = _used(fused, parameter)
-        moved += shape.bytes if used is None else min(used, shape.bytes)
-  root = fused.instructions[fused.root]
-  is_tuple = root.opcode == "tuple"
-  results = root.operands if is_tuple else (root.name,)
-  if len(results) != len(fusion.shapes):
-    return moved + sum(shape.hbm_bytes for shape in fusion.shapes)
-  for name, shape in zip(results, fusion.shapes, strict=True):
-    result = fused.instructions[name]
-    while result.opcode in _VIEWS:
-      result = fused.instructions[result.operands[0]]
-    if result.opcode in _UPDATES:
-      at = 1 if result.opcode == "dynamic-update-slice" else -1
-      update = fused.instructions[result.operands[at]].shapes[0]
-      moved += min(update.bytes, shape.bytes) if shape.in_hbm else 0
-    else:
-      moved += shape.hbm_bytes
-  return moved
+  def _results(self, fused: Computation) -> list[int | None]:
+    """Bytes written for each result of a fusion, None for all of it."""
+    root = fused.instructions[fused.root]
+    names = root.operands if root.opcode == "tuple" else (root.name,)
+    written = []
+    for name in names:
+      result = fused.instructions[name]
+      while result.opcode in _VIEWS:
+        result = fused.instructions[result.operands[0]]
+      if result.opcode == "fusion" and len(result.shapes) == 1:
+        written += self._results(self._called(result, "calls"))[:1]
+      elif result.opcode in _UPDATES:
+        at = 1 if result.opcode == "dynamic-update-slice" else -1
+        written.append(fused.instructions[result.operands[at]].shapes[0].bytes)
+      else:
+        written.append(None)
+    return written
 
-
-def _used(fused: Computation, value: Instruction) -> int | None:
-  """Bytes of a fused value that are read, None for all of them."""
-  used = 0
-  for user in fused.users[value.name]:
-    if user.opcode in _SLICES and user.operands[0] == value.name:
-      used += user.shapes[0].bytes
-    elif user.opcode in _UPDATES and user.operands[0] == value.name:
-      continue  # In place: what is not updated is not touched.
-    elif user.opcode in _VIEWS:
-      inside = _used(fused, user)
-      if inside is None:
-        return None
-      used += inside
-    else:
+  def _used(self, fused: Computation, value: Instruction) -> int | None:
+    """Bytes of a fused value that are read, None for all of them."""
+    if value.name == fused.root:
       return None
-  return used
+    used = 0
+    for user in fused.users[value.name]:
+      first = user.operands[0] == value.name
+      if user.opcode in _SLICES and first:
+        used += user.shapes[0].bytes
+      elif user.opcode in _UPDATES and first:
+        continue  # In place: what is not updated is not touched.
+      elif user.opcode in _VIEWS or user.opcode == "fusion":
+        for inside in self._passed_on(fused, value, user):
+          if inside is None:
+            return None
+          used += inside
+      else:
+        return None
+    return used
+
+  def _passed_on(self, fused, value, user) -> Iterator[int | None]:
+    """What the users of a view, or the inside of a fusion, read of a value."""
+    if user.opcode in _VIEWS:
+      yield self._used(fused, user)
+      return
+    inner = self._called(user, "calls")
+    for parameter, operand in zip(inner.parameters, user.operands, strict=True):
+      if operand == value.name:
+        yield self._used(inner, parameter)
 
 
 def _is_continued(computation: Computation, instruction: Instruction) -> bool:

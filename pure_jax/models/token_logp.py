@@ -13,7 +13,8 @@ it is a sum or a maximum.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -163,6 +164,26 @@ def _used_chunks(mask: Array, chunk: int) -> Array:
   return jnp.max(jnp.where(mask, slot // chunk + 1, 0))
 
 
+def _for_used_chunks(
+  mask: Array, chunk: int, body: Callable, found: Any
+) -> Any:
+  """Goes through the used chunks: (index, found) -> found.
+
+  The condition also says how many chunks there are, so that a compiled program
+  tells how often the loop can run (`pure_jax.host.hlo_costs`).
+  """
+  used, chunks = _used_chunks(mask, chunk), mask.shape[1] // chunk
+
+  def unfinished(state):
+    return (state[0] < used) & (state[0] < chunks)
+
+  def step(state):
+    index, found = state
+    return index + 1, body(index, found)
+
+  return jax.lax.while_loop(unfinished, step, (jnp.int32(0), found))[1]
+
+
 def _is_token(scores: Array, tokens: Array) -> Array:
   """[B, c, V] bool, True at each slot's token."""
   ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
@@ -193,9 +214,7 @@ def _chunked_forward(readout, table, hidden, tokens, mask):
     )
 
   zeros = jnp.zeros(tokens.shape, jnp.float32)
-  logp, entropy, normalizer = jax.lax.fori_loop(
-    0, _used_chunks(mask, chunk), body, (zeros,) * 3
-  )
+  logp, entropy, normalizer = _for_used_chunks(mask, chunk, body, (zeros,) * 3)
   kept = table, hidden, tokens, mask, entropy, normalizer
   return (logp, entropy), kept
 
@@ -233,9 +252,9 @@ def _chunked_backward(readout, kept, cotangents):
     )
     return by_table + product(across, by_scores, hidden_BcD), by_hidden
 
-  by_table, by_hidden = jax.lax.fori_loop(
-    0,
-    _used_chunks(mask, chunk),
+  by_table, by_hidden = _for_used_chunks(
+    mask,
+    chunk,
     body,
     (jnp.zeros(table.shape, jnp.float32), jnp.zeros_like(hidden)),
   )
