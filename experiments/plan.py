@@ -8,13 +8,15 @@ real compiler (`pip install 'pure_jax[plan]'`), and for the devices of this
 machine without --topology. No weight is read or made. It prints whether each
 stage fits, memory by part, FLOPs, bytes and collectives of a step, and a
 roofline estimate of time and cost. `--json` prints the same as JSON;
-`--search` tries rule sets and numbers of micro-batches.
+`--search` tries rule sets and numbers of micro-batches, `--hlo=FOLDER` keeps
+the compiled programs.
 
 Meshes are the config's; one of a single device stands for `fsdp` over all.
 """
 
 import dataclasses
 import json
+import pathlib
 import sys
 
 import compute_dtype
@@ -39,6 +41,9 @@ _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool(
   "search", False, "Try rule sets and micro-batches for one that fits."
 )
+_HLO = flags.DEFINE_string(
+  "hlo", None, "Folder for the text of the compiled programs."
+)
 _PRICE = flags.DEFINE_float(
   "price", None, "Of a chip hour, in any money.", lower_bound=0.0
 )
@@ -62,17 +67,20 @@ def read_settings() -> Settings:
 class Planner:
   """Makes plans of one run, and compiles nothing twice."""
 
-  def __init__(self, settings: Settings, topology: str | None):
+  def __init__(
+    self, settings: Settings, topology: str | None, hlo: str | None = None
+  ):
     """Finds devices and shapes.
 
     Args:
       settings: the run's.
       topology: name of a slice, None for the devices here.
+      hlo: folder for the text of the compiled programs, None to keep none.
 
     Raises:
       ConfigError: if the topology cannot be compiled for.
     """
-    self._topology = topology
+    self._topology, self._hlo = topology, hlo and pathlib.Path(hlo)
     self.devices = plan_compiler.find_devices(topology)
     self.settings = compute_dtype.resolve(settings, self.devices[0].platform)
     self.shapes = plan_programs.shapes_of(self.settings)
@@ -133,8 +141,9 @@ class Planner:
     key = (stage.name, layouts if samples else where, 0 if samples else parts)
     if key not in self._compiled:
       print(f"compiling {stage.name} ({layouts})", file=sys.stderr, flush=True)
+      name = f"{len(self._compiled)}_{stage.name}.txt.gz"
       self._compiled[key] = plan_compiler.compile_stage(
-        stage, len(self.devices)
+        stage, len(self.devices), self._hlo and self._hlo / name
       )
     return self._compiled[key]
 
@@ -157,7 +166,7 @@ def main(argv: list[str]) -> None:
   """Compiles and prints."""
   del argv
   price = _PRICE.value
-  planner = Planner(read_settings(), _TOPOLOGY.value)
+  planner = Planner(read_settings(), _TOPOLOGY.value, _HLO.value)
   settings = planner.settings
   try:
     if _SEARCH.value:

@@ -5,8 +5,10 @@ collectives are counted in the program it wrote (`pure_jax.host.hlo_costs`).
 """
 
 import dataclasses
+import gzip
 import importlib.metadata
 import os
+import pathlib
 import re
 import time
 from collections.abc import Sequence
@@ -109,12 +111,15 @@ def find_devices(topology: str | None) -> Sequence[jax.Device]:
     ) from error
 
 
-def compile_stage(stage: Stage, devices: int) -> CompiledStage:
+def compile_stage(
+  stage: Stage, devices: int, path: pathlib.Path | None = None
+) -> CompiledStage:
   """Lowers, compiles and counts a stage.
 
   Args:
     stage: what to compile.
     devices: that it is laid out over.
+    path: of a gzip file to write the compiled program to.
 
   Returns:
     What came out; a refusal for lack of memory is an answer, not an error.
@@ -132,7 +137,10 @@ def compile_stage(stage: Stage, devices: int) -> CompiledStage:
       refusal=" ".join(str(error).splitlines()[0].split()),
     )
   seconds = time.monotonic() - start
-  found = compiled.memory_analysis()
+  found, text = compiled.memory_analysis(), compiled.as_text()
+  if path is not None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode()))
   return CompiledStage(
     stage.name,
     seconds,
@@ -142,7 +150,7 @@ def compile_stage(stage: Stage, devices: int) -> CompiledStage:
       found.alias_size_in_bytes,
       found.temp_size_in_bytes,
     ),
-    costs=hlo_costs.count(compiled.as_text(), devices),
+    costs=hlo_costs.count(text, devices),
   )
 
 

@@ -1,6 +1,7 @@
 """Plans: compiled for the devices here, and for TPUs where libtpu is."""
 
 import dataclasses
+import gzip
 import json
 import os
 import pathlib
@@ -22,6 +23,7 @@ from architectures import ARCHITECTURES  # noqa: E402
 from config_conversion import settings_from_config  # noqa: E402
 from configs import arithmetic, qwen2p5_7b  # noqa: E402
 
+from pure_jax.host import hlo_costs  # noqa: E402
 from pure_jax.host.roofline import GIB  # noqa: E402
 from pure_jax.models import policy  # noqa: E402
 from pure_jax.models.params import count_params  # noqa: E402
@@ -59,9 +61,14 @@ def shapes(settings):
 
 
 @pytest.fixture(scope="module")
-def local_plan():
+def hlo(tmp_path_factory):
+  return tmp_path_factory.mktemp("plan") / "hlo"
+
+
+@pytest.fixture(scope="module")
+def local_plan(hlo):
   config = ROOT / "experiments" / "configs" / "arithmetic.py"
-  done = run(f"--config={config}:smoke", "--json")
+  done = run(f"--config={config}:smoke", "--json", f"--hlo={hlo}")
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
@@ -85,6 +92,15 @@ def test_compiled_products_are_what_the_method_needs(local_plan):
   for stage in local_plan["stages"]:
     compiled = 4 * stage["compiled"]["costs"]["flops"]
     assert 0.75 < stage["model_flops"] / compiled <= 1.0, stage
+
+
+def test_the_compiled_programs_are_kept_where_asked(local_plan, hlo):
+  """What was counted can be counted again."""
+  for number, stage in enumerate(local_plan["stages"]):
+    costs = stage["compiled"]["costs"]
+    name = f"{number}_{stage['compiled']['name']}.txt.gz"
+    text = gzip.decompress((hlo / name).read_bytes()).decode()
+    assert hlo_costs.count(text, 4).flops == costs["flops"]
 
 
 def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
