@@ -206,6 +206,7 @@ class PlannedRun:
   Attributes:
     settings: of the run, with the micro-batches that are planned.
     model: the policy's architecture.
+    rl_model: the same: adapters are not planned.
     prm_model: the PRM's, or None.
     sampler: how rollouts are drawn.
     table: of the right size.
@@ -215,6 +216,7 @@ class PlannedRun:
 
   settings: Settings
   model: ModelConfig
+  rl_model: ModelConfig
   prm_model: ModelConfig | None
   sampler: SamplingConfig
   table: SeparatorTable
@@ -239,6 +241,7 @@ def _planned_run(
   return PlannedRun(
     settings=dataclasses.replace(settings, mesh=MeshSettings(), rl=rl),
     model=shapes.model,
+    rl_model=shapes.model,
     prm_model=shapes.prm_model,
     sampler=SamplingConfig(
       max_new_tokens=rl.max_new_tokens,
