@@ -297,3 +297,46 @@ def test_bfloat16_is_close_to_float32(params, tokens):
   tolerance = 4 * np.sqrt(10) * 2**-9 * np.abs(exact).max()
   error = np.abs(rounded - exact).max()
   assert 0 < error < tolerance
+
+
+@pytest.mark.parametrize("limit", [0, 8])
+def test_a_cache_begun_with_a_prompt_is_an_empty_one_filled(
+  monkeypatch, params, limit
+):
+  """Deep models scan their layers there, as limit 0 makes a small one do.
+
+  Keys of the wrong layer, or a prompt at the end of the slots, would show in
+  the cache, and again in the next token's hidden state.
+  """
+  monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
+  rng = np.random.default_rng(3)
+  tokens, mask = random_prompts(rng, [6, 4], 6)
+  mask = jnp.asarray(mask)
+
+  def begin(**options):
+    return transformer.forward(
+      params,
+      TINY,
+      jnp.asarray(tokens),
+      transformer.positions_from_mask(mask),
+      mask.astype(jnp.int32),
+      **options,
+    )
+
+  def next_hidden(cache):
+    one = jnp.ones((2, 1), jnp.int32)
+    positions = mask.sum(axis=1, dtype=jnp.int32)[:, None]
+    return transformer.forward(params, TINY, 5 * one, positions, one, cache)[0]
+
+  hidden, cache = begin(cache=transformer.init_cache(TINY, 2, 11))
+  begun_hidden, begun = begin(cache_slots=11)
+  there = np.asarray(mask)
+  np.testing.assert_allclose(
+    np.asarray(begun_hidden)[there], np.asarray(hidden)[there], atol=1e-5
+  )
+  assert int(begun.length) == 6
+  for ours, theirs in zip(
+    jax.tree.leaves(begun), jax.tree.leaves(cache), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, atol=1e-5)
+  np.testing.assert_allclose(next_hidden(begun), next_hidden(cache), atol=1e-5)

@@ -207,6 +207,7 @@ def forward(
   segment_ids: Array,
   cache: KVCache | None = None,
   placement: Placement = LOCAL,
+  cache_slots: int | None = None,
 ) -> tuple[Array, KVCache | None]:
   """Runs the decoder.
 
@@ -222,12 +223,17 @@ def forward(
     cache: what came before these tokens, or None. The caller makes sure that
       cache.length + T <= M.
     placement: of the activations; a cache allows no split tokens.
+    cache_slots: M of a new cache that these tokens begin, at least T, in place
+      of an empty one; or None.
 
   Returns:
     (hidden [B, T, D] after the final norm in the compute dtype, the cache
     with these tokens appended, or None without one).
   """
   T = tokens.shape[1]
+  depth = params["layers"]["attention_norm"].shape[0]
+  if cache_slots is not None and depth <= UNROLLED_LAYERS:
+    cache = init_cache(config, tokens.shape[0], cache_slots, placement)
   if cache is None and T % placement.token_shards:
     missing = -T % placement.token_shards
     tokens, positions, segment_ids = (
@@ -242,8 +248,13 @@ def forward(
   layer = functools.partial(_decoder_layer, config, placement, rotary)
   if cache is None:
     mask = attention_mask(segment_ids, segment_ids, jnp.int32(0))
-    x_BTD = _uncached_layers(params["layers"], config, layer, x_BTD, mask)
+    keeps = cache_slots is not None
+    x_BTD, kept = _uncached_layers(
+      params["layers"], config, layer, x_BTD, mask, keeps
+    )
     x_BTD = x_BTD[:, :T]
+    if keeps:
+      cache = _begun_cache(*kept, segment_ids, cache_slots, placement)
   else:
     cache = _append_segments(cache, segment_ids)
     mask = attention_mask(segment_ids, cache.segment_ids, cache.length)
@@ -251,17 +262,38 @@ def forward(
   return rms_norm(x_BTD, params["final_norm"], config.norm_eps), cache
 
 
-def _uncached_layers(layers, config, apply_layer, x_BTD, mask):
+def _uncached_layers(layers, config, apply_layer, x_BTD, mask, keeps):
   """All layers without a cache: unrolled when few, else one scan."""
 
   def body(x, layer):
-    x, _ = apply_layer(layer, x, mask, None)
-    return x, None
+    x, present = apply_layer(layer, x, mask, None)
+    return x, present if keeps else None
 
   body = remat_layer(body, config.remat)
   depth = layers["attention_norm"].shape[0]
   unroll = depth <= UNROLLED_LAYERS
-  return jax.lax.scan(body, x_BTD, layers, unroll=unroll)[0]
+  return jax.lax.scan(body, x_BTD, layers, unroll=unroll)
+
+
+def _begun_cache(keys, values, segment_ids, slots, placement):
+  """A cache of the first tokens, from stacked [layers, B, K, T, H] arrays.
+
+  Next to an empty cache it spares the queries the slots that nothing is in,
+  and the compiler a copy of the program for each layer.
+  """
+  length = segment_ids.shape[1]
+  empty = (0, slots - length)
+
+  def fill(stacked):
+    padded = [jnp.pad(x, ((0, 0), (0, 0), empty, (0, 0))) for x in stacked]
+    return tuple(placement.constrain(x, KEYS) for x in padded)
+
+  return KVCache(
+    keys=fill(keys),
+    values=fill(values),
+    segment_ids=jnp.pad(segment_ids, ((0, 0), empty)),
+    length=jnp.int32(length),
+  )
 
 
 def _cached_layers(layers, apply_layer, x_BTD, mask, cache):
@@ -321,13 +353,11 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
   q = placement.constrain(rotated("query"), QUERIES)
   k = placement.constrain(jnp.swapaxes(rotated("key"), 1, 2), KEYS)
   v = placement.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
-  present = None
   if past is not None:
     past_k, past_v, length = past
     at = (0, 0, length, 0)
     k = jax.lax.dynamic_update_slice(past_k, k, at)
     v = jax.lax.dynamic_update_slice(past_v, v, at)
-    present = k, v
   if config.attention_chunk is None:
     out_BTNH = remat_attention(attend, config.remat)(q, k, v, mask)
   else:
@@ -336,7 +366,7 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
     )
   out_BTNH = placement.constrain(out_BTNH, QUERIES)
   out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
-  return _project(config, placement, layer, "output", out_BTF), present
+  return _project(config, placement, layer, "output", out_BTF), (k, v)
 
 
 def _mlp(config, placement, layer, x_BTD):

@@ -19,7 +19,6 @@ from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.transformer import (
   KVCache,
   forward,
-  init_cache,
   positions_from_mask,
 )
 from pure_jax.types import Prompts, Rollout
@@ -250,8 +249,8 @@ def _prefill(params, model, config, prompts, keys, placement):
     prompts.tokens,
     positions_from_mask(prompts.mask),
     prompts.mask.astype(jnp.int32),
-    init_cache(model, rows, length + new - 1, placement),
-    placement,
+    placement=placement,
+    cache_slots=length + new - 1,
   )
   state = SamplingState(
     step=jnp.int32(0),
