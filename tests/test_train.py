@@ -205,6 +205,28 @@ def test_rows_of_a_part_come_from_every_device_and_go_back():
   np.testing.assert_array_equal(parts.join_rows(split), jnp.arange(8))
 
 
+def test_a_loop_over_micro_batches_holds_the_model_once():
+  """A first part in front of the loop would be a second forward and backward.
+
+  What sums start from must also leave minima and maxima alone.
+  """
+
+  def objective(params, part):
+    value = jnp.sum(jnp.tanh(part @ params))
+    found = {"top_max": jnp.max(part), "least_min": jnp.min(part)}
+    return value, found
+
+  params, batch = jnp.ones((6, 6)), jnp.arange(72.0).reshape(12, 6) - 100
+  lowered = jax.jit(
+    lambda params, batch: parts.accumulate_gradients(
+      objective, params, batch, 4
+    )
+  ).lower(params, batch)
+  assert lowered.as_text().count("dot_general") == 2
+  (_, found), _ = lowered.compile()(params, batch)
+  assert (found["top_max"], found["least_min"]) == (-29, -100)
+
+
 @pytest.mark.parametrize(
   ("rows", "limit", "expected"),
   [(12, 12, 1), (12, 13, 1), (12, 11, 2), (12, 5, 3), (7, 3, 7), (12, None, 1)],

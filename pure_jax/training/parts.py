@@ -123,9 +123,9 @@ def accumulate_gradients(
     return _combine(total, value_and_grad(params, part)), None
 
   parts = split_rows(batch, micro_batches)
-  first = value_and_grad(params, jax.tree.map(lambda x: x[0], parts))
-  rest = jax.tree.map(lambda x: x[1:], parts)
-  return jax.lax.scan(body, first, rest)[0]
+  part = jax.tree.map(lambda x: x[0], parts)
+  start = _nothing(jax.eval_shape(value_and_grad, params, part))
+  return jax.lax.scan(body, start, parts)[0]
 
 
 def accumulate_parts(
@@ -145,11 +145,26 @@ def accumulate_parts(
   """
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
   return jax.lax.fori_loop(
-    1,
+    0,
     parts,
     lambda part, total: _combine(total, value_and_grad(params, part)),
-    value_and_grad(params, jnp.int32(0)),
+    _nothing(jax.eval_shape(value_and_grad, params, jnp.int32(0))),
   )
+
+
+def _nothing(shapes: Any) -> Any:
+  """What a combination starts from: of no part at all.
+
+  To start from the first part would compile a second copy of the model, its
+  forward and its backward pass, in front of the loop.
+  """
+
+  def start(path, x):
+    name = jax.tree_util.keystr(path)
+    ends = {"_max']": -jnp.inf, "_min']": jnp.inf}
+    return jnp.full(x.shape, ends.get(name[-6:], 0), x.dtype)
+
+  return jax.tree_util.tree_map_with_path(start, shapes)
 
 
 def _combine(total: Any, new: Any) -> Any:
