@@ -142,7 +142,7 @@ def seen(monkeypatch):
       before = np.cumsum(kept) - 1
       found[tuple(ids[kept].tolist())] = tuple(before[places[there]].tolist())
 
-  def recording(params, model, inputs):
+  def recording(params, model, inputs, placement):
     jax.debug.callback(
       lambda *arrays: record(*map(np.asarray, arrays)),
       *(inputs.tokens, inputs.mask, inputs.score_position, inputs.score_mask),
