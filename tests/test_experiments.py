@@ -22,6 +22,7 @@ from pure_jax.models.params import abstract_params
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
+import compute_dtype  # noqa: E402
 import config_conversion  # noqa: E402
 from configs import arithmetic  # noqa: E402
 from smoke_run import command, rows, run  # noqa: E402
@@ -212,6 +213,7 @@ def test_nan_rewards_stop_the_run_and_lose_nothing(finished, tmp_path):
   shutil.copytree(finished[0], start)
   config = arithmetic.get_config("smoke")
   settings = config_conversion.settings_from_config(config)
+  settings = compute_dtype.resolve(settings, "cpu")
   vocab = SentencePieceTokenizer(start / "tokenizer.model").vocab_size
   model = prm.extend_config(
     settings.model.architecture(vocab), settings.prm.extra_layers

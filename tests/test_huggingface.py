@@ -185,7 +185,9 @@ def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, layout):
   )
 
 
-def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, layout):
+def test_many_files_and_many_devices_give_the_same_parameters(
+  tmp_path, layout, monkeypatch
+):
   model = make_model("qwen3 untied")
   expected, config = huggingface.load_policy(
     save(model, tmp_path / "1"), layout
@@ -201,8 +203,10 @@ def test_many_files_and_many_devices_give_the_same_parameters(tmp_path, layout):
   query = params["layers"]["query"]
   assert {s.data.shape for s in query.addressable_shards} == {(2, 6, 4, 8)}
   # A rule that splits the layers splits them, and changes no value.
-  rules = sharding.RULES | {"width": None, "layers": "data"}
-  params, _ = huggingface.load_policy(many, wide, rules=rules)
+  rules = {**sharding.RULE_SETS["fsdp"], "width": None, "layers": "data"}
+  monkeypatch.setitem(sharding.RULE_SETS, "by layer", rules)
+  by_layer = sharding.make_layout(data=2, fsdp=4, rules="by layer")
+  params, _ = huggingface.load_policy(many, by_layer)
   assert_trees_equal(params, expected)
   assert params["layers"]["query"].sharding.spec[0] == "data"
 

@@ -175,7 +175,9 @@ def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
 def policy_folder(tmp_path_factory):
   """The tiny policy and its data, as settings that name them."""
   folder = tmp_path_factory.mktemp("tiny")
-  config = paper.policy_run("smoke", iterations=1, embeddings="tied")
+  config = paper.policy_run(
+    "smoke", iterations=1, embeddings="tied", architecture="qwen2p5_7b"
+  )
   settings = config_conversion.settings_from_config(config, Settings)
   task = FilesTask(settings, folder)
   task.close()

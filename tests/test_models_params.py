@@ -10,6 +10,7 @@ from small_models import TINY
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig, RopeScaling
+from pure_jax.models.placement import HIDDEN, KEYS, LOGITS, MLP, QUERIES
 from pure_jax.parallel import sharding
 
 QWEN2_05B = ModelConfig(
@@ -134,8 +135,11 @@ def test_every_logical_axis_has_a_sharding_rule():
     policy.declare_policy(dataclasses.replace(TINY, tied_embeddings=False)),
     prm.declare_prm(TINY),
   ]
-  axes = jax.tree.leaves(weights.logical_axes(declared))
-  assert set(axes) == set(sharding.RULES)
+  axes = {*jax.tree.leaves(weights.logical_axes(declared))}
+  for named in (HIDDEN, QUERIES, KEYS, MLP, LOGITS):
+    axes |= {*named}
+  for rules in sharding.RULE_SETS.values():
+    assert axes == set(rules)
 
 
 def test_logical_axes_of_a_layer_as_a_table():
