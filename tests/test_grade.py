@@ -45,7 +45,7 @@ def test_the_report_and_every_verdict_by_hand(tmp_path):
   path.write_text(path.read_text().replace("\n", "\n\n"))  # Blank lines.
   output = tmp_path / "out.jsonl"
   done = grade(
-    f"--input={path}", f"--output={output}", "--timeout_seconds=0.5",
+    f"--input={path}", f"--output={output}", "--timeout_seconds=2",
     "--workers=1", "--extractor=boxed", "--extractor=gsm8k_hash",
   )  # fmt: skip
   assert done.returncode == 0, done.stderr
@@ -54,9 +54,10 @@ def test_the_report_and_every_verdict_by_hand(tmp_path):
     "items": 5, "correct": 2, "no_answer": 1, "timed_out": 1, "crashed": 0,
     "wrong": 1, "accuracy": 0.4,
   }  # fmt: skip
-  assert report["seconds"] >= 0.5
+  assert report["seconds"] >= 2
   assert report["items_per_second"] == pytest.approx(
-    5 / report["seconds"], rel=0.01
+    5 / report["seconds"],
+    abs=0.06,  # Rounded to a tenth.
   )
   assert report["agreement"] == {"agree": 2, "of": 3}
   (difference,) = report["disagreements"]
