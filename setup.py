@@ -52,9 +52,9 @@ EXTRAS = {
     "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
     "setuptools>=77",
   ],
-  # The TPU compiler, to plan for slices that are not here: the release that
-  # jax 0.10.2's own extra [tpu] asks for; another jax asks for another.
-  "plan": ["libtpu>=0.0.42,<0.1"],
+  # The TPU compiler, to plan for slices that are not here. Each jax names the
+  # one release whose programs it can read.
+  "plan": ["jax[tpu]"],
   # To measure against PyTorch.
   "bench": [TORCH],
   # Qwen's vocabulary, to look at its merged separators in the tests.

@@ -8,8 +8,8 @@ real compiler (`pip install 'pure_jax[plan]'`), and for the devices of this
 machine without --topology. No weight is read or made. It prints whether each
 stage fits, memory by part, FLOPs, bytes and collectives of a step, and a
 roofline estimate of time and cost. `--json` prints the same as JSON;
-`--search` tries rule sets and numbers of micro-batches, `--hlo=FOLDER` keeps
-the compiled programs.
+`--search` looks for layouts, micro-batches and parts of rollouts that fit,
+`--hlo=FOLDER` keeps the compiled programs.
 
 Meshes are the config's; one of a single device stands for `fsdp` over all.
 """
@@ -18,6 +18,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import compute_dtype
 import launch
@@ -27,7 +28,7 @@ import plan_programs
 import plan_search
 from absl import flags
 from config_conversion import settings_from_config
-from plan_programs import Layouts
+from plan_programs import Way
 from plan_report import Plan, as_json, as_text, plan_stage
 from run_settings import ConfigError, Settings
 
@@ -39,7 +40,7 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool(
-  "search", False, "Try rule sets and micro-batches for one that fits."
+  "search", False, "Look for rule sets and parts that fit."
 )
 _HLO = flags.DEFINE_string(
   "hlo", None, "Folder for the text of the compiled programs."
@@ -86,25 +87,30 @@ class Planner:
     self.shapes = plan_programs.shapes_of(self.settings)
     self._compiled: dict[tuple, plan_compiler.CompiledStage] = {}
 
-  def plan(self, layouts: Layouts, micro_batches: int) -> Plan:
-    """Compiles a step in given layouts.
+  def plan(self, way: Way, only: Sequence[str] | None = None) -> Plan:
+    """Compiles a step.
 
     Args:
-      layouts: devices and rules.
-      micro_batches: asked for; as many as the rows of the layouts allow.
+      way: how it is run; of the micro-batches, as many as its rows allow.
+      only: names of the stages to compile, None for all.
 
     Returns:
       The plan.
     """
-    settings, shapes = self.settings, self.shapes
+    settings, shapes, layouts = self.settings, self.shapes, way.layouts
     kind = self.devices[0].device_kind
     on_chip = plan_compiler.devices_per_chip(self.devices)
     parts, notes = plan_search.possible_micro_batches(
-      settings, layouts, micro_batches
+      settings, layouts, way.micro_batches
     )
-    programs = plan_programs.Programs(settings, shapes, layouts, parts)
+    way = dataclasses.replace(way, micro_batches=parts)
+    programs = plan_programs.Programs(settings, shapes, way)
     resident = programs.resident()
     needed = plan_estimates.model_flops(settings, shapes)
+    cache = plan_estimates.cache_bytes(
+      settings, shapes, layouts.rollout, way.rollout_parts
+    )
+    kept = plan_estimates.kept_bytes(settings, shapes, layouts.training, parts)
     return Plan(
       topology=self._topology or "local",
       device_kind=kind,
@@ -113,32 +119,38 @@ class Planner:
       layout=str(layouts),
       rows=settings.rl.prompts * settings.rl.samples_per_prompt,
       micro_batches=parts,
+      rollout_parts=way.rollout_parts,
+      flags=tuple(way.flags()),
       notes=notes,
       iterations=settings.rl.iterations,
       resident=resident,
       chip=CHIPS.get(kind),
       stages=tuple(
         plan_stage(
-          self._compile(stage, layouts, parts),
+          self._compile(stage, way),
           resident,
           CHIPS.get(kind),
           on_chip,
           needed[stage.name],
-          plan_estimates.cache_bytes(settings, shapes, layouts.rollout),
-          plan_estimates.kept_bytes(settings, shapes, layouts.training, parts),
+          cache,
+          kept,
         )
         for stage in programs.stages()
+        if only is None or stage.name in only
       ),
       versions=plan_compiler.compiler_version(self.devices),
     )
 
   def _compile(
-    self, stage: plan_programs.Stage, layouts: Layouts, parts: int
+    self, stage: plan_programs.Stage, way: Way
   ) -> plan_compiler.CompiledStage:
     """A compiled stage, from memory where only other stages differ."""
-    samples = stage.name in ("reshard", "rollout")
-    where = dataclasses.replace(layouts, rollout=layouts.training)
-    key = (stage.name, layouts if samples else where, 0 if samples else parts)
+    layouts = way.layouts
+    if stage.name in ("reshard", "rollout"):
+      key = (stage.name, layouts, way.rollout_parts)
+    else:
+      where = dataclasses.replace(layouts, rollout=layouts.training)
+      key = (stage.name, where, way.micro_batches)
     if key not in self._compiled:
       print(f"compiling {stage.name} ({layouts})", file=sys.stderr, flush=True)
       name = f"{len(self._compiled)}_{stage.name}.txt.gz"
@@ -148,18 +160,14 @@ class Planner:
     return self._compiled[key]
 
   def search(self) -> Plan:
-    """Tries what `plan_search.candidates` names.
+    """Tries what `plan_search.search` tries.
 
     Returns:
-      The fastest plan that fits, or the smallest that does not.
+      A fast plan that fits, or a small one that does not.
     """
-    plans = []
-    for layouts, parts in plan_search.candidates(
-      self.settings, self.shapes, self.devices
-    ):
-      plans.append(self.plan(layouts, parts))
-      print(plan_search.summary(plans[-1]), file=sys.stderr, flush=True)
-    return plan_search.choose(plans)
+    return plan_search.search(
+      self.settings, self.shapes, self.devices, self.plan
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -172,8 +180,9 @@ def main(argv: list[str]) -> None:
     if _SEARCH.value:
       best = planner.search()
     else:
+      rl = settings.rl
       layouts = plan_search.config_layouts(settings, planner.devices)
-      best = planner.plan(layouts, settings.rl.micro_batches)
+      best = planner.plan(Way(layouts, rl.micro_batches, rl.rollout_parts))
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:

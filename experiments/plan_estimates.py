@@ -79,20 +79,22 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
   }
 
 
-def cache_bytes(settings: Settings, shapes: Shapes, layout: Layout) -> int:
+def cache_bytes(
+  settings: Settings, shapes: Shapes, layout: Layout, parts: int
+) -> int:
   """Keys and values of a rollout that one device holds.
 
   Args:
     settings: the run's.
     shapes: its models and batches.
     layout: devices and rules.
+    parts: in which the rows are drawn.
 
   Returns:
     Bytes.
   """
   rl, model = settings.rl, shapes.model
-  rows = rl.prompts * rl.samples_per_prompt // rl.rollout_parts
-  rows //= layout.row_shards
+  rows = rl.prompts * rl.samples_per_prompt // parts // layout.row_shards
   slots = shapes.prompt_tokens + rl.max_new_tokens - 1
   heads = model.num_kv_heads
   shards = layout.mesh.shape["tensor"]

@@ -146,6 +146,47 @@ class Layouts:
 
 
 @dataclasses.dataclass(frozen=True)
+class Way:
+  """One way to run a step.
+
+  Attributes:
+    layouts: devices and rules.
+    micro_batches: parts in which a batch is scored and differentiated.
+    rollout_parts: parts in which it is drawn.
+  """
+
+  layouts: Layouts
+  micro_batches: int
+  rollout_parts: int
+
+  def flags(self) -> list[str]:
+    """What makes a script run it so.
+
+    Returns:
+      Flags of `train_pure.py`, to be quoted for a shell.
+    """
+    training = _mesh(self.layouts.training)
+    found = [f"--config.mesh.{name}={size}" for name, size in training.items()]
+    for name in ("rollout", "reference", "prm"):
+      mesh = _mesh(getattr(self.layouts, name))
+      if mesh != training:
+        found.append(f"--config.rl.{name}_mesh={mesh}")
+    return [
+      *found,
+      f"--config.rl.micro_batches={self.micro_batches}",
+      f"--config.rl.rollout_parts={self.rollout_parts}",
+    ]
+
+
+def _mesh(layout: Layout) -> dict[str, int | str]:
+  """A layout as `mesh_settings.MeshSettings` is written, without defaults."""
+  default = dataclasses.asdict(MeshSettings())
+  found = dict(layout.mesh.shape) | {"rules": layout.rules}
+  return {name: value for name, value in found.items()
+          if value != default[name]}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
 class Stage:
   """A jitted function and what it is called with.
 
@@ -204,7 +245,7 @@ class PlannedRun:
   """What `rl_functions` reads of a `workspace.Workspace`, and no more of it.
 
   Attributes:
-    settings: of the run, with the micro-batches that are planned.
+    settings: of the run, with the parts that are planned.
     model: the policy's architecture.
     rl_model: the same: adapters are not planned.
     prm_model: the PRM's, or None.
@@ -224,13 +265,13 @@ class PlannedRun:
   rl_layouts: RLLayouts
 
 
-def _planned_run(
-  settings: Settings, shapes: Shapes, layouts: Layouts, micro_batches: int
-) -> PlannedRun:
+def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
   """A run whose texts are all at their longest: each has a row of its own."""
+  layouts = way.layouts
   rl = dataclasses.replace(
     settings.rl,
-    micro_batches=micro_batches,
+    micro_batches=way.micro_batches,
+    rollout_parts=way.rollout_parts,
     rollout_mesh=None,
     reference_mesh=None,
     prm_mesh=None,
@@ -260,23 +301,16 @@ def _planned_run(
 class Programs:
   """The compiled functions of one RL step, ready to be lowered."""
 
-  def __init__(
-    self,
-    settings: Settings,
-    shapes: Shapes,
-    layouts: Layouts,
-    micro_batches: int,
-  ):
+  def __init__(self, settings: Settings, shapes: Shapes, way: Way):
     """Makes the functions of a run, as the run itself does.
 
     Args:
-      settings: the run's; its meshes and micro-batches are not read.
+      settings: the run's; its meshes and parts are not read.
       shapes: its models and batches.
-      layouts: devices and rules.
-      micro_batches: parts in which a batch is scored and differentiated.
+      way: layouts and parts.
     """
-    self._shapes, self._layouts = shapes, layouts
-    self._run = _planned_run(settings, shapes, layouts, micro_batches)
+    self._shapes, self._layouts = shapes, way.layouts
+    self._run = _planned_run(settings, shapes, way)
     self._optimizer = make_optimizer(settings.rl.optim)
     self._functions = rl_functions.compile_functions(self._run, self._optimizer)
     self._declared = policy.declare_policy(shapes.model)

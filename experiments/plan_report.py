@@ -4,6 +4,7 @@ Bytes are those of one chip, or of one device where a chip has two.
 """
 
 import dataclasses
+import shlex
 from typing import Any
 
 from plan_compiler import CompiledStage
@@ -62,6 +63,8 @@ class Plan:
     layout: rules and sizes of the meshes, in words.
     rows: of a batch.
     micro_batches: parts in which it is scored and differentiated.
+    rollout_parts: parts in which it is drawn.
+    flags: that make a run of it.
     notes: what was changed to plan it.
     iterations: of the config.
     resident: weights and optimizer state of a device.
@@ -77,6 +80,8 @@ class Plan:
   layout: str
   rows: int
   micro_batches: int
+  rollout_parts: int
+  flags: tuple[str, ...]
   notes: tuple[str, ...]
   iterations: int
   resident: Resident
@@ -215,8 +220,10 @@ def as_text(plan: Plan, price: float | None) -> str:
   versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items())
   lines = [
     f"{plan.topology}: {plan.chips} chips ({plan.device_kind}), {plan.rows} "
-    f"rows in {plan.micro_batches} micro-batches",
+    f"rows in {plan.micro_batches} micro-batches, drawn in "
+    f"{plan.rollout_parts} parts",
     plan.layout,
+    f"Flags: {shlex.join(plan.flags)}",
     *(f"note: {note}" for note in plan.notes),
     "",
     _verdict(plan),

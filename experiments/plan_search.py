@@ -1,12 +1,14 @@
-"""Which layouts and micro-batches a plan tries, and which of them it takes."""
+"""Which ways to run a step a plan tries, and which of them it takes."""
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
+import plan_estimates
 from mesh_settings import MeshSettings
-from plan_programs import Layouts, Programs, Shapes
+from plan_programs import Layouts, Programs, Shapes, Way
 from plan_report import Plan
 from run_settings import Settings
 
@@ -16,6 +18,8 @@ from pure_jax.parallel.sharding import Layout
 
 # Devices over which a row's heads or tokens are split, where rules do that.
 _SHARES = (2, 4, 8)
+# The stages that do not depend on how rollouts are drawn, and those that do.
+_LEARNING, _SAMPLING = ("score", "update"), ("reshard", "rollout")
 
 
 def config_layouts(
@@ -92,13 +96,69 @@ def possible_micro_batches(
   return parts, tuple(notes)
 
 
-def candidates(
-  settings: Settings, shapes: Shapes, devices: Sequence[jax.Device]
-) -> Iterator[tuple[Layouts, int]]:
-  """Layouts and micro-batches worth compiling.
+def search(
+  settings: Settings,
+  shapes: Shapes,
+  devices: Sequence[jax.Device],
+  plan: Callable[[Way, Sequence[str] | None], Plan],
+) -> Plan:
+  """Finds a fast way that fits, without compiling every combination.
 
-  Reference and PRM live as the policy in training does. Left out is what
-  weights and optimizer state alone make too large.
+  First the policy in training, with one row at a time on each row shard: every
+  rule set in the sizes of `training_layouts`; reference and PRM live as it
+  does. The fastest that fits takes twice the rows at a time for as long as
+  that fits and is faster. Then, beside it, the layouts of rollouts, in as few
+  parts as fit.
+
+  Args:
+    settings: the run's.
+    shapes: its models.
+    devices: to use, all of them.
+    plan: compiles the named stages of a way, or all.
+
+  Returns:
+    The plan of all stages; one that does not fit if nothing does.
+
+  Raises:
+    ValueError: if weights and optimizer state alone are too much everywhere.
+  """
+  rows = settings.rl.prompts * settings.rl.samples_per_prompt
+
+  def tried(way: Way, stages: Sequence[str]) -> tuple[Way, Plan]:
+    found = plan(way, stages)
+    print(summary(found), file=sys.stderr, flush=True)
+    return way, found
+
+  learning = [
+    tried(Way(layouts, rows // layouts.row_shards, 1), _LEARNING)
+    for layouts in training_layouts(settings, shapes, devices)
+  ]
+  best, found = choose(learning)
+  while found.fits is not False and best.micro_batches % 2 == 0:
+    half = dataclasses.replace(best, micro_batches=best.micro_batches // 2)
+    half, other = tried(half, _LEARNING)
+    if choose([(best, found), (half, other)])[0] is best:
+      break
+    best, found = half, other
+  sampling = []
+  for way in rollout_ways(settings, shapes, best, devices):
+    sampling.append(tried(way, _SAMPLING))
+    while sampling[-1][1].fits is False:
+      parts = 2 * sampling[-1][0].rollout_parts
+      if rows % (parts * way.layouts.rollout.row_shards):
+        break
+      more = dataclasses.replace(way, rollout_parts=parts)
+      sampling.append(tried(more, _SAMPLING))
+  return plan(choose(sampling)[0], None)
+
+
+def training_layouts(
+  settings: Settings, shapes: Shapes, devices: Sequence[jax.Device]
+) -> Iterator[Layouts]:
+  """Every rule set that splits the optimizer, in the sizes that are tried.
+
+  Left out is what rules cannot split, and what weights and optimizer state
+  alone make too large.
 
   Args:
     settings: the run's.
@@ -106,64 +166,83 @@ def candidates(
     devices: to use, all of them.
 
   Yields:
-    (layouts, micro-batches): with one row at a time on each row shard, and
-    with two.
+    Layouts, the same for all four models.
   """
-  chip = CHIPS.get(devices[0].device_kind)
+  count = len(devices)
+  sizes = [{"fsdp": count}]
+  sizes += [
+    {"fsdp": count // share, axis: share, "rules": f"fsdp+{axis}"}
+    for axis in ("tensor", "sequence")
+    for share in _SHARES
+    if count % share == 0
+  ]
+  for size in sizes:
+    layout = sharding.make_layout(**size, devices=devices)
+    layouts = Layouts(layout, layout, layout, layout)
+    if _spare_bytes(settings, shapes, layouts) > 0:
+      yield layouts
+
+
+def rollout_ways(
+  settings: Settings, shapes: Shapes, way: Way, devices: Sequence[jax.Device]
+) -> Iterator[Way]:
+  """Layouts in which no weight is gathered for each token.
+
+  Args:
+    settings: the run's.
+    shapes: its models.
+    way: how scores are computed and the policy is trained.
+    devices: to use, all of them.
+
+  Yields:
+    Ways with as few parts as leave room for keys and values.
+  """
+  count = len(devices)
   rows = settings.rl.prompts * settings.rl.samples_per_prompt
-  for training in _training_layouts(devices):
-    for rollout in _rollout_layouts(devices):
-      layouts = Layouts(training, rollout, training, training)
-      if rows % math.lcm(training.row_shards, rollout.row_shards):
-        continue
-      try:
-        programs = Programs(settings, shapes, layouts, 1)
-        held = programs.resident()
-        programs.stages()
-      except ValueError:
-        continue  # A dimension that the rules cannot split so.
-      if chip is not None and held.total + held.sampler > chip.hbm_bytes:
-        continue
-      per_shard = rows // training.row_shards
-      yield layouts, per_shard
-      if per_shard % 2 == 0:
-        yield layouts, per_shard // 2
+  sizes = [{"data": count}]
+  sizes += [
+    {"data": count // share, "tensor": share, "rules": "tensor"}
+    for share in _SHARES
+    if count % share == 0
+  ]
+  for size in sizes:
+    layout = sharding.make_layout(**size, devices=devices)
+    layouts = dataclasses.replace(way.layouts, rollout=layout)
+    spare = _spare_bytes(settings, shapes, layouts)
+    if rows % layout.row_shards or spare <= 0:
+      continue
+    parts, most = 1, rows // layout.row_shards
+    cache = plan_estimates.cache_bytes(settings, shapes, layout, parts=1)
+    while cache / parts > spare and most % (2 * parts) == 0:
+      parts *= 2
+    yield Way(layouts, way.micro_batches, parts)
 
 
-def _training_layouts(devices: Sequence[jax.Device]) -> Iterator[Layout]:
-  """Every rule set that splits the optimizer, in the sizes that are tried."""
-  count = len(devices)
-  yield sharding.make_layout(fsdp=count, devices=devices)
-  for axis in ("tensor", "sequence"):
-    for share in _SHARES:
-      if count % share == 0:
-        yield sharding.make_layout(
-          fsdp=count // share,
-          rules=f"fsdp+{axis}",
-          devices=devices,
-          **{axis: share},
-        )
+def _spare_bytes(settings: Settings, shapes: Shapes, layouts: Layouts) -> float:
+  """What weights and optimizer leave of a device; below 0 if it cannot be."""
+  rows = settings.rl.prompts * settings.rl.samples_per_prompt
+  if rows % math.lcm(layouts.row_shards, layouts.rollout.row_shards):
+    return -math.inf
+  try:
+    programs = Programs(settings, shapes, Way(layouts, 1, 1))
+    held = programs.resident()
+    programs.stages()
+  except ValueError:
+    return -math.inf  # A dimension that the rules cannot split so.
+  chip = CHIPS.get(layouts.training.mesh.devices.flat[0].device_kind)
+  if chip is None:
+    return math.inf
+  return chip.hbm_bytes - held.total - held.sampler
 
 
-def _rollout_layouts(devices: Sequence[jax.Device]) -> Iterator[Layout]:
-  """Layouts in which no weight is gathered for each token."""
-  count = len(devices)
-  yield sharding.make_layout(data=count, devices=devices)
-  for share in _SHARES:
-    if count % share == 0:
-      yield sharding.make_layout(
-        data=count // share, tensor=share, rules="tensor", devices=devices
-      )
-
-
-def choose(plans: Sequence[Plan]) -> Plan:
+def choose(plans: Sequence[tuple[Way, Plan]]) -> tuple[Way, Plan]:
   """The fastest plan that fits; of those that do not, the smallest.
 
   Args:
     plans: what was tried.
 
   Returns:
-    One of them.
+    One of them; of two that are equally fast, the first.
 
   Raises:
     ValueError: if nothing was tried.
@@ -173,12 +252,12 @@ def choose(plans: Sequence[Plan]) -> Plan:
       "No rule set can be tried: weights and optimizer state alone are too "
       "much for these devices, or the batch has too few rows. Take more."
     )
-  fitting = [plan for plan in plans if plan.fits is not False]
+  fitting = [tried for tried in plans if tried[1].fits is not False]
   if fitting:
-    return min(fitting, key=lambda plan: plan.step_seconds or 0.0)
+    return min(fitting, key=lambda tried: tried[1].step_seconds or 0.0)
 
-  def peak(plan):
-    return max(stage.total_bytes or math.inf for stage in plan.stages)
+  def peak(tried):
+    return max(stage.total_bytes or math.inf for stage in tried[1].stages)
 
   return min(plans, key=peak)
 
@@ -200,6 +279,6 @@ def summary(plan: Plan) -> str:
   seconds = "" if plan.step_seconds is None else f", {plan.step_seconds:.0f} s"
   verdict = {True: "fits", False: "does not fit", None: "compiles"}[plan.fits]
   return (
-    f"{plan.layout}, {plan.micro_batches} micro-batches: {verdict} "
-    f"({peaks} GiB{seconds})"
+    f"{plan.layout}, {plan.micro_batches} micro-batches, rollouts in "
+    f"{plan.rollout_parts}: {verdict} ({peaks} GiB{seconds})"
   )

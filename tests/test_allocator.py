@@ -80,4 +80,6 @@ def test_freed_memory_is_not_cleared_by_the_kernel_again():
 def test_a_run_of_the_world_keeps_what_compiled_functions_free(tmp_path):
   """Asked after jax has started its threads, it has no effect on them."""
   kept = faults(str(tmp_path / "run"), str(EXPERIMENTS), script=FAULTS_OF_A_RUN)
-  assert kept < 16_384  # One call alone would have that many.
+  # Every call would fault its 16,384 pages. Another thread's block may take the
+  # place of a buffer now and then, and the heap grows by one.
+  assert kept < 5 * 16_384

@@ -10,6 +10,8 @@ import sys
 
 import jax
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -18,13 +20,14 @@ import compute_dtype  # noqa: E402
 import plan_compiler  # noqa: E402
 import plan_estimates  # noqa: E402
 import plan_programs  # noqa: E402
+import plan_report  # noqa: E402
 import plan_search  # noqa: E402
 from architectures import ARCHITECTURES  # noqa: E402
 from config_conversion import settings_from_config  # noqa: E402
 from configs import arithmetic, qwen2p5_7b  # noqa: E402
 
 from pure_jax.host import hlo_costs  # noqa: E402
-from pure_jax.host.roofline import GIB  # noqa: E402
+from pure_jax.host.roofline import GIB, Bound, Chip  # noqa: E402
 from pure_jax.models import policy  # noqa: E402
 from pure_jax.models.params import count_params  # noqa: E402
 from pure_jax.parallel import sharding  # noqa: E402
@@ -183,8 +186,8 @@ def test_bytes_of_a_cache(settings, shapes):
   split = sharding.make_layout(
     fsdp=2, tensor=2, rules="fsdp+tensor", devices=jax.devices()[:4]
   )
-  assert plan_estimates.cache_bytes(settings, shapes, whole) == all_bytes
-  assert plan_estimates.cache_bytes(settings, shapes, split) == all_bytes / 4
+  assert plan_estimates.cache_bytes(settings, shapes, whole, 1) == all_bytes
+  assert plan_estimates.cache_bytes(settings, shapes, split, 2) == all_bytes / 8
 
 
 def test_micro_batches_that_rows_cannot_fill(settings):
@@ -208,15 +211,117 @@ def test_a_mesh_of_another_size_is_refused(settings):
 
 
 def test_the_search_tries_what_the_rules_can_split(settings, shapes):
-  found = list(plan_search.candidates(settings, shapes, jax.devices()))
-  training = {str(layouts.training) for layouts, _ in found}
-  rollout = {str(layouts.rollout) for layouts, _ in found}
-  assert {"fsdp on fsdp=8", "fsdp+tensor on fsdp=4 x tensor=2"} <= training
+  found = list(plan_search.training_layouts(settings, shapes, jax.devices()))
+  training = {str(layouts) for layouts in found}
+  way = plan_programs.Way(found[0], 4, 1)
+  ways = list(plan_search.rollout_ways(settings, shapes, way, jax.devices()))
+  rollout = {str(other.layouts.rollout) for other in ways}
+  assert {
+    "training: fsdp on fsdp=8",
+    "training: fsdp+tensor on fsdp=4 x tensor=2",
+    "training: fsdp+sequence on fsdp=4 x sequence=2",
+  } <= training
   assert {"fsdp on data=8", "tensor on data=4 x tensor=2"} <= rollout
   # 4 heads cannot be split over 8 devices.
   assert not any("tensor=8" in layout for layout in training | rollout)
-  for layouts, parts in found:
-    assert 32 % (layouts.row_shards * parts) == 0
+  assert all(32 % layouts.row_shards == 0 for layouts in found)
+
+
+def plan_of(way, stages, seconds, size):
+  """A plan whose stages take what is said, of a chip with 100 bytes."""
+  chip = Chip(1.0, 1.0, 1.0, 100.0)
+  memory = plan_compiler.Memory(0, 0, 0, size)
+  return plan_report.Plan(
+    topology="none",
+    device_kind="none",
+    devices=8,
+    devices_per_chip=1,
+    layout=str(way.layouts),
+    rows=32,
+    micro_batches=way.micro_batches,
+    rollout_parts=way.rollout_parts,
+    flags=tuple(way.flags()),
+    notes=(),
+    iterations=1,
+    resident=plan_programs.Resident(0, 0, 0, 0, 0),
+    chip=chip,
+    stages=tuple(
+      plan_report.StagePlan(
+        plan_compiler.CompiledStage(name, 0.0, memory),
+        0,
+        0,
+        0,
+        0,
+        Bound(seconds, 0.0, 0.0),
+      )
+      for name in stages
+    ),
+    versions={},
+  )
+
+
+def test_the_search_finds_the_fastest_that_fits(settings, shapes):
+  """More rows at a time are faster and larger, and so are fewer parts."""
+  asked = []
+
+  def plan(way, stages):
+    asked.append((way, stages))
+    training, rollout = way.layouts.training, way.layouts.rollout
+    if stages == ("score", "update"):
+      # Split tokens are fastest, but never fit.
+      split = training.mesh.shape["sequence"] > 1
+      rows = 32 // training.row_shards // way.micro_batches
+      size = 200 if split else 40 * rows
+      return plan_of(way, stages, (1 if split else 8) / rows, size)
+    size = 400 / rollout.mesh.shape["tensor"] / way.rollout_parts
+    seconds = way.rollout_parts / rollout.mesh.shape["tensor"]
+    return plan_of(way, stages or ("rollout",), seconds, size)
+
+  plan_search.search(settings, shapes, jax.devices(), plan)
+  way, stages = asked[-1]
+  assert stages is None
+  assert str(way.layouts.training) == "fsdp on fsdp=8"
+  assert way.micro_batches == 2  # Of 4 rows, two at a time: three do not fit.
+  assert str(way.layouts.rollout) == "tensor on data=4 x tensor=2"
+  assert way.rollout_parts == 2
+  assert way.flags() == [
+    "--config.mesh.fsdp=8",
+    "--config.rl.rollout_mesh={'data': 4, 'tensor': 2, 'rules': 'tensor'}",
+    "--config.rl.micro_batches=2",
+    "--config.rl.rollout_parts=2",
+  ]
+  # Halves of a layout that needs four times the memory were tried.
+  whole = [
+    way.rollout_parts
+    for way, _ in asked
+    if "data=8" in str(way.layouts.rollout)
+  ]
+  assert whole[:3] == [1, 2, 4]
+
+
+def test_the_flags_of_a_plan_are_a_config():
+  """What a plan names, a run can be given, and it is the same layouts."""
+  devices = jax.devices()
+  way = plan_programs.Way(
+    plan_programs.Layouts(
+      sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),
+      sharding.make_layout(data=8),
+      sharding.make_layout(data=8),
+      sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
+    ),
+    4,
+    2,
+  )
+  config = arithmetic.get_config("smoke")
+  given = ["plan", *way.flags()]
+  flag_values = flags.FlagValues()
+  config_flags.DEFINE_config_dict(
+    "config", config, flag_values=flag_values, sys_argv=given
+  )
+  flag_values(given)
+  read = settings_from_config(flag_values.config)
+  assert plan_search.config_layouts(read, devices) == way.layouts
+  assert (read.rl.micro_batches, read.rl.rollout_parts) == (4, 2)
 
 
 @pytest.mark.parametrize(
