@@ -11,7 +11,8 @@ roofline estimate of time and cost. `--json` prints the same as JSON;
 `--search` looks for layouts, micro-batches and parts of rollouts that fit,
 `--hlo=FOLDER` keeps the compiled programs.
 
-Meshes are the config's; one of a single device stands for `fsdp` over all.
+Meshes are the config's. One of a single device stands for `fsdp` over all, with
+rollouts where no weight is gathered for each token: the plan prints the flags.
 """
 
 import dataclasses
@@ -180,9 +181,8 @@ def main(argv: list[str]) -> None:
     if _SEARCH.value:
       best = planner.search()
     else:
-      rl = settings.rl
-      layouts = plan_search.config_layouts(settings, planner.devices)
-      best = planner.plan(Way(layouts, rl.micro_batches, rl.rollout_parts))
+      way = plan_search.config_way(settings, planner.shapes, planner.devices)
+      best = planner.plan(way)
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:

@@ -22,24 +22,28 @@ _SHARES = (2, 4, 8)
 _LEARNING, _SAMPLING = ("score", "update"), ("reshard", "rollout")
 
 
-def config_layouts(
-  settings: Settings, devices: Sequence[jax.Device]
-) -> Layouts:
-  """The config's meshes on these devices.
+def config_way(
+  settings: Settings, shapes: Shapes, devices: Sequence[jax.Device]
+) -> Way:
+  """The config's meshes and parts on these devices.
 
   Args:
-    settings: the run's. A mesh of one device stands for fsdp over all.
+    settings: the run's. A mesh of one device stands for fsdp over all, and
+      for rollouts, where the config gives them no mesh, in the layout of
+      `rollout_ways` that splits weights most.
+    shapes: its models.
     devices: as many as the mesh has, or any number for a mesh of one.
 
   Returns:
-    The layouts.
+    Layouts and parts.
 
   Raises:
     ValueError: if meshes and devices differ in number, or the rules do not
       use an axis.
   """
   main, rl = settings.mesh, settings.rl
-  if main.devices == 1:
+  is_open = main.devices == 1 < len(devices)
+  if is_open:
     main = dataclasses.replace(main, fsdp=len(devices))
 
   def layout(mesh: MeshSettings | None) -> Layout:
@@ -54,7 +58,13 @@ def config_layouts(
     return sharding.make_layout(**sizes, rules=mesh.rules, devices=devices)
 
   others = (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
-  return Layouts(layout(main), *map(layout, others))
+  layouts = Layouts(layout(main), *map(layout, others))
+  way = Way(layouts, rl.micro_batches, rl.rollout_parts)
+  if not is_open or rl.rollout_mesh is not None:
+    return way
+  *_, best = (way, *rollout_ways(settings, shapes, way, devices))
+  parts = max(rl.rollout_parts, best.rollout_parts)
+  return dataclasses.replace(best, rollout_parts=parts)
 
 
 def possible_micro_batches(

@@ -77,11 +77,11 @@ def local_plan(hlo):
 
 
 def test_a_plan_of_the_devices_here(local_plan):
-  """Three stages, each compiled; no peak numbers of a CPU are made up."""
+  """Each stage is compiled; no peak numbers of a CPU are made up."""
   assert local_plan["topology"] == "local"
   assert local_plan["devices"] == 4
   names = [stage["compiled"]["name"] for stage in local_plan["stages"]]
-  assert names == ["rollout", "score", "update"]
+  assert names == ["reshard", "rollout", "score", "update"]
   assert local_plan["fits"] is None
   assert local_plan["step_seconds"] is local_plan["chip_hours"] is None
 
@@ -92,7 +92,7 @@ def test_compiled_products_are_what_the_method_needs(local_plan):
   Both see every layer, token and loop trip, or they would differ by factors.
   Compiled are more: scores of later keys, and of the empty cache.
   """
-  for stage in local_plan["stages"]:
+  for stage in local_plan["stages"][1:]:
     compiled = 4 * stage["compiled"]["costs"]["flops"]
     assert 0.75 < stage["model_flops"] / compiled <= 1.0, stage
 
@@ -115,7 +115,7 @@ def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
   assert held["parameters"] == held["reference"] == mine
   assert 2 * mine < held["optimizer"] < 2 * mine + 64  # Two moments, counters.
   # What the compiler takes as the update's state is that, and the batch.
-  update = local_plan["stages"][2]["compiled"]["memory"]
+  update = local_plan["stages"][3]["compiled"]["memory"]
   assert update["arguments"] > held["parameters"] + held["optimizer"]
   assert update["aliased"] >= held["parameters"] + held["optimizer"]
 
@@ -202,11 +202,11 @@ def test_micro_batches_that_rows_cannot_fill(settings):
     assert f"rl.micro_batches={wanted}" in note
 
 
-def test_a_mesh_of_another_size_is_refused(settings):
+def test_a_mesh_of_another_size_is_refused(settings, shapes):
   mesh = dataclasses.replace(settings.mesh, fsdp=2)
   with pytest.raises(ValueError, match=r"has 2 devices, but there are 8"):
-    plan_search.config_layouts(
-      dataclasses.replace(settings, mesh=mesh), jax.devices()
+    plan_search.config_way(
+      dataclasses.replace(settings, mesh=mesh), shapes, jax.devices()
     )
 
 
@@ -299,7 +299,7 @@ def test_the_search_finds_the_fastest_that_fits(settings, shapes):
   assert whole[:3] == [1, 2, 4]
 
 
-def test_the_flags_of_a_plan_are_a_config():
+def test_the_flags_of_a_plan_are_a_config(shapes):
   """What a plan names, a run can be given, and it is the same layouts."""
   devices = jax.devices()
   way = plan_programs.Way(
@@ -320,8 +320,15 @@ def test_the_flags_of_a_plan_are_a_config():
   )
   flag_values(given)
   read = settings_from_config(flag_values.config)
-  assert plan_search.config_layouts(read, devices) == way.layouts
-  assert (read.rl.micro_batches, read.rl.rollout_parts) == (4, 2)
+  assert plan_search.config_way(read, shapes, devices) == way
+
+
+def test_an_open_mesh_gathers_no_weight_for_each_token(settings, shapes):
+  found = plan_search.config_way(settings, shapes, jax.devices())
+  assert str(found.layouts.training) == "fsdp on fsdp=8"
+  assert str(found.layouts.rollout) == "tensor on data=4 x tensor=2"
+  alone = plan_search.config_way(settings, shapes, jax.devices()[:1])
+  assert str(alone.layouts.rollout) == str(alone.layouts.training)
 
 
 @pytest.mark.parametrize(
