@@ -29,8 +29,8 @@ import plan_programs
 import plan_search
 from absl import flags
 from config_conversion import settings_from_config
-from plan_programs import Way
 from plan_report import Plan, as_json, as_text, plan_stage
+from plan_ways import Way
 from run_settings import ConfigError, Settings
 
 from pure_jax.host.hlo_text import HLOError

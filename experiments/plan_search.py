@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import plan_estimates
 from mesh_settings import MeshSettings
-from plan_programs import Layouts, Programs, Shapes, Way
+from plan_programs import Programs, Shapes
 from plan_report import Plan
+from plan_ways import Layouts, Way
 from run_settings import Settings
 
 from pure_jax.host.roofline import CHIPS, GIB

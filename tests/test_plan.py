@@ -22,6 +22,7 @@ import plan_estimates  # noqa: E402
 import plan_programs  # noqa: E402
 import plan_report  # noqa: E402
 import plan_search  # noqa: E402
+import plan_ways  # noqa: E402
 from architectures import ARCHITECTURES  # noqa: E402
 from config_conversion import settings_from_config  # noqa: E402
 from configs import arithmetic, qwen2p5_7b  # noqa: E402
@@ -50,7 +51,7 @@ def settings_of(config, platform):
 
 
 def all_in(layout):
-  return plan_programs.Layouts(layout, layout, layout, layout)
+  return plan_ways.Layouts(layout, layout, layout, layout)
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_a_mesh_of_another_size_is_refused(settings, shapes):
 def test_the_search_tries_what_the_rules_can_split(settings, shapes):
   found = list(plan_search.training_layouts(settings, shapes, jax.devices()))
   training = {str(layouts) for layouts in found}
-  way = plan_programs.Way(found[0], 4, 1)
+  way = plan_ways.Way(found[0], 4, 1)
   ways = list(plan_search.rollout_ways(settings, shapes, way, jax.devices()))
   rollout = {str(other.layouts.rollout) for other in ways}
   assert {
@@ -302,8 +303,8 @@ def test_the_search_finds_the_fastest_that_fits(settings, shapes):
 def test_the_flags_of_a_plan_are_a_config(shapes):
   """What a plan names, a run can be given, and it is the same layouts."""
   devices = jax.devices()
-  way = plan_programs.Way(
-    plan_programs.Layouts(
+  way = plan_ways.Way(
+    plan_ways.Layouts(
       sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),
       sharding.make_layout(data=8),
       sharding.make_layout(data=8),
