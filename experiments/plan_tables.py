@@ -11,6 +11,7 @@ of chips.
 import argparse
 import json
 import pathlib
+import shlex
 from typing import Any
 
 import matplotlib.figure
@@ -40,18 +41,18 @@ def read_plans(paths: list[str]) -> dict[str, Plan]:
 
 
 def fit_table(plans: dict[str, Plan]) -> str:
-  """Which plan fits, and what a step costs.
+  """Which plan fits, what a step costs, and the flags that run it.
 
   Args:
     plans: by name.
 
   Returns:
-    A Markdown table.
+    A Markdown table and a block of flags.
   """
   rows = [
-    "| plan | slice | layouts | micro-batches | fits | GiB per chip: rollout / "
-    "score / update, of | step s, at least | chip hours | bottleneck |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "| plan | slice | fits | GiB per chip: rollout / score / update, of | "
+    "least s a step | least chip hours | bottleneck |",
+    "|---|---|---|---|---|---|---|",
   ]
   for name, plan in plans.items():
     stages = {s["compiled"]["name"]: s for s in plan["stages"]}
@@ -66,10 +67,12 @@ def fit_table(plans: dict[str, Plan]) -> str:
         f"{plan['bottleneck']}, {plan['bound_by']} |"
       )
     rows.append(
-      f"| {name} | {plan['topology']} | {plan['layout']} | "
-      f"{plan['micro_batches']} | {fits} | {peaks}, {limit} {cost}"
+      f"| {name} | {plan['topology']} | {fits} | {peaks}, {limit} {cost}"
     )
-  return "\n".join(rows)
+  rows += ["", "```text"]
+  for name, plan in plans.items():
+    rows += [f"# {name}", f"  {shlex.join(plan['flags'])}"]
+  return "\n".join([*rows, "```"])
 
 
 def scaling_table(plans: dict[str, Plan]) -> str:

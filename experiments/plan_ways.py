@@ -1,6 +1,7 @@
 """Ways to run one RL step on given devices."""
 
 import dataclasses
+import json
 import math
 
 from mesh_settings import MeshSettings
@@ -63,7 +64,7 @@ class Way:
     for name in ("rollout", "reference", "prm"):
       mesh = _mesh(getattr(self.layouts, name))
       if mesh != training:
-        found.append(f"--config.rl.{name}_mesh={mesh}")
+        found.append(f"--config.rl.{name}_mesh={json.dumps(mesh)}")
     return [
       *found,
       f"--config.rl.micro_batches={self.micro_batches}",

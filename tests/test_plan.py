@@ -287,7 +287,7 @@ def test_the_search_finds_the_fastest_that_fits(settings, shapes):
   assert way.rollout_parts == 2
   assert way.flags() == [
     "--config.mesh.fsdp=8",
-    "--config.rl.rollout_mesh={'data': 4, 'tensor': 2, 'rules': 'tensor'}",
+    '--config.rl.rollout_mesh={"data": 4, "tensor": 2, "rules": "tensor"}',
     "--config.rl.micro_batches=2",
     "--config.rl.rollout_parts=2",
   ]

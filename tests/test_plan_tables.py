@@ -38,9 +38,8 @@ def plan(chips, compiled=True):
   return {
     "chips": chips,
     "topology": f"v5p:{chips}",
-    "layout": "training: fsdp",
     "rows": 8 * chips,
-    "micro_batches": 4,
+    "flags": [f"--config.mesh.fsdp={chips}", '--config.rl.mesh={"data": 1}'],
     "fits": compiled,
     "limit_bytes": 16 * 2**30,
     "step_seconds": 6.0 if compiled else None,
@@ -73,7 +72,7 @@ def run(*options):
 
 def test_which_slice_fits_in_order_of_size(files):
   lines = run("--fits", *files.glob("*.json"))
-  assert [line.split(" | ")[1] for line in lines[2:]] == [
+  assert [line.split(" | ")[1] for line in lines[2:5]] == [
     "v5p:16",
     "v5p:32",
     "v5p:64",
@@ -83,6 +82,8 @@ def test_which_slice_fits_in_order_of_size(files):
     "| yes | 1.0 / 2.0 / 3.0, 16.0 | 6 | 1,234 | update, network |"
     in (lines[3])
   )
+  flags = """  --config.mesh.fsdp=16 '--config.rl.mesh={"data": 1}\'"""
+  assert lines[5:9] == ["", "```text", "# plan_16", flags]
 
 
 def test_scaling_per_chip_and_its_plot(files):
