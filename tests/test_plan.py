@@ -3,12 +3,11 @@
 import dataclasses
 import gzip
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
+import plan_script
 import pytest
 from absl import flags
 from ml_collections import config_flags
@@ -32,18 +31,6 @@ from pure_jax.host.roofline import GIB, Bound, Chip  # noqa: E402
 from pure_jax.models import policy  # noqa: E402
 from pure_jax.models.params import count_params  # noqa: E402
 from pure_jax.parallel import sharding  # noqa: E402
-
-
-def run(*options):
-  done = subprocess.run(
-    [sys.executable, str(ROOT / "experiments" / "plan.py"), *options],
-    capture_output=True,
-    text=True,
-    timeout=600,
-    check=False,
-    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
-  )
-  return done
 
 
 def settings_of(config, platform):
@@ -71,8 +58,8 @@ def hlo(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def local_plan(hlo):
-  config = ROOT / "experiments" / "configs" / "arithmetic.py"
-  done = run(f"--config={config}:smoke", "--json", f"--hlo={hlo}")
+  config = plan_script.CONFIGS / "arithmetic.py"
+  done = plan_script.run(f"--config={config}:smoke", "--json", f"--hlo={hlo}")
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout)
 
@@ -122,8 +109,8 @@ def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
 
 
 def test_a_plan_without_a_shape_says_what_to_name():
-  config = ROOT / "experiments" / "configs" / "files.py"
-  done = run(f"--config={config}")
+  config = plan_script.CONFIGS / "files.py"
+  done = plan_script.run(f"--config={config}")
   assert done.returncode == 1
   assert done.stderr.startswith("error: nothing says what the policy is")
 

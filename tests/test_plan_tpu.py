@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import plan_script
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -25,30 +26,18 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def run(*options):
-  done = subprocess.run(
-    [sys.executable, str(ROOT / "experiments" / "plan.py"), *options],
-    capture_output=True,
-    text=True,
-    timeout=600,
-    check=False,
-    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
-  )
-  return done
-
-
 @pytest.mark.skipif(has_libtpu(), reason="the TPU compiler is here")
 def test_without_the_tpu_compiler_a_topology_says_what_to_install():
-  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
-  done = run(f"--config={config}", "--topology=v5e:4x4")
+  config = plan_script.CONFIGS / "qwen2p5_7b.py"
+  done = plan_script.run(f"--config={config}", "--topology=v5e:4x4")
   assert done.returncode == 1
   assert "pip install 'pure_jax[plan]'" in done.stderr
 
 
 @needs_libtpu
 def test_a_topology_that_no_compiler_knows():
-  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
-  done = run(f"--config={config}", "--topology=v5e:3x5")
+  config = plan_script.CONFIGS / "qwen2p5_7b.py"
+  done = plan_script.run(f"--config={config}", "--topology=v5e:3x5")
   assert done.returncode == 1
   assert done.stderr.splitlines()[-1].startswith("error: --topology=v5e:3x5")
 
@@ -60,8 +49,10 @@ def test_a_plan_for_a_tpu_slice():
   Weights are gathered and gradients scattered, as fsdp does; the estimate
   follows from the counts.
   """
-  config = ROOT / "experiments" / "configs" / "qwen2p5_7b.py"
-  done = run(f"--config={config}:smoke", "--topology=v5e:4x4", "--json")
+  config = plan_script.CONFIGS / "qwen2p5_7b.py"
+  done = plan_script.run(
+    f"--config={config}:smoke", "--topology=v5e:4x4", "--json"
+  )
   assert done.returncode == 0, done.stderr
   plan = json.loads(done.stdout)
   assert (plan["chips"], plan["device_kind"]) == (16, "TPU v5 lite")
