@@ -224,6 +224,15 @@ def test_a_checkpoint_without_checksums_is_damaged(tmp_path, caplog):
   assert "2: missing files: checksums.json" in caplog.text
 
 
+@pytest.mark.parametrize("content", ["null", "[1]", "3"])
+def test_checksums_of_another_kind_are_damage(tmp_path, content, caplog):
+  """JSON as good as any, but no list of files: it must not end the run."""
+  save_steps(tmp_path, 1, 2)
+  (tmp_path / "2" / checksums.CHECKSUMS).write_text(content)
+  assert restore(tmp_path).step == 1
+  assert "2: altered files: checksums.json" in caplog.text
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_record_does_not_end_the_run(tmp_path, damage):
   """Its metrics are read before anything is checked."""

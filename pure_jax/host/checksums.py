@@ -70,6 +70,8 @@ def damage(folder: str | os.PathLike) -> str | None:
   except FileNotFoundError:
     return f"missing files: {CHECKSUMS}"
   except ValueError:
+    expected = None
+  if not isinstance(expected, dict):
     return f"altered files: {CHECKSUMS}"
   actual = _digests(folder)
   missing = sorted(expected.keys() - actual.keys())
