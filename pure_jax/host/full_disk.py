@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import tempfile
 
 _NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,15 +31,17 @@ def reason(error: BaseException) -> str | None:
 
 
 def check_room(folder: str | os.PathLike, needed: int) -> None:
-  """Refuses what will not fit, before it is begun.
+  """Refuses what cannot be written or will not fit, before it is begun.
 
   Args:
     folder: where it is to be written.
     needed: bytes.
 
   Raises:
-    OSError: if fewer are free.
+    OSError: if the folder takes no file, or fewer bytes are free.
   """
+  with tempfile.TemporaryFile(dir=folder):
+    pass  # Orbax's threads wait ten minutes for a folder that never comes.
   free = shutil.disk_usage(folder).free
   if free < needed:
     said = os.strerror(errno.ENOSPC)
