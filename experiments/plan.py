@@ -54,7 +54,7 @@ _PRICE = flags.DEFINE_float(
 def read_settings() -> Settings:
   """The config's settings, a named shape in place of a missing folder."""
   config = flags.FLAGS.config.copy_and_resolve_references()
-  files = config.files
+  files = config.get("files")
   if files is not None and files.policy is None and files.random_model is None:
     if files.architecture is None:
       raise ConfigError(
@@ -80,9 +80,17 @@ class Planner:
       hlo: folder for the text of the compiled programs, None to keep none.
 
     Raises:
-      ConfigError: if the topology cannot be compiled for.
+      ConfigError: if the topology cannot be compiled for, or the folder not
+        be made.
     """
     self._topology, self._hlo = topology, hlo and pathlib.Path(hlo)
+    try:
+      if self._hlo:
+        self._hlo.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise ConfigError(
+        f"--hlo={hlo} must be a folder that can be created: {error}."
+      ) from error
     self.devices = plan_compiler.find_devices(topology)
     self.settings = compute_dtype.resolve(settings, self.devices[0].platform)
     self.shapes = plan_programs.shapes_of(self.settings)

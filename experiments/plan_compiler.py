@@ -84,6 +84,11 @@ def find_devices(topology: str | None) -> Sequence[jax.Device]:
   """
   if topology is None:
     return jax.devices()
+  if not topology:  # For libtpu that is some slice of its own choice.
+    raise ConfigError(
+      "--topology= names nothing: name a slice, such as v5p:4x4x4, or leave "
+      "the flag out to plan for the devices here."
+    )
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   # No chip is taken: several processes may compile at a time.

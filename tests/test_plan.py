@@ -16,6 +16,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import compute_dtype  # noqa: E402
+import plan  # noqa: E402
 import plan_compiler  # noqa: E402
 import plan_estimates  # noqa: E402
 import plan_programs  # noqa: E402
@@ -25,6 +26,7 @@ import plan_ways  # noqa: E402
 from architectures import ARCHITECTURES  # noqa: E402
 from config_conversion import settings_from_config  # noqa: E402
 from configs import arithmetic, qwen2p5_7b  # noqa: E402
+from run_settings import ConfigError  # noqa: E402
 
 from pure_jax.host import hlo_costs  # noqa: E402
 from pure_jax.host.roofline import GIB, Bound, Chip  # noqa: E402
@@ -108,11 +110,25 @@ def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
   assert update["aliased"] >= held["parameters"] + held["optimizer"]
 
 
-def test_a_plan_without_a_shape_says_what_to_name():
-  config = plan_script.CONFIGS / "files.py"
-  done = plan_script.run(f"--config={config}")
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    ("files", "nothing says what the policy is"),
+    ("evaluate", "config.batch_rows is not a field of this config"),
+  ],
+)
+def test_a_plan_without_a_run_or_a_shape_says_what_to_name(config, message):
+  done = plan_script.run(f"--config={plan_script.CONFIGS / config}.py")
   assert done.returncode == 1
-  assert done.stderr.startswith("error: nothing says what the policy is")
+  assert done.stderr.startswith(f"error: {message}")
+
+
+def test_flags_that_name_nothing_are_refused(settings):
+  """An empty topology is, for libtpu, some slice of its own choice."""
+  with pytest.raises(ConfigError, match="--topology= names nothing"):
+    plan.Planner(settings, "")
+  with pytest.raises(ConfigError, match="--hlo=/dev/null/x must be a folder"):
+    plan.Planner(settings, None, "/dev/null/x")
 
 
 def test_the_paper_needs_no_folder():
