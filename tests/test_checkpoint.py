@@ -180,6 +180,16 @@ def test_saves_without_the_metric_never_count_as_best(tmp_path):
     assert checkpoints.restore_best(abstract(make_state(0))).step == 1
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, value):
+  """No comparison with NaN is true, and the save is worth keeping anyway."""
+  with Checkpoints(tmp_path, best_metric="accuracy") as checkpoints:
+    for step, accuracy in ((1, 0.5), (2, value), (3, 0.1), (4, 0.2)):
+      checkpoints.save(step, make_state(step), metrics={"accuracy": accuracy})
+    assert checkpoints.steps() == [1, 3, 4]
+    assert checkpoints.restore_best(abstract(make_state(0))).step == 1
+
+
 DAMAGES = ["missing", "cut", "emptied", "flipped"]
 
 

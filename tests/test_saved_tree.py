@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_jax.host import saved_tree
+from pure_jax.host import checksums, saved_tree
 from pure_jax.host.checkpoint import CheckpointError
 
 
@@ -23,3 +23,21 @@ def test_a_saved_tree_is_replaced_whole(tmp_path):
   np.testing.assert_array_equal(loaded["embed"], np.arange(6.0) + 2)
   assert loaded["half"].dtype == jnp.bfloat16
   assert len([p for p in path.iterdir() if p.name.isdigit()]) == 1
+
+
+def test_a_tree_that_could_not_be_replaced_is_the_old_one(
+  tmp_path, monkeypatch
+):
+  """Removed before the new one is whole, it would be lost in a kill."""
+
+  def fail(folder, without=()):
+    raise OSError(5, "Input/output error")
+
+  path = tmp_path / "sft"
+  saved_tree.save_tree(path, make_tree(1))
+  with monkeypatch.context() as patched:
+    patched.setattr(checksums, "write", fail)
+    with pytest.raises(CheckpointError, match="Input/output error"):
+      saved_tree.save_tree(path, make_tree(2))
+  loaded = saved_tree.load_tree(path, make_tree(0))
+  np.testing.assert_array_equal(loaded["embed"], np.arange(6.0) + 1)
