@@ -14,7 +14,7 @@ from pure_jax import credit
 from pure_jax.host import shared_rows
 from pure_jax.host.contract import SEPARATOR, split_texts
 from pure_jax.host.data.records import Problem
-from pure_jax.host.metrics import read_metrics
+from pure_jax.host.metrics import MetricsError, read_metrics
 from pure_jax.host.progress import Progress
 from pure_jax.host.rollout_metrics import (
   ResponseFacts,
@@ -243,10 +243,20 @@ def _shown_steps(sample: dict[str, Any]) -> list[str]:
 
 
 def summarize(space: workspace.Workspace) -> dict:
-  """Writes summary.json: first, best and last evaluation, what the run was."""
+  """Writes summary.json: first, best and last evaluation, what the run was.
+
+  Raises:
+    MetricsError: if the evaluations that the run made are no longer there.
+  """
   rows = [
     row for row in read_metrics(space.workdir) if row["stage"] == "rl_eval"
   ]
+  if not rows:
+    raise MetricsError(
+      f"{space.workdir} has no evaluation of RL in its metrics.jsonl, which "
+      "was removed or emptied: put it back, or remove the folder rl there to "
+      "train anew."
+    )
   rl = space.settings.rl
   summary = {
     "credit": rl.credit,

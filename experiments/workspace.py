@@ -18,6 +18,7 @@ from run_settings import Settings
 
 from pure_jax.host import curves, processes, shared_rows
 from pure_jax.host import workdir as workdirs
+from pure_jax.host.checkpoint import CheckpointError
 from pure_jax.host.contract import PromptFormat, Tokenizer
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem, Steps
@@ -296,8 +297,19 @@ class Workspace:
     return shared_rows.replicate(sharding.replicated(self.layout), key)
 
   def load_weights(self, stage: str, declared: Any) -> Any:
-    """What a finished stage left, sharded as declared."""
-    return load_weights(self.start / stage / "weights", declared, self.layout)
+    """What a finished stage left, sharded as declared.
+
+    Raises:
+      CheckpointError: if it is gone or damaged.
+    """
+    folder = self.start / stage
+    try:
+      return load_weights(folder / "weights", declared, self.layout)
+    except CheckpointError as error:
+      raise CheckpointError(
+        f"{error}\nFor a finished stage to leave its weights again, from its "
+        f"own checkpoints where it has them, remove {folder / 'done.json'}."
+      ) from error
 
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
     """Keeps a stage's weights, then marks it done."""

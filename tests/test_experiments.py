@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import compute_dtype  # noqa: E402
 import config_conversion  # noqa: E402
 from configs import arithmetic  # noqa: E402
-from smoke_run import command, rows, run  # noqa: E402
+from smoke_run import arrays, command, rows, run  # noqa: E402
 
 
 def test_one_command_leaves_everything(finished):
@@ -93,6 +93,37 @@ def test_a_damaged_log_is_named_and_kept(finished, tmp_path):
   assert "metrics.jsonl:1 is not JSON" in done.stderr
   assert "Traceback" not in done.stderr
   assert (workdir / "metrics.jsonl").read_bytes() == damaged
+
+
+def test_a_log_that_is_gone_ends_in_a_sentence(finished, tmp_path):
+  """Nothing is left to sum up."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  (workdir / "metrics.jsonl").unlink()
+  done = run("train_pure.py", workdir)
+  assert done.returncode == 1
+  assert "has no evaluation of RL" in done.stderr.splitlines()[-1]
+  assert "Traceback" not in done.stderr
+
+
+def test_lost_weights_of_a_finished_stage_are_left_again(finished, tmp_path):
+  """By the way that the error names: the last checkpoint holds them."""
+  workdir = tmp_path / "run"
+  shutil.copytree(finished[0], workdir)
+  shutil.rmtree(workdir / "sft" / "weights")
+  mark = workdir / "sft" / "done.json"
+  lost = run("train_sft.py", workdir)
+  assert lost.returncode == 1
+  assert f"remove {mark}." in lost.stderr and "Traceback" not in lost.stderr
+  mark.unlink()
+  done = run("train_sft.py", workdir)
+  assert done.returncode == 0, done.stderr
+  found, wanted = (
+    arrays(folder / "sft" / "weights")[0] for folder in (workdir, finished[0])
+  )
+  assert found.keys() == wanted.keys()
+  for name, array in found.items():
+    np.testing.assert_array_equal(array, wanted[name], name)
 
 
 def test_a_workdir_of_another_config_is_refused(finished):
