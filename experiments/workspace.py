@@ -33,8 +33,13 @@ from pure_jax.training.stages import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
 # Fields a resumed run may change, and those a run may change that starts
-# from another run's stages. Another mesh changes how sums are rounded.
-MAY_DIFFER = ("progress", "mesh", "rl.iterations")
+# from another run's stages. Another mesh, or other parts that fit into its
+# memory, change how sums are rounded.
+MAY_DIFFER = (
+  *("progress", "mesh", "rl.iterations"),
+  *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
+  *("rl.micro_batches", "rl.rollout_parts"),
+)
 MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
 
 

@@ -19,7 +19,10 @@ import config_conversion  # noqa: E402
 import evaluate_prm_settings  # noqa: E402
 import evaluation_settings  # noqa: E402
 import run_settings  # noqa: E402
+import workspace  # noqa: E402
 from configs import arithmetic, base  # noqa: E402
+
+from pure_jax.host.workdir import config_differences  # noqa: E402
 
 # Parts of configs: they run nothing by themselves.
 PARTS = ("base", "paper")
@@ -257,6 +260,31 @@ def test_the_prm_run_is_that_of_the_paper():
 def test_an_impossible_value_names_the_field(changes, message):
   with pytest.raises(run_settings.ConfigError, match=message):
     config_conversion.settings_from_config(changed(**changes))
+
+
+def test_a_run_may_go_on_on_other_devices():
+  """Of every layout: a run with one for rollouts would end where it began."""
+  other = {"tensor": 2, "rules": "tensor"}
+  before, after = (
+    dataclasses.asdict(config_conversion.settings_from_config(config))
+    for config in (
+      changed(),
+      changed(
+        mesh__fsdp=2,
+        rl__rollout_mesh=other,
+        rl__reference_mesh=other,
+        rl__prm_mesh=other,
+        rl__micro_batches=2,
+        rl__rollout_parts=4,
+      ),
+    )
+  )
+  assert before["mesh"] != after["mesh"]
+  for one, two in ((before, after), (after, before)):
+    assert not config_differences(one, two, workspace.MAY_DIFFER)
+  after["rl"]["prompts"] = 4
+  (line,) = config_differences(before, after, workspace.MAY_DIFFER)
+  assert line.startswith("rl.prompts: ")
 
 
 def test_a_missing_field_is_named():
