@@ -42,6 +42,8 @@ KINDS = {
   "evaluate": evaluation_settings.EvaluationSettings,
   "evaluate_prm": evaluate_prm_settings.EvaluatePRMSettings,
 }
+# Four devices that split no rows.
+TENSOR = {"mesh__tensor": 4, "mesh__rules": "tensor"}
 PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
 
 
@@ -241,6 +243,22 @@ def test_the_prm_run_is_that_of_the_paper():
       r"rows / rl\.rollout_parts=4 is not divisible by the 8 row shards",
     ),
     ({"rl__prm_mesh": {"rows": 2}}, r"prm_mesh\.rows is not a field"),
+    (
+      {**TENSOR, "rl__rollout_mesh": {"fsdp": 4}, "rl__rollout_parts": 16},
+      r"rows / rl\.rollout_parts=2 is not divisible by the 4 row shards",
+    ),
+    (
+      {**TENSOR, "rl__prm_mesh": {"fsdp": 4}, "rl__micro_batches": 16},
+      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
+    ),
+    (
+      {**TENSOR, "rl__reference_mesh": {"data": 4}, "rl__micro_batches": 16},
+      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
+    ),
+    (
+      {**TENSOR, "rl__rollout_mesh": {"fsdp": 4}, "rl__eval_prompts": 6},
+      r"rl\.eval_prompts \(in rl\.rollout_mesh\)=6 is not divisible by the 4",
+    ),
     (
       {"mesh__data": 4, "rl__micro_batches": 16},
       r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
