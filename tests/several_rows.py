@@ -54,6 +54,19 @@ def exchange(layout):
   return {"asked": asked, "shares": [share.tolist() for share in shares]}
 
 
+def share(folder):
+  """Whether a folder of each process, then one of both, counts as shared."""
+  index, said = jax.process_index(), []
+  processes.SHARED_SECONDS = 1.0
+  for path in (f"{folder}/{index}", folder):
+    os.makedirs(path, exist_ok=True)
+    try:
+      said.append(processes.check_shared(path))
+    except processes.ProcessesError as error:
+      said.append(str(error))
+  return said
+
+
 def agree():
   """What a process is told when another one cannot go on."""
   index, said = jax.process_index(), []
@@ -100,6 +113,7 @@ def main():
       ]
       shared_rows.meet([layout.mesh for layout in layouts])
       found = {"agree": agree(), "rows": [*map(exchange, layouts)]}
+      found["share"] = share(what[1])
       print(json.dumps(found))
       return
     if what[0] == "agrees":

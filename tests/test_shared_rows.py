@@ -15,9 +15,10 @@ SCRIPT = pathlib.Path(__file__).parent / "several_rows.py"
 
 
 @pytest.fixture(scope="module")
-def said():
+def said(tmp_path_factory):
   """What two processes found, see `several_rows`."""
-  ended = several.finish(several.start(SCRIPT, "rows"))
+  folder = tmp_path_factory.mktemp("shared")
+  ended = several.finish(several.start(SCRIPT, f"rows:{folder}"))
   for status, _, stderr in ended:
     assert status == 0, stderr
   # Gloo, a library in C++, talks on stdout as well.
@@ -52,6 +53,15 @@ def test_what_one_cannot_do_ends_all(said):
   assert second[2] == "Process 0 cannot go on; its own log says why."
   assert first[3:] == [None, 0, {"first": 0}]
   assert second[3:] == [None, None, {"first": 0}]
+
+
+def test_a_folder_that_is_not_the_same_one_everywhere_is_refused(said):
+  """On disks of their own, each process would train and save another run."""
+  for process in said:
+    apart, together = process["share"]
+    assert apart.startswith("Process 1: what process 0 writes to ")
+    assert "is not there. All processes need one file system" in apart
+    assert together is None
 
 
 def test_one_process_makes_and_reads_all_rows():
