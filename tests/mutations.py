@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 import model_and_metric_faults
+import survival_faults
 
 ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("pure_jax", "tests", "kernels")
@@ -153,7 +154,7 @@ MUTATIONS = (
     "jnp.exp(new_logp - old_logp)",
     "test_losses.py::test_on_policy_gradient_is_minus_advantage_over_tokens",
   ),
-  # ===== Process rewards =====
+  # ===== Process rewards and EOS =====
   _mutation(
     "the score is read one position early",
     "steps.py",
@@ -182,7 +183,6 @@ MUTATIONS = (
     "-jnp.where(good, logp[..., 0], logp[..., 1])",
     "test_losses.py::test_prm_loss_agrees_with_a_loop",
   ),
-  # ===== EOS =====
   _mutation(
     "EOS is not in the completion mask",
     "rollout/sampling.py",
@@ -279,6 +279,7 @@ MUTATIONS = (
     "test_transformer.py::test_packed_segments_are_separate_rows",
   ),
   *(_mutation(*fault) for fault in model_and_metric_faults.FAULTS),
+  *(_mutation(*fault) for fault in survival_faults.FAULTS),
 )
 
 

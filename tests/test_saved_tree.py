@@ -39,5 +39,6 @@ def test_a_tree_that_could_not_be_replaced_is_the_old_one(
     patched.setattr(checksums, "write", fail)
     with pytest.raises(CheckpointError, match="Input/output error"):
       saved_tree.save_tree(path, make_tree(2))
+  assert [child.name for child in path.iterdir()] == ["0"]
   loaded = saved_tree.load_tree(path, make_tree(0))
   np.testing.assert_array_equal(loaded["embed"], np.arange(6.0) + 1)
