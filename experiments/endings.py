@@ -1,6 +1,9 @@
 """How a script ends where it cannot go on: in a sentence, with a status."""
 
 import contextlib
+import errno
+import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -34,6 +37,26 @@ EXPECTED = (
   WorkdirError,
   FloatingPointError,
 )
+# What a system says of files that it took away, or does not give.
+_REFUSALS = (
+  *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
+  *(errno.EISDIR, errno.ENOTDIR),
+)
+
+
+def _refusal(error: Exception) -> str | None:
+  """Why a file could not be written or read, where that is no fault of ours."""
+  if not isinstance(error, OSError):
+    return None
+  if error.errno in _REFUSALS:
+    return os.strerror(error.errno)
+  return full_disk.reason(error)
+
+
+def _leave_stopped(status: int) -> None:
+  """Ends the program after SIGTERM, of which some senders send several."""
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  peers.leave(status)
 
 
 @contextlib.contextmanager
@@ -56,20 +79,21 @@ def in_a_sentence() -> Iterator[None]:
     peers.leave(130)  # What a shell says of a program that SIGINT ended.
   except interrupts.Preempted as preempted:
     print(preempted, file=sys.stderr)
-    peers.leave(interrupts.SAVED_STATUS)
+    _leave_stopped(interrupts.SAVED_STATUS)
   except interrupts.Terminated:
     print(
       "stopped by SIGTERM where nothing was to be saved; the same command "
       "continues",
       file=sys.stderr,
     )
-    peers.leave(interrupts.TERMINATED_STATUS)
+    _leave_stopped(interrupts.TERMINATED_STATUS)
   except Exception as error:
-    full = full_disk.reason(error) if isinstance(error, OSError) else None
-    if full is not None:
+    refusal = _refusal(error)
+    if refusal is not None:
+      todo = "put that right" if error.errno in _REFUSALS else "make room"
       print(
-        f"error: {full}: {error.filename or 'a file of the run'}. What was "
-        "saved is intact: make room, and the same command continues.",
+        f"error: {refusal}: {error.filename or 'a file of the run'}. What was "
+        f"saved is intact: {todo}, and the same command continues.",
         file=sys.stderr,
       )
       peers.leave(1)
