@@ -170,6 +170,7 @@ def test_reading_leaves_out_a_cut_line_and_names_a_broken_one(tmp_path):
     (b'{"st', "is not JSON"),
     (b'{"stage": "rl\xff", "step": 1}', "is not JSON"),
     (b'{"stage": "rl"}', "is not a row with a stage and a step"),
+    (b'{"stage": "rl", "step": "2"}', "is not a row with a stage and a step"),
     (b"7", "is not a row with a stage and a step"),
   ],
 )

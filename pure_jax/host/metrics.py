@@ -235,7 +235,11 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
       row = json.loads(line)
     except ValueError as error:
       raise MetricsError(f"{path}:{number} is not JSON: {error}.") from error
-    if not isinstance(row, dict) or not {"stage", "step"} <= row.keys():
+    if (
+      not isinstance(row, dict)
+      or "stage" not in row
+      or not isinstance(row.get("step"), int)
+    ):
       raise MetricsError(
         f"{path}:{number} is not a row with a stage and a step: {line[:60]!r}."
       )
