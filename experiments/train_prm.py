@@ -133,7 +133,14 @@ def train_prm(space: workspace.Workspace):
   declared = prm.declare_prm(space.prm_model)
   if space.is_done("prm"):
     return policy_params, space.load_weights("prm", declared)
+  with space.making():
+    return policy_params, _make_prm(space, policy_params, declared)
 
+
+def _make_prm(
+  space: workspace.Workspace, policy_params: Any, declared: Any
+) -> Any:
+  """Trains the PRM in its two stages, from where it was."""
   settings = space.settings.prm
   judged = space.task.judged(space, policy_params)
   init = jax.jit(
@@ -160,7 +167,7 @@ def train_prm(space: workspace.Workspace):
   numbers = space.task.evaluate_prm(space, policy_params, params)
   space.metrics.write("prm_eval", settings.full_steps, numbers)
   space.finish_stage("prm", params, numbers)
-  return policy_params, params
+  return params
 
 
 def main(argv: list[str]) -> None:

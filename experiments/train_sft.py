@@ -7,6 +7,8 @@ Leaves the policy in DIR/sft and a picture in DIR/curves.png. Started again, it
 continues where it was.
 """
 
+from typing import Any
+
 import launch
 import supervised
 import workspace
@@ -31,7 +33,12 @@ def train_policy(space: workspace.Workspace):
     return given
   if space.is_done("sft"):
     return space.load_weights("sft", declared)
+  with space.making():
+    return _make_policy(space, declared)
 
+
+def _make_policy(space: workspace.Workspace, declared: Any) -> Any:
+  """Trains the policy, from where it was."""
   # ===== Data =====
   settings = space.settings.sft
   data = space.task.demonstrations(space)

@@ -6,9 +6,10 @@ the interface `Task` alone: a language, problems, and who judges the answers.
 that the user names; `launch` opens either.
 """
 
+import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -332,6 +333,20 @@ class Workspace:
         self.workdir / "metrics.jsonl", self.workdir / "curves.png"
       )
     )
+
+  @contextlib.contextmanager
+  def making(self) -> Iterator[None]:
+    """Lets one run at a time make the stages of a start that several share.
+
+    Raises:
+      WorkdirError: if another one is at it, or has the folder for its own.
+    """
+    with contextlib.ExitStack() as opened:
+      if self.start != self.workdir:  # Which is locked already.
+        processes.first_does(
+          lambda: opened.enter_context(workdirs.locked(self.start))
+        )
+      yield
 
   def is_done(self, stage: str) -> bool:
     """Whether the stage is finished."""

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pure_jax.host import workdir as workdirs
 from pure_jax.host.saved_tree import load_tree, save_tree
 from pure_jax.host.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import prm
@@ -124,6 +125,17 @@ def test_lost_weights_of_a_finished_stage_are_left_again(finished, tmp_path):
   assert found.keys() == wanted.keys()
   for name, array in found.items():
     np.testing.assert_array_equal(array, wanted[name], name)
+
+
+def test_an_unfinished_start_is_made_by_one_run_at_a_time(finished, tmp_path):
+  """Two would clear away what the other one is writing."""
+  start = tmp_path / "start"
+  shutil.copytree(finished[0], start)
+  (start / "prm" / "done.json").unlink()
+  with workdirs.locked(start):
+    done = run("train_prm.py", tmp_path / "run", f"--start={start}")
+  assert done.returncode == 1
+  assert f"Another process is running in {start}" in done.stderr
 
 
 def test_a_workdir_of_another_config_is_refused(finished):
