@@ -17,8 +17,8 @@ sys.path.insert(0, str(EXPERIMENTS))
 
 import supervised  # noqa: E402
 
-from pure_jax.host import interrupts, workdir  # noqa: E402
-from pure_jax.host.checkpoint import Checkpoints  # noqa: E402
+from pure_jax.host import checksums, interrupts, workdir  # noqa: E402
+from pure_jax.host.checkpoint import CheckpointError, Checkpoints  # noqa: E402
 from pure_jax.host.metrics import MetricsWriter  # noqa: E402
 from pure_jax.training import train  # noqa: E402
 
@@ -131,12 +131,8 @@ def test_a_few_skipped_updates_are_survived(tmp_path):
   assert saved(tmp_path) == [6, 9]
 
 
-@pytest.mark.parametrize("at", range(1, 8))
-def test_sigterm_saves_the_step_under_way(tmp_path, at):
-  """At any step of seven: what follows is what would have been."""
-  losses = [1, 2, 4, 8, 16, 32, 64]
-  whole = run_stage(tmp_path / "whole", losses)
-  folder = tmp_path / "stopped"
+def stopped(folder, losses, at):
+  """The stage, asked to stop while one of its steps is under way."""
 
   def send(step):
     if step == at:
@@ -144,13 +140,44 @@ def test_sigterm_saves_the_step_under_way(tmp_path, at):
 
   before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
   try:
-    with interrupts.terminable(), pytest.raises(interrupts.Preempted) as stop:
+    with interrupts.terminable():
       run_stage(folder, losses, before=send)
   finally:
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_sigterm_saves_the_step_under_way(tmp_path, at):
+  """At any step of seven: what follows is what would have been."""
+  losses = [1, 2, 4, 8, 16, 32, 64]
+  whole = run_stage(tmp_path / "whole", losses)
+  folder = tmp_path / "stopped"
+  with pytest.raises(interrupts.Preempted) as stop:
+    stopped(folder, losses, at)
   assert f"after step {at} of {STAGE}" in str(stop.value)
   assert saved(folder)[-1] == at
   state = run_stage(folder, losses)
   jax.tree.map(np.testing.assert_array_equal, state, whole)
   assert logged(folder) == logged(tmp_path / "whole")
   assert saved(folder) == saved(tmp_path / "whole") == [6, 7]
+
+
+def test_stops_do_not_push_out_what_there_is_to_fall_back_on(tmp_path):
+  """Two between steps 3 and 6: of them the newest alone stays, beside 3."""
+  for at in (4, 5):
+    with pytest.raises(interrupts.Preempted):
+      stopped(tmp_path, [1] * 7, at)
+  assert saved(tmp_path) == [3, 5]
+
+
+def test_a_stop_that_could_not_be_saved_is_not_said_to_be(
+  tmp_path, monkeypatch
+):
+  """Status 75 asks for the run to be continued: its step would be lost."""
+
+  def fail(folder, without=()):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(checksums, "write", fail)
+  with pytest.raises(CheckpointError, match="Input/output error"):
+    stopped(tmp_path, [1] * 7, 2)
