@@ -20,7 +20,7 @@ weights, in batches of 128: 3 x 369,000 / 128 = 8,648 (rounded down) and
 a file with more or fewer rows is read less or more often. One problem in a
 hundred is held out to evaluate on, so as many steps are 1 % more of an epoch.
 
-Not yet run; which hardware it needs is unknown.
+Not yet run; docs/scaling.md says how to give it more devices.
 """
 
 from configs import base, files, paper

@@ -10,9 +10,10 @@ PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
 paper's three reward modes; `vr` reads no PRM, leave --config.files.prm out.
 `smoke_prm_vr` (or `smoke`), `smoke_prm` and `smoke_vr` run the same on a tiny
 random policy and PRM, in under a minute each.
-Devices: --config.mesh.data=... --config.mesh.fsdp=...
+Devices: --config.mesh.fsdp=... and others; docs/planning.md has the smallest
+TPU slices that it compiles for and fits, with their flags.
 
-Not yet run; which hardware it needs is unknown.
+Not yet run.
 """
 
 from configs import paper
