@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +129,7 @@ def open_workspace(
     processes.check_shared(path)
     task = opened.enter_context(_open_task(settings, start_path))
     _check_fit(task, layout, rl_layouts)
+    _check_held_out(task, settings.rl.eval_prompts, layout, rl_layouts)
     tokenizer = task.tokenizer
     yield Workspace(
       settings=settings,
@@ -176,6 +178,22 @@ def _check_fit(task: Task, layout: sharding.Layout, others: RLLayouts) -> None:
         sharding.weight_shardings(prm.declare_prm(task.prm_model), place)
   except ValueError as error:
     raise ConfigError(f"{error} Choose other sizes or rules.") from error
+
+
+def _check_held_out(
+  task: Task, wanted: int, layout: sharding.Layout, others: RLLayouts
+) -> None:
+  """Refuses held-out problems that are too few and cannot be split."""
+  places = (layout, others.rollout, others.reference, others.prm)
+  shards = math.lcm(*(place.row_shards for place in places))
+  found = len(task.held_out)
+  if found < wanted and found % shards:
+    raise ConfigError(
+      f"There are {found} held-out problems, rl.eval_prompts={wanted} asks for "
+      f"more, and {shards} row shards cannot divide {found}: set "
+      f"--config.rl.eval_prompts={found // shards * shards or shards}"
+      + (" and give more problems." if found < shards else ".")
+    )
 
 
 def _open_files(
@@ -279,7 +297,7 @@ def run(
       _CONFIG.value.to_dict()  # Raises if the file could not be read.
       return words
     # What ml_collections raises for a field or a file that is not there.
-    except (AttributeError, KeyError, OSError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
       # A KeyError's text is quoted by repr, sometimes twice.
       reason = str(error.args[0] if error.args else error)
       for quoted in ("\\n", "\n"):

@@ -3,8 +3,8 @@
   python experiments/plan.py --config=experiments/configs/qwen2p5_7b.py \\
     --topology=v5p:4x4x4
 
-compiles rollout, scoring and update ahead of time for a TPU slice, with the
-real compiler (`pip install 'pure_jax[plan]'`), and for the devices of this
+compiles reshard, rollout, scores and update ahead of time for a TPU slice, with
+the real compiler (`pip install -e '.[plan]'`), and for the devices of this
 machine without --topology. No weight is read or made. It prints whether each
 stage fits, memory by part, FLOPs, bytes and collectives of a step, and a
 roofline estimate of time and cost. `--json` prints the same as JSON;
@@ -37,7 +37,9 @@ from pure_jax.host.hlo_text import HLOError
 from pure_jax.host.roofline import CHIPS
 
 _TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "A TPU slice, such as v5p:4x4x4; the devices here without."
+  "topology",
+  None,
+  "A TPU slice, such as v5e:4x4, v6e:4x4, v5p:4x4x4; without it, this machine.",
 )
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool(
@@ -70,7 +72,11 @@ class Planner:
   """Makes plans of one run, and compiles nothing twice."""
 
   def __init__(
-    self, settings: Settings, topology: str | None, hlo: str | None = None
+    self,
+    settings: Settings,
+    topology: str | None,
+    hlo: str | None = None,
+    given: Sequence[str] = (),
   ):
     """Finds devices and shapes.
 
@@ -78,12 +84,15 @@ class Planner:
       settings: the run's.
       topology: name of a slice, None for the devices here.
       hlo: folder for the text of the compiled programs, None to keep none.
+      given: overrides of the config, `--config.NAME=VALUE`, to be told with
+        those of a plan.
 
     Raises:
       ConfigError: if the topology cannot be compiled for, or the folder not
         be made.
     """
     self._topology, self._hlo = topology, hlo and pathlib.Path(hlo)
+    self._given = dict(word.split("=", 1) for word in given)
     try:
       if self._hlo:
         self._hlo.mkdir(parents=True, exist_ok=True)
@@ -129,7 +138,7 @@ class Planner:
       rows=settings.rl.prompts * settings.rl.samples_per_prompt,
       micro_batches=parts,
       rollout_parts=way.rollout_parts,
-      flags=tuple(way.flags()),
+      flags=self._flags(way),
       notes=notes,
       iterations=settings.rl.iterations,
       resident=resident,
@@ -149,6 +158,12 @@ class Planner:
       ),
       versions=plan_compiler.compiler_version(self.devices),
     )
+
+  def _flags(self, way: Way) -> tuple[str, ...]:
+    """What was given, and what the way and its layouts ask for."""
+    more = plan_search.fitting_flags(self.settings, way.layouts)
+    asked = dict(word.split("=", 1) for word in (*way.flags(), *more))
+    return tuple(f"{k}={v}" for k, v in (self._given | asked).items())
 
   def _compile(
     self, stage: plan_programs.Stage, way: Way
@@ -183,7 +198,8 @@ def main(argv: list[str]) -> None:
   """Compiles and prints."""
   del argv
   price = _PRICE.value
-  planner = Planner(read_settings(), _TOPOLOGY.value, _HLO.value)
+  given = [w for w in sys.argv if w.startswith("--config.") and "=" in w]
+  planner = Planner(read_settings(), _TOPOLOGY.value, _HLO.value, given)
   settings = planner.settings
   try:
     if _SEARCH.value:

@@ -51,7 +51,7 @@ class CompiledStage:
   """What the compiler made of a stage.
 
   Attributes:
-    name: "rollout", "score" or "update".
+    name: "reshard", "rollout", "score" or "update".
     seconds: that tracing and compiling took.
     memory: None where the compiler refused for lack of it.
     needed_bytes: of memory, where it refused and said so.
@@ -99,7 +99,7 @@ def find_devices(topology: str | None) -> Sequence[jax.Device]:
   except importlib.metadata.PackageNotFoundError as error:
     raise ConfigError(
       f"--topology={topology} needs the TPU compiler, the package libtpu: "
-      "pip install 'pure_jax[plan]'. Without --topology the devices of this "
+      "pip install -e '.[plan]'. Without --topology the devices of this "
       "machine are planned for."
     ) from error
   from jax.experimental import topologies

@@ -180,9 +180,8 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
   for stage, values in zip(plan.stages, found["stages"], strict=True):
     values["total_bytes"] = stage.total_bytes
     costs = stage.compiled.costs
-    if (
-      costs is not None
-    ):  # Hundreds of loops that end as they should say little.
+    if costs is not None:
+      # Hundreds of loops that end as they should say little.
       loops = [loop for loop in costs.loops if loop.ends != "counted"]
       values["compiled"]["costs"]["loops"] = {
         "counted": len(costs.loops) - len(loops),
@@ -277,17 +276,17 @@ def _memory_table(plan: Plan) -> list[str]:
     f" reference {_gib(held.reference)}, PRM {_gib(held.prm)}: "
     f"{_gib(held.total)} throughout; the sampler's copy "
     f"{_gib(held.sampler)}",
-    f"  {'':8}{'arguments':>10}{'outputs':>9}{'temporary':>10}"
-    f"{'~ KV cache':>11}{'~ kept':>8}{'~ waiting':>10}{'total':>8}",
+    f"  {'':8}{'arguments':>11}{'outputs':>11}{'temporary':>11}"
+    f"{'~ KV cache':>11}{'~ kept':>11}{'~ waiting':>11}{'total':>11}",
   ]
   for stage in plan.stages:
     memory = stage.compiled.memory
     new = memory and memory.outputs - memory.aliased
     lines.append(
-      f"  {stage.compiled.name:8}{_gib(memory and memory.arguments):>10}"
-      f"{_gib(new):>9}{_gib(memory and memory.temporaries):>10}"
-      f"{_gib(stage.cache_bytes):>11}{_gib(stage.kept_bytes):>8}"
-      f"{_gib(stage.waiting_bytes):>10}{_gib(stage.total_bytes):>8}"
+      f"  {stage.compiled.name:8}{_gib(memory and memory.arguments):>11}"
+      f"{_gib(new):>11}{_gib(memory and memory.temporaries):>11}"
+      f"{_gib(stage.cache_bytes):>11}{_gib(stage.kept_bytes):>11}"
+      f"{_gib(stage.waiting_bytes):>11}{_gib(stage.total_bytes):>11}"
     )
   return [
     *lines,
@@ -300,7 +299,7 @@ def _memory_table(plan: Plan) -> list[str]:
 def _work_table(plan: Plan) -> list[str]:
   """FLOPs, bytes and seconds, a row for each stage."""
   lines = [
-    f"  {'':8}{'TFLOP':>10}{'model':>8}{'HBM GB':>10}{'sent GB':>9}"
+    f"  {'':8}{'TFLOP':>10}{'model':>8}{'HBM GB':>11}{'sent GB':>11}"
     f"{'compute s':>11}{'memory s':>10}{'network s':>10}  bound by"
   ]
   for stage in plan.stages:
@@ -311,7 +310,7 @@ def _work_table(plan: Plan) -> list[str]:
     share = stage.model_flops / (plan.devices * costs.flops or 1)
     row = (
       f"  {stage.compiled.name:8}{costs.flops / 1e12:>10.2f}{share:>8.0%}"
-      f"{costs.hbm_bytes / 1e9:>10.1f}{costs.sent_bytes / 1e9:>9.1f}"
+      f"{costs.hbm_bytes / 1e9:>11.1f}{costs.sent_bytes / 1e9:>11.1f}"
     )
     found = stage.bound
     if found is not None:

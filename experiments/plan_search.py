@@ -86,11 +86,15 @@ def possible_micro_batches(
   """
   rows = settings.rl.prompts * settings.rl.samples_per_prompt
   shards = layouts.row_shards
-  if rows % math.lcm(shards, layouts.rollout.row_shards):
-    raise ValueError(
-      f"{rows} rows (rl.prompts x rl.samples_per_prompt) are not divisible by "
-      f"the row shards of {layouts}."
-    )
+  for name, size in (
+    ("rl.prompts x rl.samples_per_prompt", rows),
+    ("rl.prompts", settings.rl.prompts),
+  ):
+    if size % layouts.all_row_shards:
+      raise ValueError(
+        f"{name}={size} is not divisible by the {layouts.all_row_shards} row "
+        f"shards of {layouts}: set --config.rl.prompts to a multiple of them."
+      )
   per_shard, notes = rows // shards, []
   if settings.rl.packed_tokens is not None or settings.rl.length_buckets > 1:
     notes.append(
@@ -105,6 +109,30 @@ def possible_micro_batches(
       f"{shards} row shards: planned with {parts}."
     )
   return parts, tuple(notes)
+
+
+def fitting_flags(settings: Settings, layouts: Layouts) -> list[str]:
+  """Sizes of other batches, where the config's cannot be split.
+
+  Args:
+    settings: the run's.
+    layouts: devices and rules.
+
+  Returns:
+    Flags with the next smaller size that row shards divide, or the smallest.
+  """
+  sizes = {"rl.eval_prompts": settings.rl.eval_prompts}
+  if settings.trains_prm:
+    sizes["prm.batch_size"] = settings.prm.batch_size
+    sizes["prm.eval_prompts"] = settings.prm.eval_prompts
+  if settings.sft is not None:
+    sizes["sft.batch_size"] = settings.sft.batch_size
+  shards = layouts.all_row_shards
+  return [
+    f"--config.{name}={max(size // shards, 1) * shards}"
+    for name, size in sizes.items()
+    if size % shards
+  ]
 
 
 def search(
@@ -231,8 +259,7 @@ def rollout_ways(
 
 def _spare_bytes(settings: Settings, shapes: Shapes, layouts: Layouts) -> float:
   """What weights and optimizer leave of a device; below 0 if it cannot be."""
-  rows = settings.rl.prompts * settings.rl.samples_per_prompt
-  if rows % math.lcm(layouts.row_shards, layouts.rollout.row_shards):
+  if settings.rl.prompts % layouts.all_row_shards:
     return -math.inf
   try:
     programs = Programs(settings, shapes, Way(layouts, 1, 1))

@@ -1,8 +1,8 @@
 """Tables and a plot from plans that plan.py printed as JSON.
 
-  python experiments/plan_tables.py --fits=docs/plans/fits_*.json
-  python experiments/plan_tables.py --scaling=docs/plans/weak_*.json \\
-    --plot=docs/scaling.png
+  python experiments/plan_tables.py --fits docs/plans/qwen*.json
+  python experiments/plan_tables.py --scaling docs/plans/weak_*.json \\
+    --plot=docs/weak_scaling.png
 
 prints Markdown: which slice a setting fits, and what changes with the number
 of chips.
@@ -165,6 +165,8 @@ def main() -> None:
   parser.add_argument("--scaling", nargs="+", metavar="JSON")
   parser.add_argument("--plot", metavar="PNG", help="of --scaling")
   options = parser.parse_args()
+  if not options.fits and not options.scaling:
+    parser.error("name plans by --fits or --scaling")
   if options.fits:
     print(fit_table(read_plans(options.fits)))
   if options.scaling:

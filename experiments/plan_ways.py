@@ -31,6 +31,11 @@ class Layouts:
     others = (self.training, self.reference, self.prm)
     return math.lcm(*(layout.row_shards for layout in others))
 
+  @property
+  def all_row_shards(self) -> int:
+    """Parts that must divide prompts, and what is evaluated."""
+    return math.lcm(self.row_shards, self.rollout.row_shards)
+
   def __str__(self) -> str:
     words = f"training: {self.training}"
     for name in ("rollout", "reference", "prm"):

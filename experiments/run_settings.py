@@ -269,6 +269,11 @@ class Settings:
   prm: PRMSettings
   rl: RLSettings
 
+  @property
+  def trains_prm(self) -> bool:
+    """Whether there is anything to train a PRM on."""
+    return self.files is None or self.files.judged is not None
+
   def __post_init__(self):
     """Refuses stages that do not fit each other or the mesh."""
     if self.seed < 0:
@@ -285,8 +290,8 @@ class Settings:
       at_least_one(prm, "judged policy_prompts policy_samples")
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size if self.sft else 0),
-      ("prm.batch_size", self.prm.batch_size),
-      ("prm.eval_prompts", self.prm.eval_prompts),
+      ("prm.batch_size", prm.batch_size if self.trains_prm else 0),
+      ("prm.eval_prompts", prm.eval_prompts if self.trains_prm else 0),
       ("rl.prompts", self.rl.prompts),
       ("rl.eval_prompts", self.rl.eval_prompts),
     ):

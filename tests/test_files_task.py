@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 
 import config_conversion  # noqa: E402
 import files_task  # noqa: E402
+import launch  # noqa: E402
 import train_pure  # noqa: E402
 from configs import files  # noqa: E402
 from run_settings import ConfigError  # noqa: E402
@@ -92,6 +93,27 @@ def test_all_stages_run_on_a_folder_and_files(tmp_path):
   assert rows["rl"]["ratio_max"] == pytest.approx(1, abs=1e-5)
   assert rows["rl"]["ratio_min"] == pytest.approx(1, abs=1e-5)
   assert rows["rl"]["grader_crashed"] == rows["rl"]["grader_timed_out"] == 0
+
+
+def test_held_out_problems_that_row_shards_cannot_divide(task, tmp_path):
+  """Fewer than asked for, on devices that cannot share them out evenly."""
+  made, found = settings(), len(task.held_out)
+  shards = next(size for size in (8, 7, 5, 3) if found % size)
+  made = dataclasses.replace(
+    made,
+    rl=dataclasses.replace(
+      made.rl, eval_prompts=shards * found, prompts=shards
+    ),
+    prm=dataclasses.replace(made.prm, batch_size=shards, eval_prompts=shards),
+    mesh=dataclasses.replace(made.mesh, data=shards),
+  )
+  fitting = found // shards * shards
+  said = rf"There are {found} held-out .* --config.rl.eval_prompts={fitting}\."
+  with (
+    pytest.raises(ConfigError, match=said),
+    launch.open_workspace(made, str(tmp_path / "run")),
+  ):
+    pass
 
 
 def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):

@@ -327,6 +327,28 @@ def test_the_flags_of_a_plan_are_a_config(shapes):
   assert plan_search.config_way(read, shapes, devices) == way
 
 
+def test_sizes_of_other_batches_that_row_shards_divide(settings):
+  """480 held-out prompts over 64 row shards: 448, or the run would refuse."""
+  rl = dataclasses.replace(settings.rl, eval_prompts=20)
+  asked = dataclasses.replace(settings, rl=rl)
+  layouts = all_in(sharding.make_layout(fsdp=8))
+  found = plan_search.fitting_flags(asked, layouts)
+  assert "--config.rl.eval_prompts=16" in found
+  rl = dataclasses.replace(settings.rl, eval_prompts=4)
+  asked = dataclasses.replace(settings, rl=rl)
+  found = plan_search.fitting_flags(asked, layouts)
+  assert "--config.rl.eval_prompts=8" in found
+
+
+def test_prompts_that_row_shards_cannot_divide_are_refused(settings):
+  """12 x 4 rows could be split over 8 devices, 12 prompts cannot."""
+  rl = dataclasses.replace(settings.rl, prompts=12)
+  asked = dataclasses.replace(settings, rl=rl)
+  layouts = all_in(sharding.make_layout(fsdp=8))
+  with pytest.raises(ValueError, match=r"rl.prompts=12 is not divisible"):
+    plan_search.possible_micro_batches(asked, layouts, 1)
+
+
 def test_an_open_mesh_gathers_no_weight_for_each_token(settings, shapes):
   found = plan_search.config_way(settings, shapes, jax.devices())
   assert str(found.layouts.training) == "fsdp on fsdp=8"

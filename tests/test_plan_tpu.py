@@ -31,7 +31,7 @@ def test_without_the_tpu_compiler_a_topology_says_what_to_install():
   config = plan_script.CONFIGS / "qwen2p5_7b.py"
   done = plan_script.run(f"--config={config}", "--topology=v5e:4x4")
   assert done.returncode == 1
-  assert "pip install 'pure_jax[plan]'" in done.stderr
+  assert "pip install -e '.[plan]'" in done.stderr
 
 
 @needs_libtpu

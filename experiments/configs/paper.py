@@ -65,7 +65,7 @@ def policy_run(
       "clip_high": 0.2,
       # The paper does not name beta1, beta2 and the norm of gradients: base's.
       "optim": base.optimizer(learning_rate),
-      "eval_prompts": 480,  # Of the 500 of MATH500: whole on 2 to 32 devices.
+      "eval_prompts": 480,  # Of the 500 of MATH500: 2 to 32 row shards.
       # Ours, and without influence on the result: memory.
       "micro_batches": 64,
       # Likewise: time. Rounding differs from that of unpacked rows.
