@@ -31,14 +31,25 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Files that take longest come first: at the end no core waits for another.
 LONGEST = (
   "test_experiments.py",
-  "test_survival.py",
   "test_train.py",
-  "test_evaluate.py",
-  "test_evaluate_prm.py",
-  "test_contract.py",
-  "test_smoke_runs.py",
   "test_files_task.py",
+  "test_evaluate.py",
+  "test_layouts.py",
+  "test_sampling.py",
+  "test_survival.py",
+  "test_smoke_runs.py",
+  "test_processes.py",
+  "test_data_files.py",
+  "test_transformer.py",
+  "test_plan.py",
   "test_notebooks.py",
+  "test_lora.py",
+  "test_attention.py",
+  "test_lora_runs.py",
+  "test_huggingface.py",
+  "test_packed.py",
+  "test_huggingface_export.py",
+  "test_token_logp.py",
 )
 
 

@@ -107,6 +107,7 @@ def test_a_log_that_is_gone_ends_in_a_sentence(finished, tmp_path):
   assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_lost_weights_of_a_finished_stage_are_left_again(finished, tmp_path):
   """By the way that the error names: the last checkpoint holds them."""
   workdir = tmp_path / "run"

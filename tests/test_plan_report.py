@@ -36,6 +36,8 @@ def make_plan(*stages, chip="TPU v5 lite", devices=16, sampler=0):
     layout="fsdp on fsdp=16",
     rows=512,
     micro_batches=32,
+    rollout_parts=1,
+    flags=("--config.mesh.fsdp=16", '--config.rl.rollout_mesh={"data": 16}'),
     notes=(),
     iterations=500,
     resident=resident,
@@ -94,6 +96,8 @@ def test_time_and_cost_of_a_run():
   text = plan_report.as_text(plan, 2.0)
   assert "bottleneck is update (60% of the time), bound by network" in text
   assert "11 chip hours (22 at 2)" in text
+  quoted = """'--config.rl.rollout_mesh={"data": 16}'"""
+  assert f"Flags: --config.mesh.fsdp=16 {quoted}\n" in text
   assert "rollout has a loop without a trip count" in text
   found = plan_report.as_json(plan, 2.0)
   assert found["cost"] == pytest.approx(2 * plan.chip_hours)
@@ -104,9 +108,9 @@ def test_the_fastest_that_fits_is_chosen():
   fast = Costs(197e12, 0.0, {}, ())
   slow = Costs(3 * 197e12, 0.0, {}, ())
   plans = [
-    make_plan(stage("score", 0, slow)),
-    make_plan(stage("score", 0, fast)),
-    make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ()))),
+    ("slow", make_plan(stage("score", 0, slow))),
+    ("fast", make_plan(stage("score", 0, fast))),
+    ("large", make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ())))),
   ]
   assert plan_search.choose(plans) is plans[1]
   assert plan_search.choose(plans[2:]) is plans[2]

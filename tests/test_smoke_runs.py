@@ -58,7 +58,9 @@ def run_once(name, variant, workdir, monkeypatch):
   [
     ("qwen2p5_7b", "smoke_prm", "prm"),
     ("qwen2p5_math_7b", "smoke_vr", "vr"),
-    ("qwen2p5_math_1p5b", "smoke_prm_vr", "prm+vr"),
+    pytest.param(
+      "qwen2p5_math_1p5b", "smoke_prm_vr", "prm+vr", marks=pytest.mark.slow
+    ),
   ],
 )
 def test_a_run_reads_the_prm_it_is_given_and_trains_none(

@@ -111,7 +111,12 @@ def alone():
 
 
 @pytest.mark.parametrize(
-  ("shape", "micro_batches"), [((8, 1), 1), ((1, 8), 1), ((2, 4), 4)]
+  ("shape", "micro_batches"),
+  [
+    pytest.param((8, 1), 1, marks=pytest.mark.slow),
+    pytest.param((1, 8), 1, marks=pytest.mark.slow),
+    ((2, 4), 4),
+  ],
 )
 def test_eight_devices_equal_one(alone, shape, micro_batches):
   state, history = one_step(
