@@ -21,12 +21,24 @@ def check_compute_dtype(name: str) -> None:
   one_of("compute_dtype", name, (AUTO, *COMPUTE_DTYPES))
 
 
-def resolve(settings: _Settings, platform: str) -> _Settings:
-  """The settings of a run with "auto" replaced by a dtype.
+def for_platform(platform: str) -> str:
+  """The dtype that "auto" stands for.
 
   An accelerator multiplies bfloat16 several times faster than float32; a CPU
   does not, measured with XLA on two cores it is slower. Weights, optimizer,
   norms, softmax and losses are float32 either way.
+
+  Args:
+    platform: of the devices, such as "cpu" or "tpu".
+
+  Returns:
+    A name in `COMPUTE_DTYPES`.
+  """
+  return "float32" if platform == "cpu" else "bfloat16"
+
+
+def resolve(settings: _Settings, platform: str) -> _Settings:
+  """The settings of a run with "auto" replaced by `for_platform`.
 
   Args:
     settings: with groups `model` and `files`, either of which may be None.
@@ -35,7 +47,7 @@ def resolve(settings: _Settings, platform: str) -> _Settings:
   Returns:
     The same settings, ready for this platform.
   """
-  dtype = "float32" if platform == "cpu" else "bfloat16"
+  dtype = for_platform(platform)
   changes: dict[str, Any] = {}
   for name in ("model", "files"):
     group = getattr(settings, name)

@@ -145,13 +145,15 @@ def test_the_paper_needs_no_folder():
 
 
 def test_the_shapes_are_those_that_were_published():
-  """Weights of the model cards: 7.61 and 1.54 billion, embeddings included."""
+  """Weights of the model cards: 7.61 and 1.54 billion and 135 million,
+  embeddings included."""
   counts = {
     name: count_params(policy.declare_policy(model))
     for name, model in ARCHITECTURES.items()
   }
   assert counts["qwen2p5_math_7b"] == 7_615_616_512
   assert counts["qwen2p5_math_1p5b"] == 1_543_714_304
+  assert counts["smollm2_135m"] == 134_515_008
 
 
 def test_a_forward_pass_by_counting():

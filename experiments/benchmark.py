@@ -1,0 +1,130 @@
+"""Measures rollout, score, update and credit, beside what the machine can do.
+
+  python experiments/benchmark.py --suite=all --json=benchmark.json
+  python experiments/benchmark.py --suite=rollout --models=smollm2_135m \\
+    --rows=1,8,32 --samples=1,8 --lengths=64:128,512:512
+
+Weights are random, in the shapes of `benchmark_cases.MODELS`. Every arm of a
+case is compiled first, then all take turns: ours, and probes of the rate at
+which this machine streams an array as large as the weights and multiplies
+matrices. Medians are printed with the roofline bound that follows from the
+probes of the same turns and the share of it that is reached; time to compile
+and memory, as the compiler lays it out, apart. Nothing is read from a cache of
+compiled programs.
+
+--quick measures next to nothing, in a minute: to see that all of it works.
+"""
+
+import dataclasses
+import json
+import pathlib
+import sys
+
+import benchmark_cases
+import benchmark_machine
+import benchmark_report
+import compute_dtype
+import jax
+from absl import app, flags
+from benchmark_cases import BenchmarkError, Sizes
+from benchmark_report import measure
+from benchmark_suites import Options
+
+from pure_jax.host.workdir import write_json_atomic
+from pure_jax.models.config import REMAT
+
+_SUITE = flags.DEFINE_enum(
+  "suite", "all", (*benchmark_cases.SUITES, "all"), "What is measured."
+)
+_MODELS = flags.DEFINE_list(
+  "models", ["10m", "smollm2_135m"], "Names in benchmark_cases.MODELS."
+)
+_ROWS = flags.DEFINE_list("rows", ["1", "8", "32"], "Responses of a batch.")
+_SAMPLES = flags.DEFINE_list("samples", ["1", "8"], "Responses of a prompt.")
+_LENGTHS = flags.DEFINE_list(
+  "lengths", ["64:128"], "Prompt tokens and new tokens, as PROMPT:NEW."
+)
+_STOPS = flags.DEFINE_list(
+  "stops", list(benchmark_cases.STOPS), "Whether rollouts stop early."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm.", 1)
+_JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
+_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
+_DTYPE = flags.DEFINE_enum(
+  "dtype",
+  compute_dtype.AUTO,
+  (compute_dtype.AUTO, "float32", "bfloat16"),
+  "Of products: auto takes float32 on a CPU, else bfloat16.",
+)
+_ROWS_AT_A_TIME = flags.DEFINE_integer(
+  "rows_at_a_time", 8, "Rows that scores and updates read together.", 1
+)
+_REMAT = flags.DEFINE_enum("remat", "none", REMAT, "See ModelConfig.")
+_LOGITS_CHUNK = flags.DEFINE_integer(
+  "logits_chunk", None, "See ModelConfig.", 1
+)
+_ATTENTION_CHUNK = flags.DEFINE_integer(
+  "attention_chunk", None, "See ModelConfig.", 1
+)
+
+
+def read_sizes() -> Sizes:
+  """What the flags combine."""
+  if _QUICK.value:
+    return benchmark_cases.QUICK
+  return benchmark_cases.parse_sizes(
+    _MODELS.value, _ROWS.value, _SAMPLES.value, _LENGTHS.value, _STOPS.value
+  )
+
+
+def read_options() -> Options:
+  """How the models run."""
+  dtype = _DTYPE.value
+  if dtype == compute_dtype.AUTO:
+    dtype = compute_dtype.for_platform(jax.default_backend())
+  return Options(
+    dtype=dtype,
+    rows_at_a_time=_ROWS_AT_A_TIME.value,
+    remat=_REMAT.value,
+    logits_chunk=_LOGITS_CHUNK.value,
+    attention_chunk=_ATTENTION_CHUNK.value,
+  )
+
+
+def main(argv: list[str]) -> None:
+  """Measures what the flags name; a fault of theirs ends in a sentence."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  try:
+    run()
+  except BenchmarkError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
+
+
+def run() -> None:
+  """Measures, prints a table and writes JSON."""
+  sizes, options = read_sizes(), read_options()
+  suites = benchmark_cases.SUITES if _SUITE.value == "all" else (_SUITE.value,)
+  chosen = benchmark_cases.cases(suites, sizes)
+  path = _JSON.value and pathlib.Path(_JSON.value)
+  if path and not path.absolute().parent.is_dir():
+    raise BenchmarkError(f"--json={path}: its folder does not exist.")
+  # The time to compile is measured.
+  jax.config.update("jax_enable_compilation_cache", False)
+  repeats, side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
+  machine = benchmark_machine.describe(sys.argv)
+  print(benchmark_report.heading(machine, repeats, options.dtype), flush=True)
+  results = []
+  for case in chosen:
+    results.append(measure(case, options, repeats, side))
+    print(benchmark_report.as_text(results[-1]), flush=True)
+    if path:  # After each case: what was measured is not lost.
+      found = benchmark_report.as_json(
+        results, machine, dataclasses.asdict(options)
+      )
+      write_json_atomic(path, json.loads(json.dumps(found)))
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,92 @@
+"""Repeats that take turns, so that what else a machine does falls on all."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """Something to repeat.
+
+  Attributes:
+    seconds: runs once and says how long it took.
+    work: of one run, in a unit of its own: bytes, FLOPs or tokens.
+  """
+
+  seconds: Callable[[], float]
+  work: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+  """Repeats of one arm.
+
+  Attributes:
+    seconds: of each, in the order they were made.
+    work: of one.
+  """
+
+  seconds: tuple[float, ...]
+  work: float
+
+  @property
+  def median(self) -> float:
+    """Seconds of the middle repeat."""
+    return float(np.median(self.seconds))
+
+  @property
+  def rate(self) -> float:
+    """Work per second."""
+    return self.work / self.median
+
+
+def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
+  """Makes a function that calls another and says how long that took.
+
+  Args:
+    function: whose arrays are waited for.
+    *arguments: what it is called with, each time.
+
+  Returns:
+    A function without arguments.
+  """
+
+  def seconds() -> float:
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - start
+
+  return seconds
+
+
+def in_turn(
+  arms: Mapping[str, Arm], repeats: int, warm_up: int = 1
+) -> dict[str, Times]:
+  """Runs all arms once, then once more, and so on.
+
+  The order is turned round each time: no arm always follows the same one.
+
+  Args:
+    arms: by name.
+    repeats: how often each is measured, at least 1.
+    warm_up: rounds before those, which do not count.
+
+  Returns:
+    The times by name.
+  """
+  found = {name: [] for name in arms}
+  for turn in range(warm_up + repeats):
+    names = list(arms) if turn % 2 else list(reversed(arms))
+    for name in names:
+      seconds = arms[name].seconds()
+      if turn >= warm_up:
+        found[name].append(seconds)
+  return {
+    name: Times(tuple(seconds), arms[name].work)
+    for name, seconds in found.items()
+  }

@@ -1,0 +1,229 @@
+"""The benchmark: what it counts by hand, what it times, what it writes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pure_jax.models import policy
+from pure_jax.models.params import count_params
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import benchmark_batches  # noqa: E402
+import benchmark_bounds as bounds  # noqa: E402
+import benchmark_cases  # noqa: E402
+import benchmark_machine  # noqa: E402
+import benchmark_report  # noqa: E402
+from benchmark_cases import MODELS, BenchmarkError, Case  # noqa: E402
+from benchmark_suites import Options  # noqa: E402
+from benchmark_timing import Arm, Times, in_turn  # noqa: E402
+
+RATES = bounds.Rates(flops_per_second=100.0, bytes_per_second=10.0)
+# No two sizes are the same, so none can be taken for another.
+ODD = dataclasses.replace(
+  MODELS["tiny"], vocab_size=11, width=8, num_layers=3, num_heads=4,
+  num_kv_heads=2, head_dim=6, mlp_width=10,
+)  # fmt: skip
+
+
+def test_the_model_of_ten_million_has_that_many_weights():
+  found = count_params(policy.declare_policy(MODELS["10m"]))
+  assert found == pytest.approx(10e6, rel=0.02)
+
+
+def test_phases_follow_each_other():
+  """One bound of the sums would be 5 seconds: what one phase waits for, the
+  other cannot use."""
+  phases = [bounds.Phase(300.0, 10.0), bounds.Phase(100.0, 40.0)]
+  assert bounds.least_time(phases, RATES) == (3.0 + 4.0, "memory")
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_weight_is_read(tied):
+  """Of an embedding that is not the head only the rows of the tokens."""
+  model = dataclasses.replace(ODD, tied_embeddings=tied, qk_norm=True)
+  wanted = count_params(policy.declare_policy(model))
+  if not tied:
+    wanted += (5 - 11) * 8
+  assert bounds.weight_bytes(model, rows=5, itemsize=4) == 4 * wanted
+  assert bounds.weight_bytes(model, rows=99, itemsize=2) == 2 * (
+    count_params(policy.declare_policy(model))
+  )
+
+
+def test_a_rollout_by_counting():
+  """Token by token and row by row, prompts shared by their samples."""
+  lengths, samples, L = [2, 4, 1, 3], 2, 5
+  per_token = 3 * 2 * (2 * 8 * 4 * 6 + 2 * 8 * 2 * 6 + 3 * 8 * 10)
+  weights = bounds.weight_bytes(ODD, 99, itemsize=4)
+  slot_bytes = 3 * 2 * 2 * 6 * 4  # Layers, keys and values, heads, H, float32.
+
+  def token(seen, logits=True):
+    return per_token + 3 * 4 * (4 * 6) * seen + logits * 2 * 8 * 11
+
+  wanted = [[2 * sum(token(i + 1, i == L - 1) for i in range(L)),
+             weights + 2 * L * slot_bytes]]  # fmt: skip
+  for step in (1, 2, 3):
+    flops, read, asked = 0, weights, set()
+    for row, length in enumerate(lengths):
+      if length > step:  # It draws token `step` from what it has seen.
+        flops += token(L + step)
+        read += step * slot_bytes
+        asked.add(row // samples)
+    wanted.append([flops, read + len(asked) * L * slot_bytes])
+  found = bounds.rollout_phases(ODD, 2, L, lengths, itemsize=4)
+  assert [[phase.flops, phase.bytes] for phase in found] == wanted
+
+
+def test_turns_alternate_and_the_warm_up_does_not_count():
+  """The first call compiles, and who follows a slow arm pays for it."""
+  order = []
+
+  def arm(name, first):
+    times = iter([first, 1.0, 5.0, 2.0])
+    return Arm(lambda: order.append(name) or next(times), work=10.0)
+
+  found = in_turn({"a": arm("a", 99.0), "b": arm("b", 50.0)}, repeats=3)
+  assert "".join(order) == "baabbaab"
+  assert found["a"].seconds == (1.0, 5.0, 2.0)
+  assert (found["a"].median, found["a"].rate) == (2.0, 5.0)
+
+
+def test_credit_is_a_share_of_the_update():
+  """What fused credit adds is the difference of the losses."""
+  times = {"credit": 2.0, "loss": 3.0, "credit and loss": 4.0, "update": 200.0}
+  lines = [
+    benchmark_report.Line(name, Times((s,), 1.0), (), None, None, None)
+    for name, s in times.items()
+  ]
+  case = Case("credit", "tiny", 4, 2, 8, 6)
+  result = benchmark_report.Result(case, RATES, {}, lines)
+  assert benchmark_report.beside(result) == {
+    "credit alone / update": 0.01,
+    "credit in the loss / update": 0.005,
+  }
+
+
+def test_only_possible_cases():
+  sizes = benchmark_cases.Sizes(
+    ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), benchmark_cases.STOPS
+  )
+  found = benchmark_cases.cases(("rollout", "update"), sizes)
+  rollouts = [case for case in found if case.suite == "rollout"]
+  assert [(c.rows, c.samples) for c in rollouts if c.stops == "early"] == [
+    (1, 1), (8, 1), (8, 2), (8, 8)
+  ]  # fmt: skip
+  (update,) = [case for case in found if case.suite == "update"]
+  assert (update.rows, update.samples, update.prompts) == (8, 8, 1)
+
+
+@pytest.mark.parametrize(
+  ("flag", "word", "message"),
+  [
+    ("models", "135m", "'135m' must be one of tiny, 10m"),
+    ("rows", "0", "--rows: '0' must be at least 1"),
+    ("samples", "x", "--samples: 'x' must be at least 1"),
+    *(("lengths", x, "PROMPT:NEW") for x in ("6", "6:", "a:b", "6:0", "1:2:3")),
+    ("stops", "late", "must be one of never, early"),
+  ],
+)  # fmt: skip
+def test_words_that_mean_nothing_are_refused(flag, word, message):
+  words = {
+    "models": ["tiny"],
+    "rows": ["8"],
+    "samples": ["8"],
+    "lengths": ["64:128"],
+    "stops": ["never"],
+  }
+  sizes = benchmark_cases.parse_sizes(**words)
+  assert (sizes.rows, sizes.lengths) == ([8], [(64, 128)])
+  with pytest.raises(BenchmarkError, match=message):
+    benchmark_cases.parse_sizes(**words | {flag: [word]})
+
+
+def test_parts_are_equal_and_none_is_too_large():
+  assert benchmark_batches.micro_batches(32, 8) == 4
+  assert benchmark_batches.micro_batches(12, 8) == 2
+  assert benchmark_batches.micro_batches(7, 6) == 7
+
+
+def test_probes_read_what_they_say():
+  """Bytes that are not there, or FLOPs, would be a rate of nothing."""
+  for name, arm in benchmark_machine.stream_probes(10**6).items():
+    assert 0.99e6 < arm.work <= 1e6, name
+    assert arm.seconds() > 0
+  assert benchmark_machine.product_probe("float32", 10).work == 2000
+
+
+@pytest.mark.parametrize(
+  ("suite", "names", "share"),
+  [
+    # Of 16 steps that the PRM has columns for, a response has one or two.
+    ("score", ["score"], 0.6),
+    ("credit", ["credit", "loss", "credit and loss", "update"], 0.8),
+  ],
+)
+def test_a_bound_is_below_what_is_compiled(suite, names, share):
+  """And not far: a forgotten backward pass would leave a third."""
+  case = Case(suite, "tiny", 4, 2, 8, 6)
+  result = benchmark_report.measure(case, Options(), repeats=1, side=16)
+  assert [line.name for line in result.lines] == names
+  text = benchmark_report.as_text(result)
+  for name in names:
+    assert f"never {name} " in text
+  found = benchmark_report.as_json([result], {}, {})["cases"][0]
+  arm = found["arms"][names[-1]]
+  assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
+  compiled = arm["compiled_flops"]
+  assert share * compiled < arm["needed_flops"] <= compiled
+  assert 0 < arm["needed_bytes"] < arm["compiled_bytes"]
+  assert arm["tokens"] == 4 * (8 + 6)
+  assert arm["memory_bytes"]["total"] >= arm["memory_bytes"]["temporaries"] > 0
+
+
+def run(*flags: str) -> subprocess.CompletedProcess[str]:
+  return subprocess.run(
+    [sys.executable, ROOT / "experiments" / "benchmark.py", *flags],
+    env=os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def test_one_command_prints_a_table_and_writes_json(tmp_path):
+  path = tmp_path / "found.json"
+  done = run("--quick", "--suite=rollout", f"--json={path}")
+  assert done.returncode == 0, done.stderr
+  found = json.loads(path.read_text())
+  assert {"date", "commit", "processor", "packages", "command"} <= (
+    found["machine"].keys()
+  )
+  assert "--quick --suite=rollout" in found["machine"]["command"]
+  never, early = found["cases"]
+  assert [never["stops"], early["stops"]] == ["never", "early"]
+  assert min(never["rates"].values()) > 0
+  assert never["arms"]["generate"]["tokens"] == 4 * 6
+  assert 4 <= early["arms"]["generate"]["tokens"] < 4 * 6
+  for case in (never, early):
+    arm = case["arms"]["generate"]
+    assert len(arm["seconds"]) == 2
+    assert arm["median_seconds"] == pytest.approx(np.median(arm["seconds"]))
+    share = arm["bound_seconds"] / arm["median_seconds"]
+    assert arm["bound_reached"] == pytest.approx(share)
+    assert f"{case['stops']:6}generate" in done.stdout
+  assert jax.__version__ in done.stdout
+
+
+def test_flags_that_mean_nothing_end_in_a_sentence():
+  done = run("--suite=update", "--models=tiny", "--samples=1")
+  assert done.returncode == 1
+  assert "take at least 2" in done.stderr and "Traceback" not in done.stderr
