@@ -3,6 +3,9 @@
   python experiments/benchmark.py --suite=all --json=benchmark.json
   python experiments/benchmark.py --suite=rollout --models=smollm2_135m \\
     --rows=1,8,32 --samples=1,8 --lengths=64:128,512:512
+  python experiments/benchmark.py --make_peers=FOLDER
+  python experiments/benchmark.py --suite=rollout --peer=transformers \\
+    --peers=FOLDER
 
 Weights are random, in the shapes of `benchmark_cases.MODELS`. Every arm of a
 case is compiled first, then all take turns: ours, and probes of the rate at
@@ -12,17 +15,23 @@ probes of the same turns and the share of it that is reached; time to compile
 and memory, as the compiler lays it out, apart. Nothing is read from a cache of
 compiled programs.
 
+Peers (`benchmark_rivals.py`) are other programs that do the same as an arm of
+ours, with the same weights on the same prompts, which is checked. Each is a
+process in an environment of its own, which --make_peers makes, once. Its line
+has the same bound as ours, and the ratio of its seconds to ours is printed.
+
 --quick measures next to nothing, in a minute: to see that all of it works.
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 
 import benchmark_cases
+import benchmark_environments
 import benchmark_machine
 import benchmark_report
+import benchmark_rivals
 import compute_dtype
 import jax
 from absl import app, flags
@@ -49,6 +58,14 @@ _STOPS = flags.DEFINE_list(
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm.", 1)
 _JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
+_PEER = flags.DEFINE_list("peer", [], "Names in benchmark_rivals.RIVALS.")
+_PEERS = flags.DEFINE_string("peers", None, "Folder of peers' environments.")
+_MAKE_PEERS = flags.DEFINE_string(
+  "make_peers",
+  None,
+  "Folder to make the environments of --peer in, of all "
+  "without it; nothing is measured.",
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
@@ -96,10 +113,18 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   try:
-    run()
+    make_peers() if _MAKE_PEERS.value else run()
   except BenchmarkError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
+
+
+def make_peers() -> None:
+  """Makes the environments of peers, of all where none is named."""
+  folder = pathlib.Path(_MAKE_PEERS.value).absolute()
+  for name in _PEER.value or benchmark_rivals.RIVALS:
+    benchmark_environments.make_environment(folder, name)
+  print(f"Name them by --peers={folder}")
 
 
 def run() -> None:
@@ -116,14 +141,16 @@ def run() -> None:
   machine = benchmark_machine.describe(sys.argv)
   print(benchmark_report.heading(machine, repeats, options.dtype), flush=True)
   results = []
-  for case in chosen:
-    results.append(measure(case, options, repeats, side))
-    print(benchmark_report.as_text(results[-1]), flush=True)
-    if path:  # After each case: what was measured is not lost.
-      found = benchmark_report.as_json(
-        results, machine, dataclasses.asdict(options)
-      )
-      write_json_atomic(path, json.loads(json.dumps(found)))
+  peers = _PEERS.value and pathlib.Path(_PEERS.value).absolute()
+  with benchmark_rivals.running(_PEER.value, peers) as rivals:
+    for case in chosen:
+      results.append(measure(case, options, repeats, side, rivals))
+      print(benchmark_report.as_text(results[-1]), flush=True)
+      if path:  # After each case: what was measured is not lost.
+        found = benchmark_report.as_json(
+          results, machine, dataclasses.asdict(options)
+        )
+        write_json_atomic(path, found)
 
 
 if __name__ == "__main__":

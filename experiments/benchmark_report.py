@@ -7,6 +7,7 @@ from typing import Any
 import benchmark_machine
 from benchmark_bounds import Phase, Rates, least_time
 from benchmark_cases import Case
+from benchmark_rivals import Rival
 from benchmark_suites import SUITES, Compilation, Compiled, Options
 from benchmark_timing import Times, in_turn
 
@@ -24,7 +25,8 @@ class Line:
     needed: what the method needs, () where it is not known.
     bound_seconds: the least time for that, None where it is not known.
     bound_by: "compute" or "memory", None likewise.
-    compilation: what the compiler says.
+    compilation: what the compiler says, None for a peer.
+    facts: of a peer, see `Rival.facts`; None for ours.
   """
 
   name: str
@@ -32,7 +34,8 @@ class Line:
   needed: Sequence[Phase]
   bound_seconds: float | None
   bound_by: str | None
-  compilation: Compilation
+  compilation: Compilation | None
+  facts: Mapping[str, Any] | None = None
 
   @property
   def reached(self) -> float | None:
@@ -50,7 +53,7 @@ class Result:
     case: what was measured.
     rates: of the machine, from the same repeats.
     probes: what those rates were read from, by name.
-    lines: the arms.
+    lines: the arms, ours before peers.
   """
 
   case: Case
@@ -60,7 +63,11 @@ class Result:
 
 
 def measure(
-  case: Case, options: Options, repeats: int, side: int | None = None
+  case: Case,
+  options: Options,
+  repeats: int,
+  side: int | None = None,
+  rivals: Sequence[Rival] = (),
 ) -> Result:
   """Measures the arms of a case and the machine in turn.
 
@@ -69,20 +76,24 @@ def measure(
     options: how its models run.
     repeats: of each arm.
     side: of the matrices that are multiplied, None for what suits the device.
+    rivals: peers, of which those of the case's suite take part.
 
   Returns:
     What was found.
   """
   ours = SUITES[case.suite](case, options)
+  rivals = [rival for rival in rivals if rival.suite == case.suite]
+  theirs = {
+    rival.name: rival.arm(case, options, ours[rival.beside]) for rival in rivals
+  }
   model = options.model(case.model)
   size = count_params(policy.declare_policy(model)) * options.itemsize
   streams = benchmark_machine.stream_probes(size)
   probes = streams | {
     "product": benchmark_machine.product_probe(options.dtype, side)
   }
-  times = in_turn(
-    {name: made.arm for name, made in ours.items()} | probes, repeats
-  )
+  arms = {name: made.arm for name, made in ours.items()}
+  times = in_turn(arms | theirs | probes, repeats)
   rates = Rates(
     flops_per_second=times["product"].rate,
     bytes_per_second=max(times[name].rate for name in streams),
@@ -91,7 +102,10 @@ def measure(
     case,
     rates,
     {name: times[name] for name in probes},
-    our_lines(ours, times, rates),
+    [
+      *our_lines(ours, times, rates),
+      *(their_line(r, ours[r.beside], times, rates) for r in rivals),
+    ],
   )
 
 
@@ -115,6 +129,26 @@ def our_lines(
   return lines
 
 
+def their_line(
+  rival: Rival, ours: Compiled, times: Mapping[str, Times], rates: Rates
+) -> Line:
+  """Joins a peer with its times and the bound of the arm beside it.
+
+  Args:
+    rival: the peer, after its repeats.
+    ours: the arm that does the same.
+    times: by name of the arm.
+    rates: of the machine.
+
+  Returns:
+    Its line.
+  """
+  bound = least_time(ours.phases, rates)
+  return Line(
+    rival.name, times[rival.name], ours.phases, *bound, None, rival.facts()
+  )
+
+
 def beside(result: Result) -> dict[str, float]:
   """What the arms of a case are to each other.
 
@@ -122,18 +156,25 @@ def beside(result: Result) -> dict[str, float]:
     result: of the case.
 
   Returns:
-    In the credit suite, shares of the update's time: of ``credit alone``, and
-    of ``credit in the loss``, which is what the loss takes longer with it and,
-    by chance, may be negative. Else nothing.
+    ``NAME / ours`` for each peer: its seconds over those of the arm that does
+    the same, the first. In the credit suite also shares of the update's time:
+    of ``credit alone``, and of ``credit in the loss``, which is what the loss
+    takes longer with it and, by chance, may be negative.
   """
+  ours = result.lines[0].times.median
+  found = {
+    f"{line.name} / ours": line.times.median / ours
+    for line in result.lines
+    if line.facts is not None
+  }
   medians = {line.name: line.times.median for line in result.lines}
   if result.case.suite == "credit":
     whole, added = medians["update"], medians["credit and loss"]
-    return {
+    found |= {
       "credit alone / update": medians["credit"] / whole,
       "credit in the loss / update": (added - medians["loss"]) / whole,
     }
-  return {}
+  return found
 
 
 def as_json(
@@ -173,8 +214,7 @@ def _case_as_json(result: Result) -> dict[str, Any]:
 
 def _line_as_json(line: Line) -> dict[str, Any]:
   """An arm."""
-  memory, costs = line.compilation.memory, line.compilation.costs
-  return {
+  found = {
     "seconds": list(line.times.seconds),
     "median_seconds": line.times.median,
     "tokens": line.times.work,
@@ -184,6 +224,11 @@ def _line_as_json(line: Line) -> dict[str, Any]:
     "bound_reached": line.reached,
     "needed_flops": sum(phase.flops for phase in line.needed),
     "needed_bytes": sum(phase.bytes for phase in line.needed),
+  }
+  if line.compilation is None:
+    return found | dict(line.facts)
+  memory, costs = line.compilation.memory, line.compilation.costs
+  return found | {
     "compile_seconds": line.compilation.seconds,
     "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
     "compiled_flops": costs and costs.flops,
@@ -228,13 +273,18 @@ def as_text(result: Result) -> str:
     A line for each arm, what they are to each other, and the machine's rates.
   """
   lines = [f"{result.case}{_columns(line)}" for line in result.lines]
-  shares = [f"{name} {x:.3%}" for name, x in beside(result).items()]
+  shares = [
+    f"{name} {x:.2f}" if name.endswith("ours") else f"{name} {x:.3%}"
+    for name, x in beside(result).items()
+  ]
   rates = (
     f"machine: {result.rates.bytes_per_second / 1e9:.1f} GB/s, "
     f"{result.rates.flops_per_second / 1e9:.0f} GFLOP/s"
   )
   lines.append("    " + ", ".join([*shares, rates]))
-  lines += [f"    {_compilation(line)}" for line in result.lines]
+  for line in result.lines:
+    described = _peer(line) if line.compilation is None else _compilation(line)
+    lines.append(f"    {described}")
   return "\n".join(lines)
 
 
@@ -248,6 +298,13 @@ def _columns(line: Line) -> str:
   if line.bound_seconds is None:
     return text
   return text + f"{line.bound_seconds:9.4f}{line.reached:9.1%}  {line.bound_by}"
+
+
+def _peer(line: Line) -> str:
+  """What a peer says of itself."""
+  versions = ", ".join(f"{k} {v}" for k, v in line.facts["versions"].items())
+  peak = line.facts["peak_bytes"] / 1e6
+  return f"{line.name}: process {peak:,.0f} MB at its peak, {versions}"
 
 
 def _compilation(line: Line) -> str:

@@ -93,11 +93,14 @@ class Compiled:
     phases: the least that the method needs for it, () where no bound is
       known.
     compilation: what the compiler says of it.
+    answer: what a peer that does the same is held to, where there is one: of
+      a rollout the lengths [B] of its responses.
   """
 
   arm: Arm
   phases: Sequence[bounds.Phase]
   compilation: Compilation
+  answer: np.ndarray | None = None
 
 
 def compile_call(
@@ -196,7 +199,7 @@ def rollout(case: Case, options: Options) -> dict[str, Compiled]:
     model, case.prompts, case.prompt_tokens, lengths, options.itemsize
   )
   arm = Arm(timed(generate, *arguments), int(lengths.sum()))
-  return {"generate": Compiled(arm, phases, compilation)}
+  return {"generate": Compiled(arm, phases, compilation, lengths)}
 
 
 def score(case: Case, options: Options) -> dict[str, Compiled]:

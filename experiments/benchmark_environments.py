@@ -1,0 +1,135 @@
+"""Peers: other programs, each a process in an environment of its own.
+
+`benchmark_peers/NAME.txt` says what an environment holds, a script beside it
+answers requests (`benchmark_peers/exchange.py`). A peer may pin what it needs;
+nothing of it is installed beside pure_jax.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmark_cases import BenchmarkError
+
+FOLDER = pathlib.Path(__file__).parent / "benchmark_peers"
+SCRIPTS = {"transformers": "transformers_generate.py"}
+
+
+def make_environment(folder: pathlib.Path, name: str) -> None:
+  """Makes the environment of a peer, or completes it.
+
+  Args:
+    folder: where environments are.
+    name: of the peer, a key of `SCRIPTS`.
+
+  Raises:
+    BenchmarkError: if it cannot be made.
+  """
+  commands = (
+    [sys.executable, "-m", "venv", folder / name],
+    [
+      *(python_of(folder, name), "-m", "pip", "install"),
+      *("-r", FOLDER / f"{name}.txt"),
+    ],
+  )
+  for command in commands:
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+      raise BenchmarkError(
+        f"the environment of {name} in {folder} could not be made: see above."
+      )
+
+
+def python_of(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """The interpreter of a peer's environment.
+
+  Args:
+    folder: where environments are.
+    name: of the peer.
+
+  Returns:
+    The path, whether it is there or not.
+  """
+  return folder / name / "bin" / "python"
+
+
+class Peer:
+  """A running peer. A context manager: its process ends with the block."""
+
+  def __init__(self, name: str, python: pathlib.Path | str):
+    """Starts it.
+
+    Args:
+      name: a key of `SCRIPTS`.
+      python: the interpreter of its environment.
+
+    Raises:
+      BenchmarkError: if there is none.
+    """
+    self.name = name
+    if not pathlib.Path(python).exists():
+      raise BenchmarkError(
+        f"{python} is not there: make the environments of peers by "
+        "python experiments/benchmark.py --make_peers=FOLDER."
+      )
+    self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 As the process.
+    # Its packages are its own, and nothing is fetched.
+    variables = os.environ | {"HF_HUB_OFFLINE": "1"}
+    variables.pop("PYTHONPATH", None)
+    self._process = subprocess.Popen(
+      [python, FOLDER / SCRIPTS[name]],
+      env=variables,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+    )
+
+  def ask(self, do: str, **fields: Any) -> dict[str, Any]:
+    """Sends a request and waits for the answer.
+
+    Args:
+      do: name of the handler.
+      **fields: its arguments, JSON-like.
+
+    Returns:
+      What it gives.
+
+    Raises:
+      BenchmarkError: with the last line of its errors, if it died.
+    """
+    try:
+      self._process.stdin.write(json.dumps({"do": do, **fields}) + "\n")
+      self._process.stdin.flush()
+      line = self._process.stdout.readline()
+    except BrokenPipeError:
+      line = ""
+    if not line:
+      self._process.wait()
+      self._errors.seek(0)
+      last = self._errors.read().strip().splitlines()[-1:]
+      raise BenchmarkError(
+        f"the peer {self.name} died at {do!r}: {''.join(last)}"
+      )
+    return json.loads(line)
+
+  def __enter__(self) -> "Peer":
+    """Itself."""
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    """Ends the process, which ends where there are no more requests."""
+    with contextlib.suppress(BrokenPipeError):  # It has died.
+      self._process.stdin.close()
+    try:
+      self._process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+    self._errors.close()

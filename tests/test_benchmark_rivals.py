@@ -1,0 +1,101 @@
+"""Peers of the benchmark: real ones, in the environment of the tests."""
+
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="torch comes with [test]")
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import benchmark_environments  # noqa: E402
+import benchmark_report  # noqa: E402
+import benchmark_rivals  # noqa: E402
+from benchmark_cases import BenchmarkError, Case  # noqa: E402
+from benchmark_environments import Peer  # noqa: E402
+from benchmark_suites import SUITES, Options, init_policy  # noqa: E402
+
+EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+  with Peer("transformers", sys.executable) as peer:
+    yield peer
+
+
+def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
+  """Rows that went on after ours ended would be slower for no reason."""
+  rival = benchmark_rivals.Transformers(transformers)
+  result = benchmark_report.measure(EARLY, Options(), 1, 16, [rival])
+  assert [line.name for line in result.lines] == ["generate", "transformers"]
+  ours = SUITES["rollout"](EARLY, Options())["generate"]
+  assert len(set(ours.answer.tolist())) > 1
+  tokens = np.array(transformers.ask("answer")["tokens"])
+  np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.answer)
+  arms = benchmark_report.as_json([result], {}, {})["cases"][0]["arms"]
+  theirs = arms["transformers"]
+  assert theirs["greedy_tokens_equal"] == 1.0
+  assert theirs["tokens"] == arms["generate"]["tokens"] == ours.answer.sum()
+  assert theirs["bound_seconds"] == arms["generate"]["bound_seconds"]
+  assert theirs["versions"].keys() == {"python", "torch", "transformers"}
+  assert theirs["peak_bytes"] > 10**7
+  ratio = theirs["median_seconds"] / arms["generate"]["median_seconds"]
+  assert benchmark_report.beside(result) == {"transformers / ours": ratio}
+  assert "early transformers " in benchmark_report.as_text(result)
+
+
+def test_another_model_is_no_peer(transformers, monkeypatch):
+  """One layer that is left out, as a wrong conversion might."""
+
+  def without_a_layer(model, copied=False):
+    params = init_policy(model, copied)
+    if not copied:  # What is exported.
+      layers = dict(params["layers"])
+      layers["down"] = layers["down"].at[0].set(0.0)
+      params = {**params, "layers": layers}
+    return params
+
+  ours = SUITES["rollout"](EARLY, Options())["generate"]
+  monkeypatch.setattr(benchmark_rivals, "init_policy", without_a_layer)
+  rival = benchmark_rivals.Transformers(transformers)
+  with pytest.raises(BenchmarkError, match="greedy tokens differ"):
+    rival.arm(EARLY, Options(), ours)
+
+
+def test_a_peer_that_dies_says_why():
+  with Peer("transformers", sys.executable) as peer:
+    with pytest.raises(BenchmarkError, match="died at 'nothing': KeyError"):
+      peer.ask("nothing")
+    with pytest.raises(BenchmarkError, match="died at 'run'"):
+      peer.ask("run")
+    process = peer._process
+  assert process.poll() is not None
+
+
+def test_every_peer_has_an_environment():
+  assert benchmark_rivals.RIVALS.keys() == benchmark_environments.SCRIPTS.keys()
+  for name, script in benchmark_environments.SCRIPTS.items():
+    assert (benchmark_environments.FOLDER / script).exists()
+    text = (benchmark_environments.FOLDER / f"{name}.txt").read_text()
+    assert "torch>=2.13,<2.14\n" in text
+
+
+@pytest.mark.parametrize(
+  ("name", "folder", "message"),
+  [
+    ("tensors", "there", "--peer: 'tensors' must be one of transformers"),
+    ("transformers", None, "--peer needs --peers"),
+    ("transformers", "there", "benchmark.py --make_peers=FOLDER"),
+  ],
+)
+def test_a_peer_that_is_not_there_is_named(tmp_path, name, folder, message):
+  folder = folder and tmp_path / folder
+  with (
+    pytest.raises(BenchmarkError, match=message),
+    benchmark_rivals.running([name], folder),
+  ):
+    pass
