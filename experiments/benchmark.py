@@ -36,8 +36,8 @@ import compute_dtype
 import jax
 from absl import app, flags
 from benchmark_cases import BenchmarkError, Sizes
+from benchmark_programs import Options
 from benchmark_report import measure
-from benchmark_suites import Options
 
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models.config import REMAT

@@ -17,7 +17,10 @@ from typing import Any
 from benchmark_cases import BenchmarkError
 
 FOLDER = pathlib.Path(__file__).parent / "benchmark_peers"
-SCRIPTS = {"transformers": "transformers_generate.py"}
+SCRIPTS = {
+  "transformers": "transformers_generate.py",
+  "torch_credit": "torch_credit.py",
+}
 
 
 def make_environment(folder: pathlib.Path, name: str) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import benchmark_machine
 from benchmark_bounds import Phase, Rates, least_time
 from benchmark_cases import Case
+from benchmark_programs import Compilation, Compiled, Options
 from benchmark_rivals import Rival
-from benchmark_suites import SUITES, Compilation, Compiled, Options
+from benchmark_suites import SUITES
 from benchmark_timing import Times, in_turn
 
 from pure_jax.models import policy

@@ -9,9 +9,10 @@ from typing import Any, Protocol
 import benchmark_batches as batches
 import jax
 import numpy as np
-from benchmark_cases import BenchmarkError, Case
+from benchmark_cases import MODELS, BenchmarkError, Case
 from benchmark_environments import Peer, python_of
-from benchmark_suites import Compiled, Options, init_policy
+from benchmark_programs import Compiled, Options, init_policy
+from benchmark_suites import credit_settings, draw_experience
 from benchmark_timing import Arm
 
 from pure_jax.host import huggingface
@@ -158,7 +159,79 @@ class Transformers:
     return dict(self._facts)
 
 
-RIVALS = {"transformers": Transformers}
+class TorchCredit:
+  """Credit and advantages as the obvious torch loop."""
+
+  name, suite, beside = "torch_credit", "credit", "credit"
+
+  def __init__(self, peer: Peer):
+    """Takes a running peer.
+
+    Args:
+      peer: of `benchmark_peers/torch_credit.py`.
+    """
+    self._peer = peer
+    self._facts: dict[str, Any] = {}
+
+  def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
+    """Makes ready for a case, and checks the advantages.
+
+    Args:
+      case: the batch.
+      options: not used: credit has no model.
+      ours: the arm beside it; its answer is the advantages.
+
+    Returns:
+      The arm.
+
+    Raises:
+      BenchmarkError: if an advantage differs by more than 1e-4; they have a
+        variance of 1.
+    """
+    del options
+    batch = draw_experience(case, MODELS[case.model].vocab_size)
+    settings = credit_settings(case)
+    arrays = {
+      "step_rewards": batch.step_rewards,
+      "step_counts": batch.steps.mask.sum(axis=1),
+      "step_index": batch.steps.index,
+      "lengths": batch.completion_mask.sum(axis=1),
+      "correct": batch.correct,
+    }
+    self._facts |= self._peer.ask(
+      "prepare",
+      **{name: np.asarray(x).tolist() for name, x in arrays.items()},
+      samples=case.samples,
+      temperature=settings.temperature,
+    )
+    self._peer.ask("run")
+    theirs = np.array(self._peer.ask("answer")["advantages"])
+    differ = float(np.abs(theirs - np.asarray(ours.answer)).max())
+    self._facts["largest_difference"] = differ
+    if not differ < 1e-4:
+      raise BenchmarkError(
+        f"{case}: advantages differ by {differ:.2g}: the formulas are not the "
+        "same."
+      )
+
+    def seconds() -> float:
+      found = self._peer.ask("run")
+      self._facts["peak_bytes"] = found["peak_bytes"]
+      return found["seconds"]
+
+    return Arm(seconds, ours.arm.work)
+
+  def facts(self) -> dict[str, Any]:
+    """What a line tells of it.
+
+    Returns:
+      ``versions``, ``peak_bytes`` of its process and ``largest_difference`` of
+      an advantage.
+    """
+    return dict(self._facts)
+
+
+RIVALS = {"transformers": Transformers, "torch_credit": TorchCredit}
 
 
 @contextlib.contextmanager

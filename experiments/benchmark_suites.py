@@ -1,14 +1,12 @@
-"""The functions of `pure_jax.training`, compiled and ready to be repeated.
+"""The functions of `pure_jax.training`, ready to be measured.
 
 `SUITES` maps the name of a suite to a function that compiles its arms for a
 case. What is measured is what a run calls: the same makers, on weights drawn
 at random in the case's shape.
 """
 
-import dataclasses
-import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import benchmark_batches as batches
@@ -17,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_cases import MODELS, BenchmarkError, Case
+from benchmark_programs import Compiled, Options, compile_call, init_policy
 from benchmark_timing import Arm, timed
-from plan_compiler import Memory
 
 from pure_jax import losses
 from pure_jax.advantages import pure_advantages
-from pure_jax.host import hlo_costs
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
@@ -31,131 +28,7 @@ from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.score import ScoreConfig, experience_from, make_score
-from pure_jax.types import Prompts
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How the models of all cases run.
-
-  Attributes:
-    dtype: of matrix products.
-    rows_at_a_time: that scores and updates read together at most.
-    remat: what the backward pass keeps, see `ModelConfig`.
-    logits_chunk: see `ModelConfig`.
-    attention_chunk: see `ModelConfig`.
-  """
-
-  dtype: str = "float32"
-  rows_at_a_time: int = 8
-  remat: str = "none"
-  logits_chunk: int | None = None
-  attention_chunk: int | None = None
-
-  def model(self, name: str) -> ModelConfig:
-    """The architecture of a name in `MODELS`, run in this way."""
-    return dataclasses.replace(
-      MODELS[name],
-      compute_dtype=self.dtype,
-      remat=self.remat,
-      logits_chunk=self.logits_chunk,
-      attention_chunk=self.attention_chunk,
-    )
-
-  @property
-  def itemsize(self) -> int:
-    """Bytes of a weight as products read it."""
-    return jnp.dtype(self.dtype).itemsize
-
-
-@dataclasses.dataclass(frozen=True)
-class Compilation:
-  """What the compiler made of a function.
-
-  Attributes:
-    seconds: that tracing and compiling took, without a cache.
-    memory: of one call, as the compiler laid it out.
-    costs: counted in the program, None for a GPU, whose compiler calls
-      libraries for its products.
-  """
-
-  seconds: float
-  memory: Memory
-  costs: hlo_costs.Costs | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-  """A function ready to be repeated.
-
-  Attributes:
-    arm: one call; its work is tokens.
-    phases: the least that the method needs for it, () where no bound is
-      known.
-    compilation: what the compiler says of it.
-    answer: what a peer that does the same is held to, where there is one: of
-      a rollout the lengths [B] of its responses.
-  """
-
-  arm: Arm
-  phases: Sequence[bounds.Phase]
-  compilation: Compilation
-  answer: np.ndarray | None = None
-
-
-def compile_call(
-  function: Any, *arguments: Any
-) -> tuple[Callable[..., Any], Compilation]:
-  """Compiles a jitted function for its arguments.
-
-  Args:
-    function: as `jax.jit` gives it.
-    *arguments: what it will be called with.
-
-  Returns:
-    The compiled function and what the compiler says of it.
-  """
-  start = time.perf_counter()
-  compiled = function.lower(*arguments).compile()
-  seconds = time.perf_counter() - start
-  found = compiled.memory_analysis()
-  memory = Memory(
-    found.argument_size_in_bytes,
-    found.output_size_in_bytes,
-    found.alias_size_in_bytes,
-    found.temp_size_in_bytes,
-  )
-  costs = None
-  if jax.default_backend() != "gpu":
-    costs = hlo_costs.count(compiled.as_text(), devices=1)
-  return compiled, Compilation(seconds, memory, costs)
-
-
-@functools.lru_cache(maxsize=4)
-def _make_init(model: ModelConfig, copied: bool) -> Callable[..., Any]:
-  """A function from a key to a policy, compiled once for all cases."""
-  layout, declared = sharding.make_layout(), policy.declare_policy(model)
-  copy = train.make_compute_copy(declared, model, layout, layout)
-
-  def init(key):
-    params = weights.init_params(key, declared)
-    return copy(params) if copied else params
-
-  return jax.jit(init)
-
-
-def init_policy(model: ModelConfig, copied: bool = False) -> Any:
-  """Random weights, the same each time.
-
-  Args:
-    model: the architecture.
-    copied: False for weights as they are stored and trained, True as rollouts
-      and frozen models read them; those stored are then never all there.
-
-  Returns:
-    The weights.
-  """
-  return _make_init(model, copied)(jax.random.key(0))
+from pure_jax.types import Experience, Prompts
 
 
 def _frozen(params: Any, model: ModelConfig) -> tuple[Any, Any]:
@@ -276,7 +149,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
     train.make_update(
       model,
       batches.sampler(case, model.vocab_size),
-      CreditConfig(group_size=case.samples),
+      credit_settings(case),
       LossConfig(),
       optimizer,
       table,
@@ -310,6 +183,37 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   return {"update": Compiled(arm, phases, compilation)}
 
 
+def draw_experience(case: Case, vocab_size: int) -> Experience:
+  """A random batch as credit sees it.
+
+  Args:
+    case: B rows of C tokens.
+    vocab_size: V.
+
+  Returns:
+    The batch.
+  """
+  table = batches.separator_table(vocab_size)
+  drawn = batches.draw_rollout(
+    case, batches.draw_prompts(case, vocab_size), vocab_size
+  )
+  return jax.jit(experience_from)(
+    drawn, *batches.draw_judgement(drawn, table), table
+  )
+
+
+def credit_settings(case: Case) -> CreditConfig:
+  """How updates give credit: as `CreditConfig` does without further words.
+
+  Args:
+    case: whose samples are compared.
+
+  Returns:
+    The settings.
+  """
+  return CreditConfig(group_size=case.samples)
+
+
 def credit(case: Case, options: Options) -> dict[str, Compiled]:
   """Credit alone, the loss with and without it, and the update around them.
 
@@ -321,16 +225,9 @@ def credit(case: Case, options: Options) -> dict[str, Compiled]:
     The arms "credit", "loss" and "credit and loss", the last two with their
     gradient by the log-probs, and "update".
   """
-  vocab_size = MODELS[case.model].vocab_size
-  table = batches.separator_table(vocab_size)
-  drawn = batches.draw_rollout(
-    case, batches.draw_prompts(case, vocab_size), vocab_size
-  )
-  experience = jax.jit(experience_from)(
-    drawn, *batches.draw_judgement(drawn, table), table
-  )
-  settings, loss = CreditConfig(group_size=case.samples), LossConfig()
-  logp, entropy = drawn.sampled_logp, -drawn.sampled_logp
+  experience = draw_experience(case, MODELS[case.model].vocab_size)
+  settings, loss = credit_settings(case), LossConfig()
+  logp, entropy = experience.old_logp, -experience.old_logp
 
   def alone(experience):
     return pure_advantages(experience, settings)
@@ -344,18 +241,19 @@ def credit(case: Case, options: Options) -> dict[str, Compiled]:
   def gradient(function):
     return jax.jit(jax.value_and_grad(function, has_aux=True))
 
-  def ready(function, arguments, phases=()):
+  def ready(function, *arguments, phases=()):
     compiled, compilation = compile_call(function, *arguments)
     arm = Arm(timed(compiled, *arguments), case.rows * case.new_tokens)
-    return Compiled(arm, phases, compilation)
+    return Compiled(arm, phases, compilation, compiled(*arguments)[0])
 
   # It reads its input and writes a number for each token.
   moved = sum(leaf.nbytes for leaf in jax.tree.leaves(experience)) + logp.nbytes
-  advantages = jax.random.normal(jax.random.key(3), logp.shape)
+  least = [bounds.Phase(0.0, moved)]
+  found = ready(jax.jit(alone), experience, phases=least)
   arms = {
-    "credit": ready(jax.jit(alone), (experience,), [bounds.Phase(0.0, moved)]),
-    "loss": ready(gradient(given), (logp, entropy, advantages, experience)),
-    "credit and loss": ready(gradient(fused), (logp, entropy, experience)),
+    "credit": found,
+    "loss": ready(gradient(given), logp, entropy, found.answer, experience),
+    "credit and loss": ready(gradient(fused), logp, entropy, experience),
   }
   return arms | update(case, options)
 

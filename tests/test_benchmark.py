@@ -23,7 +23,7 @@ import benchmark_cases  # noqa: E402
 import benchmark_machine  # noqa: E402
 import benchmark_report  # noqa: E402
 from benchmark_cases import MODELS, BenchmarkError, Case  # noqa: E402
-from benchmark_suites import Options  # noqa: E402
+from benchmark_programs import Options  # noqa: E402
 from benchmark_timing import Arm, Times, in_turn  # noqa: E402
 
 RATES = bounds.Rates(flops_per_second=100.0, bytes_per_second=10.0)

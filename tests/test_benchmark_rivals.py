@@ -1,10 +1,14 @@
 """Peers of the benchmark: real ones, in the environment of the tests."""
 
+import dataclasses
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
+
+from pure_jax.advantages import pure_advantages
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
@@ -14,9 +18,15 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import benchmark_environments  # noqa: E402
 import benchmark_report  # noqa: E402
 import benchmark_rivals  # noqa: E402
-from benchmark_cases import BenchmarkError, Case  # noqa: E402
+from benchmark_cases import MODELS, BenchmarkError, Case  # noqa: E402
 from benchmark_environments import Peer  # noqa: E402
-from benchmark_suites import SUITES, Options, init_policy  # noqa: E402
+from benchmark_programs import Compiled, Options, init_policy  # noqa: E402
+from benchmark_suites import (  # noqa: E402
+  SUITES,
+  credit_settings,
+  draw_experience,
+)
+from benchmark_timing import Arm  # noqa: E402
 
 EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
 
@@ -64,6 +74,28 @@ def test_another_model_is_no_peer(transformers, monkeypatch):
   rival = benchmark_rivals.Transformers(transformers)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
     rival.arm(EARLY, Options(), ours)
+
+
+def test_the_torch_loop_gives_the_same_advantages():
+  """With the sum of rewards in place of their softmin it must not."""
+  case = Case("credit", "tiny", 8, 4, 8, 60)
+  batch = draw_experience(case, MODELS["tiny"].vocab_size)
+  assert batch.steps.mask.sum() > 16  # Responses of several steps.
+  arm = Arm(lambda: 1.0, 8 * 60)
+
+  def held_to(form):
+    settings = dataclasses.replace(credit_settings(case), form=form)
+    found, _ = jax.jit(pure_advantages, static_argnums=1)(batch, settings)
+    return Compiled(arm, (), None, found)
+
+  with Peer("torch_credit", sys.executable) as peer:
+    rival = benchmark_rivals.TorchCredit(peer)
+    theirs = rival.arm(case, Options(), held_to("softmin"))
+    assert theirs.seconds() > 0
+    assert rival.facts()["largest_difference"] < 1e-5
+    assert rival.facts()["versions"].keys() == {"python", "torch"}
+    with pytest.raises(BenchmarkError, match="advantages differ"):
+      rival.arm(case, Options(), held_to("sum"))
 
 
 def test_a_peer_that_dies_says_why():
