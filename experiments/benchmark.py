@@ -18,7 +18,8 @@ compiled programs.
 Peers (`benchmark_rivals.py`) are other programs that do the same as an arm of
 ours, with the same weights on the same prompts, which is checked. Each is a
 process in an environment of its own, which --make_peers makes, once. Its line
-has the same bound as ours, and the ratio of its seconds to ours is printed.
+has the same bound as ours, and the ratio of its seconds to ours is printed. A
+machine that does something else at the time compares nothing.
 
 --quick measures next to nothing, in a minute: to see that all of it works.
 """

@@ -19,6 +19,7 @@ from benchmark_cases import BenchmarkError
 FOLDER = pathlib.Path(__file__).parent / "benchmark_peers"
 SCRIPTS = {
   "transformers": "transformers_generate.py",
+  "tunix": "tunix_sampler.py",
   "torch_credit": "torch_credit.py",
 }
 

@@ -15,6 +15,9 @@ from benchmark_timing import Times, in_turn
 from pure_jax.models import policy
 from pure_jax.models.params import count_params
 
+# Of the last minute, before anything was measured.
+QUIET_LOAD = 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class Line:
@@ -77,13 +80,13 @@ def measure(
     options: how its models run.
     repeats: of each arm.
     side: of the matrices that are multiplied, None for what suits the device.
-    rivals: peers, of which those of the case's suite take part.
+    rivals: peers, of which those that can take part do.
 
   Returns:
     What was found.
   """
   ours = SUITES[case.suite](case, options)
-  rivals = [rival for rival in rivals if rival.suite == case.suite]
+  rivals = [rival for rival in rivals if rival.takes(case)]
   theirs = {
     rival.name: rival.arm(case, options, ours[rival.beside]) for rival in rivals
   }
@@ -255,11 +258,18 @@ def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
     f"{'arm':17}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
     f"{'bound s':>9}{'reached':>9}  bound by"
   )
+  busy = ""
+  if machine["load_average"] > QUIET_LOAD:
+    busy = (
+      "The machine is busy with something else: threads that wait for each "
+      "other,\nas torch's do, then wait many times longer. Do not compare.\n"
+    )
   return (
     f"{machine['date']}, commit {machine['commit']}: {devices}, "
     f"{machine['processor']}, {machine['cores']} cores, "
     f"load {machine['load_average']:.1f}\n"
     f"jax {packages['jax']}, {dtype}, medians of {repeats} repeats in turn\n"
+    f"{busy}"
     f"{columns}"
   )
 

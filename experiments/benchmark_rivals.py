@@ -23,20 +23,23 @@ from pure_jax.training import train
 # Tokens that are compared: enough to go through prefill and decoding.
 COMPARED_TOKENS = 16
 MAX_POSITIONS = 2**15
+# Peers that end a row where they are told to.
+ENDS_ROWS = ("transformers",)
 
 
 class Rival(Protocol):
-  """A peer that can stand beside our arms of one suite.
+  """A peer that can stand beside an arm of ours.
 
   Attributes:
     name: of its arm.
-    suite: that it takes part in.
     beside: the arm of ours that does the same.
   """
 
   name: str
-  suite: str
   beside: str
+
+  def takes(self, case: Case) -> bool:
+    """Whether it can do what the case asks."""
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks that both do the same."""
@@ -45,20 +48,35 @@ class Rival(Protocol):
     """Versions and peak memory so far, and how the check came out."""
 
 
-class Transformers:
-  """`generate` of transformers, with torch."""
+class Generating:
+  """A peer that reads a folder of weights and generates."""
 
-  name, suite, beside = "transformers", "rollout", "generate"
+  beside = "generate"
 
   def __init__(self, peer: Peer):
     """Takes a running peer.
 
     Args:
-      peer: of `benchmark_peers/transformers_generate.py`.
+      peer: of a script that answers as
+        `benchmark_peers/transformers_generate.py` does.
     """
-    self._peer = peer
+    self.name, self._peer = peer.name, peer
     self._loaded: tuple[str, Options] | None = None
     self._facts: dict[str, Any] = {}
+
+  def takes(self, case: Case) -> bool:
+    """Whether it can do what the case asks.
+
+    Args:
+      case: of any suite.
+
+    Returns:
+      False for another suite, and for early stops where rows cannot be ended
+      after given lengths.
+    """
+    return case.suite == "rollout" and (
+      case.stops == "never" or self.name in ENDS_ROWS
+    )
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the greedy tokens.
@@ -162,7 +180,7 @@ class Transformers:
 class TorchCredit:
   """Credit and advantages as the obvious torch loop."""
 
-  name, suite, beside = "torch_credit", "credit", "credit"
+  name, beside = "torch_credit", "credit"
 
   def __init__(self, peer: Peer):
     """Takes a running peer.
@@ -172,6 +190,17 @@ class TorchCredit:
     """
     self._peer = peer
     self._facts: dict[str, Any] = {}
+
+  def takes(self, case: Case) -> bool:
+    """Whether it can do what the case asks.
+
+    Args:
+      case: of any suite.
+
+    Returns:
+      False for another suite.
+    """
+    return case.suite == "credit"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the advantages.
@@ -231,7 +260,11 @@ class TorchCredit:
     return dict(self._facts)
 
 
-RIVALS = {"transformers": Transformers, "torch_credit": TorchCredit}
+RIVALS = {
+  "transformers": Generating,
+  "tunix": Generating,
+  "torch_credit": TorchCredit,
+}
 
 
 @contextlib.contextmanager

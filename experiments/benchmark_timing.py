@@ -8,6 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
+# Threads that wait for more work spin for a while before they sleep: those of
+# one arm must not take the cores from the next.
+PAUSE_SECONDS = 0.05
+
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -69,7 +73,8 @@ def in_turn(
 ) -> dict[str, Times]:
   """Runs all arms once, then once more, and so on.
 
-  The order is turned round each time: no arm always follows the same one.
+  The order is turned round each time: no arm always follows the same one. A
+  pause stands before each.
 
   Args:
     arms: by name.
@@ -83,6 +88,7 @@ def in_turn(
   for turn in range(warm_up + repeats):
     names = list(arms) if turn % 2 else list(reversed(arms))
     for name in names:
+      time.sleep(PAUSE_SECONDS)
       seconds = arms[name].seconds()
       if turn >= warm_up:
         found[name].append(seconds)

@@ -37,9 +37,18 @@ def transformers():
     yield peer
 
 
+@pytest.fixture(scope="module")
+def environments(tmp_path_factory):
+  """As --make_peers makes them: several hundred megabytes of packages."""
+  folder = tmp_path_factory.mktemp("peers")
+  for name in ("tunix", "transformers"):
+    benchmark_environments.make_environment(folder, name)
+  return folder
+
+
 def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   """Rows that went on after ours ended would be slower for no reason."""
-  rival = benchmark_rivals.Transformers(transformers)
+  rival = benchmark_rivals.Generating(transformers)
   result = benchmark_report.measure(EARLY, Options(), 1, 16, [rival])
   assert [line.name for line in result.lines] == ["generate", "transformers"]
   ours = SUITES["rollout"](EARLY, Options())["generate"]
@@ -58,6 +67,23 @@ def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   assert "early transformers " in benchmark_report.as_text(result)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("attention_bias", [True, False])
+def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
+  """Of a Qwen2 and of a Llama, which it has two models for."""
+  model = dataclasses.replace(MODELS["tiny"], attention_bias=attention_bias)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  never = dataclasses.replace(EARLY, stops="never")
+  names = ["tunix", "transformers"]
+  with benchmark_rivals.running(names, environments) as rivals:
+    assert [rival.takes(EARLY) for rival in rivals] == [False, True]
+    result = benchmark_report.measure(never, Options(), 1, 16, rivals)
+  assert [line.name for line in result.lines] == ["generate", *names]
+  for line in result.lines[1:]:
+    assert line.facts["greedy_tokens_equal"] == 1.0
+    assert line.times.work == 4 * 6
+
+
 def test_another_model_is_no_peer(transformers, monkeypatch):
   """One layer that is left out, as a wrong conversion might."""
 
@@ -71,7 +97,7 @@ def test_another_model_is_no_peer(transformers, monkeypatch):
 
   ours = SUITES["rollout"](EARLY, Options())["generate"]
   monkeypatch.setattr(benchmark_rivals, "init_policy", without_a_layer)
-  rival = benchmark_rivals.Transformers(transformers)
+  rival = benchmark_rivals.Generating(transformers)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
     rival.arm(EARLY, Options(), ours)
 
@@ -112,8 +138,7 @@ def test_every_peer_has_an_environment():
   assert benchmark_rivals.RIVALS.keys() == benchmark_environments.SCRIPTS.keys()
   for name, script in benchmark_environments.SCRIPTS.items():
     assert (benchmark_environments.FOLDER / script).exists()
-    text = (benchmark_environments.FOLDER / f"{name}.txt").read_text()
-    assert "torch>=2.13,<2.14\n" in text
+    assert (benchmark_environments.FOLDER / f"{name}.txt").exists()
 
 
 @pytest.mark.parametrize(
