@@ -12,16 +12,25 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 from benchmark_cases import BenchmarkError
+from benchmark_programs import init_policy
+from benchmark_timing import Arm
+
+from pure_jax.host import huggingface
+from pure_jax.models.config import ModelConfig
 
 FOLDER = pathlib.Path(__file__).parent / "benchmark_peers"
 SCRIPTS = {
   "transformers": "transformers_generate.py",
   "tunix": "tunix_sampler.py",
+  "trl": "trl_update.py",
   "torch_credit": "torch_credit.py",
 }
+# Tokens of the longest text that an exported model is said to be for.
+MAX_POSITIONS = 2**15
 
 
 def make_environment(folder: pathlib.Path, name: str) -> None:
@@ -121,6 +130,47 @@ class Peer:
         f"the peer {self.name} died at {do!r}: {''.join(last)}"
       )
     return json.loads(line)
+
+  def load(self, model: ModelConfig) -> dict[str, Any]:
+    """Has it read our weights, as we export them.
+
+    Args:
+      model: the architecture; its compute dtype is that of the peer's.
+
+    Returns:
+      What it says of itself.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+      weights = pathlib.Path(folder) / "weights"
+      huggingface.export_policy(
+        weights, init_policy(model), model, max_positions=MAX_POSITIONS
+      )
+      return self.ask("load", folder=str(weights), dtype=model.compute_dtype)
+
+  def arm(
+    self,
+    facts: dict[str, Any],
+    work: float,
+    check: Callable[[dict[str, Any]], None] = lambda found: None,
+  ) -> Arm:
+    """Runs as they are repeated.
+
+    Args:
+      facts: where the memory that it takes is noted.
+      work: of a run.
+      check: raises where the answer to a run shows that it was another one.
+
+    Returns:
+      The arm, timed by the peer itself.
+    """
+
+    def seconds() -> float:
+      found = self.ask("run")
+      facts["peak_bytes"] = found["peak_bytes"]
+      check(found)
+      return found["seconds"]
+
+    return Arm(seconds, work)
 
   def __enter__(self) -> "Peer":
     """Itself."""

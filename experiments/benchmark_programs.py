@@ -82,7 +82,8 @@ class Compiled:
       known.
     compilation: what the compiler says of it.
     answer: what a peer that does the same is held to, where there is one: of
-      a rollout the lengths [B] of its responses, of credit advantages [B, C].
+      a rollout the lengths [B] of its responses, of credit advantages [B, C],
+      of an update its loss and the norm of its gradient.
   """
 
   arm: Arm

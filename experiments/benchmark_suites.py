@@ -30,6 +30,8 @@ from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.score import ScoreConfig, experience_from, make_score
 from pure_jax.types import Experience, Prompts
 
+OPTIMIZER = OptimConfig(learning_rate=1e-6)
+
 
 def _frozen(params: Any, model: ModelConfig) -> tuple[Any, Any]:
   """A reference and a PRM on the same trunk, in arrays of their own."""
@@ -138,7 +140,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   """
   model = options.model(case.model)
   table = batches.separator_table(model.vocab_size)
-  optimizer = make_optimizer(OptimConfig(learning_rate=1e-6))
+  optimizer = make_optimizer(OPTIMIZER)
   layout, declared = sharding.make_layout(), policy.declare_policy(model)
   drawn = batches.draw_rollout(
     case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
@@ -160,6 +162,9 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
     *batch,
   )
 
+  state, metrics = compiled(state, *batch)
+  first = np.array([metrics["policy_loss"], metrics["grad_norm"]])
+
   def seconds() -> float:
     nonlocal state
     start = time.perf_counter()
@@ -180,7 +185,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
     options.itemsize,
   )
   arm = Arm(seconds, _tokens(case))
-  return {"update": Compiled(arm, phases, compilation)}
+  return {"update": Compiled(arm, phases, compilation, first)}
 
 
 def draw_experience(case: Case, vocab_size: int) -> Experience:

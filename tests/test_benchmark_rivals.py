@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import sys
+import tempfile
 
 import jax
 import numpy as np
@@ -16,8 +17,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 import benchmark_environments  # noqa: E402
+import benchmark_generating  # noqa: E402
 import benchmark_report  # noqa: E402
 import benchmark_rivals  # noqa: E402
+import benchmark_updating  # noqa: E402
 from benchmark_cases import MODELS, BenchmarkError, Case  # noqa: E402
 from benchmark_environments import Peer  # noqa: E402
 from benchmark_programs import Compiled, Options, init_policy  # noqa: E402
@@ -38,17 +41,18 @@ def transformers():
 
 
 @pytest.fixture(scope="module")
-def environments(tmp_path_factory):
-  """As --make_peers makes them: several hundred megabytes of packages."""
-  folder = tmp_path_factory.mktemp("peers")
-  for name in ("tunix", "transformers"):
-    benchmark_environments.make_environment(folder, name)
-  return folder
+def environments():
+  """As --make_peers makes them: gigabytes, which pytest would keep."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    for peer in ("tunix", "transformers", "trl"):
+      benchmark_environments.make_environment(folder, peer)
+    yield folder
 
 
 def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   """Rows that went on after ours ended would be slower for no reason."""
-  rival = benchmark_rivals.Generating(transformers)
+  rival = benchmark_generating.Generating(transformers)
   result = benchmark_report.measure(EARLY, Options(), 1, 16, [rival])
   assert [line.name for line in result.lines] == ["generate", "transformers"]
   ours = SUITES["rollout"](EARLY, Options())["generate"]
@@ -84,6 +88,23 @@ def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
     assert line.times.work == 4 * 6
 
 
+@pytest.mark.slow
+def test_trl_takes_the_same_step(environments, monkeypatch):
+  """In two micro-batches; half the loss would be half the gradient."""
+  # Few ids would make much of the one that only we give no probability.
+  model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  with benchmark_rivals.running(["trl"], environments) as rivals:
+    result = benchmark_report.measure(case, options, 1, 16, rivals)
+    ours = SUITES["update"](case, options)["update"]
+    halved = dataclasses.replace(ours, answer=ours.answer / 2)
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      rivals[0].arm(case, options, halved)
+  assert [line.name for line in result.lines] == ["update", "trl"]
+  assert result.lines[1].facts["versions"]["trl"]
+
+
 def test_another_model_is_no_peer(transformers, monkeypatch):
   """One layer that is left out, as a wrong conversion might."""
 
@@ -96,8 +117,8 @@ def test_another_model_is_no_peer(transformers, monkeypatch):
     return params
 
   ours = SUITES["rollout"](EARLY, Options())["generate"]
-  monkeypatch.setattr(benchmark_rivals, "init_policy", without_a_layer)
-  rival = benchmark_rivals.Generating(transformers)
+  monkeypatch.setattr(benchmark_environments, "init_policy", without_a_layer)
+  rival = benchmark_generating.Generating(transformers)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
     rival.arm(EARLY, Options(), ours)
 
@@ -115,7 +136,7 @@ def test_the_torch_loop_gives_the_same_advantages():
     return Compiled(arm, (), None, found)
 
   with Peer("torch_credit", sys.executable) as peer:
-    rival = benchmark_rivals.TorchCredit(peer)
+    rival = benchmark_updating.TorchCredit(peer)
     theirs = rival.arm(case, Options(), held_to("softmin"))
     assert theirs.seconds() > 0
     assert rival.facts()["largest_difference"] < 1e-5
