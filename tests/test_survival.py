@@ -23,12 +23,16 @@ RL = ("rl", "rl_eval")
 
 def unfinished(workdir):
   """Folders of saves under way; a folder made anew is another one."""
-  return {
-    (path, path.stat().st_ino)
-    for path in workdir.glob("**/*.orbax-checkpoint-tmp")
-    if path.parent.name in ("rl", "weights")
-    or path.parent.name.startswith("checkpoints_")
-  }
+  while True:
+    try:
+      return {
+        (path, path.stat().st_ino)
+        for path in workdir.glob("**/*.orbax-checkpoint-tmp")
+        if path.parent.name in ("rl", "weights")
+        or path.parent.name.startswith("checkpoints_")
+      }
+    except FileNotFoundError:
+      continue  # A save ended while its folder was looked through.
 
 
 def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
