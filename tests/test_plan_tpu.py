@@ -51,7 +51,10 @@ def test_a_plan_for_a_tpu_slice():
   """
   config = plan_script.CONFIGS / "qwen2p5_7b.py"
   done = plan_script.run(
-    f"--config={config}:smoke", "--topology=v5e:4x4", "--json"
+    f"--config={config}:smoke",
+    "--topology=v5e:4x4",
+    "--config.rl.prompts=16",
+    "--json",
   )
   assert done.returncode == 0, done.stderr
   plan = json.loads(done.stdout)
@@ -60,7 +63,8 @@ def test_a_plan_for_a_tpu_slice():
   for found in plan["stages"]:
     costs, bound = found["compiled"]["costs"], found["bound"]
     assert bound["compute"] == pytest.approx(costs["flops"] / 197e12)
-    assert "all-gather" in costs["collectives"]
+    if found["compiled"]["name"] in ("score", "update"):
+      assert "all-gather" in costs["collectives"]
     assert all(loop["ends"] == "early" for loop in costs["loops"]["others"])
   assert plan["step_seconds"] == pytest.approx(
     sum(found["bound"]["seconds"] for found in plan["stages"])
