@@ -86,15 +86,12 @@ def possible_micro_batches(
   """
   rows = settings.rl.prompts * settings.rl.samples_per_prompt
   shards = layouts.row_shards
-  for name, size in (
-    ("rl.prompts x rl.samples_per_prompt", rows),
-    ("rl.prompts", settings.rl.prompts),
-  ):
-    if size % layouts.all_row_shards:
-      raise ValueError(
-        f"{name}={size} is not divisible by the {layouts.all_row_shards} row "
-        f"shards of {layouts}: set --config.rl.prompts to a multiple of them."
-      )
+  if settings.rl.prompts % layouts.all_row_shards:
+    raise ValueError(
+      f"rl.prompts={settings.rl.prompts} is not divisible by the "
+      f"{layouts.all_row_shards} row shards of {layouts}: set "
+      "--config.rl.prompts to a multiple of them."
+    )
   per_shard, notes = rows // shards, []
   if settings.rl.packed_tokens is not None or settings.rl.length_buckets > 1:
     notes.append(
