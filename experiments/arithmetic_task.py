@@ -14,7 +14,7 @@ from pure_jax.host.data import arithmetic, arithmetic_dataset, batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.shared_rows import read_everywhere
 from pure_jax.models import prm
-from pure_jax.training import stages, train
+from pure_jax.training import rollouts, stages
 from pure_jax.training.stages import Demonstrations
 
 SAMPLE_ROWS = 1024  # Responses sampled at a time.
@@ -185,7 +185,7 @@ class ArithmeticTask:
     key: jax.Array,
   ) -> Demonstrations:
     """One response to each problem; a repeated one gets another each time."""
-    generate = train.make_generate(
+    generate = rollouts.make_generate(
       self.model, space.sampler, group_size=1, layout=space.layout
     )
     devices = space.layout.row_shards

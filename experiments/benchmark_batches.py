@@ -107,6 +107,7 @@ def draw_rollout(case: Case, prompts: Prompts, vocab_size: int) -> Rollout:
       tokens=tokens,
       completion_mask=np.ones(shape, bool),
       sampled_logp=np.full(shape, -np.log(vocab_size), np.float32),
+      full_logp=np.full(shape, -np.log(vocab_size), np.float32),
       truncated=np.zeros(case.rows, bool),
     )
   )

@@ -12,7 +12,7 @@ from benchmark_timing import Arm
 
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training import train
+from pure_jax.training import rollouts
 
 # Tokens that are compared: enough to go through prefill and decoding.
 COMPARED_TOKENS = 16
@@ -107,7 +107,7 @@ class Generating:
       stop_ids=(),
       temperature=0.0,
     )
-    generate = train.make_generate(model, sampler, 1, sharding.make_layout())
+    generate = rollouts.make_generate(model, sampler, 1, sharding.make_layout())
     prompts = batches.draw_prompts(case, model.vocab_size)
     ours = generate(init_policy(model, True), prompts, jax.random.key(0))
     self._peer.ask(

@@ -25,7 +25,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.training import train
+from pure_jax.training import rollouts, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.score import ScoreConfig, experience_from, make_score
 from pure_jax.types import Experience, Prompts
@@ -60,7 +60,7 @@ def rollout(case: Case, options: Options) -> dict[str, Compiled]:
     jax.random.key(1),
   )
   generate, compilation = compile_call(
-    train.make_generate(
+    rollouts.make_generate(
       model,
       batches.sampler(case, model.vocab_size),
       case.samples,

@@ -56,6 +56,7 @@ class EvaluationSettings:
   temperature: float
   top_p: float
   top_k: int
+  min_p: float
   max_new_tokens: int
   batch_rows: int
   max_steps: int
@@ -129,5 +130,6 @@ class EvaluationSettings:
       temperature=0.0 if greedy else self.temperature,
       top_p=1.0 if greedy else self.top_p,
       top_k=0 if greedy else self.top_k,
+      min_p=0.0 if greedy else self.min_p,
       banned_ids=banned_ids,
     )

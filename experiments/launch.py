@@ -147,6 +147,7 @@ def open_workspace(
         temperature=rl.temperature,
         top_p=rl.top_p,
         top_k=rl.top_k,
+        min_p=rl.min_p,
         banned_ids=tokenizer.banned_ids,
       ),
       metrics=metrics,

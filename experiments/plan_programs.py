@@ -221,6 +221,7 @@ def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
       temperature=rl.temperature,
       top_p=rl.top_p,
       top_k=rl.top_k,
+      min_p=rl.min_p,
     ),
     table=table,
     layout=layouts.training,

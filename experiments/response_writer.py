@@ -15,7 +15,7 @@ from pure_jax.host.grading_pool import GradingPool
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.responses import Response
 from pure_jax.parallel import sharding
-from pure_jax.training import stages, train
+from pure_jax.training import rollouts, stages
 from pure_jax.training.score import ScoreConfig
 from pure_jax.types import Prompts, Rollout
 
@@ -54,7 +54,7 @@ class ResponseWriter:
       settings.policy, layout, **dtypes
     )
     self._generate = {
-      greedy: train.make_generate_rows(
+      greedy: rollouts.make_generate_rows(
         model,
         settings.sampler(
           tokenizer.pad_id,

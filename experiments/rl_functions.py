@@ -8,8 +8,9 @@ import optax
 import row_lengths
 import workspace
 
+from pure_jax.host.stop_texts import boxed_stops
 from pure_jax.models import lora, policy, prm
-from pure_jax.training import train
+from pure_jax.training import rollouts, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +35,24 @@ def compile_functions(
   """Builds the jit boundary from the run's settings."""
   rl = space.settings.rl
   greedy = dataclasses.replace(
-    space.sampler, temperature=0.0, top_p=1.0, top_k=0
+    space.sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
   layouts = space.rl_layouts
+  stops = None
+  if rl.stop_on_boxed:
+    stops = boxed_stops(space.task.tokenizer.pieces)
 
   def generate(sampler, group_size):
-    return train.make_generate(
-      space.rl_model,
+    return rollouts.make_generate(
+      dataclasses.replace(space.rl_model, cache_dtype=rl.cache_dtype),
       sampler,
       group_size,
       layouts.rollout,
       space.layout,
       rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
+      stops=stops,
+      continuous=rl.continuous(),
     )
 
   return Functions(

@@ -13,7 +13,8 @@ from mesh_settings import MeshSettings
 from setting_checks import at_least_one, one_of
 
 from pure_jax.host.data.arithmetic import WorldConfig
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import CACHE_DTYPES, ModelConfig
+from pure_jax.rollout.engine import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
@@ -116,6 +117,8 @@ class RLSettings:
   temperature: float
   top_p: float
   top_k: int
+  min_p: float
+  stop_on_boxed: bool
   reward_mode: str
   answer_fraction: float | None
   credit: str
@@ -135,6 +138,9 @@ class RLSettings:
   loss_aggregate: str
   entropy_coef: float
   rollout_parts: int
+  rollout_rows: int | None
+  rollout_chunk: int
+  cache_dtype: str | None
   micro_batches: int
   rollout_mesh: MeshSettings | None
   reference_mesh: MeshSettings | None
@@ -179,7 +185,10 @@ class RLSettings:
       stop_ids=(1,),
       top_p=self.top_p,
       top_k=self.top_k,
+      min_p=self.min_p,
     )
+    if self.cache_dtype is not None:
+      one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
@@ -195,6 +204,14 @@ class RLSettings:
           f"({self.prompts} prompts x {self.samples_per_prompt} samples): "
           "choose a divisor."
         )
+    if self.rollout_rows is not None:
+      at_least_one(self, "rollout_rows")
+    if self.rollout_rows is not None and self.rollout_parts > 1:
+      raise ValueError(
+        f"rollout_rows={self.rollout_rows} says how many responses are sampled "
+        f"at a time, and so does rollout_parts={self.rollout_parts}: set "
+        "rollout_parts to 1, or rollout_rows to None."
+      )
     if self.packed_tokens is not None:
       at_least_one(self, "packed_tokens")
     if self.packed_tokens is not None and self.micro_batches == 1:
@@ -205,8 +222,8 @@ class RLSettings:
     at_least_one(
       self,
       "iterations prompts samples_per_prompt max_new_tokens max_steps "
-      "length_buckets eval_every eval_prompts samples_every checkpoint_every "
-      "checkpoints_kept max_skipped_updates",
+      "rollout_chunk length_buckets eval_every eval_prompts samples_every "
+      "checkpoint_every checkpoints_kept max_skipped_updates",
     )
     self.credit_config()
     self.loss_config()
@@ -249,6 +266,12 @@ class RLSettings:
       kl_coef=self.kl_coef,
       entropy_coef=self.entropy_coef,
     )
+
+  def continuous(self) -> EngineConfig | None:
+    """How rows take turns, None where they do not."""
+    if self.rollout_rows is None:
+      return None
+    return EngineConfig(self.rollout_rows, self.rollout_chunk)
 
   def score_config(self, separator: str) -> ScoreConfig:
     """Steps and their scores; the PRM's own separator mode is kept."""

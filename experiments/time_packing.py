@@ -51,6 +51,7 @@ def draw_batch(texts: int, longest: int) -> tuple[Rollout, SeparatorTable]:
     tokens=np.where(mask, tokens, 0).astype(np.int32),
     completion_mask=mask,
     sampled_logp=np.where(mask, -np.log(VOCAB), 0).astype(np.float32),
+    full_logp=np.where(mask, -np.log(VOCAB), 0).astype(np.float32),
     truncated=np.zeros(texts, bool),
   )
   ids, none = np.arange(VOCAB), np.zeros(VOCAB, bool)

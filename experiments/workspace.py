@@ -40,6 +40,7 @@ MAY_DIFFER = (
   *("progress", "mesh", "rl.iterations"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout_parts"),
+  *("rl.rollout_rows", "rl.rollout_chunk"),
 )
 MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
 

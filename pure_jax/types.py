@@ -37,6 +37,8 @@ class Rollout:
     completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
     sampled_logp: [B, C] float32, nats, log-probability under the
       distribution that was actually sampled; 0 where masked.
+    full_logp: [B, C] float32, nats, under the same distribution before top-k,
+      top-p and min-p; 0 where masked.
     truncated: [B] bool, True where the length limit cut the response.
   """
 
@@ -45,6 +47,7 @@ class Rollout:
   tokens: Array
   completion_mask: Array
   sampled_logp: Array
+  full_logp: Array
   truncated: Array
 
 

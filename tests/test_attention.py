@@ -152,28 +152,6 @@ def test_a_model_computes_the_same_in_chunks(chunk):
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_a_prompt_in_front_of_an_empty_cache():
-  """Prefill: fewer queries than slots, and the cache is what it was."""
-  rng = np.random.default_rng(1)
-  prompts = Prompts(*random_prompts(rng, [6, 4], 6))
-  params = random_policy()
-  found = []
-  for chunk in (None, 4):
-    config = dataclasses.replace(TINY, attention_chunk=chunk)
-    hidden, cache = transformer.forward(
-      params,
-      config,
-      prompts.tokens,
-      transformer.positions_from_mask(prompts.mask),
-      prompts.mask.astype(jnp.int32),
-      transformer.init_cache(config, 2, 9),
-    )
-    found.append((hidden, cache.keys, cache.values))
-  whole, parts = map(jax.tree.leaves, found)
-  for ours, theirs in zip(parts, whole, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-
-
 @pytest.mark.parametrize("chunk", [0, -1])
 def test_a_chunk_without_queries_is_refused(chunk):
   with pytest.raises(ValueError, match="attention_chunk must be at least 1"):

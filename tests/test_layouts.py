@@ -24,7 +24,7 @@ from test_train import (
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.training import score, train
+from pure_jax.training import rollouts, score, train
 from pure_jax.types import Prompts
 
 # Eight query heads and two key heads: more tensor shards than key heads.
@@ -94,7 +94,7 @@ def one_step(layouts):
     for target in (layouts.rollout, layouts.reference)
   )
   reference = jax.tree.map(jnp.copy, to_reference(state.params))
-  generate = train.make_generate(
+  generate = rollouts.make_generate(
     MODEL, SAMPLER, 4, layouts.rollout, layouts.policy
   )
   score_rollout = score.make_score(
@@ -196,7 +196,7 @@ def test_rows_sampled_in_parts_are_those_of_one_batch():
   start = train.make_init(declared, SGD, layout)(jax.random.key(0))
   params = grown(start.params)
   whole, parts = (
-    train.make_generate(MODEL, SAMPLER, 4, layout, rows_at_a_time=limit)(
+    rollouts.make_generate(MODEL, SAMPLER, 4, layout, rows_at_a_time=limit)(
       params, prompts(8), jax.random.key(2)
     )
     for limit in (None, 8)
@@ -220,7 +220,7 @@ def test_a_copy_for_products_changes_no_sample_and_no_norm():
   copy = train.make_compute_copy(declared, BF16, layout, layout)(params)
   assert copy["layers"]["query"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(copy["final_norm"], scale)
-  generate = train.make_generate(BF16, SAMPLER, 4, layout)
+  generate = rollouts.make_generate(BF16, SAMPLER, 4, layout)
   first, second = (
     generate(weights, prompts(8), jax.random.key(2))
     for weights in (params, copy)

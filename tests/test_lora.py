@@ -24,7 +24,7 @@ from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.models.config import MATRICES, LoraConfig
 from pure_jax.parallel import sharding
-from pure_jax.training import packing, score, stages, train
+from pure_jax.training import packing, rollouts, score, stages, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 
 RANK = 3
@@ -177,7 +177,7 @@ def updated(layout, steps=2, row_shape=None):
   base = jax.device_put(base, sharding.weight_shardings(frozen, layout))
   before = jax.device_get(base)
   state = train.make_init(adapters, optimizer, layout)(jax.random.key(1))
-  generate = train.make_generate(model, SAMPLER, 4, layout)
+  generate = rollouts.make_generate(model, SAMPLER, 4, layout)
   score_rollout = score.make_score(
     model, None, SAMPLER, score.ScoreConfig(4), TABLE, layout
   )

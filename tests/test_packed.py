@@ -79,6 +79,7 @@ def responses(seed=0):
     tokens=np.where(mask, tokens, PAD).astype(np.int32),
     completion_mask=mask,
     sampled_logp=np.where(mask, -rng.exponential(2, (B, C)), 0).astype("f4"),
+    full_logp=np.where(mask, -rng.exponential(2, (B, C)), 0).astype("f4"),
     truncated=np.zeros(B, bool),
   )
   return rollout, prompts[1]
@@ -266,6 +267,7 @@ def test_responses_of_8192_tokens_are_scored_and_updated_on():
     tokens=np.where(mask, tokens, PAD).astype(np.int32),
     completion_mask=mask,
     sampled_logp=np.where(mask, -2.0, 0).astype("f4"),
+    full_logp=np.where(mask, -2.0, 0).astype("f4"),
     truncated=lengths == long,
   )
   prompts = Prompts(rollout.prompt_tokens, asked)

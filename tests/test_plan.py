@@ -176,17 +176,33 @@ def test_a_forward_pass_by_counting():
 
 
 def test_bytes_of_a_cache(settings, shapes):
-  from pure_jax.models import transformer
+  from pure_jax.models import kv_cache
 
   rl = settings.rl
   rows = rl.prompts * rl.samples_per_prompt
-  cache = jax.eval_shape(
-    lambda: transformer.init_cache(
-      shapes.model, rows, shapes.prompt_tokens + rl.max_new_tokens - 1
-    )
+  model, groups = shapes.model, rl.samples_per_prompt
+  prompt = jax.ShapeDtypeStruct(
+    (
+      rl.prompts,
+      model.num_kv_heads,
+      shapes.prompt_tokens,
+      model.head_dim,
+    ),
+    model.compute_dtype,
   )
+  prompts = [prompt] * model.num_layers
+  cache = jax.eval_shape(
+    lambda keys, values, mask: kv_cache.begin_cache(
+      model, keys, values, mask, groups, rl.max_new_tokens - 1, shared=False
+    ),
+    prompts,
+    prompts,
+    jax.ShapeDtypeStruct((rl.prompts, shapes.prompt_tokens), bool),
+  )
+  assert cache.mask.shape[0] == rows
   all_bytes = sum(
-    x.size * x.dtype.itemsize for x in (*cache.keys, *cache.values)
+    x.size * x.dtype.itemsize
+    for x in jax.tree.leaves((cache.keys, cache.values))
   )
   whole = sharding.make_layout()
   split = sharding.make_layout(

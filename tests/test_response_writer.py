@@ -50,6 +50,7 @@ def start(folder, tmp_path, monkeypatch):
         tokens=jnp.full((rows, columns), 40, jnp.int32),
         completion_mask=jnp.ones((rows, columns), bool),
         sampled_logp=jnp.zeros((rows, columns)),
+        full_logp=jnp.zeros((rows, columns)),
         truncated=jnp.ones(rows, bool),
       )
 

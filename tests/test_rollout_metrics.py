@@ -48,6 +48,7 @@ def batch(responses):
     tokens=tokens,
     completion_mask=mask,
     sampled_logp=np.zeros(mask.shape, np.float32),
+    full_logp=np.zeros(mask.shape, np.float32),
     truncated=np.asarray([r[5] for r in responses]),
   )
   overflow = jnp.asarray([r[7] for r in responses], jnp.int32)

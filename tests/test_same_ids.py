@@ -223,7 +223,8 @@ def by_rl(space, seen):
   tokens = written(space.task.tokenizer, 32)
   nothing = np.zeros(tokens[1].shape, np.float32)
   rollout = Rollout(
-    prompts.tokens, prompts.mask, *tokens, nothing, np.zeros(len(TEXTS), bool)
+    *(prompts.tokens, prompts.mask, *tokens, nothing, nothing),
+    np.zeros(len(TEXTS), bool),
   )
   scoring = score.make_score(
     space.model,
@@ -275,7 +276,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
-      rows = (prompts.tokens, prompts.mask, *tokens, nothing)
+      rows = (prompts.tokens, prompts.mask, *tokens, nothing, nothing)
       return space.put(Rollout(*rows, np.zeros(len(TEXTS), bool)))
 
     return write

@@ -17,7 +17,7 @@ from small_models import (
 
 from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
-from pure_jax.rollout import sampling
+from pure_jax.rollout import generation, sampling
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.types import Prompts
 
@@ -25,7 +25,7 @@ L, C = 5, 8
 LENGTHS = [5, 3, 1, 4, 2, 5]
 FREE = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=())
 
-generate = jax.jit(sampling.generate, static_argnums=(1, 2))
+generate = jax.jit(generation.generate, static_argnums=(1, 2))
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
     1, PAD, (), temperature=temperature, top_k=top_k, top_p=top_p
   )
   expected = kept_by_hand(SCORES, (PAD,), temperature, top_k, top_p)
-  tokens, logp = sampling.sample_tokens(
+  tokens, logp, _ = sampling.sample_tokens(
     jnp.tile(jnp.asarray(SCORES, jnp.float32), (draws, 1)),
     config,
     sampling.row_keys(jax.random.key(1), jnp.arange(draws)),
@@ -119,7 +119,7 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
 
 def test_tokens_tied_with_the_last_one_kept_are_kept():
   scores = jnp.array([[1.0, 3.0, 1.0, 0.0]])
-  kept = sampling.filter_logits(scores, 1.0, 2, 1.0)
+  kept = sampling.filter_logits(scores, SamplingConfig(1, PAD, (), top_k=2))
   assert kept.tolist() == [[1.0, 3.0, 1.0, -np.inf]]
 
 
@@ -300,7 +300,7 @@ def test_scores_that_are_no_numbers_show_in_the_log_probs(keys, temperature):
   """Of a broken policy the tokens alone look like any others."""
   sampler = SamplingConfig(1, PAD, (), temperature=temperature)
   scores = jnp.ones((len(LENGTHS), 7)).at[2, 3].set(jnp.nan)
-  _, logp = sampling.sample_tokens(scores, sampler, keys)
+  _, logp, _ = sampling.sample_tokens(scores, sampler, keys)
   assert np.isnan(logp).tolist() == [row == 2 for row in range(len(LENGTHS))]
 
 
@@ -319,7 +319,7 @@ def test_repeated_calls_compile_once(prompts, keys):
 
   def counted(params, prompts, keys):
     traces.append(1)
-    return sampling.generate(params, TINY, FREE, prompts, keys)
+    return generation.generate(params, TINY, FREE, prompts, keys)
 
   compiled = jax.jit(counted)
   compiled(random_policy(), prompts, keys)

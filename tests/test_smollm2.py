@@ -17,7 +17,7 @@ from torch_models import our_logits, save, their_logits, torch, transformers
 from pure_jax.host import huggingface
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training import train
+from pure_jax.training import rollouts
 from pure_jax.types import Prompts
 
 pytestmark = pytest.mark.smollm2
@@ -118,7 +118,7 @@ def test_a_greedy_continuation_is_that_of_transformers(
       pad_token_id=0,
     )[:, tokens.shape[1] :].numpy()
   sampler = SamplingConfig(NEW_TOKENS, pad_id=0, stop_ids=(), temperature=0.0)
-  generate = train.make_generate(config, sampler, 1, sharding.make_layout())
+  generate = rollouts.make_generate(config, sampler, 1, sharding.make_layout())
   ours = generate(params, Prompts(tokens, mask), jax.random.key(0))
   for row in np.asarray(ours.tokens):
     print(repr(tokenizer.decode(row)))

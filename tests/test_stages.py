@@ -138,6 +138,7 @@ def test_training_evaluation_and_rl_give_the_prm_the_same_ids():
     batch.tokens,
     batch.completion_mask,
     np.zeros((4, 5), np.float32),
+    np.zeros((4, 5), np.float32),
     np.array([False, False, False, True]),
   )
   expected = [
@@ -164,6 +165,7 @@ def test_the_guard_for_empty_steps(reward):
     np.ones((1, 2), bool),
     tokens,
     ones,
+    np.zeros((1, 4), np.float32),
     np.zeros((1, 4), np.float32),
     np.zeros(1, bool),
   )

@@ -13,7 +13,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.training import parts, score, train
+from pure_jax.training import parts, rollouts, score, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.types import Prompts, SeparatorTable
 
@@ -75,7 +75,7 @@ def one_step(layout, micro_batches=1, steps=1, poison=False, optimizer=SGD):
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
     out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
   )(jax.random.key(1), reference)
-  generate = train.make_generate(MODEL, SAMPLER, 4, layout)
+  generate = rollouts.make_generate(MODEL, SAMPLER, 4, layout)
   score_rollout = score.make_score(
     MODEL,
     PRM_MODEL,
@@ -289,7 +289,7 @@ def test_the_update_reads_the_sampled_distribution():
   start = train.make_init(
     policy.declare_policy(MODEL), make_optimizer(OptimConfig(1e-3)), layout
   )(jax.random.key(0))
-  rollout = train.make_generate(MODEL, sampler, 4, layout)(
+  rollout = rollouts.make_generate(MODEL, sampler, 4, layout)(
     start.params, prompts(8), jax.random.key(1)
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
@@ -302,7 +302,7 @@ def test_each_function_compiles_once():
   layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
   state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
-  generate = train.make_generate(MODEL, SAMPLER, 4, layout)
+  generate = rollouts.make_generate(MODEL, SAMPLER, 4, layout)
   for seed in range(3):
     generate(state.params, prompts(8), jax.random.key(seed))
   assert generate._cache_size() == 1

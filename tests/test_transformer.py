@@ -165,33 +165,6 @@ def test_positions_count_the_kept_tokens():
   assert positions[2].tolist() == [0] * 5
 
 
-@pytest.mark.parametrize("pieces", [[9], [1] * 9, [4, 1, 3, 1]])
-def test_cached_logits_are_the_uncached_ones(params, tokens, pieces):
-  tokens, mask = random_prompts(np.random.default_rng(2), [9, 5, 2], 9)
-  positions = transformer.positions_from_mask(jnp.asarray(mask))
-  segments = jnp.asarray(mask, jnp.int32)
-  # Two slots more than needed: unwritten slots must not be seen.
-  cache = transformer.init_cache(TINY, 3, 11)
-  found, start = [], 0
-  for length in pieces:
-    part = slice(start, start + length)
-    hidden, cache = forward(
-      params,
-      TINY,
-      jnp.asarray(tokens)[:, part],
-      positions[:, part],
-      segments[:, part],
-      cache,
-    )
-    found.append(policy.logits(params, TINY, hidden))
-    start += length
-  assert int(cache.length) == 9
-  expected = run(params, TINY, tokens, mask)
-  np.testing.assert_allclose(
-    np.concatenate(found, axis=1)[mask], expected[mask], rtol=1e-5, atol=1e-5
-  )
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_changes_nothing(params, tokens, side):
   width = ((0, 0), (4, 0)) if side == "left" else ((0, 0), (0, 4))
@@ -297,46 +270,3 @@ def test_bfloat16_is_close_to_float32(params, tokens):
   tolerance = 4 * np.sqrt(10) * 2**-9 * np.abs(exact).max()
   error = np.abs(rounded - exact).max()
   assert 0 < error < tolerance
-
-
-@pytest.mark.parametrize("limit", [0, 8])
-def test_a_cache_begun_with_a_prompt_is_an_empty_one_filled(
-  monkeypatch, params, limit
-):
-  """Deep models scan their layers there, as limit 0 makes a small one do.
-
-  Keys of the wrong layer, or a prompt at the end of the slots, would show in
-  the cache, and again in the next token's hidden state.
-  """
-  monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
-  rng = np.random.default_rng(3)
-  tokens, mask = random_prompts(rng, [6, 4], 6)
-  mask = jnp.asarray(mask)
-
-  def begin(**options):
-    return transformer.forward(
-      params,
-      TINY,
-      jnp.asarray(tokens),
-      transformer.positions_from_mask(mask),
-      mask.astype(jnp.int32),
-      **options,
-    )
-
-  def next_hidden(cache):
-    one = jnp.ones((2, 1), jnp.int32)
-    positions = mask.sum(axis=1, dtype=jnp.int32)[:, None]
-    return transformer.forward(params, TINY, 5 * one, positions, one, cache)[0]
-
-  hidden, cache = begin(cache=transformer.init_cache(TINY, 2, 11))
-  begun_hidden, begun = begin(cache_slots=11)
-  there = np.asarray(mask)
-  np.testing.assert_allclose(
-    np.asarray(begun_hidden)[there], np.asarray(hidden)[there], atol=1e-5
-  )
-  assert int(begun.length) == 6
-  for ours, theirs in zip(
-    jax.tree.leaves(begun), jax.tree.leaves(cache), strict=True
-  ):
-    np.testing.assert_allclose(ours, theirs, atol=1e-5)
-  np.testing.assert_allclose(next_hidden(begun), next_hidden(cache), atol=1e-5)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_jax.models import policy, prm, transformer
+from pure_jax.models import decoding, policy, prm, transformer
 from pure_jax.types import PRMInputs
 
 torch = pytest.importorskip("torch", reason="torch comes with [test]")
@@ -129,32 +129,41 @@ def their_logits(model, tokens, mask):
 
 
 _forward = jax.jit(transformer.forward, static_argnums=1)
+_decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 _prm_logits = jax.jit(prm.prm_logits, static_argnums=1)
 
 
-def our_logits(params, config, tokens, mask, pieces=None):
-  """[B, T, V]; with pieces, through a cache, that many tokens at a time."""
+def our_logits(params, config, tokens, mask):
+  """[B, T, V], all tokens at once."""
   mask = jnp.asarray(mask)
-  tokens, segments = jnp.asarray(tokens), mask.astype(jnp.int32)
+  hidden, _ = _forward(
+    params,
+    config,
+    jnp.asarray(tokens),
+    transformer.positions_from_mask(mask),
+    mask.astype(jnp.int32),
+  )
+  return np.asarray(policy.logits(params, config, hidden))
+
+
+def our_decoded_logits(params, config, tokens, mask, prompt):
+  """[B, T - prompt + 1, V], from the last token of the prompt on.
+
+  The prompt, so many slots with all of the padding, is read at once, and what
+  follows a token at a time.
+  """
+  mask, tokens = jnp.asarray(mask), jnp.asarray(tokens)
   positions = transformer.positions_from_mask(mask)
-  if pieces is None:
-    hidden, _ = _forward(params, config, tokens, positions, segments)
-    return np.asarray(policy.logits(params, config, hidden))
-  cache = transformer.init_cache(config, *tokens.shape)
-  found, start = [], 0
-  for length in pieces:
-    part = slice(start, start + length)
-    hidden, cache = _forward(
-      params,
-      config,
-      tokens[:, part],
-      positions[:, part],
-      segments[:, part],
-      cache,
+  slots = tokens.shape[1] - prompt
+  hidden, cache = decoding.prefill(
+    params, config, tokens[:, :prompt], mask[:, :prompt], slots=slots
+  )
+  found = [policy.logits(params, config, hidden)]
+  for slot in range(prompt, tokens.shape[1]):
+    hidden, cache = _decode_token(
+      params, config, tokens[:, slot], positions[:, slot], cache
     )
     found.append(policy.logits(params, config, hidden))
-    start += length
-  assert start == tokens.shape[1]
   return np.concatenate(found, axis=1)
 
 

@@ -125,6 +125,8 @@ def rl() -> ConfigDict:
       temperature=1.0,
       top_p=1.0,
       top_k=0,  # 0 turns the filter off.
+      min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
+      stop_on_boxed=False,  # A complete \\boxed{...} ends a response too.
       reward_mode="prm+vr",  # "prm", "prm+vr" or "vr".
       # Prompts with an answer in "prm+vr"; None: those whose source gives one.
       answer_fraction=0.1,
@@ -147,6 +149,14 @@ def rl() -> ConfigDict:
       loss_aggregate="token_mean",
       entropy_coef=0.0,
       rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
+      # Rows sampled at a time with continuous batching: places of responses
+      # that have ended go to prompts that wait. Unset samples all of a part
+      # in one loop, until the last has ended.
+      rollout_rows=placeholder(int),
+      rollout_chunk=64,  # Tokens between two looks at which have ended.
+      # Of keys and values while sampling: "float32", "bfloat16" or "int8";
+      # unset takes compute_dtype.
+      cache_dtype=placeholder(str),
       micro_batches=1,  # Parts in which a batch is scored and differentiated.
       # Layouts beside `mesh`, on the same devices; None takes it. Given as a
       # dict of what is not 1 or "fsdp":

@@ -49,6 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       temperature=1.0,
       top_p=1.0,  # Of the likeliest tokens, this much probability is kept.
       top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
+      min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
       max_new_tokens=8192,  # Of a response; then it is truncated.
       batch_rows=64,  # Responses generated at a time.
       max_steps=256,  # The PRM scores so many; the rest joins the last.

@@ -3,6 +3,7 @@
 import dataclasses
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
+CACHE_DTYPES = (*COMPUTE_DTYPES, "int8")
 
 # What of a layer is kept for the backward pass, from most memory and least
 # time to least memory and most time:
@@ -132,6 +133,9 @@ class ModelConfig:
     attention_chunk: queries whose attention scores are held at a time, for
       rows too long to hold all, see `attention.attend_in_chunks`; None holds
       all. Changes the memory used, and the result by rounding only.
+    cache_dtype: in which decoding keeps keys and values, a name in
+      `CACHE_DTYPES`; None takes the compute dtype. Anything shorter rounds
+      what later tokens read, so log-probs drift from the trainer's.
     lora: adapters beside the matrices of every layer, which are then what is
       trained; None has none and trains everything.
   """
@@ -154,6 +158,7 @@ class ModelConfig:
   remat: str = "none"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
+  cache_dtype: str | None = None
   lora: LoraConfig | None = None
 
   def __post_init__(self):
@@ -196,6 +201,11 @@ class ModelConfig:
       raise ValueError(
         f"logits_chunk must be at least 1, or None for all logits at once, got "
         f"{self.logits_chunk}."
+      )
+    if self.cache_dtype not in (None, *CACHE_DTYPES):
+      raise ValueError(
+        f"cache_dtype must be one of {CACHE_DTYPES}, or None for the compute "
+        f"dtype, got {self.cache_dtype!r}."
       )
     for name in ("compute_dtype", "param_dtype"):
       dtype = getattr(self, name)

@@ -47,7 +47,8 @@ def logits(
   """Unnormalised log-probabilities of the next token.
 
   Args:
-    params: policy weights, as `declare_policy` declares them.
+    params: policy weights, as `declare_policy` declares them or
+      `columns.decoding_params` gives them.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
     placement: of the logits.
@@ -55,6 +56,8 @@ def logits(
   Returns:
     [B, T, V] float32; products in the compute dtype, sums in float32.
   """
+  if "readout" in params:
+    return params["readout"].times(hidden).astype(jnp.float32)
   if config.tied_embeddings:
     table, equation = params["embedding"], "BTD,VD->BTV"
   else:

@@ -1,23 +1,22 @@
 """The decoder: RMSNorm, rotary grouped-query attention, SwiGLU, residuals.
 
-A pure function of a parameter tree. The same layer serves training (no cache,
-layers scanned) and sampling (with a cache, layers unrolled so that each
-layer's cache is updated in place), so their log-probs agree.
+A pure function of a parameter tree. `decoding` uses the same layer for one
+token at a time, so log-probs of sampling and of training agree.
 
-Letters: B rows, T tokens of this call, M cache length, D width, N query
-heads, K key heads, G = N / K query heads per key head, H head dimension, F
-MLP width.
+Letters: B rows, T tokens, M keys, D width, N query heads, K key heads, G =
+N / K query heads per key head, H head dimension, F MLP width.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jax import Array
 
 from pure_jax.models.attention import attend_in_chunks
+from pure_jax.models.columns import ColumnMatrix
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import (
   HIDDEN,
@@ -38,53 +37,7 @@ MASKED_SCORE = -1e30
 # scanned, because the time to compile an unrolled one grows with its depth.
 UNROLLED_LAYERS = 8
 
-
-@struct.dataclass
-class KVCache:
-  """Keys and values of the tokens seen so far, one pair per layer.
-
-  Attributes:
-    keys: one [B, K, M, H] array per layer, already rotated.
-    values: one [B, K, M, H] array per layer.
-    segment_ids: [B, M] int32, segment of each slot; 0 for padding.
-    length: [] int32, 0..M, slots written; the same for every row.
-  """
-
-  keys: tuple[Array, ...]
-  values: tuple[Array, ...]
-  segment_ids: Array
-  length: Array
-
-
-def init_cache(
-  config: ModelConfig, rows: int, length: int, placement: Placement = LOCAL
-) -> KVCache:
-  """An empty cache.
-
-  Args:
-    config: the architecture.
-    rows: B.
-    length: M, the most tokens a row will hold, padding included.
-    placement: where its rows and heads live.
-
-  Returns:
-    A cache of zeros in the compute dtype.
-  """
-  shape = (rows, config.num_kv_heads, length, config.head_dim)
-  dtype = jnp.dtype(config.compute_dtype)
-
-  def zeros():
-    return tuple(
-      placement.constrain(jnp.zeros(shape, dtype), KEYS)
-      for _ in range(config.num_layers)
-    )
-
-  return KVCache(
-    keys=zeros(),
-    values=zeros(),
-    segment_ids=jnp.zeros((rows, length), jnp.int32),
-    length=jnp.zeros((), jnp.int32),
-  )
+Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 def positions_from_mask(mask: Array) -> Array:
@@ -147,26 +100,21 @@ def project_tokens(
   return product.reshape(B, T, *weight.shape[1:])
 
 
-def attention_mask(
-  query_segments: Array, key_segments: Array, first_slot: Array
-) -> Array:
-  """Which slots a token may attend to: earlier or same, of its own segment.
+def attention_mask(segment_ids: Array) -> Array:
+  """Which tokens a token may attend to: earlier or same, of its own segment.
 
   Padding (segment 0) sees padding only, so no token sees nothing and no token
   sees padding.
 
   Args:
-    query_segments: [B, T] int32, segments of this call's tokens.
-    key_segments: [B, M] int32, segments of the slots.
-    first_slot: [] int32, slot of this call's first token.
+    segment_ids: [B, T] int32.
 
   Returns:
-    [B, T, M] bool, True keeps.
+    [B, T, T] bool, queries before keys, True keeps.
   """
-  slot = jnp.arange(key_segments.shape[1])
-  query_slot = first_slot + jnp.arange(query_segments.shape[1])
-  causal = slot[None, :] <= query_slot[:, None]
-  same = query_segments[:, :, None] == key_segments[:, None, :]
+  slot = jnp.arange(segment_ids.shape[1])
+  causal = slot[None, :] <= slot[:, None]
+  same = segment_ids[:, :, None] == segment_ids[:, None, :]
   return same & causal[None]
 
 
@@ -199,16 +147,33 @@ def attend(
   return out.reshape(B, T, N, H)
 
 
+def embed(
+  params: Any, config: ModelConfig, tokens: Array, placement: Placement = LOCAL
+) -> Array:
+  """Rows of the embedding.
+
+  Args:
+    params: weights with an ``embedding`` [V, D].
+    config: the architecture.
+    tokens: [B, T] int32, ids.
+    placement: of what comes out.
+
+  Returns:
+    [B, T, D] in the compute dtype.
+  """
+  table = params["embedding"].astype(jnp.dtype(config.compute_dtype))
+  return placement.constrain(table[tokens], HIDDEN)
+
+
 def forward(
   params: Any,
   config: ModelConfig,
   tokens: Array,
   positions: Array,
   segment_ids: Array,
-  cache: KVCache | None = None,
   placement: Placement = LOCAL,
-  cache_slots: int | None = None,
-) -> tuple[Array, KVCache | None]:
+  keeps_cache: bool = False,
+) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
   """Runs the decoder.
 
   Causal within a segment: several texts may share a row under different
@@ -220,111 +185,79 @@ def forward(
     tokens: [B, T] int32, ids.
     positions: [B, T] int32, position of each token within its text.
     segment_ids: [B, T] int32, the text a token belongs to; 0 is padding.
-    cache: what came before these tokens, or None. The caller makes sure that
-      cache.length + T <= M.
-    placement: of the activations; a cache allows no split tokens.
-    cache_slots: M of a new cache that these tokens begin, at least T, in place
-      of an empty one; or None.
+    placement: of the activations; keys and values are kept of whole texts
+      only.
+    keeps_cache: True to give keys and values too.
 
   Returns:
-    (hidden [B, T, D] after the final norm in the compute dtype, the cache
-    with these tokens appended, or None without one).
+    (hidden [B, T, D] after the final norm in the compute dtype; keys, rotated,
+    and values, one [B, K, T, H] per layer each, or None).
   """
   T = tokens.shape[1]
-  depth = params["layers"]["attention_norm"].shape[0]
-  if cache_slots is not None and depth <= UNROLLED_LAYERS:
-    cache = init_cache(config, tokens.shape[0], cache_slots, placement)
-  if cache is None and T % placement.token_shards:
+  if T % placement.token_shards:
     missing = -T % placement.token_shards
     tokens, positions, segment_ids = (
       jnp.pad(x, ((0, 0), (0, missing)))
       for x in (tokens, positions, segment_ids)
     )
-  x_BTD = params["embedding"].astype(jnp.dtype(config.compute_dtype))[tokens]
-  x_BTD = placement.constrain(x_BTD, HIDDEN)
+  x_BTD = embed(params, config, tokens, placement)
   rotary = rotary_tables(
     positions, config.head_dim, config.rope_theta, config.rope_scaling
   )
-  layer = functools.partial(_decoder_layer, config, placement, rotary)
-  if cache is None:
-    mask = attention_mask(segment_ids, segment_ids, jnp.int32(0))
-    keeps = cache_slots is not None
-    x_BTD, kept = _uncached_layers(
-      params["layers"], config, layer, x_BTD, mask, keeps
-    )
-    x_BTD = x_BTD[:, :T]
-    if keeps:
-      cache = _begun_cache(*kept, segment_ids, cache_slots, placement)
-  else:
-    cache = _append_segments(cache, segment_ids)
-    mask = attention_mask(segment_ids, cache.segment_ids, cache.length)
-    x_BTD, cache = _cached_layers(params["layers"], layer, x_BTD, mask, cache)
-  return rms_norm(x_BTD, params["final_norm"], config.norm_eps), cache
+  layer = functools.partial(decoder_layer, config, placement, rotary)
+  attention = functools.partial(
+    _attend_to_all, config, placement, attention_mask(segment_ids)
+  )
 
-
-def _uncached_layers(layers, config, apply_layer, x_BTD, mask, keeps):
-  """All layers without a cache: unrolled when few, else one scan."""
-
-  def body(x, layer):
-    x, present = apply_layer(layer, x, mask, None)
-    return x, present if keeps else None
+  def body(x, weights):
+    x, present = layer(weights, x, attention)
+    return x, present if keeps_cache else None
 
   body = remat_layer(body, config.remat)
-  depth = layers["attention_norm"].shape[0]
+  depth = params["layers"]["attention_norm"].shape[0]
   unroll = depth <= UNROLLED_LAYERS
-  return jax.lax.scan(body, x_BTD, layers, unroll=unroll)
+  x_BTD, kept = jax.lax.scan(body, x_BTD, params["layers"], unroll=unroll)
+  if keeps_cache:
+    kept = tuple(tuple(stacked) for stacked in kept)
+  hidden = rms_norm(x_BTD[:, :T], params["final_norm"], config.norm_eps)
+  return hidden, kept
 
 
-def _begun_cache(keys, values, segment_ids, slots, placement):
-  """A cache of the first tokens, from stacked [layers, B, K, T, H] arrays.
+def _attend_to_all(config, placement, mask, q, k, v):
+  """Attention among the tokens of a call, and their keys and values."""
+  if config.attention_chunk is None:
+    return remat_attention(attend, config.remat)(q, k, v, mask), (k, v)
+  out = attend_in_chunks(
+    attend, q, k, v, mask, config.attention_chunk, placement.token_shards
+  )
+  return out, (k, v)
 
-  Next to an empty cache it spares the queries the slots that nothing is in,
-  and the compiler a copy of the program for each layer.
+
+def decoder_layer(
+  config: ModelConfig,
+  placement: Placement,
+  rotary: tuple[Array, Array],
+  layer: Any,
+  x_BTD: Array,
+  attention: Attention,
+) -> tuple[Array, Any]:
+  """One layer: attention and MLP, each added to the residual stream.
+
+  Args:
+    config: the architecture.
+    placement: of the activations.
+    rotary: cosine and sine of the tokens' positions.
+    layer: the layer's weights.
+    x_BTD: [B, T, D] float.
+    attention: (queries [B, T, N, H], keys [B, K, T, H], values [B, K, T, H])
+      -> (what is read [B, T, N, H], anything).
+
+  Returns:
+    ([B, T, D], what attention gave beside).
   """
-  length = segment_ids.shape[1]
-  empty = (0, slots - length)
-
-  def fill(stacked):
-    padded = [jnp.pad(x, ((0, 0), (0, 0), empty, (0, 0))) for x in stacked]
-    return tuple(placement.constrain(x, KEYS) for x in padded)
-
-  return KVCache(
-    keys=fill(keys),
-    values=fill(values),
-    segment_ids=jnp.pad(segment_ids, ((0, 0), empty)),
-    length=jnp.int32(length),
-  )
-
-
-def _cached_layers(layers, apply_layer, x_BTD, mask, cache):
-  """All layers with a cache, unrolled: a scan would copy the cache."""
-  keys, values = [], []
-  for index, (k, v) in enumerate(zip(cache.keys, cache.values, strict=True)):
-    layer = jax.tree.map(lambda stacked, i=index: stacked[i], layers)
-    x_BTD, (k, v) = apply_layer(layer, x_BTD, mask, (k, v, cache.length))
-    keys.append(k)
-    values.append(v)
-  return x_BTD, cache.replace(
-    keys=tuple(keys),
-    values=tuple(values),
-    length=cache.length + x_BTD.shape[1],
-  )
-
-
-def _append_segments(cache, segment_ids):
-  """Writes the segments of new tokens; their keys and values come later."""
-  return cache.replace(
-    segment_ids=jax.lax.dynamic_update_slice(
-      cache.segment_ids, segment_ids, (0, cache.length)
-    )
-  )
-
-
-def _decoder_layer(config, placement, rotary, layer, x_BTD, mask, past):
-  """One layer: attention and MLP, each added to the residual stream."""
   normed = rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
   added, present = _attention(
-    config, placement, rotary, layer, normed, mask, past
+    config, placement, rotary, layer, normed, attention
   )
   x_BTD = placement.constrain(x_BTD + added, HIDDEN)
   normed = rms_norm(x_BTD, layer["mlp_norm"], config.norm_eps)
@@ -334,8 +267,8 @@ def _decoder_layer(config, placement, rotary, layer, x_BTD, mask, past):
   return x_BTD, present
 
 
-def _attention(config, placement, rotary, layer, x_BTD, mask, past):
-  """Attention of the new tokens to the past ones and to themselves."""
+def _attention(config, placement, rotary, layer, x_BTD, attention):
+  """Projects, attends and projects back."""
   dtype = x_BTD.dtype
 
   def project(name):
@@ -353,20 +286,10 @@ def _attention(config, placement, rotary, layer, x_BTD, mask, past):
   q = placement.constrain(rotated("query"), QUERIES)
   k = placement.constrain(jnp.swapaxes(rotated("key"), 1, 2), KEYS)
   v = placement.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
-  if past is not None:
-    past_k, past_v, length = past
-    at = (0, 0, length, 0)
-    k = jax.lax.dynamic_update_slice(past_k, k, at)
-    v = jax.lax.dynamic_update_slice(past_v, v, at)
-  if config.attention_chunk is None:
-    out_BTNH = remat_attention(attend, config.remat)(q, k, v, mask)
-  else:
-    out_BTNH = attend_in_chunks(
-      attend, q, k, v, mask, config.attention_chunk, placement.token_shards
-    )
+  out_BTNH, present = attention(q, k, v)
   out_BTNH = placement.constrain(out_BTNH, QUERIES)
   out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
-  return _project(config, placement, layer, "output", out_BTF), (k, v)
+  return _project(config, placement, layer, "output", out_BTF), present
 
 
 def _mlp(config, placement, layer, x_BTD):
@@ -380,7 +303,10 @@ def _project(config, placement, layer, name, x_BTD):
   """x W, and (alpha / r) (x A) B where W has adapters."""
 
   def times(x, part):
-    weight = layer[part].astype(x_BTD.dtype)
+    weight = layer[part]
+    if isinstance(weight, ColumnMatrix):
+      return weight.times(x)
+    weight = weight.astype(x_BTD.dtype)
     if name == "output":  # From heads: [N, H, ...] is one axis.
       weight = weight.reshape(-1, weight.shape[-1])
     return project_tokens(x, weight, placement)

@@ -1,6 +1,6 @@
 """The jit boundary: three compiled functions make one PURE training step.
 
-1. ``generate``: prompts -> rollout (a sampling loop over an explicit state);
+1. ``generate``: prompts -> rollout (`pure_jax.training.rollouts`);
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
 3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
 
@@ -28,9 +28,8 @@ from pure_jax.rollout import sampling
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import packing
 from pure_jax.training.gradients import policy_gradients
-from pure_jax.training.parts import map_rows
 from pure_jax.training.score import Scores, experience_from
-from pure_jax.types import Prompts, Rollout, SeparatorTable
+from pure_jax.types import SeparatorTable
 
 Metrics = dict[str, jax.Array]
 
@@ -239,87 +238,6 @@ def apply_gradients(
     "skipped_updates": state.skipped,
     "skipped_in_a_row": state.skipped_in_a_row,
   }
-
-
-def make_generate(
-  model: ModelConfig,
-  sampler: sampling.SamplingConfig,
-  group_size: int,
-  layout: sharding.Layout,
-  rows_layout: sharding.Layout | None = None,
-  rows_at_a_time: int | None = None,
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """Stage 1: `group_size` samples of each prompt.
-
-  Args:
-    model: the policy's architecture.
-    sampler: temperature, filters, stop ids and lengths.
-    group_size: samples per prompt (G).
-    layout: of weights and cache while sampling.
-    rows_layout: of the rollout that comes out; None takes the same.
-    rows_at_a_time: at most so many rows are sampled together, at least 1; None
-      samples all P * G. Changes the memory of the cache and the time, not the
-      samples.
-
-  Returns:
-    A jitted function (params, prompts [P, L], key) -> rollout [P * G, C],
-    samples of one prompt contiguous. The key is consumed; row i draws from
-    its own key whatever the other rows do.
-  """
-
-  def generate(params, prompts, key):
-    prompts = jax.tree.map(lambda x: jnp.repeat(x, group_size, axis=0), prompts)
-    keys = sampling.row_keys(key, jnp.arange(prompts.tokens.shape[0]))
-    return map_rows(
-      lambda part: sampling.generate(
-        params, model, sampler, *part, layout.decoding_placement
-      ),
-      (prompts, keys),
-      rows_at_a_time,
-      layout.row_shards,
-    )
-
-  return jax.jit(
-    generate,
-    in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), layout),
-      sharding.replicated(layout),
-      sharding.replicated(layout),
-    ),
-    out_shardings=sharding.batch_sharding(rows_layout or layout),
-  )
-
-
-def make_generate_rows(
-  model: ModelConfig, sampler: sampling.SamplingConfig, layout: sharding.Layout
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """One completion per row, each from its own key, as an evaluation draws them.
-
-  Args:
-    model: the policy's architecture.
-    sampler: temperature, filters, stop ids and lengths.
-    layout: mesh and rules.
-
-  Returns:
-    A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C].
-    The keys are consumed; which rows stand beside a row changes nothing in it.
-  """
-  rows = sharding.batch_sharding(layout)
-
-  def generate(params, prompts, keys):
-    return sampling.generate(
-      params, model, sampler, prompts, keys, layout.decoding_placement
-    )
-
-  return jax.jit(
-    generate,
-    in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), layout),
-      rows,
-      rows,
-    ),
-    out_shardings=rows,
-  )
 
 
 def make_update(

@@ -1,0 +1,276 @@
+"""Continuous batching: rows that have ended cost no time.
+
+A compiled loop draws a chunk of tokens for all rows. Then the host looks which
+rows have ended and, for the next chunk,
+
+* gives the places of rows that have ended to the samples of prompts that wait,
+  a whole prompt at a time, which is read once;
+* or, where none waits and half of the rows have ended, goes on with half as
+  many, those that have not;
+* and doubles the ring of the cache when the longest row has filled it, so that
+  a token reads little more than what there is.
+
+Row i draws token t with the same key as everywhere else, from its own logits:
+its tokens are those of `generation.generate`, up to the rounding of products
+that another number of rows may change. Nothing is compiled twice for the same
+numbers of rows and slots, which are halved and doubled, so they are few.
+
+Letters: P prompts, G samples of each, B = P G rows of the batch; R rows at a
+time, in contiguous shards; C tokens at most, L of a prompt.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from pure_jax.models import kv_cache
+from pure_jax.models.config import ModelConfig
+from pure_jax.models.placement import LOCAL, Placement
+from pure_jax.rollout import generation
+from pure_jax.rollout.places import (
+  as_rollout,
+  begin_prompts,
+  copied,
+  no_results,
+  place,
+  put_places,
+  record,
+  take_places,
+  with_cache,
+)
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.rollout.stopping import StopTable
+from pure_jax.types import Prompts, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  """How a batch goes through the engine.
+
+  Attributes:
+    rows: R, the most rows at a time, at least 1. It is rounded down to whole
+      prompts on every row shard, and up to one.
+    chunk: tokens between two looks of the host, at least 1.
+  """
+
+  rows: int
+  chunk: int
+
+  def __post_init__(self):
+    """Refuses an engine that would not move."""
+    if self.rows < 1 or self.chunk < 1:
+      raise ValueError(
+        f"rows={self.rows} and chunk={self.chunk} must be at least 1."
+      )
+
+
+class Engine:
+  """Samples of batches, for one model and one way to sample."""
+
+  def __init__(
+    self,
+    model: ModelConfig,
+    sampler: SamplingConfig,
+    group_size: int,
+    config: EngineConfig,
+    *,
+    shards: int = 1,
+    placement: Placement = LOCAL,
+    stops: StopTable | None = None,
+    prepare: generation.Prepare = generation.unprepared,
+    out_shardings: Any = None,
+  ):
+    """Declares the compiled parts; each is compiled when it is first needed.
+
+    Args:
+      model: the policy's architecture.
+      sampler: temperature, filters, stop ids and lengths.
+      group_size: G, samples of each prompt.
+      config: rows and chunk.
+      shards: contiguous parts into which rows are split over devices.
+      placement: of activations and cache, without split tokens.
+      stops: texts that end a row, or None.
+      prepare: see `generation.generate`.
+      out_shardings: of the rollout that comes out, None for the compiler's.
+    """
+    self._sampler, self._group, self._config = sampler, group_size, config
+    self._shards = shards
+    self._prepare = jax.jit(lambda params: prepare(params, model))
+
+    def begin(params, prompts, key, chosen, slots, shared):
+      places, drawn = begin_prompts(
+        params,
+        model,
+        sampler,
+        prompts,
+        key,
+        chosen,
+        group_size,
+        slots,
+        shared,
+        stops,
+        placement,
+      )
+      return place(places, placement), drawn
+
+    def start(params, prompts, key, chosen, slots):
+      places, drawn = begin(params, prompts, key, chosen, slots, group_size > 1)
+      results = no_results(prompts.tokens.shape[0] * group_size, sampler)
+      results = record(results, places, 0 * places.rows.ages, drawn)
+      return places, copied(results, placement)
+
+    def refill(params, prompts, key, chosen, index, places, results):
+      new, drawn = begin(params, prompts, key, chosen, 1, False)
+      results = record(results, new, 0 * new.rows.ages, drawn)
+      places = put_places(places, new, index, placement)
+      return place(places, placement), copied(results, placement)
+
+    def decode(params, places, results):
+      ages = places.rows.ages
+      rows, drawn = generation.decode(
+        params, model, sampler, places.rows, config.chunk, stops, placement
+      )
+      places = places.replace(rows=rows)
+      results = record(results, places, ages, drawn)
+      return place(places, placement), copied(results, placement)
+
+    def take(places, index):
+      return place(take_places(places, index, placement), placement)
+
+    def grow(places, ring):
+      return with_cache(
+        places, kv_cache.grow_ring(places.rows.cache, ring, placement)
+      )
+
+    def unshare(places):
+      return with_cache(
+        places, kv_cache.with_own_prompts(places.rows.cache, placement)
+      )
+
+    def look(places):
+      found = places.rows.ages, places.rows.done
+      return copied(found, placement)
+
+    self._start = jax.jit(start, static_argnums=4)
+    self._refill = jax.jit(refill, donate_argnums=(5, 6))
+    self._decode = jax.jit(decode, donate_argnums=(1, 2))
+    self._take = jax.jit(take)
+    self._grow = jax.jit(grow, static_argnums=1)
+    self._unshare = jax.jit(unshare)
+    self._look = jax.jit(look)
+    self._finish = jax.jit(as_rollout, out_shardings=out_shardings)
+
+  def generate(self, params: Any, prompts: Prompts, key: Array) -> Rollout:
+    """G samples of each prompt.
+
+    Args:
+      params: policy weights, as `policy.declare_policy` declares them.
+      prompts: P left-padded prompts, [P, L], the same on every device.
+      key: typed key; consumed.
+
+    Returns:
+      The rollout [P G, C], samples of one prompt contiguous.
+    """
+    total, limit = prompts.tokens.shape[0], self._sampler.max_new_tokens
+    chunk, longest = self._config.chunk, max(limit - 1, 1)
+    decoding = self._prepare(params)
+    chosen, waiting = self._first_prompts(total)
+    ring = min(chunk, longest)
+    places, results = self._start(params, prompts, key, chosen, ring)
+    while True:
+      ages, done = map(np.asarray, self._look(places))
+      if waiting < total:
+        found = free_places(done, self._shards, self._group, waiting, total)
+        if found is not None:
+          chosen, index, waiting = found
+          places = self._with_own_prompts(places)
+          places, results = self._refill(
+            params, prompts, key, chosen, index, places, results
+          )
+          continue  # The first token may have ended a row.
+      elif done.all():
+        return self._finish(prompts, results)
+      else:
+        index = unfinished_places(done, self._shards)
+        if index is not None:
+          places = self._take(self._with_own_prompts(places), index)
+      # Of all but the token drawn last.
+      needed = min(ages[~done].max() - 1 + chunk, longest)
+      if needed > ring:
+        while ring < needed:
+          ring = min(2 * ring, longest)
+        places = self._grow(places, ring)
+      places, results = self._decode(decoding, places, results)
+
+  def _with_own_prompts(self, places):
+    """Rows that may move; those of shared prompts are copied once."""
+    if places.rows.cache.prompt_mask is None:
+      return places
+    return self._unshare(places)
+
+  def _first_prompts(self, total):
+    """Numbers of the prompts that begin, and the first that waits."""
+    shards = self._shards
+    each = min(self._config.rows // (shards * self._group), -(-total // shards))
+    count = max(each, 1) * shards
+    chosen = np.minimum(np.arange(count), total).astype(np.int32)
+    return chosen, min(count, total)
+
+
+def free_places(
+  done: np.ndarray, shards: int, samples: int, waiting: int, total: int
+) -> tuple[np.ndarray, np.ndarray, int] | None:
+  """Which prompts begin in which places.
+
+  Args:
+    done: [R] bool, places whose row has ended.
+    shards: contiguous parts of the places.
+    samples: G, places that a prompt takes, all in one shard.
+    waiting: number of the first prompt that waits.
+    total: P.
+
+  Returns:
+    (numbers of prompts [shards * n] int32, P for none; places within each
+    shard [shards, n G] int32, R for none; the first prompt that waits then),
+    n a power of two; or None where no shard has room.
+  """
+  free = [np.flatnonzero(part) for part in done.reshape(shards, -1)]
+  counts, left = [], total - waiting
+  for places in free:
+    counts.append(min(len(places) // samples, left))
+    left -= counts[-1]
+  if max(counts) == 0:
+    return None
+  width = 1 << (max(counts) - 1).bit_length()
+  chosen = np.full((shards, width), total, np.int32)
+  index = np.full((shards, width * samples), len(done), np.int32)
+  for shard, (count, places) in enumerate(zip(counts, free, strict=True)):
+    chosen[shard, :count] = np.arange(waiting, waiting + count)
+    index[shard, : count * samples] = places[: count * samples]
+    waiting += count
+  return chosen.reshape(-1), index, waiting
+
+
+def unfinished_places(done: np.ndarray, shards: int) -> np.ndarray | None:
+  """Half as many places, or a quarter and so on, that hold all who go on.
+
+  Args:
+    done: [R] bool, places whose row has ended.
+    shards: contiguous parts of the places.
+
+  Returns:
+    [shards, r] int32, places within each shard; or None where they are too
+    many for half of the places.
+  """
+  parts = done.reshape(shards, -1)
+  most = int((~parts).sum(axis=1).max())
+  width = parts.shape[1]
+  while width // 2 >= most:
+    width //= 2
+  if width == parts.shape[1]:
+    return None
+  # Those that go on come first.
+  return np.argsort(parts, axis=1, kind="stable")[:, :width].astype(np.int32)
