@@ -62,7 +62,16 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
     pairs = rows * length * (length + 1) // 2
     return forward_flops(model, rows * length, pairs, rows * logits)
 
-  length = shapes.prompt_tokens + C
+  L = shapes.prompt_tokens
+  # A prompt is read once for all of its samples, and the last token drawn is
+  # not read again.
+  sampled = forward_flops(
+    shapes.model,
+    rl.prompts * L + rows * (C - 1),
+    rl.prompts * L * (L + 1) // 2 + rows * ((C - 1) * L + (C - 1) * C // 2),
+    rl.prompts + rows * (C - 1),
+  )
+  length = L + C
   policy = read(shapes.model, length, C)
   judge = 0
   if shapes.prm_model is not None:
@@ -72,8 +81,7 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
     )
   return {
     "reshard": 0,
-    # The last token drawn is not read again.
-    "rollout": read(shapes.model, length - 1, C),
+    "rollout": sampled,
     "score": 2 * policy + judge,
     "update": 3 * policy,
   }

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
+from pure_jax.models import products
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import Weight, declare_decoder, fan_in
 from pure_jax.models.placement import LOCAL, LOGITS, Placement
@@ -58,20 +59,23 @@ def logits(
   """
   if "readout" in params:
     return params["readout"].times(hidden).astype(jnp.float32)
-  if config.tied_embeddings:
-    table, equation = params["embedding"], "BTD,VD->BTV"
-  else:
-    table, equation = params["head"], "BTD,DV->BTV"
+  tied = config.tied_embeddings
+  table = params["embedding" if tied else "head"].astype(hidden.dtype)
   T = hidden.shape[1]
   if T % placement.token_shards:
     missing = -T % placement.token_shards
     hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-  scores = jnp.einsum(
-    equation,
-    hidden,
-    table.astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
-  )
+  if table.size >= products.LARGE and placement.token_shards == 1:
+    scores = products.logits(
+      hidden.reshape(-1, hidden.shape[-1]), table if tied else table.T
+    ).reshape(*hidden.shape[:2], -1)
+  else:
+    scores = jnp.einsum(
+      "BTD,VD->BTV" if tied else "BTD,DV->BTV",
+      hidden,
+      table,
+      preferred_element_type=jnp.float32,
+    )
   return placement.constrain(scores, LOGITS)[:, :T]
 
 
