@@ -1,0 +1,115 @@
+"""A script: compiles every kernel for a TPU that is not here, prints what came.
+
+Run with the name of a topology, and "odd" for small unaligned sizes or "7B" for
+those of a real model; prints one line of JSON: for each program how many
+kernels its compiled text calls, or the compiler's words.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import plan_compiler
+import test_kernels_credit
+import test_kernels_decode
+from jax.sharding import SingleDeviceSharding
+
+from pure_jax.kernels.credit_loss import credit_loss
+from pure_jax.kernels.decode_attention import decode_attention
+from pure_jax.kernels.linear_logp import linear_logp
+
+shape = jax.ShapeDtypeStruct
+
+
+def logp_program(tied, **settings):
+  """Values and gradients of a head."""
+
+  def objective(table, hidden, tokens, mask):
+    logp, entropy = linear_logp(
+      table, hidden, tokens, mask, tied=tied, **settings
+    )
+    return jnp.sum(logp + entropy)
+
+  return jax.value_and_grad(objective, argnums=(0, 1))
+
+
+def logp_arguments(B, C, D, V, tied, dtype):
+  return (
+    shape((V, D) if tied else (D, V), dtype),
+    shape((B, C, D), dtype),
+    shape((B, C), jnp.int32),
+    shape((B, C), bool),
+  )
+
+
+def credit_program(credit, loss):
+  """Loss and gradient."""
+  run = functools.partial(
+    credit_loss, credit=credit, loss=loss, implementation="pallas"
+  )
+  return jax.value_and_grad(run, has_aux=True)
+
+
+# By name: of decode attention (P, G, N, K, H, L, M), of a head (B, C, D, V).
+DECODE = {
+  "odd": (
+    ("decode one block", jnp.float32, (2, 3, 6, 2, 10, 37, 19)),
+    ("decode blocks", jnp.bfloat16, (2, 3, 9, 3, 64, 700, 1100)),
+  ),
+  "7B": (("decode", jnp.bfloat16, (4, 8, 28, 4, 128, 512, 8192)),),
+}
+HEADS = {
+  "odd": (
+    ("logp tied", jnp.float32, True, (3, 13, 10, 1100)),
+    ("logp head", jnp.bfloat16, False, (3, 213, 10, 1100)),
+  ),
+  "7B": (
+    ("logp head", jnp.bfloat16, False, (8, 1024, 3584, 152064)),
+    ("logp tied", jnp.bfloat16, True, (8, 1024, 3584, 152064)),
+    ("logp 135M", jnp.bfloat16, True, (8, 512, 576, 49152)),
+  ),
+}
+
+
+def programs(which):
+  """(name, function, arguments)."""
+  decode = functools.partial(decode_attention, implementation="pallas")
+  for name, dtype, sizes in DECODE[which]:
+    draw = functools.partial(test_kernels_decode.draw, *sizes, dtype=dtype)
+    yield name, decode, jax.eval_shape(draw)
+  settings = dict(temperature=0.7, banned_ids=(0,), implementation="pallas")
+  for name, dtype, tied, sizes in HEADS[which]:
+    arguments = logp_arguments(*sizes, tied, dtype)
+    yield name, logp_program(tied, **settings), arguments
+  # 4 prompts of 8 samples, 8,192 tokens, 128 steps.
+  wanted = {6: 32, 37: 8192, 5: 128}
+  for name, (credit, loss) in test_kernels_credit.CASES.items():
+    given = jax.eval_shape(test_kernels_credit.draw)
+    if which == "7B":
+      credit = dataclasses.replace(credit, group_size=8)
+      given = jax.tree.map(
+        lambda x: shape([wanted[n] for n in x.shape], x.dtype), given
+      )
+    yield f"credit {name}", credit_program(credit, loss), given
+
+
+def main() -> None:
+  devices = plan_compiler.find_devices(sys.argv[1])
+  there = SingleDeviceSharding(devices[0])
+  found = {}
+  for name, function, arguments in programs(sys.argv[2]):
+    compiled = jax.jit(function, in_shardings=there, out_shardings=there)
+    try:
+      text = compiled.lower(*arguments).compile().as_text()
+    except Exception as error:
+      found[name] = f"{type(error).__name__}: {error}"
+      continue
+    found[name] = text.count('custom_call_target="tpu_custom_call"')
+  print(json.dumps(found))
+
+
+if __name__ == "__main__":
+  main()
