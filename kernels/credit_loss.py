@@ -78,7 +78,7 @@ def credit_loss(
       cannot do what the settings ask for.
   """
   obstacle = _obstacle(new_logp, credit)
-  if choose(implementation, obstacle, interpret) == "xla":
+  if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
     return reference(new_logp, entropy, experience, credit, loss)
   return _fused(new_logp, entropy, experience, credit, loss, interpret)
 

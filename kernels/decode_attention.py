@@ -76,7 +76,7 @@ def decode_attention(
     *(q_BNH, prefix_k_PKLH, prefix_v_PKLH, prefix_mask_PL),
     *(k_BKMH, v_BKMH, slot, ages),
   )
-  if choose(implementation, obstacle, interpret) == "xla":
+  if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
     return reference(*arguments)
   return _decode(*arguments, interpret)
 

@@ -69,7 +69,7 @@ def linear_logp(
   obstacle = None
   if hidden.dtype != table.dtype:
     obstacle = f"hidden is {hidden.dtype} and table {table.dtype}"
-  if choose(implementation, obstacle, interpret) == "xla":
+  if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
     return reference(table, hidden, tokens, mask, allowed, tied, temperature)
   B, C, D = hidden.shape
   found = _by_kernel(

@@ -13,6 +13,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import plan_compiler
+import test_kernels_attention
 import test_kernels_credit
 import test_kernels_decode
 from jax.sharding import SingleDeviceSharding
@@ -20,6 +21,7 @@ from jax.sharding import SingleDeviceSharding
 from pure_jax.kernels.credit_loss import credit_loss
 from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
+from pure_jax.kernels.segment_attention import segment_attention
 
 shape = jax.ShapeDtypeStruct
 
@@ -53,6 +55,16 @@ def credit_program(credit, loss):
   return jax.value_and_grad(run, has_aux=True)
 
 
+def attention_program(*arguments):
+  """Values and three gradients."""
+
+  def objective(*arguments):
+    out = segment_attention(*arguments, implementation="splash")
+    return jnp.sum(out.astype(jnp.float32))
+
+  return jax.value_and_grad(objective, argnums=(0, 1, 2))(*arguments)
+
+
 # By name: of decode attention (P, G, N, K, H, L, M), of a head (B, C, D, V).
 DECODE = {
   "odd": (
@@ -61,6 +73,8 @@ DECODE = {
   ),
   "7B": (("decode", jnp.bfloat16, (4, 8, 28, 4, 128, 512, 8192)),),
 }
+# B, T, N, K, H.
+TEXTS = {"odd": (2, 700, 9, 3, 10), "7B": (2, 9000, 28, 4, 128)}
 HEADS = {
   "odd": (
     ("logp tied", jnp.float32, True, (3, 13, 10, 1100)),
@@ -80,6 +94,10 @@ def programs(which):
   for name, dtype, sizes in DECODE[which]:
     draw = functools.partial(test_kernels_decode.draw, *sizes, dtype=dtype)
     yield name, decode, jax.eval_shape(draw)
+  draw = functools.partial(
+    test_kernels_attention.draw, *TEXTS[which], dtype=jnp.bfloat16
+  )
+  yield "splash", attention_program, jax.eval_shape(draw)
   settings = dict(temperature=0.7, banned_ids=(0,), implementation="pallas")
   for name, dtype, tied, sizes in HEADS[which]:
     arguments = logp_arguments(*sizes, tied, dtype)
