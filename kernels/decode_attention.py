@@ -365,9 +365,9 @@ def _add(q, k, v, kept, rows, highest, total, summed) -> None:
   scores = jnp.where(kept, scores, MASKED_SCORE)
   old = highest[rows]
   new = jnp.maximum(old, scores.max(axis=1, keepdims=True))
-  # A block without a key for these queries leaves the maximum at its start:
-  # the weights must be 0, not exp(0).
-  weights = jnp.where(kept, jnp.exp(scores - new), 0.0)
+  # Of blocks before the first with a key for a query the weights are 1: they
+  # shrink to nothing when that comes, and one does, for a row sees itself.
+  weights = jnp.exp(scores - new)
   shrink = jnp.exp(old - new)
   highest[rows] = new
   total[rows] = shrink * total[rows] + weights.sum(axis=1, keepdims=True)
