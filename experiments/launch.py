@@ -32,6 +32,7 @@ from workspace import MAY_DIFFER, MAY_DIFFER_FROM_START, Task, Workspace
 from pure_jax.host import (
   allocator,
   clusters,
+  compiled_programs,
   interrupts,
   peers,
   processes,
@@ -77,6 +78,12 @@ _SILENCE_SECONDS = flags.DEFINE_integer(
   100,
   "After how long without a sign of life a process counts as dead.",
   lower_bound=1,
+)
+_COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  None,
+  "Folder where compiled programs are kept for the next start, or 'off'. "
+  "Without it that of JAX_COMPILATION_CACHE_DIR, else one in ~/.cache.",
 )
 
 _Kind = TypeVar("_Kind")
@@ -279,6 +286,7 @@ def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
 def run(
   main: Callable[[list[str]], None],
   required: Sequence[str] = ("config", "workdir"),
+  keeps_programs: bool = True,
 ) -> None:
   """Runs a script's main; expected failures end in a sentence, not a trace.
 
@@ -289,6 +297,7 @@ def run(
   Args:
     main: takes the command line's words.
     required: flags that must be given.
+    keeps_programs: whether what is compiled is kept for the next start.
   """
   flags.mark_flags_as_required(list(required))
 
@@ -317,6 +326,8 @@ def run(
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
     for chatty in ("absl", "jax"):
       logging.getLogger(chatty).setLevel(logging.WARNING)
+    if keeps_programs:
+      _keep_programs()
     with (
       endings.in_a_sentence(),
       peers.joined(_membership()),
@@ -325,6 +336,18 @@ def run(
       main(argv)
 
   app.run(guarded, flags_parser=parsed)
+
+
+def _keep_programs() -> None:
+  """Keeps compiled programs; a folder that takes none is no reason to end."""
+  try:
+    compiled_programs.keep(_COMPILATION_CACHE.value)
+  except OSError as error:
+    print(
+      f"compiled programs are not kept: {error}. The next start compiles "
+      "again; --compilation_cache names another folder.",
+      file=sys.stderr,
+    )
 
 
 def _membership() -> clusters.Membership:
