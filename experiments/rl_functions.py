@@ -18,7 +18,8 @@ class Functions:
   """The compiled functions of a run, as `pure_jax.training` makes them.
 
   `for_rollout` gives what is trained as the three `generate` functions take
-  it: all weights, or the adapters, see `Frozen.sampler`.
+  it: all weights, or the adapters, see `Frozen.sampler`. `score` is that of
+  evaluations, `score_at` gives that of an iteration, by its number from 1.
   """
 
   for_rollout: Callable[..., Any]
@@ -26,6 +27,7 @@ class Functions:
   generate_greedy: Callable[..., Any]
   generate_held_out: Callable[..., Any]
   score: Callable[..., Any]
+  score_at: Callable[[int], Callable[..., Any]]
   update: Callable[..., Any]
 
 
@@ -55,6 +57,7 @@ def compile_functions(
       continuous=rl.continuous(),
     )
 
+  score = row_lengths.make_score(space)
   return Functions(
     for_rollout=train.make_compute_copy(
       _trained(space),
@@ -65,9 +68,22 @@ def compile_functions(
     generate=generate(space.sampler, rl.samples_per_prompt),
     generate_greedy=generate(greedy, 1),
     generate_held_out=generate(plain, 1),
-    score=row_lengths.make_score(space),
+    score=score,
+    score_at=_iteration_scores(space, score),
     update=row_lengths.make_update(space, optimizer),
   )
+
+
+def _iteration_scores(space, score):
+  """Iteration -> its stage 2, which reads the policy where that is due."""
+  rl = space.settings.rl
+  if rl.old_logp == "score":
+    return lambda step: score
+  sampled, checked = (
+    row_lengths.make_score(space, kind) for kind in ("sampled", "checked")
+  )
+  every = rl.old_logp_check_every
+  return lambda step: sampled if (step - 1) % every else checked
 
 
 @dataclasses.dataclass(frozen=True)

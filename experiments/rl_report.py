@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import stage_checkpoints
 import workspace
+from run_settings import ConfigError
 
 from pure_jax import credit
 from pure_jax.host import shared_rows
@@ -106,6 +107,22 @@ def check_finite(
     )
 
 
+def check_drift(space: workspace.Workspace, step: int, scores: Scores) -> None:
+  """Stops a run that takes the sampler's log-probs, where they are off."""
+  rl = space.settings.rl
+  if rl.old_logp == "score" or scores.drift_max is None:
+    return
+  drift = float(scores.drift_max)
+  if not drift <= rl.old_logp_tolerance:
+    raise ConfigError(
+      f"Iteration {step}: the sampler's log-probs are up to {drift:.3g} nats "
+      "off the policy's, and rl.old_logp='sampled' takes one for the other "
+      f"within rl.old_logp_tolerance={rl.old_logp_tolerance}. The policy was "
+      "not updated; the last checkpoint is intact. The same command goes on "
+      "from there with --config.rl.old_logp=score."
+    )
+
+
 def facts_of(problems: Sequence[Problem]) -> dict[str, Any]:
   """What is kept beside the arrays of a batch: its problems' texts."""
   return {"problems": [problem.problem for problem in problems]}
@@ -180,7 +197,8 @@ def write_iteration(
   for name in absent:
     del found[name]
   numbers |= {k: v for k, v in found.items() if k not in numbers}
-  numbers["logp_drift_max"] = float(it.scores.drift_max)
+  if it.scores.drift_max is not None:
+    numbers["logp_drift_max"] = float(it.scores.drift_max)
   tokens = numbers["response_tokens"] * len(it.problems)
   seconds = dict(it.clock.seconds)
   numbers["reshard_seconds"] = seconds.pop("reshard")

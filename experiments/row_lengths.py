@@ -14,11 +14,14 @@ import workspace
 from pure_jax.training import packed, packing, score, train
 
 
-def make_score(space: workspace.Workspace) -> Callable[..., Any]:
+def make_score(
+  space: workspace.Workspace, old_logp: str = "score"
+) -> Callable[..., Any]:
   """Stage 2.
 
   Args:
     space: the open run.
+    old_logp: see `pure_jax.training.score.make_score`.
 
   Returns:
     What `pure_jax.training.score.make_score` returns, or an equal of it.
@@ -36,6 +39,7 @@ def make_score(space: workspace.Workspace) -> Callable[..., Any]:
     _rows_at_a_time(space),
     reference_layout=layouts.reference,
     prm_layout=layouts.prm,
+    old_logp=old_logp,
   )
   if not _packs(space):
     return make()

@@ -137,6 +137,9 @@ class RLSettings:
   clip_high: float
   loss_aggregate: str
   entropy_coef: float
+  old_logp: str
+  old_logp_check_every: int
+  old_logp_tolerance: float
   rollout_parts: int
   rollout_rows: int | None
   rollout_chunk: int
@@ -189,6 +192,7 @@ class RLSettings:
     )
     if self.cache_dtype is not None:
       one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
+    self._check_old_logp()
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
@@ -222,11 +226,26 @@ class RLSettings:
     at_least_one(
       self,
       "iterations prompts samples_per_prompt max_new_tokens max_steps "
-      "rollout_chunk length_buckets eval_every eval_prompts samples_every "
-      "checkpoint_every checkpoints_kept max_skipped_updates",
+      "rollout_chunk old_logp_check_every length_buckets eval_every "
+      "eval_prompts samples_every checkpoint_every checkpoints_kept "
+      "max_skipped_updates",
     )
     self.credit_config()
     self.loss_config()
+
+  def _check_old_logp(self):
+    """Refuses the sampler's log-probs where they are not the policy's."""
+    one_of("old_logp", self.old_logp, ("score", "sampled"))
+    if not self.old_logp_tolerance > 0:
+      raise ValueError(
+        f"old_logp_tolerance must be > 0 nats, got {self.old_logp_tolerance}."
+      )
+    if self.old_logp == "sampled" and (self.top_p != 1 or self.top_k != 0):
+      raise ValueError(
+        f"old_logp='sampled' needs the distribution that is trained, and "
+        f"top_p={self.top_p}, top_k={self.top_k} cut some of it off: set "
+        "top_p=1 and top_k=0, or old_logp='score'."
+      )
 
   def _kl(self, placement: str) -> str | None:
     """The KL estimator, where this is its place."""

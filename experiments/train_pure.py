@@ -105,7 +105,7 @@ def iterate(
   del sampling  # A copy: its memory is the next stages'.
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
   prm_prompts = space.put_prm_prompts(problems)
-  scores = functions.score(
+  scores = functions.score_at(step)(
     frozen.policy(state.params),
     frozen.reference,
     frozen.prm,
@@ -119,6 +119,8 @@ def iterate(
   batch = {"rollout": rollout, "scores": scores}
   batch |= {"correct": correct, "has_answer": known}
   rl_report.check_finite(space, step, problems, batch)
+  rl_report.check_drift(space, step, scores)
+  scores = scores.replace(drift_max=None)  # Not every iteration has it.
   state, found = functions.update(
     state, rollout, scores, correct, known, *frozen.base
   )

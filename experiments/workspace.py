@@ -41,6 +41,7 @@ MAY_DIFFER = (
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout_parts"),
   *("rl.rollout_rows", "rl.rollout_chunk"),
+  *("rl.old_logp", "rl.old_logp_check_every", "rl.old_logp_tolerance"),
 )
 MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
 

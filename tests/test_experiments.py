@@ -84,6 +84,34 @@ def test_a_finished_run_started_again_changes_nothing(finished):
   assert (rows(workdir), rows(workdir, "samples.jsonl")) == before
 
 
+def test_sampled_log_probs_are_checked_and_do_as_well(finished, tmp_path):
+  """Refused where they are off; the same folder goes on within bounds."""
+  workdir = tmp_path / "run"
+  options = (
+    f"--start={finished[0]}",
+    "--config.rl.old_logp=sampled",
+    "--config.rl.old_logp_check_every=3",
+  )
+  strict = "--config.rl.old_logp_tolerance=1e-12"
+  refused = run("train_pure.py", workdir, *options, strict)
+  assert refused.returncode == 1
+  said = refused.stderr.splitlines()[-1]
+  assert said.startswith("error: Iteration 1: the sampler's log-probs are up")
+  assert "--config.rl.old_logp=score" in said
+  done = run("train_pure.py", workdir, *options)
+  assert done.returncode == 0, done.stderr
+  found, expected = (
+    {row["step"]: row for row in rows(folder) if row["stage"] == "rl"}
+    for folder in (workdir, finished[0])
+  )
+  checked = [step for step in found if "logp_drift_max" in found[step]]
+  assert checked == [1, 4]
+  for name in ("grad_norm", "ratio_max", "logp_drift_max", "response_tokens"):
+    np.testing.assert_allclose(
+      found[1][name], expected[1][name], rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
 def test_a_damaged_log_is_named_and_kept(finished, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)

@@ -148,6 +148,14 @@ def rl() -> ConfigDict:
       # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
+      # Log-probs that the update compares with: "score" reads the policy once
+      # more, "sampled" takes the sampler's, which needs top_p=1 and top_k=0.
+      old_logp="score",
+      # "sampled" is checked in iteration 1 and every so many after it.
+      old_logp_check_every=10,
+      # A token further off, in nats, ends the run. Less than log(1 + clip_high)
+      # and -log(1 - clip_low): then no token is clipped for the drift alone.
+      old_logp_tolerance=0.1,
       rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
       # Rows sampled at a time with continuous batching: places of responses
       # that have ended go to prompts that wait. Unset samples all of a part

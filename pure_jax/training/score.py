@@ -101,6 +101,10 @@ def prm_inputs(
   return inputs, cut
 
 
+# Where the log-probs come from that the update compares with.
+OLD_LOGP = ("score", "sampled", "checked")
+
+
 @struct.dataclass
 class Scores:
   """What stage 2 knows of a rollout.
@@ -111,14 +115,15 @@ class Scores:
       everywhere without a PRM.
     old_logp: [B, C] float32 nats, under the policy before the update.
     ref_logp: [B, C] float32 nats, under the reference policy.
-    drift_max: [] float32, largest |sampled - trainer log-prob| of a token.
+    drift_max: [] float32, largest |sampled - trainer log-prob| of a token;
+      None where the policy was not read.
   """
 
   steps: Steps
   step_rewards: jax.Array
   old_logp: jax.Array
   ref_logp: jax.Array
-  drift_max: jax.Array
+  drift_max: jax.Array | None
 
 
 def rollout_logp(
@@ -170,8 +175,15 @@ def make_score(
   reference_layout: sharding.Layout | None = None,
   prm_layout: sharding.Layout | None = None,
   row_shapes: tuple[packing.RowShape, packing.RowShape] | None = None,
+  old_logp: str = "score",
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
   """Stage 2: steps, step rewards, and the log-probs the update compares with.
+
+  With one gradient step per batch the policy that is updated is the one that
+  sampled: the ratio of the clipped loss is 1 at every token, clipping changes
+  nothing, and the gradient is that of advantage * log pi. Where the sampler's
+  log-probs are of the same distribution, reading the policy again finds the
+  rounding between sampler and trainer and nothing else.
 
   Args:
     model: the architecture of the policy; the reference policy is without its
@@ -190,6 +202,9 @@ def make_score(
     row_shapes: rows that texts are packed into, the policy's and the PRM's,
       which say how many are read together; None reads each text in a row of
       its own. Changes the time used and not the result.
+    old_logp: "score" reads the policy for `Scores.old_logp`; "sampled" takes
+      the sampler's log-probs and does not read it; "checked" takes them, and
+      reads it for `Scores.drift_max` alone.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
@@ -197,7 +212,12 @@ def make_score(
     in front of each response: the raw problem it was trained with, where the
     policy's prompt is a chat (the paper's reference gives it the latter).
     Without a PRM its params are None and its prompts are not read.
+
+  Raises:
+    ValueError: if the sampler's log-probs are asked for and are of another
+      distribution than the policy's.
   """
+  _check_old_logp(old_logp, sampler)
   rows = sharding.batch_sharding(layout)
   reference_layout = reference_layout or layout
   prm_layout = prm_layout or layout
@@ -212,10 +232,9 @@ def make_score(
   )
 
   def score(params, reference_params, prm_params, rollout, prm_prompts):
-    policies = [
-      (params, layout.placement),
-      (reference_params, reference_layout.placement),
-    ]
+    policies = [(reference_params, reference_layout.placement)]
+    if old_logp != "sampled":
+      policies.insert(0, (params, layout.placement))
 
     def score_part(part):
       rollout, prm_prompts = part
@@ -223,13 +242,16 @@ def make_score(
       logp = _logp_of_each(policies, model, sampler, rollout, policy_shape)
       return cut, rewards, *logp
 
-    cut, rewards, old_logp, ref_logp = parts.map_rows(
+    cut, rewards, *read, ref_logp = parts.map_rows(
       score_part, (rollout, prm_prompts), rows_at_a_time, shards
     )
-    drift = masked.masked_max(
-      jnp.abs(old_logp - rollout.sampled_logp), rollout.completion_mask
-    )
-    return Scores(cut, rewards, old_logp, ref_logp, drift)
+    sampled, drift = rollout.sampled_logp, None
+    if read:
+      drift = masked.masked_max(
+        jnp.abs(read[0] - sampled), rollout.completion_mask
+      )
+    old = read[0] if old_logp == "score" else sampled
+    return Scores(cut, rewards, old, ref_logp, drift)
 
   declared = policy.declare_policy(model)
   _, base = lora.split_adapters(declared)
@@ -245,6 +267,20 @@ def make_score(
     ),
     out_shardings=Scores(rows, rows, rows, rows, sharding.replicated(layout)),
   )
+
+
+def _check_old_logp(old_logp, sampler):
+  """Refuses the log-probs of a sampler that filters, or takes the likeliest."""
+  if old_logp not in OLD_LOGP:
+    raise ValueError(f"old_logp must be one of {OLD_LOGP}, not {old_logp!r}.")
+  filters = sampler.top_p != 1 or sampler.top_k != 0
+  if old_logp != "score" and (filters or not sampler.temperature > 0):
+    raise ValueError(
+      f"old_logp={old_logp!r} takes the sampler's log-probs for the policy's, "
+      f"and top_p={sampler.top_p}, top_k={sampler.top_k}, temperature="
+      f"{sampler.temperature} give it another distribution: set top_p=1, "
+      "top_k=0 and a temperature > 0, or old_logp='score'."
+    )
 
 
 def _logp_of_each(policies, model, sampler, rollout, row_shape):

@@ -1,0 +1,74 @@
+"""Truncated importance sampling, for a sampler that is not quite the policy.
+
+Rollouts in int8 or bfloat16, or from another engine, are drawn from mu, close
+to the policy pi_old that is updated and not equal to it: "on-policy" updates
+are off-policy. The loss of every token is weighed by how much likelier the
+policy would have drawn it, up to a cap:
+
+  w = min(pi_old / mu, cap), no gradient through it
+  loss = w * PPO's clipped loss of (pi / pi_old)
+
+Without a cap the weighted mean over mu's samples is the mean over pi_old's,
+token by token given the tokens before; the cap bounds the variance, at the
+price of a bias where it binds. The anchor of PPO's ratio stays pi_old.
+
+Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy
+RL Training"; the truncation is that of IMPALA (arXiv 1802.01561, Eq. 1).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax.estimators import kl_estimate
+
+
+def importance_weights(
+  old_logp: Array, sampled_logp: Array, cap: float
+) -> tuple[Array, Array]:
+  """Returns min(exp(old_logp - sampled_logp), cap) per token.
+
+  >>> import jax.numpy as jnp
+  >>> old, sampled = jnp.log(jnp.array([[0.6, 0.2], [0.2, 0.4]]))
+  >>> weights, truncated = importance_weights(old, sampled, 2.0)
+  >>> weights.round(2).tolist(), truncated.tolist()
+  ([2.0, 0.5], [True, False])
+
+  Args:
+    old_logp: [...] float, nats, under the policy before the update.
+    sampled_logp: [...] float, nats, under the distribution sampled from.
+    cap: > 0, the largest weight.
+
+  Returns:
+    (weights [...] in 0..cap, truncated [...] bool, True where the cap binds).
+    No gradient flows through them.
+  """
+  ratio = jnp.exp(jax.lax.stop_gradient(old_logp - sampled_logp))
+  return jnp.minimum(ratio, cap), ratio > cap
+
+
+def weigh(
+  per_token: Array, old_logp: Array, sampled_logp: Array, cap: float
+) -> tuple[Array, dict[str, Array]]:
+  """Weighs a loss per token, and says what the sampler is worth.
+
+  Args:
+    per_token: [...] float, the loss of each token.
+    old_logp: [...] float, nats, under the policy before the update.
+    sampled_logp: [...] float, nats, under the distribution sampled from.
+    cap: > 0, the largest weight.
+
+  Returns:
+    (the weighted loss [...], quantities [...] whose means are metrics:
+    ``importance_weight``, 1 for a sampler that is the policy;
+    ``importance_truncated``, 1 where the cap binds; ``sampler_kl``, the k3
+    estimate of KL(sampler || policy) in nats).
+  """
+  weights, truncated = importance_weights(old_logp, sampled_logp, cap)
+  kl = kl_estimate(sampled_logp, old_logp, "k3")
+  found = {
+    "importance_weight": weights,
+    "importance_truncated": truncated.astype(weights.dtype),
+    "sampler_kl": jax.lax.stop_gradient(kl),
+  }
+  return weights * per_token, found
