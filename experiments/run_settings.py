@@ -137,6 +137,7 @@ class RLSettings:
   clip_high: float
   loss_aggregate: str
   entropy_coef: float
+  importance_cap: float | None
   old_logp: str
   old_logp_check_every: int
   old_logp_tolerance: float
@@ -247,6 +248,13 @@ class RLSettings:
         "top_p=1 and top_k=0, or old_logp='score'."
       )
 
+    if self.old_logp == "sampled" and self.importance_cap is not None:
+      raise ValueError(
+        f"importance_cap={self.importance_cap} weighs tokens by policy over "
+        "sampler, and old_logp='sampled' takes these for equal: leave "
+        "importance_cap unset, or set old_logp='score'."
+      )
+
   def _kl(self, placement: str) -> str | None:
     """The KL estimator, where this is its place."""
     return self.kl_estimator if self.kl_placement == placement else None
@@ -284,6 +292,7 @@ class RLSettings:
       kl_in_loss=self._kl("loss"),
       kl_coef=self.kl_coef,
       entropy_coef=self.entropy_coef,
+      importance_cap=self.importance_cap,
     )
 
   def continuous(self) -> EngineConfig | None:

@@ -47,6 +47,7 @@ def check_experience(experience: Experience) -> None:
   """
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]
+  known = experience.sampled_logp is not None
   for name, shape in (
     ("steps.mask", (B, S)),
     ("steps.index", (B, C)),
@@ -56,6 +57,7 @@ def check_experience(experience: Experience) -> None:
     ("old_logp", (B, C)),
     ("ref_logp", (B, C)),
     ("terminal_mask", (B, C)),
+    *([("sampled_logp", (B, C))] if known else ()),
   ):
     found = operator.attrgetter(name)(experience).shape
     if found != shape:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import masked
+from pure_jax import importance, masked
 from pure_jax.advantages import pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
@@ -141,19 +141,15 @@ def policy_objective(
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
     policy, nats), entropy, clip_fraction, ratio_max, ratio_min (0 without a
-    token). The gradient reaches new_logp and entropy.
+    token); with importance_cap those of `importance.weigh`. The gradient
+    reaches new_logp and entropy.
+
+  Raises:
+    ValueError: if shapes do not fit each other, or there is a cap on weights
+      that nothing is known of.
   """
   mask = experience.completion_mask
-  for name, x in (
-    ("new_logp", new_logp),
-    ("entropy", entropy),
-    ("advantages", advantages),
-  ):
-    if x.shape != mask.shape:
-      raise ValueError(
-        f"{name} has shape {x.shape}, not that of completion_mask, "
-        f"{mask.shape}."
-      )
+  _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
   def kept(x):
     # Before any exp: a masked log-prob of -inf would give NaN gradients.
@@ -164,6 +160,13 @@ def policy_objective(
   per_token, clipped = clipped_policy_loss(
     new_logp, old_logp, kept(advantages), config.clip_low, config.clip_high
   )
+
+  found = {}
+  if config.importance_cap is not None:
+    sampled_logp = kept(_known(experience.sampled_logp))
+    per_token, found = importance.weigh(
+      per_token, old_logp, sampled_logp, config.importance_cap
+    )
 
   response_tokens = None
   if isinstance(experience, PackedExperience):
@@ -187,8 +190,29 @@ def policy_objective(
     "clip_fraction": mean(clipped.astype(per_token.dtype)),
     "ratio_max": masked.masked_max(ratio, mask),
     "ratio_min": masked.masked_min(ratio, mask),
+    **{name: mean(x) for name, x in found.items()},
   }
   return loss, jax.lax.stop_gradient(metrics)
+
+
+def _check_shapes(mask, **arrays):
+  """Refuses arrays that would broadcast to a wrong number."""
+  for name, x in arrays.items():
+    if x.shape != mask.shape:
+      raise ValueError(
+        f"{name} has shape {x.shape}, not that of completion_mask, "
+        f"{mask.shape}."
+      )
+
+
+def _known(sampled_logp):
+  """Refuses weights of which nothing is known."""
+  if sampled_logp is None:
+    raise ValueError(
+      "importance_cap weighs tokens by experience.sampled_logp, which is None: "
+      "give the sampler's log-probs, or no cap."
+    )
+  return sampled_logp
 
 
 def pure_loss(

@@ -148,6 +148,8 @@ class LossConfig:
     kl_in_loss: None, "k1", "k2" or "k3", penalty to the reference policy.
     kl_coef: weight of that penalty, per nat.
     entropy_coef: weight of the entropy bonus, per nat.
+    importance_cap: > 0, the most that a token's loss is weighed by for a
+      sampler that is not the policy, see `importance`; None weighs all alike.
   """
 
   clip_low: float = 0.2
@@ -157,6 +159,7 @@ class LossConfig:
   kl_in_loss: str | None = None
   kl_coef: float = 1e-3
   entropy_coef: float = 0.0
+  importance_cap: float | None = None
 
   def __post_init__(self):
     _require_one_of("aggregate", self.aggregate, AGGREGATES)
@@ -167,6 +170,8 @@ class LossConfig:
       raise ValueError(f"clip_high must be >= 0, not {self.clip_high}.")
     if self.kl_coef < 0 or self.entropy_coef < 0:
       raise ValueError("kl_coef and entropy_coef must be >= 0.")
+    if self.importance_cap is not None and not self.importance_cap > 0:
+      raise ValueError("importance_cap must be > 0, or None for no weights.")
     wants_length = self.aggregate == "constant_length"
     if wants_length != (self.constant_length is not None):
       raise ValueError(

@@ -139,6 +139,8 @@ class Experience:
     ref_logp: [B, C] float32, nats, log-probs of the reference policy.
     terminal_mask: [B, C] bool, True on separators that end a step and on
       EOS: the tokens the reference's main branch gives no advantage.
+    sampled_logp: [B, C] float32, nats, of the distribution sampled from, read
+      where the loss is weighed for it; None where nobody knows it.
   """
 
   completion_mask: Array
@@ -149,6 +151,7 @@ class Experience:
   old_logp: Array
   ref_logp: Array
   terminal_mask: Array
+  sampled_logp: Array | None = None
 
 
 @struct.dataclass
@@ -161,9 +164,12 @@ class PackedExperience:
     ref_logp: [R, W] float32, nats, log-probs of the reference policy.
     response_tokens: [R, W] int32, tokens of the response that a token belongs
       to; 0 where masked.
+    sampled_logp: [R, W] float32, nats, as in `Experience`; None where the
+      loss is not weighed for it.
   """
 
   completion_mask: Array
   old_logp: Array
   ref_logp: Array
   response_tokens: Array
+  sampled_logp: Array | None = None

@@ -273,6 +273,11 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"rl__old_logp": "checked"}, "old_logp must be one of"),
     ({"rl__old_logp": "sampled", "rl__top_p": 0.9}, "set top_p=1 and top_k=0"),
     ({"rl__old_logp": "sampled", "rl__top_k": 9}, "set top_p=1 and top_k=0"),
+    (
+      {"rl__old_logp": "sampled", "rl__importance_cap": 2.0},
+      "importance_cap=2.0 weighs tokens by policy over sampler",
+    ),
+    ({"rl__importance_cap": 0.0}, "importance_cap must be > 0"),
     ({"rl__old_logp_tolerance": 0.0}, "old_logp_tolerance must be > 0"),
     ({"rl__old_logp_check_every": 0}, "old_logp_check_every must be at least"),
     ({"rl__top_k": -1}, "top_k must be at least 0"),

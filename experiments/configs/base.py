@@ -5,6 +5,8 @@ Clip range, KL coefficient, temperature and samples per prompt are the paper's
 embedded world and meant to be overridden.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -148,14 +150,6 @@ def rl() -> ConfigDict:
       # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
-      # Log-probs that the update compares with: "score" reads the policy once
-      # more, "sampled" takes the sampler's, which needs top_p=1 and top_k=0.
-      old_logp="score",
-      # "sampled" is checked in iteration 1 and every so many after it.
-      old_logp_check_every=10,
-      # A token further off, in nats, ends the run. Less than log(1 + clip_high)
-      # and -log(1 - clip_low): then no token is clipped for the drift alone.
-      old_logp_tolerance=0.1,
       rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
       # Rows sampled at a time with continuous batching: places of responses
       # that have ended go to prompts that wait. Unset samples all of a part
@@ -189,7 +183,25 @@ def rl() -> ConfigDict:
       # batch are saved. Of the supervised stages too.
       max_skipped_updates=5,
       lora=lora(),  # Of the policy; the reference is what stays.
+      **sampler_and_policy(),
     )
+  )
+
+
+def sampler_and_policy() -> dict[str, Any]:
+  """Fields of `rl`: how far the policy that samples is the one trained."""
+  return dict(
+    # The most a token's loss is weighed by where the sampler is not quite the
+    # policy (int8 or bfloat16 rollouts); unset weighs all alike.
+    importance_cap=placeholder(float),
+    # Log-probs that the update compares with: "score" reads the policy once
+    # more, "sampled" takes the sampler's, which needs top_p=1 and top_k=0.
+    old_logp="score",
+    # "sampled" is checked in iteration 1 and every so many after it.
+    old_logp_check_every=10,
+    # A token further off, in nats, ends the run. Less than log(1 + clip_high)
+    # and -log(1 - clip_low): then no token is clipped for the drift alone.
+    old_logp_tolerance=0.1,
   )
 
 

@@ -207,6 +207,8 @@ def policy_gradients(
     def read(x):
       return packing.gather(x, texts.completion, placement)
 
+    weighs = config.importance_cap is not None
+
     return losses.policy_objective(
       *part_logp(whole, model, sampler, texts, placement),
       read(advantages),
@@ -215,6 +217,7 @@ def policy_gradients(
         old_logp=read(experience.old_logp),
         ref_logp=read(experience.ref_logp),
         response_tokens=read(lengths),
+        sampled_logp=read(experience.sampled_logp) if weighs else None,
       ),
       config,
       denominator,

@@ -7,6 +7,7 @@ on and what it is asked during RL cannot drift apart.
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -221,9 +222,8 @@ def make_score(
   rows = sharding.batch_sharding(layout)
   reference_layout = reference_layout or layout
   prm_layout = prm_layout or layout
-  shards = max(
-    place.row_shards for place in (layout, reference_layout, prm_layout)
-  )
+  layouts = layout, reference_layout, prm_layout
+  shards = max(place.row_shards for place in layouts)
   policy_shape, prm_shape = row_shapes or (None, None)
   if row_shapes is not None:
     rows_at_a_time = None  # Of packed rows, the shapes say how many.
@@ -253,20 +253,24 @@ def make_score(
     old = read[0] if old_logp == "score" else sampled
     return Scores(cut, rewards, old, ref_logp, drift)
 
-  declared = policy.declare_policy(model)
-  _, base = lora.split_adapters(declared)
-  judge = None if prm_model is None else prm.declare_prm(prm_model)
+  weights = zip(_weights_read(model, prm_model), layouts, strict=True)
   return jax.jit(
     score,
     in_shardings=(
-      sharding.weight_shardings(declared, layout),
-      sharding.weight_shardings(base, reference_layout),
-      sharding.weight_shardings(judge, prm_layout),
+      *itertools.starmap(sharding.weight_shardings, weights),
       rows,
       rows,
     ),
     out_shardings=Scores(rows, rows, rows, rows, sharding.replicated(layout)),
   )
+
+
+def _weights_read(model, prm_model):
+  """Declarations of policy, reference and PRM."""
+  declared = policy.declare_policy(model)
+  _, base = lora.split_adapters(declared)
+  judge = None if prm_model is None else prm.declare_prm(prm_model)
+  return declared, base, judge
 
 
 def _check_old_logp(old_logp, sampler):
@@ -375,4 +379,5 @@ def experience_from(
     terminal_mask=steps.terminal_mask(
       rollout.tokens, rollout.completion_mask, table
     ),
+    sampled_logp=rollout.sampled_logp,
   )

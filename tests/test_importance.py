@@ -1,0 +1,272 @@
+"""Weights for a sampler that is not quite the policy, by loop and by sum."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_train as boundary
+from factories import pad_columns, random_experience
+from small_models import random_policy
+
+from pure_jax import importance, losses
+from pure_jax.advantages import check_experience
+from pure_jax.settings import LossConfig
+from pure_jax.training import packing, score
+from pure_jax.training.gradients import policy_gradients
+from pure_jax.types import Rollout
+
+CAP = 1.5
+AGGREGATES = [
+  LossConfig(),
+  LossConfig(aggregate="sequence_mean"),
+  LossConfig(aggregate="constant_length", constant_length=20),
+]
+
+
+def drawn(seed=0):
+  """A batch whose sampler is off by a lot; (batch, lists, new, entropy, A)."""
+  batch, lists = random_experience(seed)
+  rng = np.random.default_rng(seed)
+  shape = batch.old_logp.shape
+  off = np.where(batch.completion_mask, rng.normal(0, 0.7, shape), 0)
+  batch = batch.replace(sampled_logp=batch.old_logp + off.astype("f4"))
+  moved = rng.normal(0, 0.3, shape).astype("f4")
+  new_logp = jnp.where(batch.completion_mask, batch.old_logp + moved, 0)
+  entropy, advantages = rng.normal(size=(2, *shape)).astype("f4")
+  return batch, lists, new_logp, jnp.asarray(entropy), jnp.asarray(advantages)
+
+
+def aggregate(rows, config):
+  """Of lists of numbers, one list a response."""
+  if config.aggregate == "token_mean":
+    return sum(map(sum, rows)) / sum(map(len, rows))
+  if config.aggregate == "sequence_mean":
+    return sum(sum(row) / len(row) for row in rows) / len(rows)
+  return sum(map(sum, rows)) / (len(rows) * config.constant_length)
+
+
+@pytest.mark.parametrize("config", AGGREGATES, ids=lambda c: c.aggregate)
+def test_the_weighted_loss_agrees_with_a_loop(config):
+  """Weighing the mean in place of its terms would give another number."""
+  config = dataclasses.replace(
+    config, importance_cap=CAP, kl_in_loss="k3", kl_coef=0.3, entropy_coef=0.1
+  )
+  batch, lists, new_logp, entropy, advantages = drawn()
+  loss, metrics = losses.policy_objective(
+    new_logp, entropy, advantages, batch, config
+  )
+  names = ("policy", "importance_weight", "importance_truncated", "sampler_kl")
+  rows = {name: [] for name in (*names, "penalty", "entropy")}
+  for b, length in enumerate(lists["lengths"]):
+    for name in rows:
+      rows[name].append([])
+    for t in range(length):
+      new, old, ref, mu, advantage = (
+        float(x[b, t])
+        for x in (
+          *(new_logp, batch.old_logp, batch.ref_logp),
+          *(batch.sampled_logp, advantages),
+        )
+      )
+      weight = math.exp(old) / math.exp(mu)
+      ratio = math.exp(new) / math.exp(old)
+      clipped = min(max(ratio, 0.8), 1.2)
+      value = -min(ratio * advantage, clipped * advantage)
+      here = {
+        "policy": min(weight, CAP) * value,
+        "importance_weight": min(weight, CAP),
+        "importance_truncated": float(weight > CAP),
+        "sampler_kl": weight - 1 - math.log(weight),
+        "penalty": math.exp(ref - new) - (ref - new) - 1,
+        "entropy": float(entropy[b, t]),
+      }
+      for name, number in here.items():
+        rows[name][-1].append(number)
+  expected = {name: aggregate(found, config) for name, found in rows.items()}
+  total = expected["policy"] + 0.3 * expected["penalty"]
+  np.testing.assert_allclose(loss, total - 0.1 * expected["entropy"], rtol=1e-5)
+  np.testing.assert_allclose(
+    metrics["policy_loss"], expected["policy"], rtol=1e-5
+  )
+  for name in names[1:]:
+    np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
+  assert 0 < metrics["importance_truncated"] < 1
+  # Another batch's padding changes nothing, whatever stands in it.
+  wider = pad_columns(batch, 3, 0, fill=np.nan)
+  wider = wider.replace(
+    sampled_logp=jnp.pad(
+      batch.sampled_logp, ((0, 0), (0, 3)), constant_values=-np.inf
+    )
+  )
+  again, _ = losses.policy_objective(
+    *(jnp.pad(x, ((0, 0), (0, 3))) for x in (new_logp, entropy, advantages)),
+    wider,
+    config,
+  )
+  np.testing.assert_allclose(again, loss, rtol=1e-6)
+
+
+def test_the_gradient_is_weighed_and_reaches_the_policy_alone():
+  """A gradient through the weight would push the sampler's tokens away."""
+  batch, _, _, entropy, advantages = drawn(1)
+  config = LossConfig(importance_cap=CAP)
+
+  def loss(new_logp, old_logp, sampled_logp):
+    given = batch.replace(old_logp=old_logp, sampled_logp=sampled_logp)
+    value, _ = losses.policy_objective(
+      new_logp, entropy, advantages, given, config
+    )
+    return value
+
+  old = batch.old_logp
+  new, *others = jax.grad(loss, argnums=(0, 1, 2))(old, old, batch.sampled_logp)
+  mask = np.asarray(batch.completion_mask)
+  weight = np.minimum(np.exp(np.asarray(old - batch.sampled_logp)), CAP)
+  expected = np.where(mask, -weight * advantages / mask.sum(), 0)
+  np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-8)
+  for gradient in others:
+    np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
+
+
+def test_weights_turn_the_samplers_tokens_into_the_policys():
+  """The gradient over mu's tokens is that over the policy's, term by term.
+
+  Four tokens of a vocabulary, as often as mu draws them. Unweighted, the
+  gradient is that of another policy.
+  """
+  mu_counts = np.array([4, 2, 1, 1])
+  drawn_tokens = np.repeat(np.arange(4), mu_counts)
+  mu = np.log(mu_counts / 8)
+  logits = jnp.array([0.1, -0.4, 0.7, 0.2])
+  gain = jnp.array([1.0, -2.0, 0.5, 3.0])
+  batch, _ = random_experience(0, prompts=2, width=1, lengths=[1] * 8)
+  old = jax.nn.log_softmax(logits)
+
+  def loss(logits, cap):
+    new_logp = jax.nn.log_softmax(logits)[drawn_tokens][:, None]
+    given = batch.replace(
+      old_logp=old[drawn_tokens][:, None],
+      sampled_logp=jnp.asarray(mu, jnp.float32)[drawn_tokens][:, None],
+    )
+    value, _ = losses.policy_objective(
+      new_logp,
+      jnp.zeros((8, 1)),
+      gain[drawn_tokens][:, None],
+      given,
+      LossConfig(importance_cap=cap),
+    )
+    return value
+
+  def expected_gain(logits):
+    return -jnp.sum(jax.nn.softmax(logits) * gain)
+
+  wanted = jax.grad(expected_gain)(logits)
+  np.testing.assert_allclose(jax.grad(loss)(logits, 100.0), wanted, atol=1e-6)
+  unweighted = jax.grad(loss)(logits, None)
+  assert np.abs(unweighted - wanted).max() > 0.05
+
+
+def test_without_a_cap_the_sampler_is_not_read():
+  batch, _, new_logp, entropy, advantages = drawn(2)
+  arguments = new_logp, entropy, advantages
+  expected = losses.policy_objective(
+    *arguments, batch.replace(sampled_logp=None), LossConfig()
+  )
+  poison = jnp.full_like(batch.sampled_logp, jnp.nan)
+  found = losses.policy_objective(
+    *arguments, batch.replace(sampled_logp=poison), LossConfig()
+  )
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert "importance_weight" not in found[1]
+  with pytest.raises(ValueError, match=r"experience\.sampled_logp, which is"):
+    losses.policy_objective(
+      *arguments,
+      batch.replace(sampled_logp=None),
+      LossConfig(importance_cap=CAP),
+    )
+  with pytest.raises(ValueError, match=r"experience\.sampled_logp has shape"):
+    check_experience(batch.replace(sampled_logp=batch.sampled_logp[0]))
+
+
+def test_an_exact_sampler_has_weight_one():
+  weights, truncated = importance.importance_weights(
+    jnp.array([-1.0, -300.0, 0.0]), jnp.array([-1.0, -300.0, -300.0]), 4.0
+  )
+  assert weights.tolist() == [1.0, 1.0, 4.0]  # exp(300) is infinite.
+  assert truncated.tolist() == [False, False, True]
+
+
+@pytest.fixture(scope="module")
+def batch_of_a_run():
+  """Parameters, and a rollout whose log-probs the sampler got wrong."""
+  params = random_policy(boundary.MODEL)
+  rng = np.random.default_rng(0)
+  prompts = boundary.prompts(8)
+  mask = np.arange(10) < rng.integers(1, 11, (8, 1))
+  rollout = Rollout(
+    prompt_tokens=jnp.asarray(prompts.tokens),
+    prompt_mask=jnp.asarray(prompts.mask),
+    tokens=jnp.asarray(np.where(mask, rng.integers(1, 16, mask.shape), 0)),
+    completion_mask=jnp.asarray(mask),
+    sampled_logp=jnp.zeros(mask.shape),
+    truncated=jnp.zeros(8, bool),
+  )
+  logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
+    params, boundary.MODEL, boundary.SAMPLER, rollout
+  )
+  off = rng.normal(0, 0.7, mask.shape).astype("f4")
+  batch, _ = random_experience(0, prompts=2, width=10)
+  batch = batch.replace(
+    completion_mask=rollout.completion_mask,
+    old_logp=logp,
+    ref_logp=logp,
+    sampled_logp=jnp.where(rollout.completion_mask, logp + off, 0),
+  )
+  advantages = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
+  return params, (rollout, batch, advantages)
+
+
+def test_parts_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
+  """A packed token with its neighbour's weight would show here."""
+  params, batch = batch_of_a_run
+  config = LossConfig(aggregate="sequence_mean", importance_cap=CAP)
+
+  def gradients(**options):
+    return jax.jit(
+      lambda params, batch: policy_gradients(
+        params, batch, boundary.MODEL, boundary.SAMPLER, config, **options
+      )
+    )(params, batch)
+
+  (loss, metrics), grads = gradients()
+  assert 0 < metrics["importance_truncated"] < 1
+  for options in (
+    {"micro_batches": 4},
+    {"row_shape": packing.RowShape(21, 2)},
+  ):
+    (found, others), theirs = gradients(**options)
+    np.testing.assert_allclose(found, loss, atol=1e-6)
+    for key, value in metrics.items():
+      np.testing.assert_allclose(
+        others[key], value, rtol=1e-5, atol=1e-6, err_msg=key
+      )
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), theirs, grads
+    )
+
+
+def test_the_update_is_given_what_the_sampler_said(batch_of_a_run):
+  """Not the log-probs that were read again, whose weight is always 1."""
+  _, (rollout, batch, _) = batch_of_a_run
+  rollout = rollout.replace(sampled_logp=batch.sampled_logp)
+  scores = score.Scores(
+    batch.steps, batch.step_rewards, batch.old_logp, batch.ref_logp, None
+  )
+  experience = score.experience_from(
+    rollout, scores, batch.correct, batch.has_answer, boundary.TABLE
+  )
+  np.testing.assert_array_equal(experience.sampled_logp, rollout.sampled_logp)
+  np.testing.assert_array_equal(experience.old_logp, scores.old_logp)
