@@ -268,7 +268,7 @@ class Programs:
     """
     rl, shapes, functions = self._run.settings.rl, self._shapes, self._functions
     rows = rl.prompts * rl.samples_per_prompt
-    sampler = self._copy(self._declared, shapes.model, self._layouts.rollout)
+    sampler = jax.eval_shape(functions.for_rollout, self._params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
     sampled = jax.eval_shape(functions.generate, *asked)
@@ -307,7 +307,7 @@ class Programs:
     Returns:
       Bytes of one device, without the padding of tiles.
     """
-    layouts, model = self._layouts, self._shapes.model
+    layouts = self._layouts
     state = self._state()
     places = train.state_shardings(
       self._declared, self._optimizer, layouts.training
@@ -324,8 +324,9 @@ class Programs:
       where = weight_shardings(self._prm_declared, layouts.prm)
       held["prm"] = _bytes_held(judge, where)
     if self._is_copied():
-      where = weight_shardings(self._declared, layouts.rollout)
-      copy = self._copy(self._declared, model, layouts.rollout)
+      sampled = policy.declare_policy(rl_functions.rollout_model(self._run))
+      where = weight_shardings(sampled, layouts.rollout)
+      copy = jax.eval_shape(self._functions.for_rollout, self._params)
       held["sampler"] = _bytes_held(copy, where)
     return Resident(
       parameters=_bytes_held(state.params, places.params),

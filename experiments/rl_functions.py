@@ -10,7 +10,8 @@ import workspace
 
 from pure_jax.host.stop_texts import boxed_stops
 from pure_jax.models import lora, policy, prm
-from pure_jax.training import rollouts, train
+from pure_jax.models.config import ModelConfig
+from pure_jax.training import int8_weights, rollouts, train
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,7 @@ def compile_functions(
 
   def generate(sampler, group_size):
     return rollouts.make_generate(
-      dataclasses.replace(space.rl_model, cache_dtype=rl.cache_dtype),
+      rollout_model(space),
       sampler,
       group_size,
       layouts.rollout,
@@ -59,12 +60,7 @@ def compile_functions(
 
   score = row_lengths.make_score(space)
   return Functions(
-    for_rollout=train.make_compute_copy(
-      _trained(space),
-      space.rl_model,
-      space.layout,
-      layouts.rollout,
-    ),
+    for_rollout=_rollout_copy(space, _trained(space)),
     generate=generate(space.sampler, rl.samples_per_prompt),
     generate_greedy=generate(greedy, 1),
     generate_held_out=generate(plain, 1),
@@ -95,7 +91,7 @@ class Frozen:
     prm: the process reward model, None in a run on verdicts alone.
     base: (the weights that adapters stand beside,), () where all weights are
       trained; the reference's own arrays in the same layout.
-    rollout_base: the same in the layout of rollouts.
+    rollout_base: the same in the layout of rollouts, as they read it.
   """
 
   reference: Any
@@ -115,6 +111,24 @@ class Frozen:
     its place once and for all, with adapters alone to move.
     """
     return lora.join_params(*self.rollout_base, copy)
+
+
+def rollout_model(space: workspace.Workspace) -> ModelConfig:
+  """The policy's architecture as it is sampled with."""
+  rl = space.settings.rl
+  return dataclasses.replace(
+    space.rl_model,
+    cache_dtype=rl.cache_dtype,
+    int8_matrices=rl.rollout_weights == "int8",
+  )
+
+
+def _rollout_copy(space, declared):
+  """Weights -> what rollouts read of them; of adapters, as they are."""
+  make = train.make_compute_copy
+  if rollout_model(space).int8_matrices and "embedding" in declared:
+    make = int8_weights.make_int8_copy
+  return make(declared, space.rl_model, space.layout, space.rl_layouts.rollout)
 
 
 def _trained(space: workspace.Workspace) -> Any:
@@ -148,13 +162,18 @@ def freeze(
   layouts, model, prm_model = space.rl_layouts, space.model, space.prm_model
   declared = policy.declare_policy(model)
   places = {"reference": layouts.reference}
+  in_int8 = rollout_model(space).int8_matrices
   if space.rl_model.lora is not None:
-    places |= {"base": space.layout, "rollout_base": layouts.rollout}
+    places["base"] = space.layout
+    if not in_int8:
+      places["rollout_base"] = layouts.rollout
   copies = {
     place: copy(policy_params, declared, model, place)
     for place in dict.fromkeys(places.values())
   }
   found = {name: copies[place] for name, place in places.items()}
+  if space.rl_model.lora is not None and in_int8:
+    found["rollout_base"] = _rollout_copy(space, declared)(policy_params)
   reference = found.pop("reference")
   found = {name: (weights,) for name, weights in found.items()}
   if prm_params is None:

@@ -20,6 +20,7 @@ from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 from pure_jax.training.score import ScoreConfig
 
+ROLLOUT_WEIGHTS = ("compute", "int8")
 REWARD_MODES = ("prm", "prm+vr", "vr")
 
 
@@ -137,6 +138,7 @@ class RLSettings:
   clip_high: float
   loss_aggregate: str
   entropy_coef: float
+  rollout_weights: str
   importance_cap: float | None
   old_logp: str
   old_logp_check_every: int
@@ -253,6 +255,12 @@ class RLSettings:
         f"importance_cap={self.importance_cap} weighs tokens by policy over "
         "sampler, and old_logp='sampled' takes these for equal: leave "
         "importance_cap unset, or set old_logp='score'."
+      )
+    one_of("rollout_weights", self.rollout_weights, ROLLOUT_WEIGHTS)
+    if self.old_logp == "sampled" and self.rollout_weights != "compute":
+      raise ValueError(
+        f"rollout_weights={self.rollout_weights!r} sample from another policy "
+        "than old_logp='sampled' takes them for: set old_logp='score'."
       )
 
   def _kl(self, placement: str) -> str | None:

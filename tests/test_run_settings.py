@@ -277,6 +277,11 @@ def test_the_prm_run_is_that_of_the_paper():
       {"rl__old_logp": "sampled", "rl__importance_cap": 2.0},
       "importance_cap=2.0 weighs tokens by policy over sampler",
     ),
+    ({"rl__rollout_weights": "int4"}, "rollout_weights must be one of"),
+    (
+      {"rl__old_logp": "sampled", "rl__rollout_weights": "int8"},
+      "sample from another policy",
+    ),
     ({"rl__importance_cap": 0.0}, "importance_cap must be > 0"),
     ({"rl__old_logp_tolerance": 0.0}, "old_logp_tolerance must be > 0"),
     ({"rl__old_logp_check_every": 0}, "old_logp_check_every must be at least"),

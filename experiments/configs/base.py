@@ -191,6 +191,9 @@ def rl() -> ConfigDict:
 def sampler_and_policy() -> dict[str, Any]:
   """Fields of `rl`: how far the policy that samples is the one trained."""
   return dict(
+    # Matrices that are sampled with, evaluations included: "compute" dtype, or
+    # "int8", which is not quite the policy: see importance_cap.
+    rollout_weights="compute",
     # The most a token's loss is weighed by where the sampler is not quite the
     # policy (int8 or bfloat16 rollouts); unset weighs all alike.
     importance_cap=placeholder(float),

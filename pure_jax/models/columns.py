@@ -19,6 +19,7 @@ from flax import struct
 from jax import Array
 
 from pure_jax.models.config import MATRICES, ModelConfig
+from pure_jax.models.quantized import QuantizedMatrix
 
 
 @struct.dataclass
@@ -74,12 +75,12 @@ def decoding_params(params: Any, config: ModelConfig) -> Any:
 
   Returns:
     A tree for `decoding.decode_token` and `policy.logits`: a tuple of layers
-    with a `ColumnMatrix` for each matrix, and ``readout``, another, in place
+    with a `ColumnMatrix` for each matrix that is not in int8, and ``readout``, another, in place
     of the head. Adapters stay as they are.
   """
 
   def columns(name, weight):
-    if name not in MATRICES:
+    if name not in MATRICES or isinstance(weight, QuantizedMatrix):
       return weight
     if name == "output":  # From heads: [N, H, D].
       weight = weight.reshape(-1, weight.shape[-1])

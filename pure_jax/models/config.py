@@ -138,6 +138,8 @@ class ModelConfig:
       what later tokens read, so log-probs drift from the trainer's.
     lora: adapters beside the matrices of every layer, which are then what is
       trained; None has none and trains everything.
+    int8_matrices: True has the matrices of every layer in int8, see
+      `quantized.py`: for sampling, nothing is trained.
   """
 
   vocab_size: int
@@ -160,6 +162,7 @@ class ModelConfig:
   attention_chunk: int | None = None
   cache_dtype: str | None = None
   lora: LoraConfig | None = None
+  int8_matrices: bool = False
 
   def __post_init__(self):
     """Refuses architectures that cannot be built."""

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models.config import LoraConfig, ModelConfig
+from pure_jax.models.quantized import declare_quantized
 
 Initializer = Callable[[Array, tuple[int, ...], jnp.dtype], Array]
 
@@ -112,7 +113,7 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
 
   Returns:
     One `Weight` per kind of array, [num_layers, ...]; with `config.lora`
-    those of the adapters too.
+    those of the adapters too, with `config.int8_matrices` two for a matrix.
   """
   D, N, K, H, F = (
     config.width,
@@ -157,9 +158,12 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
   if config.qk_norm:
     layers["query_norm"] = weight("H", ONES)
     layers["key_norm"] = weight("H", ONES)
+  adapters = {}
   if config.lora is not None:
-    layers |= _declare_adapters(layers, config.lora)
-  return layers
+    adapters = _declare_adapters(layers, config.lora)
+  if config.int8_matrices:
+    layers = declare_quantized(layers)
+  return layers | adapters
 
 
 def _declare_adapters(

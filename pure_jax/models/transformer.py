@@ -26,6 +26,7 @@ from pure_jax.models.placement import (
   QUERIES,
   Placement,
 )
+from pure_jax.models.quantized import QuantizedMatrix
 from pure_jax.models.remat import remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
@@ -304,7 +305,7 @@ def _project(config, placement, layer, name, x_BTD):
 
   def times(x, part):
     weight = layer[part]
-    if isinstance(weight, ColumnMatrix):
+    if isinstance(weight, ColumnMatrix | QuantizedMatrix):
       return weight.times(x)
     weight = weight.astype(x_BTD.dtype)
     if name == "output":  # From heads: [N, H, ...] is one axis.

@@ -1,0 +1,89 @@
+"""The rollout's copy in int8: on any layout, and what its samples are worth."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import test_train as boundary
+from small_models import random_policy
+
+from pure_jax.models import params as weights
+from pure_jax.models import policy, quantized
+from pure_jax.models.config import MATRICES
+from pure_jax.parallel import sharding
+from pure_jax.training import int8_weights, score, train
+
+# Sizes that every set of rules below divides.
+MODEL = dataclasses.replace(boundary.MODEL, num_heads=4, num_kv_heads=2)
+INT8 = dataclasses.replace(MODEL, int8_matrices=True)
+DECLARED = policy.declare_policy(MODEL)
+LAYOUTS = {
+  "fsdp": sharding.make_layout(2, 4),
+  "tensor": sharding.make_layout(4, 1, 2, rules="tensor"),
+  "fsdp+tensor": sharding.make_layout(2, 2, 2, rules="fsdp+tensor"),
+}
+
+
+def copied(layout, source=None):
+  make = int8_weights.make_int8_copy(DECLARED, MODEL, source or layout, layout)
+  return make(random_policy(MODEL))
+
+
+@pytest.mark.parametrize("rules", LAYOUTS)
+def test_a_copy_is_the_same_in_every_layout(rules):
+  """The largest entry of an output is looked for on all devices."""
+  layout = LAYOUTS[rules]
+  params = random_policy(MODEL)
+  expected = jax.jit(quantized.quantize_layers)(params["layers"])
+  found = copied(layout, sharding.make_layout(1, 8))
+  weights.check_params(found, policy.declare_policy(INT8))
+  jax.tree.map(np.testing.assert_array_equal, found["layers"], expected)
+  np.testing.assert_array_equal(found["embedding"], params["embedding"])
+  places = sharding.weight_shardings(policy.declare_policy(INT8), layout)
+  jax.tree.map(
+    lambda x, place: np.testing.assert_(
+      x.sharding.is_equivalent_to(place, x.ndim)
+    ),
+    found,
+    places,
+  )
+  gate = found["layers"]["gate"]
+  parts = gate.values.sharding.shard_shape(gate.values.shape)
+  # Layers, then outputs: a scale lies where its outputs are.
+  assert gate.scale.sharding.shard_shape(gate.scale.shape) == (
+    parts[0],
+    parts[2],
+  )
+  assert ("tensor" in rules) == (parts[2] < gate.values.shape[2])
+
+
+def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
+  """And off the policy's by what `drift_max` says."""
+  one, many = sharding.make_layout(), LAYOUTS["fsdp+tensor"]
+  sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.8)
+  params = random_policy(MODEL)
+  rollouts = []
+  for layout in (one, many):
+    generate = train.make_generate(INT8, sampler, 4, layout)
+    rollouts.append(
+      jax.device_get(
+        generate(copied(layout), boundary.prompts(8), jax.random.key(1))
+      )
+    )
+  rollout, other = rollouts
+  np.testing.assert_array_equal(rollout.tokens, other.tokens)
+  np.testing.assert_allclose(
+    rollout.sampled_logp, other.sampled_logp, atol=1e-5
+  )
+  layers = quantized.quantize_layers(params["layers"])
+  plain = {
+    name: quantized.dequantize(layers[name], quantized.input_axes(name))
+    for name in MATRICES
+  }
+  plain = params | {"layers": layers | plain}
+  read = jax.jit(score.rollout_logp, static_argnums=(1, 2))
+  stands_for, _ = read(plain, MODEL, sampler, rollout)
+  np.testing.assert_allclose(rollout.sampled_logp, stands_for, atol=1e-5)
+  trained, _ = read(params, MODEL, sampler, rollout)
+  assert np.abs(trained - rollout.sampled_logp).max() > 1e-3
