@@ -147,4 +147,47 @@ FAULTS = (
     "drawn = (statistic(rng.permutation(count))",
     "test_intervals.py::test_responses_stay_with_their_problem",
   ),
+  (
+    "the sampler's weights have no cap",
+    "importance.py",
+    "return jnp.minimum(ratio, cap), ratio > cap",
+    "return ratio, ratio > cap",
+    "test_importance.py::test_the_weighted_loss_agrees_with_a_loop",
+  ),
+  (
+    "a gradient flows through the sampler's weights",
+    "importance.py",
+    "jnp.exp(jax.lax.stop_gradient(old_logp - sampled_logp))",
+    "jnp.exp(old_logp - sampled_logp)",
+    "test_importance.py::"
+    "test_the_gradient_is_weighed_and_reaches_the_policy_alone",
+  ),
+  (
+    "the sampler's weights are made of log-probs read again",
+    "training/score.py",
+    "sampled_logp=rollout.sampled_logp,",
+    "sampled_logp=scores.old_logp,",
+    "test_importance.py::test_the_update_is_given_what_the_sampler_said",
+  ),
+  (
+    "packed rows forget what the sampler said",
+    "training/packed.py",
+    "read(experience.sampled_logp) if weighs",
+    "read(experience.old_logp) if weighs",
+    "test_importance.py::test_parts_and_packed_rows_weigh_as_one_batch",
+  ),
+  (
+    "a check of the sampler changes the update",
+    "training/score.py",
+    'old = read[0] if old_logp == "score" else sampled',
+    "old = read[0] if read else sampled",
+    "test_score.py::test_a_check_finds_a_sampler_that_is_off",
+  ),
+  (
+    "matrices in int8 are rounded toward zero",
+    "models/quantized.py",
+    "jnp.round(steps)",
+    "jnp.trunc(steps)",
+    "test_quantized.py::test_every_output_has_a_step_of_its_own",
+  ),
 )

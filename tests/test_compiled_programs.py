@@ -137,6 +137,36 @@ def kept_by(home, folder=None, **changes):
   return done.stdout.split()
 
 
+FULL = """
+import resource
+import jax, jax.numpy as jnp
+from pure_jax.host import compiled_programs
+print(compiled_programs.keep())
+if {limited}:
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+print(int(jax.jit(lambda x: jnp.cumsum(x)[-1])(jnp.arange(100))))
+"""
+
+
+def test_a_disk_that_fills_up_ends_nothing(tmp_path):
+  """Nor does what it left of a program, for the next process to find."""
+  for limited in (True, False):
+    done = subprocess.run(
+      [sys.executable, "-c", FULL.format(limited=limited)],
+      capture_output=True,
+      text=True,
+      check=False,
+      env=environment(tmp_path / "home", PYTHONPATH=str(ROOT)),
+    )
+    assert done.returncode == 0, done.stderr
+    folder, total = done.stdout.split()
+    assert total == "4950"
+    said = "writing" if limited else "reading"
+    assert f"Error {said} persistent compilation cache entry" in done.stderr
+    sizes = [path.stat().st_size for path in pathlib.Path(folder).iterdir()]
+    assert sizes and max(sizes) <= 1000
+
+
 def test_what_the_user_has_set_is_left_alone(tmp_path):
   home, mine = tmp_path / "home", str(tmp_path / "mine")
   variables = {

@@ -112,6 +112,27 @@ def test_sampled_log_probs_are_checked_and_do_as_well(finished, tmp_path):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_run_samples_in_int8_and_weighs_for_it(finished, tmp_path, rank):
+  """With adapters the base alone is rounded; weights of 1 would be a mock."""
+  done = run(
+    "train_pure.py",
+    tmp_path / "run",
+    f"--start={finished[0]}",
+    f"--config.rl.lora.rank={rank}",
+    "--config.rl.rollout_weights=int8",
+    "--config.rl.importance_cap=2.0",
+  )
+  assert done.returncode == 0, done.stderr
+  for row in rows(tmp_path / "run"):
+    if row["stage"] == "rl":
+      assert 1e-3 < row["logp_drift_max"] < 1
+      assert 0 < row["sampler_kl"] < 0.1 and row["skipped_updates"] == 0
+      assert row["importance_weight"] != 1
+      assert abs(row["importance_weight"] - 1) < 0.05
+
+
 def test_a_damaged_log_is_named_and_kept(finished, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
