@@ -185,17 +185,7 @@ class RLSettings:
       raise ValueError(
         f"temperature must be > 0 to explore, got {self.temperature}."
       )
-    SamplingConfig(
-      max_new_tokens=self.max_new_tokens,
-      pad_id=0,
-      stop_ids=(1,),
-      top_p=self.top_p,
-      top_k=self.top_k,
-      min_p=self.min_p,
-    )
-    if self.cache_dtype is not None:
-      one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
-    self._check_old_logp()
+    self._check_sampler()
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must be in [-1, 1], got {reward}.")
@@ -211,14 +201,6 @@ class RLSettings:
           f"({self.prompts} prompts x {self.samples_per_prompt} samples): "
           "choose a divisor."
         )
-    if self.rollout_rows is not None:
-      at_least_one(self, "rollout_rows")
-    if self.rollout_rows is not None and self.rollout_parts > 1:
-      raise ValueError(
-        f"rollout_rows={self.rollout_rows} says how many responses are sampled "
-        f"at a time, and so does rollout_parts={self.rollout_parts}: set "
-        "rollout_parts to 1, or rollout_rows to None."
-      )
     if self.packed_tokens is not None:
       at_least_one(self, "packed_tokens")
     if self.packed_tokens is not None and self.micro_batches == 1:
@@ -236,31 +218,45 @@ class RLSettings:
     self.credit_config()
     self.loss_config()
 
-  def _check_old_logp(self):
-    """Refuses the sampler's log-probs where they are not the policy's."""
+  def _check_sampler(self):
+    """Refuses a sampler that is none, or taken for what it is not."""
+    SamplingConfig(
+      max_new_tokens=self.max_new_tokens,
+      pad_id=0,
+      stop_ids=(1,),
+      top_p=self.top_p,
+      top_k=self.top_k,
+      min_p=self.min_p,
+    )
+    if self.cache_dtype is not None:
+      one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
+    if self.rollout_rows is not None:
+      at_least_one(self, "rollout_rows")
+    if self.rollout_rows is not None and self.rollout_parts > 1:
+      raise ValueError(
+        f"rollout_rows={self.rollout_rows} says how many responses are sampled "
+        f"at a time, and so does rollout_parts={self.rollout_parts}: set "
+        "rollout_parts to 1, or rollout_rows to None."
+      )
+    one_of("rollout_weights", self.rollout_weights, ROLLOUT_WEIGHTS)
     one_of("old_logp", self.old_logp, ("score", "sampled"))
     if not self.old_logp_tolerance > 0:
       raise ValueError(
         f"old_logp_tolerance must be > 0 nats, got {self.old_logp_tolerance}."
       )
-    if self.old_logp == "sampled" and (self.top_p != 1 or self.top_k != 0):
-      raise ValueError(
-        f"old_logp='sampled' needs the distribution that is trained, and "
-        f"top_p={self.top_p}, top_k={self.top_k} cut some of it off: set "
-        "top_p=1 and top_k=0, or old_logp='score'."
-      )
-
     if self.old_logp == "sampled" and self.importance_cap is not None:
       raise ValueError(
         f"importance_cap={self.importance_cap} weighs tokens by policy over "
         "sampler, and old_logp='sampled' takes these for equal: leave "
         "importance_cap unset, or set old_logp='score'."
       )
-    one_of("rollout_weights", self.rollout_weights, ROLLOUT_WEIGHTS)
-    if self.old_logp == "sampled" and self.rollout_weights != "compute":
+    rounds = self.rollout_weights != "compute" or self.cache_dtype is not None
+    if self.old_logp == "sampled" and rounds:
       raise ValueError(
-        f"rollout_weights={self.rollout_weights!r} sample from another policy "
-        "than old_logp='sampled' takes them for: set old_logp='score'."
+        f"rollout_weights={self.rollout_weights!r} with cache_dtype="
+        f"{self.cache_dtype!r} sample from another policy than old_logp="
+        "'sampled' takes them for: set old_logp='score', or the others to "
+        "'compute' and None."
       )
 
   def _kl(self, placement: str) -> str | None:

@@ -179,7 +179,7 @@ FAULTS = (
   (
     "a check of the sampler changes the update",
     "training/score.py",
-    'old = read[0] if old_logp == "score" else sampled',
+    "old = read[0] if own else sampled",
     "old = read[0] if read else sampled",
     "test_score.py::test_a_check_finds_a_sampler_that_is_off",
   ),

@@ -212,6 +212,7 @@ def batch_of_a_run():
     tokens=jnp.asarray(np.where(mask, rng.integers(1, 16, mask.shape), 0)),
     completion_mask=jnp.asarray(mask),
     sampled_logp=jnp.zeros(mask.shape),
+    full_logp=jnp.zeros(mask.shape),
     truncated=jnp.zeros(8, bool),
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(

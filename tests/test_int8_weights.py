@@ -12,7 +12,7 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy, quantized
 from pure_jax.models.config import MATRICES
 from pure_jax.parallel import sharding
-from pure_jax.training import int8_weights, score, train
+from pure_jax.training import int8_weights, rollouts, score
 
 # Sizes that every set of rules below divides.
 MODEL = dataclasses.replace(boundary.MODEL, num_heads=4, num_kv_heads=2)
@@ -63,15 +63,15 @@ def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
   one, many = sharding.make_layout(), LAYOUTS["fsdp+tensor"]
   sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.8)
   params = random_policy(MODEL)
-  rollouts = []
+  drawn = []
   for layout in (one, many):
-    generate = train.make_generate(INT8, sampler, 4, layout)
-    rollouts.append(
+    generate = rollouts.make_generate(INT8, sampler, 4, layout)
+    drawn.append(
       jax.device_get(
         generate(copied(layout), boundary.prompts(8), jax.random.key(1))
       )
     )
-  rollout, other = rollouts
+  rollout, other = drawn
   np.testing.assert_array_equal(rollout.tokens, other.tokens)
   np.testing.assert_allclose(
     rollout.sampled_logp, other.sampled_logp, atol=1e-5

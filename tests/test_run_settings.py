@@ -271,8 +271,10 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"seed": -1}, "seed must be at least 0"),
     ({"rl__top_p": 2.0}, "top_p must be in"),
     ({"rl__old_logp": "checked"}, "old_logp must be one of"),
-    ({"rl__old_logp": "sampled", "rl__top_p": 0.9}, "set top_p=1 and top_k=0"),
-    ({"rl__old_logp": "sampled", "rl__top_k": 9}, "set top_p=1 and top_k=0"),
+    (
+      {"rl__old_logp": "sampled", "rl__cache_dtype": "int8"},
+      "cache_dtype='int8' sample from another policy",
+    ),
     (
       {"rl__old_logp": "sampled", "rl__importance_cap": 2.0},
       "importance_cap=2.0 weighs tokens by policy over sampler",

@@ -10,7 +10,7 @@ import test_train as boundary
 
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
-from pure_jax.training import packing, score, train
+from pure_jax.training import packing, rollouts, score, train
 from pure_jax.types import Prompts
 
 # A step as long as the gradient, so that two of them can be told apart.
@@ -28,7 +28,7 @@ def drawn():
     boundary.grown(make(jax.random.key(seed)).params) for seed in (0, 1)
   )
   judge = prm.init_prm_from_policy(jax.random.key(2), params, boundary.MODEL, 1)
-  generate = train.make_generate(boundary.MODEL, boundary.SAMPLER, 4, layout)
+  generate = rollouts.make_generate(boundary.MODEL, boundary.SAMPLER, 4, layout)
   rollout = generate(params, boundary.prompts(8), jax.random.key(3))
   return params, reference, judge, rollout
 
@@ -77,7 +77,7 @@ def test_sampled_log_probs_give_the_update_of_those_read_again(drawn):
     found[kind] = function(*arguments)
   read, sampled, checked = (found[kind] for kind in score.OLD_LOGP)
   for kind in ("sampled", "checked"):
-    np.testing.assert_array_equal(found[kind].old_logp, rollout.sampled_logp)
+    np.testing.assert_array_equal(found[kind].old_logp, rollout.full_logp)
     jax.tree.map(np.testing.assert_array_equal, found[kind].steps, read.steps)
     np.testing.assert_allclose(found[kind].ref_logp, read.ref_logp, atol=1e-6)
   assert sampled.drift_max is None
@@ -119,16 +119,16 @@ def test_a_check_finds_a_sampler_that_is_off(drawn, packed):
   """At one token of one row: a mean over the batch would hide it."""
   params, reference, judge, rollout = drawn
   row = int(np.argmax(np.asarray(rollout.completion_mask).sum(1)))
-  off = rollout.sampled_logp.at[row, 1].add(-0.25)
-  given = params, reference, judge, rollout.replace(sampled_logp=off)
+  off = rollout.full_logp.at[row, 1].add(-0.25)
+  given = params, reference, judge, rollout.replace(full_logp=off)
   options = {"row_shapes": ROWS} if packed else {}
   function, arguments = score_with(given, "checked", **options)
   found = function(*arguments)
   np.testing.assert_allclose(found.drift_max, 0.25, atol=1e-5)
   np.testing.assert_array_equal(found.old_logp, off)
   # Masked tokens are nobody's.
-  padded = jax.numpy.where(rollout.completion_mask, rollout.sampled_logp, -9.0)
-  given = params, reference, judge, rollout.replace(sampled_logp=padded)
+  padded = jax.numpy.where(rollout.completion_mask, rollout.full_logp, -9.0)
+  given = params, reference, judge, rollout.replace(full_logp=padded)
   function, arguments = score_with(given, "checked", **options)
   assert function(*arguments).drift_max < 1e-5
 
@@ -142,16 +142,35 @@ def test_the_reference_is_read_alone_in_packed_rows_and_on_many_devices(drawn):
     found = function(*jax.device_get(arguments))
     np.testing.assert_allclose(found.ref_logp, expected.ref_logp, atol=1e-5)
     np.testing.assert_array_equal(
-      found.old_logp, jax.device_get(arguments[3]).sampled_logp
+      found.old_logp, jax.device_get(arguments[3]).full_logp
     )
 
 
-@pytest.mark.parametrize(
-  "changes", [{"top_p": 0.9}, {"top_k": 5}, {"temperature": 0.0}]
-)
-def test_log_probs_of_another_distribution_are_refused(changes):
+def test_filters_stay_out_of_what_the_update_compares_with(drawn):
   """A filter raises the log-prob of all that it keeps."""
-  sampler = dataclasses.replace(boundary.SAMPLER, **changes)
+  params, reference, _, _ = drawn
+  sampler = dataclasses.replace(boundary.SAMPLER, top_k=3, temperature=0.7)
+  layout = sharding.make_layout()
+  generate = rollouts.make_generate(boundary.MODEL, sampler, 4, layout)
+  rollout = generate(params, boundary.prompts(8), jax.random.key(3))
+  asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+  checked = score.make_score(
+    boundary.MODEL,
+    None,
+    sampler,
+    CONFIG,
+    boundary.TABLE,
+    layout,
+    old_logp="checked",
+  )(params, reference, None, rollout, asked)
+  assert checked.drift_max < 1e-5
+  mask = np.asarray(rollout.completion_mask)
+  raised = np.asarray(rollout.sampled_logp - checked.old_logp)[mask]
+  assert raised.min() > 0.01
+
+
+def test_a_greedy_sampler_has_no_log_probs_to_take():
+  sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.0)
 
   def make(old_logp):
     return score.make_score(
@@ -165,7 +184,7 @@ def test_log_probs_of_another_distribution_are_refused(changes):
     )
 
   for kind in ("sampled", "checked"):
-    with pytest.raises(ValueError, match="set top_p=1, top_k=0"):
+    with pytest.raises(ValueError, match="set a temperature > 0"):
       make(kind)
   make("score")
   with pytest.raises(ValueError, match="must be one of"):

@@ -127,8 +127,6 @@ def rl() -> ConfigDict:
       temperature=1.0,
       top_p=1.0,
       top_k=0,  # 0 turns the filter off.
-      min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
-      stop_on_boxed=False,  # A complete \\boxed{...} ends a response too.
       reward_mode="prm+vr",  # "prm", "prm+vr" or "vr".
       # Prompts with an answer in "prm+vr"; None: those whose source gives one.
       answer_fraction=0.1,
@@ -150,15 +148,6 @@ def rl() -> ConfigDict:
       # "token_mean", "sequence_mean" or "constant_length" (max_new_tokens).
       loss_aggregate="token_mean",
       entropy_coef=0.0,
-      rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
-      # Rows sampled at a time with continuous batching: places of responses
-      # that have ended go to prompts that wait. Unset samples all of a part
-      # in one loop, until the last has ended.
-      rollout_rows=placeholder(int),
-      rollout_chunk=64,  # Tokens between two looks at which have ended.
-      # Of keys and values while sampling: "float32", "bfloat16" or "int8";
-      # unset takes compute_dtype.
-      cache_dtype=placeholder(str),
       micro_batches=1,  # Parts in which a batch is scored and differentiated.
       # Layouts beside `mesh`, on the same devices; None takes it. Given as a
       # dict of what is not 1 or "fsdp":
@@ -183,14 +172,25 @@ def rl() -> ConfigDict:
       # batch are saved. Of the supervised stages too.
       max_skipped_updates=5,
       lora=lora(),  # Of the policy; the reference is what stays.
-      **sampler_and_policy(),
+      **rollout(),
     )
   )
 
 
-def sampler_and_policy() -> dict[str, Any]:
-  """Fields of `rl`: how far the policy that samples is the one trained."""
+def rollout() -> dict[str, Any]:
+  """Fields of `rl`: how responses are drawn, and what their log-probs are."""
   return dict(
+    min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
+    stop_on_boxed=False,  # A complete \\boxed{...} ends a response too.
+    rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
+    # Rows sampled at a time with continuous batching: places of responses
+    # that have ended go to prompts that wait. Unset samples all of a part
+    # in one loop, until the last has ended.
+    rollout_rows=placeholder(int),
+    rollout_chunk=64,  # Tokens between two looks at which have ended.
+    # Of keys and values while sampling: "float32", "bfloat16" or "int8";
+    # unset takes compute_dtype.
+    cache_dtype=placeholder(str),
     # Matrices that are sampled with, evaluations included: "compute" dtype, or
     # "int8", which is not quite the policy: see importance_cap.
     rollout_weights="compute",
@@ -198,7 +198,7 @@ def sampler_and_policy() -> dict[str, Any]:
     # policy (int8 or bfloat16 rollouts); unset weighs all alike.
     importance_cap=placeholder(float),
     # Log-probs that the update compares with: "score" reads the policy once
-    # more, "sampled" takes the sampler's, which needs top_p=1 and top_k=0.
+    # more, "sampled" takes the sampler's, before filters.
     old_logp="score",
     # "sampled" is checked in iteration 1 and every so many after it.
     old_logp_check_every=10,

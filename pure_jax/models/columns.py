@@ -75,8 +75,8 @@ def decoding_params(params: Any, config: ModelConfig) -> Any:
 
   Returns:
     A tree for `decoding.decode_token` and `policy.logits`: a tuple of layers
-    with a `ColumnMatrix` for each matrix that is not in int8, and ``readout``, another, in place
-    of the head. Adapters stay as they are.
+    with a `ColumnMatrix` for each matrix, and ``readout``, another, in place
+    of the head. Adapters and matrices in int8 stay as they are.
   """
 
   def columns(name, weight):

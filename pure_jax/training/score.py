@@ -116,8 +116,9 @@ class Scores:
       everywhere without a PRM.
     old_logp: [B, C] float32 nats, under the policy before the update.
     ref_logp: [B, C] float32 nats, under the reference policy.
-    drift_max: [] float32, largest |sampled - trainer log-prob| of a token;
-      None where the policy was not read.
+    drift_max: [] float32, largest |sampler's - trainer's log-prob| of a token:
+      of the distribution sampled from where `old_logp` was read, filters
+      included, else of `Rollout.full_logp`. None where nothing was read.
   """
 
   steps: Steps
@@ -182,9 +183,9 @@ def make_score(
 
   With one gradient step per batch the policy that is updated is the one that
   sampled: the ratio of the clipped loss is 1 at every token, clipping changes
-  nothing, and the gradient is that of advantage * log pi. Where the sampler's
-  log-probs are of the same distribution, reading the policy again finds the
-  rounding between sampler and trainer and nothing else.
+  nothing, and the gradient is that of advantage * log pi. Where the sampler
+  computes as the trainer does, reading the policy again finds the rounding
+  between `Rollout.full_logp` and what the trainer compiles, nothing else.
 
   Args:
     model: the architecture of the policy; the reference policy is without its
@@ -204,8 +205,8 @@ def make_score(
       which say how many are read together; None reads each text in a row of
       its own. Changes the time used and not the result.
     old_logp: "score" reads the policy for `Scores.old_logp`; "sampled" takes
-      the sampler's log-probs and does not read it; "checked" takes them, and
-      reads it for `Scores.drift_max` alone.
+      `Rollout.full_logp` and does not read it; "checked" takes that, and reads
+      the policy for `Scores.drift_max` alone.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
@@ -215,8 +216,7 @@ def make_score(
     Without a PRM its params are None and its prompts are not read.
 
   Raises:
-    ValueError: if the sampler's log-probs are asked for and are of another
-      distribution than the policy's.
+    ValueError: if the sampler's log-probs are asked for and it is greedy.
   """
   _check_old_logp(old_logp, sampler)
   rows = sharding.batch_sharding(layout)
@@ -245,12 +245,10 @@ def make_score(
     cut, rewards, *read, ref_logp = parts.map_rows(
       score_part, (rollout, prm_prompts), rows_at_a_time, shards
     )
-    sampled, drift = rollout.sampled_logp, None
-    if read:
-      drift = masked.masked_max(
-        jnp.abs(read[0] - sampled), rollout.completion_mask
-      )
-    old = read[0] if old_logp == "score" else sampled
+    own = old_logp == "score"
+    sampled = rollout.sampled_logp if own else rollout.full_logp
+    old = read[0] if own else sampled
+    drift = _drift(rollout, read[0], sampled) if read else None
     return Scores(cut, rewards, old, ref_logp, drift)
 
   weights = zip(_weights_read(model, prm_model), layouts, strict=True)
@@ -273,17 +271,20 @@ def _weights_read(model, prm_model):
   return declared, base, judge
 
 
+def _drift(rollout, logp, sampled):
+  """Of the token whose two log-probs are furthest apart."""
+  return masked.masked_max(jnp.abs(logp - sampled), rollout.completion_mask)
+
+
 def _check_old_logp(old_logp, sampler):
-  """Refuses the log-probs of a sampler that filters, or takes the likeliest."""
+  """Refuses the log-probs of a sampler that takes the likeliest token."""
   if old_logp not in OLD_LOGP:
     raise ValueError(f"old_logp must be one of {OLD_LOGP}, not {old_logp!r}.")
-  filters = sampler.top_p != 1 or sampler.top_k != 0
-  if old_logp != "score" and (filters or not sampler.temperature > 0):
+  if old_logp != "score" and not sampler.temperature > 0:
     raise ValueError(
-      f"old_logp={old_logp!r} takes the sampler's log-probs for the policy's, "
-      f"and top_p={sampler.top_p}, top_k={sampler.top_k}, temperature="
-      f"{sampler.temperature} give it another distribution: set top_p=1, "
-      "top_k=0 and a temperature > 0, or old_logp='score'."
+      f"old_logp={old_logp!r} takes the sampler's log-probs, and at "
+      "temperature 0 it has none that the policy would give: set a temperature "
+      "> 0, or old_logp='score'."
     )
 
 
