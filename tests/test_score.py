@@ -166,7 +166,7 @@ def test_filters_stay_out_of_what_the_update_compares_with(drawn):
   assert checked.drift_max < 1e-5
   mask = np.asarray(rollout.completion_mask)
   raised = np.asarray(rollout.sampled_logp - checked.old_logp)[mask]
-  assert raised.min() > 0.01
+  assert raised.min() >= 0 and raised.mean() > 0.05
 
 
 def test_a_greedy_sampler_has_no_log_probs_to_take():
