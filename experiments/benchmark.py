@@ -7,7 +7,7 @@
   python experiments/benchmark.py --suite=rollout --peer=transformers \\
     --peers=FOLDER
 
-Weights are random, in the shapes of `benchmark_cases.MODELS`. Every arm of a
+Weights are random, in the shapes of `benchmarks.cases.MODELS`. Every arm of a
 case is compiled first, then all take turns: ours, and probes of the rate at
 which this machine streams an array as large as the weights and multiplies
 matrices. Medians are printed with the roofline bound that follows from the
@@ -15,7 +15,7 @@ probes of the same turns and the share of it that is reached; time to compile
 and memory, as the compiler lays it out, apart. Nothing is read from a cache of
 compiled programs.
 
-Peers (`benchmark_rivals.py`) are other programs that do the same as an arm of
+Peers (`benchmarks/rivals.py`) are other programs that do the same as an arm of
 ours, with the same weights on the same prompts, which is checked. Each is a
 process in an environment of its own, which --make_peers makes, once. Its line
 has the same bound as ours, and the ratio of its seconds to ours is printed. A
@@ -28,26 +28,23 @@ import dataclasses
 import pathlib
 import sys
 
-import benchmark_cases
-import benchmark_environments
-import benchmark_machine
-import benchmark_report
-import benchmark_rivals
 import compute_dtype
 import jax
 from absl import app, flags
-from benchmark_cases import BenchmarkError, Sizes
-from benchmark_programs import Options
-from benchmark_report import measure
+from benchmarks import cases, environments, machine, report
+from benchmarks.cases import BenchmarkError, Sizes
+from benchmarks.programs import Options
+from benchmarks.report import measure
+from benchmarks.rivals import RIVALS, running
 
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models.config import REMAT
 
 _SUITE = flags.DEFINE_enum(
-  "suite", "all", (*benchmark_cases.SUITES, "all"), "What is measured."
+  "suite", "all", (*cases.SUITES, "all"), "What is measured."
 )
 _MODELS = flags.DEFINE_list(
-  "models", ["10m", "smollm2_135m"], "Names in benchmark_cases.MODELS."
+  "models", ["10m", "smollm2_135m"], "Names in benchmarks.cases.MODELS."
 )
 _ROWS = flags.DEFINE_list("rows", ["1", "8", "32"], "Responses of a batch.")
 _SAMPLES = flags.DEFINE_list("samples", ["1", "8"], "Responses of a prompt.")
@@ -55,11 +52,11 @@ _LENGTHS = flags.DEFINE_list(
   "lengths", ["64:128"], "Prompt tokens and new tokens, as PROMPT:NEW."
 )
 _STOPS = flags.DEFINE_list(
-  "stops", list(benchmark_cases.STOPS), "Whether rollouts stop early."
+  "stops", list(cases.STOPS), "Whether rollouts stop early."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm.", 1)
 _JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
-_PEER = flags.DEFINE_list("peer", [], "Names in benchmark_rivals.RIVALS.")
+_PEER = flags.DEFINE_list("peer", [], "Names in benchmarks.rivals.RIVALS.")
 _PEERS = flags.DEFINE_string("peers", None, "Folder of peers' environments.")
 _MAKE_PEERS = flags.DEFINE_string(
   "make_peers",
@@ -89,8 +86,8 @@ _ATTENTION_CHUNK = flags.DEFINE_integer(
 def read_sizes() -> Sizes:
   """What the flags combine."""
   if _QUICK.value:
-    return benchmark_cases.QUICK
-  return benchmark_cases.parse_sizes(
+    return cases.QUICK
+  return cases.parse_sizes(
     _MODELS.value, _ROWS.value, _SAMPLES.value, _LENGTHS.value, _STOPS.value
   )
 
@@ -123,33 +120,33 @@ def main(argv: list[str]) -> None:
 def make_peers() -> None:
   """Makes the environments of peers, of all where none is named."""
   folder = pathlib.Path(_MAKE_PEERS.value).absolute()
-  for name in _PEER.value or benchmark_rivals.RIVALS:
-    benchmark_environments.make_environment(folder, name)
+  for name in _PEER.value or RIVALS:
+    environments.make_environment(folder, name)
   print(f"Name them by --peers={folder}")
 
 
 def run() -> None:
   """Measures, prints a table and writes JSON."""
   sizes, options = read_sizes(), read_options()
-  suites = benchmark_cases.SUITES if _SUITE.value == "all" else (_SUITE.value,)
-  chosen = benchmark_cases.cases(suites, sizes)
+  suites = cases.SUITES if _SUITE.value == "all" else (_SUITE.value,)
+  chosen = cases.combine(suites, sizes)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
   repeats, side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
-  machine = benchmark_machine.describe(sys.argv)
-  print(benchmark_report.heading(machine, repeats, options.dtype), flush=True)
+  measured_on = machine.describe(sys.argv)
+  print(report.heading(measured_on, repeats, options.dtype), flush=True)
   results = []
   peers = _PEERS.value and pathlib.Path(_PEERS.value).absolute()
-  with benchmark_rivals.running(_PEER.value, peers) as rivals:
+  with running(_PEER.value, peers) as rivals:
     for case in chosen:
       results.append(measure(case, options, repeats, side, rivals))
-      print(benchmark_report.as_text(results[-1]), flush=True)
+      print(report.as_text(results[-1]), flush=True)
       if path:  # After each case: what was measured is not lost.
-        found = benchmark_report.as_json(
-          results, machine, dataclasses.asdict(options)
+        found = report.as_json(
+          results, measured_on, dataclasses.asdict(options)
         )
         write_json_atomic(path, found)
 

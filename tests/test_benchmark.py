@@ -17,14 +17,16 @@ from pure_jax.models.params import count_params
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
-import benchmark_batches  # noqa: E402
-import benchmark_bounds as bounds  # noqa: E402
-import benchmark_cases  # noqa: E402
-import benchmark_machine  # noqa: E402
-import benchmark_report  # noqa: E402
-from benchmark_cases import MODELS, BenchmarkError, Case  # noqa: E402
-from benchmark_programs import Options  # noqa: E402
-from benchmark_timing import Arm, Times, in_turn  # noqa: E402
+from benchmarks import (  # noqa: E402
+  batches,
+  bounds,
+  cases,
+  machine,
+  report,
+)
+from benchmarks.cases import MODELS, BenchmarkError, Case  # noqa: E402
+from benchmarks.programs import Options  # noqa: E402
+from benchmarks.timing import Arm, Times, in_turn  # noqa: E402
 
 RATES = bounds.Rates(flops_per_second=100.0, bytes_per_second=10.0)
 # No two sizes are the same, so none can be taken for another.
@@ -101,22 +103,20 @@ def test_credit_is_a_share_of_the_update():
   """What fused credit adds is the difference of the losses."""
   times = {"credit": 2.0, "loss": 3.0, "credit and loss": 4.0, "update": 200.0}
   lines = [
-    benchmark_report.Line(name, Times((s,), 1.0), (), None, None, None)
+    report.Line(name, Times((s,), 1.0), (), None, None, None)
     for name, s in times.items()
   ]
   case = Case("credit", "tiny", 4, 2, 8, 6)
-  result = benchmark_report.Result(case, RATES, {}, lines)
-  assert benchmark_report.beside(result) == {
+  result = report.Result(case, RATES, {}, lines)
+  assert report.beside(result) == {
     "credit alone / update": 0.01,
     "credit in the loss / update": 0.005,
   }
 
 
 def test_only_possible_cases():
-  sizes = benchmark_cases.Sizes(
-    ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), benchmark_cases.STOPS
-  )
-  found = benchmark_cases.cases(("rollout", "update"), sizes)
+  sizes = cases.Sizes(("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS)
+  found = cases.combine(("rollout", "update"), sizes)
   rollouts = [case for case in found if case.suite == "rollout"]
   assert [(c.rows, c.samples) for c in rollouts if c.stops == "early"] == [
     (1, 1), (8, 1), (8, 2), (8, 8)
@@ -143,24 +143,24 @@ def test_words_that_mean_nothing_are_refused(flag, word, message):
     "lengths": ["64:128"],
     "stops": ["never"],
   }
-  sizes = benchmark_cases.parse_sizes(**words)
+  sizes = cases.parse_sizes(**words)
   assert (sizes.rows, sizes.lengths) == ([8], [(64, 128)])
   with pytest.raises(BenchmarkError, match=message):
-    benchmark_cases.parse_sizes(**words | {flag: [word]})
+    cases.parse_sizes(**words | {flag: [word]})
 
 
 def test_parts_are_equal_and_none_is_too_large():
-  assert benchmark_batches.micro_batches(32, 8) == 4
-  assert benchmark_batches.micro_batches(12, 8) == 2
-  assert benchmark_batches.micro_batches(7, 6) == 7
+  assert batches.micro_batches(32, 8) == 4
+  assert batches.micro_batches(12, 8) == 2
+  assert batches.micro_batches(7, 6) == 7
 
 
 def test_probes_read_what_they_say():
   """Bytes that are not there, or FLOPs, would be a rate of nothing."""
-  for name, arm in benchmark_machine.stream_probes(10**6).items():
+  for name, arm in machine.stream_probes(10**6).items():
     assert 0.99e6 < arm.work <= 1e6, name
     assert arm.seconds() > 0
-  assert benchmark_machine.product_probe("float32", 10).work == 2000
+  assert machine.product_probe("float32", 10).work == 2000
 
 
 @pytest.mark.parametrize(
@@ -174,12 +174,12 @@ def test_probes_read_what_they_say():
 def test_a_bound_is_below_what_is_compiled(suite, names, share):
   """And not far: a forgotten backward pass would leave a third."""
   case = Case(suite, "tiny", 4, 2, 8, 6)
-  result = benchmark_report.measure(case, Options(), repeats=1, side=16)
+  result = report.measure(case, Options(), repeats=1, side=16)
   assert [line.name for line in result.lines] == names
-  text = benchmark_report.as_text(result)
+  text = report.as_text(result)
   for name in names:
     assert f"never {name} " in text
-  found = benchmark_report.as_json([result], {}, {})["cases"][0]
+  found = report.as_json([result], {}, {})["cases"][0]
   arm = found["arms"][names[-1]]
   assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
   compiled = arm["compiled_flops"]

@@ -4,14 +4,13 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import benchmark_machine
-from benchmark_bounds import Phase, Rates, least_time
-from benchmark_cases import Case
-from benchmark_programs import Compilation, Compiled, Options
-from benchmark_rivals import Rival
-from benchmark_suites import SUITES
-from benchmark_timing import Times, in_turn
-
+from benchmarks.bounds import Phase, Rates, least_time
+from benchmarks.cases import Case
+from benchmarks.machine import product_probe, stream_probes
+from benchmarks.programs import Compilation, Compiled, Options
+from benchmarks.rivals import Rival
+from benchmarks.suites import SUITES
+from benchmarks.timing import Times, in_turn
 from pure_jax.models import policy
 from pure_jax.models.params import count_params
 
@@ -92,10 +91,8 @@ def measure(
   }
   model = options.model(case.model)
   size = count_params(policy.declare_policy(model)) * options.itemsize
-  streams = benchmark_machine.stream_probes(size)
-  probes = streams | {
-    "product": benchmark_machine.product_probe(options.dtype, side)
-  }
+  streams = stream_probes(size)
+  probes = streams | {"product": product_probe(options.dtype, side)}
   arms = {name: made.arm for name, made in ours.items()}
   times = in_turn(arms | theirs | probes, repeats)
   rates = Rates(
@@ -190,7 +187,7 @@ def as_json(
 
   Args:
     results: by case.
-    machine: as `benchmark_machine.describe` gives it.
+    machine: as `machine.describe` gives it.
     options: how the models ran.
 
   Returns:
@@ -244,7 +241,7 @@ def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
   """What stands above the table.
 
   Args:
-    machine: as `benchmark_machine.describe` gives it.
+    machine: as `machine.describe` gives it.
     repeats: of each arm.
     dtype: of matrix products.
 

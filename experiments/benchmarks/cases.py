@@ -96,7 +96,7 @@ class Sizes:
 QUICK = Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)
 
 
-def cases(suites: Sequence[str], sizes: Sizes) -> list[Case]:
+def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
   """All combinations that are possible, suite by suite.
 
   More samples than rows are none. Scores and updates compare the responses of

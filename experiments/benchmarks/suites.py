@@ -9,15 +9,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import benchmark_batches as batches
-import benchmark_bounds as bounds
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_cases import MODELS, BenchmarkError, Case
-from benchmark_programs import Compiled, Options, compile_call, init_policy
-from benchmark_timing import Arm, timed
 
+from benchmarks import batches, bounds
+from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.programs import Compiled, Options, compile_call, init_policy
+from benchmarks.timing import Arm, timed
 from pure_jax import losses
 from pure_jax.advantages import pure_advantages
 from pure_jax.models import params as weights

@@ -46,42 +46,26 @@ class Generator:
     ).to(device)
     return exchange.facts("torch", "transformers")
 
-  def prepare(
-    self,
-    tokens: list[list[int]],
-    samples: int,
-    new_tokens: int,
-    pad_id: int,
-    lengths: list[int] | None,
-    greedy: bool,
-  ) -> dict[str, Any]:
-    """Says what a run is.
-
-    Args:
-      tokens: [P, L] prompts without padding.
-      samples: of each prompt.
-      new_tokens: of a response at most.
-      pad_id: id that is never sampled.
-      lengths: tokens after which each of the P * samples rows ends, None for
-        new_tokens each.
-      greedy: True takes the likeliest token, False samples.
-    """
-    model = self._model
-    self._prompts = torch.tensor(tokens, device=model.device)
+  def prepare(self, **fields: Any) -> dict[str, Any]:
+    """Says what a run is, by the fields of `exchange.Asked`."""
+    asked, model = exchange.Asked(**fields), self._model
+    self._prompts = torch.tensor(asked.tokens, device=model.device)
     criteria = []
-    if lengths is not None:
-      criteria = [Lengths(self._prompts.shape[1], lengths)]
+    if asked.lengths is not None:
+      criteria = [Lengths(self._prompts.shape[1], asked.lengths)]
     model.generation_config.eos_token_id = None
     self._asked = dict(
       attention_mask=torch.ones_like(self._prompts),
-      do_sample=not greedy,
-      max_new_tokens=new_tokens,
-      num_return_sequences=samples,
-      pad_token_id=pad_id,
+      do_sample=not asked.greedy,
+      max_new_tokens=asked.new_tokens,
+      num_return_sequences=asked.samples,
+      pad_token_id=asked.pad_id,
       stopping_criteria=transformers.StoppingCriteriaList(criteria),
-      suppress_tokens=[pad_id],
-      # Of all ids at temperature 1, as they are without these.
-      **({} if greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}),
+      suppress_tokens=[asked.pad_id],
+      # Of all ids, as they are without these.
+      **(
+        {} if asked.greedy else {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+      ),
     )
     return {}
 
@@ -91,10 +75,10 @@ class Generator:
     start = time.perf_counter()
     with torch.inference_mode():
       found = self._model.generate(self._prompts, **self._asked).cpu()
-    seconds = time.perf_counter() - start
+    answer = exchange.timed(start)
     self._new = found[:, self._prompts.shape[1] :]
     count = int((self._new != self._asked["pad_token_id"]).sum())
-    return {"seconds": seconds, "tokens": count, **exchange.facts()}
+    return {**answer, "tokens": count}
 
   def answer(self) -> dict[str, Any]:
     """The tokens of the last run, [B, C]."""
@@ -102,12 +86,4 @@ class Generator:
 
 
 if __name__ == "__main__":
-  generator = Generator()
-  exchange.serve(
-    {
-      "load": generator.load,
-      "prepare": generator.prepare,
-      "run": generator.run,
-      "answer": generator.answer,
-    }
-  )
+  exchange.serve(Generator())

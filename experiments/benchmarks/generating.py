@@ -2,14 +2,14 @@
 
 from typing import Any
 
-import benchmark_batches as batches
 import jax
 import numpy as np
-from benchmark_cases import BenchmarkError, Case
-from benchmark_environments import Peer
-from benchmark_programs import Compiled, Options, init_policy
-from benchmark_timing import Arm
 
+from benchmarks import batches
+from benchmarks.cases import BenchmarkError, Case
+from benchmarks.environments import Peer
+from benchmarks.programs import Compiled, Options, init_policy
+from benchmarks.timing import Arm
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
@@ -30,7 +30,7 @@ class Generating:
 
     Args:
       peer: of a script that answers as
-        `benchmark_peers/transformers_generate.py` does.
+        `peers/transformers_generate.py` does.
     """
     self.name, self._peer = peer.name, peer
     self._loaded: tuple[str, Options] | None = None

@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from benchmark_timing import Arm, timed
 
+from benchmarks.timing import Arm, timed
 from pure_jax.host.workdir import collect_versions
 
 # Larger than any cache; a larger model is streamed no faster.

@@ -87,42 +87,28 @@ class Generator:
     self._shape, self._model = shape, read(folder, config, dtype=kind)
     return exchange.facts("google-tunix", "jax", "flax")
 
-  def prepare(
-    self,
-    tokens: list[list[int]],
-    samples: int,
-    new_tokens: int,
-    pad_id: int,
-    lengths: list[int] | None,
-    greedy: bool,
-  ) -> dict[str, Any]:
-    """Says what a run is.
-
-    Args:
-      tokens: [P, L] prompts without padding.
-      samples: of each prompt.
-      new_tokens: of every response.
-      pad_id: id that is never sampled.
-      lengths: None; the sampler ends a row at an id, not after a length.
-      greedy: True takes the likeliest token, False samples.
-    """
-    if lengths is not None:
+  def prepare(self, **fields: Any) -> dict[str, Any]:
+    """Says what a run is, by the fields of `exchange.Asked`."""
+    asked = exchange.Asked(**fields)
+    if asked.lengths is not None:
       raise ValueError("the sampler of tunix ends no row after a length")
-    tokenizer = Numbers(pad_id)
+    tokenizer = Numbers(asked.pad_id)
     self._texts = [
-      tokenizer.decode(row) for row in tokens for _ in range(samples)
+      tokenizer.decode(row)
+      for row in asked.tokens
+      for _ in range(asked.samples)
     ]
-    self._pad_id, length = pad_id, len(tokens[0])
+    self._pad_id, length = asked.pad_id, len(asked.tokens[0])
     self._asked = dict(
-      max_generation_steps=new_tokens,
+      max_generation_steps=asked.new_tokens,
       max_prompt_length=length,
       eos_tokens=[NO_ID],
-      forbidden_tokens=[pad_id],
-      # Of all ids at temperature 1; without top_p it is greedy.
-      **({} if greedy else {"temperature": 1.0, "top_p": 1.0}),
+      forbidden_tokens=[asked.pad_id],
+      # Of all ids; without top_p it is greedy.
+      **({} if asked.greedy else {"temperature": 1.0, "top_p": 1.0}),
     )
     cache = CacheConfig(
-      cache_size=length + new_tokens,
+      cache_size=length + asked.new_tokens,
       num_layers=self._shape["num_layers"],
       num_kv_heads=self._shape["num_kv_heads"],
       head_dim=self._shape["head_dim"],
@@ -134,10 +120,10 @@ class Generator:
     """Generates once, and says how long that took and how many tokens."""
     start = time.perf_counter()
     found = jax.block_until_ready(self._sampler(self._texts, **self._asked))
-    seconds = time.perf_counter() - start
+    answer = exchange.timed(start)
     self._new = found.tokens
     count = sum(int((row != self._pad_id).sum()) for row in self._new)
-    return {"seconds": seconds, "tokens": count, **exchange.facts()}
+    return {**answer, "tokens": count}
 
   def answer(self) -> dict[str, Any]:
     """The tokens of the last run, [B, C]."""
@@ -145,12 +131,4 @@ class Generator:
 
 
 if __name__ == "__main__":
-  generator = Generator()
-  exchange.serve(
-    {
-      "load": generator.load,
-      "prepare": generator.prepare,
-      "run": generator.run,
-      "answer": generator.answer,
-    }
-  )
+  exchange.serve(Generator())

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import benchmark_bounds as bounds
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_cases import MODELS
-from benchmark_timing import Arm
 from plan_compiler import Memory
 
+from benchmarks import bounds
+from benchmarks.cases import MODELS
+from benchmarks.timing import Arm
 from pure_jax.host import hlo_costs
 from pure_jax.models import params as weights
 from pure_jax.models import policy

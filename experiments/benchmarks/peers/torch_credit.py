@@ -78,7 +78,7 @@ class Credit:
     start = time.perf_counter()
     with torch.inference_mode():
       self._found = advantages(**self._arguments)
-    return {"seconds": time.perf_counter() - start, **exchange.facts()}
+    return exchange.timed(start)
 
   def answer(self) -> dict[str, Any]:
     """The advantages of the last run, [B, C]."""
@@ -86,7 +86,4 @@ class Credit:
 
 
 if __name__ == "__main__":
-  credit = Credit()
-  exchange.serve(
-    {"prepare": credit.prepare, "run": credit.run, "answer": credit.answer}
-  )
+  exchange.serve(Credit())

@@ -1,29 +1,32 @@
-"""Peers that learn: the same batch, and the same loss and advantages."""
+"""Peers that are given a batch: the same loss and the same advantages."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
-import benchmark_batches as batches
 import jax
 import numpy as np
-from benchmark_cases import MODELS, BenchmarkError, Case
-from benchmark_environments import Peer
-from benchmark_programs import Compiled, Options
-from benchmark_suites import OPTIMIZER, credit_settings, draw_experience
-from benchmark_timing import Arm
 
+from benchmarks import batches
+from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.environments import Peer
+from benchmarks.programs import Compiled, Options
+from benchmarks.suites import OPTIMIZER, credit_settings, draw_experience
+from benchmarks.timing import Arm
 from pure_jax.advantages import pure_advantages
 
 
-class Updating:
-  """The step of TRL's GRPOTrainer, given our advantages."""
+class _GivenABatch:
+  """A peer that answers for one suite, on arrays that it is sent."""
 
-  name, beside = "trl", "update"
+  name: ClassVar[str]
+  beside: ClassVar[str]
+  suite: ClassVar[str]
 
   def __init__(self, peer: Peer):
     """Takes a running peer.
 
     Args:
-      peer: of `benchmark_peers/trl_update.py`.
+      peer: of the script that `environments.SCRIPTS` has for the name.
     """
     self._peer = peer
     self._facts: dict[str, Any] = {}
@@ -37,7 +40,37 @@ class Updating:
     Returns:
       False for another suite.
     """
-    return case.suite == "update"
+    return case.suite == self.suite
+
+  def facts(self) -> dict[str, Any]:
+    """What a line tells of it.
+
+    Returns:
+      ``versions``, ``peak_bytes`` of its process, and the largest difference
+      from our answer.
+    """
+    return dict(self._facts)
+
+  def _answer(self, arrays: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """Sends a batch, and has it run once.
+
+    Args:
+      arrays: by argument of the script's `prepare`.
+      **fields: the others.
+
+    Returns:
+      The script's `answer`.
+    """
+    sent = {name: np.asarray(x).tolist() for name, x in arrays.items()}
+    self._facts |= self._peer.ask("prepare", **sent, **fields)
+    self._peer.ask("run")
+    return self._peer.ask("answer")
+
+
+class Updating(_GivenABatch):
+  """The step of TRL's GRPOTrainer, given our advantages."""
+
+  name, beside, suite = "trl", "update", "update"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the loss and its gradient.
@@ -67,9 +100,8 @@ class Updating:
       "advantages": advantages,
       "old_logp": drawn.sampled_logp,
     }
-    self._peer.ask(
-      "prepare",
-      **{name: np.asarray(x).tolist() for name, x in arrays.items()},
+    found = self._answer(
+      arrays,
       samples=case.samples,
       parts=batches.micro_batches(case.rows, options.rows_at_a_time),
       pad_id=batches.PAD_ID,
@@ -82,8 +114,6 @@ class Updating:
         "max_grad_norm": OPTIMIZER.max_grad_norm,
       },
     )
-    self._peer.ask("run")
-    found = self._peer.ask("answer")
     theirs = np.array([found["loss"], found["grad_norm"]])
     differ = float(np.abs(theirs / ours.answer - 1).max())
     self._facts["largest_relative_difference"] = differ
@@ -94,40 +124,11 @@ class Updating:
       )
     return self._peer.arm(self._facts, ours.arm.work)
 
-  def facts(self) -> dict[str, Any]:
-    """What a line tells of it.
 
-    Returns:
-      ``versions``, ``peak_bytes`` of its process, and of loss and gradient the
-      ``largest_relative_difference``.
-    """
-    return dict(self._facts)
-
-
-class TorchCredit:
+class TorchCredit(_GivenABatch):
   """Credit and advantages as the obvious torch loop."""
 
-  name, beside = "torch_credit", "credit"
-
-  def __init__(self, peer: Peer):
-    """Takes a running peer.
-
-    Args:
-      peer: of `benchmark_peers/torch_credit.py`.
-    """
-    self._peer = peer
-    self._facts: dict[str, Any] = {}
-
-  def takes(self, case: Case) -> bool:
-    """Whether it can do what the case asks.
-
-    Args:
-      case: of any suite.
-
-    Returns:
-      False for another suite.
-    """
-    return case.suite == "credit"
+  name, beside, suite = "torch_credit", "credit", "credit"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the advantages.
@@ -154,14 +155,10 @@ class TorchCredit:
       "lengths": batch.completion_mask.sum(axis=1),
       "correct": batch.correct,
     }
-    self._facts |= self._peer.ask(
-      "prepare",
-      **{name: np.asarray(x).tolist() for name, x in arrays.items()},
-      samples=case.samples,
-      temperature=settings.temperature,
+    found = self._answer(
+      arrays, samples=case.samples, temperature=settings.temperature
     )
-    self._peer.ask("run")
-    theirs = np.array(self._peer.ask("answer")["advantages"])
+    theirs = np.array(found["advantages"])
     differ = float(np.abs(theirs - np.asarray(ours.answer)).max())
     self._facts["largest_difference"] = differ
     if not differ < 1e-4:
@@ -170,12 +167,3 @@ class TorchCredit:
         "same."
       )
     return self._peer.arm(self._facts, ours.arm.work)
-
-  def facts(self) -> dict[str, Any]:
-    """What a line tells of it.
-
-    Returns:
-      ``versions``, ``peak_bytes`` of its process and ``largest_difference`` of
-      an advantage.
-    """
-    return dict(self._facts)

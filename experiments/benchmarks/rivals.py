@@ -5,12 +5,12 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from benchmark_cases import BenchmarkError, Case
-from benchmark_environments import Peer, python_of
-from benchmark_generating import Generating
-from benchmark_programs import Compiled, Options
-from benchmark_timing import Arm
-from benchmark_updating import TorchCredit, Updating
+from benchmarks.cases import BenchmarkError, Case
+from benchmarks.environments import Peer, python_of
+from benchmarks.generating import Generating
+from benchmarks.programs import Compiled, Options
+from benchmarks.timing import Arm
+from benchmarks.updating import TorchCredit, Updating
 
 
 class Rival(Protocol):

@@ -1,7 +1,7 @@
 """Peers: other programs, each a process in an environment of its own.
 
-`benchmark_peers/NAME.txt` says what an environment holds, a script beside it
-answers requests (`benchmark_peers/exchange.py`). A peer may pin what it needs;
+`peers/NAME.txt` says what an environment holds, a script beside it
+answers requests (`peers/exchange.py`). A peer may pin what it needs;
 nothing of it is installed beside pure_jax.
 """
 
@@ -15,14 +15,13 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from benchmark_cases import BenchmarkError
-from benchmark_programs import init_policy
-from benchmark_timing import Arm
-
+from benchmarks.cases import BenchmarkError
+from benchmarks.programs import init_policy
+from benchmarks.timing import Arm
 from pure_jax.host import huggingface
 from pure_jax.models.config import ModelConfig
 
-FOLDER = pathlib.Path(__file__).parent / "benchmark_peers"
+FOLDER = pathlib.Path(__file__).parent / "peers"
 SCRIPTS = {
   "transformers": "transformers_generate.py",
   "tunix": "tunix_sampler.py",

@@ -4,8 +4,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from benchmark_cases import BenchmarkError, Case
 
+from benchmarks.cases import BenchmarkError, Case
 from pure_jax import steps
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training.score import Scores

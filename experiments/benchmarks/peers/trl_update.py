@@ -115,7 +115,7 @@ class Updater:
     trainer.optimizer.step()
     trainer.optimizer.zero_grad()
     self._found = {"loss": loss, "grad_norm": norm.item()}
-    return {"seconds": time.perf_counter() - start, **exchange.facts()}
+    return exchange.timed(start)
 
   def answer(self) -> dict[str, Any]:
     """The loss and the norm of the gradient, before clipping."""
@@ -136,12 +136,4 @@ def _tokenizer(
 
 
 if __name__ == "__main__":
-  updater = Updater()
-  exchange.serve(
-    {
-      "load": updater.load,
-      "prepare": updater.prepare,
-      "run": updater.run,
-      "answer": updater.answer,
-    }
-  )
+  exchange.serve(Updater())

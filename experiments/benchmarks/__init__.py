@@ -1,0 +1,1 @@
+"""What `benchmark.py` measures: cases, suites, peers, bounds and the report."""
