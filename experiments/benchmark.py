@@ -1,19 +1,24 @@
-"""Measures rollout, score, update and credit, beside what the machine can do.
+"""Measures every stage of RL beside what the machine and other programs do.
 
   python experiments/benchmark.py --suite=all --json=benchmark.json
   python experiments/benchmark.py --suite=rollout --models=smollm2_135m \\
     --rows=1,8,32 --samples=1,8 --lengths=64:128,512:512
+  python experiments/benchmark.py --suite=all --preset=accelerator \\
+    --json=benchmark.json
   python experiments/benchmark.py --make_peers=FOLDER
   python experiments/benchmark.py --suite=rollout --peer=transformers \\
     --peers=FOLDER
 
-Weights are random, in the shapes of `benchmarks.cases.MODELS`. Every arm of a
-case is compiled first, then all take turns: ours, and probes of the rate at
-which this machine streams an array as large as the weights and multiplies
-matrices. Medians are printed with the roofline bound that follows from the
-probes of the same turns and the share of it that is reached; time to compile
-and memory, as the compiler lays it out, apart. Nothing is read from a cache of
-compiled programs.
+Suites: rollout, score, update, credit, the training step of a PRM, and a whole
+iteration. Sizes are a preset's where no flag gives them; weights are random,
+in the shapes of `benchmarks.cases.MODELS`, or those of a Hugging Face folder.
+Every arm of a case is compiled first, then all take turns: ours, and probes of
+the rate at which this machine streams an array as large as the weights and
+multiplies matrices. Medians are printed with the roofline bound that follows
+from the probes of the same turns and the share of it that is reached, with the
+utilisation of the method's own FLOPs and bytes; time to compile and memory
+apart. Nothing is read from a cache of compiled programs. A case whose weights
+do not fit the memory is named and left out.
 
 Peers (`benchmarks/rivals.py`) are other programs that do the same as an arm of
 ours, with the same weights on the same prompts, which is checked. Each is a
@@ -21,7 +26,7 @@ process in an environment of its own, which --make_peers makes, once. Its line
 has the same bound as ours, and the ratio of its seconds to ours is printed. A
 machine that does something else at the time compares nothing.
 
---quick measures next to nothing, in a minute: to see that all of it works.
+--quick measures next to nothing, in minutes: to see that all of it works.
 """
 
 import dataclasses
@@ -31,11 +36,11 @@ import sys
 import compute_dtype
 import jax
 from absl import app, flags
-from benchmarks import cases, environments, machine, report
+from benchmarks import cases, environments, machine, memory, report, table
 from benchmarks.cases import BenchmarkError, Sizes
+from benchmarks.presets import PRESETS, QUICK
 from benchmarks.programs import Options
-from benchmarks.report import measure
-from benchmarks.rivals import RIVALS, running
+from benchmarks.rivals import RIVALS, check_names, running
 
 from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models.config import REMAT
@@ -43,16 +48,23 @@ from pure_jax.models.config import REMAT
 _SUITE = flags.DEFINE_enum(
   "suite", "all", (*cases.SUITES, "all"), "What is measured."
 )
-_MODELS = flags.DEFINE_list(
-  "models", ["10m", "smollm2_135m"], "Names in benchmarks.cases.MODELS."
+_PRESET = flags.DEFINE_enum(
+  "preset", "small", list(PRESETS), "Sizes and options where no flag says."
 )
-_ROWS = flags.DEFINE_list("rows", ["1", "8", "32"], "Responses of a batch.")
-_SAMPLES = flags.DEFINE_list("samples", ["1", "8"], "Responses of a prompt.")
+_MODELS = flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS.")
+_ROWS = flags.DEFINE_list("rows", None, "Responses of a batch.")
+_SAMPLES = flags.DEFINE_list("samples", None, "Responses of a prompt.")
 _LENGTHS = flags.DEFINE_list(
-  "lengths", ["64:128"], "Prompt tokens and new tokens, as PROMPT:NEW."
+  "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
 )
 _STOPS = flags.DEFINE_list(
-  "stops", list(cases.STOPS), "Whether rollouts stop early."
+  "stops", None, "never, early: whether responses stop before the last token."
+)
+_WEIGHTS = flags.DEFINE_string(
+  "weights",
+  None,
+  "Hugging Face folder of a model of the shape that --models names, such as "
+  "unpack_smollm2.py writes; random without.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm.", 1)
 _JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
@@ -67,14 +79,14 @@ _MAKE_PEERS = flags.DEFINE_string(
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
-  compute_dtype.AUTO,
+  None,
   (compute_dtype.AUTO, "float32", "bfloat16"),
   "Of products: auto takes float32 on a CPU, else bfloat16.",
 )
 _ROWS_AT_A_TIME = flags.DEFINE_integer(
-  "rows_at_a_time", 8, "Rows that scores and updates read together.", 1
+  "rows_at_a_time", None, "Rows that scores and updates read together.", 1
 )
-_REMAT = flags.DEFINE_enum("remat", "none", REMAT, "See ModelConfig.")
+_REMAT = flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig.")
 _LOGITS_CHUNK = flags.DEFINE_integer(
   "logits_chunk", None, "See ModelConfig.", 1
 )
@@ -86,24 +98,41 @@ _ATTENTION_CHUNK = flags.DEFINE_integer(
 def read_sizes() -> Sizes:
   """What the flags combine."""
   if _QUICK.value:
-    return cases.QUICK
-  return cases.parse_sizes(
-    _MODELS.value, _ROWS.value, _SAMPLES.value, _LENGTHS.value, _STOPS.value
+    return QUICK
+  found = cases.parse_sizes(
+    PRESETS[_PRESET.value].sizes,
+    models=_MODELS.value,
+    rows=_ROWS.value,
+    samples=_SAMPLES.value,
+    lengths=_LENGTHS.value,
+    stops=_STOPS.value,
   )
+  if _WEIGHTS.value is not None and len(found.models) != 1:
+    raise BenchmarkError(
+      "--weights are those of one model: name its shape by --models, such as "
+      "--models=smollm2_135m."
+    )
+  return found
 
 
 def read_options() -> Options:
   """How the models run."""
-  dtype = _DTYPE.value
-  if dtype == compute_dtype.AUTO:
-    dtype = compute_dtype.for_platform(jax.default_backend())
-  return Options(
-    dtype=dtype,
-    rows_at_a_time=_ROWS_AT_A_TIME.value,
-    remat=_REMAT.value,
-    logits_chunk=_LOGITS_CHUNK.value,
-    attention_chunk=_ATTENTION_CHUNK.value,
+  given = {
+    "dtype": _DTYPE.value,
+    "rows_at_a_time": _ROWS_AT_A_TIME.value,
+    "remat": _REMAT.value,
+    "logits_chunk": _LOGITS_CHUNK.value,
+    "attention_chunk": _ATTENTION_CHUNK.value,
+    "weights": _WEIGHTS.value,
+  }
+  options = dataclasses.replace(
+    PRESETS[_PRESET.value].options,
+    **{name: value for name, value in given.items() if value is not None},
   )
+  if options.dtype != compute_dtype.AUTO:
+    return options
+  dtype = compute_dtype.for_platform(jax.default_backend())
+  return dataclasses.replace(options, dtype=dtype)
 
 
 def main(argv: list[str]) -> None:
@@ -127,28 +156,40 @@ def make_peers() -> None:
 
 def run() -> None:
   """Measures, prints a table and writes JSON."""
-  sizes, options = read_sizes(), read_options()
-  suites = cases.SUITES if _SUITE.value == "all" else (_SUITE.value,)
-  chosen = cases.combine(suites, sizes)
+  peers = _PEERS.value and pathlib.Path(_PEERS.value).absolute()
+  check_names(_PEER.value, peers)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")
+  suites = tuple(cases.SUITES) if _SUITE.value == "all" else (_SUITE.value,)
+  chosen = cases.combine(suites, read_sizes())
+  machine.share_memory(with_peers=bool(_PEER.value))
+  options = read_options()
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
   repeats, side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
   measured_on = machine.describe(sys.argv)
-  print(report.heading(measured_on, repeats, options.dtype), flush=True)
-  results = []
-  peers = _PEERS.value and pathlib.Path(_PEERS.value).absolute()
-  with running(_PEER.value, peers) as rivals:
-    for case in chosen:
-      results.append(measure(case, options, repeats, side, rivals))
-      print(report.as_text(results[-1]), flush=True)
-      if path:  # After each case: what was measured is not lost.
-        found = report.as_json(
-          results, measured_on, dataclasses.asdict(options)
-        )
-        write_json_atomic(path, found)
+  print(table.heading(measured_on, repeats, options.dtype), flush=True)
+  results, left_out = [], []
+  available = memory.available_bytes()
+  for suite in suites:
+    with running(suite, _PEER.value, peers) as rivals:
+      for case in chosen:
+        if case.suite != suite:
+          continue
+        why = memory.why_not(case, options, available)
+        if why is None:
+          found = report.measure(case, options, repeats, side, rivals)
+          results.append(found)
+          print(table.as_text(found), flush=True)
+        else:
+          left_out.append((case, why))
+          print(table.left_out(case, why), flush=True)
+        if path:  # After each case: what was measured is not lost.
+          document = report.as_json(
+            results, measured_on, dataclasses.asdict(options), left_out
+          )
+          write_json_atomic(path, document)
 
 
 if __name__ == "__main__":

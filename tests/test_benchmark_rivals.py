@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pure_jax.advantages import pure_advantages
+from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
@@ -19,26 +20,32 @@ sys.path.insert(0, str(ROOT / "experiments"))
 from benchmarks import (  # noqa: E402
   environments,
   generating,
+  iterating,
   report,
+  table,
   updating,
 )
 from benchmarks.cases import MODELS, BenchmarkError, Case  # noqa: E402
+from benchmarks.credit import draw_experience  # noqa: E402
 from benchmarks.environments import Peer  # noqa: E402
+from benchmarks.gradients import credit_settings  # noqa: E402
+from benchmarks.iteration import Iterated  # noqa: E402
 from benchmarks.programs import Compiled, Options, init_policy  # noqa: E402
 from benchmarks.rivals import RIVALS, running  # noqa: E402
-from benchmarks.suites import (  # noqa: E402
-  SUITES,
-  credit_settings,
-  draw_experience,
-)
+from benchmarks.suites import SUITES  # noqa: E402
 from benchmarks.timing import Arm  # noqa: E402
 
 EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
 
 
+def here(name: str, suite: str) -> Peer:
+  """A peer in the environment of the tests."""
+  return Peer(name, sys.executable, environments.SCRIPTS[name][suite])
+
+
 @pytest.fixture(scope="module")
 def transformers():
-  with Peer("transformers", sys.executable) as peer:
+  with here("transformers", "rollout") as peer:
     yield peer
 
 
@@ -47,7 +54,7 @@ def made():
   """As --make_peers makes them: gigabytes, which pytest would keep."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for peer in ("tunix", "transformers", "trl"):
+    for peer in ("tunix", "transformers", "trl", "trl_prm"):
       environments.make_environment(folder, peer)
     yield folder
 
@@ -56,7 +63,9 @@ def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   """Rows that went on after ours ended would be slower for no reason."""
   rival = generating.Generating(transformers)
   result = report.measure(EARLY, Options(), 1, 16, [rival])
-  assert [line.name for line in result.lines] == ["generate", "transformers"]
+  assert [line.name for line in result.lines] == [
+    "generate", "prefill", "transformers"
+  ]  # fmt: skip
   ours = SUITES["rollout"](EARLY, Options())["generate"]
   assert len(set(ours.answer.tolist())) > 1
   tokens = np.array(transformers.ask("answer")["tokens"])
@@ -69,8 +78,8 @@ def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   assert theirs["versions"].keys() == {"python", "torch", "transformers"}
   assert theirs["peak_bytes"] > 10**7
   ratio = theirs["median_seconds"] / arms["generate"]["median_seconds"]
-  assert report.beside(result) == {"transformers / ours": ratio}
-  assert "early transformers " in report.as_text(result)
+  assert report.beside(result)["transformers / ours"] == ratio
+  assert "early transformers " in table.as_text(result)
 
 
 @pytest.mark.slow
@@ -81,13 +90,17 @@ def test_tunix_draws_the_same_tokens(made, monkeypatch, attention_bias):
   monkeypatch.setitem(MODELS, "tiny", model)
   never = dataclasses.replace(EARLY, stops="never")
   names = ["tunix", "transformers"]
-  with running(names, made) as rivals:
-    assert [rival.takes(EARLY) for rival in rivals] == [False, True]
-    result = report.measure(never, Options(), 1, 16, rivals)
-  assert [line.name for line in result.lines] == ["generate", *names]
-  for line in result.lines[1:]:
-    assert line.facts["greedy_tokens_equal"] == 1.0
-    assert line.times.work == 4 * 6
+  with running("rollout", names, made) as rivals:
+    found = [
+      report.measure(case, Options(), 1, 16, rivals) for case in (never, EARLY)
+    ]
+  for result in found:
+    ours, _, *theirs = result.lines
+    assert [line.name for line in theirs] == names
+    for line in theirs:
+      assert line.facts["greedy_tokens_equal"] == 1.0
+      assert line.times.work == ours.times.work
+  assert found[0].lines[0].times.work == 4 * 6 > found[1].lines[0].times.work
 
 
 @pytest.mark.slow
@@ -97,7 +110,7 @@ def test_trl_takes_the_same_step(made, monkeypatch):
   model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
   monkeypatch.setitem(MODELS, "tiny", model)
   case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
-  with running(["trl"], made) as rivals:
+  with running("update", ["trl"], made) as rivals:
     result = report.measure(case, options, 1, 16, rivals)
     ours = SUITES["update"](case, options)["update"]
     halved = dataclasses.replace(ours, answer=ours.answer / 2)
@@ -107,11 +120,69 @@ def test_trl_takes_the_same_step(made, monkeypatch):
   assert result.lines[1].facts["versions"]["trl"]
 
 
+@pytest.mark.slow
+def test_trl_trains_the_same_prm(made):
+  """A label beside its score token would be another loss."""
+  case = Case("prm", "tiny", 4, 2, 8, 60)
+  with running("prm", ["trl_prm"], made) as rivals:
+    result = report.measure(case, Options(), 1, 16, rivals)
+    ours = SUITES["prm"](case, Options())["prm"]
+    other = dataclasses.replace(ours, answer=ours.answer * [1.0, 1.01])
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      rivals[0].arm(case, Options(), other)
+  assert [line.name for line in result.lines] == ["prm", "trl_prm"]
+  assert result.lines[1].facts["largest_relative_difference"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", ["never", "early"])
+def test_trl_does_the_same_iteration(made, monkeypatch, stops):
+  """In two micro-batches, responses of more steps than are kept apart."""
+  model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  case = Case("iteration", "tiny", 4, 2, 8, 400, stops)
+  options = Options(rows_at_a_time=2)
+  with running("iteration", ["trl"], made) as rivals:
+    result = report.measure(case, options, 1, 16, rivals)
+    ours = SUITES["iteration"](case, options)["iteration"]
+    assert (ours.answer.scores.steps.overflow > 0).any()
+    scores = ours.answer.scores
+    other = scores.replace(step_rewards=-scores.step_rewards)
+    answer = dataclasses.replace(ours.answer, scores=other)
+    with pytest.raises(BenchmarkError, match="iterations are not the same"):
+      rivals[0].arm(case, options, dataclasses.replace(ours, answer=answer))
+  ours, theirs = result.lines
+  assert (ours.name, theirs.name) == ("iteration", "trl")
+  assert theirs.times.work == ours.times.work
+  assert max(theirs.facts["largest_differences"].values()) < 1e-3
+
+
+def test_iterations_are_compared_by_their_largest_difference():
+  """Columns of steps that no response has are not compared as missing."""
+  logp, rewards = np.zeros((2, 3)), np.array([[0.5, 0.0, 0.0], [0.1, 0.2, 0.0]])
+  scores = Scores(None, rewards, logp, logp - 1, None)
+  ours = Iterated(np.array([3, 3]), np.zeros(2), scores, 1.0, 2.0)
+  found = {
+    "old_logp": (logp + 0.25).tolist(),
+    "ref_logp": (logp - 1).tolist(),
+    "step_rewards": [[0.5, 0.0], [0.1, -0.2]],
+    "loss": 1.5,
+    "grad_norm": 1.0,
+  }
+  assert iterating.largest_differences(found, ours) == {
+    "old_logp": 0.25,
+    "ref_logp": 0.0,
+    "step_rewards": 0.4,
+    "loss": 0.5,
+    "grad_norm": 0.5,
+  }
+
+
 def test_another_model_is_no_peer(transformers, monkeypatch):
   """One layer that is left out, as a wrong conversion might."""
 
-  def without_a_layer(model, copied=False):
-    params = init_policy(model, copied)
+  def without_a_layer(name, options, copied=False):
+    params = init_policy(name, options, copied)
     if not copied:  # What is exported.
       layers = dict(params["layers"])
       layers["down"] = layers["down"].at[0].set(0.0)
@@ -137,7 +208,7 @@ def test_the_torch_loop_gives_the_same_advantages():
     found, _ = jax.jit(pure_advantages, static_argnums=1)(batch, settings)
     return Compiled(arm, (), None, found)
 
-  with Peer("torch_credit", sys.executable) as peer:
+  with here("torch_credit", "credit") as peer:
     rival = updating.TorchCredit(peer)
     theirs = rival.arm(case, Options(), held_to("softmin"))
     assert theirs.seconds() > 0
@@ -148,7 +219,7 @@ def test_the_torch_loop_gives_the_same_advantages():
 
 
 def test_a_peer_that_dies_says_why():
-  with Peer("transformers", sys.executable) as peer:
+  with here("transformers", "rollout") as peer:
     with pytest.raises(
       BenchmarkError, match="died at 'nothing': AttributeError"
     ):
@@ -161,8 +232,10 @@ def test_a_peer_that_dies_says_why():
 
 def test_every_peer_has_an_environment():
   assert RIVALS.keys() == environments.SCRIPTS.keys()
-  for name, script in environments.SCRIPTS.items():
-    assert (environments.FOLDER / script).exists()
+  for name, scripts in environments.SCRIPTS.items():
+    assert scripts.keys() == RIVALS[name].keys()
+    for script in scripts.values():
+      assert (environments.FOLDER / script).exists()
     assert (environments.FOLDER / f"{name}.txt").exists()
 
 
@@ -178,6 +251,6 @@ def test_a_peer_that_is_not_there_is_named(tmp_path, name, folder, message):
   folder = folder and tmp_path / folder
   with (
     pytest.raises(BenchmarkError, match=message),
-    running([name], folder),
+    running("rollout", [name], folder),
   ):
     pass

@@ -15,6 +15,8 @@ PAD_ID, EOS_ID, SCORE_ID, SEPARATOR_ID, FIRST_WORD = range(5)
 MAX_STEPS = 16
 # One id in so many ends a step, so that few responses have too many.
 STEP_TOKENS = 20
+# Logits of any model are next to nothing beside it.
+UNIFORM_TEMPERATURE = 1e6
 
 
 def separator_table(vocab_size: int) -> SeparatorTable:
@@ -38,31 +40,47 @@ def separator_table(vocab_size: int) -> SeparatorTable:
   )
 
 
-def sampler(case: Case, vocab_size: int) -> SamplingConfig:
+def sampler(
+  case: Case, vocab_size: int, uniform: bool = True
+) -> SamplingConfig:
   """Plain sampling, to the full length or with stops by chance.
 
   The next token of random weights is nearly uniform over all ids that are not
-  banned. Early stops come from banning all but C / 2 of them, one of which
-  ends a response: lengths are geometric, cut off at C. The model computes the
-  logits of all ids either way.
+  banned, that of any weights at a high temperature is. Early stops come from
+  banning all ids but C / 2, one of which ends a response: lengths are
+  geometric, cut off at C. The model computes the logits of all ids either way.
 
   Args:
     case: whose stops and new tokens are meant.
     vocab_size: V.
+    uniform: whether the model's distribution is nearly uniform as it is.
 
   Returns:
     How to sample.
   """
-  stop_ids, banned = (), ()
-  if case.stops == "early":
-    stop_ids = (EOS_ID,)
-    first = EOS_ID + max(2, case.new_tokens // 2)
-    banned = tuple(range(first, vocab_size))
+  if case.stops != "early":
+    return plain_sampler(case)
+  first = EOS_ID + max(2, case.new_tokens // 2)
   return SamplingConfig(
     max_new_tokens=case.new_tokens,
     pad_id=PAD_ID,
-    stop_ids=stop_ids,
-    banned_ids=banned,
+    stop_ids=(EOS_ID,),
+    banned_ids=tuple(range(first, vocab_size)),
+    temperature=1.0 if uniform else UNIFORM_TEMPERATURE,
+  )
+
+
+def plain_sampler(case: Case) -> SamplingConfig:
+  """Sampling to the full length, of all ids but padding.
+
+  Args:
+    case: whose new tokens are meant.
+
+  Returns:
+    How to sample.
+  """
+  return SamplingConfig(
+    max_new_tokens=case.new_tokens, pad_id=PAD_ID, stop_ids=()
   )
 
 

@@ -153,80 +153,72 @@ def rollout_phases(
 
 
 def read_phase(
-  model: ModelConfig, rows: int, length: int, logits: int, itemsize: int
+  model: ModelConfig,
+  prompt_tokens: int,
+  lengths: Sequence[int],
+  itemsize: int,
+  logits: bool = True,
 ) -> Phase:
   """A forward pass over whole texts.
 
   Args:
     model: the architecture.
-    rows: texts.
-    length: tokens of each.
-    logits: tokens of each whose logits are read; 0 leaves out the head.
+    prompt_tokens: L, of each text.
+    lengths: [B] tokens of each text behind its prompt.
     itemsize: bytes of a weight in the compute dtype.
+    logits: whether those of the tokens behind the prompt are read; False
+      leaves out the head.
 
   Returns:
     The phase.
   """
-  pairs = rows * length * (length + 1) // 2
+  texts = prompt_tokens + np.asarray(lengths, np.int64)
+  tokens, pairs = int(texts.sum()), int((texts * (texts + 1) // 2).sum())
+  read = int(np.sum(lengths)) if logits else 0
   return Phase(
-    forward_flops(model, rows * length, pairs, rows * logits),
-    weight_bytes(model, rows * length, itemsize),
+    forward_flops(model, tokens, pairs, read),
+    weight_bytes(model, tokens, itemsize),
   )
 
 
 def score_phases(
   model: ModelConfig,
-  rows: int,
   prompt_tokens: int,
-  new_tokens: int,
-  inserted: int,
+  lengths: Sequence[int],
+  inserted: Sequence[int],
   itemsize: int,
 ) -> list[Phase]:
   """The policy, the reference and a PRM of the same shape read a batch.
 
   Args:
     model: the architecture of all three.
-    rows: B.
     prompt_tokens: L.
-    new_tokens: C.
-    inserted: score tokens that the PRM reads beside each text.
+    lengths: [B] tokens of the responses.
+    inserted: [B] score tokens that the PRM reads beside each.
     itemsize: bytes of a weight in the compute dtype.
 
   Returns:
     The phases.
   """
-  length = prompt_tokens + new_tokens
-  policy = read_phase(model, rows, length, new_tokens, itemsize)
-  judge = read_phase(model, rows, length + inserted, 0, itemsize)
+  policy = read_phase(model, prompt_tokens, lengths, itemsize)
+  asked = np.asarray(lengths) + np.asarray(inserted)
+  judge = read_phase(model, prompt_tokens, asked, itemsize, logits=False)
   return [policy, policy, judge]
 
 
-def update_phases(
-  model: ModelConfig,
-  rows: int,
-  prompt_tokens: int,
-  new_tokens: int,
-  parameters: int,
-  itemsize: int,
-) -> list[Phase]:
+def gradient_phases(read: Phase, parameters: int) -> list[Phase]:
   """Forward and backward, then AdamW, which waits for the global norm.
 
   A backward pass has twice the products of the forward pass. The gradient is
   written; AdamW reads it, the weights and two moments, and writes three.
 
   Args:
-    model: the architecture.
-    rows: B.
-    prompt_tokens: L.
-    new_tokens: C.
+    read: the forward pass.
     parameters: weights that are trained, stored in float32.
-    itemsize: bytes of a weight in the compute dtype.
 
   Returns:
     The phases.
   """
-  length = prompt_tokens + new_tokens
-  read = read_phase(model, rows, length, new_tokens, itemsize)
   return [
     Phase(3 * read.flops, 2 * read.bytes + _STORED * parameters),
     Phase(0.0, 7.0 * _STORED * parameters),

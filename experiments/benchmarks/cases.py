@@ -2,14 +2,44 @@
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from architectures import ARCHITECTURES
 
 from pure_jax.models.config import ModelConfig
 
-SUITES = ("rollout", "score", "update", "credit")
 STOPS = ("never", "early")
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """What the cases of a suite differ in, besides model, rows and lengths.
+
+  Attributes:
+    stops: whether responses that end early make a case of their own.
+    all_samples: whether each number of samples does; otherwise the most.
+    compares: whether the responses of a prompt are compared, so that it needs
+      at least two.
+    most_rows: more are left out, None for no limit.
+  """
+
+  stops: bool = False
+  all_samples: bool = False
+  compares: bool = False
+  most_rows: int | None = None
+
+
+# What each does is in `suites.SUITES`; "all" runs them in this order.
+SUITES = {
+  "rollout": Suite(stops=True, all_samples=True),
+  "score": Suite(),
+  "update": Suite(compares=True),
+  "credit": Suite(compares=True),
+  # A PRM is trained on a batch as a whole, and keeps what its backward pass
+  # needs of all rows.
+  "prm": Suite(most_rows=8),
+  "iteration": Suite(stops=True, compares=True),
+}
 
 # No published shapes: about ten million weights, and next to none.
 _10M = ModelConfig(
@@ -48,9 +78,8 @@ class Case:
     samples: G, of each prompt; divides the rows.
     prompt_tokens: L.
     new_tokens: C.
-    stops: "never", every response has C tokens; "early", of a rollout, a
-      response ends by chance, after half of C on average where it may go on
-      for ever.
+    stops: "never", every response has C tokens; "early", a response ends by
+      chance, after half of C on average where it may go on for ever.
   """
 
   suite: str
@@ -66,10 +95,15 @@ class Case:
     """P, how many there are."""
     return self.rows // self.samples
 
+  @property
+  def read_tokens(self) -> int:
+    """Of prompts and responses."""
+    return self.rows * (self.prompt_tokens + self.new_tokens)
+
   def __str__(self) -> str:
     """The sizes as a line of the table begins."""
     return (
-      f"{self.suite:8}{self.model:18}{self.prompts:3} x {self.samples:<2}"
+      f"{self.suite:10}{self.model:18}{self.prompts:3} x {self.samples:<2}"
       f"{self.prompt_tokens:5} + {self.new_tokens:<5}{self.stops:6}"
     )
 
@@ -83,7 +117,7 @@ class Sizes:
     rows: of a batch.
     samples: of each prompt.
     lengths: pairs of prompt tokens and new tokens.
-    stops: some of `STOPS`, of rollouts.
+    stops: some of `STOPS`, of rollouts and iterations.
   """
 
   models: Sequence[str]
@@ -93,15 +127,11 @@ class Sizes:
   stops: Sequence[str]
 
 
-QUICK = Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)
-
-
 def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
   """All combinations that are possible, suite by suite.
 
-  More samples than rows are none. Scores and updates compare the responses of
-  a prompt, so they are measured at the most samples that are asked for and at
-  full length: what they do depends on neither.
+  More samples than rows are none. Only a suite whose work depends on samples
+  or stops has a case for each.
 
   Args:
     suites: some of `SUITES`.
@@ -117,38 +147,36 @@ def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
   for suite, model, rows, (prompt, new) in itertools.product(
     suites, sizes.models, sizes.rows, sizes.lengths
   ):
+    kind = SUITES[suite]
     possible = [count for count in sizes.samples if rows % count == 0]
-    stops = sizes.stops
-    if suite != "rollout":
-      possible, stops = possible and [max(possible)], ("never",)
-    if suite in ("update", "credit"):
+    if not kind.all_samples:
+      possible = possible and [max(possible)]
+    if kind.compares:
       possible = [count for count in possible if count > 1]
+    if kind.most_rows is not None and rows > kind.most_rows:
+      continue
+    stops = sizes.stops if kind.stops else ("never",)
     found += [
       Case(suite, model, rows, samples, prompt, new, stop)
       for samples, stop in itertools.product(possible, stops)
     ]
   if not found:
     raise BenchmarkError(
-      "no --samples divides any --rows (update and credit take at least 2)."
+      "no --samples divides any --rows (update, credit and iteration take at "
+      "least 2, prm at most "
+      f"{SUITES['prm'].most_rows} rows)."
     )
   return found
 
 
-def parse_sizes(
-  models: Sequence[str],
-  rows: Sequence[str],
-  samples: Sequence[str],
-  lengths: Sequence[str],
-  stops: Sequence[str],
-) -> Sizes:
+def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
   """Reads the words of the command line.
 
   Args:
-    models: names in `MODELS`.
-    rows: numbers.
-    samples: numbers.
-    lengths: such as "64:128".
-    stops: some of `STOPS`.
+    default: for what no flag says.
+    **flags: words by field of `Sizes`, None where the flag is not given:
+      names in `MODELS`, numbers of rows and samples, lengths such as "64:128",
+      some of `STOPS`.
 
   Returns:
     What to combine.
@@ -156,30 +184,49 @@ def parse_sizes(
   Raises:
     BenchmarkError: for a word that means nothing, naming its flag.
   """
-  for flag, words, allowed in (
-    ("models", models, MODELS),
-    ("stops", stops, STOPS),
-  ):
-    for word in words:
-      if word not in allowed:
-        raise BenchmarkError(
-          f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
-        )
-  pairs = []
-  for text in lengths:
-    parts = text.split(":")
-    if len(parts) != 2 or not all(_is_count(part) for part in parts):
+  readers = {
+    "models": _one_of(MODELS),
+    "rows": _count,
+    "samples": _count,
+    "lengths": _lengths,
+    "stops": _one_of(STOPS),
+  }
+  given = {
+    name: tuple(readers[name](name, word) for word in words)
+    for name, words in flags.items()
+    if words is not None
+  }
+  return dataclasses.replace(default, **given)
+
+
+def _one_of(allowed: Iterable[str]) -> Callable[[str, str], str]:
+  """A reader of names."""
+
+  def read(flag: str, word: str) -> str:
+    if word not in allowed:
       raise BenchmarkError(
-        f"--lengths: {text!r} must be PROMPT:NEW in tokens, such as 64:128."
+        f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
       )
-    pairs.append((int(parts[0]), int(parts[1])))
-  for flag, words in (("rows", rows), ("samples", samples)):
-    for word in words:
-      if not _is_count(word):
-        raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
-  return Sizes(
-    models, [int(x) for x in rows], [int(x) for x in samples], pairs, stops
-  )
+    return word
+
+  return read
+
+
+def _count(flag: str, word: str) -> int:
+  """Reads a number."""
+  if not _is_count(word):
+    raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
+  return int(word)
+
+
+def _lengths(flag: str, word: str) -> tuple[int, int]:
+  """Reads two numbers."""
+  parts = word.split(":")
+  if len(parts) != 2 or not all(_is_count(part) for part in parts):
+    raise BenchmarkError(
+      f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
+    )
+  return int(parts[0]), int(parts[1])
 
 
 def _is_count(text: str) -> bool:

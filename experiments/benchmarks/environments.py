@@ -12,21 +12,22 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.cases import BenchmarkError
-from benchmarks.programs import init_policy
+from benchmarks.cases import BenchmarkError, Case
+from benchmarks.programs import Options, init_policy, init_prm
 from benchmarks.timing import Arm
 from pure_jax.host import huggingface
-from pure_jax.models.config import ModelConfig
 
 FOLDER = pathlib.Path(__file__).parent / "peers"
+# By peer and suite: a process has one script.
 SCRIPTS = {
-  "transformers": "transformers_generate.py",
-  "tunix": "tunix_sampler.py",
-  "trl": "trl_update.py",
-  "torch_credit": "torch_credit.py",
+  "transformers": {"rollout": "transformers_generate.py"},
+  "tunix": {"rollout": "tunix_sampler.py"},
+  "trl": {"update": "trl_update.py", "iteration": "trl_iteration.py"},
+  "trl_prm": {"prm": "trl_prm.py"},
+  "torch_credit": {"credit": "torch_credit.py"},
 }
 # Tokens of the longest text that an exported model is said to be for.
 MAX_POSITIONS = 2**15
@@ -70,31 +71,44 @@ def python_of(folder: pathlib.Path, name: str) -> pathlib.Path:
   return folder / name / "bin" / "python"
 
 
+def check_python(python: pathlib.Path | str) -> None:
+  """Raises where an environment has not been made.
+
+  Args:
+    python: its interpreter.
+
+  Raises:
+    BenchmarkError: if it is not there.
+  """
+  if not pathlib.Path(python).exists():
+    raise BenchmarkError(
+      f"{python} is not there: make the environments of peers by "
+      "python experiments/benchmark.py --make_peers=FOLDER."
+    )
+
+
 class Peer:
   """A running peer. A context manager: its process ends with the block."""
 
-  def __init__(self, name: str, python: pathlib.Path | str):
+  def __init__(self, name: str, python: pathlib.Path | str, script: str):
     """Starts it.
 
     Args:
       name: a key of `SCRIPTS`.
       python: the interpreter of its environment.
+      script: one of its scripts.
 
     Raises:
       BenchmarkError: if there is none.
     """
     self.name = name
-    if not pathlib.Path(python).exists():
-      raise BenchmarkError(
-        f"{python} is not there: make the environments of peers by "
-        "python experiments/benchmark.py --make_peers=FOLDER."
-      )
+    check_python(python)
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 As the process.
     # Its packages are its own, and nothing is fetched.
     variables = os.environ | {"HF_HUB_OFFLINE": "1"}
     variables.pop("PYTHONPATH", None)
     self._process = subprocess.Popen(
-      [python, FOLDER / SCRIPTS[name]],
+      [python, FOLDER / script],
       env=variables,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -130,21 +144,34 @@ class Peer:
       )
     return json.loads(line)
 
-  def load(self, model: ModelConfig) -> dict[str, Any]:
+  def load(
+    self,
+    case: Case,
+    options: Options,
+    kinds: Sequence[str] = ("policy",),
+  ) -> dict[str, Any]:
     """Has it read our weights, as we export them.
 
     Args:
-      model: the architecture; its compute dtype is that of the peer's.
+      case: names the model.
+      options: how it runs; the compute dtype is that of the peer's products.
+      kinds: of "policy" and "prm".
 
     Returns:
       What it says of itself.
     """
+    model = options.model(case.model)
+    writers = {
+      "policy": (huggingface.export_policy, init_policy),
+      "prm": (huggingface.export_prm, init_prm),
+    }
     with tempfile.TemporaryDirectory() as folder:
-      weights = pathlib.Path(folder) / "weights"
-      huggingface.export_policy(
-        weights, init_policy(model), model, max_positions=MAX_POSITIONS
-      )
-      return self.ask("load", folder=str(weights), dtype=model.compute_dtype)
+      folders = {kind: str(pathlib.Path(folder) / kind) for kind in kinds}
+      for kind, path in folders.items():
+        export, init = writers[kind]
+        params = init(case.model, options)
+        export(path, params, model, max_positions=MAX_POSITIONS)
+      return self.ask("load", **folders, dtype=options.dtype)
 
   def arm(
     self,

@@ -16,8 +16,6 @@ from pure_jax.training import rollouts
 
 # Tokens that are compared: enough to go through prefill and decoding.
 COMPARED_TOKENS = 16
-# Peers that end a row where they are told to.
-ENDS_ROWS = ("transformers",)
 
 
 class Generating:
@@ -43,18 +41,18 @@ class Generating:
       case: of any suite.
 
     Returns:
-      False for another suite, and for early stops where rows cannot be ended
-      after given lengths.
+      False for another suite.
     """
-    return case.suite == "rollout" and (
-      case.stops == "never" or self.name in ENDS_ROWS
-    )
+    return case.suite == "rollout"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the greedy tokens.
 
     What is timed is sampling; a row of the peer ends where ours did, so both
-    draw as many tokens in as many steps.
+    draw as many tokens in as many steps. Where a peer cannot end a row at a
+    given length (tunix), it is asked for as many steps as the longest response
+    has, and what it draws after the end of a row does not count: its loop
+    decodes rows that have ended until the last one does.
 
     Args:
       case: what to generate.
@@ -70,7 +68,7 @@ class Generating:
     model = options.model(case.model)
     prompts = batches.draw_prompts(case, model.vocab_size)
     if self._loaded != (case.model, options):
-      self._facts |= self._peer.load(model)
+      self._facts |= self._peer.load(case, options)
       self._loaded = case.model, options
     asked = {
       "tokens": np.asarray(prompts.tokens).tolist(),
@@ -109,7 +107,9 @@ class Generating:
     )
     generate = rollouts.make_generate(model, sampler, 1, sharding.make_layout())
     prompts = batches.draw_prompts(case, model.vocab_size)
-    ours = generate(init_policy(model, True), prompts, jax.random.key(0))
+    ours = generate(
+      init_policy(case.model, options, True), prompts, jax.random.key(0)
+    )
     self._peer.ask(
       "prepare",
       **asked,

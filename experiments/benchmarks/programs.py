@@ -2,24 +2,40 @@
 
 import dataclasses
 import functools
+import pathlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from plan_compiler import Memory
 
 from benchmarks import bounds
-from benchmarks.cases import MODELS
+from benchmarks.cases import MODELS, BenchmarkError, Case
 from benchmarks.timing import Arm
-from pure_jax.host import hlo_costs
+from pure_jax.host import hlo_costs, huggingface
 from pure_jax.models import params as weights
-from pure_jax.models import policy
+from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.training import train
+
+# Fields of `ModelConfig` that weights are made for.
+SHAPE = (
+  "vocab_size",
+  "width",
+  "num_layers",
+  "num_heads",
+  "num_kv_heads",
+  "head_dim",
+  "mlp_width",
+  "rope_theta",
+  "norm_eps",
+  "attention_bias",
+  "qk_norm",
+  "tied_embeddings",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +48,8 @@ class Options:
     remat: what the backward pass keeps, see `ModelConfig`.
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.
+    weights: a Hugging Face folder to read the weights of every case from;
+      None draws them at random.
   """
 
   dtype: str = "float32"
@@ -39,6 +57,7 @@ class Options:
   remat: str = "none"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
+  weights: str | None = None
 
   def model(self, name: str) -> ModelConfig:
     """The architecture of a name in `MODELS`, run in this way."""
@@ -80,16 +99,21 @@ class Compiled:
     arm: one call; its work is tokens.
     phases: the least that the method needs for it, () where no bound is
       known.
-    compilation: what the compiler says of it.
+    compilation: what the compiler says of it, None where it is more than one
+      program.
     answer: what a peer that does the same is held to, where there is one: of
       a rollout the lengths [B] of its responses, of credit advantages [B, C],
-      of an update its loss and the norm of its gradient.
+      of an update its loss and the norm of its gradient, of an iteration the
+      `Iterated`.
+    instead_of: the arm that does the same in another way, None for the way
+      that peers are held to.
   """
 
   arm: Arm
   phases: Sequence[bounds.Phase]
-  compilation: Compilation
-  answer: np.ndarray | None = None
+  compilation: Compilation | None
+  answer: Any = None
+  instead_of: str | None = None
 
 
 def compile_call(
@@ -120,28 +144,109 @@ def compile_call(
   return compiled, Compilation(seconds, memory, costs)
 
 
+_COMPILED: dict[Any, tuple[Callable[..., Any], Compilation]] = {}
+
+
+def compile_once(
+  name: str,
+  case: Case,
+  options: Options,
+  make: Callable[[], Any],
+  *arguments: Any,
+) -> tuple[Callable[..., Any], Compilation]:
+  """`compile_call` of what may be in several suites, the first time.
+
+  Args:
+    name: of the function; with the case's sizes and the options it says all
+      there is to know of the program.
+    case: whose suite does not count.
+    options: how the models run.
+    make: gives the jitted function.
+    *arguments: what it will be called with, the same shapes each time.
+
+  Returns:
+    As `compile_call`.
+  """
+  key = name, dataclasses.replace(case, suite=""), options
+  if key not in _COMPILED:
+    _COMPILED[key] = compile_call(make(), *arguments)
+  return _COMPILED[key]
+
+
 @functools.lru_cache(maxsize=4)
 def _make_init(model: ModelConfig, copied: bool) -> Callable[..., Any]:
   """A function from a key to a policy, compiled once for all cases."""
-  layout, declared = sharding.make_layout(), policy.declare_policy(model)
-  copy = train.make_compute_copy(declared, model, layout, layout)
+  declared = policy.declare_policy(model)
 
   def init(key):
     params = weights.init_params(key, declared)
-    return copy(params) if copied else params
+    return _make_copy(model)(params) if copied else params
 
   return jax.jit(init)
 
 
-def init_policy(model: ModelConfig, copied: bool = False) -> Any:
-  """Random weights, the same each time.
+def _make_copy(model: ModelConfig) -> Callable[[Any], Any]:
+  """From weights as they are stored to weights as products read them."""
+  layout, declared = sharding.make_layout(), policy.declare_policy(model)
+  return train.make_compute_copy(declared, model, layout, layout)
+
+
+def init_policy(name: str, options: Options, copied: bool = False) -> Any:
+  """Weights, the same each time: drawn at random or read from a folder.
 
   Args:
-    model: the architecture.
+    name: in `MODELS`.
+    options: how the model runs, and the folder if there is one.
     copied: False for weights as they are stored and trained, True as rollouts
-      and frozen models read them; those stored are then never all there.
+      and frozen models read them; random ones that are stored are then never
+      all there.
 
   Returns:
     The weights.
+
+  Raises:
+    BenchmarkError: if the folder holds another shape.
   """
-  return _make_init(model, copied)(jax.random.key(0))
+  model = options.model(name)
+  if options.weights is None:
+    return _make_init(model, copied)(jax.random.key(0))
+  # Arrays of its own, as random ones are.
+  params = jax.tree.map(jnp.copy, _read(name, options.weights, model))
+  return _make_copy(model)(params) if copied else params
+
+
+def init_prm(name: str, options: Options, copied: bool = False) -> Any:
+  """A PRM on the policy's trunk, in arrays of its own.
+
+  Args:
+    name: in `MODELS`.
+    options: how the model runs.
+    copied: as of `init_policy`.
+
+  Returns:
+    Weights as `prm.declare_prm` declares them; the head is random.
+  """
+  declared = prm.declare_prm(options.model(name))
+  trunk = init_policy(name, options, copied)
+  head = weights.init_params(jax.random.key(1), {"score": declared["score"]})
+  return {part: (trunk | head)[part] for part in declared}
+
+
+@functools.lru_cache(maxsize=1)
+def _read(name: str, folder: str, model: ModelConfig) -> Any:
+  """Weights of a folder, of this shape."""
+  if not pathlib.Path(folder).is_dir():
+    raise BenchmarkError(f"--weights={folder}: no such folder.")
+  try:
+    params, found = huggingface.load_policy(folder, sharding.make_layout())
+  except huggingface.HuggingFaceError as error:
+    raise BenchmarkError(f"--weights: {error}") from error
+  differ = [
+    field for field in SHAPE if getattr(found, field) != getattr(model, field)
+  ]
+  if differ:
+    raise BenchmarkError(
+      f"--weights={folder} is not of the shape {name}: it differs in "
+      f"{', '.join(differ)}. Name its shape by --models."
+    )
+  return params

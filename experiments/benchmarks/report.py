@@ -1,9 +1,10 @@
-"""Measures a case, and says what was found as a table and as JSON."""
+"""Measures a case, and says what was found as JSON."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks import memory
 from benchmarks.bounds import Phase, Rates, least_time
 from benchmarks.cases import Case
 from benchmarks.machine import product_probe, stream_probes
@@ -13,9 +14,6 @@ from benchmarks.suites import SUITES
 from benchmarks.timing import Times, in_turn
 from pure_jax.models import policy
 from pure_jax.models.params import count_params
-
-# Of the last minute, before anything was measured.
-QUIET_LOAD = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +26,12 @@ class Line:
     needed: what the method needs, () where it is not known.
     bound_seconds: the least time for that, None where it is not known.
     bound_by: "compute" or "memory", None likewise.
-    compilation: what the compiler says, None for a peer.
+    compilation: what the compiler says, None for a peer and where there is
+      more than one program.
     facts: of a peer, see `Rival.facts`; None for ours.
+    instead_of: the arm of ours that does the same, for a peer and for another
+      way of ours; None otherwise.
+    peak_bytes: of ours, as `memory.Peak` has it; None for a peer.
   """
 
   name: str
@@ -39,6 +41,18 @@ class Line:
   bound_by: str | None
   compilation: Compilation | None
   facts: Mapping[str, Any] | None = None
+  instead_of: str | None = None
+  peak_bytes: int | None = None
+
+  @property
+  def flops_per_second(self) -> float:
+    """Of the products that the method needs, whatever was computed."""
+    return sum(phase.flops for phase in self.needed) / self.times.median
+
+  @property
+  def bytes_per_second(self) -> float:
+    """Of the traffic that the method needs."""
+    return sum(phase.bytes for phase in self.needed) / self.times.median
 
   @property
   def reached(self) -> float | None:
@@ -93,25 +107,30 @@ def measure(
   size = count_params(policy.declare_policy(model)) * options.itemsize
   streams = stream_probes(size)
   probes = streams | {"product": product_probe(options.dtype, side)}
-  arms = {name: made.arm for name, made in ours.items()}
+  peaks = {name: memory.Peak() for name in ours}
+  arms = {name: peaks[name].noting(made.arm) for name, made in ours.items()}
   times = in_turn(arms | theirs | probes, repeats)
   rates = Rates(
     flops_per_second=times["product"].rate,
     bytes_per_second=max(times[name].rate for name in streams),
   )
+  found = {name: peak.bytes for name, peak in peaks.items()}
   return Result(
     case,
     rates,
     {name: times[name] for name in probes},
     [
-      *our_lines(ours, times, rates),
+      *our_lines(ours, times, rates, found),
       *(their_line(r, ours[r.beside], times, rates) for r in rivals),
     ],
   )
 
 
 def our_lines(
-  compiled: Mapping[str, Compiled], times: Mapping[str, Times], rates: Rates
+  compiled: Mapping[str, Compiled],
+  times: Mapping[str, Times],
+  rates: Rates,
+  peaks: Mapping[str, int | None],
 ) -> list[Line]:
   """Joins what was compiled with its times and its bounds.
 
@@ -119,6 +138,7 @@ def our_lines(
     compiled: arms by name.
     times: of the same arms.
     rates: of the machine.
+    peaks: bytes, of the same arms.
 
   Returns:
     A line for each.
@@ -126,7 +146,17 @@ def our_lines(
   lines = []
   for name, made in compiled.items():
     bound = least_time(made.phases, rates) if made.phases else (None, None)
-    lines.append(Line(name, times[name], made.phases, *bound, made.compilation))
+    lines.append(
+      Line(
+        name,
+        times[name],
+        made.phases,
+        *bound,
+        made.compilation,
+        instead_of=made.instead_of,
+        peak_bytes=peaks[name],
+      )
+    )
   return lines
 
 
@@ -146,7 +176,13 @@ def their_line(
   """
   bound = least_time(ours.phases, rates)
   return Line(
-    rival.name, times[rival.name], ours.phases, *bound, None, rival.facts()
+    rival.name,
+    times[rival.name],
+    ours.phases,
+    *bound,
+    None,
+    rival.facts(),
+    rival.beside,
   )
 
 
@@ -157,31 +193,61 @@ def beside(result: Result) -> dict[str, float]:
     result: of the case.
 
   Returns:
-    ``NAME / ours`` for each peer: its seconds over those of the arm that does
-    the same, the first. In the credit suite also shares of the update's time:
-    of ``credit alone``, and of ``credit in the loss``, which is what the loss
-    takes longer with it and, by chance, may be negative.
+    ``PEER / ours``: seconds of a peer over those of the arm that it is held to.
+    ``NAME / ARM``: of another way of ours over the first, and of each peer over
+    another way.
+    ``decode, of bandwidth`` and ``decode, of the bound`` of a rollout: what
+    comes after the prefill, whose time is subtracted, against the rate at which
+    memory was read and against the bound of those steps. In the credit suite
+    shares of the update's time: of ``credit alone``, and of ``credit in the
+    loss``, which is what the loss takes longer with it and, by chance, may be
+    negative.
   """
-  ours = result.lines[0].times.median
-  found = {
-    f"{line.name} / ours": line.times.median / ours
-    for line in result.lines
-    if line.facts is not None
-  }
   medians = {line.name: line.times.median for line in result.lines}
+  peers = [line for line in result.lines if line.facts is not None]
+  ways = [
+    line for line in result.lines if line.facts is None and line.instead_of
+  ]
+  found = {
+    f"{peer.name} / ours": peer.times.median / medians[peer.instead_of]
+    for peer in peers
+  }
+  for way in ways:
+    seconds, first = way.times.median, way.instead_of
+    found[f"{way.name} / {first}"] = seconds / medians[first]
+    found |= {
+      f"{peer.name} / {way.name}": peer.times.median / seconds
+      for peer in peers
+      if peer.instead_of == first
+    }
   if result.case.suite == "credit":
     whole, added = medians["update"], medians["credit and loss"]
     found |= {
       "credit alone / update": medians["credit"] / whole,
       "credit in the loss / update": (added - medians["loss"]) / whole,
     }
+  if result.case.suite == "rollout":
+    found |= _decoding(result.lines[0], medians["prefill"], result.rates)
   return found
+
+
+def _decoding(rollout: Line, prefill: float, rates: Rates) -> dict[str, float]:
+  """How near the steps after the prefill come to what memory allows."""
+  seconds, steps = rollout.times.median - prefill, rollout.needed[1:]
+  if seconds <= 0 or not steps:
+    return {}
+  moved = sum(step.bytes for step in steps)
+  return {
+    "decode, of bandwidth": moved / seconds / rates.bytes_per_second,
+    "decode, of the bound": least_time(steps, rates)[0] / seconds,
+  }
 
 
 def as_json(
   results: Sequence[Result],
   machine: Mapping[str, Any],
   options: Mapping[str, Any],
+  left_out: Sequence[tuple[Case, str]] = (),
 ) -> dict[str, Any]:
   """Everything that was measured.
 
@@ -189,6 +255,7 @@ def as_json(
     results: by case.
     machine: as `machine.describe` gives it.
     options: how the models ran.
+    left_out: cases that were not measured, and why.
 
   Returns:
     A dict for `json.dumps`: seconds, bytes, FLOPs and tokens.
@@ -197,6 +264,9 @@ def as_json(
     "machine": dict(machine),
     "options": dict(options),
     "cases": [_case_as_json(result) for result in results],
+    "left_out": [
+      {**dataclasses.asdict(case), "why": why} for case, why in left_out
+    ],
   }
 
 
@@ -208,12 +278,14 @@ def _case_as_json(result: Result) -> dict[str, Any]:
     "probes": {
       name: list(times.seconds) for name, times in result.probes.items()
     },
-    "arms": {line.name: _line_as_json(line) for line in result.lines},
+    "arms": {
+      line.name: _line_as_json(line, result.rates) for line in result.lines
+    },
     "beside": beside(result),
   }
 
 
-def _line_as_json(line: Line) -> dict[str, Any]:
+def _line_as_json(line: Line, rates: Rates) -> dict[str, Any]:
   """An arm."""
   found = {
     "seconds": list(line.times.seconds),
@@ -225,106 +297,18 @@ def _line_as_json(line: Line) -> dict[str, Any]:
     "bound_reached": line.reached,
     "needed_flops": sum(phase.flops for phase in line.needed),
     "needed_bytes": sum(phase.bytes for phase in line.needed),
+    "of_product_rate": line.flops_per_second / rates.flops_per_second,
+    "of_bandwidth": line.bytes_per_second / rates.bytes_per_second,
   }
-  if line.compilation is None:
+  if line.facts is not None:
     return found | dict(line.facts)
-  memory, costs = line.compilation.memory, line.compilation.costs
+  found["peak_bytes"] = line.peak_bytes
+  if line.compilation is None:
+    return found
+  laid_out, costs = line.compilation.memory, line.compilation.costs
   return found | {
     "compile_seconds": line.compilation.seconds,
-    "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+    "memory_bytes": {**dataclasses.asdict(laid_out), "total": laid_out.total},
     "compiled_flops": costs and costs.flops,
     "compiled_bytes": costs and costs.hbm_bytes,
   }
-
-
-def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
-  """What stands above the table.
-
-  Args:
-    machine: as `machine.describe` gives it.
-    repeats: of each arm.
-    dtype: of matrix products.
-
-  Returns:
-    Lines.
-  """
-  devices = ", ".join(f"{n} x {kind}" for kind, n in machine["devices"].items())
-  packages = machine["packages"]
-  columns = (
-    f"{'suite':8}{'model':18}{'P x G':8}{'L + C':13}{'stops':6}"
-    f"{'arm':17}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
-    f"{'bound s':>9}{'reached':>9}  bound by"
-  )
-  busy = ""
-  if machine["load_average"] > QUIET_LOAD:
-    busy = (
-      "The machine is busy with something else: threads that wait for each "
-      "other,\nas torch's do, then wait many times longer. Do not compare.\n"
-    )
-  return (
-    f"{machine['date']}, commit {machine['commit']}: {devices}, "
-    f"{machine['processor']}, {machine['cores']} cores, "
-    f"load {machine['load_average']:.1f}\n"
-    f"jax {packages['jax']}, {dtype}, medians of {repeats} repeats in turn\n"
-    f"{busy}"
-    f"{columns}"
-  )
-
-
-def as_text(result: Result) -> str:
-  """The lines of a case in the table.
-
-  Args:
-    result: of the case.
-
-  Returns:
-    A line for each arm, what they are to each other, and the machine's rates.
-  """
-  lines = [f"{result.case}{_columns(line)}" for line in result.lines]
-  shares = [
-    f"{name} {x:.2f}" if name.endswith("ours") else f"{name} {x:.3%}"
-    for name, x in beside(result).items()
-  ]
-  rates = (
-    f"machine: {result.rates.bytes_per_second / 1e9:.1f} GB/s, "
-    f"{result.rates.flops_per_second / 1e9:.0f} GFLOP/s"
-  )
-  lines.append("    " + ", ".join([*shares, rates]))
-  for line in result.lines:
-    described = _peer(line) if line.compilation is None else _compilation(line)
-    lines.append(f"    {described}")
-  return "\n".join(lines)
-
-
-def _columns(line: Line) -> str:
-  """An arm's numbers."""
-  seconds = line.times.seconds
-  text = (
-    f"{line.name:17}{line.times.median:9.4f}{min(seconds):9.4f}"
-    f"{max(seconds):9.4f}{line.times.rate:10,.0f}"
-  )
-  if line.bound_seconds is None:
-    return text
-  return text + f"{line.bound_seconds:9.4f}{line.reached:9.1%}  {line.bound_by}"
-
-
-def _peer(line: Line) -> str:
-  """What a peer says of itself."""
-  versions = ", ".join(f"{k} {v}" for k, v in line.facts["versions"].items())
-  peak = line.facts["peak_bytes"] / 1e6
-  return f"{line.name}: process {peak:,.0f} MB at its peak, {versions}"
-
-
-def _compilation(line: Line) -> str:
-  """What the compiler says of an arm."""
-  found, memory = line.compilation, line.compilation.memory
-  text = (
-    f"{line.name}: compiled in {found.seconds:.1f} s, memory "
-    f"{memory.total / 1e6:,.0f} MB ({memory.temporaries / 1e6:,.0f} temporary)"
-  )
-  if found.costs is None:
-    return text
-  return text + (
-    f", compiled {found.costs.flops / 1e9:,.2f} GFLOP and "
-    f"{found.costs.hbm_bytes / 1e9:,.2f} GB"
-  )

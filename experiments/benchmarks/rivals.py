@@ -2,15 +2,16 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.environments import Peer, python_of
+from benchmarks.environments import SCRIPTS, Peer, check_python, python_of
 from benchmarks.generating import Generating
+from benchmarks.iterating import Iterating
 from benchmarks.programs import Compiled, Options
 from benchmarks.timing import Arm
-from benchmarks.updating import TorchCredit, Updating
+from benchmarks.updating import TorchCredit, TrainingPRM, Updating
 
 
 class Rival(Protocol):
@@ -34,26 +35,21 @@ class Rival(Protocol):
     """Versions and peak memory so far, and how the check came out."""
 
 
-RIVALS = {
-  "transformers": Generating,
-  "tunix": Generating,
-  "trl": Updating,
-  "torch_credit": TorchCredit,
+RIVALS: dict[str, dict[str, Callable[[Peer], Rival]]] = {
+  "transformers": {"rollout": Generating},
+  "tunix": {"rollout": Generating},
+  "trl": {"update": Updating, "iteration": Iterating},
+  "trl_prm": {"prm": TrainingPRM},
+  "torch_credit": {"credit": TorchCredit},
 }
 
 
-@contextlib.contextmanager
-def running(
-  names: Sequence[str], folder: pathlib.Path | None
-) -> Iterator[list[Rival]]:
-  """Starts peers and ends them.
+def check_names(names: Sequence[str], folder: pathlib.Path | None) -> None:
+  """Raises where peers cannot run.
 
   Args:
     names: keys of `RIVALS`.
     folder: where their environments are; None only without names.
-
-  Yields:
-    The rivals.
 
   Raises:
     BenchmarkError: if a name is unknown or an environment is not there.
@@ -65,8 +61,35 @@ def running(
       )
   if names and folder is None:
     raise BenchmarkError("--peer needs --peers, the folder of environments.")
+  for name in names:
+    check_python(python_of(folder, name))
+
+
+@contextlib.contextmanager
+def running(
+  suite: str, names: Sequence[str], folder: pathlib.Path | None
+) -> Iterator[list[Rival]]:
+  """Starts the peers of a suite and ends them.
+
+  Args:
+    suite: in which they have something to do, or are left out.
+    names: keys of `RIVALS`.
+    folder: where their environments are; None only without names.
+
+  Yields:
+    The rivals.
+
+  Raises:
+    BenchmarkError: as `check_names`.
+  """
+  check_names(names, folder)
   with contextlib.ExitStack() as opened:
     yield [
-      RIVALS[name](opened.enter_context(Peer(name, python_of(folder, name))))
+      RIVALS[name][suite](
+        opened.enter_context(
+          Peer(name, python_of(folder, name), SCRIPTS[name][suite])
+        )
+      )
       for name in names
+      if suite in RIVALS[name]
     ]

@@ -8,11 +8,23 @@ import numpy as np
 
 from benchmarks import batches
 from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.credit import draw_experience
 from benchmarks.environments import Peer
+from benchmarks.gradients import OPTIMIZER, credit_settings, draw_labels
 from benchmarks.programs import Compiled, Options
-from benchmarks.suites import OPTIMIZER, credit_settings, draw_experience
+from benchmarks.scoring import CONFIG
 from benchmarks.timing import Arm
 from pure_jax.advantages import pure_advantages
+from pure_jax.training.score import prm_inputs
+
+# What transformers calls the fields of our optimizer.
+TRAINING_ARGUMENTS = {
+  "learning_rate": OPTIMIZER.learning_rate,
+  "weight_decay": OPTIMIZER.weight_decay,
+  "adam_beta1": OPTIMIZER.beta1,
+  "adam_beta2": OPTIMIZER.beta2,
+  "max_grad_norm": OPTIMIZER.max_grad_norm,
+}
 
 
 class _GivenABatch:
@@ -66,6 +78,24 @@ class _GivenABatch:
     self._peer.ask("run")
     return self._peer.ask("answer")
 
+  def _hold(
+    self,
+    case: Case,
+    options: Options,
+    found: Mapping[str, float],
+    ours: np.ndarray,
+    allowed: float = 0.0,
+  ) -> None:
+    """Compares loss and gradient norm, in float32 to a thousandth and more."""
+    theirs = np.array([found["loss"], found["grad_norm"]])
+    differ = float(np.abs(theirs / ours - 1).max())
+    self._facts["largest_relative_difference"] = differ
+    if options.dtype == "float32" and not differ < 1e-3 + allowed:
+      raise BenchmarkError(
+        f"{case}: loss and gradient norm of {self.name} are {theirs}, ours "
+        f"{ours}: the steps are not the same."
+      )
+
 
 class Updating(_GivenABatch):
   """The step of TRL's GRPOTrainer, given our advantages."""
@@ -88,7 +118,7 @@ class Updating(_GivenABatch):
         thousandth, and what it makes that we give no probability to padding.
     """
     model = options.model(case.model)
-    self._facts |= self._peer.load(model)
+    self._facts |= self._peer.load(case, options)
     prompts = batches.draw_prompts(case, model.vocab_size)
     drawn = batches.draw_rollout(case, prompts, model.vocab_size)
     advantages, _ = jax.jit(pure_advantages, static_argnums=1)(
@@ -106,22 +136,58 @@ class Updating(_GivenABatch):
       parts=batches.micro_batches(case.rows, options.rows_at_a_time),
       pad_id=batches.PAD_ID,
       remat=options.remat != "none",
-      optimizer={
-        "learning_rate": OPTIMIZER.learning_rate,
-        "weight_decay": OPTIMIZER.weight_decay,
-        "adam_beta1": OPTIMIZER.beta1,
-        "adam_beta2": OPTIMIZER.beta2,
-        "max_grad_norm": OPTIMIZER.max_grad_norm,
-      },
+      optimizer=TRAINING_ARGUMENTS,
     )
-    theirs = np.array([found["loss"], found["grad_norm"]])
-    differ = float(np.abs(theirs / ours.answer - 1).max())
-    self._facts["largest_relative_difference"] = differ
-    if options.dtype == "float32" and not differ < 1e-3 + 2 / model.vocab_size:
-      raise BenchmarkError(
-        f"{case}: loss and gradient norm of {self.name} are {theirs}, ours "
-        f"{ours.answer}: the steps are not the same."
+    self._hold(case, options, found, ours.answer, 2 / model.vocab_size)
+    return self._peer.arm(self._facts, ours.arm.work)
+
+
+class TrainingPRM(_GivenABatch):
+  """The step of TRL's PRMTrainer."""
+
+  name, beside, suite = "trl_prm", "prm", "prm"
+
+  def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
+    """Makes ready for a case, and checks the loss and its gradient.
+
+    Args:
+      case: the batch.
+      options: how the model runs.
+      ours: the arm beside it; its answer is the loss and the gradient's norm.
+
+    Returns:
+      The arm.
+
+    Raises:
+      BenchmarkError: if in float32 one of the two differs by more than a
+        thousandth.
+    """
+    model = options.model(case.model)
+    self._facts |= self._peer.load(case, options, ("prm",))
+    drawn = batches.draw_rollout(
+      case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
+    )
+    inputs, _ = jax.device_get(
+      jax.jit(prm_inputs, static_argnums=0)(
+        CONFIG, batches.separator_table(model.vocab_size), drawn
       )
+    )
+    texts, scored, labels = [], [], []
+    for row, good in enumerate(draw_labels(case)):
+      there = inputs.score_mask[row]
+      texts.append(inputs.tokens[row][inputs.mask[row]].tolist())
+      scored.append(inputs.score_position[row][there].tolist())
+      labels.append(good[there].tolist())
+    found = self._answer(
+      {},
+      texts=texts,
+      scored=scored,
+      labels=labels,
+      pad_id=batches.PAD_ID,
+      remat=options.remat != "none",
+      optimizer=TRAINING_ARGUMENTS,
+    )
+    self._hold(case, options, found, ours.answer)
     return self._peer.arm(self._facts, ours.arm.work)
 
 

@@ -38,11 +38,11 @@ class Lengths(transformers.StoppingCriteria):
 class Generator:
   """A model, prompts, and what is asked of them."""
 
-  def load(self, folder: str, dtype: str) -> dict[str, Any]:
+  def load(self, policy: str, dtype: str) -> dict[str, Any]:
     """Reads a folder as transformers saves it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=getattr(torch, dtype), local_files_only=True
+      policy, dtype=getattr(torch, dtype), local_files_only=True
     ).to(device)
     return exchange.facts("torch", "transformers")
 

@@ -56,9 +56,9 @@ class Numbers:
 class Generator:
   """A model, prompts, and what is asked of them."""
 
-  def load(self, folder: str, dtype: str) -> dict[str, Any]:
+  def load(self, policy: str, dtype: str) -> dict[str, Any]:
     """Reads a folder as transformers saves it."""
-    fields = json.loads((pathlib.Path(folder) / "config.json").read_text())
+    fields = json.loads((pathlib.Path(policy) / "config.json").read_text())
     shape = dict(
       num_layers=fields["num_hidden_layers"],
       vocab_size=fields["vocab_size"],
@@ -84,14 +84,16 @@ class Generator:
       read = llama3_params.create_model_from_safe_tensors
     else:
       raise ValueError(f"no model of tunix for {fields['model_type']!r}")
-    self._shape, self._model = shape, read(folder, config, dtype=kind)
+    self._shape, self._model = shape, read(policy, config, dtype=kind)
     return exchange.facts("google-tunix", "jax", "flax")
 
   def prepare(self, **fields: Any) -> dict[str, Any]:
     """Says what a run is, by the fields of `exchange.Asked`."""
     asked = exchange.Asked(**fields)
-    if asked.lengths is not None:
-      raise ValueError("the sampler of tunix ends no row after a length")
+    # It ends a row at an id, not after a length, and goes on decoding it until
+    # the longest has ended: so the longest alone says how many steps there are.
+    rows = len(asked.tokens) * asked.samples
+    self._lengths = asked.lengths or [asked.new_tokens] * rows
     tokenizer = Numbers(asked.pad_id)
     self._texts = [
       tokenizer.decode(row)
@@ -100,7 +102,7 @@ class Generator:
     ]
     self._pad_id, length = asked.pad_id, len(asked.tokens[0])
     self._asked = dict(
-      max_generation_steps=asked.new_tokens,
+      max_generation_steps=max(self._lengths),
       max_prompt_length=length,
       eos_tokens=[NO_ID],
       forbidden_tokens=[asked.pad_id],
@@ -121,7 +123,10 @@ class Generator:
     start = time.perf_counter()
     found = jax.block_until_ready(self._sampler(self._texts, **self._asked))
     answer = exchange.timed(start)
-    self._new = found.tokens
+    self._new = [
+      row[:length]
+      for row, length in zip(found.tokens, self._lengths, strict=True)
+    ]
     count = sum(int((row != self._pad_id).sum()) for row in self._new)
     return {**answer, "tokens": count}
 

@@ -1,0 +1,115 @@
+"""Suites of the benchmark: what they compile, and what stands beside it."""
+
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+from benchmarks import (  # noqa: E402
+  programs,
+  report,
+  rollouts,
+  suites,
+  table,
+)
+from benchmarks.cases import BenchmarkError, Case  # noqa: E402
+from benchmarks.programs import Options  # noqa: E402
+
+
+@pytest.mark.parametrize(
+  ("suite", "names", "share"),
+  [
+    # Of 16 steps that the PRM has columns for, a response has one or two.
+    ("score", ["score"], 0.6),
+    ("credit", ["credit", "loss", "credit and loss", "update"], 0.8),
+    pytest.param("prm", ["prm"], 0.4, marks=pytest.mark.slow),
+  ],
+)
+def test_a_bound_is_below_what_is_compiled(suite, names, share):
+  """And not far: a forgotten backward pass would leave a third."""
+  case = Case(suite, "tiny", 4, 2, 8, 6)
+  result = report.measure(case, Options(), repeats=1, side=16)
+  assert [line.name for line in result.lines] == names
+  text = table.as_text(result)
+  for name in names:
+    assert f"never {name} " in text
+  found = report.as_json([result], {}, {})["cases"][0]
+  arm = found["arms"][names[-1]]
+  assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
+  compiled = arm["compiled_flops"]
+  assert share * compiled < arm["needed_flops"] <= compiled
+  assert 0 < arm["needed_bytes"] < arm["compiled_bytes"]
+  assert arm["tokens"] == 4 * (8 + 6)
+  assert arm["memory_bytes"]["total"] >= arm["memory_bytes"]["temporaries"] > 0
+  utilised = arm["needed_flops"] / arm["median_seconds"]
+  assert arm["of_product_rate"] == pytest.approx(
+    utilised / found["rates"]["flops_per_second"]
+  )
+
+
+def test_an_iteration_is_the_three_functions_and_compiles_none_twice(
+  monkeypatch,
+):
+  """Its bound is theirs; what a suite before it compiled is not made again."""
+  monkeypatch.setattr(programs, "_COMPILED", {})
+  compiled = []
+  compile_call = programs.compile_call
+
+  def counting(function, *arguments):
+    compiled.append(function)
+    return compile_call(function, *arguments)
+
+  monkeypatch.setattr(programs, "compile_call", counting)
+  made = {}
+  for suite in ("rollout", "score", "update", "iteration"):
+    case = Case(suite, "tiny", 4, 2, 8, 6)
+    made |= suites.SUITES[suite](case, Options())
+  # The prefill of the rollout is the fourth.
+  assert len(compiled) == 4
+  phases = made["iteration"].phases
+  wanted = [
+    *made["generate"].phases,
+    *made["score"].phases,
+    *made["update"].phases,
+  ]
+  # What is sampled at random has one step each, other scores have more.
+  assert [p.flops for p in phases] == pytest.approx(
+    [p.flops for p in wanted], rel=0.1
+  )
+  assert made["iteration"].arm.work == made["generate"].arm.work == 4 * 6
+  assert made["iteration"].arm.seconds() > 0
+  # Losses of the same batch under the same weights.
+  assert made["iteration"].answer.grad_norm > 0
+
+
+def another_way(offset):
+  """Sampling in another way; `offset` makes other tokens of it."""
+
+  def make(case, options, sampler, *arguments):
+    generate, _ = rollouts.one_loop(case, options, sampler, *arguments)
+
+    def call(*arguments):
+      drawn = generate(*arguments)
+      return drawn.replace(tokens=drawn.tokens + offset)
+
+    return call, None
+
+  return make
+
+
+def test_another_way_to_sample_stands_beside_the_first(monkeypatch):
+  """And is refused where it samples something else."""
+  case = Case("rollout", "tiny", 4, 2, 8, 6)
+  monkeypatch.setitem(rollouts.GENERATORS, "engine", another_way(0))
+  result = report.measure(case, Options(), repeats=1, side=16)
+  names = [line.name for line in result.lines]
+  assert names == ["generate", "engine", "prefill"]
+  first, engine, _ = (line.times.median for line in result.lines)
+  assert report.beside(result)["engine / generate"] == engine / first
+  assert "never engine " in table.as_text(result)
+  monkeypatch.setitem(rollouts.GENERATORS, "engine", another_way(1))
+  with pytest.raises(BenchmarkError, match="engine draws other tokens"):
+    rollouts.rollout(case, Options())
