@@ -177,14 +177,15 @@ def run() -> None:
       for case in chosen:
         if case.suite != suite:
           continue
-        why = memory.why_not(case, options, available)
-        if why is None:
-          found = report.measure(case, options, repeats, side, rivals)
+        found = memory.why_not(case, options, available)
+        if found is None:
+          found = report.attempt(case, options, repeats, side, rivals)
+        if isinstance(found, str):
+          left_out.append((case, found))
+          print(table.left_out(case, found), flush=True)
+        else:
           results.append(found)
           print(table.as_text(found), flush=True)
-        else:
-          left_out.append((case, why))
-          print(table.left_out(case, why), flush=True)
         if path:  # After each case: what was measured is not lost.
           document = report.as_json(
             results, measured_on, dataclasses.asdict(options), left_out

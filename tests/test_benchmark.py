@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ from benchmarks import (  # noqa: E402
   presets,
   programs,
   report,
+  suites,
   table,
 )
 from benchmarks.cases import MODELS, BenchmarkError, Case  # noqa: E402
@@ -195,6 +197,23 @@ def test_what_does_not_fit_a_card_is_named():
   why = reasons["qwen2p5_7b", "update"]
   assert "121.8 GB, there are 80.0 GB" in why
   assert table.left_out(chosen[0], why).endswith(why)
+
+
+def test_what_runs_out_of_memory_ends_no_other_case(monkeypatch):
+  """A real refusal; any other fault must still end the command."""
+  case = Case("score", "tiny", 4, 2, 8, 6)
+
+  def too_large(case, options):
+    return jnp.ones(2**44).block_until_ready()
+
+  def broken(case, options):
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+  monkeypatch.setitem(suites.SUITES, "score", too_large)
+  assert "memory of the device" in report.attempt(case, Options(), 1, 16)
+  monkeypatch.setitem(suites.SUITES, "score", broken)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+    report.attempt(case, Options(), 1, 16)
 
 
 def test_the_peak_is_that_of_the_first_call():

@@ -47,7 +47,7 @@ def least_bytes(case: Case, options: Options) -> int:
   frozen = 2 * options.itemsize
   of_weight = {
     "rollout": options.itemsize,
-    "score": _STORED + frozen,
+    "score": options.itemsize + frozen,
     "update": _TRAINED,
     "credit": _TRAINED,
     "prm": _TRAINED,

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
+
 from benchmarks import memory
 from benchmarks.bounds import Phase, Rates, least_time
 from benchmarks.cases import Case
@@ -124,6 +126,25 @@ def measure(
       *(their_line(r, ours[r.beside], times, rates) for r in rivals),
     ],
   )
+
+
+def attempt(case: Case, *how: Any) -> Result | str:
+  """Measures a case, where it fits.
+
+  Args:
+    case: what to measure.
+    *how: the other arguments of `measure`.
+
+  Returns:
+    What was found, or a sentence where memory did not suffice: other cases may
+    fit.
+  """
+  try:
+    return measure(case, *how)
+  except jax.errors.JaxRuntimeError as error:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    return "not measured: the memory of the device did not suffice"
 
 
 def our_lines(

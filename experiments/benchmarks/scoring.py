@@ -51,7 +51,9 @@ def score_program(
 
   # Of any lengths it is the same program.
   case = dataclasses.replace(case, stops="never")
-  return compile_once("score", case, options, make, *arguments)
+  # The policy's weights are a run's or, in a suite of its own, their copy.
+  stored = arguments[0]["embedding"].dtype
+  return compile_once(f"score {stored}", case, options, make, *arguments)
 
 
 def draw_frozen(case: Case, options: Options) -> tuple[Any, Any]:
@@ -83,7 +85,7 @@ def asked_of(drawn: Rollout) -> Prompts:
 
 
 def score(case: Case, options: Options) -> dict[str, Compiled]:
-  """Scores of random responses.
+  """Scores of random responses, all weights as products read them.
 
   Args:
     case: sizes.
@@ -97,7 +99,7 @@ def score(case: Case, options: Options) -> dict[str, Compiled]:
     case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
   )
   arguments = (
-    init_policy(case.model, options),
+    init_policy(case.model, options, copied=True),
     *draw_frozen(case, options),
     drawn,
     asked_of(drawn),
