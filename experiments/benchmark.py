@@ -93,6 +93,12 @@ _LOGITS_CHUNK = flags.DEFINE_integer(
 _ATTENTION_CHUNK = flags.DEFINE_integer(
   "attention_chunk", None, "See ModelConfig.", 1
 )
+_ENGINE_ROWS = flags.DEFINE_integer(
+  "engine_rows", None, "Rows of the engine at a time, of a batch without.", 1
+)
+_ENGINE_CHUNK = flags.DEFINE_integer(
+  "engine_chunk", None, "Tokens between two looks of the engine's host.", 1
+)
 
 
 def read_sizes() -> Sizes:
@@ -123,6 +129,8 @@ def read_options() -> Options:
     "remat": _REMAT.value,
     "logits_chunk": _LOGITS_CHUNK.value,
     "attention_chunk": _ATTENTION_CHUNK.value,
+    "engine_rows": _ENGINE_ROWS.value,
+    "engine_chunk": _ENGINE_CHUNK.value,
     "weights": _WEIGHTS.value,
   }
   options = dataclasses.replace(

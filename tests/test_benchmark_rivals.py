@@ -64,7 +64,7 @@ def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   rival = generating.Generating(transformers)
   result = report.measure(EARLY, Options(), 1, 16, [rival])
   assert [line.name for line in result.lines] == [
-    "generate", "prefill", "transformers"
+    "generate", "engine", "prefill", "transformers"
   ]  # fmt: skip
   ours = SUITES["rollout"](EARLY, Options())["generate"]
   assert len(set(ours.answer.tolist())) > 1
@@ -95,7 +95,7 @@ def test_tunix_draws_the_same_tokens(made, monkeypatch, attention_bias):
       report.measure(case, Options(), 1, 16, rivals) for case in (never, EARLY)
     ]
   for result in found:
-    ours, _, *theirs = result.lines
+    ours, _, _, *theirs = result.lines
     assert [line.name for line in theirs] == names
     for line in theirs:
       assert line.facts["greedy_tokens_equal"] == 1.0

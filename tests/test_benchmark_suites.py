@@ -103,13 +103,27 @@ def another_way(offset):
 def test_another_way_to_sample_stands_beside_the_first(monkeypatch):
   """And is refused where it samples something else."""
   case = Case("rollout", "tiny", 4, 2, 8, 6)
-  monkeypatch.setitem(rollouts.GENERATORS, "engine", another_way(0))
+  monkeypatch.delitem(rollouts.GENERATORS, "engine")
+  monkeypatch.setitem(rollouts.GENERATORS, "other", another_way(0))
   result = report.measure(case, Options(), repeats=1, side=16)
   names = [line.name for line in result.lines]
-  assert names == ["generate", "engine", "prefill"]
-  first, engine, _ = (line.times.median for line in result.lines)
-  assert report.beside(result)["engine / generate"] == engine / first
-  assert "never engine " in table.as_text(result)
-  monkeypatch.setitem(rollouts.GENERATORS, "engine", another_way(1))
-  with pytest.raises(BenchmarkError, match="engine draws other tokens"):
+  assert names == ["generate", "other", "prefill"]
+  first, other, _ = (line.times.median for line in result.lines)
+  assert report.beside(result)["other / generate"] == other / first
+  assert "never other " in table.as_text(result)
+  monkeypatch.setitem(rollouts.GENERATORS, "other", another_way(1))
+  with pytest.raises(BenchmarkError, match="other draws other tokens"):
     rollouts.rollout(case, Options())
+
+
+def test_the_engine_stands_beside_the_one_loop():
+  """With fewer rows at a time than there are, so that prompts wait."""
+  case = Case("rollout", "tiny", 8, 2, 8, 12, "early")
+  made = rollouts.rollout(case, Options(engine_rows=4, engine_chunk=3))
+  assert list(made) == ["generate", "engine", "prefill"]
+  loop, engine = made["generate"], made["engine"]
+  assert engine.instead_of == "generate" and engine.compilation is None
+  assert engine.answer.tolist() == loop.answer.tolist()
+  assert engine.arm.work == loop.arm.work
+  assert engine.phases == loop.phases
+  assert engine.arm.seconds() > 0

@@ -49,6 +49,8 @@ class Options:
     remat: what the backward pass keeps, see `ModelConfig`.
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.
+    engine_rows: rows that the engine samples at a time, None for all.
+    engine_chunk: tokens between two looks of its host.
     weights: a Hugging Face folder to read the weights of every case from;
       None draws them at random.
   """
@@ -58,6 +60,8 @@ class Options:
   remat: str = "none"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
+  engine_rows: int | None = None
+  engine_chunk: int = 16
   weights: str | None = None
 
   def model(self, name: str) -> ModelConfig:
@@ -168,7 +172,8 @@ def compile_once(
   Returns:
     As `compile_call`.
   """
-  key = name, dataclasses.replace(case, suite=""), options
+  model = options.model(case.model)
+  key = name, dataclasses.replace(case, suite=""), options, model
   if key not in _COMPILED:
     _COMPILED[key] = compile_call(make(), *arguments)
   return _COMPILED[key]
