@@ -24,9 +24,9 @@ _AUTO = Options(dtype="auto")
 _ROWS, _SAMPLES = (1, 8, 32), (1, 8)
 
 PRESETS = {
-  # Two cores, an hour without peers.
+  # One length, for two cores.
   "small": Preset(Sizes(_SMALL, _ROWS, _SAMPLES, ((64, 128),), STOPS), _AUTO),
-  # Short and long prompts, short and long responses: many hours there.
+  # Short and long prompts, short and long responses: several times as long.
   "all_lengths": Preset(
     Sizes(
       _SMALL,
