@@ -295,7 +295,8 @@ def test_the_command_of_an_accelerator_runs_whole(tmp_path):
   assert found["options"]["dtype"] == "bfloat16"
   assert found["options"]["remat"] == "dots"
   assert [case["suite"] for case in found["cases"]] == [
-    *["rollout"] * 2, "score", "update", "credit", "prm", *["iteration"] * 2
+    *["rollout"] * 2, "score", "update", "credit", "prm",
+    *["iteration"] * 2, "kernels"
   ]  # fmt: skip
   for case in found["cases"]:
     for name, arm in case["arms"].items():

@@ -39,6 +39,7 @@ SUITES = {
   # needs of all rows.
   "prm": Suite(most_rows=8),
   "iteration": Suite(stops=True, compares=True),
+  "kernels": Suite(compares=True),
 }
 
 # No published shapes: about ten million weights, and next to none.

@@ -10,6 +10,7 @@ from benchmarks.cases import Case
 from benchmarks.credit import credit
 from benchmarks.gradients import train_prm, update
 from benchmarks.iteration import iteration
+from benchmarks.kernels import kernels
 from benchmarks.programs import Compiled, Options
 from benchmarks.rollouts import rollout
 from benchmarks.scoring import score
@@ -22,4 +23,5 @@ SUITES: dict[str, Callable[[Case, Options], dict[str, Compiled]]] = {
   "credit": credit,
   "prm": train_prm,
   "iteration": iteration,
+  "kernels": kernels,
 }
