@@ -35,7 +35,7 @@ LONGEST = (
   "test_files_task.py",
   "test_evaluate.py",
   "test_layouts.py",
-  "test_sampling.py",
+  "test_generation.py",
   "test_survival.py",
   "test_smoke_runs.py",
   "test_processes.py",

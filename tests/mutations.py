@@ -185,18 +185,18 @@ MUTATIONS = (
   ),
   _mutation(
     "EOS is not in the completion mask",
-    "rollout/sampling.py",
-    "mask=write(state.mask, alive),",
-    "mask=write(state.mask, alive & ~stopped),",
-    "test_sampling.py::"
+    "rollout/generation.py",
+    "completion_mask=slot[None] < state.ages[:, None],",
+    "completion_mask=slot[None] < (state.ages - state.stopped)[:, None],",
+    "test_generation.py::"
     "test_a_stop_id_cuts_the_free_run_after_its_first_occurrence",
   ),
   _mutation(
     "a row goes on after EOS",
-    "rollout/sampling.py",
-    "done=state.done | stopped,",
-    "done=stopped,",
-    "test_sampling.py::"
+    "rollout/generation.py",
+    "done=state.done | stopped | (ages >= config.max_new_tokens),",
+    "done=stopped | (ages >= config.max_new_tokens),",
+    "test_generation.py::"
     "test_a_stop_id_cuts_the_free_run_after_its_first_occurrence",
   ),
   _mutation(
@@ -226,14 +226,14 @@ MUTATIONS = (
     "rollout/sampling.py",
     "  scores = token_logp.ban_tokens(scores, config.banned_ids)\n",
     "",
-    "test_sampling.py::test_padding_is_never_sampled_and_the_trainer_knows",
+    "test_generation.py::test_padding_is_never_sampled_and_the_trainer_knows",
   ),
   _mutation(
     "padding is not among the banned ids",
     "rollout/sampling.py",
     "{*self.banned_ids, self.pad_id}",
     "{*self.banned_ids}",
-    "test_sampling.py::test_padding_is_never_sampled_and_the_trainer_knows",
+    "test_generation.py::test_padding_is_never_sampled_and_the_trainer_knows",
   ),
   _mutation(
     "the trainer gives padding a probability",
@@ -269,7 +269,7 @@ MUTATIONS = (
     "rollout/sampling.py",
     "lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)",
     "lengths = jnp.sum(prompts.mask | True, axis=1, dtype=jnp.int32)",
-    "test_sampling.py::test_left_padding_changes_nothing",
+    "test_generation.py::test_left_padding_changes_nothing",
   ),
   _mutation(
     "attention crosses segment boundaries",

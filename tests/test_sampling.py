@@ -7,65 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import (
-  PAD,
-  TINY,
-  next_token_logits,
-  random_policy,
-  random_prompts,
-)
+from small_models import PAD
 
-from pure_jax.models import policy
-from pure_jax.models.config import ModelConfig
-from pure_jax.rollout import generation, sampling
+from pure_jax.rollout import sampling
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.types import Prompts
 
-L, C = 5, 8
-LENGTHS = [5, 3, 1, 4, 2, 5]
-FREE = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=())
-
-generate = jax.jit(generation.generate, static_argnums=(1, 2))
+ROWS = 6
+FREE = SamplingConfig(max_new_tokens=8, pad_id=PAD, stop_ids=())
 
 
-@pytest.fixture
-def prompts():
-  tokens, mask = random_prompts(np.random.default_rng(4), LENGTHS, L)
-  return Prompts(jnp.asarray(tokens), jnp.asarray(mask))
-
-
-@pytest.fixture
-def keys():
-  return sampling.row_keys(jax.random.key(8), jnp.arange(len(LENGTHS)))
-
-
-token_logp = jax.jit(
-  policy.token_logp,
-  static_argnums=1,
-  static_argnames=("temperature", "banned_ids"),
-)
-
-
-def trainer_logp(params, config, rollout, sampler):
-  logp, _ = token_logp(
-    params,
-    config,
-    rollout.prompt_tokens,
-    rollout.prompt_mask,
-    rollout.tokens,
-    rollout.completion_mask,
-    temperature=sampler.temperature,
-    banned_ids=sampler.banned_ids,
-  )
-  return np.asarray(logp)
-
-
-def kept_by_hand(scores, banned, temperature, top_k, top_p):
+def kept_by_hand(scores, banned, temperature, top_k, top_p, min_p=0.0):
   """The distribution sampled, by sorting in float64, ties apart."""
   scores = np.array(scores, np.float64) / temperature
   p = np.exp(scores - scores.max())
   p[list(banned)] = 0
   order = np.argsort(-p)
+  unlikely = p < min_p * p[order[0]]
   if top_k:
     p[order[top_k:]] = 0
   p /= p.sum()
@@ -75,6 +32,7 @@ def kept_by_hand(scores, banned, temperature, top_k, top_p):
       if total >= top_p:
         p[token] = 0
       total += p[token]
+  p[unlikely] = 0
   return p / p.sum()
 
 
@@ -82,28 +40,42 @@ SCORES = np.array([9.0, 1.2, 0.3, -0.5, 2.0, 1.1, -3.0, 0.0, 1.9, 0.7])
 
 
 @pytest.mark.parametrize(
-  ("temperature", "top_k", "top_p"),
+  ("temperature", "top_k", "top_p", "min_p"),
   [
-    (1.0, 0, 1.0),
-    (0.5, 0, 1.0),
-    (2.0, 0, 1.0),
-    (1.0, 3, 1.0),
-    (1.0, 0, 0.6),
-    (1.5, 5, 0.7),
-    (0.7, 1, 1.0),
-    (1.0, 0, 1e-6),
-    (1.0, 99, 1.0),
+    (1.0, 0, 1.0, 0.0),
+    (0.5, 0, 1.0, 0.0),
+    (2.0, 0, 1.0, 0.0),
+    (1.0, 3, 1.0, 0.0),
+    (1.0, 0, 0.6, 0.0),
+    (1.5, 5, 0.7, 0.0),
+    (0.7, 1, 1.0, 0.0),
+    (1.0, 0, 1e-6, 0.0),
+    (1.0, 99, 1.0, 0.0),
+    # Of the likeliest token, e^-1.1 = 0.33 (or e^-0.55 = 0.58) is left.
+    (1.0, 0, 1.0, 0.3),
+    (2.0, 0, 1.0, 0.3),
+    (1.0, 6, 1.0, 0.1),
+    (1.5, 0, 0.7, 0.6),
+    (1.0, 0, 1.0, 0.999),
   ],
 )
 def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
-  temperature, top_k, top_p
+  temperature, top_k, top_p, min_p
 ):
+  """Of min-p too, whose likeliest token is not the banned one of 9.0."""
   draws = 20_000
   config = SamplingConfig(
-    1, PAD, (), temperature=temperature, top_k=top_k, top_p=top_p
+    1,
+    PAD,
+    (),
+    temperature=temperature,
+    top_k=top_k,
+    top_p=top_p,
+    min_p=min_p,
   )
-  expected = kept_by_hand(SCORES, (PAD,), temperature, top_k, top_p)
-  tokens, logp, _ = sampling.sample_tokens(
+  expected = kept_by_hand(SCORES, (PAD,), temperature, top_k, top_p, min_p)
+  unfiltered = kept_by_hand(SCORES, (PAD,), temperature, 0, 1.0)
+  tokens, logp, full_logp = sampling.sample_tokens(
     jnp.tile(jnp.asarray(SCORES, jnp.float32), (draws, 1)),
     config,
     sampling.row_keys(jax.random.key(1), jnp.arange(draws)),
@@ -113,6 +85,7 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
   assert frequency[expected == 0].sum() == 0
   # Unnormalised or unfiltered log-probs would differ by log of what was cut.
   np.testing.assert_allclose(logp, np.log(expected[tokens]), atol=1e-5)
+  np.testing.assert_allclose(full_logp, np.log(unfiltered[tokens]), atol=1e-5)
   error = 4 * np.sqrt(expected * (1 - expected) / draws)
   assert (np.abs(frequency - expected) <= error + 1e-9).all()
 
@@ -135,140 +108,7 @@ def test_without_filters_nothing_is_sorted():
   assert not sorts(FREE)
   assert sorts(dataclasses.replace(FREE, top_p=0.5))
   assert sorts(dataclasses.replace(FREE, top_k=5))
-
-
-def test_generated_tokens_follow_the_models_distribution():
-  rows = 8192
-  params = random_policy()
-  tokens, mask = random_prompts(np.random.default_rng(0), [4], L)
-  prompts = Prompts(
-    jnp.tile(jnp.asarray(tokens), (rows, 1)),
-    jnp.tile(jnp.asarray(mask), (rows, 1)),
-  )
-  config = dataclasses.replace(FREE, max_new_tokens=2)
-  keys = sampling.row_keys(jax.random.key(6), jnp.arange(rows))
-  drawn = np.asarray(generate(params, TINY, config, prompts, keys).tokens)
-  text = tokens[0][mask[0]].tolist()
-  for t in range(2):
-    scores = next_token_logits(params, TINY, text)
-    expected = kept_by_hand(scores, (PAD,), 1.0, 0, 1.0)
-    error = 4 * np.sqrt(expected * (1 - expected) / len(drawn))
-    counts = np.bincount(drawn[:, t], minlength=TINY.vocab_size)
-    assert (np.abs(counts / len(drawn) - expected) <= error + 1e-9).all()
-    likeliest = int(counts.argmax())
-    text.append(likeliest)
-    drawn = drawn[drawn[:, t] == likeliest]
-    assert len(drawn) > 500
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_trainer_agrees_with_the_sampler(prompts, keys, temperature):
-  params = random_policy()
-  sampler = dataclasses.replace(FREE, stop_ids=(5,), temperature=temperature)
-  rollout = generate(params, TINY, sampler, prompts, keys)
-  logp = trainer_logp(params, TINY, rollout, sampler)
-  assert logp.min() < -1
-  np.testing.assert_allclose(rollout.sampled_logp, logp, rtol=1e-5, atol=1e-5)
-
-
-def test_padding_is_never_sampled_and_the_trainer_knows(prompts, keys):
-  config = dataclasses.replace(TINY, tied_embeddings=False)
-  params = random_policy(config)
-  # The padding's logit is huge wherever it is positive: unbanned it would be
-  # drawn there with certainty.
-  params = dict(params, head=params["head"].at[:, PAD].multiply(1000.0))
-  sampler = dataclasses.replace(FREE, max_new_tokens=10)
-  rollout = generate(params, config, sampler, prompts, keys)
-  assert rollout.completion_mask.all()
-  assert (rollout.tokens != PAD).all()
-  loud = 0
-  for row, length in enumerate(LENGTHS):
-    text = prompts.tokens[row, L - length :].tolist()
-    for token in rollout.tokens[row].tolist():
-      loud += next_token_logits(params, config, text)[PAD] > 100
-      text.append(token)
-  assert loud > 20
-  logp = trainer_logp(params, config, rollout, sampler)
-  np.testing.assert_allclose(rollout.sampled_logp, logp, rtol=1e-5, atol=1e-5)
-
-
-def test_other_banned_ids_are_never_sampled(prompts, keys):
-  banned = tuple(range(3, 20))
-  sampler = dataclasses.replace(FREE, banned_ids=banned)
-  assert sampler.banned_ids == (PAD, *banned)
-  rollout = generate(random_policy(), TINY, sampler, prompts, keys)
-  assert set(np.unique(rollout.tokens)) <= {1, 2, 20, 21, 22}
-
-
-@pytest.mark.parametrize("where", [(0, 0), (1, 3), (4, C - 1)])
-def test_a_stop_id_cuts_the_free_run_after_its_first_occurrence(
-  prompts, keys, where
-):
-  params = random_policy()
-  free = generate(params, TINY, FREE, prompts, keys)
-  assert free.truncated.all()
-  free_tokens = np.asarray(free.tokens)
-  # A stop id that the free run draws there: first token, middle, very last.
-  stop = int(free_tokens[where])
-  sampler = dataclasses.replace(FREE, stop_ids=(stop, 22))
-  found = generate(params, TINY, sampler, prompts, keys)
-  lengths = []
-  for row in range(len(LENGTHS)):
-    stops = [t for t in range(C) if free_tokens[row, t] in (stop, 22)]
-    length = stops[0] + 1 if stops else C
-    lengths.append(length)
-    assert bool(found.truncated[row]) == (not stops)
-    mask = np.arange(C) < length
-    np.testing.assert_array_equal(found.completion_mask[row], mask)
-    np.testing.assert_array_equal(
-      found.tokens[row], np.where(mask, free_tokens[row], PAD)
-    )
-    np.testing.assert_allclose(
-      found.sampled_logp[row],
-      np.where(mask, free.sampled_logp[row], 0),
-      rtol=1e-5,
-      atol=1e-5,
-    )
-  assert lengths[where[0]] <= where[1] + 1
-  if where[1] == 0:
-    assert lengths[where[0]] == 1
-
-
-def test_a_row_has_the_same_tokens_whatever_is_around_it(prompts, keys):
-  params = random_policy()
-  sampler = dataclasses.replace(FREE, stop_ids=(5,))
-  together = generate(params, TINY, sampler, prompts, keys)
-  order = np.array([4, 1, 5])
-  some = jax.tree.map(lambda x: x[order], prompts)
-  apart = generate(params, TINY, sampler, some, keys[order])
-  np.testing.assert_array_equal(apart.tokens, together.tokens[order])
-  np.testing.assert_allclose(
-    apart.sampled_logp, together.sampled_logp[order], rtol=1e-5, atol=1e-5
-  )
-  assert len({tuple(row) for row in np.asarray(together.tokens)}) == 6
-
-
-def test_left_padding_changes_nothing(prompts, keys):
-  params = random_policy()
-  plain = generate(params, TINY, FREE, prompts, keys)
-  wider = Prompts(
-    jnp.pad(prompts.tokens, ((0, 0), (3, 0)), constant_values=9),
-    jnp.pad(prompts.mask, ((0, 0), (3, 0))),
-  )
-  padded = generate(params, TINY, FREE, wider, keys)
-  np.testing.assert_array_equal(padded.tokens, plain.tokens)
-  np.testing.assert_allclose(
-    padded.sampled_logp, plain.sampled_logp, rtol=1e-5, atol=1e-5
-  )
-
-
-def test_a_longer_limit_continues_the_same_text(prompts, keys):
-  params = random_policy()
-  long = generate(params, TINY, FREE, prompts, keys)
-  for limit in (1, 3):
-    sampler = dataclasses.replace(FREE, max_new_tokens=limit)
-    short = generate(params, TINY, sampler, prompts, keys)
-    np.testing.assert_array_equal(short.tokens, long.tokens[:, :limit])
+  assert not sorts(dataclasses.replace(FREE, min_p=0.1))
 
 
 def test_row_keys_depend_on_the_row_number_alone():
@@ -281,70 +121,33 @@ def test_row_keys_depend_on_the_row_number_alone():
   assert len({tuple(k) for k in np.asarray(jax.random.key_data(many))}) == 10
 
 
-def test_temperature_zero_takes_the_likeliest_token(prompts, keys):
-  params = random_policy()
-  sampler = dataclasses.replace(FREE, temperature=0.0, max_new_tokens=4)
-  rollout = generate(params, TINY, sampler, prompts, keys)
-  for row in range(len(LENGTHS)):
-    text = np.asarray(prompts.tokens[row])[np.asarray(prompts.mask[row])]
-    for t in range(4):
-      scores = next_token_logits(params, TINY, text).copy()
-      scores[PAD] = -np.inf
-      assert rollout.tokens[row, t] == scores.argmax()
-      text = np.append(text, scores.argmax())
-  assert (rollout.sampled_logp == 0).all()
-
-
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_scores_that_are_no_numbers_show_in_the_log_probs(keys, temperature):
+def test_scores_that_are_no_numbers_show_in_the_log_probs(temperature):
   """Of a broken policy the tokens alone look like any others."""
   sampler = SamplingConfig(1, PAD, (), temperature=temperature)
-  scores = jnp.ones((len(LENGTHS), 7)).at[2, 3].set(jnp.nan)
-  _, logp, _ = sampling.sample_tokens(scores, sampler, keys)
-  assert np.isnan(logp).tolist() == [row == 2 for row in range(len(LENGTHS))]
+  scores = jnp.ones((ROWS, 7)).at[2, 3].set(jnp.nan)
+  keys = sampling.row_keys(jax.random.key(8), jnp.arange(ROWS))
+  tokens, logp, full_logp = sampling.sample_tokens(scores, sampler, keys)
+  assert np.isnan(logp).tolist() == [row == 2 for row in range(ROWS)]
+  assert np.isnan(full_logp).tolist() == [row == 2 for row in range(ROWS)]
+  assert (0 <= np.asarray(tokens)).all() and (np.asarray(tokens) < 7).all()
 
 
-def test_an_empty_prompt_is_finite_and_disturbs_nobody(prompts, keys):
-  params = random_policy()
-  plain = generate(params, TINY, FREE, prompts, keys)
-  empty = prompts.replace(mask=prompts.mask.at[2].set(False))
-  found = generate(params, TINY, FREE, empty, keys)
-  assert np.isfinite(found.sampled_logp).all()
-  others = np.array([0, 1, 3, 4, 5])
-  np.testing.assert_array_equal(found.tokens[others], plain.tokens[others])
-
-
-def test_repeated_calls_compile_once(prompts, keys):
-  traces = []
-
-  def counted(params, prompts, keys):
-    traces.append(1)
-    return generation.generate(params, TINY, FREE, prompts, keys)
-
-  compiled = jax.jit(counted)
-  compiled(random_policy(), prompts, keys)
-  compiled(random_policy(seed=1), prompts, keys[::-1])
-  assert len(traces) == 1
-
-
-def test_the_loop_never_copies_the_cache(prompts, keys):
-  config = ModelConfig(
-    vocab_size=23,
-    width=16,
-    num_layers=3,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    mlp_width=20,
+def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
+  """The first of equals, as numpy's argmax takes it; no banned id."""
+  scores = np.array([[9.0, 1.0, 3.0, 3.0], [9.0, 2.0, -1.0, 0.5]], np.float32)
+  sampler = SamplingConfig(1, PAD, (), temperature=0.0)
+  keys = sampling.row_keys(jax.random.key(8), jnp.arange(2))
+  tokens, logp, full_logp = sampling.sample_tokens(
+    jnp.asarray(scores), sampler, keys
   )
-  compiled = generate.lower(
-    random_policy(config), config, FREE, prompts, keys
-  ).compile()
-  shape = rf"f32\[{len(LENGTHS)},2,{L + C - 1},16\]\S*"
-  text = compiled.as_text()
-  updates = re.findall(rf"= {shape} dynamic-update-slice\(", text)
-  assert len(updates) >= 2 * config.num_layers
-  assert not re.findall(rf"= {shape} copy\(", text)
+  assert tokens.tolist() == [2, 1]
+  assert logp.tolist() == [0.0, 0.0]
+  expected = [
+    np.log(kept_by_hand(row, (PAD,), 1.0, 0, 1.0)[token])
+    for row, token in zip(scores, tokens, strict=True)
+  ]
+  np.testing.assert_allclose(full_logp, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +158,8 @@ def test_the_loop_never_copies_the_cache(prompts, keys):
     ({"top_p": 0.0}, "top_p must be in"),
     ({"top_p": 1.1}, "top_p must be in"),
     ({"top_k": -1}, "top_k must be at least 0"),
+    ({"min_p": -0.1}, "min_p must be in"),
+    ({"min_p": 1.0}, "min_p must be in"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"stop_ids": (PAD,)}, "both stop ids and banned"),
   ],
