@@ -7,6 +7,7 @@ samples needs no text. `pure_jax.host.stop_texts` builds the table from a
 tokenizer.
 """
 
+import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
@@ -33,5 +34,5 @@ class StopTable:
       (states [B] int32 after it, complete [B] bool, True where a text ends
       in this token or ended before).
     """
-    found = self.following[tokens, states]
+    found = jnp.asarray(self.following)[tokens, states]
     return found, found == self.following.shape[1] - 1
