@@ -22,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params
-from pure_jax.training import score, stages, train
+from pure_jax.training import rollouts, score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -281,7 +281,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(train, "make_generate_rows", make_writing)
+  monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
   questions = evaluation_data.ask(settings, tokenizer, space.workdir)
   writer = ResponseWriter(settings, tokenizer, space.layout)
   jax.block_until_ready(writer.start(questions.units).step_rewards)
