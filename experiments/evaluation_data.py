@@ -173,7 +173,7 @@ def _fitting(
   def encode(prompt_format: PromptFormat, problem: Problem) -> list[int]:
     return tokenizer.encode(prompt_format.text(tokenizer, problem.problem))
 
-  policy_format = PROMPT_FORMATS[settings.prompt_format]
+  policy_format = settings.policy_prompt_format
   prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
   units, reasons = [], []
   for index, problem in enumerate(problems):

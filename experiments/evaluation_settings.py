@@ -5,7 +5,7 @@ import dataclasses
 from mesh_settings import MeshSettings
 from setting_checks import Fields, at_least_one, check_format, one_of
 
-from pure_jax.host.contract import PROMPT_FORMATS
+from pure_jax.host.contract import PROMPT_FORMATS, PromptFormat
 from pure_jax.host.data.named_formats import format_names
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation import AVERAGE
@@ -48,6 +48,7 @@ class EvaluationSettings:
   skip_malformed: bool
   prompt_format: str
   prm_prompt_format: str
+  response_prefix: str
   prompt_tokens: int
   prm_prompt_tokens: int
   greedy: bool
@@ -114,6 +115,12 @@ class EvaluationSettings:
       )
     self.sampler(0, 1, (), greedy=False)
     self.mesh.check_rows("batch_rows", self.batch_rows)
+
+  @property
+  def policy_prompt_format(self) -> PromptFormat:
+    """How the policy is asked, and how it is made to begin."""
+    asked = PROMPT_FORMATS[self.prompt_format]
+    return dataclasses.replace(asked, prefix=self.response_prefix)
 
   def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
     """Those that have a file."""

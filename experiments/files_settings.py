@@ -6,7 +6,7 @@ from architectures import ARCHITECTURES
 from compute_dtype import check_compute_dtype
 from setting_checks import Fields, at_least_one, check_format, one_of
 
-from pure_jax.host.contract import PROMPT_FORMATS
+from pure_jax.host.contract import PROMPT_FORMATS, PromptFormat
 from pure_jax.host.data.named_formats import FORMATS, MAPPED
 from pure_jax.host.grading_pool import MAX_SECONDS
 from pure_jax.host.verify import EXTRACTORS
@@ -24,6 +24,7 @@ class FilesSettings:
   eos_token: str | None
   prompt_format: str
   prm_prompt_format: str
+  response_prefix: str
   prompt_tokens: int
   prm_prompt_tokens: int
   response_tokens: int
@@ -92,6 +93,12 @@ class FilesSettings:
         f"grader_seconds must be above 0 and at most {MAX_SECONDS:g}, got "
         f"{self.grader_seconds}."
       )
+
+  @property
+  def policy_prompt_format(self) -> PromptFormat:
+    """How the policy is asked, and how it is made to begin."""
+    asked = PROMPT_FORMATS[self.prompt_format]
+    return dataclasses.replace(asked, prefix=self.response_prefix)
 
   def computed(self, model: ModelConfig) -> ModelConfig:
     """An architecture as this run computes it.

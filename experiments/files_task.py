@@ -96,7 +96,7 @@ class FilesTask:
       eos_token=files.eos_token,
     )
     self.prm_model = self._prm_model()
-    self.prompt_format = PROMPT_FORMATS[files.prompt_format]
+    self.prompt_format = files.policy_prompt_format
     self.prm_prompt_format = PROMPT_FORMATS[files.prm_prompt_format]
     self.prompt_tokens = files.prompt_tokens
     self.prm_prompt_tokens = files.prm_prompt_tokens

@@ -171,6 +171,13 @@ def test_prompt_formats(merging, splitting):
     PromptFormat(system="Be brief.")
 
 
+def test_a_prefix_is_the_last_that_is_read_before_the_response(merging):
+  """Within the user's message it would be a part of the question."""
+  asked = PromptFormat(chat=True, suffix="!", prefix="Step 1:")
+  assert asked.text(merging, "x") == "<user>x!<assistant>Step 1:"
+  assert PromptFormat(suffix="!", prefix="1:").text(merging, "x") == "x!1:"
+
+
 @pytest.mark.parametrize(
   ("template", "reason"),
   [

@@ -124,6 +124,19 @@ def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   assert judged == problem
 
 
+def test_the_policy_alone_is_asked_to_begin_with_a_prefix(tmp_path):
+  made = settings(response_prefix="Step 1:")
+  with launch.open_workspace(made, str(tmp_path / "run")) as space:
+    problems = space.task.train[:1]
+    asked = space.encode_prompts(problems)
+    ids = asked.tokens[0][asked.mask[0]].tolist()
+    text = space.task.tokenizer.decode(ids)
+    assert text.endswith("assistant\nStep 1:")
+    judged = space.encode_prm_prompts(problems)
+    ids = judged.tokens[0][judged.mask[0]].tolist()
+    assert space.task.tokenizer.decode(ids) == problems[0].problem
+
+
 def test_answers_are_graded_and_withheld_ones_measure_only(task):
   problem = task.train[0]
   (right,) = [problem.answer or problem.withheld_answer]

@@ -66,7 +66,7 @@ def start(folder, tmp_path, monkeypatch):
     return score
 
   monkeypatch.setattr(
-    response_writer.train, "make_generate_rows", make_generate_rows
+    response_writer.rollouts, "make_generate_rows", make_generate_rows
   )
   monkeypatch.setattr(
     response_writer.stages, "make_prm_evaluation", make_prm_evaluation
@@ -98,7 +98,9 @@ def filled(units):
 
 
 def test_policy_and_prm_read_their_own_prompts(start):
-  asked, written = start(prompt_format="qwen_boxed", prm_prompt_format="raw")
+  asked, written = start(
+    prompt_format="qwen_boxed", prm_prompt_format="raw", response_prefix="So"
+  )
   rows = filled(written.units)
   prompts, scored = asked.prompts, asked.scored
   policy_ids = ids(prompts.tokens, prompts.mask)
@@ -108,6 +110,7 @@ def test_policy_and_prm_read_their_own_prompts(start):
   decode = asked.tokenizer.decode
   assert decode(prm_ids[0]) == rows[0].problem.problem
   assert "boxed" in decode(policy_ids[0])
+  assert decode(policy_ids[0]).endswith("assistant\nSo")
   # And the same responses.
   np.testing.assert_array_equal(scored.tokens, written.rollout.tokens)
 

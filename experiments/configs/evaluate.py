@@ -40,6 +40,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       # "raw", "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
       prompt_format="qwen_boxed",
       prm_prompt_format="raw",  # As the paper's PRM was trained.
+      # Every response is made to begin with it. Part of the policy's prompt:
+      # the PRM and the grader read what comes after it.
+      response_prefix="",
       # Longest prompts, tokens; a longer problem is left out, and reported.
       prompt_tokens=1024,
       prm_prompt_tokens=1024,

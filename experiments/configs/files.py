@@ -52,6 +52,9 @@ def files() -> ConfigDict:
       eos_token=placeholder(str),  # Ends a response; None takes the folder's.
       prompt_format="qwen_boxed",  # Of the policy; or raw, plain, chat.
       prm_prompt_format="raw",  # Of the PRM, as the paper's was trained.
+      # Every response is made to begin with it. Part of the policy's prompt:
+      # the PRM and the grader read what comes after it.
+      response_prefix="",
       prompt_tokens=1024,  # Longest prompt; a longer problem is left out.
       prm_prompt_tokens=1024,  # Longest prompt of the PRM.
       response_tokens=2048,  # Longest response that the PRM is trained on.

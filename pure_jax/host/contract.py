@@ -93,11 +93,14 @@ class PromptFormat:
     chat: True wraps it with the tokenizer's chat template.
     system: system message of the chat; None has none.
     suffix: text after the problem.
+    prefix: text with which every response is made to begin. It is part of the
+      prompt: what is sampled, graded and cut into steps comes after it.
   """
 
   chat: bool = False
   system: str | None = None
   suffix: str = ""
+  prefix: str = ""
 
   def __post_init__(self):
     """Refuses a system message that nobody would see."""
@@ -118,11 +121,11 @@ class PromptFormat:
       TokenizerError: if the tokenizer has no chat template and needs one.
     """
     if not self.chat:
-      return problem + self.suffix
+      return problem + self.suffix + self.prefix
     messages = [{"role": "user", "content": problem + self.suffix}]
     if self.system is not None:
       messages.insert(0, {"role": "system", "content": self.system})
-    return tokenizer.apply_chat_template(messages)
+    return tokenizer.apply_chat_template(messages) + self.prefix
 
 
 PROMPT_FORMATS = {
