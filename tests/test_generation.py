@@ -1,4 +1,4 @@
-"""Rows are continued by what the model says of their own text, and no other's."""
+"""Rows are continued by what the model says of their own text alone."""
 
 import dataclasses
 import re

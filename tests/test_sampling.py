@@ -130,7 +130,7 @@ def test_scores_that_are_no_numbers_show_in_the_log_probs(temperature):
   tokens, logp, full_logp = sampling.sample_tokens(scores, sampler, keys)
   assert np.isnan(logp).tolist() == [row == 2 for row in range(ROWS)]
   assert np.isnan(full_logp).tolist() == [row == 2 for row in range(ROWS)]
-  assert (0 <= np.asarray(tokens)).all() and (np.asarray(tokens) < 7).all()
+  assert (np.asarray(tokens) >= 0).all() and (np.asarray(tokens) < 7).all()
 
 
 def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
