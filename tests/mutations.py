@@ -21,6 +21,7 @@ import sys
 import tempfile
 
 import model_and_metric_faults
+import rollout_faults
 import survival_faults
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -184,22 +185,6 @@ MUTATIONS = (
     "test_losses.py::test_prm_loss_agrees_with_a_loop",
   ),
   _mutation(
-    "EOS is not in the completion mask",
-    "rollout/generation.py",
-    "completion_mask=slot[None] < state.ages[:, None],",
-    "completion_mask=slot[None] < (state.ages - state.stopped)[:, None],",
-    "test_generation.py::"
-    "test_a_stop_id_cuts_the_free_run_after_its_first_occurrence",
-  ),
-  _mutation(
-    "a row goes on after EOS",
-    "rollout/generation.py",
-    "done=state.done | stopped | (ages >= config.max_new_tokens),",
-    "done=stopped | (ages >= config.max_new_tokens),",
-    "test_generation.py::"
-    "test_a_stop_id_cuts_the_free_run_after_its_first_occurrence",
-  ),
-  _mutation(
     "EOS is no terminal token",
     "steps.py",
     "return ends | (completion_mask & (tokens == table.eos_id))",
@@ -266,7 +251,7 @@ MUTATIONS = (
   ),
   _mutation(
     "the sampler's positions count the left padding",
-    "rollout/sampling.py",
+    "rollout/generation.py",
     "lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)",
     "lengths = jnp.sum(prompts.mask | True, axis=1, dtype=jnp.int32)",
     "test_generation.py::test_left_padding_changes_nothing",
@@ -274,11 +259,12 @@ MUTATIONS = (
   _mutation(
     "attention crosses segment boundaries",
     "models/transformer.py",
-    "same = query_segments[:, :, None] == key_segments[:, None, :]",
-    "same = (query_segments[:, :, None] > 0) == (key_segments[:, None, :] > 0)",
+    "same = segment_ids[:, :, None] == segment_ids[:, None, :]",
+    "same = (segment_ids[:, :, None] > 0) == (segment_ids[:, None, :] > 0)",
     "test_transformer.py::test_packed_segments_are_separate_rows",
   ),
   *(_mutation(*fault) for fault in model_and_metric_faults.FAULTS),
+  *(_mutation(*fault) for fault in rollout_faults.FAULTS),
   *(_mutation(*fault) for fault in survival_faults.FAULTS),
 )
 

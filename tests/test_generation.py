@@ -94,6 +94,20 @@ def test_the_trainer_agrees_with_the_sampler(prompts, keys, temperature):
   logp = trainer_logp(params, TINY, rollout, sampler)
   assert logp.min() < -1
   np.testing.assert_allclose(rollout.sampled_logp, logp, rtol=1e-5, atol=1e-5)
+  np.testing.assert_array_equal(rollout.full_logp, rollout.sampled_logp)
+
+
+def test_the_trainer_agrees_with_the_log_probs_before_filters(prompts, keys):
+  """Those of what was sampled are larger: what is cut off was shared out."""
+  params = random_policy()
+  sampler = dataclasses.replace(
+    FREE, stop_ids=(5,), temperature=0.7, top_k=12, top_p=0.9, min_p=0.03
+  )
+  rollout = generate(params, TINY, sampler, prompts, keys)
+  logp = trainer_logp(params, TINY, rollout, sampler)
+  np.testing.assert_allclose(rollout.full_logp, logp, rtol=1e-5, atol=1e-5)
+  more = np.asarray(rollout.sampled_logp - rollout.full_logp)
+  assert more.min() > -1e-5 and more.max() > 0.05
 
 
 def test_padding_is_never_sampled_and_the_trainer_knows(prompts, keys):
