@@ -96,46 +96,9 @@ class Engine:
       prepare: see `generation.generate`.
       out_shardings: of the rollout that comes out, None for the compiler's.
     """
-    self._sampler, self._group, self._config = sampler, group_size, config
-    self._shards = shards
-    self._prepare = jax.jit(lambda params: prepare(params, model))
-
-    def begin(params, prompts, key, chosen, slots, shared):
-      places, drawn = begin_prompts(
-        params,
-        model,
-        sampler,
-        prompts,
-        key,
-        chosen,
-        group_size,
-        slots,
-        shared,
-        stops,
-        placement,
-      )
-      return place(places, placement), drawn
-
-    def start(params, prompts, key, chosen, slots):
-      places, drawn = begin(params, prompts, key, chosen, slots, group_size > 1)
-      results = no_results(prompts.tokens.shape[0] * group_size, sampler)
-      results = record(results, places, 0 * places.rows.ages, drawn)
-      return places, copied(results, placement)
-
-    def refill(params, prompts, key, chosen, index, places, results):
-      new, drawn = begin(params, prompts, key, chosen, 1, False)
-      results = record(results, new, 0 * new.rows.ages, drawn)
-      places = put_places(places, new, index, placement)
-      return place(places, placement), copied(results, placement)
-
-    def decode(params, places, results):
-      ages = places.rows.ages
-      rows, drawn = generation.decode(
-        params, model, sampler, places.rows, config.chunk, stops, placement
-      )
-      places = places.replace(rows=rows)
-      results = record(results, places, ages, drawn)
-      return place(places, placement), copied(results, placement)
+    self._model, self._sampler, self._group = model, sampler, group_size
+    self._config, self._shards = config, shards
+    self._placement, self._stops = placement, stops
 
     def take(places, index):
       return place(take_places(places, index, placement), placement)
@@ -154,9 +117,10 @@ class Engine:
       found = places.rows.ages, places.rows.done
       return copied(found, placement)
 
-    self._start = jax.jit(start, static_argnums=4)
-    self._refill = jax.jit(refill, donate_argnums=(5, 6))
-    self._decode = jax.jit(decode, donate_argnums=(1, 2))
+    self._prepare = jax.jit(lambda params: prepare(params, model))
+    self._start = jax.jit(self._first_tokens, static_argnums=4)
+    self._refill = jax.jit(self._first_tokens_beside, donate_argnums=(5, 6))
+    self._decode = jax.jit(self._more_tokens, donate_argnums=(1, 2))
     self._take = jax.jit(take)
     self._grow = jax.jit(grow, static_argnums=1)
     self._unshare = jax.jit(unshare)
@@ -204,6 +168,60 @@ class Engine:
           ring = min(2 * ring, longest)
         places = self._grow(places, ring)
       places, results = self._decode(decoding, places, results)
+
+  def _begin(self, params, prompts, key, chosen, slots, shared):
+    """Prompts are read, and their samples' first tokens drawn."""
+    return begin_prompts(
+      params,
+      self._model,
+      self._sampler,
+      prompts,
+      key,
+      chosen,
+      self._group,
+      slots,
+      shared,
+      self._stops,
+      self._placement,
+    )
+
+  def _first_tokens(self, params, prompts, key, chosen, slots):
+    """The places and results that a batch begins with."""
+    shared = self._group > 1
+    places, drawn = self._begin(params, prompts, key, chosen, slots, shared)
+    rows = prompts.tokens.shape[0] * self._group
+    results = no_results(rows, self._sampler)
+    results = record(results, places, 0 * places.rows.ages, drawn)
+    return self._placed(places, results)
+
+  def _first_tokens_beside(
+    self, params, prompts, key, chosen, index, places, results
+  ):
+    """Prompts that begin where others have ended."""
+    new, drawn = self._begin(params, prompts, key, chosen, 1, False)
+    results = record(results, new, 0 * new.rows.ages, drawn)
+    places = put_places(places, new, index, self._placement)
+    return self._placed(places, results)
+
+  def _more_tokens(self, params, places, results):
+    """A chunk of tokens for every row."""
+    ages = places.rows.ages
+    rows, drawn = generation.decode(
+      params,
+      self._model,
+      self._sampler,
+      places.rows,
+      self._config.chunk,
+      self._stops,
+      self._placement,
+    )
+    places = places.replace(rows=rows)
+    return self._placed(places, record(results, places, ages, drawn))
+
+  def _placed(self, places, results):
+    """Both where the layout wants them."""
+    placement = self._placement
+    return place(places, placement), copied(results, placement)
 
   def _with_own_prompts(self, places):
     """Rows that may move; those of shared prompts are copied once."""

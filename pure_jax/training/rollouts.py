@@ -66,9 +66,7 @@ def make_generate(
     parts. The key is consumed; row i draws from its own key whatever the
     other rows do.
   """
-
   shards = layout.row_shards
-  prepare = decoding_copy(model, layout)
   rows = sharding.batch_sharding(rows_layout or layout)
   if continuous is not None:
     return engine.Engine(
@@ -79,9 +77,11 @@ def make_generate(
       shards=shards,
       placement=layout.decoding_placement,
       stops=stops,
-      prepare=prepare,
+      prepare=decoding_copy(model, layout),
       out_shardings=rows,
     ).generate
+
+  sample = _one_loop(model, sampler, layout, stops)
 
   def generate(params, prompts, key):
     P = prompts.tokens.shape[0]
@@ -93,25 +93,12 @@ def make_generate(
     repeats = group_size // read
     prompts = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), prompts)
     rollout = map_rows(
-      lambda part: sample_groups(params, *part),
+      lambda part: _sample_groups(sample, params, *part),
       (prompts, keys.reshape(-1, read)),
       limit if repeats == 1 else rows_at_a_time,
       shards,
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
-
-  def sample_groups(params, prompts, keys):
-    rollout = generation.generate(
-      params,
-      model,
-      sampler,
-      prompts,
-      keys.reshape(-1),
-      layout.decoding_placement,
-      stops=stops,
-      prepare=prepare,
-    )
-    return jax.tree.map(lambda x: x.reshape(*keys.shape, *x.shape[1:]), rollout)
 
   return jax.jit(
     generate,
@@ -121,6 +108,32 @@ def make_generate(
       sharding.replicated(layout),
     ),
     out_shardings=rows,
+  )
+
+
+def _one_loop(model, sampler, layout, stops=None):
+  """A function (params, prompts, keys) -> rollout, to be jitted."""
+
+  def sample(params, prompts, keys):
+    return generation.generate(
+      params,
+      model,
+      sampler,
+      prompts,
+      keys,
+      layout.decoding_placement,
+      stops=stops,
+      prepare=decoding_copy(model, layout),
+    )
+
+  return sample
+
+
+def _sample_groups(sample, params, prompts, keys_PG):
+  """The rows of each prompt: a rollout of [P, G, ...] arrays."""
+  rollout = sample(params, prompts, keys_PG.reshape(-1))
+  return jax.tree.map(
+    lambda x: x.reshape(*keys_PG.shape, *x.shape[1:]), rollout
   )
 
 
@@ -139,20 +152,8 @@ def make_generate_rows(
     The keys are consumed; which rows stand beside a row changes nothing in it.
   """
   rows = sharding.batch_sharding(layout)
-
-  def generate(params, prompts, keys):
-    return generation.generate(
-      params,
-      model,
-      sampler,
-      prompts,
-      keys,
-      layout.decoding_placement,
-      prepare=decoding_copy(model, layout),
-    )
-
   return jax.jit(
-    generate,
+    _one_loop(model, sampler, layout),
     in_shardings=(
       sharding.weight_shardings(policy.declare_policy(model), layout),
       rows,
