@@ -59,6 +59,13 @@ FAULTS = (
     TURNS,
   ),
   (
+    "a place without a prompt is waited for",
+    "rollout/places.py",
+    "  rows = rows.replace(done=rows.done | (numbers == total))\n",
+    "",
+    "test_places.py::test_a_place_without_a_prompt_has_ended",
+  ),
+  (
     "a row cut at the limit counts as one that has ended by itself",
     "rollout/places.py",
     'set(rows.stopped, mode="drop")',

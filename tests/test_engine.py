@@ -114,10 +114,9 @@ def test_rows_that_take_turns_are_those_of_one_loop(whole, rows, chunk, shards):
 
 
 def test_a_ring_that_has_gone_round_grows_in_order():
-  """Long after short: a row's oldest tokens would be written over.
+  """Long after short: tokens that a row needs would be written over.
 
-  Of 80 seeds, a ring that grew where it happened to be gave other tokens with
-  three; this is one of them.
+  With few seeds they would; of this one the tokens come out otherwise.
   """
   key, prompts = jax.random.key(18), some_prompts(12, seed=18)
   found = make(3, 1, samples=1).generate(random_policy(MODEL), prompts, key)
