@@ -233,9 +233,8 @@ def test_greedy_rows_of_one_prompt_are_equal():
   assert (tokens == tokens[:, :1]).all()
 
 
-@pytest.mark.parametrize(
-  "dtype", [pytest.param("bfloat16", marks=pytest.mark.slow), "int8"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_small_caches_take_turns_too(dtype):
   """Scales that stayed behind their rows would move tokens and log-probs."""
   model = dataclasses.replace(MODEL, cache_dtype=dtype)

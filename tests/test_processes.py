@@ -72,14 +72,19 @@ CLOSE = {
 }
 
 
-def settings():
+# Rows that take turns: one prompt on each of eight row shards.
+TURNS = {"rl.rollout_rows": 16, "rl.rollout_chunk": 5}
+
+
+def settings(**changes):
   config = arithmetic.get_config("smoke")
-  config.update_from_flattened_dict(OVERRIDES)
+  config.update_from_flattened_dict(OVERRIDES | changes)
   return config_conversion.settings_from_config(config)
 
 
-def start_two(workdir, start=None):
-  words = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+def start_two(workdir, start=None, **changes):
+  given = OVERRIDES | changes
+  words = [f"--config.{name}={value}" for name, value in given.items()]
   return several.start(
     SCRIPT,
     f"--config={CONFIG}:smoke",
@@ -261,6 +266,29 @@ def test_one_dies_the_other_ends_and_the_run_resumes(alone, two, victim):
   _, expected = final_state(two[0], alone[2])
   _, found = final_state(workdir, alone[2])
   jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.filterwarnings("error:Some donated buffers")
+def test_rows_that_take_turns_run_what_one_loop_runs(alone):
+  """Responses in the wrong rows would be graded for others' problems."""
+  workdir = alone[1].parent / "turns"
+  with launch.open_workspace(
+    settings(**TURNS), str(workdir), str(alone[0])
+  ) as space:
+    train_pure.train_rl(space)
+  assert_alike(rows(alone[1]), rows(workdir))
+
+
+@pytest.mark.slow
+def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
+  """pytest -m slow tests/test_processes.py"""
+  workdir = alone[1].parent / "turns_of_two"
+  for status, _, stderr in several.finish(
+    start_two(workdir, alone[0], **TURNS)
+  ):
+    assert status == 0, stderr
+    assert "donated" not in stderr
+  assert_alike(rows(alone[1]), rows(workdir))
 
 
 @pytest.mark.slow

@@ -102,8 +102,11 @@ def sampled(layout, count=6, **options):
 @pytest.mark.parametrize(
   "rules",
   [
-    *("fsdp+tensor", "fsdp+sequence"),
-    *(pytest.param(r, marks=pytest.mark.slow) for r in ("fsdp", "tensor")),
+    "fsdp+tensor",
+    *(
+      pytest.param(rules, marks=pytest.mark.slow)
+      for rules in ("fsdp", "tensor", "fsdp+sequence")
+    ),
   ],
 )
 def test_rows_take_turns_under_every_rule_set(rules, expected):
