@@ -127,3 +127,17 @@ def test_the_engine_stands_beside_the_one_loop():
   assert engine.arm.work == loop.arm.work
   assert engine.phases == loop.phases
   assert engine.arm.seconds() > 0
+
+
+def test_what_is_rounded_drifts_and_what_is_not_does_not():
+  """Log-probs under other weights, or of other tokens, are nats apart."""
+  case = Case("precision", "tiny", 4, 2, 8, 6)
+  found = {
+    name: made.drift
+    for name, made in suites.SUITES["precision"](case, Options()).items()
+  }
+  mean, largest = found.pop("as computed")
+  assert 0 <= mean <= largest < 1e-5
+  assert set(found) == {"cache bfloat16", "cache int8", "matrices int8"}
+  for name, (mean, largest) in found.items():
+    assert 1e-5 < mean <= largest < 0.05, name

@@ -40,6 +40,7 @@ SUITES = {
   "prm": Suite(most_rows=8),
   "iteration": Suite(stops=True, compares=True),
   "kernels": Suite(compares=True),
+  "precision": Suite(),
 }
 
 # No published shapes: about ten million weights, and next to none.

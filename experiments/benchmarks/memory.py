@@ -51,6 +51,8 @@ def least_bytes(case: Case, options: Options) -> int:
     "update": _TRAINED,
     "credit": _TRAINED,
     "prm": _TRAINED,
+    # As stored, as products read them, and in int8.
+    "precision": _STORED + options.itemsize + 1,
     "iteration": _TRAINED + frozen + copies * options.itemsize,
   }
   return count * of_weight.get(case.suite, 0)

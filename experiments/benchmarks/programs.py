@@ -112,6 +112,8 @@ class Compiled:
       `Iterated`.
     instead_of: the arm that does the same in another way, None for the way
       that peers are held to.
+    drift: of a rollout, mean and largest difference between the sampler's and
+      the trainer's log-prob of a token, nats; None where it is not asked for.
   """
 
   arm: Arm
@@ -119,6 +121,7 @@ class Compiled:
   compilation: Compilation | None
   answer: Any = None
   instead_of: str | None = None
+  drift: tuple[float, float] | None = None
 
 
 def compile_call(

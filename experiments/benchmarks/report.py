@@ -34,6 +34,7 @@ class Line:
     instead_of: the arm of ours that does the same, for a peer and for another
       way of ours; None otherwise.
     peak_bytes: of ours, as `memory.Peak` has it; None for a peer.
+    drift: of log-probs, as `Compiled` has it.
   """
 
   name: str
@@ -45,6 +46,7 @@ class Line:
   facts: Mapping[str, Any] | None = None
   instead_of: str | None = None
   peak_bytes: int | None = None
+  drift: tuple[float, float] | None = None
 
   @property
   def flops_per_second(self) -> float:
@@ -176,6 +178,7 @@ def our_lines(
         made.compilation,
         instead_of=made.instead_of,
         peak_bytes=peaks[name],
+        drift=made.drift,
       )
     )
   return lines
@@ -324,6 +327,8 @@ def _line_as_json(line: Line, rates: Rates) -> dict[str, Any]:
   if line.facts is not None:
     return found | dict(line.facts)
   found["peak_bytes"] = line.peak_bytes
+  if line.drift is not None:
+    found["drift_mean"], found["drift_max"] = map(float, line.drift)
   if line.compilation is None:
     return found
   laid_out, costs = line.compilation.memory, line.compilation.costs

@@ -11,6 +11,7 @@ from benchmarks.credit import credit
 from benchmarks.gradients import train_prm, update
 from benchmarks.iteration import iteration
 from benchmarks.kernels import kernels
+from benchmarks.precision import precision
 from benchmarks.programs import Compiled, Options
 from benchmarks.rollouts import rollout
 from benchmarks.scoring import score
@@ -24,4 +25,5 @@ SUITES: dict[str, Callable[[Case, Options], dict[str, Compiled]]] = {
   "prm": train_prm,
   "iteration": iteration,
   "kernels": kernels,
+  "precision": precision,
 }

@@ -66,7 +66,8 @@ def as_text(result: Result) -> str:
   lines.append("    " + ", ".join([*shares, rates]))
   for line in result.lines:
     described = _compilation(line) if line.facts is None else _peer(line)
-    lines.append(f"    {line.name}: {described}{_reached(line, result.rates)}")
+    shares = _reached(line, result.rates) + _drift(line)
+    lines.append(f"    {line.name}: {described}{shares}")
   return "\n".join(lines)
 
 
@@ -81,6 +82,14 @@ def left_out(case: Case, why: str) -> str:
     The line.
   """
   return f"{case}{why}"
+
+
+def _drift(line: Line) -> str:
+  """How far log-probs are from the trainer's."""
+  if line.drift is None:
+    return ""
+  mean, largest = line.drift
+  return f", log-probs off by {mean:.2g} nats on average, {largest:.2g} at most"
 
 
 def _columns(line: Line) -> str:
