@@ -9,9 +9,10 @@
   python experiments/benchmark.py --suite=rollout --peer=transformers \\
     --peers=FOLDER
 
-Suites: rollout, score, update, credit, the training step of a PRM, and a whole
-iteration. Sizes are a preset's where no flag gives them; weights are random,
-in the shapes of `benchmarks.cases.MODELS`, or those of a Hugging Face folder.
+Suites: rollout, score, update, credit, the training step of a PRM, a whole
+iteration, kernels, and precision. Sizes are a preset's where no flag gives
+them; weights are random, in the shapes of `benchmarks.cases.MODELS`, or those
+of a Hugging Face folder.
 Every arm of a case is compiled first, then all take turns: ours, and probes of
 the rate at which this machine streams an array as large as the weights and
 multiplies matrices. Medians are printed with the roofline bound that follows

@@ -181,11 +181,11 @@ def rollout() -> dict[str, Any]:
   """Fields of `rl`: how responses are drawn, and what their log-probs are."""
   return dict(
     min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
-    stop_on_boxed=False,  # A complete \\boxed{...} ends a response too.
+    stop_on_boxed=False,  # A complete \boxed{...} ends a response too.
     rollout_parts=1,  # Parts in which a batch is sampled: memory for time.
     # Rows sampled at a time with continuous batching: places of responses
-    # that have ended go to prompts that wait. Unset samples all of a part
-    # in one loop, until the last has ended.
+    # that have ended go to prompts that wait. Unset samples each part in
+    # one loop, until the last has ended.
     rollout_rows=placeholder(int),
     rollout_chunk=64,  # Tokens between two looks at which have ended.
     # Of keys and values while sampling: "float32", "bfloat16" or "int8";

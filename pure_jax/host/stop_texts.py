@@ -7,7 +7,8 @@ import numpy as np
 from pure_jax.rollout.stopping import StopTable
 
 _BEGINNING = r"\boxed{"
-# Braces within braces that are told apart; one more closes one too early.
+# Open braces that are told apart, the box's own included; with one more the box
+# ends one brace too early.
 DEEPEST = 16
 
 

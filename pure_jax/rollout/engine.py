@@ -13,7 +13,8 @@ rows have ended and, for the next chunk,
 Row i draws token t with the same key as everywhere else, from its own logits:
 its tokens are those of `generation.generate`, up to the rounding of products
 that another number of rows may change. Nothing is compiled twice for the same
-numbers of rows and slots, which are halved and doubled, so they are few.
+numbers of rows, slots and prompts that begin, which are halved and doubled, so
+they are few.
 
 Letters: P prompts, G samples of each, B = P G rows of the batch; R rows at a
 time, in contiguous shards; C tokens at most, L of a prompt.

@@ -65,12 +65,12 @@ class Rows:
 
 @struct.dataclass
 class Drawn:
-  """Tokens of some steps, a step per row of each array.
+  """Tokens that were drawn; leading axes as its user says.
 
   Attributes:
-    tokens: [n, B] int32, padding where nothing was drawn.
-    sampled_logp: [n, B] float32, nats, 0 where nothing was drawn.
-    full_logp: [n, B] float32, likewise, see `Rollout`.
+    tokens: [...] int32, padding where nothing was drawn.
+    sampled_logp: [...] float32, nats, 0 where nothing was drawn.
+    full_logp: [...] float32, likewise, see `Rollout`.
   """
 
   tokens: Array
@@ -207,7 +207,6 @@ def generate(
   keys: Array,
   placement: Placement = LOCAL,
   *,
-  shared: bool = False,
   stops: StopTable | None = None,
   prepare: Prepare = unprepared,
 ) -> Rollout:
@@ -223,8 +222,6 @@ def generate(
     keys: [B] typed keys, B / P for the samples of each prompt, contiguous;
       consumed. Token t of row i uses fold_in(keys[i], t).
     placement: of activations and cache; without split tokens.
-    shared: True keeps one copy of each prompt's keys and values for its
-      samples. The same samples but for rounding.
     stops: texts that end a row, or None.
     prepare: weights to weights that decode faster, see
       `columns.decoding_params`.
@@ -243,7 +240,7 @@ def generate(
     prompts,
     keys,
     max(new - 1, 1),
-    shared,
+    False,
     stops,
     placement,
   )

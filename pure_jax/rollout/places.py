@@ -215,7 +215,7 @@ def _without_cache(places):
   return with_cache(places, None)
 
 
-def place(places, placement):
+def place(places: Places, placement: Placement) -> Places:
   """Rows where the layout wants them.
 
   Args:
@@ -231,7 +231,7 @@ def place(places, placement):
   return with_cache(flat, places.rows.cache)
 
 
-def copied(tree, placement):
+def copied(tree: Any, placement: Placement) -> Any:
   """The same arrays on every device.
 
   Args:

@@ -54,8 +54,8 @@ def make_generate(
     layout: of weights and cache while sampling.
     rows_layout: of the rollout that comes out; None takes the same.
     rows_at_a_time: at most so many rows are sampled together, at least 1; None
-      samples all P * G. Changes the memory of the cache and the time, not the
-      samples.
+      samples all P * G. Parts hold whole prompts where they can. Changes the
+      memory of the cache and the time, not the samples.
     stops: texts that end a row beside the sampler's ids, or None.
     continuous: samples with continuous batching, which takes the place of
       rows_at_a_time; None in one compiled loop.
