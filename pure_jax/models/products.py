@@ -32,16 +32,8 @@ def logits(x_MD: Array, table_VD: Array) -> Array:
   )
 
 
-def table_gradient(x_MD: Array, dy_MV: Array) -> Array:
-  """dy^T x, sums in float32.
-
-  Args:
-    x_MD: [M, D] float, tokens.
-    dy_MV: [M, V] float in the dtype of x, gradients of logits.
-
-  Returns:
-    [V, D] float32.
-  """
+def _table_gradient(x_MD, dy_MV):
+  """dy^T x [V, D], sums in float32."""
   return jax.lax.platform_dependent(
     x_MD, dy_MV, cpu=_copied_tokens, default=_as_written
   )
@@ -67,7 +59,7 @@ def _backward(kept, dy):
   """Gradients of tokens and table."""
   x, table = kept
   dy = dy.astype(x.dtype)
-  return dy @ table, table_gradient(x, dy).astype(table.dtype)
+  return dy @ table, _table_gradient(x, dy).astype(table.dtype)
 
 
 logits.defvjp(_forward, _backward)
