@@ -5,6 +5,8 @@
     --rows=1,8,32 --samples=1,8 --lengths=64:128,512:512
   python experiments/benchmark.py --suite=all --preset=accelerator \\
     --json=benchmark.json
+  python experiments/benchmark.py --suite=all --preset=all_lengths \\
+    --peer=all --peers=FOLDER --json=benchmark.json --resume
   python experiments/benchmark.py --make_peers=FOLDER
   python experiments/benchmark.py --suite=rollout --peer=transformers \\
     --peers=FOLDER
@@ -19,7 +21,10 @@ multiplies matrices. Medians are printed with the roofline bound that follows
 from the probes of the same turns and the share of it that is reached, with the
 utilisation of the method's own FLOPs and bytes; time to compile and memory
 apart. Nothing is read from a cache of compiled programs. A case whose weights
-do not fit the memory is named and left out.
+do not fit the memory is named and left out; so is one with a fault, which the
+exit status tells in the end. A case is repeated up to --repeats times, fewer if
+that would take more than --seconds, and at least twice. Each is in the file as
+soon as it is measured, and --resume goes on with those that are not.
 
 Peers (`benchmarks/rivals.py`) are other programs that do the same as an arm of
 ours, with the same weights on the same prompts, which is checked. Each is a
@@ -37,13 +42,14 @@ import sys
 import compute_dtype
 import jax
 from absl import app, flags
-from benchmarks import cases, environments, machine, memory, report, table
-from benchmarks.cases import BenchmarkError, Sizes
-from benchmarks.presets import PRESETS, QUICK
+from benchmarks import cases, environments, machine, table
+from benchmarks.cases import BenchmarkError, Block
+from benchmarks.document import Document
+from benchmarks.measuring import How, measure_all
+from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_ROWS
 from benchmarks.programs import Options
-from benchmarks.rivals import RIVALS, check_names, running
+from benchmarks.rivals import RIVALS, check_names
 
-from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models.config import REMAT
 
 _SUITE = flags.DEFINE_enum(
@@ -67,9 +73,21 @@ _WEIGHTS = flags.DEFINE_string(
   "Hugging Face folder of a model of the shape that --models names, such as "
   "unpack_smollm2.py writes; random without.",
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm.", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm at most.", 1)
+_SECONDS = flags.DEFINE_float(
+  "seconds",
+  60.0,
+  "That repeats of a case may take; after two of them no more are begun that "
+  "would take longer.",
+  0.0,
+)
 _JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
-_PEER = flags.DEFINE_list("peer", [], "Names in benchmarks.rivals.RIVALS.")
+_RESUME = flags.DEFINE_bool(
+  "resume", False, "Measure what --json, if it is there, does not have."
+)
+_PEER = flags.DEFINE_list(
+  "peer", [], "Names in benchmarks.rivals.RIVALS, or all."
+)
 _PEERS = flags.DEFINE_string("peers", None, "Folder of peers' environments.")
 _MAKE_PEERS = flags.DEFINE_string(
   "make_peers",
@@ -95,31 +113,40 @@ _ATTENTION_CHUNK = flags.DEFINE_integer(
   "attention_chunk", None, "See ModelConfig.", 1
 )
 _ENGINE_ROWS = flags.DEFINE_integer(
-  "engine_rows", None, "Rows of the engine at a time, of a batch without.", 1
+  "engine_rows",
+  None,
+  "Rows of the engine whose other prompts wait; beside it runs one with a row "
+  "for every response.",
+  1,
 )
 _ENGINE_CHUNK = flags.DEFINE_integer(
   "engine_chunk", None, "Tokens between two looks of the engine's host.", 1
 )
 
 
-def read_sizes() -> Sizes:
+def read_blocks() -> list[Block]:
   """What the flags combine."""
-  if _QUICK.value:
-    return QUICK
-  found = cases.parse_sizes(
-    PRESETS[_PRESET.value].sizes,
-    models=_MODELS.value,
-    rows=_ROWS.value,
-    samples=_SAMPLES.value,
-    lengths=_LENGTHS.value,
-    stops=_STOPS.value,
-  )
-  if _WEIGHTS.value is not None and len(found.models) != 1:
+  blocks = [
+    dataclasses.replace(
+      block,
+      sizes=cases.parse_sizes(
+        block.sizes,
+        models=_MODELS.value,
+        rows=_ROWS.value,
+        samples=_SAMPLES.value,
+        lengths=_LENGTHS.value,
+        stops=_STOPS.value,
+      ),
+    )
+    for block in (QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks)
+  ]
+  models = {name for block in blocks for name in block.sizes.models}
+  if _WEIGHTS.value is not None and len(models) != 1:
     raise BenchmarkError(
       "--weights are those of one model: name its shape by --models, such as "
       "--models=smollm2_135m."
     )
-  return found
+  return blocks
 
 
 def read_options() -> Options:
@@ -134,6 +161,8 @@ def read_options() -> Options:
     "engine_chunk": _ENGINE_CHUNK.value,
     "weights": _WEIGHTS.value,
   }
+  if _QUICK.value and _ENGINE_ROWS.value is None:
+    given["engine_rows"] = QUICK_ENGINE_ROWS
   options = dataclasses.replace(
     PRESETS[_PRESET.value].options,
     **{name: value for name, value in given.items() if value is not None},
@@ -158,48 +187,47 @@ def main(argv: list[str]) -> None:
 def make_peers() -> None:
   """Makes the environments of peers, of all where none is named."""
   folder = pathlib.Path(_MAKE_PEERS.value).absolute()
-  for name in _PEER.value or RIVALS:
+  for name in read_peers() or RIVALS:
     environments.make_environment(folder, name)
   print(f"Name them by --peers={folder}")
 
 
+def read_peers() -> list[str]:
+  """Names of peers."""
+  return list(RIVALS) if _PEER.value == ["all"] else _PEER.value
+
+
 def run() -> None:
   """Measures, prints a table and writes JSON."""
-  peers = _PEERS.value and pathlib.Path(_PEERS.value).absolute()
-  check_names(_PEER.value, peers)
+  names, folder = read_peers(), _PEERS.value
+  folder = folder and pathlib.Path(folder).absolute()
+  check_names(names, folder)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")
+  if _RESUME.value and not path:
+    raise BenchmarkError("--resume needs --json, the file to go on with.")
   suites = tuple(cases.SUITES) if _SUITE.value == "all" else (_SUITE.value,)
-  chosen = cases.combine(suites, read_sizes())
-  machine.share_memory(with_peers=bool(_PEER.value))
+  chosen = cases.combine_blocks(suites, read_blocks())
+  machine.share_memory(with_peers=bool(names))
   options = read_options()
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
   repeats, side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
+  how = How(options, repeats, _SECONDS.value, side, names, folder)
   measured_on = machine.describe(sys.argv)
-  print(table.heading(measured_on, repeats, options.dtype), flush=True)
-  results, left_out = [], []
-  available = memory.available_bytes()
-  for suite in suites:
-    with running(suite, _PEER.value, peers) as rivals:
-      for case in chosen:
-        if case.suite != suite:
-          continue
-        found = memory.why_not(case, options, available)
-        if found is None:
-          found = report.attempt(case, options, repeats, side, rivals)
-        if isinstance(found, str):
-          left_out.append((case, found))
-          print(table.left_out(case, found), flush=True)
-        else:
-          results.append(found)
-          print(table.as_text(found), flush=True)
-        if path:  # After each case: what was measured is not lost.
-          document = report.as_json(
-            results, measured_on, dataclasses.asdict(options), left_out
-          )
-          write_json_atomic(path, document)
+  settings = dataclasses.asdict(options) | {
+    "repeats": repeats,
+    "seconds": _SECONDS.value,
+    "peers": names,
+  }
+  document = Document(path, measured_on, settings, _RESUME.value)
+  print(table.heading(measured_on, settings), flush=True)
+  failed = measure_all(chosen, how, document)
+  if failed:
+    raise BenchmarkError(
+      f"{len(failed)} of {len(chosen)} cases failed, see above."
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from benchmarks import (  # noqa: E402
   report,
   suites,
   table,
+  timing,
 )
 from benchmarks.cases import MODELS, BenchmarkError, Case  # noqa: E402
 from benchmarks.programs import Options  # noqa: E402
@@ -106,6 +107,28 @@ def test_turns_alternate_and_the_warm_up_does_not_count():
   assert (found["a"].median, found["a"].rate) == (2.0, 5.0)
 
 
+@pytest.mark.parametrize(
+  ("seconds", "repeats"), [(1e9, 5), (0.35, 3), (0.0, 2)]
+)
+def test_repeats_end_with_their_time_but_not_before_the_second(
+  seconds, repeats, monkeypatch
+):
+  """A clock that only the arm moves, which takes 0.1 s; of 0.35 s a fourth
+  round would need more. The warm-up, 9 s, must not count."""
+  now = [0.0]
+  monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(timing.time, "sleep", lambda seconds: None)
+  each = iter([9.0, *[0.1] * 5])
+
+  def run():
+    taken = next(each)
+    now[0] += taken
+    return taken
+
+  found = in_turn({"a": Arm(run)}, repeats=5, seconds=seconds)
+  assert found["a"].seconds == (0.1,) * repeats
+
+
 def test_credit_is_a_share_of_the_update():
   """What fused credit adds is the difference of the losses."""
   times = {"credit": 2.0, "loss": 3.0, "credit and loss": 4.0, "update": 200.0}
@@ -132,6 +155,42 @@ def test_only_possible_cases():
   assert (update.rows, update.samples, update.prompts) == (8, 8, 1)
 
 
+def test_blocks_add_up_and_none_is_measured_twice():
+  """Suite by suite, since a suite starts its peers once."""
+  some = cases.Sizes(("tiny",), (4,), (2,), ((8, 6),), cases.STOPS)
+  more = dataclasses.replace(some, rows=(4, 8), stops=("early",))
+  blocks = (
+    cases.Block(("rollout", "score"), some),
+    cases.Block(("rollout",), more),
+  )
+  found = cases.combine_blocks(("rollout", "score", "update"), blocks)
+  assert [(c.suite, c.rows, c.stops) for c in found] == [
+    *(("rollout", 4, "never"), ("rollout", 4, "early")),
+    *(("rollout", 8, "early"), ("score", 4, "never")),
+  ]
+  with pytest.raises(BenchmarkError, match="divides any --rows"):
+    cases.combine_blocks(("update",), blocks)
+
+
+def test_the_hour_of_two_cores_has_all_sizes_and_none_of_many_minutes():
+  """Both models, 1 to 32 rows, prompts and responses short and long; what an
+  arm of the larger model draws at about 150 a second is half a minute."""
+  blocks = presets.PRESETS["all_lengths"].blocks
+  found = cases.combine_blocks(tuple(cases.SUITES), blocks)
+  assert {case.suite for case in found} == set(cases.SUITES)
+  for model in ("10m", "smollm2_135m"):
+    rollouts = [c for c in found if (c.suite, c.model) == ("rollout", model)]
+    assert {case.rows for case in rollouts} == {1, 8, 32}
+    assert {case.samples for case in rollouts} == {1, 8}
+    assert {case.prompt_tokens for case in rollouts} == {64, 512}
+    assert {case.new_tokens for case in rollouts} == {128, 512}
+    assert {case.stops for case in rollouts} == set(cases.STOPS)
+  for case in found:
+    if case.model == "smollm2_135m":
+      assert case.rows * case.new_tokens <= 4096, case
+      assert case.suite == "rollout" or case.read_tokens <= 1536, case
+
+
 @pytest.mark.parametrize(
   ("flag", "word", "message"),
   [
@@ -143,7 +202,7 @@ def test_only_possible_cases():
   ],
 )  # fmt: skip
 def test_words_that_mean_nothing_are_refused(flag, word, message):
-  default = presets.PRESETS["small"].sizes
+  default = presets.PRESETS["small"].blocks[0].sizes
   sizes = cases.parse_sizes(default, rows=["8"], lengths=["6:12"], models=None)
   wanted = dataclasses.replace(default, rows=(8,), lengths=((6, 12),))
   assert sizes == wanted
@@ -186,7 +245,7 @@ def test_decoding_is_what_comes_after_the_prefill():
 def test_what_does_not_fit_a_card_is_named():
   """AdamW of 7.6 billion weights needs 122 GB; a bfloat16 copy 15."""
   preset = presets.PRESETS["accelerator"]
-  chosen = cases.combine(tuple(cases.SUITES), preset.sizes)
+  chosen = cases.combine_blocks(tuple(cases.SUITES), preset.blocks)
   reasons = {
     (case.model, case.suite): memory.why_not(case, preset.options, 80 * 10**9)
     for case in chosen
@@ -282,7 +341,12 @@ def test_one_command_prints_a_table_and_writes_json(tmp_path):
     share = arm["bound_seconds"] / arm["median_seconds"]
     assert arm["bound_reached"] == pytest.approx(share)
     assert f"{case['stops']:6}generate" in done.stdout
+  assert found["options"]["repeats"] == 2
+  assert {"generate", "engine", "refilled", "prefill"} == never["arms"].keys()
   assert jax.__version__ in done.stdout
+  again = run("--quick", "--suite=rollout", f"--json={path}", "--resume")
+  assert again.returncode == 0, again.stderr
+  assert "generate" not in again.stdout
 
 
 @pytest.mark.slow

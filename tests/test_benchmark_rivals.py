@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pure_jax.advantages import pure_advantages
+from pure_jax.models import policy
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
@@ -18,10 +19,13 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from benchmarks import (  # noqa: E402
+  batches,
+  document,
   environments,
   generating,
   iterating,
   report,
+  rloo,
   table,
   updating,
 )
@@ -70,7 +74,7 @@ def test_transformers_draws_as_many_tokens_of_the_same_model(transformers):
   assert len(set(ours.answer.tolist())) > 1
   tokens = np.array(transformers.ask("answer")["tokens"])
   np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.answer)
-  arms = report.as_json([result], {}, {})["cases"][0]["arms"]
+  arms = document.case_as_json(result)["arms"]
   theirs = arms["transformers"]
   assert theirs["greedy_tokens_equal"] == 1.0
   assert theirs["tokens"] == arms["generate"]["tokens"] == ours.answer.sum()
@@ -118,6 +122,56 @@ def test_trl_takes_the_same_step(made, monkeypatch):
       rivals[0].arm(case, options, halved)
   assert [line.name for line in result.lines] == ["update", "trl"]
   assert result.lines[1].facts["versions"]["trl"]
+
+
+@pytest.mark.slow
+def test_trl_takes_the_step_of_rloo(made, monkeypatch):
+  """In two micro-batches, which its trainer leaves to the loop to divide by:
+  summed, they would be twice the loss."""
+  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  given = rloo.draw_rloo(case, options)
+  assert given.answer[0] == pytest.approx(
+    -np.mean(given.advantages * np.exp(0.1 * np.sign(given.advantages)))
+  )
+  with running("update", ["trl_rloo"], made) as rivals:
+    result = report.measure(case, options, 1, 16, rivals)
+    ours = SUITES["update"](case, options)["update"]
+    other = dataclasses.replace(given, advantages=-given.advantages)
+    monkeypatch.setattr(updating, "draw_rloo", lambda case, options: other)
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      rivals[0].arm(case, options, ours)
+  assert [line.name for line in result.lines] == ["update", "trl_rloo"]
+  assert result.lines[1].facts["largest_relative_difference"] < 1e-3
+
+
+def test_the_gradient_of_rloo_by_hand():
+  """Of -mean(advantage x log-prob) scaled by each ratio, in one part or two."""
+  case = Case("update", "tiny", 4, 2, 8, 6)
+  whole, halves = (
+    rloo.draw_rloo(case, Options(rows_at_a_time=rows)) for rows in (4, 2)
+  )
+  np.testing.assert_allclose(whole.answer, halves.answer, rtol=1e-5)
+  np.testing.assert_allclose(whole.old_logp, halves.old_logp, rtol=1e-6)
+  # Two samples: each is held to the other.
+  np.testing.assert_allclose(
+    whole.advantages[::2], -whole.advantages[1::2], rtol=1e-6
+  )
+  model = MODELS["tiny"]
+  drawn = batches.draw_rollout(
+    case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
+  )
+  weights = whole.advantages * np.exp(0.1 * np.sign(whole.advantages))
+
+  def weighted(params):
+    logp, _ = policy.token_logp(
+      params, model, drawn.prompt_tokens, drawn.prompt_mask, drawn.tokens,
+      drawn.completion_mask,
+    )  # fmt: skip
+    return -jax.numpy.mean(weights * logp.sum(axis=1))
+
+  grads = jax.grad(weighted)(init_policy("tiny", Options()))
+  norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(grads)))
+  assert whole.answer[1] == pytest.approx(norm, rel=1e-4)
 
 
 @pytest.mark.slow
@@ -236,7 +290,10 @@ def test_every_peer_has_an_environment():
     assert scripts.keys() == RIVALS[name].keys()
     for script in scripts.values():
       assert (environments.FOLDER / script).exists()
-    assert (environments.FOLDER / f"{name}.txt").exists()
+    shared = environments.SHARED.get(name, name)
+    assert (environments.FOLDER / f"{shared}.txt").exists()
+    python = environments.python_of(pathlib.Path("there"), name)
+    assert python == pathlib.Path("there") / shared / "bin" / "python"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "experiments"))
 
 from benchmarks import (  # noqa: E402
+  document,
   programs,
   report,
   rollouts,
@@ -36,7 +37,7 @@ def test_a_bound_is_below_what_is_compiled(suite, names, share):
   text = table.as_text(result)
   for name in names:
     assert f"never {name} " in text
-  found = report.as_json([result], {}, {})["cases"][0]
+  found = document.case_as_json(result)
   arm = found["arms"][names[-1]]
   assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
   compiled = arm["compiled_flops"]
@@ -116,17 +117,31 @@ def test_another_way_to_sample_stands_beside_the_first(monkeypatch):
     rollouts.rollout(case, Options())
 
 
-def test_the_engine_stands_beside_the_one_loop():
-  """With fewer rows at a time than there are, so that prompts wait."""
+def test_engines_stand_beside_the_one_loop(monkeypatch):
+  """The second has fewer rows at a time than there are, so prompts wait."""
+  rows = []
+
+  def counting(given, chunk):
+    rows.append(given)
+    return EngineConfig(given, chunk)
+
+  EngineConfig = rollouts.EngineConfig
+  monkeypatch.setattr(rollouts, "EngineConfig", counting)
   case = Case("rollout", "tiny", 8, 2, 8, 12, "early")
   made = rollouts.rollout(case, Options(engine_rows=4, engine_chunk=3))
+  assert list(made) == ["generate", "engine", "refilled", "prefill"]
+  assert rows == [8, 4]
+  loop = made["generate"]
+  for engine in (made["engine"], made["refilled"]):
+    assert engine.instead_of == "generate" and engine.compilation is None
+    assert engine.answer.tolist() == loop.answer.tolist()
+    assert engine.arm.work == loop.arm.work
+    assert engine.phases == loop.phases
+    assert engine.arm.seconds() > 0
+  # One prompt has as many samples as there are rows: none can wait.
+  case = Case("rollout", "tiny", 8, 8, 8, 12, "early")
+  made = rollouts.rollout(case, Options(engine_rows=4, engine_chunk=3))
   assert list(made) == ["generate", "engine", "prefill"]
-  loop, engine = made["generate"], made["engine"]
-  assert engine.instead_of == "generate" and engine.compilation is None
-  assert engine.answer.tolist() == loop.answer.tolist()
-  assert engine.arm.work == loop.arm.work
-  assert engine.phases == loop.phases
-  assert engine.arm.seconds() > 0
 
 
 def test_what_is_rounded_drifts_and_what_is_not_does_not():

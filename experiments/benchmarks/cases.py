@@ -129,6 +129,50 @@ class Sizes:
   stops: Sequence[str]
 
 
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Sizes for some suites, where all sizes for all suites would take hours.
+
+  Attributes:
+    suites: some of `SUITES`.
+    sizes: what their cases combine.
+  """
+
+  suites: Sequence[str]
+  sizes: Sizes
+
+
+def combine_blocks(
+  suites: Sequence[str], blocks: Sequence[Block]
+) -> list[Case]:
+  """The cases of blocks, suite by suite, none twice.
+
+  Args:
+    suites: some of `SUITES`.
+    blocks: of which those that have a suite say its sizes.
+
+  Returns:
+    The cases, of a suite in the order of the blocks.
+
+  Raises:
+    BenchmarkError: if there are none.
+  """
+  found = {
+    case: None
+    for suite in suites
+    for block in blocks
+    if suite in block.suites
+    for case in combine((suite,), block.sizes)
+  }
+  if not found:
+    raise BenchmarkError(
+      "no --samples divides any --rows (update, credit and iteration take at "
+      "least 2, prm at most "
+      f"{SUITES['prm'].most_rows} rows)."
+    )
+  return list(found)
+
+
 def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
   """All combinations that are possible, suite by suite.
 
@@ -140,10 +184,7 @@ def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
     sizes: what to combine.
 
   Returns:
-    The cases.
-
-  Raises:
-    BenchmarkError: if there are none.
+    The cases, none where nothing is possible.
   """
   found = []
   for suite, model, rows, (prompt, new) in itertools.product(
@@ -162,12 +203,6 @@ def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
       Case(suite, model, rows, samples, prompt, new, stop)
       for samples, stop in itertools.product(possible, stops)
     ]
-  if not found:
-    raise BenchmarkError(
-      "no --samples divides any --rows (update, credit and iteration take at "
-      "least 2, prm at most "
-      f"{SUITES['prm'].most_rows} rows)."
-    )
   return found
 
 

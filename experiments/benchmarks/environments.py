@@ -26,9 +26,12 @@ SCRIPTS = {
   "transformers": {"rollout": "transformers_generate.py"},
   "tunix": {"rollout": "tunix_sampler.py"},
   "trl": {"update": "trl_update.py", "iteration": "trl_iteration.py"},
+  "trl_rloo": {"update": "trl_update.py"},
   "trl_prm": {"prm": "trl_prm.py"},
   "torch_credit": {"credit": "torch_credit.py"},
 }
+# Of peers that run in another one's.
+SHARED = {"trl_rloo": "trl"}
 # Tokens of the longest text that an exported model is said to be for.
 MAX_POSITIONS = 2**15
 
@@ -43,6 +46,7 @@ def make_environment(folder: pathlib.Path, name: str) -> None:
   Raises:
     BenchmarkError: if it cannot be made.
   """
+  name = SHARED.get(name, name)
   commands = (
     [sys.executable, "-m", "venv", folder / name],
     [
@@ -68,7 +72,7 @@ def python_of(folder: pathlib.Path, name: str) -> pathlib.Path:
   Returns:
     The path, whether it is there or not.
   """
-  return folder / name / "bin" / "python"
+  return folder / SHARED.get(name, name) / "bin" / "python"
 
 
 def check_python(python: pathlib.Path | str) -> None:

@@ -9,6 +9,7 @@ from benchmarks import batches
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.environments import Peer
 from benchmarks.programs import Compiled, Options, init_policy
+from benchmarks.rival import Rival
 from benchmarks.timing import Arm
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
@@ -18,10 +19,10 @@ from pure_jax.training import rollouts
 COMPARED_TOKENS = 16
 
 
-class Generating:
+class Generating(Rival):
   """A peer that reads a folder of weights and generates."""
 
-  beside = "generate"
+  suite, beside = "rollout", "generate"
 
   def __init__(self, peer: Peer):
     """Takes a running peer.
@@ -30,20 +31,8 @@ class Generating:
       peer: of a script that answers as
         `peers/transformers_generate.py` does.
     """
-    self.name, self._peer = peer.name, peer
+    super().__init__(peer)
     self._loaded: tuple[str, Options] | None = None
-    self._facts: dict[str, Any] = {}
-
-  def takes(self, case: Case) -> bool:
-    """Whether it can do what the case asks.
-
-    Args:
-      case: of any suite.
-
-    Returns:
-      False for another suite.
-    """
-    return case.suite == "rollout"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the greedy tokens.
@@ -84,15 +73,7 @@ class Generating:
       lengths=ours.answer.tolist() if early else None,
       greedy=False,
     )
-
-    def check(found: dict[str, Any]) -> None:
-      if found["tokens"] != ours.arm.work:
-        raise BenchmarkError(
-          f"{case}: {self.name} drew {found['tokens']} tokens, not "
-          f"{ours.arm.work}: the times cannot be compared."
-        )
-
-    return self._peer.arm(self._facts, ours.arm.work, check)
+    return self._drawing(case, ours)
 
   def _compare(
     self, case: Case, options: Options, asked: dict[str, Any]
@@ -128,12 +109,3 @@ class Generating:
         f"{case}: greedy tokens differ, first in row {row} at token {token}: "
         "the models are not the same."
       )
-
-  def facts(self) -> dict[str, Any]:
-    """What a line tells of it.
-
-    Returns:
-      ``versions``, ``peak_bytes`` of its process and ``greedy_tokens_equal``,
-      a share.
-    """
-    return dict(self._facts)

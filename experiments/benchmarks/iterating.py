@@ -7,10 +7,10 @@ import numpy as np
 
 from benchmarks import batches
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.environments import Peer
 from benchmarks.gradients import credit_settings
 from benchmarks.iteration import Iterated
 from benchmarks.programs import Compiled, Options
+from benchmarks.rival import Rival
 from benchmarks.timing import Arm
 from benchmarks.updating import TRAINING_ARGUMENTS
 
@@ -19,30 +19,10 @@ from benchmarks.updating import TRAINING_ARGUMENTS
 MOST_DIFFERENT = 1e-3
 
 
-class Iterating:
+class Iterating(Rival):
   """transformers' generate, a PRM, and the step of TRL's GRPOTrainer."""
 
-  name, beside = "trl", "iteration"
-
-  def __init__(self, peer: Peer):
-    """Takes a running peer.
-
-    Args:
-      peer: of `peers/trl_iteration.py`.
-    """
-    self._peer = peer
-    self._facts: dict[str, Any] = {}
-
-  def takes(self, case: Case) -> bool:
-    """Whether it can do what the case asks.
-
-    Args:
-      case: of any suite.
-
-    Returns:
-      False for another suite.
-    """
-    return case.suite == "iteration"
+  suite, beside = "iteration", "iteration"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks what it learns from given responses.
@@ -94,23 +74,7 @@ class Iterating:
         f"{case}: {self.name} differs in {differ}, more than {allowed:.2g}: "
         "the iterations are not the same."
       )
-
-    def check(found: dict[str, Any]) -> None:
-      if found["tokens"] != ours.arm.work:
-        raise BenchmarkError(
-          f"{case}: {self.name} drew {found['tokens']} tokens, not "
-          f"{ours.arm.work}: the times cannot be compared."
-        )
-
-    return self._peer.arm(self._facts, ours.arm.work, check)
-
-  def facts(self) -> dict[str, Any]:
-    """What a line tells of it.
-
-    Returns:
-      ``versions``, ``peak_bytes`` of its process and ``largest_differences``.
-    """
-    return dict(self._facts)
+    return self._drawing(case, ours)
 
 
 def largest_differences(

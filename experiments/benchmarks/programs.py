@@ -49,7 +49,8 @@ class Options:
     remat: what the backward pass keeps, see `ModelConfig`.
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.
-    engine_rows: rows that the engine samples at a time, None for all.
+    engine_rows: rows of a second engine, in which the prompts of a larger
+      batch wait for their turn; the first has a row for every response.
     engine_chunk: tokens between two looks of its host.
     weights: a Hugging Face folder to read the weights of every case from;
       None draws them at random.
@@ -60,7 +61,7 @@ class Options:
   remat: str = "none"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
-  engine_rows: int | None = None
+  engine_rows: int = 16
   engine_chunk: int = 16
   weights: str | None = None
 

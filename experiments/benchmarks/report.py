@@ -1,6 +1,7 @@
-"""Measures a case, and says what was found as JSON."""
+"""Measures a case, and says what its arms are to each other."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from benchmarks.bounds import Phase, Rates, least_time
 from benchmarks.cases import Case
 from benchmarks.machine import product_probe, stream_probes
 from benchmarks.programs import Compilation, Compiled, Options
-from benchmarks.rivals import Rival
+from benchmarks.rival import Rival
 from benchmarks.suites import SUITES
 from benchmarks.timing import Times, in_turn
 from pure_jax.models import policy
@@ -89,15 +90,17 @@ def measure(
   repeats: int,
   side: int | None = None,
   rivals: Sequence[Rival] = (),
+  seconds: float = math.inf,
 ) -> Result:
   """Measures the arms of a case and the machine in turn.
 
   Args:
     case: what to measure.
     options: how its models run.
-    repeats: of each arm.
+    repeats: of each arm at most.
     side: of the matrices that are multiplied, None for what suits the device.
     rivals: peers, of which those that can take part do.
+    seconds: that repeats of all arms may take, as `in_turn` has it.
 
   Returns:
     What was found.
@@ -113,7 +116,7 @@ def measure(
   probes = streams | {"product": product_probe(options.dtype, side)}
   peaks = {name: memory.Peak() for name in ours}
   arms = {name: peaks[name].noting(made.arm) for name, made in ours.items()}
-  times = in_turn(arms | theirs | probes, repeats)
+  times = in_turn(arms | theirs | probes, repeats, seconds=seconds)
   rates = Rates(
     flops_per_second=times["product"].rate,
     bytes_per_second=max(times[name].rate for name in streams),
@@ -264,77 +267,4 @@ def _decoding(rollout: Line, prefill: float, rates: Rates) -> dict[str, float]:
   return {
     "decode, of bandwidth": moved / seconds / rates.bytes_per_second,
     "decode, of the bound": least_time(steps, rates)[0] / seconds,
-  }
-
-
-def as_json(
-  results: Sequence[Result],
-  machine: Mapping[str, Any],
-  options: Mapping[str, Any],
-  left_out: Sequence[tuple[Case, str]] = (),
-) -> dict[str, Any]:
-  """Everything that was measured.
-
-  Args:
-    results: by case.
-    machine: as `machine.describe` gives it.
-    options: how the models ran.
-    left_out: cases that were not measured, and why.
-
-  Returns:
-    A dict for `json.dumps`: seconds, bytes, FLOPs and tokens.
-  """
-  return {
-    "machine": dict(machine),
-    "options": dict(options),
-    "cases": [_case_as_json(result) for result in results],
-    "left_out": [
-      {**dataclasses.asdict(case), "why": why} for case, why in left_out
-    ],
-  }
-
-
-def _case_as_json(result: Result) -> dict[str, Any]:
-  """A case with its arms."""
-  return {
-    **dataclasses.asdict(result.case),
-    "rates": dataclasses.asdict(result.rates),
-    "probes": {
-      name: list(times.seconds) for name, times in result.probes.items()
-    },
-    "arms": {
-      line.name: _line_as_json(line, result.rates) for line in result.lines
-    },
-    "beside": beside(result),
-  }
-
-
-def _line_as_json(line: Line, rates: Rates) -> dict[str, Any]:
-  """An arm."""
-  found = {
-    "seconds": list(line.times.seconds),
-    "median_seconds": line.times.median,
-    "tokens": line.times.work,
-    "tokens_per_second": line.times.rate,
-    "bound_seconds": line.bound_seconds,
-    "bound_by": line.bound_by,
-    "bound_reached": line.reached,
-    "needed_flops": sum(phase.flops for phase in line.needed),
-    "needed_bytes": sum(phase.bytes for phase in line.needed),
-    "of_product_rate": line.flops_per_second / rates.flops_per_second,
-    "of_bandwidth": line.bytes_per_second / rates.bytes_per_second,
-  }
-  if line.facts is not None:
-    return found | dict(line.facts)
-  found["peak_bytes"] = line.peak_bytes
-  if line.drift is not None:
-    found["drift_mean"], found["drift_max"] = map(float, line.drift)
-  if line.compilation is None:
-    return found
-  laid_out, costs = line.compilation.memory, line.compilation.costs
-  return found | {
-    "compile_seconds": line.compilation.seconds,
-    "memory_bytes": {**dataclasses.asdict(laid_out), "total": laid_out.total},
-    "compiled_flops": costs and costs.flops,
-    "compiled_bytes": costs and costs.hbm_bytes,
   }

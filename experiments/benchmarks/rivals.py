@@ -3,42 +3,24 @@
 import contextlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
 
-from benchmarks.cases import BenchmarkError, Case
+from benchmarks.cases import BenchmarkError
 from benchmarks.environments import SCRIPTS, Peer, check_python, python_of
 from benchmarks.generating import Generating
 from benchmarks.iterating import Iterating
-from benchmarks.programs import Compiled, Options
-from benchmarks.timing import Arm
-from benchmarks.updating import TorchCredit, TrainingPRM, Updating
-
-
-class Rival(Protocol):
-  """A peer that can stand beside an arm of ours.
-
-  Attributes:
-    name: of its arm.
-    beside: the arm of ours that does the same.
-  """
-
-  name: str
-  beside: str
-
-  def takes(self, case: Case) -> bool:
-    """Whether it can do what the case asks."""
-
-  def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
-    """Makes ready for a case, and checks that both do the same."""
-
-  def facts(self) -> dict[str, Any]:
-    """Versions and peak memory so far, and how the check came out."""
-
+from benchmarks.rival import Rival
+from benchmarks.updating import (
+  TorchCredit,
+  TrainingPRM,
+  Updating,
+  UpdatingRLOO,
+)
 
 RIVALS: dict[str, dict[str, Callable[[Peer], Rival]]] = {
   "transformers": {"rollout": Generating},
   "tunix": {"rollout": Generating},
   "trl": {"update": Updating, "iteration": Iterating},
+  "trl_rloo": {"update": UpdatingRLOO},
   "trl_prm": {"prm": TrainingPRM},
   "torch_credit": {"credit": TorchCredit},
 }

@@ -52,7 +52,11 @@ def one_loop(
 
 
 def continuous(
-  case: Case, options: Options, sampler: SamplingConfig, *arguments: Any
+  case: Case,
+  options: Options,
+  sampler: SamplingConfig,
+  *arguments: Any,
+  rows: int | None = None,
 ) -> tuple[Generate, Compilation | None]:
   """A rollout by the engine, which compiles its parts when it is called.
 
@@ -61,12 +65,13 @@ def continuous(
     options: how the model runs, and the engine.
     sampler: how tokens are drawn.
     *arguments: weights, prompts and key, not used.
+    rows: that it samples at a time, None for all of the batch.
 
   Returns:
     The function of these arguments, and None.
   """
   del arguments
-  config = EngineConfig(options.engine_rows or case.rows, options.engine_chunk)
+  config = EngineConfig(rows or case.rows, options.engine_chunk)
   model, layout = options.model(case.model), sharding.make_layout()
   generate = make_generate(
     model, sampler, case.samples, layout, continuous=config
@@ -74,9 +79,29 @@ def continuous(
   return generate, None
 
 
+def refilled(
+  case: Case, options: Options, *arguments: Any
+) -> tuple[Generate, Compilation | None]:
+  """A rollout by an engine in which prompts wait for rows that have ended.
+
+  Args:
+    case: sizes and stops.
+    options: how the model runs, and how many rows the engine has.
+    *arguments: as of `continuous`.
+
+  Returns:
+    As `continuous`.
+  """
+  return continuous(case, options, *arguments, rows=options.engine_rows)
+
+
 # Ways to sample, by the name of the arm. All have to draw the tokens of the
 # first.
-GENERATORS = {"generate": one_loop, "engine": continuous}
+GENERATORS = {
+  "generate": one_loop,
+  "engine": continuous,
+  "refilled": refilled,
+}
 
 # Of tokens, in float32: products of another number of rows are rounded in
 # another way, and after one other token the rest of a row differs.
@@ -120,6 +145,8 @@ def rollout(case: Case, options: Options) -> dict[str, Compiled]:
   sampler = batches.sampler(case, model.vocab_size, options.weights is None)
   tokens = None
   for name, make in GENERATORS.items():
+    if make is refilled and not _waits(case, options):
+      continue
     generate, compilation = make(case, options, sampler, *arguments)
     # The same key each time: the same tokens, so the same work.
     drawn = jax.device_get(generate(*arguments))
@@ -142,6 +169,11 @@ def rollout(case: Case, options: Options) -> dict[str, Compiled]:
       None if name == first else first,
     )
   return arms | {"prefill": _prefill(case, options, *arguments)}
+
+
+def _waits(case: Case, options: Options) -> bool:
+  """Whether an engine of so many rows has no place for all prompts."""
+  return max(1, options.engine_rows // case.samples) < case.prompts
 
 
 def _prefill(case: Case, options: Options, *arguments: Any) -> Compiled:

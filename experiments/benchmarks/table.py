@@ -6,18 +6,19 @@ from typing import Any
 from benchmarks.bounds import Rates
 from benchmarks.cases import Case
 from benchmarks.report import Line, Result, beside
+from benchmarks.timing import LEAST_REPEATS
 
 # Of the last minute, before anything was measured.
 QUIET_LOAD = 0.5
 
 
-def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
+def heading(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
   """What stands above the table.
 
   Args:
     machine: as `machine.describe` gives it.
-    repeats: of each arm.
-    dtype: of matrix products.
+    settings: ``dtype`` of matrix products, ``repeats`` of each arm at most,
+      and the ``seconds`` that those of a case may take.
 
   Returns:
     Lines.
@@ -26,7 +27,7 @@ def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
   packages = machine["packages"]
   columns = (
     f"{'suite':10}{'model':18}{'P x G':8}{'L + C':13}{'stops':6}"
-    f"{'arm':17}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
+    f"{'arm':17}{'n':>2}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
     f"{'bound s':>9}{'reached':>9}  bound by"
   )
   busy = ""
@@ -39,7 +40,10 @@ def heading(machine: Mapping[str, Any], repeats: int, dtype: str) -> str:
     f"{machine['date']}, commit {machine['commit']}: {devices}, "
     f"{machine['processor']}, {machine['cores']} cores, "
     f"load {machine['load_average']:.1f}\n"
-    f"jax {packages['jax']}, {dtype}, medians of {repeats} repeats in turn\n"
+    f"jax {packages['jax']}, {settings['dtype']}, medians of n repeats in "
+    f"turn:\n"
+    f"n = {settings['repeats']}, or, if those take more than "
+    f"{settings['seconds']:g} s, at least {LEAST_REPEATS}\n"
     f"{busy}"
     f"{columns}"
   )
@@ -96,7 +100,7 @@ def _columns(line: Line) -> str:
   """An arm's numbers."""
   seconds = line.times.seconds
   text = (
-    f"{line.name:17}{line.times.median:9.4f}{min(seconds):9.4f}"
+    f"{line.name:17}{len(seconds):2}{line.times.median:9.4f}{min(seconds):9.4f}"
     f"{max(seconds):9.4f}{line.times.rate:10,.0f}"
   )
   if line.bound_seconds is None:

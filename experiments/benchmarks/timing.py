@@ -1,6 +1,7 @@
 """Repeats that take turns, so that what else a machine does falls on all."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 # Threads that wait for more work spin for a while before they sleep: those of
 # one arm must not take the cores from the next.
 PAUSE_SECONDS = 0.05
+# Whatever a repeat takes: one alone has no spread.
+LEAST_REPEATS = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +72,10 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
 
 
 def in_turn(
-  arms: Mapping[str, Arm], repeats: int, warm_up: int = 1
+  arms: Mapping[str, Arm],
+  repeats: int,
+  warm_up: int = 1,
+  seconds: float = math.inf,
 ) -> dict[str, Times]:
   """Runs all arms once, then once more, and so on.
 
@@ -78,14 +84,23 @@ def in_turn(
 
   Args:
     arms: by name.
-    repeats: how often each is measured, at least 1.
+    repeats: how often each is measured at most, at least 1.
     warm_up: rounds before those, which do not count.
+    seconds: after the first `LEAST_REPEATS`, no round begins that would likely
+      end later than this after the first that counts began.
 
   Returns:
     The times by name.
   """
   found = {name: [] for name in arms}
+  start = time.perf_counter()
   for turn in range(warm_up + repeats):
+    if turn == warm_up:
+      start = time.perf_counter()
+    made = turn - warm_up
+    taken = time.perf_counter() - start
+    if made >= LEAST_REPEATS and taken * (made + 1) > seconds * made:
+      break
     names = list(arms) if turn % 2 else list(reversed(arms))
     for name in names:
       time.sleep(PAUSE_SECONDS)

@@ -1,7 +1,7 @@
 """Peers that are given a batch: the same loss and the same advantages."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +9,10 @@ import numpy as np
 from benchmarks import batches
 from benchmarks.cases import MODELS, BenchmarkError, Case
 from benchmarks.credit import draw_experience
-from benchmarks.environments import Peer
 from benchmarks.gradients import OPTIMIZER, credit_settings, draw_labels
 from benchmarks.programs import Compiled, Options
+from benchmarks.rival import Rival
+from benchmarks.rloo import draw_rloo
 from benchmarks.scoring import CONFIG
 from benchmarks.timing import Arm
 from pure_jax.advantages import pure_advantages
@@ -27,80 +28,25 @@ TRAINING_ARGUMENTS = {
 }
 
 
-class _GivenABatch:
-  """A peer that answers for one suite, on arrays that it is sent."""
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+  """What a peer is given and has to find.
 
-  name: ClassVar[str]
-  beside: ClassVar[str]
-  suite: ClassVar[str]
+  Attributes:
+    fields: arguments of the script's `prepare`.
+    answer: loss and gradient norm, [2].
+    allowed: by how much of them the peer may differ beside a thousandth.
+  """
 
-  def __init__(self, peer: Peer):
-    """Takes a running peer.
-
-    Args:
-      peer: of the script that `environments.SCRIPTS` has for the name.
-    """
-    self._peer = peer
-    self._facts: dict[str, Any] = {}
-
-  def takes(self, case: Case) -> bool:
-    """Whether it can do what the case asks.
-
-    Args:
-      case: of any suite.
-
-    Returns:
-      False for another suite.
-    """
-    return case.suite == self.suite
-
-  def facts(self) -> dict[str, Any]:
-    """What a line tells of it.
-
-    Returns:
-      ``versions``, ``peak_bytes`` of its process, and the largest difference
-      from our answer.
-    """
-    return dict(self._facts)
-
-  def _answer(self, arrays: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
-    """Sends a batch, and has it run once.
-
-    Args:
-      arrays: by argument of the script's `prepare`.
-      **fields: the others.
-
-    Returns:
-      The script's `answer`.
-    """
-    sent = {name: np.asarray(x).tolist() for name, x in arrays.items()}
-    self._facts |= self._peer.ask("prepare", **sent, **fields)
-    self._peer.ask("run")
-    return self._peer.ask("answer")
-
-  def _hold(
-    self,
-    case: Case,
-    options: Options,
-    found: Mapping[str, float],
-    ours: np.ndarray,
-    allowed: float = 0.0,
-  ) -> None:
-    """Compares loss and gradient norm, in float32 to a thousandth and more."""
-    theirs = np.array([found["loss"], found["grad_norm"]])
-    differ = float(np.abs(theirs / ours - 1).max())
-    self._facts["largest_relative_difference"] = differ
-    if options.dtype == "float32" and not differ < 1e-3 + allowed:
-      raise BenchmarkError(
-        f"{case}: loss and gradient norm of {self.name} are {theirs}, ours "
-        f"{ours}: the steps are not the same."
-      )
+  fields: dict[str, Any]
+  answer: np.ndarray
+  allowed: float = 0.0
 
 
-class Updating(_GivenABatch):
-  """The step of TRL's GRPOTrainer, given our advantages."""
+class _Stepping(Rival):
+  """A peer that takes gradient steps on a batch that it is sent."""
 
-  name, beside, suite = "trl", "update", "update"
+  kinds = ("policy",)
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the loss and its gradient.
@@ -115,61 +61,107 @@ class Updating(_GivenABatch):
 
     Raises:
       BenchmarkError: if in float32 one of the two differs by more than a
-        thousandth, and what it makes that we give no probability to padding.
+        thousandth, and what the rounding or the objectives account for.
     """
-    model = options.model(case.model)
-    self._facts |= self._peer.load(case, options)
-    prompts = batches.draw_prompts(case, model.vocab_size)
-    drawn = batches.draw_rollout(case, prompts, model.vocab_size)
-    advantages, _ = jax.jit(pure_advantages, static_argnums=1)(
-      draw_experience(case, model.vocab_size), credit_settings(case)
-    )
-    arrays = {
-      "prompts": drawn.prompt_tokens,
-      "completions": drawn.tokens,
-      "advantages": advantages,
-      "old_logp": drawn.sampled_logp,
-    }
-    found = self._answer(
-      arrays,
-      samples=case.samples,
-      parts=batches.micro_batches(case.rows, options.rows_at_a_time),
+    self._facts |= self._peer.load(case, options, self.kinds)
+    batch = self._draw(case, options, ours)
+    self._facts |= self._peer.ask(
+      "prepare",
+      **batch.fields,
       pad_id=batches.PAD_ID,
       remat=options.remat != "none",
       optimizer=TRAINING_ARGUMENTS,
     )
-    self._hold(case, options, found, ours.answer, 2 / model.vocab_size)
+    self._peer.ask("run")
+    found = self._peer.ask("answer")
+    theirs = np.array([found["loss"], found["grad_norm"]])
+    differ = float(np.abs(theirs / batch.answer - 1).max())
+    self._facts["largest_relative_difference"] = differ
+    if options.dtype == "float32" and not differ < 1e-3 + batch.allowed:
+      raise BenchmarkError(
+        f"{case}: loss and gradient norm of {self.name} are {theirs}, ours "
+        f"{batch.answer}: the steps are not the same."
+      )
     return self._peer.arm(self._facts, ours.arm.work)
 
+  def _draw(self, case: Case, options: Options, ours: Compiled) -> _Batch:
+    """What is sent, and what has to come back."""
+    raise NotImplementedError
 
-class TrainingPRM(_GivenABatch):
+
+def _policy_fields(
+  case: Case, options: Options, algorithm: str, **given: Any
+) -> dict[str, Any]:
+  """Arguments of `prepare` of `peers/trl_update.py`."""
+  vocab_size = options.model(case.model).vocab_size
+  prompts = batches.draw_prompts(case, vocab_size)
+  drawn = batches.draw_rollout(case, prompts, vocab_size)
+  arrays = given | {
+    "prompts": drawn.prompt_tokens,
+    "completions": drawn.tokens,
+  }
+  return {name: np.asarray(x).tolist() for name, x in arrays.items()} | {
+    "algorithm": algorithm,
+    "samples": case.samples,
+    "parts": batches.micro_batches(case.rows, options.rows_at_a_time),
+  }
+
+
+class Updating(_Stepping):
+  """The step of TRL's GRPOTrainer, given our advantages."""
+
+  suite, beside = "update", "update"
+
+  def _draw(self, case: Case, options: Options, ours: Compiled) -> _Batch:
+    """The batch of our arm; only we give no probability to padding."""
+    vocab_size = options.model(case.model).vocab_size
+    batch = draw_experience(case, vocab_size)
+    advantages, _ = jax.jit(pure_advantages, static_argnums=1)(
+      batch, credit_settings(case)
+    )
+    fields = _policy_fields(
+      case, options, "grpo", advantages=advantages, old_logp=batch.old_logp
+    )
+    return _Batch(fields, ours.answer, 2 / vocab_size)
+
+
+class UpdatingRLOO(_Stepping):
+  """The step of TRL's RLOOTrainer on the same responses.
+
+  It has an advantage for a response and a ratio of whole responses, so it is
+  held to `rloo.draw_rloo`, not to the answer of our arm, which is timed.
+  """
+
+  suite, beside = "update", "update"
+
+  def _draw(self, case: Case, options: Options, ours: Compiled) -> _Batch:
+    """Advantages of a leave-one-out baseline, and what they give."""
+    del ours
+    given = draw_rloo(case, options)
+    fields = _policy_fields(
+      case,
+      options,
+      "rloo",
+      advantages=given.advantages,
+      old_logp=given.old_logp,
+    )
+    return _Batch(fields, given.answer, given.rounded)
+
+
+class TrainingPRM(_Stepping):
   """The step of TRL's PRMTrainer."""
 
-  name, beside, suite = "trl_prm", "prm", "prm"
+  suite, beside, kinds = "prm", "prm", ("prm",)
 
-  def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
-    """Makes ready for a case, and checks the loss and its gradient.
-
-    Args:
-      case: the batch.
-      options: how the model runs.
-      ours: the arm beside it; its answer is the loss and the gradient's norm.
-
-    Returns:
-      The arm.
-
-    Raises:
-      BenchmarkError: if in float32 one of the two differs by more than a
-        thousandth.
-    """
-    model = options.model(case.model)
-    self._facts |= self._peer.load(case, options, ("prm",))
+  def _draw(self, case: Case, options: Options, ours: Compiled) -> _Batch:
+    """Texts with their score tokens, and a label for each."""
+    vocab_size = options.model(case.model).vocab_size
     drawn = batches.draw_rollout(
-      case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
+      case, batches.draw_prompts(case, vocab_size), vocab_size
     )
     inputs, _ = jax.device_get(
       jax.jit(prm_inputs, static_argnums=0)(
-        CONFIG, batches.separator_table(model.vocab_size), drawn
+        CONFIG, batches.separator_table(vocab_size), drawn
       )
     )
     texts, scored, labels = [], [], []
@@ -178,23 +170,15 @@ class TrainingPRM(_GivenABatch):
       texts.append(inputs.tokens[row][inputs.mask[row]].tolist())
       scored.append(inputs.score_position[row][there].tolist())
       labels.append(good[there].tolist())
-    found = self._answer(
-      {},
-      texts=texts,
-      scored=scored,
-      labels=labels,
-      pad_id=batches.PAD_ID,
-      remat=options.remat != "none",
-      optimizer=TRAINING_ARGUMENTS,
+    return _Batch(
+      {"texts": texts, "scored": scored, "labels": labels}, ours.answer
     )
-    self._hold(case, options, found, ours.answer)
-    return self._peer.arm(self._facts, ours.arm.work)
 
 
-class TorchCredit(_GivenABatch):
+class TorchCredit(Rival):
   """Credit and advantages as the obvious torch loop."""
 
-  name, beside, suite = "torch_credit", "credit", "credit"
+  suite, beside = "credit", "credit"
 
   def arm(self, case: Case, options: Options, ours: Compiled) -> Arm:
     """Makes ready for a case, and checks the advantages.
@@ -221,9 +205,14 @@ class TorchCredit(_GivenABatch):
       "lengths": batch.completion_mask.sum(axis=1),
       "correct": batch.correct,
     }
-    found = self._answer(
-      arrays, samples=case.samples, temperature=settings.temperature
+    self._facts |= self._peer.ask(
+      "prepare",
+      **{name: np.asarray(x).tolist() for name, x in arrays.items()},
+      samples=case.samples,
+      temperature=settings.temperature,
     )
+    self._peer.ask("run")
+    found = self._peer.ask("answer")
     theirs = np.array(found["advantages"])
     differ = float(np.abs(theirs - np.asarray(ours.answer)).max())
     self._facts["largest_difference"] = differ

@@ -1,7 +1,9 @@
 """What the peers that train with TRL share: a tokenizer and a step."""
 
+import time
 from typing import Any
 
+import exchange
 import tokenizers
 import torch
 import transformers
@@ -54,14 +56,54 @@ def arguments(
   )
 
 
+class Step:
+  """What the peers answer that take a step on a batch they are given.
+
+  Attributes:
+    trainer: made by `prepare`.
+    batches: micro-batches of its step.
+    scale: of their losses, so that they add up.
+  """
+
+  trainer: transformers.Trainer
+  batches: list[dict[str, torch.Tensor]]
+  scale: float = 1.0
+
+  def load(self, dtype: str, **folders: str) -> dict[str, Any]:
+    """Reads a folder as transformers saves it; products are of `dtype`."""
+    kinds = {
+      "policy": transformers.AutoModelForCausalLM,
+      "prm": transformers.AutoModelForTokenClassification,
+    }
+    ((kind, folder),) = folders.items()
+    self._dtype = dtype
+    self._model = kinds[kind].from_pretrained(
+      folder, dtype=torch.float32, local_files_only=True
+    )
+    return exchange.facts("torch", "transformers", "trl")
+
+  def run(self) -> dict[str, Any]:
+    """Takes one step, and says how long that took."""
+    start = time.perf_counter()
+    self._found = take_step(self.trainer, self.batches, self.scale)
+    return exchange.timed(start)
+
+  def answer(self) -> dict[str, Any]:
+    """The loss and the norm of the gradient, before clipping."""
+    return self._found
+
+
 def take_step(
-  trainer: transformers.Trainer, batches: list[dict[str, torch.Tensor]]
+  trainer: transformers.Trainer,
+  batches: list[dict[str, torch.Tensor]],
+  scale: float = 1.0,
 ) -> dict[str, float]:
   """One step of a trainer's optimizer on the gradient of its loss.
 
   Args:
     trainer: whose optimizer is made.
     batches: micro-batches; their losses are summed.
+    scale: of each loss before.
 
   Returns:
     The loss, and the norm of the gradient before clipping.
@@ -69,7 +111,7 @@ def take_step(
   loss = 0.0
   for batch in batches:
     with trainer.accelerator.autocast():
-      part = trainer.compute_loss(trainer.model, batch)
+      part = scale * trainer.compute_loss(trainer.model, batch)
     part.backward()
     loss += part.item()
   norm = torch.nn.utils.clip_grad_norm_(

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import exchange
-import grpo
+import online
 import torch
 import torch_credit
 import training
@@ -77,7 +77,8 @@ class Iteration:
     self._correct, self._temperature = torch.tensor(correct), credit_temperature
     self._ids, self._max_steps, self._parts = ids, max_steps, parts
     self._folder = tempfile.TemporaryDirectory()  # Gone with the process.
-    self._trainer = grpo.make_trainer(
+    self._trainer = online.make_trainer(
+      "grpo",
       self._policy,
       self._folder.name,
       self._dtype,
@@ -154,7 +155,7 @@ class Iteration:
       rewards, counts, index, lengths, self._correct, self._samples,
       self._temperature,
     )  # fmt: skip
-    batches = grpo.split(
+    batches = online.split(
       self._trainer,
       self._parts,
       prompt_ids=prompts,

@@ -5,30 +5,19 @@ optimizer are the trainer's. Its environment is that of `trl_prm.txt`.
 """
 
 import tempfile
-import time
 from typing import Any
 
 import datasets
 import exchange
-import torch
 import training
-import transformers
 from trl.experimental import prm
 
 # A token without a label.
 UNLABELLED = -100
 
 
-class Trainer:
+class Trainer(training.Step):
   """A trainer, and the batch that it is given."""
-
-  def load(self, prm: str, dtype: str) -> dict[str, Any]:
-    """Reads a folder as transformers saves it; products are of `dtype`."""
-    self._dtype = dtype
-    self._model = transformers.AutoModelForTokenClassification.from_pretrained(
-      prm, dtype=torch.float32, local_files_only=True
-    )
-    return exchange.facts("torch", "transformers", "trl")
 
   def prepare(
     self,
@@ -56,7 +45,7 @@ class Trainer:
         marked[place] = label
       rows.append({"input_ids": text, "labels": marked})
     self._folder = tempfile.TemporaryDirectory()  # Gone with the process.
-    self._trainer = trainer = prm.PRMTrainer(
+    self.trainer = trainer = prm.PRMTrainer(
       model=self._model,
       args=prm.PRMConfig(
         output_dir=self._folder.name,
@@ -71,18 +60,8 @@ class Trainer:
     trainer.model.train()
     device = trainer.accelerator.device
     batch = trainer.data_collator(rows)
-    self._batches = [{name: x.to(device) for name, x in batch.items()}]
+    self.batches = [{name: x.to(device) for name, x in batch.items()}]
     return {}
-
-  def run(self) -> dict[str, Any]:
-    """Takes one step, and says how long that took."""
-    start = time.perf_counter()
-    self._found = training.take_step(self._trainer, self._batches)
-    return exchange.timed(start)
-
-  def answer(self) -> dict[str, Any]:
-    """The loss and the norm of the gradient, before clipping."""
-    return self._found
 
 
 if __name__ == "__main__":

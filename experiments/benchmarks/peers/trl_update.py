@@ -1,4 +1,4 @@
-"""The peer "trl": one gradient step of TRL's GRPOTrainer, on given advantages.
+"""The peers "trl" and "trl_rloo": a step of TRL's GRPOTrainer and RLOOTrainer.
 
 Loss, model and optimizer are the trainer's; responses, their advantages and
 old log-probs are given, where it would generate and score. Its environment is
@@ -6,33 +6,24 @@ that of `trl.txt`.
 """
 
 import tempfile
-import time
 from typing import Any
 
 import exchange
-import grpo
+import online
 import torch
 import training
-import transformers
 
 
-class Updater:
+class Updater(training.Step):
   """A trainer, and the batch that it is given."""
-
-  def load(self, policy: str, dtype: str) -> dict[str, Any]:
-    """Reads a folder as transformers saves it; products are of `dtype`."""
-    self._dtype = dtype
-    self._model = transformers.AutoModelForCausalLM.from_pretrained(
-      policy, dtype=torch.float32, local_files_only=True
-    )
-    return exchange.facts("torch", "transformers", "trl")
 
   def prepare(
     self,
+    algorithm: str,
     prompts: list[list[int]],
     completions: list[list[int]],
-    advantages: list[list[float]],
-    old_logp: list[list[float]],
+    advantages: list[Any],
+    old_logp: list[Any],
     samples: int,
     parts: int,
     pad_id: int,
@@ -42,10 +33,11 @@ class Updater:
     """Makes the trainer and the micro-batches of its step.
 
     Args:
+      algorithm: "grpo", or "rloo", which knows no tokens, only responses.
       prompts: [B, L] without padding, samples of one prompt contiguous.
       completions: [B, C] without padding.
-      advantages: [B, C] of each token.
-      old_logp: [B, C] nats.
+      advantages: [B, C] of tokens, [B] of responses.
+      old_logp: likewise, nats.
       samples: of each prompt.
       parts: micro-batches.
       pad_id: id of padding.
@@ -54,33 +46,28 @@ class Updater:
     """
     self._folder = tempfile.TemporaryDirectory()  # Gone with the process.
     completion_ids = torch.tensor(completions)
-    self._trainer = grpo.make_trainer(
+    self.trainer = online.make_trainer(
+      algorithm,
       self._model,
       self._folder.name,
       self._dtype,
       *(len(prompts), samples, len(completions[0]), parts),
       *(pad_id, remat, optimizer),
     )
-    self._batches = grpo.split(
-      self._trainer,
+    old = {"grpo": "old_per_token_logps", "rloo": "old_logps"}[algorithm]
+    # GRPO divides its loss by the number of parts, RLOO leaves it to the
+    # training loop.
+    self.scale = 1.0 if algorithm == "grpo" else 1 / parts
+    self.batches = online.split(
+      self.trainer,
       parts,
       prompt_ids=torch.tensor(prompts),
       completion_ids=completion_ids,
       completion_mask=torch.ones_like(completion_ids),
       advantages=torch.tensor(advantages),
-      old_per_token_logps=torch.tensor(old_logp),
+      **{old: torch.tensor(old_logp)},
     )
     return {}
-
-  def run(self) -> dict[str, Any]:
-    """Takes one step, and says how long that took."""
-    start = time.perf_counter()
-    self._found = training.take_step(self._trainer, self._batches)
-    return exchange.timed(start)
-
-  def answer(self) -> dict[str, Any]:
-    """The loss and the norm of the gradient, before clipping."""
-    return self._found
 
 
 if __name__ == "__main__":

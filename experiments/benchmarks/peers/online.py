@@ -1,4 +1,6 @@
-"""TRL's GRPOTrainer, for one step on a batch that is given."""
+"""TRL's GRPOTrainer and RLOOTrainer, for one step on a given batch."""
+
+from typing import Any
 
 import datasets
 import torch
@@ -6,8 +8,16 @@ import training
 import transformers
 import trl
 
+# Trainer, config, and what the config says of the loss.
+ALGORITHMS = {
+  # Mean over tokens.
+  "grpo": (trl.GRPOTrainer, trl.GRPOConfig, {"loss_type": "bnpo"}),
+  "rloo": (trl.RLOOTrainer, trl.RLOOConfig, {}),
+}
+
 
 def make_trainer(
+  algorithm: str,
   model: transformers.PreTrainedModel,
   folder: str,
   dtype: str,
@@ -18,10 +28,11 @@ def make_trainer(
   pad_id: int,
   remat: bool,
   optimizer: dict[str, float],
-) -> trl.GRPOTrainer:
+) -> Any:
   """Makes a trainer that is ready for a step.
 
   Args:
+    algorithm: a key of `ALGORITHMS`.
     model: the policy, in float32.
     folder: for what it might write.
     dtype: of products.
@@ -36,16 +47,17 @@ def make_trainer(
   Returns:
     The trainer.
   """
-  trainer = trl.GRPOTrainer(
+  kind, config, fields = ALGORITHMS[algorithm]
+  trainer = kind(
     model=model,
     reward_funcs=lambda completions, **_: [0.0] * len(completions),
-    args=trl.GRPOConfig(
+    args=config(
       output_dir=folder,
       num_generations=samples,
       max_completion_length=new_tokens,
       beta=0.0,
       epsilon=0.2,
-      loss_type="bnpo",  # Mean over tokens.
+      **fields,
       **training.arguments(dtype, rows, parts, remat, optimizer),
     ),
     train_dataset=datasets.Dataset.from_list([{"prompt": "0"}] * rows),
@@ -59,7 +71,7 @@ def make_trainer(
 
 
 def split(
-  trainer: trl.GRPOTrainer, parts: int, **batch: torch.Tensor
+  trainer: transformers.Trainer, parts: int, **batch: torch.Tensor
 ) -> list[dict[str, torch.Tensor]]:
   """Micro-batches of a batch.
 
