@@ -107,6 +107,18 @@ def test_turns_alternate_and_the_warm_up_does_not_count():
   assert (found["a"].median, found["a"].rate) == (2.0, 5.0)
 
 
+def test_what_ran_when_it_was_made_is_not_warmed_up():
+  """A round of the large cases takes minutes."""
+  order = []
+  arms = {
+    name: Arm(lambda name=name: order.append(name) or 1.0, ran=name == "a")
+    for name in "ab"
+  }
+  found = in_turn(arms, repeats=2)
+  assert "".join(order) == "babba"
+  assert len(found["a"].seconds) == len(found["b"].seconds) == 2
+
+
 @pytest.mark.parametrize(
   ("seconds", "repeats"), [(1e9, 5), (0.35, 3), (0.0, 2)]
 )

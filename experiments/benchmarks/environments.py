@@ -182,6 +182,7 @@ class Peer:
     facts: dict[str, Any],
     work: float,
     check: Callable[[dict[str, Any]], None] = lambda found: None,
+    ran: bool = False,
   ) -> Arm:
     """Runs as they are repeated.
 
@@ -189,6 +190,7 @@ class Peer:
       facts: where the memory that it takes is noted.
       work: of a run.
       check: raises where the answer to a run shows that it was another one.
+      ran: whether it was asked for such a run before.
 
     Returns:
       The arm, timed by the peer itself.
@@ -200,7 +202,7 @@ class Peer:
       check(found)
       return found["seconds"]
 
-    return Arm(seconds, work)
+    return Arm(seconds, work, ran)
 
   def __enter__(self) -> "Peer":
     """Itself."""

@@ -120,7 +120,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   )
   parameters = weights.count_params(policy.declare_policy(model))
   phases = bounds.gradient_phases(read, parameters)
-  arm = Arm(_steps(case, step, state, *batch), case.read_tokens)
+  arm = Arm(_steps(case, step, state, *batch), case.read_tokens, ran=True)
   return {"update": Compiled(arm, phases, compilation, first)}
 
 
@@ -179,7 +179,7 @@ def train_prm(case: Case, options: Options) -> dict[str, Compiled]:
     logits=False,
   )
   phases = bounds.gradient_phases(read, weights.count_params(declared))
-  arm = Arm(_steps(case, step, state, *batch), case.read_tokens)
+  arm = Arm(_steps(case, step, state, *batch), case.read_tokens, ran=True)
   return {"prm": Compiled(arm, phases, compilation, first)}
 
 

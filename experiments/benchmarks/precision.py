@@ -68,7 +68,7 @@ def precision(case: Case, options: Options) -> dict[str, Compiled]:
     drawn = generate(*arguments)
     lengths = jax.device_get(drawn.completion_mask).sum(axis=1)
     arms[name] = Compiled(
-      Arm(timed(generate, *arguments), int(lengths.sum())),
+      Arm(timed(generate, *arguments), int(lengths.sum()), ran=True),
       bounds.rollout_phases(
         exact, case.prompts, case.prompt_tokens, lengths, options.itemsize
       )

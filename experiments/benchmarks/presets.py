@@ -23,7 +23,7 @@ class Preset:
 _AUTO = Options(dtype="auto")
 _10M, _135M = ("10m",), ("smollm2_135m",)
 _NEVER, _EARLY = STOPS[:1], STOPS[1:]
-_SHORT = ((64, 128),)
+_SHORT, _LONG = ((64, 128),), ((512, 512),)
 _ITERATION = ("iteration",)
 _ROLLOUT = ("rollout",)
 _NO_STOPS = tuple(name for name, suite in SUITES.items() if not suite.stops)
@@ -47,22 +47,18 @@ PRESETS = {
       Block(_ROLLOUT, Sizes(_135M, (32,), (1,), _SHORT, _NEVER)),
       Block(_ROLLOUT, Sizes(_135M, (32,), (8,), _SHORT, _EARLY)),
       Block(_ROLLOUT, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (1,), (1,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (8,), (8,), ((512, 128),), _NEVER)),
+      Block(_ROLLOUT, Sizes(_135M, (1,), (1,), ((512, 128),), _NEVER)),
       Block(_ROLLOUT, Sizes(_135M, (8,), (8,), ((64, 512),), _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (8, 32), (8,), _SHORT, STOPS)),
-      Block(_ROLLOUT, Sizes(_10M, (1, 32), (1,), _SHORT, _NEVER)),
-      Block(
-        _ROLLOUT,
-        Sizes(_10M, (32,), (8,), ((512, 128), (64, 512), (512, 512)), _EARLY),
-      ),
+      Block(_ROLLOUT, Sizes(_10M, (1,), (1,), _SHORT, _NEVER)),
+      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
+      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
+      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), ((512, 128),), _EARLY)),
+      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _LONG, _EARLY)),
       Block(_ITERATION, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ITERATION, Sizes(_10M, (8, 32), (8,), _SHORT, _EARLY)),
+      Block(_ITERATION, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
       Block(_NO_STOPS, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_NO_STOPS, Sizes(_10M, (8, 32), (8,), _SHORT, _NEVER)),
-      Block(
-        ("score", "update"), Sizes(_10M, (8,), (8,), ((512, 512),), _NEVER)
-      ),
+      Block(_NO_STOPS, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
+      Block(("score", "update"), Sizes(_10M, (8,), (8,), _LONG, _NEVER)),
     ),
     _AUTO,
   ),

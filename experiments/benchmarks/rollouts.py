@@ -160,7 +160,7 @@ def rollout(case: Case, options: Options) -> dict[str, Compiled]:
       )
     lengths = drawn.completion_mask.sum(axis=1)
     arms[name] = Compiled(
-      Arm(timed(generate, *arguments), int(lengths.sum())),
+      Arm(timed(generate, *arguments), int(lengths.sum()), ran=True),
       bounds.rollout_phases(
         model, case.prompts, case.prompt_tokens, lengths, options.itemsize
       ),

@@ -23,10 +23,12 @@ class Arm:
   Attributes:
     seconds: runs once and says how long it took.
     work: of one run, in a unit of its own: bytes, FLOPs or tokens.
+    ran: whether it ran when it was made: it is warm.
   """
 
   seconds: Callable[[], float]
   work: float = 0.0
+  ran: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +87,8 @@ def in_turn(
   Args:
     arms: by name.
     repeats: how often each is measured at most, at least 1.
-    warm_up: rounds before those, which do not count.
+    warm_up: rounds before those, of arms that have not run; they do not
+      count.
     seconds: after the first `LEAST_REPEATS`, no round begins that would likely
       end later than this after the first that counts began.
 
@@ -103,6 +106,8 @@ def in_turn(
       break
     names = list(arms) if turn % 2 else list(reversed(arms))
     for name in names:
+      if turn < warm_up and arms[name].ran:
+        continue
       time.sleep(PAUSE_SECONDS)
       seconds = arms[name].seconds()
       if turn >= warm_up:

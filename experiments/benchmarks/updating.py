@@ -82,7 +82,7 @@ class _Stepping(Rival):
         f"{case}: loss and gradient norm of {self.name} are {theirs}, ours "
         f"{batch.answer}: the steps are not the same."
       )
-    return self._peer.arm(self._facts, ours.arm.work)
+    return self._peer.arm(self._facts, ours.arm.work, ran=True)
 
   def _draw(self, case: Case, options: Options, ours: Compiled) -> _Batch:
     """What is sent, and what has to come back."""
@@ -221,4 +221,4 @@ class TorchCredit(Rival):
         f"{case}: advantages differ by {differ:.2g}: the formulas are not the "
         "same."
       )
-    return self._peer.arm(self._facts, ours.arm.work)
+    return self._peer.arm(self._facts, ours.arm.work, ran=True)
