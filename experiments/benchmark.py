@@ -187,7 +187,8 @@ def main(argv: list[str]) -> None:
 def make_peers() -> None:
   """Makes the environments of peers, of all where none is named."""
   folder = pathlib.Path(_MAKE_PEERS.value).absolute()
-  for name in read_peers() or RIVALS:
+  names = read_peers() or RIVALS
+  for name in dict.fromkeys(environments.SHARED.get(x, x) for x in names):
     environments.make_environment(folder, name)
   print(f"Name them by --peers={folder}")
 
