@@ -109,10 +109,9 @@ def in_turn(
       if turn < warm_up and arms[name].ran:
         continue
       time.sleep(PAUSE_SECONDS)
-      seconds = arms[name].seconds()
+      repeat = arms[name].seconds()
       if turn >= warm_up:
-        found[name].append(seconds)
+        found[name].append(repeat)
   return {
-    name: Times(tuple(seconds), arms[name].work)
-    for name, seconds in found.items()
+    name: Times(tuple(made), arms[name].work) for name, made in found.items()
   }
