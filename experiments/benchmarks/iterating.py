@@ -60,7 +60,7 @@ class Iterating(Rival):
       },
       max_steps=batches.MAX_STEPS,
       parts=batches.micro_batches(case.rows, options.rows_at_a_time),
-      remat=options.remat != "none",
+      remat=options.remakes_layers,
       optimizer=TRAINING_ARGUMENTS,
     )
     found = self._peer.ask(

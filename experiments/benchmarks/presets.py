@@ -77,7 +77,7 @@ PRESETS = {
         ),
       ),
     ),
-    Options(dtype="bfloat16", rows_at_a_time=4, remat="dots", logits_chunk=512),
+    Options(dtype="bfloat16", rows_at_a_time=4, logits_chunk=512),
   ),
 }
 

@@ -69,7 +69,7 @@ class _Stepping(Rival):
       "prepare",
       **batch.fields,
       pad_id=batches.PAD_ID,
-      remat=options.remat != "none",
+      remat=options.remakes_layers,
       optimizer=TRAINING_ARGUMENTS,
     )
     self._peer.ask("run")
