@@ -104,15 +104,15 @@ def another_way(offset):
 def test_another_way_to_sample_stands_beside_the_first(monkeypatch):
   """And is refused where it samples something else."""
   case = Case("rollout", "tiny", 4, 2, 8, 6)
-  monkeypatch.delitem(rollouts.GENERATORS, "engine")
-  monkeypatch.setitem(rollouts.GENERATORS, "other", another_way(0))
+  ways = {"generate": rollouts.one_loop, "other": another_way(0)}
+  monkeypatch.setattr(rollouts, "GENERATORS", ways)
   result = report.measure(case, Options(), repeats=1, side=16)
   names = [line.name for line in result.lines]
   assert names == ["generate", "other", "prefill"]
   first, other, _ = (line.times.median for line in result.lines)
   assert report.beside(result)["other / generate"] == other / first
   assert "never other " in table.as_text(result)
-  monkeypatch.setitem(rollouts.GENERATORS, "other", another_way(1))
+  ways["other"] = another_way(1)
   with pytest.raises(BenchmarkError, match="other draws other tokens"):
     rollouts.rollout(case, Options())
 
