@@ -53,6 +53,14 @@ def random_policy(config=TINY, seed=0):
   return random_params(policy.declare_policy(config), seed)
 
 
+def stands_for(matrix, name):
+  """A stack of int8 matrices as float32 in numpy, of the weight of a name."""
+  scale = np.asarray(matrix.scale)
+  # One scale per output, whose inputs are heads and head size for "output".
+  inputs = (1, 2) if name == "output" else 1
+  return np.float32(matrix.values) * np.expand_dims(scale, inputs)
+
+
 def random_prompts(rng, lengths, columns, vocab_size=TINY.vocab_size):
   """Left-padded prompts whose padding holds garbage ids."""
   tokens = rng.integers(1, vocab_size, size=(len(lengths), columns))

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import test_train as boundary
-from small_models import random_policy
+from small_models import random_policy, stands_for
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, quantized
@@ -77,13 +77,10 @@ def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
     rollout.sampled_logp, other.sampled_logp, atol=1e-5
   )
   layers = quantized.quantize_layers(params["layers"])
-  plain = {
-    name: quantized.dequantize(layers[name], quantized.input_axes(name))
-    for name in MATRICES
-  }
+  plain = {name: stands_for(layers[name], name) for name in MATRICES}
   plain = params | {"layers": layers | plain}
   read = jax.jit(score.rollout_logp, static_argnums=(1, 2))
-  stands_for, _ = read(plain, MODEL, sampler, rollout)
-  np.testing.assert_allclose(rollout.sampled_logp, stands_for, atol=1e-5)
+  wanted, _ = read(plain, MODEL, sampler, rollout)
+  np.testing.assert_allclose(rollout.sampled_logp, wanted, atol=1e-5)
   trained, _ = read(params, MODEL, sampler, rollout)
   assert np.abs(trained - rollout.sampled_logp).max() > 1e-3

@@ -1,12 +1,13 @@
 """Matrices in int8: what they stand for, and what that does to log-probs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TINY, random_policy, random_prompts
+from small_models import TINY, random_policy, random_prompts, stands_for
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, quantized
@@ -19,13 +20,13 @@ def in_int8(config):
   return dataclasses.replace(config, int8_matrices=True)
 
 
+quantize_layers = jax.jit(quantized.quantize_layers)
+
+
 def rounded(params):
   """(matrices in int8, the plain weights that they stand for)."""
-  layers = quantized.quantize_layers(params["layers"])
-  plain = layers | {
-    name: quantized.dequantize(layers[name], quantized.input_axes(name))
-    for name in MATRICES
-  }
+  layers = quantize_layers(params["layers"])
+  plain = layers | {name: stands_for(layers[name], name) for name in MATRICES}
   return params | {"layers": layers}, params | {"layers": plain}
 
 
@@ -38,6 +39,7 @@ def text(seed=0):
   return prompt, prompt_mask, np.where(mask, tokens, 0), mask
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def logp(params, config):
   return policy.token_logp(params, config, *text())[0]
 
@@ -53,7 +55,7 @@ def test_every_output_has_a_step_of_its_own(name):
   assert found.values.dtype == jnp.int8 and found.scale.dtype == jnp.float32
   step = np.abs(weight).max(inputs, keepdims=True) / 127
   np.testing.assert_allclose(found.scale, step.squeeze(inputs), rtol=1e-6)
-  off = np.abs(quantized.dequantize(found, inputs) - weight)
+  off = np.abs(stands_for(found, name) - weight)
   # Half a step, not a whole one as after rounding toward zero.
   assert (off <= step * 0.5 * (1 + 1e-5)).all()
   largest = np.abs(np.asarray(found.values)).max(inputs)
@@ -76,16 +78,15 @@ def test_the_model_computes_with_what_the_integers_stand_for(config):
   params, plain = rounded(random_policy(config))
   declared = policy.declare_policy(in_int8(config))
   weights.check_params(params, declared)
-  run = jax.jit(logp, static_argnums=1)
   np.testing.assert_allclose(
-    run(params, in_int8(config)), run(plain, config), atol=1e-5
+    logp(params, in_int8(config)), logp(plain, config), atol=1e-5
   )
 
 
 def test_products_in_bfloat16_round_twice_and_no_more():
   """Integers are exact in it: the product's rounding, and the scale's."""
   _, plain = rounded(random_policy())
-  layers = quantized.quantize_layers(random_policy()["layers"])
+  layers = quantize_layers(random_policy()["layers"])
   x = np.random.default_rng(0).normal(size=(2, 3, TINY.width))
   x = jnp.asarray(x, jnp.bfloat16)
   one = jax.tree.map(lambda stacked: stacked[1], layers["query"])

@@ -5,8 +5,8 @@ are 9.5 GB in float32 for one row of one layer. In chunks it holds those of a
 few hundred queries, and the backward pass computes a chunk's scores again
 instead of keeping them.
 
-Letters: B rows, T queries, N query heads, K key heads, M keys, H head
-dimension.
+Letters: B rows, T tokens, N query heads, K key heads, M keys that a loop reads,
+H head dimension.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# Of queries that see no later key, so many groups of chunks have a loop of
-# their own, over the keys up to their end: (1 + 1/4) / 2 of all scores are
-# computed instead of all. More groups save little and take longer to compile.
+# No query sees a later key: so many groups of chunks have a loop of their own,
+# over the keys up to their end. (1 + 1/4) / 2 of all scores are computed
+# instead of all. More groups save little and take longer to compile.
 CAUSAL_GROUPS = 4
 
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -26,26 +26,25 @@ Attend = Callable[[Array, Array, Array, Array], Array]
 def attend_in_chunks(
   attend: Attend,
   q_BTNH: Array,
-  k_BKMH: Array,
-  v_BKMH: Array,
-  mask_BTM: Array,
+  k_BKTH: Array,
+  v_BKTH: Array,
+  mask_BTT: Array,
   chunk: int,
   token_shards: int = 1,
 ) -> Array:
   """What `attend` gives, for so many queries at a time.
 
   Equal to ``attend(q, k, v, mask)`` up to the order of sums: a query's softmax
-  is over its own keys, whatever the other queries are. Where there are as many
-  keys as queries, T = M, query t is in slot t and sees no key after it, which
-  the mask must say too.
+  is over its own keys, whatever the other queries are. No query sees a key
+  after its own, which the mask must say too.
 
   Args:
     attend: (q, k, v, mask) -> [B, T, N, H], a function that treats every query
       by itself.
     q_BTNH: [B, T, N, H] float, rotated queries.
-    k_BKMH: [B, K, M, H] float, rotated keys.
-    v_BKMH: [B, K, M, H] float, values.
-    mask_BTM: [B, T, M] bool, True keeps; causal.
+    k_BKTH: [B, K, T, H] float, rotated keys.
+    v_BKTH: [B, K, T, H] float, values.
+    mask_BTT: [B, T, T] bool, queries by keys, True keeps; causal.
     chunk: queries at a time, at least 1; T and more is all at once.
     token_shards: parts into which T is split over devices; divides T. With
       more than one, each device keeps its share of every chunk, and no key is
@@ -55,26 +54,25 @@ def attend_in_chunks(
     [B, T, N, H] in the dtype of `attend`. Its gradient keeps q, k, v and the
     mask, no scores.
   """
-  T, M = q_BTNH.shape[1], k_BKMH.shape[2]
+  T = q_BTNH.shape[1]
   if chunk >= T:
-    return attend(q_BTNH, k_BKMH, v_BKMH, mask_BTM)
+    return attend(q_BTNH, k_BKTH, v_BKTH, mask_BTT)
   if token_shards > 1:
     return _attend_spread(
-      attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk, token_shards
+      attend, q_BTNH, k_BKTH, v_BKTH, mask_BTT, chunk, token_shards
     )
   chunks = -(-T // chunk)
-  in_group = -(-chunks // CAUSAL_GROUPS) if M == T else chunks
+  group = -(-chunks // CAUSAL_GROUPS) * chunk
   outs = []
-  for first in range(0, T, in_group * chunk):
-    last = min(first + in_group * chunk, T)
-    seen = last if M == T else M
+  for first in range(0, T, group):
+    last = min(first + group, T)
     outs.append(
       _attend_group(
         attend,
         q_BTNH[:, first:last],
-        k_BKMH[:, :, :seen],
-        v_BKMH[:, :, :seen],
-        mask_BTM[:, first:last, :seen],
+        k_BKTH[:, :, :last],
+        v_BKTH[:, :, :last],
+        mask_BTT[:, first:last, :last],
         chunk,
       )
     )

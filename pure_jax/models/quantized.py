@@ -87,20 +87,6 @@ def quantize(weight: Array, inputs: tuple[int, ...]) -> QuantizedMatrix:
   return QuantizedMatrix(values, jnp.squeeze(scale, inputs))
 
 
-def dequantize(matrix: QuantizedMatrix, inputs: tuple[int, ...]) -> Array:
-  """What the matrices stand for.
-
-  Args:
-    matrix: from `quantize`.
-    inputs: axes of the inputs.
-
-  Returns:
-    [layers, ...inputs, ...outputs] float32.
-  """
-  scale = jnp.expand_dims(matrix.scale, inputs)
-  return matrix.values.astype(jnp.float32) * scale
-
-
 def quantize_layers(layers: dict[str, Any]) -> dict[str, Any]:
   """Stacked layers with their matrices in int8, all else as it was.
 

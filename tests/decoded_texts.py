@@ -1,0 +1,66 @@
+"""Logits of small texts: read whole, and decoded token by token."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from small_models import TINY, random_prompts
+
+from pure_jax.models import decoding, policy, transformer
+
+L, LENGTHS, G, NEW = 6, [6, 4, 1], 2, 7
+
+prefill = jax.jit(
+  decoding.prefill,
+  static_argnums=1,
+  static_argnames=("samples", "slots", "shared"),
+)
+decode_token = jax.jit(decoding.decode_token, static_argnums=1)
+logits = jax.jit(policy.logits, static_argnums=1)
+forward = jax.jit(transformer.forward, static_argnums=1)
+
+
+def random_texts():
+  """Prompts [P, L], their masks, and what follows in each row [P G, NEW]."""
+  rng = np.random.default_rng(3)
+  tokens, mask = random_prompts(rng, LENGTHS, L)
+  rows = len(LENGTHS) * G
+  new = rng.integers(1, TINY.vocab_size, (rows, NEW)).astype(np.int32)
+  return jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(new)
+
+
+def whole_logits(params, config, texts, samples=G):
+  """Logits [B, NEW + 1, V] from the last token of the prompt on."""
+  prompts, mask, new = texts
+  tokens = jnp.concatenate([jnp.repeat(prompts, samples, 0), new], axis=1)
+  mask = jnp.concatenate(
+    [jnp.repeat(mask, samples, 0), jnp.ones(new.shape, bool)], axis=1
+  )
+  hidden, _ = forward(
+    params,
+    config,
+    tokens,
+    transformer.positions_from_mask(mask),
+    mask.astype(jnp.int32),
+  )
+  return np.asarray(logits(params, config, hidden))[:, L - 1 :]
+
+
+def decoded_logits(
+  params, config, texts, prepare=None, between=None, **options
+):
+  """The same, token by token; `between` may change the cache before each."""
+  prompts, mask, new = texts
+  options = {"samples": G, "slots": NEW} | options
+  hidden, cache = prefill(params, config, prompts, mask, **options)
+  scores = logits(params, config, hidden)
+  found = [jnp.repeat(scores, options["samples"], axis=0)]
+  lengths = jnp.repeat(mask.sum(axis=1), options["samples"])
+  weights = params if prepare is None else prepare(params, config)
+  for age in range(new.shape[1]):
+    if between is not None:
+      cache = between(age, cache)
+    hidden, cache = decode_token(
+      weights, config, new[:, age], (lengths + age).astype(jnp.int32), cache
+    )
+    found.append(logits(weights, config, hidden))
+  return np.concatenate(found, axis=1), cache

@@ -1,0 +1,124 @@
+"""The cache's ring, its rows, and the dtypes it is kept in."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from decoded_texts import (
+  NEW,
+  decode_token,
+  decoded_logits,
+  logits,
+  prefill,
+  random_texts,
+  whole_logits,
+)
+from small_models import TINY, random_policy
+
+from pure_jax.models import kv_cache
+
+
+@pytest.fixture
+def texts():
+  return random_texts()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_ring_may_grow_at_any_time(texts, shared):
+  """New slots in the wrong place would be read, or old ones written over."""
+  params = random_policy()
+
+  def grow(age, cache):
+    return kv_cache.grow_ring(cache, cache.ring + 2) if age in (2, 4) else cache
+
+  found, cache = decoded_logits(
+    params, TINY, texts, between=grow, shared=shared, slots=2 + NEW - 4
+  )
+  assert cache.ring == NEW + 2
+  np.testing.assert_allclose(
+    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_prompts_may_be_copied_to_their_rows_at_any_time(texts):
+  params = random_policy()
+
+  def between(age, cache):
+    return kv_cache.with_own_prompts(cache) if age == 3 else cache
+
+  found, cache = decoded_logits(
+    params, TINY, texts, between=between, shared=True
+  )
+  assert cache.prompt_mask is None
+  np.testing.assert_allclose(
+    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_a_ring_goes_round_where_a_row_begins_anew(texts):
+  """Row 1 gets another prompt at age 4, in slots that row 0 has left.
+
+  A mask that is not cleared would let it read what the row before wrote.
+  """
+  params, (prompts, mask, new) = random_policy(), texts
+  _, cache = prefill(params, TINY, prompts[:2], mask[:2], slots=5)
+  lengths = mask.sum(axis=1, dtype=jnp.int32)
+  for age in range(4):
+    _, cache = decode_token(
+      params, TINY, new[:2, age], lengths[:2] + age, cache
+    )
+  hidden, other = prefill(params, TINY, prompts[2:], mask[2:], slots=1)
+  cache = kv_cache.put_rows(cache, other, jnp.array([[1]]))
+  found = [logits(params, TINY, hidden)[0, 0]]
+  for age in range(5):
+    _, cache = hidden, cache = decode_token(
+      params,
+      TINY,
+      new[2:4, age],
+      jnp.stack([lengths[0] + 4 + age, lengths[2] + age]),
+      cache,
+    )
+    found.append(logits(params, TINY, hidden)[1, 0])
+  expected = whole_logits(
+    params, TINY, (prompts[2:], mask[2:], new[3:4, :5]), samples=1
+  )
+  np.testing.assert_allclose(np.stack(found), expected[0], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_are_taken_within_their_shards():
+  x = jnp.arange(12).reshape(6, 2)
+  index = jnp.array([[2, 0], [1, 1]])
+  taken = kv_cache.take_by_shard(x, index)
+  np.testing.assert_array_equal(taken, np.asarray(x)[[2, 0, 4, 4]])
+  put = kv_cache.put_by_shard(x, -taken, jnp.array([[0, 9], [2, 9]]))
+  expected = np.asarray(x).copy()
+  expected[[0, 5]] = -expected[[2, 4]]
+  np.testing.assert_array_equal(put, expected)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_an_int8_cache_is_off_by_its_rounding(texts, shared):
+  """Half a step of 1/127 of the largest entry in every key and value."""
+  params = random_policy()
+  exact = whole_logits(params, TINY, texts)
+  config = dataclasses.replace(TINY, cache_dtype="int8")
+  found, cache = decoded_logits(params, config, texts, shared=shared)
+  assert cache.keys[0].data.dtype == jnp.int8
+  # The prompt's last token reads no cache.
+  np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)
+  error = np.abs(found - exact).max() / np.abs(exact).max()
+  assert 1e-5 < error < 4 / 127
+
+
+def test_what_is_stored_comes_back_rounded():
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
+  x = x.at[0, 0, 0].set(0.0)
+  kept = kv_cache.store(x, "int8")
+  back = kept.data * kept.scale[..., None]
+  step = np.abs(np.asarray(x)).max(-1, keepdims=True) / 127
+  assert (np.abs(back - x) <= step / 2 + 1e-6).all()
+  assert np.asarray(kept.data).min() >= -127
+  half = kv_cache.store(x, "bfloat16")
+  np.testing.assert_array_equal(half.data, x.astype(jnp.bfloat16))
