@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from pure_jax.host.event_file import EventFile
 from pure_jax.host.workdir import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -74,7 +73,7 @@ class MetricsWriter:
     workdir = pathlib.Path(workdir)
     self._lines = _JsonLines(workdir / METRICS_FILE)
     self._events_folder = workdir / "tensorboard"
-    self._events: dict[str, EventFile] = {}
+    self._events: dict[str, Any] = {}  # EventFile by stage.
 
   def __enter__(self) -> "MetricsWriter":
     return self
@@ -136,6 +135,10 @@ class MetricsWriter:
 
   def _open_events(self, stage: str, purge_step: int | None = None) -> None:
     """Starts an event file."""
+    # Not above: tensorboardX imports torch where it is installed, for seconds,
+    # and a script that is refused writes nothing.
+    from pure_jax.host.event_file import EventFile
+
     folder = self._events_folder / stage
     self._events[stage] = EventFile(folder, purge_step)
 
