@@ -6,7 +6,9 @@ array of the wrong rank must not be broadcast into a plausible number.
 has compiled, the others find, in a folder that ends with the tests.
 """
 
+import fcntl
 import os
+import pickle
 import shutil
 import tempfile
 
@@ -19,7 +21,7 @@ if not IS_WORKER:
   os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
     prefix="pure_jax_compiled_"
   )
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax
 import pytest
@@ -52,6 +54,38 @@ LONGEST = (
   "test_token_logp.py",
 )
 
+# Files that compare numbers within tolerances, ids or messages: most of their
+# time was that of LLVM's optimiser, on programs that run once. Tests of the
+# same bits from two programs, of compiled text, memory or time compile as users
+# do: in other files, or by the fixture `compiled_well`.
+COMPILED_QUICKLY = {
+  "test_attention.py",
+  "test_data_files.py",
+  "test_decoding.py",
+  "test_evaluate.py",
+  "test_evaluate_errors.py",
+  "test_evaluate_prm.py",
+  "test_evaluate_prm_errors.py",
+  "test_files_task.py",
+  "test_generation.py",
+  "test_huggingface.py",
+  "test_huggingface_export.py",
+  "test_kv_cache.py",
+  "test_layouts.py",
+  "test_lora_runs.py",
+  "test_notebooks.py",
+  "test_packed.py",
+  "test_prm.py",
+  "test_processes.py",
+  "test_quantized.py",
+  "test_sampling.py",
+  "test_smoke_runs.py",
+  "test_stages.py",
+  "test_token_logp.py",
+  "test_train.py",
+  "test_transformer.py",
+}
+
 
 def pytest_collection_modifyitems(items):
   """Sorts the files of `LONGEST` to the front, the rest as they were."""
@@ -65,12 +99,56 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+def _compile_quickly(quickly):
+  """Without LLVM's optimiser, or as users do; scripts inherit it.
+
+  What was compiled the other way is forgotten: files share functions.
+  """
+  name = "jax_disable_most_optimizations"
+  jax.clear_caches()
+  jax.config.update(name, quickly)
+  os.environ[name.upper()] = str(int(quickly))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly(request):
+  """The files of `COMPILED_QUICKLY`, from their first test to their last."""
+  quickly = request.path.name in COMPILED_QUICKLY
+  if quickly:
+    _compile_quickly(True)
+  yield quickly
+  if quickly:
+    _compile_quickly(False)
+
+
+@pytest.fixture
+def compiled_well(compiled_quickly):
+  """For a test about bits in one of these files: as users compile."""
+  if compiled_quickly:
+    _compile_quickly(False)
+  yield
+  if compiled_quickly:
+    _compile_quickly(True)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-  """One whole smoke run, all stages: its folder, and how it ended."""
+  """One whole smoke run, all stages: its folder, and how it ended.
+
+  The first worker that needs it runs it, every worker has a copy of its own.
+  """
   import smoke_run
 
-  workdir = tmp_path_factory.mktemp("runs") / "whole"
-  done = smoke_run.run("train_pure.py", workdir)
-  assert done.returncode == 0, done.stderr
-  return workdir, done
+  folder = tmp_path_factory.mktemp("runs") / "whole"
+  shared = tmp_path_factory.getbasetemp()
+  if IS_WORKER:
+    shared = shared.parent
+  with (shared / "finished.lock").open("w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    ended = shared / "finished.pickle"
+    if not ended.exists():
+      done = smoke_run.run("train_pure.py", shared / "finished")
+      assert done.returncode == 0, done.stderr
+      ended.write_bytes(pickle.dumps(done))
+  shutil.copytree(shared / "finished", folder)
+  return folder, pickle.loads(ended.read_bytes())

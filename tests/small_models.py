@@ -49,6 +49,12 @@ def random_params(declared, seed=0):
   return jax.tree.map(draw, declared, is_leaf=weights.is_weight)
 
 
+def initial_params(declared, seed=0):
+  """As training begins, from one program instead of many for each weight."""
+  init = jax.jit(lambda key: weights.init_params(key, declared))
+  return init(jax.random.key(seed))
+
+
 def random_policy(config=TINY, seed=0):
   return random_params(policy.declare_policy(config), seed)
 

@@ -86,6 +86,7 @@ def test_gradients_are_those_of_all_at_once(chunk):
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_the_scores_of_all_queries_are_never_there_together():
   """The gradient's memory: chunks of 64 of 1,024 queries, not all of them."""
   T = 1024

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 from prm_evaluations import smoke as prm_settings
+from small_models import initial_params
 
 from pure_jax.host import huggingface, workdir
 from pure_jax.host.workdir import WorkdirError, config_differences
 from pure_jax.models import policy
-from pure_jax.models.params import init_params
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 sys.path.insert(0, str(EXPERIMENTS))
@@ -55,7 +55,7 @@ def test_a_policy_of_no_numbers_is_named(tmp_path, greedy, samples):
     tmp_path,
   )
   model = huggingface.read_config(asked.policy).model
-  params = init_params(jax.random.key(0), policy.declare_policy(model))
+  params = initial_params(policy.declare_policy(model))
   params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
   broken = tmp_path / "broken"
   huggingface.export_policy(broken, params, model, max_positions=1024)

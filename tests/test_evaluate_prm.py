@@ -10,16 +10,15 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from prm_evaluations import ROOT, mesh, report, scores, smoke, whole
+from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.saved_tree import save_tree
 from pure_jax.host.workdir import WorkdirError
 from pure_jax.models import prm
-from pure_jax.models.params import init_params
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -327,7 +326,7 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   config = gsm8k_prm.get_config("smoke")
   trained = config_conversion.settings_from_config(config, Settings)
   with launch.open_workspace(trained, str(tmp_path / "run")) as space:
-    params = init_params(jax.random.key(1), prm.declare_prm(space.prm_model))
+    params = initial_params(prm.declare_prm(space.prm_model), 1)
     space.finish_stage("prm", params, {})
     files = tiny_files.make_files(trained.files, tmp_path / "run" / "tiny")
   folder = tmp_path / "folder"

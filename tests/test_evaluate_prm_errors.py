@@ -6,15 +6,14 @@ import shutil
 import sys
 import types
 
-import jax
 import jax.numpy as jnp
 import pytest
 from prm_evaluations import ROOT, mesh, scores, smoke, whole
+from small_models import initial_params
 
 from pure_jax.host import huggingface, workdir
 from pure_jax.host.workdir import WorkdirError
 from pure_jax.models import prm
-from pure_jax.models.params import init_params
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
@@ -182,7 +181,7 @@ def test_a_tokenizer_that_is_nowhere_is_named(begun):
 def test_scores_that_are_no_numbers_are_not_kept(finished, copy):
   shutil.rmtree(copy / "tiny" / "prm")
   config = huggingface.read_config(finished[0] / "tiny" / "prm").model
-  params = init_params(jax.random.key(0), prm.declare_prm(config))
+  params = initial_params(prm.declare_prm(config))
   params["score"]["bias"] = jnp.full_like(params["score"]["bias"], jnp.nan)
   huggingface.export_prm(
     copy / "tiny" / "prm", params, config, max_positions=1024

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 from prm_evaluations import scores, smoke
+from small_models import initial_params
 
 from pure_jax.host import huggingface, workdir
 from pure_jax.host.checkpoint import Checkpoints
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.models import policy, prm
-from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -50,7 +50,7 @@ def run(tmp_path_factory):
   weights = {}
   with Checkpoints(folder / "rl", best_metric="accuracy") as checkpoints:
     for step, accuracy in ((1, 0.2), (2, 0.5), (3, 0.1)):
-      params = init_params(jax.random.key(step), policy.declare_policy(model))
+      params = initial_params(policy.declare_policy(model), step)
       weights[step] = jax.device_get(params)
       state = train.new_state(params, optimizer)
       checkpoints.save(step, state, metrics={"accuracy": accuracy})
@@ -105,7 +105,7 @@ def judge_run(tmp_path_factory):
   settings = config_conversion.settings_from_config(config)
   with launch.open_workspace(settings, str(folder)) as space:
     declared = prm.declare_prm(space.prm_model)
-    params = init_params(jax.random.key(7), declared)
+    params = initial_params(declared, 7)
     space.finish_stage("prm", params, {})
   return folder, settings, jax.device_get(params)
 

@@ -247,6 +247,7 @@ def test_repeated_calls_compile_once(prompts, keys):
   assert len(traces) == 1
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_the_loop_never_copies_the_cache(prompts, keys):
   config = ModelConfig(
     vocab_size=23,

@@ -7,16 +7,15 @@ import shutil
 import sys
 import types
 
-import jax
 import numpy as np
 import pytest
 from prm_evaluations import smoke
+from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response
 from pure_jax.host.data.records import Steps, problem_key
 from pure_jax.models import prm
-from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -193,7 +192,7 @@ def policy_folder(tmp_path_factory):
 
 def make_prm(folder, policy_model, **changes):
   model = dataclasses.replace(policy_model, **changes)
-  params = init_params(jax.random.key(0), prm.declare_prm(model))
+  params = initial_params(prm.declare_prm(model))
   huggingface.export_prm(folder, params, model, max_positions=64)
   return folder
 

@@ -208,6 +208,7 @@ def test_rows_sampled_in_parts_are_those_of_one_batch():
 BF16 = dataclasses.replace(MODEL, compute_dtype="bfloat16")
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_a_copy_for_products_changes_no_sample_and_no_norm():
   """Norms rounded to bfloat16 would move the log-probs."""
   layout = sharding.make_layout()

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from small_models import TINY
+from small_models import TINY, initial_params
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
@@ -80,7 +80,7 @@ def test_an_empty_declaration_counts_nothing():
 def test_initial_values_are_what_is_declared():
   config = dataclasses.replace(TINY, tied_embeddings=False, width=64)
   declared = policy.declare_policy(config)
-  params = weights.init_params(jax.random.key(0), declared)
+  params = initial_params(declared)
   weights.check_params(params, declared)
   layers = params["layers"]
   for name in ("attention_norm", "mlp_norm"):
@@ -103,9 +103,7 @@ def test_initial_values_are_what_is_declared():
 
 def test_a_bfloat16_declaration_gives_bfloat16_weights():
   config = dataclasses.replace(TINY, param_dtype="bfloat16")
-  params = weights.init_params(
-    jax.random.key(0), prm.declare_prm(config, extra_layers=1)
-  )
+  params = initial_params(prm.declare_prm(config, extra_layers=1))
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(params)} == {"bfloat16"}
 
 
@@ -152,7 +150,7 @@ def test_logical_axes_of_a_layer_as_a_table():
 
 def test_weights_that_do_not_fit_are_all_named():
   declared = policy.declare_policy(TINY)
-  params = weights.init_params(jax.random.key(0), declared)
+  params = initial_params(declared)
   params["embed"] = params.pop("embedding")
   params["layers"]["up"] = params["layers"]["up"][:, :, :-1]
   with pytest.raises(ValueError, match="Weights do not fit") as error:

@@ -123,18 +123,7 @@ def final_state(workdir, model):
 
 
 @pytest.fixture(scope="module")
-def quickly():
-  """Most of a test's time is XLA's, which optimises what runs for seconds."""
-  name = "jax_disable_most_optimizations"
-  os.environ[name.upper()] = "1"
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, False)
-  del os.environ[name.upper()]
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory, quickly):
+def alone(tmp_path_factory):
   """Policy and PRM to start from, and a run of RL by this process alone."""
   start = tmp_path_factory.mktemp("processes") / "start"
   with launch.open_workspace(settings(), str(start)) as space:
@@ -292,7 +281,7 @@ def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
 
 
 @pytest.mark.slow
-def test_two_processes_run_every_stage_as_one_does(tmp_path, quickly):
+def test_two_processes_run_every_stage_as_one_does(tmp_path):
   """Supervised start and PRM too, made from nothing by the first process."""
   with launch.open_workspace(settings(), str(tmp_path / "one")) as space:
     train_pure.train_rl(space)

@@ -16,12 +16,12 @@ import prm_evaluations
 import pytest
 import tokenizers
 import transformers
+from small_models import initial_params
 from test_contract import MERGING
 from tokenizers import decoders, models, pre_tokenizers
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.models.params import init_params
 from pure_jax.training import rollouts, score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
@@ -196,7 +196,7 @@ def by_training(space, seen):
   """PRM training, and the held-out rows it is judged on."""
   judged = space.task.judged(space, None)
   declared = prm.declare_prm(space.prm_model)
-  params = init_params(jax.random.key(0), declared)
+  params = initial_params(declared)
   optimizer = make_optimizer(space.settings.prm.full_optim)
   step = stages.make_prm_step(
     space.prm_model,
@@ -211,7 +211,7 @@ def by_training(space, seen):
   rows = space.put((batch, judged.labels, judged.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
-  params = init_params(jax.random.key(0), declared)
+  params = initial_params(declared)
   space.task.evaluate_prm(space, None, params)
   return trained, take(seen)
 
@@ -234,8 +234,8 @@ def by_rl(space, seen):
     space.table,
     space.layout,
   )
-  trunk = init_params(jax.random.key(0), policy.declare_policy(space.model))
-  params = init_params(jax.random.key(0), prm.declare_prm(space.prm_model))
+  trunk = initial_params(policy.declare_policy(space.model))
+  params = initial_params(prm.declare_prm(space.prm_model))
   asked = space.put(space.encode_prm_prompts(problems))
   jax.block_until_ready(scoring(trunk, trunk, params, rollout, asked))
   return take(seen)

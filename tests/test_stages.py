@@ -70,7 +70,9 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
   declared = policy.declare_policy(MODEL)
   state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
   batch, *_ = demonstrations()
-  logp, _ = policy.token_logp(
+  logp, _ = jax.jit(
+    policy.token_logp, static_argnums=1, static_argnames="banned_ids"
+  )(
     state.params,
     MODEL,
     batch.prompt_tokens,

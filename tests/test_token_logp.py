@@ -70,6 +70,18 @@ def weighed(function, cotangents):
   return objective
 
 
+def gradients(function, cotangents):
+  """By table and hidden, compiled whole."""
+  return jax.jit(jax.grad(weighed(function, cotangents), (0, 1)))
+
+
+@functools.partial(jax.jit, static_argnames=("temperature", "banned"))
+def gradients_at_once(given, cotangents, temperature=1.0, banned=()):
+  """Those of all logits: every chunk has the same."""
+  plain = functools.partial(all_at_once, temperature=temperature, banned=banned)
+  return jax.grad(weighed(plain, cotangents), (0, 1))(*given)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("chunk", [1, 4, 11, 100])
 @pytest.mark.parametrize(("temperature", "banned"), [(1.0, ()), (0.6, (0, 2))])
@@ -87,9 +99,8 @@ def test_values_and_gradients_are_those_of_all_logits(
   found = chunked(*given)
   for x, y in zip(found, by_hand(*given, temperature, banned), strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
-  plain = functools.partial(all_at_once, temperature=temperature, banned=banned)
-  wanted = jax.grad(weighed(plain, cotangents), (0, 1))(*given)
-  found = jax.grad(weighed(chunked, cotangents), (0, 1))(*given)
+  wanted = gradients_at_once(given, cotangents, temperature, banned)
+  found = gradients(chunked, cotangents)(*given)
   for x, y in zip(found, wanted, strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
 
@@ -99,8 +110,8 @@ def test_each_output_has_its_own_gradient(batch):
   *given, _ = batch
   run = functools.partial(token_logp.chunked_logp, readout())
   for cotangents in ((1.0, 0.0), (0.0, 1.0)):
-    found = jax.grad(weighed(run, cotangents), (0, 1))(*given)
-    wanted = jax.grad(weighed(all_at_once, cotangents), (0, 1))(*given)
+    found = gradients(run, cotangents)(*given)
+    wanted = gradients_at_once(given, cotangents)
     assert np.abs(wanted[0]).max() > 0.1
     for x, y in zip(found, wanted, strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
@@ -113,12 +124,10 @@ def test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed(batch):
   # Masked, but in a chunk that is computed: no cotangent reaches it.
   loud = jnp.where(mask, cotangents, 1e9)
   run = functools.partial(token_logp.chunked_logp, readout(chunk=4))
-  logp, entropy = run(table, hidden, tokens, mask)
+  logp, entropy = jax.jit(run)(table, hidden, tokens, mask)
   assert (np.asarray(logp)[~mask] == 0).all()
   assert (np.asarray(entropy)[~mask] == 0).all()
-  by_table, by_hidden = jax.grad(weighed(run, loud), (0, 1))(
-    table, hidden, tokens, mask
-  )
+  by_table, by_hidden = gradients(run, loud)(table, hidden, tokens, mask)
   assert np.isfinite(by_table).all()
   assert np.abs(by_table).max() < 1e3
   assert (np.asarray(by_hidden)[~mask] == 0).all()
@@ -128,10 +137,8 @@ def test_a_batch_with_nothing_to_score_is_zero(batch):
   table, hidden, tokens, mask, cotangents = batch
   run = functools.partial(token_logp.chunked_logp, readout())
   nothing = jnp.zeros_like(mask)
-  found = run(table, hidden, tokens, nothing)
-  found += jax.grad(weighed(run, cotangents), (0, 1))(
-    table, hidden, tokens, nothing
-  )
+  found = jax.jit(run)(table, hidden, tokens, nothing)
+  found += gradients(run, cotangents)(table, hidden, tokens, nothing)
   assert all((x == 0).all() for x in found)
 
 
@@ -139,14 +146,12 @@ def test_a_kept_token_that_is_banned_is_impossible_and_leaves_no_nan(batch):
   table, hidden, _, mask, cotangents = batch
   tokens = jnp.full((B, C), 9)
   run = functools.partial(token_logp.chunked_logp, readout(banned_ids=(9,)))
-  logp, entropy = run(table, hidden, tokens, mask)
+  logp, entropy = jax.jit(run)(table, hidden, tokens, mask)
   assert (np.asarray(logp)[np.asarray(mask)] == -np.inf).all()
   assert np.isfinite(entropy).all()
-  gradients = jax.grad(weighed(run, cotangents), (0, 1))(
-    table, hidden, tokens, mask
-  )
-  assert all(np.isfinite(x).all() for x in gradients)
-  assert (gradients[0][9] == 0).all()
+  found = gradients(run, cotangents)(table, hidden, tokens, mask)
+  assert all(np.isfinite(x).all() for x in found)
+  assert (found[0][9] == 0).all()
 
 
 def test_products_of_bfloat16_are_summed_in_float32(batch):
@@ -154,15 +159,13 @@ def test_products_of_bfloat16_are_summed_in_float32(batch):
   short = table.astype(jnp.bfloat16), hidden.astype(jnp.bfloat16)
   exact = tuple(x.astype(jnp.float32) for x in short)
   run = functools.partial(token_logp.chunked_logp, readout(chunk=1))
-  found = run(*short, tokens, mask)
+  found = jax.jit(run)(*short, tokens, mask)
   for x, y in zip(found, by_hand(*exact, tokens, mask), strict=True):
     assert x.dtype == jnp.float32
     # Inputs are the same: only logits rounded to 8 bits would differ more.
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-  found = jax.grad(weighed(run, cotangents), (0, 1))(*short, tokens, mask)
-  wanted = jax.grad(weighed(all_at_once, cotangents), (0, 1))(
-    *exact, tokens, mask
-  )
+  found = gradients(run, cotangents)(*short, tokens, mask)
+  wanted = gradients_at_once((*exact, tokens, mask), cotangents)
   for x, y in zip(found, wanted, strict=True):
     assert x.dtype == jnp.bfloat16
     error = np.abs(x.astype(jnp.float32) - y).max()
@@ -206,6 +209,7 @@ def test_the_policy_reads_the_same_log_probs(tied):
   )
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(
   ("shape", "rules", "local"),
@@ -258,6 +262,7 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   )
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_large_vocabulary_takes_a_tenth_of_the_memory(tied):
   """Compiled, not run: 4 rows of 512 tokens over 152,064 ids, with gradient.
