@@ -224,7 +224,14 @@ def test_an_update_changes_adapters_only_and_starts_at_the_reference(alone):
   assert changed > 1e-4
 
 
-@pytest.mark.parametrize("row_shape", [None, packing.RowShape(20, 8)])
+@pytest.mark.parametrize(
+  "row_shape",
+  [
+    # What texts that share rows show, in fewer steps.
+    pytest.param(None, marks=pytest.mark.slow),
+    packing.RowShape(20, 8),
+  ],
+)
 def test_eight_devices_train_the_same_adapters(alone, row_shape):
   """Each text in a row of its own, and texts that share rows."""
   layout = sharding.make_layout(1, 4, 2, rules="fsdp+tensor")
