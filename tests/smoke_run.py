@@ -37,7 +37,15 @@ def command(script, workdir, *options):
   ]
 
 
-def run(script, workdir, *options, **environment):
+def environment(**changes):
+  """Of every script, so that runs which are compared are compiled alike.
+
+  Without LLVM's optimiser: they compile much and compute little.
+  """
+  return os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | changes
+
+
+def run(script, workdir, *options, **changes):
   """Runs a script to its end, with variables added to the environment."""
   return subprocess.run(
     command(script, workdir, *options),
@@ -46,7 +54,7 @@ def run(script, workdir, *options, **environment):
     text=True,
     timeout=400,
     check=False,
-    env=os.environ | environment,
+    env=environment(**changes),
   )
 
 
@@ -61,6 +69,7 @@ def signal_when(is_time, number, script, workdir, *options):
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
+    env=environment(),
   )
   deadline = time.monotonic() + 300
   while process.poll() is None and not is_time():

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT / "experiments"))
 import compute_dtype  # noqa: E402
 import config_conversion  # noqa: E402
 from configs import arithmetic  # noqa: E402
-from smoke_run import arrays, command, rows, run  # noqa: E402
+from smoke_run import arrays, command, environment, rows, run  # noqa: E402
 
 
 def test_one_command_leaves_everything(finished):
@@ -271,6 +271,7 @@ def test_ctrl_c_ends_in_a_sentence(tmp_path):
   try:
     process = subprocess.Popen(
       command("train_sft.py", workdir),
+      env=environment(),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
@@ -337,6 +338,7 @@ def test_a_killed_supervised_stage_continues_exactly(
   workdir = tmp_path / "killed"
   process = subprocess.Popen(
     command(script, workdir),
+    env=environment(),
     stdin=subprocess.DEVNULL,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.DEVNULL,
