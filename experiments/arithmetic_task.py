@@ -1,4 +1,8 @@
-"""The embedded world as the task of a run: everything made on first use."""
+"""The embedded world as the task of a run: everything made on first use.
+
+What a stage does not use is neither made nor read: the responses written to be
+judged wait for the training of the PRM.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -9,6 +13,7 @@ import numpy as np
 import workspace
 from run_settings import ConfigError, Settings
 
+from pure_jax.host import processes
 from pure_jax.host.contract import PROMPT_FORMATS, encode_response, split_texts
 from pure_jax.host.data import arithmetic, arithmetic_dataset, batches
 from pure_jax.host.data.records import Problem
@@ -36,7 +41,7 @@ class ArithmeticTask:
       folder: where they are kept.
     """
     world = settings.world
-    self._settings = settings
+    self._settings, self._folder = settings, folder
     self.tokenizer = arithmetic_dataset.world_tokenizer(
       world, folder / "tokenizer.model"
     )
@@ -45,14 +50,19 @@ class ArithmeticTask:
     self.prompt_format = self.prm_prompt_format = PROMPT_FORMATS["plain"]
     self.prompt_tokens = prompt_tokens(world)
     self.prm_prompt_tokens = self.prompt_tokens
-    sizes = {
-      "train": max(settings.sft.demonstrations, settings.prm.policy_prompts),
-      "held_out": max(settings.rl.eval_prompts, settings.prm.eval_prompts),
-      "judged": settings.prm.judged,
-    }
-    self._rows = arithmetic_dataset.load_world(world, sizes, folder / "data")
-    self.train = _problems(self._rows["train"])
-    self.held_out = _problems(self._rows["held_out"])
+    rows = self._load(
+      train=max(settings.sft.demonstrations, settings.prm.policy_prompts),
+      held_out=max(settings.rl.eval_prompts, settings.prm.eval_prompts),
+    )
+    self._train_rows = rows["train"]
+    self.train = _problems(rows["train"])
+    self.held_out = _problems(rows["held_out"])
+
+  def _load(self, **sizes: int) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the splits that are named."""
+    return arithmetic_dataset.load_world(
+      self._settings.world, sizes, self._folder / "data"
+    )
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
@@ -85,7 +95,7 @@ class ArithmeticTask:
 
   def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
     """Responses of the world's imperfect teachers."""
-    rows = self._rows["train"][: self._settings.sft.demonstrations]
+    rows = self._train_rows[: self._settings.sft.demonstrations]
     return self._encode(space, rows)[1]
 
   def judged(
@@ -93,7 +103,13 @@ class ArithmeticTask:
   ) -> workspace.Judged:
     """Judged responses and policy samples with the checker's labels."""
     settings = self._settings.prm
-    rows, shown = self._encode(space, self._rows["judged"])
+
+    def load():
+      return self._load(judged=settings.judged)["judged"]
+
+    # Process 0 makes the files that the others then find.
+    made = processes.first_does(load)
+    rows, shown = self._encode(space, load() if made is None else made)
     asked = self.train[: settings.policy_prompts] * settings.policy_samples
     sampled = self._sample(space, policy_params, asked, space.key(1))
     data = jax.tree.map(lambda *x: np.concatenate(x), shown, sampled)
