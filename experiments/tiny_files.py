@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 import tokenizers
-import transformers
 from files_settings import FilesSettings
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
@@ -168,8 +167,13 @@ def architecture(tied: bool, llama: bool = False) -> ModelConfig:
   )
 
 
-def _tokenizer() -> transformers.PreTrainedTokenizerFast:
-  """A byte-level BPE that merges separators with punctuation."""
+def _tokenizer() -> Any:
+  """A PreTrainedTokenizerFast: byte-level BPE.
+
+  It merges separators with punctuation.
+  """
+  import transformers  # Here: every run imports this file, few call it.
+
   inner = tokenizers.Tokenizer(models.BPE())
   inner.pre_tokenizer = pre_tokenizers.Sequence(
     [

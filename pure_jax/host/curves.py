@@ -4,8 +4,6 @@ import math
 import os
 from typing import Any
 
-import matplotlib.figure
-
 from pure_jax.host.metrics import read_metrics
 
 # In reading order: is it learning, is it hacking, is the update healthy.
@@ -56,6 +54,8 @@ def plot_curves(
   panels = _panels(read_metrics(metrics_path))
   if not panels:
     return []
+  import matplotlib.figure  # Here: only the end of a run draws.
+
   columns = min(COLUMNS, len(panels))
   rows = math.ceil(len(panels) / columns)
   figure = matplotlib.figure.Figure(

@@ -8,8 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-
-import transformers
+from typing import Any
 
 from pure_jax.host.contract import TokenizerError
 
@@ -159,8 +158,10 @@ class HuggingFaceTokenizer:
       ) from error
 
 
-def _read(folder: pathlib.Path) -> transformers.PreTrainedTokenizerBase:
-  """The tokenizer of a folder, or a sentence."""
+def _read(folder: pathlib.Path) -> Any:
+  """The PreTrainedTokenizerBase of a folder, or a sentence."""
+  import transformers  # Here: see `huggingface.architectures.Family`.
+
   if not folder.is_dir():
     raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
   settings = folder / "tokenizer_config.json"

@@ -11,8 +11,6 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-import matplotlib.figure
-
 from pure_jax.host.intervals import Estimate
 from pure_jax.host.workdir import write_json_atomic, write_text_atomic
 
@@ -121,6 +119,8 @@ def plot_tables(
     return []
   width = min(_PANELS_IN_A_ROW, len(panels))
   height = math.ceil(len(panels) / width)
+  import matplotlib.figure  # Here: only the end of an evaluation draws.
+
   figure = matplotlib.figure.Figure(
     figsize=(3.2 * width, 2.4 * height), layout="constrained"
   )

@@ -9,8 +9,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import transformers
-
 from pure_jax.models.config import ModelConfig, RopeScaling
 
 
@@ -24,23 +22,28 @@ class Family:
 
   Attributes:
     name: how its model classes begin, such as Qwen2.
-    config_class: transformers' config.
     attention_bias: as in `ModelConfig`.
     qk_norm: as in `ModelConfig`.
   """
 
   name: str
-  config_class: type[transformers.PreTrainedConfig]
   attention_bias: bool
   qk_norm: bool
 
+  @property
+  def config_class(self) -> type:
+    """The config class of transformers, a PreTrainedConfig."""
+    # Here, as where torch is installed transformers brings it along: seconds
+    # that a run without such files need not wait.
+    import transformers
+
+    return getattr(transformers, f"{self.name}Config")
+
 
 FAMILIES = (
-  Family("Qwen2", transformers.Qwen2Config, attention_bias=True, qk_norm=False),
-  Family(
-    "Llama", transformers.LlamaConfig, attention_bias=False, qk_norm=False
-  ),
-  Family("Qwen3", transformers.Qwen3Config, attention_bias=False, qk_norm=True),
+  Family("Qwen2", attention_bias=True, qk_norm=False),
+  Family("Llama", attention_bias=False, qk_norm=False),
+  Family("Qwen3", attention_bias=False, qk_norm=True),
 )
 POLICY_SUFFIX = "ForCausalLM"
 PRM_SUFFIX = "ForTokenClassification"
