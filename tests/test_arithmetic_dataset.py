@@ -113,6 +113,27 @@ def test_a_second_load_makes_nothing(rows, data_dir, monkeypatch):
   assert load_world(WORLD, SIZES, data_dir) == rows
 
 
+def test_how_many_examples_a_record_holds_changes_none(
+  rows, tmp_path, monkeypatch
+):
+  """Labels are stored in one column: a wrong count would move them."""
+  monkeypatch.setattr(arithmetic_dataset, "RECORD_EXAMPLES", 7)
+  assert load_world(WORLD, SIZES, tmp_path) == rows
+
+
+def test_a_split_that_is_not_named_is_not_made(rows, tmp_path, monkeypatch):
+  def fail(*_):
+    raise AssertionError("made")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(arithmetic_dataset, "make_judged", fail)
+    named = {split: SIZES[split] for split in arithmetic.SPLITS}
+    assert load_world(WORLD, named, tmp_path).items() <= rows.items()
+  monkeypatch.setattr(arithmetic, "make_example", fail)
+  ((split, found),) = load_world(WORLD, {"judged": 60}, tmp_path).items()
+  assert (split, found) == ("judged", rows["judged"])
+
+
 def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
   assert load_world(WORLD, SIZES, tmp_path) == rows
   again = records(tmp_path)

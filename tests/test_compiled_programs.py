@@ -84,6 +84,22 @@ def test_a_second_start_of_all_stages_compiles_nothing(tmp_path):
   assert "cache_misses" not in second and second["cache_hits"] > 0
   stages = ["sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval"]
   assert_same_run(tmp_path / "second", tmp_path / "first", stages)
+  # Gone on with in RL, nothing is made for a stage that is done.
+  data = tmp_path / "second" / "data" / "arithmetic_dataset"
+  (judged,) = data.glob("*judged*")
+  shutil.rmtree(judged)
+  longer = "--config.rl.iterations=5"
+  third, _ = start("train_pure.py", tmp_path / "second", home, longer)
+  assert "cache_misses" not in third and third["cache_hits"] > 0
+  assert not judged.exists() and len([*data.iterdir()]) == 1
+
+
+def test_a_supervised_start_makes_no_responses_to_be_judged(first):
+  """They take longer than what it needs, and the PRM alone reads them."""
+  run, _, _ = first
+  (made,) = (run / "data" / "arithmetic_dataset").iterdir()
+  files = [path.name for path in made.rglob("*.array_record*")]
+  assert len(files) == 2 and not any("judged" in name for name in files)
 
 
 def test_a_folder_that_takes_nothing_ends_no_run(first, tmp_path):

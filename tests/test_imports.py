@@ -179,6 +179,21 @@ def test_importing_loads_nothing_beyond_jax_and_flax():
   assert not HEAVY & set(loaded.split())
 
 
+def test_a_run_of_the_embedded_world_loads_what_it_uses():
+  """Where torch is installed transformers imports it: seconds each start."""
+  output = run(
+    """
+    import sys
+    sys.path.insert(0, "experiments")
+    import train_pure
+    print(*{name.split(".")[0] for name in sys.modules})
+    """
+  )
+  loaded = set(output.split())
+  assert {"train_pure", "files_task", "tensorflow_datasets"} <= loaded
+  assert not {"transformers", "matplotlib", "math_verify"} & loaded
+
+
 def test_importing_parses_no_flags_and_starts_no_backend():
   output = run(
     """
