@@ -9,7 +9,8 @@ machine without --topology. No weight is read or made. It prints whether each
 stage fits, memory by part, FLOPs, bytes and collectives of a step, and a
 roofline estimate of time and cost. `--json` prints the same as JSON;
 `--search` looks for layouts, micro-batches and parts of rollouts that fit,
-`--hlo=FOLDER` keeps the compiled programs.
+`--stage=rollout` compiles that one alone, `--hlo=FOLDER` keeps the compiled
+programs.
 
 Meshes are the config's. One of a single device stands for `fsdp` over all, with
 rollouts where no weight is gathered for each token: the plan prints the flags.
@@ -24,9 +25,11 @@ from collections.abc import Sequence
 import compute_dtype
 import launch
 import plan_compiler
+import plan_engine
 import plan_estimates
 import plan_programs
 import plan_search
+import plan_stages
 from absl import flags
 from config_conversion import settings_from_config
 from plan_report import Plan, as_json, as_text, plan_stage
@@ -44,6 +47,12 @@ _TOPOLOGY = flags.DEFINE_string(
 _JSON = flags.DEFINE_bool("json", False, "Print JSON.")
 _SEARCH = flags.DEFINE_bool(
   "search", False, "Look for rule sets and parts that fit."
+)
+_STAGES = flags.DEFINE_multi_enum(
+  "stage",
+  None,
+  ["reshard", "rollout", "score", "update"],
+  "Compiles this stage only; may be repeated.",
 )
 _HLO = flags.DEFINE_string(
   "hlo", None, "Folder for the text of the compiled programs."
@@ -121,12 +130,14 @@ class Planner:
     parts, notes = plan_search.possible_micro_batches(
       settings, layouts, way.micro_batches
     )
+    if only is not None:
+      notes += (f"planned of a step: {', '.join(only)}, no more.",)
     way = dataclasses.replace(way, micro_batches=parts)
     programs = plan_programs.Programs(settings, shapes, way)
     resident = programs.resident()
     needed = plan_estimates.model_flops(settings, shapes)
     cache = plan_estimates.cache_bytes(
-      settings, shapes, layouts.rollout, way.rollout_parts
+      settings, shapes, layouts.rollout, programs.rows_at_a_time
     )
     kept = plan_estimates.kept_bytes(settings, shapes, layouts.training, parts)
     return Plan(
@@ -138,6 +149,7 @@ class Planner:
       rows=settings.rl.prompts * settings.rl.samples_per_prompt,
       micro_batches=parts,
       rollout_parts=way.rollout_parts,
+      rollout_rows=way.rollout_rows,
       flags=self._flags(way),
       notes=notes,
       iterations=settings.rl.iterations,
@@ -166,19 +178,19 @@ class Planner:
     return tuple(f"{k}={v}" for k, v in (self._given | asked).items())
 
   def _compile(
-    self, stage: plan_programs.Stage, way: Way
+    self, stage: plan_stages.Stage | plan_stages.EngineStage, way: Way
   ) -> plan_compiler.CompiledStage:
     """A compiled stage, from memory where only other stages differ."""
     layouts = way.layouts
     if stage.name in ("reshard", "rollout"):
-      key = (stage.name, layouts, way.rollout_parts)
+      key = (stage.name, layouts, way.rollout_parts, way.rollout_rows)
     else:
       where = dataclasses.replace(layouts, rollout=layouts.training)
       key = (stage.name, where, way.micro_batches)
     if key not in self._compiled:
       print(f"compiling {stage.name} ({layouts})", file=sys.stderr, flush=True)
       name = f"{len(self._compiled)}_{stage.name}.txt.gz"
-      self._compiled[key] = plan_compiler.compile_stage(
+      self._compiled[key] = plan_engine.compile_stage(
         stage, len(self.devices), self._hlo and self._hlo / name
       )
     return self._compiled[key]
@@ -201,12 +213,16 @@ def main(argv: list[str]) -> None:
   given = [w for w in sys.argv if w.startswith("--config.") and "=" in w]
   planner = Planner(read_settings(), _TOPOLOGY.value, _HLO.value, given)
   settings = planner.settings
+  if _SEARCH.value and _STAGES.value:
+    raise ConfigError(
+      "--search chooses by all stages of a step: leave --stage out."
+    )
   try:
     if _SEARCH.value:
       best = planner.search()
     else:
       way = plan_search.config_way(settings, planner.shapes, planner.devices)
-      best = planner.plan(way)
+      best = planner.plan(way, _STAGES.value)
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:

@@ -12,9 +12,10 @@ import pathlib
 import re
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
-from plan_programs import Stage
+from plan_stages import Stage
 from run_settings import ConfigError
 
 from pure_jax.host import hlo_costs
@@ -51,12 +52,15 @@ class CompiledStage:
   """What the compiler made of a stage.
 
   Attributes:
-    name: "reshard", "rollout", "score" or "update".
+    name: "reshard", "rollout", "score" or "update", or of a part of one.
     seconds: that tracing and compiling took.
     memory: None where the compiler refused for lack of it.
     needed_bytes: of memory, where it refused and said so.
     costs: of one run on one device, None where it refused.
     refusal: the compiler's words, None where it did not refuse.
+    beside: bytes of arrays of this stage that are in memory meanwhile, and
+      that the program is not called with.
+    parts: programs of which this is the largest, where there are several.
   """
 
   name: str
@@ -65,6 +69,17 @@ class CompiledStage:
   needed_bytes: float | None = None
   costs: hlo_costs.Costs | None = None
   refusal: str | None = None
+  beside: int = 0
+  parts: tuple["CompiledStage", ...] = ()
+
+  @property
+  def total(self) -> float | None:
+    """In memory while it runs, None where the compiler gave no number."""
+    if self.memory is not None:
+      return self.memory.total + self.beside
+    if self.needed_bytes is not None:
+      return self.needed_bytes + self.beside
+    return None
 
 
 def find_devices(topology: str | None) -> Sequence[jax.Device]:
@@ -116,9 +131,9 @@ def find_devices(topology: str | None) -> Sequence[jax.Device]:
     ) from error
 
 
-def compile_stage(
+def compile_program(
   stage: Stage, devices: int, path: pathlib.Path | None = None
-) -> CompiledStage:
+) -> tuple[CompiledStage, Any]:
   """Lowers, compiles and counts a stage.
 
   Args:
@@ -127,36 +142,41 @@ def compile_stage(
     path: of a gzip file to write the compiled program to.
 
   Returns:
-    What came out; a refusal for lack of memory is an answer, not an error.
+    (what came out, the program's outputs, abstract and in their places). A
+    refusal for lack of memory is an answer, not an error; outputs are None.
   """
   start = time.monotonic()
   try:
-    compiled = stage.function.lower(*stage.arguments).compile()
+    lowered = stage.function.lower(*stage.arguments)
+    compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return CompiledStage(
+    refused = CompiledStage(
       stage.name,
       time.monotonic() - start,
       needed_bytes=needed_bytes(str(error)),
       refusal=" ".join(str(error).splitlines()[0].split()),
     )
+    return refused, None
   seconds = time.monotonic() - start
   found, text = compiled.memory_analysis(), compiled.as_text()
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()))
-  return CompiledStage(
-    stage.name,
-    seconds,
-    Memory(
-      found.argument_size_in_bytes,
-      found.output_size_in_bytes,
-      found.alias_size_in_bytes,
-      found.temp_size_in_bytes,
-    ),
-    costs=hlo_costs.count(text, devices),
+  memory = Memory(
+    found.argument_size_in_bytes,
+    found.output_size_in_bytes,
+    found.alias_size_in_bytes,
+    found.temp_size_in_bytes,
   )
+  costs = hlo_costs.count(text, devices)
+  outputs = jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lowered.out_info,
+    compiled.output_shardings,
+  )
+  return CompiledStage(stage.name, seconds, memory, costs=costs), outputs
 
 
 def needed_bytes(refusal: str) -> float | None:

@@ -88,7 +88,7 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
 
 
 def cache_bytes(
-  settings: Settings, shapes: Shapes, layout: Layout, parts: int
+  settings: Settings, shapes: Shapes, layout: Layout, rows: int
 ) -> int:
   """Keys and values of a rollout that one device holds.
 
@@ -96,13 +96,13 @@ def cache_bytes(
     settings: the run's.
     shapes: its models and batches.
     layout: devices and rules.
-    parts: in which the rows are drawn.
+    rows: that are drawn together.
 
   Returns:
     Bytes.
   """
   rl, model = settings.rl, shapes.model
-  rows = rl.prompts * rl.samples_per_prompt // parts // layout.row_shards
+  rows //= layout.row_shards
   slots = shapes.prompt_tokens + rl.max_new_tokens - 1
   heads = model.num_kv_heads
   shards = layout.mesh.shape["tensor"]

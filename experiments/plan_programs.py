@@ -9,7 +9,6 @@ import dataclasses
 import math
 import pathlib
 import tempfile
-from collections.abc import Callable
 from typing import Any
 
 import arithmetic_task
@@ -21,6 +20,7 @@ import tiny_files
 from architectures import ARCHITECTURES
 from files_settings import FilesSettings
 from mesh_settings import MeshSettings, RLLayouts
+from plan_stages import EngineStage, Stage
 from plan_ways import Way
 from run_settings import ConfigError, Settings
 
@@ -29,7 +29,8 @@ from pure_jax.host.data import arithmetic_dataset
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
-from pure_jax.parallel.sharding import Layout, weight_shardings
+from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
+from pure_jax.rollout.places import as_rollout, no_results
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -117,21 +118,6 @@ def _named(name: str, files: FilesSettings) -> ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-  """A jitted function and what it is called with.
-
-  Attributes:
-    name: "reshard", "rollout", "score" or "update".
-    function: as `pure_jax.training` makes it.
-    arguments: abstract.
-  """
-
-  name: str
-  function: Callable[..., Any]
-  arguments: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Resident:
   """Bytes that a device holds of weights and optimizer, by part.
 
@@ -202,6 +188,7 @@ def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
     settings.rl,
     micro_batches=way.micro_batches,
     rollout_parts=way.rollout_parts,
+    rollout_rows=way.rollout_rows,
     rollout_mesh=None,
     reference_mesh=None,
     prm_mesh=None,
@@ -240,7 +227,7 @@ class Programs:
       shapes: its models and batches.
       way: layouts and parts.
     """
-    self._shapes, self._layouts = shapes, way.layouts
+    self._shapes, self._layouts, self._way = shapes, way.layouts, way
     self._run = _planned_run(settings, shapes, way)
     self._optimizer = make_optimizer(settings.rl.optim)
     self._functions = rl_functions.compile_functions(self._run, self._optimizer)
@@ -260,7 +247,13 @@ class Programs:
     """Whether the sampler has weights of its own."""
     return hasattr(self._functions.for_rollout, "lower")
 
-  def stages(self) -> list[Stage]:
+  @property
+  def rows_at_a_time(self) -> int:
+    """Rows that are drawn together."""
+    rl = self._run.settings.rl
+    return self._way.rows_at_a_time(rl.prompts, rl.samples_per_prompt)
+
+  def stages(self) -> list[Stage | EngineStage]:
     """Rollout, score and update, and the reshard before them if there is one.
 
     Returns:
@@ -271,20 +264,46 @@ class Programs:
     sampler = jax.eval_shape(functions.for_rollout, self._params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
-    sampled = jax.eval_shape(functions.generate, *asked)
+    sampled = jax.eval_shape(
+      lambda prompts: as_rollout(prompts, no_results(rows, self._run.sampler)),
+      asked[1],
+    )
     prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
     judged = (self._params, *self._frozen(), sampled, prm_prompts)
     scores = jax.eval_shape(functions.score, *judged)
     verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
     differentiated = (self._state(), sampled, scores, *verdicts)
     found = [
-      Stage("rollout", functions.generate, asked),
+      self._rollout(asked),
       Stage("score", functions.score, judged),
       Stage("update", functions.update, differentiated),
     ]
     if self._is_copied():  # Else the weights themselves are read.
       found.insert(0, Stage("reshard", functions.for_rollout, (self._params,)))
     return found
+
+  def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
+    """One compiled loop, or the parts of rows that take turns."""
+    generate, rl = self._functions.generate, self._run.settings.rl
+    if rl.rollout_rows is None:
+      return Stage("rollout", generate, asked)
+    layout, samples = self._layouts.rollout, rl.samples_per_prompt
+    declared = policy.declare_policy(rl_functions.rollout_model(self._run))
+    everywhere = replicated(layout)
+    placed = (
+      jax.tree.map(_in_place, asked[0], weight_shardings(declared, layout)),
+      *jax.tree.map(lambda x: _in_place(x, everywhere), asked[1:]),
+    )
+    return EngineStage(
+      "rollout",
+      generate.__self__.parts(),
+      placed,
+      prompts=self.rows_at_a_time // samples,
+      samples=samples,
+      shards=layout.row_shards,
+      new_tokens=rl.max_new_tokens,
+      chunk=rl.rollout_chunk,
+    )
 
   def _frozen(self) -> tuple[Any, Any]:
     """Reference and PRM, abstract."""
@@ -333,6 +352,11 @@ class Programs:
       optimizer=_bytes_held(state.opt_state, places.opt_state),
       **held,
     )
+
+
+def _in_place(x: Array, place: Any) -> Array:
+  """An abstract array that says where it is."""
+  return Array(x.shape, x.dtype, sharding=place)
 
 
 def _prompts(rows: int, length: int) -> Prompts:

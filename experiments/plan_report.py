@@ -44,11 +44,8 @@ class StagePlan:
   @property
   def total_bytes(self) -> float | None:
     """In memory while it runs, None where the compiler gave no number."""
-    if self.compiled.memory is not None:
-      return self.compiled.memory.total + self.waiting_bytes
-    if self.compiled.needed_bytes is not None:
-      return self.compiled.needed_bytes + self.waiting_bytes
-    return None
+    total = self.compiled.total
+    return None if total is None else total + self.waiting_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Plan:
     rows: of a batch.
     micro_batches: parts in which it is scored and differentiated.
     rollout_parts: parts in which it is drawn.
+    rollout_rows: rows that take turns, None where they do not.
     flags: that make a run of it.
     notes: what was changed to plan it.
     iterations: of the config.
@@ -81,6 +79,7 @@ class Plan:
   rows: int
   micro_batches: int
   rollout_parts: int
+  rollout_rows: int | None
   flags: tuple[str, ...]
   notes: tuple[str, ...]
   iterations: int
@@ -219,8 +218,7 @@ def as_text(plan: Plan, price: float | None) -> str:
   versions = ", ".join(f"{k} {v}" for k, v in plan.versions.items())
   lines = [
     f"{plan.topology}: {plan.chips} chips ({plan.device_kind}), {plan.rows} "
-    f"rows in {plan.micro_batches} micro-batches, drawn in "
-    f"{plan.rollout_parts} parts",
+    f"rows in {plan.micro_batches} micro-batches, {_drawn(plan)}",
     plan.layout,
     f"Flags: {shlex.join(plan.flags)}",
     *(f"note: {note}" for note in plan.notes),
@@ -240,6 +238,13 @@ def as_text(plan: Plan, price: float | None) -> str:
     *_estimate(plan, price),
   ]
   return "\n".join(lines)
+
+
+def _drawn(plan: Plan) -> str:
+  """How a rollout goes."""
+  if plan.rollout_rows is None:
+    return f"drawn in {plan.rollout_parts} parts"
+  return f"{plan.rollout_rows} at a time drawn in turns"
 
 
 def _gib(size: float | None) -> str:
@@ -286,14 +291,33 @@ def _memory_table(plan: Plan) -> list[str]:
       f"  {stage.compiled.name:8}{_gib(memory and memory.arguments):>11}"
       f"{_gib(new):>11}{_gib(memory and memory.temporaries):>11}"
       f"{_gib(stage.cache_bytes):>11}{_gib(stage.kept_bytes):>11}"
-      f"{_gib(stage.waiting_bytes):>11}{_gib(stage.total_bytes):>11}"
+      f"{_gib(stage.waiting_bytes + stage.compiled.beside):>11}"
+      f"{_gib(stage.total_bytes):>11}"
     )
   return [
     *lines,
     "  KV cache and kept (inputs of layers, for the backward pass) are part of "
     "temporary;",
     "  waiting: weights and optimizer state that the stage is not called with.",
+    *_parts(plan),
   ]
+
+
+def _parts(plan: Plan) -> list[str]:
+  """What each program of a stage needs, where it has several."""
+  lines = []
+  for stage in plan.stages:
+    needed = [
+      f"{part.name} {_gib(part.total and part.total + stage.waiting_bytes)}"
+      for part in stage.compiled.parts
+    ]
+    if needed:
+      lines += [
+        f"  {stage.compiled.name} has several programs, of which the largest "
+        "is shown; its KV cache",
+        f"  is among arguments and outputs. Total of each: {', '.join(needed)}",
+      ]
+  return lines
 
 
 def _work_table(plan: Plan) -> list[str]:

@@ -60,7 +60,7 @@ def config_way(
 
   others = (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
   layouts = Layouts(layout(main), *map(layout, others))
-  way = Way(layouts, rl.micro_batches, rl.rollout_parts)
+  way = Way(layouts, rl.micro_batches, rl.rollout_parts, rl.rollout_rows)
   if not is_open or rl.rollout_mesh is not None:
     return way
   *_, best = (way, *rollout_ways(settings, shapes, way, devices))
@@ -158,7 +158,9 @@ def search(
   Raises:
     ValueError: if weights and optimizer state alone are too much everywhere.
   """
-  rows = settings.rl.prompts * settings.rl.samples_per_prompt
+  prompts, samples = settings.rl.prompts, settings.rl.samples_per_prompt
+  rows = prompts * samples
+  turns = settings.rl.rollout_rows
 
   def tried(way: Way, stages: Sequence[str]) -> tuple[Way, Plan]:
     found = plan(way, stages)
@@ -166,7 +168,7 @@ def search(
     return way, found
 
   learning = [
-    tried(Way(layouts, rows // layouts.row_shards, 1), _LEARNING)
+    tried(Way(layouts, rows // layouts.row_shards, 1, turns), _LEARNING)
     for layouts in training_layouts(settings, shapes, devices)
   ]
   best, found = choose(learning)
@@ -180,11 +182,10 @@ def search(
   for way in rollout_ways(settings, shapes, best, devices):
     sampling.append(tried(way, _SAMPLING))
     while sampling[-1][1].fits is False:
-      parts = 2 * sampling[-1][0].rollout_parts
-      if rows % (parts * way.layouts.rollout.row_shards):
+      fewer = sampling[-1][0].smaller(prompts, samples)
+      if fewer is None:
         break
-      more = dataclasses.replace(way, rollout_parts=parts)
-      sampling.append(tried(more, _SAMPLING))
+      sampling.append(tried(fewer, _SAMPLING))
   return plan(choose(sampling)[0], None)
 
 
@@ -231,10 +232,11 @@ def rollout_ways(
     devices: to use, all of them.
 
   Yields:
-    Ways with as few parts as leave room for keys and values.
+    Ways with as many rows at a time as leave room for keys and values: those
+    of the way where they take turns, else all.
   """
   count = len(devices)
-  rows = settings.rl.prompts * settings.rl.samples_per_prompt
+  prompts, samples = settings.rl.prompts, settings.rl.samples_per_prompt
   sizes = [{"data": count}]
   sizes += [
     {"data": count // share, "tensor": share, "rules": "tensor"}
@@ -245,13 +247,19 @@ def rollout_ways(
     layout = sharding.make_layout(**size, devices=devices)
     layouts = dataclasses.replace(way.layouts, rollout=layout)
     spare = _spare_bytes(settings, shapes, layouts)
-    if rows % layout.row_shards or spare <= 0:
+    if prompts * samples % layout.row_shards or spare <= 0:
       continue
-    parts, most = 1, rows // layout.row_shards
-    cache = plan_estimates.cache_bytes(settings, shapes, layout, parts=1)
-    while cache / parts > spare and most % (2 * parts) == 0:
-      parts *= 2
-    yield Way(layouts, way.micro_batches, parts)
+    other = Way(layouts, way.micro_batches, 1, way.rollout_rows)
+    # Where rows take turns, two caches are in memory at times.
+    copies = 1 if way.rollout_rows is None else 2
+    while True:
+      rows = other.rows_at_a_time(prompts, samples)
+      cache = plan_estimates.cache_bytes(settings, shapes, layout, rows)
+      fewer = other.smaller(prompts, samples)
+      if copies * cache <= spare or fewer is None:
+        break
+      other = fewer
+    yield other
 
 
 def _spare_bytes(settings: Settings, shapes: Shapes, layouts: Layouts) -> float:
@@ -311,9 +319,12 @@ def summary(plan: Plan) -> str:
     + ("?" if stage.total_bytes is None else f"{stage.total_bytes / GIB:.1f}")
     for stage in plan.stages
   )
+  drawn = f"rollouts in {plan.rollout_parts}"
+  if plan.rollout_rows is not None:
+    drawn = f"{plan.rollout_rows} rows in turns"
   seconds = "" if plan.step_seconds is None else f", {plan.step_seconds:.0f} s"
   verdict = {True: "fits", False: "does not fit", None: "compiles"}[plan.fits]
   return (
-    f"{plan.layout}, {plan.micro_batches} micro-batches, rollouts in "
-    f"{plan.rollout_parts}: {verdict} ({peaks} GiB{seconds})"
+    f"{plan.layout}, {plan.micro_batches} micro-batches, {drawn}: "
+    f"{verdict} ({peaks} GiB{seconds})"
   )

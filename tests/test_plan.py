@@ -208,8 +208,9 @@ def test_bytes_of_a_cache(settings, shapes):
   split = sharding.make_layout(
     fsdp=2, tensor=2, rules="fsdp+tensor", devices=jax.devices()[:4]
   )
-  assert plan_estimates.cache_bytes(settings, shapes, whole, 1) == all_bytes
-  assert plan_estimates.cache_bytes(settings, shapes, split, 2) == all_bytes / 8
+  for layout, part in ((whole, 1), (split, 2)):
+    found = plan_estimates.cache_bytes(settings, shapes, layout, rows // part)
+    assert found == all_bytes / part**3  # A part of rows, shards and heads.
 
 
 def test_micro_batches_that_rows_cannot_fill(settings):
@@ -262,6 +263,7 @@ def plan_of(way, stages, seconds, size):
     rows=32,
     micro_batches=way.micro_batches,
     rollout_parts=way.rollout_parts,
+    rollout_rows=way.rollout_rows,
     flags=tuple(way.flags()),
     notes=(),
     iterations=1,

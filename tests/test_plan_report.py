@@ -37,6 +37,7 @@ def make_plan(*stages, chip="TPU v5 lite", devices=16, sampler=0):
     rows=512,
     micro_batches=32,
     rollout_parts=1,
+    rollout_rows=None,
     flags=("--config.mesh.fsdp=16", '--config.rl.rollout_mesh={"data": 16}'),
     notes=(),
     iterations=500,

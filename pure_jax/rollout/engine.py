@@ -21,6 +21,7 @@ time, in contiguous shards; C tokens at most, L of a prompt.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -118,6 +119,7 @@ class Engine:
       found = places.rows.ages, places.rows.done
       return copied(found, placement)
 
+    self._copies_weights = prepare is not generation.unprepared
     self._prepare = jax.jit(lambda params: prepare(params, model))
     self._start = jax.jit(self._first_tokens, static_argnums=4)
     self._refill = jax.jit(self._first_tokens_beside, donate_argnums=(5, 6))
@@ -134,7 +136,7 @@ class Engine:
     Args:
       params: policy weights, as `policy.declare_policy` declares them.
       prompts: P left-padded prompts, [P, L], the same on every device.
-      key: typed key; consumed.
+      key: typed key, or one for each row, [P G]; consumed.
 
     Returns:
       The rollout [P G, C], samples of one prompt contiguous.
@@ -169,6 +171,23 @@ class Engine:
           ring = min(2 * ring, longest)
         places = self._grow(places, ring)
       places, results = self._decode(decoding, places, results)
+
+  def parts(self) -> dict[str, Callable[..., Any]]:
+    """The jitted parts that hold memory, for a plan of it.
+
+    Returns:
+      By name: "start", "unshare", "grow", "decode", "refill", "take", called
+      as `generate` calls them, and "prepare" where weights are copied.
+    """
+    found = {
+      "start": self._start,
+      "unshare": self._unshare,
+      "grow": self._grow,
+      "decode": self._decode,
+      "refill": self._refill,
+      "take": self._take,
+    }
+    return found | ({"prepare": self._prepare} if self._copies_weights else {})
 
   def _begin(self, params, prompts, key, chosen, slots, shared):
     """Prompts are read, and their samples' first tokens drawn."""
