@@ -48,9 +48,9 @@ MAY_DIFFER = (
 
 
 def missing_batches(
-  questions: Questions, file: ResponsesFile, rows: int
-) -> tuple[list[list[Unit]], int]:
-  """(batches that are not whole in the file, number of all batches).
+  settings: EvaluationSettings, questions: Questions, file: ResponsesFile
+) -> tuple[list[tuple[list[Unit], int]], int]:
+  """(batches not whole in the file, each with its rows; number of batches).
 
   Batches are cut before anything is left out, so that a resumed run computes
   the very batches of one that was not stopped.
@@ -59,13 +59,14 @@ def missing_batches(
   for unit in questions.units:
     kinds[unit.sample is not None].append(unit)
   cut = [
-    units[first : first + rows]
-    for units in kinds
+    (units[first : first + rows], rows)
+    for units in filter(None, kinds)
+    for rows in [settings.rows_of_batches(len(units))]
     for first in range(0, len(units), rows)
   ]
   missing = [
-    batch
-    for batch in cut
+    (batch, rows)
+    for batch, rows in cut
     if any(unit.key not in file.responses for unit in batch)
   ]
   return missing, len(cut)
@@ -79,7 +80,7 @@ def write_responses(
   file: ResponsesFile,
 ) -> None:
   """Fills the file with what is missing, graded while the next is written."""
-  missing, total = missing_batches(questions, file, settings.batch_rows)
+  missing, total = missing_batches(settings, questions, file)
   if not missing:
     return
   writer = ResponseWriter(settings, tokenizer, layout)
@@ -87,12 +88,16 @@ def write_responses(
   def one_behind() -> Iterator[Written]:
     """Each batch, when the next one is on its way."""
     last = None
-    for units in missing:
-      started = writer.start(units)
+    for units, rows in missing:
+      started = writer.start(units, rows)
+      if settings.rollout_rows is not None:
+        yield started  # The host took part, so it is complete.
+        continue
       if last is not None:
         yield last
       last = started
-    yield last
+    if last is not None:
+      yield last
 
   with (
     verify.open_pool(settings.grader_workers, settings.grader_seconds) as pool,

@@ -11,6 +11,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation import AVERAGE
 from pure_jax.host.grading_pool import MAX_SECONDS
 from pure_jax.host.verify import EXTRACTORS
+from pure_jax.rollout.engine import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 
 
@@ -60,6 +61,8 @@ class EvaluationSettings:
   min_p: float
   max_new_tokens: int
   batch_rows: int
+  rollout_rows: int | None
+  rollout_chunk: int
   max_steps: int
   prm_separator: str
   extractors: tuple[str, ...]
@@ -72,8 +75,8 @@ class EvaluationSettings:
     """Refuses what cannot be evaluated."""
     at_least_one(
       self,
-      "prompt_tokens prm_prompt_tokens batch_rows max_steps grader_workers "
-      "bootstrap_resamples",
+      "prompt_tokens prm_prompt_tokens batch_rows rollout_chunk max_steps "
+      "grader_workers bootstrap_resamples",
     )
     for name in ("seed", "samples", "bootstrap_seed"):
       if getattr(self, name) < 0:
@@ -115,6 +118,55 @@ class EvaluationSettings:
       )
     self.sampler(0, 1, (), greedy=False)
     self.mesh.check_rows("batch_rows", self.batch_rows)
+    if self.rollout_rows is not None:
+      self._check_turns(self.rollout_rows)
+
+  def _check_turns(self, rows: int) -> None:
+    """Refuses places that do not make up a batch."""
+    at_least_one(self, "rollout_rows")
+    self.mesh.check_rows("rollout_rows", rows)
+    if self.batch_rows % rows:
+      raise ValueError(
+        f"rollout_rows={rows} does not divide batch_rows={self.batch_rows}: "
+        "set batch_rows to a multiple of it, or leave rollout_rows unset "
+        "(configs/evaluate.py:one_loop)."
+      )
+
+  def continuous(self) -> EngineConfig | None:
+    """How responses of a batch take turns, None where they do not."""
+    if self.rollout_rows is None:
+      return None
+    return EngineConfig(self.rollout_rows, self.rollout_chunk)
+
+  def group_size(self, shards: int, *, greedy: bool) -> int:
+    """Responses for which a prompt is read once, where they take turns.
+
+    Args:
+      shards: over which rows are split.
+      greedy: of greedy responses, or of samples.
+
+    Returns:
+      All samples of a problem, or 1 where they do not fill places evenly.
+    """
+    rows = self.rollout_rows
+    if rows is None or greedy or rows % (shards * self.samples):
+      return 1
+    return self.samples
+
+  def rows_of_batches(self, units: int) -> int:
+    """Rows of a batch; what is no response fills up the last.
+
+    Args:
+      units: responses of all batches.
+
+    Returns:
+      batch_rows; where rows take turns, fewer if as many batches are filled
+      by them, for a row that only fills up costs as much as others.
+    """
+    if self.rollout_rows is None:
+      return self.batch_rows
+    share = -(-units // -(-units // self.batch_rows))
+    return -(-share // self.rollout_rows) * self.rollout_rows
 
   @property
   def policy_prompt_format(self) -> PromptFormat:

@@ -53,6 +53,10 @@ class ResponseWriter:
     self._params, model = huggingface.load_policy(
       settings.policy, layout, **dtypes
     )
+    self._groups = {
+      greedy: settings.group_size(layout.row_shards, greedy=greedy)
+      for greedy in (True, False)
+    }
     self._generate = {
       greedy: rollouts.make_generate_rows(
         model,
@@ -63,8 +67,10 @@ class ResponseWriter:
           greedy=greedy,
         ),
         layout,
+        group_size=group_size,
+        continuous=settings.continuous(),
       )
-      for greedy in (True, False)
+      for greedy, group_size in self._groups.items()
     }
     self._prm_params = None
     if settings.prm is not None:
@@ -76,17 +82,31 @@ class ResponseWriter:
         ScoreConfig(settings.max_steps, settings.prm_separator),
         jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),
         layout,
+        settings.rollout_rows,
       )
 
-  def start(self, units: list[Unit]) -> Written:
-    """Sends a batch to the devices; short ones are filled up by repetition."""
-    settings = self._settings
-    rows = [units[i % len(units)] for i in range(settings.batch_rows)]
+  def start(self, units: list[Unit], count: int) -> Written:
+    """Sends a batch to the devices; short ones are filled up by repetition.
+
+    Args:
+      units: of one kind, greedy or samples.
+      count: of rows, see `EvaluationSettings.rows_of_batches`.
+
+    Returns:
+      The batch. Where rows take turns, its responses are complete.
+    """
+    settings, greedy = self._settings, units[0].sample is None
+    rows = [units[i % len(units)] for i in range(count)]
+    prompts = [unit.prompt for unit in rows[:: self._groups[greedy]]]
     key = jax.random.key(settings.seed)
     numbers = np.asarray([unit.numbers() for unit in rows], np.uint32)
-    rollout = self._generate[units[0].sample is None](
+    rollout = self._generate[greedy](
       self._params,
-      self._prompts([unit.prompt for unit in rows], settings.prompt_tokens),
+      self._prompts(
+        prompts,
+        settings.prompt_tokens,
+        everywhere=settings.rollout_rows is not None,
+      ),
       jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
         numbers
       ),
@@ -102,12 +122,13 @@ class ResponseWriter:
       )
     return Written(units, rollout, step_rewards)
 
-  def _prompts(self, ids: list[list[int]], length: int) -> Prompts:
+  def _prompts(
+    self, ids: list[list[int]], length: int, *, everywhere: bool = False
+  ) -> Prompts:
     """Rows of ids on the devices."""
     padded = batches.left_pad(ids, length, self._tokenizer.pad_id)
-    return jax.device_put(
-      Prompts(*padded), sharding.batch_sharding(self._layout)
-    )
+    place = sharding.replicated if everywhere else sharding.batch_sharding
+    return jax.device_put(Prompts(*padded), place(self._layout))
 
 
 def read(

@@ -130,7 +130,9 @@ def test_an_evaluation_cut_in_a_line_ends_as_one_that_was_not(whole, tmp_path):
     patch.setattr(
       evaluate.ResponseWriter,
       "start",
-      lambda self, units: asked.append(len(units)) or start(self, units),
+      lambda self, units, rows: (
+        asked.append(len(units)) or start(self, units, rows)
+      ),
     )
     evaluate.evaluate(settings(), str(workdir))
   assert asked == [16]  # The very batch, not what is missing of it.
@@ -335,6 +337,9 @@ def test_a_wrong_name_leaves_no_folder_behind(
     ({"top_p": 0.0}, "top_p must be in"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"batch_rows": 3, "mesh__data": 2}, "batch_rows=3 is not divisible"),
+    ({"rollout_rows": 3}, "rollout_rows=3 does not divide batch_rows=16"),
+    ({"rollout_rows": 0}, "rollout_rows must be at least 1"),
+    ({"rollout_chunk": 0}, "rollout_chunk must be at least 1"),
     ({"extractors": ("box",)}, "extractors must be one of"),
     ({"extractors": ()}, "extractors needs at least one"),
     ({"prompt_format": "chatty"}, "prompt_format must be one of"),

@@ -38,7 +38,7 @@ def start(folder, tmp_path, monkeypatch):
   """Starts a batch of given settings: (what was asked of whom, the batch)."""
   asked = types.SimpleNamespace(samplers=[], keys=None, scored=None)
 
-  def make_generate_rows(model, sampler, layout):
+  def make_generate_rows(model, sampler, layout, **unused):
     asked.samplers.append(sampler)
 
     def generate(params, prompts, keys):
@@ -56,7 +56,7 @@ def start(folder, tmp_path, monkeypatch):
 
     return generate
 
-  def make_prm_evaluation(model, config, table, layout):
+  def make_prm_evaluation(model, config, table, layout, rows_at_a_time):
     asked.score_config = config
 
     def score(params, batch):
@@ -72,7 +72,7 @@ def start(folder, tmp_path, monkeypatch):
     response_writer.stages, "make_prm_evaluation", make_prm_evaluation
   )
 
-  def started(*, greedy=False, **changes):
+  def started(*, greedy=False, units=slice(1, 4), **changes):
     fields = config_file.get_config("smoke").to_dict()
     fields |= {"batch_rows": 5, "max_new_tokens": 3} | changes
     given = config_conversion.settings_from_config(fields, EvaluationSettings)
@@ -83,7 +83,7 @@ def start(folder, tmp_path, monkeypatch):
     layout = sharding.make_layout(1, 1)
     writer = response_writer.ResponseWriter(settings, tokenizer, layout)
     asked.tokenizer = tokenizer
-    return asked, writer.start(kind[1:4])
+    return asked, writer.start(kind[units], settings.batch_rows)
 
   return started
 
@@ -148,6 +148,21 @@ def test_keys_follow_from_seed_benchmark_row_and_number(start, seed):
   ]
   assert found == expected
   assert len({*map(tuple, found)}) == len(written.units)
+
+
+def test_samples_that_take_turns_share_a_prompt_and_no_key(start):
+  """Four samples of a problem each have their key, and their PRM's prompt."""
+  asked, written = start(
+    samples=4, units=slice(4, 8), batch_rows=8, rollout_rows=8
+  )
+  units = written.units
+  assert [unit.sample for unit in units] == [0, 1, 2, 3]
+  prompts = ids(asked.prompts.tokens, asked.prompts.mask)
+  assert prompts == 2 * [units[0].prompt]  # Once more, to fill up.
+  keys = [*map(tuple, jax.random.key_data(asked.keys).tolist())]
+  assert keys[:4] == keys[4:] and len({*keys}) == 4
+  scored = ids(asked.scored.prompt_tokens, asked.scored.prompt_mask)
+  assert scored == 8 * [units[0].prm_prompt]
 
 
 def test_nothing_of_a_verdict_is_lost(start, monkeypatch):

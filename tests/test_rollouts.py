@@ -181,6 +181,19 @@ def test_a_row_of_its_own_key():
   assert_same(turned, jax.tree.map(lambda x: x[order], whole))
 
 
+def test_rows_of_their_own_keys_take_turns():
+  """Places' keys in place of rows' would draw other samples."""
+  keys = sampling.row_keys(jax.random.key(6), jnp.arange(30, 30 + 6 * G))
+  params, prompts = random_policy(MODEL), some_prompts(6)
+  repeated = jax.tree.map(lambda x: np.repeat(x, G, axis=0), prompts)
+  layout = sharding.make_layout()
+  one_loop = rollouts.make_generate_rows(MODEL, SAMPLER, layout)
+  in_turns = rollouts.make_generate_rows(
+    MODEL, SAMPLER, layout, group_size=G, continuous=EngineConfig(8, 4)
+  )
+  assert_same(in_turns(params, prompts, keys), one_loop(params, repeated, keys))
+
+
 def test_weights_are_laid_out_in_columns_where_it_is_faster():
   """On one CPU in float32; sharded weights must stay in their shards."""
   one, many = sharding.make_layout(), sharding.make_layout(fsdp=2)

@@ -272,7 +272,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
   settings = config_conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = space.task.tokenizer
 
-  def make_writing(model, sampler, layout):
+  def make_writing(model, sampler, layout, **unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
@@ -284,7 +284,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
   monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
   questions = evaluation_data.ask(settings, tokenizer, space.workdir)
   writer = ResponseWriter(settings, tokenizer, space.layout)
-  jax.block_until_ready(writer.start(questions.units).step_rewards)
+  jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
   return take(seen)
 
 

@@ -6,8 +6,9 @@ is wanted.
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
     --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
 
-`evaluate.py:smoke` evaluates a tiny random model with a random PRM on a few
-problems, on a CPU.
+`evaluate.py:one_loop` does so without continuous batching: the same responses
+but for rounding. `evaluate.py:smoke` evaluates a tiny random model with a
+random PRM on a few problems, on a CPU.
 """
 
 from configs import base
@@ -18,9 +19,22 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """The fields and their defaults; "smoke" tries the code without a model."""
-  if variant not in ("full", "smoke"):
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  """The fields and their defaults.
+
+  Args:
+    variant: "full"; "one_loop" generates without continuous batching; "smoke"
+      tries the code without a model.
+
+  Returns:
+    The config.
+
+  Raises:
+    ValueError: for another variant.
+  """
+  if variant not in ("full", "one_loop", "smoke"):
+    raise ValueError(
+      f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
+    )
   config = ConfigDict(
     dict(
       seed=0,  # Of the samples.
@@ -54,7 +68,13 @@ def get_config(variant: str = "full") -> ConfigDict:
       top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
       min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
       max_new_tokens=8192,  # Of a response; then it is truncated.
-      batch_rows=64,  # Responses generated at a time.
+      batch_rows=256,  # Responses that are written to the file together.
+      # So many of a batch are generated at a time, with continuous batching:
+      # places of those that have ended go to others, and twice their keys and
+      # values are in memory at times. Unset (`evaluate.py:one_loop`) generates
+      # the whole batch in one loop, until its last response has ended.
+      rollout_rows=placeholder(int),
+      rollout_chunk=64,  # Tokens between two looks at which have ended.
       max_steps=256,  # The PRM scores so many; the rest joins the last.
       prm_separator="insert",  # Or "replace", as the paper's reference does.
       extractors=("boxed",),  # Of answers, in the order they are tried.
@@ -64,6 +84,10 @@ def get_config(variant: str = "full") -> ConfigDict:
       bootstrap_resamples=2000,  # Of the problems, for the intervals.
     )
   )
+  if variant == "full":
+    config.rollout_rows = 32
+  if variant == "one_loop":
+    config.batch_rows = 64
   if variant == "smoke":
     config.update(
       random_model=True,

@@ -75,12 +75,15 @@ def row_keys(key: Array, row_ids: Array) -> Array:
   """One key per row, from the row's number alone.
 
   Args:
-    key: typed PRNG key; consumed.
-    row_ids: [B] int32, numbers of the rows in the whole run or batch.
+    key: typed PRNG key; consumed. Of [N] keys, row i has key i.
+    row_ids: [B] int32, numbers of the rows in the whole run or batch. Of a
+      number beyond the keys, the last.
 
   Returns:
     [B] typed keys.
   """
+  if key.ndim:
+    return key[jnp.minimum(row_ids, key.shape[0] - 1)]
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, row_ids)
 
 

@@ -138,7 +138,12 @@ def _sample_groups(sample, params, prompts, keys_PG):
 
 
 def make_generate_rows(
-  model: ModelConfig, sampler: sampling.SamplingConfig, layout: sharding.Layout
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  layout: sharding.Layout,
+  *,
+  group_size: int = 1,
+  continuous: engine.EngineConfig | None = None,
 ) -> Callable[[Any, Prompts, jax.Array], Rollout]:
   """One completion per row, each from its own key, as an evaluation draws them.
 
@@ -146,12 +151,27 @@ def make_generate_rows(
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
+    group_size: rows of each prompt (G), contiguous; 1 in one loop.
+    continuous: samples with continuous batching; None in one compiled loop.
 
   Returns:
-    A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C].
-    The keys are consumed; which rows stand beside a row changes nothing in it.
+    A function (params, prompts [P, L], keys [P * G]) -> rollout [P * G, C]:
+    jitted, its prompts split as rows are, or with continuous batching of
+    jitted parts, its prompts everywhere. The keys are consumed; which rows
+    stand beside a row changes nothing in it.
   """
   rows = sharding.batch_sharding(layout)
+  if continuous is not None:
+    return engine.Engine(
+      model,
+      sampler,
+      group_size,
+      continuous,
+      shards=layout.row_shards,
+      placement=layout.decoding_placement,
+      prepare=decoding_copy(model, layout),
+      out_shardings=rows,
+    ).generate
   return jax.jit(
     _one_loop(model, sampler, layout),
     in_shardings=(

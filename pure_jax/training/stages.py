@@ -12,6 +12,7 @@ from pure_jax import losses, masked, steps
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.training.parts import map_rows
 from pure_jax.training.score import ScoreConfig, prm_forward
 from pure_jax.training.train import (
   Metrics,
@@ -175,6 +176,7 @@ def make_prm_evaluation(
   config: ScoreConfig,
   table: SeparatorTable,
   layout: sharding.Layout,
+  rows_at_a_time: int | None = None,
 ) -> Callable[..., Array]:
   """Step rewards of given responses.
 
@@ -183,16 +185,20 @@ def make_prm_evaluation(
     config: how steps are cut and scored.
     table: which token ids end a step.
     layout: mesh and rules.
+    rows_at_a_time: at most so many are read together; None reads all.
 
   Returns:
     A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
   """
 
   def evaluate(params, batch):
-    logits, inputs, _ = prm_forward(
-      params, model, config, table, batch, layout.placement
-    )
-    return steps.read_step_rewards(logits, inputs)
+    def judge(part):
+      logits, inputs, _ = prm_forward(
+        params, model, config, table, part, layout.placement
+      )
+      return steps.read_step_rewards(logits, inputs)
+
+    return map_rows(judge, batch, rows_at_a_time, layout.row_shards)
 
   places = sharding.weight_shardings(prm.declare_prm(model), layout)
   rows = sharding.batch_sharding(layout)
