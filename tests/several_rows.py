@@ -4,15 +4,23 @@ Started by the tests of `host.shared_rows`, `peers` and `processes`.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import small_models
 
 from pure_jax.host import clusters, peers, processes, shared_rows
+from pure_jax.models import policy
 from pure_jax.parallel import sharding
+from pure_jax.rollout import generation, sampling
+from pure_jax.rollout.engine import EngineConfig
+from pure_jax.training import rollouts
+from pure_jax.types import Prompts
 
 ROWS = 16
 
@@ -52,6 +60,62 @@ def exchange(layout):
   alone = jax.random.key_data(jax.random.fold_in(jax.random.key(7), 3))
   np.testing.assert_array_equal(drawn, alone)
   return {"asked": asked, "shares": [share.tolist() for share in shares]}
+
+
+def take_turns(layout):
+  """Samples of five prompts, begun where others have ended: their lengths.
+
+  Each process decides for itself which prompts begin in which places. If two
+  decided otherwise, rows would be those of others, or wait for ever.
+  """
+  # Most of the time is XLA's, which optimises what runs for moments.
+  jax.config.update("jax_disable_most_optimizations", True)
+  # A vocabulary that four tensor shards divide.
+  model = dataclasses.replace(small_models.TINY, num_layers=1, vocab_size=24)
+  params = small_models.random_policy(model)
+  sampler = sampling.SamplingConfig(
+    max_new_tokens=9, pad_id=small_models.PAD, stop_ids=(14, 18, 19)
+  )
+  rng = np.random.default_rng(3)
+  prompts = Prompts(
+    *small_models.random_prompts(rng, rng.integers(1, 5, 5), 4, 24)
+  )
+  key = jax.random.key(6)
+  alone = jax.device_get(
+    jax.jit(generation.generate, static_argnums=(1, 2))(
+      params,
+      model,
+      sampler,
+      jax.tree.map(lambda x: np.repeat(x, 2, axis=0), prompts),
+      sampling.row_keys(key, jnp.arange(10)),
+    )
+  )
+  generate = rollouts.make_generate(
+    model, sampler, 2, layout, continuous=EngineConfig(rows=4, chunk=2)
+  )
+
+  def everywhere(x, place):
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, place, lambda part: x[part])
+
+  places = sharding.weight_shardings(policy.declare_policy(model), layout)
+  whole = sharding.replicated(layout)
+  found = generate(
+    jax.tree.map(everywhere, params, places),
+    jax.tree.map(lambda x: everywhere(x, whole), prompts),
+    shared_rows.replicate(whole, key),
+  )
+  for name in ("tokens", "completion_mask", "truncated", "prompt_tokens"):
+    np.testing.assert_array_equal(
+      shared_rows.read_everywhere(getattr(found, name)), getattr(alone, name)
+    )
+  np.testing.assert_allclose(
+    shared_rows.read_everywhere(found.sampled_logp),
+    alone.sampled_logp,
+    rtol=1e-5,
+    atol=1e-5,
+  )
+  return alone.completion_mask.sum(axis=1).tolist()
 
 
 def share(folder):
@@ -113,6 +177,7 @@ def main():
       ]
       shared_rows.meet([layout.mesh for layout in layouts])
       found = {"agree": agree(), "rows": [*map(exchange, layouts)]}
+      found["turns"] = take_turns(layouts[2])
       found["share"] = share(what[1])
       print(json.dumps(found))
       return

@@ -44,6 +44,14 @@ def test_every_row_is_judged_by_one_process(said):
     assert shares[2] == [[0, 1, 2, 3, 8, 9, 10, 11], [4, 5, 6, 7, *high[4:]]]
 
 
+def test_rows_of_two_processes_take_turns(said):
+  """Each compared its rows with those of one loop, see `take_turns`."""
+  first, second = (process["turns"] for process in said)
+  assert first == second
+  # Places were free at different times, or turns would say little.
+  assert len(first) == 10 and len({*first}) > 3
+
+
 def test_what_one_cannot_do_ends_all(said):
   first, second = (process["agree"] for process in said)
   assert first[:2] == second[:2]
