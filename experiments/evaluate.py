@@ -79,14 +79,18 @@ def write_responses(
   questions: Questions,
   file: ResponsesFile,
 ) -> None:
-  """Fills the file with what is missing, graded while the next is written."""
+  """Fills the file with what is missing.
+
+  In one loop a batch is graded while the next is generated; where responses
+  take turns the host takes part, so it is graded in between.
+  """
   missing, total = missing_batches(settings, questions, file)
   if not missing:
     return
   writer = ResponseWriter(settings, tokenizer, layout)
 
   def one_behind() -> Iterator[Written]:
-    """Each batch, when the next one is on its way."""
+    """Each batch; in one loop, when the next is on its way."""
     last = None
     for units, rows in missing:
       started = writer.start(units, rows)
