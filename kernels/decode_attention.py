@@ -1,16 +1,17 @@
-"""Attention of one new token per row, to a prompt that rows share.
+"""Attention of one new token per row, to parts of a cache that rows may share.
 
 The samples of a prompt have its keys and values in common: they are stored,
-and read, once for all of them. What a row has made itself lies in a ring of M
-slots, written at the same place for every row; its age says how many of the
-latest slots are its own.
+and read, once for all of them. What a row has made itself lies in slots of its
+own. Both are parts here, with masks that say which slots a row may read.
 
-Letters: P prompts, G samples of each, B = P G rows, N query heads, K key
-heads, R = N / K, L prompt tokens, M slots of the ring, H head dimension,
-Q = G R query rows that read the same keys.
+Letters: P rows of the part that most rows share, B rows, B = P G, N query
+heads, K key heads, R = N / K, M slots of a part, H head dimension, Q = G R
+query rows that read the same keys of the first part.
 """
 
 import functools
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,284 +32,263 @@ LANES = 128
 BLOCK_BYTES = 2**21
 
 
+class Part(NamedTuple):
+  """Some slots of a cache, of rows [Q] that B / Q neighbours read each.
+
+  Attributes:
+    keys: [Q, K, M, H] float, rotated, or int8; slots that no row may read may
+      hold any finite value.
+    values: [Q, K, M, H], likewise.
+    mask: [Q, M] bool, True on slots that may be read.
+    key_scale: [Q, K, M] float32, what int8 keys are multiplied by, else None.
+    value_scale: likewise.
+  """
+
+  keys: Array
+  values: Array
+  mask: Array
+  key_scale: Array | None = None
+  value_scale: Array | None = None
+
+
 def decode_attention(
   q_BNH: Array,
-  prefix_k_PKLH: Array,
-  prefix_v_PKLH: Array,
-  prefix_mask_PL: Array,
-  k_BKMH: Array,
-  v_BKMH: Array,
-  slot: Array,
-  ages: Array,
+  parts: Sequence[Part],
   *,
   implementation: str | None = None,
   interpret: bool = False,
 ) -> Array:
-  """softmax(q k / sqrt(H)) v over the prompt's tokens and the row's own.
+  """softmax(q k / sqrt(H)) v over the slots of all parts that a row may read.
 
-  Rows of one prompt are contiguous: row b reads prompt b // G. Row b attends
-  to the kept tokens of the prompt and to the slots s of its ring with (slot -
-  s) mod M < ages[b]. The softmax is one, in float32, over both.
+  The softmax is one, in float32. Neighbours share: row b reads row b // (B / Q)
+  of a part of Q rows.
 
   Args:
     q_BNH: [B, N, H] float, rotated queries.
-    prefix_k_PKLH: [P, K, L, H] float, rotated keys of prompts; P divides B.
-    prefix_v_PKLH: [P, K, L, H] float, their values.
-    prefix_mask_PL: [P, L] bool, True keeps.
-    k_BKMH: [B, K, M, H] float, rotated keys of rows; unwritten slots may hold
-      any finite value.
-    v_BKMH: [B, K, M, H] float, their values.
-    slot: [] int32, 0..M-1, the slot written last, the same for every row.
-    ages: [B] int32, 1..M, slots that the row attends to.
-    implementation: None or "xla", two products and a softmax; "pallas", a
-      kernel that reads only blocks in which a row of the prompt has something.
+    parts: at least one; the first has the fewest rows, P, and all have a
+      multiple of P that divides B. Every row may read some slot.
+    implementation: None or "xla", two products a part and a softmax; "pallas",
+      a kernel that reads only blocks in which a row has something.
     interpret: runs the kernel step by step on any device, to test it.
 
   Returns:
-    [B, N, H] in the dtype of the values. The kernel has no gradient.
+    [B, N, H] in the dtype of the queries. The kernel has no gradient.
 
   Raises:
     ValueError: shapes do not fit, or the implementation named cannot run.
   """
-  _check_shapes(q_BNH, prefix_k_PKLH, prefix_mask_PL, k_BKMH, ages)
-  obstacle = _obstacle(prefix_k_PKLH, k_BKMH)
-  arguments = (
-    *(q_BNH, prefix_k_PKLH, prefix_v_PKLH, prefix_mask_PL),
-    *(k_BKMH, v_BKMH, slot, ages),
-  )
+  parts = tuple(Part(*part) for part in parts)
+  _check_shapes(q_BNH, parts)
+  obstacle = _obstacle(parts)
   if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
-    return reference(*arguments)
-  return _decode(*arguments, interpret)
+    return reference(q_BNH, parts)
+  return _decode(q_BNH, parts, interpret)
 
 
-def _check_shapes(q, prefix_k, prefix_mask, k, ages) -> None:
+def _check_shapes(q, parts) -> None:
   """Raises where arrays would broadcast or mix up rows."""
-  (B, N, H), (P, K, L, _) = q.shape, prefix_k.shape
-  M = k.shape[2]
-  if B % P or N % K:
-    raise ValueError(
-      f"{B} rows must be a multiple of {P} prompts, {N} query heads one of {K} "
-      "key heads."
-    )
-  for name, found, wanted in (
-    ("prefix_k_PKLH", prefix_k.shape, (P, K, L, H)),
-    ("prefix_mask_PL", prefix_mask.shape, (P, L)),
-    ("k_BKMH", k.shape, (B, K, M, H)),
-    ("ages", ages.shape, (B,)),
-  ):
-    if found != wanted:
-      raise ValueError(f"{name} has shape {found}, not {wanted}.")
+  (B, N, H), K = q.shape, parts[0].keys.shape[1]
+  P = parts[0].keys.shape[0]
+  if N % K:
+    raise ValueError(f"{N} query heads are no multiple of {K} key heads.")
+  for number, part in enumerate(parts):
+    rows, M = part.mask.shape
+    if B % rows or rows % P:
+      raise ValueError(
+        f"{B} rows must be a multiple of the {rows} of part {number}, and "
+        f"these of the {P} of part 0."
+      )
+    if (part.key_scale is None) != (part.keys.dtype != jnp.int8):
+      raise ValueError(
+        f"part {number}: {part.keys.dtype} keys have a scale if they are int8, "
+        "and only then."
+      )
+    for name, wanted in (
+      ("keys", (rows, K, M, H)),
+      ("values", (rows, K, M, H)),
+      ("key_scale", (rows, K, M)),
+      ("value_scale", (rows, K, M)),
+    ):
+      found = getattr(part, name)
+      if found is not None and found.shape != wanted:
+        raise ValueError(
+          f"{name} of part {number} has shape {found.shape}, not {wanted}."
+        )
 
 
-def _attended(slot: Array, ages: Array, slots: int) -> Array:
-  """[B, M] bool, the slots that each row has made."""
-  behind = (slot - jnp.arange(slots)) % slots
-  return behind[None] < ages[:, None]
-
-
-def _by_prompt(x: Array, prompts: int) -> Array:
-  """[B, K, R, ...] -> [P, K, Q, ...], all rows of a prompt side by side."""
+def _shared(x: Array, rows: int) -> Array:
+  """[B, K, R, ...] -> [rows, K, (B / rows) R, ...], neighbours side by side."""
   B, K, R, *rest = x.shape
-  x = jnp.swapaxes(x.reshape(prompts, B // prompts, K, R, *rest), 1, 2)
-  return x.reshape(prompts, K, -1, *rest)
+  x = jnp.swapaxes(x.reshape(rows, B // rows, K, R, *rest), 1, 2)
+  return x.reshape(rows, K, -1, *rest)
 
 
 def _by_row(x: Array, rows: int) -> Array:
-  """[P, K, Q, ...] -> [B, K, R, ...]."""
-  P, K, Q, *rest = x.shape
-  samples = rows // P
-  x = jnp.swapaxes(x.reshape(P, K, samples, Q // samples, *rest), 1, 2)
-  return x.reshape(rows, K, Q // samples, *rest)
+  """The inverse of `_shared`: [B, K, R, ...] with B the rows given."""
+  Q, K, X, *rest = x.shape
+  neighbours = rows // Q
+  x = jnp.swapaxes(x.reshape(Q, K, neighbours, X // neighbours, *rest), 1, 2)
+  return x.reshape(rows, K, X // neighbours, *rest)
 
 
-def reference(
-  q_BNH: Array,
-  prefix_k_PKLH: Array,
-  prefix_v_PKLH: Array,
-  prefix_mask_PL: Array,
-  k_BKMH: Array,
-  v_BKMH: Array,
-  slot: Array,
-  ages: Array,
-) -> Array:
-  """`decode_attention` as two products each: one with prompts, one with rings.
+def reference(q_BNH: Array, parts: Sequence[Part]) -> Array:
+  """`decode_attention` as two products with each part.
 
   The scores are not brought together, only their maxima and sums.
 
   Args:
     q_BNH: [B, N, H] float.
-    prefix_k_PKLH: [P, K, L, H] float.
-    prefix_v_PKLH: [P, K, L, H] float.
-    prefix_mask_PL: [P, L] bool.
-    k_BKMH: [B, K, M, H] float.
-    v_BKMH: [B, K, M, H] float.
-    slot: [] int32.
-    ages: [B] int32.
+    parts: as there.
 
   Returns:
-    [B, N, H] in the dtype of the values. Differentiable.
+    [B, N, H] in the dtype of the queries. Differentiable.
   """
   B, N, H = q_BNH.shape
-  P, K = prefix_k_PKLH.shape[:2]
-  dtype = v_BKMH.dtype
+  K, dtype = parts[0].keys.shape[1], q_BNH.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   q_BKRH = (q_BNH * (H**-0.5)).reshape(B, K, N // K, H)
-  shared = product("PKQH,PKLH->PKQL", _by_prompt(q_BKRH, P), prefix_k_PKLH)
-  shared = jnp.where(prefix_mask_PL[:, None, None], shared, MASKED_SCORE)
-  own = product("BKRH,BKMH->BKRM", q_BKRH, k_BKMH)
-  kept = _attended(slot, ages, k_BKMH.shape[2])
-  own = jnp.where(kept[:, None, None], own, MASKED_SCORE)
+  scores = []
+  for part in parts:
+    q_QKXH = _shared(q_BKRH, part.mask.shape[0])
+    found = product("QKXH,QKMH->QKXM", q_QKXH, part.keys.astype(dtype))
+    if part.key_scale is not None:
+      found = found * part.key_scale[:, :, None]
+    scores.append(jnp.where(part.mask[:, None, None], found, MASKED_SCORE))
 
-  highest = jnp.maximum(_by_row(shared.max(axis=-1), B), own.max(axis=-1))
-  highest = jax.lax.stop_gradient(highest)
-  shared = jnp.exp(shared - _by_prompt(highest, P)[..., None])
-  own = jnp.exp(own - highest[..., None])
-  total = _by_row(shared.sum(axis=-1), B) + own.sum(axis=-1)
-  of_prompt = product("PKQL,PKLH->PKQH", shared.astype(dtype), prefix_v_PKLH)
-  of_row = product("BKRM,BKMH->BKRH", own.astype(dtype), v_BKMH)
-  out = (_by_row(of_prompt, B) + of_row) / total[..., None]
-  return out.astype(dtype).reshape(B, N, H)
+  highest = [_by_row(found.max(axis=-1), B) for found in scores]
+  highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, highest))
+  total, out = 0.0, 0.0
+  for part, found in zip(parts, scores, strict=True):
+    above = found - _shared(highest, part.mask.shape[0])[..., None]
+    weights = jnp.exp(above)
+    total = total + _by_row(weights.sum(axis=-1), B)
+    if part.value_scale is not None:
+      weights = weights * part.value_scale[:, :, None]
+    values = part.values.astype(dtype)
+    read = product("QKXM,QKMH->QKXH", weights.astype(dtype), values)
+    out = out + _by_row(read, B)
+  return (out / total[..., None]).astype(dtype).reshape(B, N, H)
 
 
-def _block(slots: int, row_bytes: int) -> int:
+def _slot_bytes(part, prompts) -> int:
+  """Of one slot in all rows of the part that read one row of the first."""
+  rows, _, _, H = part.keys.shape
+  return rows // prompts * H * part.keys.dtype.itemsize
+
+
+def _block(part, prompts) -> int:
   """Slots of a block: all, or a multiple of the lanes that fits."""
-  fits = max(BLOCK_BYTES // row_bytes // LANES, 1) * LANES
-  return min(slots, BLOCK_SLOTS, fits)
+  fits = BLOCK_BYTES // _slot_bytes(part, prompts) // LANES
+  return min(part.mask.shape[1], BLOCK_SLOTS, max(fits, 1) * LANES)
 
 
-def _slot_bytes(prefix_k, k) -> int:
-  """Of one slot in the rings of all samples of a prompt."""
-  samples = k.shape[0] // prefix_k.shape[0]
-  return samples * k.shape[3] * k.dtype.itemsize
-
-
-def _obstacle(prefix_k, k) -> str | None:
+def _obstacle(parts) -> str | None:
   """Why the kernel cannot take these arrays, None where it can."""
-  needed = min(k.shape[2], LANES) * _slot_bytes(prefix_k, k)
-  if needed > BLOCK_BYTES:
-    return (
-      f"{LANES} slots of all samples of a prompt have {needed} bytes of keys, "
-      f"more than the {BLOCK_BYTES} of a block"
-    )
+  prompts = parts[0].mask.shape[0]
+  for part in parts:
+    needed = min(part.mask.shape[1], LANES) * _slot_bytes(part, prompts)
+    if needed > BLOCK_BYTES:
+      return (
+        f"{LANES} slots of all samples of a prompt have {needed} bytes of "
+        f"keys, more than the {BLOCK_BYTES} of a block"
+      )
   return None
 
 
-def _used_blocks(kept: Array, block: int) -> tuple[Array, Array]:
+def _used_blocks(mask: Array, prompts: int, block: int) -> tuple[Array, Array]:
   """Blocks that hold something: ([P, n] int32 the used first, [P] count)."""
-  P, slots = kept.shape
-  missing = -slots % block
-  kept = jnp.pad(kept, ((0, 0), (0, missing)))
-  used = kept.reshape(P, -1, block).any(axis=-1)
+  kept = mask.reshape(prompts, -1, mask.shape[1]).any(axis=1)
+  kept = jnp.pad(kept, ((0, 0), (0, -kept.shape[1] % block)))
+  used = kept.reshape(prompts, -1, block).any(axis=-1)
   order = jnp.argsort(~used, axis=-1, stable=True).astype(jnp.int32)
   return order, used.sum(axis=-1, dtype=jnp.int32)
 
 
-def _index_maps():
-  """Where the kernel finds its blocks: of heads, prompts, masks and rings."""
+def _part_arrays(part, number, prompts, block):
+  """What the kernel reads of a part: arrays and where their blocks are."""
+  rows, K, M, H = part.keys.shape
+  samples = rows // prompts
 
-  def prompt_block(p, i, order, count):
-    return order[p, jnp.clip(i, 0, jnp.maximum(count[p] - 1, 0))]
-
-  def at_prompt(p, h, i, order, count, *_):
-    return p, h, prompt_block(p, i, order, count), 0
-
-  def at_mask(p, h, i, order, count, *_):
-    return p, 0, prompt_block(p, i, order, count)
-
-  def at_rings(p, h, i, _, before, order, count, *__):
+  def index(p, i, blocks):
+    order, count = blocks[2 * number : 2 * number + 2]
+    before = sum(blocks[2 * n + 1][p] for n in range(number))
     last = jnp.maximum(count[p] - 1, 0)
-    return p, 0, h, order[p, jnp.clip(i - before[p], 0, last)], 0
+    return order[p, jnp.clip(i - before, 0, last)]
 
-  def at_head(p, h, i, *_):
-    return p, h, 0, 0
-
-  return at_head, at_prompt, at_mask, at_rings
+  data = pl.BlockSpec(
+    (None, samples, None, block, H),
+    lambda p, h, i, *blocks: (p, 0, h, index(p, i, blocks), 0),
+  )
+  mask = pl.BlockSpec(
+    (None, samples, block),
+    lambda p, h, i, *blocks: (p, 0, index(p, i, blocks)),
+  )
+  scale = pl.BlockSpec(
+    (None, None, samples, block),
+    lambda p, h, i, *blocks: (p, h, 0, index(p, i, blocks)),
+  )
+  arrays = [
+    *(x.reshape(prompts, samples, K, M, H) for x in part[:2]),
+    part.mask.reshape(prompts, samples, M).astype(jnp.int32),
+  ]
+  specs = [data, data, mask]
+  if part.key_scale is not None:
+    for x in (part.key_scale, part.value_scale):
+      arrays.append(jnp.swapaxes(x.reshape(prompts, samples, K, M), 1, 2))
+      specs.append(scale)
+  return arrays, specs
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
-def _decode(
-  q_BNH, prefix_k, prefix_v, prefix_mask, k_BKMH, v_BKMH, slot, ages, interpret
-):
-  """The kernel: prompts by key heads by blocks, of the prompt, then of rings.
+def _decode(q_BNH, parts, interpret):
+  """The kernel: prompts by key heads by blocks, of one part after the other.
 
   How many blocks there are is known when it runs: those in which some row of
   some prompt has something. A prompt that needs fewer repeats its last one,
   which is not read again, and skips the work.
   """
   B, N, H = q_BNH.shape
-  P, K, L, _ = prefix_k.shape
-  G, R, M = B // P, N // K, k_BKMH.shape[2]
-  q_BKRH = (q_BNH * (H**-0.5)).reshape(B, K, R, H)
-  of_prompt = _block(L, H * prefix_k.dtype.itemsize)
-  of_rings = _block(M, _slot_bytes(prefix_k, k_BKMH))
-  kept = _attended(slot, ages, M).reshape(P, G, M).any(axis=1)
-  prompt_order, prompt_count = _used_blocks(prefix_mask, of_prompt)
-  ring_order, ring_count = _used_blocks(kept, of_rings)
-  steps = jnp.max(prompt_count + ring_count)
-
-  at_head, at_prompt, at_mask, at_rings = _index_maps()
-  rows = pl.BlockSpec((None, None, G * R, H), at_head)
-  prefix = pl.BlockSpec((None, None, of_prompt, H), at_prompt)
-  rings = pl.BlockSpec((None, G, None, of_rings, H), at_rings)
+  P, K = parts[0].keys.shape[:2]
+  X = B // P * (N // K)
+  q_BKRH = (q_BNH * (H**-0.5)).reshape(B, K, N // K, H)
+  blocks, arrays, specs = [], [], []
+  for number, part in enumerate(parts):
+    block = _block(part, P)
+    blocks += _used_blocks(part.mask, P, block)
+    found = _part_arrays(part, number, P, block)
+    arrays += found[0]
+    specs += found[1]
+  rows = pl.BlockSpec((None, None, X, H), lambda p, h, i, *_: (p, h, 0, 0))
   out = pl.pallas_call(
-    functools.partial(_kernel, prompt_slots=L, ring_slots=M),
-    out_shape=jax.ShapeDtypeStruct((P, K, G * R, H), v_BKMH.dtype),
+    functools.partial(
+      _kernel,
+      slots=tuple(part.mask.shape[1] for part in parts),
+      scaled=tuple(part.key_scale is not None for part in parts),
+    ),
+    out_shape=jax.ShapeDtypeStruct((P, K, X, H), q_BNH.dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=6,
-      grid=(P, K, steps),
-      in_specs=[
-        rows,
-        prefix,
-        prefix,
-        pl.BlockSpec((None, 1, of_prompt), at_mask),
-        rings,
-        rings,
-      ],
+      num_scalar_prefetch=len(blocks),
+      grid=(P, K, jnp.max(sum(blocks[1::2]))),
+      in_specs=[rows, *specs],
       out_specs=rows,
       scratch_shapes=[
-        pltpu.VMEM((G * R, 1), jnp.float32),
-        pltpu.VMEM((G * R, 1), jnp.float32),
-        pltpu.VMEM((G * R, H), jnp.float32),
+        pltpu.VMEM((X, 1), jnp.float32),
+        pltpu.VMEM((X, 1), jnp.float32),
+        pltpu.VMEM((X, H), jnp.float32),
       ],
     ),
     interpret=interpret,
     name="decode_attention",
-  )(
-    *(prompt_order, prompt_count, ring_order, ring_count),
-    *(jnp.reshape(slot, 1).astype(jnp.int32), ages.astype(jnp.int32)),
-    *(_by_prompt(q_BKRH, P), prefix_k, prefix_v),
-    prefix_mask[:, None].astype(jnp.int32),
-    *(x.reshape(P, G, K, M, H) for x in (k_BKMH, v_BKMH)),
-  )
+  )(*blocks, _shared(q_BKRH, P), *arrays)
   return _by_row(out, B).reshape(B, N, H)
 
 
-def _kernel(
-  prompt_order,
-  prompt_count,
-  ring_order,
-  ring_count,
-  slot,
-  ages,
-  q,
-  prefix_k,
-  prefix_v,
-  prefix_mask,
-  k,
-  v,
-  out,
-  highest,
-  total,
-  summed,
-  *,
-  prompt_slots,
-  ring_slots,
-):
+def _kernel(*refs, slots, scaled):
   """One block of keys, added to a running softmax of the queries."""
+  blocks, (q, *read) = refs[: 2 * len(slots)], refs[2 * len(slots) : -4]
+  out, *sums = refs[-4:]
+  highest, total, summed = sums
   p, i = pl.program_id(0), pl.program_id(2)
-  before, after = prompt_count[p], ring_count[p]
-  samples = k.shape[0]
-  R = q.shape[0] // samples
 
   @pl.when(i == 0)
   def _():
@@ -316,52 +296,60 @@ def _kernel(
     total[...] = jnp.zeros_like(total)
     summed[...] = jnp.zeros_like(summed)
 
-  @pl.when(i < before)
-  def _():
-    first = prompt_order[p, i] * prefix_k.shape[0]
-    kept = (prefix_mask[...] != 0) & (
-      first + _lane(1, prefix_k.shape[0]) < prompt_slots
-    )
-    values = _there(prefix_v[...], first, prompt_slots)
-    every = slice(None)
-    _add(q[...], prefix_k[...], values, kept, every, highest, total, summed)
+  end = 0
+  for number, size in enumerate(slots):
+    order, count = blocks[2 * number : 2 * number + 2]
+    start, end = end, end + count[p]
+    mine = read[: 5 if scaled[number] else 3]
+    read = read[len(mine) :]
 
-  @pl.when((i >= before) & (i < before + after))
-  def _():
-    index = jnp.maximum(i - before, 0)
-    first = ring_order[p, index] * k.shape[1]
-    at = first + _lane(1, k.shape[1])
-    behind = slot[0] - at
-    behind = jnp.where(behind < 0, behind + ring_slots, behind)
-    for g in range(samples):
-      rows = slice(g * R, (g + 1) * R)
-      kept = (behind < ages[p * samples + g]) & (at < ring_slots)
-      values = _there(v[g], first, ring_slots)
-      _add(q[rows], k[g], values, kept, rows, highest, total, summed)
+    @pl.when((i >= start) & (i < end))
+    def _(order=order, start=start, mine=mine, size=size):
+      first = order[p, jnp.maximum(i - start, 0)] * mine[0].shape[1]
+      _add_part(q, mine, first, size, sums)
 
-  @pl.when(i == jnp.maximum(before + after - 1, 0))
+  @pl.when(i == jnp.maximum(end - 1, 0))
   def _():
     out[...] = (summed[...] / total[...]).astype(out.dtype)
 
 
-def _lane(*shape: int) -> Array:
-  """Number of each lane."""
-  return jax.lax.broadcasted_iota(jnp.int32, shape, len(shape) - 1)
+def _add_part(q, read, first, slots, sums) -> None:
+  """A block of a part: its keys row by row, each with its own queries."""
+  k, v, mask, *scales = read
+  samples, block = mask.shape
+  X = q.shape[0] // samples
+  at = first + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
+  for g in range(samples):
+    rows = slice(g * X, (g + 1) * X)
+    kept = (mask[g : g + 1] != 0) & (at < slots)
+    by_key, by_value = (
+      (_there(scale[g : g + 1], at < slots) for scale in scales)
+      if scales
+      else (None, None)
+    )
+    values = v[g].astype(q.dtype)
+    if slots % block:
+      # After the last slot a block holds anything, even NaN.
+      row = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
+      values = _there(values, row < slots)
+    _add(
+      *(q[rows], k[g].astype(q.dtype), values, kept, by_key, by_value),
+      *(rows, *sums),
+    )
 
 
-def _there(values: Array, first: Array, slots: int) -> Array:
-  """Values with 0 after the last slot, where a block holds anything at all."""
-  if slots % values.shape[0] == 0:
-    return values
-  at = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
-  return jnp.where(at < slots, values, jnp.zeros_like(values))
+def _there(x: Array, kept: Array) -> Array:
+  """An array with 0 where nothing is kept."""
+  return jnp.where(kept, x, jnp.zeros_like(x))
 
 
-def _add(q, k, v, kept, rows, highest, total, summed) -> None:
+def _add(q, k, v, kept, by_key, by_value, rows, highest, total, summed) -> None:
   """Updates the running maximum, sum and weighted values of some queries."""
   scores = jax.lax.dot_general(
     q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
   )
+  if by_key is not None:
+    scores = scores * by_key
   scores = jnp.where(kept, scores, MASKED_SCORE)
   old = highest[rows]
   new = jnp.maximum(old, scores.max(axis=1, keepdims=True))
@@ -371,6 +359,8 @@ def _add(q, k, v, kept, rows, highest, total, summed) -> None:
   shrink = jnp.exp(old - new)
   highest[rows] = new
   total[rows] = shrink * total[rows] + weights.sum(axis=1, keepdims=True)
+  if by_value is not None:
+    weights = weights * by_value
   summed[rows] = shrink * summed[rows] + jnp.dot(
     weights.astype(v.dtype), v, preferred_element_type=jnp.float32
   )

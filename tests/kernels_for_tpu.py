@@ -92,8 +92,11 @@ def programs(which):
   """(name, function, arguments)."""
   decode = functools.partial(decode_attention, implementation="pallas")
   for name, dtype, sizes in DECODE[which]:
-    draw = functools.partial(test_kernels_decode.draw, *sizes, dtype=dtype)
-    yield name, decode, jax.eval_shape(draw)
+    for kind, int8 in ((name, False), (f"{name} int8", True)):
+      draw = functools.partial(
+        test_kernels_decode.draw, *sizes, dtype=dtype, int8=int8
+      )
+      yield kind, decode, jax.eval_shape(draw)
   draw = functools.partial(
     test_kernels_attention.draw, *TEXTS[which], dtype=jnp.bfloat16
   )

@@ -20,7 +20,7 @@ from benchmarks.programs import Compiled, Options, compile_call
 from benchmarks.timing import Arm, timed
 from pure_jax import settings
 from pure_jax.kernels.credit_loss import credit_loss
-from pure_jax.kernels.decode_attention import decode_attention
+from pure_jax.kernels.decode_attention import Part, decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
 from pure_jax.models.token_logp import Readout, chunked_logp
@@ -97,11 +97,14 @@ def _decode(case: Case, options: Options) -> dict[str, Compiled]:
   age = -(-M // 2)
   draw = functools.partial(_normal, np.random.default_rng(3), options.dtype)
   arguments = (
-    *(draw(B, N, H), draw(P, K, L, H), draw(P, K, L, H)),
-    jnp.ones((P, L), bool),
-    *(draw(B, K, M, H), draw(B, K, M, H)),
-    jnp.int32(age - 1),
-    jnp.full(B, age, jnp.int32),
+    draw(B, N, H),
+    (
+      Part(draw(P, K, L, H), draw(P, K, L, H), jnp.ones((P, L), bool)),
+      Part(
+        *(draw(B, K, M, H), draw(B, K, M, H)),
+        jnp.broadcast_to(jnp.arange(M) < age, (B, M)),
+      ),
+    ),
   )
   functions = {
     name: functools.partial(decode_attention, implementation=name)
