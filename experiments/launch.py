@@ -119,7 +119,7 @@ def open_workspace(
   config["start"] = start and str(pathlib.Path(start).absolute())
   if settings.files is not None:
     config["contents"] = contents(settings.files)
-  layout, rl_layouts = _layouts(settings)
+  layout, rl_layouts = layouts(settings)
   processes.check_same(json.dumps(config), "The config and the files it names")
   shared_rows.meet({x.mesh for x in (layout, *vars(rl_layouts).values())})
   if start is not None:
@@ -162,14 +162,31 @@ def open_workspace(
     )
 
 
-def _layouts(settings: Settings) -> tuple[sharding.Layout, RLLayouts]:
-  """Where the models of a run live."""
+def layouts(settings: Settings) -> tuple[sharding.Layout, RLLayouts]:
+  """Where the models of a run live, and what they call there.
+
+  Args:
+    settings: of the run.
+
+  Returns:
+    (of the policy in training, of the others).
+
+  Raises:
+    ConfigError: if the devices cannot be laid out so, or a kernel not run on
+      them.
+  """
   rl = settings.rl
+  # Neither a rollout nor the PRM reads log-probs: theirs may split the head.
+  headless = dataclasses.replace(settings.kernels, logp="xla")
   try:
-    layout = settings.mesh.layout()
+    layout = settings.mesh.layout(settings.kernels)
     others = [
-      layout if mesh is None else mesh.layout()
-      for mesh in (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
+      layout if mesh is None else mesh.layout(kernels)
+      for mesh, kernels in (
+        (rl.rollout_mesh, headless),
+        (rl.reference_mesh, settings.kernels),
+        (rl.prm_mesh, headless),
+      )
     ]
   except ValueError as error:
     raise ConfigError(str(error)) from error

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 
 from pure_jax.parallel import sharding
+from pure_jax.parallel.kernel_calls import XLA, Kernels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +53,26 @@ class MeshSettings:
     sizes = {axis: getattr(self, axis) for axis in sharding.MESH_AXES}
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
-  def layout(self) -> sharding.Layout:
+  def layout(self, kernels: Kernels = XLA) -> sharding.Layout:
     """The devices, in this layout.
+
+    Args:
+      kernels: what models call there in place of XLA's operations.
 
     Returns:
       Mesh and rules.
 
     Raises:
-      ValueError: if the devices are too few, an axis has no use, or one of
-        several processes would have no part in it.
+      ValueError: if the devices are too few, an axis has no use, a kernel
+        cannot run on them, or one of several processes would have no part.
     """
     layout = sharding.make_layout(
-      self.data, self.fsdp, self.tensor, self.sequence, self.rules
+      self.data,
+      self.fsdp,
+      self.tensor,
+      self.sequence,
+      self.rules,
+      kernels=kernels,
     )
     if jax.process_count() > 1 and layout.mesh.size < jax.device_count():
       raise ValueError(

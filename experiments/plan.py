@@ -38,6 +38,7 @@ from run_settings import ConfigError, Settings
 
 from pure_jax.host.hlo_text import HLOError
 from pure_jax.host.roofline import CHIPS
+from pure_jax.parallel.kernel_calls import XLA
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -97,9 +98,14 @@ class Planner:
         those of a plan.
 
     Raises:
-      ConfigError: if the topology cannot be compiled for, or the folder not
-        be made.
+      ConfigError: if the topology cannot be compiled for, the folder not be
+        made, or the config asks for kernels.
     """
+    if settings.kernels != XLA:
+      raise ConfigError(
+        "a plan counts what XLA's operations take, and nothing within a "
+        "kernel: plan without --config.kernels."
+      )
     self._topology, self._hlo = topology, hlo and pathlib.Path(hlo)
     self._given = dict(word.split("=", 1) for word in given)
     try:

@@ -14,6 +14,7 @@ from setting_checks import at_least_one, one_of
 
 from pure_jax.host.data.arithmetic import WorldConfig
 from pure_jax.models.config import CACHE_DTYPES, ModelConfig
+from pure_jax.parallel.kernel_calls import XLA, Kernels
 from pure_jax.rollout.engine import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
@@ -323,6 +324,7 @@ class Settings:
   files: FilesSettings | None
   prm: PRMSettings
   rl: RLSettings
+  kernels: Kernels = XLA
 
   @property
   def trains_prm(self) -> bool:
@@ -343,6 +345,12 @@ class Settings:
       )
     if self.files is None:
       at_least_one(prm, "judged policy_prompts policy_samples")
+    dtype = (self.files or self.model).compute_dtype
+    if self.kernels.attention == "cudnn" and dtype == "float32":
+      raise ValueError(
+        "kernels.attention='cudnn' takes 16 bits, and compute_dtype is "
+        "'float32': set it to 'bfloat16', or kernels.attention to 'xla'."
+      )
     for name, rows in (
       ("sft.batch_size", self.sft.batch_size if self.sft else 0),
       ("prm.batch_size", prm.batch_size if self.trains_prm else 0),

@@ -34,16 +34,16 @@ from pure_jax.training.stages import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
 # Fields a resumed run may change, and those a run may change that starts
-# from another run's stages. Another mesh, or other parts that fit into its
-# memory, change how sums are rounded.
+# from another run's stages. Another mesh, kernels, or other parts that fit
+# into its memory, change how sums are rounded.
 MAY_DIFFER = (
-  *("progress", "mesh", "rl.iterations"),
+  *("progress", "mesh", "kernels", "rl.iterations"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout_parts"),
   *("rl.rollout_rows", "rl.rollout_chunk"),
   *("rl.old_logp", "rl.old_logp_check_every", "rl.old_logp_tolerance"),
 )
-MAY_DIFFER_FROM_START = ("progress", "mesh", "rl", "start")
+MAY_DIFFER_FROM_START = ("progress", "mesh", "kernels", "rl", "start")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -263,6 +263,11 @@ def test_the_prm_run_is_that_of_the_paper():
       {"mesh__data": 4, "rl__micro_batches": 16},
       r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
     ),
+    ({"kernels__logp": "splash"}, r"kernels\.logp must be one of"),
+    (
+      {"kernels__attention": "cudnn", "model__compute_dtype": "float32"},
+      "takes 16 bits, and compute_dtype is 'float32': set it to 'bfloat16'",
+    ),
     ({"world__min_operations": 9}, "min_operations must be"),
     ({"world__slip_rate": 1.5}, r"slip_rate must be in \[0, 1\]"),
     ({"model__num_heads": 3}, "num_kv_heads|num_heads"),
@@ -319,6 +324,7 @@ def test_a_run_may_go_on_on_other_devices():
         rl__prm_mesh=other,
         rl__micro_batches=2,
         rl__rollout_parts=4,
+        kernels__logp="pallas",
       ),
     )
   )
@@ -385,6 +391,7 @@ def test_every_field_is_read_somewhere():
     run_settings.PRMSettings,
     run_settings.SFTSettings,
     run_settings.MeshSettings,
+    run_settings.Kernels,
   ):
     assert set(names(kind)) <= read
 

@@ -17,6 +17,7 @@ def get_config() -> ConfigDict:
   config.seed = 0  # Of weights, sampling and order; the world has its own.
   config.progress = True  # Progress bars on stderr.
   config.mesh = mesh()
+  config.kernels = kernels()
   config.world = world()
   config.model = model()
   config.sft = sft()
@@ -35,6 +36,27 @@ def mesh() -> ConfigDict:
       tensor=1,  # Parts of heads, MLP and vocabulary.
       sequence=1,  # Parts of the tokens of a row.
       rules="fsdp",  # "fsdp", "tensor", "fsdp+tensor" or "fsdp+sequence".
+    )
+  )
+
+
+def kernels() -> ConfigDict:
+  """What models call in place of XLA's operations; see kernels/README.md.
+
+  None has been timed on a TPU or GPU, so XLA is the default.
+  """
+  return ConfigDict(
+    dict(
+      # Of whole texts: "xla", "splash" on a TPU or "cudnn" on a GPU, which
+      # take the place of attention_chunk. Of every stage.
+      attention="xla",
+      # Of new tokens to what came before, in rollouts: "xla", or "pallas" on a
+      # TPU.
+      decode_attention="xla",
+      # Of the policy's head in updates and scores: "xla", or "pallas" on a
+      # TPU, which takes the place of logits_chunk.
+      logp="xla",
+      interpret=False,  # Runs them step by step on any device: a slow trial.
     )
   )
 

@@ -111,7 +111,8 @@ def decode_token(
       if cache.prompt_mask is not None:
         prompt = cache.prompt_keys[index], cache.prompt_values[index]
         parts.insert(0, (*prompt, cache.prompt_mask))
-      return attend_to_parts(q_BTNH, parts), (k, v)
+      read = placement.decode_attention or attend_to_parts
+      return read(q_BTNH, parts), (k, v)
 
     x_BTD, (k, v) = decoder_layer(
       config, placement, rotary, layer, x_BTD, attention

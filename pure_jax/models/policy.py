@@ -203,7 +203,7 @@ def _read_logp(
   """Log-prob and entropy of the token that each hidden state predicts."""
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, got {temperature}.")
-  if config.logits_chunk is not None:
+  if config.logits_chunk is not None or placement.head_logp is not None:
     tied = config.tied_embeddings
     table = params["embedding"] if tied else params["head"]
     # Whole along D: weights that are split there are gathered once, not once
@@ -211,6 +211,16 @@ def _read_logp(
     table = placement.constrain(
       table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
     )
+    if placement.head_logp is not None:
+      return placement.head_logp(
+        table,
+        hidden,
+        tokens,
+        mask,
+        tied=tied,
+        temperature=temperature,
+        banned_ids=tuple(banned_ids),
+      )
     return chunked_logp(
       Readout(
         tied=tied,

@@ -206,9 +206,14 @@ def forward(
     positions, config.head_dim, config.rope_theta, config.rope_scaling
   )
   layer = functools.partial(decoder_layer, config, placement, rotary)
-  attention = functools.partial(
-    _attend_to_all, config, placement, attention_mask(segment_ids)
-  )
+  if placement.attention is None:
+    attention = functools.partial(
+      _attend_to_all, config, placement, attention_mask(segment_ids)
+    )
+  else:
+    attention = functools.partial(
+      _attend_by_kernel, placement.attention, segment_ids
+    )
 
   def body(x, weights):
     x, present = layer(weights, x, attention)
@@ -232,6 +237,11 @@ def _attend_to_all(config, placement, mask, q, k, v):
     attend, q, k, v, mask, config.attention_chunk, placement.token_shards
   )
   return out, (k, v)
+
+
+def _attend_by_kernel(attend_to_segments, segment_ids, q, k, v):
+  """The same by the placement's function, which keeps no scores."""
+  return attend_to_segments(q, k, v, segment_ids), (k, v)
 
 
 def decoder_layer(

@@ -26,7 +26,13 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pure_jax.models.placement import LOCAL, LogicalAxes, Placement
+from pure_jax.models.placement import (
+  LOCAL,
+  LogicalAxes,
+  Placement,
+  unconstrained,
+)
+from pure_jax.parallel.kernel_calls import XLA, Kernels
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
@@ -81,13 +87,15 @@ class Layout:
   Attributes:
     mesh: the devices, with the axes of `MESH_AXES`.
     rules: name of a rule set in `RULE_SETS`.
+    kernels: what models call in place of XLA's operations.
   """
 
   mesh: Mesh
   rules: str = "fsdp"
+  kernels: Kernels = XLA
 
   def __post_init__(self):
-    """Refuses a mesh axis that no rule splits anything over."""
+    """Refuses a mesh axis without a use, and kernels that cannot run on it."""
     if self.rules not in RULE_SETS:
       raise ValueError(
         f"rules must be one of {sorted(RULE_SETS)}, got {self.rules!r}."
@@ -100,6 +108,7 @@ class Layout:
           f"{axis!r} of {size}: its devices would repeat each other's work. "
           f"Set it to 1, or choose other rules of {sorted(RULE_SETS)}."
         )
+    self.kernels.check(self.mesh)
 
   @property
   def table(self) -> Rules:
@@ -114,12 +123,7 @@ class Layout:
   @property
   def placement(self) -> Placement:
     """What models take for whole texts; the identity on one device."""
-    if self.mesh.size == 1:
-      return LOCAL
-    return Placement(
-      Constrainer(self.mesh, self.rules),
-      _shards(self.mesh, self.table["tokens"]),
-    )
+    return self._placement(_shards(self.mesh, self.table["tokens"]))
 
   @property
   def decoding_placement(self) -> Placement:
@@ -128,9 +132,16 @@ class Layout:
     One token cannot be split: devices of a `sequence` group repeat each
     other's work. Sample in a layout without it.
     """
+    return self._placement(1, whole=("tokens",))
+
+  def _placement(self, token_shards: int, whole: tuple[str, ...] = ()):
+    """Where activations live and what reads them."""
     if self.mesh.size == 1:
-      return LOCAL
-    return Placement(Constrainer(self.mesh, self.rules, whole=("tokens",)))
+      if self.kernels == XLA:
+        return LOCAL
+      return Placement(unconstrained, 1, **self.kernels.calls(None))
+    constrain = Constrainer(self.mesh, self.rules, whole)
+    return Placement(constrain, token_shards, **self.kernels.calls(constrain))
 
   def __str__(self) -> str:
     sizes = " x ".join(f"{k}={v}" for k, v in self.mesh.shape.items() if v > 1)
@@ -153,11 +164,22 @@ class Constrainer:
 
   def __call__(self, x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
     """Returns the array; see `partition_spec` for what raises."""
+    place = NamedSharding(self.mesh, self.spec(x, logical_axes))
+    return jax.lax.with_sharding_constraint(x, place)
+
+  def spec(self, x: jax.Array, logical_axes: LogicalAxes) -> PartitionSpec:
+    """Where an activation lives.
+
+    Args:
+      x: the array.
+      logical_axes: one name, or None, per dimension.
+
+    Returns:
+      Its partition spec; see `partition_spec` for what raises.
+    """
     axes = [None if axis in self.whole else axis for axis in logical_axes]
     name = f"an activation {tuple(logical_axes)}"
-    spec = partition_spec(name, x.shape, axes, self.mesh, RULE_SETS[self.rules])
-    place = NamedSharding(self.mesh, spec)
-    return jax.lax.with_sharding_constraint(x, place)
+    return partition_spec(name, x.shape, axes, self.mesh, RULE_SETS[self.rules])
 
 
 def make_layout(
@@ -167,6 +189,7 @@ def make_layout(
   sequence: int = 1,
   rules: str = "fsdp",
   devices: Sequence[jax.Device] | None = None,
+  kernels: Kernels = XLA,
 ) -> Layout:
   """The first `data * fsdp * tensor * sequence` devices and their rules.
 
@@ -180,6 +203,7 @@ def make_layout(
     sequence: shards of the tokens of a row.
     rules: name of a rule set in `RULE_SETS`.
     devices: devices to use; None takes those of the default backend.
+    kernels: what models call in place of XLA's operations.
 
   Returns:
     The layout, with automatic axes: the compiler places what is between the
@@ -187,7 +211,8 @@ def make_layout(
 
   Raises:
     ValueError: for a size below 1, more shards than devices, an unknown rule
-      set, or one that does not use an axis of more than one shard.
+      set, one that does not use an axis of more than one shard, or a kernel
+      that cannot run on the devices.
   """
   devices = jax.devices() if devices is None else list(devices)
   shape = (data, fsdp, tensor, sequence)
@@ -204,7 +229,7 @@ def make_layout(
     )
   grid = np.asarray(devices[:count]).reshape(shape)
   mesh = Mesh(grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(shape))
-  return Layout(mesh, rules)
+  return Layout(mesh, rules, kernels)
 
 
 def partition_spec(

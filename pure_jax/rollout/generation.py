@@ -240,7 +240,8 @@ def generate(
     prompts,
     keys,
     max(new - 1, 1),
-    False,
+    # Shared prompts are what that function is for.
+    placement.decode_attention is not None,
     stops,
     placement,
   )
