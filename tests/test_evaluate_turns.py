@@ -53,7 +53,7 @@ def test_responses_that_take_turns_are_those_of_one_loop(tmp_path, monkeypatch):
   assert asked == [(12, 16), (24, 24), (24, 24)]
   assert len(found) == 60 and found.keys() == expected.keys()
   # Places were free at different times, or turns would say little.
-  assert len({row["tokens"] for row in found.values()}) > 3
+  assert len({row["tokens"] for row in found.values()}) > 2
   for key, row in found.items():
     scores, known = row.pop("step_rewards"), expected[key].pop("step_rewards")
     assert scores == pytest.approx(known, abs=2e-5)
