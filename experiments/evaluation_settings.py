@@ -148,10 +148,10 @@ class EvaluationSettings:
     Returns:
       All samples of a problem, or 1 where they do not fill places evenly.
     """
-    rows = self.rollout_rows
-    if rows is None or greedy or rows % (shards * self.samples):
+    rows, samples = self.rollout_rows, self.samples
+    if rows is None or greedy or not samples or rows % (shards * samples):
       return 1
-    return self.samples
+    return samples
 
   def rows_of_batches(self, units: int) -> int:
     """Rows of a batch; what is no response fills up the last.

@@ -35,6 +35,9 @@ def test_a_prompt_is_read_once_where_its_samples_fill_places():
   assert config.group_size(4, greedy=False) == 1
   assert config.group_size(2, greedy=True) == 1
   assert settings().group_size(1, greedy=False) == 1
+  # Greedy responses alone: nothing to divide places by.
+  none = settings(batch_rows=48, rollout_rows=24, samples=0, k=())
+  assert none.group_size(1, greedy=False) == 1
 
 
 def test_responses_take_turns_unless_one_loop_is_asked_for():
