@@ -128,8 +128,8 @@ class EvaluationSettings:
     if self.batch_rows % rows:
       raise ValueError(
         f"rollout_rows={rows} does not divide batch_rows={self.batch_rows}: "
-        "set batch_rows to a multiple of it, or leave rollout_rows unset "
-        "(configs/evaluate.py:one_loop)."
+        "lower rollout_rows to one that does, set batch_rows to a multiple of "
+        "it, or leave rollout_rows unset (configs/evaluate.py:one_loop)."
       )
 
   def continuous(self) -> EngineConfig | None:

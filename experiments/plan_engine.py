@@ -1,7 +1,8 @@
 """Compiles the parts of continuous batching, and finds the largest.
 
-Each is compiled where it needs the most memory: every row is there, and the
-ring of the cache is as long as it gets. Keys and values are in memory twice
+Each is compiled where it needs the most memory: every row is there, and but
+for the first prompts, which begin with a short one, the ring of the cache is
+as long as it gets. Keys and values are in memory twice
 while prompts stop being shared, and one and a half times while the ring grows
 or half of the rows are taken.
 """
@@ -92,11 +93,12 @@ def _walk(stage: EngineStage) -> _Walk:
     decoding = yield "prepare", (params,), held
     held.append(decoding)
   given = *stage.arguments, np.arange(stage.prompts, dtype=np.int32)
-  places, results = yield "start", (*given, longest), held
+  ring = min(stage.chunk, longest)
+  places, results = yield "start", (*given, ring), held
+  places = _with_ring(places, longest)
   held.append(results)
   if places.rows.cache.prompt_mask is not None:
     places = yield "unshare", (places,), held
-  ring = min(stage.chunk, longest)
   while 2 * ring < longest:
     ring *= 2
   if ring < longest:

@@ -37,15 +37,6 @@ def settings():
   return compute_dtype.resolve(settings_from_config(config), "cpu")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """Most of the time is XLA's, which optimises what never runs."""
-  name = "jax_disable_most_optimizations"
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, False)
-
-
 @pytest.fixture(scope="module")
 def planned(settings):
   """(the plan, its stage of rollouts, the planner), on four devices."""

@@ -16,6 +16,7 @@ import pytest
 from pure_jax.host import verify
 from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
+from pure_jax.rollout.engine import EngineConfig
 from pure_jax.types import Rollout
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
@@ -36,10 +37,11 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def start(folder, tmp_path, monkeypatch):
   """Starts a batch of given settings: (what was asked of whom, the batch)."""
-  asked = types.SimpleNamespace(samplers=[], keys=None, scored=None)
+  asked = types.SimpleNamespace(samplers=[], ways=[], keys=None, scored=None)
 
-  def make_generate_rows(model, sampler, layout, **unused):
+  def make_generate_rows(model, sampler, layout, *, group_size, continuous):
     asked.samplers.append(sampler)
+    asked.ways.append((group_size, continuous))
 
     def generate(params, prompts, keys):
       asked.prompts, asked.keys, asked.sampler = prompts, keys, sampler
@@ -95,6 +97,21 @@ def ids(tokens, mask):
 
 def filled(units):
   return [*units, *units[:2]]
+
+
+def test_responses_take_turns_as_the_settings_say(start):
+  """A prompt of each greedy response, one of all samples of a problem."""
+  turns = {"batch_rows": 8, "rollout_rows": 8, "rollout_chunk": 7}
+  asked, written = start(units=slice(0, 8), **turns)
+  assert asked.ways == [(1, EngineConfig(8, 7)), (4, EngineConfig(8, 7))]
+  policy_ids = ids(asked.prompts.tokens, asked.prompts.mask)
+  assert policy_ids == [unit.prompt for unit in written.units[::4]]
+  assert len(asked.keys) == 8
+
+
+def test_responses_are_written_in_one_loop_where_none_take_turns(start):
+  asked, _ = start()
+  assert asked.ways == [(1, None), (1, None)]
 
 
 def test_policy_and_prm_read_their_own_prompts(start):

@@ -68,7 +68,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
       min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
       max_new_tokens=8192,  # Of a response; then it is truncated.
-      batch_rows=256,  # Responses that are written to the file together.
+      # Responses that are written to the file together: a run that is killed
+      # loses at most so many.
+      batch_rows=128,
       # So many of a batch are generated at a time, with continuous batching:
       # places of those that have ended go to others, and twice their keys and
       # values are in memory at times. Unset (`evaluate.py:one_loop`) generates

@@ -163,7 +163,8 @@ class Engine:
       else:
         index = unfinished_places(done, self._shards)
         if index is not None:
-          places = self._take(self._with_own_prompts(places), index)
+          places = self._with_own_prompts(places)
+          places = self._take(places, index)
       # Of all but the token drawn last.
       needed = min(ages[~done].max() - 1 + chunk, longest)
       if needed > ring:

@@ -159,7 +159,15 @@ def make_generate_rows(
     jitted, its prompts split as rows are, or with continuous batching of
     jitted parts, its prompts everywhere. The keys are consumed; which rows
     stand beside a row changes nothing in it.
+
+  Raises:
+    ValueError: for rows that share a prompt in one loop.
   """
+  if continuous is None and group_size != 1:
+    raise ValueError(
+      f"group_size={group_size} needs continuous batching: in one loop each "
+      "row has a prompt of its own, so set it to 1."
+    )
   rows = sharding.batch_sharding(layout)
   if continuous is not None:
     return engine.Engine(
