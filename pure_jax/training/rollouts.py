@@ -69,17 +69,9 @@ def make_generate(
   shards = layout.row_shards
   rows = sharding.batch_sharding(rows_layout or layout)
   if continuous is not None:
-    return engine.Engine(
-      model,
-      sampler,
-      group_size,
-      continuous,
-      shards=shards,
-      placement=layout.decoding_placement,
-      stops=stops,
-      prepare=decoding_copy(model, layout),
-      out_shardings=rows,
-    ).generate
+    return _in_turns(
+      model, sampler, group_size, continuous, layout, rows, stops
+    )
 
   sample = _one_loop(model, sampler, layout, stops)
 
@@ -129,6 +121,21 @@ def _one_loop(model, sampler, layout, stops=None):
   return sample
 
 
+def _in_turns(model, sampler, samples, config, layout, rows, stops=None):
+  """The function of an engine: (params, prompts, key or keys) -> rollout."""
+  return engine.Engine(
+    model,
+    sampler,
+    samples,
+    config,
+    shards=layout.row_shards,
+    placement=layout.decoding_placement,
+    stops=stops,
+    prepare=decoding_copy(model, layout),
+    out_shardings=rows,
+  ).generate
+
+
 def _sample_groups(sample, params, prompts, keys_PG):
   """The rows of each prompt: a rollout of [P, G, ...] arrays."""
   rollout = sample(params, prompts, keys_PG.reshape(-1))
@@ -170,16 +177,7 @@ def make_generate_rows(
     )
   rows = sharding.batch_sharding(layout)
   if continuous is not None:
-    return engine.Engine(
-      model,
-      sampler,
-      group_size,
-      continuous,
-      shards=layout.row_shards,
-      placement=layout.decoding_placement,
-      prepare=decoding_copy(model, layout),
-      out_shardings=rows,
-    ).generate
+    return _in_turns(model, sampler, group_size, continuous, layout, rows)
   return jax.jit(
     _one_loop(model, sampler, layout),
     in_shardings=(
