@@ -26,15 +26,6 @@ SAMPLER = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=(14, 18, 19))
 one_loop = jax.jit(generation.generate, static_argnums=(1, 2))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """Most of the time is XLA's, which optimises what runs for moments."""
-  name = "jax_disable_most_optimizations"
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, False)
-
-
 def some_prompts(count=P, seed=4):
   rng = np.random.default_rng(seed)
   tokens, mask = random_prompts(rng, rng.integers(1, L + 1, count), L)

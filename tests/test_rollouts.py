@@ -41,15 +41,6 @@ RULES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quickly():
-  """Most of the time is XLA's, which optimises what runs for moments."""
-  name = "jax_disable_most_optimizations"
-  jax.config.update(name, True)
-  yield
-  jax.config.update(name, False)
-
-
 def some_prompts(count):
   rng = np.random.default_rng(3)
   tokens, mask = random_prompts(
