@@ -2,9 +2,9 @@
 
 Each is compiled where it needs the most memory: every row is there, and but
 for the first prompts, which begin with a short one, the ring of the cache is
-as long as it gets. Keys and values are in memory twice
-while prompts stop being shared, and one and a half times while the ring grows
-or half of the rows are taken.
+as long as it gets. Keys and values are in memory twice while prompts stop
+being shared, and one and a half times while the ring grows or half of the rows
+are taken.
 """
 
 import dataclasses

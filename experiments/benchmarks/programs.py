@@ -46,8 +46,8 @@ class Options:
   Attributes:
     dtype: of matrix products.
     rows_at_a_time: that scores and updates read together at most.
-    remat: what the backward pass keeps, see `ModelConfig`. "dots" is both the
-      fastest of a scanned model on a CPU and near to what torch keeps.
+    remat: what the backward pass keeps, see `ModelConfig`. None tried was
+      faster than "dots" for a scanned model on a CPU, see docs/speed.md.
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.
     engine_rows: rows of a second engine, in which the prompts of a larger
