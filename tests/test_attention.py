@@ -126,6 +126,27 @@ def test_queries_do_not_read_most_of_the_keys_that_follow_them():
   assert [*seen] == [16, 32, 48, 64]
 
 
+@pytest.mark.parametrize(
+  ("tokens", "chunk", "wanted"), [(26, 8, [7, 14, 21, 26]), (13, 12, [7, 13])]
+)
+def test_chunks_are_even(tokens, chunk, wanted):
+  """A last one of 2 or of 1 would be filled up to 8, and to 12."""
+  seen = {}
+
+  def attend(q, k, v, mask):
+    seen[k.shape[2]] = q.shape[1]
+    return q
+
+  q, kv = jnp.zeros((1, tokens, 1, 8)), jnp.zeros((1, 1, tokens, 8))
+  mask = jnp.zeros((1, tokens, tokens), bool)
+  jax.eval_shape(
+    lambda *arrays: attend_in_chunks(attend, *arrays, chunk),
+    *(q, kv, kv, mask),
+  )
+  assert [*seen] == wanted
+  assert set(seen.values()) == {7}
+
+
 @pytest.mark.parametrize("chunk", [3, 8])
 def test_a_model_computes_the_same_in_chunks(chunk):
   """Through the setting: log-probs of completions, and their gradient."""

@@ -20,7 +20,9 @@ class Preset:
   options: Options
 
 
-_AUTO = Options(dtype="auto")
+# Of 16 to 256 queries at a time these took the least time on two cores, at 192
+# and at 1,024 tokens a row (docs/speed.md).
+_CPU = Options(dtype="auto", attention_chunk=64)
 _10M, _135M = ("10m",), ("smollm2_135m",)
 _NEVER, _EARLY = STOPS[:1], STOPS[1:]
 _SHORT, _LONG = ((64, 128),), ((512, 512),)
@@ -37,7 +39,7 @@ PRESETS = {
         Sizes((*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),
       ),
     ),
-    _AUTO,
+    _CPU,
   ),
   # Short and long prompts, short and long responses, in about an hour of two
   # cores with all peers: of the larger model no product of all sizes, since 32
@@ -60,7 +62,7 @@ PRESETS = {
       Block(_NO_STOPS, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
       Block(("score", "update"), Sizes(_10M, (8,), (8,), _LONG, _NEVER)),
     ),
-    _AUTO,
+    _CPU,
   ),
   # A card of 80 GB. What does not fit is named in the table: of the 7B shape
   # that is everything with an optimizer.

@@ -45,7 +45,7 @@ def attend_in_chunks(
     k_BKTH: [B, K, T, H] float, rotated keys.
     v_BKTH: [B, K, T, H] float, values.
     mask_BTT: [B, T, T] bool, queries by keys, True keeps; causal.
-    chunk: queries at a time, at least 1; T and more is all at once.
+    chunk: queries at a time at most, at least 1; T and more is all at once.
     token_shards: parts into which T is split over devices; divides T. With
       more than one, each device keeps its share of every chunk, and no key is
       left out.
@@ -62,6 +62,7 @@ def attend_in_chunks(
       attend, q_BTNH, k_BKTH, v_BKTH, mask_BTT, chunk, token_shards
     )
   chunks = -(-T // chunk)
+  chunk = -(-T // chunks)  # As even as can be: a short last one is filled up.
   group = -(-chunks // CAUSAL_GROUPS) * chunk
   outs = []
   for first in range(0, T, group):

@@ -10,8 +10,8 @@ CACHE_DTYPES = (*COMPUTE_DTYPES, "int8")
 # * none: everything;
 # * attention: everything but attention's scores and weights, [B, N, T, T],
 #   which attention in chunks does not keep by any name;
-# * dots: the products with weights; norms, rotations, attention and the MLP's
-#   nonlinearity are remade;
+# * dots: the products with weights and what attention read; norms, rotations,
+#   scores and the MLP's nonlinearity are remade;
 # * layer: the layer's input, [B, T, D];
 # * offload: the same, in the host's memory.
 # Compiled for one TPU v5p, a gradient through 28 layers (D 1536, F 8960, N 12,

@@ -11,6 +11,10 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 LAYER_INPUT = "layer_input"
+# What attention read, as large as one product's output. Attention in chunks or
+# in a kernel makes scores again for its own backward pass: were this not kept,
+# the layer's would make them once more before.
+ATTENDED = "attended"
 
 
 def remat_layer(
@@ -29,7 +33,10 @@ def remat_layer(
   if name == "layer":
     return jax.checkpoint(layer)
   if name == "dots":
-    policy = policies.dots_with_no_batch_dims_saveable
+    policy = policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable,
+      policies.save_only_these_names(ATTENDED),
+    )
     return jax.checkpoint(layer, policy=policy)
   if name == "offload":
     policy = policies.save_and_offload_only_these_names(
@@ -53,7 +60,7 @@ def remat_attention(
   Args:
     attend: (queries, keys, values, mask) -> output.
     name: one of `config.REMAT`; only "attention" changes anything, for
-      "dots", "layer" and "offload" remake it with the layer.
+      "dots", "layer" and "offload" remake the scores with the layer.
 
   Returns:
     The same function of the same values.

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.ad_checkpoint import checkpoint_name
 
 from pure_jax.models.attention import attend_in_chunks
 from pure_jax.models.columns import ColumnMatrix
@@ -27,7 +28,7 @@ from pure_jax.models.placement import (
   Placement,
 )
 from pure_jax.models.quantized import QuantizedMatrix
-from pure_jax.models.remat import remat_attention, remat_layer
+from pure_jax.models.remat import ATTENDED, remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
 # Stands for -inf under the softmax: finite, so no row can become NaN.
@@ -298,7 +299,7 @@ def _attention(config, placement, rotary, layer, x_BTD, attention):
   k = placement.constrain(jnp.swapaxes(rotated("key"), 1, 2), KEYS)
   v = placement.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
   out_BTNH, present = attention(q, k, v)
-  out_BTNH = placement.constrain(out_BTNH, QUERIES)
+  out_BTNH = checkpoint_name(placement.constrain(out_BTNH, QUERIES), ATTENDED)
   out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
   return _project(config, placement, layer, "output", out_BTF), present
 
