@@ -87,13 +87,13 @@ def compile_engine(
 def _walk(stage: EngineStage) -> _Walk:
   """The parts one after another, each of what others gave."""
   params, prompts, _ = stage.arguments
-  total, longest = prompts.tokens.shape[0], max(stage.new_tokens - 1, 1)
+  total, longest = prompts.tokens.shape[0], stage.ring_slots(stage.new_tokens)
   held, decoding = [params, prompts], params
   if "prepare" in stage.parts:
     decoding = yield "prepare", (params,), held
     held.append(decoding)
   given = *stage.arguments, np.arange(stage.prompts, dtype=np.int32)
-  ring = min(stage.chunk, longest)
+  ring = stage.ring_slots(stage.chunk)
   places, results = yield "start", (*given, ring), held
   places = _with_ring(places, longest)
   held.append(results)

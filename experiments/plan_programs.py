@@ -294,15 +294,17 @@ class Programs:
       jax.tree.map(_in_place, asked[0], weight_shardings(declared, layout)),
       *jax.tree.map(lambda x: _in_place(x, everywhere), asked[1:]),
     )
+    engine = generate.__self__
     return EngineStage(
       "rollout",
-      generate.__self__.parts(),
+      engine.parts(),
       placed,
       prompts=self.rows_at_a_time // samples,
       samples=samples,
       shards=layout.row_shards,
       new_tokens=rl.max_new_tokens,
       chunk=rl.rollout_chunk,
+      ring_slots=engine.ring_slots,
     )
 
   def _frozen(self) -> tuple[Any, Any]:

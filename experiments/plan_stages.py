@@ -35,6 +35,8 @@ class EngineStage:
     shards: contiguous parts of the rows.
     new_tokens: of a response, at most.
     chunk: tokens between two looks of the host.
+    ring_slots: how long the ring is for so many tokens, as
+      `rollout.engine.Engine.ring_slots` says.
   """
 
   name: str
@@ -45,3 +47,4 @@ class EngineStage:
   shards: int
   new_tokens: int
   chunk: int
+  ring_slots: Callable[[int], int]

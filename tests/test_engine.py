@@ -157,6 +157,26 @@ def test_a_second_batch_compiles_nothing(caplog):
   assert (6, 3) in traced and max(traced, key=lambda x: x[1])[1] == C - 1
 
 
+def test_rings_in_multiples_of_slots(whole):
+  """The longest, too: of C - 1 slots a TPU would copy it for every chunk."""
+  found, traced = make(6, 3, slot_multiple=4), set()
+  decode = generation.decode
+
+  def watched(params, model, config, rows, *rest):
+    traced.add(rows.cache.ring)
+    return decode(params, model, config, rows, *rest)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine.generation, "decode", watched)
+    rollout = found.generate(
+      random_policy(MODEL), some_prompts(), jax.random.key(8)
+    )
+  assert_same(rollout, whole)
+  longest = -(-(C - 1) // 4) * 4
+  assert longest > C - 1
+  assert traced == {4, 8, longest}
+
+
 def test_a_limit_of_one_token(whole):
   """No token is fed back, and the first alone may end a row by itself."""
   sampler = dataclasses.replace(SAMPLER, max_new_tokens=1)

@@ -83,6 +83,7 @@ class Engine:
     placement: Placement = LOCAL,
     stops: StopTable | None = None,
     prepare: generation.Prepare = generation.unprepared,
+    slot_multiple: int = 1,
     out_shardings: Any = None,
   ):
     """Declares the compiled parts; each is compiled when it is first needed.
@@ -96,11 +97,15 @@ class Engine:
       placement: of activations and cache, without split tokens.
       stops: texts that end a row, or None.
       prepare: see `generation.generate`.
+      slot_multiple: the ring has a multiple of so many slots, at least 1. A
+        TPU keeps arrays of other lengths with rows innermost, and the loop
+        would copy the whole cache before and after every chunk.
       out_shardings: of the rollout that comes out, None for the compiler's.
     """
     self._model, self._sampler, self._group = model, sampler, group_size
     self._config, self._shards = config, shards
     self._placement, self._stops = placement, stops
+    self._slot_multiple = slot_multiple
 
     def take(places, index):
       return place(take_places(places, index, placement), placement)
@@ -130,6 +135,20 @@ class Engine:
     self._look = jax.jit(look)
     self._finish = jax.jit(as_rollout, out_shardings=out_shardings)
 
+  def ring_slots(self, tokens: int) -> int:
+    """How long the ring must be.
+
+    Args:
+      tokens: of a row that are read; all but those of the prompt and the one
+        drawn last, which no cache holds.
+
+    Returns:
+      Slots, enough for as many, or for the longest row where that has fewer.
+    """
+    longest = max(self._sampler.max_new_tokens - 1, 1)
+    multiple = self._slot_multiple
+    return -(-min(tokens, longest) // multiple) * multiple
+
   def generate(self, params: Any, prompts: Prompts, key: Array) -> Rollout:
     """G samples of each prompt.
 
@@ -141,11 +160,10 @@ class Engine:
     Returns:
       The rollout [P G, C], samples of one prompt contiguous.
     """
-    total, limit = prompts.tokens.shape[0], self._sampler.max_new_tokens
-    chunk, longest = self._config.chunk, max(limit - 1, 1)
+    total, chunk = prompts.tokens.shape[0], self._config.chunk
     decoding = self._prepare(params)
     chosen, waiting = self._first_prompts(total)
-    ring = min(chunk, longest)
+    ring = self.ring_slots(chunk)
     places, results = self._start(params, prompts, key, chosen, ring)
     while True:
       ages, done = map(np.asarray, self._look(places))
@@ -166,10 +184,10 @@ class Engine:
           places = self._with_own_prompts(places)
           places = self._take(places, index)
       # Of all but the token drawn last.
-      needed = min(ages[~done].max() - 1 + chunk, longest)
+      needed = self.ring_slots(ages[~done].max() - 1 + chunk)
       if needed > ring:
         while ring < needed:
-          ring = min(2 * ring, longest)
+          ring = self.ring_slots(2 * ring)
         places = self._grow(places, ring)
       places, results = self._decode(decoding, places, results)
 

@@ -14,6 +14,8 @@ from pure_jax.rollout.stopping import StopTable
 from pure_jax.training.parts import map_rows
 from pure_jax.types import Prompts, Rollout
 
+_SLOT_MULTIPLE = 32  # Slots of a tile of a TPU, in the smallest dtype.
+
 
 def decoding_copy(
   model: ModelConfig, layout: sharding.Layout
@@ -28,10 +30,15 @@ def decoding_copy(
     `columns.decoding_params` on one CPU in float32; elsewhere nothing is
     copied.
   """
-  on_cpu = layout.mesh.devices.flat[0].platform == "cpu"
+  on_cpu = _platform(layout) == "cpu"
   if on_cpu and layout.mesh.size == 1 and model.compute_dtype == "float32":
     return columns.decoding_params
   return generation.unprepared
+
+
+def _platform(layout):
+  """What the devices are."""
+  return layout.mesh.devices.flat[0].platform
 
 
 def make_generate(
@@ -132,6 +139,7 @@ def _in_turns(model, sampler, samples, config, layout, rows, stops=None):
     placement=layout.decoding_placement,
     stops=stops,
     prepare=decoding_copy(model, layout),
+    slot_multiple=1 if _platform(layout) == "cpu" else _SLOT_MULTIPLE,
     out_shardings=rows,
   ).generate
 
