@@ -1,10 +1,11 @@
 """Compiles the parts of continuous batching, and finds the largest.
 
-Each is compiled where it needs the most memory: every row is there, and but
-for the first prompts, which begin with a short one, the ring of the cache is
-as long as it gets. Keys and values are in memory twice while prompts stop
-being shared, and one and a half times while the ring grows or half of the rows
-are taken.
+Each is compiled where it needs the most memory: every row is there, and the
+ring of the cache is as long as it gets, but for the first prompts, which begin
+with a short one, and for what is done before its last growth. Keys and values
+are in memory one and a half times while the ring grows or half of the rows are
+taken, and twice while prompts stop being shared, which is before the last
+growth where prompts wait.
 """
 
 import dataclasses
@@ -95,17 +96,19 @@ def _walk(stage: EngineStage) -> _Walk:
   given = *stage.arguments, np.arange(stage.prompts, dtype=np.int32)
   ring = stage.ring_slots(stage.chunk)
   places, results = yield "start", (*given, ring), held
-  places = _with_ring(places, longest)
   held.append(results)
+  while stage.ring_slots(2 * ring) < longest:
+    ring = stage.ring_slots(2 * ring)
+  waits = stage.prompts < total
   if places.rows.cache.prompt_mask is not None:
+    places = _with_ring(places, ring if waits else longest)
     places = yield "unshare", (places,), held
-  while 2 * ring < longest:
-    ring *= 2
   if ring < longest:
     yield "grow", (_with_ring(places, ring), longest), held
+  places = _with_ring(places, longest)
   yield "decode", (decoding, places, results), held
   rows = stage.prompts * stage.samples
-  if stage.prompts < total:
+  if waits:
     chosen, index, _ = free_places(
       np.ones(rows, bool), stage.shards, stage.samples, stage.prompts, total
     )

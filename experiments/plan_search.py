@@ -250,10 +250,11 @@ def rollout_ways(
     if prompts * samples % layout.row_shards or spare <= 0:
       continue
     other = Way(layouts, way.micro_batches, 1, way.rollout_rows)
-    # Where rows take turns, two caches are in memory at times.
-    copies = 1 if way.rollout_rows is None else 2
     while True:
       rows = other.rows_at_a_time(prompts, samples)
+      # Where rows take turns, more than one cache is in memory at times.
+      copies = 1.5 if rows < prompts * samples else 2
+      copies = 1 if way.rollout_rows is None else copies
       cache = plan_estimates.cache_bytes(settings, shapes, layout, rows)
       fewer = other.smaller(prompts, samples)
       if copies * cache <= spare or fewer is None:

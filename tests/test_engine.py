@@ -177,6 +177,24 @@ def test_rings_in_multiples_of_slots(whole):
   assert traced == {4, 8, longest}
 
 
+def test_prompts_are_copied_before_the_cache_is_at_its_longest():
+  """Where prompts wait; else the longest cache would be there twice."""
+  sampler = dataclasses.replace(SAMPLER, stop_ids=())
+  prompts, key, copied = some_prompts(), jax.random.key(8), []
+  copy = engine.kv_cache.with_own_prompts
+
+  def watched(cache, placement):
+    copied.append(cache.ring)
+    return copy(cache, placement)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(engine.kv_cache, "with_own_prompts", watched)
+    found = make(6, 6, sampler).generate(random_policy(MODEL), prompts, key)
+  assert_same(found, expected_rollout(prompts, key, sampler))
+  # Of rings of 6 and C - 1 slots; the others are of prompts that begin.
+  assert max(copied) == 6
+
+
 def test_a_limit_of_one_token(whole):
   """No token is fed back, and the first alone may end a row by itself."""
   sampler = dataclasses.replace(SAMPLER, max_new_tokens=1)

@@ -10,6 +10,9 @@ rows have ended and, for the next chunk,
 * and doubles the ring of the cache when the longest row has filled it, so that
   a token reads little more than what there is.
 
+Samples share their prompt's keys and values until rows move; where prompts wait
+they stop before the ring grows for the last time, while copies are small.
+
 Row i draws token t with the same key as everywhere else, from its own logits:
 its tokens are those of `generation.generate`, up to the rounding of products
 that another number of rows may change. Nothing is compiled twice for the same
@@ -188,6 +191,9 @@ class Engine:
       if needed > ring:
         while ring < needed:
           ring = self.ring_slots(2 * ring)
+        if waiting < total and ring == self.ring_slots(2 * ring):
+          # Later the copy would take the longest cache twice.
+          places = self._with_own_prompts(places)
         places = self._grow(places, ring)
       places, results = self._decode(decoding, places, results)
 
