@@ -237,7 +237,8 @@ class RLSettings:
       raise ValueError(
         f"rollout_rows={self.rollout_rows} says how many responses are sampled "
         f"at a time, and so does rollout_parts={self.rollout_parts}: set "
-        "rollout_parts to 1, or rollout_rows to None."
+        "rollout_parts to 1, or leave rollout_rows unset (of the paper's runs "
+        "by a variant that ends in _one_loop)."
       )
     one_of("rollout_weights", self.rollout_weights, ROLLOUT_WEIGHTS)
     one_of("old_logp", self.old_logp, ("score", "sampled"))

@@ -298,7 +298,7 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"rl__rollout_chunk": 0}, "rollout_chunk must be at least 1"),
     (
       {"rl__rollout_rows": 8, "rl__rollout_parts": 2},
-      "rollout_parts=2: set rollout_parts to 1, or rollout_rows to None",
+      "rollout_parts=2: set rollout_parts to 1, or leave rollout_rows unset",
     ),
     ({"rl__cache_dtype": "int4"}, "cache_dtype must be"),
     ({"rl__kl_coef": float("nan")}, r"rl\.kl_coef must be a finite number"),

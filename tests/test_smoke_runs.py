@@ -79,6 +79,11 @@ def test_a_run_reads_the_prm_it_is_given_and_trains_none(
   for other in ("prm_vr", variant):
     real = importlib.import_module(f"configs.{name}").get_config(other).rl
     assert real.packed_tokens and real.length_buckets > 1
+    # And take turns.
+    assert real.rollout_rows < real.prompts * real.samples_per_prompt
+  turns = settings.rl
+  assert turns.rollout_rows < turns.prompts * turns.samples_per_prompt
+  assert 2 * turns.rollout_chunk < turns.max_new_tokens
   assert 0.5 < update["row_fill"] <= 1
   sample, *_ = (tmp_path / "samples.jsonl").read_text().splitlines()
   folder = tmp_path / "tiny" / "prm"
@@ -98,6 +103,24 @@ def test_a_run_reads_the_prm_it_is_given_and_trains_none(
   assert any(np.array_equal(head, saved["score.weight"].T) for head in heads)
   assert update["process_outcome"] != 0 and update["grad_norm"] > 0
   assert json.loads(sample)["step_rewards"]
+
+
+@pytest.mark.parametrize(
+  "name", ["qwen2p5_7b", "qwen2p5_math_7b", "qwen2p5_math_1p5b"]
+)
+@pytest.mark.parametrize("variant", ["prm_vr", "vr", "smoke_prm", "smoke"])
+def test_the_papers_runs_take_turns_unless_one_loop_is_asked_for(name, variant):
+  """No flag unsets a number: without a variant, parts could not be had."""
+  get_config = importlib.import_module(f"configs.{name}").get_config
+  turns, loop = get_config(variant), get_config(f"{variant}_one_loop")
+  assert turns.rl.rollout_rows is not None and loop.rl.rollout_rows is None
+  # And nothing else is changed.
+  turns.rl.update(
+    {"rollout_rows": None, "rollout_chunk": loop.rl.rollout_chunk}
+  )
+  assert turns.to_dict() == loop.to_dict()
+  with pytest.raises(ValueError, match="not 'sft_one_loop'"):
+    get_config("sft_one_loop")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,8 @@ def policy_run(
 
   Args:
     variant: one of `VARIANTS`, "smoke_" and one of them, or "smoke", which is
-      "smoke_prm_vr".
+      "smoke_prm_vr"; each also followed by "_one_loop", which samples without
+      continuous batching.
     iterations: of RL.
     embeddings: "tied" or "untied", as the policy's are, for smoke variants.
     architecture: name of the policy's shape, for plan.py.
@@ -35,10 +36,12 @@ def policy_run(
     ValueError: for another variant.
   """
   smokes = [f"smoke_{name}" for name in VARIANTS]
+  takes_turns = not variant.endswith("_one_loop")
+  asked, variant = variant, variant.removesuffix("_one_loop")
   if variant not in (*VARIANTS, *smokes, "smoke"):
     raise ValueError(
       f"Variants are {', '.join(map(repr, [*VARIANTS, *smokes]))} and 'smoke', "
-      f"not {variant!r}."
+      f"not {asked!r}; '_one_loop' may follow each of them."
     )
   smoke = variant.startswith("smoke")
   mode = "prm_vr" if variant == "smoke" else variant.removeprefix("smoke_")
@@ -68,6 +71,9 @@ def policy_run(
       "eval_prompts": 480,  # Of the 500 of MATH500: 2 to 32 row shards.
       # Ours, and without influence on the result: memory.
       "micro_batches": 64,
+      # Likewise: time. Places of responses that have ended go to prompts that
+      # wait, and the cache grows with the longest that is being written.
+      "rollout_rows": 128 if takes_turns else None,
       # Likewise: time. Rounding differs from that of unpacked rows.
       "length_buckets": 3,
       "packed_tokens": 4096,
@@ -148,4 +154,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "checkpoint_every": 2,
     }
   )
+  if config.rl.rollout_rows is not None:
+    # Half of the prompts wait, and the cache grows twice.
+    config.rl.update({"rollout_rows": 8, "rollout_chunk": 8})
   return config

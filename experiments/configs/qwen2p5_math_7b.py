@@ -9,7 +9,8 @@ The first two are folders as transformers saves them, the others the files of
 PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
 paper's three reward modes; `vr` reads no PRM, leave --config.files.prm out.
 `smoke_prm_vr` (or `smoke`), `smoke_prm` and `smoke_vr` run the same on a tiny
-random policy and PRM, in under a minute each.
+random policy and PRM, in under a minute each. `_one_loop` behind any of them
+samples without continuous batching, as --config.rl.rollout_parts needs it.
 Devices: --config.mesh.fsdp=... and others; docs/planning.md has the smallest
 TPU slices that it compiles for and fits, with their flags.
 
@@ -24,7 +25,8 @@ def get_config(variant: str = "prm_vr") -> ConfigDict:
   """The run.
 
   Args:
-    variant: "prm_vr", "prm" or "vr", each also after "smoke_"; or "smoke".
+    variant: "prm_vr", "prm" or "vr", each also after "smoke_"; or "smoke";
+      each also followed by "_one_loop".
 
   Returns:
     The config.
