@@ -26,6 +26,20 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+def run_code(code: str) -> subprocess.CompletedProcess[str]:
+  """In a process that has not looked for devices yet."""
+  return subprocess.run(
+    [sys.executable, "-c", code],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ
+    | {
+      "PYTHONPATH": f"{ROOT / 'experiments'}:{os.environ.get('PYTHONPATH', '')}"
+    },
+  )
+
+
 @pytest.mark.skipif(has_libtpu(), reason="the TPU compiler is here")
 def test_without_the_tpu_compiler_a_topology_says_what_to_install():
   config = plan_script.CONFIGS / "qwen2p5_7b.py"
@@ -98,18 +112,53 @@ costs = hlo_costs.count(text, 4)
 print(json.dumps([costs.flops, {{k: v.sent_bytes for k, v in
   costs.collectives.items()}}]))
 """
-  done = subprocess.run(
-    [sys.executable, "-c", code],
-    capture_output=True,
-    text=True,
-    check=False,
-    env=os.environ
-    | {
-      "PYTHONPATH": f"{ROOT / 'experiments'}:{os.environ.get('PYTHONPATH', '')}"
-    },
-  )
+  done = run_code(code)
   assert done.returncode == 0, done.stderr
   flops, sent = json.loads(done.stdout.splitlines()[-1])
   assert flops == 24 * 2 * 1024 * 1024 * 1024
   weights = 24 * 1024 * 1024 * 2
   assert sum(sent.values()) == pytest.approx(weights * 3 / 4)
+
+
+@needs_libtpu
+def test_rows_that_take_turns_are_decoded_in_place():
+  """Of 2,047 slots the compiler copies the whole cache before the loop."""
+  done = run_code("""
+import json, jax, jax.numpy as jnp
+import plan_compiler, plan_engine, plan_stages
+from pure_jax.models import params, policy
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.training import rollouts
+from pure_jax.types import Prompts
+devices = plan_compiler.find_devices("v5p:2x2x1")
+layout = sharding.make_layout(data=4, devices=devices)
+model = ModelConfig(vocab_size=512, width=256, num_layers=1, num_heads=4,
+  num_kv_heads=1, head_dim=128, mlp_width=256, compute_dtype="bfloat16")
+sampler = SamplingConfig(max_new_tokens=2048, pad_id=0, stop_ids=(1,))
+engine = rollouts.make_generate(model, sampler, 8, layout,
+  continuous=EngineConfig(256, 64)).__self__
+def placed(x, place):
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+declared = policy.declare_policy(model)
+weights = jax.tree.map(placed, params.abstract_params(declared),
+  sharding.weight_shardings(declared, layout))
+prompts = Prompts(jax.ShapeDtypeStruct((64, 256), jnp.int32),
+  jax.ShapeDtypeStruct((64, 256), bool))
+key = jax.eval_shape(lambda: jax.random.key(0))
+others = jax.tree.map(
+  lambda x: placed(x, sharding.replicated(layout)), (prompts, key))
+found = plan_engine.compile_engine(plan_stages.EngineStage("rollout",
+  engine.parts(), (weights, *others), prompts=32, samples=8, shards=4,
+  new_tokens=2048, chunk=64, ring_slots=engine.ring_slots), 4)
+print(json.dumps({p.name: [p.memory.aliased, p.memory.temporaries]
+  for p in found.parts}))
+""")
+  assert done.returncode == 0, done.stderr
+  aliased, temporaries = json.loads(done.stdout.splitlines()[-1])["decode"]
+  # Keys and values of a chip's 64 rows, in bfloat16.
+  cache = 2 * 64 * (256 + 2047) * 128 * 2
+  assert aliased > cache
+  assert temporaries < cache / 4
