@@ -266,11 +266,13 @@ def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):
 
 def test_ctrl_c_ends_in_a_sentence(tmp_path):
   workdir = tmp_path / "run"
+  # So many steps that a busy machine does not end them before the signal.
+  steps = "--config.sft.steps=1000000"
   # A shell's background job ignores it, and so would what it starts.
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     process = subprocess.Popen(
-      command("train_sft.py", workdir),
+      command("train_sft.py", workdir, steps),
       env=environment(),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
