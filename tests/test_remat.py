@@ -11,6 +11,7 @@ import pytest
 from small_models import TINY, random_policy
 
 from pure_jax.models import transformer
+from pure_jax.models.attention import CAUSAL_GROUPS
 from pure_jax.models.config import REMAT
 from pure_jax.models.params import abstract_params, declare_decoder
 
@@ -69,6 +70,18 @@ def test_every_name_keeps_less_than_the_one_before():
   kept = [temporary_bytes(name) for name in REMAT if name != "offload"]
   for more, less in itertools.pairwise(kept):
     assert less < 0.8 * more
+
+
+def test_products_are_kept_so_that_chunks_make_scores_twice():
+  """For a gradient; without what attention read it would be three times."""
+  config = dataclasses.replace(
+    TINY, num_layers=9, remat="dots", attention_chunk=4
+  )
+  traced = jax.make_jaxpr(jax.grad(loss), static_argnums=1)(
+    random_policy(config), config, jnp.zeros((2, 16), jnp.int32)
+  )
+  # A softmax for each of four groups of chunks.
+  assert len(re.findall(r"= exp ", str(traced))) == 2 * CAUSAL_GROUPS
 
 
 def test_only_the_inputs_of_layers_are_offloaded():

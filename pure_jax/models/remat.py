@@ -11,9 +11,9 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 LAYER_INPUT = "layer_input"
-# What attention read, as large as one product's output. Attention in chunks or
-# in a kernel makes scores again for its own backward pass: were this not kept,
-# the layer's would make them once more before.
+# What attention read, as large as one product's output. Attention in chunks
+# makes scores again for its own backward pass: were this not kept, the layer's
+# would make them once more before.
 ATTENDED = "attended"
 
 

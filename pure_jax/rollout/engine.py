@@ -102,7 +102,8 @@ class Engine:
       prepare: see `generation.generate`.
       slot_multiple: the ring has a multiple of so many slots, at least 1. A
         TPU keeps arrays of other lengths with rows innermost, and the loop
-        would copy the whole cache before and after every chunk.
+        would copy the whole cache before and after every chunk; so it does
+        where prompts, which lie before the ring, are of other lengths.
       out_shardings: of the rollout that comes out, None for the compiler's.
     """
     self._model, self._sampler, self._group = model, sampler, group_size
