@@ -20,7 +20,7 @@ class Preset:
   options: Options
 
 
-# Of 16 to 256 queries at a time these took the least time on two cores, at 192
+# Of 32 to 256 queries at a time none took less time by more than noise, at 192
 # and at 1,024 tokens a row (docs/speed.md).
 _CPU = Options(dtype="auto", attention_chunk=64)
 _10M, _135M = ("10m",), ("smollm2_135m",)
