@@ -2,7 +2,7 @@
 
 Packages are listed by hand. A bare `find_packages` would install `kernels` as
 a top-level package, where it shadows the Hugging Face package of that name.
-`tests/test_package.py` builds the wheel and looks.
+`tests/project/test_package.py` builds the wheel and looks.
 """
 
 import pathlib
@@ -82,12 +82,25 @@ setuptools.setup(
   packages=[
     "pure_jax",
     "pure_jax.host",
+    "pure_jax.host.checkpoints",
     "pure_jax.host.data",
+    "pure_jax.host.data.formats",
+    "pure_jax.host.data.world",
+    "pure_jax.host.distributed",
+    "pure_jax.host.evaluation",
+    "pure_jax.host.grading",
     "pure_jax.host.huggingface",
+    "pure_jax.host.logs",
+    "pure_jax.host.text",
     "pure_jax.kernels",
     "pure_jax.models",
     "pure_jax.parallel",
     "pure_jax.rollout",
+    "pure_jax.runs",
+    "pure_jax.runs.evaluation",
+    "pure_jax.runs.planning",
+    "pure_jax.runs.settings",
+    "pure_jax.runs.tasks",
     "pure_jax.training",
   ],
   package_dir={"pure_jax.kernels": "kernels"},

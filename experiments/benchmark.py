@@ -39,7 +39,6 @@ import dataclasses
 import pathlib
 import sys
 
-import compute_dtype
 import jax
 from absl import app, flags
 from benchmarks import cases, environments, machine, table
@@ -51,6 +50,7 @@ from benchmarks.programs import Options
 from benchmarks.rivals import RIVALS, check_names
 
 from pure_jax.models.config import REMAT
+from pure_jax.runs.settings import compute_dtype
 
 _SUITE = flags.DEFINE_enum(
   "suite", "all", (*cases.SUITES, "all"), "What is measured."

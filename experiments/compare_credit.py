@@ -26,7 +26,7 @@ import sys
 import matplotlib.figure
 from absl import app, flags
 
-from pure_jax.host import workdir as workdirs
+from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent
 

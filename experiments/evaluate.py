@@ -6,7 +6,8 @@
 
 DIR gets responses.jsonl, every response with its verdict and its steps' scores,
 and report.json, report.md, report.png, computed from that file alone. The table
-goes to stdout, progress to stderr. Metrics are those of `host.evaluation`.
+goes to stdout, progress to stderr. Metrics are those of
+`host.evaluation.tables`.
 
 Killed and started again, it continues after the last response written and
 reports the same numbers: what a response is follows from the seed, its
@@ -21,23 +22,32 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import data_files
-import evaluation_data
-import launch
+import cli
 import numpy as np
-from evaluation_data import Questions, Unit
-from evaluation_settings import EvaluationSettings
-from response_writer import ResponseWriter, Written, read
-from run_settings import ConfigError
 
-from pure_jax.host import huggingface, verify
-from pure_jax.host import workdir as workdirs
-from pure_jax.host.evaluation import evaluation_tables
-from pure_jax.host.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.progress import Progress
-from pure_jax.host.report import render_table, write_report
-from pure_jax.host.responses import Response, ResponsesError, ResponsesFile
+from pure_jax.host import huggingface
+from pure_jax.host.data import files
+from pure_jax.host.evaluation.report import render_table, write_report
+from pure_jax.host.evaluation.responses import (
+  Response,
+  ResponsesError,
+  ResponsesFile,
+)
+from pure_jax.host.evaluation.tables import evaluation_tables
+from pure_jax.host.grading import verify
+from pure_jax.host.logs.progress import Progress
+from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
+from pure_jax.runs import workdir as workdirs
+from pure_jax.runs.evaluation import data
+from pure_jax.runs.evaluation.data import Questions, Unit
+from pure_jax.runs.evaluation.response_writer import (
+  ResponseWriter,
+  Written,
+  read,
+)
+from pure_jax.runs.settings.evaluation import EvaluationSettings
+from pure_jax.runs.settings.run import ConfigError
 
 RESPONSES_FILE = "responses.jsonl"
 # What a resumed run may change. Paths may: their contents are compared.
@@ -149,7 +159,7 @@ def report(
     seed=settings.bootstrap_seed,
     resamples=settings.bootstrap_resamples,
   )
-  tables |= data_files.not_read_tables(questions.counts)
+  tables |= files.not_read_tables(questions.counts)
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():
@@ -179,7 +189,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
     raise ConfigError(str(error)) from error
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:
-    config["contents"] = evaluation_data.contents(settings)
+    config["contents"] = data.contents(settings)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
   # What was refused so far leaves no folder behind.
   workdir = workdirs.prepare_workdir(
@@ -194,7 +204,7 @@ def _evaluate_in(
 ) -> None:
   """As `evaluate`, in a folder that is this process's alone."""
   if settings.random_model:
-    settings = evaluation_data.tiny(settings, workdir / "tiny")
+    settings = data.tiny(settings, workdir / "tiny")
   found = huggingface.read_config(settings.policy)
   huggingface.warn_beyond_positions(
     settings.policy, found, settings.prompt_tokens + settings.max_new_tokens
@@ -204,8 +214,8 @@ def _evaluate_in(
     vocab_size=found.model.vocab_size,
     eos_token=settings.eos_token,
   )
-  evaluation_data.check_prm_vocabulary(settings, tokenizer)
-  questions = evaluation_data.ask(settings, tokenizer, workdir)
+  data.check_prm_vocabulary(settings, tokenizer)
+  questions = data.ask(settings, tokenizer, workdir)
   with ResponsesFile(workdir / RESPONSES_FILE) as file:
     write_responses(settings, tokenizer, layout, questions, file)
     report(settings, questions, file, workdir)
@@ -214,8 +224,8 @@ def _evaluate_in(
 def main(argv: list[str]) -> None:
   """Evaluates what the flags name."""
   del argv
-  evaluate(*launch.config_and_workdir(EvaluationSettings))
+  evaluate(*cli.config_and_workdir(EvaluationSettings))
 
 
 if __name__ == "__main__":
-  launch.run(main)
+  cli.run(main)

@@ -23,26 +23,28 @@ import dataclasses
 import pathlib
 from typing import Any
 
-import data_files
+import cli
 import jax
-import judged_rows
-import launch
 import numpy as np
-import prm_report
-import tiny_files
-from evaluate_prm_settings import DataSettings, EvaluatePRMSettings
-from judge import Judge, contents, load_folder, load_run
-from run_settings import ConfigError
-from score_file import ScoreFile, describe
 
-from pure_jax.host import checksums
-from pure_jax.host import workdir as workdirs
-from pure_jax.host.contract import PROMPT_FORMATS, separator_table
-from pure_jax.host.data.named_formats import find_format
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.data import files as data_files
+from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import Steps
-from pure_jax.host.progress import Progress
-from pure_jax.host.report import render_table, write_report
+from pure_jax.host.evaluation.report import render_table, write_report
+from pure_jax.host.logs.progress import Progress
+from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
+from pure_jax.runs import workdir as workdirs
+from pure_jax.runs.evaluation import labelled_rows, prm_report
+from pure_jax.runs.evaluation.score_file import ScoreFile, describe
+from pure_jax.runs.load import Judge, contents, load_folder, load_run
+from pure_jax.runs.settings.prm_evaluation import (
+  DataSettings,
+  EvaluatePRMSettings,
+)
+from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import stages
 from pure_jax.training.score import ScoreConfig
 
@@ -72,10 +74,10 @@ def score_data(
   Raises:
     FloatingPointError: if a score is not finite; it is not kept.
   """
-  limits = judged_rows.Limits(
+  limits = labelled_rows.Limits(
     settings.prompt_tokens, settings.response_tokens, settings.max_steps
   )
-  encoded = judged_rows.encode_rows(
+  encoded = labelled_rows.encode_rows(
     judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
   )
   todo = {
@@ -99,7 +101,7 @@ def score_data(
   )
   count = -(-len(encoded.index) // settings.batch_size)
   with Progress(data.name, count, enabled=settings.progress) as bar:
-    for places, batch in judged_rows.in_batches(
+    for places, batch in labelled_rows.in_batches(
       encoded,
       limits,
       settings.batch_size,
@@ -165,7 +167,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
   config: dict[str, Any] = dataclasses.asdict(settings)
   if settings.random_model is None:
-    files = {d.name: checksums.fingerprint(d.file) for d in settings.data}
+    files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = contents(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   with workdirs.locked(folder):
@@ -230,10 +232,10 @@ def _evaluate_in(
 def main(argv: list[str]) -> None:
   """Evaluates what the config names."""
   del argv
-  settings, workdir = launch.config_and_workdir(EvaluatePRMSettings)
+  settings, workdir = cli.config_and_workdir(EvaluatePRMSettings)
   print(evaluate(settings, workdir))
   print(f"\neverything is in {workdir}")
 
 
 if __name__ == "__main__":
-  launch.run(main)
+  cli.run(main)

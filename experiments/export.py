@@ -20,21 +20,26 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import tiny_files
-import workspace
 from absl import app, flags
-from config_conversion import settings_from_config
-from evaluation_data import MODEL_FILES
-from run_settings import ConfigError, Settings
 
-from pure_jax.host import checksums, huggingface
-from pure_jax.host import workdir as workdirs
-from pure_jax.host.checkpoint import CheckpointError, Checkpoints, Restored
+from pure_jax.host import huggingface
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.manager import (
+  CheckpointError,
+  Checkpoints,
+  Restored,
+)
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
+from pure_jax.runs import workdir as workdirs
+from pure_jax.runs import workspace
+from pure_jax.runs.evaluation.data import MODEL_FILES
+from pure_jax.runs.settings.conversion import settings_from_config
+from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -177,7 +182,7 @@ def whole_policy(run: Run, model: ModelConfig, trained: Any) -> Any:
   if adapted.lora is None:
     return trained
   known = run.contents.get("policy")
-  if known and known != checksums.fingerprint(run.first, MODEL_FILES):
+  if known and known != integrity.fingerprint(run.first, MODEL_FILES):
     raise ConfigError(
       f"{run.first} has changed since --run={run.workdir} began with it: its "
       "adapters belong to the weights that were there."

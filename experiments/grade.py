@@ -26,10 +26,10 @@ import time
 
 from absl import app, flags
 
-from pure_jax.host import verify
-from pure_jax.host.grading_pool import MAX_SECONDS, PoolError
-from pure_jax.host.progress import Progress
-from pure_jax.host.workdir import write_text_atomic
+from pure_jax.host.atomic_files import write_text_atomic
+from pure_jax.host.grading import verify
+from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
+from pure_jax.host.logs.progress import Progress
 
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where every verdict goes.")

@@ -22,23 +22,20 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-import compute_dtype
-import launch
-import plan_compiler
-import plan_engine
-import plan_estimates
-import plan_programs
-import plan_search
-import plan_stages
+import cli
 from absl import flags
-from config_conversion import settings_from_config
-from plan_report import Plan, as_json, as_text, plan_stage
-from plan_ways import Way
-from run_settings import ConfigError, Settings
 
-from pure_jax.host.hlo_text import HLOError
-from pure_jax.host.roofline import CHIPS
 from pure_jax.parallel.kernel_calls import XLA
+from pure_jax.runs.planning import compiler, engine, estimates, stages
+from pure_jax.runs.planning import programs as plan_programs
+from pure_jax.runs.planning import search as plan_search
+from pure_jax.runs.planning.execution_plan import Way
+from pure_jax.runs.planning.hlo_text import HLOError
+from pure_jax.runs.planning.report import Plan, as_json, as_text, plan_stage
+from pure_jax.runs.planning.roofline import CHIPS
+from pure_jax.runs.settings import compute_dtype
+from pure_jax.runs.settings.conversion import settings_from_config
+from pure_jax.runs.settings.run import ConfigError, Settings
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -71,7 +68,8 @@ def read_settings() -> Settings:
     if files.architecture is None:
       raise ConfigError(
         "nothing says what the policy is: name a folder with a config.json by "
-        "--config.files.policy, or a shape of experiments/architectures.py by "
+        "--config.files.policy, or a shape of "
+        "pure_jax/runs/settings/architectures.py by "
         "--config.files.architecture."
       )
     files.policy = files.architecture
@@ -115,10 +113,10 @@ class Planner:
       raise ConfigError(
         f"--hlo={hlo} must be a folder that can be created: {error}."
       ) from error
-    self.devices = plan_compiler.find_devices(topology)
+    self.devices = compiler.find_devices(topology)
     self.settings = compute_dtype.resolve(settings, self.devices[0].platform)
     self.shapes = plan_programs.shapes_of(self.settings)
-    self._compiled: dict[tuple, plan_compiler.CompiledStage] = {}
+    self._compiled: dict[tuple, compiler.CompiledStage] = {}
 
   def plan(self, way: Way, only: Sequence[str] | None = None) -> Plan:
     """Compiles a step.
@@ -132,7 +130,7 @@ class Planner:
     """
     settings, shapes, layouts = self.settings, self.shapes, way.layouts
     kind = self.devices[0].device_kind
-    on_chip = plan_compiler.devices_per_chip(self.devices)
+    on_chip = compiler.devices_per_chip(self.devices)
     parts, notes = plan_search.possible_micro_batches(
       settings, layouts, way.micro_batches
     )
@@ -141,11 +139,11 @@ class Planner:
     way = dataclasses.replace(way, micro_batches=parts)
     programs = plan_programs.Programs(settings, shapes, way)
     resident = programs.resident()
-    needed = plan_estimates.model_flops(settings, shapes)
-    cache = plan_estimates.cache_bytes(
+    needed = estimates.model_flops(settings, shapes)
+    cache = estimates.cache_bytes(
       settings, shapes, layouts.rollout, programs.rows_at_a_time
     )
-    kept = plan_estimates.kept_bytes(settings, shapes, layouts.training, parts)
+    kept = estimates.kept_bytes(settings, shapes, layouts.training, parts)
     return Plan(
       topology=self._topology or "local",
       device_kind=kind,
@@ -174,7 +172,7 @@ class Planner:
         for stage in programs.stages()
         if only is None or stage.name in only
       ),
-      versions=plan_compiler.compiler_version(self.devices),
+      versions=compiler.compiler_version(self.devices),
     )
 
   def _flags(self, way: Way) -> tuple[str, ...]:
@@ -184,8 +182,8 @@ class Planner:
     return tuple(f"{k}={v}" for k, v in (self._given | asked).items())
 
   def _compile(
-    self, stage: plan_stages.Stage | plan_stages.EngineStage, way: Way
-  ) -> plan_compiler.CompiledStage:
+    self, stage: stages.Stage | stages.EngineStage, way: Way
+  ) -> compiler.CompiledStage:
     """A compiled stage, from memory where only other stages differ."""
     layouts = way.layouts
     if stage.name in ("reshard", "rollout"):
@@ -196,7 +194,7 @@ class Planner:
     if key not in self._compiled:
       print(f"compiling {stage.name} ({layouts})", file=sys.stderr, flush=True)
       name = f"{len(self._compiled)}_{stage.name}.txt.gz"
-      self._compiled[key] = plan_engine.compile_stage(
+      self._compiled[key] = engine.compile_stage(
         stage, len(self.devices), self._hlo and self._hlo / name
       )
     return self._compiled[key]
@@ -239,4 +237,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   # To compile is what it is for, and its seconds are in the table.
-  launch.run(main, required=("config",), keeps_programs=False)
+  cli.run(main, required=("config",), keeps_programs=False)

@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib.figure
 
-from pure_jax.host.roofline import GIB
+from pure_jax.runs.planning.roofline import GIB
 
 Plan = dict[str, Any]  # As `plan_report.as_json` gives it.
 

@@ -12,19 +12,18 @@ them. Started again, it continues.
 
 from typing import Any
 
+import cli
 import jax
-import judged_rows
-import launch
-import supervised
 import train_sft
-import workspace
-from run_settings import ConfigError
 
-from pure_jax.host import processes
+from pure_jax.host.distributed import processes
 from pure_jax.models import lora, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
+from pure_jax.runs import loop, workspace
+from pure_jax.runs.evaluation import labelled_rows
+from pure_jax.runs.settings.run import ConfigError
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
 
@@ -69,14 +68,14 @@ def train_stage(
   def make_batch(indices):
     # The columns that the whole batch needs, whoever makes which rows.
     batch = workspace.take(judged.responses, indices)
-    batch = judged_rows.crop(batch, settings.length_multiple)
+    batch = labelled_rows.crop(batch, settings.length_multiple)
     labels = judged.labels[indices], judged.label_mask[indices]
     return space.put((batch, *labels))
 
   def update(state, batch):
     return step(state, frozen, *batch)
 
-  state = supervised.run_steps(
+  state = loop.run_steps(
     space,
     stage,
     steps,
@@ -173,7 +172,7 @@ def _make_prm(
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
-  with launch.from_flags() as space:
+  with cli.from_flags() as space:
     if space.prm_model is None:
       raise ConfigError(
         "rl.reward_mode='vr' without files.prm and files.judged has no PRM to "
@@ -184,4 +183,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  launch.run(main)
+  cli.run(main)

@@ -21,20 +21,18 @@ lets the iteration under way end and saves it; the exit status is 75 then.
 import hashlib
 from typing import Any
 
+import cli
 import jax
-import launch
 import numpy as np
-import rl_functions
-import rl_report
 import train_prm
-import workspace
-from run_settings import ConfigError, RLSettings
-from stage_checkpoints import StageCheckpoints
 
-from pure_jax.host import interrupts, processes
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
-from pure_jax.host.progress import Progress
+from pure_jax.host.distributed import preemption, processes
+from pure_jax.host.logs.progress import Progress
+from pure_jax.runs import rl_functions, rl_report, workspace
+from pure_jax.runs.settings.run import ConfigError, RLSettings
+from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -157,7 +155,7 @@ def run_iterations(
     space.metrics.write("rl_eval", 0, metrics)
   pending = None  # Reported while the next iteration is on its way.
   bar = Progress("rl", total, first, enabled=space.shows_progress)
-  with bar, interrupts.finishing() as stop:
+  with bar, preemption.finishing() as stop:
     for step in range(first + 1, total + 1):
       chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
@@ -234,7 +232,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
-  with launch.from_flags() as space:
+  with cli.from_flags() as space:
     summary = train_rl(space)
   if summary is None:
     return
@@ -245,4 +243,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-  launch.run(main)
+  cli.run(main)

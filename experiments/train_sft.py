@@ -9,11 +9,10 @@ continues where it was.
 
 from typing import Any
 
-import launch
-import supervised
-import workspace
+import cli
 
 from pure_jax.models import policy
+from pure_jax.runs import loop, workspace
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
 
@@ -56,7 +55,7 @@ def _make_policy(space: workspace.Workspace, declared: Any) -> Any:
     )
 
   # ===== Loop =====
-  state = supervised.run_steps(
+  state = loop.run_steps(
     space,
     "sft",
     settings.steps,
@@ -75,10 +74,10 @@ def _make_policy(space: workspace.Workspace, declared: Any) -> Any:
 def main(argv: list[str]) -> None:
   """Opens the workspace and trains."""
   del argv
-  with launch.from_flags() as space:
+  with cli.from_flags() as space:
     train_policy(space)
     space.draw_curves()
 
 
 if __name__ == "__main__":
-  launch.run(main)
+  cli.run(main)

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from pure_jax.host.equivalence import vote_key
+from pure_jax.host.grading.equivalence import vote_key
 
 
 def softmin(rewards):

@@ -1,6 +1,6 @@
 """What may go wrong in a worker, as functions that do it.
 
-Loaded by their path in workers, as `pure_jax.host.equivalence` is.
+Loaded by their path in workers, as `pure_jax.host.grading.equivalence` is.
 """
 
 import os

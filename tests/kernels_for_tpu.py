@@ -12,7 +12,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import plan_compiler
 import test_kernels_attention
 import test_kernels_credit
 import test_kernels_decode
@@ -22,6 +21,7 @@ from pure_jax.kernels.credit_loss import credit_loss
 from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
+from pure_jax.runs.planning import compiler
 
 shape = jax.ShapeDtypeStruct
 
@@ -118,7 +118,7 @@ def programs(which):
 
 
 def main() -> None:
-  devices = plan_compiler.find_devices(sys.argv[1])
+  devices = compiler.find_devices(sys.argv[1])
   there = SingleDeviceSharding(devices[0])
   found = {}
   for name, function, arguments in programs(sys.argv[2]):

@@ -23,13 +23,15 @@ import tempfile
 import model_and_metric_faults
 import rollout_faults
 import survival_faults
+from checkout import ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent
 COPIED = ("pure_jax", "tests", "kernels")
 NOT_SOURCE = shutil.ignore_patterns("__pycache__", "*.egg-info")
 
 # "FAILED tests/test_x.py::test_name[case] - AssertionError: ..."
-_FAILED = re.compile(r"^FAILED tests/(\S+?)(?:\[.*?\])? - (.*)$", re.MULTILINE)
+_FAILED = re.compile(
+  r"^FAILED tests/\S*?(test_\w+\.py\S*?)(?:\[.*?\])? - (.*)$", re.MULTILINE
+)
 _ASSERTIONS = ("AssertionError", "assert ", "Failed: DID NOT")
 
 
@@ -312,7 +314,11 @@ def run(folder: pathlib.Path, *command: str) -> tuple[int, str]:
 
 def run_tests(folder: pathlib.Path, tests: list[str]) -> tuple[int, str]:
   """Runs tests of the copy until one fails."""
-  ids = [f"tests/{test}" for test in tests]
+  ids = []
+  for test in tests:
+    name, _, case = test.partition("::")
+    (file,) = (folder / "tests").rglob(name)
+    ids.append(f"{file}::{case}" if case else str(file))
   return run(
     folder, "-m", "pytest", "-x", "--tb=line", "-p", "no:cacheprovider", *ids
   )

@@ -1,11 +1,11 @@
 """plan.py as a process, with four CPU devices of its own."""
 
 import os
-import pathlib
 import subprocess
 import sys
 
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+from checkout import EXPERIMENTS
+
 CONFIGS = EXPERIMENTS / "configs"
 
 

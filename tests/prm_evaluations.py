@@ -1,16 +1,12 @@
 """A whole evaluation of the tiny random PRM, for the tests of its script."""
 
 import json
-import pathlib
-import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "experiments"))
+import evaluate_prm
+from configs import evaluate_prm as config_file
 
-import config_conversion  # noqa: E402
-import evaluate_prm  # noqa: E402
-from configs import evaluate_prm as config_file  # noqa: E402
-from evaluate_prm_settings import EvaluatePRMSettings  # noqa: E402
+from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
 
 
 def mesh(**sizes):
@@ -28,7 +24,7 @@ def smoke(**changes):
   """Settings of the smoke variant with some fields replaced."""
   fields = config_file.get_config("smoke").to_dict()
   fields |= {"progress": False, "resamples": 20} | changes
-  return config_conversion.settings_from_config(fields, EvaluatePRMSettings)
+  return conversion.settings_from_config(fields, EvaluatePRMSettings)
 
 
 def scores(folder):

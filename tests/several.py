@@ -1,12 +1,11 @@
 """Starts a script as several processes that meet on this machine."""
 
 import os
-import pathlib
 import socket
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
+from checkout import ROOT
 
 
 def free_port():

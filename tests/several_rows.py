@@ -1,6 +1,6 @@
 """One of two processes; says in JSON what it made of batches.
 
-Started by the tests of `host.shared_rows`, `peers` and `processes`.
+Started by the tests of `host.distributed.shared_rows`, `peers` and `processes`.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import small_models
 
-from pure_jax.host import clusters, peers, processes, shared_rows
+from pure_jax.host.distributed import cluster, processes, shared_rows, watchdog
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
 from pure_jax.rollout import generation, sampling
@@ -161,10 +161,10 @@ def main():
   parser.add_argument("--process_id", type=int)
   given = parser.parse_args()
   what = given.what.split(":")
-  member = clusters.Membership(
+  member = cluster.Membership(
     given.coordinator, given.processes, given.process_id
   )
-  with peers.joined(member):
+  with watchdog.joined(member):
     if what[0] == "rows":
       devices = jax.devices()
       layouts = [
@@ -198,4 +198,4 @@ if __name__ == "__main__":
   try:
     main()
   except SystemExit as left:
-    peers.leave(left.code)
+    watchdog.leave(left.code)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -10,10 +9,10 @@ import time
 
 import jax
 import numpy as np
+from checkout import ROOT
 
-from pure_jax.host.checkpoint import Checkpoints
+from pure_jax.host.checkpoints.manager import Checkpoints
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
 # 20 problems: RL, 8 at a time, begins a new epoch in its third iteration.
 FEW_PROBLEMS = (

@@ -16,7 +16,7 @@ from pure_jax.models import decoding, policy, prm, transformer
 from pure_jax.types import PRMInputs
 
 torch = pytest.importorskip("torch", reason="torch comes with [test]")
-import transformers  # noqa: E402
+transformers = pytest.importorskip("transformers")
 
 COMMON = {
   "vocab_size": 23,

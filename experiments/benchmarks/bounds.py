@@ -12,11 +12,11 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from plan_estimates import forward_flops
 
-from pure_jax.host.hlo_costs import Costs
-from pure_jax.host.roofline import Bound, Chip, bound
 from pure_jax.models.config import ModelConfig
+from pure_jax.runs.planning.estimates import forward_flops
+from pure_jax.runs.planning.hlo_costs import Costs
+from pure_jax.runs.planning.roofline import Bound, Chip, bound
 
 # Of float32 weights, moments and gradients.
 _STORED = 4

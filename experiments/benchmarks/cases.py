@@ -4,9 +4,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from architectures import ARCHITECTURES
-
 from pure_jax.models.config import ModelConfig
+from pure_jax.runs.settings.architectures import ARCHITECTURES
 
 STOPS = ("never", "early")
 

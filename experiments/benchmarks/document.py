@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.bounds import Rates
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.report import Line, Result, beside
-from pure_jax.host.workdir import write_json_atomic
+from pure_jax.host.atomic_files import write_json_atomic
 
 # What results that stand in one file have in common.
 _SAME_MACHINE = ("commit", "packages", "devices", "processor", "cores")

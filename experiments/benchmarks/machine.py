@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.timing import Arm, timed
-from pure_jax.host.workdir import collect_versions
+from pure_jax.runs.workdir import collect_versions
 
 # Larger than any cache; a larger model is streamed no faster.
 MOST_STREAMED_BYTES = 4 * 2**30

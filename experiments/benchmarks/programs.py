@@ -10,16 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from plan_compiler import Memory
 
 from benchmarks import bounds
 from benchmarks.cases import MODELS, BenchmarkError, Case
 from benchmarks.timing import Arm
-from pure_jax.host import hlo_costs, huggingface
+from pure_jax.host import huggingface
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.runs.planning import hlo_costs
+from pure_jax.runs.planning.compiler import Memory
 from pure_jax.training import train
 
 # Fields of `ModelConfig` that weights are made for.

@@ -113,7 +113,7 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
   return ConfigDict(
     dict(
       file=placeholder(str),  # None leaves the benchmark out.
-      format=format_name,  # See host/data/named_formats.py.
+      format=format_name,  # See host/data/formats/named.py.
       # For mapped_problems, our field: the file's, as in configs/files.py.
       fields=placeholder(ConfigDict),
       problems=placeholder(int),  # The first so many only; None takes all.

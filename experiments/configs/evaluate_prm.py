@@ -43,7 +43,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       eos_token=placeholder(str),  # Ends a solution; None takes the folder's.
       # Which class of `prm` is a good step; None goes by their names.
       good_class=placeholder(int),
-      # Each a name, a file and a format of host/data/named_formats.py that has
+      # Each a name, a file and a format of host/data/formats/named.py that has
       # steps: processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ...
       # For mapped_steps also fields, as in configs/files.py.
       data=(),

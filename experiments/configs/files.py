@@ -58,7 +58,7 @@ def files() -> ConfigDict:
       prompt_tokens=1024,  # Longest prompt; a longer problem is left out.
       prm_prompt_tokens=1024,  # Longest prompt of the PRM.
       response_tokens=2048,  # Longest response that the PRM is trained on.
-      # Files of problems and their formats, see host/data/named_formats.py;
+      # Files of problems and their formats, see host/data/formats/named.py;
       # `fields` are for mapped_problems and mapped_steps, None for any other.
       train=placeholder(str),  # For RL; None in a run that trains a PRM only.
       train_format="math8k",  # Or any other that holds problems.

@@ -7,7 +7,8 @@
     --config.files.judged=example_model_solutions.jsonl
 
 Data: four model solutions of each of GSM8K's 1,319 test problems
-(`host/data/gsm8k_steps.py`). One problem in ten is held out: 137 problems, 544
+(`host/data/formats/gsm8k_steps.py`).
+One problem in ten is held out: 137 problems, 544
 of their 548 solutions fit. Of the 4,690 others that fit, the head learns from
 640 and everything from 560, drawn without repetition by seed 0.
 

@@ -10,7 +10,8 @@ random model in under a minute.
 
 Data: the model card of PURE-PRM-7B names HuggingFaceH4/prm800k-trl-dedup, which
 is PRM800K in the stepwise format with the problems of MATH's test set removed.
-This config reads the original lines, by the rules of `host/data/prm800k.py`,
+This config reads the original lines, by the rules of
+`host/data/formats/prm800k.py`,
 and removes nothing: leave such problems out of the file before an evaluation on
 them, or name rows of that data set with --config.files.judged_format=stepwise.
 

@@ -170,7 +170,7 @@ def _for_used_chunks(
   """Goes through the used chunks: (index, found) -> found.
 
   The condition also says how many chunks there are, so that a compiled program
-  tells how often the loop can run (`pure_jax.host.hlo_costs`).
+  tells how often the loop can run (`pure_jax.runs.planning.hlo_costs`).
   """
   used, chunks = _used_chunks(mask, chunk), mask.shape[1] // chunk
 

@@ -35,7 +35,8 @@ from pure_jax.models import kv_cache
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout import generation
-from pure_jax.rollout.places import (
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.rollout.slots import (
   as_rollout,
   begin_prompts,
   copied,
@@ -46,7 +47,6 @@ from pure_jax.rollout.places import (
   take_places,
   with_cache,
 )
-from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.rollout.stopping import StopTable
 from pure_jax.types import Prompts, Rollout
 

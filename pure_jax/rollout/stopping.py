@@ -3,7 +3,7 @@
 Token ids hold any number of characters, and a text such as ``\\boxed{4}`` is
 cut into tokens in many ways. What has been read of it is one of a few states,
 and what a token makes of a state is looked up in a table, so the loop that
-samples needs no text. `pure_jax.host.stop_texts` builds the table from a
+samples needs no text. `pure_jax.host.text.stop_texts` builds the table from a
 tokenizer.
 """
 

@@ -11,8 +11,8 @@ from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import LossConfig
 from pure_jax.training import packed
+from pure_jax.training.micro_batches import accumulate_gradients
 from pure_jax.training.packing import RowShape
-from pure_jax.training.parts import accumulate_gradients
 from pure_jax.training.score import rollout_logp
 from pure_jax.types import Experience, Rollout
 

@@ -18,8 +18,8 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import LossConfig
 from pure_jax.training import packing
+from pure_jax.training.micro_batches import accumulate_parts
 from pure_jax.training.packing import PackedTexts, Packing, RowShape
-from pure_jax.training.parts import accumulate_parts
 from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
 
 

@@ -11,7 +11,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import engine, generation, sampling
 from pure_jax.rollout.stopping import StopTable
-from pure_jax.training.parts import map_rows
+from pure_jax.training.micro_batches import map_rows
 from pure_jax.types import Prompts, Rollout
 
 _SLOT_MULTIPLE = 32  # Slots of a tile of a TPU, in the smallest dtype.

@@ -21,7 +21,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
-from pure_jax.training import packed, packing, parts
+from pure_jax.training import micro_batches, packed, packing
 from pure_jax.types import (
   Experience,
   PRMInputs,
@@ -242,7 +242,7 @@ def make_score(
       logp = _logp_of_each(policies, model, sampler, rollout, policy_shape)
       return cut, rewards, *logp
 
-    cut, rewards, *read, ref_logp = parts.map_rows(
+    cut, rewards, *read, ref_logp = micro_batches.map_rows(
       score_part, (rollout, prm_prompts), rows_at_a_time, shards
     )
     own = old_logp == "score"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.formats import Format
+from pure_jax.host.data.formats.fields import Format
 from pure_jax.host.data.prepared import prepare, quiet
 from pure_jax.host.data.records import DataError, Problem, Steps
 from pure_jax.host.data.sources import read_rows

@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from pure_jax.host.data.formats import Row
+from pure_jax.host.data.formats.fields import Row
 from pure_jax.host.data.records import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")

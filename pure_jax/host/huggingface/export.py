@@ -19,11 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import CONFIG_FILE, config_fields
 from pure_jax.host.huggingface.tensors import Tensor
-from pure_jax.host.workdir import write_json_atomic
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig

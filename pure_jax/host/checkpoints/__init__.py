@@ -1,0 +1,1 @@
+"""What a run saves: orbax checkpoints, their records, integrity and weights."""

@@ -1,0 +1,53 @@
+"""A pytree that is kept whole: what a finished stage leaves behind."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+
+
+def save_tree(
+  path: str | os.PathLike,
+  tree: Any,
+  extra: Mapping[str, Any] | None = None,
+) -> None:
+  """Saves what a stage leaves behind, such as the weights of a policy.
+
+  Args:
+    path: a folder; a tree saved there before is replaced once this one is
+      whole.
+    tree: pytree of arrays.
+    extra: JSON-like dict kept beside it.
+
+  Raises:
+    CheckpointError: if the folder cannot be written.
+  """
+  with Checkpoints(path, keep_latest=1) as checkpoints:
+    step = max(checkpoints.steps(), default=-1) + 1
+    checkpoints.save(step, tree, extra)
+
+
+def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
+  """Loads what `save_tree` saved, exactly.
+
+  Args:
+    path: the folder.
+    abstract_tree: pytree of arrays or of `jax.ShapeDtypeStruct` with the
+      shardings to restore to.
+
+  Returns:
+    The tree.
+
+  Raises:
+    CheckpointError: if the folder holds no such tree, or a damaged one.
+  """
+  missing = f"There is no saved tree in {os.fspath(path)}."
+  if not pathlib.Path(path).is_dir():
+    raise CheckpointError(missing)
+  with Checkpoints(path, keep_latest=1) as checkpoints:
+    restored = checkpoints.restore_latest(abstract_tree)
+  if restored is None:
+    raise CheckpointError(missing)
+  return restored.state

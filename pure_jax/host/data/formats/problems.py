@@ -1,0 +1,220 @@
+r"""Problems with answers: GSM8K, the MATH prompts of PURE, five benchmarks.
+
+What the files are like, as seen in them:
+
+* GSM8K: ``question``; ``answer`` is a worked solution with calculator
+  annotations such as ``<<48/2=24>>`` and the answer after ``####``, at times
+  with thousands separators (``1,080``), which are removed.
+* MATH prompts of PURE (``prompts.json``, one array): ``answer`` is the text
+  "null" but for 879 rows, those of the 10 % verifiable setting; ``ref_answer``
+  holds the answer of the others and is "null" for the 879, so each row has
+  exactly one of the two. Two ``ref_answer`` are empty; one problem is there
+  twice. ``level`` is "3", "4" or "5".
+* MATH500: ``problem``, ``answer``, ``solution``, ``subject``, ``level`` (a
+  number), ``unique_id``.
+* Minerva: ``problem``, ``solution``, ``type``, ``idx``; the answer is what the
+  last ``\boxed{}`` of the solution holds.
+* OlympiadBench: ``question``, ``solution`` (a list: alternatives, the first is
+  kept), ``final_answer`` (a list of one text). That text may stand in dollar
+  signs, one pair around each value, not always paired (``$221,$8$``): they are
+  removed, as is a full stop at its end. ``is_multiple_answer``, ``unit`` and
+  ``error`` (one row: ``1e-1``) become fields; a ``context`` comes before the
+  question.
+* AIME 2024: ``answer`` has three digits (``025``): written as a number here.
+* AMC 2023: ``answer`` is a float (``27.0``): written as a number here.
+"""
+
+import re
+
+from pure_jax.host.data.formats import fields
+from pure_jax.host.data.formats.fields import Format, Row
+from pure_jax.host.data.records import Problem
+from pure_jax.host.grading.verify import boxed
+
+_GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
+_ANNOTATION = re.compile(r"<<[^<>]*>>")
+NULL = "null"  # How the MATH prompts write that there is no answer.
+
+
+def strip_annotations(text: str) -> str:
+  """A GSM8K solution as one would write it, without the calculator's notes.
+
+  >>> strip_annotations("48/2 = <<48/2=24>>24 clips")
+  '48/2 = 24 clips'
+
+  Args:
+    text: a solution or a part of one.
+
+  Returns:
+    The text without annotations.
+  """
+  return _ANNOTATION.sub("", text)
+
+
+def plain_number(text: str) -> str:
+  """A GSM8K answer without thousands separators.
+
+  >>> plain_number("1,080")
+  '1080'
+
+  Args:
+    text: a decimal number.
+
+  Returns:
+    Its text.
+
+  Raises:
+    ValueError: if it is not a decimal number.
+  """
+  if not _GSM8K_ANSWER.fullmatch(text):
+    raise ValueError(f"the final answer {text!r} is not a number")
+  return text.replace(",", "")
+
+
+def _gsm8k(row: Row, number: int) -> list[Problem]:
+  """One of GSM8K."""
+  parts = fields.text(row, "answer").split("####")
+  if len(parts) != 2:
+    raise ValueError(f"field 'answer' has {len(parts) - 1} '####', not one")
+  return [
+    Problem(
+      id=f"gsm8k/{number}",
+      source="gsm8k",
+      problem=fields.text(row, "question"),
+      answer=plain_number(parts[1].strip()),
+      solution=strip_annotations(parts[0]).strip() or None,
+    )
+  ]
+
+
+def _math8k(row: Row, number: int) -> list[Problem]:
+  """One of the MATH prompts of PURE."""
+  answer = fields.text(row, "answer")
+  withheld = fields.optional_text(row, "ref_answer")
+  return [
+    Problem(
+      id=f"math8k/{number}",
+      source="math8k",
+      problem=fields.text(row, "question"),
+      answer=None if answer == NULL else answer,
+      withheld_answer=None if withheld in (NULL, "", None) else withheld,
+      level=_level(fields.text(row, "level")),
+    )
+  ]
+
+
+def _math500(row: Row, number: int) -> list[Problem]:
+  """One of MATH500."""
+  del number
+  return [
+    Problem(
+      id=f"math500/{fields.text(row, 'unique_id')}",
+      source="math500",
+      problem=fields.text(row, "problem"),
+      answer=fields.text(row, "answer"),
+      solution=fields.text(row, "solution"),
+      level=_level(fields.integer(row, "level")),
+      subject=fields.text(row, "subject"),
+    )
+  ]
+
+
+def _minerva(row: Row, number: int) -> list[Problem]:
+  """One of Minerva's OCW courses."""
+  del number
+  solution = fields.text(row, "solution")
+  answer = (boxed(solution) or "").strip()
+  if not answer:
+    raise ValueError("the solution has no closed \\boxed{} with an answer")
+  return [
+    Problem(
+      id=f"minerva_math/{fields.integer(row, 'idx')}",
+      source="minerva_math",
+      problem=fields.text(row, "problem"),
+      answer=answer,
+      solution=solution,
+      subject=fields.text(row, "type"),
+    )
+  ]
+
+
+def _olympiadbench(row: Row, number: int) -> list[Problem]:
+  """One of OlympiadBench, English, text only, with an answer to compare."""
+  del number
+  found = fields.items(row, "final_answer")
+  if len(found) != 1:
+    raise ValueError(f"field 'final_answer' holds {len(found)} texts, not one")
+  answer = fields.checked_text(found[0], "field 'final_answer'")
+  context = fields.optional_text(row, "context")
+  question = fields.text(row, "question")
+  solutions = fields.items(row, "solution")
+  error = fields.optional_text(row, "error")
+  return [
+    Problem(
+      id=f"olympiadbench/{fields.integer(row, 'id')}",
+      source="olympiadbench",
+      problem=f"{context}\n\n{question}" if context else question,
+      answer=answer.replace("$", "").strip().removesuffix("."),
+      several_answers=fields.flag(row, "is_multiple_answer"),
+      tolerance=None if error is None else _tolerance(error),
+      unit=fields.optional_text(row, "unit") or None,
+      solution=fields.checked_text(solutions[0], "the solution")
+      if solutions
+      else None,
+      subject=fields.text(row, "subfield"),
+    )
+  ]
+
+
+def _aime24(row: Row, number: int) -> list[Problem]:
+  """One of AIME 2024."""
+  del number
+  answer = fields.text(row, "answer")
+  if not (answer.isascii() and answer.isdecimal()):
+    raise ValueError(f"the answer {answer!r} is not a number from 0 to 999")
+  return [
+    Problem(
+      id=f"aime24/{fields.integer(row, 'id')}",
+      source="aime24",
+      problem=fields.text(row, "problem"),
+      answer=str(int(answer)),
+      solution=fields.text(row, "solution"),
+    )
+  ]
+
+
+def _amc23(row: Row, number: int) -> list[Problem]:
+  """One of AMC 2023."""
+  del number
+  return [
+    Problem(
+      id=f"amc23/{fields.integer(row, 'id')}",
+      source="amc23",
+      problem=fields.text(row, "problem"),
+      answer=fields.number_text(fields.number(row, "answer")),
+    )
+  ]
+
+
+def _level(value: int | str) -> int:
+  """A level of MATH."""
+  if str(value) not in {"1", "2", "3", "4", "5"}:
+    raise ValueError(f"the level {value!r} is not one of 1 to 5")
+  return int(value)
+
+
+def _tolerance(value: str) -> float:
+  """An absolute error as OlympiadBench writes it."""
+  try:
+    return float(value)
+  except ValueError:
+    raise ValueError(f"field 'error' is {value!r}, not a number") from None
+
+
+GSM8K = Format("gsm8k", 1, Problem, _gsm8k)
+MATH8K = Format("math8k", 1, Problem, _math8k)
+MATH500 = Format("math500", 1, Problem, _math500)
+MINERVA_MATH = Format("minerva_math", 1, Problem, _minerva)
+OLYMPIADBENCH = Format("olympiadbench", 1, Problem, _olympiadbench)
+AIME24 = Format("aime24", 1, Problem, _aime24)
+AMC23 = Format("amc23", 1, Problem, _amc23)

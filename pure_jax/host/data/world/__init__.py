@@ -1,0 +1,1 @@
+"""The embedded world: chained additions and subtractions, with a checker."""

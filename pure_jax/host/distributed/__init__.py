@@ -1,0 +1,1 @@
+"""Several processes as one program: cluster, watchdog, signals, shared rows."""

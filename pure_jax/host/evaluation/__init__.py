@@ -1,0 +1,1 @@
+"""Metrics of responses and of PRMs, their intervals, tables and reports."""

@@ -1,0 +1,179 @@
+"""An evaluation as a table, as JSON and as a picture.
+
+What is reported is plain data: tables by title, in each the columns (say
+benchmarks, or the levels of one) by name, in each its metrics by name, each an
+`intervals.Estimate`. A metric that a column does not have is an empty
+cell; nothing is filled in.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+
+from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.evaluation.intervals import Estimate
+
+JSON_FILE = "report.json"
+MARKDOWN_FILE = "report.md"
+PICTURE_FILE = "report.png"
+
+Table = Mapping[str, Mapping[str, Estimate]]
+
+_PANELS_IN_A_ROW = 4
+
+
+class ReportError(ValueError):
+  """Results that cannot be reported; the message says which."""
+
+
+def write_report(
+  folder: str | os.PathLike, title: str, tables: Mapping[str, Table]
+) -> list[pathlib.Path]:
+  """Writes ``report.json``, ``report.md`` and ``report.png``.
+
+  Args:
+    folder: where they go; must exist.
+    title: heading of the Markdown, "title" of the JSON.
+    tables: results by table, column and metric. Tables and columns without a
+      metric are in the JSON only.
+
+  Returns:
+    The files written; without the picture where there is nothing to draw.
+
+  Raises:
+    ReportError: naming the first number that is not finite. Nothing is written.
+  """
+  _check_finite(tables)
+  folder = pathlib.Path(folder)
+  parts = [f"# {title}"]
+  for name, table in tables.items():
+    text = render_table(table)
+    if text:
+      parts.append(f"## {name}\n\n{text}")
+  write_json_atomic(folder / JSON_FILE, {"title": title, "tables": tables})
+  write_text_atomic(folder / MARKDOWN_FILE, "\n\n".join(parts) + "\n")
+  written = [folder / JSON_FILE, folder / MARKDOWN_FILE]
+  if plot_tables(tables, folder / PICTURE_FILE):
+    written.append(folder / PICTURE_FILE)
+  return written
+
+
+def render_table(table: Table) -> str:
+  """A Markdown table with aligned columns, fit for a terminal too.
+
+  Args:
+    table: estimates by column and metric.
+
+  Returns:
+    Lines without a newline at the end: a header, the number of problems of
+    each column where its metrics agree on one (a range where not), and a row
+    for each metric, "value [low, high]". Numbers below 10 have three decimals,
+    larger ones one, an int none. Empty where no column has a metric.
+
+  >>> found = {"value": 0.5, "count": 40, "interval": [0.35, 0.65]}
+  >>> print(render_table({"amc23": {"pass@1": found}}))
+  |          | amc23                |
+  |----------|----------------------|
+  | problems | 40                   |
+  | pass@1   | 0.500 [0.350, 0.650] |
+  """
+  columns = {name: column for name, column in table.items() if column}
+  if not columns:
+    return ""
+  metrics = dict.fromkeys(m for column in columns.values() for m in column)
+  rows = [["", *columns], ["problems", *map(_counts, columns.values())]]
+  for metric in metrics:
+    cells = [_cell(c[metric]) if metric in c else "" for c in columns.values()]
+    rows.append([metric, *cells])
+  rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows
+  ]
+  lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+  return "\n".join(lines)
+
+
+def plot_tables(
+  tables: Mapping[str, Table], path: str | os.PathLike
+) -> list[str]:
+  """Draws each metric of each table: a point and its interval per column.
+
+  Args:
+    tables: results by table, column and metric, all finite.
+    path: the PNG file to write.
+
+  Returns:
+    Titles of the panels drawn, in order. Where there is nothing to draw the
+    list is empty and no file is written.
+  """
+  panels = {
+    f"{title}: {metric}": {
+      name: column[metric] for name, column in table.items() if metric in column
+    }
+    for title, table in tables.items()
+    for metric in dict.fromkeys(m for c in table.values() for m in c)
+  }
+  if not panels:
+    return []
+  width = min(_PANELS_IN_A_ROW, len(panels))
+  height = math.ceil(len(panels) / width)
+  import matplotlib.figure  # Here: only the end of an evaluation draws.
+
+  figure = matplotlib.figure.Figure(
+    figsize=(3.2 * width, 2.4 * height), layout="constrained"
+  )
+  grid = figure.subplots(height, width, squeeze=False).flatten()
+  for axis, (title, points) in zip(grid, panels.items(), strict=False):
+    for place, point in enumerate(points.values()):
+      if "interval" in point:
+        axis.vlines(place, *point["interval"], color="C0", linewidth=1.5)
+    values = [point["value"] for point in points.values()]
+    axis.plot(range(len(values)), values, "o", color="C0", markersize=4)
+    axis.set_xticks(range(len(points)), points, rotation=30, ha="right")
+    axis.set_xlim(-0.5, len(points) - 0.5)
+    axis.set_title(title, fontsize=8)
+    axis.tick_params(labelsize=7)
+    axis.grid(alpha=0.3)
+  for axis in grid[len(panels) :]:
+    axis.set_visible(False)
+  figure.savefig(path, dpi=110, format="png")
+  return list(panels)
+
+
+def _check_finite(tables: Mapping[str, Table]) -> None:
+  """Strict JSON has no NaN; its own complaint would not say where it is."""
+  for title, table in tables.items():
+    for name, column in table.items():
+      for metric, found in column.items():
+        numbers = [found["value"]]
+        if "interval" in found:
+          numbers += found["interval"]
+        if not all(map(math.isfinite, numbers)):
+          raise ReportError(
+            f"{metric} of {name} ({title}) is {numbers}: a metric that has no "
+            "value must be left out."
+          )
+
+
+def _counts(column: Mapping[str, Estimate]) -> str:
+  """How many problems the metrics of a column are computed from."""
+  counts = [found["count"] for found in column.values()]
+  low, high = min(counts), max(counts)
+  return str(low) if low == high else f"{low}-{high}"
+
+
+def _cell(found: Estimate) -> str:
+  """An estimate as text."""
+  text = _number(found["value"])
+  if "interval" in found:
+    text += f" [{', '.join(map(_number, found['interval']))}]"
+  return text
+
+
+def _number(value: float) -> str:
+  """A share, a score or a length; a number of things where it is an int."""
+  if isinstance(value, int):
+    return str(value)
+  return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,0 +1,304 @@
+r"""Verifiable rewards: the answer of a response, and whether it is right.
+
+Extractors find the answer in a response; they are plain functions of text,
+linear in its length, and run in the caller. The comparison with the reference
+answer runs in the processes of a pool, each within limits::
+
+  with verify.open_pool() as pool:
+    verdicts = verify.grade(pool, [r"It is $\boxed{\frac12}$."], ["0.5"])
+  reward = [verdict.correct for verdict in verdicts]
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+from pure_jax.host.data.records import Problem
+from pure_jax.host.grading import equivalence
+from pure_jax.host.grading.pool import MIB, GradingPool
+
+# A response's end: longer than any generation, short enough to scan at once.
+MAX_RESPONSE_CHARS = 100_000
+
+Extractor = Callable[[str], str | None]
+
+_BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_NUMBER = re.compile(
+  r"(?:(?<![\w.)\]}])[-\u2212])?"  # In 3-5 the sign is an operation.
+  r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
+  r"|(?<![0-9])\.[0-9]+)"
+  r"(?:[eE][-+]?[0-9]+)?"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+  """A right answer, and how it is compared; see `equivalence.equivalent`.
+
+  Attributes:
+    answer: the text, without a box.
+    several: whether it lists several values, in any order.
+    tolerance: absolute error at which a number is still right; None for none.
+  """
+
+  answer: str
+  several: bool = False
+  tolerance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What a grader says of a response.
+
+  Attributes:
+    correct: whether the answer is the reference answer; False in every other
+      case below.
+    answer: the extracted text; None where the response has no answer.
+    timed_out: whether the comparison was stopped at its time limit.
+    failure: why the comparison came to no end otherwise: "raised NAME", "out
+      of memory" or "crashed (status)"; None where it came to one.
+  """
+
+  correct: bool
+  answer: str | None
+  timed_out: bool = False
+  failure: str | None = None
+
+  @property
+  def has_answer(self) -> bool:
+    """Whether an answer was found."""
+    return self.answer is not None
+
+
+def reference_of(problem: Problem) -> Reference | None:
+  """What responses to a problem are compared with, to measure.
+
+  Args:
+    problem: any problem. Its unit is left to `equivalence.equivalent`, which
+      passes over one after a number.
+
+  Returns:
+    Its answer, else the one that is withheld from training; None where
+    neither is known.
+
+  >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
+  Reference(answer='1,2', several=False, tolerance=None)
+  """
+  answer = problem.answer or problem.withheld_answer
+  if answer is None:
+    return None
+  return Reference(answer, problem.several_answers, problem.tolerance)
+
+
+def boxed(response: str) -> str | None:
+  r"""Content of the last ``\boxed{}``, its braces balanced as TeX has it.
+
+  ``\{`` and ``\}`` are characters, not braces. If the last box is not closed,
+  the response was cut in its answer: an earlier box is not taken for it.
+
+  Args:
+    response: any text.
+
+  Returns:
+    What the box holds, "" where it is empty; None where there is no box or
+    the last one is not closed.
+
+  >>> print(boxed(r"$\boxed{5}$, no: $\boxed{\frac{1}{2}}$."))
+  \frac{1}{2}
+  """
+  begin = None
+  for found in _BOX.finditer(response):
+    begin = found.end()
+  if begin is None:
+    return None
+  depth = 1
+  for brace in _BRACE.finditer(response, begin):
+    depth += (brace[0] == "{") - (brace[0] == "}")
+    if depth == 0:
+      return response[begin : brace.start()]
+  return None
+
+
+def gsm8k_hash(response: str) -> str | None:
+  """What follows the last ``####``, to the end of its line, as in GSM8K.
+
+  Args:
+    response: any text.
+
+  Returns:
+    The text without white space around it; None where there is no ``####``
+    or nothing follows it on its line.
+
+  >>> gsm8k_hash("48/2 = 24 clips in May.\\n#### 1,072\\n")
+  '1,072'
+  """
+  _, found, after = response.rpartition("####")
+  line = after.split("\n", 1)[0].strip()
+  return line if found and line else None
+
+
+def last_number(response: str) -> str | None:
+  """The last number of a text: a fall-back for answers without a mark.
+
+  Digits 0-9, thousands separated by commas, decimals, an exponent, and a
+  minus sign that is not a subtraction. Fractions are two numbers, signs of
+  currency and percent no part of one.
+
+  Args:
+    response: any text.
+
+  Returns:
+    The number as it is written; None where there is none.
+
+  >>> last_number("So 3 - 5 = -2, and she pays $1,234.50.")
+  '1,234.50'
+  """
+  last = None
+  for found in _NUMBER.finditer(response):
+    last = found[0]
+  return last
+
+
+EXTRACTORS: dict[str, Extractor] = {
+  "boxed": boxed,
+  "gsm8k_hash": gsm8k_hash,
+  "last_number": last_number,
+}
+
+
+def first_of(response: str, extractors: Sequence[Extractor]) -> str | None:
+  """The answer that the first extractor to find one finds.
+
+  Args:
+    response: any text.
+    extractors: tried in this order. One that finds nothing, or nothing but
+      white space, leaves it to the next.
+
+  Returns:
+    The answer, without white space around it; None where none is found.
+
+  >>> first_of("I think it is 7.", [boxed, gsm8k_hash, last_number])
+  '7'
+  """
+  for extract in extractors:
+    answer = extract(response)
+    if answer is not None and answer.strip():
+      return answer.strip()
+  return None
+
+
+def open_pool(
+  workers: int = 2,
+  timeout_seconds: float = 5.0,
+  memory_bytes: int = 512 * MIB,
+) -> GradingPool:
+  """Starts the processes that compare answers.
+
+  Args:
+    workers: processes, at least 1.
+    timeout_seconds: wall-clock limit of one comparison, above 0.
+    memory_bytes: by how much a comparison may raise its worker's memory, at
+      least 16 MiB.
+
+  Returns:
+    The pool: a context manager, to be kept for many calls of `grade`.
+
+  Raises:
+    ValueError: if a limit is not one.
+    PoolError: if a worker does not get ready.
+  """
+  return GradingPool(
+    equivalence.equivalent,
+    equivalence.start_worker,
+    workers=workers,
+    timeout_seconds=timeout_seconds,
+    memory_bytes=memory_bytes,
+  )
+
+
+def grade(
+  pool: GradingPool,
+  responses: Sequence[str],
+  references: Sequence[str | Reference],
+  extractors: Sequence[Extractor] = (boxed,),
+  on_done: Callable[[], None] | None = None,
+) -> list[Verdict]:
+  """Judges responses by their answers.
+
+  Only the last `MAX_RESPONSE_CHARS` characters of a response are read: an
+  answer stands at the end. A box that began before them is no answer.
+
+  Args:
+    pool: of `open_pool`.
+    responses: B texts.
+    references: B right answers, without a box; a text is one value.
+    extractors: see `first_of`.
+    on_done: called once for each response that is judged, to show progress;
+      None calls nothing.
+
+  Returns:
+    B verdicts, in the order of the responses. Empty for none.
+
+  Raises:
+    ValueError: if there are more or fewer references than responses.
+    PoolError: see `GradingPool.run`.
+  """
+  if len(responses) != len(references):
+    raise ValueError(
+      f"{len(responses)} responses and {len(references)} references: every "
+      "response needs the reference answer of its problem."
+    )
+  answers = [
+    first_of(response[-MAX_RESPONSE_CHARS:], extractors)
+    for response in responses
+  ]
+  there = [i for i, answer in enumerate(answers) if answer is not None]
+  items = [(answers[i], *_comparison(references[i])) for i in there]
+  verdicts = [Verdict(correct=False, answer=None) for _ in answers]
+  if on_done is not None:
+    for _ in range(len(answers) - len(there)):
+      on_done()
+  for i, outcome in zip(there, pool.run(items, on_done), strict=True):
+    verdicts[i] = Verdict(
+      correct=outcome.value is True,
+      answer=answers[i],
+      timed_out=outcome.timed_out,
+      failure=outcome.failure,
+    )
+  return verdicts
+
+
+def _comparison(
+  reference: str | Reference,
+) -> tuple[str, bool, float | None]:
+  """Arguments of `equivalence.equivalent` after the answer."""
+  if isinstance(reference, str):
+    reference = Reference(reference)
+  return reference.answer, reference.several, reference.tolerance
+
+
+def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
+  """How often each thing was said: metrics of a batch.
+
+  Args:
+    verdicts: of `grade`.
+
+  Returns:
+    Counts by name: `items`, of which `correct`, `wrong` (compared, and not
+    the same), `no_answer`, `timed_out` and `crashed` (raised, crashed, or ran
+    out of memory); the last five add up to the first.
+
+  >>> counts = verdict_counts([Verdict(True, "5"), Verdict(False, None)])
+  >>> counts["items"], counts["correct"], counts["wrong"], counts["no_answer"]
+  (2, 1, 0, 1)
+  """
+  counts = {
+    "items": len(verdicts),
+    "correct": sum(verdict.correct for verdict in verdicts),
+    "no_answer": sum(not verdict.has_answer for verdict in verdicts),
+    "timed_out": sum(verdict.timed_out for verdict in verdicts),
+    "crashed": sum(verdict.failure is not None for verdict in verdicts),
+  }
+  counts["wrong"] = 2 * counts["items"] - sum(counts.values())
+  return counts

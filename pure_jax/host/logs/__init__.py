@@ -1,0 +1,1 @@
+"""What a run logs: metrics, TensorBoard events, progress bars, curves."""

@@ -1,0 +1,1 @@
+"""How prompts and steps become token ids, and back; tokenizers; stop texts."""

@@ -1,0 +1,189 @@
+"""The embedded world's tokenizer, a sentencepiece model made on first use."""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+
+from pure_jax.host.text.tokenization import (
+  SCORE_TEXT,
+  SEPARATOR,
+  TokenizerError,
+)
+
+_SPACE = "▁"  # How sentencepiece writes a space inside a piece.
+
+
+class SentencePieceTokenizer:
+  """Encodes and decodes text, see `contract.Tokenizer`.
+
+  Attributes:
+    vocab_size: number of ids.
+    pad_id: padding.
+    eos_id: end of a response.
+    banned_ids: ids that are never sampled: padding, unknown, beginning.
+    pieces: text of each id, "" for control ids.
+  """
+
+  def __init__(self, path: str | os.PathLike):
+    """Reads a model file.
+
+    Args:
+      path: a sentencepiece model.
+
+    Raises:
+      TokenizerError: if the file is missing, damaged, or lacks an id this
+        project needs.
+    """
+    path = pathlib.Path(path)
+    try:
+      self._model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+      self.vocab_size = self._model.vocab_size()
+    except (OSError, RuntimeError) as error:
+      raise TokenizerError(
+        f"{path} is not a readable sentencepiece model: remove it, and it "
+        "will be made again."
+      ) from error
+    self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
+    self.pieces = [
+      ""
+      if self._model.is_control(i) or self._model.is_unknown(i)
+      else self._model.id_to_piece(i).replace(_SPACE, " ")
+      for i in range(self.vocab_size)
+    ]
+    if self.pad_id < 0 or self.eos_id < 0 or SCORE_TEXT not in self.pieces:
+      raise TokenizerError(
+        f"{path} has no id for padding, end or {SCORE_TEXT!r}: it is damaged "
+        "or of another project. Remove it, and it will be made again."
+      )
+    # A file cut between two records still loads, with other settings.
+    everything = "".join(self.pieces)
+    if self.decode(self._model.encode(everything)) != everything:
+      raise TokenizerError(
+        f"{path} does not give texts back as they were: it is damaged or of "
+        "another project. Remove it, and it will be made again."
+      )
+    self.banned_ids = tuple(
+      i
+      for i in range(self.vocab_size)
+      if i != self.eos_id
+      and (self._model.is_control(i) or self._model.is_unknown(i))
+    )
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of a text, without an end.
+
+    Args:
+      text: what to encode.
+
+    Returns:
+      The ids; `decode` gives the text back.
+
+    Raises:
+      TokenizerError: for a text the vocabulary cannot write.
+    """
+    ids = self._model.encode(text)
+    if self._model.unk_id() in ids:
+      raise TokenizerError(
+        f"The vocabulary cannot write {text!r}: it was trained on the texts "
+        "of another world."
+      )
+    return ids
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of ids.
+
+    Args:
+      ids: any ids of the vocabulary; padding, end and other control ids
+        have no text.
+
+    Returns:
+      The text.
+    """
+    return "".join(self.pieces[i] for i in ids)
+
+  def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
+    """Refuses: this tokenizer belongs to no chat model.
+
+    Args:
+      messages: not read.
+
+    Raises:
+      TokenizerError: always.
+    """
+    del messages
+    raise TokenizerError(
+      "A sentencepiece model has no chat template: use a prompt format "
+      "without chat, such as 'plain'."
+    )
+
+
+def train_tokenizer(
+  texts: Iterable[str],
+  symbols: Sequence[str],
+  path: str | os.PathLike,
+  vocab_size: int,
+) -> SentencePieceTokenizer:
+  r"""Trains a sentencepiece model on first use, and reads it ever after.
+
+  Args:
+    texts: training texts, read only if the file does not exist.
+    symbols: pieces that are always one id each, beside "\n" and "\n\n".
+    path: the model file, written whole or not at all.
+    vocab_size: number of ids; what symbols, characters and control ids
+      leave goes to merges of characters.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    TokenizerError: if the file exists but cannot be read, or has another
+      vocabulary than asked for.
+  """
+  path = pathlib.Path(path)
+  if not path.exists():
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _train(texts, symbols, path, vocab_size)
+  tokenizer = SentencePieceTokenizer(path)
+  absent = [text for text in symbols if text not in tokenizer.pieces]
+  if tokenizer.vocab_size != vocab_size or absent:
+    raise TokenizerError(
+      f"{path} has {tokenizer.vocab_size} ids, not the {vocab_size} asked for, "
+      f"and lacks {absent[:3]}: it is damaged or was trained for another "
+      "world. Remove it, and it will be made again."
+    )
+  return tokenizer
+
+
+def _train(
+  texts: Iterable[str],
+  symbols: Sequence[str],
+  path: pathlib.Path,
+  vocab_size: int,
+) -> None:
+  """Trains a model and puts it at `path`, whole or not at all."""
+  file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115
+  try:
+    with file:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=file,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=3,
+        num_threads=1,  # More would make the result depend on their number.
+        minloglevel=2,
+      )
+    os.replace(file.name, path)
+  finally:
+    pathlib.Path(file.name).unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What the evaluation scripts share: units, responses, scores, reports."""

@@ -1,0 +1,1 @@
+"""The cost of a run on devices that are not here: compile, search, report."""

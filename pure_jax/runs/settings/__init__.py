@@ -1,0 +1,1 @@
+"""A run's settings: frozen dataclasses, and their conversion from a config."""

@@ -1,0 +1,89 @@
+"""From a ConfigDict to frozen dataclasses: the only place that reads one.
+
+A config file fills a `ml_collections.ConfigDict`; `settings_from_config` turns
+it into `run_settings.Settings` or another dataclass, and raises `ConfigError`
+with a sentence for an unknown, missing, mistyped or impossible value.
+"""
+
+import dataclasses
+import difflib
+import math
+import types
+import typing
+from typing import Any, TypeVar
+
+from pure_jax.runs.settings.run import ConfigError, Settings
+
+_Kind = TypeVar("_Kind")
+
+
+def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
+  """Checks a config whole and freezes it.
+
+  Args:
+    config: a ConfigDict or dict with every field of `kind`.
+    kind: the dataclass to make; a training run's by default.
+
+  Returns:
+    The frozen settings.
+
+  Raises:
+    ConfigError: naming the field, what is wrong and what to do.
+  """
+  values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+  return _build(kind, values, "config")
+
+
+def _build(kind: type, values: Any, path: str) -> Any:
+  """One dataclass from a dict of the same fields."""
+  if not isinstance(values, dict):
+    raise ConfigError(f"{path} must be a group of fields, got {values!r}.")
+  fields = {field.name: field for field in dataclasses.fields(kind)}
+  for name in values:
+    if name not in fields:
+      close = difflib.get_close_matches(name, fields, 1)
+      hint = f"; did you mean {close[0]!r}?" if close else "."
+      raise ConfigError(f"{path}.{name} is not a field of this config{hint}")
+  types_ = typing.get_type_hints(kind)
+  made = {}
+  for name, field in fields.items():
+    if name not in values:
+      if field.default is dataclasses.MISSING:
+        raise ConfigError(f"{path}.{name} is missing.")
+      continue
+    made[name] = _convert(types_[name], values[name], f"{path}.{name}")
+  try:
+    return kind(**made)
+  except ConfigError:
+    raise
+  except ValueError as error:
+    raise ConfigError(f"{path}: {error}") from error
+
+
+def _convert(kind: Any, value: Any, path: str) -> Any:
+  """One value of a declared type; ints pass as floats, nothing else bends."""
+  if isinstance(kind, types.UnionType):
+    if value is None and type(None) in typing.get_args(kind):
+      return None
+    kind = next(k for k in typing.get_args(kind) if k is not type(None))
+  if dataclasses.is_dataclass(kind):
+    return _build(kind, value, path)
+  if typing.get_origin(kind) is dict:
+    if not isinstance(value, dict):
+      raise ConfigError(f"{path} must be a group, got {value!r}.")
+    item = typing.get_args(kind)[1]
+    return {k: _convert(item, v, f"{path}.{k}") for k, v in value.items()}
+  if typing.get_origin(kind) is tuple:
+    if not isinstance(value, tuple | list):
+      raise ConfigError(f"{path} must be a tuple, got {value!r}.")
+    item = typing.get_args(kind)[0]
+    return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ConfigError(f"{path} must be a finite number, got {value}.")
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+    raise ConfigError(
+      f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
+    )
+  return value

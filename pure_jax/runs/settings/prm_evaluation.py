@@ -1,0 +1,101 @@
+"""The settings of an evaluation of a PRM, checked as they are made."""
+
+import dataclasses
+
+from pure_jax.host.data.formats.named import format_names
+from pure_jax.host.data.records import Steps
+from pure_jax.host.text.tokenization import PROMPT_FORMATS
+from pure_jax.runs.settings.checks import Fields, check_format, one_of
+from pure_jax.runs.settings.mesh import MeshSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """A file of labelled solutions, and what it is called in the report."""
+
+  name: str
+  file: str
+  format: str
+  fields: Fields = None
+
+  def __post_init__(self):
+    """Refuses a format that has no steps."""
+    if not self.name.strip():
+      raise ValueError(f"name is empty: the report needs one for {self.file}.")
+    check_format("", self.format, self.fields, format_names(Steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatePRMSettings:
+  """What is evaluated on what. See `configs/evaluate_prm.py`."""
+
+  progress: bool
+  mesh: MeshSettings
+  prm: str | None
+  run: str | None
+  random_model: str | None
+  tokenizer: str | None
+  eos_token: str | None
+  good_class: int | None
+  data: tuple[DataSettings, ...]
+  skip_malformed: bool
+  prompt_format: str
+  separator: str
+  prompt_tokens: int
+  response_tokens: int
+  max_steps: int
+  batch_size: int
+  length_multiple: int
+  compute_dtype: str
+  param_dtype: str
+  threshold: str
+  threshold_data: str | None
+  bins: int
+  bootstrap_seed: int
+  resamples: int
+
+  def __post_init__(self):
+    """Refuses what nothing can be computed from."""
+    sources = (self.prm, self.run, self.random_model)
+    if sum(source is not None for source in sources) != 1:
+      raise ValueError(
+        "prm names the folder of a Hugging Face model, run the workdir of "
+        "train_prm.py: set one of them, or random_model for a trial."
+      )
+    if self.random_model is not None:
+      one_of("random_model", self.random_model, ("tied", "untied"))
+    if self.random_model is None and not self.data:
+      raise ValueError(
+        "data is empty. Name files: --config.data=\"({'name': 'gsm8k', "
+        "'file': 'gsm8k.json', 'format': 'processbench'},)\""
+      )
+    names = [item.name for item in self.data]
+    if len({*names}) < len(names):
+      raise ValueError(f"data has a name twice: {names}.")
+    if self.good_class not in (0, 1, None):
+      raise ValueError(
+        f"good_class must be 0, 1 or None, got {self.good_class}."
+      )
+    one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
+    one_of("separator", self.separator, ("insert", "replace"))
+    one_of("threshold", self.threshold, ("zero", "best_on"))
+    if (self.threshold == "best_on") != (self.threshold_data is not None):
+      raise ValueError(
+        "threshold_data names the data set that threshold='best_on' chooses "
+        "on: set both or neither."
+      )
+    if self.threshold_data is not None and self.data:
+      one_of("threshold_data", self.threshold_data, tuple(names))
+    for name in (
+      *("prompt_tokens", "response_tokens", "max_steps", "batch_size"),
+      *("length_multiple", "bins", "resamples"),
+    ):
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f"{name} must be at least 1, got {getattr(self, name)}."
+        )
+    if self.bootstrap_seed < 0:
+      raise ValueError(
+        f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
+      )
+    self.mesh.check_rows("batch_size", self.batch_size)

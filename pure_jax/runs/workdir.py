@@ -1,0 +1,213 @@
+"""The folder of a run: its config, what it ran with, whether it is usable."""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+
+from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.checkpoints.record import config_differences
+
+CONFIG_FILE = "config.json"
+LOCK_FILE = ".lock"
+
+PACKAGES = (
+  "pure_jax",
+  "array_record",
+  "flax",
+  "jax",
+  "jaxlib",
+  "ml_collections",
+  "numpy",
+  "optax",
+  "orbax-checkpoint",
+  "sentencepiece",
+  "tensorflow-datasets",
+  "transformers",
+)
+
+
+class WorkdirError(RuntimeError):
+  """A working directory that cannot be used; the message says what to do."""
+
+
+def prepare_workdir(
+  path: str | os.PathLike,
+  config: Mapping[str, Any],
+  *,
+  may_differ: Sequence[str] = (),
+) -> pathlib.Path:
+  """Creates a run's folder, or accepts the one an equal config left.
+
+  The config is kept in ``config.json`` of the folder and replaced only where
+  nothing but `may_differ` changed; beside it stands what `collect_versions`
+  said at the start, and at each resumption that differs.
+
+  Args:
+    path: the folder; parents are created.
+    config: the resolved config, JSON-like.
+    may_differ: dotted names that a resumed run may change, such as how many
+      iterations it lasts.
+
+  Returns:
+    The absolute path of the folder.
+
+  Raises:
+    WorkdirError: if the folder cannot be created or written, or if it holds a
+      run with another config; the message lists the differing fields.
+  """
+  if not os.fspath(path):
+    raise WorkdirError("The working directory has no name: name a folder.")
+  folder = pathlib.Path(path).absolute()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    raise WorkdirError(
+      f"Cannot write to the working directory {folder}: {error}. "
+      "Choose a folder that can be created and written."
+    ) from error
+  versions = collect_versions()
+  history = [versions]
+  stored = read_record(folder)
+  if stored is not None:
+    differing = config_differences(stored["config"], config, may_differ)
+    if differing:
+      raise WorkdirError(
+        f"{folder} holds a run with another config:\n  "
+        + "\n  ".join(differing)
+        + "\nChoose another working directory, or restore those fields."
+      )
+    history = stored["versions"]
+    if history[-1] != versions:
+      history.append(versions)
+  write_json_atomic(
+    folder / CONFIG_FILE, {"config": config, "versions": history}
+  )
+  return folder
+
+
+@contextlib.contextmanager
+def locked(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes from running in a folder at the same time.
+
+  The lock goes with the process, however it ends.
+
+  Args:
+    folder: of the run, as `prepare_workdir` left it.
+
+  Yields:
+    Nothing.
+
+  Raises:
+    WorkdirError: if another process holds the folder.
+  """
+  with (pathlib.Path(folder) / LOCK_FILE).open("w") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise WorkdirError(
+        f"Another process is running in {folder}: wait for it, or choose "
+        "another working directory."
+      ) from error
+    yield
+
+
+def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
+  """What `prepare_workdir` keeps about a run.
+
+  Args:
+    folder: of the run.
+
+  Returns:
+    ``config``, and ``versions``: one entry for the first start and one for
+    each resumption with others; None where the folder holds no run.
+
+  Raises:
+    WorkdirError: if the record is there but damaged, or of something else.
+  """
+  path = pathlib.Path(folder) / CONFIG_FILE
+  try:
+    record = json.loads(path.read_text(encoding="utf-8"))
+    fits = isinstance(record["config"], dict) and isinstance(
+      record["versions"], list
+    )
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (ValueError, KeyError, TypeError) as error:
+    raise _foreign(path, error) from error
+  if not fits or not record["versions"]:
+    raise _foreign(path, "fields of another kind")
+  return record
+
+
+def _foreign(path: pathlib.Path, reason: object) -> WorkdirError:
+  return WorkdirError(
+    f"{path} is not the record of a run ({reason}). Choose another working "
+    "directory, or remove that file."
+  )
+
+
+def collect_versions() -> dict[str, Any]:
+  """What a result depends on besides its config. Starts the jax backend.
+
+  Returns:
+    A JSON-like dict: ``python``, ``platform``, ``packages`` (version by name,
+    those installed), ``backend``, ``devices`` (number by kind, over all
+    processes), ``processes``, and ``commit`` of the source checkout, with
+    ``+changes`` where tracked files differ from it; None outside a checkout.
+  """
+  packages = {}
+  for name in PACKAGES:
+    try:
+      packages[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  kinds = [device.device_kind for device in jax.devices()]
+  return {
+    "python": sys.version.split()[0],
+    "platform": platform.platform(),
+    "packages": packages,
+    "backend": jax.default_backend(),
+    "devices": {kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    "processes": jax.process_count(),
+    "commit": _source_commit(),
+  }
+
+
+def _source_commit() -> str | None:
+  """The commit of the checkout this file is tracked in, if it is."""
+
+  def git(*arguments: str) -> str | None:
+    try:
+      done = subprocess.run(
+        ["git", *arguments],
+        cwd=pathlib.Path(__file__).parent,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+    except OSError:
+      return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+  # An environment inside somebody else's repository is not a checkout of ours.
+  if git("ls-files", "--error-unmatch", pathlib.Path(__file__).name) is None:
+    return None
+  commit = git("rev-parse", "HEAD")
+  if commit is None:
+    return None
+  changed = git("status", "--porcelain", "--untracked-files=no")
+  return f"{commit}+changes" if changed else commit

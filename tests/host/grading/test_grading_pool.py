@@ -1,0 +1,300 @@
+"""One item's hang, crash or swelling is its own; order, reuse, no orphans."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import grading_faults
+import pytest
+from checkout import ROOT
+
+from pure_jax.host.grading.pool import MIB, GradingPool, Outcome, PoolError
+
+LIMIT = 0.5  # Seconds an item has; the machine may be busy.
+
+
+@pytest.fixture(scope="module")
+def pool():
+  with GradingPool(
+    grading_faults.act, timeout_seconds=20.0, memory_bytes=64 * MIB
+  ) as pool:
+    yield pool
+
+
+@pytest.fixture(scope="module")
+def hasty_pool():
+  with GradingPool(grading_faults.act, timeout_seconds=LIMIT) as pool:
+    yield pool
+
+
+def run_between(pool, *items):
+  """Outcomes of items that stand between others, which must be unharmed."""
+  mixed = [("return", -1)]
+  for number, item in enumerate(items):
+    mixed += [item, ("return", number), ("return", [number])]
+  outcomes = pool.run(mixed)
+  # A late or doubled reply would move every result behind it by one.
+  assert outcomes[0] == Outcome(value=-1)
+  for number in range(len(items)):
+    assert outcomes[3 * number + 2] == Outcome(value=number)
+    assert outcomes[3 * number + 3] == Outcome(value=[number])
+  return outcomes[1::3]
+
+
+def test_a_hang_costs_its_item_and_its_limit(hasty_pool):
+  begin = time.monotonic()
+  hangs = [("sleep",), ("spin",), ("hold the lock",)]
+  outcomes = run_between(hasty_pool, *hangs)
+  assert outcomes == [Outcome(timed_out=True)] * 3
+  # Three hangs on two workers: two limits, and their replacements' starts.
+  assert 2 * LIMIT <= time.monotonic() - begin < 2 * LIMIT + 5
+
+
+def test_a_limit_that_the_worker_noticed_first_is_no_crash(pool):
+  """As where this process was stopped for longer than the limit."""
+  outcomes = run_between(pool, ("signal", int(signal.SIGALRM)))
+  assert outcomes == [Outcome(timed_out=True)]
+
+
+def test_a_crash_costs_its_item(pool):
+  outcomes = run_between(
+    pool, ("exit", 0), ("exit", 7), ("signal", int(signal.SIGSEGV)),
+    ("signal", int(signal.SIGKILL)),
+  )  # fmt: skip
+  assert outcomes == [
+    Outcome(failure="crashed (exit status 0)"),
+    Outcome(failure="crashed (exit status 7)"),
+    Outcome(failure="crashed (SIGSEGV)"),
+    Outcome(failure="crashed (SIGKILL)"),
+  ]
+
+
+def test_what_an_item_raises_is_its_own(pool):
+  outcomes = run_between(
+    pool, ("raise",), ("sys.exit",), ("recurse",), ("not json",)
+  )
+  assert outcomes == [
+    Outcome(failure="raised ValueError"),
+    Outcome(failure="raised SystemExit"),
+    Outcome(failure="raised RecursionError"),
+    Outcome(failure="raised TypeError"),
+  ]
+
+
+def test_swelling_costs_its_item(pool):
+  outcomes = run_between(
+    pool,
+    ("swell",),
+    ("swell for a moment", 24 * MIB),  # Within the 64 MiB of an item.
+    ("swell for a moment", 128 * MIB),  # Beyond, within the hard limit.
+  )
+  full = Outcome(failure="out of memory")
+  assert outcomes == [full, Outcome(value=24 * MIB), full]
+
+
+def test_swelling_is_told_apart_where_a_library_swallows_the_error(pool):
+  """Else it would be the value False: a wrong answer."""
+  (outcome,) = run_between(pool, ("swell and say nothing",))
+  assert outcome == Outcome(failure="out of memory")
+
+
+def test_what_an_item_prints_is_no_reply_and_it_reads_no_item(pool):
+  assert run_between(pool, ("print",)) == [Outcome(value="")]
+
+
+def test_what_an_item_started_ends_with_it(hasty_pool, tmp_path):
+  file = tmp_path / "pid"
+  outcomes = run_between(hasty_pool, ("start a child", str(file)))
+  assert outcomes == [Outcome(timed_out=True)]
+  assert wait_until_none_is_alive({int(file.read_text())})
+
+
+def test_no_items_is_no_work(pool):
+  assert pool.run([]) == []
+
+
+def test_results_keep_their_order_and_workers_are_reused():
+  with GradingPool(grading_faults.pid_after, workers=2) as pool:
+    # The first item is the last to end.
+    first = pool.run([(0.6,), *[(0.0,)] * 20])
+    second = pool.run([(0.02,)] * 6)
+  pids = [outcome.value for outcome in first]
+  assert pids[0] not in pids[1:]
+  assert len(set(pids)) == 2
+  assert {outcome.value for outcome in second} == set(pids)
+
+
+def test_order_is_that_of_the_items_whoever_ends_first(pool):
+  items = [("return", number) for number in range(500)]
+  values = [outcome.value for outcome in pool.run(items)]
+  assert values == list(range(500))
+
+
+@pytest.mark.parametrize(
+  "value",
+  ["\ud800 lone", "\0\n\r\u2028", "x" * (1 << 20), 1e300, None, {"a": [True]}],
+  ids=["surrogate", "controls", "megabyte", "float", "none", "object"],
+)
+def test_texts_of_any_kind_pass_the_pipe(pool, value):
+  assert pool.run([("return", value)] * 3) == [Outcome(value=value)] * 3
+
+
+def test_each_end_is_told(pool):
+  ends = []
+  pool.run([("return", 1), ("raise",), ("return", 2)], lambda: ends.append(1))
+  assert len(ends) == 3
+
+
+def test_an_error_of_the_caller_leaves_no_item_behind():
+  """A reply to the first call must not become one of the second."""
+  pool = GradingPool(grading_faults.echo, workers=1)
+
+  def fail():
+    raise KeyError("of the caller")
+
+  with pytest.raises(KeyError, match="of the caller"):
+    pool.run([(1,), (2,)], fail)
+  with pytest.raises(PoolError, match="closed"):
+    pool.run([(3,)])
+
+
+def test_the_setup_runs_before_the_first_item():
+  with GradingPool(
+    grading_faults.setup_was_done, grading_faults.note_the_start, workers=1
+  ) as pool:
+    assert pool.run([()]) == [Outcome(value="done")]
+
+
+@pytest.mark.parametrize(
+  "setup, reason",
+  [
+    (grading_faults.die_at_start, "ended before it began: the reason"),
+    (grading_faults.raise_at_start, "nothing to work with"),
+  ],
+)
+def test_a_worker_that_cannot_start_is_an_error_not_a_loop(setup, reason):
+  with pytest.raises(PoolError, match=reason):
+    GradingPool(grading_faults.echo, setup)
+
+
+def test_a_worker_that_died_between_calls_is_replaced():
+  with GradingPool(grading_faults.pid_after, workers=1) as pool:
+    (first,) = pool.run([(0.0,)])
+    os.kill(first.value, signal.SIGKILL)
+    time.sleep(0.1)
+    (second,) = pool.run([(0.0,)])
+  assert second.failure is None and second.value != first.value
+
+
+def test_closing_ends_the_workers_and_twice_is_once():
+  pool = GradingPool(grading_faults.pid_after)
+  pids = [outcome.value for outcome in pool.run([(0.05,)] * 4)]
+  pool.close()
+  pool.close()
+  assert not any(is_alive(pid) for pid in pids)
+  with pytest.raises(PoolError, match="closed"):
+    pool.run([])
+
+
+@pytest.mark.parametrize(
+  "arguments",
+  [{"workers": 0}, {"timeout_seconds": 0.0}, {"timeout_seconds": float("nan")},
+   {"timeout_seconds": 3601.0},
+   {"memory_bytes": MIB}],
+)  # fmt: skip
+def test_impossible_limits_are_refused(arguments):
+  with pytest.raises(ValueError, match="at least 1, above 0"):
+    GradingPool(grading_faults.echo, **arguments)
+
+
+def test_a_function_that_no_worker_could_load_is_refused():
+  with pytest.raises(ValueError, match="top level"):
+    GradingPool(lambda: None)
+  with pytest.raises(ValueError, match="not in the file"):
+    GradingPool(grading_faults.echo, textwrap.dedent)
+
+
+def is_alive(pid: int) -> bool:
+  """Whether a process runs; one that nobody waited for does not."""
+  try:
+    status = pathlib.Path(f"/proc/{pid}/stat").read_text()
+  except OSError:
+    return False
+  return status.rpartition(")")[2].split()[0] not in "ZX"
+
+
+def wait_until_none_is_alive(pids: set[int]) -> bool:
+  deadline = time.monotonic() + 8
+  while any(map(is_alive, pids)) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  return not any(map(is_alive, pids))
+
+
+def children_of(parent: int) -> set[int]:
+  found = set()
+  for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+      status = (folder / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+      continue
+    if int(status[1]) == parent and status[0] not in "ZX":
+      found.add(int(folder.name))
+  return found
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
+@pytest.mark.parametrize("items", ["[]", "[('hold the lock',)] * 2"])
+def test_a_killed_parent_leaves_no_worker(items):
+  """Idle workers see the end of their input; hung ones are ended in time."""
+  code = f"""
+    import sys
+    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    import grading_faults
+    from pure_jax.host.grading.pool import GradingPool
+    pool = GradingPool(grading_faults.act, timeout_seconds=1.0)
+    print("ready", flush=True)
+    pool.run({items})
+    sys.stdin.read()
+    """
+  parent = subprocess.Popen(
+    [sys.executable, "-c", textwrap.dedent(code)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+  )
+  assert parent.stdout.readline() == b"ready\n"
+  time.sleep(0.3)  # The items have begun.
+  workers = children_of(parent.pid)
+  assert len(workers) == 2
+  parent.send_signal(signal.SIGKILL)
+  parent.communicate()
+  assert wait_until_none_is_alive(workers)
+
+
+def test_a_parent_that_forgets_to_close_ends_cleanly():
+  code = f"""
+    import sys
+    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    import grading_faults
+    from pure_jax.host.grading.pool import GradingPool
+    pool = GradingPool(grading_faults.pid_after)
+    print(*(outcome.value for outcome in pool.run([(0.05,)] * 4)))
+    """
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-c", textwrap.dedent(code)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert (done.returncode, done.stderr) == (0, "")
+  assert not any(is_alive(int(pid)) for pid in done.stdout.split())
+
+
+def test_workers_load_neither_jax_nor_this_library():
+  """Else each start pays for jax, and its threads and memory."""
+  with GradingPool(grading_faults.loaded_packages, workers=1) as pool:
+    (outcome,) = pool.run([()])
+  assert not {"jax", "numpy", "pure_jax"} & set(outcome.value)

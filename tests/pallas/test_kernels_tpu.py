@@ -1,0 +1,53 @@
+"""The kernels by the real TPU compiler, where libtpu is installed.
+
+What was compiled has not run: values are tested on a CPU, by interpreting.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from checkout import ROOT
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None,
+  reason="needs the TPU compiler: pip install '.[plan]'",
+)
+
+
+def compiled(topology, which):
+  """Kernels in each program, by name; words where there was an error."""
+  path = [ROOT / "experiments", ROOT / "tests", ROOT]
+  path += filter(None, [os.environ.get("PYTHONPATH")])
+  done = subprocess.run(
+    [sys.executable, ROOT / "tests" / "kernels_for_tpu.py", topology, which],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(map(str, path))},
+  )
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_all_compiled(found):
+  """Forward alone, forward and two gradients, or both in one."""
+  kernels = {"decode": 1, "splash": 3, "logp": 3, "credit": 1}
+  assert {name.split()[0] for name in found} == kernels.keys()
+  assert found == {name: kernels[name.split()[0]] for name in found}
+
+
+@needs_libtpu
+def test_unaligned_sizes_compile_for_a_tpu():
+  assert_all_compiled(compiled("v5e:2x2", "odd"))
+
+
+@needs_libtpu
+@pytest.mark.slow
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_a_7b_model_compiles_for_a_tpu(topology):
+  """Tiles of 3,584 wide states fit into the memory of a core."""
+  assert_all_compiled(compiled(topology, "7B"))

@@ -1,0 +1,74 @@
+r"""A row ends with the token that completes a text, and in no other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import PAD, TINY, random_policy, random_prompts
+from test_stop_texts import complete_at
+
+from pure_jax.host.text.stop_texts import boxed_stops
+from pure_jax.rollout import generation, sampling
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.rollout.stopping import StopTable
+from pure_jax.types import Prompts
+
+ROWS, L, C, EOS = 32, 4, 12, 22
+# A policy that draws ids at random spells boxes often with these.
+PIECES = [
+  *("", r"\boxed{", r"so \boxed", "{4", "}", "} is it", r"}\boxed{"),
+  *(r"\boxed{7}", "{", "x", "}", "{", r"\boxed{", "2", "}", "{{", "}}"),
+  *(r"}. \boxed{5} }", "y", "z", r"\bo", "xed{", ""),
+]
+
+
+def test_rows_are_read_apart():
+  """Row by row: the same id means something else in another state."""
+  following = np.array([[1, 0, 2], [0, 2, 2], [0, 0, 2]], np.int32)
+  table = StopTable(jnp.asarray(following))
+  states, tokens = jnp.array([0, 1, 1, 2, 0]), jnp.array([0, 1, 0, 2, 2])
+  found, complete = table.read(states, tokens)
+  assert found.tolist() == [1, 2, 0, 2, 0]
+  assert complete.tolist() == [False, True, False, True, False]
+
+
+@pytest.fixture(scope="module")
+def rollouts():
+  """The same rows without and with stops."""
+  tokens, mask = random_prompts(np.random.default_rng(4), [3] * ROWS, L)
+  prompts = Prompts(jnp.asarray(tokens), jnp.asarray(mask))
+  keys = sampling.row_keys(jax.random.key(1), jnp.arange(ROWS))
+  config = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=(EOS,))
+  assert len(PIECES) == TINY.vocab_size
+
+  def generate(stops):
+    return jax.jit(generation.generate, static_argnums=(1, 2))(
+      random_policy(), TINY, config, prompts, keys, stops=stops
+    )
+
+  return generate(None), generate(boxed_stops(PIECES))
+
+
+def test_a_row_ends_with_the_token_that_completes_its_box(rollouts):
+  """That token is in the mask, whatever it says after the brace."""
+  free, stopped = jax.device_get(rollouts)
+  ended_by_box = ended_by_id = 0
+  for row in range(ROWS):
+    text, length, by_box = "", 0, False
+    for token in free.tokens[row][free.completion_mask[row]]:
+      text, length = text + PIECES[token], length + 1
+      by_box = complete_at(text) is not None
+      if by_box:
+        break
+    mask = np.arange(C) < length
+    ends = by_box or free.tokens[row, length - 1] == EOS
+    np.testing.assert_array_equal(stopped.completion_mask[row], mask)
+    np.testing.assert_array_equal(
+      stopped.tokens[row], np.where(mask, free.tokens[row], PAD)
+    )
+    assert stopped.truncated[row] == (not ends)
+    assert (stopped.sampled_logp[row][~mask] == 0).all()
+    ended_by_box += by_box
+    ended_by_id += ends and not by_box
+  assert ended_by_box > 5 and ended_by_id > 2
+  assert 2 < stopped.truncated.sum() < free.truncated.sum()

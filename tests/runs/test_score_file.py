@@ -1,0 +1,95 @@
+"""The file of scores: what it keeps, and which lines it refuses."""
+
+import json
+
+import pytest
+
+from pure_jax.host.data.records import Steps
+from pure_jax.runs.evaluation.score_file import FILE, ScoreFile, describe
+from pure_jax.runs.workdir import WorkdirError
+
+SIZES = {"a": 3}
+STEPS = Steps("id", "test", "1 + 1?", ("1 + 1 = 2", "So 2."), (1, None))
+SCORED = describe("a", 0, STEPS) | {
+  "left_out": None,
+  "step_rewards": [0.25, -1.0],
+}
+LEFT_OUT = describe("a", 1, STEPS) | {"left_out": "too many steps"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A folder with two rows of three."""
+  with ScoreFile(tmp_path, SIZES) as scores:
+    scores.append([SCORED, LEFT_OUT])
+  return tmp_path
+
+
+def test_rows_are_kept_and_a_cut_last_line_is_dropped(folder):
+  path = folder / FILE
+  written = path.read_bytes()
+  path.write_bytes(written + written[:40])
+  with ScoreFile(folder, SIZES) as scores:
+    assert scores.rows == {("a", 0): SCORED, ("a", 1): LEFT_OUT}
+    assert scores.holds("a", 1, STEPS)
+    assert not scores.holds("a", 2, STEPS)
+  assert path.read_bytes() == written
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"step_rewards": [0.25]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, 0.5, 0.5]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, float("nan")]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, 1.5]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, "1"]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, True]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": None}, "step_rewards is None"),
+    ({"step_rewards": 1}, "step_rewards is 1"),
+    ({"left_out": "tired"}, "left_out is 'tired', not one of"),
+    ({"left_out": "too many steps"}, "without step_rewards"),
+    ({"left_out": 1}, "left_out is 1"),
+    ({"data": "b"}, r"data is 'b', none of \['a'\]"),
+    ({"data": ["a"]}, r"data is \['a'\]"),
+    ({"row": 3}, "row is 3, but its file has 3 rows"),
+    ({"row": -1}, "row is -1"),
+    ({"row": 1.0}, "row is 1.0"),
+    ({"row": True}, "row is True"),
+    ({"row": 1}, "holds row 1 of 'a' a second time"),
+    ({"id": 5}, "id is 5"),
+    ({"problem": None}, "problem is None"),
+    ({"labels": [1, 2]}, r"labels is \[1, 2\], not 0, 1 and null"),
+    ({"labels": [1, []]}, "labels is"),
+    ({"labels": "good"}, "labels is 'good'"),
+    ({"final_correct": 1}, "final_correct is 1"),
+    ({"answer": 2}, "answer is 2"),
+    ({"more": 1}, "it has other fields"),
+  ],
+)
+def test_a_row_that_was_not_written_so_is_named(folder, changes, message):
+  _refused(folder, json.dumps(SCORED | {"row": 2} | changes), message)
+
+
+@pytest.mark.parametrize("field", [*SCORED])
+def test_a_row_that_lacks_a_field_is_named(folder, field):
+  row = {k: v for k, v in (SCORED | {"row": 2}).items() if k != field}
+  _refused(folder, json.dumps(row), "it has other fields|step_rewards is None")
+
+
+@pytest.mark.parametrize("line", ["", "5", "[1]", "{", "[" * 100_000, "\udcff"])
+def test_a_line_that_is_no_row_is_named(folder, line):
+  _refused(folder, line, "is not a scored row")
+
+
+def _refused(folder, line, message):
+  """Names file, line and reason, says what to do, and changes nothing."""
+  path = folder / FILE
+  with path.open("ab") as file:
+    file.write(line.encode("utf-8", "surrogateescape") + b"\n")
+  before = path.read_bytes()
+  with pytest.raises(WorkdirError, match=message) as caught:
+    ScoreFile(folder, SIZES)
+  assert f"{path}:3 " in str(caught.value)
+  assert "Remove" in str(caught.value)
+  assert path.read_bytes() == before

@@ -1,0 +1,176 @@
+"""The loop of a supervised stage: where it stops, and what it leaves then."""
+
+import json
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.distributed import preemption
+from pure_jax.host.logs.metrics import MetricsWriter
+from pure_jax.runs import loop, workdir
+from pure_jax.training import train
+
+LOG_EVERY = 3
+STAGE = "prm_head"
+
+
+def start():
+  params = {"w": jnp.zeros(2), "seen": jnp.zeros(4)}
+  return train.new_state(params, optax.sgd(1.0))
+
+
+def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
+  """A stage whose step t adds losses[t - 1]; NaN is skipped.
+
+  Beside it, 2^t is added to each of the four examples that step t sees.
+  """
+  settings = types.SimpleNamespace(
+    seed=0,
+    progress=False,
+    rl=types.SimpleNamespace(max_skipped_updates=max_skipped),
+  )
+  workdir.prepare_workdir(folder, {"seed": 0})
+
+  def make_batch(indices):
+    assert len(indices) == 2
+    return {"rows": jnp.asarray(indices, jnp.int32)}
+
+  def update(state, batch):
+    step = int(state.step)
+    before(step + 1)
+    loss = jnp.float32(losses[step])
+    seen = jnp.zeros(4).at[batch["rows"]].add(2.0 ** (step + 1))
+    grads = {"w": jnp.full(2, -loss), "seen": -seen}
+    state, found = train.apply_gradients(state, grads, loss, optax.sgd(1.0))
+    return state, found | {"loss": loss}
+
+  with MetricsWriter(folder) as metrics:
+    space = types.SimpleNamespace(
+      settings=settings,
+      start=folder,
+      workdir=folder,
+      metrics=metrics,
+      shows_progress=False,
+    )
+    return loop.run_steps(
+      space, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
+      num_examples=4, batch_size=2, tokens_per_example=1.0,
+    )  # fmt: skip
+
+
+def logged(folder):
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  rows = [json.loads(line) for line in lines]
+  return [(row["step"], row["loss"]) for row in rows]
+
+
+def saved(folder):
+  checkpoints = folder / "prm" / f"checkpoints_{STAGE}"
+  return sorted(int(p.name) for p in checkpoints.iterdir() if p.name.isdigit())
+
+
+NAN = float("nan")
+
+
+def test_a_stage_stops_at_the_update_that_is_one_too_many(tmp_path):
+  """Not at the next row of metrics, which may be far."""
+  losses = [1, 1, 1, NAN, NAN, NAN, NAN, NAN, 1, 1, 1, 1]
+  with pytest.raises(FloatingPointError, match=f"{STAGE}, step 8: 5 updates"):
+    run_stage(tmp_path, losses)
+  assert [step for step, _ in logged(tmp_path)] == [3, 6]
+  assert saved(tmp_path) == [3, 6, 8]
+  with Checkpoints(tmp_path / "prm" / f"checkpoints_{STAGE}") as checkpoints:
+    state = checkpoints.restore_latest(start()).state
+  assert state.params["w"].tolist() == [3, 3]
+  assert (int(state.skipped), int(state.step)) == (5, 8)
+  # The batch of that update is there, to be read without pickle.
+  with np.load(tmp_path / "nonfinite" / f"{STAGE}_8.npz") as batch:
+    assert batch["rows"].shape == (2,)
+    facts = json.loads(str(batch["facts"]))
+  assert facts["step"] == 8 and facts["rows"] == batch_rows(8)
+  # The same command goes on from there, and the next batch may be better.
+  state = run_stage(tmp_path, losses)
+  assert state.params["w"].tolist() == [7, 7]
+  assert saved(tmp_path) == [9, 12]
+
+
+def batch_rows(step):
+  """The examples of a step, counted out by hand from the order of epochs."""
+  orders = [
+    loop.batches.next_batch(4, 4, loop.batches.Cursor(0, epoch=epoch))[0]
+    for epoch in range(step)
+  ]
+  return np.concatenate(orders)[2 * (step - 1) : 2 * step].tolist()
+
+
+def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
+  """Its weights would be judged: NaN scores, and somebody else's error."""
+  for _ in range(2):  # Started again there is nothing left to do, yet it fails.
+    with pytest.raises(FloatingPointError, match="step 2: 2 updates in a row"):
+      run_stage(tmp_path, [NAN, NAN])
+
+
+def test_a_few_skipped_updates_are_survived(tmp_path):
+  state = run_stage(tmp_path, [NAN] * 4 + [1] + [NAN] * 4)
+  assert state.params["w"].tolist() == [1, 1]
+  assert [step for step, _ in logged(tmp_path)] == [3, 6, 9]
+  assert saved(tmp_path) == [6, 9]
+
+
+def stopped(folder, losses, at):
+  """The stage, asked to stop while one of its steps is under way."""
+
+  def send(step):
+    if step == at:
+      signal.raise_signal(signal.SIGTERM)
+
+  before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+  try:
+    with preemption.terminable():
+      run_stage(folder, losses, before=send)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_sigterm_saves_the_step_under_way(tmp_path, at):
+  """At any step of seven: what follows is what would have been."""
+  losses = [1, 2, 4, 8, 16, 32, 64]
+  whole = run_stage(tmp_path / "whole", losses)
+  folder = tmp_path / "stopped"
+  with pytest.raises(preemption.Preempted) as stop:
+    stopped(folder, losses, at)
+  assert f"after step {at} of {STAGE}" in str(stop.value)
+  assert saved(folder)[-1] == at
+  state = run_stage(folder, losses)
+  jax.tree.map(np.testing.assert_array_equal, state, whole)
+  assert logged(folder) == logged(tmp_path / "whole")
+  assert saved(folder) == saved(tmp_path / "whole") == [6, 7]
+
+
+def test_stops_do_not_push_out_what_there_is_to_fall_back_on(tmp_path):
+  """Two between steps 3 and 6: of them the newest alone stays, beside 3."""
+  for at in (4, 5):
+    with pytest.raises(preemption.Preempted):
+      stopped(tmp_path, [1] * 7, at)
+  assert saved(tmp_path) == [3, 5]
+
+
+def test_a_stop_that_could_not_be_saved_is_not_said_to_be(
+  tmp_path, monkeypatch
+):
+  """Status 75 asks for the run to be continued: its step would be lost."""
+
+  def fail(folder, without=()):
+    raise OSError(5, "Input/output error")
+
+  monkeypatch.setattr(integrity, "write", fail)
+  with pytest.raises(CheckpointError, match="Input/output error"):
+    stopped(tmp_path, [1] * 7, 2)

@@ -1,0 +1,222 @@
+"""Killed, stopped, without disk: what goes on is the uninterrupted run.
+
+The thorough ones: python -m pytest -m slow tests/runs/test_survival.py
+"""
+
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+import smoke_run
+
+ALL_STAGES = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
+RL = ("rl", "rl_eval")
+
+
+def unfinished(workdir):
+  """Folders of saves under way; a folder made anew is another one."""
+  while True:
+    try:
+      return {
+        (path, path.stat().st_ino)
+        for path in workdir.glob("**/*.orbax-checkpoint-tmp")
+        if path.parent.name in ("rl", "weights")
+        or path.parent.name.startswith("checkpoints_")
+      }
+    except FileNotFoundError:
+      continue  # A save ended while its folder was looked through.
+
+
+def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
+  """Killed while iteration 2 is saved, stopped later, in the next epoch."""
+  whole, _ = finished
+  workdir, start = tmp_path / "killed", f"--start={whole}"
+  rl = workdir / "rl"
+  assert smoke_run.kill(lambda: [*rl.glob("*tmp*")], workdir, start)
+  shutil.rmtree(rl / "2", ignore_errors=True)  # Where it was quicker.
+  left = unfinished(workdir)
+  status, stderr = smoke_run.signal_when(
+    lambda: unfinished(workdir) - left or (rl / "2").exists(),
+    signal.SIGTERM,
+    *("train_pure.py", workdir, start),
+  )
+  assert status == 75, stderr
+  said = re.search(r"stopped by SIGTERM after step ([234]) of rl, .*", stderr)
+  assert said and "continues" in said[0] and "Traceback" not in stderr
+  assert (rl / said[1] / "checksums.json").exists()
+  if said[1] == "4":  # Where it was quicker, nothing would be left to do.
+    shutil.rmtree(rl / "4")
+  done = smoke_run.run("train_pure.py", workdir, start)
+  assert done.returncode == 0, done.stderr
+  smoke_run.assert_same_run(workdir, whole, RL)
+
+
+def test_updates_without_end_stop_the_run_with_state_and_batch(
+  finished, tmp_path
+):
+  """A step of 1e30 ends in NaN; three of them, and the run says where."""
+  workdir = tmp_path / "run"
+  options = (
+    f"--start={finished[0]}",
+    "--config.rl.optim.learning_rate=1e30",
+    "--config.rl.max_skipped_updates=2",
+  )
+  done = smoke_run.run("train_pure.py", workdir, *options)
+  assert done.returncode == 1
+  assert "rl, step 3: 2 updates in a row" in done.stderr
+  assert "Traceback" not in done.stderr
+  path = workdir / "nonfinite" / "rl_3.npz"
+  assert str(path) in done.stderr and f"{workdir}/rl/3" in done.stderr
+  arrays, step = smoke_run.arrays(workdir / "rl")
+  assert step == 3
+  assert (arrays["skipped"], arrays["skipped_in_a_row"]) == (2, 2)
+  with np.load(path) as batch:
+    assert batch["rollout.tokens"].shape == (32, 48)
+    assert not np.isfinite(batch["scores.old_logp"]).all()
+    assert np.isfinite(batch["scores.step_rewards"]).all()
+    assert batch["correct"].shape == batch["has_answer"].shape == (32,)
+    facts = json.loads(str(batch["facts"]))
+  assert (facts["stage"], facts["step"]) == ("rl", 3)
+  shown = smoke_run.rows(workdir, "samples.jsonl")
+  assert shown[-1]["problem"] == facts["problems"][-1]
+  # The same command tries one batch more, and says so again.
+  again = smoke_run.run("train_pure.py", workdir, *options)
+  assert again.returncode == 1
+  assert "rl, step 4: 3 updates in a row" in again.stderr
+  assert [r["step"] for r in smoke_run.rows(workdir) if r["stage"] == "rl"] == [
+    *(1, 2, 3, 4)
+  ]
+
+
+def test_sigterm_before_any_loop_ends_in_a_sentence(tmp_path):
+  """Data are made, nothing is trained: there is nothing to finish."""
+  workdir = tmp_path / "run"
+  status, stderr = smoke_run.signal_when(
+    (workdir / "config.json").exists,
+    signal.SIGTERM,
+    *("train_sft.py", workdir),
+  )
+  assert status == 143
+  assert stderr.splitlines()[-1].startswith("stopped by SIGTERM where nothing")
+  assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_killed_at_random_is_the_uninterrupted_run(
+  finished, tmp_path, seed
+):
+  """From nothing, all stages: nine times killed or stopped, some in saves."""
+  whole, _ = finished
+  began = time.monotonic()
+  assert smoke_run.run("train_pure.py", tmp_path / "timed").returncode == 0
+  duration = time.monotonic() - began
+  workdir, chance, torn = tmp_path / "killed", random.Random(seed), 0
+  ways = ["save"] * 4 + ["time"] * 3 + ["stop"]
+  chance.shuffle(ways)
+  for attempt, how in enumerate(["save", *ways]):
+    wait = chance.uniform(0, duration * (0.1 if how == "save" else 0.9))
+    left, began = unfinished(workdir), time.monotonic()
+    print(f"seed {seed}, attempt {attempt}: {how} {wait:.3f}")
+
+    def is_time(how=how, wait=wait, left=left, began=began):
+      late = time.monotonic() - began > wait
+      return late and (how != "save" or unfinished(workdir) - left)
+
+    number = signal.SIGTERM if how == "stop" else signal.SIGKILL
+    status, stderr = smoke_run.signal_when(
+      is_time, number, *("train_pure.py", workdir)
+    )
+    assert status in (0, 75, 143, -number), stderr
+    assert "Traceback" not in stderr
+    torn += how == "save" and bool(unfinished(workdir) - left)
+    if status == 0:
+      break
+  done = smoke_run.run("train_pure.py", workdir)
+  assert done.returncode == 0, done.stderr
+  smoke_run.assert_same_run(workdir, whole, ALL_STAGES)
+  assert torn, "no kill hit the middle of a save"
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_another_mesh(finished, tmp_path):
+  """Two iterations more on 2 x 2 devices and on one: equal but for rounding."""
+  shown = []
+  for name, mesh in (("one", ()), ("four", (("data", 2), ("fsdp", 2)))):
+    workdir = tmp_path / name
+    shutil.copytree(finished[0], workdir)
+    done = smoke_run.run(
+      *("train_pure.py", workdir, "--config.rl.iterations=6"),
+      *(f"--config.mesh.{axis}={size}" for axis, size in mesh),
+      XLA_FLAGS="--xla_force_host_platform_device_count=4",
+    )
+    assert done.returncode == 0, done.stderr
+    shown.append([r for r in smoke_run.rows(workdir) if r["stage"] == "rl"])
+    versions = json.loads((workdir / "config.json").read_text())["versions"]
+    assert list(versions[-1]["devices"].values()) == [4]
+  one, four = shown
+  assert [row["step"] for row in four] == [1, 2, 3, 4, 5, 6]
+  assert (
+    four[:4]
+    == one[:4]
+    == [row for row in smoke_run.rows(finished[0]) if row["stage"] == "rl"]
+  )
+  # The same parameters sample the same tokens; a sum may end otherwise.
+  for name in ("response_tokens", "accuracy", "entropy", "grad_norm"):
+    assert four[4][name] == pytest.approx(one[4][name], rel=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 40_000])
+def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
+  finished, tmp_path, room
+):
+  """First its rows do not fit, then they do and the checkpoint does not."""
+  whole, disk = finished[0], tmp_path / "disk"
+  disk.mkdir()
+  mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]
+  try:
+    mounted = subprocess.run(mount, capture_output=True, check=False)
+  except FileNotFoundError:
+    pytest.skip("there is no mount here")
+  if mounted.returncode:
+    pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+  workdir, start = disk / "run", f"--start={whole}"
+  metrics, filler = workdir / "metrics.jsonl", disk / "filler"
+
+  def fill():
+    """Once the checkpoint of iteration 2 is there, takes all but `room`."""
+    if filler.exists() or not (workdir / "rl" / "2").exists():
+      return False
+    with filler.open("wb", buffering=0) as file:
+      os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free)
+      file.seek(0, os.SEEK_END)
+      with contextlib.suppress(OSError):
+        while True:
+          file.write(bytes(4096))
+      file.truncate(file.tell() - room)
+    return True
+
+  try:
+    status, stderr = smoke_run.signal_when(
+      fill, 0, *("train_pure.py", workdir, start)
+    )
+    assert status == 1, stderr
+    assert "No space left on device" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert metrics.exists()
+    assert (workdir / "rl" / "2" / "checksums.json").exists()
+    filler.unlink()
+    done = smoke_run.run("train_pure.py", workdir, start)
+    assert done.returncode == 0, done.stderr
+    smoke_run.assert_same_run(workdir, whole, RL)
+  finally:
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -1,0 +1,200 @@
+"""A run's folder is its own, and says what the run was made with."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.checkpoints.record import config_differences
+from pure_jax.runs import workdir
+from pure_jax.runs.workdir import WorkdirError, prepare_workdir
+
+CONFIG = {
+  "seed": 0,
+  "sizes": (1, 2),
+  "rl": {"credit": "min_eq3", "iterations": 10, "optim": {"beta1": 0.9}},
+}
+
+
+def changed(**rl):
+  return CONFIG | {"rl": CONFIG["rl"] | rl}
+
+
+def test_the_record_holds_config_and_versions(tmp_path):
+  folder = prepare_workdir(tmp_path / "a" / "b", CONFIG)
+  record = json.loads((folder / "config.json").read_text())
+  assert record["config"]["rl"] == CONFIG["rl"]
+  (versions,) = record["versions"]
+  assert versions["packages"]["jax"] == jax.__version__
+  assert versions["packages"]["numpy"] == np.__version__
+  assert versions["python"] == sys.version.split()[0]
+  assert versions["devices"] == {"cpu": 8}
+  assert [p.name for p in folder.iterdir()] == ["config.json"]
+
+
+def test_an_equal_config_is_accepted_again(tmp_path):
+  assert prepare_workdir(tmp_path, CONFIG) == prepare_workdir(tmp_path, CONFIG)
+
+
+def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch):
+  """The first steps were not made by the packages of the last ones."""
+  prepare_workdir(tmp_path, CONFIG)
+  begun = workdir.collect_versions()
+  later = begun | {"python": "4.0"}
+  monkeypatch.setattr(workdir, "collect_versions", lambda: later)
+  for _ in range(2):
+    prepare_workdir(tmp_path, CONFIG)
+  assert workdir.read_record(tmp_path)["versions"] == [begun, later]
+
+
+def test_another_config_is_refused_with_the_fields(tmp_path):
+  prepare_workdir(tmp_path, CONFIG)
+  before = (tmp_path / "config.json").read_text()
+  other = changed(credit="sum", optim={"beta1": 0.95}) | {"new": None}
+  with pytest.raises(WorkdirError) as caught:
+    prepare_workdir(tmp_path, other)
+  lines = str(caught.value).splitlines()
+  assert str(tmp_path) in lines[0]
+  assert [line.strip() for line in lines[1:-1]] == [
+    "new: was absent, is now None",
+    "rl.credit: was 'min_eq3', is now 'sum'",
+    "rl.optim.beta1: was 0.9, is now 0.95",
+  ]
+  assert (tmp_path / "config.json").read_text() == before
+
+
+def test_some_fields_may_change(tmp_path):
+  """Also whole groups; a name that only begins alike is not covered."""
+  prepare_workdir(tmp_path, CONFIG)
+  longer = changed(iterations=20)
+  prepare_workdir(tmp_path, longer, may_differ=["rl.iterations"])
+  record = json.loads((tmp_path / "config.json").read_text())
+  assert record["config"]["rl"]["iterations"] == 20
+  prepare_workdir(tmp_path, changed(credit="sum"), may_differ=["rl"])
+  with pytest.raises(WorkdirError, match=r"rl\.iterations"):
+    prepare_workdir(
+      tmp_path, changed(credit="sum", iterations=30), may_differ=["rl.iter"]
+    )
+
+
+@pytest.mark.parametrize(
+  ("one", "other"),
+  [
+    ({"a": {}}, {"a": None}),
+    ({"a": {}}, {}),
+    ({"a": {"b": 1}}, {"a": 1}),
+    ({"a": [1, 2]}, {"a": [2, 1]}),
+  ],
+)
+def test_small_differences_are_differences(one, other):
+  assert config_differences(one, other)
+  assert config_differences(one, one) == []
+
+
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(WorkdirError, match=r"Cannot write.*file/below"):
+    prepare_workdir(tmp_path / "file" / "below", CONFIG)
+
+
+def test_a_working_directory_needs_a_name():
+  """An unset variable of a shell would train into the current folder."""
+  with pytest.raises(WorkdirError, match="has no name"):
+    prepare_workdir("", CONFIG)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+  code = (
+    "import sys; from pure_jax.runs import workdir\n"
+    f"with workdir.locked({str(tmp_path)!r}):\n"
+    "  print('mine', flush=True); sys.stdin.read()"
+  )
+  other = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert other.stdout.readline() == "mine\n"
+  with (
+    pytest.raises(WorkdirError, match="Another process is running"),
+    workdir.locked(tmp_path),
+  ):
+    pass
+  other.kill()  # However it ends, the lock goes with it.
+  other.wait()
+  with workdir.locked(tmp_path):
+    pass
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    *("{", "[]", '{"other": 1}', '{"config": {}, "versions": []}'),
+    *('{"config": 1, "versions": [1]}', '{"config": {}, "versions": 1}'),
+  ],
+)
+def test_a_foreign_record_is_an_error(tmp_path, text):
+  (tmp_path / "config.json").write_text(text)
+  with pytest.raises(WorkdirError, match="not the record of a run"):
+    prepare_workdir(tmp_path, CONFIG)
+  assert (tmp_path / "config.json").read_text() == text
+  assert workdir.read_record(tmp_path / "none") is None
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "x.json"
+  write_json_atomic(path, {"a": [1, 2]})
+  assert json.loads(path.read_text()) == {"a": [1, 2]}
+  for bad, error in ((float("nan"), ValueError), (object(), TypeError)):
+    with pytest.raises(error):
+      write_json_atomic(path, {"a": bad})
+  assert json.loads(path.read_text()) == {"a": [1, 2]}
+  assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_a_failed_replacement_leaves_the_old_file(tmp_path, monkeypatch):
+  path = tmp_path / "x.json"
+  write_json_atomic(path, 1)
+
+  def fail(*unused):
+    raise OSError("disk full")
+
+  monkeypatch.setattr(pathlib.Path, "replace", fail)
+  with pytest.raises(OSError, match="disk full"):
+    write_json_atomic(path, 2)
+  assert path.read_text() == "1\n"
+  assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+
+
+def git(folder, *arguments):
+  identity = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+  done = subprocess.run(
+    ["git", *identity, *arguments],
+    cwd=folder,
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  return done.stdout.strip()
+
+
+def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
+  """An environment inside somebody else's repository has no commit of ours."""
+  git(tmp_path, "init", "-q")
+  module = tmp_path / "workdir.py"
+  module.write_text("")
+  monkeypatch.setattr(workdir, "__file__", str(module))
+  git(tmp_path, "commit", "-q", "--allow-empty", "-m", "theirs")
+  assert workdir.collect_versions()["commit"] is None
+  git(tmp_path, "add", "workdir.py")
+  git(tmp_path, "commit", "-q", "-m", "ours")
+  head = git(tmp_path, "rev-parse", "HEAD")
+  assert workdir.collect_versions()["commit"] == head
+  module.write_text("changed")
+  assert workdir.collect_versions()["commit"] == f"{head}+changes"

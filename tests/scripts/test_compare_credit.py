@@ -1,0 +1,108 @@
+"""The comparison's arithmetic, and that its arms differ in credit alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import compare_credit
+import numpy as np
+import pytest
+from checkout import EXPERIMENTS
+
+
+def test_interval_is_students():
+  """Three seeds: t = 4.303 with 2 degrees of freedom, not 1.96."""
+  values = [0.2, 0.3, 0.7]
+  mean, width = compare_credit.mean_and_interval(values)
+  assert mean == pytest.approx(0.4)
+  spread = np.std(values, ddof=1)
+  assert width == pytest.approx(4.303 * spread / np.sqrt(3))
+  assert compare_credit.mean_and_interval([0.5]) == (0.5, None)
+
+
+def row(arm, seed, step, accuracy, **more):
+  zeros = dict.fromkeys([name for name, _ in compare_credit.COLUMNS], 0.0)
+  place = {"arm": arm, "seed": seed, "step": step}
+  return place | zeros | {"accuracy": accuracy} | more
+
+
+def test_the_table_takes_each_runs_last_evaluations_and_its_best():
+  rows = [
+    row("sum", seed, step, value)
+    for seed, values in {"0": [0.9, 0.1, 0.2, 0.3], "1": [0.5] * 4}.items()
+    for step, value in enumerate(values)
+  ]
+  rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
+  lines = compare_credit.table(rows).splitlines()
+  cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+  # With a column too few in the rule it is not a table but text.
+  assert {line.count("|") for line in lines} == {len(cells) + 1}
+  # Last three: means .2 and .5; best .9 and .5. t with one degree: 12.71.
+  assert cells[0] == "sum"
+  assert cells[1].startswith("0.350 ± ")
+  assert float(cells[1].split("±")[1]) == pytest.approx(
+    12.71 * np.std([0.2, 0.5], ddof=1) / np.sqrt(2), abs=1e-3
+  )
+  assert cells[3].startswith("0.700 ± ")
+  assert cells[-1] == "2"
+  other = [cell.strip() for cell in lines[3].strip("|").split("|")]
+  assert other[1] == "0.250"  # One seed has no interval.
+  assert "–" in other  # Nothing was wrong, so nothing was hacked.
+
+
+@pytest.mark.skipif(
+  not hasattr(os, "sched_getaffinity"), reason="this system binds no cores"
+)
+def test_each_run_has_one_core_and_its_log(tmp_path):
+  """On two cores a run's last digits are others, and two runs disturb it."""
+  mine = os.sched_getaffinity(0)
+  line = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
+  logs = [tmp_path / f"run{number}" / "log.txt" for number in range(3)]
+  compare_credit.run_all([(line, log) for log in logs], at_a_time=2)
+  assert all({int(log.read_text())} <= mine for log in logs)
+  assert os.sched_getaffinity(0) == mine
+  fails = [sys.executable, "-c", "raise SystemExit('no more room')"]
+  with pytest.raises(SystemExit, match="1 of 2 runs failed"):
+    compare_credit.run_all([(line, logs[0]), (fails, logs[1])], at_a_time=1)
+  assert "no more room" in logs[1].read_text()
+
+
+def test_the_committed_table_is_that_of_the_committed_runs():
+  folder = EXPERIMENTS / "results" / "credit"
+  rows = json.loads((folder / "runs.json").read_text())
+  assert (folder / "table.md").read_text() == compare_credit.table(rows)
+
+
+def test_another_comparison_does_not_report_these_runs(tmp_path):
+  """Done runs are kept: made with other settings they must not be."""
+
+  def report(*options):
+    return subprocess.run(
+      [
+        sys.executable,
+        str(EXPERIMENTS / "compare_credit.py"),
+        f"--workdir={tmp_path}",
+        "--report_only",
+        *options,
+      ],
+      stdin=subprocess.DEVNULL,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  assert "No finished run" in report().stderr
+  refused = report("--set=rl.kl_coef=0.5")
+  assert refused.returncode == 1
+  assert "set: was [], is now ['rl.kl_coef=0.5']" in refused.stderr
+  assert "Traceback" not in refused.stderr
+
+
+def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():
+  assert set(compare_credit.ARMS) == {
+    *("sum", "softmin", "min", "min_eq3"),
+    *("softmin+vr", "min+vr", "sum+vr", "vr"),
+  }
+  for changes in compare_credit.ARMS.values():
+    assert set(changes) == {"credit", "reward_mode"}

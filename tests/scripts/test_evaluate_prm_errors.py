@@ -1,0 +1,206 @@
+"""An evaluation of a PRM that cannot be made ends in a sentence."""
+
+import dataclasses
+import pathlib
+import shutil
+import types
+
+import cli
+import evaluate_prm
+import jax.numpy as jnp
+import pytest
+from prm_evaluations import mesh, scores, smoke, whole
+from small_models import initial_params
+
+from pure_jax.host import huggingface
+from pure_jax.models import prm
+from pure_jax.runs import workdir
+from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.workdir import WorkdirError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """Folder and text of a whole evaluation; not to be changed."""
+  return whole(tmp_path_factory)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+  """A finished evaluation to do something to."""
+  return pathlib.Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"prm": "folder"}, "set one of them"),
+    ({"random_model": None}, "set one of them"),
+    ({"random_model": "bent"}, "random_model must be one of"),
+    ({"random_model": None, "prm": "folder"}, r"data is empty\. Name files"),
+    ({"data": (GOOD, GOOD)}, "data has a name twice"),
+    ({"data": (GOOD | {"format": "gsm8k"},)}, r"data\[0\]: format must be one"),
+    ({"data": (GOOD | {"name": " "},)}, "name is empty"),
+    ({"data": ({"name": "a", "file": "b"},)}, r"data\[0\]\.format is missing"),
+    ({"data": ("a",)}, r"data\[0\] must be a group of fields"),
+    ({"threshold": "high"}, "threshold must be one of"),
+    ({"threshold": "best_on"}, "set both or neither"),
+    ({"threshold_data": "a"}, "set both or neither"),
+    (
+      {"data": (GOOD,), "threshold": "best_on", "threshold_data": "b"},
+      "threshold_data must be one of",
+    ),
+    ({"max_steps": 0}, "max_steps must be at least 1"),
+    ({"resamples": 0}, "resamples must be at least 1"),
+    ({"bins": 0}, "bins must be at least 1"),
+    ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
+    ({"mesh": mesh(data=3)}, "not divisible by the 3 row shards"),
+    ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
+    ({"separator": "drop"}, "separator must be one of"),
+    ({"prompt_format": "poem"}, "prompt_format must be one of"),
+  ],
+)
+def test_a_config_that_cannot_be_used_names_the_field(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    smoke(**changes)
+
+
+def test_what_is_missing_is_named_before_anything_is_written(tmp_path):
+  settings = smoke(data=(GOOD | {"file": str(tmp_path / "no.jsonl")},))
+  with pytest.raises(ConfigError, match=r"no file .*no\.jsonl \(a\)"):
+    evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+  data = tmp_path / "data.jsonl"
+  data.write_text("{}\n")
+  settings = smoke(
+    random_model=None, run=str(tmp_path), data=(GOOD | {"file": str(data)},)
+  )
+  with pytest.raises(ConfigError, match="is not the workdir of a run"):
+    evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+
+
+def test_a_threshold_that_nothing_decides_is_refused(copy):
+  settings = smoke(threshold="best_on", threshold_data="elsewhere")
+  with pytest.raises(ConfigError, match="is none of"):
+    evaluate_prm.evaluate(settings, str(copy))
+
+
+def test_scores_of_other_data_are_not_mixed(copy):
+  path = copy / "tiny" / "prm800k.jsonl"
+  path.write_text(path.read_text().replace('"rating": -1', '"rating": 1'))
+  before = (copy / "scores.jsonl").read_bytes()
+  with pytest.raises(WorkdirError, match="scores of another 'prm800k'"):
+    evaluate_prm.evaluate(smoke(), str(copy))
+  assert (copy / "scores.jsonl").read_bytes() == before
+
+
+def test_a_damaged_file_of_scores_is_named_and_kept(copy):
+  path = copy / "scores.jsonl"
+  path.write_bytes(b"{}\n" + path.read_bytes())
+  before = path.read_bytes()
+  with pytest.raises(WorkdirError, match=r"scores\.jsonl:1 is not a scored"):
+    evaluate_prm.evaluate(smoke(), str(copy))
+  assert path.read_bytes() == before
+
+
+def test_another_evaluation_in_the_workdir_is_refused(copy):
+  with pytest.raises(WorkdirError, match="max_steps: was 8, is now 7"):
+    evaluate_prm.evaluate(smoke(max_steps=7), str(copy))
+
+
+def test_a_workdir_in_use_is_left_alone(copy):
+  """Two writers would leave every row twice."""
+  path = copy / "scores.jsonl"
+  path.write_bytes(path.read_bytes()[:500])
+  with (
+    workdir.locked(copy),
+    pytest.raises(WorkdirError, match="Another process is running"),
+  ):
+    evaluate_prm.evaluate(smoke(), str(copy))
+  assert path.stat().st_size == 500
+
+
+@pytest.fixture
+def begun(finished, tmp_path, monkeypatch):
+  """An evaluation of files that has only begun: (its settings, its folder)."""
+  tiny = finished[0] / "tiny"
+  for name in ("prm", "other"):
+    shutil.copytree(tiny / "prm", tmp_path / name)
+  shutil.copy(tiny / "prm800k.jsonl", tmp_path)
+  data = {
+    "name": "a",
+    "file": str(tmp_path / "prm800k.jsonl"),
+    "format": "prm800k",
+  }
+  settings = smoke(
+    random_model=None,
+    prm=str(tmp_path / "prm"),
+    tokenizer=str(tmp_path / "other"),
+    data=(data,),
+  )
+  monkeypatch.setattr(evaluate_prm, "_evaluate_in", lambda *unused: "")
+  evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  return settings, tmp_path
+
+
+@pytest.mark.parametrize(
+  ("changed", "message"),
+  [
+    ("prm/model.safetensors", r"contents\.prm: was"),
+    ("prm/config.json", r"contents\.prm: was"),
+    ("other/tokenizer.json", r"contents\.tokenizer: was"),
+    ("prm800k.jsonl", r"contents\.data\.a: was"),
+  ],
+)
+def test_other_contents_under_the_same_name_are_refused(
+  begun, changed, message
+):
+  """Half the scores would be another PRM's, or of solutions that are gone."""
+  settings, folder = begun
+  evaluate_prm.evaluate(settings, str(folder / "run"))  # The same.
+  (folder / changed).write_bytes((folder / changed).read_bytes() + b"\n")
+  with pytest.raises(WorkdirError, match=message):
+    evaluate_prm.evaluate(settings, str(folder / "run"))
+
+
+def test_a_tokenizer_that_is_nowhere_is_named(begun):
+  settings, folder = begun
+  settings = dataclasses.replace(settings, tokenizer="/nowhere")
+  with pytest.raises(ConfigError, match="tokenizer=/nowhere is no folder"):
+    evaluate_prm.evaluate(settings, str(folder / "new"))
+  assert not (folder / "new").exists()
+
+
+def test_scores_that_are_no_numbers_are_not_kept(finished, copy):
+  shutil.rmtree(copy / "tiny" / "prm")
+  config = huggingface.read_config(finished[0] / "tiny" / "prm").model
+  params = initial_params(prm.declare_prm(config))
+  params["score"]["bias"] = jnp.full_like(params["score"]["bias"], jnp.nan)
+  huggingface.export_prm(
+    copy / "tiny" / "prm", params, config, max_positions=1024
+  )
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    shutil.copy(finished[0] / "tiny" / "prm" / name, copy / "tiny" / "prm")
+  (copy / "scores.jsonl").unlink()
+  with pytest.raises(FloatingPointError, match="are not finite"):
+    evaluate_prm.evaluate(smoke(), str(copy))
+  assert not scores(copy)
+
+
+def test_devices_that_are_not_there_are_named(tmp_path):
+  settings = smoke(mesh=mesh(data=16))
+  with pytest.raises(ConfigError, match=r"lower mesh\.data"):
+    evaluate_prm.evaluate(settings, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_start_is_refused(monkeypatch):
+  """Ignored, it would look as if another run's PRM had been judged."""
+  flag = types.SimpleNamespace(value="elsewhere")
+  monkeypatch.setattr(cli, "_START", flag)
+  with pytest.raises(ConfigError, match="--start is for training"):
+    cli.config_and_workdir(EvaluatePRMSettings)

@@ -1,0 +1,153 @@
+"""Runs that train adapters: what they keep, and what they export."""
+
+import dataclasses
+import importlib
+import json
+
+import cli
+import export
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import train_prm
+import train_pure
+from configs import arithmetic
+
+from pure_jax.host import huggingface
+from pure_jax.models import lora, policy, prm, transformer
+from pure_jax.models import params as weights
+from pure_jax.parallel import sharding
+from pure_jax.runs import rl_functions
+from pure_jax.runs.planning import programs
+from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.run import ConfigError
+
+
+def settings_of(name, variant, **groups):
+  """A smoke config in which groups of fields have adapters."""
+  config = importlib.import_module(f"configs.{name}").get_config(variant)
+  config.progress = False
+  for group, values in groups.items():
+    config[group].update(values)
+  return conversion.settings_from_config(config)
+
+
+def logits(params, model):
+  tokens = jnp.asarray(np.random.default_rng(0).integers(3, 99, (2, 12)))
+  segments = jnp.ones(tokens.shape, jnp.int32)
+  positions = jnp.cumsum(segments, axis=1) - 1
+  hidden, _ = transformer.forward(params, model, tokens, positions, segments)
+  return policy.logits(params, model, hidden)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """One iteration of RL on adapters: (folder, frozen weights, model)."""
+  folder = tmp_path_factory.mktemp("runs") / "run"
+  settings = settings_of(
+    "qwen2p5_math_1p5b",
+    "smoke_prm",  # Verdicts on a random model are all the same: no gradient.
+    rl={
+      "iterations": 1,
+      "lora": {"rank": 2, "alpha": 8.0, "targets": ("query", "down")},
+      "optim": {"learning_rate": 1e-2},
+    },
+  )
+  kept = []
+  freeze = rl_functions.freeze
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      rl_functions, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
+    )
+    with cli.open_workspace(settings, str(folder)) as space:
+      train_pure.train_rl(space)
+      return folder, kept[0], space.rl_model
+
+
+def test_the_reference_is_the_base_and_is_there_once(run):
+  _, frozen, _ = run
+  ((base,), (sampler,)) = frozen.base, frozen.rollout_base
+  jax.tree.map(
+    lambda x, y, z: np.testing.assert_(x is y is z),
+    frozen.reference,
+    base,
+    sampler,
+  )
+
+
+def test_a_run_keeps_adapters_and_exports_the_sum(run, tmp_path):
+  folder, frozen, model = run
+  plain = dataclasses.replace(model, lora=None)
+  restored = export.restore(export.read_run(folder), plain, "latest")
+  adapters = restored.state.params
+  declared, _ = lora.split_adapters(policy.declare_policy(model))
+  weights.check_params(adapters, declared)
+  moved = adapters["layers"]["query_lora_b"]
+  assert np.abs(moved).max() > 1e-3  # B was 0.
+  output = tmp_path / "policy"
+  export.export(folder, output, "latest")
+  params, _ = huggingface.load_policy(output, sharding.make_layout())
+  wanted = logits(frozen.policy(adapters), model)
+  scale = np.abs(wanted).max()
+  np.testing.assert_allclose(logits(params, plain), wanted, atol=2e-6 * scale)
+  assert np.abs(wanted - logits(frozen.reference, plain)).max() > 1e-3 * scale
+
+
+def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
+  folder, _, model = run
+  found = export.read_run(folder)
+  found = dataclasses.replace(found, contents={"policy": "another"})
+  with pytest.raises(ConfigError, match="has changed since"):
+    export.whole_policy(found, dataclasses.replace(model, lora=None), {})
+
+
+def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
+  """Only the adapted matrices and the head leave where the head's stage was."""
+  settings = settings_of(
+    "pure_prm_7b",
+    "smoke",
+    prm={
+      "lora": {"rank": 2, "alpha": 8.0, "targets": ("gate", "output")},
+      "full_optim": {"learning_rate": 1e-2},
+    },
+  )
+  with cli.open_workspace(settings, str(tmp_path / "run")) as space:
+    start, params = train_prm.train_prm(space)
+    declared = prm.declare_prm(space.prm_model)
+    weights.check_params(params, declared)
+    stored = space.load_weights("prm", declared)
+  jax.tree.map(np.testing.assert_array_equal, stored, params)
+  changed = {
+    name
+    for name, value in params["layers"].items()
+    if np.abs(value - start["layers"][name]).max() > 0
+  }
+  assert changed == {"gate", "output"}
+  np.testing.assert_array_equal(params["embedding"], start["embedding"])
+  record = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+  losses = [
+    row["loss"] for row in map(json.loads, record) if row["stage"] == "prm_full"
+  ]
+  assert np.isfinite(losses).all()
+
+
+def test_settings_of_adapters_that_cannot_be_are_refused():
+  def refused(message, **changes):
+    config = arithmetic.get_config("smoke")
+    for name, value in changes.items():
+      group, field = name.split("__")
+      config[group].lora[field] = value
+    with pytest.raises(ConfigError, match=message):
+      conversion.settings_from_config(config)
+
+  refused("config.rl.lora: lora.rank must be at least 1", rl__rank=-1)
+  refused("alpha=-1.0 positive", rl__alpha=-1.0)
+  refused("targets must be some of", rl__targets=("q_proj",))
+  refused("extra_layers=1 start as the identity", prm__rank=4)
+
+
+def test_a_plan_of_adapters_is_refused():
+  settings = settings_of("arithmetic", "smoke", rl={"lora": {"rank": 2}})
+  with pytest.raises(ConfigError, match="Plans know no adapters"):
+    programs.shapes_of(settings)

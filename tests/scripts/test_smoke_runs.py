@@ -1,0 +1,147 @@
+"""Smoke variants of the paper's runs take the paths that the real ones take."""
+
+import dataclasses
+import importlib
+import json
+import math
+import pathlib
+
+import cli
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import train_prm
+import train_pure
+
+from pure_jax.runs import rl_functions
+from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.tasks import tiny_files
+
+OF_SCORES = {
+  *("process_outcome", "min_step_score", "step_score_mean", "return_mean"),
+  *("nonfinite_step_rewards", "process_outcome_agreement"),
+}
+
+
+def settings_of(name, variant):
+  config = importlib.import_module(f"configs.{name}").get_config(variant)
+  return conversion.settings_from_config(config)
+
+
+def run_once(name, variant, workdir, monkeypatch):
+  """One iteration; the settings, the frozen weights and the metric rows."""
+  settings = settings_of(name, variant)
+  rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
+  settings = dataclasses.replace(settings, rl=rl, progress=False)
+  used, make = [], rl_functions.Frozen
+
+  def recording(*weights):
+    used.append(make(*weights))
+    return used[-1]
+
+  monkeypatch.setattr(rl_functions, "Frozen", recording)
+  with cli.open_workspace(settings, str(workdir)) as space:
+    train_pure.train_rl(space)
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  (weights,) = used
+  return settings, weights, [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize(
+  ("name", "variant", "mode"),
+  [
+    ("qwen2p5_7b", "smoke_prm", "prm"),
+    ("qwen2p5_math_7b", "smoke_vr", "vr"),
+    pytest.param(
+      "qwen2p5_math_1p5b", "smoke_prm_vr", "prm+vr", marks=pytest.mark.slow
+    ),
+  ],
+)
+def test_a_run_reads_the_prm_it_is_given_and_trains_none(
+  name, variant, mode, tmp_path, monkeypatch
+):
+  settings, used, rows = run_once(name, variant, tmp_path, monkeypatch)
+  assert settings.rl.reward_mode == mode
+  stages = [(row["stage"], row["step"]) for row in rows]
+  assert stages == [("rl_eval", 0), ("rl", 1), ("rl_eval", 1)]
+  assert not (tmp_path / "prm").exists()
+  update = rows[1]
+  assert math.isfinite(update["policy_loss"])
+  assert math.isfinite(update["grad_norm"])
+  assert update["skipped_updates"] == 0
+  # As in the real run, responses share rows.
+  for other in ("prm_vr", variant):
+    real = importlib.import_module(f"configs.{name}").get_config(other).rl
+    assert real.packed_tokens and real.length_buckets > 1
+    # And take turns.
+    assert real.rollout_rows < real.prompts * real.samples_per_prompt
+  turns = settings.rl
+  assert turns.rollout_rows < turns.prompts * turns.samples_per_prompt
+  assert 2 * turns.rollout_chunk < turns.max_new_tokens
+  assert 0.5 < update["row_fill"] <= 1
+  sample, *_ = (tmp_path / "samples.jsonl").read_text().splitlines()
+  folder = tmp_path / "tiny" / "prm"
+  if mode == "vr":
+    assert used.prm is None and not folder.exists()
+    for row in rows:
+      assert not OF_SCORES & row.keys()
+    assert "step_rewards" not in json.loads(sample)
+    return
+  # Policy and PRM have the same shapes: only the values tell them apart.
+  saved = safetensors.numpy.load_file(folder / "model.safetensors")
+  np.testing.assert_array_equal(
+    used.prm["embedding"], saved["model.embed_tokens.weight"]
+  )
+  assert np.abs(used.prm["embedding"] - used.reference["embedding"]).max() > 0
+  heads = [np.asarray(leaf) for leaf in jax.tree.leaves(used.prm["score"])]
+  assert any(np.array_equal(head, saved["score.weight"].T) for head in heads)
+  assert update["process_outcome"] != 0 and update["grad_norm"] > 0
+  assert json.loads(sample)["step_rewards"]
+
+
+@pytest.mark.parametrize(
+  "name", ["qwen2p5_7b", "qwen2p5_math_7b", "qwen2p5_math_1p5b"]
+)
+@pytest.mark.parametrize("variant", ["prm_vr", "vr", "smoke_prm", "smoke"])
+def test_the_papers_runs_take_turns_unless_one_loop_is_asked_for(name, variant):
+  """No flag unsets a number: without a variant, parts could not be had."""
+  get_config = importlib.import_module(f"configs.{name}").get_config
+  turns, loop = get_config(variant), get_config(f"{variant}_one_loop")
+  assert turns.rl.rollout_rows is not None and loop.rl.rollout_rows is None
+  # And nothing else is changed.
+  turns.rl.update(
+    {"rollout_rows": None, "rollout_chunk": loop.rl.rollout_chunk}
+  )
+  assert turns.to_dict() == loop.to_dict()
+  with pytest.raises(ValueError, match="not 'sft_one_loop'"):
+    get_config("sft_one_loop")
+
+
+@pytest.mark.parametrize(
+  ("name", "architecture"),
+  [("gsm8k_prm", "LlamaForCausalLM"), ("pure_prm_7b", "Qwen2ForCausalLM")],
+)
+def test_smoke_runs_of_prms_train_one_of_the_real_architecture(
+  name, architecture, tmp_path
+):
+  files = tiny_files.make_files(settings_of(name, "smoke").files, tmp_path)
+  config = json.loads((pathlib.Path(files.policy) / "config.json").read_text())
+  assert config["architectures"] == [architecture]
+  # SmolLM2 ties its embeddings, Qwen2.5-Math-7B does not.
+  assert config["tie_word_embeddings"] == (name == "gsm8k_prm")
+  assert files.prm is None and pathlib.Path(files.judged).exists()
+
+
+def test_prm_training_without_a_prm_to_train_ends_in_a_sentence(
+  tmp_path, monkeypatch
+):
+  settings = settings_of("qwen2p5_7b", "smoke_vr")
+
+  def from_flags():
+    return cli.open_workspace(settings, str(tmp_path / "run"))
+
+  monkeypatch.setattr(cli, "from_flags", from_flags)
+  with pytest.raises(ConfigError, match="no PRM to train"):
+    train_prm.main([])
