@@ -121,7 +121,9 @@ def open_workspace(
     config["contents"] = contents(settings.files)
   layout, rl_layouts = layouts(settings)
   processes.check_same(json.dumps(config), "The config and the files it names")
-  shared_rows.meet({x.mesh for x in (layout, *vars(rl_layouts).values())})
+  shared_rows.warm_up_collectives(
+    {x.mesh for x in (layout, *vars(rl_layouts).values())}
+  )
   if start is not None:
     _check_start(pathlib.Path(start).absolute(), config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
@@ -130,7 +132,7 @@ def open_workspace(
   rl = settings.rl
   with contextlib.ExitStack() as opened:
     # Last: what was refused so far leaves no folder behind.
-    metrics, samples = processes.first_does(
+    metrics, samples = processes.on_process_zero(
       lambda: _open_files(opened, workdir, config)
     ) or (NoWriter(), NoWriter())
     processes.check_shared(path)
@@ -238,7 +240,7 @@ def _open_task(
 ) -> contextlib.closing[Task]:
   """The task; process 0 makes the files that the others then find."""
   make = ArithmeticTask if settings.files is None else FilesTask
-  task = processes.first_does(lambda: make(settings, folder))
+  task = processes.on_process_zero(lambda: make(settings, folder))
   return contextlib.closing(task or make(settings, folder))
 
 

@@ -30,7 +30,7 @@ import numpy as np
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import files as data_files
 from pure_jax.host.data.formats.named import find_format
-from pure_jax.host.data.records import Steps
+from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.report import render_table, write_report
 from pure_jax.host.logs.progress import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
@@ -61,7 +61,7 @@ MAY_DIFFER = (
 def score_data(
   settings: EvaluatePRMSettings,
   data: DataSettings,
-  rows: list[Steps],
+  rows: list[LabelledSolution],
   judge: Judge,
   layout: sharding.Layout,
   scores: ScoreFile,
@@ -123,7 +123,7 @@ def score_data(
 
 
 def scored_row(
-  data: str, number: int, row: Steps, rewards: np.ndarray
+  data: str, number: int, row: LabelledSolution, rewards: np.ndarray
 ) -> dict[str, Any]:
   """A row of the file of scores."""
   rewards = rewards[: len(row.steps)]

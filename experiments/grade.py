@@ -188,13 +188,13 @@ def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
 
 def add_agreement(report: dict, records: list[dict]) -> None:
   """Compares verdicts with those of the input, where it carries any."""
-  judged = [record for record in records if "reference_correct" in record]
-  if not judged:
+  labelled = [record for record in records if "reference_correct" in record]
+  if not labelled:
     return
-  differ = [r for r in judged if r["correct"] != r["reference_correct"]]
+  differ = [r for r in labelled if r["correct"] != r["reference_correct"]]
   report["agreement"] = {
-    "agree": len(judged) - len(differ),
-    "of": len(judged),
+    "agree": len(labelled) - len(differ),
+    "of": len(labelled),
   }
   report["disagreements"] = differ
 

@@ -4,7 +4,7 @@
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
 Starts from the policy's trunk (and trains the policy first if DIR has none) on
-the task's judged responses, and leaves the PRM in DIR/prm and a picture in
+the task's labelled responses, and leaves the PRM in DIR/prm and a picture in
 DIR/curves.png. Evaluations are the rows of stage prm_eval: step 0 after the
 head's training, if that is asked for, and the number of full updates after
 them. Started again, it continues.
@@ -29,7 +29,10 @@ from pure_jax.training.optim import make_optimizer
 
 
 def train_stage(
-  space: workspace.Workspace, stage: str, params: Any, judged: workspace.Judged
+  space: workspace.Workspace,
+  stage: str,
+  params: Any,
+  labelled: workspace.LabelledResponses,
 ) -> Any:
   """One of the two stages of PRM training.
 
@@ -37,7 +40,7 @@ def train_stage(
     space: the open run.
     stage: "prm_head" trains the head alone, "prm_full" everything.
     params: PRM weights to start from.
-    judged: what it learns from.
+    labelled: what it learns from.
 
   Returns:
     The PRM's weights after it.
@@ -67,9 +70,9 @@ def train_stage(
 
   def make_batch(indices):
     # The columns that the whole batch needs, whoever makes which rows.
-    batch = workspace.take(judged.responses, indices)
+    batch = workspace.take(labelled.responses, indices)
     batch = labelled_rows.crop(batch, settings.length_multiple)
-    labels = judged.labels[indices], judged.label_mask[indices]
+    labels = labelled.labels[indices], labelled.label_mask[indices]
     return space.put((batch, *labels))
 
   def update(state, batch):
@@ -83,9 +86,9 @@ def train_stage(
     state,
     make_batch,
     update,
-    num_examples=len(judged.labels),
+    num_examples=len(labelled.labels),
     batch_size=settings.batch_size,
-    tokens_per_example=judged.responses.completion_mask.sum(1).mean(),
+    tokens_per_example=labelled.responses.completion_mask.sum(1).mean(),
   )
   return merged(space, lora.join_params(frozen, state.params), model)
 
@@ -132,7 +135,7 @@ def train_prm(space: workspace.Workspace):
   declared = prm.declare_prm(space.prm_model)
   if space.is_done("prm"):
     return policy_params, space.load_weights("prm", declared)
-  with space.making():
+  with space.lock_start():
     return policy_params, _make_prm(space, policy_params, declared)
 
 
@@ -141,7 +144,7 @@ def _make_prm(
 ) -> Any:
   """Trains the PRM in its two stages, from where it was."""
   settings = space.settings.prm
-  judged = space.task.judged(space, policy_params)
+  labelled = space.task.labelled(space, policy_params)
   init = jax.jit(
     lambda key, start: prm.init_prm_from_policy(
       key, start, space.model, settings.extra_layers
@@ -153,16 +156,16 @@ def _make_prm(
   space.metrics.rewind("prm_eval", 1 if begun else 0)
 
   # ===== The head =====
-  params = train_stage(space, "prm_head", params, judged)
+  params = train_stage(space, "prm_head", params, labelled)
   # A row that is there stays where it is: those of the next stage follow.
-  if settings.evaluate_head and not processes.first_says(
+  if settings.evaluate_head and not processes.broadcast_from_zero(
     lambda: space.metrics.has("prm_eval", 0)
   ):
     numbers = space.task.evaluate_prm(space, policy_params, params)
     space.metrics.write("prm_eval", 0, numbers)
 
   # ===== All parameters =====
-  params = train_stage(space, "prm_full", params, judged)
+  params = train_stage(space, "prm_full", params, labelled)
   numbers = space.task.evaluate_prm(space, policy_params, params)
   space.metrics.write("prm_eval", settings.full_steps, numbers)
   space.finish_stage("prm", params, numbers)
@@ -175,8 +178,8 @@ def main(argv: list[str]) -> None:
   with cli.from_flags() as space:
     if space.prm_model is None:
       raise ConfigError(
-        "rl.reward_mode='vr' without files.prm and files.judged has no PRM to "
-        "train: name labelled solutions with files.judged."
+        "rl.reward_mode='vr' without files.prm and files.labelled has no PRM "
+        "to train: name labelled solutions with files.labelled."
       )
     train_prm(space)
     space.draw_curves()

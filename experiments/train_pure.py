@@ -155,7 +155,7 @@ def run_iterations(
     space.metrics.write("rl_eval", 0, metrics)
   pending = None  # Reported while the next iteration is on its way.
   bar = Progress("rl", total, first, enabled=space.shows_progress)
-  with bar, preemption.finishing() as stop:
+  with bar, preemption.graceful_shutdown() as stop:
     for step in range(first + 1, total + 1):
       chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
@@ -226,7 +226,7 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
 
   # ===== What it came to =====
   space.draw_curves()
-  return processes.first_does(lambda: rl_report.summarize(space))
+  return processes.on_process_zero(lambda: rl_report.summarize(space))
 
 
 def main(argv: list[str]) -> None:

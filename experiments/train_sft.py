@@ -32,7 +32,7 @@ def train_policy(space: workspace.Workspace):
     return given
   if space.is_done("sft"):
     return space.load_weights("sft", declared)
-  with space.making():
+  with space.lock_start():
     return _make_policy(space, declared)
 
 

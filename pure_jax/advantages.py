@@ -225,10 +225,10 @@ def pure_advantages(
   that is not finite is treated as an absent step, so that it cannot spread
   through a baseline; `nonfinite_step_rewards` counts them: stop on it.
 
-  >>> from pure_jax.types import Steps
+  >>> from pure_jax.types import StepBoundaries
   >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
   >>> index, scores = zero.astype(int), jnp.array([[0.5], [-0.5]])
-  >>> cut = Steps(index, one, index, one, ~one, index[:, 0])
+  >>> cut = StepBoundaries(index, one, index, one, ~one, index[:, 0])
   >>> no, right = ~one, scores[:, 0]
   >>> batch = Experience(one, cut, scores, right, no[:, 0], zero, zero, no)
   >>> config = CreditConfig("min", baseline="main", group_size=2, whiten=False)

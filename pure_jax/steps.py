@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.types import PRMInputs, SeparatorTable, Steps
+from pure_jax.types import PRMInputs, SeparatorTable, StepBoundaries
 
 
 def separator_ends(
@@ -45,7 +45,7 @@ def split_steps(
   table: SeparatorTable,
   *,
   max_steps: int,
-) -> Steps:
+) -> StepBoundaries:
   """Finds where each step of each completion ends.
 
   A response with more than max_steps steps keeps the first max_steps - 1;
@@ -97,7 +97,7 @@ def split_steps(
     index, end_mask, completion_mask & ~_is_bare(tokens, table)
   )
   exists = jnp.arange(max_steps)[None, :] < num_steps[:, None]
-  return Steps(
+  return StepBoundaries(
     index=index.astype(jnp.int32),
     end_mask=end_mask,
     end_position=jnp.where(exists, end_position, 0),
@@ -136,7 +136,7 @@ def terminal_mask(
   return ends | (completion_mask & (tokens == table.eos_id))
 
 
-def values_at_step_ends(step_values: Array, steps: Steps) -> Array:
+def values_at_step_ends(step_values: Array, steps: StepBoundaries) -> Array:
   """Puts each step's value on the token that ends it.
 
   Args:
@@ -151,7 +151,7 @@ def values_at_step_ends(step_values: Array, steps: Steps) -> Array:
   return jnp.where(steps.end_mask, values, jnp.zeros_like(values))
 
 
-def values_per_token(step_values: Array, steps: Steps) -> Array:
+def values_per_token(step_values: Array, steps: StepBoundaries) -> Array:
   """Gives each token the value of the step it belongs to.
 
   Args:
@@ -166,7 +166,7 @@ def values_per_token(step_values: Array, steps: Steps) -> Array:
   return jnp.where(ends_to_come > 0, values, jnp.zeros_like(values))
 
 
-def tokens_per_step(steps: Steps, completion_mask: Array) -> Array:
+def tokens_per_step(steps: StepBoundaries, completion_mask: Array) -> Array:
   """Counts the tokens of each step, its end included.
 
   Args:
@@ -185,7 +185,7 @@ def tokens_per_step(steps: Steps, completion_mask: Array) -> Array:
 
 
 def replace_empty_steps(
-  step_rewards: Array, steps: Steps, empty_step_reward: float
+  step_rewards: Array, steps: StepBoundaries, empty_step_reward: float
 ) -> Array:
   """Overwrites the score of steps without content, a guard against hacking.
 
@@ -209,7 +209,7 @@ def build_prm_inputs(
   prompt_mask: Array,
   tokens: Array,
   completion_mask: Array,
-  steps: Steps,
+  steps: StepBoundaries,
   table: SeparatorTable,
   *,
   separator: str = "insert",
@@ -232,7 +232,7 @@ def build_prm_inputs(
     prompt_mask: [B, L] bool, True on prompt tokens.
     tokens: [B, C] int32, completion ids.
     completion_mask: [B, C] bool, True on generated tokens, EOS included.
-    steps: Steps from `split_steps` on the same tokens.
+    steps: StepBoundaries from `split_steps` on the same tokens.
     table: SeparatorTable used there.
     separator: "insert" or "replace".
 
@@ -264,7 +264,10 @@ def build_prm_inputs(
 
 
 def _insert_scores(
-  tokens: Array, completion_mask: Array, steps: Steps, table: SeparatorTable
+  tokens: Array,
+  completion_mask: Array,
+  steps: StepBoundaries,
+  table: SeparatorTable,
 ) -> tuple[Array, Array, Array]:
   """Returns (ids, mask, score position) of responses with inserted scores."""
   width = tokens.shape[1] + steps.mask.shape[1]

@@ -80,7 +80,7 @@ class SeparatorTable:
 
 
 @struct.dataclass
-class Steps:
+class StepBoundaries:
   """Step boundaries of completions.
 
   Attributes:
@@ -130,7 +130,7 @@ class Experience:
 
   Attributes:
     completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
-    steps: Steps, boundaries of the same completions.
+    steps: StepBoundaries, boundaries of the same completions.
     step_rewards: [B, S] float32, -1..1, process reward of each step.
     correct: [B] float32, 0 or 1, verdict of the grader; any finite value
       where has_answer is False.
@@ -144,7 +144,7 @@ class Experience:
   """
 
   completion_mask: Array
-  steps: Steps
+  steps: StepBoundaries
   step_rewards: Array
   correct: Array
   has_answer: Array

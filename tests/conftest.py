@@ -18,8 +18,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Workers of pytest-xdist, and the scripts they start, inherit the folder.
 IS_WORKER = "PYTEST_XDIST_WORKER" in os.environ
+# A folder that outlives the tests, for whoever runs some of them repeatedly.
+KEPT_CACHE = os.environ.get("PURE_JAX_TEST_CACHE")
 if not IS_WORKER:
-  os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = KEPT_CACHE or tempfile.mkdtemp(
     prefix="pure_jax_compiled_"
   )
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -99,7 +101,7 @@ def pytest_collection_modifyitems(items):
 
 def pytest_unconfigure():
   """Removes what was compiled, after the last worker."""
-  if not IS_WORKER:
+  if not IS_WORKER and not KEPT_CACHE:
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from pure_jax.types import Experience, Steps
+from pure_jax.types import Experience, StepBoundaries
 
 
 def steps_from_ends(ends, lengths, width, max_steps, empty=None):
@@ -23,7 +23,7 @@ def steps_from_ends(ends, lengths, width, max_steps, empty=None):
       start = end + 1
     assert start == lengths[b], "the last step ends at the last token"
   no_step = np.zeros((rows, max_steps), bool)
-  return Steps(
+  return StepBoundaries(
     index=jnp.asarray(index),
     end_mask=jnp.asarray(end_mask),
     end_position=jnp.asarray(position),

@@ -58,7 +58,7 @@ FAULTS = (
   (
     "positions go on from text to text",
     "training/packing.py",
-    "    positions=gather(packing.ranks, source, placement),\n",
+    "    positions=gather(packing.ranks, source, act_sharding),\n",
     "    positions=positions_from_mask(held),\n",
     "test_packing.py::test_texts_lie_one_after_the_other",
   ),

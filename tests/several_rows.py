@@ -141,10 +141,10 @@ def agree():
   for attempt in (
     lambda: processes.check_all("no disk" if index == 1 else None),
     lambda: processes.check_same(f"config {index}", "The configs"),
-    lambda: processes.first_does(fail),
+    lambda: processes.on_process_zero(fail),
     lambda: processes.check_same("config", "The configs"),
-    lambda: processes.first_does(lambda: index),
-    lambda: processes.first_says(lambda: {"first": index}),
+    lambda: processes.on_process_zero(lambda: index),
+    lambda: processes.broadcast_from_zero(lambda: {"first": index}),
   ):
     try:
       said.append(attempt())
@@ -175,7 +175,7 @@ def main():
           2, 1, 4, rules="tensor", devices=[*devices[::2], *devices[1::2]]
         ),
       ]
-      shared_rows.meet([layout.mesh for layout in layouts])
+      shared_rows.warm_up_collectives([layout.mesh for layout in layouts])
       found = {"agree": agree(), "rows": [*map(exchange, layouts)]}
       found["turns"] = take_turns(layouts[2])
       found["share"] = share(what[1])

@@ -8,7 +8,7 @@ FAULTS = (
   (
     "a checkpoint is read without its checksums",
     "host/checkpoints/manager.py",
-    "damage = processes.first_says(lambda: checksums.damage(folder))",
+    "damage = processes.broadcast_from_zero(lambda: checksums.damage(folder))",
     "damage = None",
     "test_checkpoint.py::test_any_damaged_file_is_noticed",
   ),

@@ -131,7 +131,9 @@ def draw_rollout(case: Case, prompts: Prompts, vocab_size: int) -> Rollout:
   )
 
 
-def draw_judgement(rollout: Rollout, table: SeparatorTable) -> tuple[Any, ...]:
+def draw_prm_responses(
+  rollout: Rollout, table: SeparatorTable
+) -> tuple[Any, ...]:
   """What an update is given beside a rollout, at random.
 
   Args:

@@ -29,7 +29,7 @@ def draw_experience(case: Case, vocab_size: int) -> Experience:
     case, batches.draw_prompts(case, vocab_size), vocab_size
   )
   return jax.jit(experience_from)(
-    drawn, *batches.draw_judgement(drawn, table), table
+    drawn, *batches.draw_prm_responses(drawn, table), table
   )
 
 

@@ -107,7 +107,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   drawn = batches.draw_rollout(
     case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
   )
-  batch = (drawn, *batches.draw_judgement(drawn, table))
+  batch = (drawn, *batches.draw_prm_responses(drawn, table))
   state = start_state(case, options)
   step, compilation = update_program(case, options, state, *batch)
   state, metrics = step(state, *batch)
@@ -169,7 +169,7 @@ def train_prm(case: Case, options: Options) -> dict[str, Compiled]:
   )
   state, metrics = step(state, *batch)
   first = np.array([metrics["loss"], metrics["grad_norm"]])
-  cut, *_ = batches.draw_judgement(drawn, table)
+  cut, *_ = batches.draw_prm_responses(drawn, table)
   inserted = np.asarray(cut.steps.mask).sum(axis=1)
   read = bounds.read_phase(
     model,

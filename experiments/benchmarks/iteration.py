@@ -66,7 +66,7 @@ def iteration(case: Case, options: Options) -> dict[str, Compiled]:
 
   given = batches.draw_rollout(case, prompts, model.vocab_size)
   table = batches.separator_table(model.vocab_size)
-  _, correct, has_answer = batches.draw_judgement(given, table)
+  _, correct, has_answer = batches.draw_prm_responses(given, table)
   score, scoring = score_program(
     case, options, state.params, *frozen, given, asked_of(given)
   )

@@ -106,12 +106,12 @@ def score(case: Case, options: Options) -> dict[str, Compiled]:
   )
   compiled, compilation = score_program(case, options, *arguments)
   table = batches.separator_table(model.vocab_size)
-  judged, *_ = batches.draw_judgement(drawn, table)
+  labelled, *_ = batches.draw_prm_responses(drawn, table)
   phases = bounds.score_phases(
     model,
     case.prompt_tokens,
     [case.new_tokens] * case.rows,
-    np.asarray(judged.steps.mask).sum(axis=1),
+    np.asarray(labelled.steps.mask).sum(axis=1),
     options.itemsize,
   )
   arm = Arm(timed(compiled, *arguments), case.read_tokens)

@@ -41,7 +41,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.sft.batch_size = 64
   config.prm.update(
     {
-      "judged": 2_000,
+      "labelled": 2_000,
       "policy_prompts": 64,
       "policy_samples": 4,
       "extra_layers": 1,

@@ -117,8 +117,8 @@ def prm() -> ConfigDict:
   return ConfigDict(
     dict(
       extra_layers=1,  # On top of the policy's trunk, start as identity.
-      judged=40_000,  # Responses written to be judged.
-      policy_prompts=1_500,  # Prompts whose samples are judged too.
+      labelled=40_000,  # Responses written to be labelled.
+      policy_prompts=1_500,  # Prompts whose samples are labelled too.
       policy_samples=8,  # Samples for each of them.
       batch_size=64,  # Responses; the paper takes 128.
       head_steps=100,

@@ -11,8 +11,8 @@ Files of other formats are read by a mapping, from fields of
 
   --config.files.train_format=mapped_problems \\
   --config.files.train_fields="{'problem': 'question', 'answer': 'final'}" \\
-  --config.files.judged_format=mapped_steps \\
-  --config.files.judged_fields="{'problem': 'q', 'steps': 's', 'labels': 'l'}"
+  --config.files.labelled_format=mapped_steps \\
+  --config.files.labelled_fields="{'problem': 'q', 'steps': 's', 'labels': 'l'}"
 
 In a config file such a mapping is a `ConfigDict`.
 
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   with config.ignore_type():
     config.world = config.model = config.sft = None
     config.files = files()
-    for name in ("judged", "policy_prompts", "policy_samples"):
+    for name in ("labelled", "policy_prompts", "policy_samples"):
       config.prm[name] = None
   config.prm.extra_layers = 0  # The paper's head stands on the trunk itself.
   config.prm.evaluate_head = True
@@ -46,8 +46,8 @@ def files() -> ConfigDict:
       # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
       random_model=placeholder(str),
       # What is made besides it: problems ("train", "held_out"), a random
-      # "prm" to load, or "judged" solutions to train one on.
-      random_files=("train", "held_out", "judged"),
+      # "prm" to load, or "labelled" solutions to train one on.
+      random_files=("train", "held_out", "labelled"),
       prm=placeholder(str),  # Folder of a trained PRM; None trains one.
       eos_token=placeholder(str),  # Ends a response; None takes the folder's.
       prompt_format="qwen_boxed",  # Of the policy; or raw, plain, chat.
@@ -66,12 +66,12 @@ def files() -> ConfigDict:
       held_out=placeholder(str),  # To evaluate the policy on.
       held_out_format="math500",  # Or any other that holds problems.
       held_out_fields=placeholder(ConfigDict),
-      judged=placeholder(str),  # Labelled solutions, to train a PRM on.
-      judged_format="prm800k",  # Or any other that holds steps.
-      judged_fields=placeholder(ConfigDict),
-      judged_one_in=20,  # One problem in so many is held out.
-      judged_rows=placeholder(int),  # At most so many rows; None takes all.
-      judged_held_out_rows=placeholder(int),  # The same of what is held out.
+      labelled=placeholder(str),  # Labelled solutions, to train a PRM on.
+      labelled_format="prm800k",  # Or any other that holds steps.
+      labelled_fields=placeholder(ConfigDict),
+      labelled_one_in=20,  # One problem in so many is held out.
+      labelled_rows=placeholder(int),  # At most so many rows; None takes all.
+      labelled_held_out_rows=placeholder(int),  # The same of what is held out.
       skip_malformed=False,  # Go on after a malformed row, and count it.
       extractors=("boxed",),  # Of answers, in the order they are tried.
       grader_workers=2,  # Processes.

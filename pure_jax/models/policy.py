@@ -7,9 +7,13 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models import products
+from pure_jax.models.activation_sharding import (
+  LOCAL,
+  LOGITS,
+  ActivationSharding,
+)
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import Weight, declare_decoder, fan_in
-from pure_jax.models.placement import LOCAL, LOGITS, Placement
 from pure_jax.models.token_logp import (
   Readout,
   ban_tokens,
@@ -43,7 +47,7 @@ def logits(
   params: Any,
   config: ModelConfig,
   hidden: Array,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
   """Unnormalised log-probabilities of the next token.
 
@@ -52,7 +56,7 @@ def logits(
       `columns.decoding_params` gives them.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
-    placement: of the logits.
+    act_sharding: of the logits.
 
   Returns:
     [B, T, V] float32; products in the compute dtype, sums in float32.
@@ -62,10 +66,10 @@ def logits(
   tied = config.tied_embeddings
   table = params["embedding" if tied else "head"].astype(hidden.dtype)
   T = hidden.shape[1]
-  if T % placement.token_shards:
-    missing = -T % placement.token_shards
+  if T % act_sharding.token_shards:
+    missing = -T % act_sharding.token_shards
     hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-  if table.size >= products.LARGE and placement.token_shards == 1:
+  if table.size >= products.LARGE and act_sharding.token_shards == 1:
     scores = products.logits(
       hidden.reshape(-1, hidden.shape[-1]), table if tied else table.T
     ).reshape(*hidden.shape[:2], -1)
@@ -76,7 +80,7 @@ def logits(
       table,
       preferred_element_type=jnp.float32,
     )
-  return placement.constrain(scores, LOGITS)[:, :T]
+  return act_sharding.constrain(scores, LOGITS)[:, :T]
 
 
 def token_logp(
@@ -89,7 +93,7 @@ def token_logp(
   *,
   temperature: float = 1.0,
   banned_ids: Sequence[int] = (),
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, Array]:
   """Log-probs of completions: what the trainer differentiates.
 
@@ -107,7 +111,7 @@ def token_logp(
     completion_mask: [B, C] bool, True on tokens of the completion.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
@@ -124,7 +128,7 @@ def token_logp(
     jnp.concatenate([prompt_tokens, tokens], axis=1),
     positions_from_mask(mask),
     mask.astype(jnp.int32),
-    placement=placement,
+    act_sharding=act_sharding,
   )
   hidden = hidden[:, start:-1]
   return _read_logp(
@@ -135,7 +139,7 @@ def token_logp(
     completion_mask,
     temperature,
     banned_ids,
-    placement,
+    act_sharding,
   )
 
 
@@ -149,7 +153,7 @@ def packed_logp(
   *,
   temperature: float = 1.0,
   banned_ids: Sequence[int] = (),
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, Array]:
   """`token_logp` of rows that each hold several texts.
 
@@ -165,7 +169,7 @@ def packed_logp(
     completion_mask: [R, W] bool, True on tokens of a completion.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     (logp, entropy), both [R, W] float32 in nats, of the token in that column;
@@ -175,7 +179,12 @@ def packed_logp(
     ValueError: if the temperature is not positive.
   """
   hidden, _ = forward(
-    params, config, tokens, positions, segment_ids, placement=placement
+    params,
+    config,
+    tokens,
+    positions,
+    segment_ids,
+    act_sharding=act_sharding,
   )
 
   def following(x):
@@ -192,27 +201,34 @@ def packed_logp(
     following(completion_mask),
     temperature,
     banned_ids,
-    placement,
+    act_sharding,
   )
   return back(logp), back(entropy)
 
 
 def _read_logp(
-  params, config, hidden, tokens, mask, temperature, banned_ids, placement
+  params,
+  config,
+  hidden,
+  tokens,
+  mask,
+  temperature,
+  banned_ids,
+  act_sharding,
 ):
   """Log-prob and entropy of the token that each hidden state predicts."""
   if temperature <= 0:
     raise ValueError(f"temperature must be positive, got {temperature}.")
-  if config.logits_chunk is not None or placement.head_logp is not None:
+  if config.logits_chunk is not None or act_sharding.head_logp is not None:
     tied = config.tied_embeddings
     table = params["embedding"] if tied else params["head"]
     # Whole along D: weights that are split there are gathered once, not once
     # a chunk.
-    table = placement.constrain(
+    table = act_sharding.constrain(
       table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
     )
-    if placement.head_logp is not None:
-      return placement.head_logp(
+    if act_sharding.head_logp is not None:
+      return act_sharding.head_logp(
         table,
         hidden,
         tokens,
@@ -227,14 +243,14 @@ def _read_logp(
         temperature=temperature,
         banned_ids=tuple(banned_ids),
         chunk=config.logits_chunk,
-        placement=placement,
+        act_sharding=act_sharding,
       ),
       table,
       hidden,
       tokens,
       mask,
     )
-  scores = logits(params, config, hidden, placement)
+  scores = logits(params, config, hidden, act_sharding)
   scores = ban_tokens(scores / temperature, banned_ids)
   logp, entropy = logp_and_entropy(scores, tokens)
   return (

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models import params as weights
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.models.transformer import forward, positions_from_mask
 from pure_jax.types import PRMInputs
 
@@ -113,7 +113,7 @@ def prm_logits(
   params: Any,
   config: ModelConfig,
   inputs: PRMInputs,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
   """Two-class scores at every token; class 1 is "the step is good".
 
@@ -122,7 +122,7 @@ def prm_logits(
     config: the architecture, the policy's or the extended one: the number of
       layers is that of the weights.
     inputs: what to read, [B, T].
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     [B, T, 2] float32; meaningful at inputs.score_position.
@@ -133,7 +133,7 @@ def prm_logits(
     inputs.tokens,
     positions_from_mask(inputs.mask),
     inputs.mask.astype(jnp.int32),
-    placement,
+    act_sharding,
   )
 
 
@@ -143,7 +143,7 @@ def token_scores(
   tokens: Array,
   positions: Array,
   segment_ids: Array,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
   """`prm_logits` of rows laid out in any way, several texts in one or not.
 
@@ -153,13 +153,18 @@ def token_scores(
     tokens: [R, W] int32.
     positions: [R, W] int32, position of each token within its text.
     segment_ids: [R, W] int32, the text a token belongs to; 0 is padding.
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     [R, W, 2] float32.
   """
   hidden, _ = forward(
-    params, config, tokens, positions, segment_ids, placement=placement
+    params,
+    config,
+    tokens,
+    positions,
+    segment_ids,
+    act_sharding=act_sharding,
   )
   head = params["score"]
   scores = jnp.einsum(

@@ -21,7 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pure_jax.models.placement import LOCAL, LOGITS, Placement
+from pure_jax.models.activation_sharding import (
+  LOCAL,
+  LOGITS,
+  ActivationSharding,
+)
 
 
 def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
@@ -84,15 +88,15 @@ class Readout:
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, see `ban_tokens`.
     chunk: slots of a row whose logits exist at one time, at least 1; rounded
-      up to a multiple of the placement's token shards.
-    placement: of the logits.
+      up to a multiple of the layout's token shards.
+    act_sharding: of the logits.
   """
 
   tied: bool
   temperature: float
   banned_ids: tuple[int, ...]
   chunk: int
-  placement: Placement = LOCAL
+  act_sharding: ActivationSharding = LOCAL
 
   def scores(self, table: Array, hidden_BcD: Array) -> Array:
     """Logits [B, c, V] float32, products in the dtype of the hidden states."""
@@ -102,7 +106,7 @@ class Readout:
       table,
       preferred_element_type=jnp.float32,
     )
-    scores = self.placement.constrain(scores, LOGITS)
+    scores = self.act_sharding.constrain(scores, LOGITS)
     return ban_tokens(scores / self.temperature, self.banned_ids)
 
 
@@ -134,7 +138,7 @@ def chunked_logp(
   """
   slots = tokens.shape[1]
   chunks = -(-slots // readout.chunk)
-  shards = readout.placement.token_shards
+  shards = readout.act_sharding.token_shards
   even = -(-slots // (chunks * shards)) * shards
   readout = dataclasses.replace(readout, chunk=even)
   missing = chunks * readout.chunk - slots

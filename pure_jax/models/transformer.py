@@ -16,17 +16,17 @@ import jax.numpy as jnp
 from jax import Array
 from jax.ad_checkpoint import checkpoint_name
 
-from pure_jax.models.attention import attend_in_chunks
-from pure_jax.models.columns import ColumnMatrix
-from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import (
+from pure_jax.models.activation_sharding import (
   HIDDEN,
   KEYS,
   LOCAL,
   MLP,
   QUERIES,
-  Placement,
+  ActivationSharding,
 )
+from pure_jax.models.attention import attend_in_chunks
+from pure_jax.models.columns import ColumnMatrix
+from pure_jax.models.config import ModelConfig
 from pure_jax.models.quantized import QuantizedMatrix
 from pure_jax.models.remat import ATTENDED, remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
@@ -77,7 +77,7 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
 
 
 def project_tokens(
-  x_BTD: Array, weight: Array, placement: Placement = LOCAL
+  x_BTD: Array, weight: Array, act_sharding: ActivationSharding = LOCAL
 ) -> Array:
   """Applies one matrix to every token: x W.
 
@@ -90,12 +90,12 @@ def project_tokens(
   Args:
     x_BTD: [B, T, D] float.
     weight: [D, ...] float, the output's axes after the first.
-    placement: of the tokens.
+    act_sharding: of the tokens.
 
   Returns:
     [B, T, ...] in their common dtype.
   """
-  if placement.token_shards > 1:
+  if act_sharding.token_shards > 1:
     return jnp.tensordot(x_BTD, weight, axes=1)
   B, T, D = x_BTD.shape
   product = x_BTD.reshape(B * T, D) @ weight.reshape(D, -1)
@@ -150,7 +150,10 @@ def attend(
 
 
 def embed(
-  params: Any, config: ModelConfig, tokens: Array, placement: Placement = LOCAL
+  params: Any,
+  config: ModelConfig,
+  tokens: Array,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
   """Rows of the embedding.
 
@@ -158,13 +161,13 @@ def embed(
     params: weights with an ``embedding`` [V, D].
     config: the architecture.
     tokens: [B, T] int32, ids.
-    placement: of what comes out.
+    act_sharding: of what comes out.
 
   Returns:
     [B, T, D] in the compute dtype.
   """
   table = params["embedding"].astype(jnp.dtype(config.compute_dtype))
-  return placement.constrain(table[tokens], HIDDEN)
+  return act_sharding.constrain(table[tokens], HIDDEN)
 
 
 def forward(
@@ -173,7 +176,7 @@ def forward(
   tokens: Array,
   positions: Array,
   segment_ids: Array,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
   keeps_cache: bool = False,
 ) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
   """Runs the decoder.
@@ -187,7 +190,7 @@ def forward(
     tokens: [B, T] int32, ids.
     positions: [B, T] int32, position of each token within its text.
     segment_ids: [B, T] int32, the text a token belongs to; 0 is padding.
-    placement: of the activations; keys and values are kept of whole texts
+    act_sharding: of the activations; keys and values are kept of whole texts
       only.
     keeps_cache: True to give keys and values too.
 
@@ -196,24 +199,24 @@ def forward(
     and values, one [B, K, T, H] per layer each, or None).
   """
   T = tokens.shape[1]
-  if T % placement.token_shards:
-    missing = -T % placement.token_shards
+  if T % act_sharding.token_shards:
+    missing = -T % act_sharding.token_shards
     tokens, positions, segment_ids = (
       jnp.pad(x, ((0, 0), (0, missing)))
       for x in (tokens, positions, segment_ids)
     )
-  x_BTD = embed(params, config, tokens, placement)
+  x_BTD = embed(params, config, tokens, act_sharding)
   rotary = rotary_tables(
     positions, config.head_dim, config.rope_theta, config.rope_scaling
   )
-  layer = functools.partial(decoder_layer, config, placement, rotary)
-  if placement.attention is None:
+  layer = functools.partial(decoder_layer, config, act_sharding, rotary)
+  if act_sharding.attention is None:
     attention = functools.partial(
-      _attend_to_all, config, placement, attention_mask(segment_ids)
+      _attend_to_all, config, act_sharding, attention_mask(segment_ids)
     )
   else:
     attention = functools.partial(
-      _attend_by_kernel, placement.attention, segment_ids
+      _attend_by_kernel, act_sharding.attention, segment_ids
     )
 
   def body(x, weights):
@@ -230,24 +233,30 @@ def forward(
   return hidden, kept
 
 
-def _attend_to_all(config, placement, mask, q, k, v):
+def _attend_to_all(config, act_sharding, mask, q, k, v):
   """Attention among the tokens of a call, and their keys and values."""
   if config.attention_chunk is None:
     return remat_attention(attend, config.remat)(q, k, v, mask), (k, v)
   out = attend_in_chunks(
-    attend, q, k, v, mask, config.attention_chunk, placement.token_shards
+    attend,
+    q,
+    k,
+    v,
+    mask,
+    config.attention_chunk,
+    act_sharding.token_shards,
   )
   return out, (k, v)
 
 
 def _attend_by_kernel(attend_to_segments, segment_ids, q, k, v):
-  """The same by the placement's function, which keeps no scores."""
+  """The same by the layout's function, which keeps no scores."""
   return attend_to_segments(q, k, v, segment_ids), (k, v)
 
 
 def decoder_layer(
   config: ModelConfig,
-  placement: Placement,
+  act_sharding: ActivationSharding,
   rotary: tuple[Array, Array],
   layer: Any,
   x_BTD: Array,
@@ -257,7 +266,7 @@ def decoder_layer(
 
   Args:
     config: the architecture.
-    placement: of the activations.
+    act_sharding: of the activations.
     rotary: cosine and sine of the tokens' positions.
     layer: the layer's weights.
     x_BTD: [B, T, D] float.
@@ -269,22 +278,22 @@ def decoder_layer(
   """
   normed = rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
   added, present = _attention(
-    config, placement, rotary, layer, normed, attention
+    config, act_sharding, rotary, layer, normed, attention
   )
-  x_BTD = placement.constrain(x_BTD + added, HIDDEN)
+  x_BTD = act_sharding.constrain(x_BTD + added, HIDDEN)
   normed = rms_norm(x_BTD, layer["mlp_norm"], config.norm_eps)
-  x_BTD = placement.constrain(
-    x_BTD + _mlp(config, placement, layer, normed), HIDDEN
+  x_BTD = act_sharding.constrain(
+    x_BTD + _mlp(config, act_sharding, layer, normed), HIDDEN
   )
   return x_BTD, present
 
 
-def _attention(config, placement, rotary, layer, x_BTD, attention):
+def _attention(config, act_sharding, rotary, layer, x_BTD, attention):
   """Projects, attends and projects back."""
   dtype = x_BTD.dtype
 
   def project(name):
-    y = _project(config, placement, layer, name, x_BTD)
+    y = _project(config, act_sharding, layer, name, x_BTD)
     if config.attention_bias:
       y = y + layer[f"{name}_bias"].astype(dtype)[None, None]
     return y
@@ -295,23 +304,25 @@ def _attention(config, placement, rotary, layer, x_BTD, attention):
       y = rms_norm(y, layer[f"{name}_norm"], config.norm_eps)
     return rotate(y, *rotary)
 
-  q = placement.constrain(rotated("query"), QUERIES)
-  k = placement.constrain(jnp.swapaxes(rotated("key"), 1, 2), KEYS)
-  v = placement.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
+  q = act_sharding.constrain(rotated("query"), QUERIES)
+  k = act_sharding.constrain(jnp.swapaxes(rotated("key"), 1, 2), KEYS)
+  v = act_sharding.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
   out_BTNH, present = attention(q, k, v)
-  out_BTNH = checkpoint_name(placement.constrain(out_BTNH, QUERIES), ATTENDED)
+  out_BTNH = checkpoint_name(
+    act_sharding.constrain(out_BTNH, QUERIES), ATTENDED
+  )
   out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
-  return _project(config, placement, layer, "output", out_BTF), present
+  return _project(config, act_sharding, layer, "output", out_BTF), present
 
 
-def _mlp(config, placement, layer, x_BTD):
+def _mlp(config, act_sharding, layer, x_BTD):
   """SwiGLU: (silu(x gate) * (x up)) down."""
-  project = functools.partial(_project, config, placement, layer)
+  project = functools.partial(_project, config, act_sharding, layer)
   gate, up = project("gate", x_BTD), project("up", x_BTD)
-  return project("down", placement.constrain(jax.nn.silu(gate) * up, MLP))
+  return project("down", act_sharding.constrain(jax.nn.silu(gate) * up, MLP))
 
 
-def _project(config, placement, layer, name, x_BTD):
+def _project(config, act_sharding, layer, name, x_BTD):
   """x W, and (alpha / r) (x A) B where W has adapters."""
 
   def times(x, part):
@@ -321,7 +332,7 @@ def _project(config, placement, layer, name, x_BTD):
     weight = weight.astype(x_BTD.dtype)
     if name == "output":  # From heads: [N, H, ...] is one axis.
       weight = weight.reshape(-1, weight.shape[-1])
-    return project_tokens(x, weight, placement)
+    return project_tokens(x, weight, act_sharding)
 
   y = times(x_BTD, name)
   if f"{name}_lora_a" not in layer:

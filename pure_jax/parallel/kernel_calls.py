@@ -15,8 +15,8 @@ import jax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
+from pure_jax.models.activation_sharding import HIDDEN, KEYS, QUERIES
 from pure_jax.models.kv_cache import Stored
-from pure_jax.models.placement import HIDDEN, KEYS, QUERIES
 
 CHOICES = {
   "attention": ("xla", "splash", "cudnn"),
@@ -95,7 +95,7 @@ class Kernels:
       )
 
   def calls(self, constrainer: Any) -> dict[str, Any]:
-    """What a `Placement` takes beside its constraints.
+    """What a `ActivationSharding` takes beside its constraints.
 
     Args:
       constrainer: the layout's `sharding.Constrainer`, None on one device.
@@ -131,7 +131,7 @@ class AttentionCall:
   def __call__(
     self, q_BTNH: Array, k_BKTH: Array, v_BKTH: Array, segment_ids: Array
   ) -> Array:
-    """Returns [B, T, N, H], see `placement.SegmentAttention`."""
+    """Returns [B, T, N, H], see `activation_sharding.SegmentAttention`."""
     # Imported where it is asked for: Pallas takes a while, and runs that use
     # no kernel need none.
     from pure_jax.kernels.segment_attention import segment_attention
@@ -250,7 +250,8 @@ class LogpCall:
   def __call__(
     self, table: Array, hidden: Array, tokens: Array, mask: Array, **head: Any
   ) -> tuple[Array, Array]:
-    """Returns (logp, entropy), both [B, C], see `placement.HeadLogp`."""
+    """Returns (logp, entropy), both [B, C], see
+    `activation_sharding.HeadLogp`."""
     from pure_jax.kernels.linear_logp import linear_logp
 
     run = functools.partial(

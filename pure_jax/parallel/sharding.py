@@ -26,10 +26,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pure_jax.models.placement import (
+from pure_jax.models.activation_sharding import (
   LOCAL,
+  ActivationSharding,
   LogicalAxes,
-  Placement,
   unconstrained,
 )
 from pure_jax.parallel.kernel_calls import XLA, Kernels
@@ -121,12 +121,12 @@ class Layout:
     return _shards(self.mesh, self.table["rows"])
 
   @property
-  def placement(self) -> Placement:
+  def act_sharding(self) -> ActivationSharding:
     """What models take for whole texts; the identity on one device."""
     return self._placement(_shards(self.mesh, self.table["tokens"]))
 
   @property
-  def decoding_placement(self) -> Placement:
+  def decoding_placement(self) -> ActivationSharding:
     """The same for texts that grow by one token at a time.
 
     One token cannot be split: devices of a `sequence` group repeat each
@@ -139,9 +139,11 @@ class Layout:
     if self.mesh.size == 1:
       if self.kernels == XLA:
         return LOCAL
-      return Placement(unconstrained, 1, **self.kernels.calls(None))
+      return ActivationSharding(unconstrained, 1, **self.kernels.calls(None))
     constrain = Constrainer(self.mesh, self.rules, whole)
-    return Placement(constrain, token_shards, **self.kernels.calls(constrain))
+    return ActivationSharding(
+      constrain, token_shards, **self.kernels.calls(constrain)
+    )
 
   def __str__(self) -> str:
     sizes = " x ".join(f"{k}={v}" for k, v in self.mesh.shape.items() if v > 1)

@@ -32,8 +32,8 @@ import numpy as np
 from jax import Array
 
 from pure_jax.models import kv_cache
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout import generation
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.rollout.slots import (
@@ -83,7 +83,7 @@ class Engine:
     config: EngineConfig,
     *,
     shards: int = 1,
-    placement: Placement = LOCAL,
+    act_sharding: ActivationSharding = LOCAL,
     stops: StopTable | None = None,
     prepare: generation.Prepare = generation.unprepared,
     slot_multiple: int = 1,
@@ -97,7 +97,7 @@ class Engine:
       group_size: G, samples of each prompt.
       config: rows and chunk.
       shards: contiguous parts into which rows are split over devices.
-      placement: of activations and cache, without split tokens.
+      act_sharding: of activations and cache, without split tokens.
       stops: texts that end a row, or None.
       prepare: see `generation.generate`.
       slot_multiple: the ring has a multiple of so many slots, at least 1. A
@@ -108,25 +108,26 @@ class Engine:
     """
     self._model, self._sampler, self._group = model, sampler, group_size
     self._config, self._shards = config, shards
-    self._placement, self._stops = placement, stops
+    self._placement, self._stops = act_sharding, stops
     self._slot_multiple = slot_multiple
 
     def take(places, index):
-      return place(take_places(places, index, placement), placement)
+      return place(take_places(places, index, act_sharding), act_sharding)
 
     def grow(places, ring):
       return with_cache(
-        places, kv_cache.grow_ring(places.rows.cache, ring, placement)
+        places, kv_cache.grow_ring(places.rows.cache, ring, act_sharding)
       )
 
     def unshare(places):
       return with_cache(
-        places, kv_cache.with_own_prompts(places.rows.cache, placement)
+        places,
+        kv_cache.with_own_prompts(places.rows.cache, act_sharding),
       )
 
     def look(places):
       found = places.rows.ages, places.rows.done
-      return copied(found, placement)
+      return copied(found, act_sharding)
 
     self._copies_weights = prepare is not generation.unprepared
     self._prepare = jax.jit(lambda params: prepare(params, model))
@@ -266,8 +267,8 @@ class Engine:
 
   def _placed(self, places, results):
     """Both where the layout wants them."""
-    placement = self._placement
-    return place(places, placement), copied(results, placement)
+    act_sharding = self._placement
+    return place(places, act_sharding), copied(results, act_sharding)
 
   def _with_own_prompts(self, places):
     """Rows that may move; those of shared prompts are copied once."""

@@ -14,9 +14,9 @@ from flax import struct
 from jax import Array
 
 from pure_jax.models import decoding, policy
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.kv_cache import KVCache
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout.sampling import SamplingConfig, sample_tokens
 from pure_jax.rollout.stopping import StopTable
 from pure_jax.types import Prompts, Rollout
@@ -87,7 +87,7 @@ def begin(
   slots: int,
   shared: bool = False,
   stops: StopTable | None = None,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Rows, Drawn]:
   """Reads prompts, each once, and draws the first token of every row.
 
@@ -100,7 +100,7 @@ def begin(
     slots: of the cache's ring, at least 1.
     shared: True keeps one copy of each prompt's keys and values.
     stops: texts that end a row, or None.
-    placement: of activations and cache, without split tokens.
+    act_sharding: of activations and cache, without split tokens.
 
   Returns:
     (the rows, their first tokens [1, B]).
@@ -115,9 +115,9 @@ def begin(
     samples,
     slots,
     shared,
-    placement,
+    act_sharding,
   )
-  scores = policy.logits(params, model, hidden, placement)[:, 0]
+  scores = policy.logits(params, model, hidden, act_sharding)[:, 0]
   lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
   state = Rows(
     keys=keys,
@@ -142,7 +142,7 @@ def decode(
   state: Rows,
   steps: int,
   stops: StopTable | None = None,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Rows, Drawn]:
   """Appends up to so many tokens to every row that has not ended.
 
@@ -153,7 +153,7 @@ def decode(
     state: rows, for whose tokens the cache has room.
     steps: n, at least 0; fewer are made where every row ends before.
     stops: texts that end a row, or None.
-    placement: of activations and cache, without split tokens.
+    act_sharding: of activations and cache, without split tokens.
 
   Returns:
     (the rows, what was drawn [n, B]).
@@ -180,9 +180,9 @@ def decode(
       state.last,
       state.prompt_lengths + state.ages - 1,
       state.cache,
-      placement,
+      act_sharding,
     )
-    scores = policy.logits(params, model, hidden, placement)[:, 0]
+    scores = policy.logits(params, model, hidden, act_sharding)[:, 0]
     state, new = _draw(state.replace(cache=cache), scores, config, stops)
     return (
       step + 1,
@@ -205,7 +205,7 @@ def generate(
   config: SamplingConfig,
   prompts: Prompts,
   keys: Array,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
   *,
   stops: StopTable | None = None,
   prepare: Prepare = unprepared,
@@ -221,7 +221,7 @@ def generate(
     prompts: P left-padded prompts, [P, L].
     keys: [B] typed keys, B / P for the samples of each prompt, contiguous;
       consumed. Token t of row i uses fold_in(keys[i], t).
-    placement: of activations and cache; without split tokens.
+    act_sharding: of activations and cache; without split tokens.
     stops: texts that end a row, or None.
     prepare: weights to weights that decode faster, see
       `columns.decoding_params`.
@@ -241,12 +241,18 @@ def generate(
     keys,
     max(new - 1, 1),
     # Shared prompts are what that function is for.
-    placement.decode_attention is not None,
+    act_sharding.decode_attention is not None,
     stops,
-    placement,
+    act_sharding,
   )
   state, others = decode(
-    prepare(params, model), model, config, state, new - 1, stops, placement
+    prepare(params, model),
+    model,
+    config,
+    state,
+    new - 1,
+    stops,
+    act_sharding,
   )
   drawn = jax.tree.map(lambda *x: jnp.concatenate(x).T, first, others)
   slot = jnp.arange(new)

@@ -12,8 +12,8 @@ from flax import struct
 from jax import Array
 
 from pure_jax.models import kv_cache
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout import generation, sampling
 from pure_jax.rollout.generation import Drawn, Rows
 from pure_jax.rollout.sampling import SamplingConfig
@@ -112,7 +112,7 @@ def begin_prompts(
   slots: int,
   shared: bool,
   stops: StopTable | None = None,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Places, Drawn]:
   """Reads some prompts of a batch and draws their samples' first tokens.
 
@@ -127,7 +127,7 @@ def begin_prompts(
     slots: of the cache's ring.
     shared: True keeps one copy of each prompt's keys and values.
     stops: texts that end a row, or None.
-    placement: of activations, cache and rows.
+    act_sharding: of activations, cache and rows.
 
   Returns:
     (n G places, first tokens [1, n G]). A row of no prompt has ended.
@@ -147,26 +147,26 @@ def begin_prompts(
     slots,
     shared,
     stops,
-    placement,
+    act_sharding,
   )
   rows = rows.replace(done=rows.done | (numbers == total))
   return Places(numbers, rows), drawn
 
 
 def take_places(
-  places: Places, index: Array, placement: Placement = LOCAL
+  places: Places, index: Array, act_sharding: ActivationSharding = LOCAL
 ) -> Places:
   """Some rows only.
 
   Args:
     places: rows in contiguous shards, each with its own copy of its prompt.
     index: [shards, r] int32, rows within each shard.
-    placement: of rows and cache.
+    act_sharding: of rows and cache.
 
   Returns:
     shards * r places.
   """
-  cache = kv_cache.take_rows(places.rows.cache, index, placement)
+  cache = kv_cache.take_rows(places.rows.cache, index, act_sharding)
   flat = jax.tree.map(
     lambda x: kv_cache.take_by_shard(x, index), _without_cache(places)
   )
@@ -174,7 +174,10 @@ def take_places(
 
 
 def put_places(
-  places: Places, new: Places, index: Array, placement: Placement = LOCAL
+  places: Places,
+  new: Places,
+  index: Array,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Places:
   """Rows that begin where others have ended.
 
@@ -183,12 +186,14 @@ def put_places(
     new: rows that hold their prompts, each its own.
     index: [shards, r] int32, where they go within each shard; an index that
       is no row drops one.
-    placement: of rows and cache.
+    act_sharding: of rows and cache.
 
   Returns:
     As many places as before.
   """
-  cache = kv_cache.put_rows(places.rows.cache, new.rows.cache, index, placement)
+  cache = kv_cache.put_rows(
+    places.rows.cache, new.rows.cache, index, act_sharding
+  )
   flat = jax.tree.map(
     lambda x, y: kv_cache.put_by_shard(x, y, index),
     _without_cache(places),
@@ -215,33 +220,36 @@ def _without_cache(places):
   return with_cache(places, None)
 
 
-def place(places: Places, placement: Placement) -> Places:
+def place(places: Places, act_sharding: ActivationSharding) -> Places:
   """Rows where the layout wants them.
 
   Args:
     places: whose cache is there already.
-    placement: of rows.
+    act_sharding: of rows.
 
   Returns:
     The same places.
   """
   flat = jax.tree.map(
-    lambda x: placement.constrain(x, ("rows",)), _without_cache(places)
+    lambda x: act_sharding.constrain(x, ("rows",)),
+    _without_cache(places),
   )
   return with_cache(flat, places.rows.cache)
 
 
-def copied(tree: Any, placement: Placement) -> Any:
+def copied(tree: Any, act_sharding: ActivationSharding) -> Any:
   """The same arrays on every device.
 
   Args:
     tree: pytree of arrays.
-    placement: that knows the devices.
+    act_sharding: that knows the devices.
 
   Returns:
     The same tree.
   """
-  return jax.tree.map(lambda x: placement.constrain(x, (None,) * x.ndim), tree)
+  return jax.tree.map(
+    lambda x: act_sharding.constrain(x, (None,) * x.ndim), tree
+  )
 
 
 def as_rollout(prompts: Prompts, results: Results) -> Rollout:

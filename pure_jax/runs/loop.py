@@ -54,7 +54,7 @@ def run_steps(
     state, first, cursor = kept.resume(state)
     space.metrics.rewind(stage, first + 1)
     bar = Progress(stage, num_steps, first, enabled=space.shows_progress)
-    with bar, preemption.finishing() as stop:
+    with bar, preemption.graceful_shutdown() as stop:
       began, logged = time.perf_counter(), first
       for step in range(first + 1, num_steps + 1):
         indices, cursor = batches.next_batch(num_examples, batch_size, cursor)

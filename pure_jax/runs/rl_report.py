@@ -226,7 +226,7 @@ def write_samples(
     problem = it.problems[row]
     shown = texts[: count - 1]
     shown.append(SEPARATOR.join(texts[count - 1 :]))
-    judged = {
+    labelled = {
       "step_rewards": rewards[row, :count].round(4),
       "step_returns": returns[row, :count].round(4),
     }
@@ -234,7 +234,7 @@ def write_samples(
       {
         "problem": problem.problem,
         "steps": shown,
-        **(judged if space.prm_model else {}),
+        **(labelled if space.prm_model else {}),
         "correct": bool(it.verdicts.correct[row]),
         "kind": space.task.kind(problem, texts),
       }
@@ -252,10 +252,10 @@ def _shown_steps(sample: dict[str, Any]) -> list[str]:
   texts = [text.replace("\n", "\\n") for text in sample["steps"]]
   if "step_rewards" not in sample:
     return texts
-  judged = zip(sample["step_rewards"], sample["step_returns"], strict=True)
+  labelled = zip(sample["step_rewards"], sample["step_returns"], strict=True)
   return [
     f"score {reward:+.2f} credit {value:+.2f}  {text}"
-    for text, (reward, value) in zip(texts, judged, strict=True)
+    for text, (reward, value) in zip(texts, labelled, strict=True)
   ]
 
 

@@ -19,7 +19,7 @@ from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.manager import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.data import batches
-from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.distributed import processes, shared_rows
 from pure_jax.host.logs import curves
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
@@ -67,7 +67,7 @@ class Verdicts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Judged:
+class LabelledResponses:
   """Responses with labelled steps: what a PRM learns from.
 
   Attributes:
@@ -159,7 +159,9 @@ class Task(Protocol):
     """
     ...
 
-  def judged(self, space: "Workspace", policy_params: Any) -> Judged:
+  def labelled(
+    self, space: "Workspace", policy_params: Any
+  ) -> LabelledResponses:
     """What the PRM is trained on.
 
     Args:
@@ -243,7 +245,9 @@ class Workspace:
     )
     return self.gather(len(problems), encoded)
 
-  def encode_prm_prompts(self, problems: Sequence[Problem | Steps]) -> Prompts:
+  def encode_prm_prompts(
+    self, problems: Sequence[Problem | LabelledSolution]
+  ) -> Prompts:
     """Problems as the PRM reads them, left-padded ids."""
     task = self.task
     return self._encode(
@@ -252,7 +256,7 @@ class Workspace:
 
   def _encode(
     self,
-    problems: Sequence[Problem | Steps],
+    problems: Sequence[Problem | LabelledSolution],
     prompt_format: PromptFormat,
     length: int,
   ) -> Prompts:
@@ -324,20 +328,20 @@ class Workspace:
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
     """Keeps a stage's weights, then marks it done."""
     save_tree(self.start / stage / "weights", weights)
-    processes.first_does(
+    processes.on_process_zero(
       lambda: write_json_atomic(self.start / stage / "done.json", facts)
     )
 
   def draw_curves(self) -> None:
     """Draws what metrics.jsonl holds, all stages so far."""
-    processes.first_does(
+    processes.on_process_zero(
       lambda: curves.plot_curves(
         self.workdir / "metrics.jsonl", self.workdir / "curves.png"
       )
     )
 
   @contextlib.contextmanager
-  def making(self) -> Iterator[None]:
+  def lock_start(self) -> Iterator[None]:
     """Lets one run at a time make the stages of a start that several share.
 
     Raises:
@@ -345,21 +349,21 @@ class Workspace:
     """
     with contextlib.ExitStack() as opened:
       if self.start != self.workdir:  # Which is locked already.
-        processes.first_does(
+        processes.on_process_zero(
           lambda: opened.enter_context(workdirs.locked(self.start))
         )
       yield
 
   def is_done(self, stage: str) -> bool:
     """Whether the stage is finished."""
-    return processes.first_says(
+    return processes.broadcast_from_zero(
       lambda: (self.start / stage / "done.json").exists()
     )
 
   @property
   def shows_progress(self) -> bool:
     """Whether this process draws bars: the first, if they are wanted."""
-    return self.settings.progress and processes.is_first()
+    return self.settings.progress and processes.is_process_zero()
 
 
 def take(tree: Any, indices: np.ndarray) -> Any:

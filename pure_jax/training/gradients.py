@@ -6,8 +6,8 @@ import jax
 
 from pure_jax import losses
 from pure_jax.models import lora
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import LossConfig
 from pure_jax.training import packed
@@ -25,7 +25,7 @@ def policy_gradients(
   loss: LossConfig,
   micro_batches: int = 1,
   row_shape: RowShape | None = None,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
   base: Any = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
   """The policy objective of a batch and its gradients, part by part.
@@ -41,7 +41,7 @@ def policy_gradients(
     micro_batches: number of parts; must divide B.
     row_shape: rows that texts are packed into, see `packed.policy_gradients`,
       in place of micro_batches; None gives each text a row of its own.
-    placement: of the activations.
+    act_sharding: of the activations.
     base: weights beside which `params` are adapters, without gradient; None
       where `params` are all there are.
 
@@ -59,14 +59,16 @@ def policy_gradients(
       *batch,
       denominator,
       row_shape,
-      placement,
+      act_sharding,
       base,
     )
 
   def objective(params, part):
     rollout, experience, advantages = part
     whole = lora.join_params(base or {}, params)
-    new_logp, entropy = rollout_logp(whole, model, sampler, rollout, placement)
+    new_logp, entropy = rollout_logp(
+      whole, model, sampler, rollout, act_sharding
+    )
     return losses.policy_objective(
       new_logp, entropy, advantages, experience, loss, denominator
     )

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from pure_jax import losses
 from pure_jax.models import lora, policy, prm
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import LossConfig
@@ -42,21 +42,23 @@ def make_measure(layout: sharding.Layout) -> Callable[[Rollout], jax.Array]:
 
 
 def pack_rollout(
-  rollout: Rollout, shape: RowShape, placement: Placement = LOCAL
+  rollout: Rollout,
+  shape: RowShape,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Packing, jax.Array]:
   """Lays prompts with their completions into rows.
 
   Args:
     rollout: prompts and completions, [B, L] and [B, C].
     shape: of the rows.
-    placement: of the rows.
+    act_sharding: of the rows.
 
   Returns:
     (where the tokens lie, the tokens [B, L + C]).
   """
   mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
   tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
-  return packing.pack(mask, shape, placement), tokens
+  return packing.pack(mask, shape, act_sharding), tokens
 
 
 def part_logp(
@@ -64,7 +66,7 @@ def part_logp(
   model: ModelConfig,
   sampler: SamplingConfig,
   texts: PackedTexts,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
   """`score.rollout_logp` of a part.
 
@@ -73,7 +75,7 @@ def part_logp(
     model: the policy's architecture.
     sampler: the sampling settings.
     texts: rows of prompts and completions.
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     (logp, entropy), both [R, W] float32 in nats, 0 where no completion token
@@ -88,12 +90,12 @@ def part_logp(
     texts.completion >= 0,
     temperature=sampler.temperature or 1.0,
     banned_ids=sampler.banned_ids,
-    placement=placement,
+    act_sharding=act_sharding,
   )
 
 
 def logp_of_each(
-  policies: Sequence[tuple[Any, Placement]],
+  policies: Sequence[tuple[Any, ActivationSharding]],
   model: ModelConfig,
   sampler: SamplingConfig,
   rollout: Rollout,
@@ -102,7 +104,7 @@ def logp_of_each(
   """Log-probs of a rollout's tokens under several policies.
 
   Args:
-    policies: weights of each and the placement of its activations.
+    policies: weights of each and the act_sharding of its activations.
     model: the architecture of all of them.
     sampler: the sampling settings.
     rollout: prompts and completions, [B, L] and [B, C].
@@ -111,8 +113,8 @@ def logp_of_each(
   Returns:
     One [B, C] float32 in nats for each policy, 0 where masked.
   """
-  _, placement = policies[0]
-  rows, tokens = pack_rollout(rollout, shape, placement)
+  _, act_sharding = policies[0]
+  rows, tokens = pack_rollout(rollout, shape, act_sharding)
   columns = rollout.tokens.shape[1]
 
   def read(part):
@@ -123,7 +125,7 @@ def logp_of_each(
     return found
 
   return [
-    packing.unpack(rows, logp, placement)[:, -columns:]
+    packing.unpack(rows, logp, act_sharding)[:, -columns:]
     for logp in packing.map_parts(read, rows)
   ]
 
@@ -133,7 +135,7 @@ def prm_logits(
   model: ModelConfig,
   inputs: PRMInputs,
   shape: RowShape,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> jax.Array:
   """`models.prm.prm_logits`, computed in packed rows.
 
@@ -142,25 +144,27 @@ def prm_logits(
     model: the PRM's architecture.
     inputs: what it reads, [B, T].
     shape: of the rows.
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     [B, T, 2] float32, 0 where the inputs are masked.
   """
-  rows = packing.pack(inputs.mask, shape, placement)
+  rows = packing.pack(inputs.mask, shape, act_sharding)
 
   def read(part):
-    texts = packing.read_part(rows, part, inputs.tokens, placement=placement)
+    texts = packing.read_part(
+      rows, part, inputs.tokens, act_sharding=act_sharding
+    )
     return prm.token_scores(
       params,
       model,
       texts.tokens,
       texts.positions,
       texts.segment_ids,
-      placement,
+      act_sharding,
     )
 
-  return packing.unpack(rows, packing.map_parts(read, rows), placement)
+  return packing.unpack(rows, packing.map_parts(read, rows), act_sharding)
 
 
 def policy_gradients(
@@ -173,7 +177,7 @@ def policy_gradients(
   advantages: jax.Array,
   denominator: jax.Array,
   shape: RowShape,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
   base: Any = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
   """Loss, its metrics and gradients of a batch, packed part by packed part.
@@ -188,7 +192,7 @@ def policy_gradients(
     advantages: [B, C] float32, of the same rows.
     denominator: [] float32, `losses.loss_denominator` of the batch.
     shape: of the rows.
-    placement: of the activations.
+    act_sharding: of the activations.
     base: weights beside which `params` are adapters, without gradient; None
       where `params` are all there are.
 
@@ -196,21 +200,21 @@ def policy_gradients(
     ((loss [], NaN if a text did not fit; metrics, ``row_fill`` among them,
     the share of the columns read that held a token), gradients).
   """
-  rows, tokens = pack_rollout(rollout, shape, placement)
+  rows, tokens = pack_rollout(rollout, shape, act_sharding)
   mask = experience.completion_mask
   lengths = jnp.broadcast_to(jnp.sum(mask, axis=1, keepdims=True), mask.shape)
 
   def objective(params, part):
-    texts = packing.read_part(rows, part, tokens, mask.shape[1], placement)
+    texts = packing.read_part(rows, part, tokens, mask.shape[1], act_sharding)
     whole = lora.join_params(base or {}, params)
 
     def read(x):
-      return packing.gather(x, texts.completion, placement)
+      return packing.gather(x, texts.completion, act_sharding)
 
     weighs = config.importance_cap is not None
 
     return losses.policy_objective(
-      *part_logp(whole, model, sampler, texts, placement),
+      *part_logp(whole, model, sampler, texts, act_sharding),
       read(advantages),
       PackedExperience(
         completion_mask=read(mask),

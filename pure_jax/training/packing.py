@@ -29,7 +29,7 @@ import numpy as np
 from flax import struct
 from jax import Array
 
-from pure_jax.models.placement import LOCAL, Placement
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.transformer import positions_from_mask
 
 
@@ -159,18 +159,20 @@ def place_texts(
   return row[back], start[back]
 
 
-def pack(mask: Array, shape: RowShape, placement: Placement = LOCAL) -> Packing:
+def pack(
+  mask: Array, shape: RowShape, act_sharding: ActivationSharding = LOCAL
+) -> Packing:
   """Lays out texts; the same on every device.
 
   Args:
     mask: [B, T] bool, True on the tokens of a text, padding on either side.
     shape: of the rows. A part has no more rows than there are texts.
-    placement: of the batch.
+    act_sharding: of the batch.
 
   Returns:
     The packing.
   """
-  mask = placement.constrain(mask, (None, None))
+  mask = act_sharding.constrain(mask, (None, None))
   B, T = mask.shape
   R, W = min(shape.at_a_time, B), shape.columns
   N = -(-B // R)
@@ -195,18 +197,20 @@ def pack(mask: Array, shape: RowShape, placement: Placement = LOCAL) -> Packing:
   )
 
 
-def gather(values: Array, index: Array, placement: Placement = LOCAL) -> Array:
+def gather(
+  values: Array, index: Array, act_sharding: ActivationSharding = LOCAL
+) -> Array:
   """Values by their flat index, 0 where it is -1.
 
   Args:
     values: [B, n] of any dtype.
     index: int32 of any shape, -1..B * n - 1.
-    placement: of the batch; every device gets all the values first.
+    act_sharding: of the batch; every device gets all the values first.
 
   Returns:
     Like index, in the dtype of the values.
   """
-  flat = placement.constrain(values, (None, None)).reshape(-1)
+  flat = act_sharding.constrain(values, (None, None)).reshape(-1)
   found = flat[jnp.maximum(index, 0)]
   return jnp.where(index >= 0, found, jnp.zeros_like(found))
 
@@ -234,7 +238,7 @@ def read_part(
   part: Array,
   tokens: Array,
   completion_columns: int = 0,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> PackedTexts:
   """Collects the texts of one part, each device its rows.
 
@@ -243,18 +247,18 @@ def read_part(
     part: [] int, 0..N-1.
     tokens: [B, T] int32, the ids that were packed.
     completion_columns: C; the last C of T columns are those of completions.
-    placement: of the rows.
+    act_sharding: of the rows.
 
   Returns:
     The part.
   """
   T = tokens.shape[1]
-  source = placement.constrain(packing.source[part], ("rows", None))
+  source = act_sharding.constrain(packing.source[part], ("rows", None))
   text, column = source // T, source % T - (T - completion_columns)
   held = source >= 0
   return PackedTexts(
-    tokens=gather(tokens, source, placement),
-    positions=gather(packing.ranks, source, placement),
+    tokens=gather(tokens, source, act_sharding),
+    positions=gather(packing.ranks, source, act_sharding),
     segment_ids=jnp.where(held, text + 1, 0),
     completion=jnp.where(
       held & (column >= 0), text * completion_columns + column, -1
@@ -291,20 +295,22 @@ def map_parts(function: Callable[[Array], Any], packing: Packing) -> Any:
 
 
 def unpack(
-  packing: Packing, values: Array, placement: Placement = LOCAL
+  packing: Packing,
+  values: Array,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
   """Brings values of tokens back to their texts.
 
   Args:
     packing: from `pack`.
     values: [N, R, W, ...] float, from `map_parts`.
-    placement: of the rows; every device gets all the values first.
+    act_sharding: of the rows; every device gets all the values first.
 
   Returns:
     [B, T, ...], 0 where masked; NaN everywhere if a text did not fit.
   """
   flat = values.reshape(-1, *values.shape[3:])
-  flat = placement.constrain(flat, (None,) * flat.ndim)
+  flat = act_sharding.constrain(flat, (None,) * flat.ndim)
   found = flat[jnp.maximum(packing.slots, 0)]
   kept = jnp.expand_dims(packing.slots >= 0, tuple(range(2, found.ndim)))
   found = jnp.where(kept, found, jnp.zeros_like(found))

@@ -136,7 +136,7 @@ def _in_turns(model, sampler, samples, config, layout, rows, stops=None):
     samples,
     config,
     shards=layout.row_shards,
-    placement=layout.decoding_placement,
+    act_sharding=layout.decoding_placement,
     stops=stops,
     prepare=decoding_copy(model, layout),
     slot_multiple=1 if _platform(layout) == "cpu" else _SLOT_MULTIPLE,

@@ -17,8 +17,8 @@ from flax import struct
 
 from pure_jax import masked, steps
 from pure_jax.models import lora, policy, prm
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.placement import LOCAL, Placement
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
 from pure_jax.training import micro_batches, packed, packing
@@ -28,7 +28,7 @@ from pure_jax.types import (
   Prompts,
   Rollout,
   SeparatorTable,
-  Steps,
+  StepBoundaries,
 )
 
 
@@ -54,8 +54,8 @@ def prm_forward(
   config: ScoreConfig,
   table: SeparatorTable,
   batch: Any,
-  placement: Placement = LOCAL,
-) -> tuple[jax.Array, PRMInputs, Steps]:
+  act_sharding: ActivationSharding = LOCAL,
+) -> tuple[jax.Array, PRMInputs, StepBoundaries]:
   """Cuts responses into steps and runs the PRM, the only way it is run.
 
   Args:
@@ -65,18 +65,18 @@ def prm_forward(
     table: which token ids end a step.
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
       [B, L], tokens and completion_mask [B, C].
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
   """
   inputs, cut = prm_inputs(config, table, batch)
-  return prm.prm_logits(params, model, inputs, placement), inputs, cut
+  return prm.prm_logits(params, model, inputs, act_sharding), inputs, cut
 
 
 def prm_inputs(
   config: ScoreConfig, table: SeparatorTable, batch: Any
-) -> tuple[PRMInputs, Steps]:
+) -> tuple[PRMInputs, StepBoundaries]:
   """What the PRM reads of responses.
 
   Args:
@@ -121,7 +121,7 @@ class Scores:
       included, else of `Rollout.full_logp`. None where nothing was read.
   """
 
-  steps: Steps
+  steps: StepBoundaries
   step_rewards: jax.Array
   old_logp: jax.Array
   ref_logp: jax.Array
@@ -133,7 +133,7 @@ def rollout_logp(
   model: ModelConfig,
   sampler: sampling.SamplingConfig,
   rollout: Rollout,
-  placement: Placement = LOCAL,
+  act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
   """Log-probs and entropy of a rollout's tokens under `params`.
 
@@ -146,7 +146,7 @@ def rollout_logp(
     model: the policy's architecture.
     sampler: the sampling settings; greedy rollouts are read at temperature 1.
     rollout: prompts and completions, [B, L] and [B, C].
-    placement: of the activations.
+    act_sharding: of the activations.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 where masked;
@@ -161,7 +161,7 @@ def rollout_logp(
     rollout.completion_mask,
     temperature=sampler.temperature or 1.0,
     banned_ids=sampler.banned_ids,
-    placement=placement,
+    act_sharding=act_sharding,
   )
 
 
@@ -228,13 +228,18 @@ def make_score(
   if row_shapes is not None:
     rows_at_a_time = None  # Of packed rows, the shapes say how many.
   score_steps = functools.partial(
-    _score_steps, prm_model, config, table, prm_layout.placement, prm_shape
+    _score_steps,
+    prm_model,
+    config,
+    table,
+    prm_layout.act_sharding,
+    prm_shape,
   )
 
   def score(params, reference_params, prm_params, rollout, prm_prompts):
-    policies = [(reference_params, reference_layout.placement)]
+    policies = [(reference_params, reference_layout.act_sharding)]
     if old_logp != "sampled":
-      policies.insert(0, (params, layout.placement))
+      policies.insert(0, (params, layout.act_sharding))
 
     def score_part(part):
       rollout, prm_prompts = part
@@ -293,13 +298,20 @@ def _logp_of_each(policies, model, sampler, rollout, row_shape):
   if row_shape is not None:
     return packed.logp_of_each(policies, model, sampler, rollout, row_shape)
   return [
-    rollout_logp(params, model, sampler, rollout, placement)[0]
-    for params, placement in policies
+    rollout_logp(params, model, sampler, rollout, act_sharding)[0]
+    for params, act_sharding in policies
   ]
 
 
 def _score_steps(
-  prm_model, config, table, placement, row_shape, prm_params, rollout, asked
+  prm_model,
+  config,
+  table,
+  act_sharding,
+  row_shape,
+  prm_params,
+  rollout,
+  asked,
 ):
   """Steps of responses and their rewards, 0 without a PRM."""
   if prm_model is None:
@@ -307,15 +319,15 @@ def _score_steps(
       rollout.tokens, rollout.completion_mask, table, max_steps=config.max_steps
     )
     return cut, jnp.zeros(cut.mask.shape, jnp.float32)
-  judged = rollout.replace(prompt_tokens=asked.tokens, prompt_mask=asked.mask)
+  labelled = rollout.replace(prompt_tokens=asked.tokens, prompt_mask=asked.mask)
   if row_shape is None:
     logits, inputs, cut = prm_forward(
-      prm_params, prm_model, config, table, judged, placement
+      prm_params, prm_model, config, table, labelled, act_sharding
     )
   else:
-    inputs, cut = prm_inputs(config, table, judged)
+    inputs, cut = prm_inputs(config, table, labelled)
     logits = packed.prm_logits(
-      prm_params, prm_model, inputs, row_shape, placement
+      prm_params, prm_model, inputs, row_shape, act_sharding
     )
   rewards = steps.read_step_rewards(logits, inputs)
   if config.empty_step_reward is not None:
@@ -340,10 +352,10 @@ def make_measure(
   """
 
   def measure(rollout, prm_prompts):
-    judged = rollout.replace(
+    labelled = rollout.replace(
       prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
     )
-    inputs, _ = prm_inputs(config, table, judged)
+    inputs, _ = prm_inputs(config, table, labelled)
     texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
     return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
 

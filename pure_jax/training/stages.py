@@ -69,7 +69,7 @@ def make_supervised_step(
         batch.tokens,
         batch.completion_mask,
         banned_ids=banned_ids,
-        placement=layout.placement,
+        act_sharding=layout.act_sharding,
       )
       return -masked.masked_mean(logp, batch.completion_mask)
 
@@ -123,7 +123,7 @@ def make_prm_step(
         config,
         table,
         batch,
-        layout.placement,
+        layout.act_sharding,
       )
       return losses.prm_loss(logits, inputs, labels, label_mask)
 
@@ -194,7 +194,7 @@ def make_prm_evaluation(
   def evaluate(params, batch):
     def judge(part):
       logits, inputs, _ = prm_forward(
-        params, model, config, table, part, layout.placement
+        params, model, config, table, part, layout.act_sharding
       )
       return steps.read_step_rewards(logits, inputs)
 

@@ -289,7 +289,7 @@ def make_update(
       loss,
       micro_batches,
       row_shape,
-      layout.placement,
+      layout.act_sharding,
       *base,
     )
     state, applied = apply_gradients(state, grads, value, optimizer)

@@ -9,8 +9,14 @@ from small_models import TINY, initial_params
 
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
+from pure_jax.models.activation_sharding import (
+  HIDDEN,
+  KEYS,
+  LOGITS,
+  MLP,
+  QUERIES,
+)
 from pure_jax.models.config import ModelConfig, RopeScaling
-from pure_jax.models.placement import HIDDEN, KEYS, LOGITS, MLP, QUERIES
 from pure_jax.parallel import sharding
 
 QWEN2_05B = ModelConfig(

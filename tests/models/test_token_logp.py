@@ -244,7 +244,7 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   places = NamedSharding(layout.mesh, split), rows, rows, rows
   compiled = (
     jax.jit(
-      grad(dataclasses.replace(run(), placement=layout.placement)),
+      grad(dataclasses.replace(run(), act_sharding=layout.act_sharding)),
       in_shardings=places,
       out_shardings=(sharding.replicated(layout), places[:2]),
     )

@@ -54,7 +54,7 @@ def test_attention_over_devices_is_that_of_one(sizes):
   summed over too many or too few devices, by a factor."""
   given = draw(8, 20, 8, 2, 4)
   layout = sharding.make_layout(**sizes, kernels=SPLASH)
-  found = value_and_gradients(layout.placement.attention, *given)
+  found = value_and_gradients(layout.act_sharding.attention, *given)
   assert_close(found, value_and_gradients(of_the_model, *given))
 
 
@@ -109,7 +109,7 @@ def test_log_probs_over_devices_are_those_of_one():
   layout = sharding.make_layout(
     data=2, fsdp=4, kernels=Kernels(logp="pallas", interpret=True)
   )
-  found = value_and_gradient(layout.placement.head_logp)
+  found = value_and_gradient(layout.act_sharding.head_logp)
   assert_close(found, value_and_gradient(linear_logp))
 
 
@@ -131,7 +131,11 @@ def test_a_policys_log_probs_and_gradients_are_those_without():
   def run(layout, model):
     def objective(params, *given):
       found = policy.token_logp(
-        params, model, *given, temperature=0.8, placement=layout.placement
+        params,
+        model,
+        *given,
+        temperature=0.8,
+        act_sharding=layout.act_sharding,
       )
       return jnp.mean(weights * jnp.stack(found)), found
 
@@ -150,19 +154,25 @@ def operations(layout, function, *given):
 
 def of_prompts(layout, params, tokens, mask):
   return decoding.prefill(
-    params, MODEL, tokens, mask, placement=layout.decoding_placement
+    params, MODEL, tokens, mask, act_sharding=layout.decoding_placement
   )
 
 
-def of_a_judge(layout, params, tokens, mask):
+def of_a_prm(layout, params, tokens, mask):
   ids = mask.astype(jnp.int32)
-  return prm.token_scores(params, MODEL, tokens, ids, ids, layout.placement)
+  return prm.token_scores(params, MODEL, tokens, ids, ids, layout.act_sharding)
 
 
 def of_packed_texts(layout, params, tokens, mask):
   ids = mask.astype(jnp.int32)
   return policy.packed_logp(
-    params, MODEL, tokens, ids, ids, mask, placement=layout.placement
+    params,
+    MODEL,
+    tokens,
+    ids,
+    ids,
+    mask,
+    act_sharding=layout.act_sharding,
   )
 
 
@@ -177,14 +187,14 @@ def test_every_reading_of_whole_texts_calls_what_is_chosen(sizes):
   plain = sharding.make_layout(**sizes)
   for function, params, kernels in (
     (of_prompts, of_policy, {"splash"}),
-    (of_a_judge, of_prm, {"splash"}),
+    (of_a_prm, of_prm, {"splash"}),
     (of_packed_texts, of_policy, {"splash", "logp_forward"}),
   ):
     text = operations(chosen, function, params, *given)
     for name in ("splash", "logp_forward"):
       assert (name in text) == (name in kernels), function
     assert "pallas_call" not in operations(plain, function, params, *given)
-  assert sharding.make_layout().placement == policy.LOCAL
+  assert sharding.make_layout().act_sharding == policy.LOCAL
 
 
 def test_what_cannot_run_is_refused_before_anything_is_compiled():

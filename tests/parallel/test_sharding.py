@@ -113,7 +113,7 @@ def test_sequence_shards_share_the_memory_of_parameters():
   )
   assert tuple(spec) == (("fsdp", "sequence"), None)
   assert layout.row_shards == 2
-  assert layout.placement.token_shards == 4
+  assert layout.act_sharding.token_shards == 4
   assert layout.decoding_placement.token_shards == 1
 
 

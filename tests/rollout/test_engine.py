@@ -190,9 +190,9 @@ def test_prompts_are_copied_before_the_cache_is_at_its_longest(rows, expected):
   prompts, key, copied = some_prompts(), jax.random.key(8), []
   copy = engine.kv_cache.with_own_prompts
 
-  def watched(cache, placement):
+  def watched(cache, act_sharding):
     copied.append(cache.ring)
-    return copy(cache, placement)
+    return copy(cache, act_sharding)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engine.kv_cache, "with_own_prompts", watched)

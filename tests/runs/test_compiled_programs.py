@@ -86,12 +86,12 @@ def test_a_second_start_of_all_stages_compiles_nothing(tmp_path):
   assert_same_run(tmp_path / "second", tmp_path / "first", stages)
   # Gone on with in RL, nothing is made for a stage that is done.
   data = tmp_path / "second" / "data" / "arithmetic_dataset"
-  (judged,) = data.glob("*judged*")
-  shutil.rmtree(judged)
+  (labelled,) = data.glob("*labelled*")
+  shutil.rmtree(labelled)
   longer = "--config.rl.iterations=5"
   third, _ = start("train_pure.py", tmp_path / "second", home, longer)
   assert "cache_misses" not in third and third["cache_hits"] > 0
-  assert not judged.exists() and len([*data.iterdir()]) == 1
+  assert not labelled.exists() and len([*data.iterdir()]) == 1
 
 
 def test_a_supervised_start_makes_no_responses_to_be_judged(first):
@@ -99,7 +99,7 @@ def test_a_supervised_start_makes_no_responses_to_be_judged(first):
   run, _, _ = first
   (made,) = (run / "data" / "arithmetic_dataset").iterdir()
   files = [path.name for path in made.rglob("*.array_record*")]
-  assert len(files) == 2 and not any("judged" in name for name in files)
+  assert len(files) == 2 and not any("labelled" in name for name in files)
 
 
 def test_a_folder_that_takes_nothing_ends_no_run(first, tmp_path):
@@ -137,7 +137,8 @@ def test_programs_cut_short_are_compiled_again(first, tmp_path):
 def kept_by(home, folder=None, **changes):
   """What a fresh process says of `keep`: its folder, and how jax is set."""
   code = (
-    "import jax; from pure_jax.runs import compilation_cache as compiled_programs;"
+    "import jax\n"
+    "from pure_jax.runs import compilation_cache as compiled_programs\n"
     f"print(compiled_programs.keep({folder!r}));"
     "print(jax.config.jax_compilation_cache_dir);"
     "print(jax.config.jax_persistent_cache_min_compile_time_secs)"

@@ -22,7 +22,7 @@ SMALL = {
   "files.prompt_tokens": 160,
   "files.prm_prompt_tokens": 64,
   "files.response_tokens": 96,
-  "files.judged_one_in": 3,
+  "files.labelled_one_in": 3,
   "files.compute_dtype": "float32",
   "prm.head_steps": 2,
   "prm.full_steps": 2,
@@ -116,8 +116,8 @@ def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   problem = task.train[0].problem
   asked = task.prompt_format.text(task.tokenizer, problem)
   assert "\\boxed{}" in asked and asked.endswith("<|im_start|>assistant\n")
-  judged = task.prm_prompt_format.text(task.tokenizer, problem)
-  assert judged == problem
+  labelled = task.prm_prompt_format.text(task.tokenizer, problem)
+  assert labelled == problem
 
 
 def test_the_policy_alone_is_asked_to_begin_with_a_prefix(tmp_path):
@@ -128,8 +128,8 @@ def test_the_policy_alone_is_asked_to_begin_with_a_prefix(tmp_path):
     ids = asked.tokens[0][asked.mask[0]].tolist()
     text = space.task.tokenizer.decode(ids)
     assert text.endswith("assistant\nStep 1:")
-    judged = space.encode_prm_prompts(problems)
-    ids = judged.tokens[0][judged.mask[0]].tolist()
+    labelled = space.encode_prm_prompts(problems)
+    ids = labelled.tokens[0][labelled.mask[0]].tolist()
     assert space.task.tokenizer.decode(ids) == problems[0].problem
 
 
@@ -190,15 +190,15 @@ def test_whose_verdict_the_update_may_use(mode, fraction, expected):
   ("changes", "message"),
   [
     ({"prompt_tokens": 4}, "have room for none of the 48 problems"),
-    ({"judged_format": "math500"}, "needs Steps"),
+    ({"labelled_format": "math500"}, "needs Steps"),
     ({"response_tokens": 2}, r"have room for none of .*\d+ solution too long"),
-    ({"judged_one_in": 100_000}, "0 held out"),
+    ({"labelled_one_in": 100_000}, "0 held out"),
   ],
 )
 def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
   with pytest.raises(ConfigError, match=message):
     opened = files_task.FilesTask(settings(**changes), tmp_path)
-    opened.judged(None, None)
+    opened.labelled(None, None)
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,11 @@ def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
     ({"train_format": "gsm9k"}, "train_format must be one of"),
     ({"extractors": ("box",)}, "extractors must be one of"),
     ({"extractors": ()}, "extractors needs at least one"),
-    ({"judged_rows": 0}, "judged_rows must be at least 1"),
-    ({"judged_held_out_rows": 0}, "judged_held_out_rows must be at least 1"),
+    ({"labelled_rows": 0}, "labelled_rows must be at least 1"),
+    (
+      {"labelled_held_out_rows": 0},
+      "labelled_held_out_rows must be at least 1",
+    ),
     ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
     ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
   ],

@@ -39,7 +39,7 @@ def scored(*labels_and_rewards):
 
 
 def test_only_a_first_error_that_is_known_counts():
-  """What is not judged before the first bad label may be the first error."""
+  """What is not labelled before the first bad label may be the first error."""
   part, errors = prm_report.with_first_error(
     scored(
       ([1, 0, None], [0.1, 0.2, 0.3]),  # Known: the second.

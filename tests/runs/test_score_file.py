@@ -4,12 +4,14 @@ import json
 
 import pytest
 
-from pure_jax.host.data.records import Steps
+from pure_jax.host.data.records import LabelledSolution
 from pure_jax.runs.evaluation.score_file import FILE, ScoreFile, describe
 from pure_jax.runs.workdir import WorkdirError
 
 SIZES = {"a": 3}
-STEPS = Steps("id", "test", "1 + 1?", ("1 + 1 = 2", "So 2."), (1, None))
+STEPS = LabelledSolution(
+  "id", "test", "1 + 1?", ("1 + 1 = 2", "So 2."), (1, None)
+)
 SCORED = describe("a", 0, STEPS) | {
   "left_out": None,
   "step_rewards": [0.25, -1.0],

@@ -111,7 +111,7 @@ def batch_rows(step):
 
 
 def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
-  """Its weights would be judged: NaN scores, and somebody else's error."""
+  """Its weights would be labelled: NaN scores, and somebody else's error."""
   for _ in range(2):  # Started again there is nothing left to do, yet it fails.
     with pytest.raises(FloatingPointError, match="step 2: 2 updates in a row"):
       run_stage(tmp_path, [NAN, NAN])

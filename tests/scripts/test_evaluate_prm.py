@@ -53,8 +53,8 @@ def test_every_row_is_there_once_with_a_score_for_each_step(finished):
   for row in rows:
     assert row["left_out"] is None
     assert len(row["step_rewards"]) == len(row["labels"])
-  judged = [reward > 0 for row in rows for reward in row["step_rewards"]]
-  assert 0.1 < np.mean(judged) < 0.9  # Or the numbers below could not differ.
+  labelled = [reward > 0 for row in rows for reward in row["step_rewards"]]
+  assert 0.1 < np.mean(labelled) < 0.9  # Or the numbers below could not differ.
 
 
 def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
@@ -219,7 +219,7 @@ def test_another_threshold_costs_no_new_scores(copy):
   assert (
     found["processbench"]["f1"]["value"] > old["processbench"]["f1"]["value"]
   )
-  # The other data set is judged by the same threshold.
+  # The other data set is labelled by the same threshold.
   assert found["prm800k"] != old["prm800k"]
   assert "the best F1 on processbench" in report(copy)["title"]
 

@@ -199,7 +199,7 @@ def test_devices_that_are_not_there_are_named(tmp_path):
 
 
 def test_a_start_is_refused(monkeypatch):
-  """Ignored, it would look as if another run's PRM had been judged."""
+  """Ignored, it would look as if another run's PRM had been labelled."""
   flag = types.SimpleNamespace(value="elsewhere")
   monkeypatch.setattr(cli, "_START", flag)
   with pytest.raises(ConfigError, match="--start is for training"):

@@ -94,7 +94,7 @@ def test_what_is_no_such_run_is_refused(run, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def judge_run(tmp_path_factory):
+def load_prm_run(tmp_path_factory):
   """A run that trained a PRM with a layer more: (folder, settings, weights)."""
   folder = tmp_path_factory.mktemp("runs") / "judge"
   config = gsm8k_prm.get_config("smoke")
@@ -107,15 +107,17 @@ def judge_run(tmp_path_factory):
   return folder, settings, jax.device_get(params)
 
 
-def test_the_prm_of_a_run_scores_the_same_from_its_folder(judge_run, tmp_path):
-  folder, settings, weights = judge_run
+def test_the_prm_of_a_run_scores_the_same_from_its_folder(
+  load_prm_run, tmp_path
+):
+  folder, settings, weights = load_prm_run
   output = tmp_path / "prm"
   told = export.export(folder, output, "latest", "prm")
   assert told.endswith("prompt_format='plain' and separator='insert'")
   params, model = huggingface.load_prm(output, sharding.make_layout(1, 1))
   jax.tree.map(np.testing.assert_array_equal, params, weights)
   data = {"name": "a", "format": "prm800k"}
-  data["file"] = str(folder / "tiny" / "problems" / "judged.jsonl")
+  data["file"] = str(folder / "tiny" / "problems" / "labelled.jsonl")
   for name, source in (
     ("of_run", {"run": str(folder)}),
     ("of_folder", {"prm": str(output)}),  # With the tokenizer beside it.
@@ -126,8 +128,8 @@ def test_the_prm_of_a_run_scores_the_same_from_its_folder(judge_run, tmp_path):
     evaluate_prm.evaluate(asked, str(tmp_path / name))
   found = scores(tmp_path / "of_folder")
   assert found == scores(tmp_path / "of_run")
-  judged = [reward > 0 for row in found for reward in row["step_rewards"]]
-  assert 0 < np.mean(judged) < 1  # Or equal scores would mean little.
+  labelled = [reward > 0 for row in found for reward in row["step_rewards"]]
+  assert 0 < np.mean(labelled) < 1  # Or equal scores would mean little.
   # Another run takes it as its PRM, layer by layer.
   tiny = tiny_files.make_files(settings.files, folder / "tiny")
   other = dataclasses.replace(
@@ -138,36 +140,39 @@ def test_the_prm_of_a_run_scores_the_same_from_its_folder(judge_run, tmp_path):
   task.close()
 
 
-def test_transformers_reads_the_folder_of_a_prm(judge_run, tmp_path):
+def test_transformers_reads_the_folder_of_a_prm(load_prm_run, tmp_path):
   torch = pytest.importorskip("torch", reason="torch comes with [test]")
   import transformers
 
   output = tmp_path / "prm"
-  export.export(judge_run[0], output, "latest", "prm")
+  export.export(load_prm_run[0], output, "latest", "prm")
   kind = transformers.AutoModelForTokenClassification
   model, loaded = kind.from_pretrained(output, output_loading_info=True)
   assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
   assert model.config.id2label == {0: "bad", 1: "good"}
   score = model.score(torch.eye(model.config.hidden_size))
-  kernel, bias = judge_run[2]["score"]["kernel"], judge_run[2]["score"]["bias"]
+  kernel, bias = (
+    load_prm_run[2]["score"]["kernel"],
+    load_prm_run[2]["score"]["bias"],
+  )
   np.testing.assert_allclose(score.detach().numpy(), kernel + bias, atol=1e-6)
   tokenizer = transformers.AutoTokenizer.from_pretrained(output)
-  first = HuggingFaceTokenizer(judge_run[0] / "tiny" / "policy")
+  first = HuggingFaceTokenizer(load_prm_run[0] / "tiny" / "policy")
   assert tokenizer.encode("So it is 29.\n\n") == first.encode(
     "So it is 29.\n\n"
   )
 
 
-def test_a_prm_that_is_not_there_is_refused(run, judge_run, tmp_path):
+def test_a_prm_that_is_not_there_is_refused(run, load_prm_run, tmp_path):
   output = tmp_path / "prm"
 
   def refused(workdir, which, message):
     with pytest.raises(ConfigError, match=message):
       export.export(workdir, output, which, "prm")
 
-  refused(judge_run[0], "best", "a run has one PRM")
+  refused(load_prm_run[0], "best", "a run has one PRM")
   refused(run[0], "latest", "has no finished PRM")
-  record = json.loads((judge_run[0] / "config.json").read_text())
+  record = json.loads((load_prm_run[0] / "config.json").read_text())
   record["config"]["files"]["prm"] = "FOLDER"
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "config.json").write_text(json.dumps(record))

@@ -131,7 +131,7 @@ def test_smoke_runs_of_prms_train_one_of_the_real_architecture(
   assert config["architectures"] == [architecture]
   # SmolLM2 ties its embeddings, Qwen2.5-Math-7B does not.
   assert config["tie_word_embeddings"] == (name == "gsm8k_prm")
-  assert files.prm is None and pathlib.Path(files.judged).exists()
+  assert files.prm is None and pathlib.Path(files.labelled).exists()
 
 
 def test_prm_training_without_a_prm_to_train_ends_in_a_sentence(

@@ -143,7 +143,7 @@ class Iteration:
         self._logp(model, prompts, completions, mask)
         for model in (self._policy, self._reference)
       )
-      rewards = self._judged(prompts.tolist(), completions.tolist(), cuts)
+      rewards = self._labelled(prompts.tolist(), completions.tolist(), cuts)
     counts = torch.tensor([len(ends) for ends in cuts])
     index = torch.zeros(completions.shape, dtype=torch.long)
     for row, ends in enumerate(cuts):
@@ -201,7 +201,7 @@ class Iteration:
     )
     return found
 
-  def _judged(
+  def _labelled(
     self,
     prompts: list[list[int]],
     completions: list[list[int]],

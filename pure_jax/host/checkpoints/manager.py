@@ -142,7 +142,7 @@ class Checkpoints:
     try:
       self.wait()
     finally:
-      with contextlib.suppress(Exception), preemption.held_back():
+      with contextlib.suppress(Exception), preemption.defer_signals():
         self._manager.close()  # Says again what `wait` has said.
       self._quiet.close()
 
@@ -155,7 +155,7 @@ class Checkpoints:
     if self._failure is not None:  # It was said.
       return
     try:
-      with preemption.held_back():
+      with preemption.defer_signals():
         self._manager.wait_until_finished()
     # A thread of Orbax or TensorStore failed, with whatever they raise.
     except Exception as error:
@@ -209,7 +209,7 @@ class Checkpoints:
       if jax.process_count() == 1:  # Others might see another number.
         needed = sum(array.nbytes for array in arrays.values())
         full_disk.check_room(self._directory, needed)
-      with preemption.held_back():
+      with preemption.defer_signals():
         self._manager.save(
           step,
           args=ocp.args.Composite(
@@ -282,7 +282,7 @@ class Checkpoints:
     """Waits for a save under way; removes what the next one takes over."""
     steps = self.steps()
     try:
-      with preemption.held_back():
+      with preemption.defer_signals():
         if not self._started:
           self._remove_unfinished()  # Of processes that were killed.
         for stale in steps:
@@ -341,7 +341,7 @@ class Checkpoints:
   def _restore(self, step: int, abstract_state: Any) -> Restored:
     """Reads one checkpoint, or raises `_DamageError` or `CheckpointError`."""
     folder = self._folder(step)
-    damage = processes.first_says(lambda: integrity.damage(folder))
+    damage = processes.broadcast_from_zero(lambda: integrity.damage(folder))
     if damage is not None:
       raise _DamageError(damage)
     with _damage_from_errors():

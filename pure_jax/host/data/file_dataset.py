@@ -23,10 +23,10 @@ import tensorflow_datasets as tfds
 
 from pure_jax.host.data.formats.fields import Format
 from pure_jax.host.data.prepared import prepare, quiet
-from pure_jax.host.data.records import DataError, Problem, Steps
+from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.host.data.sources import read_rows
 
-Record = Problem | Steps
+Record = Problem | LabelledSolution
 
 _PATH = str | os.PathLike
 FAULTS_KEPT = 20  # Of the rows skipped, so many are remembered with reasons.

@@ -38,7 +38,7 @@ def read_file(
     row_format, {"rows": [file]}, folder, skip_malformed=skip_malformed
   )["rows"]
   told = rows.counts.not_read()
-  if told and processes.is_first():
+  if told and processes.is_process_zero():
     console.tell(f"{file}: of {rows.counts.read} rows, {told}.")
   return rows
 

@@ -1,9 +1,9 @@
 r"""What a row of data is, whichever file it came from.
 
 Two records serve every source. `Problem` is what RL and evaluation read: a
-text to prompt with and an answer to grade against. `Steps` is what PRM training
-and PRM evaluation read: a problem, a solution cut into steps, a label for each
-step that has one. Fields that a source does not have are None.
+text to prompt with and an answer to grade against. `LabelledSolution` is what
+PRM training and PRM evaluation read: a problem, a solution cut into steps, a
+label for each step that has one. Fields that a source does not have are None.
 
 A step never holds a blank line and never begins or ends with white space, so
 ``"\n\n".join(steps)`` splits into the same steps again. `step_text` makes it
@@ -73,8 +73,8 @@ class Problem:
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
-  """A solution in steps, judged step by step.
+class LabelledSolution:
+  """A solution in steps, labelled step by step.
 
   Attributes:
     id: unique within a data set.
@@ -82,7 +82,7 @@ class Steps:
     problem: the text; the solutions of one problem share it, and so its
       `problem_key`.
     steps: S texts, at least one.
-    labels: for each step 1 (good), 0 (bad) or None (not judged).
+    labels: for each step 1 (good), 0 (bad) or None (not labelled).
     answer: the right answer, None where the source does not say.
     final_correct: whether the solution arrives at it, None where unknown.
     generator: which model wrote the solution, None where unknown.
@@ -160,7 +160,7 @@ def problem_key(problem: str) -> str:
 
 
 def split_by_problem(
-  rows: Sequence[Problem | Steps], one_in: int
+  rows: Sequence[Problem | LabelledSolution], one_in: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Row indices of a training and a held-out part that share no problem.
 

@@ -78,7 +78,7 @@ def terminable() -> Iterator[None]:
     Nothing.
 
   Raises:
-    Terminated: when SIGTERM comes, but inside `finishing`.
+    Terminated: when SIGTERM comes, but inside `graceful_shutdown`.
   """
   in_main = threading.current_thread() is threading.main_thread()
   if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
@@ -97,7 +97,7 @@ def terminable() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def finishing() -> Iterator[StopRequest]:
+def graceful_shutdown() -> Iterator[StopRequest]:
   """Lets a loop finish its step and save it when SIGTERM comes.
 
   In force inside `terminable` alone. A loop that takes too long to ask is
@@ -125,7 +125,7 @@ def finishing() -> Iterator[StopRequest]:
 
 
 @contextlib.contextmanager
-def held_back() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
   """Lets what is inside come to its end before a signal takes effect.
 
   Python raises KeyboardInterrupt in the middle of any statement of the main

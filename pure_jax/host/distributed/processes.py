@@ -56,7 +56,7 @@ def end_now(message: str, status: int) -> None:
   os._exit(status)
 
 
-def is_first() -> bool:
+def is_process_zero() -> bool:
   """Whether this is the process that writes logs. Starts the jax backend."""
   return jax.process_index() == 0
 
@@ -78,7 +78,7 @@ def _exchange(text: str | None, senders: range) -> list[str]:
   ]
 
 
-def first_does(action: Callable[[], _Result]) -> _Result | None:
+def on_process_zero(action: Callable[[], _Result]) -> _Result | None:
   """Process 0 does something; then all go on, or none does.
 
   Every process must call it. Alone, it is a plain call.
@@ -95,7 +95,7 @@ def first_does(action: Callable[[], _Result]) -> _Result | None:
   """
   if jax.process_count() == 1:
     return action()
-  if not is_first():
+  if not is_process_zero():
     if _exchange(None, range(1)) != [_FINE]:
       raise ProcessesError("Process 0 cannot go on; its own log says why.")
     return None
@@ -108,7 +108,7 @@ def first_does(action: Callable[[], _Result]) -> _Result | None:
   return result
 
 
-def first_says(answer: Callable[[], _Plain]) -> _Plain:
+def broadcast_from_zero(answer: Callable[[], _Plain]) -> _Plain:
   """Process 0's answer to a question, in every process.
 
   Every process must call it: two that look at a file at two times may see two
@@ -122,7 +122,7 @@ def first_says(answer: Callable[[], _Plain]) -> _Plain:
   """
   if jax.process_count() == 1:
     return answer()
-  mine = json.dumps(answer()) if is_first() else None
+  mine = json.dumps(answer()) if is_process_zero() else None
   return json.loads(_exchange(mine, range(1))[0])
 
 
@@ -164,7 +164,7 @@ def check_same(text: str, what: str) -> None:
   digest = hashlib.sha256(text.encode()).hexdigest()
   check_all(
     None
-    if first_says(lambda: digest) == digest
+    if broadcast_from_zero(lambda: digest) == digest
     else f"{what} differ from those of process 0: start all processes with the "
     "same command, on the same files."
   )
@@ -184,8 +184,8 @@ def check_shared(folder: str | os.PathLike) -> None:
   if jax.process_count() == 1:
     return
   path = pathlib.Path(folder) / _SIGN_FILE
-  sign = first_says(lambda: secrets.token_hex(16))
-  first_does(lambda: path.write_text(sign))
+  sign = broadcast_from_zero(lambda: secrets.token_hex(16))
+  on_process_zero(lambda: path.write_text(sign))
   deadline = time.monotonic() + SHARED_SECONDS
   while not (seen := _holds(path, sign)) and time.monotonic() < deadline:
     time.sleep(0.1)
@@ -195,7 +195,7 @@ def check_shared(folder: str | os.PathLike) -> None:
     else f"what process 0 writes to {folder} is not there. All processes need "
     "one file system: name a folder that they share."
   )
-  first_does(path.unlink)
+  on_process_zero(path.unlink)
 
 
 def _holds(path: pathlib.Path, content: str) -> bool:

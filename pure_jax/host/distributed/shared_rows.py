@@ -210,7 +210,7 @@ def replicate(place: NamedSharding, tree: Any) -> Any:
   return jax.tree.map(put, tree)
 
 
-def meet(meshes: Iterable[jax.sharding.Mesh]) -> None:
+def warm_up_collectives(meshes: Iterable[jax.sharding.Mesh]) -> None:
   """Lets the devices of several processes meet, group by group.
 
   Every process must call it, all at about the same time. On CPUs, gloo gives

@@ -21,7 +21,11 @@ import jax
 
 from pure_jax.host.distributed import preemption
 from pure_jax.host.distributed.cluster import Membership, connect
-from pure_jax.host.distributed.processes import LOST_STATUS, end_now, first_says
+from pure_jax.host.distributed.processes import (
+  LOST_STATUS,
+  broadcast_from_zero,
+  end_now,
+)
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,7 +69,7 @@ class Peers:
     if count == 1:
       return
     listener = _listen(count) if index == 0 else None
-    port, nonce = first_says(
+    port, nonce = broadcast_from_zero(
       lambda: [listener.getsockname()[1], secrets.token_hex(_NONCE_BYTES)]
     )
     if index == 0:

@@ -1,6 +1,6 @@
 """How good a PRM is: ProcessBench, single steps, calibration.
 
-Step rewards are r = p(good) − p(bad) in [−1, 1]; a step is judged good where
+Step rewards are r = p(good) − p(bad) in [−1, 1]; a step is labelled good where
 its reward is *above* the threshold, 0 by default, as the PRM loss counts it.
 What has no value, such as an AUC where all steps are good, is None, and left
 out where a dict of numbers comes back.
@@ -52,7 +52,7 @@ def labelled_errors(labels: np.ndarray) -> FirstErrors:
 def predicted_errors(
   step_rewards: np.ndarray, step_mask: np.ndarray, threshold: float = 0.0
 ) -> FirstErrors:
-  """The first step that is not judged good.
+  """The first step that is not labelled good.
 
   Args:
     step_rewards: [B, S] float, any scale on which higher is better.
@@ -164,7 +164,7 @@ def accuracy(
   label_mask: np.ndarray,
   threshold: float = 0.0,
 ) -> float | None:
-  """The share of labelled steps judged as their label says.
+  """The share of labelled steps labelled as their label says.
 
   Args:
     step_rewards: [...] float, any scale on which higher is better.

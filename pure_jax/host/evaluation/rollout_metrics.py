@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pure_jax.host.logs.metrics import repetition_score
-from pure_jax.types import Rollout, Steps
+from pure_jax.types import Rollout, StepBoundaries
 
 HIGH_REPETITION = 0.2
 
@@ -74,7 +74,7 @@ class ResponseFacts:
 
 def response_facts(
   rollout: Rollout,
-  steps: Steps,
+  steps: StepBoundaries,
   step_rewards: np.ndarray | None,
   step_texts: Sequence[Sequence[str]],
   is_vacuous: Callable[[str], bool],

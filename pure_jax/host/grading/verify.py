@@ -234,7 +234,7 @@ def grade(
     responses: B texts.
     references: B right answers, without a box; a text is one value.
     extractors: see `first_of`.
-    on_done: called once for each response that is judged, to show progress;
+    on_done: called once for each response that is labelled, to show progress;
       None calls nothing.
 
   Returns:

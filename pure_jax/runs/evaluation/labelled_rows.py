@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from pure_jax.host.data import batches
-from pure_jax.host.data.records import Steps
+from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.tokenization import (
   PromptFormat,
   Tokenizer,
@@ -60,7 +60,7 @@ class EncodedRows:
 def encode_rows(
   tokenizer: Tokenizer,
   prompt_format: PromptFormat,
-  rows: Sequence[Steps],
+  rows: Sequence[LabelledSolution],
   limits: Limits,
 ) -> EncodedRows:
   """Ids of the rows, by the contract of `pure_jax.host.text.tokenization`."""

@@ -6,7 +6,7 @@ A row is what is known of one row of the data:
   id, problem       of the row; its solutions share the name of a problem
   left_out          why it was not scored, null where it was
   step_rewards      p(good) - p(bad) of each step; absent where left out
-  labels            1 good, 0 bad, null not judged, of each step
+  labels            1 good, 0 bad, null not labelled, of each step
   final_correct     whether the solution is right, null where unknown
   answer            the last number of the last step, null if there is none
 
@@ -18,7 +18,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pure_jax.host.data.records import Steps, problem_key
+from pure_jax.host.data.records import LabelledSolution, problem_key
 from pure_jax.host.grading.verify import last_number
 from pure_jax.runs.evaluation.labelled_rows import LEFT_OUT
 from pure_jax.runs.workdir import WorkdirError
@@ -61,7 +61,7 @@ class ScoreFile:
   def __exit__(self, *unused: object) -> None:
     self._file.close()
 
-  def holds(self, data: str, number: int, row: Steps) -> bool:
+  def holds(self, data: str, number: int, row: LabelledSolution) -> bool:
     """Whether a row is done.
 
     Args:
@@ -91,7 +91,7 @@ class ScoreFile:
     self._file.flush()
 
 
-def describe(data: str, number: int, row: Steps) -> Row:
+def describe(data: str, number: int, row: LabelledSolution) -> Row:
   """What is known of a row before it is scored.
 
   Args:

@@ -103,7 +103,7 @@ def _prm_model(
   named = files.prm or files.prm_architecture
   if named is not None and files.random_model is None:
     return _named(named, files)
-  if settings.rl.reward_mode == "vr" and files.judged is None:
+  if settings.rl.reward_mode == "vr" and files.labelled is None:
     return None
   return prm.extend_config(model, settings.prm.extra_layers)
 
@@ -268,13 +268,13 @@ class Programs:
       asked[1],
     )
     prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
-    judged = (self._params, *self._frozen(), sampled, prm_prompts)
-    scores = jax.eval_shape(functions.score, *judged)
+    labelled = (self._params, *self._frozen(), sampled, prm_prompts)
+    scores = jax.eval_shape(functions.score, *labelled)
     verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
     differentiated = (self._state(), sampled, scores, *verdicts)
     found = [
       self._rollout(asked),
-      Stage("score", functions.score, judged),
+      Stage("score", functions.score, labelled),
       Stage("update", functions.update, differentiated),
     ]
     if self._is_copied():  # Else the weights themselves are read.

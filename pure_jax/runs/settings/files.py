@@ -36,11 +36,11 @@ class FilesSettings:
   train_format: str
   held_out: str | None
   held_out_format: str
-  judged: str | None
-  judged_format: str
-  judged_one_in: int
-  judged_rows: int | None
-  judged_held_out_rows: int | None
+  labelled: str | None
+  labelled_format: str
+  labelled_one_in: int
+  labelled_rows: int | None
+  labelled_held_out_rows: int | None
   skip_malformed: bool
   extractors: tuple[str, ...]
   grader_workers: int
@@ -54,7 +54,7 @@ class FilesSettings:
   prm_architecture: str | None
   train_fields: Fields = None
   held_out_fields: Fields = None
-  judged_fields: Fields = None
+  labelled_fields: Fields = None
 
   def __post_init__(self):
     """Refuses names that nothing has, and lengths without room."""
@@ -64,7 +64,7 @@ class FilesSettings:
     )
     check_compute_dtype(self.compute_dtype)
     chunks = "logits_chunk", "attention_chunk"
-    for name in ("judged_rows", "judged_held_out_rows", *chunks):
+    for name in ("labelled_rows", "labelled_held_out_rows", *chunks):
       if getattr(self, name) is not None:  # None takes all.
         at_least_one(self, name)
     if (self.policy is None) == (self.random_model is None):
@@ -78,7 +78,7 @@ class FilesSettings:
       if getattr(self, name) is not None:
         one_of(name, getattr(self, name), tuple(ARCHITECTURES))
     for name in self.random_files:
-      one_of("random_files", name, ("train", "held_out", "judged", "prm"))
+      one_of("random_files", name, ("train", "held_out", "labelled", "prm"))
     for name in ("prompt_format", "prm_prompt_format"):
       one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
     for name, (_, row_format, fields) in self.sources().items():
@@ -88,9 +88,9 @@ class FilesSettings:
       one_of("extractors", name, tuple(EXTRACTORS))
     if not self.extractors:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
-    if self.judged_one_in < 2:
+    if self.labelled_one_in < 2:
       raise ValueError(
-        f"judged_one_in must be at least 2, got {self.judged_one_in}."
+        f"labelled_one_in must be at least 2, got {self.labelled_one_in}."
       )
     if not 0 < self.grader_seconds <= MAX_SECONDS:
       raise ValueError(
@@ -124,5 +124,5 @@ class FilesSettings:
     return {
       "train": (self.train, self.train_format, self.train_fields),
       "held_out": (self.held_out, self.held_out_format, self.held_out_fields),
-      "judged": (self.judged, self.judged_format, self.judged_fields),
+      "labelled": (self.labelled, self.labelled_format, self.labelled_fields),
     }

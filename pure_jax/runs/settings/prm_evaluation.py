@@ -3,7 +3,7 @@
 import dataclasses
 
 from pure_jax.host.data.formats.named import format_names
-from pure_jax.host.data.records import Steps
+from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.tokenization import PROMPT_FORMATS
 from pure_jax.runs.settings.checks import Fields, check_format, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
@@ -22,7 +22,7 @@ class DataSettings:
     """Refuses a format that has no steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
-    check_format("", self.format, self.fields, format_names(Steps))
+    check_format("", self.format, self.fields, format_names(LabelledSolution))
 
 
 @dataclasses.dataclass(frozen=True)

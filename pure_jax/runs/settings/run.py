@@ -74,7 +74,7 @@ class PRMSettings:
   """The process reward model, in the paper's two stages."""
 
   extra_layers: int
-  judged: int | None
+  labelled: int | None
   policy_prompts: int | None
   policy_samples: int | None
   batch_size: int
@@ -260,9 +260,9 @@ class RLSettings:
         "'compute' and None."
       )
 
-  def _kl(self, placement: str) -> str | None:
+  def _kl(self, act_sharding: str) -> str | None:
     """The KL estimator, where this is its place."""
-    return self.kl_estimator if self.kl_placement == placement else None
+    return self.kl_estimator if self.kl_placement == act_sharding else None
 
   def credit_config(self) -> CreditConfig:
     """Credit, baseline and advantage of this run."""
@@ -329,7 +329,7 @@ class Settings:
   @property
   def trains_prm(self) -> bool:
     """Whether there is anything to train a PRM on."""
-    return self.files is None or self.files.judged is not None
+    return self.files is None or self.files.labelled is not None
 
   def __post_init__(self):
     """Refuses stages that do not fit each other or the mesh."""
@@ -337,14 +337,14 @@ class Settings:
       raise ValueError(f"seed must be at least 0, got {self.seed}.")
     prm = self.prm
     made = [self.world, self.model, self.sft]
-    made += [prm.judged, prm.policy_prompts, prm.policy_samples]
+    made += [prm.labelled, prm.policy_prompts, prm.policy_samples]
     if any((part is None) != (self.files is not None) for part in made):
       raise ValueError(
-        "a run has either files, or world, model, sft, prm.judged, "
+        "a run has either files, or world, model, sft, prm.labelled, "
         "prm.policy_prompts and prm.policy_samples: the others are None."
       )
     if self.files is None:
-      at_least_one(prm, "judged policy_prompts policy_samples")
+      at_least_one(prm, "labelled policy_prompts policy_samples")
     dtype = (self.files or self.model).compute_dtype
     if self.kernels.attention == "cudnn" and dtype == "float32":
       raise ValueError(

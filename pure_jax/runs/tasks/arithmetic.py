@@ -1,7 +1,7 @@
 """The embedded world as the task of a run: everything made on first use.
 
 What a stage does not use is neither made nor read: the responses written to be
-judged wait for the training of the PRM.
+labelled wait for the training of the PRM.
 """
 
 import pathlib
@@ -101,23 +101,24 @@ class ArithmeticTask:
     rows = self._train_rows[: self._settings.sft.demonstrations]
     return self._encode(space, rows)[1]
 
-  def judged(
+  def labelled(
     self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.Judged:
-    """Judged responses and policy samples with the checker's labels."""
+  ) -> workspace.LabelledResponses:
+    """LabelledResponses responses and policy samples with the checker's
+    labels."""
     settings = self._settings.prm
 
     def load():
-      return self._load(judged=settings.judged)["judged"]
+      return self._load(labelled=settings.labelled)["labelled"]
 
     # Process 0 makes the files that the others then find.
-    made = processes.first_does(load)
+    made = processes.on_process_zero(load)
     rows, shown = self._encode(space, load() if made is None else made)
     asked = self.train[: settings.policy_prompts] * settings.policy_samples
     sampled = self._sample(space, policy_params, asked, space.key(1))
     data = jax.tree.map(lambda *x: np.concatenate(x), shown, sampled)
     problems = [row["problem"] for row in rows] + [p.problem for p in asked]
-    return workspace.Judged(data, *self._label(problems, data))
+    return workspace.LabelledResponses(data, *self._label(problems, data))
 
   def evaluate_prm(
     self, space: workspace.Workspace, policy_params: Any, params: Any

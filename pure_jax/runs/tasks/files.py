@@ -15,8 +15,8 @@ from pure_jax.host.data import files as data_files
 from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
+  LabelledSolution,
   Problem,
-  Steps,
   problem_key,
   split_by_problem,
 )
@@ -50,7 +50,7 @@ def contents(files: FilesSettings) -> dict[str, str]:
     ConfigError: naming what is missing or cannot be read.
   """
   found = {}
-  for name in ("policy", "prm", "train", "held_out", "judged"):
+  for name in ("policy", "prm", "train", "held_out", "labelled"):
     path = getattr(files, name)
     if path is None:
       continue
@@ -108,7 +108,7 @@ class FilesTask:
     or data to train it on.
     """
     files = self._files
-    named = files.prm is not None or files.judged is not None
+    named = files.prm is not None or files.labelled is not None
     if self._settings.rl.reward_mode == "vr" and not named:
       return None
     if files.prm is None:
@@ -162,10 +162,10 @@ class FilesTask:
   def _fits(self, problem: Problem) -> bool:
     """Whether both prompts of a problem have room."""
     asked = self.prompt_format.text(self.tokenizer, problem.problem)
-    judged = self.prm_prompt_format.text(self.tokenizer, problem.problem)
+    labelled = self.prm_prompt_format.text(self.tokenizer, problem.problem)
     return (
       len(self.tokenizer.encode(asked)) <= self.prompt_tokens
-      and len(self.tokenizer.encode(judged)) <= self.prm_prompt_tokens
+      and len(self.tokenizer.encode(labelled)) <= self.prm_prompt_tokens
     )
 
   def grade(
@@ -234,33 +234,37 @@ class FilesTask:
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
   @functools.cached_property
-  def _judged_file(self) -> Rows:
+  def _labelled_file(self) -> Rows:
     """Every labelled solution."""
-    if self._files.judged is None:
+    if self._files.labelled is None:
       raise ConfigError(
-        "A PRM must be trained, but files.judged names no data; or name a "
+        "A PRM must be trained, but files.labelled names no data; or name a "
         "trained one with files.prm."
       )
-    return self._rows("judged", Steps)
+    return self._rows("labelled", LabelledSolution)
 
-  def _judged_rows(self) -> tuple[list[Steps], list[Steps]]:
+  def _labelled_rows(
+    self,
+  ) -> tuple[list[LabelledSolution], list[LabelledSolution]]:
     """Training and held-out rows that share no problem."""
-    files, rows = self._files, self._judged_file
-    parts = split_by_problem(rows, files.judged_one_in)
+    files, rows = self._files, self._labelled_file
+    parts = split_by_problem(rows, files.labelled_one_in)
     if not all(map(len, parts)):
       raise ConfigError(
-        f"files.judged_one_in={files.judged_one_in} leaves {len(parts[0])} "
+        f"files.labelled_one_in={files.labelled_one_in} leaves {len(parts[0])} "
         f"rows to train on and {len(parts[1])} held out."
       )
     shown, held_out = (rows.take(part) for part in parts)
-    return shown[: files.judged_rows], held_out[: files.judged_held_out_rows]
+    return shown[: files.labelled_rows], held_out[
+      : files.labelled_held_out_rows
+    ]
 
-  def judged(
+  def labelled(
     self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.Judged:
+  ) -> workspace.LabelledResponses:
     """The rows of the file that fit, their steps as a policy writes them."""
     del policy_params
-    rows, encoded = self._encode(self._judged_rows()[0])
+    rows, encoded = self._encode(self._labelled_rows()[0])
     prompts = batches.left_pad(
       encoded.prompts, self.prm_prompt_tokens, self.tokenizer.pad_id
     )
@@ -269,7 +273,7 @@ class FilesTask:
     )
     labels, label_mask = step_labels(rows, self._limits.max_steps)
     space.metrics.rewind("prm_data", 0)
-    counts = self._judged_file.counts
+    counts = self._labelled_file.counts
     facts = {
       "file_rows": counts.read,
       "file_malformed": counts.skipped,
@@ -280,13 +284,13 @@ class FilesTask:
       "good_share": labels[label_mask].mean(),
     }
     space.metrics.write("prm_data", 0, facts)
-    return workspace.Judged(
+    return workspace.LabelledResponses(
       Demonstrations(*prompts, *responses), labels, label_mask
     )
 
   @property
   def _limits(self) -> labelled_rows.Limits:
-    """What there is room for in a judged row."""
+    """What there is room for in a labelled row."""
     return labelled_rows.Limits(
       self.prm_prompt_tokens,
       self._files.response_tokens,
@@ -294,8 +298,8 @@ class FilesTask:
     )
 
   def _encode(
-    self, rows: list[Steps]
-  ) -> tuple[list[Steps], labelled_rows.EncodedRows]:
+    self, rows: list[LabelledSolution]
+  ) -> tuple[list[LabelledSolution], labelled_rows.EncodedRows]:
     """Rows with room for their tokens and steps, and their ids."""
     limits = self._limits
     encoded = labelled_rows.encode_rows(
@@ -316,7 +320,7 @@ class FilesTask:
   ) -> dict[str, float]:
     """Judges the PRM on held-out rows, and as a chooser among solutions."""
     del policy_params
-    rows, encoded = self._encode(self._judged_rows()[1])
+    rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
     score = stages.make_prm_evaluation(
       space.prm_model, space.prm_score_config, space.table, space.layout
@@ -353,7 +357,7 @@ class FilesTask:
 
 
 def step_labels(
-  rows: Sequence[Steps], max_steps: int
+  rows: Sequence[LabelledSolution], max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
   """Labels as arrays.
 

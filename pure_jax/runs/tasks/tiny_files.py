@@ -69,10 +69,10 @@ def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     folder: where they go.
 
   Returns:
-    `train`, `held_out` and `judged`: MATH prompts, MATH500, PRM800K.
+    `train`, `held_out` and `labelled`: MATH prompts, MATH500, PRM800K.
   """
   paths = {
-    name: folder / f"{name}.jsonl" for name in ("train", "held_out", "judged")
+    name: folder / f"{name}.jsonl" for name in ("train", "held_out", "labelled")
   }
   folder.mkdir(parents=True, exist_ok=True)
   for path, rows in zip(paths.values(), _rows(), strict=True):
@@ -215,7 +215,7 @@ def _solutions() -> Iterator[tuple[str, list[str], int]]:
 
 def _rows() -> tuple[list[Any], list[Any], list[Any]]:
   """Raw rows of MATH prompts, MATH500 and PRM800K."""
-  train, held_out, judged = [], [], []
+  train, held_out, labelled = [], [], []
   for number, (problem, steps, answer) in enumerate(_solutions()):
     train.append(
       {
@@ -236,11 +236,11 @@ def _rows() -> tuple[list[Any], list[Any], list[Any]]:
         "subject": "Prealgebra",
       }
     )
-    judged.append(_judged(problem, steps, number))
-  return train, held_out, judged
+    labelled.append(_labelled(problem, steps, number))
+  return train, held_out, labelled
 
 
-def _judged(problem: str, steps: list[str], number: int) -> dict[str, Any]:
+def _labelled(problem: str, steps: list[str], number: int) -> dict[str, Any]:
   """A line of PRM800K; every other one ends with an error."""
   wrong = number % 2
   ratings = [1, -1] if wrong else [1, 0, 1]

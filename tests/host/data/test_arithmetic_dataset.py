@@ -14,11 +14,11 @@ from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.world import arithmetic, dataset
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.dataset import label_rollout, load_world
-from pure_jax.host.data.world.prm_examples import make_judged
+from pure_jax.host.data.world.prm_examples import make_prm_example
 from pure_jax.host.text.tokenization import separator_table
 
 WORLD = WorldConfig()
-SIZES = {"train": 120, "held_out": 30, "judged": 60}
+SIZES = {"train": 120, "held_out": 30, "labelled": 60}
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +49,8 @@ def test_rows_are_the_examples_in_order(rows):
   assert {split: len(found) for split, found in rows.items()} == SIZES
   for split, found in rows.items():
     for index, row in enumerate(found):
-      if split == "judged":
-        problem, response = make_judged(WORLD, index)
+      if split == "labelled":
+        problem, response = make_prm_example(WORLD, index)
       else:
         problem, response = arithmetic.make_example(WORLD, split, index)
       labels = arithmetic.label_steps(problem, response.split("\n\n"))
@@ -72,7 +72,7 @@ def test_labels_are_all_good_up_to_a_first_bad_one(rows):
 def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
   wrong_at = collections.Counter()
   for index in range(2_000):
-    problem, response = make_judged(WORLD, index)
+    problem, response = make_prm_example(WORLD, index)
     assert arithmetic.split_of(problem.text) == "train"
     assert tokenizer.decode(tokenizer.encode(response)) == response
     steps = response.split("\n\n")
@@ -89,16 +89,16 @@ def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
 
 
 def test_splits_share_no_problem(rows):
-  train, held_out, judged = (
+  train, held_out, labelled = (
     {row["problem"] for row in rows[split]} for split in dataset.SPLITS
   )
-  assert not (train | judged) & held_out
+  assert not (train | labelled) & held_out
   assert {arithmetic.split_of(text) for text in held_out} == {"held_out"}
 
 
 def test_a_larger_data_set_begins_with_a_smaller_one(rows, data_dir):
   larger = load_world(
-    WORLD, {"train": 200, "held_out": 40, "judged": 80}, data_dir
+    WORLD, {"train": 200, "held_out": 40, "labelled": 80}, data_dir
   )
   for split, size in SIZES.items():
     assert larger[split][:size] == rows[split]
@@ -125,13 +125,13 @@ def test_a_split_that_is_not_named_is_not_made(rows, tmp_path, monkeypatch):
     raise AssertionError("made")
 
   with monkeypatch.context() as patch:
-    patch.setattr(dataset, "make_judged", fail)
+    patch.setattr(dataset, "make_prm_example", fail)
     named = {split: SIZES[split] for split in arithmetic.SPLITS}
     expected = {split: rows[split] for split in named}
     assert load_world(WORLD, named, tmp_path) == expected
   monkeypatch.setattr(arithmetic, "make_example", fail)
-  ((split, found),) = load_world(WORLD, {"judged": 60}, tmp_path).items()
-  assert (split, found) == ("judged", rows["judged"])
+  ((split, found),) = load_world(WORLD, {"labelled": 60}, tmp_path).items()
+  assert (split, found) == ("labelled", rows["labelled"])
 
 
 def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
@@ -142,12 +142,14 @@ def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
 
 
 def test_another_world_or_size_is_another_data_set(rows, tmp_path):
-  load_world(WORLD, {"train": 8, "held_out": 4, "judged": 2}, tmp_path)
+  load_world(WORLD, {"train": 8, "held_out": 4, "labelled": 2}, tmp_path)
   other = dataclasses.replace(WORLD, seed=1)
-  found = load_world(other, {"train": 8, "held_out": 4, "judged": 2}, tmp_path)
+  found = load_world(
+    other, {"train": 8, "held_out": 4, "labelled": 2}, tmp_path
+  )
   assert found["train"] != rows["train"][:8]
   assert (
-    len(load_world(WORLD, {"train": 9, "held_out": 4, "judged": 2}, tmp_path))
+    len(load_world(WORLD, {"train": 9, "held_out": 4, "labelled": 2}, tmp_path))
     == 3
   )
   assert len(records(tmp_path)) == 3 * 3
@@ -161,7 +163,7 @@ def test_preparing_asks_no_network_and_says_nothing(
 
   monkeypatch.setattr(socket.socket, "connect", refuse)
   monkeypatch.setattr(socket, "getaddrinfo", refuse)
-  load_world(WORLD, {"train": 3, "held_out": 2, "judged": 2}, tmp_path)
+  load_world(WORLD, {"train": 3, "held_out": 2, "labelled": 2}, tmp_path)
   assert capfd.readouterr() == ("", "")
 
 
@@ -288,7 +290,7 @@ def test_a_problem_for_every_row(tokenizer):
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record"])
 def test_damaged_files_are_named_with_what_to_do(tmp_path, damage):
-  world, sizes = WorldConfig(), {"train": 200, "held_out": 8, "judged": 8}
+  world, sizes = WorldConfig(), {"train": 200, "held_out": 8, "labelled": 8}
   dataset.load_world(world, sizes, tmp_path)
   (path,) = tmp_path.rglob("*train.array_record*")
   data = bytearray(path.read_bytes())

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from prm_evaluations import report, scores
 from prm_evaluations import smoke as prm_smoke
 
-from pure_jax.host.data.records import DataError, Problem, Steps
+from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.settings.run import ConfigError
@@ -52,7 +52,7 @@ def files(tmp_path):
   paths = tiny_files.write_problems(tmp_path / "problems")
   for name, path in paths.items():
     first, *rest = path.read_text().splitlines()
-    if name == "judged":
+    if name == "labelled":
       rest[3] = json.dumps(
         json.loads(rest[3]) | {"is_quality_control_question": True}
       )
@@ -97,16 +97,16 @@ def test_training_tells_each_file_once_and_keeps_the_numbers(
 ):
   settings = training(tiny, files, skip_malformed=True)
   with cli.open_workspace(settings, str(tmp_path / "run")) as space:
-    space.task.judged(space, None)
+    space.task.labelled(space, None)
     # The evaluations after both stages read the file again.
-    assert space.task._judged_rows()[1]
+    assert space.task._labelled_rows()[1]
   told = [
     line for line in capsys.readouterr().err.splitlines() if "malformed" in line
   ]
   for (name, path), line in zip(files.items(), told, strict=True):
     expected = f"{path}: of 49 rows, 1 malformed (first: {path}:2: not JSON: "
     assert line.startswith(expected)
-    assert ("1 left out by the format" in line) == (name == "judged")
+    assert ("1 left out by the format" in line) == (name == "labelled")
   (row,) = map(
     json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
   )
@@ -119,7 +119,7 @@ def opens(settings, workdir, start=None):
     return True
 
 
-@pytest.mark.parametrize("name", ["train", "held_out", "judged"])
+@pytest.mark.parametrize("name", ["train", "held_out", "labelled"])
 def test_a_run_does_not_go_on_with_a_file_that_has_changed(
   tiny, files, tmp_path, name
 ):
@@ -182,7 +182,7 @@ def test_an_evaluation_tells_and_reports_malformed_rows(
 def test_an_evaluation_of_a_prm_tells_and_reports_malformed_rows(
   tiny, files, tmp_path, capsys
 ):
-  path = files["judged"]
+  path = files["labelled"]
   settings = judging(tiny, path, skip_malformed=True)
   text = evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert (
@@ -194,7 +194,7 @@ def test_an_evaluation_of_a_prm_tells_and_reports_malformed_rows(
     "left out by the format": {"value": 1, "count": 49},
   }
   assert "Rows not read" in text
-  with pytest.raises(DataError, match=r"judged\.jsonl:2: not JSON: "):
+  with pytest.raises(DataError, match=r"labelled\.jsonl:2: not JSON: "):
     evaluate_prm.evaluate(judging(tiny, path), str(tmp_path / "strict"))
 
 
@@ -242,9 +242,9 @@ def mapped_training(tiny, own, **changes):
       "train_fields": PROBLEMS,
       "held_out_format": "mapped_problems",
       "held_out_fields": PROBLEMS,
-      "judged": own["solutions"],
-      "judged_format": "mapped_steps",
-      "judged_fields": SOLUTIONS,
+      "labelled": own["solutions"],
+      "labelled_format": "mapped_steps",
+      "labelled_fields": SOLUTIONS,
     }
     | changes,
   )
@@ -256,7 +256,7 @@ def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
     "k2", "mapped_problems", "What is 2 + 1?", "3"
   )
   assert task.held_out == task.train and len(task.train) == 6
-  assert task._judged_file[3] == Steps(
+  assert task._labelled_file[3] == LabelledSolution(
     id="mapped_steps/3",
     source="mapped_steps",
     problem="What is 3 + 1?",
@@ -266,9 +266,9 @@ def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
   task.close()
   # The same folder and file, but other labels: another data set.
   fields = SOLUTIONS | {"labels": "is_wrong"}
-  changed = mapped_training(tiny, own, judged_fields=fields)
+  changed = mapped_training(tiny, own, labelled_fields=fields)
   task = files_task.FilesTask(changed, tmp_path)
-  assert task._judged_file[3].labels == (0, 0)
+  assert task._labelled_file[3].labels == (0, 0)
   task.close()
 
 
@@ -319,8 +319,8 @@ def test_an_evaluation_of_a_prm_reads_solutions_of_any_shape(
       r"train_fields: .*Unknown: \['anwser'\]",
     ),
     (
-      {"train_fields": {"problem": "q"}, "judged_fields": {"steps": "s"}},
-      "judged_fields: format 'prm800k' knows its fields",
+      {"train_fields": {"problem": "q"}, "labelled_fields": {"steps": "s"}},
+      "labelled_fields: format 'prm800k' knows its fields",
     ),
     ({"train_format": "mapped_all"}, "train_format must be one of"),
   ],

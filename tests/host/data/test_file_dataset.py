@@ -17,7 +17,7 @@ from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.data.file_dataset import load_rows
 from pure_jax.host.data.formats import gsm8k_steps, mapped, problems
 from pure_jax.host.data.formats.fields import Format
-from pure_jax.host.data.records import DataError, Problem, Steps
+from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.host.data.sources import read_rows
 
 OWN = mapped.make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
@@ -51,9 +51,11 @@ FULL = (
   Problem("a/3", "a", "π?", "0", None, False, 0.0, None, None, 1, None),
 )
 JUDGED = (
-  Steps("b/1", "b", "p", ("one", "two\nlines", "3"), (1, 0, None)),
-  Steps("b/2", "b", "p", ("one",), (None,), "7", False, "some model"),
-  Steps("b/3", "b", "p", ("one",), (0,), "7", True, None),
+  LabelledSolution("b/1", "b", "p", ("one", "two\nlines", "3"), (1, 0, None)),
+  LabelledSolution(
+    "b/2", "b", "p", ("one",), (None,), "7", False, "some model"
+  ),
+  LabelledSolution("b/3", "b", "p", ("one",), (0,), "7", True, None),
 )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pure_jax.host.data.formats import mapped, named
 from pure_jax.host.data.formats.fields import Format
-from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.data.records import LabelledSolution, Problem
 
 
 def test_a_mapping_reads_any_field_of_a_problem():
@@ -29,13 +29,13 @@ def test_a_mapping_reads_any_field_of_a_problem():
 
 def test_a_mapping_reads_steps_with_and_without_labels():
   mapping = {"problem": "q", "steps": "s", "labels": "l", "final_correct": "f"}
-  kind = mapped.make_format(Steps, mapping, source="own")
+  kind = mapped.make_format(LabelledSolution, mapping, source="own")
   row = {"q": "q", "s": ["a", "b", "c", "d", "e"], "f": None}
   (found,) = kind.parse(row | {"l": [True, False, None, 1, 0]}, 3)
   assert found.labels == (1, 0, None, 1, 0)
   assert (found.id, found.source, found.final_correct) == ("own/3", "own", None)
   del mapping["labels"]
-  kind = mapped.make_format(Steps, mapping, source="own")
+  kind = mapped.make_format(LabelledSolution, mapping, source="own")
   (found,) = kind.parse(row, 0)
   assert found.labels == (None,) * 5
 
@@ -54,7 +54,7 @@ def test_a_mapping_reads_steps_with_and_without_labels():
 )
 def test_rows_that_do_not_fit_a_mapping(row, reason):
   mapping = {"problem": "q", "steps": "s", "labels": "l"}
-  kind = mapped.make_format(Steps, mapping, source="own")
+  kind = mapped.make_format(LabelledSolution, mapping, source="own")
   with pytest.raises(ValueError, match=reason):
     kind.parse(row, 0)
 
@@ -64,8 +64,12 @@ def test_rows_that_do_not_fit_a_mapping(row, reason):
   [
     (Problem, {"problem": "q", "anwser": "a"}, r"Unknown: \['anwser'\]"),
     (Problem, {"answer": "a"}, r"missing: \['problem'\]"),
-    (Steps, {"problem": "q"}, r"missing: \['steps'\]"),
-    (Steps, {"problem": "q", "steps": "s", "level": "l"}, r"\['level'\]"),
+    (LabelledSolution, {"problem": "q"}, r"missing: \['steps'\]"),
+    (
+      LabelledSolution,
+      {"problem": "q", "steps": "s", "level": "l"},
+      r"\['level'\]",
+    ),
     (Problem, {"problem": "q", "source": "s"}, r"Unknown: \['source'\]"),
   ],
 )
@@ -84,10 +88,10 @@ def test_names_that_no_folder_can_have_are_refused():
 def test_a_format_is_found_by_its_name_and_a_mapping_only_where_it_is_asked():
   mapping = {"problem": "q", "steps": "s"}
   found = named.find_format("mapped_steps", mapping)
-  assert found.record is Steps and found.name == "mapped_steps"
+  assert found.record is LabelledSolution and found.name == "mapped_steps"
   other = named.find_format("mapped_steps", mapping | {"labels": "l"})
   assert found.options != other.options  # Or they would share prepared data.
-  for record in (Problem, Steps):
+  for record in (Problem, LabelledSolution):
     for name in named.format_names(record):
       if name not in named.MAPPED:
         assert named.find_format(name).record is record

@@ -5,8 +5,8 @@ import hashlib
 import pytest
 
 from pure_jax.host.data.records import (
+  LabelledSolution,
   Problem,
-  Steps,
   split_by_problem,
   step_text,
 )
@@ -32,9 +32,18 @@ def test_a_step_holds_no_blank_line(text, expected):
   [
     (lambda: Problem("i", "s", " "), "problem is empty"),
     (lambda: Problem("i", "s", "q", ""), "answer is empty"),
-    (lambda: Steps("i", "s", "q", ("a\n\nb",), (1,)), "step 1 is empty or"),
-    (lambda: Steps("i", "s", "q", ("a", " b"), (1, 1)), "step 2 is empty or"),
-    (lambda: Steps("i", "s", "q", ("a",), (-1,)), "labels are 1, 0 or None"),
+    (
+      lambda: LabelledSolution("i", "s", "q", ("a\n\nb",), (1,)),
+      "step 1 is empty or",
+    ),
+    (
+      lambda: LabelledSolution("i", "s", "q", ("a", " b"), (1, 1)),
+      "step 2 is empty or",
+    ),
+    (
+      lambda: LabelledSolution("i", "s", "q", ("a",), (-1,)),
+      "labels are 1, 0 or None",
+    ),
   ],
 )
 def test_records_that_nothing_could_be_done_with(make, reason):

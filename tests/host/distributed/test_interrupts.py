@@ -31,7 +31,11 @@ def own_handlers():
 )
 def test_held_back_until_the_end(number, raised):
   done = []
-  with preemption.terminable(), pytest.raises(raised), preemption.held_back():
+  with (
+    preemption.terminable(),
+    pytest.raises(raised),
+    preemption.defer_signals(),
+  ):
     signal.raise_signal(number)
     done.append("all of it")
   assert done == ["all of it"]
@@ -53,7 +57,7 @@ def test_sigterm_is_raised_once():
 
 def test_a_loop_finishes_its_step_whatever_comes():
   steps = []
-  with preemption.terminable(), preemption.finishing() as stop:
+  with preemption.terminable(), preemption.graceful_shutdown() as stop:
     for step in range(5):
       if step == 2:
         signal.raise_signal(signal.SIGTERM)
@@ -68,10 +72,10 @@ def test_a_signal_before_the_loop_does_not_wait_for_it():
   with (
     pytest.raises(preemption.Terminated),
     preemption.terminable(),
-    preemption.finishing() as stop,
+    preemption.graceful_shutdown() as stop,
   ):
     assert not stop.asked()
-    with preemption.finishing():  # A loop in a loop has no say.
+    with preemption.graceful_shutdown():  # A loop in a loop has no say.
       pass
     signal.signal(signal.SIGTERM, preemption._terminate)
     signal.raise_signal(signal.SIGTERM)
@@ -91,7 +95,7 @@ def test_sigterm_that_other_code_swallows_is_not_forgotten():
   with pytest.raises(preemption.Terminated), preemption.terminable():
     with contextlib.suppress(BaseException):
       signal.raise_signal(signal.SIGTERM)
-    with preemption.finishing():
+    with preemption.graceful_shutdown():
       begun.append(True)
   assert not begun
 
@@ -108,8 +112,8 @@ def test_a_program_keeps_its_own_handler():
     came.append(number)
 
   signal.signal(signal.SIGTERM, own)
-  with preemption.terminable(), preemption.finishing() as stop:
-    with preemption.held_back():
+  with preemption.terminable(), preemption.graceful_shutdown() as stop:
+    with preemption.defer_signals():
       signal.raise_signal(signal.SIGTERM)
       assert came == [signal.SIGTERM]
     assert not stop.asked()

@@ -43,7 +43,7 @@ def test_process_0_tells_all_others_who_died(monkeypatch):
   who, ended = threading.local(), [queue.Queue() for _ in range(3)]
   answered, answers, strangers = threading.Event(), [], []
 
-  def first_says(answer):
+  def broadcast_from_zero(answer):
     if who.index == 0:
       port, nonce = answer()
       stranger = socket.create_connection(("127.0.0.1", port))
@@ -58,7 +58,7 @@ def test_process_0_tells_all_others_who_died(monkeypatch):
     process_count=lambda: 3, process_index=lambda: who.index
   )
   monkeypatch.setattr(watchdog, "jax", cluster)
-  monkeypatch.setattr(watchdog, "first_says", first_says)
+  monkeypatch.setattr(watchdog, "broadcast_from_zero", broadcast_from_zero)
   joined = {}
 
   def join(index):

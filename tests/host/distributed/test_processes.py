@@ -44,7 +44,7 @@ OVERRIDES = {
   "sft.steps": 120,
   "sft.batch_size": 32,
   "sft.log_every": 120,
-  "prm.judged": 200,
+  "prm.labelled": 200,
   "prm.policy_prompts": 32,
   "rl.iterations": 4,
   "rl.prompts": 8,

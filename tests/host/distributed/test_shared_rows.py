@@ -1,4 +1,4 @@
-"""Rows of a batch among processes: each made, read and judged where it is."""
+"""Rows of a batch among processes: each made, read and labelled where it is."""
 
 import json
 
@@ -33,7 +33,7 @@ def test_each_process_makes_the_rows_of_its_devices(said):
 
 
 def test_every_row_is_judged_by_one_process(said):
-  """In the last layout both hold all rows: judged twice, a time-out in one
+  """In the last layout both hold all rows: labelled twice, a time-out in one
   of them would leave two verdicts in what should be one array.
   """
   for process in said:

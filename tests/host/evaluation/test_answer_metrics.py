@@ -133,7 +133,7 @@ def assert_agrees(kind, batch, k):
 @pytest.mark.parametrize("k", range(1, 8))
 def test_agrees_with_every_subset(kind, k):
   """Ragged, with ties, responses without answer or score, and equal answers
-  that the grader judged differently.
+  that the grader labelled differently.
   """
   assert_agrees(kind, random_batch(k), k)
 

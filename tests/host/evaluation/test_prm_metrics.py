@@ -236,7 +236,7 @@ def test_f1_has_a_bootstrap_interval():
 
 def test_labels_of_steps_end_at_the_first_error():
   """Good, good, bad, unlabelled; and all good. An error labelled bad from
-  there on would count steps that nobody judged.
+  there on would count steps that nobody labelled.
   """
   mask = np.array([[True] * 4, [True, True, False, False]])
   good, there = step_labels(labelled_errors(np.array([2, -1])), mask)

@@ -91,13 +91,13 @@ def save_tokenizer(folder):
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-  """Folders of policy and PRM, files of problems and of judged solutions."""
+  """Folders of policy and PRM, files of problems and of labelled solutions."""
   root = tmp_path_factory.mktemp("same")
   places = {
     "policy": tiny_files.write_policy(root / "policy", tied=True),
     "prm": tiny_files.write_prm(root / "prm", tied=True),
     "problems": root / "problems.jsonl",
-    "judged": root / "judged.jsonl",
+    "labelled": root / "labelled.jsonl",
   }
   save_tokenizer(places["policy"])
   save_tokenizer(places["prm"])
@@ -112,12 +112,12 @@ def places(tmp_path_factory):
     }
     for problem in TEXTS
   ]
-  judged = [
+  labelled = [
     {"prompt": problem, "completions": steps, "labels": labels}
     for problem, (steps, good) in TEXTS.items()
     for labels in [[True] * (len(steps) - 1) + [bool(good)]]
   ]
-  for name, rows in (("problems", problems), ("judged", judged)):
+  for name, rows in (("problems", problems), ("labelled", labelled)):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     places[name].write_text(text)
   return {name: str(path) for name, path in places.items()}
@@ -135,7 +135,7 @@ def seen(monkeypatch):
       before = np.cumsum(kept) - 1
       found[tuple(ids[kept].tolist())] = tuple(before[places[there]].tolist())
 
-  def recording(params, model, inputs, placement):
+  def recording(params, model, inputs, act_sharding):
     jax.debug.callback(
       lambda *arrays: record(*map(np.asarray, arrays)),
       *(inputs.tokens, inputs.mask, inputs.score_position, inputs.score_mask),
@@ -158,13 +158,13 @@ def written(tokenizer, length):
 
 def run_settings(places, separator):
   config = files_config.get_config()
-  named = {"train": "problems", "held_out": "problems", "judged": "judged"}
+  named = {"train": "problems", "held_out": "problems", "labelled": "labelled"}
   config.files.update({k: places[v] for k, v in named.items()})
   config.files.update(
     policy=places["policy"],
-    judged_format="stepwise",
+    labelled_format="stepwise",
     train_format="math500",
-    judged_one_in=2,
+    labelled_one_in=2,
     prompt_format="chat",
     prm_prompt_format="plain",
     prompt_tokens=8,
@@ -186,8 +186,8 @@ def take(seen):
 
 
 def by_training(space, seen):
-  """PRM training, and the held-out rows it is judged on."""
-  judged = space.task.judged(space, None)
+  """PRM training, and the held-out rows it is labelled on."""
+  labelled = space.task.labelled(space, None)
   declared = prm.declare_prm(space.prm_model)
   params = initial_params(declared)
   optimizer = make_optimizer(space.settings.prm.full_optim)
@@ -200,8 +200,8 @@ def by_training(space, seen):
     False,
   )
   state = train.start_state(params, declared, optimizer, space.layout)
-  batch = labelled_rows.crop(judged.responses, 8)
-  rows = space.put((batch, judged.labels, judged.label_mask))
+  batch = labelled_rows.crop(labelled.responses, 8)
+  rows = space.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
   params = initial_params(declared)
@@ -239,7 +239,7 @@ def by_prm_evaluation(places, separator, workdir, seen):
   settings = prm_evaluations.smoke(
     random_model=None,
     prm=places["prm"],
-    data=({"name": "a", "file": places["judged"], "format": "stepwise"},),
+    data=({"name": "a", "file": places["labelled"], "format": "stepwise"},),
     prompt_format="plain",
     separator=separator,
   )

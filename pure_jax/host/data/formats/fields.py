@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.data.records import LabelledSolution, Problem
 
 Row = dict[str, Any]
 
@@ -22,7 +22,7 @@ class Format:
   Attributes:
     name: of the data set, so letters, digits and underscores.
     version: raised with every change of what `parse` returns.
-    record: `Problem` or `Steps`.
+    record: `Problem` or `LabelledSolution`.
     parse: (raw row, its number from 0 within the split) -> records; none
       where the row is to be left out. A ValueError says what is wrong.
     options: whatever else decides what `parse` returns, as text.
@@ -30,7 +30,7 @@ class Format:
 
   name: str
   version: int
-  record: type[Problem] | type[Steps]
+  record: type[Problem] | type[LabelledSolution]
   parse: Callable[[Row, int], list[Any]]
   options: str = ""
 

@@ -5,7 +5,8 @@ reference solution and one by each of four models (`GENERATORS`); the solutions
 carry calculator annotations such as ``48/2 = <<48/2=24>>24 clips``, which is
 what makes their steps checkable. The rules:
 
-1. **Steps.** Each line is a step. The last line, ``A: 24``, is the final
+1. **LabelledSolution.** Each line is a step. The last line, ``A: 24``, is the
+  final
    answer. A solution without that line was cut off; it has no final step.
    Annotations are removed from the text once they have been read.
 2. **An annotation is true** if all its sides are equal. The last one, the
@@ -59,7 +60,7 @@ from pure_jax.host.data.formats.problems import (
   plain_number,
   strip_annotations,
 )
-from pure_jax.host.data.records import Steps, step_text
+from pure_jax.host.data.records import LabelledSolution, step_text
 
 GENERATORS = (
   "6b_finetuning",
@@ -107,7 +108,7 @@ def make_format(*, departures: bool = False) -> Format:
     The format; a line becomes four rows.
   """
 
-  def parse(row: Row, number: int) -> list[Steps]:
+  def parse(row: Row, number: int) -> list[LabelledSolution]:
     problem = fields.text(row, "question")
     reference = fields.text(row, "ground_truth").split("\n")
     if not reference[-1].startswith(FINAL):
@@ -125,7 +126,7 @@ def make_format(*, departures: bool = False) -> Format:
           f"{'is' if correct else 'is not'} the reference's"
         )
       found.append(
-        Steps(
+        LabelledSolution(
           id=f"gsm8k_steps/{number}/{generator}",
           source="gsm8k_steps",
           problem=problem,
@@ -138,7 +139,7 @@ def make_format(*, departures: bool = False) -> Format:
       )
     return found
 
-  return Format("gsm8k_steps", 1, Steps, parse, f"{departures=}")
+  return Format("gsm8k_steps", 1, LabelledSolution, parse, f"{departures=}")
 
 
 def label_solution(

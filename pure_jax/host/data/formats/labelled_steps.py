@@ -16,7 +16,7 @@ r"""Labelled steps: the stepwise format, Math-Shepherd, ProcessBench.
 * ProcessBench: ``id``, ``generator``, ``problem``, ``steps``,
   ``final_answer_correct``, and ``label``: the index of the first error, or -1
   where there is none. Steps before it are good, it is bad, those after it are
-  not judged.
+  not labelled.
 
 Math-Shepherd and ProcessBench are read as their authors publish their layout;
 neither was tried on the real files.
@@ -26,7 +26,7 @@ import re
 
 from pure_jax.host.data.formats import fields
 from pure_jax.host.data.formats.fields import Format, Row
-from pure_jax.host.data.records import Steps, step_text
+from pure_jax.host.data.records import LabelledSolution, step_text
 
 _MARKER = "ки"
 _STEP_1 = re.compile(r"[Ss]tep 1:")
@@ -55,7 +55,7 @@ def step_texts(row: Row, field: str) -> tuple[str, ...]:
   return tuple(found)
 
 
-def _stepwise(row: Row, number: int) -> list[Steps]:
+def _stepwise(row: Row, number: int) -> list[LabelledSolution]:
   """One of a stepwise-supervision file."""
   labels = fields.items(row, "labels")
   for label in labels:
@@ -65,7 +65,7 @@ def _stepwise(row: Row, number: int) -> list[Steps]:
         "need its original format"
       )
   return [
-    Steps(
+    LabelledSolution(
       id=f"stepwise/{number}",
       source="stepwise",
       problem=fields.text(row, "prompt"),
@@ -75,7 +75,7 @@ def _stepwise(row: Row, number: int) -> list[Steps]:
   ]
 
 
-def _math_shepherd(row: Row, number: int) -> list[Steps]:
+def _math_shepherd(row: Row, number: int) -> list[LabelledSolution]:
   """One of Math-Shepherd: its published layout, not tried on the real file."""
   whole = fields.text(row, "input")
   signed = fields.text(row, "label")
@@ -99,7 +99,7 @@ def _math_shepherd(row: Row, number: int) -> list[Steps]:
     raise ValueError("no 'Step 1:' before the first marker")
   steps = [pieces[0][starts[-1] :], *pieces[1:]]
   return [
-    Steps(
+    LabelledSolution(
       id=f"math_shepherd/{number}",
       source=f"math_shepherd/{fields.text(row, 'task').lower()}",
       problem=pieces[0][: starts[-1]].strip(),
@@ -109,7 +109,7 @@ def _math_shepherd(row: Row, number: int) -> list[Steps]:
   ]
 
 
-def _processbench(row: Row, number: int) -> list[Steps]:
+def _processbench(row: Row, number: int) -> list[LabelledSolution]:
   """One of ProcessBench: its published layout, not tried on the real files."""
   del number
   steps = step_texts(row, "steps")
@@ -123,7 +123,7 @@ def _processbench(row: Row, number: int) -> list[Steps]:
     after = len(steps) - first_error - 1
     labels[first_error:] = [0, *[None] * after]
   return [
-    Steps(
+    LabelledSolution(
       id=f"processbench/{fields.text(row, 'id')}",
       source="processbench",
       problem=fields.text(row, "problem"),
@@ -135,6 +135,6 @@ def _processbench(row: Row, number: int) -> list[Steps]:
   ]
 
 
-STEPWISE = Format("stepwise", 1, Steps, _stepwise)
-MATH_SHEPHERD = Format("math_shepherd", 1, Steps, _math_shepherd)
-PROCESSBENCH = Format("processbench", 1, Steps, _processbench)
+STEPWISE = Format("stepwise", 1, LabelledSolution, _stepwise)
+MATH_SHEPHERD = Format("math_shepherd", 1, LabelledSolution, _math_shepherd)
+PROCESSBENCH = Format("processbench", 1, LabelledSolution, _processbench)

@@ -7,11 +7,11 @@ from typing import Any
 from pure_jax.host.data.formats import fields as formats
 from pure_jax.host.data.formats.fields import Format, Row
 from pure_jax.host.data.formats.labelled_steps import step_texts
-from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.data.records import LabelledSolution, Problem
 
 
 def make_format(
-  record: type[Problem] | type[Steps],
+  record: type[Problem] | type[LabelledSolution],
   mapping: Mapping[str, str],
   *,
   source: str,
@@ -22,14 +22,14 @@ def make_format(
   of true or 1 (good), false or 0 (bad), null (no label). An optional field
   that is null, or "" where it is a text, is None. Fields without a mapping
   keep the record's default; `id` becomes the row's number, and without
-  `labels` no step is judged.
+  `labels` no step is labelled.
 
   >>> kind = make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
   >>> kind.parse({"q": "What is 1+1?", "a": 2}, 0)[0].answer
   '2'
 
   Args:
-    record: `Problem` or `Steps`.
+    record: `Problem` or `LabelledSolution`.
     mapping: name of a field of the record -> its name in the files.
     source: names the rows and the data set; letters, digits, underscores.
 
@@ -56,7 +56,7 @@ def make_format(
     values: dict[str, Any] = {"id": f"{source}/{number}", "source": source}
     for name, theirs in mapping.items():
       values[name] = _convert(fields[name].type, name, row, theirs)
-    if record is Steps and "labels" not in values:
+    if record is LabelledSolution and "labels" not in values:
       values["labels"] = (None,) * len(values["steps"])
     return [record(**values)]
 

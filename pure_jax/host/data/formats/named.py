@@ -10,7 +10,7 @@ from pure_jax.host.data.formats import (
 )
 from pure_jax.host.data.formats.fields import Format
 from pure_jax.host.data.formats.mapped import make_format
-from pure_jax.host.data.records import Problem, Steps
+from pure_jax.host.data.records import LabelledSolution, Problem
 
 FORMATS: dict[str, Format] = {
   found.name: found
@@ -32,17 +32,19 @@ FORMATS: dict[str, Format] = {
 # The same file with bolder labels, see `gsm8k_steps.make_format`.
 FORMATS["gsm8k_departures"] = gsm8k_steps.make_format(departures=True)
 # Any other file, whose fields the user names: see `mapped_format`.
-MAPPED: dict[str, type[Problem] | type[Steps]] = {
+MAPPED: dict[str, type[Problem] | type[LabelledSolution]] = {
   "mapped_problems": Problem,
-  "mapped_steps": Steps,
+  "mapped_steps": LabelledSolution,
 }
 
 
-def format_names(record: type[Problem] | type[Steps]) -> tuple[str, ...]:
+def format_names(
+  record: type[Problem] | type[LabelledSolution],
+) -> tuple[str, ...]:
   """Names of the formats of one kind of rows.
 
   Args:
-    record: `Problem` or `Steps`.
+    record: `Problem` or `LabelledSolution`.
 
   Returns:
     The names, those of `MAPPED` last.

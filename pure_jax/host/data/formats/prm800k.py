@@ -1,6 +1,6 @@
 r"""PRM800K in its original format, and what its labels mean.
 
-A line is one solution as one labeler judged it
+A line is one solution as one labeler labelled it
 ([Lightman et al. 2023](https://arxiv.org/abs/2305.20050))::
 
   question  problem, ground_truth_answer, in phase 2 also ground_truth_solution
@@ -18,7 +18,7 @@ the human one. Where there is neither, the solution ends before this step: the
 labeler gave up, or (phase 2) found the error that this step's candidates
 replace.
 
-**Rows.** Every judged candidate that does not continue its step becomes a row
+**Rows.** Every labelled candidate that does not continue its step becomes a row
 of its own: the steps before it, and it. The solution itself is a row too,
 unless it ends in such candidates, which then hold it whole. Steps shared by
 several rows carry their label in each of them.
@@ -41,7 +41,7 @@ from typing import Any
 
 from pure_jax.host.data.formats import fields
 from pure_jax.host.data.formats.fields import Format, Row
-from pure_jax.host.data.records import Steps, step_text
+from pure_jax.host.data.records import LabelledSolution, step_text
 
 _GOOD = {1: 1, 0: 1, -1: 0}  # By rating.
 BAD_PROBLEM = "bad_problem"
@@ -64,7 +64,7 @@ def make_format(
     The format; a line becomes no row, one or many.
   """
 
-  def parse(row: Row, number: int) -> list[Steps]:
+  def parse(row: Row, number: int) -> list[LabelledSolution]:
     label = fields.mapping(row, "label")
     repeated = fields.flag(row, "is_quality_control_question")
     screened = fields.flag(row, "is_initial_screening_question")
@@ -79,7 +79,7 @@ def make_format(
     problem = fields.text(question, "problem")
     answer = fields.text(question, "ground_truth_answer")
     return [
-      Steps(
+      LabelledSolution(
         id=f"prm800k/{number}/{index}",
         source="prm800k",
         problem=problem,
@@ -91,7 +91,7 @@ def make_format(
     ]
 
   options = f"{quality_control=} {screening=} {bad_problems=}"
-  return Format("prm800k", 1, Steps, parse, options)
+  return Format("prm800k", 1, LabelledSolution, parse, options)
 
 
 def expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:

@@ -17,14 +17,14 @@ from pure_jax.host.data.prepared import prepare, quiet
 from pure_jax.host.data.records import DataError
 from pure_jax.host.data.world import arithmetic
 from pure_jax.host.data.world.arithmetic import WorldConfig
-from pure_jax.host.data.world.prm_examples import make_judged
+from pure_jax.host.data.world.prm_examples import make_prm_example
 from pure_jax.host.text.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_tokenizer,
 )
 from pure_jax.host.text.tokenization import split_texts
 
-SPLITS = (*arithmetic.SPLITS, "judged")
+SPLITS = (*arithmetic.SPLITS, "labelled")
 # Examples of a record. TFDS takes 0.2 ms to write and read one of a single
 # example, which is several times what making the example takes.
 RECORD_EXAMPLES = 1_000
@@ -44,8 +44,8 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   VERSION = tfds.core.Version("1.5.0")
   RELEASE_NOTES = {  # noqa: RUF012
     "1.5.0": "A record holds many examples; the examples are the same.",
-    "1.4.0": "Four in five of the responses written to be judged go wrong.",
-    "1.3.0": "A split of responses written to be judged.",
+    "1.4.0": "Four in five of the responses written to be labelled go wrong.",
+    "1.3.0": "A split of responses written to be labelled.",
     "1.2.0": "Rows in order of their index; rates are what they say; an"
     " equation that a problem needs twice counts twice.",
   }
@@ -111,8 +111,8 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   def _examples(self, split: str) -> Iterator[dict[str, Any]]:
     """Examples as `load_world` returns them."""
     for index in range(self._sizes[split]):
-      if split == "judged":
-        problem, response = make_judged(self._world, index)
+      if split == "labelled":
+        problem, response = make_prm_example(self._world, index)
       else:
         problem, response = arithmetic.make_example(self._world, split, index)
       labels = arithmetic.label_steps(
@@ -133,7 +133,7 @@ def load_world(
 
   Args:
     world: the world's settings.
-    sizes: number of examples by split, of "train", "held_out" and "judged"
+    sizes: number of examples by split, of "train", "held_out" and "labelled"
       those that are needed.
     data_dir: where prepared data sets are kept; another world or other sizes
       are another data set beside it.

@@ -1,4 +1,4 @@
-"""Responses written to be judged: what the PRM learns beside real samples.
+"""Responses written to be labelled: what the PRM learns beside real samples.
 
 PRM800K rates several alternatives of a step after the same right beginning.
 So do these: a fifth of them are right to the end, the others go wrong at a step
@@ -27,8 +27,8 @@ WRONG_RATE = 0.8
 MAX_FILLERS = 3  # In a row, before a step.
 
 
-def make_judged(config: WorldConfig, index: int) -> tuple[Problem, str]:
-  """Example `index` of the judged responses.
+def make_prm_example(config: WorldConfig, index: int) -> tuple[Problem, str]:
+  """Example `index` of the labelled responses.
 
   The text alone: `arithmetic.label_steps` judges it like any other, so an
   alternative that happens to be right is labelled so.

@@ -14,7 +14,7 @@ from prm_evaluations import smoke
 from small_models import initial_params
 
 from pure_jax.host import huggingface
-from pure_jax.host.data.records import Steps, problem_key
+from pure_jax.host.data.records import LabelledSolution, problem_key
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, encode_response
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
@@ -42,7 +42,7 @@ class Characters:
 
 
 def steps(problem, *texts):
-  return Steps("id", "test", problem, texts, (1,) * len(texts))
+  return LabelledSolution("id", "test", problem, texts, (1,) * len(texts))
 
 
 # A prompt has the problem and a line break, a solution its steps, two
@@ -262,9 +262,10 @@ def problems_read(task, tokens, masks):
   ]
 
 
-def trained_and_judged(task, monkeypatch, chosen=None):
-  """Problems of the rows a PRM is trained on, and of those it is judged on."""
-  judged = task.judged(open_space([]), None).responses
+def trained_and_held_out(task, monkeypatch, chosen=None):
+  """Problems of the rows a PRM is trained on, and of those it is labelled
+  on."""
+  labelled = task.labelled(open_space([]), None).responses
   held_out = []
 
   def score(params, batch):
@@ -286,17 +287,19 @@ def trained_and_judged(task, monkeypatch, chosen=None):
   batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
   task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
   task.evaluate_prm(open_space(), None, None)
-  return problems_read(task, judged.prompt_tokens, judged.prompt_mask), held_out
+  return problems_read(
+    task, labelled.prompt_tokens, labelled.prompt_mask
+  ), held_out
 
 
 def test_a_prm_is_trained_and_judged_on_problems_that_differ(
   tmp_path, monkeypatch
 ):
   task = files_task_of_solutions(tmp_path)
-  one_in = task._files.judged_one_in
+  one_in = task._files.labelled_one_in
   rows = [
     json.loads(line)
-    for line in pathlib.Path(task._files.judged).read_text().splitlines()
+    for line in pathlib.Path(task._files.labelled).read_text().splitlines()
   ]
   problems = [row["question"]["problem"] for row in rows]
   # Where a problem goes follows from its text: `records.split_by_problem`.
@@ -305,28 +308,28 @@ def test_a_prm_is_trained_and_judged_on_problems_that_differ(
     sorted(t for t, out in zip(problems, apart, strict=True) if out == part)
     for part in (False, True)
   ]
-  trained, judged = trained_and_judged(task, monkeypatch)
-  assert trained and judged and not {*trained} & {*judged}
-  assert [sorted(trained), sorted(judged)] == expected
+  trained, labelled = trained_and_held_out(task, monkeypatch)
+  assert trained and labelled and not {*trained} & {*labelled}
+  assert [sorted(trained), sorted(labelled)] == expected
 
 
 def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
   task = files_task_of_solutions(
-    tmp_path, judged_rows=7, judged_held_out_rows=3
+    tmp_path, labelled_rows=7, labelled_held_out_rows=3
   )
-  trained, judged = trained_and_judged(task, monkeypatch)
-  assert (len(trained), len(judged)) == (7, 3)
+  trained, labelled = trained_and_held_out(task, monkeypatch)
+  assert (len(trained), len(labelled)) == (7, 3)
 
 
 def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
   task, chosen = files_task_of_solutions(tmp_path), []
-  _, held_out = task._judged_rows()
+  _, held_out = task._labelled_rows()
   rows = [
     dataclasses.replace(held_out[0], steps=("7 and", text), labels=(1, 1))
     for text in ("so 12.", "1,000 in all", "none")
   ]
-  monkeypatch.setattr(task, "_judged_rows", lambda: (rows, rows))
-  trained_and_judged(task, monkeypatch, chosen)
+  monkeypatch.setattr(task, "_labelled_rows", lambda: (rows, rows))
+  trained_and_held_out(task, monkeypatch, chosen)
   ((_, _, answers),) = chosen
   assert answers == ["12", "1,000", None]
 
@@ -351,7 +354,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
   )
   found = task.evaluate_prm(open_space(), None, None)
 
-  _, held_out = task._judged_rows()
+  _, held_out = task._labelled_rows()
   right = [
     (reward(encode_response(task.tokenizer, row.steps, finished=True)) > 0)
     == bool(label)

@@ -1,7 +1,7 @@
 """Where activations live: what a model asks of the layout it runs in.
 
 Models name the axes of a few arrays and leave the rest to the compiler;
-`pure_jax.parallel.sharding.Layout.placement` knows which devices hold them.
+`pure_jax.parallel.sharding.Layout.act_sharding` knows which devices hold them.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def unconstrained(x: Array, logical_axes: LogicalAxes) -> Array:
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
+class ActivationSharding:
   """How a model's activations are spread over devices, and read there.
 
   Attributes:
@@ -95,4 +95,4 @@ class Placement:
   head_logp: HeadLogp | None = None
 
 
-LOCAL = Placement()  # On one device, or wherever the compiler likes.
+LOCAL = ActivationSharding()  # On one device, or wherever the compiler likes.
