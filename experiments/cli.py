@@ -24,9 +24,9 @@ from ml_collections import config_flags
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.host.distributed import (
   cluster,
+  global_batch,
   preemption,
   processes,
-  shared_rows,
   watchdog,
 )
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
@@ -70,13 +70,16 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "Which of them this is, from 0."
 )
-_CONNECT_SECONDS = flags.DEFINE_integer(
-  "connect_seconds", 300, "How long to wait for the others.", lower_bound=1
+_CONNECT_TIMEOUT = flags.DEFINE_integer(
+  "connect_timeout_seconds",
+  300,
+  "How long to wait for the other processes at the start.",
+  lower_bound=1,
 )
-_SILENCE_SECONDS = flags.DEFINE_integer(
-  "silence_seconds",
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  "heartbeat_timeout_seconds",
   100,
-  "After how long without a sign of life a process counts as dead.",
+  "After how long without a heartbeat a process counts as dead.",
   lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
@@ -120,8 +123,10 @@ def open_workspace(
   if settings.files is not None:
     config["contents"] = contents(settings.files)
   layout, rl_layouts = layouts(settings)
-  processes.check_same(json.dumps(config), "The config and the files it names")
-  shared_rows.warm_up_collectives(
+  processes.require_same(
+    json.dumps(config), "The config and the files it names"
+  )
+  global_batch.warm_up_collectives(
     {x.mesh for x in (layout, *vars(rl_layouts).values())}
   )
   if start is not None:
@@ -135,7 +140,7 @@ def open_workspace(
     metrics, samples = processes.on_process_zero(
       lambda: _open_files(opened, workdir, config)
     ) or (NoWriter(), NoWriter())
-    processes.check_shared(path)
+    processes.require_shared_folder(path)
     task = opened.enter_context(_open_task(settings, start_path))
     _check_fit(task, layout, rl_layouts)
     _check_held_out(task, settings.rl.eval_prompts, layout, rl_layouts)
@@ -228,7 +233,7 @@ def _open_files(
 ) -> tuple[MetricsWriter, SamplesWriter]:
   """Takes the folder, and opens what one process alone writes."""
   path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  opened.enter_context(workdirs.locked(path))
+  opened.enter_context(workdirs.lock_folder(path))
   return (
     opened.enter_context(MetricsWriter(path)),
     opened.enter_context(SamplesWriter(path)),
@@ -348,9 +353,9 @@ def run(
     if keeps_programs:
       _keep_programs()
     with (
-      exit_status.in_a_sentence(),
-      watchdog.joined(_membership()),
-      preemption.terminable(),
+      exit_status.report_errors(),
+      watchdog.join_cluster(_cluster_config()),
+      preemption.raise_on_sigterm(),
     ):
       main(argv)
 
@@ -360,7 +365,7 @@ def run(
 def _keep_programs() -> None:
   """Keeps compiled programs; a folder that takes none is no reason to end."""
   try:
-    compilation_cache.keep(_COMPILATION_CACHE.value)
+    compilation_cache.enable(_COMPILATION_CACHE.value)
   except OSError as error:
     print(
       f"compiled programs are not kept: {error}. The next start compiles "
@@ -369,12 +374,12 @@ def _keep_programs() -> None:
     )
 
 
-def _membership() -> cluster.Membership:
-  """What the flags say of the other processes."""
-  return cluster.Membership(
+def _cluster_config() -> cluster.ClusterConfig:
+  """The other processes of the run, by flags."""
+  return cluster.ClusterConfig(
     _COORDINATOR.value,
     _PROCESSES.value,
     _PROCESS_ID.value,
-    _CONNECT_SECONDS.value,
-    _SILENCE_SECONDS.value,
+    _CONNECT_TIMEOUT.value,
+    _HEARTBEAT_TIMEOUT.value,
   )

@@ -20,7 +20,7 @@ from pure_jax.host.checkpoints.manager import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import LabelledSolution, Problem
-from pure_jax.host.distributed import processes, shared_rows
+from pure_jax.host.distributed import global_batch, processes
 from pure_jax.host.logs import curves
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.tokenization import PromptFormat, Tokenizer
@@ -290,15 +290,15 @@ class Workspace:
     Returns:
       The pytree, [B, ...], rows split over the mesh.
     """
-    return shared_rows.make_rows(self._rows, count, make)
+    return global_batch.make_rows(self._rows, count, make)
 
   def share(self, count: int) -> np.ndarray:
     """The rows of a batch [B] that this process reads and judges."""
-    return shared_rows.shares(self._rows, count)[jax.process_index()]
+    return global_batch.owned_rows(self._rows, count)[jax.process_index()]
 
   def gather(self, count: int, tree: Any) -> Any:
     """What each process knows of its `share`, [b, ...], as [B, ...] in all."""
-    return shared_rows.gather_rows(self._rows, count, tree)
+    return global_batch.gather_rows(self._rows, count, tree)
 
   @property
   def _rows(self) -> jax.sharding.NamedSharding:
@@ -308,7 +308,7 @@ class Workspace:
   def key(self, stage: int) -> jax.Array:
     """The random key of a stage, on every device."""
     key = jax.random.fold_in(jax.random.key(self.settings.seed), stage)
-    return shared_rows.replicate(sharding.replicated(self.layout), key)
+    return global_batch.replicate(sharding.replicated(self.layout), key)
 
   def load_weights(self, stage: str, declared: Any) -> Any:
     """What a finished stage left, sharded as declared.
@@ -350,7 +350,7 @@ class Workspace:
     with contextlib.ExitStack() as opened:
       if self.start != self.workdir:  # Which is locked already.
         processes.on_process_zero(
-          lambda: opened.enter_context(workdirs.locked(self.start))
+          lambda: opened.enter_context(workdirs.lock_folder(self.start))
         )
       yield
 
