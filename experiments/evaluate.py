@@ -195,7 +195,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   workdir = workdirs.prepare_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
-  with workdirs.locked(workdir):
+  with workdirs.lock_folder(workdir):
     _evaluate_in(workdir, settings, layout)
 
 

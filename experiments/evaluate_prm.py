@@ -170,7 +170,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = contents(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  with workdirs.locked(folder):
+  with workdirs.lock_folder(folder):
     return _evaluate_in(folder, settings, layout)
 
 

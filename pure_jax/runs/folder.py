@@ -108,7 +108,7 @@ class RunFolder:
     with contextlib.ExitStack() as opened:
       if self.start != self.path:  # This run's own folder is locked already.
         processes.on_process_zero(
-          lambda: opened.enter_context(workdirs.locked(self.start))
+          lambda: opened.enter_context(workdirs.lock_folder(self.start))
         )
       yield
 

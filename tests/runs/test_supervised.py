@@ -132,7 +132,7 @@ def stopped(folder, losses, at):
 
   before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
   try:
-    with preemption.terminable():
+    with preemption.raise_on_sigterm():
       run_stage(folder, losses, before=send)
   finally:
     signal.signal(signal.SIGTERM, before)

@@ -15,7 +15,7 @@ from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import Problem
 from pure_jax.host.data.world import arithmetic, dataset
 from pure_jax.host.distributed import processes
-from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
   encode_response,

@@ -20,7 +20,7 @@ from pure_jax.host.data.records import (
   problem_key,
   split_by_problem,
 )
-from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics, solution_choice
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer

@@ -341,7 +341,7 @@ def test_a_killed_save_leaves_the_one_before(tmp_path):
 def signals_raise():
   """A shell's background job ignores Ctrl-C, and so would the tests there."""
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-  with preemption.terminable():
+  with preemption.raise_on_sigterm():
     yield
   signal.signal(signal.SIGINT, handler)
 
