@@ -22,7 +22,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import loop, workspace
-from pure_jax.runs.evaluation import labelled_rows
+from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
@@ -71,7 +71,7 @@ def train_stage(
   def make_batch(indices):
     # The columns that the whole batch needs, whoever makes which rows.
     batch = workspace.take(labelled.responses, indices)
-    batch = labelled_rows.crop(batch, settings.length_multiple)
+    batch = labelled_solutions.crop(batch, settings.length_multiple)
     labels = labelled.labels[indices], labelled.label_mask[indices]
     return space.put((batch, *labels))
 

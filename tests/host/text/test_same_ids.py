@@ -24,7 +24,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_rows
+from pure_jax.runs.evaluation import data, labelled_solutions
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -200,7 +200,7 @@ def by_training(space, seen):
     False,
   )
   state = train.start_state(params, declared, optimizer, space.layout)
-  batch = labelled_rows.crop(labelled.responses, 8)
+  batch = labelled_solutions.crop(labelled.responses, 8)
   rows = space.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
