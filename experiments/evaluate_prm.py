@@ -36,7 +36,7 @@ from pure_jax.host.logs.progress import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation import labelled_rows, prm_report
+from pure_jax.runs.evaluation import labelled_solutions, prm_report
 from pure_jax.runs.evaluation.score_file import ScoreFile, describe
 from pure_jax.runs.load import Judge, contents, load_folder, load_run
 from pure_jax.runs.settings.prm_evaluation import (
@@ -74,10 +74,10 @@ def score_data(
   Raises:
     FloatingPointError: if a score is not finite; it is not kept.
   """
-  limits = labelled_rows.Limits(
+  limits = labelled_solutions.SolutionLimits(
     settings.prompt_tokens, settings.response_tokens, settings.max_steps
   )
-  encoded = labelled_rows.encode_rows(
+  encoded = labelled_solutions.encode_solutions(
     judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
   )
   todo = {
@@ -101,7 +101,7 @@ def score_data(
   )
   count = -(-len(encoded.index) // settings.batch_size)
   with Progress(data.name, count, enabled=settings.progress) as bar:
-    for places, batch in labelled_rows.in_batches(
+    for places, batch in labelled_solutions.batches_by_length(
       encoded,
       limits,
       settings.batch_size,

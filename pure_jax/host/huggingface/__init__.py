@@ -16,7 +16,13 @@ from pure_jax.host.huggingface.config import (
 from pure_jax.host.huggingface.export import export_policy, export_prm
 from pure_jax.host.huggingface.load import load_policy, load_prm
 
+# Suffixes of the files of a tokenizer, and of a whole model folder.
+TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
+MODEL_FILES = (*TOKENIZER_FILES, ".safetensors")
+
 __all__ = [
+  "MODEL_FILES",
+  "TOKENIZER_FILES",
   "FolderConfig",
   "HuggingFaceError",
   "check_vocabulary",

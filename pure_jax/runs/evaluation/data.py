@@ -27,9 +27,6 @@ from pure_jax.runs.settings.evaluation import (
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
 
-# Of a model's folder, what is read.
-MODEL_FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
-
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
@@ -94,7 +91,7 @@ def contents(settings: EvaluationSettings) -> dict[str, Any]:
         f"config.{name}={folder} holds "
         f"{'a language model' if name == 'prm' else 'a PRM'}."
       )
-    found[name] = integrity.fingerprint(folder, MODEL_FILES)
+    found[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
   files = {}
   for name, benchmark in settings.named_benchmarks().items():
     if not pathlib.Path(benchmark.file).is_file():

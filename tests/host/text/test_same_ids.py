@@ -23,7 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_rows
+from pure_jax.runs.evaluation import data, labelled_solutions
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
@@ -202,7 +202,7 @@ def by_training(run, seen):
   state = train.start_state(
     params, declared, optimizer, run.spec.layouts.training
   )
-  batch = labelled_rows.crop(labelled.responses, 8)
+  batch = labelled_solutions.crop(labelled.responses, 8)
   rows = run.batches.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)

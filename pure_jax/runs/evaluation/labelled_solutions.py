@@ -26,7 +26,7 @@ LEFT_OUT = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class SolutionLimits:
   """What there is room for.
 
   Attributes:
@@ -41,7 +41,7 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True)
-class EncodedRows:
+class EncodedSolutions:
   """The rows of a data set that a PRM can read, as ids.
 
   Attributes:
@@ -57,12 +57,12 @@ class EncodedRows:
   left_out: dict[int, str]
 
 
-def encode_rows(
+def encode_solutions(
   tokenizer: Tokenizer,
   prompt_format: PromptFormat,
   rows: Sequence[LabelledSolution],
-  limits: Limits,
-) -> EncodedRows:
+  limits: SolutionLimits,
+) -> EncodedSolutions:
   """Ids of the rows, by the contract of `pure_jax.host.text.tokenization`."""
   index, prompts, responses, left_out = [], [], [], {}
   for number, row in enumerate(rows):
@@ -83,7 +83,7 @@ def encode_rows(
     index.append(number)
     prompts.append(asked)
     responses.append(response)
-  return EncodedRows(np.asarray(index, int), prompts, responses, left_out)
+  return EncodedSolutions(np.asarray(index, int), prompts, responses, left_out)
 
 
 def crop(batch: Demonstrations, multiple: int) -> Demonstrations:
@@ -103,8 +103,12 @@ def crop(batch: Demonstrations, multiple: int) -> Demonstrations:
   )
 
 
-def in_batches(
-  rows: EncodedRows, limits: Limits, batch_size: int, multiple: int, pad_id: int
+def batches_by_length(
+  rows: EncodedSolutions,
+  limits: SolutionLimits,
+  batch_size: int,
+  multiple: int,
+  pad_id: int,
 ) -> Iterator[tuple[np.ndarray, Demonstrations]]:
   """Every row once, long ones beside long ones.
 

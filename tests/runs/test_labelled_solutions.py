@@ -18,7 +18,7 @@ from pure_jax.host.data.records import LabelledSolution, problem_key
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, encode_response
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
-from pure_jax.runs.evaluation import labelled_rows
+from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.evaluation.score_file import ScoreFile
 from pure_jax.runs.load import Judge
 from pure_jax.runs.settings import conversion
@@ -58,11 +58,13 @@ ROWS = [
   steps("p", "caf\xe9"),  # Not given back.
   steps("p" * 10, "\xe9"),  # 11 ids, and not given back.
 ]
-LIMITS = labelled_rows.Limits(prompt_tokens=10, response_tokens=11, max_steps=2)
+LIMITS = labelled_solutions.SolutionLimits(
+  prompt_tokens=10, response_tokens=11, max_steps=2
+)
 
 
 def encoded():
-  return labelled_rows.encode_rows(
+  return labelled_solutions.encode_solutions(
     Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS
   )
 
@@ -85,7 +87,9 @@ def test_limits_are_inclusive_and_every_row_is_accounted_for():
 def test_batches_hold_every_row_once_in_few_columns():
   found, seen = encoded(), []
   shapes = []
-  for places, batch in labelled_rows.in_batches(found, LIMITS, 3, 4, pad_id=0):
+  for places, batch in labelled_solutions.batches_by_length(
+    found, LIMITS, 3, 4, pad_id=0
+  ):
     shapes.append((batch.prompt_tokens.shape, batch.tokens.shape))
     assert not batch.prompt_tokens[~batch.prompt_mask].any()
     for row, place in enumerate(places):
@@ -103,7 +107,9 @@ def test_batches_hold_every_row_once_in_few_columns():
 
 
 def test_cropped_columns_held_nothing():
-  (_, batch), *_ = labelled_rows.in_batches(encoded(), LIMITS, 1, 4, pad_id=0)
+  (_, batch), *_ = labelled_solutions.batches_by_length(
+    encoded(), LIMITS, 1, 4, pad_id=0
+  )
   # The shortest row has 2 and 5 ids: 4 and 8 columns.
   assert batch.prompt_tokens.shape == (1, 4)
   assert batch.tokens.shape == (1, 8)
