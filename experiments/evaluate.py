@@ -26,7 +26,7 @@ import cli
 import numpy as np
 
 from pure_jax.host import huggingface
-from pure_jax.host.data import files
+from pure_jax.host.data import file_dataset
 from pure_jax.host.evaluation.report import render_table, write_report
 from pure_jax.host.evaluation.responses import (
   Response,
@@ -159,7 +159,7 @@ def report(
     seed=settings.bootstrap_seed,
     resamples=settings.bootstrap_resamples,
   )
-  tables |= files.not_read_tables(questions.counts)
+  tables |= file_dataset.not_read_tables(questions.counts)
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():

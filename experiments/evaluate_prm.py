@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.report import render_table, write_report

@@ -7,7 +7,7 @@ from typing import Any
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.file_dataset import Counts
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import Problem

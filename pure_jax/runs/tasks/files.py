@@ -10,7 +10,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.formats.named import find_format

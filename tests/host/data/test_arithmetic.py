@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from pure_jax.host.data.world import arithmetic
+from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.grading import verify
 
@@ -78,10 +78,10 @@ CASES = [
 
 @pytest.mark.parametrize("steps, labels, right, kind", CASES)
 def test_verdicts_by_hand(steps, labels, right, kind):
-  assert arithmetic.label_steps(PROBLEM, steps) == labels
-  assert arithmetic.grade(PROBLEM, "\n\n".join(steps)) is right
+  assert checker.label_steps(PROBLEM, steps) == labels
+  assert checker.grade(PROBLEM, "\n\n".join(steps)) is right
   if kind is not None:
-    assert arithmetic.classify(PROBLEM, steps) == kind
+    assert checker.classify(PROBLEM, steps) == kind
 
 
 @pytest.mark.parametrize(
@@ -101,28 +101,28 @@ def test_verdicts_by_hand(steps, labels, right, kind):
 )
 def test_the_answer_is_what_the_last_balanced_box_holds(response, answer):
   assert verify.boxed(response) == answer
-  assert arithmetic.grade(PROBLEM, response) is (answer == "6")
+  assert checker.grade(PROBLEM, response) is (answer == "6")
 
 
 @pytest.mark.parametrize("content", ["-6", "6.0", "+6", "six", "²", "٦", "{6}"])
 def test_other_ways_to_write_the_answer_are_wrong(content):
-  assert not arithmetic.grade(PROBLEM, f"\\boxed{{{content}}}")
+  assert not checker.grade(PROBLEM, f"\\boxed{{{content}}}")
 
 
 def test_only_fillers_and_nothing_are_vacuous():
-  assert all(map(arithmetic.is_vacuous, ["", THINK, "Let me check."]))
+  assert all(map(checker.is_vacuous, ["", THINK, "Let me check."]))
   others = ["3+5=8", r"\boxed{6}", "Let me", "Let me think", f"{THINK} 3+5=8"]
-  assert not any(map(arithmetic.is_vacuous, others))
+  assert not any(map(checker.is_vacuous, others))
 
 
 def test_an_equation_needed_twice_is_no_repetition():
   # Taken for one, the second 3-1=2 would leave the chain short: the box, bad.
   problem = arithmetic.parse_problem("3-1+1-1=?")
   steps = ["3-1=2", "2+1=3", "3-1=2", r"\boxed{2}"]
-  assert arithmetic.label_steps(problem, steps) == [1] * 4
-  assert arithmetic.classify(problem, steps) == "right"
+  assert checker.label_steps(problem, steps) == [1] * 4
+  assert checker.classify(problem, steps) == "right"
   steps = ["3-1=2", "3-1=2", "2+1=3", "3-1=2", "3-1=2", "2+1=3", r"\boxed{2}"]
-  assert arithmetic.label_steps(problem, steps) == [1] * 7
+  assert checker.label_steps(problem, steps) == [1] * 7
 
 
 def labels_by_evaluation(problem, steps):
@@ -163,7 +163,7 @@ def test_labels_agree_with_python_on_damaged_demonstrations():
       change = alphabet[rng.integers(len(alphabet))]
       response = response[:at] + change + response[at + 1 :]
     steps = response.split("\n\n")
-    labels = arithmetic.label_steps(problem, steps)
+    labels = checker.label_steps(problem, steps)
     assert labels == labels_by_evaluation(problem, steps), (problem, steps)
     counts.update(labels)
   assert min(counts[1], counts[0], counts[None]) > 1_000
@@ -249,7 +249,7 @@ def read(step):
 
 def test_faultless_teachers_are_right_in_every_step():
   for problem, steps in demonstrations():
-    assert arithmetic.label_steps(problem, steps) == [1] * len(steps)
+    assert checker.label_steps(problem, steps) == [1] * len(steps)
     assert len(steps) == len(problem.operations) + 1
     assert steps[-1] == f"\\boxed{{{eval(problem.chain)}}}"
 
@@ -269,7 +269,7 @@ def test_the_misconception_adds_what_the_first_minus_takes_away():
     assert steps[-1] == f"\\boxed{{{value}}}"
     if met_here:
       met += 1
-      assert arithmetic.classify(problem, steps) == "misconception"
+      assert checker.classify(problem, steps) == "misconception"
   assert met > 1_000
 
 
@@ -307,17 +307,17 @@ def test_skipping_leaves_the_box_alone():
     assert steps == [f"\\boxed{{{eval(problem.chain)}}}"]
   # Fillers may stand before it; an equation never written is not repeated.
   for _, steps in demonstrations(skip_rate=1.0, vacuous_rate=0.9):
-    assert all(map(arithmetic.is_vacuous, steps[:-1]))
+    assert all(map(checker.is_vacuous, steps[:-1]))
 
 
 def test_vacuous_steps_are_neutral_and_as_frequent_as_asked():
   places = extra = fillers = 0
   for problem, steps in demonstrations(vacuous_rate=0.15):
-    assert arithmetic.label_steps(problem, steps) == [1] * len(steps)
+    assert checker.label_steps(problem, steps) == [1] * len(steps)
     needed = len(problem.operations) + 1
     places += needed
     extra += len(steps) - needed
-    fillers += sum(map(arithmetic.is_vacuous, steps))
+    fillers += sum(map(checker.is_vacuous, steps))
   deviation = np.sqrt(0.15 * 0.85 / places)
   assert abs(extra / places - 0.15) < 5 * deviation
   # The others repeat an equation: one in three, once there is one.

@@ -11,9 +11,10 @@ import pytest
 
 from pure_jax import steps as device_steps
 from pure_jax.host.data.batches import right_pad
-from pure_jax.host.data.world import arithmetic, dataset
+from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.data.world.arithmetic import WorldConfig
-from pure_jax.host.data.world.dataset import label_rollout, load_world
+from pure_jax.host.data.world.checker import label_rollout
+from pure_jax.host.data.world.dataset import Example, load_world
 from pure_jax.host.data.world.prm_examples import make_prm_example
 from pure_jax.host.text.tokenization import separator_table
 
@@ -53,17 +54,17 @@ def test_rows_are_the_examples_in_order(rows):
         problem, response = make_prm_example(WORLD, index)
       else:
         problem, response = arithmetic.make_example(WORLD, split, index)
-      labels = arithmetic.label_steps(problem, response.split("\n\n"))
-      assert row == {
-        "problem": problem.text,
-        "response": response,
-        "labels": [label for label in labels if label is not None],
-        "answer": eval(problem.chain),
-      }
+      labels = checker.label_steps(problem, response.split("\n\n"))
+      assert row == Example(
+        problem=problem.text,
+        response=response,
+        labels=tuple(label for label in labels if label is not None),
+        answer=eval(problem.chain),
+      )
 
 
 def test_labels_are_all_good_up_to_a_first_bad_one(rows):
-  flat = [row["labels"] for row in rows["train"]]
+  flat = [row.labels for row in rows["train"]]
   assert all(0 not in labels[:-1] for labels in flat)
   # Half of the teachers share the misconception: both kinds must occur.
   assert 20 < sum(labels[-1] for labels in flat) < 100
@@ -76,11 +77,11 @@ def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
     assert arithmetic.split_of(problem.text) == "train"
     assert tokenizer.decode(tokenizer.encode(response)) == response
     steps = response.split("\n\n")
-    labels = arithmetic.label_steps(problem, steps)
+    labels = checker.label_steps(problem, steps)
     if 0 in labels:
       wrong_at[min(labels.index(0), 3)] += 1
     else:
-      right = arithmetic.grade(problem, response)
+      right = checker.grade(problem, response)
       wrong_at["right" if right else "unfinished"] += 1
   # A fifth are right to the end; mistakes come early as well as late. A mistake
   # that happens to be right, or to repeat a step, leaves its row unfinished.
@@ -90,7 +91,7 @@ def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
 
 def test_splits_share_no_problem(rows):
   train, held_out, labelled = (
-    {row["problem"] for row in rows[split]} for split in dataset.SPLITS
+    {row.problem for row in rows[split]} for split in dataset.SPLITS
   )
   assert not (train | labelled) & held_out
   assert {arithmetic.split_of(text) for text in held_out} == {"held_out"}
@@ -258,7 +259,7 @@ def test_labels_of_sampled_tokens_by_hand(
 
 
 def test_labels_stand_where_the_device_has_its_steps(tokenizer, rows):
-  responses = [tokenizer.encode(row["response"]) for row in rows["train"]]
+  responses = [tokenizer.encode(row.response) for row in rows["train"]]
   for row, ids in enumerate(responses):
     # A third each: ended, cut somewhere, ended with a separator.
     if row % 3 == 0:
@@ -268,7 +269,7 @@ def test_labels_stand_where_the_device_has_its_steps(tokenizer, rows):
     else:
       ids += [*tokenizer.encode("\n\n"), tokenizer.eos_id]
   tokens, mask = right_pad(responses, 80, tokenizer.pad_id)
-  problems = [row["problem"] for row in rows["train"]]
+  problems = [row.problem for row in rows["train"]]
   found = device_steps.split_steps(
     tokens, mask, separator_table(tokenizer), max_steps=5
   )

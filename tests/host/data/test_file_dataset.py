@@ -15,8 +15,7 @@ from checkout import ROOT
 
 from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.data.file_dataset import load_rows
-from pure_jax.host.data.formats import gsm8k_steps, mapped, problems
-from pure_jax.host.data.formats.fields import Format
+from pure_jax.host.data.formats import Format, gsm8k_steps, mapped, problems
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.host.data.sources import read_rows
 
@@ -303,8 +302,9 @@ import socket, sys
 def refuse(*_, **__):
   raise AssertionError("asked for the network")
 socket.socket.connect = socket.getaddrinfo = refuse
-from pure_jax.host.data import file_dataset, mapped_format, records
-own = mapped_format.make_format(
+from pure_jax.host.data import file_dataset, records
+from pure_jax.host.data.formats import mapped
+own = mapped.make_format(
   records.Problem, {{"problem": "q", "answer": "a"}}, source="own")
 files = {{"train": [{str(path)!r}]}}
 rows = file_dataset.load_rows(own, files, {str(tmp_path)!r})

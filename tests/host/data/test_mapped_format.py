@@ -2,8 +2,7 @@
 
 import pytest
 
-from pure_jax.host.data.formats import mapped, named
-from pure_jax.host.data.formats.fields import Format
+from pure_jax.host.data.formats import Format, mapped, named
 from pure_jax.host.data.records import LabelledSolution, Problem
 
 
@@ -96,7 +95,11 @@ def test_a_format_is_found_by_its_name_and_a_mapping_only_where_it_is_asked():
       if name not in named.MAPPED:
         assert named.find_format(name).record is record
   for name, fields, words in (
-    ("mapped_steps", None, "needs a mapping from the fields of Steps"),
+    (
+      "mapped_steps",
+      None,
+      "needs a mapping from the fields of LabelledSolution",
+    ),
     ("mapped_steps", {"steps": "s"}, r"missing: \['problem'\]"),
     ("gsm8k", mapping, "'gsm8k' knows its fields: leave the mapping out"),
     ("gsm9k", None, "there is no format 'gsm9k', only gsm8k, "),
