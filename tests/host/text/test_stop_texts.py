@@ -99,7 +99,7 @@ def test_every_cut_of_a_text_in_two(text):
 
 
 def test_braces_are_told_apart_up_to_a_depth():
-  deepest = stop_texts.DEEPEST
+  deepest = stop_texts.MAX_OPEN_BRACES
   for depth in (deepest - 1, deepest):
     text = BEGINNING + "{" * (depth - 1) + "}" * depth
     found = is_complete(boxed_stops(["\\", *"boxed{}"]), [
