@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from boxes import end_of_box
 from small_models import PAD, TINY, random_policy, random_prompts
-from test_stop_texts import complete_at
 
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.rollout import generation, sampling
@@ -57,7 +57,7 @@ def test_a_row_ends_with_the_token_that_completes_its_box(rollouts):
     text, length, by_box = "", 0, False
     for token in free.tokens[row][free.completion_mask[row]]:
       text, length = text + PIECES[token], length + 1
-      by_box = complete_at(text) is not None
+      by_box = end_of_box(text) is not None
       if by_box:
         break
     mask = np.arange(C) < length

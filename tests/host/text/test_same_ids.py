@@ -13,13 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import prm_evaluations
 import pytest
-import tokenizers
-import transformers
 from configs import evaluate as evaluate_config
 from configs import files as files_config
 from small_models import initial_params
-from test_contract import MERGING
-from tokenizers import decoders, models, pre_tokenizers
+from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
@@ -70,25 +67,6 @@ REPLACED = {
 }
 
 
-def save_tokenizer(folder):
-  """The vocabulary above, over whatever tokenizer the folder has."""
-  inner = tokenizers.Tokenizer(
-    models.BPE({text: i for i, text in enumerate(VOCABULARY)}, MERGES)
-  )
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(MERGING), "isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  inner.decoder = decoders.ByteLevel()
-  whole = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=inner, eos_token="<end>", pad_token="<pad>"
-  )
-  whole.chat_template = CHAT
-  whole.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
   """Folders of policy and PRM, files of problems and of labelled solutions."""
@@ -99,8 +77,8 @@ def places(tmp_path_factory):
     "problems": root / "problems.jsonl",
     "labelled": root / "labelled.jsonl",
   }
-  save_tokenizer(places["policy"])
-  save_tokenizer(places["prm"])
+  for name in ("policy", "prm"):
+    save_vocabulary(places[name], VOCABULARY, MERGES, CHAT)
   problems = [
     {
       "unique_id": problem,

@@ -8,7 +8,7 @@ To add a format:
 2. Make a `Format` of it, with version 1. Raise the version with every change of
    what `parse` returns: prepared data sets are looked up by it.
 3. Add the format to `named.FORMATS`. Configs and flags then accept its name.
-4. Test it on rows written by hand: tests/host/data/test_problem_formats.py.
+4. Test it on rows written by hand: tests/host/data/test_problems.py.
 
 Files that only have other field names need no format: see `mapped`.
 """

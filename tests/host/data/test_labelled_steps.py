@@ -1,4 +1,4 @@
-"""Stepwise files, Math-Shepherd and ProcessBench by hand."""
+"""Rows of stepwise files, Math-Shepherd and ProcessBench, by hand."""
 
 import pytest
 
@@ -15,9 +15,13 @@ def test_stepwise_rows_keep_every_label():
     "completions": ["a", " b\n\nc"],
     "labels": [False, True],
   }
-  (found,) = STEPWISE.parse(row, 4)
-  assert (found.steps, found.labels) == (("a", "b\nc"), (0, 1))
-  assert (found.id, found.problem, found.answer) == ("stepwise/4", "q", None)
+  (solution,) = STEPWISE.parse(row, 4)
+  assert (solution.steps, solution.labels) == (("a", "b\nc"), (0, 1))
+  assert (solution.id, solution.problem, solution.answer) == (
+    "stepwise/4",
+    "q",
+    None,
+  )
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,7 @@ def test_stepwise_rows_keep_every_label():
     ({"prompt": ""}, "'prompt' is empty"),
   ],
 )
-def test_malformed_stepwise_rows(changes, reason):
+def test_malformed_stepwise_rows_raise(changes, reason):
   row = {"prompt": "q", "completions": ["a", "b"], "labels": [True, True]}
   with pytest.raises(ValueError, match=reason):
     STEPWISE.parse(row | changes, 0)
@@ -46,24 +50,31 @@ INPUT = (
 LABEL = "Two - and 3+3? Step 1: 3+3=6. +\nStep 2: 2-6=-4 -\nThe answer is: 4 -"
 
 
-def test_math_shepherd_signs_are_found_where_the_markers_are():
-  # The texts hold + and - of their own: counting signs would not do.
+def test_math_shepherd_labels_are_the_signs_at_the_markers():
+  # The texts contain + and - too: counting signs would be wrong.
   row = {"input": INPUT, "label": LABEL, "task": "GSM8K"}
-  (found,) = MATH_SHEPHERD.parse(row, 2)
-  assert found.problem == "Two - and 3+3?"
-  assert found.steps == ("Step 1: 3+3=6.", "Step 2: 2-6=-4", "The answer is: 4")
-  assert found.labels == (1, 0, 0)
-  assert (found.id, found.source) == ("math_shepherd/2", "math_shepherd/gsm8k")
+  (solution,) = MATH_SHEPHERD.parse(row, 2)
+  assert solution.problem == "Two - and 3+3?"
+  assert solution.steps == (
+    "Step 1: 3+3=6.",
+    "Step 2: 2-6=-4",
+    "The answer is: 4",
+  )
+  assert solution.labels == (1, 0, 0)
+  assert (solution.id, solution.source) == (
+    "math_shepherd/2",
+    "math_shepherd/gsm8k",
+  )
 
 
-def test_math_shepherd_problems_may_speak_of_steps():
+def test_a_math_shepherd_problem_may_contain_step_1():
   row = {
     "input": "Explain Step 1: of it. Step 1: x ки ",
     "label": "Explain Step 1: of it. Step 1: x + ",
     "task": "MATH",
   }
-  (found,) = MATH_SHEPHERD.parse(row, 0)
-  assert (found.problem, found.steps) == (
+  (solution,) = MATH_SHEPHERD.parse(row, 0)
+  assert (solution.problem, solution.steps) == (
     "Explain Step 1: of it.",
     ("Step 1: x",),
   )
@@ -83,7 +94,7 @@ def test_math_shepherd_problems_may_speak_of_steps():
     ("q Step 1: a ки ки", "q Step 1: a + +", "step 2 is empty"),
   ],
 )
-def test_malformed_math_shepherd_rows(text, label, reason):
+def test_malformed_math_shepherd_rows_raise(text, label, reason):
   row = {"input": text, "label": label, "task": "MATH"}
   with pytest.raises(ValueError, match=reason):
     MATH_SHEPHERD.parse(row, 0)
@@ -111,10 +122,12 @@ def bench(**changes):
   ],
 )
 def test_processbench_labels_up_to_the_first_error(label, labels, first_error):
-  (found,) = PROCESSBENCH.parse(bench(label=label), 0)
-  assert (found.labels, found.first_error) == (labels, first_error)
-  assert found.id == "processbench/gsm8k-0" and found.final_correct is False
-  assert found.generator == "some model"
+  (solution,) = PROCESSBENCH.parse(bench(label=label), 0)
+  assert (solution.labels, solution.first_error) == (labels, first_error)
+  assert (
+    solution.id == "processbench/gsm8k-0" and solution.final_correct is False
+  )
+  assert solution.generator == "some model"
 
 
 @pytest.mark.parametrize(
@@ -127,6 +140,6 @@ def test_processbench_labels_up_to_the_first_error(label, labels, first_error):
     ({"final_answer_correct": "yes"}, "is text, not true or false"),
   ],
 )
-def test_malformed_processbench_rows(changes, reason):
+def test_malformed_processbench_rows_raise(changes, reason):
   with pytest.raises(ValueError, match=reason):
     PROCESSBENCH.parse(bench(**changes), 0)

@@ -1,4 +1,4 @@
-"""The embedded world as a prepared data set; labels of sampled responses."""
+"""The data set of the embedded world."""
 
 import collections
 import concurrent.futures
@@ -6,17 +6,12 @@ import dataclasses
 import pathlib
 import socket
 
-import numpy as np
 import pytest
 
-from pure_jax import steps as device_steps
-from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.data.world.arithmetic import WorldConfig
-from pure_jax.host.data.world.checker import label_rollout
 from pure_jax.host.data.world.dataset import Example, load_world
 from pure_jax.host.data.world.prm_examples import make_prm_example
-from pure_jax.host.text.tokenization import separator_table
 
 WORLD = WorldConfig()
 SIZES = {"train": 120, "held_out": 30, "labelled": 60}
@@ -39,7 +34,7 @@ def tokenizer(tmp_path_factory):
 
 
 def records(data_dir) -> dict[str, bytes]:
-  """Content of the files that hold examples, by path."""
+  """Content of the files with examples, by path."""
   return {
     str(path.relative_to(data_dir)): path.read_bytes()
     for path in pathlib.Path(data_dir).rglob("*.array_record*")
@@ -47,9 +42,9 @@ def records(data_dir) -> dict[str, bytes]:
 
 
 def test_rows_are_the_examples_in_order(rows):
-  assert {split: len(found) for split, found in rows.items()} == SIZES
-  for split, found in rows.items():
-    for index, row in enumerate(found):
+  assert {split: len(examples) for split, examples in rows.items()} == SIZES
+  for split, examples in rows.items():
+    for index, row in enumerate(examples):
       if split == "labelled":
         problem, response = make_prm_example(WORLD, index)
       else:
@@ -63,14 +58,14 @@ def test_rows_are_the_examples_in_order(rows):
       )
 
 
-def test_labels_are_all_good_up_to_a_first_bad_one(rows):
+def test_labels_end_with_the_first_bad_step(rows):
   flat = [row.labels for row in rows["train"]]
   assert all(0 not in labels[:-1] for labels in flat)
-  # Half of the teachers share the misconception: both kinds must occur.
+  # Half of the teachers have the misconception: both labels must occur.
   assert 20 < sum(labels[-1] for labels in flat) < 100
 
 
-def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
+def test_prm_examples_are_good_up_to_a_random_mistake(tokenizer):
   wrong_at = collections.Counter()
   for index in range(2_000):
     problem, response = make_prm_example(WORLD, index)
@@ -83,8 +78,8 @@ def test_judged_responses_are_good_up_to_a_drawn_mistake(tokenizer):
     else:
       right = checker.grade(problem, response)
       wrong_at["right" if right else "unfinished"] += 1
-  # A fifth are right to the end; mistakes come early as well as late. A mistake
-  # that happens to be right, or to repeat a step, leaves its row unfinished.
+  # A fifth are right to the end; mistakes come early and late. If a mistake
+  # happens to be right, or to repeat a step, the response is unfinished.
   assert 350 < wrong_at["right"] < 450 and wrong_at["unfinished"] < 240
   assert all(wrong_at[step] > 160 for step in range(4)), wrong_at
 
@@ -105,25 +100,27 @@ def test_a_larger_data_set_begins_with_a_smaller_one(rows, data_dir):
     assert larger[split][:size] == rows[split]
 
 
-def test_a_second_load_makes_nothing(rows, data_dir, monkeypatch):
+def test_a_second_load_generates_nothing(rows, data_dir, monkeypatch):
   def fail(*_):
-    raise AssertionError("made again")
+    raise AssertionError("generated again")
 
   monkeypatch.setattr(arithmetic, "make_example", fail)
   assert load_world(WORLD, SIZES, data_dir) == rows
 
 
-def test_how_many_examples_a_record_holds_changes_none(
+def test_the_number_of_examples_per_record_changes_none(
   rows, tmp_path, monkeypatch
 ):
-  """Labels are stored in one column: a wrong count would move them."""
+  """Labels are stored in one column: a wrong count would shift them."""
   monkeypatch.setattr(dataset, "RECORD_EXAMPLES", 7)
   assert load_world(WORLD, SIZES, tmp_path) == rows
 
 
-def test_a_split_that_is_not_named_is_not_made(rows, tmp_path, monkeypatch):
+def test_a_split_that_is_not_requested_is_not_generated(
+  rows, tmp_path, monkeypatch
+):
   def fail(*_):
-    raise AssertionError("made")
+    raise AssertionError("generated")
 
   with monkeypatch.context() as patch:
     patch.setattr(dataset, "make_prm_example", fail)
@@ -131,11 +128,13 @@ def test_a_split_that_is_not_named_is_not_made(rows, tmp_path, monkeypatch):
     expected = {split: rows[split] for split in named}
     assert load_world(WORLD, named, tmp_path) == expected
   monkeypatch.setattr(arithmetic, "make_example", fail)
-  ((split, found),) = load_world(WORLD, {"labelled": 60}, tmp_path).items()
-  assert (split, found) == ("labelled", rows["labelled"])
+  labelled = load_world(WORLD, {"labelled": 60}, tmp_path)
+  assert labelled == {"labelled": rows["labelled"]}
 
 
-def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
+def test_generated_again_the_files_have_the_same_bytes(
+  rows, data_dir, tmp_path
+):
   assert load_world(WORLD, SIZES, tmp_path) == rows
   again = records(tmp_path)
   assert len(again) == 3
@@ -145,10 +144,10 @@ def test_made_again_it_is_the_same_bytes(rows, data_dir, tmp_path):
 def test_another_world_or_size_is_another_data_set(rows, tmp_path):
   load_world(WORLD, {"train": 8, "held_out": 4, "labelled": 2}, tmp_path)
   other = dataclasses.replace(WORLD, seed=1)
-  found = load_world(
+  examples = load_world(
     other, {"train": 8, "held_out": 4, "labelled": 2}, tmp_path
   )
-  assert found["train"] != rows["train"][:8]
+  assert examples["train"] != rows["train"][:8]
   assert (
     len(load_world(WORLD, {"train": 9, "held_out": 4, "labelled": 2}, tmp_path))
     == 3
@@ -156,35 +155,37 @@ def test_another_world_or_size_is_another_data_set(rows, tmp_path):
   assert len(records(tmp_path)) == 3 * 3
 
 
-def test_preparing_asks_no_network_and_says_nothing(
+def test_preparing_uses_no_network_and_prints_nothing(
   tmp_path, monkeypatch, capfd
 ):
-  def refuse(*_, **__):
-    raise AssertionError("asked for the network")
+  def fail(*_, **__):
+    raise AssertionError("used the network")
 
-  monkeypatch.setattr(socket.socket, "connect", refuse)
-  monkeypatch.setattr(socket, "getaddrinfo", refuse)
+  monkeypatch.setattr(socket.socket, "connect", fail)
+  monkeypatch.setattr(socket, "getaddrinfo", fail)
   load_world(WORLD, {"train": 3, "held_out": 2, "labelled": 2}, tmp_path)
   assert capfd.readouterr() == ("", "")
 
 
-def test_what_was_cut_off_is_made_again(rows, tmp_path, monkeypatch):
+def test_an_interrupted_data_set_is_generated_again(
+  rows, tmp_path, monkeypatch
+):
   make = arithmetic.make_example
 
-  def cut_off(world, split, index):
+  def interrupt(world, split, index):
     if index == 20:
       raise KeyboardInterrupt
     return make(world, split, index)
 
   with monkeypatch.context() as patch:
-    patch.setattr(arithmetic, "make_example", cut_off)
+    patch.setattr(arithmetic, "make_example", interrupt)
     with pytest.raises(KeyboardInterrupt):
       load_world(WORLD, SIZES, tmp_path)
   assert load_world(WORLD, SIZES, tmp_path) == rows
 
 
-def test_two_runs_may_prepare_at_once(rows, tmp_path, monkeypatch):
-  # The second is done while the first still writes: its folder is there.
+def test_two_runs_can_prepare_the_data_set_at_once(rows, tmp_path, monkeypatch):
+  # The second run finishes and moves its folder while the first still writes.
   make, nested = arithmetic.make_example, []
 
   def with_another_run(world, split, index):
@@ -198,7 +199,7 @@ def test_two_runs_may_prepare_at_once(rows, tmp_path, monkeypatch):
   assert load_world(WORLD, SIZES, tmp_path) == rows == nested[1]
 
 
-def test_a_failure_that_left_no_data_is_not_hidden(tmp_path, monkeypatch):
+def test_an_error_that_leaves_no_data_set_is_raised(tmp_path, monkeypatch):
   def full(*_):
     raise OSError("No space left on device")
 
@@ -207,90 +208,8 @@ def test_a_failure_that_left_no_data_is_not_hidden(tmp_path, monkeypatch):
     load_world(WORLD, SIZES, tmp_path)
 
 
-def label(tokenizer, parts, max_steps):
-  """Labels of one response to 3+5-2=?, None where there is none."""
-  ids = [
-    i
-    for part in parts
-    for i in ([tokenizer.eos_id] if part == "|" else tokenizer.encode(part))
-  ]
-  tokens, mask = right_pad([ids], 40, tokenizer.pad_id)
-  labels, label_mask = label_rollout(
-    tokenizer, ["3+5-2=?"], tokens, mask, max_steps
-  )
-  assert labels.shape == label_mask.shape == (1, max_steps)
-  assert labels.dtype == np.int32 and label_mask.dtype == bool
-  assert not labels[~label_mask].any()
-  found = zip(labels[0].tolist(), label_mask[0].tolist(), strict=True)
-  return [value if kept else None for value, kept in found]
-
-
-RIGHT = ["3+5=8", "\n\n", "8-2=6", "\n\n", "\\boxed{6}"]
-
-
-@pytest.mark.parametrize(
-  "parts, max_steps, expected",
-  [
-    ([*RIGHT, "|"], 4, [1, 1, 1, None]),
-    (RIGHT, 4, [1, 1, 1, None]),  # Cut at the limit, right after its end.
-    ([*RIGHT[:4], "\\boxed{"], 4, [1, 1, 0, None]),
-    (RIGHT[:4], 4, [1, 1, None, None]),  # Cut after a separator: two steps.
-    ([*RIGHT[:4], "|"], 4, [1, 1, 1, None]),  # The third is EOS alone.
-    (["Let me think.\n\n", *RIGHT, "|"], 4, [1, 1, 1, 1]),  # Merged.
-    (["3+5=9\n\n", *RIGHT[2:], "|"], 4, [0, None, None, None]),
-    (["3+5=8", "\n\n", "\n\n", *RIGHT[2:], "|"], 5, [1, 1, 1, 1, None]),
-    (["|"], 2, [1, None]),
-    ([], 2, [None, None]),
-    # No id ends with the separator here, so it is one unreadable step.
-    (["3+5=8", "\n", "\n", *RIGHT[2:], "|"], 3, [0, None, None]),
-    # More steps than places: the last place stands for all the rest.
-    ([*RIGHT, "|"], 2, [1, 1]),
-    ([*RIGHT[:4], "\\boxed{7}", "|"], 2, [1, 0]),
-    (["3+5=8\n\n8-2=10\n\n\\boxed{10}", "|"], 2, [1, 0]),
-    (["3+5=9\n\n", *RIGHT[2:], "|"], 2, [0, None]),
-    ([*RIGHT, "|"], 1, [1]),
-    ([*RIGHT[:4], "\\boxed{7}", "|"], 1, [0]),
-  ],
-)
-def test_labels_of_sampled_tokens_by_hand(
-  tokenizer, parts, max_steps, expected
-):
-  assert label(tokenizer, parts, max_steps) == expected
-
-
-def test_labels_stand_where_the_device_has_its_steps(tokenizer, rows):
-  responses = [tokenizer.encode(row.response) for row in rows["train"]]
-  for row, ids in enumerate(responses):
-    # A third each: ended, cut somewhere, ended with a separator.
-    if row % 3 == 0:
-      ids.append(tokenizer.eos_id)
-    elif row % 3 == 1:
-      del ids[len(ids) * 2 // 3 :]
-    else:
-      ids += [*tokenizer.encode("\n\n"), tokenizer.eos_id]
-  tokens, mask = right_pad(responses, 80, tokenizer.pad_id)
-  problems = [row.problem for row in rows["train"]]
-  found = device_steps.split_steps(
-    tokens, mask, separator_table(tokenizer), max_steps=5
-  )
-  labels, label_mask = label_rollout(tokenizer, problems, tokens, mask, 5)
-  exists = np.asarray(found.mask)
-  assert not (label_mask & ~exists).any()
-  bad = label_mask & (labels == 0)
-  # Every existing step has a label, up to the first bad one and no further.
-  seen_bad = (np.cumsum(bad, axis=1) - bad) > 0
-  np.testing.assert_array_equal(label_mask, exists & ~seen_bad)
-  assert bad.any() and np.asarray(found.overflow).any()
-
-
-def test_a_problem_for_every_row(tokenizer):
-  tokens, mask = right_pad([[1], [1]], 2, tokenizer.pad_id)
-  with pytest.raises(ValueError, match=r"shorter|longer"):
-    label_rollout(tokenizer, ["3+5-2=?"], tokens, mask, 2)
-
-
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record"])
-def test_damaged_files_are_named_with_what_to_do(tmp_path, damage):
+def test_damaged_files_raise_and_say_what_to_remove(tmp_path, damage):
   world, sizes = WorldConfig(), {"train": 200, "held_out": 8, "labelled": 8}
   dataset.load_world(world, sizes, tmp_path)
   (path,) = tmp_path.rglob("*train.array_record*")

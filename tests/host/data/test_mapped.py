@@ -1,4 +1,4 @@
-"""Any file by a mapping of field names."""
+"""Formats by a mapping of field names, and formats by name."""
 
 import pytest
 
@@ -18,25 +18,26 @@ def test_a_mapping_reads_any_field_of_a_problem():
   }
   kind = mapped.make_format(Problem, mapping, source="own")
   row = {"n": 7, "q": " q ", "a": 0.5, "l": 3, "t": 1, "s": True, "topic": ""}
-  (found,) = kind.parse(row, 0)
+  (problem,) = kind.parse(row, 0)
   expected = Problem("7", "own", "q", "0.5", None, True, 1.0, level=3)
-  assert found == expected
+  assert problem == expected
   row |= dict.fromkeys(["a", "l", "t", "topic"])
-  (found,) = kind.parse(row, 0)
-  assert found == Problem("7", "own", "q", several_answers=True)
+  (problem,) = kind.parse(row, 0)
+  assert problem == Problem("7", "own", "q", several_answers=True)
 
 
 def test_a_mapping_reads_steps_with_and_without_labels():
   mapping = {"problem": "q", "steps": "s", "labels": "l", "final_correct": "f"}
   kind = mapped.make_format(LabelledSolution, mapping, source="own")
   row = {"q": "q", "s": ["a", "b", "c", "d", "e"], "f": None}
-  (found,) = kind.parse(row | {"l": [True, False, None, 1, 0]}, 3)
-  assert found.labels == (1, 0, None, 1, 0)
-  assert (found.id, found.source, found.final_correct) == ("own/3", "own", None)
+  (solution,) = kind.parse(row | {"l": [True, False, None, 1, 0]}, 3)
+  assert solution.labels == (1, 0, None, 1, 0)
+  assert (solution.id, solution.source) == ("own/3", "own")
+  assert solution.final_correct is None
   del mapping["labels"]
   kind = mapped.make_format(LabelledSolution, mapping, source="own")
-  (found,) = kind.parse(row, 0)
-  assert found.labels == (None,) * 5
+  (solution,) = kind.parse(row, 0)
+  assert solution.labels == (None,) * 5
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_a_mapping_reads_steps_with_and_without_labels():
     ({"q": 7, "s": ["a"], "l": [1]}, "field 'q' is a number, not text"),
   ],
 )
-def test_rows_that_do_not_fit_a_mapping(row, reason):
+def test_rows_that_do_not_fit_the_mapping_raise(row, reason):
   mapping = {"problem": "q", "steps": "s", "labels": "l"}
   kind = mapped.make_format(LabelledSolution, mapping, source="own")
   with pytest.raises(ValueError, match=reason):
@@ -72,24 +73,24 @@ def test_rows_that_do_not_fit_a_mapping(row, reason):
     (Problem, {"problem": "q", "source": "s"}, r"Unknown: \['source'\]"),
   ],
 )
-def test_mappings_of_fields_that_do_not_exist(record, mapping, words):
+def test_mappings_that_do_not_fit_the_record_raise(record, mapping, words):
   with pytest.raises(ValueError, match=words):
     mapped.make_format(record, mapping, source="own")
 
 
-def test_names_that_no_folder_can_have_are_refused():
+def test_names_that_no_folder_can_have_raise():
   with pytest.raises(ValueError, match=r"letters, digits and _, not 'a/b'"):
     mapped.make_format(Problem, {"problem": "q"}, source="a/b")
   with pytest.raises(ValueError, match="letters, digits and _, not ''"):
     Format("", 1, Problem, lambda row, number: [])
 
 
-def test_a_format_is_found_by_its_name_and_a_mapping_only_where_it_is_asked():
+def test_formats_by_name_and_only_mapped_ones_take_a_mapping():
   mapping = {"problem": "q", "steps": "s"}
-  found = named.find_format("mapped_steps", mapping)
-  assert found.record is LabelledSolution and found.name == "mapped_steps"
+  steps = named.find_format("mapped_steps", mapping)
+  assert steps.record is LabelledSolution and steps.name == "mapped_steps"
   other = named.find_format("mapped_steps", mapping | {"labels": "l"})
-  assert found.options != other.options  # Or they would share prepared data.
+  assert steps.options != other.options  # Or they would share prepared data.
   for record in (Problem, LabelledSolution):
     for name in named.format_names(record):
       if name not in named.MAPPED:

@@ -1,4 +1,4 @@
-"""GSM8K, MATH prompts, benchmarks: real files, and rules by hand."""
+"""Problems of GSM8K, PURE's MATH prompts and benchmarks: real and by hand."""
 
 import collections
 import copy
@@ -69,7 +69,7 @@ def test_gsm8k_answers_are_plain_numbers():
 def test_math8k_has_answers_for_879_and_withholds_the_others():
   rows = parse_file(MATH8K, "math8k/prompts.json")
   assert sum(row.has_answer for row in rows) == 879
-  # Never both: training on a withheld answer would end the 10 % setting.
+  # Never both: a withheld answer must not be used in the 10 % setting.
   assert not any(row.answer and row.withheld_answer for row in rows)
   neither = [
     i for i, r in enumerate(rows) if not (r.answer or r.withheld_answer)
@@ -114,18 +114,18 @@ def test_minerva_answers_are_in_the_box():
   assert len({row.subject for row in rows}) == 9
 
 
-def test_olympiadbench_answers_lose_dollars_and_keep_their_conditions():
+def test_olympiadbench_answers_have_no_dollars_but_unit_and_tolerance():
   rows = parse_file(OLYMPIADBENCH, "benchmarks/olympiadbench.jsonl")
-  found = {row.id.removeprefix("olympiadbench/"): row for row in rows}
+  by_id = {row.id.removeprefix("olympiadbench/"): row for row in rows}
   assert sum(row.several_answers for row in rows) == 94
   assert sum(row.unit is not None for row in rows) == 8
   assert not any("$" in row.answer for row in rows)
-  assert found["1606"].answer == "2"
-  assert found["1664"].answer == "69,84" and found["1664"].several_answers
-  assert found["2349"].answer == "221,8"  # "$221,$8$" in the file.
-  assert found["1970"].answer == r"(-\infty, 0) \cup\{1\}"  # "$...$." there.
-  assert (found["2592"].answer, found["2592"].unit) == ("4.2", "%")
-  assert found["2592"].tolerance == 0.1
+  assert by_id["1606"].answer == "2"
+  assert by_id["1664"].answer == "69,84" and by_id["1664"].several_answers
+  assert by_id["2349"].answer == "221,8"  # "$221,$8$" in the file.
+  assert by_id["1970"].answer == r"(-\infty, 0) \cup\{1\}"  # "$...$." there.
+  assert (by_id["2592"].answer, by_id["2592"].unit) == ("4.2", "%")
+  assert by_id["2592"].tolerance == 0.1
   assert [row.id for row in rows if row.tolerance is not None] == [
     "olympiadbench/2592"
   ]
@@ -236,7 +236,7 @@ def test_answers_by_hand(name):
     ("amc", {"answer": True}, "'answer' is a bool, not a number"),
   ],
 )
-def test_malformed_problems_say_what_is_wrong(name, changes, reason):
+def test_malformed_problems_raise_with_the_reason(name, changes, reason):
   row_format, row = ROWS[name]
   with pytest.raises(ValueError, match=reason):
     row_format.parse(row | changes, 0)
