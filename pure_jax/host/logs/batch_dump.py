@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pure_jax.host.checkpoints.leaves import named_leaves
+from pure_jax.host.checkpoints.record import named_leaves
 
 FACTS = "facts"
 
