@@ -16,11 +16,8 @@ import jax
 import numpy as np
 
 from pure_jax.host.atomic_files import write_json_atomic
-from pure_jax.host.checkpoints.checkpointer import (
-  CheckpointError,
-  load_tree,
-  save_tree,
-)
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
+from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.distributed import global_batch, processes
