@@ -29,7 +29,7 @@ import train_prm
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_functions, rl_report, workspace
 from pure_jax.runs.settings.run import ConfigError, RLSettings
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
