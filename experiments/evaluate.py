@@ -35,7 +35,7 @@ from pure_jax.host.evaluation.responses import (
 )
 from pure_jax.host.evaluation.tables import evaluation_tables
 from pure_jax.host.grading import verify
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs

@@ -32,7 +32,7 @@ from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.report import render_table, write_report
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs

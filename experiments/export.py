@@ -24,7 +24,7 @@ from absl import app, flags
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.checkpoints.manager import (
+from pure_jax.host.checkpoints.checkpointer import (
   CheckpointError,
   Checkpoints,
   Restored,

@@ -29,7 +29,7 @@ import train_prm
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_functions, rl_report
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.run import Run

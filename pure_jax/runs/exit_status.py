@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import jax
 
-from pure_jax.host.checkpoints import full_disk
-from pure_jax.host.checkpoints.manager import CheckpointError
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption, watchdog
 from pure_jax.host.distributed.processes import ProcessesError
@@ -51,7 +51,7 @@ def _refusal(error: Exception) -> str | None:
     return None
   if error.errno in _REFUSALS:
     return os.strerror(error.errno)
-  return full_disk.reason(error)
+  return integrity.disk_full_reason(error)
 
 
 def _leave_stopped(status: int) -> None:

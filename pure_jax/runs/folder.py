@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pure_jax.host.atomic_files import write_json_atomic
-from pure_jax.host.checkpoints.manager import CheckpointError
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import curves

@@ -9,7 +9,7 @@ import numpy as np
 
 from pure_jax.host.data import batches
 from pure_jax.host.distributed import preemption
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.runs.run import Run
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.train import TrainState

@@ -17,8 +17,8 @@ from pure_jax.host.evaluation.rollout_metrics import (
   response_facts,
   rollout_metrics,
 )
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
-from pure_jax.host.logs.progress import Progress
 from pure_jax.host.text.tokenization import SEPARATOR, split_texts
 from pure_jax.runs import stage_checkpoints
 from pure_jax.runs.run import Run

@@ -5,7 +5,7 @@ from faults import Fault
 FAULTS = (
   Fault(
     "a checkpoint is read without its checksums",
-    "host.checkpoints.manager:Checkpoints._restore",
+    "host.checkpoints.checkpointer:Checkpoints._restore",
     "damage = processes.first_says(lambda: integrity.damage(folder))",
     "damage = None",
     ("test_checkpoint.py::test_any_damaged_file_is_noticed",),

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import MetricsWriter
 from pure_jax.runs import loop, workdir

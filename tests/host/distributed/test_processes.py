@@ -18,7 +18,7 @@ import train_sft
 from checkout import ROOT
 from configs import arithmetic
 
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params

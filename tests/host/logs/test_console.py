@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 
 
 class Terminal(io.StringIO):
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 @contextlib.contextmanager
 def log_file():
-  """A stderr that is no terminal; a fixture would meet pytest's own."""
+  """Redirects stderr to a stream that is no terminal."""
   stream = io.StringIO()
   assert not stream.isatty()
   with contextlib.redirect_stderr(stream):
@@ -24,9 +24,9 @@ def log_file():
 
 
 def drawn(stream):
-  """What was drawn, one entry per drawing."""
-  parts = stream.getvalue().replace("\n", "\r").split("\r")
-  return [part.strip() for part in parts if part.strip()]
+  """Returns one line for each time the bar was drawn."""
+  lines = stream.getvalue().replace("\n", "\r").split("\r")
+  return [line.strip() for line in lines if line.strip()]
 
 
 def test_a_log_gets_few_plain_lines_and_the_last_state(capsys):
@@ -45,7 +45,7 @@ def test_a_log_gets_few_plain_lines_and_the_last_state(capsys):
   assert text.isascii()
   assert "\x1b" not in text
   assert text.endswith("\n")
-  assert capsys.readouterr().out == ""  # Results alone go to stdout.
+  assert capsys.readouterr().out == ""  # Only results go to stdout.
 
 
 def test_disabled_shows_nothing(capsys):
@@ -86,7 +86,7 @@ def test_lines_between_the_drawings_are_whole():
 
 
 def test_a_terminal_is_kept_up_to_date():
-  """There each step is drawn, a tenth of a second after the last one."""
+  """A step is drawn if a tenth of a second has passed since the last one."""
   stream = Terminal()
   with contextlib.redirect_stderr(stream), Progress("rl", 3) as bar:
     time.sleep(0.12)
