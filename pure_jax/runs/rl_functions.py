@@ -9,8 +9,9 @@ import optax
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
+from pure_jax.rollout.engine import Engine
 from pure_jax.runs import row_lengths, workspace
-from pure_jax.training import int8_weights, rollouts, train
+from pure_jax.training import rollouts, train, weight_copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,11 +19,15 @@ class Functions:
   """The compiled functions of a run, as `pure_jax.training` makes them.
 
   `for_rollout` gives what is trained as the three `generate` functions take
-  it: all weights, or the adapters, see `Frozen.sampler`. `score` is that of
-  evaluations, `score_at` gives that of an iteration, by its number from 1.
+  it: all weights, or the adapters, see `Frozen.sampler`; `copies_weights` is
+  False if it returns the weights themselves. `engine` is the one of
+  `generate`, None without continuous batching. `score` is that of evaluations,
+  `score_at` gives that of an iteration, by its number from 1.
   """
 
   for_rollout: Callable[..., Any]
+  copies_weights: bool
+  engine: Engine | None
   generate: Callable[..., Any]
   generate_greedy: Callable[..., Any]
   generate_held_out: Callable[..., Any]
@@ -45,7 +50,20 @@ def compile_functions(
   if rl.stop_on_boxed:
     stops = boxed_stops(space.task.tokenizer.pieces)
 
-  def generate(sampler, group_size):
+  def make_engine(sampler, group_size):
+    return rollouts.make_engine(
+      rollout_model(space),
+      sampler,
+      group_size,
+      layouts.rollout,
+      rl.continuous(),
+      space.layout,
+      stops=stops,
+    )
+
+  def make_generate(sampler, group_size):
+    if rl.continuous() is not None:
+      return make_engine(sampler, group_size).generate
     return rollouts.make_generate(
       rollout_model(space),
       sampler,
@@ -54,15 +72,23 @@ def compile_functions(
       space.layout,
       rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
       stops=stops,
-      continuous=rl.continuous(),
     )
+
+  if rl.continuous() is not None:
+    engine = make_engine(space.sampler, rl.samples_per_prompt)
+    generate = engine.generate
+  else:
+    engine = None
+    generate = make_generate(space.sampler, rl.samples_per_prompt)
 
   score = row_lengths.make_score(space)
   return Functions(
     for_rollout=_rollout_copy(space, _trained(space)),
-    generate=generate(space.sampler, rl.samples_per_prompt),
-    generate_greedy=generate(greedy, 1),
-    generate_held_out=generate(plain, 1),
+    copies_weights=_copies_weights(space, _trained(space)),
+    engine=engine,
+    generate=generate,
+    generate_greedy=make_generate(greedy, 1),
+    generate_held_out=make_generate(plain, 1),
     score=score,
     score_at=_iteration_scores(space, score),
     update=row_lengths.make_update(space, optimizer),
@@ -124,10 +150,22 @@ def rollout_model(space: workspace.Workspace) -> ModelConfig:
 
 def _rollout_copy(space, declared):
   """Weights -> what rollouts read of them; of adapters, as they are."""
-  make = train.make_compute_copy
-  if rollout_model(space).int8_matrices and "embedding" in declared:
-    make = int8_weights.make_int8_copy
+  make = weight_copies.make_compute_copy
+  if _is_int8(space, declared):
+    make = weight_copies.make_int8_copy
   return make(declared, space.rl_model, space.layout, space.rl_layouts.rollout)
+
+
+def _copies_weights(space, declared):
+  """Whether `_rollout_copy` copies, or returns the weights themselves."""
+  return _is_int8(space, declared) or weight_copies.needs_compute_copy(
+    declared, space.rl_model, space.layout, space.rl_layouts.rollout
+  )
+
+
+def _is_int8(space, declared):
+  """Whether rollouts read these weights in int8; adapters have no base."""
+  return rollout_model(space).int8_matrices and "embedding" in declared
 
 
 def _trained(space: workspace.Workspace) -> Any:
@@ -154,9 +192,9 @@ def freeze(
   """Copies of the policy RL starts from and of the PRM, in their layouts."""
 
   def copy(params, declared, model, layout):
-    return train.make_compute_copy(declared, model, space.layout, layout)(
-      params
-    )
+    return weight_copies.make_compute_copy(
+      declared, model, space.layout, layout
+    )(params)
 
   layouts, model, prm_model = space.rl_layouts, space.model, space.prm_model
   declared = policy.declare_policy(model)

@@ -24,12 +24,12 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_rows
+from pure_jax.runs.evaluation import data, labelled_rows, response_writer
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import rollouts, score, stages, train
+from pure_jax.training import score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -265,7 +265,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
   settings = conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = space.task.tokenizer
 
-  def make_writing(model, sampler, layout, **unused):
+  def make_writing(settings, model, sampler, *unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
@@ -274,7 +274,7 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
+  monkeypatch.setattr(response_writer, "make_generate", make_writing)
   questions = data.ask(settings, tokenizer, space.workdir)
   writer = ResponseWriter(settings, tokenizer, space.layout)
   jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)

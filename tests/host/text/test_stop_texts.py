@@ -24,10 +24,10 @@ def complete_at(text):
 
 def is_complete(table, ids):
   """After every token, whether the automaton says so."""
-  last = table.following.shape[1] - 1
+  last = table.next_state.shape[1] - 1
   state, found = 0, []
   for token in ids:
-    state = table.following[token, state]
+    state = table.next_state[token, state]
     found.append(bool(state == last))
   return found
 
@@ -112,5 +112,5 @@ def test_braces_are_told_apart_up_to_a_depth():
 
 def test_a_vocabulary_without_texts_never_ends_a_row():
   table = boxed_stops(["", "", ""])
-  assert table.following.dtype == np.int32
+  assert table.next_state.dtype == np.int32
   assert is_complete(table, [0, 1, 2, 0]) == [False] * 4
