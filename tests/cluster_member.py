@@ -87,7 +87,7 @@ def decode_continuously(layout):
 
   from pure_jax.models import policy
   from pure_jax.rollout import generation, sampling
-  from pure_jax.rollout.engine import EngineConfig
+  from pure_jax.rollout.engine_programs import EngineConfig
   from pure_jax.training import rollouts
   from pure_jax.types import Prompts
 
@@ -105,17 +105,16 @@ def decode_continuously(layout):
   )
   key = jax.random.key(6)
   expected = jax.device_get(
-    jax.jit(generation.generate, static_argnums=(1, 2))(
+    jax.jit(generation.generate, static_argnums=1)(
       params,
-      model,
-      sampler,
+      generation.GenerationSpec(model, sampler),
       jax.tree.map(lambda x: np.repeat(x, 2, axis=0), prompts),
       sampling.row_keys(key, jnp.arange(10)),
     )
   )
-  generate = rollouts.make_generate(
-    model, sampler, 2, layout, continuous=EngineConfig(rows=4, chunk=2)
-  )
+  generate = rollouts.make_engine(
+    model, sampler, 2, layout, EngineConfig(slots=4, sync_interval=2)
+  ).generate
 
   def put(x, x_sharding):
     x = np.asarray(x)

@@ -9,8 +9,7 @@ from small_models import PAD, TINY, random_policy, random_prompts
 
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.types import Prompts
 
 ROWS, L, C, EOS = 32, 4, 12, 22
@@ -42,9 +41,10 @@ def rollouts():
   assert len(PIECES) == TINY.vocab_size
 
   def generate(stops):
-    return jax.jit(generation.generate, static_argnums=(1, 2))(
-      random_policy(), TINY, config, prompts, keys, stops=stops
-    )
+    spec = generation.GenerationSpec(TINY, config, stops)
+    return jax.jit(
+      lambda params, *args: generation.generate(params, spec, *args)
+    )(random_policy(), prompts, keys)
 
   return generate(None), generate(boxed_stops(PIECES))
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout.sampling import StopTable
 
 _BEGINNING = r"\boxed{"
 # Largest number of open braces that is counted, with the box's own. In a box
@@ -23,8 +23,8 @@ def boxed_stops(pieces: Sequence[str]) -> StopTable:
   >>> table = boxed_stops([r"\boxed", "{4}", "{{4}", "}"])
   >>> state = 0
   >>> for token in (0, 2, 3):
-  ...   state = table.following[token, state]
-  >>> bool(state == table.following.shape[1] - 1)
+  ...   state = table.next_state[token, state]
+  >>> bool(state == table.next_state.shape[1] - 1)
   True
 
   Args:

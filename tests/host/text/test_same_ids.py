@@ -20,13 +20,13 @@ from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_solutions
+from pure_jax.runs.evaluation import data, labelled_solutions, response_writer
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import rollouts, score, stages, train
+from pure_jax.training import score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -245,7 +245,7 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
   settings = conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = run.task.tokenizer
 
-  def make_writing(model, sampler, layout, **unused):
+  def make_writing(settings, model, sampler, *unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
@@ -254,7 +254,7 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
+  monkeypatch.setattr(response_writer, "make_generate", make_writing)
   questions = data.ask(settings, tokenizer, run.folder.path)
   writer = ResponseWriter(settings, tokenizer, run.spec.layouts.training)
   jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)

@@ -10,10 +10,10 @@ from pure_jax.host.text.stop_texts import boxed_stops
 
 def is_complete(table, ids):
   """Whether the automaton is in its last state, after every token."""
-  last = table.following.shape[1] - 1
+  last = table.next_state.shape[1] - 1
   state, complete = 0, []
   for token in ids:
-    state = table.following[token, state]
+    state = table.next_state[token, state]
     complete.append(bool(state == last))
   return complete
 
@@ -96,5 +96,5 @@ def test_open_braces_are_counted_up_to_a_limit():
 
 def test_a_vocabulary_without_texts_never_ends_a_row():
   table = boxed_stops(["", "", ""])
-  assert table.following.dtype == np.int32
+  assert table.next_state.dtype == np.int32
   assert is_complete(table, [0, 1, 2, 0]) == [False] * 4

@@ -1,12 +1,13 @@
-"""Matrices of int8 with a scale per output channel, for sampling alone.
+"""Int8 matrices with one scale per output channel, for sampling only.
 
 W is stored as round(W / scale) with scale = max |W| / 127 over the inputs of
-each output: symmetric, so that zero stays zero and x W = (x W8) * scale. An
-entry is off by scale / 2 at most. Embedding, head, biases and norms stay as
-they are: a step of the logits' own matrix would be seen in every token.
+each output. This is symmetric: zero stays zero, and x W = (x W8) * scale. An
+entry is off by at most scale / 2. Embedding, head, biases and norms are not
+quantised, because rounding the head would change the logits of every token.
 
-What a sampler so made draws is not quite the policy's: `pure_jax.importance`
-weighs it, and the drift of its log-probs is a metric.
+The sampler's distribution then differs from the policy's.
+`pure_jax.importance` corrects for it, and the drift of the log-probs is a
+metric.
 """
 
 import dataclasses
@@ -22,23 +23,23 @@ LARGEST = 127
 
 
 @struct.dataclass
-class QuantizedMatrix:
-  """A stack of matrices, or one of them.
+class Int8Matrix:
+  """A stack of int8 matrices, or one of them.
 
   Attributes:
     values: [layers, ...inputs, ...outputs] int8, -127..127.
-    scale: [layers, ...outputs] float32, what a step of 1 in `values` stands
-      for, >= 0; 0 where all inputs of an output are 0.
+    scale: [layers, ...outputs] float32, >= 0, the size of one integer step; 0
+      if all weights of an output are 0.
   """
 
   values: Any
   scale: Any
 
   def times(self, x_BTD: Array) -> Array:
-    """Applies one matrix to every token: (x W8) * scale.
+    """Multiplies every token with one matrix: (x W8) * scale.
 
-    The product is that of x with integers, which every compute dtype holds
-    exactly; the scales follow in float32.
+    Every compute dtype holds the integers exactly; the scales are applied in
+    float32.
 
     Args:
       x_BTD: [B, T, D] float, D the product of the input axes.
@@ -54,23 +55,23 @@ class QuantizedMatrix:
 
 
 def input_axes(name: str) -> tuple[int, ...]:
-  """Axes of a stacked matrix that a product sums over.
+  """Lists the axes of a stacked matrix that a product sums over.
 
   Args:
     name: one of `config.MATRICES`.
 
   Returns:
-    Their numbers; axis 0 are the layers.
+    The axes; axis 0 is the layer.
   """
-  return (1, 2) if name == "output" else (1,)  # From heads: [N, H].
+  return (1, 2) if name == "output" else (1,)  # "output" reads heads: [N, H].
 
 
-def quantize(weight: Array, inputs: tuple[int, ...]) -> QuantizedMatrix:
+def quantize(weight: Array, inputs: tuple[int, ...]) -> Int8Matrix:
   """Rounds a stack of matrices to 255 levels for each output channel.
 
   >>> import jax.numpy as jnp
-  >>> found = quantize(jnp.array([[[127.0, 0.5], [-63.6, 0.25]]]), (1,))
-  >>> found.values.tolist()
+  >>> matrix = quantize(jnp.array([[[127.0, 0.5], [-63.6, 0.25]]]), (1,))
+  >>> matrix.values.tolist()
   [[[127, 127], [-64, 64]]]
 
   Args:
@@ -78,23 +79,23 @@ def quantize(weight: Array, inputs: tuple[int, ...]) -> QuantizedMatrix:
     inputs: axes of the inputs.
 
   Returns:
-    The matrices, each entry off by scale / 2 at most.
+    The matrices; each entry is off by at most scale / 2.
   """
   weight = weight.astype(jnp.float32)
   scale = jnp.max(jnp.abs(weight), axis=inputs, keepdims=True) / LARGEST
   steps = weight / jnp.where(scale > 0, scale, 1)
   values = jnp.clip(jnp.round(steps), -LARGEST, LARGEST).astype(jnp.int8)
-  return QuantizedMatrix(values, jnp.squeeze(scale, inputs))
+  return Int8Matrix(values, jnp.squeeze(scale, inputs))
 
 
 def quantize_layers(layers: dict[str, Any]) -> dict[str, Any]:
-  """Stacked layers with their matrices in int8, all else as it was.
+  """Quantises the matrices of stacked layers.
 
   Args:
-    layers: of a decoder, arrays.
+    layers: arrays of a decoder's layers.
 
   Returns:
-    The same names.
+    The same names; each matrix is an `Int8Matrix`, all else is unchanged.
   """
   return layers | {
     name: quantize(layers[name], input_axes(name)) for name in MATRICES
@@ -102,27 +103,27 @@ def quantize_layers(layers: dict[str, Any]) -> dict[str, Any]:
 
 
 def declare_quantized(layers: dict[str, Any]) -> dict[str, Any]:
-  """Declarations of what `quantize_layers` makes.
+  """Declares the weights that `quantize_layers` makes.
 
-  Scales are split over devices as the outputs of their matrix.
+  Scales are split over devices as the outputs of their matrix are.
 
   Args:
     layers: declared weights, see `params.declare_layers`.
 
   Returns:
-    The same names; a matrix is a `QuantizedMatrix` of two declarations.
+    The same names; each matrix is an `Int8Matrix` of two declarations.
   """
 
   def declare(name, weight):
     inputs = input_axes(name)
-    kept = [n for n in range(len(weight.shape)) if n not in inputs]
-    return QuantizedMatrix(
+    outputs = [n for n in range(len(weight.shape)) if n not in inputs]
+    return Int8Matrix(
       values=dataclasses.replace(weight, dtype="int8"),
       scale=dataclasses.replace(
         weight,
-        shape=tuple(weight.shape[n] for n in kept),
+        shape=tuple(weight.shape[n] for n in outputs),
         dtype="float32",
-        logical_axes=tuple(weight.logical_axes[n] for n in kept),
+        logical_axes=tuple(weight.logical_axes[n] for n in outputs),
       ),
     )
 
