@@ -33,13 +33,11 @@ from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.tokenization import separator_table
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
-from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs import allocator, compilation_cache, exit_status
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.conversion import settings_from_config
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.mesh import RLLayouts
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks.arithmetic import ArithmeticTask
 from pure_jax.runs.tasks.files import FilesTask, contents
 from pure_jax.runs.workspace import (
@@ -110,7 +108,7 @@ def open_workspace(
     ConfigError: if the devices are too few, a model cannot be split over
       them, or a file is missing.
   """
-  settings = compute_dtype.resolve(settings, jax.default_backend())
+  settings = settings.for_platform(jax.default_backend())
   if settings.files is None:
     # Not for real models: batches of many shapes tear holes into one heap.
     allocator.keep_freed_memory()
@@ -149,14 +147,9 @@ def open_workspace(
       task=task,
       table=jax.tree.map(jnp.asarray, separator_table(tokenizer)),
       prm_model=task.prm_model,
-      sampler=SamplingConfig(
-        max_new_tokens=rl.max_new_tokens,
+      sampler=rl.sampler.config(
         pad_id=tokenizer.pad_id,
         stop_ids=(tokenizer.eos_id,),
-        temperature=rl.temperature,
-        top_p=rl.top_p,
-        top_k=rl.top_k,
-        min_p=rl.min_p,
         banned_ids=tokenizer.banned_ids,
       ),
       metrics=metrics,

@@ -23,7 +23,7 @@ from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import loop, workspace
 from pure_jax.runs.evaluation import labelled_rows
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.training import stages, train
 from pure_jax.training.optim import make_optimizer
 
@@ -178,8 +178,8 @@ def main(argv: list[str]) -> None:
   with cli.from_flags() as space:
     if space.prm_model is None:
       raise ConfigError(
-        "rl.reward_mode='vr' without files.prm and files.labelled has no PRM "
-        "to train: name labelled solutions with files.labelled."
+        "rl.credit.process_coef=0 without files.prm and files.labelled has no "
+        "PRM to train: name labelled solutions with files.labelled."
       )
     train_prm(space)
     space.draw_curves()

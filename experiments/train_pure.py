@@ -31,7 +31,8 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.progress import Progress
 from pure_jax.runs import rl_functions, rl_report, workspace
-from pure_jax.runs.settings.run import ConfigError, RLSettings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer

@@ -42,7 +42,7 @@ def compile_functions(
   plain = dataclasses.replace(greedy, temperature=1.0)
   layouts = space.rl_layouts
   stops = None
-  if rl.stop_on_boxed:
+  if rl.rollout.stop_on_boxed:
     stops = boxed_stops(space.task.tokenizer.pieces)
 
   def generate(sampler, group_size):
@@ -52,9 +52,9 @@ def compile_functions(
       group_size,
       layouts.rollout,
       space.layout,
-      rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
+      rl.prompts * rl.samples_per_prompt // rl.rollout.batches,
       stops=stops,
-      continuous=rl.continuous(),
+      continuous=rl.engine.config(),
     )
 
   score = row_lengths.make_score(space)
@@ -72,12 +72,12 @@ def compile_functions(
 def _iteration_scores(space, score):
   """Iteration -> its stage 2, which reads the policy where that is due."""
   rl = space.settings.rl
-  if rl.old_logp == "score":
+  if rl.old_logp.source == "score":
     return lambda step: score
   sampled, checked = (
     row_lengths.make_score(space, kind) for kind in ("sampled", "checked")
   )
-  every = rl.old_logp_check_every
+  every = rl.old_logp.check_every
   return lambda step: sampled if (step - 1) % every else checked
 
 
@@ -117,8 +117,8 @@ def rollout_model(space: workspace.Workspace) -> ModelConfig:
   rl = space.settings.rl
   return dataclasses.replace(
     space.rl_model,
-    cache_dtype=rl.cache_dtype,
-    int8_matrices=rl.rollout_weights == "int8",
+    cache_dtype=rl.rollout.cache_dtype,
+    int8_matrices=rl.rollout.weights == "int8",
   )
 
 

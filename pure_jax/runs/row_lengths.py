@@ -26,8 +26,8 @@ def make_score(
   Returns:
     What `pure_jax.training.score.make_score` returns, or an equal of it.
   """
-  rl, layouts = space.settings.rl, space.rl_layouts
-  config = rl.score_config(space.settings.prm.separator)
+  layouts = space.rl_layouts
+  config = space.settings.prm.score
   make = functools.partial(
     score.make_score,
     space.rl_model,
@@ -69,8 +69,8 @@ def make_update(
     train.make_update,
     space.rl_model,
     space.sampler,
-    rl.credit_config(),
-    rl.loss_config(),
+    rl.credit,
+    rl.loss,
     optimizer,
     space.table,
     space.layout,
@@ -110,8 +110,8 @@ def _policy_rows(space: workspace.Workspace) -> tuple[packing.RowShape, ...]:
 def _prm_rows(space: workspace.Workspace) -> tuple[packing.RowShape, ...]:
   """Rows of what the PRM reads; without one they hold anything."""
   inserted = 0
-  if space.settings.prm.separator == "insert":
-    inserted = space.settings.rl.max_steps
+  if space.settings.prm.score.separator == "insert":
+    inserted = space.settings.prm.score.max_steps
   shapes = _rows(space, space.task.prm_prompt_tokens + inserted)
   if space.prm_model is None:
     return (shapes[0],) * len(shapes)
@@ -124,7 +124,7 @@ def _rows(
   """Rows of texts with so many tokens beside the response."""
   rl = space.settings.rl
   return packing.row_shapes(
-    tokens + rl.max_new_tokens,
+    tokens + rl.sampler.max_new_tokens,
     _responses(space),
     _rows_at_a_time(space),
     rl.length_buckets,

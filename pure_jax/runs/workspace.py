@@ -31,7 +31,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.settings.mesh import RLLayouts
 from pure_jax.runs.settings.run import Settings
-from pure_jax.training.score import ScoreConfig
+from pure_jax.settings import ScoreConfig
 from pure_jax.training.stages import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
@@ -41,9 +41,9 @@ from pure_jax.types import Prompts, SeparatorTable
 MAY_DIFFER = (
   *("progress", "mesh", "kernels", "rl.iterations"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
-  *("rl.micro_batches", "rl.rollout_parts"),
-  *("rl.rollout_rows", "rl.rollout_chunk"),
-  *("rl.old_logp", "rl.old_logp_check_every", "rl.old_logp_tolerance"),
+  *("rl.micro_batches", "rl.rollout.batches"),
+  "rl.engine",
+  "rl.old_logp",
 )
 MAY_DIFFER_FROM_START = ("progress", "mesh", "kernels", "rl", "start")
 
@@ -229,9 +229,8 @@ class Workspace:
 
   @property
   def prm_score_config(self) -> ScoreConfig:
-    """How the PRM is trained and evaluated: no guard for empty steps."""
-    settings = self.settings
-    return ScoreConfig(settings.rl.max_steps, settings.prm.separator)
+    """How responses are cut into steps and read by the PRM."""
+    return self.settings.prm.score
 
   def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
     """Problems as the policy is asked, left-padded ids.

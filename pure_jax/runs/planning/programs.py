@@ -26,10 +26,11 @@ from pure_jax.rollout.slots import as_rollout, no_results
 from pure_jax.runs import rl_functions
 from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.stages import EngineStage, Stage
-from pure_jax.runs.settings.architectures import ARCHITECTURES
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.mesh import MeshSettings, RLLayouts
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.models import ARCHITECTURES
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -186,8 +187,8 @@ def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
   rl = dataclasses.replace(
     settings.rl,
     micro_batches=way.micro_batches,
-    rollout_parts=way.rollout_parts,
-    rollout_rows=way.rollout_rows,
+    rollout=dataclasses.replace(settings.rl.rollout, batches=way.rollout_parts),
+    engine=dataclasses.replace(settings.rl.engine, rows=way.rollout_rows),
     rollout_mesh=None,
     reference_mesh=None,
     prm_mesh=None,
@@ -200,14 +201,8 @@ def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
     model=shapes.model,
     rl_model=shapes.model,
     prm_model=shapes.prm_model,
-    sampler=SamplingConfig(
-      max_new_tokens=rl.max_new_tokens,
-      pad_id=int(table.pad_id),
-      stop_ids=(int(table.eos_id),),
-      temperature=rl.temperature,
-      top_p=rl.top_p,
-      top_k=rl.top_k,
-      min_p=rl.min_p,
+    sampler=rl.sampler.config(
+      pad_id=int(table.pad_id), stop_ids=(int(table.eos_id),)
     ),
     table=table,
     layout=layouts.training,
@@ -284,7 +279,7 @@ class Programs:
   def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
     """One compiled loop, or the parts of rows that take turns."""
     generate, rl = self._functions.generate, self._run.settings.rl
-    if rl.rollout_rows is None:
+    if rl.engine.rows is None:
       return Stage("rollout", generate, asked)
     layout, samples = self._layouts.rollout, rl.samples_per_prompt
     declared = policy.declare_policy(rl_functions.rollout_model(self._run))
@@ -301,8 +296,8 @@ class Programs:
       prompts=self.rows_at_a_time // samples,
       samples=samples,
       shards=layout.row_shards,
-      new_tokens=rl.max_new_tokens,
-      chunk=rl.rollout_chunk,
+      new_tokens=rl.sampler.max_new_tokens,
+      chunk=rl.engine.chunk,
       ring_slots=engine.ring_slots,
     )
 

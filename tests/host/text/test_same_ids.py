@@ -172,8 +172,9 @@ def run_settings(places, separator):
     response_tokens=32,
     compute_dtype="float32",
   )
-  config.prm.update(separator=separator, batch_size=4, length_multiple=8)
-  config.rl.update(max_new_tokens=32, max_steps=6)
+  config.prm.update(batch_size=4, length_multiple=8)
+  config.rl.sampler.max_new_tokens = 32
+  config.prm.score.update(max_steps=6, separator=separator)
   return conversion.settings_from_config(config)
 
 
@@ -223,7 +224,7 @@ def by_rl(space, seen):
     space.model,
     space.prm_model,
     space.sampler,
-    space.settings.rl.score_config(space.settings.prm.separator),
+    space.settings.prm.score,
     space.table,
     space.layout,
   )
