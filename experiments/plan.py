@@ -68,7 +68,7 @@ def read_settings() -> Settings:
       raise ConfigError(
         "nothing says what the policy is: name a folder with a config.json by "
         "--config.files.policy, or a shape of "
-        "pure_jax/runs/settings/architectures.py by "
+        "pure_jax/runs/settings/models.py by "
         "--config.files.architecture."
       )
     files.policy = files.architecture

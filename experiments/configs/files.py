@@ -87,7 +87,7 @@ def files() -> ConfigDict:
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.
       attention_chunk=placeholder(int),
-      # For plan.py where no folder is named: a name of architectures.py.
+      # For plan.py where no folder is named: a name in settings/models.py.
       architecture=placeholder(str),  # Of the policy.
       prm_architecture=placeholder(str),  # Of the PRM.
     )

@@ -69,7 +69,7 @@ def compile_functions(
   )
 
 
-def _iteration_scores(space, score):
+def _iteration_scores(space: workspace.Workspace, score: Any):
   """Iteration -> its stage 2, which reads the policy where that is due."""
   rl = space.settings.rl
   if rl.old_logp.source == "score":

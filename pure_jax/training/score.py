@@ -289,7 +289,7 @@ def _logp_of_each(policies, model, sampler, rollout, row_shape):
 
 def _score_steps(
   prm_model,
-  config,
+  config: ScoreConfig,
   table,
   act_sharding,
   row_shape,

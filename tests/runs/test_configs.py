@@ -5,8 +5,9 @@ import dataclasses
 import importlib
 import json
 
+import field_reads
 import pytest
-from checkout import EXPERIMENTS
+from checkout import EXPERIMENTS, ROOT
 from configs import base
 
 from pure_jax import settings
@@ -14,7 +15,6 @@ from pure_jax.runs.settings import (
   conversion,
   evaluation,
   prm_evaluation,
-  rl,
   run,
 )
 
@@ -208,35 +208,46 @@ def is_group(value):
   return isinstance(value, ast.DictComp)
 
 
-def test_every_field_is_read_somewhere():
+# plan.py reads it of the config, to fill in files.policy.
+READ_BEFORE_CONVERSION = {("FilesSettings", "architecture")}
+
+
+def test_every_field_is_read():
   """A config field nobody reads is a promise nobody keeps."""
-  sources = [
-    *EXPERIMENTS.glob("*.py"),
-    *(EXPERIMENTS.parent / "pure_jax").rglob("*.py"),
-  ]
-  read = {
-    node.attr
-    for path in sources
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-  }
+  folders = (ROOT / "pure_jax", ROOT / "experiments", ROOT / "kernels")
+  program = field_reads.Program(field_reads.sources(*folders))
+  kinds = (run.Settings, *KINDS.values())
+  unread = program.unread(kind.__name__ for kind in kinds)
+  assert unread == READ_BEFORE_CONVERSION
 
-  def names(kind):
-    for field in dataclasses.fields(kind):
-      yield field.name
 
-  for kind in (
-    prm_evaluation.DataSettings,
-    prm_evaluation.EvaluatePRMSettings,
-    run.FilesSettings,
-    run.Settings,
-    rl.RLSettings,
-    run.PRMSettings,
-    run.SFTSettings,
-    run.MeshSettings,
-    run.Kernels,
+@pytest.mark.parametrize(
+  ("use", "is_read"),
+  [
+    ("", False),
+    ("def f(rl: RLSettings): rl.old_logp.planted = 1", False),
+    # Fields of that name of another class, and of nobody knows what.
+    ("class Other:\n  planted: int\ndef f(x: Other): x.planted", False),
+    ("def f(x): return x.planted", False),
+    ("def f(rl: RLSettings): return rl.planted", False),
+    ("def f(rl: RLSettings): return rl.old_logp.planted", True),
+    ("def f(x: Settings):\n  a, b = 0, x.rl\n  b.old_logp.planted", True),
+    ("def f(x: 'Settings | None'): return [y.planted for y in [g(x)]]", True),
+  ],
+)
+def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
+  """Its own validation does not count either."""
+  text = "\n".join(field_reads.sources(ROOT / "pure_jax/runs/settings"))
+  for old, new in (
+    ("  check_every: int\n", "  check_every: int\n  planted: int\n"),
+    ("    if not self.tolerance > 0:\n", "    if self.planted > 0:\n"),
   ):
-    assert set(names(kind)) <= read
+    assert text.count(old) == 1
+    text = text.replace(old, new)
+  text += "\ndef g(x) -> OldLogpSettings: ...\n"
+  program = field_reads.Program([text, use])
+  planted = ("OldLogpSettings", "planted")
+  assert (planted not in program.unread(["Settings"])) == is_read
 
 
 def test_base_config_is_complete_by_itself():
