@@ -50,7 +50,7 @@ from benchmarks.programs import Options
 from benchmarks.rivals import RIVALS, check_names
 
 from pure_jax.models.config import REMAT
-from pure_jax.runs.settings import compute_dtype
+from pure_jax.runs.settings import models
 
 _SUITE = flags.DEFINE_enum(
   "suite", "all", (*cases.SUITES, "all"), "What is measured."
@@ -99,7 +99,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  (compute_dtype.AUTO, "float32", "bfloat16"),
+  (models.AUTO, "float32", "bfloat16"),
   "Of products: auto takes float32 on a CPU, else bfloat16.",
 )
 _ROWS_AT_A_TIME = flags.DEFINE_integer(
@@ -167,9 +167,9 @@ def read_options() -> Options:
     PRESETS[_PRESET.value].options,
     **{name: value for name, value in given.items() if value is not None},
   )
-  if options.dtype != compute_dtype.AUTO:
+  if options.dtype != models.AUTO:
     return options
-  dtype = compute_dtype.for_platform(jax.default_backend())
+  dtype = models.compute_dtype_of(jax.default_backend())
   return dataclasses.replace(options, dtype=dtype)
 
 

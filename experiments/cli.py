@@ -23,8 +23,7 @@ from pure_jax.host.distributed import (
 )
 from pure_jax.runs import compilation_cache, exit_status
 from pure_jax.runs.run import Run, open_run
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."

@@ -4,8 +4,8 @@
 
 For each seed: demonstrations, policy, PRM made anew, then every arm of `ARMS`
 from that same start with the same budget, hyperparameters and random keys.
-Arms differ in `credit` and `reward_mode`, nothing else. Runs that are done
-are kept, a run that was cut off continues, so the command can be repeated
+Arms differ in `rl.credit` alone, in its form and its two weights. Runs that are
+done are kept, a run that was cut off continues, so the command can be repeated
 until it has finished; `--report_only` reads what is there.
 
 Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
@@ -30,15 +30,20 @@ from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent
 
+# Form of credit, weight of the step rewards, weight of the outcome reward.
+_ARMS_OF_CREDIT = {
+  "sum": ("sum", 1.0, 0.0),
+  "softmin": ("softmin", 1.0, 0.0),
+  "min": ("min", 1.0, 0.0),
+  "min_eq3": ("min_eq3", 1.0, 0.0),
+  "sum+vr": ("sum", 1.0, 1.0),
+  "softmin+vr": ("softmin", 1.0, 1.0),
+  "min+vr": ("min", 1.0, 1.0),
+  "vr": ("min", 0.0, 1.0),  # The form has no effect.
+}
 ARMS = {
-  "sum": {"credit": "sum", "reward_mode": "prm"},
-  "softmin": {"credit": "softmin", "reward_mode": "prm"},
-  "min": {"credit": "min", "reward_mode": "prm"},
-  "min_eq3": {"credit": "min_eq3", "reward_mode": "prm"},
-  "sum+vr": {"credit": "sum", "reward_mode": "prm+vr"},
-  "softmin+vr": {"credit": "softmin", "reward_mode": "prm+vr"},
-  "min+vr": {"credit": "min", "reward_mode": "prm+vr"},
-  "vr": {"credit": "min", "reward_mode": "vr"},  # Credit has no effect.
+  name: dict(zip(("form", "process_coef", "verifiable_coef"), arm, strict=True))
+  for name, arm in _ARMS_OF_CREDIT.items()
 }
 COLUMNS = (
   ("accuracy", "accuracy"),
@@ -81,7 +86,7 @@ def command(
     f"--config.world.seed={seed}",
     "--config.progress=False",
     *(f"--config.{item}" for item in _OVERRIDES.value),
-    *(f"--config.rl.{name}={value}" for name, value in changes.items()),
+    *(f"--config.rl.credit.{name}={value}" for name, value in changes.items()),
   ]
 
 

@@ -46,8 +46,8 @@ from pure_jax.runs.evaluation.response_writer import (
   Written,
   read,
 )
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.runs.settings.run import ConfigError
 
 RESPONSES_FILE = "responses.jsonl"
 # What a resumed run may change. Paths may: their contents are compared.

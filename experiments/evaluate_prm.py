@@ -39,14 +39,14 @@ from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.evaluation import labelled_solutions, prm_report
 from pure_jax.runs.evaluation.score_file import ScoreFile, describe
 from pure_jax.runs.load import Judge, contents, load_folder, load_run
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import (
   DataSettings,
   EvaluatePRMSettings,
 )
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import stages
-from pure_jax.training.score import ScoreConfig
 
 # Fields that change the report and no score.
 MAY_DIFFER = (

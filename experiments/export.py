@@ -36,8 +36,8 @@ from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.folder import load_weights
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -269,7 +269,7 @@ def export(
     )
     told = (
       f"the PRM, trained with prompt_format={files.prm_prompt_format!r} and "
-      f"separator={run.settings.prm.separator!r}"
+      f"separator={run.settings.prm.score.separator!r}"
     )
   else:
     restored = restore(run, model, which)

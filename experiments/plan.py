@@ -33,9 +33,8 @@ from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.hlo_text import HLOError
 from pure_jax.runs.planning.report import Plan, as_json, as_text, plan_stage
 from pure_jax.runs.planning.roofline import CHIPS
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+from pure_jax.runs.settings.run import Settings
 
 _TOPOLOGY = flags.DEFINE_string(
   "topology",
@@ -69,7 +68,7 @@ def read_settings() -> Settings:
       raise ConfigError(
         "nothing says what the policy is: name a folder with a config.json by "
         "--config.files.policy, or a shape of "
-        "pure_jax/runs/settings/architectures.py by "
+        "pure_jax/runs/settings/models.py by "
         "--config.files.architecture."
       )
     files.policy = files.architecture
@@ -114,7 +113,7 @@ class Planner:
         f"--hlo={hlo} must be a folder that can be created: {error}."
       ) from error
     self.devices = compiler.find_devices(topology)
-    self.settings = compute_dtype.resolve(settings, self.devices[0].platform)
+    self.settings = settings.for_platform(self.devices[0].platform)
     self.shapes = plan_programs.shapes_of(self.settings)
     self._compiled: dict[tuple, compiler.CompiledStage] = {}
 

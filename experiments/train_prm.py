@@ -25,7 +25,7 @@ from pure_jax.runs import loop
 from pure_jax.runs.batches import take_rows
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.run import Run
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.tasks.task import LabelledResponses
 from pure_jax.training import stages, train
@@ -189,8 +189,8 @@ def main(argv: list[str]) -> None:
   with cli.from_flags() as run:
     if run.spec.prm_model is None:
       raise ConfigError(
-        "rl.reward_mode='vr' without files.prm and files.labelled has no PRM "
-        "to train: name labelled solutions with files.labelled."
+        "rl.credit.process_coef=0 without files.prm and files.labelled has no "
+        "PRM to train: name labelled solutions with files.labelled."
       )
     train_prm(run)
     run.folder.draw_curves()

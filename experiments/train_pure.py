@@ -33,7 +33,8 @@ from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_functions, rl_report
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.run import Run
-from pure_jax.runs.settings.run import ConfigError, RLSettings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training import train

@@ -1,10 +1,10 @@
-"""Settings of credit and loss, and the three settings they are known by.
+"""Settings of step scores, credit and loss, and three presets of them.
 
-`CreditConfig` and `LossConfig` are frozen and hashable, so they can be static
-arguments of a jitted function; impossible values raise a ValueError that says
-what to change. `paper`, `reference_main` and `reference_verl` name what the
-paper and the two branches of its reference do; where they differ is said in
-their docstrings. Change one with `dataclasses.replace`.
+`ScoreConfig`, `CreditConfig` and `LossConfig` are frozen and hashable, so they
+can be static arguments of a jitted function. Impossible values raise a
+ValueError that says what to change. The presets `paper`, `reference_main` and
+`reference_verl` are the paper and the two branches of its reference; their
+docstrings say where these differ. Change one with `dataclasses.replace`.
 """
 
 import dataclasses
@@ -14,12 +14,39 @@ FORMS = ("sum", "min", "min_eq3", "softmin", "min_dense")
 BASELINES = ("paper_a", "paper_b", "main", "step", "none")
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
+SEPARATORS = ("insert", "replace")
 
 
 def _require_one_of(name: str, value: object, allowed: tuple) -> None:
   """Raises ValueError with the choices unless value is one of them."""
   if value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, not {value!r}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """How responses are cut into steps and scored by the PRM.
+
+  Attributes:
+    max_steps: S, >= 1; the rest of a response is merged into the last step.
+    separator: where the PRM reads a score, see `steps.build_prm_inputs`:
+      "insert" adds a token after each step, "replace" overwrites the separator.
+    empty_step_reward: -1..1, reward of an empty step instead of the PRM's
+      score, against policies that earn rewards with empty steps; None keeps
+      the score.
+  """
+
+  max_steps: int
+  separator: str = "insert"
+  empty_step_reward: float | None = None
+
+  def __post_init__(self):
+    if self.max_steps < 1:
+      raise ValueError(f"max_steps must be >= 1, not {self.max_steps}.")
+    _require_one_of("separator", self.separator, SEPARATORS)
+    reward = self.empty_step_reward
+    if reward is not None and not -1 <= reward <= 1:
+      raise ValueError(f"empty_step_reward must lie in -1..1, not {reward}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 
 from pure_jax.models.config import ModelConfig
-from pure_jax.runs.settings.architectures import ARCHITECTURES
+from pure_jax.runs.settings.models import ARCHITECTURES
 
 STOPS = ("never", "early")
 

@@ -2,7 +2,8 @@
 
 Each way samples the same batch with the same keys. Beside its time stands its
 drift, |sampled - trainer's log-prob| of its own tokens, which importance
-weights (`rl.importance_cap`) have to make up for. Only the first has a bound.
+weights (`rl.loss.importance_cap`) have to make up for. Only the first has a
+bound.
 """
 
 import dataclasses

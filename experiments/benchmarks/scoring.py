@@ -17,7 +17,8 @@ from benchmarks.programs import (
 )
 from benchmarks.timing import Arm, timed
 from pure_jax.parallel import sharding
-from pure_jax.training.score import ScoreConfig, make_score
+from pure_jax.settings import ScoreConfig
+from pure_jax.training.score import make_score
 from pure_jax.types import Prompts, Rollout
 
 CONFIG = ScoreConfig(batches.MAX_STEPS)

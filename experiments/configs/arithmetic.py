@@ -57,7 +57,6 @@ def get_config(variant: str = "full") -> ConfigDict:
       "iterations": 4,
       "prompts": 8,
       "samples_per_prompt": 4,
-      "max_new_tokens": 48,
       "eval_every": 2,
       "eval_prompts": 32,
       "samples_every": 2,

@@ -59,11 +59,11 @@ def get_config(variant: str = "full") -> ConfigDict:
       response_prefix="",
       # Longest prompts, tokens; a longer problem is left out, and reported.
       prompt_tokens=1024,
-      prm_prompt_tokens=1024,
+      prm_prompt_tokens=1024,  # The same of the PRM's prompts.
       greedy=True,  # One greedy response to each problem.
       samples=8,  # Drawn for each problem besides; 0 draws none.
       k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
-      temperature=1.0,
+      temperature=1.0,  # Divides the logits of samples.
       top_p=1.0,  # Of the likeliest tokens, this much probability is kept.
       top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
       min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
@@ -82,7 +82,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       extractors=("boxed",),  # Of answers, in the order they are tried.
       grader_workers=2,  # Processes.
       grader_seconds=5.0,  # For one answer.
-      bootstrap_seed=0,
+      bootstrap_seed=0,  # Of the intervals.
       bootstrap_resamples=2000,  # Of the problems, for the intervals.
     )
   )

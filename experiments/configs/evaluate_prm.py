@@ -55,7 +55,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Limits; a row beyond them is left out and counted.
       prompt_tokens=1024,
       response_tokens=3072,  # EOS included.
-      max_steps=128,
+      max_steps=128,  # Of a solution.
       batch_size=8,  # Solutions at a time.
       length_multiple=128,  # Columns are padded to a multiple of it, tokens.
       compute_dtype="bfloat16",  # Of matrix products, or "float32".

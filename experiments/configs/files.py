@@ -65,10 +65,10 @@ def files() -> ConfigDict:
       train_fields=placeholder(ConfigDict),  # Our field: the file's.
       held_out=placeholder(str),  # To evaluate the policy on.
       held_out_format="math500",  # Or any other that holds problems.
-      held_out_fields=placeholder(ConfigDict),
+      held_out_fields=placeholder(ConfigDict),  # Our field: the file's.
       labelled=placeholder(str),  # Labelled solutions, to train a PRM on.
       labelled_format="prm800k",  # Or any other that holds steps.
-      labelled_fields=placeholder(ConfigDict),
+      labelled_fields=placeholder(ConfigDict),  # Our field: the file's.
       labelled_one_in=20,  # One problem in so many is held out.
       labelled_rows=placeholder(int),  # At most so many rows; None takes all.
       labelled_held_out_rows=placeholder(int),  # The same of what is held out.
@@ -87,7 +87,7 @@ def files() -> ConfigDict:
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.
       attention_chunk=placeholder(int),
-      # For plan.py where no folder is named: a name of architectures.py.
+      # For plan.py where no folder is named: a name in settings/models.py.
       architecture=placeholder(str),  # Of the policy.
       prm_architecture=placeholder(str),  # Of the PRM.
     )

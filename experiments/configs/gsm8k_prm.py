@@ -77,7 +77,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "compute_dtype": "float32",  # Faster than bfloat16 on a CPU.
     }
   )
-  config.rl.max_steps = 12
+  config.prm.score.max_steps = 12
   config.prm.update(
     {
       "batch_size": 4,  # Many small updates, for there is time for few rows.

@@ -8,11 +8,11 @@ a comment that says so.
 from configs import base, files
 from ml_collections import ConfigDict
 
-# Reward mode and constant learning rate of each way to train.
+# Weights of step rewards and outcome reward, and the constant learning rate.
 VARIANTS = {
-  "prm": ("prm", 5e-7),
-  "vr": ("vr", 1e-6),
-  "prm_vr": ("prm+vr", 1e-6),
+  "prm": (1.0, 0.0, 5e-7),
+  "vr": (0.0, 1.0, 1e-6),
+  "prm_vr": (1.0, 1.0, 1e-6),
 }
 
 
@@ -36,7 +36,7 @@ def policy_run(
     ValueError: for another variant.
   """
   smokes = [f"smoke_{name}" for name in VARIANTS]
-  takes_turns = not variant.endswith("_one_loop")
+  continuous = not variant.endswith("_one_loop")
   asked, variant = variant, variant.removesuffix("_one_loop")
   if variant not in (*VARIANTS, *smokes, "smoke"):
     raise ValueError(
@@ -45,7 +45,7 @@ def policy_run(
     )
   smoke = variant.startswith("smoke")
   mode = "prm_vr" if variant == "smoke" else variant.removeprefix("smoke_")
-  reward_mode, learning_rate = VARIANTS[mode]
+  process_coef, verifiable_coef, learning_rate = VARIANTS[mode]
   config = files.get_config()
   config.files.prm_prompt_tokens = config.files.prompt_tokens
   # Ours, and without influence on the result: 0.6 GB of logits a row.
@@ -53,57 +53,67 @@ def policy_run(
   # Ours: all scores of a row of 9,216 tokens would be 9.5 GB for each layer.
   config.files.attention_chunk = 512
   config.files.architecture = architecture
-  if reward_mode != "vr":
+  if process_coef:
     config.files.prm_architecture = "pure_prm_7b"
   config.rl.update(
     {
       "iterations": iterations,
       "prompts": 64,
       "samples_per_prompt": 8,
-      "max_new_tokens": 8192,
-      "max_steps": 512,  # Ours: more steps than these share the last's score.
-      "temperature": 1.0,
-      "reward_mode": reward_mode,
-      "clip_low": 0.2,
-      "clip_high": 0.2,
+      "sampler": {"max_new_tokens": 8192, "temperature": 1.0},
       # The paper does not name beta1, beta2 and the norm of gradients: base's.
       "optim": base.optimizer(learning_rate),
       "eval_prompts": 480,  # Of the 500 of MATH500: 2 to 32 row shards.
       # Ours, and without influence on the result: memory.
       "micro_batches": 64,
-      # Likewise: time. Places of responses that have ended go to prompts that
-      # wait, and the cache grows with the longest that is being written.
-      "rollout_rows": 128 if takes_turns else None,
-      # Likewise: time. Rounding differs from that of unpacked rows.
+      # Ours: time. Finished responses free their slots for prompts that wait,
+      # and the cache grows with the longest response under way.
+      "engine": {"slots": 128 if continuous else None},
+      # Ours: time. Rounding differs from that of unpacked rows.
       "length_buckets": 3,
       "packed_tokens": 4096,
     }
   )
   # Prompts whose source gives an answer have one: 879 of the 8,523.
   config.rl.answer_fraction = None
-  credit_of_the_paper(config)
+  set_credit_and_loss(config)
+  config.rl.credit.process_coef = process_coef
+  config.rl.credit.verifiable_coef = verifiable_coef
+  # Ours: more steps than these share the last one's score.
+  config.prm.score.max_steps = 512
   if not smoke:
     return config
   # What the real run's user names, and no more.
-  given = () if reward_mode == "vr" else ("prm",)
+  given = ("prm",) if process_coef else ()
   config.files.random_files = ("train", "held_out", *given)
   return tiny(config, embeddings)
 
 
-def credit_of_the_paper(config: ConfigDict) -> None:
-  """Sets what `pure_jax.settings.paper` sets."""
-  config.rl.update(
+def set_credit_and_loss(config: ConfigDict) -> None:
+  """Sets the fields of `pure_jax.settings.paper`.
+
+  Args:
+    config: of a run; it is changed.
+  """
+  config.rl.credit.update(
     {
-      "credit": "softmin",
-      "credit_temperature": 0.1,
+      "form": "softmin",
+      "temperature": 0.1,
       "baseline": "paper_a",
-      # Ours: the paper describes no whitening, no equation of it has one, but
-      # both branches of its reference do whiten. `--config.rl.whiten=True`.
+      # Ours: the paper describes no whitening and no equation of it has one,
+      # but both branches of its reference do whiten:
+      # `--config.rl.credit.whiten=True`.
       "whiten": False,
-      "kl_placement": "reward",
-      "kl_estimator": "k1",
+      "kl_in_reward": "k1",
       "kl_coef": 1e-3,
-      "loss_aggregate": "token_mean",
+    }
+  )
+  config.rl.loss.update(
+    {
+      "clip_low": 0.2,
+      "clip_high": 0.2,
+      "aggregate": "token_mean",
+      "kl_in_loss": None,
     }
   )
 
@@ -137,6 +147,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "full_steps": 6,
       "log_every": 2,
       "length_multiple": 32,
+      "score": {"max_steps": 8},
     }
   )
   config.rl.update(
@@ -144,8 +155,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "iterations": 2,
       "prompts": 4,
       "samples_per_prompt": 4,
-      "max_new_tokens": 32,
-      "max_steps": 8,
+      "sampler": {"max_new_tokens": 32},
       "micro_batches": 2,
       "packed_tokens": 96,
       "eval_every": 2,
@@ -154,7 +164,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "checkpoint_every": 2,
     }
   )
-  if config.rl.rollout_rows is not None:
+  if config.rl.engine.slots is not None:
     # Half of the prompts wait, and the cache grows twice.
-    config.rl.update({"rollout_rows": 8, "rollout_chunk": 8})
+    config.rl.engine.update({"slots": 8, "sync_interval": 8})
   return config

@@ -49,7 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.labelled_one_in = 100
   config.files.labelled_held_out_rows = 2_000  # Ours, as is the share.
-  config.rl.max_steps = 128  # Ours: rows with more steps are left out.
+  config.prm.score.max_steps = 128  # Ours: rows with more steps are left out.
   config.prm.update(
     {
       "batch_size": BATCH_SIZE,

@@ -10,7 +10,7 @@ PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
 paper's three reward modes; `vr` reads no PRM, leave --config.files.prm out.
 `smoke_prm_vr` (or `smoke`), `smoke_prm` and `smoke_vr` run the same on a tiny
 random policy and PRM, in under a minute each. `_one_loop` behind any of them
-samples without continuous batching, as --config.rl.rollout_parts needs it.
+samples without continuous batching, as --config.rl.rollout.batches needs it.
 Devices: --config.mesh.fsdp=... and others; docs/planning.md has the smallest
 TPU slices that it compiles for and fits, with their flags.
 

@@ -20,7 +20,7 @@ from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError
 from pure_jax.host.text.tokenization import TokenizerError
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
 # What is wrong with what the user gave, or found on the way. The message says

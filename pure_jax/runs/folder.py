@@ -23,9 +23,8 @@ from pure_jax.runs import workdir as workdirs
 MAY_DIFFER = (
   *("progress", "mesh", "kernels", "rl.iterations"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
-  *("rl.micro_batches", "rl.rollout_parts"),
-  *("rl.rollout_rows", "rl.rollout_chunk"),
-  *("rl.old_logp", "rl.old_logp_check_every", "rl.old_logp_tolerance"),
+  *("rl.micro_batches", "rl.rollout.batches"),
+  *("rl.engine", "rl.old_logp"),
 )
 # Config fields that may change in a run that starts from another run's stages.
 MAY_DIFFER_FROM_START = ("progress", "mesh", "kernels", "rl", "start")

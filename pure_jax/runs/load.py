@@ -14,10 +14,10 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.folder import load_weights
-from pure_jax.runs.settings.conversion import settings_from_config
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import tiny_files
 
 
@@ -107,7 +107,7 @@ def find_run(settings: EvaluatePRMSettings, folder: str) -> TrainedPRM:
   asked = "plain" if files is None else files.prm_prompt_format
   for name, mine, theirs in (
     ("prompt_format", settings.prompt_format, asked),
-    ("separator", settings.separator, trained.prm.separator),
+    ("separator", settings.separator, trained.prm.score.separator),
   ):
     if mine != theirs:
       raise ConfigError(

@@ -52,13 +52,13 @@ def compile_functions(
       sampler,
       group_size,
       layouts.rollout,
-      rl.continuous(),
+      rl.engine.config(),
       layouts.training,
       stops=spec.stops,
     )
 
   def make_generate(sampler, group_size):
-    if rl.continuous() is not None:
+    if rl.engine.config() is not None:
       return make_engine(sampler, group_size).generate
     return rollouts.make_generate(
       spec.rollout_model,
@@ -66,11 +66,11 @@ def compile_functions(
       group_size,
       layouts.rollout,
       spec.layouts.training,
-      rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
+      rl.prompts * rl.samples_per_prompt // rl.rollout.batches,
       stops=spec.stops,
     )
 
-  if rl.continuous() is not None:
+  if rl.engine.config() is not None:
     engine = make_engine(spec.sampler, rl.samples_per_prompt)
     generate = engine.generate
   else:
@@ -94,12 +94,12 @@ def compile_functions(
 def _iteration_scores(spec, score):
   """Iteration -> its stage 2, which reads the policy where that is due."""
   rl = spec.settings.rl
-  if rl.old_logp == "score":
+  if rl.old_logp.source == "score":
     return lambda step: score
   sampled, checked = (
     row_lengths.make_score(spec, kind) for kind in ("sampled", "checked")
   )
-  every = rl.old_logp_check_every
+  every = rl.old_logp.check_every
   return lambda step: sampled if (step - 1) % every else checked
 
 

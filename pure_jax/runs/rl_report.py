@@ -22,7 +22,7 @@ from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.host.text.tokenization import SEPARATOR, split_texts
 from pure_jax.runs import stage_checkpoints
 from pure_jax.runs.run import Run
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks.task import Verdicts
 from pure_jax.training.score import Scores
 from pure_jax.types import Rollout
@@ -109,16 +109,16 @@ def check_finite(
 def check_drift(run: Run, step: int, scores: Scores) -> None:
   """Stops a run that takes the sampler's log-probs, where they are off."""
   rl = run.spec.settings.rl
-  if rl.old_logp == "score" or scores.drift_max is None:
+  if rl.old_logp.source == "score" or scores.drift_max is None:
     return
   drift = float(scores.drift_max)
-  if not drift <= rl.old_logp_tolerance:
+  if not drift <= rl.old_logp.tolerance:
     raise ConfigError(
       f"Iteration {step}: the sampler's log-probs are up to {drift:.3g} nats "
-      "off the policy's, and rl.old_logp='sampled' takes one for the other "
-      f"within rl.old_logp_tolerance={rl.old_logp_tolerance}. The policy was "
-      "not updated; the last checkpoint is intact. The same command goes on "
-      "from there with --config.rl.old_logp=score."
+      "off the policy's, and rl.old_logp.source='sampled' takes one for the "
+      f"other within rl.old_logp.tolerance={rl.old_logp.tolerance}. The policy "
+      "was not updated; the last checkpoint is intact. The same command goes "
+      "on from there with --config.rl.old_logp.source=score."
     )
 
 
@@ -217,7 +217,7 @@ def write_samples(run: Run, bar: Progress, it: Iteration) -> None:
   rollout, cut, rewards = global_batch.read_everywhere(
     (it.batch["rollout"], it.scores.steps, it.scores.step_rewards)
   )
-  config = run.spec.settings.rl.credit_config()
+  config = run.spec.settings.rl.credit
   returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
   rows = np.linspace(0, len(it.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
@@ -276,7 +276,7 @@ def summarize(run: Run) -> dict:
     )
   rl = run.spec.settings.rl
   summary = {
-    "credit": rl.credit,
+    "credit": rl.credit.form,
     "reward_mode": rl.reward_mode,
     "seed": run.spec.settings.seed,
     "iterations": rl.iterations,

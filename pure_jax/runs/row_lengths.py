@@ -24,8 +24,8 @@ def make_score(spec: RunSpec, old_logp: str = "score") -> Callable[..., Any]:
   Returns:
     What `pure_jax.training.score.make_score` returns, or an equal of it.
   """
-  rl, layouts = spec.settings.rl, spec.layouts
-  config = rl.score_config(spec.settings.prm.separator)
+  layouts = spec.layouts
+  config = spec.rl_score_config
   make = functools.partial(
     score.make_score,
     spec.rl_model,
@@ -67,8 +67,8 @@ def make_update(
     train.make_update,
     spec.rl_model,
     spec.sampler,
-    rl.credit_config(),
-    rl.loss_config(),
+    rl.credit,
+    rl.loss,
     optimizer,
     spec.table,
     spec.layouts.training,
@@ -108,8 +108,8 @@ def _policy_rows(spec: RunSpec) -> tuple[packing.RowShape, ...]:
 def _prm_rows(spec: RunSpec) -> tuple[packing.RowShape, ...]:
   """Rows of what the PRM reads; without one they hold anything."""
   inserted = 0
-  if spec.settings.prm.separator == "insert":
-    inserted = spec.settings.rl.max_steps
+  if spec.settings.prm.score.separator == "insert":
+    inserted = spec.settings.prm.score.max_steps
   shapes = _rows(spec, spec.prm_prompt_tokens + inserted)
   if spec.prm_model is None:
     return (shapes[0],) * len(shapes)
@@ -120,7 +120,7 @@ def _rows(spec: RunSpec, tokens: int) -> tuple[packing.RowShape, ...]:
   """Rows of texts with so many tokens beside the response."""
   rl = spec.settings.rl
   return packing.row_shapes(
-    tokens + rl.max_new_tokens,
+    tokens + rl.sampler.max_new_tokens,
     _responses(spec),
     _rows_at_a_time(spec),
     rl.length_buckets,

@@ -27,9 +27,9 @@ from pure_jax.runs import allocator
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.batches import Batches
 from pure_jax.runs.folder import MAY_DIFFER, MAY_DIFFER_FROM_START, RunFolder
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.run import ConfigError, Settings
-from pure_jax.runs.spec import Layouts, RunSpec, make_layouts, make_sampler
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import Layouts, RunSpec, make_layouts
 from pure_jax.runs.tasks.arithmetic import ArithmeticTask
 from pure_jax.runs.tasks.files import FilesTask, contents
 from pure_jax.runs.tasks.task import Task
@@ -78,7 +78,7 @@ def open_run(
     ConfigError: if the devices are too few, a model cannot be split over
       them, or a file is missing.
   """
-  settings = compute_dtype.resolve(settings, jax.default_backend())
+  settings = settings.for_platform(jax.default_backend())
   if settings.files is None:
     # Not for real models: batches of many shapes would fragment one heap.
     allocator.keep_freed_memory()
@@ -128,7 +128,7 @@ def make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
     The specification.
   """
   tokenizer, stops = task.tokenizer, None
-  if settings.rl.stop_on_boxed:
+  if settings.rl.rollout.stop_on_boxed:
     stops = boxed_stops(tokenizer.pieces)
   return RunSpec(
     settings=settings,
@@ -137,8 +137,10 @@ def make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
     prompt_tokens=task.prompt_encoder.length,
     prm_prompt_tokens=task.prm_prompt_encoder.length,
     table=jax.tree.map(jnp.asarray, separator_table(tokenizer)),
-    sampler=make_sampler(
-      settings.rl, tokenizer.pad_id, tokenizer.eos_id, tokenizer.banned_ids
+    sampler=settings.rl.sampler.config(
+      pad_id=tokenizer.pad_id,
+      stop_ids=(tokenizer.eos_id,),
+      banned_ids=tokenizer.banned_ids,
     ),
     stops=stops,
     layouts=layouts,

@@ -7,7 +7,6 @@ so does the planner, which compiles the same functions without opening a run.
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
 
 import jax
 
@@ -16,7 +15,8 @@ from pure_jax.host.text.stop_texts import StopTable
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.settings.run import ConfigError, RLSettings, Settings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
 from pure_jax.training.score import ScoreConfig
 from pure_jax.types import SeparatorTable
 
@@ -100,32 +100,6 @@ def make_layouts(settings: Settings) -> Layouts:
   return Layouts(training, *others)
 
 
-def make_sampler(
-  rl: RLSettings, pad_id: int, eos_id: int, banned_ids: Sequence[int] = ()
-) -> SamplingConfig:
-  """How rollouts are sampled.
-
-  Args:
-    rl: settings of RL.
-    pad_id: id that fills rows up.
-    eos_id: id that ends a response.
-    banned_ids: ids that are never sampled.
-
-  Returns:
-    The sampler's config.
-  """
-  return SamplingConfig(
-    max_new_tokens=rl.max_new_tokens,
-    pad_id=pad_id,
-    stop_ids=(eos_id,),
-    temperature=rl.temperature,
-    top_p=rl.top_p,
-    top_k=rl.top_k,
-    min_p=rl.min_p,
-    banned_ids=tuple(banned_ids),
-  )
-
-
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
   """What a run computes.
@@ -163,20 +137,20 @@ class RunSpec:
     rl = self.settings.rl
     return dataclasses.replace(
       self.rl_model,
-      cache_dtype=rl.cache_dtype,
-      int8_matrices=rl.rollout_weights == "int8",
+      cache_dtype=rl.rollout.cache_dtype,
+      int8_matrices=rl.rollout.weights == "int8",
     )
 
   @property
   def prm_score_config(self) -> ScoreConfig:
     """How the PRM is trained and evaluated: empty steps keep their score."""
-    settings = self.settings
-    return ScoreConfig(settings.rl.max_steps, settings.prm.separator)
+    score = self.settings.prm.score
+    return dataclasses.replace(score, empty_step_reward=None)
 
   @property
   def rl_score_config(self) -> ScoreConfig:
     """How the PRM scores the steps of rollouts."""
-    return self.settings.rl.score_config(self.settings.prm.separator)
+    return self.settings.prm.score
 
   @property
   def responses(self) -> int:

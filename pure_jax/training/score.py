@@ -5,7 +5,6 @@ run: in its training, in its evaluation and in RL. What the PRM was trained
 on and what it is asked during RL cannot drift apart.
 """
 
-import dataclasses
 import functools
 import itertools
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import micro_batches, packed, packing
 from pure_jax.types import (
   Experience,
@@ -30,22 +30,6 @@ from pure_jax.types import (
   SeparatorTable,
   StepBoundaries,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreConfig:
-  """How a rollout is cut into steps and read by the PRM.
-
-  Attributes:
-    max_steps: steps kept apart (S); the rest is merged into the last.
-    separator: "insert" or "replace", see `steps.build_prm_inputs`.
-    empty_step_reward: reward of an empty step instead of the PRM's score, in
-      [-1, 1]; None keeps the score. A guard against a hacking route.
-  """
-
-  max_steps: int
-  separator: str = "insert"
-  empty_step_reward: float | None = None
 
 
 def prm_forward(
@@ -305,7 +289,7 @@ def _logp_of_each(policies, model, sampler, rollout, row_shape):
 
 def _score_steps(
   prm_model,
-  config,
+  config: ScoreConfig,
   table,
   act_sharding,
   row_shape,

@@ -24,8 +24,7 @@ from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import Kernels
 from pure_jax.rollout import engine_programs
 from pure_jax.runs import spec
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.training import rollouts
 
 ALL = Kernels("splash", "pallas", "pallas", interpret=True)

@@ -14,7 +14,7 @@ from configs import files
 from pure_jax.host.data.records import Problem
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
 
 SMALL = {
@@ -31,7 +31,7 @@ SMALL = {
   "rl.iterations": 1,
   "rl.prompts": 2,
   "rl.samples_per_prompt": 4,
-  "rl.max_new_tokens": 24,
+  "rl.sampler.max_new_tokens": 24,
   "rl.eval_prompts": 4,
   "rl.samples_every": 1,
 }
@@ -58,9 +58,7 @@ def run(workdir, *options):
 def settings(**changes):
   """Settings of the small run, with some of `files` replaced."""
   config = files.get_config()
-  for name, value in SMALL.items():
-    group, field = name.split(".")
-    config[group][field] = value
+  config.update_from_flattened_dict(SMALL)
   made = conversion.settings_from_config(config)
   return dataclasses.replace(
     made, files=dataclasses.replace(made.files, **changes)
@@ -75,7 +73,7 @@ def task(tmp_path_factory):
 
 
 def test_all_stages_run_on_a_folder_and_files(tmp_path):
-  done = run(tmp_path / "run", "--config.rl.reward_mode=prm+vr")
+  done = run(tmp_path / "run")
   assert done.returncode == 0, done.stderr
   text = (tmp_path / "run" / "metrics.jsonl").read_text()
   rows = {row["stage"]: row for row in map(json.loads, text.splitlines())}
@@ -179,9 +177,14 @@ def test_whose_verdict_the_update_may_use(mode, fraction, expected):
     Problem("b", "x", "1+2?", withheld_answer="3"),
     Problem("c", "x", "1+3?"),
   ]
-  rl = dataclasses.replace(
-    settings().rl, reward_mode=mode, answer_fraction=fraction
+  rl = settings().rl
+  credit = dataclasses.replace(
+    rl.credit,
+    process_coef=float("prm" in mode),
+    verifiable_coef=float("vr" in mode),
   )
+  rl = dataclasses.replace(rl, credit=credit, answer_fraction=fraction)
+  assert rl.reward_mode == mode
   found = [train_pure.may_use_answer(problem, rl) for problem in problems]
   assert found == expected
 

@@ -22,8 +22,9 @@ from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.evaluation.score_file import ScoreFile
 from pure_jax.runs.load import Judge
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import DataSettings
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask
 
@@ -273,7 +274,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
 
   def score(params, batch):
     held_out.extend(problems_read(task, batch.prompt_tokens, batch.prompt_mask))
-    return np.zeros((len(batch.tokens), task._settings.rl.max_steps))
+    return np.zeros((len(batch.tokens), task._settings.prm.score.max_steps))
 
   def choose(problems, correct, answers, rewards, mask):
     if chosen is not None:
@@ -340,7 +341,7 @@ def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
 def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
   """Rows are sorted by length to be scored, and must come back in order."""
   task = files_task_of_solutions(tmp_path)
-  max_steps = task._settings.rl.max_steps
+  max_steps = task._settings.prm.score.max_steps
 
   def reward(ids):
     return (sum(ids) % 97) / 48 - 1

@@ -6,8 +6,8 @@ from configs import evaluate_prm
 
 from pure_jax.runs.evaluation import prm_report
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
-from pure_jax.runs.settings.run import ConfigError
 
 
 def settings(**changes):

@@ -5,6 +5,7 @@ import types
 import pytest
 
 from pure_jax.runs import row_lengths
+from pure_jax.settings import ScoreConfig
 
 
 def spec(separator="insert", packed_tokens=None):
@@ -12,15 +13,15 @@ def spec(separator="insert", packed_tokens=None):
   rl = types.SimpleNamespace(
     prompts=4,
     samples_per_prompt=8,
-    max_new_tokens=100,
-    max_steps=10,
+    sampler=types.SimpleNamespace(max_new_tokens=100),
     micro_batches=16,
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
+  score = ScoreConfig(10, separator)
   return types.SimpleNamespace(
     settings=types.SimpleNamespace(
-      rl=rl, prm=types.SimpleNamespace(separator=separator)
+      rl=rl, prm=types.SimpleNamespace(score=score)
     ),
     prompt_tokens=30,
     prm_prompt_tokens=50,

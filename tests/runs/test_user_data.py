@@ -22,8 +22,8 @@ from prm_evaluations import smoke as prm_smoke
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.workdir import WorkdirError

@@ -22,8 +22,8 @@ from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.runs.evaluation import data
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
 CONFIG = ROOT / "experiments" / "configs" / "evaluate.py"

@@ -23,7 +23,8 @@ from pure_jax.host.checkpoints.weights import save_tree
 from pure_jax.models import prm
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.workdir import WorkdirError
 

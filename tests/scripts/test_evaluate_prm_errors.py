@@ -15,8 +15,8 @@ from small_models import initial_params
 from pure_jax.host import huggingface
 from pure_jax.models import prm
 from pure_jax.runs import workdir
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
 

@@ -25,7 +25,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs import workdir
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train

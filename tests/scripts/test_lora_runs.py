@@ -21,7 +21,7 @@ from pure_jax.runs import rl_functions
 from pure_jax.runs.planning import programs
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 
 
 def settings_of(name, variant, **groups):

@@ -20,11 +20,11 @@ from pure_jax.host.text.tokenization import (
   PromptFormat,
   TokenizerError,
 )
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import (
   BenchmarkSettings,
   EvaluationSettings,
 )
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
 
 

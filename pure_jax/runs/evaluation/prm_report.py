@@ -18,8 +18,8 @@ from pure_jax.host.evaluation.solution_choice import (
   choose_among_solutions,
 )
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
-from pure_jax.runs.settings.run import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,8 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.data import Unit
 from pure_jax.runs.settings.evaluation import EvaluationSettings
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import rollouts, stages
-from pure_jax.training.score import ScoreConfig
 from pure_jax.types import Prompts, Rollout
 
 

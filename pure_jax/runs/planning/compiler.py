@@ -18,7 +18,7 @@ import jax
 
 from pure_jax.runs.planning import hlo_costs
 from pure_jax.runs.planning.stages import Stage
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 
 _GIVEN = re.compile(r"([\d.]+)([KMGT]?)\) exceeds available")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")

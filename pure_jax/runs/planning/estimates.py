@@ -56,7 +56,7 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
   """
   rl = settings.rl
   rows = rl.prompts * rl.samples_per_prompt
-  C = rl.max_new_tokens
+  C = rl.sampler.max_new_tokens
 
   def read(model: ModelConfig, length: int, logits: int) -> int:
     pairs = rows * length * (length + 1) // 2
@@ -75,7 +75,8 @@ def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
   policy = read(shapes.model, length, C)
   judge = 0
   if shapes.prm_model is not None:
-    inserted = rl.max_steps if settings.prm.separator == "insert" else 0
+    score = settings.prm.score
+    inserted = score.max_steps if score.separator == "insert" else 0
     judge = read(
       shapes.prm_model, shapes.prm_prompt_tokens + C + inserted, logits=0
     )
@@ -103,7 +104,7 @@ def cache_bytes(
   """
   rl, model = settings.rl, shapes.model
   rows //= layout.row_shards
-  slots = shapes.prompt_tokens + rl.max_new_tokens - 1
+  slots = shapes.prompt_tokens + rl.sampler.max_new_tokens - 1
   heads = model.num_kv_heads
   shards = layout.mesh.shape["tensor"]
   if heads % shards == 0:
@@ -131,9 +132,9 @@ def kept_bytes(
   if model.remat != "layer":
     return 0
   rows = rl.prompts * rl.samples_per_prompt // micro_batches
-  tokens = (shapes.prompt_tokens + rl.max_new_tokens) // layout.mesh.shape[
-    "sequence"
-  ]
+  tokens = (
+    shapes.prompt_tokens + rl.sampler.max_new_tokens
+  ) // layout.mesh.shape["sequence"]
   return (
     model.num_layers * (rows // layout.row_shards) * tokens * model.width
   ) * _itemsize(model)

@@ -76,11 +76,11 @@ class Way:
       if mesh != training:
         found.append(f"--config.rl.{name}_mesh={json.dumps(mesh)}")
     if self.rollout_rows is not None:
-      found.append(f"--config.rl.rollout_rows={self.rollout_rows}")
+      found.append(f"--config.rl.engine.slots={self.rollout_rows}")
     return [
       *found,
       f"--config.rl.micro_batches={self.micro_batches}",
-      f"--config.rl.rollout_parts={self.rollout_parts}",
+      f"--config.rl.rollout.batches={self.rollout_parts}",
     ]
 
 

@@ -25,11 +25,12 @@ from pure_jax.rollout.slots import empty_completions, to_rollout
 from pure_jax.runs import rl_functions
 from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.stages import EngineStage, Stage
-from pure_jax.runs.settings.architectures import ARCHITECTURES
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.settings.run import ConfigError, Settings
-from pure_jax.runs.spec import RunSpec, make_sampler
+from pure_jax.runs.settings.models import ARCHITECTURES
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
@@ -160,8 +161,8 @@ def _planned_spec(settings: Settings, shapes: Shapes, way: Way) -> RunSpec:
   rl = dataclasses.replace(
     settings.rl,
     micro_batches=way.micro_batches,
-    rollout_parts=way.rollout_parts,
-    rollout_rows=way.rollout_rows,
+    rollout=dataclasses.replace(settings.rl.rollout, batches=way.rollout_parts),
+    engine=dataclasses.replace(settings.rl.engine, slots=way.rollout_rows),
     rollout_mesh=None,
     reference_mesh=None,
     prm_mesh=None,
@@ -176,7 +177,9 @@ def _planned_spec(settings: Settings, shapes: Shapes, way: Way) -> RunSpec:
     prompt_tokens=shapes.prompt_tokens,
     prm_prompt_tokens=shapes.prm_prompt_tokens,
     table=table,
-    sampler=make_sampler(rl, int(table.pad_id), int(table.eos_id)),
+    sampler=rl.sampler.config(
+      pad_id=int(table.pad_id), stop_ids=(int(table.eos_id),)
+    ),
     stops=None,
     layouts=way.layouts,
   )
@@ -277,8 +280,8 @@ class Programs:
       prompts=self.rows_at_a_time // samples,
       samples=samples,
       shards=layout.row_shards,
-      new_tokens=rl.max_new_tokens,
-      chunk=rl.rollout_chunk,
+      new_tokens=rl.sampler.max_new_tokens,
+      chunk=rl.engine.sync_interval,
       ring_length=engine.spec.ring_length,
     )
 

@@ -60,11 +60,11 @@ def config_way(
 
   others = (rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh)
   layouts = Layouts(layout(main), *map(layout, others))
-  way = Way(layouts, rl.micro_batches, rl.rollout_parts, rl.rollout_rows)
+  way = Way(layouts, rl.micro_batches, rl.rollout.batches, rl.engine.slots)
   if not is_open or rl.rollout_mesh is not None:
     return way
   *_, best = (way, *rollout_ways(settings, shapes, way, devices))
-  parts = max(rl.rollout_parts, best.rollout_parts)
+  parts = max(rl.rollout.batches, best.rollout_parts)
   return dataclasses.replace(best, rollout_parts=parts)
 
 
@@ -160,7 +160,7 @@ def search(
   """
   prompts, samples = settings.rl.prompts, settings.rl.samples_per_prompt
   rows = prompts * samples
-  turns = settings.rl.rollout_rows
+  turns = settings.rl.engine.slots
 
   def tried(way: Way, stages: Sequence[str]) -> tuple[Way, Plan]:
     found = plan(way, stages)

@@ -7,14 +7,13 @@ from pure_jax.host.grading.pool import MAX_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import REMAT, ModelConfig
-from pure_jax.runs.settings.architectures import ARCHITECTURES
 from pure_jax.runs.settings.checks import (
   Fields,
   at_least_one,
   check_format,
   one_of,
 )
-from pure_jax.runs.settings.compute_dtype import check_compute_dtype
+from pure_jax.runs.settings.models import ARCHITECTURES, check_compute_dtype
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,8 @@ from pure_jax.host.text.tokenization import (
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
 from pure_jax.training import rollouts, stages
@@ -182,7 +183,7 @@ class ArithmeticTask:
     self, rows: list[dataset.Example]
   ) -> tuple[list[dataset.Example], Demonstrations]:
     """Rows that fit the response limit, and their ids."""
-    limit = self._settings.rl.max_new_tokens
+    limit = self._settings.rl.sampler.max_new_tokens
     responses = [
       encode_response(
         self.tokenizer,
@@ -194,7 +195,7 @@ class ArithmeticTask:
     fits = [len(ids) <= limit for ids in responses]
     if not any(fits):
       raise ConfigError(
-        f"rl.max_new_tokens={limit} has room for none of {len(rows)} "
+        f"rl.sampler.max_new_tokens={limit} has room for none of {len(rows)} "
         f"responses; the shortest has {min(map(len, responses))} tokens."
       )
     rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
@@ -212,7 +213,7 @@ class ArithmeticTask:
       problems,
       data.tokens,
       data.completion_mask,
-      self._settings.rl.max_steps,
+      self._settings.prm.score.max_steps,
     )
 
   def _sample(

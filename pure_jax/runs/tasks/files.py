@@ -30,8 +30,9 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
@@ -86,7 +87,9 @@ class FilesTask:
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
     huggingface.warn_beyond_positions(
-      files.policy, config, files.prompt_tokens + settings.rl.max_new_tokens
+      files.policy,
+      config,
+      files.prompt_tokens + settings.rl.sampler.max_new_tokens,
     )
     self.model = files.computed(config.model)
     self.tokenizer = HuggingFaceTokenizer(
@@ -296,7 +299,7 @@ class FilesTask:
     return labelled_solutions.SolutionLimits(
       self.prm_prompt_encoder.length,
       self._files.response_tokens,
-      self._settings.rl.max_steps,
+      self._settings.prm.score.max_steps,
     )
 
   def _encode(
@@ -312,8 +315,9 @@ class FilesTask:
       raise ConfigError(
         f"files.prm_prompt_tokens={limits.prompt_tokens}, "
         f"files.response_tokens={limits.response_tokens} and "
-        f"rl.max_steps={limits.max_steps} have room for none of {len(rows)} "
-        f"rows: {', '.join(f'{n} {why}' for why, n in reasons.items())}."
+        f"prm.score.max_steps={limits.max_steps} have room for none of "
+        f"{len(rows)} rows: "
+        f"{', '.join(f'{n} {why}' for why, n in reasons.items())}."
       )
     return [rows[i] for i in encoded.index], encoded
 

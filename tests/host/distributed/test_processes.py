@@ -50,8 +50,7 @@ OVERRIDES = {
   "rl.iterations": 4,
   "rl.prompts": 8,
   "rl.samples_per_prompt": 2,
-  "rl.max_new_tokens": 24,
-  "rl.reward_mode": "prm+vr",
+  "rl.sampler.max_new_tokens": 24,
   "rl.answer_fraction": 1.0,
   "rl.eval_prompts": 8,
   "rl.eval_every": 4,
@@ -69,7 +68,7 @@ CLOSE = {
 
 
 # Rows that take turns: one prompt on each of eight row shards.
-TURNS = {"rl.rollout_rows": 16, "rl.rollout_chunk": 5}
+TURNS = {"rl.engine.slots": 16, "rl.engine.sync_interval": 5}
 
 
 def settings(**changes):

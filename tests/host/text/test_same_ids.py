@@ -150,8 +150,9 @@ def run_settings(places, separator):
     response_tokens=32,
     compute_dtype="float32",
   )
-  config.prm.update(separator=separator, batch_size=4, length_multiple=8)
-  config.rl.update(max_new_tokens=32, max_steps=6)
+  config.prm.update(batch_size=4, length_multiple=8)
+  config.rl.sampler.max_new_tokens = 32
+  config.prm.score.update(max_steps=6, separator=separator)
   return conversion.settings_from_config(config)
 
 
@@ -203,7 +204,7 @@ def by_rl(run, seen):
     run.spec.model,
     run.spec.prm_model,
     run.spec.sampler,
-    run.spec.settings.rl.score_config(run.spec.settings.prm.separator),
+    run.spec.rl_score_config,
     run.spec.table,
     run.spec.layouts.training,
   )

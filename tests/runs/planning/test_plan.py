@@ -25,14 +25,12 @@ from pure_jax.runs.planning import (
   search,
 )
 from pure_jax.runs.planning.roofline import GIB, Bound, Chip
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.architectures import ARCHITECTURES
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+from pure_jax.runs.settings.models import ARCHITECTURES
 
 
 def settings_of(config, platform):
-  return compute_dtype.resolve(settings_from_config(config), platform)
+  return settings_from_config(config).for_platform(platform)
 
 
 def all_in(layout):
@@ -189,7 +187,13 @@ def test_bytes_of_a_cache(settings, shapes):
   prompts = [prompt] * model.num_layers
   cache = jax.eval_shape(
     lambda keys, values, mask: kv_cache.begin_cache(
-      model, keys, values, mask, groups, rl.max_new_tokens - 1, shared=False
+      model,
+      keys,
+      values,
+      mask,
+      groups,
+      rl.sampler.max_new_tokens - 1,
+      shared=False,
     ),
     prompts,
     prompts,
@@ -306,7 +310,7 @@ def test_the_search_finds_the_fastest_that_fits(settings, shapes):
     "--config.mesh.fsdp=8",
     '--config.rl.rollout_mesh={"data": 4, "tensor": 2, "rules": "tensor"}',
     "--config.rl.micro_batches=2",
-    "--config.rl.rollout_parts=2",
+    "--config.rl.rollout.batches=2",
   ]
   # Halves of a layout that needs four times the memory were tried.
   whole = [

@@ -16,18 +16,17 @@ from pure_jax.rollout.slots import Slots
 from pure_jax.runs.planning import engine as plan_engine
 from pure_jax.runs.planning import execution_plan, report, search
 from pure_jax.runs.planning.hlo_costs import Collective, Costs, Loop
-from pure_jax.runs.settings import compute_dtype
 from pure_jax.runs.settings.conversion import settings_from_config
 
 # Two of 8 prompts on each of four row shards: they begin in four rounds.
-TURNS = {"rl.rollout_rows": 8, "rl.rollout_chunk": 5, "rl.prompts": 8}
+TURNS = {"rl.engine.slots": 8, "rl.engine.sync_interval": 5, "rl.prompts": 8}
 
 
 @pytest.fixture(scope="module")
 def settings():
   config = arithmetic.get_config("smoke")
   config.update_from_flattened_dict(TURNS)
-  return compute_dtype.resolve(settings_from_config(config), "cpu")
+  return settings_from_config(config).for_platform("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +87,11 @@ def test_programs_are_compiled_where_they_need_the_most(
   settings, rows, chunk, expected
 ):
   """A shorter ring than the engine's would leave memory out."""
-  rl = dataclasses.replace(settings.rl, max_new_tokens=32, rollout_chunk=chunk)
+  rl = dataclasses.replace(
+    settings.rl,
+    sampler=dataclasses.replace(settings.rl.sampler, max_new_tokens=32),
+    engine=dataclasses.replace(settings.rl.engine, sync_interval=chunk),
+  )
   settings = dataclasses.replace(settings, rl=rl)
   way = way_of(sharding.make_layout(), rows)
   shapes = plan.plan_programs.shapes_of(settings)
@@ -187,7 +190,7 @@ def test_the_flags_of_rows_that_take_turns_are_a_config(settings):
     way_of(sharding.make_layout(data=8), 16), micro_batches=2
   )
   config = arithmetic.get_config("smoke")
-  config.rl.rollout_parts = 2
+  config.rl.rollout.batches = 2
   given = ["plan", *way.flags()]
   values = flags.FlagValues()
   config_flags.DEFINE_config_dict(
