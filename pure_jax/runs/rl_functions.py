@@ -91,7 +91,7 @@ def compile_functions(
   )
 
 
-def _iteration_scores(spec, score):
+def _iteration_scores(spec: RunSpec, score: Any):
   """Iteration -> its stage 2, which reads the policy where that is due."""
   rl = spec.settings.rl
   if rl.old_logp.source == "score":
@@ -134,7 +134,7 @@ class Frozen:
     return lora.join_params(*self.rollout_base, copy)
 
 
-def _rollout_copy(spec, declared):
+def _rollout_copy(spec: RunSpec, declared: Any):
   """Weights -> what rollouts read of them; of adapters, as they are."""
   make = weight_copies.make_compute_copy
   if _is_int8(spec, declared):
@@ -144,14 +144,14 @@ def _rollout_copy(spec, declared):
   )
 
 
-def _copies_weights(spec, declared):
+def _copies_weights(spec: RunSpec, declared: Any):
   """Whether `_rollout_copy` copies, or returns the weights themselves."""
   return _is_int8(spec, declared) or weight_copies.needs_compute_copy(
     declared, spec.rl_model, spec.layouts.training, spec.layouts.rollout
   )
 
 
-def _is_int8(spec, declared):
+def _is_int8(spec: RunSpec, declared: Any):
   """Whether rollouts read these weights in int8; adapters have no base."""
   return spec.rollout_model.int8_matrices and "embedding" in declared
 
