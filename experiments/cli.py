@@ -142,9 +142,9 @@ def run(
     if keeps_programs:
       _keep_programs()
     with (
-      exit_status.in_a_sentence(),
-      watchdog.joined(_membership()),
-      preemption.terminable(),
+      exit_status.report_errors(),
+      watchdog.join_cluster(_membership()),
+      preemption.raise_on_sigterm(),
     ):
       main(argv)
 
@@ -154,7 +154,7 @@ def run(
 def _keep_programs() -> None:
   """Keeps compiled programs; a folder that takes none is no reason to end."""
   try:
-    compilation_cache.keep(_COMPILATION_CACHE.value)
+    compilation_cache.enable(_COMPILATION_CACHE.value)
   except OSError as error:
     print(
       f"compiled programs are not kept: {error}. The next start compiles "
@@ -163,9 +163,9 @@ def _keep_programs() -> None:
     )
 
 
-def _membership() -> cluster.Membership:
+def _membership() -> cluster.ClusterConfig:
   """What the flags say of the other processes."""
-  return cluster.Membership(
+  return cluster.ClusterConfig(
     _COORDINATOR.value,
     _PROCESSES.value,
     _PROCESS_ID.value,

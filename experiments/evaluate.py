@@ -26,7 +26,7 @@ import cli
 import numpy as np
 
 from pure_jax.host import huggingface
-from pure_jax.host.data import files
+from pure_jax.host.data import file_dataset
 from pure_jax.host.evaluation.report import render_table, write_report
 from pure_jax.host.evaluation.responses import (
   Response,
@@ -35,7 +35,7 @@ from pure_jax.host.evaluation.responses import (
 )
 from pure_jax.host.evaluation.tables import evaluation_tables
 from pure_jax.host.grading import verify
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
@@ -159,7 +159,7 @@ def report(
     seed=settings.bootstrap_seed,
     resamples=settings.bootstrap_resamples,
   )
-  tables |= files.not_read_tables(questions.counts)
+  tables |= file_dataset.not_read_tables(questions.counts)
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():
@@ -195,7 +195,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   workdir = workdirs.prepare_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
-  with workdirs.locked(workdir):
+  with workdirs.lock_folder(workdir):
     _evaluate_in(workdir, settings, layout)
 
 

@@ -28,15 +28,15 @@ import jax
 import numpy as np
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.report import render_table, write_report
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation import labelled_rows, prm_report
+from pure_jax.runs.evaluation import labelled_solutions, prm_report
 from pure_jax.runs.evaluation.score_file import ScoreFile, describe
 from pure_jax.runs.load import Judge, contents, load_folder, load_run
 from pure_jax.runs.settings.prm_evaluation import (
@@ -74,10 +74,10 @@ def score_data(
   Raises:
     FloatingPointError: if a score is not finite; it is not kept.
   """
-  limits = labelled_rows.Limits(
+  limits = labelled_solutions.SolutionLimits(
     settings.prompt_tokens, settings.response_tokens, settings.max_steps
   )
-  encoded = labelled_rows.encode_rows(
+  encoded = labelled_solutions.encode_solutions(
     judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
   )
   todo = {
@@ -101,7 +101,7 @@ def score_data(
   )
   count = -(-len(encoded.index) // settings.batch_size)
   with Progress(data.name, count, enabled=settings.progress) as bar:
-    for places, batch in labelled_rows.in_batches(
+    for places, batch in labelled_solutions.batches_by_length(
       encoded,
       limits,
       settings.batch_size,
@@ -170,7 +170,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
     files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = contents(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  with workdirs.locked(folder):
+  with workdirs.lock_folder(folder):
     return _evaluate_in(folder, settings, layout)
 
 

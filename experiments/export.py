@@ -24,7 +24,7 @@ from absl import app, flags
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.checkpoints.manager import (
+from pure_jax.host.checkpoints.checkpointer import (
   CheckpointError,
   Checkpoints,
   Restored,
@@ -35,7 +35,6 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation.data import MODEL_FILES
 from pure_jax.runs.folder import load_weights
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import ConfigError, Settings
@@ -43,8 +42,6 @@ from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
-# Of the first policy's folder, what belongs to its tokenizer.
-TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
 NO_TOKENIZER = ("config.json", "model.safetensors.index.json")
 
 
@@ -182,7 +179,9 @@ def whole_policy(run: Run, model: ModelConfig, trained: Any) -> Any:
   if adapted.lora is None:
     return trained
   known = run.contents.get("policy")
-  if known and known != integrity.fingerprint(run.first, MODEL_FILES):
+  if known and known != integrity.fingerprint(
+    run.first, huggingface.MODEL_FILES
+  ):
     raise ConfigError(
       f"{run.first} has changed since --run={run.workdir} began with it: its "
       "adapters belong to the weights that were there."
@@ -281,7 +280,10 @@ def export(
     told = f"the policy after iteration {restored.step}"
   try:
     for file in sorted(run.first.iterdir()):
-      if file.suffix in TOKENIZER_FILES and file.name not in NO_TOKENIZER:
+      if (
+        file.suffix in huggingface.TOKENIZER_FILES
+        and file.name not in NO_TOKENIZER
+      ):
         shutil.copy(file, hidden)
     hidden.rename(output)
   except OSError as error:

@@ -29,7 +29,7 @@ from absl import app, flags
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
 _OUTPUT = flags.DEFINE_string("output", None, "Where every verdict goes.")

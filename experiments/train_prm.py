@@ -23,7 +23,7 @@ from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import loop
 from pure_jax.runs.batches import take_rows
-from pure_jax.runs.evaluation import labelled_rows
+from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.spec import RandomStream
@@ -75,7 +75,7 @@ def train_stage(
   def make_batch(indices):
     # The columns that the whole batch needs, whoever makes which rows.
     batch = take_rows(labelled.responses, indices)
-    batch = labelled_rows.crop(batch, settings.length_multiple)
+    batch = labelled_solutions.crop(batch, settings.length_multiple)
     labels = labelled.labels[indices], labelled.label_mask[indices]
     return run.batches.put((batch, *labels))
 

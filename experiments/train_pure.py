@@ -29,7 +29,7 @@ import train_prm
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_functions, rl_report
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.run import Run
@@ -169,7 +169,7 @@ def run_iterations(
         rl_report.write_iteration(run, bar, pending)
       iteration.clock.wait("update", iteration.found)
       pending = iteration
-      failing, stopping = kept.is_failing(iteration.found), stop.asked()
+      failing, stopping = kept.is_failing(iteration.found), stop.requested()
       evaluates = step % rl.eval_every == 0 or step == total
       regular = evaluates or step % rl.checkpoint_every == 0
       if not regular and not failing and not stopping:
@@ -182,7 +182,7 @@ def run_iterations(
       kept.save(step, state, cursor, metrics, regular=regular)
       if failing:
         kept.fail(step, iteration.found, iteration.batch, iteration.facts)
-      if stopping or stop.asked():
+      if stopping or stop.requested():
         kept.stop(step)
 
 

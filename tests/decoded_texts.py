@@ -12,7 +12,7 @@ L, LENGTHS, G, NEW = 6, [6, 4, 1], 2, 7
 prefill = jax.jit(
   decoding.prefill,
   static_argnums=1,
-  static_argnames=("samples", "slots", "shared"),
+  static_argnames=("group_size", "ring_length", "share_prompts"),
 )
 decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 logits = jax.jit(policy.logits, static_argnums=1)
@@ -50,11 +50,11 @@ def decoded_logits(
 ):
   """The same, token by token; `between` may change the cache before each."""
   prompts, mask, new = texts
-  options = {"samples": G, "slots": NEW} | options
+  options = {"group_size": G, "ring_length": NEW} | options
   hidden, cache = prefill(params, config, prompts, mask, **options)
   scores = logits(params, config, hidden)
-  found = [jnp.repeat(scores, options["samples"], axis=0)]
-  lengths = jnp.repeat(mask.sum(axis=1), options["samples"])
+  found = [jnp.repeat(scores, options["group_size"], axis=0)]
+  lengths = jnp.repeat(mask.sum(axis=1), options["group_size"])
   weights = params if prepare is None else prepare(params, config)
   for age in range(new.shape[1]):
     if between is not None:

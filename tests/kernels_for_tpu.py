@@ -5,7 +5,6 @@ those of a real model; prints one line of JSON: for each program how many
 kernels its compiled text calls, or the compiler's words.
 """
 
-import dataclasses
 import functools
 import json
 import sys
@@ -13,11 +12,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import test_kernels_attention
-import test_kernels_credit
 import test_kernels_decode
 from jax.sharding import SingleDeviceSharding
 
-from pure_jax.kernels.credit_loss import credit_loss
 from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
@@ -45,14 +42,6 @@ def logp_arguments(B, C, D, V, tied, dtype):
     shape((B, C), jnp.int32),
     shape((B, C), bool),
   )
-
-
-def credit_program(credit, loss):
-  """Loss and gradient."""
-  run = functools.partial(
-    credit_loss, credit=credit, loss=loss, implementation="pallas"
-  )
-  return jax.value_and_grad(run, has_aux=True)
 
 
 def attention_program(*arguments):
@@ -105,16 +94,6 @@ def programs(which):
   for name, dtype, tied, sizes in HEADS[which]:
     arguments = logp_arguments(*sizes, tied, dtype)
     yield name, logp_program(tied, **settings), arguments
-  # 4 prompts of 8 samples, 8,192 tokens, 128 steps.
-  wanted = {6: 32, 37: 8192, 5: 128}
-  for name, (credit, loss) in test_kernels_credit.CASES.items():
-    given = jax.eval_shape(test_kernels_credit.draw)
-    if which == "7B":
-      credit = dataclasses.replace(credit, group_size=8)
-      given = jax.tree.map(
-        lambda x: shape([wanted[n] for n in x.shape], x.dtype), given
-      )
-    yield f"credit {name}", credit_program(credit, loss), given
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from benchmarks.timing import Arm
 from pure_jax.models import params as weights
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
-from pure_jax.training import train
+from pure_jax.training import weight_copies
 from pure_jax.training.score import Scores
 
 # An update of the sampled policy may change a token and with it a length.
@@ -58,7 +58,7 @@ def iteration(case: Case, options: Options) -> dict[str, Compiled]:
   """
   model = options.model(case.model)
   layout, declared = sharding.make_layout(), policy.declare_policy(model)
-  copy = train.make_compute_copy(declared, model, layout, layout)
+  copy = weight_copies.make_compute_copy(declared, model, layout, layout)
   copied, prompts, key = generate_arguments(case, options)
   sampler = batches.sampler(case, model.vocab_size, options.weights is None)
   generate, sampling = one_loop(case, options, sampler, copied, prompts, key)

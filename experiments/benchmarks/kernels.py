@@ -14,12 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import bounds
-from benchmarks.cases import MODELS, Case
-from benchmarks.credit import draw_experience
+from benchmarks.cases import Case
 from benchmarks.programs import Compiled, Options, compile_call
 from benchmarks.timing import Arm, timed
-from pure_jax import settings
-from pure_jax.kernels.credit_loss import credit_loss
 from pure_jax.kernels.decode_attention import Part, decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
@@ -30,31 +27,24 @@ LOGITS_CHUNK = 128
 
 
 def kernels(case: Case, options: Options) -> dict[str, Compiled]:
-  """Both attentions, the head's log-probs, and credit with its loss.
+  """Both attentions, and the head's log-probs.
 
   Attention is that of one layer: of a new token halfway through the responses,
   and of whole texts to themselves. That one and log-probs come with gradients
   and are of as many rows as an update reads together; XLA makes log-probs from
-  all logits at once and, in an arm of its own, from chunks. Credit is that of
-  `settings.paper`, with its gradient.
+  all logits at once and, in an arm of its own, from chunks.
 
   Args:
     case: sizes; at least two samples of each prompt.
     options: dtype, rows and chunk of logits are read.
 
   Returns:
-    By operation and implementation: "decode xla", "texts xla", "logp xla",
-    "logp chunked" and "credit xla"; on a TPU also "decode pallas", "texts
-    splash", "logp pallas" and "credit pallas", on a GPU in 16 bits "texts
-    cudnn". What a compiler says of a kernel's program counts
-    nothing within the kernel.
+    By operation and implementation: "decode xla", "texts xla", "logp xla" and
+    "logp chunked"; on a TPU also "decode pallas", "texts splash" and "logp
+    pallas", on a GPU in 16 bits "texts cudnn". What a compiler says of a
+    kernel's program counts nothing within the kernel.
   """
-  return (
-    _decode(case, options)
-    | _texts(case, options)
-    | _logp(case, options)
-    | _credit(case, options)
-  )
+  return _decode(case, options) | _texts(case, options) | _logp(case, options)
 
 
 def _implementations(tpu: str = "pallas", gpu: str | None = None) -> list[str]:
@@ -186,28 +176,3 @@ def _logp(case: Case, options: Options) -> dict[str, Compiled]:
     6.0 * B * C * D * V, 3.0 * (V * D + B * C * D) * options.itemsize
   )
   return _arms("logp", functions, arguments, B * C, phase)
-
-
-def _credit(case: Case, options: Options) -> dict[str, Compiled]:
-  """Loss and gradient by log-probs that the sampler's differ from a little."""
-  experience = draw_experience(case, MODELS[case.model].vocab_size)
-  credit, loss = settings.paper(case.samples)
-  noise = _normal(
-    np.random.default_rng(5), "float32", case.rows, case.new_tokens
-  )
-  logp = experience.old_logp + 0.1 * noise
-
-  def gradient(name):
-    def run(logp, entropy, experience):
-      return credit_loss(
-        logp, entropy, experience, credit, loss, implementation=name
-      )
-
-    return jax.value_and_grad(run, has_aux=True)
-
-  functions = {name: gradient(name) for name in _implementations()}
-  arguments = logp, -experience.old_logp, experience
-  # It reads its input and writes a number for each token.
-  moved = sum(leaf.nbytes for leaf in jax.tree.leaves(arguments)) + logp.nbytes
-  tokens = case.rows * case.new_tokens
-  return _arms("credit", functions, arguments, tokens, bounds.Phase(0.0, moved))

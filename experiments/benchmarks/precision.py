@@ -17,9 +17,9 @@ from benchmarks.timing import Arm, timed
 from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.training.int8_weights import make_int8_copy
 from pure_jax.training.rollouts import make_generate
 from pure_jax.training.score import rollout_logp
+from pure_jax.training.weight_copies import make_int8_copy
 from pure_jax.types import Rollout
 
 # Ways to sample by the name of the arm; the first is the policy itself.

@@ -21,7 +21,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.planning.compiler import Memory
 from pure_jax.runs.planning.hlo.costs import Costs, count_costs
-from pure_jax.training import train
+from pure_jax.training import weight_copies
 
 # Fields of `ModelConfig` that weights are made for.
 SHAPE = (
@@ -205,7 +205,7 @@ def _make_init(model: ModelConfig, copied: bool) -> Callable[..., Any]:
 def _make_copy(model: ModelConfig) -> Callable[[Any], Any]:
   """From weights as they are stored to weights as products read them."""
   layout, declared = sharding.make_layout(), policy.declare_policy(model)
-  return train.make_compute_copy(declared, model, layout, layout)
+  return weight_copies.make_compute_copy(declared, model, layout, layout)
 
 
 def init_policy(name: str, options: Options, copied: bool = False) -> Any:

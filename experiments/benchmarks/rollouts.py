@@ -18,9 +18,9 @@ from benchmarks.programs import (
 )
 from benchmarks.timing import Arm, timed
 from pure_jax.parallel import sharding
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training.rollouts import make_generate
+from pure_jax.training.rollouts import make_engine, make_generate
 from pure_jax.types import Rollout
 
 Generate = Callable[..., Rollout]
@@ -73,10 +73,8 @@ def continuous(
   del arguments
   config = EngineConfig(rows or case.rows, options.engine_chunk)
   model, layout = options.model(case.model), sharding.make_layout()
-  generate = make_generate(
-    model, sampler, case.samples, layout, continuous=config
-  )
-  return generate, None
+  engine = make_engine(model, sampler, case.samples, layout, config)
+  return engine.generate, None
 
 
 def refilled(

@@ -5,7 +5,7 @@ Models name the axes of a few arrays and leave the rest to the compiler;
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from jax import Array
@@ -14,8 +14,9 @@ LogicalAxes = tuple[str | None, ...]
 # (queries [B, T, N, H], keys [B, K, T, H], values [B, K, T, H], segment ids
 # [B, T]) -> [B, T, N, H]: causal within each segment.
 SegmentAttention = Callable[[Array, Array, Array, Array], Array]
-# As `decoding.attend_to_parts`.
-PartsAttention = Callable[[Array, Any], Array]
+# As `decoding.attend_to_cache`: (queries [B, 1, N, H], KV segments) ->
+# [B, 1, N, H].
+CacheAttention = Callable[[Array, Sequence[Any]], Array]
 
 
 class HeadLogp(Protocol):
@@ -53,7 +54,7 @@ class HeadLogp(Protocol):
 # (`params.declare_decoder`) where they may be split otherwise.
 HIDDEN = ("rows", "tokens", "residual")
 QUERIES = ("rows", "tokens", "heads", "head_dim")
-KEYS = ("rows", "kv_heads", "slots", "head_dim")
+KEYS = ("rows", "kv_heads", "cache", "head_dim")
 MLP = ("rows", "tokens", "mlp")
 LOGITS = ("rows", "tokens", "vocab")
 
@@ -91,7 +92,7 @@ class ActivationSharding:
   constrain: Callable[[Array, LogicalAxes], Array] = unconstrained
   token_shards: int = 1
   attention: SegmentAttention | None = None
-  decode_attention: PartsAttention | None = None
+  decode_attention: CacheAttention | None = None
   head_logp: HeadLogp | None = None
 
 

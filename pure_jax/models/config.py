@@ -139,7 +139,7 @@ class ModelConfig:
     lora: adapters beside the matrices of every layer, which are then what is
       trained; None has none and trains everything.
     int8_matrices: True has the matrices of every layer in int8, see
-      `quantized.py`: for sampling, nothing is trained.
+      `models/int8.py`: for sampling, nothing is trained.
   """
 
   vocab_size: int

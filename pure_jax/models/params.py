@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models.config import LoraConfig, ModelConfig
-from pure_jax.models.quantized import declare_quantized
+from pure_jax.models.int8 import declare_quantized
 
 Initializer = Callable[[Array, tuple[int, ...], jnp.dtype], Array]
 
@@ -38,12 +38,15 @@ class Weight:
     logical_axes: one name per dimension, or None for a dimension that is
       never split over devices.
     initializer: (key, shape, dtype) -> array.
+    keep_dtype: True if the weight is applied in its own dtype and must not be
+      cast to the compute dtype, as a norm's scale.
   """
 
   shape: tuple[int, ...]
   dtype: str
   logical_axes: tuple[str | None, ...]
   initializer: Initializer
+  keep_dtype: bool = False
 
   def __post_init__(self):
     """Refuses a declaration that disagrees with itself."""
@@ -132,21 +135,27 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
   }
   sizes = {"D": D, "N": N, "K": K, "H": H, "F": F}
 
-  def weight(letters: str, initializer: Initializer) -> Weight:
+  def weight(
+    letters: str, initializer: Initializer, keep_dtype: bool = False
+  ) -> Weight:
     return Weight(
       (num_layers, *(sizes[letter] for letter in letters)),
       config.param_dtype,
       ("layers", *(axes[letter] for letter in letters)),
       initializer,
+      keep_dtype,
     )
 
+  def norm(letter: str) -> Weight:
+    return weight(letter, ONES, keep_dtype=True)
+
   layers = {
-    "attention_norm": weight("D", ONES),
+    "attention_norm": norm("D"),
     "query": weight("DNH", fan_in(D)),
     "key": weight("DKH", fan_in(D)),
     "value": weight("DKH", fan_in(D)),
     "output": weight("NHD", Normal(residual / math.sqrt(N * H))),
-    "mlp_norm": weight("D", ONES),
+    "mlp_norm": norm("D"),
     "gate": weight("DF", fan_in(D)),
     "up": weight("DF", fan_in(D)),
     "down": weight("FD", Normal(residual / math.sqrt(F))),
@@ -156,8 +165,8 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     layers["key_bias"] = weight("KH", ZEROS)
     layers["value_bias"] = weight("KH", ZEROS)
   if config.qk_norm:
-    layers["query_norm"] = weight("H", ONES)
-    layers["key_norm"] = weight("H", ONES)
+    layers["query_norm"] = norm("H")
+    layers["key_norm"] = norm("H")
   adapters = {}
   if config.lora is not None:
     adapters = _declare_adapters(layers, config.lora)
@@ -212,7 +221,9 @@ def declare_decoder(config: ModelConfig) -> dict[str, Any]:
       Normal(EMBEDDING_STDDEV),
     ),
     "layers": declare_layers(config, config.num_layers),
-    "final_norm": Weight((D,), config.param_dtype, ("width",), ONES),
+    "final_norm": Weight(
+      (D,), config.param_dtype, ("width",), ONES, keep_dtype=True
+    ),
   }
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.models import products
+from pure_jax.models import cpu_layout
 from pure_jax.models.activation_sharding import (
   LOCAL,
   LOGITS,
@@ -53,7 +53,7 @@ def logits(
 
   Args:
     params: policy weights, as `declare_policy` declares them or
-      `columns.decoding_params` gives them.
+      `cpu_layout.decoding_params` gives them.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
     act_sharding: of the logits.
@@ -69,8 +69,8 @@ def logits(
   if T % act_sharding.token_shards:
     missing = -T % act_sharding.token_shards
     hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-  if table.size >= products.LARGE and act_sharding.token_shards == 1:
-    scores = products.logits(
+  if table.size >= cpu_layout.LARGE_TABLE and act_sharding.token_shards == 1:
+    scores = cpu_layout.vocab_logits(
       hidden.reshape(-1, hidden.shape[-1]), table if tied else table.T
     ).reshape(*hidden.shape[:2], -1)
   else:

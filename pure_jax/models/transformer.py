@@ -25,9 +25,9 @@ from pure_jax.models.activation_sharding import (
   ActivationSharding,
 )
 from pure_jax.models.attention import attend_in_chunks
-from pure_jax.models.columns import ColumnMatrix
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.quantized import QuantizedMatrix
+from pure_jax.models.cpu_layout import ColumnMatrix
+from pure_jax.models.int8 import Int8Matrix
 from pure_jax.models.remat import ATTENDED, remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
@@ -327,7 +327,7 @@ def _project(config, act_sharding, layer, name, x_BTD):
 
   def times(x, part):
     weight = layer[part]
-    if isinstance(weight, ColumnMatrix | QuantizedMatrix):
+    if isinstance(weight, ColumnMatrix | Int8Matrix):
       return weight.times(x)
     weight = weight.astype(x_BTD.dtype)
     if name == "output":  # From heads: [N, H, ...] is one axis.

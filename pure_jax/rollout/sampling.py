@@ -1,10 +1,14 @@
-"""Drawing tokens: temperature, filters, bans, and the log-probs of the draw."""
+"""Sampling one token per row: bans, temperature, filters and log-probs.
+
+`StopTable` finds the texts that end a sequence in addition to the stop ids.
+"""
 
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 
 from pure_jax.models import token_logp
@@ -69,6 +73,37 @@ class SamplingConfig:
   def filters(self) -> bool:
     """Whether some tokens are cut off beside those that are banned."""
     return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
+
+
+@struct.dataclass
+class StopTable:
+  """A deterministic automaton over token ids that recognises stop texts.
+
+  A text such as ``\\boxed{4}`` can be cut into tokens in many ways. The state
+  of the automaton is what has been read of the text so far; one table lookup
+  per token gives the next state, so the sampling loop handles no text.
+  `pure_jax.host.text.stop_texts` builds the table from a tokenizer.
+
+  Attributes:
+    next_state: [V, Z] int32, 0..Z-1, the state after an id is read in a state.
+      Sequences start in state 0; state Z - 1 means the text is complete.
+  """
+
+  next_state: Array
+
+  def read(self, states: Array, tokens: Array) -> tuple[Array, Array]:
+    """Reads one token of every row.
+
+    Args:
+      states: [B] int32, states before the token.
+      tokens: [B] int32, ids.
+
+    Returns:
+      (states [B] int32 after the token, complete [B] bool, True if a text is
+      complete with this token or was before).
+    """
+    states = jnp.asarray(self.next_state)[tokens, states]
+    return states, states == self.next_state.shape[1] - 1
 
 
 def row_keys(key: Array, row_ids: Array) -> Array:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pure_jax.host.data.batches import left_pad
 from pure_jax.host.data.records import LabelledSolution, Problem
-from pure_jax.host.distributed import shared_rows
+from pure_jax.host.distributed import global_batch
 from pure_jax.host.text.tokenization import PromptFormat, Tokenizer
 from pure_jax.parallel import sharding
 from pure_jax.types import Prompts
@@ -123,7 +123,7 @@ class Batches:
     Returns:
       The pytree, [B, ...], rows split over the mesh.
     """
-    return shared_rows.make_rows(self._row_sharding, count, make)
+    return global_batch.make_rows(self._row_sharding, count, make)
 
   def share(self, count: int) -> np.ndarray:
     """The rows of a batch that this process reads and grades.
@@ -134,7 +134,9 @@ class Batches:
     Returns:
       Ascending row numbers [b]; every row belongs to one process.
     """
-    return shared_rows.shares(self._row_sharding, count)[jax.process_index()]
+    return global_batch.owned_rows(self._row_sharding, count)[
+      jax.process_index()
+    ]
 
   def gather(self, count: int, tree: Any) -> Any:
     """Joins what each process knows of its share.
@@ -146,7 +148,7 @@ class Batches:
     Returns:
       The same pytree of arrays [B, ...] in every process.
     """
-    return shared_rows.gather_rows(self._row_sharding, count, tree)
+    return global_batch.gather_rows(self._row_sharding, count, tree)
 
   @property
   def _row_sharding(self) -> jax.sharding.NamedSharding:

@@ -22,7 +22,7 @@ _MIN_COMPILE_SECONDS = 0.0
 MOST_BYTES = 4 * 10**9
 
 
-def keep(folder: str | None = None) -> pathlib.Path | None:
+def enable(folder: str | None = None) -> pathlib.Path | None:
   """Lets jax keep what it compiles from now on, and look there first.
 
   Call it before anything is compiled. Several processes may share a folder.

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import jax
 
-from pure_jax.host.checkpoints import full_disk
-from pure_jax.host.checkpoints.manager import CheckpointError
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption, watchdog
 from pure_jax.host.distributed.processes import ProcessesError
@@ -51,17 +51,17 @@ def _refusal(error: Exception) -> str | None:
     return None
   if error.errno in _REFUSALS:
     return os.strerror(error.errno)
-  return full_disk.reason(error)
+  return integrity.disk_full_reason(error)
 
 
 def _leave_stopped(status: int) -> None:
   """Ends the program after SIGTERM, of which some senders send several."""
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  watchdog.leave(status)
+  watchdog.exit_process(status)
 
 
 @contextlib.contextmanager
-def in_a_sentence() -> Iterator[None]:
+def report_errors() -> Iterator[None]:
   """Ends the program where what is inside cannot go on.
 
   A fault of the program is shown as Python does. One of several processes ends
@@ -74,13 +74,15 @@ def in_a_sentence() -> Iterator[None]:
     yield
   except EXPECTED as error:
     console.tell(f"error: {error}")
-    watchdog.leave(1)
+    watchdog.exit_process(1)
   except KeyboardInterrupt:
     console.tell("stopped; the same command continues")
-    watchdog.leave(130)  # What a shell says of a program that SIGINT ended.
+    watchdog.exit_process(
+      130
+    )  # What a shell says of a program that SIGINT ended.
   except preemption.Preempted as preempted:
     console.tell(preempted)
-    _leave_stopped(preemption.SAVED_STATUS)
+    _leave_stopped(preemption.PREEMPTED_STATUS)
   except preemption.Terminated:
     console.tell(
       "stopped by SIGTERM where nothing was to be saved; the same command "
@@ -95,8 +97,8 @@ def in_a_sentence() -> Iterator[None]:
         f"error: {refusal}: {error.filename or 'a file of the run'}. What was "
         f"saved is intact: {todo}, and the same command continues."
       )
-      watchdog.leave(1)
+      watchdog.exit_process(1)
     if not jax.distributed.is_initialized():
       raise
     traceback.print_exc()
-    watchdog.leave(1)
+    watchdog.exit_process(1)

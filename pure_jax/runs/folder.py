@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from pure_jax.host.atomic_files import write_json_atomic
-from pure_jax.host.checkpoints.manager import CheckpointError
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import curves
@@ -108,7 +108,7 @@ class RunFolder:
     with contextlib.ExitStack() as opened:
       if self.start != self.path:  # This run's own folder is locked already.
         processes.on_process_zero(
-          lambda: opened.enter_context(workdirs.locked(self.start))
+          lambda: opened.enter_context(workdirs.lock_folder(self.start))
         )
       yield
 

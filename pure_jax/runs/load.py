@@ -13,7 +13,6 @@ from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation.data import MODEL_FILES
 from pure_jax.runs.folder import load_weights
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.files import FilesSettings
@@ -145,10 +144,6 @@ def load_run(
   return Judge(str(folder), tokenizer, model, params)
 
 
-# Of a tokenizer's folder, what is read, with the shape of the model.
-_TOKENIZER_FILES = tuple(n for n in MODEL_FILES if n != ".safetensors")
-
-
 def contents(settings: EvaluatePRMSettings) -> dict[str, str]:
   """What the PRM and its tokenizer are, so that a resumed run has the same.
 
@@ -170,14 +165,16 @@ def contents(settings: EvaluatePRMSettings) -> dict[str, str]:
         raise ConfigError(f"run={settings.run} lacks {path}.")
     return {
       "run": integrity.fingerprint(run.weights, deep=True),
-      "tokenizer": integrity.fingerprint(run.tokenizer, _TOKENIZER_FILES),
+      "tokenizer": integrity.fingerprint(
+        run.tokenizer, huggingface.TOKENIZER_FILES
+      ),
     }
   huggingface.read_config(settings.prm)  # There is such a folder.
-  found = {"prm": integrity.fingerprint(settings.prm, MODEL_FILES)}
+  found = {"prm": integrity.fingerprint(settings.prm, huggingface.MODEL_FILES)}
   if settings.tokenizer is not None:
     if not pathlib.Path(settings.tokenizer).is_dir():
       raise ConfigError(f"tokenizer={settings.tokenizer} is no folder.")
     found["tokenizer"] = integrity.fingerprint(
-      settings.tokenizer, _TOKENIZER_FILES
+      settings.tokenizer, huggingface.TOKENIZER_FILES
     )
   return found

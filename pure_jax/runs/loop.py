@@ -9,7 +9,7 @@ import numpy as np
 
 from pure_jax.host.data import batches
 from pure_jax.host.distributed import preemption
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.runs.run import Run
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.train import TrainState
@@ -60,7 +60,7 @@ def run_steps(
         indices, cursor = batches.next_batch(num_examples, batch_size, cursor)
         batch = make_batch(indices)
         state, found = update(state, batch)
-        failing, stopping = kept.is_failing(found), stop.asked()
+        failing, stopping = kept.is_failing(found), stop.requested()
         bar.advance()
         logs = step % log_every == 0 or step == num_steps
         if logs:
@@ -74,7 +74,7 @@ def run_steps(
         kept.save(step, state, cursor, regular=logs)
         if failing:
           kept.fail(step, found, batch, {"rows": indices.tolist()})
-        if stopping or stop.asked():
+        if stopping or stop.requested():
           kept.stop(step)
         began, logged = time.perf_counter(), step
   return state

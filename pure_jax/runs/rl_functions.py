@@ -7,9 +7,10 @@ from typing import Any
 import optax
 
 from pure_jax.models import lora, policy, prm
+from pure_jax.rollout.engine import Engine
 from pure_jax.runs import row_lengths
 from pure_jax.runs.spec import RandomStream, RunSpec
-from pure_jax.training import int8_weights, rollouts, train
+from pure_jax.training import rollouts, train, weight_copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,11 +18,15 @@ class Functions:
   """The compiled functions of a run, as `pure_jax.training` makes them.
 
   `for_rollout` gives what is trained as the three `generate` functions take
-  it: all weights, or the adapters, see `Frozen.sampler`. `score` is that of
-  evaluations, `score_at` gives that of an iteration, by its number from 1.
+  it: all weights, or the adapters, see `Frozen.sampler`; `copies_weights` is
+  False if it returns the weights themselves. `engine` is the one of
+  `generate`, None without continuous batching. `score` is that of evaluations,
+  `score_at` gives that of an iteration, by its number from 1.
   """
 
   for_rollout: Callable[..., Any]
+  copies_weights: bool
+  engine: Engine | None
   generate: Callable[..., Any]
   generate_greedy: Callable[..., Any]
   generate_held_out: Callable[..., Any]
@@ -41,7 +46,20 @@ def compile_functions(
   plain = dataclasses.replace(greedy, temperature=1.0)
   layouts = spec.layouts
 
-  def generate(sampler, group_size):
+  def make_engine(sampler, group_size):
+    return rollouts.make_engine(
+      spec.rollout_model,
+      sampler,
+      group_size,
+      layouts.rollout,
+      rl.continuous(),
+      layouts.training,
+      stops=spec.stops,
+    )
+
+  def make_generate(sampler, group_size):
+    if rl.continuous() is not None:
+      return make_engine(sampler, group_size).generate
     return rollouts.make_generate(
       spec.rollout_model,
       sampler,
@@ -50,15 +68,23 @@ def compile_functions(
       spec.layouts.training,
       rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
       stops=spec.stops,
-      continuous=rl.continuous(),
     )
+
+  if rl.continuous() is not None:
+    engine = make_engine(spec.sampler, rl.samples_per_prompt)
+    generate = engine.generate
+  else:
+    engine = None
+    generate = make_generate(spec.sampler, rl.samples_per_prompt)
 
   score = row_lengths.make_score(spec)
   return Functions(
     for_rollout=_rollout_copy(spec, _trained(spec)),
-    generate=generate(spec.sampler, rl.samples_per_prompt),
-    generate_greedy=generate(greedy, 1),
-    generate_held_out=generate(plain, 1),
+    copies_weights=_copies_weights(spec, _trained(spec)),
+    engine=engine,
+    generate=generate,
+    generate_greedy=make_generate(greedy, 1),
+    generate_held_out=make_generate(plain, 1),
     score=score,
     score_at=_iteration_scores(spec, score),
     update=row_lengths.make_update(spec, optimizer),
@@ -110,12 +136,24 @@ class Frozen:
 
 def _rollout_copy(spec, declared):
   """Weights -> what rollouts read of them; of adapters, as they are."""
-  make = train.make_compute_copy
-  if spec.rollout_model.int8_matrices and "embedding" in declared:
-    make = int8_weights.make_int8_copy
+  make = weight_copies.make_compute_copy
+  if _is_int8(spec, declared):
+    make = weight_copies.make_int8_copy
   return make(
     declared, spec.rl_model, spec.layouts.training, spec.layouts.rollout
   )
+
+
+def _copies_weights(spec, declared):
+  """Whether `_rollout_copy` copies, or returns the weights themselves."""
+  return _is_int8(spec, declared) or weight_copies.needs_compute_copy(
+    declared, spec.rl_model, spec.layouts.training, spec.layouts.rollout
+  )
+
+
+def _is_int8(spec, declared):
+  """Whether rollouts read these weights in int8; adapters have no base."""
+  return spec.rollout_model.int8_matrices and "embedding" in declared
 
 
 def _trained(spec: RunSpec) -> Any:
@@ -144,7 +182,7 @@ def freeze(spec: RunSpec, policy_params: Any, prm_params: Any | None) -> Frozen:
   """Copies of the policy RL starts from and of the PRM, in their layouts."""
 
   def copy(params, declared, model, layout):
-    return train.make_compute_copy(
+    return weight_copies.make_compute_copy(
       declared, model, spec.layouts.training, layout
     )(params)
 

@@ -11,14 +11,14 @@ import numpy as np
 from pure_jax import credit
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.data.records import Problem
-from pure_jax.host.distributed import shared_rows
+from pure_jax.host.distributed import global_batch
 from pure_jax.host.evaluation.rollout_metrics import (
   ResponseFacts,
   response_facts,
   rollout_metrics,
 )
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
-from pure_jax.host.logs.progress import Progress
 from pure_jax.host.text.tokenization import SEPARATOR, split_texts
 from pure_jax.runs import stage_checkpoints
 from pure_jax.runs.run import Run
@@ -81,7 +81,7 @@ def read_responses(
 def _texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
   """Step texts of some responses that this process holds."""
   arrays = (rollout.tokens, rollout.completion_mask)
-  tokens, mask = shared_rows.read_rows(arrays, rows)
+  tokens, mask = global_batch.read_rows(arrays, rows)
   return split_texts(run.task.tokenizer, tokens, mask)
 
 
@@ -92,7 +92,7 @@ def check_finite(
   batch: dict[str, Any],
 ) -> None:
   """Stops a run whose PRM gives no numbers, before they reach the policy."""
-  rewards = shared_rows.read_everywhere(batch["scores"].step_rewards)
+  rewards = global_batch.read_everywhere(batch["scores"].step_rewards)
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
     path = stage_checkpoints.dump_nonfinite(
@@ -136,12 +136,12 @@ def describe(
 ) -> dict[str, float]:
   """Metrics of a rollout that was read and scored, texts those of a share."""
   count = len(verdicts.correct)
-  mine = shared_rows.read_rows(
+  mine = global_batch.read_rows(
     (rollout, scores.steps), run.batches.share(count)
   )
   rewards = None
   if run.spec.prm_model is not None:
-    rewards = shared_rows.read_rows(
+    rewards = global_batch.read_rows(
       scores.step_rewards, run.batches.share(count)
     )
   facts = response_facts(*mine, rewards, texts, run.task.is_vacuous)
@@ -193,7 +193,7 @@ def write_iteration(run: Run, bar: Progress, it: Iteration) -> None:
   }
   # A mean over nothing is left out, not made up.
   absent = set() if run.spec.prm_model else {*OF_STEP_REWARDS}
-  if not shared_rows.read_everywhere(has_answer).any():
+  if not global_batch.read_everywhere(has_answer).any():
     absent |= {"correct_mean", "process_outcome_agreement"}
   for name in absent:
     del found[name]
@@ -214,7 +214,7 @@ def write_iteration(run: Run, bar: Progress, it: Iteration) -> None:
 
 def write_samples(run: Run, bar: Progress, it: Iteration) -> None:
   """A few responses with what each step scored and was credited, if it was."""
-  rollout, cut, rewards = shared_rows.read_everywhere(
+  rollout, cut, rewards = global_batch.read_everywhere(
     (it.batch["rollout"], it.scores.steps, it.scores.step_rewards)
   )
   config = run.spec.settings.rl.credit_config()

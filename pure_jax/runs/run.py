@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax.host.checkpoints.record import config_differences
-from pure_jax.host.distributed import processes, shared_rows
+from pure_jax.host.distributed import global_batch, processes
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.host.text.tokenization import separator_table
@@ -88,8 +88,10 @@ def open_run(
   if settings.files is not None:
     config["contents"] = contents(settings.files)
   layouts = make_layouts(settings)
-  processes.check_same(json.dumps(config), "The config and the files it names")
-  shared_rows.warm_up_collectives(
+  processes.require_same(
+    json.dumps(config), "The config and the files it names"
+  )
+  global_batch.warm_up_collectives(
     {layout.mesh for layout in vars(layouts).values()}
   )
   if start is not None:
@@ -102,7 +104,7 @@ def open_run(
     metrics, samples = processes.on_process_zero(
       lambda: _open_files(opened, workdir, config)
     ) or (NoWriter(), NoWriter())
-    processes.check_shared(path)
+    processes.require_shared_folder(path)
     task = opened.enter_context(_open_task(settings, start_path))
     _check_models_divide(task, layouts)
     _check_held_out(task, settings.rl.eval_prompts, layouts)
@@ -173,7 +175,7 @@ def _open_files(
 ) -> tuple[MetricsWriter, SamplesWriter]:
   """Locks the folder and opens the files that process 0 writes."""
   path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  opened.enter_context(workdirs.locked(path))
+  opened.enter_context(workdirs.lock_folder(path))
   return (
     opened.enter_context(MetricsWriter(path)),
     opened.enter_context(SamplesWriter(path)),

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import jax
 
-from pure_jax.host.distributed import shared_rows
+from pure_jax.host.distributed import global_batch
 from pure_jax.host.text.stop_texts import StopTable
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
@@ -194,6 +194,6 @@ class RunSpec:
     """
     key = jax.random.key(self.settings.seed)
     key = jax.random.fold_in(key, stream.value)
-    return shared_rows.replicate(
+    return global_batch.replicate(
       sharding.replicated(self.layouts.training), key
     )

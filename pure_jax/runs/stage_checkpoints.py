@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.data import batches
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.batch_dump import dump_batch

@@ -99,7 +99,7 @@ def prepare_workdir(
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
+def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   """Keeps other processes from running in a folder at the same time.
 
   The lock goes with the process, however it ends.

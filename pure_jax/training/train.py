@@ -145,59 +145,6 @@ def start_state(
   )
 
 
-def make_compute_copy(
-  declared: Any,
-  model: ModelConfig,
-  source: sharding.Layout,
-  target: sharding.Layout,
-) -> Callable[[Any], Any]:
-  """Weights as products read them, in another layout: for rollouts, and for
-  models that are not trained.
-
-  Matrices are cast to the compute dtype, as the forward pass would do each
-  time: results are the same, and bfloat16 halves what is kept and read. Norms
-  stay as they are, for they are applied in float32.
-
-  Args:
-    declared: pytree of declared weights, stored as they are trained.
-    model: whose compute_dtype is meant.
-    source: where the weights are.
-    target: where the copy shall be, on the same devices.
-
-  Returns:
-    A jitted function from weights to their copy: the compiler chooses the
-    collectives. The weights given stay as they are, and are themselves what
-    comes back where neither layout nor dtype differ.
-
-  Raises:
-    ValueError: if the layouts are of different devices, or of devices in
-      another order.
-  """
-  if list(source.mesh.devices.flat) != list(target.mesh.devices.flat):
-    raise ValueError(
-      f"Weights cannot move from {source} to {target}: both must hold the "
-      "same devices in the same order."
-    )
-  before = sharding.weight_shardings(declared, source)
-  after = sharding.weight_shardings(declared, target)
-
-  def dtype_of(path, weight):
-    norm = jax.tree_util.keystr(path[-1:]).endswith("norm']")
-    return weight.dtype if norm else model.compute_dtype
-
-  dtypes = jax.tree_util.tree_map_with_path(
-    dtype_of, declared, is_leaf=weights.is_weight
-  )
-  stored = jax.tree.map(lambda w: w.dtype, declared, is_leaf=weights.is_weight)
-  if (before, stored) == (after, dtypes):
-    return lambda params: params
-  return jax.jit(
-    lambda params: jax.tree.map(lambda x, d: x.astype(d), params, dtypes),
-    in_shardings=(before,),
-    out_shardings=after,
-  )
-
-
 def apply_gradients(
   state: TrainState,
   grads: Any,

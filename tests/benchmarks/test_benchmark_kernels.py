@@ -18,7 +18,7 @@ def made():
 def test_on_a_cpu_no_kernel_is_timed(made):
   """Interpreted, it would look a thousand times slower than it is."""
   assert list(made) == [
-    "decode xla", "texts xla", "logp xla", "logp chunked", "credit xla"
+    "decode xla", "texts xla", "logp xla", "logp chunked"
   ]  # fmt: skip
   assert made["logp chunked"].instead_of == "logp xla"
   assert all(arm.arm.seconds() > 0 for arm in made.values())
@@ -53,8 +53,7 @@ def test_bounds_are_below_what_is_compiled(made):
 @pytest.mark.parametrize(
   ("backend", "dtype", "wanted"),
   [
-    ("tpu", "float32", ["decode pallas", "texts splash", "logp pallas",
-                        "credit pallas"]),
+    ("tpu", "float32", ["decode pallas", "texts splash", "logp pallas"]),
     ("gpu", "bfloat16", ["texts cudnn"]),
     ("gpu", "float32", []),
   ],

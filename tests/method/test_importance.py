@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train as boundary
+import train_boundary as boundary
 from factories import pad_columns, random_experience
 from small_models import random_policy
 

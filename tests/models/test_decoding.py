@@ -15,7 +15,7 @@ from decoded_texts import (
 )
 from small_models import TINY, random_policy
 
-from pure_jax.models import columns, decoding, policy, transformer
+from pure_jax.models import cpu_layout, decoding, policy, transformer
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def texts():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("prepare", [None, columns.decoding_params])
+@pytest.mark.parametrize("prepare", [None, cpu_layout.decoding_params])
 @pytest.mark.parametrize(
   "change",
   [
@@ -39,7 +39,9 @@ def test_decoded_logits_are_those_of_the_whole_text(
   """Left padding read, a token too few, another sample's prompt: all show."""
   config = dataclasses.replace(TINY, **change)
   params = random_policy(config)
-  found, _ = decoded_logits(params, config, texts, prepare, shared=shared)
+  found, _ = decoded_logits(
+    params, config, texts, prepare, share_prompts=shared
+  )
   np.testing.assert_allclose(
     found, whole_logits(params, config, texts), rtol=1e-5, atol=1e-5
   )

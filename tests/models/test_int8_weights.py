@@ -5,14 +5,14 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import test_train as boundary
+import train_boundary as boundary
 from small_models import random_policy, stands_for
 
+from pure_jax.models import int8, policy
 from pure_jax.models import params as weights
-from pure_jax.models import policy, quantized
 from pure_jax.models.config import MATRICES
 from pure_jax.parallel import sharding
-from pure_jax.training import int8_weights, rollouts, score
+from pure_jax.training import rollouts, score, weight_copies
 
 # Sizes that every set of rules below divides.
 MODEL = dataclasses.replace(boundary.MODEL, num_heads=4, num_kv_heads=2)
@@ -26,7 +26,7 @@ LAYOUTS = {
 
 
 def copied(layout, source=None):
-  make = int8_weights.make_int8_copy(DECLARED, MODEL, source or layout, layout)
+  make = weight_copies.make_int8_copy(DECLARED, MODEL, source or layout, layout)
   return make(random_policy(MODEL))
 
 
@@ -35,7 +35,7 @@ def test_a_copy_is_the_same_in_every_layout(rules):
   """The largest entry of an output is looked for on all devices."""
   layout = LAYOUTS[rules]
   params = random_policy(MODEL)
-  expected = jax.jit(quantized.quantize_layers)(params["layers"])
+  expected = jax.jit(int8.quantize_layers)(params["layers"])
   found = copied(layout, sharding.make_layout(1, 8))
   weights.check_params(found, policy.declare_policy(INT8))
   jax.tree.map(np.testing.assert_array_equal, found["layers"], expected)
@@ -76,7 +76,7 @@ def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
   np.testing.assert_allclose(
     rollout.sampled_logp, other.sampled_logp, atol=1e-5
   )
-  layers = quantized.quantize_layers(params["layers"])
+  layers = int8.quantize_layers(params["layers"])
   plain = {name: stands_for(layers[name], name) for name in MATRICES}
   plain = params | {"layers": layers | plain}
   read = jax.jit(score.rollout_logp, static_argnums=(1, 2))

@@ -31,12 +31,21 @@ def test_a_ring_may_grow_at_any_time(texts, shared):
   params = random_policy()
 
   def grow(age, cache):
-    return kv_cache.grow_ring(cache, cache.ring + 2) if age in (2, 4) else cache
+    return (
+      kv_cache.grow_ring(cache, cache.ring_length + 2)
+      if age in (2, 4)
+      else cache
+    )
 
   found, cache = decoded_logits(
-    params, TINY, texts, between=grow, shared=shared, slots=2 + NEW - 4
+    params,
+    TINY,
+    texts,
+    between=grow,
+    share_prompts=shared,
+    ring_length=2 + NEW - 4,
   )
-  assert cache.ring == NEW + 2
+  assert cache.ring_length == NEW + 2
   np.testing.assert_allclose(
     found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
   )
@@ -49,7 +58,7 @@ def test_prompts_may_be_copied_to_their_rows_at_any_time(texts):
     return kv_cache.with_own_prompts(cache) if age == 3 else cache
 
   found, cache = decoded_logits(
-    params, TINY, texts, between=between, shared=True
+    params, TINY, texts, between=between, share_prompts=True
   )
   assert cache.prompt_mask is None
   np.testing.assert_allclose(
@@ -63,13 +72,13 @@ def test_a_ring_goes_round_where_a_row_begins_anew(texts):
   A mask that is not cleared would let it read what the row before wrote.
   """
   params, (prompts, mask, new) = random_policy(), texts
-  _, cache = prefill(params, TINY, prompts[:2], mask[:2], slots=5)
+  _, cache = prefill(params, TINY, prompts[:2], mask[:2], ring_length=5)
   lengths = mask.sum(axis=1, dtype=jnp.int32)
   for age in range(4):
     _, cache = decode_token(
       params, TINY, new[:2, age], lengths[:2] + age, cache
     )
-  hidden, other = prefill(params, TINY, prompts[2:], mask[2:], slots=1)
+  hidden, other = prefill(params, TINY, prompts[2:], mask[2:], ring_length=1)
   cache = kv_cache.put_rows(cache, other, jnp.array([[1]]))
   found = [logits(params, TINY, hidden)[0, 0]]
   for age in range(5):
@@ -104,7 +113,7 @@ def test_an_int8_cache_is_off_by_its_rounding(texts, shared):
   params = random_policy()
   exact = whole_logits(params, TINY, texts)
   config = dataclasses.replace(TINY, cache_dtype="int8")
-  found, cache = decoded_logits(params, config, texts, shared=shared)
+  found, cache = decoded_logits(params, config, texts, share_prompts=shared)
   assert cache.keys[0].data.dtype == jnp.int8
   # The prompt's last token reads no cache.
   np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.extend import core
 from small_models import TINY, random_policy
-from test_train import (
+from train_boundary import (
   CREDIT,
   LOSS,
   MODEL,

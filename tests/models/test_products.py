@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_models import TINY, random_policy
 
-from pure_jax.models import policy, products
+from pure_jax.models import cpu_layout, policy
 
 M, D, V = 5, 8, 11
 
@@ -20,7 +20,7 @@ def draw(*shape, seed=0):
 def test_logits_and_gradients_are_those_of_numpy():
   """A gradient that is transposed, or of the other operand, has no chance."""
   x, table, dy = draw(M, D), draw(V, D, seed=1), draw(M, V, seed=2)
-  found, pull = jax.vjp(products.logits, x, table)
+  found, pull = jax.vjp(cpu_layout.vocab_logits, x, table)
   np.testing.assert_allclose(found, np.asarray(x) @ np.asarray(table).T, 1e-5)
   by_x, by_table = pull(dy)
   np.testing.assert_allclose(by_x, np.asarray(dy) @ np.asarray(table), 1e-4)
@@ -30,7 +30,9 @@ def test_logits_and_gradients_are_those_of_numpy():
 def test_the_gradient_on_an_accelerator_is_that_on_a_cpu():
   x, dy = draw(M, D), draw(M, V, seed=2)
   np.testing.assert_allclose(
-    products._as_written(x, dy), products._copied_tokens(x, dy), rtol=1e-5
+    cpu_layout._packed_cotangent(x, dy),
+    cpu_layout._packed_tokens(x, dy),
+    rtol=1e-5,
   )
 
 
@@ -48,7 +50,7 @@ def test_a_large_table_gives_the_log_probs_of_a_small_one(tied, monkeypatch):
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, hidden)
 
   small = found()
-  monkeypatch.setattr(products, "LARGE", 0)
+  monkeypatch.setattr(cpu_layout, "LARGE_TABLE", 0)
   large = found()
   assert float(small[0][0]) != 0
   jax.tree.map(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from small_models import TINY, random_policy, random_prompts, stands_for
 
+from pure_jax.models import int8, policy
 from pure_jax.models import params as weights
-from pure_jax.models import policy, quantized
 from pure_jax.models.config import MATRICES, LoraConfig
 
 FULL = dataclasses.replace(TINY, attention_bias=True, tied_embeddings=False)
@@ -20,7 +20,7 @@ def in_int8(config):
   return dataclasses.replace(config, int8_matrices=True)
 
 
-quantize_layers = jax.jit(quantized.quantize_layers)
+quantize_layers = jax.jit(int8.quantize_layers)
 
 
 def rounded(params):
@@ -50,8 +50,8 @@ def test_every_output_has_a_step_of_its_own(name):
   weight = np.array(random_policy()["layers"][name])
   weight *= 10.0 ** np.linspace(-4, 4, weight.shape[-1])
   weight[1, ..., 2] = 0
-  inputs = quantized.input_axes(name)
-  found = jax.jit(quantized.quantize, static_argnums=1)(weight, inputs)
+  inputs = int8.input_axes(name)
+  found = jax.jit(int8.quantize, static_argnums=1)(weight, inputs)
   assert found.values.dtype == jnp.int8 and found.scale.dtype == jnp.float32
   step = np.abs(weight).max(inputs, keepdims=True) / 127
   np.testing.assert_allclose(found.scale, step.squeeze(inputs), rtol=1e-6)
@@ -112,7 +112,7 @@ def test_log_probs_move_by_no_more_than_their_steps_allow():
   matrices = {name: params["layers"][name] for name in MATRICES}
   half = {
     name: jnp.expand_dims(
-      compact["layers"][name].scale / 2, quantized.input_axes(name)
+      compact["layers"][name].scale / 2, int8.input_axes(name)
     )
     for name in MATRICES
   }

@@ -12,17 +12,17 @@ import numpy as np
 import plan
 import pytest
 from configs import arithmetic
+from layout_steps import MODEL, assert_same, everywhere, one_step
 from ml_collections import ConfigDict
 from test_kernels_attention import draw, of_the_model, value_and_gradients
-from test_layouts import MODEL, alone, assert_same, everywhere, one_step
-from test_train import SAMPLER, grown, prompts
+from train_boundary import SAMPLER, grown, prompts
 
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.models import decoding, kv_cache, policy, prm
 from pure_jax.models.params import abstract_params, init_params
 from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import Kernels
-from pure_jax.rollout import engine
+from pure_jax.rollout import engine_programs
 from pure_jax.runs import spec
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import ConfigError
@@ -35,8 +35,6 @@ ROWS = dict(data=2, fsdp=4)
 HEADS = dict(fsdp=2, tensor=2, rules="fsdp+tensor")
 # Each of four shards has both key heads and reads one.
 COPIED = dict(data=2, tensor=4, rules="tensor")
-
-__all__ = ["alone"]  # A fixture.
 
 
 def assert_close(found, expected, atol=1e-5):
@@ -77,14 +75,15 @@ def test_a_decoded_token_reads_what_it_did(sizes, shared, dtype):
 
   q = jnp.asarray(rng.normal(size=(8, 1, 8, 4)), jnp.float32)
   mask = jnp.asarray(rng.random((8, 9)) < 0.5).at[:, 3].set(True)
-  parts = [(stored(8, 9), stored(8, 9), mask)]
+  segments = [kv_cache.KVSegment(stored(8, 9), stored(8, 9), mask)]
   if shared:
     prompt_mask = jnp.arange(6)[None] >= jnp.array([[0], [5], [2], [3]])
-    parts.insert(0, (stored(4, 6), stored(4, 6), prompt_mask))
+    prompt = kv_cache.KVSegment(stored(4, 6), stored(4, 6), prompt_mask)
+    segments.insert(0, prompt)
   layout = sharding.make_layout(**sizes, kernels=DECODE)
-  attend = layout.decoding_placement.decode_attention
-  found = jax.jit(attend)(q, parts)
-  assert_close(found, decoding.attend_to_parts(q, parts), atol=1e-6)
+  attend = layout.decoding_act_sharding.decode_attention
+  found = jax.jit(attend)(q, segments)
+  assert_close(found, decoding.attend_to_cache(q, segments), atol=1e-6)
 
 
 def test_log_probs_over_devices_are_those_of_one():
@@ -154,7 +153,7 @@ def operations(layout, function, *given):
 
 def of_prompts(layout, params, tokens, mask):
   return decoding.prefill(
-    params, MODEL, tokens, mask, act_sharding=layout.decoding_placement
+    params, MODEL, tokens, mask, act_sharding=layout.decoding_act_sharding
   )
 
 
@@ -241,10 +240,11 @@ def test_a_plan_refuses_to_count_what_it_cannot_see():
 
 
 @pytest.mark.slow
-def test_a_training_step_by_kernels_is_that_without(alone):
+def test_a_training_step_with_kernels_equals_one_without():
   """Rollout, scores and update, rows over eight devices."""
   layout = sharding.make_layout(data=2, fsdp=4, kernels=ALL)
-  assert_same(one_step(everywhere(layout)), alone)
+  expected = one_step(everywhere(sharding.make_layout()))
+  assert_same(one_step(everywhere(layout)), expected)
 
 
 @pytest.mark.slow
@@ -257,11 +257,10 @@ def test_rows_that_take_turns_are_those_without(sizes, dtype):
   params = grown(params)
 
   def samples(layout):
-    generate = rollouts.make_generate(
-      *(model, SAMPLER, 4, layout),
-      continuous=engine.EngineConfig(16, 3),
+    engine = rollouts.make_engine(
+      model, SAMPLER, 4, layout, engine_programs.EngineConfig(16, 3)
     )
-    return generate(params, prompts(8), jax.random.key(2))
+    return engine.generate(params, prompts(8), jax.random.key(2))
 
   found = samples(sharding.make_layout(**sizes, kernels=DECODE))
   expected = samples(sharding.make_layout(**sizes))

@@ -9,37 +9,25 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from test_train import (
-  CREDIT,
-  LOSS,
+from layout_steps import (
+  MODEL,
+  SGD,
+  Layouts,
+  assert_same,
+  everywhere,
+  one_step,
+)
+from train_boundary import (
   PAD,
   SAMPLER,
-  TABLE,
   grown,
   prompts,
 )
 
-from pure_jax.models import policy, prm
-from pure_jax.models.config import ModelConfig
+from pure_jax.models import policy
 from pure_jax.parallel import sharding
-from pure_jax.training import rollouts, score, train
-from pure_jax.types import Prompts
-
-# Eight query heads and two key heads: more tensor shards than key heads.
-MODEL = ModelConfig(
-  vocab_size=16,
-  width=16,
-  num_layers=2,
-  num_heads=8,
-  num_kv_heads=2,
-  head_dim=4,
-  mlp_width=24,
-  tied_embeddings=False,
-)
-PRM_MODEL = prm.extend_config(MODEL, 1)
-SGD = optax.sgd(1e-3, momentum=0.9)  # The momentum is the gradient.
+from pure_jax.training import rollouts, train, weight_copies
 
 SHAPES = [
   (data, fsdp, tensor, sequence)
@@ -63,93 +51,9 @@ def rules_for(shape):
   return "fsdp"
 
 
-@dataclasses.dataclass
-class Layouts:
-  """Layouts of the models of a run."""
-
-  policy: sharding.Layout
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-
-def everywhere(layout):
-  return Layouts(layout, layout, layout, layout)
-
-
-def one_step(layouts):
-  """Two rollouts, their scores and updates; as arrays on the host."""
-  declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, SGD, layouts.policy)(jax.random.key(0))
-  state = train.start_state(grown(start.params), declared, SGD, layouts.policy)
-  prm_declared = prm.declare_prm(PRM_MODEL)
-  prm_params = jax.jit(
-    lambda start: prm.init_prm_from_policy(jax.random.key(1), start, MODEL, 1),
-    out_shardings=sharding.weight_shardings(prm_declared, layouts.policy),
-  )(state.params)
-  prm_params = train.make_compute_copy(
-    prm_declared, PRM_MODEL, layouts.policy, layouts.prm
-  )(prm_params)
-  to_rollout, to_reference = (
-    train.make_compute_copy(declared, MODEL, layouts.policy, target)
-    for target in (layouts.rollout, layouts.reference)
-  )
-  reference = jax.tree.map(jnp.copy, to_reference(state.params))
-  generate = rollouts.make_generate(
-    MODEL, SAMPLER, 4, layouts.rollout, layouts.policy
-  )
-  score_rollout = score.make_score(
-    MODEL,
-    PRM_MODEL,
-    SAMPLER,
-    score.ScoreConfig(4),
-    TABLE,
-    layouts.policy,
-    reference_layout=layouts.reference,
-    prm_layout=layouts.prm,
-  )
-  update = train.make_update(
-    MODEL, SAMPLER, CREDIT, LOSS, SGD, TABLE, layouts.policy
-  )
-  history = []
-  for number in range(2):
-    rollout = generate(
-      to_rollout(state.params), prompts(8), jax.random.key(2 + number)
-    )
-    asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-    scores = score_rollout(state.params, reference, prm_params, rollout, asked)
-    correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
-    known = jnp.arange(32) // 4 % 2 == 0
-    rows = sharding.batch_sharding(layouts.policy)
-    state, metrics = update(
-      state, rollout, scores, *jax.device_put((correct, known), rows)
-    )
-    history.append(jax.device_get((rollout, scores, metrics)))
-  return jax.device_get(state), history
-
-
 @pytest.fixture(scope="module")
 def alone():
   return one_step(everywhere(sharding.make_layout()))
-
-
-def assert_same(found, expected):
-  """Tokens exactly, the rest to 1e-5."""
-  for (rollout, *rest), (other, *others) in zip(
-    found[1], expected[1], strict=True
-  ):
-    np.testing.assert_array_equal(rollout.tokens, other.tokens)
-    np.testing.assert_array_equal(rollout.truncated, other.truncated)
-    close(rest, others)
-  close(found[0], expected[0])
-
-
-def close(found, expected):
-  def check(path, x, y):
-    name = jax.tree_util.keystr(path)
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
-
-  jax.tree_util.tree_map_with_path(check, found, expected)
 
 
 def shape_id(shape):
@@ -219,7 +123,7 @@ def test_a_copy_for_products_changes_no_sample_and_no_norm():
   )
   scale = params["final_norm"] * 1.001  # No bfloat16 number.
   params |= {"final_norm": scale}
-  copy = train.make_compute_copy(declared, BF16, layout, layout)(params)
+  copy = weight_copies.make_compute_copy(declared, BF16, layout, layout)(params)
   assert copy["layers"]["query"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(copy["final_norm"], scale)
   generate = rollouts.make_generate(BF16, SAMPLER, 4, layout)
@@ -235,7 +139,8 @@ def test_a_copy_that_would_be_equal_is_none():
   declared = policy.declare_policy(MODEL)
   params = train.make_init(declared, SGD, layout)(jax.random.key(0)).params
   assert (
-    train.make_compute_copy(declared, MODEL, layout, layout)(params) is params
+    weight_copies.make_compute_copy(declared, MODEL, layout, layout)(params)
+    is params
   )
 
 
@@ -244,4 +149,4 @@ def test_weights_do_not_move_between_devices_in_another_order():
   turned = sharding.make_layout(fsdp=8, devices=jax.devices()[::-1])
   declared = policy.declare_policy(MODEL)
   with pytest.raises(ValueError, match="the same devices in the same order"):
-    train.make_compute_copy(declared, MODEL, layout, turned)
+    weight_copies.make_compute_copy(declared, MODEL, layout, turned)

@@ -114,7 +114,7 @@ def test_sequence_shards_share_the_memory_of_parameters():
   assert tuple(spec) == (("fsdp", "sequence"), None)
   assert layout.row_shards == 2
   assert layout.act_sharding.token_shards == 4
-  assert layout.decoding_placement.token_shards == 1
+  assert layout.decoding_act_sharding.token_shards == 1
 
 
 def test_fewer_key_heads_than_shards_are_copied_or_refused():

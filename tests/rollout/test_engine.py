@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from small_models import PAD, TINY, random_policy, random_prompts
 
-from pure_jax.models import columns
-from pure_jax.rollout import engine, generation, sampling
-from pure_jax.rollout.engine import Engine, EngineConfig
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout import engine_programs as engine
+from pure_jax.rollout import generation, sampling, scheduling
+from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.engine_programs import EngineConfig, EngineSpec
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.types import Prompts
 
 pytestmark = pytest.mark.filterwarnings("error:Some donated buffers")
@@ -23,7 +23,11 @@ L, C, P, G = 5, 11, 5, 3
 # Three of 22 ids: a few rows end at once, a few are truncated.
 SAMPLER = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=(14, 18, 19))
 
-one_loop = jax.jit(generation.generate, static_argnums=(1, 2))
+
+def one_loop(params, spec, prompts, keys):
+  return jax.jit(lambda *args: generation.generate(args[0], spec, *args[1:]))(
+    params, prompts, keys
+  )
 
 
 def some_prompts(count=P, seed=4):
@@ -39,13 +43,24 @@ def expected_rollout(
   rows = prompts.tokens.shape[0] * samples
   repeated = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
   keys = sampling.row_keys(key, jnp.arange(rows))
-  return one_loop(
-    random_policy(model), model, sampler, repeated, keys, stops=stops
+  spec = generation.GenerationSpec(model, sampler, stops)
+  return one_loop(random_policy(model), spec, repeated, keys)
+
+
+def make(
+  rows,
+  chunk,
+  sampler=SAMPLER,
+  model=MODEL,
+  samples=G,
+  stops=None,
+  cpu_weights=False,
+  **options,
+):
+  spec = generation.GenerationSpec(
+    model, sampler, stops, cpu_weights=cpu_weights
   )
-
-
-def make(rows, chunk, sampler=SAMPLER, model=MODEL, samples=G, **options):
-  return Engine(model, sampler, samples, EngineConfig(rows, chunk), **options)
+  return Engine(EngineSpec(spec, samples, EngineConfig(rows, chunk), **options))
 
 
 def assert_same(found, expected):
@@ -118,9 +133,9 @@ def test_a_ring_that_has_gone_round_grows_in_order():
 def test_layers_weights_and_prompts_of_their_own():
   """Caches of two layers, weights laid out in columns, one sample each."""
   key, prompts = jax.random.key(2), some_prompts(7, seed=1)
-  found = make(
-    4, 3, model=TINY, samples=1, prepare=columns.decoding_params
-  ).generate(random_policy(TINY), prompts, key)
+  found = make(4, 3, model=TINY, samples=1, cpu_weights=True).generate(
+    random_policy(TINY), prompts, key
+  )
   assert_same(found, expected_rollout(prompts, key, model=TINY, samples=1))
 
 
@@ -130,9 +145,9 @@ def test_a_second_batch_compiles_nothing(caplog):
   traced = set()
   decode = generation.decode
 
-  def watched(params, model, config, rows, *rest):
-    traced.add((rows.last.shape[0], rows.cache.ring))
-    return decode(params, model, config, rows, *rest)
+  def watched(params, spec, state, max_tokens):
+    traced.add((state.done.shape[0], state.cache.ring_length))
+    return decode(params, spec, state, max_tokens)
 
   def compiled(seed):
     caplog.clear()
@@ -159,12 +174,12 @@ def test_a_second_batch_compiles_nothing(caplog):
 
 def test_rings_in_multiples_of_slots(whole):
   """The longest, too: of C - 1 slots a TPU would copy it for every chunk."""
-  found, traced = make(6, 3, slot_multiple=4), set()
+  found, traced = make(6, 3, ring_multiple=4), set()
   decode = generation.decode
 
-  def watched(params, model, config, rows, *rest):
-    traced.add(rows.cache.ring)
-    return decode(params, model, config, rows, *rest)
+  def watched(params, spec, state, max_tokens):
+    traced.add(state.cache.ring_length)
+    return decode(params, spec, state, max_tokens)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(engine.generation, "decode", watched)
@@ -191,7 +206,7 @@ def test_prompts_are_copied_before_the_cache_is_at_its_longest(rows, expected):
   copy = engine.kv_cache.with_own_prompts
 
   def watched(cache, act_sharding):
-    copied.append(cache.ring)
+    copied.append(cache.ring_length)
     return copy(cache, act_sharding)
 
   with pytest.MonkeyPatch.context() as patch:
@@ -304,11 +319,11 @@ def test_free_places_against_a_loop(shards):
     total = int(rng.integers(1, 12))
     waiting = int(rng.integers(0, total))
     begins, after = oracle_places(done, shards, samples, waiting, total)
-    found = engine.free_places(done, shards, samples, waiting, total)
+    found = scheduling.assign_free_slots(done, shards, samples, waiting, total)
     if not begins:
       assert found is None
       continue
-    chosen, index, then = found
+    chosen, index, then = found.prompt_ids, found.index, found.next_prompt
     seen += 1
     assert then == after
     count = len(chosen) // shards
@@ -347,7 +362,7 @@ def test_unfinished_places_against_a_search(shards):
     wanted = width
     while wanted // 2 >= max(map(len, goes_on)):
       wanted //= 2
-    found = engine.unfinished_places(done, shards)
+    found = scheduling.select_unfinished(done, shards)
     if wanted == width:
       assert found is None
       continue

@@ -25,7 +25,12 @@ L, C = 5, 8
 LENGTHS = [5, 3, 1, 4, 2, 5]
 FREE = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=())
 
-generate = jax.jit(generation.generate, static_argnums=(1, 2))
+compiled = jax.jit(generation.generate, static_argnums=1)
+
+
+def generate(params, model, sampler, prompts, keys):
+  spec = generation.GenerationSpec(model, sampler)
+  return compiled(params, spec, prompts, keys)
 
 
 @pytest.fixture
@@ -239,11 +244,12 @@ def test_repeated_calls_compile_once(prompts, keys):
 
   def counted(params, prompts, keys):
     traces.append(1)
-    return generation.generate(params, TINY, FREE, prompts, keys)
+    spec = generation.GenerationSpec(TINY, FREE)
+    return generation.generate(params, spec, prompts, keys)
 
-  compiled = jax.jit(counted)
-  compiled(random_policy(), prompts, keys)
-  compiled(random_policy(seed=1), prompts, keys[::-1])
+  counted = jax.jit(counted)
+  counted(random_policy(), prompts, keys)
+  counted(random_policy(seed=1), prompts, keys[::-1])
   assert len(traces) == 1
 
 
@@ -258,11 +264,10 @@ def test_the_loop_never_copies_the_cache(prompts, keys):
     head_dim=16,
     mlp_width=20,
   )
-  compiled = generate.lower(
-    random_policy(config), config, FREE, prompts, keys
-  ).compile()
+  spec = generation.GenerationSpec(config, FREE)
+  program = compiled.lower(random_policy(config), spec, prompts, keys).compile()
   shape = rf"f32\[{len(LENGTHS)},2,{L + C - 1},16\]\S*"
-  text = compiled.as_text()
+  text = program.as_text()
   updates = re.findall(rf"= {shape} dynamic-update-slice\(", text)
   assert len(updates) >= 2 * config.num_layers
   assert not re.findall(rf"= {shape} copy\(", text)

@@ -4,13 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from boxes import end_of_box
 from small_models import PAD, TINY, random_policy, random_prompts
-from test_stop_texts import complete_at
 
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.types import Prompts
 
 ROWS, L, C, EOS = 32, 4, 12, 22
@@ -42,9 +41,10 @@ def rollouts():
   assert len(PIECES) == TINY.vocab_size
 
   def generate(stops):
-    return jax.jit(generation.generate, static_argnums=(1, 2))(
-      random_policy(), TINY, config, prompts, keys, stops=stops
-    )
+    spec = generation.GenerationSpec(TINY, config, stops)
+    return jax.jit(
+      lambda params, *args: generation.generate(params, spec, *args)
+    )(random_policy(), prompts, keys)
 
   return generate(None), generate(boxed_stops(PIECES))
 
@@ -57,7 +57,7 @@ def test_a_row_ends_with_the_token_that_completes_its_box(rollouts):
     text, length, by_box = "", 0, False
     for token in free.tokens[row][free.completion_mask[row]]:
       text, length = text + PIECES[token], length + 1
-      by_box = complete_at(text) is not None
+      by_box = end_of_box(text) is not None
       if by_box:
         break
     mask = np.arange(C) < length

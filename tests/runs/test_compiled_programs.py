@@ -139,7 +139,7 @@ def kept_by(home, folder=None, **changes):
   code = (
     "import jax\n"
     "from pure_jax.runs import compilation_cache as compiled_programs\n"
-    f"print(compiled_programs.keep({folder!r}));"
+    f"print(compiled_programs.enable({folder!r}));"
     "print(jax.config.jax_compilation_cache_dir);"
     "print(jax.config.jax_persistent_cache_min_compile_time_secs)"
   )
@@ -158,7 +158,7 @@ FULL = """
 import resource
 import jax, jax.numpy as jnp
 from pure_jax.runs import compilation_cache as compiled_programs
-print(compiled_programs.keep())
+print(compiled_programs.enable())
 if {limited}:
   resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 print(int(jax.jit(lambda x: jnp.cumsum(x)[-1])(jnp.arange(100))))

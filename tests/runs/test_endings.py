@@ -25,7 +25,7 @@ from pure_jax.runs import exit_status
 )
 def test_what_the_system_refuses_is_a_sentence(number, todo, capsys):
   said = os.strerror(number)
-  with pytest.raises(SystemExit) as ended, exit_status.in_a_sentence():
+  with pytest.raises(SystemExit) as ended, exit_status.report_errors():
     raise OSError(number, said, "/run/metrics.jsonl")
   assert ended.value.code == 1
   (line,) = capsys.readouterr().err.splitlines()
@@ -36,7 +36,7 @@ def test_what_the_system_refuses_is_a_sentence(number, todo, capsys):
 @pytest.mark.parametrize("error", [FileNotFoundError(2, "no"), ValueError("x")])
 def test_a_fault_of_the_program_is_not_hushed(error):
   """Said in a sentence, nobody could find it."""
-  with pytest.raises(type(error)), exit_status.in_a_sentence():
+  with pytest.raises(type(error)), exit_status.report_errors():
     raise error
 
 
@@ -49,7 +49,7 @@ def test_a_second_sigterm_does_not_change_the_status():
     from pure_jax.runs import exit_status as endings
     from pure_jax.host.distributed import preemption as interrupts
     atexit.register(os.kill, os.getpid(), signal.SIGTERM)
-    with endings.in_a_sentence(), interrupts.terminable():
+    with endings.report_errors(), interrupts.raise_on_sigterm():
       raise interrupts.Preempted('saved')
     """
   )

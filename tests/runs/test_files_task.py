@@ -190,7 +190,7 @@ def test_whose_verdict_the_update_may_use(mode, fraction, expected):
   ("changes", "message"),
   [
     ({"prompt_tokens": 4}, "have room for none of the 48 problems"),
-    ({"labelled_format": "math500"}, "needs Steps"),
+    ({"labelled_format": "math500"}, "needs LabelledSolution"),
     ({"response_tokens": 2}, r"have room for none of .*\d+ solution too long"),
     ({"labelled_one_in": 100_000}, "0 held out"),
   ],

@@ -15,7 +15,7 @@ from configs import evaluate as config_file
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.runs.evaluation import data, response_writer
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -32,9 +32,9 @@ def start(folder, tmp_path, monkeypatch):
   """Starts a batch of given settings: (what was asked of whom, the batch)."""
   asked = types.SimpleNamespace(samplers=[], ways=[], keys=None, scored=None)
 
-  def make_generate_rows(model, sampler, layout, *, group_size, continuous):
+  def make_generate(settings, model, sampler, layout, group_size):
     asked.samplers.append(sampler)
-    asked.ways.append((group_size, continuous))
+    asked.ways.append((group_size, settings.continuous()))
 
     def generate(params, prompts, keys):
       asked.prompts, asked.keys, asked.sampler = prompts, keys, sampler
@@ -60,9 +60,7 @@ def start(folder, tmp_path, monkeypatch):
 
     return score
 
-  monkeypatch.setattr(
-    response_writer.rollouts, "make_generate_rows", make_generate_rows
-  )
+  monkeypatch.setattr(response_writer, "make_generate", make_generate)
   monkeypatch.setattr(
     response_writer.stages, "make_prm_evaluation", make_prm_evaluation
   )

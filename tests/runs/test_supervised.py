@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import MetricsWriter
 from pure_jax.runs import loop, workdir
@@ -132,7 +132,7 @@ def stopped(folder, losses, at):
 
   before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
   try:
-    with preemption.terminable():
+    with preemption.raise_on_sigterm():
       run_stage(folder, losses, before=send)
   finally:
     signal.signal(signal.SIGTERM, before)

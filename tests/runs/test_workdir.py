@@ -111,7 +111,7 @@ def test_a_working_directory_needs_a_name():
 def test_two_processes_do_not_share_a_folder(tmp_path):
   code = (
     "import sys; from pure_jax.runs import workdir\n"
-    f"with workdir.locked({str(tmp_path)!r}):\n"
+    f"with workdir.lock_folder({str(tmp_path)!r}):\n"
     "  print('mine', flush=True); sys.stdin.read()"
   )
   other = subprocess.Popen(
@@ -123,12 +123,12 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
   assert other.stdout.readline() == "mine\n"
   with (
     pytest.raises(WorkdirError, match="Another process is running"),
-    workdir.locked(tmp_path),
+    workdir.lock_folder(tmp_path),
   ):
     pass
   other.kill()  # However it ends, the lock goes with it.
   other.wait()
-  with workdir.locked(tmp_path):
+  with workdir.lock_folder(tmp_path):
     pass
 
 

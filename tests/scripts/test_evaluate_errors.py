@@ -31,7 +31,7 @@ def settings(**changes):
 def test_a_workdir_in_use_is_left_alone(tmp_path):
   """Two writers would leave every response twice."""
   with (
-    workdir.locked(tmp_path),
+    workdir.lock_folder(tmp_path),
     pytest.raises(WorkdirError, match="Another process is running"),
   ):
     evaluate.evaluate(settings(), str(tmp_path))

@@ -117,7 +117,7 @@ def test_a_workdir_in_use_is_left_alone(copy):
   path = copy / "scores.jsonl"
   path.write_bytes(path.read_bytes()[:500])
   with (
-    workdir.locked(copy),
+    workdir.lock_folder(copy),
     pytest.raises(WorkdirError, match="Another process is running"),
   ):
     evaluate_prm.evaluate(smoke(), str(copy))

@@ -175,7 +175,7 @@ def test_an_unfinished_start_is_made_by_one_run_at_a_time(finished, tmp_path):
   start = tmp_path / "start"
   shutil.copytree(finished[0], start)
   (start / "prm" / "done.json").unlink()
-  with workdirs.locked(start):
+  with workdirs.lock_folder(start):
     done = run("train_prm.py", tmp_path / "run", f"--start={start}")
   assert done.returncode == 1
   assert f"Another process is running in {start}" in done.stderr

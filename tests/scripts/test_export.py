@@ -17,7 +17,7 @@ from prm_evaluations import scores, smoke
 from small_models import initial_params
 
 from pure_jax.host import huggingface
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.models import policy, prm

@@ -9,11 +9,11 @@ import pytest
 from small_models import PAD, random_policy, random_prompts
 
 from pure_jax.host.text.stop_texts import boxed_stops
-from pure_jax.models import columns, policy
+from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
 from pure_jax.types import Prompts
@@ -52,13 +52,11 @@ def some_prompts(count):
 def expected_rollout(count, stops=None):
   """One loop on one device, every row with a copy of its prompt."""
   prompts = jax.tree.map(lambda x: np.repeat(x, G, axis=0), some_prompts(count))
-  return jax.jit(generation.generate, static_argnums=(1, 2))(
+  spec = generation.GenerationSpec(MODEL, SAMPLER, stops)
+  return jax.jit(lambda *args: generation.generate(args[0], spec, *args[1:]))(
     random_policy(MODEL),
-    MODEL,
-    SAMPLER,
     prompts,
     sampling.row_keys(jax.random.key(6), jnp.arange(count * G)),
-    stops=stops,
   )
 
 
@@ -81,11 +79,16 @@ def assert_same(found, expected):
       np.testing.assert_array_equal(one, two, err_msg=field.name)
 
 
-def sampled(layout, count=6, **options):
+def sampled(layout, count=6, config=None, **options):
   """Samples with weights where the layout wants them."""
   shardings = sharding.weight_shardings(policy.declare_policy(MODEL), layout)
   params = jax.device_put(random_policy(MODEL), shardings)
-  generate = rollouts.make_generate(MODEL, SAMPLER, G, layout, **options)
+  if config is None:
+    generate = rollouts.make_generate(MODEL, SAMPLER, G, layout, **options)
+  else:
+    generate = rollouts.make_engine(
+      MODEL, SAMPLER, G, layout, config, **options
+    ).generate
   prompts = jax.device_put(some_prompts(count), sharding.replicated(layout))
   return generate(params, prompts, jax.random.key(6))
 
@@ -103,7 +106,7 @@ def sampled(layout, count=6, **options):
 def test_rows_take_turns_under_every_rule_set(rules, expected):
   """Six prompts that 8, 2 or 4 row shards take in turns, uneven ones too."""
   layout = sharding.make_layout(**RULES[rules], rules=rules)
-  found = sampled(layout, continuous=EngineConfig(rows=8, chunk=5))
+  found = sampled(layout, config=EngineConfig(8, 5))
   assert_same(found, expected)
   place = sharding.batch_sharding(layout)
   assert found.tokens.sharding.is_equivalent_to(place, 2)
@@ -117,7 +120,7 @@ def test_the_rollout_comes_out_in_another_layout(expected):
   found = sampled(
     layout,
     rows_layout=rows_layout,
-    continuous=EngineConfig(rows=24, chunk=C),
+    config=EngineConfig(24, C),
   )
   assert_same(found, expected)
   place = sharding.batch_sharding(rows_layout)
@@ -153,8 +156,8 @@ def test_stops_reach_both_ways_to_sample():
   )  # fmt: skip
   assert by_text.sum() > 3
   layout = sharding.make_layout()
-  for continuous in (None, EngineConfig(rows=8, chunk=4)):
-    found = sampled(layout, stops=stops, continuous=continuous)
+  for config in (None, EngineConfig(8, 4)):
+    found = sampled(layout, stops=stops, config=config)
     assert_same(found, expected)
 
 
@@ -179,17 +182,16 @@ def test_rows_of_their_own_keys_take_turns():
   repeated = jax.tree.map(lambda x: np.repeat(x, G, axis=0), prompts)
   layout = sharding.make_layout()
   one_loop = rollouts.make_generate_rows(MODEL, SAMPLER, layout)
-  in_turns = rollouts.make_generate_rows(
-    MODEL, SAMPLER, layout, group_size=G, continuous=EngineConfig(8, 4)
+  engine = rollouts.make_engine(MODEL, SAMPLER, G, layout, EngineConfig(8, 4))
+  assert_same(
+    engine.generate(params, prompts, keys), one_loop(params, repeated, keys)
   )
-  assert_same(in_turns(params, prompts, keys), one_loop(params, repeated, keys))
 
 
 def test_weights_are_laid_out_in_columns_where_it_is_faster():
   """On one CPU in float32; sharded weights must stay in their shards."""
   one, many = sharding.make_layout(), sharding.make_layout(fsdp=2)
   half = dataclasses.replace(MODEL, compute_dtype="bfloat16")
-  assert rollouts.decoding_copy(MODEL, one) is columns.decoding_params
+  assert rollouts.generation_spec(MODEL, SAMPLER, one).cpu_weights
   for model, layout in ((MODEL, many), (half, one)):
-    found = rollouts.decoding_copy(model, layout)
-    assert found is generation.unprepared
+    assert not rollouts.generation_spec(model, SAMPLER, layout).cpu_weights

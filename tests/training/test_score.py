@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import test_train as boundary
+import train_boundary as boundary
 
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding

@@ -7,63 +7,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from train_boundary import (
+  CREDIT,
+  LOSS,
+  MODEL,
+  PRM_MODEL,
+  SAMPLER,
+  TABLE,
+  grown,
+  prompts,
+)
 
 from pure_jax.models import policy, prm
-from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import micro_batches as parts
 from pure_jax.training import rollouts, score, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Prompts, SeparatorTable
+from pure_jax.types import Prompts
 
-PAD, EOS, SCORE, SEPARATOR = 0, 1, 2, 3
-MODEL = ModelConfig(
-  vocab_size=16,
-  width=16,
-  num_layers=2,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=8,
-  mlp_width=24,
-  attention_bias=True,
-  tied_embeddings=True,
-)
-PRM_MODEL = prm.extend_config(MODEL, 1)
-SAMPLER = SamplingConfig(max_new_tokens=10, pad_id=PAD, stop_ids=(EOS,))
-CREDIT = CreditConfig(form="min", baseline="main", group_size=4)
-LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
-TABLE = SeparatorTable(
-  ends_step=np.arange(16) == SEPARATOR,
-  half=np.zeros(16, bool),
-  stem=np.zeros(16, np.int32),
-  has_stem=np.zeros(16, bool),
-  score_id=np.int32(SCORE),
-  eos_id=np.int32(EOS),
-  pad_id=np.int32(PAD),
-)
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
 # Where two ways to sum must give the same weights: Adam would blow up the
 # last place of a gradient that is almost 0 to a whole step, and large steps
 # would blow up the difference of the first update in the second rollout.
 SGD = optax.sgd(1e-3, momentum=0.9)
-
-
-def prompts(count):
-  rng = np.random.default_rng(0)
-  mask = np.arange(5)[::-1] < rng.integers(1, 6, (count, 1))
-  tokens = np.where(mask, rng.integers(4, 16, (count, 5)), PAD)
-  return Prompts(tokens.astype(np.int32), mask)
-
-
-def grown(params):
-  """Embeddings of a trained model's size.
-
-  At initialisation they are so small that RMSNorm magnifies the rounding of
-  their gradients by 50, and rollouts are all but uniform.
-  """
-  return params | {"embedding": 15 * params["embedding"]}
 
 
 def one_step(layout, micro_batches=1, steps=1, poison=False, optimizer=SGD):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pure_jax.host.logs.metrics import repetition_score
+from pure_jax.host.evaluation.repetition import repetition_score
 from pure_jax.types import Rollout, StepBoundaries
 
 HIGH_REPETITION = 0.2

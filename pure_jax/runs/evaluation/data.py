@@ -7,7 +7,7 @@ from typing import Any
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.file_dataset import Counts
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import Problem
@@ -26,9 +26,6 @@ from pure_jax.runs.settings.evaluation import (
 )
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
-
-# Of a model's folder, what is read.
-MODEL_FILES = (".json", ".safetensors", ".jinja", ".txt", ".model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +91,7 @@ def contents(settings: EvaluationSettings) -> dict[str, Any]:
         f"config.{name}={folder} holds "
         f"{'a language model' if name == 'prm' else 'a PRM'}."
       )
-    found[name] = integrity.fingerprint(folder, MODEL_FILES)
+    found[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
   files = {}
   for name, benchmark in settings.named_benchmarks().items():
     if not pathlib.Path(benchmark.file).is_file():

@@ -17,7 +17,7 @@ from pure_jax.host.evaluation.report import Table
 from pure_jax.host.evaluation.solution_choice import (
   choose_among_solutions,
 )
-from pure_jax.runs.evaluation.labelled_rows import LEFT_OUT
+from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
 from pure_jax.runs.settings.run import ConfigError
 

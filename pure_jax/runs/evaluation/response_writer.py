@@ -13,7 +13,9 @@ from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import GradingPool
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import separator_table, split_texts
+from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.data import Unit
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.training import rollouts, stages
@@ -34,6 +36,33 @@ class Written:
   units: list[Unit]
   rollout: Rollout
   step_rewards: jax.Array | None
+
+
+def make_generate(
+  settings: EvaluationSettings,
+  model: ModelConfig,
+  sampler: SamplingConfig,
+  layout: sharding.Layout,
+  group_size: int,
+) -> rollouts.Generate:
+  """Samples rows from keys of their own, in one loop or in an engine.
+
+  Args:
+    settings: the evaluation's.
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and lengths.
+    layout: mesh and rules.
+    group_size: rows of each prompt, 1 without continuous batching.
+
+  Returns:
+    A function (params, prompts, keys) -> rollout.
+  """
+  config = settings.continuous()
+  if config is None:
+    return rollouts.make_generate_rows(model, sampler, layout)
+  return rollouts.make_engine(
+    model, sampler, group_size, layout, config
+  ).generate
 
 
 class ResponseWriter:
@@ -59,7 +88,8 @@ class ResponseWriter:
       for greedy in (True, False)
     }
     self._generate = {
-      greedy: rollouts.make_generate_rows(
+      greedy: make_generate(
+        settings,
         model,
         settings.sampler(
           tokenizer.pad_id,
@@ -68,8 +98,7 @@ class ResponseWriter:
           greedy=greedy,
         ),
         layout,
-        group_size=group_size,
-        continuous=settings.continuous(),
+        group_size,
       )
       for greedy, group_size in self._groups.items()
     }

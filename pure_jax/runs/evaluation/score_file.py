@@ -20,7 +20,7 @@ from typing import Any
 
 from pure_jax.host.data.records import LabelledSolution, problem_key
 from pure_jax.host.grading.verify import last_number
-from pure_jax.runs.evaluation.labelled_rows import LEFT_OUT
+from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.workdir import WorkdirError
 
 FILE = "scores.jsonl"

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pure_jax.rollout.engine import free_places
+from pure_jax.rollout.scheduling import assign_free_slots
 from pure_jax.runs.planning.compiler import CompiledStage, compile_program
 from pure_jax.runs.planning.hlo.collectives import Collective
 from pure_jax.runs.planning.hlo.costs import Costs
@@ -69,7 +69,7 @@ def compile_engine(
       break
     where = path and path.with_name(path.name.replace(".txt", f"_{name}.txt"))
     part, outputs = compile_program(
-      Stage(name, stage.parts[name], arguments), devices, where
+      Stage(name, getattr(stage.programs, name), arguments), devices, where
     )
     beside = bytes_beside(held, arguments)
     found.append(dataclasses.replace(part, beside=beside))
@@ -89,19 +89,19 @@ def compile_engine(
 def _walk(stage: EngineStage) -> _Walk:
   """The parts one after another, each of what others gave."""
   params, prompts, _ = stage.arguments
-  total, longest = prompts.tokens.shape[0], stage.ring_slots(stage.new_tokens)
+  total, longest = prompts.tokens.shape[0], stage.ring_length(stage.new_tokens)
   held, decoding = [params, prompts], params
-  if "prepare" in stage.parts:
-    decoding = yield "prepare", (params,), held
+  if stage.programs.to_decoding_params is not None:
+    decoding = yield "to_decoding_params", (params,), held
     held.append(decoding)
   given = *stage.arguments, np.arange(stage.prompts, dtype=np.int32)
-  ring = stage.ring_slots(stage.chunk)
+  ring = stage.ring_length(stage.chunk)
   places, results = yield "start", (*given, ring), held
   held.append(results)
-  while stage.ring_slots(2 * ring) < longest:
-    ring = stage.ring_slots(2 * ring)
+  while stage.ring_length(2 * ring) < longest:
+    ring = stage.ring_length(2 * ring)
   waits = stage.prompts < total
-  if places.rows.cache.prompt_mask is not None:
+  if places.state.cache.prompt_mask is not None:
     places = _with_ring(places, ring if waits else longest)
     places = yield "unshare", (places,), held
   if ring < longest:
@@ -110,30 +110,30 @@ def _walk(stage: EngineStage) -> _Walk:
   yield "decode", (decoding, places, results), held
   rows = stage.prompts * stage.samples
   if waits:
-    chosen, index, _ = free_places(
+    free = assign_free_slots(
       np.ones(rows, bool), stage.shards, stage.samples, stage.prompts, total
     )
-    again = *stage.arguments, chosen, index, places, results
+    again = *stage.arguments, free.prompt_ids, free.index, places, results
     yield "refill", again, held
   half = rows // stage.shards // 2
   if half:
     index = np.zeros((stage.shards, half), np.int32)
-    yield "take", (places, index), held
+    yield "shrink", (places, index), held
 
 
 def _with_ring(places, ring):
   """The same places, with another ring: abstract, where they are now."""
-  cache = places.rows.cache
+  cache = places.state.cache
 
   def cut(x):
     # The axis of slots comes third, behind rows and heads.
-    shape = (*x.shape[:2], cache.first + ring, *x.shape[3:])
+    shape = (*x.shape[:2], cache.ring_start + ring, *x.shape[3:])
     return x.update(shape=shape)
 
   keys, values = jax.tree.map(cut, (cache.keys, cache.values))
-  mask = cache.mask.update(shape=(cache.mask.shape[0], cache.first + ring))
+  mask = cache.mask.update(shape=(cache.mask.shape[0], cache.ring_start + ring))
   cache = cache.replace(keys=keys, values=values, mask=mask)
-  return places.replace(rows=places.rows.replace(cache=cache))
+  return places.replace(state=places.state.replace(cache=cache))
 
 
 def bytes_beside(held: Any, arguments: Any) -> int:
@@ -163,7 +163,7 @@ def _costs(stage: EngineStage, parts: list[CompiledStage]) -> Costs:
     "refill": rounds - 1,
     # All that were shorter cost together about as much as the last.
     "grow": 2,
-    "take": 0,
+    "shrink": 0,
   }
   total = Costs(0.0, 0.0, {}, ())
   for part in parts:

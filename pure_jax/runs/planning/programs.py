@@ -21,7 +21,7 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
-from pure_jax.rollout.slots import as_rollout, no_results
+from pure_jax.rollout.slots import empty_completions, to_rollout
 from pure_jax.runs import rl_functions
 from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.stages import EngineStage, Stage
@@ -31,7 +31,7 @@ from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.run import ConfigError, Settings
 from pure_jax.runs.spec import RunSpec, make_sampler
 from pure_jax.runs.tasks import arithmetic, tiny_files
-from pure_jax.training import train
+from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Prompts, SeparatorTable
 
@@ -208,12 +208,14 @@ class Programs:
   def _copy(self, declared: Any, model: ModelConfig, target: Layout) -> Any:
     """Weights of a copy in the compute dtype."""
     training = self._layouts.training
-    function = train.make_compute_copy(declared, model, training, target)
+    function = weight_copies.make_compute_copy(
+      declared, model, training, target
+    )
     return jax.eval_shape(function, weights.abstract_params(declared))
 
   def _is_copied(self) -> bool:
     """Whether the sampler has weights of its own."""
-    return hasattr(self._functions.for_rollout, "lower")
+    return self._functions.copies_weights
 
   @property
   def rows_at_a_time(self) -> int:
@@ -237,7 +239,9 @@ class Programs:
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
     sampled = jax.eval_shape(
-      lambda prompts: as_rollout(prompts, no_results(rows, self._spec.sampler)),
+      lambda prompts: to_rollout(
+        prompts, empty_completions(rows, self._spec.sampler)
+      ),
       asked[1],
     )
     prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
@@ -256,9 +260,9 @@ class Programs:
 
   def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
     """One compiled loop, or the parts of rows that take turns."""
-    generate, rl = self._functions.generate, self._spec.settings.rl
-    if rl.rollout_rows is None:
-      return Stage("rollout", generate, asked)
+    engine, rl = self._functions.engine, self._spec.settings.rl
+    if engine is None:
+      return Stage("rollout", self._functions.generate, asked)
     layout, samples = self._layouts.rollout, rl.samples_per_prompt
     declared = policy.declare_policy(self._spec.rollout_model)
     everywhere = replicated(layout)
@@ -266,17 +270,16 @@ class Programs:
       jax.tree.map(_in_place, asked[0], weight_shardings(declared, layout)),
       *jax.tree.map(lambda x: _in_place(x, everywhere), asked[1:]),
     )
-    engine = generate.__self__
     return EngineStage(
       "rollout",
-      engine.parts(),
+      engine.programs,
       placed,
       prompts=self.rows_at_a_time // samples,
       samples=samples,
       shards=layout.row_shards,
       new_tokens=rl.max_new_tokens,
       chunk=rl.rollout_chunk,
-      ring_slots=engine.ring_slots,
+      ring_length=engine.spec.ring_length,
     )
 
   def _frozen(self) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from pure_jax.rollout.engine_programs import EnginePrograms
 from pure_jax.types import Prompts
 
 
@@ -24,27 +25,27 @@ class Stage:
 
 @dataclasses.dataclass(frozen=True)
 class EngineStage:
-  """A rollout whose rows take turns: several jitted functions.
+  """A rollout with continuous batching: several jitted functions.
 
   Attributes:
     name: "rollout".
-    parts: as `rollout.engine.Engine.parts` gives them.
+    programs: the jitted functions of the engine.
     arguments: params, prompts and key, abstract and in their places.
     prompts: that begin together.
     samples: of each prompt.
     shards: contiguous parts of the rows.
     new_tokens: of a response, at most.
-    chunk: tokens between two looks of the host.
-    ring_slots: how long the ring is for so many tokens, as
-      `rollout.engine.Engine.ring_slots` says.
+    chunk: tokens between two host syncs.
+    ring_length: length of the ring for so many tokens, see
+      `rollout.engine_programs.EngineSpec.ring_length`.
   """
 
   name: str
-  parts: dict[str, Callable[..., Any]]
+  programs: EnginePrograms
   arguments: tuple[Any, Prompts, Any]
   prompts: int
   samples: int
   shards: int
   new_tokens: int
   chunk: int
-  ring_slots: Callable[[int], int]
+  ring_length: Callable[[int], int]

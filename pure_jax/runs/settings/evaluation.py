@@ -8,7 +8,7 @@ from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.grading.pool import MAX_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.checks import (
   Fields,

@@ -9,7 +9,7 @@ import dataclasses
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.models.config import CACHE_DTYPES, ModelConfig
 from pure_jax.parallel.kernel_calls import XLA, Kernels
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.checks import at_least_one, one_of
 from pure_jax.runs.settings.compute_dtype import check_compute_dtype

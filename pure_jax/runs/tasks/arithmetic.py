@@ -13,9 +13,9 @@ import numpy as np
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import Problem
-from pure_jax.host.data.world import arithmetic, dataset
+from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.distributed import processes
-from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
   encode_response,
@@ -64,7 +64,7 @@ class ArithmeticTask:
     self.train = _problems(rows["train"])
     self.held_out = _problems(rows["held_out"])
 
-  def _load(self, **sizes: int) -> dict[str, list[dict[str, Any]]]:
+  def _load(self, **sizes: int) -> dict[str, list[dataset.Example]]:
     """Rows of the splits that are named."""
     return dataset.load_world(
       self._settings.world, sizes, self._folder / "data"
@@ -75,7 +75,7 @@ class ArithmeticTask:
   ) -> Verdicts:
     """Compares the last box with the value of the chain."""
     right = [
-      arithmetic.grade(
+      checker.grade(
         arithmetic.parse_problem(problem.problem),
         arithmetic.SEPARATOR.join(steps),
       )
@@ -85,11 +85,11 @@ class ArithmeticTask:
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step neither computes nor answers."""
-    return arithmetic.is_vacuous(step)
+    return checker.is_vacuous(step)
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> str:
     """What kind of response this is, to see how a reward was hacked."""
-    return arithmetic.classify(arithmetic.parse_problem(problem.problem), steps)
+    return checker.classify(arithmetic.parse_problem(problem.problem), steps)
 
   def start_policy(self, layout: sharding.Layout) -> None:
     """The world has no trained policy: it starts with demonstrations."""
@@ -126,7 +126,7 @@ class ArithmeticTask:
       spec.key(RandomStream.LABELLED_SAMPLES),
     )
     data = jax.tree.map(lambda *x: np.concatenate(x), shown, sampled)
-    problems = [row["problem"] for row in rows] + [p.problem for p in asked]
+    problems = [row.problem for row in rows] + [p.problem for p in asked]
     return LabelledResponses(data, *self._label(problems, data))
 
   def evaluate_prm(
@@ -179,14 +179,14 @@ class ArithmeticTask:
     """Nothing is open."""
 
   def _encode(
-    self, rows: list[dict[str, Any]]
-  ) -> tuple[list[dict[str, Any]], Demonstrations]:
+    self, rows: list[dataset.Example]
+  ) -> tuple[list[dataset.Example], Demonstrations]:
     """Rows that fit the response limit, and their ids."""
     limit = self._settings.rl.max_new_tokens
     responses = [
       encode_response(
         self.tokenizer,
-        row["response"].split(arithmetic.SEPARATOR),
+        row.response.split(arithmetic.SEPARATOR),
         finished=True,
       )
       for row in rows
@@ -207,7 +207,7 @@ class ArithmeticTask:
     self, problems: list[str], data: Demonstrations
   ) -> tuple[np.ndarray, np.ndarray]:
     """The checker's labels and their mask, [n, S]."""
-    return dataset.label_rollout(
+    return checker.label_rollout(
       self.tokenizer,
       problems,
       data.tokens,
@@ -253,14 +253,14 @@ class ArithmeticTask:
     return jax.tree.map(lambda *x: np.concatenate(x)[: len(problems)], *parts)
 
 
-def _problems(rows: list[dict[str, Any]]) -> list[Problem]:
+def _problems(rows: list[dataset.Example]) -> list[Problem]:
   """Rows of the data set as problems."""
   return [
     Problem(
       id=str(number),
       source="arithmetic",
-      problem=row["problem"],
-      answer=str(row["answer"]),
+      problem=row.problem,
+      answer=str(row.answer),
     )
     for number, row in enumerate(rows)
   ]

@@ -10,7 +10,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.formats.named import find_format
@@ -20,7 +20,7 @@ from pure_jax.host.data.records import (
   problem_key,
   split_by_problem,
 )
-from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics, solution_choice
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
@@ -29,8 +29,7 @@ from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
-from pure_jax.runs.evaluation import labelled_rows
-from pure_jax.runs.evaluation.data import MODEL_FILES
+from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import ConfigError, Settings
 from pure_jax.runs.spec import RunSpec
@@ -58,7 +57,7 @@ def contents(files: FilesSettings) -> dict[str, str]:
     if path is None:
       continue
     try:
-      found[name] = integrity.fingerprint(path, MODEL_FILES)
+      found[name] = integrity.fingerprint(path, huggingface.MODEL_FILES)
     except OSError as error:
       reason = f"files.{name}={path} cannot be read: {error}."
       raise ConfigError(reason) from error
@@ -292,9 +291,9 @@ class FilesTask:
     )
 
   @property
-  def _limits(self) -> labelled_rows.Limits:
+  def _limits(self) -> labelled_solutions.SolutionLimits:
     """What there is room for in a labelled row."""
-    return labelled_rows.Limits(
+    return labelled_solutions.SolutionLimits(
       self.prm_prompt_encoder.length,
       self._files.response_tokens,
       self._settings.rl.max_steps,
@@ -302,10 +301,10 @@ class FilesTask:
 
   def _encode(
     self, rows: list[LabelledSolution]
-  ) -> tuple[list[LabelledSolution], labelled_rows.EncodedRows]:
+  ) -> tuple[list[LabelledSolution], labelled_solutions.EncodedSolutions]:
     """Rows with room for their tokens and steps, and their ids."""
     limits = self._limits
-    encoded = labelled_rows.encode_rows(
+    encoded = labelled_solutions.encode_solutions(
       self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
     )
     if not encoded.prompts:
@@ -332,7 +331,7 @@ class FilesTask:
       spec.layouts.training,
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)
-    for chosen, batch in labelled_rows.in_batches(
+    for chosen, batch in labelled_solutions.batches_by_length(
       encoded,
       limits,
       settings.batch_size,

@@ -10,15 +10,15 @@ import signal
 import time
 
 import jax
+import local_cluster
 import numpy as np
 import pytest
-import several
 import train_pure
 import train_sft
 from checkout import ROOT
 from configs import arithmetic
 
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params
@@ -81,7 +81,7 @@ def settings(**changes):
 def start_two(workdir, start=None, **changes):
   given = OVERRIDES | changes
   words = [f"--config.{name}={value}" for name, value in given.items()]
-  return several.start(
+  return local_cluster.start(
     SCRIPT,
     f"--config={CONFIG}:smoke",
     f"--workdir={workdir}",
@@ -145,7 +145,7 @@ def two(alone):
   """The same run by two processes; what they said."""
   start, whole, _ = alone
   workdir = whole.parent / "two"
-  ended = several.finish(start_two(workdir, start))
+  ended = local_cluster.finish(start_two(workdir, start))
   for status, _, stderr in ended:
     assert status == 0, stderr
   return workdir, ended
@@ -224,10 +224,10 @@ def test_sigterm_to_one_stops_all_with_their_step_saved(alone, two):
   workdir = two[0].parent / "terminated"
   started = start_and_wait(workdir, alone[0])
   started[1].send_signal(signal.SIGTERM)
-  for status, _, stderr in several.finish(started):
-    assert status == preemption.SAVED_STATUS, stderr
+  for status, _, stderr in local_cluster.finish(started):
+    assert status == preemption.PREEMPTED_STATUS, stderr
     assert "stopped by SIGTERM after step" in stderr
-  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+  for status, _, stderr in local_cluster.finish(start_two(workdir, alone[0])):
     assert status == 0, stderr
   assert untimed(rows(workdir)) == untimed(rows(two[0]))
 
@@ -240,13 +240,13 @@ def test_one_dies_the_other_ends_and_the_run_resumes(alone, two, victim):
   started = start_and_wait(workdir, alone[0])
   os.kill(started[victim].pid, signal.SIGKILL)
   began = time.monotonic()
-  status, _, stderr = several.finish(started)[1 - victim]
+  status, _, stderr = local_cluster.finish(started)[1 - victim]
   assert time.monotonic() - began < 30
-  assert status == processes.LOST_STATUS
+  assert status == processes.PROCESS_LOST_STATUS
   assert f"process {victim} died" in stderr and "the same command" in stderr
   assert not (workdir / "summary.json").exists()
   before = [row for row in rows(workdir) if row["step"] <= 1]
-  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+  for status, _, stderr in local_cluster.finish(start_two(workdir, alone[0])):
     assert status == 0, stderr
   # With the seconds they took: they were not run again.
   assert rows(workdir)[: len(before)] == before and len(before) == 2
@@ -270,7 +270,7 @@ def test_rows_that_take_turns_run_what_one_loop_runs(alone):
 def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
   """pytest -m slow tests/host/distributed/test_processes.py"""
   workdir = alone[1].parent / "turns_of_two"
-  for status, _, stderr in several.finish(
+  for status, _, stderr in local_cluster.finish(
     start_two(workdir, alone[0], **TURNS)
   ):
     assert status == 0, stderr
@@ -283,7 +283,7 @@ def test_two_processes_run_every_stage_as_one_does(tmp_path):
   """Supervised start and PRM too, made from nothing by the first process."""
   with open_run(settings(), str(tmp_path / "one")) as run:
     train_pure.train_rl(run)
-  for status, _, stderr in several.finish(start_two(tmp_path / "two")):
+  for status, _, stderr in local_cluster.finish(start_two(tmp_path / "two")):
     assert status == 0, stderr
   stages = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
   expected, found = (

@@ -13,23 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 import prm_evaluations
 import pytest
-import tokenizers
-import transformers
 from configs import evaluate as evaluate_config
 from configs import files as files_config
 from small_models import initial_params
-from test_contract import MERGING
-from tokenizers import decoders, models, pre_tokenizers
+from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_rows
+from pure_jax.runs.evaluation import data, labelled_solutions, response_writer
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import rollouts, score, stages, train
+from pure_jax.training import score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -70,25 +67,6 @@ REPLACED = {
 }
 
 
-def save_tokenizer(folder):
-  """The vocabulary above, over whatever tokenizer the folder has."""
-  inner = tokenizers.Tokenizer(
-    models.BPE({text: i for i, text in enumerate(VOCABULARY)}, MERGES)
-  )
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(MERGING), "isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  inner.decoder = decoders.ByteLevel()
-  whole = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=inner, eos_token="<end>", pad_token="<pad>"
-  )
-  whole.chat_template = CHAT
-  whole.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
   """Folders of policy and PRM, files of problems and of labelled solutions."""
@@ -99,8 +77,8 @@ def places(tmp_path_factory):
     "problems": root / "problems.jsonl",
     "labelled": root / "labelled.jsonl",
   }
-  save_tokenizer(places["policy"])
-  save_tokenizer(places["prm"])
+  for name in ("policy", "prm"):
+    save_vocabulary(places[name], VOCABULARY, MERGES, CHAT)
   problems = [
     {
       "unique_id": problem,
@@ -202,7 +180,7 @@ def by_training(run, seen):
   state = train.start_state(
     params, declared, optimizer, run.spec.layouts.training
   )
-  batch = labelled_rows.crop(labelled.responses, 8)
+  batch = labelled_solutions.crop(labelled.responses, 8)
   rows = run.batches.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
@@ -267,7 +245,7 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
   settings = conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = run.task.tokenizer
 
-  def make_writing(model, sampler, layout, **unused):
+  def make_writing(settings, model, sampler, *unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
@@ -276,7 +254,7 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
+  monkeypatch.setattr(response_writer, "make_generate", make_writing)
   questions = data.ask(settings, tokenizer, run.folder.path)
   writer = ResponseWriter(settings, tokenizer, run.spec.layouts.training)
   jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)

@@ -11,8 +11,8 @@ from configs import arithmetic
 from ml_collections import config_flags
 
 from pure_jax.parallel import sharding
-from pure_jax.rollout import engine
-from pure_jax.rollout.slots import Places
+from pure_jax.rollout import engine_programs, generation
+from pure_jax.rollout.slots import Slots
 from pure_jax.runs.planning import engine as plan_engine
 from pure_jax.runs.planning import execution_plan, report, search
 from pure_jax.runs.planning.hlo.collectives import Collective
@@ -52,7 +52,7 @@ def test_every_program_is_compiled_and_the_largest_is_told(planned):
   """A plan of the loop alone would not see the cache twice."""
   found, stage, _ = planned
   parts = {part.name: part for part in stage.compiled.parts}
-  names = ["start", "unshare", "grow", "decode", "refill", "take"]
+  names = ["start", "unshare", "grow", "decode", "refill", "shrink"]
   assert list(parts) == names
   assert stage.compiled.total == max(part.total for part in parts.values())
   # Old and new keys and values.
@@ -61,7 +61,7 @@ def test_every_program_is_compiled_and_the_largest_is_told(planned):
   assert growing.outputs >= cache and growing.arguments > cache / 2
   assert growing.aliased == 0
   # Rows that go on and those that they were taken from.
-  taking = parts["take"].memory
+  taking = parts["shrink"].memory
   assert taking.arguments >= cache and taking.outputs >= cache / 2
   text = report.as_text(found, None)
   assert "8 at a time drawn in turns" in text
@@ -74,12 +74,16 @@ def test_every_program_is_compiled_and_the_largest_is_told(planned):
   ("rows", "chunk", "expected"),
   [
     # Prompts wait: they are copied before the last growth of the ring.
-    (8, 5, {"unshare": 20, "grow": 20, "decode": 31, "refill": 31, "take": 31}),
+    (
+      8,
+      5,
+      {"unshare": 20, "grow": 20, "decode": 31, "refill": 31, "shrink": 31},
+    ),
     (8, 16, {"unshare": 16, "grow": 16, "decode": 31, "refill": 31}),
     # The first ring is the longest.
     (8, 40, {"unshare": 31, "decode": 31, "refill": 31}),
     # None waits: prompts may be shared until half of the rows have ended.
-    (32, 5, {"unshare": 31, "grow": 20, "decode": 31, "take": 31}),
+    (32, 5, {"unshare": 31, "grow": 20, "decode": 31, "shrink": 31}),
   ],
 )
 def test_programs_are_compiled_where_they_need_the_most(
@@ -98,12 +102,12 @@ def test_programs_are_compiled_where_they_need_the_most(
       name, arguments, _ = walk.send(outputs)
     except StopIteration:
       break
-    part = stage.parts[name]
-    outputs = part.eval_shape(*arguments)
+    program = getattr(stage.programs, name)
+    outputs = program.eval_shape(*arguments)
     for x in arguments:
-      if isinstance(x, Places):
-        rings[name] = x.rows.cache.ring
-        is_shared = x.rows.cache.prompt_mask is not None
+      if isinstance(x, Slots):
+        rings[name] = x.state.cache.ring_length
+        is_shared = x.state.cache.prompt_mask is not None
         assert is_shared == (name == "unshare")
   assert expected.items() <= rings.items()
   assert ("refill" in rings) == (rows < 32)
@@ -115,7 +119,7 @@ def test_weights_that_a_program_is_not_called_with_are_there(planned):
   parts = {part.name: part for part in stage.compiled.parts}
   sampler = found.resident.sampler
   assert sampler > 0
-  for name in ("unshare", "grow", "take"):
+  for name in ("unshare", "grow", "shrink"):
     assert sampler <= parts[name].beside < 2 * sampler, name
   assert parts["decode"].beside < sampler
   assert parts["decode"].memory.arguments > sampler + stage.cache_bytes
@@ -140,14 +144,13 @@ def test_rows_at_a_time_are_those_that_begin(
   way = way_of(
     sharding.make_layout(data=shards, devices=jax.devices()[:shards]), rows
   )
-  engine_of = engine.Engine(
-    planner.shapes.model,
-    None,
+  spec = engine_programs.EngineSpec(
+    generation.GenerationSpec(planner.shapes.model, None),
     samples,
-    engine.EngineConfig(rows, 5),
+    engine_programs.EngineConfig(rows, 5),
     shards=shards,
   )
-  begun = engine_of._first_prompts(prompts)[0].size * samples
+  begun = spec.num_starting_prompts(prompts) * samples
   assert way.rows_at_a_time(prompts, samples) == begun
 
 
@@ -238,10 +241,14 @@ def test_a_program_that_is_refused_ends_the_plan(planned, monkeypatch):
     def lower(self, *arguments):
       raise refused
 
-  parts = stage.parts | {"unshare": Refused()}
+  programs = dataclasses.replace(stage.programs, unshare=Refused())
   found = plan_engine.compile_stage(
-    dataclasses.replace(stage, parts=parts), 1, None
+    dataclasses.replace(stage, programs=programs), 1, None
   )
   assert found.memory is None and found.costs is None
   assert found.needed_bytes == 41.5 * 2**30
-  assert [part.name for part in found.parts] == ["prepare", "start", "unshare"]
+  assert [part.name for part in found.parts] == [
+    "to_decoding_params",
+    "start",
+    "unshare",
+  ]

@@ -129,7 +129,7 @@ from pure_jax.runs.planning import stages as plan_stages
 from pure_jax.models import params, policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
 from pure_jax.types import Prompts
@@ -138,8 +138,7 @@ layout = sharding.make_layout(data=4, devices=devices)
 model = ModelConfig(vocab_size=512, width=256, num_layers=1, num_heads=4,
   num_kv_heads=1, head_dim=128, mlp_width=256, compute_dtype="bfloat16")
 sampler = SamplingConfig(max_new_tokens=2048, pad_id=0, stop_ids=(1,))
-engine = rollouts.make_generate(model, sampler, 8, layout,
-  continuous=EngineConfig(256, 64)).__self__
+engine = rollouts.make_engine(model, sampler, 8, layout, EngineConfig(256, 64))
 def placed(x, place):
   return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
 declared = policy.declare_policy(model)
@@ -151,8 +150,8 @@ key = jax.eval_shape(lambda: jax.random.key(0))
 others = jax.tree.map(
   lambda x: placed(x, sharding.replicated(layout)), (prompts, key))
 found = plan_engine.compile_engine(plan_stages.EngineStage("rollout",
-  engine.parts(), (weights, *others), prompts=32, samples=8, shards=4,
-  new_tokens=2048, chunk=64, ring_slots=engine.ring_slots), 4)
+  engine.programs, (weights, *others), prompts=32, samples=8, shards=4,
+  new_tokens=2048, chunk=64, ring_length=engine.spec.ring_length), 4)
 print(json.dumps({p.name: [p.memory.aliased, p.memory.temporaries]
   for p in found.parts}))
 """)
