@@ -99,6 +99,7 @@ setuptools.setup(
     "pure_jax.runs",
     "pure_jax.runs.evaluation",
     "pure_jax.runs.planning",
+    "pure_jax.runs.planning.hlo",
     "pure_jax.runs.settings",
     "pure_jax.runs.tasks",
     "pure_jax.training",

@@ -30,7 +30,7 @@ from pure_jax.runs.planning import compiler, engine, estimates, stages
 from pure_jax.runs.planning import programs as plan_programs
 from pure_jax.runs.planning import search as plan_search
 from pure_jax.runs.planning.execution_plan import Way
-from pure_jax.runs.planning.hlo_text import HLOError
+from pure_jax.runs.planning.hlo.text import HLOError
 from pure_jax.runs.planning.report import Plan, as_json, as_text, plan_stage
 from pure_jax.runs.planning.roofline import CHIPS
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config

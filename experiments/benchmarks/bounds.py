@@ -15,7 +15,7 @@ import numpy as np
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.planning.estimates import forward_flops
-from pure_jax.runs.planning.hlo_costs import Costs
+from pure_jax.runs.planning.hlo.costs import Costs
 from pure_jax.runs.planning.roofline import Bound, Chip, bound
 
 # Of float32 weights, moments and gradients.

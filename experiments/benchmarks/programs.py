@@ -19,8 +19,8 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.runs.planning import hlo_costs
 from pure_jax.runs.planning.compiler import Memory
+from pure_jax.runs.planning.hlo.costs import Costs, count_costs
 from pure_jax.training import weight_copies
 
 # Fields of `ModelConfig` that weights are made for.
@@ -101,7 +101,7 @@ class Compilation:
 
   seconds: float
   memory: Memory
-  costs: hlo_costs.Costs | None
+  costs: Costs | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +156,7 @@ def compile_call(
   )
   costs = None
   if jax.default_backend() != "gpu":
-    costs = hlo_costs.count(compiled.as_text(), devices=1)
+    costs = count_costs(compiled.as_text(), devices=1)
   return compiled, Compilation(seconds, memory, costs)
 
 

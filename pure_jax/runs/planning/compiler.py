@@ -1,7 +1,7 @@
 """Compiles a stage for devices that need not be there, and reads what it got.
 
 Of what is reported here, memory is the compiler's own answer; FLOPs, bytes and
-collectives are counted in the program it wrote (`runs.planning.hlo_costs`).
+collectives are counted in the program it wrote (`runs.planning.hlo`).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from pure_jax.runs.planning import hlo_costs
+from pure_jax.runs.planning.hlo import costs as hlo_costs
 from pure_jax.runs.planning.stages import Stage
 from pure_jax.runs.settings.conversion import ConfigError
 
@@ -170,7 +170,7 @@ def compile_program(
     found.alias_size_in_bytes,
     found.temp_size_in_bytes,
   )
-  costs = hlo_costs.count(text, devices)
+  costs = hlo_costs.count_costs(text, devices)
   outputs = jax.tree.map(
     lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
     lowered.out_info,

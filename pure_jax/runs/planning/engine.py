@@ -19,7 +19,8 @@ import numpy as np
 
 from pure_jax.rollout.scheduling import assign_free_slots
 from pure_jax.runs.planning.compiler import CompiledStage, compile_program
-from pure_jax.runs.planning.hlo_costs import Collective, Costs
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
 from pure_jax.runs.planning.stages import EngineStage, Stage
 
 # (name, arguments, what is in memory meanwhile) -> outputs, all abstract.

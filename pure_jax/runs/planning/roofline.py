@@ -7,7 +7,7 @@ traffic at the peak bandwidth and its network traffic over all links at once.
 
 import dataclasses
 
-from pure_jax.runs.planning.hlo_costs import Costs
+from pure_jax.runs.planning.hlo.costs import Costs
 
 GIB = 2**30
 
@@ -77,7 +77,7 @@ class Bound:
 def bound(costs: Costs, chip: Chip, devices_per_chip: int = 1) -> Bound:
   """The least time of a program on one device.
 
-  >>> from pure_jax.runs.planning.hlo_costs import Collective
+  >>> from pure_jax.runs.planning.hlo.collectives import Collective
   >>> costs = Costs(197e12, 819e9 / 2, {"all-gather": Collective(1, 1, 5e10)},
   ...               ())
   >>> bound(costs, CHIPS["TPU v5 lite"])

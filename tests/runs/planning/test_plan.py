@@ -19,11 +19,11 @@ from pure_jax.runs.planning import (
   compiler,
   estimates,
   execution_plan,
-  hlo_costs,
   programs,
   report,
   search,
 )
+from pure_jax.runs.planning.hlo import costs as hlo_costs
 from pure_jax.runs.planning.roofline import GIB, Bound, Chip
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.models import ARCHITECTURES
@@ -87,7 +87,7 @@ def test_the_compiled_programs_are_kept_where_asked(local_plan, hlo):
     costs = stage["compiled"]["costs"]
     name = f"{number}_{stage['compiled']['name']}.txt.gz"
     text = gzip.decompress((hlo / name).read_bytes()).decode()
-    assert hlo_costs.count(text, 4).flops == costs["flops"]
+    assert hlo_costs.count_costs(text, 4).flops == costs["flops"]
 
 
 def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):

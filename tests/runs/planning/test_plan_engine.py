@@ -15,7 +15,9 @@ from pure_jax.rollout import engine_programs, generation
 from pure_jax.rollout.slots import Slots
 from pure_jax.runs.planning import engine as plan_engine
 from pure_jax.runs.planning import execution_plan, report, search
-from pure_jax.runs.planning.hlo_costs import Collective, Costs, Loop
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
+from pure_jax.runs.planning.hlo.loops import Loop
 from pure_jax.runs.settings.conversion import settings_from_config
 
 # Two of 8 prompts on each of four row shards: they begin in four rounds.

@@ -6,7 +6,9 @@ import json
 import pytest
 
 from pure_jax.runs.planning import compiler, programs, report, search
-from pure_jax.runs.planning.hlo_costs import Collective, Costs, Loop
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
+from pure_jax.runs.planning.hlo.loops import Loop
 from pure_jax.runs.planning.roofline import CHIPS, GIB
 
 

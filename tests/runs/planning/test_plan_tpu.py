@@ -95,7 +95,7 @@ def test_the_tpu_compilers_program_is_counted_exactly(topology):
 import json, jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from pure_jax.runs.planning import compiler as plan_compiler
-from pure_jax.runs.planning import hlo_costs
+from pure_jax.runs.planning.hlo import costs as hlo_costs
 from pure_jax.parallel import sharding
 devices = plan_compiler.find_devices({topology!r})
 mesh = sharding.make_layout(fsdp=4, devices=devices).mesh
@@ -106,7 +106,7 @@ f = jax.jit(lambda x, w: jax.lax.scan(layer, x, w)[0], out_shardings=rows,
   in_shardings=(rows, NamedSharding(mesh, P(None, "fsdp"))))
 text = f.lower(jax.ShapeDtypeStruct((4096, 1024), jnp.bfloat16),
   jax.ShapeDtypeStruct((24, 1024, 1024), jnp.bfloat16)).compile().as_text()
-costs = hlo_costs.count(text, 4)
+costs = hlo_costs.count_costs(text, 4)
 print(json.dumps([costs.flops, {{k: v.sent_bytes for k, v in
   costs.collectives.items()}}]))
 """

@@ -3,7 +3,8 @@
 import pytest
 
 from pure_jax.runs.planning import roofline
-from pure_jax.runs.planning.hlo_costs import Collective, Costs
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
 
 CHIP = roofline.Chip(
   flops_per_second=100.0,

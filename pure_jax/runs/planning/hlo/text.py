@@ -1,10 +1,10 @@
-"""The text of a compiled XLA program as records: what `hlo_costs` counts.
+"""Parses the text of a compiled XLA program into records.
 
-`jax.stages.Compiled.as_text()` prints computations (the entry, loop bodies and
-conditions, fused computations), each a list of instructions with a type, an
-opcode, operands and attributes. This reads as much of it as costs need, of
-the CPU compiler's text and of the TPU compiler's; the latter adds layouts with
-tiles and memory spaces, ``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
+`jax.stages.Compiled.as_text()` prints computations: the entry, the bodies and
+conditions of loops, and fused computations. Each is a list of instructions
+with a type, an opcode, operands and attributes. The parser reads what costs
+depend on, from the CPU compiler and from the TPU compiler. The TPU compiler
+also writes tiles and memory spaces, ``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import functools
 import math
 import re
 
-# Bits of an element.
+# Bits of an element of each type.
 _BITS = {
   "pred": 8, "token": 0, "opaque": 0,
   "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
@@ -30,18 +30,18 @@ _NAME = re.compile(r"%([\w.\-]+)")
 
 
 class HLOError(ValueError):
-  """A text that is not a compiled program, or not one that is understood."""
+  """The text is no compiled program, or this parser cannot read it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """An array's type.
+  """The type of an array.
 
   Attributes:
-    dtype: XLA's name, such as "bf16".
-    sizes: of the dimensions; a bound where a dimension is dynamic.
-    in_hbm: False where the layout names another memory than the device's
-      main one: on-chip memory on a TPU, or the host's.
+    dtype: XLA's name of the element type, such as "bf16".
+    sizes: size of each dimension; the upper bound of a dynamic dimension.
+    in_hbm: whether the array is in the device's main memory. False if the
+      layout names another memory space: on-chip memory of a TPU, or the host.
   """
 
   dtype: str
@@ -50,42 +50,44 @@ class Shape:
 
   @property
   def elements(self) -> int:
-    """How many."""
+    """Number of elements."""
     return math.prod(self.sizes)
 
   @property
   def bytes(self) -> int:
-    """Of all elements, without the padding of tiles."""
+    """Bytes of all elements, without the padding of tiles."""
     return -(-self.elements * _bits(self.dtype) // 8)
 
   @property
   def hbm_bytes(self) -> int:
-    """Its bytes, 0 where it is in another memory."""
+    """Bytes in main memory: 0 if the array is in another memory space."""
     return self.bytes if self.in_hbm else 0
 
 
 def _bits(dtype: str) -> int:
-  """Bits of an element of a type."""
+  """Bits of one element."""
   if dtype in _BITS:
     return _BITS[dtype]
   if re.match(r"f8e\d", dtype):  # The eight-bit floats have many names.
     return 8
   if re.match(r"f4e\d", dtype):
     return 4
-  raise HLOError(f"{dtype!r} is no element type that is known here.")
+  raise HLOError(f"{dtype!r} is an unknown element type.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-  """One line of a computation.
+  """One instruction of a computation.
 
   Attributes:
-    name: unique within the program.
-    shapes: of the result; a tuple's arrays, nested ones in order.
-    opcode: such as "dot".
-    operands: names of instructions of the same computation.
-    literal: what stands between the parentheses, for constants and parameters.
-    attributes: the rest of the line.
+    name: name of the instruction, unique within the program.
+    shapes: shape of the result. A tuple has the shapes of all its arrays, and
+      nested tuples are flattened in order.
+    opcode: the operation, such as "dot".
+    operands: names of instructions in the same computation.
+    literal: text between the parentheses: a constant's value or a parameter's
+      number.
+    attributes: text after the parentheses.
   """
 
   name: str
@@ -96,27 +98,27 @@ class Instruction:
   attributes: str
 
   def attribute(self, name: str) -> str | None:
-    """What ``name=`` is followed by, up to a comma outside brackets.
+    """Reads the text of an attribute, up to a comma outside brackets.
 
     Args:
-      name: of the attribute.
+      name: name of the attribute.
 
     Returns:
-      Its text, None where the instruction has no such attribute.
+      The text after ``name=``; None if there is no such attribute.
     """
-    found = re.search(rf"(?:^|[\s,]){name}=", self.attributes)
-    if found is None:
+    match = re.search(rf"(?:^|[\s,]){name}=", self.attributes)
+    if match is None:
       return None
-    return _until_comma(self.attributes[found.end() :])
+    return _until_comma(self.attributes[match.end() :])
 
   def called(self, name: str) -> str | None:
-    """The computation that an attribute names, None without one.
+    """Reads an attribute that names a computation.
 
     Args:
-      name: of the attribute, such as "body".
+      name: name of the attribute, such as "body".
 
     Returns:
-      The computation's name.
+      The computation's name; None if there is no such attribute.
     """
     text = self.attribute(name)
     return None if text is None else text.strip().lstrip("%")
@@ -127,9 +129,9 @@ class Computation:
   """A list of instructions.
 
   Attributes:
-    name: unique within the program.
-    instructions: in the order of the text, by name.
-    root: name of the one whose value is the result.
+    name: name of the computation, unique within the program.
+    instructions: instructions by name, in the order of the text.
+    root: name of the instruction that computes the result.
   """
 
   name: str
@@ -138,18 +140,33 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
-    """Instructions that read a value, by its name."""
-    found = {name: [] for name in self.instructions}
+    """For each instruction, by name, the instructions that read its value."""
+    users = {name: [] for name in self.instructions}
     for instruction in self.instructions.values():
       for operand in dict.fromkeys(instruction.operands):
-        found[operand].append(instruction)
-    return found
+        users[operand].append(instruction)
+    return users
+
+  def operands(self, instruction: Instruction) -> list[Instruction]:
+    """Looks the operands of an instruction up.
+
+    Args:
+      instruction: an instruction of this computation.
+
+    Returns:
+      The instructions that compute its operands.
+    """
+    return [self.instructions[name] for name in instruction.operands]
 
   @functools.cached_property
   def parameters(self) -> list[Instruction]:
-    """Its parameters, by their number."""
-    found = [i for i in self.instructions.values() if i.opcode == "parameter"]
-    return sorted(found, key=lambda i: int(i.literal))
+    """Parameters in the order of their numbers."""
+    parameters = [
+      instruction
+      for instruction in self.instructions.values()
+      if instruction.opcode == "parameter"
+    ]
+    return sorted(parameters, key=lambda parameter: int(parameter.literal))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,53 +174,65 @@ class Program:
   """A compiled program.
 
   Attributes:
-    computations: by name.
-    entry: name of the one that is run.
+    computations: computations by name.
+    entry: name of the computation that is run.
   """
 
   computations: dict[str, Computation]
   entry: str
 
+  def called(self, instruction: Instruction, attribute: str) -> Computation:
+    """Looks a computation up that an instruction calls.
+
+    Args:
+      instruction: an instruction with the attribute.
+      attribute: name of the attribute, such as "body".
+
+    Returns:
+      The computation that the attribute names.
+    """
+    return self.computations[instruction.called(attribute)]
+
 
 def parse(text: str) -> Program:
-  """Reads a program.
+  """Parses the text of a program.
 
   Args:
-    text: as `jax.stages.Compiled.as_text` gives it.
+    text: text from `jax.stages.Compiled.as_text`.
 
   Returns:
     The program.
 
   Raises:
-    HLOError: for text without an entry, or an instruction that cannot be
-      read; the message shows it.
+    HLOError: if the text has no entry computation, a computation has no root,
+      or an instruction cannot be read.
   """
   computations, entry = {}, None
-  name, lines, root = None, {}, None
+  name, instructions, root = None, {}, None
   for line in text.splitlines():
     if name is None:
       header = _HEADER.match(_COMMENT.sub("", line).rstrip())
       if header is not None and not line.startswith("HloModule"):
-        name, lines, root = header[2], {}, None
+        name, instructions, root = header[2], {}, None
         entry = name if header[1] else entry
     elif line.startswith("}"):
       if root is None:
         raise HLOError(f"The computation {name} has no root.")
-      computations[name] = Computation(name, lines, root)
+      computations[name] = Computation(name, instructions, root)
       name = None
     else:
-      found = _INSTRUCTION.match(line)
-      if found is None:
+      match = _INSTRUCTION.match(line)
+      if match is None:
         continue
-      lines[found[2]] = _instruction(found[2], found[3])
-      root = found[2] if found[1] else root
+      instructions[match[2]] = _instruction(match[2], match[3])
+      root = match[2] if match[1] else root
   if entry is None:
     raise HLOError("The text has no entry computation: it is no program.")
   return Program(computations, entry)
 
 
 def _instruction(name: str, text: str) -> Instruction:
-  """One instruction, from what follows its name."""
+  """Parses an instruction from the text after its name."""
   text = _COMMENT.sub("", text)
   end = _closing(text) + 1 if text.startswith("(") else _type_end(text)
   opcode = _OPCODE.match(text[end:])
@@ -224,7 +253,7 @@ def _instruction(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-  """Position of the parenthesis that closes the first character."""
+  """Position of the parenthesis that closes the first one."""
   depth = 0
   for position, letter in enumerate(text):
     depth += (letter == "(") - (letter == ")")
@@ -234,32 +263,32 @@ def _closing(text: str) -> int:
 
 
 def _type_end(text: str) -> int:
-  """Where the type of an array ends."""
-  found = _ARRAY.match(text)
-  if found is None:
+  """Position at which the type of an array ends."""
+  match = _ARRAY.match(text)
+  if match is None:
     raise HLOError(f"No type begins here: {text[:200]!r}.")
-  return found.end()
+  return match.end()
 
 
 def _shapes(text: str) -> tuple[Shape, ...]:
-  """Arrays of a type, those of a tuple in order."""
+  """Parses a type: one array, or all arrays of a tuple in order."""
   if not text.startswith("("):
-    found = _ARRAY.match(text)
-    dtype, sizes, layout = found[1], found[2], found[3] or ""
+    match = _ARRAY.match(text)
+    dtype, sizes, layout = match[1], match[2], match[3] or ""
     space = _SPACE.search(layout)
     in_hbm = space is None or space[1] == "0"
     numbers = tuple(int(s.strip().lstrip("<=")) for s in sizes.split(",") if s)
     return (Shape(dtype, numbers, in_hbm),)
-  inside, found = text[1:-1], []
+  inside, shapes = text[1:-1], []
   while inside:
     end = _closing(inside) + 1 if inside[0] == "(" else _type_end(inside)
-    found += _shapes(inside[:end])
+    shapes += _shapes(inside[:end])
     inside = inside[end:].lstrip(", ")
-  return tuple(found)
+  return tuple(shapes)
 
 
 def _until_comma(text: str) -> str:
-  """The text up to a comma that is outside all brackets."""
+  """The text up to the first comma outside all brackets."""
   depth = 0
   for position, letter in enumerate(text):
     depth += (letter in "([{") - (letter in ")]}")
