@@ -193,7 +193,10 @@ class DecodeCall:
     self, q_BTNH: Array, parts: list[tuple[Stored, Stored, Array]]
   ) -> Array:
     """Returns [B, 1, N, H], see `decoding.attend_to_parts`."""
-    from pure_jax.kernels.decode_attention import Part, decode_attention
+    from pure_jax.kernels.decode_attention import (
+      SegmentArrays,
+      decode_attention,
+    )
 
     run = functools.partial(
       decode_attention,
@@ -202,7 +205,8 @@ class DecodeCall:
     )
     q_BNH = q_BTNH[:, 0]
     given = tuple(
-      Part(k.data, v.data, mask, k.scale, v.scale) for k, v, mask in parts
+      SegmentArrays(k.data, v.data, mask, k.scale, v.scale)
+      for k, v, mask in parts
     )
     if self.constrainer is None:
       return run(q_BNH, given)[:, None]
@@ -213,7 +217,7 @@ class DecodeCall:
       keys = spec(part.keys, KEYS)
       scale = None if part.key_scale is None else PartitionSpec(*keys[:3])
       mask = spec(part.mask, (KEYS[0], KEYS[2]))
-      return Part(keys, keys, mask, scale, scale)
+      return SegmentArrays(keys, keys, mask, scale, scale)
 
     in_specs = queries, tuple(map(specs, given))
     key_axis = in_specs[1][0].keys[1]
