@@ -1,6 +1,6 @@
 """Pallas kernels, installed as `pure_jax.kernels`.
 
-This file imports nothing: in a checkout the folder is visible as a top-level
-`kernels`, the name of a Hugging Face package that transformers probes for, and
-a probe must find neither code nor names here.
+This file imports nothing. In a checkout the folder is visible as a top-level
+package `kernels`, which is the name of a Hugging Face package that transformers
+looks for; it must find no code here.
 """

@@ -1,17 +1,18 @@
-"""Attention of one new token per row, to parts of a cache that rows may share.
+"""Attention of one new token per row, to a KV cache that rows may share.
 
-The samples of a prompt have its keys and values in common: they are stored,
-and read, once for all of them. What a row has made itself lies in slots of its
-own. Both are parts here, with masks that say which slots a row may read.
+The cache is a sequence of segments. The samples of a prompt share the segment
+with its keys and values, which is stored and read once for all of them. The
+keys and values of the tokens that a row has generated are in a segment with
+one row for each sample. A mask says which slots of a segment a row attends to.
 
-Letters: P rows of the part that most rows share, B rows, B = P G, N query
-heads, K key heads, R = N / K, M slots of a part, H head dimension, Q = G R
-query rows that read the same keys of the first part.
+Letters: B rows, P rows of the first segment (prompts), G = B / P, N query
+heads, K key heads, R = N / K, M slots of a segment, H head dimension, Q rows
+of a segment, X = R B / Q queries that read the same keys of a segment.
 """
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,27 +22,28 @@ from jax.experimental.pallas import tpu as pltpu
 
 from pure_jax.kernels.dispatch import choose
 
-# Stands for -inf under the softmax: finite, so no row can become NaN.
+# Replaces -inf in the softmax: finite, so that no row can become NaN.
 MASKED_SCORE = -1e30
 
-# Slots of a block, a multiple of the 128 lanes that a row of scores has.
+# Most slots of a block, a multiple of the lanes.
 BLOCK_SLOTS = 512
-LANES = 128
-# Of the keys of one block; a kernel holds four such: values, and the next of
-# both on their way. A TPU core has 16 MB for all that a kernel holds.
+LANES = 128  # Of a TPU's vectors.
+# Most bytes of a block's keys. The kernel holds four arrays of this size: keys
+# and values of a block and, on their way, of the next one. A TPU core has 16 MB
+# for all arrays of a kernel.
 BLOCK_BYTES = 2**21
 
 
-class Part(NamedTuple):
-  """Some slots of a cache, of rows [Q] that B / Q neighbours read each.
+class SegmentArrays(NamedTuple):
+  """One segment of the cache; each of its Q rows serves B / Q rows in a row.
 
   Attributes:
-    keys: [Q, K, M, H] float, rotated, or int8; slots that no row may read may
-      hold any finite value.
-    values: [Q, K, M, H], likewise.
-    mask: [Q, M] bool, True on slots that may be read.
-    key_scale: [Q, K, M] float32, what int8 keys are multiplied by, else None.
-    value_scale: likewise.
+    keys: [Q, K, M, H] float, rotated, or int8. Masked slots may hold any finite
+      value.
+    values: [Q, K, M, H] of the same dtype.
+    mask: [Q, M] bool, True on slots that rows attend to.
+    key_scale: [Q, K, M] float32 factors of int8 keys, None for float keys.
+    value_scale: [Q, K, M] float32 factors of int8 values, or None.
   """
 
   keys: Array
@@ -53,140 +55,142 @@ class Part(NamedTuple):
 
 def decode_attention(
   q_BNH: Array,
-  parts: Sequence[Part],
+  segments: Sequence[SegmentArrays],
   *,
   implementation: str | None = None,
   interpret: bool = False,
 ) -> Array:
-  """softmax(q k / sqrt(H)) v over the slots of all parts that a row may read.
+  """Computes softmax(q k / sqrt(H)) v over the unmasked slots of all segments.
 
-  The softmax is one, in float32. Neighbours share: row b reads row b // (B / Q)
-  of a part of Q rows.
+  There is one softmax over all segments, in float32. Row b reads row
+  b // (B / Q) of a segment with Q rows.
 
   Args:
     q_BNH: [B, N, H] float, rotated queries.
-    parts: at least one; the first has the fewest rows, P, and all have a
-      multiple of P that divides B. Every row may read some slot.
-    implementation: None or "xla", two products a part and a softmax; "pallas",
-      a kernel that reads only blocks in which a row has something.
-    interpret: runs the kernel step by step on any device, to test it.
+    segments: at least one. The first has the fewest rows, P; the others have a
+      multiple of P that divides B. Every row has an unmasked slot.
+    implementation: None or "xla": two products per segment and a softmax.
+      "pallas": a kernel, which does not read fully masked blocks.
+    interpret: runs the kernel step by step on any device, for tests.
 
   Returns:
     [B, N, H] in the dtype of the queries. The kernel has no gradient.
 
   Raises:
-    ValueError: shapes do not fit, or the implementation named cannot run.
+    ValueError: if shapes do not match, or the named implementation cannot run.
   """
-  parts = tuple(Part(*part) for part in parts)
-  _check_shapes(q_BNH, parts)
-  obstacle = _obstacle(parts)
+  segments = tuple(SegmentArrays(*segment) for segment in segments)
+  _check_shapes(q_BNH, segments)
+  obstacle = _obstacle(segments)
   if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
-    return reference(q_BNH, parts)
-  return _decode(q_BNH, parts, interpret)
+    return reference(q_BNH, segments)
+  return _decode(q_BNH, segments, interpret)
 
 
-def _check_shapes(q, parts) -> None:
-  """Raises where arrays would broadcast or mix up rows."""
-  (B, N, H), K = q.shape, parts[0].keys.shape[1]
-  P = parts[0].keys.shape[0]
+def _check_shapes(q, segments) -> None:
+  """Raises if arrays would broadcast or mix up rows."""
+  (B, N, H), K = q.shape, segments[0].keys.shape[1]
+  P = segments[0].keys.shape[0]
   if N % K:
     raise ValueError(f"{N} query heads are no multiple of {K} key heads.")
-  for number, part in enumerate(parts):
-    rows, M = part.mask.shape
+  for number, segment in enumerate(segments):
+    rows, M = segment.mask.shape
     if B % rows or rows % P:
       raise ValueError(
-        f"{B} rows must be a multiple of the {rows} of part {number}, and "
-        f"these of the {P} of part 0."
+        f"{B} rows must be a multiple of the {rows} of segment {number}, and "
+        f"these of the {P} of segment 0."
       )
-    if (part.key_scale is None) != (part.keys.dtype != jnp.int8):
+    if (segment.key_scale is None) != (segment.keys.dtype != jnp.int8):
       raise ValueError(
-        f"part {number}: {part.keys.dtype} keys have a scale if they are int8, "
-        "and only then."
+        f"segment {number}: {segment.keys.dtype} keys have a scale if they are "
+        "int8, and only then."
       )
-    for name, wanted in (
+    for name, shape in (
       ("keys", (rows, K, M, H)),
       ("values", (rows, K, M, H)),
       ("key_scale", (rows, K, M)),
       ("value_scale", (rows, K, M)),
     ):
-      found = getattr(part, name)
-      if found is not None and found.shape != wanted:
+      x = getattr(segment, name)
+      if x is not None and x.shape != shape:
         raise ValueError(
-          f"{name} of part {number} has shape {found.shape}, not {wanted}."
+          f"{name} of segment {number} has shape {x.shape}, not {shape}."
         )
 
 
-def _shared(x: Array, rows: int) -> Array:
-  """[B, K, R, ...] -> [rows, K, (B / rows) R, ...], neighbours side by side."""
+def _group_rows(x: Array, rows: int) -> Array:
+  """[B, K, R, ...] -> [rows, K, (B / rows) R, ...]: merges rows that share."""
   B, K, R, *rest = x.shape
   x = jnp.swapaxes(x.reshape(rows, B // rows, K, R, *rest), 1, 2)
   return x.reshape(rows, K, -1, *rest)
 
 
-def _by_row(x: Array, rows: int) -> Array:
-  """The inverse of `_shared`: [B, K, R, ...] with B the rows given."""
+def _ungroup_rows(x: Array, B: int) -> Array:
+  """[Q, K, (B / Q) R, ...] -> [B, K, R, ...]: the inverse of `_group_rows`."""
   Q, K, X, *rest = x.shape
-  neighbours = rows // Q
-  x = jnp.swapaxes(x.reshape(Q, K, neighbours, X // neighbours, *rest), 1, 2)
-  return x.reshape(rows, K, X // neighbours, *rest)
+  samples = B // Q
+  x = jnp.swapaxes(x.reshape(Q, K, samples, X // samples, *rest), 1, 2)
+  return x.reshape(B, K, X // samples, *rest)
 
 
-def reference(q_BNH: Array, parts: Sequence[Part]) -> Array:
-  """`decode_attention` as two products with each part.
+def reference(q_BNH: Array, segments: Sequence[SegmentArrays]) -> Array:
+  """Computes `decode_attention` as two products with each segment.
 
-  The scores are not brought together, only their maxima and sums.
+  Only the maxima and the sums of the scores are combined over segments.
 
   Args:
     q_BNH: [B, N, H] float.
-    parts: as there.
+    segments: as in `decode_attention`.
 
   Returns:
     [B, N, H] in the dtype of the queries. Differentiable.
   """
   B, N, H = q_BNH.shape
-  K, dtype = parts[0].keys.shape[1], q_BNH.dtype
+  K, dtype = segments[0].keys.shape[1], q_BNH.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   q_BKRH = (q_BNH * (H**-0.5)).reshape(B, K, N // K, H)
-  scores = []
-  for part in parts:
-    q_QKXH = _shared(q_BKRH, part.mask.shape[0])
-    found = product("QKXH,QKMH->QKXM", q_QKXH, part.keys.astype(dtype))
-    if part.key_scale is not None:
-      found = found * part.key_scale[:, :, None]
-    scores.append(jnp.where(part.mask[:, None, None], found, MASKED_SCORE))
+  all_scores = []
+  for segment in segments:
+    q_QKXH = _group_rows(q_BKRH, segment.mask.shape[0])
+    scores = product("QKXH,QKMH->QKXM", q_QKXH, segment.keys.astype(dtype))
+    if segment.key_scale is not None:
+      scores = scores * segment.key_scale[:, :, None]
+    mask = segment.mask[:, None, None]
+    all_scores.append(jnp.where(mask, scores, MASKED_SCORE))
 
-  highest = [_by_row(found.max(axis=-1), B) for found in scores]
-  highest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, highest))
+  maxima = [_ungroup_rows(scores.max(axis=-1), B) for scores in all_scores]
+  maximum = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
   total, out = 0.0, 0.0
-  for part, found in zip(parts, scores, strict=True):
-    above = found - _shared(highest, part.mask.shape[0])[..., None]
-    weights = jnp.exp(above)
-    total = total + _by_row(weights.sum(axis=-1), B)
-    if part.value_scale is not None:
-      weights = weights * part.value_scale[:, :, None]
-    values = part.values.astype(dtype)
-    read = product("QKXM,QKMH->QKXH", weights.astype(dtype), values)
-    out = out + _by_row(read, B)
+  for segment, scores in zip(segments, all_scores, strict=True):
+    shift = _group_rows(maximum, segment.mask.shape[0])[..., None]
+    weights = jnp.exp(scores - shift)
+    total = total + _ungroup_rows(weights.sum(axis=-1), B)
+    if segment.value_scale is not None:
+      weights = weights * segment.value_scale[:, :, None]
+    values = segment.values.astype(dtype)
+    weighted = product("QKXM,QKMH->QKXH", weights.astype(dtype), values)
+    out = out + _ungroup_rows(weighted, B)
   return (out / total[..., None]).astype(dtype).reshape(B, N, H)
 
 
-def _slot_bytes(part, prompts) -> int:
-  """Of one slot in all rows of the part that read one row of the first."""
-  rows, _, _, H = part.keys.shape
-  return rows // prompts * H * part.keys.dtype.itemsize
+def _slot_bytes(segment, prompts) -> int:
+  """Bytes of the keys in one slot of one head, for all samples of a prompt."""
+  rows, _, _, H = segment.keys.shape
+  return rows // prompts * H * segment.keys.dtype.itemsize
 
 
-def _block(part, prompts) -> int:
-  """Slots of a block: all, or a multiple of the lanes that fits."""
-  fits = BLOCK_BYTES // _slot_bytes(part, prompts) // LANES
-  return min(part.mask.shape[1], BLOCK_SLOTS, max(fits, 1) * LANES)
+def _block_slots(segment, prompts) -> int:
+  """Slots of a block: all of the segment, or a multiple of the lanes."""
+  most = BLOCK_BYTES // _slot_bytes(segment, prompts) // LANES
+  return min(segment.mask.shape[1], BLOCK_SLOTS, max(most, 1) * LANES)
 
 
-def _obstacle(parts) -> str | None:
-  """Why the kernel cannot take these arrays, None where it can."""
-  prompts = parts[0].mask.shape[0]
-  for part in parts:
-    needed = min(part.mask.shape[1], LANES) * _slot_bytes(part, prompts)
+def _obstacle(segments) -> str | None:
+  """Explains why the kernel cannot take these arrays; None if it can."""
+  prompts = segments[0].mask.shape[0]
+  for segment in segments:
+    slots = min(segment.mask.shape[1], LANES)
+    needed = slots * _slot_bytes(segment, prompts)
     if needed > BLOCK_BYTES:
       return (
         f"{LANES} slots of all samples of a prompt have {needed} bytes of "
@@ -196,17 +200,24 @@ def _obstacle(parts) -> str | None:
 
 
 def _used_blocks(mask: Array, prompts: int, block: int) -> tuple[Array, Array]:
-  """Blocks that hold something: ([P, n] int32 the used first, [P] count)."""
-  kept = mask.reshape(prompts, -1, mask.shape[1]).any(axis=1)
-  kept = jnp.pad(kept, ((0, 0), (0, -kept.shape[1] % block)))
-  used = kept.reshape(prompts, -1, block).any(axis=-1)
+  """Orders the blocks of each prompt: ([P, n] int32, used ones first; [P] the
+  number of used blocks). A block is used if a row attends to one of its slots.
+  """
+  slots = mask.reshape(prompts, -1, mask.shape[1]).any(axis=1)
+  slots = jnp.pad(slots, ((0, 0), (0, -slots.shape[1] % block)))
+  used = slots.reshape(prompts, -1, block).any(axis=-1)
   order = jnp.argsort(~used, axis=-1, stable=True).astype(jnp.int32)
   return order, used.sum(axis=-1, dtype=jnp.int32)
 
 
-def _part_arrays(part, number, prompts, block):
-  """What the kernel reads of a part: arrays and where their blocks are."""
-  rows, K, M, H = part.keys.shape
+def _kernel_inputs(segment, number, prompts, block):
+  """Returns the arrays of a segment as the kernel reads them, and their specs.
+
+  Step i of a prompt goes through the used blocks of the segments one after the
+  other; in the steps of other segments this one names its first or last used
+  block, which is not read again.
+  """
+  rows, K, M, H = segment.keys.shape
   samples = rows // prompts
 
   def index(p, i, blocks):
@@ -228,42 +239,43 @@ def _part_arrays(part, number, prompts, block):
     lambda p, h, i, *blocks: (p, h, 0, index(p, i, blocks)),
   )
   arrays = [
-    *(x.reshape(prompts, samples, K, M, H) for x in part[:2]),
-    part.mask.reshape(prompts, samples, M).astype(jnp.int32),
+    segment.keys.reshape(prompts, samples, K, M, H),
+    segment.values.reshape(prompts, samples, K, M, H),
+    segment.mask.reshape(prompts, samples, M).astype(jnp.int32),
   ]
   specs = [data, data, mask]
-  if part.key_scale is not None:
-    for x in (part.key_scale, part.value_scale):
+  if segment.key_scale is not None:
+    for x in (segment.key_scale, segment.value_scale):
       arrays.append(jnp.swapaxes(x.reshape(prompts, samples, K, M), 1, 2))
       specs.append(scale)
   return arrays, specs
 
 
 @functools.partial(jax.jit, static_argnames="interpret")
-def _decode(q_BNH, parts, interpret):
-  """The kernel: prompts by key heads by blocks, of one part after the other.
+def _decode(q_BNH, segments, interpret):
+  """Runs the kernel over prompts, key heads and used blocks.
 
-  How many blocks there are is known when it runs: those in which some row of
-  some prompt has something. A prompt that needs fewer repeats its last one,
-  which is not read again, and skips the work.
+  The number of blocks is computed at run time: the used blocks of the prompt
+  that has most. A prompt with fewer repeats its last block, which is not read
+  again, and does nothing.
   """
   B, N, H = q_BNH.shape
-  P, K = parts[0].keys.shape[:2]
+  P, K = segments[0].keys.shape[:2]
   X = B // P * (N // K)
   q_BKRH = (q_BNH * (H**-0.5)).reshape(B, K, N // K, H)
   blocks, arrays, specs = [], [], []
-  for number, part in enumerate(parts):
-    block = _block(part, P)
-    blocks += _used_blocks(part.mask, P, block)
-    found = _part_arrays(part, number, P, block)
-    arrays += found[0]
-    specs += found[1]
+  for number, segment in enumerate(segments):
+    block = _block_slots(segment, P)
+    blocks += _used_blocks(segment.mask, P, block)
+    segment_arrays, segment_specs = _kernel_inputs(segment, number, P, block)
+    arrays += segment_arrays
+    specs += segment_specs
   rows = pl.BlockSpec((None, None, X, H), lambda p, h, i, *_: (p, h, 0, 0))
   out = pl.pallas_call(
     functools.partial(
       _kernel,
-      slots=tuple(part.mask.shape[1] for part in parts),
-      scaled=tuple(part.key_scale is not None for part in parts),
+      slots=tuple(segment.mask.shape[1] for segment in segments),
+      scaled=tuple(segment.key_scale is not None for segment in segments),
     ),
     out_shape=jax.ShapeDtypeStruct((P, K, X, H), q_BNH.dtype),
     grid_spec=pltpu.PrefetchScalarGridSpec(
@@ -279,51 +291,66 @@ def _decode(q_BNH, parts, interpret):
     ),
     interpret=interpret,
     name="decode_attention",
-  )(*blocks, _shared(q_BKRH, P), *arrays)
-  return _by_row(out, B).reshape(B, N, H)
+  )(*blocks, _group_rows(q_BKRH, P), *arrays)
+  return _ungroup_rows(out, B).reshape(B, N, H)
+
+
+class _Softmax(NamedTuple):
+  """Running sums of the softmax of some queries.
+
+  Attributes:
+    maximum: [X, 1] of the scores so far.
+    total: [X, 1] sum of the weights exp(score - maximum).
+    weighted: [X, H] sum of the values by these weights.
+  """
+
+  maximum: Any
+  total: Any
+  weighted: Any
 
 
 def _kernel(*refs, slots, scaled):
-  """One block of keys, added to a running softmax of the queries."""
-  blocks, (q, *read) = refs[: 2 * len(slots)], refs[2 * len(slots) : -4]
-  out, *sums = refs[-4:]
-  highest, total, summed = sums
+  """Adds one block of keys to the running softmax of the queries."""
+  blocks, (q, *inputs) = refs[: 2 * len(slots)], refs[2 * len(slots) : -4]
+  out, sums = refs[-4], _Softmax(*refs[-3:])
   p, i = pl.program_id(0), pl.program_id(2)
 
   @pl.when(i == 0)
   def _():
-    highest[...] = jnp.full_like(highest, MASKED_SCORE)
-    total[...] = jnp.zeros_like(total)
-    summed[...] = jnp.zeros_like(summed)
+    sums.maximum[...] = jnp.full_like(sums.maximum, MASKED_SCORE)
+    sums.total[...] = jnp.zeros_like(sums.total)
+    sums.weighted[...] = jnp.zeros_like(sums.weighted)
 
   end = 0
   for number, size in enumerate(slots):
     order, count = blocks[2 * number : 2 * number + 2]
     start, end = end, end + count[p]
-    mine = read[: 5 if scaled[number] else 3]
-    read = read[len(mine) :]
+    segment = inputs[: 5 if scaled[number] else 3]
+    inputs = inputs[len(segment) :]
 
     @pl.when((i >= start) & (i < end))
-    def _(order=order, start=start, mine=mine, size=size):
-      first = order[p, jnp.maximum(i - start, 0)] * mine[0].shape[1]
-      _add_part(q, mine, first, size, sums)
+    def _(order=order, start=start, segment=segment, size=size):
+      first = order[p, jnp.maximum(i - start, 0)] * segment[0].shape[1]
+      _add_block(q, segment, first, size, sums)
 
   @pl.when(i == jnp.maximum(end - 1, 0))
   def _():
-    out[...] = (summed[...] / total[...]).astype(out.dtype)
+    out[...] = (sums.weighted[...] / sums.total[...]).astype(out.dtype)
 
 
-def _add_part(q, read, first, slots, sums) -> None:
-  """A block of a part: its keys row by row, each with its own queries."""
-  k, v, mask, *scales = read
+def _add_block(q, segment, first, slots, sums) -> None:
+  """Adds a block of a segment: the keys of each row to the row's own queries.
+
+  `first` is the first slot of the block, and `slots` are those of the segment.
+  """
+  k, v, mask, *scales = segment
   samples, block = mask.shape
   X = q.shape[0] // samples
-  at = first + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
+  slot = first + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1)
   for g in range(samples):
-    rows = slice(g * X, (g + 1) * X)
-    kept = (mask[g : g + 1] != 0) & (at < slots)
-    by_key, by_value = (
-      (_there(scale[g : g + 1], at < slots) for scale in scales)
+    row_mask = (mask[g : g + 1] != 0) & (slot < slots)
+    key_scale, value_scale = (
+      (_zero_outside(scale[g : g + 1], slot < slots) for scale in scales)
       if scales
       else (None, None)
     )
@@ -331,36 +358,37 @@ def _add_part(q, read, first, slots, sums) -> None:
     if slots % block:
       # After the last slot a block holds anything, even NaN.
       row = first + jax.lax.broadcasted_iota(jnp.int32, values.shape, 0)
-      values = _there(values, row < slots)
-    _add(
-      *(q[rows], k[g].astype(q.dtype), values, kept, by_key, by_value),
-      *(rows, *sums),
+      values = _zero_outside(values, row < slots)
+    queries = slice(g * X, (g + 1) * X)
+    scores = jax.lax.dot_general(
+      q[queries],
+      k[g].astype(q.dtype),
+      (((1,), (1,)), ((), ())),
+      preferred_element_type=jnp.float32,
     )
+    if key_scale is not None:
+      scores = scores * key_scale
+    scores = jnp.where(row_mask, scores, MASKED_SCORE)
+    _add_scores(scores, values, value_scale, queries, sums)
 
 
-def _there(x: Array, kept: Array) -> Array:
-  """An array with 0 where nothing is kept."""
-  return jnp.where(kept, x, jnp.zeros_like(x))
+def _zero_outside(x: Array, mask: Array) -> Array:
+  return jnp.where(mask, x, jnp.zeros_like(x))
 
 
-def _add(q, k, v, kept, by_key, by_value, rows, highest, total, summed) -> None:
-  """Updates the running maximum, sum and weighted values of some queries."""
-  scores = jax.lax.dot_general(
-    q, k, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-  )
-  if by_key is not None:
-    scores = scores * by_key
-  scores = jnp.where(kept, scores, MASKED_SCORE)
-  old = highest[rows]
+def _add_scores(scores, values, value_scale, queries, sums) -> None:
+  """Updates the running softmax of some queries."""
+  old = sums.maximum[queries]
   new = jnp.maximum(old, scores.max(axis=1, keepdims=True))
-  # Of blocks before the first with a key for a query the weights are 1: they
-  # shrink to nothing when that comes, and one does, for a row sees itself.
+  # In blocks before a query's first unmasked key all weights are 1. That key
+  # shrinks their sum to nothing, and there is one: a row sees its own token.
   weights = jnp.exp(scores - new)
   shrink = jnp.exp(old - new)
-  highest[rows] = new
-  total[rows] = shrink * total[rows] + weights.sum(axis=1, keepdims=True)
-  if by_value is not None:
-    weights = weights * by_value
-  summed[rows] = shrink * summed[rows] + jnp.dot(
-    weights.astype(v.dtype), v, preferred_element_type=jnp.float32
+  sums.maximum[queries] = new
+  total = shrink * sums.total[queries] + weights.sum(axis=1, keepdims=True)
+  sums.total[queries] = total
+  if value_scale is not None:
+    weights = weights * value_scale
+  sums.weighted[queries] = shrink * sums.weighted[queries] + jnp.dot(
+    weights.astype(values.dtype), values, preferred_element_type=jnp.float32
   )

@@ -1,10 +1,10 @@
-"""Which implementation of an operation runs."""
+"""The choice between implementations of an operation."""
 
 from collections.abc import Mapping
 
 import jax
 
-# Kernels that Mosaic compiles.
+# Compiled by Mosaic, which has no other target.
 FOR_A_TPU = ("pallas", "splash")
 
 
@@ -13,23 +13,23 @@ def choose(
   obstacles: Mapping[str, str | None],
   interpret: bool,
 ) -> str:
-  """Says what runs: XLA unless a kernel is asked for by name.
+  """Chooses XLA, unless a kernel is named.
 
-  None may fall back, a name may not. A kernel compiled for a CPU, where Mosaic
-  has no lowering, raises a ValueError too, but only when jax lowers it: until
-  then a program may still be meant for a TPU that is not here.
+  A named kernel runs or raises; it never falls back to XLA. On a CPU, which
+  Mosaic cannot compile for, a kernel raises a ValueError only when jax lowers
+  it, since a program may be compiled ahead of time for a TPU.
 
   Args:
-    implementation: None, "xla" or a kernel.
-    obstacles: for each kernel that the operation has, why it cannot do what
-      is asked, None where it can.
-    interpret: whether the kernel is to be interpreted instead of compiled.
+    implementation: None, "xla" or the name of a kernel.
+    obstacles: by kernel of the operation, the reason why it cannot run with
+      these arguments; None if it can.
+    interpret: whether the kernel is interpreted instead of compiled.
 
   Returns:
-    "xla" or the kernel.
+    "xla" or the name of the kernel.
 
   Raises:
-    ValueError: the name is unknown, or the kernel named cannot run.
+    ValueError: if the name is unknown, or the named kernel cannot run.
   """
   names = ("xla", *obstacles)
   if implementation not in (None, *names):
@@ -37,7 +37,7 @@ def choose(
       f"implementation must be None or one of {names}, not {implementation!r}."
     )
   if implementation not in obstacles:
-    # No accelerator has timed a kernel yet: see kernels/README.md.
+    # No kernel has been timed on an accelerator yet, see kernels/README.md.
     return "xla"
   obstacle = obstacles[implementation]
   compiled = implementation in FOR_A_TPU and not interpret

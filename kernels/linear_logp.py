@@ -1,10 +1,10 @@
 """Log-prob and entropy of a linear head over a large vocabulary.
 
 With hidden states h, a table W and a temperature, s = W h / temperature are
-the logits of V ids. The kernel never writes them down: it goes through the
-vocabulary in tiles, keeps a running maximum and two running sums for a tile of
-tokens, and its backward pass makes the tiles again, once for the gradient by h
-and once for the one by W.
+the logits of V ids. The kernel never stores them. It goes through the
+vocabulary in tiles and keeps a running maximum and two running sums for a tile
+of tokens. The backward pass recomputes the tiles, once for the gradient by h
+and once for the gradient by W.
 
 Letters: B rows, C slots, T = B C tokens, D width, V vocabulary.
 """
@@ -35,34 +35,35 @@ def linear_logp(
   implementation: str | None = None,
   interpret: bool = False,
 ) -> tuple[Array, Array]:
-  """Log-probs of given ids, and the entropies of their distributions.
+  """Computes log-probs of given ids, and entropies of their distributions.
 
   log p_i = s_i - log sum_j exp s_j;  entropy = -sum_j p_j log p_j.
 
-  The same as `models.token_logp.chunked_logp`, which is how XLA does it
-  without all logits: products of the hidden states' dtype with float32 sums,
-  the gradient by the logits rounded to that dtype before it is multiplied.
+  The result is that of `models.token_logp.chunked_logp`, XLA's way without all
+  logits at once. Products are in the dtype of the hidden states with float32
+  sums; the gradient by the logits is rounded to that dtype before it is
+  multiplied.
 
   Args:
     table: [V, D] if tied, else [D, V], in the dtype of the hidden states.
-    hidden: [B, C, D] float, slot t holding what token t is read from.
+    hidden: [B, C, D] float; the state in slot t predicts token t.
     tokens: [B, C] int32, ids in 0..V-1.
     mask: [B, C] bool, True keeps.
-    tied: True for an embedding's table, False for a head's.
+    tied: True if the table is the embedding, False if it is a separate head.
     temperature: > 0, divides the logits.
     banned_ids: ids in 0..V-1 without probability.
-    implementation: None or "xla", all logits at once, the plain definition;
-      "pallas", the kernel. Tiles without a kept token cost it nothing.
-    interpret: runs the kernel step by step on any device, to test it.
+    implementation: None or "xla": all logits at once, as the definition says.
+      "pallas": the kernel, which skips fully masked tiles.
+    interpret: runs the kernel step by step on any device, for tests.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
-    masked; logp is -inf for a banned id. Differentiable in table and hidden,
-    by the kernel once and in reverse mode.
+    masked; logp is -inf for a banned id. Differentiable in table and hidden;
+    the kernel only once and in reverse mode.
 
   Raises:
-    ValueError: shapes, ids or temperature make no sense, or the
-      implementation named cannot run.
+    ValueError: if shapes, ids or temperature are invalid, or the named
+      implementation cannot run.
   """
   head = Head(tied, temperature, tuple(banned_ids), interpret)
   allowed = _allowed(head, table, hidden)
@@ -72,23 +73,23 @@ def linear_logp(
   if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
     return reference(table, hidden, tokens, mask, allowed, tied, temperature)
   B, C, D = hidden.shape
-  found = _by_kernel(
+  outputs = _by_kernel(
     head,
     table,
     hidden.reshape(B * C, D),
     tokens.reshape(B * C),
     mask.reshape(B * C),
   )
-  return tuple(jnp.where(mask, x.reshape(B, C), 0.0) for x in found)
+  return tuple(jnp.where(mask, x.reshape(B, C), 0.0) for x in outputs)
 
 
 def _allowed(head: Head, table, hidden) -> np.ndarray:
-  """[V] bool, False for banned ids; raises where nothing makes sense."""
+  """Checks the arguments; returns [V] bool, False for banned ids."""
   D, V = hidden.shape[-1], head.vocabulary(table)
-  wanted = (V, D) if head.tied else (D, V)
-  if table.shape != wanted:
+  shape = (V, D) if head.tied else (D, V)
+  if table.shape != shape:
     raise ValueError(
-      f"table has shape {table.shape}, not {wanted}: tied={head.tied} and "
+      f"table has shape {table.shape}, not {shape}: tied={head.tied} and "
       f"hidden is {hidden.shape}."
     )
   if not head.temperature > 0:
@@ -112,15 +113,15 @@ def reference(
   tied: bool,
   temperature: float,
 ) -> tuple[Array, Array]:
-  """`linear_logp` of all logits, [B, C, V] float32.
+  """Computes `linear_logp` from all logits, [B, C, V] float32.
 
   Args:
     table: [V, D] if tied, else [D, V].
     hidden: [B, C, D] float.
     tokens: [B, C] int32.
     mask: [B, C] bool.
-    allowed: [V] bool, False gives an id no probability.
-    tied: which of the two the table is.
+    allowed: [V] bool, False for ids without probability.
+    tied: whether the table is [V, D].
     temperature: > 0.
 
   Returns:
@@ -145,19 +146,19 @@ def reference(
 
 
 def _padded(x: Array, tiles: Tiles) -> Array:
-  """[T, ...] with zeros up to whole tiles of tokens."""
+  """Pads [T, ...] with zeros to whole tiles of tokens."""
   missing = tiles.token_tiles * tiles.tokens - x.shape[0]
   return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_kernel(head, table, hidden, tokens, mask):
-  """(logp, entropy), both [T] float32; unused tiles are 0."""
+  """Computes (logp, entropy), both [T] float32, 0 in fully masked tiles."""
   return _forward(head, table, hidden, tokens, mask)[0]
 
 
 def _forward(head, table, hidden, tokens, mask):
-  """Values, and what the backward pass needs: nothing over the vocabulary."""
+  """Computes the outputs, and residuals of which none has the size T V."""
   T, D = hidden.shape
   tiles = tiled.cut(head, table, hidden)
   rows, of_table, of_ids = tiles.specs(head, D, by_tokens=True)
@@ -165,7 +166,7 @@ def _forward(head, table, hidden, tokens, mask):
     (tiles.token_tiles * tiles.tokens, 1), jnp.float32
   )
   out = pl.BlockSpec((tiles.tokens, 1), lambda t, v, *_: (t, 0))
-  found = tiled.call(
+  outputs = tiled.call(
     head,
     tiles,
     functools.partial(
@@ -182,14 +183,14 @@ def _forward(head, table, hidden, tokens, mask):
     jnp.asarray(_allowed(head, table, hidden), jnp.int32)[None],
     _padded(tokens, tiles)[:, None],
   )
-  logp, entropy, normalizer = (x[:T, 0] for x in found)
-  kept = table, hidden, tokens, mask, entropy, normalizer
-  return (logp, entropy), kept
+  logp, entropy, normalizer = (x[:T, 0] for x in outputs)
+  residuals = table, hidden, tokens, mask, entropy, normalizer
+  return (logp, entropy), residuals
 
 
-def _backward(head, kept, cotangents):
-  """Gradients by table and hidden states, each from tiles of its own."""
-  table, hidden, tokens, mask, entropy, normalizer = kept
+def _backward(head, residuals, cotangents):
+  """Computes the gradients by table and hidden states, in a kernel each."""
+  table, hidden, tokens, mask, entropy, normalizer = residuals
   T, D = hidden.shape
   tiles = tiled.cut(head, table, hidden)
   by_logp, by_entropy = (jnp.where(mask, x, 0.0) for x in cotangents)

@@ -1,4 +1,4 @@
-"""Tiles of tokens and of the vocabulary, and what kernels do with a pair.
+"""The kernels of `linear_logp`, over pairs of tiles of tokens and of ids.
 
 Letters: T tokens, D width, V vocabulary, t tokens and v ids of a tile.
 """
@@ -14,12 +14,13 @@ from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# What the running maximum starts from: finite, for -inf less itself is NaN.
+# Start of the running maximum: finite, since -inf less itself is NaN.
 LOWEST = -1e30
 
-# The table is read once for each tile of tokens: as many tokens as fit, so
-# that there is work for what is read. Of both tiles in float32 and in the
-# table's dtype; with buffers and sums a kernel holds about six such.
+# Most tokens and ids of a tile, and most bytes: of a tile of hidden states in
+# float32, and of a tile of the table in its own dtype. Each tile of tokens
+# reads the whole table, so tiles of tokens are large. With buffers and sums a
+# kernel holds about six arrays of these sizes.
 TILE_TOKENS, TILE_IDS = 512, 512
 TOKEN_BYTES, ID_BYTES = 2**23, 2**22
 VMEM_BYTES = 60 * 2**20
@@ -28,7 +29,7 @@ SUBLANES, LANES = 16, 128
 
 @dataclasses.dataclass(frozen=True)
 class Head:
-  """What is known of a head when it is compiled.
+  """The static arguments of a head.
 
   Attributes:
     tied: True for a table [V, D], False for [D, V].
@@ -43,19 +44,19 @@ class Head:
   interpret: bool
 
   def vocabulary(self, table: Array) -> int:
-    """V, ids that the table has."""
+    """Returns V."""
     return table.shape[0 if self.tied else 1]
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-  """How tokens and ids are cut, and where a kernel finds what it reads.
+  """The tiles of tokens and of ids.
 
   Attributes:
-    tokens: t, of a tile.
-    ids: v, of a tile.
-    token_tiles: how many there are, the last one filled up.
-    id_tiles: how many there are, the last one reaching beyond V.
+    tokens: t, tokens of a tile.
+    ids: v, ids of a tile.
+    token_tiles: number of tiles of tokens, the last one padded.
+    id_tiles: number of tiles of ids; the last one may reach beyond V.
   """
 
   tokens: int
@@ -64,18 +65,19 @@ class Tiles:
   id_tiles: int
 
   def specs(self, head: Head, width: int, by_tokens: bool):
-    """(of tokens, of table, of ids); tokens or ids are the outer loop."""
+    """Returns the block specs (of arrays of tokens by their columns, of the
+    table, of arrays of ids). Tokens are the outer loop if `by_tokens`."""
 
     def order(at: Callable) -> Callable:
       return at if by_tokens else lambda v, t, *rest: at(t, v, *rest)
 
     def rows(columns):
-      # An unused tile names the last used one, which is not read again.
+      # A masked tile names the last unmasked one, which is not read again.
       at = order(lambda t, v, used, source: (source[t], 0))
       return pl.BlockSpec((self.tokens, columns), at)
 
     def id_tile(t, v, used):
-      # Of an unused tile of tokens nothing is multiplied.
+      # A masked tile of tokens multiplies nothing.
       return jnp.where(used[t] != 0, v, 0) if by_tokens else v
 
     if head.tied:
@@ -96,20 +98,20 @@ class Tiles:
 
 
 def _largest(most: int, fits: int, step: int) -> int:
-  """The largest multiple of a step that is neither too many nor too large."""
+  """Returns the largest multiple of a step within both limits."""
   return max(min(most, fits) // step, 1) * step
 
 
 def cut(head: Head, table: Array, hidden: Array) -> Tiles:
-  """Tiles for arrays of these shapes.
+  """Chooses the tiles of arrays.
 
   Args:
-    head: which of the two the table is.
+    head: says which axis of the table is V.
     table: [V, D] or [D, V].
     hidden: [T, D].
 
   Returns:
-    How to cut them.
+    The tiles.
   """
   (T, D), V = hidden.shape, head.vocabulary(table)
   fits = TOKEN_BYTES // (4 * D)
@@ -131,20 +133,20 @@ def call(
   in_specs: Sequence[pl.BlockSpec],
   scratch: Sequence[Any],
 ) -> Callable[..., Any]:
-  """A kernel over all pairs of tiles, told which tokens' tiles are used.
+  """Makes a call of a kernel over all pairs of tiles.
 
   Args:
-    head: of the kernel.
-    tiles: how arrays are cut.
-    kernel: one of those below, its settings given.
-    by_tokens: whether tokens are the outer loop, ids the inner one.
-    mask: [T] bool in whole tiles, True keeps.
+    head: static arguments of the kernel.
+    tiles: of tokens and ids.
+    kernel: a kernel of this file, with its keyword arguments.
+    by_tokens: whether tokens are the outer loop and ids the inner one.
+    mask: [T] bool, padded to whole tiles, True keeps.
     outputs: (shapes, specs).
-    in_specs: of the arrays it will be called with.
-    scratch: shapes of its sums.
+    in_specs: of the input arrays.
+    scratch: shapes of the running sums.
 
   Returns:
-    A function of those arrays.
+    A function of the input arrays.
   """
   used = mask.reshape(tiles.token_tiles, tiles.tokens).any(axis=1)
   index = jnp.arange(tiles.token_tiles, dtype=jnp.int32)
@@ -179,7 +181,7 @@ def _product(x, y, axes):
 
 
 def _scores(head, size, hidden, table, allowed, v):
-  """Logits [t, v] of a tile, -inf for banned ids and after the last id."""
+  """Returns (logits [t, v], -inf for banned ids and after the last; ids)."""
   scores = _product(hidden, table, ((1,), (1 if head.tied else 0,)))
   ids = v * scores.shape[1] + jax.lax.broadcasted_iota(
     jnp.int32, scores.shape, 1
@@ -189,34 +191,37 @@ def _scores(head, size, hidden, table, allowed, v):
 
 
 def logp_forward(*refs: Any, head: Head, size: int) -> None:
-  """Tokens by ids: running maximum, sum, sum of score times weight.
+  """Computes log-probs and entropies; tokens are the outer loop.
+
+  It keeps a running maximum, the sum of the weights exp(score - maximum), and
+  the sum of score times weight.
 
   Args:
     *refs: used and source tiles [T / t] int32; hidden [t, D], table, allowed
-      [1, v] int32, tokens [t, 1]; out: logp, entropy and normalizer [t, 1];
-      and four sums of that shape.
-    head: settings.
+      [1, v] int32, tokens [t, 1]; outputs logp, entropy and normalizer [t, 1];
+      four running sums [t, 1].
+    head: static arguments.
     size: V.
   """
   used, _, hidden, table, allowed, tokens, logp, entropy, normalizer = refs[:9]
-  highest, total, weighted, chosen = refs[9:]
+  maximum, total, weighted, chosen = refs[9:]
   t, v = pl.program_id(0), pl.program_id(1)
 
   @pl.when(v == 0)
   def _():
-    highest[...] = jnp.full_like(highest, LOWEST)
+    maximum[...] = jnp.full_like(maximum, LOWEST)
     for sums in (total, weighted, chosen):
       sums[...] = jnp.zeros_like(sums)
 
   @pl.when(used[t] != 0)
   def _():
     scores, ids = _scores(head, size, hidden[...], table[...], allowed[...], v)
-    old = highest[...]
+    old = maximum[...]
     new = jnp.maximum(old, scores.max(axis=1, keepdims=True))
     above = jnp.where(scores > -jnp.inf, scores - new, 0.0)
     weight = jnp.exp(scores - new)
-    # Scores are summed as seen from the maximum, so that large ones do not
-    # cancel in the entropy; a new maximum shifts what was summed.
+    # Scores are summed relative to the maximum, so that large ones do not
+    # cancel in the entropy. A new maximum shifts the sum so far.
     shrink = jnp.exp(old - new)
     weighted[...] = shrink * (weighted[...] + (old - new) * total[...]) + (
       jnp.sum(weight * above, axis=1, keepdims=True)
@@ -226,41 +231,41 @@ def logp_forward(*refs: Any, head: Head, size: int) -> None:
     chosen[...] += jnp.sum(
       jnp.where(is_token, scores, 0.0), axis=1, keepdims=True
     )
-    highest[...] = new
+    maximum[...] = new
 
   @pl.when(v == pl.num_programs(1) - 1)
   def _():
-    there = used[t] != 0
-    sums = jnp.where(there, total[...], 1.0)
+    unmasked = used[t] != 0
+    sums = jnp.where(unmasked, total[...], 1.0)
     log_sum = jnp.log(sums)
-    of_all = jnp.where(there, highest[...] + log_sum, 0.0)
-    normalizer[...] = of_all
-    logp[...] = chosen[...] - of_all
+    log_normalizer = jnp.where(unmasked, maximum[...] + log_sum, 0.0)
+    normalizer[...] = log_normalizer
+    logp[...] = chosen[...] - log_normalizer
     entropy[...] = log_sum - weighted[...] / sums
 
 
-def _by_scores(head, size, v, hidden, table, allowed, tokens, numbers):
-  """The gradient by the logits of a tile, in the dtype of its factors."""
+def _score_gradient(head, size, v, hidden, table, allowed, tokens, numbers):
+  """Returns the gradient by the logits of a tile, in the dtype of `hidden`."""
   scores, ids = _scores(head, size, hidden, table, allowed, v)
   normalizer, entropy, by_logp, by_entropy = (
     numbers[:, n : n + 1] for n in range(4)
   )
   possible = scores > -jnp.inf
   logp = jnp.where(possible, scores, 0.0) - normalizer
-  found = jnp.where(ids == tokens, by_logp, 0.0) - jnp.exp(logp) * (
+  gradient = jnp.where(ids == tokens, by_logp, 0.0) - jnp.exp(logp) * (
     by_logp + by_entropy * (logp + entropy)
   )
-  found = jnp.where(possible, found / head.temperature, 0.0)
-  return found.astype(hidden.dtype)
+  gradient = jnp.where(possible, gradient / head.temperature, 0.0)
+  return gradient.astype(hidden.dtype)
 
 
 def logp_by_hidden(*refs: Any, head: Head, size: int) -> None:
-  """Tokens by ids: the gradient by hidden states is a sum over ids.
+  """Sums the gradient by hidden states over ids; tokens are the outer loop.
 
   Args:
-    *refs: as of `logp_forward` up to the tokens; [t, 4] normalizer, entropy,
-      and the gradients by logp and entropy; out: [t, D]; and its sum.
-    head: settings.
+    *refs: those of `logp_forward` up to the tokens; [t, 4] normalizer, entropy
+      and the gradients by logp and entropy; output [t, D]; its running sum.
+    head: static arguments.
     size: V.
   """
   used, _, hidden, table, allowed, tokens, numbers, out, summed = refs
@@ -273,7 +278,7 @@ def logp_by_hidden(*refs: Any, head: Head, size: int) -> None:
   @pl.when(used[t] != 0)
   def _():
     weights = table[...]
-    by_scores = _by_scores(
+    gradient = _score_gradient(
       *(head, size, v, hidden[...], weights, allowed[...], tokens[...]),
       numbers[...],
     )
@@ -281,9 +286,9 @@ def logp_by_hidden(*refs: Any, head: Head, size: int) -> None:
     if size % weights.shape[axis]:
       # After the last id a tile holds anything, even NaN.
       at = jax.lax.broadcasted_iota(jnp.int32, weights.shape, axis)
-      there = v * weights.shape[axis] + at < size
-      weights = jnp.where(there, weights, jnp.zeros_like(weights))
-    summed[...] += _product(by_scores, weights, ((1,), (axis,)))
+      exists = v * weights.shape[axis] + at < size
+      weights = jnp.where(exists, weights, jnp.zeros_like(weights))
+    summed[...] += _product(gradient, weights, ((1,), (axis,)))
 
   @pl.when(v == pl.num_programs(1) - 1)
   def _():
@@ -291,12 +296,13 @@ def logp_by_hidden(*refs: Any, head: Head, size: int) -> None:
 
 
 def logp_by_table(*refs: Any, head: Head, size: int) -> None:
-  """Ids by tokens: the gradient by the table is a sum over tokens.
+  """Sums the gradient by the table over tokens; ids are the outer loop.
 
   Args:
-    *refs: as of `logp_forward` up to the tokens; [t, 4] normalizer, entropy,
-      and the gradients by logp and entropy; out: as the table; and its sum.
-    head: settings.
+    *refs: those of `logp_forward` up to the tokens; [t, 4] normalizer, entropy
+      and the gradients by logp and entropy; output of the table's shape; its
+      running sum.
+    head: static arguments.
     size: V.
   """
   used, _, hidden, table, allowed, tokens, numbers, out, summed = refs
@@ -309,11 +315,11 @@ def logp_by_table(*refs: Any, head: Head, size: int) -> None:
   @pl.when(used[t] != 0)
   def _():
     states = hidden[...]
-    by_scores = _by_scores(
+    gradient = _score_gradient(
       *(head, size, v, states, table[...], allowed[...], tokens[...]),
       numbers[...],
     )
-    pair = (by_scores, states) if head.tied else (states, by_scores)
+    pair = (gradient, states) if head.tied else (states, gradient)
     summed[...] += _product(*pair, ((0,), (0,)))
 
   @pl.when(t == pl.num_programs(1) - 1)

@@ -1,8 +1,8 @@
-"""Attention of whole texts to themselves, as training and prefill need it.
+"""Attention within whole texts, for training and prefill.
 
-Nothing here is a kernel of our own: jax ships them. `splash` is its Pallas
-kernel for TPUs, which skips blocks of keys that come later and holds no scores
-in main memory; `cudnn` is NVIDIA's, through `jax.nn.dot_product_attention`.
+The kernels are those that jax ships. `splash` is a Pallas kernel for TPUs that
+skips blocks of later keys and keeps no scores in main memory; `cudnn` is
+NVIDIA's kernel, called through `jax.nn.dot_product_attention`.
 
 Letters: B rows, T tokens, N query heads, K key heads, H head dimension.
 """
@@ -22,7 +22,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from pure_jax.kernels.dispatch import choose
 
 LANES = 128
-# Of queries and of keys; more tokens are cut into the largest that divides.
+# Sizes of a block of queries or keys. The largest divisor of T is taken.
 BLOCKS = (512, 384, 256, LANES)
 
 
@@ -35,38 +35,38 @@ def segment_attention(
   implementation: str | None = None,
   interpret: bool = False,
 ) -> Array:
-  """Causal grouped-query attention within segments, softmax in float32.
+  """Computes causal grouped-query attention within segments.
 
-  Equal to ``attend(q, k, v, attention_mask(ids))`` of
-  `models.transformer`: a token sees itself and earlier tokens of its segment,
-  padding (segment 0) sees padding.
+  The softmax is in float32. The result is that of ``attend(q, k, v,
+  attention_mask(ids))`` in `models.transformer`: a token attends to itself and
+  to earlier tokens of its segment; padding is segment 0.
 
   Args:
     q_BTNH: [B, T, N, H] float, rotated queries.
-    k_BKTH: [B, K, T, H] float, rotated keys of the same tokens: of a cache
-      that a prefill fills from its start, the first T slots.
+    k_BKTH: [B, K, T, H] float, rotated keys of the same tokens, such as the
+      first T slots of a cache in a prefill.
     v_BKTH: [B, K, T, H] float, values.
     segment_ids: [B, T] int32.
-    implementation: None or "xla", all scores at once; "splash", on a TPU, T
-      filled up to whole blocks; "cudnn", on a GPU in 16 bits, with a mask
+    implementation: None or "xla": all scores at once. "splash": on a TPU, with
+      T padded to whole blocks. "cudnn": on a GPU in 16 bits, with a mask
       [B, 1, T, T] in memory.
-    interpret: runs splash step by step on any device, to test it.
+    interpret: runs splash step by step on any device, for tests.
 
   Returns:
     [B, T, N, H] in the dtype of the values. Differentiable once, in reverse
     mode.
 
   Raises:
-    ValueError: shapes do not fit, or the implementation named cannot run.
+    ValueError: if shapes do not match, or the named implementation cannot run.
   """
   (B, T, N, H), K = q_BTNH.shape, k_BKTH.shape[1]
-  for name, found, wanted in (
-    ("k_BKTH", k_BKTH.shape, (B, K, T, H)),
-    ("v_BKTH", v_BKTH.shape, (B, K, T, H)),
-    ("segment_ids", segment_ids.shape, (B, T)),
+  for name, x, shape in (
+    ("k_BKTH", k_BKTH, (B, K, T, H)),
+    ("v_BKTH", v_BKTH, (B, K, T, H)),
+    ("segment_ids", segment_ids, (B, T)),
   ):
-    if found != wanted:
-      raise ValueError(f"{name} has shape {found}, not {wanted}.")
+    if x.shape != shape:
+      raise ValueError(f"{name} has shape {x.shape}, not {shape}.")
   if N % K:
     raise ValueError(f"{N} query heads are no multiple of {K} key heads.")
   obstacles = {"splash": None, "cudnn": None}
@@ -85,14 +85,14 @@ def reference(
   segment_ids: Array,
   implementation: str = "xla",
 ) -> Array:
-  """`segment_attention` by `jax.nn.dot_product_attention` with a mask.
+  """Computes `segment_attention` by jax's attention with a mask.
 
   Args:
     q_BTNH: [B, T, N, H] float.
     k_BKTH: [B, K, T, H] float.
     v_BKTH: [B, K, T, H] float.
     segment_ids: [B, T] int32.
-    implementation: "xla" or "cudnn", as that function takes it.
+    implementation: "xla" or "cudnn", see `jax.nn.dot_product_attention`.
 
   Returns:
     [B, T, N, H].
@@ -110,7 +110,7 @@ def reference(
 
 
 def _cudnn_obstacle(q) -> str | None:
-  """Why cuDNN cannot run here, None where it can."""
+  """Explains why cuDNN cannot run; None if it can."""
   if jax.default_backend() != "gpu":
     return f"it needs a GPU and this is a {jax.default_backend()}"
   if q.dtype not in (jnp.bfloat16, jnp.float16):
@@ -120,9 +120,9 @@ def _cudnn_obstacle(q) -> str | None:
 
 @functools.partial(jax.jit, static_argnames="interpret")
 def _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret):
-  """The kernel that jax ships, on rows filled up to whole blocks.
+  """Runs jax's kernel on rows that are padded to whole blocks.
 
-  What is filled up comes after every token, so that no token sees it.
+  The padding comes after every token, so that no token attends to it.
   """
   T, N, H = q_BTNH.shape[1:]
   missing = -T % LANES

@@ -1,8 +1,8 @@
-"""A script: compiles every kernel for a TPU that is not here, prints what came.
+"""A script that compiles every kernel for a TPU, without one.
 
-Run with the name of a topology, and "odd" for small unaligned sizes or "7B" for
-those of a real model; prints one line of JSON: for each program how many
-kernels its compiled text calls, or the compiler's words.
+Its arguments are the name of a topology, and "odd" for small unaligned sizes or
+"7B" for those of a real model. It prints one line of JSON: for each program the
+number of kernels that its compiled text calls, or the compiler's error.
 """
 
 import functools
@@ -11,16 +11,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import test_kernels_attention
-import test_kernels_decode
 from jax.sharding import SingleDeviceSharding
+from kernel_inputs import decode_shapes, shape, text_shapes
 
 from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
 from pure_jax.runs.planning import compiler
-
-shape = jax.ShapeDtypeStruct
 
 
 def logp_program(tied, **settings):
@@ -82,14 +79,8 @@ def programs(which):
   decode = functools.partial(decode_attention, implementation="pallas")
   for name, dtype, sizes in DECODE[which]:
     for kind, int8 in ((name, False), (f"{name} int8", True)):
-      draw = functools.partial(
-        test_kernels_decode.draw, *sizes, dtype=dtype, int8=int8
-      )
-      yield kind, decode, jax.eval_shape(draw)
-  draw = functools.partial(
-    test_kernels_attention.draw, *TEXTS[which], dtype=jnp.bfloat16
-  )
-  yield "splash", attention_program, jax.eval_shape(draw)
+      yield kind, decode, decode_shapes(*sizes, dtype=dtype, int8=int8)
+  yield "splash", attention_program, text_shapes(*TEXTS[which], jnp.bfloat16)
   settings = dict(temperature=0.7, banned_ids=(0,), implementation="pallas")
   for name, dtype, tied, sizes in HEADS[which]:
     arguments = logp_arguments(*sizes, tied, dtype)
@@ -98,17 +89,17 @@ def programs(which):
 
 def main() -> None:
   devices = compiler.find_devices(sys.argv[1])
-  there = SingleDeviceSharding(devices[0])
-  found = {}
+  on_tpu = SingleDeviceSharding(devices[0])
+  results = {}
   for name, function, arguments in programs(sys.argv[2]):
-    compiled = jax.jit(function, in_shardings=there, out_shardings=there)
+    jitted = jax.jit(function, in_shardings=on_tpu, out_shardings=on_tpu)
     try:
-      text = compiled.lower(*arguments).compile().as_text()
+      text = jitted.lower(*arguments).compile().as_text()
     except Exception as error:
-      found[name] = f"{type(error).__name__}: {error}"
+      results[name] = f"{type(error).__name__}: {error}"
       continue
-    found[name] = text.count('custom_call_target="tpu_custom_call"')
-  print(json.dumps(found))
+    results[name] = text.count('custom_call_target="tpu_custom_call"')
+  print(json.dumps(results))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from benchmarks import bounds
 from benchmarks.cases import Case
 from benchmarks.programs import Compiled, Options, compile_call
 from benchmarks.timing import Arm, timed
-from pure_jax.kernels.decode_attention import Part, decode_attention
+from pure_jax.kernels.decode_attention import SegmentArrays, decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
 from pure_jax.models.token_logp import Readout, chunked_logp
@@ -89,8 +89,8 @@ def _decode(case: Case, options: Options) -> dict[str, Compiled]:
   arguments = (
     draw(B, N, H),
     (
-      Part(draw(P, K, L, H), draw(P, K, L, H), jnp.ones((P, L), bool)),
-      Part(
+      SegmentArrays(draw(P, K, L, H), draw(P, K, L, H), jnp.ones((P, L), bool)),
+      SegmentArrays(
         *(draw(B, K, M, H), draw(B, K, M, H)),
         jnp.broadcast_to(jnp.arange(M) < age, (B, M)),
       ),

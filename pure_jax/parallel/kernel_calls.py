@@ -202,7 +202,10 @@ class DecodeCall:
 
   def __call__(self, q_BTNH: Array, segments: Sequence[KVSegment]) -> Array:
     """Returns [B, 1, N, H], see `decoding.attend_to_cache`."""
-    from pure_jax.kernels.decode_attention import Part, decode_attention
+    from pure_jax.kernels.decode_attention import (
+      SegmentArrays,
+      decode_attention,
+    )
 
     run = functools.partial(
       decode_attention,
@@ -211,7 +214,9 @@ class DecodeCall:
     )
     q_BNH = q_BTNH[:, 0]
     parts = tuple(
-      Part(x.keys.data, x.values.data, x.mask, x.keys.scale, x.values.scale)
+      SegmentArrays(
+        x.keys.data, x.values.data, x.mask, x.keys.scale, x.values.scale
+      )
       for x in segments
     )
     if self.constrainer is None:
@@ -223,7 +228,7 @@ class DecodeCall:
       keys = spec(part.keys, KEYS)
       scale = None if part.key_scale is None else PartitionSpec(*keys[:3])
       mask = spec(part.mask, (KEYS[0], KEYS[2]))
-      return Part(keys, keys, mask, scale, scale)
+      return SegmentArrays(keys, keys, mask, scale, scale)
 
     in_specs = queries, tuple(map(specs, parts))
     key_axis = in_specs[1][0].keys[1]

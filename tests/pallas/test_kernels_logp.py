@@ -1,4 +1,4 @@
-"""Log-prob and entropy without logits, held to a definition in float64."""
+"""Log-prob and entropy without logits, compared with float64 in numpy."""
 
 import functools
 
@@ -12,14 +12,15 @@ from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.models import token_logp
 
 KERNEL = {"implementation": "pallas", "interpret": True}
-# B, C, D, V with tiles of 16 tokens and 128 ids: no size divides one.
+BANNED = (*range(128), 299)  # A whole tile and the last id.
+# B, C, D, V: no size is a multiple of a tile, 16 tokens or 128 ids.
 SIZES = (3, 13, 10, 300)
 LENGTHS = np.array([13, 0, 5])
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
-  """Several tiles both ways, the last of each not full."""
+  """Makes several tiles of tokens and of ids, the last of each not full."""
   monkeypatch.setattr(tiled, "TILE_TOKENS", 16)
   monkeypatch.setattr(tiled, "TILE_IDS", 128)
 
@@ -29,16 +30,16 @@ def draw(tied, dtype=jnp.float32, scale=0.5):
   B, C, D, V = SIZES
   rng = np.random.default_rng(7)
   table = rng.normal(size=(V, D)) * scale
-  given = (
-    jnp.asarray(table if tied else table.T, dtype),
-    jnp.asarray(rng.normal(size=(B, C, D)), dtype),
-    jnp.asarray(rng.integers(3, V, (B, C)), jnp.int32),
-    jnp.asarray(np.arange(C) < LENGTHS[:, None]),
+  inputs = (
+    (table if tied else table.T).astype(dtype),
+    rng.normal(size=(B, C, D)).astype(dtype),
+    rng.integers(3, V, (B, C)).astype(np.int32),
+    np.arange(C) < LENGTHS[:, None],
   )
-  return given, jnp.asarray(rng.normal(size=(2, B, C)), jnp.float32)
+  return inputs, rng.normal(size=(2, B, C)).astype(np.float32)
 
 
-def by_hand(table, hidden, tokens, mask, tied, temperature, banned_ids):
+def define(table, hidden, tokens, mask, tied, temperature, banned_ids):
   """(logp, entropy) in float64."""
   table, hidden = (np.asarray(x, np.float64) for x in (table, hidden))
   scores = hidden @ (table.T if tied else table) / temperature
@@ -50,129 +51,146 @@ def by_hand(table, hidden, tokens, mask, tied, temperature, banned_ids):
   return np.where(mask, logp, 0), np.where(mask, -(p * logs).sum(-1), 0)
 
 
-def value_and_gradients(function, given, cotangents):
-  """((logp, entropy), gradients by table and hidden states)."""
-
-  @jax.jit
-  def run(table, hidden):
-    found, back = jax.vjp(
-      lambda *two: function(*two, *given[2:]), table, hidden
-    )
-    return found, back(tuple(cotangents))
-
-  return run(*given[:2])
+@functools.partial(jax.jit, static_argnames="head")
+def chunked(inputs, cotangents, head):
+  """((logp, entropy), gradients by table and hidden states) of XLA's chunks."""
+  return _differentiate(
+    functools.partial(token_logp.chunked_logp, head), inputs, cotangents
+  )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize(
-  ("temperature", "banned"), [(1.0, ()), (0.6, (*range(128), 299))]
+@functools.partial(
+  jax.jit,
+  static_argnames=(
+    *("tied", "temperature", "banned_ids"),
+    *("implementation", "interpret"),
+  ),
 )
-def test_values_and_gradients_are_those_of_all_logits(
-  tied, temperature, banned
-):
-  """With a whole tile banned, and no sum that reaches beyond the last id.
+def differentiated(inputs, cotangents, **settings):
+  """((logp, entropy), gradients by table and hidden states)."""
+  return _differentiate(
+    functools.partial(linear_logp, **settings), inputs, cotangents
+  )
 
-  The oracles are numpy for values, jax's own derivative for gradients.
+
+def _differentiate(function, inputs, cotangents):
+  table, hidden, tokens, mask = inputs
+  outputs, back = jax.vjp(
+    lambda table, hidden: function(table, hidden, tokens, mask), table, hidden
+  )
+  return outputs, back(tuple(cotangents))
+
+
+@pytest.mark.parametrize(
+  "settings",
+  [
+    dict(tied=True, temperature=1.0, banned_ids=()),
+    dict(tied=False, temperature=0.6, banned_ids=BANNED),
+  ],
+  ids=["tied", "untied, ids banned"],
+)
+def test_values_and_gradients_equal_those_from_all_logits(settings):
+  """A whole tile may be banned, and no sum reaches beyond the last id.
+
+  Values are compared with numpy, gradients with jax's own derivative.
   """
-  settings = dict(tied=tied, temperature=temperature, banned_ids=banned)
-  given, cotangents = draw(tied)
-  # Of a banned id the log-prob is -inf, as tested below.
-  tokens = jnp.where(jnp.isin(given[2], jnp.array(banned, int)), 200, given[2])
-  given = (*given[:2], tokens, given[3])
-  plain, expected = value_and_gradients(
-    functools.partial(linear_logp, **settings), given, cotangents
-  )
-  values, gradients = value_and_gradients(
-    functools.partial(linear_logp, **settings, **KERNEL), given, cotangents
-  )
-  exact = by_hand(*given, tied, temperature, banned)
-  for found in (plain, values):
-    for x, y in zip(found, exact, strict=True):
+  inputs, cotangents = draw(settings["tied"])
+  table, hidden, tokens, mask = inputs
+  # The log-prob of a banned id is -inf, as tested below.
+  banned = np.isin(tokens, settings["banned_ids"])
+  inputs = table, hidden, np.where(banned, np.int32(200), tokens), mask
+  plain, expected = differentiated(inputs, cotangents, **settings)
+  values, gradients = differentiated(inputs, cotangents, **settings, **KERNEL)
+  exact = define(*inputs, **settings)
+  for outputs in (plain, values):
+    for x, y in zip(outputs, exact, strict=True):
       np.testing.assert_allclose(x, y, rtol=1e-5, atol=2e-6)
   for x, y in zip(gradients, expected, strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-  masked = ~np.asarray(given[3])
-  assert not np.asarray(gradients[1])[masked].any()
+  assert not np.asarray(gradients[1])[~mask].any()
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_in_bfloat16_it_rounds_where_the_chunked_scores_do(tied):
+def test_bfloat16_rounds_where_chunked_logits_do(tied):
   """Products of bfloat16 with float32 sums, the logits' gradient rounded.
 
-  Logits in bfloat16 would be off by 0.02; gradients of two orders of sums
-  differ by the rounding of the results, one part in 256.
+  Logits in bfloat16 would be off by 0.02. Gradients differ by the rounding of
+  the results, one part in 256, since the sums have another order.
   """
-  given, cotangents = draw(tied, jnp.bfloat16)
-  readout = token_logp.Readout(tied, 0.8, (0,), 4)
-  expected = value_and_gradients(
-    functools.partial(token_logp.chunked_logp, readout), given, cotangents
+  inputs, cotangents = draw(tied, jnp.bfloat16)
+  expected = chunked(
+    inputs, cotangents, head=token_logp.Readout(tied, 0.8, (0,), 4)
   )
-  found = value_and_gradients(
-    functools.partial(
-      linear_logp, tied=tied, temperature=0.8, banned_ids=(0,), **KERNEL
-    ),
-    given,
-    cotangents,
+  outputs = differentiated(
+    inputs, cotangents, tied=tied, temperature=0.8, banned_ids=(0,), **KERNEL
   )
-  for x, y in zip(found[0], expected[0], strict=True):
+  for x, y in zip(outputs[0], expected[0], strict=True):
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
-  for x, y in zip(found[1], expected[1], strict=True):
+  for x, y in zip(outputs[1], expected[1], strict=True):
     assert x.dtype == jnp.bfloat16
-    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
     np.testing.assert_allclose(x, y, rtol=2**-7, atol=2e-3)
 
 
-def test_large_logits_do_not_cancel_in_the_entropy():
-  """All near 65,536, as small integers make them, exactly.
+# The tests below use the programs of the first test.
+TIED = dict(tied=True, temperature=1.0, banned_ids=(), **KERNEL)
+UNTIED = dict(tied=False, temperature=0.6, banned_ids=BANNED, **KERNEL)
 
-  Log-sum less mean score is a multiple of 1/128 there.
+
+def test_large_logits_do_not_cancel_in_the_entropy():
+  """Small integers give exact logits near 65,536.
+
+  There, log-sum less mean score would be a multiple of 1/128.
   """
-  (_, hidden, tokens, mask), _ = draw(True)
+  (_, hidden, tokens, mask), cotangents = draw(True)
   table = np.random.default_rng(1).integers(-2, 3, (SIZES[3], SIZES[2]))
   table[128:] += 1  # A later tile has the largest.
   table[:, 0] = 2**16
-  hidden = jnp.round(hidden).at[..., 0].set(1)
-  given = jnp.asarray(table, jnp.float32), hidden, tokens, mask
-  _, entropy = linear_logp(*given, tied=True, **KERNEL)
-  exact = by_hand(*given, True, 1.0, ())[1]
+  hidden = np.round(hidden)
+  hidden[..., 0] = 1
+  inputs = table.astype(np.float32), hidden, tokens, mask
+  (_, entropy), _ = differentiated(inputs, cotangents, **TIED)
+  exact = define(*inputs, True, 1.0, ())[1]
   assert exact.max() > 1
   np.testing.assert_allclose(entropy, exact, rtol=1e-5, atol=1e-6)
 
 
-def test_a_batch_without_a_token_and_a_banned_one():
-  """Zeros with zero gradients, not NaN; -inf where there is no chance."""
-  given, cotangents = draw(True)
-  nothing = (*given[:3], jnp.zeros_like(given[3]))
-  run = functools.partial(linear_logp, tied=True, **KERNEL)
-  for x in jax.tree.leaves(value_and_gradients(run, nothing, cotangents)):
+def test_an_empty_batch_has_zeros_and_zero_gradients():
+  """Not NaN."""
+  (table, hidden, tokens, mask), cotangents = draw(True)
+  empty = table, hidden, tokens, np.zeros_like(mask)
+  for x in jax.tree.leaves(differentiated(empty, cotangents, **TIED)):
     assert not np.asarray(x).any()
-  banned = int(given[2][0, 0])
-  logp, entropy = linear_logp(*given, tied=True, banned_ids=(banned,), **KERNEL)
-  assert logp[0, 0] == -np.inf
+
+
+def test_a_banned_token_has_no_probability():
+  (table, hidden, tokens, mask), cotangents = draw(False)
+  tokens[0, :2] = 7, 200
+  inputs = table, hidden, tokens, mask
+  (logp, entropy), _ = differentiated(inputs, cotangents, **UNTIED)
+  assert logp[0, 0] == -np.inf and np.isfinite(logp[0, 1])
   assert np.isfinite(entropy).all()
 
 
-def test_tiles_without_a_token_are_not_read():
-  """Hidden states there are NaN: even a product with 0 would show."""
-  given, cotangents = draw(False)
-  hidden = given[1].reshape(-1, SIZES[2])  # Tile 1 is row 1 and padding.
-  mask = given[3].at[1].set(False).reshape(-1).at[16:32].set(False)
-  hidden = hidden.at[16:32].set(jnp.nan).reshape(given[1].shape)
-  given = (given[0], hidden, given[2], mask.reshape(given[3].shape))
-  found = value_and_gradients(
-    functools.partial(linear_logp, tied=False, **KERNEL), given, cotangents
-  )
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(found))
+def test_masked_tiles_are_not_read():
+  """Their hidden states are NaN, which even a product with 0 would show."""
+  inputs, cotangents = draw(False)
+  _, hidden, tokens, mask = inputs
+  hidden.reshape(-1, SIZES[2])[16:32] = np.nan  # Tile 1: row 1 and padding.
+  mask.reshape(-1)[16:32] = False
+  tokens[:] = 200
+  for x in jax.tree.leaves(differentiated(inputs, cotangents, **UNTIED)):
+    assert np.isfinite(x).all()
 
 
-def test_the_named_implementation_runs_or_says_why_not():
-  """And no array of the compiled kernel's program is as large as the logits."""
-  given, _ = draw(True)
+def test_a_named_implementation_runs_or_raises():
+  """No array of the kernel's program is as large as the logits."""
+  inputs, _ = draw(True)
   B, C, _, V = SIZES
 
   def operations(**options):
     run = functools.partial(linear_logp, tied=True, **options)
-    return str(jax.make_jaxpr(run)(*given))
+    return str(jax.make_jaxpr(run)(*inputs))
 
   assert "pallas_call" in operations(**KERNEL)
   assert f"{B},{C},{V}" not in operations(**KERNEL)
@@ -180,19 +198,19 @@ def test_the_named_implementation_runs_or_says_why_not():
     assert "pallas_call" not in operations(implementation=name)
     assert f"{B},{C},{V}" in operations(implementation=name)
   with pytest.raises(ValueError, match="interpret mode"):
-    linear_logp(*given, tied=True, implementation="pallas")
+    linear_logp(*inputs, tied=True, implementation="pallas")
   with pytest.raises(ValueError, match="hidden is float32 and table bfloat16"):
-    table = given[0].astype(jnp.bfloat16)
-    linear_logp(table, *given[1:], tied=True, **KERNEL)
+    table = inputs[0].astype(jnp.bfloat16)
+    linear_logp(table, *inputs[1:], tied=True, **KERNEL)
 
 
-def test_arguments_without_sense_are_named():
-  given, _ = draw(True)
+def test_invalid_arguments_are_named():
+  inputs, _ = draw(True)
   with pytest.raises(ValueError, match=r"table has shape .*: tied=False"):
-    linear_logp(*given, tied=False)
+    linear_logp(*inputs, tied=False)
   with pytest.raises(ValueError, match=r"Banned ids \[300\] are not in 0..299"):
-    linear_logp(*given, tied=True, banned_ids=(300,))
+    linear_logp(*inputs, tied=True, banned_ids=(300,))
   with pytest.raises(ValueError, match="All 300 ids are banned"):
-    linear_logp(*given, tied=True, banned_ids=tuple(range(300)))
+    linear_logp(*inputs, tied=True, banned_ids=tuple(range(300)))
   with pytest.raises(ValueError, match="temperature must be > 0, not 0"):
-    linear_logp(*given, tied=True, temperature=0)
+    linear_logp(*inputs, tied=True, temperature=0)

@@ -1,6 +1,6 @@
-"""The kernels by the real TPU compiler, where libtpu is installed.
+"""The TPU compiler accepts the kernels, where libtpu is installed.
 
-What was compiled has not run: values are tested on a CPU, by interpreting.
+Nothing runs here: values are tested on a CPU, by interpreting the kernels.
 """
 
 import importlib.util
@@ -18,8 +18,8 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def compiled(topology, which):
-  """Kernels in each program, by name; words where there was an error."""
+def compile_kernels(topology, which):
+  """Kernels in each program by name, or the error; in a process of its own."""
   path = [ROOT / "experiments", ROOT / "tests", ROOT]
   path += filter(None, [os.environ.get("PYTHONPATH")])
   done = subprocess.run(
@@ -33,16 +33,16 @@ def compiled(topology, which):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def assert_all_compiled(found):
-  """Forward alone, forward and two gradients, or both in one."""
+def assert_all_compiled(results):
+  """One kernel for decoding, and three for a value with two gradients."""
   kernels = {"decode": 1, "splash": 3, "logp": 3}
-  assert {name.split()[0] for name in found} == kernels.keys()
-  assert found == {name: kernels[name.split()[0]] for name in found}
+  assert {name.split()[0] for name in results} == kernels.keys()
+  assert results == {name: kernels[name.split()[0]] for name in results}
 
 
 @needs_libtpu
 def test_unaligned_sizes_compile_for_a_tpu():
-  assert_all_compiled(compiled("v5e:2x2", "odd"))
+  assert_all_compiled(compile_kernels("v5e:2x2", "odd"))
 
 
 @needs_libtpu
@@ -50,4 +50,4 @@ def test_unaligned_sizes_compile_for_a_tpu():
 @pytest.mark.parametrize("topology", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
 def test_a_7b_model_compiles_for_a_tpu(topology):
   """Tiles of 3,584 wide states fit into the memory of a core."""
-  assert_all_compiled(compiled(topology, "7B"))
+  assert_all_compiled(compile_kernels(topology, "7B"))
