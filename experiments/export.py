@@ -35,8 +35,8 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs import workspace
 from pure_jax.runs.evaluation.data import MODEL_FILES
+from pure_jax.runs.folder import load_weights
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import ConfigError, Settings
 from pure_jax.runs.tasks import tiny_files
@@ -224,7 +224,7 @@ def load_prm(run: Run, model: ModelConfig) -> tuple[Any, ModelConfig]:
   if not (stage / "done.json").exists():
     raise ConfigError(f"{stage} has no finished PRM: run train_prm.py.")
   model = prm.extend_config(model, run.settings.prm.extra_layers)
-  params = workspace.load_weights(
+  params = load_weights(
     stage / "weights", prm.declare_prm(model), layout_of(run.settings)
   )
   return params, model

@@ -30,8 +30,11 @@ from pure_jax.host.data import batches
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.progress import Progress
-from pure_jax.runs import rl_functions, rl_report, workspace
+from pure_jax.runs import rl_functions, rl_report
+from pure_jax.runs.folder import MAY_DIFFER
+from pure_jax.runs.run import Run
 from pure_jax.runs.settings.run import ConfigError, RLSettings
+from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -51,29 +54,30 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
 
 
 def evaluate(
-  space: workspace.Workspace,
+  run: Run,
   functions: rl_functions.Functions,
   frozen: rl_functions.Frozen,
   params: Any,
 ) -> dict[str, float]:
   """Held-out prompts: one sample at temperature 1, one greedy response."""
-  problems = space.task.held_out[: space.settings.rl.eval_prompts]
-  prompts = space.encode_prompts(problems)
-  prm_prompts = space.put_prm_prompts(problems)
+  problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
+  prompts = run.batches.encode_prompts(problems)
+  prm_prompts = run.batches.put_prm_prompts(problems)
   sampling = frozen.sampler(functions.for_rollout(params))
-  rollout = functions.generate_held_out(sampling, prompts, space.key(5))
+  key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
+  rollout = functions.generate_held_out(sampling, prompts, key)
   scores = functions.score(
     frozen.policy(params), frozen.reference, frozen.prm, rollout, prm_prompts
   )
-  texts, verdicts = rl_report.read_responses(space, problems, rollout)
-  numbers = rl_report.describe(space, texts, verdicts, rollout, scores)
-  greedy = functions.generate_greedy(sampling, prompts, space.key(5))
-  _, verdicts = rl_report.read_responses(space, problems, greedy)
+  texts, verdicts = rl_report.read_responses(run, problems, rollout)
+  numbers = rl_report.describe(run, texts, verdicts, rollout, scores)
+  greedy = functions.generate_greedy(sampling, prompts, key)
+  _, verdicts = rl_report.read_responses(run, problems, greedy)
   return numbers | {"greedy_accuracy": float(np.mean(verdicts.correct))}
 
 
 def iterate(
-  space: workspace.Workspace,
+  run: Run,
   functions: rl_functions.Functions,
   frozen: rl_functions.Frozen,
   state: train.TrainState,
@@ -83,7 +87,7 @@ def iterate(
   """One iteration: rollout, scores, verdicts, update.
 
   Args:
-    space: the open run.
+    run: the open run.
     functions: what is compiled.
     frozen: reference and PRM.
     state: before the update; donated.
@@ -93,16 +97,16 @@ def iterate(
   Returns:
     The next state, on its way, and what is to be reported.
   """
-  rl, clock = space.settings.rl, rl_report.Clock()
-  prompts = space.encode_prompts(problems)
-  key = jax.random.fold_in(space.key(4), step - 1)
+  rl, clock = run.spec.settings.rl, rl_report.Clock()
+  prompts = run.batches.encode_prompts(problems)
+  key = jax.random.fold_in(run.spec.key(RandomStream.ROLLOUTS), step - 1)
   sampling = frozen.sampler(functions.for_rollout(state.params))
   clock.wait("reshard", sampling)
   rollout = functions.generate(sampling, prompts, key)
   clock.wait("rollout", rollout.tokens)
   del sampling  # A copy: its memory is the next stages'.
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = space.put_prm_prompts(problems)
+  prm_prompts = run.batches.put_prm_prompts(problems)
   scores = functions.score_at(step)(
     frozen.policy(state.params),
     frozen.reference,
@@ -110,14 +114,14 @@ def iterate(
     rollout,
     prm_prompts,
   )
-  texts, verdicts = rl_report.read_responses(space, problems, rollout)
+  texts, verdicts = rl_report.read_responses(run, problems, rollout)
   known = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
-  correct, known = space.put((verdicts.correct.astype(np.float32), known))
+  correct, known = run.batches.put((verdicts.correct.astype(np.float32), known))
   batch = {"rollout": rollout, "scores": scores}
   batch |= {"correct": correct, "has_answer": known}
-  rl_report.check_finite(space, step, problems, batch)
-  rl_report.check_drift(space, step, scores)
+  rl_report.check_finite(run, step, problems, batch)
+  rl_report.check_drift(run, step, scores)
   scores = scores.replace(drift_max=None)  # Not every iteration has it.
   state, found = functions.update(
     state, rollout, scores, correct, known, *frozen.base
@@ -128,7 +132,7 @@ def iterate(
 
 
 def run_iterations(
-  space: workspace.Workspace,
+  run: Run,
   functions: rl_functions.Functions,
   frozen: rl_functions.Frozen,
   state: train.TrainState,
@@ -137,7 +141,7 @@ def run_iterations(
   """From the last checkpoint to the last iteration.
 
   Args:
-    space: the open run.
+    run: the open run.
     functions: what is compiled.
     frozen: reference and PRM.
     state: the state at step 0.
@@ -146,23 +150,23 @@ def run_iterations(
   Raises:
     FloatingPointError, Preempted: see `train_rl`.
   """
-  rl, total = space.settings.rl, space.settings.rl.iterations
-  problems = space.task.train
+  rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
+  problems = run.task.train
   state, first, cursor = kept.resume(state)
-  rl_report.rewind(space, first)
+  rl_report.rewind(run, first)
   if first == 0:
-    metrics = evaluate(space, functions, frozen, state.params)
-    space.metrics.write("rl_eval", 0, metrics)
+    metrics = evaluate(run, functions, frozen, state.params)
+    run.folder.metrics.write("rl_eval", 0, metrics)
   pending = None  # Reported while the next iteration is on its way.
-  bar = Progress("rl", total, first, enabled=space.shows_progress)
+  bar = Progress("rl", total, first, enabled=run.shows_progress)
   with bar, preemption.graceful_shutdown() as stop:
     for step in range(first + 1, total + 1):
       chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
-        space, functions, frozen, state, step, [problems[i] for i in chosen]
+        run, functions, frozen, state, step, [problems[i] for i in chosen]
       )
       if pending is not None:
-        rl_report.write_iteration(space, bar, pending)
+        rl_report.write_iteration(run, bar, pending)
       iteration.clock.wait("update", iteration.found)
       pending = iteration
       failing, stopping = kept.is_failing(iteration.found), stop.asked()
@@ -170,11 +174,11 @@ def run_iterations(
       regular = evaluates or step % rl.checkpoint_every == 0
       if not regular and not failing and not stopping:
         continue
-      rl_report.write_iteration(space, bar, pending)
+      rl_report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
-        metrics = evaluate(space, functions, frozen, state.params)
-        space.metrics.write("rl_eval", step, metrics)
+        metrics = evaluate(run, functions, frozen, state.params)
+        run.folder.metrics.write("rl_eval", step, metrics)
       kept.save(step, state, cursor, metrics, regular=regular)
       if failing:
         kept.fail(step, iteration.found, iteration.batch, iteration.facts)
@@ -182,11 +186,11 @@ def run_iterations(
         kept.stop(step)
 
 
-def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
+def train_rl(run: Run) -> dict[str, Any] | None:
   """Runs the stages that are missing, then RL.
 
   Args:
-    space: the open run.
+    run: the open run.
 
   Returns:
     The summary that summary.json holds as well, in process 0; else None.
@@ -197,48 +201,48 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
       in a row were not; the batch is saved, and in the second case the state.
     Preempted: after SIGTERM, once the iteration under way is saved.
   """
-  if not space.task.train or not space.task.held_out:
+  if not run.task.train or not run.task.held_out:
     raise ConfigError(
       "RL needs problems to train on and others to evaluate on: name files "
       "with files.train and files.held_out."
     )
-  policy_params, prm_params = train_prm.train_prm(space)
-  frozen = rl_functions.freeze(space, policy_params, prm_params)
+  policy_params, prm_params = train_prm.train_prm(run)
+  frozen = rl_functions.freeze(run.spec, policy_params, prm_params)
 
   # ===== Functions and state =====
-  rl = space.settings.rl
+  rl = run.spec.settings.rl
   optimizer = make_optimizer(rl.optim)
-  functions = rl_functions.compile_functions(space, optimizer)
-  state = rl_functions.start_state(space, policy_params, optimizer)
+  functions = rl_functions.compile_functions(run.spec, optimizer)
+  state = rl_functions.start_state(run.spec, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.
 
   # ===== Iterations =====
   with StageCheckpoints(
-    space,
+    run,
     "rl",
-    space.workdir / "rl",
+    run.folder.path / "rl",
     rl.iterations,
     keep_latest=rl.checkpoints_kept,
     best_metric="accuracy",
-    may_differ=workspace.MAY_DIFFER,
+    may_differ=MAY_DIFFER,
   ) as kept:
-    run_iterations(space, functions, frozen, state, kept)
+    run_iterations(run, functions, frozen, state, kept)
 
   # ===== What it came to =====
-  space.draw_curves()
-  return processes.on_process_zero(lambda: rl_report.summarize(space))
+  run.folder.draw_curves()
+  return processes.on_process_zero(lambda: rl_report.summarize(run))
 
 
 def main(argv: list[str]) -> None:
-  """Opens the workspace and trains."""
+  """Opens the run and trains."""
   del argv
-  with cli.from_flags() as space:
-    summary = train_rl(space)
+  with cli.from_flags() as run:
+    summary = train_rl(run)
   if summary is None:
     return
   print(
     f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
-    f"{summary['last']['accuracy']:.3f}; everything is in {space.workdir}"
+    f"{summary['last']['accuracy']:.3f}; everything is in {run.folder.path}"
   )
 
 

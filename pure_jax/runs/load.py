@@ -13,8 +13,8 @@ from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs import workspace
 from pure_jax.runs.evaluation.data import MODEL_FILES
+from pure_jax.runs.folder import load_weights
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
@@ -140,7 +140,7 @@ def load_run(
     )
     model = dataclasses.replace(model, param_dtype=files.param_dtype)
   model = prm.extend_config(model, trained.prm.extra_layers)
-  params = workspace.load_weights(found.weights, prm.declare_prm(model), layout)
+  params = load_weights(found.weights, prm.declare_prm(model), layout)
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
   return Judge(str(folder), tokenizer, model, params)
 

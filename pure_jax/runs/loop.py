@@ -10,13 +10,13 @@ import numpy as np
 from pure_jax.host.data import batches
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.progress import Progress
-from pure_jax.runs import workspace
+from pure_jax.runs.run import Run
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.train import TrainState
 
 
 def run_steps(
-  space: workspace.Workspace,
+  run: Run,
   stage: str,
   num_steps: int,
   log_every: int,
@@ -30,7 +30,7 @@ def run_steps(
   """A supervised stage: shuffled batches, metrics, checkpoints, resuming.
 
   Args:
-    space: the run.
+    run: the open run.
     stage: name of the stage and, before a "_", of its folder.
     num_steps: updates.
     log_every: updates between metric rows and checkpoints.
@@ -49,11 +49,11 @@ def run_steps(
       of the stage, were not finite; state and batch are saved.
     Preempted: after SIGTERM, once the step under way is saved.
   """
-  folder = space.start / stage.split("_")[0] / f"checkpoints_{stage}"
-  with StageCheckpoints(space, stage, folder, num_steps) as kept:
+  folder = run.folder.start / stage.split("_")[0] / f"checkpoints_{stage}"
+  with StageCheckpoints(run, stage, folder, num_steps) as kept:
     state, first, cursor = kept.resume(state)
-    space.metrics.rewind(stage, first + 1)
-    bar = Progress(stage, num_steps, first, enabled=space.shows_progress)
+    run.folder.metrics.rewind(stage, first + 1)
+    bar = Progress(stage, num_steps, first, enabled=run.shows_progress)
     with bar, preemption.graceful_shutdown() as stop:
       began, logged = time.perf_counter(), first
       for step in range(first + 1, num_steps + 1):
@@ -67,7 +67,7 @@ def run_steps(
           numbers = {k: float(v) for k, v in jax.device_get(found).items()}
           tokens = (step - logged) * batch_size * tokens_per_example
           numbers["tokens_per_second"] = tokens / (time.perf_counter() - began)
-          space.metrics.write(stage, step, numbers)
+          run.folder.metrics.write(stage, step, numbers)
           bar.show({"loss": numbers["loss"]})
         elif not failing and not stopping:
           continue

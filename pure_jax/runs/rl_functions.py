@@ -6,10 +6,9 @@ from typing import Any
 
 import optax
 
-from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.models import lora, policy, prm
-from pure_jax.models.config import ModelConfig
-from pure_jax.runs import row_lengths, workspace
+from pure_jax.runs import row_lengths
+from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.training import int8_weights, rollouts, train
 
 
@@ -32,50 +31,47 @@ class Functions:
 
 
 def compile_functions(
-  space: workspace.Workspace, optimizer: optax.GradientTransformation
+  spec: RunSpec, optimizer: optax.GradientTransformation
 ) -> Functions:
   """Builds the jit boundary from the run's settings."""
-  rl = space.settings.rl
+  rl = spec.settings.rl
   greedy = dataclasses.replace(
-    space.sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
+    spec.sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
-  layouts = space.rl_layouts
-  stops = None
-  if rl.stop_on_boxed:
-    stops = boxed_stops(space.task.tokenizer.pieces)
+  layouts = spec.layouts
 
   def generate(sampler, group_size):
     return rollouts.make_generate(
-      rollout_model(space),
+      spec.rollout_model,
       sampler,
       group_size,
       layouts.rollout,
-      space.layout,
+      spec.layouts.training,
       rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
-      stops=stops,
+      stops=spec.stops,
       continuous=rl.continuous(),
     )
 
-  score = row_lengths.make_score(space)
+  score = row_lengths.make_score(spec)
   return Functions(
-    for_rollout=_rollout_copy(space, _trained(space)),
-    generate=generate(space.sampler, rl.samples_per_prompt),
+    for_rollout=_rollout_copy(spec, _trained(spec)),
+    generate=generate(spec.sampler, rl.samples_per_prompt),
     generate_greedy=generate(greedy, 1),
     generate_held_out=generate(plain, 1),
     score=score,
-    score_at=_iteration_scores(space, score),
-    update=row_lengths.make_update(space, optimizer),
+    score_at=_iteration_scores(spec, score),
+    update=row_lengths.make_update(spec, optimizer),
   )
 
 
-def _iteration_scores(space, score):
+def _iteration_scores(spec, score):
   """Iteration -> its stage 2, which reads the policy where that is due."""
-  rl = space.settings.rl
+  rl = spec.settings.rl
   if rl.old_logp == "score":
     return lambda step: score
   sampled, checked = (
-    row_lengths.make_score(space, kind) for kind in ("sampled", "checked")
+    row_lengths.make_score(spec, kind) for kind in ("sampled", "checked")
   )
   every = rl.old_logp_check_every
   return lambda step: sampled if (step - 1) % every else checked
@@ -112,58 +108,52 @@ class Frozen:
     return lora.join_params(*self.rollout_base, copy)
 
 
-def rollout_model(space: workspace.Workspace) -> ModelConfig:
-  """The policy's architecture as it is sampled with."""
-  rl = space.settings.rl
-  return dataclasses.replace(
-    space.rl_model,
-    cache_dtype=rl.cache_dtype,
-    int8_matrices=rl.rollout_weights == "int8",
+def _rollout_copy(spec, declared):
+  """Weights -> what rollouts read of them; of adapters, as they are."""
+  make = train.make_compute_copy
+  if spec.rollout_model.int8_matrices and "embedding" in declared:
+    make = int8_weights.make_int8_copy
+  return make(
+    declared, spec.rl_model, spec.layouts.training, spec.layouts.rollout
   )
 
 
-def _rollout_copy(space, declared):
-  """Weights -> what rollouts read of them; of adapters, as they are."""
-  make = train.make_compute_copy
-  if rollout_model(space).int8_matrices and "embedding" in declared:
-    make = int8_weights.make_int8_copy
-  return make(declared, space.rl_model, space.layout, space.rl_layouts.rollout)
-
-
-def _trained(space: workspace.Workspace) -> Any:
+def _trained(spec: RunSpec) -> Any:
   """Declarations of what RL trains."""
-  model = space.rl_model
+  model = spec.rl_model
   return lora.trained_and_frozen(policy.declare_policy(model), model)[0]
 
 
 def start_state(
-  space: workspace.Workspace,
+  spec: RunSpec,
   policy_params: Any,
   optimizer: optax.GradientTransformation,
 ) -> train.TrainState:
   """The state at step 0: a copy of the policy, or new adapters."""
-  declared = _trained(space)
-  if space.rl_model.lora is None:
-    return train.start_state(policy_params, declared, optimizer, space.layout)
-  return train.make_init(declared, optimizer, space.layout)(space.key(6))
+  declared = _trained(spec)
+  if spec.rl_model.lora is None:
+    return train.start_state(
+      policy_params, declared, optimizer, spec.layouts.training
+    )
+  return train.make_init(declared, optimizer, spec.layouts.training)(
+    spec.key(RandomStream.POLICY_ADAPTERS)
+  )
 
 
-def freeze(
-  space: workspace.Workspace, policy_params: Any, prm_params: Any | None
-) -> Frozen:
+def freeze(spec: RunSpec, policy_params: Any, prm_params: Any | None) -> Frozen:
   """Copies of the policy RL starts from and of the PRM, in their layouts."""
 
   def copy(params, declared, model, layout):
-    return train.make_compute_copy(declared, model, space.layout, layout)(
-      params
-    )
+    return train.make_compute_copy(
+      declared, model, spec.layouts.training, layout
+    )(params)
 
-  layouts, model, prm_model = space.rl_layouts, space.model, space.prm_model
+  layouts, model, prm_model = spec.layouts, spec.model, spec.prm_model
   declared = policy.declare_policy(model)
   places = {"reference": layouts.reference}
-  in_int8 = rollout_model(space).int8_matrices
-  if space.rl_model.lora is not None:
-    places["base"] = space.layout
+  in_int8 = spec.rollout_model.int8_matrices
+  if spec.rl_model.lora is not None:
+    places["base"] = spec.layouts.training
     if not in_int8:
       places["rollout_base"] = layouts.rollout
   copies = {
@@ -171,8 +161,8 @@ def freeze(
     for place in dict.fromkeys(places.values())
   }
   found = {name: copies[place] for name, place in places.items()}
-  if space.rl_model.lora is not None and in_int8:
-    found["rollout_base"] = _rollout_copy(space, declared)(policy_params)
+  if spec.rl_model.lora is not None and in_int8:
+    found["rollout_base"] = _rollout_copy(spec, declared)(policy_params)
   reference = found.pop("reference")
   found = {name: (weights,) for name, weights in found.items()}
   if prm_params is None:

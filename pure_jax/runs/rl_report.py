@@ -20,8 +20,10 @@ from pure_jax.host.evaluation.rollout_metrics import (
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.host.logs.progress import Progress
 from pure_jax.host.text.tokenization import SEPARATOR, split_texts
-from pure_jax.runs import stage_checkpoints, workspace
+from pure_jax.runs import stage_checkpoints
+from pure_jax.runs.run import Run
 from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.tasks.task import Verdicts
 from pure_jax.training.score import Scores
 from pure_jax.types import Rollout
 
@@ -34,11 +36,11 @@ OF_STEP_REWARDS = (
 BAR = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
 
 
-def rewind(space: workspace.Workspace, done: int) -> None:
+def rewind(run: Run, done: int) -> None:
   """Forgets what was written after so many iterations."""
-  space.metrics.rewind("rl", done + 1)
-  space.metrics.rewind("rl_eval", done + 1 if done else 0)
-  space.samples.rewind("rl", done + 1)
+  run.folder.metrics.rewind("rl", done + 1)
+  run.folder.metrics.rewind("rl_eval", done + 1 if done else 0)
+  run.folder.samples.rewind("rl", done + 1)
 
 
 class Clock:
@@ -57,36 +59,34 @@ class Clock:
 
 
 def read_responses(
-  space: workspace.Workspace, problems: Sequence[Problem], rollout: Rollout
-) -> tuple[list[list[str]], workspace.Verdicts]:
+  run: Run, problems: Sequence[Problem], rollout: Rollout
+) -> tuple[list[list[str]], Verdicts]:
   """Reads and grades a rollout, each process its share of the rows.
 
   Args:
-    space: the open run.
+    run: the open run.
     problems: B problems.
     rollout: B responses.
 
   Returns:
     (step texts of the responses of this process's share, verdicts of all B).
   """
-  rows = space.share(len(problems))
-  texts = _texts(space, rollout, rows)
-  mine = space.task.grade([problems[row] for row in rows], texts)
-  verdicts = space.gather(len(problems), dataclasses.asdict(mine))
-  return texts, workspace.Verdicts(**verdicts)
+  rows = run.batches.share(len(problems))
+  texts = _texts(run, rollout, rows)
+  mine = run.task.grade([problems[row] for row in rows], texts)
+  verdicts = run.batches.gather(len(problems), dataclasses.asdict(mine))
+  return texts, Verdicts(**verdicts)
 
 
-def _texts(
-  space: workspace.Workspace, rollout: Rollout, rows: np.ndarray
-) -> list[list[str]]:
+def _texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
   """Step texts of some responses that this process holds."""
   arrays = (rollout.tokens, rollout.completion_mask)
   tokens, mask = shared_rows.read_rows(arrays, rows)
-  return split_texts(space.task.tokenizer, tokens, mask)
+  return split_texts(run.task.tokenizer, tokens, mask)
 
 
 def check_finite(
-  space: workspace.Workspace,
+  run: Run,
   step: int,
   problems: Sequence[Problem],
   batch: dict[str, Any],
@@ -96,7 +96,7 @@ def check_finite(
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
     path = stage_checkpoints.dump_nonfinite(
-      space, "rl", step, batch, facts_of(problems)
+      run, "rl", step, batch, facts_of(problems)
     )
     raise FloatingPointError(
       f"Iteration {step}: the PRM's step rewards of {bad.sum()} of "
@@ -106,9 +106,9 @@ def check_finite(
     )
 
 
-def check_drift(space: workspace.Workspace, step: int, scores: Scores) -> None:
+def check_drift(run: Run, step: int, scores: Scores) -> None:
   """Stops a run that takes the sampler's log-probs, where they are off."""
-  rl = space.settings.rl
+  rl = run.spec.settings.rl
   if rl.old_logp == "score" or scores.drift_max is None:
     return
   drift = float(scores.drift_max)
@@ -128,20 +128,24 @@ def facts_of(problems: Sequence[Problem]) -> dict[str, Any]:
 
 
 def describe(
-  space: workspace.Workspace,
+  run: Run,
   texts: list[list[str]],
-  verdicts: workspace.Verdicts,
+  verdicts: Verdicts,
   rollout: Rollout,
   scores: Scores,
 ) -> dict[str, float]:
   """Metrics of a rollout that was read and scored, texts those of a share."""
   count = len(verdicts.correct)
-  mine = shared_rows.read_rows((rollout, scores.steps), space.share(count))
+  mine = shared_rows.read_rows(
+    (rollout, scores.steps), run.batches.share(count)
+  )
   rewards = None
-  if space.prm_model is not None:
-    rewards = shared_rows.read_rows(scores.step_rewards, space.share(count))
-  facts = response_facts(*mine, rewards, texts, space.task.is_vacuous)
-  facts = ResponseFacts(**space.gather(count, dataclasses.asdict(facts)))
+  if run.spec.prm_model is not None:
+    rewards = shared_rows.read_rows(
+      scores.step_rewards, run.batches.share(count)
+    )
+  facts = response_facts(*mine, rewards, texts, run.task.is_vacuous)
+  facts = ResponseFacts(**run.batches.gather(count, dataclasses.asdict(facts)))
   return rollout_metrics(facts, verdicts.correct) | verdicts.metrics
 
 
@@ -164,7 +168,7 @@ class Iteration:
   step: int
   problems: list[Problem]
   texts: list[list[str]]
-  verdicts: workspace.Verdicts
+  verdicts: Verdicts
   batch: dict[str, Any]
   found: dict[str, jax.Array]
   clock: Clock
@@ -180,17 +184,15 @@ class Iteration:
     return self.batch["scores"]
 
 
-def write_iteration(
-  space: workspace.Workspace, bar: Progress, it: Iteration
-) -> None:
+def write_iteration(run: Run, bar: Progress, it: Iteration) -> None:
   """One row of metrics, and samples every few iterations."""
   rollout, has_answer = it.batch["rollout"], it.batch["has_answer"]
-  numbers = describe(space, it.texts, it.verdicts, rollout, it.scores)
+  numbers = describe(run, it.texts, it.verdicts, rollout, it.scores)
   found = {
     name: float(value) for name, value in jax.device_get(it.found).items()
   }
   # A mean over nothing is left out, not made up.
-  absent = set() if space.prm_model else {*OF_STEP_REWARDS}
+  absent = set() if run.spec.prm_model else {*OF_STEP_REWARDS}
   if not shared_rows.read_everywhere(has_answer).any():
     absent |= {"correct_mean", "process_outcome_agreement"}
   for name in absent:
@@ -203,25 +205,23 @@ def write_iteration(
   numbers["reshard_seconds"] = seconds.pop("reshard")
   for part, taken in seconds.items():
     numbers[f"{part}_tokens_per_second"] = tokens / taken
-  space.metrics.write("rl", it.step, numbers)
+  run.folder.metrics.write("rl", it.step, numbers)
   bar.advance()
   bar.show({name: numbers[name] for name in BAR if name in numbers})
-  if it.step % space.settings.rl.samples_every == 0:
-    write_samples(space, bar, it)
+  if it.step % run.spec.settings.rl.samples_every == 0:
+    write_samples(run, bar, it)
 
 
-def write_samples(
-  space: workspace.Workspace, bar: Progress, it: Iteration
-) -> None:
+def write_samples(run: Run, bar: Progress, it: Iteration) -> None:
   """A few responses with what each step scored and was credited, if it was."""
   rollout, cut, rewards = shared_rows.read_everywhere(
     (it.batch["rollout"], it.scores.steps, it.scores.step_rewards)
   )
-  config = space.settings.rl.credit_config()
+  config = run.spec.settings.rl.credit_config()
   returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
   rows = np.linspace(0, len(it.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
-  for row, texts in zip(rows, _texts(space, rollout, rows), strict=True):
+  for row, texts in zip(rows, _texts(run, rollout, rows), strict=True):
     count = int(cut.mask[row].sum())
     problem = it.problems[row]
     shown = texts[: count - 1]
@@ -234,12 +234,12 @@ def write_samples(
       {
         "problem": problem.problem,
         "steps": shown,
-        **(labelled if space.prm_model else {}),
+        **(labelled if run.spec.prm_model else {}),
         "correct": bool(it.verdicts.correct[row]),
-        "kind": space.task.kind(problem, texts),
+        "kind": run.task.kind(problem, texts),
       }
     )
-  space.samples.write("rl", it.step, samples)
+  run.folder.samples.write("rl", it.step, samples)
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
     lines = [f"iteration {it.step}: {sample['problem']} ({verdict})"]
@@ -259,30 +259,30 @@ def _shown_steps(sample: dict[str, Any]) -> list[str]:
   ]
 
 
-def summarize(space: workspace.Workspace) -> dict:
+def summarize(run: Run) -> dict:
   """Writes summary.json: first, best and last evaluation, what the run was.
 
   Raises:
     MetricsError: if the evaluations that the run made are no longer there.
   """
   rows = [
-    row for row in read_metrics(space.workdir) if row["stage"] == "rl_eval"
+    row for row in read_metrics(run.folder.path) if row["stage"] == "rl_eval"
   ]
   if not rows:
     raise MetricsError(
-      f"{space.workdir} has no evaluation of RL in its metrics.jsonl, which "
+      f"{run.folder.path} has no evaluation of RL in its metrics.jsonl, which "
       "was removed or emptied: put it back, or remove the folder rl there to "
       "train anew."
     )
-  rl = space.settings.rl
+  rl = run.spec.settings.rl
   summary = {
     "credit": rl.credit,
     "reward_mode": rl.reward_mode,
-    "seed": space.settings.seed,
+    "seed": run.spec.settings.seed,
     "iterations": rl.iterations,
     "first": rows[0],
     "best": max(rows, key=lambda row: row["accuracy"]),
     "last": rows[-1],
   }
-  write_json_atomic(space.workdir / "summary.json", summary)
+  write_json_atomic(run.folder.path / "summary.json", summary)
   return summary

@@ -10,123 +10,119 @@ from typing import Any
 
 import optax
 
-from pure_jax.runs import workspace
+from pure_jax.runs.spec import RunSpec
 from pure_jax.training import packed, packing, score, train
 
 
-def make_score(
-  space: workspace.Workspace, old_logp: str = "score"
-) -> Callable[..., Any]:
+def make_score(spec: RunSpec, old_logp: str = "score") -> Callable[..., Any]:
   """Stage 2.
 
   Args:
-    space: the open run.
+    spec: what the run computes.
     old_logp: see `pure_jax.training.score.make_score`.
 
   Returns:
     What `pure_jax.training.score.make_score` returns, or an equal of it.
   """
-  rl, layouts = space.settings.rl, space.rl_layouts
-  config = rl.score_config(space.settings.prm.separator)
+  rl, layouts = spec.settings.rl, spec.layouts
+  config = rl.score_config(spec.settings.prm.separator)
   make = functools.partial(
     score.make_score,
-    space.rl_model,
-    space.prm_model,
-    space.sampler,
+    spec.rl_model,
+    spec.prm_model,
+    spec.sampler,
     config,
-    space.table,
-    space.layout,
-    _rows_at_a_time(space),
+    spec.table,
+    spec.layouts.training,
+    _rows_at_a_time(spec),
     reference_layout=layouts.reference,
     prm_layout=layouts.prm,
     old_logp=old_logp,
   )
-  if not _packs(space):
+  if not _packs(spec):
     return make()
-  measure = score.make_measure(config, space.table, space.layout)
+  measure = score.make_measure(config, spec.table, spec.layouts.training)
   return packing.by_length(
     lambda *shapes: make(row_shapes=shapes),
     lambda params, reference, prm, *batch: measure(*batch),
-    _policy_rows(space),
-    _prm_rows(space),
+    _policy_rows(spec),
+    _prm_rows(spec),
   )
 
 
 def make_update(
-  space: workspace.Workspace, optimizer: optax.GradientTransformation
+  spec: RunSpec, optimizer: optax.GradientTransformation
 ) -> Callable[..., Any]:
   """Stage 3.
 
   Args:
-    space: the open run.
+    spec: what the run computes.
     optimizer: the optax transformation.
 
   Returns:
     What `pure_jax.training.train.make_update` returns, or an equal of it.
   """
-  rl = space.settings.rl
+  rl = spec.settings.rl
   make = functools.partial(
     train.make_update,
-    space.rl_model,
-    space.sampler,
+    spec.rl_model,
+    spec.sampler,
     rl.credit_config(),
     rl.loss_config(),
     optimizer,
-    space.table,
-    space.layout,
+    spec.table,
+    spec.layouts.training,
     rl.micro_batches,
   )
-  if not _packs(space):
+  if not _packs(spec):
     return make()
-  measure = packed.make_measure(space.layout)
+  measure = packed.make_measure(spec.layouts.training)
   return packing.by_length(
     lambda shape: make(row_shape=shape),
     lambda state, rollout, *rest: measure(rollout),
-    _policy_rows(space),
+    _policy_rows(spec),
   )
 
 
-def _packs(space: workspace.Workspace) -> bool:
+def _packs(spec: RunSpec) -> bool:
   """Whether rows have other lengths than the rollout gave them."""
-  rl = space.settings.rl
+  rl = spec.settings.rl
   return rl.length_buckets > 1 or rl.packed_tokens is not None
 
 
-def _responses(space: workspace.Workspace) -> int:
+def _responses(spec: RunSpec) -> int:
   """Of a batch."""
-  return space.settings.rl.prompts * space.settings.rl.samples_per_prompt
+  return spec.settings.rl.prompts * spec.settings.rl.samples_per_prompt
 
 
-def _rows_at_a_time(space: workspace.Workspace) -> int:
+def _rows_at_a_time(spec: RunSpec) -> int:
   """Responses of the longest kind that are read together."""
-  return _responses(space) // space.settings.rl.micro_batches
+  return _responses(spec) // spec.settings.rl.micro_batches
 
 
-def _policy_rows(space: workspace.Workspace) -> tuple[packing.RowShape, ...]:
+def _policy_rows(spec: RunSpec) -> tuple[packing.RowShape, ...]:
   """Rows of prompts with their responses."""
-  return _rows(space, space.task.prompt_tokens)
+  return _rows(spec, spec.prompt_tokens)
 
 
-def _prm_rows(space: workspace.Workspace) -> tuple[packing.RowShape, ...]:
+def _prm_rows(spec: RunSpec) -> tuple[packing.RowShape, ...]:
   """Rows of what the PRM reads; without one they hold anything."""
   inserted = 0
-  if space.settings.prm.separator == "insert":
-    inserted = space.settings.rl.max_steps
-  shapes = _rows(space, space.task.prm_prompt_tokens + inserted)
-  if space.prm_model is None:
+  if spec.settings.prm.separator == "insert":
+    inserted = spec.settings.rl.max_steps
+  shapes = _rows(spec, spec.prm_prompt_tokens + inserted)
+  if spec.prm_model is None:
     return (shapes[0],) * len(shapes)
   return shapes
 
 
-def _rows(
-  space: workspace.Workspace, tokens: int
-) -> tuple[packing.RowShape, ...]:
+def _rows(spec: RunSpec, tokens: int) -> tuple[packing.RowShape, ...]:
   """Rows of texts with so many tokens beside the response."""
-  rl = space.settings.rl
+  rl = spec.settings.rl
   return packing.row_shapes(
     tokens + rl.max_new_tokens,
-    _responses(space),
-    _rows_at_a_time(space),
+    _responses(spec),
+    _rows_at_a_time(spec),
     rl.length_buckets,
     rl.packed_tokens,
   )

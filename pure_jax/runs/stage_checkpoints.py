@@ -19,7 +19,8 @@ from pure_jax.host.data import batches
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.batch_dump import dump_batch
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs import workspace
+from pure_jax.runs.folder import MAY_DIFFER_FROM_START
+from pure_jax.runs.run import Run
 from pure_jax.training.train import TrainState
 
 
@@ -28,19 +29,19 @@ class StageCheckpoints:
 
   def __init__(
     self,
-    space: workspace.Workspace,
+    run: Run,
     stage: str,
     folder: pathlib.Path,
     total: int,
     *,
     keep_latest: int = 2,
     best_metric: str | None = None,
-    may_differ: Sequence[str] = workspace.MAY_DIFFER_FROM_START,
+    may_differ: Sequence[str] = MAY_DIFFER_FROM_START,
   ):
     """Opens or creates the folder.
 
     Args:
-      space: the open run.
+      run: the open run.
       stage: its name in metrics.
       folder: where the checkpoints are.
       total: updates of the stage.
@@ -49,12 +50,12 @@ class StageCheckpoints:
       best_metric: the metric whose best checkpoint is kept as well.
       may_differ: fields of the config in which a resumed run may differ.
     """
-    record = workdirs.read_record(space.workdir)
-    self._space = space
+    record = workdirs.read_record(run.folder.path)
+    self._run = run
     self._stage = stage
     self._folder = folder
     self._total = total
-    self._max_skipped = min(space.settings.rl.max_skipped_updates, total)
+    self._max_skipped = min(run.spec.settings.rl.max_skipped_updates, total)
     self._checkpoints = Checkpoints(
       folder,
       keep_latest=keep_latest,
@@ -86,7 +87,7 @@ class StageCheckpoints:
         all skipped.
     """
     if not self._checkpoints.steps():
-      return state, 0, batches.Cursor(self._space.settings.seed)
+      return state, 0, batches.Cursor(self._run.spec.settings.seed)
     wanted = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
       state,
@@ -163,7 +164,7 @@ class StageCheckpoints:
       FloatingPointError: always.
     """
     self._checkpoints.wait()
-    path = dump_nonfinite(self._space, self._stage, step, batch, facts)
+    path = dump_nonfinite(self._run, self._stage, step, batch, facts)
     message = self._failure(step, int(found["skipped_in_a_row"]))
     raise FloatingPointError(f"{message} The last batch is in {path}.")
 
@@ -179,7 +180,7 @@ class StageCheckpoints:
 
 
 def dump_nonfinite(
-  space: workspace.Workspace,
+  run: Run,
   stage: str,
   step: int,
   batch: Any,
@@ -188,7 +189,7 @@ def dump_nonfinite(
   """Keeps a batch that gave numbers that are not finite.
 
   Args:
-    space: the open run.
+    run: the open run.
     stage: name of the stage.
     step: of the update, from 1.
     batch: its arrays.
@@ -197,6 +198,6 @@ def dump_nonfinite(
   Returns:
     The file. See `pure_jax.host.logs.batch_dump` for how to read it.
   """
-  path = space.workdir / "nonfinite" / f"{stage}_{step}.npz"
+  path = run.folder.path / "nonfinite" / f"{stage}_{step}.npz"
   dump_batch(path, batch, {"stage": stage, "step": step, **facts})
   return path

@@ -6,7 +6,6 @@ Kernels are interpreted here. A kernel takes its sums in another order.
 import dataclasses
 import functools
 
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from pure_jax.models.params import abstract_params, init_params
 from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import Kernels
 from pure_jax.rollout import engine
+from pure_jax.runs import spec
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.training import rollouts
@@ -220,13 +220,17 @@ def test_a_run_reads_its_kernels_from_the_config():
     config.kernels[name] = "pallas"
   config.kernels.attention = "splash"
   with pytest.raises(ConfigError, match="attention='splash' runs on a TPU"):
-    cli.layouts(settings_from_config(config))
+    spec.make_layouts(settings_from_config(config))
   config.kernels.interpret = True
   config.mesh.fsdp = 2
   config.rl.rollout_mesh = ConfigDict({"tensor": 2, "rules": "tensor"})
-  layout, others = cli.layouts(settings_from_config(config))
-  assert layout.kernels == others.reference.kernels == others.prm.kernels == ALL
-  assert others.rollout.kernels == dataclasses.replace(ALL, logp="xla")
+  layouts = spec.make_layouts(settings_from_config(config))
+  assert {
+    layouts.training.kernels,
+    layouts.reference.kernels,
+    layouts.prm.kernels,
+  } == {ALL}
+  assert layouts.rollout.kernels == dataclasses.replace(ALL, logp="xla")
 
 
 def test_a_plan_refuses_to_count_what_it_cannot_see():

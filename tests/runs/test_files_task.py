@@ -6,13 +6,13 @@ import json
 import subprocess
 import sys
 
-import cli
 import pytest
 import train_pure
 from checkout import ROOT
 from configs import files
 
 from pure_jax.host.data.records import Problem
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import files as files_task
@@ -107,30 +107,30 @@ def test_held_out_problems_that_row_shards_cannot_divide(task, tmp_path):
   said = rf"There are {found} held-out .* --config.rl.eval_prompts={fitting}\."
   with (
     pytest.raises(ConfigError, match=said),
-    cli.open_workspace(made, str(tmp_path / "run")),
+    open_run(made, str(tmp_path / "run")),
   ):
     pass
 
 
 def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   problem = task.train[0].problem
-  asked = task.prompt_format.text(task.tokenizer, problem)
+  asked = task.prompt_encoder.text(task.train[0])
   assert "\\boxed{}" in asked and asked.endswith("<|im_start|>assistant\n")
-  labelled = task.prm_prompt_format.text(task.tokenizer, problem)
+  labelled = task.prm_prompt_encoder.text(task.train[0])
   assert labelled == problem
 
 
 def test_the_policy_alone_is_asked_to_begin_with_a_prefix(tmp_path):
   made = settings(response_prefix="Step 1:")
-  with cli.open_workspace(made, str(tmp_path / "run")) as space:
-    problems = space.task.train[:1]
-    asked = space.encode_prompts(problems)
+  with open_run(made, str(tmp_path / "run")) as run:
+    problems = run.task.train[:1]
+    asked = run.batches.encode_prompts(problems)
     ids = asked.tokens[0][asked.mask[0]].tolist()
-    text = space.task.tokenizer.decode(ids)
+    text = run.task.tokenizer.decode(ids)
     assert text.endswith("assistant\nStep 1:")
-    labelled = space.encode_prm_prompts(problems)
+    labelled = run.batches.prm_prompt_encoder.encode(problems)
     ids = labelled.tokens[0][labelled.mask[0]].tolist()
-    assert space.task.tokenizer.decode(ids) == problems[0].problem
+    assert run.task.tokenizer.decode(ids) == problems[0].problem
 
 
 def test_answers_are_graded_and_withheld_ones_measure_only(task):

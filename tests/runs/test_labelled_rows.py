@@ -242,16 +242,13 @@ def files_task_of_solutions(folder, **changes):
   )
 
 
-def open_space(rows_of_metrics=None):
-  """What a task asks of a workspace, in one process without a model."""
-  metrics = types.SimpleNamespace(
-    rewind=lambda *unused: None,
-    write=lambda stage, step, facts: rows_of_metrics.append(facts),
+def open_spec_and_batches():
+  """What a task reads of a run, in one process without a model."""
+  layouts = types.SimpleNamespace(training=None)
+  spec = types.SimpleNamespace(
+    prm_model=None, prm_score_config=None, table=None, layouts=layouts
   )
-  return types.SimpleNamespace(
-    prm_model=None, prm_score_config=None, table=None, layout=None,
-    put=lambda tree: tree, metrics=metrics,
-  )  # fmt: skip
+  return spec, types.SimpleNamespace(put=lambda tree: tree)
 
 
 def problems_read(task, tokens, masks):
@@ -265,7 +262,7 @@ def problems_read(task, tokens, masks):
 def trained_and_held_out(task, monkeypatch, chosen=None):
   """Problems of the rows a PRM is trained on, and of those it is labelled
   on."""
-  labelled = task.labelled(open_space([]), None).responses
+  labelled = task.labelled(*open_spec_and_batches(), None).responses
   held_out = []
 
   def score(params, batch):
@@ -286,7 +283,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
   # Batches are filled up with rows of their own; one has no such rows.
   batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
   task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
-  task.evaluate_prm(open_space(), None, None)
+  task.evaluate_prm(*open_spec_and_batches(), None, None)
   return problems_read(
     task, labelled.prompt_tokens, labelled.prompt_mask
   ), held_out
@@ -352,7 +349,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
   monkeypatch.setattr(
     files_task.stages, "make_prm_evaluation", lambda *unused: score
   )
-  found = task.evaluate_prm(open_space(), None, None)
+  found = task.evaluate_prm(*open_spec_and_batches(), None, None)
 
   _, held_out = task._labelled_rows()
   right = [

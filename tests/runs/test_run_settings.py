@@ -12,7 +12,7 @@ from configs import arithmetic, base
 
 from pure_jax import settings
 from pure_jax.host.checkpoints.record import config_differences
-from pure_jax.runs import workspace
+from pure_jax.runs import folder
 from pure_jax.runs.settings import conversion, evaluation, prm_evaluation, run
 
 # Parts of configs: they run nothing by themselves.
@@ -321,9 +321,9 @@ def test_a_run_may_go_on_on_other_devices():
   )
   assert before["mesh"] != after["mesh"]
   for one, two in ((before, after), (after, before)):
-    assert not config_differences(one, two, workspace.MAY_DIFFER)
+    assert not config_differences(one, two, folder.MAY_DIFFER)
   after["rl"]["prompts"] = 4
-  (line,) = config_differences(before, after, workspace.MAY_DIFFER)
+  (line,) = config_differences(before, after, folder.MAY_DIFFER)
   assert line.startswith("rl.prompts: ")
 
 

@@ -15,6 +15,7 @@ from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import MetricsWriter
 from pure_jax.runs import loop, workdir
+from pure_jax.runs.folder import RunFolder
 from pure_jax.training import train
 
 LOG_EVERY = 3
@@ -52,15 +53,13 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
     return state, found | {"loss": loss}
 
   with MetricsWriter(folder) as metrics:
-    space = types.SimpleNamespace(
-      settings=settings,
-      start=folder,
-      workdir=folder,
-      metrics=metrics,
+    run = types.SimpleNamespace(
+      spec=types.SimpleNamespace(settings=settings),
+      folder=RunFolder(folder, folder, metrics, None),
       shows_progress=False,
     )
     return loop.run_steps(
-      space, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
+      run, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
       num_examples=4, batch_size=2, tokens_per_example=1.0,
     )  # fmt: skip
 

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import cli
 import evaluate
 import evaluate_prm
 import pyarrow
@@ -21,6 +20,7 @@ from prm_evaluations import report, scores
 from prm_evaluations import smoke as prm_smoke
 
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.settings.run import ConfigError
@@ -96,10 +96,10 @@ def test_training_tells_each_file_once_and_keeps_the_numbers(
   tiny, files, tmp_path, capsys
 ):
   settings = training(tiny, files, skip_malformed=True)
-  with cli.open_workspace(settings, str(tmp_path / "run")) as space:
-    space.task.labelled(space, None)
+  with open_run(settings, str(tmp_path / "run")) as run:
+    run.task.labelled(run.spec, run.batches, None)
     # The evaluations after both stages read the file again.
-    assert space.task._labelled_rows()[1]
+    assert run.task._labelled_rows()[1]
   told = [
     line for line in capsys.readouterr().err.splitlines() if "malformed" in line
   ]
@@ -115,7 +115,7 @@ def test_training_tells_each_file_once_and_keeps_the_numbers(
 
 
 def opens(settings, workdir, start=None):
-  with cli.open_workspace(settings, str(workdir), start):
+  with open_run(settings, str(workdir), start):
     return True
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import cli
 import evaluate_prm
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from small_models import initial_params
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.weights import save_tree
 from pure_jax.models import prm
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.run import ConfigError, Settings
 from pure_jax.runs.tasks import tiny_files
@@ -323,12 +323,12 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   """A run's PRM reads the policy's ids, a folder its own tokenizer."""
   config = gsm8k_prm.get_config("smoke")
   trained = conversion.settings_from_config(config, Settings)
-  with cli.open_workspace(trained, str(tmp_path / "run")) as space:
-    params = initial_params(prm.declare_prm(space.prm_model), 1)
-    space.finish_stage("prm", params, {})
+  with open_run(trained, str(tmp_path / "run")) as run:
+    params = initial_params(prm.declare_prm(run.spec.prm_model), 1)
+    run.folder.finish_stage("prm", params, {})
     files = tiny_files.make_files(trained.files, tmp_path / "run" / "tiny")
   folder = tmp_path / "folder"
-  huggingface.export_prm(folder, params, space.prm_model, max_positions=1024)
+  huggingface.export_prm(folder, params, run.spec.prm_model, max_positions=1024)
   data = finished[0] / "tiny" / "prm800k.jsonl"
   listed = {"name": "a", "file": str(data), "format": "prm800k"}
   common = {

@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 
-import cli
 import evaluate_prm
 import export
 import jax
@@ -24,6 +23,7 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import files as files_task
@@ -100,10 +100,10 @@ def load_prm_run(tmp_path_factory):
   config = gsm8k_prm.get_config("smoke")
   config.prm.extra_layers = 1
   settings = conversion.settings_from_config(config)
-  with cli.open_workspace(settings, str(folder)) as space:
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings, str(folder)) as run:
+    declared = prm.declare_prm(run.spec.prm_model)
     params = initial_params(declared, 7)
-    space.finish_stage("prm", params, {})
+    run.folder.finish_stage("prm", params, {})
   return folder, settings, jax.device_get(params)
 
 

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 
-import cli
 import export
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
 from pure_jax.runs import rl_functions
 from pure_jax.runs.planning import programs
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.run import ConfigError
 
@@ -60,9 +60,9 @@ def run(tmp_path_factory):
     patch.setattr(
       rl_functions, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
     )
-    with cli.open_workspace(settings, str(folder)) as space:
-      train_pure.train_rl(space)
-      return folder, kept[0], space.rl_model
+    with open_run(settings, str(folder)) as run:
+      train_pure.train_rl(run)
+      return folder, kept[0], run.spec.rl_model
 
 
 def test_the_reference_is_the_base_and_is_there_once(run):
@@ -112,11 +112,11 @@ def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
       "full_optim": {"learning_rate": 1e-2},
     },
   )
-  with cli.open_workspace(settings, str(tmp_path / "run")) as space:
-    start, params = train_prm.train_prm(space)
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings, str(tmp_path / "run")) as run:
+    start, params = train_prm.train_prm(run)
+    declared = prm.declare_prm(run.spec.prm_model)
     weights.check_params(params, declared)
-    stored = space.load_weights("prm", declared)
+    stored = run.folder.load_weights("prm", declared, run.spec.layouts.training)
   jax.tree.map(np.testing.assert_array_equal, stored, params)
   changed = {
     name

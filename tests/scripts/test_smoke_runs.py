@@ -15,6 +15,7 @@ import train_prm
 import train_pure
 
 from pure_jax.runs import rl_functions
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
@@ -42,8 +43,8 @@ def run_once(name, variant, workdir, monkeypatch):
     return used[-1]
 
   monkeypatch.setattr(rl_functions, "Frozen", recording)
-  with cli.open_workspace(settings, str(workdir)) as space:
-    train_pure.train_rl(space)
+  with open_run(settings, str(workdir)) as run:
+    train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   (weights,) = used
   return settings, weights, [json.loads(line) for line in lines]
@@ -140,7 +141,7 @@ def test_prm_training_without_a_prm_to_train_ends_in_a_sentence(
   settings = settings_of("qwen2p5_7b", "smoke_vr")
 
   def from_flags():
-    return cli.open_workspace(settings, str(tmp_path / "run"))
+    return open_run(settings, str(tmp_path / "run"))
 
   monkeypatch.setattr(cli, "from_flags", from_flags)
   with pytest.raises(ConfigError, match="no PRM to train"):

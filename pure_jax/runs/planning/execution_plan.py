@@ -2,45 +2,10 @@
 
 import dataclasses
 import json
-import math
 
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.settings.mesh import MeshSettings
-
-
-@dataclasses.dataclass(frozen=True)
-class Layouts:
-  """Where the models of a step live, on the same devices.
-
-  Attributes:
-    training: of the policy and its optimizer, and of the rows.
-    rollout: of the policy's copy that samples.
-    reference: of the reference policy.
-    prm: of the PRM.
-  """
-
-  training: Layout
-  rollout: Layout
-  reference: Layout
-  prm: Layout
-
-  @property
-  def row_shards(self) -> int:
-    """Parts that must divide the rows of a micro-batch."""
-    others = (self.training, self.reference, self.prm)
-    return math.lcm(*(layout.row_shards for layout in others))
-
-  @property
-  def all_row_shards(self) -> int:
-    """Parts that must divide prompts, and what is evaluated."""
-    return math.lcm(self.row_shards, self.rollout.row_shards)
-
-  def __str__(self) -> str:
-    words = f"training: {self.training}"
-    for name in ("rollout", "reference", "prm"):
-      if getattr(self, name) != self.training:
-        words += f"; {name}: {getattr(self, name)}"
-    return words
+from pure_jax.runs.spec import Layouts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,15 +21,15 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
-from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.rollout.slots import as_rollout, no_results
 from pure_jax.runs import rl_functions
 from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.stages import EngineStage, Stage
 from pure_jax.runs.settings.architectures import ARCHITECTURES
 from pure_jax.runs.settings.files import FilesSettings
-from pure_jax.runs.settings.mesh import MeshSettings, RLLayouts
+from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.spec import RunSpec, make_sampler
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
@@ -155,34 +155,8 @@ def _table(vocab_size: int) -> SeparatorTable:
   )
 
 
-@dataclasses.dataclass(frozen=True)
-class PlannedRun:
-  """What `rl_functions` reads of a `workspace.Workspace`, and no more of it.
-
-  Attributes:
-    settings: of the run, with the parts that are planned.
-    model: the policy's architecture.
-    rl_model: the same: adapters are not planned.
-    prm_model: the PRM's, or None.
-    sampler: how rollouts are drawn.
-    table: of the right size.
-    layout: of the policy in training.
-    rl_layouts: of the others.
-  """
-
-  settings: Settings
-  model: ModelConfig
-  rl_model: ModelConfig
-  prm_model: ModelConfig | None
-  sampler: SamplingConfig
-  table: SeparatorTable
-  layout: Layout
-  rl_layouts: RLLayouts
-
-
-def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
+def _planned_spec(settings: Settings, shapes: Shapes, way: Way) -> RunSpec:
   """A run whose texts are all at their longest: each has a row of its own."""
-  layouts = way.layouts
   rl = dataclasses.replace(
     settings.rl,
     micro_batches=way.micro_batches,
@@ -195,23 +169,16 @@ def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
     packed_tokens=None,
   )
   table = _table(shapes.model.vocab_size)
-  return PlannedRun(
+  return RunSpec(
     settings=dataclasses.replace(settings, mesh=MeshSettings(), rl=rl),
     model=shapes.model,
-    rl_model=shapes.model,
     prm_model=shapes.prm_model,
-    sampler=SamplingConfig(
-      max_new_tokens=rl.max_new_tokens,
-      pad_id=int(table.pad_id),
-      stop_ids=(int(table.eos_id),),
-      temperature=rl.temperature,
-      top_p=rl.top_p,
-      top_k=rl.top_k,
-      min_p=rl.min_p,
-    ),
+    prompt_tokens=shapes.prompt_tokens,
+    prm_prompt_tokens=shapes.prm_prompt_tokens,
     table=table,
-    layout=layouts.training,
-    rl_layouts=RLLayouts(layouts.rollout, layouts.reference, layouts.prm),
+    sampler=make_sampler(rl, int(table.pad_id), int(table.eos_id)),
+    stops=None,
+    layouts=way.layouts,
   )
 
 
@@ -227,9 +194,11 @@ class Programs:
       way: layouts and parts.
     """
     self._shapes, self._layouts, self._way = shapes, way.layouts, way
-    self._run = _planned_run(settings, shapes, way)
+    self._spec = _planned_spec(settings, shapes, way)
     self._optimizer = make_optimizer(settings.rl.optim)
-    self._functions = rl_functions.compile_functions(self._run, self._optimizer)
+    self._functions = rl_functions.compile_functions(
+      self._spec, self._optimizer
+    )
     self._declared = policy.declare_policy(shapes.model)
     self._params = weights.abstract_params(self._declared)
     self._prm_declared = None
@@ -249,7 +218,7 @@ class Programs:
   @property
   def rows_at_a_time(self) -> int:
     """Rows that are drawn together."""
-    rl = self._run.settings.rl
+    rl = self._spec.settings.rl
     return self._way.rows_at_a_time(rl.prompts, rl.samples_per_prompt)
 
   def stages(self) -> list[Stage | EngineStage]:
@@ -258,13 +227,17 @@ class Programs:
     Returns:
       The stages, in their order.
     """
-    rl, shapes, functions = self._run.settings.rl, self._shapes, self._functions
+    rl, shapes, functions = (
+      self._spec.settings.rl,
+      self._shapes,
+      self._functions,
+    )
     rows = rl.prompts * rl.samples_per_prompt
     sampler = jax.eval_shape(functions.for_rollout, self._params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
     sampled = jax.eval_shape(
-      lambda prompts: as_rollout(prompts, no_results(rows, self._run.sampler)),
+      lambda prompts: as_rollout(prompts, no_results(rows, self._spec.sampler)),
       asked[1],
     )
     prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
@@ -283,11 +256,11 @@ class Programs:
 
   def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
     """One compiled loop, or the parts of rows that take turns."""
-    generate, rl = self._functions.generate, self._run.settings.rl
+    generate, rl = self._functions.generate, self._spec.settings.rl
     if rl.rollout_rows is None:
       return Stage("rollout", generate, asked)
     layout, samples = self._layouts.rollout, rl.samples_per_prompt
-    declared = policy.declare_policy(rl_functions.rollout_model(self._run))
+    declared = policy.declare_policy(self._spec.rollout_model)
     everywhere = replicated(layout)
     placed = (
       jax.tree.map(_in_place, asked[0], weight_shardings(declared, layout)),
@@ -344,7 +317,7 @@ class Programs:
       where = weight_shardings(self._prm_declared, layouts.prm)
       held["prm"] = _bytes_held(judge, where)
     if self._is_copied():
-      sampled = policy.declare_policy(rl_functions.rollout_model(self._run))
+      sampled = policy.declare_policy(self._spec.rollout_model)
       where = weight_shardings(sampled, layouts.rollout)
       copy = jax.eval_shape(self._functions.for_rollout, self._params)
       held["sampler"] = _bytes_held(copy, where)

@@ -9,21 +9,6 @@ from pure_jax.parallel.kernel_calls import XLA, Kernels
 
 
 @dataclasses.dataclass(frozen=True)
-class RLLayouts:
-  """Layouts of the models of RL other than the policy in training.
-
-  Attributes:
-    rollout: of the policy's copy that samples.
-    reference: of the reference policy.
-    prm: of the PRM.
-  """
-
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-
-@dataclasses.dataclass(frozen=True)
 class MeshSettings:
   """`data` x `fsdp` x `tensor` x `sequence` devices, and a rule set."""
 

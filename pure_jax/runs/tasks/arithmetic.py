@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pure_jax.host.data import batches
+from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import Problem
 from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.distributed import processes
@@ -22,8 +22,11 @@ from pure_jax.host.text.tokenization import (
   split_texts,
 )
 from pure_jax.models import prm
-from pure_jax.runs import workspace
+from pure_jax.parallel import sharding
+from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.spec import RandomStream, RunSpec
+from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
 from pure_jax.training import rollouts, stages
 from pure_jax.training.stages import Demonstrations
 
@@ -36,7 +39,7 @@ def prompt_tokens(world: arithmetic.WorldConfig) -> int:
 
 
 class ArithmeticTask:
-  """See `workspace.Task`."""
+  """See `task.Task`."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
     """Makes or reads tokenizer and data.
@@ -50,9 +53,9 @@ class ArithmeticTask:
     self.tokenizer = dataset.world_tokenizer(world, folder / "tokenizer.model")
     self.model = settings.model.architecture(self.tokenizer.vocab_size)
     self.prm_model = prm.extend_config(self.model, settings.prm.extra_layers)
-    self.prompt_format = self.prm_prompt_format = PROMPT_FORMATS["plain"]
-    self.prompt_tokens = prompt_tokens(world)
-    self.prm_prompt_tokens = self.prompt_tokens
+    self.prompt_encoder = self.prm_prompt_encoder = PromptEncoder(
+      self.tokenizer, PROMPT_FORMATS["plain"], prompt_tokens(world)
+    )
     rows = self._load(
       train=max(settings.sft.demonstrations, settings.prm.policy_prompts),
       held_out=max(settings.rl.eval_prompts, settings.prm.eval_prompts),
@@ -69,7 +72,7 @@ class ArithmeticTask:
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
-  ) -> workspace.Verdicts:
+  ) -> Verdicts:
     """Compares the last box with the value of the chain."""
     right = [
       checker.grade(
@@ -78,7 +81,7 @@ class ArithmeticTask:
       )
       for problem, steps in zip(problems, texts, strict=True)
     ]
-    return workspace.Verdicts(np.asarray(right, bool), {})
+    return Verdicts(np.asarray(right, bool), {})
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step neither computes nor answers."""
@@ -88,22 +91,22 @@ class ArithmeticTask:
     """What kind of response this is, to see how a reward was hacked."""
     return checker.classify(arithmetic.parse_problem(problem.problem), steps)
 
-  def start_policy(self, space: workspace.Workspace) -> None:
+  def start_policy(self, layout: sharding.Layout) -> None:
     """The world has no trained policy: it starts with demonstrations."""
     return
 
-  def start_prm(self, space: workspace.Workspace) -> None:
+  def start_prm(self, layout: sharding.Layout) -> None:
     """The world has no trained PRM."""
     return
 
-  def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
+  def demonstrations(self) -> Demonstrations:
     """Responses of the world's imperfect teachers."""
     rows = self._train_rows[: self._settings.sft.demonstrations]
-    return self._encode(space, rows)[1]
+    return self._encode(rows)[1]
 
   def labelled(
-    self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.LabelledResponses:
+    self, spec: RunSpec, batches: Batches, policy_params: Any
+  ) -> LabelledResponses:
     """LabelledResponses responses and policy samples with the checker's
     labels."""
     settings = self._settings.prm
@@ -113,15 +116,21 @@ class ArithmeticTask:
 
     # Process 0 makes the files that the others then find.
     made = processes.on_process_zero(load)
-    rows, shown = self._encode(space, load() if made is None else made)
+    rows, shown = self._encode(load() if made is None else made)
     asked = self.train[: settings.policy_prompts] * settings.policy_samples
-    sampled = self._sample(space, policy_params, asked, space.key(1))
+    sampled = self._sample(
+      spec,
+      batches,
+      policy_params,
+      asked,
+      spec.key(RandomStream.LABELLED_SAMPLES),
+    )
     data = jax.tree.map(lambda *x: np.concatenate(x), shown, sampled)
     problems = [row.problem for row in rows] + [p.problem for p in asked]
-    return workspace.LabelledResponses(data, *self._label(problems, data))
+    return LabelledResponses(data, *self._label(problems, data))
 
   def evaluate_prm(
-    self, space: workspace.Workspace, policy_params: Any, params: Any
+    self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
     """Judges the PRM on the policy's samples for held-out prompts.
 
@@ -131,12 +140,21 @@ class ArithmeticTask:
     """
     settings = self._settings.prm
     problems = self.held_out[: settings.eval_prompts] * settings.policy_samples
-    data = self._sample(space, policy_params, problems, space.key(2))
+    data = self._sample(
+      spec,
+      batches,
+      policy_params,
+      problems,
+      spec.key(RandomStream.PRM_EVALUATION_SAMPLES),
+    )
     labels, label_mask = self._label([p.problem for p in problems], data)
     score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.layout
+      spec.prm_model,
+      spec.prm_score_config,
+      spec.table,
+      spec.layouts.training,
     )
-    rewards = read_everywhere(score(params, space.put(data)))
+    rewards = read_everywhere(score(params, batches.put(data)))
     good = labels == 1
     right = (rewards > 0) == good
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
@@ -161,7 +179,7 @@ class ArithmeticTask:
     """Nothing is open."""
 
   def _encode(
-    self, space: workspace.Workspace, rows: list[dataset.Example]
+    self, rows: list[dataset.Example]
   ) -> tuple[list[dataset.Example], Demonstrations]:
     """Rows that fit the response limit, and their ids."""
     limit = self._settings.rl.max_new_tokens
@@ -181,8 +199,8 @@ class ArithmeticTask:
       )
     rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
     responses = [ids for ids, fit in zip(responses, fits, strict=True) if fit]
-    prompts = space.encode_prm_prompts(_problems(rows))
-    tokens, mask = batches.right_pad(responses, limit, self.tokenizer.pad_id)
+    prompts = self.prm_prompt_encoder.encode(_problems(rows))
+    tokens, mask = right_pad(responses, limit, self.tokenizer.pad_id)
     return rows, Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
 
   def _label(
@@ -199,16 +217,20 @@ class ArithmeticTask:
 
   def _sample(
     self,
-    space: workspace.Workspace,
+    spec: RunSpec,
+    batches: Batches,
     params: Any,
     problems: list[Problem],
     key: jax.Array,
   ) -> Demonstrations:
     """One response to each problem; a repeated one gets another each time."""
     generate = rollouts.make_generate(
-      self.model, space.sampler, group_size=1, layout=space.layout
+      self.model,
+      spec.sampler,
+      group_size=1,
+      layout=spec.layouts.training,
     )
-    devices = space.layout.row_shards
+    devices = spec.layouts.training.row_shards
     rows = -(-min(SAMPLE_ROWS, len(problems)) // devices) * devices
     parts = []
     for first in range(0, len(problems), rows):
@@ -216,7 +238,7 @@ class ArithmeticTask:
       count = len(problems)
       chosen = [problems[i % count] for i in range(first, first + rows)]
       part = generate(
-        params, space.encode_prompts(chosen), jax.random.fold_in(key, first)
+        params, batches.encode_prompts(chosen), jax.random.fold_in(key, first)
       )
       parts.append(
         read_everywhere(

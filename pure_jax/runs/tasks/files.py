@@ -10,8 +10,8 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import batches
 from pure_jax.host.data import file_dataset as data_files
+from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
@@ -27,12 +27,15 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import PROMPT_FORMATS
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
-from pure_jax.runs import workspace
+from pure_jax.parallel import sharding
+from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.evaluation import labelled_rows
 from pure_jax.runs.evaluation.data import MODEL_FILES
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
+from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
 from pure_jax.training import stages
 from pure_jax.training.stages import Demonstrations
 
@@ -63,7 +66,7 @@ def contents(files: FilesSettings) -> dict[str, str]:
 
 
 class FilesTask:
-  """See `workspace.Task`."""
+  """See `task.Task`."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
     """Reads the tokenizer and opens the data; weights are read when needed.
@@ -93,10 +96,14 @@ class FilesTask:
       eos_token=files.eos_token,
     )
     self.prm_model = self._prm_model()
-    self.prompt_format = files.policy_prompt_format
-    self.prm_prompt_format = PROMPT_FORMATS[files.prm_prompt_format]
-    self.prompt_tokens = files.prompt_tokens
-    self.prm_prompt_tokens = files.prm_prompt_tokens
+    self.prompt_encoder = PromptEncoder(
+      self.tokenizer, files.policy_prompt_format, files.prompt_tokens
+    )
+    self.prm_prompt_encoder = PromptEncoder(
+      self.tokenizer,
+      PROMPT_FORMATS[files.prm_prompt_format],
+      files.prm_prompt_tokens,
+    )
     self.train = self._problems("train")
     self.held_out = self._problems("held_out")
     self._pool: verify.GradingPool | None = None
@@ -153,24 +160,22 @@ class FilesTask:
     kept = [row for row in rows if self._fits(row)]
     if not kept:
       raise ConfigError(
-        f"files.prompt_tokens={self.prompt_tokens} and "
-        f"prm_prompt_tokens={self.prm_prompt_tokens} have room for none of "
-        f"the {len(rows)} problems of {path}."
+        f"files.prompt_tokens={self.prompt_encoder.length} and "
+        f"prm_prompt_tokens={self.prm_prompt_encoder.length} have room for "
+        f"none of the {len(rows)} problems of {path}."
       )
     return kept
 
   def _fits(self, problem: Problem) -> bool:
     """Whether both prompts of a problem have room."""
-    asked = self.prompt_format.text(self.tokenizer, problem.problem)
-    labelled = self.prm_prompt_format.text(self.tokenizer, problem.problem)
-    return (
-      len(self.tokenizer.encode(asked)) <= self.prompt_tokens
-      and len(self.tokenizer.encode(labelled)) <= self.prm_prompt_tokens
+    encoders = (self.prompt_encoder, self.prm_prompt_encoder)
+    return all(
+      len(encoder.ids(problem)) <= encoder.length for encoder in encoders
     )
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
-  ) -> workspace.Verdicts:
+  ) -> Verdicts:
     """Compares answers by math-verify, each within its limits."""
     if self._pool is None:
       self._pool = verify.open_pool(
@@ -190,7 +195,7 @@ class FilesTask:
       rows[known] = [*found]
       return rows
 
-    return workspace.Verdicts(
+    return Verdicts(
       spread(verdict.correct for verdict in verdicts),
       {
         "grader_no_answer": spread(not v.has_answer for v in verdicts),
@@ -207,29 +212,29 @@ class FilesTask:
     """Nobody can tell what kind of response this is."""
     return
 
-  def start_policy(self, space: workspace.Workspace) -> Any:
+  def start_policy(self, layout: sharding.Layout) -> Any:
     """The policy's weights, from its folder."""
     params, _ = huggingface.load_policy(
       self._files.policy,
-      space.layout,
+      layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
     return params
 
-  def start_prm(self, space: workspace.Workspace) -> Any | None:
+  def start_prm(self, layout: sharding.Layout) -> Any | None:
     """The PRM's weights, where a folder of one is named."""
     if self._files.prm is None:
       return None
     params, _ = huggingface.load_prm(
       self._files.prm,
-      space.layout,
+      layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
     return params
 
-  def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
+  def demonstrations(self) -> Demonstrations:
     """A trained policy needs none."""
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
@@ -260,21 +265,20 @@ class FilesTask:
     ]
 
   def labelled(
-    self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.LabelledResponses:
+    self, spec: RunSpec, batches: Batches, policy_params: Any
+  ) -> LabelledResponses:
     """The rows of the file that fit, their steps as a policy writes them."""
-    del policy_params
+    del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
-    prompts = batches.left_pad(
-      encoded.prompts, self.prm_prompt_tokens, self.tokenizer.pad_id
+    prompts = left_pad(
+      encoded.prompts, self.prm_prompt_encoder.length, self.tokenizer.pad_id
     )
-    responses = batches.right_pad(
+    responses = right_pad(
       encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
     )
     labels, label_mask = step_labels(rows, self._limits.max_steps)
-    space.metrics.rewind("prm_data", 0)
     counts = self._labelled_file.counts
-    facts = {
+    metrics = {
       "file_rows": counts.read,
       "file_malformed": counts.skipped,
       "file_left_out": counts.left_out,
@@ -283,16 +287,15 @@ class FilesTask:
       "labelled_steps": label_mask.sum(),
       "good_share": labels[label_mask].mean(),
     }
-    space.metrics.write("prm_data", 0, facts)
-    return workspace.LabelledResponses(
-      Demonstrations(*prompts, *responses), labels, label_mask
+    return LabelledResponses(
+      Demonstrations(*prompts, *responses), labels, label_mask, metrics
     )
 
   @property
   def _limits(self) -> labelled_rows.Limits:
     """What there is room for in a labelled row."""
     return labelled_rows.Limits(
-      self.prm_prompt_tokens,
+      self.prm_prompt_encoder.length,
       self._files.response_tokens,
       self._settings.rl.max_steps,
     )
@@ -303,7 +306,7 @@ class FilesTask:
     """Rows with room for their tokens and steps, and their ids."""
     limits = self._limits
     encoded = labelled_rows.encode_rows(
-      self.tokenizer, self.prm_prompt_format, rows, limits
+      self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
     )
     if not encoded.prompts:
       reasons = collections.Counter(encoded.left_out.values())
@@ -316,14 +319,17 @@ class FilesTask:
     return [rows[i] for i in encoded.index], encoded
 
   def evaluate_prm(
-    self, space: workspace.Workspace, policy_params: Any, params: Any
+    self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
     """Judges the PRM on held-out rows, and as a chooser among solutions."""
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
     score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.layout
+      spec.prm_model,
+      spec.prm_score_config,
+      spec.table,
+      spec.layouts.training,
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)
     for chosen, batch in labelled_rows.in_batches(
@@ -333,7 +339,7 @@ class FilesTask:
       settings.length_multiple,
       self.tokenizer.pad_id,
     ):
-      found = read_everywhere(score(params, space.put(batch)))
+      found = read_everywhere(score(params, batches.put(batch)))
       rewards[chosen] = found[: len(chosen)]
     labels, label_mask = step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])

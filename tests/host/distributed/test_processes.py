@@ -9,7 +9,6 @@ import os
 import signal
 import time
 
-import cli
 import jax
 import numpy as np
 import pytest
@@ -24,7 +23,9 @@ from pure_jax.host.distributed import preemption, processes
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.spec import RandomStream
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -121,18 +122,22 @@ def final_state(workdir, model):
 def alone(tmp_path_factory):
   """Policy and PRM to start from, and a run of RL by this process alone."""
   start = tmp_path_factory.mktemp("processes") / "start"
-  with cli.open_workspace(settings(), str(start)) as space:
-    train_sft.train_policy(space)
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings(), str(start)) as run:
+    train_sft.train_policy(run)
+    declared = prm.declare_prm(run.spec.prm_model)
     init = jax.jit(
       lambda key: init_params(key, declared),
-      out_shardings=sharding.weight_shardings(declared, space.layout),
+      out_shardings=sharding.weight_shardings(
+        declared, run.spec.layouts.training
+      ),
     )
-    space.finish_stage("prm", init(space.key(3)), {})
+    run.folder.finish_stage(
+      "prm", init(run.spec.key(RandomStream.PRM_WEIGHTS)), {}
+    )
   workdir = start.parent / "alone"
-  with cli.open_workspace(settings(), str(workdir), str(start)) as space:
-    train_pure.train_rl(space)
-    return start, workdir, space.model
+  with open_run(settings(), str(workdir), str(start)) as run:
+    train_pure.train_rl(run)
+    return start, workdir, run.spec.model
 
 
 @pytest.fixture(scope="module")
@@ -256,10 +261,8 @@ def test_one_dies_the_other_ends_and_the_run_resumes(alone, two, victim):
 def test_rows_that_take_turns_run_what_one_loop_runs(alone):
   """Responses in the wrong rows would be graded for others' problems."""
   workdir = alone[1].parent / "turns"
-  with cli.open_workspace(
-    settings(**TURNS), str(workdir), str(alone[0])
-  ) as space:
-    train_pure.train_rl(space)
+  with open_run(settings(**TURNS), str(workdir), str(alone[0])) as run:
+    train_pure.train_rl(run)
   assert_alike(rows(alone[1]), rows(workdir))
 
 
@@ -278,8 +281,8 @@ def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
 @pytest.mark.slow
 def test_two_processes_run_every_stage_as_one_does(tmp_path):
   """Supervised start and PRM too, made from nothing by the first process."""
-  with cli.open_workspace(settings(), str(tmp_path / "one")) as space:
-    train_pure.train_rl(space)
+  with open_run(settings(), str(tmp_path / "one")) as run:
+    train_pure.train_rl(run)
   for status, _, stderr in several.finish(start_two(tmp_path / "two")):
     assert status == 0, stderr
   stages = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")

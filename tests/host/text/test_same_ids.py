@@ -7,7 +7,6 @@ down by hand: it merges "\n\n" with punctuation, as Qwen's does.
 
 import json
 
-import cli
 import evaluate_prm
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
 from pure_jax.runs.evaluation import data, labelled_rows
 from pure_jax.runs.evaluation.response_writer import ResponseWriter
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
@@ -163,51 +163,53 @@ def take(seen):
   return found
 
 
-def by_training(space, seen):
+def by_training(run, seen):
   """PRM training, and the held-out rows it is labelled on."""
-  labelled = space.task.labelled(space, None)
-  declared = prm.declare_prm(space.prm_model)
+  labelled = run.task.labelled(run.spec, run.batches, None)
+  declared = prm.declare_prm(run.spec.prm_model)
   params = initial_params(declared)
-  optimizer = make_optimizer(space.settings.prm.full_optim)
+  optimizer = make_optimizer(run.spec.settings.prm.full_optim)
   step = stages.make_prm_step(
-    space.prm_model,
-    space.prm_score_config,
+    run.spec.prm_model,
+    run.spec.prm_score_config,
     optimizer,
-    space.table,
-    space.layout,
+    run.spec.table,
+    run.spec.layouts.training,
     False,
   )
-  state = train.start_state(params, declared, optimizer, space.layout)
+  state = train.start_state(
+    params, declared, optimizer, run.spec.layouts.training
+  )
   batch = labelled_rows.crop(labelled.responses, 8)
-  rows = space.put((batch, labelled.labels, labelled.label_mask))
+  rows = run.batches.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
   params = initial_params(declared)
-  space.task.evaluate_prm(space, None, params)
+  run.task.evaluate_prm(run.spec, run.batches, None, params)
   return trained, take(seen)
 
 
-def by_rl(space, seen):
+def by_rl(run, seen):
   """RL, where the policy was asked in another way than the PRM is."""
-  problems = list(space.task.train)
-  prompts = space.encode_prompts(problems)
-  tokens = written(space.task.tokenizer, 32)
+  problems = list(run.task.train)
+  prompts = run.batches.encode_prompts(problems)
+  tokens = written(run.task.tokenizer, 32)
   nothing = np.zeros(tokens[1].shape, np.float32)
   rollout = Rollout(
     *(prompts.tokens, prompts.mask, *tokens, nothing, nothing),
     np.zeros(len(TEXTS), bool),
   )
   scoring = score.make_score(
-    space.model,
-    space.prm_model,
-    space.sampler,
-    space.settings.rl.score_config(space.settings.prm.separator),
-    space.table,
-    space.layout,
+    run.spec.model,
+    run.spec.prm_model,
+    run.spec.sampler,
+    run.spec.settings.rl.score_config(run.spec.settings.prm.separator),
+    run.spec.table,
+    run.spec.layouts.training,
   )
-  trunk = initial_params(policy.declare_policy(space.model))
-  params = initial_params(prm.declare_prm(space.prm_model))
-  asked = space.put(space.encode_prm_prompts(problems))
+  trunk = initial_params(policy.declare_policy(run.spec.model))
+  params = initial_params(prm.declare_prm(run.spec.prm_model))
+  asked = run.batches.put(run.batches.prm_prompt_encoder.encode(problems))
   jax.block_until_ready(scoring(trunk, trunk, params, rollout, asked))
   return take(seen)
 
@@ -225,7 +227,7 @@ def by_prm_evaluation(places, separator, workdir, seen):
   return take(seen)
 
 
-def by_evaluation(places, separator, space, monkeypatch, seen):
+def by_evaluation(places, separator, run, monkeypatch, seen):
   """evaluate.py, with a policy that writes the texts."""
   config = evaluate_config.get_config("smoke").to_dict()
   config |= {
@@ -241,20 +243,20 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
   }
   config["benchmarks"]["math500"]["file"] = places["problems"]
   settings = conversion.settings_from_config(config, EvaluationSettings)
-  tokenizer = space.task.tokenizer
+  tokenizer = run.task.tokenizer
 
   def make_writing(model, sampler, layout, **unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
       rows = (prompts.tokens, prompts.mask, *tokens, nothing, nothing)
-      return space.put(Rollout(*rows, np.zeros(len(TEXTS), bool)))
+      return run.batches.put(Rollout(*rows, np.zeros(len(TEXTS), bool)))
 
     return write
 
   monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
-  questions = data.ask(settings, tokenizer, space.workdir)
-  writer = ResponseWriter(settings, tokenizer, space.layout)
+  questions = data.ask(settings, tokenizer, run.folder.path)
+  writer = ResponseWriter(settings, tokenizer, run.spec.layouts.training)
   jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
   return take(seen)
 
@@ -266,11 +268,11 @@ def test_every_caller_of_the_prm_gives_it_the_same_ids(
   places, separator, expected, seen, tmp_path, monkeypatch
 ):
   settings = run_settings(places, separator)
-  with cli.open_workspace(settings, str(tmp_path / "run"), None) as space:
-    trained, held_out = by_training(space, seen)
+  with open_run(settings, str(tmp_path / "run"), None) as run:
+    trained, held_out = by_training(run, seen)
     assert trained and held_out and trained | held_out == expected
-    assert by_rl(space, seen) == expected
-    assert by_evaluation(places, separator, space, monkeypatch, seen) == (
+    assert by_rl(run, seen) == expected
+    assert by_evaluation(places, separator, run, monkeypatch, seen) == (
       expected
     )
   workdir = tmp_path / "judge"

@@ -1,0 +1,199 @@
+"""What a run computes: the frozen record all its compiled functions come from.
+
+A `RunSpec` holds no folder, no data and no weights. An open run has one, and
+so does the planner, which compiles the same functions without opening a run.
+"""
+
+import dataclasses
+import enum
+import math
+from collections.abc import Sequence
+
+import jax
+
+from pure_jax.host.distributed import shared_rows
+from pure_jax.host.text.stop_texts import StopTable
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.settings.run import ConfigError, RLSettings, Settings
+from pure_jax.training.score import ScoreConfig
+from pure_jax.types import SeparatorTable
+
+
+class RandomStream(enum.IntEnum):
+  """Independent streams of random numbers. A run's seed and these fix all."""
+
+  POLICY_WEIGHTS = 0
+  LABELLED_SAMPLES = 1
+  PRM_EVALUATION_SAMPLES = 2
+  PRM_WEIGHTS = 3
+  ROLLOUTS = 4
+  HELD_OUT_SAMPLES = 5
+  POLICY_ADAPTERS = 6
+  PRM_ADAPTERS = 7
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+  """Where the models of an RL step live, all on the same devices.
+
+  Attributes:
+    training: layout of the policy, its optimizer and the rows of a batch.
+    rollout: layout of the policy's copy that samples.
+    reference: layout of the reference policy.
+    prm: layout of the PRM.
+  """
+
+  training: sharding.Layout
+  rollout: sharding.Layout
+  reference: sharding.Layout
+  prm: sharding.Layout
+
+  @property
+  def row_shards(self) -> int:
+    """The number of shards that must divide the rows of a micro-batch."""
+    layouts = (self.training, self.reference, self.prm)
+    return math.lcm(*(layout.row_shards for layout in layouts))
+
+  @property
+  def all_row_shards(self) -> int:
+    """The number of shards that must divide prompts and evaluated rows."""
+    return math.lcm(self.row_shards, self.rollout.row_shards)
+
+  def __str__(self) -> str:
+    words = f"training: {self.training}"
+    for name in ("rollout", "reference", "prm"):
+      if getattr(self, name) != self.training:
+        words += f"; {name}: {getattr(self, name)}"
+    return words
+
+
+def make_layouts(settings: Settings) -> Layouts:
+  """Lays the devices out as a run's settings say.
+
+  Args:
+    settings: the run's settings.
+
+  Returns:
+    The layout of each model.
+
+  Raises:
+    ConfigError: if the devices do not allow such a layout, or a kernel does
+      not run on them.
+  """
+  rl = settings.rl
+  # Sampler and PRM compute no log-probs, so their layout may split the head.
+  without_logp = dataclasses.replace(settings.kernels, logp="xla")
+  try:
+    training = settings.mesh.layout(settings.kernels)
+    others = [
+      training if mesh is None else mesh.layout(kernels)
+      for mesh, kernels in (
+        (rl.rollout_mesh, without_logp),
+        (rl.reference_mesh, settings.kernels),
+        (rl.prm_mesh, without_logp),
+      )
+    ]
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  return Layouts(training, *others)
+
+
+def make_sampler(
+  rl: RLSettings, pad_id: int, eos_id: int, banned_ids: Sequence[int] = ()
+) -> SamplingConfig:
+  """How rollouts are sampled.
+
+  Args:
+    rl: settings of RL.
+    pad_id: id that fills rows up.
+    eos_id: id that ends a response.
+    banned_ids: ids that are never sampled.
+
+  Returns:
+    The sampler's config.
+  """
+  return SamplingConfig(
+    max_new_tokens=rl.max_new_tokens,
+    pad_id=pad_id,
+    stop_ids=(eos_id,),
+    temperature=rl.temperature,
+    top_p=rl.top_p,
+    top_k=rl.top_k,
+    min_p=rl.min_p,
+    banned_ids=tuple(banned_ids),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+  """What a run computes.
+
+  Attributes:
+    settings: the resolved config.
+    model: the policy's architecture, without adapters.
+    prm_model: the PRM's architecture; None in a run without a PRM.
+    prompt_tokens: columns of the policy's prompts (L).
+    prm_prompt_tokens: columns of the PRM's prompts.
+    table: which token ids end a step.
+    sampler: how rollouts are sampled.
+    stops: texts that end a response besides EOS; None for EOS alone.
+    layouts: devices and sharding rules of each model.
+  """
+
+  settings: Settings
+  model: ModelConfig
+  prm_model: ModelConfig | None
+  prompt_tokens: int
+  prm_prompt_tokens: int
+  table: SeparatorTable
+  sampler: SamplingConfig
+  stops: StopTable | None
+  layouts: Layouts
+
+  @property
+  def rl_model(self) -> ModelConfig:
+    """The policy's architecture in RL, with adapters if RL trains those."""
+    return self.settings.rl.lora.of(self.model)
+
+  @property
+  def rollout_model(self) -> ModelConfig:
+    """The architecture that samples: its cache and weights may be rounded."""
+    rl = self.settings.rl
+    return dataclasses.replace(
+      self.rl_model,
+      cache_dtype=rl.cache_dtype,
+      int8_matrices=rl.rollout_weights == "int8",
+    )
+
+  @property
+  def prm_score_config(self) -> ScoreConfig:
+    """How the PRM is trained and evaluated: empty steps keep their score."""
+    settings = self.settings
+    return ScoreConfig(settings.rl.max_steps, settings.prm.separator)
+
+  @property
+  def rl_score_config(self) -> ScoreConfig:
+    """How the PRM scores the steps of rollouts."""
+    return self.settings.rl.score_config(self.settings.prm.separator)
+
+  @property
+  def responses(self) -> int:
+    """Responses of an RL batch (B)."""
+    return self.settings.rl.prompts * self.settings.rl.samples_per_prompt
+
+  def key(self, stream: RandomStream) -> jax.Array:
+    """The key that a stream of random numbers starts from, on every device.
+
+    Args:
+      stream: which stream.
+
+    Returns:
+      A key that depends on the seed and the stream alone.
+    """
+    key = jax.random.key(self.settings.seed)
+    key = jax.random.fold_in(key, stream.value)
+    return shared_rows.replicate(
+      sharding.replicated(self.layouts.training), key
+    )
