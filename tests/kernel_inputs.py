@@ -68,3 +68,18 @@ def ring_mask(slot, num_generated, M):
   """[B, M] bool: the slots of a ring that hold a row's latest tokens."""
   behind = (slot - np.arange(M)) % M
   return behind[None] < np.asarray(num_generated)[:, None]
+
+
+def model_attention(q, k, v, ids):
+  return attend(q, k, v, attention_mask(ids))
+
+
+def value_and_gradients(function, q, k, v, ids):
+  weights = np.random.default_rng(1).normal(size=q.shape).astype(q.dtype)
+
+  @jax.jit
+  def run(q, k, v, ids):
+    out, back = jax.vjp(lambda *three: function(*three, ids), q, k, v)
+    return out, *back(weights)
+
+  return run(q, k, v, ids)
