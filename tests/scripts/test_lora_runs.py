@@ -18,7 +18,7 @@ from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
 from pure_jax.runs import rl_functions
-from pure_jax.runs.planning import programs
+from pure_jax.runs.planning.planned_spec import read_spec
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -150,4 +150,4 @@ def test_settings_of_adapters_that_cannot_be_are_refused():
 def test_a_plan_of_adapters_is_refused():
   settings = settings_of("arithmetic", "smoke", rl={"lora": {"rank": 2}})
   with pytest.raises(ConfigError, match="Plans know no adapters"):
-    programs.shapes_of(settings)
+    read_spec(settings, jax.devices())
