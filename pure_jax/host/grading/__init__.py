@@ -1,1 +1,1 @@
-"""Whether an answer is right: extraction, equivalence, worker processes."""
+"""Grades answers: extraction, equivalence, worker processes."""
