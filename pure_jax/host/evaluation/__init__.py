@@ -1,1 +1,1 @@
-"""Metrics of responses and of PRMs, their intervals, tables and reports."""
+"""Metrics of responses and of PRMs, with intervals, tables and reports."""

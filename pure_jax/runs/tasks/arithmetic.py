@@ -16,6 +16,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.data.world import arithmetic, dataset
 from pure_jax.host.distributed import processes
 from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
   encode_response,
@@ -138,24 +139,25 @@ class ArithmeticTask:
     )
     rewards = read_everywhere(score(params, space.put(data)))
     good = labels == 1
-    right = (rewards > 0) == good
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
     wrong = ~self.grade(problems, texts).correct
     steps_there = np.asarray([min(len(t), rewards.shape[1]) for t in texts])
     exists = np.arange(rewards.shape[1]) < steps_there[:, None]
     worst = np.where(exists, rewards, np.inf).min(1)
     numbers = {
-      "step_accuracy": right[label_mask].mean(),
-      "good_recall": right[label_mask & good].mean(),
-      "bad_recall": right[label_mask & ~good].mean(),
+      "step_accuracy": prm_metrics.accuracy(rewards, good, label_mask),
+      "good_recall": prm_metrics.accuracy(rewards, good, label_mask & good),
+      "bad_recall": prm_metrics.accuracy(rewards, good, label_mask & ~good),
       "policy_accuracy": 1 - wrong.mean(),
+      "balanced_accuracy": prm_metrics.balanced_accuracy(
+        rewards, good, label_mask
+      ),
     }
-    numbers["balanced_accuracy"] = (
-      numbers["good_recall"] + numbers["bad_recall"]
-    ) / 2
     if wrong.any():
       numbers["hacked_given_wrong"] = (worst[wrong] > 0).mean()
-    return {name: float(value) for name, value in numbers.items()}
+    return {
+      name: float(value) for name, value in numbers.items() if value is not None
+    }
 
   def close(self) -> None:
     """Nothing is open."""

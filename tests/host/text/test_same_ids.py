@@ -24,8 +24,9 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_solutions
-from pure_jax.runs.evaluation.response_writer import ResponseWriter
+from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.evaluation.generation import ResponseGenerator
+from pure_jax.runs.evaluation.requests import make_requests
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
@@ -275,9 +276,9 @@ def by_evaluation(places, separator, space, monkeypatch, seen):
     return write
 
   monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
-  questions = data.ask(settings, tokenizer, space.workdir)
-  writer = ResponseWriter(settings, tokenizer, space.layout)
-  jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
+  requests = make_requests(settings, tokenizer, space.workdir).requests
+  generator = ResponseGenerator(settings, tokenizer, space.layout)
+  jax.block_until_ready(generator.start(requests, len(TEXTS)).step_rewards)
   return take(seen)
 
 
