@@ -116,7 +116,7 @@ def export(
   output = output.absolute()
   if output.exists():
     raise HuggingFaceError(
-      f"{output} is there already: remove it, or choose another name."
+      f"{output} exists already: remove it, or choose another name."
     )
   partial = output.with_name(f".{output.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)

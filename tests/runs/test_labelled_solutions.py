@@ -214,9 +214,7 @@ def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
   assert task.prm_model.compute_dtype == settings.files.compute_dtype
 
 
-def test_a_prm_that_cannot_read_the_policys_ids_is_refused(
-  policy_folder, tmp_path
-):
+def test_a_prm_with_another_vocabulary_raises(policy_folder, tmp_path):
   settings, model = policy_folder
   short = make_prm(tmp_path / "short", model, vocab_size=64)
   with pytest.raises(huggingface.HuggingFaceError, match="different models"):
@@ -267,8 +265,7 @@ def problems_read(task, tokens, masks):
 
 
 def trained_and_held_out(task, monkeypatch, chosen=None):
-  """Problems of the rows a PRM is trained on, and of those it is labelled
-  on."""
+  """(problems a PRM is trained on, problems it is evaluated on)."""
   labelled = task.labelled(open_space([]), None).responses
   held_out = []
 
@@ -294,7 +291,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
   ), held_out
 
 
-def test_a_prm_is_trained_and_judged_on_problems_that_differ(
+def test_a_prm_is_trained_and_evaluated_on_different_problems(
   tmp_path, monkeypatch
 ):
   task = files_task_of_solutions(tmp_path)
@@ -315,7 +312,9 @@ def test_a_prm_is_trained_and_judged_on_problems_that_differ(
   assert [sorted(trained), sorted(labelled)] == expected
 
 
-def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
+def test_training_and_held_out_rows_have_limits_of_their_own(
+  tmp_path, monkeypatch
+):
   task = files_task_of_solutions(
     tmp_path, labelled_rows=7, labelled_held_out_rows=3
   )
@@ -323,7 +322,9 @@ def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
   assert (len(trained), len(labelled)) == (7, 3)
 
 
-def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
+def test_the_answer_of_a_solution_is_the_last_number_of_its_last_step(
+  tmp_path, monkeypatch
+):
   task, chosen = files_task_of_solutions(tmp_path), []
   _, held_out = task._labelled_rows()
   rows = [
@@ -337,7 +338,7 @@ def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
 
 
 def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
-  """Rows are sorted by length to be scored, and must come back in order."""
+  """Rows are scored in order of length and returned in file order."""
   task = files_task_of_solutions(tmp_path)
   max_steps = task._settings.rl.max_steps
 

@@ -126,7 +126,7 @@ def test_a_workdir_in_use_is_left_alone(copy):
 
 
 @pytest.fixture
-def begun(finished, tmp_path, monkeypatch):
+def without_scores(finished, tmp_path, monkeypatch):
   """An evaluation of files before any score: (its settings, its folder)."""
   tiny = finished[0] / "tiny"
   for name in ("prm", "other"):
@@ -158,18 +158,18 @@ def begun(finished, tmp_path, monkeypatch):
   ],
 )
 def test_a_resumed_evaluation_needs_the_same_file_contents(
-  begun, changed, message
+  without_scores, changed, message
 ):
   """Otherwise some scores would be of another PRM or of other solutions."""
-  settings, folder = begun
+  settings, folder = without_scores
   evaluate_prm.evaluate(settings, str(folder / "run"))  # No change yet.
   (folder / changed).write_bytes((folder / changed).read_bytes() + b"\n")
   with pytest.raises(WorkdirError, match=message):
     evaluate_prm.evaluate(settings, str(folder / "run"))
 
 
-def test_a_missing_tokenizer_is_reported(begun):
-  settings, folder = begun
+def test_a_missing_tokenizer_is_reported(without_scores):
+  settings, folder = without_scores
   settings = dataclasses.replace(settings, tokenizer="/nowhere")
   with pytest.raises(ConfigError, match="tokenizer=/nowhere is no folder"):
     evaluate_prm.evaluate(settings, str(folder / "new"))

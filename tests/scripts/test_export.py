@@ -70,7 +70,7 @@ def test_the_folder_has_the_weights_of_the_chosen_checkpoint(
   template = tokenizer.apply_chat_template(message)
   assert template == first.apply_chat_template(message)
   assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-  with pytest.raises(HuggingFaceError, match="is there already"):
+  with pytest.raises(HuggingFaceError, match="exists already"):
     export.export(folder, output, which)
 
 

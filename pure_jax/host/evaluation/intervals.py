@@ -110,8 +110,8 @@ def estimate_mean(
   are drawn separately. One benchmark gives the plain mean.
 
   Args:
-    benchmarks: the metric of each benchmark, from `host.evaluation.
-      answer_metrics`; problems without a value are ignored.
+    benchmarks: the metric of each benchmark, from `answer_metrics`; problems
+      without a value are ignored.
     bootstrap: how the interval is computed.
 
   Returns:
@@ -217,7 +217,7 @@ def by_group(
   if len(groups) != len(per_problem.value):
     raise ValueError(
       f"{len(groups)} groups for {len(per_problem.value)} problems: give one "
-      "for each, None where it is unknown."
+      "for each, None if it is unknown."
     )
   rows_of: dict[str, list[int]] = {}
   for row, group in enumerate(groups):
