@@ -21,7 +21,7 @@ from pure_jax.host.data.records import (
   split_by_problem,
 )
 from pure_jax.host.distributed.global_batch import read_everywhere
-from pure_jax.host.evaluation import prm_metrics, solution_choice
+from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
@@ -347,7 +347,7 @@ class FilesTask:
       rewards[chosen] = step_rewards[: len(chosen)]
     labels, label_mask = step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])
-    chosen = solution_choice.choose_among_solutions(
+    chosen = prm_metrics.best_of_n_metrics(
       [problem_key(row.problem) for row in rows],
       [row.final_correct for row in rows],
       [verify.last_number(row.steps[-1]) for row in rows],

@@ -20,8 +20,9 @@ from small_tokenizers import save_vocabulary
 from pure_jax.host.data.batches import right_pad
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_solutions, response_writer
-from pure_jax.runs.evaluation.response_writer import ResponseWriter
+from pure_jax.runs.evaluation import generation, labelled_solutions
+from pure_jax.runs.evaluation.generation import ResponseGenerator
+from pure_jax.runs.evaluation.requests import make_requests
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -267,10 +268,10 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(response_writer, "make_generate", make_writing)
-  questions = data.ask(settings, tokenizer, run.folder.path)
-  writer = ResponseWriter(settings, tokenizer, run.spec.layouts.training)
-  jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
+  monkeypatch.setattr(generation, "make_generate", make_writing)
+  requests = make_requests(settings, tokenizer, run.folder.path).requests
+  generator = ResponseGenerator(settings, tokenizer, run.spec.layouts.training)
+  jax.block_until_ready(generator.start(requests, len(TEXTS)).step_rewards)
   return take(seen)
 
 
