@@ -46,7 +46,7 @@ from pure_jax.runs.settings.prm_evaluation import (
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import stages
-from pure_jax.training.score import ScoreConfig
+from pure_jax.training.step_spec import ScoreConfig
 
 # Fields that change the report and no score.
 MAY_DIFFER = (

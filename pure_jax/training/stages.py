@@ -13,7 +13,8 @@ from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.training.micro_batches import map_rows
-from pure_jax.training.score import ScoreConfig, prm_forward
+from pure_jax.training.score import prm_forward
+from pure_jax.training.step_spec import ScoreConfig
 from pure_jax.training.train import (
   Metrics,
   TrainState,

@@ -14,7 +14,7 @@ import pytest
 from configs import arithmetic
 from ml_collections import ConfigDict
 from test_kernels_attention import draw, of_the_model, value_and_gradients
-from test_layouts import MODEL, alone, assert_same, everywhere, one_step
+from test_layouts import MODEL, alone, assert_same, one_step
 from test_train import SAMPLER, grown, prompts
 
 from pure_jax.kernels.linear_logp import linear_logp
@@ -27,6 +27,7 @@ from pure_jax.runs import spec
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.training import rollouts
+from pure_jax.training.step_spec import Layouts
 
 ALL = Kernels("splash", "pallas", "pallas", interpret=True)
 SPLASH = Kernels(attention="splash", interpret=True)
@@ -244,7 +245,7 @@ def test_a_plan_refuses_to_count_what_it_cannot_see():
 def test_a_training_step_by_kernels_is_that_without(alone):
   """Rollout, scores and update, rows over eight devices."""
   layout = sharding.make_layout(data=2, fsdp=4, kernels=ALL)
-  assert_same(one_step(everywhere(layout)), alone)
+  assert_same(one_step(Layouts.same(layout)), alone)
 
 
 @pytest.mark.slow

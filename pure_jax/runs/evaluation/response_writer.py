@@ -17,7 +17,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs.evaluation.data import Unit
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.training import rollouts, stages
-from pure_jax.training.score import ScoreConfig
+from pure_jax.training.step_spec import ScoreConfig
 from pure_jax.types import Prompts, Rollout
 
 

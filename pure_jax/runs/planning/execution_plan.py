@@ -5,7 +5,7 @@ import json
 
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.spec import Layouts
+from pure_jax.training.step_spec import Layouts
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
 from pure_jax.rollout.slots import as_rollout, no_results
-from pure_jax.runs import rl_functions
+from pure_jax.runs import rl_functions, rl_weights
 from pure_jax.runs.planning.execution_plan import Way
 from pure_jax.runs.planning.stages import EngineStage, Stage
 from pure_jax.runs.settings.architectures import ARCHITECTURES
@@ -33,6 +33,7 @@ from pure_jax.runs.spec import RunSpec, make_sampler
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
+from pure_jax.training.score import ScoredBatch, make_score
 from pure_jax.types import Prompts, SeparatorTable
 
 Array = jax.ShapeDtypeStruct
@@ -196,9 +197,14 @@ class Programs:
     self._shapes, self._layouts, self._way = shapes, way.layouts, way
     self._spec = _planned_spec(settings, shapes, way)
     self._optimizer = make_optimizer(settings.rl.optim)
-    self._functions = rl_functions.compile_functions(
-      self._spec, self._optimizer
+    self._for_rollout = rl_weights.make_rollout_copy(
+      self._spec, rl_weights.trained_weights(self._spec)
     )
+    self._generate = rl_functions.make_generate(
+      self._spec, self._spec.sampler, settings.rl.samples_per_prompt
+    )
+    self._score = make_score(self._spec.step)
+    self._update = train.make_update(self._spec.step, self._optimizer)
     self._declared = policy.declare_policy(shapes.model)
     self._params = weights.abstract_params(self._declared)
     self._prm_declared = None
@@ -213,7 +219,7 @@ class Programs:
 
   def _is_copied(self) -> bool:
     """Whether the sampler has weights of its own."""
-    return hasattr(self._functions.for_rollout, "lower")
+    return hasattr(self._for_rollout, "lower")
 
   @property
   def rows_at_a_time(self) -> int:
@@ -227,13 +233,9 @@ class Programs:
     Returns:
       The stages, in their order.
     """
-    rl, shapes, functions = (
-      self._spec.settings.rl,
-      self._shapes,
-      self._functions,
-    )
+    rl, shapes = self._spec.settings.rl, self._shapes
     rows = rl.prompts * rl.samples_per_prompt
-    sampler = jax.eval_shape(functions.for_rollout, self._params)
+    sampler = jax.eval_shape(self._for_rollout, self._params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
     sampled = jax.eval_shape(
@@ -242,21 +244,22 @@ class Programs:
     )
     prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
     labelled = (self._params, *self._frozen(), sampled, prm_prompts)
-    scores = jax.eval_shape(functions.score, *labelled)
+    scores, _ = jax.eval_shape(self._score, *labelled)
     verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
-    differentiated = (self._state(), sampled, scores, *verdicts)
+    batch = ScoredBatch(sampled, scores, *verdicts)
+    differentiated = (self._state(), batch, {})
     found = [
       self._rollout(asked),
-      Stage("score", functions.score, labelled),
-      Stage("update", functions.update, differentiated),
+      Stage("score", self._score, labelled),
+      Stage("update", self._update, differentiated),
     ]
     if self._is_copied():  # Else the weights themselves are read.
-      found.insert(0, Stage("reshard", functions.for_rollout, (self._params,)))
+      found.insert(0, Stage("reshard", self._for_rollout, (self._params,)))
     return found
 
   def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
     """One compiled loop, or the parts of rows that take turns."""
-    generate, rl = self._functions.generate, self._spec.settings.rl
+    generate, rl = self._generate, self._spec.settings.rl
     if rl.rollout_rows is None:
       return Stage("rollout", generate, asked)
     layout, samples = self._layouts.rollout, rl.samples_per_prompt
@@ -319,7 +322,7 @@ class Programs:
     if self._is_copied():
       sampled = policy.declare_policy(self._spec.rollout_model)
       where = weight_shardings(sampled, layouts.rollout)
-      copy = jax.eval_shape(self._functions.for_rollout, self._params)
+      copy = jax.eval_shape(self._for_rollout, self._params)
       held["sampler"] = _bytes_held(copy, where)
     return Resident(
       parameters=_bytes_held(state.params, places.params),

@@ -18,7 +18,7 @@ from pure_jax.runs.settings.lora import NO_ADAPTERS, LoraSettings
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.settings import AGGREGATES, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
-from pure_jax.training.score import ScoreConfig
+from pure_jax.training.step_spec import ScoreConfig
 
 ROLLOUT_WEIGHTS = ("compute", "int8")
 REWARD_MODES = ("prm", "prm+vr", "vr")
