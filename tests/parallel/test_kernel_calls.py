@@ -13,7 +13,7 @@ import plan
 import pytest
 from configs import arithmetic
 from kernel_inputs import draw_texts, model_attention, value_and_gradients
-from layout_steps import MODEL, assert_same, everywhere, one_step
+from layout_steps import MODEL, assert_same, one_step
 from ml_collections import ConfigDict
 from train_boundary import SAMPLER, grown, prompts
 
@@ -26,6 +26,7 @@ from pure_jax.rollout import engine_programs
 from pure_jax.runs import spec
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.training import rollouts
+from pure_jax.training.step_spec import Layouts
 
 ALL = Kernels("splash", "pallas", "pallas", interpret=True)
 SPLASH = Kernels(attention="splash", interpret=True)
@@ -242,8 +243,8 @@ def test_a_plan_refuses_to_count_what_it_cannot_see():
 def test_a_training_step_with_kernels_equals_one_without():
   """Rollout, scores and update, rows over eight devices."""
   layout = sharding.make_layout(data=2, fsdp=4, kernels=ALL)
-  expected = one_step(everywhere(sharding.make_layout()))
-  assert_same(one_step(everywhere(layout)), expected)
+  expected = one_step(Layouts.same(sharding.make_layout()))
+  assert_same(one_step(Layouts.same(layout)), expected)
 
 
 @pytest.mark.slow

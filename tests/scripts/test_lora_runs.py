@@ -17,7 +17,7 @@ from pure_jax.host import huggingface
 from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
-from pure_jax.runs import load, rl_functions
+from pure_jax.runs import load, rl_weights
 from pure_jax.runs.planning.planned_spec import read_spec
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
@@ -55,10 +55,10 @@ def run(tmp_path_factory):
     },
   )
   kept = []
-  freeze = rl_functions.freeze
+  freeze = rl_weights.freeze
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      rl_functions, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
+      train_pure, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
     )
     with open_run(settings, str(folder)) as run:
       train_pure.train_rl(run)
@@ -67,12 +67,11 @@ def run(tmp_path_factory):
 
 def test_the_reference_is_the_base_and_is_there_once(run):
   _, frozen, _ = run
-  ((base,), (sampler,)) = frozen.base, frozen.rollout_base
   jax.tree.map(
     lambda x, y, z: np.testing.assert_(x is y is z),
     frozen.reference,
-    base,
-    sampler,
+    frozen.base,
+    frozen.rollout_base,
   )
 
 

@@ -20,12 +20,13 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.slots import empty_completions, to_rollout
-from pure_jax.runs import rl_functions
+from pure_jax.runs import rl_functions, rl_weights
 from pure_jax.runs.planning import estimates
 from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
+from pure_jax.training.score import ScoredBatch, make_score
 from pure_jax.types import Prompts, Rollout
 
 Array = jax.ShapeDtypeStruct
@@ -105,8 +106,9 @@ class Programs:
     """
     self._spec = spec
     self._optimizer = make_optimizer(spec.settings.rl.optim)
-    self._functions = rl_functions.compile_functions(spec, self._optimizer)
     self._policy = policy.declare_policy(spec.model)
+    self._for_rollout = rl_weights.make_rollout_copy(spec, self._policy)
+    self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
 
   def stages(self) -> list[Stage | EngineStage]:
@@ -115,27 +117,28 @@ class Programs:
     Returns:
       Reshard if the sampler has its own weights, rollout, score and update.
     """
-    spec, functions = self._spec, self._functions
+    spec = self._spec
     flops, held = estimates.model_flops(spec), self.resident
     prompts = _prompts(spec.settings.rl.prompts, spec.prompt_tokens)
     rollout = _rollout(spec, prompts)
     prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
     score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
-    scores = jax.eval_shape(functions.score, *score_arguments)
+    score = make_score(spec.step)
+    scores, _ = jax.eval_shape(score, *score_arguments)
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
     stages = [
       self._rollout_stage(prompts, flops.rollout, held),
       Stage(
         "score",
-        functions.score,
+        score,
         score_arguments,
         Estimates(flops.score, held.optimizer),
       ),
       Stage(
         "update",
-        functions.update,
-        (self._state(), rollout, scores, correct, has_answer),
+        train.make_update(spec.step, self._optimizer),
+        (self._state(), ScoredBatch(rollout, scores, correct, has_answer), {}),
         Estimates(
           flops.update,
           held.reference + held.prm,
@@ -143,10 +146,10 @@ class Programs:
         ),
       ),
     ]
-    if functions.copies_weights:
+    if self._copies_weights:
       waiting = held.optimizer + held.reference + held.prm
       reshard = Stage(
-        "reshard", functions.for_rollout, (self._params,), Estimates(0, waiting)
+        "reshard", self._for_rollout, (self._params,), Estimates(0, waiting)
       )
       stages.insert(0, reshard)
     return stages
@@ -155,19 +158,21 @@ class Programs:
     self, prompts: Prompts, flops: int, held: Resident
   ) -> Stage | EngineStage:
     """The rollout: one compiled loop, or an engine's programs."""
-    spec, functions = self._spec, self._functions
+    spec = self._spec
     rl, layout = spec.settings.rl, spec.layouts.rollout
-    params = jax.eval_shape(functions.for_rollout, self._params)
+    params = jax.eval_shape(self._for_rollout, self._params)
     key = jax.eval_shape(lambda: jax.random.key(0))
     waiting = held.optimizer + held.reference + held.prm
-    if functions.copies_weights:
+    if self._copies_weights:
       waiting += held.parameters
-    if functions.engine is None:
+    samples = rl.samples_per_prompt
+    engine = rl_functions.make_engine(spec, spec.sampler, samples)
+    if engine is None:
       rows = spec.responses // rl.rollout.batches
       known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
-      return Stage("rollout", functions.generate, (params, prompts, key), known)
-    engine = functions.engine
-    rows = engine.spec.num_starting_prompts(rl.prompts) * rl.samples_per_prompt
+      generate = rl_functions.make_generate(spec, spec.sampler, samples)
+      return Stage("rollout", generate, (params, prompts, key), known)
+    rows = engine.spec.num_starting_prompts(rl.prompts) * samples
     known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
     arguments = (
       with_shardings(params, weight_shardings(self._sampled(), layout)),
@@ -178,16 +183,16 @@ class Programs:
   @functools.cached_property
   def resident(self) -> Resident:
     """Bytes of weights and optimizer state on a device, by their shardings."""
-    layouts, functions = self._spec.layouts, self._functions
+    layouts = self._spec.layouts
     state = with_shardings(
       self._state(),
       train.state_shardings(self._policy, self._optimizer, layouts.training),
     )
     reference, prm_params = self._frozen()
     sampler = ()
-    if functions.copies_weights:
+    if self._copies_weights:
       sampler = with_shardings(
-        jax.eval_shape(functions.for_rollout, self._params),
+        jax.eval_shape(self._for_rollout, self._params),
         weight_shardings(self._sampled(), layouts.rollout),
       )
     return Resident(

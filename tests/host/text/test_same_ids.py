@@ -213,14 +213,7 @@ def by_rl(run, seen):
     *(prompts.tokens, prompts.mask, *tokens, nothing, nothing),
     np.zeros(len(TEXTS), bool),
   )
-  scoring = score.make_score(
-    run.spec.model,
-    run.spec.prm_model,
-    run.spec.sampler,
-    run.spec.rl_score_config,
-    run.spec.table,
-    run.spec.layouts.training,
-  )
+  scoring = score.make_score(run.spec.step)
   trunk = initial_params(policy.declare_policy(run.spec.model))
   params = initial_params(prm.declare_prm(run.spec.prm_model))
   asked = run.batches.put(run.batches.prm_prompt_encoder.encode(problems))
