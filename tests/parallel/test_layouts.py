@@ -13,7 +13,6 @@ import pytest
 from layout_steps import (
   MODEL,
   SGD,
-  Layouts,
   assert_same,
   one_step,
 )
@@ -27,6 +26,7 @@ from train_boundary import (
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
 from pure_jax.training import rollouts, train, weight_copies
+from pure_jax.training.step_spec import Layouts
 
 SHAPES = [
   (data, fsdp, tensor, sequence)
