@@ -18,7 +18,7 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import LossConfig
 from pure_jax.training import packing
-from pure_jax.training.micro_batches import accumulate_parts
+from pure_jax.training.micro_batches import accumulate_packs
 from pure_jax.training.packing import PackedTexts, Packing, RowShape
 from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
 
@@ -227,6 +227,6 @@ def policy_gradients(
       denominator,
     )
 
-  (loss, metrics), grads = accumulate_parts(objective, params, rows.parts)
+  (loss, metrics), grads = accumulate_packs(objective, params, rows.parts)
   loss = jnp.where(rows.fits, loss, jnp.nan)
   return (loss, metrics | {"row_fill": rows.fill}), grads

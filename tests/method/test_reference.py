@@ -119,8 +119,8 @@ def _compute(batch, new_logp, config, loss_config):
     "token_reward": folded_rewards(rewards, batch, config),
     "returns": pure_advantages(batch, plain)[0],
     "advantages": advantages,
-    "policy_loss": metrics["policy_loss"],
-    "clip_fraction": metrics["clip_fraction"],
+    "policy_loss": metrics.sums["policy_loss"],
+    "clip_fraction": metrics.sums["clip_fraction"],
   }
 
 
