@@ -45,7 +45,7 @@ from pure_jax.runs.settings.prm_evaluation import (
 )
 from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import stages
+from pure_jax.training import supervised
 from pure_jax.training.score import ScoreConfig
 
 # Fields that change the report and no score.
@@ -93,7 +93,7 @@ def score_data(
     ]
   )
   table = separator_table(judge.tokenizer)
-  score = stages.make_prm_evaluation(
+  score = supervised.make_prm_evaluation(
     judge.model,
     ScoreConfig(settings.max_steps, settings.separator),
     jax.device_put(table, sharding.replicated(layout)),

@@ -24,7 +24,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs import loop, workspace
 from pure_jax.runs.evaluation import labelled_rows
 from pure_jax.runs.settings.run import ConfigError
-from pure_jax.training import stages, train
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
@@ -56,7 +56,7 @@ def train_stage(
   declared = prm.declare_prm(model)
   if model.lora is not None:
     params = add_adapters(space, params, declared)
-  step = stages.make_prm_step(
+  step = supervised.make_prm_step(
     model,
     space.prm_score_config,
     optimizer,
@@ -64,8 +64,8 @@ def train_stage(
     space.layout,
     head_only,
   )
-  trained, frozen = stages.split_prm_params(params, head_only)
-  declared, _ = stages.split_prm_params(declared, head_only)
+  trained, frozen = supervised.split_prm_params(params, head_only)
+  declared, _ = supervised.split_prm_params(declared, head_only)
   state = train.start_state(trained, declared, optimizer, space.layout)
 
   def make_batch(indices):

@@ -13,7 +13,7 @@ import cli
 
 from pure_jax.models import policy
 from pure_jax.runs import loop, workspace
-from pure_jax.training import stages, train
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
@@ -45,7 +45,7 @@ def _make_policy(space: workspace.Workspace, declared: Any) -> Any:
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
   state = train.make_init(declared, optimizer, space.layout)(space.key(0))
-  step = stages.make_supervised_step(
+  step = supervised.make_supervised_step(
     space.model, optimizer, space.sampler.banned_ids, space.layout
   )
 

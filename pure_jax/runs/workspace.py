@@ -32,7 +32,7 @@ from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.settings.mesh import RLLayouts
 from pure_jax.runs.settings.run import Settings
 from pure_jax.training.score import ScoreConfig
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training.supervised import Demonstrations
 from pure_jax.types import Prompts, SeparatorTable
 
 # Fields a resumed run may change, and those a run may change that starts

@@ -62,7 +62,7 @@ def start(folder, tmp_path, monkeypatch):
 
   monkeypatch.setattr(response_writer, "make_generate", make_generate)
   monkeypatch.setattr(
-    response_writer.stages, "make_prm_evaluation", make_prm_evaluation
+    response_writer.supervised, "make_prm_evaluation", make_prm_evaluation
   )
 
   def started(*, greedy=False, units=slice(1, 4), **changes):

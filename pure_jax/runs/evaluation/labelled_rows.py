@@ -13,7 +13,7 @@ from pure_jax.host.text.tokenization import (
   TokenizerError,
   encode_response,
 )
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training.supervised import Demonstrations
 
 # Why a row is left out, in the order they are asked. The last holds a special
 # token as text, or what the tokenizer writes in another way.

@@ -18,7 +18,7 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.data import Unit
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.training import rollouts, stages
+from pure_jax.training import rollouts, supervised
 from pure_jax.training.score import ScoreConfig
 from pure_jax.types import Prompts, Rollout
 
@@ -107,7 +107,7 @@ class ResponseWriter:
       self._prm_params, prm_model = huggingface.load_prm(
         settings.prm, layout, **dtypes
       )
-      self._score = stages.make_prm_evaluation(
+      self._score = supervised.make_prm_evaluation(
         prm_model,
         ScoreConfig(settings.max_steps, settings.prm_separator),
         jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),

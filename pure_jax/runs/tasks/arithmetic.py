@@ -24,8 +24,8 @@ from pure_jax.host.text.tokenization import (
 from pure_jax.models import prm
 from pure_jax.runs import workspace
 from pure_jax.runs.settings.run import ConfigError, Settings
-from pure_jax.training import rollouts, stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training import rollouts, supervised
+from pure_jax.training.supervised import Demonstrations
 
 SAMPLE_ROWS = 1024  # Responses sampled at a time.
 
@@ -133,7 +133,7 @@ class ArithmeticTask:
     problems = self.held_out[: settings.eval_prompts] * settings.policy_samples
     data = self._sample(space, policy_params, problems, space.key(2))
     labels, label_mask = self._label([p.problem for p in problems], data)
-    score = stages.make_prm_evaluation(
+    score = supervised.make_prm_evaluation(
       space.prm_model, space.prm_score_config, space.table, space.layout
     )
     rewards = read_everywhere(score(params, space.put(data)))

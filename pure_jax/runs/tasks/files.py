@@ -33,8 +33,8 @@ from pure_jax.runs.evaluation.data import MODEL_FILES
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import ConfigError, Settings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training import supervised
+from pure_jax.training.supervised import Demonstrations
 
 
 def contents(files: FilesSettings) -> dict[str, str]:
@@ -322,7 +322,7 @@ class FilesTask:
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
-    score = stages.make_prm_evaluation(
+    score = supervised.make_prm_evaluation(
       space.prm_model, space.prm_score_config, space.table, space.layout
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)

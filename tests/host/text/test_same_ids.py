@@ -29,7 +29,7 @@ from pure_jax.runs.evaluation.response_writer import ResponseWriter
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import score, stages, train
+from pure_jax.training import score, supervised, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -191,7 +191,7 @@ def by_training(space, seen):
   declared = prm.declare_prm(space.prm_model)
   params = initial_params(declared)
   optimizer = make_optimizer(space.settings.prm.full_optim)
-  step = stages.make_prm_step(
+  step = supervised.make_prm_step(
     space.prm_model,
     space.prm_score_config,
     optimizer,
