@@ -1,4 +1,4 @@
-"""The rollout's copy in int8: on any layout, and what its samples are worth."""
+"""The int8 copy of the weights for rollouts, on any layout."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 import train_boundary as boundary
-from small_models import random_policy, stands_for
+from small_models import dequantize, random_policy
 
 from pure_jax.models import int8, policy
 from pure_jax.models import params as weights
@@ -32,7 +32,7 @@ def copied(layout, source=None):
 
 @pytest.mark.parametrize("rules", LAYOUTS)
 def test_a_copy_is_the_same_in_every_layout(rules):
-  """The largest entry of an output is looked for on all devices."""
+  """The largest entry of an output is the largest on all devices."""
   layout = LAYOUTS[rules]
   params = random_policy(MODEL)
   expected = jax.jit(int8.quantize_layers)(params["layers"])
@@ -58,8 +58,8 @@ def test_a_copy_is_the_same_in_every_layout(rules):
   assert ("tensor" in rules) == (parts[2] < gate.values.shape[2])
 
 
-def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
-  """And off the policy's by what `drift_max` says."""
+def test_rollouts_sample_from_the_dequantised_weights():
+  """Their log-probs differ from the policy's, as `drift_max` reports."""
   one, many = sharding.make_layout(), LAYOUTS["fsdp+tensor"]
   sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.8)
   params = random_policy(MODEL)
@@ -77,7 +77,7 @@ def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
     rollout.sampled_logp, other.sampled_logp, atol=1e-5
   )
   layers = int8.quantize_layers(params["layers"])
-  plain = {name: stands_for(layers[name], name) for name in MATRICES}
+  plain = {name: dequantize(layers[name], name) for name in MATRICES}
   plain = params | {"layers": layers | plain}
   read = jax.jit(score.rollout_logp, static_argnums=(1, 2))
   wanted, _ = read(plain, MODEL, sampler, rollout)
