@@ -42,11 +42,11 @@ def test_decoded_logits_are_those_of_the_whole_text(
   """Attention to padding or to the prompt of another row would show."""
   config = dataclasses.replace(TINY, **change)
   params = random_policy(config)
-  found, _ = decoded_logits(
+  actual, _ = decoded_logits(
     params, config, texts, prepare, share_prompts=shared
   )
   np.testing.assert_allclose(
-    found, whole_logits(params, config, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, config, texts), rtol=1e-5, atol=1e-5
   )
 
 

@@ -51,16 +51,16 @@ def test_every_output_has_a_step_of_its_own(name):
   weight *= 10.0 ** np.linspace(-4, 4, weight.shape[-1])
   weight[1, ..., 2] = 0
   inputs = int8.input_axes(name)
-  found = jax.jit(int8.quantize, static_argnums=1)(weight, inputs)
-  assert found.values.dtype == jnp.int8 and found.scale.dtype == jnp.float32
+  actual = jax.jit(int8.quantize, static_argnums=1)(weight, inputs)
+  assert actual.values.dtype == jnp.int8 and actual.scale.dtype == jnp.float32
   step = np.abs(weight).max(inputs, keepdims=True) / 127
-  np.testing.assert_allclose(found.scale, step.squeeze(inputs), rtol=1e-6)
-  off = np.abs(dequantize(found, name) - weight)
+  np.testing.assert_allclose(actual.scale, step.squeeze(inputs), rtol=1e-6)
+  off = np.abs(dequantize(actual, name) - weight)
   # Half a step, not a whole one as after rounding toward zero.
   assert (off <= step * 0.5 * (1 + 1e-5)).all()
-  largest = np.abs(np.asarray(found.values)).max(inputs)
+  largest = np.abs(np.asarray(actual.values)).max(inputs)
   assert set(np.unique(largest)) == {0, 127}
-  assert np.asarray(found.scale)[1, ..., 2].max() == 0
+  assert np.asarray(actual.scale)[1, ..., 2].max() == 0
 
 
 @pytest.mark.parametrize(
@@ -129,12 +129,12 @@ def test_log_probs_change_by_no_more_than_the_rounding_allows():
       name: (1 - t) * matrices[name] + t * near["layers"][name]
       for name in MATRICES
     }
-    found = gradient(between)
+    actual = gradient(between)
     bounds.append(
       sum(
         jnp.einsum(
           "BTN,N->BT",
-          jnp.abs(found[name]).reshape(*before.shape, -1),
+          jnp.abs(actual[name]).reshape(*before.shape, -1),
           jnp.broadcast_to(half[name], matrices[name].shape).reshape(-1),
         )
         for name in MATRICES

@@ -36,19 +36,19 @@ def test_a_copy_is_the_same_in_every_layout(rules):
   layout = LAYOUTS[rules]
   params = random_policy(MODEL)
   expected = jax.jit(int8.quantize_layers)(params["layers"])
-  found = copied(layout, sharding.make_layout(1, 8))
-  weights.check_params(found, policy.declare_policy(INT8))
-  jax.tree.map(np.testing.assert_array_equal, found["layers"], expected)
-  np.testing.assert_array_equal(found["embedding"], params["embedding"])
-  places = sharding.weight_shardings(policy.declare_policy(INT8), layout)
+  actual = copied(layout, sharding.make_layout(1, 8))
+  weights.check_params(actual, policy.declare_policy(INT8))
+  jax.tree.map(np.testing.assert_array_equal, actual["layers"], expected)
+  np.testing.assert_array_equal(actual["embedding"], params["embedding"])
+  shardings = sharding.weight_shardings(policy.declare_policy(INT8), layout)
   jax.tree.map(
     lambda x, place: np.testing.assert_(
       x.sharding.is_equivalent_to(place, x.ndim)
     ),
-    found,
-    places,
+    actual,
+    shardings,
   )
-  gate = found["layers"]["gate"]
+  gate = actual["layers"]["gate"]
   parts = gate.values.sharding.shard_shape(gate.values.shape)
   # Layers, then outputs: a scale lies where its outputs are.
   assert gate.scale.sharding.shard_shape(gate.scale.shape) == (
@@ -80,7 +80,7 @@ def test_rollouts_sample_from_the_dequantised_weights():
   plain = {name: dequantize(layers[name], name) for name in MATRICES}
   plain = params | {"layers": layers | plain}
   read = jax.jit(score.rollout_logp, static_argnums=(1, 2))
-  wanted, _ = read(plain, MODEL, sampler, rollout)
-  np.testing.assert_allclose(rollout.sampled_logp, wanted, atol=1e-5)
+  expected, _ = read(plain, MODEL, sampler, rollout)
+  np.testing.assert_allclose(rollout.sampled_logp, expected, atol=1e-5)
   trained, _ = read(params, MODEL, sampler, rollout)
   assert np.abs(trained - rollout.sampled_logp).max() > 1e-3

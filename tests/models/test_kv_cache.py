@@ -37,7 +37,7 @@ def test_a_ring_may_grow_at_any_time(texts, shared):
       else cache
     )
 
-  found, cache = decoded_logits(
+  actual, cache = decoded_logits(
     params,
     TINY,
     texts,
@@ -47,7 +47,7 @@ def test_a_ring_may_grow_at_any_time(texts, shared):
   )
   assert cache.ring_length == NEW + 2
   np.testing.assert_allclose(
-    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
   )
 
 
@@ -57,12 +57,12 @@ def test_rows_can_get_their_own_prompt_at_any_time(texts):
   def between(age, cache):
     return kv_cache.with_own_prompts(cache) if age == 3 else cache
 
-  found, cache = decoded_logits(
+  actual, cache = decoded_logits(
     params, TINY, texts, between=between, share_prompts=True
   )
   assert cache.prompt_mask is None
   np.testing.assert_allclose(
-    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
   )
 
 
@@ -80,7 +80,7 @@ def test_a_ring_wraps_around_after_a_row_was_replaced(texts):
     )
   hidden, other = prefill(params, TINY, prompts[2:], mask[2:], ring_length=1)
   cache = kv_cache.put_rows(cache, other, jnp.array([[1]]))
-  found = [logits(params, TINY, hidden)[0, 0]]
+  actual = [logits(params, TINY, hidden)[0, 0]]
   for age in range(5):
     _, cache = hidden, cache = decode_token(
       params,
@@ -89,11 +89,13 @@ def test_a_ring_wraps_around_after_a_row_was_replaced(texts):
       jnp.stack([lengths[0] + 4 + age, lengths[2] + age]),
       cache,
     )
-    found.append(logits(params, TINY, hidden)[1, 0])
+    actual.append(logits(params, TINY, hidden)[1, 0])
   expected = whole_logits(
     params, TINY, (prompts[2:], mask[2:], new[3:4, :5]), group_size=1
   )
-  np.testing.assert_allclose(np.stack(found), expected[0], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    np.stack(actual), expected[0], rtol=1e-5, atol=1e-5
+  )
 
 
 def test_rows_are_selected_within_their_shards():
@@ -112,11 +114,11 @@ def test_an_int8_cache_is_off_by_its_rounding(texts):
   params = random_policy()
   exact = whole_logits(params, TINY, texts)
   config = dataclasses.replace(TINY, cache_dtype="int8")
-  found, cache = decoded_logits(params, config, texts, share_prompts=True)
+  actual, cache = decoded_logits(params, config, texts, share_prompts=True)
   assert cache.keys[0].data.dtype == jnp.int8
   # The prompt's last token reads no cache.
-  np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)
-  error = np.abs(found - exact).max() / np.abs(exact).max()
+  np.testing.assert_allclose(actual[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)
+  error = np.abs(actual - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 4 / 127
 
 

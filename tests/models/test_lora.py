@@ -264,10 +264,10 @@ def test_a_prm_trains_adapters_and_its_head():
   )
   rng = np.random.default_rng(0)
   tokens = np.where(np.arange(10) % 3 == 2, 3, rng.integers(4, 16, (32, 10)))
-  asked = prompts(32)
+  batch_prompts = prompts(32)
   batch = supervised.Demonstrations(
-    asked.tokens,
-    asked.mask,
+    batch_prompts.tokens,
+    batch_prompts.mask,
     tokens.astype(np.int32),
     np.ones(tokens.shape, bool),
   )

@@ -248,12 +248,12 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   split = sharding.partition_spec(
     "table", table.shape, names, layout.mesh, layout.table
   )
-  places = NamedSharding(layout.mesh, split), rows, rows, rows
+  shardings = NamedSharding(layout.mesh, split), rows, rows, rows
   compiled = (
     jax.jit(
       grad(dataclasses.replace(run(), act_sharding=layout.act_sharding)),
-      in_shardings=places,
-      out_shardings=(sharding.replicated(layout), places[:2]),
+      in_shardings=shardings,
+      out_shardings=(sharding.replicated(layout), shardings[:2]),
     )
     .lower(table, *rest)
     .compile()
@@ -261,7 +261,7 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   # [B, c, V]: no larger array over three axes than a device's share.
   shapes = set(re.findall(r"f32\[\d+,\d+,(?:12|24)\]", compiled.as_text()))
   assert shapes == {local}
-  actual = compiled(*jax.device_put((table, *rest), places))
+  actual = compiled(*jax.device_put((table, *rest), shardings))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=2e-6),
     actual,

@@ -37,9 +37,9 @@ HEADS = dict(fsdp=2, tensor=2, rules="fsdp+tensor")
 COPIED = dict(data=2, tensor=4, rules="tensor")
 
 
-def assert_close(found, expected, atol=1e-5):
+def assert_close(actual, expected, atol=1e-5):
   for x, y in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol)
 
@@ -54,8 +54,8 @@ def test_attention_over_devices_is_that_of_one(sizes):
   """
   given = draw(8, 20, 8, 2, 4)
   layout = sharding.make_layout(**sizes, kernels=SPLASH)
-  found = value_and_gradients(layout.act_sharding.attention, *given)
-  assert_close(found, value_and_gradients(of_the_model, *given))
+  actual = value_and_gradients(layout.act_sharding.attention, *given)
+  assert_close(actual, value_and_gradients(of_the_model, *given))
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,8 @@ def test_decode_attention_over_devices_is_that_of_one(sizes, shared, dtype):
     segments.insert(0, prompt)
   layout = sharding.make_layout(**sizes, kernels=DECODE)
   attend = layout.decoding_act_sharding.decode_attention
-  found = jax.jit(attend)(q, segments)
-  assert_close(found, decoding.attend_to_cache(q, segments), atol=1e-6)
+  actual = jax.jit(attend)(q, segments)
+  assert_close(actual, decoding.attend_to_cache(q, segments), atol=1e-6)
 
 
 def test_log_probs_over_devices_are_those_of_one():
@@ -110,8 +110,8 @@ def test_log_probs_over_devices_are_those_of_one():
   layout = sharding.make_layout(
     data=2, fsdp=4, kernels=Kernels(logp="pallas", interpret=True)
   )
-  found = value_and_gradient(layout.act_sharding.head_logp)
-  assert_close(found, value_and_gradient(linear_logp))
+  actual = value_and_gradient(layout.act_sharding.head_logp)
+  assert_close(actual, value_and_gradient(linear_logp))
 
 
 def texts():
@@ -131,22 +131,22 @@ def test_log_probs_and_gradients_with_kernels_equal_those_without():
 
   def run(layout, model):
     def objective(params, *given):
-      found = policy.token_logp(
+      actual = policy.token_logp(
         params,
         model,
         *given,
         temperature=0.8,
         act_sharding=layout.act_sharding,
       )
-      return jnp.mean(weights * jnp.stack(found)), found
+      return jnp.mean(weights * jnp.stack(actual)), actual
 
     return jax.jit(jax.value_and_grad(objective, has_aux=True))(
       params, *texts()
     )
 
   chunked = dataclasses.replace(model, attention_chunk=4, logits_chunk=2)
-  found = run(sharding.make_layout(kernels=ALL), chunked)
-  assert_close(found, run(sharding.make_layout(), model), atol=1e-6)
+  actual = run(sharding.make_layout(kernels=ALL), chunked)
+  assert_close(actual, run(sharding.make_layout(), model), atol=1e-6)
 
 
 def operations(layout, function, *given):
@@ -260,7 +260,7 @@ def test_continuous_batching_with_kernels_samples_the_same(sizes, dtype):
     )
     return engine.generate(params, prompts(8), jax.random.key(2))
 
-  found = samples(sharding.make_layout(**sizes, kernels=DECODE))
+  actual = samples(sharding.make_layout(**sizes, kernels=DECODE))
   expected = samples(sharding.make_layout(**sizes))
-  np.testing.assert_array_equal(found.tokens, expected.tokens)
-  assert_close(found.full_logp, expected.full_logp)
+  np.testing.assert_array_equal(actual.tokens, expected.tokens)
+  assert_close(actual.full_logp, expected.full_logp)

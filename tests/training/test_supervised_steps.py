@@ -201,5 +201,5 @@ def test_the_guard_for_empty_steps(reward):
 
 def test_separators_and_eos_are_terminal_and_a_cut_off_end_is_not():
   tokens = jnp.array([[6, BREAK, DOT_BREAK, 7, EOS], [6, 6, 6, 6, 6]])
-  found = steps.terminal_mask(tokens, jnp.ones((2, 5), bool), TABLE)
-  np.testing.assert_array_equal(found, [[0, 1, 1, 0, 1], [0] * 5])
+  actual = steps.terminal_mask(tokens, jnp.ones((2, 5), bool), TABLE)
+  np.testing.assert_array_equal(actual, [[0, 1, 1, 0, 1], [0] * 5])
