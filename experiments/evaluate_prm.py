@@ -58,7 +58,7 @@ from pure_jax.runs.settings.prm_evaluation import (
 )
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import stages
+from pure_jax.training import supervised
 
 # Fields that change the report and no score.
 MAY_DIFFER = (
@@ -108,7 +108,7 @@ def score_data(
       if row in missing
     ]
   )
-  score = stages.make_prm_evaluation(
+  score = supervised.make_prm_evaluation(
     prm.model,
     ScoreConfig(settings.max_steps, settings.separator),
     jax.device_put(separator_table(prm.tokenizer), sharding.replicated(layout)),

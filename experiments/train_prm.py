@@ -28,7 +28,7 @@ from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.tasks.task import LabelledResponses
-from pure_jax.training import stages, train
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
@@ -60,7 +60,7 @@ def train_stage(
   declared = prm.declare_prm(model)
   if model.lora is not None:
     params = add_adapters(run, params, declared)
-  step = stages.make_prm_step(
+  step = supervised.make_prm_step(
     model,
     run.spec.prm_score_config,
     optimizer,
@@ -68,8 +68,8 @@ def train_stage(
     layout,
     head_only,
   )
-  trained, frozen = stages.split_prm_params(params, head_only)
-  declared, _ = stages.split_prm_params(declared, head_only)
+  trained, frozen = supervised.split_prm_params(params, head_only)
+  declared, _ = supervised.split_prm_params(declared, head_only)
   state = train.start_state(trained, declared, optimizer, layout)
 
   def make_batch(indices):
@@ -82,7 +82,7 @@ def train_stage(
   def update(state, batch):
     return step(state, frozen, *batch)
 
-  supervised = loop.SupervisedStage(
+  prm_stage = loop.SupervisedStage(
     name=stage,
     num_steps=steps,
     log_every=settings.log_every,
@@ -92,7 +92,7 @@ def train_stage(
     make_batch=make_batch,
     update=update,
   )
-  state = loop.run_stage(run, supervised, state)
+  state = loop.run_stage(run, prm_stage, state)
   return merged(run, lora.join_params(frozen, state.params), model)
 
 

@@ -16,7 +16,7 @@ from pure_jax.runs import loop
 from pure_jax.runs.batches import take_rows
 from pure_jax.runs.run import Run
 from pure_jax.runs.spec import RandomStream
-from pure_jax.training import stages, train
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
@@ -52,7 +52,7 @@ def _make_policy(run: Run, declared: Any) -> Any:
   state = train.make_init(declared, optimizer, layout)(
     spec.key(RandomStream.POLICY_WEIGHTS)
   )
-  step = stages.make_supervised_step(
+  step = supervised.make_supervised_step(
     spec.model, optimizer, spec.sampler.banned_ids, layout
   )
 

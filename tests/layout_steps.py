@@ -62,9 +62,9 @@ def one_step(layouts):
     rollout = generate(
       to_rollout(state.params), prompts(8), jax.random.key(2 + number)
     )
-    asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+    prm_prompts = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
     scores, drift = score_rollout(
-      state.params, reference, prm_params, rollout, asked
+      state.params, reference, prm_params, rollout, prm_prompts
     )
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     known = jnp.arange(32) // 4 % 2 == 0
@@ -76,20 +76,20 @@ def one_step(layouts):
   return jax.device_get(state), history
 
 
-def assert_same(found, expected):
+def assert_same(actual, expected):
   """Tokens exactly, the rest to 1e-5."""
   for (rollout, *rest), (other, *others) in zip(
-    found[1], expected[1], strict=True
+    actual[1], expected[1], strict=True
   ):
     np.testing.assert_array_equal(rollout.tokens, other.tokens)
     np.testing.assert_array_equal(rollout.truncated, other.truncated)
     close(rest, others)
-  close(found[0], expected[0])
+  close(actual[0], expected[0])
 
 
-def close(found, expected):
+def close(actual, expected):
   def check(path, x, y):
     name = jax.tree_util.keystr(path)
     np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
 
-  jax.tree_util.tree_map_with_path(check, found, expected)
+  jax.tree_util.tree_map_with_path(check, actual, expected)

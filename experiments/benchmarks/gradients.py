@@ -28,8 +28,8 @@ from pure_jax.settings import CreditConfig, ScoreConfig
 from pure_jax.training import train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.score import ScoredBatch
-from pure_jax.training.stages import make_prm_step, split_prm_params
 from pure_jax.training.step_spec import Layouts, StepSpec
+from pure_jax.training.supervised import make_prm_step, split_prm_params
 
 OPTIMIZER = OptimConfig(learning_rate=1e-6)
 

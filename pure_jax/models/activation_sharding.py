@@ -1,7 +1,7 @@
-"""Where activations live: what a model asks of the layout it runs in.
+"""Sharding of activations, as models see it.
 
-Models name the axes of a few arrays and leave the rest to the compiler;
-`pure_jax.parallel.sharding.Layout.act_sharding` knows which devices hold them.
+Models name the axes of a few arrays and leave the rest to the compiler.
+`pure_jax.parallel.sharding.Layout.act_sharding` maps them to devices.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ CacheAttention = Callable[[Array, Sequence[Any]], Array]
 
 
 class HeadLogp(Protocol):
-  """Log-probs and entropies of given ids, of hidden states and a table."""
+  """Computes log-probs and entropies from hidden states and a table."""
 
   def __call__(
     self,
@@ -33,14 +33,14 @@ class HeadLogp(Protocol):
     temperature: float,
     banned_ids: tuple[int, ...],
   ) -> tuple[Array, Array]:
-    """As `pure_jax.kernels.linear_logp.linear_logp`.
+    """Computes what `pure_jax.kernels.linear_logp.linear_logp` does.
 
     Args:
       table: [V, D] if tied, else [D, V], in the dtype of the hidden states.
       hidden: [B, C, D] float.
       tokens: [B, C] int32.
       mask: [B, C] bool, True keeps.
-      tied: which of the two the table is.
+      tied: True for a table [V, D].
       temperature: > 0, divides the logits.
       banned_ids: ids without probability.
 
@@ -50,8 +50,8 @@ class HeadLogp(Protocol):
     ...
 
 
-# Axes of the arrays that models constrain. Axes of weights have other names
-# (`params.declare_decoder`) where they may be split otherwise.
+# Logical axes of the activations that models constrain. Weights have other axes
+# (`params.declare_decoder`) if they may be split differently.
 HIDDEN = ("rows", "tokens", "residual")
 QUERIES = ("rows", "tokens", "heads", "head_dim")
 KEYS = ("rows", "kv_heads", "cache", "head_dim")
@@ -60,7 +60,7 @@ LOGITS = ("rows", "tokens", "vocab")
 
 
 def unconstrained(x: Array, logical_axes: LogicalAxes) -> Array:
-  """Leaves an array where it is.
+  """Returns an array without a sharding constraint.
 
   Args:
     x: any array.
@@ -75,18 +75,18 @@ def unconstrained(x: Array, logical_axes: LogicalAxes) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class ActivationSharding:
-  """How a model's activations are spread over devices, and read there.
+  """Sharding of a model's activations, and kernels that read them.
 
   Attributes:
-    constrain: (array, logical axes) -> the same array in its place.
-    token_shards: parts into which the tokens of a row are split. Rows are
-      padded to a multiple of it.
-    attention: of whole texts, in place of the model's own, chunked or not;
-      None takes that.
-    decode_attention: of one new token to a cache, in place of the model's own;
-      None takes that.
-    head_logp: of the policy's head, in place of logits, in chunks or not;
-      None takes those.
+    constrain: (array, logical axes) -> the same array with its sharding.
+    token_shards: shards of the tokens of a row. Rows are padded to a multiple
+      of it.
+    attention: attention of whole texts; None takes the model's own, in chunks
+      or not.
+    decode_attention: attention of one new token to a cache; None takes the
+      model's own.
+    head_logp: log-probs from the policy's head; None computes logits, in
+      chunks or not.
   """
 
   constrain: Callable[[Array, LogicalAxes], Array] = unconstrained
@@ -96,4 +96,4 @@ class ActivationSharding:
   head_logp: HeadLogp | None = None
 
 
-LOCAL = ActivationSharding()  # On one device, or wherever the compiler likes.
+LOCAL = ActivationSharding()  # One device, or the compiler's choice.

@@ -7,7 +7,10 @@ import jax
 from pure_jax import losses
 from pure_jax.models import lora
 from pure_jax.training import packed
-from pure_jax.training.micro_batches import accumulate_gradients, count_parts
+from pure_jax.training.micro_batches import (
+  accumulate_gradients,
+  count_micro_batches,
+)
 from pure_jax.training.packing import RowShape
 from pure_jax.training.score import rollout_logp
 from pure_jax.training.step_spec import StepSpec
@@ -59,7 +62,7 @@ def policy_gradients(
       new_logp, entropy, advantages, experience, spec.loss, denominator
     )
 
-  micro_batches = count_parts(
+  micro_batches = count_micro_batches(
     len(rollout.tokens),
     spec.micro_batch_rows,
     spec.layouts.training.row_shards,

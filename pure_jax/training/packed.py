@@ -17,7 +17,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import packing
-from pure_jax.training.micro_batches import accumulate_parts
+from pure_jax.training.micro_batches import accumulate_packs
 from pure_jax.training.packing import PackedTexts, Packing, RowShape
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
@@ -230,7 +230,7 @@ def policy_gradients(
       denominator,
     )
 
-  (loss, metrics), grads = accumulate_parts(
+  (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches
   )
   loss = jnp.where(rows.fits, loss, jnp.nan)

@@ -56,9 +56,10 @@ def test_the_weighted_loss_agrees_with_a_loop(config):
     config, importance_cap=CAP, kl_in_loss="k3", kl_coef=0.3, entropy_coef=0.1
   )
   batch, lists, new_logp, entropy, advantages = drawn()
-  loss, metrics = losses.policy_objective(
+  loss, groups = losses.policy_objective(
     new_logp, entropy, advantages, batch, config
   )
+  metrics = groups.to_dict()
   names = ("policy", "importance_weight", "importance_truncated", "sampler_kl")
   rows = {name: [] for name in (*names, "penalty", "entropy")}
   for b, length in enumerate(lists["lengths"]):
@@ -181,7 +182,7 @@ def test_without_a_cap_the_sampler_is_not_read():
     *arguments, batch.replace(sampled_logp=poison), LossConfig()
   )
   jax.tree.map(np.testing.assert_array_equal, found, expected)
-  assert "importance_weight" not in found[1]
+  assert "importance_weight" not in found[1].sums
   with pytest.raises(ValueError, match=r"experience\.sampled_logp, which is"):
     losses.policy_objective(
       *arguments,

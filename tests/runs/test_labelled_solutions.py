@@ -277,7 +277,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
     return {}
 
   monkeypatch.setattr(
-    files_task.stages, "make_prm_evaluation", lambda *unused: score
+    files_task.supervised, "make_prm_evaluation", lambda *unused: score
   )
   monkeypatch.setattr(files_task.prm_metrics, "best_of_n_metrics", choose)
   # Batches are filled up with rows of their own; one has no such rows.
@@ -351,7 +351,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
     return np.repeat(np.asarray(rows)[:, None], max_steps, 1)
 
   monkeypatch.setattr(
-    files_task.stages, "make_prm_evaluation", lambda *unused: score
+    files_task.supervised, "make_prm_evaluation", lambda *unused: score
   )
   metrics = task.evaluate_prm(*open_spec_and_batches(), None, None)
 

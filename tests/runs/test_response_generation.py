@@ -62,7 +62,7 @@ def start(folder, tmp_path, monkeypatch):
 
   monkeypatch.setattr(generation, "make_generate", make_generate)
   monkeypatch.setattr(
-    generation.stages, "make_prm_evaluation", make_prm_evaluation
+    generation.supervised, "make_prm_evaluation", make_prm_evaluation
   )
 
   def start(*, greedy=False, rows=slice(1, 4), **changes):

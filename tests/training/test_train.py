@@ -15,7 +15,7 @@ from pure_jax.parallel import sharding
 from pure_jax.training import micro_batches as parts
 from pure_jax.training import rollouts, score, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Prompts
+from pure_jax.types import MetricGroups, Prompts
 
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
 # Where two ways to sum must give the same weights: Adam would blow up the
@@ -177,7 +177,11 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
 
   def objective(params, part):
     value = jnp.sum(jnp.tanh(part @ params))
-    return value, {"top_max": jnp.max(part), "least_min": jnp.min(part)}
+    return value, MetricGroups(
+      sums={"rows": jnp.float32(len(part))},
+      maxima={"largest": jnp.max(part)},
+      minima={"smallest": jnp.min(part)},
+    )
 
   params, batch = jnp.ones((6, 6)), jnp.arange(72.0).reshape(12, 6) - 100
   lowered = jax.jit(
@@ -187,22 +191,22 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
   ).lower(params, batch)
   assert lowered.as_text().count("dot_general") == 2
   (_, metrics), _ = lowered.compile()(params, batch)
-  assert (metrics["top_max"], metrics["least_min"]) == (-29, -100)
+  assert metrics == {"rows": 12, "largest": -29, "smallest": -100}
 
 
 @pytest.mark.parametrize(
   ("rows", "limit", "expected"),
   [(12, 12, 1), (12, 13, 1), (12, 11, 2), (12, 5, 3), (7, 3, 7), (12, None, 1)],
 )
-def test_micro_batches_are_equal_few_and_small_enough(rows, limit, expected):
-  assert parts.count_parts(rows, limit) == expected
+def test_parts_are_equal_few_and_small_enough(rows, limit, expected):
+  assert parts.count_micro_batches(rows, limit) == expected
 
 
-def test_micro_batches_can_be_split_over_devices():
-  # Two micro-batches of 10 rows would leave 2.5 to each of four shards.
-  assert parts.count_parts(20, 16, shards=4) == 5
+def test_parts_of_a_batch_can_be_split_over_devices():
+  # Two parts of 10 rows would leave 2.5 to each of four shards.
+  assert parts.count_micro_batches(20, 16, shards=4) == 5
   with pytest.raises(ValueError, match="cannot be split over 4 shards"):
-    parts.count_parts(20, 3, shards=4)
+    parts.count_micro_batches(20, 3, shards=4)
 
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():

@@ -19,7 +19,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import rollouts, stages
+from pure_jax.training import rollouts, supervised
 from pure_jax.types import Prompts, Rollout
 
 
@@ -107,7 +107,7 @@ class ResponseGenerator:
       self._prm_params, prm_model = huggingface.load_prm(
         settings.prm, layout, **dtypes
       )
-      self._score = stages.make_prm_evaluation(
+      self._score = supervised.make_prm_evaluation(
         prm_model,
         ScoreConfig(settings.max_steps, settings.prm_separator),
         jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),

@@ -13,7 +13,7 @@ from pure_jax.host.text.tokenization import (
   TokenizerError,
   encode_response,
 )
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training.supervised import Demonstrations
 
 # Why a solution is left out; the first reason that applies counts. Solutions
 # that are "not tokenized back" contain the text of a special token, or text

@@ -29,8 +29,8 @@ from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
-from pure_jax.training import rollouts, stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training import rollouts, supervised
+from pure_jax.training.supervised import Demonstrations
 
 SAMPLE_ROWS = 1024  # Responses per call of the sampler.
 
@@ -157,7 +157,7 @@ class ArithmeticTask:
       spec.key(RandomStream.PRM_EVALUATION_SAMPLES),
     )
     labels, label_mask = self._label([p.problem for p in problems], data)
-    score = stages.make_prm_evaluation(
+    score = supervised.make_prm_evaluation(
       spec.prm_model,
       spec.prm_score_config,
       spec.table,

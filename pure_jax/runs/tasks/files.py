@@ -36,8 +36,8 @@ from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
-from pure_jax.training import stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training import supervised
+from pure_jax.training.supervised import Demonstrations
 
 
 def contents(files: FilesSettings) -> dict[str, str]:
@@ -329,7 +329,7 @@ class FilesTask:
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
-    score = stages.make_prm_evaluation(
+    score = supervised.make_prm_evaluation(
       spec.prm_model,
       spec.prm_score_config,
       spec.table,

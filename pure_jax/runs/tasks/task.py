@@ -12,7 +12,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.spec import RunSpec
-from pure_jax.training.stages import Demonstrations
+from pure_jax.training.supervised import Demonstrations
 
 
 @dataclasses.dataclass(frozen=True)

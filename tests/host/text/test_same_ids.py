@@ -27,7 +27,7 @@ from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import score, stages, train
+from pure_jax.training import score, supervised, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
@@ -183,7 +183,7 @@ def by_training(run, seen):
   declared = prm.declare_prm(run.spec.prm_model)
   params = initial_params(declared)
   optimizer = make_optimizer(run.spec.settings.prm.full_optim)
-  step = stages.make_prm_step(
+  step = supervised.make_prm_step(
     run.spec.prm_model,
     run.spec.prm_score_config,
     optimizer,

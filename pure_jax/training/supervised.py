@@ -1,4 +1,4 @@
-"""The two supervised stages before RL: demonstrations, then the PRM."""
+"""Steps of the two supervised stages before RL: demonstrations and the PRM."""
 
 from collections.abc import Callable
 from typing import Any
@@ -26,7 +26,7 @@ from pure_jax.types import SeparatorTable
 
 @struct.dataclass
 class Demonstrations:
-  """Prompts with responses to imitate, or to judge.
+  """Prompts with responses: demonstrations, or responses to be scored.
 
   Attributes:
     prompt_tokens: [B, L] int32, left-padded.
@@ -47,12 +47,12 @@ def make_supervised_step(
   banned_ids: tuple[int, ...],
   layout: sharding.Layout,
 ) -> Callable[[TrainState, Demonstrations], tuple[TrainState, Metrics]]:
-  """Maximum likelihood on the tokens of the responses.
+  """Makes one update of maximum likelihood on the responses' tokens.
 
   Args:
     model: the policy's architecture.
     optimizer: the optax transformation.
-    banned_ids: ids that get no probability, as in the sampler.
+    banned_ids: ids without probability, as in the sampler.
     layout: mesh and rules.
 
   Returns:
@@ -78,11 +78,11 @@ def make_supervised_step(
     state, metrics = apply_gradients(state, grads, loss, optimizer)
     return state, metrics | {"loss": loss}
 
-  places = state_shardings(policy.declare_policy(model), optimizer, layout)
+  states = state_shardings(policy.declare_policy(model), optimizer, layout)
   return jax.jit(
     step,
-    in_shardings=(places, sharding.batch_sharding(layout)),
-    out_shardings=(places, sharding.replicated(layout)),
+    in_shardings=(states, sharding.batch_sharding(layout)),
+    out_shardings=(states, sharding.replicated(layout)),
     donate_argnums=0,
   )
 
@@ -95,20 +95,20 @@ def make_prm_step(
   layout: sharding.Layout,
   head_only: bool,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """One PRM update: cross-entropy of good against bad at each step's score.
+  """Makes one PRM update: cross-entropy of good and bad steps at their scores.
 
-  The paper (arXiv 2504.15275) trains in two stages, the head alone and then
-  all parameters. In the first the frozen trunk is an argument of its own: it
-  gets no gradient and no optimizer state.
+  The paper (arXiv 2504.15275) trains in two stages: the head alone, then all
+  parameters. Frozen weights are a separate argument, without gradient and
+  optimizer state.
 
   Args:
     model: the PRM's architecture, extra layers included.
-    config: how steps are cut.
+    config: how responses are split into steps.
     optimizer: the optax transformation.
     table: which token ids end a step.
     layout: mesh and rules.
-    head_only: True trains ``score`` alone; False, where `model.lora` is set,
-      ``score`` and the adapters.
+    head_only: True trains ``score`` alone; False trains all weights, or
+      ``score`` and the adapters if `model.lora` is set.
 
   Returns:
     A jitted function (state, frozen, batch, labels [B, S], label_mask
@@ -135,18 +135,18 @@ def make_prm_step(
     return state, metrics | applied | {"loss": loss}
 
   trained, frozen = split_prm_params(prm.declare_prm(model), head_only)
-  places = state_shardings(trained, optimizer, layout)
+  states = state_shardings(trained, optimizer, layout)
   rows = sharding.batch_sharding(layout)
   return jax.jit(
     step,
     in_shardings=(
-      places,
+      states,
       sharding.weight_shardings(frozen, layout),
       rows,
       rows,
       rows,
     ),
-    out_shardings=(places, sharding.replicated(layout)),
+    out_shardings=(states, sharding.replicated(layout)),
     donate_argnums=0,
   )
 
@@ -154,15 +154,15 @@ def make_prm_step(
 def split_prm_params(
   params: dict[str, Any], head_only: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Which of the PRM's weights are trained and which are frozen.
+  """Separates the PRM's trained weights from the frozen ones.
 
   Args:
-    params: PRM weights, or anything declared per weight.
-    head_only: True trains ``score`` alone, False the adapters with it where
-      there are any, else everything.
+    params: PRM weights, or a tree with one entry per weight.
+    head_only: True trains ``score`` alone; False trains ``score`` and the
+      adapters if there are any, else all weights.
 
   Returns:
-    (trained, frozen): two dicts that `lora.join_params` makes `params` of.
+    (trained, frozen): two dicts that `lora.join_params` joins to `params`.
   """
   score = {"score": params["score"]}
   trunk = {k: v for k, v in params.items() if k != "score"}
@@ -179,28 +179,28 @@ def make_prm_evaluation(
   layout: sharding.Layout,
   rows_at_a_time: int | None = None,
 ) -> Callable[..., Array]:
-  """Step rewards of given responses.
+  """Makes the function that computes step rewards of given responses.
 
   Args:
     model: the PRM's architecture, extra layers included.
-    config: how steps are cut and scored.
+    config: how responses are split into steps and scored.
     table: which token ids end a step.
     layout: mesh and rules.
-    rows_at_a_time: at most so many are read together; None reads all.
+    rows_at_a_time: most rows of a micro-batch; None takes all rows.
 
   Returns:
     A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
   """
 
   def evaluate(params, batch):
-    def judge(part):
+    def score(micro_batch):
       logits, inputs, _ = prm_forward(
-        params, model, config, table, part, layout.act_sharding
+        params, model, config, table, micro_batch, layout.act_sharding
       )
       return steps.read_step_rewards(logits, inputs)
 
-    return map_rows(judge, batch, rows_at_a_time, layout.row_shards)
+    return map_rows(score, batch, rows_at_a_time, layout.row_shards)
 
-  places = sharding.weight_shardings(prm.declare_prm(model), layout)
+  params = sharding.weight_shardings(prm.declare_prm(model), layout)
   rows = sharding.batch_sharding(layout)
-  return jax.jit(evaluate, in_shardings=(places, rows), out_shardings=rows)
+  return jax.jit(evaluate, in_shardings=(params, rows), out_shardings=rows)

@@ -11,7 +11,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import score, stages, train
+from pure_jax.training import score, supervised, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, Rollout, SeparatorTable
@@ -50,7 +50,7 @@ def demonstrations():
     ],
     np.int32,
   )
-  batch = stages.Demonstrations(
+  batch = supervised.Demonstrations(
     prompt_tokens=np.full((4, 2), 8, np.int32),
     prompt_mask=np.ones((4, 2), bool),
     tokens=tokens,
@@ -84,7 +84,7 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
     banned_ids=(PAD,),
   )
   expected = -np.asarray(logp)[batch.completion_mask].mean()
-  step = stages.make_supervised_step(MODEL, OPTIMIZER, (PAD,), layout)
+  step = supervised.make_supervised_step(MODEL, OPTIMIZER, (PAD,), layout)
   losses = []
   for _ in range(30):
     state, metrics = step(state, batch)
@@ -97,16 +97,16 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
 def test_the_head_stage_leaves_the_trunk_alone_and_has_no_state_for_it():
   layout = sharding.make_layout()
   params = prm_params(layout)
-  trained, frozen = stages.split_prm_params(params, head_only=True)
+  trained, frozen = supervised.split_prm_params(params, head_only=True)
   assert set(trained) == {"score"}
   assert set(trained) | set(frozen) == set(params)
-  declared, _ = stages.split_prm_params(prm.declare_prm(MODEL), True)
+  declared, _ = supervised.split_prm_params(prm.declare_prm(MODEL), True)
   state = train.start_state(trained, declared, OPTIMIZER, layout)
   moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
   weights = jax.tree.leaves(trained)
   assert sum(x.size for x in moments) == 2 * sum(x.size for x in weights)
   before = jax.device_get(frozen)
-  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, layout, True)
+  step = supervised.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, layout, True)
   batch, labels, known = demonstrations()
   state, _ = step(state, frozen, batch, labels, known)
   jax.tree.map(np.testing.assert_array_equal, before, jax.device_get(frozen))
@@ -121,12 +121,14 @@ def test_prm_training_learns_the_labels_of_the_right_steps():
   params = prm_params(layout)
   declared = prm.declare_prm(MODEL)
   state = train.start_state(params, declared, OPTIMIZER, layout)
-  step = stages.make_prm_step(MODEL, CONFIG, OPTIMIZER, TABLE, layout, False)
+  step = supervised.make_prm_step(
+    MODEL, CONFIG, OPTIMIZER, TABLE, layout, False
+  )
   batch, labels, known = demonstrations()
   for _ in range(60):
     state, metrics = step(state, {}, batch, labels, known)
   assert metrics["accuracy"] == 1
-  evaluate = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)
+  evaluate = supervised.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)
   rewards = np.asarray(evaluate(state.params, batch))
   np.testing.assert_array_equal((rewards > 0)[known], (labels == 1)[known])
   # A step that is not there has no score.
@@ -187,9 +189,9 @@ def test_the_guard_for_empty_steps(reward):
     rollout.replace(prompt_tokens=rollout.prompt_tokens + 1),
     Prompts(rollout.prompt_tokens, rollout.prompt_mask),  # What the PRM reads.
   )
-  plain = stages.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)(
+  plain = supervised.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)(
     prm_params(layout),
-    stages.Demonstrations(
+    supervised.Demonstrations(
       rollout.prompt_tokens, rollout.prompt_mask, tokens, ones
     ),
   )
@@ -202,5 +204,5 @@ def test_the_guard_for_empty_steps(reward):
 
 def test_separators_and_eos_are_terminal_and_a_cut_off_end_is_not():
   tokens = jnp.array([[6, BREAK, DOT_BREAK, 7, EOS], [6, 6, 6, 6, 6]])
-  found = steps.terminal_mask(tokens, jnp.ones((2, 5), bool), TABLE)
-  np.testing.assert_array_equal(found, [[0, 1, 1, 0, 1], [0] * 5])
+  actual = steps.terminal_mask(tokens, jnp.ones((2, 5), bool), TABLE)
+  np.testing.assert_array_equal(actual, [[0, 1, 1, 0, 1], [0] * 5])

@@ -1,4 +1,4 @@
-"""Matrices in int8: what they stand for, and what that does to log-probs."""
+"""Int8 matrices: their values and their effect on log-probs."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import TINY, random_policy, random_prompts, stands_for
+from small_models import TINY, dequantize, random_policy, random_prompts
 
 from pure_jax.models import int8, policy
 from pure_jax.models import params as weights
@@ -24,9 +24,9 @@ quantize_layers = jax.jit(int8.quantize_layers)
 
 
 def rounded(params):
-  """(matrices in int8, the plain weights that they stand for)."""
+  """(weights with int8 matrices, the same in float32)."""
   layers = quantize_layers(params["layers"])
-  plain = layers | {name: stands_for(layers[name], name) for name in MATRICES}
+  plain = layers | {name: dequantize(layers[name], name) for name in MATRICES}
   return params | {"layers": layers}, params | {"layers": plain}
 
 
@@ -46,21 +46,21 @@ def logp(params, config):
 
 @pytest.mark.parametrize("name", ["query", "output", "down"])
 def test_every_output_has_a_step_of_its_own(name):
-  """One step for the whole matrix would round small outputs to nothing."""
+  """One step for the whole matrix would round small outputs to zero."""
   weight = np.array(random_policy()["layers"][name])
   weight *= 10.0 ** np.linspace(-4, 4, weight.shape[-1])
   weight[1, ..., 2] = 0
   inputs = int8.input_axes(name)
-  found = jax.jit(int8.quantize, static_argnums=1)(weight, inputs)
-  assert found.values.dtype == jnp.int8 and found.scale.dtype == jnp.float32
+  actual = jax.jit(int8.quantize, static_argnums=1)(weight, inputs)
+  assert actual.values.dtype == jnp.int8 and actual.scale.dtype == jnp.float32
   step = np.abs(weight).max(inputs, keepdims=True) / 127
-  np.testing.assert_allclose(found.scale, step.squeeze(inputs), rtol=1e-6)
-  off = np.abs(stands_for(found, name) - weight)
+  np.testing.assert_allclose(actual.scale, step.squeeze(inputs), rtol=1e-6)
+  off = np.abs(dequantize(actual, name) - weight)
   # Half a step, not a whole one as after rounding toward zero.
   assert (off <= step * 0.5 * (1 + 1e-5)).all()
-  largest = np.abs(np.asarray(found.values)).max(inputs)
+  largest = np.abs(np.asarray(actual.values)).max(inputs)
   assert set(np.unique(largest)) == {0, 127}
-  assert np.asarray(found.scale)[1, ..., 2].max() == 0
+  assert np.asarray(actual.scale)[1, ..., 2].max() == 0
 
 
 @pytest.mark.parametrize(
@@ -73,8 +73,8 @@ def test_every_output_has_a_step_of_its_own(name):
     ),
   ],
 )
-def test_the_model_computes_with_what_the_integers_stand_for(config):
-  """A scale of another layer or head would show here."""
+def test_the_model_computes_with_the_dequantised_matrices(config):
+  """A scale of another layer or head would change the log-probs."""
   params, plain = rounded(random_policy(config))
   declared = policy.declare_policy(in_int8(config))
   weights.check_params(params, declared)
@@ -83,25 +83,26 @@ def test_the_model_computes_with_what_the_integers_stand_for(config):
   )
 
 
-def test_products_in_bfloat16_round_twice_and_no_more():
-  """Integers are exact in it: the product's rounding, and the scale's."""
+def test_products_in_bfloat16_are_rounded_twice():
+  """Integers are exact in bfloat16; the product and the scaling round."""
   _, plain = rounded(random_policy())
   layers = quantize_layers(random_policy()["layers"])
   x = np.random.default_rng(0).normal(size=(2, 3, TINY.width))
   x = jnp.asarray(x, jnp.bfloat16)
   one = jax.tree.map(lambda stacked: stacked[1], layers["query"])
-  found = one.times(x)
-  wanted = jnp.einsum(
+  product = one.times(x)
+  expected = jnp.einsum(
     "BTD,DNH->BTNH", x.astype(jnp.float32), plain["layers"]["query"][1]
   )
-  assert found.dtype == jnp.bfloat16 and found.shape == wanted.shape
+  assert product.dtype == jnp.bfloat16
+  assert product.shape == expected.shape
   np.testing.assert_allclose(
-    found.astype(jnp.float32), wanted, rtol=2 * 2.0**-8, atol=1e-6
+    product.astype(jnp.float32), expected, rtol=2 * 2.0**-8, atol=1e-6
   )
 
 
-def test_log_probs_move_by_no_more_than_their_steps_allow():
-  """Every entry is off by half a step at most: |d logp| <= sum |g| step / 2.
+def test_log_probs_change_by_no_more_than_the_rounding_allows():
+  """Every entry is off by at most half a step: |d logp| <= sum |g| step / 2.
 
   By the mean value theorem g is the gradient at a point between the plain and
   the rounded weights; the largest of five points stands for it.
@@ -128,12 +129,12 @@ def test_log_probs_move_by_no_more_than_their_steps_allow():
       name: (1 - t) * matrices[name] + t * near["layers"][name]
       for name in MATRICES
     }
-    found = gradient(between)
+    actual = gradient(between)
     bounds.append(
       sum(
         jnp.einsum(
           "BTN,N->BT",
-          jnp.abs(found[name]).reshape(*before.shape, -1),
+          jnp.abs(actual[name]).reshape(*before.shape, -1),
           jnp.broadcast_to(half[name], matrices[name].shape).reshape(-1),
         )
         for name in MATRICES

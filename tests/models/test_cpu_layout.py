@@ -1,4 +1,4 @@
-"""Logits of large tables, and both ways to the gradient of the table."""
+"""Products in the CPU layout, and the gradient of a large table."""
 
 import dataclasses
 
@@ -18,16 +18,15 @@ def draw(*shape, seed=0):
 
 
 def test_logits_and_gradients_are_those_of_numpy():
-  """A gradient that is transposed, or of the other operand, has no chance."""
   x, table, dy = draw(M, D), draw(V, D, seed=1), draw(M, V, seed=2)
-  found, pull = jax.vjp(cpu_layout.vocab_logits, x, table)
-  np.testing.assert_allclose(found, np.asarray(x) @ np.asarray(table).T, 1e-5)
+  logits, pull = jax.vjp(cpu_layout.vocab_logits, x, table)
+  np.testing.assert_allclose(logits, np.asarray(x) @ np.asarray(table).T, 1e-5)
   by_x, by_table = pull(dy)
   np.testing.assert_allclose(by_x, np.asarray(dy) @ np.asarray(table), 1e-4)
   np.testing.assert_allclose(by_table, np.asarray(dy).T @ np.asarray(x), 1e-4)
 
 
-def test_the_gradient_on_an_accelerator_is_that_on_a_cpu():
+def test_the_gradient_is_the_same_on_accelerators_and_cpus():
   x, dy = draw(M, D), draw(M, V, seed=2)
   np.testing.assert_allclose(
     cpu_layout._packed_cotangent(x, dy),
@@ -38,7 +37,7 @@ def test_the_gradient_on_an_accelerator_is_that_on_a_cpu():
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_large_table_gives_the_log_probs_of_a_small_one(tied, monkeypatch):
-  """And their gradients, where the same weights count as large."""
+  """So do their gradients."""
   config = dataclasses.replace(TINY, tied_embeddings=tied)
   params, hidden = random_policy(config), draw(2, 3, config.width)
 
@@ -46,15 +45,24 @@ def test_a_large_table_gives_the_log_probs_of_a_small_one(tied, monkeypatch):
     scores = policy.logits(params, config, hidden)
     return jnp.sum(jax.nn.log_softmax(scores)[..., 2]), scores
 
-  def found():
+  def compute():
     return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, hidden)
 
-  small = found()
+  small = compute()
   monkeypatch.setattr(cpu_layout, "LARGE_TABLE", 0)
-  large = found()
+  large = compute()
   assert float(small[0][0]) != 0
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
     large,
     small,
+  )
+
+
+def test_a_column_matrix_multiplies_as_its_weight():
+  weight = jax.random.normal(jax.random.key(0), (6, 2, 3))
+  x = jax.random.normal(jax.random.key(1), (4, 1, 6))
+  matrix = cpu_layout.ColumnMatrix(weight.reshape(6, -1).T, (2, 3))
+  np.testing.assert_allclose(
+    matrix.times(x), np.einsum("btd,dnh->btnh", x, weight), rtol=1e-5, atol=1e-6
   )
