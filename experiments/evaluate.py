@@ -52,7 +52,7 @@ from pure_jax.runs.settings.evaluation import EvaluationSettings
 RESPONSES_FILE = "responses.jsonl"
 # What a resumed run may change. Paths may: their contents are compared.
 MAY_DIFFER = (
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 )
 
@@ -104,7 +104,7 @@ def write_responses(
     last = None
     for units, rows in missing:
       started = writer.start(units, rows)
-      if settings.rollout_rows is not None:
+      if settings.engine.rows is not None:
         yield started  # The host took part, so it is complete.
         continue
       if last is not None:
@@ -114,7 +114,7 @@ def write_responses(
       yield last
 
   with (
-    verify.open_pool(settings.grader_workers, settings.grader_seconds) as pool,
+    verify.open_pool(settings.grader.workers, settings.grader.seconds) as pool,
     Progress(
       "evaluate", total, total - len(missing), enabled=settings.progress
     ) as bar,
@@ -207,7 +207,9 @@ def _evaluate_in(
     settings = data.tiny(settings, workdir / "tiny")
   found = huggingface.read_config(settings.policy)
   huggingface.warn_beyond_positions(
-    settings.policy, found, settings.prompt_tokens + settings.max_new_tokens
+    settings.policy,
+    found,
+    settings.prompt_tokens + settings.sampler.max_new_tokens,
   )
   tokenizer = HuggingFaceTokenizer(
     settings.policy,

@@ -45,7 +45,6 @@ from pure_jax.runs.settings.prm_evaluation import (
   EvaluatePRMSettings,
 )
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.settings import ScoreConfig
 from pure_jax.training import stages
 
 # Fields that change the report and no score.
@@ -75,7 +74,7 @@ def score_data(
     FloatingPointError: if a score is not finite; it is not kept.
   """
   limits = labelled_rows.Limits(
-    settings.prompt_tokens, settings.response_tokens, settings.max_steps
+    settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
   )
   encoded = labelled_rows.encode_rows(
     judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
@@ -95,7 +94,7 @@ def score_data(
   table = separator_table(judge.tokenizer)
   score = stages.make_prm_evaluation(
     judge.model,
-    ScoreConfig(settings.max_steps, settings.separator),
+    settings.score,
     jax.device_put(table, sharding.replicated(layout)),
     layout,
   )

@@ -11,7 +11,7 @@ but for rounding. `evaluate.py:smoke` evaluates a tiny random model with a
 random PRM on a few problems, on a CPU.
 """
 
-from configs import base
+from configs import base, files
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -63,31 +63,21 @@ def get_config(variant: str = "full") -> ConfigDict:
       greedy=True,  # One greedy response to each problem.
       samples=8,  # Drawn for each problem besides; 0 draws none.
       k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
-      temperature=1.0,  # Divides the logits of samples.
-      top_p=1.0,  # Of the likeliest tokens, this much probability is kept.
-      top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
-      min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
-      max_new_tokens=8192,  # Of a response; then it is truncated.
+      sampler=base.sampler(max_new_tokens=8192),  # Of samples; length of all.
       # Responses that are written to the file together: a run that is killed
       # loses at most so many.
       batch_rows=128,
-      # So many of a batch are generated at a time, with continuous batching:
-      # places of those that have ended go to others, and twice their keys and
-      # values are in memory at times. Unset (`evaluate.py:one_loop`) generates
-      # the whole batch in one loop, until its last response has ended.
-      rollout_rows=placeholder(int),
-      rollout_chunk=64,  # Tokens between two looks at which have ended.
-      max_steps=256,  # The PRM scores so many; the rest joins the last.
-      prm_separator="insert",  # Or "replace", as the paper's reference does.
-      extractors=("boxed",),  # Of answers, in the order they are tried.
-      grader_workers=2,  # Processes.
-      grader_seconds=5.0,  # For one answer.
+      # Without rows (`evaluate.py:one_loop`) a whole batch is generated in one
+      # loop. With them, twice their keys and values are in memory at times.
+      engine=base.engine(),
+      score=score(),
+      grader=files.grader(),
       bootstrap_seed=0,  # Of the intervals.
       bootstrap_resamples=2000,  # Of the problems, for the intervals.
     )
   )
   if variant == "full":
-    config.rollout_rows = 32
+    config.engine.rows = 32
   if variant == "one_loop":
     config.batch_rows = 64
   if variant == "smoke":
@@ -99,13 +89,23 @@ def get_config(variant: str = "full") -> ConfigDict:
       prm_prompt_tokens=64,
       samples=4,
       k=(2, 4),
-      max_new_tokens=24,
+      sampler={"max_new_tokens": 24},
       batch_rows=16,
-      max_steps=8,
-      extractors=("boxed", "last_number"),
+      score={"max_steps": 8},
+      grader={"extractors": ("boxed", "last_number")},
       bootstrap_resamples=200,
     )
   return config
+
+
+def score() -> ConfigDict:
+  """How the PRM scores responses; see `pure_jax.settings.ScoreConfig`."""
+  return ConfigDict(
+    dict(
+      max_steps=256,  # Steps of a response; the rest is merged into the last.
+      separator="insert",  # Or "replace", as the paper's reference does.
+    )
+  )
 
 
 def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:

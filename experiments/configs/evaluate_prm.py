@@ -51,11 +51,10 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Before the solution: raw (as the paper's PRM was trained), plain, chat,
       # qwen_boxed.
       prompt_format="raw",
-      separator="insert",  # Or "replace", as the paper's reference does.
       # Limits; a row beyond them is left out and counted.
       prompt_tokens=1024,
       response_tokens=3072,  # EOS included.
-      max_steps=128,  # Of a solution.
+      score=score(),
       batch_size=8,  # Solutions at a time.
       length_multiple=128,  # Columns are padded to a multiple of it, tokens.
       compute_dtype="bfloat16",  # Of matrix products, or "float32".
@@ -75,7 +74,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       {
         "prompt_tokens": 64,
         "response_tokens": 64,
-        "max_steps": 8,
+        "score": {"max_steps": 8},
         "batch_size": 16,
         "length_multiple": 32,
         "compute_dtype": "float32",
@@ -84,3 +83,13 @@ def get_config(variant: str = "full") -> ConfigDict:
       }
     )
   return config
+
+
+def score() -> ConfigDict:
+  """How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`."""
+  return ConfigDict(
+    dict(
+      max_steps=128,  # Steps of a solution; one with more is left out.
+      separator="insert",  # Or "replace", as the paper's reference does.
+    )
+  )

@@ -73,13 +73,34 @@ def files() -> ConfigDict:
       labelled_rows=placeholder(int),  # At most so many rows; None takes all.
       labelled_held_out_rows=placeholder(int),  # The same of what is held out.
       skip_malformed=False,  # Go on after a malformed row, and count it.
+      grader=grader(),
+      model=computation(),
+      # For plan.py where no folder is named: a name in settings/models.py.
+      architecture=placeholder(str),  # Of the policy.
+      prm_architecture=placeholder(str),  # Of the PRM.
+    )
+  )
+
+
+def grader() -> ConfigDict:
+  """How answers are found and graded."""
+  return ConfigDict(
+    dict(
       extractors=("boxed",),  # Of answers, in the order they are tried.
-      grader_workers=2,  # Processes.
-      grader_seconds=5.0,  # For one answer.
+      workers=2,  # Processes.
+      seconds=5.0,  # Time limit of one answer.
+    )
+  )
+
+
+def computation() -> ConfigDict:
+  """How models are computed; see `pure_jax.models.config.ModelConfig`."""
+  return ConfigDict(
+    dict(
       # Of matrix products: "float32", "bfloat16", or "auto": bfloat16 on
       # accelerators. Optimizer and reductions are float32.
       compute_dtype="auto",
-      param_dtype="float32",  # Of weights.
+      param_dtype="float32",  # Of weights, or "bfloat16".
       # What of a layer is kept for the backward pass: "none" (all of it),
       # "attention", "dots", "layer" or "offload", see models/config.py.
       remat="layer",
@@ -87,8 +108,5 @@ def files() -> ConfigDict:
       logits_chunk=placeholder(int),
       # Queries whose attention is computed at a time; None computes all.
       attention_chunk=placeholder(int),
-      # For plan.py where no folder is named: a name in settings/models.py.
-      architecture=placeholder(str),  # Of the policy.
-      prm_architecture=placeholder(str),  # Of the PRM.
     )
   )

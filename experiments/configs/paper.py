@@ -49,9 +49,9 @@ def policy_run(
   config = files.get_config()
   config.files.prm_prompt_tokens = config.files.prompt_tokens
   # Ours, and without influence on the result: 0.6 GB of logits a row.
-  config.files.logits_chunk = 1024
+  config.files.model.logits_chunk = 1024
   # Ours: all scores of a row of 9,216 tokens would be 9.5 GB for each layer.
-  config.files.attention_chunk = 512
+  config.files.model.attention_chunk = 512
   config.files.architecture = architecture
   if process_coef:
     config.files.prm_architecture = "pure_prm_7b"
@@ -135,9 +135,8 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "prm_prompt_tokens": 64,
       "response_tokens": 64,
       "labelled_one_in": 4,
-      "grader_workers": 1,
-      "compute_dtype": "float32",
-      "logits_chunk": 16,
+      "grader": {"workers": 1},
+      "model": {"compute_dtype": "float32", "logits_chunk": 16},
     }
   )
   config.prm.update(

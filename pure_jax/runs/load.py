@@ -108,7 +108,7 @@ def find_run(settings: EvaluatePRMSettings, folder: str) -> TrainedPRM:
   asked = "plain" if files is None else files.prm_prompt_format
   for name, mine, theirs in (
     ("prompt_format", settings.prompt_format, asked),
-    ("separator", settings.separator, trained.prm.score.separator),
+    ("separator", settings.score.separator, trained.prm.score.separator),
   ):
     if mine != theirs:
       raise ConfigError(
@@ -138,7 +138,7 @@ def load_run(
     tokenizer = HuggingFaceTokenizer(
       files.policy, vocab_size=model.vocab_size, eos_token=files.eos_token
     )
-    model = dataclasses.replace(model, param_dtype=files.param_dtype)
+    model = dataclasses.replace(model, param_dtype=files.model.param_dtype)
   model = prm.extend_config(model, trained.prm.extra_layers)
   params = workspace.load_weights(found.weights, prm.declare_prm(model), layout)
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)

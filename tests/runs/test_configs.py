@@ -66,13 +66,16 @@ def test_every_config_is_tested():
 @pytest.mark.parametrize(("name", "variant"), [*PAIRS, ("files", None)])
 def test_every_config_makes_settings(name, variant):
   config, settings = made(name, *[variant] * (variant is not None))
-  # The run has every value that the config gives, and no other field but two.
+  # The run has every value that the config gives, and no other field but
+  # those that follow from the batch, and one of RL in evaluations.
   expected = json.loads(json.dumps(config.to_dict()))
   values = json.loads(json.dumps(dataclasses.asdict(settings)))
   if "rl" in values:
     rl, credit = settings.rl, values["rl"]["credit"]
     assert credit.pop("group_size") == rl.samples_per_prompt
     assert credit.pop("baseline_length") == rl.sampler.max_new_tokens
+  else:
+    assert values["score"].pop("empty_step_reward") is None
   assert values == expected
 
 
@@ -180,7 +183,7 @@ def test_the_prm_run_is_that_of_the_paper():
   for optim in (head, full):
     assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
     assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
-  assert made("pure_prm_7b")[1].files.compute_dtype == "auto"
+  assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
 @pytest.mark.parametrize("name", ["base", "files", "evaluate", "evaluate_prm"])

@@ -141,7 +141,10 @@ def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
     evaluate_prm.stages, "make_prm_evaluation", make_prm_evaluation
   )
   settings = smoke(
-    prompt_format=prompt_format, separator=separator, max_steps=5, batch_size=1
+    prompt_format=prompt_format,
+    score__separator=separator,
+    score__max_steps=5,
+    batch_size=1,
   )
   layout = sharding.make_layout(1, 1)
   with ScoreFile(tmp_path, {"a": 1}) as scores:
@@ -208,7 +211,7 @@ def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
   task = FilesTask(with_prm(settings, folder), tmp_path / "run")
   assert (task.model.width, task.prm_model.width) == (32, 48)
   assert (task.prm_model.num_layers, task.prm_model.vocab_size) == (3, 448)
-  assert task.prm_model.compute_dtype == settings.files.compute_dtype
+  assert task.prm_model.compute_dtype == settings.files.model.compute_dtype
 
 
 def test_a_prm_that_cannot_read_the_policys_ids_is_refused(

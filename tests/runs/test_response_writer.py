@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from configs import evaluate as config_file
+from overrides import with_changes
 
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
@@ -38,7 +39,7 @@ def start(folder, tmp_path, monkeypatch):
 
     def generate(params, prompts, keys):
       asked.prompts, asked.keys, asked.sampler = prompts, keys, sampler
-      rows, columns = len(keys), asked.settings.max_new_tokens
+      rows, columns = len(keys), asked.settings.sampler.max_new_tokens
       return Rollout(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
@@ -56,7 +57,7 @@ def start(folder, tmp_path, monkeypatch):
 
     def score(params, batch):
       asked.scored = batch
-      return jnp.zeros((len(batch.tokens), asked.settings.max_steps))
+      return jnp.zeros((len(batch.tokens), asked.settings.score.max_steps))
 
     return score
 
@@ -68,8 +69,8 @@ def start(folder, tmp_path, monkeypatch):
   )
 
   def started(*, greedy=False, units=slice(1, 4), **changes):
-    fields = config_file.get_config("smoke").to_dict()
-    fields |= {"batch_rows": 5, "max_new_tokens": 3} | changes
+    changes = {"batch_rows": 5, "sampler__max_new_tokens": 3} | changes
+    fields = with_changes(config_file.get_config("smoke"), **changes)
     given = conversion.settings_from_config(fields, EvaluationSettings)
     asked.settings = settings = data.tiny(given, folder)
     tokenizer = HuggingFaceTokenizer(settings.policy)
@@ -94,7 +95,7 @@ def filled(units):
 
 def test_responses_take_turns_as_the_settings_say(start):
   """A prompt of each greedy response, one of all samples of a problem."""
-  turns = {"batch_rows": 8, "rollout_rows": 8, "rollout_chunk": 7}
+  turns = {"batch_rows": 8, "engine__rows": 8, "engine__chunk": 7}
   asked, written = start(units=slice(0, 8), **turns)
   assert asked.ways == [(1, EngineConfig(8, 7)), (4, EngineConfig(8, 7))]
   policy_ids = ids(asked.prompts.tokens, asked.prompts.mask)
@@ -127,18 +128,19 @@ def test_policy_and_prm_read_their_own_prompts(start):
 
 @pytest.mark.parametrize("separator", ["insert", "replace"])
 def test_the_prm_is_asked_as_the_config_says(start, separator):
-  asked, _ = start(prm_separator=separator, max_steps=7)
+  asked, _ = start(score__separator=separator, score__max_steps=7)
   assert asked.score_config.separator == separator
   assert asked.score_config.max_steps == 7
 
 
 def test_samples_are_drawn_as_the_config_says(start):
   wanted = {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
-  asked, _ = start(**wanted)
+  changes = {f"sampler__{name}": value for name, value in wanted.items()}
+  asked, _ = start(**changes)
   drawn = asked.sampler
   assert {name: getattr(drawn, name) for name in wanted} == wanted
   assert drawn.max_new_tokens == 3
-  asked, _ = start(greedy=True, **wanted)
+  asked, _ = start(greedy=True, **changes)
   assert asked.sampler.temperature == 0
 
 
@@ -163,7 +165,7 @@ def test_keys_follow_from_seed_benchmark_row_and_number(start, seed):
 def test_samples_that_take_turns_share_a_prompt_and_no_key(start):
   """Four samples of a problem each have their key, and their PRM's prompt."""
   asked, written = start(
-    samples=4, units=slice(4, 8), batch_rows=8, rollout_rows=8
+    samples=4, units=slice(4, 8), batch_rows=8, engine__rows=8
   )
   units = written.units
   assert [unit.sample for unit in units] == [0, 1, 2, 3]

@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 from configs import arithmetic, qwen2p5_7b
+from overrides import with_changes
 
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.runs import workspace
@@ -14,15 +15,8 @@ TENSOR = {"mesh__tensor": 4, "mesh__rules": "tensor"}
 
 
 def changed(**changes):
-  """The smoke config with dotted fields replaced, unlocked."""
-  config = arithmetic.get_config("smoke").to_dict()
-  for name, value in changes.items():
-    *groups, field = name.split("__")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[field] = value
-  return config
+  """The smoke config with other values; `a__b` is field b of group a."""
+  return with_changes(arithmetic.get_config("smoke"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +47,7 @@ def changed(**changes):
       "constant_length goes with aggregate",
     ),
     ({"model__width": -1}, r"config\.model: width must be"),
-    ({"rl__sampler__temperature": 0.0}, "temperature must be > 0"),
+    ({"rl__sampler__temperature": 0.0}, "temperature must be above 0"),
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
@@ -200,9 +194,9 @@ def test_the_platform_decides_a_compute_dtype_of_auto(platform, expected):
 def test_the_platform_decides_for_models_of_files_too():
   config = qwen2p5_7b.get_config()
   config.files.policy = "folder"
-  files = settings_from_config(config).for_platform("tpu").files
-  assert files.compute_dtype == "bfloat16"
-  assert files.param_dtype == "float32"
+  settings = settings_from_config(config).for_platform("tpu")
+  assert settings.files.model.compute_dtype == "bfloat16"
+  assert settings.files.model.param_dtype == "float32"
 
 
 def test_a_compute_dtype_that_the_config_names_stays():

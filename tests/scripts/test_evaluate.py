@@ -16,6 +16,7 @@ import pytest
 import real_data
 from checkout import ROOT
 from configs import evaluate as config_file
+from overrides import with_changes
 
 from pure_jax.host.evaluation.responses import ResponsesError
 from pure_jax.host.huggingface import HuggingFaceError
@@ -32,15 +33,9 @@ NAMES = ("report.json", "report.md")
 
 def settings(**changes):
   """The smoke config with other values; `a__b` is field b of group a."""
-  config = config_file.get_config("smoke").to_dict()
-  config["progress"] = False
-  for name, value in changes.items():
-    *groups, field = name.split("__")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[field] = value
-  return conversion.settings_from_config(config, EvaluationSettings)
+  config = config_file.get_config("smoke")
+  fields = with_changes(config, progress=False, **changes)
+  return conversion.settings_from_config(fields, EvaluationSettings)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +204,7 @@ def test_a_finished_evaluation_reports_other_subsets_without_a_model(
   assert "maj@3" in capsys.readouterr().out
   assert read(workdir) == before
   with pytest.raises(WorkdirError, match=r"temperature: was 1\.0, is now"):
-    evaluate.evaluate(settings(temperature=0.5), str(workdir))
+    evaluate.evaluate(settings(sampler__temperature=0.5), str(workdir))
   with (workdir / "responses.jsonl").open("ab") as file:
     file.write(b"{}\n")
   with pytest.raises(ResponsesError, match=r"responses\.jsonl:61 is not a"):
@@ -329,20 +324,20 @@ def test_a_wrong_name_leaves_no_folder_behind(
     ({"policy": "x"}, "random_model stands in place"),
     ({"greedy": False, "samples": 0, "k": ()}, "nothing is asked for"),
     ({"k": (5,)}, "sizes of subsets of the 4 samples"),
-    ({"temperature": 0.0}, "temperature must be above 0"),
+    ({"sampler__temperature": 0.0}, "temperature must be above 0"),
     ({"top_p": 0.0}, "top_p must be in"),
-    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ({"sampler__max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"batch_rows": 3, "mesh__data": 2}, "batch_rows=3 is not divisible"),
-    ({"rollout_rows": 3}, "rollout_rows=3 does not divide batch_rows=16"),
-    ({"rollout_rows": 0}, "rollout_rows must be at least 1"),
-    ({"rollout_chunk": 0}, "rollout_chunk must be at least 1"),
-    ({"extractors": ("box",)}, "extractors must be one of"),
-    ({"extractors": ()}, "extractors needs at least one"),
+    ({"engine__rows": 3}, "engine.rows=3 does not divide batch_rows=16"),
+    ({"engine__rows": 0}, "rows=0 and chunk=64 must be at least 1"),
+    ({"engine__chunk": 0}, "rows=1 and chunk=0 must be at least 1"),
+    ({"grader__extractors": ("box",)}, "extractors must be one of"),
+    ({"grader__extractors": ()}, "extractors needs at least one"),
     ({"prompt_format": "chatty"}, "prompt_format must be one of"),
-    ({"prm_separator": "drop"}, "prm_separator must be one of"),
+    ({"score__separator": "drop"}, "separator must be one of"),
     ({"param_dtype": "float16"}, "param_dtype must be one of"),
-    ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
-    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
+    ({"grader__seconds": 0.0}, "seconds must be above 0"),
+    ({"grader__seconds": 1e9}, "seconds must be .* at most 3600"),
     ({"seed": -1}, "seed must not be negative"),
     ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
     ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from configs import evaluate as config_file
+from overrides import with_changes
 from prm_evaluations import smoke as prm_settings
 from small_models import initial_params
 
@@ -24,8 +25,9 @@ from pure_jax.runs.workdir import WorkdirError
 
 def settings(**changes):
   """The smoke config with other values."""
-  fields = config_file.get_config("smoke").to_dict() | {"progress": False}
-  return conversion.settings_from_config(fields | changes, EvaluationSettings)
+  config = config_file.get_config("smoke")
+  fields = with_changes(config, progress=False, **changes)
+  return conversion.settings_from_config(fields, EvaluationSettings)
 
 
 def test_a_workdir_in_use_is_left_alone(tmp_path):
@@ -45,7 +47,7 @@ def test_a_workdir_in_use_is_left_alone(tmp_path):
 def test_a_policy_of_no_numbers_is_named(tmp_path, greedy, samples):
   """It would be reported as one that solves nothing."""
   asked = data.tiny(
-    settings(greedy=greedy, samples=samples, k=(), max_new_tokens=2),
+    settings(greedy=greedy, samples=samples, k=(), sampler__max_new_tokens=2),
     tmp_path,
   )
   model = huggingface.read_config(asked.policy).model
@@ -65,7 +67,7 @@ def test_a_policy_of_no_numbers_is_named(tmp_path, greedy, samples):
 
 # No response depends on these: contents stand for the paths.
 FREE = {
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 }
 # No score depends on these.

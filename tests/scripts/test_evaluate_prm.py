@@ -234,7 +234,7 @@ def test_rows_without_room_are_counted_and_the_rest_is_unchanged(
   lengths = {}
   for row in scores(finished[0]):
     lengths[row["data"], row["row"]] = row
-  changed = smoke(max_steps=2)
+  changed = smoke(score__max_steps=2)
   evaluate_prm.evaluate(changed, str(tmp_path / "run"))
   rows = scores(tmp_path / "run")
   assert len(rows) == 96 + 48
@@ -351,7 +351,7 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   asked = smoke(run=str(tmp_path / "run"), **common | {"prompt_format": "chat"})
   with pytest.raises(ConfigError, match="trained with prompt_format='plain'"):
     evaluate_prm.evaluate(asked, str(tmp_path / "c"))
-  cut = smoke(run=str(tmp_path / "run"), separator="replace", **common)
+  cut = smoke(run=str(tmp_path / "run"), score__separator="replace", **common)
   with pytest.raises(ConfigError, match="trained with separator='insert'"):
     evaluate_prm.evaluate(cut, str(tmp_path / "d"))
   evaluate_prm.evaluate(by_run, str(tmp_path / "a"))  # Goes on.

@@ -8,19 +8,20 @@ import json
 import evaluate
 import pytest
 from configs import evaluate as config_file
+from overrides import with_changes
 
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 # Two benchmarks of 6 problems, one greedy response and 4 samples each.
-TURNS = {"batch_rows": 40, "rollout_rows": 8, "rollout_chunk": 7}
+TURNS = {"batch_rows": 40, "engine__rows": 8, "engine__chunk": 7}
 
 
 def written(workdir, **changes):
   """Evaluates; the responses by what they answer."""
-  fields = config_file.get_config("smoke").to_dict()
   # Long enough for responses that end at six different lengths.
-  fields |= {"progress": False, "max_new_tokens": 48} | changes
+  changes = {"progress": False, "sampler__max_new_tokens": 48} | changes
+  fields = with_changes(config_file.get_config("smoke"), **changes)
   evaluate.evaluate(
     conversion.settings_from_config(fields, EvaluationSettings),
     str(workdir),

@@ -16,7 +16,6 @@ from pure_jax.host.text.tokenization import separator_table, split_texts
 from pure_jax.parallel import sharding
 from pure_jax.runs.evaluation.data import Unit
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.settings import ScoreConfig
 from pure_jax.training import rollouts, stages
 from pure_jax.types import Prompts, Rollout
 
@@ -61,15 +60,15 @@ class ResponseWriter:
     self._generate = {
       greedy: rollouts.make_generate_rows(
         model,
-        settings.sampler(
-          tokenizer.pad_id,
-          tokenizer.eos_id,
-          tokenizer.banned_ids,
+        settings.sampler.config(
+          pad_id=tokenizer.pad_id,
+          stop_ids=(tokenizer.eos_id,),
+          banned_ids=tokenizer.banned_ids,
           greedy=greedy,
         ),
         layout,
         group_size=group_size,
-        continuous=settings.continuous(),
+        continuous=settings.engine.config(),
       )
       for greedy, group_size in self._groups.items()
     }
@@ -80,10 +79,10 @@ class ResponseWriter:
       )
       self._score = stages.make_prm_evaluation(
         prm_model,
-        ScoreConfig(settings.max_steps, settings.prm_separator),
+        settings.score,
         jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),
         layout,
-        settings.rollout_rows,
+        settings.engine.rows,
       )
 
   def start(self, units: list[Unit], count: int) -> Written:
@@ -106,7 +105,7 @@ class ResponseWriter:
       self._prompts(
         prompts,
         settings.prompt_tokens,
-        everywhere=settings.rollout_rows is not None,
+        everywhere=settings.engine.rows is not None,
       ),
       jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
         numbers
@@ -160,7 +159,7 @@ def read(
     pool,
     texts,
     [verify.reference_of(unit.problem) for unit in units],
-    [verify.EXTRACTORS[name] for name in settings.extractors],
+    [verify.EXTRACTORS[name] for name in settings.grader.extractors],
   )
   scored: list[tuple[float, ...] | None] = [None] * count
   if rewards is not None:

@@ -177,7 +177,7 @@ class FilesTask:
     """Compares answers by math-verify, each within its limits."""
     if self._pool is None:
       self._pool = verify.open_pool(
-        self._files.grader_workers, self._files.grader_seconds
+        self._files.grader.workers, self._files.grader.seconds
       )
     references = [verify.reference_of(problem) for problem in problems]
     known = [i for i, found in enumerate(references) if found is not None]
@@ -185,7 +185,7 @@ class FilesTask:
       self._pool,
       ["\n\n".join(texts[i]) for i in known],
       [references[i] for i in known],
-      [verify.EXTRACTORS[name] for name in self._files.extractors],
+      [verify.EXTRACTORS[name] for name in self._files.grader.extractors],
     )
 
     def spread(found: Iterable[bool]) -> np.ndarray:

@@ -131,7 +131,7 @@ def test_the_paper_needs_no_folder():
   config.files.policy = config.files.architecture
   shapes = programs.shapes_of(settings_of(config, "tpu"))
   assert count_params(policy.declare_policy(shapes.model)) == 7_615_616_512
-  assert shapes.model.attention_chunk == config.files.attention_chunk
+  assert shapes.model.attention_chunk == config.files.model.attention_chunk
   assert shapes.prm_model.width == 3584
   config = qwen2p5_7b.get_config("vr")
   config.files.policy = config.files.architecture
