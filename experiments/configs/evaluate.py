@@ -1,14 +1,13 @@
-"""Fields of an evaluation: responses of a policy, graded and reported.
+"""Fields of an evaluation: a policy's responses, graded and reported.
 
-By itself it names nothing: give a policy, and a file for each benchmark that
-is wanted.
+It names no file: give a policy, and a file for each benchmark to run.
 
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
     --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
 
-`evaluate.py:one_loop` does so without continuous batching: the same responses
-but for rounding. `evaluate.py:smoke` evaluates a tiny random model with a
-random PRM on a few problems, on a CPU.
+`evaluate.py:one_loop` generates without continuous batching; its responses are
+the same up to rounding. `evaluate.py:smoke` evaluates a tiny random model and
+a random PRM on a few problems, on a CPU.
 """
 
 from configs import base, files
@@ -50,22 +49,23 @@ def get_config(variant: str = "full") -> ConfigDict:
         name: benchmark(name, averaged=name in PAPERS)
         for name in (*PAPERS, "gsm8k")
       },
-      skip_malformed=False,  # Go on after a malformed row, and count it.
-      # "raw", "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
+      skip_malformed=False,  # Counts a malformed row and goes on.
+      # Of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
       prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # As the paper's PRM was trained.
-      # Every response is made to begin with it. Part of the policy's prompt:
-      # the PRM and the grader read what comes after it.
+      prm_prompt_format="raw",  # Of the PRM's; the paper's was trained so.
+      # Text that every response begins with. It belongs to the policy's
+      # prompt: PRM and grader read what comes after it.
       response_prefix="",
-      # Longest prompts, tokens; a longer problem is left out, and reported.
+      # Longest prompt of the policy, tokens; longer problems are left out and
+      # reported.
       prompt_tokens=1024,
-      prm_prompt_tokens=1024,  # The same of the PRM's prompts.
+      prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
       greedy=True,  # One greedy response to each problem.
-      samples=8,  # Drawn for each problem besides; 0 draws none.
+      samples=8,  # Responses drawn for each problem; 0 draws none.
       k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
       sampler=base.sampler(max_new_tokens=8192),  # Of samples; length of all.
-      # Responses that are written to the file together: a run that is killed
-      # loses at most so many.
+      # Responses that are written to the file together; a run that is killed
+      # loses at most this many.
       batch_rows=128,
       # Without rows (`evaluate.py:one_loop`) a whole batch is generated in one
       # loop. With them, twice their keys and values are in memory at times.
@@ -114,9 +114,9 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
     dict(
       file=placeholder(str),  # None leaves the benchmark out.
       format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems, our field: the file's, as in configs/files.py.
+      # For mapped_problems: a record's field -> the file's, as in files.py.
       fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # The first so many only; None takes all.
+      problems=placeholder(int),  # The first ones only; None takes all.
       averaged=averaged,  # Whether it counts in the average.
     )
   )

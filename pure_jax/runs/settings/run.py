@@ -149,7 +149,8 @@ class Settings:
     for name in ("rollout_mesh", "reference_mesh", "prm_mesh"):
       other = getattr(rl, name)
       if other is not None:
-        other.check_beside(f"rl.{name}", self.mesh, rl.eval_prompts)
+        other.check_shares_devices(f"rl.{name}", self.mesh)
+        other.check_rows(f"rl.eval_prompts (in rl.{name})", rl.eval_prompts)
     for name, batches, mesh in (
       ("micro_batches", rl.micro_batches, None),
       ("micro_batches", rl.micro_batches, rl.reference_mesh),
