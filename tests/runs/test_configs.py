@@ -4,13 +4,18 @@ import ast
 import dataclasses
 import importlib
 import json
+import re
+import typing
 
+import evaluate
+import evaluate_prm
 import field_reads
 import pytest
 from checkout import EXPERIMENTS, ROOT
 from configs import base
 
 from pure_jax import settings
+from pure_jax.runs import workspace
 from pure_jax.runs.settings import (
   conversion,
   evaluation,
@@ -209,6 +214,62 @@ def is_group(value):
   if isinstance(value, ast.Call):
     return ast.unparse(value.func) != "placeholder"
   return isinstance(value, ast.DictComp)
+
+
+def field_names(kind, prefix=""):
+  """Dotted names of all fields and groups of a dataclass of settings."""
+  names = set()
+  for name, hint in typing.get_type_hints(kind).items():
+    names.add(prefix + name)
+    is_dict = typing.get_origin(hint) is dict
+    for one in typing.get_args(hint) or (hint,):
+      if dataclasses.is_dataclass(one):
+        group = f"{prefix}{name}." + ("*." if is_dict else "")
+        names |= field_names(one, group)
+  return names
+
+
+FIELDS = {kind: field_names(kind) for kind in (run.Settings, *KINDS.values())}
+
+
+def test_names_of_fields_reach_the_leaves_of_every_group():
+  names = FIELDS[run.Settings]
+  assert {"seed", "rl", "rl.credit.form", "rl.rollout_mesh.data"} <= names
+  assert "rl.form" not in names
+  assert "benchmarks.*.file" in FIELDS[evaluation.EvaluationSettings]
+
+
+@pytest.mark.parametrize(
+  ("kind", "names"),
+  [
+    (run.Settings, workspace.MAY_DIFFER),
+    # And the folder that a run starts from, which is no field.
+    (run.Settings, {*workspace.MAY_DIFFER_FROM_START} - {"start"}),
+    (evaluation.EvaluationSettings, evaluate.MAY_DIFFER),
+    (prm_evaluation.EvaluatePRMSettings, evaluate_prm.MAY_DIFFER),
+  ],
+)
+def test_what_may_differ_on_resume_names_fields(kind, names):
+  """A renamed field would be compared again, and nobody would be told."""
+  assert names and set(names) <= FIELDS[kind]
+
+
+def test_every_flag_that_a_text_names_is_a_field():
+  """In README, docs, docstrings and messages."""
+  known = set().union(*FIELDS.values())
+  files = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+  for folder in ("docs", "pure_jax", "experiments", "kernels", "notebooks"):
+    for ending in ("md", "py", "json", "log", "ipynb"):
+      files += (ROOT / folder).rglob(f"*.{ending}")
+  flag = re.compile(r"--config\.([a-z][\w.]*)|[`\"](rl\.[\w.]+)[=`]")
+  found = 0
+  for path in files:
+    for match in flag.finditer(path.read_text()):
+      name = (match[1] or match[2]).rstrip(".")
+      name = re.sub(r"^benchmarks\.\w+", "benchmarks.*", name)
+      assert name in known or name in ("rl.", "rl"), (path.name, match[0])
+      found += 1
+  assert found > 100
 
 
 # plan.py reads it of the config, to fill in files.policy.
