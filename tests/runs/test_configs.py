@@ -28,7 +28,7 @@ PARTS = ("base", "paper")
 RL = ("prm_vr", "prm", "vr", "smoke_prm_vr", "smoke_prm", "smoke_vr", "smoke")
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
-  "evaluate": ("full", "smoke"),
+  "evaluate": ("full", "one_loop", "smoke"),
   "evaluate_prm": ("full", "smoke"),
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
@@ -85,14 +85,14 @@ def test_every_config_makes_settings(name, variant):
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "files"])
-def test_an_unknown_variant_names_those_there_are(name):
+def test_an_unknown_variant_raises_and_lists_the_known_ones(name):
   module = importlib.import_module(f"configs.{name}")
   with pytest.raises(ValueError, match=r"Variants are .* and 'smoke', not 'x'"):
     module.get_config("x")
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n not in KINDS])
-def test_every_docstring_says_how_it_is_run(name):
+def test_every_docstring_gives_the_command_and_a_result(name):
   text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
   doc = ast.get_docstring(ast.parse(text))
   assert f"--config=experiments/configs/{name}.py" in doc
@@ -137,7 +137,7 @@ def test_rl_runs_are_those_of_the_paper(
   assert (credit.form, credit.temperature) == ("softmin", 0.1)
 
 
-def test_the_default_of_rl_runs_is_prm_with_verdicts():
+def test_rl_runs_take_both_rewards_by_default():
   for name, variants in VARIANTS.items():
     if variants == RL:
       assert made(name) == made(name, "prm_vr")
@@ -152,7 +152,7 @@ def test_the_default_of_rl_runs_is_prm_with_verdicts():
 @pytest.mark.parametrize(
   ("variant", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
 )
-def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
+def test_a_smoke_run_reads_the_files_that_the_real_run_reads(variant, named):
   """A PRM to load, or none; training one would be another path."""
   for name, variants in VARIANTS.items():
     if variants == RL:
@@ -166,7 +166,7 @@ def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
       )
 
 
-def test_the_papers_prm_is_asked_as_it_was_trained():
+def test_the_papers_prm_reads_the_prompts_it_was_trained_on():
   """Its trainer put nothing between the problem and the first step."""
   runs = [name for name, found in VARIANTS.items() if found == RL]
   for name in (*runs, "pure_prm_7b"):
@@ -314,5 +314,12 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
   assert (planted not in program.unread(["Settings"])) == is_read
 
 
-def test_base_config_is_complete_by_itself():
+@pytest.mark.parametrize(
+  ("variant", "rows"), [("full", 32), ("one_loop", None), ("smoke", None)]
+)
+def test_evaluations_use_continuous_batching_except_in_one_loop(variant, rows):
+  assert made("evaluate", variant)[0].engine.rows == rows
+
+
+def test_the_base_config_is_complete():
   conversion.settings_from_config(base.get_config())
