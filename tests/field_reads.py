@@ -125,8 +125,8 @@ class Program:
       if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
         values = [self._infer(value, env) for value in node.value.elts]
         pairs = zip(target.elts, values, strict=False)
-      for one, found in pairs:
-        self._bind(one, found, env)
+      for one, its_types in pairs:
+        self._bind(one, its_types, env)
 
   def _bind(self, target: ast.expr, types: Types, env: Env) -> None:
     """Gives a target its types."""
@@ -161,15 +161,17 @@ class Program:
     ):
       env = dict(env)
       self._run(node.generators, env, None)
-      parts = (
+      operands = (
         [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
       )
-      return NOTHING.union(*(self._infer(part, env) for part in parts))
+      return NOTHING.union(*(self._infer(operand, env) for operand in operands))
     if isinstance(node, ast.Subscript):
       self._infer(node.slice, env)
       return self._infer(node.value, env)
-    parts = [x for x in ast.iter_child_nodes(node) if isinstance(x, ast.expr)]
-    return NOTHING.union(*(self._infer(part, env) for part in parts))
+    operands = [
+      x for x in ast.iter_child_nodes(node) if isinstance(x, ast.expr)
+    ]
+    return NOTHING.union(*(self._infer(operand, env) for operand in operands))
 
   def _call(self, node: ast.Call, env: Env) -> Types:
     """Classes of what a call returns; `**asdict(x)` reads every field of x."""

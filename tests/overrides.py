@@ -16,8 +16,8 @@ def with_changes(config: Any, **changes: Any) -> dict[str, Any]:
   fields = config.to_dict()
   for name, value in changes.items():
     *groups, field = name.split("__")
-    place = fields
+    target = fields
     for group in groups:
-      place = place[group]
-    place[field] = value
+      target = target[group]
+    target[field] = value
   return fields

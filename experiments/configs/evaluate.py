@@ -18,7 +18,7 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """The fields and their defaults.
+  """An evaluation of one policy.
 
   Args:
     variant: "full"; "one_loop" generates without continuous batching; "smoke"
@@ -34,7 +34,32 @@ def get_config(variant: str = "full") -> ConfigDict:
     raise ValueError(
       f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
     )
-  config = ConfigDict(
+  config = fields()
+  if variant == "full":
+    config.engine.rows = 32
+  if variant == "one_loop":
+    config.batch_rows = 64
+  if variant == "smoke":
+    config.update(
+      random_model=True,
+      compute_dtype="float32",
+      param_dtype="float32",
+      prompt_tokens=128,
+      prm_prompt_tokens=64,
+      samples=4,
+      k=(2, 4),
+      sampler={"max_new_tokens": 24},
+      batch_rows=16,
+      score={"max_steps": 8},
+      grader={"extractors": ("boxed", "last_number")},
+      bootstrap_resamples=200,
+    )
+  return config
+
+
+def fields() -> ConfigDict:
+  """The fields and their defaults."""
+  return ConfigDict(
     dict(
       seed=0,  # Of the samples.
       progress=True,  # Progress bar on stderr.
@@ -76,26 +101,6 @@ def get_config(variant: str = "full") -> ConfigDict:
       bootstrap_resamples=2000,  # Of the problems, for the intervals.
     )
   )
-  if variant == "full":
-    config.engine.rows = 32
-  if variant == "one_loop":
-    config.batch_rows = 64
-  if variant == "smoke":
-    config.update(
-      random_model=True,
-      compute_dtype="float32",
-      param_dtype="float32",
-      prompt_tokens=128,
-      prm_prompt_tokens=64,
-      samples=4,
-      k=(2, 4),
-      sampler={"max_new_tokens": 24},
-      batch_rows=16,
-      score={"max_steps": 8},
-      grader={"extractors": ("boxed", "last_number")},
-      bootstrap_resamples=200,
-    )
-  return config
 
 
 def score() -> ConfigDict:

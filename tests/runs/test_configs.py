@@ -41,7 +41,7 @@ KINDS = {
   "evaluate": evaluation.EvaluationSettings,
   "evaluate_prm": prm_evaluation.EvaluatePRMSettings,
 }
-PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
+PAIRS = [(name, v) for name, variants in VARIANTS.items() for v in variants]
 
 
 def made(name, *variant):
@@ -64,8 +64,8 @@ def made(name, *variant):
 
 
 def test_every_config_is_tested():
-  found = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
-  assert found == {*VARIANTS, *PARTS}
+  names = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
+  assert names == {*VARIANTS, *PARTS}
 
 
 @pytest.mark.parametrize(("name", "variant"), [*PAIRS, ("files", None)])
@@ -168,7 +168,7 @@ def test_a_smoke_run_reads_the_files_that_the_real_run_reads(variant, named):
 
 def test_the_papers_prm_reads_the_prompts_it_was_trained_on():
   """Its trainer put nothing between the problem and the first step."""
-  runs = [name for name, found in VARIANTS.items() if found == RL]
+  runs = [name for name, variants in VARIANTS.items() if variants == RL]
   for name in (*runs, "pure_prm_7b"):
     assert made(name)[1].files.prm_prompt_format == "raw", name
   assert made("evaluate")[1].prm_prompt_format == "raw"
@@ -250,7 +250,7 @@ def test_names_of_fields_reach_the_leaves_of_every_group():
   ],
 )
 def test_what_may_differ_on_resume_names_fields(kind, names):
-  """A renamed field would be compared again, and nobody would be told."""
+  """A renamed field would be compared again, without a word."""
   assert names and set(names) <= FIELDS[kind]
 
 
@@ -262,14 +262,14 @@ def test_every_flag_that_a_text_names_is_a_field():
     for ending in ("md", "py", "json", "log", "ipynb"):
       files += (ROOT / folder).rglob(f"*.{ending}")
   flag = re.compile(r"--config\.([a-z][\w.]*)|[`\"](rl\.[\w.]+)[=`]")
-  found = 0
+  count = 0
   for path in files:
     for match in flag.finditer(path.read_text()):
       name = (match[1] or match[2]).rstrip(".")
       name = re.sub(r"^benchmarks\.\w+", "benchmarks.*", name)
       assert name in known or name in ("rl.", "rl"), (path.name, match[0])
-      found += 1
-  assert found > 100
+      count += 1
+  assert count > 100
 
 
 # plan.py reads it of the config, to fill in files.policy.
