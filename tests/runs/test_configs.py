@@ -276,13 +276,13 @@ def test_every_flag_that_a_text_names_is_a_field():
 READ_BEFORE_CONVERSION = {("FilesSettings", "architecture")}
 
 
-def test_every_field_is_read():
+def test_every_field_is_read_and_every_read_has_a_field():
   """A config field nobody reads is a promise nobody keeps."""
   folders = (ROOT / "pure_jax", ROOT / "experiments", ROOT / "kernels")
   program = field_reads.Program(field_reads.sources(*folders))
-  kinds = (run.Settings, *KINDS.values())
-  unread = program.unread(kind.__name__ for kind in kinds)
-  assert unread == READ_BEFORE_CONVERSION
+  kinds = [kind.__name__ for kind in (run.Settings, *KINDS.values())]
+  assert program.unread(kinds) == READ_BEFORE_CONVERSION
+  assert program.unknown(kinds) == set()
 
 
 @pytest.mark.parametrize(
@@ -312,6 +312,8 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
   program = field_reads.Program([text, use])
   planted = ("OldLogpSettings", "planted")
   assert (planted not in program.unread(["Settings"])) == is_read
+  wrong = {("RLSettings", "planted")} if "rl.planted" in use else set()
+  assert program.unknown(["Settings"]) == wrong
 
 
 @pytest.mark.parametrize(
