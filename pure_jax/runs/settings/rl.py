@@ -73,7 +73,7 @@ class RLSettings:
 
   @property
   def reward_mode(self) -> str:
-    """ "prm", "prm+vr" or "vr": the rewards whose weight is not 0."""
+    """The rewards whose weight is not 0: "prm", "prm+vr" or "vr"."""
     rewards = {
       "prm": self.credit.process_coef,
       "vr": self.credit.verifiable_coef,
