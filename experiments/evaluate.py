@@ -57,7 +57,7 @@ from pure_jax.runs.settings.evaluation import EvaluationSettings
 RESPONSES_FILE = "responses.jsonl"
 # Fields that a resumed run may change. Of paths, the contents are compared.
 MAY_DIFFER = (
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 )
 
@@ -135,9 +135,9 @@ def write_responses(
     return
   generator = ResponseGenerator(settings, tokenizer, layout)
   # Continuous batching needs the host until the batch is complete.
-  lookahead = 1 if settings.rollout_rows is None else 0
+  lookahead = 1 if settings.engine.slots is None else 0
   with (
-    verify.open_pool(settings.grader_workers, settings.grader_seconds) as pool,
+    verify.open_pool(settings.grader.workers, settings.grader.seconds) as pool,
     Progress(
       "evaluate",
       len(batches),

@@ -57,7 +57,6 @@ from pure_jax.runs.settings.prm_evaluation import (
   EvaluatePRMSettings,
 )
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.settings import ScoreConfig
 from pure_jax.training import supervised
 
 # Fields that change the report and no score.
@@ -92,7 +91,7 @@ def score_data(
     FloatingPointError: if a score is not finite; it is not written.
   """
   limits = labelled_solutions.SolutionLimits(
-    settings.prompt_tokens, settings.response_tokens, settings.max_steps
+    settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
   )
   encoded = labelled_solutions.encode_solutions(
     prm.tokenizer, PROMPT_FORMATS[settings.prompt_format], solutions, limits
@@ -110,7 +109,7 @@ def score_data(
   )
   score = supervised.make_prm_evaluation(
     prm.model,
-    ScoreConfig(settings.max_steps, settings.separator),
+    settings.score,
     jax.device_put(separator_table(prm.tokenizer), sharding.replicated(layout)),
     layout,
   )

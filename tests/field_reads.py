@@ -52,16 +52,34 @@ class Program:
         self._run(tree.body, {}, None)
 
   def unread(self, roots: Iterable[str]) -> set[tuple[str, str]]:
-    """(class, field) of the roots and of what they hold that nobody reads."""
+    """(class, field) of the roots and their groups that nobody reads."""
+    fields = {
+      (name, field)
+      for name in self._tree(roots)
+      for field in self._fields[name]
+    }
+    return fields - self.reads
+
+  def unknown(self, roots: Iterable[str]) -> set[tuple[str, str]]:
+    """(class, name) that the program reads of them and that do not exist."""
+    classes = self._tree(roots)
+    return {
+      (owner, name)
+      for owner, name in self.reads
+      if owner in classes
+      and name not in self._members[owner]
+      and name not in ELEMENTS
+    }
+
+  def _tree(self, roots: Iterable[str]) -> set[str]:
+    """The roots and the classes of their fields, and so on."""
     waiting, seen = list(roots), set()
     while waiting:
       name = waiting.pop()
       if name not in seen:
         seen.add(name)
         waiting += [t for types in self._fields[name].values() for t in types]
-    return {
-      (name, field) for name in seen for field in self._fields[name]
-    } - self.reads
+    return seen
 
   def _add(self, env: Env, name: str, types: Types) -> None:
     env[name] = env.get(name, NOTHING) | types
@@ -89,7 +107,7 @@ class Program:
       elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr):
         self._assign(node, env)
       elif isinstance(node, ast.For | ast.comprehension):
-        self._bind(node.target, self._infer(node.iter, env), env)
+        self._iterate(node.target, node.iter, env)
         self._run(
           node.ifs if isinstance(node, ast.comprehension) else node.body,
           env,
@@ -125,8 +143,21 @@ class Program:
       if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
         values = [self._infer(value, env) for value in node.value.elts]
         pairs = zip(target.elts, values, strict=False)
-      for one, found in pairs:
-        self._bind(one, found, env)
+      for one, its_types in pairs:
+        self._bind(one, its_types, env)
+
+  def _iterate(self, target: ast.expr, values: ast.expr, env: Env) -> None:
+    """Follows a loop; a literal table gives each target its column."""
+    types = self._infer(values, env)
+    rows = getattr(values, "elts", ())
+    is_table = rows and all(isinstance(row, ast.Tuple) for row in rows)
+    if not isinstance(target, ast.Tuple) or not is_table:
+      self._bind(target, types, env)
+      return
+    columns = zip(*(row.elts for row in rows), strict=False)
+    for one, column in zip(target.elts, columns, strict=False):
+      its_types = NOTHING.union(*(self._infer(x, env) for x in column))
+      self._bind(one, its_types, env)
 
   def _bind(self, target: ast.expr, types: Types, env: Env) -> None:
     """Gives a target its types."""
@@ -161,15 +192,17 @@ class Program:
     ):
       env = dict(env)
       self._run(node.generators, env, None)
-      parts = (
-        [node.key, node.value] if isinstance(node, ast.DictComp) else [node.elt]
-      )
-      return NOTHING.union(*(self._infer(part, env) for part in parts))
+      if not isinstance(node, ast.DictComp):
+        return self._infer(node.elt, env)
+      self._infer(node.key, env)
+      return self._infer(node.value, env)
     if isinstance(node, ast.Subscript):
       self._infer(node.slice, env)
       return self._infer(node.value, env)
-    parts = [x for x in ast.iter_child_nodes(node) if isinstance(x, ast.expr)]
-    return NOTHING.union(*(self._infer(part, env) for part in parts))
+    operands = [
+      x for x in ast.iter_child_nodes(node) if isinstance(x, ast.expr)
+    ]
+    return NOTHING.union(*(self._infer(operand, env) for operand in operands))
 
   def _call(self, node: ast.Call, env: Env) -> Types:
     """Classes of what a call returns; `**asdict(x)` reads every field of x."""

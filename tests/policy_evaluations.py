@@ -7,6 +7,7 @@ import sys
 
 from checkout import ROOT
 from configs import evaluate as config_file
+from overrides import with_changes
 
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -14,15 +15,9 @@ from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 def smoke(**changes):
   """Settings of the smoke variant; `a__b` replaces field b of group a."""
-  config = config_file.get_config("smoke").to_dict()
-  config["progress"] = False
-  for name, value in changes.items():
-    *groups, field = name.split("__")
-    group = config
-    for part in groups:
-      group = group[part]
-    group[field] = value
-  return conversion.settings_from_config(config, EvaluationSettings)
+  changes = {"progress": False} | changes
+  fields = with_changes(config_file.get_config("smoke"), **changes)
+  return conversion.settings_from_config(fields, EvaluationSettings)
 
 
 def on_files(tiny, **changes):

@@ -5,6 +5,7 @@ import json
 
 import evaluate_prm
 from configs import evaluate_prm as config_file
+from overrides import with_changes
 
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
@@ -23,8 +24,8 @@ def mesh(**sizes):
 
 def smoke(**changes):
   """Settings of the smoke variant with some fields replaced."""
-  fields = config_file.get_config("smoke").to_dict()
-  fields |= {"progress": False, "resamples": 20} | changes
+  changes = {"progress": False, "resamples": 20} | changes
+  fields = with_changes(config_file.get_config("smoke"), **changes)
   return conversion.settings_from_config(fields, EvaluatePRMSettings)
 
 

@@ -43,7 +43,7 @@ def mesh() -> ConfigDict:
 
 
 def kernels() -> ConfigDict:
-  """What models call in place of XLA's operations; see kernels/README.md.
+  """Kernels in place of XLA's operations; see kernels/README.md.
 
   None has been timed on a TPU or GPU, so XLA is the default.
   """
@@ -191,7 +191,7 @@ def rl() -> ConfigDict:
       eval_prompts=256,  # Held-out prompts of an evaluation.
       samples_every=10,  # Iterations between printed samples.
       checkpoint_every=10,  # Iterations between checkpoints.
-      checkpoints_kept=2,  # The latest ones; the best one is kept besides.
+      checkpoints_kept=2,  # The latest ones; the best one is kept too.
       # Consecutive updates that are not finite before the run stops and saves
       # state and batch. Holds for the supervised stages too.
       max_skipped_updates=5,

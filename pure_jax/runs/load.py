@@ -128,8 +128,8 @@ def policy_architecture(run: SavedRun) -> ModelConfig:
     return run.settings.model.architecture(vocab_size)
   return dataclasses.replace(
     huggingface.read_config(run.files.policy).model,
-    compute_dtype=run.files.compute_dtype,
-    param_dtype=run.files.param_dtype,
+    compute_dtype=run.files.model.compute_dtype,
+    param_dtype=run.files.model.param_dtype,
   )
 
 

@@ -4,13 +4,18 @@ import ast
 import dataclasses
 import importlib
 import json
+import re
+import typing
 
+import evaluate
+import evaluate_prm
 import field_reads
 import pytest
 from checkout import EXPERIMENTS, ROOT
 from configs import base
 
 from pure_jax import settings
+from pure_jax.runs import folder
 from pure_jax.runs.settings import (
   conversion,
   evaluation,
@@ -23,7 +28,7 @@ PARTS = ("base", "paper")
 RL = ("prm_vr", "prm", "vr", "smoke_prm_vr", "smoke_prm", "smoke_vr", "smoke")
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
-  "evaluate": ("full", "smoke"),
+  "evaluate": ("full", "one_loop", "smoke"),
   "evaluate_prm": ("full", "smoke"),
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
@@ -36,7 +41,7 @@ KINDS = {
   "evaluate": evaluation.EvaluationSettings,
   "evaluate_prm": prm_evaluation.EvaluatePRMSettings,
 }
-PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
+PAIRS = [(name, v) for name, variants in VARIANTS.items() for v in variants]
 
 
 def made(name, *variant):
@@ -59,32 +64,35 @@ def made(name, *variant):
 
 
 def test_every_config_is_tested():
-  found = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
-  assert found == {*VARIANTS, *PARTS}
+  names = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
+  assert names == {*VARIANTS, *PARTS}
 
 
 @pytest.mark.parametrize(("name", "variant"), [*PAIRS, ("files", None)])
 def test_every_config_makes_settings(name, variant):
   config, settings = made(name, *[variant] * (variant is not None))
-  # The run has every value that the config gives, and no other field but two.
+  # The run has every value that the config gives, and no other field but
+  # those that follow from the batch, and one of RL in evaluations.
   expected = json.loads(json.dumps(config.to_dict()))
   values = json.loads(json.dumps(dataclasses.asdict(settings)))
   if "rl" in values:
     rl, credit = settings.rl, values["rl"]["credit"]
     assert credit.pop("group_size") == rl.samples_per_prompt
     assert credit.pop("baseline_length") == rl.sampler.max_new_tokens
+  else:
+    assert values["score"].pop("empty_step_reward") is None
   assert values == expected
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "files"])
-def test_an_unknown_variant_names_those_there_are(name):
+def test_an_unknown_variant_raises_and_lists_the_known_ones(name):
   module = importlib.import_module(f"configs.{name}")
   with pytest.raises(ValueError, match=r"Variants are .* and 'smoke', not 'x'"):
     module.get_config("x")
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n not in KINDS])
-def test_every_docstring_says_how_it_is_run(name):
+def test_every_docstring_gives_the_command_and_a_result(name):
   text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
   doc = ast.get_docstring(ast.parse(text))
   assert f"--config=experiments/configs/{name}.py" in doc
@@ -129,7 +137,7 @@ def test_rl_runs_are_those_of_the_paper(
   assert (credit.form, credit.temperature) == ("softmin", 0.1)
 
 
-def test_the_default_of_rl_runs_is_prm_with_verdicts():
+def test_rl_runs_take_both_rewards_by_default():
   for name, variants in VARIANTS.items():
     if variants == RL:
       assert made(name) == made(name, "prm_vr")
@@ -144,7 +152,7 @@ def test_the_default_of_rl_runs_is_prm_with_verdicts():
 @pytest.mark.parametrize(
   ("variant", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
 )
-def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
+def test_a_smoke_run_reads_the_files_that_the_real_run_reads(variant, named):
   """A PRM to load, or none; training one would be another path."""
   for name, variants in VARIANTS.items():
     if variants == RL:
@@ -158,9 +166,9 @@ def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
       )
 
 
-def test_the_papers_prm_is_asked_as_it_was_trained():
+def test_the_papers_prm_reads_the_prompts_it_was_trained_on():
   """Its trainer put nothing between the problem and the first step."""
-  runs = [name for name, found in VARIANTS.items() if found == RL]
+  runs = [name for name, variants in VARIANTS.items() if variants == RL]
   for name in (*runs, "pure_prm_7b"):
     assert made(name)[1].files.prm_prompt_format == "raw", name
   assert made("evaluate")[1].prm_prompt_format == "raw"
@@ -180,7 +188,7 @@ def test_the_prm_run_is_that_of_the_paper():
   for optim in (head, full):
     assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
     assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
-  assert made("pure_prm_7b")[1].files.compute_dtype == "auto"
+  assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
 @pytest.mark.parametrize("name", ["base", "files", "evaluate", "evaluate_prm"])
@@ -208,17 +216,73 @@ def is_group(value):
   return isinstance(value, ast.DictComp)
 
 
+def field_names(kind, prefix=""):
+  """Dotted names of all fields and groups of a dataclass of settings."""
+  names = set()
+  for name, hint in typing.get_type_hints(kind).items():
+    names.add(prefix + name)
+    is_dict = typing.get_origin(hint) is dict
+    for one in typing.get_args(hint) or (hint,):
+      if dataclasses.is_dataclass(one):
+        group = f"{prefix}{name}." + ("*." if is_dict else "")
+        names |= field_names(one, group)
+  return names
+
+
+FIELDS = {kind: field_names(kind) for kind in (run.Settings, *KINDS.values())}
+
+
+def test_names_of_fields_reach_the_leaves_of_every_group():
+  names = FIELDS[run.Settings]
+  assert {"seed", "rl", "rl.credit.form", "rl.rollout_mesh.data"} <= names
+  assert "rl.form" not in names
+  assert "benchmarks.*.file" in FIELDS[evaluation.EvaluationSettings]
+
+
+@pytest.mark.parametrize(
+  ("kind", "names"),
+  [
+    (run.Settings, folder.MAY_DIFFER),
+    # And the folder that a run starts from, which is no field.
+    (run.Settings, {*folder.MAY_DIFFER_FROM_START} - {"start"}),
+    (evaluation.EvaluationSettings, evaluate.MAY_DIFFER),
+    (prm_evaluation.EvaluatePRMSettings, evaluate_prm.MAY_DIFFER),
+  ],
+)
+def test_what_may_differ_on_resume_names_fields(kind, names):
+  """A renamed field would be compared again, without a word."""
+  assert names and set(names) <= FIELDS[kind]
+
+
+def test_every_flag_that_a_text_names_is_a_field():
+  """In README, docs, docstrings and messages."""
+  known = set().union(*FIELDS.values())
+  files = [ROOT / "README.md", ROOT / "CHANGELOG.md"]
+  for top in ("docs", "pure_jax", "experiments", "kernels", "notebooks"):
+    for ending in ("md", "py", "json", "log", "ipynb"):
+      files += (ROOT / top).rglob(f"*.{ending}")
+  flag = re.compile(r"--config\.([a-z][\w.]*)|[`\"](rl\.[\w.]+)[=`]")
+  count = 0
+  for path in files:
+    for match in flag.finditer(path.read_text()):
+      name = (match[1] or match[2]).rstrip(".")
+      name = re.sub(r"^benchmarks\.\w+", "benchmarks.*", name)
+      assert name in known or name in ("rl.", "rl"), (path.name, match[0])
+      count += 1
+  assert count > 100
+
+
 # plan.py reads it of the config, to fill in files.policy.
 READ_BEFORE_CONVERSION = {("FilesSettings", "architecture")}
 
 
-def test_every_field_is_read():
+def test_every_field_is_read_and_every_read_has_a_field():
   """A config field nobody reads is a promise nobody keeps."""
   folders = (ROOT / "pure_jax", ROOT / "experiments", ROOT / "kernels")
   program = field_reads.Program(field_reads.sources(*folders))
-  kinds = (run.Settings, *KINDS.values())
-  unread = program.unread(kind.__name__ for kind in kinds)
-  assert unread == READ_BEFORE_CONVERSION
+  kinds = [kind.__name__ for kind in (run.Settings, *KINDS.values())]
+  assert program.unread(kinds) == READ_BEFORE_CONVERSION
+  assert program.unknown(kinds) == set()
 
 
 @pytest.mark.parametrize(
@@ -248,7 +312,16 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
   program = field_reads.Program([text, use])
   planted = ("OldLogpSettings", "planted")
   assert (planted not in program.unread(["Settings"])) == is_read
+  wrong = {("RLSettings", "planted")} if "rl.planted" in use else set()
+  assert program.unknown(["Settings"]) == wrong
 
 
-def test_base_config_is_complete_by_itself():
+@pytest.mark.parametrize(
+  ("variant", "rows"), [("full", 32), ("one_loop", None), ("smoke", None)]
+)
+def test_evaluations_use_continuous_batching_except_in_one_loop(variant, rows):
+  assert made("evaluate", variant)[0].engine.slots == rows
+
+
+def test_the_base_config_is_complete():
   conversion.settings_from_config(base.get_config())

@@ -24,7 +24,7 @@ SMALL = {
   "files.prm_prompt_tokens": 64,
   "files.response_tokens": 96,
   "files.labelled_one_in": 3,
-  "files.compute_dtype": "float32",
+  "files.model.compute_dtype": "float32",
   "prm.head_steps": 2,
   "prm.full_steps": 2,
   "prm.batch_size": 8,
@@ -209,22 +209,22 @@ def test_data_that_cannot_be_used_raises(folder, task, changes, message):
     ({"policy": "nowhere"}, "not both"),
     ({"prompt_format": "boxed"}, "prompt_format must be one of"),
     ({"train_format": "gsm9k"}, "train_format must be one of"),
-    ({"extractors": ("box",)}, "extractors must be one of"),
-    ({"extractors": ()}, "extractors needs at least one"),
+    ({"grader.extractors": ("box",)}, "extractors must be one of"),
+    ({"grader.extractors": ()}, "extractors needs at least one"),
     ({"labelled_rows": 0}, "labelled_rows must be at least 1"),
     (
       {"labelled_held_out_rows": 0},
       "labelled_held_out_rows must be at least 1",
     ),
-    ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
-    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
+    ({"grader.seconds": 0.0}, "seconds must be above 0"),
+    ({"grader.seconds": 1e9}, "seconds must be .* at most 3600"),
   ],
 )
 def test_invalid_settings_raise(changes, message):
   config = files.get_config()
   config.files.random_model = "tied"
-  config.files.update(changes)
-  with pytest.raises(ConfigError, match=rf"config\.files: .*{message}"):
+  config.files.update_from_flattened_dict(changes)
+  with pytest.raises(ConfigError, match=rf"config\.files.*: .*{message}"):
     conversion.settings_from_config(config)
 
 

@@ -145,7 +145,10 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
     evaluate_prm.stages, "make_prm_evaluation", make_prm_evaluation
   )
   settings = smoke(
-    prompt_format=prompt_format, separator=separator, max_steps=5, batch_size=1
+    prompt_format=prompt_format,
+    score__separator=separator,
+    score__max_steps=5,
+    batch_size=1,
   )
   layout = sharding.make_layout(1, 1)
   with open_scores(tmp_path, {"a": 1}) as scores:
@@ -212,7 +215,7 @@ def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
   task = FilesTask(with_prm(settings, folder), tmp_path / "run")
   assert (task.model.width, task.prm_model.width) == (32, 48)
   assert (task.prm_model.num_layers, task.prm_model.vocab_size) == (3, 448)
-  assert task.prm_model.compute_dtype == settings.files.compute_dtype
+  assert task.prm_model.compute_dtype == settings.files.model.compute_dtype
 
 
 def test_a_prm_with_another_vocabulary_raises(policy_folder, tmp_path):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from configs import evaluate as config_file
+from overrides import with_changes
 
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
@@ -34,11 +35,11 @@ def start(folder, tmp_path, monkeypatch):
   inputs = types.SimpleNamespace(batching=[], keys=None, scored=None)
 
   def make_generate(settings, model, sampler, layout, group_size):
-    inputs.batching.append((group_size, settings.continuous()))
+    inputs.batching.append((group_size, settings.engine.config()))
 
     def generate(params, prompts, keys):
       inputs.prompts, inputs.keys, inputs.sampler = prompts, keys, sampler
-      rows, columns = len(keys), inputs.settings.max_new_tokens
+      rows, columns = len(keys), inputs.settings.sampler.max_new_tokens
       return Rollout(
         prompt_tokens=prompts.tokens,
         prompt_mask=prompts.mask,
@@ -56,7 +57,7 @@ def start(folder, tmp_path, monkeypatch):
 
     def score(params, batch):
       inputs.scored = batch
-      return jnp.zeros((len(batch.tokens), inputs.settings.max_steps))
+      return jnp.zeros((len(batch.tokens), inputs.settings.score.max_steps))
 
     return score
 
@@ -66,8 +67,8 @@ def start(folder, tmp_path, monkeypatch):
   )
 
   def start(*, greedy=False, rows=slice(1, 4), **changes):
-    fields = config_file.get_config("smoke").to_dict()
-    fields |= {"batch_rows": 5, "max_new_tokens": 3} | changes
+    changes = {"batch_rows": 5, "sampler__max_new_tokens": 3} | changes
+    fields = with_changes(config_file.get_config("smoke"), **changes)
     settings = conversion.settings_from_config(fields, EvaluationSettings)
     inputs.settings = settings = with_tiny_models(settings, folder)
     inputs.tokenizer = tokenizer = HuggingFaceTokenizer(settings.policy)
@@ -93,7 +94,7 @@ def filled(requests):
 def test_continuous_batching_follows_the_settings(start):
   """Samples of a problem share a prompt; each greedy response has its own."""
   inputs, batch = start(
-    rows=slice(0, 8), batch_rows=8, rollout_rows=8, rollout_chunk=7
+    rows=slice(0, 8), batch_rows=8, engine__slots=8, engine__sync_interval=7
   )
   assert inputs.batching == [(1, EngineConfig(8, 7)), (4, EngineConfig(8, 7))]
   policy_ids = ids(inputs.prompts.tokens, inputs.prompts.mask)
@@ -101,7 +102,7 @@ def test_continuous_batching_follows_the_settings(start):
   assert len(inputs.keys) == 8
 
 
-def test_without_rollout_rows_a_batch_is_generated_in_one_loop(start):
+def test_without_slots_a_batch_is_generated_in_one_loop(start):
   inputs, _ = start()
   assert inputs.batching == [(1, None), (1, None)]
 
@@ -126,18 +127,19 @@ def test_policy_and_prm_get_their_own_prompts(start):
 
 @pytest.mark.parametrize("separator", ["insert", "replace"])
 def test_the_prm_scores_steps_as_the_config_says(start, separator):
-  inputs, _ = start(prm_separator=separator, max_steps=7)
+  inputs, _ = start(score__separator=separator, score__max_steps=7)
   assert inputs.score_config.separator == separator
   assert inputs.score_config.max_steps == 7
 
 
 def test_samples_are_drawn_as_the_config_says(start):
   options = {"temperature": 0.6, "top_p": 0.9, "top_k": 20}
-  inputs, _ = start(**options)
+  changes = {f"sampler__{name}": value for name, value in options.items()}
+  inputs, _ = start(**changes)
   sampler = inputs.sampler
   assert {name: getattr(sampler, name) for name in options} == options
   assert sampler.max_new_tokens == 3
-  inputs, _ = start(greedy=True, **options)
+  inputs, _ = start(greedy=True, **changes)
   assert inputs.sampler.temperature == 0
 
 
@@ -162,7 +164,7 @@ def test_keys_depend_on_seed_benchmark_row_and_sample(start, seed):
 def test_samples_in_continuous_batching_share_a_prompt_and_no_key(start):
   """Each of the four samples of a problem has a key and a PRM prompt."""
   inputs, batch = start(
-    samples=4, rows=slice(4, 8), batch_rows=8, rollout_rows=8
+    samples=4, rows=slice(4, 8), batch_rows=8, engine__slots=8
   )
   requests = batch.requests
   assert [request.sample for request in requests] == [0, 1, 2, 3]

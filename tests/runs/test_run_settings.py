@@ -1,28 +1,25 @@
-"""A config that cannot be run raises an error that names the field."""
+"""Settings of runs and evaluations: conversion, checks, derived values."""
 
 import dataclasses
 
+import jax
 import pytest
-from configs import arithmetic, qwen2p5_7b
+from configs import arithmetic, evaluate, qwen2p5_7b
+from overrides import with_changes
 
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.runs import folder
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+from pure_jax.runs.settings.evaluation import EvaluationSettings
+from pure_jax.runs.settings.mesh import MeshSettings
 
 # Four devices that split no rows.
 TENSOR = {"mesh__tensor": 4, "mesh__rules": "tensor"}
 
 
 def changed(**changes):
-  """The smoke config with dotted fields replaced, unlocked."""
-  config = arithmetic.get_config("smoke").to_dict()
-  for name, value in changes.items():
-    *groups, field = name.split("__")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[field] = value
-  return config
+  """The smoke config with other values; `a__b` is field b of group a."""
+  return with_changes(arithmetic.get_config("smoke"), **changes)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +50,7 @@ def changed(**changes):
       "constant_length goes with aggregate",
     ),
     ({"model__width": -1}, r"config\.model: width must be"),
-    ({"rl__sampler__temperature": 0.0}, "temperature must be > 0"),
+    ({"rl__sampler__temperature": 0.0}, "temperature must be above 0"),
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
@@ -157,8 +154,8 @@ def test_an_impossible_value_names_the_field(changes, message):
     settings_from_config(changed(**changes))
 
 
-def test_a_run_may_go_on_on_other_devices():
-  """Of every layout: a run with one for rollouts would end where it began."""
+def test_a_run_may_resume_on_other_devices():
+  """Without this for every mesh, such a run could not be resumed at all."""
   other = {"tensor": 2, "rules": "tensor"}
   before, after = (
     dataclasses.asdict(settings_from_config(config))
@@ -181,6 +178,39 @@ def test_a_run_may_go_on_on_other_devices():
   after["rl"]["prompts"] = 4
   (line,) = config_differences(before, after, folder.MAY_DIFFER)
   assert line.startswith("rl.prompts: ")
+
+
+def test_credit_gets_its_group_and_its_baseline_from_the_batch():
+  """Groups of another size would compare samples of different prompts."""
+  rl = settings_from_config(changed(rl__samples_per_prompt=2)).rl
+  assert (rl.credit.group_size, rl.credit.baseline_length) == (2, 48)
+  sampler = dataclasses.replace(rl.sampler, max_new_tokens=7)
+  rl = dataclasses.replace(rl, samples_per_prompt=4, sampler=sampler)
+  assert (rl.credit.group_size, rl.credit.baseline_length) == (4, 7)
+
+
+@pytest.mark.parametrize(
+  ("process", "verifiable", "mode"),
+  [(1.0, 0.5, "prm+vr"), (0.1, 0.0, "prm"), (0.0, 1.0, "vr")],
+)
+def test_the_reward_mode_follows_from_the_weights(process, verifiable, mode):
+  config = changed(
+    rl__credit__process_coef=process, rl__credit__verifiable_coef=verifiable
+  )
+  assert settings_from_config(config).rl.reward_mode == mode
+
+
+def test_settings_read_again_from_their_record_are_the_same():
+  """A workdir holds them as JSON has them, with the values that follow."""
+  settings = settings_from_config(changed())
+  assert settings_from_config(dataclasses.asdict(settings)) == settings
+
+
+def test_a_flag_can_unset_a_text_field():
+  """Flags give text fields the text "None"."""
+  assert settings_from_config(changed()).rl.loss.kl_in_loss == "k3"
+  settings = settings_from_config(changed(rl__loss__kl_in_loss="None"))
+  assert settings.rl.loss.kl_in_loss is None
 
 
 def test_a_missing_field_is_named():
@@ -206,9 +236,9 @@ def test_the_platform_decides_a_compute_dtype_of_auto(platform, expected):
 def test_the_platform_decides_for_models_of_files_too():
   config = qwen2p5_7b.get_config()
   config.files.policy = "folder"
-  files = settings_from_config(config).for_platform("tpu").files
-  assert files.compute_dtype == "bfloat16"
-  assert files.param_dtype == "float32"
+  settings = settings_from_config(config).for_platform("tpu")
+  assert settings.files.model.compute_dtype == "bfloat16"
+  assert settings.files.model.param_dtype == "float32"
 
 
 def test_a_compute_dtype_that_the_config_names_stays():
@@ -216,3 +246,58 @@ def test_a_compute_dtype_that_the_config_names_stays():
   assert settings.for_platform("cpu") == settings
   with pytest.raises(ConfigError, match="compute_dtype must be one of"):
     settings_from_config(changed(model__compute_dtype="float16"))
+
+
+def test_rows_are_split_over_data_and_fsdp_and_nothing_else():
+  """If one axis were forgotten, jax would raise an error of its own later."""
+  mesh = MeshSettings(data=2, fsdp=3, tensor=5, sequence=7)
+  mesh.check_rows("rl.prompts", 12)
+  for rows in (2, 3, 10, 35):
+    with pytest.raises(ValueError, match=f"rl.prompts={rows} .* 6 row shards"):
+      mesh.check_rows("rl.prompts", rows)
+
+
+def test_a_mesh_of_several_processes_takes_all_devices(monkeypatch):
+  """A process without a device in the mesh would wait for ever."""
+  assert MeshSettings(data=2).layout().mesh.size == 2
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert MeshSettings(data=8).layout().mesh.size == 8
+  with pytest.raises(ValueError, match="leaves out some of the 8 devices"):
+    MeshSettings(data=2).layout()
+
+
+def evaluation(**changes):
+  """Settings of the smoke evaluation with other values."""
+  fields = with_changes(evaluate.get_config("smoke"), **changes)
+  return settings_from_config(fields, EvaluationSettings)
+
+
+@pytest.mark.parametrize(
+  ("units", "rows"),
+  [(30, 32), (500, 256), (300, 160), (256, 256), (257, 160), (12136, 256)],
+)
+def test_few_rows_of_a_batch_only_repeat_others(units, rows):
+  """A repeated row costs as much: 226 for the 30 problems of AIME."""
+  settings = evaluation(batch_rows=256, engine__slots=32)
+  assert settings.rows_of_batches(units) == rows
+  assert evaluation(batch_rows=256).rows_of_batches(units) == 256
+
+
+def test_samples_share_the_prefill_of_their_prompt_if_they_fill_the_slots():
+  settings = evaluation(batch_rows=48, engine__slots=24)  # Of 4 samples.
+  assert settings.group_size(2, greedy=False) == 4
+  assert settings.group_size(4, greedy=False) == 1
+  assert settings.group_size(2, greedy=True) == 1
+  assert evaluation().group_size(1, greedy=False) == 1
+  # Greedy responses only: no samples to divide the slots by.
+  greedy = evaluation(batch_rows=48, engine__slots=24, samples=0, k=())
+  assert greedy.group_size(1, greedy=False) == 1
+
+
+def test_greedy_responses_ignore_temperature_and_filters():
+  sampler = evaluation(sampler__temperature=0.5, sampler__top_k=3).sampler
+  ids = dict(pad_id=0, stop_ids=(1,))
+  greedy = sampler.config(**ids, greedy=True)
+  assert (greedy.temperature, greedy.filters) == (0.0, False)
+  drawn = sampler.config(**ids)
+  assert (drawn.temperature, drawn.top_k) == (0.5, 3)

@@ -72,7 +72,8 @@ def evaluation(tiny, **benchmark):
   """Settings of an evaluation of a few short greedy responses."""
   fields = evaluate_config.get_config("smoke").to_dict()
   fields |= {"random_model": False, "policy": str(tiny / "policy")}
-  fields |= {"progress": False, "samples": 0, "k": (), "max_new_tokens": 4}
+  fields |= {"progress": False, "samples": 0, "k": ()}
+  fields["sampler"]["max_new_tokens"] = 4
   skip = benchmark.pop("skip_malformed", False)
   fields["skip_malformed"] = skip
   fields["benchmarks"]["math500"] |= {"problems": 4} | benchmark

@@ -204,7 +204,7 @@ def test_a_finished_evaluation_reports_other_subsets_without_a_model(
   assert "maj@3" in capsys.readouterr().out
   assert responses(workdir) == before
   with pytest.raises(WorkdirError, match=r"temperature: was 1\.0, is now"):
-    evaluate.evaluate(smoke(temperature=0.5), str(workdir))
+    evaluate.evaluate(smoke(sampler__temperature=0.5), str(workdir))
   with (workdir / "responses.jsonl").open("ab") as file:
     file.write(b"{}\n")
   with pytest.raises(RecordFileError, match=r"responses\.jsonl:61 is not a"):
@@ -242,13 +242,17 @@ def test_every_problem_of_the_real_benchmarks_is_requested(tiny, tmp_path):
 # ===== Continuous batching =====
 
 # Two benchmarks of 6 problems, one greedy response and 4 samples each.
-CONTINUOUS = {"batch_rows": 40, "rollout_rows": 8, "rollout_chunk": 7}
+CONTINUOUS = {
+  "batch_rows": 40,
+  "engine__slots": 8,
+  "engine__sync_interval": 7,
+}
 
 
 def evaluated(workdir, **changes):
   """Evaluates; returns the responses by key."""
   # Long enough for responses that end at six different lengths.
-  evaluate.evaluate(smoke(max_new_tokens=48, **changes), str(workdir))
+  evaluate.evaluate(smoke(sampler__max_new_tokens=48, **changes), str(workdir))
   return {
     (row["benchmark"], row["problem"], row["sample"]): row
     for row in responses(workdir)

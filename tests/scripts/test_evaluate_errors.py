@@ -140,22 +140,25 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"random_model": False}, "policy must name the folder"),
     ({"random_model": False, "policy": "x"}, "no benchmark has a file"),
     ({"policy": "x"}, "random_model stands in place"),
-    ({"greedy": False, "samples": 0, "k": ()}, "nothing is asked for"),
+    ({"greedy": False, "samples": 0, "k": ()}, "no response is asked for"),
     ({"k": (5,)}, "sizes of subsets of the 4 samples"),
-    ({"temperature": 0.0}, "temperature must be above 0"),
-    ({"top_p": 0.0}, "top_p must be in"),
-    ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ({"sampler__temperature": 0.0}, "temperature must be above 0"),
+    ({"sampler__top_p": 0.0}, "top_p must be in"),
+    ({"sampler__max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"batch_rows": 3, "mesh__data": 2}, "batch_rows=3 is not divisible"),
-    ({"rollout_rows": 3}, "rollout_rows=3 does not divide batch_rows=16"),
-    ({"rollout_rows": 0}, "rollout_rows must be at least 1"),
-    ({"rollout_chunk": 0}, "rollout_chunk must be at least 1"),
-    ({"extractors": ("box",)}, "extractors must be one of"),
-    ({"extractors": ()}, "extractors needs at least one"),
+    ({"engine__slots": 3}, "engine.slots=3 does not divide batch_rows=16"),
+    ({"engine__slots": 0}, "slots=0 and sync_interval=64 must be at least 1"),
+    (
+      {"engine__sync_interval": 0},
+      "slots=1 and sync_interval=0 must be at least 1",
+    ),
+    ({"grader__extractors": ("box",)}, "extractors must be one of"),
+    ({"grader__extractors": ()}, "extractors needs at least one"),
     ({"prompt_format": "chatty"}, "prompt_format must be one of"),
-    ({"prm_separator": "drop"}, "prm_separator must be one of"),
+    ({"score__separator": "drop"}, "separator must be one of"),
     ({"param_dtype": "float16"}, "param_dtype must be one of"),
-    ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
-    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
+    ({"grader__seconds": 0.0}, "seconds must be above 0"),
+    ({"grader__seconds": 1e9}, "seconds must be .* at most 3600"),
     ({"seed": -1}, "seed must not be negative"),
     ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
     ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),
@@ -202,7 +205,7 @@ def test_a_workdir_in_use_is_left_alone(tmp_path):
 def test_a_policy_that_computes_nan_is_reported(tmp_path, greedy, samples):
   """Otherwise its report would say that it solves nothing."""
   settings = with_tiny_models(
-    smoke(greedy=greedy, samples=samples, k=(), max_new_tokens=2),
+    smoke(greedy=greedy, samples=samples, k=(), sampler__max_new_tokens=2),
     tmp_path,
   )
   model = huggingface.read_config(settings.policy).model
@@ -222,7 +225,7 @@ def test_a_policy_that_computes_nan_is_reported(tmp_path, greedy, samples):
 
 # No response depends on these. Of paths, the contents are compared.
 FREE = {
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 }
 # No score depends on these.

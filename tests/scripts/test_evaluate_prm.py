@@ -236,7 +236,7 @@ def test_solutions_beyond_a_limit_are_counted_and_others_score_the_same(
   finished, tmp_path
 ):
   all_rows = {(r["data"], r["row"]): r for r in scores(finished[0])}
-  changed = smoke(max_steps=2)
+  changed = smoke(score__max_steps=2)
   evaluate_prm.evaluate(changed, str(tmp_path / "run"))
   rows = scores(tmp_path / "run")
   assert len(rows) == 96 + 48
@@ -326,7 +326,9 @@ def test_a_run_and_a_folder_with_the_same_weights_agree(finished, tmp_path):
   chat = smoke(run=str(tmp_path / "run"), **common | {"prompt_format": "chat"})
   with pytest.raises(ConfigError, match="trained with prompt_format='plain'"):
     evaluate_prm.evaluate(chat, str(tmp_path / "c"))
-  replaced = smoke(run=str(tmp_path / "run"), separator="replace", **common)
+  replaced = smoke(
+    run=str(tmp_path / "run"), score__separator="replace", **common
+  )
   with pytest.raises(ConfigError, match="trained with separator='insert'"):
     evaluate_prm.evaluate(replaced, str(tmp_path / "d"))
   evaluate_prm.evaluate(by_run, str(tmp_path / "a"))  # Continues.

@@ -55,13 +55,13 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
       {"data": (GOOD,), "threshold": "best_on", "threshold_data": "b"},
       "threshold_data must be one of",
     ),
-    ({"max_steps": 0}, "max_steps must be at least 1"),
+    ({"score__max_steps": 0}, "max_steps must be >= 1"),
     ({"resamples": 0}, "resamples must be at least 1"),
     ({"bins": 0}, "bins must be at least 1"),
     ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
     ({"mesh": mesh(data=3)}, "not divisible by the 3 row shards"),
     ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
-    ({"separator": "drop"}, "separator must be one of"),
+    ({"score__separator": "drop"}, "separator must be one of"),
     ({"prompt_format": "poem"}, "prompt_format must be one of"),
   ],
 )
@@ -109,8 +109,8 @@ def test_a_damaged_file_of_scores_is_reported_and_not_changed(copy):
 
 
 def test_a_workdir_of_another_evaluation_is_not_used(copy):
-  with pytest.raises(WorkdirError, match="max_steps: was 8, is now 7"):
-    evaluate_prm.evaluate(smoke(max_steps=7), str(copy))
+  with pytest.raises(WorkdirError, match=r"score\.max_steps: was 8, is now 7"):
+    evaluate_prm.evaluate(smoke(score__max_steps=7), str(copy))
 
 
 def test_a_workdir_in_use_is_left_alone(copy):

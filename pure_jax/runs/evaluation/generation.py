@@ -18,7 +18,6 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.settings import ScoreConfig
 from pure_jax.training import rollouts, supervised
 from pure_jax.types import Prompts, Rollout
 
@@ -57,7 +56,7 @@ def make_generate(
   Returns:
     A function (params, prompts, keys) -> rollout.
   """
-  config = settings.continuous()
+  config = settings.engine.config()
   if config is None:
     return rollouts.make_generate_rows(model, sampler, layout)
   return rollouts.make_engine(
@@ -91,10 +90,10 @@ class ResponseGenerator:
       greedy: make_generate(
         settings,
         model,
-        settings.sampler(
-          tokenizer.pad_id,
-          tokenizer.eos_id,
-          tokenizer.banned_ids,
+        settings.sampler.config(
+          pad_id=tokenizer.pad_id,
+          stop_ids=(tokenizer.eos_id,),
+          banned_ids=tokenizer.banned_ids,
           greedy=greedy,
         ),
         layout,
@@ -109,10 +108,10 @@ class ResponseGenerator:
       )
       self._score = supervised.make_prm_evaluation(
         prm_model,
-        ScoreConfig(settings.max_steps, settings.prm_separator),
+        settings.score,
         jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),
         layout,
-        settings.rollout_rows,
+        settings.engine.slots,
       )
 
   def start(self, requests: list[Request], rows: int) -> ResponseBatch:
@@ -136,7 +135,7 @@ class ResponseGenerator:
       self._put_prompts(
         prompts,
         settings.prompt_tokens,
-        replicated=settings.rollout_rows is not None,
+        replicated=settings.engine.slots is not None,
       ),
       jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
         key_data
@@ -201,7 +200,7 @@ def grade_batch(
     pool,
     texts,
     [verify.reference_of(request.problem) for request in requests],
-    [verify.EXTRACTORS[name] for name in settings.extractors],
+    [verify.EXTRACTORS[name] for name in settings.grader.extractors],
   )
   step_rewards: list[tuple[float, ...] | None] = [None] * count
   if rewards is not None:

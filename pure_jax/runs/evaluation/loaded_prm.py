@@ -94,7 +94,7 @@ def _checked_run(settings: EvaluatePRMSettings) -> load.SavedRun:
   trained_format = "plain" if run.files is None else run.files.prm_prompt_format
   for name, value, trained_value in (
     ("prompt_format", settings.prompt_format, trained_format),
-    ("separator", settings.separator, run.settings.prm.score.separator),
+    ("separator", settings.score.separator, run.settings.prm.score.separator),
   ):
     if value != trained_value:
       raise ConfigError(

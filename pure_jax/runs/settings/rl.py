@@ -1,102 +1,20 @@
 """Settings of reinforcement learning, nested as the library's configs are.
 
-`rl.credit`, `rl.loss` and `rl.optim` are the library's own dataclasses. The
-groups below hold what the user chooses of a library config whose other fields
-follow from the tokenizer or from a switch; each has one method `config` that
-completes it.
+`rl.credit`, `rl.loss` and `rl.optim` are the library's own dataclasses.
 """
 
 import dataclasses
 
-from pure_jax.models.config import CACHE_DTYPES
-from pure_jax.rollout.engine_programs import EngineConfig
-from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.checks import at_least_one, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
+from pure_jax.runs.settings.rollout import (
+  EngineSettings,
+  RolloutSettings,
+  SamplerSettings,
+)
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
-
-ROLLOUT_WEIGHTS = ("compute", "int8")
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerSettings:
-  """How responses are drawn; the tokenizer gives the ids."""
-
-  max_new_tokens: int
-  temperature: float
-  top_p: float
-  top_k: int
-  min_p: float
-
-  def __post_init__(self):
-    """Validates the sampler as the library does, which also knows greedy."""
-    self.config(pad_id=0, stop_ids=(1,))
-    if not self.temperature > 0:
-      raise ValueError(
-        f"temperature must be > 0 to sample, got {self.temperature}."
-      )
-
-  def config(
-    self,
-    *,
-    pad_id: int,
-    stop_ids: tuple[int, ...],
-    banned_ids: tuple[int, ...] = (),
-  ) -> SamplingConfig:
-    """The library's sampler for a tokenizer.
-
-    Args:
-      pad_id: fills a row after its end.
-      stop_ids: end a row.
-      banned_ids: are never sampled.
-    """
-    return SamplingConfig(
-      pad_id=pad_id,
-      stop_ids=stop_ids,
-      banned_ids=banned_ids,
-      **dataclasses.asdict(self),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineSettings:
-  """Continuous batching; without slots a batch is sampled in one loop."""
-
-  slots: int | None
-  sync_interval: int
-
-  def __post_init__(self):
-    """Validates the engine as the library does, also while it is off."""
-    EngineConfig(1 if self.slots is None else self.slots, self.sync_interval)
-
-  def config(self) -> EngineConfig | None:
-    """The library's engine, None for one loop."""
-    if self.slots is None:
-      return None
-    return EngineConfig(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class RolloutSettings:
-  """What of the policy samples, how much at a time, and where it stops."""
-
-  stop_on_boxed: bool
-  batches: int
-  weights: str
-  cache_dtype: str | None
-
-  def __post_init__(self):
-    """Validates the choices."""
-    one_of("weights", self.weights, ROLLOUT_WEIGHTS)
-    if self.cache_dtype is not None:
-      one_of("cache_dtype", self.cache_dtype, CACHE_DTYPES)
-
-  @property
-  def rounds(self) -> bool:
-    """Whether the sampler is the policy up to rounding only."""
-    return self.weights != "compute" or self.cache_dtype is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,7 +73,7 @@ class RLSettings:
 
   @property
   def reward_mode(self) -> str:
-    """ "prm", "prm+vr" or "vr": the rewards whose weight is not 0."""
+    """The rewards whose weight is not 0: "prm", "prm+vr" or "vr"."""
     rewards = {
       "prm": self.credit.process_coef,
       "vr": self.credit.verifiable_coef,
@@ -233,7 +151,7 @@ class RLSettings:
         "policy over sampler, and old_logp.source='sampled' takes these for "
         "equal: leave importance_cap unset, or set old_logp.source='score'."
       )
-    if self.rollout.rounds:
+    if self.rollout.is_rounded:
       raise ValueError(
         f"rollout.weights={self.rollout.weights!r} with rollout.cache_dtype="
         f"{self.rollout.cache_dtype!r} sample from another policy than "

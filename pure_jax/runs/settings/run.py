@@ -1,12 +1,11 @@
 """The settings of a training run as frozen dataclasses, checked as made."""
 
 import dataclasses
-from typing import Any
 
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.parallel.kernel_calls import XLA, Kernels
 from pure_jax.runs.settings.checks import at_least_one
-from pure_jax.runs.settings.files import FilesSettings
+from pure_jax.runs.settings.files import ComputationSettings, FilesSettings
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import (
   AUTO,
@@ -99,14 +98,20 @@ class Settings:
     Returns:
       The settings, with "auto" replaced by `models.compute_dtype_of`.
     """
-    changes: dict[str, Any] = {}
-    for name in ("model", "files"):
-      group = getattr(self, name)
-      if group is not None and group.compute_dtype == AUTO:
-        changes[name] = dataclasses.replace(
-          group, compute_dtype=compute_dtype_of(platform)
-        )
-    return dataclasses.replace(self, **changes)
+    model = self._model
+    if model.compute_dtype != AUTO:
+      return self
+    dtype = compute_dtype_of(platform)
+    model = dataclasses.replace(model, compute_dtype=dtype)
+    if self.files is None:
+      return dataclasses.replace(self, model=model)
+    files = dataclasses.replace(self.files, model=model)
+    return dataclasses.replace(self, files=files)
+
+  @property
+  def _model(self) -> ModelSettings | ComputationSettings:
+    """The group that holds the dtypes of this run's models."""
+    return self.model if self.files is None else self.files.model
 
   def __post_init__(self):
     """Validates that the stages fit each other and the mesh."""
@@ -122,7 +127,7 @@ class Settings:
       )
     if self.files is None:
       at_least_one(prm, "labelled policy_prompts policy_samples")
-    dtype = (self.files or self.model).compute_dtype
+    dtype = self._model.compute_dtype
     if self.kernels.attention == "cudnn" and dtype == "float32":
       raise ValueError(
         "kernels.attention='cudnn' takes 16 bits, and compute_dtype is "
@@ -144,7 +149,8 @@ class Settings:
     for name in ("rollout_mesh", "reference_mesh", "prm_mesh"):
       other = getattr(rl, name)
       if other is not None:
-        other.check_beside(f"rl.{name}", self.mesh, rl.eval_prompts)
+        other.check_shares_devices(f"rl.{name}", self.mesh)
+        other.check_rows(f"rl.eval_prompts (in rl.{name})", rl.eval_prompts)
     for name, batches, mesh in (
       ("micro_batches", rl.micro_batches, None),
       ("micro_batches", rl.micro_batches, rl.reference_mesh),

@@ -181,7 +181,7 @@ class FilesTask:
     """Compares answers by math-verify, with a time limit for each."""
     if self._pool is None:
       self._pool = verify.open_pool(
-        self._files.grader_workers, self._files.grader_seconds
+        self._files.grader.workers, self._files.grader.seconds
       )
     references = [verify.reference_of(problem) for problem in problems]
     gradable = [i for i, answer in enumerate(references) if answer is not None]
@@ -189,7 +189,7 @@ class FilesTask:
       self._pool,
       [SEPARATOR.join(texts[i]) for i in gradable],
       [references[i] for i in gradable],
-      [verify.EXTRACTORS[name] for name in self._files.extractors],
+      [verify.EXTRACTORS[name] for name in self._files.grader.extractors],
     )
 
     def for_all(values: Iterable[bool]) -> np.ndarray:

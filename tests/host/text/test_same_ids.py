@@ -152,7 +152,7 @@ def run_settings(places, separator):
     prompt_tokens=8,
     prm_prompt_tokens=8,
     response_tokens=32,
-    compute_dtype="float32",
+    model={"compute_dtype": "float32"},
   )
   config.prm.update(batch_size=4, length_multiple=8)
   config.rl.sampler.max_new_tokens = 32
@@ -228,7 +228,7 @@ def by_prm_evaluation(places, separator, workdir, seen):
     prm=places["prm"],
     data=({"name": "a", "file": places["labelled"], "format": "stepwise"},),
     prompt_format="plain",
-    separator=separator,
+    score__separator=separator,
   )
   evaluate_prm.evaluate(settings, str(workdir))
   return take(seen)
@@ -241,13 +241,13 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
     "random_model": False,
     "policy": places["policy"],
     "prm": places["prm"],
-    "prm_separator": separator,
     "prompt_format": "chat",
     "prm_prompt_format": "plain",
     "samples": 0,
     "k": (),
     "batch_rows": len(TEXTS),
   }
+  config["score"]["separator"] = separator
   config["benchmarks"]["math500"]["file"] = places["problems"]
   settings = conversion.settings_from_config(config, EvaluationSettings)
   tokenizer = run.task.tokenizer

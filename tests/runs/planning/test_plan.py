@@ -87,7 +87,7 @@ def test_the_paper_needs_no_folder():
   config.files.policy = config.files.architecture
   spec = read_spec(settings_of(config, "tpu"), jax.devices())
   assert count_params(policy.declare_policy(spec.model)) == 7_615_616_512
-  assert spec.model.attention_chunk == config.files.attention_chunk
+  assert spec.model.attention_chunk == config.files.model.attention_chunk
   assert spec.prm_model.width == 3584
   config = qwen2p5_7b.get_config("vr")
   config.files.policy = config.files.architecture
