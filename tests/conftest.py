@@ -84,6 +84,7 @@ COMPILED_QUICKLY = {
   "test_processes.py",
   "test_quantized.py",
   "test_rollouts.py",
+  "test_same_ids.py",
   "test_sampling.py",
   "test_smoke_runs.py",
   "test_stages.py",
