@@ -91,6 +91,7 @@ COMPILED_QUICKLY = {
   "test_processes.py",
   "test_int8.py",
   "test_rollouts.py",
+  "test_same_ids.py",
   "test_sampling.py",
   "test_score.py",
   "test_slots.py",

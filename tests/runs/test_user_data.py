@@ -18,6 +18,7 @@ from prm_evaluations import smoke as prm_smoke
 from script_flags import parsed
 
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
+from pure_jax.host.evaluation import report as report_files
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -30,6 +31,11 @@ GARBAGE = "{'not': JSON}"
 
 
 # ===== Rows that are not read =====
+
+
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch):
+  monkeypatch.setattr(report_files, "plot_tables", lambda *unused: [])
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def family_of_architecture(name: Any) -> Family:
     The family.
 
   Raises:
-    HuggingFaceError: if it is not supported; the message lists what is.
+    HuggingFaceError: if it is not supported; the message lists those that are.
   """
   known = {
     family.name + suffix: family

@@ -303,9 +303,9 @@ def test_preparing_imports_no_tensorflow_and_prints_nothing(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(3))
   code = f"""
 import socket, sys
-def refuse(*_, **__):
+def fail(*_, **__):
   raise AssertionError("used the network")
-socket.socket.connect = socket.getaddrinfo = refuse
+socket.socket.connect = socket.getaddrinfo = fail
 from pure_jax.host.data import file_dataset, records
 from pure_jax.host.data.formats import mapped
 own = mapped.make_format(

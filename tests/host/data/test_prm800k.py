@@ -59,11 +59,11 @@ GOOD, NEUTRAL, BAD = (
     ),
     # None is chosen: the solution continues with the human one, which is good.
     (
-      [step(BAD, BAD, human="mine"), step(NEUTRAL, chosen=0)],
-      [[("bad", 0)], [("bad", 0)], [("mine", 1), ("neutral", 1)]],
+      [step(BAD, BAD, human="own"), step(NEUTRAL, chosen=0)],
+      [[("bad", 0)], [("bad", 0)], [("own", 1), ("neutral", 1)]],
     ),
     # If one is chosen, the human one was not used.
-    ([step(GOOD, chosen=0, human="mine")], [[("good", 1)]]),
+    ([step(GOOD, chosen=0, human="own")], [[("good", 1)]]),
     # Neither: the solution ends, and its alternatives contain it.
     (
       [step(NEUTRAL, chosen=0), step(BAD, GOOD)],
@@ -114,9 +114,9 @@ def test_rows_of_a_line_by_hand(steps, expected):
 
 
 def test_a_flagged_human_step_has_no_label():
-  unsure = step(human="mine")
+  unsure = step(human="own")
   unsure["human_completion"]["flagged"] = True
-  assert expand([unsure, step(BAD, chosen=0)]) == [[("mine", None), ("bad", 0)]]
+  assert expand([unsure, step(BAD, chosen=0)]) == [[("own", None), ("bad", 0)]]
 
 
 @pytest.mark.parametrize(
@@ -195,12 +195,12 @@ def real():
 
 def test_real_lines_make_the_solutions_counted_by_hand(real):
   # Per step, candidates with a rating that do not continue it, and the
-  # solution itself where nothing after it holds it:
+  # solution itself unless a later row contains it:
   #   1: 5 + 4 at steps 2 and 6, + 1
   #   2: 5+6+7+6+6+7+7+7+7+7+6+6+7+4 at steps 2, 6, 7, 8, 11, 15, 19, 20, 22,
   #      23, 25, 26, 27, 28; the 7 of step 30 are unrated (given up), + 1
   #   3: 7 + 6 + 4 + 6 at steps 1, 2, 5, 6, + 1
-  #   4: 4 at step 7, where the error was found; they hold the solution
+  #   4: 4 at step 7, where the error was found; they contain the solution
   assert [len(rows) for rows in real] == [10, 89, 24, 4]
   # -1 by hand: 5; 1+7+6+3+7+6+1+2+5+5+4+4; 2+4+5; 1. Taking neutral for bad
   # would give 6, 78, 19 and 4 here.

@@ -18,6 +18,7 @@ from configs import files as files_config
 from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
+from pure_jax.host.evaluation import report
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.runs.evaluation import generation, labelled_solutions
@@ -126,6 +127,7 @@ def seen(monkeypatch):
     return jnp.zeros((*inputs.tokens.shape, 2))
 
   monkeypatch.setattr(prm, "prm_logits", recording)
+  monkeypatch.setattr(report, "plot_tables", lambda *unused: [])
   return rows
 
 
