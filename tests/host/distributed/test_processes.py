@@ -276,12 +276,7 @@ def test_continuous_batching_runs_what_one_loop_runs(alone):
 def test_two_processes_decode_in_one_loop_as_one_does(alone):
   """pytest -m slow tests/host/distributed/test_processes.py"""
   workdir = alone[1].parent / "two_in_one_loop"
-  for status, _, stderr in local_cluster.finish(
-    start_two(
-      workdir,
-      alone[0],
-    )
-  ):
+  for status, _, stderr in local_cluster.finish(start_two(workdir, alone[0])):
     assert status == 0, stderr
     assert "donated" not in stderr
   assert_alike(rows(alone[1]), rows(workdir))
