@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 import smoke_run
+from checkout import EXPERIMENTS
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from smoke_run import assert_same_run, command
 
@@ -19,14 +20,13 @@ from pure_jax.runs import compilation_cache
 
 # Runs a script, and prints at its end how often jax hit and missed its cache.
 COUNTING = """
-import atexit, collections, json, pathlib, runpy, sys
+import atexit, collections, json, runpy, sys
 import jax
-seen = collections.Counter()
-jax.monitoring.register_event_listener(lambda name, **_: seen.update([name]))
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda name, **_: counts.update([name]))
 atexit.register(lambda: print(json.dumps(
-    {name.split("/")[-1]: n for name, n in seen.items() if "cache" in name})))
+    {name.split("/")[-1]: n for name, n in counts.items() if "cache" in name})))
 sys.argv = sys.argv[1:]
-sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 SHORT = (
@@ -55,7 +55,8 @@ def start(script, workdir, home, *options):
     text=True,
     timeout=400,
     check=False,
-    env=variables | {"XDG_CACHE_HOME": str(home)},
+    env=variables
+    | {"XDG_CACHE_HOME": str(home), "PYTHONPATH": str(EXPERIMENTS)},
   )
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
