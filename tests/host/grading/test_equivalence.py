@@ -183,7 +183,10 @@ def test_lists_have_no_order_and_tolerance_is_exact(pool):
   cases += [(*case[:2], False, *case[2:]) for case in NEAR]
   outcomes = pool.run([case[:4] for case in cases])
   assert [outcome.value for outcome in outcomes] == [c[4] for c in cases]
-  # Without `several` it is a number.
+
+
+def test_a_comma_separates_values_only_if_there_are_several():
+  assert equivalence.equivalent("8,221", "221,8", several=True)
   assert not equivalence.equivalent("8,221", "221,8")
 
 
