@@ -37,7 +37,8 @@ def run(tmp_path_factory):
   """What a run leaves: (folder, weights by iteration). The second is best."""
   folder = tmp_path_factory.mktemp("runs") / "run"
   config = files.get_config().to_dict()
-  config["files"] |= {"random_model": "tied", "compute_dtype": "float32"}
+  config["files"]["random_model"] = "tied"
+  config["files"]["model"]["compute_dtype"] = "float32"
   settings = conversion.settings_from_config(config)
   record = dataclasses.asdict(settings) | {"start": None}
   workdir.prepare_workdir(folder, record)
