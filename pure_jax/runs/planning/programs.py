@@ -89,9 +89,14 @@ class Resident:
   sampler: int
 
   @property
+  def frozen(self) -> int:
+    """Bytes of weights that are not trained."""
+    return self.reference + self.prm
+
+  @property
   def total(self) -> int:
     """Bytes that are in memory during the whole step: all but the sampler."""
-    return self.parameters + self.optimizer + self.reference + self.prm
+    return self.parameters + self.optimizer + self.frozen
 
 
 class Programs:
@@ -125,7 +130,7 @@ class Programs:
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
     stages = [
-      self._rollout_stage(prompts, flops.rollout, held),
+      self._rollout_stage(prompts, flops.rollout),
       Stage(
         "score",
         functions.score,
@@ -138,40 +143,46 @@ class Programs:
         (self._state(), rollout, scores, correct, has_answer),
         Estimates(
           flops.update,
-          held.reference + held.prm,
+          held.frozen,
           kept_bytes=estimates.kept_bytes(spec),
         ),
       ),
     ]
     if functions.copies_weights:
-      waiting = held.optimizer + held.reference + held.prm
       reshard = Stage(
-        "reshard", functions.for_rollout, (self._params,), Estimates(0, waiting)
+        "reshard",
+        functions.for_rollout,
+        (self._params,),
+        Estimates(0, held.optimizer + held.frozen),
       )
       stages.insert(0, reshard)
     return stages
 
   def _rollout_stage(
-    self, prompts: Prompts, flops: int, held: Resident
+    self, prompts: Prompts, model_flops: int
   ) -> Stage | EngineStage:
     """The rollout: one compiled loop, or an engine's programs."""
-    spec, functions = self._spec, self._functions
-    rl, layout = spec.settings.rl, spec.layouts.rollout
-    params = jax.eval_shape(functions.for_rollout, self._params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    waiting = held.optimizer + held.reference + held.prm
+    spec, functions, held = self._spec, self._functions, self.resident
+    rl, engine = spec.settings.rl, functions.engine
+    waiting = held.optimizer + held.frozen
     if functions.copies_weights:
       waiting += held.parameters
-    if functions.engine is None:
+    if engine is None:
       rows = spec.responses // rl.rollout.batches
-      known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
+    else:
+      num_starting = engine.spec.num_starting_prompts(rl.prompts)
+      rows = num_starting * rl.samples_per_prompt
+    known = Estimates(model_flops, waiting, estimates.cache_bytes(spec, rows))
+    params = jax.eval_shape(functions.for_rollout, self._params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if engine is None:
       return Stage("rollout", functions.generate, (params, prompts, key), known)
-    engine = functions.engine
-    rows = engine.spec.num_starting_prompts(rl.prompts) * rl.samples_per_prompt
-    known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
+    # An engine's functions take the shardings of their arguments.
     arguments = (
-      with_shardings(params, weight_shardings(self._sampled(), layout)),
-      *with_shardings((prompts, key), replicated(layout)),
+      with_shardings(
+        params, weight_shardings(self._sampled(), spec.layouts.rollout)
+      ),
+      *with_shardings((prompts, key), replicated(spec.layouts.rollout)),
     )
     return EngineStage("rollout", engine, arguments, known)
 
