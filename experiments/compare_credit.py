@@ -24,6 +24,7 @@ import subprocess
 import sys
 
 import matplotlib.figure
+import scipy.stats
 from absl import app, flags
 
 from pure_jax.runs import workdir as workdirs
@@ -53,7 +54,6 @@ COLUMNS = (
   ("response_tokens", "tokens"),
 )
 LAST_EVALUATIONS = 3
-T_975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
 # The runs' scripts have a flag of this name too; a test may import both.
 _WORKDIR = flags.DEFINE_string(
@@ -172,8 +172,8 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
   mean = statistics.fmean(values)
   if len(values) < 2:
     return mean, None
-  width = T_975.get(len(values) - 1, 1.96) * statistics.stdev(values)
-  return mean, width / math.sqrt(len(values))
+  quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))
+  return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table(rows: list[dict]) -> str:

@@ -22,9 +22,10 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig, ScoreConfig
 from pure_jax.training import packing, train
-from pure_jax.training.score import Scores
+from pure_jax.training.score import ScoredBatch, Scores
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Rollout, SeparatorTable
 
 _TEXTS = flags.DEFINE_integer("texts", 64, "Responses of a batch.", 8)
@@ -66,34 +67,35 @@ def make_updates(
   columns, rows = PROMPT + longest, texts // PARTS
   needed = PROMPT + longest * 200 // 256  # Of two row lengths, the shorter.
 
-  def make(micro_batches=1, row_shape=None):
-    return train.make_update(
-      model,
-      SamplingConfig(max_new_tokens=longest, pad_id=0, stop_ids=(1,)),
-      CreditConfig(group_size=GROUP),
-      LossConfig(),
-      OPTIMIZER,
-      table,
-      sharding.make_layout(),
-      micro_batches,
-      row_shape,
-    )
-
+  spec = StepSpec(
+    model,
+    None,
+    SamplingConfig(max_new_tokens=longest, pad_id=0, stop_ids=(1,)),
+    ScoreConfig(STEPS),
+    table,
+    Layouts.same(sharding.make_layout()),
+    CreditConfig(group_size=GROUP),
+    micro_batch_rows=rows,
+  )
+  shorter = packing.RowShape(needed, rows, shared=False)
   return {
-    "own rows": make(PARTS),
-    "shorter rows": make(row_shape=packing.RowShape(needed, rows, False)),
-    "packed rows": make(row_shape=packing.RowShape(columns, rows)),
+    "own rows": train.make_update(spec, OPTIMIZER),
+    "shorter rows": train.make_update(spec, OPTIMIZER, shorter),
+    "packed rows": train.make_update(
+      spec, OPTIMIZER, packing.RowShape(columns, rows)
+    ),
   }
 
 
-def make_batch(rollout: Rollout, table: SeparatorTable) -> tuple[Any, ...]:
+def make_batch(rollout: Rollout, table: SeparatorTable) -> ScoredBatch:
   """What an update is given of responses, with random step rewards."""
   rng, texts = np.random.default_rng(1), len(rollout.tokens)
   mask, logp = rollout.completion_mask, rollout.sampled_logp
   cut = steps.split_steps(rollout.tokens, mask, table, max_steps=STEPS)
   rewards = rng.uniform(-1, 1, cut.mask.shape).astype(np.float32)
-  scores = Scores(cut, rewards, logp, logp, np.float32(0))
-  return rollout, scores, np.ones(texts, np.float32), np.ones(texts, bool)
+  scores = Scores(cut, rewards, logp, logp)
+  correct, has_answer = np.ones(texts, np.float32), np.ones(texts, bool)
+  return ScoredBatch(rollout, scores, correct, has_answer)
 
 
 def main(argv: list[str]) -> None:
@@ -114,7 +116,7 @@ def main(argv: list[str]) -> None:
       state = train.start_state(params, declared, OPTIMIZER, layout)
       jax.block_until_ready(state)
       start = time.perf_counter(), time.process_time()
-      _, found[name] = jax.block_until_ready(update(state, *batch))
+      _, found[name] = jax.block_until_ready(update(state, batch, {}))
       if repeat:  # The first compiles.
         ends = time.perf_counter(), time.process_time()
         seconds[name].append(np.subtract(ends, start))

@@ -82,18 +82,17 @@ def train_stage(
   def update(state, batch):
     return step(state, frozen, *batch)
 
-  state = loop.run_steps(
-    run,
-    stage,
-    steps,
-    settings.log_every,
-    state,
-    make_batch,
-    update,
+  supervised = loop.SupervisedStage(
+    name=stage,
+    num_steps=steps,
+    log_every=settings.log_every,
     num_examples=len(labelled.labels),
     batch_size=settings.batch_size,
     tokens_per_example=labelled.responses.completion_mask.sum(1).mean(),
+    make_batch=make_batch,
+    update=update,
   )
+  state = loop.run_stage(run, supervised, state)
   return merged(run, lora.join_params(frozen, state.params), model)
 
 

@@ -21,7 +21,7 @@ from pure_jax.training.optim import make_optimizer
 
 
 def train_policy(run: Run):
-  """Runs the stage, or loads what it left or what the task has.
+  """Trains the policy, or loads it from the run's folder or the task.
 
   Args:
     run: the open run.
@@ -41,7 +41,7 @@ def train_policy(run: Run):
 
 
 def _make_policy(run: Run, declared: Any) -> Any:
-  """Trains the policy, from where it was."""
+  """Trains the policy, from the last checkpoint on."""
   # ===== Data =====
   spec, settings = run.spec, run.spec.settings.sft
   layout = spec.layouts.training
@@ -50,13 +50,10 @@ def _make_policy(run: Run, declared: Any) -> Any:
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
   state = train.make_init(declared, optimizer, layout)(
-    run.spec.key(RandomStream.POLICY_WEIGHTS)
+    spec.key(RandomStream.POLICY_WEIGHTS)
   )
   step = stages.make_supervised_step(
-    run.spec.model,
-    optimizer,
-    run.spec.sampler.banned_ids,
-    layout,
+    spec.model, optimizer, spec.sampler.banned_ids, layout
   )
 
   def make_batch(indices):
@@ -65,18 +62,17 @@ def _make_policy(run: Run, declared: Any) -> Any:
     )
 
   # ===== Loop =====
-  state = loop.run_steps(
-    run,
-    "sft",
-    settings.steps,
-    settings.log_every,
-    state,
-    make_batch,
-    step,
+  stage = loop.SupervisedStage(
+    name="sft",
+    num_steps=settings.steps,
+    log_every=settings.log_every,
     num_examples=len(data.tokens),
     batch_size=settings.batch_size,
     tokens_per_example=data.completion_mask.sum() / len(data.tokens),
+    make_batch=make_batch,
+    update=step,
   )
+  state = loop.run_stage(run, stage, state)
   run.folder.finish_stage("sft", state.params, {"steps": settings.steps})
   return state.params
 

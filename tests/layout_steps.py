@@ -1,7 +1,5 @@
 """A training step on any layout, to compare with that of one device."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,9 @@ from train_boundary import CREDIT, LOSS, SAMPLER, TABLE, grown, prompts
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import rollouts, score, train, weight_copies
+from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Prompts
 
 # Eight query heads and two key heads: more tensor shards than key heads.
@@ -29,68 +29,50 @@ PRM_MODEL = prm.extend_config(MODEL, 1)
 SGD = optax.sgd(1e-3, momentum=0.9)  # The momentum is the gradient.
 
 
-@dataclasses.dataclass
-class Layouts:
-  """Layouts of the models of a run."""
-
-  policy: sharding.Layout
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-
-def everywhere(layout):
-  return Layouts(layout, layout, layout, layout)
-
-
 def one_step(layouts):
   """Two rollouts, their scores and updates; as arrays on the host."""
   declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, SGD, layouts.policy)(jax.random.key(0))
-  state = train.start_state(grown(start.params), declared, SGD, layouts.policy)
+  start = train.make_init(declared, SGD, layouts.training)(jax.random.key(0))
+  state = train.start_state(
+    grown(start.params), declared, SGD, layouts.training
+  )
   prm_declared = prm.declare_prm(PRM_MODEL)
   prm_params = jax.jit(
     lambda start: prm.init_prm_from_policy(jax.random.key(1), start, MODEL, 1),
-    out_shardings=sharding.weight_shardings(prm_declared, layouts.policy),
+    out_shardings=sharding.weight_shardings(prm_declared, layouts.training),
   )(state.params)
   prm_params = weight_copies.make_compute_copy(
-    prm_declared, PRM_MODEL, layouts.policy, layouts.prm
+    prm_declared, PRM_MODEL, layouts.training, layouts.prm
   )(prm_params)
   to_rollout, to_reference = (
-    weight_copies.make_compute_copy(declared, MODEL, layouts.policy, target)
+    weight_copies.make_compute_copy(declared, MODEL, layouts.training, target)
     for target in (layouts.rollout, layouts.reference)
   )
   reference = jax.tree.map(jnp.copy, to_reference(state.params))
   generate = rollouts.make_generate(
-    MODEL, SAMPLER, 4, layouts.rollout, layouts.policy
+    MODEL, SAMPLER, 4, layouts.rollout, layouts.training
   )
-  score_rollout = score.make_score(
-    MODEL,
-    PRM_MODEL,
-    SAMPLER,
-    score.ScoreConfig(4),
-    TABLE,
-    layouts.policy,
-    reference_layout=layouts.reference,
-    prm_layout=layouts.prm,
+  spec = StepSpec(
+    MODEL, PRM_MODEL, SAMPLER, ScoreConfig(4), TABLE, layouts, CREDIT, LOSS
   )
-  update = train.make_update(
-    MODEL, SAMPLER, CREDIT, LOSS, SGD, TABLE, layouts.policy
-  )
+  score_rollout = score.make_score(spec)
+  update = train.make_update(spec, SGD)
   history = []
   for number in range(2):
     rollout = generate(
       to_rollout(state.params), prompts(8), jax.random.key(2 + number)
     )
     asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-    scores = score_rollout(state.params, reference, prm_params, rollout, asked)
+    scores, drift = score_rollout(
+      state.params, reference, prm_params, rollout, asked
+    )
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     known = jnp.arange(32) // 4 % 2 == 0
-    rows = sharding.batch_sharding(layouts.policy)
-    state, metrics = update(
-      state, rollout, scores, *jax.device_put((correct, known), rows)
-    )
-    history.append(jax.device_get((rollout, scores, metrics)))
+    rows = sharding.batch_sharding(layouts.training)
+    outcome = jax.device_put((correct, known), rows)
+    batch = score.ScoredBatch(rollout, scores, *outcome)
+    state, metrics = update(state, batch, {})
+    history.append(jax.device_get((rollout, scores, drift, metrics)))
   return jax.device_get(state), history
 
 

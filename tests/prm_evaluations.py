@@ -1,5 +1,6 @@
-"""A whole evaluation of the tiny random PRM, for the tests of its script."""
+"""A finished evaluation of the tiny random PRM, for the tests of its script."""
 
+import functools
 import json
 
 import evaluate_prm
@@ -28,15 +29,18 @@ def smoke(**changes):
 
 
 def scores(folder):
+  """The lines of an evaluation's file of scores."""
   lines = (folder / "scores.jsonl").read_text().splitlines()
   return [json.loads(line) for line in lines]
 
 
 def report(folder):
+  """The JSON of an evaluation's report."""
   return json.loads((folder / "report.json").read_text())
 
 
-def whole(tmp_path_factory):
-  """(folder, text) of an evaluation."""
-  folder = tmp_path_factory.mktemp("evaluations") / "whole"
+@functools.cache  # Two files of tests share it.
+def finished_evaluation(basetemp):
+  """(folder, text) of a finished evaluation, not to be changed."""
+  folder = basetemp / "finished_prm_evaluation"
   return folder, evaluate_prm.evaluate(smoke(), str(folder))

@@ -129,6 +129,10 @@ def their_logits(model, tokens, mask):
 
 
 _forward = jax.jit(transformer.forward, static_argnums=1)
+_logits = jax.jit(policy.logits, static_argnums=1)
+_prefill = jax.jit(
+  decoding.prefill, static_argnums=1, static_argnames="ring_length"
+)
 _decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 _prm_logits = jax.jit(prm.prm_logits, static_argnums=1)
 
@@ -143,7 +147,7 @@ def our_logits(params, config, tokens, mask):
     transformer.positions_from_mask(mask),
     mask.astype(jnp.int32),
   )
-  return np.asarray(policy.logits(params, config, hidden))
+  return np.asarray(_logits(params, config, hidden))
 
 
 def our_decoded_logits(params, config, tokens, mask, prompt):
@@ -155,16 +159,16 @@ def our_decoded_logits(params, config, tokens, mask, prompt):
   mask, tokens = jnp.asarray(mask), jnp.asarray(tokens)
   positions = transformer.positions_from_mask(mask)
   slots = tokens.shape[1] - prompt
-  hidden, cache = decoding.prefill(
-    params, config, tokens[:, :prompt], mask[:, :prompt], slots=slots
+  hidden, cache = _prefill(
+    params, config, tokens[:, :prompt], mask[:, :prompt], ring_length=slots
   )
-  found = [policy.logits(params, config, hidden)]
+  logits = [_logits(params, config, hidden)]
   for slot in range(prompt, tokens.shape[1]):
     hidden, cache = _decode_token(
       params, config, tokens[:, slot], positions[:, slot], cache
     )
-    found.append(policy.logits(params, config, hidden))
-  return np.concatenate(found, axis=1)
+    logits.append(_logits(params, config, hidden))
+  return np.concatenate(logits, axis=1)
 
 
 def our_scores(params, config, tokens, mask):

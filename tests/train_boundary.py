@@ -1,11 +1,14 @@
 """A tiny training step: models, configs and prompts that many tests share."""
 
+import dataclasses
+
 import numpy as np
 
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, SeparatorTable
 
 PAD, EOS, SCORE, SEPARATOR = 0, 1, 2, 3
@@ -50,3 +53,18 @@ def grown(params):
   their gradients by 50, and rollouts are all but uniform.
   """
   return params | {"embedding": 15 * params["embedding"]}
+
+
+def spec(layout, **changes):
+  """The training step, its models all in one layout."""
+  made = StepSpec(
+    model=MODEL,
+    prm_model=PRM_MODEL,
+    sampler=SAMPLER,
+    scoring=ScoreConfig(4),
+    table=TABLE,
+    layouts=Layouts.same(layout),
+    credit=CREDIT,
+    loss=LOSS,
+  )
+  return dataclasses.replace(made, **changes)

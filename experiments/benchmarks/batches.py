@@ -150,7 +150,7 @@ def draw_prm_responses(
   rewards = rng.uniform(-1, 1, cut.mask.shape).astype(np.float32)
   rows = len(rollout.tokens)
   correct = rng.integers(0, 2, rows).astype(np.float32)
-  scores = Scores(cut, rewards, logp, logp, np.float32(0))
+  scores = Scores(cut, rewards, logp, logp)
   return jax.device_put((scores, correct, np.ones(rows, bool)))
 
 

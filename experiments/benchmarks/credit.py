@@ -10,7 +10,8 @@ from benchmarks.timing import Arm, timed
 from pure_jax import losses
 from pure_jax.advantages import pure_advantages
 from pure_jax.settings import LossConfig
-from pure_jax.training.score import experience_from
+from pure_jax.training.score import ScoredBatch
+from pure_jax.training.train import experience_from
 from pure_jax.types import Experience
 
 
@@ -28,9 +29,8 @@ def draw_experience(case: Case, vocab_size: int) -> Experience:
   drawn = batches.draw_rollout(
     case, batches.draw_prompts(case, vocab_size), vocab_size
   )
-  return jax.jit(experience_from)(
-    drawn, *batches.draw_prm_responses(drawn, table), table
-  )
+  batch = ScoredBatch(drawn, *batches.draw_prm_responses(drawn, table))
+  return jax.jit(experience_from)(batch, table)
 
 
 def credit(case: Case, options: Options) -> dict[str, Compiled]:

@@ -24,10 +24,12 @@ from benchmarks.timing import Arm
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig, ScoreConfig
 from pure_jax.training import train
 from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.training.score import ScoredBatch
 from pure_jax.training.stages import make_prm_step, split_prm_params
+from pure_jax.training.step_spec import Layouts, StepSpec
 
 OPTIMIZER = OptimConfig(learning_rate=1e-6)
 
@@ -68,7 +70,7 @@ def update_program(
   Args:
     case: sizes.
     options: how the model runs.
-    *arguments: state, rollout, scores and the grader's verdicts.
+    *arguments: state, scored batch and {}.
 
   Returns:
     The compiled function of these, and what the compiler says of it.
@@ -77,14 +79,18 @@ def update_program(
 
   def make():
     return train.make_update(
-      model,
-      batches.plain_sampler(case),
-      credit_settings(case),
-      LossConfig(),
+      StepSpec(
+        model,
+        None,
+        batches.plain_sampler(case),
+        ScoreConfig(batches.MAX_STEPS),
+        batches.separator_table(model.vocab_size),
+        Layouts.same(sharding.make_layout()),
+        credit_settings(case),
+        micro_batch_rows=case.rows
+        // batches.micro_batches(case.rows, options.rows_at_a_time),
+      ),
       make_optimizer(OPTIMIZER),
-      batches.separator_table(model.vocab_size),
-      sharding.make_layout(),
-      batches.micro_batches(case.rows, options.rows_at_a_time),
     )
 
   # Of any lengths it is the same program.
@@ -107,10 +113,10 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   drawn = batches.draw_rollout(
     case, batches.draw_prompts(case, model.vocab_size), model.vocab_size
   )
-  batch = (drawn, *batches.draw_prm_responses(drawn, table))
+  batch = ScoredBatch(drawn, *batches.draw_prm_responses(drawn, table))
   state = start_state(case, options)
-  step, compilation = update_program(case, options, state, *batch)
-  state, metrics = step(state, *batch)
+  step, compilation = update_program(case, options, state, batch, {})
+  state, metrics = step(state, batch, {})
   first = np.array([metrics["policy_loss"], metrics["grad_norm"]])
   read = bounds.read_phase(
     model,
@@ -120,7 +126,7 @@ def update(case: Case, options: Options) -> dict[str, Compiled]:
   )
   parameters = weights.count_params(policy.declare_policy(model))
   phases = bounds.gradient_phases(read, parameters)
-  arm = Arm(_steps(case, step, state, *batch), case.read_tokens, ran=True)
+  arm = Arm(_steps(case, step, state, batch, {}), case.read_tokens, ran=True)
   return {"update": Compiled(arm, phases, compilation, first)}
 
 
@@ -167,7 +173,7 @@ def train_prm(case: Case, options: Options) -> dict[str, Compiled]:
     state,
     *batch,
   )
-  state, metrics = step(state, *batch)
+  state, metrics = step(state, batch, {})
   first = np.array([metrics["loss"], metrics["grad_norm"]])
   cut, *_ = batches.draw_prm_responses(drawn, table)
   inserted = np.asarray(cut.steps.mask).sum(axis=1)
@@ -179,7 +185,7 @@ def train_prm(case: Case, options: Options) -> dict[str, Compiled]:
     logits=False,
   )
   phases = bounds.gradient_phases(read, weights.count_params(declared))
-  arm = Arm(_steps(case, step, state, *batch), case.read_tokens, ran=True)
+  arm = Arm(_steps(case, step, state, batch, {}), case.read_tokens, ran=True)
   return {"prm": Compiled(arm, phases, compilation, first)}
 
 
@@ -191,7 +197,7 @@ def _steps(
   def seconds() -> float:
     nonlocal state
     start = time.perf_counter()
-    state, metrics = jax.block_until_ready(step(state, *batch))
+    state, metrics = jax.block_until_ready(step(state, batch, {}))
     taken = time.perf_counter() - start
     check_applied(case, metrics)
     return taken

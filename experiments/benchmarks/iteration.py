@@ -18,7 +18,7 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
 from pure_jax.training import weight_copies
-from pure_jax.training.score import Scores
+from pure_jax.training.score import ScoredBatch, Scores
 
 # An update of the sampled policy may change a token and with it a length.
 MOST_DRIFT = 0.05
@@ -70,21 +70,21 @@ def iteration(case: Case, options: Options) -> dict[str, Compiled]:
   score, scoring = score_program(
     case, options, state.params, *frozen, given, asked_of(given)
   )
-  scores = score(state.params, *frozen, given, asked_of(given))
-  update, updating = update_program(
-    case, options, state, given, scores, correct, has_answer
-  )
+  scores, _ = score(state.params, *frozen, given, asked_of(given))
+  batch = ScoredBatch(given, scores, correct, has_answer)
+  update, updating = update_program(case, options, state, batch, {})
 
   def iterate(state: Any) -> tuple[Any, ...]:
     drawn = generate(copy(state.params), prompts, key)
-    scores = score(state.params, *frozen, drawn, asked_of(drawn))
-    return *update(state, drawn, scores, correct, has_answer), drawn, scores
+    scores, _ = score(state.params, *frozen, drawn, asked_of(drawn))
+    batch = ScoredBatch(drawn, scores, correct, has_answer)
+    return *update(state, batch, {}), drawn, scores
 
   drawn = generate(copied, prompts, key)
   del copied
   lengths = np.asarray(drawn.completion_mask).sum(axis=1)
-  cut = score(state.params, *frozen, drawn, asked_of(drawn)).steps.mask
-  _, metrics = update(state, given, scores, correct, has_answer)
+  cut = score(state.params, *frozen, drawn, asked_of(drawn))[0].steps.mask
+  _, metrics = update(state, batch, {})
   answer = Iterated(
     lengths,
     np.asarray(correct),

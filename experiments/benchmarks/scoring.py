@@ -19,6 +19,7 @@ from benchmarks.timing import Arm, timed
 from pure_jax.parallel import sharding
 from pure_jax.settings import ScoreConfig
 from pure_jax.training.score import make_score
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, Rollout
 
 CONFIG = ScoreConfig(batches.MAX_STEPS)
@@ -41,13 +42,15 @@ def score_program(
 
   def make():
     return make_score(
-      model,
-      model,
-      batches.plain_sampler(case),
-      CONFIG,
-      batches.separator_table(model.vocab_size),
-      sharding.make_layout(),
-      options.rows_at_a_time,
+      StepSpec(
+        model,
+        model,
+        batches.plain_sampler(case),
+        CONFIG,
+        batches.separator_table(model.vocab_size),
+        Layouts.same(sharding.make_layout()),
+        micro_batch_rows=options.rows_at_a_time,
+      )
     )
 
   # Of any lengths it is the same program.

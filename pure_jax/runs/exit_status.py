@@ -14,7 +14,7 @@ from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption, watchdog
 from pure_jax.host.distributed.processes import ProcessesError
-from pure_jax.host.evaluation.responses import ResponsesError
+from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
@@ -33,7 +33,7 @@ USER_ERRORS = (
   HuggingFaceError,
   PoolError,
   ProcessesError,
-  ResponsesError,
+  RecordFileError,
   TokenizerError,
   WorkdirError,
   FloatingPointError,

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import curves
+from pure_jax.host.logs.batch_dump import dump_batch
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
@@ -110,6 +111,24 @@ class RunFolder:
           lambda: opened.enter_context(workdirs.lock_folder(self.start))
         )
       yield
+
+  def dump_batch(
+    self, stage: str, step: int, batch: Any, facts: Mapping[str, Any]
+  ) -> pathlib.Path:
+    """Saves a batch that gave numbers that are not finite.
+
+    Args:
+      stage: name of the stage.
+      step: of the update, from 1.
+      batch: its arrays.
+      facts: JSON-like, saved with them.
+
+    Returns:
+      The file; `pure_jax.host.logs.batch_dump` says how to read it.
+    """
+    path = self.path / "nonfinite" / f"{stage}_{step}.npz"
+    dump_batch(path, batch, {"stage": stage, "step": step, **facts})
+    return path
 
   def draw_curves(self) -> None:
     """Draws the metrics of all stages so far into ``curves.png``."""

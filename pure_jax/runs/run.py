@@ -29,10 +29,11 @@ from pure_jax.runs.batches import Batches
 from pure_jax.runs.folder import MAY_DIFFER, MAY_DIFFER_FROM_START, RunFolder
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
-from pure_jax.runs.spec import Layouts, RunSpec, make_layouts
+from pure_jax.runs.spec import RunSpec, make_layouts
 from pure_jax.runs.tasks.arithmetic import ArithmeticTask
 from pure_jax.runs.tasks.files import FilesTask, contents
 from pure_jax.runs.tasks.task import Task
+from pure_jax.training.step_spec import Layouts
 
 
 @dataclasses.dataclass(frozen=True)

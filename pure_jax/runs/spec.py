@@ -6,7 +6,6 @@ so does the planner, which compiles the same functions without opening a run.
 
 import dataclasses
 import enum
-import math
 
 import jax
 
@@ -17,7 +16,8 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
-from pure_jax.training.score import ScoreConfig
+from pure_jax.settings import ScoreConfig
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import SeparatorTable
 
 
@@ -32,41 +32,6 @@ class RandomStream(enum.IntEnum):
   HELD_OUT_SAMPLES = 5
   POLICY_ADAPTERS = 6
   PRM_ADAPTERS = 7
-
-
-@dataclasses.dataclass(frozen=True)
-class Layouts:
-  """Where the models of an RL step live, all on the same devices.
-
-  Attributes:
-    training: layout of the policy, its optimizer and the rows of a batch.
-    rollout: layout of the policy's copy that samples.
-    reference: layout of the reference policy.
-    prm: layout of the PRM.
-  """
-
-  training: sharding.Layout
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-  @property
-  def row_shards(self) -> int:
-    """The number of shards that must divide the rows of a micro-batch."""
-    layouts = (self.training, self.reference, self.prm)
-    return math.lcm(*(layout.row_shards for layout in layouts))
-
-  @property
-  def all_row_shards(self) -> int:
-    """The number of shards that must divide prompts and evaluated rows."""
-    return math.lcm(self.row_shards, self.rollout.row_shards)
-
-  def __str__(self) -> str:
-    words = f"training: {self.training}"
-    for name in ("rollout", "reference", "prm"):
-      if getattr(self, name) != self.training:
-        words += f"; {name}: {getattr(self, name)}"
-    return words
 
 
 def make_layouts(settings: Settings) -> Layouts:
@@ -148,14 +113,25 @@ class RunSpec:
     return dataclasses.replace(score, empty_step_reward=None)
 
   @property
-  def rl_score_config(self) -> ScoreConfig:
-    """How the PRM scores the steps of rollouts."""
-    return self.settings.prm.score
-
-  @property
   def responses(self) -> int:
     """Responses of an RL batch (B)."""
     return self.settings.rl.prompts * self.settings.rl.samples_per_prompt
+
+  @property
+  def step(self) -> StepSpec:
+    """What scores and update of an RL step compute."""
+    rl = self.settings.rl
+    return StepSpec(
+      model=self.rl_model,
+      prm_model=self.prm_model,
+      sampler=self.sampler,
+      scoring=self.settings.prm.score,
+      table=self.table,
+      layouts=self.layouts,
+      credit=rl.credit,
+      loss=rl.loss,
+      micro_batch_rows=self.responses // rl.micro_batches,
+    )
 
   def key(self, stream: RandomStream) -> jax.Array:
     """The key that a stream of random numbers starts from, on every device.

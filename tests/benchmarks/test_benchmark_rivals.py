@@ -212,7 +212,7 @@ def test_trl_does_the_same_iteration(made, monkeypatch, stops):
 def test_iterations_are_compared_by_their_largest_difference():
   """Columns of steps that no response has are not compared as missing."""
   logp, rewards = np.zeros((2, 3)), np.array([[0.5, 0.0, 0.0], [0.1, 0.2, 0.0]])
-  scores = Scores(None, rewards, logp, logp - 1, None)
+  scores = Scores(None, rewards, logp, logp - 1)
   ours = Iterated(np.array([3, 3]), np.zeros(2), scores, 1.0, 2.0)
   found = {
     "old_logp": (logp + 0.25).tolist(),

@@ -24,8 +24,10 @@ from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.models.config import MATRICES, LoraConfig
 from pure_jax.parallel import sharding
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import packing, rollouts, score, stages, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.training.step_spec import Layouts, StepSpec
 
 RANK = 3
 ADAPTED = dataclasses.replace(TINY, lora=LoraConfig(RANK, alpha=1.5))
@@ -178,23 +180,23 @@ def updated(layout, steps=2, row_shape=None):
   before = jax.device_get(base)
   state = train.make_init(adapters, optimizer, layout)(jax.random.key(1))
   generate = rollouts.make_generate(model, SAMPLER, 4, layout)
-  score_rollout = score.make_score(
-    model, None, SAMPLER, score.ScoreConfig(4), TABLE, layout
+  spec = StepSpec(
+    *(model, None, SAMPLER, ScoreConfig(4), TABLE, Layouts.same(layout)),
+    *(CREDIT, LOSS),
+    micro_batch_rows=16,
   )
-  update = train.make_update(
-    *(model, SAMPLER, CREDIT, LOSS, optimizer, TABLE, layout),
-    micro_batches=2,
-    row_shape=row_shape,
-  )
+  score_rollout = score.make_score(spec)
+  update = train.make_update(spec, optimizer, row_shape)
   rows = sharding.batch_sharding(layout)
   known = jax.device_put(np.ones(32, bool), rows)
   for step in range(steps):
     whole = lora.join_params(base, state.params)
     rollout = generate(whole, prompts(8), jax.random.key(step))
-    scores = score_rollout(whole, base, None, rollout, None)
+    scores, _ = score_rollout(whole, base, None, rollout, None)
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     correct = jax.device_put(correct, rows)
-    state, metrics = update(state, rollout, scores, correct, known, base)
+    batch = score.ScoredBatch(rollout, scores, correct, known)
+    state, metrics = update(state, batch, base)
     assert metrics["skipped_updates"] == 0
     if step == 0:
       np.testing.assert_array_equal(scores.old_logp, scores.ref_logp)
@@ -259,7 +261,7 @@ def test_a_prm_trains_adapters_and_its_head():
   count = sum(math.prod(x.shape) for x in moments if x.ndim)
   assert count == 2 * weights.count_params(declared)
   step = stages.make_prm_step(
-    model, score.ScoreConfig(4), optimizer, TABLE, layout, head_only=False
+    model, ScoreConfig(4), optimizer, TABLE, layout, head_only=False
   )
   rng = np.random.default_rng(0)
   tokens = np.where(np.arange(10) % 3 == 2, 3, rng.integers(4, 16, (32, 10)))

@@ -12,9 +12,9 @@ import numpy as np
 import plan
 import pytest
 from configs import arithmetic
-from layout_steps import MODEL, assert_same, everywhere, one_step
+from kernel_inputs import draw_texts, model_attention, value_and_gradients
+from layout_steps import MODEL, assert_same, one_step
 from ml_collections import ConfigDict
-from test_kernels_attention import draw, of_the_model, value_and_gradients
 from train_boundary import SAMPLER, grown, prompts
 
 from pure_jax.kernels.linear_logp import linear_logp
@@ -26,6 +26,7 @@ from pure_jax.rollout import engine_programs
 from pure_jax.runs import spec
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.training import rollouts
+from pure_jax.training.step_spec import Layouts
 
 ALL = Kernels("splash", "pallas", "pallas", interpret=True)
 SPLASH = Kernels(attention="splash", interpret=True)
@@ -49,10 +50,10 @@ def assert_close(found, expected, atol=1e-5):
 def test_attention_over_devices_is_that_of_one(sizes):
   """A shard that reads another's key head is off by 0.1 and more; a gradient
   summed over too many or too few devices, by a factor."""
-  given = draw(8, 20, 8, 2, 4)
+  given = draw_texts(8, 20, 8, 2, 4)
   layout = sharding.make_layout(**sizes, kernels=SPLASH)
   found = value_and_gradients(layout.act_sharding.attention, *given)
-  assert_close(found, value_and_gradients(of_the_model, *given))
+  assert_close(found, value_and_gradients(model_attention, *given))
 
 
 @pytest.mark.parametrize(
@@ -242,8 +243,8 @@ def test_a_plan_refuses_to_count_what_it_cannot_see():
 def test_a_training_step_with_kernels_equals_one_without():
   """Rollout, scores and update, rows over eight devices."""
   layout = sharding.make_layout(data=2, fsdp=4, kernels=ALL)
-  expected = one_step(everywhere(sharding.make_layout()))
-  assert_same(one_step(everywhere(layout)), expected)
+  expected = one_step(Layouts.same(sharding.make_layout()))
+  assert_same(one_step(Layouts.same(layout)), expected)
 
 
 @pytest.mark.slow

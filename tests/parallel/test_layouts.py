@@ -13,9 +13,7 @@ import pytest
 from layout_steps import (
   MODEL,
   SGD,
-  Layouts,
   assert_same,
-  everywhere,
   one_step,
 )
 from train_boundary import (
@@ -28,6 +26,7 @@ from train_boundary import (
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
 from pure_jax.training import rollouts, train, weight_copies
+from pure_jax.training.step_spec import Layouts
 
 SHAPES = [
   (data, fsdp, tensor, sequence)
@@ -53,7 +52,7 @@ def rules_for(shape):
 
 @pytest.fixture(scope="module")
 def alone():
-  return one_step(everywhere(sharding.make_layout()))
+  return one_step(Layouts.same(sharding.make_layout()))
 
 
 def shape_id(shape):
@@ -72,7 +71,7 @@ def test_the_samples_tell_layouts_apart(alone):
 @pytest.mark.parametrize("shape", QUICK, ids=shape_id)
 def test_a_layout_does_what_one_device_does(alone, shape):
   layout = sharding.make_layout(*shape, rules=rules_for(shape))
-  assert_same(one_step(everywhere(layout)), alone)
+  assert_same(one_step(Layouts.same(layout)), alone)
 
 
 @pytest.mark.slow
@@ -81,12 +80,12 @@ def test_a_layout_does_what_one_device_does(alone, shape):
 )
 def test_every_layout_does_what_one_device_does(alone, shape):
   layout = sharding.make_layout(*shape, rules=rules_for(shape))
-  assert_same(one_step(everywhere(layout)), alone)
+  assert_same(one_step(Layouts.same(layout)), alone)
 
 
 def test_four_models_in_four_layouts_are_those_of_one_device(alone):
   layouts = Layouts(
-    policy=sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
+    training=sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
     rollout=sharding.make_layout(data=4, tensor=2, rules="tensor"),
     reference=sharding.make_layout(fsdp=8),
     prm=sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),

@@ -1,4 +1,4 @@
-"""Labelled solutions on their way to a PRM: limits, batches, vocabularies."""
+"""Labelled solutions encoded for a PRM: limits, batches, vocabularies."""
 
 import dataclasses
 import json
@@ -19,8 +19,8 @@ from pure_jax.host.text.tokenization import PROMPT_FORMATS, encode_response
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.runs.evaluation import labelled_solutions
-from pure_jax.runs.evaluation.score_file import ScoreFile
-from pure_jax.runs.load import Judge
+from pure_jax.runs.evaluation.loaded_prm import LoadedPRM
+from pure_jax.runs.evaluation.score_file import open_scores
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import DataSettings
@@ -70,44 +70,43 @@ def encoded():
   )
 
 
-def test_limits_are_inclusive_and_every_row_is_accounted_for():
-  found = encoded()
-  assert found.index.tolist() == [0, 1, 3, 6]
-  assert found.left_out == {
+def test_limits_are_inclusive_and_each_solution_is_encoded_or_left_out():
+  solutions = encoded()
+  assert solutions.index.tolist() == [0, 1, 3, 6]
+  assert solutions.left_out == {
     2: "problem too long",
     4: "solution too long",
     5: "too many steps",
     7: "not tokenized back",
     8: "problem too long",
   }
-  assert [len(ids) for ids in found.prompts] == [10, 9, 2, 2]
-  assert [len(ids) for ids in found.responses] == [2, 9, 11, 5]
-  assert all(ids[-1] == Characters.eos_id for ids in found.responses)
+  assert [len(ids) for ids in solutions.prompts] == [10, 9, 2, 2]
+  assert [len(ids) for ids in solutions.responses] == [2, 9, 11, 5]
+  assert all(ids[-1] == Characters.eos_id for ids in solutions.responses)
 
 
-def test_batches_hold_every_row_once_in_few_columns():
-  found, seen = encoded(), []
-  shapes = []
-  for places, batch in labelled_solutions.batches_by_length(
-    found, LIMITS, 3, 4, pad_id=0
+def test_batches_have_each_solution_once_in_few_columns():
+  solutions, order, shapes = encoded(), [], []
+  for indices, batch in labelled_solutions.batches_by_length(
+    solutions, LIMITS, 3, 4, pad_id=0
   ):
     shapes.append((batch.prompt_tokens.shape, batch.tokens.shape))
     assert not batch.prompt_tokens[~batch.prompt_mask].any()
-    for row, place in enumerate(places):
-      asked = batch.prompt_tokens[row][batch.prompt_mask[row]]
-      written = batch.tokens[row][batch.completion_mask[row]]
-      assert asked.tolist() == found.prompts[place]
-      assert written.tolist() == found.responses[place]
-      # Prompts end, solutions begin, where the two meet.
+    for row, index in enumerate(indices):
+      prompt = batch.prompt_tokens[row][batch.prompt_mask[row]]
+      response = batch.tokens[row][batch.completion_mask[row]]
+      assert prompt.tolist() == solutions.prompts[index]
+      assert response.tolist() == solutions.responses[index]
+      # Prompts are padded on the left, solutions on the right.
       assert batch.prompt_mask[row, -1] and batch.completion_mask[row, 0]
-    seen += places.tolist()
-  assert sorted(seen) == [0, 1, 2, 3]
+    order += indices.tolist()
+  assert sorted(order) == [0, 1, 2, 3]
   # By length: 7, 12 and 13 ids; then 18, repeated to fill the batch.
   assert shapes == [((3, 10), (3, 11)), ((3, 10), (3, 11))]
-  assert seen == [3, 0, 2, 1]
+  assert order == [3, 0, 2, 1]
 
 
-def test_cropped_columns_held_nothing():
+def test_only_padding_is_cropped():
   (_, batch), *_ = labelled_solutions.batches_by_length(
     encoded(), LIMITS, 1, 4, pad_id=0
   )
@@ -115,30 +114,29 @@ def test_cropped_columns_held_nothing():
   assert batch.prompt_tokens.shape == (1, 4)
   assert batch.tokens.shape == (1, 8)
   assert batch.prompt_mask.sum() == 2 and batch.completion_mask.sum() == 5
-  # ... of which the padding of prompts is on the left.
   characters = Characters()
-  asked, written = (
+  prompt, response = (
     characters.decode(ids[0].tolist())
     for ids in (batch.prompt_tokens, batch.tokens)
   )
   assert batch.prompt_tokens[0, :2].tolist() == [0, 0]
-  assert (asked, written) == ("p\n", "a\n\nb")
+  assert (prompt, response) == ("p\n", "a\n\nb")
 
 
 @pytest.mark.parametrize(
   ("prompt_format", "prompt"), [("raw", "1 + 1?"), ("plain", "1 + 1?\n")]
 )
 @pytest.mark.parametrize("separator", ["insert", "replace"])
-def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
+def test_prompt_format_and_separator_of_the_config_reach_the_prm(
   tmp_path, monkeypatch, prompt_format, prompt, separator
 ):
-  asked = {}
+  inputs = {}
 
   def make_prm_evaluation(model, config, table, layout):
-    asked["config"] = config
+    inputs["config"] = config
 
     def score(params, batch):
-      asked["batch"] = batch
+      inputs["batch"] = batch
       return np.zeros((len(batch.tokens), config.max_steps))
 
     return score
@@ -150,23 +148,23 @@ def test_a_prm_is_asked_as_the_config_of_its_evaluation_says(
     prompt_format=prompt_format, separator=separator, max_steps=5, batch_size=1
   )
   layout = sharding.make_layout(1, 1)
-  with ScoreFile(tmp_path, {"a": 1}) as scores:
+  with open_scores(tmp_path, {"a": 1}) as scores:
     evaluate_prm.score_data(
       settings,
       DataSettings("a", "unread", "prm800k"),
       [steps("1 + 1?", "So 2.")],
-      Judge("stand-in", Characters(), None, None),
+      LoadedPRM("stand-in", Characters(), None, None),
       layout,
       scores,
     )
-    assert scores.rows["a", 0]["step_rewards"] == [0.0]
-  assert (asked["config"].separator, asked["config"].max_steps) == (
+    assert scores.records["a", 0].step_rewards == (0.0,)
+  assert (inputs["config"].separator, inputs["config"].max_steps) == (
     separator,
     5,
   )
-  batch = asked["batch"]
-  kept = np.asarray(batch.prompt_tokens)[np.asarray(batch.prompt_mask)]
-  assert Characters().decode(kept.tolist()) == prompt
+  batch = inputs["batch"]
+  ids = np.asarray(batch.prompt_tokens)[np.asarray(batch.prompt_mask)]
+  assert Characters().decode(ids.tolist()) == prompt
 
 
 # ===== A PRM of another size than its policy =====
@@ -217,9 +215,7 @@ def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
   assert task.prm_model.compute_dtype == settings.files.compute_dtype
 
 
-def test_a_prm_that_cannot_read_the_policys_ids_is_refused(
-  policy_folder, tmp_path
-):
+def test_a_prm_with_another_vocabulary_raises(policy_folder, tmp_path):
   settings, model = policy_folder
   short = make_prm(tmp_path / "short", model, vocab_size=64)
   with pytest.raises(huggingface.HuggingFaceError, match="different models"):
@@ -267,8 +263,7 @@ def problems_read(task, tokens, masks):
 
 
 def trained_and_held_out(task, monkeypatch, chosen=None):
-  """Problems of the rows a PRM is trained on, and of those it is labelled
-  on."""
+  """(problems a PRM is trained on, problems it is evaluated on)."""
   labelled = task.labelled(*open_spec_and_batches(), None).responses
   held_out = []
 
@@ -284,9 +279,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
   monkeypatch.setattr(
     files_task.stages, "make_prm_evaluation", lambda *unused: score
   )
-  monkeypatch.setattr(
-    files_task.solution_choice, "choose_among_solutions", choose
-  )
+  monkeypatch.setattr(files_task.prm_metrics, "best_of_n_metrics", choose)
   # Batches are filled up with rows of their own; one has no such rows.
   batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
   task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
@@ -296,7 +289,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
   ), held_out
 
 
-def test_a_prm_is_trained_and_judged_on_problems_that_differ(
+def test_a_prm_is_trained_and_evaluated_on_different_problems(
   tmp_path, monkeypatch
 ):
   task = files_task_of_solutions(tmp_path)
@@ -317,7 +310,9 @@ def test_a_prm_is_trained_and_judged_on_problems_that_differ(
   assert [sorted(trained), sorted(labelled)] == expected
 
 
-def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
+def test_training_and_held_out_rows_have_limits_of_their_own(
+  tmp_path, monkeypatch
+):
   task = files_task_of_solutions(
     tmp_path, labelled_rows=7, labelled_held_out_rows=3
   )
@@ -325,7 +320,9 @@ def test_limits_of_rows_are_those_of_their_own_part(tmp_path, monkeypatch):
   assert (len(trained), len(labelled)) == (7, 3)
 
 
-def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
+def test_the_answer_of_a_solution_is_the_last_number_of_its_last_step(
+  tmp_path, monkeypatch
+):
   task, chosen = files_task_of_solutions(tmp_path), []
   _, held_out = task._labelled_rows()
   rows = [
@@ -339,7 +336,7 @@ def test_the_majority_counts_the_numbers_of_last_steps(tmp_path, monkeypatch):
 
 
 def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
-  """Rows are sorted by length to be scored, and must come back in order."""
+  """Rows are scored in order of length and returned in file order."""
   task = files_task_of_solutions(tmp_path)
   max_steps = task._settings.prm.score.max_steps
 
@@ -356,7 +353,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
   monkeypatch.setattr(
     files_task.stages, "make_prm_evaluation", lambda *unused: score
   )
-  found = task.evaluate_prm(*open_spec_and_batches(), None, None)
+  metrics = task.evaluate_prm(*open_spec_and_batches(), None, None)
 
   _, held_out = task._labelled_rows()
   right = [
@@ -367,5 +364,5 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
     if label is not None
   ]
   assert len(held_out) > 4
-  assert found["step_accuracy"] == pytest.approx(np.mean(right))
-  assert found["left_out"] == 0
+  assert metrics["step_accuracy"] == pytest.approx(np.mean(right))
+  assert metrics["left_out"] == 0

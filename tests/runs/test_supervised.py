@@ -12,6 +12,7 @@ import pytest
 
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
+from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import MetricsWriter
 from pure_jax.runs import loop, workdir
@@ -58,10 +59,17 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
       folder=RunFolder(folder, folder, metrics, None),
       shows_progress=False,
     )
-    return loop.run_steps(
-      run, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
-      num_examples=4, batch_size=2, tokens_per_example=1.0,
-    )  # fmt: skip
+    stage = loop.SupervisedStage(
+      name=STAGE,
+      num_steps=len(losses),
+      log_every=LOG_EVERY,
+      num_examples=4,
+      batch_size=2,
+      tokens_per_example=1.0,
+      make_batch=make_batch,
+      update=update,
+    )
+    return loop.run_stage(run, stage, start())
 
 
 def logged(folder):
@@ -103,8 +111,7 @@ def test_a_stage_stops_at_the_update_that_is_one_too_many(tmp_path):
 def batch_rows(step):
   """The examples of a step, counted out by hand from the order of epochs."""
   orders = [
-    loop.batches.next_batch(4, 4, loop.batches.Cursor(0, epoch=epoch))[0]
-    for epoch in range(step)
+    next_batch(4, 4, Cursor(0, epoch=epoch))[0] for epoch in range(step)
   ]
   return np.concatenate(orders)[2 * (step - 1) : 2 * step].tolist()
 

@@ -1,23 +1,21 @@
-"""Files that a config names: by a mapping of fields, and what is not read."""
+"""Data files of the user: malformed rows, changed files, mapped fields."""
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 
 import evaluate
 import evaluate_prm
 import pyarrow
 import pyarrow.parquet
 import pytest
-from checkout import ROOT
+import train_prm
 from configs import evaluate as evaluate_config
 from configs import files as files_config
 from configs import gsm8k_prm
 from ml_collections import ConfigDict
 from prm_evaluations import report, scores
 from prm_evaluations import smoke as prm_smoke
+from script_flags import parsed
 
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.runs.run import open_run
@@ -36,7 +34,7 @@ GARBAGE = "{'not': JSON}"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-  """Folder of a tiny policy and its PRM."""
+  """Folder of a tiny policy and a PRM with its vocabulary."""
   folder = tmp_path_factory.mktemp("tiny")
   tiny_files.write_policy(folder / "policy", tied=True)
   tiny_files.write_prm(folder / "prm", tied=True)
@@ -45,9 +43,9 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def files(tmp_path):
-  """The tiny problems and solutions, each file's second line is garbage.
+  """The tiny problems and solutions, with a malformed second line in each file.
 
-  Of the solutions, a quality-control question is left out besides.
+  One of the solutions is a quality-control question, which is left out.
   """
   paths = tiny_files.write_problems(tmp_path / "problems")
   for name, path in paths.items():
@@ -81,8 +79,8 @@ def evaluation(tiny, **benchmark):
   return conversion.settings_from_config(fields, EvaluationSettings)
 
 
-def judging(tiny, file, **changes):
-  """Settings of an evaluation of the tiny PRM on a file."""
+def prm_evaluation(tiny, file, **changes):
+  """Settings of an evaluation of the tiny PRM on one file."""
   row_format = changes.pop("format", "prm800k")
   fields = changes.pop("fields", None)
   data = {"name": "own", "file": str(file), "format": row_format}
@@ -92,73 +90,68 @@ def judging(tiny, file, **changes):
   )
 
 
-def test_training_tells_each_file_once_and_keeps_the_numbers(
+def test_training_reports_malformed_rows_once_per_file(
   tiny, files, tmp_path, capsys
 ):
   settings = training(tiny, files, skip_malformed=True)
   with open_run(settings, str(tmp_path / "run")) as run:
-    run.task.labelled(run.spec, run.batches, None)
+    metrics = run.task.labelled(run.spec, run.batches, None).metrics
     # The evaluations after both stages read the file again.
     assert run.task._labelled_rows()[1]
-  told = [
-    line for line in capsys.readouterr().err.splitlines() if "malformed" in line
-  ]
-  for (name, path), line in zip(files.items(), told, strict=True):
+  stderr = capsys.readouterr().err
+  lines = [line for line in stderr.splitlines() if "malformed" in line]
+  for (name, path), line in zip(files.items(), lines, strict=True):
     expected = f"{path}: of 49 rows, 1 malformed (first: {path}:2: not JSON: "
     assert line.startswith(expected)
     assert ("1 left out by the format" in line) == (name == "labelled")
-  (row,) = map(
-    json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-  )
-  assert row["file_rows"] == 49
-  assert row["file_malformed"] == row["file_left_out"] == 1
+  assert metrics["file_rows"] == 49
+  assert metrics["file_malformed"] == metrics["file_left_out"] == 1
 
 
-def opens(settings, workdir, start=None):
+def reopen(settings, workdir, start=None):
+  """Opens a run, and closes it; raises if it cannot be opened."""
   with open_run(settings, str(workdir), start):
-    return True
+    pass
 
 
 @pytest.mark.parametrize("name", ["train", "held_out", "labelled"])
-def test_a_run_does_not_go_on_with_a_file_that_has_changed(
+def test_a_run_with_a_changed_file_cannot_be_opened(
   tiny, files, tmp_path, name
 ):
-  """A stage that is done, and one that is not, would stand on two files."""
+  """Otherwise its stages would be trained on different data."""
   settings = training(tiny, files, skip_malformed=True)
-  assert opens(settings, tmp_path / "run")
+  reopen(settings, tmp_path / "run")
   before = files[name].read_text()
   files[name].write_text(before + before.splitlines()[0] + "\n")
   with pytest.raises(WorkdirError, match=rf"config:\n  contents\.{name}: was"):
-    opens(settings, tmp_path / "run")
+    reopen(settings, tmp_path / "run")
   start = str(tmp_path / "run")
   with pytest.raises(WorkdirError, match=rf"config:\n  contents\.{name}: was"):
-    opens(settings, tmp_path / "other", start)
+    reopen(settings, tmp_path / "other", start)
   assert not (tmp_path / "other").exists()
   files[name].write_text(before)
-  assert opens(settings, tmp_path / "run")
-  assert opens(settings, tmp_path / "other", start)
+  reopen(settings, tmp_path / "run")
+  reopen(settings, tmp_path / "other", start)
 
 
-def test_models_are_recorded_and_a_missing_file_is_named(tiny, files, tmp_path):
+def test_models_are_recorded_and_missing_files_are_named(tiny, files, tmp_path):
   settings = training(tiny, files, skip_malformed=True, prm=str(tiny / "prm"))
-  assert opens(settings, tmp_path / "run")
+  reopen(settings, tmp_path / "run")
   path = tmp_path / "run" / "config.json"
   record = json.loads(path.read_text())
   assert {*record["config"]["contents"]} == {"policy", "prm", *files}
   assert len({*record["config"]["contents"].values()}) == 5
   files["train"].unlink()
   with pytest.raises(ConfigError, match=r"files\.train=.* cannot be read"):
-    opens(settings, tmp_path / "run")
+    reopen(settings, tmp_path / "run")
 
 
-def test_training_stops_at_a_malformed_row_unless_asked(tiny, files, tmp_path):
+def test_training_raises_for_malformed_rows_by_default(tiny, files, tmp_path):
   with pytest.raises(DataError, match=r"train\.jsonl:2: not JSON: "):
     files_task.FilesTask(training(tiny, files), tmp_path)
 
 
-def test_an_evaluation_tells_and_reports_malformed_rows(
-  tiny, files, tmp_path, capsys
-):
+def test_an_evaluation_reports_malformed_rows(tiny, files, tmp_path, capsys):
   settings = evaluation(tiny, file=str(files["held_out"]), skip_malformed=True)
   evaluate.evaluate(settings, str(tmp_path / "run"))
   shown = capsys.readouterr()
@@ -179,11 +172,11 @@ def test_an_evaluation_tells_and_reports_malformed_rows(
     evaluate.evaluate(settings, str(tmp_path / "strict"))
 
 
-def test_an_evaluation_of_a_prm_tells_and_reports_malformed_rows(
+def test_an_evaluation_of_a_prm_reports_malformed_rows(
   tiny, files, tmp_path, capsys
 ):
   path = files["labelled"]
-  settings = judging(tiny, path, skip_malformed=True)
+  settings = prm_evaluation(tiny, path, skip_malformed=True)
   text = evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert (
     f"{path}: of 49 rows, 1 malformed (first: {path}:2: "
@@ -195,10 +188,10 @@ def test_an_evaluation_of_a_prm_tells_and_reports_malformed_rows(
   }
   assert "Rows not read" in text
   with pytest.raises(DataError, match=r"labelled\.jsonl:2: not JSON: "):
-    evaluate_prm.evaluate(judging(tiny, path), str(tmp_path / "strict"))
+    evaluate_prm.evaluate(prm_evaluation(tiny, path), str(tmp_path / "strict"))
 
 
-def test_nothing_is_said_of_files_that_are_read_whole(tiny, tmp_path, capsys):
+def test_files_without_malformed_rows_are_not_reported(tiny, tmp_path, capsys):
   whole = tiny_files.write_problems(tmp_path / "problems")
   settings = training(tiny, whole, skip_malformed=True)
   files_task.FilesTask(settings, tmp_path).close()
@@ -213,7 +206,8 @@ SOLUTIONS = {"problem": "q", "steps": "s", "labels": "is_right"}
 
 @pytest.fixture
 def own(tmp_path):
-  """Files of another shape: problems as JSON lines, solutions as Parquet."""
+  """Files with other field names: problems in JSON lines, solutions in
+  Parquet."""
   problems = tmp_path / "own.jsonl"
   rows = [
     {"key": f"k{n}", "question": f"What is {n} + 1?", "final result": n + 1}
@@ -233,7 +227,7 @@ def own(tmp_path):
 
 
 def mapped_training(tiny, own, **changes):
-  """Settings of a run on the files of another shape."""
+  """Settings of a run on the files with other field names."""
   return training(
     tiny,
     {"train": own["problems"], "held_out": own["problems"]},
@@ -250,7 +244,7 @@ def mapped_training(tiny, own, **changes):
   )
 
 
-def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
+def test_training_reads_mapped_files(tiny, own, tmp_path):
   task = files_task.FilesTask(mapped_training(tiny, own), tmp_path)
   assert task.train[2] == Problem(
     "k2", "mapped_problems", "What is 2 + 1?", "3"
@@ -264,7 +258,7 @@ def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
     labels=(1, 1),
   )
   task.close()
-  # The same folder and file, but other labels: another data set.
+  # Another mapping of the same file is another data set.
   fields = SOLUTIONS | {"labels": "is_wrong"}
   changed = mapped_training(tiny, own, labelled_fields=fields)
   task = files_task.FilesTask(changed, tmp_path)
@@ -272,15 +266,15 @@ def test_training_reads_files_of_any_shape(tiny, own, tmp_path):
   task.close()
 
 
-def test_an_evaluation_reads_a_benchmark_of_any_shape(tiny, own, tmp_path):
+def test_an_evaluation_reads_a_mapped_benchmark(tiny, own, tmp_path):
   settings = evaluation(
     tiny, file=own["problems"], format="mapped_problems", fields=PROBLEMS
   )
   evaluate.evaluate(settings, str(tmp_path / "run"))
   lines = (tmp_path / "run" / "responses.jsonl").read_text().splitlines()
-  asked = [json.loads(line)["problem"] for line in lines]
-  assert asked == ["k0", "k1", "k2", "k3"]
-  # Graded against another field it would be another evaluation.
+  problems = [json.loads(line)["problem"] for line in lines]
+  assert problems == ["k0", "k1", "k2", "k3"]
+  # With another mapping it is another evaluation, which cannot resume this one.
   settings = evaluation(
     tiny,
     file=own["problems"],
@@ -291,17 +285,15 @@ def test_an_evaluation_reads_a_benchmark_of_any_shape(tiny, own, tmp_path):
     evaluate.evaluate(settings, str(tmp_path / "run"))
 
 
-def test_an_evaluation_of_a_prm_reads_solutions_of_any_shape(
-  tiny, own, tmp_path
-):
-  settings = judging(
+def test_an_evaluation_of_a_prm_reads_mapped_solutions(tiny, own, tmp_path):
+  settings = prm_evaluation(
     tiny, own["solutions"], format="mapped_steps", fields=SOLUTIONS
   )
   evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   labels = [row["labels"] for row in scores(tmp_path / "run")]
   assert labels == [[1, n % 2] for n in range(24)]
   fields = SOLUTIONS | {"labels": "is_wrong"}
-  settings = judging(
+  settings = prm_evaluation(
     tiny, own["solutions"], format="mapped_steps", fields=fields
   )
   with pytest.raises(WorkdirError, match=r"was .*is_right.*, is now .*is_w"):
@@ -325,7 +317,7 @@ def test_an_evaluation_of_a_prm_reads_solutions_of_any_shape(
     ({"train_format": "mapped_all"}, "train_format must be one of"),
   ],
 )
-def test_a_mapping_that_cannot_be_used_names_the_field(changes, message):
+def test_invalid_mappings_raise_with_the_field(changes, message):
   config = files_config.get_config()
   config.files.random_model = "tied"
   config.files.train_format = "mapped_problems"
@@ -336,37 +328,29 @@ def test_a_mapping_that_cannot_be_used_names_the_field(changes, message):
     conversion.settings_from_config(config)
 
 
-def test_a_mapping_must_be_of_the_kind_of_rows_that_is_asked_for(tiny):
+def test_a_mapped_format_must_make_the_right_record(tiny):
   with pytest.raises(ConfigError, match=r"math500: format must be one of"):
     evaluation(tiny, format="mapped_steps", fields=SOLUTIONS)
   with pytest.raises(ConfigError, match=r"data\[0\]: format must be one of"):
-    judging(tiny, "own.jsonl", format="mapped_problems", fields=PROBLEMS)
+    prm_evaluation(tiny, "own.jsonl", format="mapped_problems", fields=PROBLEMS)
 
 
-def test_a_mapping_to_fields_that_the_file_lacks_ends_in_a_sentence(
+def test_a_mapping_on_the_command_line_to_a_missing_field_raises(
   tiny, own, tmp_path
 ):
-  """From the command line, as users write it."""
-  done = subprocess.run(
-    [
-      sys.executable,
-      str(ROOT / "experiments" / "train_prm.py"),
-      f"--config={ROOT / 'experiments' / 'configs' / 'files.py'}",
-      f"--workdir={tmp_path / 'run'}",
+  message = (
+    rf"{own['problems']}:1: field 'prompt' is missing; there is 'key', "
+    "'question', 'final result'"
+  )
+  with (
+    parsed(
+      "files.py",
+      tmp_path / "run",
       f"--config.files.policy={tiny / 'policy'}",
       f"--config.files.train={own['problems']}",
       "--config.files.train_format=mapped_problems",
       "--config.files.train_fields={'problem': 'prompt'}",
-    ],
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    stdin=subprocess.DEVNULL,
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 1
-  assert (
-    f"error: {own['problems']}:1: field 'prompt' is missing; there is 'key', "
-    "'question', 'final result'"
-  ) in done.stderr
-  assert "Traceback" not in done.stderr
+    ),
+    pytest.raises(DataError, match=message),
+  ):
+    train_prm.main([])

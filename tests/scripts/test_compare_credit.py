@@ -17,7 +17,7 @@ def test_interval_is_students():
   mean, width = compare_credit.mean_and_interval(values)
   assert mean == pytest.approx(0.4)
   spread = np.std(values, ddof=1)
-  assert width == pytest.approx(4.303 * spread / np.sqrt(3))
+  assert width == pytest.approx(4.302653 * spread / np.sqrt(3))
   assert compare_credit.mean_and_interval([0.5]) == (0.5, None)
 
 

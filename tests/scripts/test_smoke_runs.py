@@ -14,7 +14,7 @@ import safetensors.numpy
 import train_prm
 import train_pure
 
-from pure_jax.runs import rl_functions
+from pure_jax.runs import rl_weights
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -36,13 +36,13 @@ def run_once(name, variant, workdir, monkeypatch):
   settings = settings_of(name, variant)
   rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
   settings = dataclasses.replace(settings, rl=rl, progress=False)
-  used, make = [], rl_functions.Frozen
+  used, make = [], rl_weights.FrozenWeights
 
   def recording(*weights):
     used.append(make(*weights))
     return used[-1]
 
-  monkeypatch.setattr(rl_functions, "Frozen", recording)
+  monkeypatch.setattr(rl_weights, "FrozenWeights", recording)
   with open_run(settings, str(workdir)) as run:
     train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()

@@ -10,8 +10,10 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.settings import ScoreConfig
 from pure_jax.training import score, stages, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, Rollout, SeparatorTable
 
 PAD, EOS, SCORE, DOT, BREAK, DOT_BREAK = 0, 1, 2, 3, 4, 5
@@ -33,7 +35,7 @@ TABLE = SeparatorTable(
   eos_id=np.int32(EOS),
   pad_id=np.int32(PAD),
 )
-CONFIG = score.ScoreConfig(max_steps=3)
+CONFIG = ScoreConfig(max_steps=3)
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
 
 
@@ -176,8 +178,9 @@ def test_the_guard_for_empty_steps(reward):
   policy_params = train.make_init(declared, OPTIMIZER, layout)(
     jax.random.key(1)
   ).params
-  config = score.ScoreConfig(max_steps=3, empty_step_reward=reward)
-  scores = score.make_score(MODEL, MODEL, sampler, config, TABLE, layout)(
+  config = ScoreConfig(max_steps=3, empty_step_reward=reward)
+  spec = StepSpec(MODEL, MODEL, sampler, config, TABLE, Layouts.same(layout))
+  scores, _ = score.make_score(spec)(
     policy_params,
     policy_params,
     prm_params(layout),

@@ -1,4 +1,4 @@
-"""Labelled solutions as a PRM reads them: ids within limits, in batches."""
+"""Encodes labelled solutions for a PRM: ids within limits, in batches."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,9 @@ from pure_jax.host.text.tokenization import (
 )
 from pure_jax.training.stages import Demonstrations
 
-# Why a row is left out, in the order they are asked. The last holds a special
-# token as text, or what the tokenizer writes in another way.
+# Why a solution is left out; the first reason that applies counts. Solutions
+# that are "not tokenized back" contain the text of a special token, or text
+# that the tokenizer decodes to another spelling.
 LEFT_OUT = (
   "problem too long",
   "solution too long",
@@ -27,11 +28,11 @@ LEFT_OUT = (
 
 @dataclasses.dataclass(frozen=True)
 class SolutionLimits:
-  """What there is room for.
+  """Maximum sizes of a problem and its solution.
 
   Attributes:
-    prompt_tokens: of a problem in its prompt format.
-    response_tokens: of a solution, EOS included.
+    prompt_tokens: tokens of a problem in its prompt format.
+    response_tokens: tokens of a solution, EOS included.
     max_steps: steps of a solution.
   """
 
@@ -42,13 +43,13 @@ class SolutionLimits:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedSolutions:
-  """The rows of a data set that a PRM can read, as ids.
+  """The solutions of a data set that fit the limits, as ids.
 
   Attributes:
-    index: [n] int64, which rows of the data set, ascending.
+    index: [n] int64, their rows in the data set, ascending.
     prompts: n lists of ids.
     responses: n lists of ids, each with EOS.
-    left_out: by index of a row, which of `LEFT_OUT` it is.
+    left_out: by row of the data set, why it is left out, one of `LEFT_OUT`.
   """
 
   index: np.ndarray
@@ -60,82 +61,99 @@ class EncodedSolutions:
 def encode_solutions(
   tokenizer: Tokenizer,
   prompt_format: PromptFormat,
-  rows: Sequence[LabelledSolution],
+  solutions: Sequence[LabelledSolution],
   limits: SolutionLimits,
 ) -> EncodedSolutions:
-  """Ids of the rows, by the contract of `pure_jax.host.text.tokenization`."""
+  """Encodes the solutions that fit the limits.
+
+  Args:
+    tokenizer: the PRM's.
+    prompt_format: how the PRM reads a problem.
+    solutions: the solutions of a data set.
+    limits: maximum sizes.
+
+  Returns:
+    Ids by the contract of `pure_jax.host.text.tokenization`.
+  """
   index, prompts, responses, left_out = [], [], [], {}
-  for number, row in enumerate(rows):
-    asked = tokenizer.encode(prompt_format.text(tokenizer, row.problem))
+  for row, solution in enumerate(solutions):
+    prompt = tokenizer.encode(prompt_format.text(tokenizer, solution.problem))
     try:
-      response = encode_response(tokenizer, row.steps, finished=True)
+      response = encode_response(tokenizer, solution.steps, finished=True)
     except TokenizerError:
       response = None
-    excess = (
-      len(asked) > limits.prompt_tokens,
+    exceeded = (
+      len(prompt) > limits.prompt_tokens,
       response is not None and len(response) > limits.response_tokens,
-      len(row.steps) > limits.max_steps,
+      len(solution.steps) > limits.max_steps,
       response is None,
     )
-    if any(excess):
-      left_out[number] = LEFT_OUT[excess.index(True)]
+    if any(exceeded):
+      left_out[row] = LEFT_OUT[exceeded.index(True)]
       continue
-    index.append(number)
-    prompts.append(asked)
+    index.append(row)
+    prompts.append(prompt)
     responses.append(response)
   return EncodedSolutions(np.asarray(index, int), prompts, responses, left_out)
 
 
 def crop(batch: Demonstrations, multiple: int) -> Demonstrations:
-  """Without the columns that no row of a host batch needs.
+  """Removes the columns that every row of a batch pads.
 
-  Columns of prompts and of responses come in multiples: few shapes to compile.
+  Args:
+    batch: host arrays; prompts are padded on the left, responses on the right.
+    multiple: numbers of columns are rounded up to multiples of it, so that few
+      shapes are compiled.
+
+  Returns:
+    The batch with fewer columns.
   """
-  asked, written = (
+  prompt_columns, response_columns = (
     -(-int(mask.sum(1).max()) // multiple) * multiple
     for mask in (batch.prompt_mask, batch.completion_mask)
   )
   return Demonstrations(
-    batch.prompt_tokens[:, -asked:],
-    batch.prompt_mask[:, -asked:],
-    batch.tokens[:, :written],
-    batch.completion_mask[:, :written],
+    batch.prompt_tokens[:, -prompt_columns:],
+    batch.prompt_mask[:, -prompt_columns:],
+    batch.tokens[:, :response_columns],
+    batch.completion_mask[:, :response_columns],
   )
 
 
 def batches_by_length(
-  rows: EncodedSolutions,
+  solutions: EncodedSolutions,
   limits: SolutionLimits,
   batch_size: int,
   multiple: int,
   pad_id: int,
 ) -> Iterator[tuple[np.ndarray, Demonstrations]]:
-  """Every row once, long ones beside long ones.
+  """Batches every solution once, sorted by length to save padding.
 
   Args:
-    rows: n of them.
-    limits: those they were encoded with.
+    solutions: n encoded solutions.
+    limits: the limits they were encoded with.
     batch_size: B.
-    multiple: of columns, see `crop`.
-    pad_id: the filler.
+    multiple: see `crop`.
+    pad_id: id of padding.
 
   Yields:
-    (at most B places among the n rows, a host batch of B rows). The last batch
-    is filled up with its own rows.
+    (indices of at most B of the n solutions, a host batch of B rows). The last
+    batch repeats its own solutions to fill B rows.
   """
   lengths = [
-    len(asked) + len(written)
-    for asked, written in zip(rows.prompts, rows.responses, strict=True)
+    len(prompt) + len(response)
+    for prompt, response in zip(
+      solutions.prompts, solutions.responses, strict=True
+    )
   ]
   order = np.argsort(lengths, kind="stable")
   for first in range(0, len(order), batch_size):
-    chosen = order[first : first + batch_size]
-    filled = np.resize(chosen, batch_size)
+    indices = order[first : first + batch_size]
+    filled = np.resize(indices, batch_size)
     prompts = batches.left_pad(
-      [rows.prompts[i] for i in filled], limits.prompt_tokens, pad_id
+      [solutions.prompts[i] for i in filled], limits.prompt_tokens, pad_id
     )
     responses = batches.right_pad(
-      [rows.responses[i] for i in filled], limits.response_tokens, pad_id
+      [solutions.responses[i] for i in filled], limits.response_tokens, pad_id
     )
-    batch = Demonstrations(*prompts, *responses)
-    yield chosen, crop(batch, multiple)
+    yield indices, crop(Demonstrations(*prompts, *responses), multiple)

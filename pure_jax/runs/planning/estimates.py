@@ -101,7 +101,7 @@ def model_flops(spec: RunSpec) -> ModelFlops:
   policy = read(spec.model, L + C, C)
   prm = 0
   if spec.prm_model is not None:
-    steps = spec.rl_score_config
+    steps = spec.step.scoring
     inserted = steps.max_steps if steps.separator == "insert" else 0
     length = spec.prm_prompt_tokens + C + inserted
     prm = read(spec.prm_model, length, logits=0)

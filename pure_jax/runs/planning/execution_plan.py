@@ -5,7 +5,8 @@ import json
 
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.spec import Layouts, RunSpec
+from pure_jax.runs.spec import RunSpec
+from pure_jax.training.step_spec import Layouts
 
 
 @dataclasses.dataclass(frozen=True)

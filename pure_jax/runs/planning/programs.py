@@ -20,12 +20,13 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.slots import empty_completions, to_rollout
-from pure_jax.runs import rl_functions
+from pure_jax.runs import rl_functions, rl_weights
 from pure_jax.runs.planning import estimates
 from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
+from pure_jax.training.score import ScoredBatch
 from pure_jax.types import Prompts, Rollout
 
 Array = jax.ShapeDtypeStruct
@@ -112,6 +113,7 @@ class Programs:
     self._optimizer = make_optimizer(spec.settings.rl.optim)
     self._functions = rl_functions.compile_functions(spec, self._optimizer)
     self._policy = policy.declare_policy(spec.model)
+    self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
 
   def stages(self) -> list[Stage | EngineStage]:
@@ -126,21 +128,24 @@ class Programs:
     rollout = _rollout(spec, prompts)
     prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
     score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
-    scores = jax.eval_shape(functions.score, *score_arguments)
+    # Without packing there is one shape of rows, None.
+    score, update = functions.scores[None], functions.updates[None]
+    scores, _ = jax.eval_shape(score, *score_arguments)
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
+    batch = ScoredBatch(rollout, scores, correct, has_answer)
     stages = [
       self._rollout_stage(prompts, flops.rollout),
       Stage(
         "score",
-        functions.score,
+        score,
         score_arguments,
         Estimates(flops.score, held.optimizer),
       ),
       Stage(
         "update",
-        functions.update,
-        (self._state(), rollout, scores, correct, has_answer),
+        update,
+        (self._state(), batch, {}),  # No weights below adapters.
         Estimates(
           flops.update,
           held.frozen,
@@ -148,7 +153,7 @@ class Programs:
         ),
       ),
     ]
-    if functions.copies_weights:
+    if self._copies_weights:
       reshard = Stage(
         "reshard",
         functions.for_rollout,
@@ -163,9 +168,10 @@ class Programs:
   ) -> Stage | EngineStage:
     """The rollout: one compiled loop, or an engine's programs."""
     spec, functions, held = self._spec, self._functions, self.resident
-    rl, engine = spec.settings.rl, functions.engine
+    rl = spec.settings.rl
+    engine = rl_functions.make_engine(spec, spec.sampler, rl.samples_per_prompt)
     waiting = held.optimizer + held.frozen
-    if functions.copies_weights:
+    if self._copies_weights:
       waiting += held.parameters
     if engine is None:
       rows = spec.responses // rl.rollout.batches
@@ -196,7 +202,7 @@ class Programs:
     )
     reference, prm_params = self._frozen()
     sampler = ()
-    if functions.copies_weights:
+    if self._copies_weights:
       sampler = with_shardings(
         jax.eval_shape(functions.for_rollout, self._params),
         weight_shardings(self._sampled(), layouts.rollout),

@@ -1,4 +1,4 @@
-"""Models and data that the user names, as the task of a run."""
+"""Models and data files that the user names, as the task of a run."""
 
 import collections
 import functools
@@ -21,10 +21,10 @@ from pure_jax.host.data.records import (
   split_by_problem,
 )
 from pure_jax.host.distributed.global_batch import read_everywhere
-from pure_jax.host.evaluation import prm_metrics, solution_choice
+from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
@@ -41,43 +41,43 @@ from pure_jax.training.stages import Demonstrations
 
 
 def contents(files: FilesSettings) -> dict[str, str]:
-  """What the user's files hold, so that a resumed run meets the same.
+  """Fingerprints of the user's files. A run resumes only if they are the same.
 
   Args:
-    files: of the run.
+    files: settings of the files.
 
   Returns:
-    A fingerprint of each model and file that is named.
+    The fingerprint of each model and file that is named.
 
   Raises:
-    ConfigError: naming what is missing or cannot be read.
+    ConfigError: if a file is missing or cannot be read; the message names it.
   """
-  found = {}
+  fingerprints = {}
   for name in ("policy", "prm", "train", "held_out", "labelled"):
     path = getattr(files, name)
     if path is None:
       continue
     try:
-      found[name] = integrity.fingerprint(path, huggingface.MODEL_FILES)
+      fingerprints[name] = integrity.fingerprint(path, huggingface.MODEL_FILES)
     except OSError as error:
       reason = f"files.{name}={path} cannot be read: {error}."
       raise ConfigError(reason) from error
-  return found
+  return fingerprints
 
 
 class FilesTask:
-  """See `task.Task`."""
+  """A Hugging Face folder and data files, see `task.Task`."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Reads the tokenizer and opens the data; weights are read when needed.
+    """Reads the tokenizer and opens the data. Weights are read when needed.
 
     Args:
-      settings: the run's; `files` is set.
-      folder: where prepared data sets are kept.
+      settings: settings of the run, with `files`.
+      folder: folder of the prepared data sets.
 
     Raises:
-      ConfigError: for a format of another kind than the field asks for, or if
-        no problem fits its prompt.
+      ConfigError: if a format makes another record than its field needs, or if
+        no problem fits into a prompt.
     """
     files = settings.files
     if files.random_model is not None:
@@ -111,22 +111,22 @@ class FilesTask:
     self._pool: verify.GradingPool | None = None
 
   def _prm_model(self) -> ModelConfig | None:
-    """The architecture of the PRM, which must read the policy's ids.
+    """The architecture of the PRM, whose vocabulary must be the policy's.
 
-    Verdicts alone need none: it is there if the user names one all the same,
-    or data to train it on.
+    A run with outcome rewards only has no PRM, unless the user names one or
+    data to train one.
     """
     files = self._files
-    named = files.prm is not None or files.labelled is not None
-    if self._settings.rl.reward_mode == "vr" and not named:
+    has_prm = files.prm is not None or files.labelled is not None
+    if self._settings.rl.reward_mode == "vr" and not has_prm:
       return None
     if files.prm is None:
       return prm.extend_config(self.model, self._settings.prm.extra_layers)
     model = files.computed(huggingface.read_config(files.prm).model)
     tokenizer = self.tokenizer
-    last = max(i for i, text in enumerate(tokenizer.pieces) if text)
-    last = max(last, tokenizer.eos_id, tokenizer.pad_id)
-    huggingface.check_vocabulary(last, model)
+    largest_id = max(i for i, text in enumerate(tokenizer.pieces) if text)
+    largest_id = max(largest_id, tokenizer.eos_id, tokenizer.pad_id)
+    huggingface.check_vocabulary(largest_id, model)
     if (pathlib.Path(files.prm) / "tokenizer.json").exists():
       theirs = HuggingFaceTokenizer(files.prm).pieces
       ours = tokenizer.pieces[: len(theirs)]
@@ -138,7 +138,7 @@ class FilesTask:
     return model
 
   def _rows(self, field: str, record: type) -> Rows:
-    """The records of the file that a field of the config names."""
+    """Opens the file that a field of the config names."""
     path, name, mapping = self._files.sources()[field]
     row_format = find_format(name, mapping)
     if row_format.record is not record:
@@ -154,22 +154,22 @@ class FilesTask:
     )
 
   def _problems(self, field: str) -> list[Problem]:
-    """Problems whose prompts fit; none where no file is named."""
+    """The problems of a file whose prompts fit; none if no file is named."""
     path, _, _ = self._files.sources()[field]
     if path is None:
       return []
     rows = list(self._rows(field, Problem))
-    kept = [row for row in rows if self._fits(row)]
-    if not kept:
+    problems = [row for row in rows if self._fits(row)]
+    if not problems:
       raise ConfigError(
         f"files.prompt_tokens={self.prompt_encoder.length} and "
         f"prm_prompt_tokens={self.prm_prompt_encoder.length} have room for "
         f"none of the {len(rows)} problems of {path}."
       )
-    return kept
+    return problems
 
   def _fits(self, problem: Problem) -> bool:
-    """Whether both prompts of a problem have room."""
+    """Whether both prompts of a problem are within their limits."""
     encoders = (self.prompt_encoder, self.prm_prompt_encoder)
     return all(
       len(encoder.ids(problem)) <= encoder.length for encoder in encoders
@@ -178,44 +178,45 @@ class FilesTask:
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
-    """Compares answers by math-verify, each within its limits."""
+    """Compares answers by math-verify, with a time limit for each."""
     if self._pool is None:
       self._pool = verify.open_pool(
         self._files.grader_workers, self._files.grader_seconds
       )
     references = [verify.reference_of(problem) for problem in problems]
-    known = [i for i, found in enumerate(references) if found is not None]
+    gradable = [i for i, answer in enumerate(references) if answer is not None]
     verdicts = verify.grade(
       self._pool,
-      ["\n\n".join(texts[i]) for i in known],
-      [references[i] for i in known],
+      [SEPARATOR.join(texts[i]) for i in gradable],
+      [references[i] for i in gradable],
       [verify.EXTRACTORS[name] for name in self._files.extractors],
     )
 
-    def spread(found: Iterable[bool]) -> np.ndarray:
+    def for_all(values: Iterable[bool]) -> np.ndarray:
+      """[B], False for the problems without an answer."""
       rows = np.zeros(len(problems), bool)
-      rows[known] = [*found]
+      rows[gradable] = [*values]
       return rows
 
     return Verdicts(
-      spread(verdict.correct for verdict in verdicts),
+      for_all(verdict.correct for verdict in verdicts),
       {
-        "grader_no_answer": spread(not v.has_answer for v in verdicts),
-        "grader_timed_out": spread(v.timed_out for v in verdicts),
-        "grader_crashed": spread(v.failure is not None for v in verdicts),
+        "grader_no_answer": for_all(not v.has_answer for v in verdicts),
+        "grader_timed_out": for_all(v.timed_out for v in verdicts),
+        "grader_crashed": for_all(v.failure is not None for v in verdicts),
       },
     )
 
   def is_vacuous(self, step: str) -> bool:
-    """Whether a step is empty; what else says nothing, nobody can tell."""
+    """Whether a step is empty; other vacuous steps cannot be detected."""
     return not step.strip()
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> None:
-    """Nobody can tell what kind of response this is."""
+    """None: there is no classification of responses."""
     return
 
   def start_policy(self, layout: sharding.Layout) -> Any:
-    """The policy's weights, from its folder."""
+    """Loads the weights of the policy."""
     params, _ = huggingface.load_policy(
       self._files.policy,
       layout,
@@ -225,7 +226,7 @@ class FilesTask:
     return params
 
   def start_prm(self, layout: sharding.Layout) -> Any | None:
-    """The PRM's weights, where a folder of one is named."""
+    """Loads the weights of the PRM; None if no PRM is named."""
     if self._files.prm is None:
       return None
     params, _ = huggingface.load_prm(
@@ -237,12 +238,12 @@ class FilesTask:
     return params
 
   def demonstrations(self) -> Demonstrations:
-    """A trained policy needs none."""
+    """Raises an error: the policy is trained already."""
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
   @functools.cached_property
   def _labelled_file(self) -> Rows:
-    """Every labelled solution."""
+    """All labelled solutions."""
     if self._files.labelled is None:
       raise ConfigError(
         "A PRM must be trained, but files.labelled names no data; or name a "
@@ -253,23 +254,23 @@ class FilesTask:
   def _labelled_rows(
     self,
   ) -> tuple[list[LabelledSolution], list[LabelledSolution]]:
-    """Training and held-out rows that share no problem."""
+    """(training, held-out) solutions, which share no problem."""
     files, rows = self._files, self._labelled_file
-    parts = split_by_problem(rows, files.labelled_one_in)
-    if not all(map(len, parts)):
+    training, held_out = split_by_problem(rows, files.labelled_one_in)
+    if not (training.size and held_out.size):
       raise ConfigError(
-        f"files.labelled_one_in={files.labelled_one_in} leaves {len(parts[0])} "
-        f"rows to train on and {len(parts[1])} held out."
+        f"files.labelled_one_in={files.labelled_one_in} leaves {len(training)} "
+        f"rows to train on and {len(held_out)} held out."
       )
-    shown, held_out = (rows.take(part) for part in parts)
-    return shown[: files.labelled_rows], held_out[
-      : files.labelled_held_out_rows
-    ]
+    return (
+      rows.take(training)[: files.labelled_rows],
+      rows.take(held_out)[: files.labelled_held_out_rows],
+    )
 
   def labelled(
     self, spec: RunSpec, batches: Batches, policy_params: Any
   ) -> LabelledResponses:
-    """The rows of the file that fit, their steps as a policy writes them."""
+    """The solutions of the file that fit, encoded as a policy writes them."""
     del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
     prompts = left_pad(
@@ -295,7 +296,7 @@ class FilesTask:
 
   @property
   def _limits(self) -> labelled_solutions.SolutionLimits:
-    """What there is room for in a labelled row."""
+    """The limits of a labelled solution."""
     return labelled_solutions.SolutionLimits(
       self.prm_prompt_encoder.length,
       self._files.response_tokens,
@@ -305,7 +306,7 @@ class FilesTask:
   def _encode(
     self, rows: list[LabelledSolution]
   ) -> tuple[list[LabelledSolution], labelled_solutions.EncodedSolutions]:
-    """Rows with room for their tokens and steps, and their ids."""
+    """(the solutions within the limits, their ids)."""
     limits = self._limits
     encoded = labelled_solutions.encode_solutions(
       self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
@@ -324,7 +325,7 @@ class FilesTask:
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
-    """Judges the PRM on held-out rows, and as a chooser among solutions."""
+    """Evaluates the PRM on held-out steps, and in choosing among solutions."""
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
@@ -342,11 +343,11 @@ class FilesTask:
       settings.length_multiple,
       self.tokenizer.pad_id,
     ):
-      found = read_everywhere(score(params, batches.put(batch)))
-      rewards[chosen] = found[: len(chosen)]
+      step_rewards = read_everywhere(score(params, batches.put(batch)))
+      rewards[chosen] = step_rewards[: len(chosen)]
     labels, label_mask = step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])
-    chosen = solution_choice.choose_among_solutions(
+    chosen = prm_metrics.best_of_n_metrics(
       [problem_key(row.problem) for row in rows],
       [row.final_correct for row in rows],
       [verify.last_number(row.steps[-1]) for row in rows],
@@ -360,7 +361,7 @@ class FilesTask:
     return numbers | {"left_out": float(len(encoded.left_out))}
 
   def close(self) -> None:
-    """Ends the graders."""
+    """Ends the worker processes of the grader."""
     if self._pool is not None:
       self._pool.close()
 
@@ -368,10 +369,10 @@ class FilesTask:
 def step_labels(
   rows: Sequence[LabelledSolution], max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Labels as arrays.
+  """Converts the labels of solutions to arrays.
 
   Args:
-    rows: n solutions of at most max_steps steps.
+    rows: n solutions of at most `max_steps` steps.
     max_steps: S.
 
   Returns:

@@ -143,9 +143,9 @@ def real(raw):
 
 
 def counts(rows):
-  """Labels of all steps, and of the final ones of right and wrong rows."""
-  found = collections.Counter(label for row in rows for label in row.labels)
-  return found[1], found[0], found[None]
+  """Numbers of steps that are good, bad and not labelled."""
+  labels = collections.Counter(label for row in rows for label in row.labels)
+  return labels[1], labels[0], labels[None]
 
 
 def test_real_solutions_come_to_the_counts_reported(real):

@@ -1,4 +1,4 @@
-"""Folders of transformers give the same logits here, whatever their layout."""
+"""Models loaded from folders of transformers have the same logits here."""
 
 import collections
 import dataclasses
@@ -43,20 +43,28 @@ def layout():
 
 @pytest.fixture
 def prompts():
-  """Left-padded; the longest goes beyond LLAMA3's original length of 8."""
+  """Left-padded. The longest is longer than LLAMA3's original length of 8."""
   return random_prompts(np.random.default_rng(1), [16, 7, 1], 16)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_cached_and_uncached_are_those_of_transformers(
-  name, tmp_path, layout, prompts
-):
+def test_logits_are_those_of_transformers(name, tmp_path, layout, prompts):
   model = make_model(name)
   params, config = huggingface.load_policy(save(model, tmp_path), layout)
   weights.check_params(params, policy.declare_policy(config))
   tokens, mask = prompts
   theirs = their_logits(model, tokens, mask)
   assert_same(our_logits(params, config, tokens, mask), theirs, mask)
+
+
+@pytest.mark.parametrize("name", ["qwen2 tied", "llama 3 untied", "qwen3 tied"])
+def test_decoded_logits_are_those_of_transformers(
+  name, tmp_path, layout, prompts
+):
+  """One model of each family; the tests of decoding compare the others."""
+  model = make_model(name)
+  params, config = huggingface.load_policy(save(model, tmp_path), layout)
+  tokens, mask = prompts
   whole = np.ones(mask.shape, bool)
   theirs = their_logits(model, tokens, whole)[:, 4:]
   decoded = our_decoded_logits(params, config, tokens, whole, 5)
@@ -93,14 +101,14 @@ def test_the_good_class_becomes_class_1(
   theirs = their_logits(model, *prompts)
   theirs = theirs if good == 1 else theirs[..., ::-1]
   assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
-  # The caller has the last word.
+  # The argument overrides the names.
   flipped, _ = huggingface.load_prm(folder, layout, good_class=1 - good)
   np.testing.assert_array_equal(
     flipped["score"]["kernel"], params["score"]["kernel"][:, ::-1]
   )
 
 
-def test_scaled_frequencies_matter_and_are_read_in_the_old_layout(
+def test_scaled_frequencies_change_logits_and_are_read_in_the_old_layout(
   tmp_path, layout, prompts
 ):
   folder = save(make_model("llama 3 untied"), tmp_path)
@@ -114,8 +122,8 @@ def test_scaled_frequencies_matter_and_are_read_in_the_old_layout(
   assert huggingface.read_config(folder).model == config
 
 
-def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
-  """A config.json as old releases of transformers wrote it."""
+def test_missing_fields_have_the_defaults_of_transformers(tmp_path):
+  """A config.json written by an old release of transformers."""
   fields = {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
@@ -127,8 +135,8 @@ def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
     "vocab_size": 23,
   }
   (tmp_path / "config.json").write_text(json.dumps(fields))
-  found = huggingface.read_config(tmp_path)
-  assert found.model == ModelConfig(
+  content = huggingface.read_config(tmp_path)
+  assert content.model == ModelConfig(
     vocab_size=23,
     width=24,
     num_layers=2,
@@ -141,19 +149,23 @@ def test_missing_fields_mean_what_they_mean_to_transformers(tmp_path):
     attention_bias=False,
     tied_embeddings=False,
   )
-  assert (found.is_prm, found.labels, found.max_positions) == (False, (), 2048)
+  assert (content.is_prm, content.labels, content.max_positions) == (
+    False,
+    (),
+    2048,
+  )
   fields |= {"architectures": ["Qwen3ForTokenClassification"], "head_dim": 10}
   fields |= {"model_type": "qwen3", "rope_theta": 1000000}
   fields |= {"num_key_value_heads": 2}
   (tmp_path / "config.json").write_text(json.dumps(fields))
-  found = huggingface.read_config(tmp_path)
-  assert found.is_prm and found.labels == ("LABEL_0", "LABEL_1")
-  assert found.model.qk_norm and not found.model.attention_bias
-  assert (found.model.head_dim, found.model.rope_theta) == (10, 1e6)
+  content = huggingface.read_config(tmp_path)
+  assert content.is_prm and content.labels == ("LABEL_0", "LABEL_1")
+  assert content.model.qk_norm and not content.model.attention_bias
+  assert (content.model.head_dim, content.model.rope_theta) == (10, 1e6)
 
 
-def test_a_window_that_no_layer_uses_is_accepted(tmp_path):
-  """Qwen2.5 ships with a window that is switched off."""
+def test_a_sliding_window_that_no_layer_uses_is_accepted(tmp_path):
+  """The config of Qwen2.5 has a window that is turned off."""
   changes = {"sliding_window": 4, "max_window_layers": 1}
   folder = save(make_model("qwen2 tied", **changes), tmp_path)
   plain = huggingface.read_config(folder)
@@ -164,7 +176,7 @@ def test_a_window_that_no_layer_uses_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize("param_dtype", ["float32", "bfloat16"])
-def test_bfloat16_files_are_read_to_the_bit(param_dtype, tmp_path, layout):
+def test_bfloat16_files_are_read_exactly(param_dtype, tmp_path, layout):
   model = make_model("qwen2 untied").to(torch.bfloat16)
   folder = save(model, tmp_path)
   params, config = huggingface.load_policy(
@@ -205,7 +217,7 @@ def test_many_files_and_many_devices_give_the_same_parameters(
   assert jax.tree.map(lambda leaf: leaf.sharding, params) == shardings
   query = params["layers"]["query"]
   assert {s.data.shape for s in query.addressable_shards} == {(2, 6, 4, 8)}
-  # A rule that splits the layers splits them, and changes no value.
+  # A rule that shards the layers changes no value.
   rules = {**sharding.RULE_SETS["fsdp"], "width": None, "layers": "data"}
   monkeypatch.setitem(sharding.RULE_SETS, "by layer", rules)
   by_layer = sharding.make_layout(data=2, fsdp=4, rules="by layer")
@@ -215,7 +227,7 @@ def test_many_files_and_many_devices_give_the_same_parameters(
 
 
 def test_each_tensor_is_read_once(tmp_path, layout, monkeypatch):
-  """A tied head that is saved too is compared, and so read, but not twice."""
+  """Also a tied head that is saved, which is compared with the embedding."""
   folder = save(make_model("qwen2 tied"), tmp_path)
   path = folder / "model.safetensors"
   stored = safetensors.numpy.load_file(path)
@@ -252,11 +264,11 @@ def test_each_tensor_is_read_once(tmp_path, layout, monkeypatch):
   assert reads == dict.fromkeys(stored, 1)
 
 
-def test_host_memory_holds_one_tensor_at_a_time(tmp_path, layout):
-  """Two at once would be 2.0, a stacked weight 3, the model 9.
+def test_host_memory_contains_one_tensor_at_a_time(tmp_path, layout):
+  """In units of the largest tensor. Two at once would be 2, the model 9.
 
-  tracemalloc sees what numpy, safetensors and Python allocate, and not the
-  parameters themselves, which belong to the device.
+  tracemalloc counts allocations of numpy, safetensors and Python, but not the
+  parameters, which are device memory.
   """
   sizes = {"intermediate_size": 2**16, "num_hidden_layers": 3}
   largest = 4 * COMMON["hidden_size"] * sizes["intermediate_size"]
@@ -274,10 +286,10 @@ def test_host_memory_holds_one_tensor_at_a_time(tmp_path, layout):
     finally:
       tracemalloc.stop()
 
-  # What is imported and traced for the first time is of no model's size.
+  # The first call also allocates for imports and tracing.
   peaks("warm up")
   loading, exporting = peaks("large", **sizes)
   assert 1.0 <= loading / largest < 1.3
-  # On a CPU the device's copy is the one that is written; a tensor that were
-  # transposed on the host would be a 1.0 more.
+  # On a CPU the device's copy is written. A tensor transposed on the host would
+  # add 1.0.
   assert exporting / largest < 0.3

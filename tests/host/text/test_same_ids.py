@@ -1,8 +1,8 @@
-r"""Whoever runs the PRM on a text, the same ids reach it.
+r"""All callers of a PRM give it the same ids for the same text.
 
-Training, its held-out rows, PRM evaluation, RL and the scores of an evaluation
-are run as the scripts run them, from files of one vocabulary that was written
-down by hand: it merges "\n\n" with punctuation, as Qwen's does.
+The callers are PRM training, its evaluation on held-out rows, RL, evaluate.py
+and evaluate_prm.py. They run as the scripts run them, on a vocabulary written
+by hand that merges "\n\n" with punctuation, as Qwen's does.
 """
 
 import json
@@ -15,13 +15,14 @@ import prm_evaluations
 import pytest
 from configs import evaluate as evaluate_config
 from configs import files as files_config
-from small_models import initial_params
 from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
+from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_solutions, response_writer
-from pure_jax.runs.evaluation.response_writer import ResponseWriter
+from pure_jax.runs.evaluation import generation, labelled_solutions
+from pure_jax.runs.evaluation.generation import ResponseGenerator
+from pure_jax.runs.evaluation.requests import make_requests
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -30,23 +31,25 @@ from pure_jax.training import score, stages, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
-# The ids, in order; Ċ is how byte-level vocabularies write a line break.
+# The texts of the ids, in order. Byte-level vocabularies write a line break as
+# Ċ.
 VOCABULARY = [
   *("<end>", "<pad>", "1", "2", "=", "+", ".", ")", "(", "x"),
   *("Ċ", "ĊĊ", ".ĊĊ", ")ĊĊ"),
 ]
 MERGES = [("Ċ", "Ċ"), (".", "ĊĊ"), (")", "ĊĊ")]
-CHAT = "({{ messages[-1].content }})"  # Not how a PRM is asked.
+CHAT = "({{ messages[-1].content }})"  # The PRM's prompt must not use it.
 
-# problem -> steps, and whether the last is good.
+# Problem -> (steps, whether the last step is good).
 TEXTS = {
   "1+1": (["1+1=2.", "x=2", "(x)", "2"], 1),
   "1+x": (["x=1.", "(2)"], 1),
   "x+2": (["x=2", "(2+2)", "x.", "1"], 0),
   "2+2": (["2", "2."], 0),
 }
-# What the PRM must read of each, and where it is scored. A merged id keeps its
-# stem ("insert") or loses it ("replace"); EOS gives way to the score token 10.
+# The ids that the PRM must read -> positions of its scores. A merged id is
+# replaced by its stem and the score token 10 ("insert"), or by the score token
+# ("replace"). EOS is replaced by the score token.
 INSERTED = {
   (2, 5, 2, 10, 2, 5, 2, 4, 3, 6, 10, 9, 4, 3, 10, 8, 9, 7, 10, 3, 10): (
     *(10, 14, 18, 20),
@@ -103,30 +106,31 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def seen(monkeypatch):
-  """{ids: where they are scored} of every row that reached a PRM."""
-  found = {}
+  """Records {ids: positions of the scores} for every row that a PRM reads."""
+  rows = {}
 
   def record(tokens, mask, position, score_mask):
-    for ids, kept, places, there in zip(
+    for ids, is_token, score_at, has_score in zip(
       tokens, mask, position, score_mask, strict=True
     ):
-      before = np.cumsum(kept) - 1
-      found[tuple(ids[kept].tolist())] = tuple(before[places[there]].tolist())
+      index = np.cumsum(is_token) - 1  # Position without padding.
+      scores = index[score_at[has_score]]
+      rows[tuple(ids[is_token].tolist())] = tuple(scores.tolist())
 
   def recording(params, model, inputs, act_sharding):
     jax.debug.callback(
       lambda *arrays: record(*map(np.asarray, arrays)),
       *(inputs.tokens, inputs.mask, inputs.score_position, inputs.score_mask),
     )
-    # What it answers is not asked here.
+    # The scores do not matter.
     return jnp.zeros((*inputs.tokens.shape, 2))
 
   monkeypatch.setattr(prm, "prm_logits", recording)
-  return found
+  return rows
 
 
 def written(tokenizer, length):
-  """What a policy writes: its ids and their mask, one row for each text."""
+  """(ids, mask) of the responses that a policy writes, one row per text."""
   ids = [
     [*tokenizer.encode("\n\n".join(steps)), tokenizer.eos_id]
     for steps, _ in TEXTS.values()
@@ -156,16 +160,25 @@ def run_settings(places, separator):
   return conversion.settings_from_config(config)
 
 
+def initial_params(declared):
+  """Zeros: neither scores nor log-probs matter here."""
+  return jax.tree.map(
+    lambda weight: jnp.zeros(weight.shape, weight.dtype),
+    declared,
+    is_leaf=weights.is_weight,
+  )
+
+
 def take(seen):
-  """What was recorded since, taken away."""
+  """Returns what was recorded so far, and clears the record."""
   jax.effects_barrier()
-  found = dict(seen)
+  rows = dict(seen)
   seen.clear()
-  return found
+  return rows
 
 
 def by_training(run, seen):
-  """PRM training, and the held-out rows it is labelled on."""
+  """(rows of PRM training, rows of its evaluation)."""
   labelled = run.task.labelled(run.spec, run.batches, None)
   declared = prm.declare_prm(run.spec.prm_model)
   params = initial_params(declared)
@@ -191,7 +204,7 @@ def by_training(run, seen):
 
 
 def by_rl(run, seen):
-  """RL, where the policy was asked in another way than the PRM is."""
+  """Rows of RL, where the policy has another prompt than the PRM."""
   problems = list(run.task.train)
   prompts = run.batches.encode_prompts(problems)
   tokens = written(run.task.tokenizer, 32)
@@ -200,14 +213,7 @@ def by_rl(run, seen):
     *(prompts.tokens, prompts.mask, *tokens, nothing, nothing),
     np.zeros(len(TEXTS), bool),
   )
-  scoring = score.make_score(
-    run.spec.model,
-    run.spec.prm_model,
-    run.spec.sampler,
-    run.spec.rl_score_config,
-    run.spec.table,
-    run.spec.layouts.training,
-  )
+  scoring = score.make_score(run.spec.step)
   trunk = initial_params(policy.declare_policy(run.spec.model))
   params = initial_params(prm.declare_prm(run.spec.prm_model))
   asked = run.batches.put(run.batches.prm_prompt_encoder.encode(problems))
@@ -216,7 +222,7 @@ def by_rl(run, seen):
 
 
 def by_prm_evaluation(places, separator, workdir, seen):
-  """evaluate_prm.py on the file that training read."""
+  """Rows of evaluate_prm.py on the file that training read."""
   settings = prm_evaluations.smoke(
     random_model=None,
     prm=places["prm"],
@@ -229,7 +235,7 @@ def by_prm_evaluation(places, separator, workdir, seen):
 
 
 def by_evaluation(places, separator, run, monkeypatch, seen):
-  """evaluate.py, with a policy that writes the texts."""
+  """Rows of evaluate.py, with a policy that writes the texts."""
   config = evaluate_config.get_config("smoke").to_dict()
   config |= {
     "random_model": False,
@@ -255,10 +261,10 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
 
     return write
 
-  monkeypatch.setattr(response_writer, "make_generate", make_writing)
-  questions = data.ask(settings, tokenizer, run.folder.path)
-  writer = ResponseWriter(settings, tokenizer, run.spec.layouts.training)
-  jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
+  monkeypatch.setattr(generation, "make_generate", make_writing)
+  requests = make_requests(settings, tokenizer, run.folder.path).requests
+  generator = ResponseGenerator(settings, tokenizer, run.spec.layouts.training)
+  jax.block_until_ready(generator.start(requests, len(TEXTS)).step_rewards)
   return take(seen)
 
 

@@ -18,7 +18,8 @@ import re
 
 import numpy as np
 
-SEPARATOR = "\n\n"
+from pure_jax.host.text.tokenization import SEPARATOR
+
 FILLERS = ("Let me think.", "Let me check.")  # Sentences of vacuous steps.
 SPLITS = ("train", "held_out")
 HELD_OUT_ONE_IN = 8  # One problem in so many is held out.

@@ -1,4 +1,4 @@
-"""Tables of an evaluation against enumeration, and against faults."""
+"""Tables of an evaluation of a policy, against enumeration."""
 
 import dataclasses
 
@@ -6,8 +6,9 @@ import evaluation_by_hand
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation import tables as evaluation
-from pure_jax.host.evaluation.responses import Response
+from pure_jax.host.evaluation import tables as evaluation_tables
+from pure_jax.host.evaluation.intervals import Bootstrap
+from pure_jax.host.evaluation.response_file import Response
 
 # Spellings of three answers; the first is right.
 ANSWERS = (("7", "7.0", "$7$"), ("8", r"\frac{16}{2}"), ("x + 1", "x+1"))
@@ -48,29 +49,33 @@ def responses(benchmark, problems, samples, greedy=True, **options):
   ]
 
 
-def made(found, k=(1, 2, 5), averaged=(), left_out=None):
-  return evaluation.evaluation_tables(
-    found, k=k, averaged=averaged, left_out=left_out or {}, seed=3, resamples=50
+def tables_of(benchmarks, k=(1, 2, 5), averaged=(), left_out=None):
+  return evaluation_tables.evaluation_tables(
+    benchmarks,
+    k=k,
+    averaged=averaged,
+    left_out=left_out or {},
+    bootstrap=Bootstrap(seed=3, resamples=50),
   )
 
 
-def by_hand(found, k=(1, 2, 5), averaged=()):
-  rows = [dataclasses.asdict(r) for group in found.values() for r in group]
+def by_hand(benchmarks, k=(1, 2, 5), averaged=()):
+  rows = [dataclasses.asdict(r) for group in benchmarks.values() for r in group]
   return evaluation_by_hand.tables(rows, k, averaged, 3, 50)
 
 
 def test_every_number_by_enumeration():
-  found = {
+  benchmarks = {
     "first": responses("first", 7, 5),
     "flat": responses("flat", 4, 5),
     "other": responses("other", 1, 5),
   }
   averaged = ("first", "flat")
-  tables = made(found, averaged=averaged)
+  tables = tables_of(benchmarks, averaged=averaged)
   assert list(tables) == ["Benchmarks", "first by level", "other by level"]
   assert list(tables["Benchmarks"]) == ["first", "flat", "other", "average"]
-  evaluation_by_hand.assert_same(tables, by_hand(found, averaged=averaged))
-  # Something to get wrong: neither all nor nothing.
+  evaluation_by_hand.assert_same(tables, by_hand(benchmarks, averaged=averaged))
+  # Values of 0 or 1 would hide errors.
   values = tables["Benchmarks"]["first"]
   for name in ("pass@2", "maj@5", "best-of-5 softmin", "weighted maj@5 last"):
     assert 0 < values[name]["value"] < 1, name
@@ -84,43 +89,43 @@ def test_every_number_by_enumeration():
     ({"with_prm": False}, "best-of"),
   ],
 )
-def test_what_was_not_asked_for_is_not_there(options, absent):
+def test_metrics_that_were_not_requested_are_absent(options, absent):
   arguments = {"problems": 4, "samples": 3} | options
-  found = {"one": responses("one", **arguments)}
+  benchmarks = {"one": responses("one", **arguments)}
   k = () if arguments["samples"] == 0 else (2, 3)
-  tables = made(found, k=k, averaged=("one",))  # No average of one.
-  evaluation_by_hand.assert_same(tables, by_hand(found, k, ("one",)))
+  tables = tables_of(benchmarks, k=k, averaged=("one",))  # No average of one.
+  evaluation_by_hand.assert_same(tables, by_hand(benchmarks, k, ("one",)))
   names = tables["Benchmarks"]["one"]
   assert names and not [name for name in names if absent in name]
 
 
-def test_the_order_of_the_lines_means_nothing():
-  """A resumed run writes other orders; the bootstrap draws by position."""
-  found = responses("first", 6, 4)
+def test_the_order_of_the_lines_has_no_effect():
+  """A resumed run writes another order, and the bootstrap draws by position."""
+  ordered = responses("first", 6, 4)
   shuffled = [
-    found[i] for i in np.random.default_rng(0).permutation(len(found))
+    ordered[i] for i in np.random.default_rng(0).permutation(len(ordered))
   ]
-  assert made({"a": found}, k=(2,)) == made({"a": shuffled}, k=(2,))
+  assert tables_of({"a": ordered}, k=(2,)) == tables_of({"a": shuffled}, k=(2,))
 
 
-def test_problems_left_out_are_told():
-  found = {"one": responses("one", 4, 2), "two": responses("two", 4, 2)}
+def test_problems_left_out_have_a_table():
+  benchmarks = {"one": responses("one", 4, 2), "two": responses("two", 4, 2)}
   counts = {"one": (1, 5), "two": (0, 4)}
-  tables = made(found, k=(2,), left_out=counts)
-  told = {"one": {"left out": {"value": 0.2, "count": 5}}}
-  assert tables["Problems left out"] == told
-  # They are in no other number, and in no table where there are none.
-  assert tables["Benchmarks"] == made(found, k=(2,))["Benchmarks"]
-  assert "Problems left out" not in made(found, k=(2,))
+  tables = tables_of(benchmarks, k=(2,), left_out=counts)
+  shares = {"one": {"left out": {"value": 0.2, "count": 5}}}
+  assert tables["Problems left out"] == shares
+  # They change no other number, and without them there is no such table.
+  assert tables["Benchmarks"] == tables_of(benchmarks, k=(2,))["Benchmarks"]
+  assert "Problems left out" not in tables_of(benchmarks, k=(2,))
 
 
-def test_an_evaluation_that_is_not_complete_is_refused():
+def test_an_incomplete_evaluation_raises():
   """A problem with fewer samples would count as more certain than it is."""
-  found = responses("first", 3, 4)[:-1]
+  incomplete = responses("first", 3, 4)[:-1]
   with pytest.raises(ValueError, match=r"first/2 has 3 responses, first/0 has"):
-    evaluation.problem_metrics(found, (2,))
+    evaluation_tables.problem_metrics(incomplete, (2,))
 
 
-def test_nothing_has_no_metrics():
-  assert evaluation.problem_metrics([], (1,)) == {}
-  assert made({}) == {"Benchmarks": {}}
+def test_no_responses_have_no_metrics():
+  assert evaluation_tables.problem_metrics([], (1,)) == {}
+  assert tables_of({}) == {"Benchmarks": {}}

@@ -1,4 +1,4 @@
-"""Writes, scores, reads and grades the responses of an evaluation, by batch."""
+"""Generates, scores and grades the responses of an evaluation, by batch."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import batches
-from pure_jax.host.evaluation.responses import Response
+from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import GradingPool
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
@@ -16,7 +16,7 @@ from pure_jax.host.text.tokenization import separator_table, split_texts
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.evaluation.data import Unit
+from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.settings import ScoreConfig
 from pure_jax.training import rollouts, stages
@@ -24,16 +24,16 @@ from pure_jax.types import Prompts, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-  """A batch on its way.
+class ResponseBatch:
+  """A batch of responses on the devices.
 
   Attributes:
-    units: what was asked, at most as many as rows.
-    rollout: [B, ...], on the devices, not waited for.
-    step_rewards: [B, S], likewise; None without a PRM.
+    requests: what was requested, at most as many as rows.
+    rollout: [B, ...] arrays that may still be computed.
+    step_rewards: [B, S] array that may still be computed; None without a PRM.
   """
 
-  units: list[Unit]
+  requests: list[Request]
   rollout: Rollout
   step_rewards: jax.Array | None
 
@@ -65,8 +65,8 @@ def make_generate(
   ).generate
 
 
-class ResponseWriter:
-  """Policy and PRM on the devices, ready to write responses and score them."""
+class ResponseGenerator:
+  """Policy and PRM on the devices, ready to generate and score responses."""
 
   def __init__(
     self,
@@ -83,7 +83,7 @@ class ResponseWriter:
     self._params, model = huggingface.load_policy(
       settings.policy, layout, **dtypes
     )
-    self._groups = {
+    self._group_sizes = {
       greedy: settings.group_size(layout.row_shards, greedy=greedy)
       for greedy in (True, False)
     }
@@ -100,7 +100,7 @@ class ResponseWriter:
         layout,
         group_size,
       )
-      for greedy, group_size in self._groups.items()
+      for greedy, group_size in self._group_sizes.items()
     }
     self._prm_params = None
     if settings.prm is not None:
@@ -115,70 +115,82 @@ class ResponseWriter:
         settings.rollout_rows,
       )
 
-  def start(self, units: list[Unit], count: int) -> Written:
-    """Sends a batch to the devices; short ones are filled up by repetition.
+  def start(self, requests: list[Request], rows: int) -> ResponseBatch:
+    """Starts a batch on the devices.
 
     Args:
-      units: of one kind, greedy or samples.
-      count: of rows, see `EvaluationSettings.rows_of_batches`.
+      requests: all greedy, or all samples.
+      rows: number of rows of the batch, see
+        `EvaluationSettings.rows_of_batches`; requests are repeated to fill it.
 
     Returns:
-      The batch. Where rows take turns, its responses are complete.
+      The batch. With continuous batching its responses are complete.
     """
-    settings, greedy = self._settings, units[0].sample is None
-    rows = [units[i % len(units)] for i in range(count)]
-    prompts = [unit.prompt for unit in rows[:: self._groups[greedy]]]
+    settings, greedy = self._settings, requests[0].sample is None
+    filled = [requests[i % len(requests)] for i in range(rows)]
+    prompts = [r.prompt for r in filled[:: self._group_sizes[greedy]]]
     key = jax.random.key(settings.seed)
-    numbers = np.asarray([unit.numbers() for unit in rows], np.uint32)
+    key_data = np.asarray([r.key_data() for r in filled], np.uint32)
     rollout = self._generate[greedy](
       self._params,
-      self._prompts(
+      self._put_prompts(
         prompts,
         settings.prompt_tokens,
-        everywhere=settings.rollout_rows is not None,
+        replicated=settings.rollout_rows is not None,
       ),
       jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
-        numbers
+        key_data
       ),
     )
     step_rewards = None
     if self._prm_params is not None:
-      asked = self._prompts(
-        [unit.prm_prompt for unit in rows], settings.prm_prompt_tokens
+      prm_prompts = self._put_prompts(
+        [r.prm_prompt for r in filled], settings.prm_prompt_tokens
       )
       step_rewards = self._score(
         self._prm_params,
-        rollout.replace(prompt_tokens=asked.tokens, prompt_mask=asked.mask),
+        rollout.replace(
+          prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+        ),
       )
-    return Written(units, rollout, step_rewards)
+    return ResponseBatch(requests, rollout, step_rewards)
 
-  def _prompts(
-    self, ids: list[list[int]], length: int, *, everywhere: bool = False
+  def _put_prompts(
+    self, ids: list[list[int]], length: int, *, replicated: bool = False
   ) -> Prompts:
-    """Rows of ids on the devices."""
+    """Pads prompts on the left and puts them on the devices."""
     padded = batches.left_pad(ids, length, self._tokenizer.pad_id)
-    place = sharding.replicated if everywhere else sharding.batch_sharding
+    place = sharding.replicated if replicated else sharding.batch_sharding
     return jax.device_put(Prompts(*padded), place(self._layout))
 
 
-def read(
+def grade_batch(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
   pool: GradingPool,
-  written: Written,
+  batch: ResponseBatch,
 ) -> list[Response]:
-  """Waits for a batch, reads and grades it.
+  """Waits for a batch, decodes and grades it.
+
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+    pool: from `verify.open_pool`.
+    batch: from `ResponseGenerator.start`.
+
+  Returns:
+    The response to each request.
 
   Raises:
-    FloatingPointError: if the policy or the PRM gives what is no number.
+    FloatingPointError: if the policy or the PRM computes NaN or infinity.
   """
-  units, count = written.units, len(written.units)
-  rollout, rewards = jax.device_get((written.rollout, written.step_rewards))
+  requests, count = batch.requests, len(batch.requests)
+  rollout, rewards = jax.device_get((batch.rollout, batch.step_rewards))
   if not np.isfinite(rollout.sampled_logp).all():
     raise FloatingPointError(
-      f"The policy gives no probabilities for {units[0].key} or after: check "
-      f"the weights in {settings.policy}, or set compute_dtype to 'float32'. "
-      "What was written is intact."
+      f"The policy gives no probabilities for {requests[0].key} or after: "
+      f"check the weights in {settings.policy}, or set compute_dtype to "
+      "'float32'. The responses written so far are intact."
     )
   lengths = rollout.completion_mask.sum(1).tolist()
   texts = [
@@ -188,25 +200,27 @@ def read(
   verdicts = verify.grade(
     pool,
     texts,
-    [verify.reference_of(unit.problem) for unit in units],
+    [verify.reference_of(request.problem) for request in requests],
     [verify.EXTRACTORS[name] for name in settings.extractors],
   )
-  scored: list[tuple[float, ...] | None] = [None] * count
+  step_rewards: list[tuple[float, ...] | None] = [None] * count
   if rewards is not None:
     if not np.isfinite(rewards[:count]).all():
       raise FloatingPointError(
-        f"The PRM gives no number for a response to {units[0].key} or after: "
-        f"check the weights in {settings.prm}. What was written is intact."
+        f"The PRM gives no number for a response to {requests[0].key} or "
+        f"after: check the weights in {settings.prm}. The responses written "
+        "so far are intact."
       )
     steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
     for row in range(count):
-      there = rewards[row, : len(steps[row])]  # No more than max_steps.
-      scored[row] = tuple(round(float(reward), 6) for reward in there)
+      # The PRM scores at most max_steps of them.
+      scored = rewards[row, : len(steps[row])]
+      step_rewards[row] = tuple(round(float(reward), 6) for reward in scored)
   return [
     Response(
-      benchmark=unit.benchmark,
-      problem=unit.problem.id,
-      sample=unit.sample,
+      benchmark=request.benchmark,
+      problem=request.problem.id,
+      sample=request.sample,
       text=texts[row],
       tokens=lengths[row],
       truncated=bool(rollout.truncated[row]),
@@ -214,9 +228,9 @@ def read(
       correct=verdicts[row].correct,
       timed_out=verdicts[row].timed_out,
       failure=verdicts[row].failure,
-      step_rewards=scored[row],
-      level=unit.problem.level,
-      subject=unit.problem.subject,
+      step_rewards=step_rewards[row],
+      level=request.problem.level,
+      subject=request.problem.subject,
     )
-    for row, unit in enumerate(units)
+    for row, request in enumerate(requests)
   ]

@@ -1,4 +1,4 @@
-"""The file of responses: killed, damaged, read again."""
+"""The file of responses after kills, damage and failed writes."""
 
 import dataclasses
 import io
@@ -7,11 +7,8 @@ import os
 
 import pytest
 
-from pure_jax.host.evaluation.responses import (
-  Response,
-  ResponsesError,
-  ResponsesFile,
-)
+from pure_jax.host.evaluation.record_file import RecordFileError
+from pure_jax.host.evaluation.response_file import Response, open_responses
 
 ONE = Response(
   benchmark="aime24",
@@ -34,29 +31,29 @@ TWO = dataclasses.replace(
 
 
 def write(path, *responses):
-  with ResponsesFile(path) as file:
+  with open_responses(path) as file:
     file.append(responses)
 
 
-def test_what_is_written_is_read(tmp_path):
+def test_responses_are_read_as_written(tmp_path):
   path = tmp_path / "responses.jsonl"
   write(path, ONE)
   write(path, TWO)
-  with ResponsesFile(path) as file:
-    assert list(file.responses.values()) == [ONE, TWO]
-    assert file.responses[("aime24", "aime24/1", None)] == ONE
+  with open_responses(path) as file:
+    assert list(file.records.values()) == [ONE, TWO]
+    assert file.records[("aime24", "aime24/1", None)] == ONE
   assert len(path.read_bytes().splitlines()) == 2
   assert json.loads(path.read_text().split("\n")[1])["sample"] == 0
 
 
 @pytest.mark.parametrize("cut", [1, 5, 100])
-def test_a_cut_last_line_is_written_anew(tmp_path, cut):
+def test_a_cut_last_line_is_dropped_and_can_be_written_again(tmp_path, cut):
   path = tmp_path / "responses.jsonl"
   write(path, ONE, TWO)
   whole = path.read_bytes()
   path.write_bytes(whole[:-cut])
-  with ResponsesFile(path) as file:
-    assert list(file.responses.values()) == [ONE]
+  with open_responses(path) as file:
+    assert list(file.records.values()) == [ONE]
     file.append([TWO])
   assert path.read_bytes() == whole
 
@@ -65,7 +62,7 @@ def test_a_cut_last_line_is_written_anew(tmp_path, cut):
   ("damage", "message"),
   [
     (lambda row: "{", "is not a response"),
-    (lambda row: "[]", "it has other fields"),
+    (lambda row: "[]", "it is not a JSON object"),
     (lambda row: "[" * 100_000, "is not a response"),
     (lambda row: json.dumps(row | {"more": 1}), "it has other fields"),
     (lambda row: json.dumps(row | {"correct": 1}), "correct is 1"),
@@ -78,39 +75,41 @@ def test_a_cut_last_line_is_written_anew(tmp_path, cut):
     (lambda row: json.dumps(row | {"sample": 0}), "a second time"),
   ],
 )
-def test_a_damaged_line_is_named_and_kept(tmp_path, damage, message):
+def test_a_damaged_line_is_reported_and_the_file_not_changed(
+  tmp_path, damage, message
+):
   path = tmp_path / "responses.jsonl"
   write(path, TWO, ONE)
   first, second = path.read_text().splitlines()
   line = damage(json.loads(second))
   content = f"{first}\n{line}\n{{cut".encode(errors="surrogateescape")
   path.write_bytes(content)
-  with pytest.raises(ResponsesError, match=message) as caught:
-    ResponsesFile(path)
+  with pytest.raises(RecordFileError, match=message) as caught:
+    open_responses(path)
   assert f"{path}:2" in str(caught.value)
   assert path.read_bytes() == content
 
 
-def test_a_response_is_written_once(tmp_path):
-  with ResponsesFile(tmp_path / "responses.jsonl") as file:
+def test_a_response_cannot_be_written_twice(tmp_path):
+  with open_responses(tmp_path / "responses.jsonl") as file:
     file.append([ONE])
-    with pytest.raises(ResponsesError, match="already holds"):
+    with pytest.raises(RecordFileError, match="already holds"):
       file.append([ONE])
 
 
-def test_a_path_that_is_no_file_is_named(tmp_path):
-  with pytest.raises(ResponsesError, match="cannot be opened"):
-    ResponsesFile(tmp_path / "missing" / "responses.jsonl")
-  with pytest.raises(ResponsesError, match="cannot be opened"):
-    ResponsesFile(tmp_path)
+def test_a_path_that_cannot_be_opened_is_reported(tmp_path):
+  with pytest.raises(RecordFileError, match="cannot be opened"):
+    open_responses(tmp_path / "missing" / "responses.jsonl")
+  with pytest.raises(RecordFileError, match="cannot be opened"):
+    open_responses(tmp_path)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
-def test_a_full_disk_ends_in_a_sentence(tmp_path):
-  """Raised where it happens, and not once more when the file is closed."""
+def test_a_full_disk_is_reported(tmp_path):
+  """The write raises, and closing the file does not raise again."""
   with (
-    pytest.raises(ResponsesError, match=r"responses\.jsonl cannot be written"),
-    ResponsesFile(tmp_path / "responses.jsonl") as file,
+    pytest.raises(RecordFileError, match=r"responses\.jsonl cannot be written"),
+    open_responses(tmp_path / "responses.jsonl") as file,
   ):
     file._file.close()
     file._file = io.BufferedWriter(io.FileIO("/dev/full", "a"))

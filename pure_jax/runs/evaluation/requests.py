@@ -1,4 +1,4 @@
-"""What an evaluation asks: folders, benchmarks, and one unit per response."""
+"""What an evaluation of a policy generates: one request per response."""
 
 import dataclasses
 import hashlib
@@ -11,13 +11,12 @@ from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.file_dataset import Counts
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import Problem
-from pure_jax.host.evaluation.responses import ResponseKey
+from pure_jax.host.evaluation.response_file import ResponseKey
 from pure_jax.host.grading import verify
 from pure_jax.host.logs import console
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
-  PromptFormat,
   TokenizerError,
 )
 from pure_jax.runs.settings.conversion import ConfigError
@@ -29,16 +28,16 @@ from pure_jax.runs.tasks import tiny_files
 
 
 @dataclasses.dataclass(frozen=True)
-class Unit:
-  """A response that is asked for.
+class Request:
+  """A response to generate.
 
   Attributes:
-    benchmark: name of the set.
+    benchmark: name of the benchmark.
     index: row of the problem in it.
     problem: the problem.
-    sample: number of the sample; None is the greedy response.
+    sample: number of the sample; None for the greedy response.
     prompt: ids of the policy's prompt.
-    prm_prompt: ids of the PRM's.
+    prm_prompt: ids of the PRM's prompt; empty without a PRM.
   """
 
   benchmark: str
@@ -50,39 +49,46 @@ class Unit:
 
   @property
   def key(self) -> ResponseKey:
-    """As `responses.Response.key`."""
+    """The key of the response, see `Response.key`."""
     return self.benchmark, self.problem.id, self.sample
 
-  def numbers(self) -> tuple[int, int, int]:
-    """What the random key follows from, besides the seed."""
+  def key_data(self) -> tuple[int, int, int]:
+    """Returns what is folded into the random key of the response."""
     name = hashlib.blake2b(self.benchmark.encode(), digest_size=4).digest()
     return int.from_bytes(name, "little"), self.index, self.sample or 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Questions:
-  """All of the evaluation's responses, and what is not asked.
+class Requests:
+  """All requests of an evaluation, and the problems it leaves out.
 
   Attributes:
-    units: greedy ones first, in the order of the benchmarks and their files.
+    requests: greedy ones first, in the order of the benchmarks and their files.
     left_out: by benchmark, (problems left out, problems of the file).
-    counts: by benchmark, what became of the rows of its file.
+    counts: by benchmark, how many rows of its file were read or not.
   """
 
-  units: list[Unit]
+  requests: list[Request]
   left_out: dict[str, tuple[int, int]]
   counts: dict[str, Counts]
 
 
-def contents(settings: EvaluationSettings) -> dict[str, Any]:
-  """What the folders and files hold, so that a resumed run meets the same.
+def fingerprints(settings: EvaluationSettings) -> dict[str, Any]:
+  """Fingerprints the models and files, to compare when a run is resumed.
+
+  Args:
+    settings: settings of the evaluation.
+
+  Returns:
+    Fingerprints of "policy", "prm" and, by name, "benchmarks".
 
   Raises:
-    ConfigError: for a policy that is none, or files that are missing.
-    HuggingFaceError: for a folder that holds no model.
+    ConfigError: if `policy` or `prm` is another kind of model, or a file is
+      missing.
+    HuggingFaceError: if a folder has no model.
   """
   folders = {"policy": settings.policy, "prm": settings.prm}
-  found: dict[str, Any] = {}
+  models: dict[str, Any] = {}
   for name, folder in folders.items():
     if folder is None:
       continue
@@ -91,7 +97,7 @@ def contents(settings: EvaluationSettings) -> dict[str, Any]:
         f"config.{name}={folder} holds "
         f"{'a language model' if name == 'prm' else 'a PRM'}."
       )
-    found[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
+    models[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
   files = {}
   for name, benchmark in settings.named_benchmarks().items():
     if not pathlib.Path(benchmark.file).is_file():
@@ -99,13 +105,21 @@ def contents(settings: EvaluationSettings) -> dict[str, Any]:
         f"config.benchmarks.{name}.file={benchmark.file} is no file."
       )
     files[name] = integrity.fingerprint(benchmark.file)
-  return found | {"benchmarks": files}
+  return models | {"benchmarks": files}
 
 
-def tiny(
+def with_tiny_models(
   settings: EvaluationSettings, folder: pathlib.Path
 ) -> EvaluationSettings:
-  """The settings with a random model and its problems in every place."""
+  """Writes tiny random models and problems, and returns settings that use them.
+
+  Args:
+    settings: settings with `random_model`.
+    folder: where the files go.
+
+  Returns:
+    Settings that name the files.
+  """
   paths = tiny_files.write_problems(folder / "problems")
   return dataclasses.replace(
     settings,
@@ -122,19 +136,27 @@ def tiny(
   )
 
 
-def ask(
+def make_requests(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
   workdir: pathlib.Path,
-) -> Questions:
+) -> Requests:
   """Reads the benchmarks and encodes their problems.
 
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+    workdir: folder of the evaluation, which gets the prepared data.
+
+  Returns:
+    The requests: greedy responses, then samples.
+
   Raises:
-    ConfigError: if a benchmark has no problem that can be asked.
-    DataError: for a file that cannot be read.
+    ConfigError: if no problem of a benchmark can be used.
+    DataError: if a file cannot be read.
     TokenizerError: if a prompt format needs a chat template that is missing.
   """
-  asked: list[Unit] = []
+  greedy: list[Request] = []
   left_out, counts = {}, {}
   for name, benchmark in settings.named_benchmarks().items():
     rows = data_files.read_file(
@@ -147,44 +169,45 @@ def ask(
     problems = rows[: benchmark.problems]
     if len({problem.id for problem in problems}) < len(problems):
       raise ConfigError(f"{benchmark.file} has two problems of one id.")
-    units, reasons = _fitting(settings, tokenizer, name, problems)
+    requests, reasons = _encode_problems(settings, tokenizer, name, problems)
     if reasons:
-      told = ", ".join(
+      reason_counts = ", ".join(
         f"{reasons.count(reason)} {reason}" for reason in sorted({*reasons})
       )
-      told = f"{name}: {len(reasons)} of {len(problems)} left out: {told}."
-      if not units:
-        raise ConfigError(told)
-      console.tell(told)
-    asked += units
+      message = (
+        f"{name}: {len(reasons)} of {len(problems)} left out: {reason_counts}."
+      )
+      if not requests:
+        raise ConfigError(message)
+      console.tell(message)
+    greedy += requests
     left_out[name] = len(reasons), len(problems)
-  greedy = asked if settings.greedy else []
   samples = [
-    dataclasses.replace(unit, sample=sample)
-    for unit in asked
+    dataclasses.replace(request, sample=sample)
+    for request in greedy
     for sample in range(settings.samples)
   ]
-  return Questions(greedy + samples, left_out, counts)
+  return Requests(
+    (greedy if settings.greedy else []) + samples, left_out, counts
+  )
 
 
-def _fitting(
+def _encode_problems(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
   name: str,
   problems: list[Problem],
-) -> tuple[list[Unit], list[str]]:
-  """(greedy units of the problems that can be asked, why others cannot)."""
-
-  def encode(prompt_format: PromptFormat, problem: Problem) -> list[int]:
-    return tokenizer.encode(prompt_format.text(tokenizer, problem.problem))
-
+) -> tuple[list[Request], list[str]]:
+  """Returns (greedy requests of usable problems, why others are left out)."""
   policy_format = settings.policy_prompt_format
   prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
-  units, reasons = [], []
+  requests, reasons = [], []
   for index, problem in enumerate(problems):
-    prompt, prm_prompt = encode(policy_format, problem), []
+    text = policy_format.text(tokenizer, problem.problem)
+    prompt, prm_prompt = tokenizer.encode(text), []
     if settings.prm is not None:
-      prm_prompt = encode(prm_format, problem)
+      text = prm_format.text(tokenizer, problem.problem)
+      prm_prompt = tokenizer.encode(text)
     if verify.reference_of(problem) is None:
       reasons.append("without an answer")
     elif len(prompt) > settings.prompt_tokens:
@@ -194,34 +217,44 @@ def _fitting(
         f"longer than prm_prompt_tokens={settings.prm_prompt_tokens}"
       )
     else:
-      units.append(Unit(name, index, problem, None, prompt, prm_prompt))
-  return units, reasons
+      requests.append(Request(name, index, problem, None, prompt, prm_prompt))
+  return requests, reasons
 
 
 def check_prm_vocabulary(
   settings: EvaluationSettings, tokenizer: HuggingFaceTokenizer
 ) -> None:
-  """Refuses a PRM that reads other texts in the policy's ids."""
+  """Validates that policy and PRM share a vocabulary.
+
+  The PRM reads the ids that the policy wrote.
+
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+
+  Raises:
+    TokenizerError: if an id is another text to the PRM.
+  """
   if settings.prm is None:
     return
   size = huggingface.read_config(settings.prm).model.vocab_size
-  fits = size == tokenizer.vocab_size
+  same = size == tokenizer.vocab_size
   files = ("tokenizer.json", "tokenizer_config.json")
   if any((pathlib.Path(settings.prm) / name).exists() for name in files):
-    # Embeddings may be padded to other sizes around the same vocabulary.
-    other = HuggingFaceTokenizer(
+    # Embeddings of the same vocabulary may be padded to different sizes.
+    prm_tokenizer = HuggingFaceTokenizer(
       settings.prm, vocab_size=size, eos_token=settings.eos_token
     )
-    fits = _texts(other) == _texts(tokenizer)
-  if not fits:
+    same = _pieces(prm_tokenizer) == _pieces(tokenizer)
+  if not same:
     raise TokenizerError(
       f"config.prm={settings.prm} has another vocabulary than the policy: it "
       "cannot read the policy's responses."
     )
 
 
-def _texts(tokenizer: HuggingFaceTokenizer) -> list[str]:
-  """Texts of the ids, without those of no text at the end."""
+def _pieces(tokenizer: HuggingFaceTokenizer) -> list[str]:
+  """Returns the texts of the ids, without empty ones at the end."""
   pieces = list(tokenizer.pieces)
   while pieces and not pieces[-1]:
     pieces.pop()

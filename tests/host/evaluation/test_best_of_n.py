@@ -1,14 +1,12 @@
-"""Best-of-n among given solutions, by numbers worked by hand."""
+"""Best-of-n of a PRM among given solutions, computed by hand."""
 
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation.solution_choice import (
-  choose_among_solutions,
-)
+from pure_jax.host.evaluation.prm_metrics import best_of_n_metrics
 
 # Three solutions of each of two problems, interleaved; a third problem has
-# two. Unused steps hold rewards that would win or lose every comparison.
+# two. Masked steps hold rewards that would win or lose every comparison.
 PROBLEMS = ["a", "b", "a", "c", "b", "a", "b", "c"]
 CORRECT = [True, False, False, True, False, False, True, True]
 ANSWERS = ["4", "7", "5", "1", "7", "5", "9", "1"]
@@ -28,8 +26,8 @@ LENGTHS = np.array([2, 3, 2, 3, 1, 3, 3, 3])
 MASK = np.arange(3) < LENGTHS[:, None]
 
 
-def chosen():
-  return choose_among_solutions(PROBLEMS, CORRECT, ANSWERS, REWARDS, MASK)
+def metrics():
+  return best_of_n_metrics(PROBLEMS, CORRECT, ANSWERS, REWARDS, MASK)
 
 
 @pytest.mark.parametrize(
@@ -40,51 +38,51 @@ def chosen():
     ("majority_of_3", 0.0, 0.0),
     # The right solution shares the best minimum with a wrong one: a half.
     ("best_of_3_minimum", 0.5, 0.5),
-    # Over all columns the unused 9.0 would be an error, the -9.0 too.
+    # Reading masked columns, 9.0 or -9.0, would raise.
     ("best_of_3_last", 0.0, 0.0),
     ("best_of_3_product", 1.0, 0.0),
     # a: (.8 + .6)/2 = .7 ties with (.5 + .9)/2 = .7; b: .8 is the best.
     ("best_of_3_mean", 0.5, 1.0),
   ],
 )
-def test_each_choice_by_hand(metric, a, b):
-  found = chosen()[metric]
+def test_each_metric_by_hand(metric, a, b):
+  values = metrics()[metric]
   # c has two solutions: with it there would be three problems.
-  np.testing.assert_allclose(found.value, [a, b], rtol=1e-12)
-  assert found.mask.tolist() == [True, True]
+  np.testing.assert_allclose(values.value, [a, b], rtol=1e-12)
+  assert values.mask.tolist() == [True, True]
 
 
-def test_the_order_of_rows_means_nothing():
+def test_the_order_of_rows_has_no_effect():
   order = [6, 2, 7, 4, 0, 3, 5, 1]
-  shuffled = choose_among_solutions(
+  shuffled = best_of_n_metrics(
     [PROBLEMS[i] for i in order],
     [CORRECT[i] for i in order],
     [ANSWERS[i] for i in order],
     REWARDS[order],
     MASK[order],
   )
-  for name, found in chosen().items():
+  for name, values in metrics().items():
     # b comes first now.
-    np.testing.assert_allclose(shuffled[name].value, found.value[::-1])
+    np.testing.assert_allclose(shuffled[name].value, values.value[::-1])
 
 
-def test_an_unknown_outcome_does_not_count():
+def test_solutions_of_unknown_outcome_are_ignored():
   """Counted as wrong, the pair would have a mean of a half."""
-  one, there = np.ones((3, 1)), np.ones((3, 1), bool)
-  found = choose_among_solutions(
-    ["a", "a", "a"], [True, None, True], ["1", "2", None], one, there
+  rewards, mask = np.ones((3, 1)), np.ones((3, 1), bool)
+  values = best_of_n_metrics(
+    ["a", "a", "a"], [True, None, True], ["1", "2", None], rewards, mask
   )
-  assert found["mean_of_2"].value.tolist() == [1.0]
-  # One vote, for 1; what has no answer does not vote.
-  assert found["majority_of_2"].value == pytest.approx([1.0])
+  assert values["mean_of_2"].value.tolist() == [1.0]
+  # One vote, for 1; a solution without an answer does not vote.
+  assert values["majority_of_2"].value == pytest.approx([1.0])
 
 
-def test_nothing_to_choose_from():
-  row, there = np.ones((2, 1)), np.ones((2, 1), bool)
-  assert choose_among_solutions([], [], [], row[:0], there[:0]) == {}
-  alone = choose_among_solutions(
-    ["a", "b"], [True, False], ["1", "2"], row, there
+def test_without_several_solutions_of_a_problem_there_are_no_metrics():
+  rewards, mask = np.ones((2, 1)), np.ones((2, 1), bool)
+  assert best_of_n_metrics([], [], [], rewards[:0], mask[:0]) == {}
+  alone = best_of_n_metrics(
+    ["a", "b"], [True, False], ["1", "2"], rewards, mask
   )
   assert alone == {}
   with pytest.raises(ValueError, match="2 problems, 1 outcomes"):
-    choose_among_solutions(["a", "b"], [True], ["1", "2"], row, there)
+    best_of_n_metrics(["a", "b"], [True], ["1", "2"], rewards, mask)
