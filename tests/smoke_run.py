@@ -132,8 +132,9 @@ def rows(workdir, name="metrics.jsonl"):
 
 def checkpoint_folders(workdir):
   """Every folder of checkpoints below a run's folder."""
-  found = {path.parent.parent for path in workdir.glob("**/checksums.json")}
-  return sorted(path.relative_to(workdir) for path in found)
+  checksums = workdir.glob("**/checksums.json")
+  folders = {path.parent.parent for path in checksums}
+  return sorted(path.relative_to(workdir) for path in folders)
 
 
 def arrays(folder):

@@ -131,7 +131,7 @@ def test_a_few_skipped_updates_do_not_stop_a_stage(tmp_path):
 
 
 def stopped(folder, losses, at):
-  """The stage, asked to stop while one of its steps is under way."""
+  """Runs the stage and sends SIGTERM during one of its steps."""
 
   def send(step):
     if step == at:
