@@ -5,7 +5,8 @@
 Each seed has its own demonstrations, policy and PRM. Every arm of `ARMS` starts
 from them with the same budget, hyperparameters and random keys, and differs in
 `credit` and `reward_mode` alone. The command can be repeated until all runs
-have finished: finished runs are not repeated, and interrupted ones continue; `--report_only` reads finished runs.
+have finished: finished runs are not repeated, and interrupted ones continue.
+`--report_only` reads finished runs.
 
 Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
 every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
