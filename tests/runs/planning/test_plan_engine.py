@@ -273,13 +273,13 @@ def test_a_program_that_the_compiler_refuses_ends_the_plan(planner):
   """The stage does not fit, whatever the other programs need."""
   stage = rollout_stage(planner.spec, plan_of(sharding.make_layout(), 8))
   stage.engine.programs = dataclasses.replace(
-    stage.engine.programs, unshare=Refused()
+    stage.engine.programs, start=Refused()
   )
   compiled = compiler.compile_stage(stage, 1)
   assert compiled.memory is None and compiled.costs is None
   assert compiled.needed_bytes == 41.5 * 2**30
   names = [program.name for program in compiled.programs]
-  assert names == ["to_decoding_params", "start", "unshare"]
+  assert names == ["to_decoding_params", "start"]
 
 
 def test_a_stage_is_compiled_once_for_plans_that_share_it(planner, plan):
