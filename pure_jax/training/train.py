@@ -138,8 +138,8 @@ def start_state(
   Returns:
     The state, in its shardings.
   """
-  places = state_shardings(declared, optimizer, layout)
-  return jax.jit(new_state, static_argnums=1, out_shardings=places)(
+  shardings = state_shardings(declared, optimizer, layout)
+  return jax.jit(new_state, static_argnums=1, out_shardings=shardings)(
     params, optimizer
   )
 
