@@ -114,8 +114,8 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
       raise DataError(
-        f"{location}: not JSON: {error}. Nothing after it can be read: mend the "
-        "array, or write one object per line."
+        f"{location}: not JSON: {error}. Nothing after it can be read: mend "
+        "the array, or write one object per line."
       ) from None
     yield _checked(location, value)
     position = skip_space(position)
