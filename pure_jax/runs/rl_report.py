@@ -1,4 +1,4 @@
-"""What an RL run logs: metrics, samples, summary; and the checks of a batch."""
+"""Logs of an RL run (metrics, samples, summary), and checks of its batches."""
 
 import dataclasses
 import time
@@ -57,16 +57,16 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-  """What is known of an iteration once its update is dispatched.
+  """The data of an iteration whose update has been dispatched.
 
   Attributes:
     step: its number, from 1.
     problems: B problems, each repeated for its samples.
     graded: texts and verdicts of the responses.
-    batch: what the update learned from.
+    batch: the batch of the update.
     drift: [] largest difference between log-probs of sampler and trainer; None
-      if the policy was not read.
-    metrics: of the update.
+      if the policy was not run.
+    metrics: metrics of the update.
     clock: how long its parts took.
   """
 
@@ -118,7 +118,7 @@ def check_finite(
 
 
 def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
-  """Checks the sampler's log-probs if the update takes them for the policy's.
+  """Checks the sampler's log-probs if the update uses them as the policy's.
 
   Args:
     run: the open run.
@@ -142,7 +142,7 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
 
 
 def batch_facts(problems: Sequence[Problem]) -> dict[str, Any]:
-  """What is saved with the arrays of a batch.
+  """Collects the facts that are saved with the arrays of a batch.
 
   Args:
     problems: B problems.
@@ -159,7 +159,7 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
   Args:
     run: the open run.
     bar: the progress bar.
-    iteration: what is known of it.
+    iteration: the data of the iteration.
   """
   row = _metrics_row(run, iteration)
   run.folder.metrics.write("rl", iteration.step, row)
@@ -243,7 +243,7 @@ def summarize(run: Run) -> dict[str, Any]:
     run: the open run.
 
   Returns:
-    What it holds.
+    The content of the file.
 
   Raises:
     MetricsError: if the evaluations of the run are missing.
