@@ -123,7 +123,7 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
       # For mapped_problems: fields of a record to fields of the file, see
       # files.py.
       fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # Only so many, the first ones; None takes all.
+      problems=placeholder(int),  # Only the first ones; None takes all.
       averaged=averaged,  # Whether the average includes it.
     )
   )
