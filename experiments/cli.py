@@ -26,7 +26,7 @@ from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _START = flags.DEFINE_string(
   "start",
   None,
@@ -35,29 +35,29 @@ _START = flags.DEFINE_string(
 _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
-  "host:port of process 0 of several; with --processes and --process_id. "
-  "Without the three, jax detects the cluster it runs on.",
+  "host:port of process 0, if several processes run; needs --processes and "
+  "--process_id. Without the three flags, jax detects its cluster.",
 )
 _PROCESSES = flags.DEFINE_integer(
   "processes", None, "Number of processes; 1 detects no cluster."
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Which of them this is, from 0."
+  "process_id", None, "Index of this process, from 0."
 )
 _CONNECT_SECONDS = flags.DEFINE_integer(
-  "connect_seconds", 300, "How long to wait for the others.", lower_bound=1
+  "connect_seconds", 300, "Wait for the other processes.", lower_bound=1
 )
 _SILENCE_SECONDS = flags.DEFINE_integer(
   "silence_seconds",
   100,
-  "After how long without a sign of life a process counts as dead.",
+  "A process that is silent for this long counts as dead.",
   lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
   None,
   "Folder that keeps compiled programs for the next start, or 'off'. "
-  "Without it that of JAX_COMPILATION_CACHE_DIR, else one in ~/.cache.",
+  "The default is JAX_COMPILATION_CACHE_DIR, else a folder in ~/.cache.",
 )
 
 _Kind = TypeVar("_Kind")

@@ -57,7 +57,7 @@ LAST_EVALUATIONS = 3
 
 # The runs' scripts have a flag of this name too; a test may import both.
 _WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Where the runs go.", allow_override=True
+  "workdir", None, "Folder of the runs.", allow_override=True
 )
 _CONFIG = flags.DEFINE_string(
   "config_file", str(HERE / "configs" / "arithmetic.py"), "Config of each run."
@@ -70,7 +70,7 @@ _JOBS = flags.DEFINE_integer(
 _OVERRIDES = flags.DEFINE_multi_string(
   "set", [], "field=value for every arm, e.g. --set=rl.iterations=50"
 )
-_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Run nothing.")
+_REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only report.")
 
 
 def command(

@@ -42,13 +42,15 @@ _EXTRACTOR = flags.DEFINE_multi_enum(
   list(verify.EXTRACTORS),
   "How to find an answer. Given several times: the first that finds one.",
 )
-_TIMEOUT = flags.DEFINE_float("timeout_seconds", 5.0, "Of one comparison.")
+_TIMEOUT = flags.DEFINE_float("timeout_seconds", 5.0, "Limit of a comparison.")
 flags.register_validator(
   _TIMEOUT,
   lambda seconds: 0 < seconds <= MAX_SECONDS,
   message=f"must be above 0 and at most {MAX_SECONDS:g}",
 )
-_WORKERS = flags.DEFINE_integer("workers", 2, "Processes.", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+  "workers", 2, "Worker processes.", lower_bound=1
+)
 
 
 class InputError(ValueError):

@@ -159,7 +159,7 @@ def _not_a_record(path: pathlib.Path, reason: object) -> WorkdirError:
 
 
 def collect_versions() -> dict[str, Any]:
-  """Collects what results depend on besides the config.
+  """Collects the versions and devices that results depend on.
 
   Starts the jax backend.
 

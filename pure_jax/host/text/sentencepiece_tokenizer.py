@@ -150,7 +150,7 @@ def train_tokenizer(
   absent = [text for text in symbols if text not in tokenizer.pieces]
   if tokenizer.vocab_size != vocab_size or absent:
     raise TokenizerError(
-      f"{path} has {tokenizer.vocab_size} ids, not the {vocab_size} asked for, "
+      f"{path} has {tokenizer.vocab_size} ids, not {vocab_size}, "
       f"and lacks {absent[:3]}: it is damaged or was trained for another "
       "world. Remove it, and it will be made again."
     )

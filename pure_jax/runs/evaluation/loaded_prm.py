@@ -99,7 +99,7 @@ def _checked_run(settings: EvaluatePRMSettings) -> load.SavedRun:
     if value != trained_value:
       raise ConfigError(
         f"run={settings.run} was trained with {name}={trained_value!r}, not "
-        f"{value!r}: its PRM would read what it has never seen. Set {name} to "
+        f"{value!r}: its PRM would read inputs of another form. Set {name} to "
         f"{trained_value!r}."
       )
   return run

@@ -142,7 +142,7 @@ def nearest_micro_batches(
   rows_per_shard, notes = spec.responses // shards, []
   if rl.packed_tokens is not None or rl.length_buckets > 1:
     notes.append(
-      "every response is taken at its longest, alone in its row; "
+      "the plan gives every response its full length and its own row; "
       "rl.packed_tokens and rl.length_buckets make shorter ones cheaper."
     )
   limit = min(micro_batches, rows_per_shard)

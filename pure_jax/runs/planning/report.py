@@ -20,7 +20,7 @@ def as_json(plan: Plan, price: float | None) -> dict[str, Any]:
     price: price of a chip hour in any currency; None leaves the cost out.
 
   Returns:
-    Everything that the plan holds.
+    All values of the plan.
   """
   execution_plan, bottleneck = plan.execution_plan, plan.bottleneck
   values = dataclasses.asdict(plan.target) | {

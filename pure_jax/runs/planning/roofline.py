@@ -1,4 +1,4 @@
-"""Peak rates of chips, and the least time that a program takes on them.
+"""Peak rates of chips, and the least time of a program on them.
 
 A roofline (https://doi.org/10.1145/1498765.1498785) is a bound, not a
 forecast. A program cannot be faster than its matrix products at the peak rate,

@@ -87,8 +87,9 @@ def search(
   The search starts with the stages of training. It tries every layout of
   `training_layouts`, for the policy, the reference and the PRM, with one row at
   a time on each row shard. It then doubles the rows of the fastest layout that
-  fits, for as long as that fits and is faster. With this layout it tries those
-  of `rollout_plans`, each with as many rows as fit.
+  fits, for as long as that fits and is faster. With this layout for training
+  it tries the rollout layouts of `rollout_plans`, each with as many rows as
+  fit.
 
   Args:
     spec: the run's specification.
@@ -99,7 +100,8 @@ def search(
     The plan of all stages. If nothing fits, one of the smallest.
 
   Raises:
-    ValueError: if weights and optimizer state alone do not fit in any layout.
+    ValueError: if weights and optimizer state by themselves do not fit in any
+      layout.
   """
   rl = spec.settings.rl
 
@@ -145,8 +147,8 @@ def training_layouts(
 ) -> Iterator[Layouts]:
   """Lists layouts that split the optimizer state over all devices.
 
-  Layouts are left out if their rules cannot split the models so, or if weights
-  and optimizer state alone do not fit.
+  A layout is left out if its rules cannot split the models this way, or if
+  already weights and optimizer state do not fit.
 
   Args:
     spec: the run's specification.

@@ -148,8 +148,8 @@ class RLSettings:
     if self.loss.importance_cap is not None:
       raise ValueError(
         f"loss.importance_cap={self.loss.importance_cap} weighs tokens by "
-        "policy over sampler, and old_logp.source='sampled' takes these for "
-        "equal: leave importance_cap unset, or set old_logp.source='score'."
+        "policy over sampler, and old_logp.source='sampled' assumes that they "
+        "are equal: leave importance_cap unset, or set old_logp.source='score'."
       )
     if self.rollout.is_rounded:
       raise ValueError(
