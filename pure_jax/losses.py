@@ -240,7 +240,7 @@ def pure_loss(
     new_logp: [B, C] float, nats, under the policy being trained.
     entropy: [B, C] float, nats, of its next-token distributions.
     experience: Experience, B = P * G rows. Its steps come from
-      `steps.split_steps` (or are written down as `types.Steps`), its
+      `steps.split_steps` (or are written down as `types.StepBoundaries`), its
       terminal_mask from `steps.terminal_mask`. `training.score` makes it from
       a rollout, `notebooks/01_credit.ipynb` by hand.
     credit: CreditConfig, static under jit.

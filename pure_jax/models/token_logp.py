@@ -172,7 +172,7 @@ def _for_used_chunks(
   """Loops over the used chunks: body is (index, carry) -> carry.
 
   The condition also bounds the index by the number of chunks, so that the trip
-  count can be read from the program (`pure_jax.runs.planning.hlo_costs`).
+  count can be read from the program (`pure_jax.runs.planning.hlo.costs`).
   """
   used, chunks = _used_chunks(mask, chunk), mask.shape[1] // chunk
 

@@ -254,7 +254,9 @@ def check_prm(run: SavedRun) -> None:
     )
 
 
-def load_prm(run: SavedRun, layout: sharding.Layout) -> tuple[Any, ModelConfig]:
+def load_trained_prm(
+  run: SavedRun, layout: sharding.Layout
+) -> tuple[Any, ModelConfig]:
   """Loads the PRM that a run trained.
 
   Args:
