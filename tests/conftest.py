@@ -63,6 +63,8 @@ LONGEST = (
 # do: in other files, or by the fixture `compiled_well`.
 COMPILED_QUICKLY = {
   "test_attention.py",
+  "test_benchmark_baselines.py",
+  "test_benchmark_rollout.py",
   "test_data_files.py",
   "test_decoding.py",
   "test_engine.py",
