@@ -47,6 +47,12 @@ def transformers():
 
 
 @pytest.fixture(scope="module")
+def ours():
+  """Our sampler of the case `EARLY`."""
+  return SUITES["rollout"].compile_arms(EARLY, Options())["generate"]
+
+
+@pytest.fixture(scope="module")
 def environments():
   """All environments: gigabytes, which pytest would keep."""
   with tempfile.TemporaryDirectory() as name:
@@ -60,13 +66,14 @@ def measure(case, options, baselines):
   return measuring.measure(case, Settings(options, 1, probe_side=16), baselines)
 
 
-def test_transformers_draws_as_many_tokens_from_the_same_model(transformers):
+def test_transformers_draws_as_many_tokens_from_the_same_model(
+  transformers, ours
+):
   """If its rows went on after ours ended, it would take longer."""
   result = measure(EARLY, Options(), [RolloutBaseline(transformers)])
   assert [line.name for line in result.lines] == [
     "generate", "engine", "prefill", "transformers"
   ]  # fmt: skip
-  ours = SUITES["rollout"].compile_arms(EARLY, Options())["generate"]
   assert len(set(ours.reference.tolist())) > 1
   tokens = np.array(transformers.call("answer")["tokens"])
   np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.reference)
@@ -227,7 +234,7 @@ def test_iterations_are_compared_by_their_largest_difference():
   }
 
 
-def test_a_baseline_with_another_model_fails(transformers, monkeypatch):
+def test_a_baseline_with_another_model_fails(transformers, ours, monkeypatch):
   """One layer is left out, as by a wrong conversion."""
 
   def without_a_layer(name, options):
@@ -236,7 +243,6 @@ def test_a_baseline_with_another_model_fails(transformers, monkeypatch):
     layers["down"] = layers["down"].at[0].set(0.0)
     return {**params, "layers": layers}
 
-  ours = SUITES["rollout"].compile_arms(EARLY, Options())["generate"]
   # What is exported.
   monkeypatch.setattr(baseline, "init_policy", without_a_layer)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
