@@ -28,6 +28,7 @@ RUNTIME = [
   "orbax-checkpoint>=0.12.8",
   "pyarrow>=26.0.1",  # Parquet files of problems and steps.
   "safetensors>=0.8.0",
+  "scipy>=1.17.1",
   "sentencepiece>=0.2.3",
   "tensorboardX>=2.6.5",
   "tensorflow-datasets>=4.9.10",  # Reads array_record without TensorFlow.
@@ -99,6 +100,7 @@ setuptools.setup(
     "pure_jax.runs",
     "pure_jax.runs.evaluation",
     "pure_jax.runs.planning",
+    "pure_jax.runs.planning.hlo",
     "pure_jax.runs.settings",
     "pure_jax.runs.tasks",
     "pure_jax.training",

@@ -55,7 +55,7 @@ from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_SLOTS
 from benchmarks.suites import SUITES
 
 from pure_jax.models.config import CACHE_DTYPES, REMAT
-from pure_jax.runs.settings import compute_dtype
+from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 
 _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
 _PRESET = flags.DEFINE_enum(
@@ -104,7 +104,7 @@ _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  (compute_dtype.AUTO, "float32", "bfloat16"),
+  (AUTO, "float32", "bfloat16"),
   "Of products: auto takes float32 on a CPU, else bfloat16.",
 )
 _ROWS_AT_A_TIME = flags.DEFINE_integer(
@@ -187,9 +187,9 @@ def read_options() -> Options:
     PRESETS[_PRESET.value].options,
     **{k: value for k, value in flags_by_field.items() if value is not None},
   )
-  if options.dtype != compute_dtype.AUTO:
+  if options.dtype != AUTO:
     return options
-  dtype = compute_dtype.for_platform(jax.default_backend())
+  dtype = compute_dtype_of(jax.default_backend())
   return dataclasses.replace(options, dtype=dtype)
 
 

@@ -4,8 +4,8 @@
 
 For each seed: demonstrations, policy, PRM made anew, then every arm of `ARMS`
 from that same start with the same budget, hyperparameters and random keys.
-Arms differ in `credit` and `reward_mode`, nothing else. Runs that are done
-are kept, a run that was cut off continues, so the command can be repeated
+Arms differ in `rl.credit` alone, in its form and its two weights. Runs that are
+done are kept, a run that was cut off continues, so the command can be repeated
 until it has finished; `--report_only` reads what is there.
 
 Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
@@ -24,21 +24,27 @@ import subprocess
 import sys
 
 import matplotlib.figure
+import scipy.stats
 from absl import app, flags
 
 from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent
 
+# Form of credit, weight of the step rewards, weight of the outcome reward.
+_ARMS_OF_CREDIT = {
+  "sum": ("sum", 1.0, 0.0),
+  "softmin": ("softmin", 1.0, 0.0),
+  "min": ("min", 1.0, 0.0),
+  "min_eq3": ("min_eq3", 1.0, 0.0),
+  "sum+vr": ("sum", 1.0, 1.0),
+  "softmin+vr": ("softmin", 1.0, 1.0),
+  "min+vr": ("min", 1.0, 1.0),
+  "vr": ("min", 0.0, 1.0),  # The form has no effect.
+}
 ARMS = {
-  "sum": {"credit": "sum", "reward_mode": "prm"},
-  "softmin": {"credit": "softmin", "reward_mode": "prm"},
-  "min": {"credit": "min", "reward_mode": "prm"},
-  "min_eq3": {"credit": "min_eq3", "reward_mode": "prm"},
-  "sum+vr": {"credit": "sum", "reward_mode": "prm+vr"},
-  "softmin+vr": {"credit": "softmin", "reward_mode": "prm+vr"},
-  "min+vr": {"credit": "min", "reward_mode": "prm+vr"},
-  "vr": {"credit": "min", "reward_mode": "vr"},  # Credit has no effect.
+  name: dict(zip(("form", "process_coef", "verifiable_coef"), arm, strict=True))
+  for name, arm in _ARMS_OF_CREDIT.items()
 }
 COLUMNS = (
   ("accuracy", "accuracy"),
@@ -48,7 +54,6 @@ COLUMNS = (
   ("response_tokens", "tokens"),
 )
 LAST_EVALUATIONS = 3
-T_975 = {1: 12.71, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365}
 
 # The runs' scripts have a flag of this name too; a test may import both.
 _WORKDIR = flags.DEFINE_string(
@@ -81,7 +86,7 @@ def command(
     f"--config.world.seed={seed}",
     "--config.progress=False",
     *(f"--config.{item}" for item in _OVERRIDES.value),
-    *(f"--config.rl.{name}={value}" for name, value in changes.items()),
+    *(f"--config.rl.credit.{name}={value}" for name, value in changes.items()),
   ]
 
 
@@ -167,8 +172,8 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
   mean = statistics.fmean(values)
   if len(values) < 2:
     return mean, None
-  width = T_975.get(len(values) - 1, 1.96) * statistics.stdev(values)
-  return mean, width / math.sqrt(len(values))
+  quantile = float(scipy.stats.t.ppf(0.975, len(values) - 1))
+  return mean, quantile * statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table(rows: list[dict]) -> str:

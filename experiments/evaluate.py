@@ -1,165 +1,201 @@
-"""Evaluates a policy: responses, verdicts, PRM scores, and a report of them.
+"""Evaluates a policy: generates responses, scores and grades them, reports.
 
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
     --workdir=DIR --config.policy=FOLDER [--config.prm=FOLDER] \\
     --config.benchmarks.math500.file=FILE ...
 
-DIR gets responses.jsonl, every response with its verdict and its steps' scores,
-and report.json, report.md, report.png, computed from that file alone. The table
-goes to stdout, progress to stderr. Metrics are those of
-`host.evaluation.tables`.
+DIR gets responses.jsonl, every response with its grade and step rewards, and
+report.json, report.md, report.png, computed from that file alone. The tables
+go to stdout, progress to stderr. `host.evaluation.tables` defines the metrics.
 
-Killed and started again, it continues after the last response written and
-reports the same numbers: what a response is follows from the seed, its
-benchmark, its row and its number, and the same batches are made. Only a grader
-stopped by its time limit may decide otherwise another time; it is counted. The
-policy of a training run becomes a folder by `export.py`.
+A killed evaluation continues behind the last response written when the same
+command is started again, and reports the same numbers: a response depends on
+the seed, its benchmark, its row and its sample number, and batches are formed
+before finished responses are skipped. Only a comparison that was stopped by its
+time limit may end differently; these are counted. `export.py` makes a folder of
+the policy of a training run.
 """
 
+import collections
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cli
 import numpy as np
 
 from pure_jax.host import huggingface
-from pure_jax.host.data import files
+from pure_jax.host.data import file_dataset
+from pure_jax.host.evaluation.intervals import Bootstrap
+from pure_jax.host.evaluation.record_file import RecordFile, RecordFileError
 from pure_jax.host.evaluation.report import render_table, write_report
-from pure_jax.host.evaluation.responses import (
-  Response,
-  ResponsesError,
-  ResponsesFile,
-)
+from pure_jax.host.evaluation.response_file import Response, open_responses
 from pure_jax.host.evaluation.tables import evaluation_tables
 from pure_jax.host.grading import verify
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation import data
-from pure_jax.runs.evaluation.data import Questions, Unit
-from pure_jax.runs.evaluation.response_writer import (
-  ResponseWriter,
-  Written,
-  read,
+from pure_jax.runs.evaluation.generation import (
+  ResponseBatch,
+  ResponseGenerator,
+  grade_batch,
 )
+from pure_jax.runs.evaluation.requests import (
+  Request,
+  Requests,
+  check_prm_vocabulary,
+  fingerprints,
+  make_requests,
+  with_tiny_models,
+)
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.runs.settings.run import ConfigError
 
 RESPONSES_FILE = "responses.jsonl"
-# What a resumed run may change. Paths may: their contents are compared.
+# Fields that a resumed run may change. Of paths, the contents are compared.
 MAY_DIFFER = (
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 )
 
 
-def missing_batches(
-  settings: EvaluationSettings, questions: Questions, file: ResponsesFile
-) -> tuple[list[tuple[list[Unit], int]], int]:
-  """(batches not whole in the file, each with its rows; number of batches).
+def make_batches(
+  settings: EvaluationSettings, requests: Sequence[Request]
+) -> list[tuple[list[Request], int]]:
+  """Divides requests into batches.
 
-  Batches are cut before anything is left out, so that a resumed run computes
-  the very batches of one that was not stopped.
+  Args:
+    settings: settings of the evaluation.
+    requests: greedy requests and samples.
+
+  Returns:
+    (requests, number of rows) of each batch; all greedy or all samples.
   """
-  kinds = [[], []]
-  for unit in questions.units:
-    kinds[unit.sample is not None].append(unit)
-  cut = [
-    (units[first : first + rows], rows)
-    for units in filter(None, kinds)
-    for rows in [settings.rows_of_batches(len(units))]
-    for first in range(0, len(units), rows)
+  greedy = [request for request in requests if request.sample is None]
+  samples = [request for request in requests if request.sample is not None]
+  return [
+    (kind[first : first + rows], rows)
+    for kind in (greedy, samples)
+    if kind
+    for rows in [settings.rows_of_batches(len(kind))]
+    for first in range(0, len(kind), rows)
   ]
-  missing = [
-    (batch, rows)
-    for batch, rows in cut
-    if any(unit.key not in file.responses for unit in batch)
-  ]
-  return missing, len(cut)
+
+
+def generate_batches(
+  generator: ResponseGenerator,
+  batches: Sequence[tuple[list[Request], int]],
+  lookahead: int,
+) -> Iterator[ResponseBatch]:
+  """Generates batches, and starts later ones before a batch is graded.
+
+  Args:
+    generator: policy and PRM.
+    batches: of `make_batches`.
+    lookahead: number of later batches to start.
+
+  Yields:
+    Each batch, in order.
+  """
+  started = collections.deque()
+  for requests, rows in batches:
+    started.append(generator.start(requests, rows))
+    if len(started) > lookahead:
+      yield started.popleft()
+  yield from started
 
 
 def write_responses(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
   layout: sharding.Layout,
-  questions: Questions,
-  file: ResponsesFile,
+  requests: Sequence[Request],
+  file: RecordFile[Response],
 ) -> None:
-  """Fills the file with what is missing.
+  """Generates and grades the responses that the file lacks.
 
-  In one loop a batch is graded while the next is generated; where responses
-  take turns the host takes part, so it is graded in between.
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+    layout: devices and sharding rules.
+    requests: all requests of the evaluation.
+    file: the file of responses.
   """
-  missing, total = missing_batches(settings, questions, file)
+  batches = make_batches(settings, requests)
+  # A batch is generated again as a whole, so that its numbers stay the same.
+  missing = [
+    (batch, rows)
+    for batch, rows in batches
+    if any(request.key not in file.records for request in batch)
+  ]
   if not missing:
     return
-  writer = ResponseWriter(settings, tokenizer, layout)
-
-  def one_behind() -> Iterator[Written]:
-    """Each batch; in one loop, when the next is on its way."""
-    last = None
-    for units, rows in missing:
-      started = writer.start(units, rows)
-      if settings.rollout_rows is not None:
-        yield started  # The host took part, so it is complete.
-        continue
-      if last is not None:
-        yield last
-      last = started
-    if last is not None:
-      yield last
-
+  generator = ResponseGenerator(settings, tokenizer, layout)
+  # Continuous batching needs the host until the batch is complete.
+  lookahead = 1 if settings.engine.slots is None else 0
   with (
-    verify.open_pool(settings.grader_workers, settings.grader_seconds) as pool,
+    verify.open_pool(settings.grader.workers, settings.grader.seconds) as pool,
     Progress(
-      "evaluate", total, total - len(missing), enabled=settings.progress
+      "evaluate",
+      len(batches),
+      len(batches) - len(missing),
+      enabled=settings.progress,
     ) as bar,
   ):
-    begun, tokens = time.monotonic(), 0
-    for written in one_behind():
-      found = read(settings, tokenizer, pool, written)
-      file.append([r for r in found if r.key not in file.responses])
-      tokens += sum(response.tokens for response in found)
+    begin, tokens = time.monotonic(), 0
+    for batch in generate_batches(generator, missing, lookahead):
+      responses = grade_batch(settings, tokenizer, pool, batch)
+      file.append([r for r in responses if r.key not in file.records])
+      tokens += sum(response.tokens for response in responses)
+      records = file.records.values()
       bar.advance()
       bar.show(
         {
-          "correct": np.mean([r.correct for r in file.responses.values()]),
-          "truncated": np.mean([r.truncated for r in file.responses.values()]),
-          "tokens/s": tokens / (time.monotonic() - begun),
+          "correct": np.mean([response.correct for response in records]),
+          "truncated": np.mean([response.truncated for response in records]),
+          "tokens/s": tokens / (time.monotonic() - begin),
         }
       )
 
 
 def report(
   settings: EvaluationSettings,
-  questions: Questions,
-  file: ResponsesFile,
+  requests: Requests,
+  file: RecordFile[Response],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes the report of a file that is complete, and shows its tables."""
-  unknown = file.responses.keys() - {unit.key for unit in questions.units}
+  """Writes the report of a complete file and prints its tables.
+
+  Args:
+    settings: settings of the evaluation.
+    requests: its requests.
+    file: the file of responses.
+    workdir: where the report goes.
+
+  Raises:
+    RecordFileError: if the file has a response that was not requested.
+  """
+  unknown = file.records.keys() - {r.key for r in requests.requests}
   if unknown:
-    raise ResponsesError(
+    raise RecordFileError(
       f"{workdir / RESPONSES_FILE} holds {min(unknown, key=str)}, which this "
-      "evaluation does not ask. Remove that line."
+      "evaluation does not request. Remove that line."
     )
-  named = settings.named_benchmarks()
-  by_benchmark: dict[str, list[Response]] = {name: [] for name in named}
-  for response in file.responses.values():
-    by_benchmark[response.benchmark].append(response)
+  benchmarks = settings.named_benchmarks()
+  responses: dict[str, list[Response]] = {name: [] for name in benchmarks}
+  for response in file.records.values():
+    responses[response.benchmark].append(response)
   tables = evaluation_tables(
-    by_benchmark,
+    responses,
     k=settings.k,
-    averaged=[name for name, found in named.items() if found.averaged],
-    left_out=questions.left_out,
-    seed=settings.bootstrap_seed,
-    resamples=settings.bootstrap_resamples,
+    averaged=[name for name, b in benchmarks.items() if b.averaged],
+    left_out=requests.left_out,
+    bootstrap=Bootstrap(settings.bootstrap_seed, settings.bootstrap_resamples),
   )
-  tables |= files.not_read_tables(questions.counts)
+  tables |= file_dataset.not_read_tables(requests.counts)
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():
@@ -167,21 +203,21 @@ def report(
 
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:
-  """Opens a folder, asks, writes what is missing, reports.
+  """Evaluates a policy in a folder, or continues there.
 
   Args:
     settings: the resolved config.
     folder: the workdir.
 
   Raises:
-    ConfigError: for a policy, PRM or file that is none, too few devices, or a
-      benchmark without a problem to ask.
-    FloatingPointError: if the policy or the PRM gives what is no number.
-    WorkdirError: if the folder cannot be used, holds another evaluation, or
+    ConfigError: if a model or file cannot be used, devices are too few, or a
+      benchmark has no usable problem.
+    FloatingPointError: if the policy or the PRM computes NaN or infinity.
+    WorkdirError: if the folder cannot be used, has another evaluation, or
       another process is running in it.
-    HuggingFaceError, TokenizerError: for a model that cannot be used.
-    DataError: for a file of problems that cannot be read.
-    ResponsesError: for a damaged file of responses.
+    HuggingFaceError, TokenizerError: if a model cannot be used.
+    DataError: if a file of problems cannot be read.
+    RecordFileError: if the file of responses is damaged.
   """
   try:
     layout = settings.mesh.layout()
@@ -189,40 +225,46 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
     raise ConfigError(str(error)) from error
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:
-    config["contents"] = data.contents(settings)
+    config["contents"] = fingerprints(settings)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
-  # What was refused so far leaves no folder behind.
+  # After the checks above, so that a mistake leaves no folder.
   workdir = workdirs.prepare_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
   )
-  with workdirs.locked(workdir):
-    _evaluate_in(workdir, settings, layout)
+  with workdirs.lock_folder(workdir):
+    if settings.random_model:
+      settings = with_tiny_models(settings, workdir / "tiny")
+    evaluate_in(workdir, settings, layout)
 
 
-def _evaluate_in(
+def evaluate_in(
   workdir: pathlib.Path, settings: EvaluationSettings, layout: sharding.Layout
 ) -> None:
-  """As `evaluate`, in a folder that is this process's alone."""
-  if settings.random_model:
-    settings = data.tiny(settings, workdir / "tiny")
-  found = huggingface.read_config(settings.policy)
+  """Evaluates in a folder that this process has locked.
+
+  Args:
+    workdir: the folder.
+    settings: settings that name policy and files.
+    layout: devices and sharding rules.
+  """
+  policy = huggingface.read_config(settings.policy)
   huggingface.warn_beyond_positions(
-    settings.policy, found, settings.prompt_tokens + settings.max_new_tokens
+    settings.policy, policy, settings.prompt_tokens + settings.max_new_tokens
   )
   tokenizer = HuggingFaceTokenizer(
     settings.policy,
-    vocab_size=found.model.vocab_size,
+    vocab_size=policy.model.vocab_size,
     eos_token=settings.eos_token,
   )
-  data.check_prm_vocabulary(settings, tokenizer)
-  questions = data.ask(settings, tokenizer, workdir)
-  with ResponsesFile(workdir / RESPONSES_FILE) as file:
-    write_responses(settings, tokenizer, layout, questions, file)
-    report(settings, questions, file, workdir)
+  check_prm_vocabulary(settings, tokenizer)
+  requests = make_requests(settings, tokenizer, workdir)
+  with open_responses(workdir / RESPONSES_FILE) as file:
+    write_responses(settings, tokenizer, layout, requests.requests, file)
+    report(settings, requests, file, workdir)
 
 
 def main(argv: list[str]) -> None:
-  """Evaluates what the flags name."""
+  """Evaluates the policy that the flags name."""
   del argv
   evaluate(*cli.config_and_workdir(EvaluationSettings))
 

@@ -1,26 +1,28 @@
-"""How good a process reward model is, on files of labelled solutions.
+"""Evaluates a process reward model on files of labelled solutions.
 
   python experiments/evaluate_prm.py --workdir=DIR --config.prm=FOLDER \\
     --config=experiments/configs/evaluate_prm.py --config.data="({...},)"
 
-`configs/evaluate_prm.py` shows a whole command. By data set:
+`configs/evaluate_prm.py` shows a whole command. For each data set the report
+has:
 
-* ProcessBench's protocol (Zheng et al. 2024, https://arxiv.org/abs/2412.06559)
-  on every solution whose first error is known: the accuracy of its index on
-  erroneous solutions, that of finding none on correct ones, and F1, their
-  harmonic mean; the mean F1 over all sets in ProcessBench's format.
+* ProcessBench (Zheng et al. 2024, https://arxiv.org/abs/2412.06559) on every
+  solution whose first error is known: the accuracy of its index on erroneous
+  solutions, the accuracy of predicting no error on correct ones, and F1, their
+  harmonic mean; also the mean F1 over all sets in ProcessBench's format.
 * Single steps: accuracy, balanced accuracy, AUC, calibration error of p(good).
-* Best-of-n where problems have several solutions of known outcome, against the
-  mean accuracy and the majority.
+* Best-of-n, for problems with several solutions of known outcome, with two
+  baselines: the mean accuracy and the majority.
 
-Intervals are 95 % bootstrap intervals over items (ProcessBench) or problems.
-DIR/scores.jsonl keeps every score as it is made: started again, the evaluation
-goes on behind the last one. DIR/report.{json,md,png} is made of that file
-alone, so another threshold or seed costs no new scores.
+Intervals are 95 % bootstrap intervals over solutions (ProcessBench) or
+problems. Step rewards are appended to DIR/scores.jsonl as they are computed;
+the same command continues behind the last one. DIR/report.{json,md,png} is
+computed from that file alone, so another threshold or seed needs no new scores.
 """
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import cli
@@ -28,25 +30,34 @@ import jax
 import numpy as np
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
+from pure_jax.host.evaluation.record_file import RecordFile
 from pure_jax.host.evaluation.report import render_table, write_report
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation import labelled_rows, prm_report
-from pure_jax.runs.evaluation.score_file import ScoreFile, describe
-from pure_jax.runs.load import Judge, contents, load_folder, load_run
+from pure_jax.runs.evaluation import labelled_solutions, prm_tables
+from pure_jax.runs.evaluation.loaded_prm import (
+  LoadedPRM,
+  fingerprints,
+  load_prm,
+)
+from pure_jax.runs.evaluation.score_file import (
+  ScoredSolution,
+  is_scored,
+  open_scores,
+  unscored,
+)
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import (
   DataSettings,
   EvaluatePRMSettings,
 )
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import stages
-from pure_jax.training.score import ScoreConfig
+from pure_jax.training import supervised
 
 # Fields that change the report and no score.
 MAY_DIFFER = (
@@ -55,108 +66,119 @@ MAY_DIFFER = (
 )
 
 
-# ===== Scores =====
-
-
 def score_data(
   settings: EvaluatePRMSettings,
   data: DataSettings,
-  rows: list[LabelledSolution],
-  judge: Judge,
+  solutions: Sequence[LabelledSolution],
+  prm: LoadedPRM,
   layout: sharding.Layout,
-  scores: ScoreFile,
+  scores: RecordFile[ScoredSolution],
 ) -> None:
-  """Scores the rows of a data set that the file does not hold.
+  """Scores the solutions of a data set that the file lacks.
 
-  A batch has the same rows whatever is done already, so that a run that was
-  killed gives the numbers of one that was not.
+  A batch has the same rows whether or not some of them are scored already, so a
+  resumed run computes the same numbers.
+
+  Args:
+    settings: settings of the evaluation.
+    data: the data set.
+    solutions: its solutions.
+    prm: the PRM.
+    layout: devices and sharding rules.
+    scores: the file of scores.
 
   Raises:
-    FloatingPointError: if a score is not finite; it is not kept.
+    FloatingPointError: if a score is not finite; it is not written.
   """
-  limits = labelled_rows.Limits(
-    settings.prompt_tokens, settings.response_tokens, settings.max_steps
+  limits = labelled_solutions.SolutionLimits(
+    settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
   )
-  encoded = labelled_rows.encode_rows(
-    judge.tokenizer, PROMPT_FORMATS[settings.prompt_format], rows, limits
+  encoded = labelled_solutions.encode_solutions(
+    prm.tokenizer, PROMPT_FORMATS[settings.prompt_format], solutions, limits
   )
-  todo = {
-    number
-    for number, row in enumerate(rows)
-    if not scores.holds(data.name, number, row)
-  }
+  records = [
+    unscored(data.name, row, solution) for row, solution in enumerate(solutions)
+  ]
+  missing = {r.row for r in records if not is_scored(scores, r)}
   scores.append(
     [
-      describe(data.name, number, rows[number]) | {"left_out": reason}
-      for number, reason in encoded.left_out.items()
-      if number in todo
+      dataclasses.replace(records[row], left_out=reason)
+      for row, reason in encoded.left_out.items()
+      if row in missing
     ]
   )
-  table = separator_table(judge.tokenizer)
-  score = stages.make_prm_evaluation(
-    judge.model,
-    ScoreConfig(settings.max_steps, settings.separator),
-    jax.device_put(table, sharding.replicated(layout)),
+  score = supervised.make_prm_evaluation(
+    prm.model,
+    settings.score,
+    jax.device_put(separator_table(prm.tokenizer), sharding.replicated(layout)),
     layout,
   )
   count = -(-len(encoded.index) // settings.batch_size)
   with Progress(data.name, count, enabled=settings.progress) as bar:
-    for places, batch in labelled_rows.in_batches(
+    for indices, batch in labelled_solutions.batches_by_length(
       encoded,
       limits,
       settings.batch_size,
       settings.length_multiple,
-      judge.tokenizer.pad_id,
+      prm.tokenizer.pad_id,
     ):
-      numbers = encoded.index[places].tolist()
-      if todo.intersection(numbers):
+      rows = encoded.index[indices].tolist()
+      if missing.intersection(rows):
         batch = jax.device_put(batch, sharding.batch_sharding(layout))
-        found = np.asarray(score(judge.params, batch))
+        rewards = np.asarray(score(prm.params, batch))
         scores.append(
           [
-            scored_row(data.name, number, rows[number], rewards)
-            for number, rewards in zip(numbers, found, strict=False)
-            if number in todo
+            with_rewards(records[row], row_rewards)
+            for row, row_rewards in zip(rows, rewards, strict=False)
+            if row in missing
           ]
         )
       bar.advance()
 
 
-def scored_row(
-  data: str, number: int, row: LabelledSolution, rewards: np.ndarray
-) -> dict[str, Any]:
-  """A row of the file of scores."""
-  rewards = rewards[: len(row.steps)]
-  if not np.isfinite(rewards).all():
+def with_rewards(
+  record: ScoredSolution, step_rewards: np.ndarray
+) -> ScoredSolution:
+  """Adds step rewards to the record of a solution.
+
+  Args:
+    record: the record.
+    step_rewards: [S] float, of which the first ones are of its steps.
+
+  Returns:
+    The record with a reward for each step.
+
+  Raises:
+    FloatingPointError: if one of them is not finite.
+  """
+  step_rewards = step_rewards[: len(record.labels)]
+  if not np.isfinite(step_rewards).all():
     raise FloatingPointError(
-      f"The PRM's scores of row {number} of {data} ({row.id}) are not finite. "
-      "Check its weights, or set compute_dtype to 'float32'."
+      f"The PRM's scores of row {record.row} of {record.data} ({record.id}) "
+      "are not finite. Check its weights, or set compute_dtype to 'float32'."
     )
-  described = describe(data, number, row)
-  return described | {"left_out": None, "step_rewards": rewards.tolist()}
-
-
-# ===== Everything =====
+  return dataclasses.replace(record, step_rewards=tuple(step_rewards.tolist()))
 
 
 def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
-  """Scores what is missing, and reports.
+  """Evaluates a PRM in a folder, or continues there.
 
   Args:
-    settings: the evaluation's.
-    workdir: where scores and report go.
+    settings: the resolved config.
+    workdir: the folder.
 
   Returns:
     The report as text.
 
   Raises:
-    ConfigError: for a PRM or file that is none, or too few devices.
-    WorkdirError: if the folder cannot be used, holds another evaluation or
-      damaged scores, or another process is running in it.
-    HuggingFaceError, TokenizerError: for a model that cannot be used.
-    CheckpointError: for weights of a run that cannot be read.
-    DataError: for a file of solutions that cannot be read.
-    FloatingPointError: if a score is not finite; it is not kept.
+    ConfigError: if a PRM or file cannot be used, or devices are too few.
+    WorkdirError: if the folder cannot be used, has another evaluation, or
+      another process is running in it.
+    RecordFileError: if the file of scores is damaged, or of other data.
+    HuggingFaceError, TokenizerError: if a model cannot be used.
+    CheckpointError: if weights of a run cannot be read.
+    DataError: if a file of solutions cannot be read.
+    FloatingPointError: if a score is not finite; it is not written.
   """
   try:
     layout = settings.mesh.layout()
@@ -168,69 +190,96 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   config: dict[str, Any] = dataclasses.asdict(settings)
   if settings.random_model is None:
     files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
-    config["contents"] = contents(settings) | {"data": files}
+    config["contents"] = fingerprints(settings) | {"data": files}
   folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  with workdirs.locked(folder):
-    return _evaluate_in(folder, settings, layout)
+  with workdirs.lock_folder(folder):
+    if settings.random_model is not None:
+      settings = with_tiny_prm(settings, folder / "tiny")
+    return evaluate_in(folder, settings, layout)
 
 
-def _evaluate_in(
+def with_tiny_prm(
+  settings: EvaluatePRMSettings, folder: pathlib.Path
+) -> EvaluatePRMSettings:
+  """Writes a tiny random PRM and data, and returns settings that use them.
+
+  Args:
+    settings: settings with `random_model`.
+    folder: where the files go.
+
+  Returns:
+    Settings that name the PRM, and the data if they named none.
+
+  Raises:
+    ConfigError: if `threshold_data` is not among the data.
+  """
+  tied = settings.random_model == "tied"
+  prm = tiny_files.write_prm(folder / "prm", tied=tied)
+  data = settings.data or tuple(
+    DataSettings(name, str(path), name)
+    for name, path in tiny_files.write_solutions(folder).items()
+  )
+  try:
+    return dataclasses.replace(
+      settings, random_model=None, prm=str(prm), data=data
+    )
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+
+
+def evaluate_in(
   folder: pathlib.Path, settings: EvaluatePRMSettings, layout: sharding.Layout
 ) -> str:
-  """As `evaluate`, in a folder that is this process's alone."""
-  listed = settings.data
-  if settings.random_model is not None:
-    tied = settings.random_model == "tied"
-    judge = load_folder(
-      settings, tiny_files.write_prm(folder / "tiny" / "prm", tied=tied), layout
-    )
-    listed = listed or tuple(
-      DataSettings(name, str(path), name)
-      for name, path in tiny_files.write_solutions(folder / "tiny").items()
-    )
-  elif settings.run is not None:
-    judge = load_run(settings, settings.run, layout)
-  else:
-    judge = load_folder(settings, settings.prm, layout)
+  """Evaluates in a folder that this process has locked.
 
-  rows = {
+  Args:
+    folder: the folder.
+    settings: settings that name PRM and data.
+    layout: devices and sharding rules.
+
+  Returns:
+    The report as text.
+  """
+  prm = load_prm(settings, layout)
+  solutions = {
     data.name: data_files.read_file(
       find_format(data.format, data.fields),
       data.file,
       folder / "data",
       skip_malformed=settings.skip_malformed,
     )
-    for data in listed
+    for data in settings.data
   }
-  sizes = {name: len(found) for name, found in rows.items()}
-  with ScoreFile(folder, sizes) as scores:
-    for data in listed:
-      score_data(settings, data, list(rows[data.name]), judge, layout, scores)
+  sizes = {name: len(rows) for name, rows in solutions.items()}
+  with open_scores(folder, sizes) as scores:
+    for data in settings.data:
+      rows = list(solutions[data.name])
+      score_data(settings, data, rows, prm, layout, scores)
     scored = {
-      data.name: prm_report.collect(
-        [row for row in scores.rows.values() if row["data"] == data.name]
+      name: prm_tables.stack_solutions(
+        [record for record in scores.records.values() if record.data == name]
       )
-      for data in listed
+      for name in solutions
     }
-  formats = {data.name: data.format for data in listed}
-  threshold, tables = prm_report.make_tables(settings, formats, scored)
+  formats = {data.name: data.format for data in settings.data}
+  threshold, tables = prm_tables.make_tables(settings, formats, scored)
   tables |= data_files.not_read_tables(
-    {name: found.counts for name, found in rows.items()}
+    {name: rows.counts for name, rows in solutions.items()}
   )
-  chosen = (
-    ""
-    if settings.threshold == "zero"
-    else (f", which gives the best F1 on {settings.threshold_data}")
-  )
-  title = f"PRM {judge.name}: a step is good above {threshold:.6g}{chosen}"
+  title = f"PRM {prm.name}: a step is good above {threshold:.6g}"
+  if settings.threshold == "best_on":
+    title += f", which gives the best F1 on {settings.threshold_data}"
   write_report(folder, title, tables)
-  return "\n\n".join(
-    [title, *(f"{n}\n{t}" for n, x in tables.items() if (t := render_table(x)))]
-  )
+  sections = [
+    f"{name}\n{text}"
+    for name, table in tables.items()
+    if (text := render_table(table))
+  ]
+  return "\n\n".join([title, *sections])
 
 
 def main(argv: list[str]) -> None:
-  """Evaluates what the config names."""
+  """Evaluates the PRM that the config names."""
   del argv
   settings, workdir = cli.config_and_workdir(EvaluatePRMSettings)
   print(evaluate(settings, workdir))

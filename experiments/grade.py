@@ -1,38 +1,41 @@
-"""Grades a file of responses, and compares the verdicts with those it carries.
+"""Grades a file of responses, and compares the verdicts with given ones.
 
   python experiments/grade.py --input=FILE.jsonl [--output=VERDICTS.jsonl]
 
-Each line of the input is a JSON object with `problem` (text), `answer` (text
-or number: the right one) and `responses` (a list of texts). Where it also has
-`reference_correct`, a list of true and false, the report counts the agreement
-and lists each disagreement. The report goes to stdout as JSON, progress to
-stderr, every verdict to `--output`.
+Each line of the input is a JSON object with `problem` (text), `answer` (the
+right answer, text or number) and `responses` (a list of texts). If it also has
+`reference_correct`, a list of true and false, the report counts agreements and
+lists each disagreement. The report goes to stdout as JSON, progress to stderr,
+every verdict to `--output`.
 
 On graders/math_cot_even.jsonl, 400 responses of a Qwen2.5-Math model, with the
 defaults, two workers on two cores (2026-11-24, four runs): 2,964 responses a
-second beside other work (load about 3), 1,059 to 1,393 under a load of 6;
-workers start in 0.6 to 1.6 s. The text decides most of them. 399 verdicts agree
-with those of the reference grader in the file; the other is line 37's last
-response, 10000 where the answer is 10{,}000. They are the same number, so it is
-right here; the reference grader does not read the braces.
+second under a load of 3, 1,059 to 1,393 under a load of 6; workers start in 0.6
+to 1.6 s. Comparing texts decides most responses. 399 verdicts agree with those
+of the reference grader in the file; the other is line 37's last response, 10000
+with the right answer 10{,}000. They are the same number, so it is right here;
+the reference grader does not read the braces.
 """
 
+import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from absl import app, flags
 
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
-from pure_jax.host.logs.progress import Progress
+from pure_jax.host.logs.console import Progress
 
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
-_OUTPUT = flags.DEFINE_string("output", None, "Where every verdict goes.")
+_OUTPUT = flags.DEFINE_string("output", None, "File that gets every verdict.")
 _EXTRACTOR = flags.DEFINE_multi_enum(
   "extractor",
   ["boxed"],
@@ -52,14 +55,34 @@ class InputError(ValueError):
   """The input cannot be graded; the message says where and why."""
 
 
-def read_rows(path: pathlib.Path) -> list[dict]:
-  """The rows of the input, each with its `line`, checked.
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A line of the input.
+
+  Attributes:
+    line: its number, from 1.
+    answer: the right answer, as given.
+    responses: responses to the problem.
+    reference_correct: given verdicts; None if there are none.
+  """
+
+  line: int
+  answer: str | int | float
+  responses: list[str]
+  reference_correct: list[bool] | None
+
+
+# ===== Input =====
+
+
+def read_rows(path: pathlib.Path) -> list[Row]:
+  """Reads and validates the input.
 
   Args:
     path: the file.
 
   Returns:
-    The rows, at least one.
+    The rows, at least one; empty lines are skipped.
 
   Raises:
     InputError: naming the line and the field.
@@ -73,100 +96,60 @@ def read_rows(path: pathlib.Path) -> list[dict]:
     if not line.strip():
       continue
     try:
-      row = json.loads(line)
+      values = json.loads(line)
     except (ValueError, RecursionError) as error:
       raise InputError(f"{path}:{number}: not JSON: {error}.") from None
-    reason = _fault(row)
+    reason = _reason_invalid(values)
     if reason is not None:
       raise InputError(f"{path}:{number}: {reason}.")
-    rows.append(row | {"line": number})
+    rows.append(
+      Row(
+        line=number,
+        answer=values["answer"],
+        responses=values["responses"],
+        reference_correct=values.get("reference_correct"),
+      )
+    )
   if not rows:
     raise InputError(f"{path} has no rows to grade.")
   return rows
 
 
-def _fault(row: object) -> str | None:
-  """What keeps a row from being graded."""
-  if not isinstance(row, dict):
+def _reason_invalid(values: object) -> str | None:
+  """Returns why a JSON value cannot be graded; None if it can."""
+  if not isinstance(values, dict):
     return "not an object with problem, answer and responses"
-  missing = [k for k in ("problem", "answer", "responses") if k not in row]
+  missing = [k for k in ("problem", "answer", "responses") if k not in values]
   if missing:
     return f"{' and '.join(missing)} missing"
-  if not isinstance(row["problem"], str):
+  if not isinstance(values["problem"], str):
     return "problem is not text"
-  answer = row["answer"]
+  answer = values["answer"]
   if isinstance(answer, bool) or not isinstance(answer, str | int | float):
     return "answer is neither text nor a number"
   if isinstance(answer, float) and not math.isfinite(answer):
     return f"answer is {answer}, not a finite number"
   if not str(answer).strip():
     return "answer is empty"
-  responses = row["responses"]
+  responses = values["responses"]
   if not isinstance(responses, list) or not all(
     isinstance(response, str) for response in responses
   ):
     return "responses is not a list of texts"
-  if "reference_correct" not in row:
+  if "reference_correct" not in values:
     return None
-  expected = row["reference_correct"]
-  if not isinstance(expected, list) or not all(
-    isinstance(value, bool) for value in expected
+  reference = values["reference_correct"]
+  if not isinstance(reference, list) or not all(
+    isinstance(value, bool) for value in reference
   ):
     return "reference_correct is not a list of true and false"
-  if len(expected) != len(responses):
-    return f"{len(responses)} responses, {len(expected)} reference_correct"
+  if len(reference) != len(responses):
+    return f"{len(responses)} responses, {len(reference)} reference_correct"
   return None
 
 
-def grade_rows(rows: list[dict]) -> tuple[list[dict], dict]:
-  """Grades every response of every row.
-
-  Args:
-    rows: of `read_rows`.
-
-  Returns:
-    (one record per response, in order; the report without the agreement).
-  """
-  places = [(row, i) for row in rows for i in range(len(row["responses"]))]
-  extractors = [verify.EXTRACTORS[name] for name in _EXTRACTOR.value]
-  started = time.monotonic()
-  with verify.open_pool(_WORKERS.value, _TIMEOUT.value) as pool:
-    begun = time.monotonic()
-    with Progress("grade", len(places)) as progress:
-      verdicts = verify.grade(
-        pool,
-        [row["responses"][i] for row, i in places],
-        [str(row["answer"]) for row, _ in places],
-        extractors,
-        progress.advance,
-      )
-    ended = time.monotonic()
-  records = []
-  for (row, i), verdict in zip(places, verdicts, strict=True):
-    record = {
-      "line": row["line"],
-      "response": i,
-      "answer": row["answer"],
-      "extracted": verdict.answer,
-      "correct": verdict.correct,
-      "timed_out": verdict.timed_out,
-      "failure": verdict.failure,
-    }
-    if "reference_correct" in row:
-      record["reference_correct"] = row["reference_correct"][i]
-    records.append(record)
-  counts = verify.verdict_counts(verdicts)
-  accuracy = counts["correct"] / counts["items"] if verdicts else None
-  return records, counts | {
-    "accuracy": accuracy,
-    "start_seconds": round(begun - started, 3),
-    "seconds": round(ended - begun, 3),
-    "items_per_second": round(len(verdicts) / (ended - begun), 1),
-  }
-
-
 def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
-  """(input, output or None), before anything is graded.
+  """Returns (input, output or None) of the flags.
 
   Raises:
     InputError: if the output cannot be written, or is the input.
@@ -186,21 +169,80 @@ def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
   return source, output
 
 
-def add_agreement(report: dict, records: list[dict]) -> None:
-  """Compares verdicts with those of the input, where it carries any."""
-  labelled = [record for record in records if "reference_correct" in record]
-  if not labelled:
-    return
-  differ = [r for r in labelled if r["correct"] != r["reference_correct"]]
-  report["agreement"] = {
-    "agree": len(labelled) - len(differ),
-    "of": len(labelled),
+# ===== Grading =====
+
+
+def grade_rows(
+  rows: Sequence[Row],
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+  """Grades every response of every row.
+
+  Args:
+    rows: from `read_rows`.
+
+  Returns:
+    (a JSON object for each response, in order; the report as a JSON object).
+  """
+  items = [(row, i) for row in rows for i in range(len(row.responses))]
+  extractors = [verify.EXTRACTORS[name] for name in _EXTRACTOR.value]
+  start = time.monotonic()
+  with verify.open_pool(_WORKERS.value, _TIMEOUT.value) as pool:
+    workers_ready = time.monotonic()
+    with Progress("grade", len(items)) as progress:
+      verdicts = verify.grade(
+        pool,
+        [row.responses[i] for row, i in items],
+        [str(row.answer) for row, _ in items],
+        extractors,
+        progress.advance,
+      )
+    end = time.monotonic()
+  records = []
+  for (row, i), verdict in zip(items, verdicts, strict=True):
+    record = {
+      "line": row.line,
+      "response": i,
+      "answer": row.answer,
+      "extracted": verdict.answer,
+      "correct": verdict.correct,
+      "timed_out": verdict.timed_out,
+      "failure": verdict.failure,
+    }
+    if row.reference_correct is not None:
+      record["reference_correct"] = row.reference_correct[i]
+    records.append(record)
+  counts = verify.verdict_counts(verdicts)
+  report = counts | {
+    "accuracy": counts["correct"] / counts["items"] if verdicts else None,
+    "start_seconds": round(workers_ready - start, 3),
+    "seconds": round(end - workers_ready, 3),
+    "items_per_second": round(len(verdicts) / (end - workers_ready), 1),
   }
-  report["disagreements"] = differ
+  return records, report | agreement(records)
+
+
+def agreement(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+  """Compares verdicts with those of the input.
+
+  Args:
+    records: a JSON object for each response.
+
+  Returns:
+    "agreement" and "disagreements" of the report; empty if the input has no
+    verdicts.
+  """
+  compared = [record for record in records if "reference_correct" in record]
+  if not compared:
+    return {}
+  differ = [r for r in compared if r["correct"] != r["reference_correct"]]
+  return {
+    "agreement": {"agree": len(compared) - len(differ), "of": len(compared)},
+    "disagreements": differ,
+  }
 
 
 def main(argv: list[str]) -> None:
-  """Reads, grades, writes, reports."""
+  """Reads the input, grades it, writes verdicts and report."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   try:
@@ -214,12 +256,11 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
   except KeyboardInterrupt:
     print("stopped", file=sys.stderr)
-    sys.exit(130)  # What a shell says of a program that SIGINT ended.
-  add_agreement(report, records)
+    sys.exit(130)  # The status shells give a program ended by SIGINT.
   try:
     print(json.dumps(report, indent=1, allow_nan=False), flush=True)
-  except BrokenPipeError:  # Whoever read the report has read enough.
-    # The interpreter flushes once more as it ends.
+  except BrokenPipeError:  # The reader of stdout has closed it.
+    # The interpreter flushes stdout once more at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
 

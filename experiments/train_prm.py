@@ -21,23 +21,27 @@ from pure_jax.models import lora, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
-from pure_jax.runs import loop, workspace
-from pure_jax.runs.evaluation import labelled_rows
-from pure_jax.runs.settings.run import ConfigError
-from pure_jax.training import stages, train
+from pure_jax.runs import loop
+from pure_jax.runs.batches import take_rows
+from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.spec import RandomStream
+from pure_jax.runs.tasks.task import LabelledResponses
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
 def train_stage(
-  space: workspace.Workspace,
+  run: Run,
   stage: str,
   params: Any,
-  labelled: workspace.LabelledResponses,
+  labelled: LabelledResponses,
 ) -> Any:
   """One of the two stages of PRM training.
 
   Args:
-    space: the open run.
+    run: the open run.
     stage: "prm_head" trains the head alone, "prm_full" everything.
     params: PRM weights to start from.
     labelled: what it learns from.
@@ -45,144 +49,150 @@ def train_stage(
   Returns:
     The PRM's weights after it.
   """
-  settings, head_only = space.settings.prm, stage == "prm_head"
+  settings, head_only = run.spec.settings.prm, stage == "prm_head"
   steps, optim = settings.full_steps, settings.full_optim
   if head_only:
     steps, optim = settings.head_steps, settings.head_optim
-  optimizer = make_optimizer(optim)
-  model = space.prm_model
+  optimizer, layout = make_optimizer(optim), run.spec.layouts.training
+  model = run.spec.prm_model
   if not head_only:
     model = settings.lora.of(model)
   declared = prm.declare_prm(model)
   if model.lora is not None:
-    params = add_adapters(space, params, declared)
-  step = stages.make_prm_step(
+    params = add_adapters(run, params, declared)
+  step = supervised.make_prm_step(
     model,
-    space.prm_score_config,
+    run.spec.prm_score_config,
     optimizer,
-    space.table,
-    space.layout,
+    run.spec.table,
+    layout,
     head_only,
   )
-  trained, frozen = stages.split_prm_params(params, head_only)
-  declared, _ = stages.split_prm_params(declared, head_only)
-  state = train.start_state(trained, declared, optimizer, space.layout)
+  trained, frozen = supervised.split_prm_params(params, head_only)
+  declared, _ = supervised.split_prm_params(declared, head_only)
+  state = train.start_state(trained, declared, optimizer, layout)
 
   def make_batch(indices):
     # The columns that the whole batch needs, whoever makes which rows.
-    batch = workspace.take(labelled.responses, indices)
-    batch = labelled_rows.crop(batch, settings.length_multiple)
+    batch = take_rows(labelled.responses, indices)
+    batch = labelled_solutions.crop(batch, settings.length_multiple)
     labels = labelled.labels[indices], labelled.label_mask[indices]
-    return space.put((batch, *labels))
+    return run.batches.put((batch, *labels))
 
   def update(state, batch):
     return step(state, frozen, *batch)
 
-  state = loop.run_steps(
-    space,
-    stage,
-    steps,
-    settings.log_every,
-    state,
-    make_batch,
-    update,
+  prm_stage = loop.SupervisedStage(
+    name=stage,
+    num_steps=steps,
+    log_every=settings.log_every,
     num_examples=len(labelled.labels),
     batch_size=settings.batch_size,
     tokens_per_example=labelled.responses.completion_mask.sum(1).mean(),
+    make_batch=make_batch,
+    update=update,
   )
-  return merged(space, lora.join_params(frozen, state.params), model)
+  state = loop.run_stage(run, prm_stage, state)
+  return merged(run, lora.join_params(frozen, state.params), model)
 
 
-def add_adapters(
-  space: workspace.Workspace, params: Any, declared: Any
-) -> dict[str, Any]:
+def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
   """Weights with adapters that do nothing yet beside them."""
   adapters, _ = lora.split_adapters(declared)
+  layout = run.spec.layouts.training
   init = jax.jit(
     lambda key: init_params(key, adapters),
-    out_shardings=sharding.weight_shardings(adapters, space.layout),
+    out_shardings=sharding.weight_shardings(adapters, layout),
   )
-  return lora.join_params(params, init(space.key(7)))
+  return lora.join_params(params, init(run.spec.key(RandomStream.PRM_ADAPTERS)))
 
 
-def merged(space: workspace.Workspace, params: Any, model: ModelConfig) -> Any:
+def merged(run: Run, params: Any, model: ModelConfig) -> Any:
   """Plain weights: a PRM that is trained is read by who knows no adapters."""
   if model.lora is None:
     return params
-  declared = prm.declare_prm(space.prm_model)
+  declared = prm.declare_prm(run.spec.prm_model)
+  layout = run.spec.layouts.training
   return jax.jit(
     lambda params: lora.merge(params, model),
-    out_shardings=sharding.weight_shardings(declared, space.layout),
+    out_shardings=sharding.weight_shardings(declared, layout),
   )(params)
 
 
-def train_prm(space: workspace.Workspace):
+def train_prm(run: Run):
   """Runs the stage, or loads what it left.
 
   Args:
-    space: the open run.
+    run: the open run.
 
   Returns:
     (policy weights, PRM weights), sharded on the layout; None for the latter in
     a run without a PRM.
   """
-  policy_params = train_sft.train_policy(space)
-  if space.prm_model is None:
+  policy_params = train_sft.train_policy(run)
+  layout = run.spec.layouts.training
+  if run.spec.prm_model is None:
     return policy_params, None
-  given = space.task.start_prm(space)
+  given = run.task.start_prm(layout)
   if given is not None:
     return policy_params, given
-  declared = prm.declare_prm(space.prm_model)
-  if space.is_done("prm"):
-    return policy_params, space.load_weights("prm", declared)
-  with space.lock_start():
-    return policy_params, _make_prm(space, policy_params, declared)
+  declared = prm.declare_prm(run.spec.prm_model)
+  if run.folder.is_done("prm"):
+    return policy_params, run.folder.load_weights("prm", declared, layout)
+  with run.folder.lock_start():
+    return policy_params, _make_prm(run, policy_params, declared)
 
 
-def _make_prm(
-  space: workspace.Workspace, policy_params: Any, declared: Any
-) -> Any:
+def _make_prm(run: Run, policy_params: Any, declared: Any) -> Any:
   """Trains the PRM in its two stages, from where it was."""
-  settings = space.settings.prm
-  labelled = space.task.labelled(space, policy_params)
+  settings, layout = run.spec.settings.prm, run.spec.layouts.training
+  labelled = run.task.labelled(run.spec, run.batches, policy_params)
+  if labelled.metrics:
+    run.folder.metrics.rewind("prm_data", 0)
+    run.folder.metrics.write("prm_data", 0, labelled.metrics)
   init = jax.jit(
     lambda key, start: prm.init_prm_from_policy(
-      key, start, space.model, settings.extra_layers
+      key, start, run.spec.model, settings.extra_layers
     ),
-    out_shardings=sharding.weight_shardings(declared, space.layout),
+    out_shardings=sharding.weight_shardings(declared, layout),
   )
-  params = init(space.key(3), policy_params)
-  begun = (space.start / "prm").exists()
-  space.metrics.rewind("prm_eval", 1 if begun else 0)
+  params = init(run.spec.key(RandomStream.PRM_WEIGHTS), policy_params)
+  begun = (run.folder.start / "prm").exists()
+  run.folder.metrics.rewind("prm_eval", 1 if begun else 0)
+
+  def evaluate(params):
+    return run.task.evaluate_prm(run.spec, run.batches, policy_params, params)
 
   # ===== The head =====
-  params = train_stage(space, "prm_head", params, labelled)
+  params = train_stage(run, "prm_head", params, labelled)
   # A row that is there stays where it is: those of the next stage follow.
   if settings.evaluate_head and not processes.broadcast_from_zero(
-    lambda: space.metrics.has("prm_eval", 0)
+    lambda: run.folder.metrics.has("prm_eval", 0)
   ):
-    numbers = space.task.evaluate_prm(space, policy_params, params)
-    space.metrics.write("prm_eval", 0, numbers)
+    numbers = run.task.evaluate_prm(
+      run.spec, run.batches, policy_params, params
+    )
+    run.folder.metrics.write("prm_eval", 0, numbers)
 
   # ===== All parameters =====
-  params = train_stage(space, "prm_full", params, labelled)
-  numbers = space.task.evaluate_prm(space, policy_params, params)
-  space.metrics.write("prm_eval", settings.full_steps, numbers)
-  space.finish_stage("prm", params, numbers)
+  params = train_stage(run, "prm_full", params, labelled)
+  numbers = evaluate(params)
+  run.folder.metrics.write("prm_eval", settings.full_steps, numbers)
+  run.folder.finish_stage("prm", params, numbers)
   return params
 
 
 def main(argv: list[str]) -> None:
-  """Opens the workspace and trains."""
+  """Opens the run and trains."""
   del argv
-  with cli.from_flags() as space:
-    if space.prm_model is None:
+  with cli.from_flags() as run:
+    if run.spec.prm_model is None:
       raise ConfigError(
-        "rl.reward_mode='vr' without files.prm and files.labelled has no PRM "
-        "to train: name labelled solutions with files.labelled."
+        "rl.credit.process_coef=0 without files.prm and files.labelled has no "
+        "PRM to train: name labelled solutions with files.labelled."
       )
-    train_prm(space)
-    space.draw_curves()
+    train_prm(run)
+    run.folder.draw_curves()
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@
 Runs whatever stage DIR lacks (supervised start, PRM), then one iteration of
 RL after the other:
 
-  1. prompt batch   host   P prompts, left-padded
-  2. rollout        jit    G samples each
-  3. scores         jit    steps, PRM rewards, old and reference log-probs
-  4. verdicts       host   the answers graded, while 3 runs
-  5. update         jit    credit, baseline, clipped loss, gradient, AdamW
+  1. encode    host   P prompts, left-padded
+  2. generate  jit    G samples of each
+  3. score     jit    steps, PRM rewards, old and reference log-probs
+  4. grade     host   the answers, while 3 runs
+  5. update    jit    credit, baseline, clipped loss, gradient, AdamW
 
-Metrics of an iteration are read after the next one is on its way. Started
-again with the same command, a run that was cut off continues exactly: random
-keys follow from seed and iteration, all else is in the checkpoint. SIGTERM
-lets the iteration under way end and saves it; the exit status is 75 then.
+Metrics of an iteration are read after the next one is dispatched. Started again
+with the same command, an interrupted run continues exactly: random keys follow
+from seed and iteration, and all else is in the checkpoint. After SIGTERM the
+current iteration ends and is saved; the exit status is then 75.
 """
 
 import hashlib
@@ -26,19 +26,33 @@ import jax
 import numpy as np
 import train_prm
 
-from pure_jax.host.data import batches
+from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
-from pure_jax.host.logs.progress import Progress
-from pure_jax.runs import rl_functions, rl_report, workspace
-from pure_jax.runs.settings.run import ConfigError, RLSettings
+from pure_jax.host.logs.console import Progress
+from pure_jax.runs import rl_report
+from pure_jax.runs.folder import MAY_DIFFER
+from pure_jax.runs.loop import EarlyStop
+from pure_jax.runs.responses import grade, response_metrics
+from pure_jax.runs.rl_functions import RLFunctions, compile_functions
+from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
+from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.rl import RLSettings
+from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
-from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
+from pure_jax.training.score import ScoredBatch
+from pure_jax.training.train import TrainState
 
 
 def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
-  """Whether the update may use the verdict, the same in every epoch."""
+  """Whether updates may use a problem's answer, the same in every epoch.
+
+  Args:
+    problem: the problem.
+    rl: settings of RL.
+  """
   if rl.reward_mode == "prm":
     return False
   if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
@@ -51,142 +65,154 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
 
 
 def evaluate(
-  space: workspace.Workspace,
-  functions: rl_functions.Functions,
-  frozen: rl_functions.Frozen,
-  params: Any,
+  run: Run, functions: RLFunctions, frozen: FrozenWeights, trained: Any
 ) -> dict[str, float]:
-  """Held-out prompts: one sample at temperature 1, one greedy response."""
-  problems = space.task.held_out[: space.settings.rl.eval_prompts]
-  prompts = space.encode_prompts(problems)
-  prm_prompts = space.put_prm_prompts(problems)
-  sampling = frozen.sampler(functions.for_rollout(params))
-  rollout = functions.generate_held_out(sampling, prompts, space.key(5))
-  scores = functions.score(
-    frozen.policy(params), frozen.reference, frozen.prm, rollout, prm_prompts
-  )
-  texts, verdicts = rl_report.read_responses(space, problems, rollout)
-  numbers = rl_report.describe(space, texts, verdicts, rollout, scores)
-  greedy = functions.generate_greedy(sampling, prompts, space.key(5))
-  _, verdicts = rl_report.read_responses(space, problems, greedy)
-  return numbers | {"greedy_accuracy": float(np.mean(verdicts.correct))}
+  """Evaluates on held-out problems: one sample at temperature 1, one greedy.
+
+  Args:
+    run: the open run.
+    functions: the compiled functions.
+    frozen: the weights that RL does not train.
+    trained: the weights that RL trains.
+
+  Returns:
+    Metrics by name.
+  """
+  problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
+  key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
+  prompts = run.batches.encode_prompts(problems)
+  prm_prompts = run.batches.put_prm_prompts(problems)
+
+  weights = functions.sampling_weights(trained, frozen)
+  rollout = functions.generate_held_out(weights, prompts, key)
+  scores, _ = functions.score(trained, frozen, rollout, prm_prompts)
+  graded = grade(run, problems, rollout)
+  metrics = response_metrics(run, graded, rollout, scores)
+
+  greedy = functions.generate_greedy(weights, prompts, key)
+  correct = grade(run, problems, greedy).verdicts.correct
+  return metrics | {"greedy_accuracy": float(np.mean(correct))}
 
 
 def iterate(
-  space: workspace.Workspace,
-  functions: rl_functions.Functions,
-  frozen: rl_functions.Frozen,
-  state: train.TrainState,
+  run: Run,
+  functions: RLFunctions,
+  frozen: FrozenWeights,
+  state: TrainState,
   step: int,
   problems: list[Problem],
-) -> tuple[train.TrainState, rl_report.Iteration]:
-  """One iteration: rollout, scores, verdicts, update.
+) -> tuple[TrainState, rl_report.Iteration]:
+  """One iteration of RL: encode, generate, score, grade, update.
 
   Args:
-    space: the open run.
-    functions: what is compiled.
-    frozen: reference and PRM.
+    run: the open run.
+    functions: the compiled functions.
+    frozen: the weights that RL does not train.
     state: before the update; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
 
   Returns:
-    The next state, on its way, and what is to be reported.
+    (the next state, what is logged of the iteration), both dispatched.
   """
-  rl, clock = space.settings.rl, rl_report.Clock()
-  prompts = space.encode_prompts(problems)
-  key = jax.random.fold_in(space.key(4), step - 1)
-  sampling = frozen.sampler(functions.for_rollout(state.params))
-  clock.wait("reshard", sampling)
-  rollout = functions.generate(sampling, prompts, key)
-  clock.wait("rollout", rollout.tokens)
-  del sampling  # A copy: its memory is the next stages'.
+  rl, clock = run.spec.settings.rl, rl_report.Clock()
+  key = jax.random.fold_in(run.spec.key(RandomStream.ROLLOUTS), step - 1)
+
+  # ===== Encode =====
+  prompts = run.batches.encode_prompts(problems)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = space.put_prm_prompts(problems)
-  scores = functions.score_at(step)(
-    frozen.policy(state.params),
-    frozen.reference,
-    frozen.prm,
-    rollout,
-    prm_prompts,
+  prm_prompts = run.batches.put_prm_prompts(problems)
+
+  # ===== Generate =====
+  weights = functions.sampling_weights(state.params, frozen)
+  clock.wait("reshard", weights)
+  rollout = functions.generate(weights, prompts, key)
+  clock.wait("rollout", rollout.tokens)
+  del weights  # A copy: the next stages need its memory.
+
+  # ===== Score =====
+  scores, drift = functions.score_iteration(
+    step, state.params, frozen, rollout, prm_prompts
   )
-  texts, verdicts = rl_report.read_responses(space, problems, rollout)
-  known = np.asarray([may_use_answer(problem, rl) for problem in problems])
+
+  # ===== Grade, while scores are computed =====
+  graded = grade(run, problems, rollout)
+  may_use = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
-  correct, known = space.put((verdicts.correct.astype(np.float32), known))
-  batch = {"rollout": rollout, "scores": scores}
-  batch |= {"correct": correct, "has_answer": known}
-  rl_report.check_finite(space, step, problems, batch)
-  rl_report.check_drift(space, step, scores)
-  scores = scores.replace(drift_max=None)  # Not every iteration has it.
-  state, found = functions.update(
-    state, rollout, scores, correct, known, *frozen.base
-  )
+  correct = graded.verdicts.correct.astype(np.float32)
+  batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
+  rl_report.check_finite(run, step, problems, batch)
+  rl_report.check_drift(run, step, drift)
+
+  # ===== Update =====
+  state, metrics = functions.update(state, batch, frozen)
   return state, rl_report.Iteration(
-    step, problems, texts, verdicts, batch, found, clock
+    step, problems, graded, batch, drift, metrics, clock
   )
 
 
 def run_iterations(
-  space: workspace.Workspace,
-  functions: rl_functions.Functions,
-  frozen: rl_functions.Frozen,
-  state: train.TrainState,
-  kept: StageCheckpoints,
+  run: Run,
+  functions: RLFunctions,
+  frozen: FrozenWeights,
+  state: TrainState,
+  checkpoints: StageCheckpoints,
 ) -> None:
-  """From the last checkpoint to the last iteration.
+  """Runs RL from the last checkpoint to the last iteration.
 
   Args:
-    space: the open run.
-    functions: what is compiled.
-    frozen: reference and PRM.
+    run: the open run.
+    functions: the compiled functions.
+    frozen: the weights that RL does not train.
     state: the state at step 0.
-    kept: the checkpoints.
+    checkpoints: of RL.
 
   Raises:
     FloatingPointError, Preempted: see `train_rl`.
   """
-  rl, total = space.settings.rl, space.settings.rl.iterations
-  problems = space.task.train
-  state, first, cursor = kept.resume(state)
-  rl_report.rewind(space, first)
+  rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
+  problems, evaluations = run.task.train, run.folder.metrics
+  stop = EarlyStop(run, "rl", total, checkpoints)
+  state, first, cursor = checkpoints.resume(state)
+  stop.check_resumed(first, state)
+  rl_report.rewind(run, first)
   if first == 0:
-    metrics = evaluate(space, functions, frozen, state.params)
-    space.metrics.write("rl_eval", 0, metrics)
-  pending = None  # Reported while the next iteration is on its way.
-  bar = Progress("rl", total, first, enabled=space.shows_progress)
-  with bar, preemption.graceful_shutdown() as stop:
+    metrics = evaluate(run, functions, frozen, state.params)
+    evaluations.write("rl_eval", 0, metrics)
+  pending = None  # Logged while the next iteration is computed.
+  bar = Progress("rl", total, first, enabled=run.shows_progress)
+  with bar, preemption.graceful_shutdown() as shutdown:
     for step in range(first + 1, total + 1):
-      chosen, cursor = batches.next_batch(len(problems), rl.prompts, cursor)
+      rows, cursor = next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
-        space, functions, frozen, state, step, [problems[i] for i in chosen]
+        run, functions, frozen, state, step, [problems[row] for row in rows]
       )
       if pending is not None:
-        rl_report.write_iteration(space, bar, pending)
-      iteration.clock.wait("update", iteration.found)
+        rl_report.write_iteration(run, bar, pending)
+      iteration.clock.wait("update", iteration.metrics)
       pending = iteration
-      failing, stopping = kept.is_failing(iteration.found), stop.asked()
+      reason = stop.reason(iteration.metrics, shutdown)
       evaluates = step % rl.eval_every == 0 or step == total
-      regular = evaluates or step % rl.checkpoint_every == 0
-      if not regular and not failing and not stopping:
+      is_regular = evaluates or step % rl.checkpoint_every == 0
+      if not is_regular and reason is None:
         continue
-      rl_report.write_iteration(space, bar, pending)
+      rl_report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
-        metrics = evaluate(space, functions, frozen, state.params)
-        space.metrics.write("rl_eval", step, metrics)
-      kept.save(step, state, cursor, metrics, regular=regular)
-      if failing:
-        kept.fail(step, iteration.found, iteration.batch, iteration.facts)
-      if stopping or stop.asked():
-        kept.stop(step)
+        metrics = evaluate(run, functions, frozen, state.params)
+        evaluations.write("rl_eval", step, metrics)
+      checkpoints.save(step, state, cursor, metrics, regular=is_regular)
+      facts = rl_report.batch_facts(iteration.problems)
+      stop.end(
+        reason, shutdown, step, iteration.metrics, iteration.batch, facts
+      )
 
 
-def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
+def train_rl(run: Run) -> dict[str, Any] | None:
   """Runs the stages that are missing, then RL.
 
   Args:
-    space: the open run.
+    run: the open run.
 
   Returns:
     The summary that summary.json holds as well, in process 0; else None.
@@ -195,50 +221,48 @@ def train_rl(space: workspace.Workspace) -> dict[str, Any] | None:
     ConfigError: without problems.
     FloatingPointError: if step rewards are not finite, or too many updates
       in a row were not; the batch is saved, and in the second case the state.
-    Preempted: after SIGTERM, once the iteration under way is saved.
+    Preempted: after SIGTERM, once the current iteration is saved.
   """
-  if not space.task.train or not space.task.held_out:
+  if not run.task.train or not run.task.held_out:
     raise ConfigError(
       "RL needs problems to train on and others to evaluate on: name files "
       "with files.train and files.held_out."
     )
-  policy_params, prm_params = train_prm.train_prm(space)
-  frozen = rl_functions.freeze(space, policy_params, prm_params)
+  policy_params, prm_params = train_prm.train_prm(run)
+  frozen = freeze(run.spec, policy_params, prm_params)
 
   # ===== Functions and state =====
-  rl = space.settings.rl
+  rl = run.spec.settings.rl
   optimizer = make_optimizer(rl.optim)
-  functions = rl_functions.compile_functions(space, optimizer)
-  state = rl_functions.start_state(space, policy_params, optimizer)
+  functions = compile_functions(run.spec, optimizer)
+  state = start_state(run.spec, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.
 
   # ===== Iterations =====
   with StageCheckpoints(
-    space,
-    "rl",
-    space.workdir / "rl",
-    rl.iterations,
+    run,
+    run.folder.path / "rl",
     keep_latest=rl.checkpoints_kept,
     best_metric="accuracy",
-    may_differ=workspace.MAY_DIFFER,
-  ) as kept:
-    run_iterations(space, functions, frozen, state, kept)
+    may_differ=MAY_DIFFER,
+  ) as checkpoints:
+    run_iterations(run, functions, frozen, state, checkpoints)
 
-  # ===== What it came to =====
-  space.draw_curves()
-  return processes.on_process_zero(lambda: rl_report.summarize(space))
+  # ===== Summary =====
+  run.folder.draw_curves()
+  return processes.on_process_zero(lambda: rl_report.summarize(run))
 
 
 def main(argv: list[str]) -> None:
-  """Opens the workspace and trains."""
+  """Opens the run and trains."""
   del argv
-  with cli.from_flags() as space:
-    summary = train_rl(space)
+  with cli.from_flags() as run:
+    summary = train_rl(run)
   if summary is None:
     return
   print(
     f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
-    f"{summary['last']['accuracy']:.3f}; everything is in {space.workdir}"
+    f"{summary['last']['accuracy']:.3f}; everything is in {run.folder.path}"
   )
 
 

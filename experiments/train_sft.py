@@ -12,71 +12,77 @@ from typing import Any
 import cli
 
 from pure_jax.models import policy
-from pure_jax.runs import loop, workspace
-from pure_jax.training import stages, train
+from pure_jax.runs import loop
+from pure_jax.runs.batches import take_rows
+from pure_jax.runs.run import Run
+from pure_jax.runs.spec import RandomStream
+from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
 
 
-def train_policy(space: workspace.Workspace):
-  """Runs the stage, or loads what it left or what the task has.
+def train_policy(run: Run):
+  """Trains the policy, or loads it from the run's folder or the task.
 
   Args:
-    space: the open run.
+    run: the open run.
 
   Returns:
     The policy's weights, sharded on the mesh.
   """
-  declared = policy.declare_policy(space.model)
-  given = space.task.start_policy(space)
+  declared = policy.declare_policy(run.spec.model)
+  layout = run.spec.layouts.training
+  given = run.task.start_policy(layout)
   if given is not None:
     return given
-  if space.is_done("sft"):
-    return space.load_weights("sft", declared)
-  with space.lock_start():
-    return _make_policy(space, declared)
+  if run.folder.is_done("sft"):
+    return run.folder.load_weights("sft", declared, layout)
+  with run.folder.lock_start():
+    return _make_policy(run, declared)
 
 
-def _make_policy(space: workspace.Workspace, declared: Any) -> Any:
-  """Trains the policy, from where it was."""
+def _make_policy(run: Run, declared: Any) -> Any:
+  """Trains the policy, from the last checkpoint on."""
   # ===== Data =====
-  settings = space.settings.sft
-  data = space.task.demonstrations(space)
+  spec, settings = run.spec, run.spec.settings.sft
+  layout = spec.layouts.training
+  data = run.task.demonstrations()
 
   # ===== State and step =====
   optimizer = make_optimizer(settings.optim)
-  state = train.make_init(declared, optimizer, space.layout)(space.key(0))
-  step = stages.make_supervised_step(
-    space.model, optimizer, space.sampler.banned_ids, space.layout
+  state = train.make_init(declared, optimizer, layout)(
+    spec.key(RandomStream.POLICY_WEIGHTS)
+  )
+  step = supervised.make_supervised_step(
+    spec.model, optimizer, spec.sampler.banned_ids, layout
   )
 
   def make_batch(indices):
-    return space.put_rows(
-      len(indices), lambda rows: workspace.take(data, indices[rows])
+    return run.batches.put_rows(
+      len(indices), lambda rows: take_rows(data, indices[rows])
     )
 
   # ===== Loop =====
-  state = loop.run_steps(
-    space,
-    "sft",
-    settings.steps,
-    settings.log_every,
-    state,
-    make_batch,
-    step,
+  stage = loop.SupervisedStage(
+    name="sft",
+    num_steps=settings.steps,
+    log_every=settings.log_every,
     num_examples=len(data.tokens),
     batch_size=settings.batch_size,
     tokens_per_example=data.completion_mask.sum() / len(data.tokens),
+    make_batch=make_batch,
+    update=step,
   )
-  space.finish_stage("sft", state.params, {"steps": settings.steps})
+  state = loop.run_stage(run, stage, state)
+  run.folder.finish_stage("sft", state.params, {"steps": settings.steps})
   return state.params
 
 
 def main(argv: list[str]) -> None:
-  """Opens the workspace and trains."""
+  """Opens the run and trains."""
   del argv
-  with cli.from_flags() as space:
-    train_policy(space)
-    space.draw_curves()
+  with cli.from_flags() as run:
+    train_policy(run)
+    run.folder.draw_curves()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Advantages: from step returns and verdicts to one number per token.
+"""Advantages: from step returns and outcome rewards to one number per token.
 
 The process part is the return to go of a token's step minus a baseline from
-the other samples of the prompt; the verifiable part is a group estimator of
-the outcome, the same on every token. They are kept apart and added, or, as
-the reference's verl branch does, folded into one row of token rewards.
-Samples of one prompt are contiguous rows, K of them.
+the other samples of the prompt. The verifiable part is a group estimator of
+the outcome, the same on every token. They are computed apart and added, or
+folded into one row of token rewards, as the reference's verl branch does.
+Samples of one prompt are G contiguous rows.
 """
 
 import operator
@@ -35,15 +35,15 @@ Metrics = dict[str, Array]
 
 
 def check_experience(experience: Experience) -> None:
-  """Raises where arrays of a batch would broadcast to a wrong number.
+  """Validates shapes, so that no array is broadcast by accident.
 
   Args:
-    experience: the batch; shapes alone are read, so this costs nothing in a
+    experience: the batch. Only shapes are read, which costs nothing in a
       compiled function.
 
   Raises:
-    ValueError: naming the first field whose shape differs from what
-      completion_mask [B, C] and steps.mask [B, S] say.
+    ValueError: if the shape of a field differs from what completion_mask
+      [B, C] and steps.mask [B, S] imply; names the first one.
   """
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]
@@ -59,10 +59,10 @@ def check_experience(experience: Experience) -> None:
     ("terminal_mask", (B, C)),
     *([("sampled_logp", (B, C))] if known else ()),
   ):
-    found = operator.attrgetter(name)(experience).shape
-    if found != shape:
+    actual = operator.attrgetter(name)(experience).shape
+    if actual != shape:
       raise ValueError(
-        f"experience.{name} has shape {found}, not {shape}: completion_mask "
+        f"experience.{name} has shape {actual}, not {shape}: completion_mask "
         f"is {(B, C)}, with S={S} steps."
       )
 
@@ -75,20 +75,20 @@ def process_advantages(
 ) -> Array:
   """Returns each token's process return to go minus the baseline.
 
-  G is the return of the token's step, r* the rewards that sum to it, N
-  `baseline_length`, and sums over k run over the other K - 1 samples.
+  g_t is the return of the token's step, r* the rewards that sum to it, N
+  `baseline_length`, and sums over k run over the other G - 1 samples.
 
-  none     G
-  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((K-1) N):
+  none     g_t
+  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((G-1) N):
            the equation with the baseline inside the sum, so it fades
            towards the end of the response
-  paper_b  G_t - sum_k sum_l G_kl / ((K-1) N): the baseline outside, and made
+  paper_b  g_t - sum_k sum_l g_kl / ((G-1) N): the baseline outside, and made
            of returns, as the reference's verl branch computes it
   main     like paper_a, but b = sum_k reward / sum_k tokens over real
            lengths, subtracted in bulk at each step's end
   step     like main per step: b = mean_k (reward / steps) off every step.
-           Known to be bad: where b > 0 each further step costs, where b < 0
-           one long step dodges the cost; kept to show the bias
+           Known to be biased: if b > 0 each further step costs, if b < 0 one
+           long step avoids the cost; included to show the bias
 
   Args:
     returns: [B, S] float, step returns from `credit.step_returns`.
@@ -100,7 +100,7 @@ def process_advantages(
     [B, C] like returns, 0 where masked.
 
   Raises:
-    ValueError: a baseline is asked for and K < 2, or B is no multiple of K.
+    ValueError: if a baseline is set and G < 2, or B is not a multiple of G.
   """
   mask = experience.completion_mask
   # Tokens of a step left out of credit take the return of what follows.
@@ -146,7 +146,7 @@ def _step_cost(per_step: Array, experience: Experience) -> Array:
 def _verifiable_advantages(
   experience: Experience, config: CreditConfig
 ) -> Array:
-  """Returns [B] the outcome's advantage; 0 where there is no answer."""
+  """Returns the outcome's advantage [B]; 0 if there is no answer."""
   outcome, known = experience.correct, experience.has_answer
   if config.verifiable_estimator == "rloo":
     return rloo_advantages(outcome, known, config.group_size)
@@ -178,7 +178,7 @@ def folded_rewards(
   the last token, the KL penalty on every token (the verl branch's layout).
 
   Args:
-    rewards: [B, S] float, step rewards, already weighted where softmin is.
+    rewards: [B, S] float, step rewards, with softmin weights if it is used.
     experience: the batch.
     config: CreditConfig; coefficients and KL are read.
 
@@ -187,8 +187,8 @@ def folded_rewards(
   """
   mask = experience.completion_mask
   at_ends = steps.values_at_step_ends(rewards, experience.steps)
-  following = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
-  last = mask & (following == 1)
+  remaining = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+  last = mask & (remaining == 1)
   known = last & experience.has_answer[:, None]
   outcome = jnp.where(known, experience.correct[:, None], 0)
   outcome = config.verifiable_coef * outcome.astype(rewards.dtype)
@@ -218,12 +218,12 @@ def _folded_advantages(
 def pure_advantages(
   experience: Experience, config: CreditConfig
 ) -> tuple[Array, Metrics]:
-  """Returns the advantage of every token, and what to watch about credit.
+  """Returns the advantage of every token, and metrics about credit.
 
   A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go,
   or the folded form; then whitening and the terminal switch. A step reward
-  that is not finite is treated as an absent step, so that it cannot spread
-  through a baseline; `nonfinite_step_rewards` counts them: stop on it.
+  that is not finite counts as an absent step, so that it cannot spread through
+  a baseline. Stop training if `nonfinite_step_rewards`, their number, is not 0.
 
   >>> from pure_jax.types import StepBoundaries
   >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
@@ -236,7 +236,7 @@ def pure_advantages(
   [[1.0], [-1.0]]
 
   Args:
-    experience: Experience, B = P * K rows.
+    experience: Experience, B = P * G rows.
     config: CreditConfig.
 
   Returns:
@@ -244,8 +244,8 @@ def pure_advantages(
     flows through either, whatever the inputs depend on.
 
   Raises:
-    ValueError: a group estimator is asked for and K < 2, B is no multiple
-      of K, or shapes do not fit each other.
+    ValueError: if a group estimator is set and G < 2, if B is not a multiple
+      of G, or if shapes differ.
   """
   check_experience(experience)
   finite = jnp.isfinite(experience.step_rewards)
@@ -275,12 +275,12 @@ def pure_advantages(
       outcome = _verifiable_advantages(experience, config)
       advantages += config.verifiable_coef * outcome[:, None]
 
-  kept = mask
+  credit_mask = mask
   if config.zero_terminal_advantage:
-    kept = mask & ~experience.terminal_mask
+    credit_mask = mask & ~experience.terminal_mask
   if config.whiten:
-    advantages = masked.whiten(advantages, kept)
-  advantages = jnp.where(kept, advantages, jnp.zeros_like(advantages))
+    advantages = masked.whiten(advantages, credit_mask)
+  advantages = jnp.where(credit_mask, advantages, jnp.zeros_like(advantages))
   metrics = _credit_metrics(rewards, step_mask, returns, experience, config)
   deviation = jnp.sqrt(masked.masked_var(advantages, mask))
   metrics |= {
@@ -297,7 +297,7 @@ def _credit_metrics(
   experience: Experience,
   config: CreditConfig,
 ) -> Metrics:
-  """Returns scalars that show credit at work and being hacked."""
+  """Returns scalars that describe credit and show reward hacking."""
   cut, dtype = experience.steps, rewards.dtype
   nonempty = jnp.any(step_mask, axis=1)
   outcome = softmin_rewards(

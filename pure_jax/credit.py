@@ -4,9 +4,9 @@ Rewards r_1..r_n of one response become returns G_1..G_n. PURE (arXiv
 2504.15275) replaces the sum of future rewards by their minimum, so that one
 bad step cannot be paid for by many good ones. Three forms, one signature:
 
-  sum      G_t = sum over k >= t of discount^(k - t) r_k
-  min      G_t = min over k >= t of r_k, the reverse cumulative minimum
-  softmin  r*_i = softmax(-r / T)_i r_i, then G_t = sum over k >= t of r*_k
+  sum      g_t = sum over k >= t of discount^(k - t) r_k
+  min      g_t = min over k >= t of r_k, the reverse cumulative minimum
+  softmin  r*_i = softmax(-r / T)_i r_i, then g_t = sum over k >= t of r*_k
 
 All work on arrays with any leading axes and a mask of the steps that exist. A
 masked step is the identity of the operation (+inf for min, weight 0 for
@@ -85,7 +85,7 @@ def sum_returns(
 ) -> Array:
   """Returns the discounted sum of rewards to go, the canonical form.
 
-  G_t = r_t + discount * G_{t+1}. A masked step adds nothing and costs no
+  g_t = r_t + discount * g_{t+1}. A masked step adds nothing and costs no
   discount. Known to collapse with process rewards (arXiv 2504.15275).
 
   >>> import jax.numpy as jnp
@@ -139,8 +139,8 @@ def min_returns(
 ) -> Array:
   """Returns the least reward to go.
 
-  G_t = min over k >= t of r_k, or with zero_after_worst the paper's Eq. 3:
-  G_t = r_w for t <= w and 0 after, w the worst step. Among several equally
+  g_t = min over k >= t of r_k, or with zero_after_worst the paper's Eq. 3:
+  g_t = r_w for t <= w and 0 after, w the worst step. Among several equally
   bad steps w is the last: each of them keeps its blame, as under softmin,
   whose limit at T -> 0 shares r_w equally among the ties still to come and
   so is nonzero on exactly the same steps. (A first-worst rule would let a
@@ -257,7 +257,7 @@ def softmin_returns(
 ) -> Array:
   """Returns Eq. 6, the sum to go of softmin-weighted rewards (Eq. 5).
 
-  G_t = sum over k >= t of r*_k. As T -> 0 it tends to Eq. 3 of
+  g_t = sum over k >= t of r*_k. As T -> 0 it tends to Eq. 3 of
   `min_returns(..., zero_after_worst=True)`.
 
   Args:
@@ -349,7 +349,7 @@ def transformed_rewards(
 ) -> Array:
   """Returns the rewards whose sum to go is the given return.
 
-  r*_t = G_t - discount * G_{t+1}: undoes `sum_returns`, gives Eq. 5 back
+  r*_t = g_t - discount * g_{t+1}: undoes `sum_returns`, gives Eq. 5 back
   from `softmin_returns`, and turns a minimum into rewards that add up.
 
   Args:

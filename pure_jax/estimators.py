@@ -1,7 +1,7 @@
 """Estimators: KL from sampled tokens, advantages from outcomes.
 
 The outcome estimators compare a response with the others of its prompt;
-samples of one prompt are contiguous rows, K of them.
+samples of one prompt are contiguous rows, G of them.
 """
 
 import jax.numpy as jnp
@@ -29,14 +29,14 @@ def kl_estimate(
     logp: [...] float, nats, under the policy that sampled.
     ref_logp: [...] float, nats, under the reference policy.
     kind: "k1", "k2" or "k3".
-    limit: nats, clips the estimate to +-limit; None does not.
+    limit: nats, clips the estimate to +-limit; None clips nothing.
 
   Returns:
     [...] nats per token; exactly 0 where the policies agree. Differentiable
     in both log-probs.
 
   Raises:
-    ValueError: kind is none of the three.
+    ValueError: if kind is none of the three.
   """
   difference = ref_logp - logp
   if kind == "k1":
@@ -51,7 +51,7 @@ def kl_estimate(
 
 
 def _grouped(x: Array, group_size: int) -> Array:
-  """Returns [P, K] from [B]; raises where B is no multiple of K."""
+  """Reshapes [B] to [P, G]; raises if B is not a multiple of G."""
   if group_size < 2:
     raise ValueError(
       "group_size must be at least 2: a single sample has no others to"
@@ -69,13 +69,13 @@ def others_sum(x: Array, group_size: int) -> Array:
 
   Args:
     x: [B] float, one value per response.
-    group_size: K >= 2, contiguous rows per prompt.
+    group_size: G >= 2, contiguous rows per prompt.
 
   Returns:
     [B] like x, sum over k != i of x_k.
 
   Raises:
-    ValueError: K < 2, or B is no multiple of K.
+    ValueError: G < 2, or B is not a multiple of G.
   """
   grouped = _grouped(x, group_size)
   return (grouped.sum(axis=1, keepdims=True) - grouped).reshape(x.shape)
@@ -84,7 +84,7 @@ def others_sum(x: Array, group_size: int) -> Array:
 def rloo_advantages(outcome: Array, mask: Array, group_size: int) -> Array:
   """Returns leave-one-out advantages of outcomes (arXiv 2402.14740).
 
-  A_i = r_i - mean of the other K - 1 outcomes of the prompt.
+  A_i = r_i - mean of the other G - 1 outcomes of the prompt.
 
   >>> import jax.numpy as jnp
   >>> outcome, mask = jnp.array([1.0, 0.0, 0.0]), jnp.ones(3, bool)
@@ -93,14 +93,15 @@ def rloo_advantages(outcome: Array, mask: Array, group_size: int) -> Array:
 
   Args:
     outcome: [B] float, reward of each response; NaN allowed where masked.
-    mask: [B] bool, True where the outcome counts, for others as well.
-    group_size: K >= 2, contiguous rows per prompt.
+    mask: [B] bool, True if the outcome counts, for the others of its prompt
+      too.
+    group_size: G >= 2, contiguous rows per prompt.
 
   Returns:
-    [B] like outcome; 0 where masked, and where no other outcome counts.
+    [B] like outcome; 0 where masked, and if no other outcome counts.
 
   Raises:
-    ValueError: K < 2, or B is no multiple of K.
+    ValueError: G < 2, or B is not a multiple of G.
   """
   outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
   counted = others_sum(mask.astype(outcome.dtype), group_size)
@@ -119,20 +120,22 @@ def grpo_advantages(
 
   Args:
     outcome: [B] float, reward of each response; NaN allowed where masked.
-    mask: [B] bool, True where the outcome counts, for others as well.
-    group_size: K >= 2, contiguous rows per prompt.
+    mask: [B] bool, True if the outcome counts, for the others of its prompt
+      too.
+    group_size: G >= 2, contiguous rows per prompt.
     epsilon: > 0, in units of outcome.
 
   Returns:
     [B] like outcome; 0 where masked, and in a group of equal outcomes.
 
   Raises:
-    ValueError: K < 2, or B is no multiple of K.
+    ValueError: G < 2, or B is not a multiple of G.
   """
   outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
-  grouped, kept = _grouped(outcome, group_size), _grouped(mask, group_size)
-  mean = masked.masked_mean(grouped, kept, axis=1)[:, None]
-  deviation = jnp.sqrt(masked.masked_var(grouped, kept, axis=1, ddof=1))
+  grouped = _grouped(outcome, group_size)
+  group_mask = _grouped(mask, group_size)
+  mean = masked.masked_mean(grouped, group_mask, axis=1)[:, None]
+  deviation = jnp.sqrt(masked.masked_var(grouped, group_mask, axis=1, ddof=1))
   scaled = (grouped - mean) / (deviation[:, None] + epsilon)
   return jnp.where(mask, scaled.reshape(outcome.shape), 0)
 

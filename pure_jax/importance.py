@@ -1,16 +1,16 @@
-"""Truncated importance sampling, for a sampler that is not quite the policy.
+"""Truncated importance sampling, for a sampler that differs from the policy.
 
-Rollouts in int8 or bfloat16, or from another engine, are drawn from mu, close
-to the policy pi_old that is updated and not equal to it: "on-policy" updates
-are off-policy. The loss of every token is weighed by how much likelier the
-policy would have drawn it, up to a cap:
+Rollouts in int8 or bfloat16, or from another engine, are sampled from mu, which
+is close to the policy pi_old but not equal to it, so "on-policy" updates are
+off-policy. The loss of every token gets the ratio of the two probabilities as
+its weight, up to a cap:
 
   w = min(pi_old / mu, cap), no gradient through it
   loss = w * PPO's clipped loss of (pi / pi_old)
 
-Without a cap the weighted mean over mu's samples is the mean over pi_old's,
-token by token given the tokens before; the cap bounds the variance, at the
-price of a bias where it binds. The anchor of PPO's ratio stays pi_old.
+Without a cap, the weighted mean over samples of mu is the mean over samples of
+pi_old, for each token given the tokens before. The cap bounds the variance and
+introduces a bias where it binds. PPO's ratio is still relative to pi_old.
 
 Yao et al. 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy
 RL Training"; the truncation is that of IMPALA (arXiv 1802.01561, Eq. 1).
@@ -36,7 +36,7 @@ def importance_weights(
 
   Args:
     old_logp: [...] float, nats, under the policy before the update.
-    sampled_logp: [...] float, nats, under the distribution sampled from.
+    sampled_logp: [...] float, nats, under the sampled distribution.
     cap: > 0, the largest weight.
 
   Returns:
@@ -50,25 +50,25 @@ def importance_weights(
 def weigh(
   per_token: Array, old_logp: Array, sampled_logp: Array, cap: float
 ) -> tuple[Array, dict[str, Array]]:
-  """Weighs a loss per token, and says what the sampler is worth.
+  """Weights a loss per token and measures how far the sampler is off.
 
   Args:
     per_token: [...] float, the loss of each token.
     old_logp: [...] float, nats, under the policy before the update.
-    sampled_logp: [...] float, nats, under the distribution sampled from.
+    sampled_logp: [...] float, nats, under the sampled distribution.
     cap: > 0, the largest weight.
 
   Returns:
     (the weighted loss [...], quantities [...] whose means are metrics:
-    ``importance_weight``, 1 for a sampler that is the policy;
+    ``importance_weight``, 1 if the sampler is the policy;
     ``importance_truncated``, 1 where the cap binds; ``sampler_kl``, the k3
     estimate of KL(sampler || policy) in nats).
   """
   weights, truncated = importance_weights(old_logp, sampled_logp, cap)
   kl = kl_estimate(sampled_logp, old_logp, "k3")
-  found = {
+  metrics = {
     "importance_weight": weights,
     "importance_truncated": truncated.astype(weights.dtype),
     "sampler_kl": jax.lax.stop_gradient(kl),
   }
-  return weights * per_token, found
+  return weights * per_token, metrics

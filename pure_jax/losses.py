@@ -1,8 +1,7 @@
 """Losses: the clipped policy objective, the fused PURE loss, the PRM loss.
 
-Every mean states its denominator, and each objective takes that denominator
-from outside if asked, so that the losses of k micro-batches, each divided by
-the count of the whole batch, add up to the loss of the batch.
+Every mean states its denominator. An objective can be given the denominator of
+the whole batch, so that the losses of micro-batches add up to its loss.
 """
 
 import jax
@@ -13,7 +12,12 @@ from pure_jax import importance, masked
 from pure_jax.advantages import pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.types import Experience, PackedExperience, PRMInputs
+from pure_jax.types import (
+  Experience,
+  MetricGroups,
+  PackedExperience,
+  PRMInputs,
+)
 
 Metrics = dict[str, Array]
 
@@ -57,7 +61,7 @@ def clipped_policy_loss(
 
 
 def loss_denominator(completion_mask: Array, config: LossConfig) -> Array:
-  """Returns what the batch's summed loss is divided by.
+  """Returns the denominator of the batch's summed loss.
 
   Args:
     completion_mask: [B, C] bool, of the whole batch.
@@ -96,9 +100,9 @@ def aggregate_loss(
     config: LossConfig; aggregate and constant_length are read.
     denominator: [] float, `loss_denominator` of the whole batch when this is
       a micro-batch of it; None takes that of the arguments.
-    response_tokens: [B, C] int, in rows that responses share the length of
-      each token's response; None where a row is one response. With it the
-      denominator has to be given.
+    response_tokens: [B, C] int, the length of each token's response, for rows
+      that hold several responses; None if each row is one response. It
+      requires the denominator.
 
   Returns:
     [] in the dtype of per_token, 0 without a token.
@@ -122,49 +126,52 @@ def policy_objective(
   experience: Experience | PackedExperience,
   config: LossConfig,
   denominator: Array | None = None,
-) -> tuple[Array, Metrics]:
+) -> tuple[Array, MetricGroups]:
   """Returns clipped loss + KL to the reference - entropy bonus.
 
-  All metrics but ``ratio_max`` and ``ratio_min`` are aggregated like the
-  loss, with its denominator: those of micro-batches add up as the losses do.
+  The metrics that add up are aggregated like the loss, with its denominator.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
     entropy: [B, C] float, nats, of its next-token distributions.
     advantages: [B, C] float, from `pure_advantages`.
-    experience: Experience of the same rows; masks and log-probs are read. Of
-      rows that responses share, a `PackedExperience` [R, W] like the other
-      arrays, and the denominator has to be given.
+    experience: Experience of the same rows; masks and log-probs are read. For
+      packed rows it is a `PackedExperience`, all arrays are [R, W], and the
+      denominator is required.
     config: LossConfig.
     denominator: [] float, as in `aggregate_loss`.
 
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
     policy, nats), entropy, clip_fraction, ratio_max, ratio_min (0 without a
-    token); with importance_cap those of `importance.weigh`. The gradient
-    reaches new_logp and entropy.
+    token); with importance_cap the metrics of `importance.weigh` too. The
+    gradient reaches new_logp and entropy.
 
   Raises:
-    ValueError: if shapes do not fit each other, or there is a cap on weights
-      that nothing is known of.
+    ValueError: if shapes differ, or if importance_cap is set and the
+      experience has no sampled_logp.
   """
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
-  def kept(x):
+  def zero_masked(x):
     # Before any exp: a masked log-prob of -inf would give NaN gradients.
     return jnp.where(mask, x, jnp.zeros_like(x))
 
-  new_logp, old_logp = kept(new_logp), kept(experience.old_logp)
-  ref_logp = jax.lax.stop_gradient(kept(experience.ref_logp))
+  new_logp, old_logp = zero_masked(new_logp), zero_masked(experience.old_logp)
+  ref_logp = jax.lax.stop_gradient(zero_masked(experience.ref_logp))
   per_token, clipped = clipped_policy_loss(
-    new_logp, old_logp, kept(advantages), config.clip_low, config.clip_high
+    new_logp,
+    old_logp,
+    zero_masked(advantages),
+    config.clip_low,
+    config.clip_high,
   )
 
-  found = {}
+  importance_metrics = {}
   if config.importance_cap is not None:
-    sampled_logp = kept(_known(experience.sampled_logp))
-    per_token, found = importance.weigh(
+    sampled_logp = zero_masked(_known(experience.sampled_logp))
+    per_token, importance_metrics = importance.weigh(
       per_token, old_logp, sampled_logp, config.importance_cap
     )
 
@@ -183,20 +190,22 @@ def policy_objective(
   if config.entropy_coef:
     loss -= config.entropy_coef * mean_entropy
   ratio = jnp.exp(new_logp - old_logp)
-  metrics = {
-    "policy_loss": policy_loss,
-    "kl_reference": mean(kl_estimate(new_logp, ref_logp, "k3")),
-    "entropy": mean_entropy,
-    "clip_fraction": mean(clipped.astype(per_token.dtype)),
-    "ratio_max": masked.masked_max(ratio, mask),
-    "ratio_min": masked.masked_min(ratio, mask),
-    **{name: mean(x) for name, x in found.items()},
-  }
+  metrics = MetricGroups(
+    sums={
+      "policy_loss": policy_loss,
+      "kl_reference": mean(kl_estimate(new_logp, ref_logp, "k3")),
+      "entropy": mean_entropy,
+      "clip_fraction": mean(clipped.astype(per_token.dtype)),
+      **{name: mean(x) for name, x in importance_metrics.items()},
+    },
+    maxima={"ratio_max": masked.masked_max(ratio, mask)},
+    minima={"ratio_min": masked.masked_min(ratio, mask)},
+  )
   return loss, jax.lax.stop_gradient(metrics)
 
 
 def _check_shapes(mask, **arrays):
-  """Refuses arrays that would broadcast to a wrong number."""
+  """Validates shapes, so that no array is broadcast by accident."""
   for name, x in arrays.items():
     if x.shape != mask.shape:
       raise ValueError(
@@ -206,7 +215,7 @@ def _check_shapes(mask, **arrays):
 
 
 def _known(sampled_logp):
-  """Refuses weights of which nothing is known."""
+  """Validates that the sampler's log-probs are given."""
   if sampled_logp is None:
     raise ValueError(
       "importance_cap weighs tokens by experience.sampled_logp, which is None: "
@@ -224,16 +233,16 @@ def pure_loss(
 ) -> tuple[Array, Metrics]:
   """Returns the PURE loss: credit, baseline, advantage, clipping in one.
 
-  `pure_advantages` and `policy_objective` fused in one traced function, for
-  a batch that fits at once; with micro-batches call the two in turn.
+  Calls `pure_advantages` and `policy_objective`, for a batch that fits into
+  memory. With micro-batches, call the two yourself.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
     entropy: [B, C] float, nats, of its next-token distributions.
-    experience: Experience, B = P * K rows. Its steps come from
+    experience: Experience, B = P * G rows. Its steps come from
       `steps.split_steps` (or are written down as `types.Steps`), its
-      terminal_mask from `steps.terminal_mask`; `training.score` makes all of
-      it from a rollout, `notebooks/01_credit.ipynb` by hand.
+      terminal_mask from `steps.terminal_mask`. `training.score` makes it from
+      a rollout, `notebooks/01_credit.ipynb` by hand.
     credit: CreditConfig, static under jit.
     loss: LossConfig, static under jit.
 
@@ -242,13 +251,13 @@ def pure_loss(
     rewards, and to anything else in the experience, is exactly 0.
 
   Raises:
-    ValueError: if shapes do not fit each other, or the batch its groups.
+    ValueError: if shapes differ, or if B is not a multiple of G.
   """
   advantages, credit_metrics = pure_advantages(experience, credit)
   value, metrics = policy_objective(
     new_logp, entropy, advantages, experience, loss
   )
-  return value, credit_metrics | metrics
+  return value, credit_metrics | metrics.to_dict()
 
 
 def prm_loss(
@@ -259,36 +268,36 @@ def prm_loss(
   Args:
     logits: [B, T, 2] float32, class 1 good, class 0 bad.
     inputs: PRMInputs the logits were computed from.
-    labels: [B, S] int, 1 good, 0 bad; any value where not labelled.
+    labels: [B, S] int, 1 good, 0 bad; any value if not labelled.
     label_mask: [B, S] bool, True where a label exists. Steps after the first
       error have none in PRM800K.
 
   Returns:
     (loss [] nats per step, metrics): prm_loss, accuracy, balanced_accuracy
     (mean recall of the classes present), good_fraction, labelled_steps. All
-    0 where nothing is labelled. A label without a step does not count.
+    are 0 if nothing is labelled. A label without a step does not count.
   """
-  kept = label_mask & inputs.score_mask
+  labelled = label_mask & inputs.score_mask
   good = labels == 1
   positions = inputs.score_position[..., None]
   at_scores = jnp.take_along_axis(logits, positions, axis=1)
   logp = jax.nn.log_softmax(at_scores, axis=-1)
   per_step = -jnp.where(good, logp[..., 1], logp[..., 0])
-  loss = masked.masked_mean(per_step, kept)
+  loss = masked.masked_mean(per_step, labelled)
 
   right = ((at_scores[..., 1] > at_scores[..., 0]) == good).astype(loss.dtype)
   recall = jnp.stack(
     [
-      masked.masked_mean(right, kept & good),
-      masked.masked_mean(right, kept & ~good),
+      masked.masked_mean(right, labelled & good),
+      masked.masked_mean(right, labelled & ~good),
     ]
   )
-  present = jnp.stack([jnp.any(kept & good), jnp.any(kept & ~good)])
+  present = jnp.stack([jnp.any(labelled & good), jnp.any(labelled & ~good)])
   metrics = {
     "prm_loss": loss,
-    "accuracy": masked.masked_mean(right, kept),
+    "accuracy": masked.masked_mean(right, labelled),
     "balanced_accuracy": masked.masked_mean(recall, present),
-    "good_fraction": masked.masked_mean(good.astype(loss.dtype), kept),
-    "labelled_steps": jnp.sum(kept).astype(loss.dtype),
+    "good_fraction": masked.masked_mean(good.astype(loss.dtype), labelled),
+    "labelled_steps": jnp.sum(labelled).astype(loss.dtype),
   }
   return loss, jax.lax.stop_gradient(metrics)

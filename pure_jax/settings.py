@@ -1,10 +1,10 @@
-"""Settings of credit and loss, and the three settings they are known by.
+"""Settings of step scores, credit and loss, and three presets of them.
 
-`CreditConfig` and `LossConfig` are frozen and hashable, so they can be static
-arguments of a jitted function; impossible values raise a ValueError that says
-what to change. `paper`, `reference_main` and `reference_verl` name what the
-paper and the two branches of its reference do; where they differ is said in
-their docstrings. Change one with `dataclasses.replace`.
+`ScoreConfig`, `CreditConfig` and `LossConfig` are frozen and hashable, so they
+can be static arguments of a jitted function. Impossible values raise a
+ValueError that says what to change. The presets `paper`, `reference_main` and
+`reference_verl` are the paper and the two branches of its reference; their
+docstrings say where these differ. Change one with `dataclasses.replace`.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ FORMS = ("sum", "min", "min_eq3", "softmin", "min_dense")
 BASELINES = ("paper_a", "paper_b", "main", "step", "none")
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
+SEPARATORS = ("insert", "replace")
 
 
 def _require_one_of(name: str, value: object, allowed: tuple) -> None:
@@ -23,12 +24,38 @@ def _require_one_of(name: str, value: object, allowed: tuple) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+  """How responses are cut into steps and scored by the PRM.
+
+  Attributes:
+    max_steps: S, >= 1; the rest of a response is merged into the last step.
+    separator: where the PRM reads a score, see `steps.build_prm_inputs`:
+      "insert" adds a token after each step, "replace" overwrites the separator.
+    empty_step_reward: -1..1, reward of an empty step instead of the PRM's
+      score, against policies that earn rewards with empty steps; None keeps
+      the score.
+  """
+
+  max_steps: int
+  separator: str = "insert"
+  empty_step_reward: float | None = None
+
+  def __post_init__(self):
+    if self.max_steps < 1:
+      raise ValueError(f"max_steps must be >= 1, not {self.max_steps}.")
+    _require_one_of("separator", self.separator, SEPARATORS)
+    reward = self.empty_step_reward
+    if reward is not None and not -1 <= reward <= 1:
+      raise ValueError(f"empty_step_reward must lie in -1..1, not {reward}.")
+
+
+@dataclasses.dataclass(frozen=True)
 class CreditConfig:
-  """How step rewards and verdicts become token advantages.
+  """How step rewards and outcome rewards become token advantages.
 
   Attributes:
     form: "sum" (collapses), "min" (suffix), "min_eq3" (Eq. 3: zero after the
-      worst step), "softmin" (Eq. 5-6, what the reference runs), or
+      worst step), "softmin" (Eq. 5-6, which the reference runs), or
       "min_dense", a fault of the reference kept for comparison: the minimum
       runs over the dense token row, whose zeros turn positive returns and a
       verifiable +1 into 0. It needs fold_verifiable.
@@ -40,7 +67,7 @@ class CreditConfig:
     baseline_length: N of the paper's baselines in tokens; None takes C.
     count_step_end: whether "main" counts the token that ends a step among
       the step's tokens; the reference does not.
-    group_size: K, samples per prompt, contiguous rows.
+    group_size: G, samples per prompt, contiguous rows.
     process_coef: weight of the process part; 0 leaves the PRM out.
     verifiable_coef: weight of the verifiable part; 0 leaves it out.
     verifiable_estimator: "rloo", "grpo" or "none" (the bare outcome; with
@@ -49,7 +76,7 @@ class CreditConfig:
       baseline ("paper_b" or "none"), as the reference's verl branch does.
     kl_in_reward: None, "k1", "k2" or "k3", penalty to the reference policy.
     kl_coef: weight of that penalty, per nat.
-    kl_limit: clips the per-token penalty to +-limit nats; None does not.
+    kl_limit: clips the penalty of a token to +-limit nats; None does not.
     whiten: shift and scale advantages over the batch's tokens.
     zero_terminal_advantage: no advantage on separators and EOS.
     exclude_empty_steps: steps without content are treated as absent.
@@ -148,8 +175,8 @@ class LossConfig:
     kl_in_loss: None, "k1", "k2" or "k3", penalty to the reference policy.
     kl_coef: weight of that penalty, per nat.
     entropy_coef: weight of the entropy bonus, per nat.
-    importance_cap: > 0, the most that a token's loss is weighed by for a
-      sampler that is not the policy, see `importance`; None weighs all alike.
+    importance_cap: > 0, the largest weight of a token's loss, policy over
+      sampler, see `importance`; None weighs all tokens alike.
   """
 
   clip_low: float = 0.2
@@ -186,12 +213,12 @@ def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
   """The method as the paper writes it (arXiv 2504.15275).
 
   Softmin credit at T = 0.1 (Eq. 5-6), RLOO on the outcome, and the token
-  baseline in reading A: subtracted inside the sum over j >= t, which is
-  where the equation puts it. No whitening, since no equation has it. KL in
-  the reward, k1, the plain log-ratio.
+  baseline in reading A: subtracted inside the sum over j >= t, where the
+  equation has it. No equation has whitening, so there is none. The KL penalty
+  is in the reward, k1, the plain log-ratio.
 
   Args:
-    group_size: K, samples per prompt.
+    group_size: G, samples per prompt.
 
   Returns:
     (CreditConfig, LossConfig).
@@ -203,17 +230,17 @@ def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
 
 
 def reference_main(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
-  """What the reference's main branch does, where it differs from `paper`.
+  """The reference's main branch, and how it differs from `paper`.
 
-  The baseline is the others' total reward over their total tokens, times the
-  tokens of a step without the one that ends it. Advantages are whitened,
-  with separators and EOS left out and kept at 0, so stopping gets no
-  gradient. The loss is a mean over responses of token means. Not reproduced:
-  its whitening divides by n rather than n - 1, and it also zeroes the last
-  token of a truncated response.
+  The baseline is the total reward of the other samples over their total
+  tokens, times the tokens of a step without the one that ends it. Advantages
+  are whitened without separators and EOS, which stay at 0, so that stopping
+  gets no gradient. The loss is a mean over responses of token means. Two
+  details are not reproduced: its whitening divides by n rather than n - 1, and
+  it also zeroes the last token of a truncated response.
 
   Args:
-    group_size: K, samples per prompt.
+    group_size: G, samples per prompt.
 
   Returns:
     (CreditConfig, LossConfig).
@@ -232,19 +259,19 @@ def reference_main(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
 def reference_verl(
   group_size: int = 8, strict_min: bool = False
 ) -> tuple[CreditConfig, LossConfig]:
-  """What the reference's verl branch does, where it differs from `paper`.
+  """The reference's verl branch, and how it differs from `paper`.
 
   Outcome (on the last token), process rewards and KL (k3, clipped at 10
-  nats) are folded into one row of token rewards; the baseline is reading B,
-  the others' mean return-to-go, with N the padded length C. Advantages are
-  whitened; nothing is zeroed at separators.
+  nats) are folded into one row of token rewards. The baseline is reading B,
+  the mean return-to-go of the other samples, with N the padded length C.
+  Advantages are whitened; nothing is zeroed at separators.
 
   Args:
-    group_size: K, samples per prompt.
-    strict_min: its "strict min-form" runs the minimum over the dense token
-      row. Every token that ends no step counts as a reward of 0 (less KL),
-      so positive returns become 0 and a verifiable +1 vanishes: a fault,
-      here for comparison only. `form="min"` is the sound version.
+    group_size: G, samples per prompt.
+    strict_min: takes its "strict min-form", the minimum over the dense token
+      row. Every token that ends no step counts as a reward of 0 (less KL), so
+      positive returns become 0 and a verifiable +1 vanishes: a fault, kept
+      for comparison. `form="min"` is the sound version.
 
   Returns:
     (CreditConfig, LossConfig).

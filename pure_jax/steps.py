@@ -2,9 +2,9 @@ r"""Steps of a response as arrays: boundaries, PRM inputs, score reading.
 
 A separator ("\n\n") ends a step: every token whose text ends with it, or, for
 a tokenizer that writes it as two tokens ("\n", "\n"), the second of them. The
-last step ends at EOS, or at the last generated token where the length limit
-cut the response. Everything here is device code with static shapes; strings
-are the host's business, and reach this module as a `SeparatorTable`.
+last step ends at EOS, or at the last generated token if the length limit cut
+the response. Everything here is device code with static shapes. The host turns
+the strings of a tokenizer into a `SeparatorTable`.
 """
 
 import jax
@@ -19,9 +19,9 @@ def separator_ends(
 ) -> Array:
   r"""Marks the tokens that complete a separator.
 
-  A token whose text ends with the separator; and the second of two halves.
-  Of a longer run of halves only the second token counts: several blank lines
-  are one separator, and the rest of them belongs to the next step.
+  These are tokens whose text ends with the separator, and the second of two
+  halves. In a longer run of halves only the second token counts: several blank
+  lines are one separator, and the other ones belong to the next step.
 
   Args:
     tokens: [B, C] int32, completion ids.
@@ -48,16 +48,16 @@ def split_steps(
 ) -> StepBoundaries:
   """Finds where each step of each completion ends.
 
-  A response with more than max_steps steps keeps the first max_steps - 1;
-  everything after them is one last step, and `overflow` says how many were
-  swallowed. A row without a token has no step.
+  If a response has more than max_steps steps, everything after the first
+  max_steps - 1 is merged into one last step, and `overflow` counts the merged
+  steps. A row without a token has no step.
 
   >>> import numpy as np
   >>> ends = np.arange(9) == 8
   >>> none = np.zeros(9, bool)
   >>> table = SeparatorTable(ends, none, None, none, 2, 1, 0)
-  >>> tokens, there = np.array([[5, 8, 6, 7, 1]]), np.ones((1, 5), bool)
-  >>> split_steps(tokens, there, table, max_steps=4).index.tolist()
+  >>> tokens, mask = np.array([[5, 8, 6, 7, 1]]), np.ones((1, 5), bool)
+  >>> split_steps(tokens, mask, table, max_steps=4).index.tolist()
   [[0, 0, 1, 1, 1]]
 
   Args:
@@ -177,9 +177,9 @@ def tokens_per_step(steps: StepBoundaries, completion_mask: Array) -> Array:
     [B, S] int32, 0 where the step does not exist.
   """
 
-  def row(index, kept):
+  def row(index, mask):
     per_step = jnp.zeros((steps.mask.shape[1],), jnp.int32)
-    return per_step.at[index].add(kept.astype(jnp.int32))
+    return per_step.at[index].add(mask.astype(jnp.int32))
 
   return jax.vmap(row)(steps.index, completion_mask)
 
@@ -233,7 +233,7 @@ def build_prm_inputs(
     tokens: [B, C] int32, completion ids.
     completion_mask: [B, C] bool, True on generated tokens, EOS included.
     steps: StepBoundaries from `split_steps` on the same tokens.
-    table: SeparatorTable used there.
+    table: SeparatorTable that the steps were found with.
     separator: "insert" or "replace".
 
   Returns:
@@ -243,13 +243,13 @@ def build_prm_inputs(
     ValueError: separator is neither of the two.
   """
   if separator == "insert":
-    response, kept, score_position = _insert_scores(
+    response, response_mask, score_position = _insert_scores(
       tokens, completion_mask, steps, table
     )
   elif separator == "replace":
     response = jnp.where(steps.end_mask, table.score_id, tokens)
     response = jnp.where(completion_mask, response, table.pad_id)
-    kept, score_position = completion_mask, steps.end_position
+    response_mask, score_position = completion_mask, steps.end_position
   else:
     raise ValueError(
       f"separator must be 'insert' or 'replace', not {separator!r}."
@@ -257,7 +257,7 @@ def build_prm_inputs(
   offset = prompt_tokens.shape[1]
   return PRMInputs(
     tokens=jnp.concatenate([prompt_tokens, response], 1).astype(jnp.int32),
-    mask=jnp.concatenate([prompt_mask, kept], axis=1),
+    mask=jnp.concatenate([prompt_mask, response_mask], axis=1),
     score_position=jnp.where(steps.mask, score_position + offset, 0),
     score_mask=steps.mask,
   )
@@ -297,11 +297,11 @@ def _insert_scores(
     ids = ids.at[score_at].set(table.score_id, mode="drop")
     return ids, jnp.arange(width) < total
 
-  ids, kept = jax.vmap(row)(
+  ids, mask = jax.vmap(row)(
     content, content_id, start, steps.end_mask, score_at, emitted.sum(1)
   )
   position = jnp.take_along_axis(score_at, steps.end_position, axis=1)
-  return ids, kept, position
+  return ids, mask, position
 
 
 def read_step_rewards(logits: Array, inputs: PRMInputs) -> Array:

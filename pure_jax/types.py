@@ -1,10 +1,21 @@
-"""Records that cross module boundaries, with the axis legend of the library.
+"""Records that cross module boundaries, and the legend of axes.
 
-P prompts, G samples per prompt, B = P * G, L prompt tokens, C completion
-tokens, S steps, V vocabulary. Samples of one prompt are contiguous: row
-b belongs to prompt b // G. A `*_mask` is bool and True keeps. A `*_logp` is a
-natural-log probability. A *reward* belongs to one event, a *return* is
-cumulated, an *advantage* is what remains after the baseline.
+Every array of the library is documented with these letters:
+
+* P prompts, G samples per prompt, B = P G rows; samples of one prompt are
+  contiguous, so row b belongs to prompt b // G;
+* L prompt tokens, C completion tokens, T = L + C tokens of a text; what the
+  PRM reads of a text has T tokens too, see `PRMInputs`;
+* S steps of a completion;
+* R rows in memory at a time: packed rows, or the engine's slots; W tokens of
+  a packed row;
+* V vocabulary, D width, N query heads, K key and value heads, Q = N / K query
+  heads of a key head, H head dimension, F width of the MLP;
+* M cache length: entries of keys and values that a query attends to.
+
+A `*_mask` is bool and True keeps. A `*_logp` is a natural-log probability in
+nats. A *reward* belongs to one event, a *return* is cumulated, an *advantage*
+is what remains after the baseline.
 
 Every record is a frozen pytree: change one with `record.replace(field=...)`.
 """
@@ -53,7 +64,7 @@ class Rollout:
 
 @struct.dataclass
 class SeparatorTable:
-  r"""Which token ids end a step, as arrays; the host tokenizer builds it.
+  r"""Token ids that end a step, as arrays that the host builds.
 
   Attributes:
     ends_step: [V] bool, True where the text of the id ends with the step
@@ -106,9 +117,9 @@ class StepBoundaries:
 
 @struct.dataclass
 class PRMInputs:
-  """What the process reward model reads, and where its scores are read.
+  """Inputs of the process reward model, and the positions of its scores.
 
-  T is L + C + S when score tokens are inserted, L + C when they replace.
+  T is L + C + S if score tokens are inserted, L + C if they replace tokens.
 
   Attributes:
     tokens: [B, T] int32, prompt (left-padded) then steps (right-padded).
@@ -132,15 +143,15 @@ class Experience:
     completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
     steps: StepBoundaries, boundaries of the same completions.
     step_rewards: [B, S] float32, -1..1, process reward of each step.
-    correct: [B] float32, 0 or 1, verdict of the grader; any finite value
-      where has_answer is False.
+    correct: [B] float32, 0 or 1, the outcome reward; any finite value where
+      has_answer is False.
     has_answer: [B] bool, True where the prompt has a checkable answer.
     old_logp: [B, C] float32, nats, log-probs of the policy that sampled.
     ref_logp: [B, C] float32, nats, log-probs of the reference policy.
     terminal_mask: [B, C] bool, True on separators that end a step and on
       EOS: the tokens the reference's main branch gives no advantage.
     sampled_logp: [B, C] float32, nats, of the distribution sampled from, read
-      where the loss is weighed for it; None where nobody knows it.
+      if the loss has importance weights; None if unknown.
   """
 
   completion_mask: Array
@@ -156,7 +167,7 @@ class Experience:
 
 @struct.dataclass
 class PackedExperience:
-  """What the loss reads of an experience, in rows that texts share.
+  """The part of an experience that the loss reads, in packed rows.
 
   Attributes:
     completion_mask: [R, W] bool, True on generated tokens.
@@ -164,8 +175,8 @@ class PackedExperience:
     ref_logp: [R, W] float32, nats, log-probs of the reference policy.
     response_tokens: [R, W] int32, tokens of the response that a token belongs
       to; 0 where masked.
-    sampled_logp: [R, W] float32, nats, as in `Experience`; None where the
-      loss is not weighed for it.
+    sampled_logp: [R, W] float32, nats, as in `Experience`; None if the loss
+      has no importance weights.
   """
 
   completion_mask: Array
@@ -173,3 +184,27 @@ class PackedExperience:
   ref_logp: Array
   response_tokens: Array
   sampled_logp: Array | None = None
+
+
+@struct.dataclass
+class MetricGroups:
+  """Scalar metrics, grouped by how those of micro-batches are combined.
+
+  Attributes:
+    sums: metrics that add up, because each is divided by a count of the whole
+      batch.
+    maxima: metrics of which the largest counts.
+    minima: metrics of which the smallest counts.
+  """
+
+  sums: dict[str, Array]
+  maxima: dict[str, Array] = struct.field(default_factory=dict)
+  minima: dict[str, Array] = struct.field(default_factory=dict)
+
+  def to_dict(self) -> dict[str, Array]:
+    """Joins the groups.
+
+    Returns:
+      All metrics by name.
+    """
+    return {**self.sums, **self.maxima, **self.minima}

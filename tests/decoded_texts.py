@@ -1,4 +1,4 @@
-"""Logits of small texts: read whole, and decoded token by token."""
+"""Logits of small texts, computed at once and decoded token by token."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ L, LENGTHS, G, NEW = 6, [6, 4, 1], 2, 7
 prefill = jax.jit(
   decoding.prefill,
   static_argnums=1,
-  static_argnames=("samples", "slots", "shared"),
+  static_argnames=("group_size", "ring_length", "share_prompts"),
 )
 decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 logits = jax.jit(policy.logits, static_argnums=1)
@@ -20,7 +20,7 @@ forward = jax.jit(transformer.forward, static_argnums=1)
 
 
 def random_texts():
-  """Prompts [P, L], their masks, and what follows in each row [P G, NEW]."""
+  """Prompts [P, L], their masks, and the next tokens of each row [P G, NEW]."""
   rng = np.random.default_rng(3)
   tokens, mask = random_prompts(rng, LENGTHS, L)
   rows = len(LENGTHS) * G
@@ -28,12 +28,12 @@ def random_texts():
   return jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(new)
 
 
-def whole_logits(params, config, texts, samples=G):
+def whole_logits(params, config, texts, group_size=G):
   """Logits [B, NEW + 1, V] from the last token of the prompt on."""
   prompts, mask, new = texts
-  tokens = jnp.concatenate([jnp.repeat(prompts, samples, 0), new], axis=1)
+  tokens = jnp.concatenate([jnp.repeat(prompts, group_size, 0), new], axis=1)
   mask = jnp.concatenate(
-    [jnp.repeat(mask, samples, 0), jnp.ones(new.shape, bool)], axis=1
+    [jnp.repeat(mask, group_size, 0), jnp.ones(new.shape, bool)], axis=1
   )
   hidden, _ = forward(
     params,
@@ -48,19 +48,19 @@ def whole_logits(params, config, texts, samples=G):
 def decoded_logits(
   params, config, texts, prepare=None, between=None, **options
 ):
-  """The same, token by token; `between` may change the cache before each."""
+  """The same token by token; `between` may change the cache before each one."""
   prompts, mask, new = texts
-  options = {"samples": G, "slots": NEW} | options
+  options = {"group_size": G, "ring_length": NEW} | options
   hidden, cache = prefill(params, config, prompts, mask, **options)
   scores = logits(params, config, hidden)
-  found = [jnp.repeat(scores, options["samples"], axis=0)]
-  lengths = jnp.repeat(mask.sum(axis=1), options["samples"])
+  decoded = [jnp.repeat(scores, options["group_size"], axis=0)]
+  lengths = jnp.repeat(mask.sum(axis=1), options["group_size"])
   weights = params if prepare is None else prepare(params, config)
-  for age in range(new.shape[1]):
+  for step in range(new.shape[1]):
     if between is not None:
-      cache = between(age, cache)
+      cache = between(step, cache)
     hidden, cache = decode_token(
-      weights, config, new[:, age], (lengths + age).astype(jnp.int32), cache
+      weights, config, new[:, step], (lengths + step).astype(jnp.int32), cache
     )
-    found.append(logits(weights, config, hidden))
-  return np.concatenate(found, axis=1), cache
+    decoded.append(logits(weights, config, hidden))
+  return np.concatenate(decoded, axis=1), cache

@@ -1,7 +1,8 @@
-"""The tables of an evaluation once more, from lines of JSON, by enumeration.
+"""The tables of an evaluation of a policy, from lines of JSON, by enumeration.
 
-An oracle: subsets are listed, votes counted, intervals drawn one by one. It
-shares with the library how a vote is spelled and which numbers a seed draws.
+An oracle for `host.evaluation.tables`: it lists subsets, counts votes, and
+draws resamples one by one. It shares with the library `vote_key` and the random
+numbers of a seed.
 """
 
 import collections
@@ -33,7 +34,7 @@ SCORES = {
 
 
 def vote(rows, weights):
-  """How right the heaviest answer is; ties share."""
+  """The share of correct responses of the heaviest answer; ties average."""
   total, right = collections.defaultdict(float), collections.defaultdict(list)
   for row, weight in zip(rows, weights, strict=True):
     if row["answer"] is not None:
@@ -46,12 +47,12 @@ def vote(rows, weights):
 
 
 def majority(rows, k):
-  """A class is as right as all its responses of the problem are."""
+  """The value of an answer is the share of its responses that are correct."""
   classes = collections.defaultdict(list)
   for row in rows:
     if row["answer"] is not None:
       classes[vote_key(row["answer"])].append(row["correct"])
-  share = {name: sum(found) / len(found) for name, found in classes.items()}
+  share = {name: sum(right) / len(right) for name, right in classes.items()}
   values = []
   for chosen in itertools.combinations(rows, k):
     names = [vote_key(r["answer"]) for r in chosen if r["answer"] is not None]
@@ -70,7 +71,7 @@ def mean(rows, value):
   return sum(value(row) for row in rows) / len(rows)
 
 
-def conduct(rows):
+def response_rates(rows):
   return {
     "truncated": mean(rows, lambda r: r["truncated"]),
     "tokens": mean(rows, lambda r: r["tokens"]),
@@ -82,28 +83,28 @@ def conduct(rows):
 
 def problem_numbers(rows, ks):
   """Every metric of one problem."""
-  found = {}
+  metrics = {}
   greedy = [row for row in rows if row["sample"] is None]
   samples = [row for row in rows if row["sample"] is not None]
   if greedy:
-    found["greedy pass@1"] = float(greedy[0]["correct"])
-    for name, value in conduct(greedy).items():
-      found[f"greedy {name}"] = value
+    metrics["greedy pass@1"] = float(greedy[0]["correct"])
+    for name, value in response_rates(greedy).items():
+      metrics[f"greedy {name}"] = value
   if not samples:
-    return found
+    return metrics
   n = len(samples)
-  found[f"avg@{n}"] = mean(samples, lambda r: r["correct"])
+  metrics[f"avg@{n}"] = mean(samples, lambda r: r["correct"])
   for k in ks:
     subsets = list(itertools.combinations(samples, k))
     solved = [any(row["correct"] for row in subset) for subset in subsets]
-    found[f"pass@{k}"] = sum(solved) / len(solved)
-    found[f"maj@{k}"] = majority(samples, k)
+    metrics[f"pass@{k}"] = sum(solved) / len(solved)
+    metrics[f"maj@{k}"] = majority(samples, k)
   if samples[0]["step_rewards"] is not None:
     for name, score in SCORES.items():
       scores = [score(row["step_rewards"]) for row in samples]
-      found[f"best-of-{n} {name}"] = best_of(samples, scores)
-      found[f"weighted maj@{n} {name}"] = vote(samples, scores)
-  return found | conduct(samples)
+      metrics[f"best-of-{n} {name}"] = best_of(samples, scores)
+      metrics[f"weighted maj@{n} {name}"] = vote(samples, scores)
+  return metrics | response_rates(samples)
 
 
 def interval(values, seed, resamples):
@@ -116,27 +117,28 @@ def interval(values, seed, resamples):
 
 
 def estimate(values, seed, resamples):
-  found = {"value": sum(values) / len(values), "count": len(values)}
+  result = {"value": sum(values) / len(values), "count": len(values)}
   if len(values) > 1:
-    found["interval"] = interval(values, seed, resamples)
-  return found
+    result["interval"] = interval(values, seed, resamples)
+  return result
 
 
-def average(parts, seed, resamples):
-  """Mean of means; each benchmark's problems are drawn for themselves."""
+def average(benchmarks, seed, resamples):
+  """Mean of means; the problems of each benchmark are drawn separately."""
   rng = np.random.default_rng(seed)
-  drawn = [rng.integers(0, len(p), (resamples, len(p))) for p in parts]
+  drawn = [rng.integers(0, len(p), (resamples, len(p))) for p in benchmarks]
   means = [
     sum(
-      sum(part[i] for i in rows[trial]) / len(part)
-      for part, rows in zip(parts, drawn, strict=True)
+      sum(values[i] for i in rows[trial]) / len(values)
+      for values, rows in zip(benchmarks, drawn, strict=True)
     )
-    / len(parts)
+    / len(benchmarks)
     for trial in range(resamples)
   ]
+  averages = [sum(values) / len(values) for values in benchmarks]
   return {
-    "value": sum(sum(part) / len(part) for part in parts) / len(parts),
-    "count": sum(map(len, parts)),
+    "value": sum(averages) / len(averages),
+    "count": sum(map(len, benchmarks)),
     "interval": np.quantile(means, [0.025, 0.975]).tolist(),
   }
 
@@ -148,19 +150,19 @@ def tables(rows, ks, averaged, seed, resamples):
   for row in rows:
     levels[row["benchmark"], row["problem"]] = row["level"]
   for benchmark, problem in sorted(levels):
-    own = [
+    problem_rows = [
       row
       for row in rows
       if (row["benchmark"], row["problem"]) == (benchmark, problem)
     ]
-    own.sort(key=lambda row: row["sample"] or 0)
-    numbers[benchmark][problem] = problem_numbers(own, ks)
+    problem_rows.sort(key=lambda row: row["sample"] or 0)
+    numbers[benchmark][problem] = problem_numbers(problem_rows, ks)
   main = {
     name: {
-      metric: estimate([p[metric] for p in found.values()], seed, resamples)
-      for metric in next(iter(found.values()))
+      metric: estimate([p[metric] for p in problems.values()], seed, resamples)
+      for metric in next(iter(problems.values()))
     }
-    for name, found in numbers.items()
+    for name, problems in numbers.items()
   }
   if len(averaged) > 1:
     main["average"] = {
@@ -172,31 +174,31 @@ def tables(rows, ks, averaged, seed, resamples):
       for metric in main[averaged[0]]
       if all(metric in main[name] for name in averaged)
     }
-  made = {"Benchmarks": main}
-  for name, found in numbers.items():
-    there = sorted({levels[name, p] for p in found} - {None})
-    if there:
-      made[f"{name} by level"] = {
+  result = {"Benchmarks": main}
+  for name, problems in numbers.items():
+    known_levels = sorted({levels[name, p] for p in problems} - {None})
+    if known_levels:
+      result[f"{name} by level"] = {
         f"level {level}": by_level(
-          [v for p, v in found.items() if levels[name, p] == level],
+          [v for p, v in problems.items() if levels[name, p] == level],
           ks,
           seed,
           resamples,
         )
-        for level in there
+        for level in known_levels
       }
-  return made
+  return result
 
 
-def by_level(found, ks, seed, resamples):
-  kept = ["greedy pass@1", "greedy truncated", "greedy tokens"]
-  kept += [name for name in found[0] if name.startswith("avg@")]
-  kept += [f"pass@{max(ks)}", f"maj@{max(ks)}"] if ks else []
-  kept += ["truncated", "tokens"]
+def by_level(problems, ks, seed, resamples):
+  names = ["greedy pass@1", "greedy truncated", "greedy tokens"]
+  names += [name for name in problems[0] if name.startswith("avg@")]
+  names += [f"pass@{max(ks)}", f"maj@{max(ks)}"] if ks else []
+  names += ["truncated", "tokens"]
   return {
-    name: estimate([p[name] for p in found], seed, resamples)
-    for name in kept
-    if name in found[0]
+    name: estimate([p[name] for p in problems], seed, resamples)
+    for name in names
+    if name in problems[0]
   }
 
 

@@ -1,6 +1,6 @@
-"""What may go wrong in a worker, as functions that do it.
+"""Functions that hang, crash or swell in a worker, as an answer might.
 
-Loaded by their path in workers, as `pure_jax.host.grading.equivalence` is.
+Workers load this file by its path, as they load `host.grading.equivalence`.
 """
 
 import os
@@ -18,7 +18,7 @@ def pid_after(seconds):
 
 
 def act(what, argument=None):
-  """Does one of the things an item must not cost others for."""
+  """Does what must harm no other item."""
   if what == "return":
     return argument
   if what == "sleep":

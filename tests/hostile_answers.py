@@ -1,7 +1,6 @@
 r"""Answers made to hang, crash, swell, fool or take over a grader.
 
-`hostile_answers` generates them. Those that are code would create a file if
-anything ran them.
+Those that are code would create a file if anything ran them.
 """
 
 import itertools
@@ -29,7 +28,7 @@ CODE = (
   "lambda x: __import__('os').abort()",
   "import os\nos.kill(os.getppid(), 9)",
 )
-# How code may reach a parser: bare, as a name, as an argument, as a number.
+# Code may reach a parser bare, as a name, as an argument, or as a number.
 CARRIERS = (
   "{}",
   "\\text{{{}}}",
@@ -43,14 +42,31 @@ CARRIERS = (
 
 
 def hostile_answers(file: str) -> Iterator[str]:
-  """Over 200 of them; code among them would create `file`."""
+  """Over 200 answers; code among them would create `file`."""
   yield from towers()
   yield from nests()
   yield from long_ones()
+  yield from heavy_mathematics()
+  yield from quick_answers(file)
+
+
+def some_answers(file: str) -> Iterator[str]:
+  """A part of `hostile_answers`: every quick one, and some of each other kind.
+
+  An answer that hangs costs its time limit and the start of a worker.
+  """
+  yield from itertools.islice(towers(), 0, None, 4)
+  yield from itertools.islice(nests(), 0, None, 5)
+  yield from itertools.islice(long_ones(), 0, None, 4)
+  yield from itertools.islice(heavy_mathematics(), 0, None, 5)
+  yield from quick_answers(file)
+
+
+def quick_answers(file: str) -> Iterator[str]:
+  """Answers that are rejected soon; code among them would create `file`."""
   yield from unbalanced()
   yield from no_numbers()
   yield from unicode_ones()
-  yield from heavy_mathematics()
   for code, carrier in itertools.product(CODE, CARRIERS):
     yield carrier.format(code.format(file=file))
 
@@ -70,7 +86,7 @@ def towers() -> Iterator[str]:
 
 
 def nests() -> Iterator[str]:
-  """Depth, for parsers that recurse."""
+  """Deep nesting, for recursive parsers."""
   for depth in (30, 5_000):
     yield "(" * depth + "1" + ")" * depth
     yield "{" * depth + "1" + "}" * depth
@@ -82,7 +98,7 @@ def nests() -> Iterator[str]:
 
 
 def long_ones() -> Iterator[str]:
-  """Megabytes, and repetitions at which regular expressions give up."""
+  """Megabytes, and repetitions that make regular expressions backtrack."""
   for part in ("7", "x+", "1,", "\\frac12", " ", "$", "\\", "a=", "{}"):
     yield part * (990 // len(part))
     yield part * (1_000_000 // len(part))
@@ -99,7 +115,7 @@ def unbalanced() -> Iterator[str]:
 
 
 def no_numbers() -> Iterator[str]:
-  """Words that float() or a parser takes for something else."""
+  """Words that float() or a parser may read as something else."""
   yield from (
     "NaN", "nan", "-nan", "inf", "-inf", "Infinity", "\\infty", "None", "True",
     "False", "null", "undefined", "\\frac{0}{0}", "\\frac{1}{0}", "0^0",
@@ -109,7 +125,7 @@ def no_numbers() -> Iterator[str]:
 
 
 def unicode_ones() -> Iterator[str]:
-  """Text outside ASCII, and text that is none."""
+  """Text outside ASCII, and control characters."""
   yield from (
     "½", "5²", "∞", "π", "−1", "×", "５", "\ud800", "\x00", "\x1b[2J",
     "\u202e1", "e\u0301" * 100, "\U0001f600", "\ufeff1", "1\u00a0000",
@@ -118,7 +134,7 @@ def unicode_ones() -> Iterator[str]:
 
 
 def heavy_mathematics() -> Iterator[str]:
-  """What a computer algebra system may work at for ever."""
+  """Expressions that a computer algebra system may never finish."""
   yield "(" + "+".join(f"x_{{{i}}}" for i in range(40)) + ")^{40}"
   yield "\\int e^{e^{e^{x}}} \\sin(x^{x}) dx"
   yield "\\sum_{n=1}^{10^{12}} \\frac{1}{n}"

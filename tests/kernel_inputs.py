@@ -1,10 +1,11 @@
-"""Inputs of the attention kernels: shapes for a compiler, numbers for tests."""
+"""Inputs of the attention kernels, and the attention they are compared with."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from pure_jax.kernels.decode_attention import SegmentArrays
+from pure_jax.models.transformer import attend, attention_mask
 
 shape = jax.ShapeDtypeStruct
 
@@ -68,3 +69,20 @@ def ring_mask(slot, num_generated, M):
   """[B, M] bool: the slots of a ring that hold a row's latest tokens."""
   behind = (slot - np.arange(M)) % M
   return behind[None] < np.asarray(num_generated)[:, None]
+
+
+def model_attention(q, k, v, ids):
+  """The attention of the decoder, as the kernels are called."""
+  return attend(q, k, v, attention_mask(ids))
+
+
+def value_and_gradients(function, q, k, v, ids):
+  """(output, gradients by q, k and v) for one fixed cotangent."""
+  weights = np.random.default_rng(1).normal(size=q.shape).astype(q.dtype)
+
+  @jax.jit
+  def run(q, k, v, ids):
+    out, back = jax.vjp(lambda *three: function(*three, ids), q, k, v)
+    return out, *back(weights)
+
+  return run(q, k, v, ids)

@@ -17,7 +17,7 @@ from kernel_inputs import decode_shapes, shape, text_shapes
 from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention
-from pure_jax.runs.planning import compiler
+from pure_jax.runs.planning.devices import find_devices
 
 
 def logp_program(tied, **settings):
@@ -88,7 +88,7 @@ def programs(which):
 
 
 def main() -> None:
-  devices = compiler.find_devices(sys.argv[1])
+  devices = find_devices(sys.argv[1])
   on_tpu = SingleDeviceSharding(devices[0])
   results = {}
   for name, function, arguments in programs(sys.argv[2]):

@@ -1,7 +1,7 @@
-"""Real data to test against; a test without it is skipped, with the reason.
+"""Files of real data. A test that needs one is skipped if it is missing.
 
-The folder is named by the environment variable PURE_SHARED_DATA, by default
-`shared/data` beside the checkout. None of its files is part of the project.
+The environment variable PURE_SHARED_DATA names their folder, by default
+`shared/data` next to the checkout. The files are not part of the project.
 """
 
 import os
@@ -13,7 +13,7 @@ DEFAULT = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
 
 
 def require(name: str) -> pathlib.Path:
-  """Path of a file of the folder; skips the test where it is missing."""
+  """Returns the path of a file, or skips the test if the file is missing."""
   path = pathlib.Path(os.environ.get("PURE_SHARED_DATA", DEFAULT)) / name
   if not path.exists():
     pytest.skip(f"{path} is missing (PURE_SHARED_DATA names its folder).")

@@ -1,4 +1,4 @@
-"""Small decoders whose every weight matters: no zero bias, no norm of one."""
+"""Small decoders without zero biases and norms of one: every weight matters."""
 
 import functools
 
@@ -12,7 +12,7 @@ from pure_jax.models.config import ModelConfig
 
 PAD = 0
 
-# Longest text of `next_token_logits`; one compilation serves all shorter ones.
+# Longest text of `next_token_logits`; shorter ones share its program.
 TEXT_LENGTH = 16
 
 # Heads times head size differ from the width, so that no two axes of a weight
@@ -30,7 +30,7 @@ TINY = ModelConfig(
 
 
 def random_params(declared, seed=0):
-  """Weights far from their initial values, drawn with numpy."""
+  """Draws weights far from their initial values, with numpy."""
   rng = np.random.default_rng(seed)
 
   def draw(weight):
@@ -50,7 +50,7 @@ def random_params(declared, seed=0):
 
 
 def initial_params(declared, seed=0):
-  """As training begins, from one program instead of many for each weight."""
+  """Initialises weights in one program."""
   init = jax.jit(lambda key: weights.init_params(key, declared))
   return init(jax.random.key(seed))
 
@@ -59,8 +59,8 @@ def random_policy(config=TINY, seed=0):
   return random_params(policy.declare_policy(config), seed)
 
 
-def stands_for(matrix, name):
-  """A stack of int8 matrices as float32 in numpy, of the weight of a name."""
+def dequantize(matrix, name):
+  """Converts a stack of int8 matrices to float32, by the name of the weight."""
   scale = np.asarray(matrix.scale)
   # One scale per output, whose inputs are heads and head size for "output".
   inputs = (1, 2) if name == "output" else 1
@@ -68,7 +68,7 @@ def stands_for(matrix, name):
 
 
 def random_prompts(rng, lengths, columns, vocab_size=TINY.vocab_size):
-  """Left-padded prompts whose padding holds garbage ids."""
+  """Left-padded prompts with random ids in the padding."""
   tokens = rng.integers(1, vocab_size, size=(len(lengths), columns))
   mask = np.arange(columns)[None] >= columns - np.asarray(lengths)[:, None]
   return tokens.astype(np.int32), mask
@@ -76,15 +76,19 @@ def random_prompts(rng, lengths, columns, vocab_size=TINY.vocab_size):
 
 @functools.partial(jax.jit, static_argnums=1)
 def _text_logits(params, config, tokens, length):
-  slots = jnp.arange(TEXT_LENGTH)[None]
+  positions = jnp.arange(TEXT_LENGTH)[None]
   hidden, _ = transformer.forward(
-    params, config, tokens[None], slots, (slots < length).astype(jnp.int32)
+    params,
+    config,
+    tokens[None],
+    positions,
+    (positions < length).astype(jnp.int32),
   )
   return policy.logits(params, config, hidden)[0, length - 1]
 
 
 def next_token_logits(params, config, text):
-  """Logits [V] after a list of ids, alone in its batch and not left-padded."""
+  """Logits [V] after a list of ids, in a batch of one without left padding."""
   tokens = np.zeros(TEXT_LENGTH, np.int32)
   tokens[: len(text)] = text
   return np.asarray(_text_logits(params, config, tokens, len(text)))

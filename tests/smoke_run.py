@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from checkout import ROOT
 
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 
 CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
 # 20 problems: RL, 8 at a time, begins a new epoch in its third iteration.

@@ -1,8 +1,8 @@
-"""Small random models of transformers, and their logits beside ours.
+"""Small random models of transformers, their logits and ours.
 
-No bias is zero, no norm is one, heads are grouped, and where an architecture
-allows it heads times head size differ from the width: no two axes of a weight
-can be taken for each other.
+No bias is zero, no norm is one, and heads are grouped. If an architecture
+allows it, heads times head size differ from the width, so that no two axes of a
+weight can be confused.
 """
 
 import json
@@ -30,7 +30,7 @@ COMMON = {
   "eos_token_id": None,
 }
 THETA_1E6 = {"rope_type": "default", "rope_theta": 1e6}
-# With head_dim 10 there are frequencies of each kind: kept, between, slowed.
+# With head_dim 10 there are high, intermediate and low frequencies.
 LLAMA3 = {
   "rope_type": "llama3",
   "rope_theta": 5e2,
@@ -86,12 +86,13 @@ def make_model(name, head="ForCausalLM", seed=0, **changes):
   )
   model = getattr(transformers, family + head)(config).eval()
   generator = torch.Generator().manual_seed(seed)
+  embedding = model.get_input_embeddings().weight
   with torch.no_grad():
-    for key, weight in model.named_parameters():
+    for weight in model.parameters():
       noise = torch.randn(weight.shape, generator=generator)
-      if key.endswith("norm.weight"):
+      if (weight == 1).all():  # A norm before training.
         weight.copy_(1 + 0.2 * noise)
-      elif key.endswith("bias") or "embed" in key:
+      elif weight.ndim == 1 or weight is embedding:
         weight.copy_(0.5 * noise)
       else:
         weight.copy_(noise / 3)
@@ -99,13 +100,13 @@ def make_model(name, head="ForCausalLM", seed=0, **changes):
 
 
 def save(model, folder, **options):
-  """The model as transformers saves it; returns the folder."""
+  """Saves a model with transformers; returns the folder."""
   model.save_pretrained(folder, **options)
   return folder
 
 
 def edit_config(folder, **fields):
-  """Changes fields of config.json; None takes a field away."""
+  """Changes fields of config.json; None removes a field."""
   path = folder / "config.json"
   changed = json.loads(path.read_text()) | fields
   path.write_text(
@@ -113,13 +114,13 @@ def edit_config(folder, **fields):
   )
 
 
-def assert_trees_equal(found, expected):
-  """Equal to the bit, leaf by leaf."""
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+def assert_trees_equal(actual, expected):
+  """Asserts that all leaves are equal to the last bit."""
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def their_logits(model, tokens, mask):
-  """[B, T, V], without a cache."""
+  """Logits [B, T, V] without a cache."""
   with torch.no_grad():
     return model(
       torch.tensor(tokens, dtype=torch.long),
@@ -129,12 +130,16 @@ def their_logits(model, tokens, mask):
 
 
 _forward = jax.jit(transformer.forward, static_argnums=1)
+_logits = jax.jit(policy.logits, static_argnums=1)
+_prefill = jax.jit(
+  decoding.prefill, static_argnums=1, static_argnames="ring_length"
+)
 _decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 _prm_logits = jax.jit(prm.prm_logits, static_argnums=1)
 
 
 def our_logits(params, config, tokens, mask):
-  """[B, T, V], all tokens at once."""
+  """Logits [B, T, V] of all tokens at once."""
   mask = jnp.asarray(mask)
   hidden, _ = _forward(
     params,
@@ -143,32 +148,35 @@ def our_logits(params, config, tokens, mask):
     transformer.positions_from_mask(mask),
     mask.astype(jnp.int32),
   )
-  return np.asarray(policy.logits(params, config, hidden))
+  return np.asarray(_logits(params, config, hidden))
 
 
 def our_decoded_logits(params, config, tokens, mask, prompt):
-  """[B, T - prompt + 1, V], from the last token of the prompt on.
+  """Logits [B, T - prompt + 1, V] from the last token of the prompt on.
 
-  The prompt, so many slots with all of the padding, is read at once, and what
-  follows a token at a time.
+  The first `prompt` columns, with all padding, are prefilled; the other tokens
+  are decoded one at a time.
   """
   mask, tokens = jnp.asarray(mask), jnp.asarray(tokens)
   positions = transformer.positions_from_mask(mask)
-  slots = tokens.shape[1] - prompt
-  hidden, cache = decoding.prefill(
-    params, config, tokens[:, :prompt], mask[:, :prompt], slots=slots
+  hidden, cache = _prefill(
+    params,
+    config,
+    tokens[:, :prompt],
+    mask[:, :prompt],
+    ring_length=tokens.shape[1] - prompt,
   )
-  found = [policy.logits(params, config, hidden)]
-  for slot in range(prompt, tokens.shape[1]):
+  logits = [_logits(params, config, hidden)]
+  for column in range(prompt, tokens.shape[1]):
     hidden, cache = _decode_token(
-      params, config, tokens[:, slot], positions[:, slot], cache
+      params, config, tokens[:, column], positions[:, column], cache
     )
-    found.append(policy.logits(params, config, hidden))
-  return np.concatenate(found, axis=1)
+    logits.append(_logits(params, config, hidden))
+  return np.concatenate(logits, axis=1)
 
 
 def our_scores(params, config, tokens, mask):
-  """[B, T, 2] of a PRM."""
+  """Logits [B, T, 2] of a PRM."""
   inputs = PRMInputs(
     tokens=jnp.asarray(tokens),
     mask=jnp.asarray(mask),
@@ -179,6 +187,6 @@ def our_scores(params, config, tokens, mask):
 
 
 def assert_same(ours, theirs, mask):
-  """Equal to 1e-5 on the tokens, and not because all is flat."""
+  """Asserts that logits of tokens agree to 1e-5, and that they differ."""
   assert np.std(theirs[mask]) > 0.3, "flat logits would hide any fault"
   np.testing.assert_allclose(ours[mask], theirs[mask], rtol=1e-5, atol=1e-5)

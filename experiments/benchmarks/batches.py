@@ -3,10 +3,10 @@
 import jax
 import numpy as np
 
-from benchmarks.cases import BenchmarkError, Case
+from benchmarks.cases import Case
 from pure_jax import steps
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training.score import Scores
+from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout, SeparatorTable
 
 PAD_ID, EOS_ID, SCORE_ID, SEPARATOR_ID, FIRST_WORD = range(5)
@@ -164,9 +164,7 @@ def draw_unequal_rollout(case: Case, vocab_size: int) -> Rollout:
   )
 
 
-def draw_scores(
-  rollout: Rollout, table: SeparatorTable
-) -> tuple[Scores, jax.Array, jax.Array]:
+def draw_scored_batch(rollout: Rollout, table: SeparatorTable) -> ScoredBatch:
   """Draws the step rewards and outcomes of responses at random.
 
   Args:
@@ -174,7 +172,8 @@ def draw_scores(
     table: which ids end a step.
 
   Returns:
-    (scores, correct [B], has_answer [B]), on the device.
+    The responses with step rewards, the rollout's log-probs and an outcome
+    each, on the device.
   """
   rng = np.random.default_rng(2)
   mask, logp = rollout.completion_mask, rollout.sampled_logp
@@ -183,8 +182,10 @@ def draw_scores(
   rewards = rng.uniform(-1, 1, boundaries.mask.shape).astype(np.float32)
   rows = len(rollout.tokens)
   correct = rng.integers(0, 2, rows).astype(np.float32)
-  scores = Scores(boundaries, rewards, logp, logp, np.float32(0))
-  return jax.device_put((scores, correct, np.ones(rows, bool)))
+  scores = Scores(boundaries, rewards, logp, logp)
+  return jax.device_put(
+    ScoredBatch(rollout, scores, correct, np.ones(rows, bool))
+  )
 
 
 def draw_labels(case: Case) -> np.ndarray:
@@ -198,27 +199,3 @@ def draw_labels(case: Case) -> np.ndarray:
   """
   shape = case.rows, MAX_STEPS
   return np.random.default_rng(3).integers(0, 2, shape, dtype=np.int32)
-
-
-def micro_batches(rows: int, rows_at_a_time: int) -> int:
-  """Counts the micro-batches: as few of equal size as the limit allows.
-
-  Args:
-    rows: B.
-    rows_at_a_time: most rows of a micro-batch.
-
-  Returns:
-    The number of micro-batches.
-
-  Raises:
-    BenchmarkError: if the limit allows no row.
-  """
-  if rows_at_a_time < 1:
-    raise BenchmarkError(
-      f"--rows_at_a_time={rows_at_a_time} must be at least 1."
-    )
-  return next(
-    count
-    for count in range(1, rows + 1)
-    if rows % count == 0 and rows // count <= rows_at_a_time
-  )

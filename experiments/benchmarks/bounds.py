@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.planning.estimates import forward_flops
-from pure_jax.runs.planning.hlo_costs import Costs
+from pure_jax.runs.planning.hlo.costs import Costs
 from pure_jax.runs.planning.roofline import Chip, bound
 
 # Bytes of a weight, moment or gradient in float32.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pure_jax.models.config import ModelConfig
-from pure_jax.runs.settings.architectures import ARCHITECTURES
+from pure_jax.runs.settings.models import ARCHITECTURES
 
 STOPS = ("never", "early")
 

@@ -16,8 +16,7 @@ from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.training import train
-from pure_jax.training.int8_weights import make_int8_copy
+from pure_jax.training.weight_copies import make_compute_copy, make_int8_copy
 
 # Fields of `ModelConfig` that determine the shapes or the values of a model.
 SHAPE = (
@@ -112,7 +111,7 @@ def cast_to_compute_dtype(model: ModelConfig) -> Callable[[Any], Any]:
     A jitted function from stored weights to their copy.
   """
   layout = sharding.make_layout()
-  make_copy = make_int8_copy if model.int8_matrices else train.make_compute_copy
+  make_copy = make_int8_copy if model.int8_matrices else make_compute_copy
   stored = dataclasses.replace(model, int8_matrices=False)
   return make_copy(policy.declare_policy(stored), stored, layout, layout)
 
@@ -173,36 +172,23 @@ def init_cast_policy(name: str, options: Options, rollout: bool = False) -> Any:
   return cast_to_compute_dtype(model)(init_policy(name, options))
 
 
-def init_prm(name: str, options: Options) -> Any:
-  """Makes a PRM on the policy's trunk, as it is stored and trained.
+def init_prm(name: str, options: Options, cast: bool = False) -> Any:
+  """Makes a PRM on the policy's trunk.
 
   Args:
     name: in `MODELS`.
     options: how the model runs.
+    cast: True gives weights in the compute dtype, False as they are stored and
+      trained.
 
   Returns:
     Weights as `prm.declare_prm` declares them; the head is random.
   """
-  return _with_score_head(init_policy(name, options), options.model(name))
-
-
-def init_cast_prm(name: str, options: Options) -> Any:
-  """Makes the weights of `init_prm` in the compute dtype.
-
-  Args:
-    name: in `MODELS`.
-    options: how the model runs.
-
-  Returns:
-    Weights as `prm.declare_prm` declares them; the head is random.
-  """
-  return _with_score_head(init_cast_policy(name, options), options.model(name))
-
-
-def _with_score_head(trunk: Any, model: ModelConfig) -> Any:
-  declared = prm.declare_prm(model)
+  init_trunk = init_cast_policy if cast else init_policy
+  declared = prm.declare_prm(options.model(name))
   head = weights.init_params(jax.random.key(1), {"score": declared["score"]})
-  return {name: (trunk | head)[name] for name in declared}
+  params = init_trunk(name, options) | head
+  return {part: params[part] for part in declared}
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,8 +11,8 @@ from benchmarks import bounds
 from benchmarks.cases import Case
 from benchmarks.models import Options
 from benchmarks.timing import Arm
-from pure_jax.runs.planning import hlo_costs
 from pure_jax.runs.planning.compiler import Memory
+from pure_jax.runs.planning.hlo.costs import Costs, count_costs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Compilation:
 
   seconds: float
   memory: Memory
-  costs: hlo_costs.Costs | None
+  costs: Costs | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def compile_call(
   )
   costs = None
   if jax.default_backend() != "gpu":
-    costs = hlo_costs.count(compiled.as_text(), devices=1)
+    costs = count_costs(compiled.as_text(), devices=1)
   return compiled, Compilation(seconds, memory, costs)
 
 

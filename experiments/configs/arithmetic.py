@@ -4,14 +4,14 @@
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
 Measured on 2026-11-25 (jax 0.10.2, two cores of an AMD EPYC): 8.5 minutes from
-nothing in a fresh clone and environment; held-out accuracy at temperature 1
-from .191 to .898, greedy from .094 to .988. The rows of
-experiments/results/arithmetic/metrics.jsonl are those of this run without the
-rows of single RL iterations. Machines of one kind differ: the version before
-this one took from 7.5 to 11.5 minutes.
+a fresh clone and environment to the end. Held-out accuracy rose from .191 to
+.898 at temperature 1, and from .094 to .988 with greedy decoding. The log is
+experiments/results/arithmetic/metrics.jsonl, without the rows of single RL
+iterations. Times vary between machines of one kind: an earlier version took
+from 7.5 to 11.5 minutes.
 
-`arithmetic.py:smoke` runs every stage in about a minute; it shows that the
-machinery works and trains nothing worth looking at.
+`arithmetic.py:smoke` runs every stage in about a minute. It shows that the
+machinery works; its models are too small to learn anything.
 """
 
 from configs import base
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """The world of the comparison.
+  """A run of the embedded world.
 
   Args:
     variant: "full" or "smoke".
@@ -57,7 +57,6 @@ def get_config(variant: str = "full") -> ConfigDict:
       "iterations": 4,
       "prompts": 8,
       "samples_per_prompt": 4,
-      "max_new_tokens": 48,
       "eval_every": 2,
       "eval_prompts": 32,
       "samples_every": 2,

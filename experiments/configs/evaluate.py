@@ -1,17 +1,16 @@
-"""Fields of an evaluation: responses of a policy, graded and reported.
+"""Fields of an evaluation: a policy's responses, graded and reported.
 
-By itself it names nothing: give a policy, and a file for each benchmark that
-is wanted.
+It names no file: give a policy, and a file for each benchmark to run.
 
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
     --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
 
-`evaluate.py:one_loop` does so without continuous batching: the same responses
-but for rounding. `evaluate.py:smoke` evaluates a tiny random model with a
-random PRM on a few problems, on a CPU.
+`evaluate.py:one_loop` generates without continuous batching; its responses are
+the same up to rounding. `evaluate.py:smoke` evaluates a tiny random model and
+a random PRM on a few problems, on a CPU.
 """
 
-from configs import base
+from configs import base, files
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -19,7 +18,7 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """The fields and their defaults.
+  """An evaluation of one policy.
 
   Args:
     variant: "full"; "one_loop" generates without continuous batching; "smoke"
@@ -35,7 +34,32 @@ def get_config(variant: str = "full") -> ConfigDict:
     raise ValueError(
       f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
     )
-  config = ConfigDict(
+  config = fields()
+  if variant == "full":
+    config.engine.slots = 32
+  if variant == "one_loop":
+    config.batch_rows = 64
+  if variant == "smoke":
+    config.update(
+      random_model=True,
+      compute_dtype="float32",
+      param_dtype="float32",
+      prompt_tokens=128,
+      prm_prompt_tokens=64,
+      samples=4,
+      k=(2, 4),
+      sampler={"max_new_tokens": 24},
+      batch_rows=16,
+      score={"max_steps": 8},
+      grader={"extractors": ("boxed", "last_number")},
+      bootstrap_resamples=200,
+    )
+  return config
+
+
+def fields() -> ConfigDict:
+  """The fields and their defaults."""
+  return ConfigDict(
     dict(
       seed=0,  # Of the samples.
       progress=True,  # Progress bar on stderr.
@@ -50,62 +74,43 @@ def get_config(variant: str = "full") -> ConfigDict:
         name: benchmark(name, averaged=name in PAPERS)
         for name in (*PAPERS, "gsm8k")
       },
-      skip_malformed=False,  # Go on after a malformed row, and count it.
-      # "raw", "plain", "chat" or "qwen_boxed": how policy and PRM are asked.
+      skip_malformed=False,  # Counts a malformed row and goes on.
+      # Of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
       prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # As the paper's PRM was trained.
-      # Every response is made to begin with it. Part of the policy's prompt:
-      # the PRM and the grader read what comes after it.
+      prm_prompt_format="raw",  # Of the PRM's; the paper's was trained so.
+      # Text that every response begins with. It belongs to the policy's
+      # prompt: PRM and grader read what comes after it.
       response_prefix="",
-      # Longest prompts, tokens; a longer problem is left out, and reported.
+      # Longest prompt of the policy, tokens; longer problems are left out and
+      # reported.
       prompt_tokens=1024,
-      prm_prompt_tokens=1024,
+      prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
       greedy=True,  # One greedy response to each problem.
-      samples=8,  # Drawn for each problem besides; 0 draws none.
+      samples=8,  # Responses drawn for each problem; 0 draws none.
       k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
-      temperature=1.0,
-      top_p=1.0,  # Of the likeliest tokens, this much probability is kept.
-      top_k=0,  # So many likeliest tokens are kept; 0 keeps all.
-      min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
-      max_new_tokens=8192,  # Of a response; then it is truncated.
-      # Responses that are written to the file together: a run that is killed
-      # loses at most so many.
+      sampler=base.sampler(max_new_tokens=8192),  # Of samples; length of all.
+      # Responses that are written to the file together; a run that is killed
+      # loses at most this many.
       batch_rows=128,
-      # So many of a batch are generated at a time, with continuous batching:
-      # places of those that have ended go to others, and twice their keys and
-      # values are in memory at times. Unset (`evaluate.py:one_loop`) generates
-      # the whole batch in one loop, until its last response has ended.
-      rollout_rows=placeholder(int),
-      rollout_chunk=64,  # Tokens between two looks at which have ended.
-      max_steps=256,  # The PRM scores so many; the rest joins the last.
-      prm_separator="insert",  # Or "replace", as the paper's reference does.
-      extractors=("boxed",),  # Of answers, in the order they are tried.
-      grader_workers=2,  # Processes.
-      grader_seconds=5.0,  # For one answer.
-      bootstrap_seed=0,
+      # Without rows (`evaluate.py:one_loop`) a whole batch is generated in one
+      # loop. With them, twice their keys and values are in memory at times.
+      engine=base.engine(),
+      score=score(),
+      grader=files.grader(),
+      bootstrap_seed=0,  # Of the intervals.
       bootstrap_resamples=2000,  # Of the problems, for the intervals.
     )
   )
-  if variant == "full":
-    config.rollout_rows = 32
-  if variant == "one_loop":
-    config.batch_rows = 64
-  if variant == "smoke":
-    config.update(
-      random_model=True,
-      compute_dtype="float32",
-      param_dtype="float32",
-      prompt_tokens=128,
-      prm_prompt_tokens=64,
-      samples=4,
-      k=(2, 4),
-      max_new_tokens=24,
-      batch_rows=16,
-      max_steps=8,
-      extractors=("boxed", "last_number"),
-      bootstrap_resamples=200,
+
+
+def score() -> ConfigDict:
+  """How the PRM scores responses; see `pure_jax.settings.ScoreConfig`."""
+  return ConfigDict(
+    dict(
+      max_steps=256,  # Steps of a response; the rest is merged into the last.
+      separator="insert",  # Or "replace", as the paper's reference does.
     )
-  return config
+  )
 
 
 def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
@@ -114,9 +119,9 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
     dict(
       file=placeholder(str),  # None leaves the benchmark out.
       format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems, our field: the file's, as in configs/files.py.
+      # For mapped_problems: a record's field -> the file's, as in files.py.
       fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # The first so many only; None takes all.
+      problems=placeholder(int),  # The first ones only; None takes all.
       averaged=averaged,  # Whether it counts in the average.
     )
   )

@@ -1,4 +1,4 @@
-"""Fields of an evaluation of a PRM; by itself it names nothing.
+"""Fields of an evaluation of a PRM on labelled solutions; it names no file.
 
   python experiments/evaluate_prm.py --workdir=DIR \\
     --config=experiments/configs/evaluate_prm.py --config.prm=PURE-PRM-7B \\
@@ -41,32 +41,32 @@ def get_config(variant: str = "full") -> ConfigDict:
       random_model=placeholder(str),
       tokenizer=placeholder(str),  # Its folder; None takes that of `prm`.
       eos_token=placeholder(str),  # Ends a solution; None takes the folder's.
-      # Which class of `prm` is a good step; None goes by their names.
+      # Class of `prm` that means a good step; None goes by the classes' names.
       good_class=placeholder(int),
-      # Each a name, a file and a format of host/data/formats/named.py that has
-      # steps: processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ...
-      # For mapped_steps also fields, as in configs/files.py.
+      # Data sets, each with a name, a file and a format that has steps:
+      # processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ... (see
+      # host/data/formats/named.py). mapped_steps also takes fields, as in
+      # files.py.
       data=(),
-      skip_malformed=False,  # Go on after a malformed row, and count it.
-      # Before the solution: raw (as the paper's PRM was trained), plain, chat,
-      # qwen_boxed.
+      skip_malformed=False,  # Counts a malformed row and goes on.
+      # Of the prompt before a solution: "raw" (the paper's PRM was trained so),
+      # "plain", "chat" or "qwen_boxed".
       prompt_format="raw",
-      separator="insert",  # Or "replace", as the paper's reference does.
-      # Limits; a row beyond them is left out and counted.
+      # Longest prompt, tokens; solutions beyond a limit are left out, counted.
       prompt_tokens=1024,
-      response_tokens=3072,  # EOS included.
-      max_steps=128,
+      response_tokens=3072,  # Longest solution, tokens, EOS included.
+      score=score(),
       batch_size=8,  # Solutions at a time.
       length_multiple=128,  # Columns are padded to a multiple of it, tokens.
       compute_dtype="bfloat16",  # Of matrix products, or "float32".
       param_dtype="bfloat16",  # Of weights, or "float32".
-      # A step is good where its reward is above 0 ("zero"), or above what
-      # gives the best F1 on one of the data sets ("best_on").
+      # A step is predicted good if its reward is above 0 ("zero"), or above
+      # the threshold of the best F1 on one of the data sets ("best_on").
       threshold="zero",
-      threshold_data=placeholder(str),  # The name of that data set.
+      threshold_data=placeholder(str),  # Name of that data set.
       bins=10,  # Of the calibration error.
       bootstrap_seed=0,  # Of the intervals.
-      resamples=2000,  # For each interval.
+      resamples=2000,  # Of the problems, for each interval.
     )
   )
   if variant == "smoke":
@@ -75,7 +75,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       {
         "prompt_tokens": 64,
         "response_tokens": 64,
-        "max_steps": 8,
+        "score": {"max_steps": 8},
         "batch_size": 16,
         "length_multiple": 32,
         "compute_dtype": "float32",
@@ -84,3 +84,13 @@ def get_config(variant: str = "full") -> ConfigDict:
       }
     )
   return config
+
+
+def score() -> ConfigDict:
+  """How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`."""
+  return ConfigDict(
+    dict(
+      max_steps=128,  # Steps of a solution; one with more is left out.
+      separator="insert",  # Or "replace", as the paper's reference does.
+    )
+  )

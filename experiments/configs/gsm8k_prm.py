@@ -6,26 +6,28 @@
     --config=experiments/configs/gsm8k_prm.py --config.files.policy=smollm2 \\
     --config.files.labelled=example_model_solutions.jsonl
 
-Data: four model solutions of each of GSM8K's 1,319 test problems
-(`host/data/formats/gsm8k_steps.py`).
-One problem in ten is held out: 137 problems, 544
-of their 548 solutions fit. Of the 4,690 others that fit, the head learns from
-640 and everything from 560, drawn without repetition by seed 0.
+Data: four model solutions of each of GSM8K's 1,319 test problems, see
+host/data/formats/gsm8k_steps.py. One problem in ten is held out: 137 problems
+with 548 solutions, of which 544 fit. Of the 4,690 other solutions that fit, the
+head is trained on 640 and all weights on 560, drawn by seed 0 without
+repetition.
 
-Labels are those of `gsm8k_departures`. With `gsm8k_steps` 98 % of the bad steps
-are final answers, and an AUC tells nothing: "is this not the last line?" has
-one of .89 over all 13,789 labels, against .43 here (and "is it early?" .86
-against .40). The price is that some departures are another way to the answer.
+Labels come from `gsm8k_departures`. With `gsm8k_steps`, 98 % of the bad steps
+are final answers, so that an AUC says little about a PRM: the rule "not the
+last line" has an AUC of .89 over all 13,789 labels, and "an early line" has
+.86. With `gsm8k_departures` the two rules have .43 and .40. The price: some
+departures are only another way to the answer.
 
-The paper's rate of 1e-6 for all weights goes with a 7B model and 2,883 steps;
-140 such steps move no weight by more than about 1e-4. Here it is 3e-5, after
-ten steps of warm-up: after two steps of 5e-5 without it every step of eight
-held-out rows was labelled bad. Head rate, weight decay and beta2 are the
-paper's.
+Rates: the paper trains all weights of a 7B model at 1e-6 for 2,883 steps; 140
+such steps move no weight by more than about 1e-4. This config takes 3e-5 after
+ten steps of warm-up. Without warm-up, after two steps of 5e-5, the PRM called
+every step of eight held-out rows bad. The head's rate, weight decay and beta2
+are the paper's.
 
-Measured on 2026-11-25 (seed 0, jax 0.10.2, two cores of an AMD EPYC with little
-else to do): 30.5 minutes, of them 5 for the head, 18 for all weights, 3.5 for
-each evaluation. Held out are 1,398 labels; 133 problems have four solutions.
+Measured on 2026-11-25 (seed 0, jax 0.10.2, two otherwise idle cores of an AMD
+EPYC): 30.5 minutes, of which 5 for the head, 18 for all weights and 3.5 for
+each evaluation. 1,398 labels are held out; 133 of the held-out problems have
+all four solutions.
 
   after                 head   all weights   to beat
   AUC of a step         .532      .606       .5
@@ -36,15 +38,16 @@ each evaluation. Held out are 1,398 labels; 133 problems have four solutions.
   best of 4, product    .368      .368       .385
   best of 4, mean       .353      .368       .385
 
-The majority of the four is right in .489. So steps are ranked better than by
-chance, though hardly better than by their place ("is it late?" has .60 over all
-labels); at the threshold every step is called good, and a choice by the PRM is
-no better than one at random. The log, with the losses of single batches of
-four, is experiments/results/gsm8k_prm/metrics.jsonl; nothing was tuned on it,
-and the full data set has not been tried.
+The majority of the four is right for .489 of the problems. So the PRM ranks
+steps better than chance, though hardly better than their position does ("a late
+line" has an AUC of .60 over all labels). At the threshold it calls every step
+good, and choosing by its scores is no better than choosing at random. The log,
+with the losses of single batches of four, is
+experiments/results/gsm8k_prm/metrics.jsonl. Nothing was tuned on it, and the
+full data set has not been tried.
 
-`gsm8k_prm.py:smoke` runs both stages on a tiny random Llama, as SmolLM2 is one,
-in under a minute.
+`gsm8k_prm.py:smoke` runs both stages in under a minute on a tiny random Llama,
+the architecture of SmolLM2.
 """
 
 from configs import base, files, paper
@@ -74,13 +77,14 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 160,
       "response_tokens": 256,
-      "compute_dtype": "float32",  # Faster than bfloat16 on a CPU.
+      # Faster than bfloat16 on a CPU.
+      "model": {"compute_dtype": "float32"},
     }
   )
-  config.rl.max_steps = 12
+  config.prm.score.max_steps = 12
   config.prm.update(
     {
-      "batch_size": 4,  # Many small updates, for there is time for few rows.
+      "batch_size": 4,  # Many small updates: time allows for few rows.
       "head_steps": 160,
       "full_steps": 140,
       "log_every": 10,

@@ -4,25 +4,23 @@
     --config=experiments/configs/pure_prm_7b.py --workdir=DIR \\
     --config.files.policy=Qwen2.5-Math-7B --config.files.labelled=prm800k.jsonl
 
-The first is a folder as transformers saves it, the second the original lines
-of PRM800K in one file. `pure_prm_7b.py:smoke` runs both stages on a tiny
+The policy is a folder as transformers saves it, the labelled file holds the
+original lines of PRM800K. `pure_prm_7b.py:smoke` runs both stages on a tiny
 random model in under a minute.
 
 Data: the model card of PURE-PRM-7B names HuggingFaceH4/prm800k-trl-dedup, which
-is PRM800K in the stepwise format with the problems of MATH's test set removed.
-This config reads the original lines, by the rules of
-`host/data/formats/prm800k.py`,
-and removes nothing: leave such problems out of the file before an evaluation on
-them, or name rows of that data set with
---config.files.labelled_format=stepwise.
+is PRM800K in the stepwise format without the problems of MATH's test set. This
+config reads the original lines, by the rules of host/data/formats/prm800k.py,
+and removes no problem. Before an evaluation on MATH, remove its problems from
+the file, or use that data set with --config.files.labelled_format=stepwise.
 
-Steps: the paper states 369k rows, 3 epochs of the head and then 1 of all
-weights, in batches of 128: 3 x 369,000 / 128 = 8,648 (rounded down) and
-369,000 / 128 = 2,883 (rounded up). They are numbers of updates, not of epochs:
-a file with more or fewer rows is read less or more often. One problem in a
-hundred is held out to evaluate on, so as many steps are 1 % more of an epoch.
+Steps: the paper states 369k rows, 3 epochs of the head and then 1 epoch of all
+weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and
+369,000 / 128 = 2,883 updates (rounded up). The config counts updates, not
+epochs: a file with more rows is read less often. One problem in a hundred is
+held out, so the same number of updates covers 1 % more epochs.
 
-Not yet run; docs/scaling.md says how to give it more devices.
+Not yet run. docs/scaling.md says how to give it more devices.
 """
 
 from configs import base, files, paper
@@ -49,7 +47,8 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.labelled_one_in = 100
   config.files.labelled_held_out_rows = 2_000  # Ours, as is the share.
-  config.rl.max_steps = 128  # Ours: rows with more steps are left out.
+  # Ours: rows with more steps are left out.
+  config.prm.score.max_steps = 128
   config.prm.update(
     {
       "batch_size": BATCH_SIZE,

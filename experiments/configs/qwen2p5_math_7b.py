@@ -5,16 +5,7 @@
     --config.files.policy=Qwen2.5-Math-7B --config.files.prm=PURE-PRM-7B \\
     --config.files.train=prompts.json --config.files.held_out=math500.jsonl
 
-The first two are folders as transformers saves them, the others the files of
-PURE's repository. Variants: `prm_vr` (the default), `prm` and `vr` are the
-paper's three reward modes; `vr` reads no PRM, leave --config.files.prm out.
-`smoke_prm_vr` (or `smoke`), `smoke_prm` and `smoke_vr` run the same on a tiny
-random policy and PRM, in under a minute each. `_one_loop` behind any of them
-samples without continuous batching, as --config.rl.rollout_parts needs it.
-Devices: --config.mesh.fsdp=... and others; docs/planning.md has the smallest
-TPU slices that it compiles for and fits, with their flags.
-
-Not yet run.
+paper.py has the other variants and what the files are. Not yet run.
 """
 
 from configs import paper
@@ -22,21 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "prm_vr") -> ConfigDict:
-  """The run.
-
-  Args:
-    variant: "prm_vr", "prm" or "vr", each also after "smoke_"; or "smoke";
-      each also followed by "_one_loop".
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """The run, in a variant that `paper` lists."""
   return paper.policy_run(
-    variant,
-    iterations=500,
-    embeddings="untied",
-    architecture="qwen2p5_math_7b",
+    variant, architecture="qwen2p5_math_7b", iterations=500
   )

@@ -1,40 +1,57 @@
-"""Files of which a reader sees the old content or the new, never a part."""
+"""Files that are replaced atomically: a reader sees the old or the new one."""
 
+import contextlib
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+
+@contextlib.contextmanager
+def replace_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
+  """Opens a temporary file that replaces another one when it is complete.
+
+  Args:
+    path: the file to replace or create; its folder must exist.
+
+  Yields:
+    The temporary file, for writing. If the enclosed code raises, it is
+    removed, and `path` stays as it was.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  try:
+    with temporary.open("wb") as file:
+      yield file
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def write_text_atomic(path: str | os.PathLike, text: str) -> None:
+  """Replaces a text file.
+
+  Args:
+    path: the file; its folder must exist.
+    text: the new content, written as UTF-8.
+  """
+  with replace_atomic(path) as file:
+    file.write(text.encode("utf-8"))
 
 
 def write_json_atomic(path: str | os.PathLike, data: Any) -> None:
-  """Writes strict JSON so that a reader sees the old file or the new one.
+  """Replaces a file of strict JSON.
 
   Args:
     path: the file; its folder must exist.
     data: what `json` can represent, without NaN or infinity.
 
   Raises:
-    TypeError: for a value JSON does not know.
+    TypeError: for a value that JSON does not know.
     ValueError: for NaN or infinity.
   """
   text = json.dumps(data, indent=2, allow_nan=False) + "\n"
   write_text_atomic(path, text)
-
-
-def write_text_atomic(path: str | os.PathLike, text: str) -> None:
-  """Writes text so that a reader sees the old file or the new one.
-
-  Args:
-    path: the file; its folder must exist.
-    text: the new content, written as UTF-8.
-  """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("w", encoding="utf-8") as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -1,12 +1,12 @@
 """Attention in chunks of queries: long rows without all scores at once.
 
-Plain attention holds a score for every query and key: 28 heads of 9,216 tokens
-are 9.5 GB in float32 for one row of one layer. In chunks it holds those of a
-few hundred queries, and the backward pass computes a chunk's scores again
-instead of keeping them.
+Plain attention stores a score for every query and key: 28 heads of 9,216 tokens
+take 9.5 GB in float32 for one row of one layer. Attention in chunks stores the
+scores of a few hundred queries, and the backward pass computes the scores of a
+chunk again.
 
-Letters: B rows, T tokens, N query heads, K key heads, M keys that a loop reads,
-H head dimension.
+The legend of axes is in `pure_jax.types`. M is the number of keys that a loop
+over chunks reads.
 """
 
 from collections.abc import Callable
@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-# No query sees a later key: so many groups of chunks have a loop of their own,
-# over the keys up to their end. (1 + 1/4) / 2 of all scores are computed
-# instead of all. More groups save little and take longer to compile.
+# No query attends to a later key. Each of these groups of chunks has a loop of
+# its own over the keys up to the end of the group, so (1 + 1/4) / 2 of all
+# scores are computed. More groups save little and take longer to compile.
 CAUSAL_GROUPS = 4
 
 Attend = Callable[[Array, Array, Array, Array], Array]
@@ -32,27 +32,26 @@ def attend_in_chunks(
   chunk: int,
   token_shards: int = 1,
 ) -> Array:
-  """What `attend` gives, for so many queries at a time.
+  """Computes causal attention for a chunk of queries at a time.
 
-  Equal to ``attend(q, k, v, mask)`` up to the order of sums: a query's softmax
-  is over its own keys, whatever the other queries are. No query sees a key
-  after its own, which the mask must say too.
+  The result is ``attend(q, k, v, mask)`` up to the order of sums, because the
+  softmax of a query does not depend on other queries. Keys after a query are
+  left out, so the mask must be causal.
 
   Args:
-    attend: (q, k, v, mask) -> [B, T, N, H], a function that treats every query
-      by itself.
+    attend: (q, k, v, mask) -> [B, T, N, H], a function that treats queries
+      independently.
     q_BTNH: [B, T, N, H] float, rotated queries.
     k_BKTH: [B, K, T, H] float, rotated keys.
     v_BKTH: [B, K, T, H] float, values.
     mask_BTT: [B, T, T] bool, queries by keys, True keeps; causal.
-    chunk: queries at a time at most, at least 1; T and more is all at once.
-    token_shards: parts into which T is split over devices; divides T. With
-      more than one, each device keeps its share of every chunk, and no key is
-      left out.
+    chunk: most queries at a time, at least 1; T or more takes all at once.
+    token_shards: shards of T over devices; divides T. With more than one, each
+      device keeps its share of every chunk, and no key is left out.
 
   Returns:
-    [B, T, N, H] in the dtype of `attend`. Its gradient keeps q, k, v and the
-    mask, no scores.
+    [B, T, N, H] in the dtype of `attend`. The residuals of its gradient are q,
+    k, v and the mask, no scores.
   """
   T = q_BTNH.shape[1]
   if chunk >= T:
@@ -62,7 +61,7 @@ def attend_in_chunks(
       attend, q_BTNH, k_BKTH, v_BKTH, mask_BTT, chunk, token_shards
     )
   chunks = -(-T // chunk)
-  chunk = -(-T // chunks)  # As even as can be: a short last one is filled up.
+  chunk = -(-T // chunks)  # Even chunks: a short last one would be padded.
   group = -(-chunks // CAUSAL_GROUPS) * chunk
   outs = []
   for first in range(0, T, group):
@@ -81,15 +80,15 @@ def attend_in_chunks(
 
 
 def _attend_group(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk):
-  """One loop over chunks of neighbours that all see the same keys."""
+  """One loop over chunks of neighbouring queries, all with the same keys."""
   T = q_BTNH.shape[1]
   count = -(-T // chunk)
 
   def split(x):
-    """[B, T, ...] -> [count, B, chunk, ...], filled up at the end."""
-    missing = [(0, 0)] * x.ndim
-    missing[1] = (0, count * chunk - T)
-    x = jnp.pad(x, missing)
+    """[B, T, ...] -> [count, B, chunk, ...], padded at the end."""
+    padding = [(0, 0)] * x.ndim
+    padding[1] = (0, count * chunk - T)
+    x = jnp.pad(x, padding)
     return jnp.swapaxes(x.reshape(x.shape[0], count, chunk, *x.shape[2:]), 0, 1)
 
   out = _map_chunks(attend, split(q_BTNH), k_BKMH, v_BKMH, split(mask_BTM))
@@ -98,7 +97,7 @@ def _attend_group(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk):
 
 
 def _attend_spread(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk, shards):
-  """One loop over chunks of every so manieth query: a part of each shard's."""
+  """One loop over chunks of strided queries, some of each shard's."""
   T = q_BTNH.shape[1]
   fewest = -(-T // chunk)
   whole = [n for n in range(1, T + 1) if T % n == 0 == T // n % shards]
@@ -114,7 +113,7 @@ def _attend_spread(attend, q_BTNH, k_BKMH, v_BKMH, mask_BTM, chunk, shards):
 
 
 def _map_chunks(attend, q, k_BKMH, v_BKMH, mask):
-  """Chunk after chunk; its scores are computed again for the gradient."""
+  """Runs chunk after chunk; the gradient computes the scores again."""
 
   @jax.checkpoint
   def attend_chunk(part):

@@ -1,23 +1,23 @@
-"""What a decoder is, as one frozen and validated record."""
+"""Architectures of decoders as frozen, validated records."""
 
 import dataclasses
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 CACHE_DTYPES = (*COMPUTE_DTYPES, "int8")
 
-# What of a layer is kept for the backward pass, from most memory and least
-# time to least memory and most time:
-# * none: everything;
-# * attention: everything but attention's scores and weights, [B, N, T, T],
-#   which attention in chunks does not keep by any name;
-# * dots: the products with weights and what attention read; norms, rotations,
-#   scores and the MLP's nonlinearity are remade;
+# Activations of a layer that are saved for the backward pass, from most memory
+# and least time to least memory and most time:
+# * none: all of them;
+# * attention: all except attention's scores and weights, [B, N, T, T], which
+#   attention in chunks never saves;
+# * dots: the products with weights and the output of attention; norms,
+#   rotations, scores and the MLP's nonlinearity are computed again;
 # * layer: the layer's input, [B, T, D];
 # * offload: the same, in the host's memory.
 # Compiled for one TPU v5p, a gradient through 28 layers (D 1536, F 8960, N 12,
 # K 2, H 128, bfloat16) of a row of 4,096 tokens takes 55.0, 22.0, 10.0, 4.9
-# and 4.2 GB of temporary memory in this order, the last and 0.35 GB of the
-# host's. On a CPU, layers that are not scanned keep everything by any name.
+# and 4.2 GB of temporary memory in this order, the last with 0.35 GB of the
+# host's. On a CPU, layers that are not scanned save everything in any case.
 REMAT = ("none", "attention", "dots", "layer", "offload")
 
 # Matrices of a layer, by the names of `params.declare_layers`.
@@ -26,11 +26,11 @@ MATRICES = ("query", "key", "value", "output", "gate", "up", "down")
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-  """Low-rank adapters beside a layer's matrices, see `models/lora.py`.
+  """Low-rank adapters of a layer's matrices, see `models/lora.py`.
 
   Attributes:
     rank: r, at least 1.
-    alpha: the product of the two factors counts alpha / r, positive.
+    alpha: the product of the two factors is scaled by alpha / r; positive.
     targets: which of `MATRICES` have adapters.
   """
 
@@ -39,7 +39,7 @@ class LoraConfig:
   targets: tuple[str, ...] = MATRICES
 
   def __post_init__(self):
-    """Refuses adapters of nothing."""
+    """Validates rank, scale and targets."""
     if self.rank < 1 or not self.alpha > 0:
       raise ValueError(
         f"rank={self.rank} must be at least 1 and alpha={self.alpha} positive."
@@ -52,13 +52,13 @@ class LoraConfig:
 
   @property
   def scale(self) -> float:
-    """What the product of the two factors is multiplied by."""
+    """Scale of the product of the two factors, alpha / r."""
     return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-  """How Llama 3 slows its rotary frequencies down for longer texts.
+  """Reduction of rotary frequencies for longer texts, as in Llama 3.
 
   With wavelength λ = 2π / frequency and L = original_length: a frequency with
   λ < L / high_frequency_factor stays, one with λ > L / low_frequency_factor is
@@ -66,10 +66,10 @@ class RopeScaling:
   (`rotary.rotary_frequencies`).
 
   Attributes:
-    factor: what slow frequencies are divided by, at least 1.
-    low_frequency_factor: turns within L below which a frequency is slow,
+    factor: divides low frequencies, at least 1.
+    low_frequency_factor: turns within L below which a frequency is low,
       positive.
-    high_frequency_factor: turns within L above which a frequency is fast;
+    high_frequency_factor: turns within L above which a frequency is high;
       greater than low_frequency_factor.
     original_length: L, tokens of the longest text before the extension.
   """
@@ -80,7 +80,7 @@ class RopeScaling:
   original_length: int
 
   def __post_init__(self):
-    """Refuses values between which nothing can be interpolated."""
+    """Validates that frequencies can be interpolated."""
     if not 0 < self.low_frequency_factor < self.high_frequency_factor:
       raise ValueError(
         "low_frequency_factor must be positive and below "
@@ -112,8 +112,8 @@ class ModelConfig:
     num_layers: decoder layers.
     num_heads: N, query heads.
     num_kv_heads: K, key and value heads; divides num_heads.
-    head_dim: H, size of a head; even, because RoPE turns pairs. N H need not
-      be D.
+    head_dim: H, size of a head; even, because RoPE rotates pairs. N H may
+      differ from D.
     mlp_width: F, hidden size of the gated MLP.
     rope_theta: base of the rotary frequencies.
     norm_eps: added to the mean square in RMSNorm.
@@ -125,21 +125,21 @@ class ModelConfig:
     compute_dtype: "float32" or "bfloat16", of matrix products; norms,
       softmax and logits are float32 either way.
     param_dtype: "float32" or "bfloat16", in which weights are stored.
-    remat: what of each layer is kept for the backward pass, a name in
-      `REMAT`; the rest is computed once more.
-    logits_chunk: tokens of a row whose logits exist at one time where
-      log-probs are computed, at least 1; None makes all at once. Changes the
-      memory used and not the result (`token_logp.chunked_logp`).
-    attention_chunk: queries whose attention scores are held at a time, for
-      rows too long to hold all, see `attention.attend_in_chunks`; None holds
-      all. Changes the memory used, and the result by rounding only.
-    cache_dtype: in which decoding keeps keys and values, a name in
-      `CACHE_DTYPES`; None takes the compute dtype. Anything shorter rounds
-      what later tokens read, so log-probs drift from the trainer's.
-    lora: adapters beside the matrices of every layer, which are then what is
-      trained; None has none and trains everything.
-    int8_matrices: True has the matrices of every layer in int8, see
-      `quantized.py`: for sampling, nothing is trained.
+    remat: activations of each layer that are saved for the backward pass, a
+      name in `REMAT`; the rest is computed again.
+    logits_chunk: tokens of a row whose logits exist at one time while
+      log-probs are computed, at least 1; None computes all at once. Changes
+      the memory and not the result (`token_logp.chunked_logp`).
+    attention_chunk: queries whose attention scores exist at one time, see
+      `attention.attend_in_chunks`; None computes all at once. Changes the
+      memory, and the result by rounding only.
+    cache_dtype: dtype of keys and values in the cache, a name in
+      `CACHE_DTYPES`; None takes the compute dtype. A shorter dtype rounds
+      them, so the sampler's log-probs drift from the trainer's.
+    lora: adapters of the matrices of every layer, which alone are trained;
+      None trains all weights.
+    int8_matrices: True stores the matrices of every layer in int8, for
+      sampling only, see `models/int8.py`.
   """
 
   vocab_size: int
@@ -165,7 +165,7 @@ class ModelConfig:
   int8_matrices: bool = False
 
   def __post_init__(self):
-    """Refuses architectures that cannot be built."""
+    """Validates sizes and names."""
     for name in (
       "vocab_size",
       "width",
@@ -191,7 +191,7 @@ class ModelConfig:
       )
     if self.head_dim % 2:
       raise ValueError(
-        f"head_dim={self.head_dim} must be even: RoPE turns pairs of entries."
+        f"head_dim={self.head_dim} must be even: RoPE rotates pairs of entries."
       )
     if self.rope_theta <= 0 or self.norm_eps <= 0:
       raise ValueError(

@@ -1,9 +1,10 @@
-"""Decoding: one token per row at a time, from a cache of keys and values.
+"""Prefill and decoding: one token per row at a time, from a KV cache.
 
-Letters: P prompts, B rows, B = P G; L prompt tokens, M slots of the ring, S
-slots of a row; N query heads, K key heads, H head dimension.
+The legend of axes is in `pure_jax.types`. Here Q = N / K is the number of query
+heads of a key head, and M the number of entries of a KV segment.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,9 +12,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
-from pure_jax.models.columns import unstack_layers
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.kv_cache import KVCache, Stored, begin_cache, store
+from pure_jax.models.cpu_layout import unstack_layers
+from pure_jax.models.kv_cache import (
+  KVCache,
+  KVSegment,
+  Stored,
+  begin_cache,
+  store,
+)
 from pure_jax.models.rotary import rotary_tables
 from pure_jax.models.transformer import (
   MASKED_SCORE,
@@ -30,9 +37,9 @@ def prefill(
   config: ModelConfig,
   tokens: Array,
   mask: Array,
-  samples: int = 1,
-  slots: int = 1,
-  shared: bool = False,
+  group_size: int = 1,
+  ring_length: int = 1,
+  share_prompts: bool = False,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, KVCache]:
   """Runs prompts through the model, each once for all of its samples.
@@ -42,15 +49,15 @@ def prefill(
     config: the architecture.
     tokens: [P, L] int32, left-padded.
     mask: [P, L] bool.
-    samples: G, rows of each prompt.
-    slots: M, of the ring, at least 1.
-    shared: True keeps one copy of a prompt for its G rows, False one for each.
-    act_sharding: of activations and cache, without split tokens.
+    group_size: G, rows of each prompt.
+    ring_length: cache entries for generated tokens, at least 1.
+    share_prompts: True keeps one copy of a prompt for its G rows, False one
+      for each row.
+    act_sharding: sharding of activations and cache. It must not split tokens.
 
   Returns:
-    (hidden [P, 1, D] of the last token, from which the first token of all G
-    samples is drawn; the cache of B = P G rows, samples of a prompt
-    contiguous).
+    (hidden [P, 1, D] of the last token, which gives the first token of all G
+    samples; the cache of B = P G rows, samples of a prompt contiguous).
   """
   hidden, present = forward(
     params,
@@ -62,7 +69,13 @@ def prefill(
     keeps_cache=True,
   )
   cache = begin_cache(
-    config, *present, mask, samples, slots, shared, act_sharding
+    config,
+    *present,
+    mask,
+    group_size,
+    ring_length,
+    share_prompts,
+    act_sharding,
   )
   return hidden[:, -1:], cache
 
@@ -78,14 +91,14 @@ def decode_token(
   """Appends one token to every row.
 
   Args:
-    params: policy weights, layers stacked or as `columns.decoding_params`
-      gives them.
+    params: policy weights, layers stacked or from
+      `cpu_layout.decoding_params`.
     config: the architecture.
     tokens: [B] int32.
     positions: [B] int32, position of each token within its text.
-    cache: what came before, of at most M tokens beside the prompt in any row
-      that is still read.
-    act_sharding: of activations and cache, without split tokens.
+    cache: keys and values of the tokens before. The ring must be longer than
+      the number of generated tokens of every row that is still used.
+    act_sharding: sharding of activations and cache. It must not split tokens.
 
   Returns:
     (hidden [B, 1, D] after the final norm, the cache with the tokens in it).
@@ -93,10 +106,10 @@ def decode_token(
   layers = params["layers"]
   if isinstance(layers, dict):
     layers = unstack_layers(layers)
-  B, S = cache.mask.shape
+  B, M = cache.mask.shape
   cache = cache.replace(
     mask=jax.lax.dynamic_update_slice(
-      cache.mask, jnp.ones((B, 1), bool), (0, cache.slot)
+      cache.mask, jnp.ones((B, 1), bool), (0, cache.write_index)
     )
   )
   rotary = rotary_tables(
@@ -107,58 +120,61 @@ def decode_token(
   for index, layer in enumerate(layers):
 
     def attention(q_BTNH, k_BKTH, v_BKTH, index=index):
-      k = _write(cache.keys[index], k_BKTH, cache.slot)
-      v = _write(cache.values[index], v_BKTH, cache.slot)
-      parts = [(k, v, cache.mask)]
+      k = _write(cache.keys[index], k_BKTH, cache.write_index)
+      v = _write(cache.values[index], v_BKTH, cache.write_index)
+      segments = [KVSegment(k, v, cache.mask)]
       if cache.prompt_mask is not None:
         prompt = cache.prompt_keys[index], cache.prompt_values[index]
-        parts.insert(0, (*prompt, cache.prompt_mask))
-      read = act_sharding.decode_attention or attend_to_parts
-      return read(q_BTNH, parts), (k, v)
+        segments.insert(0, KVSegment(*prompt, cache.prompt_mask))
+      attend = act_sharding.decode_attention or attend_to_cache
+      return attend(q_BTNH, segments), (k, v)
 
     x_BTD, (k, v) = decoder_layer(
       config, act_sharding, rotary, layer, x_BTD, attention
     )
     keys.append(k)
     values.append(v)
-  following = jnp.where(cache.slot + 1 < S, cache.slot + 1, cache.first)
-  cache = cache.replace(keys=tuple(keys), values=tuple(values), slot=following)
+  after = cache.write_index + 1
+  cache = cache.replace(
+    keys=tuple(keys),
+    values=tuple(values),
+    write_index=jnp.where(after < M, after, cache.ring_start),
+  )
   return rms_norm(x_BTD, params["final_norm"], config.norm_eps), cache
 
 
-def attend_to_parts(
-  q_BTNH: Array, parts: list[tuple[Stored, Stored, Array]]
-) -> Array:
-  """Attention of one token per row to slots that lie in several arrays.
+def attend_to_cache(q_BTNH: Array, segments: Sequence[KVSegment]) -> Array:
+  """Attention of one token per row to a cache that lies in several arrays.
 
-  One softmax over all of them, in float32. A part of Q rows, of which B is a
-  multiple, is read by B / Q neighbours each.
+  The softmax is over all segments, in float32. Row p of a segment with P rows
+  is shared by the B / P queries of the rows p B / P, ..., (p + 1) B / P - 1.
 
   Args:
     q_BTNH: [B, 1, N, H] float, rotated queries.
-    parts: keys [Q, K, M, H], values [Q, K, M, H] and a mask [Q, M], True on
-      slots that may be read. Every row may read some slot.
+    segments: keys, values and masks. Every row may attend to some entry.
 
   Returns:
     [B, 1, N, H] in the dtype of the queries.
   """
   B, _, N, H = q_BTNH.shape
-  K = parts[0][0].data.shape[1]
-  q_BKGH = q_BTNH.reshape(B, K, N // K, H) * (H**-0.5)
-  scores = [_part_scores(q_BKGH, k, mask) for k, _, mask in parts]
+  K = segments[0].keys.data.shape[1]
+  q_BKQH = q_BTNH.reshape(B, K, N // K, H) * (H**-0.5)
+  scores = [_segment_scores(q_BKQH, x.keys, x.mask) for x in segments]
   weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1)
   out, start = 0.0, 0
-  for _, v, mask in parts:
-    end = start + mask.shape[1]
-    out = out + _part_values(weights[..., start:end], v, q_BTNH.dtype)
+  for segment in segments:
+    end = start + segment.mask.shape[1]
+    out = out + _segment_values(
+      weights[..., start:end], segment.values, q_BTNH.dtype
+    )
     start = end
   return out.reshape(B, 1, N, H)
 
 
-def _part_scores(q_BKGH, keys, mask_QM):
-  """Scores [B, K, G, M] of one part, float32."""
-  B, _, G, _ = q_BKGH.shape
-  grouped = _to_groups(q_BKGH, mask_QM.shape[0])
+def _segment_scores(q_BKQH, keys, mask_PM):
+  """Scores [B, K, Q, M] of one segment, float32."""
+  B, _, Q, _ = q_BKQH.shape
+  grouped = _group_rows(q_BKQH, mask_PM.shape[0])
   scores = jax.lax.platform_dependent(
     grouped,
     keys.data.astype(grouped.dtype),
@@ -167,62 +183,62 @@ def _part_scores(q_BKGH, keys, mask_QM):
   )
   if keys.scale is not None:
     scores = scores * keys.scale[:, :, None]
-  scores = jnp.where(mask_QM[:, None, None], scores, MASKED_SCORE)
-  return _from_groups(scores, B, G)
+  scores = jnp.where(mask_PM[:, None, None], scores, MASKED_SCORE)
+  return _ungroup_rows(scores, B, Q)
 
 
-def _queries_times_keys(q_QKXH, k_QKMH):
-  """Products [Q, K, X, M], float32."""
+def _queries_times_keys(q_PKXH, k_PKMH):
+  """Products [P, K, X, M], float32; X are the queries that share a row."""
   return jnp.einsum(
-    "QKXH,QKMH->QKXM", q_QKXH, k_QKMH, preferred_element_type=jnp.float32
+    "PKXH,PKMH->PKXM", q_PKXH, k_PKMH, preferred_element_type=jnp.float32
   )
 
 
-def _keys_times_queries(q_QKXH, k_QKMH):
-  """The same, keys first: a CPU need not copy them, see `columns`."""
-  columns = jax.lax.optimization_barrier(jnp.swapaxes(q_QKXH, 2, 3))
+def _keys_times_queries(q_PKXH, k_PKMH):
+  """The same with the keys first, which a CPU does not copy (`cpu_layout`)."""
+  columns = jax.lax.optimization_barrier(jnp.swapaxes(q_PKXH, 2, 3))
   scores = jnp.einsum(
-    "QKMH,QKHX->QKMX", k_QKMH, columns, preferred_element_type=jnp.float32
+    "PKMH,PKHX->PKMX", k_PKMH, columns, preferred_element_type=jnp.float32
   )
   return jnp.swapaxes(jax.lax.optimization_barrier(scores), 2, 3)
 
 
-def _part_values(weights_BKGM, values, dtype):
-  """Weighted sums [B, K, G, H] of one part."""
-  B, _, G, _ = weights_BKGM.shape
-  weights = _to_groups(weights_BKGM, values.data.shape[0])
+def _segment_values(weights_BKQM, values, dtype):
+  """Weighted sums [B, K, Q, H] over one segment."""
+  B, _, Q, _ = weights_BKQM.shape
+  weights = _group_rows(weights_BKQM, values.data.shape[0])
   if values.scale is not None:
     weights = weights * values.scale[:, :, None]
   out = jnp.einsum(
-    "QKXM,QKMH->QKXH", weights.astype(dtype), values.data.astype(dtype)
+    "PKXM,PKMH->PKXH", weights.astype(dtype), values.data.astype(dtype)
   )
-  return _from_groups(out, B, G)
+  return _ungroup_rows(out, B, Q)
 
 
-def _to_groups(x_BKGY, count):
-  """[B, K, G, Y] -> [Q, K, (B / Q) G, Y]: neighbours in one product."""
-  B, K, G, Y = x_BKGY.shape
-  if count == B:
-    return x_BKGY
-  x = x_BKGY.reshape(count, B // count, K, G, Y)
-  return jnp.swapaxes(x, 1, 2).reshape(count, K, -1, Y)
+def _group_rows(x_BKQY, P):
+  """[B, K, Q, Y] -> [P, K, (B / P) Q, Y]: rows that share keys, together."""
+  B, K, Q, Y = x_BKQY.shape
+  if P == B:
+    return x_BKQY
+  x = x_BKQY.reshape(P, B // P, K, Q, Y)
+  return jnp.swapaxes(x, 1, 2).reshape(P, K, -1, Y)
 
 
-def _from_groups(x_QKXY, rows, G):
-  """The inverse of `_to_groups`."""
-  Q, K, _, Y = x_QKXY.shape
-  if rows == Q:
-    return x_QKXY
-  x = x_QKXY.reshape(Q, K, rows // Q, G, Y)
-  return jnp.swapaxes(x, 1, 2).reshape(rows, K, G, Y)
+def _ungroup_rows(x_PKXY, B, Q):
+  """The inverse of `_group_rows`."""
+  P, K, _, Y = x_PKXY.shape
+  if B == P:
+    return x_PKXY
+  x = x_PKXY.reshape(P, K, B // P, Q, Y)
+  return jnp.swapaxes(x, 1, 2).reshape(B, K, Q, Y)
 
 
-def _write(kept, x_BK1H, slot):
-  """Puts the newest token's keys or values into its slot."""
-  new = store(x_BK1H, str(kept.data.dtype))
-  data = jax.lax.dynamic_update_slice(kept.data, new.data, (0, 0, slot, 0))
-  if kept.scale is None:
+def _write(stored, x_BK1H, index):
+  """Writes the newest token's keys or values at an index of the cache."""
+  new = store(x_BK1H, str(stored.data.dtype))
+  data = jax.lax.dynamic_update_slice(stored.data, new.data, (0, 0, index, 0))
+  if stored.scale is None:
     return Stored(data, None)
   return Stored(
-    data, jax.lax.dynamic_update_slice(kept.scale, new.scale, (0, 0, slot))
+    data, jax.lax.dynamic_update_slice(stored.scale, new.scale, (0, 0, index))
   )

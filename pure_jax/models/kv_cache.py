@@ -1,16 +1,18 @@
 """The cache of keys and values that decoding reads.
 
-Every row writes the keys and values of its newest token into the same slot, so
-that a write is one slice of the cache, and a mask says which slots a row may
-read. The slots are a ring: a row that starts later, where another has ended,
-begins at whatever slot is next.
+Every row writes the keys and values of its newest token at the same index, so
+a write is one slice of the cache, and a mask says which entries a row may
+attend to. The entries for generated tokens form a ring: a sequence that starts
+later, in a slot where another one has ended, begins at the current index.
 
-A prompt's keys and values may be shared by its G samples. They are read once
-for all of them then, in products with the queries of the whole group.
+The G samples of a prompt may share its keys and values. Attention then reads
+them once for the queries of the whole group.
 
-Letters: P prompts, B rows, B = P G; L prompt tokens, M slots of the ring, S
-slots of a row; K key heads, H head dimension.
+The legend of axes is in `pure_jax.types`: M is the number of entries of a row,
+the ring and, unless prompts are shared, the L entries of the prompt before it.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,56 +28,68 @@ class Stored:
   """Keys or values of one layer.
 
   Attributes:
-    data: [B, K, S, H], in the compute dtype, bfloat16, or int8.
-    scale: [B, K, S] float32, what int8 numbers are multiplied by; else None.
+    data: [B, K, M, H], in the compute dtype, bfloat16 or int8.
+    scale: [B, K, M] float32, factor of int8 numbers; None for other dtypes.
   """
 
   data: Array
   scale: Array | None
 
 
-@struct.dataclass
-class KVCache:
-  """What decoding remembers of B rows.
+class KVSegment(NamedTuple):
+  """Entries of a cache that lie in one array, as attention reads them.
 
   Attributes:
-    keys: one per layer, of [B, K, S, H], already rotated.
-    values: one per layer, of [B, K, S, H].
-    mask: [B, S] bool, True on slots that the row may read.
-    slot: [] int32, first..S-1, the slot that is written next.
-    prompt_keys: one per layer, of [P, K, L, H], where prompts are shared;
-      else ().
-    prompt_values: likewise.
-    prompt_mask: [P, L] bool where prompts are shared, else None.
-    first: the ring's first slot: L where each row keeps its own prompt before
-      it, 0 where prompts are shared.
+    keys: [P, K, M, H]; P may be B, or a divisor of it if rows share entries.
+    values: [P, K, M, H].
+    mask: [P, M] bool, True on entries that may be attended to.
+  """
+
+  keys: Stored
+  values: Stored
+  mask: Array
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of B rows.
+
+  Attributes:
+    keys: one [B, K, M, H] per layer, already rotated.
+    values: one [B, K, M, H] per layer.
+    mask: [B, M] bool, True on entries that the row may attend to.
+    write_index: [] int32, ring_start..M-1, the entry that is written next.
+    prompt_keys: one [P, K, L, H] per layer if prompts are shared, else ().
+    prompt_values: one [P, K, L, H] per layer if prompts are shared, else ().
+    prompt_mask: [P, L] bool if prompts are shared, else None.
+    ring_start: first entry of the ring: 0 if prompts are shared, else L.
   """
 
   keys: tuple[Stored, ...]
   values: tuple[Stored, ...]
   mask: Array
-  slot: Array
+  write_index: Array
   prompt_keys: tuple[Stored, ...]
   prompt_values: tuple[Stored, ...]
   prompt_mask: Array | None
-  first: int = struct.field(pytree_node=False)
+  ring_start: int = struct.field(pytree_node=False)
 
   @property
-  def ring(self) -> int:
-    """M, slots of the ring."""
-    return self.mask.shape[1] - self.first
+  def ring_length(self) -> int:
+    """Entries of the ring."""
+    return self.mask.shape[1] - self.ring_start
 
 
 def store(x: Array, dtype: str) -> Stored:
-  """Keys or values in the dtype in which they are kept.
+  """Converts keys or values to the dtype of the cache.
 
   Args:
-    x: [B, K, S, H] float.
+    x: [B, K, M, H] float.
     dtype: "float32", "bfloat16" or "int8". An int8 vector of H numbers has
-      the scale max |x| / 127, and is off by at most half of it.
+      the scale max |x| / 127; each number is off by at most half of it.
 
   Returns:
-    What is kept.
+    The keys or values as the cache stores them.
   """
   if dtype != "int8":
     return Stored(x.astype(dtype), None)
@@ -90,170 +104,163 @@ def begin_cache(
   keys: tuple[Array, ...],
   values: tuple[Array, ...],
   mask: Array,
-  samples: int,
-  slots: int,
-  shared: bool,
+  group_size: int,
+  ring_length: int,
+  share_prompts: bool,
   act_sharding: ActivationSharding = LOCAL,
 ) -> KVCache:
-  """A cache that holds prompts and has room for their samples.
+  """Makes a cache that holds prompts and has room for generated tokens.
 
   Args:
     config: the architecture, with the dtype of the cache.
-    keys: of the prompts, one [P, K, L, H] per layer, rotated.
-    values: likewise.
+    keys: keys of the prompts, one rotated [P, K, L, H] per layer.
+    values: values of the prompts, one [P, K, L, H] per layer.
     mask: [P, L] bool, True on tokens of the prompts.
-    samples: G, rows of each prompt, contiguous.
-    slots: M, of the ring, at least 1.
-    shared: True keeps one copy of a prompt for its G rows, False one for each.
-    act_sharding: of the cache.
+    group_size: G, rows of each prompt, contiguous.
+    ring_length: entries for generated tokens, at least 1.
+    share_prompts: True keeps one copy of a prompt for its G rows, False one
+      for each row.
+    act_sharding: sharding of the cache.
 
   Returns:
     The cache of P G rows.
   """
   dtype = config.cache_dtype or config.compute_dtype
   keys, values = (
-    tuple(store(x, dtype) for x in of_layers) for of_layers in (keys, values)
+    tuple(store(x, dtype) for x in layers) for layers in (keys, values)
   )
   P = mask.shape[0]
-  shape = (P * samples, config.num_kv_heads, slots, config.head_dim)
+  B = P * group_size
+  shape = (B, config.num_kv_heads, ring_length, config.head_dim)
 
-  def ring():
+  def empty_ring():
     empty = store(jnp.zeros(shape, config.compute_dtype), dtype)
-    return tuple(_place(empty, act_sharding) for _ in keys)
+    return tuple(_constrain(empty, act_sharding) for _ in keys)
 
   cache = KVCache(
-    keys=ring(),
-    values=ring(),
-    mask=jnp.zeros((P * samples, slots), bool),
-    slot=jnp.int32(0),
-    prompt_keys=tuple(_place(x, act_sharding) for x in keys),
-    prompt_values=tuple(_place(x, act_sharding) for x in values),
+    keys=empty_ring(),
+    values=empty_ring(),
+    mask=jnp.zeros((B, ring_length), bool),
+    write_index=jnp.int32(0),
+    prompt_keys=tuple(_constrain(x, act_sharding) for x in keys),
+    prompt_values=tuple(_constrain(x, act_sharding) for x in values),
     prompt_mask=mask,
-    first=0,
+    ring_start=0,
   )
-  return cache if shared else with_own_prompts(cache, act_sharding)
+  return cache if share_prompts else with_own_prompts(cache, act_sharding)
 
 
-def _repeat(kept, samples):
-  """The same for each sample of a prompt."""
-  return jax.tree.map(lambda x: jnp.repeat(x, samples, axis=0), kept)
-
-
-def _place(kept, act_sharding):
-  """Rows and heads where the layout wants them."""
+def _constrain(stored, act_sharding):
+  """Splits rows and heads over devices."""
   return Stored(
-    act_sharding.constrain(kept.data, KEYS),
+    act_sharding.constrain(stored.data, KEYS),
     None
-    if kept.scale is None
-    else act_sharding.constrain(kept.scale, KEYS[:-1]),
+    if stored.scale is None
+    else act_sharding.constrain(stored.scale, KEYS[:-1]),
   )
 
 
 def with_own_prompts(
   cache: KVCache, act_sharding: ActivationSharding = LOCAL
 ) -> KVCache:
-  """A cache whose rows each have a copy of their prompt: rows that may move.
+  """Gives every row its own copy of its prompt, so that rows can move.
 
   Args:
-    cache: of shared prompts, or already without.
-    act_sharding: of the cache.
+    cache: with or without shared prompts.
+    act_sharding: sharding of the cache.
 
   Returns:
-    The cache, its slots in front of the ring those of the prompt.
+    The cache without shared prompts: the L entries of the prompt lie before
+    the ring.
   """
   if cache.prompt_mask is None:
     return cache
   B, (P, L) = cache.mask.shape[0], cache.prompt_mask.shape
-  samples = B // P
+  G = B // P
 
-  def join(prompts, rows):
-    return tuple(
-      _place(
-        jax.tree.map(
-          lambda x, y: jnp.concatenate([x, y], axis=2),
-          _repeat(prompt, samples),
-          row,
-        ),
-        act_sharding,
-      )
-      for prompt, row in zip(prompts, rows, strict=True)
+  def join(prompt, ring):
+    joined = jax.tree.map(
+      lambda x, y: jnp.concatenate([jnp.repeat(x, G, axis=0), y], axis=2),
+      prompt,
+      ring,
     )
+    return _constrain(joined, act_sharding)
 
-  mask = jnp.repeat(cache.prompt_mask, samples, axis=0)
+  mask = jnp.repeat(cache.prompt_mask, G, axis=0)
   return KVCache(
-    keys=join(cache.prompt_keys, cache.keys),
-    values=join(cache.prompt_values, cache.values),
+    keys=tuple(map(join, cache.prompt_keys, cache.keys)),
+    values=tuple(map(join, cache.prompt_values, cache.values)),
     mask=jnp.concatenate([mask, cache.mask], axis=1),
-    slot=cache.slot + L,
+    write_index=cache.write_index + L,
     prompt_keys=(),
     prompt_values=(),
     prompt_mask=None,
-    first=L,
+    ring_start=L,
   )
 
 
 def grow_ring(
-  cache: KVCache, ring: int, act_sharding: ActivationSharding = LOCAL
+  cache: KVCache, ring_length: int, act_sharding: ActivationSharding = LOCAL
 ) -> KVCache:
-  """A cache with a longer ring.
+  """Makes the ring longer.
 
-  The oldest slot comes to the ring's front and the new ones after the newest:
-  a row's tokens stay in order, so none is overwritten before the longer ring
-  has gone round.
+  The oldest entry moves to the front of the ring, and new entries follow the
+  newest one. A row's tokens stay in order, so none is overwritten before the
+  longer ring has wrapped around.
 
   Args:
-    cache: any cache.
-    ring: slots of the new ring, at least as many as now.
-    act_sharding: of the cache.
+    cache: with or without shared prompts.
+    ring_length: entries of the new ring, at least as many as now.
+    act_sharding: sharding of the cache.
 
   Returns:
-    The cache; its next slot is the first of the new ones.
+    The cache; the first new entry is written next.
   """
-  first, now = cache.first, cache.ring
+  start, old_length = cache.ring_start, cache.ring_length
 
   def grow(x, axis):
-    start, ring_part = jnp.split(x, [first], axis=axis)
-    ring_part = jnp.roll(ring_part, first - cache.slot, axis=axis)
-    more = [(0, 0)] * x.ndim
-    more[axis] = (0, ring - now)
-    return jnp.concatenate([start, jnp.pad(ring_part, more)], axis=axis)
+    prompt, ring = jnp.split(x, [start], axis=axis)
+    ring = jnp.roll(ring, start - cache.write_index, axis=axis)
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, ring_length - old_length)
+    return jnp.concatenate([prompt, jnp.pad(ring, padding)], axis=axis)
 
-  def grow_all(of_layers):
+  def grow_layers(layers):
     return tuple(
-      _place(jax.tree.map(lambda x: grow(x, 2), kept), act_sharding)
-      for kept in of_layers
+      _constrain(jax.tree.map(lambda x: grow(x, 2), stored), act_sharding)
+      for stored in layers
     )
 
   return cache.replace(
-    keys=grow_all(cache.keys),
-    values=grow_all(cache.values),
+    keys=grow_layers(cache.keys),
+    values=grow_layers(cache.values),
     mask=grow(cache.mask, 1),
-    slot=jnp.int32(first + now),
+    write_index=jnp.int32(start + old_length),
   )
 
 
 def take_rows(
   cache: KVCache, index: Array, act_sharding: ActivationSharding = LOCAL
 ) -> KVCache:
-  """Some rows of a cache, in a new order.
+  """Selects rows of a cache, in any order.
 
   Args:
-    cache: in which every row has its own prompt, rows in contiguous shards.
+    cache: without shared prompts, rows in contiguous shards.
     index: [shards, r] int32, rows within each shard.
-    act_sharding: of the cache.
+    act_sharding: sharding of the cache.
 
   Returns:
     The cache of shards * r rows.
   """
 
-  def take(kept):
-    return _place(
-      jax.tree.map(lambda x: take_by_shard(x, index), kept), act_sharding
+  def take(stored):
+    return _constrain(
+      jax.tree.map(lambda x: take_by_shard(x, index), stored), act_sharding
     )
 
   return cache.replace(
-    keys=tuple(take(kept) for kept in cache.keys),
-    values=tuple(take(kept) for kept in cache.values),
+    keys=tuple(map(take, cache.keys)),
+    values=tuple(map(take, cache.values)),
     mask=take_by_shard(cache.mask, index),
   )
 
@@ -264,29 +271,30 @@ def put_rows(
   index: Array,
   act_sharding: ActivationSharding = LOCAL,
 ) -> KVCache:
-  """A cache in which some rows have begun anew.
+  """Replaces rows of a cache by new prompts.
 
   Args:
-    cache: in which every row has its own prompt, rows in contiguous shards.
-    new: of rows that hold prompts of the same length and nothing else.
-    index: [shards, r] int32, where they go within each shard; an index that
-      is no row drops one.
-    act_sharding: of the cache.
+    cache: without shared prompts, rows in contiguous shards.
+    new: cache of the new rows, which hold a prompt of L tokens and no others.
+    index: [shards, r] int32, rows within each shard; an index beyond the
+      shard drops the new row.
+    act_sharding: sharding of the cache.
 
   Returns:
     The cache.
   """
-  L = cache.first
+  L = cache.ring_start
 
-  def put(kept, given):
+  def put(stored, new_stored):
     def put_prompt(x, y):
-      prompts = y[:, :, :L]
-      at = (slice(None), slice(None), slice(0, L))
-      return x.at[at].set(put_by_shard(x[at], prompts, index))
+      entries = (slice(None), slice(None), slice(0, L))
+      return x.at[entries].set(put_by_shard(x[entries], y[entries], index))
 
-    return _place(jax.tree.map(put_prompt, kept, given), act_sharding)
+    return _constrain(
+      jax.tree.map(put_prompt, stored, new_stored), act_sharding
+    )
 
-  mask = jnp.pad(new.mask[:, :L], ((0, 0), (0, cache.ring)))
+  mask = jnp.pad(new.mask[:, :L], ((0, 0), (0, cache.ring_length)))
   return cache.replace(
     keys=tuple(map(put, cache.keys, new.keys)),
     values=tuple(map(put, cache.values, new.values)),
@@ -295,7 +303,7 @@ def put_rows(
 
 
 def take_by_shard(x: Array, index: Array) -> Array:
-  """Rows of every shard, which stay where they are.
+  """Selects rows of every shard; no row moves to another device.
 
   Args:
     x: [B, ...], rows in contiguous shards.
@@ -304,9 +312,9 @@ def take_by_shard(x: Array, index: Array) -> Array:
   Returns:
     [shards * r, ...].
   """
-  parts = x.reshape(index.shape[0], -1, *x.shape[1:])
-  found = jax.vmap(lambda part, at: part[at])(parts, index)
-  return found.reshape(-1, *x.shape[1:])
+  shards = x.reshape(index.shape[0], -1, *x.shape[1:])
+  selected = jax.vmap(lambda shard, rows: shard[rows])(shards, index)
+  return selected.reshape(-1, *x.shape[1:])
 
 
 def put_by_shard(x: Array, new: Array, index: Array) -> Array:
@@ -315,20 +323,20 @@ def put_by_shard(x: Array, new: Array, index: Array) -> Array:
   Args:
     x: [B, ...], rows in contiguous shards.
     new: [shards * r, ...].
-    index: [shards, r] int32, rows within each shard; an index that is no row
-      drops one.
+    index: [shards, r] int32, rows within each shard; an index beyond the
+      shard drops the new row.
 
   Returns:
     [B, ...].
   """
   shards = index.shape[0]
 
-  def put(part, rows, at):
-    return part.at[at].set(rows, mode="drop")
+  def put(shard, new_rows, rows):
+    return shard.at[rows].set(new_rows, mode="drop")
 
-  found = jax.vmap(put)(
+  replaced = jax.vmap(put)(
     x.reshape(shards, -1, *x.shape[1:]),
     new.reshape(shards, -1, *x.shape[1:]),
     index,
   )
-  return found.reshape(x.shape)
+  return replaced.reshape(x.shape)

@@ -1,13 +1,13 @@
-"""Low-rank adapters: a few weights to train beside those that stay.
+"""Low-rank adapters: a few weights that are trained, on a frozen base.
 
 A matrix W of a layer becomes W + (alpha / r) A B, with A [in, r] and B [r, out]
 (LoRA, https://arxiv.org/abs/2106.09685). B starts at zero, so the model starts
 as its base. With `ModelConfig.lora` the adapters are declared in the layer
-stack, beside their matrix and named after it, and the layers of
-`models/transformer.py` add (alpha / r) (x A) B to x W: no sum of the two
-matrices is ever made. `split_adapters` and `join_params` take the weights to
-train and those that stay apart and together again without a copy; `merge`
-makes plain weights of both, for whoever knows no adapters.
+stack and named after their matrix. The layers of `models/transformer.py` add
+(alpha / r) (x A) B to x W, so the sum of the two matrices is never computed.
+
+`split_adapters` and `join_params` separate and join adapters and base without a
+copy. `merge` computes plain weights, for programs without adapters.
 """
 
 from typing import Any
@@ -16,26 +16,29 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.models.config import ModelConfig
+from pure_jax.models.config import MATRICES, ModelConfig
 
-# Ends of the names of A and B.
-SUFFIXES = ("_lora_a", "_lora_b")
+# The names of A and B are the name of their matrix and one of these.
+FACTORS = ("_lora_a", "_lora_b")
+ADAPTER_NAMES = frozenset(
+  f"{matrix}{factor}" for matrix in MATRICES for factor in FACTORS
+)
 
 
 def split_adapters(
   params: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Adapters, and what stays as it is.
+  """Separates adapters from the base.
 
   Args:
-    params: weights of a decoder, or anything declared per weight.
+    params: weights of a decoder, or a tree with one entry per weight.
 
   Returns:
-    (adapters, base): two dicts that `join_params` makes one of. Without
-    adapters the first has an empty ``layers``.
+    (adapters, base): two dicts that `join_params` joins. Without adapters the
+    first one has an empty ``layers``.
   """
   layers = params["layers"]
-  adapters = {k: v for k, v in layers.items() if k.endswith(SUFFIXES)}
+  adapters = {k: v for k, v in layers.items() if k in ADAPTER_NAMES}
   base = {k: v for k, v in layers.items() if k not in adapters}
   return {"layers": adapters}, params | {"layers": base}
 
@@ -43,35 +46,35 @@ def split_adapters(
 def trained_and_frozen(
   params: dict[str, Any], config: ModelConfig
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """What an update changes, and what it only reads.
+  """Separates the weights that updates change from those they only read.
 
   Args:
-    params: weights of a decoder, or anything declared per weight.
+    params: weights of a decoder, or a tree with one entry per weight.
     config: the architecture.
 
   Returns:
-    (adapters, base), or (everything, nothing) without adapters.
+    (adapters, base), or (all weights, {}) without adapters.
   """
   if config.lora is None:
     return params, {}
   return split_adapters(params)
 
 
-def join_params(*parts: dict[str, Any]) -> dict[str, Any]:
-  """Weights that were taken apart, as one tree of the same arrays.
+def join_params(*trees: dict[str, Any]) -> dict[str, Any]:
+  """Joins weights that were separated; no array is copied.
 
   >>> join_params({"layers": {"up": 1}}, {"layers": {"up_lora_a": 2}, "x": 3})
   {'layers': {'up': 1, 'up_lora_a': 2}, 'x': 3}
 
   Args:
-    *parts: nested dicts; where two have a leaf under one name, the later.
+    *trees: nested dicts; of two leaves with one name, the later is taken.
 
   Returns:
     A nested dict.
   """
   joined: dict[str, Any] = {}
-  for part in parts:
-    for name, value in part.items():
+  for tree in trees:
+    for name, value in tree.items():
       if isinstance(value, dict):
         value = join_params(joined.get(name, {}), value)
       joined[name] = value
@@ -79,22 +82,22 @@ def join_params(*parts: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(params: dict[str, Any], config: ModelConfig) -> dict[str, Any]:
-  """Plain weights that compute what weights with adapters do.
+  """Adds adapters to their matrices.
 
   Args:
     params: weights with the adapters of `config.lora`.
     config: the architecture.
 
   Returns:
-    The base's tree with W + (alpha / r) A B, summed in float32 and stored in
-    the dtype of W, for every matrix that has adapters.
+    The base with W + (alpha / r) A B in place of every matrix W that has
+    adapters, summed in float32 and stored in the dtype of W.
   """
   if config.lora is None:
     return params
   adapters, base = split_adapters(params)
   merged = dict(base["layers"])
   for name in config.lora.targets:
-    a, b = (adapters["layers"][name + suffix] for suffix in SUFFIXES)
+    a, b = (adapters["layers"][name + suffix] for suffix in FACTORS)
     merged[name] = _with_product(merged[name], a, b, config.lora.scale)
   return base | {"layers": merged}
 

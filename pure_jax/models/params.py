@@ -1,13 +1,12 @@
 """Weights are declared once; everything else is derived from the declaration.
 
-`declare_decoder` gives a nested dict of `Weight`: shape, dtype, logical axes
-and initialiser of every array. Values (`init_params`), shapes without values
-(`abstract_params`), logical axes (`logical_axes`, for sharding) and the count
-(`count_params`) follow from it. A weight that is not declared does not exist:
-`check_params` says by name where given arrays and declaration differ.
+`declare_decoder` returns a nested dict of `Weight`: shape, dtype, logical axes
+and initialiser of every array. Values (`init_params`), abstract values
+(`abstract_params`), logical axes (`logical_axes`, for sharding) and the number
+of parameters (`count_params`) follow from it. `check_params` names every weight
+that differs from its declaration.
 
-Letters: V vocabulary, D width, N query heads, K key heads, H head dimension,
-F MLP width. Layers are stacked on a leading axis.
+The legend of axes is in `pure_jax.types`. Layers are stacked on a leading axis.
 """
 
 import dataclasses
@@ -21,7 +20,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models.config import LoraConfig, ModelConfig
-from pure_jax.models.quantized import declare_quantized
+from pure_jax.models.int8 import declare_quantized
 
 Initializer = Callable[[Array, tuple[int, ...], jnp.dtype], Array]
 
@@ -30,7 +29,7 @@ EMBEDDING_STDDEV = 0.02
 
 @dataclasses.dataclass(frozen=True)
 class Weight:
-  """Declaration of one array.
+  """Declares one array.
 
   Attributes:
     shape: sizes, one per dimension.
@@ -38,15 +37,18 @@ class Weight:
     logical_axes: one name per dimension, or None for a dimension that is
       never split over devices.
     initializer: (key, shape, dtype) -> array.
+    keep_dtype: True if the weight is applied in its own dtype and must not be
+      cast to the compute dtype, as a norm's scale.
   """
 
   shape: tuple[int, ...]
   dtype: str
   logical_axes: tuple[str | None, ...]
   initializer: Initializer
+  keep_dtype: bool = False
 
   def __post_init__(self):
-    """Refuses a declaration that disagrees with itself."""
+    """Validates that every dimension has a logical axis."""
     if len(self.shape) != len(self.logical_axes):
       raise ValueError(
         f"A weight of shape {self.shape} needs {len(self.shape)} logical "
@@ -56,7 +58,7 @@ class Weight:
 
 @dataclasses.dataclass(frozen=True)
 class Normal:
-  """Initialiser: independent normal entries.
+  """Initialises with independent normal entries.
 
   Attributes:
     stddev: standard deviation of an entry.
@@ -72,10 +74,10 @@ class Normal:
 
 @dataclasses.dataclass(frozen=True)
 class Constant:
-  """Initialiser: every entry the same.
+  """Initialises with one value.
 
   Attributes:
-    value: that entry.
+    value: every entry.
   """
 
   value: float
@@ -91,7 +93,7 @@ ONES = Constant(1.0)
 
 
 def fan_in(size: int) -> Normal:
-  """Initialiser of a matrix whose output has the scale of its input.
+  """Makes the initialiser that keeps the scale of a matrix's input.
 
   Args:
     size: number of entries summed for one output.
@@ -106,14 +108,14 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
   """Declares a stack of decoder layers.
 
   Args:
-    config: the architecture; its own num_layers sets only the scale of the
-      projections that write to the residual stream, 1 / sqrt(2 num_layers)
-      of the usual one.
+    config: the architecture. Its num_layers only scales the projections that
+      write to the residual stream, by 1 / sqrt(2 num_layers).
     num_layers: layers in the stack.
 
   Returns:
-    One `Weight` per kind of array, [num_layers, ...]; with `config.lora`
-    those of the adapters too, with `config.int8_matrices` two for a matrix.
+    One `Weight` per kind of array, [num_layers, ...]. With `config.lora` the
+    adapters are included; with `config.int8_matrices` a matrix is an
+    `Int8Matrix` of two declarations.
   """
   D, N, K, H, F = (
     config.width,
@@ -132,21 +134,27 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
   }
   sizes = {"D": D, "N": N, "K": K, "H": H, "F": F}
 
-  def weight(letters: str, initializer: Initializer) -> Weight:
+  def weight(
+    letters: str, initializer: Initializer, keep_dtype: bool = False
+  ) -> Weight:
     return Weight(
       (num_layers, *(sizes[letter] for letter in letters)),
       config.param_dtype,
       ("layers", *(axes[letter] for letter in letters)),
       initializer,
+      keep_dtype,
     )
 
+  def norm(letter: str) -> Weight:
+    return weight(letter, ONES, keep_dtype=True)
+
   layers = {
-    "attention_norm": weight("D", ONES),
+    "attention_norm": norm("D"),
     "query": weight("DNH", fan_in(D)),
     "key": weight("DKH", fan_in(D)),
     "value": weight("DKH", fan_in(D)),
     "output": weight("NHD", Normal(residual / math.sqrt(N * H))),
-    "mlp_norm": weight("D", ONES),
+    "mlp_norm": norm("D"),
     "gate": weight("DF", fan_in(D)),
     "up": weight("DF", fan_in(D)),
     "down": weight("FD", Normal(residual / math.sqrt(F))),
@@ -156,8 +164,8 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     layers["key_bias"] = weight("KH", ZEROS)
     layers["value_bias"] = weight("KH", ZEROS)
   if config.qk_norm:
-    layers["query_norm"] = weight("H", ONES)
-    layers["key_norm"] = weight("H", ONES)
+    layers["query_norm"] = norm("H")
+    layers["key_norm"] = norm("H")
   adapters = {}
   if config.lora is not None:
     adapters = _declare_adapters(layers, config.lora)
@@ -169,15 +177,15 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
 def _declare_adapters(
   layers: dict[str, Weight], lora: LoraConfig
 ) -> dict[str, Weight]:
-  """Two factors for each matrix: [in, r], and [r, out] that starts at zero.
+  """Declares two factors per matrix: [in, r], and [r, out], initially zero.
 
-  They are float32 whatever their matrix is stored in: small steps would vanish
-  in bfloat16.
+  They are float32 whatever the dtype of the matrix, because small updates would
+  vanish in bfloat16.
   """
   adapters = {}
   for name in lora.targets:
     shape, axes = layers[name].shape, layers[name].logical_axes
-    inputs = 3 if name == "output" else 2  # Layers, then [N, H] or one axis.
+    inputs = 3 if name == "output" else 2  # Layers, then [N, H] or [D].
     rank = lora.rank
     adapters[f"{name}_lora_a"] = Weight(
       (*shape[:inputs], rank),
@@ -212,18 +220,20 @@ def declare_decoder(config: ModelConfig) -> dict[str, Any]:
       Normal(EMBEDDING_STDDEV),
     ),
     "layers": declare_layers(config, config.num_layers),
-    "final_norm": Weight((D,), config.param_dtype, ("width",), ONES),
+    "final_norm": Weight(
+      (D,), config.param_dtype, ("width",), ONES, keep_dtype=True
+    ),
   }
 
 
 def is_weight(node: Any) -> bool:
-  """True for a declaration, so that tree functions stop there.
+  """Tells declarations from other nodes, as `is_leaf` of tree functions.
 
   Args:
     node: any node of a tree.
 
   Returns:
-    Whether it is a `Weight`.
+    True for a `Weight`.
   """
   return isinstance(node, Weight)
 
@@ -231,16 +241,16 @@ def is_weight(node: Any) -> bool:
 def init_params(key: Array, declared: Any) -> Any:
   """Draws the declared weights.
 
-  Each weight's key is the given key folded with a checksum of the weight's
-  name: adding or removing a weight leaves the others as they were.
+  The key of a weight is the given key folded with a checksum of the weight's
+  name, so adding or removing a weight does not change the others.
 
   Args:
     key: typed PRNG key; consumed.
     declared: pytree of `Weight`.
 
   Returns:
-    The same tree with arrays. Traceable: under jit with output shardings
-    every array is born where it belongs.
+    The same tree with arrays. The function is traceable: jitted with output
+    shardings it creates every array in its sharding.
   """
 
   def draw(path, weight):
@@ -252,7 +262,7 @@ def init_params(key: Array, declared: Any) -> Any:
 
 
 def abstract_params(declared: Any) -> Any:
-  """Shapes and dtypes of the declared weights, without values.
+  """Returns shapes and dtypes of the declared weights, without values.
 
   Args:
     declared: pytree of `Weight`.
@@ -268,7 +278,7 @@ def abstract_params(declared: Any) -> Any:
 
 
 def logical_axes(declared: Any) -> Any:
-  """Logical axes of the declared weights.
+  """Returns the logical axes of the declared weights.
 
   Args:
     declared: pytree of `Weight`.
@@ -282,7 +292,7 @@ def logical_axes(declared: Any) -> Any:
 
 
 def count_params(declared: Any) -> int:
-  """Number of scalars in the declared weights.
+  """Counts the scalars in the declared weights.
 
   Args:
     declared: pytree of `Weight`.
@@ -295,24 +305,27 @@ def count_params(declared: Any) -> int:
 
 
 def check_params(params: Any, declared: Any) -> None:
-  """Raises unless arrays and declaration agree in names, shapes and dtypes.
+  """Validates names, shapes and dtypes of arrays against their declaration.
 
   Args:
     params: pytree of arrays, from a checkpoint or a conversion.
     declared: pytree of `Weight`.
 
   Raises:
-    ValueError: naming every missing, unknown or differing weight.
+    ValueError: if a weight is missing, unknown or different; names all of them.
   """
-  wanted = _by_name(declared, is_weight)
-  given = _by_name(params, None)
-  faults = [f"{name} is missing" for name in wanted if name not in given]
-  faults += [f"{name} is not declared" for name in given if name not in wanted]
-  for name in wanted.keys() & given.keys():
-    want = (wanted[name].shape, str(jnp.dtype(wanted[name].dtype)))
-    have = (tuple(given[name].shape), str(given[name].dtype))
-    if want != have:
-      faults.append(f"{name} is {have}, declared {want}")
+  expected = _by_name(declared, is_weight)
+  arrays = _by_name(params, None)
+  faults = [f"{name} is missing" for name in expected if name not in arrays]
+  faults += [
+    f"{name} is not declared" for name in arrays if name not in expected
+  ]
+  for name in expected.keys() & arrays.keys():
+    weight, array = expected[name], arrays[name]
+    declaration = (weight.shape, str(jnp.dtype(weight.dtype)))
+    actual = (tuple(array.shape), str(array.dtype))
+    if actual != declaration:
+      faults.append(f"{name} is {actual}, declared {declaration}")
   if faults:
     raise ValueError("Weights do not fit: " + "; ".join(sorted(faults)) + ".")
 
@@ -320,6 +333,6 @@ def check_params(params: Any, declared: Any) -> None:
 def _by_name(
   tree: Any, is_leaf: Callable[[Any], bool] | None
 ) -> dict[str, Any]:
-  """Leaves of a tree under their paths."""
+  """Maps the paths of a tree to its leaves."""
   leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

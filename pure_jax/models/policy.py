@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.models import products
+from pure_jax.models import cpu_layout
 from pure_jax.models.activation_sharding import (
   LOCAL,
   LOGITS,
@@ -24,13 +24,13 @@ from pure_jax.models.transformer import forward, positions_from_mask
 
 
 def declare_policy(config: ModelConfig) -> dict[str, Any]:
-  """Declares the policy: the trunk, and a head unless embeddings are tied.
+  """Declares the policy: the trunk, and a head if embeddings are not tied.
 
   Args:
     config: the architecture.
 
   Returns:
-    A nested dict of `Weight`; ``head`` [D, V] exists only when untied.
+    A nested dict of `Weight`; ``head`` [D, V] exists only if untied.
   """
   declared = declare_decoder(config)
   if not config.tied_embeddings:
@@ -49,14 +49,14 @@ def logits(
   hidden: Array,
   act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
-  """Unnormalised log-probabilities of the next token.
+  """Computes the logits of the next token.
 
   Args:
-    params: policy weights, as `declare_policy` declares them or
-      `columns.decoding_params` gives them.
+    params: policy weights, as `declare_policy` declares them or from
+      `cpu_layout.decoding_params`.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
-    act_sharding: of the logits.
+    act_sharding: sharding of the logits.
 
   Returns:
     [B, T, V] float32; products in the compute dtype, sums in float32.
@@ -67,10 +67,10 @@ def logits(
   table = params["embedding" if tied else "head"].astype(hidden.dtype)
   T = hidden.shape[1]
   if T % act_sharding.token_shards:
-    missing = -T % act_sharding.token_shards
-    hidden = jnp.pad(hidden, ((0, 0), (0, missing), (0, 0)))
-  if table.size >= products.LARGE and act_sharding.token_shards == 1:
-    scores = products.logits(
+    padding = -T % act_sharding.token_shards
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+  if table.size >= cpu_layout.LARGE_TABLE and act_sharding.token_shards == 1:
+    scores = cpu_layout.vocab_logits(
       hidden.reshape(-1, hidden.shape[-1]), table if tied else table.T
     ).reshape(*hidden.shape[:2], -1)
   else:
@@ -95,12 +95,11 @@ def token_logp(
   banned_ids: Sequence[int] = (),
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, Array]:
-  """Log-probs of completions: what the trainer differentiates.
+  """Computes log-probs of completions, which the trainer differentiates.
 
-  log pi(y_t | x, y_<t): the token in slot t is read from the hidden state of
-  the slot before, the last prompt token for t = 0. With the sampler's
-  temperature and banned ids, and no top-k or top-p, it is the distribution
-  that was sampled.
+  log pi(y_t | x, y_<t) comes from the hidden state of the token before, which
+  is the last prompt token for t = 0. With the sampler's temperature and banned
+  ids, and without top-k, top-p and min-p, this is the sampled distribution.
 
   Args:
     params: policy weights.
@@ -111,11 +110,11 @@ def token_logp(
     completion_mask: [B, C] bool, True on tokens of the completion.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
-    (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
-    masked. -inf where a kept token is banned.
+    (logp, entropy), both [B, C] float32 in nats; 0 with zero gradient where
+    masked, -inf if a kept token is banned.
 
   Raises:
     ValueError: if the temperature is not positive.
@@ -155,10 +154,10 @@ def packed_logp(
   banned_ids: Sequence[int] = (),
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, Array]:
-  """`token_logp` of rows that each hold several texts.
+  """Computes what `token_logp` does, for rows that hold several texts.
 
-  A token is read from the hidden state of the column before it, which is of
-  its own text because every completion follows a prompt of at least one token.
+  The hidden state of the column before a token is of the same text, because
+  every completion follows a prompt of at least one token.
 
   Args:
     params: policy weights.
@@ -169,11 +168,11 @@ def packed_logp(
     completion_mask: [R, W] bool, True on tokens of a completion.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
     (logp, entropy), both [R, W] float32 in nats, of the token in that column;
-    0 with zero gradient where masked. -inf where a kept token is banned.
+    0 with zero gradient where masked, -inf if a kept token is banned.
 
   Raises:
     ValueError: if the temperature is not positive.
@@ -187,7 +186,7 @@ def packed_logp(
     act_sharding=act_sharding,
   )
 
-  def following(x):
+  def next_column(x):
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)
 
   def back(x):
@@ -197,8 +196,8 @@ def packed_logp(
     params,
     config,
     hidden,
-    following(tokens),
-    following(completion_mask),
+    next_column(tokens),
+    next_column(completion_mask),
     temperature,
     banned_ids,
     act_sharding,
@@ -222,8 +221,7 @@ def _read_logp(
   if config.logits_chunk is not None or act_sharding.head_logp is not None:
     tied = config.tied_embeddings
     table = params["embedding"] if tied else params["head"]
-    # Whole along D: weights that are split there are gathered once, not once
-    # a chunk.
+    # Unsplit along D: split weights are gathered once, not for every chunk.
     table = act_sharding.constrain(
       table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
     )

@@ -15,17 +15,18 @@ from pure_jax.types import PRMInputs
 
 NUM_CLASSES = 2
 
-# What a layer adds to the residual stream goes through these: zero them and
-# the layer is the identity, with gradient 0 to its other weights at first.
+# Everything a layer adds to the residual stream goes through these weights. If
+# they are zero, the layer is the identity, and at first its other weights get
+# no gradient.
 RESIDUAL_WEIGHTS = ("output", "down")
 
 
 def extend_config(config: ModelConfig, extra_layers: int) -> ModelConfig:
-  """The architecture of a PRM grown from a policy.
+  """Extends a policy's architecture to that of its PRM.
 
   Args:
     config: the policy's architecture.
-    extra_layers: layers put on top of its trunk, at least 0.
+    extra_layers: layers on top of the policy's trunk, at least 0.
 
   Returns:
     The same architecture with that many more layers.
@@ -73,7 +74,7 @@ def init_prm_from_policy(
   config: ModelConfig,
   extra_layers: int = 0,
 ) -> dict[str, Any]:
-  """A PRM that starts from the policy: its trunk, and a new head.
+  """Initialises a PRM from the policy: its trunk, and a new head.
 
   Extra layers start as the identity (their projections into the residual
   stream are zero), so at first the trunk computes what the policy's does.
@@ -115,14 +116,14 @@ def prm_logits(
   inputs: PRMInputs,
   act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
-  """Two-class scores at every token; class 1 is "the step is good".
+  """Computes two logits at every token; class 1 means "the step is good".
 
   Args:
     params: PRM weights, as `declare_prm` declares them.
-    config: the architecture, the policy's or the extended one: the number of
-      layers is that of the weights.
-    inputs: what to read, [B, T].
-    act_sharding: of the activations.
+    config: the architecture, the policy's or the extended one. The weights
+      decide the number of layers.
+    inputs: tokens to score, [B, T].
+    act_sharding: sharding of the activations.
 
   Returns:
     [B, T, 2] float32; meaningful at inputs.score_position.
@@ -145,7 +146,7 @@ def token_scores(
   segment_ids: Array,
   act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
-  """`prm_logits` of rows laid out in any way, several texts in one or not.
+  """Computes what `prm_logits` does, for rows that may hold several texts.
 
   Args:
     params: PRM weights.
@@ -153,7 +154,7 @@ def token_scores(
     tokens: [R, W] int32.
     positions: [R, W] int32, position of each token within its text.
     segment_ids: [R, W] int32, the text a token belongs to; 0 is padding.
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
     [R, W, 2] float32.

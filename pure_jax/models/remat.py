@@ -1,7 +1,7 @@
-"""What the forward pass keeps for the backward pass; the rest is remade.
+"""Rematerialisation: which activations the backward pass computes again.
 
-Names and what each keeps are those of `config.REMAT`. A name changes memory
-and time, and gradients by no more than rounding.
+`config.REMAT` lists the policies by name. A policy changes memory and time, and
+gradients by no more than rounding.
 """
 
 from collections.abc import Callable
@@ -11,23 +11,23 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 
 LAYER_INPUT = "layer_input"
-# What attention read, as large as one product's output. Attention in chunks
-# makes scores again for its own backward pass: were this not kept, the layer's
-# would make them once more before.
+# The output of attention, as large as the output of one product. Attention in
+# chunks computes its scores again in its own backward pass. If its output were
+# not saved, the layer's backward pass would compute them once more.
 ATTENDED = "attended"
 
 
 def remat_layer(
   layer: Callable[[jax.Array, Any], Any], name: str
 ) -> Callable[[jax.Array, Any], Any]:
-  """A decoder layer that keeps what a name says.
+  """Applies a rematerialisation policy to a decoder layer.
 
   Args:
     layer: (hidden states, weights) -> anything.
     name: one of `config.REMAT`.
 
   Returns:
-    The same function of the same values.
+    A function with the same values.
   """
   policies = jax.checkpoint_policies
   if name == "layer":
@@ -49,20 +49,20 @@ def remat_layer(
       lambda x, weights: layer(checkpoint_name(x, LAYER_INPUT), weights),
       policy=policy,
     )
-  return layer  # "none" and "attention" keep all of it.
+  return layer  # "none" and "attention" save everything of a layer.
 
 
 def remat_attention(
   attend: Callable[..., jax.Array], name: str
 ) -> Callable[..., jax.Array]:
-  """Attention that keeps its scores for the backward pass, or does not.
+  """Applies a rematerialisation policy to attention.
 
   Args:
     attend: (queries, keys, values, mask) -> output.
-    name: one of `config.REMAT`; only "attention" changes anything, for
-      "dots", "layer" and "offload" remake the scores with the layer.
+    name: one of `config.REMAT`. Only "attention" changes anything: "dots",
+      "layer" and "offload" compute the scores again with the layer.
 
   Returns:
-    The same function of the same values.
+    A function with the same values.
   """
   return jax.checkpoint(attend) if name == "attention" else attend

@@ -1,6 +1,6 @@
 """Rotary position embeddings, in the layout of Qwen and Llama checkpoints.
 
-Letters: B rows, T tokens, N heads, H head dimension.
+The legend of axes is in `pure_jax.types`.
 """
 
 import math
@@ -14,7 +14,7 @@ from pure_jax.models.config import RopeScaling
 def rotary_frequencies(
   head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> Array:
-  """Radians per token of each rotated pair, f_i = theta^(-2 i / H).
+  """Computes radians per token of each rotated pair, f_i = theta^(-2 i / H).
 
   With scaling, as in Llama 3.1 (https://arxiv.org/abs/2407.21783): of the
   n_i = L f_i / 2π turns that pair i makes within the original length L, let
@@ -24,10 +24,10 @@ def rotary_frequencies(
   Args:
     head_dim: H, even.
     theta: base of the frequencies.
-    scaling: how slow frequencies are slowed down further, or None.
+    scaling: how low frequencies are reduced further, or None.
 
   Returns:
-    [H / 2] float32, falling.
+    [H / 2] float32, decreasing.
   """
   exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
   frequency = 1.0 / theta**exponent
@@ -35,8 +35,8 @@ def rotary_frequencies(
     return frequency
   low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
   turns = scaling.original_length * frequency / (2 * math.pi)
-  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-  return kept * frequency + (1.0 - kept) * frequency / scaling.factor
+  share = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return share * frequency + (1.0 - share) * frequency / scaling.factor
 
 
 def rotary_tables(
@@ -45,10 +45,10 @@ def rotary_tables(
   theta: float,
   scaling: RopeScaling | None = None,
 ) -> tuple[Array, Array]:
-  """Cosine and sine of the rotary angles, position * frequency.
+  """Computes cosine and sine of the rotary angles, position * frequency.
 
   RoFormer, https://arxiv.org/abs/2104.09864, in the layout of Qwen and
-  Llama checkpoints: entry i turns with entry i + H / 2.
+  Llama checkpoints: entry i is rotated with entry i + H / 2.
 
   Args:
     positions: [B, T] int32.
@@ -76,7 +76,7 @@ def rotate(x: Array, cosine: Array, sine: Array) -> Array:
     sine: [B, T, 1, H / 2] float32.
 
   Returns:
-    [B, T, N, H] in the dtype of x. A rotation: norms are unchanged.
+    [B, T, N, H] in the dtype of x. A rotation does not change norms.
   """
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate(

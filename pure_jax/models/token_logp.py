@@ -1,14 +1,13 @@
-"""Log-probs of given tokens, of all logits at once or a few slots at a time.
+"""Log-probs of given tokens, from all logits at once or from chunks of them.
 
-A vocabulary is large: 8 rows of 8,192 tokens have 40 GB of float32 logits over
-152,000 ids, and their gradient has as many again. `chunked_logp` makes them for
-some slots of every row, reads what it needs, and forgets them; the backward
-pass makes them once more. Its values and gradients are those of
+Over a vocabulary of 152,000 ids, 8 rows of 8,192 tokens have 40 GB of float32
+logits, and their gradient takes as much again. `chunked_logp` computes the
+logits of a few tokens of every row, reads what it needs and discards them; the
+backward pass computes them again. Values and gradients are those of
 `logp_and_entropy` on all logits.
 
-Slots are cut along a row and never across rows, so rows that are split over
-devices stay where they are. The vocabulary may be split too: everything over
-it is a sum or a maximum.
+Chunks are cut along the rows, so rows that are split over devices stay where
+they are. The vocabulary may be split too: only sums and maxima go over it.
 """
 
 import dataclasses
@@ -29,10 +28,10 @@ from pure_jax.models.activation_sharding import (
 
 
 def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
-  """Gives ids no probability, in the sampler and in the trainer alike.
+  """Gives ids no probability.
 
-  Padding must be banned in both or in neither: banned in the sampler only,
-  every ratio at iteration 0 is off by the probability of the padding.
+  Sampler and trainer must ban the same ids. If only the sampler banned the
+  padding, every ratio at iteration 0 would be off by its probability.
 
   Args:
     scores: [..., V] float32, logits.
@@ -59,7 +58,7 @@ def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
 
 
 def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
-  """Log-prob of given ids, and the entropy of their distribution.
+  """Computes log-probs of given ids and the entropy of their distribution.
 
   log p_i = s_i - log sum_j exp s_j;  entropy = -sum_j p_j log p_j.
 
@@ -81,15 +80,15 @@ def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Readout:
-  """How hidden states become a distribution over the vocabulary.
+  """Turns hidden states into a distribution over the vocabulary.
 
   Attributes:
     tied: True for a table [V, D], an embedding; False for a head [D, V].
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, see `ban_tokens`.
-    chunk: slots of a row whose logits exist at one time, at least 1; rounded
+    chunk: tokens of a row whose logits exist at one time, at least 1; rounded
       up to a multiple of the layout's token shards.
-    act_sharding: of the logits.
+    act_sharding: sharding of the logits.
   """
 
   tied: bool
@@ -99,7 +98,7 @@ class Readout:
   act_sharding: ActivationSharding = LOCAL
 
   def scores(self, table: Array, hidden_BcD: Array) -> Array:
-    """Logits [B, c, V] float32, products in the dtype of the hidden states."""
+    """Logits [B, c, V] float32; products in the dtype of the hidden states."""
     scores = jnp.einsum(
       "BTD,VD->BTV" if self.tied else "BTD,DV->BTV",
       hidden_BcD,
@@ -113,68 +112,67 @@ class Readout:
 def chunked_logp(
   readout: Readout, table: Array, hidden: Array, tokens: Array, mask: Array
 ) -> tuple[Array, Array]:
-  """Log-probs and entropies, `readout.chunk` slots of every row at a time.
+  """Computes log-probs and entropies, a chunk of every row at a time.
 
-  Chunks after the last kept slot of all rows are left out, so completions
-  that end early take less time.
+  Chunks after the last kept token of all rows are skipped, so completions that
+  end early take less time.
 
   With logits s = table · hidden / temperature, p = softmax(s) and cotangents
-  a of log p_y and b of the entropy H, the gradient by s_j that the backward
-  pass remakes is a (1[j = y] - p_j) - b p_j (log p_j + H). It is rounded to
-  the dtype of the hidden states before it is multiplied; sums over tokens are
-  float32.
+  a of log p_y and b of the entropy H, the gradient by s_j in the backward pass
+  is a (1[j = y] - p_j) - b p_j (log p_j + H). It is rounded to the dtype of the
+  hidden states before it is multiplied; sums over tokens are float32.
 
   Args:
-    readout: what turns hidden states into a distribution.
-    table: [V, D] or [D, V] in the dtype of the hidden states. Split over
-      devices along D, it would be gathered once a chunk: gather it before.
-    hidden: [B, C, D] float, slot t holding what token t is read from.
+    readout: turns hidden states into a distribution.
+    table: [V, D] or [D, V] in the dtype of the hidden states. If it is split
+      over devices along D, gather it before: every chunk would gather it.
+    hidden: [B, C, D] float, the hidden state that predicts each token.
     tokens: [B, C] int32, ids in 0..V-1.
     mask: [B, C] bool, True keeps.
 
   Returns:
-    (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
+    (logp, entropy), both [B, C] float32 in nats; 0 with zero gradient where
     masked. Differentiable once, in table and hidden, in reverse mode.
   """
-  slots = tokens.shape[1]
-  chunks = -(-slots // readout.chunk)
+  C = tokens.shape[1]
+  chunks = -(-C // readout.chunk)
   shards = readout.act_sharding.token_shards
-  even = -(-slots // (chunks * shards)) * shards
+  even = -(-C // (chunks * shards)) * shards
   readout = dataclasses.replace(readout, chunk=even)
-  missing = chunks * readout.chunk - slots
+  padding = chunks * readout.chunk - C
 
   def pad(x):
-    width = [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2)
-    return jnp.pad(x, width) if missing else x
+    width = [(0, 0), (0, padding)] + [(0, 0)] * (x.ndim - 2)
+    return jnp.pad(x, width) if padding else x
 
   logp, entropy = _chunked(readout, table, pad(hidden), pad(tokens), pad(mask))
-  logp, entropy = logp[:, :slots], entropy[:, :slots]
+  logp, entropy = logp[:, :C], entropy[:, :C]
   return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
 
 
-def _slots(x: Array, index: Array, chunk: int) -> Array:
-  """Slots of one chunk, [B, c, ...]."""
+def _read_chunk(x: Array, index: Array, chunk: int) -> Array:
+  """Columns of one chunk, [B, c, ...]."""
   return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
 
 
-def _with_slots(x: Array, new: Array, index: Array, chunk: int) -> Array:
-  """The same array with one chunk replaced."""
+def _write_chunk(x: Array, new: Array, index: Array, chunk: int) -> Array:
+  """The array with one chunk replaced."""
   return jax.lax.dynamic_update_slice_in_dim(x, new, index * chunk, axis=1)
 
 
 def _used_chunks(mask: Array, chunk: int) -> Array:
-  """How many chunks there are up to the last kept slot of any row."""
+  """Number of chunks up to the last kept token of any row."""
   slot = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
   return jnp.max(jnp.where(mask, slot // chunk + 1, 0))
 
 
 def _for_used_chunks(
-  mask: Array, chunk: int, body: Callable, found: Any
+  mask: Array, chunk: int, body: Callable, carry: Any
 ) -> Any:
-  """Goes through the used chunks: (index, found) -> found.
+  """Loops over the used chunks: body is (index, carry) -> carry.
 
-  The condition also says how many chunks there are, so that a compiled program
-  tells how often the loop can run (`pure_jax.runs.planning.hlo_costs`).
+  The condition also bounds the index by the number of chunks, so that the trip
+  count can be read from the program (`pure_jax.runs.planning.hlo_costs`).
   """
   used, chunks = _used_chunks(mask, chunk), mask.shape[1] // chunk
 
@@ -182,31 +180,31 @@ def _for_used_chunks(
     return (state[0] < used) & (state[0] < chunks)
 
   def step(state):
-    index, found = state
-    return index + 1, body(index, found)
+    index, carry = state
+    return index + 1, body(index, carry)
 
-  return jax.lax.while_loop(unfinished, step, (jnp.int32(0), found))[1]
+  return jax.lax.while_loop(unfinished, step, (jnp.int32(0), carry))[1]
 
 
 def _is_token(scores: Array, tokens: Array) -> Array:
-  """[B, c, V] bool, True at each slot's token."""
+  """[B, c, V] bool, True at the id of each token."""
   ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
   return ids == tokens[..., None]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _chunked(readout, table, hidden, tokens, mask):
-  """`chunked_logp` for a number of slots that the chunk divides."""
+  """`chunked_logp` for a number of tokens that the chunk divides."""
   return _chunked_forward(readout, table, hidden, tokens, mask)[0]
 
 
 def _chunked_forward(readout, table, hidden, tokens, mask):
-  """Values, and what the backward pass needs: no array over the vocabulary."""
+  """Values and residuals, none of which is an array over the vocabulary."""
   chunk = readout.chunk
 
-  def body(index, found):
-    scores = readout.scores(table, _slots(hidden, index, chunk))
-    is_token = _is_token(scores, _slots(tokens, index, chunk))
+  def body(index, outputs):
+    scores = readout.scores(table, _read_chunk(hidden, index, chunk))
+    is_token = _is_token(scores, _read_chunk(tokens, index, chunk))
     normalizer = jax.nn.logsumexp(scores, axis=-1)
     possible = scores > -jnp.inf
     logp = jnp.where(possible, scores, 0.0) - normalizer[..., None]
@@ -214,25 +212,26 @@ def _chunked_forward(readout, table, hidden, tokens, mask):
     chosen = jnp.sum(jnp.where(is_token, scores, 0.0), axis=-1) - normalizer
     new = chosen, entropy, normalizer
     return tuple(
-      _with_slots(x, y, index, chunk) for x, y in zip(found, new, strict=True)
+      _write_chunk(x, y, index, chunk)
+      for x, y in zip(outputs, new, strict=True)
     )
 
   zeros = jnp.zeros(tokens.shape, jnp.float32)
   logp, entropy, normalizer = _for_used_chunks(mask, chunk, body, (zeros,) * 3)
-  kept = table, hidden, tokens, mask, entropy, normalizer
-  return (logp, entropy), kept
+  residuals = table, hidden, tokens, mask, entropy, normalizer
+  return (logp, entropy), residuals
 
 
-def _chunked_backward(readout, kept, cotangents):
-  """Gradients by table and hidden states, logits remade chunk by chunk."""
-  table, hidden, tokens, mask, entropy, normalizer = kept
+def _chunked_backward(readout, residuals, cotangents):
+  """Gradients by table and hidden states, with logits computed again."""
+  table, hidden, tokens, mask, entropy, normalizer = residuals
   chunk, dtype = readout.chunk, hidden.dtype
   back = "BTV,VD->BTD" if readout.tied else "BTV,DV->BTD"
   across = "BTV,BTD->VD" if readout.tied else "BTV,BTD->DV"
 
   def body(index, sums):
     by_table, by_hidden = sums
-    of_chunk = functools.partial(_slots, index=index, chunk=chunk)
+    of_chunk = functools.partial(_read_chunk, index=index, chunk=chunk)
     hidden_BcD = of_chunk(hidden)
     by_logp, by_entropy = (
       jnp.where(of_chunk(mask), of_chunk(x), 0.0)[..., None] for x in cotangents
@@ -248,7 +247,7 @@ def _chunked_backward(readout, kept, cotangents):
     by_scores = jnp.where(possible, by_scores / readout.temperature, 0.0)
     by_scores = by_scores.astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    by_hidden = _with_slots(
+    by_hidden = _write_chunk(
       by_hidden,
       product(back, by_scores, table).astype(dtype),
       index,

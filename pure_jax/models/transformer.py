@@ -1,10 +1,10 @@
 """The decoder: RMSNorm, rotary grouped-query attention, SwiGLU, residuals.
 
-A pure function of a parameter tree. `decoding` uses the same layer for one
-token at a time, so log-probs of sampling and of training agree.
+The decoder is a pure function of a parameter tree. `decoding` uses the same
+layer for one token at a time, so the log-probs of sampling and training agree.
 
-Letters: B rows, T tokens, M keys, D width, N query heads, K key heads, G =
-N / K query heads per key head, H head dimension, F MLP width.
+The legend of axes is in `pure_jax.types`. M is the number of keys, which is T
+for whole texts.
 """
 
 import functools
@@ -25,25 +25,25 @@ from pure_jax.models.activation_sharding import (
   ActivationSharding,
 )
 from pure_jax.models.attention import attend_in_chunks
-from pure_jax.models.columns import ColumnMatrix
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.quantized import QuantizedMatrix
+from pure_jax.models.cpu_layout import ColumnMatrix
+from pure_jax.models.int8 import Int8Matrix
 from pure_jax.models.remat import ATTENDED, remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
-# Stands for -inf under the softmax: finite, so no row can become NaN.
+# Used in place of -inf under the softmax: finite, so no row becomes NaN.
 MASKED_SCORE = -1e30
 
-# A scan stacks what the backward pass needs of every layer: measured on a CPU,
-# 3 layers of width 64 took a fifth longer than unrolled. Deep models are
-# scanned, because the time to compile an unrolled one grows with its depth.
+# Up to this depth, layers are unrolled. A scan stacks the residuals of every
+# layer: on a CPU, 3 layers of width 64 took a fifth longer than unrolled. Deep
+# models are scanned, because compile time grows with the unrolled depth.
 UNROLLED_LAYERS = 8
 
 Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 def positions_from_mask(mask: Array) -> Array:
-  """Position of each token among the kept tokens of its row.
+  """Computes the position of each token among the kept tokens of its row.
 
   >>> import jax.numpy as jnp
   >>> positions_from_mask(jnp.array([[False, True, True]])).tolist()
@@ -59,15 +59,15 @@ def positions_from_mask(mask: Array) -> Array:
 
 
 def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
-  """x / sqrt(mean(x^2) + epsilon) * scale, in float32.
+  """RMSNorm: x / sqrt(mean(x^2) + epsilon) * scale, computed in float32.
 
   Args:
-    x: [..., D] float; a head's vectors have H for D.
+    x: [..., D] float; H takes the place of D for the vectors of heads.
     scale: [D] float.
     epsilon: > 0.
 
   Returns:
-    [..., D] in the dtype of x; 0 where a vector is 0.
+    [..., D] in the dtype of x; a vector of zeros stays 0.
   """
   x32 = x.astype(jnp.float32)
   mean_square = jnp.mean(jnp.square(x32), axis=-1, keepdims=True)
@@ -79,18 +79,18 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
 def project_tokens(
   x_BTD: Array, weight: Array, act_sharding: ActivationSharding = LOCAL
 ) -> Array:
-  """Applies one matrix to every token: x W.
+  """Multiplies every token with a matrix: x W.
 
-  Rows and tokens are laid out as the rows of one matrix, unless both are split
-  over devices: no one axis could be split like the two. XLA's CPU backend has
-  a fast product for that, and not for three axes: measured on two cores, a
-  training step of 256 rows of 61 tokens through 4 layers of width 64 took 307
-  ms so and 443 ms with ``einsum("BTD,DF->BTF")``.
+  Rows and tokens are merged into one axis, unless both are split over devices,
+  because no single axis could be split like the two. XLA's CPU backend has a
+  fast product for matrices and none for three axes: on two cores, a training
+  step of 256 rows of 61 tokens through 4 layers of width 64 took 307 ms so, and
+  443 ms with ``einsum("BTD,DF->BTF")``.
 
   Args:
     x_BTD: [B, T, D] float.
-    weight: [D, ...] float, the output's axes after the first.
-    act_sharding: of the tokens.
+    weight: [D, ...] float; the axes after the first are those of the output.
+    act_sharding: sharding of the tokens.
 
   Returns:
     [B, T, ...] in their common dtype.
@@ -103,19 +103,20 @@ def project_tokens(
 
 
 def attention_mask(segment_ids: Array) -> Array:
-  """Which tokens a token may attend to: earlier or same, of its own segment.
+  """Makes the causal mask of rows that hold several segments.
 
-  Padding (segment 0) sees padding only, so no token sees nothing and no token
-  sees padding.
+  A token attends to itself and to earlier tokens of its segment. Padding
+  (segment 0) attends to padding only, so every token attends to something, and
+  no token of a text attends to padding.
 
   Args:
     segment_ids: [B, T] int32.
 
   Returns:
-    [B, T, T] bool, queries before keys, True keeps.
+    [B, T, T] bool, queries by keys, True keeps.
   """
-  slot = jnp.arange(segment_ids.shape[1])
-  causal = slot[None, :] <= slot[:, None]
+  column = jnp.arange(segment_ids.shape[1])
+  causal = column[None, :] <= column[:, None]
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   return same & causal[None]
 
@@ -129,23 +130,23 @@ def attend(
     q_BTNH: [B, T, N, H] float, rotated queries.
     k_BKMH: [B, K, M, H] float, rotated keys.
     v_BKMH: [B, K, M, H] float, values.
-    mask_BTM: [B, T, M] bool, True keeps; every query keeps something.
+    mask_BTM: [B, T, M] bool, True keeps; every query keeps some key.
 
   Returns:
     [B, T, N, H] in the dtype of the values.
   """
   B, T, N, H = q_BTNH.shape
   K = k_BKMH.shape[1]
-  q_BTKGH = q_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
+  q_BTKQH = q_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
   scores = jnp.einsum(
-    "BTKGH,BKMH->BKGTM",
-    q_BTKGH,
+    "BTKQH,BKMH->BKQTM",
+    q_BTKQH,
     k_BKMH,
     preferred_element_type=jnp.float32,
   )
   scores = jnp.where(mask_BTM[:, None, None], scores, MASKED_SCORE)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BKMH.dtype)
-  out = jnp.einsum("BKGTM,BKMH->BTKGH", weights, v_BKMH)
+  out = jnp.einsum("BKQTM,BKMH->BTKQH", weights, v_BKMH)
   return out.reshape(B, T, N, H)
 
 
@@ -155,13 +156,13 @@ def embed(
   tokens: Array,
   act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
-  """Rows of the embedding.
+  """Looks up the embeddings of tokens.
 
   Args:
     params: weights with an ``embedding`` [V, D].
     config: the architecture.
     tokens: [B, T] int32, ids.
-    act_sharding: of what comes out.
+    act_sharding: sharding of the output.
 
   Returns:
     [B, T, D] in the compute dtype.
@@ -179,23 +180,23 @@ def forward(
   act_sharding: ActivationSharding = LOCAL,
   keeps_cache: bool = False,
 ) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
-  """Runs the decoder.
+  """Runs the decoder on whole texts.
 
-  Causal within a segment: several texts may share a row under different
-  segment ids, and padding (segment 0) on either side changes nothing.
+  Attention is causal within a segment. Several texts may share a row under
+  different segment ids, and padding (segment 0) on either side changes nothing.
 
   Args:
     params: the weights of `params.declare_decoder`; others are ignored.
-    config: the architecture. The number of layers is that of the weights.
+    config: the architecture. The weights decide the number of layers.
     tokens: [B, T] int32, ids.
     positions: [B, T] int32, position of each token within its text.
     segment_ids: [B, T] int32, the text a token belongs to; 0 is padding.
-    act_sharding: of the activations; keys and values are kept of whole texts
-      only.
-    keeps_cache: True to give keys and values too.
+    act_sharding: sharding of the activations. It must not split tokens if keys
+      and values are returned.
+    keeps_cache: True returns keys and values too.
 
   Returns:
-    (hidden [B, T, D] after the final norm in the compute dtype; keys, rotated,
+    (hidden [B, T, D] after the final norm in the compute dtype; rotated keys
     and values, one [B, K, T, H] per layer each, or None).
   """
   T = tokens.shape[1]
@@ -234,7 +235,7 @@ def forward(
 
 
 def _attend_to_all(config, act_sharding, mask, q, k, v):
-  """Attention among the tokens of a call, and their keys and values."""
+  """Attention among the tokens of the call, and their keys and values."""
   if config.attention_chunk is None:
     return remat_attention(attend, config.remat)(q, k, v, mask), (k, v)
   out = attend_in_chunks(
@@ -249,9 +250,9 @@ def _attend_to_all(config, act_sharding, mask, q, k, v):
   return out, (k, v)
 
 
-def _attend_by_kernel(attend_to_segments, segment_ids, q, k, v):
-  """The same by the layout's function, which keeps no scores."""
-  return attend_to_segments(q, k, v, segment_ids), (k, v)
+def _attend_by_kernel(kernel, segment_ids, q, k, v):
+  """The same with the layout's kernel, which stores no scores."""
+  return kernel(q, k, v, segment_ids), (k, v)
 
 
 def decoder_layer(
@@ -262,19 +263,19 @@ def decoder_layer(
   x_BTD: Array,
   attention: Attention,
 ) -> tuple[Array, Any]:
-  """One layer: attention and MLP, each added to the residual stream.
+  """Runs one layer: attention and MLP, each added to the residual stream.
 
   Args:
     config: the architecture.
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
     rotary: cosine and sine of the tokens' positions.
     layer: the layer's weights.
     x_BTD: [B, T, D] float.
     attention: (queries [B, T, N, H], keys [B, K, T, H], values [B, K, T, H])
-      -> (what is read [B, T, N, H], anything).
+      -> (output [B, T, N, H], anything).
 
   Returns:
-    ([B, T, D], what attention gave beside).
+    ([B, T, D], the second result of `attention`).
   """
   normed = rms_norm(x_BTD, layer["attention_norm"], config.norm_eps)
   added, present = _attention(
@@ -323,19 +324,19 @@ def _mlp(config, act_sharding, layer, x_BTD):
 
 
 def _project(config, act_sharding, layer, name, x_BTD):
-  """x W, and (alpha / r) (x A) B where W has adapters."""
+  """x W, and (alpha / r) (x A) B if W has adapters."""
 
   def times(x, part):
     weight = layer[part]
-    if isinstance(weight, ColumnMatrix | QuantizedMatrix):
+    if isinstance(weight, ColumnMatrix | Int8Matrix):
       return weight.times(x)
     weight = weight.astype(x_BTD.dtype)
-    if name == "output":  # From heads: [N, H, ...] is one axis.
+    if name == "output":  # Its inputs are heads: [N, H, ...].
       weight = weight.reshape(-1, weight.shape[-1])
     return project_tokens(x, weight, act_sharding)
 
   y = times(x_BTD, name)
   if f"{name}_lora_a" not in layer:
-    return y  # Of a base, by itself or as the reference, there is no more.
+    return y  # The base alone, as the reference policy.
   low = times(times(x_BTD, f"{name}_lora_a"), f"{name}_lora_b")
   return y + config.lora.scale * low

@@ -1,22 +1,29 @@
-"""Kernels as models call them: each device with its own rows and heads.
+"""Calls of kernels on arrays that are split over devices.
 
-XLA splits its own operations over devices, but not a kernel, which sees the
-arrays of one device. Here each is called inside `jax.shard_map`, split as the
-rules of a layout say, and refused where a layout splits what it needs whole.
+XLA splits its own operations over devices, but a kernel sees the arrays of one
+device only. Each kernel is therefore called inside `jax.shard_map`, with arrays
+split by the rules of a layout. A layout that splits an axis which a kernel
+needs whole raises.
 
-On how many devices it runs changes a result by rounding, as a kernel does.
+Kernels, and the number of devices they run on, change results by rounding.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
-from pure_jax.models.activation_sharding import HIDDEN, KEYS, QUERIES
-from pure_jax.models.kv_cache import Stored
+from pure_jax.models.activation_sharding import (
+  HIDDEN,
+  KEYS,
+  QUERIES,
+  ActivationSharding,
+)
+from pure_jax.models.kv_cache import KVSegment
+from pure_jax.parallel.rules import Constrainer
 
 CHOICES = {
   "attention": ("xla", "splash", "cudnn"),
@@ -29,21 +36,20 @@ PLATFORMS = {"splash": "tpu", "pallas": "tpu", "cudnn": "gpu"}
 
 @dataclasses.dataclass(frozen=True)
 class Kernels:
-  """What models call in place of XLA's operations.
+  """Kernels that models call in place of XLA's operations.
 
   Attributes:
-    attention: of whole texts, in prefill, scores and updates: "xla", the
-      model's own; "splash", for a TPU; "cudnn", for a GPU in 16 bits. The
-      latter two hold no scores, and leave `ModelConfig.attention_chunk`
-      without effect.
-    decode_attention: of new tokens to what came before, in rollouts: "xla";
-      "pallas", for a TPU, which skips blocks of the cache that no row reads,
-      and for which samples of a prompt share its keys and values.
-    logp: of the policy's head, in scores and updates: "xla"; "pallas", for a
-      TPU, which holds no logits and leaves `ModelConfig.logits_chunk` without
-      effect.
-    interpret: True runs "splash" and "pallas" step by step on any device, to
-      test them.
+    attention: attention of whole texts, in prefill, scoring and updates:
+      "xla", the model's own; "splash", for a TPU; "cudnn", for a GPU in 16
+      bits. The two kernels store no scores, so `ModelConfig.attention_chunk`
+      has no effect.
+    decode_attention: attention of new tokens to the KV cache, in rollouts:
+      "xla"; "pallas", for a TPU, which skips blocks of the cache that no row
+      attends to. With it the samples of a prompt share its keys and values.
+    logp: log-probs from the policy's head, in scoring and updates: "xla";
+      "pallas", for a TPU, which stores no logits, so
+      `ModelConfig.logits_chunk` has no effect.
+    interpret: True interprets "splash" and "pallas" on any device, for tests.
   """
 
   attention: str = "xla"
@@ -52,7 +58,7 @@ class Kernels:
   interpret: bool = False
 
   def __post_init__(self):
-    """Refuses names of nothing, before any device is looked at."""
+    """Validates the names of the kernels."""
     for name, allowed in CHOICES.items():
       chosen = getattr(self, name)
       if chosen not in allowed:
@@ -61,24 +67,25 @@ class Kernels:
         )
 
   def check(self, mesh: Mesh) -> None:
-    """Refuses devices that a kernel cannot run on.
+    """Validates that the kernels can run on a mesh.
 
     Args:
-      mesh: of the layout.
+      mesh: the devices of a layout.
 
     Raises:
-      ValueError: naming the kernel, what is in its way and what to do.
+      ValueError: if a kernel is for other devices, or if the mesh splits an
+        axis that the kernel needs whole. The message says what to change.
     """
     platform = mesh.devices.flat[0].platform
     for name in CHOICES:
       chosen = getattr(self, name)
       if chosen == "xla":
         continue
-      wanted, remedy = PLATFORMS[chosen], f"set kernels.{name} to 'xla'"
-      interpreted = self.interpret and wanted == "tpu"
-      if platform != wanted and not interpreted:
+      needed, remedy = PLATFORMS[chosen], f"set kernels.{name} to 'xla'"
+      interpreted = self.interpret and needed == "tpu"
+      if platform != needed and not interpreted:
         raise ValueError(
-          f"kernels.{name}={chosen!r} runs on a {wanted.upper()} only, and "
+          f"kernels.{name}={chosen!r} runs on a {needed.upper()} only, and "
           f"these devices are of the platform {platform!r}: {remedy}."
         )
       if mesh.shape["sequence"] > 1:
@@ -94,23 +101,28 @@ class Kernels:
         "or set kernels.logp to 'xla'."
       )
 
-  def calls(self, constrainer: Any) -> dict[str, Any]:
-    """What a `ActivationSharding` takes beside its constraints.
+  def add_to(
+    self, act_sharding: ActivationSharding, constrainer: Constrainer | None
+  ) -> ActivationSharding:
+    """Adds the calls of the chosen kernels.
 
     Args:
-      constrainer: the layout's `sharding.Constrainer`, None on one device.
+      act_sharding: how activations are sharded, without kernels.
+      constrainer: how arrays are split over devices; None on one device.
 
     Returns:
-      The functions, by field; none where XLA is chosen.
+      The same with the chosen kernels in place of XLA's operations.
     """
-    found: dict[str, Any] = {}
     if self.attention != "xla":
-      found["attention"] = AttentionCall(self, constrainer)
+      call = AttentionCall(self, constrainer)
+      act_sharding = dataclasses.replace(act_sharding, attention=call)
     if self.decode_attention != "xla":
-      found["decode_attention"] = DecodeCall(self, constrainer)
+      call = DecodeCall(self, constrainer)
+      act_sharding = dataclasses.replace(act_sharding, decode_attention=call)
     if self.logp != "xla":
-      found["head_logp"] = LogpCall(self, constrainer)
-    return found
+      call = LogpCall(self, constrainer)
+      act_sharding = dataclasses.replace(act_sharding, head_logp=call)
+    return act_sharding
 
 
 XLA = Kernels()
@@ -121,19 +133,18 @@ class AttentionCall:
   """`kernels.segment_attention` on every device's rows and heads.
 
   Attributes:
-    kernels: which of them.
-    constrainer: `sharding.Constrainer`, None on one device.
+    kernels: the chosen kernels.
+    constrainer: how arrays are split over devices; None on one device.
   """
 
   kernels: Kernels
-  constrainer: Any
+  constrainer: Constrainer | None
 
   def __call__(
     self, q_BTNH: Array, k_BKTH: Array, v_BKTH: Array, segment_ids: Array
   ) -> Array:
     """Returns [B, T, N, H], see `activation_sharding.SegmentAttention`."""
-    # Imported where it is asked for: Pallas takes a while, and runs that use
-    # no kernel need none.
+    # Importing Pallas takes a while, and most runs use no kernel.
     from pure_jax.kernels.segment_attention import segment_attention
 
     chosen = self.kernels.attention
@@ -161,9 +172,9 @@ class AttentionCall:
 
 
 def _read_heads(arrays, key_axis, query_axis, mesh):
-  """The key heads [B, K, ...] that the queries of this shard read.
+  """Selects the key heads [B, K, ...] that the queries of this shard read.
 
-  Where there are fewer key heads than shards, each shard has them all, and its
+  If there are fewer key heads than shards, each shard has all of them and its
   queries read one.
   """
   if query_axis is None or key_axis is not None:
@@ -182,17 +193,15 @@ class DecodeCall:
   """`kernels.decode_attention` on every device's rows and heads.
 
   Attributes:
-    kernels: which of them.
-    constrainer: `sharding.Constrainer`, None on one device.
+    kernels: the chosen kernels.
+    constrainer: how arrays are split over devices; None on one device.
   """
 
   kernels: Kernels
-  constrainer: Any
+  constrainer: Constrainer | None
 
-  def __call__(
-    self, q_BTNH: Array, parts: list[tuple[Stored, Stored, Array]]
-  ) -> Array:
-    """Returns [B, 1, N, H], see `decoding.attend_to_parts`."""
+  def __call__(self, q_BTNH: Array, segments: Sequence[KVSegment]) -> Array:
+    """Returns [B, 1, N, H], see `decoding.attend_to_cache`."""
     from pure_jax.kernels.decode_attention import (
       SegmentArrays,
       decode_attention,
@@ -204,12 +213,14 @@ class DecodeCall:
       interpret=self.kernels.interpret,
     )
     q_BNH = q_BTNH[:, 0]
-    given = tuple(
-      SegmentArrays(k.data, v.data, mask, k.scale, v.scale)
-      for k, v, mask in parts
+    parts = tuple(
+      SegmentArrays(
+        x.keys.data, x.values.data, x.mask, x.keys.scale, x.values.scale
+      )
+      for x in segments
     )
     if self.constrainer is None:
-      return run(q_BNH, given)[:, None]
+      return run(q_BNH, parts)[:, None]
     spec, mesh = self.constrainer.spec, self.constrainer.mesh
     queries = spec(q_BNH, (QUERIES[0], *QUERIES[2:]))
 
@@ -219,7 +230,7 @@ class DecodeCall:
       mask = spec(part.mask, (KEYS[0], KEYS[2]))
       return SegmentArrays(keys, keys, mask, scale, scale)
 
-    in_specs = queries, tuple(map(specs, given))
+    in_specs = queries, tuple(map(specs, parts))
     key_axis = in_specs[1][0].keys[1]
 
     def run_on_shard(q, parts):
@@ -236,23 +247,31 @@ class DecodeCall:
       in_specs=in_specs,
       out_specs=queries,
       check_vma=False,
-    )(q_BNH, given)[:, None]
+    )(q_BNH, parts)[:, None]
 
 
 @dataclasses.dataclass(frozen=True)
 class LogpCall:
-  """`kernels.linear_logp` on every device's rows, the table whole.
+  """`kernels.linear_logp` on every device's rows, with the whole table.
 
   Attributes:
-    kernels: which of them.
-    constrainer: `sharding.Constrainer`, None on one device.
+    kernels: the chosen kernels.
+    constrainer: how arrays are split over devices; None on one device.
   """
 
   kernels: Kernels
-  constrainer: Any
+  constrainer: Constrainer | None
 
   def __call__(
-    self, table: Array, hidden: Array, tokens: Array, mask: Array, **head: Any
+    self,
+    table: Array,
+    hidden: Array,
+    tokens: Array,
+    mask: Array,
+    *,
+    tied: bool,
+    temperature: float,
+    banned_ids: tuple[int, ...],
   ) -> tuple[Array, Array]:
     """Returns (logp, entropy), both [B, C], see
     `activation_sharding.HeadLogp`."""
@@ -262,7 +281,9 @@ class LogpCall:
       linear_logp,
       implementation=self.kernels.logp,
       interpret=self.kernels.interpret,
-      **head,
+      tied=tied,
+      temperature=temperature,
+      banned_ids=banned_ids,
     )
     if self.constrainer is None:
       return run(table, hidden, tokens, mask)

@@ -1,93 +1,43 @@
-"""Mesh, logical-to-mesh rules and named shardings: the one place for layout.
+"""Layouts of a mesh, and named shardings of weights and batches.
 
-A weight is declared with *logical* axes ("width", "heads", ...), and models
-name those of a few activations ("rows", "tokens", ...); a rule table says
-which *mesh* axes, if any, each logical axis is split over. Four mesh axes
-exist, and a rule set uses some of them:
-
-* ``data``: rows are split, parameters are copies;
-* ``fsdp``: rows are split **and** parameters with their optimizer state are
-  split along ``width``; XLA gathers a layer's weights where it needs them;
-* ``tensor``: heads, MLP and vocabulary are split, of weights and activations
-  alike (Megatron-LM, https://arxiv.org/abs/1909.08053);
-* ``sequence``: the tokens of a row are split; keys and values are gathered.
-
-Nothing is replicated by accident: a logical axis without a rule, two logical
-axes of one array on the same mesh axis, a dimension that the mesh axes do not
-divide, and a mesh axis that no rule uses all raise.
+The rules that a layout names are in `pure_jax.parallel.rules`.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pure_jax.models import params
 from pure_jax.models.activation_sharding import (
   LOCAL,
   ActivationSharding,
-  LogicalAxes,
   unconstrained,
 )
 from pure_jax.parallel.kernel_calls import XLA, Kernels
-
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
-
-Rules = Mapping[str, str | tuple[str, ...] | None]
-
-# Every logical axis there is: of weights, then of activations alone.
-_WHOLE: Rules = {
-  "layers": None,
-  "vocab": None,
-  "width": None,
-  "heads": None,
-  "kv_heads": None,
-  "head_dim": None,
-  "mlp": None,
-  "classes": None,
-  "rows": ("data", "fsdp"),
-  "tokens": None,
-  "slots": None,
-  "residual": None,
-}
-# Every weight but the per-head biases has a width axis, so splitting it
-# divides the memory evenly and needs no padding of heads or vocabulary.
-_SPLIT_WIDTH: Rules = {"width": "fsdp"}
-_SPLIT_HEADS: Rules = {
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "mlp": "tensor",
-  "vocab": "tensor",
-}
-
-RULE_SETS: Mapping[str, Rules] = {
-  "fsdp": {**_WHOLE, **_SPLIT_WIDTH},
-  "tensor": {**_WHOLE, **_SPLIT_HEADS},
-  "fsdp+tensor": {**_WHOLE, **_SPLIT_WIDTH, **_SPLIT_HEADS},
-  # Devices that share a row share its parameters' memory as well.
-  "fsdp+sequence": {
-    **_WHOLE,
-    "width": ("fsdp", "sequence"),
-    "tokens": "sequence",
-  },
-}
-
-# Where these are fewer than the shards, each shard keeps all of them: a model
-# with 2 key heads runs on 4 tensor shards, its keys and values as copies.
-COPIED_WHERE_FEWER = ("kv_heads",)
+from pure_jax.parallel.rules import (
+  MESH_AXES,
+  RULE_SETS,
+  Constrainer,
+  Rules,
+  axes_of,
+  count_shards,
+  partition_spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and what is split over it. Hashable, for a static argument.
+  """A mesh, rules and kernels. Hashable, so it can be a static argument.
 
   Attributes:
     mesh: the devices, with the axes of `MESH_AXES`.
     rules: name of a rule set in `RULE_SETS`.
-    kernels: what models call in place of XLA's operations.
+    kernels: kernels that models call in place of XLA's operations.
   """
 
   mesh: Mesh
@@ -95,12 +45,12 @@ class Layout:
   kernels: Kernels = XLA
 
   def __post_init__(self):
-    """Refuses a mesh axis without a use, and kernels that cannot run on it."""
+    """Validates that rules use the mesh and that kernels run on it."""
     if self.rules not in RULE_SETS:
       raise ValueError(
         f"rules must be one of {sorted(RULE_SETS)}, got {self.rules!r}."
       )
-    used = {axis for rule in self.table.values() for axis in _axes_of(rule)}
+    used = {axis for rule in self.table.values() for axis in axes_of(rule)}
     for axis, size in self.mesh.shape.items():
       if size > 1 and axis not in used:
         raise ValueError(
@@ -117,71 +67,37 @@ class Layout:
 
   @property
   def row_shards(self) -> int:
-    """Parts into which the rows of a batch are split."""
-    return _shards(self.mesh, self.table["rows"])
+    """Number of shards of the rows of a batch."""
+    return count_shards(self.mesh, self.table["rows"])
 
   @property
   def act_sharding(self) -> ActivationSharding:
-    """What models take for whole texts; the identity on one device."""
-    return self._placement(_shards(self.mesh, self.table["tokens"]))
+    """Sharding of activations for whole texts; the identity on one device."""
+    return self._act_sharding(count_shards(self.mesh, self.table["tokens"]))
 
   @property
-  def decoding_placement(self) -> ActivationSharding:
-    """The same for texts that grow by one token at a time.
+  def decoding_act_sharding(self) -> ActivationSharding:
+    """Sharding of activations for decoding one token at a time.
 
-    One token cannot be split: devices of a `sequence` group repeat each
-    other's work. Sample in a layout without it.
+    One token cannot be split, so the devices of a `sequence` group repeat each
+    other's work: sample in a layout without it.
     """
-    return self._placement(1, whole=("tokens",))
+    return self._act_sharding(1, unsplit=("tokens",))
 
-  def _placement(self, token_shards: int, whole: tuple[str, ...] = ()):
-    """Where activations live and what reads them."""
+  def _act_sharding(self, token_shards: int, unsplit: tuple[str, ...] = ()):
+    """Constraints and kernels of activations."""
     if self.mesh.size == 1:
       if self.kernels == XLA:
         return LOCAL
-      return ActivationSharding(unconstrained, 1, **self.kernels.calls(None))
-    constrain = Constrainer(self.mesh, self.rules, whole)
-    return ActivationSharding(
-      constrain, token_shards, **self.kernels.calls(constrain)
+      return self.kernels.add_to(ActivationSharding(unconstrained), None)
+    constrainer = Constrainer(self.mesh, self.rules, unsplit)
+    return self.kernels.add_to(
+      ActivationSharding(constrainer, token_shards), constrainer
     )
 
   def __str__(self) -> str:
     sizes = " x ".join(f"{k}={v}" for k, v in self.mesh.shape.items() if v > 1)
     return f"{self.rules} on {sizes or 'one device'}"
-
-
-@dataclasses.dataclass(frozen=True)
-class Constrainer:
-  """Puts an activation where the rules want it, inside a jitted function.
-
-  Attributes:
-    mesh: the devices.
-    rules: name of a rule set.
-    whole: logical axes that are not split, whatever the rules say.
-  """
-
-  mesh: Mesh
-  rules: str
-  whole: tuple[str, ...] = ()
-
-  def __call__(self, x: jax.Array, logical_axes: LogicalAxes) -> jax.Array:
-    """Returns the array; see `partition_spec` for what raises."""
-    place = NamedSharding(self.mesh, self.spec(x, logical_axes))
-    return jax.lax.with_sharding_constraint(x, place)
-
-  def spec(self, x: jax.Array, logical_axes: LogicalAxes) -> PartitionSpec:
-    """Where an activation lives.
-
-    Args:
-      x: the array.
-      logical_axes: one name, or None, per dimension.
-
-    Returns:
-      Its partition spec; see `partition_spec` for what raises.
-    """
-    axes = [None if axis in self.whole else axis for axis in logical_axes]
-    name = f"an activation {tuple(logical_axes)}"
-    return partition_spec(name, x.shape, axes, self.mesh, RULE_SETS[self.rules])
 
 
 def make_layout(
@@ -193,10 +109,9 @@ def make_layout(
   devices: Sequence[jax.Device] | None = None,
   kernels: Kernels = XLA,
 ) -> Layout:
-  """The first `data * fsdp * tensor * sequence` devices and their rules.
+  """Makes a layout of the first `data * fsdp * tensor * sequence` devices.
 
-  The last axes are those of neighbours: devices of one `tensor` or `sequence`
-  group follow each other in `devices`.
+  Devices of one `tensor` or `sequence` group follow each other in `devices`.
 
   Args:
     data: row shards with copied parameters, at least 1.
@@ -205,11 +120,11 @@ def make_layout(
     sequence: shards of the tokens of a row.
     rules: name of a rule set in `RULE_SETS`.
     devices: devices to use; None takes those of the default backend.
-    kernels: what models call in place of XLA's operations.
+    kernels: kernels that models call in place of XLA's operations.
 
   Returns:
-    The layout, with automatic axes: the compiler places what is between the
-    shardings given at the jit boundary and those that models name.
+    The layout, with automatic axes: the compiler chooses shardings between
+    those given at the jit boundary and those that models name.
 
   Raises:
     ValueError: for a size below 1, more shards than devices, an unknown rule
@@ -234,96 +149,8 @@ def make_layout(
   return Layout(mesh, rules, kernels)
 
 
-def partition_spec(
-  name: str,
-  shape: Sequence[int],
-  logical_axes: Sequence[str | None],
-  mesh: Mesh,
-  rules: Rules,
-) -> PartitionSpec:
-  """Applies the rules to one array, and raises where they do not fit.
-
-  Args:
-    name: what the array is called, for the error messages.
-    shape: its shape.
-    logical_axes: one logical axis (or None, not split) per dimension.
-    mesh: the device mesh.
-    rules: logical axis -> mesh axis or axes, or None for not split.
-
-  Returns:
-    The partition spec, one entry per dimension; mesh axes of one device are
-    left out of it.
-
-  Raises:
-    ValueError: if the ranks differ, a logical axis has no rule, a rule names
-      an axis the mesh lacks, two dimensions share a mesh axis, or the mesh
-      axes do not divide the dimension.
-  """
-  where = f"{name} with shape {tuple(shape)}"
-  if len(shape) != len(logical_axes):
-    raise ValueError(
-      f"{where} has {len(shape)} dimensions but {len(logical_axes)} logical "
-      f"axes {tuple(logical_axes)}."
-    )
-  spec: list[str | tuple[str, ...] | None] = []
-  taken: set[str] = set()
-  for size, logical in zip(shape, logical_axes, strict=True):
-    axes = _mesh_axes(where, size, logical, mesh, rules)
-    shared = taken.intersection(axes)
-    if shared:
-      raise ValueError(
-        f"{where}: two of its dimensions would be split over the mesh axis "
-        f"{min(shared)!r}; change the rule of {logical!r}."
-      )
-    taken.update(axes)
-    spec.append(axes if len(axes) > 1 else axes[0] if axes else None)
-  return PartitionSpec(*spec)
-
-
-def _mesh_axes(
-  where: str, size: int, logical: str | None, mesh: Mesh, rules: Rules
-) -> tuple[str, ...]:
-  """The mesh axes of more than one device that a dimension is split over."""
-  if logical is None:
-    return ()
-  if logical not in rules:
-    raise ValueError(
-      f"{where}: no sharding rule for its logical axis {logical!r}; the "
-      f"rules know {sorted(rules)}."
-    )
-  rule = rules[logical]
-  for axis in _axes_of(rule):
-    if axis not in mesh.shape:
-      raise ValueError(
-        f"{where}: the rule {logical!r} -> {axis!r} names an axis that the "
-        f"mesh {dict(mesh.shape)} does not have."
-      )
-  shards = _shards(mesh, rule)
-  if logical in COPIED_WHERE_FEWER and size < shards and shards % size == 0:
-    return ()
-  axes = tuple(axis for axis in _axes_of(rule) if mesh.shape[axis] > 1)
-  if size % shards:
-    raise ValueError(
-      f"{where}: its {logical!r} dimension of {size} is not divisible by "
-      f"the {shards} shards of the mesh axis {'+'.join(axes)!r}."
-    )
-  return axes
-
-
-def _axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """A rule as a tuple of mesh axes."""
-  if rule is None:
-    return ()
-  return (rule,) if isinstance(rule, str) else rule
-
-
-def _shards(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:
-  """Parts that a rule makes of a dimension."""
-  return math.prod(mesh.shape[axis] for axis in _axes_of(rule))
-
-
 def weight_shardings(declared: Any, layout: Layout) -> Any:
-  """Named shardings of a tree of declared weights.
+  """Finds the shardings of declared weights.
 
   Args:
     declared: pytree of `pure_jax.models.params.Weight`.
@@ -343,15 +170,15 @@ def weight_shardings(declared: Any, layout: Layout) -> Any:
     return NamedSharding(mesh, spec)
 
   return jax.tree_util.tree_map_with_path(
-    sharding, declared, is_leaf=lambda leaf: hasattr(leaf, "logical_axes")
+    sharding, declared, is_leaf=params.is_weight
   )
 
 
 def batch_sharding(layout: Layout) -> NamedSharding:
-  """Rows split as the rules say, trailing dimensions whole.
+  """Finds the sharding of arrays [B, ...]: rows are split, other axes are not.
 
-  Samples of one prompt are contiguous, so with a number of prompts that the
-  row shards divide, a group never crosses devices.
+  Samples of one prompt are contiguous. If the row shards divide the number of
+  prompts, a group never crosses devices.
 
   Args:
     layout: mesh and rules.
@@ -363,7 +190,7 @@ def batch_sharding(layout: Layout) -> NamedSharding:
 
 
 def replicated(layout: Layout) -> NamedSharding:
-  """A copy on every device.
+  """Finds the sharding of arrays that every device has a copy of.
 
   Args:
     layout: mesh and rules.

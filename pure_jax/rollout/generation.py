@@ -1,11 +1,13 @@
-"""Completions: prompts are read once, then a loop appends token after token.
+"""Sampling completions: one prefill of the prompts, then one loop over tokens.
 
-The loop carries one explicit frozen state and stops as soon as every row has
-ended. Token t of row i is drawn with `fold_in(keys[i], t)` from row i's own
-logits: whatever else is in the batch, row i gets the same tokens.
+The loop carries one frozen state and stops as soon as every sequence has
+ended. Row i draws token t with `fold_in(keys[i], t)` from its own logits, so a
+row's tokens do not depend on the rest of the batch.
+
+The legend of axes is in `pure_jax.types`.
 """
 
-from collections.abc import Callable
+import dataclasses
 from typing import Any
 
 import jax
@@ -13,64 +15,88 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from pure_jax.models import decoding, policy
+from pure_jax.models import cpu_layout, decoding, policy
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.kv_cache import KVCache
-from pure_jax.rollout.sampling import SamplingConfig, sample_tokens
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout.sampling import (
+  SamplingConfig,
+  StopTable,
+  sample_tokens,
+)
 from pure_jax.types import Prompts, Rollout
 
-Prepare = Callable[[Any, ModelConfig], Any]
 
+@dataclasses.dataclass(frozen=True)
+class GenerationSpec:
+  """The model and the distribution that completions are sampled from.
 
-def unprepared(params: Any, model: ModelConfig) -> Any:
-  """Weights as they are.
+  Hashable as long as `stops` is None, so it can be a static argument.
 
-  Args:
-    params: policy weights.
-    model: the architecture.
-
-  Returns:
-    The same weights.
+  Attributes:
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and the length limit C.
+    stops: texts that end a sequence in addition to the stop ids, or None.
+    act_sharding: sharding of activations and cache. It must not split tokens.
+    cpu_weights: True copies the weights into the layout of
+      `cpu_layout.decoding_params` before the loop, which is faster on a CPU.
   """
-  del model
-  return params
+
+  model: ModelConfig
+  sampler: SamplingConfig
+  stops: StopTable | None = None
+  act_sharding: ActivationSharding = LOCAL
+  cpu_weights: bool = False
+
+  def to_decoding_params(self, params: Any) -> Any:
+    """Converts weights into the form that the decode loop reads.
+
+    Args:
+      params: policy weights, as `policy.declare_policy` declares them.
+
+    Returns:
+      The weights in the CPU layout, or `params` themselves.
+    """
+    if not self.cpu_weights:
+      return params
+    return cpu_layout.decoding_params(params, self.model)
 
 
 @struct.dataclass
-class Rows:
-  """B rows that are being written.
+class DecodeState:
+  """B sequences that are being generated.
 
   Attributes:
-    keys: [B] typed keys, one per row.
+    keys: [B] typed keys, one per sequence.
     prompt_lengths: [B] int32, tokens of the prompt.
-    ages: [B] int32, 0..C, tokens drawn so far.
-    last: [B] int32, the token drawn last, which no cache holds yet.
-    done: [B] bool, True where the row has ended.
-    stopped: [B] bool, True where it ended by itself, not at the limit.
-    reading: [B] int32, what a `StopTable` has read so far.
-    cache: of the prompts and of all tokens but the last.
+    num_generated: [B] int32, 0..C, tokens sampled so far.
+    last_tokens: [B] int32, the token sampled last. The cache does not hold it
+      yet.
+    done: [B] bool, True if the sequence has ended.
+    stopped: [B] bool, True if it ended with a stop id or text, not at the
+      length limit.
+    stop_state: [B] int32, state of the `StopTable` automaton.
+    cache: keys and values of the prompt and of all tokens but the last.
   """
 
   keys: Array
   prompt_lengths: Array
-  ages: Array
-  last: Array
+  num_generated: Array
+  last_tokens: Array
   done: Array
   stopped: Array
-  reading: Array
+  stop_state: Array
   cache: KVCache
 
 
 @struct.dataclass
-class Drawn:
-  """Tokens that were drawn; leading axes as its user says.
+class SampledTokens:
+  """Tokens and their log-probs, all arrays of one shape.
 
   Attributes:
-    tokens: [...] int32, padding where nothing was drawn.
-    sampled_logp: [...] float32, nats, 0 where nothing was drawn.
-    full_logp: [...] float32, likewise, see `Rollout`.
+    tokens: [...] int32, padding after the end of a sequence.
+    sampled_logp: [...] float32 nats, see `Rollout`; 0 after the end.
+    full_logp: [...] float32 nats, see `Rollout`; 0 after the end.
   """
 
   tokens: Array
@@ -78,217 +104,177 @@ class Drawn:
   full_logp: Array
 
 
-def begin(
+def prefill(
   params: Any,
-  model: ModelConfig,
-  config: SamplingConfig,
+  spec: GenerationSpec,
   prompts: Prompts,
   keys: Array,
-  slots: int,
-  shared: bool = False,
-  stops: StopTable | None = None,
-  act_sharding: ActivationSharding = LOCAL,
-) -> tuple[Rows, Drawn]:
-  """Reads prompts, each once, and draws the first token of every row.
+  ring_length: int,
+  share_prompts: bool = False,
+) -> tuple[DecodeState, SampledTokens]:
+  """Reads every prompt once and samples the first token of its completions.
 
   Args:
     params: policy weights, layers stacked.
-    model: the architecture.
-    config: how to draw.
+    spec: the model and how to sample.
     prompts: P left-padded prompts, [P, L].
-    keys: [B] typed keys, a multiple of P; rows of a prompt are contiguous.
-    slots: of the cache's ring, at least 1.
-    shared: True keeps one copy of each prompt's keys and values.
-    stops: texts that end a row, or None.
-    act_sharding: of activations and cache, without split tokens.
+    keys: [B] typed keys, B = P G; samples of a prompt are contiguous.
+    ring_length: cache entries for generated tokens, at least 1.
+    share_prompts: True keeps one copy of a prompt's keys and values for its G
+      samples.
 
   Returns:
-    (the rows, their first tokens [1, B]).
+    (the state, the first tokens as [1, B] arrays).
   """
-  count, rows = prompts.tokens.shape[0], keys.shape[0]
-  samples = rows // count
+  num_prompts, rows = prompts.tokens.shape[0], keys.shape[0]
+  group_size = rows // num_prompts
   hidden, cache = decoding.prefill(
     params,
-    model,
+    spec.model,
     prompts.tokens,
     prompts.mask,
-    samples,
-    slots,
-    shared,
-    act_sharding,
+    group_size,
+    ring_length,
+    share_prompts,
+    spec.act_sharding,
   )
-  scores = policy.logits(params, model, hidden, act_sharding)[:, 0]
+  logits = policy.logits(params, spec.model, hidden, spec.act_sharding)[:, 0]
   lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
-  state = Rows(
+  state = DecodeState(
     keys=keys,
-    prompt_lengths=jnp.repeat(lengths, samples),
-    ages=jnp.zeros(rows, jnp.int32),
-    last=jnp.full(rows, config.pad_id, jnp.int32),
+    prompt_lengths=jnp.repeat(lengths, group_size),
+    num_generated=jnp.zeros(rows, jnp.int32),
+    last_tokens=jnp.full(rows, spec.sampler.pad_id, jnp.int32),
     done=jnp.zeros(rows, bool),
     stopped=jnp.zeros(rows, bool),
-    reading=jnp.zeros(rows, jnp.int32),
+    stop_state=jnp.zeros(rows, jnp.int32),
     cache=cache,
   )
-  state, drawn = _draw(
-    state, jnp.repeat(scores, samples, axis=0), config, stops
-  )
-  return state, jax.tree.map(lambda x: x[None], drawn)
+  state, first = _sample(state, jnp.repeat(logits, group_size, axis=0), spec)
+  return state, jax.tree.map(lambda x: x[None], first)
 
 
 def decode(
-  params: Any,
-  model: ModelConfig,
-  config: SamplingConfig,
-  state: Rows,
-  steps: int,
-  stops: StopTable | None = None,
-  act_sharding: ActivationSharding = LOCAL,
-) -> tuple[Rows, Drawn]:
-  """Appends up to so many tokens to every row that has not ended.
+  params: Any, spec: GenerationSpec, state: DecodeState, max_tokens: int
+) -> tuple[DecodeState, SampledTokens]:
+  """Appends up to `max_tokens` tokens to every sequence that has not ended.
 
   Args:
-    params: policy weights, see `decoding.decode_token`.
-    model: the architecture.
-    config: how to draw.
-    state: rows, for whose tokens the cache has room.
-    steps: n, at least 0; fewer are made where every row ends before.
-    stops: texts that end a row, or None.
-    act_sharding: of activations and cache, without split tokens.
+    params: weights from `GenerationSpec.to_decoding_params`.
+    spec: the model and how to sample.
+    state: sequences whose cache has room for the tokens.
+    max_tokens: n, at least 0. The loop ends earlier if all sequences end.
 
   Returns:
-    (the rows, what was drawn [n, B]).
+    (the state, the sampled tokens as [n, B] arrays).
   """
-  rows = state.last.shape[0]
-  empty = Drawn(
-    tokens=jnp.full((steps, rows), config.pad_id, jnp.int32),
-    sampled_logp=jnp.zeros((steps, rows), jnp.float32),
-    full_logp=jnp.zeros((steps, rows), jnp.float32),
+  rows = state.last_tokens.shape[0]
+  empty = SampledTokens(
+    tokens=jnp.full((max_tokens, rows), spec.sampler.pad_id, jnp.int32),
+    sampled_logp=jnp.zeros((max_tokens, rows), jnp.float32),
+    full_logp=jnp.zeros((max_tokens, rows), jnp.float32),
   )
-
-  if steps == 0:
+  if max_tokens == 0:
     return state, empty
 
-  def unfinished(carry):
+  def is_unfinished(carry):
     step, state, _ = carry
-    return (step < steps) & ~jnp.all(state.done)
+    return (step < max_tokens) & ~jnp.all(state.done)
 
-  def append(carry):
-    step, state, drawn = carry
+  def append_token(carry):
+    step, state, sampled = carry
     hidden, cache = decoding.decode_token(
       params,
-      model,
-      state.last,
-      state.prompt_lengths + state.ages - 1,
+      spec.model,
+      state.last_tokens,
+      state.prompt_lengths + state.num_generated - 1,
       state.cache,
-      act_sharding,
+      spec.act_sharding,
     )
-    scores = policy.logits(params, model, hidden, act_sharding)[:, 0]
-    state, new = _draw(state.replace(cache=cache), scores, config, stops)
-    return (
-      step + 1,
-      state,
-      jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, step, 0),
-        drawn,
-        new,
-      ),
+    logits = policy.logits(params, spec.model, hidden, spec.act_sharding)[:, 0]
+    state, new = _sample(state.replace(cache=cache), logits, spec)
+    sampled = jax.tree.map(
+      lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, step, 0),
+      sampled,
+      new,
     )
+    return step + 1, state, sampled
 
-  start = jnp.int32(0), state, empty
-  _, state, drawn = jax.lax.while_loop(unfinished, append, start)
-  return state, drawn
+  carry = jnp.int32(0), state, empty
+  _, state, sampled = jax.lax.while_loop(is_unfinished, append_token, carry)
+  return state, sampled
 
 
 def generate(
-  params: Any,
-  model: ModelConfig,
-  config: SamplingConfig,
-  prompts: Prompts,
-  keys: Array,
-  act_sharding: ActivationSharding = LOCAL,
-  *,
-  stops: StopTable | None = None,
-  prepare: Prepare = unprepared,
+  params: Any, spec: GenerationSpec, prompts: Prompts, keys: Array
 ) -> Rollout:
-  """Samples completions of prompts.
+  """Samples completions of prompts in one compiled loop.
 
-  Traceable, not jitted: jit it with `model` and `config` static.
+  The function is traceable and not jitted; `spec` is static.
 
   Args:
     params: policy weights, as `policy.declare_policy` declares them.
-    model: the architecture.
-    config: how to draw; C = config.max_new_tokens.
+    spec: the model and how to sample.
     prompts: P left-padded prompts, [P, L].
-    keys: [B] typed keys, B / P for the samples of each prompt, contiguous;
-      consumed. Token t of row i uses fold_in(keys[i], t).
-    act_sharding: of activations and cache; without split tokens.
-    stops: texts that end a row, or None.
-    prepare: weights to weights that decode faster, see
-      `columns.decoding_params`.
+    keys: [B] typed keys, consumed. B is a multiple of P, and samples of one
+      prompt are contiguous. Row i draws token t with fold_in(keys[i], t).
 
   Returns:
-    The rollout of B rows. A row ends with its first stop id, which is inside
-    the mask, even as its first token, or with the token that completes a
-    text of `stops`; a row without one within C tokens is truncated.
+    The rollout of B rows. A row ends with its first stop id or with the token
+    that completes a text of `spec.stops`. This last token is inside the mask,
+    even if it is the first of the row. A row that reaches the limit of C
+    tokens without one is truncated.
   """
-  new, samples = config.max_new_tokens, keys.shape[0] // prompts.tokens.shape[0]
-  # The last token drawn is never fed back, so it needs no slot.
-  state, first = begin(
+  limit = spec.sampler.max_new_tokens
+  group_size = keys.shape[0] // prompts.tokens.shape[0]
+  state, first = prefill(
     params,
-    model,
-    config,
+    spec,
     prompts,
     keys,
-    max(new - 1, 1),
-    # Shared prompts are what that function is for.
-    act_sharding.decode_attention is not None,
-    stops,
-    act_sharding,
+    # The last token is never fed back, so the cache needs no entry for it.
+    ring_length=max(limit - 1, 1),
+    # The decode-attention kernel is the one that reads shared prompts fast.
+    share_prompts=spec.act_sharding.decode_attention is not None,
   )
   state, others = decode(
-    prepare(params, model),
-    model,
-    config,
-    state,
-    new - 1,
-    stops,
-    act_sharding,
+    spec.to_decoding_params(params), spec, state, limit - 1
   )
-  drawn = jax.tree.map(lambda *x: jnp.concatenate(x).T, first, others)
-  slot = jnp.arange(new)
+  sampled = jax.tree.map(lambda *x: jnp.concatenate(x).T, first, others)
   return Rollout(
-    prompt_tokens=jnp.repeat(prompts.tokens, samples, axis=0),
-    prompt_mask=jnp.repeat(prompts.mask, samples, axis=0),
-    tokens=drawn.tokens,
-    completion_mask=slot[None] < state.ages[:, None],
-    sampled_logp=drawn.sampled_logp,
-    full_logp=drawn.full_logp,
+    prompt_tokens=jnp.repeat(prompts.tokens, group_size, axis=0),
+    prompt_mask=jnp.repeat(prompts.mask, group_size, axis=0),
+    tokens=sampled.tokens,
+    completion_mask=jnp.arange(limit)[None] < state.num_generated[:, None],
+    sampled_logp=sampled.sampled_logp,
+    full_logp=sampled.full_logp,
     truncated=~state.stopped,
   )
 
 
-def _draw(state, scores, config, stops):
-  """Draws a token for each unfinished row: (rows, `Drawn` of [B] arrays)."""
-  keys = jax.vmap(jax.random.fold_in)(state.keys, state.ages)
-  tokens, logp, full_logp = sample_tokens(scores, config, keys)
+def _sample(state, logits, spec):
+  """Samples one token per unfinished row: (state, `SampledTokens` [B])."""
+  config = spec.sampler
+  keys = jax.vmap(jax.random.fold_in)(state.keys, state.num_generated)
+  tokens, logp, full_logp = sample_tokens(logits, config, keys)
   alive = ~state.done
   tokens = jnp.where(alive, tokens, config.pad_id)
   stopped = jnp.zeros_like(alive)
   for stop_id in config.stop_ids:
     stopped |= tokens == stop_id
-  reading = state.reading
-  if stops is not None:
-    reading, complete = stops.read(reading, tokens)
+  stop_state = state.stop_state
+  if spec.stops is not None:
+    stop_state, complete = spec.stops.read(stop_state, tokens)
     stopped |= complete & alive
-  ages = state.ages + alive
+  num_generated = state.num_generated + alive
   state = state.replace(
-    ages=ages,
-    last=tokens,
-    done=state.done | stopped | (ages >= config.max_new_tokens),
+    num_generated=num_generated,
+    last_tokens=tokens,
+    done=state.done | stopped | (num_generated >= config.max_new_tokens),
     stopped=state.stopped | stopped,
-    reading=reading,
+    stop_state=stop_state,
   )
-  return state, Drawn(
+  return state, SampledTokens(
     tokens=tokens,
     sampled_logp=jnp.where(alive, logp, 0.0),
     full_logp=jnp.where(alive, full_logp, 0.0),

@@ -1,10 +1,14 @@
-"""Drawing tokens: temperature, filters, bans, and the log-probs of the draw."""
+"""Sampling one token per row: bans, temperature, filters and log-probs.
+
+`StopTable` finds the texts that end a sequence in addition to the stop ids.
+"""
 
 import dataclasses
 import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import Array
 
 from pure_jax.models import token_logp
@@ -12,11 +16,11 @@ from pure_jax.models import token_logp
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-  """How completions are drawn. Hashable, for a static argument.
+  """How completions are sampled. Hashable, so it can be a static argument.
 
   Attributes:
-    max_new_tokens: C, length limit; a row without a stop id by then is
-      truncated.
+    max_new_tokens: C, the length limit; a row that reaches it without a stop
+      id is truncated.
     pad_id: id that fills a row after its end; never sampled.
     stop_ids: ids that end a row; the stop id is part of the completion.
     temperature: divides the logits; 0 takes the likeliest token.
@@ -25,8 +29,8 @@ class SamplingConfig:
     top_k: keeps this many likeliest tokens; 0 keeps all.
     min_p: in [0, 1), keeps tokens with at least this share of the likeliest
       token's probability; 0 keeps all.
-    banned_ids: ids never sampled. The padding id is always added, so what
-      the record holds is what the trainer must ban too.
+    banned_ids: ids that are never sampled. The padding id is always added. The
+      trainer must ban the same ids.
   """
 
   max_new_tokens: int
@@ -39,7 +43,7 @@ class SamplingConfig:
   banned_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
-    """Refuses settings that cannot sample; adds padding to the bans."""
+    """Validates the settings and adds the padding id to the banned ids."""
     if self.max_new_tokens < 1:
       raise ValueError(
         f"max_new_tokens must be at least 1, got {self.max_new_tokens}."
@@ -67,17 +71,48 @@ class SamplingConfig:
 
   @property
   def filters(self) -> bool:
-    """Whether some tokens are cut off beside those that are banned."""
+    """Whether top-k, top-p or min-p removes tokens."""
     return self.top_p < 1 or self.top_k > 0 or self.min_p > 0
 
 
+@struct.dataclass
+class StopTable:
+  """A deterministic automaton over token ids that recognises stop texts.
+
+  A text such as ``\\boxed{4}`` can be cut into tokens in many ways. The state
+  of the automaton is what has been read of the text so far; one table lookup
+  per token gives the next state, so the sampling loop handles no text.
+  `pure_jax.host.text.stop_texts` builds the table from a tokenizer.
+
+  Attributes:
+    next_state: [V, Z] int32, 0..Z-1, the state after an id is read in a state.
+      Sequences start in state 0; state Z - 1 means the text is complete.
+  """
+
+  next_state: Array
+
+  def read(self, states: Array, tokens: Array) -> tuple[Array, Array]:
+    """Reads one token of every row.
+
+    Args:
+      states: [B] int32, states before the token.
+      tokens: [B] int32, ids.
+
+    Returns:
+      (states [B] int32 after the token, complete [B] bool, True if a text is
+      complete with this token or was before).
+    """
+    states = jnp.asarray(self.next_state)[tokens, states]
+    return states, states == self.next_state.shape[1] - 1
+
+
 def row_keys(key: Array, row_ids: Array) -> Array:
-  """One key per row, from the row's number alone.
+  """Derives one key per row from the row's id.
 
   Args:
-    key: typed PRNG key; consumed. Of [N] keys, row i has key i.
-    row_ids: [B] int32, numbers of the rows in the whole run or batch. Of a
-      number beyond the keys, the last.
+    key: typed PRNG key, or one for each row id; consumed.
+    row_ids: [B] int32, ids of the rows in the batch or run. An id beyond the
+      given keys gets the last one.
 
   Returns:
     [B] typed keys.
@@ -88,12 +123,12 @@ def row_keys(key: Array, row_ids: Array) -> Array:
 
 
 def filter_logits(scores: Array, config: SamplingConfig) -> Array:
-  """Logits of the distribution that is sampled.
+  """Computes the logits of the sampled distribution.
 
-  Temperature first, then top-k, then top-p of what top-k kept (nucleus
-  sampling, https://arxiv.org/abs/1904.09751), then min-p of the whole
-  (https://arxiv.org/abs/2407.01082). Tokens tied with the least likely one
-  kept are kept too.
+  Temperature is applied first, then top-k, then top-p to the tokens that top-k
+  keeps (nucleus sampling, https://arxiv.org/abs/1904.09751), then min-p to the
+  whole distribution (https://arxiv.org/abs/2407.01082). Tokens tied with the
+  least likely kept one are kept too.
 
   >>> import jax.numpy as jnp
   >>> config = SamplingConfig(1, 0, (), temperature=0.5, top_k=2)
@@ -105,8 +140,8 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
     config: temperature, above 0, and filters.
 
   Returns:
-    [..., V] float32, scores / temperature where kept and -inf elsewhere.
-    Without top-k and top-p no sort is compiled.
+    [..., V] float32, scores / temperature for kept tokens, else -inf. Without
+    top-k and top-p no sort is compiled.
 
   Raises:
     ValueError: if the temperature is not positive.
@@ -115,64 +150,64 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
     raise ValueError(f"temperature must be positive, got {config.temperature}.")
   scores = scores / config.temperature
   size = scores.shape[-1]
-  some = 0 < config.top_k < size
-  kept = jnp.ones((), bool)
-  if some or config.top_p < 1.0:
-    ranked = jax.lax.top_k(scores, config.top_k if some else size)[0]
+  has_top_k = 0 < config.top_k < size
+  keep = jnp.ones((), bool)
+  if has_top_k or config.top_p < 1.0:
+    ranked = jax.lax.top_k(scores, config.top_k if has_top_k else size)[0]
     if config.top_p < 1.0:
       probability = jax.nn.softmax(ranked, axis=-1)
       before = jnp.cumsum(probability, axis=-1) - probability
       ranked = jnp.where(before < config.top_p, ranked, jnp.inf)
-    kept = scores >= jnp.min(ranked, axis=-1, keepdims=True)
+    keep = scores >= jnp.min(ranked, axis=-1, keepdims=True)
   if config.min_p > 0:
     top = jnp.max(scores, axis=-1, keepdims=True)
-    kept = kept & (scores >= top + math.log(config.min_p))
+    keep = keep & (scores >= top + math.log(config.min_p))
   if not config.filters:
     return scores
-  return jnp.where(kept, scores, -jnp.inf)
+  return jnp.where(keep, scores, -jnp.inf)
 
 
 def sample_tokens(
   scores: Array, config: SamplingConfig, keys: Array
 ) -> tuple[Array, Array, Array]:
-  """Draws one token per row, by the Gumbel-max trick.
+  """Samples one token per row with the Gumbel-max trick.
 
   argmax_i (s_i + g_i) with independent standard Gumbel g_i has probability
   softmax(s)_i; an id at -inf is never drawn.
 
   Args:
-    scores: [B, V] float32, logits as the head gives them.
+    scores: [B, V] float32, logits of the head.
     config: bans, temperature and filters.
     keys: [B] typed keys, one per row; consumed.
 
   Returns:
-    (tokens [B] int32; logp [B] float32 nats under the distribution sampled,
+    (tokens [B] int32; logp [B] float32 nats under the sampled distribution,
     after bans, temperature and filters; full_logp [B] float32 nats under bans
-    and temperature alone, which is what a trainer computes, and the same
-    where nothing is filtered). At temperature 0 the distribution sampled is
-    certain: its log-prob is 0, and the full one is that of temperature 1. All
-    are NaN where the scores hold NaN, at every temperature.
+    and temperature only, which the trainer computes; equal to logp without
+    filters). At temperature 0 the token is certain: logp is 0, and full_logp
+    is that of temperature 1. Both are NaN if the scores hold NaN.
   """
   scores = token_logp.ban_tokens(scores, config.banned_ids)
   if config.temperature == 0:
     tokens = _first_of_largest(scores)
     full = _logp_of(scores, tokens)
     return tokens, jnp.where(jnp.isnan(full), jnp.nan, 0.0), full
-  kept = filter_logits(scores, config)
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[-1:]))(keys)
-  tokens = _first_of_largest(kept + noise)
-  logp = _logp_of(kept, tokens)
+  filtered = filter_logits(scores, config)
+  shape = filtered.shape[-1:]
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
+  tokens = _first_of_largest(filtered + noise)
+  logp = _logp_of(filtered, tokens)
   if not config.filters:
     return tokens, logp, logp
   return tokens, logp, _logp_of(scores / config.temperature, tokens)
 
 
 def _first_of_largest(scores):
-  """`argmax` over the last axis, an id even where the scores are NaN.
+  """`argmax` over the last axis; returns an id even if the scores are NaN.
 
-  A maximum and a minimum, over an array that is written out: fused with what
-  makes it, and as one reduction of pairs, it took XLA's CPU backend 35 ms for
-  32 rows of 49,152 random numbers, and 11 ms so.
+  A maximum and a minimum over a materialised array take XLA's CPU backend 11
+  ms for 32 rows of 49,152 random numbers. `argmax`, a reduction of pairs fused
+  with the computation of the scores, takes 35 ms.
   """
   scores = jax.lax.optimization_barrier(scores)
   largest = jnp.max(scores, axis=-1, keepdims=True)
@@ -182,6 +217,6 @@ def _first_of_largest(scores):
 
 
 def _logp_of(scores, tokens):
-  """Log-prob of one id per row."""
+  """Log-probs of one id per row."""
   chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
   return chosen - jax.nn.logsumexp(scores, axis=-1)

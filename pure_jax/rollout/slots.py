@@ -1,7 +1,9 @@
-"""Rows of a batch that take turns in a smaller number of places.
+"""Slots of the engine: the sequences in memory and where their tokens go.
 
-Letters: P prompts, G samples of each, B = P G rows of the batch; R places, in
-contiguous shards; C tokens at most, L of a prompt.
+A slot holds one sequence of the batch. When the sequence has ended, the slot
+is free for another one. The legend of axes is in `pure_jax.types`; R is the
+number of slots, which lie in contiguous shards, and B = P G is the number of
+sequences in the whole batch.
 """
 
 from typing import Any
@@ -13,55 +15,58 @@ from jax import Array
 
 from pure_jax.models import kv_cache
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
-from pure_jax.models.config import ModelConfig
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.generation import Drawn, Rows
+from pure_jax.rollout.generation import (
+  DecodeState,
+  GenerationSpec,
+  SampledTokens,
+)
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
 from pure_jax.types import Prompts, Rollout
 
 
 @struct.dataclass
-class Places:
-  """The rows at a time, and which rows of the batch they are.
+class Slots:
+  """The sequences that are in memory.
 
   Attributes:
-    numbers: [R] int32, 0..B-1, or B where there is none.
-    rows: the rows.
+    row_ids: [R] int32, row of the batch that each slot holds, 0..B-1; B for
+      an empty slot.
+    state: the sequences.
   """
 
-  numbers: Array
-  rows: Rows
+  row_ids: Array
+  state: DecodeState
 
 
 @struct.dataclass
-class Results:
-  """Completions of the whole batch so far.
+class Completions:
+  """The completions of the whole batch so far.
 
   Attributes:
-    drawn: of [B, C] arrays, padding and zeros where nothing is drawn.
+    sampled: [B, C] arrays, padding and zeros beyond the sampled tokens.
     lengths: [B] int32, 0..C.
-    stopped: [B] bool, True where a row has ended by itself.
+    stopped: [B] bool, True if the row ended with a stop id or text.
   """
 
-  drawn: Drawn
+  sampled: SampledTokens
   lengths: Array
   stopped: Array
 
 
-def no_results(rows: int, config: SamplingConfig) -> Results:
-  """Nothing yet.
+def empty_completions(rows: int, config: SamplingConfig) -> Completions:
+  """Makes the buffers that completions are written to.
 
   Args:
     rows: B.
-    config: the limit and the padding id.
+    config: the length limit and the padding id.
 
   Returns:
-    Empty completions.
+    B completions without tokens.
   """
   shape = (rows, config.max_new_tokens)
-  return Results(
-    drawn=Drawn(
+  return Completions(
+    sampled=SampledTokens(
       tokens=jnp.full(shape, config.pad_id, jnp.int32),
       sampled_logp=jnp.zeros(shape, jnp.float32),
       full_logp=jnp.zeros(shape, jnp.float32),
@@ -71,174 +76,172 @@ def no_results(rows: int, config: SamplingConfig) -> Results:
   )
 
 
-def record(
-  results: Results, places: Places, ages: Array, drawn: Drawn
-) -> Results:
-  """Writes down what was drawn.
+def write_completions(
+  completions: Completions,
+  slots: Slots,
+  num_before: Array,
+  sampled: SampledTokens,
+) -> Completions:
+  """Writes newly sampled tokens behind those of the same rows.
 
   Args:
-    results: completions so far.
-    places: the rows after the draws.
-    ages: [R] int32, tokens that each row had before.
-    drawn: [n, R] arrays.
+    completions: of the batch.
+    slots: the sequences after the tokens were sampled.
+    num_before: [R] int32, tokens that each sequence had before.
+    sampled: the new tokens, [n, R] arrays.
 
   Returns:
     The completions with the new tokens.
   """
-  steps, limit = drawn.tokens.shape[0], results.drawn.tokens.shape[1]
-  rows, numbers = places.rows, places.numbers
+  steps, limit = sampled.tokens.shape[0], completions.sampled.tokens.shape[1]
+  state, row_ids = slots.state, slots.row_ids
   step = jnp.arange(steps)[:, None]
-  is_new = step < (rows.ages - ages)[None]
-  column = jnp.where(is_new, ages[None] + step, limit)
+  is_new = step < (state.num_generated - num_before)[None]
+  # A column beyond the buffer and a row id of B are dropped.
+  column = jnp.where(is_new, num_before[None] + step, limit)
 
   def write(buffer, new):
-    return buffer.at[numbers[None], column].set(new, mode="drop")
+    return buffer.at[row_ids[None], column].set(new, mode="drop")
 
-  return Results(
-    drawn=jax.tree.map(write, results.drawn, drawn),
-    lengths=results.lengths.at[numbers].set(rows.ages, mode="drop"),
-    stopped=results.stopped.at[numbers].set(rows.stopped, mode="drop"),
+  return Completions(
+    sampled=jax.tree.map(write, completions.sampled, sampled),
+    lengths=completions.lengths.at[row_ids].set(
+      state.num_generated, mode="drop"
+    ),
+    stopped=completions.stopped.at[row_ids].set(state.stopped, mode="drop"),
   )
 
 
-def begin_prompts(
+def start_prompts(
   params: Any,
-  model: ModelConfig,
-  config: SamplingConfig,
+  spec: GenerationSpec,
   prompts: Prompts,
   key: Array,
-  chosen: Array,
-  samples: int,
-  slots: int,
-  shared: bool,
-  stops: StopTable | None = None,
-  act_sharding: ActivationSharding = LOCAL,
-) -> tuple[Places, Drawn]:
-  """Reads some prompts of a batch and draws their samples' first tokens.
+  prompt_ids: Array,
+  group_size: int,
+  ring_length: int,
+  share_prompts: bool,
+) -> tuple[Slots, SampledTokens]:
+  """Prefills some prompts of a batch and samples their first tokens.
 
   Args:
     params: policy weights, layers stacked.
-    model: the architecture.
-    config: how to draw.
-    prompts: of the whole batch, [P, L].
-    key: typed key of the whole batch.
-    chosen: [n] int32, numbers of prompts; P is none.
-    samples: G.
-    slots: of the cache's ring.
-    shared: True keeps one copy of each prompt's keys and values.
-    stops: texts that end a row, or None.
-    act_sharding: of activations, cache and rows.
+    spec: the model and how to sample.
+    prompts: the whole batch, [P, L].
+    key: typed key of the whole batch, or one for each row, [B].
+    prompt_ids: [n] int32, which prompts; P for none.
+    group_size: G.
+    ring_length: cache entries for generated tokens, at least 1.
+    share_prompts: True keeps one copy of each prompt's keys and values.
 
   Returns:
-    (n G places, first tokens [1, n G]). A row of no prompt has ended.
+    (n G slots, first tokens [1, n G]). A slot without a prompt is done.
   """
-  total = prompts.tokens.shape[0] * samples
-  some = jax.tree.map(
-    lambda x: jnp.take(x, chosen, axis=0, mode="clip"), prompts
+  num_rows = prompts.tokens.shape[0] * group_size
+  selected = jax.tree.map(
+    lambda x: jnp.take(x, prompt_ids, axis=0, mode="clip"), prompts
   )
-  numbers = chosen[:, None] * samples + jnp.arange(samples)[None]
-  numbers = jnp.minimum(numbers.reshape(-1), total)
-  rows, drawn = generation.begin(
+  row_ids = prompt_ids[:, None] * group_size + jnp.arange(group_size)[None]
+  row_ids = jnp.minimum(row_ids.reshape(-1), num_rows)
+  state, first = generation.prefill(
     params,
-    model,
-    config,
-    some,
-    sampling.row_keys(key, numbers),
-    slots,
-    shared,
-    stops,
-    act_sharding,
+    spec,
+    selected,
+    sampling.row_keys(key, row_ids),
+    ring_length,
+    share_prompts,
   )
-  rows = rows.replace(done=rows.done | (numbers == total))
-  return Places(numbers, rows), drawn
+  state = state.replace(done=state.done | (row_ids == num_rows))
+  return Slots(row_ids, state), first
 
 
-def take_places(
-  places: Places, index: Array, act_sharding: ActivationSharding = LOCAL
-) -> Places:
-  """Some rows only.
+def select_slots(
+  slots: Slots, index: Array, act_sharding: ActivationSharding = LOCAL
+) -> Slots:
+  """Keeps some slots and drops the others.
 
   Args:
-    places: rows in contiguous shards, each with its own copy of its prompt.
-    index: [shards, r] int32, rows within each shard.
-    act_sharding: of rows and cache.
+    slots: sequences in contiguous shards, each with its own copy of its
+      prompt.
+    index: [shards, r] int32, slots within each shard.
+    act_sharding: sharding of slots and cache.
 
   Returns:
-    shards * r places.
+    shards * r slots.
   """
-  cache = kv_cache.take_rows(places.rows.cache, index, act_sharding)
-  flat = jax.tree.map(
-    lambda x: kv_cache.take_by_shard(x, index), _without_cache(places)
+  cache = kv_cache.take_rows(slots.state.cache, index, act_sharding)
+  others = jax.tree.map(
+    lambda x: kv_cache.take_by_shard(x, index), _without_cache(slots)
   )
-  return with_cache(flat, cache)
+  return with_cache(others, cache)
 
 
-def put_places(
-  places: Places,
-  new: Places,
+def replace_slots(
+  slots: Slots,
+  new: Slots,
   index: Array,
   act_sharding: ActivationSharding = LOCAL,
-) -> Places:
-  """Rows that begin where others have ended.
+) -> Slots:
+  """Puts new sequences into free slots.
 
   Args:
-    places: rows in contiguous shards, each with its own copy of its prompt.
-    new: rows that hold their prompts, each its own.
-    index: [shards, r] int32, where they go within each shard; an index that
-      is no row drops one.
-    act_sharding: of rows and cache.
+    slots: sequences in contiguous shards, each with its own copy of its
+      prompt.
+    new: sequences after their prefill, each with its own copy of its prompt.
+    index: [shards, r] int32, slots within each shard; an index beyond the
+      shard drops the sequence.
+    act_sharding: sharding of slots and cache.
 
   Returns:
-    As many places as before.
+    As many slots as before.
   """
   cache = kv_cache.put_rows(
-    places.rows.cache, new.rows.cache, index, act_sharding
+    slots.state.cache, new.state.cache, index, act_sharding
   )
-  flat = jax.tree.map(
+  others = jax.tree.map(
     lambda x, y: kv_cache.put_by_shard(x, y, index),
-    _without_cache(places),
+    _without_cache(slots),
     _without_cache(new),
   )
-  return with_cache(flat, cache)
+  return with_cache(others, cache)
 
 
-def with_cache(places: Places, cache: kv_cache.KVCache) -> Places:
-  """The same rows with another cache.
-
-  Args:
-    places: the rows.
-    cache: of as many rows.
-
-  Returns:
-    The places.
-  """
-  return places.replace(rows=places.rows.replace(cache=cache))
-
-
-def _without_cache(places):
-  """The arrays [R] alone."""
-  return with_cache(places, None)
-
-
-def place(places: Places, act_sharding: ActivationSharding) -> Places:
-  """Rows where the layout wants them.
+def with_cache(slots: Slots, cache: kv_cache.KVCache) -> Slots:
+  """Replaces the cache of the same sequences.
 
   Args:
-    places: whose cache is there already.
-    act_sharding: of rows.
+    slots: the sequences.
+    cache: their keys and values.
 
   Returns:
-    The same places.
+    The slots.
   """
-  flat = jax.tree.map(
-    lambda x: act_sharding.constrain(x, ("rows",)),
-    _without_cache(places),
+  return slots.replace(state=slots.state.replace(cache=cache))
+
+
+def _without_cache(slots):
+  """The arrays of shape [R] alone."""
+  return with_cache(slots, None)
+
+
+def constrain_slots(slots: Slots, act_sharding: ActivationSharding) -> Slots:
+  """Splits the slots over devices as rows are split.
+
+  Args:
+    slots: whose cache is sharded already.
+    act_sharding: sharding of rows.
+
+  Returns:
+    The same slots.
+  """
+  others = jax.tree.map(
+    lambda x: act_sharding.constrain(x, ("rows",)), _without_cache(slots)
   )
-  return with_cache(flat, places.rows.cache)
+  return with_cache(others, slots.state.cache)
 
 
-def copied(tree: Any, act_sharding: ActivationSharding) -> Any:
-  """The same arrays on every device.
+def replicate(tree: Any, act_sharding: ActivationSharding) -> Any:
+  """Copies arrays to every device.
 
   Args:
     tree: pytree of arrays.
@@ -252,24 +255,24 @@ def copied(tree: Any, act_sharding: ActivationSharding) -> Any:
   )
 
 
-def as_rollout(prompts: Prompts, results: Results) -> Rollout:
-  """A batch that is complete.
+def to_rollout(prompts: Prompts, completions: Completions) -> Rollout:
+  """Joins prompts and their finished completions.
 
   Args:
-    prompts: P, of which B is a multiple.
-    results: completions of B rows.
+    prompts: [P, L].
+    completions: of B rows, a multiple of P.
 
   Returns:
     The rollout.
   """
-  rows, limit = results.drawn.tokens.shape
-  samples = rows // prompts.tokens.shape[0]
+  rows, limit = completions.sampled.tokens.shape
+  group_size = rows // prompts.tokens.shape[0]
   return Rollout(
-    prompt_tokens=jnp.repeat(prompts.tokens, samples, axis=0),
-    prompt_mask=jnp.repeat(prompts.mask, samples, axis=0),
-    tokens=results.drawn.tokens,
-    completion_mask=jnp.arange(limit)[None] < results.lengths[:, None],
-    sampled_logp=results.drawn.sampled_logp,
-    full_logp=results.drawn.full_logp,
-    truncated=~results.stopped,
+    prompt_tokens=jnp.repeat(prompts.tokens, group_size, axis=0),
+    prompt_mask=jnp.repeat(prompts.mask, group_size, axis=0),
+    tokens=completions.sampled.tokens,
+    completion_mask=jnp.arange(limit)[None] < completions.lengths[:, None],
+    sampled_logp=completions.sampled.sampled_logp,
+    full_logp=completions.sampled.full_logp,
+    truncated=~completions.stopped,
   )

@@ -1,8 +1,8 @@
-"""Compiled programs, kept on disk for the next start to find.
+"""Compiled programs kept on disk, so that the next start need not compile them.
 
-What XLA made of a function depends on the function, the shapes, the versions
-and the devices, and jax files it under all of these: a program that is found
-is the one that would have been compiled, down to the last bit.
+jax's persistent compilation cache does the work. It keys a program by the
+function, shapes, versions and devices, so a program from the cache is bit for
+bit the one that would be compiled. This module chooses the folder.
 """
 
 import hashlib
@@ -14,46 +14,46 @@ import tempfile
 import jax
 
 OFF = "off"
-_DIRECTORY_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
-_SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
-# All of them: dozens of small programs together keep a second start waiting.
+# jax's default skips programs that compile in under a second, but a run has
+# dozens of them.
 _MIN_COMPILE_SECONDS = 0.0
-# Of the folder that nobody chose: nobody would think of emptying it.
-MOST_BYTES = 4 * 10**9
+_MIN_COMPILE_SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+# Limit of the default folder, which no user chose and none would clean up.
+MAX_BYTES = 4 * 10**9
 
 
-def keep(folder: str | None = None) -> pathlib.Path | None:
-  """Lets jax keep what it compiles from now on, and look there first.
+def enable(folder: str | None = None) -> pathlib.Path | None:
+  """Makes jax keep what it compiles from now on, and reuse it.
 
   Call it before anything is compiled. Several processes may share a folder.
-  It must belong to the user alone: whoever writes to it decides what this
-  program runs. An entry that was cut short is compiled again each time, with
-  a warning; a folder that is full only keeps nothing more.
+  Only the user may write to it, because the cached programs are executed. A
+  truncated entry is compiled again, with a warning; if the disk is full,
+  nothing more is kept.
 
   Args:
-    folder: where; "off" keeps nothing, however jax is set; None takes what
-      jax is set to (JAX_COMPILATION_CACHE_DIR), and without that
-      `default_folder`, of which the oldest programs go when it holds more
-      than `MOST_BYTES`.
+    folder: to keep programs in. "off" disables the cache, however jax is
+      configured. None takes the folder that jax is configured with
+      (JAX_COMPILATION_CACHE_DIR), or else `default_folder`, which is limited
+      to `MAX_BYTES`.
 
   Returns:
-    The folder, or None where nothing is kept.
+    The folder, or None if nothing is kept.
 
   Raises:
-    OSError: if a file cannot be written there. jax is left as it was: without
-      programs on disk a run is as right, and begins later.
+    OSError: if no file can be written there. jax's folder is unchanged: the
+      run gives the same results without the cache, and starts later.
   """
   if folder == OFF:
     jax.config.update("jax_enable_compilation_cache", False)
     return None
   if not jax.config.jax_enable_compilation_cache:
     return None
-  if _SECONDS_VARIABLE not in os.environ:
+  if _MIN_COMPILE_SECONDS_VARIABLE not in os.environ:
     jax.config.update(
       "jax_persistent_cache_min_compile_time_secs", _MIN_COMPILE_SECONDS
     )
   chosen = folder or jax.config.jax_compilation_cache_dir
-  if chosen and "://" in chosen:  # A bucket, which jax asks by itself.
+  if chosen and "://" in chosen:  # A bucket, which jax opens itself.
     jax.config.update("jax_compilation_cache_dir", chosen)
     return pathlib.Path(chosen)
   path = pathlib.Path(chosen).expanduser() if chosen else default_folder()
@@ -62,69 +62,73 @@ def keep(folder: str | None = None) -> pathlib.Path | None:
   with tempfile.TemporaryFile(dir=path):
     pass
   if not chosen:
-    remove_oldest(path, MOST_BYTES)
+    remove_oldest(path, MAX_BYTES)
   jax.config.update("jax_compilation_cache_dir", str(path))
   return path
 
 
 def default_folder() -> pathlib.Path:
-  """Where programs are kept if nobody says where.
+  """Returns the folder that is used if the user names none.
 
   Returns:
     pure_jax/compiled in the user's cache folder (XDG_CACHE_HOME, else
-    ~/.cache), and in it a folder of this kind of processor: programs use the
-    instructions of the one they were compiled on, and several may share a
-    home.
+    ~/.cache), and in it a folder for this kind of processor. Compiled programs
+    use its instructions, and different machines may share a home.
 
   Raises:
-    OSError: if the user has no home.
+    OSError: if the user has no home folder.
   """
-  home = os.environ.get("XDG_CACHE_HOME", "")
-  if not os.path.isabs(home):  # The standard has such values ignored.
+  cache = os.environ.get("XDG_CACHE_HOME", "")
+  if not os.path.isabs(cache):  # The XDG standard ignores such values.
     try:
-      home = pathlib.Path.home() / ".cache"
+      cache = pathlib.Path.home() / ".cache"
     except RuntimeError as error:
       raise OSError(str(error)) from error
-  return pathlib.Path(home) / "pure_jax" / "compiled" / _processor()
+  return pathlib.Path(cache) / "pure_jax" / "compiled" / _processor_name()
 
 
-def _processor() -> str:
-  """A name for the instructions that this machine has."""
-  known = [platform.machine(), platform.system()]
+def _processor_name() -> str:
+  """Returns a name that machines with the same instructions share."""
+  description = [platform.machine(), platform.system()]
   try:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
     lines = []
   for line in lines:
     if line.split(":")[0].strip() in ("model name", "flags", "Features"):
-      known.append(line)
-  # Once each: machines of one kind may show other numbers of cores.
-  text = "\n".join(dict.fromkeys(known))
+      description.append(line)
+  # Without duplicates: such machines may have different numbers of cores.
+  text = "\n".join(dict.fromkeys(description))
   return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
-def remove_oldest(folder: pathlib.Path, most: int) -> int:
-  """Removes programs, those not read for longest first.
+def remove_oldest(folder: pathlib.Path, max_bytes: int) -> int:
+  """Removes the least recently used programs if a folder is too large.
+
+  jax's own limit (jax_compilation_cache_max_size) lists the folder whenever it
+  writes a program. It also keeps nothing more once it finds a program without
+  its time stamp, which a process killed in between leaves.
 
   Args:
     folder: of compiled programs.
-    most: bytes that may stay; where there are more, half of it does.
+    max_bytes: above this size, programs are removed until half of it is left.
 
   Returns:
     How many were removed.
   """
-  found = []
+  programs = []
   for path in folder.glob("*-cache"):
     try:
-      facts = path.stat()
+      status = path.stat()
     except OSError:
-      continue  # Another process was here.
-    found.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
-  total, removed = sum(size for _, size, _ in found), 0
-  if total <= most:
+      continue  # Another process removed it.
+    last_used = max(status.st_atime, status.st_mtime)
+    programs.append((last_used, status.st_size, path))
+  total, removed = sum(size for _, size, _ in programs), 0
+  if total <= max_bytes:
     return 0
-  for _, size, path in sorted(found):
-    if total <= most // 2:
+  for _, size, path in sorted(programs):
+    if total <= max_bytes // 2:
       break
     path.unlink(missing_ok=True)
     total, removed = total - size, removed + 1

@@ -1,4 +1,4 @@
-"""How a script ends where it cannot go on: in a sentence, with a status."""
+"""How a script ends after an error or a signal: a message and a status."""
 
 import contextlib
 import errno
@@ -9,23 +9,23 @@ from collections.abc import Iterator
 
 import jax
 
-from pure_jax.host.checkpoints import full_disk
-from pure_jax.host.checkpoints.manager import CheckpointError
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption, watchdog
 from pure_jax.host.distributed.processes import ProcessesError
-from pure_jax.host.evaluation.responses import ResponsesError
+from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError
 from pure_jax.host.text.tokenization import TokenizerError
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
-# What is wrong with what the user gave, or found on the way. The message says
-# all there is to say.
-EXPECTED = (
+# Errors in what the user gave, or in a file of the run. Their messages say what
+# to do, so no stack trace is printed.
+USER_ERRORS = (
   ConfigError,
   CheckpointError,
   MetricsError,
@@ -33,70 +33,74 @@ EXPECTED = (
   HuggingFaceError,
   PoolError,
   ProcessesError,
-  ResponsesError,
+  RecordFileError,
   TokenizerError,
   WorkdirError,
   FloatingPointError,
 )
-# What a system says of files that it took away, or does not give.
-_REFUSALS = (
+# Errors of a file system that was removed, or that denies access.
+_ACCESS_ERRORS = (
   *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
   *(errno.EISDIR, errno.ENOTDIR),
 )
+# Exit status that a shell reports for a program ended by Ctrl-C.
+_INTERRUPTED_STATUS = 130
 
 
-def _refusal(error: Exception) -> str | None:
-  """Why a file could not be written or read, where that is no fault of ours."""
+def _file_system_reason(error: Exception) -> str | None:
+  """Returns why the file system failed, or None for a fault of the program."""
   if not isinstance(error, OSError):
     return None
-  if error.errno in _REFUSALS:
+  if error.errno in _ACCESS_ERRORS:
     return os.strerror(error.errno)
-  return full_disk.reason(error)
+  return integrity.disk_full_reason(error)
 
 
-def _leave_stopped(status: int) -> None:
-  """Ends the program after SIGTERM, of which some senders send several."""
+def _exit_after_sigterm(status: int) -> None:
+  """Ends the program; some senders repeat SIGTERM, which is now ignored."""
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  watchdog.leave(status)
+  watchdog.exit_process(status)
 
 
 @contextlib.contextmanager
-def in_a_sentence() -> Iterator[None]:
-  """Ends the program where what is inside cannot go on.
+def report_errors() -> Iterator[None]:
+  """Ends the program with a message and a status if the enclosed code fails.
 
-  A fault of the program is shown as Python does. One of several processes ends
-  at once, for at exit it would wait for those that wait for it.
+  A fault of the program keeps its stack trace. One of several processes ends
+  at once: a regular exit would wait for processes that wait for it.
 
   Yields:
     Nothing.
   """
   try:
     yield
-  except EXPECTED as error:
+  except USER_ERRORS as error:
     console.tell(f"error: {error}")
-    watchdog.leave(1)
+    watchdog.exit_process(1)
   except KeyboardInterrupt:
     console.tell("stopped; the same command continues")
-    watchdog.leave(130)  # What a shell says of a program that SIGINT ended.
+    watchdog.exit_process(_INTERRUPTED_STATUS)
   except preemption.Preempted as preempted:
     console.tell(preempted)
-    _leave_stopped(preemption.SAVED_STATUS)
+    _exit_after_sigterm(preemption.PREEMPTED_STATUS)
   except preemption.Terminated:
     console.tell(
       "stopped by SIGTERM where nothing was to be saved; the same command "
       "continues"
     )
-    _leave_stopped(preemption.TERMINATED_STATUS)
+    _exit_after_sigterm(preemption.TERMINATED_STATUS)
   except Exception as error:
-    refusal = _refusal(error)
-    if refusal is not None:
-      todo = "put that right" if error.errno in _REFUSALS else "make room"
-      console.tell(
-        f"error: {refusal}: {error.filename or 'a file of the run'}. What was "
-        f"saved is intact: {todo}, and the same command continues."
+    reason = _file_system_reason(error)
+    if reason is not None:
+      advice = (
+        "put that right" if error.errno in _ACCESS_ERRORS else "make room"
       )
-      watchdog.leave(1)
+      console.tell(
+        f"error: {reason}: {error.filename or 'a file of the run'}. What was "
+        f"saved is intact: {advice}, and the same command continues."
+      )
+      watchdog.exit_process(1)
     if not jax.distributed.is_initialized():
       raise
     traceback.print_exc()
-    watchdog.leave(1)
+    watchdog.exit_process(1)

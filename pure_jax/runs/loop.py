@@ -1,45 +1,179 @@
-"""The loop of a supervised stage: batches, metrics, checkpoints, resuming."""
+"""Loops of updates: when they end early, and the loop of supervised stages."""
 
+import dataclasses
+import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from pure_jax.host.data import batches
+from pure_jax.host.data.batches import next_batch
 from pure_jax.host.distributed import preemption
-from pure_jax.host.logs.progress import Progress
-from pure_jax.runs import workspace
+from pure_jax.host.logs.console import Progress
+from pure_jax.runs.run import Run
 from pure_jax.runs.stage_checkpoints import StageCheckpoints
-from pure_jax.training.train import TrainState
+from pure_jax.training.train import Metrics, TrainState
 
 
-def run_steps(
-  space: workspace.Workspace,
-  stage: str,
-  num_steps: int,
-  log_every: int,
-  state: TrainState,
-  make_batch: Callable[[np.ndarray], Any],
-  update: Callable[[TrainState, Any], tuple[TrainState, Any]],
-  num_examples: int,
-  batch_size: int,
-  tokens_per_example: float,
-) -> TrainState:
-  """A supervised stage: shuffled batches, metrics, checkpoints, resuming.
+class StopReason(enum.Enum):
+  """Why a loop of updates ends before its last step."""
 
-  Args:
-    space: the run.
-    stage: name of the stage and, before a "_", of its folder.
+  SKIPPED_UPDATES = enum.auto()
+  SIGTERM = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class EarlyStop:
+  """Decides when a loop of updates ends before its last step.
+
+  A loop ends when too many updates in a row were skipped, and when SIGTERM asks
+  it to. In both cases it first saves its state:
+
+    reason = stop.reason(metrics, shutdown)
+    if is_regular or reason is not None:
+      checkpoints.save(...)
+      stop.end(reason, shutdown, ...)
+
+  Attributes:
+    run: the open run.
+    stage: name of the stage.
+    total: updates of the stage.
+    checkpoints: of the stage.
+  """
+
+  run: Run
+  stage: str
+  total: int
+  checkpoints: StageCheckpoints
+
+  @property
+  def max_skipped(self) -> int:
+    """The number of skipped updates in a row that ends the loop."""
+    return min(self.run.spec.settings.rl.max_skipped_updates, self.total)
+
+  def check_resumed(self, step: int, state: TrainState) -> None:
+    """Checks that a finished stage did not end on skipped updates.
+
+    Args:
+      step: updates done.
+      state: after them.
+
+    Raises:
+      FloatingPointError: if the stage has no updates left, and as many of its
+        last ones were skipped as end a loop.
+    """
+    skipped = int(state.skipped_in_a_row)
+    if step >= self.total and skipped >= self.max_skipped:
+      raise FloatingPointError(self._failure(step, skipped))
+
+  def reason(
+    self, metrics: Metrics, shutdown: preemption.StopRequest
+  ) -> StopReason | None:
+    """Decides after an update whether the loop ends; waits for the update.
+
+    Every process must call it once per update.
+
+    Args:
+      metrics: of the update.
+      shutdown: whether SIGTERM came.
+
+    Returns:
+      Why it ends; None if it goes on.
+    """
+    skipped = int(metrics["skipped_in_a_row"])
+    # Before any return, for every process takes part in it.
+    terminated = shutdown.requested()
+    if skipped >= self.max_skipped:
+      return StopReason.SKIPPED_UPDATES
+    return StopReason.SIGTERM if terminated else None
+
+  def end(
+    self,
+    reason: StopReason | None,
+    shutdown: preemption.StopRequest,
+    step: int,
+    metrics: Metrics,
+    batch: Any,
+    facts: Mapping[str, Any],
+  ) -> None:
+    """Ends the loop if there is a reason, once its checkpoint is on disk.
+
+    Every process must call it after each save.
+
+    Args:
+      reason: why it ends; None if only SIGTERM during the save ends it.
+      shutdown: whether SIGTERM came.
+      step: of the checkpoint saved last, after the last update.
+      metrics: of that update.
+      batch: its arrays, written to a file after too many skipped updates.
+      facts: JSON-like, saved with the batch.
+
+    Raises:
+      FloatingPointError: if too many updates in a row were skipped.
+      Preempted: after SIGTERM.
+    """
+    if reason is None and shutdown.requested():
+      reason = StopReason.SIGTERM
+    if reason is None:
+      return
+    self.checkpoints.wait()
+    if reason is StopReason.SKIPPED_UPDATES:
+      path = self.run.folder.dump_batch(self.stage, step, batch, facts)
+      message = self._failure(step, int(metrics["skipped_in_a_row"]))
+      raise FloatingPointError(f"{message} The last batch is in {path}.")
+    raise preemption.Preempted(
+      f"stopped by SIGTERM after step {step} of {self.stage}, which is saved "
+      f"in {self.checkpoints.folder / str(step)}; the same command continues"
+    )
+
+  def _failure(self, step: int, skipped: int) -> str:
+    return (
+      f"{self.stage}, step {step}: {skipped} updates in a row had a loss or "
+      "gradient that was not finite; all were skipped, and the state is saved "
+      f"in {self.checkpoints.folder / str(step)}. The same command tries the "
+      "batches that follow, if there are any. If that does not help, try a "
+      "lower learning rate in another workdir; if it happens from the first "
+      "step on, look for weights that are not finite in what the stage starts "
+      "from."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedStage:
+  """A supervised stage: what it updates, and on what.
+
+  Attributes:
+    name: of the stage and, before a "_", of its folder.
     num_steps: updates.
-    log_every: updates between metric rows and checkpoints.
-    state: the state at step 0.
+    log_every: updates between rows of metrics and checkpoints.
+    num_examples: how many examples there are.
+    batch_size: examples of an update.
+    tokens_per_example: mean over the data, for the logged speed.
     make_batch: indices [batch_size] -> arrays on the devices.
     update: (state, batch) -> (state, metrics); donates state.
-    num_examples: how many examples indices can name.
-    batch_size: examples of an update.
-    tokens_per_example: mean over the data, for the speed that is reported.
+  """
+
+  name: str
+  num_steps: int
+  log_every: int
+  num_examples: int
+  batch_size: int
+  tokens_per_example: float
+  make_batch: Callable[[np.ndarray], Any]
+  update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def run_stage(
+  run: Run, stage: SupervisedStage, state: TrainState
+) -> TrainState:
+  """Runs a supervised stage: shuffled batches, metrics, checkpoints, resuming.
+
+  Args:
+    run: the open run.
+    stage: what it updates, and on what.
+    state: the state at step 0.
 
   Returns:
     The state after the last update.
@@ -47,34 +181,40 @@ def run_steps(
   Raises:
     FloatingPointError: if `rl.max_skipped_updates` updates in a row, or all
       of the stage, were not finite; state and batch are saved.
-    Preempted: after SIGTERM, once the step under way is saved.
+    Preempted: after SIGTERM, once the current step is saved.
   """
-  folder = space.start / stage.split("_")[0] / f"checkpoints_{stage}"
-  with StageCheckpoints(space, stage, folder, num_steps) as kept:
-    state, first, cursor = kept.resume(state)
-    space.metrics.rewind(stage, first + 1)
-    bar = Progress(stage, num_steps, first, enabled=space.shows_progress)
-    with bar, preemption.graceful_shutdown() as stop:
-      began, logged = time.perf_counter(), first
+  name, num_steps = stage.name, stage.num_steps
+  folder = run.folder.start / name.split("_")[0] / f"checkpoints_{name}"
+  with StageCheckpoints(run, folder) as checkpoints:
+    stop = EarlyStop(run, name, num_steps, checkpoints)
+    state, first, cursor = checkpoints.resume(state)
+    stop.check_resumed(first, state)
+    run.folder.metrics.rewind(name, first + 1)
+    bar = Progress(name, num_steps, first, enabled=run.shows_progress)
+    with bar, preemption.graceful_shutdown() as shutdown:
+      start, last_saved = time.perf_counter(), first
       for step in range(first + 1, num_steps + 1):
-        indices, cursor = batches.next_batch(num_examples, batch_size, cursor)
-        batch = make_batch(indices)
-        state, found = update(state, batch)
-        failing, stopping = kept.is_failing(found), stop.asked()
+        indices, cursor = next_batch(
+          stage.num_examples, stage.batch_size, cursor
+        )
+        batch = stage.make_batch(indices)
+        state, metrics = stage.update(state, batch)
+        reason = stop.reason(metrics, shutdown)
         bar.advance()
-        logs = step % log_every == 0 or step == num_steps
-        if logs:
-          numbers = {k: float(v) for k, v in jax.device_get(found).items()}
-          tokens = (step - logged) * batch_size * tokens_per_example
-          numbers["tokens_per_second"] = tokens / (time.perf_counter() - began)
-          space.metrics.write(stage, step, numbers)
-          bar.show({"loss": numbers["loss"]})
-        elif not failing and not stopping:
+        is_regular = step % stage.log_every == 0 or step == num_steps
+        if not is_regular and reason is None:
           continue
-        kept.save(step, state, cursor, regular=logs)
-        if failing:
-          kept.fail(step, found, batch, {"rows": indices.tolist()})
-        if stopping or stop.asked():
-          kept.stop(step)
-        began, logged = time.perf_counter(), step
+        if is_regular:
+          row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+          examples = (step - last_saved) * stage.batch_size
+          seconds = time.perf_counter() - start
+          row["tokens_per_second"] = (
+            examples * stage.tokens_per_example / seconds
+          )
+          run.folder.metrics.write(name, step, row)
+          bar.show({"loss": row["loss"]})
+        checkpoints.save(step, state, cursor, regular=is_regular)
+        facts = {"rows": indices.tolist()}
+        stop.end(reason, shutdown, step, metrics, batch, facts)
+        start, last_saved = time.perf_counter(), step
   return state

@@ -1,182 +1,316 @@
-"""The compiled functions of RL, and the weights it reads and never changes."""
+"""The compiled functions of RL."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
 import optax
 
-from pure_jax.host.text.stop_texts import boxed_stops
-from pure_jax.models import lora, policy, prm
-from pure_jax.models.config import ModelConfig
-from pure_jax.runs import row_lengths, workspace
-from pure_jax.training import int8_weights, rollouts, train
+from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.rl_weights import (
+  FrozenWeights,
+  make_rollout_copy,
+  trained_weights,
+)
+from pure_jax.runs.spec import RunSpec
+from pure_jax.training import (
+  packed,
+  packing,
+  rollouts,
+  score,
+  train,
+)
+from pure_jax.training.packing import RowShape, ScoreRows
+from pure_jax.training.score import ScoredBatch, Scores
+from pure_jax.types import Prompts, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
-class Functions:
-  """The compiled functions of a run, as `pure_jax.training` makes them.
+class RLFunctions:
+  """The compiled functions of RL.
 
-  `for_rollout` gives what is trained as the three `generate` functions take
-  it: all weights, or the adapters, see `Frozen.sampler`. `score` is that of
-  evaluations, `score_at` gives that of an iteration, by its number from 1.
+  Scores and update have one compiled function for each shape of rows that
+  texts are packed into. The longest text of a batch chooses among them. Without
+  `rl.length_buckets` and `rl.packed_tokens` the only key is None.
+
+  Attributes:
+    spec: what they compute.
+    for_rollout: trained weights -> their copy in the rollout layout.
+    generate: (weights, prompts, key) -> rollout, G samples of each prompt.
+    generate_held_out: one sample of each prompt at temperature 1.
+    generate_greedy: one greedy response to each prompt.
+    score_lengths: (rollout, PRM prompts) -> lengths that choose score rows.
+    update_lengths: rollout -> length that chooses update rows.
+    scores: `score.make_score`, by rows.
+    checked_scores: `score.make_checked_score`, by rows. Empty unless
+      `rl.old_logp` is "sampled".
+    sampled_scores: `score.make_sampled_score`, by rows. Empty unless
+      `rl.old_logp` is "sampled".
+    updates: `train.make_update`, by rows.
   """
 
-  for_rollout: Callable[..., Any]
-  generate: Callable[..., Any]
-  generate_greedy: Callable[..., Any]
-  generate_held_out: Callable[..., Any]
-  score: Callable[..., Any]
-  score_at: Callable[[int], Callable[..., Any]]
-  update: Callable[..., Any]
+  spec: RunSpec
+  for_rollout: Callable[[Any], Any]
+  generate: Callable[[Any, Prompts, jax.Array], Rollout]
+  generate_held_out: Callable[[Any, Prompts, jax.Array], Rollout]
+  generate_greedy: Callable[[Any, Prompts, jax.Array], Rollout]
+  score_lengths: Callable[[Rollout, Prompts], jax.Array]
+  update_lengths: Callable[[Rollout], jax.Array]
+  scores: Mapping[ScoreRows | None, Callable[..., Any]]
+  checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
+  sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
+  updates: Mapping[RowShape | None, Callable[..., Any]]
+
+  def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
+    """The policy's weights as rollouts read them.
+
+    Args:
+      trained: the weights that RL trains.
+      frozen: the weights that it does not.
+
+    Returns:
+      All weights, in the rollout layout.
+    """
+    return frozen.sampler(self.for_rollout(trained))
+
+  def score(
+    self,
+    trained: Any,
+    frozen: FrozenWeights,
+    rollout: Rollout,
+    prm_prompts: Prompts,
+  ) -> tuple[Scores, jax.Array]:
+    """Scores a rollout, with old log-probs of the policy.
+
+    Args:
+      trained: the weights that RL trains.
+      frozen: the weights that it does not.
+      rollout: B responses.
+      prm_prompts: [B, L'] what the PRM reads before each.
+
+    Returns:
+      (scores, drift []), see `score.make_score`.
+    """
+    function = _choose(self.scores, self.score_lengths, rollout, prm_prompts)
+    return function(
+      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
+    )
+
+  def score_iteration(
+    self,
+    iteration: int,
+    trained: Any,
+    frozen: FrozenWeights,
+    rollout: Rollout,
+    prm_prompts: Prompts,
+  ) -> tuple[Scores, jax.Array | None]:
+    """Scores the rollout of an iteration, as `rl.old_logp` says.
+
+    Args:
+      iteration: its number, from 1; the sampler's log-probs are checked every
+        `rl.old_logp.check_every` iterations.
+      trained: the weights that RL trains.
+      frozen: the weights that it does not.
+      rollout: B responses.
+      prm_prompts: [B, L'] what the PRM reads before each.
+
+    Returns:
+      (scores, drift []); the drift is None if the policy was not read.
+    """
+    rl = self.spec.settings.rl
+    if rl.old_logp.source == "score":
+      return self.score(trained, frozen, rollout, prm_prompts)
+    if (iteration - 1) % rl.old_logp.check_every:
+      function = _choose(
+        self.sampled_scores, self.score_lengths, rollout, prm_prompts
+      )
+      return function(frozen.reference, frozen.prm, rollout, prm_prompts), None
+    function = _choose(
+      self.checked_scores, self.score_lengths, rollout, prm_prompts
+    )
+    return function(
+      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
+    )
+
+  def update(
+    self,
+    state: train.TrainState,
+    batch: ScoredBatch,
+    frozen: FrozenWeights,
+  ) -> tuple[train.TrainState, train.Metrics]:
+    """One gradient step.
+
+    Args:
+      state: before the update; donated.
+      batch: B scored and graded responses.
+      frozen: the weights that RL does not train.
+
+    Returns:
+      (the next state, metrics).
+    """
+    function = _choose(self.updates, self.update_lengths, batch.rollout)
+    return function(state, batch, frozen.base)
+
+
+def _choose(compiled, measure, *batch):
+  """The function with the narrowest rows that hold a batch's texts."""
+  if None in compiled:
+    return compiled[None]
+  return packing.choose(compiled, np.asarray(jax.device_get(measure(*batch))))
 
 
 def compile_functions(
-  space: workspace.Workspace, optimizer: optax.GradientTransformation
-) -> Functions:
-  """Builds the jit boundary from the run's settings."""
-  rl = space.settings.rl
+  spec: RunSpec, optimizer: optax.GradientTransformation
+) -> RLFunctions:
+  """Makes the compiled functions of RL. Nothing is compiled before its call.
+
+  Args:
+    spec: what the run computes.
+    optimizer: the optax transformation.
+
+  Returns:
+    The functions.
+  """
+  rl, step, sampler = spec.settings.rl, spec.step, spec.sampler
   greedy = dataclasses.replace(
-    space.sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
+    sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
-  layouts = space.rl_layouts
-  stops = None
-  if rl.stop_on_boxed:
-    stops = boxed_stops(space.task.tokenizer.pieces)
-
-  def generate(sampler, group_size):
-    return rollouts.make_generate(
-      rollout_model(space),
-      sampler,
-      group_size,
-      layouts.rollout,
-      space.layout,
-      rl.prompts * rl.samples_per_prompt // rl.rollout_parts,
-      stops=stops,
-      continuous=rl.continuous(),
-    )
-
-  score = row_lengths.make_score(space)
-  return Functions(
-    for_rollout=_rollout_copy(space, _trained(space)),
-    generate=generate(space.sampler, rl.samples_per_prompt),
-    generate_greedy=generate(greedy, 1),
-    generate_held_out=generate(plain, 1),
-    score=score,
-    score_at=_iteration_scores(space, score),
-    update=row_lengths.make_update(space, optimizer),
+  all_rows, policy_rows = score_rows(spec), update_rows(spec)
+  takes_sampled = rl.old_logp.source == "sampled"
+  return RLFunctions(
+    spec=spec,
+    for_rollout=make_rollout_copy(spec, trained_weights(spec)),
+    generate=make_generate(spec, sampler, rl.samples_per_prompt),
+    generate_held_out=make_generate(spec, plain, 1),
+    generate_greedy=make_generate(spec, greedy, 1),
+    score_lengths=score.make_measure(step),
+    update_lengths=packed.make_measure(spec.layouts.training),
+    scores={rows: score.make_score(step, rows) for rows in all_rows},
+    checked_scores={
+      rows: score.make_checked_score(step, rows)
+      for rows in all_rows
+      if takes_sampled
+    },
+    sampled_scores={
+      rows: score.make_sampled_score(step, rows)
+      for rows in all_rows
+      if takes_sampled
+    },
+    updates={
+      rows: train.make_update(step, optimizer, rows) for rows in policy_rows
+    },
   )
 
 
-def _iteration_scores(space, score):
-  """Iteration -> its stage 2, which reads the policy where that is due."""
-  rl = space.settings.rl
-  if rl.old_logp == "score":
-    return lambda step: score
-  sampled, checked = (
-    row_lengths.make_score(space, kind) for kind in ("sampled", "checked")
-  )
-  every = rl.old_logp_check_every
-  return lambda step: sampled if (step - 1) % every else checked
+def make_generate(
+  spec: RunSpec, sampler: SamplingConfig, group_size: int
+) -> Callable[[Any, Prompts, jax.Array], Rollout]:
+  """Makes stage 1 of a run.
 
+  Args:
+    spec: what the run computes.
+    sampler: how responses are sampled.
+    group_size: samples of each prompt (G).
 
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-  """Weights that RL reads and never changes, as their products read them.
-
-  Attributes:
-    reference: the policy RL starts from, which the KL is measured to.
-    prm: the process reward model, None in a run on verdicts alone.
-    base: (the weights that adapters stand beside,), () where all weights are
-      trained; the reference's own arrays in the same layout.
-    rollout_base: the same in the layout of rollouts, as they read it.
+  Returns:
+    What `rollouts.make_generate` returns, or an engine's `generate`.
   """
-
-  reference: Any
-  prm: Any
-  base: tuple[Any, ...] = ()
-  rollout_base: tuple[Any, ...] = ()
-
-  def policy(self, params: Any) -> Any:
-    """The policy's weights, of those that are trained; nothing is copied."""
-    return lora.join_params(*self.base, params)
-
-  def sampler(self, copy: Any) -> Any:
-    """The weights to sample with, of what `Functions.for_rollout` gave.
-
-    Adapters are not merged. In bfloat16 a sum would round away what is small
-    beside W: the samples would be those of another policy. And the base is in
-    its place once and for all, with adapters alone to move.
-    """
-    return lora.join_params(*self.rollout_base, copy)
-
-
-def rollout_model(space: workspace.Workspace) -> ModelConfig:
-  """The policy's architecture as it is sampled with."""
-  rl = space.settings.rl
-  return dataclasses.replace(
-    space.rl_model,
-    cache_dtype=rl.cache_dtype,
-    int8_matrices=rl.rollout_weights == "int8",
+  rl, engine = spec.settings.rl, make_engine(spec, sampler, group_size)
+  if engine is not None:
+    return engine.generate
+  return rollouts.make_generate(
+    spec.rollout_model,
+    sampler,
+    group_size,
+    spec.layouts.rollout,
+    spec.layouts.training,
+    spec.responses // rl.rollout.batches,
+    stops=spec.stops,
   )
 
 
-def _rollout_copy(space, declared):
-  """Weights -> what rollouts read of them; of adapters, as they are."""
-  make = train.make_compute_copy
-  if rollout_model(space).int8_matrices and "embedding" in declared:
-    make = int8_weights.make_int8_copy
-  return make(declared, space.rl_model, space.layout, space.rl_layouts.rollout)
+def make_engine(
+  spec: RunSpec, sampler: SamplingConfig, group_size: int
+) -> Engine | None:
+  """Makes stage 1 of a run with continuous batching.
+
+  Args:
+    spec: what the run computes.
+    sampler: how responses are sampled.
+    group_size: samples of each prompt (G).
+
+  Returns:
+    The engine; None if the run samples in one loop.
+  """
+  config = spec.settings.rl.engine.config()
+  if config is None:
+    return None
+  return rollouts.make_engine(
+    spec.rollout_model,
+    sampler,
+    group_size,
+    spec.layouts.rollout,
+    config,
+    spec.layouts.training,
+    stops=spec.stops,
+  )
 
 
-def _trained(space: workspace.Workspace) -> Any:
-  """Declarations of what RL trains."""
-  model = space.rl_model
-  return lora.trained_and_frozen(policy.declare_policy(model), model)[0]
+def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
+  """The shapes of the rows that scoring packs texts into.
+
+  Args:
+    spec: what the run computes.
+
+  Returns:
+    Shapes from the narrowest to the widest; (None,) if each text has a row of
+    its own as long as the batch is wide.
+  """
+  if not _packs(spec):
+    return (None,)
+  policy_shapes = _row_shapes(spec, spec.prompt_tokens)
+  prm_shapes = [None] * len(policy_shapes)
+  if spec.prm_model is not None:
+    inserted = 0
+    if spec.step.scoring.separator == "insert":
+      inserted = spec.step.scoring.max_steps  # A score token after each step.
+    prm_shapes = _row_shapes(spec, spec.prm_prompt_tokens + inserted)
+  shapes = map(ScoreRows, policy_shapes, prm_shapes)
+  return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
-def start_state(
-  space: workspace.Workspace,
-  policy_params: Any,
-  optimizer: optax.GradientTransformation,
-) -> train.TrainState:
-  """The state at step 0: a copy of the policy, or new adapters."""
-  declared = _trained(space)
-  if space.rl_model.lora is None:
-    return train.start_state(policy_params, declared, optimizer, space.layout)
-  return train.make_init(declared, optimizer, space.layout)(space.key(6))
+def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
+  """The shapes of the rows that updates pack texts into.
+
+  Args:
+    spec: what the run computes.
+
+  Returns:
+    As `score_rows`.
+  """
+  if not _packs(spec):
+    return (None,)
+  shapes = _row_shapes(spec, spec.prompt_tokens)
+  return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
-def freeze(
-  space: workspace.Workspace, policy_params: Any, prm_params: Any | None
-) -> Frozen:
-  """Copies of the policy RL starts from and of the PRM, in their layouts."""
+def _packs(spec: RunSpec) -> bool:
+  """Whether rows have other lengths than the rollout's."""
+  rl = spec.settings.rl
+  return rl.length_buckets > 1 or rl.packed_tokens is not None
 
-  def copy(params, declared, model, layout):
-    return train.make_compute_copy(declared, model, space.layout, layout)(
-      params
-    )
 
-  layouts, model, prm_model = space.rl_layouts, space.model, space.prm_model
-  declared = policy.declare_policy(model)
-  places = {"reference": layouts.reference}
-  in_int8 = rollout_model(space).int8_matrices
-  if space.rl_model.lora is not None:
-    places["base"] = space.layout
-    if not in_int8:
-      places["rollout_base"] = layouts.rollout
-  copies = {
-    place: copy(policy_params, declared, model, place)
-    for place in dict.fromkeys(places.values())
-  }
-  found = {name: copies[place] for name, place in places.items()}
-  if space.rl_model.lora is not None and in_int8:
-    found["rollout_base"] = _rollout_copy(space, declared)(policy_params)
-  reference = found.pop("reference")
-  found = {name: (weights,) for name, weights in found.items()}
-  if prm_params is None:
-    return Frozen(reference, None, **found)
-  declared = prm.declare_prm(prm_model)
-  judge = copy(prm_params, declared, prm_model, layouts.prm)
-  return Frozen(reference, judge, **found)
+def _row_shapes(spec: RunSpec, prompt_tokens: int) -> tuple[RowShape, ...]:
+  """Shapes of rows for prompts of a length and their completions."""
+  rl = spec.settings.rl
+  return packing.row_shapes(
+    prompt_tokens + rl.sampler.max_new_tokens,
+    spec.responses,
+    spec.responses // rl.micro_batches,
+    rl.length_buckets,
+    rl.packed_tokens,
+  )

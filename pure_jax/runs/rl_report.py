@@ -1,4 +1,4 @@
-"""What an RL run says about itself: texts, verdicts, metrics, samples."""
+"""What an RL run logs: metrics, samples, summary; and the checks of a batch."""
 
 import dataclasses
 import time
@@ -11,93 +11,104 @@ import numpy as np
 from pure_jax import credit
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.data.records import Problem
-from pure_jax.host.distributed import shared_rows
-from pure_jax.host.evaluation.rollout_metrics import (
-  ResponseFacts,
-  response_facts,
-  rollout_metrics,
-)
+from pure_jax.host.distributed import global_batch
+from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
-from pure_jax.host.logs.progress import Progress
-from pure_jax.host.text.tokenization import SEPARATOR, split_texts
-from pure_jax.runs import stage_checkpoints, workspace
-from pure_jax.runs.settings.run import ConfigError
-from pure_jax.training.score import Scores
-from pure_jax.types import Rollout
+from pure_jax.host.text.tokenization import SEPARATOR
+from pure_jax.runs.responses import (
+  GradedResponses,
+  response_metrics,
+  step_texts,
+)
+from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.training.score import ScoredBatch
+from pure_jax.training.train import Metrics
 
 SAMPLES_SHOWN = 2
-# What an update says of step rewards, without which it says nothing.
-OF_STEP_REWARDS = (
+# Metrics of an update that mean nothing without step rewards.
+STEP_REWARD_METRICS = (
   *("return_mean", "min_step_score", "step_score_mean", "process_outcome"),
   *("process_outcome_agreement", "nonfinite_step_rewards"),
 )
-BAR = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
-
-
-def rewind(space: workspace.Workspace, done: int) -> None:
-  """Forgets what was written after so many iterations."""
-  space.metrics.rewind("rl", done + 1)
-  space.metrics.rewind("rl_eval", done + 1 if done else 0)
-  space.samples.rewind("rl", done + 1)
+# Metrics shown in the progress bar.
+BAR_METRICS = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
 
 
 class Clock:
-  """Seconds of the parts of an iteration, measured when results are there."""
+  """Measures the seconds of each part of an iteration."""
 
   def __init__(self):
     """Starts measuring."""
     self.seconds: dict[str, float] = {}
     self._last = time.perf_counter()
 
-  def wait(self, part: str, result) -> None:
-    """Waits for a result and notes how long it took."""
+  def wait(self, part: str, result: Any) -> None:
+    """Waits for a result and notes how long it took.
+
+    Args:
+      part: name of the part of the iteration.
+      result: pytree of arrays that the part computes.
+    """
     jax.block_until_ready(result)
     now = time.perf_counter()
     self.seconds[part], self._last = now - self._last, now
 
 
-def read_responses(
-  space: workspace.Workspace, problems: Sequence[Problem], rollout: Rollout
-) -> tuple[list[list[str]], workspace.Verdicts]:
-  """Reads and grades a rollout, each process its share of the rows.
+@dataclasses.dataclass(frozen=True)
+class Iteration:
+  """What is known of an iteration once its update is dispatched.
+
+  Attributes:
+    step: its number, from 1.
+    problems: B problems, each repeated for its samples.
+    graded: texts and verdicts of the responses.
+    batch: what the update learned from.
+    drift: [] largest difference between log-probs of sampler and trainer; None
+      if the policy was not read.
+    metrics: of the update.
+    clock: how long its parts took.
+  """
+
+  step: int
+  problems: list[Problem]
+  graded: GradedResponses
+  batch: ScoredBatch
+  drift: jax.Array | None
+  metrics: Metrics
+  clock: Clock
+
+
+def rewind(run: Run, done: int) -> None:
+  """Removes what was logged after a number of iterations.
 
   Args:
-    space: the open run.
-    problems: B problems.
-    rollout: B responses.
-
-  Returns:
-    (step texts of the responses of this process's share, verdicts of all B).
+    run: the open run.
+    done: iterations of the checkpoint that the run resumes from.
   """
-  rows = space.share(len(problems))
-  texts = _texts(space, rollout, rows)
-  mine = space.task.grade([problems[row] for row in rows], texts)
-  verdicts = space.gather(len(problems), dataclasses.asdict(mine))
-  return texts, workspace.Verdicts(**verdicts)
-
-
-def _texts(
-  space: workspace.Workspace, rollout: Rollout, rows: np.ndarray
-) -> list[list[str]]:
-  """Step texts of some responses that this process holds."""
-  arrays = (rollout.tokens, rollout.completion_mask)
-  tokens, mask = shared_rows.read_rows(arrays, rows)
-  return split_texts(space.task.tokenizer, tokens, mask)
+  run.folder.metrics.rewind("rl", done + 1)
+  run.folder.metrics.rewind("rl_eval", done + 1 if done else 0)
+  run.folder.samples.rewind("rl", done + 1)
 
 
 def check_finite(
-  space: workspace.Workspace,
-  step: int,
-  problems: Sequence[Problem],
-  batch: dict[str, Any],
+  run: Run, step: int, problems: Sequence[Problem], batch: ScoredBatch
 ) -> None:
-  """Stops a run whose PRM gives no numbers, before they reach the policy."""
-  rewards = shared_rows.read_everywhere(batch["scores"].step_rewards)
+  """Checks step rewards before they reach the policy.
+
+  Args:
+    run: the open run.
+    step: number of the iteration.
+    problems: B problems.
+    batch: scored responses.
+
+  Raises:
+    FloatingPointError: if a step reward is not finite; the batch is saved.
+  """
+  rewards = global_batch.read_everywhere(batch.scores.step_rewards)
   bad = ~np.isfinite(rewards).all(axis=1)
   if bad.any():
-    path = stage_checkpoints.dump_nonfinite(
-      space, "rl", step, batch, facts_of(problems)
-    )
+    path = run.folder.dump_batch("rl", step, batch, batch_facts(problems))
     raise FloatingPointError(
       f"Iteration {step}: the PRM's step rewards of {bad.sum()} of "
       f"{bad.size} responses are not finite, first in row {bad.argmax()}. "
@@ -106,183 +117,154 @@ def check_finite(
     )
 
 
-def check_drift(space: workspace.Workspace, step: int, scores: Scores) -> None:
-  """Stops a run that takes the sampler's log-probs, where they are off."""
-  rl = space.settings.rl
-  if rl.old_logp == "score" or scores.drift_max is None:
+def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
+  """Checks the sampler's log-probs if the update takes them for the policy's.
+
+  Args:
+    run: the open run.
+    step: number of the iteration.
+    drift: [] their largest difference; None if it was not measured.
+
+  Raises:
+    ConfigError: if it is beyond `rl.old_logp.tolerance`.
+  """
+  rl = run.spec.settings.rl
+  if rl.old_logp.source == "score" or drift is None:
     return
-  drift = float(scores.drift_max)
-  if not drift <= rl.old_logp_tolerance:
+  if not float(drift) <= rl.old_logp.tolerance:
     raise ConfigError(
-      f"Iteration {step}: the sampler's log-probs are up to {drift:.3g} nats "
-      "off the policy's, and rl.old_logp='sampled' takes one for the other "
-      f"within rl.old_logp_tolerance={rl.old_logp_tolerance}. The policy was "
-      "not updated; the last checkpoint is intact. The same command goes on "
-      "from there with --config.rl.old_logp=score."
+      f"Iteration {step}: the sampler's log-probs are up to {float(drift):.3g} "
+      "nats off the policy's, and rl.old_logp='sampled' takes one for the "
+      f"other within rl.old_logp.tolerance={rl.old_logp.tolerance}. The policy "
+      "was not updated; the last checkpoint is intact. The same command goes "
+      "on from there with --config.rl.old_logp=score."
     )
 
 
-def facts_of(problems: Sequence[Problem]) -> dict[str, Any]:
-  """What is kept beside the arrays of a batch: its problems' texts."""
+def batch_facts(problems: Sequence[Problem]) -> dict[str, Any]:
+  """What is saved with the arrays of a batch.
+
+  Args:
+    problems: B problems.
+
+  Returns:
+    Their texts.
+  """
   return {"problems": [problem.problem for problem in problems]}
 
 
-def describe(
-  space: workspace.Workspace,
-  texts: list[list[str]],
-  verdicts: workspace.Verdicts,
-  rollout: Rollout,
-  scores: Scores,
-) -> dict[str, float]:
-  """Metrics of a rollout that was read and scored, texts those of a share."""
-  count = len(verdicts.correct)
-  mine = shared_rows.read_rows((rollout, scores.steps), space.share(count))
-  rewards = None
-  if space.prm_model is not None:
-    rewards = shared_rows.read_rows(scores.step_rewards, space.share(count))
-  facts = response_facts(*mine, rewards, texts, space.task.is_vacuous)
-  facts = ResponseFacts(**space.gather(count, dataclasses.asdict(facts)))
-  return rollout_metrics(facts, verdicts.correct) | verdicts.metrics
+def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
+  """Writes a row of metrics, and samples every few iterations.
 
-
-@dataclasses.dataclass(frozen=True)
-class Iteration:
-  """What is known of an iteration once its update is on its way.
-
-  Attributes:
-    step: its number, from 1.
-    problems: B problems.
-    texts: step texts of the responses of this process's share.
-    verdicts: the grader's, of all B.
-    batch: what the update was given: ``rollout``, the responses; ``scores``,
-      steps and their rewards; ``correct`` [B] float32 and ``has_answer`` [B]
-      bool, the verdicts and which of them it might use.
-    found: metrics of the update.
-    clock: how long its parts took.
+  Args:
+    run: the open run.
+    bar: the progress bar.
+    iteration: what is known of it.
   """
-
-  step: int
-  problems: list[Problem]
-  texts: list[list[str]]
-  verdicts: workspace.Verdicts
-  batch: dict[str, Any]
-  found: dict[str, jax.Array]
-  clock: Clock
-
-  @property
-  def facts(self) -> dict[str, Any]:
-    """What is kept beside the batch, should it be."""
-    return facts_of(self.problems)
-
-  @property
-  def scores(self) -> Scores:
-    """Steps and their rewards."""
-    return self.batch["scores"]
-
-
-def write_iteration(
-  space: workspace.Workspace, bar: Progress, it: Iteration
-) -> None:
-  """One row of metrics, and samples every few iterations."""
-  rollout, has_answer = it.batch["rollout"], it.batch["has_answer"]
-  numbers = describe(space, it.texts, it.verdicts, rollout, it.scores)
-  found = {
-    name: float(value) for name, value in jax.device_get(it.found).items()
-  }
-  # A mean over nothing is left out, not made up.
-  absent = set() if space.prm_model else {*OF_STEP_REWARDS}
-  if not shared_rows.read_everywhere(has_answer).any():
-    absent |= {"correct_mean", "process_outcome_agreement"}
-  for name in absent:
-    del found[name]
-  numbers |= {k: v for k, v in found.items() if k not in numbers}
-  if it.scores.drift_max is not None:
-    numbers["logp_drift_max"] = float(it.scores.drift_max)
-  tokens = numbers["response_tokens"] * len(it.problems)
-  seconds = dict(it.clock.seconds)
-  numbers["reshard_seconds"] = seconds.pop("reshard")
-  for part, taken in seconds.items():
-    numbers[f"{part}_tokens_per_second"] = tokens / taken
-  space.metrics.write("rl", it.step, numbers)
+  row = _metrics_row(run, iteration)
+  run.folder.metrics.write("rl", iteration.step, row)
   bar.advance()
-  bar.show({name: numbers[name] for name in BAR if name in numbers})
-  if it.step % space.settings.rl.samples_every == 0:
-    write_samples(space, bar, it)
+  bar.show({name: row[name] for name in BAR_METRICS if name in row})
+  if iteration.step % run.spec.settings.rl.samples_every == 0:
+    _write_samples(run, bar, iteration)
 
 
-def write_samples(
-  space: workspace.Workspace, bar: Progress, it: Iteration
-) -> None:
-  """A few responses with what each step scored and was credited, if it was."""
-  rollout, cut, rewards = shared_rows.read_everywhere(
-    (it.batch["rollout"], it.scores.steps, it.scores.step_rewards)
+def _metrics_row(run: Run, iteration: Iteration) -> dict[str, float]:
+  """The metrics of an iteration."""
+  batch = iteration.batch
+  row = response_metrics(run, iteration.graded, batch.rollout, batch.scores)
+  of_update = {
+    name: float(value)
+    for name, value in jax.device_get(iteration.metrics).items()
+  }
+  # A mean over nothing is left out.
+  undefined = set() if run.spec.prm_model else {*STEP_REWARD_METRICS}
+  if not global_batch.read_everywhere(batch.has_answer).any():
+    undefined |= {"correct_mean", "process_outcome_agreement"}
+  for name in undefined:
+    del of_update[name]
+  row |= {name: x for name, x in of_update.items() if name not in row}
+  if iteration.drift is not None:
+    row["logp_drift_max"] = float(iteration.drift)
+  tokens = row["response_tokens"] * len(iteration.problems)
+  seconds = dict(iteration.clock.seconds)
+  row["reshard_seconds"] = seconds.pop("reshard")
+  for part, taken in seconds.items():
+    row[f"{part}_tokens_per_second"] = tokens / taken
+  return row
+
+
+def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
+  """Writes a few responses with the score and the credit of each step."""
+  batch = iteration.batch
+  rollout, steps, rewards = global_batch.read_everywhere(
+    (batch.rollout, batch.scores.steps, batch.scores.step_rewards)
   )
-  config = space.settings.rl.credit_config()
-  returns = np.asarray(credit.step_returns(rewards, cut.mask, config))
-  rows = np.linspace(0, len(it.problems) - 1, SAMPLES_SHOWN).astype(int)
+  config = run.spec.step.credit
+  returns = np.asarray(credit.step_returns(rewards, steps.mask, config))
+  rows = np.linspace(0, len(iteration.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
-  for row, texts in zip(rows, _texts(space, rollout, rows), strict=True):
-    count = int(cut.mask[row].sum())
-    problem = it.problems[row]
-    shown = texts[: count - 1]
-    shown.append(SEPARATOR.join(texts[count - 1 :]))
-    labelled = {
-      "step_rewards": rewards[row, :count].round(4),
-      "step_returns": returns[row, :count].round(4),
-    }
-    samples.append(
-      {
-        "problem": problem.problem,
-        "steps": shown,
-        **(labelled if space.prm_model else {}),
-        "correct": bool(it.verdicts.correct[row]),
-        "kind": space.task.kind(problem, texts),
-      }
-    )
-  space.samples.write("rl", it.step, samples)
+  for row, texts in zip(rows, step_texts(run, rollout, rows), strict=True):
+    count = int(steps.mask[row].sum())
+    problem = iteration.problems[row]
+    # The texts beyond the last step were merged into it.
+    step_list = [*texts[: count - 1], SEPARATOR.join(texts[count - 1 :])]
+    sample = {"problem": problem.problem, "steps": step_list}
+    if run.spec.prm_model is not None:
+      sample["step_rewards"] = rewards[row, :count].round(4)
+      sample["step_returns"] = returns[row, :count].round(4)
+    sample["correct"] = bool(iteration.graded.verdicts.correct[row])
+    sample["kind"] = run.task.kind(problem, texts)
+    samples.append(sample)
+  run.folder.samples.write("rl", iteration.step, samples)
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
-    lines = [f"iteration {it.step}: {sample['problem']} ({verdict})"]
-    lines += [f"  {text}" for text in _shown_steps(sample)]
+    lines = [f"iteration {iteration.step}: {sample['problem']} ({verdict})"]
+    lines += [f"  {text}" for text in _step_lines(sample)]
     bar.say("\n".join(lines))
 
 
-def _shown_steps(sample: dict[str, Any]) -> list[str]:
-  """A line for each step of a sample, with its score where it has one."""
+def _step_lines(sample: dict[str, Any]) -> list[str]:
+  """A line for each step of a sample, with its score if it has one."""
   texts = [text.replace("\n", "\\n") for text in sample["steps"]]
   if "step_rewards" not in sample:
     return texts
-  labelled = zip(sample["step_rewards"], sample["step_returns"], strict=True)
+  scores = zip(sample["step_rewards"], sample["step_returns"], strict=True)
   return [
     f"score {reward:+.2f} credit {value:+.2f}  {text}"
-    for text, (reward, value) in zip(texts, labelled, strict=True)
+    for text, (reward, value) in zip(texts, scores, strict=True)
   ]
 
 
-def summarize(space: workspace.Workspace) -> dict:
-  """Writes summary.json: first, best and last evaluation, what the run was.
+def summarize(run: Run) -> dict[str, Any]:
+  """Writes summary.json: first, best and last evaluation, and the config.
+
+  Args:
+    run: the open run.
+
+  Returns:
+    What it holds.
 
   Raises:
-    MetricsError: if the evaluations that the run made are no longer there.
+    MetricsError: if the evaluations of the run are missing.
   """
-  rows = [
-    row for row in read_metrics(space.workdir) if row["stage"] == "rl_eval"
-  ]
+  folder, settings = run.folder.path, run.spec.settings
+  rows = [row for row in read_metrics(folder) if row["stage"] == "rl_eval"]
   if not rows:
     raise MetricsError(
-      f"{space.workdir} has no evaluation of RL in its metrics.jsonl, which "
+      f"{folder} has no evaluation of RL in its metrics.jsonl, which "
       "was removed or emptied: put it back, or remove the folder rl there to "
       "train anew."
     )
-  rl = space.settings.rl
+  rl = settings.rl
   summary = {
-    "credit": rl.credit,
+    "credit": rl.credit.form,
     "reward_mode": rl.reward_mode,
-    "seed": space.settings.seed,
+    "seed": settings.seed,
     "iterations": rl.iterations,
     "first": rows[0],
     "best": max(rows, key=lambda row: row["accuracy"]),
     "last": rows[-1],
   }
-  write_json_atomic(space.workdir / "summary.json", summary)
+  write_json_atomic(folder / "summary.json", summary)
   return summary

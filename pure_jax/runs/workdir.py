@@ -1,4 +1,4 @@
-"""The folder of a run: its config, what it ran with, whether it is usable."""
+"""The folder of a run: its config, its versions, and its lock."""
 
 import contextlib
 import fcntl
@@ -47,24 +47,23 @@ def prepare_workdir(
   *,
   may_differ: Sequence[str] = (),
 ) -> pathlib.Path:
-  """Creates a run's folder, or accepts the one an equal config left.
+  """Creates the folder of a run, or accepts one with an equal config.
 
-  The config is kept in ``config.json`` of the folder and replaced only where
-  nothing but `may_differ` changed; beside it stands what `collect_versions`
-  said at the start, and at each resumption that differs.
+  ``config.json`` in the folder holds the config and the result of
+  `collect_versions`, at the start and at each resume with other versions.
 
   Args:
     path: the folder; parents are created.
     config: the resolved config, JSON-like.
-    may_differ: dotted names that a resumed run may change, such as how many
-      iterations it lasts.
+    may_differ: dotted names of fields that a resumed run may change, such as
+      its number of iterations.
 
   Returns:
     The absolute path of the folder.
 
   Raises:
-    WorkdirError: if the folder cannot be created or written, or if it holds a
-      run with another config; the message lists the differing fields.
+    WorkdirError: if the folder cannot be created or written, or holds a run
+      with another config; the message lists the fields that differ.
   """
   if not os.fspath(path):
     raise WorkdirError("The working directory has no name: name a folder.")
@@ -99,19 +98,19 @@ def prepare_workdir(
 
 
 @contextlib.contextmanager
-def locked(folder: str | os.PathLike) -> Iterator[None]:
-  """Keeps other processes from running in a folder at the same time.
+def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
+  """Keeps other processes from running in the same folder.
 
-  The lock goes with the process, however it ends.
+  The lock is released when the process ends, however it ends.
 
   Args:
-    folder: of the run, as `prepare_workdir` left it.
+    folder: of the run, after `prepare_workdir`.
 
   Yields:
     Nothing.
 
   Raises:
-    WorkdirError: if another process holds the folder.
+    WorkdirError: if another process holds the lock.
   """
   with (pathlib.Path(folder) / LOCK_FILE).open("w") as file:
     try:
@@ -125,34 +124,34 @@ def locked(folder: str | os.PathLike) -> Iterator[None]:
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
-  """What `prepare_workdir` keeps about a run.
+  """Reads the config and the versions that `prepare_workdir` stored.
 
   Args:
     folder: of the run.
 
   Returns:
-    ``config``, and ``versions``: one entry for the first start and one for
-    each resumption with others; None where the folder holds no run.
+    ``config``, and ``versions`` with one entry for the start and one for each
+    resume with other versions; None if the folder holds no run.
 
   Raises:
-    WorkdirError: if the record is there but damaged, or of something else.
+    WorkdirError: if ``config.json`` is damaged, or is not of a run.
   """
   path = pathlib.Path(folder) / CONFIG_FILE
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    fits = isinstance(record["config"], dict) and isinstance(
+    is_valid = isinstance(record["config"], dict) and isinstance(
       record["versions"], list
     )
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (ValueError, KeyError, TypeError) as error:
-    raise _foreign(path, error) from error
-  if not fits or not record["versions"]:
-    raise _foreign(path, "fields of another kind")
+    raise _not_a_record(path, error) from error
+  if not is_valid or not record["versions"]:
+    raise _not_a_record(path, "fields of another kind")
   return record
 
 
-def _foreign(path: pathlib.Path, reason: object) -> WorkdirError:
+def _not_a_record(path: pathlib.Path, reason: object) -> WorkdirError:
   return WorkdirError(
     f"{path} is not the record of a run ({reason}). Choose another working "
     "directory, or remove that file."
@@ -160,13 +159,15 @@ def _foreign(path: pathlib.Path, reason: object) -> WorkdirError:
 
 
 def collect_versions() -> dict[str, Any]:
-  """What a result depends on besides its config. Starts the jax backend.
+  """Collects what results depend on besides the config.
+
+  Starts the jax backend.
 
   Returns:
-    A JSON-like dict: ``python``, ``platform``, ``packages`` (version by name,
-    those installed), ``backend``, ``devices`` (number by kind, over all
-    processes), ``processes``, and ``commit`` of the source checkout, with
-    ``+changes`` where tracked files differ from it; None outside a checkout.
+    A JSON-like dict: ``python``, ``platform``, ``packages`` (versions of the
+    installed ones by name), ``backend``, ``devices`` (number by kind, over all
+    processes), ``processes``, and ``commit`` of the source checkout: with
+    ``+changes`` if tracked files were changed, None outside a checkout.
   """
   packages = {}
   for name in PACKAGES:
@@ -187,7 +188,7 @@ def collect_versions() -> dict[str, Any]:
 
 
 def _source_commit() -> str | None:
-  """The commit of the checkout this file is tracked in, if it is."""
+  """Returns the commit of the checkout that tracks this file, if any."""
 
   def git(*arguments: str) -> str | None:
     try:
@@ -203,7 +204,7 @@ def _source_commit() -> str | None:
       return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-  # An environment inside somebody else's repository is not a checkout of ours.
+  # This file may be installed inside another project's repository.
   if git("ls-files", "--error-unmatch", pathlib.Path(__file__).name) is None:
     return None
   commit = git("rev-parse", "HEAD")

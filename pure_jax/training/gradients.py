@@ -1,4 +1,4 @@
-"""Loss and gradients of a batch, in rows of its own or in packed ones."""
+"""Loss and gradients of a batch, one text per row or in packed rows."""
 
 from typing import Any
 
@@ -6,71 +6,66 @@ import jax
 
 from pure_jax import losses
 from pure_jax.models import lora
-from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
-from pure_jax.models.config import ModelConfig
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import LossConfig
 from pure_jax.training import packed
-from pure_jax.training.micro_batches import accumulate_gradients
+from pure_jax.training.micro_batches import (
+  accumulate_gradients,
+  count_micro_batches,
+)
 from pure_jax.training.packing import RowShape
 from pure_jax.training.score import rollout_logp
+from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, Rollout
 
 
 def policy_gradients(
+  spec: StepSpec,
   params: Any,
-  batch: tuple[Rollout, Experience, jax.Array],
-  model: ModelConfig,
-  sampler: SamplingConfig,
-  loss: LossConfig,
-  micro_batches: int = 1,
-  row_shape: RowShape | None = None,
-  act_sharding: ActivationSharding = LOCAL,
-  base: Any = None,
+  base: Any,
+  rollout: Rollout,
+  experience: Experience,
+  advantages: jax.Array,
+  rows: RowShape | None = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
-  """The policy objective of a batch and its gradients, part by part.
+  """Computes the policy objective of a batch and its gradients.
 
-  Every part is divided by the count of the whole batch.
+  The loss is summed over micro-batches, each divided by the count of the whole
+  batch.
 
   Args:
+    spec: what the step computes.
     params: policy weights to train.
-    batch: rollout, experience and advantages [B, C] of the same rows.
-    model: the policy's architecture.
-    sampler: the sampling settings of the rollout.
-    loss: clipping, KL, entropy and aggregation.
-    micro_batches: number of parts; must divide B.
-    row_shape: rows that texts are packed into, see `packed.policy_gradients`,
-      in place of micro_batches; None gives each text a row of its own.
-    act_sharding: of the activations.
-    base: weights beside which `params` are adapters, without gradient; None
-      where `params` are all there are.
+    base: weights that get no gradient, joined with `params`; {} if all
+      weights are trained.
+    rollout: prompts and completions, [B, L] and [B, C].
+    experience: of the same responses.
+    advantages: [B, C] float32, of the same responses.
+    rows: rows that texts are packed into, see `packed.policy_gradients`; None
+      gives each text a row of its own.
 
   Returns:
     ((loss [], metrics), gradients).
   """
-  _, experience, _ = batch
-  denominator = losses.loss_denominator(experience.completion_mask, loss)
-  if row_shape is not None:
+  if rows is not None:
     return packed.policy_gradients(
-      params,
-      model,
-      sampler,
-      loss,
-      *batch,
-      denominator,
-      row_shape,
-      act_sharding,
-      base,
+      spec, params, base, rollout, experience, advantages, rows
     )
+  act_sharding = spec.layouts.training.act_sharding
+  denominator = losses.loss_denominator(experience.completion_mask, spec.loss)
 
-  def objective(params, part):
-    rollout, experience, advantages = part
-    whole = lora.join_params(base or {}, params)
+  def objective(params, micro_batch):
+    rollout, experience, advantages = micro_batch
+    weights = lora.join_params(base, params)
     new_logp, entropy = rollout_logp(
-      whole, model, sampler, rollout, act_sharding
+      weights, spec.model, spec.sampler, rollout, act_sharding
     )
     return losses.policy_objective(
-      new_logp, entropy, advantages, experience, loss, denominator
+      new_logp, entropy, advantages, experience, spec.loss, denominator
     )
 
+  micro_batches = count_micro_batches(
+    len(rollout.tokens),
+    spec.micro_batch_rows,
+    spec.layouts.training.row_shards,
+  )
+  batch = (rollout, experience, advantages)
   return accumulate_gradients(objective, params, batch, micro_batches)

@@ -1,4 +1,4 @@
-"""A batch in parts, one after the other: less memory, the same result."""
+"""Processing a batch in micro-batches: less memory, the same result."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,36 +6,44 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pure_jax.types import MetricGroups
 
-def split_rows(tree: Any, parts: int) -> Any:
-  """[B, ...] -> [parts, B / parts, ...] in every array.
+# (loss [], metrics) of a micro-batch, divided by counts of the whole batch so
+# that micro-batches add up.
+Objective = Callable[..., tuple[jax.Array, MetricGroups]]
+# ((loss [], metrics), gradients) of the whole batch.
+LossAndGradients = tuple[tuple[jax.Array, dict[str, jax.Array]], Any]
 
-  Part p takes rows p, p + parts, ...: with rows split over devices in
-  contiguous blocks, each device keeps its share of every one.
+
+def split_rows(tree: Any, micro_batches: int) -> Any:
+  """Splits arrays [B, ...] into [micro_batches, B / micro_batches, ...].
+
+  Micro-batch m takes rows m, m + micro_batches, .... With rows split over
+  devices in contiguous blocks, each device keeps its share of every one.
 
   Args:
     tree: pytree of arrays [B, ...].
-    parts: how many; must divide B.
+    micro_batches: their number; must divide B.
 
   Returns:
-    The same tree with a leading axis of parts.
+    The same tree with a leading axis of micro-batches.
   """
 
   def split(x):
-    grouped = x.reshape(-1, parts, *x.shape[1:])
+    grouped = x.reshape(-1, micro_batches, *x.shape[1:])
     return jnp.swapaxes(grouped, 0, 1)
 
   return jax.tree.map(split, tree)
 
 
 def join_rows(tree: Any) -> Any:
-  """[parts, B / parts, ...] -> [B, ...], the inverse of `split_rows`.
+  """Joins what `split_rows` has split.
 
   Args:
-    tree: pytree of arrays.
+    tree: pytree of arrays [micro_batches, B / micro_batches, ...].
 
   Returns:
-    The same tree, rows in their old order.
+    The tree of arrays [B, ...], rows in their old order.
   """
 
   def join(x):
@@ -45,32 +53,34 @@ def join_rows(tree: Any) -> Any:
   return jax.tree.map(join, tree)
 
 
-def count_parts(rows: int, limit: int | None, shards: int = 1) -> int:
-  """The fewest equal parts of a batch with no more rows than a limit.
+def count_micro_batches(rows: int, limit: int | None, shards: int = 1) -> int:
+  """Finds the fewest equal micro-batches with no more rows than a limit.
 
-  >>> count_parts(480, 8), count_parts(500, 8), count_parts(256, None)
-  (60, 100, 1)
+  >>> count_micro_batches(480, 8), count_micro_batches(500, 8)
+  (60, 100)
+  >>> count_micro_batches(256, None)
+  1
 
   Args:
     rows: B.
-    limit: of rows in a part, at least `shards`; None has no limit.
-    shards: over which each part is split; must divide B.
+    limit: most rows of a micro-batch, at least `shards`; None for no limit.
+    shards: over which each micro-batch is split; must divide B.
 
   Returns:
-    A divisor of B that leaves parts of a multiple of `shards` rows.
+    A divisor of B that leaves micro-batches of a multiple of `shards` rows.
 
   Raises:
-    ValueError: if a part within the limit cannot be split.
+    ValueError: if a micro-batch within the limit cannot be split.
   """
   if limit is None:
     return 1
   if rows % shards or limit < shards:
     raise ValueError(
-      f"{rows} rows in parts of at most {limit} cannot be split over {shards} "
-      "shards: take fewer, larger micro-batches, or fewer devices."
+      f"{rows} rows in micro-batches of at most {limit} cannot be split over "
+      f"{shards} shards: take fewer, larger micro-batches, or fewer devices."
     )
-  wanted = range(-(-rows // limit), rows // shards + 1)
-  return next(n for n in wanted if rows % (n * shards) == 0)
+  candidates = range(-(-rows // limit), rows // shards + 1)
+  return next(n for n in candidates if rows % (n * shards) == 0)
 
 
 def map_rows(
@@ -79,103 +89,106 @@ def map_rows(
   limit: int | None,
   shards: int = 1,
 ) -> Any:
-  """Applies a function that treats every row by itself.
+  """Applies a function that treats rows independently, in micro-batches.
 
   Args:
     function: pytree of arrays [b, ...] -> pytree of arrays [b, ...].
     batch: pytree of arrays [B, ...].
-    limit: of rows it gets at a time, see `count_parts`.
+    limit: most rows of a micro-batch, see `count_micro_batches`.
     shards: over which rows are split.
 
   Returns:
-    What it gives for all B rows.
+    The results of all B rows.
   """
-  count = count_parts(jax.tree.leaves(batch)[0].shape[0], limit, shards)
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  count = count_micro_batches(rows, limit, shards)
   if count == 1:
     return function(batch)
   return join_rows(jax.lax.map(function, split_rows(batch, count)))
 
 
 def accumulate_gradients(
-  objective: Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]],
-  params: Any,
-  batch: Any,
-  micro_batches: int,
-) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
+  objective: Objective, params: Any, batch: Any, micro_batches: int
+) -> LossAndGradients:
   """Sums an objective and its gradients over micro-batches.
 
   Args:
-    objective: (params, part of the batch) -> (loss, metrics), each already
-      divided by the whole batch's count so that parts add up. Metrics named
-      ``*_max`` and ``*_min`` are combined as their name says.
+    objective: (params, micro-batch) -> (loss, metrics).
     params: what to differentiate by.
     batch: pytree of arrays [B, ...].
-    micro_batches: number of parts; must divide B.
+    micro_batches: their number; must divide B.
 
   Returns:
     ((loss, metrics), gradients) of the whole batch.
   """
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
   if micro_batches == 1:
-    return value_and_grad(params, batch)
+    return _ungroup(value_and_grad(params, batch))
 
-  def body(total, part):
-    return _combine(total, value_and_grad(params, part)), None
+  def add(total, micro_batch):
+    return _combine(total, value_and_grad(params, micro_batch)), None
 
-  parts = split_rows(batch, micro_batches)
-  part = jax.tree.map(lambda x: x[0], parts)
-  start = _nothing(jax.eval_shape(value_and_grad, params, part))
-  return jax.lax.scan(body, start, parts)[0]
+  split = split_rows(batch, micro_batches)
+  first = jax.tree.map(lambda x: x[0], split)
+  start = _empty(jax.eval_shape(value_and_grad, params, first))
+  return _ungroup(jax.lax.scan(add, start, split)[0])
 
 
-def accumulate_parts(
-  objective: Callable[[Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]],
-  params: Any,
-  parts: jax.Array,
-) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any]:
-  """`accumulate_gradients` over parts whose number is not known beforehand.
+def accumulate_packs(
+  objective: Objective, params: Any, packs: jax.Array
+) -> LossAndGradients:
+  """Does what `accumulate_gradients` does, for a number known at run time.
 
   Args:
-    objective: (params, number of a part []) -> (loss, metrics), as there.
+    objective: (params, index of a pack []) -> (loss, metrics).
     params: what to differentiate by.
-    parts: [] int32, how many, at least 1.
+    packs: [] int32, number of packs, at least 1.
 
   Returns:
-    ((loss, metrics), gradients) of all parts.
+    ((loss, metrics), gradients) of all packs.
   """
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
-  return jax.lax.fori_loop(
+  total = jax.lax.fori_loop(
     0,
-    parts,
-    lambda part, total: _combine(total, value_and_grad(params, part)),
-    _nothing(jax.eval_shape(value_and_grad, params, jnp.int32(0))),
+    packs,
+    lambda pack, total: _combine(total, value_and_grad(params, pack)),
+    _empty(jax.eval_shape(value_and_grad, params, jnp.int32(0))),
   )
+  return _ungroup(total)
 
 
-def _nothing(shapes: Any) -> Any:
-  """What a combination starts from: of no part at all.
+def _empty(shapes):
+  """The loss, metrics and gradients of no micro-batch.
 
-  To start from the first part would compile a second copy of the model, its
-  forward and its backward pass, in front of the loop.
+  Starting from the first micro-batch would compile a second copy of the
+  model's forward and backward pass in front of the loop.
   """
 
-  def start(path, x):
-    name = jax.tree_util.keystr(path)
-    ends = {"_max']": -jnp.inf, "_min']": jnp.inf}
-    return jnp.full(x.shape, ends.get(name[-6:], 0), x.dtype)
+  def fill(tree, value):
+    return jax.tree.map(lambda x: jnp.full(x.shape, value, x.dtype), tree)
 
-  return jax.tree_util.tree_map_with_path(start, shapes)
+  (loss, metrics), grads = shapes
+  metrics = MetricGroups(
+    sums=fill(metrics.sums, 0),
+    maxima=fill(metrics.maxima, -jnp.inf),
+    minima=fill(metrics.minima, jnp.inf),
+  )
+  return (fill(loss, 0), metrics), fill(grads, 0)
 
 
-def _combine(total: Any, new: Any) -> Any:
-  """Sums, but for the metrics named after a maximum or a minimum."""
+def _combine(total, new):
+  """Adds the loss, metrics and gradients of another micro-batch."""
+  (loss, metrics), grads = total
+  (new_loss, new_metrics), new_grads = new
+  metrics = MetricGroups(
+    sums=jax.tree.map(jnp.add, metrics.sums, new_metrics.sums),
+    maxima=jax.tree.map(jnp.maximum, metrics.maxima, new_metrics.maxima),
+    minima=jax.tree.map(jnp.minimum, metrics.minima, new_metrics.minima),
+  )
+  return (loss + new_loss, metrics), jax.tree.map(jnp.add, grads, new_grads)
 
-  def combine(path, total, new):
-    name = jax.tree_util.keystr(path)
-    if name.endswith("_max']"):
-      return jnp.maximum(total, new)
-    if name.endswith("_min']"):
-      return jnp.minimum(total, new)
-    return total + new
 
-  return jax.tree_util.tree_map_with_path(combine, total, new)
+def _ungroup(total):
+  """The same with all metrics in one dict."""
+  (loss, metrics), grads = total
+  return (loss, metrics.to_dict()), grads

@@ -10,7 +10,7 @@ class OptimConfig:
   """AdamW with a constant learning rate, as in the paper (2504.15275).
 
   Attributes:
-    learning_rate: step size; the paper takes 1e-6 (5e-7 with the PRM only)
+    learning_rate: step size; the paper uses 1e-6 (5e-7 with the PRM only)
       for its 1.5B and 7B models.
     weight_decay: decoupled decay per step, times the learning rate.
     beta1: decay of the first moment.
@@ -29,7 +29,7 @@ class OptimConfig:
   decay_steps: int = 0
 
   def __post_init__(self):
-    """Refuses values no optimizer can use."""
+    """Validates that every value is in its range."""
     for name in ("learning_rate", "max_grad_norm"):
       value = getattr(self, name)
       if not 0 < value < float("inf"):
@@ -45,7 +45,7 @@ class OptimConfig:
 
 
 def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
-  """Warm-up, then constant or cosine.
+  """Makes the schedule: linear warm-up, then constant or cosine.
 
   Args:
     config: rates and step counts.
@@ -66,13 +66,13 @@ def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimConfig) -> optax.GradientTransformation:
-  """Global-norm clipping, then AdamW.
+  """Makes the optimizer: clipping to a global norm, then AdamW.
 
   Args:
     config: the optimizer's settings.
 
   Returns:
-    The optax transformation; its state follows the parameters' shardings.
+    The optax transformation. Its state is sharded as the parameters are.
   """
   return optax.chain(
     optax.clip_by_global_norm(config.max_grad_norm),

@@ -1,7 +1,7 @@
 """Models run on packed rows: log-probs, PRM logits and policy gradients.
 
-Each function gives what its counterpart on one text a row gives, to rounding:
-sums over the keys of a row have other addends equal to 0 and another order.
+Each function returns what its counterpart with one text per row returns, up to
+rounding: attention sums over the keys of a row in another order.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,15 +16,17 @@ from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import LossConfig
 from pure_jax.training import packing
-from pure_jax.training.micro_batches import accumulate_parts
+from pure_jax.training.micro_batches import accumulate_packs
 from pure_jax.training.packing import PackedTexts, Packing, RowShape
+from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
 
 
 def make_measure(layout: sharding.Layout) -> Callable[[Rollout], jax.Array]:
-  """The longest text of a rollout, which decides what its rows have to hold.
+  """Makes a function that measures the longest text of a rollout.
+
+  `pure_jax.training.packing.choose` takes the narrowest rows that hold it.
 
   Args:
     layout: of the rows.
@@ -61,14 +63,14 @@ def pack_rollout(
   return packing.pack(mask, shape, act_sharding), tokens
 
 
-def part_logp(
+def packed_logp(
   params: Any,
   model: ModelConfig,
   sampler: SamplingConfig,
   texts: PackedTexts,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
-  """`score.rollout_logp` of a part.
+  """`score.rollout_logp` of packed rows.
 
   Args:
     params: policy weights.
@@ -101,11 +103,11 @@ def logp_of_each(
   rollout: Rollout,
   shape: RowShape,
 ) -> list[jax.Array]:
-  """Log-probs of a rollout's tokens under several policies.
+  """Computes log-probs of a rollout's tokens under several policies.
 
   Args:
-    policies: weights of each and the act_sharding of its activations.
-    model: the architecture of all of them.
+    policies: weights of each policy and the sharding of its activations.
+    model: the architecture of all policies.
     sampler: the sampling settings.
     rollout: prompts and completions, [B, L] and [B, C].
     shape: of the rows.
@@ -113,20 +115,22 @@ def logp_of_each(
   Returns:
     One [B, C] float32 in nats for each policy, 0 where masked.
   """
-  _, act_sharding = policies[0]
-  rows, tokens = pack_rollout(rollout, shape, act_sharding)
+  _, first_sharding = policies[0]
+  rows, tokens = pack_rollout(rollout, shape, first_sharding)
   columns = rollout.tokens.shape[1]
 
-  def read(part):
-    found = []
-    for params, where in policies:
-      texts = packing.read_part(rows, part, tokens, columns, where)
-      found.append(part_logp(params, model, sampler, texts, where)[0])
-    return found
+  def read(index):
+    logp = []
+    for params, act_sharding in policies:
+      texts = packing.read_micro_batch(
+        rows, index, tokens, columns, act_sharding
+      )
+      logp.append(packed_logp(params, model, sampler, texts, act_sharding)[0])
+    return logp
 
   return [
-    packing.unpack(rows, logp, act_sharding)[:, -columns:]
-    for logp in packing.map_parts(read, rows)
+    packing.unpack(rows, logp, first_sharding)[:, -columns:]
+    for logp in packing.map_micro_batches(read, rows)
   ]
 
 
@@ -142,7 +146,7 @@ def prm_logits(
   Args:
     params: PRM weights.
     model: the PRM's architecture.
-    inputs: what it reads, [B, T].
+    inputs: what the PRM reads, [B, T].
     shape: of the rows.
     act_sharding: of the activations.
 
@@ -151,9 +155,9 @@ def prm_logits(
   """
   rows = packing.pack(inputs.mask, shape, act_sharding)
 
-  def read(part):
-    texts = packing.read_part(
-      rows, part, inputs.tokens, act_sharding=act_sharding
+  def read(index):
+    texts = packing.read_micro_batch(
+      rows, index, inputs.tokens, act_sharding=act_sharding
     )
     return prm.token_scores(
       params,
@@ -164,69 +168,70 @@ def prm_logits(
       act_sharding,
     )
 
-  return packing.unpack(rows, packing.map_parts(read, rows), act_sharding)
+  logits = packing.map_micro_batches(read, rows)
+  return packing.unpack(rows, logits, act_sharding)
 
 
 def policy_gradients(
+  spec: StepSpec,
   params: Any,
-  model: ModelConfig,
-  sampler: SamplingConfig,
-  config: LossConfig,
+  base: Any,
   rollout: Rollout,
   experience: Experience,
   advantages: jax.Array,
-  denominator: jax.Array,
   shape: RowShape,
-  act_sharding: ActivationSharding = LOCAL,
-  base: Any = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
-  """Loss, its metrics and gradients of a batch, packed part by packed part.
+  """Computes loss, metrics and gradients of a batch in packed rows.
 
   Args:
-    params: policy weights.
-    model: the policy's architecture.
-    sampler: the sampling settings.
-    config: clipping, KL, entropy and aggregation.
+    spec: what the step computes. The row shape says how many rows are
+      processed together, in place of `spec.micro_batch_rows`.
+    params: policy weights to train.
+    base: weights that get no gradient, joined with `params`; {} if all
+      weights are trained.
     rollout: prompts and completions, [B, L] and [B, C].
-    experience: of the same rows.
-    advantages: [B, C] float32, of the same rows.
-    denominator: [] float32, `losses.loss_denominator` of the batch.
+    experience: of the same responses.
+    advantages: [B, C] float32, of the same responses.
     shape: of the rows.
-    act_sharding: of the activations.
-    base: weights beside which `params` are adapters, without gradient; None
-      where `params` are all there are.
 
   Returns:
     ((loss [], NaN if a text did not fit; metrics, ``row_fill`` among them,
     the share of the columns read that held a token), gradients).
   """
+  act_sharding = spec.layouts.training.act_sharding
   rows, tokens = pack_rollout(rollout, shape, act_sharding)
   mask = experience.completion_mask
+  denominator = losses.loss_denominator(mask, spec.loss)
   lengths = jnp.broadcast_to(jnp.sum(mask, axis=1, keepdims=True), mask.shape)
 
-  def objective(params, part):
-    texts = packing.read_part(rows, part, tokens, mask.shape[1], act_sharding)
-    whole = lora.join_params(base or {}, params)
+  def objective(params, index):
+    texts = packing.read_micro_batch(
+      rows, index, tokens, mask.shape[1], act_sharding
+    )
+    weights = lora.join_params(base, params)
 
-    def read(x):
+    def take(x):
       return packing.gather(x, texts.completion, act_sharding)
 
-    weighs = config.importance_cap is not None
-
+    sampled_logp = None
+    if spec.loss.importance_cap is not None:
+      sampled_logp = take(experience.sampled_logp)
     return losses.policy_objective(
-      *part_logp(whole, model, sampler, texts, act_sharding),
-      read(advantages),
+      *packed_logp(weights, spec.model, spec.sampler, texts, act_sharding),
+      take(advantages),
       PackedExperience(
-        completion_mask=read(mask),
-        old_logp=read(experience.old_logp),
-        ref_logp=read(experience.ref_logp),
-        response_tokens=read(lengths),
-        sampled_logp=read(experience.sampled_logp) if weighs else None,
+        completion_mask=take(mask),
+        old_logp=take(experience.old_logp),
+        ref_logp=take(experience.ref_logp),
+        response_tokens=take(lengths),
+        sampled_logp=sampled_logp,
       ),
-      config,
+      spec.loss,
       denominator,
     )
 
-  (loss, metrics), grads = accumulate_parts(objective, params, rows.parts)
+  (loss, metrics), grads = accumulate_packs(
+    objective, params, rows.micro_batches
+  )
   loss = jnp.where(rows.fits, loss, jnp.nan)
   return (loss, metrics | {"row_fill": rows.fill}), grads

@@ -1,4 +1,9 @@
-"""Stage 1 of a training step: prompts to completions, over a layout."""
+"""Stage 1 of a training step: sampling completions, on any layout.
+
+`make_generate` samples a batch in one compiled loop, `make_engine` with
+continuous batching. Row i samples with its own key in both, whatever the other
+rows do.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,38 +11,55 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pure_jax.models import columns, policy
+from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout import engine, generation, sampling
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout import generation, sampling
+from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.engine_programs import EngineConfig, EngineSpec
+from pure_jax.rollout.generation import GenerationSpec
 from pure_jax.training.micro_batches import map_rows
 from pure_jax.types import Prompts, Rollout
 
-_SLOT_MULTIPLE = 32  # Slots of a tile of a TPU, in the smallest dtype.
+# (params, prompts [P, L], key or keys [P * G]) -> rollout [P * G, C]
+Generate = Callable[[Any, Prompts, jax.Array], Rollout]
+
+_TPU_TILE_ROWS = 32  # Rows of a tile of a TPU, in the smallest dtype.
 
 
-def decoding_copy(
-  model: ModelConfig, layout: sharding.Layout
-) -> generation.Prepare:
-  """How the weights are copied before a loop that decodes.
+def generation_spec(
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  layout: sharding.Layout,
+  stops: sampling.StopTable | None = None,
+) -> GenerationSpec:
+  """Describes how completions are sampled on a layout.
 
   Args:
     model: the policy's architecture.
-    layout: of weights while sampling.
+    sampler: temperature, filters, stop ids and lengths.
+    layout: layout of weights and cache while sampling.
+    stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
-    `columns.decoding_params` on one CPU in float32; elsewhere nothing is
-    copied.
+    The specification. On one CPU in float32 the weights are copied into the
+    CPU layout before the loop.
   """
-  on_cpu = _platform(layout) == "cpu"
-  if on_cpu and layout.mesh.size == 1 and model.compute_dtype == "float32":
-    return columns.decoding_params
-  return generation.unprepared
+  return GenerationSpec(
+    model=model,
+    sampler=sampler,
+    stops=stops,
+    act_sharding=layout.decoding_act_sharding,
+    cpu_weights=(
+      _platform(layout) == "cpu"
+      and layout.mesh.size == 1
+      and model.compute_dtype == "float32"
+    ),
+  )
 
 
 def _platform(layout):
-  """What the devices are."""
+  """Name of the devices' platform."""
   return layout.mesh.devices.flat[0].platform
 
 
@@ -49,52 +71,42 @@ def make_generate(
   rows_layout: sharding.Layout | None = None,
   rows_at_a_time: int | None = None,
   *,
-  stops: StopTable | None = None,
-  continuous: engine.EngineConfig | None = None,
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """Stage 1: `group_size` samples of each prompt.
+  stops: sampling.StopTable | None = None,
+) -> Generate:
+  """Makes stage 1 as one compiled loop: G samples of each prompt.
 
   Args:
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
-    group_size: samples per prompt (G).
-    layout: of weights and cache while sampling.
-    rows_layout: of the rollout that comes out; None takes the same.
-    rows_at_a_time: at most so many rows are sampled together, at least 1; None
-      samples all P * G. Parts hold whole prompts where they can. Changes the
-      memory of the cache and the time, not the samples.
-    stops: texts that end a row beside the sampler's ids, or None.
-    continuous: samples with continuous batching, which takes the place of
-      rows_at_a_time; None in one compiled loop.
+    group_size: G, samples of each prompt.
+    layout: layout of weights and cache while sampling.
+    rows_layout: layout of the rollout; None takes `layout`.
+    rows_at_a_time: the most rows that are sampled together, at least 1; None
+      samples all P * G. Micro-batches hold whole prompts if they can. This
+      changes the memory of the cache and the time, not the samples.
+    stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
-    A function (params, prompts [P, L], key) -> rollout [P * G, C], samples of
-    one prompt contiguous: jitted, or with continuous batching, of jitted
-    parts. The key is consumed; row i draws from its own key whatever the
-    other rows do.
+    A jitted function (params, prompts [P, L], key) -> rollout [P * G, C],
+    samples of one prompt contiguous. The key is consumed.
   """
   shards = layout.row_shards
-  rows = sharding.batch_sharding(rows_layout or layout)
-  if continuous is not None:
-    return _in_turns(
-      model, sampler, group_size, continuous, layout, rows, stops
-    )
-
-  sample = _one_loop(model, sampler, layout, stops)
+  spec = generation_spec(model, sampler, layout, stops)
 
   def generate(params, prompts, key):
     P = prompts.tokens.shape[0]
     keys = sampling.row_keys(key, jnp.arange(P * group_size))
     limit = rows_at_a_time and rows_at_a_time // group_size
-    # Prompts are read once each, unless shards or parts would cut a group.
-    whole = P % shards == 0 and (limit is None or limit >= shards)
-    read = group_size if whole else 1
-    repeats = group_size // read
-    prompts = jax.tree.map(lambda x: jnp.repeat(x, repeats, axis=0), prompts)
+    # A prompt is read once for its group, unless shards or micro-batches would
+    # split the group. Then each row gets a copy of the prompt.
+    whole_groups = P % shards == 0 and (limit is None or limit >= shards)
+    rows_per_prompt = group_size if whole_groups else 1
+    copies = group_size // rows_per_prompt
+    prompts = jax.tree.map(lambda x: jnp.repeat(x, copies, axis=0), prompts)
     rollout = map_rows(
-      lambda part: _sample_groups(sample, params, *part),
-      (prompts, keys.reshape(-1, read)),
-      limit if repeats == 1 else rows_at_a_time,
+      lambda micro_batch: _sample_groups(spec, params, *micro_batch),
+      (prompts, keys.reshape(-1, rows_per_prompt)),
+      limit if copies == 1 else rows_at_a_time,
       shards,
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
@@ -106,49 +118,52 @@ def make_generate(
       sharding.replicated(layout),
       sharding.replicated(layout),
     ),
-    out_shardings=rows,
+    out_shardings=sharding.batch_sharding(rows_layout or layout),
   )
 
 
-def _one_loop(model, sampler, layout, stops=None):
-  """A function (params, prompts, keys) -> rollout, to be jitted."""
-
-  def sample(params, prompts, keys):
-    return generation.generate(
-      params,
-      model,
-      sampler,
-      prompts,
-      keys,
-      layout.decoding_placement,
-      stops=stops,
-      prepare=decoding_copy(model, layout),
-    )
-
-  return sample
-
-
-def _in_turns(model, sampler, samples, config, layout, rows, stops=None):
-  """The function of an engine: (params, prompts, key or keys) -> rollout."""
-  return engine.Engine(
-    model,
-    sampler,
-    samples,
-    config,
-    shards=layout.row_shards,
-    act_sharding=layout.decoding_placement,
-    stops=stops,
-    prepare=decoding_copy(model, layout),
-    slot_multiple=1 if _platform(layout) == "cpu" else _SLOT_MULTIPLE,
-    out_shardings=rows,
-  ).generate
-
-
-def _sample_groups(sample, params, prompts, keys_PG):
+def _sample_groups(spec, params, prompts, keys_PG):
   """The rows of each prompt: a rollout of [P, G, ...] arrays."""
-  rollout = sample(params, prompts, keys_PG.reshape(-1))
+  rollout = generation.generate(params, spec, prompts, keys_PG.reshape(-1))
   return jax.tree.map(
     lambda x: x.reshape(*keys_PG.shape, *x.shape[1:]), rollout
+  )
+
+
+def make_engine(
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  group_size: int,
+  layout: sharding.Layout,
+  config: EngineConfig,
+  rows_layout: sharding.Layout | None = None,
+  *,
+  stops: sampling.StopTable | None = None,
+) -> Engine:
+  """Makes stage 1 with continuous batching: G samples of each prompt.
+
+  Args:
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and lengths.
+    group_size: G, samples of each prompt.
+    layout: layout of weights and cache while sampling.
+    config: slots and host sync interval.
+    rows_layout: layout of the rollout; None takes `layout`.
+    stops: texts that end a sequence in addition to the stop ids, or None.
+
+  Returns:
+    The engine. `Engine.generate` samples a batch as the function of
+    `make_generate` does; `Engine.programs` are its jitted functions.
+  """
+  return Engine(
+    EngineSpec(
+      generation_spec(model, sampler, layout, stops),
+      group_size,
+      config,
+      shards=layout.row_shards,
+      ring_multiple=1 if _platform(layout) == "cpu" else _TPU_TILE_ROWS,
+      out_shardings=sharding.batch_sharding(rows_layout or layout),
+    )
   )
 
 
@@ -156,38 +171,29 @@ def make_generate_rows(
   model: ModelConfig,
   sampler: sampling.SamplingConfig,
   layout: sharding.Layout,
-  *,
-  group_size: int = 1,
-  continuous: engine.EngineConfig | None = None,
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """One completion per row, each from its own key, as an evaluation draws them.
+) -> Generate:
+  """Makes a loop that samples one completion per row, from the row's own key.
+
+  Evaluations use it. With continuous batching, `Engine.generate` takes a key
+  for each row too.
 
   Args:
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
-    group_size: rows of each prompt (G), contiguous; 1 in one loop.
-    continuous: samples with continuous batching; None in one compiled loop.
 
   Returns:
-    A function (params, prompts [P, L], keys [P * G]) -> rollout [P * G, C]:
-    jitted, its prompts split as rows are, or with continuous batching of
-    jitted parts, its prompts everywhere. The keys are consumed; which rows
-    stand beside a row changes nothing in it.
-
-  Raises:
-    ValueError: for rows that share a prompt in one loop.
+    A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C],
+    whose prompts and keys are split as rows are. The keys are consumed.
   """
-  if continuous is None and group_size != 1:
-    raise ValueError(
-      f"group_size={group_size} needs continuous batching: in one loop each "
-      "row has a prompt of its own, so set it to 1."
-    )
+  spec = generation_spec(model, sampler, layout)
   rows = sharding.batch_sharding(layout)
-  if continuous is not None:
-    return _in_turns(model, sampler, group_size, continuous, layout, rows)
+
+  def generate(params, prompts, keys):
+    return generation.generate(params, spec, prompts, keys)
+
   return jax.jit(
-    _one_loop(model, sampler, layout),
+    generate,
     in_shardings=(
       sharding.weight_shardings(policy.declare_policy(model), layout),
       rows,

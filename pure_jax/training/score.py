@@ -1,13 +1,10 @@
-"""Scoring a rollout: steps, PRM rewards, old and reference log-probs.
+"""Stage 2 of a training step: steps, PRM scores, old and reference log-probs.
 
-One function, `prm_forward`, takes token ids to PRM logits wherever a PRM is
-run: in its training, in its evaluation and in RL. What the PRM was trained
-on and what it is asked during RL cannot drift apart.
+One function, `prm_forward`, takes token ids to PRM logits wherever a PRM runs:
+in its training, in its evaluation and in RL. So the PRM reads during RL what
+it was trained on.
 """
 
-import dataclasses
-import functools
-import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,9 +18,12 @@ from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import sampling
-from pure_jax.training import micro_batches, packed, packing
+from pure_jax.settings import ScoreConfig
+from pure_jax.training import packed
+from pure_jax.training.micro_batches import map_rows
+from pure_jax.training.packing import ScoreRows
+from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import (
-  Experience,
   PRMInputs,
   Prompts,
   Rollout,
@@ -32,20 +32,67 @@ from pure_jax.types import (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class ScoreConfig:
-  """How a rollout is cut into steps and read by the PRM.
+@struct.dataclass
+class Scores:
+  """What stage 2 computes from a rollout.
 
   Attributes:
-    max_steps: steps kept apart (S); the rest is merged into the last.
-    separator: "insert" or "replace", see `steps.build_prm_inputs`.
-    empty_step_reward: reward of an empty step instead of the PRM's score, in
-      [-1, 1]; None keeps the score. A guard against a hacking route.
+    steps: step boundaries, [B, C] and [B, S].
+    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step, and
+      everywhere without a PRM.
+    old_logp: [B, C] float32 nats, under the policy before the update.
+    ref_logp: [B, C] float32 nats, under the reference policy.
   """
 
-  max_steps: int
-  separator: str = "insert"
-  empty_step_reward: float | None = None
+  steps: StepBoundaries
+  step_rewards: jax.Array
+  old_logp: jax.Array
+  ref_logp: jax.Array
+
+
+@struct.dataclass
+class ScoredBatch:
+  """What an update learns from.
+
+  Attributes:
+    rollout: prompts and completions of B responses.
+    scores: their steps, step rewards and log-probs.
+    correct: [B] float32, 1 where the grader found the answer right.
+    has_answer: [B] bool, True where the update may use that verdict.
+  """
+
+  rollout: Rollout
+  scores: Scores
+  correct: jax.Array
+  has_answer: jax.Array
+
+
+def prm_inputs(
+  config: ScoreConfig, table: SeparatorTable, batch: Any
+) -> tuple[PRMInputs, StepBoundaries]:
+  """Builds what the PRM reads of responses.
+
+  Args:
+    config: how responses are split into steps and scored.
+    table: which token ids end a step.
+    batch: as for `prm_forward`.
+
+  Returns:
+    (the inputs [B, T], the steps they are made of).
+  """
+  boundaries = steps.split_steps(
+    batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
+  )
+  inputs = steps.build_prm_inputs(
+    batch.prompt_tokens,
+    batch.prompt_mask,
+    batch.tokens,
+    batch.completion_mask,
+    boundaries,
+    table,
+    separator=config.separator,
+  )
+  return inputs, boundaries
 
 
 def prm_forward(
@@ -56,12 +103,12 @@ def prm_forward(
   batch: Any,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, PRMInputs, StepBoundaries]:
-  """Cuts responses into steps and runs the PRM, the only way it is run.
+  """Splits responses into steps and runs the PRM.
 
   Args:
     params: PRM weights.
     model: the PRM's architecture, extra layers included.
-    config: how steps are cut and scored.
+    config: how responses are split into steps and scored.
     table: which token ids end a step.
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
       [B, L], tokens and completion_mask [B, C].
@@ -70,62 +117,9 @@ def prm_forward(
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
   """
-  inputs, cut = prm_inputs(config, table, batch)
-  return prm.prm_logits(params, model, inputs, act_sharding), inputs, cut
-
-
-def prm_inputs(
-  config: ScoreConfig, table: SeparatorTable, batch: Any
-) -> tuple[PRMInputs, StepBoundaries]:
-  """What the PRM reads of responses.
-
-  Args:
-    config: how steps are cut and scored.
-    table: which token ids end a step.
-    batch: as for `prm_forward`.
-
-  Returns:
-    (the inputs [B, T], the steps they are made of).
-  """
-  cut = steps.split_steps(
-    batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
-  )
-  inputs = steps.build_prm_inputs(
-    batch.prompt_tokens,
-    batch.prompt_mask,
-    batch.tokens,
-    batch.completion_mask,
-    cut,
-    table,
-    separator=config.separator,
-  )
-  return inputs, cut
-
-
-# Where the log-probs come from that the update compares with.
-OLD_LOGP = ("score", "sampled", "checked")
-
-
-@struct.dataclass
-class Scores:
-  """What stage 2 knows of a rollout.
-
-  Attributes:
-    steps: step boundaries, [B, C] and [B, S].
-    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step, and
-      everywhere without a PRM.
-    old_logp: [B, C] float32 nats, under the policy before the update.
-    ref_logp: [B, C] float32 nats, under the reference policy.
-    drift_max: [] float32, largest |sampler's - trainer's log-prob| of a token:
-      of the distribution sampled from where `old_logp` was read, filters
-      included, else of `Rollout.full_logp`. None where nothing was read.
-  """
-
-  steps: StepBoundaries
-  step_rewards: jax.Array
-  old_logp: jax.Array
-  ref_logp: jax.Array
-  drift_max: jax.Array | None
+  inputs, boundaries = prm_inputs(config, table, batch)
+  logits = prm.prm_logits(params, model, inputs, act_sharding)
+  return logits, inputs, boundaries
 
 
 def rollout_logp(
@@ -135,11 +129,11 @@ def rollout_logp(
   rollout: Rollout,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probs and entropy of a rollout's tokens under `params`.
+  """Computes log-probs and entropy of a rollout's tokens.
 
-  The distribution is the sampler's before top-k and top-p: same temperature,
-  same banned ids. Those filters are a property of the behaviour policy only;
-  what they cut off shows as drift between sampler and trainer.
+  The distribution is the sampler's before top-k, top-p and min-p: same
+  temperature, same banned ids. Those filters belong to the behaviour policy
+  only; what they remove shows as drift between sampler and trainer.
 
   Args:
     params: policy weights.
@@ -166,231 +160,232 @@ def rollout_logp(
 
 
 def make_score(
-  model: ModelConfig,
-  prm_model: ModelConfig | None,
-  sampler: sampling.SamplingConfig,
-  config: ScoreConfig,
-  table: SeparatorTable,
-  layout: sharding.Layout,
-  rows_at_a_time: int | None = None,
-  *,
-  reference_layout: sharding.Layout | None = None,
-  prm_layout: sharding.Layout | None = None,
-  row_shapes: tuple[packing.RowShape, packing.RowShape] | None = None,
-  old_logp: str = "score",
-) -> Callable[[Any, Any, Any, Rollout, Prompts], Scores]:
-  """Stage 2: steps, step rewards, and the log-probs the update compares with.
-
-  With one gradient step per batch the policy that is updated is the one that
-  sampled: the ratio of the clipped loss is 1 at every token, clipping changes
-  nothing, and the gradient is that of advantage * log pi. Where the sampler
-  computes as the trainer does, reading the policy again finds the rounding
-  between `Rollout.full_logp` and what the trainer compiles, nothing else.
+  spec: StepSpec, rows: ScoreRows | None = None
+) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
+  """Makes stage 2, with old log-probs computed by the policy.
 
   Args:
-    model: the architecture of the policy; the reference policy is without its
-      adapters, where it has any.
-    prm_model: the PRM's architecture, extra layers included; None for a run
-      on verdicts alone, which scores no steps.
-    sampler: the sampling settings of the rollout.
-    config: how steps are cut and scored.
-    table: which token ids end a step.
-    layout: of the policy, and of the rows that come and go.
-    rows_at_a_time: at most so many rows are read together, at least 1; None
-      reads all B. Changes the memory used and not the result.
-    reference_layout: of the reference policy's weights and activations; None
-      takes the policy's.
-    prm_layout: of the PRM's, likewise.
-    row_shapes: rows that texts are packed into, the policy's and the PRM's,
-      which say how many are read together; None reads each text in a row of
-      its own. Changes the time used and not the result.
-    old_logp: "score" reads the policy for `Scores.old_logp`; "sampled" takes
-      `Rollout.full_logp` and does not read it; "checked" takes that, and reads
-      the policy for `Scores.drift_max` alone.
+    spec: what the step computes.
+    rows: rows that texts are packed into; None gives each text a row of its
+      own. Changes the time used and not the result.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
-    prompts) -> `Scores`. The last are `Prompts` [B, L'], what the PRM reads
-    in front of each response: the raw problem it was trained with, where the
-    policy's prompt is a chat (the paper's reference gives it the latter).
-    Without a PRM its params are None and its prompts are not read.
+    prompts) -> (`Scores`, drift). The PRM prompts [B, L'] are what the PRM
+    reads before each response: the problem as in its training, while the
+    policy's prompt may be a chat (the paper's reference gives the PRM the
+    chat). Without a PRM its params are None and its prompts are not read. The
+    drift [] is the largest |sampled_logp - old_logp| of a token, which
+    includes the sampler's filters.
+  """
+
+  def score(params, reference, prm_params, rollout, prm_prompts):
+    boundaries, rewards, logp, ref_logp = _read_all_models(
+      spec, rows, (params, reference, prm_params), rollout, prm_prompts
+    )
+    scores = Scores(boundaries, rewards, logp, ref_logp)
+    return scores, _drift(rollout, logp, rollout.sampled_logp)
+
+  return _jit_with_drift(score, spec)
+
+
+def make_checked_score(
+  spec: StepSpec, rows: ScoreRows | None = None
+) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
+  """Makes stage 2 with the sampler's old log-probs, checked by the policy.
+
+  Args:
+    spec: what the step computes.
+    rows: as for `make_score`.
+
+  Returns:
+    A jitted function as `make_score` returns, but `Scores.old_logp` is
+    `Rollout.full_logp`, and the drift is the largest difference between that
+    and the policy's own log-prob of a token.
 
   Raises:
-    ValueError: if the sampler's log-probs are asked for and it is greedy.
+    ValueError: if the sampler is greedy.
   """
-  _check_old_logp(old_logp, sampler)
-  rows = sharding.batch_sharding(layout)
-  reference_layout = reference_layout or layout
-  prm_layout = prm_layout or layout
-  layouts = layout, reference_layout, prm_layout
-  shards = max(place.row_shards for place in layouts)
-  policy_shape, prm_shape = row_shapes or (None, None)
-  if row_shapes is not None:
-    rows_at_a_time = None  # Of packed rows, the shapes say how many.
-  score_steps = functools.partial(
-    _score_steps,
-    prm_model,
-    config,
-    table,
-    prm_layout.act_sharding,
-    prm_shape,
-  )
+  _check_explores(spec.sampler)
 
-  def score(params, reference_params, prm_params, rollout, prm_prompts):
-    policies = [(reference_params, reference_layout.act_sharding)]
-    if old_logp != "sampled":
-      policies.insert(0, (params, layout.act_sharding))
-
-    def score_part(part):
-      rollout, prm_prompts = part
-      cut, rewards = score_steps(prm_params, rollout, prm_prompts)
-      logp = _logp_of_each(policies, model, sampler, rollout, policy_shape)
-      return cut, rewards, *logp
-
-    cut, rewards, *read, ref_logp = micro_batches.map_rows(
-      score_part, (rollout, prm_prompts), rows_at_a_time, shards
+  def score(params, reference, prm_params, rollout, prm_prompts):
+    boundaries, rewards, logp, ref_logp = _read_all_models(
+      spec, rows, (params, reference, prm_params), rollout, prm_prompts
     )
-    own = old_logp == "score"
-    sampled = rollout.sampled_logp if own else rollout.full_logp
-    old = read[0] if own else sampled
-    drift = _drift(rollout, read[0], sampled) if read else None
-    return Scores(cut, rewards, old, ref_logp, drift)
+    scores = Scores(boundaries, rewards, rollout.full_logp, ref_logp)
+    return scores, _drift(rollout, logp, rollout.full_logp)
 
-  weights = zip(_weights_read(model, prm_model), layouts, strict=True)
+  return _jit_with_drift(score, spec)
+
+
+def make_sampled_score(
+  spec: StepSpec, rows: ScoreRows | None = None
+) -> Callable[[Any, Any, Rollout, Prompts], Scores]:
+  """Makes stage 2 with the sampler's old log-probs, unchecked.
+
+  With one gradient step per batch, the updated policy is the one that sampled:
+  the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
+  is that of advantage * log pi. If the sampler computes as the trainer does, a
+  forward pass of the policy would only measure the rounding between
+  `Rollout.full_logp` and the trainer's program.
+
+  Args:
+    spec: what the step computes.
+    rows: as for `make_score`.
+
+  Returns:
+    A jitted function (reference params, PRM params, rollout, PRM prompts) ->
+    `Scores`, whose old_logp is `Rollout.full_logp`.
+
+  Raises:
+    ValueError: if the sampler is greedy.
+  """
+  _check_explores(spec.sampler)
+
+  def score(reference, prm_params, rollout, prm_prompts):
+    policies = [(reference, spec.layouts.reference.act_sharding)]
+    boundaries, rewards, ref_logp = _score_rows(
+      spec, rows, policies, prm_params, rollout, prm_prompts
+    )
+    return Scores(boundaries, rewards, rollout.full_logp, ref_logp)
+
+  _, reference, prm_params = _weight_shardings(spec)
+  batch = sharding.batch_sharding(spec.layouts.training)
   return jax.jit(
     score,
-    in_shardings=(
-      *itertools.starmap(sharding.weight_shardings, weights),
-      rows,
-      rows,
-    ),
-    out_shardings=Scores(rows, rows, rows, rows, sharding.replicated(layout)),
+    in_shardings=(reference, prm_params, batch, batch),
+    out_shardings=batch,
   )
 
 
-def _weights_read(model, prm_model):
-  """Declarations of policy, reference and PRM."""
-  declared = policy.declare_policy(model)
-  _, base = lora.split_adapters(declared)
-  judge = None if prm_model is None else prm.declare_prm(prm_model)
-  return declared, base, judge
-
-
-def _drift(rollout, logp, sampled):
-  """Of the token whose two log-probs are furthest apart."""
-  return masked.masked_max(jnp.abs(logp - sampled), rollout.completion_mask)
-
-
-def _check_old_logp(old_logp, sampler):
-  """Refuses the log-probs of a sampler that takes the likeliest token."""
-  if old_logp not in OLD_LOGP:
-    raise ValueError(f"old_logp must be one of {OLD_LOGP}, not {old_logp!r}.")
-  if old_logp != "score" and not sampler.temperature > 0:
-    raise ValueError(
-      f"old_logp={old_logp!r} takes the sampler's log-probs, and at "
-      "temperature 0 it has none that the policy would give: set a temperature "
-      "> 0, or old_logp='score'."
-    )
-
-
-def _logp_of_each(policies, model, sampler, rollout, row_shape):
-  """Log-probs [B, C] of a rollout under policies and their placements."""
-  if row_shape is not None:
-    return packed.logp_of_each(policies, model, sampler, rollout, row_shape)
-  return [
-    rollout_logp(params, model, sampler, rollout, act_sharding)[0]
-    for params, act_sharding in policies
+def _read_all_models(spec, rows, models, rollout, prm_prompts):
+  """(steps, step rewards, log-probs of policy and reference) of a rollout."""
+  params, reference, prm_params = models
+  policies = [
+    (params, spec.layouts.training.act_sharding),
+    (reference, spec.layouts.reference.act_sharding),
   ]
+  return _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts)
 
 
-def _score_steps(
-  prm_model,
-  config,
-  table,
-  act_sharding,
-  row_shape,
-  prm_params,
-  rollout,
-  asked,
-):
+def _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts):
+  """(steps, step rewards, log-probs [B, C] under each policy) of a rollout."""
+  if rows is not None:
+    boundaries, rewards = _step_rewards(
+      spec, rows, prm_params, rollout, prm_prompts
+    )
+    logp = packed.logp_of_each(
+      policies, spec.model, spec.sampler, rollout, rows.policy
+    )
+    return boundaries, rewards, *logp
+
+  def score_micro_batch(batch):
+    rollout, prm_prompts = batch
+    logp = [
+      rollout_logp(params, spec.model, spec.sampler, rollout, act_sharding)[0]
+      for params, act_sharding in policies
+    ]
+    return *_step_rewards(spec, None, prm_params, rollout, prm_prompts), *logp
+
+  return map_rows(
+    score_micro_batch,
+    (rollout, prm_prompts),
+    spec.micro_batch_rows,
+    spec.layouts.row_shards,
+  )
+
+
+def _prm_inputs(spec, rollout, prm_prompts):
+  """What the PRM reads of a rollout, behind its own prompts."""
+  batch = rollout.replace(
+    prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+  )
+  return prm_inputs(spec.scoring, spec.table, batch)
+
+
+def _step_rewards(spec, rows, prm_params, rollout, prm_prompts):
   """Steps of responses and their rewards, 0 without a PRM."""
-  if prm_model is None:
-    cut = steps.split_steps(
+  config, table = spec.scoring, spec.table
+  if spec.prm_model is None:
+    boundaries = steps.split_steps(
       rollout.tokens, rollout.completion_mask, table, max_steps=config.max_steps
     )
-    return cut, jnp.zeros(cut.mask.shape, jnp.float32)
-  labelled = rollout.replace(prompt_tokens=asked.tokens, prompt_mask=asked.mask)
-  if row_shape is None:
-    logits, inputs, cut = prm_forward(
-      prm_params, prm_model, config, table, labelled, act_sharding
-    )
+    return boundaries, jnp.zeros(boundaries.mask.shape, jnp.float32)
+  act_sharding = spec.layouts.prm.act_sharding
+  inputs, boundaries = _prm_inputs(spec, rollout, prm_prompts)
+  if rows is None:
+    logits = prm.prm_logits(prm_params, spec.prm_model, inputs, act_sharding)
   else:
-    inputs, cut = prm_inputs(config, table, labelled)
     logits = packed.prm_logits(
-      prm_params, prm_model, inputs, row_shape, act_sharding
+      prm_params, spec.prm_model, inputs, rows.prm, act_sharding
     )
   rewards = steps.read_step_rewards(logits, inputs)
   if config.empty_step_reward is not None:
-    rewards = steps.replace_empty_steps(rewards, cut, config.empty_step_reward)
-  return cut, rewards
+    rewards = steps.replace_empty_steps(
+      rewards, boundaries, config.empty_step_reward
+    )
+  return boundaries, rewards
 
 
-def make_measure(
-  config: ScoreConfig, table: SeparatorTable, layout: sharding.Layout
-) -> Callable[[Rollout, Prompts], jax.Array]:
-  """The longest texts of a batch, which decide what its rows have to hold.
+def _drift(rollout, logp, sampled):
+  """The largest difference between two log-probs of a token."""
+  return masked.masked_max(jnp.abs(logp - sampled), rollout.completion_mask)
+
+
+def _weight_shardings(spec):
+  """Shardings of the weights of policy, reference and PRM."""
+  declared, layouts = policy.declare_policy(spec.model), spec.layouts
+  _, base = lora.split_adapters(declared)
+  prm_declared = None
+  if spec.prm_model is not None:
+    prm_declared = prm.declare_prm(spec.prm_model)
+  return (
+    sharding.weight_shardings(declared, layouts.training),
+    sharding.weight_shardings(base, layouts.reference),
+    sharding.weight_shardings(prm_declared, layouts.prm),
+  )
+
+
+def _jit_with_drift(score, spec):
+  """Compiles a stage 2 that reads all three models and returns the drift."""
+  layout = spec.layouts.training
+  batch = sharding.batch_sharding(layout)
+  return jax.jit(
+    score,
+    in_shardings=(*_weight_shardings(spec), batch, batch),
+    out_shardings=(batch, sharding.replicated(layout)),
+  )
+
+
+def _check_explores(sampler):
+  """Raises if a sampler takes the likeliest token, whose log-prob is 0."""
+  if not sampler.temperature > 0:
+    raise ValueError(
+      "A greedy sampler has no log-probs to take as old log-probs: set a "
+      "temperature > 0, or compute them by the policy (old_logp='score')."
+    )
+
+
+def make_measure(spec: StepSpec) -> Callable[[Rollout, Prompts], jax.Array]:
+  """Makes a function that measures the longest texts of a batch.
+
+  `pure_jax.training.packing.choose` takes the narrowest rows that hold them.
 
   Args:
-    config: how steps are cut and scored.
-    table: which token ids end a step.
-    layout: of the rows.
+    spec: what the step computes.
 
   Returns:
-    A jitted function (rollout, PRM prompts) -> [2] int32: the most tokens of
-    a prompt with its completion, and of what the PRM reads of one; the same
-    on every process.
+    A jitted function (rollout, PRM prompts) -> int32, the same on every
+    process: [1] the most tokens of a prompt with its completion, or with a PRM
+    [2], the second the most tokens that the PRM reads of a response.
   """
 
   def measure(rollout, prm_prompts):
-    labelled = rollout.replace(
-      prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
-    )
-    inputs, _ = prm_inputs(config, table, labelled)
     texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
+    if spec.prm_model is None:
+      return texts.max(keepdims=True)
+    inputs, _ = _prm_inputs(spec, rollout, prm_prompts)
     return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
 
+  layout = spec.layouts.training
   return jax.jit(measure, out_shardings=sharding.replicated(layout))
-
-
-def experience_from(
-  rollout: Rollout,
-  scores: Scores,
-  correct: jax.Array,
-  has_answer: jax.Array,
-  table: SeparatorTable,
-) -> Experience:
-  """Joins what the device and the grader found out about a rollout.
-
-  Args:
-    rollout: sampled completions, [B, C].
-    scores: steps, rewards and log-probs of the same rows.
-    correct: [B] float32, 1 where the grader found the answer right.
-    has_answer: [B] bool, True where the row may use that verdict.
-    table: which token ids end a step.
-
-  Returns:
-    The update's input.
-  """
-  return Experience(
-    completion_mask=rollout.completion_mask,
-    steps=scores.steps,
-    step_rewards=scores.step_rewards,
-    correct=correct,
-    has_answer=has_answer,
-    old_logp=scores.old_logp,
-    ref_logp=scores.ref_logp,
-    terminal_mask=steps.terminal_mask(
-      rollout.tokens, rollout.completion_mask, table
-    ),
-    sampled_logp=rollout.sampled_logp,
-  )

@@ -19,17 +19,16 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from pure_jax import steps
 from pure_jax.advantages import pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
-from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout import sampling
-from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.training import packing
 from pure_jax.training.gradients import policy_gradients
-from pure_jax.training.score import Scores, experience_from
-from pure_jax.types import SeparatorTable
+from pure_jax.training.packing import RowShape
+from pure_jax.training.score import ScoredBatch
+from pure_jax.training.step_spec import StepSpec
+from pure_jax.types import Experience, SeparatorTable
 
 Metrics = dict[str, jax.Array]
 
@@ -145,59 +144,6 @@ def start_state(
   )
 
 
-def make_compute_copy(
-  declared: Any,
-  model: ModelConfig,
-  source: sharding.Layout,
-  target: sharding.Layout,
-) -> Callable[[Any], Any]:
-  """Weights as products read them, in another layout: for rollouts, and for
-  models that are not trained.
-
-  Matrices are cast to the compute dtype, as the forward pass would do each
-  time: results are the same, and bfloat16 halves what is kept and read. Norms
-  stay as they are, for they are applied in float32.
-
-  Args:
-    declared: pytree of declared weights, stored as they are trained.
-    model: whose compute_dtype is meant.
-    source: where the weights are.
-    target: where the copy shall be, on the same devices.
-
-  Returns:
-    A jitted function from weights to their copy: the compiler chooses the
-    collectives. The weights given stay as they are, and are themselves what
-    comes back where neither layout nor dtype differ.
-
-  Raises:
-    ValueError: if the layouts are of different devices, or of devices in
-      another order.
-  """
-  if list(source.mesh.devices.flat) != list(target.mesh.devices.flat):
-    raise ValueError(
-      f"Weights cannot move from {source} to {target}: both must hold the "
-      "same devices in the same order."
-    )
-  before = sharding.weight_shardings(declared, source)
-  after = sharding.weight_shardings(declared, target)
-
-  def dtype_of(path, weight):
-    norm = jax.tree_util.keystr(path[-1:]).endswith("norm']")
-    return weight.dtype if norm else model.compute_dtype
-
-  dtypes = jax.tree_util.tree_map_with_path(
-    dtype_of, declared, is_leaf=weights.is_weight
-  )
-  stored = jax.tree.map(lambda w: w.dtype, declared, is_leaf=weights.is_weight)
-  if (before, stored) == (after, dtypes):
-    return lambda params: params
-  return jax.jit(
-    lambda params: jax.tree.map(lambda x, d: x.astype(d), params, dtypes),
-    in_shardings=(before,),
-    out_shardings=after,
-  )
-
-
 def apply_gradients(
   state: TrainState,
   grads: Any,
@@ -240,75 +186,72 @@ def apply_gradients(
   }
 
 
-def make_update(
-  model: ModelConfig,
-  sampler: sampling.SamplingConfig,
-  credit: CreditConfig,
-  loss: LossConfig,
-  optimizer: optax.GradientTransformation,
-  table: SeparatorTable,
-  layout: sharding.Layout,
-  micro_batches: int = 1,
-  row_shape: packing.RowShape | None = None,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-  """Stage 3: one gradient step of the fused PURE loss.
-
-  Credit, baselines and whitening see the whole batch; then the loss is
-  summed over micro-batches, each divided by the count of the whole batch, so
-  their number changes the memory used and not the result.
+def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
+  """Selects what credit assignment and loss read of a batch.
 
   Args:
-    model: the policy's architecture.
-    sampler: the sampling settings of the rollout.
-    credit: from step rewards to advantages.
-    loss: clipping, KL, entropy and aggregation.
-    optimizer: the optax transformation.
+    batch: B responses.
     table: which token ids end a step.
-    layout: mesh and rules.
-    micro_batches: passes over parts of the batch; must divide B.
-    row_shape: rows that texts are packed into, which say how many are read
-      together, in place of micro_batches; None gives each text its own.
-      Changes the time used and not the result.
 
   Returns:
-    A jitted function (state, rollout, scores, correct [B], has_answer [B])
-    -> (state, metrics); the state given is donated. With `model.lora` the
-    state holds the adapters alone, and the base is a further argument, which
-    gets no gradient and no optimizer state.
+    The experience.
   """
-  trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
+  rollout, scores = batch.rollout, batch.scores
+  return Experience(
+    completion_mask=rollout.completion_mask,
+    steps=scores.steps,
+    step_rewards=scores.step_rewards,
+    correct=batch.correct,
+    has_answer=batch.has_answer,
+    old_logp=scores.old_logp,
+    ref_logp=scores.ref_logp,
+    terminal_mask=steps.terminal_mask(
+      rollout.tokens, rollout.completion_mask, table
+    ),
+    sampled_logp=rollout.sampled_logp,
+  )
 
-  def update(state, rollout, scores, correct, has_answer, *base):
-    experience = experience_from(rollout, scores, correct, has_answer, table)
-    advantages, metrics = pure_advantages(experience, credit)
-    (value, found), grads = policy_gradients(
-      state.params,
-      (rollout, experience, advantages),
-      model,
-      sampler,
-      loss,
-      micro_batches,
-      row_shape,
-      layout.act_sharding,
-      *base,
+
+def make_update(
+  spec: StepSpec,
+  optimizer: optax.GradientTransformation,
+  rows: RowShape | None = None,
+) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
+  """Makes stage 3: one gradient step of the PURE loss.
+
+  Credit, baselines and whitening see the whole batch. The loss is summed over
+  micro-batches, each divided by the count of the whole batch, so their number
+  changes the memory used and not the result.
+
+  Args:
+    spec: what the step computes.
+    optimizer: the optax transformation.
+    rows: rows that texts are packed into, which replace
+      `spec.micro_batch_rows`; None gives each text a row of its own. Changes
+      the time used and not the result.
+
+  Returns:
+    A jitted function (state, batch, base) -> (state, metrics); the state given
+    is donated. With `spec.model.lora` the state holds the adapters alone, and
+    the base gets no gradient and no optimizer state; without, the base is {}.
+  """
+  model, layout = spec.model, spec.layouts.training
+
+  def update(state, batch, base):
+    experience = experience_from(batch, spec.table)
+    advantages, credit_metrics = pure_advantages(experience, spec.credit)
+    (loss, loss_metrics), grads = policy_gradients(
+      spec, state.params, base, batch.rollout, experience, advantages, rows
     )
-    state, applied = apply_gradients(state, grads, value, optimizer)
-    return state, metrics | found | applied
+    state, update_metrics = apply_gradients(state, grads, loss, optimizer)
+    return state, credit_metrics | loss_metrics | update_metrics
 
-  rows = sharding.batch_sharding(layout)
-  places = state_shardings(trained, optimizer, layout)
-  everywhere = sharding.replicated(layout)
-  base = (sharding.weight_shardings(frozen, layout),) if frozen else ()
+  trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
+  state = state_shardings(trained, optimizer, layout)
+  base = sharding.weight_shardings(frozen, layout)
   return jax.jit(
     update,
-    in_shardings=(
-      places,
-      rows,
-      Scores(rows, rows, rows, rows, everywhere),
-      rows,
-      rows,
-      *base,
-    ),
-    out_shardings=(places, everywhere),
+    in_shardings=(state, sharding.batch_sharding(layout), base),
+    out_shardings=(state, sharding.replicated(layout)),
     donate_argnums=0,
   )

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from benchmarks import (
-  batches,
   bounds,
   cases,
   machine,
@@ -214,12 +213,6 @@ def test_words_that_cannot_be_parsed_are_named(flag, word, message):
   assert sizes == dataclasses.replace(default, rows=(8,), lengths=((6, 12),))
   with pytest.raises(BenchmarkError, match=message):
     cases.parse_sizes(default, **{flag: [word]})
-
-
-def test_micro_batches_have_equal_sizes_within_the_limit():
-  assert batches.micro_batches(32, 8) == 4
-  assert batches.micro_batches(12, 8) == 2
-  assert batches.micro_batches(7, 6) == 7
 
 
 def test_probes_state_their_own_work():

@@ -47,9 +47,9 @@ def transformers():
 
 
 @pytest.fixture(scope="module")
-def ours():
-  """Our sampler of the case `EARLY`."""
-  return SUITES["rollout"].compile_arms(EARLY, Options())["generate"]
+def arms():
+  """Our samplers of the case `EARLY`."""
+  return SUITES["rollout"].compile_arms(EARLY, Options())
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +67,14 @@ def measure(case, options, baselines):
 
 
 def test_transformers_draws_as_many_tokens_from_the_same_model(
-  transformers, ours
+  transformers, arms, monkeypatch
 ):
   """If its rows went on after ours ended, it would take longer."""
+  ours = arms["generate"]
+  compiled = dataclasses.replace(
+    SUITES["rollout"], compile_arms=lambda case, options: arms
+  )
+  monkeypatch.setitem(SUITES, "rollout", compiled)
   result = measure(EARLY, Options(), [RolloutBaseline(transformers)])
   assert [line.name for line in result.lines] == [
     "generate", "engine", "prefill", "transformers"
@@ -77,14 +82,14 @@ def test_transformers_draws_as_many_tokens_from_the_same_model(
   assert len(set(ours.reference.tolist())) > 1
   tokens = np.array(transformers.call("answer")["tokens"])
   np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.reference)
-  arms = document.case_as_json(result)["arms"]
-  theirs = arms["transformers"]
+  saved = document.case_as_json(result)["arms"]
+  theirs = saved["transformers"]
   assert theirs["greedy_tokens_equal"] == 1.0
-  assert theirs["tokens"] == arms["generate"]["tokens"] == ours.reference.sum()
-  assert theirs["bound_seconds"] == arms["generate"]["bound_seconds"]
+  assert theirs["tokens"] == saved["generate"]["tokens"] == ours.reference.sum()
+  assert theirs["bound_seconds"] == saved["generate"]["bound_seconds"]
   assert theirs["versions"].keys() == {"python", "torch", "transformers"}
   assert theirs["peak_bytes"] > 10**7
-  ratio = theirs["median_seconds"] / arms["generate"]["median_seconds"]
+  ratio = theirs["median_seconds"] / saved["generate"]["median_seconds"]
   assert results.compare(result)["transformers / ours"] == ratio
   assert "early transformers " in table.as_text(result)
 
@@ -132,9 +137,6 @@ def test_trl_takes_the_step_of_rloo(environments, monkeypatch):
   its loop; without it the loss would double."""
   case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
   batch = rloo.draw_rloo(case, options)
-  assert batch.reference[0] == pytest.approx(
-    -np.mean(batch.advantages * np.exp(0.1 * np.sign(batch.advantages)))
-  )
   with run_baselines("update", ["trl_rloo"], environments) as baselines:
     result = measure(case, options, baselines)
     ours = SUITES["update"].compile_arms(case, options)["update"]
@@ -147,31 +149,31 @@ def test_trl_takes_the_step_of_rloo(environments, monkeypatch):
 
 
 def test_the_gradient_of_rloo_equals_that_of_weighted_log_probs():
-  """-mean(advantage x ratio x log-prob), in one micro-batch or in two."""
+  """-mean(advantage x ratio x log-prob) of the batch, in two micro-batches."""
   case = Case("update", "tiny", 4, 2, 8, 6)
-  whole, halves = (
-    rloo.draw_rloo(case, Options(rows_at_a_time=rows)) for rows in (4, 2)
-  )
-  np.testing.assert_allclose(whole.reference, halves.reference, rtol=1e-5)
-  np.testing.assert_allclose(whole.old_logp, halves.old_logp, rtol=1e-6)
+  batch = rloo.draw_rloo(case, Options(rows_at_a_time=2))
   # With two samples, each is compared with the other.
   np.testing.assert_allclose(
-    whole.advantages[::2], -whole.advantages[1::2], rtol=1e-6
+    batch.advantages[::2], -batch.advantages[1::2], rtol=1e-6
   )
   model = MODELS["tiny"]
   drawn = batches.draw_rollout(case, model.vocab_size)
-  weights = whole.advantages * np.exp(0.1 * np.sign(whole.advantages))
+  log_ratios = 0.1 * np.sign(batch.advantages)
+  weights = batch.advantages * np.exp(log_ratios)
 
   def weighted(params):
     logp, _ = policy.token_logp(
       params, model, drawn.prompt_tokens, drawn.prompt_mask, drawn.tokens,
       drawn.completion_mask,
     )  # fmt: skip
-    return -jax.numpy.mean(weights * logp.sum(axis=1))
+    logp = logp.sum(axis=1)
+    return -jax.numpy.mean(weights * logp), logp
 
-  grads = jax.jit(jax.grad(weighted))(init_policy("tiny", Options()))
+  gradients = jax.jit(jax.grad(weighted, has_aux=True))
+  grads, logp = gradients(init_policy("tiny", Options()))
   norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(grads)))
-  assert whole.reference[1] == pytest.approx(norm, rel=1e-4)
+  assert batch.reference == pytest.approx([-weights.mean(), norm], rel=1e-4)
+  np.testing.assert_allclose(batch.old_logp, logp - log_ratios, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -216,7 +218,7 @@ def test_trl_does_the_same_iteration(environments, monkeypatch, stops):
 def test_iterations_are_compared_by_their_largest_difference():
   """A baseline may leave out the columns of steps that no response has."""
   logp, rewards = np.zeros((2, 3)), np.array([[0.5, 0.0, 0.0], [0.1, 0.2, 0.0]])
-  scores = Scores(None, rewards, logp, logp - 1, None)
+  scores = Scores(None, rewards, logp, logp - 1)
   ours = IterationReference(np.array([3, 3]), np.zeros(2), scores, 1.0, 2.0)
   answer = {
     "old_logp": (logp + 0.25).tolist(),
@@ -234,7 +236,7 @@ def test_iterations_are_compared_by_their_largest_difference():
   }
 
 
-def test_a_baseline_with_another_model_fails(transformers, ours, monkeypatch):
+def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
   """One layer is left out, as by a wrong conversion."""
 
   def without_a_layer(name, options):
@@ -246,7 +248,7 @@ def test_a_baseline_with_another_model_fails(transformers, ours, monkeypatch):
   # What is exported.
   monkeypatch.setattr(baseline, "init_policy", without_a_layer)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
-    RolloutBaseline(transformers).arm(EARLY, Options(), ours)
+    RolloutBaseline(transformers).arm(EARLY, Options(), arms["generate"])
 
 
 def test_the_torch_loop_gives_the_same_advantages():
@@ -284,9 +286,13 @@ def test_the_torch_loop_gives_the_same_advantages():
   assert largest_difference("sum") > 1e-2
 
 
-def test_the_error_of_a_process_that_died_is_named():
-  script = BASELINES["transformers"].scripts["rollout"].file
-  with Process("transformers", sys.executable, script) as process:
+def test_the_error_of_a_process_that_died_is_named(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(
+    f"import sys; sys.path.append({str(SCRIPTS)!r})\n"
+    "import exchange; exchange.serve(object())"
+  )
+  with Process("script", sys.executable, script) as process:
     with pytest.raises(
       BenchmarkError, match="died in 'nothing': AttributeError"
     ):

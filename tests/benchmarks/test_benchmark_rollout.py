@@ -8,46 +8,40 @@ from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import Options
 from benchmarks.suites import rollout
 
-CASE = Case("rollout", "tiny", 4, 2, 8, 6)
-
-
-def rollout_arms(options, **changes):
-  return rollout.rollout_arms(dataclasses.replace(CASE, **changes), options)
+CASE = Case("rollout", "tiny", 4, 2, 8, 4, "early")
+# One prompt waits for the slots of the other.
+OPTIONS = Options(engine_slots=2, engine_chunk=3)
 
 
 def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
   """A variant is compared with the first sampler before it is timed."""
-  make_engine = rollout.make_engine
 
-  def make_other(*arguments):
-    sample = make_engine(*arguments)
-
-    def sample_others(*arguments):
-      drawn = sample(*arguments)
+  def make_other(case, options, sampler, slots):
+    def sample(*arguments):
+      one_loop, _ = rollout.compile_one_loop(case, options, sampler, *arguments)
+      drawn = one_loop(*arguments)
       return drawn.replace(tokens=drawn.tokens + 1)
 
-    return sample_others
+    return sample
 
   monkeypatch.setattr(rollout, "make_engine", make_other)
   with pytest.raises(BenchmarkError, match="engine and generate draw differ"):
-    rollout_arms(Options())
+    rollout.rollout_arms(CASE, OPTIONS)
 
 
 def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
   """The second engine has fewer slots than responses, so prompts wait."""
-  slots = []
+  sizes = []
   engine_config = rollout.EngineConfig
 
-  def record(number, chunk):
-    slots.append(number)
-    return engine_config(number, chunk)
+  def record(slots, chunk):
+    sizes.append((slots, chunk))
+    return engine_config(slots, chunk)
 
   monkeypatch.setattr(rollout, "EngineConfig", record)
-  sizes = dict(rows=8, new_tokens=12, stops="early")
-  options = Options(engine_slots=4, engine_chunk=3)
-  arms = rollout_arms(options, **sizes)
+  arms = rollout.rollout_arms(CASE, OPTIONS)
   assert list(arms) == ["generate", "engine", "refilled", "prefill"]
-  assert slots == [8, 4]
+  assert sizes == [(4, 3), (2, 3)]
   loop = arms["generate"]
   for engine in (arms["engine"], arms["refilled"]):
     assert engine.variant_of == "generate" and engine.compilation is None
@@ -76,4 +70,6 @@ def test_rollouts_may_round_the_cache_and_the_matrices():
 @pytest.mark.slow
 def test_rounded_rollouts_run_and_are_not_compared_by_token():
   options = Options(cache_dtype="int8", int8_matrices=True)
-  assert rollout_arms(options)["generate"].arm.work == 4 * 6
+  case = dataclasses.replace(CASE, stops="never")
+  arms = rollout.rollout_arms(case, options)
+  assert arms["generate"].arm.work == 4 * 4

@@ -89,9 +89,9 @@ def _loop_process(batch, lists, config):
 def test_baselines_agree_with_a_loop_over_tokens(form, changes):
   batch, lists = random_experience(1)
   config = dataclasses.replace(PLAIN, form=form, **changes)
-  found, _ = pure_advantages(batch, config)
+  actual, _ = pure_advantages(batch, config)
   expected = _loop_process(batch, lists, config)
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_step_baseline_pays_for_fewer_steps():
@@ -105,8 +105,8 @@ def test_step_baseline_pays_for_fewer_steps():
   rewards = jnp.array([[1.0, 1.0, 1.0], [1.0, 0, 0]])
   batch = batch.replace(steps=cut, step_rewards=rewards)
   config = dataclasses.replace(PLAIN, form="min", group_size=2, baseline="step")
-  found, _ = pure_advantages(batch, config)
-  np.testing.assert_allclose(found[:, 0], [1 - 3 * 1.0, 1 - 1 / 3], rtol=1e-6)
+  actual, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(actual[:, 0], [1 - 3 * 1.0, 1 - 1 / 3], rtol=1e-6)
   token, _ = pure_advantages(
     batch, dataclasses.replace(config, baseline="main")
   )
@@ -139,8 +139,8 @@ def test_reinforce_pp_agrees_with_a_loop_and_with_its_configuration():
   scaled = (values - values.mean()) / values.std(ddof=1)
   for (b, t, _), value in zip(tokens, scaled, strict=True):
     np.testing.assert_allclose(direct[b, t], value, rtol=1e-4, atol=1e-5)
-  found, _ = pure_advantages(batch, config)
-  np.testing.assert_allclose(found, direct, rtol=1e-5, atol=1e-6)
+  actual, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(actual, direct, rtol=1e-5, atol=1e-6)
 
 
 def test_kl_in_the_reward_is_paid_by_the_tokens_before_it():
@@ -148,13 +148,13 @@ def test_kl_in_the_reward_is_paid_by_the_tokens_before_it():
   config = dataclasses.replace(
     PLAIN, process_coef=0.0, kl_in_reward="k2", kl_coef=0.25
   )
-  found, _ = pure_advantages(batch, config)
+  actual, _ = pure_advantages(batch, config)
   difference = np.asarray(batch.ref_logp - batch.old_logp, np.float64)
   expected = np.zeros(difference.shape)
   for b, length in enumerate(lists["lengths"]):
     for t in range(length):
       expected[b, t] = -0.25 * (difference[b, t:length] ** 2 / 2).sum()
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_prompt_without_answer_gets_no_verifiable_term():
@@ -164,11 +164,11 @@ def test_prompt_without_answer_gets_no_verifiable_term():
     correct=jnp.array([1.0, 0, 0, 1, jnp.nan, 1, 0, 1, 0, 0, 0, 1]),
   )
   config = dataclasses.replace(PLAIN, process_coef=0.0, verifiable_coef=2.0)
-  found, metrics = pure_advantages(batch, config)
-  assert not np.asarray(found)[4:8].any()
+  actual, metrics = pure_advantages(batch, config)
+  assert not np.asarray(actual)[4:8].any()
   kept = np.asarray(batch.completion_mask)
   np.testing.assert_allclose(
-    found[0][kept[0]], np.full(kept[0].sum(), 2 * 2 / 3), rtol=1e-6
+    actual[0][kept[0]], np.full(kept[0].sum(), 2 * 2 / 3), rtol=1e-6
   )
   # 3 of the 8 that count are right; counting all 12 would give NaN or .25.
   np.testing.assert_allclose(metrics["correct_mean"], 3 / 8)
@@ -181,9 +181,9 @@ def test_parts_add_up():
   outcome, _ = pure_advantages(
     batch, dataclasses.replace(PLAIN, process_coef=0.0, verifiable_coef=1.0)
   )
-  found, _ = pure_advantages(batch, both)
+  actual, _ = pure_advantages(batch, both)
   np.testing.assert_allclose(
-    found, 0.5 * process + 2 * outcome, rtol=1e-5, atol=1e-6
+    actual, 0.5 * process + 2 * outcome, rtol=1e-5, atol=1e-6
   )
 
 
@@ -203,38 +203,38 @@ def test_padding_changes_nothing(preset):
 
 def test_a_prompt_does_not_depend_on_the_others_without_whitening():
   batch, _ = random_experience(9)
-  found, _ = pure_advantages(batch, PLAIN)
+  actual, _ = pure_advantages(batch, PLAIN)
   changed = batch.replace(step_rewards=batch.step_rewards.at[4:].set(0.3))
   again, _ = pure_advantages(changed, PLAIN)
-  np.testing.assert_array_equal(found[:4], again[:4])
-  assert np.abs(np.asarray(found[4:] - again[4:])).max() > 0.01
+  np.testing.assert_array_equal(actual[:4], again[:4])
+  assert np.abs(np.asarray(actual[4:] - again[4:])).max() > 0.01
 
 
 def test_whitening_is_over_the_tokens_of_the_batch():
   batch, _ = random_experience(10)
   plain, _ = pure_advantages(batch, PLAIN)
-  found, metrics = pure_advantages(
+  actual, metrics = pure_advantages(
     batch, dataclasses.replace(PLAIN, whiten=True)
   )
   kept = np.asarray(batch.completion_mask)
   tokens = np.asarray(plain, np.float64)[kept]
   expected = np.zeros(kept.shape)
   expected[kept] = (tokens - tokens.mean()) / tokens.std(ddof=1)
-  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
   np.testing.assert_allclose(metrics["advantage_mean"], 0, atol=1e-6)
 
 
 def test_terminal_tokens_get_no_advantage_and_do_not_whiten():
   batch, _ = random_experience(11)
   config = dataclasses.replace(PLAIN, whiten=True, zero_terminal_advantage=True)
-  found, _ = pure_advantages(batch, config)
+  actual, _ = pure_advantages(batch, config)
   plain, _ = pure_advantages(batch, PLAIN)
   ends = np.asarray(batch.terminal_mask)
   inner = np.asarray(batch.completion_mask) & ~ends
-  assert not np.asarray(found)[ends].any()
+  assert not np.asarray(actual)[ends].any()
   tokens = np.asarray(plain, np.float64)[inner]
   np.testing.assert_allclose(
-    np.asarray(found)[inner],
+    np.asarray(actual)[inner],
     (tokens - tokens.mean()) / tokens.std(ddof=1),
     rtol=1e-4,
     atol=1e-5,
@@ -247,11 +247,11 @@ def test_nonfinite_rewards_are_counted_and_stay_where_they_are():
   batch, _ = random_experience(12)
   clean, _ = pure_advantages(batch, PLAIN)
   broken = batch.replace(step_rewards=batch.step_rewards.at[0, 0].set(jnp.nan))
-  found, metrics = pure_advantages(broken, PLAIN)
+  actual, metrics = pure_advantages(broken, PLAIN)
   assert float(metrics["nonfinite_step_rewards"]) == 1
-  assert np.isfinite(np.asarray(found)).all()
+  assert np.isfinite(np.asarray(actual)).all()
   # Through a baseline a NaN would reach the group, through whitening all.
-  np.testing.assert_array_equal(found[4:], clean[4:])
+  np.testing.assert_array_equal(actual[4:], clean[4:])
   padded = batch.replace(
     step_rewards=jnp.where(batch.steps.mask, batch.step_rewards, jnp.nan)
   )
@@ -274,12 +274,12 @@ def test_excluded_empty_steps_pass_on_the_return_that_follows():
     baseline="none",
     exclude_empty_steps=True,
   )
-  found, metrics = pure_advantages(batch, config)
+  actual, metrics = pure_advantages(batch, config)
   # The empty step's -.9 is gone, and its token takes the .2 that follows;
   # 0 there would reward or punish the separator for nothing.
-  np.testing.assert_allclose(found[0], [0.2] * 6, rtol=1e-6)
+  np.testing.assert_allclose(actual[0], [0.2] * 6, rtol=1e-6)
   np.testing.assert_allclose(
-    found[1], [-0.9, -0.9, -0.9, 0.2, 0.2, 0.2], rtol=1e-6
+    actual[1], [-0.9, -0.9, -0.9, 0.2, 0.2, 0.2], rtol=1e-6
   )
   np.testing.assert_allclose(metrics["empty_step_fraction"], 1 / 6)
   assert float(metrics["no_content_fraction"]) == 0
@@ -301,26 +301,26 @@ def test_dense_minimum_erases_what_the_sound_one_keeps():
   fault = dataclasses.replace(
     fault, baseline="none", kl_in_reward=None, whiten=False
   )
-  found, _ = pure_advantages(batch, fault)
+  actual, _ = pure_advantages(batch, fault)
   # Sums over the same tokens would begin with 2.7; the +1 sits on the last
   # token and still the zero before it wins everywhere else.
-  np.testing.assert_allclose(found[0], [0, 0, 0, 1.8], rtol=1e-6)
-  np.testing.assert_allclose(found[1], [-0.5, -0.5, -0.2, -0.2], rtol=1e-6)
+  np.testing.assert_allclose(actual[0], [0, 0, 0, 1.8], rtol=1e-6)
+  np.testing.assert_allclose(actual[1], [-0.5, -0.5, -0.2, -0.2], rtol=1e-6)
   wide, _ = pure_advantages(pad_columns(batch, 1, 0), fault)
   # And with one column of padding even that is gone.
   np.testing.assert_allclose(wide[0], [0, 0, 0, 0, 0])
   sound = dataclasses.replace(
     fault, form="min", fold_verifiable=False, verifiable_estimator="none"
   )
-  found, _ = pure_advantages(batch, sound)
-  np.testing.assert_allclose(found[0], [1.8] * 4, rtol=1e-6)
+  actual, _ = pure_advantages(batch, sound)
+  np.testing.assert_allclose(actual[0], [1.8] * 4, rtol=1e-6)
 
 
 def test_folded_rewards_stand_where_the_events_are():
   batch, lists = random_experience(13)
   config = settings.reference_verl(4)[0]
   config = dataclasses.replace(config, kl_coef=0.5, verifiable_coef=3.0)
-  found = advantages.folded_rewards(batch.step_rewards, batch, config)
+  actual = advantages.folded_rewards(batch.step_rewards, batch, config)
   d = np.asarray(batch.ref_logp - batch.old_logp, np.float64)
   scores, correct, known = map(
     np.asarray, (batch.step_rewards, batch.correct, batch.has_answer)
@@ -335,7 +335,7 @@ def test_folded_rewards_stand_where_the_events_are():
       expected[b, length - 1] += 3 * correct[b]
     for t in range(length):
       expected[b, t] -= 0.5 * (np.exp(d[b, t]) - d[b, t] - 1)
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_a_row_without_tokens_is_zero():
@@ -345,9 +345,9 @@ def test_a_row_without_tokens_is_zero():
     settings.reference_main,
     settings.reference_verl,
   ):
-    found, metrics = pure_advantages(batch, preset(4)[0])
-    assert not np.asarray(found[0]).any()
-    assert np.isfinite(np.asarray(found)).all()
+    actual, metrics = pure_advantages(batch, preset(4)[0])
+    assert not np.asarray(actual[0]).any()
+    assert np.isfinite(np.asarray(actual)).all()
     assert all(np.isfinite(value) for value in metrics.values())
 
 

@@ -82,22 +82,22 @@ def test_returns_table_of_the_method(form, expected):
   # sum. The softmin row is printed to three digits.
   config = CreditConfig(form=form)
   mask = jnp.ones(4, bool)
-  found = credit.step_returns(jnp.array(TABLE_REWARDS), mask, config)
+  actual = credit.step_returns(jnp.array(TABLE_REWARDS), mask, config)
   # -.6 is off by 4.5e-5 at T = .1: that is the method, not rounding.
   tolerance = 5e-4 if form == "softmin" else 1e-6
-  np.testing.assert_allclose(found, expected, atol=tolerance)
+  np.testing.assert_allclose(actual, expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_agrees_with_a_loop_over_each_response(form):
   rows = _random_rows(1)
   rewards, mask = _pad(rows, 7)
-  found = np.asarray(FORMS[form](rewards, mask))
-  assert found.dtype == jnp.float32
+  actual = np.asarray(FORMS[form](rewards, mask))
+  assert actual.dtype == jnp.float32
   for b, row in enumerate(rows):
     expected = np.zeros(7)
     expected[: len(row)] = _loop(form, row)
-    np.testing.assert_allclose(found[b], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual[b], expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -112,22 +112,22 @@ def test_masked_steps_are_the_identity_wherever_they_stand(form):
     rewards[places] = row
     mask = np.zeros(12, bool)
     mask[places] = True
-    found = FORMS[form](jnp.asarray(rewards), jnp.asarray(mask))
+    actual = FORMS[form](jnp.asarray(rewards), jnp.asarray(mask))
     np.testing.assert_allclose(
-      np.asarray(found)[places], _loop(form, row), rtol=1e-5, atol=1e-6
+      np.asarray(actual)[places], _loop(form, row), rtol=1e-5, atol=1e-6
     )
-    assert not np.asarray(found)[~mask].any()
+    assert not np.asarray(actual)[~mask].any()
 
 
 def test_zero_padding_would_erase_positive_returns():
   rewards = jnp.array([0.9, 0.8, 0.0, 0.0])
   mask = jnp.array([True, True, False, False])
   # A minimum over the padded row would be [0, 0, 0, 0].
-  found = credit.min_returns(rewards, mask)
-  np.testing.assert_allclose(found, [0.8, 0.8, 0, 0])
+  actual = credit.min_returns(rewards, mask)
+  np.testing.assert_allclose(actual, [0.8, 0.8, 0, 0])
   # A softmin over it would weigh the padding exp(0) = 1 against 3e-4.
-  found = credit.softmin_returns(rewards, mask)
-  np.testing.assert_allclose(found[0], 0.8268941, rtol=1e-5)
+  actual = credit.softmin_returns(rewards, mask)
+  np.testing.assert_allclose(actual[0], 0.8268941, rtol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -163,14 +163,14 @@ def test_packed_equals_unpacked(form):
   ids = np.concatenate([ids, np.full(3, -1)])
   mask = np.random.default_rng(6).random(len(packed)) < 0.8
   mask[-3:] = False
-  found = FORMS[form](
+  actual = FORMS[form](
     jnp.asarray(packed), jnp.asarray(mask), segment_ids=jnp.asarray(ids)
   )
-  assert not np.asarray(found)[~mask].any()
+  assert not np.asarray(actual)[~mask].any()
   for i in range(len(rows)):
     inside = (ids == i) & mask
     np.testing.assert_allclose(
-      np.asarray(found)[inside],
+      np.asarray(actual)[inside],
       _loop(form, packed[inside]),
       rtol=1e-5,
       atol=1e-6,
@@ -186,14 +186,14 @@ def test_one_row_of_segments_serves_all_rows(form):
   expected = FORMS[form](
     rewards, mask, segment_ids=np.broadcast_to(segments, rewards.shape)
   )
-  found = FORMS[form](rewards, mask, segment_ids=segments)
-  np.testing.assert_array_equal(found, expected)
-  filled = credit.transformed_rewards(found, mask, segment_ids=segments)
+  actual = FORMS[form](rewards, mask, segment_ids=segments)
+  np.testing.assert_array_equal(actual, expected)
+  filled = credit.transformed_rewards(actual, mask, segment_ids=segments)
   again = credit.sum_returns(filled, mask, segment_ids=segments)
-  np.testing.assert_allclose(again, found, atol=1e-6)
+  np.testing.assert_allclose(again, actual, atol=1e-6)
 
 
-def test_a_discount_above_one_is_refused():
+def test_a_discount_above_one_raises():
   with pytest.raises(ValueError, match=r"in 0\.\.1, not 5"):
     credit.sum_returns(jnp.ones(2), jnp.ones(2, bool), discount=5.0)
 
@@ -201,8 +201,8 @@ def test_a_discount_above_one_is_refused():
 def test_packed_wrong_value_named():
   rewards = jnp.array([0.5, 0.2, -0.9])
   segments = jnp.array([0, 0, 1])
-  found = credit.min_returns(rewards, jnp.ones(3, bool), segment_ids=segments)
-  np.testing.assert_allclose(found, [0.2, 0.2, -0.9])
+  actual = credit.min_returns(rewards, jnp.ones(3, bool), segment_ids=segments)
+  np.testing.assert_allclose(actual, [0.2, 0.2, -0.9])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -248,8 +248,8 @@ def test_min_forms_are_one_argument_apart():
 def test_softmin_bias_of_five_good_steps():
   # The minimum is .70: at T = .1 the softmin sum stays above it.
   rewards = jnp.array([0.9, 0.8, 0.95, 0.85, 0.7])
-  found = credit.softmin_rewards(rewards, jnp.ones(5, bool)).sum()
-  np.testing.assert_allclose(found, 0.765, atol=5e-4)
+  actual = credit.softmin_rewards(rewards, jnp.ones(5, bool)).sum()
+  np.testing.assert_allclose(actual, 0.765, atol=5e-4)
 
 
 def test_prm_error_stays_small_in_min_form_only():
@@ -297,11 +297,11 @@ def test_transformed_rewards_undo_the_sum_and_softmin():
 def test_following_returns_fill_absent_steps():
   returns = jnp.array([0.0, 2.0, 0.0, 3.0, 0.0])
   mask = jnp.array([False, True, False, True, False])
-  found = credit.following_returns(returns, mask)
-  assert found.tolist() == [2, 2, 3, 3, 0]
+  actual = credit.following_returns(returns, mask)
+  assert actual.tolist() == [2, 2, 3, 3, 0]
   segments = jnp.array([0, 0, 0, 1, 1])
-  found = credit.following_returns(returns, mask, segment_ids=segments)
-  assert found.tolist() == [2, 2, 0, 3, 0]
+  actual = credit.following_returns(returns, mask, segment_ids=segments)
+  assert actual.tolist() == [2, 2, 0, 3, 0]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -309,21 +309,21 @@ def test_float64_in_float64_out(form):
   with jax.enable_x64(True):
     rows = _random_rows(13)
     rewards, mask = _pad(rows, 7)
-    found = np.asarray(FORMS[form](rewards.astype(jnp.float64), mask))
-    assert found.dtype == jnp.float64
+    actual = np.asarray(FORMS[form](rewards.astype(jnp.float64), mask))
+    assert actual.dtype == jnp.float64
     for b, row in enumerate(rows):
       np.testing.assert_allclose(
-        found[b, : len(row)], _loop(form, row), rtol=1e-12, atol=1e-12
+        actual[b, : len(row)], _loop(form, row), rtol=1e-12, atol=1e-12
       )
 
 
 def test_takes_plain_numpy_arrays():
   rewards, mask = np.array(TABLE_REWARDS), np.ones(4, bool)
-  found = credit.min_returns(rewards, mask, segment_ids=np.zeros(4, int))
-  np.testing.assert_allclose(found, [-0.6, -0.6, 0.4, 0.9], atol=1e-6)
+  actual = credit.min_returns(rewards, mask, segment_ids=np.zeros(4, int))
+  np.testing.assert_allclose(actual, [-0.6, -0.6, 0.4, 0.9], atol=1e-6)
 
 
-def test_impossible_temperature_is_refused():
+def test_impossible_temperature_raises():
   with pytest.raises(ValueError, match="temperature must be > 0"):
     credit.softmin_returns(jnp.ones(2), jnp.ones(2, bool), temperature=0.0)
 

@@ -1,4 +1,4 @@
-"""Shapes that do not fit are refused, not broadcast to a wrong number."""
+"""Arrays of wrong shapes raise and are not broadcast."""
 
 import jax.numpy as jnp
 import pytest
@@ -19,8 +19,8 @@ CREDIT = CreditConfig("min", baseline="main", group_size=4)
     ("terminal_mask", (slice(None), slice(8)), r"\(12, 8\), not \(12, 9\)"),
   ],
 )
-def test_a_field_of_another_shape_is_named(field, cut, message):
-  """[B, 1] rewards would give every step the first one's."""
+def test_a_field_of_a_wrong_shape_raises(field, cut, message):
+  """Rewards [B, 1] would be broadcast to all steps."""
   batch, _ = random_experience(1)
   wrong = batch.replace(**{field: getattr(batch, field)[cut]})
   logp = jnp.zeros(batch.completion_mask.shape)
@@ -29,7 +29,7 @@ def test_a_field_of_another_shape_is_named(field, cut, message):
 
 
 @pytest.mark.parametrize("name", ["new_logp", "entropy", "advantages"])
-def test_an_argument_of_another_shape_is_named(name):
+def test_an_argument_of_a_wrong_shape_raises(name):
   batch, _ = random_experience(1)
   right = jnp.zeros(batch.completion_mask.shape)
   given = dict.fromkeys(("new_logp", "entropy", "advantages"), right)

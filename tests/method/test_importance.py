@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import test_train as boundary
+import train_boundary as boundary
 from factories import pad_columns, random_experience
 from small_models import random_policy
 
 from pure_jax import importance, losses
 from pure_jax.advantages import check_experience
+from pure_jax.parallel import sharding
 from pure_jax.settings import LossConfig
-from pure_jax.training import packing, score
+from pure_jax.training import packing, score, train
 from pure_jax.training.gradients import policy_gradients
 from pure_jax.types import Rollout
 
@@ -55,9 +56,10 @@ def test_the_weighted_loss_agrees_with_a_loop(config):
     config, importance_cap=CAP, kl_in_loss="k3", kl_coef=0.3, entropy_coef=0.1
   )
   batch, lists, new_logp, entropy, advantages = drawn()
-  loss, metrics = losses.policy_objective(
+  loss, groups = losses.policy_objective(
     new_logp, entropy, advantages, batch, config
   )
+  metrics = groups.to_dict()
   names = ("policy", "importance_weight", "importance_truncated", "sampler_kl")
   rows = {name: [] for name in (*names, "penalty", "entropy")}
   for b, length in enumerate(lists["lengths"]):
@@ -180,7 +182,7 @@ def test_without_a_cap_the_sampler_is_not_read():
     *arguments, batch.replace(sampled_logp=poison), LossConfig()
   )
   jax.tree.map(np.testing.assert_array_equal, found, expected)
-  assert "importance_weight" not in found[1]
+  assert "importance_weight" not in found[1].sums
   with pytest.raises(ValueError, match=r"experience\.sampled_logp, which is"):
     losses.policy_objective(
       *arguments,
@@ -230,32 +232,35 @@ def batch_of_a_run():
   return params, (rollout, batch, advantages)
 
 
-def test_parts_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
+def test_micro_batches_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
   """A packed token with its neighbour's weight would show here."""
   params, batch = batch_of_a_run
-  config = LossConfig(aggregate="sequence_mean", importance_cap=CAP)
+  spec = boundary.spec(
+    sharding.make_layout(),
+    loss=LossConfig(aggregate="sequence_mean", importance_cap=CAP),
+  )
 
-  def gradients(**options):
+  def gradients(spec, rows=None):
     return jax.jit(
-      lambda params, batch: policy_gradients(
-        params, batch, boundary.MODEL, boundary.SAMPLER, config, **options
-      )
+      lambda params, batch: policy_gradients(spec, params, {}, *batch, rows)
     )(params, batch)
 
-  (loss, metrics), grads = gradients()
+  (loss, metrics), grads = gradients(spec)
   assert 0 < metrics["importance_truncated"] < 1
-  for options in (
-    {"micro_batches": 4},
-    {"row_shape": packing.RowShape(21, 2)},
+  for other in (
+    gradients(dataclasses.replace(spec, micro_batch_rows=2)),
+    gradients(spec, packing.RowShape(21, 2)),
   ):
-    (found, others), theirs = gradients(**options)
-    np.testing.assert_allclose(found, loss, atol=1e-6)
+    (other_loss, other_metrics), other_grads = other
+    np.testing.assert_allclose(other_loss, loss, atol=1e-6)
     for key, value in metrics.items():
       np.testing.assert_allclose(
-        others[key], value, rtol=1e-5, atol=1e-6, err_msg=key
+        other_metrics[key], value, rtol=1e-5, atol=1e-6, err_msg=key
       )
     jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), theirs, grads
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+      other_grads,
+      grads,
     )
 
 
@@ -264,10 +269,9 @@ def test_the_update_is_given_what_the_sampler_said(batch_of_a_run):
   _, (rollout, batch, _) = batch_of_a_run
   rollout = rollout.replace(sampled_logp=batch.sampled_logp)
   scores = score.Scores(
-    batch.steps, batch.step_rewards, batch.old_logp, batch.ref_logp, None
+    batch.steps, batch.step_rewards, batch.old_logp, batch.ref_logp
   )
-  experience = score.experience_from(
-    rollout, scores, batch.correct, batch.has_answer, boundary.TABLE
-  )
+  scored = score.ScoredBatch(rollout, scores, batch.correct, batch.has_answer)
+  experience = train.experience_from(scored, boundary.TABLE)
   np.testing.assert_array_equal(experience.sampled_logp, rollout.sampled_logp)
   np.testing.assert_array_equal(experience.old_logp, scores.old_logp)

@@ -55,9 +55,10 @@ def test_objective_agrees_with_a_loop(config, high):
   batch, lists = random_experience(1)
   new_logp, entropy = _policy(batch)
   advantages, _ = pure_advantages(batch, CREDIT)
-  loss, metrics = losses.policy_objective(
+  loss, groups = losses.policy_objective(
     new_logp, entropy, advantages, batch, config
   )
+  metrics = groups.to_dict()
   arrays = (new_logp, batch.old_logp, batch.ref_logp, advantages)
   new, old, ref, advantage = (np.asarray(x, np.float64) for x in arrays)
   policy, clipped, kl = np.zeros((3, *new_logp.shape))
@@ -97,11 +98,11 @@ def test_aggregates_have_the_denominators_they_name():
   # Lengths 1 and 3. Dividing by mask.size would give 6 / 8 = .75 for all.
   per_token = jnp.array([[3.0, 9, 9, 9], [1, 1, 1, 9]])
   mask = jnp.array([[True, False, False, False], [True, True, True, False]])
-  found = [
+  actual = [
     float(losses.aggregate_loss(per_token, mask, config))
     for config in AGGREGATES
   ]
-  np.testing.assert_allclose(found, [6 / 4, (3 + 1) / 2, 6 / (2 * 20)])
+  np.testing.assert_allclose(actual, [6 / 4, (3 + 1) / 2, 6 / (2 * 20)])
   counts = [float(losses.loss_denominator(mask, c)) for c in AGGREGATES]
   assert counts == [4, 2, 40]
 
@@ -136,9 +137,10 @@ def test_micro_batches_sum_to_the_batch(config, micro_batches):
   np.testing.assert_allclose(
     sum(g for _, g in parts), gradient, rtol=1e-5, atol=1e-7
   )
-  for name in ("policy_loss", "kl_reference", "entropy", "clip_fraction"):
-    total = sum(found[name] for (_, found), _ in parts)
-    np.testing.assert_allclose(total, metrics[name], rtol=1e-5, atol=1e-6)
+  assert {"policy_loss", "kl_reference", "entropy"} < metrics.sums.keys()
+  for name, expected in metrics.sums.items():
+    total = sum(actual.sums[name] for (_, actual), _ in parts)
+    np.testing.assert_allclose(total, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +278,7 @@ def test_at_the_start_ratio_is_one_and_kl_zero():
     "kl_reference": 0,
     "clip_fraction": 0,
   }.items():
-    assert float(metrics[name]) == expected, name
+    assert float(metrics.to_dict()[name]) == expected, name
 
 
 def test_pure_loss_is_its_parts():
@@ -287,10 +289,11 @@ def test_pure_loss_is_its_parts():
   expected, objective_metrics = losses.policy_objective(
     new_logp, entropy, advantages, batch, config
   )
-  found, metrics = pure_loss(new_logp, entropy, batch, CREDIT, config)
-  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
-  assert set(metrics) == set(credit_metrics) | set(objective_metrics)
-  assert not set(credit_metrics) & set(objective_metrics)
+  actual, metrics = pure_loss(new_logp, entropy, batch, CREDIT, config)
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
+  loss_metrics = objective_metrics.to_dict()
+  assert set(metrics) == set(credit_metrics) | set(loss_metrics)
+  assert not set(credit_metrics) & set(loss_metrics)
 
 
 def test_padding_changes_nothing_and_its_nan_reaches_no_gradient():
@@ -305,12 +308,12 @@ def test_padding_changes_nothing_and_its_nan_reaches_no_gradient():
     return value
 
   expected, gradient = jax.value_and_grad(loss)(new_logp, batch, entropy)
-  found, wide_gradient = jax.value_and_grad(loss)(
+  actual, wide_gradient = jax.value_and_grad(loss)(
     jnp.pad(new_logp, padding, constant_values=-jnp.inf),
     wide,
     jnp.pad(entropy, padding, constant_values=jnp.nan),
   )
-  np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+  np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
   np.testing.assert_allclose(
     wide_gradient[:, :9], gradient, rtol=1e-5, atol=1e-7
   )

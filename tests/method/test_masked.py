@@ -33,9 +33,9 @@ def test_agrees_with_numpy_ma(ours, theirs, axis):
   x, mask = _ragged()
   kept = np.ma.array(x, mask=~mask)
   expected = np.ma.filled(np.ma.asarray(theirs(kept, axis=axis)), 0.0)
-  found = ours(jnp.asarray(x), jnp.asarray(mask), axis)
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-  assert found.dtype == jnp.float32
+  actual = ours(jnp.asarray(x), jnp.asarray(mask), axis)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+  assert actual.dtype == jnp.float32
 
 
 def test_mean_divides_by_what_it_kept():
@@ -77,8 +77,8 @@ def test_whiten_is_bessel_corrected_over_kept_entries():
   x, mask = _ragged()
   kept = x[mask].astype(np.float64)
   expected = np.where(mask, (x - kept.mean()) / kept.std(ddof=1), 0)
-  found = masked.whiten(jnp.asarray(x), jnp.asarray(mask))
-  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+  actual = masked.whiten(jnp.asarray(x), jnp.asarray(mask))
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_whiten_leaves_a_constant_batch_at_zero():

@@ -97,11 +97,11 @@ def _configs(case):
   return config, loss
 
 
-def _close(found, expected, dtype, what):
-  assert np.asarray(found).dtype == dtype, what
+def _close(actual, expected, dtype, what):
+  assert np.asarray(actual).dtype == dtype, what
   tolerance = TOLERANCE[dtype]
   np.testing.assert_allclose(
-    found, expected, rtol=tolerance, atol=tolerance, err_msg=what
+    actual, expected, rtol=tolerance, atol=tolerance, err_msg=what
   )
 
 
@@ -119,8 +119,8 @@ def _compute(batch, new_logp, config, loss_config):
     "token_reward": folded_rewards(rewards, batch, config),
     "returns": pure_advantages(batch, plain)[0],
     "advantages": advantages,
-    "policy_loss": metrics["policy_loss"],
-    "clip_fraction": metrics["clip_fraction"],
+    "policy_loss": metrics.sums["policy_loss"],
+    "clip_fraction": metrics.sums["clip_fraction"],
   }
 
 
@@ -136,10 +136,10 @@ def test_reference_verl_reproduces_every_field(case, dtype):
       _close(scores[b, : len(row)], row, dtype, "step_score")
 
     new_logp = jnp.asarray(case["new_logprob"], dtype)
-    found = _compute(batch, new_logp, config, loss_config)
-    for name, value in found.items():
+    actual = _compute(batch, new_logp, config, loss_config)
+    for name, value in actual.items():
       _close(value, expect[name], dtype, name)
-    assert set(found) | {"step_score"} == set(expect)
+    assert set(actual) | {"step_score"} == set(expect)
 
 
 @pytest.mark.parametrize(
@@ -153,11 +153,11 @@ def test_strict_min_is_the_minimum_over_the_dense_row(case):
     config = dataclasses.replace(
       config, form="min_dense", whiten=False, baseline="none"
     )
-    found, _ = jax.jit(pure_advantages, static_argnums=1)(batch, config)
+    actual, _ = jax.jit(pure_advantages, static_argnums=1)(batch, config)
     dense = np.asarray(case["expect"]["token_reward"])
     least = np.minimum.accumulate(dense[:, ::-1], axis=1)[:, ::-1]
     kept = np.asarray(batch.completion_mask)
-    np.testing.assert_allclose(found, np.where(kept, least, 0), atol=1e-9)
+    np.testing.assert_allclose(actual, np.where(kept, least, 0), atol=1e-9)
 
 
 @pytest.mark.skipif(len(CASES) != 12, reason="not the published set of cases")

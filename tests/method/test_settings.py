@@ -1,11 +1,11 @@
-"""pure_jax.settings: impossible values are refused with a sentence."""
+"""pure_jax.settings: impossible values raise an error; presets differ."""
 
 import dataclasses
 
 import pytest
 
 from pure_jax import settings
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ from pure_jax.settings import CreditConfig, LossConfig
   ],
   ids=str,
 )
-def test_impossible_credit_is_refused(changes, sentence):
+def test_impossible_credit_raises(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
     CreditConfig(**changes)
 
@@ -63,12 +63,26 @@ def test_impossible_credit_is_refused(changes, sentence):
   ],
   ids=str,
 )
-def test_impossible_loss_is_refused(changes, sentence):
+def test_impossible_loss_raises(changes, sentence):
   with pytest.raises(ValueError, match=sentence):
     LossConfig(**changes)
 
 
-def test_one_sample_is_enough_where_nothing_is_compared():
+@pytest.mark.parametrize(
+  "changes, sentence",
+  [
+    ({"max_steps": 0}, "max_steps must be >= 1"),
+    ({"separator": "drop"}, "separator must be one of"),
+    ({"empty_step_reward": -1.5}, "empty_step_reward must lie in -1..1"),
+  ],
+  ids=str,
+)
+def test_impossible_scores_raise(changes, sentence):
+  with pytest.raises(ValueError, match=sentence):
+    ScoreConfig(**{"max_steps": 4} | changes)
+
+
+def test_one_sample_is_enough_if_nothing_is_compared():
   config = CreditConfig(
     group_size=1, baseline="none", verifiable_estimator="none"
   )

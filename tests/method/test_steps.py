@@ -47,8 +47,8 @@ _jitted_inputs = jax.jit(steps.build_prm_inputs, static_argnames="separator")
 def _split(rows, width=8, max_steps=4, table=TABLE):
   """Steps of the rows as numpy arrays."""
   tokens, mask = _batch(rows, width)
-  found = _jitted_split(tokens, mask, table, max_steps=max_steps)
-  return jax.tree.map(np.asarray, found)
+  actual = _jitted_split(tokens, mask, table, max_steps=max_steps)
+  return jax.tree.map(np.asarray, actual)
 
 
 def _oracle_steps(row, max_steps, table=TABLE):
@@ -114,7 +114,7 @@ WITH_HALVES = (SCORE, SCORE, SCORE, SEP, MERGED, A, B)
 def test_split_agrees_with_a_walk_over_each_row(max_steps, table):
   rows = _random_rows(3, 60, 9) + _random_rows(4, 60, 9, WITH_HALVES)
   bare = (SEP, LONG, EOS, SCORE) if table is HALVES else (SEP, LONG, EOS)
-  found = _split(rows, 9, max_steps, table)
+  actual = _split(rows, 9, max_steps, table)
   for b, row in enumerate(rows):
     groups, overflow = _oracle_steps(row, max_steps, table)
     index = [0] * 9
@@ -122,14 +122,14 @@ def test_split_agrees_with_a_walk_over_each_row(max_steps, table):
       for position in group:
         index[position] = s
     ends = {group[-1] for group in groups}
-    assert found.index[b].tolist() == index
-    assert found.end_mask[b].tolist() == [p in ends for p in range(9)]
+    assert actual.index[b].tolist() == index
+    assert actual.end_mask[b].tolist() == [p in ends for p in range(9)]
     count = len(groups)
-    assert found.mask[b].tolist() == [s < count for s in range(max_steps)]
-    assert found.end_position[b, :count].tolist() == [g[-1] for g in groups]
-    assert int(found.overflow[b]) == overflow
+    assert actual.mask[b].tolist() == [s < count for s in range(max_steps)]
+    assert actual.end_position[b, :count].tolist() == [g[-1] for g in groups]
+    assert int(actual.overflow[b]) == overflow
     empty = [all(row[p] in bare for p in group) for group in groups]
-    assert found.empty[b].tolist() == empty + [False] * (max_steps - count)
+    assert actual.empty[b].tolist() == empty + [False] * (max_steps - count)
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_split_agrees_with_a_walk_over_each_row(max_steps, table):
   ],
 )
 def test_traps(row, ends, empty):
-  found = _split([row])
+  actual = _split([row])
   count = len(ends)
-  assert found.mask[0].tolist() == [s < count for s in range(4)]
-  assert found.end_position[0, :count].tolist() == ends
-  assert found.empty[0, :count].tolist() == empty
-  assert int(found.overflow[0]) == 0
+  assert actual.mask[0].tolist() == [s < count for s in range(4)]
+  assert actual.end_position[0, :count].tolist() == ends
+  assert actual.empty[0, :count].tolist() == empty
+  assert int(actual.overflow[0]) == 0
 
 
 @pytest.mark.parametrize(
@@ -175,10 +175,10 @@ def test_traps(row, ends, empty):
   ],
 )
 def test_a_separator_of_two_halves_ends_at_the_second(row, ends, empty):
-  found = _split([row], table=HALVES)
-  assert found.end_position[0, : len(ends)].tolist() == ends
-  assert found.mask[0].tolist() == [s < len(ends) for s in range(4)]
-  assert found.empty[0, : len(ends)].tolist() == empty
+  actual = _split([row], table=HALVES)
+  assert actual.end_position[0, : len(ends)].tolist() == ends
+  assert actual.mask[0].tolist() == [s < len(ends) for s in range(4)]
+  assert actual.empty[0, : len(ends)].tolist() == empty
   tokens, mask = _batch([row], 8)
   terminal = steps.terminal_mask(tokens, mask, HALVES)[0].tolist()
   cut = row[-1] not in (EOS, SEP)
@@ -187,15 +187,15 @@ def test_a_separator_of_two_halves_ends_at_the_second(row, ends, empty):
 
 def test_more_steps_than_room_are_merged_and_counted():
   row = [A, SEP, B, SEP, A, SEP, SEP, B]
-  found = _split([row], max_steps=2)
-  assert found.end_position[0].tolist() == [1, 7]
-  assert found.index[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
-  assert int(found.overflow[0]) == 3
+  actual = _split([row], max_steps=2)
+  assert actual.end_position[0].tolist() == [1, 7]
+  assert actual.index[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1]
+  assert int(actual.overflow[0]) == 3
   # Swallowed empty steps do not make the last step empty.
-  assert found.empty[0].tolist() == [False, False]
+  assert actual.empty[0].tolist() == [False, False]
 
 
-def test_max_steps_below_one_is_refused():
+def test_max_steps_below_one_raises():
   with pytest.raises(ValueError, match="at least 1"):
     _split([[A]], max_steps=0)
 
@@ -203,17 +203,17 @@ def test_max_steps_below_one_is_refused():
 def test_eos_is_a_token_of_the_last_step():
   # A completion mask without EOS would leave it outside of every step, so
   # that stopping would get neither return nor gradient.
-  found = _split([[A, SEP, B, EOS]])
-  returns = steps.values_per_token(jnp.array([[1.0, 2.0, 0, 0]]), found)
+  actual = _split([[A, SEP, B, EOS]])
+  returns = steps.values_per_token(jnp.array([[1.0, 2.0, 0, 0]]), actual)
   assert returns[0].tolist() == [1, 1, 2, 2, 0, 0, 0, 0]
-  at_ends = steps.values_at_step_ends(jnp.array([[1.0, 2.0, 0, 0]]), found)
+  at_ends = steps.values_at_step_ends(jnp.array([[1.0, 2.0, 0, 0]]), actual)
   assert at_ends[0].tolist() == [0, 1, 0, 2, 0, 0, 0, 0]
 
 
 def test_terminal_mask_holds_separators_and_eos_only():
   tokens, mask = _batch([[A, SEP, B, EOS], [MERGED, B, LONG, A], [EOS]], 5)
-  found = steps.terminal_mask(tokens, mask, TABLE)
-  assert found.tolist() == [
+  actual = steps.terminal_mask(tokens, mask, TABLE)
+  assert actual.tolist() == [
     [False, True, False, True, False],
     [True, False, True, False, False],
     [True, False, False, False, False],
@@ -226,8 +226,8 @@ def test_terminal_mask_holds_separators_and_eos_only():
 def test_tokens_per_step_counts_every_kept_token_once():
   rows = _random_rows(5, 40, 9)
   tokens, mask = _batch(rows, 9)
-  found = _jitted_split(tokens, mask, TABLE, max_steps=3)
-  counts = np.asarray(steps.tokens_per_step(found, mask))
+  actual = _jitted_split(tokens, mask, TABLE, max_steps=3)
+  counts = np.asarray(steps.tokens_per_step(actual, mask))
   for b, row in enumerate(rows):
     groups, _ = _oracle_steps(row, 3)
     expected = [len(g) for g in groups] + [0] * (3 - len(groups))
@@ -305,7 +305,7 @@ def test_truncated_last_token_survives_insertion_only():
   assert replaced.tokens[0].tolist() == [A, SCORE, PAD]
 
 
-def test_unknown_separator_option_is_refused():
+def test_unknown_separator_option_raises():
   tokens, mask = _batch([[A]], 2)
   cut = _jitted_split(tokens, mask, TABLE, max_steps=1)
   with pytest.raises(ValueError, match="'insert' or 'replace'"):
@@ -321,12 +321,12 @@ def test_step_rewards_are_softmax_differences_at_the_scores():
   mask = np.array([[True, True], [True, False], [False, False]])
   blank = jnp.zeros((3, 6), jnp.int32)
   inputs = PRMInputs(blank, blank > 0, jnp.asarray(position), jnp.asarray(mask))
-  found = np.asarray(steps.read_step_rewards(jnp.asarray(logits), inputs))
+  actual = np.asarray(steps.read_step_rewards(jnp.asarray(logits), inputs))
   for b in range(3):
     for s in range(2):
       bad, good = np.exp(logits[b, position[b, s]].astype(np.float64))
       expected = (good - bad) / (good + bad) if mask[b, s] else 0.0
-      np.testing.assert_allclose(found[b, s], expected, rtol=1e-5, atol=1e-6)
+      np.testing.assert_allclose(actual[b, s], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_extreme_logits_stay_within_plus_minus_one():
@@ -341,9 +341,9 @@ def test_extreme_logits_stay_within_plus_minus_one():
 
 
 def test_empty_steps_take_the_configured_reward():
-  found = _split([[A, SEP, SEP, B, EOS]])
+  actual = _split([[A, SEP, SEP, B, EOS]])
   rewards = jnp.array([[0.5, 0.9, 0.25, 0.0]])
-  guarded = steps.replace_empty_steps(rewards, found, -1.0)
+  guarded = steps.replace_empty_steps(rewards, actual, -1.0)
   assert guarded[0].tolist() == [0.5, -1.0, 0.25, 0.0]
 
 

@@ -1,4 +1,4 @@
-"""Decoding gives what reading the whole text at once gives."""
+"""Decoding computes the logits of the whole text."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ from decoded_texts import (
 )
 from small_models import TINY, random_policy
 
-from pure_jax.models import columns, decoding, policy, transformer
+from pure_jax.models import cpu_layout, decoding, policy, transformer
 
 
 @pytest.fixture
@@ -23,30 +23,35 @@ def texts():
   return random_texts()
 
 
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("prepare", [None, columns.decoding_params])
 @pytest.mark.parametrize(
-  "change",
+  ("change", "prepare", "shared"),
   [
-    {},
-    {"tied_embeddings": False, "attention_bias": False},
-    {"qk_norm": True, "num_kv_heads": 1},
+    ({}, cpu_layout.decoding_params, False),
+    ({"tied_embeddings": False, "attention_bias": False}, None, False),
+    (
+      {"tied_embeddings": False, "attention_bias": False},
+      cpu_layout.decoding_params,
+      True,
+    ),
+    ({"qk_norm": True, "num_kv_heads": 1}, None, True),
   ],
 )
 def test_decoded_logits_are_those_of_the_whole_text(
-  texts, shared, prepare, change
+  texts, change, prepare, shared
 ):
-  """Left padding read, a token too few, another sample's prompt: all show."""
+  """Attention to padding or to the prompt of another row would show."""
   config = dataclasses.replace(TINY, **change)
   params = random_policy(config)
-  found, _ = decoded_logits(params, config, texts, prepare, shared=shared)
+  actual, _ = decoded_logits(
+    params, config, texts, prepare, share_prompts=shared
+  )
   np.testing.assert_allclose(
-    found, whole_logits(params, config, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, config, texts), rtol=1e-5, atol=1e-5
   )
 
 
-def test_layers_that_are_scanned_give_the_same_cache(texts, monkeypatch):
-  """Keys of the wrong layer would show in the next token's logits."""
+def test_scanned_layers_make_the_same_cache(texts, monkeypatch):
+  """Keys of the wrong layer would change the next token's logits."""
   params = random_policy()
   expected = whole_logits(params, TINY, texts)
   monkeypatch.setattr(transformer, "UNROLLED_LAYERS", 0)

@@ -1,18 +1,18 @@
-"""The rollout's copy in int8: on any layout, and what its samples are worth."""
+"""The int8 copy of the weights for rollouts, on any layout."""
 
 import dataclasses
 
 import jax
 import numpy as np
 import pytest
-import test_train as boundary
-from small_models import random_policy, stands_for
+import train_boundary as boundary
+from small_models import dequantize, random_policy
 
+from pure_jax.models import int8, policy
 from pure_jax.models import params as weights
-from pure_jax.models import policy, quantized
 from pure_jax.models.config import MATRICES
 from pure_jax.parallel import sharding
-from pure_jax.training import int8_weights, rollouts, score
+from pure_jax.training import rollouts, score, weight_copies
 
 # Sizes that every set of rules below divides.
 MODEL = dataclasses.replace(boundary.MODEL, num_heads=4, num_kv_heads=2)
@@ -26,29 +26,29 @@ LAYOUTS = {
 
 
 def copied(layout, source=None):
-  make = int8_weights.make_int8_copy(DECLARED, MODEL, source or layout, layout)
+  make = weight_copies.make_int8_copy(DECLARED, MODEL, source or layout, layout)
   return make(random_policy(MODEL))
 
 
 @pytest.mark.parametrize("rules", LAYOUTS)
 def test_a_copy_is_the_same_in_every_layout(rules):
-  """The largest entry of an output is looked for on all devices."""
+  """The largest entry of an output is the largest on all devices."""
   layout = LAYOUTS[rules]
   params = random_policy(MODEL)
-  expected = jax.jit(quantized.quantize_layers)(params["layers"])
-  found = copied(layout, sharding.make_layout(1, 8))
-  weights.check_params(found, policy.declare_policy(INT8))
-  jax.tree.map(np.testing.assert_array_equal, found["layers"], expected)
-  np.testing.assert_array_equal(found["embedding"], params["embedding"])
-  places = sharding.weight_shardings(policy.declare_policy(INT8), layout)
+  expected = jax.jit(int8.quantize_layers)(params["layers"])
+  actual = copied(layout, sharding.make_layout(1, 8))
+  weights.check_params(actual, policy.declare_policy(INT8))
+  jax.tree.map(np.testing.assert_array_equal, actual["layers"], expected)
+  np.testing.assert_array_equal(actual["embedding"], params["embedding"])
+  shardings = sharding.weight_shardings(policy.declare_policy(INT8), layout)
   jax.tree.map(
     lambda x, place: np.testing.assert_(
       x.sharding.is_equivalent_to(place, x.ndim)
     ),
-    found,
-    places,
+    actual,
+    shardings,
   )
-  gate = found["layers"]["gate"]
+  gate = actual["layers"]["gate"]
   parts = gate.values.sharding.shard_shape(gate.values.shape)
   # Layers, then outputs: a scale lies where its outputs are.
   assert gate.scale.sharding.shard_shape(gate.scale.shape) == (
@@ -58,8 +58,8 @@ def test_a_copy_is_the_same_in_every_layout(rules):
   assert ("tensor" in rules) == (parts[2] < gate.values.shape[2])
 
 
-def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
-  """And off the policy's by what `drift_max` says."""
+def test_rollouts_sample_from_the_dequantised_weights():
+  """Their log-probs differ from the policy's, as `drift_max` reports."""
   one, many = sharding.make_layout(), LAYOUTS["fsdp+tensor"]
   sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.8)
   params = random_policy(MODEL)
@@ -76,11 +76,11 @@ def test_rollouts_are_those_of_the_weights_the_integers_stand_for():
   np.testing.assert_allclose(
     rollout.sampled_logp, other.sampled_logp, atol=1e-5
   )
-  layers = quantized.quantize_layers(params["layers"])
-  plain = {name: stands_for(layers[name], name) for name in MATRICES}
+  layers = int8.quantize_layers(params["layers"])
+  plain = {name: dequantize(layers[name], name) for name in MATRICES}
   plain = params | {"layers": layers | plain}
   read = jax.jit(score.rollout_logp, static_argnums=(1, 2))
-  wanted, _ = read(plain, MODEL, sampler, rollout)
-  np.testing.assert_allclose(rollout.sampled_logp, wanted, atol=1e-5)
+  expected, _ = read(plain, MODEL, sampler, rollout)
+  np.testing.assert_allclose(rollout.sampled_logp, expected, atol=1e-5)
   trained, _ = read(params, MODEL, sampler, rollout)
   assert np.abs(trained - rollout.sampled_logp).max() > 1e-3

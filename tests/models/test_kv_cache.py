@@ -1,4 +1,4 @@
-"""The cache's ring, its rows, and the dtypes it is kept in."""
+"""The ring of the cache, its rows and its dtypes."""
 
 import dataclasses
 
@@ -27,51 +27,60 @@ def texts():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_ring_may_grow_at_any_time(texts, shared):
-  """New slots in the wrong place would be read, or old ones written over."""
+  """Misplaced new entries would be read, or old ones overwritten."""
   params = random_policy()
 
   def grow(age, cache):
-    return kv_cache.grow_ring(cache, cache.ring + 2) if age in (2, 4) else cache
+    return (
+      kv_cache.grow_ring(cache, cache.ring_length + 2)
+      if age in (2, 4)
+      else cache
+    )
 
-  found, cache = decoded_logits(
-    params, TINY, texts, between=grow, shared=shared, slots=2 + NEW - 4
+  actual, cache = decoded_logits(
+    params,
+    TINY,
+    texts,
+    between=grow,
+    share_prompts=shared,
+    ring_length=2 + NEW - 4,
   )
-  assert cache.ring == NEW + 2
+  assert cache.ring_length == NEW + 2
   np.testing.assert_allclose(
-    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
   )
 
 
-def test_prompts_may_be_copied_to_their_rows_at_any_time(texts):
+def test_rows_can_get_their_own_prompt_at_any_time(texts):
   params = random_policy()
 
   def between(age, cache):
     return kv_cache.with_own_prompts(cache) if age == 3 else cache
 
-  found, cache = decoded_logits(
-    params, TINY, texts, between=between, shared=True
+  actual, cache = decoded_logits(
+    params, TINY, texts, between=between, share_prompts=True
   )
   assert cache.prompt_mask is None
   np.testing.assert_allclose(
-    found, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
+    actual, whole_logits(params, TINY, texts), rtol=1e-5, atol=1e-5
   )
 
 
-def test_a_ring_goes_round_where_a_row_begins_anew(texts):
-  """Row 1 gets another prompt at age 4, in slots that row 0 has left.
+def test_a_ring_wraps_around_after_a_row_was_replaced(texts):
+  """Row 1 gets another prompt after four tokens.
 
-  A mask that is not cleared would let it read what the row before wrote.
+  If the mask were not cleared, it would attend to the tokens of the old row.
   """
   params, (prompts, mask, new) = random_policy(), texts
-  _, cache = prefill(params, TINY, prompts[:2], mask[:2], slots=5)
+  _, cache = prefill(params, TINY, prompts[:2], mask[:2], ring_length=5)
   lengths = mask.sum(axis=1, dtype=jnp.int32)
   for age in range(4):
     _, cache = decode_token(
       params, TINY, new[:2, age], lengths[:2] + age, cache
     )
-  hidden, other = prefill(params, TINY, prompts[2:], mask[2:], slots=1)
+  hidden, other = prefill(params, TINY, prompts[2:], mask[2:], ring_length=1)
   cache = kv_cache.put_rows(cache, other, jnp.array([[1]]))
-  found = [logits(params, TINY, hidden)[0, 0]]
+  actual = [logits(params, TINY, hidden)[0, 0]]
   for age in range(5):
     _, cache = hidden, cache = decode_token(
       params,
@@ -80,14 +89,16 @@ def test_a_ring_goes_round_where_a_row_begins_anew(texts):
       jnp.stack([lengths[0] + 4 + age, lengths[2] + age]),
       cache,
     )
-    found.append(logits(params, TINY, hidden)[1, 0])
+    actual.append(logits(params, TINY, hidden)[1, 0])
   expected = whole_logits(
-    params, TINY, (prompts[2:], mask[2:], new[3:4, :5]), samples=1
+    params, TINY, (prompts[2:], mask[2:], new[3:4, :5]), group_size=1
   )
-  np.testing.assert_allclose(np.stack(found), expected[0], rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(
+    np.stack(actual), expected[0], rtol=1e-5, atol=1e-5
+  )
 
 
-def test_rows_are_taken_within_their_shards():
+def test_rows_are_selected_within_their_shards():
   x = jnp.arange(12).reshape(6, 2)
   index = jnp.array([[2, 0], [1, 1]])
   taken = kv_cache.take_by_shard(x, index)
@@ -98,27 +109,26 @@ def test_rows_are_taken_within_their_shards():
   np.testing.assert_array_equal(put, expected)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_an_int8_cache_is_off_by_its_rounding(texts, shared):
-  """Half a step of 1/127 of the largest entry in every key and value."""
+def test_an_int8_cache_is_off_by_its_rounding(texts):
+  """Every key and value is off by half of 1/127 of the largest entry."""
   params = random_policy()
   exact = whole_logits(params, TINY, texts)
   config = dataclasses.replace(TINY, cache_dtype="int8")
-  found, cache = decoded_logits(params, config, texts, shared=shared)
+  actual, cache = decoded_logits(params, config, texts, share_prompts=True)
   assert cache.keys[0].data.dtype == jnp.int8
   # The prompt's last token reads no cache.
-  np.testing.assert_allclose(found[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)
-  error = np.abs(found - exact).max() / np.abs(exact).max()
+  np.testing.assert_allclose(actual[:, 0], exact[:, 0], rtol=1e-5, atol=1e-5)
+  error = np.abs(actual - exact).max() / np.abs(exact).max()
   assert 1e-5 < error < 4 / 127
 
 
-def test_what_is_stored_comes_back_rounded():
+def test_stored_keys_and_values_are_rounded():
   x = jax.random.normal(jax.random.key(0), (2, 3, 4, 8))
   x = x.at[0, 0, 0].set(0.0)
-  kept = kv_cache.store(x, "int8")
-  back = kept.data * kept.scale[..., None]
+  stored = kv_cache.store(x, "int8")
+  back = stored.data * stored.scale[..., None]
   step = np.abs(np.asarray(x)).max(-1, keepdims=True) / 127
   assert (np.abs(back - x) <= step / 2 + 1e-6).all()
-  assert np.asarray(kept.data).min() >= -127
+  assert np.asarray(stored.data).min() >= -127
   half = kv_cache.store(x, "bfloat16")
   np.testing.assert_array_equal(half.data, x.astype(jnp.bfloat16))

@@ -1,4 +1,4 @@
-"""Adapters: the base stays, what is trained is small, merging is exact."""
+"""Adapters: the base is frozen, the trained part is small, merging is exact."""
 
 import dataclasses
 import math
@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.extend import core
 from small_models import TINY, random_policy
-from test_train import (
+from train_boundary import (
   CREDIT,
   LOSS,
   MODEL,
@@ -24,8 +24,10 @@ from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.models.config import MATRICES, LoraConfig
 from pure_jax.parallel import sharding
-from pure_jax.training import packing, rollouts, score, stages, train
+from pure_jax.settings import ScoreConfig
+from pure_jax.training import packing, rollouts, score, supervised, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
+from pure_jax.training.step_spec import Layouts, StepSpec
 
 RANK = 3
 ADAPTED = dataclasses.replace(TINY, lora=LoraConfig(RANK, alpha=1.5))
@@ -40,7 +42,7 @@ def logits(params, config):
 
 
 def merged_by_hand(params, config):
-  """Plain weights by loops over layers, in float64."""
+  """Merges adapters by loops over layers, in float64."""
   adapters, base = lora.split_adapters(params)
   layers = {k: np.array(v, np.float64) for k, v in base["layers"].items()}
   for name in config.lora.targets:
@@ -57,30 +59,31 @@ def merged_by_hand(params, config):
   return base | {"layers": {k: jnp.float32(v) for k, v in layers.items()}}
 
 
-@pytest.mark.parametrize("targets", [MATRICES, ("query",), ("output", "down")])
+@pytest.mark.parametrize("targets", [MATRICES, ("query", "output")])
 def test_adapters_compute_what_merged_weights_do(targets):
   config = dataclasses.replace(
     ADAPTED, lora=dataclasses.replace(ADAPTED.lora, targets=targets)
   )
   params = random_policy(config)
   by_hand = merged_by_hand(params, config)
-  found = lora.merge(params, config)
-  weights.check_params(found, policy.declare_policy(TINY))
+  merged = lora.merge(params, config)
+  weights.check_params(merged, policy.declare_policy(TINY))
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6),
-    found,
+    merged,
     by_hand,
   )
   run = jax.jit(logits, static_argnums=1)
-  wanted = run(by_hand, TINY)
+  expected = run(by_hand, TINY)
   np.testing.assert_allclose(
-    run(params, config), wanted, rtol=0, atol=2e-6 * np.abs(wanted).max()
+    run(params, config), expected, rtol=0, atol=2e-6 * np.abs(expected).max()
   )
-  # And adapters do something.
+  # The adapters change the logits.
   base = lora.split_adapters(params)[1]
-  assert np.abs(run(base, TINY) - wanted).max() > 0.1
+  assert np.abs(run(base, TINY) - expected).max() > 0.1
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_a_model_starts_as_its_base():
   params, base = jax.jit(
     lambda key: (
@@ -88,7 +91,7 @@ def test_a_model_starts_as_its_base():
       weights.init_params(key, policy.declare_policy(TINY)),
     )
   )(jax.random.key(0))
-  # The base's weights are drawn as without adapters.
+  # The base is initialised as without adapters.
   jax.tree.map(
     np.testing.assert_array_equal, lora.split_adapters(params)[1], base
   )
@@ -121,24 +124,24 @@ def test_splitting_and_joining_copy_nothing():
 
 
 def products(jaxpr):
-  """Shapes of all matrix products of a program, loops and calls included."""
-  found = set()
+  """Shapes of all matrix products of a program, in loops and calls too."""
+  shapes = set()
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
-      found.add(equation.outvars[0].aval.shape)
+      shapes.add(equation.outvars[0].aval.shape)
     for value in jax.tree.leaves(
       list(equation.params.values()),
       is_leaf=lambda x: isinstance(x, core.Jaxpr | core.ClosedJaxpr),
     ):
       if isinstance(value, core.ClosedJaxpr):
-        found |= products(value.jaxpr)
+        shapes |= products(value.jaxpr)
       elif isinstance(value, core.Jaxpr):
-        found |= products(value)
-  return found
+        shapes |= products(value)
+  return shapes
 
 
-def test_no_merged_weight_and_no_gradient_of_one_is_ever_made():
-  """A product as large as a matrix of the base would be either of them."""
+def test_merged_weights_and_their_gradients_are_never_computed():
+  """Either would be a product with the shape of a matrix of the base."""
   params = random_policy(ADAPTED)
   adapters, base = lora.split_adapters(params)
 
@@ -149,12 +152,12 @@ def test_no_merged_weight_and_no_gradient_of_one_is_ever_made():
   of_adapters = products(traced(adapters, base, ADAPTED).jaxpr)
   of_everything = products(traced(base, {}, TINY).jaxpr)
   of_mlp = {(16, 20), (20, 16)}
-  assert of_everything & of_mlp  # Or this would find nothing.
+  assert of_everything & of_mlp  # Without adapters there are such products.
   assert not of_adapters & of_mlp
   assert any(RANK in shape for shape in of_adapters)
 
 
-def test_adapters_are_float32_beside_a_bfloat16_base():
+def test_adapters_of_a_bfloat16_base_are_float32():
   config = dataclasses.replace(ADAPTED, param_dtype="bfloat16")
   declared = policy.declare_policy(config)
   adapters, base = lora.split_adapters(declared)
@@ -168,7 +171,7 @@ def test_adapters_are_float32_beside_a_bfloat16_base():
 def updated(layout, steps=2, row_shape=None):
   """Rollouts, scores and updates of adapters: (state, base, log-probs)."""
   model = dataclasses.replace(MODEL, lora=LoraConfig(2, alpha=8.0))
-  # Equal gradients give equal weights, which Adam would not promise.
+  # Adam could turn equal gradients into different weights.
   optimizer = optax.sgd(0.05, momentum=0.9)
   declared = policy.declare_policy(model)
   adapters, frozen = lora.trained_and_frozen(declared, model)
@@ -178,23 +181,23 @@ def updated(layout, steps=2, row_shape=None):
   before = jax.device_get(base)
   state = train.make_init(adapters, optimizer, layout)(jax.random.key(1))
   generate = rollouts.make_generate(model, SAMPLER, 4, layout)
-  score_rollout = score.make_score(
-    model, None, SAMPLER, score.ScoreConfig(4), TABLE, layout
+  spec = StepSpec(
+    *(model, None, SAMPLER, ScoreConfig(4), TABLE, Layouts.same(layout)),
+    *(CREDIT, LOSS),
+    micro_batch_rows=16,
   )
-  update = train.make_update(
-    *(model, SAMPLER, CREDIT, LOSS, optimizer, TABLE, layout),
-    micro_batches=2,
-    row_shape=row_shape,
-  )
+  score_rollout = score.make_score(spec)
+  update = train.make_update(spec, optimizer, row_shape)
   rows = sharding.batch_sharding(layout)
   known = jax.device_put(np.ones(32, bool), rows)
   for step in range(steps):
     whole = lora.join_params(base, state.params)
     rollout = generate(whole, prompts(8), jax.random.key(step))
-    scores = score_rollout(whole, base, None, rollout, None)
+    scores, _ = score_rollout(whole, base, None, rollout, None)
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     correct = jax.device_put(correct, rows)
-    state, metrics = update(state, rollout, scores, correct, known, base)
+    batch = score.ScoredBatch(rollout, scores, correct, known)
+    state, metrics = update(state, batch, base)
     assert metrics["skipped_updates"] == 0
     if step == 0:
       np.testing.assert_array_equal(scores.old_logp, scores.ref_logp)
@@ -213,8 +216,8 @@ def test_an_update_changes_adapters_only_and_starts_at_the_reference(alone):
   weights.check_params(state.params, lora.split_adapters(declared)[0])
   # Momentum has the size of the adapters, not of the model.
   count = weights.count_params(lora.split_adapters(declared)[0])
-  kept = jax.tree.leaves(state.opt_state)
-  assert sum(x.size for x in kept) == count
+  moments = jax.tree.leaves(state.opt_state)
+  assert sum(x.size for x in moments) == count
   for name, value in state.params["layers"].items():
     assert np.abs(value).max() > 0, name
   # By the last rollout the policy has left its reference.
@@ -227,13 +230,13 @@ def test_an_update_changes_adapters_only_and_starts_at_the_reference(alone):
 @pytest.mark.parametrize(
   "row_shape",
   [
-    # What texts that share rows show, in fewer steps.
+    # Packed rows cover this case by default.
     pytest.param(None, marks=pytest.mark.slow),
     packing.RowShape(20, 8),
   ],
 )
 def test_eight_devices_train_the_same_adapters(alone, row_shape):
-  """Each text in a row of its own, and texts that share rows."""
+  """With one text per row and with packed rows."""
   layout = sharding.make_layout(1, 4, 2, rules="fsdp+tensor")
   _, state, _, _ = updated(layout, row_shape=row_shape)
   jax.tree.map(
@@ -250,27 +253,27 @@ def test_a_prm_trains_adapters_and_its_head():
   declared = prm.declare_prm(model)
   init = jax.jit(lambda key: weights.init_params(key, declared))
   params = init(jax.random.key(0))
-  trained, frozen = stages.split_prm_params(params, head_only=False)
+  trained, frozen = supervised.split_prm_params(params, head_only=False)
   assert set(trained) == {"layers", "score"}
   before = jax.device_get(frozen)
-  declared, _ = stages.split_prm_params(declared, head_only=False)
+  declared, _ = supervised.split_prm_params(declared, head_only=False)
   state = train.start_state(trained, declared, optimizer, layout)
   moments = jax.tree.leaves(state.opt_state)
   count = sum(math.prod(x.shape) for x in moments if x.ndim)
   assert count == 2 * weights.count_params(declared)
-  step = stages.make_prm_step(
-    model, score.ScoreConfig(4), optimizer, TABLE, layout, head_only=False
+  step = supervised.make_prm_step(
+    model, ScoreConfig(4), optimizer, TABLE, layout, head_only=False
   )
   rng = np.random.default_rng(0)
   tokens = np.where(np.arange(10) % 3 == 2, 3, rng.integers(4, 16, (32, 10)))
-  asked = prompts(32)
-  batch = stages.Demonstrations(
-    asked.tokens,
-    asked.mask,
+  batch_prompts = prompts(32)
+  batch = supervised.Demonstrations(
+    batch_prompts.tokens,
+    batch_prompts.mask,
     tokens.astype(np.int32),
     np.ones(tokens.shape, bool),
   )
-  # A step is good if its first token is even: the head alone cannot tell.
+  # A step is good if its first token is even: the head alone cannot learn it.
   labels = (tokens[:, ::3] % 2 == 0).astype(np.int32)
   losses = []
   for _ in range(30):
@@ -289,13 +292,13 @@ def test_a_prm_trains_adapters_and_its_head():
     ({"targets": ("query", "q_proj")}, r"'down'\), got .*q_proj"),
   ],
 )
-def test_adapters_of_nothing_are_refused(fields, message):
+def test_rank_scale_and_targets_are_validated(fields, message):
   with pytest.raises(ValueError, match=message):
     LoraConfig(**({"rank": 2, "alpha": 4.0} | fields))
 
 
-def test_matrices_are_those_of_a_layer():
-  """A matrix that is declared under another name would never be adapted."""
+def test_matrices_lists_all_matrices_of_a_layer():
+  """An unlisted matrix would never get adapters."""
   layers = weights.declare_layers(TINY, 1)
   matrices = {
     name

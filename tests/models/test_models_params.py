@@ -170,7 +170,7 @@ def test_weights_that_do_not_fit_are_all_named():
     assert fault in message
 
 
-def test_a_weight_with_an_axis_too_few_is_refused():
+def test_a_weight_with_an_axis_too_few_raises():
   with pytest.raises(ValueError, match="needs 2 logical axes"):
     weights.Weight((2, 3), "float32", ("width",), weights.ZEROS)
 
@@ -188,7 +188,7 @@ def test_a_weight_with_an_axis_too_few_is_refused():
     ({"rope_scaling": (8.0, 1.0, 4.0, 0)}, "original_length=0 must be"),
   ],
 )
-def test_impossible_architectures_are_refused(change, message):
+def test_impossible_architectures_raise(change, message):
   with pytest.raises(ValueError, match=message):
     if "rope_scaling" in change:
       change = {"rope_scaling": RopeScaling(*change["rope_scaling"])}

@@ -64,18 +64,18 @@ def test_log_probs_are_those_of_growing_prefixes(batch, temperature, banned):
     temperature=temperature,
     banned_ids=banned,
   )
-  wanted_logp, wanted_entropy = np.zeros((3, C)), np.zeros((3, C))
+  expected_logp, expected_entropy = np.zeros((3, C)), np.zeros((3, C))
   for row in range(3):
     text = prompt_tokens[row][prompt_mask[row]].tolist()
     for t in range(LENGTHS[row]):
       p = distribution_by_hand(
         next_token_logits(params, TINY, text), temperature, banned
       )
-      wanted_logp[row, t] = np.log(p[tokens[row, t]])
-      wanted_entropy[row, t] = -np.sum(p[p > 0] * np.log(p[p > 0]))
+      expected_logp[row, t] = np.log(p[tokens[row, t]])
+      expected_entropy[row, t] = -np.sum(p[p > 0] * np.log(p[p > 0]))
       text.append(tokens[row, t])
-  np.testing.assert_allclose(logp, wanted_logp, rtol=1e-5, atol=1e-5)
-  np.testing.assert_allclose(entropy, wanted_entropy, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(logp, expected_logp, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(entropy, expected_entropy, rtol=1e-5, atol=1e-5)
 
 
 def test_banned_ids_take_no_probability_however_large_their_logit(batch):

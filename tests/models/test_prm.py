@@ -34,8 +34,8 @@ def inputs():
 def test_logits_are_the_head_on_the_trunk(inputs):
   params = random_params(prm.declare_prm(TINY))
   tokens, mask = np.asarray(inputs.tokens), np.asarray(inputs.mask)
-  found = np.asarray(prm_logits(params, TINY, inputs))
-  assert found.shape == (3, 8, 2)
+  actual = np.asarray(prm_logits(params, TINY, inputs))
+  assert actual.shape == (3, 8, 2)
   for row in range(3):
     text = jnp.asarray(tokens[row][mask[row]])[None]
     hidden, _ = transformer.forward(
@@ -45,10 +45,10 @@ def test_logits_are_the_head_on_the_trunk(inputs):
       jnp.arange(text.shape[1])[None],
       jnp.ones(text.shape, jnp.int32),
     )
-    wanted = np.asarray(hidden[0]) @ np.asarray(params["score"]["kernel"])
-    wanted = wanted + np.asarray(params["score"]["bias"])
+    expected = np.asarray(hidden[0]) @ np.asarray(params["score"]["kernel"])
+    expected = expected + np.asarray(params["score"]["bias"])
     np.testing.assert_allclose(
-      found[row][mask[row]], wanted, rtol=1e-5, atol=1e-5
+      actual[row][mask[row]], expected, rtol=1e-5, atol=1e-5
     )
 
 

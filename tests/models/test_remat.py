@@ -1,4 +1,4 @@
-"""Each name keeps less than the one before, and gives the same gradients."""
+"""Rematerialisation saves less and computes the same gradients."""
 
 import dataclasses
 import itertools
@@ -30,16 +30,17 @@ def gradient(config):
 
 
 @pytest.fixture(scope="module")
-def wanted():
-  """With layers unrolled, which keep everything."""
+def expected():
+  """With unrolled layers, which save everything."""
   return gradient(TINY)
 
 
 @pytest.mark.parametrize(
-  ("name", "limit"), [*((name, 1) for name in REMAT[1:]), ("layer", 8)]
+  ("name", "limit"),
+  [("attention", 1), ("dots", 1), ("layer", 8), ("offload", 1)],
 )
-def test_gradients_are_those_of_layers_that_keep_everything(
-  wanted, name, limit, monkeypatch
+def test_gradients_equal_those_of_layers_that_save_everything(
+  expected, name, limit, monkeypatch
 ):
   monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
   jax.tree.map(
@@ -47,12 +48,12 @@ def test_gradients_are_those_of_layers_that_keep_everything(
       x, y, rtol=1e-6, atol=1e-6 * max(1.0, np.abs(y).max())
     ),
     gradient(dataclasses.replace(TINY, remat=name)),
-    wanted,
+    expected,
   )
 
 
-def test_every_name_keeps_less_than_the_one_before():
-  """Compiled, not run. A name that is not applied would keep as much."""
+def test_every_policy_saves_less_than_the_one_before():
+  """Compiled only. A policy that is not applied would save as much."""
 
   def temporary_bytes(name):
     config = dataclasses.replace(
@@ -67,13 +68,13 @@ def test_every_name_keeps_less_than_the_one_before():
     return compiled.memory_analysis().temp_size_in_bytes
 
   # A CPU is its own host: there is nowhere to offload to.
-  kept = [temporary_bytes(name) for name in REMAT if name != "offload"]
-  for more, less in itertools.pairwise(kept):
+  saved = [temporary_bytes(name) for name in REMAT if name != "offload"]
+  for more, less in itertools.pairwise(saved):
     assert less < 0.8 * more
 
 
-def test_products_are_kept_so_that_chunks_make_scores_twice():
-  """For a gradient; without what attention read it would be three times."""
+def test_a_gradient_computes_the_scores_of_chunks_twice():
+  """Without the saved output of attention it would be three times."""
   config = dataclasses.replace(
     TINY, num_layers=9, remat="dots", attention_chunk=4
   )
@@ -94,6 +95,6 @@ def test_only_the_inputs_of_layers_are_offloaded():
   assert on_host == {"2,5,16", "9,2,5,16"}
 
 
-def test_an_unknown_name_lists_those_there_are():
+def test_an_unknown_policy_raises_with_the_known_ones():
   with pytest.raises(ValueError, match=r"remat must be one of \('none', .*'x'"):
     dataclasses.replace(TINY, remat="x")

@@ -1,6 +1,8 @@
 """The decoder against torch, and the invariances a decoder must have."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,12 @@ import numpy as np
 import pytest
 from small_models import TINY, random_policy, random_prompts
 
-from pure_jax.models import policy, transformer
+from pure_jax.models import policy, rotary, transformer
 from pure_jax.models.config import RopeScaling
 
 ARCHITECTURES = {
-  "qwen2 tied": {"rope_theta": 1e6, "width": 24},
   "qwen2 untied, one kv head": {
+    "rope_theta": 1e6,
     "tied_embeddings": False,
     "num_kv_heads": 1,
     "width": 24,
@@ -24,17 +26,22 @@ ARCHITECTURES = {
     "rope_theta": 5e5,
     "norm_eps": 1e-5,
   },
-  "llama tied, no groups": {"attention_bias": False, "num_kv_heads": 4},
-  "llama 3, beyond its original length": {
+  "llama 3, no groups, beyond its original length": {
     "attention_bias": False,
-    # One pair fast, one between, one slow.
+    "num_kv_heads": 4,
+    # One high frequency, one between, one low.
     "rope_scaling": RopeScaling(8.0, 0.1, 0.7, 5),
   },
   "qwen3": {"attention_bias": False, "qk_norm": True},
 }
 
 
-forward = jax.jit(transformer.forward, static_argnums=1)
+@functools.partial(jax.jit, static_argnums=1)
+def compute_logits(params, config, tokens, positions, segment_ids):
+  hidden, _ = transformer.forward(
+    params, config, tokens, positions, segment_ids
+  )
+  return policy.logits(params, config, hidden)
 
 
 def run(params, config, tokens, mask=None, segment_ids=None, positions=None):
@@ -45,10 +52,10 @@ def run(params, config, tokens, mask=None, segment_ids=None, positions=None):
     segment_ids = mask.astype(jnp.int32)
   if positions is None:
     positions = transformer.positions_from_mask(mask)
-  hidden, _ = forward(
+  logits = compute_logits(
     params, config, tokens, positions, jnp.asarray(segment_ids)
   )
-  return np.asarray(policy.logits(params, config, hidden))
+  return np.asarray(logits)
 
 
 @pytest.fixture
@@ -63,7 +70,7 @@ def tokens():
 
 
 def rope_parameters(config):
-  """RoPE as transformers writes it."""
+  """RoPE settings in the form of transformers."""
   scaling = config.rope_scaling
   if scaling is None:
     return {"rope_type": "default", "rope_theta": config.rope_theta}
@@ -78,7 +85,7 @@ def rope_parameters(config):
 
 
 def torch_model(config, params):
-  """The same weights in transformers' own implementation."""
+  """The model of transformers with the same weights."""
   torch = pytest.importorskip("torch", reason="torch comes with [test]")
   import transformers
 
@@ -159,7 +166,7 @@ def test_logits_are_those_of_the_torch_implementation(name):
 def test_positions_count_the_kept_tokens():
   mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
   positions = transformer.positions_from_mask(jnp.asarray(mask))
-  # Slot numbers would give 2, 3, 4 in the first row.
+  # Column numbers would give 2, 3, 4 in the first row.
   assert positions[0, 2:].tolist() == [0, 1, 2]
   assert positions[1, :3].tolist() == [0, 1, 2]
   assert positions[2].tolist() == [0] * 5
@@ -172,25 +179,25 @@ def test_padding_changes_nothing(params, tokens, side):
   alone = run(params, TINY, tokens)
   for filler in (0, 5):
     padded = np.pad(tokens, width, constant_values=filler)
-    found = run(params, TINY, padded, mask)[mask].reshape(alone.shape)
-    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
+    logits = run(params, TINY, padded, mask)[mask].reshape(alone.shape)
+    np.testing.assert_allclose(logits, alone, rtol=1e-5, atol=1e-5)
 
 
 def test_a_row_of_padding_only_is_finite(params, tokens):
   mask = np.ones(tokens.shape, bool)
   mask[1] = False
-  found = run(params, TINY, tokens, mask)
-  assert np.isfinite(found).all()
+  logits = run(params, TINY, tokens, mask)
+  assert np.isfinite(logits).all()
   np.testing.assert_allclose(
-    found[0], run(params, TINY, tokens)[0], rtol=1e-5, atol=1e-5
+    logits[0], run(params, TINY, tokens)[0], rtol=1e-5, atol=1e-5
   )
 
 
 def test_no_gradient_from_later_tokens_or_other_rows(params, tokens):
   tokens = jnp.asarray(tokens)
-  # An embedding row of its own for every slot, so the gradient tells slots
+  # Every token has its own row of the embedding, so the gradient tells them
   # apart.
-  slots = jnp.arange(tokens.size).reshape(tokens.shape)
+  ids = jnp.arange(tokens.size).reshape(tokens.shape)
   position, row = 4, 1
 
   @jax.jit
@@ -198,9 +205,9 @@ def test_no_gradient_from_later_tokens_or_other_rows(params, tokens):
     hidden, _ = transformer.forward(
       params | {"embedding": embedding},
       TINY,
-      slots,
-      transformer.positions_from_mask(jnp.ones(slots.shape, bool)),
-      jnp.ones(slots.shape, jnp.int32),
+      ids,
+      transformer.positions_from_mask(jnp.ones(ids.shape, bool)),
+      jnp.ones(ids.shape, jnp.int32),
     )
     return jnp.sum(jnp.square(hidden[row, position]))
 
@@ -247,16 +254,16 @@ def test_scanned_layers_are_the_unrolled_ones(tokens, monkeypatch):
     hidden, _ = transformer.forward(params, config, tokens, positions, segments)
     return jnp.sum(hidden[..., 0])
 
-  found = {}
+  results = {}
   for name, limit in (("unrolled", 8), ("scanned", 1)):
     monkeypatch.setattr(transformer, "UNROLLED_LAYERS", limit)
-    found[name] = jax.jit(jax.value_and_grad(loss), static_argnums=1)(
+    results[name] = jax.jit(jax.value_and_grad(loss), static_argnums=1)(
       params, TINY
     )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5),
-    found["scanned"],
-    found["unrolled"],
+    results["scanned"],
+    results["unrolled"],
   )
 
 
@@ -270,3 +277,27 @@ def test_bfloat16_is_close_to_float32(params, tokens):
   tolerance = 4 * np.sqrt(10) * 2**-9 * np.abs(exact).max()
   error = np.abs(rounded - exact).max()
   assert 0 < error < tolerance
+
+
+def test_scaled_frequencies_by_their_wavelengths():
+  """Llama 3's rule in wavelengths, pair by pair, in double precision."""
+  factor, low, high, length = 8.0, 1.0, 4.0, 8192
+  expected, kinds = [], set()
+  for pair in range(64):
+    frequency = 5e5 ** (-pair / 64)
+    wavelength = 2 * math.pi / frequency
+    if wavelength < length / high:
+      kinds.add("high")
+    elif wavelength > length / low:
+      kinds.add("low")
+      frequency /= factor
+    else:
+      kinds.add("between")
+      smooth = (length / wavelength - low) / (high - low)
+      frequency *= (1 - smooth) / factor + smooth
+    expected.append(frequency)
+  assert kinds == {"high", "between", "low"}
+  frequencies = rotary.rotary_frequencies(
+    128, 5e5, RopeScaling(factor, low, high, length)
+  )
+  np.testing.assert_allclose(frequencies, expected, rtol=1e-6)

@@ -6,29 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kernel_inputs import draw_texts
+from kernel_inputs import draw_texts, model_attention, value_and_gradients
 
 from pure_jax.kernels.segment_attention import segment_attention
-from pure_jax.models.transformer import attend, attention_mask
 
 SPLASH = {"implementation": "splash", "interpret": True}
 # B, T, N, K, H: no size is a multiple of a block, and some texts cross one.
 SIZES = (2, 150, 6, 2, 10)
-
-
-def model_attention(q, k, v, ids):
-  return attend(q, k, v, attention_mask(ids))
-
-
-def value_and_gradients(function, q, k, v, ids):
-  weights = np.random.default_rng(1).normal(size=q.shape).astype(q.dtype)
-
-  @jax.jit
-  def run(q, k, v, ids):
-    out, back = jax.vjp(lambda *three: function(*three, ids), q, k, v)
-    return out, *back(weights)
-
-  return run(q, k, v, ids)
 
 
 @pytest.mark.parametrize("options", [{}, SPLASH], ids=["xla", "splash"])

@@ -1,32 +1,32 @@
-"""Models that call kernels do what they do without, on one device and eight.
+"""Models compute the same with kernels, on one device and on eight.
 
-Kernels are interpreted here. A kernel takes its sums in another order.
+Kernels are interpreted here. Their sums have another order.
 """
 
 import dataclasses
 import functools
 
-import cli
 import jax
 import jax.numpy as jnp
 import numpy as np
 import plan
 import pytest
 from configs import arithmetic
+from kernel_inputs import draw_texts, model_attention, value_and_gradients
+from layout_steps import MODEL, assert_same, one_step
 from ml_collections import ConfigDict
-from test_kernels_attention import draw, of_the_model, value_and_gradients
-from test_layouts import MODEL, alone, assert_same, everywhere, one_step
-from test_train import SAMPLER, grown, prompts
+from train_boundary import SAMPLER, grown, prompts
 
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.models import decoding, kv_cache, policy, prm
 from pure_jax.models.params import abstract_params, init_params
 from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import Kernels
-from pure_jax.rollout import engine
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.rollout import engine_programs
+from pure_jax.runs import spec
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.training import rollouts
+from pure_jax.training.step_spec import Layouts
 
 ALL = Kernels("splash", "pallas", "pallas", interpret=True)
 SPLASH = Kernels(attention="splash", interpret=True)
@@ -36,26 +36,26 @@ HEADS = dict(fsdp=2, tensor=2, rules="fsdp+tensor")
 # Each of four shards has both key heads and reads one.
 COPIED = dict(data=2, tensor=4, rules="tensor")
 
-__all__ = ["alone"]  # A fixture.
 
-
-def assert_close(found, expected, atol=1e-5):
+def assert_close(actual, expected, atol=1e-5):
   for x, y in zip(
-    jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
   ):
     np.testing.assert_allclose(x, y, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize(
-  "sizes", [ROWS, HEADS, COPIED], ids=["rows", "heads", "copied heads"]
+  "sizes", [HEADS, COPIED], ids=["heads", "copied heads"]
 )
 def test_attention_over_devices_is_that_of_one(sizes):
-  """A shard that reads another's key head is off by 0.1 and more; a gradient
-  summed over too many or too few devices, by a factor."""
-  given = draw(8, 20, 8, 2, 4)
+  """With a wrong key head, a shard is off by more than 0.1.
+
+  A gradient that is summed over the wrong devices is off by a factor.
+  """
+  inputs = draw_texts(8, 20, 8, 2, 4)
   layout = sharding.make_layout(**sizes, kernels=SPLASH)
-  found = value_and_gradients(layout.act_sharding.attention, *given)
-  assert_close(found, value_and_gradients(of_the_model, *given))
+  actual = value_and_gradients(layout.act_sharding.attention, *inputs)
+  assert_close(actual, value_and_gradients(model_attention, *inputs))
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,8 @@ def test_attention_over_devices_is_that_of_one(sizes):
   ],
   ids=["one device", "heads", "copied heads"],
 )
-def test_a_decoded_token_reads_what_it_did(sizes, shared, dtype):
-  """A shard that reads another's key head, row or scale is off by 0.1."""
+def test_decode_attention_over_devices_is_that_of_one(sizes, shared, dtype):
+  """With a wrong key head, row or scale, a shard is off by 0.1."""
   rng = np.random.default_rng(7)
 
   def stored(rows, slots):
@@ -77,18 +77,19 @@ def test_a_decoded_token_reads_what_it_did(sizes, shared, dtype):
 
   q = jnp.asarray(rng.normal(size=(8, 1, 8, 4)), jnp.float32)
   mask = jnp.asarray(rng.random((8, 9)) < 0.5).at[:, 3].set(True)
-  parts = [(stored(8, 9), stored(8, 9), mask)]
+  segments = [kv_cache.KVSegment(stored(8, 9), stored(8, 9), mask)]
   if shared:
     prompt_mask = jnp.arange(6)[None] >= jnp.array([[0], [5], [2], [3]])
-    parts.insert(0, (stored(4, 6), stored(4, 6), prompt_mask))
+    prompt = kv_cache.KVSegment(stored(4, 6), stored(4, 6), prompt_mask)
+    segments.insert(0, prompt)
   layout = sharding.make_layout(**sizes, kernels=DECODE)
-  attend = layout.decoding_placement.decode_attention
-  found = jax.jit(attend)(q, parts)
-  assert_close(found, decoding.attend_to_parts(q, parts), atol=1e-6)
+  attend = layout.decoding_act_sharding.decode_attention
+  actual = jax.jit(attend)(q, segments)
+  assert_close(actual, decoding.attend_to_cache(q, segments), atol=1e-6)
 
 
 def test_log_probs_over_devices_are_those_of_one():
-  """Each device adds its rows' part to the table's gradient, once."""
+  """Each device adds the gradient of its rows to the table's once."""
   rng = np.random.default_rng(2)
   table, hidden = rng.normal(size=(40, 6)), rng.normal(size=(8, 5, 6))
   table, hidden = (jnp.asarray(x, jnp.float32) for x in (table, hidden))
@@ -109,8 +110,8 @@ def test_log_probs_over_devices_are_those_of_one():
   layout = sharding.make_layout(
     data=2, fsdp=4, kernels=Kernels(logp="pallas", interpret=True)
   )
-  found = value_and_gradient(layout.act_sharding.head_logp)
-  assert_close(found, value_and_gradient(linear_logp))
+  actual = value_and_gradient(layout.act_sharding.head_logp)
+  assert_close(actual, value_and_gradient(linear_logp))
 
 
 def texts():
@@ -122,30 +123,30 @@ def texts():
   return tokens[:, :7], prompt_mask, tokens[:, 7:], mask
 
 
-def test_a_policys_log_probs_and_gradients_are_those_without():
-  """Its layers remade, and chunks asked for that the kernels make no use of."""
+def test_log_probs_and_gradients_with_kernels_equal_those_without():
+  """With remat, and with chunk sizes that the kernels ignore."""
   model = dataclasses.replace(MODEL, num_layers=1, remat="layer")
   params = init_params(jax.random.key(0), policy.declare_policy(model))
   weights = jnp.asarray(np.random.default_rng(5).normal(size=(2, 3, 11)))
 
   def run(layout, model):
     def objective(params, *given):
-      found = policy.token_logp(
+      actual = policy.token_logp(
         params,
         model,
         *given,
         temperature=0.8,
         act_sharding=layout.act_sharding,
       )
-      return jnp.mean(weights * jnp.stack(found)), found
+      return jnp.mean(weights * jnp.stack(actual)), actual
 
     return jax.jit(jax.value_and_grad(objective, has_aux=True))(
       params, *texts()
     )
 
   chunked = dataclasses.replace(model, attention_chunk=4, logits_chunk=2)
-  found = run(sharding.make_layout(kernels=ALL), chunked)
-  assert_close(found, run(sharding.make_layout(), model), atol=1e-6)
+  actual = run(sharding.make_layout(kernels=ALL), chunked)
+  assert_close(actual, run(sharding.make_layout(), model), atol=1e-6)
 
 
 def operations(layout, function, *given):
@@ -154,7 +155,7 @@ def operations(layout, function, *given):
 
 def of_prompts(layout, params, tokens, mask):
   return decoding.prefill(
-    params, MODEL, tokens, mask, act_sharding=layout.decoding_placement
+    params, MODEL, tokens, mask, act_sharding=layout.decoding_act_sharding
   )
 
 
@@ -177,8 +178,8 @@ def of_packed_texts(layout, params, tokens, mask):
 
 
 @pytest.mark.parametrize("sizes", [{}, dict(data=2, fsdp=4)])
-def test_every_reading_of_whole_texts_calls_what_is_chosen(sizes):
-  """And without a choice the program is the one it was, in words too."""
+def test_every_forward_pass_calls_the_chosen_kernels(sizes):
+  """Without kernels the program has no Pallas call."""
   shape = jax.ShapeDtypeStruct
   given = shape((8, 12), jnp.int32), shape((8, 12), bool)
   of_policy = abstract_params(policy.declare_policy(MODEL))
@@ -197,7 +198,7 @@ def test_every_reading_of_whole_texts_calls_what_is_chosen(sizes):
   assert sharding.make_layout().act_sharding == policy.LOCAL
 
 
-def test_what_cannot_run_is_refused_before_anything_is_compiled():
+def test_kernels_are_validated_before_anything_is_compiled():
   make = sharding.make_layout
   with pytest.raises(ValueError, match="attention='splash' runs on a TPU only"):
     make(kernels=Kernels(attention="splash"))
@@ -214,22 +215,26 @@ def test_what_cannot_run_is_refused_before_anything_is_compiled():
 
 
 def test_a_run_reads_its_kernels_from_the_config():
-  """Of what splits heads but reads no log-prob, the attention alone."""
+  """A layout that splits heads gets the attention kernels only."""
   config = arithmetic.get_config("smoke")
   for name in ("decode_attention", "logp"):
     config.kernels[name] = "pallas"
   config.kernels.attention = "splash"
   with pytest.raises(ConfigError, match="attention='splash' runs on a TPU"):
-    cli.layouts(settings_from_config(config))
+    spec.make_layouts(settings_from_config(config))
   config.kernels.interpret = True
   config.mesh.fsdp = 2
   config.rl.rollout_mesh = ConfigDict({"tensor": 2, "rules": "tensor"})
-  layout, others = cli.layouts(settings_from_config(config))
-  assert layout.kernels == others.reference.kernels == others.prm.kernels == ALL
-  assert others.rollout.kernels == dataclasses.replace(ALL, logp="xla")
+  layouts = spec.make_layouts(settings_from_config(config))
+  assert {
+    layouts.training.kernels,
+    layouts.reference.kernels,
+    layouts.prm.kernels,
+  } == {ALL}
+  assert layouts.rollout.kernels == dataclasses.replace(ALL, logp="xla")
 
 
-def test_a_plan_refuses_to_count_what_it_cannot_see():
+def test_a_plan_raises_for_kernels_whose_cost_it_cannot_count():
   config = arithmetic.get_config("smoke")
   config.kernels.attention = "splash"
   with pytest.raises(ConfigError, match="nothing within a kernel"):
@@ -237,29 +242,29 @@ def test_a_plan_refuses_to_count_what_it_cannot_see():
 
 
 @pytest.mark.slow
-def test_a_training_step_by_kernels_is_that_without(alone):
+def test_a_training_step_with_kernels_equals_one_without():
   """Rollout, scores and update, rows over eight devices."""
   layout = sharding.make_layout(data=2, fsdp=4, kernels=ALL)
-  assert_same(one_step(everywhere(layout)), alone)
+  expected = one_step(Layouts.same(sharding.make_layout()))
+  assert_same(one_step(Layouts.same(layout)), expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [None, "int8"])
 @pytest.mark.parametrize("sizes", [{}, HEADS], ids=["one", "four"])
-def test_rows_that_take_turns_are_those_without(sizes, dtype):
-  """Rows begin anew where others have ended, and the ring goes round."""
+def test_continuous_batching_with_kernels_samples_the_same(sizes, dtype):
+  """Slots are refilled, and the ring wraps around."""
   model = dataclasses.replace(MODEL, cache_dtype=dtype)
   params = init_params(jax.random.key(0), policy.declare_policy(model))
   params = grown(params)
 
   def samples(layout):
-    generate = rollouts.make_generate(
-      *(model, SAMPLER, 4, layout),
-      continuous=engine.EngineConfig(16, 3),
+    engine = rollouts.make_engine(
+      model, SAMPLER, 4, layout, engine_programs.EngineConfig(16, 3)
     )
-    return generate(params, prompts(8), jax.random.key(2))
+    return engine.generate(params, prompts(8), jax.random.key(2))
 
-  found = samples(sharding.make_layout(**sizes, kernels=DECODE))
+  actual = samples(sharding.make_layout(**sizes, kernels=DECODE))
   expected = samples(sharding.make_layout(**sizes))
-  np.testing.assert_array_equal(found.tokens, expected.tokens)
-  assert_close(found.full_logp, expected.full_logp)
+  np.testing.assert_array_equal(actual.tokens, expected.tokens)
+  assert_close(actual.full_logp, expected.full_logp)

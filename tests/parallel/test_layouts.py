@@ -1,7 +1,7 @@
-"""Every layout of eight devices does what one device does.
+"""A training step on any layout of eight devices equals that of one device.
 
-Tolerances: tokens are equal. Everything else is equal but for the order in
-which products and sums are taken: 1e-5, as for the logits of a model.
+Tokens are equal. Everything else is equal up to the order of sums: 1e-5, as for
+the logits of a model.
 """
 
 import dataclasses
@@ -9,37 +9,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from test_train import (
-  CREDIT,
-  LOSS,
+from layout_steps import (
+  MODEL,
+  SGD,
+  assert_same,
+  one_step,
+)
+from train_boundary import (
   PAD,
   SAMPLER,
-  TABLE,
   grown,
   prompts,
 )
 
-from pure_jax.models import policy, prm
-from pure_jax.models.config import ModelConfig
+from pure_jax.models import policy
 from pure_jax.parallel import sharding
-from pure_jax.training import rollouts, score, train
-from pure_jax.types import Prompts
-
-# Eight query heads and two key heads: more tensor shards than key heads.
-MODEL = ModelConfig(
-  vocab_size=16,
-  width=16,
-  num_layers=2,
-  num_heads=8,
-  num_kv_heads=2,
-  head_dim=4,
-  mlp_width=24,
-  tied_embeddings=False,
-)
-PRM_MODEL = prm.extend_config(MODEL, 1)
-SGD = optax.sgd(1e-3, momentum=0.9)  # The momentum is the gradient.
+from pure_jax.training import rollouts, train, weight_copies
+from pure_jax.training.step_spec import Layouts
 
 SHAPES = [
   (data, fsdp, tensor, sequence)
@@ -49,8 +36,6 @@ SHAPES = [
   for sequence in (1, 2, 4, 8)
   if data * fsdp * tensor * sequence == 8 and min(tensor, sequence) == 1
 ]
-# Tokens over devices: the four models in four layouts show them by default.
-QUICK = [(2, 2, 2, 1)]
 
 
 def rules_for(shape):
@@ -63,101 +48,17 @@ def rules_for(shape):
   return "fsdp"
 
 
-@dataclasses.dataclass
-class Layouts:
-  """Layouts of the models of a run."""
-
-  policy: sharding.Layout
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-
-def everywhere(layout):
-  return Layouts(layout, layout, layout, layout)
-
-
-def one_step(layouts):
-  """Two rollouts, their scores and updates; as arrays on the host."""
-  declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, SGD, layouts.policy)(jax.random.key(0))
-  state = train.start_state(grown(start.params), declared, SGD, layouts.policy)
-  prm_declared = prm.declare_prm(PRM_MODEL)
-  prm_params = jax.jit(
-    lambda start: prm.init_prm_from_policy(jax.random.key(1), start, MODEL, 1),
-    out_shardings=sharding.weight_shardings(prm_declared, layouts.policy),
-  )(state.params)
-  prm_params = train.make_compute_copy(
-    prm_declared, PRM_MODEL, layouts.policy, layouts.prm
-  )(prm_params)
-  to_rollout, to_reference = (
-    train.make_compute_copy(declared, MODEL, layouts.policy, target)
-    for target in (layouts.rollout, layouts.reference)
-  )
-  reference = jax.tree.map(jnp.copy, to_reference(state.params))
-  generate = rollouts.make_generate(
-    MODEL, SAMPLER, 4, layouts.rollout, layouts.policy
-  )
-  score_rollout = score.make_score(
-    MODEL,
-    PRM_MODEL,
-    SAMPLER,
-    score.ScoreConfig(4),
-    TABLE,
-    layouts.policy,
-    reference_layout=layouts.reference,
-    prm_layout=layouts.prm,
-  )
-  update = train.make_update(
-    MODEL, SAMPLER, CREDIT, LOSS, SGD, TABLE, layouts.policy
-  )
-  history = []
-  for number in range(2):
-    rollout = generate(
-      to_rollout(state.params), prompts(8), jax.random.key(2 + number)
-    )
-    asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-    scores = score_rollout(state.params, reference, prm_params, rollout, asked)
-    correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
-    known = jnp.arange(32) // 4 % 2 == 0
-    rows = sharding.batch_sharding(layouts.policy)
-    state, metrics = update(
-      state, rollout, scores, *jax.device_put((correct, known), rows)
-    )
-    history.append(jax.device_get((rollout, scores, metrics)))
-  return jax.device_get(state), history
-
-
 @pytest.fixture(scope="module")
 def alone():
-  return one_step(everywhere(sharding.make_layout()))
-
-
-def assert_same(found, expected):
-  """Tokens exactly, the rest to 1e-5."""
-  for (rollout, *rest), (other, *others) in zip(
-    found[1], expected[1], strict=True
-  ):
-    np.testing.assert_array_equal(rollout.tokens, other.tokens)
-    np.testing.assert_array_equal(rollout.truncated, other.truncated)
-    close(rest, others)
-  close(found[0], expected[0])
-
-
-def close(found, expected):
-  def check(path, x, y):
-    name = jax.tree_util.keystr(path)
-    np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5, err_msg=name)
-
-  jax.tree_util.tree_map_with_path(check, found, expected)
+  return one_step(Layouts.same(sharding.make_layout()))
 
 
 def shape_id(shape):
   return "x".join(map(str, shape))
 
 
-def test_the_samples_tell_layouts_apart(alone):
-  """Rows that all said the same could come from any row."""
+def test_the_rows_of_the_batch_differ(alone):
+  """Equal rows would look right in the wrong place."""
   (rollout, scores, metrics), _ = alone[1]
   assert len({tuple(row) for row in rollout.tokens}) > 24
   assert np.std(scores.step_rewards[scores.steps.mask]) > 0.01
@@ -165,24 +66,16 @@ def test_the_samples_tell_layouts_apart(alone):
   assert (rollout.tokens == PAD).any()
 
 
-@pytest.mark.parametrize("shape", QUICK, ids=shape_id)
-def test_a_layout_does_what_one_device_does(alone, shape):
-  layout = sharding.make_layout(*shape, rules=rules_for(shape))
-  assert_same(one_step(everywhere(layout)), alone)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  "shape", [s for s in SHAPES if s not in QUICK], ids=shape_id
-)
+@pytest.mark.parametrize("shape", SHAPES, ids=shape_id)
 def test_every_layout_does_what_one_device_does(alone, shape):
   layout = sharding.make_layout(*shape, rules=rules_for(shape))
-  assert_same(one_step(everywhere(layout)), alone)
+  assert_same(one_step(Layouts.same(layout)), alone)
 
 
 def test_four_models_in_four_layouts_are_those_of_one_device(alone):
   layouts = Layouts(
-    policy=sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
+    training=sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
     rollout=sharding.make_layout(data=4, tensor=2, rules="tensor"),
     reference=sharding.make_layout(fsdp=8),
     prm=sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),
@@ -190,36 +83,20 @@ def test_four_models_in_four_layouts_are_those_of_one_device(alone):
   assert_same(one_step(layouts), alone)
 
 
-def test_rows_sampled_in_parts_are_those_of_one_batch():
-  """A part that took the first rows' keys would repeat their samples."""
-  layout = sharding.make_layout(fsdp=2, tensor=2, rules="fsdp+tensor")
-  declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, SGD, layout)(jax.random.key(0))
-  params = grown(start.params)
-  whole, parts = (
-    rollouts.make_generate(MODEL, SAMPLER, 4, layout, rows_at_a_time=limit)(
-      params, prompts(8), jax.random.key(2)
-    )
-    for limit in (None, 8)
-  )
-  np.testing.assert_array_equal(whole.tokens, parts.tokens)
-  np.testing.assert_allclose(whole.sampled_logp, parts.sampled_logp, atol=1e-5)
-
-
 BF16 = dataclasses.replace(MODEL, compute_dtype="bfloat16")
 
 
 @pytest.mark.usefixtures("compiled_well")
-def test_a_copy_for_products_changes_no_sample_and_no_norm():
-  """Norms rounded to bfloat16 would move the log-probs."""
+def test_a_compute_copy_changes_no_sample_and_no_norm():
+  """Norms rounded to bfloat16 would change the log-probs."""
   layout = sharding.make_layout()
   declared = policy.declare_policy(BF16)
   params = grown(
     train.make_init(declared, SGD, layout)(jax.random.key(0)).params
   )
-  scale = params["final_norm"] * 1.001  # No bfloat16 number.
+  scale = params["final_norm"] * 1.001  # Not representable in bfloat16.
   params |= {"final_norm": scale}
-  copy = train.make_compute_copy(declared, BF16, layout, layout)(params)
+  copy = weight_copies.make_compute_copy(declared, BF16, layout, layout)(params)
   assert copy["layers"]["query"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(copy["final_norm"], scale)
   generate = rollouts.make_generate(BF16, SAMPLER, 4, layout)
@@ -230,12 +107,13 @@ def test_a_copy_for_products_changes_no_sample_and_no_norm():
   jax.tree.map(np.testing.assert_array_equal, first, second)
 
 
-def test_a_copy_that_would_be_equal_is_none():
+def test_an_equal_copy_is_not_made():
   layout = sharding.make_layout(fsdp=2)
   declared = policy.declare_policy(MODEL)
   params = train.make_init(declared, SGD, layout)(jax.random.key(0)).params
   assert (
-    train.make_compute_copy(declared, MODEL, layout, layout)(params) is params
+    weight_copies.make_compute_copy(declared, MODEL, layout, layout)(params)
+    is params
   )
 
 
@@ -244,4 +122,4 @@ def test_weights_do_not_move_between_devices_in_another_order():
   turned = sharding.make_layout(fsdp=8, devices=jax.devices()[::-1])
   declared = policy.declare_policy(MODEL)
   with pytest.raises(ValueError, match="the same devices in the same order"):
-    train.make_compute_copy(declared, MODEL, layout, turned)
+    weight_copies.make_compute_copy(declared, MODEL, layout, turned)

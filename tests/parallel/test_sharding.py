@@ -36,8 +36,10 @@ def test_the_default_rules_as_a_table(layout):
     ("classes",): ((2,), PartitionSpec(None)),
   }
   for axes, (shape, expected) in cases.items():
-    found = sharding.partition_spec("w", shape, axes, layout.mesh, layout.table)
-    assert found == expected
+    actual = sharding.partition_spec(
+      "w", shape, axes, layout.mesh, layout.table
+    )
+    assert actual == expected
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_the_error_for_a_tree_names_the_path(layout):
     sharding.weight_shardings(tree, layout)
 
 
-def test_a_mesh_larger_than_the_machine_is_refused():
+def test_a_mesh_larger_than_the_machine_raises():
   with pytest.raises(ValueError, match="lower mesh"):
     sharding.make_layout(data=jax.device_count() + 1)
   with pytest.raises(ValueError, match="at least 1"):
@@ -114,7 +116,7 @@ def test_sequence_shards_share_the_memory_of_parameters():
   assert tuple(spec) == (("fsdp", "sequence"), None)
   assert layout.row_shards == 2
   assert layout.act_sharding.token_shards == 4
-  assert layout.decoding_placement.token_shards == 1
+  assert layout.decoding_act_sharding.token_shards == 1
 
 
 def test_fewer_key_heads_than_shards_are_copied_or_refused():
@@ -135,7 +137,7 @@ def test_fewer_key_heads_than_shards_are_copied_or_refused():
     spec(3)
 
 
-def test_an_axis_that_no_rule_uses_is_refused():
+def test_an_axis_that_no_rule_uses_raises():
   with pytest.raises(ValueError, match="'tensor' of 2: its devices would"):
     sharding.make_layout(tensor=2)
   with pytest.raises(ValueError, match="rules must be one of"):

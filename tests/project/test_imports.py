@@ -149,6 +149,22 @@ def test_modules_import_each_other_without_cycles():
   assert len(done) == len(MODULES) > 10
 
 
+@pytest.mark.parametrize(
+  "script", sorted((ROOT / "experiments").glob("*.py")), ids=lambda p: p.name
+)
+def test_scripts_use_no_internals_of_each_other(script):
+  """What two scripts share belongs to `pure_jax.runs`."""
+  tree = ast.parse(script.read_text())
+  names = {path.stem for path in script.parent.glob("*.py")}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.ImportFrom) and node.module in names:
+      private = [a.name for a in node.names if a.name.startswith("_")]
+      assert not private, f"{script.name} imports {private} of {node.module}"
+    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+      private = node.value.id in names and node.attr.startswith("_")
+      assert not private, f"{script.name} uses {ast.unparse(node)}"
+
+
 def test_kernels_import_nothing_at_the_top():
   """In a checkout the folder is found by whoever probes for `kernels`."""
   assert imported_names("pure_jax.kernels") == set()

@@ -1,45 +1,58 @@
-"""The tests can fail: each fault of `mutations.py` is caught by one of them."""
+"""The tests can fail: each planted fault is caught by one of them."""
 
 import ast
 import dataclasses
+import inspect
 import subprocess
 import sys
+import textwrap
 
+import faults
 import mutations
 import pytest
-from mutations import MUTATIONS, ROOT, MutationError
+from checkout import ROOT
+from faults.tables import FAULTS
+
+FAULT = faults.Fault("an example", "credit:min_returns", "x = 1", "x = 2", ())
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda m: m.name)
-def test_each_fault_can_still_be_put_in(mutation):
-  """Code that was rewritten must not leave its mutation behind."""
-  text = (ROOT / mutation.file).read_text()
-  changed = mutations.mutated(text, mutation)
-  assert changed != text
-  ast.parse(changed)
-  for test in mutation.tests:
-    file, name = test.split("::")
-    tree = ast.parse((ROOT / "tests" / file).read_text())
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_each_fault_can_still_be_planted(fault):
+  """Code that was rewritten must not leave its fault behind."""
+  source = textwrap.dedent(inspect.getsource(faults._find_function(fault)))
+  changed = faults.faulty_source(fault, source)
+  assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+  for test in fault.tests:
+    file, name = mutations.node_id(test).split("::")
+    tree = ast.parse((ROOT / file).read_text())
     assert name in {getattr(node, "name", None) for node in tree.body}
 
 
-def test_a_text_that_is_gone_or_ambiguous_is_an_error():
-  mutation = dataclasses.replace(MUTATIONS[0], old="x = 1", new="x = 2")
-  assert mutations.mutated("y\nx = 1\n", mutation) == "y\nx = 2\n"
-  with pytest.raises(MutationError, match="occurs 0 times"):
-    mutations.mutated("x = 3", mutation)
-  with pytest.raises(MutationError, match="occurs 2 times"):
-    mutations.mutated("x = 1\nx = 1", mutation)
+def test_names_of_faults_are_unique():
+  assert len({fault.name for fault in FAULTS}) == len(FAULTS)
+
+
+def test_layout_does_not_hide_a_piece_and_other_tokens_do():
+  source = "def f():\n  y = 0\n  x  =  (  # Why.\n    1)\n"
+  fault = dataclasses.replace(FAULT, old="x = (1)", new="x = 2")
+  assert faults.faulty_source(fault, source) == "def f():\n  y = 0\n  x = 2\n"
+  with pytest.raises(faults.FaultError, match="occurs 0 times"):
+    faults.faulty_source(FAULT, source)
+  with pytest.raises(faults.FaultError, match="occurs 2 times"):
+    faults.faulty_source(FAULT, "def f():\n  x = 1\n  x = 1\n")
+
+
+def test_a_function_that_is_gone_is_an_error():
+  gone = dataclasses.replace(FAULT, function="credit:no_returns")
+  with pytest.raises(faults.FaultError, match="no credit:no_returns"):
+    faults.plant(gone)
 
 
 @pytest.mark.slow
 def test_a_harmless_change_is_reported_as_surviving():
-  harmless = dataclasses.replace(
-    MUTATIONS[0],
-    old="jnp.where(step_mask, step_rewards, jnp.inf)",
-    new="jnp.where(step_mask, step_rewards, float('inf'))",
-  )
-  with pytest.raises(MutationError, match="survives"):
+  first = FAULTS[0]
+  harmless = dataclasses.replace(first, new=first.old.replace("inf", "inf + 0"))
+  with pytest.raises(faults.FaultError, match="survives"):
     mutations.caught_by(harmless)
 
 
@@ -52,4 +65,4 @@ def test_every_fault_is_caught():
     check=False,
   )
   assert done.returncode == 0, done.stdout + done.stderr
-  assert done.stdout.count("| `test_") == len(MUTATIONS)
+  assert done.stdout.count("| `test_") == len(FAULTS)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from checkout import ROOT
 
-from pure_jax.host.data.world import arithmetic
+from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.logs.metrics import SamplesWriter
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient comes with [test]")
@@ -114,7 +114,7 @@ def write_samples(folder, config):
   for index in range(5):
     problem, response = arithmetic.make_example(config, "train", index)
     texts = response.split(arithmetic.SEPARATOR)
-    labels = arithmetic.label_steps(problem, texts)
+    labels = checker.label_steps(problem, texts)
     scores = [
       round((0.8 if label == 1 else -0.6) + float(rng.uniform(-0.2, 0.2)), 4)
       for label in labels
@@ -128,8 +128,8 @@ def write_samples(folder, config):
         "step_returns": [
           min(scores) if i <= worst else 0.0 for i in range(len(scores))
         ],
-        "correct": arithmetic.grade(problem, response),
-        "kind": arithmetic.classify(problem, texts),
+        "correct": checker.grade(problem, response),
+        "kind": checker.classify(problem, texts),
       }
     )
   # A response without a token has no step.

@@ -1,7 +1,9 @@
-"""Rows that take turns are those of one loop, token for token."""
+"""The engine samples the same tokens as one loop, in any number of slots."""
 
 import dataclasses
+import functools
 import logging
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,58 +11,63 @@ import numpy as np
 import pytest
 from small_models import PAD, TINY, random_policy, random_prompts
 
-from pure_jax.models import columns
-from pure_jax.rollout import engine, generation, sampling
-from pure_jax.rollout.engine import Engine, EngineConfig
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout import engine_programs, generation, sampling, scheduling
+from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.engine_programs import EngineConfig, EngineSpec
+from pure_jax.rollout.generation import GenerationSpec
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.types import Prompts
 
 pytestmark = pytest.mark.filterwarnings("error:Some donated buffers")
 
 MODEL = dataclasses.replace(TINY, num_layers=1)
 L, C, P, G = 5, 11, 5, 3
-# Three of 22 ids: a few rows end at once, a few are truncated.
+# Three of 22 ids: some sequences end together, some are truncated.
 SAMPLER = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=(14, 18, 19))
+SPEC = GenerationSpec(MODEL, SAMPLER)
+KEY = jax.random.key(8)
 
-one_loop = jax.jit(generation.generate, static_argnums=(1, 2))
 
-
-def some_prompts(count=P, seed=4):
+def make_prompts(count=P, seed=4):
   rng = np.random.default_rng(seed)
   tokens, mask = random_prompts(rng, rng.integers(1, L + 1, count), L)
   return Prompts(tokens, mask)
 
 
-def expected_rollout(
-  prompts, key, sampler=SAMPLER, model=MODEL, samples=G, stops=None
-):
-  """Every row in one loop, each with a copy of its prompt."""
-  rows = prompts.tokens.shape[0] * samples
-  repeated = jax.tree.map(lambda x: np.repeat(x, samples, axis=0), prompts)
-  keys = sampling.row_keys(key, jnp.arange(rows))
-  return one_loop(
-    random_policy(model), model, sampler, repeated, keys, stops=stops
+def sample_in_one_loop(spec, prompts, key, group_size=G):
+  """Every row in one loop, each with its own copy of its prompt."""
+  rows = prompts.tokens.shape[0] * group_size
+  prompts = jax.tree.map(lambda x: np.repeat(x, group_size, axis=0), prompts)
+  return jax.jit(functools.partial(generation.generate, spec=spec))(
+    random_policy(spec.model),
+    prompts=prompts,
+    keys=sampling.row_keys(key, jnp.arange(rows)),
   )
 
 
-def make(rows, chunk, sampler=SAMPLER, model=MODEL, samples=G, **options):
-  return Engine(model, sampler, samples, EngineConfig(rows, chunk), **options)
+def make_engine(slots, sync_interval, spec=SPEC, group_size=G, **options):
+  config = EngineConfig(slots, sync_interval)
+  return Engine(EngineSpec(spec, group_size, config, **options))
 
 
-def assert_same(found, expected):
-  """Tokens exactly, log-probs but for the order of sums."""
+def sample(engine, prompts, key=KEY):
+  params = random_policy(engine.spec.generation.model)
+  return engine.generate(params, prompts, key)
+
+
+def assert_same(rollout, expected):
+  """Tokens are equal, log-probs up to the order of sums."""
   for name in (
     *("prompt_tokens", "prompt_mask", "tokens", "completion_mask"),
     "truncated",
   ):
     np.testing.assert_array_equal(
-      getattr(found, name), getattr(expected, name), err_msg=name
+      getattr(rollout, name), getattr(expected, name), err_msg=name
     )
   for name in ("sampled_logp", "full_logp"):
-    assert np.isfinite(getattr(found, name)).all()
+    assert np.isfinite(getattr(rollout, name)).all()
     np.testing.assert_allclose(
-      getattr(found, name),
+      getattr(rollout, name),
       getattr(expected, name),
       rtol=1e-5,
       atol=1e-5,
@@ -69,297 +76,314 @@ def assert_same(found, expected):
 
 
 @pytest.fixture(scope="module")
-def whole():
-  return expected_rollout(some_prompts(), jax.random.key(8))
+def expected():
+  return sample_in_one_loop(SPEC, make_prompts(), KEY)
 
 
-def test_the_batch_tells_rows_apart(whole):
-  """Or rows in the wrong place would look right."""
-  lengths = np.asarray(whole.completion_mask).sum(axis=1)
+def test_the_rows_of_the_batch_differ(expected):
+  """Equal rows would look right in the wrong slot."""
+  lengths = np.asarray(expected.completion_mask).sum(axis=1)
   assert lengths.min() == 1 and len({*lengths.tolist()}) >= 6
-  assert 0 < whole.truncated.sum() < len(lengths) / 2
-  ended_last = (lengths == C) & ~np.asarray(whole.truncated)
-  assert len({tuple(row) for row in np.asarray(whole.tokens)}) > 10
+  assert 0 < expected.truncated.sum() < len(lengths) / 2
+  ended_last = (lengths == C) & ~np.asarray(expected.truncated)
+  assert len({tuple(row) for row in np.asarray(expected.tokens)}) > 10
   assert lengths.sum() < 0.6 * lengths.size * C or ended_last.any()
 
 
 @pytest.mark.parametrize(
-  ("rows", "chunk", "shards"),
+  ("slots", "sync_interval", "shards"),
   [
-    (7, 2, 1),  # Two prompts at a time: not a multiple of the group.
-    pytest.param(15, 3, 1, marks=pytest.mark.slow),  # Fewer and fewer.
-    (64, 50, 1),  # More than there are, and one chunk.
+    (64, 50, 1),  # More slots than rows, and one chunk.
     (12, 3, 2),  # One shard gets three of five prompts.
-    pytest.param(2, 1, 1, marks=pytest.mark.slow),  # Less than a group.
+    pytest.param(7, 2, 1, marks=pytest.mark.slow),
+    pytest.param(15, 3, 1, marks=pytest.mark.slow),  # The slots shrink.
+    pytest.param(2, 1, 1, marks=pytest.mark.slow),  # Fewer than a group.
     pytest.param(9, 4, 1, marks=pytest.mark.slow),
     pytest.param(15, C, 1, marks=pytest.mark.slow),
     pytest.param(12, 5, 4, marks=pytest.mark.slow),
     pytest.param(64, 2, 8, marks=pytest.mark.slow),  # Shards without prompts.
   ],
 )
-def test_rows_that_take_turns_are_those_of_one_loop(whole, rows, chunk, shards):
-  found = make(rows, chunk, shards=shards).generate(
-    random_policy(MODEL), some_prompts(), jax.random.key(8)
-  )
-  assert_same(found, whole)
+def test_the_engine_samples_the_tokens_of_one_loop(
+  expected, slots, sync_interval, shards
+):
+  engine = make_engine(slots, sync_interval, shards=shards)
+  assert_same(sample(engine, make_prompts()), expected)
 
 
-def test_a_ring_that_has_gone_round_grows_in_order():
-  """Long after short: tokens that a row needs would be written over.
+def test_a_second_batch_compiles_nothing(expected, caplog, monkeypatch):
+  """Slots and ring entries are halved and doubled, so sizes are few."""
+  engine, sizes = make_engine(7, 3), set()  # 7 slots hold two prompts: 6.
+  decode = generation.decode
 
-  With few seeds they would; of this one the tokens come out otherwise.
-  """
-  key, prompts = jax.random.key(18), some_prompts(12, seed=18)
-  found = make(3, 1, samples=1).generate(random_policy(MODEL), prompts, key)
-  assert_same(found, expected_rollout(prompts, key, samples=1))
+  def record_sizes(params, spec, state, max_tokens):
+    sizes.add((state.done.shape[0], state.cache.ring_length))
+    return decode(params, spec, state, max_tokens)
+
+  monkeypatch.setattr(engine_programs.generation, "decode", record_sizes)
+
+  def count_compilations(seed):
+    caplog.clear()
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+      rollout = sample(engine, make_prompts(), jax.random.key(seed))
+    if seed == 8:
+      assert_same(rollout, expected)
+    return sum("Compiling" in record.message for record in caplog.records)
+
+  assert count_compilations(8) > 0
+  assert count_compilations(8) == 0
+  for seed in range(3):
+    count_compilations(seed)
+  assert {slots for slots, _ in sizes} <= {6, 3, 1}
+  assert min(slots for slots, _ in sizes) < 6
+  assert {ring for _, ring in sizes} <= {3, 6, C - 1}
+  assert (6, 3) in sizes and max(ring for _, ring in sizes) == C - 1
 
 
 @pytest.mark.slow
-def test_layers_weights_and_prompts_of_their_own():
-  """Caches of two layers, weights laid out in columns, one sample each."""
-  key, prompts = jax.random.key(2), some_prompts(7, seed=1)
-  found = make(
-    4, 3, model=TINY, samples=1, prepare=columns.decoding_params
-  ).generate(random_policy(TINY), prompts, key)
-  assert_same(found, expected_rollout(prompts, key, model=TINY, samples=1))
+def test_a_ring_that_has_wrapped_around_grows_in_order():
+  """A long sequence that begins late would lose tokens that it still needs.
+
+  Few seeds show the fault; with this one the tokens differ.
+  """
+  key, prompts = jax.random.key(18), make_prompts(12, seed=18)
+  engine = make_engine(3, 1, group_size=1)
+  rollout = sample(engine, prompts, key)
+  assert_same(rollout, sample_in_one_loop(SPEC, prompts, key, group_size=1))
 
 
-def test_a_second_batch_compiles_nothing(caplog):
-  """Sizes that a batch alone decides are halved and doubled, so few."""
-  sampler = make(6, 3)
-  traced = set()
-  decode = generation.decode
-
-  def watched(params, model, config, rows, *rest):
-    traced.add((rows.last.shape[0], rows.cache.ring))
-    return decode(params, model, config, rows, *rest)
-
-  def compiled(seed):
-    caplog.clear()
-    with (
-      jax.log_compiles(),
-      caplog.at_level(logging.WARNING),
-      pytest.MonkeyPatch.context() as patch,
-    ):
-      patch.setattr(engine.generation, "decode", watched)
-      sampler.generate(params, prompts, jax.random.key(seed))
-    return sum("Compiling" in record.message for record in caplog.records)
-
-  params, prompts = random_policy(MODEL), some_prompts()
-  assert compiled(8) > 0
-  assert compiled(8) == 0
-  for seed in range(3):
-    compiled(seed)
-  # Rows that go on in half as many places; rings of 3, 6 and C - 1 slots.
-  assert {rows for rows, _ in traced} <= {6, 3, 1}
-  assert min(rows for rows, _ in traced) < 6
-  assert {ring for _, ring in traced} <= {3, 6, C - 1}
-  assert (6, 3) in traced and max(traced, key=lambda x: x[1])[1] == C - 1
+@pytest.mark.slow
+def test_two_layers_cpu_weights_and_groups_of_one():
+  spec = GenerationSpec(TINY, SAMPLER, cpu_weights=True)
+  key, prompts = jax.random.key(2), make_prompts(7, seed=1)
+  rollout = sample(make_engine(4, 3, spec, group_size=1), prompts, key)
+  assert_same(rollout, sample_in_one_loop(spec, prompts, key, group_size=1))
 
 
-def test_rings_in_multiples_of_slots(whole):
-  """The longest, too: of C - 1 slots a TPU would copy it for every chunk."""
-  found, traced = make(6, 3, slot_multiple=4), set()
-  decode = generation.decode
+def test_ring_lengths_are_multiples_with_room_for_the_longest_sequence():
+  """The token that is sampled last needs no entry."""
+  spec = EngineSpec(SPEC, G, EngineConfig(6, 3))
+  assert [spec.ring_length(n) for n in (3, 6, 10, 20)] == [3, 6, 10, 10]
+  padded = dataclasses.replace(spec, ring_multiple=4)
+  assert [padded.ring_length(n) for n in (3, 6, 10, 20)] == [4, 8, 12, 12]
 
-  def watched(params, model, config, rows, *rest):
-    traced.add(rows.cache.ring)
-    return decode(params, model, config, rows, *rest)
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engine.generation, "decode", watched)
-    rollout = found.generate(
-      random_policy(MODEL), some_prompts(), jax.random.key(8)
+def run_with_fake_programs(slots, tokens_per_row):
+  """Runs the host loop without a model: (program, ring length) per call."""
+  engine, calls = make_engine(slots, 6), []
+
+  def fake_slots(ring_length, num_slots, generated=1, shared=True):
+    cache = types.SimpleNamespace(
+      prompt_mask=True if shared else None, ring_length=ring_length
     )
-  assert_same(rollout, whole)
-  longest = -(-(C - 1) // 4) * 4
-  assert longest > C - 1
-  assert traced == {4, 8, longest}
+    return types.SimpleNamespace(
+      state=types.SimpleNamespace(cache=cache),
+      num_slots=num_slots,
+      generated=generated,
+    )
 
+  def change(slots, **changes):
+    fields = {
+      "ring_length": slots.state.cache.ring_length,
+      "num_slots": slots.num_slots,
+      "generated": slots.generated,
+      "shared": slots.state.cache.prompt_mask is not None,
+    }
+    return fake_slots(**fields | changes)
 
-@pytest.mark.parametrize(
-  ("rows", "expected"),
-  [
-    (6, 6),  # Of rings of 6 and C - 1 slots; others are of prompts that begin.
-    (64, 0),  # No prompt waits: none is copied, for all rows end together.
-  ],
-)
-def test_prompts_are_copied_before_the_cache_is_at_its_longest(rows, expected):
-  """Where prompts wait; else the longest cache would be there twice."""
-  sampler = dataclasses.replace(SAMPLER, stop_ids=())
-  prompts, key, copied = some_prompts(), jax.random.key(8), []
-  copy = engine.kv_cache.with_own_prompts
+  def record(name, slots, **changes):
+    calls.append((name, slots.state.cache.ring_length))
+    return change(slots, **changes)
 
-  def watched(cache, act_sharding):
-    copied.append(cache.ring)
-    return copy(cache, act_sharding)
+  def status(slots):
+    done = np.full(slots.num_slots, slots.generated >= tokens_per_row)
+    return np.full(slots.num_slots, slots.generated), done
 
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(engine.kv_cache, "with_own_prompts", watched)
-    found = make(rows, 6, sampler).generate(random_policy(MODEL), prompts, key)
-  assert_same(found, expected_rollout(prompts, key, sampler))
-  assert max(copied, default=0) == expected
-
-
-def test_a_limit_of_one_token(whole):
-  """No token is fed back, and the first alone may end a row by itself."""
-  sampler = dataclasses.replace(SAMPLER, max_new_tokens=1)
-  found = make(6, 4, sampler).generate(
-    random_policy(MODEL), some_prompts(), jax.random.key(8)
+  engine.programs = engine_programs.EnginePrograms(
+    to_decoding_params=None,
+    start=lambda params, prompts, key, ids, ring: (
+      fake_slots(ring, len(ids) * G),
+      None,
+    ),
+    refill=lambda *args: (record("refill", args[5], generated=1), None),
+    decode=lambda params, slots, _: (
+      record("decode", slots, generated=min(slots.generated + 6, C)),
+      None,
+    ),
+    unshare=lambda slots: record("unshare", slots, shared=False),
+    grow=lambda slots, ring: record("grow", slots, ring_length=ring),
+    shrink=None,
+    status=status,
+    finish=lambda prompts, _: None,
   )
-  np.testing.assert_array_equal(found.tokens, whole.tokens[:, :1])
-  assert found.completion_mask.all()
-  stopped = np.isin(found.tokens[:, 0], SAMPLER.stop_ids)
-  np.testing.assert_array_equal(found.truncated, ~stopped)
+  engine.generate(None, make_prompts(), KEY)
+  return calls
+
+
+def test_prompts_are_copied_before_the_ring_grows_for_the_last_time():
+  """Copying them later would hold the longest cache twice."""
+  first_round = [
+    *(("decode", 6), ("unshare", 6), ("grow", 6), ("decode", C - 1)),
+    *(("refill", C - 1), ("decode", C - 1)),
+  ]
+  calls = run_with_fake_programs(slots=6, tokens_per_row=C)
+  assert calls[: len(first_round)] == first_round
+  assert calls.count(("refill", C - 1)) == 2  # Five prompts, two at a time.
+
+
+def test_prompts_stay_shared_if_none_waits():
+  calls = run_with_fake_programs(slots=64, tokens_per_row=C)
+  assert calls == [("decode", 6), ("grow", 6), ("decode", C - 1)]
+
+
+def test_a_limit_of_one_token(expected):
+  """No token is fed back, and the first one alone can end a sequence."""
+  sampler = dataclasses.replace(SAMPLER, max_new_tokens=1)
+  engine = make_engine(6, 4, GenerationSpec(MODEL, sampler))
+  rollout = sample(engine, make_prompts())
+  np.testing.assert_array_equal(rollout.tokens, expected.tokens[:, :1])
+  assert rollout.completion_mask.all()
+  stopped = np.isin(rollout.tokens[:, 0], SAMPLER.stop_ids)
+  np.testing.assert_array_equal(rollout.truncated, ~stopped)
   assert stopped.any()
 
 
 @pytest.mark.parametrize(
-  "ends", [pytest.param("never", marks=pytest.mark.slow), "at once"]
+  "end", [pytest.param("limit", marks=pytest.mark.slow), "first token"]
 )
-def test_all_rows_end_together(whole, ends):
-  """At the limit, or before anything is decoded, refilled places too."""
-  stops = {"never": (), "at once": np.unique(whole.tokens[:, 0]).tolist()}
-  sampler = dataclasses.replace(SAMPLER, stop_ids=tuple(stops[ends]))
-  key = jax.random.key(8)
-  found = make(6, 4, sampler).generate(
-    random_policy(MODEL), some_prompts(), key
-  )
-  lengths = found.completion_mask.sum(axis=1)
-  assert (lengths == (C if ends == "never" else 1)).all()
-  assert (found.truncated == (ends == "never")).all()
-  assert_same(found, expected_rollout(some_prompts(), key, sampler))
+def test_all_sequences_end_together(expected, end):
+  """At the limit, or before anything is decoded, in refilled slots too."""
+  stop_ids = ()
+  if end == "first token":
+    stop_ids = tuple(np.unique(expected.tokens[:, 0]).tolist())
+  sampler = dataclasses.replace(SAMPLER, stop_ids=stop_ids)
+  spec = GenerationSpec(MODEL, sampler)
+  rollout = sample(make_engine(6, 4, spec), make_prompts())
+  lengths = rollout.completion_mask.sum(axis=1)
+  assert (lengths == (C if end == "limit" else 1)).all()
+  assert (rollout.truncated == (end == "limit")).all()
+  np.testing.assert_array_equal(rollout.tokens[:, 0], expected.tokens[:, 0])
 
 
-def test_filters_greedy_and_texts_that_end_a_row():
-  """A table whose text is any two even ids in a row."""
+def test_filters_stop_texts_and_a_ring_in_multiples_of_four():
+  """The stop text is any two even ids in a row."""
   even = (np.arange(MODEL.vocab_size) % 2 == 0).astype(np.int32)
-  following = np.stack([even, 2 * even, np.full_like(even, 2)], axis=1)
-  stops = StopTable(following)
-  key, prompts = jax.random.key(5), some_prompts()
+  next_state = np.stack([even, 2 * even, np.full_like(even, 2)], axis=1)
   sampler = dataclasses.replace(
     SAMPLER, stop_ids=(), temperature=0.7, top_k=9, top_p=0.9, min_p=0.05
   )
-  expected = expected_rollout(prompts, key, sampler, stops=stops)
-  found = make(6, 3, sampler, stops=stops).generate(
-    random_policy(MODEL), prompts, key
-  )
-  assert_same(found, expected)
-  assert not np.allclose(found.sampled_logp, found.full_logp, atol=1e-2)
+  spec = GenerationSpec(MODEL, sampler, StopTable(next_state))
+  prompts, key = make_prompts(), jax.random.key(5)
+  rollout = sample(make_engine(6, 3, spec, ring_multiple=4), prompts, key)
+  assert_same(rollout, sample_in_one_loop(spec, prompts, key))
+  assert not np.allclose(rollout.sampled_logp, rollout.full_logp, atol=1e-2)
   for row, mask, truncated in zip(
-    *map(np.asarray, (found.tokens, found.completion_mask, found.truncated)),
+    *map(
+      np.asarray, (rollout.tokens, rollout.completion_mask, rollout.truncated)
+    ),
     strict=True,
   ):
-    is_even = (row[mask] % 2 == 0).tolist()
-    pairs = [
-      i for i in range(1, len(is_even)) if is_even[i - 1 : i + 1] == [1, 1]
-    ]
-    assert pairs == ([] if truncated else [len(is_even) - 1])
-  assert 0 < found.truncated.sum() < P * G
+    is_even = row[mask] % 2 == 0
+    pairs = np.flatnonzero(is_even[1:] & is_even[:-1]) + 1
+    assert pairs.tolist() == ([] if truncated else [len(is_even) - 1])
+  assert 0 < rollout.truncated.sum() < P * G
 
 
 @pytest.mark.slow
-def test_greedy_rows_of_one_prompt_are_equal():
+def test_greedy_samples_of_one_prompt_are_equal():
   sampler = dataclasses.replace(SAMPLER, temperature=0.0)
-  key, prompts = jax.random.key(5), some_prompts()
-  found = make(6, 3, sampler).generate(random_policy(MODEL), prompts, key)
-  assert_same(found, expected_rollout(prompts, key, sampler))
-  tokens = np.asarray(found.tokens).reshape(P, G, C)
+  spec, prompts = GenerationSpec(MODEL, sampler), make_prompts()
+  rollout = sample(make_engine(6, 3, spec), prompts)
+  assert_same(rollout, sample_in_one_loop(spec, prompts, KEY))
+  tokens = np.asarray(rollout.tokens).reshape(P, G, C)
   assert (tokens == tokens[:, :1]).all()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_small_caches_take_turns_too(dtype):
-  """Scales that stayed behind their rows would move tokens and log-probs."""
+def test_caches_of_short_dtypes_move_with_their_scales(dtype):
+  """A scale that stays behind its row would change tokens and log-probs."""
   model = dataclasses.replace(MODEL, cache_dtype=dtype)
-  key, prompts = jax.random.key(3), some_prompts()
-  found = make(6, 3, model=model).generate(random_policy(model), prompts, key)
-  assert_same(found, expected_rollout(prompts, key, model=model))
+  spec, prompts = GenerationSpec(model, SAMPLER), make_prompts()
+  rollout = sample(make_engine(6, 3, spec), prompts)
+  assert_same(rollout, sample_in_one_loop(spec, prompts, KEY))
 
 
-def oracle_places(done, shards, samples, waiting, total):
-  """Which prompt begins in which places, one place after the other."""
-  begins, width = {}, len(done) // shards
+def assign_by_loop(done, shards, group_size, next_prompt, num_prompts):
+  """Assigns prompts to free slots one after the other."""
+  slots_of, width = {}, len(done) // shards
   for shard in range(shards):
-    free = [
-      place
-      for place in range(shard * width, (shard + 1) * width)
-      if done[place]
-    ]
-    while len(free) >= samples and waiting < total:
-      begins[waiting], free = free[:samples], free[samples:]
-      waiting += 1
-  return begins, waiting
+    slots = range(shard * width, (shard + 1) * width)
+    free = [slot for slot in slots if done[slot]]
+    while len(free) >= group_size and next_prompt < num_prompts:
+      slots_of[next_prompt], free = free[:group_size], free[group_size:]
+      next_prompt += 1
+  return slots_of, next_prompt
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_free_places_against_a_loop(shards):
+def test_free_slots_are_assigned_as_by_a_loop(shards):
   rng = np.random.default_rng(shards)
-  seen = 0
+  assigned = 0
   for _ in range(300):
-    samples, each = map(int, rng.integers(1, (4, 5)))
-    width = samples * each - int(rng.random() < 0.3 and each > 1)
+    group_size, groups = map(int, rng.integers(1, (4, 5)))
+    width = group_size * groups - int(rng.random() < 0.3 and groups > 1)
     done = rng.random(shards * width) < rng.random()
-    total = int(rng.integers(1, 12))
-    waiting = int(rng.integers(0, total))
-    begins, after = oracle_places(done, shards, samples, waiting, total)
-    found = engine.free_places(done, shards, samples, waiting, total)
-    if not begins:
-      assert found is None
+    num_prompts = int(rng.integers(1, 12))
+    waiting = int(rng.integers(0, num_prompts))
+    arguments = done, shards, group_size, waiting, num_prompts
+    expected, next_prompt = assign_by_loop(*arguments)
+    free = scheduling.assign_free_slots(*arguments)
+    if not expected:
+      assert free is None
       continue
-    chosen, index, then = found
-    seen += 1
-    assert then == after
-    count = len(chosen) // shards
+    assigned += 1
+    assert free.next_prompt == next_prompt
+    count = len(free.prompt_ids) // shards
     assert count & (count - 1) == 0  # So that few sizes are compiled.
-    assert index.shape == (shards, count * samples)
-    put = {}
-    for shard, prompts in enumerate(chosen.reshape(shards, count)):
-      for number, prompt in enumerate(prompts):
-        places = index[shard, number * samples : (number + 1) * samples]
-        if prompt == total:
-          assert (places == len(done)).all()  # Of no shard: dropped.
+    assert free.index.shape == (shards, count * group_size)
+    slots_of = {}
+    for shard, prompt_ids in enumerate(free.prompt_ids.reshape(shards, count)):
+      groups = free.index[shard].reshape(count, group_size)
+      for prompt, slots in zip(prompt_ids.tolist(), groups, strict=True):
+        if prompt == num_prompts:
+          assert (slots == len(done)).all()  # Beyond the shard: dropped.
         else:
-          put[int(prompt)] = (places + shard * width).tolist()
-    assert put == begins
-    most = max(
-      sum(places[0] // width == shard for places in begins.values())
-      for shard in range(shards)
-    )
-    assert count < 2 * most
-  assert seen > 100
+          slots_of[prompt] = (slots + shard * width).tolist()
+    assert slots_of == expected
+    per_shard = np.bincount([s[0] // width for s in expected.values()])
+    assert count < 2 * per_shard.max()
+  assert assigned > 100
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])
-def test_unfinished_places_against_a_search(shards):
-  """Every row that goes on, in the same shard, in the fewest halvings."""
+def test_unfinished_slots_are_selected_in_the_fewest_halvings(shards):
   rng = np.random.default_rng(shards)
-  seen = 0
+  shrunk = 0
   for _ in range(300):
     width = int(rng.integers(1, 14))
     done = rng.random(shards * width) < rng.random()
     if done.all():
       continue
-    goes_on = [
-      {*np.flatnonzero(~part).tolist()} for part in done.reshape(shards, -1)
+    unfinished = [
+      {*np.flatnonzero(~shard).tolist()} for shard in done.reshape(shards, -1)
     ]
-    wanted = width
-    while wanted // 2 >= max(map(len, goes_on)):
-      wanted //= 2
-    found = engine.unfinished_places(done, shards)
-    if wanted == width:
-      assert found is None
+    expected_width = width
+    while expected_width // 2 >= max(map(len, unfinished)):
+      expected_width //= 2
+    index = scheduling.select_unfinished(done, shards)
+    if expected_width == width:
+      assert index is None
       continue
-    seen += 1
-    assert found.shape == (shards, wanted)
-    for kept, needed in zip(found.tolist(), goes_on, strict=True):
-      assert needed <= {*kept} <= {*range(width)}
-      assert len({*kept}) == wanted  # None twice.
-  assert seen > 50
+    shrunk += 1
+    assert index.shape == (shards, expected_width)
+    for selected, needed in zip(index.tolist(), unfinished, strict=True):
+      assert needed <= {*selected} <= {*range(width)}
+      assert len({*selected}) == expected_width  # None twice.
+  assert shrunk > 50
 
 
 @pytest.mark.parametrize("sizes", [(0, 4), (4, 0)])
-def test_an_engine_that_would_not_move_is_refused(sizes):
+def test_an_engine_needs_slots_and_tokens(sizes):
   with pytest.raises(ValueError, match="must be at least 1"):
     EngineConfig(*sizes)

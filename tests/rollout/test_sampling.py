@@ -164,6 +164,6 @@ def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
     ({"stop_ids": (PAD,)}, "both stop ids and banned"),
   ],
 )
-def test_impossible_settings_are_refused(change, message):
+def test_impossible_settings_raise(change, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(FREE, **change)

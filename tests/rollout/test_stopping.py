@@ -1,20 +1,21 @@
-r"""A row ends with the token that completes a text, and in no other."""
+r"""A sequence ends with the token that completes a stop text, and no other."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from boxes import end_of_box
 from small_models import PAD, TINY, random_policy, random_prompts
-from test_stop_texts import complete_at
 
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.stopping import StopTable
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.types import Prompts
 
 ROWS, L, C, EOS = 32, 4, 12, 22
-# A policy that draws ids at random spells boxes often with these.
+# A policy that samples ids at random often spells boxes with these.
 PIECES = [
   *("", r"\boxed{", r"so \boxed", "{4", "}", "} is it", r"}\boxed{"),
   *(r"\boxed{7}", "{", "x", "}", "{", r"\boxed{", "2", "}", "{{", "}}"),
@@ -22,19 +23,32 @@ PIECES = [
 ]
 
 
-def test_rows_are_read_apart():
-  """Row by row: the same id means something else in another state."""
-  following = np.array([[1, 0, 2], [0, 2, 2], [0, 0, 2]], np.int32)
-  table = StopTable(jnp.asarray(following))
+def has_complete_box(text):
+  r"""Whether a \boxed{...} with balanced braces is in a text."""
+  start = text.find(r"\boxed{")
+  if start < 0:
+    return False
+  depth = 0
+  for character in text[start + len(r"\boxed") :]:
+    depth += {"{": 1, "}": -1}.get(character, 0)
+    if depth == 0:
+      return True
+  return False
+
+
+def test_every_row_has_a_state_of_its_own():
+  """The same id leads to another state from another state."""
+  next_state = np.array([[1, 0, 2], [0, 2, 2], [0, 0, 2]], np.int32)
+  table = StopTable(jnp.asarray(next_state))
   states, tokens = jnp.array([0, 1, 1, 2, 0]), jnp.array([0, 1, 0, 2, 2])
-  found, complete = table.read(states, tokens)
-  assert found.tolist() == [1, 2, 0, 2, 0]
+  states, complete = table.read(states, tokens)
+  assert states.tolist() == [1, 2, 0, 2, 0]
   assert complete.tolist() == [False, True, False, True, False]
 
 
 @pytest.fixture(scope="module")
 def rollouts():
-  """The same rows without and with stops."""
+  """The same rows without and with stop texts."""
   tokens, mask = random_prompts(np.random.default_rng(4), [3] * ROWS, L)
   prompts = Prompts(jnp.asarray(tokens), jnp.asarray(mask))
   keys = sampling.row_keys(jax.random.key(1), jnp.arange(ROWS))
@@ -42,22 +56,23 @@ def rollouts():
   assert len(PIECES) == TINY.vocab_size
 
   def generate(stops):
-    return jax.jit(generation.generate, static_argnums=(1, 2))(
-      random_policy(), TINY, config, prompts, keys, stops=stops
+    spec = generation.GenerationSpec(TINY, config, stops)
+    return jax.jit(functools.partial(generation.generate, spec=spec))(
+      random_policy(), prompts=prompts, keys=keys
     )
 
   return generate(None), generate(boxed_stops(PIECES))
 
 
 def test_a_row_ends_with_the_token_that_completes_its_box(rollouts):
-  """That token is in the mask, whatever it says after the brace."""
+  """That token is in the mask, whatever text it holds after the brace."""
   free, stopped = jax.device_get(rollouts)
   ended_by_box = ended_by_id = 0
   for row in range(ROWS):
     text, length, by_box = "", 0, False
     for token in free.tokens[row][free.completion_mask[row]]:
       text, length = text + PIECES[token], length + 1
-      by_box = complete_at(text) is not None
+      by_box = end_of_box(text) is not None
       if by_box:
         break
     mask = np.arange(C) < length

@@ -31,7 +31,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 FAULTS_OF_A_RUN = """
 import resource, sys
 sys.path.insert(0, sys.argv[2])
-import cli as launch
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion as config_conversion
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ from pure_jax.runs import allocator
 settings = config_conversion.settings_from_config(
   arithmetic.get_config("smoke")
 )
-with launch.open_workspace(settings, sys.argv[1]):
+with open_run(settings, sys.argv[1]):
   if not allocator.keep_freed_memory():
     print("not glibc")
     sys.exit()

@@ -1,21 +1,22 @@
-"""A run on a Hugging Face folder and files: a tiny random model, end to end."""
+"""A run on a Hugging Face folder and files: a tiny random model, all stages."""
 
 import contextlib
 import dataclasses
 import json
-import subprocess
-import sys
 
-import cli
 import pytest
 import train_pure
-from checkout import ROOT
 from configs import files
+from script_flags import parsed
 
 from pure_jax.host.data.records import Problem
+from pure_jax.host.grading.verify import Verdict
+from pure_jax.host.logs import curves
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
+from pure_jax.runs.tasks.files import FilesTask
 
 SMALL = {
   "files.random_model": "untied",
@@ -23,7 +24,7 @@ SMALL = {
   "files.prm_prompt_tokens": 64,
   "files.response_tokens": 96,
   "files.labelled_one_in": 3,
-  "files.compute_dtype": "float32",
+  "files.model.compute_dtype": "float32",
   "prm.head_steps": 2,
   "prm.full_steps": 2,
   "prm.batch_size": 8,
@@ -31,36 +32,16 @@ SMALL = {
   "rl.iterations": 1,
   "rl.prompts": 2,
   "rl.samples_per_prompt": 4,
-  "rl.max_new_tokens": 24,
+  "rl.sampler.max_new_tokens": 24,
   "rl.eval_prompts": 4,
   "rl.samples_every": 1,
 }
 
 
-def run(workdir, *options):
-  return subprocess.run(
-    [
-      sys.executable,
-      str(ROOT / "experiments" / "train_pure.py"),
-      f"--config={ROOT / 'experiments' / 'configs' / 'files.py'}",
-      f"--workdir={workdir}",
-      *(f"--config.{name}={value}" for name, value in SMALL.items()),
-      *options,
-    ],
-    stdin=subprocess.DEVNULL,
-    capture_output=True,
-    text=True,
-    timeout=400,
-    check=False,
-  )
-
-
 def settings(**changes):
   """Settings of the small run, with some of `files` replaced."""
   config = files.get_config()
-  for name, value in SMALL.items():
-    group, field = name.split(".")
-    config[group][field] = value
+  config.update_from_flattened_dict(SMALL)
   made = conversion.settings_from_config(config)
   return dataclasses.replace(
     made, files=dataclasses.replace(made.files, **changes)
@@ -68,15 +49,22 @@ def settings(**changes):
 
 
 @pytest.fixture(scope="module")
-def task(tmp_path_factory):
-  opened = files_task.FilesTask(settings(), tmp_path_factory.mktemp("task"))
-  yield opened
-  opened.close()
+def folder(tmp_path_factory):
+  """The folder of the tiny files and the prepared data sets."""
+  return tmp_path_factory.mktemp("task")
 
 
-def test_all_stages_run_on_a_folder_and_files(tmp_path):
-  done = run(tmp_path / "run", "--config.rl.reward_mode=prm+vr")
-  assert done.returncode == 0, done.stderr
+@pytest.fixture(scope="module")
+def task(folder):
+  with contextlib.closing(FilesTask(settings(), folder)) as task:
+    yield task
+
+
+def test_all_stages_run_on_a_folder_and_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(curves, "plot_curves", lambda *unused: None)
+  made = dataclasses.replace(settings(), progress=False)
+  with open_run(made, str(tmp_path / "run")) as run:
+    train_pure.train_rl(run)
   text = (tmp_path / "run" / "metrics.jsonl").read_text()
   rows = {row["stage"]: row for row in map(json.loads, text.splitlines())}
   assert {*rows} == {
@@ -84,58 +72,59 @@ def test_all_stages_run_on_a_folder_and_files(tmp_path):
   }
   assert 0 < rows["prm_data"]["good_share"] < 1
   assert 0 <= rows["prm_eval"]["auc"] <= 1
-  # The policy samples what the trainer computes, top to bottom.
+  # Sampler and trainer agree about the log-probs of all layers.
   assert rows["rl"]["logp_drift_max"] < 1e-4
   assert rows["rl"]["ratio_max"] == pytest.approx(1, abs=1e-5)
   assert rows["rl"]["ratio_min"] == pytest.approx(1, abs=1e-5)
   assert rows["rl"]["grader_crashed"] == rows["rl"]["grader_timed_out"] == 0
 
 
-def test_held_out_problems_that_row_shards_cannot_divide(task, tmp_path):
-  """Fewer than asked for, on devices that cannot share them out evenly."""
-  made, found = settings(), len(task.held_out)
-  shards = next(size for size in (8, 7, 5, 3) if found % size)
+def test_row_shards_must_divide_the_held_out_problems(task, tmp_path):
+  """There are fewer held-out problems than rl.eval_prompts."""
+  made, count = settings(), len(task.held_out)
+  shards = next(size for size in (8, 7, 5, 3) if count % size)
   made = dataclasses.replace(
     made,
     rl=dataclasses.replace(
-      made.rl, eval_prompts=shards * found, prompts=shards
+      made.rl, eval_prompts=shards * count, prompts=shards
     ),
     prm=dataclasses.replace(made.prm, batch_size=shards, eval_prompts=shards),
     mesh=dataclasses.replace(made.mesh, data=shards),
   )
-  fitting = found // shards * shards
-  said = rf"There are {found} held-out .* --config.rl.eval_prompts={fitting}\."
+  fitting = count // shards * shards
+  message = (
+    rf"There are {count} held-out .* --config.rl.eval_prompts={fitting}\."
+  )
   with (
-    pytest.raises(ConfigError, match=said),
-    cli.open_workspace(made, str(tmp_path / "run")),
+    pytest.raises(ConfigError, match=message),
+    open_run(made, str(tmp_path / "run")),
   ):
     pass
 
 
 def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
-  problem = task.train[0].problem
-  asked = task.prompt_format.text(task.tokenizer, problem)
-  assert "\\boxed{}" in asked and asked.endswith("<|im_start|>assistant\n")
-  labelled = task.prm_prompt_format.text(task.tokenizer, problem)
-  assert labelled == problem
-
-
-def test_the_policy_alone_is_asked_to_begin_with_a_prefix(tmp_path):
-  made = settings(response_prefix="Step 1:")
-  with cli.open_workspace(made, str(tmp_path / "run")) as space:
-    problems = space.task.train[:1]
-    asked = space.encode_prompts(problems)
-    ids = asked.tokens[0][asked.mask[0]].tolist()
-    text = space.task.tokenizer.decode(ids)
-    assert text.endswith("assistant\nStep 1:")
-    labelled = space.encode_prm_prompts(problems)
-    ids = labelled.tokens[0][labelled.mask[0]].tolist()
-    assert space.task.tokenizer.decode(ids) == problems[0].problem
-
-
-def test_answers_are_graded_and_withheld_ones_measure_only(task):
   problem = task.train[0]
-  (right,) = [problem.answer or problem.withheld_answer]
+  prompt = task.prompt_encoder.text(problem)
+  assert "\\boxed{}" in prompt and prompt.endswith("<|im_start|>assistant\n")
+  assert task.prm_prompt_encoder.text(problem) == problem.problem
+
+
+def test_the_response_prefix_is_in_the_policys_prompt_only(tmp_path):
+  made = settings(response_prefix="Step 1:")
+  with open_run(made, str(tmp_path / "run")) as run:
+    problems = run.task.train[:1]
+    prompts = run.batches.encode_prompts(problems)
+    ids = prompts.tokens[0][prompts.mask[0]].tolist()
+    text = run.task.tokenizer.decode(ids)
+    assert text.endswith("assistant\nStep 1:")
+    prm_prompts = run.batches.prm_prompt_encoder.encode(problems)
+    ids = prm_prompts.tokens[0][prm_prompts.mask[0]].tolist()
+    assert run.task.tokenizer.decode(ids) == problems[0].problem
+
+
+def test_answers_are_graded_also_by_withheld_references(task):
+  problem = task.train[0]
+  right = problem.answer or problem.withheld_answer
   unknown = dataclasses.replace(problem, answer=None, withheld_answer=None)
   texts = [
     ["So.", f"It is $\\boxed{{{right}}}$."],
@@ -147,21 +136,26 @@ def test_answers_are_graded_and_withheld_ones_measure_only(task):
   assert verdicts.metrics["grader_timed_out"] == 0
 
 
-def test_an_answer_that_takes_too_long_is_counted_apart_from_a_wrong_one(
-  tmp_path,
-):
-  hasty = files_task.FilesTask(settings(grader_seconds=2.0), tmp_path)
+def test_verdicts_count_why_grading_did_not_finish(task, monkeypatch):
+  """A timeout, a crash and a missing answer are not the same as wrong."""
+  verdicts = [
+    Verdict(correct=False, answer="9^9", timed_out=True),
+    Verdict(correct=False, answer="3"),
+    Verdict(correct=False, answer=None),
+    Verdict(correct=False, answer="1/0", failure="ZeroDivisionError"),
+    Verdict(correct=True, answer="2"),
+  ]
+  monkeypatch.setattr(files_task.verify, "grade", lambda *unused: verdicts)
   problem = Problem("a", "x", "1+1?", answer="2")
-  # What cannot be computed, what is wrong, what is no answer, what is right.
-  texts = [["\\boxed{9^{9^{9^{9}}}}"], ["\\boxed{3}"], ["So."], ["\\boxed{2}"]]
-  with contextlib.closing(hasty):
-    verdicts = hasty.grade([problem] * 4, texts)
-  assert verdicts.correct.tolist() == [False, False, False, True]
-  assert verdicts.metrics == {
-    "grader_timed_out": 1.0,
-    "grader_crashed": 0.0,
-    "grader_no_answer": 1.0,
+  unknown = dataclasses.replace(problem, answer=None)
+  graded = task.grade([problem] * 4 + [unknown, problem], [["So."]] * 6)
+  assert graded.correct.tolist() == [False] * 5 + [True]
+  assert {k: v.tolist().index(True) for k, v in graded.unfinished.items()} == {
+    "grader_timed_out": 0,
+    "grader_no_answer": 2,
+    "grader_crashed": 3,
   }
+  assert graded.metrics == dict.fromkeys(graded.unfinished, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -173,32 +167,40 @@ def test_an_answer_that_takes_too_long_is_counted_apart_from_a_wrong_one(
     ("vr", None, [True, True, False]),
   ],
 )
-def test_whose_verdict_the_update_may_use(mode, fraction, expected):
+def test_answers_that_an_update_may_use(mode, fraction, expected):
   problems = [
     Problem("a", "x", "1+1?", answer="2"),
     Problem("b", "x", "1+2?", withheld_answer="3"),
     Problem("c", "x", "1+3?"),
   ]
-  rl = dataclasses.replace(
-    settings().rl, reward_mode=mode, answer_fraction=fraction
+  rl = settings().rl
+  credit = dataclasses.replace(
+    rl.credit,
+    process_coef=float("prm" in mode),
+    verifiable_coef=float("vr" in mode),
   )
-  found = [train_pure.may_use_answer(problem, rl) for problem in problems]
-  assert found == expected
+  rl = dataclasses.replace(rl, credit=credit, answer_fraction=fraction)
+  assert rl.reward_mode == mode
+  usable = [train_pure.may_use_answer(problem, rl) for problem in problems]
+  assert usable == expected
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
     ({"prompt_tokens": 4}, "have room for none of the 48 problems"),
-    ({"labelled_format": "math500"}, "needs Steps"),
+    ({"labelled_format": "math500"}, "needs LabelledSolution"),
     ({"response_tokens": 2}, r"have room for none of .*\d+ solution too long"),
     ({"labelled_one_in": 100_000}, "0 held out"),
   ],
 )
-def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
-  with pytest.raises(ConfigError, match=message):
-    opened = files_task.FilesTask(settings(**changes), tmp_path)
-    opened.labelled(None, None)
+def test_data_that_cannot_be_used_raises(folder, task, changes, message):
+  """`task` has written the tiny files into the folder."""
+  with (
+    pytest.raises(ConfigError, match=message),
+    contextlib.closing(FilesTask(settings(**changes), folder)) as opened,
+  ):
+    opened.labelled(None, None, None)
 
 
 @pytest.mark.parametrize(
@@ -207,27 +209,33 @@ def test_what_cannot_be_used_ends_in_a_sentence(tmp_path, changes, message):
     ({"policy": "nowhere"}, "not both"),
     ({"prompt_format": "boxed"}, "prompt_format must be one of"),
     ({"train_format": "gsm9k"}, "train_format must be one of"),
-    ({"extractors": ("box",)}, "extractors must be one of"),
-    ({"extractors": ()}, "extractors needs at least one"),
+    ({"grader.extractors": ("box",)}, "extractors must be one of"),
+    ({"grader.extractors": ()}, "extractors needs at least one"),
     ({"labelled_rows": 0}, "labelled_rows must be at least 1"),
     (
       {"labelled_held_out_rows": 0},
       "labelled_held_out_rows must be at least 1",
     ),
-    ({"grader_seconds": 0.0}, "grader_seconds must be above 0"),
-    ({"grader_seconds": 1e9}, "grader_seconds must be .* at most 3600"),
+    ({"grader.seconds": 0.0}, "seconds must be above 0"),
+    ({"grader.seconds": 1e9}, "seconds must be .* at most 3600"),
   ],
 )
-def test_names_that_nothing_has_are_refused(changes, message):
+def test_invalid_settings_raise(changes, message):
   config = files.get_config()
   config.files.random_model = "tied"
-  config.files.update(changes)
-  with pytest.raises(ConfigError, match=rf"config\.files: .*{message}"):
+  config.files.update_from_flattened_dict(changes)
+  with pytest.raises(ConfigError, match=rf"config\.files.*: .*{message}"):
     conversion.settings_from_config(config)
 
 
-def test_a_refused_name_ends_in_a_sentence(tmp_path):
-  done = run(tmp_path / "run", "--config.files.train_format=gsm9k")
-  assert done.returncode == 1
-  assert "must be one of" in done.stderr and "Traceback" not in done.stderr
+def test_an_invalid_setting_on_the_command_line_opens_no_run(tmp_path):
+  options = (
+    "--config.files.random_model=tied",
+    "--config.files.train_format=gsm9k",
+  )
+  with (
+    parsed("files.py", tmp_path / "run", *options),
+    pytest.raises(ConfigError, match="train_format must be one of"),
+  ):
+    train_pure.main([])
   assert not (tmp_path / "run").exists()

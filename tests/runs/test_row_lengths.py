@@ -1,50 +1,60 @@
-"""Rows of a run hold the longest text there can be, and no more of them."""
+"""The rows that a run packs texts into hold the longest text."""
 
 import types
 
 import pytest
 
-from pure_jax.runs import row_lengths
+from pure_jax.runs import rl_functions
+from pure_jax.settings import ScoreConfig
 
 
-def space(separator="insert", packed_tokens=None):
+def spec(separator="insert", packed_tokens=None):
   """4 prompts x 8 samples of 100 tokens and 10 steps, in 16 micro-batches."""
   rl = types.SimpleNamespace(
     prompts=4,
     samples_per_prompt=8,
-    max_new_tokens=100,
-    max_steps=10,
+    sampler=types.SimpleNamespace(max_new_tokens=100),
     micro_batches=16,
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
+  score = ScoreConfig(10, separator)
   return types.SimpleNamespace(
     settings=types.SimpleNamespace(
-      rl=rl, prm=types.SimpleNamespace(separator=separator)
+      rl=rl, prm=types.SimpleNamespace(score=score)
     ),
-    task=types.SimpleNamespace(prompt_tokens=30, prm_prompt_tokens=50),
+    prompt_tokens=30,
+    prm_prompt_tokens=50,
     prm_model="any",
+    responses=32,
   )
 
 
 def test_the_widest_rows_hold_a_prompt_and_the_longest_response():
-  """Too narrow, a run would end the first time that a response is so long."""
-  wide, narrow = row_lengths._policy_rows(space())
+  """Otherwise the run would end at the first response of that length."""
+  narrow, wide = rl_functions.update_rows(spec())
   assert (wide.columns, narrow.columns) == (130, 65)
 
 
 @pytest.mark.parametrize(
   ("separator", "columns"), [("insert", 160), ("replace", 150)]
 )
-def test_the_prm_reads_an_id_more_for_each_step_where_they_are_inserted(
+def test_the_prm_reads_one_more_id_per_step_if_separators_are_inserted(
   separator, columns
 ):
-  wide, narrow = row_lengths._prm_rows(space(separator))
-  assert (wide.columns, narrow.columns) == (columns, columns // 2)
+  narrow, wide = rl_functions.score_rows(spec(separator))
+  assert (wide.prm.columns, narrow.prm.columns) == (columns, columns // 2)
 
 
 @pytest.mark.parametrize("packed_tokens", [None, 100])
-def test_no_more_rows_at_a_time_than_a_micro_batch_has(packed_tokens):
+def test_the_widest_rows_are_no_more_than_those_of_a_micro_batch(packed_tokens):
   """32 responses in 16 micro-batches: 2 of the longest fit into memory."""
-  for rows in (row_lengths._policy_rows, row_lengths._prm_rows):
-    assert rows(space(packed_tokens=packed_tokens))[0].at_a_time == 2
+  rows = rl_functions.score_rows(spec(packed_tokens=packed_tokens))[-1]
+  assert (rows.policy.rows, rows.prm.rows) == (2, 2)
+
+
+def test_a_run_without_buckets_and_packing_has_one_function():
+  unpacked = spec()
+  unpacked.settings.rl.length_buckets = 1
+  assert rl_functions.score_rows(unpacked) == (None,)
+  assert rl_functions.update_rows(unpacked) == (None,)

@@ -1,225 +1,69 @@
-"""A config that cannot be run is refused, in a sentence, before anything."""
+"""Settings of runs and evaluations: conversion, checks, derived values."""
 
-import ast
 import dataclasses
-import importlib
-import json
-import re
 
+import jax
 import pytest
-from checkout import EXPERIMENTS
-from configs import arithmetic, base
+from configs import arithmetic, evaluate, qwen2p5_7b
+from overrides import with_changes
 
-from pure_jax import settings
 from pure_jax.host.checkpoints.record import config_differences
-from pure_jax.runs import workspace
-from pure_jax.runs.settings import conversion, evaluation, prm_evaluation, run
+from pure_jax.runs import folder
+from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+from pure_jax.runs.settings.evaluation import EvaluationSettings
+from pure_jax.runs.settings.mesh import MeshSettings
 
-# Parts of configs: they run nothing by themselves.
-PARTS = ("base", "paper")
-RL = ("prm_vr", "prm", "vr", "smoke_prm_vr", "smoke_prm", "smoke_vr", "smoke")
-VARIANTS = {
-  "arithmetic": ("full", "smoke"),
-  "evaluate": ("full", "smoke"),
-  "evaluate_prm": ("full", "smoke"),
-  "files": (),
-  "gsm8k_prm": ("full", "smoke"),
-  "pure_prm_7b": ("full", "smoke"),
-  "qwen2p5_7b": RL,
-  "qwen2p5_math_1p5b": RL,
-  "qwen2p5_math_7b": RL,
-}
-KINDS = {
-  "evaluate": evaluation.EvaluationSettings,
-  "evaluate_prm": prm_evaluation.EvaluatePRMSettings,
-}
 # Four devices that split no rows.
 TENSOR = {"mesh__tensor": 4, "mesh__rules": "tensor"}
-PAIRS = [(name, v) for name, found in VARIANTS.items() for v in found]
-
-
-def made(name, *variant):
-  """A config with what the user must name, and its settings."""
-  config = importlib.import_module(f"configs.{name}").get_config(*variant)
-  kind = KINDS.get(name, run.Settings)
-  if kind is run.Settings:
-    if config.files is not None and config.files.random_model is None:
-      config.files.policy = "folder"
-  elif name == "evaluate" and not config.random_model:
-    config.policy = "folder"
-    for benchmark in config.benchmarks.values():
-      benchmark.file = "b.jsonl"
-  elif name == "evaluate_prm" and config.random_model is None:
-    config.prm = "folder"
-    data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
-    data["fields"] = {"problem": "q", "steps": "s"}
-    config.data = (data,)
-  return config, conversion.settings_from_config(config, kind)
 
 
 def changed(**changes):
-  """The smoke config with dotted fields replaced, unlocked."""
-  config = arithmetic.get_config("smoke").to_dict()
-  for name, value in changes.items():
-    *groups, field = name.split("__")
-    place = config
-    for group in groups:
-      place = place[group]
-    place[field] = value
-  return config
-
-
-def test_every_config_is_tested():
-  found = {path.stem for path in (EXPERIMENTS / "configs").glob("*.py")}
-  assert found == {*VARIANTS, *PARTS}
-
-
-def as_json(values):
-  """Tuples of dicts are tuples of dataclasses on the other side."""
-  return json.loads(json.dumps(values))
-
-
-@pytest.mark.parametrize(("name", "variant"), [*PAIRS, ("files", None)])
-def test_every_config_makes_settings(name, variant):
-  config, settings = made(name, *[variant] * (variant is not None))
-  # What was written is what is run: no field is lost or made up.
-  expected = as_json(config.to_dict())
-  assert as_json(dataclasses.asdict(settings)) == expected
-
-
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "files"])
-def test_an_unknown_variant_names_those_there_are(name):
-  module = importlib.import_module(f"configs.{name}")
-  with pytest.raises(ValueError, match=r"Variants are .* and 'smoke', not 'x'"):
-    module.get_config("x")
-
-
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n not in KINDS])
-def test_every_docstring_says_how_it_is_run(name):
-  text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
-  doc = ast.get_docstring(ast.parse(text))
-  assert f"--config=experiments/configs/{name}.py" in doc
-  assert ("ot yet run" in doc) != ("Measured on" in doc)
-
-
-@pytest.mark.parametrize(
-  ("name", "iterations"),
-  [
-    ("qwen2p5_7b", 1000),
-    ("qwen2p5_math_7b", 500),
-    ("qwen2p5_math_1p5b", 500),
-  ],
-)
-@pytest.mark.parametrize(
-  ("variant", "rate", "process", "verifiable"),
-  [("prm", 5e-7, 1.0, 0.0), ("vr", 1e-6, 0.0, 1.0), ("prm_vr", 1e-6, 1.0, 1.0)],
-)
-def test_rl_runs_are_those_of_the_paper(
-  name, iterations, variant, rate, process, verifiable
-):
-  """Section 4 and appendix of arXiv 2504.15275, number by number."""
-  rl = made(name, variant)[1].rl
-  assert (rl.iterations, rl.prompts, rl.samples_per_prompt) == (
-    *(iterations, 64, 8),
-  )
-  assert (rl.max_new_tokens, rl.temperature) == (8192, 1.0)
-  assert (rl.top_p, rl.top_k) == (1.0, 0)
-  assert rl.optim.learning_rate == rate
-  assert (rl.optim.warmup_steps, rl.optim.decay_steps) == (0, 0)
-  assert (rl.clip_low, rl.clip_high, rl.kl_coef) == (0.2, 0.2, 1e-3)
-  # Credit and loss are the preset's, but for what a mode leaves out.
-  credit, loss = settings.paper()
-  assert rl.credit_config() == dataclasses.replace(
-    credit,
-    baseline_length=8192,
-    process_coef=process,
-    verifiable_coef=verifiable,
-  )
-  assert rl.loss_config() == loss
-  assert (credit.form, credit.temperature) == ("softmin", 0.1)
-
-
-def test_the_default_of_rl_runs_is_prm_with_verdicts():
-  for name, variants in VARIANTS.items():
-    if variants == RL:
-      assert made(name) == made(name, "prm_vr")
-      # The 879 prompts with an answer, not a tenth of all that are drawn.
-      assert made(name)[1].rl.answer_fraction is None
-      tied = {"qwen2p5_math_1p5b": "tied"}.get(name, "untied")
-      smoke = made(name, "smoke")
-      assert smoke == made(name, "smoke_prm_vr")
-      assert smoke[1].files.random_model == tied
-
-
-@pytest.mark.parametrize(
-  ("variant", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
-)
-def test_a_smoke_run_is_given_what_the_real_one_is_given(variant, named):
-  """A PRM to load, or none; training one would be another path."""
-  for name, variants in VARIANTS.items():
-    if variants == RL:
-      real, smoke = made(name, variant)[1], made(name, f"smoke_{variant}")[1]
-      assert {*smoke.files.random_files} == {"train", "held_out"} | named
-      assert smoke.rl.reward_mode == real.rl.reward_mode
-      assert smoke.rl.credit_config() == dataclasses.replace(
-        real.rl.credit_config(),
-        group_size=4,
-        baseline_length=smoke.rl.max_new_tokens,
-      )
-
-
-def test_the_papers_prm_is_asked_as_it_was_trained():
-  """Its trainer put nothing between the problem and the first step."""
-  runs = [name for name, found in VARIANTS.items() if found == RL]
-  for name in (*runs, "pure_prm_7b"):
-    assert made(name)[1].files.prm_prompt_format == "raw", name
-  assert made("evaluate")[1].prm_prompt_format == "raw"
-  assert made("evaluate_prm")[1].prompt_format == "raw"
-  # What its committed results were measured with.
-  assert made("gsm8k_prm")[1].files.prm_prompt_format == "plain"
-
-
-def test_the_prm_run_is_that_of_the_paper():
-  prm = made("pure_prm_7b")[1].prm
-  assert prm.batch_size == 128
-  # 3 epochs and 1 over 369k rows, to within a step.
-  assert abs(prm.head_steps * 128 - 3 * 369_000) < 128
-  assert abs(prm.full_steps * 128 - 369_000) < 128
-  head, full = prm.head_optim, prm.full_optim
-  assert (head.learning_rate, full.learning_rate) == (1e-4, 1e-6)
-  for optim in (head, full):
-    assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
-    assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
-  assert made("pure_prm_7b")[1].files.compute_dtype == "auto"
+  """The smoke config with other values; `a__b` is field b of group a."""
+  return with_changes(arithmetic.get_config("smoke"), **changes)
 
 
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"rl__kl_coeff": 0.1}, r"config\.rl\.kl_coeff .*mean 'kl_coef'"),
+    (
+      {"rl__loss__kl_coeff": 0.1},
+      r"config\.rl\.loss\.kl_coeff .*mean 'kl_coef'",
+    ),
     ({"rl__prompts": "many"}, r"config\.rl\.prompts must be int"),
     ({"rl__prompts": True}, r"config\.rl\.prompts must be int"),
-    ({"rl__whiten": 1}, r"config\.rl\.whiten must be bool"),
+    ({"rl__credit__whiten": 1}, r"config\.rl\.credit\.whiten must be bool"),
     ({"rl": 3}, r"config\.rl must be a group of fields"),
-    ({"rl__reward_mode": "both"}, "reward_mode must be one of"),
-    ({"rl__credit": "max"}, "rl: credit must be one of"),
-    ({"rl__credit_temperature": 0.0}, "credit_temperature must be > 0"),
-    ({"rl__discount": 0.9}, "discount=0.9 needs credit='sum'"),
-    ({"rl__loss_aggregate": "sum"}, "loss_aggregate must be one of"),
+    (
+      {"rl__credit__process_coef": 0.0, "rl__credit__verifiable_coef": 0.0},
+      "leaves no reward to learn from",
+    ),
+    (
+      {"rl__credit__group_size": 8},
+      r"rl\.credit\.group_size follows from other fields, which make it 4",
+    ),
+    ({"rl__credit__form": "max"}, "rl.credit: form must be one of"),
+    ({"rl__credit__temperature": 0.0}, "rl.credit: temperature must be > 0"),
+    ({"rl__credit__discount": 0.9}, "discount other than 1 needs form='sum'"),
+    ({"rl__loss__aggregate": "sum"}, "aggregate must be one of"),
+    (
+      {"rl__loss__aggregate": "constant_length"},
+      "constant_length goes with aggregate",
+    ),
     ({"model__width": -1}, r"config\.model: width must be"),
-    ({"rl__temperature": -1.0}, "temperature must be > 0"),
+    ({"rl__sampler__temperature": 0.0}, "temperature must be above 0"),
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
     ({"rl__length_buckets": 0}, "length_buckets must be at least 1, got 0"),
-    ({"rl__packed_tokens": 64}, "packed_tokens=64 needs parts of a batch"),
+    ({"rl__packed_tokens": 64}, "set micro_batches to more than 1"),
     (
       {"rl__packed_tokens": 0, "rl__micro_batches": 2},
       "packed_tokens must be at least 1, got 0",
     ),
     ({"rl__answer_fraction": 0.0}, "answer_fraction must be in"),
-    ({"rl__kl_placement": "both"}, "kl_placement must be"),
-    ({"rl__empty_step_reward": 2.0}, "empty_step_reward must be in"),
+    ({"rl__credit__kl_in_reward": "k4"}, "kl_in_reward must be one of"),
+    ({"rl__loss__kl_in_loss": "k4"}, "kl_in_loss must be one of"),
+    ({"prm__score__empty_step_reward": 2.0}, "empty_step_reward must lie in"),
     ({"rl__iterations": 0}, "iterations must be at least 1"),
     ({"mesh__data": 3}, r"sft\.batch_size=64 is not divisible by the 3"),
     ({"mesh__data": 0}, "mesh sizes must be at least 1"),
@@ -228,23 +72,23 @@ def test_the_prm_run_is_that_of_the_paper():
       {"rl__rollout_mesh": {"data": 2}},
       r"rl\.rollout_mesh .* has 2 devices, but mesh .* has 1",
     ),
-    ({"rl__rollout_parts": 3}, "rollout_parts=3 does not divide the 32"),
+    ({"rl__rollout__batches": 3}, "rollout.batches=3 does not divide the 32"),
     (
-      {"mesh__data": 8, "rl__rollout_parts": 8},
-      r"rows / rl\.rollout_parts=4 is not divisible by the 8 row shards",
+      {"mesh__data": 8, "rl__rollout__batches": 8},
+      r"responses / rl\.rollout\.batches=4 is not divisible by the 8 row",
     ),
     ({"rl__prm_mesh": {"rows": 2}}, r"prm_mesh\.rows is not a field"),
     (
-      {**TENSOR, "rl__rollout_mesh": {"fsdp": 4}, "rl__rollout_parts": 16},
-      r"rows / rl\.rollout_parts=2 is not divisible by the 4 row shards",
+      {**TENSOR, "rl__rollout_mesh": {"fsdp": 4}, "rl__rollout__batches": 16},
+      r"responses / rl\.rollout\.batches=2 is not divisible by the 4 row",
     ),
     (
       {**TENSOR, "rl__prm_mesh": {"fsdp": 4}, "rl__micro_batches": 16},
-      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
+      r"responses / rl\.micro_batches=2 is not divisible by the 4 row shards",
     ),
     (
       {**TENSOR, "rl__reference_mesh": {"data": 4}, "rl__micro_batches": 16},
-      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
+      r"responses / rl\.micro_batches=2 is not divisible by the 4 row shards",
     ),
     (
       {**TENSOR, "rl__rollout_mesh": {"fsdp": 4}, "rl__eval_prompts": 6},
@@ -252,7 +96,7 @@ def test_the_prm_run_is_that_of_the_paper():
     ),
     (
       {"mesh__data": 4, "rl__micro_batches": 16},
-      r"rows / rl\.micro_batches=2 is not divisible by the 4 row shards",
+      r"responses / rl\.micro_batches=2 is not divisible by the 4 row shards",
     ),
     ({"kernels__logp": "splash"}, r"kernels\.logp must be one of"),
     (
@@ -262,50 +106,59 @@ def test_the_prm_run_is_that_of_the_paper():
     ({"world__min_operations": 9}, "min_operations must be"),
     ({"world__slip_rate": 1.5}, r"slip_rate must be in \[0, 1\]"),
     ({"model__num_heads": 3}, "num_kv_heads|num_heads"),
-    ({"prm__separator": "drop"}, "separator must be"),
+    ({"prm__score__separator": "drop"}, "separator must be"),
     ({"rl__optim__learning_rate": 0.0}, "learning_rate must be positive"),
     ({"seed": -1}, "seed must be at least 0"),
-    ({"rl__top_p": 2.0}, "top_p must be in"),
-    ({"rl__old_logp": "checked"}, "old_logp must be one of"),
+    ({"rl__sampler__top_p": 2.0}, "top_p must be in"),
+    ({"rl__old_logp__source": "checked"}, "old_logp: source must be one of"),
     (
-      {"rl__old_logp": "sampled", "rl__cache_dtype": "int8"},
+      {"rl__old_logp__source": "sampled", "rl__rollout__cache_dtype": "int8"},
       "cache_dtype='int8' sample from another policy",
     ),
     (
-      {"rl__old_logp": "sampled", "rl__importance_cap": 2.0},
+      {"rl__old_logp__source": "sampled", "rl__loss__importance_cap": 2.0},
       "importance_cap=2.0 weighs tokens by policy over sampler",
     ),
-    ({"rl__rollout_weights": "int4"}, "rollout_weights must be one of"),
+    ({"rl__rollout__weights": "int4"}, "rollout: weights must be one of"),
     (
-      {"rl__old_logp": "sampled", "rl__rollout_weights": "int8"},
+      {"rl__old_logp__source": "sampled", "rl__rollout__weights": "int8"},
       "sample from another policy",
     ),
-    ({"rl__importance_cap": 0.0}, "importance_cap must be > 0"),
-    ({"rl__old_logp_tolerance": 0.0}, "old_logp_tolerance must be > 0"),
-    ({"rl__old_logp_check_every": 0}, "old_logp_check_every must be at least"),
-    ({"rl__top_k": -1}, "top_k must be at least 0"),
-    ({"rl__min_p": 1.0}, "min_p must be in"),
-    ({"rl__rollout_rows": 0}, "rollout_rows must be at least 1"),
-    ({"rl__rollout_chunk": 0}, "rollout_chunk must be at least 1"),
+    ({"rl__loss__importance_cap": 0.0}, "importance_cap must be > 0"),
+    ({"rl__old_logp__tolerance": 0.0}, "old_logp: tolerance must be > 0"),
+    ({"rl__old_logp__check_every": 0}, "check_every must be at least"),
+    ({"rl__sampler__top_k": -1}, "top_k must be at least 0"),
+    ({"rl__sampler__min_p": 1.0}, "min_p must be in"),
     (
-      {"rl__rollout_rows": 8, "rl__rollout_parts": 2},
-      "rollout_parts=2: set rollout_parts to 1, or leave rollout_rows unset",
+      {"rl__engine__slots": 0},
+      "engine: slots=0 and sync_interval=64 must be at least",
     ),
-    ({"rl__cache_dtype": "int4"}, "cache_dtype must be"),
-    ({"rl__kl_coef": float("nan")}, r"rl\.kl_coef must be a finite number"),
+    (
+      {"rl__engine__sync_interval": 0},
+      "engine: slots=1 and sync_interval=0 must be at least",
+    ),
+    (
+      {"rl__engine__slots": 8, "rl__rollout__batches": 2},
+      "set rollout.batches to 1, or leave engine.slots unset",
+    ),
+    ({"rl__rollout__cache_dtype": "int4"}, "cache_dtype must be"),
+    (
+      {"rl__loss__kl_coef": float("nan")},
+      r"rl\.loss\.kl_coef must be a finite number",
+    ),
     ({"sft__steps": -1}, "steps must be at least"),
   ],
 )
 def test_an_impossible_value_names_the_field(changes, message):
-  with pytest.raises(run.ConfigError, match=message):
-    conversion.settings_from_config(changed(**changes))
+  with pytest.raises(ConfigError, match=message):
+    settings_from_config(changed(**changes))
 
 
-def test_a_run_may_go_on_on_other_devices():
-  """Of every layout: a run with one for rollouts would end where it began."""
+def test_a_run_may_resume_on_other_devices():
+  """Without this for every mesh, such a run could not be resumed at all."""
   other = {"tensor": 2, "rules": "tensor"}
   before, after = (
-    dataclasses.asdict(conversion.settings_from_config(config))
+    dataclasses.asdict(settings_from_config(config))
     for config in (
       changed(),
       changed(
@@ -314,78 +167,137 @@ def test_a_run_may_go_on_on_other_devices():
         rl__reference_mesh=other,
         rl__prm_mesh=other,
         rl__micro_batches=2,
-        rl__rollout_parts=4,
+        rl__rollout__batches=4,
         kernels__logp="pallas",
       ),
     )
   )
   assert before["mesh"] != after["mesh"]
   for one, two in ((before, after), (after, before)):
-    assert not config_differences(one, two, workspace.MAY_DIFFER)
+    assert not config_differences(one, two, folder.MAY_DIFFER)
   after["rl"]["prompts"] = 4
-  (line,) = config_differences(before, after, workspace.MAY_DIFFER)
+  (line,) = config_differences(before, after, folder.MAY_DIFFER)
   assert line.startswith("rl.prompts: ")
+
+
+def test_credit_gets_its_group_and_its_baseline_from_the_batch():
+  """Groups of another size would compare samples of different prompts."""
+  rl = settings_from_config(changed(rl__samples_per_prompt=2)).rl
+  assert (rl.credit.group_size, rl.credit.baseline_length) == (2, 48)
+  sampler = dataclasses.replace(rl.sampler, max_new_tokens=7)
+  rl = dataclasses.replace(rl, samples_per_prompt=4, sampler=sampler)
+  assert (rl.credit.group_size, rl.credit.baseline_length) == (4, 7)
+
+
+@pytest.mark.parametrize(
+  ("process", "verifiable", "mode"),
+  [(1.0, 0.5, "prm+vr"), (0.1, 0.0, "prm"), (0.0, 1.0, "vr")],
+)
+def test_the_reward_mode_follows_from_the_weights(process, verifiable, mode):
+  config = changed(
+    rl__credit__process_coef=process, rl__credit__verifiable_coef=verifiable
+  )
+  assert settings_from_config(config).rl.reward_mode == mode
+
+
+def test_settings_read_again_from_their_record_are_the_same():
+  """A workdir holds them as JSON has them, with the values that follow."""
+  settings = settings_from_config(changed())
+  assert settings_from_config(dataclasses.asdict(settings)) == settings
+
+
+def test_a_flag_can_unset_a_text_field():
+  """Flags give text fields the text "None"."""
+  assert settings_from_config(changed()).rl.loss.kl_in_loss == "k3"
+  settings = settings_from_config(changed(rl__loss__kl_in_loss="None"))
+  assert settings.rl.loss.kl_in_loss is None
 
 
 def test_a_missing_field_is_named():
   config = changed()
-  del config["rl"]["clip_low"]
-  with pytest.raises(run.ConfigError, match=r"rl\.clip_low is miss"):
-    conversion.settings_from_config(config)
+  del config["rl"]["sampler"]["top_p"]
+  with pytest.raises(ConfigError, match=r"rl\.sampler\.top_p is miss"):
+    settings_from_config(config)
 
 
-@pytest.mark.parametrize("name", ["base", "files", "evaluate_prm"])
-def test_every_field_of_a_list_has_a_comment_or_says_it_all(name):
-  """A field nobody explains is a field nobody dares to change."""
-  lines = (EXPERIMENTS / "configs" / f"{name}.py").read_text().splitlines()
-  obvious = {
-    *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-    *("mlp_width", "rope_theta", "attention_bias", "tied_embeddings"),
-    *("compute_dtype", "learning_rate", "weight_decay", "beta1", "beta2"),
-    *("max_grad_norm", "warmup_steps", "optim", "head_optim", "full_optim"),
-    *("steps", "log_every", "iterations", "samples_per_prompt", "top_p"),
-    *("max_new_tokens", "temperature", "clip_low", "clip_high", "discount"),
-    *("process_coef", "verifiable_coef", "kl_coef", "entropy_coef"),
-    *("checkpoint_every", "loss_aggregate", "min_operations", "baseline"),
-    *("max_operations", "head_steps", "full_steps"),
-  }
-  for number, line in enumerate(lines):
-    field = re.match(r'\s+(\w+)=[\w"(-]', line)
-    if field and "def " not in line and line.startswith("      "):
-      explained = "#" in line or "#" in lines[number - 1]
-      assert explained or field[1] in obvious, line
+@pytest.mark.parametrize(
+  ("platform", "expected"),
+  [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")],
+)
+def test_the_platform_decides_a_compute_dtype_of_auto(platform, expected):
+  settings = settings_from_config(arithmetic.get_config())
+  with pytest.raises(ValueError, match="compute_dtype must be one of"):
+    settings.model.architecture(8)  # Nobody has decided yet.
+  model = settings.for_platform(platform).model.architecture(8)
+  assert model.compute_dtype == expected
+  assert model.param_dtype == "float32"
 
 
-def test_every_field_is_read_somewhere():
-  """A config field nobody reads is a promise nobody keeps."""
-  sources = [
-    *EXPERIMENTS.glob("*.py"),
-    *(EXPERIMENTS.parent / "pure_jax").rglob("*.py"),
-  ]
-  read = {
-    node.attr
-    for path in sources
-    for node in ast.walk(ast.parse(path.read_text()))
-    if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
-  }
-
-  def names(kind):
-    for field in dataclasses.fields(kind):
-      yield field.name
-
-  for kind in (
-    prm_evaluation.DataSettings,
-    prm_evaluation.EvaluatePRMSettings,
-    run.FilesSettings,
-    run.Settings,
-    run.RLSettings,
-    run.PRMSettings,
-    run.SFTSettings,
-    run.MeshSettings,
-    run.Kernels,
-  ):
-    assert set(names(kind)) <= read
+def test_the_platform_decides_for_models_of_files_too():
+  config = qwen2p5_7b.get_config()
+  config.files.policy = "folder"
+  settings = settings_from_config(config).for_platform("tpu")
+  assert settings.files.model.compute_dtype == "bfloat16"
+  assert settings.files.model.param_dtype == "float32"
 
 
-def test_base_config_is_complete_by_itself():
-  conversion.settings_from_config(base.get_config())
+def test_a_compute_dtype_that_the_config_names_stays():
+  settings = settings_from_config(changed(model__compute_dtype="bfloat16"))
+  assert settings.for_platform("cpu") == settings
+  with pytest.raises(ConfigError, match="compute_dtype must be one of"):
+    settings_from_config(changed(model__compute_dtype="float16"))
+
+
+def test_rows_are_split_over_data_and_fsdp_and_nothing_else():
+  """If one axis were forgotten, jax would raise an error of its own later."""
+  mesh = MeshSettings(data=2, fsdp=3, tensor=5, sequence=7)
+  mesh.check_rows("rl.prompts", 12)
+  for rows in (2, 3, 10, 35):
+    with pytest.raises(ValueError, match=f"rl.prompts={rows} .* 6 row shards"):
+      mesh.check_rows("rl.prompts", rows)
+
+
+def test_a_mesh_of_several_processes_takes_all_devices(monkeypatch):
+  """A process without a device in the mesh would wait for ever."""
+  assert MeshSettings(data=2).layout().mesh.size == 2
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  assert MeshSettings(data=8).layout().mesh.size == 8
+  with pytest.raises(ValueError, match="leaves out some of the 8 devices"):
+    MeshSettings(data=2).layout()
+
+
+def evaluation(**changes):
+  """Settings of the smoke evaluation with other values."""
+  fields = with_changes(evaluate.get_config("smoke"), **changes)
+  return settings_from_config(fields, EvaluationSettings)
+
+
+@pytest.mark.parametrize(
+  ("units", "rows"),
+  [(30, 32), (500, 256), (300, 160), (256, 256), (257, 160), (12136, 256)],
+)
+def test_few_rows_of_a_batch_only_repeat_others(units, rows):
+  """A repeated row costs as much: 226 for the 30 problems of AIME."""
+  settings = evaluation(batch_rows=256, engine__slots=32)
+  assert settings.rows_of_batches(units) == rows
+  assert evaluation(batch_rows=256).rows_of_batches(units) == 256
+
+
+def test_samples_share_the_prefill_of_their_prompt_if_they_fill_the_slots():
+  settings = evaluation(batch_rows=48, engine__slots=24)  # Of 4 samples.
+  assert settings.group_size(2, greedy=False) == 4
+  assert settings.group_size(4, greedy=False) == 1
+  assert settings.group_size(2, greedy=True) == 1
+  assert evaluation().group_size(1, greedy=False) == 1
+  # Greedy responses only: no samples to divide the slots by.
+  greedy = evaluation(batch_rows=48, engine__slots=24, samples=0, k=())
+  assert greedy.group_size(1, greedy=False) == 1
+
+
+def test_greedy_responses_ignore_temperature_and_filters():
+  sampler = evaluation(sampler__temperature=0.5, sampler__top_k=3).sampler
+  ids = dict(pad_id=0, stop_ids=(1,))
+  greedy = sampler.config(**ids, greedy=True)
+  assert (greedy.temperature, greedy.filters) == (0.0, False)
+  drawn = sampler.config(**ids)
+  assert (drawn.temperature, drawn.top_k) == (0.5, 3)

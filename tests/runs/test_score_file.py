@@ -1,41 +1,57 @@
-"""The file of scores: what it keeps, and which lines it refuses."""
+"""The file of scores: what it holds, and which lines it rejects."""
 
+import dataclasses
 import json
 
 import pytest
 
 from pure_jax.host.data.records import LabelledSolution
-from pure_jax.runs.evaluation.score_file import FILE, ScoreFile, describe
-from pure_jax.runs.workdir import WorkdirError
+from pure_jax.host.evaluation.record_file import RecordFileError
+from pure_jax.runs.evaluation.score_file import (
+  FILE,
+  is_scored,
+  open_scores,
+  unscored,
+)
 
 SIZES = {"a": 3}
 STEPS = LabelledSolution(
   "id", "test", "1 + 1?", ("1 + 1 = 2", "So 2."), (1, None)
 )
-SCORED = describe("a", 0, STEPS) | {
-  "left_out": None,
-  "step_rewards": [0.25, -1.0],
-}
-LEFT_OUT = describe("a", 1, STEPS) | {"left_out": "too many steps"}
+SCORED = dataclasses.replace(unscored("a", 0, STEPS), step_rewards=(0.25, -1.0))
+LEFT_OUT = dataclasses.replace(
+  unscored("a", 1, STEPS), left_out="too many steps"
+)
+# A line that the file may add.
+LINE = json.loads(json.dumps(dataclasses.asdict(SCORED) | {"row": 2}))
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder with two rows of three."""
-  with ScoreFile(tmp_path, SIZES) as scores:
+  """A folder with two solutions of three."""
+  with open_scores(tmp_path, SIZES) as scores:
     scores.append([SCORED, LEFT_OUT])
   return tmp_path
 
 
-def test_rows_are_kept_and_a_cut_last_line_is_dropped(folder):
+def test_records_are_read_as_written_and_a_cut_last_line_is_dropped(folder):
   path = folder / FILE
   written = path.read_bytes()
   path.write_bytes(written + written[:40])
-  with ScoreFile(folder, SIZES) as scores:
-    assert scores.rows == {("a", 0): SCORED, ("a", 1): LEFT_OUT}
-    assert scores.holds("a", 1, STEPS)
-    assert not scores.holds("a", 2, STEPS)
+  with open_scores(folder, SIZES) as scores:
+    assert scores.records == {("a", 0): SCORED, ("a", 1): LEFT_OUT}
+    assert is_scored(scores, unscored("a", 1, STEPS))
+    assert not is_scored(scores, unscored("a", 2, STEPS))
   assert path.read_bytes() == written
+
+
+def test_another_solution_in_a_scored_row_raises(folder):
+  changed = dataclasses.replace(STEPS, labels=(1, 1))
+  with (
+    open_scores(folder, SIZES) as scores,
+    pytest.raises(RecordFileError, match=r"another 'a'.* first in row 0"),
+  ):
+    is_scored(scores, unscored("a", 0, changed))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +74,7 @@ def test_rows_are_kept_and_a_cut_last_line_is_dropped(folder):
     ({"row": -1}, "row is -1"),
     ({"row": 1.0}, "row is 1.0"),
     ({"row": True}, "row is True"),
-    ({"row": 1}, "holds row 1 of 'a' a second time"),
+    ({"row": 1}, r"holds \('a', 1\) a second time"),
     ({"id": 5}, "id is 5"),
     ({"problem": None}, "problem is None"),
     ({"labels": [1, 2]}, r"labels is \[1, 2\], not 0, 1 and null"),
@@ -69,29 +85,29 @@ def test_rows_are_kept_and_a_cut_last_line_is_dropped(folder):
     ({"more": 1}, "it has other fields"),
   ],
 )
-def test_a_row_that_was_not_written_so_is_named(folder, changes, message):
-  _refused(folder, json.dumps(SCORED | {"row": 2} | changes), message)
+def test_an_invalid_record_is_reported(folder, changes, message):
+  assert_rejected(folder, json.dumps(LINE | changes), message)
 
 
-@pytest.mark.parametrize("field", [*SCORED])
-def test_a_row_that_lacks_a_field_is_named(folder, field):
-  row = {k: v for k, v in (SCORED | {"row": 2}).items() if k != field}
-  _refused(folder, json.dumps(row), "it has other fields|step_rewards is None")
+@pytest.mark.parametrize("field", [*LINE])
+def test_a_record_that_lacks_a_field_is_reported(folder, field):
+  row = {k: v for k, v in LINE.items() if k != field}
+  assert_rejected(folder, json.dumps(row), "it has other fields")
 
 
 @pytest.mark.parametrize("line", ["", "5", "[1]", "{", "[" * 100_000, "\udcff"])
-def test_a_line_that_is_no_row_is_named(folder, line):
-  _refused(folder, line, "is not a scored row")
+def test_a_line_that_is_no_record_is_reported(folder, line):
+  assert_rejected(folder, line, "is not a scored solution")
 
 
-def _refused(folder, line, message):
+def assert_rejected(folder, line, message):
   """Names file, line and reason, says what to do, and changes nothing."""
   path = folder / FILE
   with path.open("ab") as file:
     file.write(line.encode("utf-8", "surrogateescape") + b"\n")
   before = path.read_bytes()
-  with pytest.raises(WorkdirError, match=message) as caught:
-    ScoreFile(folder, SIZES)
+  with pytest.raises(RecordFileError, match=message) as caught:
+    open_scores(folder, SIZES)
   assert f"{path}:3 " in str(caught.value)
   assert "Remove" in str(caught.value)
   assert path.read_bytes() == before

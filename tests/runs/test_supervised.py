@@ -11,10 +11,12 @@ import optax
 import pytest
 
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
+from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import MetricsWriter
 from pure_jax.runs import loop, workdir
+from pure_jax.runs.folder import RunFolder
 from pure_jax.training import train
 
 LOG_EVERY = 3
@@ -52,17 +54,22 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
     return state, found | {"loss": loss}
 
   with MetricsWriter(folder) as metrics:
-    space = types.SimpleNamespace(
-      settings=settings,
-      start=folder,
-      workdir=folder,
-      metrics=metrics,
+    run = types.SimpleNamespace(
+      spec=types.SimpleNamespace(settings=settings),
+      folder=RunFolder(folder, folder, metrics, None),
       shows_progress=False,
     )
-    return loop.run_steps(
-      space, STAGE, len(losses), LOG_EVERY, start(), make_batch, update,
-      num_examples=4, batch_size=2, tokens_per_example=1.0,
-    )  # fmt: skip
+    stage = loop.SupervisedStage(
+      name=STAGE,
+      num_steps=len(losses),
+      log_every=LOG_EVERY,
+      num_examples=4,
+      batch_size=2,
+      tokens_per_example=1.0,
+      make_batch=make_batch,
+      update=update,
+    )
+    return loop.run_stage(run, stage, start())
 
 
 def logged(folder):
@@ -104,8 +111,7 @@ def test_a_stage_stops_at_the_update_that_is_one_too_many(tmp_path):
 def batch_rows(step):
   """The examples of a step, counted out by hand from the order of epochs."""
   orders = [
-    loop.batches.next_batch(4, 4, loop.batches.Cursor(0, epoch=epoch))[0]
-    for epoch in range(step)
+    next_batch(4, 4, Cursor(0, epoch=epoch))[0] for epoch in range(step)
   ]
   return np.concatenate(orders)[2 * (step - 1) : 2 * step].tolist()
 
@@ -133,7 +139,7 @@ def stopped(folder, losses, at):
 
   before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
   try:
-    with preemption.terminable():
+    with preemption.raise_on_sigterm():
       run_stage(folder, losses, before=send)
   finally:
     signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""A run's folder is its own, and says what the run was made with."""
+"""The folder of a run has one config, one process, and its versions."""
 
 import json
 import pathlib
@@ -41,18 +41,20 @@ def test_an_equal_config_is_accepted_again(tmp_path):
   assert prepare_workdir(tmp_path, CONFIG) == prepare_workdir(tmp_path, CONFIG)
 
 
-def test_a_resumed_run_keeps_what_it_was_begun_with(tmp_path, monkeypatch):
-  """The first steps were not made by the packages of the last ones."""
+def test_a_resumed_run_keeps_the_versions_it_started_with(
+  tmp_path, monkeypatch
+):
+  """Its first steps were not made by the packages of its last ones."""
   prepare_workdir(tmp_path, CONFIG)
-  begun = workdir.collect_versions()
-  later = begun | {"python": "4.0"}
+  first = workdir.collect_versions()
+  later = first | {"python": "4.0"}
   monkeypatch.setattr(workdir, "collect_versions", lambda: later)
   for _ in range(2):
     prepare_workdir(tmp_path, CONFIG)
-  assert workdir.read_record(tmp_path)["versions"] == [begun, later]
+  assert workdir.read_record(tmp_path)["versions"] == [first, later]
 
 
-def test_another_config_is_refused_with_the_fields(tmp_path):
+def test_another_config_is_an_error_that_names_the_fields(tmp_path):
   prepare_workdir(tmp_path, CONFIG)
   before = (tmp_path / "config.json").read_text()
   other = changed(credit="sum", optim={"beta1": 0.95}) | {"new": None}
@@ -69,7 +71,7 @@ def test_another_config_is_refused_with_the_fields(tmp_path):
 
 
 def test_some_fields_may_change(tmp_path):
-  """Also whole groups; a name that only begins alike is not covered."""
+  """A group covers its fields; a prefix of a name covers nothing."""
   prepare_workdir(tmp_path, CONFIG)
   longer = changed(iterations=20)
   prepare_workdir(tmp_path, longer, may_differ=["rl.iterations"])
@@ -91,7 +93,7 @@ def test_some_fields_may_change(tmp_path):
     ({"a": [1, 2]}, {"a": [2, 1]}),
   ],
 )
-def test_small_differences_are_differences(one, other):
+def test_small_differences_between_configs_are_found(one, other):
   assert config_differences(one, other)
   assert config_differences(one, one) == []
 
@@ -103,32 +105,41 @@ def test_a_folder_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_a_working_directory_needs_a_name():
-  """An unset variable of a shell would train into the current folder."""
+  """With an unset shell variable, a run would write to the current folder."""
   with pytest.raises(WorkdirError, match="has no name"):
     prepare_workdir("", CONFIG)
 
 
+# Holds the lock of a folder, or fails if another process holds it.
+HOLD_LOCK = """
+import fcntl, sys
+file = open(sys.argv[1], "w")
+fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
 def test_two_processes_do_not_share_a_folder(tmp_path):
-  code = (
-    "import sys; from pure_jax.runs import workdir\n"
-    f"with workdir.locked({str(tmp_path)!r}):\n"
-    "  print('mine', flush=True); sys.stdin.read()"
-  )
+  lock = str(tmp_path / workdir.LOCK_FILE)
+  hold_lock = [sys.executable, "-S", "-c", HOLD_LOCK, lock]
+  with workdir.lock_folder(tmp_path):
+    other = subprocess.run(
+      hold_lock, capture_output=True, text=True, check=False
+    )
+    assert "BlockingIOError" in other.stderr
   other = subprocess.Popen(
-    [sys.executable, "-c", code],
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    text=True,
+    hold_lock, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
   )
-  assert other.stdout.readline() == "mine\n"
+  assert other.stdout.readline() == "locked\n"
   with (
     pytest.raises(WorkdirError, match="Another process is running"),
-    workdir.locked(tmp_path),
+    workdir.lock_folder(tmp_path),
   ):
     pass
-  other.kill()  # However it ends, the lock goes with it.
+  other.kill()  # The lock is released however the process ends.
   other.wait()
-  with workdir.locked(tmp_path):
+  with workdir.lock_folder(tmp_path):
     pass
 
 
@@ -139,7 +150,7 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
     *('{"config": 1, "versions": [1]}', '{"config": {}, "versions": 1}'),
   ],
 )
-def test_a_foreign_record_is_an_error(tmp_path, text):
+def test_a_file_that_is_no_record_of_a_run_is_an_error(tmp_path, text):
   (tmp_path / "config.json").write_text(text)
   with pytest.raises(WorkdirError, match="not the record of a run"):
     prepare_workdir(tmp_path, CONFIG)
@@ -147,7 +158,7 @@ def test_a_foreign_record_is_an_error(tmp_path, text):
   assert workdir.read_record(tmp_path / "none") is None
 
 
-def test_json_is_replaced_whole_or_not_at_all(tmp_path):
+def test_json_is_replaced_completely_or_not_at_all(tmp_path):
   path = tmp_path / "x.json"
   write_json_atomic(path, {"a": [1, 2]})
   assert json.loads(path.read_text()) == {"a": [1, 2]}
@@ -184,8 +195,10 @@ def git(folder, *arguments):
   return done.stdout.strip()
 
 
-def test_the_commit_is_that_of_our_own_checkout(tmp_path, monkeypatch):
-  """An environment inside somebody else's repository has no commit of ours."""
+def test_the_commit_is_of_the_checkout_that_tracks_this_file(
+  tmp_path, monkeypatch
+):
+  """The package may be installed inside another project's repository."""
   git(tmp_path, "init", "-q")
   module = tmp_path / "workdir.py"
   module.write_text("")

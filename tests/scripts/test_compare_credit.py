@@ -17,7 +17,7 @@ def test_interval_is_students():
   mean, width = compare_credit.mean_and_interval(values)
   assert mean == pytest.approx(0.4)
   spread = np.std(values, ddof=1)
-  assert width == pytest.approx(4.303 * spread / np.sqrt(3))
+  assert width == pytest.approx(4.302653 * spread / np.sqrt(3))
   assert compare_credit.mean_and_interval([0.5]) == (0.5, None)
 
 
@@ -93,9 +93,9 @@ def test_another_comparison_does_not_report_these_runs(tmp_path):
     )
 
   assert "No finished run" in report().stderr
-  refused = report("--set=rl.kl_coef=0.5")
+  refused = report("--set=rl.loss.kl_coef=0.5")
   assert refused.returncode == 1
-  assert "set: was [], is now ['rl.kl_coef=0.5']" in refused.stderr
+  assert "set: was [], is now ['rl.loss.kl_coef=0.5']" in refused.stderr
   assert "Traceback" not in refused.stderr
 
 
@@ -105,4 +105,4 @@ def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():
     *("softmin+vr", "min+vr", "sum+vr", "vr"),
   }
   for changes in compare_credit.ARMS.values():
-    assert set(changes) == {"credit", "reward_mode"}
+    assert set(changes) == {"form", "process_coef", "verifiable_coef"}

@@ -1,6 +1,7 @@
-"""What an evaluation must not do: share, mix, or count what is no number."""
+"""Invalid input of an evaluation of a policy, and what a restart may change."""
 
 import dataclasses
+import json
 import shutil
 
 import evaluate
@@ -9,32 +10,191 @@ import jax
 import jax.numpy as jnp
 import pytest
 from configs import evaluate as config_file
+from policy_evaluations import on_files, smoke, start_process
 from prm_evaluations import smoke as prm_settings
 from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.record import config_differences
+from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.models import policy
 from pure_jax.runs import workdir
-from pure_jax.runs.evaluation import data
-from pure_jax.runs.settings import conversion
+from pure_jax.runs.evaluation import requests
+from pure_jax.runs.evaluation.requests import with_tiny_models
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.workdir import WorkdirError
 
 
-def settings(**changes):
-  """The smoke config with other values."""
-  fields = config_file.get_config("smoke").to_dict() | {"progress": False}
-  return conversion.settings_from_config(fields | changes, EvaluationSettings)
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """The folder of the random model and its problems."""
+  folder = tmp_path_factory.mktemp("tiny")
+  with_tiny_models(smoke(), folder)
+  return folder
+
+
+def test_other_contents_under_the_same_name_change_the_fingerprint(
+  tiny, tmp_path
+):
+  """Half the responses would be of another model, or to other problems."""
+  copy = tmp_path / "policy"
+  shutil.copytree(tiny / "policy", copy)
+  first = requests.fingerprints(on_files(tiny))
+  assert requests.fingerprints(on_files(tiny, policy=str(copy))) == first
+  weights = (copy / "model.safetensors").read_bytes()
+  (copy / "model.safetensors").write_bytes(weights[:-1] + b"\x01")
+  second = requests.fingerprints(on_files(tiny, policy=str(copy)))
+  assert second["policy"] != first["policy"]
+  assert second["benchmarks"] == first["benchmarks"]
+
+
+def test_problems_that_do_not_fit_are_left_out_and_reported(
+  tiny, tmp_path, capsys
+):
+  tokenizer = HuggingFaceTokenizer(tiny / "policy")
+  path = tiny / "problems" / "train.jsonl"
+  rows = [json.loads(line) for line in path.read_text().splitlines()][:6]
+  rows[1]["question"] += " Take your time."
+  rows[4] |= {"answer": "null", "ref_answer": ""}
+  path = tmp_path / "problems.jsonl"
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  limit = len(tokenizer.encode(rows[1]["question"] + "\n")) - 1
+  settings = on_files(
+    tiny,
+    prompt_format="plain",
+    prompt_tokens=limit,
+    benchmarks__math500__file=str(path),
+    benchmarks__math500__format="math8k",
+  )
+  made = requests.make_requests(settings, tokenizer, tmp_path)
+  assert made.left_out == {"math500": (2, 6)}
+  greedy = [r.index for r in made.requests if r.sample is None]
+  assert greedy == [0, 2, 3, 5]  # Rows of the file, as the random keys use.
+  assert len(made.requests) == 4 * 5
+  assert (
+    f"math500: 2 of 6 left out: 1 longer than prompt_tokens={limit}, 1 without "
+    "an answer."
+  ) in capsys.readouterr().err
+  with pytest.raises(ConfigError, match="6 of 6 left out: 6 longer than prm_"):
+    requests.make_requests(
+      on_files(tiny, prm=str(tiny / "prm"), prm_prompt_tokens=2),
+      tokenizer,
+      tmp_path,
+    )
+
+
+def test_a_chat_format_needs_a_chat_template(tiny, tmp_path):
+  plain = tmp_path / "policy"
+  shutil.copytree(tiny / "policy", plain)
+  (plain / "chat_template.jinja").unlink()
+  with pytest.raises(TokenizerError, match="has no chat template"):
+    evaluate.evaluate(on_files(tiny, policy=str(plain)), str(tmp_path / "run"))
+
+
+def test_a_prm_with_another_vocabulary_raises(tiny, tmp_path):
+  other = tmp_path / "prm"
+  shutil.copytree(tiny / "prm", other)
+  shutil.copy(tiny / "policy" / "tokenizer.json", other)
+  shutil.copy(tiny / "policy" / "tokenizer_config.json", other)
+  tokenizer = HuggingFaceTokenizer(tiny / "policy", vocab_size=512)
+  settings = on_files(tiny, prm=str(other))
+  requests.check_prm_vocabulary(settings, tokenizer)  # The same vocabulary.
+  text = (other / "tokenizer.json").read_text(encoding="utf-8")
+  swapped = text.replace('"Q": ', '"Q\u0100": ', 1)
+  assert swapped != text
+  (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
+  with pytest.raises(TokenizerError, match="has another vocabulary"):
+    requests.check_prm_vocabulary(settings, tokenizer)
+
+
+@pytest.mark.parametrize(
+  ("changes", "error", "message"),
+  [
+    ({"policy": "/nowhere"}, HuggingFaceError, "/nowhere"),
+    ({"policy": "PRM"}, ConfigError, r"config\.policy=.* holds a PRM"),
+    ({"prm": "POLICY"}, ConfigError, r"config\.prm=.* holds a language model"),
+    (
+      {"benchmarks__math500__file": "/nowhere.jsonl"},
+      ConfigError,
+      r"benchmarks\.math500\.file=/nowhere\.jsonl is no file",
+    ),
+    ({"mesh__data": 64, "batch_rows": 64}, ConfigError, "lower mesh.data"),
+  ],
+)
+def test_a_path_that_cannot_be_used_leaves_no_workdir(
+  tiny, tmp_path, changes, error, message
+):
+  folders = {"PRM": str(tiny / "prm"), "POLICY": str(tiny / "policy")}
+  changes = {k: folders.get(v, v) for k, v in changes.items()}
+  with pytest.raises(error, match=message):
+    evaluate.evaluate(on_files(tiny, **changes), str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"random_model": False}, "policy must name the folder"),
+    ({"random_model": False, "policy": "x"}, "no benchmark has a file"),
+    ({"policy": "x"}, "random_model stands in place"),
+    ({"greedy": False, "samples": 0, "k": ()}, "no response is asked for"),
+    ({"k": (5,)}, "sizes of subsets of the 4 samples"),
+    ({"sampler__temperature": 0.0}, "temperature must be above 0"),
+    ({"sampler__top_p": 0.0}, "top_p must be in"),
+    ({"sampler__max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+    ({"batch_rows": 3, "mesh__data": 2}, "batch_rows=3 is not divisible"),
+    ({"engine__slots": 3}, "engine.slots=3 does not divide batch_rows=16"),
+    ({"engine__slots": 0}, "slots=0 and sync_interval=64 must be at least 1"),
+    (
+      {"engine__sync_interval": 0},
+      "slots=1 and sync_interval=0 must be at least 1",
+    ),
+    ({"grader__extractors": ("box",)}, "extractors must be one of"),
+    ({"grader__extractors": ()}, "extractors needs at least one"),
+    ({"prompt_format": "chatty"}, "prompt_format must be one of"),
+    ({"score__separator": "drop"}, "separator must be one of"),
+    ({"param_dtype": "float16"}, "param_dtype must be one of"),
+    ({"grader__seconds": 0.0}, "seconds must be above 0"),
+    ({"grader__seconds": 1e9}, "seconds must be .* at most 3600"),
+    ({"seed": -1}, "seed must not be negative"),
+    ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
+    ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),
+    ({"benchmarks": 5}, "benchmarks must be a group"),
+    (
+      {
+        "benchmarks__average": config_file.benchmark(
+          "gsm8k", averaged=True
+        ).to_dict()
+      },
+      "no benchmark may be called 'average'",
+    ),
+    ({"benchmark": {}}, "did you mean 'benchmarks'"),
+  ],
+)
+def test_an_invalid_value_is_reported_with_its_field(changes, message):
+  with pytest.raises(ConfigError, match=message):
+    smoke(**changes)
+
+
+def test_a_mistake_on_the_command_line_ends_in_a_sentence(tmp_path):
+  process = start_process("evaluate.py", tmp_path / "run", "--config.k=(9,)")
+  _, stderr = process.communicate(timeout=100)
+  assert process.returncode == 1
+  assert "sizes of subsets of the 4 samples" in stderr
+  assert "Traceback" not in stderr
+  assert not (tmp_path / "run").exists()
 
 
 def test_a_workdir_in_use_is_left_alone(tmp_path):
   """Two writers would leave every response twice."""
   with (
-    workdir.locked(tmp_path),
+    workdir.lock_folder(tmp_path),
     pytest.raises(WorkdirError, match="Another process is running"),
   ):
-    evaluate.evaluate(settings(), str(tmp_path))
+    evaluate.evaluate(smoke(), str(tmp_path))
   assert not (tmp_path / "tiny").exists()
   assert not (tmp_path / "responses.jsonl").exists()
 
@@ -42,30 +202,30 @@ def test_a_workdir_in_use_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
   ("greedy", "samples"), [(True, 0), (False, 1)], ids=["greedy", "sampled"]
 )
-def test_a_policy_of_no_numbers_is_named(tmp_path, greedy, samples):
-  """It would be reported as one that solves nothing."""
-  asked = data.tiny(
-    settings(greedy=greedy, samples=samples, k=(), max_new_tokens=2),
+def test_a_policy_that_computes_nan_is_reported(tmp_path, greedy, samples):
+  """Otherwise its report would say that it solves nothing."""
+  settings = with_tiny_models(
+    smoke(greedy=greedy, samples=samples, k=(), sampler__max_new_tokens=2),
     tmp_path,
   )
-  model = huggingface.read_config(asked.policy).model
+  model = huggingface.read_config(settings.policy).model
   params = initial_params(policy.declare_policy(model))
   params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
   broken = tmp_path / "broken"
   huggingface.export_policy(broken, params, model, max_positions=1024)
-  shutil.copy(broken / "model.safetensors", asked.policy)
-  asked = dataclasses.replace(asked, prm=None)
+  shutil.copy(broken / "model.safetensors", settings.policy)
+  settings = dataclasses.replace(settings, prm=None)
   with pytest.raises(FloatingPointError, match=r"weights in .*policy"):
-    evaluate.evaluate(asked, str(tmp_path / "run"))
+    evaluate.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run" / "responses.jsonl").read_bytes()
   assert not (tmp_path / "run" / "report.json").exists()
 
 
 # ===== What a resumed evaluation may change =====
 
-# No response depends on these: contents stand for the paths.
+# No response depends on these. Of paths, the contents are compared.
 FREE = {
-  *("progress", "grader_workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
 }
 # No score depends on these.
@@ -80,22 +240,22 @@ def names(kind):
 
 
 @pytest.mark.parametrize("name", names(EvaluationSettings))
-def test_another_value_is_refused_where_responses_depend_on_it(name):
-  before = dataclasses.asdict(settings())
+def test_a_resumed_run_may_change_fields_that_no_response_depends_on(name):
+  before = dataclasses.asdict(smoke())
   after = before | {name: "another"}
-  found = config_differences(before, after, evaluate.MAY_DIFFER)
-  assert bool(found) == (name not in FREE), found
+  differences = config_differences(before, after, evaluate.MAY_DIFFER)
+  assert bool(differences) == (name not in FREE), differences
 
 
 @pytest.mark.parametrize("name", names(evaluate_prm.EvaluatePRMSettings))
-def test_another_value_is_refused_where_scores_depend_on_it(name):
+def test_a_resumed_run_may_change_fields_that_no_score_depends_on(name):
   before = dataclasses.asdict(prm_settings())
   after = before | {name: "another"}
-  found = config_differences(before, after, evaluate_prm.MAY_DIFFER)
-  assert bool(found) == (name not in PRM_FREE), found
+  differences = config_differences(before, after, evaluate_prm.MAY_DIFFER)
+  assert bool(differences) == (name not in PRM_FREE), differences
 
 
 @pytest.mark.parametrize("script", [evaluate, evaluate_prm])
-def test_other_contents_are_refused(script):
+def test_a_resumed_run_may_not_change_file_contents(script):
   before, after = {"contents": {"prm": "0"}}, {"contents": {"prm": "1"}}
   assert config_differences(before, after, script.MAY_DIFFER)

@@ -1,64 +1,71 @@
-"""The evaluation of a PRM, as users run it: numbers, limits, interruptions."""
+"""The evaluation of a PRM: numbers, limits, restarts, sources of the PRM."""
 
 import json
 import math
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
-import cli
 import evaluate_prm
 import numpy as np
 import pytest
-from checkout import ROOT
 from configs import gsm8k_prm
-from prm_evaluations import mesh, report, scores, smoke, whole
+from policy_evaluations import start_process
+from prm_evaluations import finished_evaluation, mesh, report, scores, smoke
 from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.weights import save_tree
+from pure_jax.host.evaluation import report as report_files
 from pure_jax.models import prm
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.workdir import WorkdirError
+
+RESAMPLES = "--config.resamples=20"  # As `smoke` has it.
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """Folder and text of a whole evaluation; not to be changed."""
-  return whole(tmp_path_factory)
+  """Folder and text of a finished evaluation; not to be changed."""
+  return finished_evaluation(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(finished, monkeypatch):
+  """Draws no picture but that of `finished`: it takes seconds."""
+  monkeypatch.setattr(report_files, "plot_tables", lambda *unused: [])
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
-  """A finished evaluation to do something to."""
+  """A copy of the finished evaluation, to be changed."""
   return pathlib.Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
 # ===== Numbers =====
 
 
-def test_every_row_is_there_once_with_a_score_for_each_step(finished):
+def test_every_solution_is_scored_once_with_a_reward_for_each_step(finished):
   rows = scores(finished[0])
-  places = [(row["data"], row["row"]) for row in rows]
-  assert sorted(places) == [
+  keys = [(row["data"], row["row"]) for row in rows]
+  assert sorted(keys) == [
     *(("prm800k", i) for i in range(48)),
     *(("processbench", i) for i in range(96)),
   ]
   for row in rows:
     assert row["left_out"] is None
     assert len(row["step_rewards"]) == len(row["labels"])
-  labelled = [reward > 0 for row in rows for reward in row["step_rewards"]]
-  assert 0.1 < np.mean(labelled) < 0.9  # Or the numbers below could not differ.
+  good = [reward > 0 for row in rows for reward in row["step_rewards"]]
+  assert 0.1 < np.mean(good) < 0.9  # Rewards lie on both sides of 0.
 
 
-def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
-  """A shifted score token, or a lost full stop, moves every one of them."""
+def test_scores_equal_those_of_transformers_on_ids_made_by_hand(finished):
+  """Reading the score at another token would change every one of them."""
   torch = pytest.importorskip("torch", reason="torch comes with [test]")
   import transformers
 
@@ -73,9 +80,9 @@ def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
   ]
   single = {tokenizer.decode([i]): i for i in range(len(tokenizer))}
   (newline,) = tokenizer.encode("\n")
-  kept = 0
+  split = 0
   for row in [r for r in scores(finished[0]) if r["data"] == "processbench"]:
-    # Right solutions: every separator is merged with what is before it.
+    # In right solutions every separator is merged with the text before it.
     if row["row"] > 10 or not row["final_correct"]:
       continue
     given = data[row["row"]]
@@ -87,9 +94,9 @@ def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
         continue
       stem = text.removesuffix("\n\n")
       if stem:
-        # Its full stop alone, or where no id is that, the whole of it.
+        # The id of the full stop alone; without such an id, the merged one.
         ids.append(single.get(stem, i))
-        kept += stem in single
+        split += stem in single
       read_at.append(len(ids))
       ids.append(newline)
     with torch.no_grad():
@@ -97,20 +104,20 @@ def test_scores_are_those_of_transformers_on_ids_made_by_hand(finished):
     bad, good = logits.softmax(-1).T.tolist()
     expected = [g - b for g, b in zip(good, bad, strict=True)]
     np.testing.assert_allclose(row["step_rewards"], expected, atol=1e-5)
-  assert kept
+  assert split
 
 
 def by_loops(rows):
-  """Every metric of the smoke report, in the plainest way."""
+  """Every metric of the smoke report, by loops."""
   hits = {"error": [], "correct": []}
   steps = []
   for row in rows:
     first = row["labels"].index(0) if 0 in row["labels"] else None
-    found = None
+    predicted = None
     for index, reward in enumerate(row["step_rewards"]):
-      if reward <= 0 and found is None:
-        found = index
-    hits["correct" if first is None else "error"].append(found == first)
+      if reward <= 0 and predicted is None:
+        predicted = index
+    hits["correct" if first is None else "error"].append(predicted == first)
     steps += [
       (reward, label)
       for reward, label in zip(row["step_rewards"], row["labels"], strict=True)
@@ -144,22 +151,22 @@ def by_loops(rows):
 
 
 @pytest.mark.parametrize("data", ["processbench", "prm800k"])
-def test_metrics_are_those_of_loops_over_the_scores(finished, data):
+def test_metrics_equal_those_of_loops_over_the_scores(finished, data):
   rows = [row for row in scores(finished[0]) if row["data"] == data]
   tables = report(finished[0])["tables"]
-  found = tables["ProcessBench"][data] | tables["Steps"][data]
+  metrics = tables["ProcessBench"][data] | tables["Steps"][data]
   expected = by_loops(rows)
-  assert found.keys() == expected.keys()
+  assert metrics.keys() == expected.keys()
   for name, value in expected.items():
-    assert math.isclose(found[name]["value"], value, abs_tol=1e-9), name
-    low, high = found[name]["interval"]
+    assert math.isclose(metrics[name]["value"], value, abs_tol=1e-9), name
+    low, high = metrics[name]["interval"]
     assert low <= value <= high, name
   items, problems = len(rows), len({row["problem"] for row in rows})
   assert tables["ProcessBench"][data]["f1"]["count"] == items
   assert tables["Steps"][data]["auc"]["count"] == problems < items + 1
 
 
-def test_best_of_two_is_that_of_loops_over_the_scores(finished):
+def test_best_of_two_equals_that_of_loops_over_the_scores(finished):
   pairs = {}
   for row in scores(finished[0]):
     if row["data"] == "processbench":
@@ -174,15 +181,14 @@ def test_best_of_two_is_that_of_loops_over_the_scores(finished):
       if a != b
       else (one["final_correct"] + other["final_correct"]) / 2
     )
-  found = report(finished[0])["tables"]["Choice among solutions"]
-  assert found["processbench"]["best_of_2_minimum"]["value"] == pytest.approx(
-    np.mean(right)
-  )
-  assert found["processbench"]["mean_of_2"]["value"] == 0.5
-  assert found["prm800k"] == {}  # Its outcomes are unknown.
+  columns = report(finished[0])["tables"]["Choice among solutions"]
+  metrics = columns["processbench"]
+  assert metrics["best_of_2_minimum"]["value"] == pytest.approx(np.mean(right))
+  assert metrics["mean_of_2"]["value"] == 0.5
+  assert columns["prm800k"] == {}  # Its outcomes are unknown.
 
 
-def test_the_screen_shows_the_tables_that_are_kept(finished):
+def test_the_text_shows_the_tables_of_the_report(finished):
   folder, text = finished
   f1 = report(folder)["tables"]["ProcessBench"]["prm800k"]["f1"]
   assert f"{f1['value']:.3f} [{f1['interval'][0]:.3f}, " in text
@@ -190,15 +196,15 @@ def test_the_screen_shows_the_tables_that_are_kept(finished):
   assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_another_threshold_costs_no_new_scores(copy):
-  kept = (copy / "scores.jsonl").read_bytes()
+def test_another_threshold_needs_no_new_scores(copy):
+  before = (copy / "scores.jsonl").read_bytes()
   old = report(copy)["tables"]["ProcessBench"]
   changed = smoke(threshold="best_on", threshold_data="processbench")
   evaluate_prm.evaluate(changed, str(copy))
-  assert (copy / "scores.jsonl").read_bytes() == kept
-  found = report(copy)["tables"]["ProcessBench"]
+  assert (copy / "scores.jsonl").read_bytes() == before
+  new = report(copy)["tables"]["ProcessBench"]
   rows = [row for row in scores(copy) if row["data"] == "processbench"]
-  # Every threshold between two scores, by the loops above.
+  # The best of many thresholds between two scores, by loops.
   levels = sorted({r for row in rows for r in row["step_rewards"]})
   best = 0.0
   for low, high in zip(levels[:-1:4], levels[1::4], strict=False):
@@ -215,36 +221,33 @@ def test_another_threshold_costs_no_new_scores(copy):
     error, correct = np.mean(hits[False]), np.mean(hits[True])
     if error + correct:
       best = max(best, 2 * error * correct / (error + correct))
-  assert found["processbench"]["f1"]["value"] >= best - 1e-12
-  assert (
-    found["processbench"]["f1"]["value"] > old["processbench"]["f1"]["value"]
-  )
-  # The other data set is labelled by the same threshold.
-  assert found["prm800k"] != old["prm800k"]
+  f1 = new["processbench"]["f1"]["value"]
+  assert f1 >= best - 1e-12
+  assert f1 > old["processbench"]["f1"]["value"]
+  # The other data set is evaluated at the same threshold.
+  assert new["prm800k"] != old["prm800k"]
   assert "the best F1 on processbench" in report(copy)["title"]
 
 
-# ===== What does not fit =====
+# ===== Limits =====
 
 
-def test_rows_without_room_are_counted_and_the_rest_is_unchanged(
+def test_solutions_beyond_a_limit_are_counted_and_others_score_the_same(
   finished, tmp_path
 ):
-  lengths = {}
-  for row in scores(finished[0]):
-    lengths[row["data"], row["row"]] = row
-  changed = smoke(max_steps=2)
+  all_rows = {(r["data"], r["row"]): r for r in scores(finished[0])}
+  changed = smoke(score__max_steps=2)
   evaluate_prm.evaluate(changed, str(tmp_path / "run"))
   rows = scores(tmp_path / "run")
   assert len(rows) == 96 + 48
   for row in rows:
-    whole = lengths[row["data"], row["row"]]
-    if len(whole["labels"]) > 2:
+    unlimited = all_rows[row["data"], row["row"]]
+    if len(unlimited["labels"]) > 2:
       assert row["left_out"] == "too many steps"
-      assert "step_rewards" not in row
+      assert row["step_rewards"] is None
     else:
       np.testing.assert_allclose(
-        row["step_rewards"], whole["step_rewards"], atol=1e-5
+        row["step_rewards"], unlimited["step_rewards"], atol=1e-5
       )
   shares = report(tmp_path / "run")["tables"]["Share of rows left out"]
   # All of ProcessBench have three steps, of PRM800K the right half.
@@ -252,56 +255,27 @@ def test_rows_without_room_are_counted_and_the_rest_is_unchanged(
   assert shares["prm800k"]["too many steps"] == {"value": 0.5, "count": 48}
   tables = report(tmp_path / "run")["tables"]
   assert tables["Steps"]["processbench"] == {}
-  # Only erroneous solutions are left: an F1 would be made up.
+  # Only erroneous solutions are left, so F1 has no value.
   assert tables["ProcessBench"]["prm800k"].keys() == {"error_accuracy"}
 
 
-# ===== Interruptions =====
+# ===== Restarts =====
 
 
-def test_a_cut_off_file_is_completed_to_the_same_bytes(finished, copy):
-  """Cut inside a batch, and inside a line."""
-  whole = (finished[0] / "scores.jsonl").read_bytes()
-  (copy / "scores.jsonl").write_bytes(whole[: int(len(whole) * 0.37)])
+def test_a_cut_file_of_scores_is_completed_to_the_same_bytes(finished, copy):
+  """It is cut inside a batch and inside a line."""
+  content = (finished[0] / "scores.jsonl").read_bytes()
+  (copy / "scores.jsonl").write_bytes(content[: int(len(content) * 0.37)])
   (copy / "report.json").unlink()
   evaluate_prm.evaluate(smoke(), str(copy))
-  assert (copy / "scores.jsonl").read_bytes() == whole
+  assert (copy / "scores.jsonl").read_bytes() == content
   assert report(copy)["tables"] == report(finished[0])["tables"]
 
 
-def command(workdir, *options):
-  return [
-    sys.executable,
-    str(ROOT / "experiments" / "evaluate_prm.py"),
-    f"--config={ROOT}/experiments/configs/evaluate_prm.py:smoke",
-    "--config.resamples=20",
-    f"--workdir={workdir}",
-    *options,
-  ]
-
-
-def run(workdir, *options):
-  return subprocess.run(
-    command(workdir, *options),
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    stdin=subprocess.DEVNULL,
-    capture_output=True,
-    text=True,
-    timeout=400,
-    check=False,
-  )
-
-
 @pytest.mark.slow
-def test_a_killed_evaluation_goes_on(finished, tmp_path):
+def test_a_killed_evaluation_continues(finished, tmp_path):
   workdir = tmp_path / "killed"
-  process = subprocess.Popen(
-    command(workdir),
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    stdin=subprocess.DEVNULL,
-    stdout=subprocess.DEVNULL,
-    stderr=subprocess.DEVNULL,
-  )
+  process = start_process("evaluate_prm.py", workdir, RESAMPLES)
   deadline = time.monotonic() + 300
   path = workdir / "scores.jsonl"
   while not (path.exists() and path.stat().st_size):
@@ -309,26 +283,28 @@ def test_a_killed_evaluation_goes_on(finished, tmp_path):
     assert time.monotonic() < deadline
     time.sleep(0.01)
   process.send_signal(signal.SIGKILL)
-  process.wait()
-  done = run(workdir)
-  assert done.returncode == 0, done.stderr
-  assert "ProcessBench" in done.stdout and "everything is in" in done.stdout
+  process.communicate()
+  process = start_process("evaluate_prm.py", workdir, RESAMPLES)
+  stdout, stderr = process.communicate(timeout=400)
+  assert process.returncode == 0, stderr
+  assert "ProcessBench" in stdout and "everything is in" in stdout
   assert report(workdir)["tables"] == report(finished[0])["tables"]
 
 
-# ===== Where the PRM comes from =====
+# ===== Sources of the PRM =====
 
 
-def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
-  """A run's PRM reads the policy's ids, a folder its own tokenizer."""
+def test_a_run_and_a_folder_with_the_same_weights_agree(finished, tmp_path):
+  """A run's PRM uses the policy's tokenizer, a folder its own."""
   config = gsm8k_prm.get_config("smoke")
+  config.prm.extra_layers = 1
   trained = conversion.settings_from_config(config, Settings)
-  with cli.open_workspace(trained, str(tmp_path / "run")) as space:
-    params = initial_params(prm.declare_prm(space.prm_model), 1)
-    space.finish_stage("prm", params, {})
+  with open_run(trained, str(tmp_path / "run")) as run:
+    params = initial_params(prm.declare_prm(run.spec.prm_model), 1)
+    run.folder.finish_stage("prm", params, {})
     files = tiny_files.make_files(trained.files, tmp_path / "run" / "tiny")
   folder = tmp_path / "folder"
-  huggingface.export_prm(folder, params, space.prm_model, max_positions=1024)
+  huggingface.export_prm(folder, params, run.spec.prm_model, max_positions=1024)
   data = finished[0] / "tiny" / "prm800k.jsonl"
   listed = {"name": "a", "file": str(data), "format": "prm800k"}
   common = {
@@ -341,19 +317,21 @@ def test_a_run_and_a_folder_of_the_same_weights_agree(finished, tmp_path):
   evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
   evaluate_prm.evaluate(by_folder, str(tmp_path / "b"))
   assert scores(tmp_path / "a") == scores(tmp_path / "b")
-  # Of other weights than those of the tiny PRM.
-  theirs = [r for r in scores(finished[0]) if r["data"] == "prm800k"]
+  # The weights are not those of the tiny PRM.
+  tiny_rows = [r for r in scores(finished[0]) if r["data"] == "prm800k"]
   assert scores(tmp_path / "a")[0]["step_rewards"] not in [
-    row["step_rewards"] for row in theirs
+    row["step_rewards"] for row in tiny_rows
   ]
 
-  asked = smoke(run=str(tmp_path / "run"), **common | {"prompt_format": "chat"})
+  chat = smoke(run=str(tmp_path / "run"), **common | {"prompt_format": "chat"})
   with pytest.raises(ConfigError, match="trained with prompt_format='plain'"):
-    evaluate_prm.evaluate(asked, str(tmp_path / "c"))
-  cut = smoke(run=str(tmp_path / "run"), separator="replace", **common)
+    evaluate_prm.evaluate(chat, str(tmp_path / "c"))
+  replaced = smoke(
+    run=str(tmp_path / "run"), score__separator="replace", **common
+  )
   with pytest.raises(ConfigError, match="trained with separator='insert'"):
-    evaluate_prm.evaluate(cut, str(tmp_path / "d"))
-  evaluate_prm.evaluate(by_run, str(tmp_path / "a"))  # Goes on.
+    evaluate_prm.evaluate(replaced, str(tmp_path / "d"))
+  evaluate_prm.evaluate(by_run, str(tmp_path / "a"))  # Continues.
   save_tree(tmp_path / "run" / "prm" / "weights", params)
   with pytest.raises(WorkdirError, match=r"contents\.run: was"):
     evaluate_prm.evaluate(by_run, str(tmp_path / "a"))
@@ -370,21 +348,21 @@ def test_the_other_good_class_negates_every_score(finished, tmp_path):
   listed = {"name": "prm800k", "file": data, "format": "prm800k"}
   settings = smoke(good_class=0, data=(listed,))
   evaluate_prm.evaluate(settings, str(tmp_path / "run"))
-  theirs = [r for r in scores(finished[0]) if r["data"] == "prm800k"]
-  for mine, other in zip(scores(tmp_path / "run"), theirs, strict=True):
+  expected = [r for r in scores(finished[0]) if r["data"] == "prm800k"]
+  for row, other in zip(scores(tmp_path / "run"), expected, strict=True):
     np.testing.assert_allclose(
-      mine["step_rewards"], np.negative(other["step_rewards"]), atol=1e-6
+      row["step_rewards"], np.negative(other["step_rewards"]), atol=1e-6
     )
 
 
 def test_rows_over_eight_devices_are_those_of_one(finished, tmp_path):
   settings = smoke(mesh=mesh(data=4, fsdp=2))
   evaluate_prm.evaluate(settings, str(tmp_path / "run"))
-  for mine, theirs in zip(
+  for row, expected in zip(
     scores(tmp_path / "run"), scores(finished[0]), strict=True
   ):
     # Matrix products are cut up in another way.
     np.testing.assert_allclose(
-      mine["step_rewards"], theirs["step_rewards"], atol=1e-5
+      row["step_rewards"], expected["step_rewards"], atol=1e-5
     )
-    assert mine | {"step_rewards": 0} == theirs | {"step_rewards": 0}
+    assert row | {"step_rewards": 0} == expected | {"step_rewards": 0}

@@ -1,4 +1,4 @@
-"""An evaluation of a PRM that cannot be made ends in a sentence."""
+"""Invalid input of an evaluation of a PRM."""
 
 import dataclasses
 import pathlib
@@ -9,26 +9,27 @@ import cli
 import evaluate_prm
 import jax.numpy as jnp
 import pytest
-from prm_evaluations import mesh, scores, smoke, whole
+from prm_evaluations import finished_evaluation, mesh, scores, smoke
 from small_models import initial_params
 
 from pure_jax.host import huggingface
+from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.models import prm
 from pure_jax.runs import workdir
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
-from pure_jax.runs.settings.run import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """Folder and text of a whole evaluation; not to be changed."""
-  return whole(tmp_path_factory)
+  """Folder and text of a finished evaluation; not to be changed."""
+  return finished_evaluation(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
 def copy(finished, tmp_path):
-  """A finished evaluation to do something to."""
+  """A copy of the finished evaluation, to be changed."""
   return pathlib.Path(shutil.copytree(finished[0], tmp_path / "copy"))
 
 
@@ -54,22 +55,22 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
       {"data": (GOOD,), "threshold": "best_on", "threshold_data": "b"},
       "threshold_data must be one of",
     ),
-    ({"max_steps": 0}, "max_steps must be at least 1"),
+    ({"score__max_steps": 0}, "max_steps must be >= 1"),
     ({"resamples": 0}, "resamples must be at least 1"),
     ({"bins": 0}, "bins must be at least 1"),
     ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
     ({"mesh": mesh(data=3)}, "not divisible by the 3 row shards"),
     ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
-    ({"separator": "drop"}, "separator must be one of"),
+    ({"score__separator": "drop"}, "separator must be one of"),
     ({"prompt_format": "poem"}, "prompt_format must be one of"),
   ],
 )
-def test_a_config_that_cannot_be_used_names_the_field(changes, message):
+def test_an_invalid_value_is_reported_with_its_field(changes, message):
   with pytest.raises(ConfigError, match=message):
     smoke(**changes)
 
 
-def test_what_is_missing_is_named_before_anything_is_written(tmp_path):
+def test_a_missing_file_or_run_is_reported_and_leaves_no_workdir(tmp_path):
   settings = smoke(data=(GOOD | {"file": str(tmp_path / "no.jsonl")},))
   with pytest.raises(ConfigError, match=r"no file .*no\.jsonl \(a\)"):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
@@ -83,41 +84,41 @@ def test_what_is_missing_is_named_before_anything_is_written(tmp_path):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
 
 
-def test_a_threshold_that_nothing_decides_is_refused(copy):
+def test_threshold_data_must_be_a_data_set(copy):
   settings = smoke(threshold="best_on", threshold_data="elsewhere")
-  with pytest.raises(ConfigError, match="is none of"):
+  with pytest.raises(ConfigError, match="threshold_data must be one of"):
     evaluate_prm.evaluate(settings, str(copy))
 
 
-def test_scores_of_other_data_are_not_mixed(copy):
+def test_scores_of_changed_data_are_not_mixed(copy):
   path = copy / "tiny" / "prm800k.jsonl"
   path.write_text(path.read_text().replace('"rating": -1', '"rating": 1'))
   before = (copy / "scores.jsonl").read_bytes()
-  with pytest.raises(WorkdirError, match="scores of another 'prm800k'"):
+  with pytest.raises(RecordFileError, match="scores of another 'prm800k'"):
     evaluate_prm.evaluate(smoke(), str(copy))
   assert (copy / "scores.jsonl").read_bytes() == before
 
 
-def test_a_damaged_file_of_scores_is_named_and_kept(copy):
+def test_a_damaged_file_of_scores_is_reported_and_not_changed(copy):
   path = copy / "scores.jsonl"
   path.write_bytes(b"{}\n" + path.read_bytes())
   before = path.read_bytes()
-  with pytest.raises(WorkdirError, match=r"scores\.jsonl:1 is not a scored"):
+  with pytest.raises(RecordFileError, match=r"scores\.jsonl:1 is not a"):
     evaluate_prm.evaluate(smoke(), str(copy))
   assert path.read_bytes() == before
 
 
-def test_another_evaluation_in_the_workdir_is_refused(copy):
-  with pytest.raises(WorkdirError, match="max_steps: was 8, is now 7"):
-    evaluate_prm.evaluate(smoke(max_steps=7), str(copy))
+def test_a_workdir_of_another_evaluation_is_not_used(copy):
+  with pytest.raises(WorkdirError, match=r"score\.max_steps: was 8, is now 7"):
+    evaluate_prm.evaluate(smoke(score__max_steps=7), str(copy))
 
 
 def test_a_workdir_in_use_is_left_alone(copy):
-  """Two writers would leave every row twice."""
+  """Two writers would write every row twice."""
   path = copy / "scores.jsonl"
   path.write_bytes(path.read_bytes()[:500])
   with (
-    workdir.locked(copy),
+    workdir.lock_folder(copy),
     pytest.raises(WorkdirError, match="Another process is running"),
   ):
     evaluate_prm.evaluate(smoke(), str(copy))
@@ -125,8 +126,8 @@ def test_a_workdir_in_use_is_left_alone(copy):
 
 
 @pytest.fixture
-def begun(finished, tmp_path, monkeypatch):
-  """An evaluation of files that has only begun: (its settings, its folder)."""
+def without_scores(finished, tmp_path, monkeypatch):
+  """An evaluation of files before any score: (its settings, its folder)."""
   tiny = finished[0] / "tiny"
   for name in ("prm", "other"):
     shutil.copytree(tiny / "prm", tmp_path / name)
@@ -142,7 +143,7 @@ def begun(finished, tmp_path, monkeypatch):
     tokenizer=str(tmp_path / "other"),
     data=(data,),
   )
-  monkeypatch.setattr(evaluate_prm, "_evaluate_in", lambda *unused: "")
+  monkeypatch.setattr(evaluate_prm, "evaluate_in", lambda *unused: "")
   evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   return settings, tmp_path
 
@@ -156,26 +157,26 @@ def begun(finished, tmp_path, monkeypatch):
     ("prm800k.jsonl", r"contents\.data\.a: was"),
   ],
 )
-def test_other_contents_under_the_same_name_are_refused(
-  begun, changed, message
+def test_a_resumed_evaluation_needs_the_same_file_contents(
+  without_scores, changed, message
 ):
-  """Half the scores would be another PRM's, or of solutions that are gone."""
-  settings, folder = begun
-  evaluate_prm.evaluate(settings, str(folder / "run"))  # The same.
+  """Otherwise some scores would be of another PRM or of other solutions."""
+  settings, folder = without_scores
+  evaluate_prm.evaluate(settings, str(folder / "run"))  # No change yet.
   (folder / changed).write_bytes((folder / changed).read_bytes() + b"\n")
   with pytest.raises(WorkdirError, match=message):
     evaluate_prm.evaluate(settings, str(folder / "run"))
 
 
-def test_a_tokenizer_that_is_nowhere_is_named(begun):
-  settings, folder = begun
+def test_a_missing_tokenizer_is_reported(without_scores):
+  settings, folder = without_scores
   settings = dataclasses.replace(settings, tokenizer="/nowhere")
   with pytest.raises(ConfigError, match="tokenizer=/nowhere is no folder"):
     evaluate_prm.evaluate(settings, str(folder / "new"))
   assert not (folder / "new").exists()
 
 
-def test_scores_that_are_no_numbers_are_not_kept(finished, copy):
+def test_scores_that_are_not_finite_are_not_written(finished, copy):
   shutil.rmtree(copy / "tiny" / "prm")
   config = huggingface.read_config(finished[0] / "tiny" / "prm").model
   params = initial_params(prm.declare_prm(config))
@@ -191,15 +192,15 @@ def test_scores_that_are_no_numbers_are_not_kept(finished, copy):
   assert not scores(copy)
 
 
-def test_devices_that_are_not_there_are_named(tmp_path):
+def test_too_few_devices_are_reported(tmp_path):
   settings = smoke(mesh=mesh(data=16))
   with pytest.raises(ConfigError, match=r"lower mesh\.data"):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
 
 
-def test_a_start_is_refused(monkeypatch):
-  """Ignored, it would look as if another run's PRM had been labelled."""
+def test_the_flag_start_raises(monkeypatch):
+  """If ignored, it would seem to evaluate the PRM of another run."""
   flag = types.SimpleNamespace(value="elsewhere")
   monkeypatch.setattr(cli, "_START", flag)
   with pytest.raises(ConfigError, match="--start is for training"):

@@ -19,7 +19,7 @@ from pure_jax.host.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.models import prm
 from pure_jax.models.params import abstract_params
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.settings import compute_dtype, conversion
+from pure_jax.runs.settings import conversion
 
 
 def test_one_command_leaves_everything(finished):
@@ -82,15 +82,15 @@ def test_sampled_log_probs_are_checked_and_do_as_well(finished, tmp_path):
   workdir = tmp_path / "run"
   options = (
     f"--start={finished[0]}",
-    "--config.rl.old_logp=sampled",
-    "--config.rl.old_logp_check_every=3",
+    "--config.rl.old_logp.source=sampled",
+    "--config.rl.old_logp.check_every=3",
   )
-  strict = "--config.rl.old_logp_tolerance=1e-12"
+  strict = "--config.rl.old_logp.tolerance=1e-12"
   refused = run("train_pure.py", workdir, *options, strict)
   assert refused.returncode == 1
   said = refused.stderr.splitlines()[-1]
   assert said.startswith("error: Iteration 1: the sampler's log-probs are up")
-  assert "--config.rl.old_logp=score" in said
+  assert "--config.rl.old_logp.source=score" in said
   done = run("train_pure.py", workdir, *options)
   assert done.returncode == 0, done.stderr
   found, expected = (
@@ -114,8 +114,8 @@ def test_a_run_samples_in_int8_and_weighs_for_it(finished, tmp_path, rank):
     tmp_path / "run",
     f"--start={finished[0]}",
     f"--config.rl.lora.rank={rank}",
-    "--config.rl.rollout_weights=int8",
-    "--config.rl.importance_cap=2.0",
+    "--config.rl.rollout.weights=int8",
+    "--config.rl.loss.importance_cap=2.0",
   )
   assert done.returncode == 0, done.stderr
   for row in rows(tmp_path / "run"):
@@ -175,7 +175,7 @@ def test_an_unfinished_start_is_made_by_one_run_at_a_time(finished, tmp_path):
   start = tmp_path / "start"
   shutil.copytree(finished[0], start)
   (start / "prm" / "done.json").unlink()
-  with workdirs.locked(start):
+  with workdirs.lock_folder(start):
     done = run("train_prm.py", tmp_path / "run", f"--start={start}")
   assert done.returncode == 1
   assert f"Another process is running in {start}" in done.stderr
@@ -184,9 +184,9 @@ def test_an_unfinished_start_is_made_by_one_run_at_a_time(finished, tmp_path):
 def test_a_workdir_of_another_config_is_refused(finished):
   workdir, _ = finished
   before = (workdir / "metrics.jsonl").read_bytes()
-  done = run("train_pure.py", workdir, "--config.rl.clip_low=0.1")
+  done = run("train_pure.py", workdir, "--config.rl.loss.clip_low=0.1")
   assert done.returncode == 1
-  assert "rl.clip_low: was 0.2, is now 0.1" in done.stderr
+  assert "rl.loss.clip_low: was 0.2, is now 0.1" in done.stderr
   assert "Traceback" not in done.stderr
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
@@ -247,7 +247,10 @@ def test_an_impossible_config_ends_in_a_sentence(tmp_path):
     ("--config.rll.prompts=2", 'Did you mean "rl"'),
     ("--config.rl.prompts=many", "invalid literal"),
     ("--config=nowhere.py", "nowhere.py"),
-    ("--config.rl.max_new_tokens=2", "has room for none of 20 responses"),
+    (
+      "--config.rl.sampler.max_new_tokens=2",
+      "has room for none of 20 responses",
+    ),
   ],
 )
 def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):
@@ -302,7 +305,7 @@ def test_nan_rewards_stop_the_run_and_lose_nothing(finished, tmp_path):
   shutil.copytree(finished[0], start)
   config = arithmetic.get_config("smoke")
   settings = conversion.settings_from_config(config)
-  settings = compute_dtype.resolve(settings, "cpu")
+  settings = settings.for_platform("cpu")
   vocab = SentencePieceTokenizer(start / "tokenizer.model").vocab_size
   model = prm.extend_config(
     settings.model.architecture(vocab), settings.prm.extra_layers

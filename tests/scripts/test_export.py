@@ -1,4 +1,4 @@
-"""The policy of a run as a folder: the weights of the checkpoint asked for."""
+"""Export of a run's policy or PRM as a folder that transformers loads."""
 
 import dataclasses
 import json
@@ -6,26 +6,24 @@ import os
 import subprocess
 import sys
 
-import cli
-import evaluate_prm
 import export
 import jax
 import numpy as np
 import pytest
 from checkout import ROOT
 from configs import arithmetic, files, gsm8k_prm
-from prm_evaluations import scores, smoke
 from small_models import initial_params
 
 from pure_jax.host import huggingface
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train
@@ -34,10 +32,11 @@ from pure_jax.training.optim import make_optimizer
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """What a run leaves: (folder, weights by iteration). The second is best."""
+  """A run: (folder, weights by iteration). Iteration 2 is the best."""
   folder = tmp_path_factory.mktemp("runs") / "run"
   config = files.get_config().to_dict()
-  config["files"] |= {"random_model": "tied", "compute_dtype": "float32"}
+  config["files"]["random_model"] = "tied"
+  config["files"]["model"]["compute_dtype"] = "float32"
   settings = conversion.settings_from_config(config)
   record = dataclasses.asdict(settings) | {"start": None}
   workdir.prepare_workdir(folder, record)
@@ -55,16 +54,16 @@ def run(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("which", "step"), [("latest", 3), ("best", 2)])
-def test_the_folder_has_the_weights_of_that_iteration(
+def test_the_folder_has_the_weights_of_the_chosen_checkpoint(
   run, tmp_path, which, step
 ):
   folder, weights = run
   output = tmp_path / "policy"
-  told = export.export(folder, output, which)
-  assert told == f"the policy after iteration {step}"
+  description = export.export(folder, output, which)
+  assert description == f"the policy after iteration {step}"
   params, model = huggingface.load_policy(output, sharding.make_layout(1, 1))
   jax.tree.map(np.testing.assert_array_equal, params, weights[step])
-  # It writes and reads what the first policy did.
+  # The tokenizer is that of the first policy.
   first = HuggingFaceTokenizer(folder / "tiny" / "policy", vocab_size=512)
   tokenizer = HuggingFaceTokenizer(output, vocab_size=model.vocab_size)
   assert tokenizer.pieces == first.pieces
@@ -72,65 +71,50 @@ def test_the_folder_has_the_weights_of_that_iteration(
   template = tokenizer.apply_chat_template(message)
   assert template == first.apply_chat_template(message)
   assert [path.name for path in tmp_path.iterdir()] == ["policy"]
-  with pytest.raises(HuggingFaceError, match="is there already"):
+  with pytest.raises(HuggingFaceError, match="exists already"):
     export.export(folder, output, which)
 
 
-def test_what_is_no_such_run_is_refused(run, tmp_path):
-  def refused(message):
+def test_a_folder_that_is_no_run_on_files_raises(run, tmp_path):
+  def assert_raises(message):
     with pytest.raises(ConfigError, match=message):
       export.export(tmp_path / "run", tmp_path / "policy", "latest")
 
-  refused("is not the workdir of a run")
+  assert_raises("is not the workdir of a run")
   config = arithmetic.get_config("smoke")
   settings = conversion.settings_from_config(config)
   record = dataclasses.asdict(settings) | {"start": None}
   workdir.prepare_workdir(tmp_path / "run", record)
-  refused("a run on the embedded world")
+  assert_raises("a run on the embedded world")
   record = json.loads((run[0] / "config.json").read_text())
   (tmp_path / "run" / "config.json").write_text(json.dumps(record))
-  refused("has no checkpoint")
+  assert_raises("has no checkpoint")
   assert not (tmp_path / "policy").exists()
 
 
 @pytest.fixture(scope="module")
-def load_prm_run(tmp_path_factory):
-  """A run that trained a PRM with a layer more: (folder, settings, weights)."""
-  folder = tmp_path_factory.mktemp("runs") / "judge"
+def prm_run(tmp_path_factory):
+  """A run that trained a deeper PRM: (folder, settings, weights)."""
+  folder = tmp_path_factory.mktemp("runs") / "prm"
   config = gsm8k_prm.get_config("smoke")
   config.prm.extra_layers = 1
   settings = conversion.settings_from_config(config)
-  with cli.open_workspace(settings, str(folder)) as space:
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings, str(folder)) as run:
+    declared = prm.declare_prm(run.spec.prm_model)
     params = initial_params(declared, 7)
-    space.finish_stage("prm", params, {})
+    run.folder.finish_stage("prm", params, {})
   return folder, settings, jax.device_get(params)
 
 
-def test_the_prm_of_a_run_scores_the_same_from_its_folder(
-  load_prm_run, tmp_path
+def test_the_folder_has_the_weights_of_the_prm_and_another_run_loads_it(
+  prm_run, tmp_path
 ):
-  folder, settings, weights = load_prm_run
+  folder, settings, weights = prm_run
   output = tmp_path / "prm"
-  told = export.export(folder, output, "latest", "prm")
-  assert told.endswith("prompt_format='plain' and separator='insert'")
+  description = export.export(folder, output, "latest", "prm")
+  assert description.endswith("prompt_format='plain' and separator='insert'")
   params, model = huggingface.load_prm(output, sharding.make_layout(1, 1))
   jax.tree.map(np.testing.assert_array_equal, params, weights)
-  data = {"name": "a", "format": "prm800k"}
-  data["file"] = str(folder / "tiny" / "problems" / "labelled.jsonl")
-  for name, source in (
-    ("of_run", {"run": str(folder)}),
-    ("of_folder", {"prm": str(output)}),  # With the tokenizer beside it.
-  ):
-    asked = smoke(
-      random_model=None, data=(data,), prompt_format="plain", **source
-    )
-    evaluate_prm.evaluate(asked, str(tmp_path / name))
-  found = scores(tmp_path / "of_folder")
-  assert found == scores(tmp_path / "of_run")
-  labelled = [reward > 0 for row in found for reward in row["step_rewards"]]
-  assert 0 < np.mean(labelled) < 1  # Or equal scores would mean little.
-  # Another run takes it as its PRM, layer by layer.
   tiny = tiny_files.make_files(settings.files, folder / "tiny")
   other = dataclasses.replace(
     settings, files=dataclasses.replace(tiny, prm=str(output))
@@ -140,43 +124,43 @@ def test_the_prm_of_a_run_scores_the_same_from_its_folder(
   task.close()
 
 
-def test_transformers_reads_the_folder_of_a_prm(load_prm_run, tmp_path):
+def test_transformers_reads_the_folder_of_a_prm(prm_run, tmp_path):
   torch = pytest.importorskip("torch", reason="torch comes with [test]")
   import transformers
 
   output = tmp_path / "prm"
-  export.export(load_prm_run[0], output, "latest", "prm")
+  export.export(prm_run[0], output, "latest", "prm")
   kind = transformers.AutoModelForTokenClassification
   model, loaded = kind.from_pretrained(output, output_loading_info=True)
   assert not loaded["missing_keys"] and not loaded["unexpected_keys"]
   assert model.config.id2label == {0: "bad", 1: "good"}
   score = model.score(torch.eye(model.config.hidden_size))
   kernel, bias = (
-    load_prm_run[2]["score"]["kernel"],
-    load_prm_run[2]["score"]["bias"],
+    prm_run[2]["score"]["kernel"],
+    prm_run[2]["score"]["bias"],
   )
   np.testing.assert_allclose(score.detach().numpy(), kernel + bias, atol=1e-6)
   tokenizer = transformers.AutoTokenizer.from_pretrained(output)
-  first = HuggingFaceTokenizer(load_prm_run[0] / "tiny" / "policy")
+  first = HuggingFaceTokenizer(prm_run[0] / "tiny" / "policy")
   assert tokenizer.encode("So it is 29.\n\n") == first.encode(
     "So it is 29.\n\n"
   )
 
 
-def test_a_prm_that_is_not_there_is_refused(run, load_prm_run, tmp_path):
+def test_a_run_without_a_prm_raises(run, prm_run, tmp_path):
   output = tmp_path / "prm"
 
-  def refused(workdir, which, message):
+  def assert_raises(workdir, which, message):
     with pytest.raises(ConfigError, match=message):
       export.export(workdir, output, which, "prm")
 
-  refused(load_prm_run[0], "best", "a run has one PRM")
-  refused(run[0], "latest", "has no finished PRM")
-  record = json.loads((load_prm_run[0] / "config.json").read_text())
+  assert_raises(prm_run[0], "best", "a run has one PRM")
+  assert_raises(run[0], "latest", "has no finished PRM")
+  record = json.loads((prm_run[0] / "config.json").read_text())
   record["config"]["files"]["prm"] = "FOLDER"
   (tmp_path / "run").mkdir()
   (tmp_path / "run" / "config.json").write_text(json.dumps(record))
-  refused(tmp_path / "run", "latest", "took its PRM from FOLDER")
+  assert_raises(tmp_path / "run", "latest", "took its PRM from FOLDER")
   assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -1,5 +1,6 @@
-"""The script that grades a file: its report, its verdicts, its complaints."""
+"""The script that grades a file: report, verdicts, invalid input, signals."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -7,22 +8,32 @@ import signal
 import subprocess
 import sys
 
+import grade
 import pytest
 import real_data
+from absl import flags
+from absl.testing import flagsaver
 from checkout import ROOT
 
-ROW = {"problem": "1+1?", "answer": "2", "responses": [r"\boxed{2}"]}
+PROBLEM = {"problem": "1+1?", "answer": "2", "responses": [r"\boxed{2}"]}
 
 
-def grade(*arguments: object) -> subprocess.CompletedProcess:
-  return subprocess.run(
-    [sys.executable, str(ROOT / "experiments" / "grade.py"),
-     *map(str, arguments)],
-    env=os.environ | {"PYTHONPATH": str(ROOT)},
-    capture_output=True,
-    text=True,
-    check=False,
-  )  # fmt: skip
+@pytest.fixture
+def run_grade(capsys):
+  """Runs the script in this process: (exit status, stdout, stderr)."""
+
+  def run(**values):
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
+    status = 0
+    with flagsaver.flagsaver(**values):
+      try:
+        grade.main(["grade.py"])
+      except SystemExit as ended:
+        status = ended.code
+    return status, *capsys.readouterr()
+
+  return run
 
 
 def write(path: pathlib.Path, *rows: object) -> pathlib.Path:
@@ -30,7 +41,7 @@ def write(path: pathlib.Path, *rows: object) -> pathlib.Path:
   return path
 
 
-def test_the_report_and_every_verdict_by_hand(tmp_path):
+def test_the_report_and_every_verdict_by_hand(tmp_path, run_grade):
   rows = [
     {
       "problem": "1/2+1/2?",
@@ -44,17 +55,20 @@ def test_the_report_and_every_verdict_by_hand(tmp_path):
   path = write(tmp_path / "in.jsonl", *rows)
   path.write_text(path.read_text().replace("\n", "\n\n"))  # Blank lines.
   output = tmp_path / "out.jsonl"
-  done = grade(
-    f"--input={path}", f"--output={output}", "--timeout_seconds=2",
-    "--workers=1", "--extractor=boxed", "--extractor=gsm8k_hash",
-  )  # fmt: skip
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+  status, stdout, stderr = run_grade(
+    input=str(path),
+    output=str(output),
+    timeout_seconds=0.5,
+    workers=1,
+    extractor=["boxed", "gsm8k_hash"],
+  )
+  assert status == 0, stderr
+  report = json.loads(stdout)
   assert {key: report[key] for key in list(report)[:7]} == {
     "items": 5, "correct": 2, "no_answer": 1, "timed_out": 1, "crashed": 0,
     "wrong": 1, "accuracy": 0.4,
   }  # fmt: skip
-  assert report["seconds"] >= 2
+  assert report["seconds"] >= 0.5
   assert report["items_per_second"] == pytest.approx(
     5 / report["seconds"],
     abs=0.06,  # Rounded to a tenth.
@@ -67,20 +81,20 @@ def test_the_report_and_every_verdict_by_hand(tmp_path):
     "reference_correct": True,
   }  # fmt: skip
   records = [json.loads(line) for line in output.read_text().splitlines()]
-  places = [(record["line"], record["response"]) for record in records]
-  assert places == [(1, 0), (1, 1), (1, 2), (3, 0), (3, 1)]
+  keys = [(record["line"], record["response"]) for record in records]
+  assert keys == [(1, 0), (1, 1), (1, 2), (3, 0), (3, 1)]
   correct = [record["correct"] for record in records]
   assert correct == [True, False, False, False, True]
   assert [r["timed_out"] for r in records] == [False, False, True, False, False]
   assert "reference_correct" not in records[3]
-  assert "5/5" in done.stderr  # Progress, to its end.
+  assert "5/5" in stderr  # Progress, to its end.
 
 
-def test_the_real_file(tmp_path):
+def test_the_real_file(run_grade):
   path = real_data.require("graders/math_cot_even.jsonl")
-  done = grade(f"--input={path}")
-  assert done.returncode == 0, done.stderr
-  report = json.loads(done.stdout)
+  status, stdout, stderr = run_grade(input=str(path))
+  assert status == 0, stderr
+  report = json.loads(stdout)
   assert report["agreement"]["of"] == 400
   assert report["agreement"]["agree"] >= 399
   # `test_verify.EXPLAINED` says why; lines begin at 1.
@@ -94,133 +108,135 @@ def test_the_real_file(tmp_path):
     ("", "has no rows"),
     ("\n\n", "has no rows"),
     ("{", "in.jsonl:1: not JSON"),
-    (json.dumps(ROW) + "\n\nnot json\n", "in.jsonl:3: not JSON"),
+    (json.dumps(PROBLEM) + "\n\nnot json\n", "in.jsonl:3: not JSON"),
     ("[" * 100_000, "in.jsonl:1: not JSON"),
     ("[]", "in.jsonl:1: not an object"),
     ("{}", "in.jsonl:1: problem and answer and responses missing"),
-    (ROW | {"problem": 3}, "in.jsonl:1: problem is not text"),
-    (ROW | {"answer": None}, "answer is neither"),
-    (ROW | {"answer": True}, "answer is neither"),
-    (ROW | {"answer": " "}, "answer is empty"),
-    (ROW | {"answer": float("nan")}, "answer is nan, not a finite number"),
-    (json.dumps(ROW).replace('"2"', "1e999"), "answer is inf, not a finite"),
-    (ROW | {"responses": "text"}, "responses is not a list of texts"),
-    (ROW | {"responses": [None]}, "responses is not a list of texts"),
-    (ROW | {"reference_correct": [1]}, "is not a list of true and false"),
-    (ROW | {"reference_correct": []}, "1 responses, 0 reference_correct"),
+    (PROBLEM | {"problem": 3}, "in.jsonl:1: problem is not text"),
+    (PROBLEM | {"answer": None}, "answer is neither"),
+    (PROBLEM | {"answer": True}, "answer is neither"),
+    (PROBLEM | {"answer": " "}, "answer is empty"),
+    (PROBLEM | {"answer": float("nan")}, "answer is nan, not a finite number"),
+    (
+      json.dumps(PROBLEM).replace('"2"', "1e999"),
+      "answer is inf, not a finite",
+    ),
+    (PROBLEM | {"responses": "text"}, "responses is not a list of texts"),
+    (PROBLEM | {"responses": [None]}, "responses is not a list of texts"),
+    (PROBLEM | {"reference_correct": [1]}, "is not a list of true and false"),
+    (PROBLEM | {"reference_correct": []}, "1 responses, 0 reference_correct"),
   ],
 )
-def test_input_that_cannot_be_graded_is_named(
-  text, complaint, tmp_path, load_grade
-):
+def test_invalid_input_is_reported_with_its_line(text, complaint, tmp_path):
   path = tmp_path / "in.jsonl"
   path.write_text(text if isinstance(text, str) else json.dumps(text))
-  with pytest.raises(load_grade.InputError) as caught:
-    load_grade.read_rows(path)
+  with pytest.raises(grade.InputError) as caught:
+    grade.read_rows(path)
   assert complaint in str(caught.value)
 
 
-def test_a_byte_order_mark_is_passed_over(tmp_path, load_grade):
+def test_a_byte_order_mark_is_skipped(tmp_path):
   path = tmp_path / "in.jsonl"
-  path.write_text(json.dumps(ROW), encoding="utf-8-sig")
-  assert load_grade.read_rows(path) == [ROW | {"line": 1}]
+  path.write_text(json.dumps(PROBLEM), encoding="utf-8-sig")
+  (row,) = grade.read_rows(path)
+  assert dataclasses.asdict(row) == {
+    "line": 1,
+    "answer": "2",
+    "responses": [r"\boxed{2}"],
+    "reference_correct": None,
+  }
 
 
-def test_input_that_is_no_text_is_named(tmp_path, load_grade):
+def test_input_that_is_no_text_is_reported(tmp_path):
   binary = tmp_path / "in.jsonl"
   binary.write_bytes(b"\xff\xfe\x00")
   for path in (binary, tmp_path, tmp_path / "absent.jsonl"):
-    with pytest.raises(load_grade.InputError, match="cannot be read"):
-      load_grade.read_rows(path)
-
-
-@pytest.fixture(scope="module")
-def load_grade():
-  """The script as a module; importing it parses no flags."""
-  sys.path.insert(0, str(ROOT / "experiments"))
-  try:
-    import grade as module
-  finally:
-    sys.path.pop(0)
-  return module
+    with pytest.raises(grade.InputError, match="cannot be read"):
+      grade.read_rows(path)
 
 
 @pytest.mark.parametrize(
-  "arguments, complaint",
+  "values, complaint",
   [
-    (["--input={bad}"], "in.jsonl:2: answer is empty"),
+    ({"input": "{bad}"}, "in.jsonl:2: answer is empty"),
     (
-      ["--input={good}", "--output={folder}/no/out.jsonl"],
+      {"input": "{good}", "output": "{folder}/no/out.jsonl"},
       "there is no folder",
     ),
-    (["--input={good}", "--output={folder}"], "is a folder"),
-    (["--input={good}", "--output={good}"], "which would be lost"),
+    ({"input": "{good}", "output": "{folder}"}, "is a folder"),
+    ({"input": "{good}", "output": "{good}"}, "which would be lost"),
     (
-      ["--input={good}", "--output={folder}/../{folder.name}/good.jsonl"],
+      {"input": "{good}", "output": "{folder}/../{folder.name}/good.jsonl"},
       "which would be lost",
     ),
   ],
 )
-def test_complaints_are_sentences_and_nothing_is_written(
-  arguments, complaint, tmp_path
+def test_invalid_arguments_end_in_a_sentence_and_write_nothing(
+  values, complaint, tmp_path, run_grade
 ):
-  good = write(tmp_path / "good.jsonl", ROW)
-  bad = write(tmp_path / "in.jsonl", ROW, ROW | {"answer": ""})
-  places = {"good": good, "bad": bad, "folder": tmp_path}
+  good = write(tmp_path / "good.jsonl", PROBLEM)
+  bad = write(tmp_path / "in.jsonl", PROBLEM, PROBLEM | {"answer": ""})
+  paths = {"good": good, "bad": bad, "folder": tmp_path}
   before = good.read_bytes()
-  done = grade(*(argument.format(**places) for argument in arguments))
+  values = {name: value.format(**paths) for name, value in values.items()}
+  status, stdout, stderr = run_grade(**values)
   assert good.read_bytes() == before
-  assert done.returncode == 1
-  assert done.stdout == ""
-  assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-  assert complaint in done.stderr and "Traceback" not in done.stderr
+  assert (status, stdout) == (1, "")
+  assert stderr.startswith("error: ") and stderr.count("\n") == 1
+  assert complaint in stderr
   assert sorted(tmp_path.iterdir()) == [good, bad]
 
 
 @pytest.mark.parametrize("seconds", ["nan", "inf", "1e9", "0", "-1"])
-def test_a_time_limit_that_is_none_is_refused(seconds, tmp_path):
-  path = write(tmp_path / "in.jsonl", ROW)
-  done = grade(f"--input={path}", f"--timeout_seconds={seconds}")
-  assert done.returncode == 1
-  assert "must be above 0 and at most 3600" in done.stderr
-  assert "Traceback" not in done.stderr
+def test_an_invalid_time_limit_is_rejected(seconds):
+  with (
+    flagsaver.flagsaver(),
+    pytest.raises(
+      flags.IllegalFlagValueError, match="must be above 0 and at most 3600"
+    ),
+  ):
+    flags.FLAGS["timeout_seconds"].parse(seconds)
+    flags.FLAGS.validate_all_flags()
 
 
 def start(*arguments: object) -> subprocess.Popen:
-  """The script in a process group of its own, which takes SIGINT."""
+  """Starts the script in a process group of its own, which takes SIGINT."""
   # A shell's background job ignores it, and so would what it starts.
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     return subprocess.Popen(
-      [sys.executable, str(ROOT / "experiments" / "grade.py"),
-       *map(str, arguments)],
+      [
+        sys.executable,
+        str(ROOT / "experiments" / "grade.py"),
+        *map(str, arguments),
+      ],
       env=os.environ | {"PYTHONPATH": str(ROOT)},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
       start_new_session=True,
-    )  # fmt: skip
+    )
   finally:
     signal.signal(signal.SIGINT, handler)
 
 
-def test_ctrl_c_ends_in_a_word(tmp_path):
-  rows = [ROW | {"responses": [r"\boxed{9^{9^{9^9}}}"]}] * 4
+def test_ctrl_c_exits_with_130_and_one_word(tmp_path):
+  rows = [PROBLEM | {"responses": [r"\boxed{9^{9^{9^9}}}"]}] * 4
   path = write(tmp_path / "in.jsonl", *rows)
   process = start(f"--input={path}", "--timeout_seconds=60")
-  said = ""
-  while "0/4" not in said:  # Until the workers work.
-    letter = process.stderr.read(1)
-    assert letter, said
-    said += letter
+  progress = ""
+  while "0/4" not in progress:  # Until the workers work.
+    character = process.stderr.read(1)
+    assert character, progress
+    progress += character
   os.killpg(process.pid, signal.SIGINT)
   stdout, stderr = process.communicate(timeout=60)
   assert (process.returncode, stdout) == (130, "")
   assert stderr.splitlines()[-1] == "stopped" and "Traceback" not in stderr
 
 
-def test_a_reader_that_leaves_is_no_error(tmp_path):
-  process = start(f"--input={write(tmp_path / 'in.jsonl', ROW)}")
+def test_a_closed_stdout_gives_no_traceback(tmp_path):
+  process = start(f"--input={write(tmp_path / 'in.jsonl', PROBLEM)}")
   process.stdout.close()
   stderr = process.stderr.read()
   assert process.wait(60) == 1

@@ -4,7 +4,6 @@ import dataclasses
 import importlib
 import json
 
-import cli
 import export
 import jax
 import jax.numpy as jnp
@@ -18,10 +17,11 @@ from pure_jax.host import huggingface
 from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
-from pure_jax.runs import rl_functions
-from pure_jax.runs.planning import programs
+from pure_jax.runs import load, rl_weights
+from pure_jax.runs.planning.planned_spec import read_spec
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 
 
 def settings_of(name, variant, **groups):
@@ -55,31 +55,31 @@ def run(tmp_path_factory):
     },
   )
   kept = []
-  freeze = rl_functions.freeze
+  freeze = rl_weights.freeze
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      rl_functions, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
+      train_pure, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
     )
-    with cli.open_workspace(settings, str(folder)) as space:
-      train_pure.train_rl(space)
-      return folder, kept[0], space.rl_model
+    with open_run(settings, str(folder)) as run:
+      train_pure.train_rl(run)
+      return folder, kept[0], run.spec.rl_model
 
 
 def test_the_reference_is_the_base_and_is_there_once(run):
   _, frozen, _ = run
-  ((base,), (sampler,)) = frozen.base, frozen.rollout_base
   jax.tree.map(
     lambda x, y, z: np.testing.assert_(x is y is z),
     frozen.reference,
-    base,
-    sampler,
+    frozen.base,
+    frozen.rollout_base,
   )
 
 
 def test_a_run_keeps_adapters_and_exports_the_sum(run, tmp_path):
   folder, frozen, model = run
   plain = dataclasses.replace(model, lora=None)
-  restored = export.restore(export.read_run(folder), plain, "latest")
+  saved = load.read_run(folder)
+  restored = load.restore_policy(saved, load.run_layout(saved), "latest")
   adapters = restored.state.params
   declared, _ = lora.split_adapters(policy.declare_policy(model))
   weights.check_params(adapters, declared)
@@ -95,11 +95,11 @@ def test_a_run_keeps_adapters_and_exports_the_sum(run, tmp_path):
 
 
 def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
-  folder, _, model = run
-  found = export.read_run(folder)
-  found = dataclasses.replace(found, contents={"policy": "another"})
+  folder, _, _ = run
+  saved = load.read_run(folder)
+  saved = dataclasses.replace(saved, contents={"policy": "another"})
   with pytest.raises(ConfigError, match="has changed since"):
-    export.whole_policy(found, dataclasses.replace(model, lora=None), {})
+    load.merge_adapters(saved, load.run_layout(saved), {})
 
 
 def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
@@ -112,11 +112,11 @@ def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
       "full_optim": {"learning_rate": 1e-2},
     },
   )
-  with cli.open_workspace(settings, str(tmp_path / "run")) as space:
-    start, params = train_prm.train_prm(space)
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings, str(tmp_path / "run")) as run:
+    start, params = train_prm.train_prm(run)
+    declared = prm.declare_prm(run.spec.prm_model)
     weights.check_params(params, declared)
-    stored = space.load_weights("prm", declared)
+    stored = run.folder.load_weights("prm", declared, run.spec.layouts.training)
   jax.tree.map(np.testing.assert_array_equal, stored, params)
   changed = {
     name
@@ -150,4 +150,4 @@ def test_settings_of_adapters_that_cannot_be_are_refused():
 def test_a_plan_of_adapters_is_refused():
   settings = settings_of("arithmetic", "smoke", rl={"lora": {"rank": 2}})
   with pytest.raises(ConfigError, match="Plans know no adapters"):
-    programs.shapes_of(settings)
+    read_spec(settings, jax.devices())

@@ -8,22 +8,28 @@ import math
 import pytest
 import smoke_run
 
-TURNS = ("--config.rl.rollout_rows=8", "--config.rl.rollout_chunk=5")
+TURNS = ("--config.rl.engine.slots=8", "--config.rl.engine.sync_interval=5")
 
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_with_other_turns(finished, tmp_path):
   start = f"--start={finished[0]}"
   options = (
-    *("--config.rl.min_p=0.05", "--config.rl.stop_on_boxed=true"),
-    *("--config.rl.cache_dtype=bfloat16", "--config.rl.checkpoint_every=1"),
+    *(
+      "--config.rl.sampler.min_p=0.05",
+      "--config.rl.rollout.stop_on_boxed=true",
+    ),
+    *(
+      "--config.rl.rollout.cache_dtype=bfloat16",
+      "--config.rl.checkpoint_every=1",
+    ),
   )
   assert smoke_run.kill(
     (tmp_path / "rl" / "2").exists, tmp_path, start, *options, *TURNS
   )
   done = smoke_run.run(
     *("train_pure.py", tmp_path, start, *options),
-    "--config.rl.rollout_rows=16",
+    "--config.rl.engine.slots=16",
   )
   assert done.returncode == 0, done.stderr
   assert "donated" not in done.stderr

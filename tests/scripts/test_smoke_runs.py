@@ -14,9 +14,10 @@ import safetensors.numpy
 import train_prm
 import train_pure
 
-from pure_jax.runs import rl_functions
+from pure_jax.runs import rl_weights
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import tiny_files
 
 OF_SCORES = {
@@ -35,15 +36,15 @@ def run_once(name, variant, workdir, monkeypatch):
   settings = settings_of(name, variant)
   rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
   settings = dataclasses.replace(settings, rl=rl, progress=False)
-  used, make = [], rl_functions.Frozen
+  used, make = [], rl_weights.FrozenWeights
 
   def recording(*weights):
     used.append(make(*weights))
     return used[-1]
 
-  monkeypatch.setattr(rl_functions, "Frozen", recording)
-  with cli.open_workspace(settings, str(workdir)) as space:
-    train_pure.train_rl(space)
+  monkeypatch.setattr(rl_weights, "FrozenWeights", recording)
+  with open_run(settings, str(workdir)) as run:
+    train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   (weights,) = used
   return settings, weights, [json.loads(line) for line in lines]
@@ -75,11 +76,11 @@ def test_a_run_reads_the_prm_it_is_given_and_trains_none(
   for other in ("prm_vr", variant):
     real = importlib.import_module(f"configs.{name}").get_config(other).rl
     assert real.packed_tokens and real.length_buckets > 1
-    # And take turns.
-    assert real.rollout_rows < real.prompts * real.samples_per_prompt
-  turns = settings.rl
-  assert turns.rollout_rows < turns.prompts * turns.samples_per_prompt
-  assert 2 * turns.rollout_chunk < turns.max_new_tokens
+    # And slots are fewer than responses.
+    assert real.engine.slots < real.prompts * real.samples_per_prompt
+  assert settings.rl.engine.slots < settings.rl.responses
+  rl = settings.rl
+  assert 2 * rl.engine.sync_interval < rl.sampler.max_new_tokens
   assert 0.5 < update["row_fill"] <= 1
   sample, *_ = (tmp_path / "samples.jsonl").read_text().splitlines()
   folder = tmp_path / "tiny" / "prm"
@@ -109,11 +110,9 @@ def test_the_papers_runs_take_turns_unless_one_loop_is_asked_for(name, variant):
   """No flag unsets a number: without a variant, parts could not be had."""
   get_config = importlib.import_module(f"configs.{name}").get_config
   turns, loop = get_config(variant), get_config(f"{variant}_one_loop")
-  assert turns.rl.rollout_rows is not None and loop.rl.rollout_rows is None
+  assert turns.rl.engine.slots is not None and loop.rl.engine.slots is None
   # And nothing else is changed.
-  turns.rl.update(
-    {"rollout_rows": None, "rollout_chunk": loop.rl.rollout_chunk}
-  )
+  turns.rl.engine.update({"rows": None, "chunk": loop.rl.engine.sync_interval})
   assert turns.to_dict() == loop.to_dict()
   with pytest.raises(ValueError, match="not 'sft_one_loop'"):
     get_config("sft_one_loop")
@@ -140,7 +139,7 @@ def test_prm_training_without_a_prm_to_train_ends_in_a_sentence(
   settings = settings_of("qwen2p5_7b", "smoke_vr")
 
   def from_flags():
-    return cli.open_workspace(settings, str(tmp_path / "run"))
+    return open_run(settings, str(tmp_path / "run"))
 
   monkeypatch.setattr(cli, "from_flags", from_flags)
   with pytest.raises(ConfigError, match="no PRM to train"):

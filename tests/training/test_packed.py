@@ -1,4 +1,4 @@
-"""A batch in packed rows is the batch in rows of its own, number by number."""
+"""Scores and updates in packed rows equal those with one text per row."""
 
 import dataclasses
 
@@ -15,8 +15,10 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
 from pure_jax.training import packed, packing, score, train
+from pure_jax.training.packing import RowShape, ScoreRows
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import (
   PackedExperience,
   Prompts,
@@ -42,7 +44,6 @@ CREDIT = CreditConfig(
   form="softmin", baseline="main", group_size=4, kl_in_reward="k1"
 )
 LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
-CONFIG = score.ScoreConfig(S)
 TABLE = SeparatorTable(
   ends_step=np.arange(16) == SEPARATOR,
   half=np.zeros(16, bool),
@@ -52,9 +53,9 @@ TABLE = SeparatorTable(
   eos_id=np.int32(EOS),
   pad_id=np.int32(PAD),
 )
-# Rows of 21 columns hold a text of up to 19 or several short ones; the PRM
-# reads up to 23 tokens of a text.
-SHAPES = packing.RowShape(21, 2), packing.RowShape(23, 4)
+# Rows of 21 columns hold a text of up to 19 tokens or several short ones; the
+# PRM reads up to 23 tokens of a text.
+ROWS = ScoreRows(RowShape(21, 2), RowShape(23, 4))
 SGD = optax.sgd(1e-2, momentum=0.9)
 
 
@@ -70,9 +71,9 @@ def responses(seed=0):
   tokens[ends] = EOS
   prompts = []
   for _ in range(2):
-    there = np.arange(L)[::-1] < rng.integers(1, L + 1, (B, 1))
-    ids = np.where(there, rng.integers(4, 16, (B, L)), PAD)
-    prompts.append(Prompts(ids.astype(np.int32), there))
+    prompt_mask = np.arange(L)[::-1] < rng.integers(1, L + 1, (B, 1))
+    ids = np.where(prompt_mask, rng.integers(4, 16, (B, L)), PAD)
+    prompts.append(Prompts(ids.astype(np.int32), prompt_mask))
   rollout = Rollout(
     prompt_tokens=prompts[0].tokens,
     prompt_mask=prompts[0].mask,
@@ -85,42 +86,39 @@ def responses(seed=0):
   return rollout, prompts[1]
 
 
-def step(layout, shapes, loss=LOSS, micro_batches=1, rows=None):
+def spec(layout, **changes):
+  made = StepSpec(
+    *(MODEL, MODEL, SAMPLER, ScoreConfig(S), TABLE, Layouts.same(layout)),
+    *(CREDIT, LOSS),
+  )
+  return dataclasses.replace(made, **changes)
+
+
+def step(layout, rows):
   """Scores, metrics and weights after one update, from the same start."""
-  rollout, asked = jax.device_put(responses(), sharding.batch_sharding(layout))
+  sharded = sharding.batch_sharding(layout)
+  rollout, prm_prompts = jax.device_put(responses(), sharded)
   declared = policy.declare_policy(MODEL)
   params = random_params(declared, 0)
   reference = random_params(declared, 1)
-  judge = random_params(prm.declare_prm(MODEL), 2)
-  score_rollout = score.make_score(
-    MODEL, MODEL, SAMPLER, CONFIG, TABLE, layout, rows, row_shapes=shapes
+  prm_params = random_params(prm.declare_prm(MODEL), 2)
+  scores, drift = score.make_score(spec(layout), rows)(
+    params, reference, prm_params, rollout, prm_prompts
   )
-  update = train.make_update(
-    MODEL,
-    SAMPLER,
-    CREDIT,
-    loss,
-    SGD,
-    TABLE,
-    layout,
-    micro_batches,
-    row_shape=shapes and shapes[0],
-  )
-  scores = score_rollout(params, reference, judge, rollout, asked)
   # The policy has moved since it sampled: ratios are clipped on both sides.
   rng = np.random.default_rng(3)
   moved = scores.old_logp + 0.3 * rng.normal(size=(B, C)).astype("f4")
-  rows = sharding.batch_sharding(layout)
-  moved = jax.device_put(jnp.where(rollout.completion_mask, moved, 0), rows)
-  outcome = (
-    jax.device_put((np.arange(B) % 3 == 0).astype("f4"), rows),
-    jax.device_put(np.arange(B) < 8, rows),
+  moved = jnp.where(rollout.completion_mask, moved, 0)
+  batch = score.ScoredBatch(
+    rollout,
+    scores.replace(old_logp=jax.device_put(moved, sharded)),
+    correct=jax.device_put((np.arange(B) % 3 == 0).astype("f4"), sharded),
+    has_answer=jax.device_put(np.arange(B) < 8, sharded),
   )
+  update = train.make_update(spec(layout), SGD, rows and rows.policy)
   state = train.start_state(params, declared, SGD, layout)
-  state, metrics = update(
-    state, rollout, scores.replace(old_logp=moved), *outcome
-  )
-  return jax.device_get((scores, metrics, state.params))
+  state, metrics = update(state, batch, {})
+  return jax.device_get((scores, drift, metrics, state.params))
 
 
 @pytest.fixture(scope="module")
@@ -128,54 +126,56 @@ def unpacked():
   return step(sharding.make_layout(), None)
 
 
-def assert_same(found, expected):
+def assert_same(packed_step, unpacked_step):
   """To 1e-5 relative: attention sums the keys of a row in another order."""
-  (scores, metrics, params), (their_scores, theirs, weights) = found, expected
-  jax.tree.map(np.testing.assert_array_equal, scores.steps, their_scores.steps)
-  for field in ("step_rewards", "old_logp", "ref_logp", "drift_max"):
+  scores, drift, metrics, params = packed_step
+  other_scores, other_drift, other_metrics, other_params = unpacked_step
+  jax.tree.map(np.testing.assert_array_equal, scores.steps, other_scores.steps)
+  for field in ("step_rewards", "old_logp", "ref_logp"):
     np.testing.assert_allclose(
       getattr(scores, field),
-      getattr(their_scores, field),
+      getattr(other_scores, field),
       rtol=1e-5,
       atol=1e-5,
       err_msg=field,
     )
-  assert {*metrics} - {*theirs} <= {"row_fill"} and {*theirs} <= {*metrics}
-  for name, value in theirs.items():
+  np.testing.assert_allclose(drift, other_drift, rtol=1e-5, atol=1e-5)
+  assert {*metrics} - {*other_metrics} <= {"row_fill"}
+  for name, value in other_metrics.items():
     np.testing.assert_allclose(
       metrics[name], value, rtol=1e-5, atol=1e-5, err_msg=name
     )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-6, atol=2e-6),
     params,
-    weights,
+    other_params,
   )
 
 
 @pytest.mark.parametrize(
-  ("shapes", "rows"),
+  ("rows", "processed"),
   [
-    (SHAPES, 8),
+    (ROWS, 8),
     # Shorter rows and no neighbours, all at once.
-    ((packing.RowShape(19, 16, False), packing.RowShape(23, 16, False)), 16),
+    (ScoreRows(RowShape(19, 16, False), RowShape(23, 16, False)), 16),
   ],
   ids=["shared rows", "own rows"],
 )
-def test_packed_equals_unpacked(unpacked, shapes, rows):
+def test_packed_equals_unpacked(unpacked, rows, processed):
   """Texts that saw each other would move log-probs by about 0.1."""
-  found = step(sharding.make_layout(), shapes)
-  assert_same(found, unpacked)
-  # What the packing is for: 16 texts in the columns of so many rows.
+  packed_step = step(sharding.make_layout(), rows)
+  assert_same(packed_step, unpacked)
+  # The gain of packing: 16 texts in the columns of fewer or shorter rows.
   rollout, _ = responses()
   tokens = rollout.prompt_mask.sum() + rollout.completion_mask.sum()
-  read = rows * shapes[0].columns
-  np.testing.assert_allclose(found[1]["row_fill"], tokens / read, rtol=1e-5)
+  fill = tokens / (processed * rows.policy.columns)
+  np.testing.assert_allclose(packed_step[2]["row_fill"], fill, rtol=1e-5)
 
 
 def test_packed_on_eight_devices_equals_unpacked_on_one(unpacked):
   """Responses of one prompt may lie on different devices."""
-  shapes = packing.RowShape(21, 8), packing.RowShape(23, 8)
-  assert_same(step(sharding.make_layout(2, 4), shapes), unpacked)
+  rows = ScoreRows(RowShape(21, 8), RowShape(23, 8))
+  assert_same(step(sharding.make_layout(2, 4), rows), unpacked)
 
 
 @pytest.mark.parametrize("aggregate", ["token_mean", "sequence_mean"])
@@ -192,60 +192,60 @@ def test_losses_of_shared_rows_weigh_responses_as_before(aggregate):
   expected = losses.policy_objective(
     jnp.asarray(new), entropy, advantages, experience, config
   )
-  rows = packing.pack(jnp.asarray(mask), packing.RowShape(30, B))
+  rows = packing.pack(jnp.asarray(mask), RowShape(30, B))
   lengths = np.broadcast_to(mask.sum(1, keepdims=True), mask.shape)
 
-  def read(x):
+  def gather(x):
     return packing.gather(jnp.asarray(x), rows.source[0])
 
-  shared = PackedExperience(read(mask), read(old), read(ref), read(lengths))
-  found = losses.policy_objective(
-    *map(read, (new, entropy, advantages)), shared, config, denominator
+  shared = PackedExperience(*map(gather, (mask, old, ref, lengths)))
+  packed_loss = losses.policy_objective(
+    *map(gather, (new, entropy, advantages)), shared, config, denominator
   )
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
-    found,
+    packed_loss,
     expected,
   )
 
 
-def test_many_lengths_compile_a_handful_of_times():
+def test_batches_of_many_lengths_compile_two_updates():
   layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
   slow = optax.sgd(1e-9)  # Log-probs that no policy had: large gradients.
   measure = packed.make_measure(layout)
-  update = packing.by_length(
-    lambda shape: train.make_update(
-      *(MODEL, SAMPLER, CREDIT, LOSS, slow, TABLE, layout), row_shape=shape
-    ),
-    lambda state, rollout, *rest: measure(rollout),
-    packing.row_shapes(L + C, B, 2, buckets=2, packed_tokens=8),
-  )
+  shapes = packing.row_shapes(L + C, B, 2, buckets=2, packed_tokens=8)
+  updates = {
+    shape: train.make_update(spec(layout), slow, shape)
+    for shape in sorted(shapes, key=lambda shape: shape.columns)
+  }
   state = train.start_state(random_params(declared, 0), declared, slow, layout)
-  used = set()
-  for seed in range(1, 13, 2):
-    rollout, _ = responses(seed)
-    longest = seed
-    kept = rollout.completion_mask & (np.arange(C) < longest)
-    rollout = rollout.replace(completion_mask=kept)
+  lengths = set()
+  for longest in range(1, 13, 2):
+    rollout, _ = responses(seed=longest)
+    mask = rollout.completion_mask & (np.arange(C) < longest)
+    rollout = rollout.replace(completion_mask=mask)
     scores = score.Scores(
-      steps=steps.split_steps(rollout.tokens, kept, TABLE, max_steps=S),
+      steps=steps.split_steps(rollout.tokens, mask, TABLE, max_steps=S),
       step_rewards=np.zeros((B, S), np.float32),
       old_logp=rollout.sampled_logp,
       ref_logp=rollout.sampled_logp,
-      drift_max=np.float32(0),
     )
-    verdicts = np.zeros(B, np.float32), np.ones(B, bool)
-    state, metrics = update(state, rollout, scores, *verdicts)
-    used.add(int((rollout.prompt_mask.sum(1) + kept.sum(1)).max()))
+    batch = score.ScoredBatch(
+      rollout, scores, np.zeros(B, np.float32), np.ones(B, bool)
+    )
+    length = np.asarray(measure(rollout))
+    state, metrics = packing.choose(updates, length)(state, batch, {})
+    lengths.add(int(length[0]))
     assert metrics["skipped_updates"] == 0
-  assert len(used) > 4 and min(used) <= 10 < max(used)
+  assert len(lengths) > 4 and min(lengths) <= 10 < max(lengths)
   assert measure._cache_size() == 1
-  assert [function._cache_size() for function in update.functions] == [1, 1]
+  assert [update._cache_size() for update in updates.values()] == [1, 1]
 
-  # Called past the choice, it would update on what its rows had left.
+  # In rows that are too short the update must not use what fits.
+  too_short = updates[min(updates, key=lambda shape: shape.columns)]
   before = jax.device_get(state.params)
-  state, metrics = update.functions[0](state, rollout, scores, *verdicts)
+  state, metrics = too_short(state, batch, {})
   assert metrics["skipped_updates"] == 1
   jax.tree.map(np.testing.assert_array_equal, state.params, before)
 
@@ -272,29 +272,29 @@ def test_responses_of_8192_tokens_are_scored_and_updated_on():
   )
   prompts = Prompts(rollout.prompt_tokens, asked)
   layout, declared = sharding.make_layout(), policy.declare_policy(model)
-  config = score.ScoreConfig(512)
   params = random_params(declared, 0)
-  judge = random_params(prm.declare_prm(model), 2)
+  reference = random_params(declared, 1)
+  prm_params = random_params(prm.declare_prm(model), 2)
+  long_spec = spec(
+    layout, model=model, prm_model=model, scoring=ScoreConfig(512),
+    micro_batch_rows=1,
+  )  # fmt: skip
   results = []
-  for shapes in (
-    None,
-    (packing.RowShape(9216, 1), packing.RowShape(9216 + 512, 1)),
-  ):
-    scores = score.make_score(
-      *(model, model, SAMPLER, config, TABLE, layout, 1), row_shapes=shapes
-    )(params, random_params(declared, 1), judge, rollout, prompts)
-    update = train.make_update(
-      *(model, SAMPLER, CREDIT, LOSS, optax.sgd(1e-4), TABLE, layout, texts),
-      row_shape=shapes and shapes[0],
+  for rows in (None, ScoreRows(RowShape(9216, 1), RowShape(9216 + 512, 1))):
+    scores, drift = score.make_score(long_spec, rows)(
+      params, reference, prm_params, rollout, prompts
     )
+    update = train.make_update(long_spec, optax.sgd(1e-4), rows and rows.policy)
     state = train.start_state(params, declared, optax.sgd(1e-4), layout)
-    verdicts = np.ones(texts, np.float32), np.ones(texts, bool)
-    state, metrics = update(state, rollout, scores, *verdicts)
-    results.append(jax.device_get((scores, metrics, state.params)))
-  # 2,014 step tokens and 12,023 others in two rows; four were read before.
+    batch = score.ScoredBatch(
+      rollout, scores, np.ones(texts, np.float32), np.ones(texts, bool)
+    )
+    state, metrics = update(state, batch, {})
+    results.append(jax.device_get((scores, drift, metrics, state.params)))
+  # 2,014 step tokens and 12,023 others in two rows instead of four.
   assert_same(*reversed(results))
-  scores, metrics, _ = results[1]
-  held = (asked.sum() + mask.sum()) / (2 * 9216)
-  np.testing.assert_allclose(metrics["row_fill"], held, rtol=1e-5)
+  scores, _, metrics, _ = results[1]
+  fill = (asked.sum() + mask.sum()) / (2 * 9216)
+  np.testing.assert_allclose(metrics["row_fill"], fill, rtol=1e-5)
   assert np.abs(scores.old_logp[0]).min() > 0  # To the last of the 8,192.
   assert scores.steps.mask.sum(1)[0] > 100

@@ -1,4 +1,4 @@
-"""Where texts lie: every token once, nothing of another text, and back."""
+"""Packing: every token lies in one place, and returns from there."""
 
 import jax
 import jax.numpy as jnp
@@ -10,15 +10,15 @@ from pure_jax.training.packing import RowShape
 
 
 def first_fit(lengths, columns):
-  """Rows and starts by a Python loop over lists of what is free."""
-  free, found = [], {}
+  """Rows and starts by a Python loop over lists of free columns."""
+  free, placed = [], {}
   for text in sorted(range(len(lengths)), key=lambda b: -lengths[b]):
     row = next((r for r, f in enumerate(free) if f >= lengths[text]), len(free))
     if row == len(free):
       free.append(columns)
-    found[text] = row, columns - free[row]
+    placed[text] = row, columns - free[row]
     free[row] -= lengths[text]
-  rows, starts = zip(*(found[b] for b in range(len(lengths))), strict=True)
+  rows, starts = zip(*(placed[b] for b in range(len(lengths))), strict=True)
   return list(rows), list(starts)
 
 
@@ -34,7 +34,7 @@ def test_texts_are_placed_first_fit_decreasing(seed):
 
 
 def padded(lengths, columns, left):
-  """Texts b of ids 100 b, 100 b + 1, ..., with garbage in the padding."""
+  """Text b has ids 100 b, 100 b + 1, ...; the padding holds garbage."""
   mask = np.zeros((len(lengths), columns), bool)
   tokens = np.full(mask.shape, -7, np.int32)
   for b, (length, before) in enumerate(zip(lengths, left, strict=True)):
@@ -44,18 +44,18 @@ def padded(lengths, columns, left):
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_texts_lie_one_after_the_other(shared):
-  """Read column by column in Python, as a model's mask would read them."""
+def test_rows_hold_whole_texts_one_after_the_other(shared):
+  """Read column by column in Python, as attention would read them."""
   lengths, left = [5, 0, 7, 3, 1, 6], [2, 0, 1, 0, 3, 2]
   tokens, mask = padded(lengths, 8, left)
-  found = packing.pack(mask, RowShape(9, 2, shared))
-  assert found.source.shape == (3, 2, 9)
-  # 7 + 1, 6 + 3 and 5 of 9 columns are two parts of two rows.
-  assert found.parts == (2 if shared else 3)
-  assert np.isclose(found.fill, 22 / (36 if shared else 54))
+  packed = packing.pack(mask, RowShape(9, 2, shared))
+  assert packed.source.shape == (3, 2, 9)
+  # 7 + 1, 6 + 3 and 5 of 9 columns are two micro-batches of two rows.
+  assert packed.micro_batches == (2 if shared else 3)
+  assert np.isclose(packed.fill, 22 / (36 if shared else 54))
   seen = []
-  for part in range(3):
-    texts = packing.read_part(found, jnp.int32(part), tokens, 4)
+  for index in range(3):
+    texts = packing.read_micro_batch(packed, jnp.int32(index), tokens, 4)
     for ids, positions, segments, completion in zip(
       *(np.asarray(x) for x in jax.tree.leaves(texts)), strict=True
     ):
@@ -67,84 +67,78 @@ def test_texts_lie_one_after_the_other(shared):
         # Positions that were not reset would go on counting.
         first = column == 0 or segments[column] != segments[column - 1]
         assert (positions[column] == 0) == first
-        place = left[text] + positions[column] - 4
-        assert completion[column] == (4 * text + place if place >= 0 else -1)
+        rank = left[text] + positions[column] - 4
+        assert completion[column] == (4 * text + rank if rank >= 0 else -1)
         seen.append(ids[column])
   assert sorted(seen) == sorted(np.asarray(tokens)[np.asarray(mask)])
 
 
-def test_what_is_unpacked_is_what_was_packed():
+def test_unpacking_inverts_packing():
   tokens, mask = padded([5, 0, 7, 3, 1, 6], 8, [2, 0, 1, 0, 3, 2])
-  found = packing.pack(mask, RowShape(9, 2))
+  packed = packing.pack(mask, RowShape(9, 2))
 
-  def both(part):
-    texts = packing.read_part(found, part, tokens)
+  def both(index):
+    texts = packing.read_micro_batch(packed, index, tokens)
     value = texts.tokens.astype(jnp.float32)
     return value, jnp.stack([value, -value], -1)
 
-  value, pair = packing.map_parts(both, found)
+  value, pair = packing.map_micro_batches(both, packed)
   expected = np.where(mask, tokens, 0)
-  np.testing.assert_array_equal(packing.unpack(found, value), expected)
-  pair = packing.unpack(found, pair)
+  np.testing.assert_array_equal(packing.unpack(packed, value), expected)
+  pair = packing.unpack(packed, pair)
   np.testing.assert_array_equal(pair, np.stack([expected, -expected], -1))
 
 
-def test_a_text_that_does_not_fit_gives_no_number():
-  """Written over its neighbours it would give a plausible one."""
+def test_a_text_that_does_not_fit_gives_nan():
+  """Written over its neighbours it would give a plausible number."""
   _, mask = padded([5, 8, 2], 8, [0, 0, 0])
-  found = packing.pack(mask, RowShape(7, 3))
-  assert not found.fits and (found.source == -1).all()
-  values = packing.unpack(found, jnp.zeros(found.source.shape))
+  packed = packing.pack(mask, RowShape(7, 3))
+  assert not packed.fits and (packed.source == -1).all()
+  values = packing.unpack(packed, jnp.zeros(packed.source.shape))
   assert np.isnan(values).all()
 
 
-def test_parts_without_a_text_are_not_computed():
-  """Each part that is computed appears once, the rest are left 0."""
+def test_micro_batches_without_a_text_are_not_computed():
+  """Each one that is computed appears once, the others stay 0."""
   _, mask = padded([4] * 8, 8, [0] * 8)
-  found = packing.pack(mask, RowShape(16, 2))
-  read = packing.map_parts(lambda part: 1.0 + part, found)
-  np.testing.assert_array_equal(read, [1, 0, 0, 0])
+  packed = packing.pack(mask, RowShape(16, 2))
+  values = packing.map_micro_batches(lambda index: 1.0 + index, packed)
+  np.testing.assert_array_equal(values, [1, 0, 0, 0])
 
 
-def test_a_batch_goes_to_the_shortest_rows_it_fits():
-  called = []
-
-  def make(*shapes):
-    columns = tuple(shape.columns for shape in shapes)
-    return lambda batch: called.append(columns)
-
-  choose = packing.by_length(
-    make,
-    lambda batch: jnp.asarray(batch),
+def test_a_batch_goes_to_the_narrowest_rows_that_hold_it():
+  shapes = zip(
     packing.row_shapes(100, 8, 4, 3),
     packing.row_shapes(120, 8, 4, 3, packed_tokens=40),
+    strict=True,
   )
-  for batch in [(1, 1), (25, 30), (25, 41), (26, 1), (100, 1), (1, 120)]:
-    choose(batch)
-  assert called == [
-    *((25, 40), (25, 40), (50, 60), (50, 60), (100, 120), (100, 120)),
-  ]
+  rows = [packing.ScoreRows(*pair) for pair in shapes]
+  table = {row: row.columns for row in reversed(rows)}
+  for lengths, expected in [
+    ((1, 1), (25, 40)),
+    ((25, 30), (25, 40)),
+    ((25, 41), (50, 60)),
+    ((26, 1), (50, 60)),
+    ((100, 1), (100, 120)),
+    ((1, 120), (100, 120)),
+  ]:
+    assert packing.choose(table, np.array(lengths)) == expected
   with pytest.raises(ValueError, match=r"\[101, 3\] tokens, and rows at most"):
-    choose((101, 3))
-
-
-def test_lengths_that_do_not_differ_are_one_function():
-  shapes = packing.row_shapes(100, 64, 8, 4, packed_tokens=60)
-  assert [shape.columns for shape in shapes] == [100, 60, 60, 60]
-  assert len(packing.by_length(lambda shape: shape, None, shapes).limits) == 2
+    packing.choose(table, np.array([101, 3]))
 
 
 @pytest.mark.parametrize(
   ("packed_tokens", "rows"),
-  # 512 texts in parts of 8 leave 64; shared rows keep 8 parts, and 64 rows.
+  # 512 texts in micro-batches of 8 leave 64; shared rows keep 8 micro-batches,
+  # of 64 rows.
   [(None, [8, 16, 32, 64, 128]), (1, [8, 16, 32, 64, 64])],
 )
-def test_a_part_of_shorter_rows_has_more_of_them(packed_tokens, rows):
+def test_a_micro_batch_of_shorter_rows_has_more_of_them(packed_tokens, rows):
   shapes = packing.row_shapes(1024, 512, 8, 5, packed_tokens)
-  assert [shape.at_a_time for shape in shapes] == rows
+  assert [shape.rows for shape in shapes] == rows
   assert [shape.columns for shape in shapes] == [1024, 512, 256, 128, 64]
 
 
-def test_rows_that_hold_nothing_are_refused():
-  with pytest.raises(ValueError, match="Rows need columns"):
+def test_rows_without_columns_are_rejected():
+  with pytest.raises(ValueError, match="rows need columns"):
     RowShape(0, 1)

@@ -1,6 +1,7 @@
-"""Samples over layouts, in parts and in turns: those of one device's loop."""
+"""Rollouts on any layout, in micro-batches and with continuous batching."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +10,11 @@ import pytest
 from small_models import PAD, random_policy, random_prompts
 
 from pure_jax.host.text.stop_texts import boxed_stops
-from pure_jax.models import columns, policy
+from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
 from pure_jax.types import Prompts
@@ -33,6 +34,9 @@ MODEL = ModelConfig(
 )
 L, C, G = 4, 9, 4
 SAMPLER = SamplingConfig(max_new_tokens=C, pad_id=PAD, stop_ids=(19, 21, 22))
+# Ids of even numbers open a box, odd ones close it.
+STOPS = boxed_stops(["", *([r"\boxed{1", "}"] * 12)][: MODEL.vocab_size])
+KEY = jax.random.key(6)
 RULES = {
   "fsdp": dict(data=2, fsdp=4),
   "tensor": dict(data=2, tensor=4),
@@ -41,38 +45,41 @@ RULES = {
 }
 
 
-def some_prompts(count):
+def make_prompts():
   rng = np.random.default_rng(3)
   tokens, mask = random_prompts(
-    rng, rng.integers(1, L + 1, count), L, MODEL.vocab_size
+    rng, rng.integers(1, L + 1, 6), L, MODEL.vocab_size
   )
   return Prompts(tokens, mask)
 
 
-def expected_rollout(count, stops=None):
-  """One loop on one device, every row with a copy of its prompt."""
-  prompts = jax.tree.map(lambda x: np.repeat(x, G, axis=0), some_prompts(count))
-  return jax.jit(generation.generate, static_argnums=(1, 2))(
-    random_policy(MODEL),
-    MODEL,
-    SAMPLER,
-    prompts,
-    sampling.row_keys(jax.random.key(6), jnp.arange(count * G)),
-    stops=stops,
-  )
+@functools.cache
+def one_loop(stops_at_texts):
+  """A loop on one device: (params, prompts, keys) -> rollout."""
+  stops = STOPS if stops_at_texts else None
+  spec = generation.GenerationSpec(MODEL, SAMPLER, stops)
+  return jax.jit(lambda params, *rest: generation.generate(params, spec, *rest))
+
+
+def sample_in_one_loop(stops_at_texts=False, row_ids=None):
+  """Every row with its own copy of its prompt."""
+  row_ids = jnp.arange(6 * G) if row_ids is None else row_ids
+  prompts = jax.tree.map(lambda x: np.repeat(x, G, axis=0), make_prompts())
+  keys = sampling.row_keys(KEY, row_ids)
+  return one_loop(stops_at_texts)(random_policy(MODEL), prompts, keys)
 
 
 @pytest.fixture(scope="module")
 def expected():
-  found = expected_rollout(6)
-  lengths = np.asarray(found.completion_mask).sum(axis=1)
-  assert len({*lengths.tolist()}) > 4 and 0 < found.truncated.sum() < 12
-  return jax.device_get(found)
+  rollout = sample_in_one_loop()
+  lengths = np.asarray(rollout.completion_mask).sum(axis=1)
+  assert len({*lengths.tolist()}) > 4 and 0 < rollout.truncated.sum() < 12
+  return jax.device_get(rollout)
 
 
-def assert_same(found, expected):
+def assert_same(rollout, expected):
   for field in dataclasses.fields(expected):
-    one, two = getattr(found, field.name), getattr(expected, field.name)
+    one, two = getattr(rollout, field.name), getattr(expected, field.name)
     if one.dtype == np.float32:
       np.testing.assert_allclose(
         one, two, rtol=1e-5, atol=1e-5, err_msg=field.name
@@ -81,13 +88,12 @@ def assert_same(found, expected):
       np.testing.assert_array_equal(one, two, err_msg=field.name)
 
 
-def sampled(layout, count=6, **options):
-  """Samples with weights where the layout wants them."""
+def sample(generate, layout, key=KEY):
+  """Samples with weights in their shardings."""
   shardings = sharding.weight_shardings(policy.declare_policy(MODEL), layout)
   params = jax.device_put(random_policy(MODEL), shardings)
-  generate = rollouts.make_generate(MODEL, SAMPLER, G, layout, **options)
-  prompts = jax.device_put(some_prompts(count), sharding.replicated(layout))
-  return generate(params, prompts, jax.random.key(6))
+  prompts = jax.device_put(make_prompts(), sharding.replicated(layout))
+  return generate(params, prompts, key)
 
 
 @pytest.mark.parametrize(
@@ -100,96 +106,95 @@ def sampled(layout, count=6, **options):
     ),
   ],
 )
-def test_rows_take_turns_under_every_rule_set(rules, expected):
-  """Six prompts that 8, 2 or 4 row shards take in turns, uneven ones too."""
+def test_continuous_batching_under_every_rule_set(rules, expected):
+  """Six prompts in slots on 8, 2 or 4 row shards, some uneven."""
   layout = sharding.make_layout(**RULES[rules], rules=rules)
-  found = sampled(layout, continuous=EngineConfig(rows=8, chunk=5))
-  assert_same(found, expected)
-  place = sharding.batch_sharding(layout)
-  assert found.tokens.sharding.is_equivalent_to(place, 2)
+  engine = rollouts.make_engine(MODEL, SAMPLER, G, layout, EngineConfig(8, C))
+  rollout = sample(engine.generate, layout)
+  assert_same(rollout, expected)
+  rows = sharding.batch_sharding(layout)
+  assert rollout.tokens.sharding.is_equivalent_to(rows, 2)
 
 
 @pytest.mark.slow
 def test_the_rollout_comes_out_in_another_layout(expected):
-  """Sampled on tensor shards, scored where rows are split."""
+  """Sampled on tensor shards, scored with rows split."""
   layout = sharding.make_layout(tensor=2, data=4, rules="tensor")
   rows_layout = sharding.make_layout(fsdp=8)
-  found = sampled(
-    layout,
-    rows_layout=rows_layout,
-    continuous=EngineConfig(rows=24, chunk=C),
+  engine = rollouts.make_engine(
+    MODEL, SAMPLER, G, layout, EngineConfig(24, C), rows_layout
   )
-  assert_same(found, expected)
-  place = sharding.batch_sharding(rows_layout)
-  assert found.tokens.sharding.is_equivalent_to(place, 2)
+  rollout = sample(engine.generate, layout)
+  assert_same(rollout, expected)
+  rows = sharding.batch_sharding(rows_layout)
+  assert rollout.tokens.sharding.is_equivalent_to(rows, 2)
 
 
 @pytest.mark.parametrize(
   ("shape", "limit"),
   [
     ({}, 8),  # Two prompts at a time.
-    ({}, 3),  # Less than a group: each row has its prompt.
-    ({"fsdp": 4}, None),  # Six prompts on four shards: repeated.
+    ({"fsdp": 4}, None),  # Six prompts on four shards: prompts are repeated.
+    pytest.param({}, 3, marks=pytest.mark.slow),  # Less than a group.
     pytest.param({"fsdp": 2}, 8, marks=pytest.mark.slow),
     pytest.param({"fsdp": 2}, 4, marks=pytest.mark.slow),
   ],
 )
-def test_prompts_shared_or_repeated_in_parts_or_whole(shape, limit, expected):
-  """A part that took the first rows' keys would repeat their samples."""
+def test_micro_batches_sample_the_rows_of_one_batch(shape, limit, expected):
+  """A micro-batch with the first rows' keys would repeat their samples."""
   layout = sharding.make_layout(**shape)
-  assert_same(sampled(layout, rows_at_a_time=limit), expected)
+  generate = rollouts.make_generate(
+    MODEL, SAMPLER, G, layout, rows_at_a_time=limit
+  )
+  assert_same(sample(generate, layout), expected)
 
 
-def test_stops_reach_both_ways_to_sample():
-  """Ids of an even number open a box, odd ones close it."""
-  pieces = ["", *([r"\boxed{1", "}"] * 12)][: MODEL.vocab_size]
-  stops = boxed_stops(pieces)
-  expected = expected_rollout(6, stops)
-  by_text = ~np.asarray(expected.truncated) & ~np.isin(
-    [row[m][-1] for row, m in zip(*map(
-      np.asarray, (expected.tokens, expected.completion_mask)
-    ), strict=True)],
-    SAMPLER.stop_ids,
-  )  # fmt: skip
+def test_stop_texts_end_rows_in_the_loop_and_in_the_engine():
+  """The engine takes a key for each row, too.
+
+  The keys of slots in place of the keys of rows would give other samples.
+  """
+  expected = sample_in_one_loop(stops_at_texts=True)
+  last_tokens = [
+    row[mask][-1]
+    for row, mask in zip(
+      np.asarray(expected.tokens),
+      np.asarray(expected.completion_mask),
+      strict=True,
+    )
+  ]
+  by_text = ~np.asarray(expected.truncated)
+  by_text &= ~np.isin(last_tokens, SAMPLER.stop_ids)
   assert by_text.sum() > 3
   layout = sharding.make_layout()
-  for continuous in (None, EngineConfig(rows=8, chunk=4)):
-    found = sampled(layout, stops=stops, continuous=continuous)
-    assert_same(found, expected)
+  generate = rollouts.make_generate(MODEL, SAMPLER, G, layout, stops=STOPS)
+  assert_same(sample(generate, layout), expected)
+  engine = rollouts.make_engine(
+    MODEL, SAMPLER, G, layout, EngineConfig(8, 4), stops=STOPS
+  )
+  row_ids = jnp.arange(30, 30 + 6 * G)
+  rollout = sample(engine.generate, layout, sampling.row_keys(KEY, row_ids))
+  assert_same(rollout, sample_in_one_loop(True, row_ids))
 
 
-def test_a_row_of_its_own_key():
-  """As evaluations draw: a row's key says what it is, not its place."""
-  layout = sharding.make_layout()
-  generate = rollouts.make_generate_rows(MODEL, SAMPLER, layout)
-  keys = sampling.row_keys(jax.random.key(6), jnp.arange(6))
-  params = random_policy(MODEL)
-  whole = generate(params, some_prompts(6), keys)
+def test_a_row_is_sampled_from_its_own_key():
+  """A row's key, not its place in the batch, decides its tokens."""
+  generate = rollouts.make_generate_rows(MODEL, SAMPLER, sharding.make_layout())
+  keys = sampling.row_keys(KEY, jnp.arange(6))
+  params, prompts = random_policy(MODEL), make_prompts()
+  rollout = generate(params, prompts, keys)
   order = np.array([4, 0, 3, 5, 2, 1])
-  turned = generate(
-    params, jax.tree.map(lambda x: x[order], some_prompts(6)), keys[order]
+  reordered = jax.tree.map(lambda x: x[order], prompts)
+  assert_same(
+    generate(params, reordered, keys[order]),
+    jax.tree.map(lambda x: x[order], rollout),
   )
-  assert_same(turned, jax.tree.map(lambda x: x[order], whole))
 
 
-def test_rows_of_their_own_keys_take_turns():
-  """Places' keys in place of rows' would draw other samples."""
-  keys = sampling.row_keys(jax.random.key(6), jnp.arange(30, 30 + 6 * G))
-  params, prompts = random_policy(MODEL), some_prompts(6)
-  repeated = jax.tree.map(lambda x: np.repeat(x, G, axis=0), prompts)
-  layout = sharding.make_layout()
-  one_loop = rollouts.make_generate_rows(MODEL, SAMPLER, layout)
-  in_turns = rollouts.make_generate_rows(
-    MODEL, SAMPLER, layout, group_size=G, continuous=EngineConfig(8, 4)
-  )
-  assert_same(in_turns(params, prompts, keys), one_loop(params, repeated, keys))
-
-
-def test_weights_are_laid_out_in_columns_where_it_is_faster():
+def test_weights_get_the_cpu_layout_where_it_is_faster():
   """On one CPU in float32; sharded weights must stay in their shards."""
   one, many = sharding.make_layout(), sharding.make_layout(fsdp=2)
-  half = dataclasses.replace(MODEL, compute_dtype="bfloat16")
-  assert rollouts.decoding_copy(MODEL, one) is columns.decoding_params
-  for model, layout in ((MODEL, many), (half, one)):
-    found = rollouts.decoding_copy(model, layout)
-    assert found is generation.unprepared
+  bfloat16 = dataclasses.replace(MODEL, compute_dtype="bfloat16")
+  assert rollouts.generation_spec(MODEL, SAMPLER, one).cpu_weights
+  assert not rollouts.generation_spec(MODEL, SAMPLER, many).cpu_weights
+  assert not rollouts.generation_spec(bfloat16, SAMPLER, one).cpu_weights

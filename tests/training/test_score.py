@@ -1,4 +1,4 @@
-"""Where old log-probs come from, and that it makes no difference to a step."""
+"""Stage 2: old log-probs of policy and sampler give the same update."""
 
 import dataclasses
 
@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 import pytest
-import test_train as boundary
+import train_boundary as boundary
 
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
@@ -15,8 +15,7 @@ from pure_jax.types import Prompts
 
 # A step as long as the gradient, so that two of them can be told apart.
 PLAIN = optax.sgd(1.0)
-CONFIG = score.ScoreConfig(4)
-ROWS = packing.RowShape(15, 4), packing.RowShape(19, 4)
+ROWS = packing.ScoreRows(packing.RowShape(15, 4), packing.RowShape(19, 4))
 
 
 @pytest.fixture(scope="module")
@@ -33,159 +32,119 @@ def drawn():
   return params, reference, judge, rollout
 
 
-def score_with(drawn, old_logp, layout=None, **options):
-  params, reference, judge, rollout = drawn
-  function = score.make_score(
-    boundary.MODEL,
-    boundary.PRM_MODEL,
-    boundary.SAMPLER,
-    CONFIG,
-    boundary.TABLE,
-    layout or sharding.make_layout(),
-    old_logp=old_logp,
-    **options,
-  )
-  asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-  return function, (params, reference, judge, rollout, asked)
+def spec(layout=None, **changes):
+  return boundary.spec(layout or sharding.make_layout(), **changes)
 
 
-def update_with(params, rollout, scores):
+def arguments(drawn):
+  """What stage 2 is given: weights, rollout and the PRM's prompts."""
+  *_, rollout = drawn
+  return *drawn, Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+
+
+def update_with(update, params, rollout, scores):
   """One update of a copy of the policy; (its weights, metrics)."""
-  layout = sharding.make_layout()
-  update = train.make_update(
-    boundary.MODEL,
-    boundary.SAMPLER,
-    boundary.CREDIT,
-    boundary.LOSS,
-    PLAIN,
-    boundary.TABLE,
-    layout,
-  )
   declared = policy.declare_policy(boundary.MODEL)
+  layout = sharding.make_layout()
   state = train.start_state(params, declared, PLAIN, layout)
   correct = (np.asarray(rollout.tokens).sum(1) % 2).astype(np.float32)
-  known = np.arange(len(correct)) // 4 % 2 == 0
-  state, metrics = update(state, rollout, scores, correct, known)
+  has_answer = np.arange(len(correct)) // 4 % 2 == 0
+  batch = score.ScoredBatch(rollout, scores, correct, has_answer)
+  state, metrics = update(state, batch, {})
   return jax.device_get((state.params, metrics))
 
 
-def test_sampled_log_probs_give_the_update_of_those_read_again(drawn):
-  params, _, _, rollout = drawn
-  found = {}
-  for kind in score.OLD_LOGP:
-    function, arguments = score_with(drawn, kind)
-    found[kind] = function(*arguments)
-  read, sampled, checked = (found[kind] for kind in score.OLD_LOGP)
-  for kind in ("sampled", "checked"):
-    np.testing.assert_array_equal(found[kind].old_logp, rollout.full_logp)
-    jax.tree.map(np.testing.assert_array_equal, found[kind].steps, read.steps)
-    np.testing.assert_allclose(found[kind].ref_logp, read.ref_logp, atol=1e-6)
-  assert sampled.drift_max is None
-  np.testing.assert_allclose(checked.drift_max, read.drift_max, atol=2e-6)
-  weights, metrics = update_with(params, rollout, read)
-  for kind in ("sampled", "checked"):
-    theirs, others = update_with(params, rollout, found[kind])
+def test_old_log_probs_of_the_sampler_give_the_same_update(drawn):
+  given = arguments(drawn)
+  params, _, _, rollout, _ = given
+  computed, drift = score.make_score(spec())(*given)
+  checked, checked_drift = score.make_checked_score(spec())(*given)
+  sampled = score.make_sampled_score(spec())(*given[1:])
+  np.testing.assert_allclose(checked_drift, drift, atol=2e-6)
+  update = train.make_update(spec(), PLAIN)
+  weights, metrics = update_with(update, params, rollout, computed)
+  for scores in (sampled, checked):
+    np.testing.assert_array_equal(scores.old_logp, rollout.full_logp)
+    jax.tree.map(np.testing.assert_array_equal, scores.steps, computed.steps)
+    np.testing.assert_allclose(scores.ref_logp, computed.ref_logp, atol=1e-6)
+    other_weights, other_metrics = update_with(update, params, rollout, scores)
     for name, value in metrics.items():
       np.testing.assert_allclose(
-        others[name], value, atol=1e-5, rtol=1e-5, err_msg=name
+        other_metrics[name], value, atol=1e-5, rtol=1e-5, err_msg=name
       )
     jax.tree.map(
-      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), theirs, weights
+      lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5),
+      other_weights,
+      weights,
     )
-  moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), weights, params)
-  assert max(jax.tree.leaves(moved)) > 0.05  # There was a step to compare.
+  change = jax.tree.map(lambda x, y: np.abs(x - y).max(), weights, params)
+  assert max(jax.tree.leaves(change)) > 0.05  # The update is not trivial.
 
 
-def products(function, arguments):
-  return function.lower(*arguments).as_text().count("dot_general")
+def count_products(function, given):
+  return function.lower(*given).as_text().count("dot_general")
 
 
-def test_the_policy_is_not_read_for_what_the_sampler_knows(drawn):
-  """It must not cost a forward pass whose result nobody takes."""
-  function, arguments = score_with(drawn, "sampled")
-  nothing = jax.tree.map(lambda x: np.full_like(x, np.nan), arguments[0])
-  found = function(nothing, *arguments[1:])
-  for x in (found.old_logp, found.ref_logp, found.step_rewards):
-    assert np.isfinite(x).all()
-  without = products(function, arguments)
-  checked = products(*score_with(drawn, "checked"))
-  assert checked == products(*score_with(drawn, "score"))
-  # PRM and reference are read in both.
-  assert checked / 2 < without < checked
+def test_the_sampled_score_runs_prm_and_reference_only(drawn):
+  """A forward pass of the policy whose result is dropped would cost time."""
+  given = arguments(drawn)
+  full = count_products(score.make_score(spec()), given)
+  checked = count_products(score.make_checked_score(spec()), given)
+  sampled = count_products(score.make_sampled_score(spec()), given[1:])
+  assert full == checked and checked / 2 < sampled < checked
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_a_check_finds_a_sampler_that_is_off(drawn, packed):
-  """At one token of one row: a mean over the batch would hide it."""
-  params, reference, judge, rollout = drawn
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["unpacked", "packed"])
+def test_a_check_finds_a_sampler_that_is_off_at_one_token(drawn, rows):
+  """A mean over the batch would hide it."""
+  *weights, rollout = drawn
+  function = score.make_checked_score(spec(), rows)
   row = int(np.argmax(np.asarray(rollout.completion_mask).sum(1)))
   off = rollout.full_logp.at[row, 1].add(-0.25)
-  given = params, reference, judge, rollout.replace(full_logp=off)
-  options = {"row_shapes": ROWS} if packed else {}
-  function, arguments = score_with(given, "checked", **options)
-  found = function(*arguments)
-  np.testing.assert_allclose(found.drift_max, 0.25, atol=1e-5)
-  np.testing.assert_array_equal(found.old_logp, off)
-  # Masked tokens are nobody's.
+  given = arguments((*weights, rollout.replace(full_logp=off)))
+  scores, drift = function(*given)
+  np.testing.assert_allclose(drift, 0.25, atol=1e-5)
+  np.testing.assert_array_equal(scores.old_logp, off)
+  # Masked tokens do not count.
   padded = jax.numpy.where(rollout.completion_mask, rollout.full_logp, -9.0)
-  given = params, reference, judge, rollout.replace(full_logp=padded)
-  function, arguments = score_with(given, "checked", **options)
-  assert function(*arguments).drift_max < 1e-5
+  given = arguments((*weights, rollout.replace(full_logp=padded)))
+  _, drift = function(*given)
+  assert drift < 1e-5
 
 
-def test_the_reference_is_read_alone_in_packed_rows_and_on_many_devices(drawn):
-  expected = score_with(drawn, "score")
-  expected = expected[0](*expected[1])
-  layout = sharding.make_layout(2, 4)
-  for place, options in ((None, {"row_shapes": ROWS}), (layout, {})):
-    function, arguments = score_with(drawn, "sampled", place, **options)
-    found = function(*jax.device_get(arguments))
-    np.testing.assert_allclose(found.ref_logp, expected.ref_logp, atol=1e-5)
+def test_the_sampled_score_in_packed_rows_and_on_many_devices(drawn):
+  given = arguments(drawn)
+  expected, _ = score.make_score(spec())(*given)
+  for layout, rows in (
+    (sharding.make_layout(), ROWS),
+    (sharding.make_layout(2, 4), None),
+  ):
+    function = score.make_sampled_score(spec(layout), rows)
+    scores = function(*jax.device_get(given[1:]))
+    np.testing.assert_allclose(scores.ref_logp, expected.ref_logp, atol=1e-5)
     np.testing.assert_array_equal(
-      found.old_logp, jax.device_get(arguments[3]).full_logp
+      scores.old_logp, jax.device_get(given[3]).full_logp
     )
 
 
-def test_filters_stay_out_of_what_the_update_compares_with(drawn):
-  """A filter raises the log-prob of all that it keeps."""
+def test_old_log_probs_are_those_before_the_samplers_filters(drawn):
+  """A filter raises the log-prob of every token that it keeps."""
   params, reference, _, _ = drawn
   sampler = dataclasses.replace(boundary.SAMPLER, top_k=3, temperature=0.7)
   layout = sharding.make_layout()
   generate = rollouts.make_generate(boundary.MODEL, sampler, 4, layout)
   rollout = generate(params, boundary.prompts(8), jax.random.key(3))
-  asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-  checked = score.make_score(
-    boundary.MODEL,
-    None,
-    sampler,
-    CONFIG,
-    boundary.TABLE,
-    layout,
-    old_logp="checked",
-  )(params, reference, None, rollout, asked)
-  assert checked.drift_max < 1e-5
+  function = score.make_checked_score(spec(prm_model=None, sampler=sampler))
+  scores, drift = function(*arguments((params, reference, None, rollout)))
+  assert drift < 1e-5
   mask = np.asarray(rollout.completion_mask)
-  raised = np.asarray(rollout.sampled_logp - checked.old_logp)[mask]
+  raised = np.asarray(rollout.sampled_logp - scores.old_logp)[mask]
   assert raised.min() >= 0 and raised.mean() > 0.05
 
 
 def test_a_greedy_sampler_has_no_log_probs_to_take():
-  sampler = dataclasses.replace(boundary.SAMPLER, temperature=0.0)
-
-  def make(old_logp):
-    return score.make_score(
-      boundary.MODEL,
-      None,
-      sampler,
-      CONFIG,
-      boundary.TABLE,
-      sharding.make_layout(),
-      old_logp=old_logp,
-    )
-
-  for kind in ("sampled", "checked"):
+  greedy = dataclasses.replace(boundary.SAMPLER, temperature=0.0)
+  for make in (score.make_sampled_score, score.make_checked_score):
     with pytest.raises(ValueError, match="set a temperature > 0"):
-      make(kind)
-  make("score")
-  with pytest.raises(ValueError, match="must be one of"):
-    make("none")
+      make(spec(sampler=greedy))
+  score.make_score(spec(sampler=greedy))

@@ -1,48 +1,22 @@
-"""The jit boundary: what one training step may and may not depend on."""
+"""One training step: what its result may and may not depend on."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from train_boundary import MODEL, PRM_MODEL, SAMPLER, grown, prompts, spec
 
 from pure_jax.models import policy, prm
-from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import micro_batches as parts
 from pure_jax.training import rollouts, score, train
 from pure_jax.training.optim import OptimConfig, make_optimizer
-from pure_jax.types import Prompts, SeparatorTable
+from pure_jax.types import MetricGroups, Prompts
 
-PAD, EOS, SCORE, SEPARATOR = 0, 1, 2, 3
-MODEL = ModelConfig(
-  vocab_size=16,
-  width=16,
-  num_layers=2,
-  num_heads=2,
-  num_kv_heads=1,
-  head_dim=8,
-  mlp_width=24,
-  attention_bias=True,
-  tied_embeddings=True,
-)
-PRM_MODEL = prm.extend_config(MODEL, 1)
-SAMPLER = SamplingConfig(max_new_tokens=10, pad_id=PAD, stop_ids=(EOS,))
-CREDIT = CreditConfig(form="min", baseline="main", group_size=4)
-LOSS = LossConfig(kl_in_loss="k3", kl_coef=0.1, entropy_coef=0.01)
-TABLE = SeparatorTable(
-  ends_step=np.arange(16) == SEPARATOR,
-  half=np.zeros(16, bool),
-  stem=np.zeros(16, np.int32),
-  has_stem=np.zeros(16, bool),
-  score_id=np.int32(SCORE),
-  eos_id=np.int32(EOS),
-  pad_id=np.int32(PAD),
-)
 OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
 # Where two ways to sum must give the same weights: Adam would blow up the
 # last place of a gradient that is almost 0 to a whole step, and large steps
@@ -50,24 +24,18 @@ OPTIMIZER = make_optimizer(OptimConfig(learning_rate=1e-2))
 SGD = optax.sgd(1e-3, momentum=0.9)
 
 
-def prompts(count):
-  rng = np.random.default_rng(0)
-  mask = np.arange(5)[::-1] < rng.integers(1, 6, (count, 1))
-  tokens = np.where(mask, rng.integers(4, 16, (count, 5)), PAD)
-  return Prompts(tokens.astype(np.int32), mask)
+@dataclasses.dataclass
+class Step:
+  """What one iteration gave, on the host."""
+
+  rollout: Any
+  scores: Any
+  drift: Any
+  metrics: dict
 
 
-def grown(params):
-  """Embeddings of a trained model's size.
-
-  At initialisation they are so small that RMSNorm magnifies the rounding of
-  their gradients by 50, and rollouts are all but uniform.
-  """
-  return params | {"embedding": 15 * params["embedding"]}
-
-
-def one_step(layout, micro_batches=1, steps=1, poison=False, optimizer=SGD):
-  """Rollout, scores and updates on a layout, from the same start."""
+def iterate(layout, steps=2, optimizer=SGD, poison=False, **changes):
+  """Rollouts, scores and updates from the same start: (state, steps)."""
   declared = policy.declare_policy(MODEL)
   start = train.make_init(declared, optimizer, layout)(jax.random.key(0))
   reference = grown(start.params)
@@ -76,73 +44,86 @@ def one_step(layout, micro_batches=1, steps=1, poison=False, optimizer=SGD):
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
     out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
   )(jax.random.key(1), reference)
+  step_spec = spec(layout, **changes)
   generate = rollouts.make_generate(MODEL, SAMPLER, 4, layout)
-  score_rollout = score.make_score(
-    MODEL,
-    PRM_MODEL,
-    SAMPLER,
-    score.ScoreConfig(4),
-    TABLE,
-    layout,
-    rows_at_a_time=32 // micro_batches,
-  )
-  update = train.make_update(
-    MODEL, SAMPLER, CREDIT, LOSS, optimizer, TABLE, layout, micro_batches
-  )
+  score_rollout = score.make_score(step_spec)
+  update = train.make_update(step_spec, optimizer)
   history = []
   for number in range(steps):
     rollout = generate(state.params, prompts(8), jax.random.key(2 + number))
-    asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-    scores = score_rollout(state.params, reference, prm_params, rollout, asked)
-    correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
-    known = jnp.arange(32) // 4 % 2 == 0
+    prm_prompts = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
+    scores, drift = score_rollout(
+      state.params, reference, prm_params, rollout, prm_prompts
+    )
     if poison:
       scores = scores.replace(old_logp=scores.old_logp.at[3, 0].set(-jnp.inf))
+    correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
+    has_answer = jnp.arange(32) // 4 % 2 == 0
     rows = sharding.batch_sharding(layout)
-    state, metrics = update(
-      state, rollout, scores, *jax.device_put((correct, known), rows)
-    )
-    history.append(jax.device_get((rollout, scores, metrics)))
+    outcome = jax.device_put((correct, has_answer), rows)
+    batch = score.ScoredBatch(rollout, scores, *outcome)
+    state, metrics = update(state, batch, {})
+    history.append(Step(*jax.device_get((rollout, scores, drift, metrics))))
   return jax.device_get(state), history
 
 
-@pytest.fixture(scope="module")
-def alone():
-  return one_step(sharding.make_layout(), steps=2)
-
-
-@pytest.mark.parametrize(
-  ("shape", "micro_batches"),
-  [
-    pytest.param((8, 1), 1, marks=pytest.mark.slow),
-    pytest.param((1, 8), 1, marks=pytest.mark.slow),
-    ((2, 4), 4),
-  ],
-)
-def test_eight_devices_equal_one(alone, shape, micro_batches):
-  state, history = one_step(
-    sharding.make_layout(*shape), micro_batches, steps=2
-  )
-  for (rollout, scores, metrics), (other, their_scores, theirs) in zip(
-    history, alone[1], strict=True
-  ):
-    np.testing.assert_array_equal(rollout.tokens, other.tokens)
-    np.testing.assert_array_equal(
-      rollout.completion_mask, other.completion_mask
-    )
-    # Sums over devices are taken in another order.
+def assert_close(metrics, expected):
+  for name, value in expected.items():
     np.testing.assert_allclose(
-      scores.step_rewards, their_scores.step_rewards, atol=1e-5
+      metrics[name], value, atol=1e-5, rtol=1e-5, err_msg=name
     )
-    for name, value in metrics.items():
-      np.testing.assert_allclose(
-        value, theirs[name], atol=1e-5, rtol=1e-5, err_msg=name
+
+
+def assert_same_run(run, expected):
+  """Tokens and steps are equal; sums are taken in another order."""
+  (state, history), (other_state, other_history) = run, expected
+  for step, other in zip(history, other_history, strict=True):
+    for field in ("tokens", "completion_mask"):
+      np.testing.assert_array_equal(
+        getattr(step.rollout, field), getattr(other.rollout, field)
       )
+    jax.tree.map(
+      np.testing.assert_array_equal, step.scores.steps, other.scores.steps
+    )
+    for field in ("step_rewards", "old_logp", "ref_logp"):
+      np.testing.assert_allclose(
+        getattr(step.scores, field),
+        getattr(other.scores, field),
+        atol=1e-5,
+        err_msg=field,
+      )
+    np.testing.assert_allclose(step.drift, other.drift, atol=1e-5)
+    assert_close(step.metrics, other.metrics)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
     state.params,
-    alone[0].params,
+    other_state.params,
   )
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  return iterate(sharding.make_layout())
+
+
+@pytest.mark.parametrize(
+  ("shape", "micro_batch_rows"),
+  [
+    pytest.param((8, 1), None, marks=pytest.mark.slow),
+    pytest.param((1, 8), None, marks=pytest.mark.slow),
+    ((2, 4), 8),
+  ],
+)
+def test_eight_devices_equal_one(one_device, shape, micro_batch_rows):
+  layout = sharding.make_layout(*shape)
+  run = iterate(layout, micro_batch_rows=micro_batch_rows)
+  assert_same_run(run, one_device)
+
+
+def test_four_micro_batches_equal_one_batch(one_device):
+  """Dividing each by its own count would weigh short micro-batches more."""
+  run = iterate(sharding.make_layout(), micro_batch_rows=8)
+  assert_same_run(run, one_device)
 
 
 def test_the_states_shardings_are_kept_by_an_update():
@@ -170,57 +151,37 @@ def test_the_states_shardings_are_kept_by_an_update():
     assert moment.addressable_shards[0].data.shape == (16, 2)
 
 
-def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(alone):
+def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(one_device):
   """A sampled PAD or a shifted log-prob would show here."""
-  _, scores, metrics = alone[1][0]
+  _, (first, second) = one_device
   # The two forwards are compiled apart: a few units in the last place.
-  np.testing.assert_allclose(metrics["ratio_max"], 1, atol=2e-6)
-  np.testing.assert_allclose(metrics["ratio_min"], 1, atol=2e-6)
-  assert abs(metrics["kl_reference"]) < 1e-9
-  assert metrics["clip_fraction"] == 0
-  assert scores.drift_max < 1e-5
-  _, _, later = alone[1][1]
-  assert later["kl_reference"] > 0  # The policy has moved.
+  np.testing.assert_allclose(first.metrics["ratio_max"], 1, atol=2e-6)
+  np.testing.assert_allclose(first.metrics["ratio_min"], 1, atol=2e-6)
+  assert abs(first.metrics["kl_reference"]) < 1e-9
+  assert first.metrics["clip_fraction"] == 0
+  assert first.drift < 1e-5
+  assert second.metrics["kl_reference"] > 0  # The policy has moved.
 
 
-def test_four_micro_batches_equal_one_batch(alone):
-  """Dividing each by its own count would weigh short micro-batches more."""
-  state, history = one_step(sharding.make_layout(), micro_batches=4, steps=2)
-  for (_, scores, metrics), (_, theirs, expected) in zip(
-    history, alone[1], strict=True
-  ):
-    jax.tree.map(np.testing.assert_array_equal, scores.steps, theirs.steps)
-    for field in ("step_rewards", "old_logp", "ref_logp", "drift_max"):
-      np.testing.assert_allclose(
-        getattr(scores, field), getattr(theirs, field), atol=1e-5, err_msg=field
-      )
-    for name, value in metrics.items():
-      np.testing.assert_allclose(
-        value, expected[name], atol=1e-5, rtol=1e-5, err_msg=name
-      )
-  jax.tree.map(
-    lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6),
-    state.params,
-    alone[0].params,
-  )
-
-
-def test_rows_of_a_part_come_from_every_device_and_go_back():
+def test_a_micro_batch_takes_rows_of_every_device_and_returns_them():
   split = parts.split_rows(jnp.arange(8), 2)
   np.testing.assert_array_equal(split, [[0, 2, 4, 6], [1, 3, 5, 7]])
   np.testing.assert_array_equal(parts.join_rows(split), jnp.arange(8))
 
 
 def test_a_loop_over_micro_batches_holds_the_model_once():
-  """A first part in front of the loop would be a second forward and backward.
+  """A first micro-batch before the loop would compile the model twice.
 
-  What sums start from must also leave minima and maxima alone.
+  The initial values of sums must not change minima and maxima.
   """
 
   def objective(params, part):
     value = jnp.sum(jnp.tanh(part @ params))
-    found = {"top_max": jnp.max(part), "least_min": jnp.min(part)}
-    return value, found
+    return value, MetricGroups(
+      sums={"rows": jnp.float32(len(part))},
+      maxima={"largest": jnp.max(part)},
+      minima={"smallest": jnp.min(part)},
+    )
 
   params, batch = jnp.ones((6, 6)), jnp.arange(72.0).reshape(12, 6) - 100
   lowered = jax.jit(
@@ -229,8 +190,8 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
     )
   ).lower(params, batch)
   assert lowered.as_text().count("dot_general") == 2
-  (_, found), _ = lowered.compile()(params, batch)
-  assert (found["top_max"], found["least_min"]) == (-29, -100)
+  (_, metrics), _ = lowered.compile()(params, batch)
+  assert metrics == {"rows": 12, "largest": -29, "smallest": -100}
 
 
 @pytest.mark.parametrize(
@@ -238,21 +199,21 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
   [(12, 12, 1), (12, 13, 1), (12, 11, 2), (12, 5, 3), (7, 3, 7), (12, None, 1)],
 )
 def test_parts_are_equal_few_and_small_enough(rows, limit, expected):
-  assert parts.count_parts(rows, limit) == expected
+  assert parts.count_micro_batches(rows, limit) == expected
 
 
 def test_parts_of_a_batch_can_be_split_over_devices():
   # Two parts of 10 rows would leave 2.5 to each of four shards.
-  assert parts.count_parts(20, 16, shards=4) == 5
+  assert parts.count_micro_batches(20, 16, shards=4) == 5
   with pytest.raises(ValueError, match="cannot be split over 4 shards"):
-    parts.count_parts(20, 3, shards=4)
+    parts.count_micro_batches(20, 3, shards=4)
 
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   layout = sharding.make_layout()
-  state, ((_, _, metrics),) = one_step(layout, poison=True, optimizer=OPTIMIZER)
-  assert not np.isfinite(metrics["grad_norm"])
-  assert metrics["skipped_updates"] == 1
+  state, (step,) = iterate(layout, 1, OPTIMIZER, poison=True)
+  assert not np.isfinite(step.metrics["grad_norm"])
+  assert step.metrics["skipped_updates"] == 1
   assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
   start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, layout)(
     jax.random.key(0)
@@ -266,21 +227,21 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
 
 
-def test_without_a_prm_steps_are_cut_and_score_nothing(alone):
-  """A run on verdicts alone carries no PRM, and is otherwise the same."""
+def test_without_a_prm_steps_are_split_and_score_0(one_device):
   layout = sharding.make_layout()
   start = train.make_init(policy.declare_policy(MODEL), SGD, layout)
   params = grown(start(jax.random.key(0)).params)
-  rollout, expected, _ = alone[1][0]
-  asked = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
-  found = score.make_score(
-    MODEL, None, SAMPLER, score.ScoreConfig(4), TABLE, layout
-  )(params, params, None, rollout, asked)
-  assert found.step_rewards.shape == expected.step_rewards.shape
-  assert not found.step_rewards.any() and expected.step_rewards.any()
-  jax.tree.map(np.testing.assert_array_equal, found.steps, expected.steps)
-  np.testing.assert_allclose(found.old_logp, expected.old_logp, atol=1e-6)
-  np.testing.assert_allclose(found.ref_logp, expected.ref_logp, atol=1e-6)
+  step = one_device[1][0]
+  scores, _ = score.make_score(spec(layout, prm_model=None))(
+    params, params, None, step.rollout, None
+  )
+  assert scores.step_rewards.shape == step.scores.step_rewards.shape
+  assert not scores.step_rewards.any() and step.scores.step_rewards.any()
+  jax.tree.map(np.testing.assert_array_equal, scores.steps, step.scores.steps)
+  for field in ("old_logp", "ref_logp"):
+    np.testing.assert_allclose(
+      getattr(scores, field), getattr(step.scores, field), atol=1e-6
+    )
 
 
 def test_the_update_reads_the_sampled_distribution():

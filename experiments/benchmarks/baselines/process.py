@@ -74,13 +74,15 @@ def check_python(python: pathlib.Path | str) -> None:
 class Process:
   """A running script of a baseline; a context manager that ends it."""
 
-  def __init__(self, name: str, python: pathlib.Path | str, script: str):
+  def __init__(
+    self, name: str, python: pathlib.Path | str, script: pathlib.Path | str
+  ):
     """Starts the process.
 
     Args:
       name: of the baseline.
       python: the interpreter of its environment.
-      script: a file of `scripts/`.
+      script: a file of `scripts/`, or the absolute path of another.
 
     Raises:
       BenchmarkError: if the interpreter does not exist.

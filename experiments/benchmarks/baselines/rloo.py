@@ -15,6 +15,7 @@ from benchmarks.models import Options, init_policy
 from pure_jax import masked
 from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
+from pure_jax.training.micro_batches import count_micro_batches
 from pure_jax.types import Rollout
 
 # Log of the ratio of new to old probability, with the sign of the advantage.
@@ -67,7 +68,7 @@ def draw_rloo(case: Case, options: Options) -> RLOOBatch:
       functools.partial(_objective, model, case.rows), has_aux=True
     )
   )
-  count = batches.micro_batches(case.rows, options.rows_at_a_time)
+  count = count_micro_batches(case.rows, options.rows_at_a_time)
   size, losses, logps = case.rows // count, [], []
   grads = jax.tree.map(jnp.zeros_like, params)
   for first in range(0, case.rows, size):
@@ -83,7 +84,7 @@ def draw_rloo(case: Case, options: Options) -> RLOOBatch:
   return RLOOBatch(
     advantages,
     logp - log_ratios.astype(np.float32),
-    np.array([sum(losses), float(optax.global_norm(grads))]),
+    np.array([sum(losses), float(optax.tree.norm(grads))]),
     float(np.spacing(np.abs(logp).max()) / LOG_RATIO),
   )
 

@@ -12,11 +12,13 @@ from benchmarks.baselines.rloo import draw_rloo
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import Options
 from benchmarks.programs import Program
-from benchmarks.suites.score import CONFIG
+from benchmarks.suites.score import SCORING
 from benchmarks.suites.update import OPTIMIZER, credit_config
 from benchmarks.timing import Arm
 from pure_jax.advantages import pure_advantages
-from pure_jax.training.score import experience_from, prm_inputs
+from pure_jax.training.micro_batches import count_micro_batches
+from pure_jax.training.score import prm_inputs
+from pure_jax.training.train import experience_from
 from pure_jax.types import Experience
 
 # The fields of our optimizer under the names of transformers.
@@ -47,7 +49,7 @@ def trainer_fields(
     "rows": case.rows,
     "samples": case.samples,
     "new_tokens": case.new_tokens,
-    "micro_batches": batches.micro_batches(case.rows, options.rows_at_a_time),
+    "micro_batches": count_micro_batches(case.rows, options.rows_at_a_time),
     "pad_id": batches.PAD_ID,
     "remat": options.recomputes_layers,
     "optimizer": TRAINING_ARGUMENTS,
@@ -66,9 +68,8 @@ def draw_experience(case: Case, vocab_size: int) -> Experience:
   """
   table = batches.separator_table(vocab_size)
   rollout = batches.draw_rollout(case, vocab_size)
-  return jax.jit(experience_from)(
-    rollout, *batches.draw_scores(rollout, table), table
-  )
+  batch = batches.draw_scored_batch(rollout, table)
+  return jax.jit(experience_from)(batch, table)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +189,7 @@ class PRMUpdate(UpdateBaseline):
     rollout = batches.draw_rollout(case, vocab_size)
     inputs, _ = jax.device_get(
       jax.jit(prm_inputs, static_argnums=0)(
-        CONFIG, batches.separator_table(vocab_size), rollout
+        SCORING, batches.separator_table(vocab_size), rollout
       )
     )
     texts, positions, labels = [], [], []

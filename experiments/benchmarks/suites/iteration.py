@@ -76,33 +76,33 @@ def iteration_arms(case: Case, options: Options) -> dict[str, Program]:
 
   given = batches.draw_rollout(case, model.vocab_size)
   table = batches.separator_table(model.vocab_size)
-  _, correct, has_answer = batches.draw_scores(given, table)
+  outcomes = batches.draw_scored_batch(given, table)
   score_arguments = state.params, *frozen, given, prm_prompts(given)
   score, score_compilation = compile_score(case, options, *score_arguments)
-  scores = score(*score_arguments)
-  update, update_compilation = compile_update(
-    case, options, state, given, scores, correct, has_answer
-  )
+  scores, _ = score(*score_arguments)
+  batch = outcomes.replace(scores=scores)
+  update, update_compilation = compile_update(case, options, state, batch, {})
 
   def iterate(state: Any) -> tuple[Any, ...]:
     drawn = generate(cast(state.params), prompts, key)
-    scores = score(state.params, *frozen, drawn, prm_prompts(drawn))
-    return *update(state, drawn, scores, correct, has_answer), drawn
+    scores, _ = score(state.params, *frozen, drawn, prm_prompts(drawn))
+    batch = outcomes.replace(rollout=drawn, scores=scores)
+    return *update(state, batch, {}), drawn
 
   drawn = generate(rollout_params, prompts, key)
   del rollout_params
   lengths = np.asarray(drawn.completion_mask).sum(axis=1)
-  step_mask = score(state.params, *frozen, drawn, prm_prompts(drawn)).steps.mask
-  _, metrics = update(state, given, scores, correct, has_answer)
+  drawn_scores, _ = score(state.params, *frozen, drawn, prm_prompts(drawn))
+  _, metrics = update(state, batch, {})
   reference = IterationReference(
     lengths,
-    np.asarray(correct),
+    np.asarray(batch.correct),
     jax.device_get(scores),
     float(metrics["policy_loss"]),
     float(metrics["grad_norm"]),
   )
   seconds = _timed_iterations(case, options, iterate, lengths)
-  inserted = np.asarray(step_mask).sum(axis=1)
+  inserted = np.asarray(drawn_scores.steps.mask).sum(axis=1)
   program = Program(
     Arm(seconds, int(lengths.sum())),
     _phases(case, options, lengths, inserted),

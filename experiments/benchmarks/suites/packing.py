@@ -10,6 +10,7 @@ from benchmarks.suites.update import compile_update, start_state, timed_steps
 from benchmarks.timing import Arm
 from pure_jax.models import params as weights
 from pure_jax.models import policy
+from pure_jax.training.micro_batches import count_micro_batches
 from pure_jax.training.packing import RowShape
 
 
@@ -30,11 +31,11 @@ def packing_arms(case: Case, options: Options) -> dict[str, Program]:
   model = options.model(case.model)
   rollout = batches.draw_unequal_rollout(case, model.vocab_size)
   table = batches.separator_table(model.vocab_size)
-  batch = rollout, *batches.draw_scores(rollout, table)
+  batch = batches.draw_scored_batch(rollout, table), {}
   prompts = np.asarray(rollout.prompt_mask).sum(axis=1)
   responses = np.asarray(rollout.completion_mask).sum(axis=1)
   columns = case.prompt_tokens + case.new_tokens
-  rows = case.rows // batches.micro_batches(case.rows, options.rows_at_a_time)
+  rows = case.rows // count_micro_batches(case.rows, options.rows_at_a_time)
   longest = int((prompts + responses).max())
   forward = bounds.read_phase(model, prompts, responses, options.itemsize)
   parameters = weights.count_params(policy.declare_policy(model))

@@ -13,9 +13,9 @@ from benchmarks.models import Options, init_cast_policy
 from benchmarks.programs import Compilation, Program, compile_once
 from benchmarks.timing import Arm, timed
 from pure_jax.parallel import sharding
-from pure_jax.rollout.engine import EngineConfig
+from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training.rollouts import make_generate
+from pure_jax.training import rollouts
 from pure_jax.types import Rollout
 
 Generate = Callable[..., Rollout]
@@ -43,7 +43,7 @@ def compile_one_loop(
     "generate",
     case,
     options,
-    lambda: make_generate(
+    lambda: rollouts.make_generate(
       options.rollout_model(case.model),
       sampler,
       case.samples,
@@ -68,13 +68,14 @@ def make_engine(
     A function of weights, prompts and key, which compiles its programs when
     they are first needed.
   """
-  return make_generate(
+  engine = rollouts.make_engine(
     options.rollout_model(case.model),
     sampler,
     case.samples,
     sharding.make_layout(),
-    continuous=EngineConfig(slots, options.engine_chunk),
+    EngineConfig(slots, options.engine_chunk),
   )
+  return engine.generate
 
 
 def generate_arguments(case: Case, options: Options) -> tuple[Any, ...]:

@@ -7,14 +7,38 @@ import numpy as np
 
 from benchmarks import batches, bounds
 from benchmarks.cases import Case
-from benchmarks.models import Options, init_cast_policy, init_cast_prm
+from benchmarks.models import Options, init_cast_policy, init_prm
 from benchmarks.programs import Compilation, Program, compile_once
 from benchmarks.timing import Arm, timed
 from pure_jax.parallel import sharding
-from pure_jax.training.score import ScoreConfig, make_score
+from pure_jax.settings import ScoreConfig
+from pure_jax.training.score import make_score
+from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, Rollout
 
-CONFIG = ScoreConfig(batches.MAX_STEPS)
+SCORING = ScoreConfig(batches.MAX_STEPS)
+
+
+def step_spec(case: Case, options: Options) -> StepSpec:
+  """Specifies the scores of a case, and its update but for the credit.
+
+  Args:
+    case: sizes.
+    options: how policy, reference and PRM run.
+
+  Returns:
+    The specification on the devices of this process.
+  """
+  model = options.model(case.model)
+  return StepSpec(
+    model,
+    model,
+    batches.plain_sampler(case),
+    SCORING,
+    batches.separator_table(model.vocab_size),
+    Layouts.same(sharding.make_layout()),
+    micro_batch_rows=options.rows_at_a_time,
+  )
 
 
 def compile_score(
@@ -29,26 +53,20 @@ def compile_score(
       prompts.
 
   Returns:
-    The compiled function of these arguments, and its compilation.
+    The compiled function of these arguments, which returns the scores and the
+    drift, and its compilation.
   """
-  model = options.model(case.model)
-
-  def make():
-    return make_score(
-      model,
-      model,
-      batches.plain_sampler(case),
-      CONFIG,
-      batches.separator_table(model.vocab_size),
-      sharding.make_layout(),
-      options.rows_at_a_time,
-    )
-
   # Whether responses end early changes nothing in the program.
   case = dataclasses.replace(case, stops="never")
   # The policy comes as it is stored in an iteration, else in the compute dtype.
   dtype = arguments[0]["embedding"].dtype
-  return compile_once(f"score {dtype}", case, options, make, *arguments)
+  return compile_once(
+    f"score {dtype}",
+    case,
+    options,
+    lambda: make_score(step_spec(case, options)),
+    *arguments,
+  )
 
 
 def init_frozen(case: Case, options: Options) -> tuple[Any, Any]:
@@ -63,7 +81,7 @@ def init_frozen(case: Case, options: Options) -> tuple[Any, Any]:
   """
   return (
     init_cast_policy(case.model, options),
-    init_cast_prm(case.model, options),
+    init_prm(case.model, options, cast=True),
   )
 
 
@@ -120,5 +138,5 @@ def score_tokens(rollout: Rollout, vocab_size: int) -> np.ndarray:
     [B], one for each step.
   """
   table = batches.separator_table(vocab_size)
-  scores, *_ = batches.draw_scores(rollout, table)
-  return np.asarray(scores.steps.mask).sum(axis=1)
+  batch = batches.draw_scored_batch(rollout, table)
+  return np.asarray(batch.scores.steps.mask).sum(axis=1)

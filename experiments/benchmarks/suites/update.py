@@ -17,16 +17,16 @@ from benchmarks.programs import (
   compile_call,
   compile_once,
 )
-from benchmarks.suites.score import CONFIG, score_tokens
+from benchmarks.suites.score import SCORING, score_tokens, step_spec
 from benchmarks.timing import Arm
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import CreditConfig
 from pure_jax.training import train
 from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.packing import RowShape
-from pure_jax.training.stages import make_prm_step, split_prm_params
+from pure_jax.training.supervised import make_prm_step, split_prm_params
 
 OPTIMIZER = OptimConfig(learning_rate=1e-6)
 
@@ -70,32 +70,25 @@ def compile_update(
   Args:
     case: sizes.
     options: how the model runs.
-    *arguments: state, rollout, scores, correct [B] and has_answer [B].
+    *arguments: state, scored batch and {}, the weights that stay frozen.
     row_shape: rows that the texts are packed into; None gives each response a
       row of its own.
 
   Returns:
     The compiled function of these arguments, and its compilation.
   """
-  model = options.model(case.model)
-  micro_batches = batches.micro_batches(case.rows, options.rows_at_a_time)
-
-  def make():
-    return train.make_update(
-      model,
-      batches.plain_sampler(case),
-      credit_config(case),
-      LossConfig(),
-      make_optimizer(OPTIMIZER),
-      batches.separator_table(model.vocab_size),
-      sharding.make_layout(),
-      1 if row_shape else micro_batches,
-      row_shape,
-    )
-
+  spec = dataclasses.replace(
+    step_spec(case, options), credit=credit_config(case)
+  )
   # Whether responses end early changes nothing in the program.
   case = dataclasses.replace(case, stops="never")
-  return compile_once(f"update {row_shape}", case, options, make, *arguments)
+  return compile_once(
+    f"update {row_shape}",
+    case,
+    options,
+    lambda: train.make_update(spec, make_optimizer(OPTIMIZER), row_shape),
+    *arguments,
+  )
 
 
 def update_arms(case: Case, options: Options) -> dict[str, Program]:
@@ -111,7 +104,7 @@ def update_arms(case: Case, options: Options) -> dict[str, Program]:
   model = options.model(case.model)
   rollout = batches.draw_rollout(case, model.vocab_size)
   table = batches.separator_table(model.vocab_size)
-  batch = rollout, *batches.draw_scores(rollout, table)
+  batch = batches.draw_scored_batch(rollout, table), {}
   state = start_state(case, options)
   step, compilation = compile_update(case, options, state, *batch)
   state, metrics = step(state, *batch)
@@ -151,7 +144,7 @@ def prm_arms(case: Case, options: Options) -> dict[str, Program]:
   state = train.start_state(params, declared, optimizer, layout)
   batch = jax.device_put((frozen, rollout, labels, np.ones_like(labels, bool)))
   step, compilation = compile_call(
-    make_prm_step(model, CONFIG, optimizer, table, layout, head_only=False),
+    make_prm_step(model, SCORING, optimizer, table, layout, head_only=False),
     state,
     *batch,
   )

@@ -1,1 +1,1 @@
-"""What a run saves: orbax checkpoints, their records, integrity and weights."""
+"""Checkpoints of a run: saved by Orbax, with a record and checksums of ours."""

@@ -1,68 +1,113 @@
-"""Whether the files of a folder are still those that were written."""
+"""Files of a checkpoint: free space, checksums, damage, fingerprints."""
 
+import errno
 import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
 
 from pure_jax.host.atomic_files import write_json_atomic
 
 CHECKSUMS = "checksums.json"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def write(folder: str | os.PathLike, without: Sequence[str] = ()) -> None:
-  """Lists the SHA-256 of every file below a folder, in `CHECKSUMS` there.
+def disk_full_reason(error: BaseException) -> str | None:
+  """Recognises an error that says that the disk is full.
+
+  Args:
+    error: raised by a write. TensorStore quotes the system's message inside
+      its own.
+
+  Returns:
+    The system's message, such as "No space left on device"; None for an error
+    of another kind.
+
+  >>> disk_full_reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file"))
+  'No space left on device'
+  """
+  for number in _DISK_FULL:
+    message = os.strerror(number)
+    if isinstance(error, OSError) and error.errno == number:
+      return error.strerror or message
+    if message in str(error):
+      return message
+  return None
+
+
+def explain_failure(folder: str | os.PathLike, error: Exception) -> str:
+  """Says why checkpoints cannot be written, and what to do.
+
+  Args:
+    folder: of the checkpoints.
+    error: raised by the write.
+  """
+  disk_full = disk_full_reason(error)
+  advice = (
+    "Choose a folder that can be created and written."
+    if disk_full is None
+    else "The checkpoints there are intact: make room, and go on from them."
+  )
+  return (
+    f"Cannot write checkpoints to {os.fspath(folder)}: {disk_full or error}. "
+    f"{advice}"
+  )
+
+
+def check_free_space(folder: str | os.PathLike, num_bytes: int) -> None:
+  """Raises before a write that would fail.
+
+  Orbax's threads wait ten minutes for a file that cannot be created.
+
+  Args:
+    folder: to write to.
+    num_bytes: how much will be written.
+
+  Raises:
+    OSError: if no file can be created, or less space is free.
+  """
+  with tempfile.TemporaryFile(dir=folder):
+    pass
+  free = shutil.disk_usage(folder).free
+  if free < num_bytes:
+    raise OSError(
+      errno.ENOSPC,
+      f"{os.strerror(errno.ENOSPC)}: {num_bytes / 1e6:,.1f} MB are needed, "
+      f"{free / 1e6:,.1f} MB are free",
+      os.fspath(folder),
+    )
+
+
+def write_checksums(
+  folder: str | os.PathLike, exclude: Sequence[str] = ()
+) -> None:
+  """Writes the SHA-256 of every file below a folder to its `CHECKSUMS`.
 
   Args:
     folder: the folder, complete.
-    without: names of files that may still change.
+    exclude: relative names of files that may still change.
   """
   folder = pathlib.Path(folder)
   digests = {
     name: digest
-    for name, digest in _digests(folder).items()
-    if name not in without
+    for name, digest in _checksums(folder).items()
+    if name not in exclude
   }
   write_json_atomic(folder / CHECKSUMS, digests)
 
 
-def fingerprint(
-  path: str | os.PathLike, suffixes: Sequence[str] = (), *, deep: bool = False
-) -> str:
-  """A name for the contents of a file or a folder.
-
-  Args:
-    path: a file, or a folder.
-    suffixes: of a folder, which files count, such as ".json"; none are all.
-    deep: of a folder, whether files of the folders in it count.
-
-  Returns:
-    SHA-256, 64 hexadecimal digits; for a folder, of names and contents.
-
-  Raises:
-    OSError: if there is no such file or folder, or it cannot be read.
-  """
-  path = pathlib.Path(path)
-  if not path.is_dir():
-    return _digest(path)
-  whole = hashlib.sha256()
-  for file in sorted(path.rglob("*") if deep else path.iterdir()):
-    if file.is_file() and (not suffixes or file.suffix in suffixes):
-      name = file.relative_to(path).as_posix()
-      whole.update(json.dumps([name, _digest(file)]).encode())
-  return whole.hexdigest()
-
-
-def damage(folder: str | os.PathLike) -> str | None:
-  """What became of the files since `write`.
+def find_damage(folder: str | os.PathLike) -> str | None:
+  """Compares the files of a folder with its checksums.
 
   Args:
     folder: the folder.
 
   Returns:
-    Which files are missing or altered, as text, the list of them included;
-    None where all are as they were. Files added since are no damage.
+    A text that names the missing or altered files, including the checksums
+    themselves; None if all files are as written. Added files are no damage.
   """
   folder = pathlib.Path(folder)
   try:
@@ -73,7 +118,7 @@ def damage(folder: str | os.PathLike) -> str | None:
     expected = None
   if not isinstance(expected, dict):
     return f"altered files: {CHECKSUMS}"
-  actual = _digests(folder)
+  actual = _checksums(folder)
   missing = sorted(expected.keys() - actual.keys())
   if missing:
     return f"missing files: {', '.join(missing)}"
@@ -83,16 +128,50 @@ def damage(folder: str | os.PathLike) -> str | None:
   return None
 
 
-def _digests(folder: pathlib.Path) -> dict[str, str]:
-  """SHA-256 by relative name, without the list itself."""
-  digests = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and path.name != CHECKSUMS:
-      digests[path.relative_to(folder).as_posix()] = _digest(path)
-  return digests
+def fingerprint(
+  path: str | os.PathLike, suffixes: Sequence[str] = (), *, deep: bool = False
+) -> str:
+  """Identifies the contents of a file or a folder.
+
+  Args:
+    path: a file, or a folder.
+    suffixes: of a folder, which files count, such as ".json"; empty means all.
+    deep: of a folder, whether files in its subfolders count.
+
+  Returns:
+    SHA-256, 64 hexadecimal digits; for a folder, of names and contents.
+
+  Raises:
+    OSError: if the file or folder does not exist or cannot be read.
+  """
+  path = pathlib.Path(path)
+  if not path.is_dir():
+    return _sha256(path)
+  digest = hashlib.sha256()
+  for name, file in _files(path, deep=deep):
+    if not suffixes or file.suffix in suffixes:
+      digest.update(json.dumps([name, _sha256(file)]).encode())
+  return digest.hexdigest()
 
 
-def _digest(path: pathlib.Path) -> str:
-  """SHA-256 of a file."""
+def _files(
+  folder: pathlib.Path, *, deep: bool
+) -> Iterator[tuple[str, pathlib.Path]]:
+  """Yields relative names and paths of a folder's files, sorted."""
+  for path in sorted(folder.rglob("*") if deep else folder.iterdir()):
+    if path.is_file():
+      yield path.relative_to(folder).as_posix(), path
+
+
+def _checksums(folder: pathlib.Path) -> dict[str, str]:
+  """Returns SHA-256 by relative name, of all files but the checksums."""
+  return {
+    name: _sha256(path)
+    for name, path in _files(folder, deep=True)
+    if path.name != CHECKSUMS
+  }
+
+
+def _sha256(path: pathlib.Path) -> str:
   with path.open("rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a checkpoint says about itself, as JSON beside its arrays."""
+"""The JSON record of a checkpoint: leaves, config, versions, metrics."""
 
 import dataclasses
 import json
@@ -9,53 +9,137 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
-from pure_jax.host.checkpoints.leaves import describe, is_key
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a pytree by dotted path, in flattening order.
+
+  Args:
+    tree: pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+  Returns:
+    Leaf by name, such as ``params.layers.0.w``.
+
+  Raises:
+    ValueError: if there is no leaf, two have one name, or one is no array.
+
+  >>> named_leaves({"a": [np.zeros(2)]})
+  {'a.0': array([0., 0.])}
+  """
+  leaves = {}
+  for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+    name = jax.tree_util.keystr(path, simple=True, separator=".") or "leaf"
+    if name in leaves:
+      raise ValueError(f"Two leaves of the state are named {name!r}.")
+    if not isinstance(
+      leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic
+    ):
+      raise ValueError(f"{name} is not an array but {type(leaf).__name__}.")
+    leaves[name] = leaf
+  if not leaves:
+    raise ValueError("The state has no arrays.")
+  return leaves
+
+
+def describe(leaf: Any) -> str:
+  """Returns dtype and shape as text.
+
+  Args:
+    leaf: an array, or its shape and dtype.
+
+  >>> describe(np.zeros((3, 4), np.float32))
+  'float32[3,4]'
+  """
+  return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+
+
+def _is_key(leaf: Any) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def stored_array(leaf: Any) -> Any:
+  """Returns a leaf as it is stored: typed PRNG keys as their integers.
+
+  Args:
+    leaf: an array.
+  """
+  return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def stored_shape(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Returns shape, dtype and sharding of a leaf as it is stored.
+
+  Args:
+    leaf: an array or `jax.ShapeDtypeStruct`. Without a sharding it is placed
+      on the default device.
+  """
+  stored = jax.eval_shape(
+    stored_array, jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+  )
+  if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct) and leaf.sharding:
+    sharding = leaf.sharding
+  else:
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
+
+
+def restored_leaf(array: jax.Array, key_impl: str | None) -> jax.Array:
+  """Returns a leaf from its stored form.
+
+  Args:
+    array: as `stored_array` gives it.
+    key_impl: generator of PRNG keys; None for any other array.
+  """
+  if key_impl is None:
+    return array
+  return jax.random.wrap_key_data(array, impl=key_impl)
 
 
 @dataclasses.dataclass(frozen=True)
-class Standing:
-  """What decides whether a checkpoint stays.
+class CheckpointMetrics:
+  """Decides whether a checkpoint is preserved.
 
   Attributes:
-    interim: whether it was made out of turn.
-    metrics: numbers by name, those that are finite.
+    interim: whether the checkpoint was saved between two regular ones, as a
+      preempted run does.
+    values: finite metrics by name.
   """
 
   interim: bool = False
-  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  values: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
-def make_standing(
+def finite_metrics(
   interim: bool, metrics: Mapping[str, float] | None
-) -> Standing:
-  """The standing of a checkpoint that is to be written.
+) -> CheckpointMetrics:
+  """Makes the metrics of a checkpoint, without those that are not finite.
 
   Args:
-    interim: whether it is out of turn.
-    metrics: numbers by name, numpy's and jax's too, or None.
+    interim: see `CheckpointMetrics`.
+    metrics: Python, numpy or jax scalars by name.
   """
-  numbers = {name: float(value) for name, value in (metrics or {}).items()}
-  finite = {name: x for name, x in numbers.items() if math.isfinite(x)}
-  return Standing(interim, finite)
+  values = {name: float(value) for name, value in (metrics or {}).items()}
+  finite = {name: x for name, x in values.items() if math.isfinite(x)}
+  return CheckpointMetrics(interim, finite)
 
 
-def read_standing(folder: str | os.PathLike) -> Standing:
-  """The standing of a checkpoint on disk.
+def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:
+  """Reads the metrics of a checkpoint on disk.
 
   Args:
     folder: of the checkpoint.
 
   Returns:
-    Its standing; that of a regular one without metrics where its record
-    cannot be read, which a restore will find out and name.
+    Its metrics. If its record cannot be read, those of a regular checkpoint
+    without metrics: a later restore reports the damage.
   """
   path = pathlib.Path(folder) / "record" / "metadata"
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    return Standing(**record["standing"])
+    return CheckpointMetrics(**record["metrics"])
   except (OSError, ValueError, KeyError, TypeError):
-    return Standing()
+    return CheckpointMetrics()
 
 
 def make_record(
@@ -63,22 +147,22 @@ def make_record(
   extra: Mapping[str, Any] | None,
   config: Mapping[str, Any] | None,
   versions: Mapping[str, Any] | None,
-  standing: Standing,
+  metrics: CheckpointMetrics,
 ) -> dict[str, Any]:
-  """What is stored with a state.
+  """Makes the record that is stored with a state.
 
   Args:
     leaves: the state's arrays by name.
     extra: JSON-like dict, such as the data cursor.
-    config: the run's, JSON-like.
-    versions: of what ran, JSON-like.
-    standing: of the checkpoint.
+    config: of the run, JSON-like.
+    versions: of Python, packages and devices, JSON-like.
+    metrics: of the checkpoint.
 
   Returns:
     The record, strictly JSON.
 
   Raises:
-    TypeError: for what JSON does not know.
+    TypeError: for a value that JSON does not know.
     ValueError: for NaN or infinity.
   """
   record = {
@@ -86,43 +170,43 @@ def make_record(
     "key_impl": {
       name: str(jax.random.key_impl(leaf))
       for name, leaf in leaves.items()
-      if is_key(leaf)
+      if _is_key(leaf)
     },
     "config": config,
     "versions": versions,
     "extra": dict(extra or {}),
-    "standing": dataclasses.asdict(standing),
+    "metrics": dataclasses.asdict(metrics),
   }
   return json.loads(json.dumps(record, allow_nan=False))
 
 
-def misfit(
+def find_mismatch(
   record: Mapping[str, Any],
-  wanted: Mapping[str, Any],
+  leaves: Mapping[str, Any],
   config: Mapping[str, Any] | None,
   may_differ: Sequence[str],
 ) -> str | None:
-  """Why a checkpoint is not the one that is wanted.
+  """Compares a checkpoint with the state and config of the present run.
 
   Args:
     record: the checkpoint's.
-    wanted: arrays or their shapes and dtypes, by name.
-    config: the present one; None compares none.
-    may_differ: dotted names of it not compared.
+    leaves: arrays to restore, or their shapes and dtypes, by name.
+    config: the present one; None skips the comparison.
+    may_differ: dotted names of the config that are not compared.
 
   Returns:
-    What differs, field by field; None where it fits.
+    The differences, one per line; None if the checkpoint fits.
   """
   if config is not None and record["config"] is not None:
-    differing = config_differences(record["config"], config, may_differ)
-    if differing:
-      return "was made with another config:\n  " + "\n  ".join(differing)
-  differing = config_differences(
+    differences = config_differences(record["config"], config, may_differ)
+    if differences:
+      return "was made with another config:\n  " + "\n  ".join(differences)
+  differences = config_differences(
     {"leaves": record["leaves"]},
-    {"leaves": {name: describe(leaf) for name, leaf in wanted.items()}},
+    {"leaves": {name: describe(leaf) for name, leaf in leaves.items()}},
   )
-  if differing:
-    return "does not fit the state to restore:\n  " + "\n  ".join(differing)
+  if differences:
+    return "does not fit the state to restore:\n  " + "\n  ".join(differences)
   return None
 
 
@@ -131,16 +215,16 @@ def config_differences(
   current: Mapping[str, Any],
   may_differ: Sequence[str] = (),
 ) -> list[str]:
-  """Fields in which two nested configs differ, as readable lines.
+  """Lists the fields in which two nested configs differ.
 
   Args:
     stored: the earlier config, JSON-like.
     current: the present config, JSON-like; tuples equal lists.
-    may_differ: dotted names to leave out; a group's name covers its fields.
+    may_differ: dotted names to skip; a group's name covers its fields.
 
   Returns:
     One line for each differing field, sorted: ``rl.credit: was 'sum', is now
-    'min'``. Empty where the configs agree.
+    'min'``. Empty if the configs agree.
 
   >>> config_differences({"rl": {"k": 8}}, {"rl": {"k": 4}})
   ['rl.k: was 8, is now 4']
@@ -148,8 +232,8 @@ def config_differences(
   before, after = _flatten(stored), _flatten(current)
   lines = []
   for name in sorted({*before, *after}):
-    free = any(name == n or name.startswith(f"{n}.") for n in may_differ)
-    if free or before.get(name, _ABSENT) == after.get(name, _ABSENT):
+    skipped = any(name == n or name.startswith(f"{n}.") for n in may_differ)
+    if skipped or before.get(name, _ABSENT) == after.get(name, _ABSENT):
       continue
     was = repr(before[name]) if name in before else "absent"
     now = repr(after[name]) if name in after else "absent"
@@ -161,7 +245,7 @@ _ABSENT = object()
 
 
 def _flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-  """A nested mapping as one level of dotted names, values as JSON has them."""
+  """Returns a nested mapping by dotted names, with values as JSON has them."""
   if not isinstance(config, Mapping) or (prefix and not config):
     return {prefix: json.loads(json.dumps(config))}
   flat = {}

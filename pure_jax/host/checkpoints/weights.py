@@ -1,11 +1,15 @@
-"""A pytree that is kept whole: what a finished stage leaves behind."""
+"""Weights that a finished stage leaves behind, saved as one pytree.
+
+Apart from the checkpoints of a training loop: there is one tree in a folder,
+and no step, metric or config to compare.
+"""
 
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
 
 
 def save_tree(
@@ -13,13 +17,13 @@ def save_tree(
   tree: Any,
   extra: Mapping[str, Any] | None = None,
 ) -> None:
-  """Saves what a stage leaves behind, such as the weights of a policy.
+  """Saves a pytree, such as the weights that a finished stage leaves behind.
 
   Args:
-    path: a folder; a tree saved there before is replaced once this one is
-      whole.
+    path: a folder. A tree saved there before is removed once this one is
+      complete.
     tree: pytree of arrays.
-    extra: JSON-like dict kept beside it.
+    extra: JSON-like dict saved with it.
 
   Raises:
     CheckpointError: if the folder cannot be written.
@@ -30,7 +34,7 @@ def save_tree(
 
 
 def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
-  """Loads what `save_tree` saved, exactly.
+  """Loads what `save_tree` saved, bit for bit.
 
   Args:
     path: the folder.

@@ -1,1 +1,13 @@
-"""Problems, demonstrations and labels, and the batches made of them."""
+"""Data sets, from files to batches.
+
+A file goes through these modules in order:
+
+  sources       reads raw rows (dicts) of JSON-lines, JSON and Parquet files
+  formats/      parses a raw row into records; one module per source
+  records       the two records, `Problem` and `LabelledSolution`
+  file_dataset  stores the records of the files as a TFDS data set, and opens it
+  batches       which rows come next, and padding of token ids
+
+`world/` generates the embedded arithmetic world instead of reading files.
+`storage` holds what both kinds of data sets need from TFDS.
+"""

@@ -1,7 +1,7 @@
-"""Which examples come next, and rows of equal length made of them.
+"""The order of examples, and padding of token ids to one length.
 
-The order of epoch e is a permutation that follows from (seed, e), so a cursor
-of three integers is all a resumed run needs.
+The order of epoch e is a permutation that depends only on (seed, e), so that a
+run resumes with a cursor of three integers.
 """
 
 import dataclasses
@@ -12,12 +12,12 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Cursor:
-  """How far a run has read its data. JSON-able by `dataclasses.asdict`.
+  """A position in the data. `dataclasses.asdict` makes it JSON.
 
   Attributes:
-    seed: of the order.
-    epoch: passes completed.
-    index: examples of this pass already read.
+    seed: random seed of the order.
+    epoch: number of completed epochs.
+    index: number of examples of this epoch that have been read.
   """
 
   seed: int
@@ -33,31 +33,30 @@ def next_batch(
   process_index: int = 0,
   process_count: int = 1,
 ) -> tuple[np.ndarray, Cursor]:
-  """The next examples in shuffled order, across epoch boundaries.
+  """The indices of the next batch, in shuffled order.
 
-  Every epoch visits each example once; a batch may hold the end of one epoch
-  and the beginning of the next, so no example is left over or padded, whatever
-  the sizes.
+  Every epoch visits each example once. A batch may contain the end of one epoch
+  and the beginning of the next, so that no example is dropped or repeated for
+  any batch size.
 
-  Several processes read one batch together: process p of n gets the p-th n-th
-  of it, in order. Their shards of an epoch are disjoint and complete. The
-  cursor counts the examples of all processes and is the same in each of them,
-  so a run may resume with another number of processes.
+  Several processes read one batch together: of n processes, process p gets the
+  p-th of n equal shards. The cursor counts the examples of all processes and is
+  the same in each, so that a run can resume with another number of processes.
 
   Args:
     num_examples: size of the data set, at least 1.
-    batch_size: of all processes together, at least 1 and divisible by
+    batch_size: size of the batch of all processes, at least 1 and divisible by
       `process_count`.
-    cursor: where to go on.
-    process_index: this process, 0..process_count - 1.
-    process_count: how many processes read.
+    cursor: the position before the batch.
+    process_index: number of this process, 0..process_count - 1.
+    process_count: number of processes.
 
   Returns:
-    (indices [batch_size / process_count] int64, the cursor after the batch).
+    (indices [batch_size / process_count] int64, position after the batch).
 
   Raises:
-    ValueError: if either size is below 1, the processes cannot share the
-      batch, or the cursor points outside the data set.
+    ValueError: if a size is below 1, the processes cannot share the batch, or
+      the cursor points outside the data set.
 
   >>> first, cursor = next_batch(5, 3, Cursor(seed=0))
   >>> cursor, sorted({*first, *next_batch(5, 2, cursor)[0]} - {*range(5)})
@@ -82,39 +81,39 @@ def next_batch(
       f"{cursor} points outside {num_examples} examples: it was saved with "
       "another data set. Start from Cursor(seed), or restore the data."
     )
-  parts, missing = [], batch_size
+  pieces, missing = [], batch_size
   while missing:
     order = np.random.default_rng((cursor.seed, cursor.epoch)).permutation(
       num_examples
     )
-    part = order[cursor.index : cursor.index + missing]
-    parts.append(part)
-    missing -= len(part)
-    index = cursor.index + len(part)
+    piece = order[cursor.index : cursor.index + missing]
+    pieces.append(piece)
+    missing -= len(piece)
+    index = cursor.index + len(piece)
     if index == num_examples:
       cursor = Cursor(cursor.seed, cursor.epoch + 1, 0)
     else:
       cursor = dataclasses.replace(cursor, index=index)
   share = batch_size // process_count
   start = process_index * share
-  return np.concatenate(parts)[start : start + share], cursor
+  return np.concatenate(pieces)[start : start + share], cursor
 
 
 def left_pad(
   rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of ids as one array, padding before them.
+  """Pads rows of ids on the left.
 
   Args:
     rows: B lists of ids.
-    length: columns, at least the longest row.
-    pad_id: the filler.
+    length: number of columns, at least the length of the longest row.
+    pad_id: id of padding.
 
   Returns:
     (tokens [B, length] int32, mask [B, length] bool).
 
   Raises:
-    ValueError: naming the first row that is too long.
+    ValueError: if a row is too long; the message has its number.
   """
   tokens, mask = right_pad([row[::-1] for row in rows], length, pad_id)
   return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
@@ -123,18 +122,18 @@ def left_pad(
 def right_pad(
   rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Rows of ids as one array, padding after them.
+  """Pads rows of ids on the right.
 
   Args:
     rows: B lists of ids.
-    length: columns, at least the longest row.
-    pad_id: the filler.
+    length: number of columns, at least the length of the longest row.
+    pad_id: id of padding.
 
   Returns:
     (tokens [B, length] int32, mask [B, length] bool).
 
   Raises:
-    ValueError: naming the first row that is too long.
+    ValueError: if a row is too long; the message has its number.
   """
   lengths = np.asarray([len(row) for row in rows])
   if lengths.size and lengths.max() > length:

@@ -1,12 +1,12 @@
-"""Files that the user names, as a TFDS data set with random access.
+"""Files that the user names, as data sets with random access.
 
     rows = load_rows(GSM8K, {"train": "gsm8k/train.jsonl"}, "data")["train"]
     indices, cursor = next_batch(len(rows), 64, cursor)
     problems = rows.take(indices)
 
-The builder writes array_record files, without TensorFlow and without asking a
-network for anything. A data set is found by the contents of its files and the
-version of their format, so a changed file is another data set.
+A data set is stored by TFDS as array_record files, without TensorFlow and
+without network access. It is looked up by the contents of its files and the
+version of their format: if a file changes, a new data set is made.
 """
 
 import dataclasses
@@ -18,38 +18,34 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.formats.fields import Format
-from pure_jax.host.data.prepared import prepare, quiet
-from pure_jax.host.data.records import DataError, LabelledSolution, Problem
+from pure_jax.host.data import storage
+from pure_jax.host.data.formats import Format
+from pure_jax.host.data.records import DataError
 from pure_jax.host.data.sources import read_rows
+from pure_jax.host.data.storage import Record
+from pure_jax.host.distributed import processes
+from pure_jax.host.evaluation.intervals import Estimate
+from pure_jax.host.evaluation.report import Table
+from pure_jax.host.logs import console
 
-Record = Problem | LabelledSolution
+NOT_READ_TABLE = "Rows not read"
+MAX_FAULTS = 20  # How many faults of malformed rows are stored.
 
 _PATH = str | os.PathLike
-FAULTS_KEPT = 20  # Of the rows skipped, so many are remembered with reasons.
-# Types of a record's fields: in TFDS, and back to Python.
-_SCALARS = {
-  bool: (np.bool_, bool),
-  bool | None: (np.bool_, bool),
-  int | None: (np.int32, int),
-  float | None: (np.float64, float),
-}
-_OPTIONAL = (str | None, bool | None, int | None, float | None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """What became of the rows of the files of a split.
+  """How many rows of a split's files were read, and how many became records.
 
   Attributes:
-    read: rows in the files, malformed ones included.
+    read: rows in the files, including malformed ones.
     made: records made of them.
-    left_out: rows the format leaves out.
+    left_out: rows that the format leaves out.
     skipped: malformed rows.
-    faults: "file:line: reason" of the first `FAULTS_KEPT` skipped.
+    faults: "file:line: reason" of the first `MAX_FAULTS` malformed rows.
   """
 
   read: int
@@ -59,34 +55,33 @@ class Counts:
   faults: tuple[str, ...]
 
   def not_read(self) -> str:
-    """What became no record, in words.
+    """Describes the rows that became no record.
 
     Returns:
-      The numbers, with the first malformed row's place and fault; "" where
-      every row became a record.
+      The two numbers and the first fault; "" if every row became a record.
     """
-    told = []
+    reasons = []
     if self.skipped:
-      told.append(f"{self.skipped} malformed (first: {self.faults[0]})")
+      reasons.append(f"{self.skipped} malformed (first: {self.faults[0]})")
     if self.left_out:
-      told.append(f"{self.left_out} left out by the format")
-    return ", ".join(told)
+      reasons.append(f"{self.left_out} left out by the format")
+    return ", ".join(reasons)
 
 
 class Rows(Sequence[Record]):
-  """The records of a split, in the order of its files, read when asked for.
+  """The records of a split in the order of its files, read from disk on demand.
 
   Attributes:
-    counts: what became of the rows of the files.
+    counts: how many rows of the files became records.
   """
 
   def __init__(self, source: Any, record: type[Record], counts: Counts):
-    """Wraps a random-access source.
+    """Wraps a TFDS data source.
 
     Args:
-      source: of stored examples, by index.
-      record: what they become.
-      counts: what became of the rows of the files.
+      source: the stored examples, by index.
+      record: the record they are decoded to.
+      counts: how many rows of the files became records.
     """
     self._source, self._record, self.counts = source, record, counts
 
@@ -99,29 +94,29 @@ class Rows(Sequence[Record]):
     return self.take([operator.index(index)])[0]
 
   def take(self, indices: Iterable[int]) -> list[Record]:
-    """Several records at once.
+    """Reads several records at once.
 
     Args:
-      indices: such as `batches.next_batch` gives; negative ones count from
-        the end.
+      indices: row numbers, for example from `batches.next_batch`. Negative ones
+        count from the end.
 
     Returns:
       The records, in the order of the indices.
 
     Raises:
-      IndexError: if there is no such record.
+      IndexError: if an index is out of range.
       DataError: if the stored files are damaged.
     """
-    wanted = [int(index) for index in indices]
-    for index in wanted:
-      if not -len(self) <= index < len(self):
-        raise IndexError(f"There is no row {index} of {len(self)}.")
-    if not wanted:
+    rows = [int(index) for index in indices]
+    for row in rows:
+      if not -len(self) <= row < len(self):
+        raise IndexError(f"There is no row {row} of {len(self)}.")
+    if not rows:
       return []
     try:
-      found = self._source.__getitems__([i % len(self) for i in wanted])
-      return [_decode(self._record, row) for row in found]
-    # array_record and protobuf raise what they like for damaged files.
+      examples = self._source.__getitems__([row % len(self) for row in rows])
+      return [storage.decode_record(self._record, row) for row in examples]
+    # array_record and protobuf raise errors of many types for damaged files.
     except Exception as error:
       raise DataError(
         f"Cannot read rows of a prepared data set: {error}. Its files are "
@@ -130,9 +125,9 @@ class Rows(Sequence[Record]):
 
 
 class FileDataset(tfds.core.GeneratorBasedBuilder):
-  """Records of files, in their order."""
+  """The TFDS builder of a data set of files."""
 
-  # Raised where the stored features change; formats have their own versions.
+  # Raise it when the stored features change. Formats have their own versions.
   VERSION = tfds.core.Version("1.0.0")
 
   def __init__(
@@ -144,14 +139,14 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
     skip_malformed: bool,
     digest: str,
   ):
-    """Names the data set after its contents.
+    """Names the data set by the digest of its contents.
 
     Args:
-      row_format: how the files are read.
+      row_format: the format of the files.
       files: the files of each split, in order.
-      data_dir: where prepared data sets are kept.
-      skip_malformed: go on after a malformed row, and count it.
-      digest: of everything that decides what is stored.
+      data_dir: folder of the prepared data sets.
+      skip_malformed: True counts malformed rows instead of raising.
+      digest: hash of everything that affects the stored records.
     """
     self._format, self._files = row_format, files
     self._skip_malformed = skip_malformed
@@ -162,9 +157,11 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
     )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    """Features of the record; `metadata` holds what was counted."""
+    """The features of the record; `metadata` holds the counts of each split."""
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(_features(self._format.record)),
+      features=tfds.features.FeaturesDict(
+        storage.record_features(self._format.record)
+      ),
       description=f"Files in the format {self._format.name}.",
       metadata=tfds.core.MetadataDict(),
       disable_shuffling=True,  # Rows are in the order of the files.
@@ -176,7 +173,7 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in self._files}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
-    """(index, example), counting what becomes of the rows."""
+    """Yields (index, example), and counts the rows."""
     read = made = left_out = skipped = 0
     faults: list[str] = []
     for path in self._files[split]:
@@ -192,10 +189,10 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
           if not self._skip_malformed:
             raise DataError(f"{raw.place}: {fault}")
           skipped += 1
-          faults += [f"{raw.place}: {fault}"] * (len(faults) < FAULTS_KEPT)
+          faults += [f"{raw.place}: {fault}"] * (len(faults) < MAX_FAULTS)
         left_out += fault is None and not records
         for record in records:
-          yield made, _encode(record)
+          yield made, storage.encode_record(record)
           made += 1
     counts = Counts(read, made, left_out, skipped, tuple(faults))
     if not made:
@@ -214,22 +211,24 @@ def load_rows(
   *,
   skip_malformed: bool = False,
 ) -> dict[str, Rows]:
-  """Prepares the data set if need be, and opens it.
+  """Opens a data set of files, and prepares it first if it does not exist.
 
   Args:
-    row_format: how the files are read, such as `problem_formats.GSM8K`.
-    files: for each split, named by the user, its file or its files in order:
-      those of `sources.SUFFIXES`.
-    data_dir: where prepared data sets are kept; other contents, another format
-      or version of it, are another data set beside it.
-    skip_malformed: go on after a malformed row, and count it in `Rows.counts`.
+    row_format: the format of the files, such as `problems.GSM8K`.
+    files: the file or files of each split. Their suffixes are
+      `sources.SUFFIXES`.
+    data_dir: folder of the prepared data sets. Every combination of file
+      contents, format and version is a data set of its own.
+    skip_malformed: True counts malformed rows in `Rows.counts` instead of
+      raising.
 
   Returns:
-    By split, its rows in the order of the files.
+    The rows of each split, in the order of its files.
 
   Raises:
-    DataError: for a malformed row, with file, line and reason; for files that
-      cannot be read; if nothing can be written; if a split has no row.
+    DataError: for a malformed row (the message has file, line and reason), for
+      a file that cannot be read, if the data set cannot be written, and if a
+      split has no record.
   """
   paths = {
     split: [
@@ -258,8 +257,8 @@ def load_rows(
 
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-      builder = prepare(make_builder)
+    with storage.quiet():
+      builder = storage.prepare(make_builder)
       sources = {split: builder.as_data_source(split) for split in paths}
     counts = {split: builder.info.metadata[split] for split in paths}
     return {
@@ -268,7 +267,7 @@ def load_rows(
     }
   except DataError:
     raise
-  # TFDS, protobuf and array_record raise what they like for damaged files.
+  # TFDS, protobuf and array_record raise errors of many types.
   except Exception as error:
     raise DataError(
       f"Cannot prepare or read the data set in {folder}: {error}. If its files "
@@ -281,7 +280,7 @@ def _digest(
   files: Mapping[str, Sequence[pathlib.Path]],
   skip_malformed: bool,
 ) -> str:
-  """A short name that differs for every other data set."""
+  """A hash of everything that affects the stored records."""
   parts = [row_format.name, row_format.version, row_format.options]
   parts.append(skip_malformed)
   for split, paths in files.items():
@@ -295,61 +294,60 @@ def _digest(
 
 
 def _counts(stored: Mapping[str, Any]) -> Counts:
-  """Counts from the metadata of a data set."""
+  """The counts that the metadata of a data set holds."""
   return Counts(**{**stored, "faults": tuple(stored["faults"])})
 
 
-def _features(record: type[Record]) -> dict[str, Any]:
-  """TFDS features: an optional field has a `has_` beside it, labels a mask."""
-  found: dict[str, Any] = {}
-  for field in dataclasses.fields(record):
-    if field.type in (str, str | None):
-      found[field.name] = tfds.features.Text()
-    elif field.type == tuple[str, ...]:
-      found[field.name] = tfds.features.Sequence(tfds.features.Text())
-    elif field.type == tuple[int | None, ...]:
-      found[field.name] = tfds.features.Sequence(np.int32)
-      found["labelled"] = tfds.features.Sequence(np.bool_)
-    else:
-      found[field.name] = tfds.features.Scalar(_SCALARS[field.type][0])
-    if field.type in _OPTIONAL:
-      found[f"has_{field.name}"] = tfds.features.Scalar(np.bool_)
-  return found
+def read_file(
+  row_format: Format,
+  file: str,
+  data_dir: str | os.PathLike,
+  *,
+  skip_malformed: bool,
+) -> Rows:
+  """Opens a data set of one file, and tells how many of its rows are not read.
+
+  Args:
+    row_format: the format of the file.
+    file: its path.
+    data_dir: folder of the prepared data sets.
+    skip_malformed: True counts malformed rows instead of raising.
+
+  Returns:
+    The rows. If some rows of the file became no record, process 0 writes one
+    line about them to stderr.
+
+  Raises:
+    DataError: as `load_rows`.
+  """
+  rows = load_rows(
+    row_format, {"rows": [file]}, data_dir, skip_malformed=skip_malformed
+  )["rows"]
+  reasons = rows.counts.not_read()
+  if reasons and processes.is_process_zero():
+    console.tell(f"{file}: of {rows.counts.read} rows, {reasons}.")
+  return rows
 
 
-def _encode(record: Record) -> dict[str, Any]:
-  """A record as a TFDS example; an absent value is stored as zero or ""."""
-  found: dict[str, Any] = {}
-  for field in dataclasses.fields(record):
-    value = getattr(record, field.name)
-    if field.type == tuple[int | None, ...]:
-      found["labelled"] = [label is not None for label in value]
-      value = [label or 0 for label in value]
-    elif field.type == tuple[str, ...]:
-      value = list(value)
-    elif field.type in _OPTIONAL:
-      found[f"has_{field.name}"] = value is not None
-      if value is None:
-        value = "" if field.type == str | None else 0
-    found[field.name] = value
-  return found
+def not_read_tables(counts: Mapping[str, Counts]) -> dict[str, Table]:
+  """The table of a report that counts the rows that were not read.
 
+  Args:
+    counts: the counts of each file, by the name it has in the report.
 
-def _decode(record: type[Record], row: Mapping[str, Any]) -> Record:
-  """A TFDS example as the record it was."""
-  values: dict[str, Any] = {}
-  for field in dataclasses.fields(record):
-    value = row[field.name]
-    if field.type == tuple[int | None, ...]:
-      pairs = zip(value, row["labelled"], strict=True)
-      value = tuple(int(label) if known else None for label, known in pairs)
-    elif field.type == tuple[str, ...]:
-      value = tuple(text.decode() for text in value)
-    elif f"has_{field.name}" in row and not row[f"has_{field.name}"]:
-      value = None
-    elif field.type in (str, str | None):
-      value = value.decode()
-    else:
-      value = _SCALARS[field.type][1](value)
-    values[field.name] = value
-  return record(**values)
+  Returns:
+    `NOT_READ_TABLE` with a column for each file that has such rows; empty if
+    no file has.
+  """
+  columns = {}
+  for name, count in counts.items():
+    numbers = {
+      "malformed": count.skipped,
+      "left out by the format": count.left_out,
+    }
+    if any(numbers.values()):
+      columns[name] = {
+        metric: Estimate(value=number, count=count.read)
+        for metric, number in numbers.items()
+      }
+  return {NOT_READ_TABLE: columns} if columns else {}

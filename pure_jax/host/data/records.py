@@ -1,13 +1,13 @@
-r"""What a row of data is, whichever file it came from.
+r"""The two records that every data format is parsed into.
 
-Two records serve every source. `Problem` is what RL and evaluation read: a
-text to prompt with and an answer to grade against. `LabelledSolution` is what
-PRM training and PRM evaluation read: a problem, a solution cut into steps, a
-label for each step that has one. Fields that a source does not have are None.
+RL and evaluation read `Problem`: a text to prompt with and an answer to grade
+against. PRM training and PRM evaluation read `LabelledSolution`: a problem, a
+solution cut into steps, and a label for each step that has one. A field that
+the source does not have is None.
 
-A step never holds a blank line and never begins or ends with white space, so
-``"\n\n".join(steps)`` splits into the same steps again. `step_text` makes it
-so: PRM800K's last steps, for one, hold ``"\n\n# Answer\n\n29"``.
+A step contains no blank line and has no white space at its ends, so that
+``"\n\n".join(steps)`` splits into the same steps again. `step_text` normalises
+a step. PRM800K needs it: some last steps contain ``"\n\n# Answer\n\n29"``.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ class DataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A problem with what is known of its answer.
+  """A problem and what its source says about the answer.
 
   Attributes:
     id: unique within a data set.
-    source: the name of the format it was read with.
-    problem: the text, as a policy or a PRM reads it.
-    answer: what a response is graded against; None where there is none, so
-      this problem has no verifiable reward.
-    withheld_answer: an answer the source knows but keeps from training (MATH
-      prompts of PURE): to measure with, never to reward with.
-    several_answers: `answer` lists several values, in any order.
-    tolerance: absolute error at which a number still counts as right.
-    unit: of the answer, which holds the number alone.
-    solution: a worked solution, to imitate or to show.
-    level: difficulty as the source rates it, 1 (easy) to 5.
-    subject: the source's own division, to report accuracy by.
+    source: name of the format that the file was read with.
+    problem: the text that a policy or a PRM reads.
+    answer: the reference that responses are graded against. None if there is
+      no reference: the problem then has no verifiable reward.
+    withheld_answer: a reference for measuring accuracy that must not be used
+      as a reward (the MATH prompts of PURE have it).
+    several_answers: True if `answer` lists several values, in any order.
+    tolerance: largest absolute error of a correct numeric answer.
+    unit: unit of the answer. `answer` is the number without it.
+    solution: a worked solution.
+    level: difficulty given by the source, 1 (easy) to 5.
+    subject: subject given by the source.
   """
 
   id: str
@@ -58,7 +58,7 @@ class Problem:
   subject: str | None = None
 
   def __post_init__(self):
-    """Refuses a row that nothing could be done with."""
+    """Validates the fields."""
     if not self.problem.strip():
       raise ValueError("the problem is empty")
     if self.answer is not None and not self.answer.strip():
@@ -68,24 +68,25 @@ class Problem:
 
   @property
   def has_answer(self) -> bool:
-    """Whether a response can be graded."""
+    """Whether responses can be graded."""
     return self.answer is not None
 
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSolution:
-  """A solution in steps, labelled step by step.
+  """A solution cut into steps, with a label per step.
 
   Attributes:
     id: unique within a data set.
-    source: the name of the format it was read with.
-    problem: the text; the solutions of one problem share it, and so its
-      `problem_key`.
+    source: name of the format that the file was read with.
+    problem: the text of the problem. All solutions of one problem have the
+      same text and therefore the same `problem_key`.
     steps: S texts, at least one.
-    labels: for each step 1 (good), 0 (bad) or None (not labelled).
-    answer: the right answer, None where the source does not say.
-    final_correct: whether the solution arrives at it, None where unknown.
-    generator: which model wrote the solution, None where unknown.
+    labels: S labels: 1 (good), 0 (bad) or None (not labelled).
+    answer: the reference answer, None if unknown.
+    final_correct: whether the solution's final answer is correct, None if
+      unknown.
+    generator: the model that wrote the solution, None if unknown.
   """
 
   id: str
@@ -98,7 +99,7 @@ class LabelledSolution:
   generator: str | None = None
 
   def __post_init__(self):
-    """Refuses a row that nothing could be done with."""
+    """Validates the fields."""
     if not self.problem.strip():
       raise ValueError("the problem is empty")
     if not self.steps:
@@ -113,45 +114,44 @@ class LabelledSolution:
 
   @property
   def has_answer(self) -> bool:
-    """Whether the right answer is known."""
+    """Whether the reference answer is known."""
     return self.answer is not None
 
   @property
   def first_error(self) -> int | None:
-    """Index of the first step labelled bad, None where there is none.
+    """Index of the first step labelled bad, None if no step is.
 
-    It is the first error where every step before it is labelled good, as in
-    PRM800K and ProcessBench.
+    In PRM800K and ProcessBench all steps before it are labelled good.
     """
     return self.labels.index(0) if 0 in self.labels else None
 
 
 def step_text(text: str) -> str:
-  r"""A step's text without blank lines inside and white space around.
+  r"""Removes blank lines from a step, and white space from its ends.
 
   >>> step_text(" So it is 29.\n\n# Answer\n\n29\n")
   'So it is 29.\n# Answer\n29'
 
   Args:
-    text: as the source has it.
+    text: the step as the source has it.
 
   Returns:
-    The text; "" for a step of white space alone.
+    The normalised text; "" if the step is only white space.
   """
   return _BLANK_LINES.sub("\n", text.strip())
 
 
 def problem_key(problem: str) -> str:
-  """A short name of a problem, from its text alone.
+  """A hash of a problem's text.
 
-  Solutions of one problem share it, so best-of-N groups by it; it is the same
-  in every file that holds the problem.
+  Best-of-N groups the solutions of a problem by it. The key of a problem is the
+  same in every file.
 
   >>> problem_key("What is 1+1?") == problem_key(" What is 1+1?\\n")
   True
 
   Args:
-    problem: the text; white space around it does not count.
+    problem: the text. White space at its ends is ignored.
 
   Returns:
     16 hexadecimal digits.
@@ -162,17 +162,17 @@ def problem_key(problem: str) -> str:
 def split_by_problem(
   rows: Sequence[Problem | LabelledSolution], one_in: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Row indices of a training and a held-out part that share no problem.
+  """Splits rows into training and held-out rows that share no problem.
 
-  Where a problem goes follows from its text alone: neither other rows nor
-  their order matter, and two files that share a problem agree about it.
+  The split of a problem depends on its text only, not on the other rows or
+  their order. Two files that share a problem put it in the same split.
 
   Args:
-    rows: any rows.
-    one_in: one problem in so many is held out, on average; at least 2.
+    rows: problems or labelled solutions.
+    one_in: on average one problem in `one_in` is held out; at least 2.
 
   Returns:
-    (training, held-out) indices, int64, ascending; either may be empty.
+    (training, held-out) row indices, int64, ascending; either may be empty.
 
   Raises:
     ValueError: if `one_in` is below 2.

@@ -1,4 +1,4 @@
-"""Raw rows of JSON-lines, JSON and Parquet files, with where each stands."""
+"""Reads the raw rows of JSON-lines, JSON and Parquet files."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
-from pure_jax.host.data.formats.fields import Row
+from pure_jax.host.data.formats import Row
 from pure_jax.host.data.records import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
@@ -15,12 +15,12 @@ _SPACE = re.compile(r"\s*")
 
 @dataclasses.dataclass(frozen=True)
 class RawRow:
-  """A row as a file has it.
+  """A row of a file before its format parses it.
 
   Attributes:
     place: "file:line", or "file:row" for Parquet, from 1.
-    row: its fields; None where it is no object.
-    fault: why there is no row, None where there is one.
+    row: the fields by name; None if the row could not be read.
+    fault: why the row could not be read; None if it was.
   """
 
   place: str
@@ -29,21 +29,21 @@ class RawRow:
 
 
 def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
-  """The rows of a file, in its order.
+  """Reads a file row by row.
 
-  A ``.json`` file holds one array of objects, or lines of objects; in other
-  text files every line that is not blank is a row. Nothing is kept in memory
-  but the array of a ``.json`` file.
+  A ``.json`` file contains one array of objects, or one object per line. In the
+  other text files every line that is not blank is a row. Only the array of a
+  ``.json`` file is read into memory as a whole.
 
   Args:
     path: a file with one of `SUFFIXES`.
 
   Yields:
-    A raw row for each, malformed ones with their fault.
+    The rows in the order of the file. A malformed row has a fault.
 
   Raises:
-    DataError: if the file is missing, of another kind, or damaged such that
-      nothing after the fault can be read.
+    DataError: if the file is missing, has another suffix, or is damaged such
+      that the rest cannot be read.
   """
   if not path.is_file():
     raise DataError(f"There is no file {path}.")
@@ -60,18 +60,18 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
 
 
 def _begins_with_bracket(path: pathlib.Path) -> bool:
-  """Whether a JSON file holds an array."""
+  """Whether a JSON file contains an array."""
   with path.open("rb") as file:
     for line in file:
-      found = line.removeprefix(b"\xef\xbb\xbf").strip()
-      if found:
-        return found.startswith(b"[")
+      content = line.removeprefix(b"\xef\xbb\xbf").strip()
+      if content:
+        return content.startswith(b"[")
   return False
 
 
 def _lines(path: pathlib.Path) -> Iterator[RawRow]:
   """Rows of a file with one object per line."""
-  # Bytes, not text: other characters than "\n" may end a line of text.
+  # Bytes, not text: in text, other characters than "\n" may end a line.
   with path.open("rb") as file:
     for number, line in enumerate(file, 1):
       if number == 1:
@@ -94,7 +94,7 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
 
 
 def _array(path: pathlib.Path) -> Iterator[RawRow]:
-  """Rows of a file that holds one array."""
+  """Rows of a file that contains one array."""
   try:
     text = path.read_bytes().decode("utf-8-sig")
   except UnicodeDecodeError:
@@ -103,8 +103,8 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
   line, counted = 1, 0
 
   def skip_space(start: int) -> int:
-    found = _SPACE.match(text, start)
-    return found.end() if found else start
+    space = _SPACE.match(text, start)
+    return space.end() if space else start
 
   position = skip_space(skip_space(0) + 1)
   while text[position : position + 1] != "]":
@@ -131,7 +131,7 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
 
 def _parquet(path: pathlib.Path) -> Iterator[RawRow]:
   """Rows of a Parquet file."""
-  # Comes with tensorflow-datasets; no other source needs it.
+  # Imported late: only Parquet files need it.
   import pyarrow
   import pyarrow.parquet
 
@@ -149,7 +149,7 @@ def _parquet(path: pathlib.Path) -> Iterator[RawRow]:
 
 
 def _checked(place: str, value: object) -> RawRow:
-  """A row, if a JSON value is one."""
+  """The raw row of a JSON value, which must be an object."""
   if isinstance(value, dict):
     return RawRow(place, value)
   return RawRow(place, None, "not a JSON object")

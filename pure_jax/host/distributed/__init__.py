@@ -1,1 +1,1 @@
-"""Several processes as one program: cluster, watchdog, signals, shared rows."""
+"""Several processes as one run: cluster, watchdog, signals, global batches."""

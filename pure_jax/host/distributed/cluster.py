@@ -1,4 +1,4 @@
-"""How one of several processes finds the others: by flags, or by a cluster."""
+"""How a process joins the others of its run: by flags or by a launcher."""
 
 import dataclasses
 import os
@@ -10,12 +10,13 @@ import jax
 from jax._src import distributed
 
 from pure_jax.host.distributed.processes import (
-  LOST_STATUS,
+  PROCESS_LOST_STATUS,
   ProcessesError,
-  end_now,
+  exit_immediately,
 )
 
-_JAX_LATER_SECONDS = 60
+# jax aborts with a stack trace at its own time limit, so ours comes first.
+_JAX_EXTRA_SECONDS = 60
 _START_ALL = (
   "Start all of them, with the same coordinator and number and each with its "
   "own process_id; --processes=1 runs this one by itself."
@@ -23,36 +24,37 @@ _START_ALL = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Membership:
-  """What a process knows of the others before it has met them.
+class ClusterConfig:
+  """What a process is told about the other processes of its run.
 
   Attributes:
-    coordinator: "host:port" of process 0, the same in every process; None
-      leaves all three to jax's detection of the cluster.
-    processes: how many there are. 1 alone is a process by itself, whatever
-      cluster it was started in.
-    process_id: which of them this is, from 0.
-    connect_seconds: how long it waits for the others at the start.
-    silence_seconds: without a sign of life for so long, a process counts as
-      dead, and jax ends the others.
+    coordinator: "host:port" of process 0, the same in every process. If
+      coordinator, processes and process_id are all None, jax detects them.
+    processes: how many there are. 1 alone runs a single process, whatever
+      launcher started it.
+    process_id: index of this process, from 0.
+    connect_timeout_seconds: how long this process waits for the others at the
+      start.
+    heartbeat_timeout_seconds: a process that sends no heartbeat for so long
+      counts as dead, and jax ends the others.
   """
 
   coordinator: str | None = None
   processes: int | None = None
   process_id: int | None = None
-  connect_seconds: int = 300
-  silence_seconds: int = 100
+  connect_timeout_seconds: int = 300
+  heartbeat_timeout_seconds: int = 100
 
   def __post_init__(self):
-    """Refuses half an answer, and one that cannot be.
+    """Validates that all of coordinator, processes and process_id are given.
 
     Raises:
       ProcessesError: naming what is missing or wrong.
     """
-    named = (self.coordinator, self.processes, self.process_id)
-    if self.is_alone or all(value is None for value in named):
+    given = (self.coordinator, self.processes, self.process_id)
+    if self.is_single_process or all(value is None for value in given):
       return
-    if None in named:
+    if None in given:
       raise ProcessesError(
         "Give all of coordinator (host:port of process 0), processes and "
         f"process_id, or none of them; got {self.coordinator}, "
@@ -70,57 +72,59 @@ class Membership:
       )
 
   @property
-  def is_alone(self) -> bool:
-    """Whether this process was told to run by itself."""
+  def is_single_process(self) -> bool:
+    """Whether the config says that this process runs alone."""
     return self.processes == 1 and self.process_id in (None, 0)
 
 
-def find_cluster(environment: Mapping[str, str]) -> str | None:
-  """Which kind of cluster started this process as one of several.
+def detect_cluster(environment: Mapping[str, str]) -> str | None:
+  """Names the launcher that started this process as one of several.
 
-  Only looks; jax's own detection then finds out who is who. It is not asked
-  everywhere, because it asks the network on some machines.
+  This only reads variables; jax's own detection then finds the coordinator and
+  the process's index. jax's detection is not called in every case, because on
+  some machines it sends requests over the network.
 
   Args:
-    environment: variables by name, such as `os.environ`; jax leaves a note in
-      it when it is imported on a host of a TPU.
+    environment: variables by name, such as `os.environ`. jax itself sets one
+      of them when it is imported on a TPU host.
 
   Returns:
-    A name for messages; None for a process by itself.
+    A name for messages, or None for a single process.
 
-  >>> find_cluster({"SLURM_JOB_ID": "7"}) is None  # A shell, no task.
+  >>> detect_cluster({"SLURM_JOB_ID": "7"}) is None  # A shell, not a task.
   True
   """
 
-  def several(name: str) -> bool:
+  def is_above_one(name: str) -> bool:
     return environment.get(name, "").isdigit() and int(environment[name]) > 1
 
-  if several("OMPI_COMM_WORLD_SIZE"):
+  if is_above_one("OMPI_COMM_WORLD_SIZE"):
     return "Open MPI"
-  if several("SLURM_NTASKS") and "SLURM_STEP_NODELIST" in environment:
+  if is_above_one("SLURM_NTASKS") and "SLURM_STEP_NODELIST" in environment:
     return "Slurm"
   if environment.get("TPU_ML_PLATFORM") == "JAX":
     return "Cloud TPU"
-  indexed = "JOB_COMPLETION_INDEX" in environment
-  return "Kubernetes" if indexed else None
+  return "Kubernetes" if "JOB_COMPLETION_INDEX" in environment else None
 
 
-def own_devices(environment: Mapping[str, str]) -> list[int] | None:
-  """Which of the GPUs that it sees a task of Slurm takes for itself.
+def slurm_local_devices(environment: Mapping[str, str]) -> list[int] | None:
+  """Chooses the visible GPUs that belong to a Slurm task.
 
-  jax's detection takes the i-th for the i-th task of a host. That is right
-  where every task sees all GPUs (``--gpus-per-node``), and not where Slurm
-  shows each its own, or where one task is to have all.
+  jax gives the i-th GPU to the i-th task of a host. That is right if every
+  task sees all GPUs (``--gpus-per-node``). It is wrong if Slurm shows each
+  task only its own GPU, or if the only task of a host owns all of them.
 
   Args:
     environment: variables by name, such as `os.environ`.
 
   Returns:
-    Places among the visible GPUs; None leaves it to jax.
+    Indices among the visible GPUs, or None to leave the choice to jax.
 
   >>> one = {"SLURM_PROCID": "3", "CUDA_VISIBLE_DEVICES": "3"}
-  >>> own_devices(one), own_devices({"CUDA_VISIBLE_DEVICES": "0,1"})
-  ([0], None)
+  >>> slurm_local_devices(one)
+  [0]
+  >>> slurm_local_devices({"CUDA_VISIBLE_DEVICES": "0,1"}) is None
+  True
   """
   visible = environment.get("CUDA_VISIBLE_DEVICES", "")
   if "SLURM_PROCID" not in environment or not visible:
@@ -129,65 +133,64 @@ def own_devices(environment: Mapping[str, str]) -> list[int] | None:
   tasks = re.fullmatch(
     r"(\d+)(\(x\d+\))?", environment.get("SLURM_STEP_TASKS_PER_NODE", "")
   )
-  alone = tasks is not None and tasks[1] == "1"
-  return [*range(count)] if count == 1 or alone else None
+  is_only_task = tasks is not None and tasks[1] == "1"
+  return [*range(count)] if count == 1 or is_only_task else None
 
 
-def connect(membership: Membership) -> str | None:
-  """Joins the other processes, where there are any.
+def connect(config: ClusterConfig) -> str | None:
+  """Joins the other processes of the run, if there are any.
 
-  Call it before anything starts a jax backend. A process by itself connects
-  to nothing.
+  Call it before anything starts a jax backend.
 
   Args:
-    membership: who this is, or nothing, which leaves it to the cluster.
+    config: names the other processes, or leaves them to the launcher.
 
   Returns:
-    Host name or address of process 0; None for a process by itself.
+    Host name or address of process 0, or None for a single process.
 
   Raises:
-    ProcessesError: if the others cannot be met.
+    ProcessesError: if this process cannot connect to the others.
   """
-  if membership.is_alone:
+  if config.is_single_process:
     return None
-  cluster = "what you named"
-  if membership.coordinator is None:
-    cluster = find_cluster(os.environ)
-    if cluster is None:
+  source = "what you named"
+  if config.coordinator is None:
+    source = detect_cluster(os.environ)
+    if source is None:
       return None
-  # Training agrees by itself on when to stop (`host.distributed.preemption`).
+  # The training loop agrees on when to stop (`host.distributed.preemption`).
   jax.config.update("jax_enable_preemption_service", False)
-  # jax aborts where it does not meet the others in time: this comes before it.
-  waiting = threading.Timer(
-    membership.connect_seconds,
-    end_now,
+  timer = threading.Timer(
+    config.connect_timeout_seconds,
+    exit_immediately,
     [
-      f"error: the processes did not meet by {cluster} within "
-      f"{membership.connect_seconds} s. {_START_ALL}",
-      LOST_STATUS,
+      f"error: the processes did not meet by {source} within "
+      f"{config.connect_timeout_seconds} s. {_START_ALL}",
+      PROCESS_LOST_STATUS,
     ],
   )
-  waiting.daemon = True
-  waiting.start()
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(
-      membership.coordinator,
-      membership.processes,
-      membership.process_id,
-      None if membership.coordinator else own_devices(os.environ),
-      # Named by hand, a process has all devices of its host.
-      cluster_detection_method="deactivate" if membership.coordinator else None,
-      initialization_timeout=membership.connect_seconds + _JAX_LATER_SECONDS,
-      heartbeat_timeout_seconds=membership.silence_seconds,
+      config.coordinator,
+      config.processes,
+      config.process_id,
+      None if config.coordinator else slurm_local_devices(os.environ),
+      # A process named by flags has all devices of its host.
+      cluster_detection_method="deactivate" if config.coordinator else None,
+      initialization_timeout=config.connect_timeout_seconds
+      + _JAX_EXTRA_SECONDS,
+      heartbeat_timeout_seconds=config.heartbeat_timeout_seconds,
     )
-  # jax raises ValueError for what its detection lacks, RuntimeError for an
-  # address that cannot be reached, and what a cluster's interface raises.
+  # jax raises ValueError if its detection finds too little, RuntimeError for
+  # an unreachable address, and passes on errors of a launcher's interface.
   except Exception as error:
     raise ProcessesError(
-      f"The processes could not meet by {cluster}: {error}\n{_START_ALL}"
+      f"The processes could not meet by {source}: {error}\n{_START_ALL}"
     ) from error
   finally:
-    waiting.cancel()
-  # jax does not say in public what its detection found.
-  found = membership.coordinator or distributed.global_state.coordinator_address
-  return found.rpartition(":")[0].strip("[]")
+    timer.cancel()
+  # jax has no public way to read the address that its detection returned.
+  address = config.coordinator or distributed.global_state.coordinator_address
+  return address.rpartition(":")[0].strip("[]")

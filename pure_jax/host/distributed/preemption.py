@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM where something must first come to its end.
+"""SIGTERM and Ctrl-C: when they take effect, and how a loop stops for them.
 
-Nothing here is in force unless asked for: a program that imports the library
-keeps its own handlers.
+Importing this module changes no signal handler, so a program that uses the
+library keeps its own. A script opts in with `raise_on_sigterm`.
 """
 
 import contextlib
@@ -14,50 +14,52 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-# Exit statuses. The first is sysexits' "try again later": all is saved. The
-# second is what a shell says of a program that SIGTERM ended.
-SAVED_STATUS = 75
+# Exit status of a run that SIGTERM stopped after it saved its state: sysexits'
+# EX_TEMPFAIL, "try again later".
+PREEMPTED_STATUS = 75
+# Exit status that a shell reports for a program ended by SIGTERM.
 TERMINATED_STATUS = 143
 
 
 class Terminated(BaseException):
-  """SIGTERM came where there was nothing to bring to an end."""
+  """SIGTERM came while there was no step to finish and no state to save."""
 
 
-class Preempted(Exception):  # noqa: N818 -- no error: what was asked for
-  """SIGTERM came, and what was under way is finished and saved."""
+class Preempted(Exception):  # noqa: N818 -- a requested stop is no error
+  """SIGTERM came, and the current step is finished and saved."""
 
 
 class StopRequest:
-  """Whether SIGTERM has come since a loop began."""
+  """Records whether SIGTERM has come since a loop began."""
 
   def __init__(self):
-    """It has not."""
-    self._came = False
+    """Starts without a request."""
+    self._received = False
 
-  def note(self, number: int, frame: Any) -> None:
-    """Keeps in mind that it has; more of them change nothing.
+  def handle_signal(self, number: int, frame: Any) -> None:
+    """Records the request; used as a signal handler.
 
     Args:
       number: of the signal.
-      frame: where the program was.
+      frame: of the interrupted code.
     """
     del number, frame
-    self._came = True
+    self._received = True
 
-  def asked(self) -> bool:
-    """Whether to stop here: whether any process was asked to.
+  def requested(self) -> bool:
+    """Returns whether any process of the run received SIGTERM.
 
-    Where there are several processes they all must call it together, for
-    they must all stop after the same step.
+    Every process must call it after the same step, so that all of them stop
+    there.
     """
     if jax.process_count() == 1:
-      return self._came
-    return bool(multihost_utils.process_allgather(np.array(self._came)).any())
+      return self._received
+    received = multihost_utils.process_allgather(np.array(self._received))
+    return bool(received.any())
 
 
-def _terminate(number: int, frame: Any) -> None:
-  """Raises once: what is torn down after it must not be torn again."""
+def _raise_terminated(number: int, frame: Any) -> None:
+  """Raises on the first signal and ignores later ones during the cleanup."""
   del frame
   signal.signal(number, _ignore)
   raise Terminated
@@ -67,28 +69,32 @@ def _ignore(number: int, frame: Any) -> None:
   del number, frame
 
 
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-  """Makes SIGTERM an exception, as Ctrl-C is, so that files are closed.
+def _is_main_thread() -> bool:
+  return threading.current_thread() is threading.main_thread()
 
-  Does nothing outside the main thread, or where SIGTERM is not left to its
-  default.
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+  """Turns SIGTERM into an exception, as Python does for Ctrl-C.
+
+  The exception unwinds the stack, so files are closed. Nothing changes outside
+  the main thread, or if the program already handles SIGTERM.
 
   Yields:
     Nothing.
 
   Raises:
-    Terminated: when SIGTERM comes, but inside `graceful_shutdown`.
+    Terminated: when SIGTERM comes outside `graceful_shutdown`.
   """
-  in_main = threading.current_thread() is threading.main_thread()
-  if not in_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+  default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  if not _is_main_thread() or not default:
     yield
     return
-  signal.signal(signal.SIGTERM, _terminate)
+  signal.signal(signal.SIGTERM, _raise_terminated)
   try:
     yield
   except Exception as error:
-    # Whatever was running may have made another error of it.
+    # The interrupted code may have turned Terminated into another error.
     if signal.getsignal(signal.SIGTERM) is _ignore:
       raise Terminated from error
     raise
@@ -98,40 +104,40 @@ def terminable() -> Iterator[None]:
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-  """Lets a loop finish its step and save it when SIGTERM comes.
+  """Lets a loop finish and save its current step after SIGTERM.
 
-  In force inside `terminable` alone. A loop that takes too long to ask is
-  killed in the end, which its last checkpoint survives as well.
+  It needs an enclosing `raise_on_sigterm`. A loop that takes too long to reach
+  its next check is killed by the sender's SIGKILL; its last checkpoint
+  survives that.
 
   Yields:
-    What the loop asks after each step.
+    The request that the loop checks after each step.
 
   Raises:
-    Terminated: at the beginning, if SIGTERM came before and got lost.
+    Terminated: at the start, if an earlier SIGTERM was swallowed.
   """
   stop = StopRequest()
-  in_main = threading.current_thread() is threading.main_thread()
   handler = signal.getsignal(signal.SIGTERM)
-  if in_main and handler is _ignore:
-    raise Terminated  # It came before, and whatever was running ate it.
-  if not in_main or handler is not _terminate:
+  if _is_main_thread() and handler is _ignore:
+    raise Terminated
+  if not _is_main_thread() or handler is not _raise_terminated:
     yield stop
     return
-  signal.signal(signal.SIGTERM, stop.note)
+  signal.signal(signal.SIGTERM, stop.handle_signal)
   try:
     yield stop
   finally:
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, _raise_terminated)
 
 
 @contextlib.contextmanager
 def defer_signals() -> Iterator[None]:
-  """Lets what is inside come to its end before a signal takes effect.
+  """Delays Ctrl-C and SIGTERM until the enclosed code has finished.
 
-  Python raises KeyboardInterrupt in the middle of any statement of the main
-  thread, and `terminable` does so for SIGTERM. Orbax, torn out of a save so,
-  complains at exit of a closed event loop. Does nothing in other threads, or
-  where a program handles the signal in its own way.
+  Otherwise Python raises in the middle of any statement of the main thread,
+  and an interrupted save makes Orbax complain at exit about a closed event
+  loop. Nothing changes in other threads, or for a signal that the program
+  handles itself.
 
   Yields:
     Nothing.
@@ -140,24 +146,24 @@ def defer_signals() -> Iterator[None]:
     KeyboardInterrupt: at the end, if Ctrl-C came meanwhile.
     Terminated: at the end, if SIGTERM came meanwhile.
   """
-  if threading.current_thread() is not threading.main_thread():
+  if not _is_main_thread():
     yield
     return
-  raising = {
+  handlers = {
     number: handler
     for number, handler in (
       (signal.SIGINT, signal.default_int_handler),
-      (signal.SIGTERM, _terminate),
+      (signal.SIGTERM, _raise_terminated),
     )
     if signal.getsignal(number) is handler
   }
-  came = []
-  for number in raising:
-    signal.signal(number, lambda number, frame: came.append(number))
+  received = []
+  for number in handlers:
+    signal.signal(number, lambda number, frame: received.append(number))
   try:
     yield
   finally:
-    for number, handler in raising.items():
+    for number, handler in handlers.items():
       signal.signal(number, handler)
-  for number in came:
+  for number in received:
     signal.raise_signal(number)

@@ -1,9 +1,9 @@
-"""Several processes as one program: how they agree.
+"""Decisions and events on the host that all processes of a run share.
 
-Each process has devices of its own; together they run the same functions over
-arrays that live on all of them (`jax.distributed`). Every process must take
-the same steps in the same order: what one of them decides alone, because it
-alone looks at a file, the others have to be told.
+Each process has devices of its own. Together they run the same functions over
+arrays that live on all devices (`jax.distributed`). Every process must take
+the same steps in the same order, so a decision that depends on one process's
+files or clock is made once and sent to the others.
 """
 
 import contextlib
@@ -22,30 +22,32 @@ import jax
 from jax._src import distributed
 
 _Result = TypeVar("_Result")
-_Plain = TypeVar("_Plain")
+_Json = TypeVar("_Json")
 
-# A file that one host has written may take so long to appear on another.
-SHARED_SECONDS = 30.0
-_SIGN_FILE = ".processes"
+# How long a file that one host wrote may take to appear on another host.
+SHARED_FOLDER_SECONDS = 30.0
+_TOKEN_FILE = ".processes"
 
-# Exit status of a process whose partner is gone: sysexits' "unavailable".
-LOST_STATUS = 69
+# Exit status after another process of the run was lost: sysexits'
+# EX_UNAVAILABLE.
+PROCESS_LOST_STATUS = 69
 
-_FINE = "fine"
-_FOREVER_MS = 7 * 24 * 3600 * 1000
-_TURN = itertools.count()  # Every process takes the same turns.
+_OK = "ok"
+_NO_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+# Numbers the exchanges. All processes make the same ones in the same order.
+_EXCHANGE_NUMBER = itertools.count()
 
 
 class ProcessesError(RuntimeError):
   """Processes that cannot run together; the message says what to do."""
 
 
-def end_now(message: str, status: int) -> None:
-  """Ends this process from any thread, whatever it is waiting for.
+def exit_immediately(message: str, status: int) -> None:
+  """Ends this process from any thread, even if the main thread is blocked.
 
   Args:
-    message: a line for stderr; "" for none.
-    status: its exit status.
+    message: a line for stderr; "" writes none.
+    status: the exit status.
   """
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
@@ -57,46 +59,53 @@ def end_now(message: str, status: int) -> None:
 
 
 def is_process_zero() -> bool:
-  """Whether this is the process that writes logs. Starts the jax backend."""
+  """Returns whether this process writes the logs. Starts the jax backend."""
   return jax.process_index() == 0
 
 
-def _exchange(text: str | None, senders: range) -> list[str]:
-  """What some processes say, in all of them.
+def _exchange(message: str | None, senders: range) -> list[str]:
+  """Publishes this process's message and waits for those of the senders.
 
-  Through jax's key-value store, not through devices: those give up on a
-  partner that has something to do for half a minute (gloo), and must be
-  idle. A partner that has died ends the wait by ending this process.
+  `multihost_utils` would use the devices, which must be idle for it, and whose
+  collectives (gloo) fail if a process is half a minute late. jax's key-value
+  store has neither limit. If a sender dies, the watchdog ends this process.
+
+  Args:
+    message: to publish; None publishes nothing.
+    senders: indices of the processes whose messages to read.
+
+  Returns:
+    The messages of the senders, in order.
   """
   client = distributed.global_state.client
-  place = f"pure_jax/{next(_TURN)}"
-  if text is not None:
-    client.key_value_set(f"{place}/{jax.process_index()}", text)
+  prefix = f"pure_jax/{next(_EXCHANGE_NUMBER)}"
+  if message is not None:
+    client.key_value_set(f"{prefix}/{jax.process_index()}", message)
   return [
-    client.blocking_key_value_get(f"{place}/{sender}", _FOREVER_MS)
+    client.blocking_key_value_get(f"{prefix}/{sender}", _NO_TIMEOUT_MS)
     for sender in senders
   ]
 
 
 def on_process_zero(action: Callable[[], _Result]) -> _Result | None:
-  """Process 0 does something; then all go on, or none does.
+  """Runs an action on process 0 while the other processes wait for it.
 
-  Every process must call it. Alone, it is a plain call.
+  Every process must call it. A single process just calls the action.
 
   Args:
-    action: what to do; only process 0 calls it.
+    action: called by process 0 alone.
 
   Returns:
-    What it returned, in process 0; None in the others.
+    In process 0 the action's result, in the others None.
 
   Raises:
-    ProcessesError: in the others, if it failed; process 0 raises what it
-      raised.
+    ProcessesError: in the other processes, if the action raised. Process 0
+      raises the action's own exception.
   """
   if jax.process_count() == 1:
     return action()
   if not is_process_zero():
-    if _exchange(None, range(1)) != [_FINE]:
+    if _exchange(None, range(1)) != [_OK]:
       raise ProcessesError("Process 0 cannot go on; its own log says why.")
     return None
   try:
@@ -104,102 +113,104 @@ def on_process_zero(action: Callable[[], _Result]) -> _Result | None:
   except BaseException:
     _exchange("failed", range(0))
     raise
-  _exchange(_FINE, range(0))
+  _exchange(_OK, range(0))
   return result
 
 
-def broadcast_from_zero(answer: Callable[[], _Plain]) -> _Plain:
-  """Process 0's answer to a question, in every process.
+def broadcast_from_zero(compute: Callable[[], _Json]) -> _Json:
+  """Computes a value on process 0 and returns it in every process.
 
-  Every process must call it: two that look at a file at two times may see two
-  things. Alone, it is a plain call.
+  Every process must call it. A value that depends on files must come from one
+  process: two that read a file at different times may read different things.
 
   Args:
-    answer: the question; only process 0 asks it. Something JSON-like.
+    compute: returns a JSON-like value; called by process 0 alone.
 
   Returns:
-    The answer.
+    The value.
   """
   if jax.process_count() == 1:
-    return answer()
-  mine = json.dumps(answer()) if is_process_zero() else None
-  return json.loads(_exchange(mine, range(1))[0])
+    return compute()
+  message = json.dumps(compute()) if is_process_zero() else None
+  return json.loads(_exchange(message, range(1))[0])
 
 
-def check_all(complaint: str | None) -> None:
-  """All processes go on, or each says that one of them cannot.
+def raise_on_any_error(error: str | None) -> None:
+  """Raises in every process if one of them reports an error.
 
   Every process must call it.
 
   Args:
-    complaint: what is wrong in this process; None if nothing is.
+    error: what is wrong in this process, or None.
 
   Raises:
-    ProcessesError: with the first process's complaint.
+    ProcessesError: with the error of the first process that has one.
   """
   count = jax.process_count()
-  if count == 1:
-    said = [complaint or _FINE]
-  else:
-    said = _exchange(complaint or _FINE, range(count))
-  for process, words in enumerate(said):
-    if words != _FINE:
-      raise ProcessesError(f"Process {process}: {words}")
+  own = error or _OK
+  reports = [own] if count == 1 else _exchange(own, range(count))
+  for process, report in enumerate(reports):
+    if report != _OK:
+      raise ProcessesError(f"Process {process}: {report}")
 
 
-def check_same(text: str, what: str) -> None:
-  """Refuses to go on where processes were started for different runs.
+def require_same(text: str, what: str) -> None:
+  """Raises unless a text is equal in all processes.
 
   Every process must call it.
 
   Args:
-    text: what must be equal in all of them.
-    what: its name in the message.
+    text: what must be equal, such as a config as JSON.
+    what: its name in the message, in the plural.
 
   Raises:
-    ProcessesError: if that of one process is not that of process 0.
+    ProcessesError: in every process, if one differs from process 0.
   """
   if jax.process_count() == 1:
     return
   digest = hashlib.sha256(text.encode()).hexdigest()
-  check_all(
+  is_same = broadcast_from_zero(lambda: digest) == digest
+  raise_on_any_error(
     None
-    if broadcast_from_zero(lambda: digest) == digest
+    if is_same
     else f"{what} differ from those of process 0: start all processes with the "
     "same command, on the same files."
   )
 
 
-def check_shared(folder: str | os.PathLike) -> None:
-  """Refuses a folder that is not the same one in every process.
+def require_shared_folder(folder: str | os.PathLike) -> None:
+  """Raises unless a path is the same folder in all processes.
 
-  Every process must call it.
+  Every process must call it. Process 0 writes a random token there, and the
+  others look for it.
 
   Args:
-    folder: which process 0 can write to.
+    folder: a folder that process 0 can write to.
 
   Raises:
-    ProcessesError: if what process 0 writes there is not seen elsewhere.
+    ProcessesError: in every process, if one does not see the token.
   """
   if jax.process_count() == 1:
     return
-  path = pathlib.Path(folder) / _SIGN_FILE
-  sign = broadcast_from_zero(lambda: secrets.token_hex(16))
-  on_process_zero(lambda: path.write_text(sign))
-  deadline = time.monotonic() + SHARED_SECONDS
-  while not (seen := _holds(path, sign)) and time.monotonic() < deadline:
+  path = pathlib.Path(folder) / _TOKEN_FILE
+  token = broadcast_from_zero(lambda: secrets.token_hex(16))
+  on_process_zero(lambda: path.write_text(token))
+  deadline = time.monotonic() + SHARED_FOLDER_SECONDS
+  while not (is_visible := _contains(path, token)):
+    if time.monotonic() > deadline:
+      break
     time.sleep(0.1)
-  check_all(
+  raise_on_any_error(
     None
-    if seen
+    if is_visible
     else f"what process 0 writes to {folder} is not there. All processes need "
     "one file system: name a folder that they share."
   )
   on_process_zero(path.unlink)
 
 
-def _holds(path: pathlib.Path, content: str) -> bool:
-  """Whether a file is there, and holds just that."""
+def _contains(path: pathlib.Path, content: str) -> bool:
+  """Returns whether the file exists with exactly this content."""
   try:
     return path.read_text() == content
   except OSError:

@@ -1,11 +1,11 @@
-"""Notices at once when another process of the run has ended without a word.
+"""Ends this process as soon as another process of the run has died.
 
-A process that waits for another one's part of a sum waits for ever. jax ends
-it when heartbeats stay out, after a minute or two and with a stack trace.
-This watch sees most deaths in the moment they happen: every process keeps a
-connection to process 0, and the kernel closes those of a process however it
-dies. A host that vanishes is noticed by keepalive probes, which the kernel
-sends by itself, however busy Python is.
+Without it, a process that waits in a collective for a dead one waits until
+jax's heartbeats time out after a minute or two, and then aborts with a stack
+trace. Here every process keeps a TCP connection to process 0. The kernel
+closes the connections of a process however it dies, so most deaths are seen at
+once. If a whole host vanishes, the kernel's keepalive probes fail; they do not
+depend on how busy Python is.
 """
 
 import contextlib
@@ -20,50 +20,56 @@ from collections.abc import Callable, Iterator
 import jax
 
 from pure_jax.host.distributed import preemption
-from pure_jax.host.distributed.cluster import Membership, connect
+from pure_jax.host.distributed.cluster import ClusterConfig, connect
 from pure_jax.host.distributed.processes import (
-  LOST_STATUS,
+  PROCESS_LOST_STATUS,
   broadcast_from_zero,
-  end_now,
+  exit_immediately,
 )
 
 _LOG = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 30.0
-# A partner that failed in its own words leaves the others so long to do so.
+# How long the other processes may take to report an error of their own after
+# one of them reported its failure.
 GRACE_SECONDS = 10.0
-# Probes of a silent connection: after 10 s, every 5 s, 6 of them.
+# Probes of a silent connection: after 10 s, then every 5 s, 6 in all.
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6))
 _NONCE_BYTES = 16
+# The last message of a process, and process 0's report of a lost one.
 _DONE, _FAILED, _LOST = b"d", b"f", b"l"
 
 
-def _end(reason: str) -> None:
-  """Ends this process without waiting for anything that it waits for."""
-  end_now(
+def _exit_after_loss(reason: str) -> None:
+  """Ends this process without waiting for a collective that never ends."""
+  exit_immediately(
     f"error: process {jax.process_index()}: {reason}; nothing can go on "
     "without it. Start all processes again with the same command: the run "
     "continues from its last checkpoint.",
-    LOST_STATUS,
+    PROCESS_LOST_STATUS,
   )
 
 
-class Peers:
-  """The connections of this process to the others. Use as a context manager.
+class Watchdog:
+  """Watches the connections between process 0 and the others.
 
-  Leaving it says goodbye; leaving it by an error says so as well. Where
-  two processes cannot connect, a line on stderr says so, and a death between
-  them is noticed by jax's heartbeats alone.
+  Use it as a context manager: leaving it tells the other processes whether
+  this one succeeded or failed. If two processes cannot connect, a warning is
+  logged, and only jax's heartbeats notice when one of them dies.
   """
 
-  def __init__(self, address: str, end: Callable[[str], None] = _end):
-    """Connects. Every process must call it; starts the jax backend.
+  def __init__(
+    self, address: str, on_loss: Callable[[str], None] = _exit_after_loss
+  ):
+    """Connects to the other processes. Starts the jax backend.
+
+    Every process must call it.
 
     Args:
-      address: host name or address at which all reach process 0.
-      end: called in a thread with what has happened.
+      address: host name or address at which all processes reach process 0.
+      on_loss: called in a thread with what happened to another process.
     """
-    self._end, self._leaving = end, False
+    self._on_loss, self._leaving = on_loss, False
     self._connections: list[socket.socket] = []
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
@@ -73,55 +79,55 @@ class Peers:
       lambda: [listener.getsockname()[1], secrets.token_hex(_NONCE_BYTES)]
     )
     if index == 0:
-      watched = _accept(listener, count, bytes.fromhex(nonce))
+      connections = _accept(listener, count, bytes.fromhex(nonce))
     else:
-      watched = _reach(address, port, bytes.fromhex(nonce), index)
-    self._connections = list(watched.values())
-    for number, connection in watched.items():
+      connections = _reach(address, port, bytes.fromhex(nonce), index)
+    self._connections = list(connections.values())
+    for process, connection in connections.items():
       threading.Thread(
         target=self._watch,
-        args=(number, connection),
-        name=f"peer {number}",
+        args=(process, connection),
+        name=f"watchdog of process {process}",
         daemon=True,
       ).start()
 
-  def __enter__(self) -> "Peers":
+  def __enter__(self) -> "Watchdog":
     return self
 
   def __exit__(self, kind: type | None, *unused: object) -> None:
     self._leaving = True
-    stopped = kind is not None and issubclass(kind, preemption.Preempted)
-    self._tell(_DONE if kind is None or stopped else _FAILED)
+    preempted = kind is not None and issubclass(kind, preemption.Preempted)
+    self._send(_DONE if kind is None or preempted else _FAILED)
 
-  def _tell(self, word: bytes) -> None:
-    """Sends a word to whoever is still there."""
+  def _send(self, message: bytes) -> None:
+    """Sends a message to all connected processes that still run."""
     for connection in self._connections:
       with contextlib.suppress(OSError):
-        connection.sendall(word)
+        connection.sendall(message)
 
-  def _watch(self, number: int, connection: socket.socket) -> None:
-    """Waits for a partner's last word, or for its end without one."""
-    word = b""
+  def _watch(self, process: int, connection: socket.socket) -> None:
+    """Waits for the last message of a process, or for a closed connection."""
+    message = b""
     with contextlib.suppress(OSError):
-      word = connection.recv(1)
-    if word == _DONE or self._leaving:
+      message = connection.recv(1)
+    if message == _DONE or self._leaving:
       return
-    if word == _FAILED:
+    if message == _FAILED:
       time.sleep(GRACE_SECONDS)
-      reason = f"process {number} ended with an error, which its log tells"
-    elif word == _LOST:
+      reason = f"process {process} ended with an error, which its log tells"
+    elif message == _LOST:
       with contextlib.suppress(OSError):
-        number = int.from_bytes(connection.recv(4), "big")
-      reason = f"process {number} died"
+        process = int.from_bytes(connection.recv(4), "big")
+      reason = f"process {process} died"
     else:
-      self._tell(_LOST + number.to_bytes(4, "big"))
-      reason = f"process {number} died"
+      self._send(_LOST + process.to_bytes(4, "big"))
+      reason = f"process {process} died"
     if not self._leaving:
-      self._end(reason)
+      self._on_loss(reason)
 
 
 def _listen(count: int) -> socket.socket:
-  """A listener on all addresses of this host."""
+  """Opens a listener on all addresses of this host."""
   if socket.has_dualstack_ipv6():
     return socket.create_server(
       ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=count
@@ -132,32 +138,32 @@ def _listen(count: int) -> socket.socket:
 def _accept(
   listener: socket.socket, count: int, nonce: bytes
 ) -> dict[int, socket.socket]:
-  """The connection of every other process, by its number."""
-  found: dict[int, socket.socket] = {}
+  """Accepts the other processes; returns connections by process index."""
+  connections: dict[int, socket.socket] = {}
   deadline = time.monotonic() + CONNECT_SECONDS
   with listener:
-    while len(found) < count - 1:
+    while len(connections) < count - 1:
       listener.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection, _ = listener.accept()
         connection.settimeout(CONNECT_SECONDS)
         hello = connection.recv(_NONCE_BYTES + 4, socket.MSG_WAITALL)
       except OSError as error:
-        missing = sorted({*range(1, count)} - found.keys())
+        missing = sorted({*range(1, count)} - connections.keys())
         _warn(f"processes {missing} did not connect to process 0", error)
         break
-      if hello[:_NONCE_BYTES] != nonce:  # Somebody else.
+      if hello[:_NONCE_BYTES] != nonce:  # Not a process of this run.
         connection.close()
         continue
-      number = int.from_bytes(hello[_NONCE_BYTES:], "big")
-      found[number] = _keep_alive(connection)
-  return found
+      process = int.from_bytes(hello[_NONCE_BYTES:], "big")
+      connections[process] = _keep_alive(connection)
+  return connections
 
 
 def _reach(
   address: str, port: int, nonce: bytes, index: int
 ) -> dict[int, socket.socket]:
-  """The connection to process 0, by its number."""
+  """Connects to process 0; returns the connection by process index."""
   try:
     connection = socket.create_connection((address, port), CONNECT_SECONDS)
     connection.sendall(nonce + index.to_bytes(4, "big"))
@@ -168,7 +174,7 @@ def _reach(
 
 
 def _warn(what: str, error: OSError) -> None:
-  """Says what is not watched."""
+  """Warns that a pair of processes is not watched."""
   _LOG.warning(
     "%s (%s): the death of either is noticed late, by jax's heartbeats. Open "
     "their ports to each other.",
@@ -178,47 +184,50 @@ def _warn(what: str, error: OSError) -> None:
 
 
 def _keep_alive(connection: socket.socket) -> socket.socket:
-  """Lets the kernel ask whether the other host is there, and wait for it."""
+  """Makes the kernel probe whether the other host is still up."""
   connection.settimeout(None)
   connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
   for name, value in _KEEPALIVE:
-    if hasattr(socket, name):  # Names differ between systems.
+    if hasattr(socket, name):  # macOS lacks some of them.
       connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
   return connection
 
 
 @contextlib.contextmanager
-def joined(membership: Membership) -> Iterator[None]:
-  """Runs what is inside as one of several processes, or by itself.
+def join_cluster(config: ClusterConfig) -> Iterator[None]:
+  """Runs the enclosed code as one of several processes, or as the only one.
 
   Args:
-    membership: who this process is.
+    config: names the other processes, or leaves them to the launcher.
 
   Yields:
     Nothing.
 
   Raises:
-    ProcessesError: if the others cannot be met.
+    ProcessesError: if this process cannot connect to the others.
   """
-  address = connect(membership)
+  address = connect(config)
   if address is None:
     yield
     return
-  with Peers(address):
+  with Watchdog(address):
     try:
       yield
     except jax.errors.JaxRuntimeError:
-      # If that was a partner's death, the watch says so and ends this.
+      # If another process died, the watchdog reports that and ends this one.
       time.sleep(GRACE_SECONDS)
       raise
 
 
-def leave(status: int) -> None:
+def exit_process(status: int) -> None:
   """Ends this process after an error, without waiting for the others.
 
+  At a regular exit jax would wait for the other processes, which may wait for
+  this one.
+
   Args:
-    status: its exit status.
+    status: the exit status.
   """
   if not jax.distributed.is_initialized():
     sys.exit(status)
-  end_now("", status)  # At exit jax waits for those that wait for this one.
+  exit_immediately("", status)

@@ -1,16 +1,15 @@
-"""How good a set of responses is: pass@k, maj@k, best-of-k, weighted vote.
+"""Metrics of sampled answers: pass@k, maj@k, best-of-k, weighted vote.
 
-Arrays are [P, n]: P problems, up to n responses each; `mask` is True where a
-response exists, the rest may hold anything. Every function returns a number
-per problem, with a mask (`intervals.PerProblem`); what a problem cannot
-give, such as pass@8 from five responses, is left out of it, not made up.
+Arrays are [P, n]: P problems, up to n responses each. `mask` is True where a
+response exists; masked entries may hold any value. Every function returns one
+number per problem, with a mask (`intervals.PerProblem`). A problem that cannot
+give a number, such as pass@8 from five responses, is masked.
 
 pass@k, maj@k and best-of-k are expectations over all subsets of k responses
-of a problem: drawn responses are exchangeable, so this is the unbiased
-estimate with the least variance, and the order of the responses means
-nothing. `average` is avg@k for every k in that sense. The weighted vote has no
-closed form over subsets: it is taken over all responses it is given, and
-`first_responses` narrows them down.
+of a problem. Sampled responses are exchangeable, so this is the unbiased
+estimate with the least variance, and the order of the responses has no effect.
+`average` is avg@k for every k in that sense. The weighted vote has no closed
+form over subsets and takes all responses.
 """
 
 import functools
@@ -25,40 +24,41 @@ _BOOL = ("mask", "correct", "has_answer", "has_score")
 
 
 def average(values: np.ndarray, mask: np.ndarray) -> PerProblem:
-  """The mean over a problem's responses.
+  """Averages a quantity over the responses of each problem.
 
-  Of verdicts it is avg@k, or greedy pass@1 where the one response is greedy;
-  of truncation flags or lengths, the truncation rate or the mean length.
+  The average of `correct` is avg@k, or greedy pass@1 if the only response is
+  greedy; that of truncation flags or lengths is the truncation rate or the
+  mean length.
 
   Args:
     values: [P, n] bool or number.
-    mask: [P, n] bool, which responses exist.
+    mask: [P, n] bool, True where the response exists.
 
   Returns:
     [P]; a problem without responses has no value.
   """
   mask = _checked(mask, values=values)
-  kept = np.where(mask, values, 0).astype(np.float64)
+  total = np.where(mask, values, 0).astype(np.float64).sum(1)
   count = mask.sum(1)
-  return PerProblem(kept.sum(1) / np.maximum(count, 1), count > 0)
+  return PerProblem(total / np.maximum(count, 1), count > 0)
 
 
 def pass_at_k(correct: np.ndarray, mask: np.ndarray, k: int) -> PerProblem:
-  """The probability that one of k responses is right.
+  """Computes the probability that at least one of k responses is correct.
 
-  1 − C(n−c, k) / C(n, k) with c right ones among n (Chen et al. 2021,
+  1 − C(n−c, k) / C(n, k) with c correct ones among n (Chen et al. 2021,
   https://arxiv.org/abs/2107.03374, Eq. 1).
 
   Args:
-    correct: [P, n] bool, verdicts.
-    mask: [P, n] bool, which responses exist.
+    correct: [P, n] bool, whether the answer is right.
+    mask: [P, n] bool, True where the response exists.
     k: at least 1.
 
   Returns:
     [P]; a problem with fewer than k responses has no value.
 
-  >>> verdicts = np.array([[True, False, False, False]])
-  >>> pass_at_k(verdicts, np.ones((1, 4), bool), k=2).value
+  >>> correct = np.array([[True, False, False, False]])
+  >>> pass_at_k(correct, np.ones((1, 4), bool), k=2).value
   array([0.5])
   """
   mask = _checked(mask, correct=correct)
@@ -78,26 +78,26 @@ def majority_at_k(
   mask: np.ndarray,
   k: int,
 ) -> PerProblem:
-  """The probability that the most frequent answer of k responses is right.
+  """Computes the probability that the majority answer of k is right.
 
-  Answers with equally many votes are equally likely to be chosen. A response
-  without an answer is one of the k but does not vote; where none of them
-  votes nothing is chosen, which is wrong. A class is as right as the share of
-  its responses: 0 or 1 where equal answers have equal verdicts.
+  Ties are broken uniformly at random. A response without an answer is one of
+  the k but does not vote; if nobody votes, the result is wrong. The value of
+  an answer is the share of its responses that are correct: 0 or 1 if the
+  grader gave equal answers the same result.
 
   Args:
-    correct: [P, n] bool, verdicts.
-    answer_ids: [P, n] int, equal where answers of one problem are.
-    has_answer: [P, n] bool, whether an answer was found in the response.
-    mask: [P, n] bool, which responses exist.
+    correct: [P, n] bool, whether the answer is right.
+    answer_ids: [P, n] int, equal for equal answers of a problem.
+    has_answer: [P, n] bool, whether the response has an answer.
+    mask: [P, n] bool, True where the response exists.
     k: at least 1; at 1 it is the average.
 
   Returns:
     [P]; a problem with fewer than k responses has no value.
 
   >>> ids = np.array([[7, 7, 3]])
-  >>> there = np.ones((1, 3), bool)
-  >>> majority_at_k(ids == 7, ids, there, there, k=3).value
+  >>> mask = np.ones((1, 3), bool)
+  >>> majority_at_k(ids == 7, ids, mask, mask, k=3).value
   array([1.])
   """
   mask = _checked(
@@ -123,39 +123,39 @@ def best_of_k(
   mask: np.ndarray,
   k: int,
 ) -> PerProblem:
-  """The probability that the best scored of k responses is right.
+  """Computes the probability that the best scored of k responses is correct.
 
-  Responses with the same score are equally likely to be chosen. One without
-  a score, such as an empty response, is chosen never: where none of the k has
-  a score nothing is chosen, which is wrong.
+  Ties are broken uniformly at random. A response without a score, such as an
+  empty one, is never chosen; if none of the k has a score, the result is
+  wrong.
 
   Args:
-    correct: [P, n] bool, verdicts.
+    correct: [P, n] bool, whether the answer is right.
     scores: [P, n] float, higher is better (`host.evaluation.response_scores`).
     has_score: [P, n] bool, whether the response could be scored.
-    mask: [P, n] bool, which responses exist.
+    mask: [P, n] bool, True where the response exists.
     k: at least 1.
 
   Returns:
     [P]; a problem with fewer than k responses has no value.
 
   Raises:
-    ValueError: naming the first score that is not finite.
+    ValueError: if a score is not finite; the message gives its index.
   """
   mask = _checked(mask, correct=correct, scores=scores, has_score=has_score)
   scored = mask & np.asarray(has_score)
   _check_finite("score", scores, scored)
   value, enough = _start(mask, k)
   for row in np.flatnonzero(enough):
-    kept = scored[row]
+    columns = scored[row]
     _, members, size = np.unique(
-      np.asarray(scores)[row, kept], return_inverse=True, return_counts=True
+      np.asarray(scores)[row, columns], return_inverse=True, return_counts=True
     )
-    right = np.bincount(members, np.asarray(correct)[row, kept], len(size))
+    right = np.bincount(members, np.asarray(correct)[row, columns], len(size))
     total = int(mask[row].sum())
-    below = total - int(kept.sum())
+    below = total - int(columns.sum())
     for count, share in zip(size.tolist(), right / size, strict=True):
-      # Subsets whose best response is of this score.
+      # The number of subsets whose best response has this score.
       chosen = math.comb(below + count, k) - math.comb(below, k)
       value[row] += share * (chosen / math.comb(total, k))
       below += count
@@ -170,27 +170,28 @@ def weighted_majority(
   has_score: np.ndarray,
   mask: np.ndarray,
 ) -> PerProblem:
-  """Whether the answer with the largest summed weight is right.
+  """Tells whether the answer with the largest summed weight is right.
 
-  Over all responses. A response without an answer or a score does not vote;
-  where none votes nothing is chosen, which is wrong. Answers with exactly the
-  same sum are equally likely to be chosen, and a class is as right as the
-  share of its responses, as in `majority_at_k`.
+  All responses of a problem vote, except those without an answer or a score;
+  if nobody votes, the result is wrong. Answers with exactly the same sum tie,
+  and ties are broken uniformly at random. The value of an answer is the share
+  of its responses that are correct, as in `majority_at_k`.
 
   Args:
-    correct: [P, n] bool, verdicts.
-    answer_ids: [P, n] int, equal where answers of one problem are.
-    has_answer: [P, n] bool, whether an answer was found in the response.
+    correct: [P, n] bool, whether the answer is right.
+    answer_ids: [P, n] int, equal for equal answers of a problem.
+    has_answer: [P, n] bool, whether the response has an answer.
     weights: [P, n] float, at least 0: a negative weight would make an answer
       lose by being given more often.
     has_score: [P, n] bool, whether the response could be scored.
-    mask: [P, n] bool, which responses exist.
+    mask: [P, n] bool, True where the response exists.
 
   Returns:
     [P]; a problem without responses has no value.
 
   Raises:
-    ValueError: naming the first weight that is not finite, or negative.
+    ValueError: if a weight is negative or not finite; the message gives its
+      index.
   """
   mask = _checked(
     mask,
@@ -212,36 +213,18 @@ def weighted_majority(
     )
   value = np.zeros(len(mask))
   for row in range(len(mask)):
-    rights: dict[int, list[bool]] = {}
-    parts: dict[int, list[float]] = {}
+    right_of: dict[int, list[bool]] = {}
+    weights_of: dict[int, list[float]] = {}
     for column in np.flatnonzero(voting[row]):
       answer = int(np.asarray(answer_ids)[row, column])
-      rights.setdefault(answer, []).append(bool(correct[row][column]))
-      parts.setdefault(answer, []).append(float(weights[row][column]))
+      right_of.setdefault(answer, []).append(bool(correct[row][column]))
+      weights_of.setdefault(answer, []).append(float(weights[row][column]))
     # fsum is exact, so the order of the responses cannot break a tie.
-    sums = {answer: math.fsum(part) for answer, part in parts.items()}
+    sums = {answer: math.fsum(votes) for answer, votes in weights_of.items()}
     best = max(sums.values(), default=0.0)
-    shares = [np.mean(rights[a]) for a, total in sums.items() if total == best]
+    shares = [np.mean(right_of[a]) for a, s in sums.items() if s == best]
     value[row] = np.mean(shares) if shares else 0.0
   return PerProblem(value, mask.any(1))
-
-
-def first_responses(mask: np.ndarray, k: int) -> np.ndarray:
-  """Keeps the first k responses of each problem.
-
-  Args:
-    mask: [P, n] bool, which responses exist.
-    k: at least 1.
-
-  Returns:
-    [P, n] bool; all responses of a problem that has fewer than k.
-
-  Raises:
-    ValueError: if `k` is less than 1.
-  """
-  mask = _checked(mask)
-  _start(mask, k)
-  return mask & (np.cumsum(mask, axis=1) <= k)
 
 
 def answer_ids(
@@ -251,51 +234,52 @@ def answer_ids(
   """Numbers the distinct answers of each problem.
 
   Args:
-    answers: P rows of answers, None where a response has none; a row may be
-      shorter than others.
-    key: what equal answers have in common, such as a normal form; by default
-      the text itself.
+    answers: P rows of answers, None for a response without one; rows may
+      differ in length.
+    key: maps an answer to a normal form; answers with equal normal forms are
+      equal. None compares the texts.
 
   Returns:
     (ids [P, n] int64, has_answer [P, n] bool), n the length of the longest
     row. The first distinct answer of a problem is 0.
 
-  >>> ids, there = answer_ids([["7", "07", None], ["2"]], key=int)
-  >>> ids.tolist(), there.tolist()
+  >>> ids, has_answer = answer_ids([["7", "07", None], ["2"]], key=int)
+  >>> ids.tolist(), has_answer.tolist()
   ([[0, 0, 0], [0, 0, 0]], [[True, True, False], [True, False, False]])
   """
   width = max(map(len, answers), default=0)
   ids = np.zeros((len(answers), width), np.int64)
   has_answer = np.zeros((len(answers), width), bool)
-  for row, given in enumerate(answers):
-    seen: dict[Hashable, int] = {}
-    for column, answer in enumerate(given):
+  for row, row_answers in enumerate(answers):
+    id_of: dict[Hashable, int] = {}
+    for column, answer in enumerate(row_answers):
       if answer is not None:
-        name = answer if key is None else key(answer)
-        ids[row, column] = seen.setdefault(name, len(seen))
+        normal_form = answer if key is None else key(answer)
+        ids[row, column] = id_of.setdefault(normal_form, len(id_of))
         has_answer[row, column] = True
   return ids, has_answer
 
 
 def _majority(size: np.ndarray, right: np.ndarray, total: int, k: int) -> float:
-  """How often the vote of a subset is right.
+  """Computes the expected value of the majority answer of a random subset.
 
-  Responses drawn independently, each with probability p, are a uniform subset
-  once there are k of them, whatever p is. So the votes of the classes are
-  independent binomials given their sum, and one pass over the classes counts
-  the draws with t classes at the largest vote and none above.
+  If each response is drawn independently with probability p, then the draws of
+  size k are uniform subsets of size k, for any p. So the votes of the answers
+  are independent binomials conditioned on their sum. For each possible largest
+  vote, one pass over the answers sums the probabilities of the draws in which
+  t answers have that vote and none has more.
 
   Args:
-    size: [classes] int, responses of each.
-    right: [classes] float, the share of them that is right.
-    total: responses, those without an answer included; at least k.
-    k: responses drawn.
+    size: [answers] int, number of responses with each answer.
+    right: [answers] float, share of them that is correct.
+    total: number of responses, those without an answer included; at least k.
+    k: number of responses drawn.
   """
   p = k / (total + 1)
   value = 0.0
   for most in range(1, min(k, size.max(initial=0)) + 1):
-    # [votes so far, classes at the most]: probability of the draw, and the
-    # same times the summed shares of the classes at the most.
+    # [votes so far, answers with `most` votes]: probability of the draw, and
+    # the same times the summed `right` of the answers with `most` votes.
     draw = np.zeros((k + 1, k // most + 1))
     draw[0, 0] = 1.0
     shares = np.zeros_like(draw)
@@ -307,8 +291,8 @@ def _majority(size: np.ndarray, right: np.ndarray, total: int, k: int) -> float:
           _vote(draw, draw, pmf, most),
           _vote(shares, tied, pmf, most),
         )
-    # Classes that cannot reach the most and responses without an answer
-    # share out the rest of the draw as they like.
+    # The rest of the draw is from answers with too few responses to reach
+    # `most` votes and from responses without an answer.
     others = _binomial(total - int(size[size >= most].sum()), p)[: k + 1]
     rest = np.pad(others, (0, k + 1 - len(others)))
     tie = np.arange(1, draw.shape[1])
@@ -319,7 +303,7 @@ def _majority(size: np.ndarray, right: np.ndarray, total: int, k: int) -> float:
 def _vote(
   below: np.ndarray, tied: np.ndarray, pmf: np.ndarray, most: int
 ) -> np.ndarray:
-  """Adds a class with fewer votes than the most, or exactly as many."""
+  """Adds an answer that has fewer than `most` votes, or exactly `most`."""
   added = np.zeros_like(below)
   for votes in range(most):
     added[votes:] += pmf[votes] * below[: len(below) - votes]
@@ -329,7 +313,7 @@ def _vote(
 
 @functools.lru_cache(maxsize=4096)
 def _binomial(count: int, p: float) -> np.ndarray:
-  """[count + 1] probabilities of 0..count successes; 0 < p < 1."""
+  """Returns [count + 1] probabilities of 0..count successes; 0 < p < 1."""
   log_p, log_q = math.log(p), math.log1p(-p)
   logs = [
     math.log(math.comb(count, i)) + i * log_p + (count - i) * log_q
@@ -339,14 +323,14 @@ def _binomial(count: int, p: float) -> np.ndarray:
 
 
 def _start(mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Values to fill in, and which problems have k responses."""
+  """Returns zeros [P] and a mask of the problems with k responses."""
   if k < 1:
     raise ValueError(f"k must be at least 1, got {k}.")
   return np.zeros(len(mask)), mask.sum(1) >= k
 
 
 def _checked(mask: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
-  """The mask as an array, after a look at what comes with it."""
+  """Validates shapes and dtypes of [P, n] arrays; returns the mask."""
   mask = np.asarray(mask)
   for name, array in {"mask": mask, **arrays}.items():
     array = np.asarray(array)
@@ -361,10 +345,10 @@ def _checked(mask: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(name: str, values: np.ndarray, mask: np.ndarray) -> None:
-  """Raises a ValueError that names the first kept value that is no number."""
-  bad = np.argwhere(mask & ~np.isfinite(np.asarray(values, np.float64)))
-  if bad.size:
-    row, column = bad[0]
+  """Raises a ValueError with the index of the first value not finite."""
+  not_finite = np.argwhere(mask & ~np.isfinite(np.asarray(values, np.float64)))
+  if not_finite.size:
+    row, column = not_finite[0]
     raise ValueError(
       f"The {name} of problem {row}, response {column} is "
       f"{np.asarray(values)[row, column]}: leave it out by has_score, or check "

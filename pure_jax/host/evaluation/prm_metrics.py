@@ -1,17 +1,21 @@
-"""How good a PRM is: ProcessBench, single steps, calibration.
+"""Metrics of a PRM: ProcessBench, single steps, calibration, best-of-n.
 
-Step rewards are r = p(good) − p(bad) in [−1, 1]; a step is labelled good where
-its reward is *above* the threshold, 0 by default, as the PRM loss counts it.
-What has no value, such as an AUC where all steps are good, is None, and left
-out where a dict of numbers comes back.
+Step rewards are r = p(good) − p(bad) in [−1, 1]. A PRM labels a step good if
+its reward is *above* the threshold, 0 by default, as in the PRM's loss. A
+metric that has no value, such as an AUC without bad steps, is None, and absent
+from dictionaries of metrics.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
+from pure_jax.host.evaluation import answer_metrics
+from pure_jax.host.evaluation.intervals import PerProblem
 from pure_jax.host.evaluation.response_scores import (
-  kept_scores,
+  AGGREGATIONS,
+  masked_scores,
   probability_good,
 )
 
@@ -24,26 +28,26 @@ class FirstErrors:
   """The first wrong step of each response, labelled or predicted.
 
   Attributes:
-    index: [B] int64, from 0; 0 where there is no error.
-    found: [B] bool, whether there is one.
+    index: [B] int64, from 0; 0 for a response without an error.
+    has_error: [B] bool, whether any step is wrong.
   """
 
   index: np.ndarray
-  found: np.ndarray
+  has_error: np.ndarray
 
   def take(self, rows: np.ndarray) -> "FirstErrors":
-    """The responses of these rows, say of a bootstrap's resample."""
-    return FirstErrors(self.index[rows], self.found[rows])
+    """Selects responses by index, repeats included."""
+    return FirstErrors(self.index[rows], self.has_error[rows])
 
 
 def labelled_errors(labels: np.ndarray) -> FirstErrors:
-  """Reads the labels of ProcessBench files.
+  """Converts labels in ProcessBench's format.
 
   Args:
-    labels: [B] int, index of the first wrong step, -1 where all are right.
+    labels: [B] int, index of the first wrong step, -1 if all are right.
 
   Returns:
-    [B].
+    [B] first errors.
   """
   labels = np.asarray(labels, np.int64)
   return FirstErrors(np.maximum(labels, 0), labels >= 0)
@@ -52,107 +56,90 @@ def labelled_errors(labels: np.ndarray) -> FirstErrors:
 def predicted_errors(
   step_rewards: np.ndarray, step_mask: np.ndarray, threshold: float = 0.0
 ) -> FirstErrors:
-  """The first step that is not labelled good.
+  """Finds the first step that the PRM does not label good.
 
   Args:
     step_rewards: [B, S] float, any scale on which higher is better.
     step_mask: [B, S] bool, True where the step exists.
-    threshold: what the reward of a good step is above.
+    threshold: a step is good if its reward is above it.
 
   Returns:
-    [B]; no error where every step is above, or there is none.
+    [B] first errors; no error for a response without steps.
 
   >>> rewards = np.array([[0.9, -0.2, -0.8], [0.9, 0.4, -0.8]])
   >>> mask = np.array([[True, True, True], [True, True, False]])
   >>> predicted_errors(rewards, mask)
-  FirstErrors(index=array([1, 0]), found=array([ True, False]))
+  FirstErrors(index=array([1, 0]), has_error=array([ True, False]))
   """
-  rewards = kept_scores(step_rewards, step_mask)
+  rewards = masked_scores(step_rewards, step_mask)
   wrong = np.asarray(step_mask) & (rewards <= threshold)
-  found = wrong.any(-1)
-  # Steps of a row before which nothing was wrong.
-  untouched = np.cumsum(wrong, axis=-1) == 0
-  return FirstErrors(np.where(found, untouched.sum(-1), 0), found)
+  has_error = wrong.any(-1)
+  good_so_far = np.cumsum(wrong, axis=-1) == 0
+  return FirstErrors(np.where(has_error, good_so_far.sum(-1), 0), has_error)
 
 
 def process_bench(
   predicted: FirstErrors, labelled: FirstErrors
 ) -> dict[str, float]:
-  """The benchmark's three numbers.
+  """Computes the three metrics of ProcessBench.
 
-  Accuracy on erroneous items (the index must be the labelled one), accuracy
-  on correct items (no error predicted), and their harmonic mean, called F1.
+  They are the accuracy on erroneous solutions (the predicted index must be
+  the labelled one), the accuracy on correct solutions (no error predicted),
+  and their harmonic mean, called F1.
 
   Args:
-    predicted: [B].
-    labelled: [B].
+    predicted: [B] first errors.
+    labelled: [B] first errors.
 
   Returns:
-    "error_accuracy", "correct_accuracy" and "f1" in [0, 1]. The accuracy on a
-    kind of which there is no item is left out, and F1 with it; F1 is 0 where
-    both accuracies are.
+    "error_accuracy", "correct_accuracy" and "f1" in [0, 1]. An accuracy over
+    no solutions is absent, and then F1 is too. F1 is 0 if both accuracies are.
   """
-  match = predicted.found == labelled.found
-  match &= ~labelled.found | (predicted.index == labelled.index)
-  numbers = {}
-  if labelled.found.any():
-    numbers["error_accuracy"] = float(match[labelled.found].mean())
-  if not labelled.found.all():
-    numbers["correct_accuracy"] = float(match[~labelled.found].mean())
-  if len(numbers) == 2:
-    error, correct = numbers.values()
+  match = predicted.has_error == labelled.has_error
+  match &= ~labelled.has_error | (predicted.index == labelled.index)
+  metrics = {}
+  if labelled.has_error.any():
+    metrics["error_accuracy"] = float(match[labelled.has_error].mean())
+  if not labelled.has_error.all():
+    metrics["correct_accuracy"] = float(match[~labelled.has_error].mean())
+  if len(metrics) == 2:
+    error, correct = metrics.values()
     both = error + correct
-    numbers["f1"] = 2 * error * correct / both if both else 0.0
-  return numbers
+    metrics["f1"] = 2 * error * correct / both if both else 0.0
+  return metrics
 
 
 def choose_threshold(
   step_rewards: np.ndarray, step_mask: np.ndarray, labelled: FirstErrors
 ) -> float | None:
-  """The threshold with the highest F1.
+  """Finds the threshold with the highest F1.
 
-  For PRMs that give a score without a verdict, the authors of ProcessBench
-  choose it on the GSM8K subset and use it on all four; PRMs that give
-  verdicts are taken at their word, here a threshold of 0. Every threshold
-  that could matter is tried, those halfway between neighbouring scores.
+  The authors of ProcessBench choose it on the GSM8K subset and use it on all
+  four, for PRMs that give a score and no label. A PRM that gives labels is
+  evaluated at a threshold of 0. Candidates lie halfway between neighbouring
+  scores, so every distinct prediction is tried.
 
   Args:
     step_rewards: [B, S] float, any scale on which higher is better.
     step_mask: [B, S] bool, True where the step exists.
-    labelled: [B].
+    labelled: [B] first errors.
 
   Returns:
-    The threshold, the lowest of several best ones. None where F1 has no value
-    (no item of a kind) or all scores are the same.
+    The threshold, the lowest of several best ones. None if F1 has no value,
+    because erroneous or correct solutions are missing, or if all scores are
+    equal.
   """
-  rewards = kept_scores(step_rewards, step_mask)
+  rewards = masked_scores(step_rewards, step_mask)
   scores = np.unique(rewards[np.asarray(step_mask)])
   candidates = (scores[:-1] + scores[1:]) / 2
-  if labelled.found.all() or not labelled.found.any() or not candidates.size:
+  has_error = labelled.has_error
+  if has_error.all() or not has_error.any() or not candidates.size:
     return None
   f1 = [
     process_bench(predicted_errors(rewards, step_mask, t), labelled)["f1"]
     for t in candidates
   ]
   return float(candidates[np.argmax(f1)])
-
-
-def step_labels(
-  labelled: FirstErrors, step_mask: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-  """Labels of steps from the first error: good before it, then bad, then none.
-
-  Args:
-    labelled: [B].
-    step_mask: [B, S] bool, True where the step exists.
-
-  Returns:
-    (good [B, S] bool, label_mask [B, S] bool): steps after the first error
-    have no label, as in PRM800K.
-  """
-  step = np.arange(np.shape(step_mask)[-1])
-  found, first = labelled.found[:, None], labelled.index[:, None]
-  return ~found | (step < first), step_mask & (~found | (step <= first))
 
 
 # ===== Single steps =====
@@ -164,20 +151,20 @@ def accuracy(
   label_mask: np.ndarray,
   threshold: float = 0.0,
 ) -> float | None:
-  """The share of labelled steps labelled as their label says.
+  """Computes the share of labelled steps on which PRM and label agree.
 
   Args:
     step_rewards: [...] float, any scale on which higher is better.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
-    threshold: what the reward of a good step is above.
+    threshold: a step is good if its reward is above it.
 
   Returns:
     The share in [0, 1]; None without labels.
   """
   label_mask = np.asarray(label_mask)
-  right = (kept_scores(step_rewards, label_mask) > threshold) == good
-  return float(right[label_mask].mean()) if label_mask.any() else None
+  agrees = (masked_scores(step_rewards, label_mask) > threshold) == good
+  return float(agrees[label_mask].mean()) if label_mask.any() else None
 
 
 def balanced_accuracy(
@@ -186,21 +173,21 @@ def balanced_accuracy(
   label_mask: np.ndarray,
   threshold: float = 0.0,
 ) -> float | None:
-  """The mean of the accuracies on good and on bad steps.
+  """Averages the accuracy on good steps and the accuracy on bad steps.
 
   Args:
     step_rewards: [...] float, any scale on which higher is better.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
-    threshold: what the reward of a good step is above.
+    threshold: a step is good if its reward is above it.
 
   Returns:
-    The mean in [0, 1], 0.5 for a PRM that judges all steps the same; None
-    where good or bad steps are missing.
+    The mean in [0, 1], 0.5 for a PRM that gives all steps the same label;
+    None if good or bad steps are missing.
   """
   recalls = [
-    accuracy(step_rewards, good, kind & label_mask, threshold)
-    for kind in (np.asarray(good), ~np.asarray(good))
+    accuracy(step_rewards, good, label & label_mask, threshold)
+    for label in (np.asarray(good), ~np.asarray(good))
   ]
   return None if None in recalls else sum(recalls) / 2
 
@@ -208,10 +195,11 @@ def balanced_accuracy(
 def auc(
   step_rewards: np.ndarray, good: np.ndarray, label_mask: np.ndarray
 ) -> float | None:
-  """The probability that a good step scores above a bad one, ties half.
+  """Computes the probability that a good step scores above a bad one.
 
-  The Mann-Whitney statistic U / (n_good n_bad) from the ranks of the scores,
-  equal scores sharing their average rank; the area under the ROC curve.
+  A tie counts one half. The result is the area under the ROC curve, computed
+  as the Mann-Whitney statistic U / (n_good n_bad) from the ranks of the
+  scores; equal scores share their average rank.
 
   Args:
     step_rewards: [...] float, any scale on which higher is better.
@@ -219,21 +207,21 @@ def auc(
     label_mask: [...] bool, True where a step has a label.
 
   Returns:
-    The area in [0, 1], 0.5 for scores that tell nothing; None where good or
-    bad steps are missing.
+    The area in [0, 1], 0.5 for uninformative scores; None if good or bad
+    steps are missing.
 
-  >>> everywhere = np.ones(3, bool)
-  >>> auc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True]), everywhere)
+  >>> labelled = np.ones(3, bool)
+  >>> auc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True]), labelled)
   0.75
   """
   label_mask = np.asarray(label_mask)
-  scores = kept_scores(step_rewards, label_mask)[label_mask]
+  scores = masked_scores(step_rewards, label_mask)[label_mask]
   labels = np.asarray(good)[label_mask]
   n_good, n_bad = int(labels.sum()), int((~labels).sum())
   if not n_good or not n_bad:
     return None
-  _, place, ties = np.unique(scores, return_inverse=True, return_counts=True)
-  rank = (np.cumsum(ties) - (ties - 1) / 2)[place]
+  _, group, ties = np.unique(scores, return_inverse=True, return_counts=True)
+  rank = (np.cumsum(ties) - (ties - 1) / 2)[group]
   above = rank[labels].sum() - n_good * (n_good + 1) / 2
   return float(above / (n_good * n_bad))
 
@@ -244,12 +232,12 @@ def calibration_error(
   label_mask: np.ndarray,
   bins: int = 10,
 ) -> float | None:
-  """The expected calibration error of p(good).
+  """Computes the expected calibration error of p(good).
 
   ECE = Σₘ |Bₘ|/N |share of good steps in Bₘ − mean p(good) in Bₘ| over bins
   of equal width, ((m−1)/M, m/M], 0 in the first. As in Guo et al. 2017
-  (https://arxiv.org/abs/1706.04599), but of p(good) itself over [0, 1], where
-  theirs is of the predicted class.
+  (https://arxiv.org/abs/1706.04599), but of p(good) over [0, 1]; theirs is of
+  the probability of the predicted class.
 
   Args:
     step_rewards: [...] float, -1..1.
@@ -265,7 +253,7 @@ def calibration_error(
     return None
   p = probability_good(step_rewards, label_mask)[label_mask]
   bin_of = np.searchsorted(np.arange(1, bins) / bins, p, side="left")
-  # |Bₘ| cancels: what is left are sums over the bin.
+  # |Bₘ| cancels, which leaves sums over each bin.
   gap = np.bincount(bin_of, np.asarray(good)[label_mask] - p, bins)
   return float(np.abs(gap).sum() / p.size)
 
@@ -273,7 +261,7 @@ def calibration_error(
 def step_metrics(
   step_rewards: np.ndarray, good: np.ndarray, label_mask: np.ndarray
 ) -> dict[str, float]:
-  """All numbers on single steps, at threshold 0.
+  """Computes all metrics of single steps, at threshold 0.
 
   Args:
     step_rewards: [...] float, -1..1.
@@ -282,15 +270,88 @@ def step_metrics(
 
   Returns:
     "step_accuracy", "balanced_accuracy", "auc", "calibration_error" and
-    "good_share"; what has no value is left out.
+    "good_share"; a metric without a value is absent.
   """
   label_mask = np.asarray(label_mask)
-  numbers = {
+  metrics = {
     "step_accuracy": accuracy(step_rewards, good, label_mask),
     "balanced_accuracy": balanced_accuracy(step_rewards, good, label_mask),
     "auc": auc(step_rewards, good, label_mask),
     "calibration_error": calibration_error(step_rewards, good, label_mask),
   }
   if label_mask.any():
-    numbers["good_share"] = float(np.asarray(good)[label_mask].mean())
-  return {name: n for name, n in numbers.items() if n is not None}
+    metrics["good_share"] = float(np.asarray(good)[label_mask].mean())
+  return {name: n for name, n in metrics.items() if n is not None}
+
+
+# ===== Best-of-n among several solutions of a problem =====
+
+
+def best_of_n_metrics(
+  problems: Sequence[str],
+  correct: Sequence[bool | None],
+  answers: Sequence[str | None],
+  step_rewards: np.ndarray,
+  step_mask: np.ndarray,
+) -> dict[str, PerProblem]:
+  """Computes how often the solution that the PRM prefers is correct.
+
+  Two baselines need no PRM: the mean accuracy, which is that of a random
+  choice, and the majority of the answers. n is the largest number of solutions
+  that a problem has. Problems with fewer are left out, because best-of-2 and
+  best-of-4 are different metrics. Solutions of unknown outcome are ignored.
+
+  Args:
+    problems: B names, such as `records.problem_key` returns; solutions of one
+      problem share a name.
+    correct: B outcomes, None if unknown.
+    answers: B final answers, compared as texts; None if there is no answer,
+      which then does not vote.
+    step_rewards: [B, S] float, -1..1.
+    step_mask: [B, S] bool, True where the step exists.
+
+  Returns:
+    By metric, [P] values of the problems with n solutions, in order of first
+    appearance: "mean_of_n", "majority_of_n" and "best_of_n_minimum" with the
+    other `AGGREGATIONS`, n written as a number. Empty if no problem has two
+    solutions.
+
+  Raises:
+    ValueError: if the lengths differ, or a reward lies outside -1..1.
+
+  >>> rewards = np.array([[0.9, -0.8], [0.2, 0.1]])
+  >>> metrics = best_of_n_metrics(
+  ...   ["a", "a"], [False, True], ["3", "4"], rewards, np.ones((2, 2), bool))
+  >>> [metrics[f"best_of_2_{name}"].value for name in ("minimum", "mean")]
+  [array([1.]), array([1.])]
+  """
+  if not len(problems) == len(correct) == len(answers) == len(step_rewards):
+    raise ValueError(
+      f"{len(problems)} problems, {len(correct)} outcomes, {len(answers)} "
+      f"answers and {len(step_rewards)} rows of rewards: give one each."
+    )
+  rows_of: dict[str, list[int]] = {}
+  for row, outcome in enumerate(correct):
+    if outcome is not None:
+      rows_of.setdefault(problems[row], []).append(row)
+  n = max(map(len, rows_of.values()), default=0)
+  if n < 2:
+    return {}
+  groups = np.asarray([rows for rows in rows_of.values() if len(rows) == n])
+  right = np.asarray([[bool(correct[row]) for row in rows] for rows in groups])
+  mask = np.ones(right.shape, bool)
+  ids, has_answer = answer_metrics.answer_ids(
+    [[answers[row] for row in rows] for rows in groups]
+  )
+  metrics = {
+    f"mean_of_{n}": answer_metrics.average(right, mask),
+    f"majority_of_{n}": answer_metrics.majority_at_k(
+      right, ids, has_answer, mask, n
+    ),
+  }
+  for name, aggregate in AGGREGATIONS.items():
+    scores = aggregate(step_rewards, step_mask)[groups]
+    metrics[f"best_of_{n}_{name}"] = answer_metrics.best_of_k(
+      right, scores, mask, mask, n
+    )
+  return metrics

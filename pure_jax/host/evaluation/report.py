@@ -1,9 +1,8 @@
-"""An evaluation as a table, as JSON and as a picture.
+"""Writes an evaluation as a table, as JSON and as a picture.
 
-What is reported is plain data: tables by title, in each the columns (say
-benchmarks, or the levels of one) by name, in each its metrics by name, each an
-`intervals.Estimate`. A metric that a column does not have is an empty
-cell; nothing is filled in.
+A report is plain data: tables by title; in each table columns by name (say
+benchmarks, or the levels of one); in each column metrics by name, each an
+`intervals.Estimate`. A metric that a column lacks is an empty cell.
 """
 
 import math
@@ -24,7 +23,7 @@ _PANELS_IN_A_ROW = 4
 
 
 class ReportError(ValueError):
-  """Results that cannot be reported; the message says which."""
+  """A result that cannot be reported; the message names it."""
 
 
 def write_report(
@@ -33,26 +32,26 @@ def write_report(
   """Writes ``report.json``, ``report.md`` and ``report.png``.
 
   Args:
-    folder: where they go; must exist.
+    folder: an existing folder.
     title: heading of the Markdown, "title" of the JSON.
     tables: results by table, column and metric. Tables and columns without a
       metric are in the JSON only.
 
   Returns:
-    The files written; without the picture where there is nothing to draw.
+    The files written. The picture is missing if there is nothing to draw.
 
   Raises:
-    ReportError: naming the first number that is not finite. Nothing is written.
+    ReportError: if a number is not finite; nothing is written.
   """
   _check_finite(tables)
   folder = pathlib.Path(folder)
-  parts = [f"# {title}"]
+  sections = [f"# {title}"]
   for name, table in tables.items():
     text = render_table(table)
     if text:
-      parts.append(f"## {name}\n\n{text}")
+      sections.append(f"## {name}\n\n{text}")
   write_json_atomic(folder / JSON_FILE, {"title": title, "tables": tables})
-  write_text_atomic(folder / MARKDOWN_FILE, "\n\n".join(parts) + "\n")
+  write_text_atomic(folder / MARKDOWN_FILE, "\n\n".join(sections) + "\n")
   written = [folder / JSON_FILE, folder / MARKDOWN_FILE]
   if plot_tables(tables, folder / PICTURE_FILE):
     written.append(folder / PICTURE_FILE)
@@ -60,19 +59,19 @@ def write_report(
 
 
 def render_table(table: Table) -> str:
-  """A Markdown table with aligned columns, fit for a terminal too.
+  """Renders a Markdown table with aligned columns, readable in a terminal.
 
   Args:
     table: estimates by column and metric.
 
   Returns:
-    Lines without a newline at the end: a header, the number of problems of
-    each column where its metrics agree on one (a range where not), and a row
-    for each metric, "value [low, high]". Numbers below 10 have three decimals,
-    larger ones one, an int none. Empty where no column has a metric.
+    Lines without a newline at the end: a header; the number of problems of
+    each column, a range if its metrics differ in it; and a row for each metric,
+    "value [low, high]". Numbers below 10 have three decimals, larger ones one,
+    an int none. Empty if no column has a metric.
 
-  >>> found = {"value": 0.5, "count": 40, "interval": [0.35, 0.65]}
-  >>> print(render_table({"amc23": {"pass@1": found}}))
+  >>> accuracy = {"value": 0.5, "count": 40, "interval": [0.35, 0.65]}
+  >>> print(render_table({"amc23": {"pass@1": accuracy}}))
   |          | amc23                |
   |----------|----------------------|
   | problems | 40                   |
@@ -105,8 +104,8 @@ def plot_tables(
     path: the PNG file to write.
 
   Returns:
-    Titles of the panels drawn, in order. Where there is nothing to draw the
-    list is empty and no file is written.
+    Titles of the panels drawn, in order. If there is nothing to draw, the list
+    is empty and no file is written.
   """
   panels = {
     f"{title}: {metric}": {
@@ -119,16 +118,16 @@ def plot_tables(
     return []
   width = min(_PANELS_IN_A_ROW, len(panels))
   height = math.ceil(len(panels) / width)
-  import matplotlib.figure  # Here: only the end of an evaluation draws.
+  import matplotlib.figure  # Here, because only the end of a run draws.
 
   figure = matplotlib.figure.Figure(
     figsize=(3.2 * width, 2.4 * height), layout="constrained"
   )
   grid = figure.subplots(height, width, squeeze=False).flatten()
   for axis, (title, points) in zip(grid, panels.items(), strict=False):
-    for place, point in enumerate(points.values()):
+    for x, point in enumerate(points.values()):
       if "interval" in point:
-        axis.vlines(place, *point["interval"], color="C0", linewidth=1.5)
+        axis.vlines(x, *point["interval"], color="C0", linewidth=1.5)
     values = [point["value"] for point in points.values()]
     axis.plot(range(len(values)), values, "o", color="C0", markersize=4)
     axis.set_xticks(range(len(points)), points, rotation=30, ha="right")
@@ -143,13 +142,14 @@ def plot_tables(
 
 
 def _check_finite(tables: Mapping[str, Table]) -> None:
-  """Strict JSON has no NaN; its own complaint would not say where it is."""
+  """Raises a ReportError that names the first number not finite.
+
+  Strict JSON has no NaN, and the error of `json` does not name the metric.
+  """
   for title, table in tables.items():
     for name, column in table.items():
-      for metric, found in column.items():
-        numbers = [found["value"]]
-        if "interval" in found:
-          numbers += found["interval"]
+      for metric, estimate in column.items():
+        numbers = [estimate["value"], *estimate.get("interval", ())]
         if not all(map(math.isfinite, numbers)):
           raise ReportError(
             f"{metric} of {name} ({title}) is {numbers}: a metric that has no "
@@ -158,22 +158,22 @@ def _check_finite(tables: Mapping[str, Table]) -> None:
 
 
 def _counts(column: Mapping[str, Estimate]) -> str:
-  """How many problems the metrics of a column are computed from."""
-  counts = [found["count"] for found in column.values()]
+  """Returns the number of problems of a column, or its range."""
+  counts = [estimate["count"] for estimate in column.values()]
   low, high = min(counts), max(counts)
   return str(low) if low == high else f"{low}-{high}"
 
 
-def _cell(found: Estimate) -> str:
-  """An estimate as text."""
-  text = _number(found["value"])
-  if "interval" in found:
-    text += f" [{', '.join(map(_number, found['interval']))}]"
+def _cell(estimate: Estimate) -> str:
+  """Returns an estimate as text."""
+  text = _number(estimate["value"])
+  if "interval" in estimate:
+    text += f" [{', '.join(map(_number, estimate['interval']))}]"
   return text
 
 
 def _number(value: float) -> str:
-  """A share, a score or a length; a number of things where it is an int."""
+  """Returns a share, a score or a length as text; a count if it is an int."""
   if isinstance(value, int):
     return str(value)
   return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -1,21 +1,19 @@
-"""One score for a response from the rewards of its steps.
+"""One score for a response, computed from the rewards of its steps.
 
-Step rewards are r = p(good) − p(bad) in [−1, 1]. The scores are all in [0, 1],
-the scale of p(good), so that they can weigh votes. A response without steps
-scores 0 in each of them; `step_mask.any(-1)` tells it from one that is bad.
+Step rewards are r = p(good) − p(bad) in [−1, 1]. Scores are in [0, 1], the
+scale of p(good), so that they can also weigh votes. A response without steps
+scores 0; `step_mask.any(-1)` distinguishes it from a bad response.
 """
 
 from collections.abc import Callable
 
 import numpy as np
 
-from pure_jax.host.evaluation.rollout_metrics import softmin_outcome
-
 
 def probability_good(
   step_rewards: np.ndarray, step_mask: np.ndarray
 ) -> np.ndarray:
-  """p(good) = (r + 1) / 2 of each step.
+  """Converts step rewards to p(good) = (r + 1) / 2.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -25,23 +23,51 @@ def probability_good(
     [..., S] float64 in [0, 1], 0 where masked.
 
   Raises:
-    ValueError: naming the first step whose reward is outside -1..1.
+    ValueError: if a reward lies outside -1..1; the message gives its index.
   """
-  rewards = kept_scores(step_rewards, step_mask)
-  # A difference of float32 probabilities may pass 1 by rounding.
-  bad = np.argwhere(np.abs(rewards) > 1 + 1e-6)
-  if bad.size:
+  rewards = masked_scores(step_rewards, step_mask)
+  # A difference of float32 probabilities can exceed 1 by rounding.
+  out_of_range = np.argwhere(np.abs(rewards) > 1 + 1e-6)
+  if out_of_range.size:
+    index = out_of_range[0]
     raise ValueError(
-      f"The reward at {_place(bad[0])} is {rewards[tuple(bad[0])]}, a step "
+      f"The reward at {_index_text(index)} is {rewards[tuple(index)]}, a step "
       "reward p(good) - p(bad) lies in -1..1. Is it a logit?"
     )
   return np.where(step_mask, np.clip((rewards + 1) / 2, 0, 1), 0.0)
 
 
+def softmin_outcome(
+  step_rewards: np.ndarray, step_mask: np.ndarray, temperature: float = 0.1
+) -> np.ndarray:
+  """Sums the rewards of Eq. 5: a soft minimum over the steps of a response.
+
+  Σᵢ softmax(−r/T)ᵢ rᵢ (https://arxiv.org/abs/2504.15275, Eq. 5). Metrics of
+  every run use this number, whatever form of credit the run trains with. It
+  equals the sum of `credit.softmin_rewards`, which computes in float32 on the
+  devices; metrics are float64 on the host.
+
+  Args:
+    step_rewards: [..., S] float, -1..1; any value where masked.
+    step_mask: [..., S] bool, True where the step exists.
+    temperature: T of Eq. 5, above 0.
+
+  Returns:
+    [...] float64 in [-1, 1]; 0 for a response without steps.
+  """
+  rewards = np.where(step_mask, step_rewards, 0).astype(np.float64)
+  lowest = np.min(np.where(step_mask, rewards, np.inf), axis=-1, initial=1.0)
+  weight = np.where(
+    step_mask, np.exp(-(rewards - lowest[..., None]) / temperature), 0.0
+  )
+  total = weight.sum(-1)
+  return (weight * rewards).sum(-1) / np.where(total > 0, total, 1.0)
+
+
 def minimum_score(
   step_rewards: np.ndarray, step_mask: np.ndarray
 ) -> np.ndarray:
-  """p(good) of the worst step.
+  """Scores a response by p(good) of its worst step.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -58,10 +84,9 @@ def minimum_score(
 def softmin_score(
   step_rewards: np.ndarray, step_mask: np.ndarray, temperature: float = 0.1
 ) -> np.ndarray:
-  """The sum of Eq. 5's rewards, brought from [−1, 1] to [0, 1].
+  """Scores a response by `softmin_outcome`, mapped from [−1, 1] to [0, 1].
 
-  (1 + Σᵢ softmax(−r/T)ᵢ rᵢ) / 2: what PURE ranks best-of-n by, in the same
-  order (https://arxiv.org/abs/2504.15275).
+  PURE ranks best-of-n by this number.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -72,16 +97,12 @@ def softmin_score(
     [...] float64 in [0, 1]; 0 without steps.
   """
   good = probability_good(step_rewards, step_mask)
-  step_mask = np.asarray(step_mask)
-  rows = (-1, step_mask.shape[-1])
-  outcome = softmin_outcome(
-    (2 * good - 1).reshape(rows), step_mask.reshape(rows), temperature
-  ).reshape(step_mask.shape[:-1])
-  return np.where(step_mask.any(-1), (1 + outcome) / 2, 0.0)
+  outcome = softmin_outcome(2 * good - 1, step_mask, temperature)
+  return np.where(np.any(step_mask, axis=-1), (1 + outcome) / 2, 0.0)
 
 
 def last_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
-  """p(good) of the last step.
+  """Scores a response by p(good) of its last step.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -91,15 +112,15 @@ def last_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
     [...] float64 in [0, 1]; 0 without steps.
   """
   good = probability_good(step_rewards, step_mask)
-  following = np.cumsum(np.asarray(step_mask)[..., ::-1], axis=-1)[..., ::-1]
-  # The last step, and masked ones before it, which are 0.
-  return np.sum(np.where(following == 1, good, 0.0), axis=-1)
+  steps_left = np.cumsum(np.asarray(step_mask)[..., ::-1], axis=-1)[..., ::-1]
+  # The last step has one step left, itself; masked steps before it add 0.
+  return np.sum(np.where(steps_left == 1, good, 0.0), axis=-1)
 
 
 def product_score(
   step_rewards: np.ndarray, step_mask: np.ndarray
 ) -> np.ndarray:
-  """The product of p(good): that of all steps, were they independent.
+  """Scores a response by the product of p(good) over its steps.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -114,7 +135,7 @@ def product_score(
 
 
 def mean_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
-  """The mean of p(good) over the steps that exist.
+  """Scores a response by the mean of p(good) over the steps that exist.
 
   Args:
     step_rewards: [..., S] float, -1..1.
@@ -130,7 +151,7 @@ def mean_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
   return good.sum(-1) / np.maximum(np.sum(step_mask, axis=-1), 1)
 
 
-# What best-of-n and the weighted vote are reported under, in this order.
+# Reports list best-of-n and the weighted vote by these, in this order.
 AGGREGATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
   "minimum": minimum_score,
   "softmin": softmin_score,
@@ -140,19 +161,19 @@ AGGREGATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-def kept_scores(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-  """Scores ready for arithmetic: float64, 0 where masked.
+def masked_scores(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+  """Converts scores to float64 and sets masked ones to 0.
 
   Args:
-    scores: [..., S] float, any scale; anything where masked.
+    scores: [..., S] float, any scale; any value where masked.
     mask: [..., S] bool, True keeps.
 
   Returns:
     [..., S] float64.
 
   Raises:
-    ValueError: if the mask does not fit, or naming the first kept score that
-      is not finite.
+    ValueError: if the mask does not fit the scores, or an unmasked score is
+      not finite; the message gives its index.
   """
   mask = np.asarray(mask)
   if mask.dtype != bool or mask.shape != np.shape(scores):
@@ -160,17 +181,18 @@ def kept_scores(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
       f"The mask is {mask.dtype} of shape {mask.shape}, the scores have shape "
       f"{np.shape(scores)}: a bool for each score is needed."
     )
-  kept = np.where(mask, np.asarray(scores, np.float64), 0.0)
-  bad = np.argwhere(~np.isfinite(kept))
-  if bad.size:
+  masked = np.where(mask, np.asarray(scores, np.float64), 0.0)
+  not_finite = np.argwhere(~np.isfinite(masked))
+  if not_finite.size:
+    index = not_finite[0]
     raise ValueError(
-      f"The score at {_place(bad[0])} is {kept[tuple(bad[0])]}: it must be a "
-      "number. Check the PRM's weights."
+      f"The score at {_index_text(index)} is {masked[tuple(index)]}: it must "
+      "be a number. Check the PRM's weights."
     )
-  return kept
+  return masked
 
 
-def _place(index: np.ndarray) -> str:
-  """Row and step of an index."""
+def _index_text(index: np.ndarray) -> str:
+  """Writes an index as row and step."""
   *rows, step = index.tolist()
   return f"row {rows}, step {step}" if rows else f"step {step}"

@@ -1,9 +1,8 @@
-"""What a batch of responses looks like: the numbers that show hacking.
+"""Metrics of a training batch of responses, including those that show hacking.
 
-Accuracy against process reward is the pair to watch: a policy that hacks its
-PRM raises the second without the first. The collapse that the paper
-(arXiv 2504.15275) describes announces itself in repetition and truncation
-among *correct* responses.
+Watch accuracy together with process reward: a policy that hacks its PRM raises
+the second without the first. Repetition and truncation among *correct*
+responses precede the collapse that the paper (arXiv 2504.15275) describes.
 """
 
 import dataclasses
@@ -11,54 +10,30 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from pure_jax.host.logs.metrics import repetition_score
+from pure_jax.host.evaluation.repetition import repetition_score
+from pure_jax.host.evaluation.response_scores import softmin_outcome
 from pure_jax.types import Rollout, StepBoundaries
 
 HIGH_REPETITION = 0.2
 
 
-def softmin_outcome(
-  step_rewards: np.ndarray, step_mask: np.ndarray, temperature: float = 0.1
-) -> np.ndarray:
-  """Process rewards of a response as one number: the sum of Eq. 5's rewards.
-
-  Σᵢ softmax(−r/T)ᵢ rᵢ over the steps that exist: about the minimum. One
-  yardstick for every run, whatever form of credit it trains with.
-
-  Args:
-    step_rewards: [B, S] float, -1..1.
-    step_mask: [B, S] bool.
-    temperature: T of Eq. 5.
-
-  Returns:
-    [B] float64 in [-1, 1]; 0 for a response without steps.
-  """
-  rewards = np.where(step_mask, step_rewards, 0).astype(np.float64)
-  lowest = np.min(np.where(step_mask, rewards, np.inf), axis=1, initial=1.0)
-  weight = np.where(
-    step_mask, np.exp(-(rewards - lowest[:, None]) / temperature), 0.0
-  )
-  total = weight.sum(1)
-  return (weight * rewards).sum(1) / np.where(total > 0, total, 1.0)
-
-
 @dataclasses.dataclass(frozen=True)
 class ResponseFacts:
-  """What the metrics need to know of each response, and no more.
+  """Per-response quantities from which the metrics are computed.
 
-  A process finds it out for the rows it answers for; of the whole batch it is
-  small.
+  Each process computes them for its own rows; they are small enough to be
+  gathered for the whole batch.
 
   Attributes:
-    tokens: [B] int64, how many there are.
+    tokens: [B] int64, number of tokens.
     truncated: [B] bool, cut by the length limit.
     repetition: [B] float64, see `repetition_score`.
-    written_steps: [B] int64, steps whose text was looked at.
+    written_steps: [B] int64, number of step texts.
     vacuous_steps: [B] int64, how many of them claim and conclude nothing.
-    step_mask: [B, S] bool.
+    step_mask: [B, S] bool, True where the step exists.
     empty: [B, S] bool, steps without content.
     overflow: [B] int32, steps merged into the last one.
-    step_rewards: [B, S] float32, -1..1; None where no PRM gave any.
+    step_rewards: [B, S] float32, -1..1; None without a PRM.
   """
 
   tokens: np.ndarray
@@ -79,17 +54,17 @@ def response_facts(
   step_texts: Sequence[Sequence[str]],
   is_vacuous: Callable[[str], bool],
 ) -> ResponseFacts:
-  """Looks at each response by itself.
+  """Computes the facts of each response.
 
   Args:
     rollout: numpy arrays, [B, C].
     steps: numpy arrays, [B, C] and [B, S].
-    step_rewards: [B, S] float, -1..1; None where no PRM gave any.
+    step_rewards: [B, S] float, -1..1; None without a PRM.
     step_texts: B lists with the text of each step.
-    is_vacuous: whether a step's text neither claims nor concludes anything.
+    is_vacuous: tells whether a step's text claims and concludes nothing.
 
   Returns:
-    The facts.
+    Facts of B responses.
   """
   lengths = np.asarray(rollout.completion_mask).sum(1)
   repetition = [
@@ -113,24 +88,24 @@ def response_facts(
 def rollout_metrics(
   facts: ResponseFacts, correct: np.ndarray
 ) -> dict[str, float]:
-  """Describes a scored and graded rollout.
+  """Averages the facts of a scored and graded rollout over its responses.
 
   Args:
-    facts: of its responses; without step rewards, what is made of them is
-      left out.
+    facts: facts of B responses; without step rewards, metrics of step rewards
+      are absent.
     correct: [B] float, 1 where the answer is right.
 
   Returns:
-    Means over the batch by name. A mean over nothing (say of the wrong
-    responses where all are right) is left out rather than made up.
+    Means over the batch by name. A mean over an empty set (say over the wrong
+    responses if all are right) is absent.
   """
   step_mask, right = facts.step_mask, np.asarray(correct) > 0.5
-  # One entry for each text, as if they stood in a row.
+  # One entry per step text of the batch, the vacuous ones first.
   vacuous = np.arange(facts.written_steps.sum()) < facts.vacuous_steps.sum()
-  of_scores = {}
+  score_metrics = {}
   if facts.step_rewards is not None:
     worst = np.min(np.where(step_mask, facts.step_rewards, np.inf), axis=1)
-    of_scores = {
+    score_metrics = {
       "process_outcome": softmin_outcome(facts.step_rewards, step_mask),
       "min_step_score": worst[step_mask.any(1)],
       "hacked_given_wrong": worst[~right & step_mask.any(1)] > 0,
@@ -138,7 +113,7 @@ def rollout_metrics(
   high = facts.repetition > HIGH_REPETITION
   values = {
     "accuracy": right,
-    **of_scores,
+    **score_metrics,
     "response_tokens": facts.tokens,
     "steps_per_response": step_mask.sum(1),
     "truncated": facts.truncated,

@@ -1,12 +1,12 @@
-"""From graded responses to the tables of a report.
+"""Tables of an evaluation of a policy, computed from graded responses.
 
-Names of metrics: *greedy* is of the greedy response of each problem, all others
-of its n samples. *avg@n* is their mean accuracy, *pass@k* and *maj@k* are
-expectations over subsets of k, *best-of-n* chooses and *weighted maj@n* weighs
-by a score of the process reward model (`response_scores`). Answers vote
-for the same thing where `equivalence.vote_key` agrees, whatever their verdict.
-A response without an answer, or whose comparison came to no end (*timed out*,
-*crashed*), is not correct. *tokens* are tokens of a response.
+Names of metrics: *greedy* metrics are of the greedy response of each problem,
+all others of its n samples. *avg@n* is the mean accuracy of the samples,
+*pass@k* and *maj@k* are expectations over subsets of k, *best-of-n* selects and
+*weighted maj@n* weighs votes by a score of the PRM (`response_scores`). Answers
+vote for the same value if `equivalence.vote_key` is equal, whether or not they
+are correct. A response without an answer, or whose comparison did not finish
+(*timed out*, *crashed*), is not correct. *tokens* is the response length.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,15 +16,15 @@ import numpy as np
 
 from pure_jax.host.evaluation import answer_metrics
 from pure_jax.host.evaluation.intervals import (
+  Bootstrap,
   Estimate,
   PerProblem,
   by_group,
-  estimate,
-  estimate_average,
+  estimate_mean,
 )
 from pure_jax.host.evaluation.report import Table
+from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.evaluation.response_scores import AGGREGATIONS
-from pure_jax.host.evaluation.responses import Response
 from pure_jax.host.grading import equivalence
 
 MAIN_TABLE = "Benchmarks"
@@ -35,15 +35,16 @@ AVERAGE = "average"
 def problem_metrics(
   responses: Iterable[Response], k: Sequence[int]
 ) -> dict[str, PerProblem]:
-  """Every metric that the responses to one benchmark allow, per problem.
+  """Computes every metric of one benchmark, per problem.
 
   Args:
-    responses: of one benchmark, in any order; greedy ones and samples. Where
-      there are samples, each problem has as many.
+    responses: greedy responses and samples of one benchmark, in any order.
+      Each problem has the same number of samples.
     k: subset sizes of pass@k and maj@k, each at most the number of samples.
 
   Returns:
-    By name, [P] values, problems in the order of their ids. Empty for none.
+    By name, [P] values, problems in the order of their ids. Empty without
+    responses.
 
   Raises:
     ValueError: if one problem has more responses than another.
@@ -51,27 +52,27 @@ def problem_metrics(
   responses = list(responses)
   greedy = group([r for r in responses if r.sample is None])
   sampled = group([r for r in responses if r.sample is not None])
-  found = {}
+  metrics = {}
   if greedy:
     correct = _array(greedy, lambda r: r.correct)
-    there = np.ones(correct.shape, bool)
-    found["greedy pass@1"] = answer_metrics.average(correct, there)
-    for name, values in _conduct(greedy).items():
-      found[f"greedy {name}"] = values
+    mask = np.ones(correct.shape, bool)
+    metrics["greedy pass@1"] = answer_metrics.average(correct, mask)
+    for name, values in _response_rates(greedy).items():
+      metrics[f"greedy {name}"] = values
   if sampled:
-    found |= _chosen(sampled, k) | _conduct(sampled)
-  return found
+    metrics |= _sample_metrics(sampled, k) | _response_rates(sampled)
+  return metrics
 
 
 def group(responses: Iterable[Response]) -> list[list[Response]]:
-  """Responses by problem.
+  """Groups responses by problem.
 
   Args:
-    responses: of one benchmark, in any order.
+    responses: responses of one benchmark, in any order.
 
   Returns:
-    P rows of n: problems in the order of their ids, samples in that of their
-    numbers.
+    P rows of n: problems in the order of their ids, samples in the order of
+    their numbers.
 
   Raises:
     ValueError: if one problem has more responses than another.
@@ -98,57 +99,37 @@ def evaluation_tables(
   k: Sequence[int],
   averaged: Sequence[str],
   left_out: Mapping[str, tuple[int, int]],
-  seed: int,
-  resamples: int,
+  bootstrap: Bootstrap,
 ) -> dict[str, Table]:
-  """What `report.write_report` writes.
+  """Computes the tables that `report.write_report` writes.
 
   Args:
     benchmarks: responses by benchmark, in any order within one.
     k: subset sizes of pass@k and maj@k.
-    averaged: benchmarks whose means are averaged, as the paper reports it;
-      fewer than two have no average.
+    averaged: benchmarks of the average column, as the paper reports it; with
+      fewer than two there is no such column.
     left_out: by benchmark, (problems left out, problems of the file).
-    seed: of the bootstrap.
-    resamples: how often the problems are drawn again, at least 1.
+    bootstrap: how intervals are computed.
 
   Returns:
-    `MAIN_TABLE` with a column for each benchmark and their average, then a
-    table for each benchmark with levels, a column for each of these; there
-    pass@k and maj@k are those of the largest k and nothing is ranked. Last
-    `LEFT_OUT_TABLE`, the share of problems left out, where there are any.
+    `MAIN_TABLE` with a column for each benchmark and their average; then, for
+    each benchmark with levels, a table with a column for each level and fewer
+    metrics; then `LEFT_OUT_TABLE`, the share of problems left out, if any are.
   """
-
-  def column(metrics: Mapping[str, PerProblem]) -> dict[str, Estimate]:
-    """Estimates of those metrics that have a value."""
-    made = {
-      name: estimate(values, seed=seed, resamples=resamples)
-      for name, values in metrics.items()
-    }
-    return {name: found for name, found in made.items() if found is not None}
-
   metrics = {
     name: problem_metrics(responses, k)
     for name, responses in benchmarks.items()
   }
-  main = {name: column(found) for name, found in metrics.items()}
+  main = {name: _column([of], bootstrap) for name, of in metrics.items()}
   if len(averaged) > 1:
-    main[AVERAGE] = _averages([metrics[n] for n in averaged], seed, resamples)
+    main[AVERAGE] = _column([metrics[name] for name in averaged], bootstrap)
   tables: dict[str, Table] = {MAIN_TABLE: main}
   for name, responses in benchmarks.items():
-    levels = {r.problem: r.level for r in responses}
-    groups = [
-      None if levels[problem] is None else f"level {levels[problem]}"
-      for problem in sorted(levels)
-    ]
-    parts: dict[str, dict[str, PerProblem]] = {}
-    for metric, values in _unranked(metrics[name], k).items():
-      for level, part in by_group(values, groups).items():
-        parts.setdefault(level, {})[metric] = part
-    if parts:
-      tables[f"{name} by level"] = {
-        level: column(found) for level, found in parts.items()
-      }
+    by_level = _level_columns(
+      responses, _level_metrics(metrics[name], k), bootstrap
+    )
+    if by_level:
+      tables[f"{name} by level"] = by_level
   missing = {
     name: {"left out": Estimate(value=count / total, count=total)}
     for name, (count, total) in left_out.items()
@@ -157,40 +138,60 @@ def evaluation_tables(
   return tables | ({LEFT_OUT_TABLE: missing} if missing else {})
 
 
-def _averages(
-  metrics: Sequence[Mapping[str, PerProblem]], seed: int, resamples: int
+def _column(
+  benchmarks: Sequence[Mapping[str, PerProblem]], bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
-  """Averages of the metrics that every benchmark has."""
-  made = {
-    name: estimate_average(
-      [found[name] for found in metrics], seed=seed, resamples=resamples
-    )
-    for name in metrics[0]
-    if all(name in found for found in metrics)
+  """Estimates the metrics that all benchmarks have, averaged over them."""
+  estimates = {
+    name: estimate_mean([metrics[name] for metrics in benchmarks], bootstrap)
+    for name in benchmarks[0]
+    if all(name in metrics for metrics in benchmarks)
   }
-  return {name: found for name, found in made.items() if found is not None}
+  return {name: e for name, e in estimates.items() if e is not None}
 
 
-def _unranked(
+def _level_columns(
+  responses: Sequence[Response],
+  metrics: Mapping[str, PerProblem],
+  bootstrap: Bootstrap,
+) -> dict[str, dict[str, Estimate]]:
+  """Returns the columns of a table by level; empty if no level is known."""
+  level_of = {r.problem: r.level for r in responses}
+  groups = [
+    None if level_of[problem] is None else f"level {level_of[problem]}"
+    for problem in sorted(level_of)
+  ]
+  levels: dict[str, dict[str, PerProblem]] = {}
+  for metric, values in metrics.items():
+    for level, level_values in by_group(values, groups).items():
+      levels.setdefault(level, {})[metric] = level_values
+  return {level: _column([of], bootstrap) for level, of in levels.items()}
+
+
+def _level_metrics(
   metrics: Mapping[str, PerProblem], k: Sequence[int]
 ) -> dict[str, PerProblem]:
-  """Metrics of a table by level: the few that are looked at there."""
-  rest = {f"{kind}@{size}" for kind in ("pass", "maj") for size in k}
+  """Selects the metrics of a table by level.
+
+  Of pass@k and maj@k it has the largest k; it has no best-of-n, weighted vote
+  or grading failures.
+  """
+  omitted = {f"{kind}@{size}" for kind in ("pass", "maj") for size in k}
   if k:
-    rest -= {f"pass@{max(k)}", f"maj@{max(k)}"}
+    omitted -= {f"pass@{max(k)}", f"maj@{max(k)}"}
   for name in ("no answer", "timed out", "crashed"):
-    rest |= {name, f"greedy {name}"}
+    omitted |= {name, f"greedy {name}"}
   return {
     name: values
     for name, values in metrics.items()
-    if name not in rest and not name.startswith(("best-of", "weighted"))
+    if name not in omitted and not name.startswith(("best-of", "weighted"))
   }
 
 
-def _chosen(
+def _sample_metrics(
   rows: Sequence[Sequence[Response]], k: Sequence[int]
 ) -> dict[str, PerProblem]:
-  """What the samples are worth: alone, together, by vote, by the PRM."""
+  """Computes avg@n, pass@k, maj@k and, with step rewards, those of the PRM."""
   correct = _array(rows, lambda r: r.correct)
   mask = np.ones(correct.shape, bool)
   n = mask.shape[1]
@@ -198,15 +199,15 @@ def _chosen(
     [[response.answer for response in row] for row in rows],
     key=equivalence.vote_key,
   )
-  found = {f"avg@{n}": answer_metrics.average(correct, mask)}
+  metrics = {f"avg@{n}": answer_metrics.average(correct, mask)}
   for size in k:
-    found[f"pass@{size}"] = answer_metrics.pass_at_k(correct, mask, size)
+    metrics[f"pass@{size}"] = answer_metrics.pass_at_k(correct, mask, size)
   for size in k:
-    found[f"maj@{size}"] = answer_metrics.majority_at_k(
+    metrics[f"maj@{size}"] = answer_metrics.majority_at_k(
       correct, ids, has_answer, mask, size
     )
   if any(response.step_rewards is None for row in rows for response in row):
-    return found
+    return metrics
   rewards, step_mask = _step_rewards(rows)
   has_score = step_mask.any(-1)
   best, weighted = {}, {}
@@ -218,11 +219,13 @@ def _chosen(
     weighted[f"weighted maj@{n} {name}"] = answer_metrics.weighted_majority(
       correct, ids, has_answer, scores, has_score, mask
     )
-  return found | best | weighted
+  return metrics | best | weighted
 
 
-def _conduct(rows: Sequence[Sequence[Response]]) -> dict[str, PerProblem]:
-  """How responses end, how long they are, and what the grader said of them."""
+def _response_rates(
+  rows: Sequence[Sequence[Response]],
+) -> dict[str, PerProblem]:
+  """Computes truncation, length, and the outcomes of grading."""
   values = {
     "truncated": _array(rows, lambda r: r.truncated),
     "tokens": _array(rows, lambda r: r.tokens),
@@ -239,14 +242,14 @@ def _conduct(rows: Sequence[Sequence[Response]]) -> dict[str, PerProblem]:
 def _array(
   rows: Sequence[Sequence[Response]], value: Callable[[Response], Any]
 ) -> np.ndarray:
-  """[P, n], something of each response."""
+  """Returns [P, n], one value per response."""
   return np.asarray([[value(response) for response in row] for row in rows])
 
 
 def _step_rewards(
   rows: Sequence[Sequence[Response]],
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(rewards [P, n, S] float64, step mask [P, n, S] bool)."""
+  """Returns (rewards [P, n, S] float64, step mask [P, n, S] bool)."""
   count = _array(rows, lambda r: len(r.step_rewards or ()))
   mask = np.arange(count.max()) < count[..., None]
   rewards = np.zeros(mask.shape)

@@ -1,1 +1,7 @@
-"""Whether an answer is right: extraction, equivalence, worker processes."""
+"""Grades the answers of responses.
+
+verify       extracts the answer of a response and compares it
+equivalence  tells whether two answers are equal
+pool         runs comparisons in processes, within limits
+worker       the script of such a process
+"""

@@ -1,19 +1,19 @@
-r"""Whether two answers are the same: math-verify, with what must not run shut.
+r"""Compares two answers with math-verify, in a process that executes nothing.
 
-math-verify reads both answers as LaTeX and compares them as sympy expressions.
-That may take for ever, or all memory, so a `grading_pool.GradingPool` runs
+math-verify parses both answers as LaTeX and compares them as sympy expressions.
+That may run forever, or use all memory, so a `pool.GradingPool` runs
 `equivalent`; `start_worker` prepares each of its processes.
 
-Nothing of an answer is executed. sympy reads a *string* by evaluating Python
-(`parse_expr`). The one string of an answer that math-verify's LaTeX path hands
-it is a number (`latex2sympy`: ``sympy.Number(text)`` of a token of digits);
-the path that hands it arithmetic, `ExprExtractionConfig`, is not used here.
-`start_worker` does not rely on that: from then on the process refuses to
-compile any text that is not such a number, sympy's own code apart, and to
-touch files for writing, processes and the network.
+No part of an answer is executed. sympy parses a *string* by evaluating Python
+(`parse_expr`). math-verify's LaTeX parser passes it one kind of string from an
+answer, numbers (`latex2sympy`: ``sympy.Number(text)`` of a token of digits).
+Its other parser, `ExprExtractionConfig`, passes arithmetic and is not used
+here. `start_worker` does not rely on that: it forbids the process to compile
+any text but such numbers (except sympy's own code), to write files, to start
+processes and to use the network.
 
-This file is loaded by its path in workers: it imports nothing of the library,
-and math-verify only when it is needed.
+Workers load this file by its path: it imports nothing of the library, and
+math-verify only when it is needed.
 """
 
 import fractions
@@ -24,12 +24,12 @@ import re
 import sys
 from typing import Any
 
-# Above any answer people write (the longest of MATH500, Minerva, Olympiad,
-# AIME and AMC has 210 characters); what is longer is compared as text only.
+# Longer answers are compared as text only. The longest answer of MATH500,
+# Minerva, Olympiad, AIME and AMC has 210 characters.
 MAX_ANSWER_CHARS = 1_000
-# Where both are below this size, equal numbers also differ by no more than
-# this part of the reference: math-verify rounds to six decimals or drops what
-# is small, and takes 3e-20 for 1.6e-19.
+# Two numbers below SMALL are equal only if they differ by at most SMALL_ERROR
+# of the reference. math-verify alone rounds to six decimals, or drops small
+# terms, and takes 3e-20 for 1.6e-19.
 SMALL = 1e-3
 SMALL_ERROR = 1e-6
 
@@ -45,12 +45,12 @@ _FRACTION = re.compile(
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|mathrm|mbox)\{([^{}\\$]*)\}")
 _WORDS = re.compile(r"[^\W\d_]{2,}( [^\W\d_]+)*")
-# How sympy spells a number to Python, and a fraction of two.
+# Python source that sympy writes for a number or a fraction.
 _NUMBER_SOURCE = re.compile(
   r"from sympy import \*"
   r"|(?:(?:Integer|Float) \('?[0-9.]+(?:[eE][+-]?[0-9]+)?'? \)|[ ()/+-])+"
 )
-_REFUSED = (
+_FORBIDDEN_EVENTS = (
   "ctypes.",
   "os.chmod",
   "os.chown",
@@ -69,21 +69,21 @@ _REFUSED = (
   "socket.",
   "subprocess.",
 )
-# Code that sympy writes from numbers of variables alone.
-_WRITES_CODE = ("sympy/polys/monomials.py",)
+# sympy code that compiles source made of variable counts alone.
+_COMPILES_CODE = ("sympy/polys/monomials.py",)
 
 
 class RefusedError(BaseException):
-  """Something tried to execute an answer, or to touch the outside.
+  """An answer tried to execute code or to reach files, processes or network.
 
-  Not an Exception: math-verify would take it for a comparison that failed.
+  Not an Exception, which math-verify would take for a failed comparison.
   """
 
 
 def normalize(answer: str) -> str:
-  r"""An answer in the one spelling of several that mean the same in LaTeX.
+  r"""Rewrites an answer in a common spelling of LaTeX.
 
-  Only what cannot change the meaning: minus signs, sizes of brackets and
+  It changes only what has no meaning: minus signs, sizes of brackets and
   fractions, thin spaces, ``{,}`` between digits, dollars around the whole, a
   full stop at the end, runs of white space.
 
@@ -91,7 +91,7 @@ def normalize(answer: str) -> str:
     answer: any text.
 
   Returns:
-    The spelling. Equal ones mean the same; the reverse does not hold.
+    The spelling. Equal spellings mean the same; the reverse does not hold.
 
   >>> print(normalize(r"$ \left( \dfrac{1}{2}, 10{,}000 \right) $."))
   (\frac{1}{2}, 10,000)
@@ -107,12 +107,12 @@ def normalize(answer: str) -> str:
 
 
 def vote_key(answer: str) -> str:
-  r"""What answers that vote for the same thing have in common.
+  r"""Returns a key that is equal for answers that count as the same vote.
 
-  Their value where they are an integer, a decimal or a fraction of integers,
-  else their spelling by `normalize`, without spaces beside signs. Cheap, and
-  the same rule for right and wrong answers. Those that only a computer algebra
-  system would call equal stay different.
+  The key is the value of an integer, a decimal or a fraction of integers, and
+  otherwise the spelling by `normalize`, without spaces next to signs. It is
+  cheap, and the rule is the same for right and wrong answers. Answers that only
+  a computer algebra system would call equal have different keys.
 
   Args:
     answer: any text.
@@ -129,17 +129,17 @@ def vote_key(answer: str) -> str:
   value = _decimal(text)
   if value is not None:
     return str(value)
-  found = _FRACTION.fullmatch(text)
-  if found is not None:
-    top, bottom = (int(digits) for digits in found.groups()[1:] if digits)
+  match = _FRACTION.fullmatch(text)
+  if match is not None:
+    top, bottom = (int(digits) for digits in match.groups()[1:] if digits)
     if bottom:
-      sign = -1 if found[1] == "-" else 1
+      sign = -1 if match[1] == "-" else 1
       return str(fractions.Fraction(sign * top, bottom))
   return re.sub(r"(?<!\w) | (?!\w)", "", text)
 
 
 def _decimal(text: str) -> fractions.Fraction | None:
-  """The exact value of a decimal number, a per cent sign passed over."""
+  """Returns the exact value of a decimal number, ignoring a per cent sign."""
   text = re.sub(r"\\?%$", "", text).strip()
   if len(text) > MAX_ANSWER_CHARS or not text[-1:].isdigit():
     return None
@@ -154,32 +154,30 @@ def equivalent(
   several: bool = False,
   tolerance: float | None = None,
 ) -> bool:
-  """Whether an answer is the same as the reference answer.
+  """Tells whether an answer equals the reference answer.
 
-  Decided by the text where that settles it: equal spellings are the same, two
-  integers are the same if they are one number, two answers of words if they
-  are the same words. Everything else is up to math-verify, in its default,
-  strict mode. It forgives what a grader should: forms of one number
-  (decimals to 6 places, and below `SMALL` also to `SMALL_ERROR` of the
-  reference), degrees, ``x=`` before a value, the order of a set. It also
-  takes 50% for 50, {1, 2} for the interval (1, 2), and passes over the unit
-  after a number and the base below it.
+  The text decides where it can: equal spellings are equal, two integers are
+  equal if they are the same number, two answers of words if they are the same
+  words. math-verify decides the rest, in its default, strict mode. It accepts
+  different forms of a number (decimals to 6 places, and below `SMALL` also to
+  `SMALL_ERROR` of the reference), degrees, ``x=`` before a value, and any order
+  of a set. It also takes 50% for 50 and {1, 2} for the interval (1, 2), and
+  ignores a unit after a number and the base of a number.
 
   Several values are compared as a set, as math-verify compares lists: order
-  and repetition do not count, each value does. Every comma in them separates
-  two values but for ``{,}``, which groups digits: without `several`, 8,221 is
-  one number.
+  and repetition have no effect. Every comma between them separates two values,
+  except ``{,}``, which groups digits. Without `several`, 8,221 is one number.
 
   Args:
-    answer: what was answered, LaTeX or plain, without its box.
+    answer: the answer, LaTeX or plain text, without its box.
     reference: the right answer.
     several: whether the right answer lists several values.
     tolerance: absolute error at which a decimal number is still right, 0 or
       more; None compares as above. 50% is 50 here too.
 
   Returns:
-    True if they are the same; False if not, if either is empty, or if they
-    differ and one is longer than `MAX_ANSWER_CHARS`.
+    True if they are equal. False if either is empty, or if they differ as texts
+    and one is longer than `MAX_ANSWER_CHARS`.
 
   >>> equivalent("1,000", r"$1000$"), equivalent("7", "-7")
   (True, False)
@@ -201,34 +199,34 @@ def equivalent(
   if _INTEGER.fullmatch(left) and _INTEGER.fullmatch(right):
     return int(left.replace(",", "")) == int(right.replace(",", ""))
   words = _words(left), _words(right)
-  # Unmarked letters may be a product: xy is yx.
+  # Letters without \text may be a product: xy is yx.
   if None not in words and (_TEXT.fullmatch(left) or _TEXT.fullmatch(right)):
     return words[0] == words[1]
-  return _math_verify_says(answer, reference)
+  return _math_verify_equal(answer, reference)
 
 
 def start_worker() -> None:
-  """Prepares a process for grading, and shuts it against answers.
+  """Prepares a process for grading.
 
-  Imports and warms what `equivalent` needs, so that no item pays for it. Then
-  compiling text, writing files, starting processes and opening connections
-  raise `RefusedError`, for the rest of the process's life.
+  It imports and warms up what `equivalent` needs, outside the limits of items.
+  From then on, compiling text, writing files, starting processes and opening
+  connections raise a `RefusedError` in this process.
   """
   logging.disable(logging.CRITICAL)
   # sympy imports it late, and reads names of units as strings then.
   importlib.import_module("sympy.physics.units")
-  _math_verify_says(r"\frac{x^2}{2}", r"(0.5, \infty)")
+  _math_verify_equal(r"\frac{x^2}{2}", r"(0.5, \infty)")
   sys.dont_write_bytecode = True
-  sys.addaudithook(_refuse)
+  sys.addaudithook(_forbid)
 
 
 def _as_list(text: str) -> str:
-  """Values whose commas cannot be taken for those that group digits."""
+  """Adds spaces, so that commas between values do not group digits."""
   return re.sub(r",(?=\S)", ", ", text.replace("{,}", ""))
 
 
 def _words(text: str) -> str | None:
-  """The words of an answer that is nothing but words."""
+  """Returns the words of an answer that consists of words; None otherwise."""
   inner = _TEXT.fullmatch(text)
   plain = (inner[1] if inner else text).strip().removesuffix(".")
   return plain.casefold() if _WORDS.fullmatch(plain) else None
@@ -236,32 +234,32 @@ def _words(text: str) -> str | None:
 
 @functools.cache
 def _extraction() -> list[Any]:
-  """What math-verify is to find: LaTeX alone, see above."""
+  """Returns the parsers of math-verify: LaTeX alone, see above."""
   from math_verify import LatexExtractionConfig
 
   return [LatexExtractionConfig(boxed_match_priority=-1)]
 
 
 def _as_latex(text: str) -> str | None:
-  """An answer as one formula; None where it is several, and no list."""
+  """Returns an answer as one formula; None if it has several and no list."""
   text = text.replace("\u2212", "-").strip()
-  # It would read 4.4e7 as 4.4 * e * 7.
+  # math-verify would read 4.4e7 as 4.4 * e * 7.
   text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
   formulas = _FORMULA.findall(text)
   if len(formulas) == 1:
-    return text  # "$5$ cm" is for math-verify to read.
+    return text  # math-verify reads "$5$ cm".
   if not formulas:
-    text = re.sub(r"(?<!\\)\$", r"\\$", text)  # $5: a sign of currency.
+    text = re.sub(r"(?<!\\)\$", r"\\$", text)  # $5 is an amount of money.
     return f"${text}$"
-  # It would take the last of them, unless they are joined as it expects.
+  # math-verify would take the last one, unless they are joined as a list.
   between = [part.strip() for part in _FORMULA.sub("$", text).split("$")]
   if between[0] or between[-1] or not all(map(_JOINT.fullmatch, between[1:-1])):
     return None
   return f"${','.join(formulas)}$"
 
 
-def _math_verify_says(answer: str, reference: str) -> bool:
-  """Its verdict, without its own time limits, which are alarms."""
+def _math_verify_equal(answer: str, reference: str) -> bool:
+  """Compares by math-verify, without its own time limits, which are alarms."""
   import math_verify
 
   parsed = []
@@ -272,53 +270,53 @@ def _math_verify_says(answer: str, reference: str) -> bool:
     parsed.append(math_verify.parse(latex, _extraction(), parsing_timeout=None))
   if not all(parsed) or not math_verify.verify(*parsed, timeout_seconds=None):
     return False
-  # Of a per cent sign it takes either meaning: two values, which are far apart.
+  # A per cent sign has two meanings, whose values are far apart.
   has_percent = "%" in answer or "%" in reference
-  return has_percent or not _small_and_apart(parsed[0][0], parsed[1][0])
+  return has_percent or not _small_and_different(parsed[0][0], parsed[1][0])
 
 
-def _small_and_apart(reference: Any, answer: Any) -> bool:
-  """Whether both are small numbers, and differ by more than `SMALL_ERROR`."""
+def _small_and_different(reference: Any, answer: Any) -> bool:
+  """Tells whether both are small and differ by more than `SMALL_ERROR`."""
   import sympy
 
   values = []
-  for found in (reference, answer):
-    if isinstance(found, sympy.Equality):  # x = 5, compared as 5.
-      found = found.rhs
-    if not isinstance(found, sympy.Expr) or not found.is_comparable:
+  for expression in (reference, answer):
+    if isinstance(expression, sympy.Equality):  # x = 5, compared as 5.
+      expression = expression.rhs
+    if not isinstance(expression, sympy.Expr) or not expression.is_comparable:
       return False
-    values.append(found.evalf())
+    values.append(expression.evalf())
   right, value = values
   if max(abs(right), abs(value)) >= SMALL:
     return False
   return bool(abs(value - right) > SMALL_ERROR * abs(right))
 
 
-def _refuse(event: str, arguments: tuple[Any, ...]) -> None:
-  """An audit hook: lets through what a grader does, and no more."""
+def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
+  """Audit hook that raises for everything that a comparison need not do."""
   if event == "compile":
-    if not (_is_number(arguments[0]) or _is_code_of_a_library()):
+    if not (_is_number_source(arguments[0]) or _is_library_code()):
       raise RefusedError("An answer must not be executed.")
   elif event == "open":
     mode, flags = arguments[1:]
     writes = set("wax+") & set(mode) if mode else flags & 0o3
     if writes and arguments[0] != "/dev/null":
       raise RefusedError("A grader must not write files.")
-  elif event.startswith(_REFUSED):
+  elif event.startswith(_FORBIDDEN_EVENTS):
     raise RefusedError(f"A grader must not call {event}.")
 
 
-def _is_number(source: Any) -> bool:
-  """Whether this is how sympy spells numbers to Python."""
+def _is_number_source(source: Any) -> bool:
+  """Tells whether this is Python source that sympy writes for a number."""
   if isinstance(source, bytes):
     source = source.decode(errors="replace")
   return isinstance(source, str) and bool(_NUMBER_SOURCE.fullmatch(source))
 
 
-def _is_code_of_a_library() -> bool:
-  """Whether a module is being imported, or sympy compiles its own code."""
+def _is_library_code() -> bool:
+  """Tells whether an import or sympy itself compiles the code."""
   frame = sys._getframe(2)
-  if frame.f_code.co_filename.endswith(_WRITES_CODE):
+  if frame.f_code.co_filename.endswith(_COMPILES_CODE):
     return True
   while frame is not None:
     if frame.f_code.co_filename.startswith("<frozen importlib"):

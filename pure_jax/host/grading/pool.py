@@ -1,9 +1,9 @@
-"""A function run on many items in processes that may hang, crash or swell.
+"""Runs a function on many items in processes that may hang, crash or swell.
 
-Workers are separate interpreters, started once and fed over pipes with JSON
-lines. They are never forked: the parent may run jax's threads. Each item has
-its own wall-clock limit, enforced from here by killing the worker, and its own
-memory limit; whatever becomes of an item, the others keep their results.
+Workers are separate interpreters that are started once and receive items as
+JSON lines over pipes. They are not forked, because the parent may run jax's
+threads. Each item has a wall-clock limit, enforced here by killing the worker,
+and a memory limit. The result of an item does not depend on the others.
 """
 
 import collections
@@ -24,26 +24,26 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
-START_SECONDS = 60.0  # For a worker to say that it is ready.
-STOP_SECONDS = 1.0  # For a worker to leave by itself.
+START_SECONDS = 60.0  # For a worker to become ready.
+STOP_SECONDS = 1.0  # For a worker to exit by itself.
 ORPHAN_SECONDS = 2.0  # A hung worker outlives a killed parent by no more.
 MAX_SECONDS = 3600.0  # For an item, at most.
 MIB = 1 << 20
 
 
 class PoolError(RuntimeError):
-  """Workers cannot be started; the message carries what they said."""
+  """Workers cannot be started; the message has their output."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What became of an item.
+  """The result of an item.
 
   Attributes:
-    value: what the function returned; None where it did not return.
+    value: what the function returned; None if it did not return.
     timed_out: whether it was stopped at the time limit.
-    failure: why there is no value otherwise: "raised NAME", "out of memory"
-      or "crashed (status)". None where all went well, or the time ran out.
+    failure: why there is no value: "raised NAME", "out of memory" or "crashed
+      (status)". None if there is a value, or if it timed out.
   """
 
   value: Any = None
@@ -52,7 +52,7 @@ class Outcome:
 
 
 class _Worker:
-  """A process and what is known of it."""
+  """A worker process and its state."""
 
   def __init__(self, options: dict[str, Any]):
     self.process = subprocess.Popen(
@@ -69,35 +69,35 @@ class _Worker:
     self.received = b""
 
   def send(self, line: bytes) -> None:
-    """Gives it an item."""
-    # A worker that is gone is found out by the end of its output.
+    """Sends an item."""
+    # The end of its output tells that a worker has exited.
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.write(line)
       self.process.stdin.flush()
 
   def receive(self) -> tuple[list[dict[str, Any]], bool]:
-    """(replies that are complete, whether the worker is gone)."""
+    """Returns (complete replies, whether the worker has exited)."""
     chunk = os.read(self.process.stdout.fileno(), 1 << 16)
     *lines, self.received = (self.received + chunk).split(b"\n")
     return [json.loads(line) for line in lines], not chunk
 
-  def last_words(self) -> str:
-    """Ends one that is not ready; returns the end of what it wrote."""
+  def kill_and_read_errors(self) -> str:
+    """Kills a worker that is not ready; returns the end of its stderr."""
     self._kill_group()
     text = self.process.stderr.read().decode(errors="replace").strip()
-    return text[-2000:] or "it said nothing."
+    return text[-2000:] or "it wrote nothing."
 
   def kill(self) -> int:
-    """Ends it, and what it may have started; returns its status."""
+    """Kills it and its child processes; returns its exit status."""
     self._kill_group()
-    return self.leave()
+    return self.stop()
 
   def _kill_group(self) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
       os.killpg(self.process.pid, signal.SIGKILL)
 
-  def leave(self) -> int:
-    """Closes the pipes and waits for its end; returns its status."""
+  def stop(self) -> int:
+    """Closes the pipes and waits for its exit; returns its exit status."""
     with contextlib.suppress(BrokenPipeError):
       self.process.stdin.close()
     try:
@@ -110,11 +110,11 @@ class _Worker:
 
 
 def _stop(workers: list[_Worker]) -> None:
-  """Ends all workers: those that wait leave, those that work are killed."""
+  """Stops idle workers and kills busy ones."""
   while workers:
     worker = workers.pop()
     if worker.ready and worker.item is None:
-      worker.leave()
+      worker.stop()
     else:
       worker.kill()
 
@@ -122,7 +122,7 @@ def _stop(workers: list[_Worker]) -> None:
 class GradingPool:
   """Processes that run one function on many items, each within limits.
 
-  POSIX only. One call of `run` at a time; another thread's call waits.
+  POSIX only. Calls of `run` from several threads are run one after another.
   """
 
   def __init__(
@@ -139,23 +139,23 @@ class GradingPool:
     Args:
       function: defined at the top level of a file. Workers load that file by
         its path, without the package around it; it should import little.
-        Arguments and result are what JSON can carry.
-      setup: of the same file, called once in each worker before its first
-        item, outside the limits: imports, caches. None calls nothing.
+        Arguments and result must be JSON-able.
+      setup: a function of the same file, called once in each worker before its
+        first item, outside the limits: imports, caches. None calls nothing.
       workers: processes, at least 1.
       timeout_seconds: wall-clock limit of an item, above 0, at most
         `MAX_SECONDS`.
       memory_bytes: by how much an item may raise its worker's memory, at
         least 16 MiB. Exact on Linux; elsewhere only the address space is
-        limited, where the system does that.
+        limited, if the system supports that.
 
     Raises:
-      ValueError: if a limit is not one, or the function cannot be found by
-        its name in a file.
-      PoolError: if a worker does not get ready; the others are stopped.
+      ValueError: if a limit is out of range, or the function is not at the top
+        level of a file.
+      PoolError: if a worker does not become ready; the others are stopped.
     """
-    in_time = 0 < timeout_seconds <= MAX_SECONDS
-    if workers < 1 or not in_time or memory_bytes < 16 * MIB:
+    valid_timeout = 0 < timeout_seconds <= MAX_SECONDS
+    if workers < 1 or not valid_timeout or memory_bytes < 16 * MIB:
       raise ValueError(
         f"{workers} workers, {timeout_seconds} s and {memory_bytes} bytes an "
         f"item: at least 1, above 0 up to {MAX_SECONDS:g} s and at least "
@@ -195,7 +195,7 @@ class GradingPool:
     self.close()
 
   def close(self) -> None:
-    """Ends the workers. Closing twice does nothing."""
+    """Stops the workers. Closing a closed pool does nothing."""
     self._finalizer()
     self._selector.close()
 
@@ -208,15 +208,15 @@ class GradingPool:
 
     Args:
       items: the arguments of each call, JSON-able.
-      on_done: called after each item, in whatever order they end; None calls
+      on_done: called after each item, in the order they end; None calls
         nothing.
 
     Returns:
       One outcome per item, in the order of the items. Empty for none.
 
     Raises:
-      PoolError: if the pool is closed, or a worker that should replace a dead
-        one does not get ready. The pool is closed then.
+      PoolError: if the pool is closed, or the replacement of a dead worker does
+        not become ready. The pool is then closed.
       TypeError: if an item is not JSON-able.
     """
     lines = [json.dumps(list(item)).encode() + b"\n" for item in items]
@@ -227,7 +227,7 @@ class GradingPool:
       if not self._finalizer.alive:
         raise PoolError("The pool is closed.")
       try:
-        self._replace_the_dead()
+        self._replace_dead_workers()
         while missing:
           for worker in self._workers:
             if waiting and worker.ready and worker.item is None:
@@ -240,7 +240,8 @@ class GradingPool:
             if on_done is not None:
               on_done()
       except BaseException:
-        # Workers may hold items of this call: none must reach the next one.
+        # Workers may have items of this call, whose replies must not reach the
+        # next call.
         self.close()
         raise
     return outcomes
@@ -251,43 +252,43 @@ class GradingPool:
     self._selector.register(worker.process.stdout, selectors.EVENT_READ, worker)
 
   def _replace(self, worker: _Worker, end: Callable[[], int]) -> int:
-    """Ends a worker and starts the next; returns the status of the old one."""
+    """Ends a worker and starts another; returns the status of the old one."""
     self._selector.unregister(worker.process.stdout)
     self._workers.remove(worker)
     status = end()
     self._start_worker()
     return status
 
-  def _replace_the_dead(self) -> None:
-    """Whoever died between two calls is not given an item."""
+  def _replace_dead_workers(self) -> None:
+    """Replaces workers that died between two calls."""
     for worker in list(self._workers):
       if worker.process.poll() is not None:
         self._replace(worker, worker.kill)
 
   def _step(self) -> list[tuple[int, Outcome]]:
-    """Waits until something happens; returns what that ended, by index."""
+    """Waits for a reply or a deadline; returns ended items by index."""
     done = []
-    waited_for = [w for w in self._workers if not w.ready or w.item is not None]
-    until = min(worker.deadline for worker in waited_for)
+    busy = [w for w in self._workers if not w.ready or w.item is not None]
+    until = min(worker.deadline for worker in busy)
     for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
-      done += self._hear(key.data)
+      done += self._receive(key.data)
     for worker in list(self._workers):
       if time.monotonic() < worker.deadline:
         continue
       if not worker.ready:
-        said = worker.last_words()
         raise PoolError(
-          f"A worker was not ready after {START_SECONDS:g} s: {said}"
+          f"A worker was not ready after {START_SECONDS:g} s: "
+          f"{worker.kill_and_read_errors()}"
         )
       if worker.item is not None:
         done.append((worker.item, Outcome(timed_out=True)))
         self._replace(worker, worker.kill)
     return done
 
-  def _hear(self, worker: _Worker) -> list[tuple[int, Outcome]]:
-    """Takes what a worker sent; replaces it if it is gone or leaves."""
+  def _receive(self, worker: _Worker) -> list[tuple[int, Outcome]]:
+    """Receives replies of a worker; replaces it if it exits."""
     done = []
-    replies, gone = worker.receive()
+    replies, exited = worker.receive()
     for reply in replies:
       if "ready" in reply:
         worker.ready = True
@@ -295,17 +296,17 @@ class GradingPool:
       value, failure = reply.get("value"), reply.get("failure")
       done.append((worker.item, Outcome(value=value, failure=failure)))
       worker.item = None
-      if reply["leaves"]:
-        self._replace(worker, worker.leave)
-    if gone:
+      if reply["exits"]:
+        self._replace(worker, worker.stop)
+    if exited:
       if not worker.ready:
         raise PoolError(
-          f"A worker ended before it began: {worker.last_words()}"
+          f"A worker ended before it began: {worker.kill_and_read_errors()}"
         )
       item = worker.item
       status = self._replace(worker, worker.kill)
       if item is not None and status == -signal.SIGALRM:
-        # Its own alarm, because this process was held up for longer.
+        # Its own alarm ended it, because this process was stopped for longer.
         done.append((item, Outcome(timed_out=True)))
       elif item is not None:
         failure = f"crashed ({_status_name(status)})"
@@ -314,7 +315,7 @@ class GradingPool:
 
 
 def _source_of(function: Callable[..., Any]) -> str:
-  """The file of a function that can be found there by its name."""
+  """Returns the file of a function at its top level."""
   source = inspect.getsourcefile(function)
   if source is None or function.__qualname__ != function.__name__:
     raise ValueError(
@@ -325,7 +326,7 @@ def _source_of(function: Callable[..., Any]) -> str:
 
 
 def _status_name(status: int) -> str:
-  """A process's status, in words."""
+  """Returns an exit status in words."""
   if status >= 0:
     return f"exit status {status}"
   return signal.Signals(-status).name

@@ -1,8 +1,8 @@
-r"""Verifiable rewards: the answer of a response, and whether it is right.
+r"""Verifiable rewards: extracts the answer of a response and compares it.
 
-Extractors find the answer in a response; they are plain functions of text,
-linear in its length, and run in the caller. The comparison with the reference
-answer runs in the processes of a pool, each within limits::
+Extractors find the answer in a response. They are plain functions of text,
+linear in its length, and run in this process. The comparison with the reference
+answer runs in the processes of a pool, within limits::
 
   with verify.open_pool() as pool:
     verdicts = verify.grade(pool, [r"It is $\boxed{\frac12}$."], ["0.5"])
@@ -17,7 +17,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.grading import equivalence
 from pure_jax.host.grading.pool import MIB, GradingPool
 
-# A response's end: longer than any generation, short enough to scan at once.
+# Longer than any generation, short enough to scan at once.
 MAX_RESPONSE_CHARS = 100_000
 
 Extractor = Callable[[str], str | None]
@@ -25,7 +25,7 @@ Extractor = Callable[[str], str | None]
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _NUMBER = re.compile(
-  r"(?:(?<![\w.)\]}])[-\u2212])?"  # In 3-5 the sign is an operation.
+  r"(?:(?<![\w.)\]}])[-\u2212])?"  # In 3-5 the sign is a subtraction.
   r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?"
   r"|(?<![0-9])\.[0-9]+)"
   r"(?:[eE][-+]?[0-9]+)?"
@@ -39,7 +39,8 @@ class Reference:
   Attributes:
     answer: the text, without a box.
     several: whether it lists several values, in any order.
-    tolerance: absolute error at which a number is still right; None for none.
+    tolerance: absolute error at which a number is still right; None requires
+      equality.
   """
 
   answer: str
@@ -49,15 +50,15 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a grader says of a response.
+  """The result of grading a response.
 
   Attributes:
-    correct: whether the answer is the reference answer; False in every other
-      case below.
-    answer: the extracted text; None where the response has no answer.
+    correct: whether the answer equals the reference answer; False without an
+      answer and if the comparison did not finish.
+    answer: the extracted text; None if the response has no answer.
     timed_out: whether the comparison was stopped at its time limit.
-    failure: why the comparison came to no end otherwise: "raised NAME", "out
-      of memory" or "crashed (status)"; None where it came to one.
+    failure: why the comparison did not finish: "raised NAME", "out of memory"
+      or "crashed (status)"; None if it finished or timed out.
   """
 
   correct: bool
@@ -67,20 +68,20 @@ class Verdict:
 
   @property
   def has_answer(self) -> bool:
-    """Whether an answer was found."""
+    """Whether the response has an answer."""
     return self.answer is not None
 
 
 def reference_of(problem: Problem) -> Reference | None:
-  """What responses to a problem are compared with, to measure.
+  """Returns the reference answer of a problem.
 
   Args:
-    problem: any problem. Its unit is left to `equivalence.equivalent`, which
-      passes over one after a number.
+    problem: any problem. `equivalence.equivalent` ignores a unit after a
+      number.
 
   Returns:
-    Its answer, else the one that is withheld from training; None where
-    neither is known.
+    Its answer, else the answer withheld from training; None if neither is
+    known.
 
   >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
   Reference(answer='1,2', several=False, tolerance=None)
@@ -92,71 +93,71 @@ def reference_of(problem: Problem) -> Reference | None:
 
 
 def boxed(response: str) -> str | None:
-  r"""Content of the last ``\boxed{}``, its braces balanced as TeX has it.
+  r"""Returns the content of the last ``\boxed{}``, with balanced braces.
 
   ``\{`` and ``\}`` are characters, not braces. If the last box is not closed,
-  the response was cut in its answer: an earlier box is not taken for it.
+  the response was cut inside its answer, and earlier boxes are ignored.
 
   Args:
     response: any text.
 
   Returns:
-    What the box holds, "" where it is empty; None where there is no box or
-    the last one is not closed.
+    The content, "" if the box is empty; None if there is no box or the last
+    one is not closed.
 
   >>> print(boxed(r"$\boxed{5}$, no: $\boxed{\frac{1}{2}}$."))
   \frac{1}{2}
   """
-  begin = None
-  for found in _BOX.finditer(response):
-    begin = found.end()
-  if begin is None:
+  start = None
+  for box in _BOX.finditer(response):
+    start = box.end()
+  if start is None:
     return None
   depth = 1
-  for brace in _BRACE.finditer(response, begin):
+  for brace in _BRACE.finditer(response, start):
     depth += (brace[0] == "{") - (brace[0] == "}")
     if depth == 0:
-      return response[begin : brace.start()]
+      return response[start : brace.start()]
   return None
 
 
 def gsm8k_hash(response: str) -> str | None:
-  """What follows the last ``####``, to the end of its line, as in GSM8K.
+  """Returns the text after the last ``####`` of GSM8K, to the end of its line.
 
   Args:
     response: any text.
 
   Returns:
-    The text without white space around it; None where there is no ``####``
-    or nothing follows it on its line.
+    The text without white space around it; None if there is no ``####`` or
+    its line ends there.
 
   >>> gsm8k_hash("48/2 = 24 clips in May.\\n#### 1,072\\n")
   '1,072'
   """
-  _, found, after = response.rpartition("####")
+  _, mark, after = response.rpartition("####")
   line = after.split("\n", 1)[0].strip()
-  return line if found and line else None
+  return line if mark and line else None
 
 
 def last_number(response: str) -> str | None:
-  """The last number of a text: a fall-back for answers without a mark.
+  """Returns the last number of a text, for answers without a mark.
 
-  Digits 0-9, thousands separated by commas, decimals, an exponent, and a
-  minus sign that is not a subtraction. Fractions are two numbers, signs of
-  currency and percent no part of one.
+  A number has digits 0-9, thousands separated by commas, decimals, an exponent,
+  and a minus sign that is not a subtraction. A fraction is two numbers. Signs
+  of currency and per cent are not part of a number.
 
   Args:
     response: any text.
 
   Returns:
-    The number as it is written; None where there is none.
+    The number as it is written; None if there is none.
 
   >>> last_number("So 3 - 5 = -2, and she pays $1,234.50.")
   '1,234.50'
   """
   last = None
-  for found in _NUMBER.finditer(response):
-    last = found[0]
+  for number in _NUMBER.finditer(response):
+    last = number[0]
   return last
 
 
@@ -168,15 +169,15 @@ EXTRACTORS: dict[str, Extractor] = {
 
 
 def first_of(response: str, extractors: Sequence[Extractor]) -> str | None:
-  """The answer that the first extractor to find one finds.
+  """Extracts the answer by the first extractor that finds one.
 
   Args:
     response: any text.
-    extractors: tried in this order. One that finds nothing, or nothing but
-      white space, leaves it to the next.
+    extractors: tried in this order. An extractor that returns None or white
+      space has found no answer.
 
   Returns:
-    The answer, without white space around it; None where none is found.
+    The answer, without white space around it; None if there is none.
 
   >>> first_of("I think it is 7.", [boxed, gsm8k_hash, last_number])
   '7'
@@ -202,11 +203,11 @@ def open_pool(
       least 16 MiB.
 
   Returns:
-    The pool: a context manager, to be kept for many calls of `grade`.
+    The pool, a context manager for many calls of `grade`.
 
   Raises:
-    ValueError: if a limit is not one.
-    PoolError: if a worker does not get ready.
+    ValueError: if a limit is out of range.
+    PoolError: if a worker does not become ready.
   """
   return GradingPool(
     equivalence.equivalent,
@@ -224,24 +225,24 @@ def grade(
   extractors: Sequence[Extractor] = (boxed,),
   on_done: Callable[[], None] | None = None,
 ) -> list[Verdict]:
-  """Judges responses by their answers.
+  """Grades responses by their answers.
 
-  Only the last `MAX_RESPONSE_CHARS` characters of a response are read: an
-  answer stands at the end. A box that began before them is no answer.
+  Only the last `MAX_RESPONSE_CHARS` characters of a response are read, because
+  an answer is at the end. A box that starts before them is ignored.
 
   Args:
-    pool: of `open_pool`.
+    pool: from `open_pool`.
     responses: B texts.
     references: B right answers, without a box; a text is one value.
     extractors: see `first_of`.
-    on_done: called once for each response that is labelled, to show progress;
-      None calls nothing.
+    on_done: called once for each graded response, to show progress; None calls
+      nothing.
 
   Returns:
     B verdicts, in the order of the responses. Empty for none.
 
   Raises:
-    ValueError: if there are more or fewer references than responses.
+    ValueError: if the numbers of references and responses differ.
     PoolError: see `GradingPool.run`.
   """
   if len(responses) != len(references):
@@ -253,13 +254,13 @@ def grade(
     first_of(response[-MAX_RESPONSE_CHARS:], extractors)
     for response in responses
   ]
-  there = [i for i, answer in enumerate(answers) if answer is not None]
-  items = [(answers[i], *_comparison(references[i])) for i in there]
+  answered = [i for i, answer in enumerate(answers) if answer is not None]
+  items = [(answers[i], *_comparison(references[i])) for i in answered]
   verdicts = [Verdict(correct=False, answer=None) for _ in answers]
   if on_done is not None:
-    for _ in range(len(answers) - len(there)):
+    for _ in range(len(answers) - len(answered)):
       on_done()
-  for i, outcome in zip(there, pool.run(items, on_done), strict=True):
+  for i, outcome in zip(answered, pool.run(items, on_done), strict=True):
     verdicts[i] = Verdict(
       correct=outcome.value is True,
       answer=answers[i],
@@ -272,21 +273,21 @@ def grade(
 def _comparison(
   reference: str | Reference,
 ) -> tuple[str, bool, float | None]:
-  """Arguments of `equivalence.equivalent` after the answer."""
+  """Returns the arguments of `equivalence.equivalent` after the answer."""
   if isinstance(reference, str):
     reference = Reference(reference)
   return reference.answer, reference.several, reference.tolerance
 
 
 def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:
-  """How often each thing was said: metrics of a batch.
+  """Counts the verdicts of a batch by kind.
 
   Args:
-    verdicts: of `grade`.
+    verdicts: from `grade`.
 
   Returns:
-    Counts by name: `items`, of which `correct`, `wrong` (compared, and not
-    the same), `no_answer`, `timed_out` and `crashed` (raised, crashed, or ran
+    Counts by name: `items`, of which `correct`, `wrong` (compared and
+    different), `no_answer`, `timed_out` and `crashed` (raised, crashed, or ran
     out of memory); the last five add up to the first.
 
   >>> counts = verdict_counts([Verdict(True, "5"), Verdict(False, None)])

@@ -1,14 +1,14 @@
-"""The other end of a `grading_pool.GradingPool`: a script, never imported.
+"""The worker process of a `pool.GradingPool`: a script that is never imported.
 
-It gets one JSON object on its command line, says ``{"ready": true}``, then
+It gets one JSON object on its command line, writes ``{"ready": true}``, then
 answers each line of its standard input, a list of arguments, with one line:
-``{"value": ...}`` or ``{"failure": "why"}``. Only the standard library is
-imported here, and the file of the graded function is loaded by its path:
-`import pure_jax` would bring jax into every worker.
+``{"value": ...}`` or ``{"failure": "why"}``. It imports only the standard
+library and loads the file of the function by its path: `import pure_jax` would
+load jax into every worker.
 
-A worker leaves when its input ends, so it does not outlive its parent. Should
-the parent be killed while an item hangs, an alarm of the kernel ends the
-worker: it needs no cooperation from whatever is running.
+A worker exits when its input ends, so it does not outlive its parent. If the
+parent is killed while an item hangs, an alarm of the kernel ends the worker,
+whatever code is running.
 """
 
 import importlib.util
@@ -20,44 +20,46 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-# The address space may grow by so many times `memory_bytes`. Python's objects
-# grow by steps of a half to one of their size, so an item that is refused
-# memory at this limit has used more than `memory_bytes` before, and is told
-# apart from a wrong answer even where a library swallowed its MemoryError.
+# The address space may grow by this multiple of `memory_bytes`. An object of
+# Python grows in steps of half its size to its size, so an item that fails to
+# get memory at this limit has used more than `memory_bytes` before. Its peak
+# shows that even if a library swallowed the MemoryError.
 HEADROOM = 4
 
 
 def main() -> None:
-  """Serves items until the input ends."""
+  """Answers items until the input ends."""
   options = json.loads(sys.argv[1])
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends its workers.
   signal.setitimer(signal.ITIMER_REAL, options["start_seconds"])
-  # What is graded, and whatever it calls, finds neither of the pipes.
+  # The function, and what it calls, must not use the pipes.
   requests = os.fdopen(os.dup(0), encoding="ascii")
   replies = os.fdopen(os.dup(1), "w", encoding="ascii")
   _redirect_to_nowhere(0, 1)
   function = _load(options)
   _limit_memory(options["memory_bytes"])
   _send(replies, {"ready": True})
-  _redirect_to_nowhere(2)  # Until here it told the parent what went wrong.
+  _redirect_to_nowhere(2)  # Until here the parent reads it for errors.
   signal.setitimer(signal.ITIMER_REAL, 0)
   resident_at_start, _ = _memory()
   for line in requests:
     signal.setitimer(signal.ITIMER_REAL, options["alarm_seconds"])
-    reply, spent = _measure(function, json.loads(line), options["memory_bytes"])
+    reply, out_of_memory = _run_item(
+      function, json.loads(line), options["memory_bytes"]
+    )
     signal.setitimer(signal.ITIMER_REAL, 0)
-    # Caches of libraries may grow over many items: a fresh worker follows.
+    # Caches of libraries may grow over many items; then a new worker follows.
     grown = _memory()[0] - resident_at_start
-    leaves = spent or grown > options["memory_bytes"]
-    _send(replies, reply | {"leaves": leaves})
-    if leaves:
+    exits = out_of_memory or grown > options["memory_bytes"]
+    _send(replies, reply | {"exits": exits})
+    if exits:
       break
-  os._exit(0)  # Nothing graded gets to run at exit.
+  os._exit(0)  # No exit handler of graded code runs.
 
 
 def _load(options: dict[str, Any]) -> Callable[..., Any]:
-  """The function to run, after its file's setup."""
+  """Loads the function, and runs the setup of its file."""
   spec = importlib.util.spec_from_file_location("graded", options["source"])
   module = importlib.util.module_from_spec(spec)
   sys.modules["graded"] = module
@@ -67,18 +69,18 @@ def _load(options: dict[str, Any]) -> Callable[..., Any]:
   return vars(module)[options["function"]]
 
 
-def _measure(
+def _run_item(
   function: Callable[..., Any], arguments: list[Any], memory_bytes: int
 ) -> tuple[dict[str, Any], bool]:
-  """(the reply to an item, whether it used up its memory)."""
+  """Returns (the reply to an item, whether it ran out of memory)."""
   resident, peak_before = _memory()
   try:
     reply = {"value": function(*arguments)}
     json.dumps(reply)
   except MemoryError:
     return {"failure": "out of memory"}, True
-  # Whatever an item raises, SystemExit included, is its own failure. Not its
-  # message: to make one of a huge expression may take for ever.
+  # Whatever an item raises, SystemExit included, is its failure. The message is
+  # not read: formatting a huge expression may take forever.
   except BaseException as error:
     reply = {"failure": f"raised {type(error).__name__}"}
   _, peak = _memory()
@@ -88,7 +90,7 @@ def _measure(
 
 
 def _memory() -> tuple[int, int]:
-  """(resident bytes, their peak); zeros where the system does not say."""
+  """Returns (resident bytes, their peak); zeros if the system has neither."""
   try:
     with open("/proc/self/status", encoding="ascii") as status:
       fields = dict(line.split(":", 1) for line in status)
@@ -99,7 +101,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-  """Bounds the address space, and leaves no core files behind."""
+  """Limits the address space, and disables core files."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   try:
     with open("/proc/self/statm", encoding="ascii") as statm:

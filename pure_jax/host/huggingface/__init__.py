@@ -1,9 +1,15 @@
 """Weights of Hugging Face models, in and out.
 
-`load_policy` and `load_prm` read a folder as transformers saves it,
-`export_policy` and `export_prm` write one that it loads; `read_config` only
-looks. Pickled checkpoints and remote code are refused, and so is whatever the
-decoder does not do exactly.
+`load_policy` and `load_prm` read a folder that transformers saved.
+`export_policy` and `export_prm` write a folder that transformers loads.
+`read_config` reads config.json only. Pickled checkpoints, remote code, and
+settings that our decoder does not implement exactly raise an error.
+
+  architectures  the families of decoders, and their rotary parameters
+  config         config.json to and from `ModelConfig`
+  tensors        names and layouts of the tensors, in both directions
+  files          safetensors files
+  load, export   folders to parameters, and back
 """
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
@@ -16,7 +22,13 @@ from pure_jax.host.huggingface.config import (
 from pure_jax.host.huggingface.export import export_policy, export_prm
 from pure_jax.host.huggingface.load import load_policy, load_prm
 
+# Suffixes of the files of a tokenizer, and of a whole model folder.
+TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
+MODEL_FILES = (*TOKENIZER_FILES, ".safetensors")
+
 __all__ = [
+  "MODEL_FILES",
+  "TOKENIZER_FILES",
   "FolderConfig",
   "HuggingFaceError",
   "check_vocabulary",

@@ -1,8 +1,8 @@
-"""Which of transformers' decoders are ours, and their rotary parameters.
+"""The supported decoders of transformers, and their rotary parameters.
 
-A family is a config class of transformers; `ModelConfig`'s switches tell the
-families apart. Everything here is used in both directions, to read and to
-write.
+A family is a config class of transformers. The switches of `ModelConfig` tell
+the families apart. To add a family whose decoder needs no new switch, add it to
+`FAMILIES`. Reading and writing both use this module.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from pure_jax.models.config import ModelConfig, RopeScaling
 
 
 class HuggingFaceError(ValueError):
-  """A folder that cannot be read or written; the message says why."""
+  """A folder cannot be read or written; the message says why."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Family:
   """Decoders that share a config class of transformers.
 
   Attributes:
-    name: how its model classes begin, such as Qwen2.
+    name: prefix of its classes in transformers, such as Qwen2.
     attention_bias: as in `ModelConfig`.
     qk_norm: as in `ModelConfig`.
   """
@@ -33,8 +33,8 @@ class Family:
   @property
   def config_class(self) -> type:
     """The config class of transformers, a PreTrainedConfig."""
-    # Here, as where torch is installed transformers brings it along: seconds
-    # that a run without such files need not wait.
+    # Imported late: transformers imports torch if it is installed, which takes
+    # seconds that a run without Hugging Face folders need not wait.
     import transformers
 
     return getattr(transformers, f"{self.name}Config")
@@ -45,10 +45,11 @@ FAMILIES = (
   Family("Llama", attention_bias=False, qk_norm=False),
   Family("Qwen3", attention_bias=False, qk_norm=True),
 )
+# Endings of the names of model classes in transformers.
 POLICY_SUFFIX = "ForCausalLM"
 PRM_SUFFIX = "ForTokenClassification"
 
-# Our fields of Llama 3's scaling and transformers' names of them.
+# Fields of our `RopeScaling` to transformers' names of Llama 3's scaling.
 _LLAMA3 = {
   "factor": "factor",
   "low_frequency_factor": "low_freq_factor",
@@ -58,16 +59,17 @@ _LLAMA3 = {
 
 
 def family_of_architecture(name: Any) -> Family:
-  """The family of a model class.
+  """Looks up the family of a model class.
 
   Args:
-    name: such as Qwen2ForCausalLM; anything config.json may hold.
+    name: name of the class, such as Qwen2ForCausalLM. It comes from config.json
+      and may be any JSON value.
 
   Returns:
-    Its family.
+    The family.
 
   Raises:
-    HuggingFaceError: if it is not one of ours, listing those that are.
+    HuggingFaceError: if it is not supported; the message lists those that are.
   """
   known = {
     family.name + suffix: family
@@ -83,16 +85,16 @@ def family_of_architecture(name: Any) -> Family:
 
 
 def family_of_model(config: ModelConfig) -> Family:
-  """The family that has the switches of an architecture.
+  """Looks up the family by the switches of an architecture.
 
   Args:
     config: the architecture.
 
   Returns:
-    Its family.
+    The family.
 
   Raises:
-    HuggingFaceError: if none has.
+    HuggingFaceError: if no family has these switches.
   """
   for family in FAMILIES:
     if (family.attention_bias, family.qk_norm) == (
@@ -109,19 +111,19 @@ def family_of_model(config: ModelConfig) -> Family:
 def read_rope(
   parameters: Mapping[str, Any],
 ) -> tuple[float, RopeScaling | None]:
-  """Base and scaling of the rotary frequencies.
+  """Reads base and scaling of the rotary frequencies.
 
   Args:
-    parameters: transformers' rope_parameters.
+    parameters: the rope_parameters of transformers.
 
   Returns:
     (rope_theta, rope_scaling) as in `ModelConfig`.
 
   Raises:
-    HuggingFaceError: for a rope type other than default and llama3, and a
-      field that is missing, unknown or impossible.
+    HuggingFaceError: if the rope type is neither default nor llama3, or a field
+      is missing, unknown or invalid.
   """
-  # Old files say `type`; transformers then adds a `rope_type` beside it.
+  # Old files have `type`, to which transformers adds `rope_type`.
   fields = {k: v for k, v in parameters.items() if k != "type"}
   kind = fields.pop("rope_type", None)
   if kind not in ("default", "llama3"):
@@ -131,11 +133,11 @@ def read_rope(
     )
   if fields.pop("partial_rotary_factor", 1.0) != 1.0:
     raise HuggingFaceError("a partial_rotary_factor other than 1 of RoPE.")
-  wanted = {"rope_theta", *(_LLAMA3.values() if kind == "llama3" else ())}
-  if fields.keys() != wanted:
+  expected = {"rope_theta", *(_LLAMA3.values() if kind == "llama3" else ())}
+  if fields.keys() != expected:
     raise HuggingFaceError(
       f"the rope parameters of type {kind!r} are {sorted(fields)}, expected "
-      f"{sorted(wanted)}."
+      f"{sorted(expected)}."
     )
   theta = float(fields["rope_theta"])
   if kind == "default":
@@ -155,7 +157,7 @@ def write_rope(config: ModelConfig) -> dict[str, Any]:
     config: the architecture.
 
   Returns:
-    transformers' rope_parameters.
+    The rope_parameters of transformers.
   """
   parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
   if config.rope_scaling is not None:

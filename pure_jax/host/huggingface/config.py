@@ -1,8 +1,8 @@
 """config.json of a Hugging Face folder, to and from `ModelConfig`.
 
-transformers' own config classes read and write the fields: they know what a
-missing field means and both layouts of the rotary parameters. What they accept
-and this decoder does not do is refused here, by name.
+The config classes of transformers read and write the fields: they know the
+defaults of missing fields and both layouts of the rotary parameters. A field
+that they accept but our decoder does not implement raises an error here.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from pure_jax.models.config import ModelConfig
 CONFIG_FILE = "config.json"
 _LOG = logging.getLogger(__name__)
 
-# Fields that would change what is computed, with the one value that does not.
+# Fields that change the computation, with the only value that we implement.
 _SUPPORTED = {
   "hidden_act": "silu",
   "mlp_bias": False,
@@ -30,7 +30,7 @@ _SUPPORTED = {
   "token_classification_bias": True,
 }
 
-# What labels are called when they say which step is good and which is bad.
+# Names of labels that mean a good and a bad step.
 _GOOD = {"good", "positive", "correct", "right", "true", "yes", "+"}
 _BAD = {"bad", "negative", "incorrect", "wrong", "false", "no", "-"}
 _UNNAMED = ("LABEL_0", "LABEL_1")
@@ -38,14 +38,15 @@ _UNNAMED = ("LABEL_0", "LABEL_1")
 
 @dataclasses.dataclass(frozen=True)
 class FolderConfig:
-  """What config.json says.
+  """The content of config.json.
 
   Attributes:
-    model: the architecture; dtypes are those of `ModelConfig`, not the file's.
-    architecture: transformers' class, such as Qwen2ForCausalLM.
+    model: the architecture. Its dtypes are the defaults of `ModelConfig`, not
+      those of the file.
+    architecture: class of transformers, such as Qwen2ForCausalLM.
     is_prm: True for a token classifier, False for a language model.
-    labels: names of the two classes of a PRM by index; () for a policy.
-    max_positions: tokens of the longest text the model was made for.
+    labels: names of the two classes of a PRM, by index; () for a policy.
+    max_positions: length in tokens of the longest text the model was made for.
   """
 
   model: ModelConfig
@@ -62,12 +63,12 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
     folder: a Hugging Face folder.
 
   Returns:
-    What it says.
+    Its content.
 
   Raises:
     HuggingFaceError: if the file is missing or damaged, names an architecture
-      other than Qwen2, Qwen3 or Llama, asks for remote code, or uses anything
-      this decoder does not do, such as a sliding window.
+      other than Qwen2, Qwen3 or Llama, needs remote code, or uses a setting
+      that our decoder does not implement, such as a sliding window.
   """
   path = pathlib.Path(folder) / CONFIG_FILE
   raw = read_json_object(path)
@@ -78,7 +79,7 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-  """A JSON file that holds an object.
+  """Reads a JSON file that contains an object.
 
   Args:
     path: the file.
@@ -87,7 +88,8 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
     The object.
 
   Raises:
-    HuggingFaceError: if it is missing, unreadable, or holds something else.
+    HuggingFaceError: if the file is missing or unreadable, or contains another
+      JSON value.
   """
   try:
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -103,29 +105,29 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
   return data
 
 
-def choose_good_class(labels: tuple[str, ...], given: int | None) -> int:
-  """Which of a PRM's two classes means that a step is good.
+def choose_good_class(labels: tuple[str, ...], good_class: int | None) -> int:
+  """Chooses which of a PRM's two classes means that a step is good.
 
   >>> choose_good_class(("correct", "incorrect"), None)
   0
 
   Args:
     labels: names of the classes, by index.
-    given: what the caller says, 0 or 1. None goes by the names, and where
-      these are transformers' LABEL_0 and LABEL_1 by the convention of the
-      released PRMs, 1.
+    good_class: the class, 0 or 1, if the caller knows it. None chooses by the
+      names. If they are transformers' defaults LABEL_0 and LABEL_1 it is 1, the
+      convention of the released PRMs.
 
   Returns:
     0 or 1.
 
   Raises:
-    HuggingFaceError: if the names do not say it.
-    ValueError: if `given` is something else.
+    HuggingFaceError: if the names do not tell which class is good.
+    ValueError: if `good_class` is not 0, 1 or None.
   """
-  if given is not None:
-    if given not in (0, 1):
-      raise ValueError(f"good_class must be 0, 1 or None, got {given}.")
-    return given
+  if good_class is not None:
+    if good_class not in (0, 1):
+      raise ValueError(f"good_class must be 0, 1 or None, got {good_class}.")
+    return good_class
   first, second = (label.lower() for label in labels)
   if labels == _UNNAMED or (first in _BAD and second in _GOOD):
     return 1
@@ -138,20 +140,20 @@ def choose_good_class(labels: tuple[str, ...], given: int | None) -> int:
 
 
 def check_vocabulary(largest_id: int, config: ModelConfig) -> None:
-  """Raises where a tokenizer has ids that the embedding has no row for.
+  """Checks that the embedding has a row for every id of a tokenizer.
 
-  An embedding with more rows than the tokenizer has ids is usual and fine.
+  It is common that an embedding has more rows than that.
 
   >>> config = ModelConfig(vocab_size=80, width=64, num_layers=3, num_heads=4,
   ...                      num_kv_heads=2, head_dim=16, mlp_width=192)
   >>> check_vocabulary(79, config)
 
   Args:
-    largest_id: largest id the tokenizer can give, added tokens included.
+    largest_id: largest id of the tokenizer, including added tokens.
     config: the architecture.
 
   Raises:
-    HuggingFaceError: if that id is not below vocab_size.
+    HuggingFaceError: if the id is not below vocab_size.
   """
   if largest_id >= config.vocab_size:
     raise HuggingFaceError(
@@ -164,15 +166,15 @@ def check_vocabulary(largest_id: int, config: ModelConfig) -> None:
 def warn_beyond_positions(
   folder: str | os.PathLike, config: FolderConfig, tokens: int
 ) -> None:
-  """Logs a warning where texts may be longer than a model was made for.
+  """Logs a warning if texts may be longer than the model was made for.
 
-  No error: rotary positions have no table that ends, and the paper's own runs
-  let Qwen2.5-Math, made for 4096 tokens, write up to 8192.
+  It is not an error: rotary positions have no limit, and in the paper's runs
+  Qwen2.5-Math, made for 4096 tokens, writes up to 8192.
 
   Args:
-    folder: where the model lies, for the message.
-    config: what its config.json says.
-    tokens: of the longest text it may see, prompt included.
+    folder: folder of the model, for the message.
+    config: its config.
+    tokens: length of the longest text of the run, prompt included.
   """
   if tokens > config.max_positions:
     _LOG.warning(
@@ -192,23 +194,23 @@ def config_fields(
   eos_id: int | None = None,
   pad_id: int | None = None,
 ) -> dict[str, Any]:
-  """The config.json that transformers reads as the same architecture.
+  """The fields of config.json for an architecture.
 
-  Rotary parameters and dtype stand there under their names of transformers 4
-  too, which would otherwise silently take a theta of 10000.
+  Rotary parameters and dtype are written under their names in transformers 4 as
+  well: that version would silently use a theta of 10000 otherwise.
 
   Args:
     config: the architecture.
     is_prm: True for a token classifier, False for a language model.
-    max_positions: tokens of the longest text the model is for.
+    max_positions: length in tokens of the longest text the model is made for.
     eos_id: id that ends a text, or None.
     pad_id: id of padding, or None.
 
   Returns:
-    The fields, JSON-like.
+    The fields, as JSON values.
 
   Raises:
-    HuggingFaceError: if no architecture of transformers is this one.
+    HuggingFaceError: if transformers has no such architecture.
   """
   family = architectures.family_of_model(config)
   rope = architectures.write_rope(config)
@@ -245,34 +247,35 @@ def config_fields(
 
 
 def _read(raw: Mapping[str, Any]) -> FolderConfig:
-  """`read_config` of the parsed file."""
+  """Checks the fields of config.json, and converts them."""
   if "auto_map" in raw:
     raise HuggingFaceError("auto_map asks for remote code, which is not run.")
-  named = raw.get("architectures")
-  one = isinstance(named, list) and len(named) == 1
-  architecture = named[0] if one else named
+  names = raw.get("architectures")
+  is_single = isinstance(names, list) and len(names) == 1
+  architecture = names[0] if is_single else names
   family = architectures.family_of_architecture(architecture)
   supported = dict(_SUPPORTED)
   if not family.attention_bias:
-    # It would put one on the output projection too. Qwen2 has no such field.
+    # In transformers it adds a bias to the output projection as well, which our
+    # decoder does not have. Qwen2 has no such field.
     supported["attention_bias"] = False
-  for name, only in supported.items():
-    if name in raw and raw[name] != only:
+  for name, value in supported.items():
+    if name in raw and raw[name] != value:
       raise HuggingFaceError(
-        f"{name} is {json.dumps(raw[name])}; only {json.dumps(only)} is "
+        f"{name} is {json.dumps(raw[name])}; only {json.dumps(value)} is "
         "supported."
       )
   _check_rope_layouts(raw)
   full = _validated(family, raw)
   fields = full.to_dict()
-  kinds = set(fields.get("layer_types") or ())
-  if kinds - {"full_attention"}:
+  unsupported = {*(fields.get("layer_types") or ())} - {"full_attention"}
+  if unsupported:
     raise HuggingFaceError(
-      f"layers with {', '.join(sorted(kinds - {'full_attention'}))} (see "
+      f"layers with {', '.join(sorted(unsupported))} (see "
       "use_sliding_window, max_window_layers, layer_types): only full "
       "attention is supported."
     )
-  is_prm = architecture.endswith(architectures.PRM_SUFFIX)
+  is_prm = architecture == family.name + architectures.PRM_SUFFIX
   labels = tuple(str(full.id2label[i]) for i in sorted(full.id2label))
   if is_prm and len(labels) != 2:
     raise HuggingFaceError(
@@ -288,10 +291,10 @@ def _read(raw: Mapping[str, Any]) -> FolderConfig:
 
 
 def _validated(family: Family, fields: Mapping[str, Any]) -> Any:
-  """transformers' config, with its defaults filled in."""
+  """Makes the config of transformers, with its defaults filled in."""
   try:
     return family.config_class.from_dict(dict(fields))
-  # Its validation raises errors of several packages, without a common class.
+  # The validation raises errors of several packages without a common class.
   except Exception as error:
     raise HuggingFaceError(
       f"transformers does not accept this as {family.name}: {error}"
@@ -299,7 +302,7 @@ def _validated(family: Family, fields: Mapping[str, Any]) -> Any:
 
 
 def _check_rope_layouts(raw: Mapping[str, Any]) -> None:
-  """Refuses a file whose old and new rotary parameters disagree."""
+  """Checks that the old and the new rotary parameters agree."""
   if not isinstance(raw.get("rope_parameters"), dict):
     return
   new = raw["rope_parameters"]
@@ -316,9 +319,9 @@ def _check_rope_layouts(raw: Mapping[str, Any]) -> None:
 
 
 def _model_config(family: Family, fields: Mapping[str, Any]) -> ModelConfig:
-  """The architecture, from transformers' fields."""
+  """Converts the fields of transformers to our architecture."""
   width, num_heads = fields["hidden_size"], fields["num_attention_heads"]
-  # Qwen2's config has the field only where a file brings it along.
+  # Qwen2's config has this field only if the file has it.
   head_dim = fields.get("head_dim")
   if head_dim is None:
     if num_heads < 1 or width % num_heads:

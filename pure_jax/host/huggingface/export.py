@@ -1,7 +1,7 @@
-"""A policy or a PRM as a folder that transformers loads.
+"""Writes a policy or a PRM as a folder that transformers loads.
 
-The folder appears whole or not at all: it is written under another name beside
-its place and renamed when everything is on disk.
+The folder is written under a hidden name and renamed when everything is on
+disk, so that an interrupted export leaves nothing behind.
 """
 
 import contextlib
@@ -44,25 +44,24 @@ def export_policy(
 ) -> None:
   """Writes a policy as Qwen2-, Qwen3- or LlamaForCausalLM.
 
-  Weights are written in the dtype they have, one at a time: beyond them, host
-  memory holds one tensor of the file. No tokenizer is written.
+  Weights are written in their dtype, one tensor at a time, so that host memory
+  never contains two tensors of a file. The tokenizer is not written.
 
   Args:
-    folder: the new folder; it must not exist or be empty.
+    folder: the new folder. It must be empty if it exists.
     params: weights as `policy.declare_policy` declares them.
     config: the architecture.
-    max_positions: tokens of the longest text the model is for, which
-      transformers keeps as max_position_embeddings.
-    eos_id: id that ends a text, or None to leave it unsaid.
-    pad_id: id of padding, or None to leave it unsaid.
-    shard_bytes: largest size of one file; a tensor that is larger has a file
-      of its own.
+    max_positions: length in tokens of the longest text the model is made for,
+      which config.json has as max_position_embeddings.
+    eos_id: id that ends a text, or None if it is unknown.
+    pad_id: id of padding, or None if it is unknown.
+    shard_bytes: largest size of a file. A larger tensor gets a file of its own.
 
   Raises:
-    HuggingFaceError: if transformers has no such architecture, the folder
-      holds something, or it cannot be written.
-    ValueError: if the weights do not fit the config, or are spread over
-      processes.
+    HuggingFaceError: if transformers has no such architecture, or if the folder
+      is not empty or cannot be written.
+    ValueError: if the weights do not fit the config, or are sharded over
+      several processes.
   """
   declared = policy.declare_policy(config)
   fields = config_fields(
@@ -86,17 +85,17 @@ def export_prm(
 ) -> None:
   """Writes a PRM as Qwen2-, Qwen3- or LlamaForTokenClassification.
 
-  Label 1 is "good", label 0 "bad". Layers beyond the policy's are layers like
-  the others. The rest is as in `export_policy`.
+  Label 1 is "good", label 0 is "bad". The extra layers of a PRM are written as
+  further layers of the decoder. The rest is as in `export_policy`.
 
   Args:
-    folder: the new folder; it must not exist or be empty.
+    folder: the new folder. It must be empty if it exists.
     params: weights as `prm.declare_prm` declares them.
-    config: the architecture, the policy's or the extended one: the number of
-      layers is that of the weights.
-    max_positions: tokens of the longest text the model is for.
-    pad_id: id of padding, or None to leave it unsaid.
-    shard_bytes: largest size of one file.
+    config: the architecture, of the policy or of the PRM: the number of layers
+      is taken from the weights.
+    max_positions: length in tokens of the longest text the model is made for.
+    pad_id: id of padding, or None if it is unknown.
+    shard_bytes: largest size of a file.
 
   Raises:
     HuggingFaceError: as `export_policy`.
@@ -118,7 +117,7 @@ def _export(
   fields: Mapping[str, Any],
   shard_bytes: int,
 ) -> None:
-  """Checks everything that can be checked, then writes the folder."""
+  """Checks the arguments, then writes the folder."""
   weights.check_params(params, declared)
   if not all(leaf.is_fully_addressable for leaf in jax.tree.leaves(params)):
     raise ValueError(
@@ -128,7 +127,7 @@ def _export(
     raise ValueError(f"shard_bytes must be positive, got {shard_bytes}.")
   shards = _split(tensors.tensors_of(declared), params, shard_bytes)
   try:
-    with _appearing(folder) as hidden:
+    with _renamed_when_done(folder) as hidden:
       names = _file_names(len(shards))
       for name, shard in zip(names, shards, strict=True):
         _write_shard(hidden / name, shard, params)
@@ -140,8 +139,8 @@ def _export(
 
 
 @contextlib.contextmanager
-def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A hidden folder that takes its name when the block ends without error."""
+def _renamed_when_done(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """A hidden folder that gets its name when the block ends without an error."""
   folder = folder.absolute()
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise HuggingFaceError(
@@ -158,12 +157,12 @@ def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _split(
-  wanted: Mapping[str, Tensor], params: Any, shard_bytes: int
+  by_name: Mapping[str, Tensor], params: Any, shard_bytes: int
 ) -> list[dict[str, Tensor]]:
-  """Tensors of each file, in order, filled up to the size limit."""
+  """Distributes tensors over files, in order, up to the size limit."""
   shards: list[dict[str, Tensor]] = [{}]
   filled = 0
-  for name, tensor in wanted.items():
+  for name, tensor in by_name.items():
     size = _num_bytes(tensor, params)
     if shards[-1] and filled + size > shard_bytes:
       shards.append({})
@@ -174,7 +173,7 @@ def _split(
 
 
 def _file_names(count: int) -> list[str]:
-  """What transformers calls that many files."""
+  """The names that transformers gives so many files."""
   if count == 1:
     return [files.SINGLE_FILE]
   return [
@@ -186,7 +185,7 @@ def _file_names(count: int) -> list[str]:
 def _write_shard(
   path: pathlib.Path, shard: Mapping[str, Tensor], params: Any
 ) -> None:
-  """One file, one tensor in memory at a time."""
+  """Writes one file, with one tensor in memory at a time."""
   files.write_file(
     path,
     {
@@ -200,7 +199,7 @@ def _write_shard(
 def _write_index(
   folder: pathlib.Path, shards: Mapping[str, Mapping[str, Tensor]], params: Any
 ) -> None:
-  """Which file each tensor is in."""
+  """Writes the index that says which file each tensor is in."""
   every = list(itertools.chain(*(shard.values() for shard in shards.values())))
   total = sum(_num_bytes(tensor, params) for tensor in every)
   write_json_atomic(
@@ -215,20 +214,20 @@ def _write_index(
 
 
 def _weight(params: Any, tensor: Tensor) -> jax.Array:
-  """Our weight that a tensor is, or is a layer of."""
+  """The weight that a tensor is, or is one layer of."""
   for key in tensor.path:
     params = params[key]
   return params
 
 
 def _num_bytes(tensor: Tensor, params: Any) -> int:
-  """Size of a tensor in the file."""
+  """Size of a tensor in its file."""
   itemsize = jnp.dtype(_weight(params, tensor).dtype).itemsize
   return math.prod(tensor.shape) * itemsize
 
 
 def _fetch(params: Any, tensor: Tensor) -> np.ndarray:
-  """A tensor on the host."""
+  """Copies a tensor to the host, in the layout of the file."""
   weight = _weight(params, tensor)
   if tensor.layer is None:
     return np.asarray(_whole(weight, tensor.layout))

@@ -1,8 +1,8 @@
-"""Safetensors files: what a folder holds, reading it, writing it.
+"""Reads and writes safetensors files.
 
-The safetensors package reads. Its writer wants all tensors of a file in memory
-at once, so `write_file` lays out the format itself: eight bytes of length, a
-JSON header, then the tensors one after another
+The safetensors package reads them. Its writer needs all tensors of a file in
+memory at once, so `write_file` writes the format itself: the length of the
+header in eight bytes, the header as JSON, then one tensor after another
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -26,19 +26,19 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
-# Their name of a dtype -> numpy's. Quantized and integer weights have no
-# meaning here without their scales.
+# Names of dtypes in safetensors to names in numpy. Quantized and integer
+# weights are not supported: their scales are unknown here.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
-  """A tensor as its file describes it.
+class StoredTensor:
+  """The description of a tensor in the header of its file.
 
   Attributes:
     file: the file.
-    dtype: safetensors' name of the dtype, such as BF16.
-    shape: its shape.
+    dtype: name of the dtype in safetensors, such as BF16.
+    shape: the shape.
   """
 
   file: pathlib.Path
@@ -46,18 +46,18 @@ class Stored:
   shape: tuple[int, ...]
 
 
-def list_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
-  """What the safetensors files of a folder hold; reads their headers only.
+def list_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
+  """Lists the tensors of a folder. Only the headers of its files are read.
 
   Args:
-    folder: one with model.safetensors, or with shards and their index.
+    folder: a folder with model.safetensors, or with shards and their index.
 
   Returns:
-    Tensor by name.
+    Tensors by name.
 
   Raises:
-    HuggingFaceError: if there are only pickles or no weights at all, a file
-      is missing, truncated or damaged, or index and shards disagree.
+    HuggingFaceError: if the folder has no weights or only pickles, if a file is
+      missing, truncated or damaged, or if index and shards disagree.
   """
   folder = pathlib.Path(folder)
   single, index = folder / SINGLE_FILE, folder / INDEX_FILE
@@ -71,7 +71,7 @@ def list_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
   if not index.exists():
     raise HuggingFaceError(_no_weights(folder))
   shard_of = _read_index(index)
-  found: dict[str, Stored] = {}
+  tensors: dict[str, StoredTensor] = {}
   for shard in sorted(set(shard_of.values())):
     for name, stored in _list_file(folder / shard).items():
       if name not in shard_of or shard_of[name] != shard:
@@ -79,23 +79,23 @@ def list_tensors(folder: str | os.PathLike) -> dict[str, Stored]:
           f"{folder / shard} holds {name}, which {INDEX_FILE} does not list "
           "there."
         )
-      found[name] = stored
-  missing = sorted(shard_of.keys() - found.keys())
+      tensors[name] = stored
+  missing = sorted(shard_of.keys() - tensors.keys())
   if missing:
     raise HuggingFaceError(
       f"{index} lists tensors that their shards do not hold: "
       + ", ".join(f"{name} in {shard_of[name]}" for name in missing)
     )
-  return found
+  return tensors
 
 
 def read_tensors(
-  stored: Mapping[str, Stored],
+  stored: Mapping[str, StoredTensor],
 ) -> Iterator[tuple[str, np.ndarray]]:
-  """Reads each tensor once, file by file, as they lie in the file.
+  """Reads tensors one by one, in the order of the files.
 
   Args:
-    stored: what to read, from `list_tensors`.
+    stored: the tensors to read, from `list_tensors`.
 
   Yields:
     (name, array). The generator keeps no reference to the array.
@@ -119,11 +119,12 @@ def write_file(
 
   Args:
     path: the file, which must not exist.
-    described: (numpy dtype name, shape) by tensor name.
-    arrays: the tensors, in that order; consumed as they are written.
+    described: (name of the numpy dtype, shape) by name of the tensor.
+    arrays: the tensors, in the same order. Each is written before the next one
+      is taken.
 
   Raises:
-    OSError: if it cannot be written.
+    OSError: if the file cannot be written.
   """
   codes = {numpy_name: code for code, numpy_name in DTYPES.items()}
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -141,16 +142,16 @@ def write_file(
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array in arrays:
-      # As bytes: numpy does not lend out the memory of a bfloat16 array.
+      # As bytes: a bfloat16 array has no buffer interface.
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
-      # The next one is made before the name is bound anew.
+      # Otherwise the array lives until the next one has been made.
       del array
     file.flush()
     os.fsync(file.fileno())
 
 
 def _read_index(index: pathlib.Path) -> dict[str, str]:
-  """Shard by tensor name, each a plain file name."""
+  """The file of each tensor, checked to be a name without a path."""
   data = read_json_object(index)
   shard_of = data.get("weight_map")
   if not isinstance(shard_of, dict) or not shard_of:
@@ -167,19 +168,21 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
   return shard_of
 
 
-def _list_file(file: pathlib.Path) -> dict[str, Stored]:
+def _list_file(file: pathlib.Path) -> dict[str, StoredTensor]:
   """The tensors of one file."""
-  found = {}
+  tensors = {}
   with _opened(file) as opened:
     for name in opened.offset_keys():
       view = opened.get_slice(name)
-      found[name] = Stored(file, view.get_dtype(), tuple(view.get_shape()))
-  return found
+      tensors[name] = StoredTensor(
+        file, view.get_dtype(), tuple(view.get_shape())
+      )
+  return tensors
 
 
 @contextlib.contextmanager
 def _opened(file: pathlib.Path) -> Iterator[Any]:
-  """An open safetensors file; what goes wrong in it names it."""
+  """Opens a safetensors file. Errors within the block name the file."""
   try:
     with safetensors.safe_open(file, framework="numpy") as opened:
       yield opened
@@ -194,7 +197,7 @@ def _opened(file: pathlib.Path) -> Iterator[Any]:
 
 
 def _no_weights(folder: pathlib.Path) -> str:
-  """Why a folder without safetensors cannot be read."""
+  """Explains why a folder has no weights that can be read."""
   if not folder.is_dir():
     return f"{folder} is no folder."
   pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)

@@ -1,10 +1,9 @@
-"""A Hugging Face folder as the parameters of a policy or a PRM.
+"""Loads a Hugging Face folder as the parameters of a policy or a PRM.
 
-All headers are read and compared with the declaration before the first weight
-is: a folder that does not fit costs no time and no memory. Then each tensor is
-read once, put on the devices in the shards it will live in, and written into
-its place of the stacked weight, which is donated. The next tensor is read when
-that is done.
+First all headers are compared with the declared weights, so that a folder that
+does not fit fails at once. Then each tensor is read once, sharded over the
+devices, and written into its layer of the stacked weight, which is donated. The
+next tensor is read when this is done.
 """
 
 import dataclasses
@@ -28,7 +27,7 @@ from pure_jax.host.huggingface.config import (
   choose_good_class,
   read_config,
 )
-from pure_jax.host.huggingface.files import Stored
+from pure_jax.host.huggingface.files import StoredTensor
 from pure_jax.host.huggingface.tensors import Tensor
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
@@ -45,29 +44,29 @@ def load_policy(
 ) -> tuple[dict[str, Any], ModelConfig]:
   """Loads a language model: Qwen2, Qwen3 or Llama.
 
-  Memory: beyond the parameters, the host holds one tensor of the files at a
-  time and the device one more. Measured with SmolLM2-135M in float32 (538 MB,
-  largest tensor 113 MB): tracemalloc, which sees what Python, numpy and
-  safetensors allocate and not what belongs to a device, peaks at 116 MB. On a
-  CPU, whose device memory is the host's, the anonymous memory of the process
-  (RssAnon, sampled every millisecond) peaks 252 MB above the parameters, with
-  what XLA needs to compile. Mapped pages of the files are the kernel's, to
-  take back when it likes.
+  Memory: in addition to the parameters, the host needs memory for one tensor at
+  a time, and the device for one more. Measured with SmolLM2-135M in float32
+  (538 MB, largest tensor 113 MB): tracemalloc, which counts allocations of
+  Python, numpy and safetensors but no device memory, peaks at 116 MB. On a
+  CPU, where device memory is host memory, the anonymous memory of the process
+  (RssAnon, sampled every millisecond) peaks 252 MB above the parameters,
+  including what XLA needs to compile. Mapped pages of the files are not
+  counted: the kernel can reclaim them.
 
   Args:
-    folder: config.json and safetensors files, one or many.
-    layout: where the weights go.
-    compute_dtype: "float32" or "bfloat16", of the returned config.
-    param_dtype: "float32" or "bfloat16", what stored weights are cast to.
+    folder: folder with config.json and one or more safetensors files.
+    layout: devices and sharding of the weights.
+    compute_dtype: "float32" or "bfloat16", for the returned config.
+    param_dtype: "float32" or "bfloat16". The weights are cast to it.
 
   Returns:
-    (params as `policy.declare_policy` declares them, on the shardings that
-    the layout gives, and their config).
+    (params as `policy.declare_policy` declares them, sharded by the layout;
+    their config).
 
   Raises:
-    HuggingFaceError: for a folder that cannot be read or is of something
-      else, naming the file, field or tensor.
-    ValueError: if a rule does not fit a weight.
+    HuggingFaceError: if the folder cannot be read, or contains something other
+      than a policy. The message names the file, field or tensor.
+    ValueError: if a sharding rule does not fit a weight.
   """
   config = read_config(folder)
   path = pathlib.Path(folder)
@@ -91,25 +90,26 @@ def load_prm(
 ) -> tuple[dict[str, Any], ModelConfig]:
   """Loads a token classifier with two labels, such as PURE-PRM-7B.
 
-  Class 1 of the result is "the step is good", whichever it is in the folder.
-  Memory is that of `load_policy`.
+  Class 1 of the result means that a step is good: the classes are exchanged if
+  the folder has them the other way round. Memory is as for `load_policy`.
 
   Args:
-    folder: config.json and safetensors files, one or many.
-    layout: where the weights go.
-    compute_dtype: "float32" or "bfloat16", of the returned config.
-    param_dtype: "float32" or "bfloat16", what stored weights are cast to.
-    good_class: index of the folder's label for a good step; None goes by
-      the names of the labels, and takes 1 where they have none.
+    folder: folder with config.json and one or more safetensors files.
+    layout: devices and sharding of the weights.
+    compute_dtype: "float32" or "bfloat16", for the returned config.
+    param_dtype: "float32" or "bfloat16". The weights are cast to it.
+    good_class: index of the folder's class for a good step. None chooses by the
+      names of the labels, see `config.choose_good_class`.
 
   Returns:
-    (params as `prm.declare_prm` declares them, on the shardings that the
-    rules give, and their config).
+    (params as `prm.declare_prm` declares them, sharded by the layout; their
+    config).
 
   Raises:
-    HuggingFaceError: as `load_policy`, and where the labels do not say which
-      is good.
-    ValueError: if a rule does not fit a weight, or good_class is no class.
+    HuggingFaceError: as `load_policy`, and if the names of the labels do not
+      tell which class is good.
+    ValueError: if a sharding rule does not fit a weight, or `good_class` is not
+      0, 1 or None.
   """
   config = read_config(folder)
   path = pathlib.Path(folder)
@@ -127,11 +127,11 @@ def load_prm(
 
 
 def _good_class(
-  folder: pathlib.Path, config: FolderConfig, given: int | None
+  folder: pathlib.Path, config: FolderConfig, good_class: int | None
 ) -> int:
-  """`choose_good_class`, naming the file."""
+  """`choose_good_class`, with the name of the file in its errors."""
   try:
-    return choose_good_class(config.labels, given)
+    return choose_good_class(config.labels, good_class)
   except HuggingFaceError as error:
     raise HuggingFaceError(f"{folder / CONFIG_FILE}: {error}") from error
 
@@ -143,14 +143,16 @@ def _load(
   layout: sharding.Layout,
   swapped: bool = False,
 ) -> Any:
-  """The declared weights from the files of a folder."""
-  wanted = tensors.tensors_of(declared)
+  """Loads the declared weights; `swapped` exchanges a PRM's classes."""
+  declared_tensors = tensors.tensors_of(declared)
   shardings = sharding.weight_shardings(declared, layout)
   stored = files.list_tensors(folder)
-  # A tied head may be saved beside the embedding it repeats.
-  repeats = tensors.HEAD in stored and "score" not in declared
-  repeats = repeats and model.tied_embeddings
-  _check_fit(folder, stored, wanted, tensors.HEAD if repeats else None)
+  # A tied head may be saved although it equals the embedding.
+  is_policy = "score" not in declared
+  has_tied_head = is_policy and model.tied_embeddings and tensors.HEAD in stored
+  _check_fit(
+    folder, stored, declared_tensors, tensors.HEAD if has_tied_head else None
+  )
   params = jax.jit(
     lambda: jax.tree.map(
       lambda weight: jnp.zeros(weight.shape, weight.dtype),
@@ -159,45 +161,46 @@ def _load(
     ),
     out_shardings=shardings,
   )()
-  placed = {name: stored[name] for name in wanted}
-  for name, array in files.read_tensors(placed):
-    tensor = wanted[name]
+  needed = {name: stored[name] for name in declared_tensors}
+  for name, array in files.read_tensors(needed):
+    tensor = declared_tensors[name]
     if swapped and tensor.path[0] == "score":
       array = array[::-1]
     holder, key = _holder(params, tensor.path)
     holder[key] = _write(holder[key], tensor, array)
-    # The generator reads the next tensor before the name is bound anew.
+    # Otherwise the array lives until the next one has been read.
     del array
-  if repeats:
-    _check_repeat(
-      folder, params["embedding"], wanted[tensors.EMBEDDING], stored
+  if has_tied_head:
+    _check_tied_head(
+      folder, params["embedding"], declared_tensors[tensors.EMBEDDING], stored
     )
   return params
 
 
 def _check_fit(
   folder: pathlib.Path,
-  stored: Mapping[str, Stored],
-  wanted: Mapping[str, Tensor],
-  repeated: str | None,
+  stored: Mapping[str, StoredTensor],
+  declared: Mapping[str, Tensor],
+  tied_head: str | None,
 ) -> None:
-  """Raises for every tensor that is missing, extra, misshapen or quantized."""
-  known = set(wanted) | ({repeated} if repeated else set())
+  """Checks that the stored tensors are the declared ones, in number and
+  shape."""
+  known = set(declared) | ({tied_head} if tied_head else set())
   extra = [
     name
     for name in stored
-    if name not in known and not tensors.HARMLESS.fullmatch(name)
+    if name not in known and not tensors.IGNORED.fullmatch(name)
   ]
-  faults = [f"{name} is missing" for name in wanted if name not in stored]
+  faults = [f"{name} is missing" for name in declared if name not in stored]
   faults += [f"{name} is not part of this architecture" for name in extra]
   for name in known & stored.keys():
-    shape = wanted[tensors.EMBEDDING if name == repeated else name].shape
-    found = stored[name]
-    if found.shape != shape:
-      faults.append(f"{name} is {found.shape}, config.json says {shape}")
-    if found.dtype not in files.DTYPES:
+    shape = declared[tensors.EMBEDDING if name == tied_head else name].shape
+    tensor = stored[name]
+    if tensor.shape != shape:
+      faults.append(f"{name} is {tensor.shape}, config.json says {shape}")
+    if tensor.dtype not in files.DTYPES:
       faults.append(
-        f"{name} is stored as {found.dtype}, not as one of "
+        f"{name} is stored as {tensor.dtype}, not as one of "
         + ", ".join(files.DTYPES)
       )
   if faults:
@@ -211,34 +214,34 @@ def _check_fit(
 
 
 def _holder(params: Any, path: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-  """The dict that holds a weight, and its key there."""
+  """(dict that contains a weight, key of the weight in it)."""
   for key in path[:-1]:
     params = params[key]
   return params, path[-1]
 
 
 def _write(weight: Array, tensor: Tensor, array: np.ndarray) -> Array:
-  """The weight with a tensor in its place; the weight given is used up."""
+  """Writes a tensor into its weight, which is donated."""
   stacked = tensor.layer is not None
   own_shape = weight.shape[1:] if stacked else weight.shape
   ours = tensors.to_ours(array, tensor.layout, own_shape)
   if stacked:
     ours = ours[None]
-  part = _place(ours, weight.sharding, stacked)
+  update = _to_devices(ours, weight.sharding, stacked)
   first = tensor.layer if stacked else 0
-  # Waiting keeps one tensor in memory, not as many as the device lags behind.
+  # Without waiting, tensors that are not yet written would stay in memory.
   return jax.block_until_ready(
-    _write_part(weight, part, first, weight.sharding)
+    _update_weight(weight, update, first, weight.sharding)
   )
 
 
-def _place(
+def _to_devices(
   ours: np.ndarray, weight_sharding: NamedSharding, stacked: bool
 ) -> Array:
-  """A tensor on the devices, split as the weight it goes into."""
+  """Copies a tensor to the devices, sharded as the weight it belongs to."""
   spec = weight_sharding.spec
   if stacked:
-    # A single layer cannot be split over layers.
+    # A single layer cannot be sharded over layers.
     spec = PartitionSpec(None, *spec[1:])
   return jax.make_array_from_callback(
     ours.shape,
@@ -248,28 +251,28 @@ def _place(
 
 
 @functools.partial(jax.jit, donate_argnums=0, static_argnums=3)
-def _write_part(
-  weight: Array, part: Array, first: Array, where: NamedSharding
+def _update_weight(
+  weight: Array, update: Array, first: Array, where: NamedSharding
 ) -> Array:
-  """Writes a part into a weight, from index `first` of its first axis on."""
+  """Overwrites a weight from index `first` of its first axis on."""
   start = (first, *(0 for _ in weight.shape[1:]))
   written = jax.lax.dynamic_update_slice(
-    weight, part.astype(weight.dtype), start
+    weight, update.astype(weight.dtype), start
   )
   return jax.lax.with_sharding_constraint(written, where)
 
 
-def _check_repeat(
+def _check_tied_head(
   folder: pathlib.Path,
   embedding: Array,
   tensor: Tensor,
-  stored: Mapping[str, Stored],
+  stored: Mapping[str, StoredTensor],
 ) -> None:
-  """Raises if a tied head that is saved is not the embedding."""
+  """Checks that a tied head that was saved equals the embedding."""
   only_head = {tensors.HEAD: stored[tensors.HEAD]}
   for _, array in files.read_tensors(only_head):
     ours = tensors.to_ours(array, tensor.layout, embedding.shape)
-    head = _place(ours, embedding.sharding, stacked=False)
+    head = _to_devices(ours, embedding.sharding, stacked=False)
     if not jnp.array_equal(head.astype(embedding.dtype), embedding):
       raise HuggingFaceError(
         f"{folder}: {CONFIG_FILE} says tie_word_embeddings, but "

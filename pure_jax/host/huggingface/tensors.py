@@ -1,9 +1,9 @@
-"""The names of Hugging Face tensors and how ours lie in them, written once.
+"""Names and layouts of Hugging Face tensors, for loading and exporting.
 
-A layout says, for each dimension of a Hugging Face tensor, which axes of our
-weight (without its axis of layers) it runs over: a torch Linear keeps
-[out, in] and merges the heads, so our query [D, N, H] is theirs [N H, D] by
-the layout ((1, 2), (0,)). Reading and writing are the two directions of it.
+A layout lists, for each dimension of a Hugging Face tensor, the axes of our
+weight (without its axis of layers) that it combines. Example: a torch Linear
+stores [out, in] and merges the heads, so our query [D, N, H] is stored as
+[N H, D], and its layout is ((1, 2), (0,)).
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ _MATRIX: Layout = ((1,), (0,))
 _TO_HEADS: Layout = ((1, 2), (0,))
 _FROM_HEADS: Layout = ((2,), (0, 1))
 
-# Ours -> theirs. `{layer}` is the number of the layer.
+# Path of our weight to (name, layout) of the tensor. The names are those of the
+# model classes of transformers; `{layer}` is the number of the layer.
 _NAMES: Mapping[tuple[str, ...], tuple[str, Layout]] = {
   ("embedding",): ("model.embed_tokens.weight", _TABLE),
   ("final_norm",): ("model.norm.weight", _VECTOR),
@@ -57,8 +58,8 @@ _NAMES: Mapping[tuple[str, ...], tuple[str, Layout]] = {
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 
-# Old checkpoints keep the rotary frequencies, which follow from config.json.
-HARMLESS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+# Old checkpoints contain the rotary frequencies, which config.json determines.
+IGNORED = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,9 @@ class Tensor:
 
   Attributes:
     path: keys of our weight in the parameter tree.
-    layer: which of the stacked layers it is, or None for a weight of its own.
-    shape: its shape in the file.
+    layer: number of the layer within a stacked weight, None if the weight is
+      not stacked.
+    shape: shape in the file.
     layout: see the module.
   """
 
@@ -81,10 +83,10 @@ class Tensor:
 def to_ours(
   theirs: np.ndarray, layout: Layout, own_shape: Sequence[int]
 ) -> np.ndarray:
-  """A Hugging Face tensor as our weight: a view of the same memory.
+  """Converts a Hugging Face tensor to our weight, as a view.
 
   Args:
-    theirs: the tensor of the file.
+    theirs: the tensor in the file.
     layout: see the module.
     own_shape: shape of our weight, without its axis of layers.
 
@@ -104,13 +106,13 @@ def to_theirs(ours: Array, layout: Layout) -> Array:
     layout: see the module.
 
   Returns:
-    The tensor of the file.
+    The tensor in the file.
   """
   return ours.transpose(_flat(layout)).reshape(their_shape(ours.shape, layout))
 
 
 def their_shape(own_shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
-  """Shape of the tensor that holds a weight, or one layer of it.
+  """The shape of the tensor of a weight, or of one of its layers.
 
   Args:
     own_shape: shape of our weight, without its axis of layers.
@@ -123,15 +125,15 @@ def their_shape(own_shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
 
 
 def tensors_of(declared: Any) -> dict[str, Tensor]:
-  """Every Hugging Face tensor of a model.
+  """Lists the Hugging Face tensors of a model.
 
   Args:
     declared: pytree of `Weight`, of a policy or a PRM.
 
   Returns:
-    Tensor by name: one for each weight, one per layer for stacked ones.
+    Tensors by name: one per weight, or one per layer of a stacked weight.
   """
-  found = {}
+  by_name = {}
   leaves = jax.tree_util.tree_leaves_with_path(declared, is_leaf=is_weight)
   for keys, weight in leaves:
     path = tuple(key.key for key in keys)
@@ -140,10 +142,10 @@ def tensors_of(declared: Any) -> dict[str, Tensor]:
     own_shape = weight.shape[1:] if stacked else weight.shape
     shape = their_shape(own_shape, layout)
     for layer in range(weight.shape[0]) if stacked else (None,):
-      found[name.format(layer=layer)] = Tensor(path, layer, shape, layout)
-  return found
+      by_name[name.format(layer=layer)] = Tensor(path, layer, shape, layout)
+  return by_name
 
 
 def _flat(layout: Layout) -> list[int]:
-  """Our axes in the order in which they lie in the tensor."""
+  """Our axes in the order of the tensor's memory."""
   return [axis for axes in layout for axis in axes]

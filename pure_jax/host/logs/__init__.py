@@ -1,1 +1,1 @@
-"""What a run logs: metrics, TensorBoard events, progress bars, curves."""
+"""What a run logs: metrics, TensorBoard events, curves, progress, batches."""

@@ -1,4 +1,4 @@
-"""A batch as a file, for whoever looks for what went wrong with it."""
+"""A batch as an .npz file, to find out why its update was not finite."""
 
 import json
 import os
@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
-from pure_jax.host.checkpoints.leaves import named_leaves
+from pure_jax.host.atomic_files import replace_atomic
+from pure_jax.host.checkpoints.record import named_leaves
+from pure_jax.host.distributed import global_batch
 
 FACTS = "facts"
 
@@ -18,41 +19,32 @@ FACTS = "facts"
 def dump_batch(
   path: str | os.PathLike, batch: Any, facts: Mapping[str, Any]
 ) -> None:
-  """Writes arrays as one ``.npz`` file, which holds no pickle.
+  """Writes the arrays of a batch to one ``.npz`` file.
 
-  `numpy.load` reads it: each array is there under its path in the batch, such
-  as ``rollout.tokens``. Where there are several processes they all must call
-  it together; the first one writes.
+  `numpy.load` reads it: each array is stored under its path in the batch, such
+  as ``rollout.tokens``. Every process must call it; process 0 writes.
 
   Args:
     path: the file; its folder is created if missing.
-    batch: pytree of arrays; bfloat16, which numpy does not know, is written
-      as float32.
-    facts: JSON-like dict, kept as text under ``facts``.
+    batch: pytree of arrays. bfloat16, which numpy does not know, is written as
+      float32.
+    facts: JSON-like dict, stored as text under ``facts``.
 
   Raises:
     OSError: if the file cannot be written.
-    ValueError: if the batch holds something else than arrays.
+    ValueError: if a leaf of the batch is not an array.
   """
-  arrays = {n: _on_host(leaf) for n, leaf in named_leaves(batch).items()}
+  leaves = global_batch.read_everywhere(named_leaves(batch))
+  arrays = {name: _known_to_numpy(leaf) for name, leaf in leaves.items()}
   arrays[FACTS] = np.asarray(json.dumps(facts))
-  if jax.process_index():
+  if jax.process_index() != 0:
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-  try:
-    with temporary.open("wb") as file:
-      np.savez(file, allow_pickle=False, **arrays)
-    temporary.replace(path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replace_atomic(path) as file:
+    np.savez(file, **arrays)
 
 
-def _on_host(leaf: Any) -> np.ndarray:
-  """All of an array, wherever its parts are."""
-  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-    leaf = multihost_utils.process_allgather(leaf, tiled=True)
-  array = np.asarray(leaf)
-  known = array.dtype.kind in "biufc"
-  return array if known else array.astype(np.float32)
+def _known_to_numpy(array: np.ndarray) -> np.ndarray:
+  array = np.asarray(array)
+  return array if array.dtype.kind in "biufc" else array.astype(np.float32)

@@ -1,13 +1,75 @@
-"""Messages to whoever started the script."""
+"""What a script shows on standard error: messages, and progress of a loop."""
 
 import sys
+from collections.abc import Mapping
+
+import tqdm
+
+# Between two lines of progress if standard error is not a terminal.
+LOG_SECONDS = 20.0
 
 
 def tell(message: object) -> None:
-  """Writes one message to standard error, on lines of its own.
+  """Writes one message on lines of its own.
 
   Args:
     message: its text.
   """
   sys.stderr.write(f"{message}\n")
   sys.stderr.flush()
+
+
+class Progress:
+  """Shows how far a stage is: a bar on a terminal, sparse lines in a log."""
+
+  def __init__(
+    self, name: str, total: int, first: int = 0, *, enabled: bool = True
+  ):
+    """Starts showing progress.
+
+    Args:
+      name: of the stage.
+      total: its number of steps.
+      first: steps that a resumed run did before.
+      enabled: False shows nothing.
+    """
+    is_terminal = sys.stderr.isatty()
+    interval = 0.1 if is_terminal else LOG_SECONDS
+    self._bar = tqdm.tqdm(
+      total=total,
+      initial=first,
+      desc=name,
+      disable=not enabled,
+      dynamic_ncols=is_terminal,
+      mininterval=interval,
+      maxinterval=interval,
+      ascii=not is_terminal,
+    )
+
+  def __enter__(self) -> "Progress":
+    return self
+
+  def __exit__(self, *unused: object) -> None:
+    self._bar.close()
+
+  def advance(self) -> None:
+    """Counts one step."""
+    self._bar.update()
+
+  def show(self, metrics: Mapping[str, float]) -> None:
+    """Shows metrics next to the bar.
+
+    Args:
+      metrics: numbers by name, few and short.
+    """
+    text = {name: f"{value:.3g}" for name, value in metrics.items()}
+    self._bar.set_postfix(text, refresh=False)
+
+  def say(self, text: str) -> None:
+    """Writes lines above the bar.
+
+    Args:
+      text: what to write.
+    """
+    if not self._bar.disable:
+      tqdm.tqdm.write(text, file=sys.stderr)

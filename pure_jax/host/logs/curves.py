@@ -1,4 +1,4 @@
-"""A picture of a run: the metrics that matter, one small panel each."""
+"""Curves of a run as one picture, with a small panel for each metric."""
 
 import math
 import os
@@ -6,7 +6,7 @@ from typing import Any
 
 from pure_jax.host.logs.metrics import read_metrics
 
-# In reading order: is it learning, is it hacking, is the update healthy.
+# In reading order: does it learn, does it hack its reward, are updates healthy.
 SHOWN = (
   "loss",
   "accuracy",
@@ -30,7 +30,8 @@ SHOWN = (
   "advantage_std",
   "grad_norm",
 )
-EVALUATION = "_eval"  # A stage named so is drawn over the one without it.
+# Stages that evaluate another one: they share its panels.
+EVALUATES = {"prm_eval": "prm", "rl_eval": "rl"}
 COLUMNS = 4
 
 
@@ -39,22 +40,22 @@ def plot_curves(
 ) -> list[str]:
   """Draws a run's metrics against its steps, grouped by stage.
 
-  A stage and its evaluations (``rl`` and ``rl_eval``) share panels. Only the
-  metrics of `SHOWN` that the run has are drawn; a value that was not finite
-  is a gap in its line.
+  A stage and its evaluations (``rl`` and ``rl_eval``) share panels. Of the
+  metrics in `SHOWN`, those that the run has are drawn. A value that is not
+  finite is a gap in its line.
 
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
     path: the PNG file to write.
 
   Returns:
-    Titles of the panels drawn, in order. Where there is nothing to draw the
-    list is empty and no file is written.
+    Titles of the panels, in order. If there is nothing to draw, the list is
+    empty and no file is written.
   """
   panels = _panels(read_metrics(metrics_path))
   if not panels:
     return []
-  import matplotlib.figure  # Here: only the end of a run draws.
+  import matplotlib.figure  # Here: it is slow to import.
 
   columns = min(COLUMNS, len(panels))
   rows = math.ceil(len(panels) / columns)
@@ -64,8 +65,8 @@ def plot_curves(
   grid = figure.subplots(rows, columns, squeeze=False).flatten()
   for axis, (title, lines) in zip(grid, panels.items(), strict=False):
     for stage, points in lines.items():
-      alone = len(points) == 1  # A line of one point cannot be seen.
-      style = "o-" if alone or stage.endswith(EVALUATION) else "-"
+      # A line through one point cannot be seen.
+      style = "o-" if stage in EVALUATES or len(points) == 1 else "-"
       steps, values = zip(*points, strict=True)
       axis.plot(steps, values, style, label=stage, linewidth=1, markersize=3)
     axis.set_title(title, fontsize=8)
@@ -82,17 +83,19 @@ def plot_curves(
 def _panels(
   rows: list[dict[str, Any]],
 ) -> dict[str, dict[str, list[tuple[int, float]]]]:
-  """Points by panel title and stage, stages in the order they ran."""
-  families = dict.fromkeys(r["stage"].removesuffix(EVALUATION) for r in rows)
+  """Returns points by panel title and stage, in the order of the stages."""
+
+  def group_of(row: dict[str, Any]) -> str:
+    return EVALUATES.get(row["stage"], row["stage"])
+
   panels = {}
-  for family in families:
+  for group in dict.fromkeys(map(group_of, rows)):
     for name in SHOWN:
       lines = {}
       for row in rows:
-        stage = row["stage"]
-        if stage.removesuffix(EVALUATION) == family and name in row:
+        if group_of(row) == group and name in row:
           value = math.nan if row[name] is None else row[name]
-          lines.setdefault(stage, []).append((row["step"], value))
+          lines.setdefault(row["stage"], []).append((row["step"], value))
       if lines:
-        panels[f"{family}: {name}"] = lines
+        panels[f"{group}: {name}"] = lines
   return panels

@@ -1,8 +1,9 @@
-"""Scalars for TensorBoard, written at once and by whoever calls.
+"""Scalars for TensorBoard, written at once in the calling thread.
 
-`tensorboardX.SummaryWriter` hands them to a thread. On a full disk that thread
-dies, and the run waits for ever for room in its queue; here the error is the
-caller's, as for every other file of a run.
+The writers of tensorboardX do not fit. `SummaryWriter` writes in a thread: on
+a full disk that thread dies, and the run waits for ever for room in its queue.
+`EventsWriter` buffers, and each flush waits for the disk. Here a record is
+written when it is made, and an error is the caller's.
 """
 
 import os
@@ -17,22 +18,23 @@ from tensorboardX.record_writer import masked_crc32c
 
 
 class EventFile:
-  """One file of events, in TensorBoard's format: records of protobufs."""
+  """One file of events in TensorBoard's format: records of protobufs."""
 
   def __init__(self, folder: str | os.PathLike, purge_step: int | None = None):
-    """Begins a file.
+    """Starts a file.
 
     Args:
-      folder: of the run as TensorBoard shows it, created if missing.
-      purge_step: tells TensorBoard to hide what earlier files of the folder
-        have at this step or later.
+      folder: which TensorBoard shows as one run; created if missing.
+      purge_step: tells TensorBoard to hide events of earlier files of the
+        folder at this step or later.
 
     Raises:
       OSError: if it cannot be written.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Read in order of their names; two begun in one second must differ.
+    # TensorBoard reads files in the order of their names, so two files of one
+    # second need different ones.
     name = f"{int(time.time()):010d}.{socket.gethostname()}.{time.time_ns()}"
     path = folder / f"events.out.tfevents.{name}"
     self._file = path.open("xb", buffering=0)
@@ -41,19 +43,19 @@ class EventFile:
       start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
       self._write(event_pb2.Event(step=purge_step, session_log=start))
 
-  def write(self, step: int, numbers: Mapping[str, float]) -> None:
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Adds scalars.
 
     Args:
       step: on the horizontal axis.
-      numbers: by name.
+      metrics: numbers by name.
 
     Raises:
-      OSError: if there is no room.
+      OSError: if the disk is full.
     """
     values = [
       summary_pb2.Summary.Value(tag=name, simple_value=value)
-      for name, value in numbers.items()
+      for name, value in metrics.items()
     ]
     summary = summary_pb2.Summary(value=values)
     self._write(event_pb2.Event(step=step, summary=summary))
@@ -67,5 +69,7 @@ class EventFile:
     event.wall_time = time.time()
     body = event.SerializeToString()
     length = struct.pack("<Q", len(body))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (length, body)]
-    self._file.write(length + sums[0] + body + sums[1])
+    length_crc, body_crc = (
+      struct.pack("<I", masked_crc32c(data)) for data in (length, body)
+    )
+    self._file.write(length + length_crc + body + body_crc)

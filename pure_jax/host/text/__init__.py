@@ -1,1 +1,8 @@
-"""How prompts and steps become token ids, and back; tokenizers; stop texts."""
+"""Text to token ids and back.
+
+tokenization             the contract that every tokenizer serves, step
+                         boundaries, and the prompt formats
+huggingface_tokenizer    the tokenizer of a Hugging Face folder
+sentencepiece_tokenizer  the tokenizer of the embedded world
+stop_texts               ends a response after a complete box
+"""

@@ -1,7 +1,6 @@
-"""A Hugging Face tokenizer behind the interface of `contract.Tokenizer`.
+"""The tokenizer of a Hugging Face folder, as a `tokenization.Tokenizer`.
 
-Read from a folder that the user names; nothing is downloaded, and no code of
-the folder is run.
+Nothing is downloaded, and no code in the folder is run.
 """
 
 import json
@@ -17,12 +16,13 @@ class HuggingFaceTokenizer:
   """Encodes and decodes text with a tokenizer of `transformers`.
 
   Attributes:
-    vocab_size: V, number of ids of the model it is for.
-    pad_id: padding; never the end of a response, whatever the folder says.
-    eos_id: end of a response.
-    banned_ids: ids that are never sampled: padding, and the rows of the
-      model's embedding that no token has.
-    pieces: text of each id alone; "" for special tokens and ids of no token.
+    vocab_size: V, the number of ids of the model.
+    pad_id: id of padding. It differs from `eos_id` even if the folder uses one
+      token for both.
+    eos_id: id that ends a response.
+    banned_ids: ids that must never be sampled: padding, and the rows of the
+      model's embedding that belong to no token.
+    pieces: V texts, one per id; "" for special tokens and ids without a token.
   """
 
   def __init__(
@@ -36,22 +36,21 @@ class HuggingFaceTokenizer:
     """Reads a folder.
 
     Args:
-      folder: holds tokenizer.json or the like, as `save_pretrained` left it.
-      vocab_size: V of the model, above every id of the vocabulary;
-        embeddings are often padded beyond it. None ends with the largest id.
-      eos_token: text of the token that ends a response; None takes the
-        folder's. A chat model may end its turns with another one.
-      pad_token: text of the padding token; None takes the folder's unless
-        it is the end, as it often is: then the last special token that is
-        not the end.
+      folder: folder with the files that `save_pretrained` writes.
+      vocab_size: V of the model. Embeddings are often padded beyond the largest
+        id. None takes the largest id plus one.
+      eos_token: text of the token that ends a response. None takes the
+        folder's. A chat model may end its turns with another token.
+      pad_token: text of the padding token. None takes the folder's, or, if that
+        is the end token as well, the last other special token.
 
     Raises:
-      TokenizerError: if the folder holds no tokenizer, needs code of its own,
-        has an id of V or above, or lacks a token that was named.
+      TokenizerError: if the folder contains no tokenizer, needs code of its
+        own, has an id of V or above, or lacks a given token.
     """
     self._inner = _read(pathlib.Path(folder))
     self._folder = folder
-    # A vocabulary may leave ids out: its size says nothing about the largest.
+    # A vocabulary may leave ids out: the largest is not its size minus one.
     self._token_ids = frozenset(self._inner.get_vocab().values())
     last = max(self._token_ids, default=-1)
     self.vocab_size = last + 1 if vocab_size is None else vocab_size
@@ -73,7 +72,7 @@ class HuggingFaceTokenizer:
       self.pieces[i] = text
 
   def _id_of(self, token: str | None, name: str) -> int:
-    """The id of a token by its text."""
+    """Looks up the id of a token by its text."""
     index = None if token is None else self._inner.get_vocab().get(token)
     if index is None:
       raise TokenizerError(
@@ -82,7 +81,7 @@ class HuggingFaceTokenizer:
     return index
 
   def _pad_id(self, pad_token: str | None) -> int:
-    """An id for padding that does not end a response."""
+    """Chooses an id for padding that does not end a response."""
     chosen = pad_token or self._inner.pad_token
     if chosen is not None:
       index = self._id_of(chosen, "pad_token")
@@ -102,10 +101,10 @@ class HuggingFaceTokenizer:
     return max(others)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without beginning or end.
+    """Encodes a text, without a beginning or end token.
 
     Args:
-      text: what to encode; the text of a special token becomes that token.
+      text: the text. The text of a special token becomes that token.
 
     Returns:
       The ids.
@@ -113,13 +112,13 @@ class HuggingFaceTokenizer:
     return self._inner.encode(text, add_special_tokens=False)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids.
+    """Decodes ids.
 
     Args:
-      ids: any ids of the vocabulary; special tokens have no text.
+      ids: any ids of the vocabulary. Special tokens have no text.
 
     Returns:
-      The text; bytes that are no UTF-8 show as U+FFFD.
+      The text, with U+FFFD for bytes that are not UTF-8.
     """
     return self._inner.decode(
       [i for i in ids if i in self._token_ids],
@@ -128,17 +127,17 @@ class HuggingFaceTokenizer:
     )
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
-    """A conversation as the text before the model's answer.
+    """Formats a conversation as the text before the model's answer.
 
     Args:
-      messages: each with ``role`` and ``content``.
+      messages: dicts with ``role`` and ``content``.
 
     Returns:
-      The text, ending where the answer begins.
+      The text up to where the answer begins.
 
     Raises:
-      TokenizerError: if the folder has no chat template, or one that fails
-        or refuses such messages.
+      TokenizerError: if the folder has no chat template, or if its template
+        fails on these messages.
     """
     if self._inner.chat_template is None:
       raise TokenizerError(
@@ -149,7 +148,7 @@ class HuggingFaceTokenizer:
       return self._inner.apply_chat_template(
         list(messages), tokenize=False, add_generation_prompt=True
       )
-    # A template is a program of the folder's, and raises what it likes.
+    # A template is a program, which may raise any error.
     except Exception as error:
       roles = ", ".join(message["role"] for message in messages)
       raise TokenizerError(
@@ -159,8 +158,9 @@ class HuggingFaceTokenizer:
 
 
 def _read(folder: pathlib.Path) -> Any:
-  """The PreTrainedTokenizerBase of a folder, or a sentence."""
-  import transformers  # Here: see `huggingface.architectures.Family`.
+  """Reads the PreTrainedTokenizerBase of a folder."""
+  # Imported late: see `huggingface.architectures.Family`.
+  import transformers
 
   if not folder.is_dir():
     raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
@@ -176,7 +176,7 @@ def _read(folder: pathlib.Path) -> Any:
     )
   except TokenizerError:
     raise
-  # transformers and tokenizers raise what they like, bare Exception included.
+  # transformers and tokenizers raise errors of any type, even Exception.
   except Exception as error:
     raise TokenizerError(
       f"{folder} holds no readable tokenizer: {_reason(error)}"
@@ -184,5 +184,5 @@ def _read(folder: pathlib.Path) -> Any:
 
 
 def _reason(error: Exception) -> str:
-  """The first line of what an error says."""
+  """The first line of an error message."""
   return str(error).splitlines()[0] if str(error) else repr(error)

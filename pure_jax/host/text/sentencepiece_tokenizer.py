@@ -1,4 +1,5 @@
-"""The embedded world's tokenizer, a sentencepiece model made on first use."""
+"""The embedded world's tokenizer, a sentencepiece model trained on first
+use."""
 
 import os
 import pathlib
@@ -17,14 +18,14 @@ _SPACE = "▁"  # How sentencepiece writes a space inside a piece.
 
 
 class SentencePieceTokenizer:
-  """Encodes and decodes text, see `contract.Tokenizer`.
+  """Encodes and decodes text with a sentencepiece model.
 
   Attributes:
-    vocab_size: number of ids.
-    pad_id: padding.
-    eos_id: end of a response.
-    banned_ids: ids that are never sampled: padding, unknown, beginning.
-    pieces: text of each id, "" for control ids.
+    vocab_size: V, the number of ids.
+    pad_id: id of padding.
+    eos_id: id that ends a response.
+    banned_ids: ids that must never be sampled: padding, unknown, beginning.
+    pieces: V texts, one per id; "" for control ids.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -34,8 +35,8 @@ class SentencePieceTokenizer:
       path: a sentencepiece model.
 
     Raises:
-      TokenizerError: if the file is missing, damaged, or lacks an id this
-        project needs.
+      TokenizerError: if the file is missing or damaged, or has no id for
+        padding, the end or the score token.
     """
     path = pathlib.Path(path)
     try:
@@ -58,9 +59,9 @@ class SentencePieceTokenizer:
         f"{path} has no id for padding, end or {SCORE_TEXT!r}: it is damaged "
         "or of another project. Remove it, and it will be made again."
       )
-    # A file cut between two records still loads, with other settings.
-    everything = "".join(self.pieces)
-    if self.decode(self._model.encode(everything)) != everything:
+    # A file that was cut off between two records loads, with other settings.
+    text = "".join(self.pieces)
+    if self.decode(self._model.encode(text)) != text:
       raise TokenizerError(
         f"{path} does not give texts back as they were: it is damaged or of "
         "another project. Remove it, and it will be made again."
@@ -73,16 +74,16 @@ class SentencePieceTokenizer:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without an end.
+    """Encodes a text, without an end token.
 
     Args:
-      text: what to encode.
+      text: the text.
 
     Returns:
-      The ids; `decode` gives the text back.
+      The ids. `decode` returns the same text.
 
     Raises:
-      TokenizerError: for a text the vocabulary cannot write.
+      TokenizerError: if the vocabulary lacks a character of the text.
     """
     ids = self._model.encode(text)
     if self._model.unk_id() in ids:
@@ -93,11 +94,10 @@ class SentencePieceTokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids.
+    """Decodes ids.
 
     Args:
-      ids: any ids of the vocabulary; padding, end and other control ids
-        have no text.
+      ids: any ids of the vocabulary. Control ids have no text.
 
     Returns:
       The text.
@@ -105,10 +105,10 @@ class SentencePieceTokenizer:
     return "".join(self.pieces[i] for i in ids)
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
-    """Refuses: this tokenizer belongs to no chat model.
+    """Raises an error: this tokenizer has no chat template.
 
     Args:
-      messages: not read.
+      messages: not used.
 
     Raises:
       TokenizerError: always.
@@ -126,21 +126,21 @@ def train_tokenizer(
   path: str | os.PathLike,
   vocab_size: int,
 ) -> SentencePieceTokenizer:
-  r"""Trains a sentencepiece model on first use, and reads it ever after.
+  r"""Reads a sentencepiece model, and trains it first if it does not exist.
 
   Args:
     texts: training texts, read only if the file does not exist.
-    symbols: pieces that are always one id each, beside "\n" and "\n\n".
-    path: the model file, written whole or not at all.
-    vocab_size: number of ids; what symbols, characters and control ids
-      leave goes to merges of characters.
+    symbols: texts that are one id each, in addition to "\n" and "\n\n".
+    path: the model file. It is written atomically.
+    vocab_size: number of ids: control ids, symbols, characters, and merges of
+      characters for the rest.
 
   Returns:
     The tokenizer.
 
   Raises:
     TokenizerError: if the file exists but cannot be read, or has another
-      vocabulary than asked for.
+      vocabulary size or lacks a symbol.
   """
   path = pathlib.Path(path)
   if not path.exists():
@@ -163,7 +163,7 @@ def _train(
   path: pathlib.Path,
   vocab_size: int,
 ) -> None:
-  """Trains a model and puts it at `path`, whole or not at all."""
+  """Trains a model and writes it to `path` atomically."""
   file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115
   try:
     with file:
@@ -181,7 +181,7 @@ def _train(
         eos_id=1,
         unk_id=2,
         bos_id=3,
-        num_threads=1,  # More would make the result depend on their number.
+        num_threads=1,  # With more threads, the result depends on their number.
         minloglevel=2,
       )
     os.replace(file.name, path)

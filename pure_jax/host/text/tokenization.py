@@ -1,27 +1,29 @@
 r"""The tokenisation contract: how prompts and steps become ids, and back.
 
 PRM training, PRM evaluation and RL must give a model the same ids for the same
-text; one checkpoint's published scores differ by 20 points with such details.
-So what they share is decided here, once:
+text: such details change the published scores of one checkpoint by 20 points.
+All three therefore use the rules of this module:
 
-* A response is its steps joined by the separator "\n\n", encoded as one text,
-  as a policy writes it, and EOS where it is finished. A truncated response has
-  no EOS, an empty step is a separator with nothing before it.
-* A step ends at every id whose text ends with the separator (".\n\n" is one id
-  in Qwen's vocabulary). A tokenizer that never writes such an id inside a text
-  (GPT-2's splitting gives "\n", "\n") ends a step at the second half.
-* The PRM reads the score token "\n" after each step's content. "insert" keeps
-  the content of a merged id by writing its stem; where no single id is the
-  stem, the merged id stays and the score token follows. "replace" overwrites
-  the id, as the paper's reference does. `pure_jax.steps` applies either on the
-  device, to sampled and to encoded responses alike.
-  A PRM whose trainer encodes each step by itself, as TRL's does, was trained
-  on other ids where the end of a step and the separator are merged in another
-  way: "$." alone is one id in Qwen's vocabulary, "$.\n\n" is "$" and ".\n\n",
-  of which "insert" makes "$" and ".". So it is with 24 of the 170 different
-  steps in the four lines of PRM800K that the tests read.
-* The PRM's prompt is the raw problem in the format it was trained with, not
-  the policy's chat prompt; the reference's RL gives it the latter.
+* A response is encoded as one text, as a policy writes it: its steps joined by
+  the separator "\n\n", then EOS if it is finished. A truncated response has no
+  EOS. An empty step is a separator with nothing before it.
+* A step ends at every id whose text ends with the separator. Vocabularies merge
+  the separator with punctuation: ".\n\n" is one id in Qwen's. Some tokenizers
+  never write such an id inside a text (the splitting of GPT-2 gives "\n",
+  "\n"): then a step ends at the second half of the separator.
+* The PRM reads its score at the token "\n" after the content of each step.
+  "insert" replaces a merged id by its stem (".") and the score token. If no
+  single id is the stem, the merged id stays and the score token follows.
+  "replace" overwrites the merged id, as the paper's reference code does.
+  `pure_jax.steps` does both on the device, for sampled and encoded responses.
+* The PRM's prompt is the problem in the format that the PRM was trained with,
+  not the policy's chat prompt. The reference code's RL uses the latter.
+
+A trainer that encodes each step by itself, as TRL's does, gives a PRM other ids
+if the end of the step merges with the separator: "$." is one id in Qwen's
+vocabulary, but "$.\n\n" is "$" and ".\n\n", which "insert" turns into "$" and
+".". This happens in 24 of the 170 different steps in the four lines of PRM800K
+that the tests read.
 """
 
 import dataclasses
@@ -40,18 +42,18 @@ BOXED = (
 
 
 class TokenizerError(ValueError):
-  """A tokenizer that cannot be made, read or used."""
+  """A tokenizer cannot be made, read or used."""
 
 
 class Tokenizer(Protocol):
-  """What the project asks of a tokenizer.
+  """The interface of a tokenizer.
 
   Attributes:
-    vocab_size: V, number of ids the model has.
-    pad_id: padding, no id that a response can end with.
-    eos_id: end of a response.
-    banned_ids: ids that are never sampled: padding and ids without text.
-    pieces: V texts, of each id alone; "" for control ids.
+    vocab_size: V, the number of ids of the model.
+    pad_id: id of padding, which differs from `eos_id`.
+    eos_id: id that ends a response.
+    banned_ids: ids that must never be sampled: padding and ids without text.
+    pieces: V texts, one per id; "" for control ids.
   """
 
   vocab_size: int
@@ -61,15 +63,15 @@ class Tokenizer(Protocol):
   pieces: Sequence[str]
 
   def encode(self, text: str) -> list[int]:
-    """Ids of a text, without beginning or end.
+    """Encodes a text, without a beginning or end token.
 
     Args:
-      text: what to encode.
+      text: the text.
     """
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of ids; control ids have none.
+    """Decodes ids. Control ids have no text.
 
     Args:
       ids: any ids of the vocabulary.
@@ -77,24 +79,24 @@ class Tokenizer(Protocol):
     ...
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
-    """A conversation as the text before the model's answer.
+    """Formats a conversation as the text before the model's answer.
 
     Args:
-      messages: each with ``role`` and ``content``.
+      messages: dicts with ``role`` and ``content``.
     """
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptFormat:
-  """How a problem is put to a model.
+  """How a problem becomes a prompt.
 
   Attributes:
-    chat: True wraps it with the tokenizer's chat template.
-    system: system message of the chat; None has none.
+    chat: True applies the tokenizer's chat template.
+    system: system message of the chat, None for no such message.
     suffix: text after the problem.
-    prefix: text with which every response is made to begin. It is part of the
-      prompt: what is sampled, graded and cut into steps comes after it.
+    prefix: text that every response begins with. It is part of the prompt: it
+      is neither sampled nor graded nor cut into steps.
   """
 
   chat: bool = False
@@ -103,22 +105,22 @@ class PromptFormat:
   prefix: str = ""
 
   def __post_init__(self):
-    """Refuses a system message that nobody would see."""
+    """Validates the system message."""
     if self.system is not None and not self.chat:
       raise ValueError("A system message needs chat=True.")
 
   def text(self, tokenizer: Tokenizer, problem: str) -> str:
-    """The prompt's text.
+    """Formats the prompt of a problem.
 
     Args:
-      tokenizer: applies its chat template where the format asks for it.
-      problem: the problem's text.
+      tokenizer: the tokenizer, whose chat template is used if `chat` is True.
+      problem: the text of the problem.
 
     Returns:
-      What is encoded, in front of the response.
+      The text before the response.
 
     Raises:
-      TokenizerError: if the tokenizer has no chat template and needs one.
+      TokenizerError: if `chat` is True and the tokenizer has no chat template.
     """
     if not self.chat:
       return problem + self.suffix + self.prefix
@@ -128,15 +130,17 @@ class PromptFormat:
     return tokenizer.apply_chat_template(messages) + self.prefix
 
 
+# The prompt formats by the names that configs use. To add one, add an entry:
+# the settings accept its name, and `files.prompt_format` and
+# `prm_prompt_format` choose it for the policy and the PRM.
 PROMPT_FORMATS = {
-  # The paper's PRM: the problem, and straight after it the first step. Its
-  # trainer (TRL) puts nothing between them.
+  # The format of the paper's PRM: the first step follows the problem directly.
   "raw": PromptFormat(),
-  # For a model without a chat: problem, line break. Of a problem's last "?"
-  # and the line break Qwen's vocabulary makes one id, which "raw" never has.
+  # For models without a chat template. Qwen's vocabulary merges "?" and the
+  # line break, so the PRM of the paper has never seen the end of such a prompt.
   "plain": PromptFormat(suffix="\n"),
   "chat": PromptFormat(chat=True),
-  # What Qwen2.5-Math is evaluated with, and PURE trains with.
+  # The format that Qwen2.5-Math is evaluated with, and that PURE trains with.
   "qwen_boxed": PromptFormat(chat=True, system=BOXED),
 }
 
@@ -144,29 +148,28 @@ PROMPT_FORMATS = {
 def encode_response(
   tokenizer: Tokenizer, steps: Sequence[str], *, finished: bool
 ) -> list[int]:
-  """Ids of a response as a policy would have written it.
+  """Encodes a response as a policy would have written it.
 
   Args:
     tokenizer: the tokenizer.
-    steps: texts without blank lines inside or white space around, as
-      `data.records.step_text` makes them; none gives EOS alone.
-    finished: True ends the response with EOS, False leaves it open as the
-      length limit does.
+    steps: texts of the steps, normalised by `data.records.step_text`. Without
+      steps the response is EOS only.
+    finished: True adds EOS. False is a response cut off by the length limit.
 
   Returns:
-    The ids. `split_texts` gives the steps back.
+    The ids. `split_texts` returns the steps again.
 
   Raises:
-    TokenizerError: if the ids have other step boundaries than `steps`.
+    TokenizerError: if the ids do not decode to the same steps.
   """
   ids = tokenizer.encode(SEPARATOR.join(steps))
   ids += [tokenizer.eos_id] * finished
   row = np.asarray([ids], np.int64)
-  (found,) = split_texts(tokenizer, row, np.ones(row.shape, bool))
-  if found != (list(steps) or [""] * finished):
+  (decoded,) = split_texts(tokenizer, row, np.ones(row.shape, bool))
+  if decoded != (list(steps) or [""] * finished):
     raise TokenizerError(
-      f"{len(steps)} steps become {len(found)} steps of ids, or other texts: "
-      f"{found[:3]!r} ... Pass each step through records.step_text first."
+      f"{len(steps)} steps become {len(decoded)} steps of ids, or other texts: "
+      f"{decoded[:3]!r} ... Pass each step through records.step_text first."
     )
   return ids
 
@@ -174,18 +177,18 @@ def encode_response(
 def split_texts(
   tokenizer: Tokenizer, tokens: np.ndarray, completion_mask: np.ndarray
 ) -> list[list[str]]:
-  """Texts of the steps of each response, as `steps.split_steps` cuts them.
+  """Decodes the steps of each response, cut as `steps.split_steps` cuts them.
 
   Args:
     tokenizer: the tokenizer.
     tokens: [B, C] int, completion ids.
-    completion_mask: [B, C] bool.
+    completion_mask: [B, C] bool, True for the ids of the completion.
 
   Returns:
-    B lists of step texts, without separators. Any number of steps; the last
-    is there even if it is empty, unless the row has no token.
+    B lists of step texts without separators, of any length. The last step may
+    be empty. A row without tokens has no step.
   """
-  halves = set(_halves(tokenizer))
+  halves = set(_half_separator_ids(tokenizer))
   rows = []
   for ids, mask in zip(tokens.tolist(), completion_mask, strict=True):
     ids = ids[: int(mask.sum())]
@@ -201,9 +204,9 @@ def split_texts(
   return rows
 
 
-def _halves(tokenizer: Tokenizer) -> list[int]:
-  """Ids of half a separator, where a text has no id that ends with it."""
-  # A small vocabulary may lack any given letter, so one of its own.
+def _half_separator_ids(tokenizer: Tokenizer) -> list[int]:
+  """Ids of half a separator; none if the tokenizer writes whole separators."""
+  # A small vocabulary may lack any given letter: take one that it has.
   letter = next(
     text for text in tokenizer.pieces if len(text) == 1 and not text.isspace()
   )
@@ -215,7 +218,7 @@ def _halves(tokenizer: Tokenizer) -> list[int]:
 
 
 def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
-  """Which ids end a step, for the device.
+  """Makes the table by which `pure_jax.steps` finds the ends of steps.
 
   Args:
     tokenizer: the tokenizer.
@@ -229,7 +232,7 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
   size = tokenizer.vocab_size
   ends_step, half, has_stem = (np.zeros(size, bool) for _ in range(3))
   stem = np.zeros(size, np.int32)
-  half[_halves(tokenizer)] = True
+  half[_half_separator_ids(tokenizer)] = True
   first_id = {}
   for i, text in enumerate(tokenizer.pieces):
     first_id.setdefault(text, i)
@@ -242,7 +245,7 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
     if text.endswith(SEPARATOR):
       ends_step[i] = True
       content = text.removesuffix(SEPARATOR)
-      if content.strip():  # "\n\n\n" is a separator like any other.
+      if content.strip():  # "\n\n\n" has no content: it is a bare separator.
         has_stem[i], stem[i] = True, first_id.get(content, i)
   return SeparatorTable(
     ends_step=ends_step,

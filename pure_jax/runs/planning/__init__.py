@@ -1,1 +1,1 @@
-"""The cost of a run on devices that are not here: compile, search, report."""
+"""What a run needs and costs on devices that need not be there."""

@@ -1,24 +1,27 @@
-"""Compiles a stage for devices that need not be there, and reads what it got.
+"""Compiles the stages of a step and reads what the compiler made of them.
 
-Of what is reported here, memory is the compiler's own answer; FLOPs, bytes and
-collectives are counted in the program it wrote (`runs.planning.hlo_costs`).
+Memory is the compiler's own answer. FLOPs, bytes and collectives are counted
+in the compiled program (`runs.planning.hlo`).
 """
 
 import dataclasses
 import gzip
-import importlib.metadata
-import os
 import pathlib
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from pure_jax.runs.planning import hlo_costs
-from pure_jax.runs.planning.stages import Stage
-from pure_jax.runs.settings.run import ConfigError
+from pure_jax.runs.planning.engine_calls import EngineCall, call_programs
+from pure_jax.runs.planning.hlo.costs import (
+  NO_COSTS,
+  Costs,
+  add_costs,
+  count_costs,
+)
+from pure_jax.runs.planning.programs import EngineStage, Stage, device_bytes
 
 _GIVEN = re.compile(r"([\d.]+)([KMGT]?)\) exceeds available")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
@@ -30,10 +33,10 @@ class Memory:
   """Bytes of a program on one device, as the compiler lays them out.
 
   Attributes:
-    arguments: what it is called with.
-    outputs: what it gives.
-    aliased: outputs that take the place of donated arguments.
-    temporaries: everything it needs in between.
+    arguments: bytes of the arguments.
+    outputs: bytes of the outputs.
+    aliased: bytes of outputs that reuse the memory of donated arguments.
+    temporaries: bytes of everything in between.
   """
 
   arguments: int
@@ -43,183 +46,183 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """While it runs."""
+    """Bytes in use while the program runs."""
     return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStage:
-  """What the compiler made of a stage.
+  """What the compiler says about a stage, or about one program of a stage.
 
   Attributes:
-    name: "reshard", "rollout", "score" or "update", or of a part of one.
-    seconds: that tracing and compiling took.
-    memory: None where the compiler refused for lack of it.
-    needed_bytes: of memory, where it refused and said so.
-    costs: of one run on one device, None where it refused.
-    refusal: the compiler's words, None where it did not refuse.
-    beside: bytes of arrays of this stage that are in memory meanwhile, and
-      that the program is not called with.
-    parts: programs of which this is the largest, where there are several.
+    name: name of the stage or the program.
+    seconds: seconds of tracing and compiling.
+    memory: memory of the program; None if the compiler refused it for lack of
+      memory.
+    needed_bytes: memory that a refused program needs, if the message says so.
+    costs: costs of one run on one device; None if the compiler refused.
+    refusal: first line of the compiler's message; None if it compiled.
+    held_bytes: bytes of the stage's arrays that stay in memory while the
+      program runs though they are not among its arguments.
+    programs: the programs of a stage with several; `memory` is then that of
+      the largest.
   """
 
   name: str
   seconds: float
   memory: Memory | None = None
   needed_bytes: float | None = None
-  costs: hlo_costs.Costs | None = None
+  costs: Costs | None = None
   refusal: str | None = None
-  beside: int = 0
-  parts: tuple["CompiledStage", ...] = ()
+  held_bytes: int = 0
+  programs: tuple["CompiledStage", ...] = ()
 
   @property
-  def total(self) -> float | None:
-    """In memory while it runs, None where the compiler gave no number."""
+  def total_bytes(self) -> float | None:
+    """Memory in use while it runs; None if the compiler did not say."""
     if self.memory is not None:
-      return self.memory.total + self.beside
+      return self.memory.total + self.held_bytes
     if self.needed_bytes is not None:
-      return self.needed_bytes + self.beside
+      return self.needed_bytes + self.held_bytes
     return None
 
 
-def find_devices(topology: str | None) -> Sequence[jax.Device]:
-  """The devices of a TPU topology, or those of this machine.
-
-  Must be called before jax has looked for devices: a topology is described by
-  libtpu without one, and without asking a cloud machine what it is.
-
-  Args:
-    topology: such as "v5p:4x4x4"; None for the devices here.
-
-  Returns:
-    The devices; those of a topology can be compiled for, not run on.
-
-  Raises:
-    ConfigError: without libtpu, or for a topology that it does not know.
-  """
-  if topology is None:
-    return jax.devices()
-  if not topology:  # For libtpu that is some slice of its own choice.
-    raise ConfigError(
-      "--topology= names nothing: name a slice, such as v5p:4x4x4, or leave "
-      "the flag out to plan for the devices here."
-    )
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  # No chip is taken: several processes may compile at a time.
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-  jax.config.update("jax_platforms", "cpu")
-  try:
-    importlib.metadata.version("libtpu")
-  except importlib.metadata.PackageNotFoundError as error:
-    raise ConfigError(
-      f"--topology={topology} needs the TPU compiler, the package libtpu: "
-      "pip install -e '.[plan]'. Without --topology the devices of this "
-      "machine are planned for."
-    ) from error
-  from jax.experimental import topologies
-
-  try:
-    return topologies.get_topology_desc(
-      platform="tpu", topology_name=topology
-    ).devices
-  except (jax.errors.JaxRuntimeError, ValueError) as error:
-    raise ConfigError(
-      f"--topology={topology} is none that libtpu "
-      f"{importlib.metadata.version('libtpu')} knows, such as v5e:4x4, "
-      f"v6e:4x4 or v5p:4x4x4: {str(error).splitlines()[0]}"
-    ) from error
+class _RefusedError(Exception):
+  """The compiler has refused a program of an engine."""
 
 
-def compile_program(
-  stage: Stage, devices: int, path: pathlib.Path | None = None
-) -> tuple[CompiledStage, Any]:
-  """Lowers, compiles and counts a stage.
+def compile_stage(
+  stage: Stage | EngineStage, devices: int, path: pathlib.Path | None = None
+) -> CompiledStage:
+  """Compiles a stage, which is one program or several, and counts its costs.
 
   Args:
     stage: what to compile.
-    devices: that it is laid out over.
-    path: of a gzip file to write the compiled program to.
+    devices: number of devices that run it.
+    path: gzip file for the text of the compiled program; None to write none.
+      If the stage has several programs, the name of each is added.
 
   Returns:
-    (what came out, the program's outputs, abstract and in their places). A
-    refusal for lack of memory is an answer, not an error; outputs are None.
+    What the compiler says.
+  """
+  if isinstance(stage, EngineStage):
+    return _compile_engine(stage, devices, path)
+  compiled, _ = compile_program(
+    stage.name, stage.function, stage.arguments, devices, path
+  )
+  return compiled
+
+
+def compile_program(
+  name: str,
+  function: Callable[..., Any],
+  arguments: tuple[Any, ...],
+  devices: int,
+  path: pathlib.Path | None = None,
+) -> tuple[CompiledStage, Any]:
+  """Lowers and compiles a program and counts its costs.
+
+  Args:
+    name: name of the program.
+    function: a jitted function.
+    arguments: its abstract arguments.
+    devices: number of devices that run it.
+    path: gzip file for the text of the compiled program; None to write none.
+
+  Returns:
+    What the compiler says, and the abstract outputs with their shardings. If
+    the compiler refuses the program for lack of memory, the outputs are None.
   """
   start = time.monotonic()
   try:
-    lowered = stage.function.lower(*stage.arguments)
+    lowered = function.lower(*arguments)
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     refused = CompiledStage(
-      stage.name,
+      name,
       time.monotonic() - start,
       needed_bytes=needed_bytes(str(error)),
       refusal=" ".join(str(error).splitlines()[0].split()),
     )
     return refused, None
   seconds = time.monotonic() - start
-  found, text = compiled.memory_analysis(), compiled.as_text()
+  analysis, text = compiled.memory_analysis(), compiled.as_text()
   if path is not None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()))
   memory = Memory(
-    found.argument_size_in_bytes,
-    found.output_size_in_bytes,
-    found.alias_size_in_bytes,
-    found.temp_size_in_bytes,
+    analysis.argument_size_in_bytes,
+    analysis.output_size_in_bytes,
+    analysis.alias_size_in_bytes,
+    analysis.temp_size_in_bytes,
   )
-  costs = hlo_costs.count(text, devices)
   outputs = jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
     lowered.out_info,
     compiled.output_shardings,
   )
-  return CompiledStage(stage.name, seconds, memory, costs=costs), outputs
+  costs = count_costs(text, devices)
+  return CompiledStage(name, seconds, memory, costs=costs), outputs
 
 
-def needed_bytes(refusal: str) -> float | None:
-  """How much memory the compiler says that a program needs.
+def needed_bytes(message: str) -> float | None:
+  """Reads how much memory a program needs that the compiler refused.
 
   >>> needed_bytes("temporaries (600.5G) exceeds available HBM (95.74G).")
   644781965312.0
 
   Args:
-    refusal: its message.
+    message: the compiler's message.
 
   Returns:
-    Bytes, None where it names no number.
+    The bytes; None if the message names no number.
   """
-  found = _GIVEN.search(refusal) or _USED.search(refusal)
-  return None if found is None else float(found[1]) * _UNITS[found[2]]
+  match = _GIVEN.search(message) or _USED.search(message)
+  return None if match is None else float(match[1]) * _UNITS[match[2]]
 
 
-def compiler_version(devices: Sequence[jax.Device]) -> dict[str, str]:
-  """Which compiler answered.
+def _compile_engine(
+  stage: EngineStage, devices: int, path: pathlib.Path | None
+) -> CompiledStage:
+  """Compiles the programs of an engine, up to one that is refused.
 
-  Args:
-    devices: that it compiled for.
-
-  Returns:
-    Versions by package.
+  The memory is that of the largest program. The costs are those of a rollout
+  in which all responses have their full length.
   """
-  names = ["jax", "jaxlib"]
-  if devices[0].platform == "tpu":
-    names.append("libtpu")
-  return {name: importlib.metadata.version(name) for name in names}
+  programs: list[CompiledStage] = []
+  total = NO_COSTS
 
+  def compile_call(call: EngineCall) -> Any:
+    nonlocal total
+    call_path = path and path.with_name(
+      path.name.replace(".txt", f"_{call.name}.txt")
+    )
+    compiled, outputs = compile_program(
+      call.name, call.function, call.arguments, devices, call_path
+    )
+    programs.append(
+      dataclasses.replace(
+        compiled, costs=None, held_bytes=device_bytes(call.held)
+      )
+    )
+    if outputs is None:
+      raise _RefusedError
+    total = add_costs(total, compiled.costs, call.times)
+    return outputs
 
-def devices_per_chip(devices: Sequence[jax.Device]) -> int:
-  """How many jax devices share a chip; 1 where devices have no place.
-
-  Args:
-    devices: all of them.
-
-  Returns:
-    The number.
-  """
-  places = {
-    tuple(getattr(device, "coords", (device.id,))) for device in devices
-  }
-  return len(devices) // len(places)
+  try:
+    call_programs(stage, compile_call)
+    largest, costs = max(programs, key=lambda p: p.total_bytes), total
+  except _RefusedError:
+    largest, costs = programs[-1], None
+  return dataclasses.replace(
+    largest,
+    name=stage.name,
+    seconds=sum(program.seconds for program in programs),
+    costs=costs,
+    programs=tuple(programs),
+  )

@@ -1,40 +1,71 @@
-"""Closed forms beside what the compiler says: FLOPs, cache, kept activations.
+"""Closed forms to compare the compiler's numbers with.
 
-A model FLOP is one that the method needs: no recomputation, no score of a key
-that a query cannot see. Every response is taken at its full length.
+They count FLOPs, the KV cache, and the activations that a backward pass keeps.
+A model FLOP is one that the method needs. Recomputation is not counted, nor is
+a score of a key that a query cannot see. Every response has its full length.
 """
+
+import dataclasses
 
 import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
-from pure_jax.parallel.sharding import Layout
-from pure_jax.runs.planning.programs import Shapes
-from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import RunSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimates:
+  """What is known about a stage without compiling it.
+
+  Attributes:
+    model_flops: FLOPs that the method needs, on all devices together.
+    waiting_bytes: bytes on a device of weights and optimizer state that stay
+      in memory while the stage runs though it does not read them.
+    cache_bytes: bytes on a device of keys and values.
+    kept_bytes: bytes on a device that the backward pass keeps.
+  """
+
+  model_flops: int
+  waiting_bytes: int
+  cache_bytes: int = 0
+  kept_bytes: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFlops:
+  """FLOPs of one RL step that the method needs, on all devices together.
+
+  Attributes:
+    rollout: FLOPs of sampling.
+    score: FLOPs of the PRM and of the log-probs of policy and reference.
+    update: FLOPs of a forward pass, and twice as many of the backward pass.
+  """
+
+  rollout: int
+  score: int
+  update: int
 
 
 def forward_flops(
   model: ModelConfig, tokens: int, pairs: int, logits: int
 ) -> int:
-  """FLOPs of the products of a forward pass.
+  """Counts the FLOPs of the matrix products of a forward pass.
 
-  Two for each multiply-add: 2 layers (2 D N H + 2 D K H + 3 D F) for a token,
-  4 layers N H for a pair of a query and a key it sees, 2 D V for logits.
+  There are two FLOPs per multiply-add. A token takes 2 D N H + 2 D K H + 3 D F
+  multiply-adds in a layer, a pair of a query and a key that it sees takes
+  2 N H in a layer, and the logits of a token take D V.
 
   Args:
     model: the architecture.
-    tokens: that go through the layers.
-    pairs: of a query and a key.
-    logits: tokens whose logits are read.
+    tokens: number of tokens that go through the layers.
+    pairs: number of pairs of a query and a key that it sees.
+    logits: number of tokens whose logits are computed.
 
   Returns:
-    The number.
+    The FLOPs.
   """
-  D, N, K, H = (
-    model.width,
-    model.num_heads,
-    model.num_kv_heads,
-    model.head_dim,
-  )
+  D, N = model.width, model.num_heads
+  K, H = model.num_kv_heads, model.head_dim
   layer = 2 * D * N * H + 2 * D * K * H + 3 * D * model.mlp_width
   return (
     2 * model.num_layers * layer * tokens
@@ -43,100 +74,88 @@ def forward_flops(
   )
 
 
-def model_flops(settings: Settings, shapes: Shapes) -> dict[str, int]:
-  """FLOPs of one RL step that the method needs, on all devices together.
+def model_flops(spec: RunSpec) -> ModelFlops:
+  """Counts the FLOPs of one RL step that the method needs.
 
   Args:
-    settings: the run's.
-    shapes: its models and batches.
+    spec: the run's specification.
 
   Returns:
-    For rollout, score, update (a forward pass and twice as much backward);
-    none for the reshard.
+    The FLOPs of each stage.
   """
-  rl = settings.rl
-  rows = rl.prompts * rl.samples_per_prompt
-  C = rl.max_new_tokens
+  P, B = spec.settings.rl.prompts, spec.responses
+  L, C = spec.prompt_tokens, spec.sampler.max_new_tokens
 
   def read(model: ModelConfig, length: int, logits: int) -> int:
-    pairs = rows * length * (length + 1) // 2
-    return forward_flops(model, rows * length, pairs, rows * logits)
+    pairs = B * length * (length + 1) // 2
+    return forward_flops(model, B * length, pairs, B * logits)
 
-  L = shapes.prompt_tokens
-  # A prompt is read once for all of its samples, and the last token drawn is
-  # not read again.
-  sampled = forward_flops(
-    shapes.model,
-    rl.prompts * L + rows * (C - 1),
-    rl.prompts * L * (L + 1) // 2 + rows * ((C - 1) * L + (C - 1) * C // 2),
-    rl.prompts + rows * (C - 1),
+  # A prompt is prefilled once for all of its samples. The token that is
+  # sampled last is not read again.
+  rollout = forward_flops(
+    spec.model,
+    P * L + B * (C - 1),
+    P * L * (L + 1) // 2 + B * ((C - 1) * L + (C - 1) * C // 2),
+    P + B * (C - 1),
   )
-  length = L + C
-  policy = read(shapes.model, length, C)
-  judge = 0
-  if shapes.prm_model is not None:
-    inserted = rl.max_steps if settings.prm.separator == "insert" else 0
-    judge = read(
-      shapes.prm_model, shapes.prm_prompt_tokens + C + inserted, logits=0
-    )
-  return {
-    "reshard": 0,
-    "rollout": sampled,
-    "score": 2 * policy + judge,
-    "update": 3 * policy,
-  }
+  policy = read(spec.model, L + C, C)
+  prm = 0
+  if spec.prm_model is not None:
+    steps = spec.step.scoring
+    inserted = steps.max_steps if steps.separator == "insert" else 0
+    length = spec.prm_prompt_tokens + C + inserted
+    prm = read(spec.prm_model, length, logits=0)
+  return ModelFlops(rollout=rollout, score=2 * policy + prm, update=3 * policy)
 
 
-def cache_bytes(
-  settings: Settings, shapes: Shapes, layout: Layout, rows: int
-) -> int:
-  """Keys and values of a rollout that one device holds.
+def cache_bytes(spec: RunSpec, rows: int) -> int:
+  """Counts the bytes of keys and values that one device holds in a rollout.
 
   Args:
-    settings: the run's.
-    shapes: its models and batches.
-    layout: devices and rules.
-    rows: that are drawn together.
+    spec: the run's specification.
+    rows: responses that are sampled together.
 
   Returns:
-    Bytes.
+    The bytes at the end of the longest response.
   """
-  rl, model = settings.rl, shapes.model
-  rows //= layout.row_shards
-  slots = shapes.prompt_tokens + rl.max_new_tokens - 1
-  heads = model.num_kv_heads
-  shards = layout.mesh.shape["tensor"]
+  model, layout = spec.model, spec.layouts.rollout
+  heads, shards = model.num_kv_heads, layout.mesh.shape["tensor"]
   if heads % shards == 0:
-    heads //= shards  # Fewer heads than shards are copies.
+    heads //= shards  # Fewer heads than shards are copied to each shard.
+  tokens = spec.prompt_tokens + spec.sampler.max_new_tokens - 1
   return (
-    2 * model.num_layers * rows * heads * slots * model.head_dim
-  ) * _itemsize(model)
+    2
+    * model.num_layers
+    * (rows // layout.row_shards)
+    * heads
+    * tokens
+    * model.head_dim
+    * _itemsize(model)
+  )
 
 
-def kept_bytes(
-  settings: Settings, shapes: Shapes, layout: Layout, micro_batches: int
-) -> int:
-  """What the backward pass keeps of layers, where remat is "layer": inputs.
+def kept_bytes(spec: RunSpec) -> int:
+  """Counts the bytes of activations that the backward pass keeps on a device.
 
   Args:
-    settings: the run's.
-    shapes: its models and batches.
-    layout: devices and rules.
-    micro_batches: parts of a batch.
+    spec: the run's specification.
 
   Returns:
-    Bytes on one device; 0 for another remat, which no closed form here knows.
+    The bytes of the layers' inputs if remat is "layer"; 0 for another remat,
+    for which there is no closed form here.
   """
-  rl, model = settings.rl, shapes.model
+  model, layout = spec.model, spec.layouts.training
   if model.remat != "layer":
     return 0
-  rows = rl.prompts * rl.samples_per_prompt // micro_batches
-  tokens = (shapes.prompt_tokens + rl.max_new_tokens) // layout.mesh.shape[
-    "sequence"
-  ]
+  rows = spec.responses // spec.settings.rl.micro_batches
+  tokens = spec.prompt_tokens + spec.sampler.max_new_tokens
   return (
-    model.num_layers * (rows // layout.row_shards) * tokens * model.width
-  ) * _itemsize(model)
+    model.num_layers
+    * (rows // layout.row_shards)
+    * (tokens // layout.mesh.shape["sequence"])
+    * model.width
+    * _itemsize(model)
+  )
 
 
 def _itemsize(model: ModelConfig) -> int:

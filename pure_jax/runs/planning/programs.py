@@ -1,132 +1,86 @@
-"""The programs of one RL step as abstract arrays and jitted functions.
+"""The programs of one RL step and their abstract arguments.
 
-Nothing is allocated: weights, optimizer state, prompts and rollouts are
-`jax.ShapeDtypeStruct`s, and a function is lowered for devices that need not be
-there. `plan.py` compiles what this gives.
+Nothing is allocated. Weights, optimizer state, prompts and rollouts are
+`jax.ShapeDtypeStruct`s, and programs are lowered for devices that need not be
+there. `compiler.py` compiles what this module makes.
 """
 
 import dataclasses
+import functools
 import math
-import pathlib
-import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from pure_jax.host import huggingface
-from pure_jax.host.data.world import dataset
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
-from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.rollout.slots import as_rollout, no_results
-from pure_jax.runs import rl_functions
-from pure_jax.runs.planning.execution_plan import Way
-from pure_jax.runs.planning.stages import EngineStage, Stage
-from pure_jax.runs.settings.architectures import ARCHITECTURES
-from pure_jax.runs.settings.files import FilesSettings
-from pure_jax.runs.settings.mesh import MeshSettings, RLLayouts
-from pure_jax.runs.settings.run import ConfigError, Settings
-from pure_jax.runs.tasks import arithmetic, tiny_files
-from pure_jax.training import train
+from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.slots import empty_completions, to_rollout
+from pure_jax.runs import rl_functions, rl_weights
+from pure_jax.runs.planning import estimates
+from pure_jax.runs.planning.estimates import Estimates
+from pure_jax.runs.spec import RunSpec
+from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
-from pure_jax.types import Prompts, SeparatorTable
+from pure_jax.training.score import ScoredBatch, make_score
+from pure_jax.types import Prompts, Rollout
 
 Array = jax.ShapeDtypeStruct
 
+# Stages that depend on how rollouts are sampled, and stages that do not.
+ROLLOUT_STAGES = ("reshard", "rollout")
+TRAINING_STAGES = ("score", "update")
+
 
 @dataclasses.dataclass(frozen=True)
-class Shapes:
-  """What a run's models and batches are, apart from values.
+class Stage:
+  """A stage of the step that is one jitted function.
 
   Attributes:
-    model: the policy's architecture, and the reference policy's.
-    prm_model: the PRM's; None in a run on verdicts alone.
-    prompt_tokens: columns of a prompt (L).
-    prm_prompt_tokens: columns of what the PRM reads before a response.
+    name: "reshard", "rollout", "score" or "update".
+    function: the jitted function.
+    arguments: its abstract arguments.
+    estimates: what is known without compiling it.
   """
 
-  model: ModelConfig
-  prm_model: ModelConfig | None
-  prompt_tokens: int
-  prm_prompt_tokens: int
+  name: str
+  function: Callable[..., Any]
+  arguments: tuple[Any, ...]
+  estimates: Estimates
 
 
-def shapes_of(settings: Settings) -> Shapes:
-  """Shapes of a run, from names, folders with a config.json, or the config.
+@dataclasses.dataclass(frozen=True)
+class EngineStage:
+  """A rollout with continuous batching, which is several jitted functions.
 
-  Args:
-    settings: the run's.
-
-  Returns:
-    Its shapes. Weights are not looked for.
-
-  Raises:
-    ConfigError: for a policy with adapters.
+  Attributes:
+    name: "rollout".
+    engine: the engine with its jitted functions.
+    arguments: params, prompts and key, abstract and with shardings.
+    estimates: what is known without compiling it.
   """
-  if settings.rl.lora.rank:
-    raise ConfigError(
-      "Plans know no adapters: plan with rl.lora.rank=0, which takes more "
-      "memory."
-    )
-  files = settings.files
-  if files is None:
-    world = settings.world
-    with tempfile.TemporaryDirectory() as folder:
-      tokenizer = dataset.world_tokenizer(
-        world, pathlib.Path(folder) / "tokenizer.model"
-      )
-    model = settings.model.architecture(tokenizer.vocab_size)
-    length = arithmetic.prompt_tokens(world)
-    extended = prm.extend_config(model, settings.prm.extra_layers)
-    return Shapes(model, extended, length, length)
-  if files.random_model is None:
-    model = _named(files.policy, files)
-  else:
-    tied, llama = files.random_model == "tied", files.random_model == "llama"
-    model = files.computed(tiny_files.architecture(tied, llama))
-  return Shapes(
-    model,
-    _prm_model(settings, files, model),
-    files.prompt_tokens,
-    files.prm_prompt_tokens,
-  )
 
-
-def _prm_model(
-  settings: Settings, files: FilesSettings, model: ModelConfig
-) -> ModelConfig | None:
-  """The PRM's architecture: a named one, or what is trained of the policy."""
-  named = files.prm or files.prm_architecture
-  if named is not None and files.random_model is None:
-    return _named(named, files)
-  if settings.rl.reward_mode == "vr" and files.labelled is None:
-    return None
-  return prm.extend_config(model, settings.prm.extra_layers)
-
-
-def _named(name: str, files: FilesSettings) -> ModelConfig:
-  """The architecture of a name in `ARCHITECTURES`, or of a folder."""
-  model = ARCHITECTURES.get(name)
-  if model is None:
-    model = huggingface.read_config(name).model
-  return files.computed(model)
+  name: str
+  engine: Engine
+  arguments: tuple[Any, Prompts, Any]
+  estimates: Estimates
 
 
 @dataclasses.dataclass(frozen=True)
 class Resident:
-  """Bytes that a device holds of weights and optimizer, by part.
+  """Bytes of weights and optimizer state that a device holds.
 
   Attributes:
-    parameters: of the policy in training.
-    optimizer: its moments.
-    reference: weights of the reference policy.
-    prm: weights of the PRM.
-    sampler: weights of the copy that samples, there while it does; 0 where
-      it is no copy.
+    parameters: bytes of the policy's weights in training.
+    optimizer: bytes of the optimizer's moments.
+    reference: bytes of the reference policy's weights.
+    prm: bytes of the PRM's weights; 0 in a run without a PRM.
+    sampler: bytes of the copy of the policy that samples. It exists only
+      while it samples; 0 if the sampler reads the weights in training.
   """
 
   parameters: int
@@ -137,227 +91,151 @@ class Resident:
 
   @property
   def total(self) -> int:
-    """What is there during the whole step: all but the sampler."""
+    """Bytes that are in memory during the whole step: all but the sampler."""
     return self.parameters + self.optimizer + self.reference + self.prm
 
 
-def _table(vocab_size: int) -> SeparatorTable:
-  """A table of the right size: which ids end steps changes no cost."""
-  none = np.zeros(vocab_size, bool)
-  return SeparatorTable(
-    ends_step=none,
-    half=none,
-    stem=np.zeros(vocab_size, np.int32),
-    has_stem=none,
-    score_id=np.int32(2),
-    eos_id=np.int32(1),
-    pad_id=np.int32(0),
-  )
-
-
-@dataclasses.dataclass(frozen=True)
-class PlannedRun:
-  """What `rl_functions` reads of a `workspace.Workspace`, and no more of it.
-
-  Attributes:
-    settings: of the run, with the parts that are planned.
-    model: the policy's architecture.
-    rl_model: the same: adapters are not planned.
-    prm_model: the PRM's, or None.
-    sampler: how rollouts are drawn.
-    table: of the right size.
-    layout: of the policy in training.
-    rl_layouts: of the others.
-  """
-
-  settings: Settings
-  model: ModelConfig
-  rl_model: ModelConfig
-  prm_model: ModelConfig | None
-  sampler: SamplingConfig
-  table: SeparatorTable
-  layout: Layout
-  rl_layouts: RLLayouts
-
-
-def _planned_run(settings: Settings, shapes: Shapes, way: Way) -> PlannedRun:
-  """A run whose texts are all at their longest: each has a row of its own."""
-  layouts = way.layouts
-  rl = dataclasses.replace(
-    settings.rl,
-    micro_batches=way.micro_batches,
-    rollout_parts=way.rollout_parts,
-    rollout_rows=way.rollout_rows,
-    rollout_mesh=None,
-    reference_mesh=None,
-    prm_mesh=None,
-    length_buckets=1,
-    packed_tokens=None,
-  )
-  table = _table(shapes.model.vocab_size)
-  return PlannedRun(
-    settings=dataclasses.replace(settings, mesh=MeshSettings(), rl=rl),
-    model=shapes.model,
-    rl_model=shapes.model,
-    prm_model=shapes.prm_model,
-    sampler=SamplingConfig(
-      max_new_tokens=rl.max_new_tokens,
-      pad_id=int(table.pad_id),
-      stop_ids=(int(table.eos_id),),
-      temperature=rl.temperature,
-      top_p=rl.top_p,
-      top_k=rl.top_k,
-      min_p=rl.min_p,
-    ),
-    table=table,
-    layout=layouts.training,
-    rl_layouts=RLLayouts(layouts.rollout, layouts.reference, layouts.prm),
-  )
-
-
 class Programs:
-  """The compiled functions of one RL step, ready to be lowered."""
+  """The programs of one RL step, ready to be lowered."""
 
-  def __init__(self, settings: Settings, shapes: Shapes, way: Way):
-    """Makes the functions of a run, as the run itself does.
+  def __init__(self, spec: RunSpec):
+    """Makes the programs as a run makes them.
 
     Args:
-      settings: the run's; its meshes and parts are not read.
-      shapes: its models and batches.
-      way: layouts and parts.
+      spec: the run's specification.
     """
-    self._shapes, self._layouts, self._way = shapes, way.layouts, way
-    self._run = _planned_run(settings, shapes, way)
-    self._optimizer = make_optimizer(settings.rl.optim)
-    self._functions = rl_functions.compile_functions(self._run, self._optimizer)
-    self._declared = policy.declare_policy(shapes.model)
-    self._params = weights.abstract_params(self._declared)
-    self._prm_declared = None
-    if shapes.prm_model is not None:
-      self._prm_declared = prm.declare_prm(shapes.prm_model)
-
-  def _copy(self, declared: Any, model: ModelConfig, target: Layout) -> Any:
-    """Weights of a copy in the compute dtype."""
-    training = self._layouts.training
-    function = train.make_compute_copy(declared, model, training, target)
-    return jax.eval_shape(function, weights.abstract_params(declared))
-
-  def _is_copied(self) -> bool:
-    """Whether the sampler has weights of its own."""
-    return hasattr(self._functions.for_rollout, "lower")
-
-  @property
-  def rows_at_a_time(self) -> int:
-    """Rows that are drawn together."""
-    rl = self._run.settings.rl
-    return self._way.rows_at_a_time(rl.prompts, rl.samples_per_prompt)
+    self._spec = spec
+    self._optimizer = make_optimizer(spec.settings.rl.optim)
+    self._policy = policy.declare_policy(spec.model)
+    self._for_rollout = rl_weights.make_rollout_copy(spec, self._policy)
+    self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
+    self._params = weights.abstract_params(self._policy)
 
   def stages(self) -> list[Stage | EngineStage]:
-    """Rollout, score and update, and the reshard before them if there is one.
+    """Lists the stages of the step.
 
     Returns:
-      The stages, in their order.
+      Reshard if the sampler has its own weights, rollout, score and update.
     """
-    rl, shapes, functions = self._run.settings.rl, self._shapes, self._functions
-    rows = rl.prompts * rl.samples_per_prompt
-    sampler = jax.eval_shape(functions.for_rollout, self._params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    asked = (sampler, _prompts(rl.prompts, shapes.prompt_tokens), key)
-    sampled = jax.eval_shape(
-      lambda prompts: as_rollout(prompts, no_results(rows, self._run.sampler)),
-      asked[1],
-    )
-    prm_prompts = _prompts(rows, shapes.prm_prompt_tokens)
-    labelled = (self._params, *self._frozen(), sampled, prm_prompts)
-    scores = jax.eval_shape(functions.score, *labelled)
-    verdicts = (Array((rows,), jnp.float32), Array((rows,), bool))
-    differentiated = (self._state(), sampled, scores, *verdicts)
-    found = [
-      self._rollout(asked),
-      Stage("score", functions.score, labelled),
-      Stage("update", functions.update, differentiated),
+    spec = self._spec
+    flops, held = estimates.model_flops(spec), self.resident
+    prompts = _prompts(spec.settings.rl.prompts, spec.prompt_tokens)
+    rollout = _rollout(spec, prompts)
+    prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
+    score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
+    score = make_score(spec.step)
+    scores, _ = jax.eval_shape(score, *score_arguments)
+    correct = Array((spec.responses,), jnp.float32)
+    has_answer = Array((spec.responses,), bool)
+    stages = [
+      self._rollout_stage(prompts, flops.rollout, held),
+      Stage(
+        "score",
+        score,
+        score_arguments,
+        Estimates(flops.score, held.optimizer),
+      ),
+      Stage(
+        "update",
+        train.make_update(spec.step, self._optimizer),
+        (self._state(), ScoredBatch(rollout, scores, correct, has_answer), {}),
+        Estimates(
+          flops.update,
+          held.reference + held.prm,
+          kept_bytes=estimates.kept_bytes(spec),
+        ),
+      ),
     ]
-    if self._is_copied():  # Else the weights themselves are read.
-      found.insert(0, Stage("reshard", functions.for_rollout, (self._params,)))
-    return found
+    if self._copies_weights:
+      waiting = held.optimizer + held.reference + held.prm
+      reshard = Stage(
+        "reshard", self._for_rollout, (self._params,), Estimates(0, waiting)
+      )
+      stages.insert(0, reshard)
+    return stages
 
-  def _rollout(self, asked: tuple[Any, Prompts, Any]) -> Stage | EngineStage:
-    """One compiled loop, or the parts of rows that take turns."""
-    generate, rl = self._functions.generate, self._run.settings.rl
-    if rl.rollout_rows is None:
-      return Stage("rollout", generate, asked)
-    layout, samples = self._layouts.rollout, rl.samples_per_prompt
-    declared = policy.declare_policy(rl_functions.rollout_model(self._run))
-    everywhere = replicated(layout)
-    placed = (
-      jax.tree.map(_in_place, asked[0], weight_shardings(declared, layout)),
-      *jax.tree.map(lambda x: _in_place(x, everywhere), asked[1:]),
+  def _rollout_stage(
+    self, prompts: Prompts, flops: int, held: Resident
+  ) -> Stage | EngineStage:
+    """The rollout: one compiled loop, or an engine's programs."""
+    spec = self._spec
+    rl, layout = spec.settings.rl, spec.layouts.rollout
+    params = jax.eval_shape(self._for_rollout, self._params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    waiting = held.optimizer + held.reference + held.prm
+    if self._copies_weights:
+      waiting += held.parameters
+    samples = rl.samples_per_prompt
+    engine = rl_functions.make_engine(spec, spec.sampler, samples)
+    if engine is None:
+      rows = spec.responses // rl.rollout.batches
+      known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
+      generate = rl_functions.make_generate(spec, spec.sampler, samples)
+      return Stage("rollout", generate, (params, prompts, key), known)
+    rows = engine.spec.num_starting_prompts(rl.prompts) * samples
+    known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
+    arguments = (
+      with_shardings(params, weight_shardings(self._sampled(), layout)),
+      *with_shardings((prompts, key), replicated(layout)),
     )
-    engine = generate.__self__
-    return EngineStage(
-      "rollout",
-      engine.parts(),
-      placed,
-      prompts=self.rows_at_a_time // samples,
-      samples=samples,
-      shards=layout.row_shards,
-      new_tokens=rl.max_new_tokens,
-      chunk=rl.rollout_chunk,
-      ring_slots=engine.ring_slots,
+    return EngineStage("rollout", engine, arguments, known)
+
+  @functools.cached_property
+  def resident(self) -> Resident:
+    """Bytes of weights and optimizer state on a device, by their shardings."""
+    layouts = self._spec.layouts
+    state = with_shardings(
+      self._state(),
+      train.state_shardings(self._policy, self._optimizer, layouts.training),
+    )
+    reference, prm_params = self._frozen()
+    sampler = ()
+    if self._copies_weights:
+      sampler = with_shardings(
+        jax.eval_shape(self._for_rollout, self._params),
+        weight_shardings(self._sampled(), layouts.rollout),
+      )
+    return Resident(
+      parameters=device_bytes(state.params),
+      optimizer=device_bytes(state.opt_state),
+      reference=device_bytes(reference),
+      prm=device_bytes(prm_params),
+      sampler=device_bytes(sampler),
     )
 
-  def _frozen(self) -> tuple[Any, Any]:
-    """Reference and PRM, abstract."""
-    shapes, layouts = self._shapes, self._layouts
-    reference = self._copy(self._declared, shapes.model, layouts.reference)
-    if self._prm_declared is None:
-      return reference, None
-    judge = self._copy(self._prm_declared, shapes.prm_model, layouts.prm)
-    return reference, judge
+  def _sampled(self) -> Any:
+    """Declared weights of the model that samples."""
+    return policy.declare_policy(self._spec.rollout_model)
 
   def _state(self) -> train.TrainState:
-    """The state, abstract."""
+    """The abstract training state."""
     return jax.eval_shape(
-      lambda p: train.new_state(p, self._optimizer), self._params
+      lambda params: train.new_state(params, self._optimizer), self._params
     )
 
-  def resident(self) -> Resident:
-    """What a device holds of weights and optimizer, from their shardings.
-
-    Returns:
-      Bytes of one device, without the padding of tiles.
-    """
-    layouts = self._layouts
-    state = self._state()
-    places = train.state_shardings(
-      self._declared, self._optimizer, layouts.training
+  def _frozen(self) -> tuple[Any, Any | None]:
+    """Abstract weights of the reference and of the PRM, if there is one."""
+    spec, layouts = self._spec, self._spec.layouts
+    reference = _compute_copy(
+      self._policy, spec.model, layouts.training, layouts.reference
     )
-    reference, judge = self._frozen()
-    held = {
-      "reference": _bytes_held(
-        reference, weight_shardings(self._declared, layouts.reference)
-      ),
-      "prm": 0,
-      "sampler": 0,
-    }
-    if judge is not None:
-      where = weight_shardings(self._prm_declared, layouts.prm)
-      held["prm"] = _bytes_held(judge, where)
-    if self._is_copied():
-      sampled = policy.declare_policy(rl_functions.rollout_model(self._run))
-      where = weight_shardings(sampled, layouts.rollout)
-      copy = jax.eval_shape(self._functions.for_rollout, self._params)
-      held["sampler"] = _bytes_held(copy, where)
-    return Resident(
-      parameters=_bytes_held(state.params, places.params),
-      optimizer=_bytes_held(state.opt_state, places.opt_state),
-      **held,
+    if spec.prm_model is None:
+      return reference, None
+    declared = prm.declare_prm(spec.prm_model)
+    return reference, _compute_copy(
+      declared, spec.prm_model, layouts.training, layouts.prm
     )
 
 
-def _in_place(x: Array, place: Any) -> Array:
-  """An abstract array that says where it is."""
-  return Array(x.shape, x.dtype, sharding=place)
+def _compute_copy(
+  declared: Any, model: ModelConfig, source: Layout, target: Layout
+) -> Any:
+  """Abstract weights in the compute dtype, in the target's layout."""
+  copy = weight_copies.make_compute_copy(declared, model, source, target)
+  return with_shardings(
+    jax.eval_shape(copy, weights.abstract_params(declared)),
+    weight_shardings(declared, target),
+  )
 
 
 def _prompts(rows: int, length: int) -> Prompts:
@@ -365,13 +243,45 @@ def _prompts(rows: int, length: int) -> Prompts:
   return Prompts(Array((rows, length), jnp.int32), Array((rows, length), bool))
 
 
-def _bytes_held(arrays: Any, places: Any) -> int:
-  """Bytes of a tree that one device holds."""
-  held = jax.tree.map(
-    lambda array, place: (
-      math.prod(place.shard_shape(array.shape)) * array.dtype.itemsize
+def _rollout(spec: RunSpec, prompts: Prompts) -> Rollout:
+  """The abstract rollout of a batch."""
+  return jax.eval_shape(
+    lambda prompts: to_rollout(
+      prompts, empty_completions(spec.responses, spec.sampler)
     ),
-    arrays,
-    places,
+    prompts,
   )
-  return sum(jax.tree.leaves(held))
+
+
+def with_shardings(arrays: Any, shardings: Any) -> Any:
+  """Gives abstract arrays their shardings.
+
+  Args:
+    arrays: tree of abstract arrays.
+    shardings: the same tree of shardings, or one sharding for all.
+
+  Returns:
+    The tree of abstract arrays with shardings.
+  """
+  if isinstance(shardings, jax.sharding.Sharding):
+    shardings = jax.tree.map(lambda _: shardings, arrays)
+  return jax.tree.map(
+    lambda x, sharding: Array(x.shape, x.dtype, sharding=sharding),
+    arrays,
+    shardings,
+  )
+
+
+def device_bytes(arrays: Any) -> int:
+  """Counts the bytes of abstract arrays that one device holds.
+
+  Args:
+    arrays: tree of abstract arrays with shardings.
+
+  Returns:
+    The bytes, without the padding of tiles.
+  """
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(arrays)
+  )

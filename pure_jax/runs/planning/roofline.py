@@ -1,27 +1,28 @@
-"""What chips can do at most, and the time a program's costs take at least.
+"""Peak rates of chips, and the least time that a program takes on them.
 
 A roofline (https://doi.org/10.1145/1498765.1498785) is a bound, not a
-forecast: no program is faster than its products at the peak rate, its memory
-traffic at the peak bandwidth and its network traffic over all links at once.
+forecast. A program cannot be faster than its matrix products at the peak rate,
+its memory traffic at the peak bandwidth, or its network traffic over all links
+at once.
 """
 
 import dataclasses
 
-from pure_jax.runs.planning.hlo_costs import Costs
+from pure_jax.runs.planning.hlo.costs import Costs
 
 GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Peak numbers of one chip.
+  """Peak rates and memory of one chip.
 
   Attributes:
-    flops_per_second: of bfloat16 products.
-    hbm_bytes_per_second: of its main memory.
-    link_bytes_per_second: that leave it over all its links to other chips of
-      a slice together, in one direction.
-    hbm_bytes: that programs may use; what is sold is a little more.
+    flops_per_second: peak rate of bfloat16 products.
+    hbm_bytes_per_second: peak bandwidth of the main memory.
+    link_bytes_per_second: peak bandwidth to other chips of the slice, over
+      all links together, in one direction.
+    hbm_bytes: memory that programs may use, a little less than is sold.
   """
 
   flops_per_second: float
@@ -30,12 +31,12 @@ class Chip:
   hbm_bytes: float
 
 
-# By jax's `device_kind`. Rates are those of the pages "TPU v5e", "TPU v5p" and
+# By jax's `device_kind`. The rates come from the pages "TPU v5e", "TPU v5p" and
 # "TPU v6e" of the Cloud TPU documentation (docs.cloud.google.com/tpu/docs), as
-# of November 2026. The interconnect is published for both directions together
-# (v5e 400 GB/s, v6e 800 GB/s) or for one (v5p 4,800 Gbit/s); here it is one.
-# Usable memory is what the compiler of libtpu 0.0.42.1 names when a program
-# does not fit: 15.75, 95.74 and 31.25 GiB.
+# of November 2026. It publishes the interconnect for both directions together
+# (v5e 400 GB/s, v6e 800 GB/s) or for one (v5p 4,800 Gbit/s). The table has one
+# direction. The usable memory comes from error messages of the compiler in
+# libtpu 0.0.42.1 when a program does not fit: 15.75, 95.74 and 31.25 GiB.
 CHIPS = {
   "TPU v5 lite": Chip(197e12, 819e9, 200e9, 15.75 * GIB),
   "TPU v5": Chip(459e12, 2765e9, 600e9, 95.74 * GIB),
@@ -45,12 +46,12 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Bound:
-  """Least seconds of a program, by what it needs.
+  """Least seconds that a program takes, by resource.
 
   Attributes:
-    compute: of its products.
-    memory: of its traffic to main memory.
-    network: of its collectives.
+    compute: least seconds of its matrix products.
+    memory: least seconds of its traffic to main memory.
+    network: least seconds of its collectives.
   """
 
   compute: float
@@ -59,37 +60,37 @@ class Bound:
 
   @property
   def seconds(self) -> float:
-    """With everything else hidden behind the longest."""
+    """Least time if the three overlap perfectly: the longest of them."""
     return max(self.compute, self.memory, self.network)
 
   @property
   def serial_seconds(self) -> float:
-    """With nothing hidden behind anything."""
+    """Least time if nothing overlaps: the sum."""
     return self.compute + self.memory + self.network
 
   @property
   def name(self) -> str:
-    """Of the longest: "compute", "memory" or "network"."""
-    parts = dataclasses.asdict(self)
-    return max(parts, key=parts.get)
+    """The resource that takes longest: "compute", "memory" or "network"."""
+    seconds = dataclasses.asdict(self)
+    return max(seconds, key=seconds.get)
 
 
 def bound(costs: Costs, chip: Chip, devices_per_chip: int = 1) -> Bound:
-  """The least time of a program on one device.
+  """Bounds the time of a program on one device.
 
-  >>> from pure_jax.runs.planning.hlo_costs import Collective
+  >>> from pure_jax.runs.planning.hlo.collectives import Collective
   >>> costs = Costs(197e12, 819e9 / 2, {"all-gather": Collective(1, 1, 5e10)},
   ...               ())
   >>> bound(costs, CHIPS["TPU v5 lite"])
   Bound(compute=1.0, memory=0.5, network=0.25)
 
   Args:
-    costs: of the program, for one device.
-    chip: that the device is on.
-    devices_per_chip: jax devices that share it.
+    costs: costs of the program on one device.
+    chip: the chip of the device.
+    devices_per_chip: devices that share the chip and its rates.
 
   Returns:
-    The bound.
+    The least seconds for each resource.
   """
   share = 1 / devices_per_chip
   return Bound(

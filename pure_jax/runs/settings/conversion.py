@@ -1,8 +1,9 @@
 """From a ConfigDict to frozen dataclasses: the only place that reads one.
 
 A config file fills a `ml_collections.ConfigDict`; `settings_from_config` turns
-it into `run_settings.Settings` or another dataclass, and raises `ConfigError`
-with a sentence for an unknown, missing, mistyped or impossible value.
+it into `Settings` or another dataclass. An unknown, missing, mistyped or
+impossible value raises `ConfigError` with a sentence. Dataclasses of settings
+and of the library nest freely: each validates itself as it is made.
 """
 
 import dataclasses
@@ -12,16 +13,21 @@ import types
 import typing
 from typing import Any, TypeVar
 
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
 
 _Kind = TypeVar("_Kind")
 
 
+class ConfigError(ValueError):
+  """A config that cannot be run; the message says which field and why."""
+
+
 def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
-  """Checks a config whole and freezes it.
+  """Validates a whole config and freezes it.
 
   Args:
-    config: a ConfigDict or dict with every field of `kind`.
+    config: a ConfigDict or dict with every field of `kind` that has no
+      default.
     kind: the dataclass to make; a training run's by default.
 
   Returns:
@@ -31,7 +37,9 @@ def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
     ConfigError: naming the field, what is wrong and what to do.
   """
   values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
-  return _build(kind, values, "config")
+  built = _build(kind, values, "config")
+  _check_derived(values, built, "config")
+  return built
 
 
 def _build(kind: type, values: Any, path: str) -> Any:
@@ -60,10 +68,24 @@ def _build(kind: type, values: Any, path: str) -> Any:
     raise ConfigError(f"{path}: {error}") from error
 
 
+def _check_derived(values: dict, built: Any, path: str) -> None:
+  """Raises if settings replaced a given value by one that they derive."""
+  for name, value in values.items():
+    result = getattr(built, name)
+    if dataclasses.is_dataclass(result):
+      _check_derived(value, result, f"{path}.{name}")
+    elif isinstance(value, int | float) and value != result:
+      raise ConfigError(
+        f"{path}.{name} follows from other fields, which make it {result}: "
+        f"leave it out in place of {value}."
+      )
+
+
 def _convert(kind: Any, value: Any, path: str) -> Any:
   """One value of a declared type; ints pass as floats, nothing else bends."""
   if isinstance(kind, types.UnionType):
-    if value is None and type(None) in typing.get_args(kind):
+    # A flag cannot give None to a text field: it arrives as "None".
+    if value in (None, "None") and type(None) in typing.get_args(kind):
       return None
     kind = next(k for k in typing.get_args(kind) if k is not type(None))
   if dataclasses.is_dataclass(kind):

@@ -1,20 +1,78 @@
-"""The settings of models and data that the user names."""
+"""The settings of models, data and graders that the user names."""
 
 import dataclasses
 
-from pure_jax.host.data.formats.named import FORMATS, MAPPED
+from pure_jax.host.data.formats.named import FORMATS, MAPPED, find_format
 from pure_jax.host.grading.pool import MAX_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
-from pure_jax.models.config import REMAT, ModelConfig
-from pure_jax.runs.settings.architectures import ARCHITECTURES
-from pure_jax.runs.settings.checks import (
-  Fields,
-  at_least_one,
-  check_format,
-  one_of,
-)
-from pure_jax.runs.settings.compute_dtype import check_compute_dtype
+from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
+from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.runs.settings.models import ARCHITECTURES, check_compute_dtype
+
+# Mapping of fields, for the formats in `MAPPED`: field of a record -> field of
+# the file.
+Fields = dict[str, str] | None
+
+
+def check_format(
+  prefix: str, name: str, fields: Fields, allowed: tuple[str, ...]
+) -> None:
+  """Raises ValueError unless a file of this format can be read.
+
+  Args:
+    prefix: of the names of the two fields, such as "train_".
+    name: of the format.
+    fields: its mapping of fields, None for formats without one.
+    allowed: names of formats.
+  """
+  one_of(f"{prefix}format", name, allowed)
+  try:
+    find_format(name, fields)
+  except ValueError as error:
+    raise ValueError(f"{prefix}fields: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class GraderSettings:
+  """How answers are found and graded."""
+
+  extractors: tuple[str, ...]
+  workers: int
+  seconds: float
+
+  def __post_init__(self):
+    """Validates the extractors and the pool of processes."""
+    if not self.extractors:
+      raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
+    for name in self.extractors:
+      one_of("extractors", name, tuple(EXTRACTORS))
+    at_least_one(self, "workers")
+    if not 0 < self.seconds <= MAX_SECONDS:
+      raise ValueError(
+        f"seconds must be above 0 and at most {MAX_SECONDS:g}, got "
+        f"{self.seconds}."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class ComputationSettings:
+  """The fields of `ModelConfig` that no model's folder decides."""
+
+  compute_dtype: str
+  param_dtype: str
+  remat: str
+  logits_chunk: int | None
+  attention_chunk: int | None
+
+  def __post_init__(self):
+    """Validates names and sizes, before there is a model."""
+    check_compute_dtype(self.compute_dtype)
+    one_of("param_dtype", self.param_dtype, COMPUTE_DTYPES)
+    one_of("remat", self.remat, REMAT)
+    for name in ("logits_chunk", "attention_chunk"):
+      if getattr(self, name) is not None:  # None takes all.
+        at_least_one(self, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +100,8 @@ class FilesSettings:
   labelled_rows: int | None
   labelled_held_out_rows: int | None
   skip_malformed: bool
-  extractors: tuple[str, ...]
-  grader_workers: int
-  grader_seconds: float
-  compute_dtype: str
-  param_dtype: str
-  remat: str
-  logits_chunk: int | None
-  attention_chunk: int | None
+  grader: GraderSettings
+  model: ComputationSettings
   architecture: str | None
   prm_architecture: str | None
   train_fields: Fields = None
@@ -57,16 +109,23 @@ class FilesSettings:
   labelled_fields: Fields = None
 
   def __post_init__(self):
-    """Refuses names that nothing has, and lengths without room."""
-    at_least_one(
-      self,
-      "prompt_tokens prm_prompt_tokens response_tokens grader_workers",
-    )
-    check_compute_dtype(self.compute_dtype)
-    chunks = "logits_chunk", "attention_chunk"
-    for name in ("labelled_rows", "labelled_held_out_rows", *chunks):
+    """Validates names, lengths and sources."""
+    at_least_one(self, "prompt_tokens prm_prompt_tokens response_tokens")
+    for name in ("labelled_rows", "labelled_held_out_rows"):
       if getattr(self, name) is not None:  # None takes all.
         at_least_one(self, name)
+    if self.labelled_one_in < 2:
+      raise ValueError(
+        f"labelled_one_in must be at least 2, got {self.labelled_one_in}."
+      )
+    for name in ("prompt_format", "prm_prompt_format"):
+      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
+    for name, (_, row_format, fields) in self.sources().items():
+      check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
+    self._check_models()
+
+  def _check_models(self) -> None:
+    """Validates that there is one policy, and names of shapes."""
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
         "policy names the folder of a Hugging Face model; set it, or "
@@ -79,45 +138,20 @@ class FilesSettings:
         one_of(name, getattr(self, name), tuple(ARCHITECTURES))
     for name in self.random_files:
       one_of("random_files", name, ("train", "held_out", "labelled", "prm"))
-    for name in ("prompt_format", "prm_prompt_format"):
-      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name, (_, row_format, fields) in self.sources().items():
-      check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
-    one_of("remat", self.remat, REMAT)
-    for name in self.extractors:
-      one_of("extractors", name, tuple(EXTRACTORS))
-    if not self.extractors:
-      raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
-    if self.labelled_one_in < 2:
-      raise ValueError(
-        f"labelled_one_in must be at least 2, got {self.labelled_one_in}."
-      )
-    if not 0 < self.grader_seconds <= MAX_SECONDS:
-      raise ValueError(
-        f"grader_seconds must be above 0 and at most {MAX_SECONDS:g}, got "
-        f"{self.grader_seconds}."
-      )
 
   @property
   def policy_prompt_format(self) -> PromptFormat:
-    """How the policy is asked, and how it is made to begin."""
-    asked = PROMPT_FORMATS[self.prompt_format]
-    return dataclasses.replace(asked, prefix=self.response_prefix)
+    """The policy's prompt format, with the prefix of its responses."""
+    prompt_format = PROMPT_FORMATS[self.prompt_format]
+    return dataclasses.replace(prompt_format, prefix=self.response_prefix)
 
   def computed(self, model: ModelConfig) -> ModelConfig:
-    """An architecture as this run computes it.
+    """An architecture with this run's dtypes, remat and chunks.
 
     Args:
       model: as its folder describes it.
     """
-    return dataclasses.replace(
-      model,
-      compute_dtype=self.compute_dtype,
-      param_dtype=self.param_dtype,
-      remat=self.remat,
-      logits_chunk=self.logits_chunk,
-      attention_chunk=self.attention_chunk,
-    )
+    return dataclasses.replace(model, **dataclasses.asdict(self.model))
 
   def sources(self) -> dict[str, tuple[str | None, str, Fields]]:
     """Files of rows: (path, format, mapping of fields) by field."""

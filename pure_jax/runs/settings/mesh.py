@@ -9,21 +9,6 @@ from pure_jax.parallel.kernel_calls import XLA, Kernels
 
 
 @dataclasses.dataclass(frozen=True)
-class RLLayouts:
-  """Layouts of the models of RL other than the policy in training.
-
-  Attributes:
-    rollout: of the policy's copy that samples.
-    reference: of the reference policy.
-    prm: of the PRM.
-  """
-
-  rollout: sharding.Layout
-  reference: sharding.Layout
-  prm: sharding.Layout
-
-
-@dataclasses.dataclass(frozen=True)
 class MeshSettings:
   """`data` x `fsdp` x `tensor` x `sequence` devices, and a rule set."""
 
@@ -34,7 +19,7 @@ class MeshSettings:
   rules: str = "fsdp"
 
   def __post_init__(self):
-    """Refuses sizes and names of nothing, before any device is looked at."""
+    """Validates sizes and rules, before any device is looked at."""
     if min(self.data, self.fsdp, self.tensor, self.sequence) < 1:
       raise ValueError(f"mesh sizes must be at least 1, got {self.sizes()}.")
     if self.rules not in sharding.RULE_SETS:
@@ -45,26 +30,26 @@ class MeshSettings:
 
   @property
   def devices(self) -> int:
-    """How many it needs."""
+    """The number of devices."""
     return self.data * self.fsdp * self.tensor * self.sequence
 
   def sizes(self) -> str:
-    """The sizes as an error message shows them."""
+    """The sizes, for an error message."""
     sizes = {axis: getattr(self, axis) for axis in sharding.MESH_AXES}
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
   def layout(self, kernels: Kernels = XLA) -> sharding.Layout:
-    """The devices, in this layout.
+    """Lays the devices out in this mesh.
 
     Args:
-      kernels: what models call there in place of XLA's operations.
+      kernels: kernels that models call on it in place of XLA's operations.
 
     Returns:
       Mesh and rules.
 
     Raises:
-      ValueError: if the devices are too few, an axis has no use, a kernel
-        cannot run on them, or one of several processes would have no part.
+      ValueError: if the devices are too few, no rule uses an axis, a kernel
+        cannot run on them, or the mesh has no device of one of the processes.
     """
     layout = sharding.make_layout(
       self.data,
@@ -83,14 +68,14 @@ class MeshSettings:
     return layout
 
   def check_rows(self, name: str, rows: int) -> None:
-    """Refuses a batch that cannot be split.
+    """Validates that a batch can be split over the row shards.
 
     Args:
-      name: of the field that says how many rows there are.
-      rows: how many.
+      name: of the field with the number of rows, for the message.
+      rows: of the batch.
 
     Raises:
-      ValueError: naming the field.
+      ValueError: if data x fsdp does not divide the rows.
     """
     shards = self.data * self.fsdp
     if rows % shards:
@@ -99,20 +84,18 @@ class MeshSettings:
         f"mesh ({self.sizes()}): data x fsdp must divide it."
       )
 
-  def check_beside(self, name: str, main: "MeshSettings", rows: int) -> None:
-    """Refuses a layout of another model that cannot stand beside the main one.
+  def check_shares_devices(self, name: str, main: "MeshSettings") -> None:
+    """Validates the mesh of another model against that of the training.
 
     Args:
-      name: of this group of fields.
-      main: the layout of the policy in training.
-      rows: of an evaluation, whose rows this one splits too.
+      name: of this mesh's group of fields, for the message.
+      main: the mesh of the policy in training.
 
     Raises:
-      ValueError: if the devices are not as many, or the rows do not fit.
+      ValueError: if the two differ in the number of devices.
     """
     if self.devices != main.devices:
       raise ValueError(
         f"{name} ({self.sizes()}) has {self.devices} devices, but mesh "
         f"({main.sizes()}) has {main.devices}: both must hold the same."
       )
-    self.check_rows(f"rl.eval_prompts (in {name})", rows)

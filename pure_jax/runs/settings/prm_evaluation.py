@@ -5,13 +5,16 @@ import dataclasses
 from pure_jax.host.data.formats.named import format_names
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.tokenization import PROMPT_FORMATS
-from pure_jax.runs.settings.checks import Fields, check_format, one_of
+from pure_jax.models.config import COMPUTE_DTYPES
+from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.runs.settings.files import Fields, check_format
 from pure_jax.runs.settings.mesh import MeshSettings
+from pure_jax.settings import ScoreConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """A file of labelled solutions, and what it is called in the report."""
+  """A file of labelled solutions, and its name in the report."""
 
   name: str
   file: str
@@ -19,7 +22,7 @@ class DataSettings:
   fields: Fields = None
 
   def __post_init__(self):
-    """Refuses a format that has no steps."""
+    """Validates that there is a name, and that the format holds steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
     check_format("", self.format, self.fields, format_names(LabelledSolution))
@@ -27,7 +30,7 @@ class DataSettings:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluatePRMSettings:
-  """What is evaluated on what. See `configs/evaluate_prm.py`."""
+  """An evaluation of one PRM. See `configs/evaluate_prm.py`."""
 
   progress: bool
   mesh: MeshSettings
@@ -40,10 +43,9 @@ class EvaluatePRMSettings:
   data: tuple[DataSettings, ...]
   skip_malformed: bool
   prompt_format: str
-  separator: str
   prompt_tokens: int
   response_tokens: int
-  max_steps: int
+  score: ScoreConfig
   batch_size: int
   length_multiple: int
   compute_dtype: str
@@ -55,7 +57,28 @@ class EvaluatePRMSettings:
   resamples: int
 
   def __post_init__(self):
-    """Refuses what nothing can be computed from."""
+    """Validates the source of the PRM, the data and the threshold."""
+    at_least_one(
+      self,
+      "prompt_tokens response_tokens batch_size length_multiple bins resamples",
+    )
+    if self.bootstrap_seed < 0:
+      raise ValueError(
+        f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
+      )
+    if self.good_class not in (0, 1, None):
+      raise ValueError(
+        f"good_class must be 0, 1 or None, got {self.good_class}."
+      )
+    one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
+    for name in ("compute_dtype", "param_dtype"):
+      one_of(name, getattr(self, name), COMPUTE_DTYPES)
+    self._check_source()
+    self._check_data()
+    self.mesh.check_rows("batch_size", self.batch_size)
+
+  def _check_source(self) -> None:
+    """Validates that one PRM is named."""
     sources = (self.prm, self.run, self.random_model)
     if sum(source is not None for source in sources) != 1:
       raise ValueError(
@@ -64,6 +87,9 @@ class EvaluatePRMSettings:
       )
     if self.random_model is not None:
       one_of("random_model", self.random_model, ("tied", "untied"))
+
+  def _check_data(self) -> None:
+    """Validates the data sets, and the one that the threshold is chosen on."""
     if self.random_model is None and not self.data:
       raise ValueError(
         "data is empty. Name files: --config.data=\"({'name': 'gsm8k', "
@@ -72,12 +98,6 @@ class EvaluatePRMSettings:
     names = [item.name for item in self.data]
     if len({*names}) < len(names):
       raise ValueError(f"data has a name twice: {names}.")
-    if self.good_class not in (0, 1, None):
-      raise ValueError(
-        f"good_class must be 0, 1 or None, got {self.good_class}."
-      )
-    one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
-    one_of("separator", self.separator, ("insert", "replace"))
     one_of("threshold", self.threshold, ("zero", "best_on"))
     if (self.threshold == "best_on") != (self.threshold_data is not None):
       raise ValueError(
@@ -86,16 +106,3 @@ class EvaluatePRMSettings:
       )
     if self.threshold_data is not None and self.data:
       one_of("threshold_data", self.threshold_data, tuple(names))
-    for name in (
-      *("prompt_tokens", "response_tokens", "max_steps", "batch_size"),
-      *("length_multiple", "bins", "resamples"),
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(
-          f"{name} must be at least 1, got {getattr(self, name)}."
-        )
-    if self.bootstrap_seed < 0:
-      raise ValueError(
-        f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
-      )
-    self.mesh.check_rows("batch_size", self.batch_size)

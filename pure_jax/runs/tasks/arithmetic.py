@@ -1,7 +1,7 @@
-"""The embedded world as the task of a run: everything made on first use.
+"""The embedded world as the task of a run.
 
-What a stage does not use is neither made nor read: the responses written to be
-labelled wait for the training of the PRM.
+Tokenizer and data are made on first use. The examples to train the PRM on are
+made only in a run that trains a PRM.
 """
 
 import pathlib
@@ -11,48 +11,60 @@ from typing import Any
 import jax
 import numpy as np
 
-from pure_jax.host.data import batches
+from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import Problem
-from pure_jax.host.data.world import arithmetic, dataset
+from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.distributed import processes
-from pure_jax.host.distributed.shared_rows import read_everywhere
+from pure_jax.host.distributed.global_batch import read_everywhere
+from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
   encode_response,
   split_texts,
 )
 from pure_jax.models import prm
-from pure_jax.runs import workspace
-from pure_jax.runs.settings.run import ConfigError, Settings
-from pure_jax.training import rollouts, stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.parallel import sharding
+from pure_jax.runs.batches import Batches, PromptEncoder
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import RandomStream, RunSpec
+from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.training import rollouts, supervised
+from pure_jax.training.supervised import Demonstrations
 
-SAMPLE_ROWS = 1024  # Responses sampled at a time.
+SAMPLE_ROWS = 1024  # Responses per call of the sampler.
 
 
 def prompt_tokens(world: arithmetic.WorldConfig) -> int:
-  """Columns of a prompt: the longest problem there can be, and a line break."""
+  """Length of the longest prompt: a problem and a line break.
+
+  Args:
+    world: the settings of the world.
+
+  Returns:
+    L. Every number and operator is one token, and so is "=?".
+  """
   return 2 * (world.max_operations + 1) + 1
 
 
 class ArithmeticTask:
-  """See `workspace.Task`."""
+  """The embedded world, see `task.Task`."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Makes or reads tokenizer and data.
+    """Opens the tokenizer and the data, and makes them if they do not exist.
 
     Args:
-      settings: the run's; `world` and `model` are set.
-      folder: where they are kept.
+      settings: settings of the run, with `world` and `model`.
+      folder: folder of the tokenizer and of the prepared data sets.
     """
     world = settings.world
     self._settings, self._folder = settings, folder
     self.tokenizer = dataset.world_tokenizer(world, folder / "tokenizer.model")
     self.model = settings.model.architecture(self.tokenizer.vocab_size)
     self.prm_model = prm.extend_config(self.model, settings.prm.extra_layers)
-    self.prompt_format = self.prm_prompt_format = PROMPT_FORMATS["plain"]
-    self.prompt_tokens = prompt_tokens(world)
-    self.prm_prompt_tokens = self.prompt_tokens
+    self.prompt_encoder = self.prm_prompt_encoder = PromptEncoder(
+      self.tokenizer, PROMPT_FORMATS["plain"], prompt_tokens(world)
+    )
     rows = self._load(
       train=max(settings.sft.demonstrations, settings.prm.policy_prompts),
       held_out=max(settings.rl.eval_prompts, settings.prm.eval_prompts),
@@ -61,114 +73,130 @@ class ArithmeticTask:
     self.train = _problems(rows["train"])
     self.held_out = _problems(rows["held_out"])
 
-  def _load(self, **sizes: int) -> dict[str, list[dict[str, Any]]]:
-    """Rows of the splits that are named."""
+  def _load(self, **sizes: int) -> dict[str, list[dataset.Example]]:
+    """Reads the splits that have a size."""
     return dataset.load_world(
       self._settings.world, sizes, self._folder / "data"
     )
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
-  ) -> workspace.Verdicts:
-    """Compares the last box with the value of the chain."""
+  ) -> Verdicts:
+    """Compares the content of the last box with the value of the chain."""
     right = [
-      arithmetic.grade(
+      checker.grade(
         arithmetic.parse_problem(problem.problem),
         arithmetic.SEPARATOR.join(steps),
       )
       for problem, steps in zip(problems, texts, strict=True)
     ]
-    return workspace.Verdicts(np.asarray(right, bool), {})
+    return Verdicts(np.asarray(right, bool), {})
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step neither computes nor answers."""
-    return arithmetic.is_vacuous(step)
+    return checker.is_vacuous(step)
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> str:
-    """What kind of response this is, to see how a reward was hacked."""
-    return arithmetic.classify(arithmetic.parse_problem(problem.problem), steps)
+    """Classifies a response, to show how a policy exploits a reward."""
+    return checker.classify(arithmetic.parse_problem(problem.problem), steps)
 
-  def start_policy(self, space: workspace.Workspace) -> None:
-    """The world has no trained policy: it starts with demonstrations."""
+  def start_policy(self, layout: sharding.Layout) -> None:
+    """None: the policy is trained on demonstrations first."""
     return
 
-  def start_prm(self, space: workspace.Workspace) -> None:
-    """The world has no trained PRM."""
+  def start_prm(self, layout: sharding.Layout) -> None:
+    """None: the run trains the PRM."""
     return
 
-  def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
-    """Responses of the world's imperfect teachers."""
+  def demonstrations(self) -> Demonstrations:
+    """The responses of the world's imperfect teachers."""
     rows = self._train_rows[: self._settings.sft.demonstrations]
-    return self._encode(space, rows)[1]
+    return self._encode(rows)[1]
 
   def labelled(
-    self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.LabelledResponses:
-    """LabelledResponses responses and policy samples with the checker's
-    labels."""
+    self, spec: RunSpec, batches: Batches, policy_params: Any
+  ) -> LabelledResponses:
+    """Generated examples and samples of the policy, labelled by the checker."""
     settings = self._settings.prm
 
     def load():
       return self._load(labelled=settings.labelled)["labelled"]
 
-    # Process 0 makes the files that the others then find.
-    made = processes.on_process_zero(load)
-    rows, shown = self._encode(space, load() if made is None else made)
-    asked = self.train[: settings.policy_prompts] * settings.policy_samples
-    sampled = self._sample(space, policy_params, asked, space.key(1))
-    data = jax.tree.map(lambda *x: np.concatenate(x), shown, sampled)
-    problems = [row["problem"] for row in rows] + [p.problem for p in asked]
-    return workspace.LabelledResponses(data, *self._label(problems, data))
+    # Process 0 makes the data set, then the others read it.
+    examples = processes.on_process_zero(load)
+    examples, generated = self._encode(load() if examples is None else examples)
+    problems = self.train[: settings.policy_prompts] * settings.policy_samples
+    sampled = self._sample(
+      spec,
+      batches,
+      policy_params,
+      problems,
+      spec.key(RandomStream.LABELLED_SAMPLES),
+    )
+    data = jax.tree.map(lambda *x: np.concatenate(x), generated, sampled)
+    texts = [row.problem for row in (*examples, *problems)]
+    return LabelledResponses(data, *self._label(texts, data))
 
   def evaluate_prm(
-    self, space: workspace.Workspace, policy_params: Any, params: Any
+    self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
-    """Judges the PRM on the policy's samples for held-out prompts.
+    """Evaluates the PRM on samples of the policy for held-out problems.
 
     Returns:
-      Step accuracy, its mean over the two classes, and the share of wrong
-      answers whose every step scores above 0: the door to hacking.
+      The accuracy on all, on good and on bad steps, the mean of the latter two,
+      the accuracy of the policy, and the share of responses with a wrong answer
+      in which every step has a reward above 0: these can be exploited.
     """
     settings = self._settings.prm
     problems = self.held_out[: settings.eval_prompts] * settings.policy_samples
-    data = self._sample(space, policy_params, problems, space.key(2))
-    labels, label_mask = self._label([p.problem for p in problems], data)
-    score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.layout
+    data = self._sample(
+      spec,
+      batches,
+      policy_params,
+      problems,
+      spec.key(RandomStream.PRM_EVALUATION_SAMPLES),
     )
-    rewards = read_everywhere(score(params, space.put(data)))
+    labels, label_mask = self._label([p.problem for p in problems], data)
+    score = supervised.make_prm_evaluation(
+      spec.prm_model,
+      spec.prm_score_config,
+      spec.table,
+      spec.layouts.training,
+    )
+    rewards = read_everywhere(score(params, batches.put(data)))
     good = labels == 1
-    right = (rewards > 0) == good
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
     wrong = ~self.grade(problems, texts).correct
     steps_there = np.asarray([min(len(t), rewards.shape[1]) for t in texts])
     exists = np.arange(rewards.shape[1]) < steps_there[:, None]
     worst = np.where(exists, rewards, np.inf).min(1)
     numbers = {
-      "step_accuracy": right[label_mask].mean(),
-      "good_recall": right[label_mask & good].mean(),
-      "bad_recall": right[label_mask & ~good].mean(),
+      "step_accuracy": prm_metrics.accuracy(rewards, good, label_mask),
+      "good_recall": prm_metrics.accuracy(rewards, good, label_mask & good),
+      "bad_recall": prm_metrics.accuracy(rewards, good, label_mask & ~good),
       "policy_accuracy": 1 - wrong.mean(),
+      "balanced_accuracy": prm_metrics.balanced_accuracy(
+        rewards, good, label_mask
+      ),
     }
-    numbers["balanced_accuracy"] = (
-      numbers["good_recall"] + numbers["bad_recall"]
-    ) / 2
     if wrong.any():
       numbers["hacked_given_wrong"] = (worst[wrong] > 0).mean()
-    return {name: float(value) for name, value in numbers.items()}
+    return {
+      name: float(value) for name, value in numbers.items() if value is not None
+    }
 
   def close(self) -> None:
-    """Nothing is open."""
+    """Does nothing: the task has no resources."""
 
   def _encode(
-    self, space: workspace.Workspace, rows: list[dict[str, Any]]
-  ) -> tuple[list[dict[str, Any]], Demonstrations]:
-    """Rows that fit the response limit, and their ids."""
-    limit = self._settings.rl.max_new_tokens
+    self, rows: list[dataset.Example]
+  ) -> tuple[list[dataset.Example], Demonstrations]:
+    """(the examples that fit the limit of a response, their ids)."""
+    limit = self._settings.rl.sampler.max_new_tokens
     responses = [
       encode_response(
         self.tokenizer,
-        row["response"].split(arithmetic.SEPARATOR),
+        row.response.split(arithmetic.SEPARATOR),
         finished=True,
       )
       for row in rows
@@ -176,69 +204,72 @@ class ArithmeticTask:
     fits = [len(ids) <= limit for ids in responses]
     if not any(fits):
       raise ConfigError(
-        f"rl.max_new_tokens={limit} has room for none of {len(rows)} "
+        f"rl.sampler.max_new_tokens={limit} has room for none of {len(rows)} "
         f"responses; the shortest has {min(map(len, responses))} tokens."
       )
     rows = [row for row, fit in zip(rows, fits, strict=True) if fit]
     responses = [ids for ids, fit in zip(responses, fits, strict=True) if fit]
-    prompts = space.encode_prm_prompts(_problems(rows))
-    tokens, mask = batches.right_pad(responses, limit, self.tokenizer.pad_id)
+    prompts = self.prm_prompt_encoder.encode(_problems(rows))
+    tokens, mask = right_pad(responses, limit, self.tokenizer.pad_id)
     return rows, Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
 
   def _label(
     self, problems: list[str], data: Demonstrations
   ) -> tuple[np.ndarray, np.ndarray]:
-    """The checker's labels and their mask, [n, S]."""
-    return dataset.label_rollout(
+    """(labels [n, S] by the checker, label_mask [n, S])."""
+    return checker.label_rollout(
       self.tokenizer,
       problems,
       data.tokens,
       data.completion_mask,
-      self._settings.rl.max_steps,
+      self._settings.prm.score.max_steps,
     )
 
   def _sample(
     self,
-    space: workspace.Workspace,
+    spec: RunSpec,
+    batches: Batches,
     params: Any,
     problems: list[Problem],
     key: jax.Array,
   ) -> Demonstrations:
-    """One response to each problem; a repeated one gets another each time."""
+    """Samples one response to each problem; problems may repeat."""
     generate = rollouts.make_generate(
-      self.model, space.sampler, group_size=1, layout=space.layout
+      self.model,
+      spec.sampler,
+      group_size=1,
+      layout=spec.layouts.training,
     )
-    devices = space.layout.row_shards
-    rows = -(-min(SAMPLE_ROWS, len(problems)) // devices) * devices
-    parts = []
-    for first in range(0, len(problems), rows):
-      # The last part is filled up with problems of the first: one shape only.
-      count = len(problems)
-      chosen = [problems[i % count] for i in range(first, first + rows)]
-      part = generate(
-        params, space.encode_prompts(chosen), jax.random.fold_in(key, first)
+    shards, count = spec.layouts.training.row_shards, len(problems)
+    rows = -(-min(SAMPLE_ROWS, count) // shards) * shards
+    samples = []
+    for first in range(0, count, rows):
+      # The last batch is filled up with the first problems: one shape only.
+      batch = [problems[i % count] for i in range(first, first + rows)]
+      rollout = generate(
+        params, batches.encode_prompts(batch), jax.random.fold_in(key, first)
       )
-      parts.append(
+      samples.append(
         read_everywhere(
           Demonstrations(
-            part.prompt_tokens,
-            part.prompt_mask,
-            part.tokens,
-            part.completion_mask,
+            rollout.prompt_tokens,
+            rollout.prompt_mask,
+            rollout.tokens,
+            rollout.completion_mask,
           )
         )
       )
-    return jax.tree.map(lambda *x: np.concatenate(x)[: len(problems)], *parts)
+    return jax.tree.map(lambda *x: np.concatenate(x)[:count], *samples)
 
 
-def _problems(rows: list[dict[str, Any]]) -> list[Problem]:
-  """Rows of the data set as problems."""
+def _problems(rows: list[dataset.Example]) -> list[Problem]:
+  """Converts examples to the records that every task has."""
   return [
     Problem(
       id=str(number),
       source="arithmetic",
-      problem=row["problem"],
-      answer=str(row["answer"]),
+      problem=row.problem,
+      answer=str(row.answer),
     )
     for number, row in enumerate(rows)
   ]

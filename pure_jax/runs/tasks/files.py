@@ -1,4 +1,4 @@
-"""Models and data that the user names, as the task of a run."""
+"""Models and data files that the user names, as the task of a run."""
 
 import collections
 import functools
@@ -10,8 +10,8 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import batches
-from pure_jax.host.data import files as data_files
+from pure_jax.host.data import file_dataset as data_files
+from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Rows
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
@@ -20,61 +20,64 @@ from pure_jax.host.data.records import (
   problem_key,
   split_by_problem,
 )
-from pure_jax.host.distributed.shared_rows import read_everywhere
-from pure_jax.host.evaluation import prm_metrics, solution_choice
+from pure_jax.host.distributed.global_batch import read_everywhere
+from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
-from pure_jax.runs import workspace
-from pure_jax.runs.evaluation import labelled_rows
-from pure_jax.runs.evaluation.data import MODEL_FILES
+from pure_jax.parallel import sharding
+from pure_jax.runs.batches import Batches, PromptEncoder
+from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
-from pure_jax.runs.settings.run import ConfigError, Settings
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import stages
-from pure_jax.training.stages import Demonstrations
+from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.training import supervised
+from pure_jax.training.supervised import Demonstrations
 
 
 def contents(files: FilesSettings) -> dict[str, str]:
-  """What the user's files hold, so that a resumed run meets the same.
+  """Fingerprints of the user's files. A run resumes only if they are the same.
 
   Args:
-    files: of the run.
+    files: settings of the files.
 
   Returns:
-    A fingerprint of each model and file that is named.
+    The fingerprint of each model and file that is named.
 
   Raises:
-    ConfigError: naming what is missing or cannot be read.
+    ConfigError: if a file is missing or cannot be read; the message names it.
   """
-  found = {}
+  fingerprints = {}
   for name in ("policy", "prm", "train", "held_out", "labelled"):
     path = getattr(files, name)
     if path is None:
       continue
     try:
-      found[name] = integrity.fingerprint(path, MODEL_FILES)
+      fingerprints[name] = integrity.fingerprint(path, huggingface.MODEL_FILES)
     except OSError as error:
       reason = f"files.{name}={path} cannot be read: {error}."
       raise ConfigError(reason) from error
-  return found
+  return fingerprints
 
 
 class FilesTask:
-  """See `workspace.Task`."""
+  """A Hugging Face folder and data files, see `task.Task`."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Reads the tokenizer and opens the data; weights are read when needed.
+    """Reads the tokenizer and opens the data. Weights are read when needed.
 
     Args:
-      settings: the run's; `files` is set.
-      folder: where prepared data sets are kept.
+      settings: settings of the run, with `files`.
+      folder: folder of the prepared data sets.
 
     Raises:
-      ConfigError: for a format of another kind than the field asks for, or if
-        no problem fits its prompt.
+      ConfigError: if a format makes another record than its field needs, or if
+        no problem fits into a prompt.
     """
     files = settings.files
     if files.random_model is not None:
@@ -84,7 +87,9 @@ class FilesTask:
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
     huggingface.warn_beyond_positions(
-      files.policy, config, files.prompt_tokens + settings.rl.max_new_tokens
+      files.policy,
+      config,
+      files.prompt_tokens + settings.rl.sampler.max_new_tokens,
     )
     self.model = files.computed(config.model)
     self.tokenizer = HuggingFaceTokenizer(
@@ -93,31 +98,35 @@ class FilesTask:
       eos_token=files.eos_token,
     )
     self.prm_model = self._prm_model()
-    self.prompt_format = files.policy_prompt_format
-    self.prm_prompt_format = PROMPT_FORMATS[files.prm_prompt_format]
-    self.prompt_tokens = files.prompt_tokens
-    self.prm_prompt_tokens = files.prm_prompt_tokens
+    self.prompt_encoder = PromptEncoder(
+      self.tokenizer, files.policy_prompt_format, files.prompt_tokens
+    )
+    self.prm_prompt_encoder = PromptEncoder(
+      self.tokenizer,
+      PROMPT_FORMATS[files.prm_prompt_format],
+      files.prm_prompt_tokens,
+    )
     self.train = self._problems("train")
     self.held_out = self._problems("held_out")
     self._pool: verify.GradingPool | None = None
 
   def _prm_model(self) -> ModelConfig | None:
-    """The architecture of the PRM, which must read the policy's ids.
+    """The architecture of the PRM, whose vocabulary must be the policy's.
 
-    Verdicts alone need none: it is there if the user names one all the same,
-    or data to train it on.
+    A run with outcome rewards only has no PRM, unless the user names one or
+    data to train one.
     """
     files = self._files
-    named = files.prm is not None or files.labelled is not None
-    if self._settings.rl.reward_mode == "vr" and not named:
+    has_prm = files.prm is not None or files.labelled is not None
+    if self._settings.rl.reward_mode == "vr" and not has_prm:
       return None
     if files.prm is None:
       return prm.extend_config(self.model, self._settings.prm.extra_layers)
     model = files.computed(huggingface.read_config(files.prm).model)
     tokenizer = self.tokenizer
-    last = max(i for i, text in enumerate(tokenizer.pieces) if text)
-    last = max(last, tokenizer.eos_id, tokenizer.pad_id)
-    huggingface.check_vocabulary(last, model)
+    largest_id = max(i for i, text in enumerate(tokenizer.pieces) if text)
+    largest_id = max(largest_id, tokenizer.eos_id, tokenizer.pad_id)
+    huggingface.check_vocabulary(largest_id, model)
     if (pathlib.Path(files.prm) / "tokenizer.json").exists():
       theirs = HuggingFaceTokenizer(files.prm).pieces
       ours = tokenizer.pieces[: len(theirs)]
@@ -129,7 +138,7 @@ class FilesTask:
     return model
 
   def _rows(self, field: str, record: type) -> Rows:
-    """The records of the file that a field of the config names."""
+    """Opens the file that a field of the config names."""
     path, name, mapping = self._files.sources()[field]
     row_format = find_format(name, mapping)
     if row_format.record is not record:
@@ -145,97 +154,96 @@ class FilesTask:
     )
 
   def _problems(self, field: str) -> list[Problem]:
-    """Problems whose prompts fit; none where no file is named."""
+    """The problems of a file whose prompts fit; none if no file is named."""
     path, _, _ = self._files.sources()[field]
     if path is None:
       return []
     rows = list(self._rows(field, Problem))
-    kept = [row for row in rows if self._fits(row)]
-    if not kept:
+    problems = [row for row in rows if self._fits(row)]
+    if not problems:
       raise ConfigError(
-        f"files.prompt_tokens={self.prompt_tokens} and "
-        f"prm_prompt_tokens={self.prm_prompt_tokens} have room for none of "
-        f"the {len(rows)} problems of {path}."
+        f"files.prompt_tokens={self.prompt_encoder.length} and "
+        f"prm_prompt_tokens={self.prm_prompt_encoder.length} have room for "
+        f"none of the {len(rows)} problems of {path}."
       )
-    return kept
+    return problems
 
   def _fits(self, problem: Problem) -> bool:
-    """Whether both prompts of a problem have room."""
-    asked = self.prompt_format.text(self.tokenizer, problem.problem)
-    labelled = self.prm_prompt_format.text(self.tokenizer, problem.problem)
-    return (
-      len(self.tokenizer.encode(asked)) <= self.prompt_tokens
-      and len(self.tokenizer.encode(labelled)) <= self.prm_prompt_tokens
+    """Whether both prompts of a problem are within their limits."""
+    encoders = (self.prompt_encoder, self.prm_prompt_encoder)
+    return all(
+      len(encoder.ids(problem)) <= encoder.length for encoder in encoders
     )
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
-  ) -> workspace.Verdicts:
-    """Compares answers by math-verify, each within its limits."""
+  ) -> Verdicts:
+    """Compares answers by math-verify, with a time limit for each."""
     if self._pool is None:
       self._pool = verify.open_pool(
-        self._files.grader_workers, self._files.grader_seconds
+        self._files.grader.workers, self._files.grader.seconds
       )
     references = [verify.reference_of(problem) for problem in problems]
-    known = [i for i, found in enumerate(references) if found is not None]
+    gradable = [i for i, answer in enumerate(references) if answer is not None]
     verdicts = verify.grade(
       self._pool,
-      ["\n\n".join(texts[i]) for i in known],
-      [references[i] for i in known],
-      [verify.EXTRACTORS[name] for name in self._files.extractors],
+      [SEPARATOR.join(texts[i]) for i in gradable],
+      [references[i] for i in gradable],
+      [verify.EXTRACTORS[name] for name in self._files.grader.extractors],
     )
 
-    def spread(found: Iterable[bool]) -> np.ndarray:
+    def for_all(values: Iterable[bool]) -> np.ndarray:
+      """[B], False for the problems without an answer."""
       rows = np.zeros(len(problems), bool)
-      rows[known] = [*found]
+      rows[gradable] = [*values]
       return rows
 
-    return workspace.Verdicts(
-      spread(verdict.correct for verdict in verdicts),
+    return Verdicts(
+      for_all(verdict.correct for verdict in verdicts),
       {
-        "grader_no_answer": spread(not v.has_answer for v in verdicts),
-        "grader_timed_out": spread(v.timed_out for v in verdicts),
-        "grader_crashed": spread(v.failure is not None for v in verdicts),
+        "grader_no_answer": for_all(not v.has_answer for v in verdicts),
+        "grader_timed_out": for_all(v.timed_out for v in verdicts),
+        "grader_crashed": for_all(v.failure is not None for v in verdicts),
       },
     )
 
   def is_vacuous(self, step: str) -> bool:
-    """Whether a step is empty; what else says nothing, nobody can tell."""
+    """Whether a step is empty; other vacuous steps cannot be detected."""
     return not step.strip()
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> None:
-    """Nobody can tell what kind of response this is."""
+    """None: there is no classification of responses."""
     return
 
-  def start_policy(self, space: workspace.Workspace) -> Any:
-    """The policy's weights, from its folder."""
+  def start_policy(self, layout: sharding.Layout) -> Any:
+    """Loads the weights of the policy."""
     params, _ = huggingface.load_policy(
       self._files.policy,
-      space.layout,
+      layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
     return params
 
-  def start_prm(self, space: workspace.Workspace) -> Any | None:
-    """The PRM's weights, where a folder of one is named."""
+  def start_prm(self, layout: sharding.Layout) -> Any | None:
+    """Loads the weights of the PRM; None if no PRM is named."""
     if self._files.prm is None:
       return None
     params, _ = huggingface.load_prm(
       self._files.prm,
-      space.layout,
+      layout,
       compute_dtype=self.model.compute_dtype,
       param_dtype=self.model.param_dtype,
     )
     return params
 
-  def demonstrations(self, space: workspace.Workspace) -> Demonstrations:
-    """A trained policy needs none."""
+  def demonstrations(self) -> Demonstrations:
+    """Raises an error: the policy is trained already."""
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
   @functools.cached_property
   def _labelled_file(self) -> Rows:
-    """Every labelled solution."""
+    """All labelled solutions."""
     if self._files.labelled is None:
       raise ConfigError(
         "A PRM must be trained, but files.labelled names no data; or name a "
@@ -246,35 +254,34 @@ class FilesTask:
   def _labelled_rows(
     self,
   ) -> tuple[list[LabelledSolution], list[LabelledSolution]]:
-    """Training and held-out rows that share no problem."""
+    """(training, held-out) solutions, which share no problem."""
     files, rows = self._files, self._labelled_file
-    parts = split_by_problem(rows, files.labelled_one_in)
-    if not all(map(len, parts)):
+    training, held_out = split_by_problem(rows, files.labelled_one_in)
+    if not (training.size and held_out.size):
       raise ConfigError(
-        f"files.labelled_one_in={files.labelled_one_in} leaves {len(parts[0])} "
-        f"rows to train on and {len(parts[1])} held out."
+        f"files.labelled_one_in={files.labelled_one_in} leaves {len(training)} "
+        f"rows to train on and {len(held_out)} held out."
       )
-    shown, held_out = (rows.take(part) for part in parts)
-    return shown[: files.labelled_rows], held_out[
-      : files.labelled_held_out_rows
-    ]
+    return (
+      rows.take(training)[: files.labelled_rows],
+      rows.take(held_out)[: files.labelled_held_out_rows],
+    )
 
   def labelled(
-    self, space: workspace.Workspace, policy_params: Any
-  ) -> workspace.LabelledResponses:
-    """The rows of the file that fit, their steps as a policy writes them."""
-    del policy_params
+    self, spec: RunSpec, batches: Batches, policy_params: Any
+  ) -> LabelledResponses:
+    """The solutions of the file that fit, encoded as a policy writes them."""
+    del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
-    prompts = batches.left_pad(
-      encoded.prompts, self.prm_prompt_tokens, self.tokenizer.pad_id
+    prompts = left_pad(
+      encoded.prompts, self.prm_prompt_encoder.length, self.tokenizer.pad_id
     )
-    responses = batches.right_pad(
+    responses = right_pad(
       encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
     )
     labels, label_mask = step_labels(rows, self._limits.max_steps)
-    space.metrics.rewind("prm_data", 0)
     counts = self._labelled_file.counts
-    facts = {
+    metrics = {
       "file_rows": counts.read,
       "file_malformed": counts.skipped,
       "file_left_out": counts.left_out,
@@ -283,61 +290,64 @@ class FilesTask:
       "labelled_steps": label_mask.sum(),
       "good_share": labels[label_mask].mean(),
     }
-    space.metrics.write("prm_data", 0, facts)
-    return workspace.LabelledResponses(
-      Demonstrations(*prompts, *responses), labels, label_mask
+    return LabelledResponses(
+      Demonstrations(*prompts, *responses), labels, label_mask, metrics
     )
 
   @property
-  def _limits(self) -> labelled_rows.Limits:
-    """What there is room for in a labelled row."""
-    return labelled_rows.Limits(
-      self.prm_prompt_tokens,
+  def _limits(self) -> labelled_solutions.SolutionLimits:
+    """The limits of a labelled solution."""
+    return labelled_solutions.SolutionLimits(
+      self.prm_prompt_encoder.length,
       self._files.response_tokens,
-      self._settings.rl.max_steps,
+      self._settings.prm.score.max_steps,
     )
 
   def _encode(
     self, rows: list[LabelledSolution]
-  ) -> tuple[list[LabelledSolution], labelled_rows.EncodedRows]:
-    """Rows with room for their tokens and steps, and their ids."""
+  ) -> tuple[list[LabelledSolution], labelled_solutions.EncodedSolutions]:
+    """(the solutions within the limits, their ids)."""
     limits = self._limits
-    encoded = labelled_rows.encode_rows(
-      self.tokenizer, self.prm_prompt_format, rows, limits
+    encoded = labelled_solutions.encode_solutions(
+      self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
     )
     if not encoded.prompts:
       reasons = collections.Counter(encoded.left_out.values())
       raise ConfigError(
         f"files.prm_prompt_tokens={limits.prompt_tokens}, "
         f"files.response_tokens={limits.response_tokens} and "
-        f"rl.max_steps={limits.max_steps} have room for none of {len(rows)} "
-        f"rows: {', '.join(f'{n} {why}' for why, n in reasons.items())}."
+        f"prm.score.max_steps={limits.max_steps} have room for none of "
+        f"{len(rows)} rows: "
+        f"{', '.join(f'{n} {why}' for why, n in reasons.items())}."
       )
     return [rows[i] for i in encoded.index], encoded
 
   def evaluate_prm(
-    self, space: workspace.Workspace, policy_params: Any, params: Any
+    self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
-    """Judges the PRM on held-out rows, and as a chooser among solutions."""
+    """Evaluates the PRM on held-out steps, and in choosing among solutions."""
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
-    score = stages.make_prm_evaluation(
-      space.prm_model, space.prm_score_config, space.table, space.layout
+    score = supervised.make_prm_evaluation(
+      spec.prm_model,
+      spec.prm_score_config,
+      spec.table,
+      spec.layouts.training,
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)
-    for chosen, batch in labelled_rows.in_batches(
+    for chosen, batch in labelled_solutions.batches_by_length(
       encoded,
       limits,
       settings.batch_size,
       settings.length_multiple,
       self.tokenizer.pad_id,
     ):
-      found = read_everywhere(score(params, space.put(batch)))
-      rewards[chosen] = found[: len(chosen)]
+      step_rewards = read_everywhere(score(params, batches.put(batch)))
+      rewards[chosen] = step_rewards[: len(chosen)]
     labels, label_mask = step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])
-    chosen = solution_choice.choose_among_solutions(
+    chosen = prm_metrics.best_of_n_metrics(
       [problem_key(row.problem) for row in rows],
       [row.final_correct for row in rows],
       [verify.last_number(row.steps[-1]) for row in rows],
@@ -351,7 +361,7 @@ class FilesTask:
     return numbers | {"left_out": float(len(encoded.left_out))}
 
   def close(self) -> None:
-    """Ends the graders."""
+    """Ends the worker processes of the grader."""
     if self._pool is not None:
       self._pool.close()
 
@@ -359,10 +369,10 @@ class FilesTask:
 def step_labels(
   rows: Sequence[LabelledSolution], max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Labels as arrays.
+  """Converts the labels of solutions to arrays.
 
   Args:
-    rows: n solutions of at most max_steps steps.
+    rows: n solutions of at most `max_steps` steps.
     max_steps: S.
 
   Returns:

@@ -1,7 +1,7 @@
-r"""A tiny random model with a few problems, in the files of a real run.
+r"""Writes a tiny random model and a few problems, for smoke runs.
 
-`:smoke` variants take them in place of the files the user would name: the same
-code runs on the same architecture and formats, and learns nothing.
+The `:smoke` variants use these files in place of the user's. They run the same
+code on the same architectures and formats, and learn nothing.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from pure_jax.models.params import init_params
 from pure_jax.runs.settings.files import FilesSettings
 
 SEED = 0
-PRM_SEED = 5  # Its scores lie on both sides of 0.
+PRM_SEED = 5  # A PRM whose step rewards have both signs.
 PROBLEMS = 48
-# Split as Qwen's: letters, single digits, punctuation with the line breaks
-# behind it, so that ".\n\n" becomes one id.
+# Splits a text as Qwen2 does: letters, single digits, punctuation with the line
+# breaks after it, so that ".\n\n" becomes one id.
 SPLITTING = r"\p{L}+|\p{N}|[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 TEMPLATE = (
   "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content "
@@ -36,40 +36,41 @@ TEMPLATE = (
 
 
 def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
-  """Writes what is missing, and names what a real run would.
+  """Writes the files that are missing, and names them in the settings.
 
   Args:
     files: settings whose formats are MATH prompts, MATH500 and PRM800K.
-    folder: where the files go.
+    folder: folder of the files.
 
   Returns:
-    The settings with the paths of `random_files` and the policy filled in.
+    The settings with the paths of the policy and of `random_files`.
   """
-  made = write_problems(folder / "problems")
+  written = write_problems(folder / "problems")
   policy_folder = write_policy(
     folder / "policy",
     tied=files.random_model != "untied",
     llama=files.random_model == "llama",
   )
-  if "prm" in files.random_files:  # Its embedding is never tied to a head.
-    made["prm"] = write_prm(folder / "prm", tied=False)
-  paths = {name: made[name] for name in files.random_files}
+  if "prm" in files.random_files:
+    written["prm"] = write_prm(folder / "prm", tied=False)
+  paths = {name: str(written[name]) for name in files.random_files}
   return dataclasses.replace(
     files,
     policy=str(policy_folder),
     random_model=None,
-    **{name: str(path) for name, path in paths.items()},
+    **paths,
   )
 
 
 def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """The files of problems, written where they are missing.
+  """Writes files of problems, unless they exist.
 
   Args:
-    folder: where they go.
+    folder: folder of the files.
 
   Returns:
-    `train`, `held_out` and `labelled`: MATH prompts, MATH500, PRM800K.
+    Paths of `train` (MATH prompts), `held_out` (MATH500) and `labelled`
+    (PRM800K).
   """
   paths = {
     name: folder / f"{name}.jsonl" for name in ("train", "held_out", "labelled")
@@ -85,12 +86,12 @@ def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 def write_policy(
   folder: pathlib.Path, *, tied: bool, llama: bool = False
 ) -> pathlib.Path:
-  """A random Qwen2 or Llama with a tokenizer, written if it is missing.
+  """Writes a random policy with a tokenizer, unless it exists.
 
   Args:
-    folder: where it goes.
-    tied: whether embedding and head are the same weights.
-    llama: True leaves out the biases of attention, as SmolLM2 does.
+    folder: folder of the policy.
+    tied: True shares the weights of embedding and head.
+    llama: True makes a Llama, as SmolLM2 is one, False a Qwen2.
 
   Returns:
     The folder.
@@ -105,11 +106,11 @@ def write_policy(
 
 
 def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
-  """A random PRM with the policy's tokenizer, written if it is missing.
+  """Writes a random PRM with the policy's tokenizer, unless it exists.
 
   Args:
-    folder: where it goes.
-    tied: whether embedding and head of its policy are the same weights.
+    folder: folder of the PRM.
+    tied: True if its policy shares the weights of embedding and head.
 
   Returns:
     The folder.
@@ -124,14 +125,13 @@ def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
 
 
 def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Labelled solutions, written if they are missing.
+  """Writes files of labelled solutions, unless they exist.
 
   Args:
-    folder: where they go.
+    folder: folder of the files.
 
   Returns:
-    The file of each format: ProcessBench with two solutions of every problem,
-    and PRM800K.
+    Paths of `processbench`, with two solutions of each problem, and `prm800k`.
   """
   folder.mkdir(parents=True, exist_ok=True)
   rows = {"processbench": list(_processbench()), "prm800k": _rows()[2]}
@@ -144,17 +144,17 @@ def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def architecture(tied: bool, llama: bool = False) -> ModelConfig:
-  """A small Qwen2, or a Llama.
+  """The architecture of the tiny models.
 
   Args:
-    tied: whether embedding and head are the same weights.
-    llama: True leaves out the biases of attention.
+    tied: True shares the weights of embedding and head.
+    llama: True makes a Llama, without biases in attention, False a Qwen2.
 
   Returns:
     The architecture.
   """
   return ModelConfig(
-    vocab_size=512,  # Padded beyond the tokens, as real embeddings are.
+    vocab_size=512,  # More than the tokenizer has, as in real models.
     width=32,
     num_layers=2,
     num_heads=4,
@@ -168,11 +168,8 @@ def architecture(tied: bool, llama: bool = False) -> ModelConfig:
 
 
 def _tokenizer() -> Any:
-  """A PreTrainedTokenizerFast: byte-level BPE.
-
-  It merges separators with punctuation.
-  """
-  import transformers  # Here: every run imports this file, few call it.
+  """A byte-level PreTrainedTokenizerFast that merges separators."""
+  import transformers  # Imported late: every run imports this module.
 
   inner = tokenizers.Tokenizer(models.BPE())
   inner.pre_tokenizer = pre_tokenizers.Sequence(
@@ -201,7 +198,7 @@ def _tokenizer() -> Any:
 
 
 def _solutions() -> Iterator[tuple[str, list[str], int]]:
-  """(problem, steps, answer)."""
+  """Yields (problem, steps, answer)."""
   rng = np.random.default_rng(SEED)
   for _ in range(PROBLEMS):
     a, b, c = rng.integers(1, 10, 3).tolist()
@@ -214,13 +211,13 @@ def _solutions() -> Iterator[tuple[str, list[str], int]]:
 
 
 def _rows() -> tuple[list[Any], list[Any], list[Any]]:
-  """Raw rows of MATH prompts, MATH500 and PRM800K."""
+  """The raw rows of MATH prompts, MATH500 and PRM800K."""
   train, held_out, labelled = [], [], []
   for number, (problem, steps, answer) in enumerate(_solutions()):
     train.append(
       {
         "question": problem,
-        # One prompt in three has an answer that training may use.
+        # One prompt in three has an answer for training.
         "answer": "null" if number % 3 else str(answer),
         "ref_answer": str(answer),
         "level": "1",
@@ -241,7 +238,7 @@ def _rows() -> tuple[list[Any], list[Any], list[Any]]:
 
 
 def _labelled(problem: str, steps: list[str], number: int) -> dict[str, Any]:
-  """A line of PRM800K; every other one ends with an error."""
+  """A line of PRM800K. Every second solution ends with an error."""
   wrong = number % 2
   ratings = [1, -1] if wrong else [1, 0, 1]
   return {
@@ -264,7 +261,7 @@ def _labelled(problem: str, steps: list[str], number: int) -> dict[str, Any]:
 
 
 def _processbench() -> Iterator[dict[str, Any]]:
-  """Lines of ProcessBench: a right and a wrong solution of each problem."""
+  """Yields lines of ProcessBench: a right and a wrong solution per problem."""
   for number, (problem, steps, answer) in enumerate(_solutions()):
     wrong_at = number % len(steps)
     wrong = [step.replace(str(answer), str(answer + 1)) + "!" for step in steps]

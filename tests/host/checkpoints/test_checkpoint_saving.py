@@ -1,6 +1,5 @@
-"""Checkpoints are written while training goes on, whole or not at all."""
+"""Checkpoints are saved while training goes on, complete or not at all."""
 
-import pathlib
 import signal
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pure_jax.host.checkpoints import full_disk, integrity
-from pure_jax.host.checkpoints.manager import CheckpointError, Checkpoints
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
 from pure_jax.host.distributed import preemption
 
 
@@ -35,22 +34,25 @@ def names(folder):
 
 @pytest.fixture
 def gate(monkeypatch):
-  """Holds the writing thread back, when all but the checksums is written."""
-  reached, opened = threading.Event(), threading.Event()
-  write = integrity.write
+  """Makes the writing thread wait when all but the checksums is written.
 
-  def held(folder, without=()):
+  Yields an event that it has come so far, and an event to let it go on.
+  """
+  reached, opened = threading.Event(), threading.Event()
+  write = integrity.write_checksums
+
+  def wait_and_write(folder, exclude=()):
     reached.set()
     assert opened.wait(60)
-    write(folder, without)
+    write(folder, exclude)
 
-  monkeypatch.setattr(integrity, "write", held)
+  monkeypatch.setattr(integrity, "write_checksums", wait_and_write)
   yield reached, opened
   opened.set()
 
 
 def test_a_save_returns_before_it_is_on_disk(tmp_path, gate):
-  """And the one before goes when the new one is there, not earlier."""
+  """The checkpoint before it is removed only once the new one is complete."""
   reached, opened = gate
   opened.set()
   with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
@@ -67,7 +69,7 @@ def test_a_save_returns_before_it_is_on_disk(tmp_path, gate):
     assert (tmp_path / "2" / integrity.CHECKSUMS).exists()
 
 
-def test_closing_waits_for_the_end(tmp_path, gate):
+def test_closing_waits_for_the_save(tmp_path, gate):
   reached, opened = gate
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1))
@@ -78,13 +80,13 @@ def test_closing_waits_for_the_end(tmp_path, gate):
 
 
 def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
-  """Updates overwrite the state while it is written.
+  """Updates overwrite the state while it is being written.
 
-  32 MB that do not compress take longer than the first updates. Without the
-  copy, step 0 would hold numbers of later ones.
+  16 MB of random numbers take longer to write than the first updates take.
+  Without the copy, step 0 would hold numbers of later steps.
   """
   _, opened = gate
-  expected = np.random.default_rng(0).random((8192, 1024), np.float32)
+  expected = np.random.default_rng(0).random((4096, 1024), np.float32)
   rows = NamedSharding(
     Mesh(np.asarray(jax.devices()).reshape(8), ("fsdp",)),
     PartitionSpec("fsdp"),
@@ -92,9 +94,9 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
   update = jax.jit(
     lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0
   )
-  for number, place in enumerate((None, rows)):
+  for number, sharding in enumerate((None, rows)):
     opened.clear()
-    state = jax.device_put({"w": jnp.array(expected)}, place)
+    state = jax.device_put({"w": jnp.array(expected)}, sharding)
     state = jax.block_until_ready(update(state))  # Compiled.
     with Checkpoints(tmp_path / str(number)) as checkpoints:
       checkpoints.save(0, state)
@@ -108,7 +110,7 @@ def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
 
 
 def test_restores_onto_another_mesh(tmp_path):
-  """8 ways, 2 x 2 ways, one device: the same bits, where they were asked."""
+  """The same bits on 8 devices, then on 2 x 2, on one, and on 8 again."""
   devices = np.asarray(jax.devices())
   eight = Mesh(devices.reshape(1, 8), ("data", "fsdp"))
   four = Mesh(devices[:4].reshape(2, 2), ("data", "fsdp"))
@@ -116,21 +118,23 @@ def test_restores_onto_another_mesh(tmp_path):
   spec = {"w": PartitionSpec("fsdp", None), "step": PartitionSpec()}
 
   def on(mesh):
-    return {name: NamedSharding(mesh, place) for name, place in spec.items()}
+    return {name: NamedSharding(mesh, axes) for name, axes in spec.items()}
 
   expected = jax.device_get(make_state(5))
   with Checkpoints(tmp_path / "8") as checkpoints:
     checkpoints.save(5, jax.device_put(expected, on(eight)))
   before = tmp_path / "8"
   for mesh, rows in ((four, 32), (one, 64), (eight, 8)):
-    wanted = jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    abstract = jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=sharding
+      ),
       expected,
       on(mesh),
     )
     with Checkpoints(before) as checkpoints:
-      restored = checkpoints.restore_latest(wanted).state
-    assert restored["w"].sharding == wanted["w"].sharding
+      restored = checkpoints.restore_latest(abstract).state
+    assert restored["w"].sharding == abstract["w"].sharding
     assert restored["w"].addressable_shards[0].data.shape == (rows, 32)
     assert_same(restored, expected)
     before = tmp_path / str(rows)  # Saved from there again.
@@ -138,27 +142,33 @@ def test_restores_onto_another_mesh(tmp_path):
       checkpoints.save(5, restored)
 
 
-@pytest.mark.parametrize("then", ["save", "wait", "close", "steps"])
+@pytest.mark.parametrize(
+  "next_call",
+  [
+    lambda checkpoints: checkpoints.save(3, make_state(3)),
+    Checkpoints.wait,
+    Checkpoints.close,
+    Checkpoints.steps,
+  ],
+  ids=["save", "wait", "close", "steps"],
+)
 def test_a_failed_write_is_an_error_of_the_next_call(
-  tmp_path, monkeypatch, then, capfd
+  tmp_path, monkeypatch, next_call, capfd
 ):
-  def fail(folder, without=()):
+  def fail(folder, exclude=()):
     raise OSError(28, "No space left on device")
 
   checkpoints = Checkpoints(tmp_path, keep_latest=1)
   checkpoints.save(1, make_state(1))
   checkpoints.wait()
   with monkeypatch.context() as patched:
-    patched.setattr(integrity, "write", fail)
+    patched.setattr(integrity, "write_checksums", fail)
     checkpoints.save(2, make_state(2))
     message = f"{tmp_path}: No space left on device. .*make room"
     with pytest.raises(CheckpointError, match=message):
-      if then == "save":
-        checkpoints.save(3, make_state(3))
-      else:
-        getattr(checkpoints, then)()
-  checkpoints.close()  # Says it once.
-  assert names(tmp_path) == ["1"]  # And nothing takes up room.
+      next_call(checkpoints)
+  checkpoints.close()  # The error is raised once.
+  assert names(tmp_path) == ["1"]  # Nothing incomplete takes up space.
   with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
     assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
     checkpoints.save(2, make_state(2))
@@ -168,7 +178,7 @@ def test_a_failed_write_is_an_error_of_the_next_call(
 
 @pytest.fixture
 def small_disk(tmp_path):
-  """A file system of 8 MiB, and what makes it larger."""
+  """A file system of 8 MiB, and a function that enlarges it."""
   folder = tmp_path / "disk"
   folder.mkdir()
 
@@ -183,24 +193,26 @@ def small_disk(tmp_path):
   try:
     mounted = mount("size=8m")
   except FileNotFoundError:
-    pytest.skip("there is no mount here")
+    pytest.skip("there is no mount command")
   if mounted.returncode:
-    pytest.skip(f"no file system can be mounted here: {mounted.stderr}")
+    pytest.skip(f"no file system can be mounted: {mounted.stderr}")
   yield folder, lambda: mount("remount,size=64m")
   subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize("foreseen", [True, False])
-def test_a_full_disk_spoils_nothing_that_is_on_it(
+def test_a_full_disk_damages_no_earlier_checkpoint(
   small_disk, capfd, monkeypatch, foreseen
 ):
-  """3 MB each: two fit, the third does not, and four do later.
+  """3 MB each: two fit, the third does not, and four do once it is larger.
 
-  Somebody else may have filled the disk after we looked.
+  Unforeseen, another program has filled the disk after the check.
   """
   folder, enlarge = small_disk
   if not foreseen:
-    monkeypatch.setattr(full_disk, "check_room", lambda folder, needed: None)
+    monkeypatch.setattr(
+      integrity, "check_free_space", lambda folder, num_bytes: None
+    )
   with Checkpoints(folder / "rl", keep_latest=3) as checkpoints:
     for step in (1, 2):
       checkpoints.save(step, make_state(step, 25_000))
@@ -224,17 +236,18 @@ def test_a_full_disk_spoils_nothing_that_is_on_it(
     assert checkpoints.steps() == [1, 2, 3, 4]
 
 
-def test_a_write_cut_short_by_a_full_disk_says_one_thing(small_disk):
-  """Twenty writes at once fail in threads of which none may print a page."""
+def test_a_write_cut_short_by_a_full_disk_prints_one_line(small_disk):
+  """Twenty writes fail in threads, none of which may print a stack trace."""
   folder, _ = small_disk
   script = textwrap.dedent(
     f"""
     import contextlib, pathlib, sys
     import jax
-    from pure_jax.host.checkpoints import full_disk
-    from pure_jax.host.checkpoints.manager import Checkpoints, CheckpointError
+    from pure_jax.host.checkpoints import integrity
+    from pure_jax.host.checkpoints.checkpointer import (
+      CheckpointError, Checkpoints)
     folder = pathlib.Path({str(folder)!r})
-    full_disk.check_room = lambda folder, needed: None
+    integrity.check_free_space = lambda folder, num_bytes: None
     key = jax.random.key(0)
     state = {{str(i): jax.random.normal(key, (3000,)) for i in range(20)}}
     try:
@@ -254,19 +267,19 @@ def test_a_write_cut_short_by_a_full_disk_says_one_thing(small_disk):
   done = subprocess.run(
     [sys.executable, "-c", script], capture_output=True, text=True, check=False
   )
-  (said,) = done.stderr.splitlines()
-  assert "No space left on device. The checkpoints there are intact" in said
+  (line,) = done.stderr.splitlines()
+  assert "No space left on device. The checkpoints there are intact" in line
   assert (folder / "rl" / "1").exists()
   assert not (folder / "rl" / "2").exists()
 
 
-def test_after_a_failed_write_saving_goes_on_failing(tmp_path, monkeypatch):
-  """Never a run that goes on without checkpoints and does not say so."""
+def test_after_a_failed_write_every_save_fails(tmp_path, monkeypatch):
+  """A run must not go on without checkpoints unnoticed."""
 
-  def fail(folder, without=()):
+  def fail(folder, exclude=()):
     raise OSError(5, "Input/output error")
 
-  monkeypatch.setattr(integrity, "write", fail)
+  monkeypatch.setattr(integrity, "write_checksums", fail)
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1))
     for _ in range(2):
@@ -274,46 +287,28 @@ def test_after_a_failed_write_saving_goes_on_failing(tmp_path, monkeypatch):
         checkpoints.save(2, make_state(2))
 
 
-def test_a_failed_write_does_not_hide_what_ended_the_run(
+def test_a_failed_write_does_not_hide_the_error_that_ended_the_run(
   tmp_path, monkeypatch, caplog
 ):
-  def fail(folder, without=()):
+  def fail(folder, exclude=()):
     raise OSError(28, "No space left on device")
 
-  monkeypatch.setattr(integrity, "write", fail)
+  monkeypatch.setattr(integrity, "write_checksums", fail)
   with pytest.raises(FloatingPointError), Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1))
     raise FloatingPointError
   assert "No space left" in caplog.text
 
 
-def test_a_stop_leaves_no_trace_in_what_is_kept(tmp_path):
-  """Steps 10, 20, 30, with a stop at 25 or without, reopened after it."""
-  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-  for folder, interim in ((whole, []), (stopped, [25])):
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
-      for step in (10, 20):
-        checkpoints.save(step, make_state(step))
-      for step in interim:
-        checkpoints.save(step, make_state(step), interim=True)
-  with Checkpoints(stopped, keep_latest=2) as checkpoints:
-    assert checkpoints.steps() == [10, 20, 25]
-    assert checkpoints.restore_latest(make_state(0)).step == 25
-  for folder in (whole, stopped):
-    with Checkpoints(folder, keep_latest=2) as checkpoints:
-      checkpoints.save(30, make_state(30))
-      assert checkpoints.steps() == [20, 30]
-
-
-def test_a_killed_save_leaves_the_one_before(tmp_path):
-  """SIGKILL in the middle of writing; what it left is cleared away."""
+def test_a_killed_save_leaves_the_checkpoint_before(tmp_path):
+  """SIGKILL during a write; the next save removes the incomplete folder."""
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1))
   script = textwrap.dedent(
     f"""
     import os, pathlib, signal, threading, time
     import jax, jax.numpy as jnp
-    from pure_jax.host.checkpoints.manager import Checkpoints
+    from pure_jax.host.checkpoints.checkpointer import Checkpoints
     folder = pathlib.Path({str(tmp_path)!r})
     def kill():
       while not any("tmp" in p.name and p.name.startswith("7")
@@ -339,9 +334,9 @@ def test_a_killed_save_leaves_the_one_before(tmp_path):
 
 @pytest.fixture
 def signals_raise():
-  """A shell's background job ignores Ctrl-C, and so would the tests there."""
+  """Signals raise, even if the tests are a background job that ignores them."""
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-  with preemption.terminable():
+  with preemption.raise_on_sigterm():
     yield
   signal.signal(signal.SIGINT, handler)
 
@@ -354,7 +349,7 @@ def signals_raise():
     (signal.SIGTERM, preemption.Terminated),
   ],
 )
-def test_a_signal_in_the_middle_of_a_save_comes_when_it_is_whole(
+def test_a_signal_during_a_save_is_raised_when_it_is_complete(
   tmp_path, gate, number, raised
 ):
   reached, opened = gate
@@ -373,16 +368,3 @@ def test_a_signal_in_the_middle_of_a_save_comes_when_it_is_whole(
     assert names(tmp_path) == ["1"]
     sender.join()
     assert_same(checkpoints.restore_latest(make_state(0)).state, make_state(1))
-
-
-def test_the_record_has_config_and_versions(tmp_path):
-  versions = {"packages": {"jax": "0.0"}, "commit": None}
-  options = {"config": {"seed": 3}, "versions": versions}
-  with Checkpoints(tmp_path, **options) as checkpoints:
-    checkpoints.save(1, make_state(1))
-    checkpoints.wait()
-    text = pathlib.Path(tmp_path / "1" / "record" / "metadata").read_text()
-    assert '"jax": "0.0"' in text and '"seed": 3' in text
-  other = versions | {"commit": "abc"}  # Stored, not compared.
-  with Checkpoints(tmp_path, config={"seed": 3}, versions=other) as checkpoints:
-    assert checkpoints.restore_latest(make_state(0)).step == 1

@@ -1,4 +1,4 @@
-"""Order of examples, resuming, and padding."""
+"""The order of examples, resuming, and padding."""
 
 import dataclasses
 import json
@@ -10,20 +10,20 @@ from pure_jax.host.data.batches import Cursor, left_pad, next_batch, right_pad
 
 
 def read(num_examples, batch_size, cursor, count):
-  """`count` batches as one list, and the cursor after them."""
-  found = []
+  """(`count` batches as one list, the cursor after them)."""
+  order = []
   for _ in range(count):
     indices, cursor = next_batch(num_examples, batch_size, cursor)
     assert indices.shape == (batch_size,)
-    found += indices.tolist()
-  return found, cursor
+    order += indices.tolist()
+  return order, cursor
 
 
 @pytest.mark.parametrize("num_examples, batch_size", [(12, 4), (10, 4), (7, 9)])
 def test_every_epoch_visits_each_example_once(num_examples, batch_size):
   # 7 examples and batches of 9: a batch may span three epochs.
-  found, cursor = read(num_examples, batch_size, Cursor(3), num_examples)
-  epochs = np.reshape(found, (batch_size, num_examples))
+  order, cursor = read(num_examples, batch_size, Cursor(3), num_examples)
+  epochs = np.reshape(order, (batch_size, num_examples))
   for epoch in epochs:
     assert sorted(epoch) == list(range(num_examples))
   assert cursor == Cursor(3, epoch=batch_size, index=0)
@@ -56,18 +56,23 @@ def test_a_saved_cursor_resumes_exactly(stop):
   [
     ((0, 4, Cursor(0)), "at least 1"),
     ((4, 0, Cursor(0)), "at least 1"),
-    # Saved with a larger data set; used to go round in circles for ever.
+    # Saved with a larger data set. It used to loop forever.
     ((4, 2, Cursor(0, index=5)), "another data set"),
     ((4, 2, Cursor(0, index=4)), "another data set"),
     ((4, 2, Cursor(0, index=-1)), "another data set"),
   ],
 )
-def test_impossible_batches_are_refused(arguments, words):
+def test_impossible_batches_raise(arguments, words):
   with pytest.raises(ValueError, match=words):
     next_batch(*arguments)
 
 
-ROWS = [[5, 6, 7], [], [8], [0, 9]]  # 0 is the padding id: ids are not masks.
+ROWS = [
+  [5, 6, 7],
+  [],
+  [8],
+  [0, 9],
+]  # 0 is also the padding id: the mask must not follow from it.
 
 
 def test_left_padding_by_hand():
@@ -103,7 +108,7 @@ def test_right_padding_by_hand():
 
 
 @pytest.mark.parametrize("pad", [left_pad, right_pad])
-def test_padding_gives_contiguous_int32_and_keeps_no_row_as_no_row(pad):
+def test_padded_arrays_are_contiguous_int32_and_may_have_no_row(pad):
   tokens, mask = pad(ROWS, 3, 0)
   assert tokens.dtype == np.int32 and mask.dtype == bool
   assert tokens.flags["C_CONTIGUOUS"] and mask.flags["C_CONTIGUOUS"]
@@ -112,20 +117,20 @@ def test_padding_gives_contiguous_int32_and_keeps_no_row_as_no_row(pad):
 
 
 @pytest.mark.parametrize("pad", [left_pad, right_pad])
-def test_a_row_too_long_is_named(pad):
+def test_a_row_that_is_too_long_raises_with_its_number(pad):
   with pytest.raises(ValueError, match="Row 2 has 5 tokens, more than the 4"):
     pad([[1], [1] * 4, [1] * 5, [1] * 5], 4, 0)
 
 
 def read_shared(num_examples, batch_size, cursor, count, processes):
-  """`count` batches per process, as [batch, process, rows]; the cursor after.
+  """(`count` batches as [batch, process, rows], the cursor after them).
 
-  Every process keeps a cursor of its own.
+  Every process has a cursor of its own.
   """
   cursors = [cursor] * processes
-  found = []
+  batches = []
   for _ in range(count):
-    parts = []
+    shards = []
     for process in range(processes):
       indices, cursors[process] = next_batch(
         num_examples,
@@ -134,31 +139,32 @@ def read_shared(num_examples, batch_size, cursor, count, processes):
         process_index=process,
         process_count=processes,
       )
-      parts.append(indices.tolist())
-    found.append(parts)
+      shards.append(indices.tolist())
+    batches.append(shards)
   assert len({*cursors}) == 1
-  return found, cursors[0]
+  return batches, cursors[0]
 
 
 @pytest.mark.parametrize("num_examples", [12, 11, 7])
 @pytest.mark.parametrize("processes", [2, 3])
 def test_processes_share_every_epoch_without_overlap(num_examples, processes):
-  # 7 and 11 are multiples of nothing: a shard of fixed size would drop or
-  # repeat the rest of each epoch.
-  found, cursor = read_shared(
+  # 6 does not divide 7 and 11: shards of fixed size would drop or repeat the
+  # rest of each epoch.
+  batches, cursor = read_shared(
     num_examples, 6, Cursor(4), num_examples, processes
   )
-  assert {len(part) for parts in found for part in parts} == {6 // processes}
-  in_order = [index for parts in found for part in parts for index in part]
+  sizes = {len(shard) for shards in batches for shard in shards}
+  assert sizes == {6 // processes}
+  in_order = [i for shards in batches for shard in shards for i in shard]
   for epoch in np.reshape(in_order, (6, num_examples)):
     assert sorted(epoch) == list(range(num_examples))
   assert cursor == Cursor(4, epoch=6, index=0)
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
-def test_processes_together_read_what_one_would(processes):
-  found, _ = read_shared(10, 6, Cursor(1), 8, processes)
-  in_order = [index for parts in found for part in parts for index in part]
+def test_processes_together_read_the_batches_of_one(processes):
+  batches, _ = read_shared(10, 6, Cursor(1), 8, processes)
+  in_order = [i for shards in batches for shard in shards for i in shard]
   assert in_order == read(10, 6, Cursor(1), 8)[0]
 
 
@@ -170,7 +176,7 @@ def test_a_run_resumes_with_another_number_of_processes(stop):
   assert cursor == Cursor(2, *divmod(10 * stop, 20))
   saved = json.dumps(dataclasses.asdict(cursor))
   after, _ = read_shared(20, 10, Cursor(**json.loads(saved)), 6 - stop, 5)
-  both = [index for parts in before + after for part in parts for index in part]
+  both = [i for shards in before + after for shard in shards for i in shard]
   assert both == whole
 
 
@@ -183,7 +189,7 @@ def test_a_run_resumes_with_another_number_of_processes(stop):
     (4, 0, 0, "Process 0 of 0"),
   ],
 )
-def test_processes_that_cannot_share_are_refused(
+def test_processes_that_cannot_share_a_batch_raise(
   batch_size, index, count, words
 ):
   with pytest.raises(ValueError, match=words):
@@ -192,9 +198,9 @@ def test_processes_that_cannot_share_are_refused(
     )
 
 
-def test_the_order_of_one_process_stays_what_saved_runs_know():
-  # Worked out with numpy alone: a cursor saved before processes could share
-  # must go on with the same examples.
+def test_the_order_of_one_process_never_changes_between_versions():
+  # Computed with numpy only: a saved cursor must continue with the same
+  # examples.
   expected = [
     *np.random.default_rng((3, 0)).permutation(5),
     *np.random.default_rng((3, 1)).permutation(5),

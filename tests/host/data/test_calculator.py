@@ -1,4 +1,4 @@
-"""Arithmetic on text, by hand and against Python."""
+"""Arithmetic on text, by hand and compared with Python."""
 
 from fractions import Fraction
 
@@ -29,7 +29,7 @@ from pure_jax.host.data.formats.calculator import (
     ("2+150%", Fraction(7, 2)),
     ("(10+40)%", Fraction(1, 2)),
     (" ( 1 ) ", 1),
-    # No arithmetic of ours.
+    # Not arithmetic.
     ("", None),
     ("()", None),
     ("2x", None),

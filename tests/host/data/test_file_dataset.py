@@ -1,4 +1,4 @@
-"""Files the user names as data sets: reading, storing, refusing."""
+"""Data sets of files: reading, storing, and files that raise an error."""
 
 import dataclasses
 import json
@@ -15,8 +15,7 @@ from checkout import ROOT
 
 from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.data.file_dataset import load_rows
-from pure_jax.host.data.formats import gsm8k_steps, mapped, problems
-from pure_jax.host.data.formats.fields import Format
+from pure_jax.host.data.formats import Format, gsm8k_steps, mapped, problems
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.host.data.sources import read_rows
 
@@ -24,7 +23,7 @@ OWN = mapped.make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
 
 
 def write_lines(path: pathlib.Path, *rows) -> pathlib.Path:
-  """A JSON-lines file of rows, or of lines where a row is bytes."""
+  """Writes a JSON-lines file. Rows that are bytes become lines as they are."""
   lines = [r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows]
   path.write_bytes(b"".join(line + b"\n" for line in lines))
   return path
@@ -39,7 +38,7 @@ def load(row_format, path, folder, **options):
 
 
 def prepared(folder: pathlib.Path) -> set[str]:
-  """Names of the data sets in a folder."""
+  """Names of the prepared data sets in a folder."""
   return {path.parent.name for path in folder.rglob("1.0.0")}
 
 
@@ -50,7 +49,7 @@ FULL = (
   Problem("a/2", "a", "p"),
   Problem("a/3", "a", "π?", "0", None, False, 0.0, None, None, 1, None),
 )
-JUDGED = (
+LABELLED = (
   LabelledSolution("b/1", "b", "p", ("one", "two\nlines", "3"), (1, 0, None)),
   LabelledSolution(
     "b/2", "b", "p", ("one",), (None,), "7", False, "some model"
@@ -59,9 +58,9 @@ JUDGED = (
 )
 
 
-@pytest.mark.parametrize("records", [FULL, JUDGED])
-def test_a_record_comes_back_as_it_went_in(records, tmp_path):
-  # A field stored under another's name, or None read as 0 or "", shows here.
+@pytest.mark.parametrize("records", [FULL, LABELLED])
+def test_a_stored_record_is_read_unchanged(records, tmp_path):
+  # A field stored under another name, or None read as 0 or "", would differ.
   kind = Format("own", 1, type(records[0]), lambda row, _: [records[row["i"]]])
   path = write_lines(tmp_path / "x.jsonl", *({"i": i} for i in range(3)))
   assert tuple(load(kind, path, tmp_path / "data")) == records
@@ -70,16 +69,16 @@ def test_a_record_comes_back_as_it_went_in(records, tmp_path):
 def test_rows_are_in_the_order_of_the_files(tmp_path):
   first = write_lines(tmp_path / "first.jsonl", *sums(700))
   second = write_lines(tmp_path / "second.jsonl", *sums(3))
-  found = load_rows(
+  splits = load_rows(
     OWN, {"both": [first, second], "rest": [second]}, tmp_path / "data"
   )
-  assert {split: len(rows) for split, rows in found.items()} == {
+  assert {split: len(rows) for split, rows in splits.items()} == {
     "both": 703,
     "rest": 3,
   }
   answers = [*range(1, 701), 1, 2, 3]
-  assert [int(row.answer) for row in found["both"]] == answers
-  assert [row.id for row in found["both"][699:]] == [
+  assert [int(row.answer) for row in splits["both"]] == answers
+  assert [row.id for row in splits["both"][699:]] == [
     f"own/{number}" for number in (699, 700, 701, 702)
   ]
 
@@ -98,7 +97,7 @@ def test_rows_are_read_by_index(tmp_path):
       rows[index]
 
 
-def test_a_second_load_reads_no_row_again(tmp_path):
+def test_a_second_load_parses_no_row(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(5))
   first = load(OWN, path, tmp_path / "data")
 
@@ -109,7 +108,7 @@ def test_a_second_load_reads_no_row_again(tmp_path):
   assert list(again) == list(first) and again.counts == first.counts
 
 
-def test_other_contents_or_rules_are_another_data_set(tmp_path):
+def test_other_contents_or_formats_are_another_data_set(tmp_path):
   data = tmp_path / "data"
   path = write_lines(tmp_path / "x.jsonl", *sums(5))
   load(OWN, path, data)
@@ -140,23 +139,25 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("row, reason", FAULTS)
-def test_a_malformed_row_stops_the_build_with_its_place(row, reason, tmp_path):
+def test_a_malformed_row_raises_with_file_line_and_reason(
+  row, reason, tmp_path
+):
   path = write_lines(tmp_path / "x.jsonl", {"q": "0+0?", "a": "0"}, b"", row)
   data = tmp_path / "data"
   with pytest.raises(DataError, match=rf"^{path}:3: {reason}"):
     load(OWN, path, data)
   assert not prepared(data)
-  # Nothing is left behind that would be taken for the mended file.
+  # No data set is left behind that the corrected file would find.
   write_lines(path, {"q": "0+0?", "a": "0"}, {"q": "1+1?", "a": "2"})
   assert [row.answer for row in load(OWN, path, data)] == ["0", "2"]
 
 
-def test_malformed_rows_are_skipped_and_counted_where_asked(tmp_path):
+def test_malformed_rows_are_skipped_and_counted_with_skip_malformed(tmp_path):
   bad = [row for row, _ in FAULTS]
   path = write_lines(
     tmp_path / "x.jsonl", {"q": "0+0?", "a": "0"}, *bad, {"q": "?", "a": None}
   )
-  for _ in range(2):  # Counts are those of the build, also on a later load.
+  for _ in range(2):  # A later load returns the same counts.
     rows = load(OWN, path, tmp_path / "data", skip_malformed=True)
     counts = rows.counts
     assert (counts.read, counts.made, counts.skipped) == (12, 2, 10)
@@ -166,13 +167,13 @@ def test_malformed_rows_are_skipped_and_counted_where_asked(tmp_path):
   assert not rows[1].has_answer
 
 
-def test_only_the_first_faults_are_kept(tmp_path):
+def test_only_the_first_faults_are_stored(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(1), *([b"x"] * 50))
   counts = load(OWN, path, tmp_path / "data", skip_malformed=True).counts
   assert counts.skipped == 50 and len(counts.faults) == 20
 
 
-def test_rows_left_out_are_no_faults(tmp_path):
+def test_rows_that_the_format_leaves_out_are_not_malformed(tmp_path):
   evens = Format(
     "evens", 1, Problem, lambda row, n: [] if n % 2 else OWN.parse(row, n)
   )
@@ -181,7 +182,7 @@ def test_rows_left_out_are_no_faults(tmp_path):
   assert (counts.made, counts.left_out, counts.skipped) == (3, 2, 0)
 
 
-def test_a_split_without_a_row_is_refused(tmp_path):
+def test_a_split_without_records_raises(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", b"x")
   with pytest.raises(DataError, match=r"no row: of 1 .*1 malformed \(first: "):
     load(OWN, path, tmp_path / "data", skip_malformed=True)
@@ -192,7 +193,7 @@ def test_a_split_without_a_row_is_refused(tmp_path):
     load(OWN, path, tmp_path / "data")
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path):
+def test_files_that_cannot_be_read_raise_with_their_name(tmp_path):
   with pytest.raises(DataError, match=r"no file .*gone.jsonl"):
     load(OWN, tmp_path / "gone.jsonl", tmp_path)
   text = tmp_path / "x.txt"
@@ -206,7 +207,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["train[:9]", "a-b", "", "all", "a/b", "1"])
-def test_splits_that_tfds_cannot_name_are_refused(name, tmp_path):
+def test_names_of_splits_that_tfds_does_not_allow_raise(name, tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(1))
   with pytest.raises(DataError, match="A split is named by"):
     load_rows(OWN, {name: path}, tmp_path)
@@ -214,27 +215,27 @@ def test_splits_that_tfds_cannot_name_are_refused(name, tmp_path):
     load_rows(OWN, {}, tmp_path)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_raises_with_its_name(tmp_path):
   (tmp_path / "data").write_text("a file")
   path = write_lines(tmp_path / "x.jsonl", *sums(1))
   with pytest.raises(DataError, match=r"Cannot prepare .*data"):
     load(OWN, path, tmp_path / "data")
 
 
-def test_every_kind_of_file_holds_the_same_rows(tmp_path):
-  rows = sums(2_000)
+def test_all_kinds_of_files_are_read_to_the_same_rows(tmp_path):
+  rows = sums(1_200)
   table = pyarrow.Table.from_pylist(rows)
   pyarrow.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=300)
   write_lines(tmp_path / "x.jsonl", *rows)
   write_lines(tmp_path / "lines.json", *rows)
   (tmp_path / "array.json").write_text(json.dumps(rows, indent=2))
   for name in ("x.parquet", "x.jsonl", "lines.json", "array.json"):
-    found = list(read_rows(tmp_path / name))
-    assert [raw.row for raw in found] == rows, name
-  assert found[1].place == f"{tmp_path / 'array.json'}:6"
+    raw_rows = list(read_rows(tmp_path / name))
+    assert [raw.row for raw in raw_rows] == rows, name
+  assert raw_rows[1].place == f"{tmp_path / 'array.json'}:6"
 
 
-def test_line_ends_within_texts_and_byte_order_marks_are_no_rows(tmp_path):
+def test_unicode_line_ends_and_byte_order_marks_do_not_split_rows(tmp_path):
   # str.splitlines would cut at both characters.
   row = {"q": "a\u2028b\x85c", "a": "1"}
   text = json.dumps(row, ensure_ascii=False).encode()
@@ -255,7 +256,9 @@ def test_line_ends_within_texts_and_byte_order_marks_are_no_rows(tmp_path):
     ("[" * 100_000, 1, "not JSON"),
   ],
 )
-def test_a_broken_array_is_never_read_in_part(text, line, reason, tmp_path):
+def test_an_array_that_is_cut_off_is_not_read_in_part(
+  text, line, reason, tmp_path
+):
   path = tmp_path / "x.json"
   path.write_text(text)
   with pytest.raises(DataError, match=rf"{path}:{line}: .*{reason}"):
@@ -268,7 +271,7 @@ def test_an_empty_array_has_no_rows(tmp_path):
   assert list(read_rows(path)) == []
 
 
-def test_an_element_that_is_no_object_has_its_line(tmp_path):
+def test_an_array_element_that_is_no_object_raises_with_its_line(tmp_path):
   path = tmp_path / "x.json"
   path.write_text('[\n {"q": "?", "a": 1},\n\n 7,\n {"q": "?", "a": 2}]')
   with pytest.raises(DataError, match=rf"{path}:4: not a JSON object"):
@@ -278,7 +281,7 @@ def test_an_element_that_is_no_object_has_its_line(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record"])
-def test_damaged_stored_files_are_named_with_what_to_do(damage, tmp_path):
+def test_damaged_data_sets_raise_and_say_what_to_remove(damage, tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(500))
   load(OWN, path, tmp_path / "data")
   (stored,) = (tmp_path / "data").rglob("*train.array_record*")
@@ -296,15 +299,16 @@ def test_damaged_stored_files_are_named_with_what_to_do(damage, tmp_path):
     list(load(OWN, path, tmp_path / "data"))
 
 
-def test_preparing_imports_no_tensorflow_and_says_nothing(tmp_path):
+def test_preparing_imports_no_tensorflow_and_prints_nothing(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(3))
   code = f"""
 import socket, sys
-def refuse(*_, **__):
-  raise AssertionError("asked for the network")
-socket.socket.connect = socket.getaddrinfo = refuse
-from pure_jax.host.data import file_dataset, mapped_format, records
-own = mapped_format.make_format(
+def fail(*_, **__):
+  raise AssertionError("used the network")
+socket.socket.connect = socket.getaddrinfo = fail
+from pure_jax.host.data import file_dataset, records
+from pure_jax.host.data.formats import mapped
+own = mapped.make_format(
   records.Problem, {{"problem": "q", "answer": "a"}}, source="own")
 files = {{"train": [{str(path)!r}]}}
 rows = file_dataset.load_rows(own, files, {str(tmp_path)!r})
@@ -322,18 +326,17 @@ assert not {{"tensorflow", "torch", "pyarrow"}} & sys.modules.keys()
 
 
 def test_real_files_as_data_sets(tmp_path):
-  train = real_data.require("gsm8k/train.jsonl")
+  """test_problems and test_gsm8k_steps parse all rows of all real files."""
   test = real_data.require("gsm8k/test.jsonl")
-  found = load_rows(
-    problems.GSM8K, {"train": [train], "test": [test]}, tmp_path
-  )
-  assert (len(found["train"]), len(found["test"])) == (7_473, 1_319)
-  assert (found["train"][0].answer, found["test"][0].answer) == ("72", "18")
+  rows = load(problems.GSM8K, test, tmp_path)
+  assert (len(rows), rows[0].answer) == (1_319, "18")
   path = real_data.require("prm800k/rows.jsonl")
   # GSM8K's parser on another file: the first line is the first fault.
   with pytest.raises(DataError, match=r"rows\.jsonl:1: field 'answer' is mis"):
     load(problems.GSM8K, path, tmp_path)
   solutions = real_data.require("gsm8k/example_model_solutions.jsonl")
-  rows = load(gsm8k_steps.make_format(), solutions, tmp_path)
-  assert len(rows) == 4 * 1_319
-  assert rows[-1].problem == found["test"][-1].problem
+  few = tmp_path / "few.jsonl"
+  few.write_text("".join(solutions.read_text().splitlines(True)[:50]))
+  labelled = load(gsm8k_steps.make_format(), few, tmp_path)
+  assert len(labelled) == 4 * 50
+  assert labelled[-1].problem == rows[49].problem

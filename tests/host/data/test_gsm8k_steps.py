@@ -1,4 +1,4 @@
-"""GSM8K solutions labelled by arithmetic: the rules, the real file."""
+"""GSM8K solutions labelled by arithmetic: the rules, and the real file."""
 
 import collections
 from fractions import Fraction
@@ -19,7 +19,7 @@ from pure_jax.host.data.sources import read_rows
     ("3 + 4 = <<3+4=7>>7 eggs", True),
     ("3 + 4 = $<<3+4=7>>7.", True),
     ("3 + 4 = <<3+4=8>>8 eggs", False),
-    ("3 + 4 = <<3+4=7>>8 eggs", False),  # What stays in the text is wrong.
+    ("3 + 4 = <<3+4=7>>8 eggs", False),  # The number in the text is wrong.
     ("<<3+4=7>>7 and <<1+1=3>>3", False),
     ("<<3+x=7>>7 and <<1+1=2>>2", None),
     ("<<3+x=7>>7 and <<1+1=3>>3", False),
@@ -43,7 +43,7 @@ from pure_jax.host.data.sources import read_rows
     ("<<2*35=70>>71kg", False),
   ],
 )
-def test_lines_are_checked_by_hand(line, verdict):
+def test_verdicts_on_lines_by_hand(line, verdict):
   assert check(line).verdict is verdict
 
 
@@ -60,23 +60,25 @@ PLAIN = "Janet sells the rest."
 @pytest.mark.parametrize(
   "lines, expected, with_departures",
   [
-    # Right: plain lines and other ways are good, what is false is bad.
+    # Right solutions: lines without annotations and other paths are good, false
+    # annotations are bad.
     ([NINE, EIGHTEEN, "A: 18"], [1, 1, 1], None),
     ([PLAIN, SEVEN, EIGHTEEN, "A: $18"], [1, 1, 1, 1], None),
     ([UNREAD, EIGHTEEN, "A: 18.0"], [None, 1, 1], None),
     ([NINE, FALSE, EIGHTEEN, "A: 18"], [1, 0, None, None], None),
-    # Wrong: good is what the reference computes too, up to a departure.
+    # Wrong solutions: lines are good if the reference computes the same, up to
+    # a departure.
     ([NINE, ELEVEN, "A: 11"], [1, None, 0], [1, 0, None]),
     ([ELEVEN, NINE, "A: 9"], [None, None, 0], [0, None, None]),
     ([PLAIN, NINE, PLAIN, "A: 9"], [None, 1, None, 0], None),
     ([UNREAD, NINE, ELEVEN, "A: 11"], [None, None, None, 0], None),
     ([NINE, FALSE, "A: 12"], [1, 0, None], None),
     ([ELEVEN, FALSE, "A: 12"], [None, 0, None], [0, None, None]),
-    # The answer's number alone, and answers that are none.
+    # Only a final answer, and a final answer that is not a number.
     (["A: 18"], [1], None),
     (["A: 17"], [0], None),
     ([NINE, "A: 10+John's age"], [1, 0], None),
-    # Cut off: there is no final step to be wrong, nor can it be right.
+    # Cut off: without a final answer the solution is not right.
     ([NINE, ELEVEN], [1, None], [1, 0]),
     ([NINE, EIGHTEEN], [1, 1], None),
     ([NINE, "18"], [1, None], None),
@@ -84,8 +86,8 @@ PLAIN = "Janet sells the rest."
 )
 def test_labels_of_a_solution_by_hand(lines, expected, with_departures):
   assert label_solution(lines, REFERENCE) == expected
-  found = label_solution(lines, REFERENCE, departures=True)
-  assert found == (with_departures or expected)
+  labels = label_solution(lines, REFERENCE, departures=True)
+  assert labels == (with_departures or expected)
 
 
 def raw_row(**changes):
@@ -94,7 +96,7 @@ def raw_row(**changes):
   return row | dict.fromkeys(gsm8k_steps.GENERATORS, right) | changes
 
 
-def test_a_row_becomes_four_without_annotations():
+def test_a_row_makes_four_solutions_without_annotations():
   wrong = {"is_correct": False, "solution": f"{ELEVEN}\nA: 11"}
   rows = gsm8k_steps.make_format().parse(
     raw_row(**{"175b_finetuning": wrong}), 7
@@ -123,7 +125,7 @@ def test_a_row_becomes_four_without_annotations():
     ),
   ],
 )
-def test_malformed_rows_are_refused(changes, reason):
+def test_malformed_rows_raise(changes, reason):
   with pytest.raises(ValueError, match=reason):
     gsm8k_steps.make_format().parse(raw_row(**changes), 0)
 
@@ -131,7 +133,7 @@ def test_malformed_rows_are_refused(changes, reason):
 @pytest.fixture(scope="module")
 def raw():
   path = real_data.require("gsm8k/example_model_solutions.jsonl")
-  return [found.row for found in read_rows(path)]
+  return [raw.row for raw in read_rows(path)]
 
 
 @pytest.fixture(scope="module")
@@ -141,9 +143,9 @@ def real(raw):
 
 
 def counts(rows):
-  """Labels of all steps, and of the final ones of right and wrong rows."""
-  found = collections.Counter(label for row in rows for label in row.labels)
-  return found[1], found[0], found[None]
+  """Numbers of steps that are good, bad and not labelled."""
+  labels = collections.Counter(label for row in rows for label in row.labels)
+  return labels[1], labels[0], labels[None]
 
 
 def test_real_solutions_come_to_the_counts_reported(real):
@@ -173,11 +175,13 @@ def test_real_bad_steps_are_the_last_labelled(real):
 
 def test_departures_add_errors_within_real_solutions(raw, real):
   parse = gsm8k_steps.make_format(departures=True).parse
-  found = [row for i, row in enumerate(raw) for row in parse(row, i)]
-  inner = [sum(0 in row.labels[:-1] for row in rows) for rows in (real, found)]
+  departed = [row for i, row in enumerate(raw) for row in parse(row, i)]
+  inner = [
+    sum(0 in row.labels[:-1] for row in rows) for rows in (real, departed)
+  ]
   assert inner == [76, 3_077]
-  assert counts(found)[1] == 3_274  # So 197 final answers are left.
-  for before, after in zip(real, found, strict=True):
+  assert counts(departed)[1] == 3_274  # The other 197 are final answers.
+  for before, after in zip(real, departed, strict=True):
     if before.final_correct:
       assert before == after
     assert sum(label == 1 for label in before.labels) == sum(
@@ -185,8 +189,8 @@ def test_departures_add_errors_within_real_solutions(raw, real):
     )
 
 
-def test_a_share_of_right_steps_departs_too(raw):
-  # Why departures are a guess: right solutions leave the reference as well.
+def test_a_share_of_right_steps_departs(raw):
+  # Departures are a guess: steps of right solutions depart as well.
   departed = annotated = 0
   for row in raw:
     reference = row["ground_truth"].split("\n")
@@ -206,8 +210,8 @@ def test_a_share_of_right_steps_departs_too(raw):
 
 
 def test_real_reference_solutions_are_true():
-  # The calculator agrees with people: 7,473 worked solutions without a false
-  # annotation; two are written with //.
+  # The calculator agrees with people: no annotation of 7,473 worked solutions
+  # is false. Two contain // and have no verdict.
   path = real_data.require("gsm8k/train.jsonl")
   seen = collections.Counter(
     line.verdict
@@ -219,18 +223,18 @@ def test_real_reference_solutions_are_true():
   assert seen[False] == 0
 
 
-def test_real_problems_are_split_as_wholes(real):
+def test_all_solutions_of_a_real_problem_are_in_one_split(real):
   train, held_out = split_by_problem(real, 8)
   assert sorted([*train, *held_out]) == list(range(len(real)))
   assert not {real[i].problem for i in train} & {
     real[i].problem for i in held_out
   }
   assert len(held_out) % 4 == 0 and 500 < len(held_out) < 800
-  # Another file of the same problems splits them alike.
+  # Another file with the same problems has the same split.
   path = real_data.require("gsm8k/test.jsonl")
   parse = problems.GSM8K.parse
   tests = [parse(raw.row, i)[0] for i, raw in enumerate(read_rows(path))]
-  _, alike = split_by_problem(tests, 8)
-  assert {tests[i].problem for i in alike} == {
+  _, held_out_tests = split_by_problem(tests, 8)
+  assert {tests[i].problem for i in held_out_tests} == {
     real[i].problem for i in held_out
   }

@@ -1,4 +1,4 @@
-"""What PRM800K's labels mean, by hand and on real rows."""
+"""The labelled solutions of PRM800K lines, by hand and on real lines."""
 
 import collections
 import copy
@@ -47,7 +47,8 @@ GOOD, NEUTRAL, BAD = (
 @pytest.mark.parametrize(
   "steps, expected",
   [
-    # The chosen one goes on; neutral is good; the solution is the last row.
+    # The solution continues with the chosen one, and is the last row. Neutral
+    # is good.
     (
       [step(GOOD, chosen=0), step(BAD, NEUTRAL, GOOD, chosen=1)],
       [
@@ -56,19 +57,19 @@ GOOD, NEUTRAL, BAD = (
         [("good", 1), ("neutral", 1)],
       ],
     ),
-    # None is chosen: the human one goes on, good though nobody rated it.
+    # None is chosen: the solution continues with the human one, which is good.
     (
-      [step(BAD, BAD, human="mine"), step(NEUTRAL, chosen=0)],
-      [[("bad", 0)], [("bad", 0)], [("mine", 1), ("neutral", 1)]],
+      [step(BAD, BAD, human="own"), step(NEUTRAL, chosen=0)],
+      [[("bad", 0)], [("bad", 0)], [("own", 1), ("neutral", 1)]],
     ),
-    # A human one beside a chosen one was not used.
-    ([step(GOOD, chosen=0, human="mine")], [[("good", 1)]]),
-    # Neither: the solution ends, and its alternatives hold it whole.
+    # If one is chosen, the human one was not used.
+    ([step(GOOD, chosen=0, human="own")], [[("good", 1)]]),
+    # Neither: the solution ends, and its alternatives contain it.
     (
       [step(NEUTRAL, chosen=0), step(BAD, GOOD)],
       [[("neutral", 1), ("bad", 0)], [("neutral", 1), ("good", 1)]],
     ),
-    # Given up before a rating: the solution is a row of its own.
+    # Given up before any rating: the solution is a row of its own.
     (
       [
         step(GOOD, chosen=0),
@@ -76,12 +77,12 @@ GOOD, NEUTRAL, BAD = (
       ],
       [[("good", 1)]],
     ),
-    # A bad step was chosen: nothing after it, its alternatives stay.
+    # A bad step was chosen: the solution ends, its alternatives are rows.
     (
       [step(BAD, GOOD, chosen=0), step(GOOD, chosen=0)],
       [[("good", 1)], [("bad", 0)]],
     ),
-    # Unsure or unrated: no row; continuing, a step without a label.
+    # Unsure or unrated: no row, or a step without a label if it was chosen.
     (
       [
         step(completion("unsure", -1, flagged=True), GOOD, chosen=0),
@@ -102,7 +103,7 @@ GOOD, NEUTRAL, BAD = (
       [step(completion("29.\n\n# Answer\n\n29", 1), chosen=0)],
       [[("29.\n# Answer\n29", 1)]],
     ),
-    # The files have steps without completions.
+    # Steps may have no completions.
     ([step(GOOD, chosen=0), step() | {"completions": None}], [[("good", 1)]]),
     ([step() | {"completions": None}], []),
     ([], []),
@@ -113,26 +114,27 @@ def test_rows_of_a_line_by_hand(steps, expected):
 
 
 def test_a_flagged_human_step_has_no_label():
-  unsure = step(human="mine")
+  unsure = step(human="own")
   unsure["human_completion"]["flagged"] = True
-  assert expand([unsure, step(BAD, chosen=0)]) == [[("mine", None), ("bad", 0)]]
+  assert expand([unsure, step(BAD, chosen=0)]) == [[("own", None), ("bad", 0)]]
 
 
 @pytest.mark.parametrize(
-  "kept, options",
+  "row, options",
   [
     (line(step(GOOD, chosen=0), quality_control=True), "quality_control"),
     (line(step(GOOD, chosen=0), screening=True), "screening"),
     (line(step(GOOD, chosen=0), finish="bad_problem"), "bad_problems"),
   ],
 )
-def test_lines_are_left_out_unless_asked_for(kept, options):
-  assert prm800k.make_format().parse(kept, 0) == []
-  (row,) = prm800k.make_format(**{options: True}).parse(kept, 0)
-  assert (row.steps, row.labels, row.answer) == (("good",), (1,), "2")
+def test_lines_are_left_out_unless_an_option_includes_them(row, options):
+  assert prm800k.make_format().parse(row, 0) == []
+  (solution,) = prm800k.make_format(**{options: True}).parse(row, 0)
+  assert (solution.steps, solution.labels) == (("good",), (1,))
+  assert solution.answer == "2"
   names = {"quality_control", "screening", "bad_problems"}
   others = dict.fromkeys(names - {options}, True)
-  assert prm800k.make_format(**others).parse(kept, 0) == []
+  assert prm800k.make_format(**others).parse(row, 0) == []
 
 
 def test_options_make_another_data_set():
@@ -176,7 +178,7 @@ def test_options_make_another_data_set():
     ),
   ],
 )
-def test_malformed_lines_say_where(change, reason):
+def test_malformed_lines_raise_with_step_and_completion(change, reason):
   row = copy.deepcopy(line(step(GOOD, BAD, chosen=0)))
   change(row)
   with pytest.raises(ValueError, match=reason):
@@ -185,20 +187,20 @@ def test_malformed_lines_say_where(change, reason):
 
 @pytest.fixture(scope="module")
 def real():
-  """Rows made of each of the four real lines."""
+  """The solutions of each of the four real lines."""
   path = real_data.require("prm800k/rows.jsonl")
   parse = prm800k.make_format().parse
   return [parse(raw.row, i) for i, raw in enumerate(read_rows(path))]
 
 
-def test_real_lines_become_the_rows_counted_by_hand(real):
+def test_real_lines_make_the_solutions_counted_by_hand(real):
   # Per step, candidates with a rating that do not continue it, and the
-  # solution itself where nothing after it holds it:
+  # solution itself unless a later row contains it:
   #   1: 5 + 4 at steps 2 and 6, + 1
   #   2: 5+6+7+6+6+7+7+7+7+7+6+6+7+4 at steps 2, 6, 7, 8, 11, 15, 19, 20, 22,
   #      23, 25, 26, 27, 28; the 7 of step 30 are unrated (given up), + 1
   #   3: 7 + 6 + 4 + 6 at steps 1, 2, 5, 6, + 1
-  #   4: 4 at step 7, where the error was found; they hold the solution
+  #   4: 4 at step 7, where the error was found; they contain the solution
   assert [len(rows) for rows in real] == [10, 89, 24, 4]
   # -1 by hand: 5; 1+7+6+3+7+6+1+2+5+5+4+4; 2+4+5; 1. Taking neutral for bad
   # would give 6, 78, 19 and 4 here.
@@ -230,13 +232,13 @@ def test_real_lengths_follow_the_steps_of_the_solution(real):
   ],
 )
 def test_a_flag_set_on_a_real_line_leaves_out_all_its_rows(real, flag, option):
-  """None of the four lines has one; their fields are those of the files."""
+  """None of the four real lines has a flag set."""
   path = real_data.require("prm800k/rows.jsonl")
   lines = [raw.row for raw in read_rows(path)]
   assert [line[flag] for line in lines] == [False] * 4
   flagged = lines[2] | {flag: True}
   assert prm800k.make_format().parse(flagged, 2) == []
-  # Asked for, it gives the rows of the line without the flag.
+  # The option gives the rows of the line without the flag.
   assert prm800k.make_format(**{option: True}).parse(flagged, 2) == real[2]
   (other,) = {"quality_control", "screening"} - {option}
   assert prm800k.make_format(**{other: True}).parse(flagged, 2) == []

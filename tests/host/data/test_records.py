@@ -1,4 +1,4 @@
-"""Records refuse what nothing could be done with; problems split as wholes."""
+"""Validation of records, and the split by problem."""
 
 import hashlib
 
@@ -23,7 +23,7 @@ from pure_jax.host.data.records import (
     ("a\r\n\r\nb", "a\nb"),
   ],
 )
-def test_a_step_holds_no_blank_line(text, expected):
+def test_a_step_contains_no_blank_line(text, expected):
   assert step_text(text) == expected
 
 
@@ -46,16 +46,16 @@ def test_a_step_holds_no_blank_line(text, expected):
     ),
   ],
 )
-def test_records_that_nothing_could_be_done_with(make, reason):
+def test_records_without_usable_fields_raise(make, reason):
   with pytest.raises(ValueError, match=reason):
     make()
 
 
-def test_the_split_of_a_problem_does_not_depend_on_its_neighbours():
+def test_the_split_of_a_problem_does_not_depend_on_other_rows():
   rows = [Problem(str(i), "s", f"problem {i % 400}") for i in range(800)]
   train, held_out = split_by_problem(rows, 4)
-  # Both copies of a problem go the same way; 100 of 400 are expected, with a
-  # standard deviation of 8.7.
+  # Both copies of a problem are in one split; 100 of 400 are expected to be
+  # held out, with a standard deviation of 8.7.
   assert len(held_out) % 2 == 0 and 65 <= len(held_out) / 2 <= 135
   for part in (train, held_out):
     assert {i % 400 for i in part} == {i % 400 for i in part if i >= 400}
@@ -67,7 +67,7 @@ def test_the_split_of_a_problem_does_not_depend_on_its_neighbours():
     split_by_problem(rows, 1)
 
 
-def test_where_a_problem_goes_never_changes():
+def test_the_split_of_a_problem_never_changes_between_versions():
   # A run that resumes with a newer version must hold out the same problems.
   texts = [f"problem {i}" for i in range(50)]
   digests = [hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts]

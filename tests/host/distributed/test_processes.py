@@ -1,7 +1,8 @@
-"""Two processes run what one runs; one that dies ends the other; it resumes.
+"""Two processes run RL as one process does, and a killed run resumes.
 
-The whole loop of RL with real scripts: 2 processes x 4 fake devices against 1
-process x 8, over gloo.
+The scripts run the whole loop: 2 processes with 4 fake devices each, connected
+by gloo, against 1 process with 8. The two processes decode with continuous
+batching, the one process in a single loop.
 """
 
 import json
@@ -9,22 +10,23 @@ import os
 import signal
 import time
 
-import cli
 import jax
+import local_cluster
 import numpy as np
 import pytest
-import several
 import train_pure
 import train_sft
 from checkout import ROOT
 from configs import arithmetic
 
-from pure_jax.host.checkpoints.manager import Checkpoints
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
+from pure_jax.runs.spec import RandomStream
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -49,16 +51,15 @@ OVERRIDES = {
   "rl.iterations": 4,
   "rl.prompts": 8,
   "rl.samples_per_prompt": 2,
-  "rl.max_new_tokens": 24,
-  "rl.reward_mode": "prm+vr",
+  "rl.sampler.max_new_tokens": 24,
   "rl.answer_fraction": 1.0,
   "rl.eval_prompts": 8,
   "rl.eval_every": 4,
   "rl.samples_every": 1,
   "rl.checkpoint_every": 1,
 }
-# Sums of floats, whose parts are added in another order by other collectives.
-# What is counted (verdicts, tokens, steps, repetition) has to be equal.
+# Sums of floats: other collectives add their terms in another order. Counts
+# (verdicts, tokens, steps, repetition) must be equal.
 CLOSE = {
   *("process_outcome", "min_step_score", "return_mean", "step_score_mean"),
   *("advantage_mean", "advantage_std", "policy_loss", "entropy", "grad_norm"),
@@ -67,8 +68,8 @@ CLOSE = {
 }
 
 
-# Rows that take turns: one prompt on each of eight row shards.
-TURNS = {"rl.rollout_rows": 16, "rl.rollout_chunk": 5}
+# Continuous batching, with one prompt in the slots of each of 8 row shards.
+CONTINUOUS = {"rl.engine.slots": 16, "rl.engine.sync_interval": 12}
 
 
 def settings(**changes):
@@ -80,7 +81,7 @@ def settings(**changes):
 def start_two(workdir, start=None, **changes):
   given = OVERRIDES | changes
   words = [f"--config.{name}={value}" for name, value in given.items()]
-  return several.start(
+  return local_cluster.start(
     SCRIPT,
     f"--config={CONFIG}:smoke",
     f"--workdir={workdir}",
@@ -91,21 +92,21 @@ def start_two(workdir, start=None, **changes):
 
 def rows(workdir, name="metrics.jsonl", stages=("rl", "rl_eval")):
   lines = (workdir / name).read_text().splitlines()
-  found = [json.loads(line) for line in lines]
-  return [row for row in found if row["stage"] in stages]
+  parsed = [json.loads(line) for line in lines]
+  return [row for row in parsed if row["stage"] in stages]
 
 
-def untimed(found):
-  """Rows without what measures time."""
+def untimed(metrics):
+  """Rows without the fields that measure time."""
   timed = ("_per_second", "seconds")
   return [
     {name: value for name, value in row.items() if not name.endswith(timed)}
-    for row in found
+    for row in metrics
   ]
 
 
 def final_state(workdir, model):
-  """Step and every array of the last checkpoint, read as one process does."""
+  """Returns the step and the state of the last checkpoint."""
   abstract = jax.eval_shape(
     lambda: train.new_state(
       init_params(jax.random.key(0), policy.declare_policy(model)),
@@ -121,35 +122,39 @@ def final_state(workdir, model):
 def alone(tmp_path_factory):
   """Policy and PRM to start from, and a run of RL by this process alone."""
   start = tmp_path_factory.mktemp("processes") / "start"
-  with cli.open_workspace(settings(), str(start)) as space:
-    train_sft.train_policy(space)
-    declared = prm.declare_prm(space.prm_model)
+  with open_run(settings(), str(start)) as run:
+    train_sft.train_policy(run)
+    declared = prm.declare_prm(run.spec.prm_model)
     init = jax.jit(
       lambda key: init_params(key, declared),
-      out_shardings=sharding.weight_shardings(declared, space.layout),
+      out_shardings=sharding.weight_shardings(
+        declared, run.spec.layouts.training
+      ),
     )
-    space.finish_stage("prm", init(space.key(3)), {})
+    run.folder.finish_stage(
+      "prm", init(run.spec.key(RandomStream.PRM_WEIGHTS)), {}
+    )
   workdir = start.parent / "alone"
-  with cli.open_workspace(settings(), str(workdir), str(start)) as space:
-    train_pure.train_rl(space)
-    return start, workdir, space.model
+  with open_run(settings(), str(workdir), str(start)) as run:
+    train_pure.train_rl(run)
+    return start, workdir, run.spec.model
 
 
 @pytest.fixture(scope="module")
 def two(alone):
-  """The same run by two processes; what they said."""
+  """The same run by two processes: its folder, and how they ended."""
   start, whole, _ = alone
   workdir = whole.parent / "two"
-  ended = several.finish(start_two(workdir, start))
+  ended = local_cluster.finish(start_two(workdir, start, **CONTINUOUS))
   for status, _, stderr in ended:
     assert status == 0, stderr
+    assert "donated" not in stderr
   return workdir, ended
 
 
-def assert_alike(expected, found):
-  """Rows of metrics of two runs that add up floats in another order."""
-  assert len(expected) == len(found)
-  for one, two in zip(untimed(expected), untimed(found), strict=True):
+def assert_alike(expected, actual):
+  """Compares metrics of runs that add floats in different orders."""
+  for one, two in zip(untimed(expected), untimed(actual), strict=True):
     assert one.keys() == two.keys()
     for name, value in one.items():
       where = f"{name} of {one['stage']} {one['step']}"
@@ -160,36 +165,40 @@ def assert_alike(expected, found):
 
 
 def test_two_processes_run_what_one_runs(alone, two):
-  """Each row's numbers; those of process 0's rows alone would differ."""
-  expected, found = rows(alone[1]), rows(two[0])
+  """Metrics of the rows of process 0 alone would differ, and so would those of
+  responses that are graded as answers to the problems of other rows.
+  """
+  expected = rows(alone[1])
   assert len(expected) == 6
-  assert_alike(expected, found)
-  # Or all of this would say little.
+  assert_alike(expected, rows(two[0]))
+  # Without a right answer, or with equal lengths, this would say little.
   assert 0 < sum(row["accuracy"] for row in expected) < len(expected)
   assert len({row["response_tokens"] for row in expected}) > 1
 
 
 def test_two_processes_write_the_samples_of_one(alone, two):
   expected = rows(alone[1], "samples.jsonl")
-  found = rows(two[0], "samples.jsonl")
-  assert len(expected) == len(found) == 8
-  for one, two in zip(expected, found, strict=True):
+  actual = rows(two[0], "samples.jsonl")
+  assert len(expected) == len(actual) == 8
+  for one, two in zip(expected, actual, strict=True):
     for name in ("step_rewards", "step_returns"):
       assert two.pop(name) == pytest.approx(one.pop(name), abs=2e-4)
-    assert one == two  # Every token of these rows.
+    assert one == two  # Every token is equal.
 
 
 def test_two_processes_train_the_weights_of_one(alone, two):
   step, expected = final_state(alone[1], alone[2])
-  also, found = final_state(two[0], alone[2])
-  assert step == also == 4
+  step_of_two, actual = final_state(two[0], alone[2])
+  assert step == step_of_two == 4
   for one, two in zip(
-    jax.tree.leaves(expected.params), jax.tree.leaves(found.params), strict=True
+    jax.tree.leaves(expected.params),
+    jax.tree.leaves(actual.params),
+    strict=True,
   ):
     np.testing.assert_allclose(two, one, rtol=1e-4, atol=2e-5)
 
 
-def test_process_0_alone_writes_logs(two):
+def test_only_process_0_writes_logs(two):
   workdir, ended = two
   assert "everything is in" in ended[0][1]
   assert "everything is in" not in ended[1][1]
@@ -203,8 +212,8 @@ def test_process_0_alone_writes_logs(two):
 
 
 def start_and_wait(workdir, start):
-  """Two processes with a checkpoint behind them."""
-  started = start_two(workdir, start)
+  """Starts two processes and waits for their first checkpoint."""
+  started = start_two(workdir, start, **CONTINUOUS)
   deadline = time.monotonic() + 300
   while not (workdir / "rl" / "1").exists():
     assert all(process.poll() is None for process in started)
@@ -219,57 +228,57 @@ def test_sigterm_to_one_stops_all_with_their_step_saved(alone, two):
   workdir = two[0].parent / "terminated"
   started = start_and_wait(workdir, alone[0])
   started[1].send_signal(signal.SIGTERM)
-  for status, _, stderr in several.finish(started):
-    assert status == preemption.SAVED_STATUS, stderr
+  for status, _, stderr in local_cluster.finish(started):
+    assert status == preemption.PREEMPTED_STATUS, stderr
     assert "stopped by SIGTERM after step" in stderr
-  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+  for status, _, stderr in local_cluster.finish(
+    start_two(workdir, alone[0], **CONTINUOUS)
+  ):
     assert status == 0, stderr
   assert untimed(rows(workdir)) == untimed(rows(two[0]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
-def test_one_dies_the_other_ends_and_the_run_resumes(alone, two, victim):
+def test_after_one_process_dies_the_run_resumes(alone, two, victim):
   """pytest -m slow tests/host/distributed/test_processes.py"""
   workdir = two[0].parent / f"killed_{victim}"
   started = start_and_wait(workdir, alone[0])
   os.kill(started[victim].pid, signal.SIGKILL)
   began = time.monotonic()
-  status, _, stderr = several.finish(started)[1 - victim]
+  status, _, stderr = local_cluster.finish(started)[1 - victim]
   assert time.monotonic() - began < 30
-  assert status == processes.LOST_STATUS
+  assert status == processes.PROCESS_LOST_STATUS
   assert f"process {victim} died" in stderr and "the same command" in stderr
   assert not (workdir / "summary.json").exists()
   before = [row for row in rows(workdir) if row["step"] <= 1]
-  for status, _, stderr in several.finish(start_two(workdir, alone[0])):
+  for status, _, stderr in local_cluster.finish(
+    start_two(workdir, alone[0], **CONTINUOUS)
+  ):
     assert status == 0, stderr
-  # With the seconds they took: they were not run again.
+  # Their times are the same, so they were not run again.
   assert rows(workdir)[: len(before)] == before and len(before) == 2
-  expected, found = map(untimed, (rows(two[0]), rows(workdir)))
-  assert found == expected
+  assert untimed(rows(workdir)) == untimed(rows(two[0]))
   _, expected = final_state(two[0], alone[2])
-  _, found = final_state(workdir, alone[2])
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  _, actual = final_state(workdir, alone[2])
+  jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error:Some donated buffers")
-def test_rows_that_take_turns_run_what_one_loop_runs(alone):
+def test_continuous_batching_runs_what_one_loop_runs(alone):
   """Responses in the wrong rows would be graded for others' problems."""
   workdir = alone[1].parent / "turns"
-  with cli.open_workspace(
-    settings(**TURNS), str(workdir), str(alone[0])
-  ) as space:
-    train_pure.train_rl(space)
+  with open_run(settings(**CONTINUOUS), str(workdir), str(alone[0])) as run:
+    train_pure.train_rl(run)
   assert_alike(rows(alone[1]), rows(workdir))
 
 
 @pytest.mark.slow
-def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
+def test_two_processes_decode_in_one_loop_as_one_does(alone):
   """pytest -m slow tests/host/distributed/test_processes.py"""
-  workdir = alone[1].parent / "turns_of_two"
-  for status, _, stderr in several.finish(
-    start_two(workdir, alone[0], **TURNS)
-  ):
+  workdir = alone[1].parent / "two_in_one_loop"
+  for status, _, stderr in local_cluster.finish(start_two(workdir, alone[0])):
     assert status == 0, stderr
     assert "donated" not in stderr
   assert_alike(rows(alone[1]), rows(workdir))
@@ -277,14 +286,14 @@ def test_two_processes_whose_rows_take_turns_run_what_one_loop_runs(alone):
 
 @pytest.mark.slow
 def test_two_processes_run_every_stage_as_one_does(tmp_path):
-  """Supervised start and PRM too, made from nothing by the first process."""
-  with cli.open_workspace(settings(), str(tmp_path / "one")) as space:
-    train_pure.train_rl(space)
-  for status, _, stderr in several.finish(start_two(tmp_path / "two")):
+  """Process 0 makes the data and the tokenizer from nothing."""
+  with open_run(settings(), str(tmp_path / "one")) as run:
+    train_pure.train_rl(run)
+  for status, _, stderr in local_cluster.finish(start_two(tmp_path / "two")):
     assert status == 0, stderr
   stages = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
-  expected, found = (
+  expected, actual = (
     rows(tmp_path / name, stages=stages) for name in ("one", "two")
   )
   assert {row["stage"] for row in expected} == {*stages}
-  assert_alike(expected, found)
+  assert_alike(expected, actual)

@@ -1,4 +1,4 @@
-"""pass@k, maj@k, best-of-k and the weighted vote, against every subset."""
+"""pass@k, maj@k, best-of-k and the weighted vote, by enumerating subsets."""
 
 import fractions
 import itertools
@@ -13,7 +13,6 @@ from pure_jax.host.evaluation.answer_metrics import (
   answer_ids,
   average,
   best_of_k,
-  first_responses,
   majority_at_k,
   pass_at_k,
   weighted_majority,
@@ -23,7 +22,7 @@ KINDS = ("average", "pass", "majority", "best", "weighted")
 
 
 def random_batch(seed, problems=25, responses=7, classes=4):
-  """Ragged problems; what is masked holds other numbers, and NaN."""
+  """Ragged problems; masked entries hold other numbers, and NaN."""
   rng = np.random.default_rng(seed)
   shape = (problems, responses)
   mask = rng.random(shape) < rng.uniform(0.4, 1, (problems, 1))
@@ -42,7 +41,7 @@ def random_batch(seed, problems=25, responses=7, classes=4):
   return batch
 
 
-def measured(kind, batch, k):
+def compute(kind, batch, k):
   correct, mask = batch["correct"], batch["mask"]
   answers = (batch["ids"], batch["has_answer"])
   scores = (batch["scores"], batch["has_score"])
@@ -65,7 +64,7 @@ def mean(numbers):
 
 
 def winners_share(responses, key):
-  """Chance to be right: one of the best keys, then one of its responses."""
+  """Probability of a correct pick: a best key, then one of its responses."""
   if not responses:
     return fractions.Fraction(0)
   groups = {}
@@ -77,7 +76,7 @@ def winners_share(responses, key):
 
 
 def outcome(kind, drawn):
-  """What a set of responses is worth, by its definition."""
+  """The value of a set of responses, by definition."""
   if kind == "average":
     return mean(int(r["right"]) for r in drawn)
   if kind == "pass":
@@ -118,35 +117,35 @@ def over_all_subsets(kind, batch, row, k):
   )
 
 
-def assert_agrees(kind, batch, k):
-  found = measured(kind, batch, k)
+def assert_equals_enumeration(kind, batch, k):
+  result = compute(kind, batch, k)
   expected = [
     over_all_subsets(kind, batch, row, k) for row in range(len(batch["mask"]))
   ]
-  assert found.mask.tolist() == [value is not None for value in expected]
+  assert result.mask.tolist() == [value is not None for value in expected]
   np.testing.assert_allclose(
-    found.value, [float(value or 0) for value in expected], atol=1e-12
+    result.value, [float(value or 0) for value in expected], atol=1e-12
   )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", range(1, 8))
-def test_agrees_with_every_subset(kind, k):
+def test_each_metric_equals_the_mean_over_all_subsets(kind, k):
   """Ragged, with ties, responses without answer or score, and equal answers
-  that the grader labelled differently.
+  that the grader graded differently.
   """
-  assert_agrees(kind, random_batch(k), k)
+  assert_equals_enumeration(kind, random_batch(k), k)
 
 
 @pytest.mark.parametrize("k", [2, 5, 8])
-def test_many_classes_and_one_class_agree_with_every_subset(k):
-  """Up to k classes tie; a single class wins every subset."""
+def test_majority_with_many_answers_and_with_one_equals_enumeration(k):
+  """Up to k answers tie; a single answer wins every subset."""
   for classes in (1, 40):
     batch = random_batch(k, problems=4, responses=9, classes=classes)
-    assert_agrees("majority", batch, k)
+    assert_equals_enumeration("majority", batch, k)
 
 
-def test_real_responses_agree_with_every_subset():
+def test_metrics_of_real_responses_equal_enumeration():
   """Eight responses to each of 50 MATH problems, graded by the reference."""
   path = real_data.require("graders/math_cot_even.jsonl")
   rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -161,116 +160,116 @@ def test_real_responses_agree_with_every_subset():
     "mask": np.ones_like(has_answer),
   }
   for kind, k in itertools.product(KINDS, (1, 3, 8)):
-    assert_agrees(kind, batch, k)
+    assert_equals_enumeration(kind, batch, k)
 
 
 def row(*values, dtype=None):
   return np.asarray([values], dtype)
 
 
-THERE = np.ones((1, 4), bool)
+MASK = np.ones((1, 4), bool)
 
 
 def test_pass_at_k_draws_without_replacement():
-  """One of four is right: 1/2 of the pairs hold it. With replacement it would
-  be 1 - (3/4)² = 7/16.
+  """One of four is right: 1/2 of the pairs contain it. With replacement it
+  would be 1 - (3/4)² = 7/16.
   """
   correct = row(False, True, False, False)
-  assert pass_at_k(correct, THERE, 2).value.tolist() == [0.5]
-  assert pass_at_k(correct, THERE, 4).value.tolist() == [1.0]
+  assert pass_at_k(correct, MASK, 2).value.tolist() == [0.5]
+  assert pass_at_k(correct, MASK, 4).value.tolist() == [1.0]
 
 
 def test_pass_at_k_is_certain_when_too_few_are_wrong():
   """Two are wrong, three are drawn; C(2, 3) is 0, not an error."""
   correct = row(True, True, False, False)
-  assert pass_at_k(correct, THERE, 3).value.tolist() == [1.0]
+  assert pass_at_k(correct, MASK, 3).value.tolist() == [1.0]
 
 
 def test_pass_at_k_of_a_thousand_responses():
   """C(1024, 512) is above 10³⁰⁶; its quotient is still (1024-512)/1024."""
   correct = np.arange(1024)[None] == 7
-  found = pass_at_k(correct, np.ones_like(correct), 512)
-  assert found.value.tolist() == [0.5]
+  result = pass_at_k(correct, np.ones_like(correct), 512)
+  assert result.value.tolist() == [0.5]
 
 
 def test_majority_of_a_thousand_responses():
   """Two classes of 700 and 500, an odd draw: the hypergeometric tail."""
   size, k = (700, 500), 41
   ids = np.repeat([0, 1], size)[None]
-  there = np.ones_like(ids, bool)
-  found = majority_at_k(ids == 0, ids, there, there, k)
+  mask = np.ones_like(ids, bool)
+  result = majority_at_k(ids == 0, ids, mask, mask, k)
   won = sum(math.comb(700, v) * math.comb(500, k - v) for v in range(21, k + 1))
   # Logarithms of numbers of a thousand digits.
-  assert found.value[0] == pytest.approx(won / math.comb(1200, k), abs=1e-11)
+  assert result.value[0] == pytest.approx(won / math.comb(1200, k), abs=1e-11)
 
 
 def test_ties_of_the_majority_are_expectations():
-  """A against B, B: of the pairs AB, AB, BB the first two are ties. Ties to
-  the first response, or to the smallest id, would give 2/3, ties counted as
-  wrong 0.
+  """A against B, B: of the pairs AB, AB, BB the first two are ties. Giving a
+  tie to the first response or to the smallest id would give 2/3, counting it
+  as wrong 0.
   """
-  ids, there = row(0, 1, 1), np.ones((1, 3), bool)
-  found = majority_at_k(ids == 0, ids, there, there, 2)
-  assert found.value[0] == pytest.approx(1 / 3, abs=1e-12)
+  ids, mask = row(0, 1, 1), np.ones((1, 3), bool)
+  result = majority_at_k(ids == 0, ids, mask, mask, 2)
+  assert result.value[0] == pytest.approx(1 / 3, abs=1e-12)
 
 
 def test_a_response_without_answer_does_not_vote():
-  """One right answer and three of none: a class of "no answer" would win."""
+  """One right answer, three responses without one: "no answer" would win."""
   ids, has_answer = row(5, 0, 0, 0), row(True, False, False, False)
-  found = majority_at_k(ids == 5, ids, has_answer, THERE, 4)
-  assert found.value[0] == pytest.approx(1.0, abs=1e-12)
-  # It is drawn all the same: three of the four draws of one are silent.
-  found = majority_at_k(ids == 5, ids, has_answer, THERE, 1)
-  assert found.value[0] == pytest.approx(0.25, abs=1e-12)
+  result = majority_at_k(ids == 5, ids, has_answer, MASK, 4)
+  assert result.value[0] == pytest.approx(1.0, abs=1e-12)
+  # It is drawn all the same: three of the four draws of one have no answer.
+  result = majority_at_k(ids == 5, ids, has_answer, MASK, 1)
+  assert result.value[0] == pytest.approx(0.25, abs=1e-12)
 
 
-def test_nobody_votes():
+def test_without_votes_or_scores_the_result_is_wrong():
   nothing = np.zeros((1, 4), bool)
   ids = row(0, 0, 0, 0)
-  for found in (
-    majority_at_k(~nothing, ids, nothing, THERE, 2),
-    best_of_k(~nothing, ids, nothing, THERE, 2),
-    weighted_majority(~nothing, ids, THERE, ids, nothing, THERE),
+  for result in (
+    majority_at_k(~nothing, ids, nothing, MASK, 2),
+    best_of_k(~nothing, ids, nothing, MASK, 2),
+    weighted_majority(~nothing, ids, MASK, ids, nothing, MASK),
   ):
-    assert (found.value.tolist(), found.mask.tolist()) == ([0.0], [True])
+    assert (result.value.tolist(), result.mask.tolist()) == ([0.0], [True])
 
 
-def test_the_best_of_a_tie_is_an_expectation():
-  """Two of the three best are right; the first of them would give 0."""
+def test_ties_of_the_best_score_are_expectations():
+  """Two of the three best are right; taking the first would give 0."""
   correct = row(False, True, True, True)
   scores = row(0.9, 0.9, 0.9, 0.1)
-  found = best_of_k(correct, scores, THERE, THERE, 4)
-  assert found.value[0] == pytest.approx(2 / 3, abs=1e-12)
+  result = best_of_k(correct, scores, MASK, MASK, 4)
+  assert result.value[0] == pytest.approx(2 / 3, abs=1e-12)
 
 
-def test_a_response_without_score_is_not_the_best():
+def test_a_response_without_score_is_never_chosen():
   """Its score, say 0 for an empty response, is above all others here."""
   correct = row(True, False, False, False)
   scores = row(0.0, -0.3, -0.2, -0.1)
   has_score = row(False, True, True, True)
-  found = best_of_k(correct, scores, has_score, THERE, 4)
-  assert found.value.tolist() == [0.0]
+  result = best_of_k(correct, scores, has_score, MASK, 4)
+  assert result.value.tolist() == [0.0]
 
 
-def test_votes_add_up_their_weights():
+def test_the_weights_of_equal_answers_add_up():
   """Twice 0.5 beats 0.9 once; the largest or the mean weight would not."""
   ids, weights = row(1, 0, 0, 2), row(0.9, 0.5, 0.5, 0.05)
-  found = weighted_majority(ids == 0, ids, THERE, weights, THERE, THERE)
-  assert found.value.tolist() == [1.0]
+  result = weighted_majority(ids == 0, ids, MASK, weights, MASK, MASK)
+  assert result.value.tolist() == [1.0]
 
 
-def test_the_order_of_responses_does_not_break_a_tie():
+def test_summing_in_another_order_does_not_break_a_tie():
   """In floats, 0.2 + 0.7 + 0.1 in this order is below 0.1 + 0.7 + 0.2."""
   ids, weights = row(0, 0, 0, 1, 1, 1), row(0.2, 0.7, 0.1, 0.1, 0.7, 0.2)
   assert weights[0, :3].cumsum()[-1] < weights[0, 3:].cumsum()[-1]
-  there = np.ones((1, 6), bool)
-  found = weighted_majority(ids == 0, ids, there, weights, there, there)
-  assert found.value.tolist() == [0.5]
+  mask = np.ones((1, 6), bool)
+  result = weighted_majority(ids == 0, ids, mask, weights, mask, mask)
+  assert result.value.tolist() == [0.5]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_responses_change_nothing(kind):
-  """Columns of right, best scored, unanimous responses that do not exist."""
+  """Masked columns of correct, best scored, unanimous responses."""
   batch = random_batch(1)
   wider = {
     name: np.concatenate(
@@ -279,90 +278,82 @@ def test_masked_responses_change_nothing(kind):
     for name, array in batch.items()
   }
   for k in (1, 3):
-    found, expected = measured(kind, wider, k), measured(kind, batch, k)
-    np.testing.assert_array_equal(found.mask, expected.mask)
-    np.testing.assert_allclose(found.value, expected.value, atol=1e-12)
+    result, expected = compute(kind, wider, k), compute(kind, batch, k)
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    np.testing.assert_allclose(result.value, expected.value, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_order_of_the_responses_means_nothing(kind):
+def test_the_order_of_the_responses_has_no_effect(kind):
   batch = random_batch(4)
   order = np.random.default_rng(0).permutation(batch["mask"].shape[1])
   shuffled = {name: array[:, order] for name, array in batch.items()}
   for k in (1, 3):
     np.testing.assert_allclose(
-      measured(kind, shuffled, k).value,
-      measured(kind, batch, k).value,
+      compute(kind, shuffled, k).value,
+      compute(kind, batch, k).value,
       atol=1e-12,
     )
 
 
-def test_at_one_response_every_choice_is_the_average():
+def test_with_k_of_one_every_metric_is_the_average():
   batch = random_batch(0)
   batch["has_answer"][:] = batch["has_score"][:] = True
   batch["scores"] = np.nan_to_num(batch["scores"])
-  expected = measured("average", batch, 1)
+  expected = compute("average", batch, 1)
   for kind in ("pass", "majority", "best"):
-    found = measured(kind, batch, 1)
-    np.testing.assert_array_equal(found.mask, expected.mask)
-    np.testing.assert_allclose(found.value, expected.value, atol=1e-12)
+    result = compute(kind, batch, 1)
+    np.testing.assert_array_equal(result.mask, expected.mask)
+    np.testing.assert_allclose(result.value, expected.value, atol=1e-12)
 
 
-def test_at_all_responses_pass_at_k_is_whether_any_is_right():
+def test_pass_at_n_is_whether_any_response_is_correct():
   correct = random_batch(9)["correct"]
-  found = pass_at_k(correct, np.ones_like(correct), correct.shape[1])
-  assert found.value.tolist() == correct.any(1).astype(float).tolist()
+  result = pass_at_k(correct, np.ones_like(correct), correct.shape[1])
+  assert result.value.tolist() == correct.any(1).astype(float).tolist()
 
 
-def test_equal_weights_vote_like_the_majority():
+def test_equal_weights_give_the_majority():
   batch = random_batch(6)
   batch["has_score"][:] = True
   batch["scores"] = np.full_like(batch["scores"], 0.25)
-  found = measured("weighted", batch, 1)
+  result = compute("weighted", batch, 1)
   for row_, count in enumerate(batch["mask"].sum(1)):
     if count:
       one = {name: array[row_ : row_ + 1] for name, array in batch.items()}
-      expected = measured("majority", one, int(count)).value[0]
-      assert found.value[row_] == pytest.approx(expected, abs=1e-12)
+      expected = compute("majority", one, int(count)).value[0]
+      assert result.value[row_] == pytest.approx(expected, abs=1e-12)
 
 
-def test_perfect_scores_reach_pass_at_k():
+def test_best_of_k_by_perfect_scores_is_pass_at_k():
   batch = random_batch(3)
   batch["has_score"][:] = True
   batch["scores"] = batch["correct"].astype(float)
   for k in (1, 2, 4):
-    found, bound = measured("best", batch, k), measured("pass", batch, k)
-    np.testing.assert_allclose(found.value, bound.value, atol=1e-12)
+    result, bound = compute("best", batch, k), compute("pass", batch, k)
+    np.testing.assert_allclose(result.value, bound.value, atol=1e-12)
 
 
 def test_too_few_responses_have_no_value():
-  """Three responses say nothing about pass@4; 1.0 would be made up."""
-  correct, mask = THERE.copy(), row(True, True, True, False)
-  found = pass_at_k(correct, mask, 4)
-  assert (found.value.tolist(), found.mask.tolist()) == ([0.0], [False])
+  """Three responses do not determine pass@4."""
+  correct, mask = MASK.copy(), row(True, True, True, False)
+  result = pass_at_k(correct, mask, 4)
+  assert (result.value.tolist(), result.mask.tolist()) == ([0.0], [False])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_response_and_no_problem(kind):
+def test_no_responses_and_no_problems(kind):
   batch = {name: array[:3] for name, array in random_batch(0).items()}
   batch["mask"] = np.zeros((3, 7), bool)
-  found = measured(kind, batch, 1)
-  assert found.mask.tolist() == [False] * 3 and not found.value.any()
-  found = measured(kind, {name: a[:0] for name, a in batch.items()}, 1)
-  assert found.value.size == found.mask.size == 0
+  result = compute(kind, batch, 1)
+  assert result.mask.tolist() == [False] * 3 and not result.value.any()
+  result = compute(kind, {name: a[:0] for name, a in batch.items()}, 1)
+  assert result.value.size == result.mask.size == 0
 
 
-def test_the_average_of_lengths():
+def test_the_average_of_lengths_ignores_masked_ones():
   lengths, mask = row(10, 20, 99, 99), row(True, True, False, False)
   assert average(lengths, mask).value.tolist() == [15.0]  # Of four it is 57.
-
-
-def test_the_first_responses_are_the_first_that_exist():
-  mask = np.array([[False, True, True, True], [True, False, False, False]])
-  assert first_responses(mask, 2).tolist() == [
-    [False, True, True, False],
-    [True, False, False, False],
-  ]
 
 
 def test_answers_are_numbered_within_their_problem():
@@ -380,20 +371,18 @@ def test_answers_are_numbered_within_their_problem():
   assert ids.shape == has_answer.shape == (0, 0)
 
 
-def test_bad_input_is_named():
+def test_invalid_input_is_reported():
   ids, scores = row(0, 1, 1, 1), row(0.1, 0.2, np.inf, -0.4)
   with pytest.raises(ValueError, match="correct must be bool, not int64"):
-    pass_at_k(ids, THERE, 1)
+    pass_at_k(ids, MASK, 1)
   with pytest.raises(ValueError, match=r"correct has shape \(1, 3\)"):
-    pass_at_k(THERE[:, :3], THERE, 1)
+    pass_at_k(MASK[:, :3], MASK, 1)
   with pytest.raises(ValueError, match=r"mask has shape \(4,\)"):
-    pass_at_k(THERE[0], THERE[0], 1)
+    pass_at_k(MASK[0], MASK[0], 1)
   with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-    pass_at_k(THERE, THERE, 0)
-  with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-    first_responses(THERE, 0)
+    pass_at_k(MASK, MASK, 0)
   with pytest.raises(ValueError, match="problem 0, response 2 is inf"):
-    best_of_k(THERE, scores, THERE, THERE, 1)
+    best_of_k(MASK, scores, MASK, MASK, 1)
   scores = row(0.1, 0.2, 0.3, -0.4)
   with pytest.raises(ValueError, match=r"problem 0, response 3 is -0\.4"):
-    weighted_majority(THERE, ids, THERE, scores, THERE, THERE)
+    weighted_majority(MASK, ids, MASK, scores, MASK, MASK)

@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation.intervals import estimate_statistic
+from pure_jax.host.evaluation.intervals import (
+  Bootstrap,
+  Statistic,
+  estimate_statistic,
+)
 from pure_jax.host.evaluation.prm_metrics import (
   FirstErrors,
   accuracy,
@@ -14,15 +18,14 @@ from pure_jax.host.evaluation.prm_metrics import (
   labelled_errors,
   predicted_errors,
   process_bench,
-  step_labels,
   step_metrics,
 )
 
 
 def random_items(seed, items=60, steps=6):
-  """Rewards on a coarse grid (ties), lengths, and ProcessBench labels.
+  """Rewards on a coarse grid (for ties), a mask, and ProcessBench labels.
 
-  Rewards tell something of the labels; wild numbers where masked.
+  Rewards correlate with the labels; masked entries are NaN.
   """
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, steps + 1, items)
@@ -41,7 +44,7 @@ def first_error(rewards, threshold):
 
 
 def benchmark(predictions, labels):
-  """The three numbers by walking over the items."""
+  """The three metrics by a loop over the items."""
   hits = {True: [], False: []}
   for prediction, label in zip(predictions, labels, strict=True):
     hits[label == -1].append(prediction == label)
@@ -53,8 +56,8 @@ def benchmark(predictions, labels):
 
 def predictions_of(rewards, mask, threshold):
   return [
-    first_error(row[there], threshold)
-    for row, there in zip(rewards, mask, strict=True)
+    first_error(row[exists], threshold)
+    for row, exists in zip(rewards, mask, strict=True)
   ]
 
 
@@ -62,32 +65,33 @@ def predictions_of(rewards, mask, threshold):
 
 
 @pytest.mark.parametrize("threshold", [-0.5, 0.0, 0.2])
-def test_first_errors_agree_with_a_walk(threshold):
+def test_first_errors_agree_with_a_loop(threshold):
   rewards, mask, _ = random_items(0)
-  found = predicted_errors(rewards, mask, threshold)
+  predicted = predicted_errors(rewards, mask, threshold)
   expected = np.asarray(predictions_of(rewards, mask, threshold))
-  np.testing.assert_array_equal(found.found, expected >= 0)
-  np.testing.assert_array_equal(found.index, np.maximum(expected, 0))
-  assert found.found.any() and not found.found.all()
+  np.testing.assert_array_equal(predicted.has_error, expected >= 0)
+  np.testing.assert_array_equal(predicted.index, np.maximum(expected, 0))
+  assert predicted.has_error.any() and not predicted.has_error.all()
 
 
 def test_the_first_error_is_the_first_of_several():
   """Step 1 and step 3 are bad; the worst is step 3, the last one step 3."""
   rewards = np.array([[0.9, -0.1, 0.5, -0.9]])
-  found = predicted_errors(rewards, np.ones((1, 4), bool))
-  assert (found.index.tolist(), found.found.tolist()) == ([1], [True])
+  predicted = predicted_errors(rewards, np.ones((1, 4), bool))
+  assert predicted.index.tolist() == [1]
+  assert predicted.has_error.tolist() == [True]
 
 
 def test_a_wrong_first_step_differs_from_no_wrong_step():
-  """Index 0 stands for both; only `found` tells."""
+  """Both have index 0 and differ in `has_error`."""
   mask = np.array([[True], [True], [False]])
-  found = predicted_errors(np.array([[-0.5], [0.5], [-0.5]]), mask)
-  assert found.index.tolist() == [0, 0, 0]
-  assert found.found.tolist() == [True, False, False]
+  predicted = predicted_errors(np.array([[-0.5], [0.5], [-0.5]]), mask)
+  assert predicted.index.tolist() == [0, 0, 0]
+  assert predicted.has_error.tolist() == [True, False, False]
   labelled = labelled_errors(np.array([-1, 0, -1]))
-  assert labelled.found.tolist() == [False, True, False]
+  assert labelled.has_error.tolist() == [False, True, False]
   # Compared by index alone all three would be right.
-  assert process_bench(found, labelled) == {
+  assert process_bench(predicted, labelled) == {
     "error_accuracy": 0.0,
     "correct_accuracy": 0.5,
     "f1": 0.0,
@@ -95,27 +99,27 @@ def test_a_wrong_first_step_differs_from_no_wrong_step():
 
 
 def test_a_reward_at_the_threshold_is_not_good():
-  """As where the PRM's two classes are equally likely."""
+  """Such as a reward of 0, where the two classes are equally likely."""
   rewards, mask = np.array([[0.25, 0.0]]), np.ones((1, 2), bool)
   assert predicted_errors(rewards, mask).index.tolist() == [1]
   assert predicted_errors(rewards, mask, 0.25).index.tolist() == [0]
-  assert not predicted_errors(rewards, mask, -0.01).found.any()
+  assert not predicted_errors(rewards, mask, -0.01).has_error.any()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_three_numbers_agree_with_a_walk(seed):
+def test_process_bench_agrees_with_a_loop(seed):
   rewards, mask, labels = random_items(seed)
-  found = process_bench(
+  metrics = process_bench(
     predicted_errors(rewards, mask), labelled_errors(labels)
   )
   expected = benchmark(predictions_of(rewards, mask, 0.0), labels)
-  assert found == pytest.approx(expected, abs=1e-12)
+  assert metrics == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_index_must_match_and_the_mean_is_harmonic():
-  """Of four erroneous items one is found at its step and two at others: .25,
-  not the .75 of having found something. Of two correct ones one is: .5. The
-  harmonic mean is 1/3; the arithmetic would be .375.
+  """Of four erroneous items one error is predicted at its step and two at
+  others: .25, not the .75 of predicting any error. Of two correct items one is
+  predicted correct: .5. The harmonic mean is 1/3; the arithmetic would be .375.
   """
   predicted = labelled_errors(np.array([2, 1, 0, -1, -1, 3]))
   labelled = labelled_errors(np.array([2, 2, 1, 0, -1, -1]))
@@ -124,7 +128,7 @@ def test_the_index_must_match_and_the_mean_is_harmonic():
   )
 
 
-def test_predicting_the_labels_is_perfect_and_never_an_error_is_worthless():
+def test_predicting_the_labels_scores_1_and_predicting_no_error_scores_0():
   labelled = labelled_errors(np.array([0, 3, -1, 1, -1]))
   assert process_bench(labelled, labelled) == {
     "error_accuracy": 1.0,
@@ -139,7 +143,7 @@ def test_predicting_the_labels_is_perfect_and_never_an_error_is_worthless():
   }
 
 
-def test_a_kind_that_is_missing_is_left_out():
+def test_an_accuracy_over_no_items_is_absent():
   some = labelled_errors(np.array([0, 1]))
   none = labelled_errors(np.array([-1, -1]))
   assert process_bench(some, some) == {"error_accuracy": 1.0}
@@ -147,11 +151,13 @@ def test_a_kind_that_is_missing_is_left_out():
   nothing = labelled_errors(np.array([], np.int64))
   assert process_bench(nothing, nothing) == {}
   both = labelled_errors(np.array([1, -1]))
-  assert process_bench(some, both)["f1"] == 0.0  # None is right, not 0 / 0.
+  assert (
+    process_bench(some, both)["f1"] == 0.0
+  )  # Both accuracies are 0: not 0 / 0.
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_threshold_on_a_fine_grid_is_better(seed):
+def test_the_chosen_threshold_is_the_best_of_a_fine_grid(seed):
   rewards, mask, labels = random_items(seed)
   chosen = choose_threshold(rewards, mask, labelled_errors(labels))
   f1 = {
@@ -159,25 +165,25 @@ def test_no_threshold_on_a_fine_grid_is_better(seed):
     for t in np.arange(-105, 106) / 100  # Rewards are multiples of 0.1.
   }
   best = max(f1.values())
-  assert best > max(f1[0.0], 0.1)  # It does matter.
+  assert best > max(f1[0.0], 0.1)  # The choice matters.
   reached = benchmark(predictions_of(rewards, mask, chosen), labels)["f1"]
   assert reached == pytest.approx(best, abs=1e-12)
-  # The lowest of the best, up to its place between two scores.
+  # The lowest of the best, up to its position between two scores.
   lowest = min(t for t, value in f1.items() if value == best)
   assert lowest <= chosen <= lowest + 0.1
 
 
 def test_the_threshold_lies_halfway_between_two_scores():
-  """.2 and .6 separate good from bad; at .2 or at .6 a new score a little
-  beside it would change sides.
+  """.2 and .6 separate good from bad; a threshold at .2 or at .6 would be
+  sensitive to small changes of a score.
   """
   rewards = np.array([[0.9, 0.2], [0.9, 0.6]])
   labelled = labelled_errors(np.array([1, -1]))
-  found = choose_threshold(rewards, np.ones((2, 2), bool), labelled)
-  assert found == pytest.approx(0.4, abs=1e-12)
+  threshold = choose_threshold(rewards, np.ones((2, 2), bool), labelled)
+  assert threshold == pytest.approx(0.4, abs=1e-12)
 
 
-def test_a_threshold_of_any_scale():
+def test_the_threshold_follows_the_scale_of_the_scores():
   """Scores of another PRM, such as logits, choose the same items."""
   rewards, mask, labels = random_items(2)
   labelled = labelled_errors(labels)
@@ -195,26 +201,26 @@ def test_without_f1_there_is_no_threshold():
   assert choose_threshold(rewards, mask, none) is None
   assert choose_threshold(np.zeros((2, 2)), mask, both) is None
   assert choose_threshold(rewards, ~mask, both) is None
-  assert choose_threshold(rewards, mask, both) is not None
+  assert choose_threshold(rewards, mask, both) == pytest.approx(0.3)
 
 
-def test_masked_steps_change_nothing():
+def test_masked_steps_have_no_effect():
   rewards, mask, labels = random_items(5)
   labelled = labelled_errors(labels)
   wider = np.concatenate([rewards, np.full((60, 2), -1.0)], 1)
   wider_mask = np.concatenate([mask, np.zeros((60, 2), bool)], 1)
-  found = predicted_errors(wider, wider_mask)
+  predicted = predicted_errors(wider, wider_mask)
   expected = predicted_errors(rewards, mask)
-  np.testing.assert_array_equal(found.index, expected.index)
-  np.testing.assert_array_equal(found.found, expected.found)
+  np.testing.assert_array_equal(predicted.index, expected.index)
+  np.testing.assert_array_equal(predicted.has_error, expected.has_error)
   assert choose_threshold(wider, wider_mask, labelled) == choose_threshold(
     rewards, mask, labelled
   )
   for function in (accuracy, balanced_accuracy, auc, calibration_error):
-    good, label_mask = step_labels(labelled, mask)
-    wide_good, wide_mask = step_labels(labelled, wider_mask)
-    assert function(wider, wide_good, wide_mask) == pytest.approx(
-      function(rewards, good, label_mask), abs=1e-12
+    good = np.arange(mask.shape[1]) != labels[:, None]
+    wider_good = np.concatenate([good, np.ones((60, 2), bool)], 1)
+    assert function(wider, wider_good, wider_mask) == pytest.approx(
+      function(rewards, good, mask), abs=1e-12
     )
 
 
@@ -226,25 +232,12 @@ def test_f1_has_a_bootstrap_interval():
   def f1(rows):
     return process_bench(predicted.take(rows), labelled.take(rows)).get("f1")
 
-  found = estimate_statistic(f1, len(labels), seed=0)
-  assert found["value"] == process_bench(predicted, labelled)["f1"]
-  low, high = found["interval"]
-  assert low < found["value"] < high
-  shuffled = FirstErrors(predicted.index[::-1], predicted.found[::-1])
-  assert process_bench(shuffled, labelled)["f1"] < low  # It is no chance.
-
-
-def test_labels_of_steps_end_at_the_first_error():
-  """Good, good, bad, unlabelled; and all good. An error labelled bad from
-  there on would count steps that nobody labelled.
-  """
-  mask = np.array([[True] * 4, [True, True, False, False]])
-  good, there = step_labels(labelled_errors(np.array([2, -1])), mask)
-  assert there.tolist() == [
-    [True, True, True, False],
-    [True, True, False, False],
-  ]
-  assert good[there].tolist() == [True, True, False, True, True]
+  metrics = estimate_statistic([Statistic(f1, len(labels))], Bootstrap(seed=0))
+  assert metrics["value"] == process_bench(predicted, labelled)["f1"]
+  low, high = metrics["interval"]
+  assert low < metrics["value"] < high
+  shuffled = FirstErrors(predicted.index[::-1], predicted.has_error[::-1])
+  assert process_bench(shuffled, labelled)["f1"] < low  # Above chance.
 
 
 # ===== Single steps =====
@@ -263,7 +256,7 @@ def labelled_pairs(rewards, good, mask):
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.3])
-def test_accuracies_agree_with_a_walk(threshold):
+def test_accuracies_agree_with_a_loop(threshold):
   rewards, good, mask = random_labels(0)
   hits = {True: [], False: []}
   for reward, label in labelled_pairs(rewards, good, mask):
@@ -279,9 +272,9 @@ def test_accuracies_agree_with_a_walk(threshold):
 
 def test_balanced_accuracy_is_not_fooled_by_many_good_steps():
   """Everything good where nine of ten are: accuracy .9, balanced .5."""
-  rewards, good, there = np.full(10, 0.9), np.arange(10) > 0, np.ones(10, bool)
-  assert accuracy(rewards, good, there) == 0.9
-  assert balanced_accuracy(rewards, good, there) == 0.5
+  rewards, good, mask = np.full(10, 0.9), np.arange(10) > 0, np.ones(10, bool)
+  assert accuracy(rewards, good, mask) == 0.9
+  assert balanced_accuracy(rewards, good, mask) == 0.5
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -301,13 +294,13 @@ def test_auc_agrees_with_all_pairs(seed):
 def test_auc_counts_a_tie_as_half():
   """Good .5, bad .5: ordered ranks would give 0 or 1 by chance of the sort."""
   rewards, good = np.array([0.5, 0.5]), np.array([True, False])
-  there = np.ones(2, bool)
-  assert auc(rewards, good, there) == auc(rewards, ~good, there) == 0.5
+  mask = np.ones(2, bool)
+  assert auc(rewards, good, mask) == auc(rewards, ~good, mask) == 0.5
   constant = np.zeros(9)
   assert auc(constant, np.arange(9) < 4, np.ones(9, bool)) == 0.5
 
 
-def test_auc_sees_only_the_order():
+def test_auc_depends_on_the_order_alone():
   rewards, good, mask = random_labels(1)
   value = auc(rewards, good, mask)
   for image in (rewards**3, np.exp(5 * rewards), 100 * rewards - 3):
@@ -318,7 +311,7 @@ def test_auc_sees_only_the_order():
 
 
 @pytest.mark.parametrize("bins", [1, 7, 10])
-def test_calibration_error_agrees_with_a_walk(bins):
+def test_calibration_error_agrees_with_a_loop(bins):
   rewards, good, mask = random_labels(3)
   members = [[] for _ in range(bins)]
   for reward, label in labelled_pairs(rewards, good, mask):
@@ -334,20 +327,18 @@ def test_calibration_error_agrees_with_a_walk(bins):
     for m in members
     if m
   )
-  found = calibration_error(rewards, good, mask, bins)
-  assert found == pytest.approx(expected, abs=1e-12)
+  metrics = calibration_error(rewards, good, mask, bins)
+  assert metrics == pytest.approx(expected, abs=1e-12)
 
 
-def test_perfect_calibration_is_0_and_certain_error_is_1():
+def test_perfect_calibration_gives_0_and_confident_errors_give_1():
   p = np.repeat([0.2, 0.4, 0.6, 1.0], 5)
   good = np.tile(np.arange(5), 4) < p * 5 - 1e-9
-  there = np.ones(20, bool)
+  mask = np.ones(20, bool)
   # p is (r + 1) / 2 in floats.
-  assert calibration_error(2 * p - 1, good, there) == pytest.approx(
-    0, abs=1e-12
-  )
-  sure = np.where(good, -1.0, 1.0)  # The ends of the scale have a bin, too.
-  assert calibration_error(sure, good, there) == 1.0
+  assert calibration_error(2 * p - 1, good, mask) == pytest.approx(0, abs=1e-12)
+  confident = np.where(good, -1.0, 1.0)  # The ends of the scale have bins.
+  assert calibration_error(confident, good, mask) == 1.0
 
 
 def test_an_edge_belongs_to_the_bin_below_it():
@@ -356,38 +347,38 @@ def test_an_edge_belongs_to_the_bin_below_it():
   would give (.25 + .7) / 2 = .475.
   """
   rewards, good = 2 * np.array([0.25, 0.3]) - 1, np.array([False, True])
-  found = calibration_error(rewards, good, np.ones(2, bool))
-  assert found == pytest.approx(0.225, abs=1e-12)
+  metrics = calibration_error(rewards, good, np.ones(2, bool))
+  assert metrics == pytest.approx(0.225, abs=1e-12)
 
 
-def test_what_has_no_value_is_left_out():
-  rewards, there = np.array([[0.5, -0.5]]), np.ones((1, 2), bool)
-  found = step_metrics(rewards, there, there)
-  assert found == {
+def test_metrics_without_a_value_are_absent():
+  rewards, all_true = np.array([[0.5, -0.5]]), np.ones((1, 2), bool)
+  metrics = step_metrics(rewards, all_true, all_true)
+  assert metrics == {
     "step_accuracy": 0.5,
     "calibration_error": 0.5,
     "good_share": 1.0,
   }
-  assert step_metrics(rewards, there, ~there) == {}
+  assert step_metrics(rewards, all_true, ~all_true) == {}
   for function in (accuracy, balanced_accuracy, auc, calibration_error):
-    assert function(rewards, there, ~there) is None
+    assert function(rewards, all_true, ~all_true) is None
 
 
-def test_each_number_has_its_name():
+def test_step_metrics_has_each_metric_under_its_name():
   rewards, good, mask = random_labels(2)
-  found = step_metrics(rewards, good, mask)
-  assert found == {
+  metrics = step_metrics(rewards, good, mask)
+  assert metrics == {
     "step_accuracy": accuracy(rewards, good, mask),
     "balanced_accuracy": balanced_accuracy(rewards, good, mask),
     "auc": auc(rewards, good, mask),
     "calibration_error": calibration_error(rewards, good, mask),
     "good_share": good[mask].sum() / mask.sum(),
   }
-  assert len(set(found.values())) == 5
-  assert all(type(value) is float for value in found.values())
+  assert len(set(metrics.values())) == 5
+  assert all(type(value) is float for value in metrics.values())
 
 
-def test_scores_that_are_no_numbers_are_refused_by_name():
+def test_scores_that_are_not_finite_raise_with_their_index():
   rewards, mask = np.array([[0.5, np.nan]]), np.ones((1, 2), bool)
   labelled = labelled_errors(np.array([1]))
   for function, arguments in (

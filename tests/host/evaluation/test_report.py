@@ -1,4 +1,4 @@
-"""A report shows the numbers it was given, where the reader looks for them."""
+"""A report shows the numbers that it was given, and no others."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from pure_jax.host.evaluation.report import (
 )
 
 
-def found(value, count=40, interval=None):
+def estimate_of(value, count=40, interval=None):
   estimate = {"value": value, "count": count}
   return estimate if interval is None else estimate | {"interval": interval}
 
@@ -23,20 +23,20 @@ def found(value, count=40, interval=None):
 TABLES = {
   "Benchmarks": {
     "amc23": {
-      "pass@1": found(0.475, 40, [0.325, 0.625]),
-      "response tokens": found(812.25, 40, [700.0, 930.04]),
+      "pass@1": estimate_of(0.475, 40, [0.325, 0.625]),
+      "response tokens": estimate_of(812.25, 40, [700.0, 930.04]),
     },
-    "aime24": {"pass@1": found(0.1, 30), "pass@8": found(0.25, 28)},
+    "aime24": {"pass@1": estimate_of(0.1, 30), "pass@8": estimate_of(0.25, 28)},
     "not run": {},
   },
-  "amc23 by level": {"Level 1": {"pass@1": found(1.0, 7)}},
+  "amc23 by level": {"Level 1": {"pass@1": estimate_of(1.0, 7)}},
   "Nothing": {},
 }
 
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """The figures saved, kept to be looked into."""
+  """The figures that were saved."""
   figures = []
   save = matplotlib.figure.Figure.savefig
 
@@ -54,7 +54,7 @@ def cells(text):
   return [[cell.strip() for cell in row] for row in rows if "---" not in row[0]]
 
 
-def test_the_table_has_what_was_found_and_nothing_else():
+def test_the_table_has_every_estimate_and_nothing_else():
   text = render_table(TABLES["Benchmarks"])
   assert cells(text) == [
     ["", "amc23", "aime24"],
@@ -77,29 +77,29 @@ def test_the_table_is_aligned_for_a_terminal():
 
 
 def test_a_name_cannot_break_the_table():
-  lines = render_table({"a|b": {"p": found(0.5)}}).splitlines()
+  lines = render_table({"a|b": {"p": estimate_of(0.5)}}).splitlines()
   assert "a\\|b" in lines[0]
   assert len({len(line) for line in lines}) == 1
 
 
 @pytest.mark.parametrize("table", [{}, {"amc23": {}}])
-def test_a_table_of_nothing_is_empty(table):
+def test_a_table_without_metrics_is_empty(table):
   assert render_table(table) == ""
 
 
-def test_the_json_is_strict_and_whole(tmp_path):
-  def refuse(constant):
+def test_the_json_is_strict_and_complete(tmp_path):
+  def reject(constant):
     raise AssertionError(constant)
 
   write_report(tmp_path, "A policy", TABLES)
   text = (tmp_path / "report.json").read_text()
-  assert json.loads(text, parse_constant=refuse) == {
+  assert json.loads(text, parse_constant=reject) == {
     "title": "A policy",
     "tables": TABLES,
   }
 
 
-def test_the_markdown_has_each_table_that_has_something(tmp_path):
+def test_the_markdown_has_each_table_with_a_metric(tmp_path):
   files = write_report(tmp_path, "A policy", TABLES)
   text = (tmp_path / "report.md").read_text()
   headings = [line for line in text.splitlines() if line.startswith("#")]
@@ -130,26 +130,26 @@ def panels(figure):
 
 def test_the_picture_shows_points_and_intervals(tmp_path, drawn):
   titles = plot_tables(TABLES, tmp_path / "report.png")
-  found_panels = panels(drawn[0])
-  assert list(found_panels) == titles
+  drawn_panels = panels(drawn[0])
+  assert list(drawn_panels) == titles
   assert titles == [
     "Benchmarks: pass@1",
     "Benchmarks: response tokens",
     "Benchmarks: pass@8",
     "amc23 by level: pass@1",
   ]
-  assert found_panels["Benchmarks: pass@1"] == (
+  assert drawn_panels["Benchmarks: pass@1"] == (
     ["amc23", "aime24"],
     [(0, 0.475), (1, 0.1)],
     [[(0, 0.325), (0, 0.625)]],
   )
   # A metric that one benchmark has is not 0 for the other.
-  assert found_panels["Benchmarks: pass@8"][:2] == (["aime24"], [(0, 0.25)])
+  assert drawn_panels["Benchmarks: pass@8"][:2] == (["aime24"], [(0, 0.25)])
   image = matplotlib.image.imread(tmp_path / "report.png")
   assert image[..., :3].std() > 0.01  # Something is drawn on it.
 
 
-def test_nothing_to_draw_draws_nothing(tmp_path):
+def test_without_metrics_no_picture_is_written(tmp_path):
   files = write_report(tmp_path, "Nothing", {"Benchmarks": {"amc23": {}}})
   assert [file.name for file in files] == ["report.json", "report.md"]
   assert not (tmp_path / "report.png").exists()
@@ -158,11 +158,12 @@ def test_nothing_to_draw_draws_nothing(tmp_path):
 
 @pytest.mark.parametrize(
   "estimate",
-  [found(math.nan), found(0.5, interval=[0.1, math.inf])],
+  [estimate_of(math.nan), estimate_of(0.5, interval=[0.1, math.inf])],
   ids=["value", "interval"],
 )
-def test_a_number_that_is_not_finite_is_named(tmp_path, estimate):
-  """And the report that was there before stays as it was."""
+def test_a_number_that_is_not_finite_raises_and_keeps_the_old_report(
+  tmp_path, estimate
+):
   write_report(tmp_path, "Before", TABLES)
   before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
   tables = TABLES | {"More": {"math500": {"maj@8": estimate}}}

@@ -2,15 +2,18 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pure_jax import credit
 from pure_jax.host.evaluation.response_scores import (
   AGGREGATIONS,
   last_score,
   minimum_score,
   probability_good,
   product_score,
+  softmin_outcome,
   softmin_score,
 )
 
@@ -21,7 +24,7 @@ def softmin(rewards, temperature):
   return sum(weighted) / sum(weights)
 
 
-# By definition, for the rewards of the steps that exist, in order.
+# Definitions, for the rewards of the steps that exist, in order.
 DEFINITIONS = {
   "minimum": lambda r: (min(r) + 1) / 2,
   "softmin": lambda r: (softmin(r, 0.1) + 1) / 2,
@@ -40,39 +43,39 @@ def random_steps(seed, shape=(40, 6)):
   return np.where(mask, rewards, rng.choice([np.nan, 7.0, -7.0], shape)), mask
 
 
-def test_the_aggregations_are_those_defined_here():
+def test_every_aggregation_has_a_definition_here():
   assert list(AGGREGATIONS) == list(DEFINITIONS)
 
 
 @pytest.mark.parametrize("name", AGGREGATIONS)
 @pytest.mark.parametrize("shape", [(40, 6), (5, 4, 3), (30, 1)])
-def test_agrees_with_its_definition(name, shape):
-  """Any leading axes; a response without steps is 0, not NaN, and not the
-  1 that an empty product or the 0.5 that a reward of 0 would be.
+def test_each_score_agrees_with_its_definition(name, shape):
+  """With any leading axes. A response without steps scores 0, not NaN, not 1
+  as an empty product, and not 0.5 as a reward of 0.
   """
   rewards, mask = random_steps(len(shape), shape)
-  found = AGGREGATIONS[name](rewards, mask)
-  assert found.shape == shape[:-1]
+  scores = AGGREGATIONS[name](rewards, mask)
+  assert scores.shape == shape[:-1]
   rows = zip(
-    found.ravel(),
+    scores.ravel(),
     rewards.reshape(-1, shape[-1]),
     mask.reshape(-1, shape[-1]),
     strict=True,
   )
-  for value, r, there in rows:
-    kept = r[there].tolist()
-    expected = DEFINITIONS[name](kept) if kept else 0.0
+  for value, row_rewards, row_mask in rows:
+    existing = row_rewards[row_mask].tolist()
+    expected = DEFINITIONS[name](existing) if existing else 0.0
     assert value == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_methods_example():
+def test_scores_of_an_example_by_hand():
   """r = [.8, -.6, .4, .9]. The product of rewards instead of probabilities
   would be -.17; the sum form would be 1.5.
   """
   rewards, mask = np.array([[0.8, -0.6, 0.4, 0.9, 0.5]]), np.ones((1, 5), bool)
   mask[0, 4] = False
-  found = {name: f(rewards, mask)[0] for name, f in AGGREGATIONS.items()}
-  assert found == pytest.approx(
+  scores = {name: f(rewards, mask)[0] for name, f in AGGREGATIONS.items()}
+  assert scores == pytest.approx(
     {
       "minimum": 0.2,
       "softmin": 0.200023,  # The reward is -.59995: softmin is above the min.
@@ -84,7 +87,7 @@ def test_the_methods_example():
   )
 
 
-def test_softmin_goes_to_the_minimum_and_to_the_mean():
+def test_softmin_tends_to_the_minimum_and_to_the_mean():
   rewards, mask = random_steps(7)
   rewards, mask = rewards[1:], mask[1:]
   np.testing.assert_allclose(
@@ -99,28 +102,28 @@ def test_softmin_goes_to_the_minimum_and_to_the_mean():
   )
 
 
-def test_one_step_is_its_own_score():
+def test_a_single_step_gives_its_own_score():
   for function in AGGREGATIONS.values():
-    found = function(np.array([[-0.5, 9.0]]), np.array([[True, False]]))
-    assert found.tolist() == pytest.approx([0.25], abs=1e-12)
+    scores = function(np.array([[-0.5, 9.0]]), np.array([[True, False]]))
+    assert scores.tolist() == pytest.approx([0.25], abs=1e-12)
 
 
-def test_the_last_step_is_the_last_that_exists():
-  """Not the last column, nor, where none exists, the first."""
+def test_the_last_step_is_the_last_one_that_exists():
+  """Not the last column; without steps not the first column either."""
   rewards = np.array([[0.2, 0.4, 0.6]] * 2)
   mask = np.array([[True, True, False], [False, False, False]])
   assert last_score(rewards, mask).tolist() == pytest.approx([0.7, 0.0])
 
 
-def test_long_responses_lose_by_the_product_alone():
-  """What a PRM is sure of to .99 is .37 after 100 steps."""
+def test_only_the_product_penalises_length():
+  """100 steps of p(good) = .99 have a product of .37."""
   long = np.full((1, 100), 0.98)
-  there = np.ones_like(long, bool)
-  assert product_score(long, there)[0] == pytest.approx(0.99**100, abs=1e-12)
-  assert minimum_score(long, there)[0] == pytest.approx(0.99, abs=1e-12)
+  mask = np.ones_like(long, bool)
+  assert product_score(long, mask)[0] == pytest.approx(0.99**100, abs=1e-12)
+  assert minimum_score(long, mask)[0] == pytest.approx(0.99, abs=1e-12)
 
 
-def test_rewards_that_are_none_are_refused_by_name():
+def test_invalid_rewards_raise_with_their_index():
   mask = np.ones((2, 3), bool)
   rewards = np.zeros((2, 3))
   rewards[1, 2] = 3.5
@@ -138,5 +141,33 @@ def test_rewards_that_are_none_are_refused_by_name():
 
 def test_rounding_past_one_is_not_an_error():
   reward = np.nextafter(np.float32(1), np.float32(2))
-  found = probability_good(np.array([reward, -reward]), np.ones(2, bool))
-  assert found.tolist() == [1.0, 0.0]
+  scores = probability_good(np.array([reward, -reward]), np.ones(2, bool))
+  assert scores.tolist() == [1.0, 0.0]
+
+
+def test_softmin_outcome_of_five_good_steps():
+  """0.765; the minimum is 0.70."""
+  scores = [0.9, 0.8, 0.95, 0.85, 0.7]
+  outcome = softmin_outcome(np.asarray([scores]), np.ones((1, 5), bool))
+  assert outcome[0] == pytest.approx(0.765, abs=5e-4)
+  assert outcome[0] == pytest.approx(softmin(scores, 0.1), abs=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
+def test_softmin_outcome_is_the_sum_of_the_rewards_of_credit(temperature):
+  """Host and device agree, also on masked steps."""
+  rng = np.random.default_rng(0)
+  scores = rng.uniform(-1, 1, (64, 6)).astype(np.float32)
+  mask = rng.random((64, 6)) < 0.7
+  mask[0] = False
+  device = credit.softmin_rewards(
+    jnp.asarray(scores), jnp.asarray(mask), temperature=temperature
+  ).sum(1)
+  garbage = np.where(mask, scores, np.nan)
+  outcome = softmin_outcome(garbage, mask, temperature)
+  np.testing.assert_allclose(outcome, device, atol=1e-6)
+  for row, value in enumerate(outcome):
+    rewards = scores[row][mask[row]].astype(float).tolist()
+    expected = softmin(rewards, temperature) if rewards else 0.0
+    assert value == pytest.approx(expected, abs=1e-9)
+  assert outcome[0] == 0  # Not NaN: no step exists.

@@ -1,4 +1,4 @@
-"""What a batch of responses looks like, against loops over each response."""
+"""Metrics of a batch of responses, against loops over each response."""
 
 import itertools
 import math
@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 from factories import steps_from_ends
 
-from pure_jax import credit
 from pure_jax.host.evaluation.rollout_metrics import (
   ResponseFacts,
   response_facts,
   rollout_metrics,
-  softmin_outcome,
 )
 from pure_jax.types import Rollout
 
-# One response per row: tokens, step ends, step scores, step texts, verdict,
+# One response per row: tokens, step ends, step scores, step texts, correct,
 # cut by the length limit, empty steps, steps merged into the last one.
 RIGHT = ([5, 6, 7, 8], [1, 3], [0.9, 0.4], ["3+5=8", "box"], 1, False, [], 0)
 HACKED = ([4] * 6, [1, 3, 5], [0.9, 0.6, 0.8], ["um"] * 3, 0, True, [1], 2)
@@ -29,7 +27,7 @@ WIDTH, MAX_STEPS = 8, 4
 
 
 def batch(responses):
-  """The arguments of `metrics`; padding holds ids, not zeros."""
+  """Arguments of `metrics`; padding holds ids, not zeros."""
   lengths = [len(tokens) for tokens, *_ in responses]
   tokens = np.full((len(responses), WIDTH), 4, np.int32)
   rewards = np.full((len(responses), MAX_STEPS), -0.9, np.float32)
@@ -63,7 +61,7 @@ def metrics(rollout, steps, rewards, correct, texts, is_vacuous):
 
 
 def repetition(tokens):
-  """Lengths of the prefixes that neighbours among sorted suffixes share."""
+  """Shared prefixes of neighbouring sorted suffixes, normalised."""
   suffixes = sorted(tokens[i:] for i in range(len(tokens)))
   shared = 0
   for first, second in itertools.pairwise(suffixes):
@@ -74,24 +72,24 @@ def repetition(tokens):
   return 2 * shared / (len(tokens) * (len(tokens) + 1)) if tokens else 0.0
 
 
-def softmin(scores, temperature=0.1):
+def softmin(scores):
   """Eq. 5's rewards of one response, summed, in Python floats."""
-  weights = [math.exp(-score / temperature) for score in scores]
+  weights = [math.exp(-score / 0.1) for score in scores]
   pairs = zip(weights, scores, strict=True)
-  return sum(w * s for w, s in pairs) / sum(weights) if scores else 0.0
+  return sum(w * s for w, s in pairs) / sum(weights)
 
 
 def described(responses):
-  """All metrics by walking over the responses; lists first, means last."""
-  found = {}
+  """All metrics by a loop over the responses."""
+  batch_metrics = {}
 
   def note(name, value):
-    found.setdefault(name, []).append(float(value))
+    batch_metrics.setdefault(name, []).append(float(value))
 
   for tokens, ends, scores, texts, right, cut, blank, merged in responses:
     high = repetition(tokens) > 0.2
     note("accuracy", right)
-    note("process_outcome", softmin(scores))
+    note("process_outcome", softmin(scores) if scores else 0.0)
     note("response_tokens", len(tokens))
     note("steps_per_response", len(ends))
     note("truncated", cut)
@@ -108,7 +106,9 @@ def described(responses):
     for step, text in enumerate(texts):
       note("vacuous_step_share", text == "um")
       note("empty_step_share", step in blank)
-  return {name: sum(values) / len(values) for name, values in found.items()}
+  return {
+    name: sum(values) / len(values) for name, values in batch_metrics.items()
+  }
 
 
 @pytest.mark.parametrize(
@@ -136,27 +136,27 @@ def described(responses):
   ],
   ids=["mixed", "all right", "no steps but wrong", "all wrong", "no tokens"],
 )
-def test_agrees_with_a_walk_over_each_response(responses, absent):
-  """A mean over nothing is left out; 0 would read as "never hacked"."""
-  found = metrics(*batch(responses), lambda text: text == "um")
+def test_each_metric_agrees_with_a_loop_over_the_responses(responses, absent):
+  """A mean over an empty set is absent; 0 would read as "never hacked"."""
+  batch_metrics = metrics(*batch(responses), lambda text: text == "um")
   expected = described(responses)
-  assert found.keys() == expected.keys()
-  assert not absent & found.keys()
+  assert batch_metrics.keys() == expected.keys()
+  assert not absent & batch_metrics.keys()
   for name, value in expected.items():
     # Step scores are float32.
-    assert found[name] == pytest.approx(value, abs=1e-6), name
-    assert type(found[name]) is float  # Plain, so that JSON takes it.
+    assert batch_metrics[name] == pytest.approx(value, abs=1e-6), name
+    assert type(batch_metrics[name]) is float  # Plain, so that JSON takes it.
 
 
-def test_without_a_prm_nothing_is_said_of_scores():
-  """Zeros would read as a PRM that is unsure of every step."""
+def test_without_a_prm_foundof_step_rewards_are_absent():
+  """Zeros would read as a PRM that is undecided about every step."""
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
   rollout, steps, _, *rest = batch(responses)
-  found = metrics(rollout, steps, None, *rest, lambda t: t == "um")
+  batch_metrics = metrics(rollout, steps, None, *rest, lambda t: t == "um")
   expected = described(responses)
   for name in ("process_outcome", "min_step_score", "hacked_given_wrong"):
     del expected[name]
-  assert found == pytest.approx(expected, abs=1e-6)
+  assert batch_metrics == pytest.approx(expected, abs=1e-6)
 
 
 def test_the_hacked_share_is_of_wrong_responses_with_steps():
@@ -164,14 +164,16 @@ def test_the_hacked_share_is_of_wrong_responses_with_steps():
   all five responses it would be 0.2, with the empty one counted 1/3.
   """
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
-  found = metrics(*batch(responses), lambda text: False)
-  assert found["hacked_given_wrong"] == 0.5
-  # The lowest of the steps that exist: -0.9 stands in the padding.
-  assert found["min_step_score"] == pytest.approx((0.4 + 0.6 - 0.5 - 0.2) / 4)
+  batch_metrics = metrics(*batch(responses), lambda text: False)
+  assert batch_metrics["hacked_given_wrong"] == 0.5
+  # The padding holds -0.9.
+  assert batch_metrics["min_step_score"] == pytest.approx(
+    (0.4 + 0.6 - 0.5 - 0.2) / 4
+  )
 
 
-def test_facts_found_in_shares_give_the_metrics_of_the_whole_batch():
-  """A mean of the shares' means would weigh the lone response as two."""
+def test_facts_computed_in_shares_give_the_foundof_the_whole_batch():
+  """A mean of the shares' means would weigh responses unequally."""
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
   *arrays, correct, texts = batch(responses)
 
@@ -183,30 +185,3 @@ def test_facts_found_in_shares_give_the_metrics_of_the_whole_batch():
   joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)
   whole = metrics(*arrays, correct, texts, lambda text: text == "um")
   assert rollout_metrics(ResponseFacts(**joined), correct) == whole
-
-
-def test_softmin_outcome_of_five_good_steps():
-  """METHOD's example: .765 where the minimum is .70."""
-  scores = [0.9, 0.8, 0.95, 0.85, 0.7]
-  found = softmin_outcome(np.asarray([scores]), np.ones((1, 5), bool))
-  assert found[0] == pytest.approx(0.765, abs=5e-4)
-  assert found[0] == pytest.approx(softmin(scores), abs=1e-12)
-
-
-@pytest.mark.parametrize("temperature", [0.03, 0.1, 1.0])
-def test_softmin_outcome_is_the_sum_of_the_methods_rewards(temperature):
-  """Host and device have one definition, masked steps and all."""
-  rng = np.random.default_rng(0)
-  scores = rng.uniform(-1, 1, (64, 6)).astype(np.float32)
-  mask = rng.random((64, 6)) < 0.7
-  mask[0] = False
-  device = credit.softmin_rewards(
-    jnp.asarray(scores), jnp.asarray(mask), temperature=temperature
-  ).sum(1)
-  garbage = np.where(mask, scores, np.nan)
-  found = softmin_outcome(garbage, mask, temperature)
-  np.testing.assert_allclose(found, device, atol=1e-6)
-  for row, value in enumerate(found):
-    kept = scores[row][mask[row]].astype(float).tolist()
-    assert value == pytest.approx(softmin(kept, temperature), abs=1e-9)
-  assert found[0] == 0  # Nothing there, and no NaN.

@@ -1,4 +1,4 @@
-"""Which answers are the same, and that none of them is executed."""
+"""Which answers are equal, and that no answer is executed."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def pool():
     yield pool
 
 
-# (answer, reference, same?), by hand; why where it is not plain.
+# (answer, reference, equal?), by hand.
 SAME = [
   # Numbers.
   ("5", "5.0", True),
@@ -129,8 +129,8 @@ SAME = [
 ]  # fmt: skip
 
 
-def test_answers_that_are_the_same_and_that_are_not(pool):
-  """Graded where they are in use, so that what is refused there shows."""
+def test_equal_and_different_answers(pool):
+  """Compared in a worker, which forbids what `equivalent` must not need."""
   outcomes = pool.run([(answer, reference) for answer, reference, _ in SAME])
   assert [
     (answer, reference, outcome.value if not outcome.failure else outcome)
@@ -138,21 +138,21 @@ def test_answers_that_are_the_same_and_that_are_not(pool):
   ] == SAME
 
 
-def test_an_answer_beyond_the_limit_is_compared_as_text():
+def test_long_answers_are_compared_as_text():
   sum_of_ones = "+".join("1" * 600)
   assert len(sum_of_ones) > equivalence.MAX_ANSWER_CHARS
   assert not equivalence.equivalent(sum_of_ones, "600")
   assert equivalence.equivalent(sum_of_ones, f"${sum_of_ones}$")
 
 
-def test_spellings_that_differ_in_meaning_are_kept_apart():
+def test_spellings_that_differ_in_meaning_stay_different():
   for one, other in [("1 2", "12"), ("1, 000", "1,000"), (r"\pi x", r"\pix"),
                      (r"\leftarrow", "arrow"), (r"1\\,2", "12"), ("x.", ".x"),
                      (r"\left.x", ".x"), ("$1$2$", "1$2")]:  # fmt: skip
     assert equivalence.normalize(one) != equivalence.normalize(other), one
 
 
-# (answer, reference, tolerance, same?), of several values or near a number.
+# (answer, reference, tolerance, equal?), for several values or near a number.
 SEVERAL = [
   ("84, 69", "69,84", None, True),
   (r"\{84,69\}", "69,84", None, True),
@@ -183,11 +183,14 @@ def test_lists_have_no_order_and_tolerance_is_exact(pool):
   cases += [(*case[:2], False, *case[2:]) for case in NEAR]
   outcomes = pool.run([case[:4] for case in cases])
   assert [outcome.value for outcome in outcomes] == [c[4] for c in cases]
-  # What a list is not told to be stays a number.
+
+
+def test_a_comma_separates_values_only_if_there_are_several():
+  assert equivalence.equivalent("8,221", "221,8", several=True)
   assert not equivalence.equivalent("8,221", "221,8")
 
 
-def test_votes_are_counted_for_values_not_for_spellings():
+def test_vote_keys_are_equal_for_equal_values():
   classes = [
     ["1,234", "1234", "1234.0", "$1234$.", "+1234"],
     ["0.5", ".50", "1/2", r"\frac{2}{4}", r"\dfrac{1}{2}"],
@@ -205,12 +208,12 @@ def test_votes_are_counted_for_values_not_for_spellings():
     ["9" * 1001],
   ]
   keys = [{equivalence.vote_key(text) for text in row} for row in classes]
-  assert [len(found) for found in keys] == [1] * len(classes), keys
+  assert [len(row) for row in keys] == [1] * len(classes), keys
   assert len(set.union(*keys)) == len(classes)
 
 
-# What a worker must not do, whatever makes it try.
-REFUSED = """
+# What a worker must not do.
+FORBIDDEN = """
 eval("1 + 1")
 exec("x = 1")
 compile("1 + 1", "answer", "eval")
@@ -239,10 +242,10 @@ open(__file__)
 """
 
 
-def test_a_prepared_worker_refuses_to_execute_and_to_touch_the_outside(
+def test_a_prepared_worker_executes_nothing_and_writes_nothing(
   tmp_path,
 ):
-  lines = [*REFUSED.split("\n")[1:-1], *ALLOWED.split("\n")[1:-1]]
+  lines = [*FORBIDDEN.split("\n")[1:-1], *ALLOWED.split("\n")[1:-1]]
   calls = "".join(f"attempt(lambda: {line})\n" for line in lines)
   script = tmp_path / "script.py"
   script.write_text(f"""
@@ -265,8 +268,8 @@ def attempt(act):
     text=True,
     check=True,
   )
-  said = dict(zip(lines, done.stdout.split(), strict=True))
-  refused = [line for line, word in said.items() if word == "RefusedError"]
-  assert refused == REFUSED.split("\n")[1:-1], said
-  assert set(said.values()) == {"RefusedError", "done"}, said
+  results = dict(zip(lines, done.stdout.split(), strict=True))
+  forbidden = [line for line, word in results.items() if word == "RefusedError"]
+  assert forbidden == FORBIDDEN.split("\n")[1:-1], results
+  assert set(results.values()) == {"RefusedError", "done"}, results
   assert list(tmp_path.iterdir()) == [script]

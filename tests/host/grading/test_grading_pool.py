@@ -1,4 +1,4 @@
-"""One item's hang, crash or swelling is its own; order, reuse, no orphans."""
+"""The pool: hangs, crashes, memory, order, reuse of workers, no orphans."""
 
 import os
 import pathlib
@@ -32,12 +32,12 @@ def hasty_pool():
 
 
 def run_between(pool, *items):
-  """Outcomes of items that stand between others, which must be unharmed."""
+  """Outcomes of items between others, whose results must be right."""
   mixed = [("return", -1)]
   for number, item in enumerate(items):
     mixed += [item, ("return", number), ("return", [number])]
   outcomes = pool.run(mixed)
-  # A late or doubled reply would move every result behind it by one.
+  # A late or repeated reply would shift every later result.
   assert outcomes[0] == Outcome(value=-1)
   for number in range(len(items)):
     assert outcomes[3 * number + 2] == Outcome(value=number)
@@ -45,7 +45,7 @@ def run_between(pool, *items):
   return outcomes[1::3]
 
 
-def test_a_hang_costs_its_item_and_its_limit(hasty_pool):
+def test_a_hang_times_out_and_harms_no_other_item(hasty_pool):
   begin = time.monotonic()
   hangs = [("sleep",), ("spin",), ("hold the lock",)]
   outcomes = run_between(hasty_pool, *hangs)
@@ -54,13 +54,13 @@ def test_a_hang_costs_its_item_and_its_limit(hasty_pool):
   assert 2 * LIMIT <= time.monotonic() - begin < 2 * LIMIT + 5
 
 
-def test_a_limit_that_the_worker_noticed_first_is_no_crash(pool):
-  """As where this process was stopped for longer than the limit."""
+def test_the_alarm_of_a_worker_counts_as_a_timeout(pool):
+  """It fires if this process was stopped for longer than the limit."""
   outcomes = run_between(pool, ("signal", int(signal.SIGALRM)))
   assert outcomes == [Outcome(timed_out=True)]
 
 
-def test_a_crash_costs_its_item(pool):
+def test_a_crash_harms_no_other_item(pool):
   outcomes = run_between(
     pool, ("exit", 0), ("exit", 7), ("signal", int(signal.SIGSEGV)),
     ("signal", int(signal.SIGKILL)),
@@ -73,7 +73,7 @@ def test_a_crash_costs_its_item(pool):
   ]
 
 
-def test_what_an_item_raises_is_its_own(pool):
+def test_an_exception_harms_no_other_item(pool):
   outcomes = run_between(
     pool, ("raise",), ("sys.exit",), ("recurse",), ("not json",)
   )
@@ -85,7 +85,7 @@ def test_what_an_item_raises_is_its_own(pool):
   ]
 
 
-def test_swelling_costs_its_item(pool):
+def test_running_out_of_memory_harms_no_other_item(pool):
   outcomes = run_between(
     pool,
     ("swell",),
@@ -96,24 +96,24 @@ def test_swelling_costs_its_item(pool):
   assert outcomes == [full, Outcome(value=24 * MIB), full]
 
 
-def test_swelling_is_told_apart_where_a_library_swallows_the_error(pool):
-  """Else it would be the value False: a wrong answer."""
+def test_out_of_memory_is_detected_if_a_library_swallows_the_error(pool):
+  """Otherwise its value would be False: a wrong answer."""
   (outcome,) = run_between(pool, ("swell and say nothing",))
   assert outcome == Outcome(failure="out of memory")
 
 
-def test_what_an_item_prints_is_no_reply_and_it_reads_no_item(pool):
+def test_an_item_reaches_neither_pipe_of_its_worker(pool):
   assert run_between(pool, ("print",)) == [Outcome(value="")]
 
 
-def test_what_an_item_started_ends_with_it(hasty_pool, tmp_path):
+def test_child_processes_of_a_hung_item_are_killed(hasty_pool, tmp_path):
   file = tmp_path / "pid"
   outcomes = run_between(hasty_pool, ("start a child", str(file)))
   assert outcomes == [Outcome(timed_out=True)]
   assert wait_until_none_is_alive({int(file.read_text())})
 
 
-def test_no_items_is_no_work(pool):
+def test_no_items_have_no_outcomes(pool):
   assert pool.run([]) == []
 
 
@@ -128,7 +128,7 @@ def test_results_keep_their_order_and_workers_are_reused():
   assert {outcome.value for outcome in second} == set(pids)
 
 
-def test_order_is_that_of_the_items_whoever_ends_first(pool):
+def test_outcomes_are_in_the_order_of_the_items(pool):
   items = [("return", number) for number in range(500)]
   values = [outcome.value for outcome in pool.run(items)]
   assert values == list(range(500))
@@ -139,17 +139,17 @@ def test_order_is_that_of_the_items_whoever_ends_first(pool):
   ["\ud800 lone", "\0\n\r\u2028", "x" * (1 << 20), 1e300, None, {"a": [True]}],
   ids=["surrogate", "controls", "megabyte", "float", "none", "object"],
 )
-def test_texts_of_any_kind_pass_the_pipe(pool, value):
+def test_values_of_any_kind_pass_the_pipe(pool, value):
   assert pool.run([("return", value)] * 3) == [Outcome(value=value)] * 3
 
 
-def test_each_end_is_told(pool):
+def test_on_done_is_called_for_each_item(pool):
   ends = []
   pool.run([("return", 1), ("raise",), ("return", 2)], lambda: ends.append(1))
   assert len(ends) == 3
 
 
-def test_an_error_of_the_caller_leaves_no_item_behind():
+def test_an_error_of_the_caller_closes_the_pool():
   """A reply to the first call must not become one of the second."""
   pool = GradingPool(grading_faults.echo, workers=1)
 
@@ -176,7 +176,7 @@ def test_the_setup_runs_before_the_first_item():
     (grading_faults.raise_at_start, "nothing to work with"),
   ],
 )
-def test_a_worker_that_cannot_start_is_an_error_not_a_loop(setup, reason):
+def test_a_worker_that_cannot_start_raises(setup, reason):
   with pytest.raises(PoolError, match=reason):
     GradingPool(grading_faults.echo, setup)
 
@@ -190,7 +190,7 @@ def test_a_worker_that_died_between_calls_is_replaced():
   assert second.failure is None and second.value != first.value
 
 
-def test_closing_ends_the_workers_and_twice_is_once():
+def test_closing_ends_the_workers_and_may_be_repeated():
   pool = GradingPool(grading_faults.pid_after)
   pids = [outcome.value for outcome in pool.run([(0.05,)] * 4)]
   pool.close()
@@ -206,12 +206,12 @@ def test_closing_ends_the_workers_and_twice_is_once():
    {"timeout_seconds": 3601.0},
    {"memory_bytes": MIB}],
 )  # fmt: skip
-def test_impossible_limits_are_refused(arguments):
+def test_invalid_limits_raise(arguments):
   with pytest.raises(ValueError, match="at least 1, above 0"):
     GradingPool(grading_faults.echo, **arguments)
 
 
-def test_a_function_that_no_worker_could_load_is_refused():
+def test_a_function_that_no_worker_can_load_raises():
   with pytest.raises(ValueError, match="top level"):
     GradingPool(lambda: None)
   with pytest.raises(ValueError, match="not in the file"):
@@ -219,7 +219,7 @@ def test_a_function_that_no_worker_could_load_is_refused():
 
 
 def is_alive(pid: int) -> bool:
-  """Whether a process runs; one that nobody waited for does not."""
+  """Tells whether a process runs; a zombie does not."""
   try:
     status = pathlib.Path(f"/proc/{pid}/stat").read_text()
   except OSError:
@@ -235,21 +235,21 @@ def wait_until_none_is_alive(pids: set[int]) -> bool:
 
 
 def children_of(parent: int) -> set[int]:
-  found = set()
+  children = set()
   for folder in pathlib.Path("/proc").glob("[0-9]*"):
     try:
       status = (folder / "stat").read_text().rpartition(")")[2].split()
     except OSError:
       continue
     if int(status[1]) == parent and status[0] not in "ZX":
-      found.add(int(folder.name))
-  return found
+      children.add(int(folder.name))
+  return children
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
 @pytest.mark.parametrize("items", ["[]", "[('hold the lock',)] * 2"])
 def test_a_killed_parent_leaves_no_worker(items):
-  """Idle workers see the end of their input; hung ones are ended in time."""
+  """Idle workers see the end of their input; an alarm ends hung ones."""
   code = f"""
     import sys
     sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -274,7 +274,7 @@ def test_a_killed_parent_leaves_no_worker(items):
   assert wait_until_none_is_alive(workers)
 
 
-def test_a_parent_that_forgets_to_close_ends_cleanly():
+def test_a_parent_that_does_not_close_the_pool_exits_cleanly():
   code = f"""
     import sys
     sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
@@ -294,7 +294,7 @@ def test_a_parent_that_forgets_to_close_ends_cleanly():
 
 
 def test_workers_load_neither_jax_nor_this_library():
-  """Else each start pays for jax, and its threads and memory."""
+  """Otherwise each start would load jax, with its threads and memory."""
   with GradingPool(grading_faults.loaded_packages, workers=1) as pool:
     (outcome,) = pool.run([()])
   assert not {"jax", "numpy", "pure_jax"} & set(outcome.value)

@@ -36,7 +36,7 @@ def pool():
     (r"\boxed{\left\{ 1 \right.}", r"\left\{ 1 \right."),
     (r"\boxed{1 \\}", r"1 \\"),  # A line break, then the end.
     (r"\boxed{1 \}", None),
-    # Cut in its last answer: the first is not the one it would have given.
+    # Cut inside its last answer: the first box is not its answer.
     (r"\boxed{5}, no: \boxed{6", None),
     (r"\boxed{6", None),
     (r"\boxed{", None),
@@ -47,7 +47,7 @@ def pool():
     ("", None),
   ],
 )
-def test_the_last_box_with_balanced_braces(response, answer):
+def test_boxed_returns_the_last_box_with_balanced_braces(response, answer):
   assert boxed(response) == answer
 
 
@@ -66,7 +66,7 @@ def test_the_last_box_with_balanced_braces(response, answer):
     ("", None),
   ],
 )
-def test_what_follows_the_mark_of_gsm8k(response, answer):
+def test_gsm8k_hash_returns_the_text_after_the_mark(response, answer):
   assert gsm8k_hash(response) == answer
 
 
@@ -99,11 +99,11 @@ def test_what_follows_the_mark_of_gsm8k(response, answer):
     ("", None),
   ],
 )
-def test_the_last_number_of_a_text(response, answer):
+def test_last_number_returns_the_last_number_of_a_text(response, answer):
   assert last_number(response) == answer
 
 
-def test_extractors_are_tried_in_order_and_blank_finds_are_none():
+def test_extractors_are_tried_in_order_and_blank_answers_are_none():
   both = "#### 5\nso \\boxed{6}, or 7"
   assert verify.first_of(both, [boxed, gsm8k_hash, last_number]) == "6"
   assert verify.first_of(both, [gsm8k_hash, boxed, last_number]) == "5"
@@ -117,16 +117,16 @@ def test_extractors_are_tried_in_order_and_blank_finds_are_none():
   "part", ["\\boxed{", "\\boxed", "{", "}", "#", "1", "1,", "-", ".", "\\", " "]
 )
 def test_extraction_takes_time_linear_in_the_text(part):
-  """A quadratic scan of a megabyte would take minutes."""
-  text = part * (1_000_000 // len(part))
-  begin = time.process_time()
+  """A quadratic scan of 300 kB would take minutes."""
+  text = part * (300_000 // len(part))
+  start = time.process_time()
   for extract in (boxed, gsm8k_hash, last_number):
     extract(text)
     extract("\\boxed{" + text)
-  assert time.process_time() - begin < 10
+  assert time.process_time() - start < 5
 
 
-def test_verdicts_say_what_became_of_each_response(pool):
+def test_each_response_has_a_verdict(pool):
   responses = [
     r"\boxed{\frac12}",
     r"\boxed{0.4}",
@@ -141,11 +141,11 @@ def test_verdicts_say_what_became_of_each_response(pool):
     Verdict(correct=False, answer="0.4"),
     Verdict(correct=False, answer=None),
     Verdict(correct=False, answer=None),
-    Verdict(correct=False, answer=None),  # Its box began before what is read.
+    Verdict(correct=False, answer=None),  # Its box starts before what is read.
     Verdict(correct=True, answer="0.5"),
   ]
-  found = [verdict.has_answer for verdict in verdicts]
-  assert found == [True, True, False, False, False, True]
+  has_answer = [verdict.has_answer for verdict in verdicts]
+  assert has_answer == [True, True, False, False, False, True]
   assert verify.verdict_counts(verdicts) == {
     "items": 6, "correct": 2, "wrong": 1, "no_answer": 3, "timed_out": 0,
     "crashed": 0,
@@ -155,7 +155,7 @@ def test_verdicts_say_what_became_of_each_response(pool):
     verify.grade(pool, ["a", "b"], ["1"])
 
 
-def test_a_reference_says_how_it_is_compared(pool):
+def test_a_reference_determines_how_it_is_compared(pool):
   def problem(**fields):
     return Problem(id="1", source="own", problem="?", **fields)
 
@@ -169,12 +169,12 @@ def test_a_reference_says_how_it_is_compared(pool):
   verdicts = verify.grade(pool, responses, references)
   assert [v.correct for v in verdicts] == [True, True, True, False]
   assert verify.reference_of(problem()) is None
-  # Training's answer comes before the one withheld from it.
+  # The answer for training comes before the withheld one.
   both = problem(answer="1", withheld_answer="2")
   assert verify.reference_of(both) == verify.Reference("1")
 
 
-def test_what_came_to_no_end_is_counted_apart_from_wrong():
+def test_unfinished_comparisons_are_counted_apart_from_wrong_answers():
   counts = verify.verdict_counts(
     [
       Verdict(correct=False, answer="9^9", timed_out=True),
@@ -190,7 +190,7 @@ def test_what_came_to_no_end_is_counted_apart_from_wrong():
   assert set(verify.verdict_counts([]).values()) == {0}
 
 
-# (row, response): why our verdict differs from the reference grader's.
+# (row, response): why the verdict differs from the reference grader's.
 EXPLAINED = {
   (36, 7): "The answer is 10000, the reference answer 10{,}000. The same "
   "number: the reference grader does not read the braces.",
@@ -215,7 +215,7 @@ def test_agreement_with_the_reference_grader(pool):
   assert differ.keys() == EXPLAINED.keys()
   assert len(pairs) == 400 and len(differ) <= 1
   assert differ[36, 7] == Verdict(correct=True, answer="10000")
-  # Both verdicts occur, so that a constant could not agree so often.
+  # A constant verdict would not agree so often.
   assert sum(expected) == 351
   counts = verify.verdict_counts(verdicts)
   assert counts["timed_out"] == counts["crashed"] == 0
@@ -236,16 +236,24 @@ def test_reference_answers_of_gsm8k_are_extracted_and_equal_themselves(pool):
   assert [verdict.correct for verdict in verdicts] == same
 
 
-def test_hostile_answers_are_graded_and_nothing_is_executed(tmp_path):
+@pytest.mark.parametrize(
+  ("answers", "count"),
+  [
+    (hostile_answers.some_answers, 240),
+    pytest.param(hostile_answers.hostile_answers, 260, marks=pytest.mark.slow),
+  ],
+)
+def test_hostile_answers_are_graded_and_nothing_is_executed(
+  tmp_path, answers, count
+):
   """None hangs, none raises, none is right, no file appears."""
-  file = tmp_path / "executed"
-  hostile = list(hostile_answers.hostile_answers(str(file)))
-  assert len(hostile) == len(set(hostile)) >= 200
+  hostile = list(answers(str(tmp_path / "executed")))
+  assert len(hostile) == len(set(hostile)) >= count
   innocent = [r"\boxed{\frac{7}{2}}"]
   responses = [f"\\boxed{{{answer}}}" for answer in hostile]
   responses += hostile + innocent
   extractors = [boxed, last_number]
-  begin = time.monotonic()
+  start = time.monotonic()
   with verify.open_pool(timeout_seconds=0.5, memory_bytes=256 << 20) as pool:
     verdicts = verify.grade(
       pool, responses, ["3.5"] * len(responses), extractors
@@ -264,13 +272,13 @@ def test_hostile_answers_are_graded_and_nothing_is_executed(tmp_path):
     if verdict.failure is not None
   }
   assert failures <= {(answer, "out of memory") for answer in swelling}
-  # Limits are kept: hangs cost their limit and the start of a worker.
+  # Limits hold: a hang costs its limit and the start of a worker.
   assert 0 < counts["timed_out"] < 60, counts
-  assert time.monotonic() - begin < 10 + 2 * counts["timed_out"]
+  assert time.monotonic() - start < 10 + 2 * counts["timed_out"]
 
 
-def test_a_worker_that_is_given_megabytes_keeps_its_limits():
-  """`grade` cuts them before; a worker must not rely on that."""
+def test_a_worker_keeps_its_limits_on_answers_of_megabytes():
+  """`grade` cuts responses; a worker does not rely on that."""
   answers = [
     *(text for text in hostile_answers.long_ones() if len(text) > 900_000),
     "(" * 500_000 + "1" + ")" * 500_000,
@@ -281,9 +289,9 @@ def test_a_worker_that_is_given_megabytes_keeps_its_limits():
   items = [(answer, "3.5", False, None) for answer in answers]
   right = ("\\frac{7}{2}", "3.5", False, None)
   mixed = [item for hostile in items for item in (hostile, right)]
-  with verify.open_pool(timeout_seconds=5.0, memory_bytes=256 << 20) as pool:
+  with verify.open_pool(timeout_seconds=3.0, memory_bytes=256 << 20) as pool:
     outcomes = pool.run(mixed)
-  # The last is short once its spaces are one, so it is compared, and stopped.
+  # The last is short after normalising spaces, so it is compared, and hangs.
   assert outcomes[:-2:2] == [Outcome(value=False)] * (len(items) - 1)
   assert outcomes[-2] == Outcome(timed_out=True)
   assert outcomes[1::2] == [Outcome(value=True)] * len(items)

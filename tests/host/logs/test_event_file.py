@@ -1,28 +1,28 @@
-"""TensorBoard's files, and who hears of it when they cannot be written."""
+"""Event files are in TensorBoard's format, and a full disk is an error."""
 
 import errno
+import resource
 import struct
-import subprocess
-import sys
-import textwrap
 
+import pytest
 from tensorboardX.proto import event_pb2
 
 from pure_jax.host.logs.event_file import EventFile
+from pure_jax.host.logs.metrics import MetricsWriter
 
 
 def records(path):
-  """Events by the record format: length, sum, body, sum."""
-  content, found = path.read_bytes(), []
+  """Parses the record format: length, checksum, body, checksum."""
+  content, events = path.read_bytes(), []
   while content:
     (length,) = struct.unpack("<Q", content[:8])
-    found.append(event_pb2.Event.FromString(content[12 : 12 + length]))
+    events.append(event_pb2.Event.FromString(content[12 : 12 + length]))
     content = content[16 + length :]
-  return found
+  return events
 
 
 def crc32c(data):
-  """Castagnoli's, bit by bit, masked as the record format wants it."""
+  """CRC-32C (Castagnoli) bit by bit, masked as the record format has it."""
   crc = 0xFFFFFFFF
   for byte in data:
     crc ^= byte
@@ -32,8 +32,8 @@ def crc32c(data):
   return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def test_a_file_is_there_before_it_is_closed(tmp_path):
-  """What is killed has written what it has told."""
+def test_an_event_is_on_disk_before_the_file_is_closed(tmp_path):
+  """A killed run has written its events."""
   file = EventFile(tmp_path / "rl", purge_step=7)
   file.write(7, {"loss": 0.5, "accuracy": 1})
   (path,) = (tmp_path / "rl").iterdir()
@@ -53,33 +53,21 @@ def test_a_file_is_there_before_it_is_closed(tmp_path):
   assert content[12 + size : 16 + size] == struct.pack("<I", crc32c(body))
 
 
-def test_two_files_of_one_second_are_two(tmp_path):
+def test_files_of_the_same_second_have_different_names(tmp_path):
   for _ in range(2):
     EventFile(tmp_path).close()
   assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_no_room_is_an_error_of_the_caller(tmp_path):
-  """A thread of its own would die, and the run would wait for it for ever."""
-  script = textwrap.dedent(
-    f"""
-    import resource, sys
-    from pure_jax.host.logs.metrics import MetricsWriter
-    with MetricsWriter({str(tmp_path)!r}) as writer:
-      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-      try:
+def test_a_full_disk_is_an_error_of_the_caller(tmp_path):
+  """A writer thread would die, and the run would wait for it for ever."""
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with MetricsWriter(tmp_path) as writer:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+      with pytest.raises(OSError) as error:
         for step in range(1_000):
-          writer.write("rl", step, {{"loss": 1.0}})
-      except OSError as error:
-        sys.exit(error.errno)
-    """
-  )
-  done = subprocess.run(
-    [sys.executable, "-c", script],
-    capture_output=True,
-    text=True,
-    timeout=100,
-    check=False,
-  )
-  assert done.returncode == errno.EFBIG, done.stderr
-  assert done.stderr == ""
+          writer.write("rl", step, {"loss": 1.0})
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert error.value.errno == errno.EFBIG

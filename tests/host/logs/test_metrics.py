@@ -1,10 +1,7 @@
-"""Metrics survive kills and resumes; repetition agrees with its oracle."""
+"""Metrics and samples survive kills and resumes."""
 
-import itertools
 import json
 import math
-import time
-import tracemalloc
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,23 +14,22 @@ from pure_jax.host.logs.metrics import (
   MetricsWriter,
   SamplesWriter,
   read_metrics,
-  repetition_score,
 )
 
 
 def strict_rows(path):
-  """Rows by a parser that refuses NaN and Infinity."""
+  """Parses rows as strict JSON, without NaN and Infinity."""
 
-  def refuse(name):
+  def fail(name):
     raise ValueError(f"not strict JSON: {name}")
 
   lines = path.read_text().splitlines()
-  return [json.loads(line, parse_constant=refuse) for line in lines]
+  return [json.loads(line, parse_constant=fail) for line in lines]
 
 
 def events(folder):
-  """TensorBoard events in the order written, from the record format."""
-  found = []
+  """Reads TensorBoard events in the order written."""
+  parsed = []
   for path in sorted(folder.glob("events*")):  # As TensorBoard orders them.
     data, at = path.read_bytes(), 0
     while at < len(data):
@@ -41,9 +37,9 @@ def events(folder):
       body = data[at + 12 : at + 12 + length]
       crc = int.from_bytes(data[at + 12 + length : at + 16 + length], "little")
       assert masked_crc32c(body) == crc
-      found.append(event_pb2.Event.FromString(body))
+      parsed.append(event_pb2.Event.FromString(body))
       at += 16 + length
-  return found
+  return parsed
 
 
 def scalars(folder):
@@ -55,7 +51,7 @@ def scalars(folder):
 
 
 def train(workdir, steps, resume_at=None):
-  """Two stages of a run, the second with its evaluations."""
+  """Writes two stages, the second one with its evaluations."""
   with MetricsWriter(workdir) as writer:
     if resume_at is None:
       writer.write("sft", 9, {"loss": 1.0})
@@ -92,7 +88,7 @@ def test_rows_are_strict_json_whatever_the_number(tmp_path):
   assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
 
 
-def test_what_is_not_one_number_is_refused(tmp_path):
+def test_a_metric_that_is_not_one_number_is_an_error(tmp_path):
   with MetricsWriter(tmp_path) as writer:
     for bad in (np.ones(2), 1j, "text"):
       with pytest.raises(ValueError):
@@ -123,15 +119,15 @@ def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_one(tmp_path, cut):
   assert whole.count("\n") == 1 + 10 + 5
 
 
-def test_rewinding_spares_other_stages(tmp_path):
+def test_rewinding_leaves_other_stages_alone(tmp_path):
   with MetricsWriter(tmp_path) as writer:
     for stage in ("sft", "rl"):
       for step in range(5):
         writer.write(stage, step, {"loss": 0.0})
     writer.rewind("rl", 2)
     writer.rewind("prm", 0)
-  kept = [(row["stage"], row["step"]) for row in read_metrics(tmp_path)]
-  assert kept == [("sft", s) for s in range(5)] + [("rl", 0), ("rl", 1)]
+  remaining = [(row["stage"], row["step"]) for row in read_metrics(tmp_path)]
+  assert remaining == [("sft", s) for s in range(5)] + [("rl", 0), ("rl", 1)]
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
@@ -144,8 +140,8 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
   ]
 
 
-def test_tensorboard_is_told_to_forget_the_abandoned_steps(tmp_path):
-  """A START event at the resumed step purges what was there from it on."""
+def test_tensorboard_hides_the_abandoned_steps(tmp_path):
+  """A START event at the resumed step hides events from it on."""
   train(tmp_path, range(6))
   train(tmp_path, range(4, 8), resume_at=4)
   starts = [
@@ -158,7 +154,7 @@ def test_tensorboard_is_told_to_forget_the_abandoned_steps(tmp_path):
   assert steps == [0, 1, 2, 3, 4, 5, 4, 5, 6, 7]
 
 
-def test_reading_leaves_out_a_cut_line_and_names_a_broken_one(tmp_path):
+def test_reading_skips_an_incomplete_last_line(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"stage": "rl", "step": 0}\n{"stage": "r')
   assert read_metrics(path) == [{"stage": "rl", "step": 0}]
@@ -174,7 +170,7 @@ def test_reading_leaves_out_a_cut_line_and_names_a_broken_one(tmp_path):
     (b"7", "is not a row with a stage and a step"),
   ],
 )
-def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line, reason):
+def test_a_damaged_line_is_an_error_and_nothing_is_lost(tmp_path, line, reason):
   path = tmp_path / "metrics.jsonl"
   whole = b'{"stage": "rl", "step": 0}\n'
   path.write_bytes(whole + line + b"\n" + whole)
@@ -188,7 +184,7 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line, reason):
   assert path.read_bytes() == whole + line + b"\n" + whole
 
 
-def test_samples_are_rewound_and_strict(tmp_path):
+def test_samples_are_rewound_and_are_strict_json(tmp_path):
   def write(steps, resume_at=None):
     with SamplesWriter(tmp_path) as writer:
       if resume_at is not None:
@@ -219,70 +215,3 @@ def test_samples_are_rewound_and_strict(tmp_path):
     "steps": [{"text": "a\n\nb", "reward": -1.0}],
     "answer": None,
   }
-
-
-def naive_repetition(tokens):
-  """The definition, with suffixes as lists and prefixes counted by hand."""
-  n = len(tokens)
-  suffixes = sorted(list(tokens[i:]) for i in range(n))
-  total = 0
-  for left, right in itertools.pairwise(suffixes):
-    for a, b in zip(left, right, strict=False):
-      if a != b:
-        break
-      total += 1
-  return 2 * total / (n * (n + 1)) if n else 0.0
-
-
-def test_repetition_by_hand():
-  """ "abab": suffixes ab, abab, b, bab share 2, 0, 1; 3 x 2 / 20 = 0.3."""
-  assert repetition_score([1, 2, 1, 2]) == pytest.approx(0.3, abs=1e-12)
-  for n in (2, 3, 100):
-    same = repetition_score([7] * n)
-    assert same == pytest.approx((n - 1) / (n + 1), abs=1e-12)
-    assert repetition_score(range(n)) == 0
-  assert repetition_score([]) == repetition_score([3]) == 0
-
-
-def test_repetition_against_the_definition():
-  rng = np.random.default_rng(0)
-  for _ in range(300):
-    letters = rng.integers(1, 6)
-    tokens = rng.integers(-3, letters, rng.integers(0, 40)).astype(np.int32)
-    expected = naive_repetition(tokens.tolist())
-    assert repetition_score(tokens) == pytest.approx(expected, abs=1e-12)
-
-
-def test_repetition_of_a_loop_is_high_and_of_prose_is_low():
-  """0.2 tells a response that loops from one that uses words again."""
-  rng = np.random.default_rng(1)
-  prose = rng.zipf(1.3, 300) % 80
-  loop = np.concatenate([prose[:60], np.tile(prose[:10], 24)])
-  assert repetition_score(prose) < 0.05
-  assert repetition_score(loop) > 0.2
-
-
-def test_repetition_of_a_long_response_is_cheap():
-  """An n x n table for n = 8000 would take 64 MB at one byte an entry."""
-  tokens = np.tile(np.arange(40), 200)
-  tracemalloc.start()
-  start = time.perf_counter()
-  score = repetition_score(tokens)
-  seconds = time.perf_counter() - start
-  peak = tracemalloc.get_traced_memory()[1]
-  tracemalloc.stop()
-  # Suffix i shares 8000 - 40 - i tokens with the one a period before it.
-  n, period = 8000, 40
-  total = (n - period) * (n - period + 1) / 2
-  assert score == pytest.approx(total * 2 / (n * (n + 1)), abs=1e-12)
-  assert peak < 16e6
-  assert seconds < 5
-
-
-def test_repetition_of_a_batch_is_fast():
-  """A batch of 256 x 100 tokens is scored every iteration."""
-  rows = np.random.default_rng(0).integers(0, 8, (256, 100))
-  start = time.perf_counter()
-  for row in rows:
-    repetition_score(row)
-  assert time.perf_counter() - start < 2

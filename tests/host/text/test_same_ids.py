@@ -1,55 +1,56 @@
-r"""Whoever runs the PRM on a text, the same ids reach it.
+r"""All callers of a PRM give it the same ids for the same text.
 
-Training, its held-out rows, PRM evaluation, RL and the scores of an evaluation
-are run as the scripts run them, from files of one vocabulary that was written
-down by hand: it merges "\n\n" with punctuation, as Qwen's does.
+The callers are PRM training, its evaluation on held-out rows, RL, evaluate.py
+and evaluate_prm.py. They run as the scripts run them, on a vocabulary written
+by hand that merges "\n\n" with punctuation, as Qwen's does.
 """
 
 import json
 
-import cli
 import evaluate_prm
 import jax
 import jax.numpy as jnp
 import numpy as np
 import prm_evaluations
 import pytest
-import tokenizers
-import transformers
 from configs import evaluate as evaluate_config
 from configs import files as files_config
-from small_models import initial_params
-from test_contract import MERGING
-from tokenizers import decoders, models, pre_tokenizers
+from small_tokenizers import save_vocabulary
 
 from pure_jax.host.data.batches import right_pad
+from pure_jax.host.evaluation import report
+from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
-from pure_jax.runs.evaluation import data, labelled_rows
-from pure_jax.runs.evaluation.response_writer import ResponseWriter
+from pure_jax.runs.evaluation import generation, labelled_solutions
+from pure_jax.runs.evaluation.generation import ResponseGenerator
+from pure_jax.runs.evaluation.requests import make_requests
+from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.training import rollouts, score, stages, train
+from pure_jax.training import score, supervised, train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
-# The ids, in order; Ċ is how byte-level vocabularies write a line break.
+# The texts of the ids, in order. Byte-level vocabularies write a line break as
+# Ċ.
 VOCABULARY = [
   *("<end>", "<pad>", "1", "2", "=", "+", ".", ")", "(", "x"),
   *("Ċ", "ĊĊ", ".ĊĊ", ")ĊĊ"),
 ]
 MERGES = [("Ċ", "Ċ"), (".", "ĊĊ"), (")", "ĊĊ")]
-CHAT = "({{ messages[-1].content }})"  # Not how a PRM is asked.
+CHAT = "({{ messages[-1].content }})"  # The PRM's prompt must not use it.
 
-# problem -> steps, and whether the last is good.
+# Problem -> (steps, whether the last step is good).
 TEXTS = {
   "1+1": (["1+1=2.", "x=2", "(x)", "2"], 1),
   "1+x": (["x=1.", "(2)"], 1),
   "x+2": (["x=2", "(2+2)", "x.", "1"], 0),
   "2+2": (["2", "2."], 0),
 }
-# What the PRM must read of each, and where it is scored. A merged id keeps its
-# stem ("insert") or loses it ("replace"); EOS gives way to the score token 10.
+# The ids that the PRM must read -> positions of its scores. A merged id is
+# replaced by its stem and the score token 10 ("insert"), or by the score token
+# ("replace"). EOS is replaced by the score token.
 INSERTED = {
   (2, 5, 2, 10, 2, 5, 2, 4, 3, 6, 10, 9, 4, 3, 10, 8, 9, 7, 10, 3, 10): (
     *(10, 14, 18, 20),
@@ -70,25 +71,6 @@ REPLACED = {
 }
 
 
-def save_tokenizer(folder):
-  """The vocabulary above, over whatever tokenizer the folder has."""
-  inner = tokenizers.Tokenizer(
-    models.BPE({text: i for i, text in enumerate(VOCABULARY)}, MERGES)
-  )
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [
-      pre_tokenizers.Split(tokenizers.Regex(MERGING), "isolated"),
-      pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ]
-  )
-  inner.decoder = decoders.ByteLevel()
-  whole = transformers.PreTrainedTokenizerFast(
-    tokenizer_object=inner, eos_token="<end>", pad_token="<pad>"
-  )
-  whole.chat_template = CHAT
-  whole.save_pretrained(folder)
-
-
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
   """Folders of policy and PRM, files of problems and of labelled solutions."""
@@ -99,8 +81,8 @@ def places(tmp_path_factory):
     "problems": root / "problems.jsonl",
     "labelled": root / "labelled.jsonl",
   }
-  save_tokenizer(places["policy"])
-  save_tokenizer(places["prm"])
+  for name in ("policy", "prm"):
+    save_vocabulary(places[name], VOCABULARY, MERGES, CHAT)
   problems = [
     {
       "unique_id": problem,
@@ -125,30 +107,32 @@ def places(tmp_path_factory):
 
 @pytest.fixture
 def seen(monkeypatch):
-  """{ids: where they are scored} of every row that reached a PRM."""
-  found = {}
+  """Records {ids: positions of the scores} for every row that a PRM reads."""
+  rows = {}
 
   def record(tokens, mask, position, score_mask):
-    for ids, kept, places, there in zip(
+    for ids, is_token, score_at, has_score in zip(
       tokens, mask, position, score_mask, strict=True
     ):
-      before = np.cumsum(kept) - 1
-      found[tuple(ids[kept].tolist())] = tuple(before[places[there]].tolist())
+      index = np.cumsum(is_token) - 1  # Position without padding.
+      scores = index[score_at[has_score]]
+      rows[tuple(ids[is_token].tolist())] = tuple(scores.tolist())
 
   def recording(params, model, inputs, act_sharding):
     jax.debug.callback(
       lambda *arrays: record(*map(np.asarray, arrays)),
       *(inputs.tokens, inputs.mask, inputs.score_position, inputs.score_mask),
     )
-    # What it answers is not asked here.
+    # The scores do not matter.
     return jnp.zeros((*inputs.tokens.shape, 2))
 
   monkeypatch.setattr(prm, "prm_logits", recording)
-  return found
+  monkeypatch.setattr(report, "plot_tables", lambda *unused: [])
+  return rows
 
 
 def written(tokenizer, length):
-  """What a policy writes: its ids and their mask, one row for each text."""
+  """(ids, mask) of the responses that a policy writes, one row per text."""
   ids = [
     [*tokenizer.encode("\n\n".join(steps)), tokenizer.eos_id]
     for steps, _ in TEXTS.values()
@@ -170,114 +154,119 @@ def run_settings(places, separator):
     prompt_tokens=8,
     prm_prompt_tokens=8,
     response_tokens=32,
-    compute_dtype="float32",
+    model={"compute_dtype": "float32"},
   )
-  config.prm.update(separator=separator, batch_size=4, length_multiple=8)
-  config.rl.update(max_new_tokens=32, max_steps=6)
+  config.prm.update(batch_size=4, length_multiple=8)
+  config.rl.sampler.max_new_tokens = 32
+  config.prm.score.update(max_steps=6, separator=separator)
   return conversion.settings_from_config(config)
 
 
+def initial_params(declared):
+  """Zeros: neither scores nor log-probs matter here."""
+  return jax.tree.map(
+    lambda weight: jnp.zeros(weight.shape, weight.dtype),
+    declared,
+    is_leaf=weights.is_weight,
+  )
+
+
 def take(seen):
-  """What was recorded since, taken away."""
+  """Returns what was recorded so far, and clears the record."""
   jax.effects_barrier()
-  found = dict(seen)
+  rows = dict(seen)
   seen.clear()
-  return found
+  return rows
 
 
-def by_training(space, seen):
-  """PRM training, and the held-out rows it is labelled on."""
-  labelled = space.task.labelled(space, None)
-  declared = prm.declare_prm(space.prm_model)
+def by_training(run, seen):
+  """(rows of PRM training, rows of its evaluation)."""
+  labelled = run.task.labelled(run.spec, run.batches, None)
+  declared = prm.declare_prm(run.spec.prm_model)
   params = initial_params(declared)
-  optimizer = make_optimizer(space.settings.prm.full_optim)
-  step = stages.make_prm_step(
-    space.prm_model,
-    space.prm_score_config,
+  optimizer = make_optimizer(run.spec.settings.prm.full_optim)
+  step = supervised.make_prm_step(
+    run.spec.prm_model,
+    run.spec.prm_score_config,
     optimizer,
-    space.table,
-    space.layout,
+    run.spec.table,
+    run.spec.layouts.training,
     False,
   )
-  state = train.start_state(params, declared, optimizer, space.layout)
-  batch = labelled_rows.crop(labelled.responses, 8)
-  rows = space.put((batch, labelled.labels, labelled.label_mask))
+  state = train.start_state(
+    params, declared, optimizer, run.spec.layouts.training
+  )
+  batch = labelled_solutions.crop(labelled.responses, 8)
+  rows = run.batches.put((batch, labelled.labels, labelled.label_mask))
   jax.block_until_ready(step(state, {}, *rows))
   trained = take(seen)
   params = initial_params(declared)
-  space.task.evaluate_prm(space, None, params)
+  run.task.evaluate_prm(run.spec, run.batches, None, params)
   return trained, take(seen)
 
 
-def by_rl(space, seen):
-  """RL, where the policy was asked in another way than the PRM is."""
-  problems = list(space.task.train)
-  prompts = space.encode_prompts(problems)
-  tokens = written(space.task.tokenizer, 32)
+def by_rl(run, seen):
+  """Rows of RL, where the policy has another prompt than the PRM."""
+  problems = list(run.task.train)
+  prompts = run.batches.encode_prompts(problems)
+  tokens = written(run.task.tokenizer, 32)
   nothing = np.zeros(tokens[1].shape, np.float32)
   rollout = Rollout(
     *(prompts.tokens, prompts.mask, *tokens, nothing, nothing),
     np.zeros(len(TEXTS), bool),
   )
-  scoring = score.make_score(
-    space.model,
-    space.prm_model,
-    space.sampler,
-    space.settings.rl.score_config(space.settings.prm.separator),
-    space.table,
-    space.layout,
-  )
-  trunk = initial_params(policy.declare_policy(space.model))
-  params = initial_params(prm.declare_prm(space.prm_model))
-  asked = space.put(space.encode_prm_prompts(problems))
+  scoring = score.make_score(run.spec.step)
+  trunk = initial_params(policy.declare_policy(run.spec.model))
+  params = initial_params(prm.declare_prm(run.spec.prm_model))
+  asked = run.batches.put(run.batches.prm_prompt_encoder.encode(problems))
   jax.block_until_ready(scoring(trunk, trunk, params, rollout, asked))
   return take(seen)
 
 
 def by_prm_evaluation(places, separator, workdir, seen):
-  """evaluate_prm.py on the file that training read."""
+  """Rows of evaluate_prm.py on the file that training read."""
   settings = prm_evaluations.smoke(
     random_model=None,
     prm=places["prm"],
     data=({"name": "a", "file": places["labelled"], "format": "stepwise"},),
     prompt_format="plain",
-    separator=separator,
+    score__separator=separator,
   )
   evaluate_prm.evaluate(settings, str(workdir))
   return take(seen)
 
 
-def by_evaluation(places, separator, space, monkeypatch, seen):
-  """evaluate.py, with a policy that writes the texts."""
+def by_evaluation(places, separator, run, monkeypatch, seen):
+  """Rows of evaluate.py, with a policy that writes the texts."""
   config = evaluate_config.get_config("smoke").to_dict()
   config |= {
     "random_model": False,
     "policy": places["policy"],
     "prm": places["prm"],
-    "prm_separator": separator,
     "prompt_format": "chat",
     "prm_prompt_format": "plain",
     "samples": 0,
     "k": (),
     "batch_rows": len(TEXTS),
   }
+  config["score"]["separator"] = separator
   config["benchmarks"]["math500"]["file"] = places["problems"]
   settings = conversion.settings_from_config(config, EvaluationSettings)
-  tokenizer = space.task.tokenizer
+  tokenizer = run.task.tokenizer
 
-  def make_writing(model, sampler, layout, **unused):
+  def make_writing(settings, model, sampler, *unused):
     def write(params, prompts, keys):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
       rows = (prompts.tokens, prompts.mask, *tokens, nothing, nothing)
-      return space.put(Rollout(*rows, np.zeros(len(TEXTS), bool)))
+      return run.batches.put(Rollout(*rows, np.zeros(len(TEXTS), bool)))
 
     return write
 
-  monkeypatch.setattr(rollouts, "make_generate_rows", make_writing)
-  questions = data.ask(settings, tokenizer, space.workdir)
-  writer = ResponseWriter(settings, tokenizer, space.layout)
-  jax.block_until_ready(writer.start(questions.units, len(TEXTS)).step_rewards)
+  monkeypatch.setattr(generation, "make_generate", make_writing)
+  requests = make_requests(settings, tokenizer, run.folder.path).requests
+  generator = ResponseGenerator(settings, tokenizer, run.spec.layouts.training)
+  jax.block_until_ready(generator.start(requests, len(TEXTS)).step_rewards)
   return take(seen)
 
 
@@ -288,11 +277,11 @@ def test_every_caller_of_the_prm_gives_it_the_same_ids(
   places, separator, expected, seen, tmp_path, monkeypatch
 ):
   settings = run_settings(places, separator)
-  with cli.open_workspace(settings, str(tmp_path / "run"), None) as space:
-    trained, held_out = by_training(space, seen)
+  with open_run(settings, str(tmp_path / "run"), None) as run:
+    trained, held_out = by_training(run, seen)
     assert trained and held_out and trained | held_out == expected
-    assert by_rl(space, seen) == expected
-    assert by_evaluation(places, separator, space, monkeypatch, seen) == (
+    assert by_rl(run, seen) == expected
+    assert by_evaluation(places, separator, run, monkeypatch, seen) == (
       expected
     )
   workdir = tmp_path / "judge"

@@ -1,8 +1,9 @@
-r"""Text in and out, the table of separators, and the tokenizer's file.
+r"""The embedded world's tokenizer: texts, the table of separators, its file.
 
-The world's vocabulary has a merged separator: ".\n\n" is one id.
+The vocabulary has a merged separator: ".\n\n" is one id.
 """
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def tokenizer(path):
 
 
 def test_texts_come_back_as_they_were(tokenizer):
-  for index in range(3_000):
+  for index in range(1_000):
     problem, response = arithmetic.make_example(WORLD, "train", index)
     for text in (f"{problem.text}\n", response, f"{response}\n\n"):
       ids = tokenizer.encode(text)
@@ -47,7 +48,7 @@ def test_texts_come_back_as_they_were(tokenizer):
   ["", " ", "  think", "think ", "\n", "\n\n\n", "\n\n\n\n", " \n", ".\n\n\n",
    "...", "Let  me", "}{"[:1], "3+5=8 8-2=6", "00123"],
 )  # fmt: skip
-def test_white_space_and_odd_texts_come_back_too(tokenizer, text):
+def test_white_space_and_unusual_texts_come_back_too(tokenizer, text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
@@ -56,11 +57,11 @@ def test_numbers_and_symbols_are_one_id_each(tokenizer):
   ones += ["+", "-", "=", "=?", "\\boxed{", "}", "\n", "\n\n", ".\n\n", "."]
   assert all(len(tokenizer.encode(text)) == 1 for text in ones)
   assert len({tokenizer.encode(text)[0] for text in ones}) == len(ones)
-  # Digits are not put together across a step's parts.
+  # Numbers on both sides of an operator stay apart.
   assert len(tokenizer.encode("11-5=6")) == 5
 
 
-def test_control_ids_are_distinct_unwritten_and_banned(tokenizer):
+def test_control_ids_are_distinct_have_no_text_and_are_banned(tokenizer):
   assert tokenizer.pad_id != tokenizer.eos_id
   assert tokenizer.pad_id in tokenizer.banned_ids
   assert tokenizer.eos_id not in tokenizer.banned_ids
@@ -68,17 +69,17 @@ def test_control_ids_are_distinct_unwritten_and_banned(tokenizer):
   assert sorted(silent) == sorted({tokenizer.eos_id, *tokenizer.banned_ids})
   ids = [*tokenizer.encode("3+5"), tokenizer.eos_id, tokenizer.pad_id]
   assert tokenizer.decode(ids) == "3+5"
-  # Their names are text like any other, not a way to end a response.
+  # The name of a control id is not a way to end a response.
   with pytest.raises(TokenizerError, match="cannot write"):
     tokenizer.encode("</s>")
 
 
-def test_a_text_of_another_world_is_refused(tokenizer):
+def test_a_text_with_an_unknown_character_raises(tokenizer):
   with pytest.raises(TokenizerError, match="cannot write '3×5'"):
     tokenizer.encode("3×5")
 
 
-def test_the_separator_table_by_its_definition(tokenizer):
+def test_the_separator_table_has_the_bare_and_the_merged_separator(tokenizer):
   table = separator_table(tokenizer)
   (bare,) = tokenizer.encode("\n\n")
   (merged,) = tokenizer.encode(".\n\n")
@@ -108,7 +109,7 @@ def rows_of(tokenizer, *rows, width=12):
   return tokens, mask
 
 
-def test_steps_are_cut_by_ids_not_by_text(tokenizer):
+def test_steps_are_cut_by_ids_and_not_by_text(tokenizer):
   tokens, mask = rows_of(
     tokenizer,
     ["3+5=8", "\n\n", "\\boxed{8}", "|"],
@@ -136,7 +137,7 @@ def test_steps_are_cut_by_ids_not_by_text(tokenizer):
   ]
 
 
-def test_steps_agree_with_the_device(tokenizer):
+def test_steps_on_the_host_are_those_on_the_device(tokenizer):
   rng = np.random.default_rng(0)
   ends = np.flatnonzero(separator_table(tokenizer).ends_step)
   allowed = sorted(set(range(tokenizer.vocab_size)) - {*tokenizer.banned_ids})
@@ -149,25 +150,26 @@ def test_steps_agree_with_the_device(tokenizer):
   mask = np.arange(16) < lengths[:, None]
   texts = split_texts(tokenizer, tokens, mask)
   table = separator_table(tokenizer)
-  found = device_steps.split_steps(tokens, mask, table, max_steps=5)
+  split_steps = jax.jit(device_steps.split_steps, static_argnames="max_steps")
+  cut = split_steps(tokens, mask, table, max_steps=5)
   for row, steps in enumerate(texts):
-    count = int(found.mask[row].sum())
+    count = int(cut.mask[row].sum())
     assert count == min(len(steps), 5)
-    assert int(found.overflow[row]) == len(steps) - count
-    empty = np.asarray(found.empty[row, :count]).tolist()
+    assert int(cut.overflow[row]) == len(steps) - count
+    empty = np.asarray(cut.empty[row, :count]).tolist()
     joined = [*steps[:4], "".join(steps[4:])][:count]
     assert empty == [text == "" for text in joined]
   assert max(map(len, texts)) > 5 and any("" in steps for steps in texts)
 
 
-def test_training_gives_the_same_bytes_and_says_nothing(path, tmp_path, capfd):
+def test_training_is_deterministic_and_silent(path, tmp_path, capfd):
   world_tokenizer(WORLD, tmp_path / "again.model")
   assert (tmp_path / "again.model").read_bytes() == path.read_bytes()
   assert [file.name for file in tmp_path.iterdir()] == ["again.model"]
   assert capfd.readouterr() == ("", "")
 
 
-def test_a_trained_file_is_read_not_made_again(path, monkeypatch):
+def test_a_trained_file_is_not_trained_again(path, monkeypatch):
   def fail(**_):
     raise AssertionError("trained again")
 
@@ -179,26 +181,26 @@ def test_a_trained_file_is_read_not_made_again(path, monkeypatch):
   assert path.read_bytes() == before
 
 
-def test_a_file_cut_anywhere_is_refused_by_name(path, tmp_path):
-  # Cut between two records it still loads: as a smaller vocabulary, or with
-  # another normalisation, under which texts do not come back.
+def test_a_file_cut_off_anywhere_raises_with_its_name(path, tmp_path):
+  # A file cut between two records still loads, with a smaller vocabulary or
+  # with another normalisation, which changes texts.
   whole, cut = path.read_bytes(), tmp_path / "cut.model"
   end = len(whole) - 100
-  for length in (*range(0, end, 7), *range(end, len(whole))):
+  for length in (*range(0, end, 29), *range(end, len(whole))):
     cut.write_bytes(whole[:length])
     with pytest.raises(TokenizerError, match=r"cut\.model.*[Rr]emove it"):
       world_tokenizer(WORLD, cut)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\0" * 4096])
-def test_a_file_of_something_else_is_refused_by_name(content, tmp_path):
+def test_a_file_that_is_no_model_raises_with_its_name(content, tmp_path):
   path = tmp_path / "world.model"
   path.write_bytes(content)
   with pytest.raises(TokenizerError, match=r"world\.model.*[Rr]emove it"):
     world_tokenizer(WORLD, path)
 
 
-def test_the_tokenizer_of_another_world_is_refused(path):
+def test_a_tokenizer_of_another_world_raises(path):
   with pytest.raises(TokenizerError, match="another world"):
     world_tokenizer(WorldConfig(max_operations=8), path)
 
@@ -226,9 +228,9 @@ def test_training_that_fails_leaves_nothing_behind(tmp_path):
     WorldConfig(seed=5, min_operations=1, max_operations=1),
   ],
 )
-def test_other_worlds_have_tokenizers_too(world, tmp_path):
+def test_every_world_has_a_tokenizer(world, tmp_path):
   tokenizer = world_tokenizer(world, tmp_path / "world.model")
   for index in range(200):
     problem, response = arithmetic.make_example(world, "train", index)
-    for text in (f"{problem.text}\n", response, *arithmetic.SENTENCES):
+    for text in (f"{problem.text}\n", response, *arithmetic.FILLERS):
       assert tokenizer.decode(tokenizer.encode(text)) == text

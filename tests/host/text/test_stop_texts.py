@@ -1,44 +1,30 @@
-r"""A complete ``\boxed{...}`` is found however the text is cut into tokens."""
+r"""The automaton detects a complete ``\boxed{...}`` for every tokenisation."""
 
 import numpy as np
 import pytest
+from boxes import BEGINNING, end_of_box
 
 from pure_jax.host.text import stop_texts
 from pure_jax.host.text.stop_texts import boxed_stops
 
-BEGINNING = r"\boxed{"
-
-
-def complete_at(text):
-  """Characters up to the end of the first box, by scanning; None without."""
-  start = text.find(BEGINNING)
-  if start < 0:
-    return None
-  depth = 0
-  for position in range(start, len(text)):
-    depth += {"{": 1, "}": -1}.get(text[position], 0)
-    if depth == 0 and position >= start + len(BEGINNING):
-      return position + 1
-  return None
-
 
 def is_complete(table, ids):
-  """After every token, whether the automaton says so."""
-  last = table.following.shape[1] - 1
-  state, found = 0, []
+  """Whether the automaton is in its last state, after every token."""
+  last = table.next_state.shape[1] - 1
+  state, complete = 0, []
   for token in ids:
-    state = table.following[token, state]
-    found.append(bool(state == last))
-  return found
+    state = table.next_state[token, state]
+    complete.append(bool(state == last))
+  return complete
 
 
 def expected(pieces, ids):
-  """After every token, whether the text so far holds a complete box."""
-  text, found = "", []
+  """Whether the text so far contains a complete box, after every token."""
+  text, complete = "", []
   for token in ids:
     text += pieces[token]
-    found.append(complete_at(text) is not None)
-  return found
+    complete.append(end_of_box(text) is not None)
+  return complete
 
 
 PIECES = [
@@ -51,7 +37,7 @@ TABLE = boxed_stops(PIECES)
 
 
 def test_random_cuts_of_random_texts():
-  """Some tokens are drawn more than others, or few texts would hold a box."""
+  """Two tokens are drawn more often, or few texts would contain a box."""
   rng = np.random.default_rng(0)
   weights = np.ones(len(PIECES))
   weights[PIECES.index(r"\boxed{")] = 3
@@ -61,13 +47,12 @@ def test_random_cuts_of_random_texts():
     ids = rng.choice(
       len(PIECES), rng.integers(1, 12), p=weights / weights.sum()
     )
-    wanted = expected(PIECES, ids)
-    assert is_complete(TABLE, ids) == wanted, [PIECES[i] for i in ids]
-    complete += wanted[-1]
-    unfinished += not wanted[-1] and BEGINNING in "".join(
-      PIECES[i] for i in ids
-    )
-    inside += wanted[-1] and PIECES[ids[wanted.index(True)]] not in ("}", "}}")
+    texts = [PIECES[i] for i in ids]
+    is_box = expected(PIECES, ids)
+    assert is_complete(TABLE, ids) == is_box, texts
+    complete += is_box[-1]
+    unfinished += not is_box[-1] and BEGINNING in "".join(texts)
+    inside += is_box[-1] and texts[is_box.index(True)] not in ("}", "}}")
   assert min(complete, unfinished, inside) > 300
 
 
@@ -88,8 +73,7 @@ def test_random_cuts_of_random_texts():
     r"\boxed{1} and \boxed{2}",
   ],
 )
-def test_every_cut_of_a_text_in_two(text):
-  """And in single characters."""
+def test_a_text_cut_in_two_or_into_characters(text):
   for cut in range(len(text) + 1):
     pieces = [text[:cut], text[cut:]]
     assert is_complete(boxed_stops(pieces), [0, 1]) == expected(pieces, [0, 1])
@@ -98,19 +82,19 @@ def test_every_cut_of_a_text_in_two(text):
   assert is_complete(boxed_stops(letters), ids) == expected(letters, ids)
 
 
-def test_braces_are_told_apart_up_to_a_depth():
-  deepest = stop_texts.DEEPEST
+def test_open_braces_are_counted_up_to_a_limit():
+  deepest = stop_texts.MAX_OPEN_BRACES
   for depth in (deepest - 1, deepest):
     text = BEGINNING + "{" * (depth - 1) + "}" * depth
-    found = is_complete(boxed_stops(["\\", *"boxed{}"]), [
-      (["\\", *"boxed{}"]).index(letter) for letter in text
-    ])  # fmt: skip
-    assert found.index(True) == len(text) - 1
+    letters = ["\\", *"boxed{}"]
+    ids = [letters.index(letter) for letter in text]
+    complete = is_complete(boxed_stops(letters), ids)
+    assert complete.index(True) == len(text) - 1
   too_deep = BEGINNING + "{" * deepest + "}" * (deepest + 1)
   assert is_complete(boxed_stops([too_deep[:-1]]), [0]) == [True]
 
 
 def test_a_vocabulary_without_texts_never_ends_a_row():
   table = boxed_stops(["", "", ""])
-  assert table.following.dtype == np.int32
+  assert table.next_state.dtype == np.int32
   assert is_complete(table, [0, 1, 2, 0]) == [False] * 4

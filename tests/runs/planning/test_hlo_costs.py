@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pure_jax.runs.planning import hlo_costs, hlo_text
+from pure_jax.runs.planning.hlo import text as hlo_text
+from pure_jax.runs.planning.hlo.collectives import Collective, group_size
+from pure_jax.runs.planning.hlo.costs import count_costs
 
 P = PartitionSpec
 
@@ -25,7 +27,7 @@ def counted(function, *shapes, places=None, out=None, **options):
     options |= {"in_shardings": places, "out_shardings": out}
   arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   compiled = jax.jit(function, **options).lower(*arrays).compile()
-  return hlo_costs.count(compiled.as_text(), jax.device_count())
+  return count_costs(compiled.as_text(), jax.device_count())
 
 
 def test_a_scan_of_products_counts_every_trip():
@@ -169,7 +171,7 @@ def test_an_all_reduce_sends_everything_twice(mesh):
   )
   assert set(found.collectives) == {"all-reduce"}
   payload = 16 * 24 * 4
-  assert found.collectives["all-reduce"] == hlo_costs.Collective(
+  assert found.collectives["all-reduce"] == Collective(
     1, payload, 2 * payload * 3 / 4
   )
   assert found.sent_bytes == 2 * payload * 3 / 4
@@ -194,7 +196,7 @@ def test_the_other_collectives(mesh):
   compiled = (
     jax.jit(mapped).lower(jax.ShapeDtypeStruct((32, 48), jnp.float32)).compile()
   )
-  found = hlo_costs.count(compiled.as_text(), 8).collectives
+  found = count_costs(compiled.as_text(), 8).collectives
   local = 16 * 12 * 4
   assert found["reduce-scatter"].payload_bytes == local
   assert found["reduce-scatter"].sent_bytes == local * 3 / 4
@@ -242,7 +244,7 @@ ENTRY %main (a: f32[8,64], w: f32[28,64,64]) -> f32[8,64] {
   ROOT %r = f32[8,64]{1,0} fusion(%a, %w.1), kind=kOutput, calls=%outer
 }
 """
-  found = hlo_costs.count(text, 1)
+  found = count_costs(text, 1)
   assert found.hbm_bytes == 4 * (8 * 64 + 64 * 64 + 8 * 64)
   assert found.flops == 2 * 8 * 64 * 64
 
@@ -269,7 +271,7 @@ ENTRY %main (a: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
   ROOT %r = f32[8,64]{1,0} fusion(%a, %w.1), kind=kOutput, calls=%outer
 }
 """
-  assert hlo_costs.count(text, 1).hbm_bytes == (
+  assert count_costs(text, 1).hbm_bytes == (
     4 * 8 * 64 + 2 * 64 * 64 + 4 * 8 * 64
   )
 
@@ -287,7 +289,7 @@ def test_an_update_in_place_moves_the_update():
     jax.ShapeDtypeStruct((1000, 512), jnp.float32),
     jax.ShapeDtypeStruct((1, 512), jnp.float32),
   )
-  found = hlo_costs.count(compiled.compile().as_text(), 1)
+  found = count_costs(compiled.compile().as_text(), 1)
   assert found.hbm_bytes < 100 * 512 * 4 * 6
 
 
@@ -308,7 +310,7 @@ def test_an_update_in_place_moves_the_update():
   ],
 )
 def test_group_sizes_in_every_way_they_are_written(groups, size):
-  assert hlo_costs.group_size(groups, 16) == size
+  assert group_size(groups, 16) == size
 
 
 def test_shapes_of_a_tpu_say_where_an_array_is():
@@ -331,7 +333,7 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
     False,
   ]
   # Once into the chip, once out of it.
-  assert hlo_costs.count(text, 1).hbm_bytes == 2 * 8 * 128 * 2
+  assert count_costs(text, 1).hbm_bytes == 2 * 8 * 128 * 2
 
 
 @pytest.mark.parametrize(
@@ -345,4 +347,4 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
 )
 def test_what_cannot_be_read_is_refused(text, message):
   with pytest.raises(hlo_text.HLOError, match=message):
-    hlo_costs.count(text, 1)
+    count_costs(text, 1)

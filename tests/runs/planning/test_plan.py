@@ -1,109 +1,52 @@
-"""Plans: compiled for the devices here, and for TPUs where libtpu is."""
+"""Plans without compiling: specifications, estimates, flags and the search."""
 
 import dataclasses
-import gzip
-import json
+import math
+import pathlib
 
 import jax
-import plan
-import plan_script
 import pytest
-from absl import flags
 from configs import arithmetic, qwen2p5_7b
-from ml_collections import config_flags
+from planned_runs import (
+  CONFIGS,
+  command_line,
+  plan_of,
+  read_flags,
+  settings_of,
+  smoke_settings,
+  uniform,
+)
 
-from pure_jax.models import policy
+from pure_jax.models import kv_cache, policy
 from pure_jax.models.params import count_params
 from pure_jax.parallel import sharding
-from pure_jax.runs.planning import (
-  compiler,
-  estimates,
-  execution_plan,
-  hlo_costs,
-  programs,
-  report,
-  search,
+from pure_jax.rollout import engine_programs, generation
+from pure_jax.runs.planning import compiler, devices, estimates, search
+from pure_jax.runs.planning.execution_plan import (
+  ExecutionPlan,
+  fitting_flags,
+  nearest_micro_batches,
 )
+from pure_jax.runs.planning.plan import Plan, StagePlan
+from pure_jax.runs.planning.planned_spec import read_spec, with_plan
+from pure_jax.runs.planning.planner import Planner
+from pure_jax.runs.planning.programs import Resident
 from pure_jax.runs.planning.roofline import GIB, Bound, Chip
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.architectures import ARCHITECTURES
-from pure_jax.runs.settings.conversion import settings_from_config
-from pure_jax.runs.settings.run import ConfigError
-
-
-def settings_of(config, platform):
-  return compute_dtype.resolve(settings_from_config(config), platform)
-
-
-def all_in(layout):
-  return execution_plan.Layouts(layout, layout, layout, layout)
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.models import ARCHITECTURES
+from pure_jax.runs.spec import Layouts
 
 
 @pytest.fixture(scope="module")
-def settings():
-  return settings_of(arithmetic.get_config("smoke"), "cpu")
+def spec():
+  return read_spec(smoke_settings(), jax.devices())
 
 
-@pytest.fixture(scope="module")
-def shapes(settings):
-  return programs.shapes_of(settings)
-
-
-@pytest.fixture(scope="module")
-def hlo(tmp_path_factory):
-  return tmp_path_factory.mktemp("plan") / "hlo"
-
-
-@pytest.fixture(scope="module")
-def local_plan(hlo):
-  config = plan_script.CONFIGS / "arithmetic.py"
-  done = plan_script.run(f"--config={config}:smoke", "--json", f"--hlo={hlo}")
-  assert done.returncode == 0, done.stderr
-  return json.loads(done.stdout)
-
-
-def test_a_plan_of_the_devices_here(local_plan):
-  """Each stage is compiled; no peak numbers of a CPU are made up."""
-  assert local_plan["topology"] == "local"
-  assert local_plan["devices"] == 4
-  names = [stage["compiled"]["name"] for stage in local_plan["stages"]]
-  assert names == ["reshard", "rollout", "score", "update"]
-  assert local_plan["fits"] is None
-  assert local_plan["step_seconds"] is local_plan["chip_hours"] is None
-
-
-def test_compiled_products_are_what_the_method_needs(local_plan):
-  """Counted in the compiled program against the closed form.
-
-  Both see every layer, token and loop trip, or they would differ by factors.
-  Compiled are more: scores of later keys, and of the empty cache.
-  """
-  for stage in local_plan["stages"][1:]:
-    compiled = 4 * stage["compiled"]["costs"]["flops"]
-    assert 0.75 < stage["model_flops"] / compiled <= 1.0, stage
-
-
-def test_the_compiled_programs_are_kept_where_asked(local_plan, hlo):
-  """What was counted can be counted again."""
-  for number, stage in enumerate(local_plan["stages"]):
-    costs = stage["compiled"]["costs"]
-    name = f"{number}_{stage['compiled']['name']}.txt.gz"
-    text = gzip.decompress((hlo / name).read_bytes()).decode()
-    assert hlo_costs.count(text, 4).flops == costs["flops"]
-
-
-def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
-  params = count_params(policy.declare_policy(shapes.model))
-  held = local_plan["resident"]
-  # The biases of 4 query and 2 + 2 other heads of 8 in 2 layers have no width.
-  biases = 2 * (4 + 2 + 2) * 8
-  mine = 4 * ((params - biases) / 4 + biases)
-  assert held["parameters"] == held["reference"] == mine
-  assert 2 * mine < held["optimizer"] < 2 * mine + 64  # Two moments, counters.
-  # What the compiler takes as the update's state is that, and the batch.
-  update = local_plan["stages"][3]["compiled"]["memory"]
-  assert update["arguments"] > held["parameters"] + held["optimizer"]
-  assert update["aliased"] >= held["parameters"] + held["optimizer"]
+def changed(spec, **changes):
+  """The specification with other fields of `settings.rl`."""
+  rl = dataclasses.replace(spec.settings.rl, **changes)
+  settings = dataclasses.replace(spec.settings, rl=rl)
+  return dataclasses.replace(spec, settings=settings)
 
 
 @pytest.mark.parametrize(
@@ -113,34 +56,46 @@ def test_weights_held_by_a_device_are_a_part_of_all(local_plan, shapes):
     ("evaluate", "config.batch_rows is not a field of this config"),
   ],
 )
-def test_a_plan_without_a_run_or_a_shape_says_what_to_name(config, message):
-  done = plan_script.run(f"--config={plan_script.CONFIGS / config}.py")
-  assert done.returncode == 1
-  assert done.stderr.startswith(f"error: {message}")
+def test_a_config_without_a_policy_says_what_to_name(
+  config, message, monkeypatch
+):
+  with (
+    command_line(monkeypatch, f"--config={CONFIGS / config}.py") as plan,
+    pytest.raises(ConfigError, match=message),
+  ):
+    plan.read_settings()
 
 
-def test_flags_that_name_nothing_are_refused(settings):
-  """An empty topology is, for libtpu, some slice of its own choice."""
-  with pytest.raises(ConfigError, match="--topology= names nothing"):
-    plan.Planner(settings, "")
+def test_folders_that_cannot_be_created_are_an_error():
   with pytest.raises(ConfigError, match="--hlo=/dev/null/x must be a folder"):
-    plan.Planner(settings, None, "/dev/null/x")
+    Planner(
+      smoke_settings(),
+      jax.devices(),
+      hlo_folder=pathlib.Path("/dev/null/x"),
+    )
+
+
+def test_an_empty_topology_is_an_error():
+  """libtpu would take a slice of its own choice."""
+  with pytest.raises(ConfigError, match="--topology= names nothing"):
+    devices.find_devices("")
 
 
 def test_the_paper_needs_no_folder():
-  """Names of shapes stand in for folders: 7.6 billion weights, no file."""
+  """Names of architectures replace folders: 7.6 billion weights, no file."""
   config = qwen2p5_7b.get_config()
   config.files.policy = config.files.architecture
-  shapes = programs.shapes_of(settings_of(config, "tpu"))
-  assert count_params(policy.declare_policy(shapes.model)) == 7_615_616_512
-  assert shapes.model.attention_chunk == config.files.attention_chunk
-  assert shapes.prm_model.width == 3584
+  spec = read_spec(settings_of(config, "tpu"), jax.devices())
+  assert count_params(policy.declare_policy(spec.model)) == 7_615_616_512
+  assert spec.model.attention_chunk == config.files.model.attention_chunk
+  assert spec.prm_model.width == 3584
   config = qwen2p5_7b.get_config("vr")
   config.files.policy = config.files.architecture
-  assert programs.shapes_of(settings_of(config, "tpu")).prm_model is None
+  spec = read_spec(settings_of(config, "tpu"), jax.devices())
+  assert spec.prm_model is None
 
 
-def test_the_shapes_are_those_that_were_published():
+def test_named_architectures_are_those_that_were_published():
   """Weights of the model cards: 7.61 and 1.54 billion and 135 million,
   embeddings included."""
   counts = {
@@ -152,8 +107,7 @@ def test_the_shapes_are_those_that_were_published():
   assert counts["smollm2_135m"] == 134_515_008
 
 
-def test_a_forward_pass_by_counting():
-  """Every matrix product of a small model, one at a time."""
+def test_flops_of_a_forward_pass_by_counting_each_product():
   model = dataclasses.replace(
     ARCHITECTURES["qwen2p5_7b"], width=8, num_layers=2, num_heads=4,
     num_kv_heads=2, head_dim=6, mlp_width=10, vocab_size=11,
@@ -171,31 +125,28 @@ def test_a_forward_pass_by_counting():
   assert estimates.forward_flops(model, 5, 15, 3) == flops
 
 
-def test_bytes_of_a_cache(settings, shapes):
-  from pure_jax.models import kv_cache
-
-  rl = settings.rl
-  rows = rl.prompts * rl.samples_per_prompt
-  model, groups = shapes.model, rl.samples_per_prompt
+def test_bytes_of_the_cache_are_those_of_its_arrays(spec):
+  rl, model = spec.settings.rl, spec.model
   prompt = jax.ShapeDtypeStruct(
-    (
-      rl.prompts,
-      model.num_kv_heads,
-      shapes.prompt_tokens,
-      model.head_dim,
-    ),
+    (rl.prompts, model.num_kv_heads, spec.prompt_tokens, model.head_dim),
     model.compute_dtype,
   )
   prompts = [prompt] * model.num_layers
   cache = jax.eval_shape(
     lambda keys, values, mask: kv_cache.begin_cache(
-      model, keys, values, mask, groups, rl.max_new_tokens - 1, shared=False
+      model,
+      keys,
+      values,
+      mask,
+      rl.samples_per_prompt,
+      spec.sampler.max_new_tokens - 1,
+      share_prompts=False,
     ),
     prompts,
     prompts,
-    jax.ShapeDtypeStruct((rl.prompts, shapes.prompt_tokens), bool),
+    jax.ShapeDtypeStruct((rl.prompts, spec.prompt_tokens), bool),
   )
-  assert cache.mask.shape[0] == rows
+  assert cache.mask.shape[0] == spec.responses
   all_bytes = sum(
     x.size * x.dtype.itemsize
     for x in jax.tree.leaves((cache.keys, cache.values))
@@ -204,171 +155,201 @@ def test_bytes_of_a_cache(settings, shapes):
   split = sharding.make_layout(
     fsdp=2, tensor=2, rules="fsdp+tensor", devices=jax.devices()[:4]
   )
-  for layout, part in ((whole, 1), (split, 2)):
-    found = estimates.cache_bytes(settings, shapes, layout, rows // part)
-    assert found == all_bytes / part**3  # A part of rows, shards and heads.
+  # Split are the rows at a time, the row shards and the heads.
+  for layout, parts in ((whole, 1), (split, 2)):
+    planned = with_plan(spec, plan_of(layout))
+    rows = spec.responses // parts
+    assert estimates.cache_bytes(planned, rows) == all_bytes / parts**3
 
 
-def test_micro_batches_that_rows_cannot_fill(settings):
+def test_micro_batches_that_the_rows_do_not_allow_become_fewer(spec):
   """32 rows on 8 shards are 4 for each: at most 4 micro-batches."""
-  layouts = all_in(sharding.make_layout(fsdp=8))
-  assert search.possible_micro_batches(settings, layouts, 2) == (2, ())
-  for wanted in (3, 64):
-    parts, (note,) = search.possible_micro_batches(settings, layouts, wanted)
-    assert parts == {3: 2, 64: 4}[wanted]
-    assert f"rl.micro_batches={wanted}" in note
+  layouts = uniform(sharding.make_layout(fsdp=8))
+  assert nearest_micro_batches(spec, layouts, 2) == (2, ())
+  for requested, possible in ((3, 2), (64, 4)):
+    number, (note,) = nearest_micro_batches(spec, layouts, requested)
+    assert number == possible
+    assert f"rl.micro_batches={requested}" in note
 
 
-def test_a_mesh_of_another_size_is_refused(settings, shapes):
-  mesh = dataclasses.replace(settings.mesh, fsdp=2)
+def test_prompts_that_the_row_shards_do_not_divide_are_an_error(spec):
+  """12 x 4 rows could be split over 8 devices, 12 prompts cannot."""
+  layouts = uniform(sharding.make_layout(fsdp=8))
+  with pytest.raises(ValueError, match=r"rl.prompts=12 is not divisible"):
+    nearest_micro_batches(changed(spec, prompts=12), layouts, 1)
+
+
+def test_other_batch_sizes_become_divisible_by_the_row_shards(spec):
+  """480 held-out prompts over 64 row shards: 448, or a run could not start."""
+  layouts = uniform(sharding.make_layout(fsdp=8))
+  for prompts, divisible in ((20, 16), (4, 8)):
+    flags = fitting_flags(changed(spec, eval_prompts=prompts), layouts)
+    assert f"--config.rl.eval_prompts={divisible}" in flags
+
+
+def test_a_mesh_with_another_number_of_devices_is_an_error(spec):
+  mesh = dataclasses.replace(spec.settings.mesh, fsdp=2)
+  settings = dataclasses.replace(spec.settings, mesh=mesh)
   with pytest.raises(ValueError, match=r"has 2 devices, but there are 8"):
-    search.config_way(
-      dataclasses.replace(settings, mesh=mesh), shapes, jax.devices()
+    search.config_plan(
+      dataclasses.replace(spec, settings=settings), jax.devices()
     )
 
 
-def test_the_search_tries_what_the_rules_can_split(settings, shapes):
-  found = list(search.training_layouts(settings, shapes, jax.devices()))
-  training = {str(layouts) for layouts in found}
-  way = execution_plan.Way(found[0], 4, 1)
-  ways = list(search.rollout_ways(settings, shapes, way, jax.devices()))
-  rollout = {str(other.layouts.rollout) for other in ways}
+def test_rollouts_on_an_open_mesh_gather_no_weight_for_each_token(spec):
+  layouts = search.config_plan(spec, jax.devices()).layouts
+  assert str(layouts.training) == "fsdp on fsdp=8"
+  assert str(layouts.rollout) == "tensor on data=4 x tensor=2"
+  alone = search.config_plan(spec, jax.devices()[:1]).layouts
+  assert alone.rollout == alone.training
+
+
+@pytest.mark.parametrize(
+  ("prompts", "samples", "shards", "slots"),
+  [(8, 4, 1, 7), (8, 4, 2, 17), (3, 2, 2, 64), (8, 2, 4, 1), (6, 3, 4, 60)],
+)
+def test_rows_at_a_time_are_those_that_the_engine_starts(
+  spec, prompts, samples, shards, slots
+):
+  """With another rounding, memory of another size would be planned."""
+  layout = sharding.make_layout(data=shards, devices=jax.devices()[:shards])
+  engine = engine_programs.EngineSpec(
+    generation.GenerationSpec(spec.model, None),
+    samples,
+    engine_programs.EngineConfig(slots, 5),
+    shards=shards,
+  )
+  rows = plan_of(layout, slots).rows_at_a_time(prompts, samples)
+  assert rows == engine.num_starting_prompts(prompts) * samples
+
+
+def test_slots_are_halved_down_to_a_prompt_on_each_shard():
+  layout = sharding.make_layout(data=2, devices=jax.devices()[:2])
+  plan, rows = plan_of(layout, 130), []
+  while plan is not None:
+    rows.append(plan.rows_at_a_time(64, 8))
+    plan = plan.with_half_the_rows(64, 8)
+  assert rows == [128, 64, 32, 16]
+
+
+def test_the_flags_of_a_plan_make_a_config_with_the_same_plan(spec):
+  """With continuous batching, too, and if the config samples in batches."""
+  layouts = Layouts(
+    sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),
+    sharding.make_layout(data=8),
+    sharding.make_layout(data=8),
+    sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
+  )
+  config = arithmetic.get_config("smoke")
+  config.rl.rollout.batches = 2
+  for plan in (ExecutionPlan(layouts, 4, 2), ExecutionPlan(layouts, 2, 1, 16)):
+    settings = read_flags(config, plan.flags())
+    read = dataclasses.replace(spec, settings=settings)
+    assert search.config_plan(read, jax.devices()) == plan
+
+
+def test_the_search_tries_the_layouts_that_the_rules_can_split(spec):
+  training = list(search.training_layouts(spec, jax.devices()))
+  plans = search.rollout_plans(
+    spec, ExecutionPlan(training[0], 4, 1), jax.devices()
+  )
+  rollout = {str(plan.layouts.rollout) for plan in plans}
+  names = {str(layouts) for layouts in training}
   assert {
     "training: fsdp on fsdp=8",
     "training: fsdp+tensor on fsdp=4 x tensor=2",
     "training: fsdp+sequence on fsdp=4 x sequence=2",
-  } <= training
+  } <= names
   assert {"fsdp on data=8", "tensor on data=4 x tensor=2"} <= rollout
   # 4 heads cannot be split over 8 devices.
-  assert not any("tensor=8" in layout for layout in training | rollout)
-  assert all(32 % layouts.row_shards == 0 for layouts in found)
+  assert not any("tensor=8" in name for name in names | rollout)
+  assert all(32 % layouts.row_shards == 0 for layouts in training)
 
 
-def plan_of(way, stages, seconds, size):
-  """A plan whose stages take what is said, of a chip with 100 bytes."""
+def fake_plan(execution_plan, stages, seconds, size):
+  """A plan whose stages take so many seconds and bytes, of a chip with 100."""
   chip = Chip(1.0, 1.0, 1.0, 100.0)
   memory = compiler.Memory(0, 0, 0, size)
-  return report.Plan(
-    topology="none",
-    device_kind="none",
-    devices=8,
-    devices_per_chip=1,
-    layout=str(way.layouts),
+  return Plan(
+    target=devices.Target("none", "none", 8, 1, chip, {}),
+    execution_plan=execution_plan,
     rows=32,
-    micro_batches=way.micro_batches,
-    rollout_parts=way.rollout_parts,
-    rollout_rows=way.rollout_rows,
-    flags=tuple(way.flags()),
-    notes=(),
     iterations=1,
-    resident=programs.Resident(0, 0, 0, 0, 0),
-    chip=chip,
+    flags=(),
+    notes=(),
+    resident=Resident(0, 0, 0, 0, 0),
     stages=tuple(
-      report.StagePlan(
+      StagePlan(
         compiler.CompiledStage(name, 0.0, memory),
-        0,
-        0,
-        0,
-        0,
+        estimates.Estimates(0, 0),
         Bound(seconds, 0.0, 0.0),
       )
       for name in stages
     ),
-    versions={},
   )
 
 
-def test_the_search_finds_the_fastest_that_fits(settings, shapes):
-  """More rows at a time are faster and larger, and so are fewer parts."""
-  asked = []
+def test_the_search_finds_the_fastest_plan_that_fits(spec, monkeypatch):
+  """More rows at a time are faster and larger, and so are fewer batches."""
+  # The rules can split 2 heads of keys and values. Which layouts they can
+  # split is tested above.
+  monkeypatch.setattr(
+    search,
+    "_spare_bytes",
+    lambda spec, layouts: (
+      math.inf if layouts.rollout.mesh.shape["tensor"] <= 2 else -1
+    ),
+  )
+  attempts = []
 
-  def plan(way, stages):
-    asked.append((way, stages))
-    training, rollout = way.layouts.training, way.layouts.rollout
+  def make_plan(plan, stages):
+    attempts.append((plan, stages))
+    training, rollout = plan.layouts.training, plan.layouts.rollout
     if stages == ("score", "update"):
       # Split tokens are fastest, but never fit.
-      split = training.mesh.shape["sequence"] > 1
-      rows = 32 // training.row_shards // way.micro_batches
-      size = 200 if split else 40 * rows
-      return plan_of(way, stages, (1 if split else 8) / rows, size)
-    size = 400 / rollout.mesh.shape["tensor"] / way.rollout_parts
-    seconds = way.rollout_parts / rollout.mesh.shape["tensor"]
-    return plan_of(way, stages or ("rollout",), seconds, size)
+      is_split = training.mesh.shape["sequence"] > 1
+      rows = 32 // training.row_shards // plan.micro_batches
+      size = 200 if is_split else 40 * rows
+      return fake_plan(plan, stages, (1 if is_split else 8) / rows, size)
+    size = 400 / rollout.mesh.shape["tensor"] / plan.rollout_batches
+    seconds = plan.rollout_batches / rollout.mesh.shape["tensor"]
+    return fake_plan(plan, stages or ("rollout",), seconds, size)
 
-  search.search(settings, shapes, jax.devices(), plan)
-  way, stages = asked[-1]
+  search.search(spec, jax.devices(), make_plan)
+  plan, stages = attempts[-1]
   assert stages is None
-  assert str(way.layouts.training) == "fsdp on fsdp=8"
-  assert way.micro_batches == 2  # Of 4 rows, two at a time: three do not fit.
-  assert str(way.layouts.rollout) == "tensor on data=4 x tensor=2"
-  assert way.rollout_parts == 2
-  assert way.flags() == [
+  assert str(plan.layouts.training) == "fsdp on fsdp=8"
+  assert plan.micro_batches == 2  # Of 4 rows, two at a time: three do not fit.
+  assert str(plan.layouts.rollout) == "tensor on data=4 x tensor=2"
+  assert plan.rollout_batches == 2
+  assert plan.flags() == [
     "--config.mesh.fsdp=8",
     '--config.rl.rollout_mesh={"data": 4, "tensor": 2, "rules": "tensor"}',
     "--config.rl.micro_batches=2",
-    "--config.rl.rollout_parts=2",
+    "--config.rl.rollout.batches=2",
   ]
-  # Halves of a layout that needs four times the memory were tried.
+  # A layout that needs four times the memory was tried in more batches.
   whole = [
-    way.rollout_parts
-    for way, _ in asked
-    if "data=8" in str(way.layouts.rollout)
+    plan.rollout_batches
+    for plan, _ in attempts
+    if "data=8" in str(plan.layouts.rollout)
   ]
   assert whole[:3] == [1, 2, 4]
 
 
-def test_the_flags_of_a_plan_are_a_config(shapes):
-  """What a plan names, a run can be given, and it is the same layouts."""
-  devices = jax.devices()
-  way = execution_plan.Way(
-    execution_plan.Layouts(
-      sharding.make_layout(fsdp=4, tensor=2, rules="fsdp+tensor"),
-      sharding.make_layout(data=8),
-      sharding.make_layout(data=8),
-      sharding.make_layout(fsdp=4, sequence=2, rules="fsdp+sequence"),
-    ),
-    4,
-    2,
-  )
-  config = arithmetic.get_config("smoke")
-  given = ["plan", *way.flags()]
-  flag_values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    "config", config, flag_values=flag_values, sys_argv=given
-  )
-  flag_values(given)
-  read = settings_from_config(flag_values.config)
-  assert search.config_way(read, shapes, devices) == way
-
-
-def test_sizes_of_other_batches_that_row_shards_divide(settings):
-  """480 held-out prompts over 64 row shards: 448, or the run would refuse."""
-  rl = dataclasses.replace(settings.rl, eval_prompts=20)
-  asked = dataclasses.replace(settings, rl=rl)
-  layouts = all_in(sharding.make_layout(fsdp=8))
-  found = search.fitting_flags(asked, layouts)
-  assert "--config.rl.eval_prompts=16" in found
-  rl = dataclasses.replace(settings.rl, eval_prompts=4)
-  asked = dataclasses.replace(settings, rl=rl)
-  found = search.fitting_flags(asked, layouts)
-  assert "--config.rl.eval_prompts=8" in found
-
-
-def test_prompts_that_row_shards_cannot_divide_are_refused(settings):
-  """12 x 4 rows could be split over 8 devices, 12 prompts cannot."""
-  rl = dataclasses.replace(settings.rl, prompts=12)
-  asked = dataclasses.replace(settings, rl=rl)
-  layouts = all_in(sharding.make_layout(fsdp=8))
-  with pytest.raises(ValueError, match=r"rl.prompts=12 is not divisible"):
-    search.possible_micro_batches(asked, layouts, 1)
-
-
-def test_an_open_mesh_gathers_no_weight_for_each_token(settings, shapes):
-  found = search.config_way(settings, shapes, jax.devices())
-  assert str(found.layouts.training) == "fsdp on fsdp=8"
-  assert str(found.layouts.rollout) == "tensor on data=4 x tensor=2"
-  alone = search.config_way(settings, shapes, jax.devices()[:1])
-  assert str(alone.layouts.rollout) == str(alone.layouts.training)
+@pytest.mark.parametrize(
+  ("slots", "caches", "expected"),
+  [(8, 1.6, 8), (8, 1.4, 4), (32, 2.1, 32), (32, 1.9, 16)],
+)
+def test_the_search_leaves_room_for_the_copies_of_an_engines_cache(
+  spec, monkeypatch, slots, caches, expected
+):
+  """Room for one cache, enough for one loop, is not enough for an engine."""
+  plan = plan_of(sharding.make_layout(), slots)
+  cache = estimates.cache_bytes(with_plan(spec, plan), slots)
+  monkeypatch.setattr(search, "_spare_bytes", lambda *unused: caches * cache)
+  (smaller, *_) = search.rollout_plans(spec, plan, jax.devices()[:1])
+  assert (smaller.slots, smaller.rollout_batches) == (expected, 1)
 
 
 @pytest.mark.parametrize(
@@ -379,16 +360,16 @@ def test_an_open_mesh_gathers_no_weight_for_each_token(settings, shapes):
     ("Out of memory", None),
   ],
 )
-def test_sizes_in_the_compilers_words(message, size):
+def test_needed_bytes_are_read_from_the_compilers_message(message, size):
   assert compiler.needed_bytes(message) == size
 
 
-def test_chips_with_two_devices():
+def test_devices_with_the_same_coordinates_share_a_chip():
   @dataclasses.dataclass
   class Device:
-    id: int
     coords: tuple
+    platform: str = "tpu"
 
-  pairs = [Device(i, (i // 2, 0, 0)) for i in range(8)]
-  assert compiler.devices_per_chip(pairs) == 2
-  assert compiler.devices_per_chip(jax.devices()) == 1
+  pairs = [Device((i // 2, 0, 0)) for i in range(8)]
+  assert devices.devices_per_chip(pairs) == 2
+  assert devices.devices_per_chip(jax.devices()) == 1

@@ -1,245 +1,301 @@
-"""Plans of rollouts whose rows take turns: every program, and the largest."""
+"""Plans that are compiled for the devices here: every program of a step."""
 
 import dataclasses
+import gzip
+import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
-import plan
 import pytest
-from absl import flags
-from configs import arithmetic
-from ml_collections import config_flags
+from checkout import EXPERIMENTS
+from planned_runs import CONFIGS, command_line, plan_of, smoke_settings
 
+from pure_jax.models import policy
+from pure_jax.models.params import count_params
 from pure_jax.parallel import sharding
-from pure_jax.rollout import engine
-from pure_jax.rollout.slots import Places
-from pure_jax.runs.planning import engine as plan_engine
-from pure_jax.runs.planning import execution_plan, report, search
-from pure_jax.runs.planning.hlo_costs import Collective, Costs, Loop
-from pure_jax.runs.settings import compute_dtype
-from pure_jax.runs.settings.conversion import settings_from_config
+from pure_jax.rollout.slots import Slots
+from pure_jax.runs.planning import compiler, report
+from pure_jax.runs.planning.engine_calls import call_programs
+from pure_jax.runs.planning.execution_plan import ExecutionPlan
+from pure_jax.runs.planning.hlo.costs import count_costs
+from pure_jax.runs.planning.planned_spec import read_spec, with_plan
+from pure_jax.runs.planning.planner import Planner
+from pure_jax.runs.planning.programs import Programs, device_bytes
 
-# Two of 8 prompts on each of four row shards: they begin in four rounds.
-TURNS = {"rl.rollout_rows": 8, "rl.rollout_chunk": 5, "rl.prompts": 8}
+# One layer compiles fastest. The slots hold a prompt on each of two row shards,
+# so that 8 prompts start in four rounds.
+SMALL = {
+  "model.num_layers": 1,
+  "rl.engine.slots": 8,
+  "rl.engine.sync_interval": 5,
+}
 
 
 @pytest.fixture(scope="module")
-def settings():
-  config = arithmetic.get_config("smoke")
-  config.update_from_flattened_dict(TURNS)
-  return compute_dtype.resolve(settings_from_config(config), "cpu")
+def hlo_folder(tmp_path_factory):
+  return tmp_path_factory.mktemp("plan") / "hlo"
 
 
 @pytest.fixture(scope="module")
-def planned(settings):
-  """(the plan, its stage of rollouts, the planner), on four devices."""
-  planner = plan.Planner(settings, None)
-  planner.devices = planner.devices[:4]
-  way = search.config_way(settings, planner.shapes, planner.devices)
-  found = planner.plan(way, ("rollout",))
-  return found, found.stages[0], planner
+def planner(hlo_folder):
+  settings = smoke_settings(**SMALL)
+  return Planner(settings, jax.devices()[:4], hlo_folder=hlo_folder)
 
 
-def way_of(layout, rows):
-  return execution_plan.Way(
-    execution_plan.Layouts(layout, layout, layout, layout), 1, 1, rows
+@pytest.fixture(scope="module")
+def plan(planner):
+  """The plan of a step on four devices, with continuous batching."""
+  return planner.plan_config()
+
+
+@pytest.fixture(scope="module")
+def rollout(plan):
+  (stage,) = (s for s in plan.stages if s.compiled.name == "rollout")
+  return stage
+
+
+@pytest.fixture(scope="module")
+def one_loop(planner, plan):
+  """The rollout of the same step in one compiled loop."""
+  execution_plan = dataclasses.replace(plan.execution_plan, slots=None)
+  return planner.plan(execution_plan, ("rollout",))
+
+
+def rollout_stage(spec, execution_plan):
+  """The stage of rollouts before it is compiled."""
+  stages = Programs(with_plan(spec, execution_plan)).stages()
+  (stage,) = (stage for stage in stages if stage.name == "rollout")
+  return stage
+
+
+def test_the_script_prints_a_plan_and_an_error():
+  """The process: four devices of its own, JSON on stdout, nothing else."""
+  done = subprocess.run(
+    [
+      sys.executable,
+      str(EXPERIMENTS / "plan.py"),
+      f"--config={CONFIGS / 'arithmetic.py'}:smoke",
+      "--stage=reshard",
+      "--json",
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+    env=os.environ | {"JAX_NUM_CPU_DEVICES": "4"},
   )
+  assert done.returncode == 0, done.stderr
+  values = json.loads(done.stdout)
+  assert (values["topology"], values["devices"]) == ("local", 4)
+  assert [s["compiled"]["name"] for s in values["stages"]] == ["reshard"]
+  assert "compiling reshard" in done.stderr
 
 
-def test_every_program_is_compiled_and_the_largest_is_told(planned):
-  """A plan of the loop alone would not see the cache twice."""
-  found, stage, _ = planned
-  parts = {part.name: part for part in stage.compiled.parts}
-  names = ["start", "unshare", "grow", "decode", "refill", "take"]
-  assert list(parts) == names
-  assert stage.compiled.total == max(part.total for part in parts.values())
-  # Old and new keys and values.
-  cache = stage.cache_bytes
-  growing = parts["grow"].memory
-  assert growing.outputs >= cache and growing.arguments > cache / 2
-  assert growing.aliased == 0
-  # Rows that go on and those that they were taken from.
-  taking = parts["take"].memory
-  assert taking.arguments >= cache and taking.outputs >= cache / 2
-  text = report.as_text(found, None)
-  assert "8 at a time drawn in turns" in text
+def test_a_plan_of_a_cpu_invents_no_peak_rates(plan):
+  names = [stage.compiled.name for stage in plan.stages]
+  assert names == ["reshard", "rollout", "score", "update"]
+  assert plan.target.topology == "local"
+  assert plan.fits is None
+  assert plan.step_seconds is plan.chip_hours is None
+
+
+def test_compiled_flops_are_those_that_the_method_needs(plan, one_loop):
+  """Counted in the compiled program against the closed form.
+
+  Both see every layer, token, round and loop trip, or they would differ by
+  factors. The compiled FLOPs are more: they include scores of later keys and
+  of the empty cache.
+  """
+  for stage in (*plan.stages[1:], *one_loop.stages):
+    compiled = 4 * stage.compiled.costs.flops
+    assert 0.75 < stage.estimates.model_flops / compiled <= 1.0, stage
+
+
+def test_compiled_programs_are_written_to_the_folder(plan, hlo_folder):
+  """What was counted can be counted again."""
+  for number, stage in enumerate(plan.stages):
+    name = f"{number}_{stage.compiled.name}"
+    if stage.compiled.programs:
+      assert (hlo_folder / f"{name}_decode.txt.gz").exists()
+      continue
+    text = gzip.decompress((hlo_folder / f"{name}.txt.gz").read_bytes())
+    assert count_costs(text.decode(), 4) == stage.compiled.costs
+
+
+def test_a_device_holds_its_part_of_weights_and_optimizer(planner, plan):
+  model, resident = planner.spec.model, plan.resident
+  params = count_params(policy.declare_policy(model))
+  # The biases of 4 query and 2 + 2 other heads of 8 are not split.
+  biases = model.num_layers * (4 + 2 + 2) * 8
+  part = 4 * ((params - biases) / 4 + biases)
+  assert resident.parameters == resident.reference == part
+  # Two moments and counters.
+  assert 2 * part < resident.optimizer < 2 * part + 64
+  # The compiler's size of the update's state, and of the batch.
+  update = plan.stages[3].compiled.memory
+  assert update.arguments > resident.parameters + resident.optimizer
+  assert update.aliased >= resident.parameters + resident.optimizer
+
+
+def test_stages_add_the_weights_that_they_do_not_read(plan):
+  """The sampler's own copy leaves the parameters waiting, too."""
+  held = plan.resident
+  assert held.sampler > 0
+  frozen = held.reference + held.prm
+  waiting = [stage.estimates.waiting_bytes for stage in plan.stages]
+  assert waiting == [
+    held.optimizer + frozen,
+    held.optimizer + frozen + held.parameters,
+    held.optimizer,
+    frozen,
+  ]
+
+
+def test_a_sampler_without_a_copy_reads_the_parameters(planner):
+  """On one device in float32 no copy is made, and no stage makes one."""
+  spec = with_plan(planner.spec, plan_of(sharding.make_layout()))
+  programs = Programs(spec)
+  held, stages = programs.resident, programs.stages()
+  assert held.sampler == 0
+  assert [stage.name for stage in stages] == ["rollout", "score", "update"]
+  waiting = held.optimizer + held.reference + held.prm
+  assert stages[0].estimates.waiting_bytes == waiting
+
+
+def test_every_program_is_compiled_and_the_largest_is_reported(plan, rollout):
+  """A plan of the decode loop alone would not see the cache twice."""
+  programs = {p.name: p for p in rollout.compiled.programs}
+  names = ["start", "unshare", "grow", "decode", "refill", "shrink"]
+  assert list(programs) == names
+  largest = max(program.total_bytes for program in programs.values())
+  assert rollout.compiled.total_bytes == largest
+  # The old and the new keys and values.
+  cache = rollout.estimates.cache_bytes
+  grow = programs["grow"].memory
+  assert grow.outputs >= cache and grow.arguments > cache / 2
+  assert grow.aliased == 0
+  # All slots and the half that remains.
+  shrink = programs["shrink"].memory
+  assert shrink.arguments >= cache and shrink.outputs >= cache / 2
+  text = report.as_text(plan, None)
+  assert "sampled in 8 slots" in text
   assert "Total of each: start" in text
-  assert "note: planned of a step: rollout, no more." in text
-  assert report.as_json(found, None)["stages"][0]["compiled"]["parts"]
+  assert report.as_json(plan, None)["stages"][1]["compiled"]["programs"]
+
+
+def test_a_plan_of_some_stages_says_so(one_loop):
+  note = "note: planned of a step: rollout, no more."
+  assert note in report.as_text(one_loop, None)
+
+
+def test_weights_that_a_program_does_not_read_are_in_memory(plan, rollout):
+  programs = {p.name: p for p in rollout.compiled.programs}
+  sampler = plan.resident.sampler
+  assert sampler > 0
+  for name in ("unshare", "grow", "shrink"):
+    assert sampler <= programs[name].held_bytes < 2 * sampler, name
+  decode = programs["decode"]
+  assert decode.held_bytes < sampler
+  assert decode.memory.arguments > sampler + rollout.estimates.cache_bytes
 
 
 @pytest.mark.parametrize(
-  ("rows", "chunk", "expected"),
+  ("slots", "sync_interval", "expected"),
   [
     # Prompts wait: they are copied before the last growth of the ring.
-    (8, 5, {"unshare": 20, "grow": 20, "decode": 31, "refill": 31, "take": 31}),
+    (
+      8,
+      5,
+      {"unshare": 20, "grow": 20, "decode": 31, "refill": 31, "shrink": 31},
+    ),
     (8, 16, {"unshare": 16, "grow": 16, "decode": 31, "refill": 31}),
     # The first ring is the longest.
     (8, 40, {"unshare": 31, "decode": 31, "refill": 31}),
-    # None waits: prompts may be shared until half of the rows have ended.
-    (32, 5, {"unshare": 31, "grow": 20, "decode": 31, "take": 31}),
+    # No prompt waits: prompts may be shared until half of the rows have ended.
+    (32, 5, {"unshare": 31, "grow": 20, "decode": 31, "shrink": 31}),
   ],
 )
-def test_programs_are_compiled_where_they_need_the_most(
-  settings, rows, chunk, expected
+def test_programs_are_compiled_for_the_longest_ring_that_they_see(
+  slots, sync_interval, expected
 ):
   """A shorter ring than the engine's would leave memory out."""
-  rl = dataclasses.replace(settings.rl, max_new_tokens=32, rollout_chunk=chunk)
-  settings = dataclasses.replace(settings, rl=rl)
-  way = way_of(sharding.make_layout(), rows)
-  shapes = plan.plan_programs.shapes_of(settings)
-  stages = plan.plan_programs.Programs(settings, shapes, way).stages()
-  (stage,) = (one for one in stages if one.name == "rollout")
-  walk, outputs, rings = plan_engine._walk(stage), None, {}
-  while True:
-    try:
-      name, arguments, _ = walk.send(outputs)
-    except StopIteration:
-      break
-    part = stage.parts[name]
-    outputs = part.eval_shape(*arguments)
-    for x in arguments:
-      if isinstance(x, Places):
-        rings[name] = x.rows.cache.ring
-        is_shared = x.rows.cache.prompt_mask is not None
-        assert is_shared == (name == "unshare")
+  settings = smoke_settings(
+    **{
+      "rl.sampler.max_new_tokens": 32,
+      "rl.engine.slots": slots,
+      "rl.engine.sync_interval": sync_interval,
+    }
+  )
+  spec, rings = read_spec(settings, jax.devices()[:1]), {}
+
+  def evaluate(call):
+    for x in call.arguments:
+      if isinstance(x, Slots):
+        rings[call.name] = x.state.cache.ring_length
+        is_shared = x.state.cache.prompt_mask is not None
+        assert is_shared == (call.name == "unshare")
+    return call.function.eval_shape(*call.arguments)
+
+  call_programs(
+    rollout_stage(spec, plan_of(sharding.make_layout(), slots)), evaluate
+  )
   assert expected.items() <= rings.items()
-  assert ("refill" in rings) == (rows < 32)
+  assert ("refill" in rings) == (slots < 32)
 
 
-def test_weights_that_a_program_is_not_called_with_are_there(planned):
-  """While the cache grows; what decodes is called with them."""
-  found, stage, _ = planned
-  parts = {part.name: part for part in stage.compiled.parts}
-  sampler = found.resident.sampler
-  assert sampler > 0
-  for name in ("unshare", "grow", "take"):
-    assert sampler <= parts[name].beside < 2 * sampler, name
-  assert parts["decode"].beside < sampler
-  assert parts["decode"].memory.arguments > sampler + stage.cache_bytes
-
-
-def test_what_takes_turns_computes_what_the_method_needs(planned):
-  """All rounds, all chunks: one round of one chunk would be a twentieth."""
-  _, stage, _ = planned
-  compiled = 4 * stage.compiled.costs.flops
-  assert 0.75 < stage.model_flops / compiled <= 1.0
-
-
-@pytest.mark.parametrize(
-  ("prompts", "samples", "shards", "rows"),
-  [(8, 4, 1, 7), (8, 4, 2, 17), (3, 2, 2, 64), (8, 2, 4, 1), (6, 3, 4, 60)],
-)
-def test_rows_at_a_time_are_those_that_begin(
-  planned, prompts, samples, shards, rows
-):
-  """The engine's own rounding, of another number memory would be planned."""
-  planner = planned[2]
-  way = way_of(
-    sharding.make_layout(data=shards, devices=jax.devices()[:shards]), rows
-  )
-  engine_of = engine.Engine(
-    planner.shapes.model,
-    None,
-    samples,
-    engine.EngineConfig(rows, 5),
-    shards=shards,
-  )
-  begun = engine_of._first_prompts(prompts)[0].size * samples
-  assert way.rows_at_a_time(prompts, samples) == begun
-
-
-def test_rows_are_halved_down_to_a_prompt_on_each_shard():
+def test_bytes_of_a_device_are_its_shards():
   layout = sharding.make_layout(data=2, devices=jax.devices()[:2])
-  way, found = way_of(layout, 130), []
-  while way is not None:
-    found.append(way.rows_at_a_time(64, 8))
-    way = way.smaller(64, 8)
-  assert found == [128, 64, 32, 16]
-
-
-@pytest.mark.parametrize(
-  ("rows", "caches", "expected"),
-  [(8, 1.6, 8), (8, 1.4, 4), (32, 2.1, 32), (32, 1.9, 16)],
-)
-def test_the_search_takes_fewer_rows_where_more_than_one_cache_does_not_fit(
-  settings, rows, caches, expected
-):
-  """Room for one cache, which a plan of one loop needs, is not enough."""
-  shapes = plan.plan_programs.shapes_of(settings)
-  layout = sharding.make_layout()
-  cache = plan.plan_estimates.cache_bytes(settings, shapes, layout, rows)
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(search, "_spare_bytes", lambda *unused: caches * cache)
-    (found, *_) = search.rollout_ways(
-      settings, shapes, way_of(layout, rows), jax.devices()[:1]
-    )
-  assert (found.rollout_rows, found.rollout_parts) == (expected, 1)
-
-
-def test_the_flags_of_rows_that_take_turns_are_a_config(settings):
-  """Beside a config that draws in parts, too."""
-  devices = jax.devices()
-  way = dataclasses.replace(
-    way_of(sharding.make_layout(data=8), 16), micro_batches=2
-  )
-  config = arithmetic.get_config("smoke")
-  config.rl.rollout_parts = 2
-  given = ["plan", *way.flags()]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_dict(
-    "config", config, flag_values=values, sys_argv=given
-  )
-  values(given)
-  read = settings_from_config(values.config)
-  shapes = plan.plan_programs.shapes_of(settings)
-  assert search.config_way(read, shapes, devices) == way
-
-
-def test_costs_of_programs_that_run_several_times():
-  loop = Loop("while", 3, "counted")
-  one = Costs(2.0, 3.0, {"all-reduce": Collective(1, 8, 16)}, (loop,))
-  two = Costs(5.0, 7.0, {"all-gather": Collective(1, 1, 1)}, ())
-  found = plan_engine.add_costs(one, two, 1.5)
-  assert (found.flops, found.hbm_bytes) == (9.5, 13.5)
-  assert found.collectives["all-gather"] == Collective(1.5, 1.5, 1.5)
-  found = plan_engine.add_costs(found, one, 2)
-  assert found.collectives["all-reduce"] == Collective(3, 24, 48)
-  assert found.loops == (loop, loop)
-
-
-def test_what_is_in_memory_beside_a_program():
-  mesh = sharding.make_layout(data=2, devices=jax.devices()[:2])
   split = jax.ShapeDtypeStruct(
-    (4, 3), np.float32, sharding=sharding.batch_sharding(mesh)
+    (4, 3), np.float32, sharding=sharding.batch_sharding(layout)
   )
   whole = jax.ShapeDtypeStruct(
-    (5,), np.int8, sharding=sharding.replicated(mesh)
+    (5,), np.int8, sharding=sharding.replicated(layout)
   )
-  held = [split, {"a": whole, "again": whole}]
-  assert plan_engine.bytes_beside(held, ()) == 24 + 5
-  assert plan_engine.bytes_beside(held, (split, 3)) == 5
+  assert device_bytes((split, {"a": whole})) == 24 + 5
+  assert device_bytes(None) == 0
 
 
-def test_a_program_that_is_refused_ends_the_plan(planned, monkeypatch):
-  """It does not fit, whatever the others need."""
-  planner = planned[2]
-  refused = jax.errors.JaxRuntimeError(
-    "RESOURCE_EXHAUSTED: Used 41.50G of 31.25G hbm."
+class Refused:
+  """A jitted function that the compiler refuses for lack of memory."""
+
+  def lower(self, *arguments):
+    raise jax.errors.JaxRuntimeError(
+      "RESOURCE_EXHAUSTED: Used 41.50G of 31.25G hbm."
+    )
+
+
+def test_a_program_that_the_compiler_refuses_ends_the_plan(planner):
+  """The stage does not fit, whatever the other programs need."""
+  stage = rollout_stage(planner.spec, plan_of(sharding.make_layout(), 8))
+  stage.engine.programs = dataclasses.replace(
+    stage.engine.programs, unshare=Refused()
   )
-  stages = plan.plan_programs.Programs(
-    planner.settings, planner.shapes, way_of(sharding.make_layout(), 8)
-  ).stages()
-  (stage,) = (one for one in stages if one.name == "rollout")
+  compiled = compiler.compile_stage(stage, 1)
+  assert compiled.memory is None and compiled.costs is None
+  assert compiled.needed_bytes == 41.5 * 2**30
+  names = [program.name for program in compiled.programs]
+  assert names == ["to_decoding_params", "start", "unshare"]
 
-  class Refused:
-    def lower(self, *arguments):
-      raise refused
 
-  parts = stage.parts | {"unshare": Refused()}
-  found = plan_engine.compile_stage(
-    dataclasses.replace(stage, parts=parts), 1, None
-  )
-  assert found.memory is None and found.costs is None
-  assert found.needed_bytes == 41.5 * 2**30
-  assert [part.name for part in found.parts] == ["prepare", "start", "unshare"]
+def test_a_stage_is_compiled_once_for_plans_that_share_it(planner, plan):
+  """Only the rollout differs, so scores and update are the same objects."""
+  layout = plan.execution_plan.layouts.training
+  layouts = dataclasses.replace(plan.execution_plan.layouts, rollout=layout)
+  other = ExecutionPlan(layouts, plan.execution_plan.micro_batches, 2)
+  again = planner.plan(other, ("score", "update"))
+  for new, old in zip(again.stages, plan.stages[2:], strict=True):
+    assert new.compiled is old.compiled
+
+
+def test_flags_of_the_command_line_are_flags_of_the_plan(monkeypatch):
+  given = "--config.rl.prompts=16"
+  with command_line(
+    monkeypatch, f"--config={CONFIGS / 'arithmetic.py'}:smoke", given
+  ) as script:
+    settings = script.read_settings()
+  assert settings.rl.prompts == 16
+  planner = Planner(settings, jax.devices()[:1], config_flags=[given])
+  flags = planner.plan(plan_of(sharding.make_layout()), ()).flags
+  assert flags[0] == given

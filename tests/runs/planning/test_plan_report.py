@@ -1,13 +1,24 @@
-"""What a plan says: whether it fits, how long it takes, what it costs."""
+"""What a plan says: whether it fits, how long it takes and what it costs."""
 
 import dataclasses
 import json
 
+import jax
 import pytest
+from planned_runs import plan_of
 
-from pure_jax.runs.planning import compiler, programs, report, search
-from pure_jax.runs.planning.hlo_costs import Collective, Costs, Loop
+from pure_jax.parallel import sharding
+from pure_jax.runs.planning import compiler, report, search
+from pure_jax.runs.planning.devices import Target
+from pure_jax.runs.planning.estimates import Estimates
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
+from pure_jax.runs.planning.hlo.loops import Loop, LoopEnd
+from pure_jax.runs.planning.plan import Plan, plan_stage
+from pure_jax.runs.planning.programs import Resident
 from pure_jax.runs.planning.roofline import CHIPS, GIB
+
+KIND = "TPU v5 lite"
 
 
 def stage(name, temporaries, costs=None, **changes):
@@ -16,58 +27,40 @@ def stage(name, temporaries, costs=None, **changes):
   return dataclasses.replace(compiled, **changes)
 
 
-def make_plan(*stages, chip="TPU v5 lite", devices=16, sampler=0):
-  resident = programs.Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB, sampler)
-  peak = CHIPS.get(chip)
-  return report.Plan(
-    topology="v5e:4x4",
-    device_kind=chip,
-    devices=devices,
-    devices_per_chip=1,
-    layout="fsdp on fsdp=16",
+def make_plan(*stages, waiting=4 * GIB):
+  """A plan for 16 chips of 15.75 GiB."""
+  target = Target("v5e:4x4", KIND, 16, 1, CHIPS[KIND], {"jax": "1"})
+  known = Estimates(model_flops=10**15, waiting_bytes=int(waiting))
+  return Plan(
+    target=target,
+    execution_plan=plan_of(sharding.make_layout(fsdp=len(jax.devices()))),
     rows=512,
-    micro_batches=32,
-    rollout_parts=1,
-    rollout_rows=None,
+    iterations=500,
     flags=("--config.mesh.fsdp=16", '--config.rl.rollout_mesh={"data": 16}'),
     notes=(),
-    iterations=500,
-    resident=resident,
-    chip=peak,
-    stages=tuple(
-      report.plan_stage(s, resident, peak, 1, 10**15, 0, 0) for s in stages
-    ),
-    versions={"jax": "1"},
+    resident=Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB, 0),
+    stages=tuple(plan_stage(stage, known, target) for stage in stages),
   )
 
 
 @pytest.mark.parametrize(
-  ("name", "temporaries", "fits"),
+  ("waiting", "temporaries", "fits"),
   [
-    # 8 + 4 - 3 while it runs, and what waits: optimizer, reference, PRM are 6;
-    # optimizer alone 2; reference and PRM 4. A sampler's own copy is among the
-    # arguments, and the parameters wait: 7.
-    ("copied rollout", -0.3, True),
-    ("copied rollout", -0.2, False),
-    ("rollout", 0.7, True),
-    ("rollout", 0.8, False),
-    ("score", 4.7, True),
-    ("score", 4.8, False),
-    ("update", 2.7, True),
-    ("update", 2.8, False),
+    # 8 + 4 - 3 = 9 GiB while the stage runs, and what waits.
+    (6, 0.7, True),
+    (6, 0.8, False),
+    (2, 4.7, True),
+    (2, 4.8, False),
   ],
 )
-def test_weights_that_wait_must_fit_too(name, temporaries, fits):
-  """A stage that fits by itself, beside 15.75 GiB of others, does not."""
-  copied = name.startswith("copied")
-  plan = make_plan(
-    stage(name.removeprefix("copied "), temporaries * GIB), sampler=copied
-  )
+def test_weights_that_wait_must_fit_too(waiting, temporaries, fits):
+  """A stage that fits alone does not fit with the weights of others."""
+  plan = make_plan(stage("update", temporaries * GIB), waiting=waiting * GIB)
   assert plan.fits is fits
   assert ("DOES NOT FIT" in report.as_text(plan, None)) is not fits
 
 
-def test_what_the_compiler_refuses_does_not_fit():
+def test_a_program_that_the_compiler_refuses_does_not_fit():
   refused = stage(
     "update", 0, memory=None, needed_bytes=30 * GIB, refusal="too much"
   )
@@ -78,7 +71,7 @@ def test_what_the_compiler_refuses_does_not_fit():
 
 def test_time_and_cost_of_a_run():
   """A rollout of 2 s and an update of 3: 5 s, 16 chips, 500 iterations."""
-  loops = (Loop("while", 1, "unknown"),)
+  loops = (Loop("while", 1, LoopEnd.UNKNOWN),)
   rollout = Costs(0.0, 2 * 819e9, {}, loops)
   update = Costs(1.0, 1.0, {"all-gather": Collective(4, 1, 3 * 200e9)}, ())
   plan = make_plan(stage("rollout", 0, rollout), stage("update", 0, update))
@@ -91,18 +84,20 @@ def test_time_and_cost_of_a_run():
   quoted = """'--config.rl.rollout_mesh={"data": 16}'"""
   assert f"Flags: --config.mesh.fsdp=16 {quoted}\n" in text
   assert "rollout has a loop without a trip count" in text
-  found = report.as_json(plan, 2.0)
-  assert found["cost"] == pytest.approx(2 * plan.chip_hours)
-  assert json.loads(json.dumps(found))["bound_by"] == "network"
+  values = json.loads(json.dumps(report.as_json(plan, 2.0)))
+  assert values["cost"] == pytest.approx(2 * plan.chip_hours)
+  assert values["bound_by"] == "network"
+  (other,) = values["stages"][0]["compiled"]["costs"]["loops"]["others"]
+  assert other["ends"] == "unknown"
 
 
-def test_the_fastest_that_fits_is_chosen():
+def test_the_fastest_plan_that_fits_is_chosen():
   fast = Costs(197e12, 0.0, {}, ())
   slow = Costs(3 * 197e12, 0.0, {}, ())
   plans = [
-    ("slow", make_plan(stage("score", 0, slow))),
-    ("fast", make_plan(stage("score", 0, fast))),
-    ("large", make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ())))),
+    make_plan(stage("score", 0, slow)),
+    make_plan(stage("score", 0, fast)),
+    make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ()))),
   ]
   assert search.choose(plans) is plans[1]
   assert search.choose(plans[2:]) is plans[2]

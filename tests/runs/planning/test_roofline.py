@@ -1,9 +1,10 @@
-"""Bounds from peak rates, by hand."""
+"""Bounds from peak rates, computed by hand."""
 
 import pytest
 
 from pure_jax.runs.planning import roofline
-from pure_jax.runs.planning.hlo_costs import Collective, Costs
+from pure_jax.runs.planning.hlo.collectives import Collective
+from pure_jax.runs.planning.hlo.costs import Costs
 
 CHIP = roofline.Chip(
   flops_per_second=100.0,
@@ -26,11 +27,13 @@ def costs(flops, hbm_bytes, sent):
     (0, 0, 4, "network", 4),
   ],
 )
-def test_the_longest_bounds_a_program(flops, hbm_bytes, sent, name, seconds):
-  """What leaves a device counts, not the whole arrays."""
-  found = roofline.bound(costs(flops, hbm_bytes, sent), CHIP)
-  assert (found.name, found.seconds) == (name, seconds)
-  assert found.serial_seconds == flops / 100 + hbm_bytes / 10 + sent
+def test_the_resource_that_takes_longest_bounds_a_program(
+  flops, hbm_bytes, sent, name, seconds
+):
+  """Of a collective, the sent bytes count, not the payload."""
+  bound = roofline.bound(costs(flops, hbm_bytes, sent), CHIP)
+  assert (bound.name, bound.seconds) == (name, seconds)
+  assert bound.serial_seconds == flops / 100 + hbm_bytes / 10 + sent
 
 
 def test_devices_that_share_a_chip_share_its_rates():

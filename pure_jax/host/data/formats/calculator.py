@@ -1,16 +1,16 @@
-"""Exact arithmetic on text: what a calculator annotation claims.
+"""Exact arithmetic on text, to check the calculator annotations of GSM8K.
 
-Expressions are parsed here and never handed to an interpreter: + - * / ,
+A parser of its own, because text of a data set must not reach `eval`: + - * /,
 brackets, decimals, thousands separators, per cent.
 """
 
 import re
 from fractions import Fraction
 
-MAX_LENGTH = 200  # Of an expression; brackets nest no deeper than that.
+MAX_LENGTH = 200  # Characters of an expression. It also bounds the recursion.
 FLOAT_ERROR = Fraction(1, 10**9)  # Relative.
 
-# ASCII: "\d" alone would read digits of every script.
+# ASCII: otherwise "\d" matches the digits of every script.
 _NUMBER = re.compile(
   r"(?:\d{1,3}(?:,\d{3})+(?![\d,])|\d+(?!,?\d))?(?:\.\d*)?", re.ASCII
 )
@@ -20,7 +20,7 @@ _SIGNED = re.compile(
 
 
 class _UnreadableError(ValueError):
-  """Text that is no arithmetic."""
+  """The text is not arithmetic."""
 
 
 def evaluate(expression: str) -> Fraction | None:
@@ -33,8 +33,8 @@ def evaluate(expression: str) -> Fraction | None:
     expression: any text.
 
   Returns:
-    Its exact value; None where it is no arithmetic, divides by zero, or is
-    longer than `MAX_LENGTH`.
+    Its exact value; None if it is not arithmetic, divides by zero, or is longer
+    than `MAX_LENGTH`.
   """
   if len(expression) > MAX_LENGTH:
     return None
@@ -46,13 +46,13 @@ def evaluate(expression: str) -> Fraction | None:
 
 
 def read_number(text: str) -> Fraction | None:
-  """A decimal number, thousands separators allowed.
+  """The value of a decimal number, which may have thousands separators.
 
   Args:
-    text: nothing but the number.
+    text: the number, without anything else.
 
   Returns:
-    Its value, None where the text is anything else.
+    Its value; None if the text is not a number.
   """
   if not _SIGNED.fullmatch(text):
     return None
@@ -60,7 +60,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def rounds(value: Fraction, written: str) -> bool:
-  """Whether a written number is a value, rounded up or down at its last place.
+  """Whether a number is a value rounded up or down at the number's last place.
 
   >>> rounds(Fraction(2, 3), "0.66"), rounds(Fraction(2, 3), "0.7")
   (True, True)
@@ -68,12 +68,12 @@ def rounds(value: Fraction, written: str) -> bool:
   (True, False)
 
   Args:
-    value: what it should be.
+    value: the exact value.
     written: a decimal number.
 
   Returns:
-    Whether they differ by less than one unit of the last place written, or
-    by no more than a float's error.
+    True if they differ by less than one unit of the last place, or by no more
+    than `FLOAT_ERROR`.
   """
   number = read_number(written)
   if number is None:
@@ -86,12 +86,12 @@ def agrees(value: Fraction, side: str) -> bool:
   """Whether the last side of an equation is the value of another side.
 
   Args:
-    value: of the other side.
-    side: an expression.
+    value: the value of the other side.
+    side: the last side, an expression.
 
   Returns:
-    Whether they are equal; a decimal fraction may be rounded, a whole number
-    may not.
+    True if they are equal. The last side may be rounded if it is a decimal
+    fraction, but not if it is a whole number.
   """
   other = evaluate(side)
   if other is None:
@@ -101,12 +101,12 @@ def agrees(value: Fraction, side: str) -> bool:
 
 
 def _close(value: Fraction, other: Fraction) -> bool:
-  """Equal, but for a float's error."""
+  """Whether two values are equal up to `FLOAT_ERROR`."""
   return abs(value - other) <= FLOAT_ERROR * abs(value)
 
 
 def _sum(text: str) -> tuple[Fraction, str]:
-  """Value of the longest sum at the start of a text, and the rest."""
+  """(value of the longest sum at the start of a text, rest of the text)."""
   value, text = _product(text)
   while text and text[0] in "+-":
     other, rest = _product(text[1:].lstrip())
@@ -116,7 +116,7 @@ def _sum(text: str) -> tuple[Fraction, str]:
 
 
 def _product(text: str) -> tuple[Fraction, str]:
-  """The same for products and quotients."""
+  """As `_sum`, for products and quotients."""
   value, text = _factor(text)
   while text and text[0] in "*/":
     other, rest = _factor(text[1:].lstrip())
@@ -126,7 +126,7 @@ def _product(text: str) -> tuple[Fraction, str]:
 
 
 def _factor(text: str) -> tuple[Fraction, str]:
-  """The same for a number or a bracket, signed, with per cent signs."""
+  """As `_sum`, for a number or bracket with its sign and per cent signs."""
   if text[:1] in ("-", "+"):
     value, rest = _factor(text[1:].lstrip())
     return (-value if text[0] == "-" else value), rest
@@ -136,11 +136,11 @@ def _factor(text: str) -> tuple[Fraction, str]:
       raise _UnreadableError
     rest = rest[1:].lstrip()
   else:
-    found = _NUMBER.match(text)
-    digits = found[0].replace(",", "") if found else ""
+    match = _NUMBER.match(text)
+    digits = match[0].replace(",", "") if match else ""
     if digits in ("", "."):
       raise _UnreadableError
-    value, rest = Fraction(digits), text[len(found[0]) :].lstrip()
+    value, rest = Fraction(digits), text[len(match[0]) :].lstrip()
   while rest[:1] == "%":
     value, rest = value / 100, rest[1:].lstrip()
   return value, rest

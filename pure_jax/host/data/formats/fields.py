@@ -1,59 +1,27 @@
-"""How a raw row becomes records, and the reading of its fields.
+"""Checked reading of the fields of a raw row.
 
-A format is a plain value: a name, a version, a parser. Whoever changes what a
-parser returns raises its version, for prepared data is found by it.
+Each function raises a ValueError that names the field if the field is missing
+or has another type. Texts are stripped of white space at their ends.
 """
 
-import dataclasses
 import math
-import re
-from collections.abc import Callable
 from typing import Any
 
-from pure_jax.host.data.records import LabelledSolution, Problem
-
-Row = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Format:
-  """How the rows of a kind of file are read.
-
-  Attributes:
-    name: of the data set, so letters, digits and underscores.
-    version: raised with every change of what `parse` returns.
-    record: `Problem` or `LabelledSolution`.
-    parse: (raw row, its number from 0 within the split) -> records; none
-      where the row is to be left out. A ValueError says what is wrong.
-    options: whatever else decides what `parse` returns, as text.
-  """
-
-  name: str
-  version: int
-  record: type[Problem] | type[LabelledSolution]
-  parse: Callable[[Row, int], list[Any]]
-  options: str = ""
-
-  def __post_init__(self):
-    """Refuses a name that no folder can have everywhere."""
-    if not re.fullmatch(r"[A-Za-z0-9_]+", self.name):
-      raise ValueError(
-        f"The name of a format is letters, digits and _, not {self.name!r}."
-      )
+from pure_jax.host.data.formats import Row
 
 
 def value(row: Row, field: str) -> Any:
-  """What a field holds, null included.
+  """The value of a field, which may be null.
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
     The value.
 
   Raises:
-    ValueError: naming the field that is missing, and those that are there.
+    ValueError: if the field is missing; the message lists the row's fields.
   """
   if field not in row:
     known = ", ".join(repr(name) for name in row) or "none"
@@ -62,24 +30,24 @@ def value(row: Row, field: str) -> Any:
 
 
 def text(row: Row, field: str) -> str:
-  """A text that must be there.
+  """A text that is not empty.
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
-    The text, without white space around it; not empty.
+    The stripped text.
 
   Raises:
-    ValueError: naming the field that is missing, empty or no text.
+    ValueError: if the field is missing, null, empty or not a text.
   """
-  found = optional_text(row, field)
-  if found is None:
+  content = optional_text(row, field)
+  if content is None:
     raise ValueError(f"field {field!r} is null")
-  if not found:
+  if not content:
     raise ValueError(f"field {field!r} is empty")
-  return found
+  return content
 
 
 def optional_text(row: Row, field: str) -> str | None:
@@ -87,63 +55,63 @@ def optional_text(row: Row, field: str) -> str | None:
 
   Args:
     row: the raw row.
-    field: its name; it must be there.
+    field: name of the field.
 
   Returns:
-    The text, without white space around it, or None.
+    The stripped text, which may be empty; None for null.
 
   Raises:
-    ValueError: naming the field that is missing or neither text nor null.
+    ValueError: if the field is missing, or neither text nor null.
   """
-  found = value(row, field)
-  return None if found is None else checked_text(found, f"field {field!r}")
+  content = value(row, field)
+  return None if content is None else checked_text(content, f"field {field!r}")
 
 
-def checked_text(found: Any, what: str) -> str:
-  """A text that can be stored.
+def checked_text(content: Any, name: str) -> str:
+  """Checks that a value is a text that can be stored as UTF-8.
 
   Args:
-    found: what was found.
-    what: what it is, for the error.
+    content: the value.
+    name: what the error message calls it.
 
   Returns:
-    The text, without white space around it.
+    The stripped text.
 
   Raises:
-    ValueError: if it is no text, or holds half a surrogate pair.
+    ValueError: if it is not a text, or contains half a surrogate pair.
   """
-  if not isinstance(found, str):
-    raise ValueError(f"{what} is {_kind(found)}, not text")
+  if not isinstance(content, str):
+    raise ValueError(f"{name} is {_kind(content)}, not text")
   try:
-    found.encode()
+    content.encode()
   except UnicodeEncodeError:
-    raise ValueError(f"{what} holds half a surrogate pair") from None
-  return found.strip()
+    raise ValueError(f"{name} holds half a surrogate pair") from None
+  return content.strip()
 
 
 def number(row: Row, field: str) -> float:
-  """A number as JSON has it.
+  """A finite number.
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
-    The int or float.
+    The number, an int or a float as in the JSON text.
 
   Raises:
-    ValueError: naming the field that is missing or not a finite number.
+    ValueError: if the field is missing or not a finite number.
   """
-  found = value(row, field)
-  if isinstance(found, bool) or not isinstance(found, int | float):
-    raise ValueError(f"field {field!r} is {_kind(found)}, not a number")
+  content = value(row, field)
+  if isinstance(content, bool) or not isinstance(content, int | float):
+    raise ValueError(f"field {field!r} is {_kind(content)}, not a number")
   try:
-    finite = math.isfinite(found)
+    finite = math.isfinite(content)
   except OverflowError:  # An int that no float is near.
     raise ValueError(f"field {field!r} is beyond every float") from None
   if not finite:
-    raise ValueError(f"field {field!r} is {found}, not a finite number")
-  return found
+    raise ValueError(f"field {field!r} is {content}, not a finite number")
+  return content
 
 
 def integer(row: Row, field: str) -> int:
@@ -151,18 +119,18 @@ def integer(row: Row, field: str) -> int:
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
     The number.
 
   Raises:
-    ValueError: naming the field that is missing or not a whole number.
+    ValueError: if the field is missing or not a whole number.
   """
-  found = number(row, field)
-  if not isinstance(found, int):
-    raise ValueError(f"field {field!r} is {found}, not a whole number")
-  return found
+  content = number(row, field)
+  if not isinstance(content, int):
+    raise ValueError(f"field {field!r} is {content}, not a whole number")
+  return content
 
 
 def flag(row: Row, field: str) -> bool:
@@ -170,18 +138,18 @@ def flag(row: Row, field: str) -> bool:
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
     The bool.
 
   Raises:
-    ValueError: naming the field that is missing or not a bool.
+    ValueError: if the field is missing or not a bool.
   """
-  found = value(row, field)
-  if not isinstance(found, bool):
-    raise ValueError(f"field {field!r} is {_kind(found)}, not true or false")
-  return found
+  content = value(row, field)
+  if not isinstance(content, bool):
+    raise ValueError(f"field {field!r} is {_kind(content)}, not true or false")
+  return content
 
 
 def items(row: Row, field: str) -> list[Any]:
@@ -189,56 +157,56 @@ def items(row: Row, field: str) -> list[Any]:
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
-    The list, of whatever it holds.
+    The list; its items are not checked.
 
   Raises:
-    ValueError: naming the field that is missing or not a list.
+    ValueError: if the field is missing or not a list.
   """
-  found = value(row, field)
-  if not isinstance(found, list):
-    raise ValueError(f"field {field!r} is {_kind(found)}, not a list")
-  return found
+  content = value(row, field)
+  if not isinstance(content, list):
+    raise ValueError(f"field {field!r} is {_kind(content)}, not a list")
+  return content
 
 
 def mapping(row: Row, field: str) -> Row:
-  """An object with fields of its own.
+  """A nested object.
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
-    The object.
+    The object, a row with fields of its own.
 
   Raises:
-    ValueError: naming the field that is missing or not an object.
+    ValueError: if the field is missing or not an object.
   """
-  found = value(row, field)
-  if not isinstance(found, dict):
-    raise ValueError(f"field {field!r} is {_kind(found)}, not an object")
-  return found
+  content = value(row, field)
+  if not isinstance(content, dict):
+    raise ValueError(f"field {field!r} is {_kind(content)}, not an object")
+  return content
 
 
-def number_text(found: float) -> str:
-  """A number as an answer: whole ones without a decimal point.
+def number_text(content: float) -> str:
+  """Writes a number as an answer, whole numbers without a decimal point.
 
   >>> number_text(27.0), number_text(0.5), number_text(-3)
   ('27', '0.5', '-3')
 
   Args:
-    found: a finite number.
+    content: a finite number.
 
   Returns:
     Its decimal text.
   """
-  return str(int(found)) if found == int(found) else repr(found)
+  return str(int(content)) if content == int(content) else repr(content)
 
 
-def _kind(found: Any) -> str:
-  """What JSON calls a value."""
+def _kind(content: Any) -> str:
+  """The JSON type of a value, for error messages."""
   kinds = {bool: "a bool", int: "a number", float: "a number", str: "text"}
   kinds |= {list: "a list", dict: "an object", type(None): "null"}
-  return kinds.get(type(found), type(found).__name__)
+  return kinds.get(type(content), type(content).__name__)

@@ -1,61 +1,62 @@
 r"""GSM8K solutions by language models, each step labelled by a calculator.
 
 ``example_model_solutions.jsonl`` has, for each test problem of GSM8K, one
-reference solution and one by each of four models (`GENERATORS`); the solutions
-carry calculator annotations such as ``48/2 = <<48/2=24>>24 clips``, which is
-what makes their steps checkable. The rules:
+reference solution and one solution by each of four models (`GENERATORS`). The
+solutions contain calculator annotations such as ``48/2 = <<48/2=24>>24 clips``,
+which a program can check. The rules:
 
-1. **LabelledSolution.** Each line is a step. The last line, ``A: 24``, is the
-  final
-   answer. A solution without that line was cut off; it has no final step.
-   Annotations are removed from the text once they have been read.
-2. **An annotation is true** if all its sides are equal. The last one, the
-   result, may be rounded up or down at the last decimal place it is written
-   with (a whole number has none, so it must be exact), or be off by a float's
-   error (1e-9, relative). The number written right after the annotation must
-   be its result, rounded up or down at its own last place, signs aside: the
-   annotation is removed, so what the text says has to be true. No verdict is
-   given where a side is no arithmetic (``+ - * /``, brackets, decimals, per
-   cent), nor on a number followed by what changes it ("3/4", "%", "million").
+1. **Steps.** Each line is a step. The last line, ``A: 24``, is the final
+  answer.
+   A solution without that line was cut off, and has no final step. Annotations
+   are removed from the text after they have been checked.
+2. **An annotation is true** if all its sides are equal. The last side, the
+   result, may be rounded up or down at its last decimal place (a whole number
+   has none and must be exact), or have the error of a float (1e-9, relative).
+   The number written right after the annotation must be the result, rounded up
+   or down at its own last place; its sign is ignored. An annotation has no
+   verdict if a side is not arithmetic (``+ - * /``, brackets, decimals, per
+   cent). A number whose meaning the following text changes ("3/4", "%",
+   "million") is not compared.
 3. **A solution is right** if its final answer is the reference's number.
-4. **In a right solution** a step is good; one with an annotation that is not
-   true is bad; one with an annotation without a verdict has no label.
-5. **In a wrong solution** every annotation may be true and the error in what
-   was computed: true is not yet good. A step is good only if it has
-   annotations, all true, each with a result that the reference computes too
-   (to within 0.005), and no step with annotations before it failed to. A step
-   with a false annotation is bad. Every other step has no label, and the final
-   answer, being wrong, is bad.
-6. **After the first bad step** nothing is labelled.
+4. **In a right solution** a step is bad if an annotation is false, not labelled
+   if an annotation has no verdict, and good otherwise.
+5. **In a wrong solution** all annotations may be true and the error lies in the
+   choice of what to compute. A step is good only if it has annotations, all of
+   them are true, the reference computes each of their results too (to within
+   0.005), and the same holds for all annotated steps before it. A step with a
+   false annotation is bad, and so is the final answer. All other steps are not
+   labelled.
+6. **After the first bad step** no step is labelled.
 
-With ``departures=True`` rule 5 also calls bad the first step whose annotations
-are true, but of which one has a result that the reference never computes. This
-puts the error where the solution leaves the way, not at its end. It is a guess:
-another way to the same answer departs too.
+With ``departures=True``, rule 5 also labels as bad the first step with true
+annotations of which one result is not computed by the reference: a departure.
+This puts the error where the solution leaves the reference's path, not at its
+end. It is a guess, because another correct path departs as well.
 
-On the real file (1,319 problems, 5,276 solutions, 23,141 steps): 10,520 steps
-are good, 3,269 bad, 9,352 without a label. Models call a calculator, so false
-annotations are rare, and 3,193 of the bad steps are final answers; with
-departures 3,077 of 3,274 bad steps come before the last. What a departure is
-worth: of the annotated steps of right solutions, all of them good, 12 % depart.
+On the real file (1,319 problems, 5,276 solutions, 23,141 steps), 10,520 steps
+are good, 3,269 are bad and 9,352 are not labelled. The models call a
+calculator, so false annotations are rare, and 3,193 of the bad steps are final
+answers. With departures, 3,077 of 3,274 bad steps come before the last. The
+error of the
+guess: of the annotated steps of right solutions, which are all good, 12 %
+depart.
 
-The problems are GSM8K's *test* problems. Nothing trained on them may be
-evaluated on them: hold problems out with `records.split_by_problem`, which
-keeps the four solutions of a problem together.
+The problems are GSM8K's *test* problems: a model trained on them must not be
+evaluated on them. `records.split_by_problem` holds problems out, with all four
+solutions of a problem in the same split.
 """
 
 import dataclasses
 import re
 from fractions import Fraction
 
-from pure_jax.host.data.formats import fields
+from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.formats.calculator import (
   agrees,
   evaluate,
   read_number,
   rounds,
 )
-from pure_jax.host.data.formats.fields import Format, Row
 from pure_jax.host.data.formats.problems import (
   plain_number,
   strip_annotations,
@@ -72,7 +73,7 @@ FINAL = "A: "
 SAME_RESULT = Fraction(5, 1000)
 
 _ANNOTATION = re.compile(r"<<([^<>]*)>>")
-# The number written after an annotation, and what would change its meaning.
+# The number written after an annotation, and text that changes its meaning.
 _WRITTEN = re.compile(
   r"\s*\$?\s*(-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|-?\.\d+)"
   r"(?P<changed>[/,.]?\d|\s*(?:%|(?:k|hundred|thousand|million|billion)\b))?",
@@ -82,14 +83,14 @@ _SPACED = re.compile(r"\s*\$?\s*(\d{1,3}(?: \d{3})+)(?!\d)", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-  """What checking a line of a solution says.
+class CheckedLine:
+  """The annotations of one line of a solution, checked.
 
   Attributes:
-    results: of its annotations, as far as they are numbers.
-    verdict: True if every annotation is true, False if one is not, None if
-      there is none or one has no verdict.
-    annotated: whether it has annotations.
+    results: the results of the annotations that are numbers.
+    verdict: True if all annotations are true, False if one is false, None if
+      there is none, or none is false but one has no verdict.
+    annotated: whether the line has annotations.
   """
 
   results: tuple[Fraction, ...]
@@ -98,14 +99,14 @@ class Line:
 
 
 def make_format(*, departures: bool = False) -> Format:
-  """How to read ``example_model_solutions.jsonl``.
+  """Makes the format of ``example_model_solutions.jsonl``.
 
   Args:
-    departures: call bad, in a wrong solution, the first step that leaves what
-      the reference computes: many more bad steps, not all of them truly so.
+    departures: True also labels departures as bad: many more bad steps, some of
+      them wrongly.
 
   Returns:
-    The format; a line becomes four rows.
+    The format. A line makes four records.
   """
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
@@ -114,18 +115,18 @@ def make_format(*, departures: bool = False) -> Format:
     if not reference[-1].startswith(FINAL):
       raise ValueError("the last line of 'ground_truth' is not 'A: ' ...")
     answer = plain_number(reference[-1].removeprefix(FINAL).strip())
-    found = []
+    records = []
     for generator in GENERATORS:
-      made = fields.mapping(row, generator)
-      lines = fields.text(made, "solution").split("\n")
+      sample = fields.mapping(row, generator)
+      lines = fields.text(sample, "solution").split("\n")
       labels = label_solution(lines, reference, departures=departures)
       correct = _final(lines) == Fraction(answer)
-      if correct != fields.flag(made, "is_correct"):
+      if correct != fields.flag(sample, "is_correct"):
         raise ValueError(
           f"{generator}: 'is_correct' is {not correct}, the final answer "
           f"{'is' if correct else 'is not'} the reference's"
         )
-      found.append(
+      records.append(
         LabelledSolution(
           id=f"gsm8k_steps/{number}/{generator}",
           source="gsm8k_steps",
@@ -137,7 +138,7 @@ def make_format(*, departures: bool = False) -> Format:
           generator=generator,
         )
       )
-    return found
+    return records
 
   return Format("gsm8k_steps", 1, LabelledSolution, parse, f"{departures=}")
 
@@ -145,7 +146,7 @@ def make_format(*, departures: bool = False) -> Format:
 def label_solution(
   lines: list[str], reference: list[str], *, departures: bool = False
 ) -> list[int | None]:
-  """Labels of a solution's lines, by the rules above.
+  """Labels the lines of a solution, by the rules above.
 
   >>> reference = ["16-3-4 = <<16-3-4=9>>9", "9*2 = <<9*2=18>>18", "A: 18"]
   >>> wrong = ["16-3-4 = <<16-3-4=9>>9", "9+2 = <<9+2=11>>11", "A: 11"]
@@ -155,12 +156,12 @@ def label_solution(
   [1, 0, None]
 
   Args:
-    lines: of the solution, annotations included.
+    lines: lines of the solution, with annotations.
     reference: lines of the reference solution.
     departures: as in `make_format`.
 
   Returns:
-    1 (good), 0 (bad) or None (no label), one per line.
+    1 (good), 0 (bad) or None (not labelled) per line.
   """
   answer, final = _final(reference), _final(lines)
   has_final = lines[-1].startswith(FINAL)
@@ -169,7 +170,7 @@ def label_solution(
   if answer is not None:
     computed.append(answer)
   labels: list[int | None] = []
-  on_the_way = True  # Has every step so far computed what the reference does?
+  on_path = True  # All annotated steps so far compute what the reference does.
   for index, line in enumerate(lines):
     checked = check(line)
     if 0 in labels:
@@ -183,26 +184,26 @@ def label_solution(
     elif not checked.annotated:
       label = None
     else:
-      known = all(_among(result, computed) for result in checked.results)
-      departed = on_the_way and checked.verdict is True and not known
-      on_the_way = on_the_way and checked.verdict is True and known
-      label = 1 if on_the_way else 0 if departed and departures else None
+      known = all(_is_among(result, computed) for result in checked.results)
+      departed = on_path and checked.verdict is True and not known
+      on_path = on_path and checked.verdict is True and known
+      label = 1 if on_path else 0 if departed and departures else None
     labels.append(label)
   return labels
 
 
-def check(line: str) -> Line:
-  """Reads and checks the annotations of a line, by rule 2.
+def check(line: str) -> CheckedLine:
+  """Checks the annotations of a line, by rule 2.
 
   Args:
     line: one line of a solution.
 
   Returns:
-    What was found.
+    The results and the verdict.
   """
   results, verdicts = [], []
-  for found in _ANNOTATION.finditer(line):
-    sides = found[1].split("=")
+  for annotation in _ANNOTATION.finditer(line):
+    sides = annotation[1].split("=")
     values = [evaluate(side) for side in sides]
     result = values[-1]
     if result is not None:
@@ -211,17 +212,17 @@ def check(line: str) -> Line:
       verdicts.append(None)
       continue
     equal = all(agrees(value, sides[-1]) for value in values[:-1])
-    verdicts.append(equal and _is_written(result, line, found.end()))
+    verdicts.append(equal and _is_written(result, line, annotation.end()))
   verdict = None
   if False in verdicts:
     verdict = False
   elif verdicts and None not in verdicts:
     verdict = True
-  return Line(tuple(results), verdict, bool(verdicts))
+  return CheckedLine(tuple(results), verdict, bool(verdicts))
 
 
 def _is_written(result: Fraction, line: str, start: int) -> bool:
-  """Whether no other number than the result stands at a place of a line."""
+  """Whether the number at `start`, if there is one, is the result."""
   written = _WRITTEN.match(line, start)
   if written is None or written["changed"]:
     return True
@@ -232,12 +233,12 @@ def _is_written(result: Fraction, line: str, start: int) -> bool:
 
 
 def _final(lines: list[str]) -> Fraction | None:
-  """The final answer, None where there is none or it is no number."""
+  """The final answer; None if it is missing or not a number."""
   if not lines[-1].startswith(FINAL):
     return None
   return read_number(lines[-1].removeprefix(FINAL).strip().removeprefix("$"))
 
 
-def _among(result: Fraction, computed: list[Fraction]) -> bool:
-  """Whether the reference computes a result."""
+def _is_among(result: Fraction, computed: list[Fraction]) -> bool:
+  """Whether a result is one of those that the reference computes."""
   return any(abs(result - other) <= SAME_RESULT for other in computed)

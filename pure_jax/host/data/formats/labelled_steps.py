@@ -1,62 +1,61 @@
 r"""Labelled steps: the stepwise format, Math-Shepherd, ProcessBench.
 
-* Stepwise, as Hugging Face tools use it: ``prompt`` (text), ``completions``
-  (texts of the steps), ``labels`` (a bool per step, true is good). Labels are
-  kept as they are, also after the first bad step. Numbers are refused: a file
-  with PRM800K's ratings 1, 0 and -1 would turn neutral steps into bad ones.
-  (A conversion that has already done so cannot be told from one that has not.)
-* Math-Shepherd: ``input`` is the problem and its steps in one text, each step
-  closed by the marker "ки"; ``label`` is the same text with "+" (good) or "-"
-  (bad) in place of each marker; ``task`` says where the problem is from. The
-  first step begins at the last "Step 1:" before the first marker, everything
-  before it is the problem. Rows where a marker comes before "Step 1:" are
-  malformed: a part of the problem has a label. Labels are estimates, whether
-  any of several continuations reached the answer, each step for itself: they
-  are kept also after the first bad one.
+* Stepwise, the format of Hugging Face tools: ``prompt`` (text), ``completions``
+  (texts of the steps), ``labels`` (a bool per step, true is good). Steps after
+  the first bad one keep their labels. Labels that are numbers are an error: a
+  file with PRM800K's ratings 1, 0 and -1 would turn neutral steps into bad
+  ones. (A file whose ratings were already converted to bools cannot be
+  detected.)
+* Math-Shepherd: ``input`` is the problem and its steps in one text, with the
+  marker "ки" at the end of each step; ``label`` is the same text with "+"
+  (good) or "-" (bad) in place of each marker; ``task`` names the source of the
+  problem. The first step begins at the last "Step 1:" before the first marker,
+  and the text before it is the problem. A row with a marker before "Step 1:" is
+  malformed. A label says whether at least one of several continuations of the
+  step reached the answer. Steps after the first bad one keep their labels.
 * ProcessBench: ``id``, ``generator``, ``problem``, ``steps``,
   ``final_answer_correct``, and ``label``: the index of the first error, or -1
-  where there is none. Steps before it are good, it is bad, those after it are
-  not labelled.
+  if there is none. The steps before the first error are good, it is bad, and
+  the steps after it are not labelled.
 
-Math-Shepherd and ProcessBench are read as their authors publish their layout;
-neither was tried on the real files.
+The parsers of Math-Shepherd and ProcessBench follow the published layouts. They
+have not been tested on the real files.
 """
 
 import re
 
-from pure_jax.host.data.formats import fields
-from pure_jax.host.data.formats.fields import Format, Row
+from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.records import LabelledSolution, step_text
 
 _MARKER = "ки"
 _STEP_1 = re.compile(r"[Ss]tep 1:")
 _SIGNS = {"+": 1, "-": 0}
-NO_ERROR = -1  # How ProcessBench writes that every step is right.
+NO_ERROR = -1  # ProcessBench: every step is right.
 
 
 def step_texts(row: Row, field: str) -> tuple[str, ...]:
-  """The steps of a solution from a list of texts.
+  """Reads the steps of a solution from a list of texts.
 
   Args:
     row: the raw row.
-    field: its name.
+    field: name of the field.
 
   Returns:
-    Their texts, as `records.step_text` leaves them.
+    The steps, normalised by `records.step_text`.
 
   Raises:
-    ValueError: if it is no list, or a step is empty or no text.
+    ValueError: if it is not a list, or a step is empty or not a text.
   """
-  found = []
+  steps = []
   for number, step in enumerate(fields.items(row, field), 1):
-    found.append(step_text(fields.checked_text(step, f"step {number}")))
-    if not found[-1]:
+    steps.append(step_text(fields.checked_text(step, f"step {number}")))
+    if not steps[-1]:
       raise ValueError(f"step {number} is empty")
-  return tuple(found)
+  return tuple(steps)
 
 
 def _stepwise(row: Row, number: int) -> list[LabelledSolution]:
-  """One of a stepwise-supervision file."""
+  """Parses a row of a stepwise file."""
   labels = fields.items(row, "labels")
   for label in labels:
     if not isinstance(label, bool):
@@ -76,7 +75,7 @@ def _stepwise(row: Row, number: int) -> list[LabelledSolution]:
 
 
 def _math_shepherd(row: Row, number: int) -> list[LabelledSolution]:
-  """One of Math-Shepherd: its published layout, not tried on the real file."""
+  """Parses a row of Math-Shepherd."""
   whole = fields.text(row, "input")
   signed = fields.text(row, "label")
   *pieces, rest = whole.split(_MARKER)
@@ -94,7 +93,7 @@ def _math_shepherd(row: Row, number: int) -> list[LabelledSolution]:
     position = end + 1
   if signed[position:].strip():
     raise ValueError("field 'label' goes on after its last sign")
-  starts = [found.start() for found in _STEP_1.finditer(pieces[0])]
+  starts = [match.start() for match in _STEP_1.finditer(pieces[0])]
   if not starts:
     raise ValueError("no 'Step 1:' before the first marker")
   steps = [pieces[0][starts[-1] :], *pieces[1:]]
@@ -110,7 +109,7 @@ def _math_shepherd(row: Row, number: int) -> list[LabelledSolution]:
 
 
 def _processbench(row: Row, number: int) -> list[LabelledSolution]:
-  """One of ProcessBench: its published layout, not tried on the real files."""
+  """Parses a row of ProcessBench."""
   del number
   steps = step_texts(row, "steps")
   first_error = fields.integer(row, "label")

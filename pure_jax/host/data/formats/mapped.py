@@ -1,11 +1,10 @@
-"""Any JSON-lines, JSON or Parquet file, by a mapping of field names."""
+"""Files of any source, read by a mapping of field names."""
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pure_jax.host.data.formats import fields as formats
-from pure_jax.host.data.formats.fields import Format, Row
+from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.formats.labelled_steps import step_texts
 from pure_jax.host.data.records import LabelledSolution, Problem
 
@@ -16,13 +15,13 @@ def make_format(
   *,
   source: str,
 ) -> Format:
-  """How to read files whose fields only need other names.
+  """Makes a format for files that only have other field names.
 
-  Texts are read as they are; an `answer` may be a number; `labels` is a list
-  of true or 1 (good), false or 0 (bad), null (no label). An optional field
-  that is null, or "" where it is a text, is None. Fields without a mapping
-  keep the record's default; `id` becomes the row's number, and without
-  `labels` no step is labelled.
+  Values are read by the type of the record's field. `answer` may also be a
+  number. `labels` is a list of true or 1 (good), false or 0 (bad) and null (not
+  labelled). An optional field is None if the file has null or, for a text, "".
+  A field without a mapping has the record's default; the default of `id` is the
+  row's number, and without `labels` no step is labelled.
 
   >>> kind = make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
   >>> kind.parse({"q": "What is 1+1?", "a": 2}, 0)[0].answer
@@ -30,22 +29,25 @@ def make_format(
 
   Args:
     record: `Problem` or `LabelledSolution`.
-    mapping: name of a field of the record -> its name in the files.
-    source: names the rows and the data set; letters, digits, underscores.
+    mapping: names of fields of the record to names of fields of the file.
+    source: name of the source and of the data set: letters, digits and
+      underscores.
 
   Returns:
-    The format; a line becomes one row.
+    The format. Every row of the file becomes one record.
 
   Raises:
-    ValueError: for a field the record does not have, `problem` (or `steps`)
-      left without a mapping, or another kind of name.
+    ValueError: if the mapping names a field that the record does not have,
+      or lacks `problem` or `steps`, or if the source has another character.
   """
-  fields = {field.name: field for field in dataclasses.fields(record)}
-  required = {"problem"} | ({"steps"} & fields.keys())
-  unknown = sorted(mapping.keys() - fields.keys() | mapping.keys() & {"source"})
+  record_fields = {field.name: field for field in dataclasses.fields(record)}
+  required = {"problem"} | ({"steps"} & record_fields.keys())
+  unknown = sorted(
+    mapping.keys() - record_fields.keys() | mapping.keys() & {"source"}
+  )
   missing = sorted(required - mapping.keys())
   if unknown or missing:
-    known = ", ".join(sorted(fields.keys() - {"source"}))
+    known = ", ".join(sorted(record_fields.keys() - {"source"}))
     raise ValueError(
       f"A mapping for {record.__name__} names its fields ({known}) and must "
       f"have {' and '.join(sorted(required))}. Unknown: {unknown}; missing: "
@@ -54,8 +56,8 @@ def make_format(
 
   def parse(row: Row, number: int) -> list[Any]:
     values: dict[str, Any] = {"id": f"{source}/{number}", "source": source}
-    for name, theirs in mapping.items():
-      values[name] = _convert(fields[name].type, name, row, theirs)
+    for name, file_field in mapping.items():
+      values[name] = _read(row, file_field, name, record_fields[name].type)
     if record is LabelledSolution and "labels" not in values:
       values["labels"] = (None,) * len(values["steps"])
     return [record(**values)]
@@ -63,37 +65,37 @@ def make_format(
   return Format(source, 1, record, parse, f"{record.__name__} {dict(mapping)}")
 
 
-def _convert(kind: Any, name: str, row: Row, theirs: str) -> Any:
-  """A raw field as the record's field of that type wants it."""
+def _read(row: Row, file_field: str, name: str, kind: Any) -> Any:
+  """Reads the record's field `name`, of type `kind`, from a field of a row."""
   if name == "steps":
-    return step_texts(row, theirs)
+    return step_texts(row, file_field)
   if name == "labels":
-    return tuple(_label(found) for found in formats.items(row, theirs))
-  if formats.value(row, theirs) is None and _is_optional(kind):
+    return tuple(_label(label) for label in fields.items(row, file_field))
+  if fields.value(row, file_field) is None and _is_optional(kind):
     return None
   if kind in (bool, bool | None):
-    return formats.flag(row, theirs)
+    return fields.flag(row, file_field)
   if kind == int | None:
-    return formats.integer(row, theirs)
+    return fields.integer(row, file_field)
   if kind == float | None:
-    return float(formats.number(row, theirs))
-  is_number = isinstance(row[theirs], int | float)
+    return float(fields.number(row, file_field))
+  is_number = isinstance(row[file_field], int | float)
   if is_number and name in ("id", "answer", "withheld_answer"):
-    return formats.number_text(formats.number(row, theirs))
+    return fields.number_text(fields.number(row, file_field))
   if _is_optional(kind):
-    return formats.optional_text(row, theirs) or None
-  return formats.text(row, theirs)
+    return fields.optional_text(row, file_field) or None
+  return fields.text(row, file_field)
 
 
 def _is_optional(kind: Any) -> bool:
-  """Whether a field's type has None."""
+  """Whether None is a value of a field's type."""
   return kind in (str | None, bool | None, int | None, float | None)
 
 
-def _label(found: Any) -> int | None:
-  """One label of a step."""
-  if found is not None and (
-    not isinstance(found, bool | int) or found not in (0, 1)
+def _label(label: Any) -> int | None:
+  """The label of one step."""
+  if label is not None and (
+    not isinstance(label, bool | int) or label not in (0, 1)
   ):
-    raise ValueError(f"the label {found!r} is not true, false, 1, 0 or null")
-  return None if found is None else int(found)
+    raise ValueError(f"the label {label!r} is not true, false, 1, 0 or null")
+  return None if label is None else int(label)

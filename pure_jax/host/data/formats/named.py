@@ -1,37 +1,34 @@
-"""Every format of files by its name, as configs and command lines say it."""
+"""The formats by the names that configs and command lines use."""
 
 from collections.abc import Mapping
 
 from pure_jax.host.data.formats import (
+  Format,
   gsm8k_steps,
   labelled_steps,
+  mapped,
   prm800k,
   problems,
 )
-from pure_jax.host.data.formats.fields import Format
-from pure_jax.host.data.formats.mapped import make_format
 from pure_jax.host.data.records import LabelledSolution, Problem
 
 FORMATS: dict[str, Format] = {
-  found.name: found
-  for found in (
-    problems.GSM8K,
-    problems.MATH8K,
-    problems.MATH500,
-    problems.MINERVA_MATH,
-    problems.OLYMPIADBENCH,
-    problems.AIME24,
-    problems.AMC23,
-    labelled_steps.STEPWISE,
-    labelled_steps.MATH_SHEPHERD,
-    labelled_steps.PROCESSBENCH,
-    prm800k.make_format(),
-    gsm8k_steps.make_format(),
-  )
+  "gsm8k": problems.GSM8K,
+  "math8k": problems.MATH8K,
+  "math500": problems.MATH500,
+  "minerva_math": problems.MINERVA_MATH,
+  "olympiadbench": problems.OLYMPIADBENCH,
+  "aime24": problems.AIME24,
+  "amc23": problems.AMC23,
+  "stepwise": labelled_steps.STEPWISE,
+  "math_shepherd": labelled_steps.MATH_SHEPHERD,
+  "processbench": labelled_steps.PROCESSBENCH,
+  "prm800k": prm800k.make_format(),
+  "gsm8k_steps": gsm8k_steps.make_format(),
+  # Reads the same file, but labels more steps as bad.
+  "gsm8k_departures": gsm8k_steps.make_format(departures=True),
 }
-# The same file with bolder labels, see `gsm8k_steps.make_format`.
-FORMATS["gsm8k_departures"] = gsm8k_steps.make_format(departures=True)
-# Any other file, whose fields the user names: see `mapped_format`.
+# Formats that need a mapping of field names, see `mapped`.
 MAPPED: dict[str, type[Problem] | type[LabelledSolution]] = {
   "mapped_problems": Problem,
   "mapped_steps": LabelledSolution,
@@ -41,22 +38,22 @@ MAPPED: dict[str, type[Problem] | type[LabelledSolution]] = {
 def format_names(
   record: type[Problem] | type[LabelledSolution],
 ) -> tuple[str, ...]:
-  """Names of the formats of one kind of rows.
+  """The names of the formats that make one kind of record.
 
   Args:
     record: `Problem` or `LabelledSolution`.
 
   Returns:
-    The names, those of `MAPPED` last.
+    The names, with the name from `MAPPED` last.
   """
   return (
-    *(name for name, found in FORMATS.items() if found.record is record),
+    *(n for n, row_format in FORMATS.items() if row_format.record is record),
     *(name for name, kind in MAPPED.items() if kind is record),
   )
 
 
 def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
-  """A format by its name.
+  """Looks a format up by its name.
 
   >>> find_format("gsm8k").record.__name__
   'Problem'
@@ -65,15 +62,15 @@ def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
 
   Args:
     name: a key of `FORMATS` or `MAPPED`.
-    fields: for one of `MAPPED`, name of a field of the record -> its name in
-      the file, see `mapped_format.make_format`; None for any other.
+    fields: the mapping that a format of `MAPPED` needs: names of fields of the
+      record to names of fields of the file. None for all other formats.
 
   Returns:
     The format.
 
   Raises:
-    ValueError: for a name that nothing has, or a mapping that is missing, does
-      not fit the record, or is not asked for.
+    ValueError: if the name is unknown, or if the mapping is missing, does not
+      fit the record, or is given to a format that takes none.
   """
   if name in MAPPED:
     if fields is None:
@@ -82,7 +79,7 @@ def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
         f"{MAPPED[name].__name__} to those of the file, such as "
         "{'problem': 'question'}"
       )
-    return make_format(MAPPED[name], fields, source=name)
+    return mapped.make_format(MAPPED[name], fields, source=name)
   if name not in FORMATS:
     raise ValueError(
       f"there is no format {name!r}, only {', '.join([*FORMATS, *MAPPED])}"

@@ -1,6 +1,6 @@
-r"""PRM800K in its original format, and what its labels mean.
+r"""PRM800K in its original format, and the meaning of its labels.
 
-A line is one solution as one labeler labelled it
+A line is one solution, labelled by one labeler
 ([Lightman et al. 2023](https://arxiv.org/abs/2305.20050))::
 
   question  problem, ground_truth_answer, in phase 2 also ground_truth_solution
@@ -9,41 +9,41 @@ A line is one solution as one labeler labelled it
     steps     one entry per step of the solution:
       completions        candidates for this step, each with
                          text, rating (1, 0, -1 or null), flagged
-      chosen_completion  index of the candidate the solution goes on with
-      human_completion   the labeler's own step, where no candidate would do
+      chosen_completion  index of the candidate that the solution continues with
+      human_completion   the labeler's own step, if no candidate was acceptable
   generation, is_quality_control_question, is_initial_screening_question
 
-**Which completion continues a step.** The chosen one. Where none is chosen,
-the human one. Where there is neither, the solution ends before this step: the
-labeler gave up, or (phase 2) found the error that this step's candidates
-replace.
+**Continuation.** The solution continues with the chosen completion, or else
+with the human completion. If a step has neither, the solution ends before this
+step: the labeler gave up, or (phase 2) found the error that the candidates of
+this step replace.
 
-**Rows.** Every labelled candidate that does not continue its step becomes a row
-of its own: the steps before it, and it. The solution itself is a row too,
-unless it ends in such candidates, which then hold it whole. Steps shared by
-several rows carry their label in each of them.
+**Records.** Every labelled candidate that the solution does not continue with
+makes a record: the steps before it, then the candidate. The solution makes the
+last record, unless it ends at a step whose candidates made records: these
+already contain it. A step that several records share has its label in each.
 
-**Labels.** Rating 1 is good, 0 (neutral: not wrong, no progress) is good, -1
-is bad. A human completion has no rating and is good, being written to replace
-what was not. A null rating, and any rating flagged by the labeler as unsure,
-is no label: such a candidate makes no row, and continues one unlabelled.
+**Labels.** Ratings 1 (good) and 0 (neutral: not wrong, but no progress) are
+good, rating -1 is bad. A human completion has no rating and is good, because it
+was written to replace bad candidates. A candidate whose rating is null, or
+flagged by the labeler as unsure, has no label: it makes no record of its own,
+and is an unlabelled step if the solution continues with it.
 
-**After the first error** there is nothing: a row ends with its first bad step,
-even where a bad candidate was chosen and the labeler went on.
+**First error.** A record ends with its first bad step, even if the labeler
+chose a bad candidate and went on.
 
-**Left out**, unless asked for: quality-control lines (the same solutions given
-to every labeler, so they would count many times), screening lines (given to
-labelers before they were trusted), and lines whose problem the labeler
-reported as broken (`bad_problem`).
+**Left out** by default: quality-control lines (every labeler got the same
+solutions, so they would count many times), screening lines (given to labelers
+before they were accepted), and lines whose problem was reported as broken
+(`bad_problem`).
 """
 
 from typing import Any
 
-from pure_jax.host.data.formats import fields
-from pure_jax.host.data.formats.fields import Format, Row
+from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.records import LabelledSolution, step_text
 
-_GOOD = {1: 1, 0: 1, -1: 0}  # By rating.
+_LABEL_OF_RATING = {1: 1, 0: 1, -1: 0}
 BAD_PROBLEM = "bad_problem"
 
 
@@ -53,15 +53,15 @@ def make_format(
   screening: bool = False,
   bad_problems: bool = False,
 ) -> Format:
-  """How to read PRM800K's original files.
+  """Makes the format of PRM800K's original files.
 
   Args:
-    quality_control: keep quality-control lines.
-    screening: keep initial screening lines.
-    bad_problems: keep lines whose problem was reported as broken.
+    quality_control: True includes quality-control lines.
+    screening: True includes initial screening lines.
+    bad_problems: True includes lines whose problem was reported as broken.
 
   Returns:
-    The format; a line becomes no row, one or many.
+    The format. A line makes any number of records.
   """
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
@@ -84,7 +84,7 @@ def make_format(
         source="prm800k",
         problem=problem,
         steps=tuple(text for text, _ in steps),
-        labels=tuple(good for _, good in steps),
+        labels=tuple(label for _, label in steps),
         answer=answer,
       )
       for index, steps in enumerate(expand(fields.items(label, "steps")))
@@ -95,21 +95,22 @@ def make_format(
 
 
 def expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
-  """The rows of one line, by the rules above.
+  """Makes the labelled solutions of one line, by the rules above.
 
   Args:
     steps: ``label.steps`` of the line.
 
   Returns:
-    Rows of (text of a step, label), alternatives in the order of the file,
-    the solution itself last; none where nothing is labelled.
+    Solutions, each a list of (text of a step, label): the alternatives in the
+    order of the file, then the solution itself. Empty if nothing is labelled.
 
   Raises:
-    ValueError: naming the step and completion that is malformed.
+    ValueError: if a step or completion is malformed; the message has its
+      number.
   """
   rows: list[list[tuple[str, int | None]]] = []
   solution: list[tuple[str, int | None]] = []
-  held_whole = False  # Is the solution a part of a row already?
+  is_contained = False  # Whether the rows contain the whole solution already.
   for number, step in enumerate(steps, 1):
     try:
       if not isinstance(step, dict):
@@ -125,44 +126,46 @@ def expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
     ]
     rows += alternatives
     if following is None:
-      held_whole = bool(alternatives)
+      is_contained = bool(alternatives)
       break
     solution.append(following)
     if following[1] == 0:
       break
-  if not held_whole and any(good is not None for _, good in solution):
+  if not is_contained and any(label is not None for _, label in solution):
     rows.append(solution)
   return rows
 
 
 def _candidates(step: Row) -> list[tuple[str, int | None]]:
-  """(text, label) of each completion; `completions` may be null."""
+  """(text, label) of each completion. `completions` may be null."""
   if fields.value(step, "completions") is None:
     return []
-  found = []
+  candidates = []
   for index, completion in enumerate(fields.items(step, "completions"), 1):
     try:
-      found.append(_completion(completion))
+      candidates.append(_completion(completion))
     except ValueError as error:
       raise ValueError(f"completion {index}: {error}") from None
-  return found
+  return candidates
 
 
 def _completion(completion: Any) -> tuple[str, int | None]:
-  """(text, label) of one completion of a model."""
+  """(text, label) of a completion written by a model."""
   text, flagged = _text(completion)
   rating = None
   if fields.value(completion, "rating") is not None:
     rating = fields.integer(completion, "rating")
-    if rating not in _GOOD:
+    if rating not in _LABEL_OF_RATING:
       raise ValueError(f"the rating is {rating}, not 1, 0, -1 or null")
-  return text, None if flagged or rating is None else _GOOD[rating]
+  if flagged or rating is None:
+    return text, None
+  return text, _LABEL_OF_RATING[rating]
 
 
 def _continuation(
   step: Row, candidates: list[tuple[str, int | None]]
 ) -> tuple[int | None, tuple[str, int | None] | None]:
-  """Index of the chosen candidate, and what the solution goes on with."""
+  """(index of the chosen candidate, step that the solution continues with)."""
   if fields.value(step, "chosen_completion") is not None:
     chosen = fields.integer(step, "chosen_completion")
     if not 0 <= chosen < len(candidates):
@@ -178,7 +181,7 @@ def _continuation(
 
 
 def _text(completion: Any) -> tuple[str, bool]:
-  """A completion's text, and whether the labeler was unsure of it."""
+  """(text of a completion, whether the labeler flagged it as unsure)."""
   if not isinstance(completion, dict):
     raise ValueError("a completion is not an object")
   flagged = fields.value(completion, "flagged") is not None

@@ -1,49 +1,48 @@
 r"""Problems with answers: GSM8K, the MATH prompts of PURE, five benchmarks.
 
-What the files are like, as seen in them:
+The layouts of the real files:
 
 * GSM8K: ``question``; ``answer`` is a worked solution with calculator
-  annotations such as ``<<48/2=24>>`` and the answer after ``####``, at times
-  with thousands separators (``1,080``), which are removed.
+  annotations such as ``<<48/2=24>>``, then ``####`` and the final answer.
+  Thousands separators (``1,080``) are removed from it.
 * MATH prompts of PURE (``prompts.json``, one array): ``answer`` is the text
-  "null" but for 879 rows, those of the 10 % verifiable setting; ``ref_answer``
-  holds the answer of the others and is "null" for the 879, so each row has
-  exactly one of the two. Two ``ref_answer`` are empty; one problem is there
-  twice. ``level`` is "3", "4" or "5".
+  "null" except in 879 rows, those of the 10 % verifiable setting.
+  ``ref_answer`` is the answer of the other rows, and "null" in the 879: each
+  row has exactly one of the two. Two ``ref_answer`` are empty, and one problem
+  occurs twice. ``level`` is "3", "4" or "5".
 * MATH500: ``problem``, ``answer``, ``solution``, ``subject``, ``level`` (a
   number), ``unique_id``.
-* Minerva: ``problem``, ``solution``, ``type``, ``idx``; the answer is what the
-  last ``\boxed{}`` of the solution holds.
-* OlympiadBench: ``question``, ``solution`` (a list: alternatives, the first is
-  kept), ``final_answer`` (a list of one text). That text may stand in dollar
-  signs, one pair around each value, not always paired (``$221,$8$``): they are
-  removed, as is a full stop at its end. ``is_multiple_answer``, ``unit`` and
-  ``error`` (one row: ``1e-1``) become fields; a ``context`` comes before the
+* Minerva: ``problem``, ``solution``, ``type``, ``idx``. The answer is the
+  content of the last ``\boxed{}`` of the solution.
+* OlympiadBench: ``question``, ``solution`` (a list of alternatives, of which
+  the first is used), ``final_answer`` (a list of one text). Dollar signs in
+  that text, which are not always paired (``$221,$8$``), and a full stop at its
+  end are removed. ``is_multiple_answer``, ``unit`` and ``error`` (``1e-1`` in
+  one row) become fields of the record. A ``context`` is put before the
   question.
-* AIME 2024: ``answer`` has three digits (``025``): written as a number here.
-* AMC 2023: ``answer`` is a float (``27.0``): written as a number here.
+* AIME 2024: ``answer`` has three digits (``025``), and becomes a plain number.
+* AMC 2023: ``answer`` is a float (``27.0``), and becomes a plain number.
 """
 
 import re
 
-from pure_jax.host.data.formats import fields
-from pure_jax.host.data.formats.fields import Format, Row
+from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import boxed
 
 _GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
-NULL = "null"  # How the MATH prompts write that there is no answer.
+NULL = "null"  # The MATH prompts: there is no answer.
 
 
 def strip_annotations(text: str) -> str:
-  """A GSM8K solution as one would write it, without the calculator's notes.
+  """Removes the calculator annotations from a GSM8K solution.
 
   >>> strip_annotations("48/2 = <<48/2=24>>24 clips")
   '48/2 = 24 clips'
 
   Args:
-    text: a solution or a part of one.
+    text: the solution, or some of its lines.
 
   Returns:
     The text without annotations.
@@ -52,7 +51,7 @@ def strip_annotations(text: str) -> str:
 
 
 def plain_number(text: str) -> str:
-  """A GSM8K answer without thousands separators.
+  """Removes thousands separators from a GSM8K answer.
 
   >>> plain_number("1,080")
   '1080'
@@ -61,7 +60,7 @@ def plain_number(text: str) -> str:
     text: a decimal number.
 
   Returns:
-    Its text.
+    The number without separators.
 
   Raises:
     ValueError: if it is not a decimal number.
@@ -72,7 +71,7 @@ def plain_number(text: str) -> str:
 
 
 def _gsm8k(row: Row, number: int) -> list[Problem]:
-  """One of GSM8K."""
+  """Parses a row of GSM8K."""
   parts = fields.text(row, "answer").split("####")
   if len(parts) != 2:
     raise ValueError(f"field 'answer' has {len(parts) - 1} '####', not one")
@@ -88,7 +87,7 @@ def _gsm8k(row: Row, number: int) -> list[Problem]:
 
 
 def _math8k(row: Row, number: int) -> list[Problem]:
-  """One of the MATH prompts of PURE."""
+  """Parses a row of the MATH prompts of PURE."""
   answer = fields.text(row, "answer")
   withheld = fields.optional_text(row, "ref_answer")
   return [
@@ -104,7 +103,7 @@ def _math8k(row: Row, number: int) -> list[Problem]:
 
 
 def _math500(row: Row, number: int) -> list[Problem]:
-  """One of MATH500."""
+  """Parses a row of MATH500."""
   del number
   return [
     Problem(
@@ -120,7 +119,7 @@ def _math500(row: Row, number: int) -> list[Problem]:
 
 
 def _minerva(row: Row, number: int) -> list[Problem]:
-  """One of Minerva's OCW courses."""
+  """Parses a row of Minerva's OCW courses."""
   del number
   solution = fields.text(row, "solution")
   answer = (boxed(solution) or "").strip()
@@ -139,12 +138,14 @@ def _minerva(row: Row, number: int) -> list[Problem]:
 
 
 def _olympiadbench(row: Row, number: int) -> list[Problem]:
-  """One of OlympiadBench, English, text only, with an answer to compare."""
+  """Parses a row of OlympiadBench (English, text only, with an answer)."""
   del number
-  found = fields.items(row, "final_answer")
-  if len(found) != 1:
-    raise ValueError(f"field 'final_answer' holds {len(found)} texts, not one")
-  answer = fields.checked_text(found[0], "field 'final_answer'")
+  answers = fields.items(row, "final_answer")
+  if len(answers) != 1:
+    raise ValueError(
+      f"field 'final_answer' holds {len(answers)} texts, not one"
+    )
+  answer = fields.checked_text(answers[0], "field 'final_answer'")
   context = fields.optional_text(row, "context")
   question = fields.text(row, "question")
   solutions = fields.items(row, "solution")
@@ -167,7 +168,7 @@ def _olympiadbench(row: Row, number: int) -> list[Problem]:
 
 
 def _aime24(row: Row, number: int) -> list[Problem]:
-  """One of AIME 2024."""
+  """Parses a row of AIME 2024."""
   del number
   answer = fields.text(row, "answer")
   if not (answer.isascii() and answer.isdecimal()):
@@ -184,7 +185,7 @@ def _aime24(row: Row, number: int) -> list[Problem]:
 
 
 def _amc23(row: Row, number: int) -> list[Problem]:
-  """One of AMC 2023."""
+  """Parses a row of AMC 2023."""
   del number
   return [
     Problem(
@@ -197,14 +198,14 @@ def _amc23(row: Row, number: int) -> list[Problem]:
 
 
 def _level(value: int | str) -> int:
-  """A level of MATH."""
+  """The level of a MATH problem."""
   if str(value) not in {"1", "2", "3", "4", "5"}:
     raise ValueError(f"the level {value!r} is not one of 1 to 5")
   return int(value)
 
 
 def _tolerance(value: str) -> float:
-  """An absolute error as OlympiadBench writes it."""
+  """Reads the absolute error of an OlympiadBench answer."""
   try:
     return float(value)
   except ValueError:

@@ -1,55 +1,49 @@
-r"""The embedded world: chains of additions and subtractions, step by step.
+r"""Problems of the embedded world, and demonstrations by imperfect teachers.
 
-A problem reads ``3+5-2=?``. A response computes left to right, one equation a
-step, and ends in a box::
+A problem is a chain such as ``3+5-2=?``. A response computes it from left to
+right, one equation per step, and ends with a box::
 
   3+5=8 <blank line> 8-2=6 <blank line> \boxed{6}
 
-Demonstrations err (slips, wrong operands, a majority misconception, skipping
-to the answer) and carry vacuous sentences, which PRM800K-style labels call
-good because they claim nothing false. That is the door that sum-form credit
-opens: every good step pays, whether it does anything or not.
-
-Labels come from a program, `label_steps`; answers are graded by `grade`.
-Everything is deterministic: example i follows from (seed, split, i) alone.
+The teachers make mistakes (slips, wrong operands, a misconception that most of
+them share, skipping to the answer) and write vacuous sentences. Labels in the
+style of PRM800K call a vacuous step good, because it claims nothing false. This
+is what sum-form credit can exploit: it pays for every good step, whether or not
+the step does anything.
 """
 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
-from pure_jax.host.grading import verify
+from pure_jax.host.text.tokenization import SEPARATOR
 
-SEPARATOR = "\n\n"
-SENTENCES = ("Let me think.", "Let me check.")
+FILLERS = ("Let me think.", "Let me check.")  # Sentences of vacuous steps.
 SPLITS = ("train", "held_out")
-HELD_OUT_SHARE = 8  # One problem in so many is held out.
-MAX_DRAWS = 10_000  # Of problems, before a split is taken to be empty.
+HELD_OUT_ONE_IN = 8  # One problem in so many is held out.
+MAX_DRAWS = 10_000  # Draws of problems before a split counts as empty.
 
-_EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
-_BOX = re.compile(r"\\boxed\{([0-9]+)\}")
 _TERM = re.compile(r"([+-]?)(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class WorldConfig:
-  """Which problems there are, and how demonstrations go wrong.
+  """The range of the problems, and the mistakes of the demonstrations.
 
   Attributes:
-    seed: of problems and demonstrations.
-    min_operations: fewest additions and subtractions of a problem.
-    max_operations: most of them.
+    seed: random seed of problems and demonstrations.
+    min_operations: smallest number of operations (+ or -) of a problem.
+    max_operations: largest number of operations of a problem.
     operand_max: operands are 1..operand_max.
-    value_max: true intermediate values stay in 0..value_max.
-    slip_rate: chance per step of a result off by one or two.
-    wrong_operand_rate: chance per step of another operand than the next.
-    skip_rate: chance per demonstration of going straight to an answer.
-    misconception_rate: chance per demonstration that the first subtraction
-      is carried out as an addition.
-    vacuous_rate: chance, before each step, of a step that does nothing.
+    value_max: true intermediate values are 0..value_max.
+    slip_rate: probability, per step, of a result that is off by one or two.
+    wrong_operand_rate: probability, per step, of a wrong operand.
+    skip_rate: probability, per demonstration, that it has no equations.
+    misconception_rate: probability, per demonstration, that the first
+      subtraction is carried out as an addition.
+    vacuous_rate: probability, before each step, of a vacuous step.
   """
 
   seed: int = 0
@@ -64,7 +58,7 @@ class WorldConfig:
   vacuous_rate: float = 0.15
 
   def __post_init__(self):
-    """Refuses a world without problems or with impossible rates."""
+    """Validates the fields."""
     if not 1 <= self.min_operations <= self.max_operations:
       raise ValueError(
         "min_operations must be at least 1 and at most max_operations, got "
@@ -77,29 +71,34 @@ class WorldConfig:
       )
     if self.seed < 0:
       raise ValueError(f"seed must be at least 0, got {self.seed}.")
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if field.name.endswith("_rate") and not 0 <= value <= 1:
-        raise ValueError(f"{field.name} must be in [0, 1], got {value}.")
+    for name, rate in (
+      ("slip_rate", self.slip_rate),
+      ("wrong_operand_rate", self.wrong_operand_rate),
+      ("skip_rate", self.skip_rate),
+      ("misconception_rate", self.misconception_rate),
+      ("vacuous_rate", self.vacuous_rate),
+    ):
+      if not 0 <= rate <= 1:
+        raise ValueError(f"{name} must be in [0, 1], got {rate}.")
 
   @property
   def number_max(self) -> int:
-    """Largest number a demonstration can contain."""
+    """The largest number that a demonstration can contain."""
     return self.operand_max * (self.max_operations + 1) + 2
 
   def digest(self) -> str:
-    """A short name that differs for every other world."""
+    """A hash of all fields."""
     text = repr(dataclasses.astuple(self))
     return hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
-class Problem:
+class ArithmeticProblem:
   """A chain ``first op operand op operand ...``.
 
   Attributes:
-    first: the number it starts with.
-    operations: (operator, operand) pairs, operator "+" or "-".
+    first: the first number.
+    operations: (operator, operand) pairs. The operator is "+" or "-".
   """
 
   first: int
@@ -107,12 +106,12 @@ class Problem:
 
   @property
   def chain(self) -> str:
-    """The chain as text, without ``=?``."""
+    """The text of the chain, without ``=?``."""
     return str(self.first) + "".join(f"{o}{n}" for o, n in self.operations)
 
   @property
   def text(self) -> str:
-    """The problem as text."""
+    """The text of the problem."""
     return f"{self.chain}=?"
 
   @property
@@ -125,21 +124,24 @@ class Problem:
 
 
 def compute(left: int, operator: str, right: int) -> int:
-  """The result of one operation, which may be negative.
+  """Carries out one operation.
 
   Args:
     left: the value so far.
     operator: "+" or "-".
     right: the operand.
+
+  Returns:
+    The result, which may be negative.
   """
   return left + right if operator == "+" else left - right
 
 
-def parse_problem(text: str) -> Problem:
-  """Reads a problem's text.
+def parse_problem(text: str) -> ArithmeticProblem:
+  """Parses the text of a problem.
 
   Args:
-    text: such as ``3+5-2=?``.
+    text: a text such as ``3+5-2=?``.
 
   Returns:
     The problem.
@@ -153,32 +155,32 @@ def parse_problem(text: str) -> Problem:
   if not readable or "".join(o + n for o, n in terms) != chain:
     raise ValueError(f"Not a problem of the form '3+5-2=?': {text!r}.")
   (_, first), *rest = terms
-  return Problem(int(first), tuple((o, int(n)) for o, n in rest))
+  return ArithmeticProblem(int(first), tuple((o, int(n)) for o, n in rest))
 
 
 def split_of(text: str) -> str:
-  """Which split a problem belongs to, by its text alone.
+  """The split of a problem, a function of its text.
 
-  Train and held-out problems are disjoint because this is a function.
+  Training and held-out problems are therefore disjoint.
 
   Args:
-    text: the problem's text.
+    text: the text of the problem.
 
   Returns:
     "train" or "held_out".
   """
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
   number = int.from_bytes(digest, "little")
-  return "train" if number % HELD_OUT_SHARE else "held_out"
+  return "train" if number % HELD_OUT_ONE_IN else "held_out"
 
 
 def sample_problem(
   rng: np.random.Generator, config: WorldConfig, split: str
-) -> Problem:
+) -> ArithmeticProblem:
   """Draws a problem of a split.
 
   Args:
-    rng: advanced by the draw.
+    rng: the random generator, which is advanced.
     config: the world.
     split: "train" or "held_out".
 
@@ -186,7 +188,7 @@ def sample_problem(
     A problem whose true intermediate values are in 0..value_max.
 
   Raises:
-    ValueError: if the world seems to have no problem of that split.
+    ValueError: if `MAX_DRAWS` draws contain no problem of that split.
   """
   for _ in range(MAX_DRAWS):
     count = rng.integers(config.min_operations, config.max_operations + 1)
@@ -199,27 +201,27 @@ def sample_problem(
       if 0 <= result <= config.value_max:
         operations.append((operator, operand))
         value = result
-    problem = Problem(first, tuple(operations))
+    problem = ArithmeticProblem(first, tuple(operations))
     if split_of(problem.text) == split:
       return problem
   raise ValueError(f"There is no {split!r} problem: make the world wider.")
 
 
 def demonstrate(
-  rng: np.random.Generator, config: WorldConfig, problem: Problem
+  rng: np.random.Generator, config: WorldConfig, problem: ArithmeticProblem
 ) -> str:
-  """Writes a response as the world's imperfect teachers do.
+  """Writes the response of an imperfect teacher.
 
-  After a mistake it goes on from the wrong value; numbers stay in
-  0..number_max, so a value that would leave that range is cut to it.
+  After a mistake the response continues from the wrong value. Results are
+  clipped to 0..number_max.
 
   Args:
-    rng: advanced by the draws.
+    rng: the random generator, which is advanced.
     config: the world.
-    problem: what to solve.
+    problem: the problem to solve.
 
   Returns:
-    The response's text: steps joined by the separator.
+    The text of the response: steps joined by the separator.
   """
   misconceived = rng.random() < config.misconception_rate
   skips = rng.random() < config.skip_rate
@@ -227,14 +229,14 @@ def demonstrate(
 
   def maybe_vacuous():
     if rng.random() < config.vacuous_rate:
-      choices = [*SENTENCES, *true_equations[-1:]]
+      choices = [*FILLERS, *true_equations[-1:]]
       lines.append(choices[rng.integers(len(choices))])
 
   for operator, operand in problem.operations:
     maybe_vacuous()
     if rng.random() < config.wrong_operand_rate:
       other = int(rng.integers(1, config.operand_max))
-      operand = other + (other >= operand)  # Any but the right one.
+      operand = other + (other >= operand)  # Any operand but the right one.
     carried_out = operator
     if operator == "-" and misconceived:
       carried_out, misconceived = "+", False
@@ -254,125 +256,15 @@ def demonstrate(
   return SEPARATOR.join(lines)
 
 
-def is_vacuous(step: str) -> bool:
-  """Whether a step neither computes nor answers.
-
-  Args:
-    step: its text, without the separator.
-
-  Returns:
-    True for filler sentences and empty steps. A repeated equation is found
-    out by its context alone: see `label_steps`.
-  """
-  return step == "" or step in SENTENCES
-
-
-def label_steps(
-  problem: Problem, step_texts: Sequence[str]
-) -> list[int | None]:
-  """Judges each step as PRM800K does.
-
-  An equation is good if it is true *and* follows: its left side is the
-  running value and the next operation of the problem. A filler sentence, an
-  empty step and an equation established before are neutral, hence good. The
-  box is good if every operation has been carried out and it holds the running
-  value: a right answer without its derivation is a guess, hence bad. Whatever
-  follows the box, and whatever cannot be read, is bad. Steps after the first
-  bad one have no label.
-
-  Args:
-    problem: what was to be solved.
-    step_texts: the steps, without separators.
-
-  Returns:
-    1 (good), 0 (bad) or None (no label), one per step.
-  """
-  value, done, boxed, established = problem.first, 0, False, set()
-  labels: list[int | None] = []
-  for step in step_texts:
-    if labels and labels[-1] != 1:
-      labels.append(None)
-      continue
-    following = None
-    if done < len(problem.operations):
-      operator, operand = problem.operations[done]
-      result = compute(value, operator, operand)
-      following = f"{value}{operator}{operand}={result}"
-    box = _BOX.fullmatch(step)
-    if boxed:
-      good = False
-    elif step == following:  # First: 3-1+1-1 needs 3-1=2 twice.
-      good, value, done = True, result, done + 1
-      established.add(step)
-    elif box:
-      boxed = True
-      good = done == len(problem.operations) and int(box[1]) == value
-    else:
-      good = step in established or is_vacuous(step)
-    labels.append(int(good))
-  return labels
-
-
-def grade(problem: Problem, response: str) -> bool:
-  """Whether the answer is right: the verifiable reward of this world.
-
-  Args:
-    problem: what was to be solved.
-    response: the response's text.
-
-  Returns:
-    True if the last box holds the chain's value as a decimal number.
-  """
-  content = verify.boxed(response) or ""
-  decimal = content.isascii() and content.isdecimal()
-  return decimal and int(content) == problem.answer
-
-
-def classify(problem: Problem, step_texts: Sequence[str]) -> str:
-  """What kind of response this is, to see how a reward was hacked.
-
-  Args:
-    problem: what was to be solved.
-    step_texts: the steps, without separators.
-
-  Returns:
-    One of "right", "right without derivation", "nothing said", "only
-    fillers", "no box", "empty box", "skipped steps", "misconception",
-    "wrong equation", "wrong box".
-  """
-  labels = label_steps(problem, step_texts)
-  if grade(problem, SEPARATOR.join(step_texts)):
-    return "right" if 0 not in labels else "right without derivation"
-  if not any(step_texts):
-    return "nothing said"
-  *before, last = step_texts
-  if all(is_vacuous(step) for step in before) and any(
-    sentence.startswith(last) for sentence in SENTENCES
-  ):  # The length limit may have cut the last one.
-    return "only fillers"
-  answer = verify.boxed(SEPARATOR.join(step_texts))
-  if not answer:
-    return "no box" if answer is None else "empty box"
-  first_bad = step_texts[labels.index(0)] if 0 in labels else ""
-  equation = _EQUATION.fullmatch(first_bad)
-  if not equation:
-    done = sum(1 for step in step_texts if _EQUATION.fullmatch(step))
-    return "skipped steps" if done < len(problem.operations) else "wrong box"
-  left, operator, right, result = equation.groups()
-  if operator == "-" and int(left) + int(right) == int(result):
-    return "misconception"
-  return "wrong equation"
-
-
 def make_example(
   config: WorldConfig, split: str, index: int
-) -> tuple[Problem, str]:
-  """Example `index` of a split, whatever else was generated.
+) -> tuple[ArithmeticProblem, str]:
+  """Generates one example of a split.
 
   Args:
     config: the world.
     split: "train" or "held_out".
-    index: at least 0.
+    index: number of the example, from 0. Examples do not depend on each other.
 
   Returns:
     (problem, demonstration).

@@ -1,46 +1,63 @@
-r"""The embedded world as a TFDS data set and a tokenizer, made on first use.
+r"""The data set and the tokenizer of the embedded world, made on first use.
 
-The builder writes array_record files and reads them back as random-access
-sources, without TensorFlow and without asking a network for anything.
+The data set is stored by TFDS as array_record files, without TensorFlow and
+without network access.
 """
 
+import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.prepared import prepare, quiet
 from pure_jax.host.data.records import DataError
-from pure_jax.host.data.world import arithmetic
+from pure_jax.host.data.storage import prepare, quiet
+from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
 from pure_jax.host.text.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_tokenizer,
 )
-from pure_jax.host.text.tokenization import split_texts
 
 SPLITS = (*arithmetic.SPLITS, "labelled")
-# Examples of a record. TFDS takes 0.2 ms to write and read one of a single
-# example, which is several times what making the example takes.
+# Examples per stored record. TFDS takes 0.2 ms to write and read a record,
+# several times longer than it takes to generate one example.
 RECORD_EXAMPLES = 1_000
-TOKENIZER_TEXTS = 2_000
-# Control ids, line breaks, letters, and the merges that make whole words.
-ROOM_FOR_WORDS = 34
+TOKENIZER_EXAMPLES = 2_000
+# Ids for control tokens, line breaks, letters and merges of letters.
+WORD_IDS = 34
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A problem with a response, labelled by the checker.
+
+  Attributes:
+    problem: the text of the problem.
+    response: the text of the response.
+    labels: 1 (good) or 0 (bad) for each step up to the first bad one.
+    answer: the right answer.
+  """
+
+  problem: str
+  response: str
+  labels: tuple[int, ...]
+  answer: int
 
 
 class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
-  """Problems with responses; those of held_out are never trained on.
+  """The TFDS builder of the world's data set.
 
-  A record holds `RECORD_EXAMPLES` of them, the last one fewer.
+  A stored record contains `RECORD_EXAMPLES` examples, the last record fewer.
   """
 
-  # Prepared data is found by version and config alone: whoever changes what
-  # `make_example` or `label_steps` return must raise this.
+  # A prepared data set is looked up by version and config only. Raise the
+  # version with every change of what `make_example` or `label_steps` return.
   VERSION = tfds.core.Version("1.5.0")
   RELEASE_NOTES = {  # noqa: RUF012
     "1.5.0": "A record holds many examples; the examples are the same.",
@@ -51,12 +68,12 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
-    """Names the data set after its contents.
+    """Names the data set by its world and sizes.
 
     Args:
-      world: the world's settings.
-      sizes: number of examples of each split that it has.
-      data_dir: where prepared data sets are kept.
+      world: the settings of the world.
+      sizes: number of examples of each split.
+      data_dir: folder of the prepared data sets.
     """
     self._world, self._sizes = world, sizes
     counts = "_".join(f"{split}_{size}" for split, size in sizes.items())
@@ -67,7 +84,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
     )
 
   def _info(self) -> tfds.core.DatasetInfo:
-    """Features: texts and labels of the n examples of a record."""
+    """The features: columns of the n examples of a stored record."""
     texts = tfds.features.Sequence(tfds.features.Text())
     numbers = tfds.features.Tensor(shape=(None,), dtype=np.int32)
     return self.dataset_info_from_configs(
@@ -75,13 +92,13 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
         {
           "problem": texts,
           "response": texts,
-          "labels": numbers,  # Of all examples, one after the other.
+          "labels": numbers,  # All examples, one after the other.
           "label_count": numbers,
           "answer": numbers,
         }
       ),
       description="Chained additions and subtractions with step labels.",
-      # Row i is example i, so a larger data set begins with a smaller one.
+      # Row i is example i: a larger data set begins with a smaller one.
       disable_shuffling=True,
     )
 
@@ -91,57 +108,55 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in self._sizes}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
-    """(number of the record, its examples by column)."""
-    made = self._examples(split)
+    """Yields (number of the stored record, columns of its examples)."""
+    examples = self._examples(split)
     for number in itertools.count():
-      rows = list(itertools.islice(made, RECORD_EXAMPLES))
+      rows = list(itertools.islice(examples, RECORD_EXAMPLES))
       if not rows:
         return
-      labels = [row["labels"] for row in rows]
-      columns = {
-        name: [row[name] for row in rows]
-        for name in ("problem", "response", "answer")
-      }
-      columns["labels"] = list(itertools.chain.from_iterable(labels))
-      columns["label_count"] = [len(found) for found in labels]
-      for name in ("labels", "label_count", "answer"):
-        columns[name] = np.asarray(columns[name], np.int32)
-      yield number, columns
+      labels = itertools.chain.from_iterable(row.labels for row in rows)
+      yield (
+        number,
+        {
+          "problem": [row.problem for row in rows],
+          "response": [row.response for row in rows],
+          "labels": np.asarray([*labels], np.int32),
+          "label_count": np.asarray(
+            [len(row.labels) for row in rows], np.int32
+          ),
+          "answer": np.asarray([row.answer for row in rows], np.int32),
+        },
+      )
 
-  def _examples(self, split: str) -> Iterator[dict[str, Any]]:
-    """Examples as `load_world` returns them."""
+  def _examples(self, split: str) -> Iterator[Example]:
+    """Generates the examples of a split."""
     for index in range(self._sizes[split]):
       if split == "labelled":
         problem, response = make_prm_example(self._world, index)
       else:
         problem, response = arithmetic.make_example(self._world, split, index)
-      labels = arithmetic.label_steps(
+      labels = checker.label_steps(
         problem, response.split(arithmetic.SEPARATOR)
       )
-      yield {
-        "problem": problem.text,
-        "response": response,
-        "labels": [label for label in labels if label is not None],
-        "answer": problem.answer,
-      }
+      known = tuple(label for label in labels if label is not None)
+      yield Example(problem.text, response, known, problem.answer)
 
 
 def load_world(
   world: WorldConfig, sizes: Mapping[str, int], data_dir: str | os.PathLike
-) -> dict[str, list[dict[str, Any]]]:
-  """Prepares the data set if need be, and reads it.
+) -> dict[str, list[Example]]:
+  """Reads the world's data set, and prepares it first if it does not exist.
 
   Args:
-    world: the world's settings.
-    sizes: number of examples by split, of "train", "held_out" and "labelled"
-      those that are needed.
-    data_dir: where prepared data sets are kept; another world or other sizes
-      are another data set beside it.
+    world: the settings of the world.
+    sizes: number of examples of each split; the splits are "train", "held_out"
+      and "labelled". A split that is not in `sizes` is not made.
+    data_dir: folder of the prepared data sets. Every combination of world and
+      sizes is a data set of its own.
 
   Returns:
-    By split of `sizes`, rows with ``problem`` (text), ``response`` (text),
-    ``labels`` (ints of the labelled steps, 1 good and 0 bad) and ``answer``;
-    row i is example i of the split, whatever the sizes.
+    The examples of each split in `sizes`. Example i of a split does not depend
+    on the sizes.
 
   Raises:
     DataError: if the data set cannot be prepared, or its files are damaged.
@@ -154,7 +169,7 @@ def load_world(
         lambda: ArithmeticDataset(world, dict(sizes), str(path))
       ).as_data_source()
     return {split: _read(source[split]) for split in sizes}
-  # TFDS, protobuf and array_record raise what they like for damaged files.
+  # TFDS, protobuf and array_record raise errors of many types.
   except Exception as error:
     raise DataError(
       f"Cannot prepare or read the data set in {path}: {error}. If its files "
@@ -162,9 +177,9 @@ def load_world(
     ) from error
 
 
-def _read(source: Any) -> list[dict[str, Any]]:
-  """Rows of a split's data source, as Python values."""
-  rows = []
+def _read(source: Any) -> list[Example]:
+  """Reads all examples of a split's data source."""
+  examples = []
   for record in source.__getitems__(range(len(source))):  # All at once.
     labels = iter(record["labels"].tolist())
     for problem, response, count, answer in zip(
@@ -174,27 +189,27 @@ def _read(source: Any) -> list[dict[str, Any]]:
       record["answer"].tolist(),
       strict=True,
     ):
-      rows.append(
-        {
-          "problem": problem.decode(),
-          "response": response.decode(),
-          "labels": list(itertools.islice(labels, count)),
-          "answer": answer,
-        }
+      examples.append(
+        Example(
+          problem.decode(),
+          response.decode(),
+          tuple(itertools.islice(labels, count)),
+          answer,
+        )
       )
-  return rows
+  return examples
 
 
 def world_tokenizer(
   world: WorldConfig, path: str | os.PathLike
 ) -> SentencePieceTokenizer:
-  r"""The world's tokenizer, trained from its text on first use.
+  r"""The world's tokenizer, trained on its texts on first use.
 
-  Numbers are one id each, as are operators and the box; ".\n\n" is a merged
-  separator, as real vocabularies have them.
+  Every number is one id, as are the operators and the box. ".\n\n" is one id,
+  because real vocabularies merge separators with punctuation too.
 
   Args:
-    world: the world's settings.
+    world: the settings of the world.
     path: the model file.
 
   Returns:
@@ -204,50 +219,13 @@ def world_tokenizer(
   symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]
 
   def texts() -> Iterator[str]:
-    for index in range(TOKENIZER_TEXTS):
+    for index in range(TOKENIZER_EXAMPLES):
       problem, response = arithmetic.make_example(world, "train", index)
       yield problem.text
       yield from response.split(arithmetic.SEPARATOR)
-    yield from arithmetic.SENTENCES
+    yield from arithmetic.FILLERS
     yield "."
 
   return train_tokenizer(
-    texts(), symbols, path, vocab_size=len(symbols) + ROOM_FOR_WORDS
+    texts(), symbols, path, vocab_size=len(symbols) + WORD_IDS
   )
-
-
-def label_rollout(
-  tokenizer: SentencePieceTokenizer,
-  problems: Sequence[str],
-  tokens: np.ndarray,
-  completion_mask: np.ndarray,
-  max_steps: int,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Labels of sampled responses, aligned with the device's steps.
-
-  Where a response has more than `max_steps` steps, the last one kept is the
-  rest of it: good only if all of that is labelled good.
-
-  Args:
-    tokenizer: decodes the responses.
-    problems: B problem texts.
-    tokens: [B, C] int, completion ids.
-    completion_mask: [B, C] bool.
-    max_steps: S, as given to `steps.split_steps`.
-
-  Returns:
-    (labels [B, S] int32, label_mask [B, S] bool).
-  """
-  labels = np.zeros((len(problems), max_steps), np.int32)
-  label_mask = np.zeros((len(problems), max_steps), bool)
-  step_texts = split_texts(tokenizer, tokens, completion_mask)
-  for row, (text, steps) in enumerate(zip(problems, step_texts, strict=True)):
-    found = arithmetic.label_steps(arithmetic.parse_problem(text), steps)
-    if len(found) > max_steps:
-      rest = found[max_steps - 1 :]
-      known = [label for label in rest if label is not None]
-      found = [*found[: max_steps - 1], min(known) if known else None]
-    for step, label in enumerate(found):
-      if label is not None:
-        labels[row, step], label_mask[row, step] = label, True
-  return labels, label_mask

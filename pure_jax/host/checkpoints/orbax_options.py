@@ -1,0 +1,157 @@
+"""How Orbax is set up: which checkpoints it preserves, what it logs."""
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import pathlib
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from orbax.checkpoint.checkpoint_managers import (
+  AnyPreservationPolicy,
+  BestN,
+  LatestN,
+  PreservationContext,
+  PreservationPolicy,
+)
+
+from pure_jax.host.checkpoints.record import CheckpointMetrics
+
+
+def preservation_policy(
+  keep_latest: int,
+  best_metric: str | None,
+  metrics_of: Callable[[int], CheckpointMetrics],
+) -> PreservationPolicy:
+  """Preserves the newest checkpoint, the latest regular ones and the best one.
+
+  An interim checkpoint, which a preempted run leaves between two regular ones,
+  is preserved while it is the newest. It does not count as regular: what a run
+  leaves behind does not depend on how often it was preempted.
+
+  Args:
+    keep_latest: how many of the newest regular checkpoints are preserved.
+    best_metric: name of a metric; the checkpoint with its largest value is
+      preserved, the later one if two are equal. None ranks no checkpoint.
+    metrics_of: step -> metrics of its checkpoint.
+
+  Returns:
+    A policy for Orbax's checkpoint manager.
+  """
+
+  def regular(step: int) -> Mapping[str, float] | None:
+    metrics = metrics_of(step)
+    return None if metrics.interim else metrics.values
+
+  def ranked(step: int) -> Mapping[str, float] | None:
+    values = metrics_of(step).values
+    return values if best_metric in values else None
+
+  best = BestN(get_metric_fn=lambda values: values[best_metric], n=1)
+  return AnyPreservationPolicy(
+    [
+      LatestN(1),
+      _SubsetPolicy(LatestN(keep_latest), regular),
+      _SubsetPolicy(best, ranked),
+    ]
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _SubsetPolicy:
+  """Applies a policy to some checkpoints only, with the metrics of our record.
+
+  Orbax's own metrics file would do for an undamaged folder. But Orbax reads it
+  when it opens the folder, and a damaged one makes the whole folder unusable.
+
+  Attributes:
+    policy: Orbax's.
+    metrics_of: step -> metrics handed to the policy, or None to leave the
+      checkpoint out.
+  """
+
+  policy: PreservationPolicy
+  metrics_of: Callable[[int], Mapping[str, float] | None]
+
+  def should_preserve(
+    self, checkpoints: Sequence[Any], *, context: PreservationContext
+  ) -> list[bool]:
+    """Implements Orbax's protocol; `checkpoints` are ascending by step."""
+    subset = [
+      dataclasses.replace(info, metrics=metrics)
+      for info in checkpoints
+      if (metrics := self.metrics_of(info.step)) is not None
+    ]
+    decisions = self.policy.should_preserve(subset, context=context)
+    preserved = {
+      info.step for info, keep in zip(subset, decisions, strict=True) if keep
+    }
+    return [info.step in preserved for info in checkpoints]
+
+
+@contextlib.contextmanager
+def quiet_logging() -> Iterator[None]:
+  """Hides what Orbax logs to absl's logger, including from its threads.
+
+  It logs progress, and stack traces of errors that it raises as well.
+
+  Yields:
+    Nothing.
+  """
+
+  def is_not_orbax(record: logging.LogRecord) -> bool:
+    # A filter of this call alone, which another call does not remove.
+    return _is_not_orbax(record)
+
+  _hide_traces_of_threads()
+  logger = logging.getLogger("absl")
+  logger.addFilter(is_not_orbax)
+  try:
+    yield
+  finally:
+    logger.removeFilter(is_not_orbax)
+
+
+def hide_abandoned_writes() -> None:
+  """Hides, from now on, the errors of writes that nobody waits for any more.
+
+  After one write of a checkpoint has failed and its error was raised, the
+  other writes fail for the same reason. Each would log a stack trace, possibly
+  after the folder was closed.
+  """
+  logging.getLogger("absl").addFilter(_is_not_orbax)
+  logging.getLogger("asyncio").addFilter(_is_not_abandoned)
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  return "orbax" not in pathlib.Path(record.pathname).parts
+
+
+def _is_not_abandoned(record: logging.LogRecord) -> bool:
+  return "exception was never retrieved" not in record.getMessage()
+
+
+@functools.cache
+def _hide_traces_of_threads() -> None:
+  """Hides, once and for good, stack traces of errors that are raised as well.
+
+  When a write fails, Orbax's threads print the error that they raise again in
+  the waiting thread. TensorStore's callbacks then print that an event loop is
+  closed.
+  """
+  thread_hook, unraisable_hook = threading.excepthook, sys.unraisablehook
+
+  def filtered_thread_hook(args: Any) -> None:
+    if not type(args.thread).__module__.startswith("orbax."):
+      thread_hook(args)
+
+  def filtered_unraisable_hook(args: Any) -> None:
+    error = f"{args.exc_type.__name__}: {args.exc_value}"
+    if error != "RuntimeError: Event loop is closed":
+      unraisable_hook(args)
+
+  threading.excepthook = filtered_thread_hook
+  sys.unraisablehook = filtered_unraisable_hook

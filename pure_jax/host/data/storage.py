@@ -1,0 +1,151 @@
+"""TFDS data sets on disk: how they are prepared, and how a record is stored."""
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from pure_jax.host.data.records import LabelledSolution, Problem
+
+Record = Problem | LabelledSolution
+
+_Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
+
+# Scalar types of a record's fields: the dtype in TFDS, the type in Python.
+_SCALARS = {
+  bool: (np.bool_, bool),
+  bool | None: (np.bool_, bool),
+  int | None: (np.int32, int),
+  float | None: (np.float64, float),
+}
+_OPTIONAL = (str | None, bool | None, int | None, float | None)
+
+
+def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
+  """Prepares a data set unless it exists.
+
+  Several processes may prepare the same data set at once: the first to finish
+  moves its folder into place, and the others use that folder.
+
+  Args:
+    make_builder: makes the builder of the data set. It is called a second time
+      if another process finished first.
+
+  Returns:
+    The builder, with its data set prepared.
+
+  Raises:
+    OSError: if the data set could not be written.
+  """
+  builder = make_builder()
+  try:
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+    )
+  except OSError:
+    # Moving a finished folder fails if another process has moved one there.
+    builder = make_builder()
+    if not builder.is_prepared():
+      raise
+  return builder
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+  """Turns off the progress bars and log messages of TFDS."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+      yield
+  finally:
+    logger.setLevel(level)
+    tfds.enable_progress_bar()
+
+
+def record_features(record: type[Record]) -> dict[str, Any]:
+  """The TFDS features that store a record.
+
+  A field `x` that may be None is stored with a bool `has_x`. Labels are stored
+  with a list of bools `labelled`.
+
+  Args:
+    record: `Problem` or `LabelledSolution`.
+
+  Returns:
+    Features by name.
+  """
+  features: dict[str, Any] = {}
+  for field in dataclasses.fields(record):
+    if field.type in (str, str | None):
+      features[field.name] = tfds.features.Text()
+    elif field.type == tuple[str, ...]:
+      features[field.name] = tfds.features.Sequence(tfds.features.Text())
+    elif field.type == tuple[int | None, ...]:
+      features[field.name] = tfds.features.Sequence(np.int32)
+      features["labelled"] = tfds.features.Sequence(np.bool_)
+    else:
+      features[field.name] = tfds.features.Scalar(_SCALARS[field.type][0])
+    if field.type in _OPTIONAL:
+      features[f"has_{field.name}"] = tfds.features.Scalar(np.bool_)
+  return features
+
+
+def encode_record(record: Record) -> dict[str, Any]:
+  """Converts a record to a TFDS example.
+
+  Args:
+    record: the record.
+
+  Returns:
+    The example, with the names of `record_features`. None is stored as 0 or "".
+  """
+  example: dict[str, Any] = {}
+  for field in dataclasses.fields(record):
+    value = getattr(record, field.name)
+    if field.type == tuple[int | None, ...]:
+      example["labelled"] = [label is not None for label in value]
+      value = [label or 0 for label in value]
+    elif field.type == tuple[str, ...]:
+      value = list(value)
+    elif field.type in _OPTIONAL:
+      example[f"has_{field.name}"] = value is not None
+      if value is None:
+        value = "" if field.type == str | None else 0
+    example[field.name] = value
+  return example
+
+
+def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
+  """Converts a TFDS example back to the record it was made of.
+
+  Args:
+    record: `Problem` or `LabelledSolution`.
+    example: what TFDS returns for an example of `encode_record`.
+
+  Returns:
+    The record.
+  """
+  values: dict[str, Any] = {}
+  for field in dataclasses.fields(record):
+    value = example[field.name]
+    if field.type == tuple[int | None, ...]:
+      pairs = zip(value, example["labelled"], strict=True)
+      value = tuple(int(label) if known else None for label, known in pairs)
+    elif field.type == tuple[str, ...]:
+      value = tuple(text.decode() for text in value)
+    elif field.type in _OPTIONAL and not example[f"has_{field.name}"]:
+      value = None
+    elif field.type in (str, str | None):
+      value = value.decode()
+    else:
+      value = _SCALARS[field.type][1](value)
+    values[field.name] = value
+  return record(**values)

@@ -1,0 +1,248 @@
+"""The compiled programs of the engine for continuous batching.
+
+`engine.py` holds the loop on the host that calls them. The legend of axes is in
+`pure_jax.types`; R is the number of slots, which lie in contiguous shards.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from pure_jax.models import kv_cache
+from pure_jax.rollout import generation
+from pure_jax.rollout import slots as slots_lib
+from pure_jax.rollout.generation import GenerationSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineConfig:
+  """Size of the engine and how often the host looks at it.
+
+  Attributes:
+    slots: the most sequences in memory, at least 1. It is rounded to whole
+      prompts on every row shard: down, but at least to one.
+    sync_interval: tokens that are decoded between two host syncs, at least 1.
+  """
+
+  slots: int
+  sync_interval: int
+
+  def __post_init__(self):
+    """Validates the sizes."""
+    if self.slots < 1 or self.sync_interval < 1:
+      raise ValueError(
+        f"slots={self.slots} and sync_interval={self.sync_interval} must be "
+        "at least 1."
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSpec:
+  """What the engine's programs are compiled for.
+
+  Attributes:
+    generation: the model and how to sample.
+    group_size: G, samples of each prompt.
+    config: slots and sync interval.
+    shards: contiguous parts of the slots that lie on different devices.
+    ring_multiple: the ring has a multiple of this many entries, at least 1. A
+      TPU lays out other lengths with rows innermost, and the decode loop
+      would then copy the whole cache before and after every chunk. The same
+      holds for prompts of another length, which lie before the ring.
+    out_shardings: sharding of the rollout; None leaves it to the compiler.
+  """
+
+  generation: GenerationSpec
+  group_size: int
+  config: EngineConfig
+  shards: int = 1
+  ring_multiple: int = 1
+  out_shardings: jax.sharding.Sharding | None = None
+
+  def num_starting_prompts(self, num_prompts: int) -> int:
+    """Counts the prompts that a batch starts with.
+
+    Args:
+      num_prompts: P, prompts of the batch.
+
+    Returns:
+      The number of prompts that fill the slots, a multiple of the shards. It
+      exceeds P if the shards do not divide P.
+    """
+    fitting = self.config.slots // (self.shards * self.group_size)
+    per_shard = min(fitting, -(-num_prompts // self.shards))
+    return max(per_shard, 1) * self.shards
+
+  def ring_length(self, tokens: int) -> int:
+    """Computes the length of a ring that holds so many generated tokens.
+
+    Args:
+      tokens: generated tokens of a sequence that the cache holds, all but the
+        one sampled last.
+
+    Returns:
+      Entries of the ring, enough for these tokens or for the longest sequence
+      if that needs fewer.
+    """
+    longest = max(self.generation.sampler.max_new_tokens - 1, 1)
+    multiple = self.ring_multiple
+    return -(-min(tokens, longest) // multiple) * multiple
+
+
+@dataclasses.dataclass(frozen=True)
+class EnginePrograms:
+  """The jitted functions of an engine; each is compiled for few shapes.
+
+  Attributes:
+    to_decoding_params: params -> weights for the decode loop; None if the
+      loop reads the weights as they are.
+    start: (params, prompts, key, prompt_ids, ring_length) -> (slots,
+      completions); the ring length is static.
+    refill: (params, prompts, key, prompt_ids, index, slots, completions) ->
+      (slots, completions), see `FreeSlots`. The last two are donated.
+    decode: (decoding params, slots, completions) -> (slots, completions)
+      after a chunk of tokens. The last two are donated.
+    unshare: slots -> slots, each with its own copy of its prompt.
+    grow: (slots, ring_length) -> slots with a longer ring; the length is
+      static.
+    shrink: (slots, index) -> the selected slots.
+    status: slots -> (num_generated [R], done [R]), on every device.
+    finish: (prompts, completions) -> rollout.
+  """
+
+  to_decoding_params: Callable[..., Any] | None
+  start: Callable[..., Any]
+  refill: Callable[..., Any]
+  decode: Callable[..., Any]
+  unshare: Callable[..., Any]
+  grow: Callable[..., Any]
+  shrink: Callable[..., Any]
+  status: Callable[..., Any]
+  finish: Callable[..., Any]
+
+
+def make_programs(spec: EngineSpec) -> EnginePrograms:
+  """Makes the jitted functions of an engine.
+
+  Args:
+    spec: what they are compiled for.
+
+  Returns:
+    The functions. Each is compiled when it is called with a new shape.
+  """
+
+  def jit(function, **options):
+    return jax.jit(functools.partial(function, spec), **options)
+
+  converts = spec.generation.cpu_weights
+  return EnginePrograms(
+    to_decoding_params=(
+      jax.jit(spec.generation.to_decoding_params) if converts else None
+    ),
+    start=jit(_start, static_argnums=4),
+    refill=jit(_refill, donate_argnums=(5, 6)),
+    decode=jit(_decode, donate_argnums=(1, 2)),
+    unshare=jit(_unshare),
+    grow=jit(_grow, static_argnums=1),
+    shrink=jit(_shrink),
+    status=jit(_status),
+    finish=jax.jit(slots_lib.to_rollout, out_shardings=spec.out_shardings),
+  )
+
+
+def _start(spec, params, prompts, key, prompt_ids, ring_length):
+  """The first prompts of a batch, and buffers for all its completions."""
+  slots, first = slots_lib.start_prompts(
+    params,
+    spec.generation,
+    prompts,
+    key,
+    prompt_ids,
+    spec.group_size,
+    ring_length,
+    share_prompts=spec.group_size > 1,
+  )
+  completions = slots_lib.empty_completions(
+    prompts.tokens.shape[0] * spec.group_size, spec.generation.sampler
+  )
+  num_before = 0 * slots.state.num_generated
+  completions = slots_lib.write_completions(
+    completions, slots, num_before, first
+  )
+  return _constrain(spec, slots, completions)
+
+
+def _refill(spec, params, prompts, key, prompt_ids, index, slots, completions):
+  """Waiting prompts in free slots."""
+  new, first = slots_lib.start_prompts(
+    params,
+    spec.generation,
+    prompts,
+    key,
+    prompt_ids,
+    spec.group_size,
+    ring_length=1,
+    share_prompts=False,
+  )
+  num_before = 0 * new.state.num_generated
+  completions = slots_lib.write_completions(completions, new, num_before, first)
+  slots = slots_lib.replace_slots(
+    slots, new, index, spec.generation.act_sharding
+  )
+  return _constrain(spec, slots, completions)
+
+
+def _decode(spec, params, slots, completions):
+  """A chunk of tokens for every slot."""
+  num_before = slots.state.num_generated
+  state, sampled = generation.decode(
+    params, spec.generation, slots.state, spec.config.sync_interval
+  )
+  slots = slots.replace(state=state)
+  completions = slots_lib.write_completions(
+    completions, slots, num_before, sampled
+  )
+  return _constrain(spec, slots, completions)
+
+
+def _unshare(spec, slots):
+  """Slots with a prompt of their own, which may move."""
+  cache = kv_cache.with_own_prompts(
+    slots.state.cache, spec.generation.act_sharding
+  )
+  return slots_lib.with_cache(slots, cache)
+
+
+def _grow(spec, slots, ring_length):
+  """Slots with a longer ring."""
+  cache = kv_cache.grow_ring(
+    slots.state.cache, ring_length, spec.generation.act_sharding
+  )
+  return slots_lib.with_cache(slots, cache)
+
+
+def _shrink(spec, slots, index):
+  """The selected slots."""
+  act_sharding = spec.generation.act_sharding
+  slots = slots_lib.select_slots(slots, index, act_sharding)
+  return slots_lib.constrain_slots(slots, act_sharding)
+
+
+def _status(spec, slots):
+  """The numbers of tokens and which sequences have ended, everywhere."""
+  state = slots.state
+  return slots_lib.replicate(
+    (state.num_generated, state.done), spec.generation.act_sharding
+  )
+
+
+def _constrain(spec, slots, completions):
+  """Slots split as rows are, completions on every device."""
+  act_sharding = spec.generation.act_sharding
+  return (
+    slots_lib.constrain_slots(slots, act_sharding),
+    slots_lib.replicate(completions, act_sharding),
+  )

@@ -1,0 +1,168 @@
+"""From problems to arrays on the devices, each process making its rows."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from pure_jax.host.data.batches import left_pad
+from pure_jax.host.data.records import LabelledSolution, Problem
+from pure_jax.host.distributed import global_batch
+from pure_jax.host.text.tokenization import PromptFormat, Tokenizer
+from pure_jax.parallel import sharding
+from pure_jax.types import Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptEncoder:
+  """Turns problems into prompts of one model.
+
+  Attributes:
+    tokenizer: the model's tokenizer.
+    prompt_format: the text that the model reads for a problem.
+    length: columns of a prompt (L).
+  """
+
+  tokenizer: Tokenizer
+  prompt_format: PromptFormat
+  length: int
+
+  def text(self, problem: Problem | LabelledSolution) -> str:
+    """The prompt of a problem as text.
+
+    Args:
+      problem: the problem, or a solution of it.
+    """
+    return self.prompt_format.text(self.tokenizer, problem.problem)
+
+  def ids(self, problem: Problem | LabelledSolution) -> list[int]:
+    """The prompt of a problem as token ids.
+
+    Args:
+      problem: the problem, or a solution of it.
+    """
+    return self.tokenizer.encode(self.text(problem))
+
+  def encode(self, problems: Sequence[Problem | LabelledSolution]) -> Prompts:
+    """Encodes problems.
+
+    Args:
+      problems: n problems whose prompts have at most L tokens.
+
+    Returns:
+      Prompts [n, L] on the host, left-padded.
+    """
+    ids = [self.ids(problem) for problem in problems]
+    return Prompts(*left_pad(ids, self.length, self.tokenizer.pad_id))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """Makes the batches of a run and distributes them over devices.
+
+  Attributes:
+    prompt_encoder: makes the policy's prompts.
+    prm_prompt_encoder: makes the PRM's prompts.
+    layout: devices over which rows are split.
+  """
+
+  prompt_encoder: PromptEncoder
+  prm_prompt_encoder: PromptEncoder
+  layout: sharding.Layout
+
+  def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
+    """Encodes the policy's prompts. Each process encodes its share.
+
+    Args:
+      problems: n problems; row shards must divide n.
+
+    Returns:
+      All n prompts [n, L] on the host of every process, left-padded.
+    """
+    rows = self.share(len(problems))
+    prompts = self.prompt_encoder.encode([problems[row] for row in rows])
+    return self.gather(len(problems), prompts)
+
+  def put_prm_prompts(self, problems: Sequence[Problem]) -> Prompts:
+    """Encodes the PRM's prompts, each process the rows of its devices.
+
+    Args:
+      problems: B problems; row shards must divide B.
+
+    Returns:
+      Prompts [B, L'] on the devices, left-padded.
+    """
+    return self.put_rows(
+      len(problems),
+      lambda rows: self.prm_prompt_encoder.encode(
+        [problems[row] for row in rows]
+      ),
+    )
+
+  def put(self, tree: Any) -> Any:
+    """Puts host arrays onto the devices.
+
+    Args:
+      tree: pytree of host arrays [B, ...], the same in every process.
+
+    Returns:
+      The same pytree on the devices, rows split over the mesh.
+    """
+    (count,) = {len(leaf) for leaf in jax.tree.leaves(tree)}
+    return self.put_rows(count, lambda rows: take_rows(tree, rows))
+
+  def put_rows(self, count: int, make: Callable[[np.ndarray], Any]) -> Any:
+    """Puts a batch onto the devices, each process making its own rows.
+
+    Args:
+      count: B, divisible by the row shards.
+      make: row numbers [b] -> pytree of host arrays [b, ...].
+
+    Returns:
+      The pytree, [B, ...], rows split over the mesh.
+    """
+    return global_batch.make_rows(self._row_sharding, count, make)
+
+  def share(self, count: int) -> np.ndarray:
+    """The rows of a batch that this process reads and grades.
+
+    Args:
+      count: B, divisible by the row shards.
+
+    Returns:
+      Ascending row numbers [b]; every row belongs to one process.
+    """
+    return global_batch.owned_rows(self._row_sharding, count)[
+      jax.process_index()
+    ]
+
+  def gather(self, count: int, tree: Any) -> Any:
+    """Joins what each process knows of its share.
+
+    Args:
+      count: B.
+      tree: pytree of numpy arrays [b, ...] of this process's share.
+
+    Returns:
+      The same pytree of arrays [B, ...] in every process.
+    """
+    return global_batch.gather_rows(self._row_sharding, count, tree)
+
+  @property
+  def _row_sharding(self) -> jax.sharding.NamedSharding:
+    return sharding.batch_sharding(self.layout)
+
+
+def take_rows(tree: Any, indices: np.ndarray) -> Any:
+  """Selects rows of host arrays.
+
+  Args:
+    tree: pytree of arrays [n, ...], such as `Demonstrations`.
+    indices: [m] int row numbers.
+
+  Returns:
+    The same pytree, [m, ...].
+  """
+  return jax.tree.map(lambda x: np.asarray(x)[indices], tree)

@@ -1,0 +1,235 @@
+"""Generates, scores and grades the responses of an evaluation, by batch."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+
+from pure_jax.host import huggingface
+from pure_jax.host.data import batches
+from pure_jax.host.evaluation.response_file import Response
+from pure_jax.host.grading import verify
+from pure_jax.host.grading.pool import GradingPool
+from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.tokenization import separator_table, split_texts
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.evaluation.requests import Request
+from pure_jax.runs.settings.evaluation import EvaluationSettings
+from pure_jax.training import rollouts, supervised
+from pure_jax.types import Prompts, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseBatch:
+  """A batch of responses on the devices.
+
+  Attributes:
+    requests: what was requested, at most as many as rows.
+    rollout: [B, ...] arrays that may still be computed.
+    step_rewards: [B, S] array that may still be computed; None without a PRM.
+  """
+
+  requests: list[Request]
+  rollout: Rollout
+  step_rewards: jax.Array | None
+
+
+def make_generate(
+  settings: EvaluationSettings,
+  model: ModelConfig,
+  sampler: SamplingConfig,
+  layout: sharding.Layout,
+  group_size: int,
+) -> rollouts.Generate:
+  """Samples rows from keys of their own, in one loop or in an engine.
+
+  Args:
+    settings: the evaluation's.
+    model: the policy's architecture.
+    sampler: temperature, filters, stop ids and lengths.
+    layout: mesh and rules.
+    group_size: rows of each prompt, 1 without continuous batching.
+
+  Returns:
+    A function (params, prompts, keys) -> rollout.
+  """
+  config = settings.engine.config()
+  if config is None:
+    return rollouts.make_generate_rows(model, sampler, layout)
+  return rollouts.make_engine(
+    model, sampler, group_size, layout, config
+  ).generate
+
+
+class ResponseGenerator:
+  """Policy and PRM on the devices, ready to generate and score responses."""
+
+  def __init__(
+    self,
+    settings: EvaluationSettings,
+    tokenizer: HuggingFaceTokenizer,
+    layout: sharding.Layout,
+  ):
+    """Loads the weights; functions are compiled when first called."""
+    self._settings, self._tokenizer, self._layout = settings, tokenizer, layout
+    dtypes = {
+      "compute_dtype": settings.compute_dtype,
+      "param_dtype": settings.param_dtype,
+    }
+    self._params, model = huggingface.load_policy(
+      settings.policy, layout, **dtypes
+    )
+    self._group_sizes = {
+      greedy: settings.group_size(layout.row_shards, greedy=greedy)
+      for greedy in (True, False)
+    }
+    self._generate = {
+      greedy: make_generate(
+        settings,
+        model,
+        settings.sampler.config(
+          pad_id=tokenizer.pad_id,
+          stop_ids=(tokenizer.eos_id,),
+          banned_ids=tokenizer.banned_ids,
+          greedy=greedy,
+        ),
+        layout,
+        group_size,
+      )
+      for greedy, group_size in self._group_sizes.items()
+    }
+    self._prm_params = None
+    if settings.prm is not None:
+      self._prm_params, prm_model = huggingface.load_prm(
+        settings.prm, layout, **dtypes
+      )
+      self._score = supervised.make_prm_evaluation(
+        prm_model,
+        settings.score,
+        jax.device_put(separator_table(tokenizer), sharding.replicated(layout)),
+        layout,
+        settings.engine.slots,
+      )
+
+  def start(self, requests: list[Request], rows: int) -> ResponseBatch:
+    """Starts a batch on the devices.
+
+    Args:
+      requests: all greedy, or all samples.
+      rows: number of rows of the batch, see
+        `EvaluationSettings.rows_of_batches`; requests are repeated to fill it.
+
+    Returns:
+      The batch. With continuous batching its responses are complete.
+    """
+    settings, greedy = self._settings, requests[0].sample is None
+    filled = [requests[i % len(requests)] for i in range(rows)]
+    prompts = [r.prompt for r in filled[:: self._group_sizes[greedy]]]
+    key = jax.random.key(settings.seed)
+    key_data = np.asarray([r.key_data() for r in filled], np.uint32)
+    rollout = self._generate[greedy](
+      self._params,
+      self._put_prompts(
+        prompts,
+        settings.prompt_tokens,
+        replicated=settings.engine.slots is not None,
+      ),
+      jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
+        key_data
+      ),
+    )
+    step_rewards = None
+    if self._prm_params is not None:
+      prm_prompts = self._put_prompts(
+        [r.prm_prompt for r in filled], settings.prm_prompt_tokens
+      )
+      step_rewards = self._score(
+        self._prm_params,
+        rollout.replace(
+          prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+        ),
+      )
+    return ResponseBatch(requests, rollout, step_rewards)
+
+  def _put_prompts(
+    self, ids: list[list[int]], length: int, *, replicated: bool = False
+  ) -> Prompts:
+    """Pads prompts on the left and puts them on the devices."""
+    padded = batches.left_pad(ids, length, self._tokenizer.pad_id)
+    place = sharding.replicated if replicated else sharding.batch_sharding
+    return jax.device_put(Prompts(*padded), place(self._layout))
+
+
+def grade_batch(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  pool: GradingPool,
+  batch: ResponseBatch,
+) -> list[Response]:
+  """Waits for a batch, decodes and grades it.
+
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+    pool: from `verify.open_pool`.
+    batch: from `ResponseGenerator.start`.
+
+  Returns:
+    The response to each request.
+
+  Raises:
+    FloatingPointError: if the policy or the PRM computes NaN or infinity.
+  """
+  requests, count = batch.requests, len(batch.requests)
+  rollout, rewards = jax.device_get((batch.rollout, batch.step_rewards))
+  if not np.isfinite(rollout.sampled_logp).all():
+    raise FloatingPointError(
+      f"The policy gives no probabilities for {requests[0].key} or after: "
+      f"check the weights in {settings.policy}, or set compute_dtype to "
+      "'float32'. The responses written so far are intact."
+    )
+  lengths = rollout.completion_mask.sum(1).tolist()
+  texts = [
+    tokenizer.decode(ids[:length].tolist())
+    for ids, length in zip(rollout.tokens[:count], lengths, strict=False)
+  ]
+  verdicts = verify.grade(
+    pool,
+    texts,
+    [verify.reference_of(request.problem) for request in requests],
+    [verify.EXTRACTORS[name] for name in settings.grader.extractors],
+  )
+  step_rewards: list[tuple[float, ...] | None] = [None] * count
+  if rewards is not None:
+    if not np.isfinite(rewards[:count]).all():
+      raise FloatingPointError(
+        f"The PRM gives no number for a response to {requests[0].key} or "
+        f"after: check the weights in {settings.prm}. The responses written "
+        "so far are intact."
+      )
+    steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
+    for row in range(count):
+      # The PRM scores at most max_steps of them.
+      scored = rewards[row, : len(steps[row])]
+      step_rewards[row] = tuple(round(float(reward), 6) for reward in scored)
+  return [
+    Response(
+      benchmark=request.benchmark,
+      problem=request.problem.id,
+      sample=request.sample,
+      text=texts[row],
+      tokens=lengths[row],
+      truncated=bool(rollout.truncated[row]),
+      answer=verdicts[row].answer,
+      correct=verdicts[row].correct,
+      timed_out=verdicts[row].timed_out,
+      failure=verdicts[row].failure,
+      step_rewards=step_rewards[row],
+      level=request.problem.level,
+      subject=request.problem.subject,
+    )
+    for row, request in enumerate(requests)
+  ]

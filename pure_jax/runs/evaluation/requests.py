@@ -1,0 +1,261 @@
+"""What an evaluation of a policy generates: one request per response."""
+
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+from pure_jax.host import huggingface
+from pure_jax.host.checkpoints import integrity
+from pure_jax.host.data import file_dataset as data_files
+from pure_jax.host.data.file_dataset import Counts
+from pure_jax.host.data.formats.named import find_format
+from pure_jax.host.data.records import Problem
+from pure_jax.host.evaluation.response_file import ResponseKey
+from pure_jax.host.grading import verify
+from pure_jax.host.logs import console
+from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.tokenization import (
+  PROMPT_FORMATS,
+  TokenizerError,
+)
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.evaluation import (
+  BenchmarkSettings,
+  EvaluationSettings,
+)
+from pure_jax.runs.tasks import tiny_files
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A response to generate.
+
+  Attributes:
+    benchmark: name of the benchmark.
+    index: row of the problem in it.
+    problem: the problem.
+    sample: number of the sample; None for the greedy response.
+    prompt: ids of the policy's prompt.
+    prm_prompt: ids of the PRM's prompt; empty without a PRM.
+  """
+
+  benchmark: str
+  index: int
+  problem: Problem
+  sample: int | None
+  prompt: list[int]
+  prm_prompt: list[int]
+
+  @property
+  def key(self) -> ResponseKey:
+    """The key of the response, see `Response.key`."""
+    return self.benchmark, self.problem.id, self.sample
+
+  def key_data(self) -> tuple[int, int, int]:
+    """Returns what is folded into the random key of the response."""
+    name = hashlib.blake2b(self.benchmark.encode(), digest_size=4).digest()
+    return int.from_bytes(name, "little"), self.index, self.sample or 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Requests:
+  """All requests of an evaluation, and the problems it leaves out.
+
+  Attributes:
+    requests: greedy ones first, in the order of the benchmarks and their files.
+    left_out: by benchmark, (problems left out, problems of the file).
+    counts: by benchmark, how many rows of its file were read or not.
+  """
+
+  requests: list[Request]
+  left_out: dict[str, tuple[int, int]]
+  counts: dict[str, Counts]
+
+
+def fingerprints(settings: EvaluationSettings) -> dict[str, Any]:
+  """Fingerprints the models and files, to compare when a run is resumed.
+
+  Args:
+    settings: settings of the evaluation.
+
+  Returns:
+    Fingerprints of "policy", "prm" and, by name, "benchmarks".
+
+  Raises:
+    ConfigError: if `policy` or `prm` is another kind of model, or a file is
+      missing.
+    HuggingFaceError: if a folder has no model.
+  """
+  folders = {"policy": settings.policy, "prm": settings.prm}
+  models: dict[str, Any] = {}
+  for name, folder in folders.items():
+    if folder is None:
+      continue
+    if huggingface.read_config(folder).is_prm != (name == "prm"):
+      raise ConfigError(
+        f"config.{name}={folder} holds "
+        f"{'a language model' if name == 'prm' else 'a PRM'}."
+      )
+    models[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
+  files = {}
+  for name, benchmark in settings.named_benchmarks().items():
+    if not pathlib.Path(benchmark.file).is_file():
+      raise ConfigError(
+        f"config.benchmarks.{name}.file={benchmark.file} is no file."
+      )
+    files[name] = integrity.fingerprint(benchmark.file)
+  return models | {"benchmarks": files}
+
+
+def with_tiny_models(
+  settings: EvaluationSettings, folder: pathlib.Path
+) -> EvaluationSettings:
+  """Writes tiny random models and problems, and returns settings that use them.
+
+  Args:
+    settings: settings with `random_model`.
+    folder: where the files go.
+
+  Returns:
+    Settings that name the files.
+  """
+  paths = tiny_files.write_problems(folder / "problems")
+  return dataclasses.replace(
+    settings,
+    random_model=False,
+    policy=str(tiny_files.write_policy(folder / "policy", tied=True)),
+    prm=str(tiny_files.write_prm(folder / "prm", tied=False)),
+    benchmarks={
+      name: BenchmarkSettings(str(paths[file]), row_format, 6, averaged=True)
+      for name, file, row_format in (
+        ("tiny_math500", "held_out", "math500"),
+        ("tiny_math8k", "train", "math8k"),
+      )
+    },
+  )
+
+
+def make_requests(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  workdir: pathlib.Path,
+) -> Requests:
+  """Reads the benchmarks and encodes their problems.
+
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+    workdir: folder of the evaluation, which gets the prepared data.
+
+  Returns:
+    The requests: greedy responses, then samples.
+
+  Raises:
+    ConfigError: if no problem of a benchmark can be used.
+    DataError: if a file cannot be read.
+    TokenizerError: if a prompt format needs a chat template that is missing.
+  """
+  greedy: list[Request] = []
+  left_out, counts = {}, {}
+  for name, benchmark in settings.named_benchmarks().items():
+    rows = data_files.read_file(
+      find_format(benchmark.format, benchmark.fields),
+      benchmark.file,
+      workdir / "data",
+      skip_malformed=settings.skip_malformed,
+    )
+    counts[name] = rows.counts
+    problems = rows[: benchmark.problems]
+    if len({problem.id for problem in problems}) < len(problems):
+      raise ConfigError(f"{benchmark.file} has two problems of one id.")
+    requests, reasons = _encode_problems(settings, tokenizer, name, problems)
+    if reasons:
+      reason_counts = ", ".join(
+        f"{reasons.count(reason)} {reason}" for reason in sorted({*reasons})
+      )
+      message = (
+        f"{name}: {len(reasons)} of {len(problems)} left out: {reason_counts}."
+      )
+      if not requests:
+        raise ConfigError(message)
+      console.tell(message)
+    greedy += requests
+    left_out[name] = len(reasons), len(problems)
+  samples = [
+    dataclasses.replace(request, sample=sample)
+    for request in greedy
+    for sample in range(settings.samples)
+  ]
+  return Requests(
+    (greedy if settings.greedy else []) + samples, left_out, counts
+  )
+
+
+def _encode_problems(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  name: str,
+  problems: list[Problem],
+) -> tuple[list[Request], list[str]]:
+  """Returns (greedy requests of usable problems, why others are left out)."""
+  policy_format = settings.policy_prompt_format
+  prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
+  requests, reasons = [], []
+  for index, problem in enumerate(problems):
+    text = policy_format.text(tokenizer, problem.problem)
+    prompt, prm_prompt = tokenizer.encode(text), []
+    if settings.prm is not None:
+      text = prm_format.text(tokenizer, problem.problem)
+      prm_prompt = tokenizer.encode(text)
+    if verify.reference_of(problem) is None:
+      reasons.append("without an answer")
+    elif len(prompt) > settings.prompt_tokens:
+      reasons.append(f"longer than prompt_tokens={settings.prompt_tokens}")
+    elif len(prm_prompt) > settings.prm_prompt_tokens:
+      reasons.append(
+        f"longer than prm_prompt_tokens={settings.prm_prompt_tokens}"
+      )
+    else:
+      requests.append(Request(name, index, problem, None, prompt, prm_prompt))
+  return requests, reasons
+
+
+def check_prm_vocabulary(
+  settings: EvaluationSettings, tokenizer: HuggingFaceTokenizer
+) -> None:
+  """Validates that policy and PRM share a vocabulary.
+
+  The PRM reads the ids that the policy wrote.
+
+  Args:
+    settings: settings of the evaluation.
+    tokenizer: the policy's.
+
+  Raises:
+    TokenizerError: if an id is another text to the PRM.
+  """
+  if settings.prm is None:
+    return
+  size = huggingface.read_config(settings.prm).model.vocab_size
+  same = size == tokenizer.vocab_size
+  files = ("tokenizer.json", "tokenizer_config.json")
+  if any((pathlib.Path(settings.prm) / name).exists() for name in files):
+    # Embeddings of the same vocabulary may be padded to different sizes.
+    prm_tokenizer = HuggingFaceTokenizer(
+      settings.prm, vocab_size=size, eos_token=settings.eos_token
+    )
+    same = _pieces(prm_tokenizer) == _pieces(tokenizer)
+  if not same:
+    raise TokenizerError(
+      f"config.prm={settings.prm} has another vocabulary than the policy: it "
+      "cannot read the policy's responses."
+    )
+
+
+def _pieces(tokenizer: HuggingFaceTokenizer) -> list[str]:
+  """Returns the texts of the ids, without empty ones at the end."""
+  pieces = list(tokenizer.pieces)
+  while pieces and not pieces[-1]:
+    pieces.pop()
+  return pieces

@@ -1,0 +1,162 @@
+"""The folder of a run: what its stages leave, and what it logs."""
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.checkpoints.checkpointer import CheckpointError
+from pure_jax.host.checkpoints.weights import load_tree, save_tree
+from pure_jax.host.distributed import processes
+from pure_jax.host.logs import curves
+from pure_jax.host.logs.batch_dump import dump_batch
+from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
+from pure_jax.models.params import abstract_params
+from pure_jax.parallel import sharding
+from pure_jax.runs import workdir as workdirs
+
+# Config fields that a resumed run may change. Another mesh, other kernels or
+# other micro-batches only change how sums are rounded.
+MAY_DIFFER = (
+  *("progress", "mesh", "kernels", "rl.iterations"),
+  *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
+  *("rl.micro_batches", "rl.rollout.batches"),
+  *("rl.engine", "rl.old_logp"),
+)
+# Config fields that may change in a run that starts from another run's stages.
+MAY_DIFFER_FROM_START = ("progress", "mesh", "kernels", "rl", "start")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+  """The folder of a run.
+
+  A stage that is finished has a folder with ``done.json`` and ``weights``.
+
+  Attributes:
+    path: this run's folder.
+    start: the folder that holds its supervised stages: `path`, or another
+      run's folder.
+    metrics: writes metrics.jsonl and TensorBoard events, in process 0.
+    samples: writes samples.jsonl, in process 0.
+  """
+
+  path: pathlib.Path
+  start: pathlib.Path
+  metrics: MetricsWriter | NoWriter
+  samples: SamplesWriter | NoWriter
+
+  def is_done(self, stage: str) -> bool:
+    """Whether a stage is finished.
+
+    Args:
+      stage: name of the stage.
+    """
+    return processes.broadcast_from_zero(
+      lambda: (self.start / stage / "done.json").exists()
+    )
+
+  def load_weights(
+    self, stage: str, declared: Any, layout: sharding.Layout
+  ) -> Any:
+    """Loads the weights that a finished stage left.
+
+    Args:
+      stage: name of the stage.
+      declared: a `Weight` for each leaf.
+      layout: devices and rules.
+
+    Returns:
+      The weights, sharded as declared.
+
+    Raises:
+      CheckpointError: if they are missing or damaged.
+    """
+    folder = self.start / stage
+    try:
+      return load_weights(folder / "weights", declared, layout)
+    except CheckpointError as error:
+      raise CheckpointError(
+        f"{error}\nFor a finished stage to leave its weights again, from its "
+        f"own checkpoints where it has them, remove {folder / 'done.json'}."
+      ) from error
+
+  def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
+    """Saves the weights of a stage, then marks it finished.
+
+    Args:
+      stage: name of the stage.
+      weights: what it trained.
+      facts: JSON-like, the content of ``done.json``.
+    """
+    save_tree(self.start / stage / "weights", weights)
+    processes.on_process_zero(
+      lambda: write_json_atomic(self.start / stage / "done.json", facts)
+    )
+
+  @contextlib.contextmanager
+  def lock_start(self) -> Iterator[None]:
+    """Lets one run at a time train the stages that several runs start from.
+
+    Raises:
+      WorkdirError: if another process uses the start folder.
+    """
+    with contextlib.ExitStack() as opened:
+      if self.start != self.path:  # This run's own folder is locked already.
+        processes.on_process_zero(
+          lambda: opened.enter_context(workdirs.lock_folder(self.start))
+        )
+      yield
+
+  def dump_batch(
+    self, stage: str, step: int, batch: Any, facts: Mapping[str, Any]
+  ) -> pathlib.Path:
+    """Saves a batch that gave numbers that are not finite.
+
+    Args:
+      stage: name of the stage.
+      step: of the update, from 1.
+      batch: its arrays.
+      facts: JSON-like, saved with them.
+
+    Returns:
+      The file; `pure_jax.host.logs.batch_dump` says how to read it.
+    """
+    path = self.path / "nonfinite" / f"{stage}_{step}.npz"
+    dump_batch(path, batch, {"stage": stage, "step": step, **facts})
+    return path
+
+  def draw_curves(self) -> None:
+    """Draws the metrics of all stages so far into ``curves.png``."""
+    processes.on_process_zero(
+      lambda: curves.plot_curves(
+        self.path / "metrics.jsonl", self.path / "curves.png"
+      )
+    )
+
+
+def load_weights(
+  folder: pathlib.Path, declared: Any, layout: sharding.Layout
+) -> Any:
+  """Loads what `RunFolder.finish_stage` saved.
+
+  Args:
+    folder: `weights` of a stage.
+    declared: a `Weight` for each leaf.
+    layout: devices and rules.
+
+  Returns:
+    The weights, sharded as declared.
+  """
+  abstract = jax.tree.map(
+    lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf_sharding
+    ),
+    abstract_params(declared),
+    sharding.weight_shardings(declared, layout),
+  )
+  return load_tree(folder, abstract)

@@ -1,0 +1,132 @@
+"""The devices that a plan is made for."""
+
+import dataclasses
+import importlib.metadata
+import os
+from collections.abc import Sequence
+
+import jax
+
+from pure_jax.runs.planning.roofline import CHIPS, Chip
+from pure_jax.runs.settings.conversion import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """The devices that a plan is made for, and the compiler.
+
+  Attributes:
+    topology: name of the TPU slice, or "local" for this machine.
+    device_kind: jax's name of the devices.
+    devices: number of devices.
+    devices_per_chip: devices that share a chip.
+    chip: peak rates and memory of a chip; None if they are unknown.
+    versions: versions of the packages that compile.
+  """
+
+  topology: str
+  device_kind: str
+  devices: int
+  devices_per_chip: int
+  chip: Chip | None
+  versions: dict[str, str]
+
+  @property
+  def chips(self) -> int:
+    """Number of chips."""
+    return self.devices // self.devices_per_chip
+
+  @property
+  def limit_bytes(self) -> float | None:
+    """Memory of a device that programs may use; None if it is unknown."""
+    return self.chip and self.chip.hbm_bytes / self.devices_per_chip
+
+
+def find_devices(topology: str | None) -> tuple[jax.Device, ...]:
+  """Finds the devices of a TPU slice, or of this machine.
+
+  Call this before jax has looked for devices. libtpu describes a slice
+  without a TPU and without asking the cloud which machine this is.
+
+  Args:
+    topology: name of a slice, such as "v5p:4x4x4"; None for this machine.
+
+  Returns:
+    The devices. Programs can be compiled for the devices of a slice but not
+    run on them.
+
+  Raises:
+    ConfigError: if libtpu is missing or does not know the slice.
+  """
+  if topology is None:
+    return tuple(jax.devices())
+  if not topology:  # libtpu would take a slice of its own choice.
+    raise ConfigError(
+      "--topology= names nothing: name a slice, such as v5p:4x4x4, or leave "
+      "the flag out to plan for the devices here."
+    )
+  try:
+    libtpu = importlib.metadata.version("libtpu")
+  except importlib.metadata.PackageNotFoundError as error:
+    raise ConfigError(
+      f"--topology={topology} needs the TPU compiler, the package libtpu: "
+      "pip install -e '.[plan]'. Without --topology the devices of this "
+      "machine are planned for."
+    ) from error
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  # No chip is used, so several processes may compile at a time.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+  jax.config.update("jax_platforms", "cpu")
+  from jax.experimental import topologies
+
+  try:
+    description = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology
+    )
+  except (jax.errors.JaxRuntimeError, ValueError) as error:
+    raise ConfigError(
+      f"--topology={topology} is none that libtpu {libtpu} knows, such as "
+      f"v5e:4x4, v6e:4x4 or v5p:4x4x4: {str(error).splitlines()[0]}"
+    ) from error
+  return tuple(description.devices)
+
+
+def describe_target(
+  topology: str | None, devices: Sequence[jax.Device]
+) -> Target:
+  """Describes the devices of a plan.
+
+  Args:
+    topology: name of a slice; None for this machine.
+    devices: the devices.
+
+  Returns:
+    Their number and kind, and the compiler's version.
+  """
+  packages = ["jax", "jaxlib"]
+  if devices[0].platform == "tpu":
+    packages.append("libtpu")
+  kind = devices[0].device_kind
+  return Target(
+    topology=topology or "local",
+    device_kind=kind,
+    devices=len(devices),
+    devices_per_chip=devices_per_chip(devices),
+    chip=CHIPS.get(kind),
+    versions={name: importlib.metadata.version(name) for name in packages},
+  )
+
+
+def devices_per_chip(devices: Sequence[jax.Device]) -> int:
+  """Counts the devices that share a chip.
+
+  Args:
+    devices: all devices.
+
+  Returns:
+    How many devices of a TPU have the same coordinates; 1 for other devices.
+  """
+  if devices[0].platform != "tpu":
+    return 1
+  return len(devices) // len({tuple(device.coords) for device in devices})

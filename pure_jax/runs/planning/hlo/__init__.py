@@ -1,0 +1,1 @@
+"""What a compiled XLA program costs, read from its text."""

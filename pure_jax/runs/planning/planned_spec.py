@@ -1,0 +1,160 @@
+"""The specification of a run that is planned, from its config alone.
+
+It is the record that an open run has, made without opening the run: no weight
+is read, and the separator table is a blank of the right size, since which ids
+end a step changes no cost.
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from pure_jax.host import huggingface
+from pure_jax.host.data.world import dataset
+from pure_jax.models import prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.runs.planning.execution_plan import ExecutionPlan
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.files import FilesSettings
+from pure_jax.runs.settings.mesh import MeshSettings
+from pure_jax.runs.settings.models import ARCHITECTURES
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import Layouts, RunSpec
+from pure_jax.runs.tasks import arithmetic, tiny_files
+from pure_jax.types import SeparatorTable
+
+_PAD_ID, _EOS_ID, _SCORE_ID = 0, 1, 2
+
+
+def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
+  """Builds the specification of a run from its config.
+
+  Architectures come from the config, from names in `ARCHITECTURES`, or from
+  folders with a config.json.
+
+  Args:
+    settings: the run's settings.
+    devices: the devices to plan for.
+
+  Returns:
+    The specification, with all models in layout "fsdp" over all devices.
+
+  Raises:
+    ConfigError: if RL trains adapters, which cannot be planned.
+  """
+  if settings.rl.lora.rank:
+    raise ConfigError(
+      "Plans know no adapters: plan with rl.lora.rank=0, which takes more "
+      "memory."
+    )
+  files = settings.files
+  if files is None:
+    model = _world_model(settings)
+    prm_model = prm.extend_config(model, settings.prm.extra_layers)
+    prompt_tokens = arithmetic.prompt_tokens(settings.world)
+    prm_prompt_tokens = prompt_tokens
+  else:
+    model = _policy_model(files)
+    prm_model = _prm_model(settings, files, model)
+    prompt_tokens = files.prompt_tokens
+    prm_prompt_tokens = files.prm_prompt_tokens
+  layout = sharding.make_layout(fsdp=len(devices), devices=devices)
+  return RunSpec(
+    settings=settings,
+    model=model,
+    prm_model=prm_model,
+    prompt_tokens=prompt_tokens,
+    prm_prompt_tokens=prm_prompt_tokens,
+    table=_blank_table(model.vocab_size),
+    sampler=settings.rl.sampler.config(pad_id=_PAD_ID, stop_ids=(_EOS_ID,)),
+    stops=None,
+    layouts=Layouts(layout, layout, layout, layout),
+  )
+
+
+def with_plan(spec: RunSpec, plan: ExecutionPlan) -> RunSpec:
+  """Applies an execution plan to a run's specification.
+
+  Args:
+    spec: the run's specification.
+    plan: layouts, micro-batches and slots.
+
+  Returns:
+    The specification with the plan's layouts and sizes. Every text has its
+    full length and a row of its own, which is the most that a step can need.
+  """
+  rl = dataclasses.replace(
+    spec.settings.rl,
+    micro_batches=plan.micro_batches,
+    rollout=dataclasses.replace(
+      spec.settings.rl.rollout, batches=plan.rollout_batches
+    ),
+    engine=dataclasses.replace(spec.settings.rl.engine, slots=plan.slots),
+    rollout_mesh=None,
+    reference_mesh=None,
+    prm_mesh=None,
+    length_buckets=1,
+    packed_tokens=None,
+  )
+  # The plan's layouts replace the config's meshes.
+  settings = dataclasses.replace(spec.settings, mesh=MeshSettings(), rl=rl)
+  return dataclasses.replace(spec, settings=settings, layouts=plan.layouts)
+
+
+def _world_model(settings: Settings) -> ModelConfig:
+  """The policy's architecture in the embedded world."""
+  with tempfile.TemporaryDirectory() as folder:
+    tokenizer = dataset.world_tokenizer(
+      settings.world, pathlib.Path(folder) / "tokenizer.model"
+    )
+  return settings.model.architecture(tokenizer.vocab_size)
+
+
+def _policy_model(files: FilesSettings) -> ModelConfig:
+  """The policy's architecture in a run on files."""
+  if files.random_model is None:
+    return _named_model(files.policy, files)
+  is_tied, is_llama = (
+    files.random_model == "tied",
+    files.random_model == "llama",
+  )
+  return files.computed(tiny_files.architecture(is_tied, is_llama))
+
+
+def _prm_model(
+  settings: Settings, files: FilesSettings, model: ModelConfig
+) -> ModelConfig | None:
+  """The PRM's architecture: a named one, or a PRM trained from the policy."""
+  name = files.prm or files.prm_architecture
+  if name is not None and files.random_model is None:
+    return _named_model(name, files)
+  if settings.rl.reward_mode == "vr" and files.labelled is None:
+    return None
+  return prm.extend_config(model, settings.prm.extra_layers)
+
+
+def _named_model(name: str, files: FilesSettings) -> ModelConfig:
+  """The architecture of a name in `ARCHITECTURES`, or of a folder."""
+  model = ARCHITECTURES.get(name)
+  if model is None:
+    model = huggingface.read_config(name).model
+  return files.computed(model)
+
+
+def _blank_table(vocab_size: int) -> SeparatorTable:
+  """A table of the right size in which no id ends a step."""
+  none = np.zeros(vocab_size, bool)
+  return SeparatorTable(
+    ends_step=none,
+    half=none,
+    stem=np.zeros(vocab_size, np.int32),
+    has_stem=none,
+    score_id=np.int32(_SCORE_ID),
+    eos_id=np.int32(_EOS_ID),
+    pad_id=np.int32(_PAD_ID),
+  )

@@ -1,0 +1,191 @@
+"""The weights of RL: what it trains, what it reads, and their copies."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from pure_jax.models import lora, policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.runs.spec import RandomStream, RunSpec
+from pure_jax.training import train, weight_copies
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenWeights:
+  """Weights that RL reads and does not change, in the compute dtype.
+
+  Attributes:
+    reference: the policy RL starts from; the KL is measured against it.
+    prm: the process reward model; None for outcome rewards only.
+    base: the policy's weights below its adapters, in the training layout; {}
+      if RL trains all weights.
+    rollout_base: the same in the layout and the precision of rollouts.
+  """
+
+  reference: Any
+  prm: Any
+  base: dict[str, Any] = dataclasses.field(default_factory=dict)
+  rollout_base: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  def policy(self, trained: Any) -> Any:
+    """The policy's weights.
+
+    Args:
+      trained: the weights that RL trains.
+
+    Returns:
+      All weights; nothing is copied.
+    """
+    return lora.join_params(self.base, trained)
+
+  def sampler(self, rollout_copy: Any) -> Any:
+    """The weights to sample with.
+
+    Adapters are not merged into the base: in bfloat16 the sum would round away
+    what is small beside W, and the samples would be those of another policy.
+    Besides, the base stays in its layout, and only adapters move.
+
+    Args:
+      rollout_copy: what `RLFunctions.for_rollout` returned.
+
+    Returns:
+      All weights; nothing is copied.
+    """
+    return lora.join_params(self.rollout_base, rollout_copy)
+
+
+def make_rollout_copy(
+  spec: RunSpec, declared: dict[str, Any]
+) -> Callable[[Any], Any]:
+  """Makes the function that copies weights for rollouts.
+
+  Args:
+    spec: what the run computes.
+    declared: the weights, as they are trained: of a model, or adapters alone,
+      which keep their precision.
+
+  Returns:
+    A function from weights to their copy in the rollout layout.
+  """
+  make = weight_copies.make_compute_copy
+  if _is_int8(spec, declared):
+    make = weight_copies.make_int8_copy
+  layouts = spec.layouts
+  return make(declared, spec.rl_model, layouts.training, layouts.rollout)
+
+
+def needs_rollout_copy(spec: RunSpec, declared: dict[str, Any]) -> bool:
+  """Whether rollouts read a copy of the weights, or the weights themselves.
+
+  Args:
+    spec: what the run computes.
+    declared: the weights, as they are trained.
+
+  Returns:
+    Whether `make_rollout_copy` copies them.
+  """
+  layouts = spec.layouts
+  return _is_int8(spec, declared) or weight_copies.needs_compute_copy(
+    declared, spec.rl_model, layouts.training, layouts.rollout
+  )
+
+
+def _is_int8(spec: RunSpec, declared: dict[str, Any]) -> bool:
+  """Whether rollouts read these weights in int8; adapters stay as they are."""
+  return spec.rollout_model.int8_matrices and "embedding" in declared
+
+
+def trained_weights(spec: RunSpec) -> dict[str, Any]:
+  """Declares the weights that RL trains.
+
+  Args:
+    spec: what the run computes.
+
+  Returns:
+    A `Weight` for each: all of the policy's, or its adapters.
+  """
+  model = spec.rl_model
+  return lora.trained_and_frozen(policy.declare_policy(model), model)[0]
+
+
+def start_state(
+  spec: RunSpec,
+  policy_params: Any,
+  optimizer: optax.GradientTransformation,
+) -> train.TrainState:
+  """Makes the state at step 0: a copy of the policy, or new adapters.
+
+  Args:
+    spec: what the run computes.
+    policy_params: weights of the policy RL starts from.
+    optimizer: the optax transformation.
+
+  Returns:
+    The state, in its shardings.
+  """
+  declared, layout = trained_weights(spec), spec.layouts.training
+  if spec.rl_model.lora is None:
+    return train.start_state(policy_params, declared, optimizer, layout)
+  init = train.make_init(declared, optimizer, layout)
+  return init(spec.key(RandomStream.POLICY_ADAPTERS))
+
+
+def freeze(
+  spec: RunSpec, policy_params: Any, prm_params: Any | None
+) -> FrozenWeights:
+  """Copies the policy RL starts from and the PRM into their layouts.
+
+  Layouts that are equal share one copy.
+
+  Args:
+    spec: what the run computes.
+    policy_params: weights of the policy RL starts from.
+    prm_params: weights of the PRM; None without one.
+
+  Returns:
+    The weights that RL does not train.
+  """
+  prm_copy = None
+  if prm_params is not None:
+    declared = prm.declare_prm(spec.prm_model)
+    prm_copy = _copy(
+      spec, prm_params, declared, spec.prm_model, spec.layouts.prm
+    )
+  model, layouts = spec.model, spec.layouts
+  declared = policy.declare_policy(model)
+  is_lora = spec.rl_model.lora is not None
+  is_int8 = spec.rollout_model.int8_matrices
+  needed = [layouts.reference]
+  if is_lora:
+    needed.append(layouts.training)
+  if is_lora and not is_int8:
+    needed.append(layouts.rollout)
+  copies = {
+    layout: _copy(spec, policy_params, declared, model, layout)
+    for layout in dict.fromkeys(needed)
+  }
+  reference = copies[layouts.reference]
+  if not is_lora:
+    return FrozenWeights(reference, prm_copy)
+  if is_int8:
+    rollout_base = make_rollout_copy(spec, declared)(policy_params)
+  else:
+    rollout_base = copies[layouts.rollout]
+  return FrozenWeights(
+    reference, prm_copy, copies[layouts.training], rollout_base
+  )
+
+
+def _copy(
+  spec: RunSpec,
+  params: Any,
+  declared: Any,
+  model: ModelConfig,
+  layout: sharding.Layout,
+) -> Any:
+  """Weights in the compute dtype and another layout."""
+  make = weight_copies.make_compute_copy
+  return make(declared, model, spec.layouts.training, layout)(params)

@@ -1,0 +1,222 @@
+"""Opens a run: specification, folder, batches and task.
+
+A workdir holds `config.json`, the task's prepared data, one folder per stage
+(`sft`, `prm`, `rl`), metrics and samples. A stage whose folder has `done.json`
+is finished and is loaded, not run again. A stage that was interrupted
+continues from its last checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from pure_jax.host.checkpoints.record import config_differences
+from pure_jax.host.distributed import global_batch, processes
+from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
+from pure_jax.host.text.stop_texts import boxed_stops
+from pure_jax.host.text.tokenization import separator_table
+from pure_jax.models import policy, prm
+from pure_jax.parallel import sharding
+from pure_jax.runs import allocator
+from pure_jax.runs import workdir as workdirs
+from pure_jax.runs.batches import Batches
+from pure_jax.runs.folder import MAY_DIFFER, MAY_DIFFER_FROM_START, RunFolder
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.spec import RunSpec, make_layouts
+from pure_jax.runs.tasks.arithmetic import ArithmeticTask
+from pure_jax.runs.tasks.files import FilesTask, contents
+from pure_jax.runs.tasks.task import Task
+from pure_jax.training.step_spec import Layouts
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """An open run.
+
+  Attributes:
+    spec: what it computes.
+    folder: where it keeps what it computed.
+    batches: how it makes and distributes batches.
+    task: what it learns: language, problems and graders.
+  """
+
+  spec: RunSpec
+  folder: RunFolder
+  batches: Batches
+  task: Task
+
+  @property
+  def shows_progress(self) -> bool:
+    """Whether this process draws progress bars."""
+    return self.spec.settings.progress and processes.is_process_zero()
+
+
+@contextlib.contextmanager
+def open_run(
+  settings: Settings, workdir: str, start: str | None = None
+) -> Iterator[Run]:
+  """Opens or creates a run.
+
+  Args:
+    settings: the resolved config.
+    workdir: the run's folder.
+    start: another run's folder to take data, policy and PRM from; None
+      takes this one.
+
+  Yields:
+    The run; its files are closed afterwards.
+
+  Raises:
+    WorkdirError: if a folder cannot be used, or belongs to another config or
+      to files that held something else.
+    ConfigError: if the devices are too few, a model cannot be split over
+      them, or a file is missing.
+  """
+  settings = settings.for_platform(jax.default_backend())
+  if settings.files is None:
+    # Not for real models: batches of many shapes would fragment one heap.
+    allocator.keep_freed_memory()
+  config = dataclasses.asdict(settings)
+  # A resumed run must not change what it started from.
+  config["start"] = start and str(pathlib.Path(start).absolute())
+  if settings.files is not None:
+    config["contents"] = contents(settings.files)
+  layouts = make_layouts(settings)
+  processes.require_same(
+    json.dumps(config), "The config and the files it names"
+  )
+  global_batch.warm_up_collectives(
+    {layout.mesh for layout in vars(layouts).values()}
+  )
+  if start is not None:
+    _check_start(pathlib.Path(start).absolute(), config)
+  _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
+  path = pathlib.Path(workdir).absolute()
+  start_path = path if start is None else pathlib.Path(start).absolute()
+  with contextlib.ExitStack() as opened:
+    # After the checks above, so that a rejected config leaves no folder.
+    metrics, samples = processes.on_process_zero(
+      lambda: _open_files(opened, workdir, config)
+    ) or (NoWriter(), NoWriter())
+    processes.require_shared_folder(path)
+    task = opened.enter_context(_open_task(settings, start_path))
+    _check_models_divide(task, layouts)
+    _check_held_out(task, settings.rl.eval_prompts, layouts)
+    yield Run(
+      make_spec(settings, task, layouts),
+      RunFolder(path, start_path, metrics, samples),
+      Batches(task.prompt_encoder, task.prm_prompt_encoder, layouts.training),
+      task,
+    )
+
+
+def make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
+  """What a run on a task computes.
+
+  Args:
+    settings: the resolved config.
+    task: the open task.
+    layouts: of the settings.
+
+  Returns:
+    The specification.
+  """
+  tokenizer, stops = task.tokenizer, None
+  if settings.rl.rollout.stop_on_boxed:
+    stops = boxed_stops(tokenizer.pieces)
+  return RunSpec(
+    settings=settings,
+    model=task.model,
+    prm_model=task.prm_model,
+    prompt_tokens=task.prompt_encoder.length,
+    prm_prompt_tokens=task.prm_prompt_encoder.length,
+    table=jax.tree.map(jnp.asarray, separator_table(tokenizer)),
+    sampler=settings.rl.sampler.config(
+      pad_id=tokenizer.pad_id,
+      stop_ids=(tokenizer.eos_id,),
+      banned_ids=tokenizer.banned_ids,
+    ),
+    stops=stops,
+    layouts=layouts,
+  )
+
+
+def _check_models_divide(task: Task, layouts: Layouts) -> None:
+  """Checks that every layout divides the weights of its models."""
+  try:
+    for layout in (layouts.training, layouts.rollout, layouts.reference):
+      sharding.weight_shardings(policy.declare_policy(task.model), layout)
+    if task.prm_model is not None:
+      for layout in (layouts.training, layouts.prm):
+        sharding.weight_shardings(prm.declare_prm(task.prm_model), layout)
+  except ValueError as error:
+    raise ConfigError(f"{error} Choose other sizes or rules.") from error
+
+
+def _check_held_out(task: Task, eval_prompts: int, layouts: Layouts) -> None:
+  """Checks that the row shards divide held-out problems if they are few."""
+  shards, available = layouts.all_row_shards, len(task.held_out)
+  if available < eval_prompts and available % shards:
+    raise ConfigError(
+      f"There are {available} held-out problems, "
+      f"rl.eval_prompts={eval_prompts} asks for more, and {shards} row shards "
+      f"cannot divide {available}: set "
+      f"--config.rl.eval_prompts={available // shards * shards or shards}"
+      + (" and give more problems." if available < shards else ".")
+    )
+
+
+def _open_files(
+  opened: contextlib.ExitStack, workdir: str, config: dict[str, Any]
+) -> tuple[MetricsWriter, SamplesWriter]:
+  """Locks the folder and opens the files that process 0 writes."""
+  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  opened.enter_context(workdirs.lock_folder(path))
+  return (
+    opened.enter_context(MetricsWriter(path)),
+    opened.enter_context(SamplesWriter(path)),
+  )
+
+
+def _open_task(
+  settings: Settings, folder: pathlib.Path
+) -> contextlib.closing[Task]:
+  """Opens the task in process 0, which prepares files, then in the others."""
+  make = ArithmeticTask if settings.files is None else FilesTask
+  task = processes.on_process_zero(lambda: make(settings, folder))
+  return contextlib.closing(task or make(settings, folder))
+
+
+def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:
+  """Checks that a run is not resumed for fewer iterations than it has done."""
+  saved = [int(p.name) for p in (workdir / "rl").glob("*") if p.name.isdigit()]
+  if max(saved, default=0) > iterations:
+    raise ConfigError(
+      f"{workdir} is already at iteration {max(saved)}, beyond "
+      f"rl.iterations={iterations}: ask for more, or for another workdir."
+    )
+
+
+def _check_start(start: pathlib.Path, config: dict[str, Any]) -> None:
+  """Checks that a start has the same world, model and PRM as this run."""
+  record = workdirs.read_record(start)
+  if record is None:
+    raise workdirs.WorkdirError(
+      f"--start={start} is not the workdir of a run: it has no "
+      f"{workdirs.CONFIG_FILE}."
+    )
+  differing = config_differences(
+    record["config"], config, MAY_DIFFER_FROM_START
+  )
+  if differing:
+    raise workdirs.WorkdirError(
+      f"--start={start} was made with another config:\n  "
+      + "\n  ".join(differing)
+    )

@@ -1,0 +1,152 @@
+"""Settings of models: shapes, adapters, and the dtype of matrix products."""
+
+import dataclasses
+
+from pure_jax.models.config import (
+  COMPUTE_DTYPES,
+  LoraConfig,
+  ModelConfig,
+)
+from pure_jax.runs.settings.checks import one_of
+
+AUTO = "auto"
+
+_7B = ModelConfig(
+  vocab_size=152_064,
+  width=3584,
+  num_layers=28,
+  num_heads=28,
+  num_kv_heads=4,
+  head_dim=128,
+  mlp_width=18_944,
+  rope_theta=1e6,
+  tied_embeddings=False,
+)
+_MATH_7B = dataclasses.replace(_7B, rope_theta=1e4)
+_MATH_1P5B = ModelConfig(
+  vocab_size=151_936,
+  width=1536,
+  num_layers=28,
+  num_heads=12,
+  num_kv_heads=2,
+  head_dim=128,
+  mlp_width=8960,
+  rope_theta=1e4,
+)
+_SMOLLM2_135M = ModelConfig(
+  vocab_size=49_152,
+  width=576,
+  num_layers=30,
+  num_heads=9,
+  num_kv_heads=3,
+  head_dim=64,
+  mlp_width=1536,
+  rope_theta=1e5,
+  norm_eps=1e-5,
+  attention_bias=False,
+)
+
+# Shapes of published models, from their config.json files
+# (huggingface.co/Qwen; of SmolLM2, huggingface.co/HuggingFaceTB). The PRM has
+# the shape of the policy it was trained from. `plan.py` takes these names in
+# place of a model's folder; `benchmark.py` gives the shapes random weights.
+ARCHITECTURES = {
+  "qwen2p5_7b": _7B,
+  "qwen2p5_math_7b": _MATH_7B,
+  "qwen2p5_math_1p5b": _MATH_1P5B,
+  "pure_prm_7b": _MATH_7B,
+  "smollm2_135m": _SMOLLM2_135M,
+}
+
+
+def check_compute_dtype(name: str) -> None:
+  """Raises ValueError unless a training config may name this dtype.
+
+  Args:
+    name: "auto", or a dtype of `COMPUTE_DTYPES`.
+  """
+  one_of("compute_dtype", name, (AUTO, *COMPUTE_DTYPES))
+
+
+def compute_dtype_of(platform: str) -> str:
+  """The dtype that "auto" stands for.
+
+  Accelerators multiply bfloat16 several times faster than float32. XLA on a
+  CPU multiplies bfloat16 more slowly than float32. Weights, optimizer, norms,
+  softmax and losses are float32 either way.
+
+  Args:
+    platform: of the devices, such as "cpu" or "tpu".
+
+  Returns:
+    A name in `COMPUTE_DTYPES`.
+  """
+  return "float32" if platform == "cpu" else "bfloat16"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """The policy's shape; the tokenizer gives the vocabulary."""
+
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  rope_theta: float
+  attention_bias: bool
+  tied_embeddings: bool
+  compute_dtype: str
+
+  def __post_init__(self):
+    """Validates the shape as the library does."""
+    check_compute_dtype(self.compute_dtype)
+    fields = dataclasses.asdict(self) | {"compute_dtype": "float32"}
+    ModelConfig(vocab_size=1, **fields)
+
+  def architecture(self, vocab_size: int) -> ModelConfig:
+    """The library's model config.
+
+    Args:
+      vocab_size: V, of the tokenizer.
+    """
+    return ModelConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings:
+  """Adapters that a stage trains; rank 0 has none and trains all weights."""
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  def __post_init__(self):
+    """Validates the adapters, also while they are off."""
+    if self.rank < 0:
+      raise ValueError(
+        f"lora.rank must be at least 1, or 0 to train all weights, got "
+        f"{self.rank}."
+      )
+    try:
+      self._config(max(self.rank, 1))
+    except ValueError as error:
+      raise ValueError(f"lora: {error}") from error
+
+  def _config(self, rank: int) -> LoraConfig:
+    """The library's adapters, of that rank."""
+    return LoraConfig(**(dataclasses.asdict(self) | {"rank": rank}))
+
+  def of(self, model: ModelConfig) -> ModelConfig:
+    """The architecture that the stage trains.
+
+    Args:
+      model: without adapters.
+
+    Returns:
+      The same with these adapters.
+    """
+    if not self.rank:
+      return model
+    return dataclasses.replace(model, lora=self._config(self.rank))

@@ -1,0 +1,149 @@
+"""What a run computes: the frozen record all its compiled functions come from.
+
+A `RunSpec` holds no folder, no data and no weights. An open run has one, and
+so does the planner, which compiles the same functions without opening a run.
+"""
+
+import dataclasses
+import enum
+
+import jax
+
+from pure_jax.host.distributed import global_batch
+from pure_jax.host.text.stop_texts import StopTable
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.settings.run import Settings
+from pure_jax.settings import ScoreConfig
+from pure_jax.training.step_spec import Layouts, StepSpec
+from pure_jax.types import SeparatorTable
+
+
+class RandomStream(enum.IntEnum):
+  """Independent streams of random numbers. A run's seed and these fix all."""
+
+  POLICY_WEIGHTS = 0
+  LABELLED_SAMPLES = 1
+  PRM_EVALUATION_SAMPLES = 2
+  PRM_WEIGHTS = 3
+  ROLLOUTS = 4
+  HELD_OUT_SAMPLES = 5
+  POLICY_ADAPTERS = 6
+  PRM_ADAPTERS = 7
+
+
+def make_layouts(settings: Settings) -> Layouts:
+  """Lays the devices out as a run's settings say.
+
+  Args:
+    settings: the run's settings.
+
+  Returns:
+    The layout of each model.
+
+  Raises:
+    ConfigError: if the devices do not allow such a layout, or a kernel does
+      not run on them.
+  """
+  rl = settings.rl
+  # Sampler and PRM compute no log-probs, so their layout may split the head.
+  without_logp = dataclasses.replace(settings.kernels, logp="xla")
+  try:
+    training = settings.mesh.layout(settings.kernels)
+    others = [
+      training if mesh is None else mesh.layout(kernels)
+      for mesh, kernels in (
+        (rl.rollout_mesh, without_logp),
+        (rl.reference_mesh, settings.kernels),
+        (rl.prm_mesh, without_logp),
+      )
+    ]
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
+  return Layouts(training, *others)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+  """What a run computes.
+
+  Attributes:
+    settings: the resolved config.
+    model: the policy's architecture, without adapters.
+    prm_model: the PRM's architecture; None in a run without a PRM.
+    prompt_tokens: columns of the policy's prompts (L).
+    prm_prompt_tokens: columns of the PRM's prompts.
+    table: which token ids end a step.
+    sampler: how rollouts are sampled.
+    stops: texts that end a response besides EOS; None for EOS alone.
+    layouts: devices and sharding rules of each model.
+  """
+
+  settings: Settings
+  model: ModelConfig
+  prm_model: ModelConfig | None
+  prompt_tokens: int
+  prm_prompt_tokens: int
+  table: SeparatorTable
+  sampler: SamplingConfig
+  stops: StopTable | None
+  layouts: Layouts
+
+  @property
+  def rl_model(self) -> ModelConfig:
+    """The policy's architecture in RL, with adapters if RL trains those."""
+    return self.settings.rl.lora.of(self.model)
+
+  @property
+  def rollout_model(self) -> ModelConfig:
+    """The architecture that samples: its cache and weights may be rounded."""
+    rl = self.settings.rl
+    return dataclasses.replace(
+      self.rl_model,
+      cache_dtype=rl.rollout.cache_dtype,
+      int8_matrices=rl.rollout.weights == "int8",
+    )
+
+  @property
+  def prm_score_config(self) -> ScoreConfig:
+    """How the PRM is trained and evaluated: empty steps keep their score."""
+    score = self.settings.prm.score
+    return dataclasses.replace(score, empty_step_reward=None)
+
+  @property
+  def responses(self) -> int:
+    """Responses of an RL batch (B)."""
+    return self.settings.rl.prompts * self.settings.rl.samples_per_prompt
+
+  @property
+  def step(self) -> StepSpec:
+    """What scores and update of an RL step compute."""
+    rl = self.settings.rl
+    return StepSpec(
+      model=self.rl_model,
+      prm_model=self.prm_model,
+      sampler=self.sampler,
+      scoring=self.settings.prm.score,
+      table=self.table,
+      layouts=self.layouts,
+      credit=rl.credit,
+      loss=rl.loss,
+      micro_batch_rows=self.responses // rl.micro_batches,
+    )
+
+  def key(self, stream: RandomStream) -> jax.Array:
+    """The key that a stream of random numbers starts from, on every device.
+
+    Args:
+      stream: which stream.
+
+    Returns:
+      A key that depends on the seed and the stream alone.
+    """
+    key = jax.random.key(self.settings.seed)
+    key = jax.random.fold_in(key, stream.value)
+    return global_batch.replicate(
+      sharding.replicated(self.layouts.training), key
+    )

@@ -1,0 +1,150 @@
+"""The interface between a run and what it learns: language, data, graders."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from pure_jax.host.data.records import Problem
+from pure_jax.host.text.tokenization import Tokenizer
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.runs.batches import Batches, PromptEncoder
+from pure_jax.runs.spec import RunSpec
+from pure_jax.training.supervised import Demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdicts:
+  """The grader's verdicts on a batch of responses.
+
+  Attributes:
+    correct: [B] bool; False if the problem has no answer.
+    unfinished: by reason, [B] bool, True where grading did not finish.
+  """
+
+  correct: np.ndarray
+  unfinished: dict[str, np.ndarray]
+
+  @property
+  def metrics(self) -> dict[str, float]:
+    """The number of responses whose grading did not finish, by reason."""
+    return {name: float(rows.sum()) for name, rows in self.unfinished.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class LabelledResponses:
+  """Responses with labelled steps: training data of a PRM.
+
+  Attributes:
+    responses: n responses.
+    labels: [n, S] int32, 1 for a good step, 0 for a bad one.
+    label_mask: [n, S] bool, True where a step has a label.
+    metrics: facts about the data, logged as stage ``prm_data``; may be empty.
+  """
+
+  responses: Demonstrations
+  labels: np.ndarray
+  label_mask: np.ndarray
+  metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+class Task(Protocol):
+  """An open task.
+
+  Attributes:
+    tokenizer: of policy and PRM.
+    model: the policy's architecture.
+    prm_model: the PRM's architecture, which may differ from the policy's; None
+      in a run without a PRM, which learns from outcome rewards only.
+    prompt_encoder: makes the policy's prompts.
+    prm_prompt_encoder: makes what the PRM reads before a response.
+    train: problems to train on.
+    held_out: problems to evaluate on.
+  """
+
+  tokenizer: Tokenizer
+  model: ModelConfig
+  prm_model: ModelConfig | None
+  prompt_encoder: PromptEncoder
+  prm_prompt_encoder: PromptEncoder
+  train: Sequence[Problem]
+  held_out: Sequence[Problem]
+
+  def grade(
+    self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
+  ) -> Verdicts:
+    """Grades answers.
+
+    Args:
+      problems: B problems.
+      texts: B lists of step texts.
+    """
+    ...
+
+  def is_vacuous(self, step: str) -> bool:
+    """Whether a step neither claims nor concludes anything.
+
+    Args:
+      step: its text.
+    """
+    ...
+
+  def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
+    """The kind of a response; None if the task cannot tell.
+
+    Args:
+      problem: the problem it answers.
+      steps: texts of the response.
+    """
+    ...
+
+  def start_policy(self, layout: sharding.Layout) -> Any | None:
+    """Weights the policy starts from; None if the run has to train them.
+
+    Args:
+      layout: devices and rules of the weights.
+    """
+    ...
+
+  def start_prm(self, layout: sharding.Layout) -> Any | None:
+    """Weights of a finished PRM; None if the run has to train them.
+
+    Args:
+      layout: devices and rules of the weights.
+    """
+    ...
+
+  def demonstrations(self) -> Demonstrations:
+    """Responses for the supervised start."""
+    ...
+
+  def labelled(
+    self, spec: RunSpec, batches: Batches, policy_params: Any
+  ) -> LabelledResponses:
+    """Training data of the PRM.
+
+    Args:
+      spec: what the run computes.
+      batches: makes and distributes the run's batches.
+      policy_params: weights of the policy, to sample from.
+    """
+    ...
+
+  def evaluate_prm(
+    self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
+  ) -> dict[str, float]:
+    """Metrics of a PRM on held-out problems.
+
+    Args:
+      spec: what the run computes.
+      batches: makes and distributes the run's batches.
+      policy_params: weights of the policy, to sample from.
+      params: weights of the PRM.
+    """
+    ...
+
+  def close(self) -> None:
+    """Closes what the task opened."""
+    ...

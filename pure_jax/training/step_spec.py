@@ -1,0 +1,92 @@
+"""What one training step of PURE computes, as one frozen record.
+
+The compiled functions of a step are made from a `StepSpec`:
+`pure_jax.training.score.make_score` and `pure_jax.training.train.make_update`.
+"""
+
+import dataclasses
+import math
+
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
+from pure_jax.types import SeparatorTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Layouts:
+  """Where the models of a training step live, all on the same devices.
+
+  Attributes:
+    training: layout of the policy, its optimizer and the rows of a batch.
+    rollout: layout of the policy's copy that samples.
+    reference: layout of the reference policy.
+    prm: layout of the PRM.
+  """
+
+  training: sharding.Layout
+  rollout: sharding.Layout
+  reference: sharding.Layout
+  prm: sharding.Layout
+
+  @classmethod
+  def same(cls, layout: sharding.Layout) -> "Layouts":
+    """One layout for all models.
+
+    Args:
+      layout: mesh and rules.
+
+    Returns:
+      The layouts.
+    """
+    return cls(layout, layout, layout, layout)
+
+  @property
+  def row_shards(self) -> int:
+    """The number of shards that must divide the rows of a micro-batch."""
+    layouts = (self.training, self.reference, self.prm)
+    return math.lcm(*(layout.row_shards for layout in layouts))
+
+  @property
+  def all_row_shards(self) -> int:
+    """The number of shards that must divide prompts and evaluated rows."""
+    return math.lcm(self.row_shards, self.rollout.row_shards)
+
+  def __str__(self) -> str:
+    words = f"training: {self.training}"
+    for name in ("rollout", "reference", "prm"):
+      if getattr(self, name) != self.training:
+        words += f"; {name}: {getattr(self, name)}"
+    return words
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+  """What scores and update of a training step compute.
+
+  Attributes:
+    model: the policy's architecture; with `model.lora` the step trains the
+      adapters, and the reference policy is the base without them.
+    prm_model: the PRM's architecture, extra layers included; None for outcome
+      rewards only, where steps are split but not scored.
+    sampler: how the rollout was sampled.
+    scoring: how the rollout is split into steps and scored.
+    table: which token ids end a step.
+    layouts: devices and sharding rules of each model.
+    credit: from step rewards to advantages.
+    loss: clipping, KL, entropy and aggregation.
+    micro_batch_rows: the most responses that scores and update process
+      together; None processes the whole batch. It changes the memory used and
+      not the result.
+  """
+
+  model: ModelConfig
+  prm_model: ModelConfig | None
+  sampler: SamplingConfig
+  scoring: ScoreConfig
+  table: SeparatorTable
+  layouts: Layouts
+  credit: CreditConfig = dataclasses.field(default_factory=CreditConfig)
+  loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+  micro_batch_rows: int | None = None

@@ -1,0 +1,206 @@
+"""Steps of the two supervised stages before RL: demonstrations and the PRM."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+from jax import Array
+
+from pure_jax import losses, masked, steps
+from pure_jax.models import lora, policy, prm
+from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.settings import ScoreConfig
+from pure_jax.training.micro_batches import map_rows
+from pure_jax.training.score import prm_forward
+from pure_jax.training.train import (
+  Metrics,
+  TrainState,
+  apply_gradients,
+  state_shardings,
+)
+from pure_jax.types import SeparatorTable
+
+
+@struct.dataclass
+class Demonstrations:
+  """Prompts with responses: demonstrations, or responses to be scored.
+
+  Attributes:
+    prompt_tokens: [B, L] int32, left-padded.
+    prompt_mask: [B, L] bool.
+    tokens: [B, C] int32, right-padded; EOS is inside.
+    completion_mask: [B, C] bool.
+  """
+
+  prompt_tokens: Array
+  prompt_mask: Array
+  tokens: Array
+  completion_mask: Array
+
+
+def make_supervised_step(
+  model: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  banned_ids: tuple[int, ...],
+  layout: sharding.Layout,
+) -> Callable[[TrainState, Demonstrations], tuple[TrainState, Metrics]]:
+  """Makes one update of maximum likelihood on the responses' tokens.
+
+  Args:
+    model: the policy's architecture.
+    optimizer: the optax transformation.
+    banned_ids: ids without probability, as in the sampler.
+    layout: mesh and rules.
+
+  Returns:
+    A jitted function (state, demonstrations) -> (state, metrics) with
+    ``loss`` in nats per token; the state given is donated.
+  """
+
+  def step(state, batch):
+    def objective(params):
+      logp, _ = policy.token_logp(
+        params,
+        model,
+        batch.prompt_tokens,
+        batch.prompt_mask,
+        batch.tokens,
+        batch.completion_mask,
+        banned_ids=banned_ids,
+        act_sharding=layout.act_sharding,
+      )
+      return -masked.masked_mean(logp, batch.completion_mask)
+
+    loss, grads = jax.value_and_grad(objective)(state.params)
+    state, metrics = apply_gradients(state, grads, loss, optimizer)
+    return state, metrics | {"loss": loss}
+
+  states = state_shardings(policy.declare_policy(model), optimizer, layout)
+  return jax.jit(
+    step,
+    in_shardings=(states, sharding.batch_sharding(layout)),
+    out_shardings=(states, sharding.replicated(layout)),
+    donate_argnums=0,
+  )
+
+
+def make_prm_step(
+  model: ModelConfig,
+  config: ScoreConfig,
+  optimizer: optax.GradientTransformation,
+  table: SeparatorTable,
+  layout: sharding.Layout,
+  head_only: bool,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Makes one PRM update: cross-entropy of good and bad steps at their scores.
+
+  The paper (arXiv 2504.15275) trains in two stages: the head alone, then all
+  parameters. Frozen weights are a separate argument, without gradient and
+  optimizer state.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    config: how responses are split into steps.
+    optimizer: the optax transformation.
+    table: which token ids end a step.
+    layout: mesh and rules.
+    head_only: True trains ``score`` alone; False trains all weights, or
+      ``score`` and the adapters if `model.lora` is set.
+
+  Returns:
+    A jitted function (state, frozen, batch, labels [B, S], label_mask
+    [B, S]) -> (state, metrics of `losses.prm_loss`). ``state.params`` and
+    ``frozen`` are as `split_prm_params` gives them; the state is donated.
+  """
+
+  def step(state, frozen, batch, labels, label_mask):
+    def objective(params):
+      logits, inputs, _ = prm_forward(
+        lora.join_params(frozen, params),
+        model,
+        config,
+        table,
+        batch,
+        layout.act_sharding,
+      )
+      return losses.prm_loss(logits, inputs, labels, label_mask)
+
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+      state.params
+    )
+    state, applied = apply_gradients(state, grads, loss, optimizer)
+    return state, metrics | applied | {"loss": loss}
+
+  trained, frozen = split_prm_params(prm.declare_prm(model), head_only)
+  states = state_shardings(trained, optimizer, layout)
+  rows = sharding.batch_sharding(layout)
+  return jax.jit(
+    step,
+    in_shardings=(
+      states,
+      sharding.weight_shardings(frozen, layout),
+      rows,
+      rows,
+      rows,
+    ),
+    out_shardings=(states, sharding.replicated(layout)),
+    donate_argnums=0,
+  )
+
+
+def split_prm_params(
+  params: dict[str, Any], head_only: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Separates the PRM's trained weights from the frozen ones.
+
+  Args:
+    params: PRM weights, or a tree with one entry per weight.
+    head_only: True trains ``score`` alone; False trains ``score`` and the
+      adapters if there are any, else all weights.
+
+  Returns:
+    (trained, frozen): two dicts that `lora.join_params` joins to `params`.
+  """
+  score = {"score": params["score"]}
+  trunk = {k: v for k, v in params.items() if k != "score"}
+  if head_only:
+    return score, trunk
+  adapters, base = lora.split_adapters(trunk)
+  return (adapters | score, base) if adapters["layers"] else (params, {})
+
+
+def make_prm_evaluation(
+  model: ModelConfig,
+  config: ScoreConfig,
+  table: SeparatorTable,
+  layout: sharding.Layout,
+  rows_at_a_time: int | None = None,
+) -> Callable[..., Array]:
+  """Makes the function that computes step rewards of given responses.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    config: how responses are split into steps and scored.
+    table: which token ids end a step.
+    layout: mesh and rules.
+    rows_at_a_time: most rows of a micro-batch; None takes all rows.
+
+  Returns:
+    A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
+  """
+
+  def evaluate(params, batch):
+    def score(micro_batch):
+      logits, inputs, _ = prm_forward(
+        params, model, config, table, micro_batch, layout.act_sharding
+      )
+      return steps.read_step_rewards(logits, inputs)
+
+    return map_rows(score, batch, rows_at_a_time, layout.row_shards)
+
+  params = sharding.weight_shardings(prm.declare_prm(model), layout)
+  rows = sharding.batch_sharding(layout)
+  return jax.jit(evaluate, in_shardings=(params, rows), out_shardings=rows)

@@ -1,0 +1,62 @@
+"""Faults of metrics, intervals and grading."""
+
+from faults import Fault
+
+FAULTS = (
+  Fault(
+    "pass@k draws with replacement",
+    "host.evaluation.answer_metrics:pass_at_k",
+    "value[row] = (subsets - math.comb(wrong[row], k)) / subsets",
+    "value[row] = 1 - (wrong[row] / total[row]) ** k",
+    ("test_answer_metrics.py::test_pass_at_k_draws_without_replacement",),
+  ),
+  Fault(
+    "a tied answer wins the majority outright",
+    "host.evaluation.answer_metrics:_majority",
+    "tie = np.arange(1, draw.shape[1])",
+    "tie = np.ones(draw.shape[1] - 1)",
+    ("test_answer_metrics.py::test_ties_of_the_majority_are_expectations",),
+  ),
+  Fault(
+    "votes are counted by spelling",
+    "host.evaluation.tables:_chosen",
+    "key=equivalence.vote_key,",
+    "key=None,",
+    ("test_evaluation.py::test_every_number_by_enumeration",),
+  ),
+  Fault(
+    "the average counts large benchmarks more",
+    "host.evaluation.intervals:estimate_average",
+    "value=float(np.mean([value.mean() for value in values])),",
+    "value=float(np.concatenate(values).mean()),",
+    ("test_evaluation.py::test_every_number_by_enumeration",),
+  ),
+  Fault(
+    "the bootstrap draws each problem once",
+    "host.evaluation.intervals:bootstrap_interval",
+    "drawn = (statistic(rng.integers(0, count, count))",
+    "drawn = (statistic(rng.permutation(count))",
+    ("test_intervals.py::test_responses_stay_with_their_problem",),
+  ),
+  Fault(
+    "a list is read as one number",
+    "host.grading.equivalence:equivalent",
+    "if several:",
+    "if several and False:",
+    ("test_equivalence.py::test_lists_have_no_order_and_tolerance_is_exact",),
+  ),
+  Fault(
+    "the AUC ranks tied scores by the highest",
+    "host.evaluation.prm_metrics:auc",
+    "rank = (np.cumsum(ties) - (ties - 1) / 2)[place]",
+    "rank = np.cumsum(ties)[place]",
+    ("test_prm_metrics.py::test_auc_counts_a_tie_as_half",),
+  ),
+  Fault(
+    "the first error is one step late",
+    "host.evaluation.prm_metrics:predicted_errors",
+    "np.where(found, untouched.sum(-1), 0)",
+    "np.where(found, untouched.sum(-1) + 1, 0)",
+    ("test_prm_metrics.py::test_the_first_error_is_the_first_of_several",),
+  ),
+)

@@ -1,0 +1,115 @@
+"""Faults of the decoder, its log-probs, its cache and its adapters."""
+
+from faults import Fault
+
+FAULTS = (
+  Fault(
+    "log-probs are read from the token's own position",
+    "models.policy:token_logp",
+    "hidden = hidden[:, start:-1]",
+    "hidden = hidden[:, start + 1 :]",
+    ("test_policy.py::test_log_probs_are_those_of_growing_prefixes",),
+  ),
+  Fault(
+    "the trainer gives padding a probability",
+    "models.policy:_read_logp",
+    "ban_tokens(scores / temperature, banned_ids)",
+    "ban_tokens(scores / temperature, ())",
+    (
+      "test_policy.py::test_banned_ids_take_no_probability_however_large_their_logit",
+    ),
+  ),
+  Fault(
+    "a packed token is read from its own state",
+    "models.policy:packed_logp",
+    "return back(logp), back(entropy)",
+    "return logp, entropy",
+    ("test_packed.py::test_packed_equals_unpacked",),
+  ),
+  Fault(
+    "positions count the left padding",
+    "models.transformer:positions_from_mask",
+    "jnp.cumsum(mask, axis=-1, dtype=jnp.int32) - 1, 0)",
+    "jnp.cumsum(mask | True, axis=-1, dtype=jnp.int32) - 1, 0)",
+    ("test_transformer.py::test_positions_count_the_kept_tokens",),
+  ),
+  Fault(
+    "attention crosses segment boundaries",
+    "models.transformer:attention_mask",
+    "same = segment_ids[:, :, None] == segment_ids[:, None, :]",
+    "same = (segment_ids[:, :, None] > 0) == (segment_ids[:, None, :] > 0)",
+    ("test_transformer.py::test_packed_segments_are_separate_rows",),
+  ),
+  Fault(
+    "queries and keys are not normalised",
+    "models.transformer:_attention",
+    "if config.qk_norm:",
+    "if False:",
+    ("test_transformer.py::test_logits_are_those_of_the_torch_implementation",),
+  ),
+  Fault(
+    "adapters are added without their scale",
+    "models.transformer:_project",
+    "return y + config.lora.scale * low",
+    "return y + low",
+    ("test_lora.py::test_adapters_compute_what_merged_weights_do",),
+  ),
+  Fault(
+    "rotary frequencies are not scaled",
+    "models.rotary:rotary_frequencies",
+    "if scaling is None:",
+    "if True:",
+    ("test_rotary.py::test_scaled_frequencies_by_their_wavelengths",),
+  ),
+  Fault(
+    "adapters start away from their base",
+    "models.params:_declare_adapters",
+    "(axes[0], None, *axes[inputs:]),\n      ZEROS,",
+    "(axes[0], None, *axes[inputs:]),\n      ONES,",
+    ("test_lora.py::test_a_model_starts_as_its_base",),
+  ),
+  Fault(
+    "chunked logits give the entropy half its gradient",
+    "models.token_logp:_chunked_backward",
+    "above = logp + of_chunk(entropy)[..., None]",
+    "above = logp",
+    ("test_token_logp.py::test_each_output_has_its_own_gradient",),
+  ),
+  Fault(
+    "chunks of padding are computed",
+    "models.token_logp:_used_chunks",
+    "return jnp.max(jnp.where(mask, slot // chunk + 1, 0))",
+    "return jnp.max(slot // chunk + 1)",
+    (
+      "test_token_logp.py::test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed",
+    ),
+  ),
+  Fault(
+    "matrices in int8 are rounded toward zero",
+    "models.quantized:quantize",
+    "jnp.round(steps)",
+    "jnp.trunc(steps)",
+    ("test_quantized.py::test_every_output_has_a_step_of_its_own",),
+  ),
+  Fault(
+    "a row that begins reads what another left in its place",
+    "models.kv_cache:put_rows",
+    "((0, 0), (0, cache.ring)))",
+    "((0, 0), (0, cache.ring)), constant_values=True)",
+    ("test_engine.py::test_rows_that_take_turns_are_those_of_one_loop",),
+  ),
+  Fault(
+    "a ring that has gone round grows where it happens to be",
+    "models.kv_cache:grow_ring",
+    "ring_part = jnp.roll(ring_part, first - cache.slot, axis=axis)",
+    "pass",
+    ("test_engine.py::test_a_ring_that_has_gone_round_grows_in_order",),
+  ),
+  Fault(
+    "rows that go on leave their keys and values behind",
+    "models.kv_cache:take_rows",
+    "lambda x: take_by_shard(x, index), kept)",
+    "lambda x: take_by_shard(x, 0 * index), kept)",
+    ("test_engine.py::test_rows_that_take_turns_are_those_of_one_loop",),
+  ),
+)

@@ -1,0 +1,68 @@
+"""Products in the CPU layout, and the gradient of a large table."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import TINY, random_policy
+
+from pure_jax.models import cpu_layout, policy
+
+M, D, V = 5, 8, 11
+
+
+def draw(*shape, seed=0):
+  return jnp.asarray(np.random.default_rng(seed).normal(size=shape), "f4")
+
+
+def test_logits_and_gradients_are_those_of_numpy():
+  x, table, dy = draw(M, D), draw(V, D, seed=1), draw(M, V, seed=2)
+  logits, pull = jax.vjp(cpu_layout.vocab_logits, x, table)
+  np.testing.assert_allclose(logits, np.asarray(x) @ np.asarray(table).T, 1e-5)
+  by_x, by_table = pull(dy)
+  np.testing.assert_allclose(by_x, np.asarray(dy) @ np.asarray(table), 1e-4)
+  np.testing.assert_allclose(by_table, np.asarray(dy).T @ np.asarray(x), 1e-4)
+
+
+def test_the_gradient_is_the_same_on_accelerators_and_cpus():
+  x, dy = draw(M, D), draw(M, V, seed=2)
+  np.testing.assert_allclose(
+    cpu_layout._packed_cotangent(x, dy),
+    cpu_layout._packed_tokens(x, dy),
+    rtol=1e-5,
+  )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_table_gives_the_log_probs_of_a_small_one(tied, monkeypatch):
+  """So do their gradients."""
+  config = dataclasses.replace(TINY, tied_embeddings=tied)
+  params, hidden = random_policy(config), draw(2, 3, config.width)
+
+  def loss(params, hidden):
+    scores = policy.logits(params, config, hidden)
+    return jnp.sum(jax.nn.log_softmax(scores)[..., 2]), scores
+
+  def compute():
+    return jax.value_and_grad(loss, (0, 1), has_aux=True)(params, hidden)
+
+  small = compute()
+  monkeypatch.setattr(cpu_layout, "LARGE_TABLE", 0)
+  large = compute()
+  assert float(small[0][0]) != 0
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    large,
+    small,
+  )
+
+
+def test_a_column_matrix_multiplies_as_its_weight():
+  weight = jax.random.normal(jax.random.key(0), (6, 2, 3))
+  x = jax.random.normal(jax.random.key(1), (4, 1, 6))
+  matrix = cpu_layout.ColumnMatrix(weight.reshape(6, -1).T, (2, 3))
+  np.testing.assert_allclose(
+    matrix.times(x), np.einsum("btd,dnh->btnh", x, weight), rtol=1e-5, atol=1e-6
+  )
