@@ -18,11 +18,9 @@ def spec(separator="insert", packed_tokens=None):
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
-  score = ScoreConfig(10, separator)
   return types.SimpleNamespace(
-    settings=types.SimpleNamespace(
-      rl=rl, prm=types.SimpleNamespace(score=score)
-    ),
+    settings=types.SimpleNamespace(rl=rl),
+    step=types.SimpleNamespace(scoring=ScoreConfig(10, separator)),
     prompt_tokens=30,
     prm_prompt_tokens=50,
     prm_model="any",
