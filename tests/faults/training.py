@@ -78,4 +78,11 @@ FAULTS = (
       "test_importance.py::test_micro_batches_and_packed_rows_weigh_as_one_batch",
     ),
   ),
+  Fault(
+    "every batch goes to the widest rows",
+    "training.packing:choose",
+    "for rows, function in compiled.items():",
+    "for rows, function in reversed(compiled.items()):",
+    ("test_packing.py::test_a_batch_goes_to_the_narrowest_rows_that_hold_it",),
+  ),
 )
