@@ -1,4 +1,4 @@
-"""All faults, one table for each part of the library."""
+"""All faults."""
 
 from faults import (
   evaluation,
