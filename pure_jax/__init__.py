@@ -1,13 +1,13 @@
 """Min-form credit assignment for process rewards, in JAX.
 
-The method as pure functions over arrays, for use in any training loop::
+The method consists of pure functions over arrays, for any training loop::
 
   from pure_jax import credit, losses
 
-This door holds the method alone. Models, sampling, sharding and training are
-in `pure_jax.models`, `pure_jax.rollout`, `pure_jax.parallel` and
-`pure_jax.training`; what touches strings, files and processes is in
-`pure_jax.host`. Importing it starts no jax backend.
+The top-level modules are the method alone. Models, sampling, sharding and
+training are in `pure_jax.models`, `pure_jax.rollout`, `pure_jax.parallel` and
+`pure_jax.training`. Code that handles strings, files and processes is in
+`pure_jax.host`. Importing `pure_jax` starts no jax backend.
 """
 
 from pure_jax import (

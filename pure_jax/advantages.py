@@ -2,9 +2,9 @@
 
 The process part is the return to go of a token's step minus a baseline from
 the other samples of the prompt. The verifiable part is a group estimator of
-the outcome, the same on every token. They are computed apart and added, or
-folded into one row of token rewards, as the reference's verl branch does.
-Samples of one prompt are G contiguous rows.
+the outcome; it is the same on every token. The two parts are computed
+separately and added, or folded into one row of token rewards, as in the
+reference's verl branch. Samples of one prompt are G contiguous rows.
 """
 
 import operator
@@ -38,12 +38,13 @@ def check_experience(experience: Experience) -> None:
   """Validates shapes, so that no array is broadcast by accident.
 
   Args:
-    experience: the batch. Only shapes are read, which costs nothing in a
+    experience: the batch. Only its shapes are read, which costs nothing in a
       compiled function.
 
   Raises:
-    ValueError: if the shape of a field differs from what completion_mask
-      [B, C] and steps.mask [B, S] imply; names the first one.
+    ValueError: if the shape of a field differs from the one that
+      completion_mask [B, C] and steps.mask [B, S] imply. The message names
+      the first such field.
   """
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]
@@ -75,20 +76,21 @@ def process_advantages(
 ) -> Array:
   """Returns each token's process return to go minus the baseline.
 
-  g_t is the return of the token's step, r* the rewards that sum to it, N
-  `baseline_length`, and sums over k run over the other G - 1 samples.
+  Below, g_t is the return of the token's step, r* are the rewards that sum to
+  it, N is `baseline_length`, and sums over k run over the other G - 1 samples.
 
   none     g_t
-  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((G-1) N):
-           the equation with the baseline inside the sum, so it fades
-           towards the end of the response
-  paper_b  g_t - sum_k sum_l g_kl / ((G-1) N): the baseline outside, and made
-           of returns, as the reference's verl branch computes it
+  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((G-1) N).
+           The baseline is inside the sum, so it fades towards the end of the
+           response.
+  paper_b  g_t - sum_k sum_l g_kl / ((G-1) N). The baseline is outside the sum
+           and consists of returns, as in the reference's verl branch.
   main     like paper_a, but b = sum_k reward / sum_k tokens over real
-           lengths, subtracted in bulk at each step's end
-  step     like main per step: b = mean_k (reward / steps) off every step.
-           Known to be biased: if b > 0 each further step costs, if b < 0 one
-           long step avoids the cost; included to show the bias
+           lengths, subtracted for a whole step at the step's end.
+  step     like main, but b = mean_k (reward / steps), subtracted once per
+           step. It is known to be biased and included to show the bias: if
+           b > 0 each further step costs, if b < 0 one long step avoids the
+           cost.
 
   Args:
     returns: [B, S] float, step returns from `credit.step_returns`.
@@ -103,7 +105,7 @@ def process_advantages(
     ValueError: if a baseline is set and G < 2, or B is not a multiple of G.
   """
   mask = experience.completion_mask
-  # Tokens of a step left out of credit take the return of what follows.
+  # A step left out of credit has the return of the next step that is not.
   to_go = following_returns(returns, step_mask)
   to_go = steps.values_per_token(to_go, experience.steps)
   if config.baseline == "none":
@@ -138,7 +140,7 @@ def process_advantages(
 
 
 def _step_cost(per_step: Array, experience: Experience) -> Array:
-  """Sums a quantity of steps from each token's step to the last, [B, C]."""
+  """Sums a per-step cost from each token's step to the last step, [B, C]."""
   to_go = sum_returns(per_step, experience.steps.mask)
   return steps.values_per_token(to_go, experience.steps)
 
@@ -146,7 +148,7 @@ def _step_cost(per_step: Array, experience: Experience) -> Array:
 def _verifiable_advantages(
   experience: Experience, config: CreditConfig
 ) -> Array:
-  """Returns the outcome's advantage [B]; 0 if there is no answer."""
+  """Returns the advantage of the outcome [B]; 0 without an answer."""
   outcome, known = experience.correct, experience.has_answer
   if config.verifiable_estimator == "rloo":
     return rloo_advantages(outcome, known, config.group_size)
@@ -156,7 +158,7 @@ def _verifiable_advantages(
 
 
 def _reward_penalty(experience: Experience, config: CreditConfig) -> Array:
-  """Returns [B, C] the KL penalty of each token, 0 where masked or unused."""
+  """Returns each token's KL penalty [B, C]; 0 where masked or unused."""
   mask = experience.completion_mask
   if config.kl_in_reward is None:
     return jnp.zeros_like(experience.old_logp)
@@ -172,13 +174,13 @@ def _reward_penalty(experience: Experience, config: CreditConfig) -> Array:
 def folded_rewards(
   rewards: Array, experience: Experience, config: CreditConfig
 ) -> Array:
-  """Returns one row of token rewards holding process, outcome and KL.
+  """Returns one row of token rewards: process, outcome and KL together.
 
-  The process reward stands on the token that ends its step, the outcome on
-  the last token, the KL penalty on every token (the verl branch's layout).
+  The process reward is on the token that ends its step, the outcome on the
+  last token, and the KL penalty on every token, as in the verl branch.
 
   Args:
-    rewards: [B, S] float, step rewards, with softmin weights if it is used.
+    rewards: [B, S] float, step rewards; softmin-weighted (Eq. 5) with softmin.
     experience: the batch.
     config: CreditConfig; coefficients and KL are read.
 
@@ -203,7 +205,8 @@ def _folded_advantages(
   """Returns [B, C] token returns minus the common baseline (reading B)."""
   mask = experience.completion_mask
   if config.form == "min_dense":
-    # The reference's fault on purpose: zeros, padding included, take part.
+    # The reference's fault, on purpose: the minimum includes the zeros of
+    # other tokens and of padding.
     returns = min_returns(token_rewards, jnp.ones_like(mask))
   else:
     returns = sum_returns(token_rewards, mask)
@@ -220,10 +223,12 @@ def pure_advantages(
 ) -> tuple[Array, Metrics]:
   """Returns the advantage of every token, and metrics about credit.
 
-  A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go,
-  or the folded form; then whitening and the terminal switch. A step reward
-  that is not finite counts as an absent step, so that it cannot spread through
-  a baseline. Stop training if `nonfinite_step_rewards`, their number, is not 0.
+  A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go.
+  With fold_verifiable the advantages come from `folded_rewards` instead. Then
+  whitening and zero_terminal_advantage apply. A step reward that is not
+  finite counts as an absent step, so that it cannot spread through a
+  baseline. Stop training if the metric `nonfinite_step_rewards`, the number
+  of such rewards, is not 0.
 
   >>> from pure_jax.types import StepBoundaries
   >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
@@ -241,7 +246,7 @@ def pure_advantages(
 
   Returns:
     (advantages [B, C] float, 0 where masked; metrics, scalars). No gradient
-    flows through either, whatever the inputs depend on.
+    flows through either.
 
   Raises:
     ValueError: if a group estimator is set and G < 2, if B is not a multiple

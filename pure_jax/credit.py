@@ -1,17 +1,18 @@
 """Credit assignment: from step rewards to step returns.
 
-Rewards r_1..r_n of one response become returns G_1..G_n. PURE (arXiv
-2504.15275) replaces the sum of future rewards by their minimum, so that one
-bad step cannot be paid for by many good ones. Three forms, one signature:
+Rewards r_1..r_n of one response become returns g_1..g_n. PURE (arXiv
+2504.15275) replaces the sum of future rewards by their minimum, so that many
+good steps cannot pay for a bad one. The three forms have one signature:
 
   sum      g_t = sum over k >= t of discount^(k - t) r_k
   min      g_t = min over k >= t of r_k, the reverse cumulative minimum
   softmin  r*_i = softmax(-r / T)_i r_i, then g_t = sum over k >= t of r*_k
 
-All work on arrays with any leading axes and a mask of the steps that exist. A
-masked step is the identity of the operation (+inf for min, weight 0 for
-softmin), a response without steps returns zeros, and `segment_ids` lets one
-row hold several responses: nothing crosses a segment boundary.
+All of them work on arrays with any leading axes and take a mask of the steps
+that exist. A masked step is the identity of the operation (+inf for min,
+weight 0 for softmin). The returns of a response without steps are zeros. With
+`segment_ids` one row can hold several responses: nothing crosses a segment
+boundary.
 """
 
 from collections.abc import Callable
@@ -47,10 +48,10 @@ def _scan(
   segment_ids: Array | None,
   reverse: bool,
 ) -> Array:
-  """Cumulates values along the last axis, afresh in each segment.
+  """Cumulates values along the last axis and starts anew in each segment.
 
-  With segments the scan carries (value, boundary) pairs: a pair that begins
-  a segment (in scan order) ignores what came before it, which keeps the
+  With segments the scan carries (value, boundary) pairs. A pair that begins
+  a segment (in scan order) ignores the pairs before it, which keeps the
   operation associative.
   """
   if segment_ids is None:
@@ -86,7 +87,8 @@ def sum_returns(
   """Returns the discounted sum of rewards to go, the canonical form.
 
   g_t = r_t + discount * g_{t+1}. A masked step adds nothing and costs no
-  discount. Known to collapse with process rewards (arXiv 2504.15275).
+  discount. With process rewards this form is known to collapse (arXiv
+  2504.15275).
 
   >>> import jax.numpy as jnp
   >>> rewards, mask = jnp.array([0.5, -1.0, 0.25]), jnp.ones(3, bool)
@@ -139,12 +141,13 @@ def min_returns(
 ) -> Array:
   """Returns the least reward to go.
 
-  g_t = min over k >= t of r_k, or with zero_after_worst the paper's Eq. 3:
-  g_t = r_w for t <= w and 0 after, w the worst step. Among several equally
-  bad steps w is the last: each of them keeps its blame, as under softmin,
-  whose limit at T -> 0 shares r_w equally among the ties still to come and
-  so is nonzero on exactly the same steps. (A first-worst rule would let a
-  second step of reward -1 pass; saturated scores make such ties common.)
+  By default g_t = min over k >= t of r_k. With zero_after_worst it is the
+  paper's Eq. 3: g_t = r_w for t <= w and 0 after, where w is the worst step.
+  If several steps are equally bad, w is the last of them, so each of them
+  keeps its blame. Softmin does the same: its limit at T -> 0 shares r_w
+  equally among the ties still to come, so it is nonzero on exactly the same
+  steps. (If w were the first of them, a second step of reward -1 would pass.
+  Saturated scores make such ties common.)
 
   >>> import jax.numpy as jnp
   >>> rewards, mask = jnp.array([0.75, -0.5, 0.25, 1.0]), jnp.ones(4, bool)
@@ -180,11 +183,11 @@ def softmin_rewards(
   temperature: float = 0.1,
   segment_ids: Array | None = None,
 ) -> Array:
-  """Returns Eq. 5, rewards weighted by how bad they are.
+  """Returns Eq. 5: rewards weighted by how bad they are.
 
   r*_i = exp(-r_i / T) / (sum over k of exp(-r_k / T)) * r_i. Their sum
   approximates the minimum from above: [.9, .8, .95, .85, .7] at T = 0.1
-  gives .765. It is the paper's score of a whole answer in best-of-N.
+  gives .765. The paper scores a whole answer by this sum in best-of-N.
 
   Args:
     step_rewards: [..., S] float, one reward per step; NaN allowed where
@@ -195,8 +198,8 @@ def softmin_rewards(
       response.
 
   Returns:
-    [..., S] like step_rewards, 0 where masked; differentiable, no NaN in
-    value or gradient without a step.
+    [..., S] like step_rewards, 0 where masked. It is differentiable. A row
+    without a step gives no NaN in value or gradient.
 
   Raises:
     ValueError: temperature is a Python number that is not positive.
@@ -207,7 +210,7 @@ def softmin_rewards(
   worst = _segment_total(
     jnp.minimum, jnp.where(step_mask, rewards, jnp.inf), segment_ids
   )
-  # Where nothing exists the worst is +inf: any finite shift will do.
+  # Without a step the worst is +inf. Any finite shift will do there.
   shift = jnp.where(step_mask, rewards - worst, jnp.zeros_like(rewards))
   weight = _zero_unless(step_mask, jnp.exp(-shift / temperature))
   total = _segment_total(jnp.add, weight, segment_ids)
@@ -219,11 +222,11 @@ def _segment_total(
   values: Array,
   segment_ids: Array | None,
 ) -> Array:
-  """Reduces over the segment (or the last axis) of each step, broadcast."""
+  """Reduces each segment (or the last axis) and broadcasts to its steps."""
   forward = _scan(operation, values, segment_ids, reverse=False)
   if segment_ids is None:
     return jnp.broadcast_to(forward[..., -1:], values.shape)
-  # The last step of a segment holds its total: carry it back to the others.
+  # The last step of a segment has its total: carry it back to the others.
   return _fill_from_next(forward, _segment_ends(segment_ids, forward), None)
 
 
@@ -255,7 +258,7 @@ def softmin_returns(
   temperature: float = 0.1,
   segment_ids: Array | None = None,
 ) -> Array:
-  """Returns Eq. 6, the sum to go of softmin-weighted rewards (Eq. 5).
+  """Returns Eq. 6: the sum to go of softmin-weighted rewards (Eq. 5).
 
   g_t = sum over k >= t of r*_k. As T -> 0 it tends to Eq. 3 of
   `min_returns(..., zero_after_worst=True)`.
@@ -349,8 +352,8 @@ def transformed_rewards(
 ) -> Array:
   """Returns the rewards whose sum to go is the given return.
 
-  r*_t = g_t - discount * g_{t+1}: undoes `sum_returns`, gives Eq. 5 back
-  from `softmin_returns`, and turns a minimum into rewards that add up.
+  r*_t = g_t - discount * g_{t+1}. This inverts `sum_returns`. It recovers
+  Eq. 5 from `softmin_returns` and turns a minimum into rewards that add up.
 
   Args:
     returns: [..., S] float, step returns.

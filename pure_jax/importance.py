@@ -1,9 +1,9 @@
 """Truncated importance sampling, for a sampler that differs from the policy.
 
-Rollouts in int8 or bfloat16, or from another engine, are sampled from mu, which
-is close to the policy pi_old but not equal to it, so "on-policy" updates are
-off-policy. The loss of every token gets the ratio of the two probabilities as
-its weight, up to a cap:
+Rollouts in int8 or bfloat16, or from another engine, are sampled from a
+distribution mu that is close to the policy pi_old but not equal to it. So
+"on-policy" updates are off-policy. The ratio of the two probabilities, up to a
+cap, weights the loss of every token:
 
   w = min(pi_old / mu, cap), no gradient through it
   loss = w * PPO's clipped loss of (pi / pi_old)
@@ -50,7 +50,7 @@ def importance_weights(
 def weigh(
   per_token: Array, old_logp: Array, sampled_logp: Array, cap: float
 ) -> tuple[Array, dict[str, Array]]:
-  """Weights a loss per token and measures how far the sampler is off.
+  """Weights each token's loss and measures how the sampler differs.
 
   Args:
     per_token: [...] float, the loss of each token.

@@ -1,7 +1,7 @@
-"""Losses: the clipped policy objective, the fused PURE loss, the PRM loss.
+"""Losses: the clipped policy objective, the whole PURE loss, the PRM loss.
 
-Every mean states its denominator. An objective can be given the denominator of
-the whole batch, so that the losses of micro-batches add up to its loss.
+Every mean states its denominator. A micro-batch can use the denominator of the
+whole batch; the losses of the micro-batches then add up to the batch's loss.
 """
 
 import jax
@@ -44,8 +44,8 @@ def clipped_policy_loss(
     new_logp: [...] float, nats, under the policy being trained.
     old_logp: [...] float, nats, under the policy that sampled.
     advantages: [...] float, any scale.
-    clip_low: 0..1, room below a ratio of 1.
-    clip_high: >= 0, room above it.
+    clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
+    clip_high: >= 0; the ratio is clipped above at 1 + clip_high.
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping
@@ -87,19 +87,19 @@ def aggregate_loss(
   denominator: Array | None = None,
   response_tokens: Array | None = None,
 ) -> Array:
-  """Reduces a per-token quantity to a scalar in the way the config names.
+  """Reduces a per-token quantity to a scalar as config.aggregate says.
 
   token_mean: sum over tokens / tokens. sequence_mean: mean over responses of
-  each one's token mean, so short responses weigh as much as long ones.
-  constant_length: sum over tokens / (B * constant_length), so a token weighs
-  the same whatever its response's length (Dr. GRPO, arXiv 2503.20783).
+  each response's token mean, so short responses weigh as much as long ones.
+  constant_length: sum over tokens / (B * constant_length), so a token's weight
+  does not depend on the length of its response (Dr. GRPO, arXiv 2503.20783).
 
   Args:
     per_token: [B, C] float; entries outside the mask may be NaN.
     mask: [B, C] bool, True on generated tokens.
     config: LossConfig; aggregate and constant_length are read.
-    denominator: [] float, `loss_denominator` of the whole batch when this is
-      a micro-batch of it; None takes that of the arguments.
+    denominator: [] float, `loss_denominator` of the whole batch if the
+      arguments are a micro-batch of it; None computes it from the arguments.
     response_tokens: [B, C] int, the length of each token's response, for rows
       that hold several responses; None if each row is one response. It
       requires the denominator.
@@ -129,11 +129,11 @@ def policy_objective(
 ) -> tuple[Array, MetricGroups]:
   """Returns clipped loss + KL to the reference - entropy bonus.
 
-  The metrics that add up are aggregated like the loss, with its denominator.
+  The metrics in `sums` are aggregated like the loss, with its denominator.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
-    entropy: [B, C] float, nats, of its next-token distributions.
+    entropy: [B, C] float, nats, of the policy's next-token distributions.
     advantages: [B, C] float, from `pure_advantages`.
     experience: Experience of the same rows; masks and log-probs are read. For
       packed rows it is a `PackedExperience`, all arrays are [R, W], and the
@@ -143,9 +143,9 @@ def policy_objective(
 
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
-    policy, nats), entropy, clip_fraction, ratio_max, ratio_min (0 without a
-    token); with importance_cap the metrics of `importance.weigh` too. The
-    gradient reaches new_logp and entropy.
+    policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
+    token). With importance_cap the metrics of `importance.weigh` are included.
+    The gradient reaches new_logp and entropy.
 
   Raises:
     ValueError: if shapes differ, or if importance_cap is set and the
@@ -231,24 +231,24 @@ def pure_loss(
   credit: CreditConfig,
   loss: LossConfig,
 ) -> tuple[Array, Metrics]:
-  """Returns the PURE loss: credit, baseline, advantage, clipping in one.
+  """Returns the PURE loss: credit, baseline, advantage and clipping together.
 
-  Calls `pure_advantages` and `policy_objective`, for a batch that fits into
+  It calls `pure_advantages` and `policy_objective` on a batch that fits into
   memory. With micro-batches, call the two yourself.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
-    entropy: [B, C] float, nats, of its next-token distributions.
+    entropy: [B, C] float, nats, of the policy's next-token distributions.
     experience: Experience, B = P * G rows. Its steps come from
-      `steps.split_steps` (or are written down as `types.StepBoundaries`), its
-      terminal_mask from `steps.terminal_mask`. `training.score` makes it from
-      a rollout, `notebooks/01_credit.ipynb` by hand.
+      `steps.split_steps` (or are a `types.StepBoundaries` made by hand), its
+      terminal_mask comes from `steps.terminal_mask`. `training.score` makes an
+      experience from a rollout, `notebooks/01_credit.ipynb` makes one by hand.
     credit: CreditConfig, static under jit.
     loss: LossConfig, static under jit.
 
   Returns:
-    (loss [], metrics of both parts). The gradient with respect to step
-    rewards, and to anything else in the experience, is exactly 0.
+    (loss [], metrics of both functions). The gradient with respect to step
+    rewards, and to any other field of the experience, is exactly 0.
 
   Raises:
     ValueError: if shapes differ, or if B is not a multiple of G.
@@ -263,14 +263,14 @@ def pure_loss(
 def prm_loss(
   logits: Array, inputs: PRMInputs, labels: Array, label_mask: Array
 ) -> tuple[Array, Metrics]:
-  """Returns the PRM's cross-entropy, a mean over labelled steps.
+  """Returns the PRM's cross-entropy, averaged over labelled steps.
 
   Args:
     logits: [B, T, 2] float32, class 1 good, class 0 bad.
     inputs: PRMInputs the logits were computed from.
     labels: [B, S] int, 1 good, 0 bad; any value if not labelled.
-    label_mask: [B, S] bool, True where a label exists. Steps after the first
-      error have none in PRM800K.
+    label_mask: [B, S] bool, True where a label exists. In PRM800K, steps after
+      the first error have no label.
 
   Returns:
     (loss [] nats per step, metrics): prm_loss, accuracy, balanced_accuracy

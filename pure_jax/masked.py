@@ -1,8 +1,8 @@
 """Reductions over the True entries of a mask: where means divide.
 
-Every mean of the library states its denominator here, and an empty reduction
-is 0 rather than NaN. Masked entries may hold anything, NaN included: they are
-replaced before the arithmetic, so that neither values nor gradients see them.
+Every mean of the library has its denominator here. An empty reduction is 0, not
+NaN. Masked entries may have any value, NaN included: they are replaced before
+the arithmetic, so they affect neither values nor gradients.
 """
 
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ Axis = int | tuple[int, ...] | None
 
 
 def masked_sum(x: Array, mask: Array, axis: Axis = None) -> Array:
-  """Returns the sum of `x` where `mask` is True, 0 where nothing is.
+  """Returns the sum of `x` where `mask` is True; 0 if no entry is kept.
 
   Args:
     x: [...] float, values; entries outside the mask may be NaN.
@@ -27,7 +27,7 @@ def masked_sum(x: Array, mask: Array, axis: Axis = None) -> Array:
 
 
 def safe_divide(total: Array, count: Array) -> Array:
-  """Returns total / count, and 0 where count is 0.
+  """Returns total / count; 0 where count is 0.
 
   Args:
     total: [...] float, numerator.
@@ -70,7 +70,7 @@ def masked_var(
     x: [...] float, values; entries outside the mask may be NaN.
     mask: [...] bool, same shape as x, True keeps.
     axis: int, tuple of int or None (all axes), the axes to reduce.
-    ddof: 0 or 1, taken off the count: 1 gives Bessel's unbiased estimate.
+    ddof: 0 or 1, subtracted from the count; 1 gives Bessel's unbiased estimate.
 
   Returns:
     x reduced over axis; 0 where no more than ddof entries are kept.
@@ -83,7 +83,7 @@ def masked_var(
 
 
 def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
-  """Returns the least kept entry, 0 where nothing is kept.
+  """Returns the least kept entry; 0 if no entry is kept.
 
   Args:
     x: [...] float, values; entries outside the mask may be NaN.
@@ -98,7 +98,7 @@ def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
 
 
 def masked_max(x: Array, mask: Array, axis: Axis = None) -> Array:
-  """Returns the greatest kept entry, 0 where nothing is kept.
+  """Returns the greatest kept entry; 0 if no entry is kept.
 
   Args:
     x: [...] float, values; entries outside the mask may be NaN.
@@ -123,7 +123,7 @@ def whiten(x: Array, mask: Array, epsilon: float = 1e-8) -> Array:
     epsilon: > 0, keeps a constant batch at 0 rather than NaN.
 
   Returns:
-    [...] like x, 0 where masked; all 0 when one entry or none is kept.
+    [...] like x, 0 where masked; all 0 if at most one entry is kept.
   """
   variance = masked_var(x, mask, ddof=1)
   centred = jnp.where(mask, x - masked_mean(x, mask), jnp.zeros_like(x))

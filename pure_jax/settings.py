@@ -3,8 +3,9 @@
 `ScoreConfig`, `CreditConfig` and `LossConfig` are frozen and hashable, so they
 can be static arguments of a jitted function. Impossible values raise a
 ValueError that says what to change. The presets `paper`, `reference_main` and
-`reference_verl` are the paper and the two branches of its reference; their
-docstrings say where these differ. Change one with `dataclasses.replace`.
+`reference_verl` describe the paper and the two branches of its reference code;
+their docstrings say how these differ. Use `dataclasses.replace` to change a
+preset.
 """
 
 import dataclasses
@@ -29,11 +30,10 @@ class ScoreConfig:
 
   Attributes:
     max_steps: S, >= 1; the rest of a response is merged into the last step.
-    separator: where the PRM reads a score, see `steps.build_prm_inputs`:
+    separator: where the PRM scores a step, see `steps.build_prm_inputs`:
       "insert" adds a token after each step, "replace" overwrites the separator.
-    empty_step_reward: -1..1, reward of an empty step instead of the PRM's
-      score, against policies that earn rewards with empty steps; None keeps
-      the score.
+    empty_step_reward: -1..1, replaces the PRM's score of an empty step, so
+      that a policy cannot earn rewards with empty steps; None keeps the score.
   """
 
   max_steps: int
@@ -55,16 +55,16 @@ class CreditConfig:
 
   Attributes:
     form: "sum" (collapses), "min" (suffix), "min_eq3" (Eq. 3: zero after the
-      worst step), "softmin" (Eq. 5-6, which the reference runs), or
+      worst step), "softmin" (Eq. 5-6, which the reference uses), or
       "min_dense", a fault of the reference kept for comparison: the minimum
       runs over the dense token row, whose zeros turn positive returns and a
-      verifiable +1 into 0. It needs fold_verifiable.
-    temperature: > 0, of softmin, in units of reward.
-    discount: 0..1 per step; other than 1 only with form "sum".
-    baseline: of the process return, see `advantages.process_advantages`:
-      "paper_a", "paper_b", "main", "step" (known to be bad: biased toward
-      few steps) or "none".
-    baseline_length: N of the paper's baselines in tokens; None takes C.
+      verifiable +1 into 0. "min_dense" needs fold_verifiable.
+    temperature: > 0, temperature of softmin in units of reward.
+    discount: 0..1 per step; values below 1 need form "sum".
+    baseline: the baseline of the process return, see
+      `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
+      (known to be biased toward few steps) or "none".
+    baseline_length: N of the paper's baselines in tokens; None means C.
     count_step_end: whether "main" counts the token that ends a step among
       the step's tokens; the reference does not.
     group_size: G, samples per prompt, contiguous rows.
@@ -72,14 +72,16 @@ class CreditConfig:
     verifiable_coef: weight of the verifiable part; 0 leaves it out.
     verifiable_estimator: "rloo", "grpo" or "none" (the bare outcome; with
       whitening and KL in the reward that is REINFORCE++).
-    fold_verifiable: outcome and KL join the token rewards before one common
-      baseline ("paper_b" or "none"), as the reference's verl branch does.
-    kl_in_reward: None, "k1", "k2" or "k3", penalty to the reference policy.
+    fold_verifiable: whether outcome and KL are added to the token rewards
+      before one common baseline ("paper_b" or "none"), as in the reference's
+      verl branch.
+    kl_in_reward: estimator of the KL penalty to the reference policy in the
+      reward: "k1", "k2" or "k3"; None has no penalty.
     kl_coef: weight of that penalty, per nat.
-    kl_limit: clips the penalty of a token to +-limit nats; None does not.
-    whiten: shift and scale advantages over the batch's tokens.
-    zero_terminal_advantage: no advantage on separators and EOS.
-    exclude_empty_steps: steps without content are treated as absent.
+    kl_limit: clips the penalty of a token to +-limit nats; None does not clip.
+    whiten: whether advantages are whitened over the batch's tokens.
+    zero_terminal_advantage: whether separators and EOS get no advantage.
+    exclude_empty_steps: whether steps without content are treated as absent.
   """
 
   form: str = "softmin"
@@ -165,18 +167,19 @@ class LossConfig:
   """How advantages become one scalar to minimise.
 
   Attributes:
-    clip_low: 0..1, the ratio is clipped below at 1 - clip_low.
-    clip_high: >= 0, and above at 1 + clip_high; more than clip_low is
-      "clip-higher", which leaves rare tokens room to grow.
+    clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
+    clip_high: >= 0; the ratio is clipped above at 1 + clip_high. A value above
+      clip_low is "clip-higher", which leaves rare tokens room to grow.
     aggregate: "token_mean" over the batch's tokens, "sequence_mean" of
       per-response token means, or "constant_length": sum of tokens over
       constant_length, mean over responses.
-    constant_length: > 0, tokens; read by "constant_length" alone.
-    kl_in_loss: None, "k1", "k2" or "k3", penalty to the reference policy.
+    constant_length: > 0, tokens; used only by "constant_length".
+    kl_in_loss: estimator of the KL penalty to the reference policy in the
+      loss: "k1", "k2" or "k3"; None has no penalty.
     kl_coef: weight of that penalty, per nat.
     entropy_coef: weight of the entropy bonus, per nat.
-    importance_cap: > 0, the largest weight of a token's loss, policy over
-      sampler, see `importance`; None weighs all tokens alike.
+    importance_cap: > 0, cap of a token's importance weight, policy over
+      sampler, see `importance`; None gives all tokens the same weight.
   """
 
   clip_low: float = 0.2
@@ -212,10 +215,10 @@ class LossConfig:
 def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
   """The method as the paper writes it (arXiv 2504.15275).
 
-  Softmin credit at T = 0.1 (Eq. 5-6), RLOO on the outcome, and the token
-  baseline in reading A: subtracted inside the sum over j >= t, where the
-  equation has it. No equation has whitening, so there is none. The KL penalty
-  is in the reward, k1, the plain log-ratio.
+  It has softmin credit at T = 0.1 (Eq. 5-6), RLOO on the outcome, and the token
+  baseline in reading A: the baseline is subtracted inside the sum over j >= t,
+  where the equation has it. No equation has whitening, so there is none. The KL
+  penalty is in the reward; it is k1, the plain log-ratio.
 
   Args:
     group_size: G, samples per prompt.
@@ -268,10 +271,10 @@ def reference_verl(
 
   Args:
     group_size: G, samples per prompt.
-    strict_min: takes its "strict min-form", the minimum over the dense token
-      row. Every token that ends no step counts as a reward of 0 (less KL), so
-      positive returns become 0 and a verifiable +1 vanishes: a fault, kept
-      for comparison. `form="min"` is the sound version.
+    strict_min: whether to use the branch's "strict min-form", the minimum over
+      the dense token row. Every token that ends no step counts as a reward of
+      0 (less KL), so positive returns become 0 and a verifiable +1 vanishes.
+      This fault is kept for comparison; `form="min"` is the correct version.
 
   Returns:
     (CreditConfig, LossConfig).

@@ -1,10 +1,10 @@
 r"""Steps of a response as arrays: boundaries, PRM inputs, score reading.
 
-A separator ("\n\n") ends a step: every token whose text ends with it, or, for
-a tokenizer that writes it as two tokens ("\n", "\n"), the second of them. The
-last step ends at EOS, or at the last generated token if the length limit cut
-the response. Everything here is device code with static shapes. The host turns
-the strings of a tokenizer into a `SeparatorTable`.
+A separator ("\n\n") ends a step. It is a token whose text ends with "\n\n". If
+a tokenizer writes it as two tokens ("\n", "\n"), the second of them ends the
+step. The last step ends at EOS, or at the last generated token if the length
+limit cut the response. Everything here is device code with static shapes. The
+host turns the strings of a tokenizer into a `SeparatorTable`.
 """
 
 import jax
@@ -19,9 +19,10 @@ def separator_ends(
 ) -> Array:
   r"""Marks the tokens that complete a separator.
 
-  These are tokens whose text ends with the separator, and the second of two
-  halves. In a longer run of halves only the second token counts: several blank
-  lines are one separator, and the other ones belong to the next step.
+  These are the tokens whose text ends with the separator, and the second of
+  two halves. In a longer run of halves only the second token counts: several
+  blank lines are one separator, and the remaining halves belong to the next
+  step.
 
   Args:
     tokens: [B, C] int32, completion ids.
@@ -67,7 +68,7 @@ def split_steps(
     max_steps: S, at least 1.
 
   Returns:
-    Steps; integers and bools, so nothing here carries a gradient.
+    StepBoundaries: integers and bools, which carry no gradient.
 
   Raises:
     ValueError: max_steps is below 1.
@@ -119,10 +120,10 @@ def terminal_mask(
 ) -> Array:
   """Marks separators and EOS, the tokens that end a step by choice.
 
-  The reference's main branch gives these no advantage (and so no gradient to
-  stopping); `CreditConfig.zero_terminal_advantage` does the same. It also
-  does so to the last token of a truncated response, which we leave alone: it
-  is an ordinary token that happens to stand at the limit.
+  The reference's main branch gives these tokens no advantage, so stopping
+  gets no gradient. `CreditConfig.zero_terminal_advantage` does the same. The
+  reference also gives none to the last token of a truncated response. This
+  mask is False there: it is an ordinary token at the length limit.
 
   Args:
     tokens: [B, C] int32, completion ids.
@@ -137,26 +138,26 @@ def terminal_mask(
 
 
 def values_at_step_ends(step_values: Array, steps: StepBoundaries) -> Array:
-  """Puts each step's value on the token that ends it.
+  """Puts each step's value on the token that ends the step.
 
   Args:
     step_values: [B, S] float, one value per step.
-    steps: Steps of the same rows.
+    steps: StepBoundaries of the same rows.
 
   Returns:
-    [B, C] in the dtype of step_values, 0 on all other tokens. Linear, so
-    gradients flow to the values of existing steps only.
+    [B, C] in the dtype of step_values, 0 on all other tokens. The function is
+    linear; gradients flow to the values of existing steps only.
   """
   values = jnp.take_along_axis(step_values, steps.index, axis=-1)
   return jnp.where(steps.end_mask, values, jnp.zeros_like(values))
 
 
 def values_per_token(step_values: Array, steps: StepBoundaries) -> Array:
-  """Gives each token the value of the step it belongs to.
+  """Gives each token the value of its step.
 
   Args:
     step_values: [B, S] float, one value per step.
-    steps: Steps of the same rows.
+    steps: StepBoundaries of the same rows.
 
   Returns:
     [B, C] in the dtype of step_values, 0 after the last step's end.
@@ -170,7 +171,7 @@ def tokens_per_step(steps: StepBoundaries, completion_mask: Array) -> Array:
   """Counts the tokens of each step, its end included.
 
   Args:
-    steps: Steps of the rows.
+    steps: StepBoundaries of the rows.
     completion_mask: [B, C] bool, True on generated tokens.
 
   Returns:
@@ -189,17 +190,17 @@ def replace_empty_steps(
 ) -> Array:
   """Overwrites the score of steps without content, a guard against hacking.
 
-  A PRM reads an empty step at a bare score token and may score it very high.
-  The other guard, `CreditConfig.exclude_empty_steps`, leaves such steps out
-  of credit altogether.
+  A PRM scores an empty step at a bare score token, and the score may be very
+  high. The other guard, `CreditConfig.exclude_empty_steps`, leaves such steps
+  out of credit.
 
   Args:
     step_rewards: [B, S] float, -1..1.
-    steps: Steps of the same rows.
-    empty_step_reward: -1..1, the reward an empty step gets instead.
+    steps: StepBoundaries of the same rows.
+    empty_step_reward: -1..1, the reward of an empty step.
 
   Returns:
-    [B, S] like step_rewards; no gradient to the rewards replaced.
+    [B, S] like step_rewards. No gradient flows to the replaced rewards.
   """
   return jnp.where(steps.empty, empty_step_reward, step_rewards)
 
@@ -216,16 +217,16 @@ def build_prm_inputs(
 ) -> PRMInputs:
   r"""Lays out the prompt and the steps, each followed by a score token.
 
-  "insert" (default): a step contributes its content and then score_id. A
-  bare separator (one token or two) or EOS gives way to score_id; a merged
-  separator (".\n\n") gives way to its stem and score_id, so punctuation
-  survives; the last token of a truncated response stays and score_id follows.
-  "replace" (the reference): the id at each step end is overwritten by
-  score_id. Lengths stay, merged ids lose their content, and so does the
-  last token of a truncated response.
+  With "insert" (the default) the PRM reads the content of each step, then
+  score_id. A bare separator (one token or two) or EOS is replaced by score_id.
+  A merged separator (".\n\n") is replaced by its stem and score_id, so
+  punctuation is kept. The last token of a truncated response is kept, and
+  score_id follows it. With "replace" (the reference) score_id overwrites the id
+  at each step end. Lengths do not change, but merged ids and the last token of
+  a truncated response lose their content.
 
-  Separators inside a last step that swallowed others (overflow) stay as
-  they are. A row without a step holds its prompt and no score.
+  If several steps were merged into the last one (overflow), the separators
+  inside it stay. A row without a step has its prompt and no score.
 
   Args:
     prompt_tokens: [B, L] int32, left-padded.
@@ -233,7 +234,7 @@ def build_prm_inputs(
     tokens: [B, C] int32, completion ids.
     completion_mask: [B, C] bool, True on generated tokens, EOS included.
     steps: StepBoundaries from `split_steps` on the same tokens.
-    table: SeparatorTable that the steps were found with.
+    table: SeparatorTable that `split_steps` used.
     separator: "insert" or "replace".
 
   Returns:
@@ -273,9 +274,8 @@ def _insert_scores(
   width = tokens.shape[1] + steps.mask.shape[1]
   separator = jnp.asarray(table.ends_step)[tokens]
   has_stem = separator & jnp.asarray(table.has_stem)[tokens]
-  # At a step end a bare separator is replaced by the score token, both halves
-  # of it if there are two; anything else is followed by the score token.
-  # Elsewhere a token stands for itself.
+  # At a step end the score token replaces a bare separator (both halves, if
+  # there are two) and follows any other token. Elsewhere tokens stay.
   given_way = steps.end_mask & _is_bare(tokens, table)
   half = jnp.asarray(table.half)[tokens]
   second = jnp.concatenate(
@@ -291,7 +291,7 @@ def _insert_scores(
 
   def row(content, content_id, start, end_mask, score_at, total):
     ids = jnp.full((width,), table.pad_id, jnp.int32)
-    # Position `width` is outside, and mode="drop" leaves such writes out.
+    # Position `width` is outside the row: mode="drop" ignores such writes.
     ids = ids.at[jnp.where(content, start, width)].set(content_id, mode="drop")
     score_at = jnp.where(end_mask, score_at, width)
     ids = ids.at[score_at].set(table.score_id, mode="drop")

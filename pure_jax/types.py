@@ -4,8 +4,8 @@ Every array of the library is documented with these letters:
 
 * P prompts, G samples per prompt, B = P G rows; samples of one prompt are
   contiguous, so row b belongs to prompt b // G;
-* L prompt tokens, C completion tokens, T = L + C tokens of a text; what the
-  PRM reads of a text has T tokens too, see `PRMInputs`;
+* L prompt tokens, C completion tokens, T = L + C tokens of a text; for the
+  inputs of the PRM, T is defined in `PRMInputs`;
 * S steps of a completion;
 * R rows in memory at a time: packed rows, or the engine's slots; W tokens of
   a packed row;
@@ -48,8 +48,8 @@ class Rollout:
     completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
     sampled_logp: [B, C] float32, nats, log-probability under the
       distribution that was actually sampled; 0 where masked.
-    full_logp: [B, C] float32, nats, under the same distribution before top-k,
-      top-p and min-p; 0 where masked.
+    full_logp: [B, C] float32, nats, log-probability under the same
+      distribution before top-k, top-p and min-p; 0 where masked.
     truncated: [B] bool, True where the length limit cut the response.
   """
 
@@ -74,9 +74,9 @@ class SeparatorTable:
     stem: [V] int32, for an id that merges content with a separator, the id
       of the content alone (".\n\n" -> "."), or the id itself where no single
       id holds the content; read only where has_stem.
-    has_stem: [V] bool, True where the id merges content and separator, so
-      where `stem` is valid.
-    score_id: [] int32, the id placed where the step score is read.
+    has_stem: [V] bool, True where the id merges content and separator, which
+      is where `stem` is valid.
+    score_id: [] int32, the id of the token at which the PRM scores a step.
     eos_id: [] int32, the id that ends a response.
     pad_id: [] int32, the padding id.
   """
@@ -137,7 +137,7 @@ class PRMInputs:
 
 @struct.dataclass
 class Experience:
-  """Everything the update needs about a batch, apart from new log-probs.
+  """Everything the update needs from a batch, except new log-probs.
 
   Attributes:
     completion_mask: [B, C] bool, True on generated tokens; EOS is inside.
@@ -150,8 +150,8 @@ class Experience:
     ref_logp: [B, C] float32, nats, log-probs of the reference policy.
     terminal_mask: [B, C] bool, True on separators that end a step and on
       EOS: the tokens the reference's main branch gives no advantage.
-    sampled_logp: [B, C] float32, nats, of the distribution sampled from, read
-      if the loss has importance weights; None if unknown.
+    sampled_logp: [B, C] float32, nats, log-probs under the distribution that
+      was sampled; read if the loss has importance weights. None if unknown.
   """
 
   completion_mask: Array
@@ -167,7 +167,7 @@ class Experience:
 
 @struct.dataclass
 class PackedExperience:
-  """The part of an experience that the loss reads, in packed rows.
+  """The fields of an experience that the loss reads, in packed rows.
 
   Attributes:
     completion_mask: [R, W] bool, True on generated tokens.
@@ -188,13 +188,13 @@ class PackedExperience:
 
 @struct.dataclass
 class MetricGroups:
-  """Scalar metrics, grouped by how those of micro-batches are combined.
+  """Scalar metrics, grouped by how micro-batches are combined.
 
   Attributes:
-    sums: metrics that add up, because each is divided by a count of the whole
-      batch.
-    maxima: metrics of which the largest counts.
-    minima: metrics of which the smallest counts.
+    sums: metrics that add up over micro-batches, because each is divided by a
+      count of the whole batch.
+    maxima: metrics whose maximum over micro-batches is reported.
+    minima: metrics whose minimum over micro-batches is reported.
   """
 
   sums: dict[str, Array]

@@ -1,11 +1,11 @@
 """Every field of a run, with its unit. Other configs start from this one.
 
-Groups mirror the library's configs: `rl.credit`, `rl.loss` and `rl.optim` are
-`CreditConfig`, `LossConfig` and `OptimConfig`, field by field.
+Groups mirror the library's configs: `rl.credit`, `rl.loss` and `rl.optim` have
+the fields of `CreditConfig`, `LossConfig` and `OptimConfig`.
 
 Clip range, KL coefficient, temperature and samples per prompt are the paper's
-(arXiv 2504.15275). Sizes, learning rates and numbers of steps are for the
-embedded world and meant to be overridden.
+(arXiv 2504.15275). Sizes, learning rates and numbers of steps suit the embedded
+world; other runs should override them.
 """
 
 from ml_collections import ConfigDict
@@ -15,14 +15,14 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ConfigDict:
   """The fields and their defaults."""
   config = ConfigDict()
-  config.seed = 0  # Of weights, sampling and order; the world has its own.
+  config.seed = 0  # Of weights, sampling and data order; the world has its own.
   config.progress = True  # Progress bars on stderr.
   config.mesh = mesh()
   config.kernels = kernels()
   config.world = world()
   config.model = model()
   config.sft = sft()
-  # Models and data of the user in place of world, model and sft: files.py.
+  # The user's models and data, which replace world, model and sft: files.py.
   config.files = placeholder(ConfigDict)
   config.prm = prm()
   config.rl = rl()
@@ -30,22 +30,22 @@ def get_config() -> ConfigDict:
 
 
 def mesh() -> ConfigDict:
-  """Devices: as many as the product of the sizes."""
+  """The mesh; the number of devices is the product of the sizes."""
   return ConfigDict(
     dict(
-      data=1,  # Splits rows; parameters are copied.
-      fsdp=1,  # Splits rows, and parameters and optimizer state.
-      tensor=1,  # Splits heads, MLP and vocabulary.
-      sequence=1,  # Splits the tokens of a row.
+      data=1,  # Devices that split rows and copy parameters.
+      fsdp=1,  # Devices that split rows, parameters and optimizer state.
+      tensor=1,  # Devices that split heads, MLP and vocabulary.
+      sequence=1,  # Devices that split the tokens of a row.
       rules="fsdp",  # "fsdp", "tensor", "fsdp+tensor" or "fsdp+sequence".
     )
   )
 
 
 def kernels() -> ConfigDict:
-  """Kernels in place of XLA's operations; see kernels/README.md.
+  """Kernels that replace XLA's operations; see kernels/README.md.
 
-  None has been timed on a TPU or GPU, so XLA is the default.
+  No kernel has been timed on a TPU or GPU, so XLA is the default.
   """
   return ConfigDict(
     dict(
@@ -58,7 +58,7 @@ def kernels() -> ConfigDict:
       # The policy's head in updates and scores: "xla", or "pallas" on a TPU,
       # which replaces logits_chunk.
       logp="xla",
-      interpret=False,  # Tries Pallas kernels on any device, slowly.
+      interpret=False,  # Interprets Pallas kernels on any device, slowly.
     )
   )
 
@@ -67,16 +67,18 @@ def world() -> ConfigDict:
   """The embedded world of chained additions and subtractions."""
   return ConfigDict(
     dict(
-      seed=0,  # Of problems and demonstrations.
-      min_operations=3,  # Of a problem, at least.
-      max_operations=5,  # Of a problem, at most.
+      seed=0,  # Seed of problems and demonstrations.
+      min_operations=3,  # The fewest operations of a problem.
+      max_operations=5,  # The most operations of a problem.
       operand_max=5,  # Operands are 1..operand_max.
       value_max=20,  # True intermediate values stay in 0..value_max.
-      slip_rate=0.07,  # Per step: a result off by a little.
-      wrong_operand_rate=0.04,  # Per step: an operand not in the problem.
-      skip_rate=0.05,  # Per demonstration: straight to the answer.
-      misconception_rate=0.7,  # Per demonstration: the first "-" read as "+".
-      vacuous_rate=0.15,  # Per step: a sentence that does nothing before it.
+      slip_rate=0.07,  # Per step, probability of a slightly wrong result.
+      wrong_operand_rate=0.04,  # Per step, probability of a wrong operand.
+      skip_rate=0.05,  # Per demonstration, probability of no equations.
+      # Per demonstration, probability that the first "-" is read as "+".
+      misconception_rate=0.7,
+      # Per step, probability of a sentence before it that does nothing.
+      vacuous_rate=0.15,
     )
   )
 
@@ -85,17 +87,18 @@ def model() -> ConfigDict:
   """A Qwen2-style decoder. The vocabulary comes from the tokenizer."""
   return ConfigDict(
     dict(
-      width=64,  # Of the residual stream.
+      width=64,  # Width of the residual stream.
       num_layers=3,  # Decoder layers.
       num_heads=4,  # Query heads.
       num_kv_heads=2,  # Key and value heads; divides num_heads.
-      head_dim=16,  # Of a head; even.
+      head_dim=16,  # Width of a head; even.
       mlp_width=192,  # Hidden size of the gated MLP.
       rope_theta=10_000.0,  # Base of the rotary frequencies.
-      attention_bias=True,  # On queries, keys and values.
-      tied_embeddings=True,  # Logits are read with the embedding matrix.
-      # Of matrix products: "float32", "bfloat16", or "auto": bfloat16 on
-      # accelerators. Weights, optimizer and reductions are float32.
+      attention_bias=True,  # Biases on queries, keys and values.
+      tied_embeddings=True,  # The embedding matrix computes the logits.
+      # Dtype of matrix products: "float32", "bfloat16", or "auto", which is
+      # bfloat16 on accelerators and float32 on CPUs. Weights, optimizer and
+      # reductions are float32.
       compute_dtype="auto",
     )
   )
@@ -105,7 +108,7 @@ def sft() -> ConfigDict:
   """Supervised start on demonstrations."""
   return ConfigDict(
     dict(
-      demonstrations=30_000,  # Rows of the train split.
+      demonstrations=30_000,  # Demonstrations of the train split.
       steps=800,  # Updates.
       batch_size=64,  # Responses.
       log_every=50,  # Updates between metric rows.
@@ -115,26 +118,26 @@ def sft() -> ConfigDict:
 
 
 def prm() -> ConfigDict:
-  """Process reward model: first the head alone, then all parameters."""
+  """Process reward model; stage 1 trains the head, stage 2 all parameters."""
   return ConfigDict(
     dict(
-      extra_layers=1,  # On top of the policy's trunk; they start as identity.
+      extra_layers=1,  # Layers on the policy's trunk, initially the identity.
       labelled=40_000,  # Responses written for labelling.
-      policy_prompts=1_500,  # Prompts whose sampled responses are labelled too.
-      policy_samples=8,  # Sampled responses for each of them.
-      batch_size=64,  # Responses; the paper takes 128.
+      policy_prompts=1_500,  # Prompts whose samples are labelled as well.
+      policy_samples=8,  # Sampled responses for each of these prompts.
+      batch_size=64,  # Responses; 128 in the paper.
       head_steps=100,  # Updates of the first stage.
       full_steps=2_000,  # Updates of the second stage.
       log_every=50,  # Updates between metric rows.
-      length_multiple=48,  # Responses are padded to a multiple of it, tokens.
+      length_multiple=48,  # Responses are padded to a multiple of this, tokens.
       eval_prompts=256,  # Held-out prompts on which the PRM is evaluated.
-      evaluate_head=False,  # Evaluates the PRM after the first stage too.
+      evaluate_head=False,  # Evaluates the PRM after the first stage as well.
       score=score(),
-      head_optim=optimizer(1e-3, weight_decay=0.1),  # First stage.
-      full_optim=optimizer(  # Second stage.
+      head_optim=optimizer(1e-3, weight_decay=0.1),  # Of the first stage.
+      full_optim=optimizer(  # Of the second stage.
         1e-3, weight_decay=0.1, warmup_steps=50, decay_steps=2_000
       ),
-      lora=lora(),  # Second stage; the head is trained with the adapters.
+      lora=lora(),  # Of the second stage, which also trains the head.
     )
   )
 
@@ -144,7 +147,7 @@ def score() -> ConfigDict:
   return ConfigDict(
     dict(
       max_steps=12,  # Steps of a response; the rest is merged into the last.
-      # Where the PRM reads a score: "insert" adds a token after each step,
+      # Where the PRM scores a step: "insert" adds a token after each step,
       # "replace" overwrites the separator, as the paper's reference does.
       separator="insert",
       # RL gives an empty step this reward, in [-1, 1], instead of the PRM's
@@ -158,11 +161,11 @@ def rl() -> ConfigDict:
   """Reinforcement learning."""
   return ConfigDict(
     dict(
-      iterations=100,  # Of rollout, scores and one update.
-      prompts=32,  # Per iteration; the paper takes 64.
-      samples_per_prompt=8,  # Responses to each prompt, the group of credit.
-      # Share of the prompts whose answer may be used where both rewards count;
-      # None takes the prompts whose source gives an answer.
+      iterations=100,  # Each has a rollout, scores and one update.
+      prompts=32,  # Prompts of an iteration; 64 in the paper.
+      samples_per_prompt=8,  # Responses to each prompt (G of credit).
+      # If both rewards are used: the share of prompts whose answer may be used.
+      # None uses the answer of every prompt whose source gives one.
       answer_fraction=0.1,
       credit=credit(),
       loss=loss(),
@@ -172,28 +175,28 @@ def rl() -> ConfigDict:
       old_logp=old_logp(),
       # Micro-batches in which a batch is scored and differentiated.
       micro_batches=1,
-      # Rows are as long as the longest text of a batch can be, halved up to
-      # length_buckets - 1 times; each length compiles once.
+      # Number of row lengths that are compiled: the greatest possible length of
+      # a text, halved up to length_buckets - 1 times.
       length_buckets=1,
-      # Tokens of a row that several texts share, more if one text needs them;
-      # unset gives each text its own row. Micro-batches that stay empty cost
-      # no time, so it needs several.
+      # Tokens of a row that several texts share; more if a single text needs
+      # them. Unset gives each text its own row. Empty micro-batches cost no
+      # time, so packing saves time only with several micro-batches.
       packed_tokens=placeholder(int),
-      # Layouts of the other models, on the devices of `mesh`; None takes that
-      # of `mesh`. Given as a dict of what is not 1 or "fsdp":
+      # Layouts of the other models, on the devices of `mesh`; None takes the
+      # layout of `mesh`. The dict needs only fields that are not 1 or "fsdp":
       # --config.rl.rollout_mesh="{'data': 4, 'tensor': 2, 'rules': 'tensor'}"
       rollout_mesh=placeholder(ConfigDict),  # Of the policy while it samples.
       reference_mesh=placeholder(ConfigDict),  # Of the reference policy.
       prm_mesh=placeholder(ConfigDict),  # Of the PRM.
       optim=optimizer(3e-4),
-      lora=lora(),  # Of the policy; the reference is the policy without them.
+      lora=lora(),  # Of the policy; the reference has no adapters.
       eval_every=10,  # Iterations between evaluations.
       eval_prompts=256,  # Held-out prompts of an evaluation.
       samples_every=10,  # Iterations between printed samples.
       checkpoint_every=10,  # Iterations between checkpoints.
       checkpoints_kept=2,  # The latest ones; the best one is kept too.
-      # Consecutive updates that are not finite before the run stops and saves
-      # state and batch. Holds for the supervised stages too.
+      # After this many consecutive updates that are not finite, the run saves
+      # state and batch and stops. This applies to the supervised stages too.
       max_skipped_updates=5,
     )
   )
@@ -202,29 +205,30 @@ def rl() -> ConfigDict:
 def credit() -> ConfigDict:
   """How rewards become advantages; see `pure_jax.settings.CreditConfig`.
 
-  Its group_size and baseline_length are not listed: they are
-  samples_per_prompt and sampler.max_new_tokens.
+  Two of its fields follow from others: group_size is samples_per_prompt, and
+  baseline_length is sampler.max_new_tokens.
   """
   return ConfigDict(
     dict(
       form="min",  # "sum", "min", "min_eq3", "softmin" or "min_dense".
-      temperature=0.1,  # Of softmin (Eq. 5), in units of reward.
-      discount=1.0,  # Per step, in 0..1; other than 1 only with "sum".
+      temperature=0.1,  # Temperature of softmin (Eq. 5), in units of reward.
+      discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
       baseline="main",  # "paper_a", "paper_b", "main", "step" or "none".
       # Whether "main" counts the token that ends a step among its tokens.
       count_step_end=True,
       process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.
       verifiable_coef=1.0,  # Weight of the outcome reward; 0 leaves it out.
       verifiable_estimator="rloo",  # "rloo", "grpo" or "none".
-      # Puts the outcome on the last token, under one baseline with the rest.
+      # Adds the outcome to the reward of the last token; all rewards then have
+      # one baseline.
       fold_verifiable=False,
-      # Penalty to the reference policy in the reward: "k1", "k2" or "k3";
-      # None has none.
+      # Estimator of the KL penalty to the reference policy in the reward: "k1",
+      # "k2" or "k3"; None has no penalty.
       kl_in_reward=placeholder(str),
       kl_coef=1e-3,  # Weight of that penalty, per nat.
-      kl_limit=placeholder(float),  # Clips it per token, nats; None does not.
-      whiten=True,  # Shifts and scales advantages over the batch's tokens.
-      zero_terminal_advantage=False,  # No gradient on separators and EOS.
+      kl_limit=placeholder(float),  # Clips it per token, nats; None is off.
+      whiten=True,  # Whitens advantages over the batch's tokens.
+      zero_terminal_advantage=False,  # True: none on separators and EOS.
       exclude_empty_steps=False,  # Treats steps without content as absent.
     )
   )
@@ -234,19 +238,19 @@ def loss() -> ConfigDict:
   """The clipped loss; see `pure_jax.settings.LossConfig`."""
   return ConfigDict(
     dict(
-      clip_low=0.2,  # The ratio is clipped below at 1 - clip_low
-      clip_high=0.2,  # and above at 1 + clip_high.
-      aggregate="token_mean",  # "sequence_mean" or "constant_length".
-      # Tokens that "constant_length" divides a response's sum by; None with
-      # the others.
+      clip_low=0.2,  # The ratio is clipped below at 1 - clip_low.
+      clip_high=0.2,  # The ratio is clipped above at 1 + clip_high.
+      aggregate="token_mean",  # Or "sequence_mean", "constant_length".
+      # "constant_length" divides a response's sum by this many tokens; None for
+      # the other two.
       constant_length=placeholder(int),
-      # Penalty to the reference policy in the loss: "k1", "k2" or "k3"; None
-      # has none.
+      # Estimator of the KL penalty to the reference policy in the loss: "k1",
+      # "k2" or "k3"; None has no penalty.
       kl_in_loss="k3",
       kl_coef=1e-3,  # Weight of that penalty, per nat.
       entropy_coef=0.0,  # Weight of the entropy bonus, per nat.
-      # The largest weight of a token's loss, policy over sampler, for rollouts
-      # in int8 or bfloat16; None weighs all tokens alike.
+      # Cap of a token's importance weight, policy over sampler, for rollouts in
+      # int8 or bfloat16; None gives all tokens the same weight.
       importance_cap=placeholder(float),
     )
   )
@@ -258,7 +262,7 @@ def sampler(max_new_tokens: int) -> ConfigDict:
     dict(
       max_new_tokens=max_new_tokens,  # Tokens; a longer response is truncated.
       temperature=1.0,  # Divides the logits.
-      top_p=1.0,  # Keeps the likeliest tokens of this much probability.
+      top_p=1.0,  # Keeps the likeliest tokens up to this probability.
       top_k=0,  # Keeps this many likeliest tokens; 0 keeps all.
       min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
     )
@@ -266,17 +270,17 @@ def sampler(max_new_tokens: int) -> ConfigDict:
 
 
 def rollout() -> ConfigDict:
-  """What of the policy samples, and how much at a time."""
+  """Precision, batches and stops of rollouts."""
   return ConfigDict(
     dict(
-      stop_on_boxed=False,  # A complete \boxed{...} ends a response too.
-      # Batches in which an iteration's responses are sampled, one after the
-      # other: less memory, more time.
+      stop_on_boxed=False,  # True: a complete \boxed{...} ends a response.
+      # Number of batches in which an iteration is sampled, one after the other.
+      # More batches need less memory and more time.
       batches=1,
-      # Matrices that sampling reads, evaluations included: in the "compute"
-      # dtype, or in "int8", which changes the policy: see loss.importance_cap.
+      # Dtype of the matrices in sampling, evaluations included: the "compute"
+      # dtype, or "int8", which changes the policy: see loss.importance_cap.
       weights="compute",
-      # Of keys and values: "float32", "bfloat16" or "int8"; unset takes the
+      # Dtype of keys and values: "float32", "bfloat16" or "int8"; unset is the
       # compute dtype.
       cache_dtype=placeholder(str),
     )
@@ -289,38 +293,39 @@ def engine() -> ConfigDict:
   return ConfigDict(
     dict(
       # Responses sampled at a time: a finished response frees its slot for a
-      # prompt that waits. Unset samples each batch in one loop, until its last
+      # waiting prompt. Unset samples each batch in one loop, until its last
       # response has ended.
       slots=placeholder(int),
-      # Tokens between two moments at which finished responses free their slots.
+      # Host sync interval, in tokens: finished responses then free their slots.
       sync_interval=64,
     )
   )
 
 
 def old_logp() -> ConfigDict:
-  """Log-probs of the policy that sampled, which an update compares with."""
+  """Log-probs of the policy before the update, pi_old of the ratio."""
   return ConfigDict(
     dict(
-      # "score" computes them with the policy, "sampled" takes the sampler's,
-      # before filters.
+      # "score" computes them with the policy, "sampled" uses the sampler's
+      # log-probs before top-k, top-p and min-p.
       source="score",
-      # "sampled" is checked in the first iteration, then once in this many.
+      # With "sampled", the policy checks them in the first iteration and then
+      # once in this many.
       check_every=10,
-      # The run ends if a checked token differs by more, in nats. Less than
-      # log(1 + clip_high) and -log(1 - clip_low), so that no token is clipped
-      # for this difference alone.
+      # The run ends if a checked log-prob differs by more than this, in nats.
+      # Keep it below log(1 + clip_high) and -log(1 - clip_low), so that this
+      # difference alone clips no token.
       tolerance=0.1,
     )
   )
 
 
 def lora() -> ConfigDict:
-  """Low-rank adapters; the matrices they are added to stay as they are."""
+  """Low-rank adapters; the matrices below them are frozen."""
   return ConfigDict(
     dict(
-      rank=0,  # Of an adapter; 0 has none and trains all weights.
-      alpha=32.0,  # The product of its two factors counts alpha / rank.
+      rank=0,  # Rank of an adapter; 0 trains all weights, without adapters.
+      alpha=32.0,  # The product of the two factors is scaled by alpha / rank.
       # Matrices of every layer that have adapters.
       targets=("query", "key", "value", "output", "gate", "up", "down"),
     )

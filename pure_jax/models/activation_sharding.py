@@ -33,7 +33,7 @@ class HeadLogp(Protocol):
     temperature: float,
     banned_ids: tuple[int, ...],
   ) -> tuple[Array, Array]:
-    """Computes what `pure_jax.kernels.linear_logp.linear_logp` does.
+    """Computes log-probs like `pure_jax.kernels.linear_logp.linear_logp`.
 
     Args:
       table: [V, D] if tied, else [D, V], in the dtype of the hidden states.
@@ -81,10 +81,10 @@ class ActivationSharding:
     constrain: (array, logical axes) -> the same array with its sharding.
     token_shards: shards of the tokens of a row. Rows are padded to a multiple
       of it.
-    attention: attention of whole texts; None takes the model's own, in chunks
-      or not.
-    decode_attention: attention of one new token to a cache; None takes the
-      model's own.
+    attention: attention of whole texts; None uses the model's own attention,
+      in chunks or not.
+    decode_attention: attention of one new token to a cache; None uses the
+      model's own attention.
     head_logp: log-probs from the policy's head; None computes logits, in
       chunks or not.
   """

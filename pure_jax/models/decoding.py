@@ -195,7 +195,7 @@ def _queries_times_keys(q_PKXH, k_PKMH):
 
 
 def _keys_times_queries(q_PKXH, k_PKMH):
-  """The same with the keys first, which a CPU does not copy (`cpu_layout`)."""
+  """The same with the keys first, so that a CPU copies the queries."""
   columns = jax.lax.optimization_barrier(jnp.swapaxes(q_PKXH, 2, 3))
   scores = jnp.einsum(
     "PKMH,PKHX->PKMX", k_PKMH, columns, preferred_element_type=jnp.float32

@@ -154,7 +154,7 @@ def packed_logp(
   banned_ids: Sequence[int] = (),
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[Array, Array]:
-  """Computes what `token_logp` does, for rows that hold several texts.
+  """Computes log-probs like `token_logp`, in rows of several texts.
 
   The hidden state of the column before a token is of the same text, because
   every completion follows a prompt of at least one token.

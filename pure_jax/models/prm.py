@@ -77,7 +77,8 @@ def init_prm_from_policy(
   """Initialises a PRM from the policy: its trunk, and a new head.
 
   Extra layers start as the identity (their projections into the residual
-  stream are zero), so at first the trunk computes what the policy's does.
+  stream are zero), so at first the trunk computes the same hidden states as
+  the policy's.
 
   Args:
     key: typed PRNG key for head and extra layers; consumed.
@@ -146,7 +147,7 @@ def token_scores(
   segment_ids: Array,
   act_sharding: ActivationSharding = LOCAL,
 ) -> Array:
-  """Computes what `prm_logits` does, for rows that may hold several texts.
+  """Computes logits like `prm_logits`, in rows of one or more texts.
 
   Args:
     params: PRM weights.

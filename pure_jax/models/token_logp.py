@@ -2,9 +2,9 @@
 
 Over a vocabulary of 152,000 ids, 8 rows of 8,192 tokens have 40 GB of float32
 logits, and their gradient takes as much again. `chunked_logp` computes the
-logits of a few tokens of every row, reads what it needs and discards them; the
-backward pass computes them again. Values and gradients are those of
-`logp_and_entropy` on all logits.
+logits of a few tokens of every row, reduces them to log-probs and entropies,
+and discards them; the backward pass computes them again. Values and gradients
+are those of `logp_and_entropy` on all logits.
 
 Chunks are cut along the rows, so rows that are split over devices stay where
 they are. The vocabulary may be split too: only sums and maxima go over it.

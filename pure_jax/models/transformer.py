@@ -84,8 +84,8 @@ def project_tokens(
   Rows and tokens are merged into one axis, unless both are split over devices,
   because no single axis could be split like the two. XLA's CPU backend has a
   fast product for matrices and none for three axes: on two cores, a training
-  step of 256 rows of 61 tokens through 4 layers of width 64 took 307 ms so, and
-  443 ms with ``einsum("BTD,DF->BTF")``.
+  step of 256 rows of 61 tokens through 4 layers of width 64 took 307 ms this
+  way and 443 ms with ``einsum("BTD,DF->BTF")``.
 
   Args:
     x_BTD: [B, T, D] float.
@@ -251,7 +251,7 @@ def _attend_to_all(config, act_sharding, mask, q, k, v):
 
 
 def _attend_by_kernel(kernel, segment_ids, q, k, v):
-  """The same with the layout's kernel, which stores no scores."""
+  """Attention by the layout's kernel, which stores no scores."""
   return kernel(q, k, v, segment_ids), (k, v)
 
 

@@ -2,10 +2,11 @@
 
 XLA splits its own operations over devices, but a kernel sees the arrays of one
 device only. Each kernel is therefore called inside `jax.shard_map`, with arrays
-split by the rules of a layout. A layout that splits an axis which a kernel
-needs whole raises.
+split by the rules of a layout. A layout that splits an axis that a kernel
+needs whole raises an error.
 
-Kernels, and the number of devices they run on, change results by rounding.
+Kernels, and the number of devices that run them, change results only by
+rounding.
 """
 
 import dataclasses
@@ -111,7 +112,7 @@ class Kernels:
       constrainer: how arrays are split over devices; None on one device.
 
     Returns:
-      The same with the chosen kernels in place of XLA's operations.
+      `act_sharding` with the chosen kernels in place of XLA's operations.
     """
     if self.attention != "xla":
       call = AttentionCall(self, constrainer)

@@ -14,7 +14,7 @@ mesh axes, and a rule set uses some of them:
 
 Nothing is replicated by accident. A logical axis without a rule, two logical
 axes of one array on the same mesh axis, and a dimension that the mesh axes do
-not divide all raise.
+not divide each raise an error.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
 Rules = Mapping[str, str | tuple[str, ...] | None]
 
-# All logical axes: those of weights, then those of activations only.
+# All logical axes: first those of weights, then those of activations only.
 _WHOLE: Rules = {
   "layers": None,
   "vocab": None,

@@ -37,7 +37,7 @@ class Engine:
   """Samples whole batches with continuous batching.
 
   Attributes:
-    spec: what the programs are compiled for.
+    spec: the specification that the programs are compiled for.
     programs: the jitted functions.
   """
 

@@ -19,7 +19,7 @@ from pure_jax.rollout.generation import GenerationSpec
 
 @dataclasses.dataclass(frozen=True)
 class EngineConfig:
-  """Size of the engine and how often the host looks at it.
+  """Size of the engine and its host sync interval.
 
   Attributes:
     slots: the most sequences in memory, at least 1. It is rounded to whole
@@ -128,7 +128,7 @@ def make_programs(spec: EngineSpec) -> EnginePrograms:
   """Makes the jitted functions of an engine.
 
   Args:
-    spec: what they are compiled for.
+    spec: the specification they are compiled for.
 
   Returns:
     The functions. Each is compiled when it is called with a new shape.

@@ -1,1 +1,1 @@
-"""What experiment scripts share: settings, tasks, an open run, its loop."""
+"""Shared code of the experiment scripts: settings, tasks, runs and loops."""

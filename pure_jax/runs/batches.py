@@ -1,4 +1,4 @@
-"""From problems to arrays on the devices, each process making its rows."""
+"""Turns problems into arrays on the devices; processes share the rows."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -86,7 +86,7 @@ class Batches:
     return self.gather(len(problems), prompts)
 
   def put_prm_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Encodes the PRM's prompts, each process the rows of its devices.
+    """Encodes the PRM's prompts; each process encodes the rows of its devices.
 
     Args:
       problems: B problems; row shards must divide B.
@@ -114,7 +114,7 @@ class Batches:
     return self.put_rows(count, lambda rows: take_rows(tree, rows))
 
   def put_rows(self, count: int, make: Callable[[np.ndarray], Any]) -> Any:
-    """Puts a batch onto the devices, each process making its own rows.
+    """Puts a batch onto the devices; each process makes its own rows.
 
     Args:
       count: B, divisible by the row shards.
@@ -139,7 +139,7 @@ class Batches:
     ]
 
   def gather(self, count: int, tree: Any) -> Any:
-    """Joins what each process knows of its share.
+    """Gathers the values that each process has for its share.
 
     Args:
       count: B.

@@ -23,7 +23,7 @@ MAX_BYTES = 4 * 10**9
 
 
 def enable(folder: str | None = None) -> pathlib.Path | None:
-  """Makes jax keep what it compiles from now on, and reuse it.
+  """Makes jax store and reuse the programs that it compiles from now on.
 
   Call it before anything is compiled. Several processes may share a folder.
   Only the user may write to it, because the cached programs are executed. A

@@ -1,4 +1,4 @@
-"""The folder of a run: what its stages leave, and what it logs."""
+"""The folder of a run: the results of its stages, and its logs."""
 
 import contextlib
 import dataclasses
@@ -63,7 +63,7 @@ class RunFolder:
   def load_weights(
     self, stage: str, declared: Any, layout: sharding.Layout
   ) -> Any:
-    """Loads the weights that a finished stage left.
+    """Loads the weights of a finished stage.
 
     Args:
       stage: name of the stage.
@@ -90,7 +90,7 @@ class RunFolder:
 
     Args:
       stage: name of the stage.
-      weights: what it trained.
+      weights: its trained weights.
       facts: JSON-like, the content of ``done.json``.
     """
     save_tree(self.start / stage / "weights", weights)
@@ -119,7 +119,7 @@ class RunFolder:
 
     Args:
       stage: name of the stage.
-      step: of the update, from 1.
+      step: number of the update, from 1.
       batch: its arrays.
       facts: JSON-like, saved with them.
 
@@ -142,7 +142,7 @@ class RunFolder:
 def load_weights(
   folder: pathlib.Path, declared: Any, layout: sharding.Layout
 ) -> Any:
-  """Loads what `RunFolder.finish_stage` saved.
+  """Loads the weights that `RunFolder.finish_stage` saved.
 
   Args:
     folder: `weights` of a stage.

@@ -40,7 +40,7 @@ class EarlyStop:
     run: the open run.
     stage: name of the stage.
     total: updates of the stage.
-    checkpoints: of the stage.
+    checkpoints: checkpoints of the stage.
   """
 
   run: Run
@@ -76,14 +76,14 @@ class EarlyStop:
     Every process must call it once per update.
 
     Args:
-      metrics: of the update.
+      metrics: metrics of the update.
       shutdown: whether SIGTERM came.
 
     Returns:
       Why it ends; None if it goes on.
     """
     skipped = int(metrics["skipped_in_a_row"])
-    # Before any return, for every process takes part in it.
+    # Before any return, because every process takes part in it.
     terminated = shutdown.requested()
     if skipped >= self.max_skipped:
       return StopReason.SKIPPED_UPDATES
@@ -105,8 +105,8 @@ class EarlyStop:
     Args:
       reason: why it ends; None if only SIGTERM during the save ends it.
       shutdown: whether SIGTERM came.
-      step: of the checkpoint saved last, after the last update.
-      metrics: of that update.
+      step: step of the last checkpoint, saved after the last update.
+      metrics: metrics of that update.
       batch: its arrays, written to a file after too many skipped updates.
       facts: JSON-like, saved with the batch.
 
@@ -147,13 +147,13 @@ class EarlyStop:
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedStage:
-  """A supervised stage: what it updates, and on what.
+  """A supervised stage: its update and its data.
 
   Attributes:
-    name: of the stage and, before a "_", of its folder.
+    name: name of the stage; the text before a "_" is the name of its folder.
     num_steps: updates.
     log_every: updates between rows of metrics and checkpoints.
-    num_examples: how many examples there are.
+    num_examples: number of examples.
     batch_size: examples of an update.
     tokens_per_example: mean over the data, for the logged speed.
     make_batch: indices [batch_size] -> arrays on the devices.
@@ -177,7 +177,7 @@ def run_stage(
 
   Args:
     run: the open run.
-    stage: what it updates, and on what.
+    stage: the stage.
     state: the state at step 0.
 
   Returns:

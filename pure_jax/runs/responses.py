@@ -35,7 +35,7 @@ class GradedResponses:
 def grade(
   run: Run, problems: Sequence[Problem], rollout: Rollout
 ) -> GradedResponses:
-  """Decodes and grades a rollout, each process its share of the rows.
+  """Decodes and grades a rollout; each process grades its share of the rows.
 
   Args:
     run: the open run.
@@ -53,7 +53,7 @@ def grade(
 
 
 def step_texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
-  """Decodes responses that this process holds.
+  """Decodes responses whose rows are in this process.
 
   Args:
     run: the open run.
@@ -71,7 +71,7 @@ def step_texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
 def response_metrics(
   run: Run, graded: GradedResponses, rollout: Rollout, scores: Scores
 ) -> dict[str, float]:
-  """Metrics of responses that were graded and scored.
+  """Computes metrics of graded and scored responses.
 
   Args:
     run: the open run.

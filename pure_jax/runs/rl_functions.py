@@ -37,7 +37,7 @@ class RLFunctions:
   `rl.length_buckets` and `rl.packed_tokens` the only key is None.
 
   Attributes:
-    spec: what they compute.
+    spec: the run's specification.
     for_rollout: trained weights -> their copy in the rollout layout.
     generate: (weights, prompts, key) -> rollout, G samples of each prompt.
     generate_held_out: one sample of each prompt at temperature 1.
@@ -65,7 +65,7 @@ class RLFunctions:
   updates: Mapping[RowShape | None, Callable[..., Any]]
 
   def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
-    """The policy's weights as rollouts read them.
+    """Joins the policy's weights in the form that rollouts use.
 
     Args:
       trained: the weights that RL trains.
@@ -89,7 +89,7 @@ class RLFunctions:
       trained: the weights that RL trains.
       frozen: the weights that it does not.
       rollout: B responses.
-      prm_prompts: [B, L'] what the PRM reads before each.
+      prm_prompts: [B, L'] the PRM's prompt for each response.
 
     Returns:
       (scores, drift []), see `score.make_score`.
@@ -115,10 +115,10 @@ class RLFunctions:
       trained: the weights that RL trains.
       frozen: the weights that it does not.
       rollout: B responses.
-      prm_prompts: [B, L'] what the PRM reads before each.
+      prm_prompts: [B, L'] the PRM's prompt for each response.
 
     Returns:
-      (scores, drift []); the drift is None if the policy was not read.
+      (scores, drift []); the drift is None if the policy was not run.
     """
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
@@ -168,7 +168,7 @@ def compile_functions(
   """Makes the compiled functions of RL. Nothing is compiled before its call.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     optimizer: the optax transformation.
 
   Returns:
@@ -212,12 +212,12 @@ def make_generate(
   """Makes stage 1 of a run.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     sampler: how responses are sampled.
     group_size: samples of each prompt (G).
 
   Returns:
-    What `rollouts.make_generate` returns, or an engine's `generate`.
+    The function of `rollouts.make_generate`, or an engine's `generate`.
   """
   rl, engine = spec.settings.rl, make_engine(spec, sampler, group_size)
   if engine is not None:
@@ -239,7 +239,7 @@ def make_engine(
   """Makes stage 1 of a run with continuous batching.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     sampler: how responses are sampled.
     group_size: samples of each prompt (G).
 
@@ -264,7 +264,7 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """The shapes of the rows that scoring packs texts into.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
 
   Returns:
     Shapes from the narrowest to the widest; (None,) if each text has a row of
@@ -287,10 +287,10 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   """The shapes of the rows that updates pack texts into.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
 
   Returns:
-    As `score_rows`.
+    Shapes as in `score_rows`.
   """
   if not _packs(spec):
     return (None,)

@@ -55,16 +55,16 @@ class Clock:
 
 @dataclasses.dataclass(frozen=True)
 class Iteration:
-  """What is known of an iteration once its update is dispatched.
+  """The data of an iteration whose update has been dispatched.
 
   Attributes:
     step: its number, from 1.
     problems: B problems, each repeated for its samples.
     graded: texts and verdicts of the responses.
-    batch: what the update learned from.
+    batch: the batch of the update.
     drift: [] largest difference between log-probs of sampler and trainer; None
-      if the policy was not read.
-    metrics: of the update.
+      if the policy was not run.
+    metrics: metrics of the update.
     clock: how long its parts took.
   """
 
@@ -95,7 +95,7 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
   Args:
     run: the open run.
     bar: the progress bar.
-    iteration: what is known of it.
+    iteration: the data of the iteration.
   """
   row = _metrics_row(run, iteration)
   run.folder.metrics.write("rl", iteration.step, row)
@@ -179,7 +179,7 @@ def summarize(run: Run) -> dict[str, Any]:
     run: the open run.
 
   Returns:
-    What it holds.
+    The content of the file.
 
   Raises:
     MetricsError: if the evaluations of the run are missing.

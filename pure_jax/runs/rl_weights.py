@@ -1,4 +1,4 @@
-"""The weights of RL: what it trains, what it reads, and their copies."""
+"""The weights of RL: trained weights, frozen weights, and their copies."""
 
 import dataclasses
 from collections.abc import Callable
@@ -45,11 +45,11 @@ class FrozenWeights:
     """The weights to sample with.
 
     Adapters are not merged into the base: in bfloat16 the sum would round away
-    what is small beside W, and the samples would be those of another policy.
-    Besides, the base stays in its layout, and only adapters move.
+    entries that are small compared with W, and the samples would come from
+    another policy. The base also stays in its layout, so only adapters move.
 
     Args:
-      rollout_copy: what `RLFunctions.for_rollout` returned.
+      rollout_copy: the copy that `RLFunctions.for_rollout` returned.
 
     Returns:
       All weights; nothing is copied.
@@ -63,9 +63,9 @@ def make_rollout_copy(
   """Makes the function that copies weights for rollouts.
 
   Args:
-    spec: what the run computes.
-    declared: the weights, as they are trained: of a model, or adapters alone,
-      which keep their precision.
+    spec: the run's specification.
+    declared: declarations of the trained weights: those of a model, or only
+      adapters, which keep their precision.
 
   Returns:
     A function from weights to their copy in the rollout layout.
@@ -81,7 +81,7 @@ def needs_rollout_copy(spec: RunSpec, declared: dict[str, Any]) -> bool:
   """Whether rollouts read a copy of the weights, or the weights themselves.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     declared: the weights, as they are trained.
 
   Returns:
@@ -102,7 +102,7 @@ def trained_weights(spec: RunSpec) -> dict[str, Any]:
   """Declares the weights that RL trains.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
 
   Returns:
     A `Weight` for each: all of the policy's, or its adapters.
@@ -119,7 +119,7 @@ def start_state(
   """Makes the state at step 0: a copy of the policy, or new adapters.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     policy_params: weights of the policy RL starts from.
     optimizer: the optax transformation.
 
@@ -141,7 +141,7 @@ def freeze(
   Layouts that are equal share one copy.
 
   Args:
-    spec: what the run computes.
+    spec: the run's specification.
     policy_params: weights of the policy RL starts from.
     prm_params: weights of the PRM; None without one.
 

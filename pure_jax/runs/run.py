@@ -41,10 +41,10 @@ class Run:
   """An open run.
 
   Attributes:
-    spec: what it computes.
-    folder: where it keeps what it computed.
-    batches: how it makes and distributes batches.
-    task: what it learns: language, problems and graders.
+    spec: its specification.
+    folder: its folder, with results and logs.
+    batches: makes and distributes its batches.
+    task: its task: tokenizer, problems and graders.
   """
 
   spec: RunSpec
@@ -118,12 +118,12 @@ def open_run(
 
 
 def make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
-  """What a run on a task computes.
+  """Makes the specification of a run on a task.
 
   Args:
     settings: the resolved config.
     task: the open task.
-    layouts: of the settings.
+    layouts: the layouts of the models, as the settings say.
 
   Returns:
     The specification.

@@ -1,4 +1,4 @@
-"""Opens what a training run left: its config, tokenizer, policy and PRM.
+"""Opens the results of a training run: config, tokenizer, policy and PRM.
 
 The run's folder is only read. `read_run` reads the config; the other functions
 load one thing each.
@@ -134,7 +134,7 @@ def policy_architecture(run: SavedRun) -> ModelConfig:
 
 
 def run_layout(run: SavedRun) -> sharding.Layout:
-  """Lays out this process's devices as the run's config has it.
+  """Lays out this process's devices as in the run's config.
 
   Args:
     run: the run.
@@ -242,7 +242,7 @@ def check_prm(run: SavedRun) -> None:
     run: the run.
 
   Raises:
-    ConfigError: if it was given one, or has not finished training one.
+    ConfigError: if the run was given a PRM, or has not finished training one.
   """
   if run.files is not None and run.files.prm is not None:
     raise ConfigError(

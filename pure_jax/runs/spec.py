@@ -1,4 +1,4 @@
-"""What a run computes: the frozen record all its compiled functions come from.
+"""The specification of a run, from which its compiled functions are made.
 
 A `RunSpec` holds no folder, no data and no weights. An open run has one, and
 so does the planner, which compiles the same functions without opening a run.
@@ -67,7 +67,7 @@ def make_layouts(settings: Settings) -> Layouts:
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-  """What a run computes.
+  """The specification of a run.
 
   Attributes:
     settings: the resolved config.
@@ -119,7 +119,7 @@ class RunSpec:
 
   @property
   def step(self) -> StepSpec:
-    """What scores and update of an RL step compute."""
+    """The specification of scores and update of an RL step."""
     rl = self.settings.rl
     return StepSpec(
       model=self.rl_model,

@@ -104,7 +104,7 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   The lock is released when the process ends, however it ends.
 
   Args:
-    folder: of the run, after `prepare_workdir`.
+    folder: folder of the run, after `prepare_workdir`.
 
   Yields:
     Nothing.
@@ -127,7 +127,7 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
   """Reads the config and the versions that `prepare_workdir` stored.
 
   Args:
-    folder: of the run.
+    folder: folder of the run.
 
   Returns:
     ``config``, and ``versions`` with one entry for the start and one for each

@@ -32,12 +32,12 @@ def policy_gradients(
   batch.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
     params: policy weights to train.
     base: weights that get no gradient, joined with `params`; {} if all
       weights are trained.
     rollout: prompts and completions, [B, L] and [B, C].
-    experience: of the same responses.
+    experience: the experience of the same responses.
     advantages: [B, C] float32, of the same responses.
     rows: rows that texts are packed into, see `packed.policy_gradients`; None
       gives each text a row of its own.

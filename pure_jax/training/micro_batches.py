@@ -37,7 +37,7 @@ def split_rows(tree: Any, micro_batches: int) -> Any:
 
 
 def join_rows(tree: Any) -> Any:
-  """Joins what `split_rows` has split.
+  """The inverse of `split_rows`.
 
   Args:
     tree: pytree of arrays [micro_batches, B / micro_batches, ...].
@@ -114,7 +114,7 @@ def accumulate_gradients(
 
   Args:
     objective: (params, micro-batch) -> (loss, metrics).
-    params: what to differentiate by.
+    params: the parameters of the gradient.
     batch: pytree of arrays [B, ...].
     micro_batches: their number; must divide B.
 
@@ -137,11 +137,11 @@ def accumulate_gradients(
 def accumulate_packs(
   objective: Objective, params: Any, packs: jax.Array
 ) -> LossAndGradients:
-  """Does what `accumulate_gradients` does, for a number known at run time.
+  """Sums like `accumulate_gradients`, over packs counted at run time.
 
   Args:
     objective: (params, index of a pack []) -> (loss, metrics).
-    params: what to differentiate by.
+    params: the parameters of the gradient.
     packs: [] int32, number of packs, at least 1.
 
   Returns:
@@ -189,6 +189,6 @@ def _combine(total, new):
 
 
 def _ungroup(total):
-  """The same with all metrics in one dict."""
+  """Joins the metrics of a result into one dict."""
   (loss, metrics), grads = total
   return (loss, metrics.to_dict()), grads

@@ -1,6 +1,6 @@
 """Models run on packed rows: log-probs, PRM logits and policy gradients.
 
-Each function returns what its counterpart with one text per row returns, up to
+Each function gives the result of its counterpart with one text per row, up to
 rounding: attention sums over the keys of a row in another order.
 """
 
@@ -29,7 +29,7 @@ def make_measure(layout: sharding.Layout) -> Callable[[Rollout], jax.Array]:
   `pure_jax.training.packing.choose` takes the narrowest rows that hold it.
 
   Args:
-    layout: of the rows.
+    layout: the layout of the rows.
 
   Returns:
     A jitted function: rollout -> [1] int32, the most tokens of a prompt with
@@ -52,8 +52,8 @@ def pack_rollout(
 
   Args:
     rollout: prompts and completions, [B, L] and [B, C].
-    shape: of the rows.
-    act_sharding: of the rows.
+    shape: the shape of the rows.
+    act_sharding: sharding of the rows.
 
   Returns:
     (where the tokens lie, the tokens [B, L + C]).
@@ -70,14 +70,14 @@ def packed_logp(
   texts: PackedTexts,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
-  """`score.rollout_logp` of packed rows.
+  """Computes `score.rollout_logp` for packed rows.
 
   Args:
     params: policy weights.
     model: the policy's architecture.
     sampler: the sampling settings.
     texts: rows of prompts and completions.
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
     (logp, entropy), both [R, W] float32 in nats, 0 where no completion token
@@ -110,7 +110,7 @@ def logp_of_each(
     model: the architecture of all policies.
     sampler: the sampling settings.
     rollout: prompts and completions, [B, L] and [B, C].
-    shape: of the rows.
+    shape: the shape of the rows.
 
   Returns:
     One [B, C] float32 in nats for each policy, 0 where masked.
@@ -141,14 +141,14 @@ def prm_logits(
   shape: RowShape,
   act_sharding: ActivationSharding = LOCAL,
 ) -> jax.Array:
-  """`models.prm.prm_logits`, computed in packed rows.
+  """Computes `models.prm.prm_logits` in packed rows.
 
   Args:
     params: PRM weights.
     model: the PRM's architecture.
-    inputs: what the PRM reads, [B, T].
-    shape: of the rows.
-    act_sharding: of the activations.
+    inputs: the PRM's inputs, [B, T].
+    shape: the shape of the rows.
+    act_sharding: sharding of the activations.
 
   Returns:
     [B, T, 2] float32, 0 where the inputs are masked.
@@ -184,19 +184,19 @@ def policy_gradients(
   """Computes loss, metrics and gradients of a batch in packed rows.
 
   Args:
-    spec: what the step computes. The row shape says how many rows are
+    spec: the step's specification. The row shape says how many rows are
       processed together, in place of `spec.micro_batch_rows`.
     params: policy weights to train.
     base: weights that get no gradient, joined with `params`; {} if all
       weights are trained.
     rollout: prompts and completions, [B, L] and [B, C].
-    experience: of the same responses.
+    experience: the experience of the same responses.
     advantages: [B, C] float32, of the same responses.
-    shape: of the rows.
+    shape: the shape of the rows.
 
   Returns:
-    ((loss [], NaN if a text did not fit; metrics, ``row_fill`` among them,
-    the share of the columns read that held a token), gradients).
+    ((loss [], NaN if a text did not fit; metrics, among them ``row_fill``, the
+    share of the processed columns that have a token), gradients).
   """
   act_sharding = spec.layouts.training.act_sharding
   rows, tokens = pack_rollout(rollout, shape, act_sharding)

@@ -1,12 +1,12 @@
 """Packs texts of different lengths into full rows, and unpacks their values.
 
-A batch is B texts (a prompt with its completion, or what the PRM reads) in T
-columns, most of which are padding. Packing lays the texts without their padding
-into rows of W columns. Several texts share a row as segments: attention keeps
-them apart, and positions start at 0 in each. Models process a micro-batch of R
-rows at a time, and only as many micro-batches as hold a text. That number is
-known on the device alone, so it is not compiled in. W is one of a few widths:
-the least that the longest text of a batch fits (`choose`).
+A batch is B texts (a prompt with its completion, or an input of the PRM) in T
+columns, most of which are padding. Packing lays the texts without their
+padding into rows of W columns. Several texts share a row as segments:
+attention keeps them apart, and positions start at 0 in each. Models process a
+micro-batch of R rows at a time, and only as many micro-batches as hold a text.
+Only the device knows this number, so it is not a constant of the program. W is
+the smallest of a few widths that fits the longest text of a batch (`choose`).
 
 The layers of a model and the loss run on packed rows. Steps, credit, baselines
 and whitening stay on [B, C] and [B, S]: they are cheap, and they see groups and
@@ -61,7 +61,7 @@ class ScoreRows:
 
   Attributes:
     policy: rows of prompts with their completions.
-    prm: rows of what the PRM reads; None without a PRM.
+    prm: rows of the PRM's inputs; None without a PRM.
   """
 
   policy: RowShape
@@ -118,8 +118,8 @@ def row_shapes(
 
   Bucket i serves batches whose longest text has at most longest / 2^i tokens.
   As rows get shorter a micro-batch has more of them, so that it has about as
-  many tokens; but where texts share rows, not so many that few micro-batches
-  are left.
+  many tokens. If texts share rows, the number of rows is limited, so that it
+  does not leave too few micro-batches.
 
   >>> [(s.columns, s.rows) for s in row_shapes(1000, 32, 8, 3)]
   [(1000, 8), (500, 16), (250, 32)]
@@ -216,8 +216,9 @@ def pack(
 
   Args:
     mask: [B, T] bool, True on the tokens of a text, padding on either side.
-    shape: of the rows. A micro-batch has no more rows than there are texts.
-    act_sharding: of the batch.
+    shape: the shape of the rows. A micro-batch has no more rows than there are
+      texts.
+    act_sharding: sharding of the batch.
 
   Returns:
     The packing.
@@ -255,7 +256,7 @@ def gather(
   Args:
     values: [B, n] of any dtype.
     index: int32 of any shape, -1..B * n - 1.
-    act_sharding: of the batch; every device first gets all values.
+    act_sharding: sharding of the batch; every device first gets all values.
 
   Returns:
     Like index, in the dtype of the values.
@@ -267,7 +268,7 @@ def gather(
 
 @struct.dataclass
 class PackedTexts:
-  """What a model reads: the rows of one micro-batch.
+  """The inputs of a model: the rows of one micro-batch.
 
   Attributes:
     tokens: [R, W] int32, 0 where no token lies.
@@ -297,7 +298,7 @@ def read_micro_batch(
     index: [] int, 0..N-1, which micro-batch.
     tokens: [B, T] int32, the ids that were packed.
     completion_columns: C; the last C of T columns are those of completions.
-    act_sharding: of the rows.
+    act_sharding: sharding of the rows.
 
   Returns:
     Its rows.
@@ -358,7 +359,7 @@ def unpack(
   Args:
     packing: from `pack`.
     values: [N, R, W, ...] float, from `map_micro_batches`.
-    act_sharding: of the rows; every device first gets all values.
+    act_sharding: sharding of the rows; every device first gets all values.
 
   Returns:
     [B, T, ...], 0 where masked; NaN everywhere if a text did not fit.

@@ -1,8 +1,8 @@
 """Stage 1 of a training step: sampling completions, on any layout.
 
-`make_generate` samples a batch in one compiled loop, `make_engine` with
-continuous batching. Row i samples with its own key in both, whatever the other
-rows do.
+`make_generate` samples a batch in one compiled loop, `make_engine` samples it
+with continuous batching. In both, row i samples with its own key and does not
+depend on the other rows.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Stage 2 of a training step: steps, PRM scores, old and reference log-probs.
 
 One function, `prm_forward`, takes token ids to PRM logits wherever a PRM runs:
-in its training, in its evaluation and in RL. So the PRM reads during RL what
-it was trained on.
+in its training, in its evaluation and in RL. So the inputs of the PRM in RL
+have the form of its training inputs.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from pure_jax.types import (
 
 @struct.dataclass
 class Scores:
-  """What stage 2 computes from a rollout.
+  """The results of stage 2 for a rollout.
 
   Attributes:
     steps: step boundaries, [B, C] and [B, S].
@@ -52,13 +52,13 @@ class Scores:
 
 @struct.dataclass
 class ScoredBatch:
-  """What an update learns from.
+  """The batch of an update: a rollout, its scores and its grades.
 
   Attributes:
     rollout: prompts and completions of B responses.
     scores: their steps, step rewards and log-probs.
     correct: [B] float32, 1 where the grader found the answer right.
-    has_answer: [B] bool, True where the update may use that verdict.
+    has_answer: [B] bool, True where the update may use `correct`.
   """
 
   rollout: Rollout
@@ -70,7 +70,7 @@ class ScoredBatch:
 def prm_inputs(
   config: ScoreConfig, table: SeparatorTable, batch: Any
 ) -> tuple[PRMInputs, StepBoundaries]:
-  """Builds what the PRM reads of responses.
+  """Builds the PRM's inputs from responses.
 
   Args:
     config: how responses are split into steps and scored.
@@ -112,7 +112,7 @@ def prm_forward(
     table: which token ids end a step.
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
       [B, L], tokens and completion_mask [B, C].
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
@@ -133,14 +133,14 @@ def rollout_logp(
 
   The distribution is the sampler's before top-k, top-p and min-p: same
   temperature, same banned ids. Those filters belong to the behaviour policy
-  only; what they remove shows as drift between sampler and trainer.
+  only; their effect appears as drift between sampler and trainer.
 
   Args:
     params: policy weights.
     model: the policy's architecture.
     sampler: the sampling settings; greedy rollouts are read at temperature 1.
     rollout: prompts and completions, [B, L] and [B, C].
-    act_sharding: of the activations.
+    act_sharding: sharding of the activations.
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 where masked;
@@ -165,18 +165,18 @@ def make_score(
   """Makes stage 2, with old log-probs computed by the policy.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
     rows: rows that texts are packed into; None gives each text a row of its
-      own. Changes the time used and not the result.
+      own. This changes the time, not the result.
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
-    prompts) -> (`Scores`, drift). The PRM prompts [B, L'] are what the PRM
-    reads before each response: the problem as in its training, while the
-    policy's prompt may be a chat (the paper's reference gives the PRM the
-    chat). Without a PRM its params are None and its prompts are not read. The
-    drift [] is the largest |sampled_logp - old_logp| of a token, which
-    includes the sampler's filters.
+    prompts) -> (`Scores`, drift). The PRM reads the PRM prompts [B, L'] before
+    each response. They have the problem in the format of the PRM's training,
+    while the policy's prompt may be a chat (in the paper's reference code the
+    PRM reads the chat). Without a PRM its params are None and its prompts are
+    not read. The drift [] is the largest |sampled_logp - old_logp| of a token,
+    which includes the sampler's filters.
   """
 
   def score(params, reference, prm_params, rollout, prm_prompts):
@@ -195,7 +195,7 @@ def make_checked_score(
   """Makes stage 2 with the sampler's old log-probs, checked by the policy.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
     rows: as for `make_score`.
 
   Returns:
@@ -230,7 +230,7 @@ def make_sampled_score(
   `Rollout.full_logp` and the trainer's program.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
     rows: as for `make_score`.
 
   Returns:
@@ -298,7 +298,7 @@ def _score_rows(
 
 
 def _prm_inputs(spec: StepSpec, rollout, prm_prompts):
-  """What the PRM reads of a rollout, behind its own prompts."""
+  """Builds the PRM's inputs: its own prompts, then the responses."""
   batch = rollout.replace(
     prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
   )
@@ -374,7 +374,7 @@ def make_measure(spec: StepSpec) -> Callable[[Rollout, Prompts], jax.Array]:
   `pure_jax.training.packing.choose` takes the narrowest rows that hold them.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
 
   Returns:
     A jitted function (rollout, PRM prompts) -> int32, the same on every

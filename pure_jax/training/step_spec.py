@@ -1,4 +1,4 @@
-"""What one training step of PURE computes, as one frozen record.
+"""The specification of one training step of PURE, a frozen record.
 
 The compiled functions of a step are made from a `StepSpec`:
 `pure_jax.training.score.make_score` and `pure_jax.training.train.make_update`.
@@ -16,7 +16,7 @@ from pure_jax.types import SeparatorTable
 
 @dataclasses.dataclass(frozen=True)
 class Layouts:
-  """Where the models of a training step live, all on the same devices.
+  """Layouts of the models of a training step, all on the same devices.
 
   Attributes:
     training: layout of the policy, its optimizer and the rows of a batch.
@@ -63,7 +63,7 @@ class Layouts:
 
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
-  """What scores and update of a training step compute.
+  """The specification of the scores and the update of a training step.
 
   Attributes:
     model: the policy's architecture; with `model.lora` the step trains the

@@ -95,7 +95,7 @@ def make_prm_step(
   layout: sharding.Layout,
   head_only: bool,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-  """Makes one PRM update: cross-entropy of good and bad steps at their scores.
+  """Makes one PRM update: cross-entropy of the step labels at score tokens.
 
   The paper (arXiv 2504.15275) trains in two stages: the head alone, then all
   parameters. Frozen weights are a separate argument, without gradient and

@@ -35,7 +35,7 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-  """What an update changes.
+  """The state that an update changes.
 
   Attributes:
     step: [] int32, updates attempted, skipped ones included.
@@ -187,7 +187,7 @@ def apply_gradients(
 
 
 def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
-  """Selects what credit assignment and loss read of a batch.
+  """Builds the experience of a batch, which credit and loss read.
 
   Args:
     batch: B responses.
@@ -224,11 +224,11 @@ def make_update(
   changes the memory used and not the result.
 
   Args:
-    spec: what the step computes.
+    spec: the step's specification.
     optimizer: the optax transformation.
     rows: rows that texts are packed into, which replace
-      `spec.micro_batch_rows`; None gives each text a row of its own. Changes
-      the time used and not the result.
+      `spec.micro_batch_rows`; None gives each text a row of its own. This
+      changes the time, not the result.
 
   Returns:
     A jitted function (state, batch, base) -> (state, metrics); the state given

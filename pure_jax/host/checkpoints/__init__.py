@@ -1,1 +1,1 @@
-"""Checkpoints of a run: saved by Orbax, with a record and checksums of ours."""
+"""Checkpoints of a run: saved by Orbax, with our own record and checksums."""

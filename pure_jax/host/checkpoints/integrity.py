@@ -42,7 +42,7 @@ def explain_failure(folder: str | os.PathLike, error: Exception) -> str:
   """Says why checkpoints cannot be written, and what to do.
 
   Args:
-    folder: of the checkpoints.
+    folder: folder of the checkpoints.
     error: raised by the write.
   """
   disk_full = disk_full_reason(error)

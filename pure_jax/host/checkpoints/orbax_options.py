@@ -29,8 +29,8 @@ def preservation_policy(
   """Preserves the newest checkpoint, the latest regular ones and the best one.
 
   An interim checkpoint, which a preempted run leaves between two regular ones,
-  is preserved while it is the newest. It does not count as regular: what a run
-  leaves behind does not depend on how often it was preempted.
+  is preserved while it is the newest. It does not count as regular: the
+  checkpoints of a run do not depend on how often it was preempted.
 
   Args:
     keep_latest: how many of the newest regular checkpoints are preserved.

@@ -128,7 +128,7 @@ def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:
   """Reads the metrics of a checkpoint on disk.
 
   Args:
-    folder: of the checkpoint.
+    folder: folder of the checkpoint.
 
   Returns:
     Its metrics. If its record cannot be read, those of a regular checkpoint

@@ -25,13 +25,13 @@ _START_ALL = (
 
 @dataclasses.dataclass(frozen=True)
 class ClusterConfig:
-  """What a process is told about the other processes of its run.
+  """How a process finds the other processes of its run.
 
   Attributes:
     coordinator: "host:port" of process 0, the same in every process. If
       coordinator, processes and process_id are all None, jax detects them.
-    processes: how many there are. 1 alone runs a single process, whatever
-      launcher started it.
+    processes: number of processes. 1 runs a single process, whichever launcher
+      started it.
     process_id: index of this process, from 0.
     connect_timeout_seconds: how long this process waits for the others at the
       start.

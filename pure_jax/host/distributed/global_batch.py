@@ -40,7 +40,7 @@ def owned_rows(sharding: NamedSharding, num_rows: int) -> list[np.ndarray]:
   Rows that several processes hold are divided evenly among them.
 
   Args:
-    sharding: of the batch; shards rows.
+    sharding: sharding of the batch; shards rows.
     num_rows: B, divisible by the number of row shards.
 
   Returns:
@@ -64,7 +64,7 @@ def make_rows(
   `jax.make_array_from_process_local_data` would not say which rows to make.
 
   Args:
-    sharding: of the batch; shards rows.
+    sharding: sharding of the batch; shards rows.
     num_rows: B, divisible by the number of row shards.
     make: [b] ascending row numbers -> pytree of host arrays [b, ...]. It must
       give a row the same values in every process.
@@ -140,7 +140,7 @@ def gather_rows(sharding: NamedSharding, num_rows: int, tree: Any) -> Any:
   padded bytes.
 
   Args:
-    sharding: of the batch; shards rows.
+    sharding: sharding of the batch; shards rows.
     num_rows: B.
     tree: pytree of numpy arrays [b, ...] for this process's `owned_rows`, of
       the same structure, dtypes and trailing shapes in every process.

@@ -1,8 +1,8 @@
 """An append-only file of records, one line of strict JSON each.
 
-Evaluations append what is expensive to compute, responses and scores, as soon
-as it is there. A killed process loses at most the line it was writing, and the
-next process continues behind the last whole line.
+Evaluations append responses and scores, which are expensive to compute, as
+soon as they exist. A killed process loses at most the line it was writing, and
+the next process continues behind the last whole line.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Runs a function on many items in processes that may hang, crash or swell.
+"""Runs a function on many items in processes that may hang, crash or grow.
 
 Workers are separate interpreters that are started once and receive items as
 JSON lines over pipes. They are not forked, because the parent may run jax's
@@ -61,7 +61,7 @@ class _Worker:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,  # Until it is ready.
-      start_new_session=True,  # Ctrl-C is for the parent to handle.
+      start_new_session=True,  # Only the parent handles Ctrl-C.
     )
     self.ready = False
     self.item: int | None = None

@@ -1,1 +1,1 @@
-"""What a run logs: metrics, TensorBoard events, curves, progress, batches."""
+"""Logs of a run: metrics, TensorBoard events, curves, progress, batches."""

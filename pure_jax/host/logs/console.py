@@ -1,4 +1,4 @@
-"""What a script shows on standard error: messages, and progress of a loop."""
+"""Output of a script on standard error: messages, and progress of a loop."""
 
 import sys
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ class Progress:
     """Starts showing progress.
 
     Args:
-      name: of the stage.
+      name: name of the stage.
       total: its number of steps.
       first: steps that a resumed run did before.
       enabled: False shows nothing.

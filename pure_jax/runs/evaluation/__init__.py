@@ -1,4 +1,4 @@
-"""What the evaluation scripts share.
+"""Code that the evaluation scripts share.
 
 Of a policy (`evaluate.py`):
 

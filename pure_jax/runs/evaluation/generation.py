@@ -27,7 +27,7 @@ class ResponseBatch:
   """A batch of responses on the devices.
 
   Attributes:
-    requests: what was requested, at most as many as rows.
+    requests: the requests of the batch, at most as many as it has rows.
     rollout: [B, ...] arrays that may still be computed.
     step_rewards: [B, S] array that may still be computed; None without a PRM.
   """
@@ -44,10 +44,10 @@ def make_generate(
   layout: sharding.Layout,
   group_size: int,
 ) -> rollouts.Generate:
-  """Samples rows from keys of their own, in one loop or in an engine.
+  """Makes the sampler of an evaluation: one loop, or continuous batching.
 
   Args:
-    settings: the evaluation's.
+    settings: settings of the evaluation.
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.

@@ -85,7 +85,7 @@ def _from_run(
 
 
 def _checked_run(settings: EvaluatePRMSettings) -> saved_run.SavedRun:
-  """Reads the run; raises a ConfigError unless its PRM reads what it learned.
+  """Reads the run; raises a ConfigError if its PRM does not fit the settings.
 
   The PRM must read problems and steps in the format that it was trained on.
   """

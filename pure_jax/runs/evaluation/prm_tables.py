@@ -83,8 +83,8 @@ def with_first_error(
 ) -> tuple[ScoredData, prm_metrics.FirstErrors]:
   """Selects the solutions whose first error is known.
 
-  It is known if every step is labelled good, or every step before the first
-  one labelled bad is.
+  The first error is known in two cases: every step is labelled good; or a step
+  is labelled bad, and every step before the first such step is labelled good.
 
   Args:
     data: scored solutions.

@@ -1,4 +1,4 @@
-"""What an evaluation of a policy generates: one request per response."""
+"""The requests of an evaluation of a policy: one request per response."""
 
 import dataclasses
 import hashlib
@@ -33,7 +33,7 @@ class Request:
 
   Attributes:
     benchmark: name of the benchmark.
-    index: row of the problem in it.
+    index: row of the problem in the benchmark.
     problem: the problem.
     sample: number of the sample; None for the greedy response.
     prompt: ids of the policy's prompt.
@@ -53,7 +53,7 @@ class Request:
     return self.benchmark, self.problem.id, self.sample
 
   def key_data(self) -> tuple[int, int, int]:
-    """Returns what is folded into the random key of the response."""
+    """Returns the numbers that are folded into the response's random key."""
     name = hashlib.blake2b(self.benchmark.encode(), digest_size=4).digest()
     return int.from_bytes(name, "little"), self.index, self.sample or 0
 

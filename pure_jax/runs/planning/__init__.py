@@ -1,1 +1,1 @@
-"""What a run needs and costs on devices that need not be there."""
+"""Memory and cost of a run on devices that need not be present."""

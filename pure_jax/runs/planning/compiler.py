@@ -1,4 +1,4 @@
-"""Compiles the stages of a step and reads what the compiler made of them.
+"""Compiles the stages of a step and reads memory and costs of the result.
 
 Memory is the compiler's own answer. FLOPs, bytes and collectives are counted
 in the compiled program (`runs.planning.hlo`).
@@ -52,7 +52,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class CompiledStage:
-  """What the compiler says about a stage, or about one program of a stage.
+  """The compiler's results for a stage, or for one program of a stage.
 
   Attributes:
     name: name of the stage or the program.
@@ -79,7 +79,7 @@ class CompiledStage:
 
   @property
   def total_bytes(self) -> float | None:
-    """Memory in use while it runs; None if the compiler did not say."""
+    """Memory in use while it runs; None if it is unknown."""
     if self.memory is not None:
       return self.memory.total + self.held_bytes
     if self.needed_bytes is not None:
@@ -103,7 +103,7 @@ def compile_stage(
       If the stage has several programs, the name of each is added.
 
   Returns:
-    What the compiler says.
+    The compiler's results.
   """
   if isinstance(stage, EngineStage):
     return _compile_engine(stage, devices, path)
@@ -130,7 +130,7 @@ def compile_program(
     path: gzip file for the text of the compiled program; None to write none.
 
   Returns:
-    What the compiler says, and the abstract outputs with their shardings. If
+    The compiler's results, and the abstract outputs with their shardings. If
     the compiler refuses the program for lack of memory, the outputs are None.
   """
   start = time.monotonic()
@@ -170,7 +170,7 @@ def compile_program(
 
 
 def needed_bytes(message: str) -> float | None:
-  """Reads how much memory a program needs that the compiler refused.
+  """Reads the memory that a refused program needs.
 
   >>> needed_bytes("temporaries (600.5G) exceeds available HBM (95.74G).")
   644781965312.0

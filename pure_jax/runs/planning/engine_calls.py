@@ -1,12 +1,13 @@
-"""Calls of an engine's programs, each where it needs the most memory.
+"""Calls of an engine's programs, each with shapes that need the most memory.
 
-That is with all slots in use and the longest ring of the cache, with these
-exceptions: the first prompts start with a short ring, and the programs that run
-before the ring grows for the last time have the ring before that.
+These shapes have all slots in use and the longest ring of the cache, with two
+exceptions: the first prompts start with a short ring, and the programs that
+run before the ring grows for the last time have the ring before that growth.
 
-Keys and values are in memory about one and a half times while the ring grows
-or the slots shrink to half. They are in memory twice while prompts stop being
-shared. If prompts wait, that happens before the ring's last growth.
+Keys and values need memory for about one and a half copies while the ring
+grows or the slots shrink to half. They need memory for two copies while shared
+prompts are copied for each slot. If prompts wait, that happens before the
+ring's last growth.
 """
 
 import dataclasses
@@ -85,7 +86,7 @@ class _Calls:
 
   @property
   def _prompts_wait(self) -> bool:
-    """Whether not all prompts start at once."""
+    """Whether some prompts wait at the start."""
     return self._num_starting < self._num_prompts
 
   def _run(self, name, function, arguments, held, times=1.0):
@@ -93,7 +94,7 @@ class _Calls:
     return self._call(EngineCall(name, function, arguments, held, times))
 
   def _all_but_slots(self) -> tuple[Any, ...]:
-    """What is in memory while a program works on the slots alone."""
+    """The other arrays in memory while a program works on the slots."""
     return self._params, self._prompts, *self.converted, self.completions
 
   def convert_weights(self) -> None:
@@ -170,7 +171,7 @@ class _Calls:
     )
 
   def shrink(self) -> None:
-    """Keeps half of the slots. A rollout at its longest never does that."""
+    """Keeps half of the slots. A rollout of full length never does that."""
     rows, shards = self._num_starting * self._spec.group_size, self._spec.shards
     half = rows // shards // 2
     if half:

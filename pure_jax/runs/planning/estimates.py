@@ -15,7 +15,7 @@ from pure_jax.runs.spec import RunSpec
 
 @dataclasses.dataclass(frozen=True)
 class Estimates:
-  """What is known about a stage without compiling it.
+  """Closed-form estimates of a stage.
 
   Attributes:
     model_flops: FLOPs that the method needs, on all devices together.

@@ -1,4 +1,4 @@
-"""A plan: what one RL step needs and costs when it is run in a given way."""
+"""A plan: memory and cost of one RL step under an execution plan."""
 
 import dataclasses
 import math
@@ -13,11 +13,11 @@ from pure_jax.runs.planning.roofline import GIB, Bound, bound
 
 @dataclasses.dataclass(frozen=True)
 class StagePlan:
-  """What one stage of a step needs and costs.
+  """Memory and cost of one stage of a step.
 
   Attributes:
-    compiled: what the compiler says.
-    estimates: what is known without the compiler.
+    compiled: the compiler's results.
+    estimates: closed-form estimates.
     bound: least time; None if the stage did not compile or the chip's peak
       rates are unknown.
   """
@@ -28,14 +28,14 @@ class StagePlan:
 
   @property
   def total_bytes(self) -> float | None:
-    """Memory in use while the stage runs; None if the compiler did not say."""
+    """Memory in use while the stage runs; None if it is unknown."""
     total = self.compiled.total_bytes
     return None if total is None else total + self.estimates.waiting_bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What one RL step needs and costs.
+  """Memory and cost of one RL step.
 
   Attributes:
     target: the devices.
@@ -69,7 +69,7 @@ class Plan:
 
   @property
   def peak_bytes(self) -> float:
-    """Memory of the largest stage; infinite if the compiler did not say."""
+    """Memory of the largest stage; infinite if it is unknown."""
     sizes = [stage.total_bytes for stage in self.stages]
     return math.inf if None in sizes else max(sizes)
 
@@ -123,8 +123,8 @@ def plan_stage(
   """Bounds the time of a compiled stage.
 
   Args:
-    compiled: what the compiler says.
-    estimates: what is known without the compiler.
+    compiled: the compiler's results.
+    estimates: closed-form estimates.
     target: the devices.
 
   Returns:

@@ -33,7 +33,7 @@ class Planner:
 
   Attributes:
     devices: the devices.
-    target: what they are.
+    target: their description.
     spec: the run's specification.
   """
 
@@ -151,7 +151,7 @@ class Planner:
   def _compile(
     self, stage: Stage | EngineStage, execution_plan: ExecutionPlan
   ) -> CompiledStage:
-    """Compiles a stage, unless a plan before has the same stage."""
+    """Compiles a stage, unless an earlier plan has the same stage."""
     if stage.name in ROLLOUT_STAGES:
       key = stage.name, execution_plan.of_rollout()
     else:

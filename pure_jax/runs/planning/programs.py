@@ -44,7 +44,7 @@ class Stage:
     name: "reshard", "rollout", "score" or "update".
     function: the jitted function.
     arguments: its abstract arguments.
-    estimates: what is known without compiling it.
+    estimates: closed-form estimates.
   """
 
   name: str
@@ -61,7 +61,7 @@ class EngineStage:
     name: "rollout".
     engine: the engine with its jitted functions.
     arguments: params, prompts and key, abstract and with shardings.
-    estimates: what is known without compiling it.
+    estimates: closed-form estimates.
   """
 
   name: str

@@ -21,7 +21,7 @@ def one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
   """Raises ValueError, with the choices, unless value is one of them.
 
   Args:
-    name: of the field.
+    name: name of the field.
     value: its value.
     allowed: the choices.
   """

@@ -63,7 +63,7 @@ class EvaluationSettings:
   bootstrap_resamples: int
 
   def __post_init__(self):
-    """Validates that there is something to evaluate, and how."""
+    """Validates models, benchmarks, samples and rows."""
     at_least_one(
       self, "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
     )
@@ -120,7 +120,7 @@ class EvaluationSettings:
 
     Args:
       shards: over which rows are split.
-      greedy: of greedy responses, or of samples.
+      greedy: True for greedy responses, False for samples.
 
     Returns:
       All samples of a problem, or 1 if they do not fill the slots evenly.

@@ -71,7 +71,7 @@ class MeshSettings:
     """Validates that a batch can be split over the row shards.
 
     Args:
-      name: of the field with the number of rows, for the message.
+      name: name of the field with the number of rows, for the message.
       rows: of the batch.
 
     Raises:

@@ -76,7 +76,7 @@ def compute_dtype_of(platform: str) -> str:
   softmax and losses are float32 either way.
 
   Args:
-    platform: of the devices, such as "cpu" or "tpu".
+    platform: platform of the devices, such as "cpu" or "tpu".
 
   Returns:
     A name in `COMPUTE_DTYPES`.

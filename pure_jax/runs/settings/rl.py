@@ -19,7 +19,7 @@ from pure_jax.training.optim import OptimConfig
 
 @dataclasses.dataclass(frozen=True)
 class OldLogpSettings:
-  """Log-probs that an update compares the policy with."""
+  """The old log-probs, with which an update compares the policy."""
 
   source: str
   check_every: int

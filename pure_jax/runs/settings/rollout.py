@@ -1,4 +1,4 @@
-"""Settings of sampling: what the user chooses of the library's configs.
+"""Settings of sampling: the fields of library configs that the user chooses.
 
 The other fields of these configs follow from the tokenizer or from a switch.
 Each group has a method `config` that completes it.
@@ -81,7 +81,7 @@ class EngineSettings:
 
 @dataclasses.dataclass(frozen=True)
 class RolloutSettings:
-  """What of the policy samples, how much at a time, and where it stops."""
+  """Precision, batches and stops of rollouts."""
 
   stop_on_boxed: bool
   batches: int

@@ -93,7 +93,7 @@ class Settings:
     """The same run with the dtype of matrix products decided.
 
     Args:
-      platform: of the devices, such as "cpu" or "tpu".
+      platform: platform of the devices, such as "cpu" or "tpu".
 
     Returns:
       The settings, with "auto" replaced by

@@ -1,4 +1,4 @@
-"""Tasks: what a run learns, and from which data.
+"""Tasks: the problems, graders and training data of a run.
 
 A task gives a run its tokenizer, the architectures of policy and PRM, problems
 to train on and held-out problems, a grader of answers, and labelled solutions

@@ -1,4 +1,4 @@
-"""The interface between a run and what it learns: language, data, graders."""
+"""The interface between a run and its task: tokenizer, data, graders."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class Task(Protocol):
     prm_model: the PRM's architecture, which may differ from the policy's; None
       in a run without a PRM, which learns from outcome rewards only.
     prompt_encoder: makes the policy's prompts.
-    prm_prompt_encoder: makes what the PRM reads before a response.
+    prm_prompt_encoder: makes the PRM's prompts.
     train: problems to train on.
     held_out: problems to evaluate on.
   """
@@ -126,7 +126,7 @@ class Task(Protocol):
     """Training data of the PRM.
 
     Args:
-      spec: what the run computes.
+      spec: the run's specification.
       batches: makes and distributes the run's batches.
       policy_params: weights of the policy, to sample from.
     """
@@ -138,7 +138,7 @@ class Task(Protocol):
     """Metrics of a PRM on held-out problems.
 
     Args:
-      spec: what the run computes.
+      spec: the run's specification.
       batches: makes and distributes the run's batches.
       policy_params: weights of the policy, to sample from.
       params: weights of the PRM.

@@ -1,7 +1,7 @@
 """Exact arithmetic on text, to check the calculator annotations of GSM8K.
 
-A parser of its own, because text of a data set must not reach `eval`: + - * /,
-brackets, decimals, thousands separators, per cent.
+It has its own parser for + - * /, brackets, decimals, thousands separators and
+per cent, because text of a data set must not reach `eval`.
 """
 
 import re

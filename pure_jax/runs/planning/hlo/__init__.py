@@ -1,1 +1,1 @@
-"""What a compiled XLA program costs, read from its text."""
+"""Costs of a compiled XLA program, read from its text."""

@@ -1,4 +1,4 @@
-"""What a compiled XLA program costs one device: FLOPs, memory and network.
+"""Costs of a compiled XLA program on one device: FLOPs, memory and network.
 
 XLA's own cost analysis counts the body of a loop once. Here every instruction
 is counted as often as it runs: loops are walked with their trip counts. There
@@ -30,7 +30,7 @@ _BRANCHES = ("branch_computations", "true_computation", "false_computation")
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-  """What one run of a program costs one device.
+  """Costs of one run of a program on one device.
 
   Attributes:
     flops: FLOPs of matrix products.
@@ -54,7 +54,7 @@ NO_COSTS = Costs(0.0, 0.0, {}, ())
 
 
 def count_costs(text: str, devices: int) -> Costs:
-  """Counts what a compiled program costs.
+  """Counts the costs of a compiled program.
 
   Args:
     text: text from `jax.stages.Compiled.as_text`.
