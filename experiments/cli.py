@@ -1,9 +1,7 @@
-"""Opens a run from flags, and ends it in a sentence where it cannot go on.
+"""Command lines of the scripts: flags, and what a script reports as it ends.
 
-A workdir holds `config.json`, the task's prepared data, one folder per stage
-(`sft`, `prm`, `rl`), metrics and samples. A stage whose folder has `done.json`
-is finished and is loaded, not run again; one that was cut off continues from
-its last checkpoint.
+A script calls `run(main)`. An expected failure ends it with one sentence
+instead of a traceback.
 """
 
 import contextlib
@@ -38,10 +36,10 @@ _COORDINATOR = flags.DEFINE_string(
   "coordinator",
   None,
   "host:port of process 0 of several; with --processes and --process_id. "
-  "Without the three, a cluster that jax knows is asked.",
+  "Without the three, jax detects the cluster it runs on.",
 )
 _PROCESSES = flags.DEFINE_integer(
-  "processes", None, "How many processes there are; 1 asks no cluster."
+  "processes", None, "Number of processes; 1 detects no cluster."
 )
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "Which of them this is, from 0."
@@ -58,7 +56,7 @@ _SILENCE_SECONDS = flags.DEFINE_integer(
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
   None,
-  "Folder where compiled programs are kept for the next start, or 'off'. "
+  "Folder that keeps compiled programs for the next start, or 'off'. "
   "Without it that of JAX_COMPILATION_CACHE_DIR, else one in ~/.cache.",
 )
 
@@ -74,7 +72,7 @@ def from_flags() -> Iterator[Run]:
 
 
 def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
-  """What --config and --workdir name, for a script that trains nothing.
+  """Reads --config and --workdir, for a script that trains nothing.
 
   Args:
     kind: the dataclass of its settings.
@@ -100,25 +98,25 @@ def run(
   required: Sequence[str] = ("config", "workdir"),
   keeps_programs: bool = True,
 ) -> None:
-  """Runs a script's main; expected failures end in a sentence, not a trace.
+  """Runs a script; expected failures end it with a sentence and no traceback.
 
-  So do Ctrl-C, with exit status 130, and SIGTERM: with 75, "try again later",
-  where a loop was under way, which is then saved to its last step, and with
-  143 elsewhere. After any of them the same command continues.
+  Ctrl-C ends it with exit status 130. SIGTERM ends it with 75 ("try again
+  later") if a loop was running, whose last step is then saved, and with 143
+  otherwise. After any of them the same command continues.
 
   Args:
-    main: takes the command line's words.
+    main: takes the words of the command line.
     required: flags that must be given.
-    keeps_programs: whether what is compiled is kept for the next start.
+    keeps_programs: True keeps compiled programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
 
   def parsed(argv):
     try:
       words = app.parse_flags_with_usage(argv)
-      _CONFIG.value.to_dict()  # Raises if the file could not be read.
+      _CONFIG.value.to_dict()  # Raises if the file cannot be read.
       return words
-    # What ml_collections raises for a field or a file that is not there.
+    # ml_collections raises these for a missing field or file.
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
       # A KeyError's text is quoted by repr, sometimes twice.
       reason = str(error.args[0] if error.args else error)
@@ -151,7 +149,7 @@ def run(
 
 
 def _keep_programs() -> None:
-  """Keeps compiled programs; a folder that takes none is no reason to end."""
+  """Keeps compiled programs. The script runs even if the folder cannot."""
   try:
     compilation_cache.enable(_COMPILATION_CACHE.value)
   except OSError as error:
@@ -163,7 +161,7 @@ def _keep_programs() -> None:
 
 
 def _membership() -> cluster.ClusterConfig:
-  """What the flags say of the other processes."""
+  """What the flags say about the other processes of the run."""
   return cluster.ClusterConfig(
     _COORDINATOR.value,
     _PROCESSES.value,

@@ -2,14 +2,14 @@
 
   python experiments/compare_credit.py --workdir=runs/compare
 
-For each seed: demonstrations, policy, PRM made anew, then every arm of `ARMS`
-from that same start with the same budget, hyperparameters and random keys.
-Arms differ in `rl.credit` alone, in its form and its two weights. Runs that are
-done are kept, a run that was cut off continues, so the command can be repeated
-until it has finished; `--report_only` reads what is there.
+Each seed has its own demonstrations, policy and PRM. Every arm of `ARMS` starts
+from them with the same budget, hyperparameters and random keys, and differs in
+`rl.credit` alone, in its form and its two weights. The command can be repeated
+until all runs have finished: finished runs are not repeated, and interrupted
+ones continue. `--report_only` reads finished runs.
 
 Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
-every run), `prm.json` (how good each seed's PRM is), `table.md` and
+every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
 `curves.png`.
 """
 
@@ -91,14 +91,14 @@ def command(
 
 
 def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
-  """Runs command lines, some at a time, one core each, each with its log."""
+  """Runs command lines in parallel, each on one core and with its own log."""
   cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
   usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]
   for number in range(at_a_time):
     cores.put(usable[number % len(usable)])
 
   def pin():
-    """Binds a thread to a core; the runs that it starts inherit that."""
+    """Binds a thread to a core, which the runs that it starts inherit."""
     if can_pin:
       os.sched_setaffinity(0, {cores.get()})
 
@@ -123,7 +123,7 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
 
 
 def run_missing(root: pathlib.Path) -> None:
-  """First the starts that seeds share, then every arm not yet finished."""
+  """Runs the start that the arms of a seed share, then unfinished arms."""
   starts, arms = [], []
   for seed in _SEEDS.value:
     start = root / f"seed{seed}" / "start"
@@ -141,7 +141,7 @@ def run_missing(root: pathlib.Path) -> None:
 
 
 def collect(root: pathlib.Path) -> list[dict]:
-  """Every evaluation of every finished run."""
+  """Reads every evaluation of every finished run."""
   rows = []
   for seed in _SEEDS.value:
     for arm in _ARMS.value:
@@ -151,13 +151,14 @@ def collect(root: pathlib.Path) -> list[dict]:
       with (folder / "metrics.jsonl").open() as lines:
         for row in map(json.loads, lines):
           if row["stage"] == "rl_eval":
-            keep = {name: row.get(name) for name, _ in COLUMNS}
-            rows.append({"arm": arm, "seed": seed, "step": row["step"]} | keep)
+            metrics = {name: row.get(name) for name, _ in COLUMNS}
+            run = {"arm": arm, "seed": seed, "step": row["step"]}
+            rows.append(run | metrics)
   return rows
 
 
 def collect_starts(root: pathlib.Path) -> dict[str, dict]:
-  """How good each seed's PRM is on held-out prompts, before RL."""
+  """Metrics of each seed's PRM on held-out prompts, before RL."""
   starts = {}
   for seed in _SEEDS.value:
     path = root / f"seed{seed}" / "start" / "metrics.jsonl"
@@ -177,7 +178,7 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
 
 
 def table(rows: list[dict]) -> str:
-  """Markdown: per arm, the mean of the last evaluations over seeds."""
+  """A Markdown table: per arm, means of the last evaluations over seeds."""
   titles = [f"{title} (last {LAST_EVALUATIONS})" for _, title in COLUMNS[:2]]
   titles += ["best accuracy", *(title for _, title in COLUMNS[2:]), "seeds"]
   rule = "|---" * (len(titles) + 1) + "|"
@@ -203,7 +204,7 @@ def table(rows: list[dict]) -> str:
 
 
 def _cell(values: list[float], digits: int) -> str:
-  """Mean ± half width, or a dash where nothing was measured."""
+  """Mean ± half width, or a dash if nothing was measured."""
   if not values:
     return "–"
   mean, width = mean_and_interval(values)
@@ -212,7 +213,7 @@ def _cell(values: list[float], digits: int) -> str:
 
 
 def plot(rows: list[dict], path: pathlib.Path) -> None:
-  """Curves of the mean over seeds, bands from the worst to the best seed."""
+  """Plots means over seeds, with bands from the worst to the best seed."""
   figure = matplotlib.figure.Figure(figsize=(12, 7), layout="constrained")
   axes = figure.subplots(2, 2)
   for axis, (name, title) in zip(axes.flat, COLUMNS[:4], strict=True):
@@ -246,16 +247,16 @@ def plot(rows: list[dict], path: pathlib.Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-  """Runs what is missing, then reports."""
+  """Runs missing runs, then reports."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   unknown = set(_ARMS.value) - set(ARMS)
   if unknown:
     raise app.UsageError(f"Unknown arms {sorted(unknown)}; known: {list(ARMS)}")
   config_file = os.path.relpath(_CONFIG.value, HERE)
-  made_of = {"config_file": config_file, "set": sorted(_OVERRIDES.value)}
+  settings = {"config_file": config_file, "set": sorted(_OVERRIDES.value)}
   try:
-    root = workdirs.prepare_workdir(_WORKDIR.value, made_of)
+    root = workdirs.prepare_workdir(_WORKDIR.value, settings)
   except workdirs.WorkdirError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)

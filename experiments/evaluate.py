@@ -249,7 +249,9 @@ def evaluate_in(
   """
   policy = huggingface.read_config(settings.policy)
   huggingface.warn_beyond_positions(
-    settings.policy, policy, settings.prompt_tokens + settings.max_new_tokens
+    settings.policy,
+    policy,
+    settings.prompt_tokens + settings.sampler.max_new_tokens,
   )
   tokenizer = HuggingFaceTokenizer(
     settings.policy,

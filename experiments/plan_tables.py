@@ -1,53 +1,54 @@
-"""Tables and a plot from plans that plan.py printed as JSON.
+"""Makes tables and a plot of plans that plan.py printed as JSON.
 
   python experiments/plan_tables.py --fits docs/plans/qwen*.json
   python experiments/plan_tables.py --scaling docs/plans/weak_*.json \\
     --plot=docs/weak_scaling.png
 
-prints Markdown: which slice a setting fits, and what changes with the number
-of chips.
+prints Markdown tables. `--fits` says which slice a run fits. `--scaling` says
+what changes with the number of chips.
 """
 
 import argparse
 import json
 import pathlib
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.figure
 
 from pure_jax.runs.planning.roofline import GIB
 
-Plan = dict[str, Any]  # As `plan_report.as_json` gives it.
+Plan = dict[str, Any]  # As `runs.planning.report.as_json` writes it.
 
 STAGES = ("rollout", "score", "update")
 COLOURS = {"rollout": "#1b6ca8", "score": "#e08e0b", "update": "#3a7d44"}
 
 
 def read_plans(paths: list[str]) -> dict[str, Plan]:
-  """Plans by the name of their file, the smaller slices first.
+  """Reads plans, by the name of their file.
 
   Args:
     paths: JSON files.
 
   Returns:
-    The plans.
+    The plans, those with fewer chips first.
   """
-  found = {
+  plans = {
     pathlib.Path(path).stem: json.loads(pathlib.Path(path).read_text())
     for path in paths
   }
-  return dict(sorted(found.items(), key=lambda item: item[1]["chips"]))
+  return dict(sorted(plans.items(), key=lambda item: item[1]["chips"]))
 
 
 def fit_table(plans: dict[str, Plan]) -> str:
-  """Which plan fits, what a step costs, and the flags that run it.
+  """Makes a table of which plans fit and what a step costs.
 
   Args:
-    plans: by name.
+    plans: plans by name.
 
   Returns:
-    A Markdown table and a block of flags.
+    A Markdown table, and a block with the flags that run each plan.
   """
   rows = [
     "| plan | slice | fits | GiB per chip: rollout / score / update, of | "
@@ -76,13 +77,13 @@ def fit_table(plans: dict[str, Plan]) -> str:
 
 
 def scaling_table(plans: dict[str, Plan]) -> str:
-  """What a chip computes, moves, sends and holds, by stage and slice.
+  """Makes a table of what a chip computes, moves, sends and holds.
 
   Args:
-    plans: by name.
+    plans: plans by name.
 
   Returns:
-    A Markdown table.
+    A Markdown table with a row for each stage of each plan.
   """
   rows = [
     "| chips | slice | rows | stage | TFLOP per chip | HBM GB per chip | "
@@ -103,11 +104,11 @@ def scaling_table(plans: dict[str, Plan]) -> str:
 
 
 def plot_scaling(plans: dict[str, Plan], path: str) -> None:
-  """Draws what a chip computes, holds and sends against the number of chips.
+  """Plots what a chip computes, holds and sends over the number of chips.
 
   Args:
-    plans: by name.
-    path: of the PNG file.
+    plans: plans by name.
+    path: path of the PNG file.
   """
   panels = {
     "TFLOP per chip": lambda s: s["compiled"]["costs"]["flops"] / 1e12,
@@ -138,7 +139,7 @@ def plot_scaling(plans: dict[str, Plan], path: str) -> None:
 
 
 def _stages(plan: Plan) -> list[dict[str, Any]]:
-  """The three stages, those that were compiled."""
+  """The stages of `STAGES` that were compiled."""
   return [
     stage
     for stage in plan["stages"]
@@ -148,25 +149,29 @@ def _stages(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _sent(stage: dict[str, Any]) -> float:
-  """Bytes that leave a chip in a stage."""
+  """Bytes that leave a chip during a stage."""
   kinds = stage["compiled"]["costs"]["collectives"].values()
   return sum(kind["sent_bytes"] for kind in kinds)
 
 
 def _gib(size: float | None) -> str:
-  """Bytes in GiB."""
+  """Formats bytes in GiB."""
   return "?" if size is None else f"{size / GIB:.1f}"
 
 
-def main() -> None:
-  """Prints what is asked for."""
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Prints the tables and draws the plot.
+
+  Args:
+    arguments: words of the command line; None takes this process's.
+  """
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--fits", nargs="+", metavar="JSON")
   parser.add_argument("--scaling", nargs="+", metavar="JSON")
-  parser.add_argument("--plot", metavar="PNG", help="of --scaling")
-  options = parser.parse_args()
+  parser.add_argument("--plot", metavar="PNG", help="plot of --scaling")
+  options = parser.parse_args(arguments)
   if not options.fits and not options.scaling:
-    parser.error("name plans by --fits or --scaling")
+    parser.error("name plans with --fits or --scaling")
   if options.fits:
     print(fit_table(read_plans(options.fits)))
   if options.scaling:

@@ -1,13 +1,13 @@
-"""Stage 2: the process reward model, head first, then everything.
+"""Stage 2: the process reward model, its head first, then all weights.
 
   python experiments/train_prm.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Starts from the policy's trunk (and trains the policy first if DIR has none) on
-the task's labelled responses, and leaves the PRM in DIR/prm and a picture in
+Trains on the task's labelled responses, from the policy's trunk (and trains the
+policy first if DIR has none). Leaves the PRM in DIR/prm and curves in
 DIR/curves.png. Evaluations are the rows of stage prm_eval: step 0 after the
-head's training, if that is asked for, and the number of full updates after
-them. Started again, it continues.
+training of the head, if prm.evaluate_head is set, and the number of full
+updates after those. Started again, it continues.
 """
 
 from typing import Any
@@ -38,13 +38,13 @@ def train_stage(
   params: Any,
   labelled: LabelledResponses,
 ) -> Any:
-  """One of the two stages of PRM training.
+  """Runs one of the two stages of PRM training.
 
   Args:
     run: the open run.
     stage: "prm_head" trains the head alone, "prm_full" everything.
     params: PRM weights to start from.
-    labelled: what it learns from.
+    labelled: the training data.
 
   Returns:
     The PRM's weights after it.
@@ -73,7 +73,7 @@ def train_stage(
   state = train.start_state(trained, declared, optimizer, layout)
 
   def make_batch(indices):
-    # The columns that the whole batch needs, whoever makes which rows.
+    # Every process crops to the columns that the whole batch needs.
     batch = take_rows(labelled.responses, indices)
     batch = labelled_solutions.crop(batch, settings.length_multiple)
     labels = labelled.labels[indices], labelled.label_mask[indices]
@@ -97,7 +97,16 @@ def train_stage(
 
 
 def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
-  """Weights with adapters that do nothing yet beside them."""
+  """Adds adapters to weights, which at first change nothing.
+
+  Args:
+    run: the open run.
+    params: PRM weights.
+    declared: the PRM's weights with adapters.
+
+  Returns:
+    The weights with adapters.
+  """
   adapters, _ = lora.split_adapters(declared)
   layout = run.spec.layouts.training
   init = jax.jit(
@@ -108,7 +117,16 @@ def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
 
 
 def merged(run: Run, params: Any, model: ModelConfig) -> Any:
-  """Plain weights: a PRM that is trained is read by who knows no adapters."""
+  """Merges adapters into the weights, for readers without adapters.
+
+  Args:
+    run: the open run.
+    params: PRM weights, with adapters if the model has some.
+    model: the architecture that was trained.
+
+  Returns:
+    The PRM's weights without adapters.
+  """
   if model.lora is None:
     return params
   declared = prm.declare_prm(run.spec.prm_model)
@@ -120,7 +138,7 @@ def merged(run: Run, params: Any, model: ModelConfig) -> Any:
 
 
 def train_prm(run: Run):
-  """Runs the stage, or loads what it left.
+  """Trains policy and PRM, or loads them from the run's folder or the task.
 
   Args:
     run: the open run.
@@ -144,7 +162,7 @@ def train_prm(run: Run):
 
 
 def _make_prm(run: Run, policy_params: Any, declared: Any) -> Any:
-  """Trains the PRM in its two stages, from where it was."""
+  """Trains the PRM in its two stages, from the last checkpoint on."""
   settings, layout = run.spec.settings.prm, run.spec.layouts.training
   labelled = run.task.labelled(run.spec, run.batches, policy_params)
   if labelled.metrics:
@@ -157,28 +175,25 @@ def _make_prm(run: Run, policy_params: Any, declared: Any) -> Any:
     out_shardings=sharding.weight_shardings(declared, layout),
   )
   params = init(run.spec.key(RandomStream.PRM_WEIGHTS), policy_params)
-  begun = (run.folder.start / "prm").exists()
-  run.folder.metrics.rewind("prm_eval", 1 if begun else 0)
+  has_begun = (run.folder.start / "prm").exists()
+  run.folder.metrics.rewind("prm_eval", 1 if has_begun else 0)
 
   def evaluate(params):
     return run.task.evaluate_prm(run.spec, run.batches, policy_params, params)
 
   # ===== The head =====
   params = train_stage(run, "prm_head", params, labelled)
-  # A row that is there stays where it is: those of the next stage follow.
+  # A resumed run does not write this row again: later rows follow it.
   if settings.evaluate_head and not processes.broadcast_from_zero(
     lambda: run.folder.metrics.has("prm_eval", 0)
   ):
-    numbers = run.task.evaluate_prm(
-      run.spec, run.batches, policy_params, params
-    )
-    run.folder.metrics.write("prm_eval", 0, numbers)
+    run.folder.metrics.write("prm_eval", 0, evaluate(params))
 
   # ===== All parameters =====
   params = train_stage(run, "prm_full", params, labelled)
-  numbers = evaluate(params)
-  run.folder.metrics.write("prm_eval", settings.full_steps, numbers)
-  run.folder.finish_stage("prm", params, numbers)
+  metrics = evaluate(params)
+  run.folder.metrics.write("prm_eval", settings.full_steps, metrics)
+  run.folder.finish_stage("prm", params, metrics)
   return params
 
 

@@ -3,8 +3,8 @@
   python experiments/train_sft.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Leaves the policy in DIR/sft and a picture in DIR/curves.png. Started again, it
-continues where it was.
+Leaves the policy in DIR/sft and curves in DIR/curves.png. Started again, it
+continues from its last checkpoint.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Reductions over the True entries of a mask: the only place that divides.
+"""Reductions over the True entries of a mask: the only module that divides.
 
 Every mean of the library states its denominator here, and an empty reduction
 is 0 rather than NaN. Masked entries may hold anything, NaN included: they are

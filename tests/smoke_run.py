@@ -1,14 +1,21 @@
-"""The scripts as processes: started, signalled, and what they leave."""
+"""Smoke runs of the scripts: in this process or in their own, and compared."""
 
+import contextlib
+import importlib
+import io
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
 import time
+from unittest import mock
 
+import cli
 import jax
 import numpy as np
+from absl.testing import flagsaver
 from checkout import ROOT
 
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
@@ -24,10 +31,9 @@ FEW_PROBLEMS = (
 )
 
 
-def command(script, workdir, *options):
-  """The words of a command line."""
+def arguments(script, workdir, *options):
+  """The words of a command line, without the interpreter."""
   return [
-    sys.executable,
     str(ROOT / "experiments" / script),
     f"--config={CONFIG}:smoke",
     f"--workdir={workdir}",
@@ -36,16 +42,48 @@ def command(script, workdir, *options):
   ]
 
 
-def environment(**changes):
-  """Of every script, so that runs which are compared are compiled alike.
+def command(script, workdir, *options):
+  """The words of a command line."""
+  return [sys.executable, *arguments(script, workdir, *options)]
 
-  Without LLVM's optimiser: they compile much and compute little.
+
+def environment(**changes):
+  """The environment of every script, so that compared runs compile alike.
+
+  LLVM's optimiser is off: smoke runs compile much and compute little.
   """
   return os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | changes
 
 
+def call(script, workdir, *options):
+  """Runs a script to its end in this process, as its command line would.
+
+  A process of its own takes 5 to 10 seconds to start. The caller compiles
+  quickly, as `environment` does.
+  """
+  # It defines flags, which flagsaver would forget after the first call.
+  importlib.import_module("array_record.python.array_record_data_source")
+  stdout, stderr = io.StringIO(), io.StringIO()
+  words = arguments(script, workdir, *options)
+  main = importlib.import_module(pathlib.Path(script).stem).main
+  with (
+    flagsaver.flagsaver(),
+    mock.patch.object(sys, "argv", words),
+    contextlib.redirect_stdout(stdout),
+    contextlib.redirect_stderr(stderr),
+  ):
+    try:
+      cli.run(main)
+      status = 0
+    except SystemExit as error:
+      status = error.code or 0
+  return subprocess.CompletedProcess(
+    words, status, stdout.getvalue(), stderr.getvalue()
+  )
+
+
 def run(script, workdir, *options, **changes):
-  """Runs a script to its end, with variables added to the environment."""
+  """Runs a script as a process, with variables added to the environment."""
   return subprocess.run(
     command(script, workdir, *options),
     stdin=subprocess.DEVNULL,
@@ -60,7 +98,7 @@ def run(script, workdir, *options, **changes):
 def signal_when(is_time, number, script, workdir, *options):
   """Starts a script and signals it at a moment; (exit status, stderr).
 
-  The status is the script's own where it ended before.
+  The status is the script's own if it ended before.
   """
   process = subprocess.Popen(
     command(script, workdir, *options),
@@ -80,7 +118,7 @@ def signal_when(is_time, number, script, workdir, *options):
 
 
 def rows(workdir, name="metrics.jsonl"):
-  """Rows without what measures time."""
+  """Logged rows without their timings."""
   lines = (workdir / name).read_text().splitlines()
   return [
     {
@@ -93,9 +131,10 @@ def rows(workdir, name="metrics.jsonl"):
 
 
 def checkpoint_folders(workdir):
-  """Every folder of checkpoints below a run's."""
-  found = {path.parent.parent for path in workdir.glob("**/checksums.json")}
-  return sorted(path.relative_to(workdir) for path in found)
+  """Every folder of checkpoints below a run's folder."""
+  checksums = workdir.glob("**/checksums.json")
+  folders = {path.parent.parent for path in checksums}
+  return sorted(path.relative_to(workdir) for path in folders)
 
 
 def arrays(folder):
@@ -103,17 +142,17 @@ def arrays(folder):
   with Checkpoints(folder) as checkpoints:
     newest = folder / str(checkpoints.steps()[-1])
     record = json.loads((newest / "record" / "metadata").read_text())
-    wanted = {}
+    abstract = {}
     for name, described in record["leaves"].items():
       dtype, sizes = described.removesuffix("]").split("[")
       shape = tuple(map(int, filter(None, sizes.split(","))))
-      wanted[name] = jax.ShapeDtypeStruct(shape, dtype)
-    restored = checkpoints.restore_latest(wanted)
+      abstract[name] = jax.ShapeDtypeStruct(shape, dtype)
+    restored = checkpoints.restore_latest(abstract)
   return jax.device_get(restored.state), restored.step
 
 
 def assert_same_run(workdir, whole, stages):
-  """All that two runs leave of some stages is the same, bit for bit."""
+  """Compares what two runs left of some stages, bit for bit."""
   expected = [row for row in rows(whole) if row["stage"] in stages]
   assert rows(workdir) == expected
   if "rl" in stages:
@@ -129,16 +168,16 @@ def assert_same_run(workdir, whole, stages):
       for run in (workdir, whole)
     ]
     assert names[0] == names[1], folder
-    (found, step), (wanted, _) = (
+    (saved, step), (expected, _) = (
       arrays(workdir / folder), arrays(whole / folder)
     )  # fmt: skip
-    assert found.keys() == wanted.keys()
-    for name, array in found.items():
-      np.testing.assert_array_equal(array, wanted[name], f"{folder} {step}")
+    assert saved.keys() == expected.keys()
+    for name, array in saved.items():
+      np.testing.assert_array_equal(array, expected[name], f"{folder} {step}")
 
 
 def kill(is_time, workdir, *options):
-  """SIGKILL at a moment of a whole run; whether it came before the end."""
+  """Kills a whole run at a moment; whether that came before its end."""
   status, stderr = signal_when(
     is_time, signal.SIGKILL, "train_pure.py", workdir, *options
   )

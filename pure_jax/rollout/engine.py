@@ -69,12 +69,9 @@ class Engine:
     count = spec.num_starting_prompts(num_prompts)
     prompt_ids = np.minimum(np.arange(count), num_prompts).astype(np.int32)
     next_prompt = min(count, num_prompts)
+    length = spec.ring_length(spec.config.sync_interval)
     slots, completions = programs.start(
-      params,
-      prompts,
-      key,
-      prompt_ids,
-      spec.ring_length(spec.config.sync_interval),
+      params, prompts, key, prompt_ids, length
     )
     while True:
       num_generated, done = map(np.asarray, programs.status(slots))
@@ -85,21 +82,26 @@ class Engine:
         )
         if free is not None:
           next_prompt = free.next_prompt
+          slots = self._unshare(slots)
           slots, completions = programs.refill(
-            params,
-            prompts,
-            key,
-            free.prompt_ids,
-            free.index,
-            self._unshare(slots),
-            completions,
+            *(params, prompts, key, free.prompt_ids, free.index),
+            *(slots, completions),
           )
           continue  # The first token may already have ended a sequence.
       elif done.all():
         return programs.finish(prompts, completions)
       else:
-        slots = self._shrink(slots, done)
-      slots = self._grow(slots, num_generated[~done].max(), prompts_wait)
+        index = select_unfinished(done, spec.shards)
+        if index is not None:
+          slots = self._unshare(slots)
+          slots = programs.shrink(slots, index)
+      needed = self._needed_ring_length(length, num_generated[~done].max())
+      if needed > length:
+        length = needed
+        if prompts_wait and length == spec.ring_length(2 * length):
+          # Copying prompts later would hold the longest cache twice.
+          slots = self._unshare(slots)
+        slots = programs.grow(slots, length)
       slots, completions = programs.decode(decoding_params, slots, completions)
 
   def _unshare(self, slots):
@@ -108,23 +110,11 @@ class Engine:
       return slots
     return self.programs.unshare(slots)
 
-  def _shrink(self, slots, done):
-    """Drops free slots if the unfinished sequences fit into half of them."""
-    index = select_unfinished(done, self.spec.shards)
-    if index is None:
-      return slots
-    return self.programs.shrink(self._unshare(slots), index)
-
-  def _grow(self, slots, longest, prompts_wait):
-    """Doubles the ring until it has room for another chunk of tokens."""
-    spec, length = self.spec, slots.state.cache.ring_length
+  def _needed_ring_length(self, length, longest):
+    """Doubles the length until there is room for another chunk of tokens."""
+    spec = self.spec
     # The cache does not hold the token that was sampled last.
     needed = spec.ring_length(longest - 1 + spec.config.sync_interval)
-    if needed <= length:
-      return slots
     while length < needed:
       length = spec.ring_length(2 * length)
-    if prompts_wait and length == spec.ring_length(2 * length):
-      # Copying prompts later would hold the longest cache twice.
-      slots = self._unshare(slots)
-    return self.programs.grow(slots, length)
+    return length

@@ -46,9 +46,9 @@ class RLFunctions:
     update_lengths: rollout -> length that chooses update rows.
     scores: `score.make_score`, by rows.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
-      `rl.old_logp` is "sampled".
+      `rl.old_logp.source` is "sampled".
     sampled_scores: `score.make_sampled_score`, by rows. Empty unless
-      `rl.old_logp` is "sampled".
+      `rl.old_logp.source` is "sampled".
     updates: `train.make_update`, by rows.
   """
 
@@ -107,7 +107,7 @@ class RLFunctions:
     rollout: Rollout,
     prm_prompts: Prompts,
   ) -> tuple[Scores, jax.Array | None]:
-    """Scores the rollout of an iteration, as `rl.old_logp` says.
+    """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
     Args:
       iteration: its number, from 1; the sampler's log-probs are checked every

@@ -134,10 +134,10 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
   if not float(drift) <= rl.old_logp.tolerance:
     raise ConfigError(
       f"Iteration {step}: the sampler's log-probs are up to {float(drift):.3g} "
-      "nats off the policy's, and rl.old_logp='sampled' takes one for the "
-      f"other within rl.old_logp.tolerance={rl.old_logp.tolerance}. The policy "
-      "was not updated; the last checkpoint is intact. The same command goes "
-      "on from there with --config.rl.old_logp=score."
+      "nats off the policy's, and rl.old_logp.source='sampled' takes one for "
+      f"the other within rl.old_logp.tolerance={rl.old_logp.tolerance}. The "
+      "policy was not updated; the last checkpoint is intact. The same command "
+      "continues from there with --config.rl.old_logp.source=score."
     )
 
 

@@ -258,7 +258,7 @@ def make_sampled_score(
   )
 
 
-def _read_all_models(spec, rows, models, rollout, prm_prompts):
+def _read_all_models(spec: StepSpec, rows, models, rollout, prm_prompts):
   """(steps, step rewards, log-probs of policy and reference) of a rollout."""
   params, reference, prm_params = models
   policies = [
@@ -268,7 +268,9 @@ def _read_all_models(spec, rows, models, rollout, prm_prompts):
   return _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts)
 
 
-def _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts):
+def _score_rows(
+  spec: StepSpec, rows, policies, prm_params, rollout, prm_prompts
+):
   """(steps, step rewards, log-probs [B, C] under each policy) of a rollout."""
   if rows is not None:
     boundaries, rewards = _step_rewards(
@@ -295,7 +297,7 @@ def _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts):
   )
 
 
-def _prm_inputs(spec, rollout, prm_prompts):
+def _prm_inputs(spec: StepSpec, rollout, prm_prompts):
   """What the PRM reads of a rollout, behind its own prompts."""
   batch = rollout.replace(
     prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
@@ -303,7 +305,7 @@ def _prm_inputs(spec, rollout, prm_prompts):
   return prm_inputs(spec.scoring, spec.table, batch)
 
 
-def _step_rewards(spec, rows, prm_params, rollout, prm_prompts):
+def _step_rewards(spec: StepSpec, rows, prm_params, rollout, prm_prompts):
   """Steps of responses and their rewards, 0 without a PRM."""
   config, table = spec.scoring, spec.table
   if spec.prm_model is None:
@@ -332,7 +334,7 @@ def _drift(rollout, logp, sampled):
   return masked.masked_max(jnp.abs(logp - sampled), rollout.completion_mask)
 
 
-def _weight_shardings(spec):
+def _weight_shardings(spec: StepSpec):
   """Shardings of the weights of policy, reference and PRM."""
   declared, layouts = policy.declare_policy(spec.model), spec.layouts
   _, base = lora.split_adapters(declared)

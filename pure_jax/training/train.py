@@ -4,11 +4,11 @@
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
 3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
 
-Between 2 and 3 the host grades answers. Every function is built once from
-frozen configs, a declared weight tree and a layout; arrays cross the boundary
-with named shardings, parameters are born in theirs, and the state of
-``update`` is donated. `make_supervised_step` and `make_prm_step` are the two
-earlier stages, with the same `TrainState`.
+Between 2 and 3 the host grades answers. Every function is made once from a
+frozen spec. Arrays cross the boundary with named shardings, parameters are
+initialised in theirs, and the state of ``update`` is donated.
+`make_supervised_step` and `make_prm_step` of `pure_jax.training.supervised`
+are the two earlier stages, with the same `TrainState`.
 """
 
 from collections.abc import Callable
@@ -56,7 +56,7 @@ class TrainState:
 def new_state(
   params: Any, optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """A state at step 0 with a fresh optimizer.
+  """Makes a state at step 0 with a fresh optimizer.
 
   Args:
     params: trainable weights; the state holds these very arrays.
@@ -74,7 +74,7 @@ def state_shardings(
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
 ) -> TrainState:
-  """Where each array of a `TrainState` lives.
+  """The shardings of a `TrainState`.
 
   Args:
     declared: pytree of declared weights, those that are trained.
@@ -89,7 +89,7 @@ def state_shardings(
   opt_state = jax.eval_shape(optimizer.init, weights.abstract_params(declared))
   opt_state = optax.tree.map_params(
     optimizer,
-    lambda _, place: place,
+    lambda _, weight_sharding: weight_sharding,
     opt_state,
     of_weights,
     transform_non_params=lambda _: everywhere,
@@ -102,7 +102,7 @@ def make_init(
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
 ) -> Callable[[jax.Array], TrainState]:
-  """Parameters and optimizer state born in their shardings.
+  """Makes a function that initialises parameters and optimizer, sharded.
 
   Args:
     declared: pytree of declared weights.
@@ -127,7 +127,7 @@ def start_state(
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
 ) -> TrainState:
-  """A state at step 0 that owns copies of given weights.
+  """Makes a state at step 0 that owns copies of given weights.
 
   Args:
     params: weights to start from; they stay valid when the state is donated.
@@ -138,8 +138,8 @@ def start_state(
   Returns:
     The state, in its shardings.
   """
-  places = state_shardings(declared, optimizer, layout)
-  return jax.jit(new_state, static_argnums=1, out_shardings=places)(
+  shardings = state_shardings(declared, optimizer, layout)
+  return jax.jit(new_state, static_argnums=1, out_shardings=shardings)(
     params, optimizer
   )
 
@@ -150,7 +150,7 @@ def apply_gradients(
   loss: jax.Array,
   optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer update, skipped where loss or gradients are not finite.
+  """Applies an optimizer update; skips it if loss or gradients are not finite.
 
   Args:
     state: the state before the update.

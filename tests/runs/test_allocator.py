@@ -1,4 +1,4 @@
-"""Freed memory is kept: the kernel does not clear the same pages again."""
+"""The allocator reuses freed memory, so the kernel clears no pages again."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ with open_run(settings, sys.argv[1]):
 
 
 def faults(*arguments, script=FAULTS):
-  """Page faults of a fresh process, or a skip where nothing is promised."""
+  """Page faults of a fresh process; skips without glibc."""
   done = subprocess.run(
     [sys.executable, "-c", script, *arguments],
     capture_output=True,
@@ -69,16 +69,18 @@ def faults(*arguments, script=FAULTS):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_freed_memory_is_not_cleared_by_the_kernel_again():
-  kept = faults("keep")
-  assert kept < 100
-  assert faults("leave") > 10 * max(kept, 1)
+def test_freed_memory_is_reused_without_page_faults():
+  reusing = faults("keep")
+  assert reusing < 100
+  assert faults("leave") > 10 * max(reusing, 1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_a_run_of_the_world_keeps_what_compiled_functions_free(tmp_path):
-  """Asked after jax has started its threads, it has no effect on them."""
-  kept = faults(str(tmp_path / "run"), str(EXPERIMENTS), script=FAULTS_OF_A_RUN)
+def test_a_run_of_the_world_reuses_the_buffers_of_compiled_functions(tmp_path):
+  """Set after jax has started its threads, it would not affect them."""
+  count = faults(
+    str(tmp_path / "run"), str(EXPERIMENTS), script=FAULTS_OF_A_RUN
+  )
   # Every call would fault its 16,384 pages. Another thread's block may take the
   # place of a buffer now and then, and the heap grows by one.
-  assert kept < 5 * 16_384
+  assert count < 5 * 16_384

@@ -1,4 +1,4 @@
-"""The loop of a supervised stage: where it stops, and what it leaves then."""
+"""The loop of a supervised stage: where it stops, and what it saves."""
 
 import json
 import signal
@@ -31,7 +31,7 @@ def start():
 def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
   """A stage whose step t adds losses[t - 1]; NaN is skipped.
 
-  Beside it, 2^t is added to each of the four examples that step t sees.
+  Step t also adds 2^t to each of the four examples that it sees.
   """
   settings = types.SimpleNamespace(
     seed=0,
@@ -50,8 +50,8 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
     loss = jnp.float32(losses[step])
     seen = jnp.zeros(4).at[batch["rows"]].add(2.0 ** (step + 1))
     grads = {"w": jnp.full(2, -loss), "seen": -seen}
-    state, found = train.apply_gradients(state, grads, loss, optax.sgd(1.0))
-    return state, found | {"loss": loss}
+    state, metrics = train.apply_gradients(state, grads, loss, optax.sgd(1.0))
+    return state, metrics | {"loss": loss}
 
   with MetricsWriter(folder) as metrics:
     run = types.SimpleNamespace(
@@ -97,12 +97,12 @@ def test_a_stage_stops_at_the_update_that_is_one_too_many(tmp_path):
     state = checkpoints.restore_latest(start()).state
   assert state.params["w"].tolist() == [3, 3]
   assert (int(state.skipped), int(state.step)) == (5, 8)
-  # The batch of that update is there, to be read without pickle.
+  # The batch of that update is saved, to be read without pickle.
   with np.load(tmp_path / "nonfinite" / f"{STAGE}_8.npz") as batch:
     assert batch["rows"].shape == (2,)
     facts = json.loads(str(batch["facts"]))
   assert facts["step"] == 8 and facts["rows"] == batch_rows(8)
-  # The same command goes on from there, and the next batch may be better.
+  # The same command continues with the next batch.
   state = run_stage(tmp_path, losses)
   assert state.params["w"].tolist() == [7, 7]
   assert saved(tmp_path) == [9, 12]
@@ -117,13 +117,13 @@ def batch_rows(step):
 
 
 def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
-  """Its weights would be labelled: NaN scores, and somebody else's error."""
-  for _ in range(2):  # Started again there is nothing left to do, yet it fails.
+  """The next stage would start from its weights."""
+  for _ in range(2):  # Started again, it has no update left and still fails.
     with pytest.raises(FloatingPointError, match="step 2: 2 updates in a row"):
       run_stage(tmp_path, [NAN, NAN])
 
 
-def test_a_few_skipped_updates_are_survived(tmp_path):
+def test_a_few_skipped_updates_do_not_stop_a_stage(tmp_path):
   state = run_stage(tmp_path, [NAN] * 4 + [1] + [NAN] * 4)
   assert state.params["w"].tolist() == [1, 1]
   assert [step for step, _ in logged(tmp_path)] == [3, 6, 9]
@@ -131,7 +131,7 @@ def test_a_few_skipped_updates_are_survived(tmp_path):
 
 
 def stopped(folder, losses, at):
-  """The stage, asked to stop while one of its steps is under way."""
+  """Runs the stage and sends SIGTERM during one of its steps."""
 
   def send(step):
     if step == at:
@@ -145,34 +145,42 @@ def stopped(folder, losses, at):
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.mark.parametrize("at", range(1, 8))
-def test_sigterm_saves_the_step_under_way(tmp_path, at):
-  """At any step of seven: what follows is what would have been."""
-  losses = [1, 2, 4, 8, 16, 32, 64]
-  whole = run_stage(tmp_path / "whole", losses)
-  folder = tmp_path / "stopped"
+SEVEN = [1, 2, 4, 8, 16, 32, 64]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """An uninterrupted stage of seven updates: (its folder, its state)."""
+  folder = tmp_path_factory.mktemp("whole")
+  return folder, run_stage(folder, SEVEN)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 6, 7])
+def test_sigterm_saves_the_current_step_and_the_stage_resumes_exactly(
+  whole, tmp_path, at
+):
+  """At steps that are saved anyway, at others, at the first and the last."""
+  losses, folder = SEVEN, tmp_path
   with pytest.raises(preemption.Preempted) as stop:
     stopped(folder, losses, at)
   assert f"after step {at} of {STAGE}" in str(stop.value)
   assert saved(folder)[-1] == at
   state = run_stage(folder, losses)
-  jax.tree.map(np.testing.assert_array_equal, state, whole)
-  assert logged(folder) == logged(tmp_path / "whole")
-  assert saved(folder) == saved(tmp_path / "whole") == [6, 7]
+  jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+  assert logged(folder) == logged(whole[0])
+  assert saved(folder) == saved(whole[0]) == [6, 7]
 
 
-def test_stops_do_not_push_out_what_there_is_to_fall_back_on(tmp_path):
-  """Two between steps 3 and 6: of them the newest alone stays, beside 3."""
+def test_checkpoints_of_stops_do_not_replace_regular_ones(tmp_path):
+  """Of two stops between steps 3 and 6, the newest stays, and step 3."""
   for at in (4, 5):
     with pytest.raises(preemption.Preempted):
       stopped(tmp_path, [1] * 7, at)
   assert saved(tmp_path) == [3, 5]
 
 
-def test_a_stop_that_could_not_be_saved_is_not_said_to_be(
-  tmp_path, monkeypatch
-):
-  """Status 75 asks for the run to be continued: its step would be lost."""
+def test_a_stop_that_could_not_be_saved_is_an_error(tmp_path, monkeypatch):
+  """Status 75 promises that the run can be continued."""
 
   def fail(folder, without=()):
     raise OSError(5, "Input/output error")

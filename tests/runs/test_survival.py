@@ -1,6 +1,6 @@
-"""Killed, stopped, without disk: what goes on is the uninterrupted run.
+"""A run that was killed, stopped or out of disk resumes exactly.
 
-The thorough ones: python -m pytest -m slow tests/runs/test_survival.py
+The thorough tests: python -m pytest -m slow tests/runs/test_survival.py
 """
 
 import contextlib
@@ -22,7 +22,7 @@ RL = ("rl", "rl_eval")
 
 
 def unfinished(workdir):
-  """Folders of saves under way; a folder made anew is another one."""
+  """Folders of unfinished saves; a folder created again counts as another."""
   while True:
     try:
       return {
@@ -32,16 +32,16 @@ def unfinished(workdir):
         or path.parent.name.startswith("checkpoints_")
       }
     except FileNotFoundError:
-      continue  # A save ended while its folder was looked through.
+      continue  # A save ended while its folder was listed.
 
 
 def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
-  """Killed while iteration 2 is saved, stopped later, in the next epoch."""
+  """Killed while iteration 2 is saved, stopped later in the next epoch."""
   whole, _ = finished
   workdir, start = tmp_path / "killed", f"--start={whole}"
   rl = workdir / "rl"
   assert smoke_run.kill(lambda: [*rl.glob("*tmp*")], workdir, start)
-  shutil.rmtree(rl / "2", ignore_errors=True)  # Where it was quicker.
+  shutil.rmtree(rl / "2", ignore_errors=True)  # If the save was quicker.
   left = unfinished(workdir)
   status, stderr = smoke_run.signal_when(
     lambda: unfinished(workdir) - left or (rl / "2").exists(),
@@ -52,24 +52,24 @@ def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
   said = re.search(r"stopped by SIGTERM after step ([234]) of rl, .*", stderr)
   assert said and "continues" in said[0] and "Traceback" not in stderr
   assert (rl / said[1] / "checksums.json").exists()
-  if said[1] == "4":  # Where it was quicker, nothing would be left to do.
+  if said[1] == "4":  # If the run was quicker, nothing would be left to do.
     shutil.rmtree(rl / "4")
   done = smoke_run.run("train_pure.py", workdir, start)
   assert done.returncode == 0, done.stderr
   smoke_run.assert_same_run(workdir, whole, RL)
 
 
-def test_updates_without_end_stop_the_run_with_state_and_batch(
+def test_skipped_updates_stop_the_run_and_save_state_and_batch(
   finished, tmp_path
 ):
-  """A step of 1e30 ends in NaN; three of them, and the run says where."""
+  """A learning rate of 1e30 gives NaN from the second update on."""
   workdir = tmp_path / "run"
   options = (
     f"--start={finished[0]}",
     "--config.rl.optim.learning_rate=1e30",
     "--config.rl.max_skipped_updates=2",
   )
-  done = smoke_run.run("train_pure.py", workdir, *options)
+  done = smoke_run.call("train_pure.py", workdir, *options)
   assert done.returncode == 1
   assert "rl, step 3: 2 updates in a row" in done.stderr
   assert "Traceback" not in done.stderr
@@ -85,10 +85,10 @@ def test_updates_without_end_stop_the_run_with_state_and_batch(
     assert batch["correct"].shape == batch["has_answer"].shape == (32,)
     facts = json.loads(str(batch["facts"]))
   assert (facts["stage"], facts["step"]) == ("rl", 3)
-  shown = smoke_run.rows(workdir, "samples.jsonl")
-  assert shown[-1]["problem"] == facts["problems"][-1]
-  # The same command tries one batch more, and says so again.
-  again = smoke_run.run("train_pure.py", workdir, *options)
+  samples = smoke_run.rows(workdir, "samples.jsonl")
+  assert samples[-1]["problem"] == facts["problems"][-1]
+  # The same command tries one more batch and fails again.
+  again = smoke_run.call("train_pure.py", workdir, *options)
   assert again.returncode == 1
   assert "rl, step 4: 3 updates in a row" in again.stderr
   assert [r["step"] for r in smoke_run.rows(workdir) if r["stage"] == "rl"] == [
@@ -97,7 +97,7 @@ def test_updates_without_end_stop_the_run_with_state_and_batch(
 
 
 def test_sigterm_before_any_loop_ends_in_a_sentence(tmp_path):
-  """Data are made, nothing is trained: there is nothing to finish."""
+  """Data are prepared and nothing is trained: there is nothing to save."""
   workdir = tmp_path / "run"
   status, stderr = smoke_run.signal_when(
     (workdir / "config.json").exists,
@@ -114,7 +114,7 @@ def test_sigterm_before_any_loop_ends_in_a_sentence(tmp_path):
 def test_a_run_killed_at_random_is_the_uninterrupted_run(
   finished, tmp_path, seed
 ):
-  """From nothing, all stages: nine times killed or stopped, some in saves."""
+  """All stages from nothing, nine times killed or stopped, some in saves."""
   whole, _ = finished
   began = time.monotonic()
   assert smoke_run.run("train_pure.py", tmp_path / "timed").returncode == 0
@@ -147,8 +147,8 @@ def test_a_run_killed_at_random_is_the_uninterrupted_run(
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_on_another_mesh(finished, tmp_path):
-  """Two iterations more on 2 x 2 devices and on one: equal but for rounding."""
+def test_a_run_continues_on_another_mesh(finished, tmp_path):
+  """Two more iterations on 2 x 2 devices and on one, equal up to rounding."""
   shown = []
   for name, mesh in (("one", ()), ("four", (("data", 2), ("fsdp", 2)))):
     workdir = tmp_path / name
@@ -169,17 +169,17 @@ def test_a_run_goes_on_on_another_mesh(finished, tmp_path):
     == one[:4]
     == [row for row in smoke_run.rows(finished[0]) if row["stage"] == "rl"]
   )
-  # The same parameters sample the same tokens; a sum may end otherwise.
+  # The same parameters sample the same tokens; sums round differently.
   for name in ("response_tokens", "accuracy", "entropy", "grad_norm"):
     assert four[4][name] == pytest.approx(one[4][name], rel=1e-4), name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 40_000])
-def test_a_run_whose_disk_fills_up_goes_on_when_there_is_room(
+def test_a_run_whose_disk_fills_up_continues_once_there_is_room(
   finished, tmp_path, room
 ):
-  """First its rows do not fit, then they do and the checkpoint does not."""
+  """With no room the metrics do not fit; with 40 kB the checkpoint does not."""
   whole, disk = finished[0], tmp_path / "disk"
   disk.mkdir()
   mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)]

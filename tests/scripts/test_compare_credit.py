@@ -1,13 +1,14 @@
-"""The comparison's arithmetic, and that its arms differ in credit alone."""
+"""The comparison: its arithmetic, its runs, and that arms differ in credit."""
 
 import json
 import os
-import subprocess
 import sys
 
 import compare_credit
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from checkout import EXPERIMENTS
 
 
@@ -23,11 +24,11 @@ def test_interval_is_students():
 
 def row(arm, seed, step, accuracy, **more):
   zeros = dict.fromkeys([name for name, _ in compare_credit.COLUMNS], 0.0)
-  place = {"arm": arm, "seed": seed, "step": step}
-  return place | zeros | {"accuracy": accuracy} | more
+  run = {"arm": arm, "seed": seed, "step": step}
+  return run | zeros | {"accuracy": accuracy} | more
 
 
-def test_the_table_takes_each_runs_last_evaluations_and_its_best():
+def test_the_table_averages_the_last_evaluations_and_the_best():
   rows = [
     row("sum", seed, step, value)
     for seed, values in {"0": [0.9, 0.1, 0.2, 0.3], "1": [0.5] * 4}.items()
@@ -36,7 +37,7 @@ def test_the_table_takes_each_runs_last_evaluations_and_its_best():
   rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
   lines = compare_credit.table(rows).splitlines()
   cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-  # With a column too few in the rule it is not a table but text.
+  # A rule with a column too few would not make a table.
   assert {line.count("|") for line in lines} == {len(cells) + 1}
   # Last three: means .2 and .5; best .9 and .5. t with one degree: 12.71.
   assert cells[0] == "sum"
@@ -55,13 +56,13 @@ def test_the_table_takes_each_runs_last_evaluations_and_its_best():
   not hasattr(os, "sched_getaffinity"), reason="this system binds no cores"
 )
 def test_each_run_has_one_core_and_its_log(tmp_path):
-  """On two cores a run's last digits are others, and two runs disturb it."""
-  mine = os.sched_getaffinity(0)
+  """The number of cores changes the last digits of a run."""
+  cores = os.sched_getaffinity(0)
   line = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
   logs = [tmp_path / f"run{number}" / "log.txt" for number in range(3)]
   compare_credit.run_all([(line, log) for log in logs], at_a_time=2)
-  assert all({int(log.read_text())} <= mine for log in logs)
-  assert os.sched_getaffinity(0) == mine
+  assert all({int(log.read_text())} <= cores for log in logs)
+  assert os.sched_getaffinity(0) == cores
   fails = [sys.executable, "-c", "raise SystemExit('no more room')"]
   with pytest.raises(SystemExit, match="1 of 2 runs failed"):
     compare_credit.run_all([(line, logs[0]), (fails, logs[1])], at_a_time=1)
@@ -74,29 +75,22 @@ def test_the_committed_table_is_that_of_the_committed_runs():
   assert (folder / "table.md").read_text() == compare_credit.table(rows)
 
 
-def test_another_comparison_does_not_report_these_runs(tmp_path):
-  """Done runs are kept: made with other settings they must not be."""
+def test_a_comparison_with_other_settings_is_rejected(tmp_path, capsys):
+  """Finished runs are kept, so all of them must have the same settings."""
 
-  def report(*options):
-    return subprocess.run(
-      [
-        sys.executable,
-        str(EXPERIMENTS / "compare_credit.py"),
-        f"--workdir={tmp_path}",
-        "--report_only",
-        *options,
-      ],
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+  def report(**changes):
+    flags.FLAGS.mark_as_parsed()
+    with (
+      flagsaver.flagsaver(workdir=str(tmp_path), report_only=True, **changes),
+      pytest.raises(SystemExit) as ended,
+    ):
+      compare_credit.main(["compare_credit.py"])
+    return ended.value.code
 
-  assert "No finished run" in report().stderr
-  refused = report("--set=rl.loss.kl_coef=0.5")
-  assert refused.returncode == 1
-  assert "set: was [], is now ['rl.loss.kl_coef=0.5']" in refused.stderr
-  assert "Traceback" not in refused.stderr
+  assert report().startswith("No finished run")
+  assert report(set=["rl.loss.kl_coef=0.5"]) == 1
+  message = capsys.readouterr().err
+  assert "set: was [], is now ['rl.loss.kl_coef=0.5']" in message
 
 
 def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():

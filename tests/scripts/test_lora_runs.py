@@ -1,4 +1,4 @@
-"""Runs that train adapters: what they keep, and what they export."""
+"""Runs that train adapters: what they save, and what they export."""
 
 import dataclasses
 import importlib
@@ -54,18 +54,18 @@ def run(tmp_path_factory):
       "optim": {"learning_rate": 1e-2},
     },
   )
-  kept = []
+  frozen = []
   freeze = rl_weights.freeze
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(
-      train_pure, "freeze", lambda *x: kept.append(freeze(*x)) or kept[-1]
+      train_pure, "freeze", lambda *x: frozen.append(freeze(*x)) or frozen[-1]
     )
     with open_run(settings, str(folder)) as run:
       train_pure.train_rl(run)
-      return folder, kept[0], run.spec.rl_model
+      return folder, frozen[0], run.spec.rl_model
 
 
-def test_the_reference_is_the_base_and_is_there_once(run):
+def test_reference_and_bases_are_the_same_arrays(run):
   _, frozen, _ = run
   jax.tree.map(
     lambda x, y, z: np.testing.assert_(x is y is z),
@@ -75,7 +75,7 @@ def test_the_reference_is_the_base_and_is_there_once(run):
   )
 
 
-def test_a_run_keeps_adapters_and_exports_the_sum(run, tmp_path):
+def test_a_run_saves_adapters_and_exports_merged_weights(run, tmp_path):
   folder, frozen, model = run
   plain = dataclasses.replace(model, lora=None)
   saved = load.read_run(folder)
@@ -88,10 +88,10 @@ def test_a_run_keeps_adapters_and_exports_the_sum(run, tmp_path):
   output = tmp_path / "policy"
   export.export(folder, output, "latest")
   params, _ = huggingface.load_policy(output, sharding.make_layout())
-  wanted = logits(frozen.policy(adapters), model)
-  scale = np.abs(wanted).max()
-  np.testing.assert_allclose(logits(params, plain), wanted, atol=2e-6 * scale)
-  assert np.abs(wanted - logits(frozen.reference, plain)).max() > 1e-3 * scale
+  expected = logits(frozen.policy(adapters), model)
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(logits(params, plain), expected, atol=2e-6 * scale)
+  assert np.abs(expected - logits(frozen.reference, plain)).max() > 1e-3 * scale
 
 
 def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
@@ -103,7 +103,7 @@ def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
 
 
 def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
-  """Only the adapted matrices and the head leave where the head's stage was."""
+  """Only the adapted matrices and the head change after the head's stage."""
   settings = settings_of(
     "pure_prm_7b",
     "smoke",
@@ -132,8 +132,8 @@ def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):
   assert np.isfinite(losses).all()
 
 
-def test_settings_of_adapters_that_cannot_be_are_refused():
-  def refused(message, **changes):
+def test_impossible_settings_of_adapters_are_rejected():
+  def check_rejected(message, **changes):
     config = arithmetic.get_config("smoke")
     for name, value in changes.items():
       group, field = name.split("__")
@@ -141,13 +141,13 @@ def test_settings_of_adapters_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match=message):
       conversion.settings_from_config(config)
 
-  refused("config.rl.lora: lora.rank must be at least 1", rl__rank=-1)
-  refused("alpha=-1.0 positive", rl__alpha=-1.0)
-  refused("targets must be some of", rl__targets=("q_proj",))
-  refused("extra_layers=1 start as the identity", prm__rank=4)
+  check_rejected("config.rl.lora: lora.rank must be at least 1", rl__rank=-1)
+  check_rejected("alpha=-1.0 positive", rl__alpha=-1.0)
+  check_rejected("targets must be some of", rl__targets=("q_proj",))
+  check_rejected("extra_layers=1 start as the identity", prm__rank=4)
 
 
-def test_a_plan_of_adapters_is_refused():
+def test_a_plan_of_adapters_is_rejected():
   settings = settings_of("arithmetic", "smoke", rl={"lora": {"rank": 2}})
   with pytest.raises(ConfigError, match="Plans know no adapters"):
     read_spec(settings, jax.devices())

@@ -1,8 +1,6 @@
-"""Tables of plans, from a file that plan.py could have printed."""
+"""Tables of plans, from files such as plan.py prints."""
 
 import json
-import subprocess
-import sys
 
 import plan_tables
 import pytest
@@ -54,40 +52,38 @@ def files(tmp_path):
   return tmp_path
 
 
-def run(*options):
-  script = ROOT / "experiments" / "plan_tables.py"
-  done = subprocess.run(
-    [sys.executable, str(script), *map(str, options)],
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  return done.stdout.splitlines()
+def run(capsys, *options):
+  """Lines that the script prints."""
+  plan_tables.main([str(option) for option in options])
+  return capsys.readouterr().out.splitlines()
 
 
-def test_which_slice_fits_in_order_of_size(files):
-  lines = run("--fits", *files.glob("*.json"))
-  assert [line.split(" | ")[1] for line in lines[2:5]] == [
-    "v5p:16",
-    "v5p:32",
-    "v5p:64",
-  ]
+def test_plans_that_fit_are_listed_by_the_size_of_their_slice(files, capsys):
+  lines = run(capsys, "--fits", *files.glob("*.json"))
+  slices = [line.split(" | ")[1] for line in lines[2:5]]
+  assert slices == ["v5p:16", "v5p:32", "v5p:64"]
   assert "| **no** | 1.0 / 2.0 / 3.0, 16.0 | – | – | – |" in lines[2]
-  assert (
-    "| yes | 1.0 / 2.0 / 3.0, 16.0 | 6 | 1,234 | update, network |"
-    in (lines[3])
-  )
+  yes = "| yes | 1.0 / 2.0 / 3.0, 16.0 | 6 | 1,234 | update, network |"
+  assert yes in lines[3]
   flags = """  --config.mesh.fsdp=16 '--config.rl.mesh={"data": 1}\'"""
   assert lines[5:9] == ["", "```text", "# plan_16", flags]
 
 
-def test_scaling_per_chip_and_its_plot(files):
-  """Kinds of collectives add up; what was not compiled has no row."""
+def test_scaling_has_a_row_for_each_compiled_stage_and_a_plot(files, capsys):
+  """Kinds of collectives are summed. Stages without costs have no row."""
   png = files / "plot.png"
-  lines = run("--scaling", *files.glob("*.json"), f"--plot={png}")
+  lines = run(capsys, "--scaling", *files.glob("*.json"), f"--plot={png}")
   assert len(lines) == 2 + 2 * 3
   assert lines[2].startswith(
     "| 32 | v5p:32 | 256 | rollout | 5 | 3 | 4.0 | 1.0"
   )
   assert png.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_tables_in_the_documentation_are_those_of_the_kept_plans(capsys):
+  """docs/planning.md quotes what the script prints of docs/plans."""
+  text = (ROOT / "docs" / "planning.md").read_text()
+  plans = ROOT / "docs" / "plans"
+  for option, pattern in (("--fits", "qwen*"), ("--scaling", "weak_*")):
+    for line in run(capsys, option, *sorted(plans.glob(f"{pattern}.json"))):
+      assert line in text

@@ -1,4 +1,4 @@
-"""A run whose responses take turns, end with a text, and are filtered.
+"""A run with continuous batching, stop texts and filters.
 
 python -m pytest -m slow tests/scripts/test_rollout_runs.py
 """
@@ -8,11 +8,11 @@ import math
 import pytest
 import smoke_run
 
-TURNS = ("--config.rl.engine.slots=8", "--config.rl.engine.sync_interval=5")
+SLOTS = ("--config.rl.engine.slots=8", "--config.rl.engine.sync_interval=5")
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_other_turns(finished, tmp_path):
+def test_a_killed_run_continues_with_other_slots(finished, tmp_path):
   start = f"--start={finished[0]}"
   options = (
     *(
@@ -25,7 +25,7 @@ def test_a_killed_run_goes_on_with_other_turns(finished, tmp_path):
     ),
   )
   assert smoke_run.kill(
-    (tmp_path / "rl" / "2").exists, tmp_path, start, *options, *TURNS
+    (tmp_path / "rl" / "2").exists, tmp_path, start, *options, *SLOTS
   )
   done = smoke_run.run(
     *("train_pure.py", tmp_path, start, *options),
@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_with_other_turns(finished, tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert "donated" not in done.stderr
-  found = [row for row in smoke_run.rows(tmp_path) if row["stage"] == "rl"]
-  assert [row["step"] for row in found] == [1, 2, 3, 4]
-  assert all(math.isfinite(row["policy_loss"]) for row in found)
-  assert all(row["skipped_updates"] == 0 for row in found)
+  iterations = [r for r in smoke_run.rows(tmp_path) if r["stage"] == "rl"]
+  assert [row["step"] for row in iterations] == [1, 2, 3, 4]
+  assert all(math.isfinite(row["policy_loss"]) for row in iterations)
+  assert all(row["skipped_updates"] == 0 for row in iterations)

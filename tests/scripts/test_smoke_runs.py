@@ -1,4 +1,4 @@
-"""Smoke variants of the paper's runs take the paths that the real ones take."""
+"""Smoke variants of the paper's runs use the features of the real runs."""
 
 import dataclasses
 import importlib
@@ -20,7 +20,7 @@ from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import tiny_files
 
-OF_SCORES = {
+SCORE_METRICS = {
   *("process_outcome", "min_step_score", "step_score_mean", "return_mean"),
   *("nonfinite_step_rewards", "process_outcome_agreement"),
 }
@@ -36,17 +36,17 @@ def run_once(name, variant, workdir, monkeypatch):
   settings = settings_of(name, variant)
   rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
   settings = dataclasses.replace(settings, rl=rl, progress=False)
-  used, make = [], rl_weights.FrozenWeights
+  made, make = [], rl_weights.FrozenWeights
 
   def recording(*weights):
-    used.append(make(*weights))
-    return used[-1]
+    made.append(make(*weights))
+    return made[-1]
 
   monkeypatch.setattr(rl_weights, "FrozenWeights", recording)
   with open_run(settings, str(workdir)) as run:
     train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
-  (weights,) = used
+  (weights,) = made
   return settings, weights, [json.loads(line) for line in lines]
 
 
@@ -60,10 +60,10 @@ def run_once(name, variant, workdir, monkeypatch):
     ),
   ],
 )
-def test_a_run_reads_the_prm_it_is_given_and_trains_none(
+def test_a_run_with_a_given_prm_trains_none(
   name, variant, mode, tmp_path, monkeypatch
 ):
-  settings, used, rows = run_once(name, variant, tmp_path, monkeypatch)
+  settings, frozen, rows = run_once(name, variant, tmp_path, monkeypatch)
   assert settings.rl.reward_mode == mode
   stages = [(row["stage"], row["step"]) for row in rows]
   assert stages == [("rl_eval", 0), ("rl", 1), ("rl_eval", 1)]
@@ -72,31 +72,33 @@ def test_a_run_reads_the_prm_it_is_given_and_trains_none(
   assert math.isfinite(update["policy_loss"])
   assert math.isfinite(update["grad_norm"])
   assert update["skipped_updates"] == 0
-  # As in the real run, responses share rows.
+  # As in the real run, responses share rows and slots.
   for other in ("prm_vr", variant):
     real = importlib.import_module(f"configs.{name}").get_config(other).rl
     assert real.packed_tokens and real.length_buckets > 1
-    # And slots are fewer than responses.
+    # The real run uses continuous batching.
     assert real.engine.slots < real.prompts * real.samples_per_prompt
-  assert settings.rl.engine.slots < settings.rl.responses
   rl = settings.rl
+  assert rl.engine.slots < rl.prompts * rl.samples_per_prompt
   assert 2 * rl.engine.sync_interval < rl.sampler.max_new_tokens
   assert 0.5 < update["row_fill"] <= 1
   sample, *_ = (tmp_path / "samples.jsonl").read_text().splitlines()
   folder = tmp_path / "tiny" / "prm"
   if mode == "vr":
-    assert used.prm is None and not folder.exists()
+    assert frozen.prm is None and not folder.exists()
     for row in rows:
-      assert not OF_SCORES & row.keys()
+      assert not SCORE_METRICS & row.keys()
     assert "step_rewards" not in json.loads(sample)
     return
-  # Policy and PRM have the same shapes: only the values tell them apart.
+  # Policy and PRM have the same shapes and differ in values alone.
   saved = safetensors.numpy.load_file(folder / "model.safetensors")
   np.testing.assert_array_equal(
-    used.prm["embedding"], saved["model.embed_tokens.weight"]
+    frozen.prm["embedding"], saved["model.embed_tokens.weight"]
   )
-  assert np.abs(used.prm["embedding"] - used.reference["embedding"]).max() > 0
-  heads = [np.asarray(leaf) for leaf in jax.tree.leaves(used.prm["score"])]
+  assert (
+    np.abs(frozen.prm["embedding"] - frozen.reference["embedding"]).max() > 0
+  )
+  heads = [np.asarray(leaf) for leaf in jax.tree.leaves(frozen.prm["score"])]
   assert any(np.array_equal(head, saved["score.weight"].T) for head in heads)
   assert update["process_outcome"] != 0 and update["grad_norm"] > 0
   assert json.loads(sample)["step_rewards"]
@@ -106,14 +108,17 @@ def test_a_run_reads_the_prm_it_is_given_and_trains_none(
   "name", ["qwen2p5_7b", "qwen2p5_math_7b", "qwen2p5_math_1p5b"]
 )
 @pytest.mark.parametrize("variant", ["prm_vr", "vr", "smoke_prm", "smoke"])
-def test_the_papers_runs_take_turns_unless_one_loop_is_asked_for(name, variant):
-  """No flag unsets a number: without a variant, parts could not be had."""
+def test_the_papers_runs_use_continuous_batching_or_one_loop(name, variant):
+  """No flag unsets a number, so one loop has a variant."""
   get_config = importlib.import_module(f"configs.{name}").get_config
-  turns, loop = get_config(variant), get_config(f"{variant}_one_loop")
-  assert turns.rl.engine.slots is not None and loop.rl.engine.slots is None
-  # And nothing else is changed.
-  turns.rl.engine.update({"rows": None, "chunk": loop.rl.engine.sync_interval})
-  assert turns.to_dict() == loop.to_dict()
+  continuous, loop = get_config(variant), get_config(f"{variant}_one_loop")
+  assert continuous.rl.engine.slots is not None
+  assert loop.rl.engine.slots is None
+  # Nothing else differs.
+  continuous.rl.engine.update(
+    {"slots": None, "sync_interval": loop.rl.engine.sync_interval}
+  )
+  assert continuous.to_dict() == loop.to_dict()
   with pytest.raises(ValueError, match="not 'sft_one_loop'"):
     get_config("sft_one_loop")
 
@@ -122,7 +127,7 @@ def test_the_papers_runs_take_turns_unless_one_loop_is_asked_for(name, variant):
   ("name", "architecture"),
   [("gsm8k_prm", "LlamaForCausalLM"), ("pure_prm_7b", "Qwen2ForCausalLM")],
 )
-def test_smoke_runs_of_prms_train_one_of_the_real_architecture(
+def test_smoke_runs_of_prms_have_the_real_architecture(
   name, architecture, tmp_path
 ):
   files = tiny_files.make_files(settings_of(name, "smoke").files, tmp_path)

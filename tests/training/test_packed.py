@@ -252,7 +252,7 @@ def test_batches_of_many_lengths_compile_two_updates():
 
 @pytest.mark.slow
 def test_responses_of_8192_tokens_are_scored_and_updated_on():
-  """The longest of the paper: a row of 9,216 columns, texts beside it."""
+  """The longest responses of the paper, in rows of 9,216 columns."""
   long, columns, texts = 8192, 1024, 4
   model = dataclasses.replace(MODEL, attention_chunk=512, logits_chunk=1024)
   rng = np.random.default_rng(0)
@@ -260,17 +260,19 @@ def test_responses_of_8192_tokens_are_scored_and_updated_on():
   mask = np.arange(long) < lengths[:, None]
   tokens = rng.integers(4, 16, mask.shape)
   tokens[rng.random(mask.shape) < 0.02] = SEPARATOR
-  asked = np.arange(columns)[::-1] < np.array([[1024], [90], [700], [200]])
+  prompt_mask = np.arange(columns)[::-1] < np.array(
+    [[1024], [90], [700], [200]]
+  )
   rollout = Rollout(
-    prompt_tokens=rng.integers(4, 16, asked.shape).astype(np.int32),
-    prompt_mask=asked,
+    prompt_tokens=rng.integers(4, 16, prompt_mask.shape).astype(np.int32),
+    prompt_mask=prompt_mask,
     tokens=np.where(mask, tokens, PAD).astype(np.int32),
     completion_mask=mask,
     sampled_logp=np.where(mask, -2.0, 0).astype("f4"),
     full_logp=np.where(mask, -2.0, 0).astype("f4"),
     truncated=lengths == long,
   )
-  prompts = Prompts(rollout.prompt_tokens, asked)
+  prompts = Prompts(rollout.prompt_tokens, prompt_mask)
   layout, declared = sharding.make_layout(), policy.declare_policy(model)
   params = random_params(declared, 0)
   reference = random_params(declared, 1)
@@ -294,7 +296,7 @@ def test_responses_of_8192_tokens_are_scored_and_updated_on():
   # 2,014 step tokens and 12,023 others in two rows instead of four.
   assert_same(*reversed(results))
   scores, _, metrics, _ = results[1]
-  fill = (asked.sum() + mask.sum()) / (2 * 9216)
+  fill = (prompt_mask.sum() + mask.sum()) / (2 * 9216)
   np.testing.assert_allclose(metrics["row_fill"], fill, rtol=1e-5)
   assert np.abs(scores.old_logp[0]).min() > 0  # To the last of the 8,192.
   assert scores.steps.mask.sum(1)[0] > 100

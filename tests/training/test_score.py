@@ -13,7 +13,7 @@ from pure_jax.parallel import sharding
 from pure_jax.training import packing, rollouts, score, train
 from pure_jax.types import Prompts
 
-# A step as long as the gradient, so that two of them can be told apart.
+# A step as long as the gradient, so that two updates differ visibly.
 PLAIN = optax.sgd(1.0)
 ROWS = packing.ScoreRows(packing.RowShape(15, 4), packing.RowShape(19, 4))
 

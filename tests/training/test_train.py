@@ -1,6 +1,7 @@
 """One training step: what its result may and may not depend on."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -34,21 +35,30 @@ class Step:
   metrics: dict
 
 
-def iterate(layout, steps=2, optimizer=SGD, poison=False, **changes):
+@functools.cache
+def compiled(layout, micro_batch_rows=None):
+  """The three functions of a step."""
+  step_spec = spec(layout, micro_batch_rows=micro_batch_rows)
+  return (
+    rollouts.make_generate(MODEL, SAMPLER, 4, layout),
+    score.make_score(step_spec),
+    train.make_update(step_spec, SGD),
+  )
+
+
+def iterate(layout, steps=2, poison=False, micro_batch_rows=None):
   """Rollouts, scores and updates from the same start: (state, steps)."""
   declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, optimizer, layout)(jax.random.key(0))
+  start = train.make_init(declared, SGD, layout)(jax.random.key(0))
   reference = grown(start.params)
-  state = train.start_state(reference, declared, optimizer, layout)
+  state = train.start_state(reference, declared, SGD, layout)
   prm_params = jax.jit(
     lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
     out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
   )(jax.random.key(1), reference)
-  step_spec = spec(layout, **changes)
-  generate = rollouts.make_generate(MODEL, SAMPLER, 4, layout)
-  score_rollout = score.make_score(step_spec)
-  update = train.make_update(step_spec, optimizer)
-  history = []
+  functions = compiled(layout, micro_batch_rows)
+  generate, score_rollout, update = functions
+  rows, history = sharding.batch_sharding(layout), []
   for number in range(steps):
     rollout = generate(state.params, prompts(8), jax.random.key(2 + number))
     prm_prompts = Prompts(rollout.prompt_tokens, rollout.prompt_mask)
@@ -56,14 +66,15 @@ def iterate(layout, steps=2, optimizer=SGD, poison=False, **changes):
       state.params, reference, prm_params, rollout, prm_prompts
     )
     if poison:
-      scores = scores.replace(old_logp=scores.old_logp.at[3, 0].set(-jnp.inf))
+      old_logp = scores.old_logp.at[3, 0].set(-jnp.inf)
+      scores = scores.replace(old_logp=jax.device_put(old_logp, rows))
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     has_answer = jnp.arange(32) // 4 % 2 == 0
-    rows = sharding.batch_sharding(layout)
     outcome = jax.device_put((correct, has_answer), rows)
     batch = score.ScoredBatch(rollout, scores, *outcome)
     state, metrics = update(state, batch, {})
     history.append(Step(*jax.device_get((rollout, scores, drift, metrics))))
+  assert [function._cache_size() for function in functions] == [1, 1, 1]
   return jax.device_get(state), history
 
 
@@ -211,11 +222,11 @@ def test_parts_of_a_batch_can_be_split_over_devices():
 
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   layout = sharding.make_layout()
-  state, (step,) = iterate(layout, 1, OPTIMIZER, poison=True)
+  state, (step,) = iterate(layout, 1, poison=True)
   assert not np.isfinite(step.metrics["grad_norm"])
   assert step.metrics["skipped_updates"] == 1
   assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
-  start = train.make_init(policy.declare_policy(MODEL), OPTIMIZER, layout)(
+  start = train.make_init(policy.declare_policy(MODEL), SGD, layout)(
     jax.random.key(0)
   )
   jax.tree.map(
@@ -258,13 +269,3 @@ def test_the_update_reads_the_sampled_distribution():
     start.params, MODEL, sampler, rollout
   )
   np.testing.assert_allclose(logp, rollout.sampled_logp, atol=1e-5)
-
-
-def test_each_function_compiles_once():
-  layout = sharding.make_layout()
-  declared = policy.declare_policy(MODEL)
-  state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
-  generate = rollouts.make_generate(MODEL, SAMPLER, 4, layout)
-  for seed in range(3):
-    generate(state.params, prompts(8), jax.random.key(seed))
-  assert generate._cache_size() == 1

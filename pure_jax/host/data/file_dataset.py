@@ -187,9 +187,9 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
         read += 1
         if fault is not None:
           if not self._skip_malformed:
-            raise DataError(f"{raw.place}: {fault}")
+            raise DataError(f"{raw.location}: {fault}")
           skipped += 1
-          faults += [f"{raw.place}: {fault}"] * (len(faults) < MAX_FAULTS)
+          faults += [f"{raw.location}: {fault}"] * (len(faults) < MAX_FAULTS)
         left_out += fault is None and not records
         for record in records:
           yield made, storage.encode_record(record)

@@ -18,12 +18,12 @@ class RawRow:
   """A row of a file before its format parses it.
 
   Attributes:
-    place: "file:line", or "file:row" for Parquet, from 1.
+    location: "file:line", or "file:row" for Parquet, from 1.
     row: the fields by name; None if the row could not be read.
     fault: why the row could not be read; None if it was.
   """
 
-  place: str
+  location: str
   row: Row | None
   fault: str | None = None
 
@@ -78,19 +78,19 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
         line = line.removeprefix(b"\xef\xbb\xbf")
       if not line.strip():
         continue
-      place = f"{path}:{number}"
+      location = f"{path}:{number}"
       try:
         value = json.loads(line.rstrip())
       except UnicodeDecodeError:
-        yield RawRow(place, None, "not UTF-8")
+        yield RawRow(location, None, "not UTF-8")
       except json.JSONDecodeError as error:
         yield RawRow(
-          place, None, f"not JSON: {error.msg}, column {error.colno}"
+          location, None, f"not JSON: {error.msg}, column {error.colno}"
         )
       except (ValueError, RecursionError) as error:
-        yield RawRow(place, None, f"not readable: {error}")
+        yield RawRow(location, None, f"not readable: {error}")
       else:
-        yield _checked(place, value)
+        yield _checked(location, value)
 
 
 def _array(path: pathlib.Path) -> Iterator[RawRow]:
@@ -109,15 +109,15 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
   position = skip_space(skip_space(0) + 1)
   while text[position : position + 1] != "]":
     line, counted = line + text.count("\n", counted, position), position
-    place = f"{path}:{line}"
+    location = f"{path}:{line}"
     try:
       value, position = decoder.raw_decode(text, position)
     except (ValueError, RecursionError) as error:
       raise DataError(
-        f"{place}: not JSON: {error}. Nothing after it can be read: mend the "
-        "array, or write one object per line."
+        f"{location}: not JSON: {error}. Nothing after it can be read: mend "
+        "the array, or write one object per line."
       ) from None
-    yield _checked(place, value)
+    yield _checked(location, value)
     position = skip_space(position)
     if text[position : position + 1] == ",":
       position = skip_space(position + 1)
@@ -148,8 +148,8 @@ def _parquet(path: pathlib.Path) -> Iterator[RawRow]:
     ) from error
 
 
-def _checked(place: str, value: object) -> RawRow:
+def _checked(location: str, value: object) -> RawRow:
   """The raw row of a JSON value, which must be an object."""
   if isinstance(value, dict):
-    return RawRow(place, value)
-  return RawRow(place, None, "not a JSON object")
+    return RawRow(location, value)
+  return RawRow(location, None, "not a JSON object")

@@ -194,16 +194,17 @@ def _compile_engine(
   in which all responses have their full length.
   """
   programs: list[CompiledStage] = []
-  total = NO_COSTS
+  costs: Costs | None = NO_COSTS
 
   def compile_call(call: EngineCall) -> Any:
-    nonlocal total
+    nonlocal costs
     call_path = path and path.with_name(
       path.name.replace(".txt", f"_{call.name}.txt")
     )
     compiled, outputs = compile_program(
       call.name, call.function, call.arguments, devices, call_path
     )
+    # The costs of a call are part of the stage's costs.
     programs.append(
       dataclasses.replace(
         compiled, costs=None, held_bytes=device_bytes(call.held)
@@ -211,16 +212,16 @@ def _compile_engine(
     )
     if outputs is None:
       raise _RefusedError
-    total = add_costs(total, compiled.costs, call.times)
+    costs = add_costs(costs, compiled.costs, call.times)
     return outputs
 
   try:
     call_programs(stage, compile_call)
-    largest, costs = max(programs, key=lambda p: p.total_bytes), total
+    reported = max(programs, key=lambda program: program.total_bytes)
   except _RefusedError:
-    largest, costs = programs[-1], None
+    reported, costs = programs[-1], None
   return dataclasses.replace(
-    largest,
+    reported,
     name=stage.name,
     seconds=sum(program.seconds for program in programs),
     costs=costs,

@@ -123,11 +123,11 @@ def nearest_micro_batches(
   Args:
     spec: the run's specification.
     layouts: devices and sharding rules of each model.
-    micro_batches: the number that is asked for.
+    micro_batches: the number that the config requests.
 
   Returns:
     The largest number that divides the rows of a shard and is at most the
-    number asked for, and notes for the reader of the plan.
+    requested number, and notes for the reader of the plan.
 
   Raises:
     ValueError: if the row shards do not divide the prompts of a batch.

@@ -26,7 +26,7 @@ from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
-from pure_jax.training.score import ScoredBatch, make_score
+from pure_jax.training.score import ScoredBatch
 from pure_jax.types import Prompts, Rollout
 
 Array = jax.ShapeDtypeStruct
@@ -90,9 +90,14 @@ class Resident:
   sampler: int
 
   @property
+  def frozen(self) -> int:
+    """Bytes of weights that are not trained."""
+    return self.reference + self.prm
+
+  @property
   def total(self) -> int:
     """Bytes that are in memory during the whole step: all but the sampler."""
-    return self.parameters + self.optimizer + self.reference + self.prm
+    return self.parameters + self.optimizer + self.frozen
 
 
 class Programs:
@@ -106,8 +111,8 @@ class Programs:
     """
     self._spec = spec
     self._optimizer = make_optimizer(spec.settings.rl.optim)
+    self._functions = rl_functions.compile_functions(spec, self._optimizer)
     self._policy = policy.declare_policy(spec.model)
-    self._for_rollout = rl_weights.make_rollout_copy(spec, self._policy)
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
 
@@ -117,18 +122,20 @@ class Programs:
     Returns:
       Reshard if the sampler has its own weights, rollout, score and update.
     """
-    spec = self._spec
+    spec, functions = self._spec, self._functions
     flops, held = estimates.model_flops(spec), self.resident
     prompts = _prompts(spec.settings.rl.prompts, spec.prompt_tokens)
     rollout = _rollout(spec, prompts)
     prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
     score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
-    score = make_score(spec.step)
+    # Without packing there is one shape of rows, None.
+    score, update = functions.scores[None], functions.updates[None]
     scores, _ = jax.eval_shape(score, *score_arguments)
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
+    batch = ScoredBatch(rollout, scores, correct, has_answer)
     stages = [
-      self._rollout_stage(prompts, flops.rollout, held),
+      self._rollout_stage(prompts, flops.rollout),
       Stage(
         "score",
         score,
@@ -137,53 +144,58 @@ class Programs:
       ),
       Stage(
         "update",
-        train.make_update(spec.step, self._optimizer),
-        (self._state(), ScoredBatch(rollout, scores, correct, has_answer), {}),
+        update,
+        (self._state(), batch, {}),  # No weights below adapters.
         Estimates(
           flops.update,
-          held.reference + held.prm,
+          held.frozen,
           kept_bytes=estimates.kept_bytes(spec),
         ),
       ),
     ]
     if self._copies_weights:
-      waiting = held.optimizer + held.reference + held.prm
       reshard = Stage(
-        "reshard", self._for_rollout, (self._params,), Estimates(0, waiting)
+        "reshard",
+        functions.for_rollout,
+        (self._params,),
+        Estimates(0, held.optimizer + held.frozen),
       )
       stages.insert(0, reshard)
     return stages
 
   def _rollout_stage(
-    self, prompts: Prompts, flops: int, held: Resident
+    self, prompts: Prompts, model_flops: int
   ) -> Stage | EngineStage:
     """The rollout: one compiled loop, or an engine's programs."""
-    spec = self._spec
-    rl, layout = spec.settings.rl, spec.layouts.rollout
-    params = jax.eval_shape(self._for_rollout, self._params)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    waiting = held.optimizer + held.reference + held.prm
+    spec, functions, held = self._spec, self._functions, self.resident
+    rl = spec.settings.rl
+    engine = rl_functions.make_engine(spec, spec.sampler, rl.samples_per_prompt)
+    waiting = held.optimizer + held.frozen
     if self._copies_weights:
       waiting += held.parameters
-    samples = rl.samples_per_prompt
-    engine = rl_functions.make_engine(spec, spec.sampler, samples)
     if engine is None:
       rows = spec.responses // rl.rollout.batches
-      known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
-      generate = rl_functions.make_generate(spec, spec.sampler, samples)
-      return Stage("rollout", generate, (params, prompts, key), known)
-    rows = engine.spec.num_starting_prompts(rl.prompts) * samples
-    known = Estimates(flops, waiting, estimates.cache_bytes(spec, rows))
+    else:
+      num_starting = engine.spec.num_starting_prompts(rl.prompts)
+      rows = num_starting * rl.samples_per_prompt
+    known = Estimates(model_flops, waiting, estimates.cache_bytes(spec, rows))
+    params = jax.eval_shape(functions.for_rollout, self._params)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    if engine is None:
+      return Stage("rollout", functions.generate, (params, prompts, key), known)
+    # An engine's functions take the shardings of their arguments.
     arguments = (
-      with_shardings(params, weight_shardings(self._sampled(), layout)),
-      *with_shardings((prompts, key), replicated(layout)),
+      with_shardings(
+        params, weight_shardings(self._sampled(), spec.layouts.rollout)
+      ),
+      *with_shardings((prompts, key), replicated(spec.layouts.rollout)),
     )
     return EngineStage("rollout", engine, arguments, known)
 
   @functools.cached_property
   def resident(self) -> Resident:
     """Bytes of weights and optimizer state on a device, by their shardings."""
-    layouts = self._spec.layouts
+    layouts, functions = self._spec.layouts, self._functions
     state = with_shardings(
       self._state(),
       train.state_shardings(self._policy, self._optimizer, layouts.training),
@@ -192,7 +204,7 @@ class Programs:
     sampler = ()
     if self._copies_weights:
       sampler = with_shardings(
-        jax.eval_shape(self._for_rollout, self._params),
+        jax.eval_shape(functions.for_rollout, self._params),
         weight_shardings(self._sampled(), layouts.rollout),
       )
     return Resident(

@@ -232,7 +232,7 @@ def test_all_kinds_of_files_are_read_to_the_same_rows(tmp_path):
   for name in ("x.parquet", "x.jsonl", "lines.json", "array.json"):
     raw_rows = list(read_rows(tmp_path / name))
     assert [raw.row for raw in raw_rows] == rows, name
-  assert raw_rows[1].place == f"{tmp_path / 'array.json'}:6"
+  assert raw_rows[1].location == f"{tmp_path / 'array.json'}:6"
 
 
 def test_unicode_line_ends_and_byte_order_marks_do_not_split_rows(tmp_path):

@@ -1,4 +1,4 @@
-"""Costs of compiled programs against sums done by hand."""
+"""Costs of compiled programs, checked against sums done by hand."""
 
 import functools
 
@@ -10,7 +10,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pure_jax.runs.planning.hlo import text as hlo_text
 from pure_jax.runs.planning.hlo.collectives import Collective, group_size
-from pure_jax.runs.planning.hlo.costs import count_costs
+from pure_jax.runs.planning.hlo.costs import Costs, add_costs, count_costs
+from pure_jax.runs.planning.hlo.loops import Loop, LoopEnd
 
 P = PartitionSpec
 
@@ -21,28 +22,28 @@ def mesh():
   return Mesh(devices, ("x", "y"), axis_types=(AxisType.Auto,) * 2)
 
 
-def counted(function, *shapes, places=None, out=None, **options):
-  """Costs of a function compiled for shapes."""
-  if places is not None:
-    options |= {"in_shardings": places, "out_shardings": out}
+def counted(function, *shapes, shardings=None, out=None, **options):
+  """Costs of a function that is compiled for arguments of these shapes."""
+  if shardings is not None:
+    options |= {"in_shardings": shardings, "out_shardings": out}
   arrays = [jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]
   compiled = jax.jit(function, **options).lower(*arrays).compile()
   return count_costs(compiled.as_text(), jax.device_count())
 
 
-def test_a_scan_of_products_counts_every_trip():
-  """XLA's own analysis counts 2 * 32 * 64 * 64, one trip of twelve."""
+def test_every_trip_of_a_scan_is_counted():
+  """XLA's own analysis counts one of the twelve trips, 2 * 32 * 64 * 64."""
 
   def chain(x, weights):
     return jax.lax.scan(lambda x, w: (x @ w, None), x, weights)[0]
 
-  found = counted(chain, (32, 64), (12, 64, 64))
-  assert found.flops == 12 * 2 * 32 * 64 * 64
-  assert [(loop.trips, loop.ends) for loop in found.loops] == [(12, "counted")]
+  costs = counted(chain, (32, 64), (12, 64, 64))
+  assert costs.flops == 12 * 2 * 32 * 64 * 64
+  assert [(loop.trips, loop.ends) for loop in costs.loops] == [(12, "counted")]
 
 
-def test_loops_in_loops_multiply():
-  """A sum of trip counts, 5 + 3, would be the mistake."""
+def test_trip_counts_of_nested_loops_multiply():
+  """The mistake would be their sum, 5 + 3."""
 
   def twice(x, w):
     def outer(x, _):
@@ -55,25 +56,25 @@ def test_loops_in_loops_multiply():
   assert counted(twice, (8, 16), (16, 16)).flops == 15 * 2 * 8 * 16 * 16
 
 
-def test_the_backward_pass_of_a_scan_has_two_products_more():
+def test_the_backward_pass_of_a_scan_has_twice_the_products():
   def loss(weights, x):
     layer = lambda x, w: (jnp.sin(x @ w), None)  # noqa: E731
     return jnp.sum(jax.lax.scan(layer, x, weights)[0])
 
-  found = counted(jax.value_and_grad(loss), (7, 16, 16), (4, 16))
-  # The gradient for x is asked for only through the layers: one trip's is dead
-  # code, but it stands in the loop all the same.
-  assert found.flops == 7 * 3 * 2 * 4 * 16 * 16
+  costs = counted(jax.value_and_grad(loss), (7, 16, 16), (4, 16))
+  # The gradient of the first layer's input is not used, but the loop computes
+  # it in every trip.
+  assert costs.flops == 7 * 3 * 2 * 4 * 16 * 16
 
 
-def test_a_contraction_over_two_axes():
-  """Multiplying by one contracted size only would give a sixth."""
+def test_a_contraction_over_two_axes_multiplies_both():
+  """With one of the two sizes alone, the count would be a sixth."""
   product = functools.partial(jnp.einsum, "bij,ijk->bk")
   assert counted(product, (5, 6, 7), (6, 7, 8)).flops == 2 * 5 * 6 * 7 * 8
 
 
 @pytest.mark.parametrize("padding", ["VALID", "SAME"])
-def test_a_convolution_counts_what_meets_the_input(padding):
+def test_padding_of_a_convolution_costs_nothing(padding):
   """With padding, 2 * out * window * features would be too many."""
 
   def convolve(x, kernel):
@@ -86,13 +87,13 @@ def test_a_convolution_counts_what_meets_the_input(padding):
     jnp.ones((1, 9, 8, 1)), jnp.ones((3, 4, 1, 1)), (2, 1), padding,
     dimension_numbers=("NHWC", "HWIO", "NHWC"),
   )  # fmt: skip
-  # A convolution of ones counts the meetings of each output itself.
-  found = counted(convolve, (2, 9, 8, 3), (3, 4, 3, 5))
+  # A convolution of ones counts the input elements that each output reads.
+  costs = counted(convolve, (2, 9, 8, 3), (3, 4, 3, 5))
   assert out.shape[-1] == 5
-  assert found.flops == 2 * int(ones.sum()) * 2 * 3 * 5
+  assert costs.flops == 2 * int(ones.sum()) * 2 * 3 * 5
 
 
-def test_holes_of_a_dilated_input_are_free():
+def test_holes_of_a_dilated_input_cost_nothing():
   def convolve(x, kernel):
     return jax.lax.conv_general_dilated(
       x, kernel, (1,), [(2, 2)], lhs_dilation=(3,),
@@ -103,12 +104,12 @@ def test_holes_of_a_dilated_input_are_free():
     jnp.ones((1, 6, 1)), jnp.ones((4, 1, 1)), (1,), [(2, 2)],
     lhs_dilation=(3,), dimension_numbers=("NWC", "WIO", "NWC"),
   )  # fmt: skip
-  found = counted(convolve, (1, 6, 2), (4, 2, 3))
-  assert found.flops == 2 * int(met.sum()) * 2 * 3
+  costs = counted(convolve, (1, 6, 2), (4, 2, 3))
+  assert costs.flops == 2 * int(met.sum()) * 2 * 3
 
 
-def test_a_loop_that_may_end_early_is_counted_to_its_limit():
-  """The decoding loop: at most so many tokens, fewer if all rows stop."""
+def test_a_loop_that_may_end_early_is_counted_up_to_its_limit():
+  """The decode loop runs for at most C tokens, for fewer if all rows stop."""
 
   def decode(x, w):
     def unfinished(state):
@@ -121,21 +122,21 @@ def test_a_loop_that_may_end_early_is_counted_to_its_limit():
 
     return jax.lax.while_loop(unfinished, body, (jnp.int32(3), x))
 
-  found = counted(decode, (4, 8), (8, 8))
-  assert [(loop.trips, loop.ends) for loop in found.loops] == [(17, "early")]
-  assert found.flops == 17 * 2 * 4 * 8 * 8
+  costs = counted(decode, (4, 8), (8, 8))
+  assert [(loop.trips, loop.ends) for loop in costs.loops] == [(17, "early")]
+  assert costs.flops == 17 * 2 * 4 * 8 * 8
 
 
-def test_a_loop_without_a_count_is_named():
+def test_a_loop_without_a_trip_count_is_reported():
   def search(x, w):
     return jax.lax.while_loop(lambda x: jnp.sum(x) < 9, lambda x: x @ w, x)
 
-  found = counted(search, (4, 8), (8, 8))
-  assert [(loop.trips, loop.ends) for loop in found.loops] == [(1, "unknown")]
+  costs = counted(search, (4, 8), (8, 8))
+  assert [(loop.trips, loop.ends) for loop in costs.loops] == [(1, "unknown")]
 
 
-def test_an_all_gather_in_a_loop(mesh):
-  """Each of 6 trips gathers one [64, 32] weight, split over 8 devices."""
+def test_an_all_gather_in_a_loop_is_counted_in_every_trip(mesh):
+  """Each of 6 trips gathers a [64, 64] weight from 8 devices."""
 
   def chain(x, weights):
     def layer(x, w):
@@ -144,41 +145,41 @@ def test_an_all_gather_in_a_loop(mesh):
     return jax.lax.scan(layer, x, weights)[0]
 
   rows = NamedSharding(mesh, P(("x", "y")))
-  found = counted(
+  costs = counted(
     chain,
     (80, 64),
     (6, 64, 64),
-    places=(rows, NamedSharding(mesh, P(None, ("x", "y")))),
+    shardings=(rows, NamedSharding(mesh, P(None, ("x", "y")))),
     out=rows,
   )
-  gathered = found.collectives["all-gather"]
-  assert set(found.collectives) == {"all-gather"}
+  gathered = costs.collectives["all-gather"]
+  assert set(costs.collectives) == {"all-gather"}
   assert gathered.payload_bytes == 6 * 64 * 64 * 4
   assert gathered.sent_bytes == 6 * 64 * 64 * 4 * 7 / 8
-  assert found.flops == 6 * 2 * 10 * 64 * 64
+  assert costs.flops == 6 * 2 * 10 * 64 * 64
 
 
-def test_an_all_reduce_sends_everything_twice(mesh):
+def test_an_all_reduce_sends_its_payload_twice(mesh):
   def product(x, w):
     return x @ w
 
-  found = counted(
+  costs = counted(
     product,
     (16, 32),
     (32, 24),
-    places=(NamedSharding(mesh, P(None, "y")), NamedSharding(mesh, P("y"))),
+    shardings=(NamedSharding(mesh, P(None, "y")), NamedSharding(mesh, P("y"))),
     out=NamedSharding(mesh, P()),
   )
-  assert set(found.collectives) == {"all-reduce"}
+  assert set(costs.collectives) == {"all-reduce"}
   payload = 16 * 24 * 4
-  assert found.collectives["all-reduce"] == Collective(
+  assert costs.collectives["all-reduce"] == Collective(
     1, payload, 2 * payload * 3 / 4
   )
-  assert found.sent_bytes == 2 * payload * 3 / 4
+  assert costs.sent_bytes == 2 * payload * 3 / 4
 
 
-def test_the_other_collectives(mesh):
-  """Reduce-scatter, all-to-all and permute, written by hand."""
+def test_bytes_of_the_other_collectives(mesh):
+  """Reduce-scatter, all-to-all and collective-permute."""
 
   def exchange(x):
     y = jax.lax.psum_scatter(x, "y", tiled=True)
@@ -196,33 +197,33 @@ def test_the_other_collectives(mesh):
   compiled = (
     jax.jit(mapped).lower(jax.ShapeDtypeStruct((32, 48), jnp.float32)).compile()
   )
-  found = count_costs(compiled.as_text(), 8).collectives
+  collectives = count_costs(compiled.as_text(), 8).collectives
   local = 16 * 12 * 4
-  assert found["reduce-scatter"].payload_bytes == local
-  assert found["reduce-scatter"].sent_bytes == local * 3 / 4
-  assert found["all-to-all"].sent_bytes == local * 3 / 4
-  assert found["collective-permute"].sent_bytes == local
+  assert collectives["reduce-scatter"].payload_bytes == local
+  assert collectives["reduce-scatter"].sent_bytes == local * 3 / 4
+  assert collectives["all-to-all"].sent_bytes == local * 3 / 4
+  assert collectives["collective-permute"].sent_bytes == local
 
 
-def test_bytes_of_a_product_are_its_arrays():
-  found = counted(lambda x, w: x @ w, (128, 256), (256, 64))
-  assert found.hbm_bytes == 4 * (128 * 256 + 256 * 64 + 128 * 64)
+def test_a_product_moves_its_three_arrays():
+  costs = counted(lambda x, w: x @ w, (128, 256), (256, 64))
+  assert costs.hbm_bytes == 4 * (128 * 256 + 256 * 64 + 128 * 64)
 
 
-def test_a_loop_reads_its_slice_and_not_the_stack():
-  """Counting the whole stack in each trip would give 50 times as many."""
+def test_a_scan_reads_the_slice_of_each_trip():
+  """Reading the whole stack in each trip would be 50 times as much."""
 
   def chain(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
-  found = counted(chain, (4, 64), (50, 64, 64))
+  costs = counted(chain, (4, 64), (50, 64, 64))
   weights = 50 * 64 * 64 * 4
-  # A weight is sliced out (read, written) and multiplied (read).
-  assert weights <= found.hbm_bytes <= 3.5 * weights
+  # A weight is read and written when it is sliced, and read by the product.
+  assert weights <= costs.hbm_bytes <= 3.5 * weights
 
 
-def test_a_slice_in_a_fusion_in_a_fusion():
-  """As a TPU reads one of 28 layers: the stack would be 28 times as much."""
+def test_a_slice_in_a_nested_fusion_reads_the_slice():
+  """A TPU reads one of 28 layers so. The stack would be 28 times as much."""
   text = """HloModule m
 
 %inner (p: f32[28,64,64]) -> f32[64,64] {
@@ -244,13 +245,13 @@ ENTRY %main (a: f32[8,64], w: f32[28,64,64]) -> f32[8,64] {
   ROOT %r = f32[8,64]{1,0} fusion(%a, %w.1), kind=kOutput, calls=%outer
 }
 """
-  found = count_costs(text, 1)
-  assert found.hbm_bytes == 4 * (8 * 64 + 64 * 64 + 8 * 64)
-  assert found.flops == 2 * 8 * 64 * 64
+  costs = count_costs(text, 1)
+  assert costs.hbm_bytes == 4 * (8 * 64 + 64 * 64 + 8 * 64)
+  assert costs.flops == 2 * 8 * 64 * 64
 
 
-def test_a_value_that_a_fusion_only_turns_around_is_read():
-  """A conversion is the whole of the inner fusion, so nobody there slices."""
+def test_a_conversion_in_a_nested_fusion_reads_its_operand():
+  """The inner fusion is a conversion, and nothing slices its operand."""
   text = """HloModule m
 
 %inner (p: bf16[64,64]) -> f32[64,64] {
@@ -276,8 +277,8 @@ ENTRY %main (a: f32[8,64], w: bf16[64,64]) -> f32[8,64] {
   )
 
 
-def test_an_update_in_place_moves_the_update():
-  """The cache of the decoding loop: [1000, 512], a row written per trip."""
+def test_an_update_in_place_moves_only_the_update():
+  """The decode loop writes one row of a [1000, 512] cache per trip."""
 
   def write(cache, row):
     def body(step, cache):
@@ -289,8 +290,8 @@ def test_an_update_in_place_moves_the_update():
     jax.ShapeDtypeStruct((1000, 512), jnp.float32),
     jax.ShapeDtypeStruct((1, 512), jnp.float32),
   )
-  found = count_costs(compiled.compile().as_text(), 1)
-  assert found.hbm_bytes < 100 * 512 * 4 * 6
+  costs = count_costs(compiled.compile().as_text(), 1)
+  assert costs.hbm_bytes < 100 * 512 * 4 * 6
 
 
 @pytest.mark.parametrize(
@@ -309,12 +310,12 @@ def test_an_update_in_place_moves_the_update():
     ("mesh['a'=2,'b'=8] {'b':(2)4}", 4),
   ],
 )
-def test_group_sizes_in_every_way_they_are_written(groups, size):
+def test_group_sizes_in_all_notations(groups, size):
   assert group_size(groups, 16) == size
 
 
-def test_shapes_of_a_tpu_say_where_an_array_is():
-  """On-chip memory, S(1), is not main memory."""
+def test_memory_spaces_of_a_tpu_are_read_from_layouts():
+  """S(1) is on-chip memory. Moves within it are not counted."""
   text = """HloModule m
 
 ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
@@ -345,6 +346,18 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
     ("ENTRY %m () -> q7[] {\n  ROOT %x = q7[3] rng()\n}", "q7"),
   ],
 )
-def test_what_cannot_be_read_is_refused(text, message):
+def test_a_text_that_cannot_be_parsed_is_an_error(text, message):
   with pytest.raises(hlo_text.HLOError, match=message):
     count_costs(text, 1)
+
+
+def test_costs_of_a_program_that_runs_several_times_are_multiplied():
+  loop = Loop("while", 3, LoopEnd.COUNTED)
+  one = Costs(2.0, 3.0, {"all-reduce": Collective(1, 8, 16)}, (loop,))
+  two = Costs(5.0, 7.0, {"all-gather": Collective(1, 1, 1)}, ())
+  total = add_costs(one, two, 1.5)
+  assert (total.flops, total.hbm_bytes) == (9.5, 13.5)
+  assert total.collectives["all-gather"] == Collective(1.5, 1.5, 1.5)
+  total = add_costs(total, one, 2)
+  assert total.collectives["all-reduce"] == Collective(3, 24, 48)
+  assert total.loops == (loop, loop)

@@ -21,14 +21,16 @@ from pure_jax.runs.planning import compiler, report
 from pure_jax.runs.planning.engine_calls import call_programs
 from pure_jax.runs.planning.execution_plan import ExecutionPlan
 from pure_jax.runs.planning.hlo.costs import count_costs
-from pure_jax.runs.planning.planned_spec import read_spec, with_plan
+from pure_jax.runs.planning.planned_spec import with_plan
 from pure_jax.runs.planning.planner import Planner
 from pure_jax.runs.planning.programs import Programs, device_bytes
+from pure_jax.runs.settings.rl import EngineSettings
 
 # One layer compiles fastest. The slots hold a prompt on each of two row shards,
 # so that 8 prompts start in four rounds.
 SMALL = {
   "model.num_layers": 1,
+  "prm.extra_layers": 0,
   "rl.engine.slots": 8,
   "rl.engine.sync_interval": 5,
 }
@@ -218,17 +220,18 @@ def test_weights_that_a_program_does_not_read_are_in_memory(plan, rollout):
   ],
 )
 def test_programs_are_compiled_for_the_longest_ring_that_they_see(
-  slots, sync_interval, expected
+  planner, slots, sync_interval, expected
 ):
   """A shorter ring than the engine's would leave memory out."""
-  settings = smoke_settings(
-    **{
-      "rl.sampler.max_new_tokens": 32,
-      "rl.engine.slots": slots,
-      "rl.engine.sync_interval": sync_interval,
-    }
+  spec, rings = planner.spec, {}
+  sampler = dataclasses.replace(spec.sampler, max_new_tokens=32)
+  rl = dataclasses.replace(
+    spec.settings.rl,
+    sampler=dataclasses.replace(spec.settings.rl.sampler, max_new_tokens=32),
+    engine=EngineSettings(slots, sync_interval),
   )
-  spec, rings = read_spec(settings, jax.devices()[:1]), {}
+  settings = dataclasses.replace(spec.settings, rl=rl)
+  spec = dataclasses.replace(spec, settings=settings, sampler=sampler)
 
   def evaluate(call):
     for x in call.arguments:
@@ -270,13 +273,13 @@ def test_a_program_that_the_compiler_refuses_ends_the_plan(planner):
   """The stage does not fit, whatever the other programs need."""
   stage = rollout_stage(planner.spec, plan_of(sharding.make_layout(), 8))
   stage.engine.programs = dataclasses.replace(
-    stage.engine.programs, unshare=Refused()
+    stage.engine.programs, start=Refused()
   )
   compiled = compiler.compile_stage(stage, 1)
   assert compiled.memory is None and compiled.costs is None
   assert compiled.needed_bytes == 41.5 * 2**30
   names = [program.name for program in compiled.programs]
-  assert names == ["to_decoding_params", "start", "unshare"]
+  assert names == ["to_decoding_params", "start"]
 
 
 def test_a_stage_is_compiled_once_for_plans_that_share_it(planner, plan):
