@@ -23,13 +23,16 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
 
-from checkout import ROOT, TESTS
 from faults import Fault, FaultError
 from faults.tables import FAULTS
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 # "FAILED tests/method/test_x.py::test_name[case] - AssertionError: ..."
 _FAILED = re.compile(r"^FAILED \S*?::(\w+)(?:\[.*?\])? - (.*)$", re.MULTILINE)

@@ -2,6 +2,7 @@
 
 import pathlib
 
-TESTS = pathlib.Path(__file__).parent
+SUPPORT = pathlib.Path(__file__).parent
+TESTS = SUPPORT.parent
 ROOT = TESTS.parent
 EXPERIMENTS = ROOT / "experiments"

@@ -8,8 +8,9 @@ import os
 import pathlib
 
 import pytest
+from checkout import ROOT
 
-DEFAULT = pathlib.Path(__file__).parent.parent.parent / "shared" / "data"
+DEFAULT = ROOT.parent / "shared" / "data"
 
 
 def require(name: str) -> pathlib.Path:
