@@ -9,7 +9,7 @@ these tests. The fault is caught if one of them fails by an assertion. A crash,
 a missing test or a green run is an error. Without a fault all the tests must
 be green. The exit status is 0 if every fault is caught.
 
-A fault takes 10 to 30 seconds. `--only` selects the faults whose name contains
+A fault takes 5 to 30 seconds. `--only` selects the faults whose name contains
 WORD. With PURE_JAX_TEST_CACHE=FOLDER, compiled programs are used again.
 
 `tests/project/test_mutations.py`, which runs with the other tests, fails if

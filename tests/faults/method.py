@@ -97,7 +97,7 @@ FAULTS = (
     ("test_losses.py::test_prm_loss_agrees_with_a_loop",),
   ),
   Fault(
-    "a mean over responses is taken over shared rows",
+    "a mean over responses becomes one over packed rows",
     "losses:policy_objective",
     "response_tokens = experience.response_tokens",
     "response_tokens = None",

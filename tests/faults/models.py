@@ -99,7 +99,7 @@ FAULTS = (
     ("test_engine.py::test_the_engine_samples_the_tokens_of_one_loop",),
   ),
   Fault(
-    "a ring that has wrapped around grows at its end",
+    "a ring that has wrapped around grows out of order",
     "models.kv_cache:grow_ring",
     "ring = jnp.roll(ring, start - cache.write_index, axis=axis)",
     "pass",
