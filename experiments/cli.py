@@ -1,4 +1,4 @@
-"""Command lines of the scripts: flags, and what a script reports as it ends.
+"""Command lines of the scripts: flags, errors and exit status.
 
 A script calls `run(main)`. An expected failure ends it with one sentence
 instead of a traceback.
@@ -105,7 +105,7 @@ def run(
 
   Ctrl-C ends it with exit status 130. SIGTERM ends it with 75 ("try again
   later") if a loop was running, whose last step is then saved, and with 143
-  otherwise. After any of them the same command continues.
+  otherwise. In each case the same command continues the run.
 
   Args:
     main: takes the words of the command line.
@@ -164,7 +164,7 @@ def _keep_programs() -> None:
 
 
 def _membership() -> cluster.ClusterConfig:
-  """What the flags say about the other processes of the run."""
+  """Reads the flags about the other processes of the run."""
   return cluster.ClusterConfig(
     _COORDINATOR.value,
     _PROCESSES.value,

@@ -1,14 +1,14 @@
-"""Which credit form trains? Every arm, several seeds, one table, one picture.
+"""Compares the forms of credit: every arm, several seeds, a table, a picture.
 
   python experiments/compare_credit.py --workdir=runs/compare
 
 Each seed has its own demonstrations, policy and PRM. Every arm of `ARMS` starts
-from them with the same budget, hyperparameters and random keys, and differs in
-`rl.credit` alone, in its form and its two weights. The command can be repeated
-until all runs have finished: finished runs are not repeated, and interrupted
-ones continue. `--report_only` reads finished runs.
+from them with the same budget, hyperparameters and random keys, and differs
+only in `rl.credit`: in its form and its two weights. The command can be
+repeated until all runs have finished: finished runs are not repeated, and
+interrupted ones continue. `--report_only` reads finished runs.
 
-Leaves in the workdir: one folder per run, `runs.json` (every evaluation of
+The workdir gets one folder per run, `runs.json` (every evaluation of
 every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
 `curves.png`.
 """

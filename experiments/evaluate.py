@@ -5,15 +5,15 @@
     --config.benchmarks.math500.file=FILE ...
 
 DIR gets responses.jsonl, every response with its grade and step rewards, and
-report.json, report.md, report.png, computed from that file alone. The tables
-go to stdout, progress to stderr. `host.evaluation.tables` defines the metrics.
+report.json, report.md, report.png, computed only from that file. The tables go
+to stdout, progress to stderr. `host.evaluation.tables` defines the metrics.
 
-A killed evaluation continues behind the last response written when the same
-command is started again, and reports the same numbers: a response depends on
+If an evaluation was killed, the same command continues it after the last
+written response, and the report has the same numbers: a response depends on
 the seed, its benchmark, its row and its sample number, and batches are formed
-before finished responses are skipped. Only a comparison that was stopped by its
-time limit may end differently; these are counted. `export.py` makes a folder of
-the policy of a training run.
+before finished responses are skipped. Only a comparison that is stopped by its
+time limit may end differently; such comparisons are counted. `export.py` makes
+a folder of the policy of a training run.
 """
 
 import collections
@@ -55,7 +55,7 @@ from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 RESPONSES_FILE = "responses.jsonl"
-# Fields that a resumed run may change. Of paths, the contents are compared.
+# Fields that a resumed run may change. The contents of the paths are compared.
 MAY_DIFFER = (
   *("progress", "grader.workers", "policy", "prm", "k"),
   *("bootstrap_seed", "bootstrap_resamples"),
@@ -94,7 +94,7 @@ def generate_batches(
 
   Args:
     generator: policy and PRM.
-    batches: of `make_batches`.
+    batches: batches from `make_batches`.
     lookahead: number of later batches to start.
 
   Yields:
@@ -119,7 +119,7 @@ def write_responses(
 
   Args:
     settings: settings of the evaluation.
-    tokenizer: the policy's.
+    tokenizer: the tokenizer of the policy.
     layout: devices and sharding rules.
     requests: all requests of the evaluation.
     file: the file of responses.
@@ -173,7 +173,7 @@ def report(
     settings: settings of the evaluation.
     requests: its requests.
     file: the file of responses.
-    workdir: where the report goes.
+    workdir: folder of the report.
 
   Raises:
     RecordFileError: if the file has a response that was not requested.

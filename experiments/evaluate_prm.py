@@ -17,7 +17,7 @@ has:
 Intervals are 95 % bootstrap intervals over solutions (ProcessBench) or
 problems. Step rewards are appended to DIR/scores.jsonl as they are computed;
 the same command continues behind the last one. DIR/report.{json,md,png} is
-computed from that file alone, so another threshold or seed needs no new scores.
+computed only from that file, so another threshold or seed needs no new scores.
 """
 
 import dataclasses
@@ -143,7 +143,7 @@ def with_rewards(
 
   Args:
     record: the record.
-    step_rewards: [S] float, of which the first ones are of its steps.
+    step_rewards: [S] float; the first entries are those of its steps.
 
   Returns:
     The record with a reward for each step.
@@ -205,7 +205,7 @@ def with_tiny_prm(
 
   Args:
     settings: settings with `random_model`.
-    folder: where the files go.
+    folder: folder of the files.
 
   Returns:
     Settings that name the PRM, and the data if they named none.

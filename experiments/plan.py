@@ -1,12 +1,12 @@
-"""Plans a run: what it needs and costs on devices that need not be there.
+"""Plans a run: memory and cost on devices that need not be present.
 
   python experiments/plan.py --config=experiments/configs/qwen2p5_7b.py \\
     --topology=v5p:4x4x4
 
 The script compiles the reshard of the sampler's weights, rollout, scores and
 update for a TPU slice. It uses the real compiler (`pip install -e '.[plan]'`).
-Without --topology it compiles for the devices of this machine. It reads and
-makes no weights.
+Without --topology it compiles for the devices of this machine. It neither
+reads nor creates weights.
 
 It prints whether each stage fits, the memory by use, the FLOPs, bytes and
 collectives of a step, and a roofline estimate of time and cost. `--json` prints

@@ -4,8 +4,8 @@
   python experiments/plan_tables.py --scaling docs/plans/weak_*.json \\
     --plot=docs/weak_scaling.png
 
-prints Markdown tables. `--fits` says which slice a run fits. `--scaling` says
-what changes with the number of chips.
+prints Markdown tables. `--fits` makes a table of the slices that a run fits.
+`--scaling` makes a table of the effect of the number of chips.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def read_plans(paths: list[str]) -> dict[str, Plan]:
 
 
 def fit_table(plans: dict[str, Plan]) -> str:
-  """Makes a table of which plans fit and what a step costs.
+  """Makes a table of whether plans fit and of the cost of a step.
 
   Args:
     plans: plans by name.
@@ -77,7 +77,7 @@ def fit_table(plans: dict[str, Plan]) -> str:
 
 
 def scaling_table(plans: dict[str, Plan]) -> str:
-  """Makes a table of what a chip computes, moves, sends and holds.
+  """Makes a table of FLOPs, bytes moved, bytes sent and memory of a chip.
 
   Args:
     plans: plans by name.
@@ -104,7 +104,7 @@ def scaling_table(plans: dict[str, Plan]) -> str:
 
 
 def plot_scaling(plans: dict[str, Plan], path: str) -> None:
-  """Plots what a chip computes, holds and sends over the number of chips.
+  """Plots FLOPs, memory and bytes sent of a chip by the number of chips.
 
   Args:
     plans: plans by name.

@@ -3,11 +3,11 @@
   python experiments/train_prm.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Trains on the task's labelled responses, from the policy's trunk (and trains the
-policy first if DIR has none). Leaves the PRM in DIR/prm and curves in
-DIR/curves.png. Evaluations are the rows of stage prm_eval: step 0 after the
-training of the head, if prm.evaluate_head is set, and the number of full
-updates after those. Started again, it continues.
+The script trains on the task's labelled responses, starting from the policy's
+trunk. It trains the policy first if DIR has none. It writes the PRM to DIR/prm
+and curves to DIR/curves.png. Evaluations are the rows of stage prm_eval: step
+0 after the training of the head, if prm.evaluate_head is set, and the number
+of full updates after those. The same command continues an interrupted run.
 """
 
 from typing import Any
@@ -42,12 +42,12 @@ def train_stage(
 
   Args:
     run: the open run.
-    stage: "prm_head" trains the head alone, "prm_full" everything.
+    stage: "prm_head" trains only the head, "prm_full" all weights.
     params: PRM weights to start from.
     labelled: the training data.
 
   Returns:
-    The PRM's weights after it.
+    The PRM's weights after the stage.
   """
   settings, head_only = run.spec.settings.prm, stage == "prm_head"
   steps, optim = settings.full_steps, settings.full_optim
@@ -97,7 +97,7 @@ def train_stage(
 
 
 def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
-  """Adds adapters to weights, which at first change nothing.
+  """Adds adapters, which at first change nothing, to the weights.
 
   Args:
     run: the open run.

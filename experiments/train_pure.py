@@ -3,8 +3,8 @@
   python experiments/train_pure.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Runs whatever stage DIR lacks (supervised start, PRM), then one iteration of
-RL after the other:
+The script runs the stages that DIR lacks (supervised start, PRM), then the
+iterations of RL:
 
   1. encode    host   P prompts, left-padded
   2. generate  jit    G samples of each
@@ -12,10 +12,10 @@ RL after the other:
   4. grade     host   the answers, while 3 runs
   5. update    jit    credit, baseline, clipped loss, gradient, AdamW
 
-Metrics of an iteration are read after the next one is dispatched. Started again
-with the same command, an interrupted run continues exactly: random keys follow
-from seed and iteration, and all else is in the checkpoint. After SIGTERM the
-current iteration ends and is saved; the exit status is then 75.
+Metrics of an iteration are read after the next one is dispatched. The same
+command continues an interrupted run exactly: random keys follow from seed and
+iteration, and the checkpoint has everything else. After SIGTERM the current
+iteration ends and is saved; the exit status is then 75.
 """
 
 import hashlib
@@ -108,12 +108,12 @@ def iterate(
     run: the open run.
     functions: the compiled functions.
     frozen: the weights that RL does not train.
-    state: before the update; donated.
+    state: the state before the update; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
 
   Returns:
-    (the next state, what is logged of the iteration), both dispatched.
+    (the next state, the logged data of the iteration), both dispatched.
   """
   rl, clock = run.spec.settings.rl, rl_report.Clock()
   key = jax.random.fold_in(run.spec.key(RandomStream.ROLLOUTS), step - 1)
@@ -165,7 +165,7 @@ def run_iterations(
     functions: the compiled functions.
     frozen: the weights that RL does not train.
     state: the state at step 0.
-    checkpoints: of RL.
+    checkpoints: checkpoints of RL.
 
   Raises:
     FloatingPointError, Preempted: see `train_rl`.

@@ -3,8 +3,8 @@
   python experiments/train_sft.py \\
     --config=experiments/configs/arithmetic.py --workdir=DIR
 
-Leaves the policy in DIR/sft and curves in DIR/curves.png. Started again, it
-continues from its last checkpoint.
+The script writes the policy to DIR/sft and curves to DIR/curves.png. The same
+command continues an interrupted run from its last checkpoint.
 """
 
 from typing import Any

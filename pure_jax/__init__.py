@@ -4,7 +4,7 @@ The method consists of pure functions over arrays, for any training loop::
 
   from pure_jax import credit, losses
 
-The top-level modules are the method alone. Models, sampling, sharding and
+The top-level modules contain only the method. Models, sampling, sharding and
 training are in `pure_jax.models`, `pure_jax.rollout`, `pure_jax.parallel` and
 `pure_jax.training`. Code that handles strings, files and processes is in
 `pure_jax.host`. Importing `pure_jax` starts no jax backend.

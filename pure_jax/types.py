@@ -72,8 +72,8 @@ class SeparatorTable:
     half: [V] bool, True where the text of the id is half a separator ("\n"),
       for a tokenizer that writes separators as two ids; else all False.
     stem: [V] int32, for an id that merges content with a separator, the id
-      of the content alone (".\n\n" -> "."), or the id itself where no single
-      id holds the content; read only where has_stem.
+      of the content without the separator (".\n\n" -> "."), or the id itself
+      if no single id has the content; read only where has_stem.
     has_stem: [V] bool, True where the id merges content and separator, which
       is where `stem` is valid.
     score_id: [] int32, the id of the token at which the PRM scores a step.
@@ -102,7 +102,7 @@ class StepBoundaries:
       step does not exist.
     mask: [B, S] bool, True where the step exists; always a prefix.
     empty: [B, S] bool, True where an existing step holds no content: only
-      separators, or EOS alone.
+      separators, or only EOS.
     overflow: [B] int32, how many steps were merged into the last one because
       the response had more than S.
   """

@@ -61,25 +61,25 @@ def fields() -> ConfigDict:
   """The fields and their defaults."""
   return ConfigDict(
     dict(
-      seed=0,  # Of the samples.
+      seed=0,  # Seed of the samples.
       progress=True,  # Progress bar on stderr.
-      mesh=base.mesh(),  # Devices.
+      mesh=base.mesh(),  # Mesh of devices.
       policy=placeholder(str),  # Folder of a Hugging Face model.
-      random_model=False,  # A tiny random policy, PRM and problems instead.
-      prm=placeholder(str),  # Folder of a PRM; None ranks nothing.
-      eos_token=placeholder(str),  # Ends a response; None takes the folder's.
-      compute_dtype="bfloat16",  # Of matrix products, or "float32".
-      param_dtype="bfloat16",  # Of weights, or "float32".
+      random_model=False,  # True: a tiny random policy, PRM, problems.
+      prm=placeholder(str),  # Folder of a PRM; None has no PRM.
+      eos_token=placeholder(str),  # Ends a response; None: the folder's.
+      compute_dtype="bfloat16",  # Dtype of products; or "float32".
+      param_dtype="bfloat16",  # Dtype of weights; or "float32".
       benchmarks={
         name: benchmark(name, averaged=name in PAPERS)
         for name in (*PAPERS, "gsm8k")
       },
-      skip_malformed=False,  # Counts a malformed row and goes on.
-      # Of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
+      skip_malformed=False,  # True: malformed rows are counted, not errors.
+      # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
       prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # Of the PRM's; the paper's was trained so.
+      prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
       # Text that every response begins with. It belongs to the policy's
-      # prompt: PRM and grader read what comes after it.
+      # prompt: PRM and grader read only the text after it.
       response_prefix="",
       # Longest prompt of the policy, tokens; longer problems are left out and
       # reported.
@@ -88,17 +88,18 @@ def fields() -> ConfigDict:
       greedy=True,  # One greedy response to each problem.
       samples=8,  # Responses drawn for each problem; 0 draws none.
       k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
-      sampler=base.sampler(max_new_tokens=8192),  # Of samples; length of all.
-      # Responses that are written to the file together; a run that is killed
-      # loses at most this many.
+      # Distribution of the samples; max_new_tokens limits greedy ones as well.
+      sampler=base.sampler(max_new_tokens=8192),
+      # Responses that are written to the file together; a killed run loses at
+      # most this many.
       batch_rows=128,
-      # Without rows (`evaluate.py:one_loop`) a whole batch is generated in one
-      # loop. With them, twice their keys and values are in memory at times.
+      # Without slots (`evaluate.py:one_loop`) a whole batch is generated in
+      # one loop. With slots, memory at times has two copies of keys and values.
       engine=base.engine(),
       score=score(),
       grader=files.grader(),
-      bootstrap_seed=0,  # Of the intervals.
-      bootstrap_resamples=2000,  # Of the problems, for the intervals.
+      bootstrap_seed=0,  # Seed of the intervals.
+      bootstrap_resamples=2000,  # Resamples of the problems, for intervals.
     )
   )
 
@@ -119,9 +120,10 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
     dict(
       file=placeholder(str),  # None leaves the benchmark out.
       format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems: a record's field -> the file's, as in files.py.
+      # For mapped_problems: fields of a record to fields of the file, see
+      # files.py.
       fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # The first ones only; None takes all.
-      averaged=averaged,  # Whether it counts in the average.
+      problems=placeholder(int),  # Only the first ones; None takes all.
+      averaged=averaged,  # Whether the average includes it.
     )
   )

@@ -32,41 +32,42 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = ConfigDict(
     dict(
       progress=True,  # Progress bars on stderr.
-      mesh=base.mesh(),  # Devices.
+      mesh=base.mesh(),  # Mesh of devices.
       # One of these three is the PRM.
       prm=placeholder(str),  # Folder of a Hugging Face token classifier.
       run=placeholder(str),  # Workdir of a run of train_prm.py.
-      # "tied" or "untied": a tiny random model and a few problems in place of
-      # all files, to try the code without a model.
+      # "tied" or "untied": a tiny random model and a few problems replace all
+      # files, to try the code without a model.
       random_model=placeholder(str),
-      tokenizer=placeholder(str),  # Its folder; None takes that of `prm`.
-      eos_token=placeholder(str),  # Ends a solution; None takes the folder's.
-      # Class of `prm` that means a good step; None goes by the classes' names.
+      tokenizer=placeholder(str),  # Folder; None takes the folder of `prm`.
+      eos_token=placeholder(str),  # Ends a solution; None: the folder's.
+      # Class of `prm` that means a good step; None chooses by the class names.
       good_class=placeholder(int),
       # Data sets, each with a name, a file and a format that has steps:
       # processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ... (see
       # host/data/formats/named.py). mapped_steps also takes fields, as in
       # files.py.
       data=(),
-      skip_malformed=False,  # Counts a malformed row and goes on.
-      # Of the prompt before a solution: "raw" (the paper's PRM was trained so),
-      # "plain", "chat" or "qwen_boxed".
+      skip_malformed=False,  # True: malformed rows are counted, not errors.
+      # Format of the prompt before a solution: "raw" (as in the training of
+      # the paper's PRM), "plain", "chat" or "qwen_boxed".
       prompt_format="raw",
-      # Longest prompt, tokens; solutions beyond a limit are left out, counted.
+      # Longest prompt, tokens. Solutions beyond a limit are left out and
+      # counted.
       prompt_tokens=1024,
       response_tokens=3072,  # Longest solution, tokens, EOS included.
       score=score(),
-      batch_size=8,  # Solutions at a time.
-      length_multiple=128,  # Columns are padded to a multiple of it, tokens.
-      compute_dtype="bfloat16",  # Of matrix products, or "float32".
-      param_dtype="bfloat16",  # Of weights, or "float32".
+      batch_size=8,  # Solutions in a batch.
+      length_multiple=128,  # Columns are padded to a multiple of this, tokens.
+      compute_dtype="bfloat16",  # Dtype of products; or "float32".
+      param_dtype="bfloat16",  # Dtype of weights; or "float32".
       # A step is predicted good if its reward is above 0 ("zero"), or above
       # the threshold of the best F1 on one of the data sets ("best_on").
       threshold="zero",
       threshold_data=placeholder(str),  # Name of that data set.
-      bins=10,  # Of the calibration error.
-      bootstrap_seed=0,  # Of the intervals.
-      resamples=2000,  # Of the problems, for each interval.
+      bins=10,  # Bins of the calibration error.
+      bootstrap_seed=0,  # Seed of the intervals.
+      resamples=2000,  # Resamples of the problems for each interval.
     )
   )
   if variant == "smoke":

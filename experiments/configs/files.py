@@ -16,7 +16,7 @@ A file of another format needs a mapping, from the fields of
 
 In a config file the mapping is a `ConfigDict`.
 
-Not yet run as it stands.
+This config itself has not been run.
 """
 
 from configs import base
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.files = files()
     for name in ("labelled", "policy_prompts", "policy_samples"):
       config.prm[name] = None
-  config.prm.extra_layers = 0  # The paper's head stands on the trunk itself.
+  config.prm.extra_layers = 0  # The paper's PRM has no extra layers.
   config.prm.evaluate_head = True
   return config
 
@@ -42,19 +42,20 @@ def files() -> ConfigDict:
   return ConfigDict(
     dict(
       policy=placeholder(str),  # Folder of a Hugging Face model.
-      # To try the code without a model, a tiny random one in place of files:
+      # A tiny random model in place of files, to try the code without a model:
       # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
       random_model=placeholder(str),
-      # Files that are made with it: problems ("train", "held_out"), a random
-      # "prm" to load, or "labelled" solutions to train one on.
+      # Files that are made for the random model: problems ("train",
+      # "held_out"), a random "prm" to load, or "labelled" solutions to train a
+      # PRM on.
       random_files=("train", "held_out", "labelled"),
       prm=placeholder(str),  # Folder of a trained PRM; None trains one.
-      eos_token=placeholder(str),  # Ends a response; None takes the folder's.
-      # Of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
+      eos_token=placeholder(str),  # Ends a response; None: the folder's.
+      # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
       prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # Of the PRM's; the paper's was trained so.
+      prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
       # Text that every response begins with. It belongs to the policy's
-      # prompt: PRM and grader read what comes after it.
+      # prompt: PRM and grader read only the text after it.
       response_prefix="",
       # Longest prompt of the policy, tokens; longer problems are left out.
       prompt_tokens=1024,
@@ -62,24 +63,24 @@ def files() -> ConfigDict:
       # Longest response that the PRM is trained on, tokens.
       response_tokens=2048,
       # Files of rows and their formats, see host/data/formats/named.py. The
-      # formats mapped_problems and mapped_steps need a mapping of fields, from
-      # a record's to the file's; None for the others.
-      train=placeholder(str),  # For RL; None in a run that trains a PRM only.
-      train_format="math8k",  # Or any other that holds problems.
-      train_fields=placeholder(ConfigDict),  # Its mapping.
-      held_out=placeholder(str),  # To evaluate the policy on.
-      held_out_format="math500",  # Or any other that holds problems.
-      held_out_fields=placeholder(ConfigDict),  # Its mapping.
+      # formats mapped_problems and mapped_steps need a mapping from fields of
+      # a record to fields of the file; it is None for other formats.
+      train=placeholder(str),  # Problems of RL; None if only a PRM is trained.
+      train_format="math8k",  # Or another format of problems.
+      train_fields=placeholder(ConfigDict),  # Mapping of fields.
+      held_out=placeholder(str),  # Problems of evaluations.
+      held_out_format="math500",  # Or another format of problems.
+      held_out_fields=placeholder(ConfigDict),  # Mapping of fields.
       labelled=placeholder(str),  # Labelled solutions, to train a PRM on.
-      labelled_format="prm800k",  # Or any other that holds steps.
-      labelled_fields=placeholder(ConfigDict),  # Its mapping.
+      labelled_format="prm800k",  # Or another format of steps.
+      labelled_fields=placeholder(ConfigDict),  # Mapping of fields.
       labelled_one_in=20,  # One problem in this many is held out.
       labelled_rows=placeholder(int),  # Most rows to train on; None: all.
       labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
-      skip_malformed=False,  # Counts a malformed row and goes on.
+      skip_malformed=False,  # True: malformed rows are counted, not errors.
       grader=grader(),
       model=computation(),
-      # For plan.py where no folder is named: a name in settings/models.py.
+      # For plan.py if no folder is named: a name in settings/models.py.
       architecture=placeholder(str),  # Of the policy.
       prm_architecture=placeholder(str),  # Of the PRM.
     )
@@ -90,8 +91,8 @@ def grader() -> ConfigDict:
   """How answers are found and graded."""
   return ConfigDict(
     dict(
-      extractors=("boxed",),  # Of answers, in the order they are tried.
-      workers=2,  # Processes.
+      extractors=("boxed",),  # Extractors of answers, in order.
+      workers=2,  # Worker processes.
       seconds=5.0,  # Time limit of one answer.
     )
   )
@@ -101,11 +102,12 @@ def computation() -> ConfigDict:
   """How models are computed; see `pure_jax.models.config.ModelConfig`."""
   return ConfigDict(
     dict(
-      # Of matrix products: "float32", "bfloat16", or "auto": bfloat16 on
-      # accelerators. Optimizer and reductions are float32.
+      # Dtype of matrix products: "float32", "bfloat16", or "auto", which is
+      # bfloat16 on accelerators and float32 on CPUs. Optimizer and reductions
+      # are float32.
       compute_dtype="auto",
-      param_dtype="float32",  # Of weights, or "bfloat16".
-      # What of a layer is kept for the backward pass: "none" (all of it),
+      param_dtype="float32",  # Dtype of weights; or "bfloat16".
+      # Rematerialisation of a layer: "none" (all activations are kept),
       # "attention", "dots", "layer" or "offload", see models/config.py.
       remat="layer",
       # Tokens of a row whose logits exist at one time in log-probs; None: all.

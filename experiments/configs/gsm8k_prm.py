@@ -15,14 +15,14 @@ repetition.
 Labels come from `gsm8k_departures`. With `gsm8k_steps`, 98 % of the bad steps
 are final answers, so that an AUC says little about a PRM: the rule "not the
 last line" has an AUC of .89 over all 13,789 labels, and "an early line" has
-.86. With `gsm8k_departures` the two rules have .43 and .40. The price: some
-departures are only another way to the answer.
+.86. With `gsm8k_departures` the two rules have .43 and .40. The disadvantage
+is that some departures are only another way to the answer.
 
-Rates: the paper trains all weights of a 7B model at 1e-6 for 2,883 steps; 140
-such steps move no weight by more than about 1e-4. This config takes 3e-5 after
-ten steps of warm-up. Without warm-up, after two steps of 5e-5, the PRM called
-every step of eight held-out rows bad. The head's rate, weight decay and beta2
-are the paper's.
+Learning rates: the paper trains all weights of a 7B model at 1e-6 for 2,883
+steps; 140 such steps move no weight by more than about 1e-4. This config takes
+3e-5 after ten steps of warm-up. Without warm-up, after two steps of 5e-5, the
+PRM called every step of eight held-out rows bad. The head's rate, weight decay
+and beta2 are the paper's.
 
 Measured on 2026-11-25 (seed 0, jax 0.10.2, two otherwise idle cores of an AMD
 EPYC): 30.5 minutes, of which 5 for the head, 18 for all weights and 3.5 for
@@ -39,10 +39,10 @@ all four solutions.
   best of 4, mean       .353      .368       .385
 
 The majority of the four is right for .489 of the problems. So the PRM ranks
-steps better than chance, though hardly better than their position does ("a late
-line" has an AUC of .60 over all labels). At the threshold it calls every step
-good, and choosing by its scores is no better than choosing at random. The log,
-with the losses of single batches of four, is
+steps better than chance, but hardly better than a ranking by position ("a late
+line" has an AUC of .60 over all labels). At the threshold it predicts every
+step as good, and its choice among solutions is no better than a random one.
+The log, with the losses of single batches of four, is
 experiments/results/gsm8k_prm/metrics.jsonl. Nothing was tuned on it, and the
 full data set has not been tried.
 
@@ -73,7 +73,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     {
       "labelled_format": "gsm8k_departures",
       "labelled_one_in": 10,
-      "prm_prompt_format": "plain",  # What was measured; the paper's is "raw".
+      "prm_prompt_format": "plain",  # As measured; the paper's is "raw".
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 160,
       "response_tokens": 256,
@@ -84,7 +84,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.prm.score.max_steps = 12
   config.prm.update(
     {
-      "batch_size": 4,  # Many small updates: time allows for few rows.
+      "batch_size": 4,  # Small, so that few rows give many updates.
       "head_steps": 160,
       "full_steps": 140,
       "log_every": 10,
@@ -95,5 +95,5 @@ def get_config(variant: str = "full") -> ConfigDict:
   )
   if variant == "smoke":
     paper.tiny(config, "llama")
-    config.files.labelled_format = "prm800k"  # As the tiny files are.
+    config.files.labelled_format = "prm800k"  # The format of the tiny files.
   return config

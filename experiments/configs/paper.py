@@ -1,4 +1,4 @@
-"""The paper's RL runs (arXiv 2504.15275): all that its three policies share.
+"""The paper's RL runs (arXiv 2504.15275): the common config of three policies.
 
 qwen2p5_7b.py, qwen2p5_math_7b.py and qwen2p5_math_1p5b.py name the policy and
 the number of iterations; each of them has these variants:
@@ -16,9 +16,9 @@ held-out problems are the files of PURE's repository. Devices are chosen by
 --config.mesh.fsdp=... and others: docs/planning.md has the smallest TPU slices
 for which each run compiles and fits, with their flags.
 
-Everything that the paper states is as it states it; the credit is that of
-`pure_jax.settings.paper`. What it does not state, or leaves to the machine, has
-a comment that says so.
+Values that the paper states are the paper's; the credit is
+`pure_jax.settings.paper`. Values that it does not state, or that depend on the
+machine, have a comment that says "ours".
 """
 
 from configs import base, files
@@ -42,7 +42,7 @@ def policy_run(
   Args:
     variant: see above.
     architecture: name of the policy's shape in `ARCHITECTURES`.
-    iterations: of RL.
+    iterations: iterations of RL.
 
   Returns:
     The config.
@@ -56,29 +56,30 @@ def policy_run(
   config.files.architecture = architecture
   if process_coef:
     config.files.prm_architecture = "pure_prm_7b"
-  # Ours, and without influence on the result: 0.6 GB of logits a row.
+  # Ours, to save memory; it does not change the result: 0.6 GB of logits per
+  # row.
   config.files.model.logits_chunk = 1024
   # Ours: all scores of a row of 9,216 tokens would be 9.5 GB for each layer.
   config.files.model.attention_chunk = 512
-  # Ours: more steps than these share the last one's score.
+  # Ours: further steps share the score of the last one.
   config.prm.score.max_steps = 512
   config.rl.update(
     {
       "iterations": iterations,
       "prompts": 64,
       "samples_per_prompt": 8,
-      # Prompts whose source gives an answer have one: 879 of the 8,523.
+      # All answers that the source gives are used: 879 of 8,523 prompts.
       "answer_fraction": None,
       "sampler": {"max_new_tokens": 8192, "temperature": 1.0},
-      # The paper does not name beta1, beta2 and the norm of gradients: base's.
+      # The paper does not state beta1, beta2 and max_grad_norm: base's.
       "optim": base.optimizer(learning_rate),
-      "eval_prompts": 480,  # Of the 500 of MATH500: 2 to 32 row shards.
-      # Ours, and without influence on the result: memory.
+      "eval_prompts": 480,  # Of 500 in MATH500; 2 to 32 row shards divide it.
+      # Ours, to save memory; it does not change the result.
       "micro_batches": 64,
-      # Ours: time. Finished responses free their slots for prompts that wait,
-      # and the cache grows with the longest response under way.
+      # Ours, to save time. Finished responses free their slots for waiting
+      # prompts, and the cache grows with the longest unfinished response.
       "engine": {"slots": 128 if is_continuous else None},
-      # Ours: time. Rounding differs from that of unpacked rows.
+      # Ours, to save time. Only rounding differs from unpacked rows.
       "length_buckets": 3,
       "packed_tokens": 4096,
     }
@@ -88,7 +89,7 @@ def policy_run(
   config.rl.credit.verifiable_coef = verifiable_coef
   if not is_smoke:
     return config
-  # What the user of the real run names, and no more.
+  # The same files that the user of the real run names.
   prm = ("prm",) if process_coef else ()
   config.files.random_files = ("train", "held_out", *prm)
   is_tied = ARCHITECTURES[architecture].tied_embeddings
@@ -96,7 +97,7 @@ def policy_run(
 
 
 def parse(variant: str) -> tuple[str, bool, bool]:
-  """Takes a variant's name apart.
+  """Parses the name of a variant.
 
   Args:
     variant: see above.
@@ -124,16 +125,16 @@ def set_credit_and_loss(config: ConfigDict) -> None:
   """Sets the fields of `pure_jax.settings.paper`.
 
   Args:
-    config: of a run; it is changed.
+    config: config of a run; it is changed.
   """
   config.rl.credit.update(
     {
       "form": "softmin",
       "temperature": 0.1,
       "baseline": "paper_a",
-      # Ours: the paper describes no whitening and no equation of it has one,
-      # but both branches of its reference do whiten:
-      # `--config.rl.credit.whiten=True`.
+      # Ours: neither the text nor an equation of the paper has whitening, but
+      # both branches of its reference code whiten.
+      # `--config.rl.credit.whiten=True` does the same.
       "whiten": False,
       "kl_in_reward": "k1",
       "kl_coef": 1e-3,
@@ -150,10 +151,10 @@ def set_credit_and_loss(config: ConfigDict) -> None:
 
 
 def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
-  """The same run on a random model and a few problems: every stage, no result.
+  """Shrinks a run to a random model and a few problems; it learns nothing.
 
   Args:
-    config: what to shrink; it is changed.
+    config: config to shrink; it is changed.
     random_model: "tied", "untied" or "llama".
 
   Returns:

@@ -4,7 +4,7 @@
     --config=experiments/configs/pure_prm_7b.py --workdir=DIR \\
     --config.files.policy=Qwen2.5-Math-7B --config.files.labelled=prm800k.jsonl
 
-The policy is a folder as transformers saves it, the labelled file holds the
+The policy is a folder that transformers saved. The labelled file has the
 original lines of PRM800K. `pure_prm_7b.py:smoke` runs both stages on a tiny
 random model in under a minute.
 
@@ -20,7 +20,7 @@ weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and
 epochs: a file with more rows is read less often. One problem in a hundred is
 held out, so the same number of updates covers 1 % more epochs.
 
-Not yet run. docs/scaling.md says how to give it more devices.
+This config has not been run. docs/scaling.md says how to use more devices.
 """
 
 from configs import base, files, paper
@@ -46,7 +46,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config = files.get_config()
   config.files.labelled_one_in = 100
-  config.files.labelled_held_out_rows = 2_000  # Ours, as is the share.
+  config.files.labelled_held_out_rows = 2_000  # Ours, like the share above.
   # Ours: rows with more steps are left out.
   config.prm.score.max_steps = 128
   config.prm.update(
@@ -56,7 +56,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "full_steps": -(-ROWS // BATCH_SIZE),
       "length_multiple": 256,  # Ours.
       "head_optim": base.optimizer(1e-4, weight_decay=0.1),
-      # Weights stay in float32, for steps of 1e-6 vanish in bfloat16.
+      # Weights stay in float32: steps of 1e-6 would vanish in bfloat16.
       "full_optim": base.optimizer(1e-6, weight_decay=0.1),
     }
   )

@@ -5,7 +5,7 @@
     --config.files.policy=Qwen2.5-Math-7B --config.files.prm=PURE-PRM-7B \\
     --config.files.train=prompts.json --config.files.held_out=math500.jsonl
 
-paper.py has the other variants and what the files are. Not yet run.
+paper.py lists the other variants and describes the files. Not yet run.
 """
 
 from configs import paper

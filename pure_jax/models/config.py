@@ -136,8 +136,8 @@ class ModelConfig:
     cache_dtype: dtype of keys and values in the cache, a name in
       `CACHE_DTYPES`; None takes the compute dtype. A shorter dtype rounds
       them, so the sampler's log-probs drift from the trainer's.
-    lora: adapters of the matrices of every layer, which alone are trained;
-      None trains all weights.
+    lora: adapters of the matrices of every layer; only the adapters are
+      trained. None trains all weights.
     int8_matrices: True stores the matrices of every layer in int8, for
       sampling only, see `models/int8.py`.
   """

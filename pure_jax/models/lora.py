@@ -46,7 +46,7 @@ def split_adapters(
 def trained_and_frozen(
   params: dict[str, Any], config: ModelConfig
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Separates the weights that updates change from those they only read.
+  """Separates trained weights from frozen ones.
 
   Args:
     params: weights of a decoder, or a tree with one entry per weight.

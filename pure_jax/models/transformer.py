@@ -337,6 +337,6 @@ def _project(config, act_sharding, layer, name, x_BTD):
 
   y = times(x_BTD, name)
   if f"{name}_lora_a" not in layer:
-    return y  # The base alone, as the reference policy.
+    return y  # Only the base, as in the reference policy.
   low = times(times(x_BTD, f"{name}_lora_a"), f"{name}_lora_b")
   return y + config.lora.scale * low

@@ -41,7 +41,7 @@ class EngineConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EngineSpec:
-  """What the engine's programs are compiled for.
+  """The specification of the engine's programs.
 
   Attributes:
     generation: the model and how to sample.
@@ -97,8 +97,8 @@ class EnginePrograms:
   """The jitted functions of an engine; each is compiled for few shapes.
 
   Attributes:
-    to_decoding_params: params -> weights for the decode loop; None if the
-      loop reads the weights as they are.
+    to_decoding_params: params -> weights for the decode loop; None if the loop
+      reads the weights of training.
     start: (params, prompts, key, prompt_ids, ring_length) -> (slots,
       completions); the ring length is static.
     refill: (params, prompts, key, prompt_ids, index, slots, completions) ->

@@ -85,7 +85,7 @@ def write_completions(
   """Writes newly sampled tokens behind those of the same rows.
 
   Args:
-    completions: of the batch.
+    completions: completions of the batch.
     slots: the sequences after the tokens were sampled.
     num_before: [R] int32, tokens that each sequence had before.
     sampled: the new tokens, [n, R] arrays.
@@ -220,7 +220,7 @@ def with_cache(slots: Slots, cache: kv_cache.KVCache) -> Slots:
 
 
 def _without_cache(slots):
-  """The arrays of shape [R] alone."""
+  """Drops the cache and keeps the arrays of shape [R]."""
   return with_cache(slots, None)
 
 
@@ -228,7 +228,7 @@ def constrain_slots(slots: Slots, act_sharding: ActivationSharding) -> Slots:
   """Splits the slots over devices as rows are split.
 
   Args:
-    slots: whose cache is sharded already.
+    slots: sequences whose cache is sharded already.
     act_sharding: sharding of rows.
 
   Returns:
@@ -245,7 +245,7 @@ def replicate(tree: Any, act_sharding: ActivationSharding) -> Any:
 
   Args:
     tree: pytree of arrays.
-    act_sharding: that knows the devices.
+    act_sharding: sharding that knows the devices.
 
   Returns:
     The same tree.

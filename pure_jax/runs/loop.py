@@ -58,7 +58,7 @@ class EarlyStop:
 
     Args:
       step: updates done.
-      state: after them.
+      state: the state after these updates.
 
     Raises:
       FloatingPointError: if the stage has no updates left, and as many of its

@@ -77,7 +77,7 @@ class RunSpec:
     prm_prompt_tokens: columns of the PRM's prompts.
     table: which token ids end a step.
     sampler: how rollouts are sampled.
-    stops: texts that end a response besides EOS; None for EOS alone.
+    stops: texts that end a response besides EOS; None for EOS only.
     layouts: devices and sharding rules of each model.
   """
 
@@ -140,7 +140,7 @@ class RunSpec:
       stream: which stream.
 
     Returns:
-      A key that depends on the seed and the stream alone.
+      A key that depends only on the seed and the stream.
     """
     key = jax.random.key(self.settings.seed)
     key = jax.random.fold_in(key, stream.value)

@@ -69,8 +69,8 @@ class StageCheckpoints:
         shape than the one before; donated.
 
     Returns:
-      (the state, updates done, the data cursor); those of step 0 if there is
-      no checkpoint.
+      (the state, updates done, the data cursor); without a checkpoint, their
+      values at step 0.
 
     Raises:
       CheckpointError: if there are checkpoints but none can be used.
@@ -100,9 +100,9 @@ class StageCheckpoints:
 
     Args:
       step: updates done.
-      state: after them.
-      cursor: after their data.
-      metrics: of an evaluation of this state, if there was one.
+      state: the state after these updates.
+      cursor: the data cursor after these updates.
+      metrics: metrics of an evaluation of this state, if there was one.
       regular: whether an uninterrupted run saves here too.
     """
     extra = {"cursor": dataclasses.asdict(cursor)}

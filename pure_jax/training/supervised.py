@@ -97,8 +97,8 @@ def make_prm_step(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Makes one PRM update: cross-entropy of the step labels at score tokens.
 
-  The paper (arXiv 2504.15275) trains in two stages: the head alone, then all
-  parameters. Frozen weights are a separate argument, without gradient and
+  The paper (arXiv 2504.15275) trains in two stages: first only the head, then
+  all parameters. Frozen weights are a separate argument, without gradient and
   optimizer state.
 
   Args:
@@ -107,7 +107,7 @@ def make_prm_step(
     optimizer: the optax transformation.
     table: which token ids end a step.
     layout: mesh and rules.
-    head_only: True trains ``score`` alone; False trains all weights, or
+    head_only: True trains only ``score``; False trains all weights, or
       ``score`` and the adapters if `model.lora` is set.
 
   Returns:
@@ -158,7 +158,7 @@ def split_prm_params(
 
   Args:
     params: PRM weights, or a tree with one entry per weight.
-    head_only: True trains ``score`` alone; False trains ``score`` and the
+    head_only: True trains only ``score``; False trains ``score`` and the
       adapters if there are any, else all weights.
 
   Returns:

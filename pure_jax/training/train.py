@@ -232,7 +232,7 @@ def make_update(
 
   Returns:
     A jitted function (state, batch, base) -> (state, metrics); the state given
-    is donated. With `spec.model.lora` the state holds the adapters alone, and
+    is donated. With `spec.model.lora` the state has only the adapters, and
     the base gets no gradient and no optimizer state; without, the base is {}.
   """
   model, layout = spec.model, spec.layouts.training

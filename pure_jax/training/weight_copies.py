@@ -99,7 +99,7 @@ def make_int8_copy(
 
   Args:
     declared: a decoder's declared weights, stored as they are trained; with
-      adapters, the weights of the base alone.
+      adapters, only the weights of the base.
     model: the architecture, with the compute dtype.
     source: layout of the weights.
     target: layout of the copy, on the same devices.

@@ -367,7 +367,8 @@ class Checkpoints:
     # Orbax and TensorStore raise OSError, ValueError, KeyError and bare
     # Exception for files they cannot read.
     except Exception as error:
-      # Other processes may have read theirs: one alone must not fall back.
+      # Other processes may have read theirs: a single process must not fall
+      # back.
       if jax.process_count() > 1:
         raise CheckpointError(f"Cannot read a checkpoint: {error}") from error
       raise _DamageError(f"unreadable ({type(error).__name__})") from error

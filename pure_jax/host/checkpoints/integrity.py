@@ -19,8 +19,8 @@ def disk_full_reason(error: BaseException) -> str | None:
   """Recognises an error that says that the disk is full.
 
   Args:
-    error: raised by a write. TensorStore quotes the system's message inside
-      its own.
+    error: error raised by a write. TensorStore quotes the system's message
+      inside its own.
 
   Returns:
     The system's message, such as "No space left on device"; None for an error
@@ -135,8 +135,9 @@ def fingerprint(
 
   Args:
     path: a file, or a folder.
-    suffixes: of a folder, which files count, such as ".json"; empty means all.
-    deep: of a folder, whether files in its subfolders count.
+    suffixes: suffixes of the files of a folder that count, such as ".json";
+      empty means all files.
+    deep: whether files in the subfolders of a folder count.
 
   Returns:
     SHA-256, 64 hexadecimal digits; for a folder, of names and contents.

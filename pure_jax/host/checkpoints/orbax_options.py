@@ -103,7 +103,7 @@ def quiet_logging() -> Iterator[None]:
   """
 
   def is_not_orbax(record: logging.LogRecord) -> bool:
-    # A filter of this call alone, which another call does not remove.
+    # A filter of this call only, which another call does not remove.
     return _is_not_orbax(record)
 
   _hide_traces_of_threads()

@@ -154,9 +154,9 @@ def make_record(
   Args:
     leaves: the state's arrays by name.
     extra: JSON-like dict, such as the data cursor.
-    config: of the run, JSON-like.
-    versions: of Python, packages and devices, JSON-like.
-    metrics: of the checkpoint.
+    config: config of the run, JSON-like.
+    versions: versions of Python, packages and devices, JSON-like.
+    metrics: metrics of the checkpoint.
 
   Returns:
     The record, strictly JSON.

@@ -73,7 +73,7 @@ class ClusterConfig:
 
   @property
   def is_single_process(self) -> bool:
-    """Whether the config says that this process runs alone."""
+    """Whether the config has a single process."""
     return self.processes == 1 and self.process_id in (None, 0)
 
 

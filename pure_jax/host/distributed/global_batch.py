@@ -4,7 +4,7 @@ The rows of a batch [B, ...] are sharded over the devices of all processes.
 Each process makes the rows that its own devices hold. Each row has exactly one
 owner, the process that reads it back, grades it and logs it, even if several
 processes hold a copy. Small per-row results (verdicts, metrics) are gathered
-to all processes. Everything depends on row numbers alone, so the batch is the
+to all processes. Everything depends only on row numbers, so the batch is the
 same for any number of processes, and one process is not a special case.
 """
 

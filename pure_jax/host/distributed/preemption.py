@@ -40,8 +40,8 @@ class StopRequest:
     """Records the request; used as a signal handler.
 
     Args:
-      number: of the signal.
-      frame: of the interrupted code.
+      number: number of the signal.
+      frame: stack frame of the interrupted code.
     """
     del number, frame
     self._received = True

@@ -93,7 +93,7 @@ def on_process_zero(action: Callable[[], _Result]) -> _Result | None:
   Every process must call it. A single process just calls the action.
 
   Args:
-    action: called by process 0 alone.
+    action: called only by process 0.
 
   Returns:
     In process 0 the action's result, in the others None.
@@ -124,7 +124,7 @@ def broadcast_from_zero(compute: Callable[[], _Json]) -> _Json:
   process: two that read a file at different times may read different things.
 
   Args:
-    compute: returns a JSON-like value; called by process 0 alone.
+    compute: returns a JSON-like value; called only by process 0.
 
   Returns:
     The value.

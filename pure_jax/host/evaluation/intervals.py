@@ -73,7 +73,7 @@ class Bootstrap:
   so metrics of one benchmark are compared on the same resamples.
 
   Attributes:
-    seed: of the resampling.
+    seed: seed of the resampling.
     resamples: number of times the problems are drawn, at least 1.
     confidence: share of resamples inside the interval, between 0 and 1.
   """

@@ -1,7 +1,7 @@
 """The file of graded responses of an evaluation of a policy.
 
-Responses are appended when they are graded. Reports are computed from this
-file alone.
+Responses are appended when they are graded. Reports are computed only from
+this file.
 """
 
 import dataclasses

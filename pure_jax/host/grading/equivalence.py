@@ -28,8 +28,8 @@ from typing import Any
 # Minerva, Olympiad, AIME and AMC has 210 characters.
 MAX_ANSWER_CHARS = 1_000
 # Two numbers below SMALL are equal only if they differ by at most SMALL_ERROR
-# of the reference. math-verify alone rounds to six decimals, or drops small
-# terms, and takes 3e-20 for 1.6e-19.
+# of the reference. By itself, math-verify rounds to six decimals, or drops
+# small terms, and takes 3e-20 for 1.6e-19.
 SMALL = 1e-3
 SMALL_ERROR = 1e-6
 
@@ -69,7 +69,7 @@ _FORBIDDEN_EVENTS = (
   "socket.",
   "subprocess.",
 )
-# sympy code that compiles source made of variable counts alone.
+# sympy code that compiles source made only of variable counts.
 _COMPILES_CODE = ("sympy/polys/monomials.py",)
 
 
@@ -234,7 +234,7 @@ def _words(text: str) -> str | None:
 
 @functools.cache
 def _extraction() -> list[Any]:
-  """Returns the parsers of math-verify: LaTeX alone, see above."""
+  """Returns the parsers of math-verify: only LaTeX, see above."""
   from math_verify import LatexExtractionConfig
 
   return [LatexExtractionConfig(boxed_match_priority=-1)]

@@ -1,7 +1,7 @@
 """The file of step rewards of an evaluation of a PRM.
 
-Solutions are appended when they are scored. Reports are computed from this file
-alone, so another threshold or bootstrap seed needs no new scores.
+Solutions are appended when they are scored. Reports are computed only from
+this file, so another threshold or bootstrap seed needs no new scores.
 """
 
 import dataclasses

@@ -1,8 +1,8 @@
-"""The specification of a run that is planned, from its config alone.
+"""The specification of a planned run, made only from its config.
 
-It is the record that an open run has, made without opening the run: no weight
-is read, and the separator table is a blank of the right size, since which ids
-end a step changes no cost.
+An open run has the same record. Here it is made without opening the run: no
+weight is read, and the separator table is an empty one of the right size,
+because the ids that end a step do not change the costs.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ def at_least_one(settings: Any, names: str) -> None:
 
   Args:
     settings: a dataclass.
-    names: of its counts, separated by spaces.
+    names: names of its counts, separated by spaces.
   """
   for name in names.split():
     if getattr(settings, name) < 1:

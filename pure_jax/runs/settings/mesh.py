@@ -72,7 +72,7 @@ class MeshSettings:
 
     Args:
       name: name of the field with the number of rows, for the message.
-      rows: of the batch.
+      rows: rows of the batch.
 
     Raises:
       ValueError: if data x fsdp does not divide the rows.
@@ -88,7 +88,7 @@ class MeshSettings:
     """Validates the mesh of another model against that of the training.
 
     Args:
-      name: of this mesh's group of fields, for the message.
+      name: name of this mesh's group of fields, for the message.
       main: the mesh of the policy in training.
 
     Raises:

@@ -70,7 +70,7 @@ class _While:
     return value.offset if value is not None and value.index is None else None
 
   def step(self, index: int) -> int | None:
-    """What one trip adds to an element; None if that is not constant."""
+    """The number that a trip adds to an element; None if not constant."""
     body = self.program.called(self.instruction, "body")
     root = body.instructions[body.root]
     if root.opcode != "tuple":
@@ -192,7 +192,7 @@ def _fused_affine(program, scope, fusion, index, values):
 
 
 def _argument_values(program, scope, fusion, values):
-  """What a fusion passes to its computation, by parameter name."""
+  """The arguments of a fusion's computation, by parameter name."""
   parameters = program.called(fusion, "calls").parameters
   return {
     parameter.name: _affine(program, scope, operand, values)
