@@ -1,4 +1,4 @@
-"""Measures every stage of RL beside what the machine and other programs do.
+"""Times every stage of RL against the limits of the machine and other programs.
 
   python experiments/benchmark.py --suite=all --json=benchmark.json
   python experiments/benchmark.py --suite=rollout --models=smollm2_135m \\
@@ -6,33 +6,36 @@
   python experiments/benchmark.py --suite=all --preset=accelerator \\
     --json=benchmark.json
   python experiments/benchmark.py --suite=all --preset=all_lengths \\
-    --peer=all --peers=FOLDER --json=benchmark.json --resume
-  python experiments/benchmark.py --make_peers=FOLDER
-  python experiments/benchmark.py --suite=rollout --peer=transformers \\
-    --peers=FOLDER
+    --baselines=all --environments=FOLDER --json=benchmark.json --resume
+  python experiments/benchmark.py --make_environments=FOLDER
+  python experiments/benchmark.py --suite=rollout --baselines=transformers \\
+    --environments=FOLDER
 
-Suites: rollout, score, update, credit, the training step of a PRM, a whole
-iteration, kernels, and precision. Sizes are a preset's where no flag gives
-them; weights are random, in the shapes of `benchmarks.cases.MODELS`, or those
-of a Hugging Face folder.
-Every arm of a case is compiled first, then all take turns: ours, and probes of
-the rate at which this machine streams an array as large as the weights and
-multiplies matrices. Medians are printed with the roofline bound that follows
-from the probes of the same turns and the share of it that is reached, with the
-utilisation of the method's own FLOPs and bytes; time to compile and memory
-apart. Nothing is read from a cache of compiled programs. A case whose weights
-do not fit the memory is named and left out; so is one with a fault, which the
-exit status tells in the end. A case is repeated up to --repeats times, fewer if
-that would take more than --seconds, and at least twice. Each is in the file as
-soon as it is measured, and --resume goes on with those that are not.
+Suites: rollout, scores, update, update of texts of different lengths in packed
+rows, the training step of a PRM, a whole iteration, and on an accelerator
+kernels. A preset gives the sizes that no flag sets. Weights are random, in the
+shapes of `benchmarks.cases.MODELS`, or read from a Hugging Face folder.
 
-Peers (`benchmarks/rivals.py`) are other programs that do the same as an arm of
-ours, with the same weights on the same prompts, which is checked. Each is a
-process in an environment of its own, which --make_peers makes, once. Its line
-has the same bound as ours, and the ratio of its seconds to ours is printed. A
-machine that does something else at the time compares nothing.
+Each case has several arms: our programs, baselines, and probes of the rates at
+which this machine streams an array as large as the weights and multiplies
+matrices. All arms are compiled first, and then timed in interleaved rounds.
+The table shows medians, the roofline bound that follows from the probes of the
+same rounds, the share of it that is reached, and the utilisation by the FLOPs
+and bytes that the method needs; also memory and the time to compile. No cache
+of compiled programs is used. A case whose weights do not fit into memory is
+reported and skipped, and so is a case that fails, which the exit status shows
+at the end. A case is repeated up to --repeats times, fewer if that would take
+more than --seconds, but at least twice. Each result is saved at once, and
+--resume measures only the cases that the file does not have.
 
---quick measures next to nothing, in minutes: to see that all of it works.
+Baselines (`benchmarks/baselines`) are other programs that do the same as an
+arm of ours, on the same weights and prompts; that their results agree is
+checked. Each is a process in an environment of its own, which
+--make_environments makes once. A baseline has the same bound as our arm, and
+the ratio of its seconds to ours is printed. Results of a machine that does
+other work at the time cannot be compared.
+
+--quick checks in minutes that everything works; its times mean nothing.
 """
 
 import dataclasses
@@ -41,22 +44,22 @@ import sys
 
 import jax
 from absl import app, flags
-from benchmarks import cases, environments, machine, table
+from benchmarks import cases, machine, table
+from benchmarks.baselines import BASELINES, check_baselines, check_names
+from benchmarks.baselines.process import make_environment
 from benchmarks.cases import BenchmarkError, Block
 from benchmarks.document import Document
-from benchmarks.measuring import How, measure_all
-from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_ROWS
-from benchmarks.programs import Options
-from benchmarks.rivals import RIVALS, check_names
+from benchmarks.measuring import Settings, measure_all
+from benchmarks.models import Options
+from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_SLOTS
+from benchmarks.suites import SUITES
 
-from pure_jax.models.config import REMAT
-from pure_jax.runs.settings import models
+from pure_jax.models.config import CACHE_DTYPES, REMAT
+from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 
-_SUITE = flags.DEFINE_enum(
-  "suite", "all", (*cases.SUITES, "all"), "What is measured."
-)
+_SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
 _PRESET = flags.DEFINE_enum(
-  "preset", "small", list(PRESETS), "Sizes and options where no flag says."
+  "preset", "small", list(PRESETS), "Sizes and options that no flag sets."
 )
 _MODELS = flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS.")
 _ROWS = flags.DEFINE_list("rows", None, "Responses of a batch.")
@@ -65,45 +68,47 @@ _LENGTHS = flags.DEFINE_list(
   "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
 )
 _STOPS = flags.DEFINE_list(
-  "stops", None, "never, early: whether responses stop before the last token."
+  "stops", None, "never, early: whether responses end before the last token."
 )
 _WEIGHTS = flags.DEFINE_string(
   "weights",
   None,
   "Hugging Face folder of a model of the shape that --models names, such as "
-  "unpack_smollm2.py writes; random without.",
+  "unpack_smollm2.py writes; random weights without it.",
 )
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Of each arm at most.", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
   "seconds",
   60.0,
-  "That repeats of a case may take; after two of them no more are begun that "
-  "would take longer.",
+  "Time limit of a case's repeats: after two of them, no repeat begins that "
+  "would exceed it.",
   0.0,
 )
-_JSON = flags.DEFINE_string("json", None, "File for everything, as JSON.")
+_JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(
-  "resume", False, "Measure what --json, if it is there, does not have."
+  "resume", False, "Measure only what --json, if the file exists, lacks."
 )
-_PEER = flags.DEFINE_list(
-  "peer", [], "Names in benchmarks.rivals.RIVALS, or all."
+_BASELINES = flags.DEFINE_list(
+  "baselines", [], "Names in benchmarks.baselines.BASELINES, or all."
 )
-_PEERS = flags.DEFINE_string("peers", None, "Folder of peers' environments.")
-_MAKE_PEERS = flags.DEFINE_string(
-  "make_peers",
+_ENVIRONMENTS = flags.DEFINE_string(
+  "environments", None, "Folder of the baselines' environments."
+)
+_MAKE_ENVIRONMENTS = flags.DEFINE_string(
+  "make_environments",
   None,
-  "Folder to make the environments of --peer in, of all "
-  "without it; nothing is measured.",
+  "Folder in which to make the environments of --baselines, of all without "
+  "it; nothing is measured.",
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _DTYPE = flags.DEFINE_enum(
   "dtype",
   None,
-  (models.AUTO, "float32", "bfloat16"),
+  (AUTO, "float32", "bfloat16"),
   "Of products: auto takes float32 on a CPU, else bfloat16.",
 )
 _ROWS_AT_A_TIME = flags.DEFINE_integer(
-  "rows_at_a_time", None, "Rows that scores and updates read together.", 1
+  "rows_at_a_time", None, "Most rows in a micro-batch of scores and updates.", 1
 )
 _REMAT = flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig.")
 _LOGITS_CHUNK = flags.DEFINE_integer(
@@ -112,20 +117,33 @@ _LOGITS_CHUNK = flags.DEFINE_integer(
 _ATTENTION_CHUNK = flags.DEFINE_integer(
   "attention_chunk", None, "See ModelConfig.", 1
 )
-_ENGINE_ROWS = flags.DEFINE_integer(
-  "engine_rows",
+_CACHE_DTYPE = flags.DEFINE_enum(
+  "cache_dtype",
   None,
-  "Rows of the engine whose other prompts wait; beside it runs one with a row "
-  "for every response.",
+  CACHE_DTYPES,
+  "Of keys and values in rollouts, the compute dtype without it; bounds remain "
+  "those of the compute dtype.",
+)
+_INT8_MATRICES = flags.DEFINE_bool(
+  "int8_matrices",
+  None,
+  "Whether rollouts read matrices in int8; bounds remain those of the compute "
+  "dtype.",
+)
+_ENGINE_SLOTS = flags.DEFINE_integer(
+  "engine_slots",
+  None,
+  "Slots of the engine in which prompts wait; another engine has a slot for "
+  "every response.",
   1,
 )
 _ENGINE_CHUNK = flags.DEFINE_integer(
-  "engine_chunk", None, "Tokens between two looks of the engine's host.", 1
+  "engine_chunk", None, "Tokens between two host syncs of an engine.", 1
 )
 
 
 def read_blocks() -> list[Block]:
-  """What the flags combine."""
+  """Returns the sizes of the flags and the preset."""
   blocks = [
     dataclasses.replace(
       block,
@@ -150,81 +168,88 @@ def read_blocks() -> list[Block]:
 
 
 def read_options() -> Options:
-  """How the models run."""
-  given = {
+  """Returns how the models run."""
+  flags_by_field = {
     "dtype": _DTYPE.value,
     "rows_at_a_time": _ROWS_AT_A_TIME.value,
     "remat": _REMAT.value,
     "logits_chunk": _LOGITS_CHUNK.value,
     "attention_chunk": _ATTENTION_CHUNK.value,
-    "engine_rows": _ENGINE_ROWS.value,
+    "cache_dtype": _CACHE_DTYPE.value,
+    "int8_matrices": _INT8_MATRICES.value,
+    "engine_slots": _ENGINE_SLOTS.value,
     "engine_chunk": _ENGINE_CHUNK.value,
     "weights": _WEIGHTS.value,
   }
-  if _QUICK.value and _ENGINE_ROWS.value is None:
-    given["engine_rows"] = QUICK_ENGINE_ROWS
+  if _QUICK.value and _ENGINE_SLOTS.value is None:
+    flags_by_field["engine_slots"] = QUICK_ENGINE_SLOTS
   options = dataclasses.replace(
     PRESETS[_PRESET.value].options,
-    **{name: value for name, value in given.items() if value is not None},
+    **{k: value for k, value in flags_by_field.items() if value is not None},
   )
-  if options.dtype != models.AUTO:
+  if options.dtype != AUTO:
     return options
-  dtype = models.compute_dtype_of(jax.default_backend())
+  dtype = compute_dtype_of(jax.default_backend())
   return dataclasses.replace(options, dtype=dtype)
 
 
 def main(argv: list[str]) -> None:
-  """Measures what the flags name; a fault of theirs ends in a sentence."""
+  """Measures what the flags name; an error ends in a sentence."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   try:
-    make_peers() if _MAKE_PEERS.value else run()
+    make_environments() if _MAKE_ENVIRONMENTS.value else run()
   except BenchmarkError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
 
 
-def make_peers() -> None:
-  """Makes the environments of peers, of all where none is named."""
-  folder = pathlib.Path(_MAKE_PEERS.value).absolute()
-  names = read_peers() or RIVALS
-  for name in dict.fromkeys(environments.SHARED.get(x, x) for x in names):
-    environments.make_environment(folder, name)
-  print(f"Name them by --peers={folder}")
+def make_environments() -> None:
+  """Makes the environments of the named baselines, or of all."""
+  folder = pathlib.Path(_MAKE_ENVIRONMENTS.value).absolute()
+  names = read_baselines() or BASELINES
+  check_names(names)
+  # Two baselines may share an environment.
+  for name in dict.fromkeys(BASELINES[name].environment for name in names):
+    make_environment(folder, name)
+  print(f"Name them by --environments={folder}")
 
 
-def read_peers() -> list[str]:
-  """Names of peers."""
-  return list(RIVALS) if _PEER.value == ["all"] else _PEER.value
+def read_baselines() -> list[str]:
+  """Returns the names of the baselines."""
+  return list(BASELINES) if _BASELINES.value == ["all"] else _BASELINES.value
 
 
 def run() -> None:
-  """Measures, prints a table and writes JSON."""
-  names, folder = read_peers(), _PEERS.value
+  """Measures all cases, prints a table and writes JSON."""
+  baselines, folder = read_baselines(), _ENVIRONMENTS.value
   folder = folder and pathlib.Path(folder).absolute()
-  check_names(names, folder)
+  check_baselines(baselines, folder)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")
   if _RESUME.value and not path:
     raise BenchmarkError("--resume needs --json, the file to go on with.")
-  suites = tuple(cases.SUITES) if _SUITE.value == "all" else (_SUITE.value,)
+  names = SUITES if _SUITE.value == "all" else (_SUITE.value,)
+  suites = [SUITES[name] for name in names]
   chosen = cases.combine_blocks(suites, read_blocks())
-  machine.share_memory(with_peers=bool(names))
+  machine.share_memory(with_baselines=bool(baselines))
   options = read_options()
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
-  repeats, side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
-  how = How(options, repeats, _SECONDS.value, side, names, folder)
-  measured_on = machine.describe(sys.argv)
-  settings = dataclasses.asdict(options) | {
+  repeats, probe_side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
+  settings = Settings(
+    options, repeats, _SECONDS.value, probe_side, baselines, folder
+  )
+  description = machine.describe(sys.argv)
+  saved = dataclasses.asdict(options) | {
     "repeats": repeats,
     "seconds": _SECONDS.value,
-    "peers": names,
+    "baselines": baselines,
   }
-  document = Document(path, measured_on, settings, _RESUME.value)
-  print(table.heading(measured_on, settings), flush=True)
-  failed = measure_all(chosen, how, document)
+  document = Document(path, description, saved, _RESUME.value)
+  print(table.heading(description, saved), flush=True)
+  failed = measure_all(chosen, settings, document)
   if failed:
     raise BenchmarkError(
       f"{len(failed)} of {len(chosen)} cases failed, see above."

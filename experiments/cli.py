@@ -44,13 +44,16 @@ _PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "Index of this process, from 0."
 )
-_CONNECT_SECONDS = flags.DEFINE_integer(
-  "connect_seconds", 300, "Wait for the other processes.", lower_bound=1
+_CONNECT_TIMEOUT = flags.DEFINE_integer(
+  "connect_timeout_seconds",
+  300,
+  "How long to wait for the other processes at the start.",
+  lower_bound=1,
 )
-_SILENCE_SECONDS = flags.DEFINE_integer(
-  "silence_seconds",
+_HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
+  "heartbeat_timeout_seconds",
   100,
-  "A process that is silent for this long counts as dead.",
+  "After how long without a heartbeat a process counts as dead.",
   lower_bound=1,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
@@ -166,6 +169,6 @@ def _membership() -> cluster.ClusterConfig:
     _COORDINATOR.value,
     _PROCESSES.value,
     _PROCESS_ID.value,
-    _CONNECT_SECONDS.value,
-    _SILENCE_SECONDS.value,
+    _CONNECT_TIMEOUT.value,
+    _HEARTBEAT_TIMEOUT.value,
   )

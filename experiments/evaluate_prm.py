@@ -43,7 +43,7 @@ from pure_jax.runs.evaluation import labelled_solutions, prm_tables
 from pure_jax.runs.evaluation.loaded_prm import (
   LoadedPRM,
   fingerprints,
-  load_prm,
+  open_prm,
 )
 from pure_jax.runs.evaluation.score_file import (
   ScoredSolution,
@@ -240,7 +240,7 @@ def evaluate_in(
   Returns:
     The report as text.
   """
-  prm = load_prm(settings, layout)
+  prm = open_prm(settings, layout)
   solutions = {
     data.name: data_files.read_file(
       find_format(data.format, data.fields),

@@ -21,7 +21,7 @@ from absl import app, flags
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.huggingface import HuggingFaceError
-from pure_jax.runs import load
+from pure_jax.runs import saved_run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
@@ -39,7 +39,9 @@ _MODEL = flags.DEFINE_enum(
 )
 
 
-def export_policy(run: load.SavedRun, folder: pathlib.Path, which: str) -> str:
+def export_policy(
+  run: saved_run.SavedRun, folder: pathlib.Path, which: str
+) -> str:
   """Exports a checkpoint of the policy, with adapters merged.
 
   Args:
@@ -50,18 +52,18 @@ def export_policy(run: load.SavedRun, folder: pathlib.Path, which: str) -> str:
   Returns:
     A description of the weights.
   """
-  layout = load.run_layout(run)
-  restored = load.restore_policy(run, layout, which)
+  layout = saved_run.run_layout(run)
+  restored = saved_run.restore_policy(run, layout, which)
   huggingface.export_policy(
     folder,
-    load.merge_adapters(run, layout, restored.state.params),
-    load.policy_architecture(run),
+    saved_run.merge_adapters(run, layout, restored.state.params),
+    saved_run.policy_architecture(run),
     max_positions=huggingface.read_config(run.files.policy).max_positions,
   )
   return f"the policy after iteration {restored.step}"
 
 
-def export_prm(run: load.SavedRun, folder: pathlib.Path) -> str:
+def export_prm(run: saved_run.SavedRun, folder: pathlib.Path) -> str:
   """Exports the PRM that a run trained.
 
   Args:
@@ -71,7 +73,7 @@ def export_prm(run: load.SavedRun, folder: pathlib.Path) -> str:
   Returns:
     A description of the weights.
   """
-  params, model = load.load_prm(run, load.run_layout(run))
+  params, model = saved_run.load_trained_prm(run, saved_run.run_layout(run))
   huggingface.export_prm(
     folder,
     params,
@@ -107,7 +109,7 @@ def export(
   """
   if model == "prm" and which != "latest":
     raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
-  run = load.read_run(workdir)
+  run = saved_run.read_run(workdir)
   if run.files is None:
     raise ConfigError(
       f"--run={workdir} is a run on the embedded world, whose tokenizer "

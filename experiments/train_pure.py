@@ -30,7 +30,7 @@ from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.console import Progress
-from pure_jax.runs import rl_report
+from pure_jax.runs import batch_checks, rl_report
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.loop import EarlyStop
 from pure_jax.runs.responses import grade, response_metrics
@@ -141,8 +141,8 @@ def iterate(
   clock.wait("score", scores.step_rewards)
   correct = graded.verdicts.correct.astype(np.float32)
   batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
-  rl_report.check_finite(run, step, problems, batch)
-  rl_report.check_drift(run, step, drift)
+  batch_checks.check_finite(run, step, problems, batch)
+  batch_checks.check_drift(run, step, drift)
 
   # ===== Update =====
   state, metrics = functions.update(state, batch, frozen)
@@ -202,7 +202,7 @@ def run_iterations(
         metrics = evaluate(run, functions, frozen, state.params)
         evaluations.write("rl_eval", step, metrics)
       checkpoints.save(step, state, cursor, metrics, regular=is_regular)
-      facts = rl_report.batch_facts(iteration.problems)
+      facts = batch_checks.batch_facts(iteration.problems)
       stop.end(
         reason, shutdown, step, iteration.metrics, iteration.batch, facts
       )

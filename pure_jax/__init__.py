@@ -10,7 +10,17 @@ training are in `pure_jax.models`, `pure_jax.rollout`, `pure_jax.parallel` and
 `pure_jax.host`. Importing `pure_jax` starts no jax backend.
 """
 
-from pure_jax import advantages, credit, losses, masked, steps, types
+from pure_jax import (
+  advantages,
+  credit,
+  estimators,
+  importance,
+  losses,
+  masked,
+  settings,
+  steps,
+  types,
+)
 
 __version__ = "0.1.0"
 
@@ -18,8 +28,11 @@ __all__ = [
   "__version__",
   "advantages",
   "credit",
+  "estimators",
+  "importance",
   "losses",
   "masked",
+  "settings",
   "steps",
   "types",
 ]

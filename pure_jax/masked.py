@@ -1,4 +1,4 @@
-"""Reductions over the True entries of a mask: the only module that divides.
+"""Reductions over the True entries of a mask: where means divide.
 
 Every mean of the library has its denominator here. An empty reduction is 0, not
 NaN. Masked entries may have any value, NaN included: they are replaced before

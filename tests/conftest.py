@@ -63,6 +63,9 @@ LONGEST = (
 # do: in other files, or by the fixture `compiled_well`.
 COMPILED_QUICKLY = {
   "test_attention.py",
+  "test_benchmark_baselines.py",
+  "test_benchmark_command.py",
+  "test_benchmark_rollout.py",
   "test_user_data.py",
   "test_decoding.py",
   "test_engine.py",

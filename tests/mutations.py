@@ -1,11 +1,21 @@
-"""Does a test notice each planted fault?
+"""Plants faults in the library, one at a time, and checks that a test fails.
 
   python tests/mutations.py [--jobs=N] [--only=WORD]
 
-Every fault of `tests/faults` is planted by itself in a process that runs the
-tests named with it. A fault is caught if one of them fails by an assertion; a
-crash, a missing test or a green run is an error. Without a fault the same
-tests must be green. Exits with 0 if all faults are caught.
+The tables of `tests/faults` list the faults. A fault names a function of the
+library, a piece of its source, the text that replaces the piece, and the tests
+that should fail. Each fault is planted in a process of its own, which runs
+these tests. The fault is caught if one of them fails by an assertion. A crash,
+a missing test or a green run is an error. Without a fault all the tests must
+be green. The exit status is 0 if every fault is caught.
+
+A fault takes 5 to 30 seconds. `--only` selects the faults whose name contains
+WORD. With PURE_JAX_TEST_CACHE=FOLDER, compiled programs are used again.
+
+`tests/project/test_mutations.py`, which runs with the other tests, fails if
+the function, the piece or a test of a fault no longer exists. The fault then
+has to follow the code: its name says what must stay wrong. If none of its
+tests fails any more, the tests have a hole, and one is missing.
 """
 
 import argparse
@@ -13,13 +23,16 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
 
-from checkout import ROOT, TESTS
 from faults import Fault, FaultError
 from faults.tables import FAULTS
+
+TESTS = pathlib.Path(__file__).resolve().parent
+ROOT = TESTS.parent
 
 # "FAILED tests/method/test_x.py::test_name[case] - AssertionError: ..."
 _FAILED = re.compile(r"^FAILED \S*?::(\w+)(?:\[.*?\])? - (.*)$", re.MULTILINE)
@@ -27,7 +40,7 @@ _ASSERTIONS = ("AssertionError", "assert ", "Failed: DID NOT")
 
 
 def node_id(test: str) -> str:
-  """A test's path and name, from the name of its file and its own."""
+  """Returns the id of a test for pytest, from the name of its file."""
   name, _, function = test.partition("::")
   (file,) = TESTS.rglob(name)
   return f"{file.relative_to(ROOT)}::{function}"
@@ -37,7 +50,7 @@ def run_tests(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
   """Runs tests until one fails, with a fault or without.
 
   Returns:
-    (exit status, output).
+    (exit status of pytest, its output).
   """
   environment = os.environ | {"COLUMNS": "240"}  # Failures in full.
   plugin = []
@@ -64,7 +77,7 @@ def run_tests(tests: list[str], fault: Fault | None = None) -> tuple[int, str]:
 
 
 def check_green(faults: list[Fault]) -> None:
-  """Runs the tests without a fault: a red one would "catch" anything.
+  """Runs the tests of faults without a fault: a red test "catches" any.
 
   Raises:
     FaultError: if a test fails.
@@ -75,10 +88,10 @@ def check_green(faults: list[Fault]) -> None:
 
 
 def caught_by(fault: Fault) -> str:
-  """The name of the test that notices the fault.
+  """Returns the name of the test that fails with the fault.
 
   Raises:
-    FaultError: if none does, or not by an assertion.
+    FaultError: if none fails, or one does otherwise than by an assertion.
   """
   code, output = run_tests(list(fault.tests), fault)
   failed = _FAILED.search(output)
@@ -90,7 +103,7 @@ def caught_by(fault: Fault) -> str:
 
 
 def main() -> int:
-  """Plants all faults and prints what caught them."""
+  """Plants the selected faults and prints which test caught each."""
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
   parser.add_argument("--only", default="", help="part of the names to run")

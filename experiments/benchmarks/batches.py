@@ -1,29 +1,30 @@
-"""Random prompts, rollouts and scores of the sizes a case states."""
-
-from typing import Any
+"""Random prompts, responses and scores of the sizes that a case states."""
 
 import jax
 import numpy as np
 
-from benchmarks.cases import BenchmarkError, Case
+from benchmarks.cases import Case
 from pure_jax import steps
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.training.score import Scores
+from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout, SeparatorTable
 
 PAD_ID, EOS_ID, SCORE_ID, SEPARATOR_ID, FIRST_WORD = range(5)
 MAX_STEPS = 16
-# One id in so many ends a step, so that few responses have too many.
+# Mean tokens of a step: few responses have more than `MAX_STEPS`.
 STEP_TOKENS = 20
-# Logits of any model are next to nothing beside it.
+# Makes the distribution of any model nearly uniform.
 UNIFORM_TEMPERATURE = 1e6
+# Shortest and longest response of `draw_unequal_rollout`, as shares of C.
+SHORTEST_RESPONSE, LONGEST_RESPONSE = 0.08, 0.78
+SHORTEST_PROMPT = 0.25  # Of L.
 
 
 def separator_table(vocab_size: int) -> SeparatorTable:
-  """One id separates steps, and no id merges it with anything.
+  """Makes a vocabulary in which one id separates steps and merges with none.
 
   Args:
-    vocab_size: V, more than the ids with a name.
+    vocab_size: V, larger than the special ids.
 
   Returns:
     The table, as numpy arrays.
@@ -43,41 +44,41 @@ def separator_table(vocab_size: int) -> SeparatorTable:
 def sampler(
   case: Case, vocab_size: int, uniform: bool = True
 ) -> SamplingConfig:
-  """Plain sampling, to the full length or with stops by chance.
+  """Configures sampling to the full length, or with stops at random.
 
-  The next token of random weights is nearly uniform over all ids that are not
-  banned, that of any weights at a high temperature is. Early stops come from
-  banning all ids but C / 2, one of which ends a response: lengths are
-  geometric, cut off at C. The model computes the logits of all ids either way.
+  Random weights give a nearly uniform distribution over the ids that are not
+  banned, and so do any weights at a high temperature. Responses end early
+  because all ids but C / 2 are banned, one of which ends a response: lengths
+  are geometric, cut at C. The model computes the logits of all ids either way.
 
   Args:
-    case: whose stops and new tokens are meant.
+    case: gives the stops and the new tokens.
     vocab_size: V.
-    uniform: whether the model's distribution is nearly uniform as it is.
+    uniform: whether the model's distribution is nearly uniform already.
 
   Returns:
-    How to sample.
+    The sampling config.
   """
   if case.stops != "early":
     return plain_sampler(case)
-  first = EOS_ID + max(2, case.new_tokens // 2)
+  first_banned = EOS_ID + max(2, case.new_tokens // 2)
   return SamplingConfig(
     max_new_tokens=case.new_tokens,
     pad_id=PAD_ID,
     stop_ids=(EOS_ID,),
-    banned_ids=tuple(range(first, vocab_size)),
+    banned_ids=tuple(range(first_banned, vocab_size)),
     temperature=1.0 if uniform else UNIFORM_TEMPERATURE,
   )
 
 
 def plain_sampler(case: Case) -> SamplingConfig:
-  """Sampling to the full length, of all ids but padding.
+  """Configures sampling to the full length, from all ids but padding.
 
   Args:
-    case: whose new tokens are meant.
+    case: gives the new tokens.
 
   Returns:
-    How to sample.
+    The sampling config.
   """
   return SamplingConfig(
     max_new_tokens=case.new_tokens, pad_id=PAD_ID, stop_ids=()
@@ -85,7 +86,7 @@ def plain_sampler(case: Case) -> SamplingConfig:
 
 
 def draw_prompts(case: Case, vocab_size: int) -> Prompts:
-  """Prompts of random words, without padding.
+  """Draws prompts of random words, without padding.
 
   Args:
     case: P prompts of L tokens.
@@ -100,12 +101,11 @@ def draw_prompts(case: Case, vocab_size: int) -> Prompts:
   return jax.device_put(Prompts(tokens, np.ones(shape, bool)))
 
 
-def draw_rollout(case: Case, prompts: Prompts, vocab_size: int) -> Rollout:
-  """Responses of random words and separators, all of the full length.
+def draw_rollout(case: Case, vocab_size: int) -> Rollout:
+  """Draws responses of random words and separators, all of the full length.
 
   Args:
-    case: B responses of C tokens.
-    prompts: of the case, [P, L].
+    case: B responses of C tokens, to the prompts of `draw_prompts`.
     vocab_size: V.
 
   Returns:
@@ -116,63 +116,86 @@ def draw_rollout(case: Case, prompts: Prompts, vocab_size: int) -> Rollout:
   tokens = rng.integers(FIRST_WORD, vocab_size, shape, dtype=np.int32)
   tokens[rng.random(shape) < 1 / STEP_TOKENS] = SEPARATOR_ID
   tokens[:, -1] = EOS_ID
-  asked = [np.repeat(x, case.samples, axis=0) for x in jax.device_get(
-    (prompts.tokens, prompts.mask))]  # fmt: skip
+  prompts = jax.device_get(draw_prompts(case, vocab_size))
+  logp = np.full(shape, -np.log(vocab_size), np.float32)
   return jax.device_put(
     Rollout(
-      prompt_tokens=asked[0],
-      prompt_mask=asked[1],
+      prompt_tokens=np.repeat(prompts.tokens, case.samples, axis=0),
+      prompt_mask=np.repeat(prompts.mask, case.samples, axis=0),
       tokens=tokens,
       completion_mask=np.ones(shape, bool),
-      sampled_logp=np.full(shape, -np.log(vocab_size), np.float32),
-      full_logp=np.full(shape, -np.log(vocab_size), np.float32),
+      sampled_logp=logp,
+      full_logp=logp,
       truncated=np.zeros(case.rows, bool),
     )
   )
 
 
-def draw_prm_responses(
-  rollout: Rollout, table: SeparatorTable
-) -> tuple[Any, ...]:
-  """What an update is given beside a rollout, at random.
+def draw_unequal_rollout(case: Case, vocab_size: int) -> Rollout:
+  """Cuts the texts of `draw_rollout` to lengths that differ.
+
+  Args:
+    case: B responses of at most C tokens, to prompts of at most L.
+    vocab_size: V.
+
+  Returns:
+    [B, C] responses of 8 to 78 % of C, to left-padded prompts of a quarter of
+    L or more, on the device.
+  """
+  rollout = jax.device_get(draw_rollout(case, vocab_size))
+  rng, C, L = np.random.default_rng(5), case.new_tokens, case.prompt_tokens
+  shortest, longest = int(SHORTEST_RESPONSE * C), int(LONGEST_RESPONSE * C)
+  lengths = rng.integers(max(1, shortest), longest + 1, (case.rows, 1))
+  mask = np.arange(C) < lengths
+  least = max(1, int(SHORTEST_PROMPT * L))
+  padding = L - rng.integers(least, L + 1, case.prompts)
+  padding = np.repeat(padding, case.samples)[:, None]
+  prompt_mask = np.arange(L) >= padding
+  logp = np.where(mask, rollout.sampled_logp, 0)
+  return jax.device_put(
+    rollout.replace(
+      prompt_tokens=np.where(prompt_mask, rollout.prompt_tokens, PAD_ID),
+      prompt_mask=prompt_mask,
+      tokens=np.where(mask, rollout.tokens, PAD_ID),
+      completion_mask=mask,
+      sampled_logp=logp,
+      full_logp=logp,
+    )
+  )
+
+
+def draw_scored_batch(rollout: Rollout, table: SeparatorTable) -> ScoredBatch:
+  """Draws the step rewards and outcomes of responses at random.
 
   Args:
     rollout: [B, C] responses.
     table: which ids end a step.
 
   Returns:
-    (scores, correct [B], has_answer [B]), on the device.
+    The responses with step rewards, the rollout's log-probs and an outcome
+    each, on the device.
   """
   rng = np.random.default_rng(2)
   mask, logp = rollout.completion_mask, rollout.sampled_logp
   split = jax.jit(steps.split_steps, static_argnames="max_steps")
-  cut = split(rollout.tokens, mask, table, max_steps=MAX_STEPS)
-  rewards = rng.uniform(-1, 1, cut.mask.shape).astype(np.float32)
+  boundaries = split(rollout.tokens, mask, table, max_steps=MAX_STEPS)
+  rewards = rng.uniform(-1, 1, boundaries.mask.shape).astype(np.float32)
   rows = len(rollout.tokens)
   correct = rng.integers(0, 2, rows).astype(np.float32)
-  scores = Scores(cut, rewards, logp, logp)
-  return jax.device_put((scores, correct, np.ones(rows, bool)))
+  scores = Scores(boundaries, rewards, logp, logp)
+  return jax.device_put(
+    ScoredBatch(rollout, scores, correct, np.ones(rows, bool))
+  )
 
 
-def micro_batches(rows: int, rows_at_a_time: int) -> int:
-  """In how few equal parts a batch has no part with too many rows.
+def draw_labels(case: Case) -> np.ndarray:
+  """Draws labels of steps at random.
 
   Args:
-    rows: B.
-    rows_at_a_time: the most of a part.
+    case: B rows.
 
   Returns:
-    The number of parts.
-
-  Raises:
-    BenchmarkError: if not even a row may be read.
+    [B, S] int32, 1 for a good step, 0 for a bad one.
   """
-  if rows_at_a_time < 1:
-    raise BenchmarkError(
-      f"--rows_at_a_time={rows_at_a_time} must be at least 1."
-    )
-  return next(
-    count
-    for count in range(1, rows + 1)
-    if rows % count == 0 and rows // count <= rows_at_a_time
-  )
+  shape = case.rows, MAX_STEPS
+  return np.random.default_rng(3).integers(0, 2, shape, dtype=np.int32)

@@ -1,34 +1,36 @@
-"""The least time of what is measured, in closed form, from measured rates.
+"""Roofline bounds: the least time of a program, from measured rates.
 
-A program is a few phases that need each other's results, so they come one
-after the other; a phase takes at least its products at the rate at which this
-machine multiplies matrices, and at least its traffic at the rate at which it
-streams an array as large as the weights. Counted is what the method needs: no
-padding, no recomputation, a prompt read once for all its samples, a weight
-read once a phase.
+A program is a sequence of phases, each of which needs the result of the one
+before. A phase takes at least the time of its products at the rate at which
+this machine multiplies large matrices, and at least the time of its memory
+traffic at the rate at which the machine streams an array as large as the
+weights. Only the work that the method needs is counted: no padding, no
+recomputation, a prompt read once for all its samples, a weight read once a
+phase.
 """
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.planning.estimates import forward_flops
 from pure_jax.runs.planning.hlo.costs import Costs
-from pure_jax.runs.planning.roofline import Bound, Chip, bound
+from pure_jax.runs.planning.roofline import Chip, bound
 
-# Of float32 weights, moments and gradients.
+# Bytes of a weight, moment or gradient in float32.
 _STORED = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-  """What a machine was measured to do.
+  """Measured rates of a machine.
 
   Attributes:
     flops_per_second: of a product of large matrices in the compute dtype.
-    bytes_per_second: read from an array as large as the weights.
+    bytes_per_second: of reading an array as large as the weights.
   """
 
   flops_per_second: float
@@ -37,11 +39,11 @@ class Rates:
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-  """Work that cannot begin before the phase before it has ended.
+  """Work that begins when the phase before it has ended.
 
   Attributes:
     flops: of its products.
-    bytes: that it reads and writes at least.
+    bytes: read and written at least.
   """
 
   flops: float
@@ -49,43 +51,41 @@ class Phase:
 
 
 def least_time(phases: Sequence[Phase], rates: Rates) -> tuple[float, str]:
-  """The roofline bound of phases that follow each other.
+  """Bounds the time of a sequence of phases.
 
   Args:
     phases: of the program.
     rates: of the machine.
 
   Returns:
-    Seconds, and which of "compute" and "memory" makes up more of them.
+    Seconds, and the one of "compute" and "memory" that makes up more of them.
   """
   chip = Chip(
     flops_per_second=rates.flops_per_second,
     hbm_bytes_per_second=rates.bytes_per_second,
-    link_bytes_per_second=1.0,  # Nothing is sent.
+    link_bytes_per_second=1.0,  # One device: no network traffic.
     hbm_bytes=0.0,
   )
-  bounds: list[Bound] = [
-    bound(Costs(phase.flops, phase.bytes, {}, ()), chip) for phase in phases
-  ]
   shares = {"compute": 0.0, "memory": 0.0}
-  for found in bounds:
-    shares[found.name] += found.seconds
+  for phase in phases:
+    limit = bound(Costs(phase.flops, phase.bytes, {}, ()), chip)
+    shares[limit.name] += limit.seconds
   return sum(shares.values()), max(shares, key=shares.get)
 
 
 def weight_bytes(model: ModelConfig, rows: int, itemsize: int) -> int:
-  """Bytes of weights that a pass over a few tokens reads.
+  """Counts the bytes of weights that a pass over some tokens reads.
 
-  All matrices and norms, of an embedding that is not the head as well only
-  the rows of the tokens.
+  The pass reads all matrices and norms. An embedding that is not also the head
+  is read only in the rows of the tokens.
 
   Args:
     model: the architecture.
-    rows: tokens that are read.
+    rows: tokens of the pass.
     itemsize: bytes of a weight.
 
   Returns:
-    The number.
+    The number of bytes.
   """
   D, N, K, H, F, V = (
     model.width,
@@ -111,17 +111,17 @@ def rollout_phases(
   lengths: Sequence[int],
   itemsize: int,
 ) -> list[Phase]:
-  """A prefill, then a step for every token of the longest response.
+  """Lists a prefill, then a step for every token of the longest response.
 
-  The first token comes from the prefill; the last one is not read. A step
+  The prefill draws the first token, and no step reads the last one. A step
   reads the weights once, the keys and values of each prompt once for all its
-  samples, and those that each unfinished row has made.
+  samples, and the keys and values of each unfinished response.
 
   Args:
     model: the architecture.
     prompts: P.
     prompt_tokens: L.
-    lengths: [B] tokens of the responses, each at least 1.
+    lengths: [B] tokens of each response, at least 1.
     itemsize: bytes of a weight, a key or a value in the compute dtype.
 
   Returns:
@@ -129,24 +129,26 @@ def rollout_phases(
   """
   lengths, L = np.asarray(lengths), prompt_tokens
   pairs = prompts * L * (L + 1) // 2
-  slot = 2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
-  read = prompts * L
+  slot_bytes = (
+    2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
+  )
+  prefilled = prompts * L
   phases = [
     Phase(
-      forward_flops(model, read, pairs, prompts),
-      weight_bytes(model, read, itemsize) + slot * read,
+      forward_flops(model, prefilled, pairs, prompts),
+      weight_bytes(model, prefilled, itemsize) + slot_bytes * prefilled,
     )
   ]
   by_prompt = lengths.reshape(prompts, -1)
   for step in range(1, int(lengths.max())):
-    # Rows that draw token `step`, for which they read token `step - 1`.
+    # Rows that draw token `step` and therefore read token `step - 1`.
     alive = int((lengths > step).sum())
-    asked = int((by_prompt > step).any(axis=1).sum())
+    live_prompts = int((by_prompt > step).any(axis=1).sum())
     phases.append(
       Phase(
         forward_flops(model, alive, alive * (L + step), alive),
         weight_bytes(model, alive, itemsize)
-        + slot * (asked * L + alive * step),
+        + slot_bytes * (live_prompts * L + alive * step),
       )
     )
   return phases
@@ -154,29 +156,29 @@ def rollout_phases(
 
 def read_phase(
   model: ModelConfig,
-  prompt_tokens: int,
-  lengths: Sequence[int],
+  prompt_tokens: ArrayLike,
+  lengths: ArrayLike,
   itemsize: int,
   logits: bool = True,
 ) -> Phase:
-  """A forward pass over whole texts.
+  """Counts a forward pass over prompts and their responses.
 
   Args:
     model: the architecture.
-    prompt_tokens: L, of each text.
-    lengths: [B] tokens of each text behind its prompt.
+    prompt_tokens: tokens of each prompt, one number or [B].
+    lengths: [B] tokens of each response.
     itemsize: bytes of a weight in the compute dtype.
-    logits: whether those of the tokens behind the prompt are read; False
+    logits: whether the pass computes the logits of response tokens; False
       leaves out the head.
 
   Returns:
     The phase.
   """
-  texts = prompt_tokens + np.asarray(lengths, np.int64)
+  texts = np.asarray(prompt_tokens) + np.asarray(lengths, np.int64)
   tokens, pairs = int(texts.sum()), int((texts * (texts + 1) // 2).sum())
-  read = int(np.sum(lengths)) if logits else 0
+  predicted = int(np.sum(lengths)) if logits else 0
   return Phase(
-    forward_flops(model, tokens, pairs, read),
+    forward_flops(model, tokens, pairs, predicted),
     weight_bytes(model, tokens, itemsize),
   )
 
@@ -188,38 +190,39 @@ def score_phases(
   inserted: Sequence[int],
   itemsize: int,
 ) -> list[Phase]:
-  """The policy, the reference and a PRM of the same shape read a batch.
+  """Lists the passes of the policy, the reference and a PRM of one shape.
 
   Args:
     model: the architecture of all three.
     prompt_tokens: L.
-    lengths: [B] tokens of the responses.
-    inserted: [B] score tokens that the PRM reads beside each.
+    lengths: [B] tokens of each response.
+    inserted: [B] score tokens that the PRM reads in each response.
     itemsize: bytes of a weight in the compute dtype.
 
   Returns:
     The phases.
   """
   policy = read_phase(model, prompt_tokens, lengths, itemsize)
-  asked = np.asarray(lengths) + np.asarray(inserted)
-  judge = read_phase(model, prompt_tokens, asked, itemsize, logits=False)
-  return [policy, policy, judge]
+  scored = np.asarray(lengths) + np.asarray(inserted)
+  prm = read_phase(model, prompt_tokens, scored, itemsize, logits=False)
+  return [policy, policy, prm]
 
 
-def gradient_phases(read: Phase, parameters: int) -> list[Phase]:
-  """Forward and backward, then AdamW, which waits for the global norm.
+def gradient_phases(forward: Phase, parameters: int) -> list[Phase]:
+  """Lists forward and backward pass, then AdamW, which needs the global norm.
 
-  A backward pass has twice the products of the forward pass. The gradient is
-  written; AdamW reads it, the weights and two moments, and writes three.
+  A backward pass has twice the products of the forward pass, and writes the
+  gradient. AdamW reads gradient, weights and two moments, and writes weights
+  and moments.
 
   Args:
-    read: the forward pass.
-    parameters: weights that are trained, stored in float32.
+    forward: the forward pass.
+    parameters: number of trained weights, stored in float32.
 
   Returns:
     The phases.
   """
   return [
-    Phase(3 * read.flops, 2 * read.bytes + _STORED * parameters),
+    Phase(3 * forward.flops, 2 * forward.bytes + _STORED * parameters),
     Phase(0.0, 7.0 * _STORED * parameters),
   ]

@@ -1,48 +1,16 @@
-"""What the benchmark measures: models by name, and batches of stated sizes."""
+"""The cases of a benchmark: which batch sizes are measured on which model."""
 
 import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.settings.models import ARCHITECTURES
 
 STOPS = ("never", "early")
 
-
-@dataclasses.dataclass(frozen=True)
-class Suite:
-  """What the cases of a suite differ in, besides model, rows and lengths.
-
-  Attributes:
-    stops: whether responses that end early make a case of their own.
-    all_samples: whether each number of samples does; otherwise the most.
-    compares: whether the responses of a prompt are compared, so that it needs
-      at least two.
-    most_rows: more are left out, None for no limit.
-  """
-
-  stops: bool = False
-  all_samples: bool = False
-  compares: bool = False
-  most_rows: int | None = None
-
-
-# What each does is in `suites.SUITES`; "all" runs them in this order.
-SUITES = {
-  "rollout": Suite(stops=True, all_samples=True),
-  "score": Suite(),
-  "update": Suite(compares=True),
-  "credit": Suite(compares=True),
-  # A PRM is trained on a batch as a whole, and keeps what its backward pass
-  # needs of all rows.
-  "prm": Suite(most_rows=8),
-  "iteration": Suite(stops=True, compares=True),
-  "kernels": Suite(compares=True),
-  "precision": Suite(),
-}
-
-# No published shapes: about ten million weights, and next to none.
+# Shapes of no published model: ten million weights, and a few thousand.
 _10M = ModelConfig(
   vocab_size=8192,
   width=320,
@@ -65,7 +33,33 @@ MODELS = {"tiny": _TINY, "10m": _10M, **ARCHITECTURES}
 
 
 class BenchmarkError(RuntimeError):
-  """A measurement that cannot be made; the message says what to change."""
+  """A measurement is impossible or invalid; the message says what to change."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """One stage of training, and the cases in which it is measured.
+
+  Attributes:
+    name: of the suite.
+    compile_arms: (case, options) -> the compiled arms of a case by name.
+    bytes_per_weight: bytes that the suite holds for each weight of the policy,
+      as a function of the bytes of a weight in the compute dtype.
+    stops: whether the cases differ in whether responses end early.
+    all_samples: whether every number of samples makes a case; False takes the
+      largest alone.
+    compares: whether the responses of a prompt are compared with each other,
+      which takes at least two.
+    most_rows: the largest batch that is measured, None for no limit.
+  """
+
+  name: str
+  compile_arms: Callable[..., dict[str, Any]]
+  bytes_per_weight: Callable[[int], int]
+  stops: bool = False
+  all_samples: bool = False
+  compares: bool = False
+  most_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,14 +67,14 @@ class Case:
   """One batch on one model.
 
   Attributes:
-    suite: one of `SUITES`.
+    suite: name of the suite.
     model: name in `MODELS`.
     rows: B, responses of the batch.
-    samples: G, of each prompt; divides the rows.
+    samples: G, responses per prompt; divides the rows.
     prompt_tokens: L.
     new_tokens: C.
-    stops: "never", every response has C tokens; "early", a response ends by
-      chance, after half of C on average where it may go on for ever.
+    stops: "never" if every response has C tokens; "early" if each token may
+      end the response, with a mean length of C / 2 before the cut at C.
   """
 
   suite: str
@@ -93,16 +87,16 @@ class Case:
 
   @property
   def prompts(self) -> int:
-    """P, how many there are."""
+    """P, the number of prompts."""
     return self.rows // self.samples
 
   @property
-  def read_tokens(self) -> int:
-    """Of prompts and responses."""
+  def total_tokens(self) -> int:
+    """Tokens of all prompts, once per response, and of all responses."""
     return self.rows * (self.prompt_tokens + self.new_tokens)
 
   def __str__(self) -> str:
-    """The sizes as a line of the table begins."""
+    """The first columns of the case's lines in the table."""
     return (
       f"{self.suite:10}{self.model:18}{self.prompts:3} x {self.samples:<2}"
       f"{self.prompt_tokens:5} + {self.new_tokens:<5}{self.stops:6}"
@@ -111,14 +105,14 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Every value of what cases differ in.
+  """The values that cases combine.
 
   Attributes:
     models: names in `MODELS`.
-    rows: of a batch.
-    samples: of each prompt.
+    rows: responses per batch.
+    samples: responses per prompt.
     lengths: pairs of prompt tokens and new tokens.
-    stops: some of `STOPS`, of rollouts and iterations.
+    stops: some of `STOPS`, for suites whose cases differ in them.
   """
 
   models: Sequence[str]
@@ -130,11 +124,11 @@ class Sizes:
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-  """Sizes for some suites, where all sizes for all suites would take hours.
+  """Sizes for some suites: all sizes for all suites would take hours.
 
   Attributes:
-    suites: some of `SUITES`.
-    sizes: what their cases combine.
+    suites: names of suites.
+    sizes: the values that their cases combine.
   """
 
   suites: Sequence[str]
@@ -142,129 +136,121 @@ class Block:
 
 
 def combine_blocks(
-  suites: Sequence[str], blocks: Sequence[Block]
+  suites: Sequence[Suite], blocks: Sequence[Block]
 ) -> list[Case]:
-  """The cases of blocks, suite by suite, none twice.
+  """Lists the cases of blocks, suite by suite, each once.
 
   Args:
-    suites: some of `SUITES`.
-    blocks: of which those that have a suite say its sizes.
+    suites: the suites that are measured.
+    blocks: the sizes of each suite.
 
   Returns:
-    The cases, of a suite in the order of the blocks.
+    The cases; those of a suite are in the order of the blocks.
 
   Raises:
     BenchmarkError: if there are none.
   """
-  found = {
+  # A dict keeps the order and drops repetitions.
+  cases = {
     case: None
     for suite in suites
     for block in blocks
-    if suite in block.suites
-    for case in combine((suite,), block.sizes)
+    if suite.name in block.suites
+    for case in combine(suite, block.sizes)
   }
-  if not found:
+  if not cases:
+    names = ", ".join(suite.name for suite in suites)
+    least = 1 + all(suite.compares for suite in suites)
+    limits = {suite.most_rows for suite in suites}
+    most = "" if None in limits else f" and --rows of at most {max(limits)}"
     raise BenchmarkError(
-      "no --samples divides any --rows (update, credit and iteration take at "
-      "least 2, prm at most "
-      f"{SUITES['prm'].most_rows} rows)."
+      f"{names}: no case. The preset must have sizes of the suite, and some "
+      f"--samples of at least {least} must divide some --rows{most}."
     )
-  return list(found)
+  return list(cases)
 
 
-def combine(suites: Sequence[str], sizes: Sizes) -> list[Case]:
-  """All combinations that are possible, suite by suite.
-
-  More samples than rows are none. Only a suite whose work depends on samples
-  or stops has a case for each.
+def combine(suite: Suite, sizes: Sizes) -> list[Case]:
+  """Lists the cases of one suite that the sizes allow.
 
   Args:
-    suites: some of `SUITES`.
-    sizes: what to combine.
+    suite: decides which sizes make a case of their own.
+    sizes: the values to combine.
 
   Returns:
-    The cases, none where nothing is possible.
+    The cases, an empty list if no number of samples divides the rows.
   """
-  found = []
-  for suite, model, rows, (prompt, new) in itertools.product(
-    suites, sizes.models, sizes.rows, sizes.lengths
+  cases = []
+  for model, rows, (prompt, new) in itertools.product(
+    sizes.models, sizes.rows, sizes.lengths
   ):
-    kind = SUITES[suite]
-    possible = [count for count in sizes.samples if rows % count == 0]
-    if not kind.all_samples:
-      possible = possible and [max(possible)]
-    if kind.compares:
-      possible = [count for count in possible if count > 1]
-    if kind.most_rows is not None and rows > kind.most_rows:
+    if suite.most_rows is not None and rows > suite.most_rows:
       continue
-    stops = sizes.stops if kind.stops else ("never",)
-    found += [
-      Case(suite, model, rows, samples, prompt, new, stop)
-      for samples, stop in itertools.product(possible, stops)
+    counts = [count for count in sizes.samples if rows % count == 0]
+    if not suite.all_samples:
+      counts = counts and [max(counts)]
+    if suite.compares:
+      counts = [count for count in counts if count > 1]
+    stops = sizes.stops if suite.stops else ("never",)
+    cases += [
+      Case(suite.name, model, rows, count, prompt, new, stop)
+      for count, stop in itertools.product(counts, stops)
     ]
-  return found
+  return cases
 
 
 def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
-  """Reads the words of the command line.
+  """Parses the words of the command line.
 
   Args:
-    default: for what no flag says.
-    **flags: words by field of `Sizes`, None where the flag is not given:
+    default: the values of flags that are not given.
+    **flags: words by field of `Sizes`, None for a flag that is not given:
       names in `MODELS`, numbers of rows and samples, lengths such as "64:128",
       some of `STOPS`.
 
   Returns:
-    What to combine.
+    The values to combine.
 
   Raises:
-    BenchmarkError: for a word that means nothing, naming its flag.
+    BenchmarkError: naming the flag of a word that cannot be parsed.
   """
-  readers = {
-    "models": _one_of(MODELS),
-    "rows": _count,
-    "samples": _count,
-    "lengths": _lengths,
-    "stops": _one_of(STOPS),
+  parsers = {
+    "models": lambda flag, word: _parse_name(flag, word, MODELS),
+    "rows": _parse_count,
+    "samples": _parse_count,
+    "lengths": _parse_lengths,
+    "stops": lambda flag, word: _parse_name(flag, word, STOPS),
   }
   given = {
-    name: tuple(readers[name](name, word) for word in words)
-    for name, words in flags.items()
+    flag: tuple(parsers[flag](flag, word) for word in words)
+    for flag, words in flags.items()
     if words is not None
   }
   return dataclasses.replace(default, **given)
 
 
-def _one_of(allowed: Iterable[str]) -> Callable[[str, str], str]:
-  """A reader of names."""
-
-  def read(flag: str, word: str) -> str:
-    if word not in allowed:
-      raise BenchmarkError(
-        f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
-      )
-    return word
-
-  return read
+def _parse_name(flag: str, word: str, allowed: Iterable[str]) -> str:
+  if word not in allowed:
+    raise BenchmarkError(
+      f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
+    )
+  return word
 
 
-def _count(flag: str, word: str) -> int:
-  """Reads a number."""
+def _parse_count(flag: str, word: str) -> int:
   if not _is_count(word):
     raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
   return int(word)
 
 
-def _lengths(flag: str, word: str) -> tuple[int, int]:
-  """Reads two numbers."""
-  parts = word.split(":")
-  if len(parts) != 2 or not all(_is_count(part) for part in parts):
+def _parse_lengths(flag: str, word: str) -> tuple[int, int]:
+  numbers = word.split(":")
+  if len(numbers) != 2 or not all(map(_is_count, numbers)):
     raise BenchmarkError(
       f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
     )
-  return int(parts[0]), int(parts[1])
+  return int(numbers[0]), int(numbers[1])
 
 
 def _is_count(text: str) -> bool:
-  """Whether it is a number of at least 1."""
   return text.isdecimal() and int(text) > 0

@@ -1,4 +1,4 @@
-"""What was measured, as JSON that grows by a case at a time."""
+"""The results of a benchmark as a JSON file, which grows case by case."""
 
 import dataclasses
 import json
@@ -6,20 +6,19 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.bounds import Rates
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.report import Line, Result, beside
+from benchmarks.results import Line, Result, compare
 from pure_jax.host.atomic_files import write_json_atomic
 
-# What results that stand in one file have in common.
+# All results of one file have these in common.
 _SAME_MACHINE = ("commit", "packages", "devices", "processor", "cores")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Case))
 
 
 class Document:
-  """The file of a run. It is written anew after each case.
+  """The results of a run, saved after each case.
 
-  So what was measured is there, however the run ends.
+  However the run ends, its file has every case that was measured.
   """
 
   def __init__(
@@ -29,47 +28,47 @@ class Document:
     settings: Mapping[str, Any],
     resume: bool = False,
   ):
-    """Begins it, or goes on with what is there.
+    """Starts a document, empty or with the cases of an earlier run.
 
     Args:
       path: of the file, None to write none.
       machine: as `machine.describe` gives it.
       settings: how all cases are measured, JSON-like.
-      resume: True keeps the cases of the file, if there is one.
+      resume: True keeps the cases of the file, if it exists.
 
     Raises:
-      BenchmarkError: if they were measured elsewhere or otherwise.
+      BenchmarkError: if the file is of another machine or other settings.
     """
     self._path = path
     self._content = {
       "machine": dict(machine),
       "options": dict(settings),
       "cases": [],
-      "left_out": [],
+      "skipped": [],
     }
     if resume and path and path.exists():
-      self._go_on(json.loads(path.read_text(encoding="utf-8")))
+      self._continue(json.loads(path.read_text(encoding="utf-8")))
 
-  def _go_on(self, earlier: dict[str, Any]) -> None:
-    """Takes the cases of an earlier run over."""
-    # As the file has them: tuples are lists there.
+  def _continue(self, earlier: dict[str, Any]) -> None:
+    """Takes over the cases of an earlier run."""
+    # In the form of the file, where tuples are lists.
     now = json.loads(json.dumps(self._content))
-    differ = [
+    differences = [
       name
       for name in _SAME_MACHINE
       if earlier["machine"].get(name) != now["machine"].get(name)
     ]
-    differ += [
+    differences += [
       name
       for name in now["options"]
       if earlier["options"].get(name) != now["options"][name]
     ]
-    if differ:
+    if differences:
       raise BenchmarkError(
-        f"--resume: the cases in {self._path} differ in {', '.join(differ)} "
-        "from what is asked for: take another file, or measure as they were."
+        f"--resume: this run and the one of {self._path} differ in "
+        f"{', '.join(differences)}: name another file, or set the same."
       )
-    # Dates and loads of all that are in the file.
+    # Date and load of every run that the file has cases of.
     before = earlier["machine"]
     self._content["machine"]["resumed"] = [
       *before.pop("resumed", []),
@@ -78,22 +77,22 @@ class Document:
     self._content["cases"] = earlier["cases"]
 
   def has(self, case: Case) -> bool:
-    """Whether a case was measured.
+    """Tells whether a case was measured.
 
     Args:
-      case: which.
+      case: the case.
 
     Returns:
-      False for one that was left out: it may fit by now.
+      False for a case that was skipped, since it may work now.
     """
     sizes = dataclasses.asdict(case)
     return any(
-      {name: found[name] for name in _FIELDS} == sizes
-      for found in self._content["cases"]
+      {name: measured[name] for name in _FIELDS} == sizes
+      for measured in self._content["cases"]
     )
 
   def add(self, result: Result) -> None:
-    """Notes a case, and writes the file.
+    """Adds a case and saves the file.
 
     Args:
       result: of the case.
@@ -101,30 +100,29 @@ class Document:
     self._content["cases"].append(case_as_json(result))
     self._write()
 
-  def leave_out(self, case: Case, why: str) -> None:
-    """Notes a case that was not measured, and writes the file.
+  def skip(self, case: Case, why: str) -> None:
+    """Adds a case that was not measured and saves the file.
 
     Args:
-      case: which.
+      case: the case.
       why: a sentence.
     """
-    self._content["left_out"].append({**dataclasses.asdict(case), "why": why})
+    self._content["skipped"].append({**dataclasses.asdict(case), "why": why})
     self._write()
 
   def _write(self) -> None:
-    """All that is known so far."""
     if self._path:
       write_json_atomic(self._path, self._content)
 
 
 def case_as_json(result: Result) -> dict[str, Any]:
-  """A case with its arms.
+  """Converts a case and its arms for `json.dumps`.
 
   Args:
     result: of the case.
 
   Returns:
-    A dict for `json.dumps`: seconds, bytes, FLOPs and tokens.
+    A dict of numbers: seconds, bytes, FLOPs and tokens.
   """
   return {
     **dataclasses.asdict(result.case),
@@ -132,39 +130,35 @@ def case_as_json(result: Result) -> dict[str, Any]:
     "probes": {
       name: list(times.seconds) for name, times in result.probes.items()
     },
-    "arms": {
-      line.name: _line_as_json(line, result.rates) for line in result.lines
-    },
-    "beside": beside(result),
+    "arms": {line.name: _line_as_json(line) for line in result.lines},
+    "ratios": compare(result),
   }
 
 
-def _line_as_json(line: Line, rates: Rates) -> dict[str, Any]:
-  """An arm."""
-  found = {
+def _line_as_json(line: Line) -> dict[str, Any]:
+  bound_seconds, bound_by = line.bound or (None, None)
+  fields = {
     "seconds": list(line.times.seconds),
     "median_seconds": line.times.median,
     "tokens": line.times.work,
     "tokens_per_second": line.times.rate,
-    "bound_seconds": line.bound_seconds,
-    "bound_by": line.bound_by,
-    "bound_reached": line.reached,
+    "bound_seconds": bound_seconds,
+    "bound_by": bound_by,
+    "bound_reached": line.bound_reached,
     "needed_flops": sum(phase.flops for phase in line.needed),
     "needed_bytes": sum(phase.bytes for phase in line.needed),
-    "of_product_rate": line.flops_per_second / rates.flops_per_second,
-    "of_bandwidth": line.bytes_per_second / rates.bytes_per_second,
+    "of_product_rate": line.flops_per_second / line.rates.flops_per_second,
+    "of_bandwidth": line.bytes_per_second / line.rates.bytes_per_second,
   }
-  if line.facts is not None:
-    return found | dict(line.facts)
-  found["peak_bytes"] = line.peak_bytes
-  if line.drift is not None:
-    found["drift_mean"], found["drift_max"] = map(float, line.drift)
+  if line.baseline is not None:
+    return fields | dict(line.baseline)
+  fields["peak_bytes"] = line.peak_bytes
   if line.compilation is None:
-    return found
-  laid_out, costs = line.compilation.memory, line.compilation.costs
-  return found | {
+    return fields
+  memory, costs = line.compilation.memory, line.compilation.costs
+  return fields | {
     "compile_seconds": line.compilation.seconds,
-    "memory_bytes": {**dataclasses.asdict(laid_out), "total": laid_out.total},
+    "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
     "compiled_flops": costs and costs.flops,
     "compiled_bytes": costs and costs.hbm_bytes,
   }

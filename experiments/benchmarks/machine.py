@@ -1,4 +1,4 @@
-"""What the machine is, and probes of what it can do."""
+"""A description of the machine, and probes of its peak rates."""
 
 import datetime
 import os
@@ -14,36 +14,37 @@ import jax.numpy as jnp
 from benchmarks.timing import Arm, timed
 from pure_jax.runs.workdir import collect_versions
 
-# Larger than any cache; a larger model is streamed no faster.
+# Larger than any cache: a larger array is streamed no faster.
 MOST_STREAMED_BYTES = 4 * 2**30
-# Sides of a product: about a tenth of a second on two cores, and milliseconds
-# on an accelerator, whose units smaller ones do not fill.
+# Sides of the multiplied matrices. The product takes about a tenth of a second
+# on two cores, and milliseconds on an accelerator, which needs large matrices
+# to fill its units.
 CPU_SIDE, ACCELERATOR_SIDE = 1536, 8192
 
 
-def share_memory(with_peers: bool) -> None:
-  """Says how much of a GPU's memory is ours, before the first array is made.
+def share_memory(with_baselines: bool) -> None:
+  """Sets how much of a GPU's memory jax allocates, before its first array.
 
   Args:
-    with_peers: True leaves what our arrays do not take; else nearly all of it
-      is taken at once, where jax takes three quarters.
+    with_baselines: True allocates as arrays need it and leaves the rest to
+      baselines; False allocates 95 % at once, where jax would take 75 %.
   """
-  if with_peers:
+  if with_baselines:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   else:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 
 def describe(command: list[str]) -> dict[str, Any]:
-  """Where, when and with what something is measured.
+  """Describes the machine, the software and the command of a measurement.
 
   Args:
-    command: its words, `sys.argv`.
+    command: `sys.argv`.
 
   Returns:
-    A JSON-like dict: versions as `collect_versions` gives them, processor,
-    cores of this process, bytes of memory, the load of the last minute, the
-    date (UTC) and the command.
+    A JSON-like dict: the versions of `collect_versions`, processor, cores of
+    this process, bytes of memory, load average of the last minute, date (UTC)
+    and command.
   """
   pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
   return collect_versions() | {
@@ -57,7 +58,7 @@ def describe(command: list[str]) -> dict[str, Any]:
 
 
 def _processor() -> str:
-  """Its name, as Linux knows it."""
+  """The name of the processor, from Linux where possible."""
   try:
     text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8")
   except OSError:
@@ -69,18 +70,18 @@ def _processor() -> str:
 
 
 def stream_probes(num_bytes: int) -> dict[str, Arm]:
-  """Ways to read an array once, of which the fastest tells the bandwidth.
+  """Makes programs that read an array once: the fastest gives the bandwidth.
 
-  Which one that is depends on the machine and the compiler. The array is of
-  float32 whatever the weights are: bytes are bytes, and a CPU that has to
-  convert bfloat16 first would be slower than its memory.
+  Which one is fastest depends on the machine and the compiler. The array is
+  float32 whatever the dtype of the weights, since a CPU would spend time on
+  converting bfloat16.
 
   Args:
-    num_bytes: of the array, as many as the weights have; at most
-      `MOST_STREAMED_BYTES` of them are streamed.
+    num_bytes: size of the weights; the array is as large, but at most
+      `MOST_STREAMED_BYTES`.
 
   Returns:
-    Arms by name; `work` is the number of bytes.
+    Arms by name; their work is bytes.
   """
   columns = 1024
   rows = max(1, min(num_bytes, MOST_STREAMED_BYTES) // (4 * columns))
@@ -100,14 +101,14 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
 
 
 def product_probe(dtype: str, side: int | None = None) -> Arm:
-  """A product of two square matrices.
+  """Makes a program that multiplies two square matrices.
 
   Args:
     dtype: of the matrices; sums are float32.
-    side: rows and columns; None takes what suits the device.
+    side: rows and columns; None takes a size that suits the device.
 
   Returns:
-    The arm; `work` is the number of FLOPs.
+    The arm; its work is FLOPs.
   """
   if side is None:
     on_cpu = jax.default_backend() == "cpu"

@@ -1,4 +1,4 @@
-"""Memory: what a case holds at least, and what this process held at most."""
+"""Memory: the least that a case needs, and the peak that it reached."""
 
 import dataclasses
 import os
@@ -6,70 +6,57 @@ import pathlib
 
 import jax
 
-from benchmarks.cases import Case
-from benchmarks.programs import Options
+from benchmarks.cases import Case, Suite
+from benchmarks.models import Options
 from benchmarks.timing import Arm
 from pure_jax.models import policy
 from pure_jax.models.params import count_params
-
-# A weight that is trained, its gradient and two moments, in float32.
-_TRAINED = 16
-_STORED = 4
 
 _STATUS = pathlib.Path("/proc/self/status")
 _CLEAR = pathlib.Path("/proc/self/clear_refs")
 
 
 def available_bytes() -> int:
-  """Of the device, or of the machine where that is what a device has.
+  """Reads the memory of the device, which for a CPU is that of the machine.
 
   Returns:
-    The number.
+    The number of bytes.
   """
-  found = jax.devices()[0].memory_stats() or {}
+  stats = jax.devices()[0].memory_stats() or {}
   physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-  return found.get("bytes_limit", physical)
+  return stats.get("bytes_limit", physical)
 
 
-def least_bytes(case: Case, options: Options) -> int:
-  """Weights, gradients and moments that are there at the same time.
+def least_bytes(case: Case, suite: Suite, options: Options) -> int:
+  """Counts the weights, gradients and moments that exist at the same time.
 
   Args:
-    case: suite and model.
+    case: names the model.
+    suite: of the case.
     options: how the model runs.
 
   Returns:
-    The number: what goes through the model is not counted.
+    The number of bytes, without activations.
   """
-  count = count_params(policy.declare_policy(options.model(case.model)))
-  # In float32 a copy for products is the weights themselves.
-  copies = 1 if options.itemsize != _STORED else 0
-  frozen = 2 * options.itemsize
-  of_weight = {
-    "rollout": options.itemsize,
-    "score": options.itemsize + frozen,
-    "update": _TRAINED,
-    "credit": _TRAINED,
-    "prm": _TRAINED,
-    # As stored, as products read them, and in int8.
-    "precision": _STORED + options.itemsize + 1,
-    "iteration": _TRAINED + frozen + copies * options.itemsize,
-  }
-  return count * of_weight.get(case.suite, 0)
+  declared = policy.declare_policy(options.model(case.model))
+  return count_params(declared) * suite.bytes_per_weight(options.itemsize)
 
 
-def why_not(case: Case, options: Options, available: int) -> str | None:
-  """Why a case cannot be measured here.
+def why_not(
+  case: Case, suite: Suite, options: Options, available: int
+) -> str | None:
+  """Explains why a case does not fit.
 
   Args:
-    case: suite and model.
+    case: names the model.
+    suite: of the case.
     options: how the model runs.
-    available: bytes.
+    available: bytes of memory.
 
   Returns:
-    A sentence, None where it may fit.
+    A sentence, or None if the weights fit.
   """
-  needed = least_bytes(case, options)
+  needed = least_bytes(case, suite, options)
   if needed <= available:
     return None
   return (
@@ -79,51 +66,51 @@ def why_not(case: Case, options: Options, available: int) -> str | None:
 
 
 class Peak:
-  """Most memory that this process had during a call.
+  """The peak memory of an arm's first call.
 
   Attributes:
-    bytes: on the host of a CPU, whose memory is the device's, during that
-      call; on another device since the process started. None where the system
-      does not tell.
+    bytes: on a CPU, peak resident memory of this process during that call; on
+      another device, its peak since the process started. None until the call,
+      and if the system does not report it.
   """
 
   def __init__(self):
     self.bytes: int | None = None
 
-  def noting(self, arm: Arm) -> Arm:
-    """An arm whose first call is looked at.
+  def record(self, arm: Arm) -> Arm:
+    """Wraps an arm so that its first call sets `bytes`.
 
     Args:
-      arm: what is repeated.
+      arm: the arm.
 
     Returns:
-      The same arm.
+      An arm that does the same.
     """
 
     def seconds() -> float:
       if self.bytes is not None:
         return arm.seconds()
-      known = _reset()
-      taken = arm.seconds()
-      self.bytes = _peak() if known else None
-      return taken
+      known = _reset_peak()
+      elapsed = arm.seconds()
+      self.bytes = _peak_bytes() if known else None
+      return elapsed
 
     return dataclasses.replace(arm, seconds=seconds)
 
 
-def _reset() -> bool:
-  """Begins to look for a peak; says whether one will be known."""
+def _reset_peak() -> bool:
+  """Resets the peak where possible; returns whether it can be read later."""
   if jax.default_backend() != "cpu":
     return jax.devices()[0].memory_stats() is not None
   try:
-    _CLEAR.write_text("5")  # Linux: the peak of resident memory is the present.
+    _CLEAR.write_text("5")  # Linux: sets the peak to the present size.
   except OSError:
     return False
   return True
 
 
-def _peak() -> int | None:
-  """Bytes since the reset, or since the start on what has none."""
+def _peak_bytes() -> int | None:
+  """Reads the peak since the reset, or since the start of the process."""
   if jax.default_backend() != "cpu":
     return jax.devices()[0].memory_stats().get("peak_bytes_in_use")
   for line in _STATUS.read_text(encoding="utf-8").splitlines():

@@ -1,10 +1,10 @@
-"""What is measured where nothing else is asked for, by the place it is for."""
+"""Presets: the sizes and options of a benchmark, by the machine it runs on."""
 
 import dataclasses
 from collections.abc import Sequence
 
-from benchmarks.cases import STOPS, SUITES, Block, Sizes
-from benchmarks.programs import Options
+from benchmarks.cases import STOPS, Block, Sizes
+from benchmarks.models import Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -12,38 +12,40 @@ class Preset:
   """Sizes, and how the models run.
 
   Attributes:
-    blocks: what the cases combine.
-    options: of all cases; its dtype is a name or "auto".
+    blocks: the sizes of each suite.
+    options: of all cases; the dtype is a name or "auto".
   """
 
   blocks: Sequence[Block]
   options: Options
 
 
-# Of 32 to 256 queries at a time none took less time by more than noise, at 192
-# and at 1,024 tokens a row (docs/speed.md).
+# In chunks of 32 to 256 queries the times differ by no more than noise, with
+# 192 and with 1,024 tokens a row (docs/speed.md).
 _CPU = Options(dtype="auto", attention_chunk=64)
 _10M, _135M = ("10m",), ("smollm2_135m",)
 _NEVER, _EARLY = STOPS[:1], STOPS[1:]
 _SHORT, _LONG = ((64, 128),), ((512, 512),)
-_ITERATION = ("iteration",)
-_ROLLOUT = ("rollout",)
-_NO_STOPS = tuple(name for name, suite in SUITES.items() if not suite.stops)
+_ROLLOUT, _ITERATION = ("rollout",), ("iteration",)
+_ONE_BATCH = ("score", "update", "packing", "prm")
+# Kernels do not compile for a CPU: only the preset of an accelerator has them.
+_ON_A_CPU = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
+_ON_AN_ACCELERATOR = (*_ON_A_CPU, "kernels")
 
 PRESETS = {
   # One length, for two cores.
   "small": Preset(
     (
       Block(
-        tuple(SUITES),
+        _ON_A_CPU,
         Sizes((*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),
       ),
     ),
     _CPU,
   ),
-  # Short and long prompts, short and long responses, in about an hour of two
-  # cores with all peers: of the larger model no product of all sizes, since 32
-  # responses of 512 tokens take minutes in each arm of each repeat.
+  # Short and long prompts, short and long responses, in about an hour on two
+  # cores with all baselines. The larger model does not get all combinations:
+  # each repeat of 32 responses of 512 tokens takes minutes in each arm.
   "all_lengths": Preset(
     (
       Block(_ROLLOUT, Sizes(_135M, (32,), (1,), _SHORT, _NEVER)),
@@ -58,18 +60,18 @@ PRESETS = {
       Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _LONG, _EARLY)),
       Block(_ITERATION, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
       Block(_ITERATION, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_NO_STOPS, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_NO_STOPS, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
+      Block(_ONE_BATCH, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
+      Block(_ONE_BATCH, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
       Block(("score", "update"), Sizes(_10M, (8,), (8,), _LONG, _NEVER)),
     ),
     _CPU,
   ),
-  # A card of 80 GB. What does not fit is named in the table: of the 7B shape
-  # that is everything with an optimizer.
+  # For a card of 80 GB. The table names what does not fit, which is every
+  # suite with an optimizer for the 7B shape.
   "accelerator": Preset(
     (
       Block(
-        tuple(SUITES),
+        _ON_AN_ACCELERATOR,
         Sizes(
           ("qwen2p5_math_1p5b", "qwen2p5_7b"),
           (8, 64),
@@ -83,7 +85,9 @@ PRESETS = {
   ),
 }
 
-# Next to nothing, to see that all of it works: in the engine that is refilled
-# half of the prompts wait.
-QUICK = (Block(tuple(SUITES), Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),)
-QUICK_ENGINE_ROWS = 2
+# A check that everything works, in minutes. The smaller engine has slots for
+# half of the prompts only.
+QUICK = (
+  Block(_ON_AN_ACCELERATOR, Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),
+)
+QUICK_ENGINE_SLOTS = 2

@@ -1,4 +1,7 @@
-"""Repeats that take turns, so that what else a machine does falls on all."""
+"""Repeated timings of several programs, interleaved.
+
+Whatever else the machine does at the time then slows all of them alike.
+"""
 
 import dataclasses
 import math
@@ -9,21 +12,21 @@ from typing import Any
 import jax
 import numpy as np
 
-# Threads that wait for more work spin for a while before they sleep: those of
-# one arm must not take the cores from the next.
+# Idle threads spin for a while before they sleep. The pause keeps those of one
+# arm from taking the cores of the next.
 PAUSE_SECONDS = 0.05
-# Whatever a repeat takes: one alone has no spread.
+# A single repeat shows no spread.
 LEAST_REPEATS = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-  """Something to repeat.
+  """A program that is timed repeatedly.
 
   Attributes:
-    seconds: runs once and says how long it took.
-    work: of one run, in a unit of its own: bytes, FLOPs or tokens.
-    ran: whether it ran when it was made: it is warm.
+    seconds: runs the program once and returns the seconds it took.
+    work: amount of work in one run: bytes, FLOPs or tokens.
+    ran: whether the program has run already, so that it needs no warm-up.
   """
 
   seconds: Callable[[], float]
@@ -33,11 +36,11 @@ class Arm:
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-  """Repeats of one arm.
+  """The timed repeats of one arm.
 
   Attributes:
-    seconds: of each, in the order they were made.
-    work: of one.
+    seconds: of each repeat, in order.
+    work: amount of work in one repeat.
   """
 
   seconds: tuple[float, ...]
@@ -45,24 +48,24 @@ class Times:
 
   @property
   def median(self) -> float:
-    """Seconds of the middle repeat."""
+    """Median seconds."""
     return float(np.median(self.seconds))
 
   @property
   def rate(self) -> float:
-    """Work per second."""
+    """Work per second, from the median."""
     return self.work / self.median
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
-  """Makes a function that calls another and says how long that took.
+  """Makes a function that times one call of another.
 
   Args:
-    function: whose arrays are waited for.
-    *arguments: what it is called with, each time.
+    function: the timed function; its arrays are waited for.
+    *arguments: of each call.
 
   Returns:
-    A function without arguments.
+    A function without arguments that returns seconds.
   """
 
   def seconds() -> float:
@@ -73,36 +76,36 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
   return seconds
 
 
-def in_turn(
+def time_interleaved(
   arms: Mapping[str, Arm],
   repeats: int,
   warm_up: int = 1,
   seconds: float = math.inf,
 ) -> dict[str, Times]:
-  """Runs all arms once, then once more, and so on.
+  """Times all arms in rounds, each arm once per round.
 
-  The order is turned round each time: no arm always follows the same one. A
-  pause stands before each.
+  Every other round reverses the order, so that no arm always follows the same
+  one. A pause precedes each run.
 
   Args:
     arms: by name.
-    repeats: how often each is measured at most, at least 1.
-    warm_up: rounds before those, of arms that have not run; they do not
-      count.
-    seconds: after the first `LEAST_REPEATS`, no round begins that would likely
-      end later than this after the first that counts began.
+    repeats: most timed rounds, at least 1.
+    warm_up: rounds before those, which do not count; they leave out arms that
+      have run already.
+    seconds: time limit of the timed rounds. After `LEAST_REPEATS` of them, no
+      round begins that would exceed it at the mean time of a round so far.
 
   Returns:
     The times by name.
   """
-  found = {name: [] for name in arms}
+  times = {name: [] for name in arms}
   start = time.perf_counter()
   for turn in range(warm_up + repeats):
     if turn == warm_up:
       start = time.perf_counter()
-    made = turn - warm_up
-    taken = time.perf_counter() - start
-    if made >= LEAST_REPEATS and taken * (made + 1) > seconds * made:
+    done = turn - warm_up
+    elapsed = time.perf_counter() - start
+    if done >= LEAST_REPEATS and elapsed * (done + 1) > seconds * done:
       break
     names = list(arms) if turn % 2 else list(reversed(arms))
     for name in names:
@@ -111,7 +114,8 @@ def in_turn(
       time.sleep(PAUSE_SECONDS)
       repeat = arms[name].seconds()
       if turn >= warm_up:
-        found[name].append(repeat)
+        times[name].append(repeat)
   return {
-    name: Times(tuple(made), arms[name].work) for name, made in found.items()
+    name: Times(tuple(repeats), arms[name].work)
+    for name, repeats in times.items()
   }

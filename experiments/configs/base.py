@@ -288,7 +288,8 @@ def rollout() -> ConfigDict:
 
 
 def engine() -> ConfigDict:
-  """Continuous batching; see `pure_jax.rollout.engine.EngineConfig`."""
+  """Continuous batching; see
+  `pure_jax.rollout.engine_programs.EngineConfig`."""
   return ConfigDict(
     dict(
       # Responses sampled at a time: a finished response frees its slot for a

@@ -4,7 +4,7 @@ import dataclasses
 import enum
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, assert_never
 
 import jax
 import numpy as np
@@ -119,14 +119,19 @@ class EarlyStop:
     if reason is None:
       return
     self.checkpoints.wait()
-    if reason is StopReason.SKIPPED_UPDATES:
-      path = self.run.folder.dump_batch(self.stage, step, batch, facts)
-      message = self._failure(step, int(metrics["skipped_in_a_row"]))
-      raise FloatingPointError(f"{message} The last batch is in {path}.")
-    raise preemption.Preempted(
-      f"stopped by SIGTERM after step {step} of {self.stage}, which is saved "
-      f"in {self.checkpoints.folder / str(step)}; the same command continues"
-    )
+    match reason:
+      case StopReason.SKIPPED_UPDATES:
+        path = self.run.folder.dump_batch(self.stage, step, batch, facts)
+        message = self._failure(step, int(metrics["skipped_in_a_row"]))
+        raise FloatingPointError(f"{message} The last batch is in {path}.")
+      case StopReason.SIGTERM:
+        saved = self.checkpoints.folder / str(step)
+        raise preemption.Preempted(
+          f"stopped by SIGTERM after step {step} of {self.stage}, which is "
+          f"saved in {saved}; the same command continues"
+        )
+      case _:
+        assert_never(reason)
 
   def _failure(self, step: int, skipped: int) -> str:
     return (

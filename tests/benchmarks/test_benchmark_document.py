@@ -1,81 +1,88 @@
-"""The benchmark's file and its loop: what a run that ends early leaves."""
+"""The file of a benchmark, and its loop over cases that may fail."""
 
 import contextlib
 import dataclasses
 import json
 
 import pytest
-from benchmarks import (
-  bounds,
-  document,
-  measuring,
-  report,
-  suites,
-)
+from benchmarks import bounds, document, measuring, results
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.programs import Options
-from benchmarks.timing import Times
+from benchmarks.models import Options
+from benchmarks.programs import Program
+from benchmarks.suites import SUITES
+from benchmarks.timing import Arm, Times
 
+MACHINE = {
+  "commit": "a", "packages": {"jax": "1"}, "devices": {"cpu": 1},
+  "processor": "p", "cores": 2, "date": "1", "load_average": 0.0,
+  "command": "c",
+}  # fmt: skip
 RATES = bounds.Rates(flops_per_second=100.0, bytes_per_second=10.0)
 
 
-def test_a_file_grows_by_a_case_and_is_gone_on_with(tmp_path):
-  """A run that is stopped loses the case it was at; no other machine or way to
-  measure may go on with its file."""
-  path = tmp_path / "found.json"
-  where = {"commit": "a", "packages": {"jax": "1"}, "devices": {"cpu": 1},
-           "processor": "p", "cores": 2, "date": "1", "load_average": 0.0,
-           "command": "c"}  # fmt: skip
-  how = dataclasses.asdict(Options()) | {"peers": ("trl",)}
+def test_a_file_grows_case_by_case_and_is_resumed(tmp_path):
+  """A run that is stopped loses only its present case. Its file cannot be
+  resumed on another machine or with other settings."""
+  path = tmp_path / "results.json"
+  where = MACHINE
+  how = dataclasses.asdict(Options()) | {"baselines": ("trl",)}
   first, other = (Case("score", "tiny", rows, 2, 8, 6) for rows in (4, 8))
-  line = report.Line("score", Times((2.0, 4.0), 9.0), (), None, None, None)
-  begun = document.Document(path, where, how)
-  begun.add(report.Result(first, RATES, {}, [line]))
-  begun.leave_out(other, "why")
-  left = json.loads(path.read_text())
-  assert left["cases"][0]["arms"]["score"]["seconds"] == [2.0, 4.0]
-  assert left["left_out"][0]["rows"] == 8
+  line = results.Line("score", Times((2.0, 4.0), 9.0), (), RATES)
+  started = document.Document(path, where, how)
+  started.add(results.Result(first, RATES, {}, [line]))
+  started.skip(other, "why")
+  saved = json.loads(path.read_text())
+  assert saved["cases"][0]["arms"]["score"]["seconds"] == [2.0, 4.0]
+  assert saved["skipped"][0]["rows"] == 8
   assert not document.Document(path, where, how).has(first)
-  going_on = document.Document(path, where | {"date": "2"}, how, resume=True)
-  assert going_on.has(first) and not going_on.has(other)
-  going_on.add(report.Result(other, RATES, {}, [line]))
+  resumed = document.Document(path, where | {"date": "2"}, how, resume=True)
+  assert resumed.has(first) and not resumed.has(other)
+  resumed.add(results.Result(other, RATES, {}, [line]))
   whole = json.loads(path.read_text())
   assert [case["rows"] for case in whole["cases"]] == [4, 8]
-  assert (whole["machine"]["date"], whole["left_out"]) == ("2", [])
+  assert (whole["machine"]["date"], whole["skipped"]) == ("2", [])
   assert [run["date"] for run in whole["machine"]["resumed"]] == ["1"]
   for where_else, how_else, named in (
     (where | {"cores": 3}, how, "differ in cores"),
-    (where, how | {"peers": ()}, "differ in peers"),
+    (where, how | {"baselines": ()}, "differ in baselines"),
   ):
     with pytest.raises(BenchmarkError, match=named):
       document.Document(path, where_else, how_else, resume=True)
 
 
-def test_a_case_with_a_fault_ends_no_other_case(tmp_path, monkeypatch, capsys):
-  """It is named, and the peers of the next one are new."""
-  started = []
+def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
+  """It is named, and the next case has new baselines. A second run measures
+  only the case that failed."""
+  started, measured = [], []
 
   @contextlib.contextmanager
-  def running(suite, names, folder):
+  def run_baselines(suite, names, environments):
     started.append(suite)
     yield []
 
-  def faulty(case, options):
+  def score_arms(case, options):
+    measured.append(case.rows)
     if case.rows == 4:
       raise BenchmarkError("tokens differ.")
-    return SCORE(case, options)
+    arm = Arm(lambda: 1.0, 9.0)
+    return {"score": Program(arm, (), None)}
 
-  SCORE = suites.SUITES["score"]
-  monkeypatch.setitem(suites.SUITES, "score", faulty)
-  monkeypatch.setattr(measuring, "running", running)
-  path = tmp_path / "found.json"
+  suite = dataclasses.replace(SUITES["score"], compile_arms=score_arms)
+  monkeypatch.setitem(SUITES, "score", suite)
+  monkeypatch.setattr(measuring, "run_baselines", run_baselines)
+  path = tmp_path / "results.json"
   cases = [Case("score", "tiny", rows, 2, 8, 6) for rows in (2, 4, 6)]
-  how = measuring.How(Options(), 2, 1.0, 16, (), None)
-  failed = measuring.measure_all(cases, how, document.Document(path, {}, {}))
+  settings = measuring.Settings(Options(), 2, probe_side=16)
+  failed = measuring.measure_all(
+    cases, settings, document.Document(path, MACHINE, {})
+  )
   assert failed == [cases[1]]
   assert started == ["score", "score"]
-  found = json.loads(path.read_text())
-  assert [case["rows"] for case in found["cases"]] == [2, 6]
-  (left,) = found["left_out"]
-  assert (left["rows"], left["why"]) == (4, "failed: tokens differ.")
+  saved = json.loads(path.read_text())
+  assert [case["rows"] for case in saved["cases"]] == [2, 6]
+  (skipped,) = saved["skipped"]
+  assert (skipped["rows"], skipped["why"]) == (4, "failed: tokens differ.")
   assert "failed: tokens differ." in capsys.readouterr().out
+  again = document.Document(path, MACHINE, {}, resume=True)
+  assert measuring.measure_all(cases, settings, again) == [cases[1]]
+  assert measured == [2, 4, 6, 4]

@@ -1,151 +1,137 @@
-"""Suites of the benchmark: what they compile, and what stands beside it."""
+"""The suites of the benchmark: their arms, their bounds and their variants."""
 
+import dataclasses
+
+import numpy as np
 import pytest
-from benchmarks import (
-  document,
-  programs,
-  report,
-  rollouts,
-  suites,
-  table,
-)
-from benchmarks.cases import BenchmarkError, Case
-from benchmarks.programs import Options
+from benchmarks import batches, document, measuring, programs, results, table
+from benchmarks.cases import Case
+from benchmarks.measuring import Settings
+from benchmarks.models import Options
+from benchmarks.suites import SUITES
+
+CASE = Case("rollout", "tiny", 4, 2, 8, 6)
+
+
+def compile_arms(suite, options, **changes):
+  case = dataclasses.replace(CASE, suite=suite, **changes)
+  return SUITES[suite].compile_arms(case, options)
 
 
 @pytest.mark.parametrize(
-  ("suite", "names", "share"),
+  ("suite", "name", "share"),
   [
-    # Of 16 steps that the PRM has columns for, a response has one or two.
-    ("score", ["score"], 0.6),
-    ("credit", ["credit", "loss", "credit and loss", "update"], 0.8),
-    pytest.param("prm", ["prm"], 0.4, marks=pytest.mark.slow),
+    # A response has one or two of the 16 steps that the PRM has columns for.
+    ("score", "score", 0.6),
+    ("update", "update", 0.8),
+    pytest.param("prm", "prm", 0.4, marks=pytest.mark.slow),
   ],
 )
-def test_a_bound_is_below_what_is_compiled(suite, names, share):
-  """And not far: a forgotten backward pass would leave a third."""
-  case = Case(suite, "tiny", 4, 2, 8, 6)
-  result = report.measure(case, Options(), repeats=1, side=16)
-  assert [line.name for line in result.lines] == names
-  text = table.as_text(result)
-  for name in names:
-    assert f"never {name} " in text
-  found = document.case_as_json(result)
-  arm = found["arms"][names[-1]]
+def test_the_needed_work_is_a_little_below_the_compiled_work(
+  suite, name, share
+):
+  """Without the backward pass, a third would be left."""
+  case = dataclasses.replace(CASE, suite=suite)
+  result = measuring.measure(case, Settings(Options(), 1, probe_side=16))
+  assert [line.name for line in result.lines] == [name]
+  assert f"never {name} " in table.as_text(result)
+  saved = document.case_as_json(result)
+  arm = saved["arms"][name]
   assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
   compiled = arm["compiled_flops"]
   assert share * compiled < arm["needed_flops"] <= compiled
   assert 0 < arm["needed_bytes"] < arm["compiled_bytes"]
   assert arm["tokens"] == 4 * (8 + 6)
   assert arm["memory_bytes"]["total"] >= arm["memory_bytes"]["temporaries"] > 0
-  utilised = arm["needed_flops"] / arm["median_seconds"]
+  flops_per_second = arm["needed_flops"] / arm["median_seconds"]
   assert arm["of_product_rate"] == pytest.approx(
-    utilised / found["rates"]["flops_per_second"]
+    flops_per_second / saved["rates"]["flops_per_second"]
   )
 
 
-def test_an_iteration_is_the_three_functions_and_compiles_none_twice(
-  monkeypatch,
-):
-  """Its bound is theirs; what a suite before it compiled is not made again."""
+def test_an_iteration_runs_the_programs_of_the_other_suites(monkeypatch):
+  """Its bound is the sum of theirs, and it compiles none of them again."""
   monkeypatch.setattr(programs, "_COMPILED", {})
   compiled = []
   compile_call = programs.compile_call
 
-  def counting(function, *arguments):
+  def count(function, *arguments):
     compiled.append(function)
     return compile_call(function, *arguments)
 
-  monkeypatch.setattr(programs, "compile_call", counting)
-  made = {}
+  monkeypatch.setattr(programs, "compile_call", count)
+  arms = {}
   for suite in ("rollout", "score", "update", "iteration"):
-    case = Case(suite, "tiny", 4, 2, 8, 6)
-    made |= suites.SUITES[suite](case, Options())
-  # The prefill of the rollout is the fourth.
+    arms |= compile_arms(suite, Options())
+  # The fourth is the prefill of the rollout.
   assert len(compiled) == 4
-  phases = made["iteration"].phases
-  wanted = [
-    *made["generate"].phases,
-    *made["score"].phases,
-    *made["update"].phases,
+  expected = [
+    *arms["generate"].phases,
+    *arms["score"].phases,
+    *arms["update"].phases,
   ]
-  # What is sampled at random has one step each, other scores have more.
-  assert [p.flops for p in phases] == pytest.approx(
-    [p.flops for p in wanted], rel=0.1
+  # The sampled responses have one step each, those of the suite "score" more.
+  iteration = arms["iteration"]
+  assert [p.flops for p in iteration.phases] == pytest.approx(
+    [p.flops for p in expected], rel=0.1
   )
-  assert made["iteration"].arm.work == made["generate"].arm.work == 4 * 6
-  assert made["iteration"].arm.seconds() > 0
-  # Losses of the same batch under the same weights.
-  assert made["iteration"].answer.grad_norm > 0
+  assert iteration.arm.work == arms["generate"].arm.work == 4 * 6
+  assert iteration.arm.seconds() > 0
+  # Without it a baseline would be compared with no update.
+  assert iteration.reference.grad_norm > 0
 
 
-def another_way(offset):
-  """Sampling in another way; `offset` makes other tokens of it."""
-
-  def make(case, options, sampler, *arguments):
-    generate, _ = rollouts.one_loop(case, options, sampler, *arguments)
-
-    def call(*arguments):
-      drawn = generate(*arguments)
-      return drawn.replace(tokens=drawn.tokens + offset)
-
-    return call, None
-
-  return make
-
-
-def test_another_way_to_sample_stands_beside_the_first(monkeypatch):
-  """And is refused where it samples something else."""
-  case = Case("rollout", "tiny", 4, 2, 8, 6)
-  ways = {"generate": rollouts.one_loop, "other": another_way(0)}
-  monkeypatch.setattr(rollouts, "GENERATORS", ways)
-  result = report.measure(case, Options(), repeats=1, side=16)
-  names = [line.name for line in result.lines]
-  assert names == ["generate", "other", "prefill"]
-  first, other, _ = (line.times.median for line in result.lines)
-  assert report.beside(result)["other / generate"] == other / first
-  assert "never other " in table.as_text(result)
-  ways["other"] = another_way(1)
-  with pytest.raises(BenchmarkError, match="other draws other tokens"):
-    rollouts.rollout(case, Options())
+def test_packed_texts_differ_in_length():
+  """They fit, and a packed row holds more than one on average."""
+  case = dataclasses.replace(CASE, rows=16, new_tokens=100, prompt_tokens=40)
+  texts = batches.draw_unequal_rollout(case, 128)
+  prompts = np.asarray(texts.prompt_mask).sum(axis=1)
+  responses = np.asarray(texts.completion_mask).sum(axis=1)
+  assert (prompts[::2] == prompts[1::2]).all()  # Samples share a prompt.
+  assert 10 <= prompts.min() < prompts.max() <= 40
+  assert 8 <= responses.min() < responses.max() <= 78
+  np.testing.assert_array_equal(
+    np.asarray(texts.prompt_mask), np.arange(40) >= 40 - prompts[:, None]
+  )
+  assert (prompts + responses).mean() < 140 * 0.7
 
 
-def test_engines_stand_beside_the_one_loop(monkeypatch):
-  """The second has fewer rows at a time than there are, so prompts wait."""
-  rows = []
-
-  def counting(given, chunk):
-    rows.append(given)
-    return EngineConfig(given, chunk)
-
-  EngineConfig = rollouts.EngineConfig
-  monkeypatch.setattr(rollouts, "EngineConfig", counting)
-  case = Case("rollout", "tiny", 8, 2, 8, 12, "early")
-  made = rollouts.rollout(case, Options(engine_rows=4, engine_chunk=3))
-  assert list(made) == ["generate", "engine", "refilled", "prefill"]
-  assert rows == [8, 4]
-  loop = made["generate"]
-  for engine in (made["engine"], made["refilled"]):
-    assert engine.instead_of == "generate" and engine.compilation is None
-    assert engine.answer.tolist() == loop.answer.tolist()
-    assert engine.arm.work == loop.arm.work
-    assert engine.phases == loop.phases
-    assert engine.arm.seconds() > 0
-  # One prompt has as many samples as there are rows: none can wait.
-  case = Case("rollout", "tiny", 8, 8, 8, 12, "early")
-  made = rollouts.rollout(case, Options(engine_rows=4, engine_chunk=3))
-  assert list(made) == ["generate", "engine", "prefill"]
+@pytest.mark.slow
+def test_packed_rows_take_the_same_step():
+  """One loss and one gradient, in rows of three kinds and two micro-batches;
+  the work counts no padding."""
+  sizes = dict(rows=4, samples=2, prompt_tokens=8, new_tokens=16)
+  arms = compile_arms("packing", Options(rows_at_a_time=2), **sizes)
+  assert list(arms) == ["own rows", "shorter rows", "packed rows"]
+  case = Case("packing", "tiny", **sizes)
+  texts = batches.draw_unequal_rollout(case, 128)
+  tokens = np.asarray(texts.prompt_mask).sum(axis=1)
+  tokens += np.asarray(texts.completion_mask).sum(axis=1)
+  assert len(set(tokens.tolist())) > 1 and tokens.max() < 24
+  first = arms["own rows"]
+  assert first.reference[1] > 0
+  for name, program in arms.items():
+    assert program.arm.work == tokens.sum()
+    assert program.phases == first.phases
+    assert program.variant_of == (None if program is first else "own rows")
+    np.testing.assert_allclose(
+      program.reference, first.reference, rtol=1e-4, err_msg=name
+    )
+  assert first.arm.seconds() > 0
 
 
-def test_what_is_rounded_drifts_and_what_is_not_does_not():
-  """Log-probs under other weights, or of other tokens, are nats apart."""
-  case = Case("precision", "tiny", 4, 2, 8, 6)
-  found = {
-    name: made.drift
-    for name, made in suites.SUITES["precision"](case, Options()).items()
+def test_a_variant_is_compared_with_the_first_arm():
+  rates = measuring.Rates(1.0, 1.0)
+
+  def line(name, seconds, compared_with=None):
+    times = results.Times((seconds,), 1.0)
+    return results.Line(name, times, (), rates, compared_with=compared_with)
+
+  lines = [line("a", 2.0), line("b", 3.0, "a")]
+  lines.append(dataclasses.replace(line("other", 6.0, "a"), baseline={}))
+  case = dataclasses.replace(CASE, suite="packing")
+  assert results.compare(results.Result(case, rates, {}, lines)) == {
+    "other / ours": 3.0,
+    "b / a": 1.5,
+    "other / b": 2.0,
   }
-  mean, largest = found.pop("as computed")
-  assert 0 <= mean <= largest < 1e-5
-  assert set(found) == {"cache bfloat16", "cache int8", "matrices int8"}
-  for name, (mean, largest) in found.items():
-    assert 1e-5 < mean <= largest < 0.05, name

@@ -1,10 +1,8 @@
-"""Faults that are planted in the library to see whether a test notices.
+"""Faults of the library, for `tests/mutations.py`.
 
-A fault names one function, a piece of its source, and what stands there
-instead. `plant` compiles the changed source and gives its code to the function
-that is already there, so every module that imported the function runs it. The
-piece is compared token by token: line breaks, indentation and comments do not
-matter. `tests/mutations.py` plants every fault in turn.
+`plant` compiles the changed source of a function and gives its code to the
+function that is already there, so every module that imported the function runs
+it.
 """
 
 import ast
@@ -25,7 +23,7 @@ _LAYOUT = {
 
 
 class FaultError(Exception):
-  """A fault cannot be planted, or its tests do not do what they should."""
+  """A fault cannot be planted, or its tests do not catch it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +33,10 @@ class Fault:
   Attributes:
     name: what is wrong, in words.
     function: ``module:name`` below ``pure_jax``, or ``module:Class.name``.
-    old: a piece of the function's source that occurs in it exactly once.
-    new: what stands there instead, on one line.
-    tests: ``test_file.py::test_name`` of the tests that should notice.
+    old: a piece of the function's source that occurs in it exactly once. Line
+      breaks, indentation and comments are ignored.
+    new: the text that replaces it, on one line.
+    tests: ``test_file.py::test_name`` of the tests that should fail.
   """
 
   name: str
@@ -48,18 +47,18 @@ class Fault:
 
   @property
   def module(self) -> str:
-    """The module of the function, by its full name."""
+    """The full name of the function's module."""
     return f"pure_jax.{self.function.partition(':')[0]}"
 
 
 def plant(fault: Fault) -> None:
-  """Puts a fault into the library of this process.
+  """Plants a fault in the library of this process.
 
   Args:
-    fault: which.
+    fault: the fault.
 
   Raises:
-    FaultError: if the function or the piece of source is not there.
+    FaultError: if the function or the piece of its source does not exist.
   """
   function = _find_function(fault)
   source = faulty_source(fault, textwrap.dedent(inspect.getsource(function)))
@@ -74,11 +73,11 @@ def plant(fault: Fault) -> None:
 
 
 def faulty_source(fault: Fault, source: str) -> str:
-  """The source of a function with the fault in it.
+  """Returns the source of a function with the fault in it.
 
   Args:
-    fault: which.
-    source: of the function, from its first column.
+    fault: the fault.
+    source: source of the function, without indentation.
 
   Returns:
     The changed source, which still parses.
@@ -109,30 +108,30 @@ def faulty_source(fault: Fault, source: str) -> str:
 
 
 def _find_function(fault: Fault) -> types.FunctionType:
-  """The Python function itself, below jit, properties and decorators."""
+  """Returns the Python function below jit, properties and decorators."""
   module, name = importlib.import_module(fault.module), fault.function
   try:
-    found: Any = functools.reduce(
+    member: Any = functools.reduce(
       inspect.getattr_static, name.partition(":")[2].split("."), module
     )
   except AttributeError as error:
     raise FaultError(f"{fault.name!r}: there is no {name}.") from error
-  if isinstance(found, property):
-    found = found.fget
-  function = inspect.unwrap(getattr(found, "__func__", found))
+  if isinstance(member, property):
+    member = member.fget
+  function = inspect.unwrap(getattr(member, "__func__", member))
   if not isinstance(function, types.FunctionType):
-    raise FaultError(f"{fault.name!r}: {name} is no function.")
+    raise FaultError(f"{fault.name!r}: {name} is not a function.")
   return function
 
 
 def _codes(code: types.CodeType) -> list[types.CodeType]:
-  """The code objects of a compiled source, outer ones first."""
+  """Lists the code objects of a compiled source, outer ones first."""
   inner = [x for x in code.co_consts if isinstance(x, types.CodeType)]
   return inner + [deeper for each in inner for deeper in _codes(each)]
 
 
 def _tokens(text: str) -> list[tokenize.TokenInfo]:
-  """Tokens of a source or a piece of one, layout left out."""
+  """Splits a source, or a piece of one, into tokens without layout."""
   tokens = []
   try:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

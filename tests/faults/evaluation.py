@@ -11,21 +11,21 @@ FAULTS = (
     ("test_answer_metrics.py::test_pass_at_k_draws_without_replacement",),
   ),
   Fault(
-    "a tied answer wins the majority outright",
+    "each of several tied answers wins the vote",
     "host.evaluation.answer_metrics:_majority",
     "tie = np.arange(1, draw.shape[1])",
     "tie = np.ones(draw.shape[1] - 1)",
     ("test_answer_metrics.py::test_ties_of_the_majority_are_expectations",),
   ),
   Fault(
-    "votes are counted by spelling",
+    "votes are counted by the text of the answers",
     "host.evaluation.tables:_sample_metrics",
     "key=equivalence.vote_key,",
     "key=None,",
     ("test_tables.py::test_every_number_by_enumeration",),
   ),
   Fault(
-    "the average counts large benchmarks more",
+    "the mean gives large benchmarks a larger weight",
     "host.evaluation.intervals:estimate_mean",
     "value=float(np.mean([value.mean() for value in values])),",
     "value=float(np.concatenate(values).mean()),",
@@ -39,7 +39,7 @@ FAULTS = (
     ("test_intervals.py::test_the_confidence_is_two_sided",),
   ),
   Fault(
-    "a list is read as one number",
+    "several values are compared as one number",
     "host.grading.equivalence:equivalent",
     "if several:",
     "if several and False:",

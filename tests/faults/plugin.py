@@ -1,6 +1,6 @@
-"""Plants the fault that PURE_JAX_FAULT holds before tests are collected.
+"""Plugin of pytest that plants the fault in PURE_JAX_FAULT.
 
-`tests/mutations.py` starts pytest with this plugin.
+`tests/mutations.py` starts pytest with it.
 """
 
 import json
@@ -10,5 +10,5 @@ import faults
 
 
 def pytest_sessionstart():
-  """Runs after conftest.py has set jax up."""
+  """Plants it before tests are collected, after conftest.py configured jax."""
   faults.plant(faults.Fault(**json.loads(os.environ["PURE_JAX_FAULT"])))

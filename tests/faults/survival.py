@@ -1,38 +1,40 @@
-"""Faults of what a run survives: damage, signals, full disks."""
+"""Faults of checkpoints and signals."""
 
 from faults import Fault
 
 FAULTS = (
   Fault(
-    "a checkpoint is read without its checksums",
+    "a checkpoint is restored without a check of its checksums",
     "host.checkpoints.checkpointer:Checkpoints._restore",
-    "damage = processes.first_says(lambda: integrity.damage(folder))",
-    "damage = None",
-    ("test_checkpoint.py::test_any_damaged_file_is_noticed",),
+    "processes.broadcast_from_zero(lambda: integrity.find_damage(folder))",
+    "None",
+    (
+      "test_integrity.py::test_a_damaged_checkpoint_falls_back_to_the_one_before",
+    ),
   ),
   Fault(
-    "a saved tree is removed before the new one is whole",
+    "a saved tree is removed before the new one is complete",
     "host.checkpoints.weights:save_tree",
     "step = max(checkpoints.steps(), default=-1) + 1",
     "step = 0",
     (
-      "test_saved_tree.py::test_a_tree_that_could_not_be_replaced_is_the_old_one",
+      "test_checkpoint.py::test_a_tree_that_could_not_be_replaced_is_the_old_one",
     ),
   ),
   Fault(
-    "a stopped run's checkpoint takes the place of a regular one",
-    "host.checkpoints.retention:Retention.should_preserve",
-    "[step for step in steps if not standings[step].interim]",
-    "steps",
+    "an interim checkpoint counts as a regular one",
+    "host.checkpoints.orbax_options:preservation_policy",
+    "return None if metrics.interim else metrics.values",
+    "return metrics.values",
     (
-      "test_retention.py::test_an_interim_checkpoint_takes_no_place_of_a_regular_one",
+      "test_preservation.py::test_an_interim_checkpoint_does_not_count_as_regular",
     ),
   ),
   Fault(
-    "a signal that came during a save is forgotten",
+    "a signal that comes during a save is lost",
     "host.distributed.preemption:defer_signals",
     "signal.raise_signal(number)",
     "del number",
-    ("test_interrupts.py::test_held_back_until_the_end",),
+    ("test_preemption.py::test_a_deferred_signal_is_raised_at_the_end",),
   ),
 )

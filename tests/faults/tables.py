@@ -1,6 +1,14 @@
-"""All faults, one table for each part of the library."""
+"""All faults."""
 
-from faults import evaluation, method, models, rollout, survival, training
+from faults import (
+  evaluation,
+  method,
+  models,
+  rollout,
+  runs,
+  survival,
+  training,
+)
 
 FAULTS = (
   *method.FAULTS,
@@ -8,5 +16,6 @@ FAULTS = (
   *rollout.FAULTS,
   *training.FAULTS,
   *evaluation.FAULTS,
+  *runs.FAULTS,
   *survival.FAULTS,
 )

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from checkout import ROOT
+from checkout import EXPERIMENTS, ROOT, SUPPORT
 
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
@@ -20,10 +20,10 @@ needs_libtpu = pytest.mark.skipif(
 
 def compile_kernels(topology, which):
   """Kernels in each program by name, or the error; in a process of its own."""
-  path = [ROOT / "experiments", ROOT / "tests", ROOT]
+  path = [EXPERIMENTS, SUPPORT, ROOT]
   path += filter(None, [os.environ.get("PYTHONPATH")])
   done = subprocess.run(
-    [sys.executable, ROOT / "tests" / "kernels_for_tpu.py", topology, which],
+    [sys.executable, SUPPORT / "kernels_for_tpu.py", topology, which],
     capture_output=True,
     text=True,
     check=False,

@@ -59,7 +59,7 @@ def shape_id(shape):
 
 def test_the_rows_of_the_batch_differ(alone):
   """Equal rows would look right in the wrong place."""
-  (rollout, scores, metrics), _ = alone[1]
+  (rollout, scores, _, metrics), _ = alone[1]
   assert len({tuple(row) for row in rollout.tokens}) > 24
   assert np.std(scores.step_rewards[scores.steps.mask]) > 0.01
   assert metrics["grad_norm"] > 1e-2

@@ -260,3 +260,59 @@ def test_the_readme_links_to_files_that_exist(readme):
   targets = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", readme)
   local = [t for t in targets if "://" not in t]
   assert [t for t in local if not (ROOT / t).exists()] == []
+
+
+PAGES = sorted(
+  [
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *(ROOT / "docs").glob("*.md"),
+    *(ROOT / "kernels").glob("*.md"),
+  ]
+)
+PATH = re.compile(r"`([\w.-]+(?:/[\w.*-]+)*/?(?:\.(?:py|md|json|ipynb)|/))`")
+DOTTED = re.compile(r"(?<!`)`((?:pure_jax\.)?\w+(?:\.\w+)+)`(?!`)")
+# What runs and users write, which no checkout has.
+WRITTEN_BY_RUNS = {
+  *("metrics.jsonl", "samples.jsonl", "summary.json", "config.json"),
+  *("report.json", "report.md", "tokenizer.json", "generation_config.json"),
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_paths_in_pages_exist(page):
+  """Relative to the checkout, the library, the scripts, or the page."""
+  scripts = ROOT / "experiments"
+  folders = (ROOT, ROOT / "pure_jax", scripts, page.parent)
+  folders += (scripts / "results" / "benchmark",)
+  missing = [
+    path
+    for path in PATH.findall(page.read_text(encoding="utf-8"))
+    if path not in WRITTEN_BY_RUNS
+    and not any(any(folder.glob(path)) for folder in folders)
+  ]
+  assert missing == []
+
+
+def defines(path: pathlib.Path, name: str) -> bool:
+  """Whether a module defines or imports a name."""
+  return re.search(rf"\b{name}\b", path.read_text()) is not None
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_of)
+def test_names_in_docstrings_exist(path):
+  """`training.score.make_score`, with the library's name or without."""
+  wrong = []
+  for name in DOTTED.findall(path.read_text()):
+    parts = name.removeprefix("pure_jax.").split(".")
+    folder = ROOT / "pure_jax"
+    if parts[0] == "kernels":  # Installed as a part of the library.
+      folder = ROOT
+    while parts and (folder / parts[0]).is_dir():
+      folder /= parts.pop(0)
+    if folder == ROOT / "pure_jax" and not name.startswith("pure_jax."):
+      continue  # An attribute, a flag, another library.
+    module = folder / f"{parts[0]}.py" if parts else folder / "__init__.py"
+    if not module.exists() or not all(defines(module, n) for n in parts[1:]):
+      wrong.append(name)
+  assert wrong == []

@@ -1,4 +1,4 @@
-"""The tests can fail: each planted fault is caught by one of them."""
+"""Faults can be planted, and each one is caught by a test."""
 
 import ast
 import dataclasses
@@ -18,7 +18,7 @@ FAULT = faults.Fault("an example", "credit:min_returns", "x = 1", "x = 2", ())
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_each_fault_can_still_be_planted(fault):
-  """Code that was rewritten must not leave its fault behind."""
+  """A fault has to follow the code when the code is rewritten."""
   source = textwrap.dedent(inspect.getsource(faults._find_function(fault)))
   changed = faults.faulty_source(fault, source)
   assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
@@ -32,7 +32,7 @@ def test_names_of_faults_are_unique():
   assert len({fault.name for fault in FAULTS}) == len(FAULTS)
 
 
-def test_layout_does_not_hide_a_piece_and_other_tokens_do():
+def test_a_piece_of_source_is_compared_without_its_layout():
   source = "def f():\n  y = 0\n  x  =  (  # Why.\n    1)\n"
   fault = dataclasses.replace(FAULT, old="x = (1)", new="x = 2")
   assert faults.faulty_source(fault, source) == "def f():\n  y = 0\n  x = 2\n"
@@ -42,10 +42,10 @@ def test_layout_does_not_hide_a_piece_and_other_tokens_do():
     faults.faulty_source(FAULT, "def f():\n  x = 1\n  x = 1\n")
 
 
-def test_a_function_that_is_gone_is_an_error():
-  gone = dataclasses.replace(FAULT, function="credit:no_returns")
-  with pytest.raises(faults.FaultError, match="no credit:no_returns"):
-    faults.plant(gone)
+def test_a_missing_function_raises():
+  missing = dataclasses.replace(FAULT, function="credit:no_returns")
+  with pytest.raises(faults.FaultError, match="there is no credit:no_returns"):
+    faults.plant(missing)
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
     return score
 
   monkeypatch.setattr(
-    evaluate_prm.stages, "make_prm_evaluation", make_prm_evaluation
+    evaluate_prm.supervised, "make_prm_evaluation", make_prm_evaluation
   )
   settings = smoke(
     prompt_format=prompt_format,
@@ -177,9 +177,8 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
 def policy_folder(tmp_path_factory):
   """The tiny policy and its data, as settings that name them."""
   folder = tmp_path_factory.mktemp("tiny")
-  config = paper.policy_run(
-    "smoke", iterations=1, embeddings="tied", architecture="qwen2p5_7b"
-  )
+  config = paper.policy_run("smoke", iterations=1, architecture="qwen2p5_7b")
+  config.files.random_model = "tied"
   settings = conversion.settings_from_config(config, Settings)
   task = FilesTask(settings, folder)
   task.close()

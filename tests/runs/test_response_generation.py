@@ -109,7 +109,11 @@ def test_without_slots_a_batch_is_generated_in_one_loop(start):
 
 def test_policy_and_prm_get_their_own_prompts(start):
   inputs, batch = start(
-    prompt_format="qwen_boxed", prm_prompt_format="raw", response_prefix="So"
+    prompt_format="qwen_boxed",
+    prm_prompt_format="raw",
+    response_prefix="So",
+    # The PRM has room for the longer prompts of the policy, too.
+    prm_prompt_tokens=128,
   )
   requests = filled(batch.requests)
   prompts, scored = inputs.prompts, inputs.scored

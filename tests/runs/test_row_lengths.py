@@ -1,7 +1,9 @@
 """The rows that a run packs texts into hold the longest text."""
 
+import dataclasses
 import types
 
+import numpy as np
 import pytest
 
 from pure_jax.runs import rl_functions
@@ -18,11 +20,9 @@ def spec(separator="insert", packed_tokens=None):
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
-  score = ScoreConfig(10, separator)
   return types.SimpleNamespace(
-    settings=types.SimpleNamespace(
-      rl=rl, prm=types.SimpleNamespace(score=score)
-    ),
+    settings=types.SimpleNamespace(rl=rl),
+    step=types.SimpleNamespace(scoring=ScoreConfig(10, separator)),
     prompt_tokens=30,
     prm_prompt_tokens=50,
     prm_model="any",
@@ -58,3 +58,55 @@ def test_a_run_without_buckets_and_packing_has_one_function():
   unpacked.settings.rl.length_buckets = 1
   assert rl_functions.score_rows(unpacked) == (None,)
   assert rl_functions.update_rows(unpacked) == (None,)
+
+
+def functions(**fields):
+  """`RLFunctions` of which a test calls only the given fields."""
+  names = [f.name for f in dataclasses.fields(rl_functions.RLFunctions)]
+  return rl_functions.RLFunctions(**dict.fromkeys(names) | fields)
+
+
+# Weights that the functions below do not read.
+FROZEN = types.SimpleNamespace(
+  base=None, reference=None, prm=None, policy=lambda trained: trained
+)
+
+
+@pytest.mark.parametrize(("longest", "columns"), [(65, 65), (66, 130)])
+def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
+  """Longer texts than the rows would make every number NaN."""
+  compiled = functions(
+    updates={
+      rows: lambda *_, rows=rows: rows
+      for rows in rl_functions.update_rows(spec())
+    },
+    update_lengths=lambda rollout: np.array([len(rollout)]),
+    scores={
+      rows: lambda *_, rows=rows: rows
+      for rows in rl_functions.score_rows(spec())
+    },
+    score_lengths=lambda rollout, prompts: np.array([len(rollout), 1]),
+  )
+  batch = types.SimpleNamespace(rollout="x" * longest)
+  assert compiled.update(None, batch, FROZEN).columns == columns
+  rows = compiled.score(None, FROZEN, batch.rollout, None)
+  assert rows.policy.columns == columns
+
+
+def test_the_sampler_is_checked_from_the_first_iteration():
+  """Of a sampler that is off, no update may be made unnoticed."""
+  old_logp = types.SimpleNamespace(source="sampled", check_every=3)
+  compiled = functions(
+    spec=types.SimpleNamespace(
+      settings=types.SimpleNamespace(
+        rl=types.SimpleNamespace(old_logp=old_logp)
+      )
+    ),
+    sampled_scores={None: lambda *_: "scores"},
+    checked_scores={None: lambda *_: ("scores", 0.0)},
+  )
+  drifts = [
+    compiled.score_iteration(iteration, None, FROZEN, None, None)[1]
+    for iteration in range(1, 6)
+  ]
+  assert drifts == [0.0, None, None, 0.0, None]

@@ -182,9 +182,9 @@ def test_checkpoints_of_stops_do_not_replace_regular_ones(tmp_path):
 def test_a_stop_that_could_not_be_saved_is_an_error(tmp_path, monkeypatch):
   """Status 75 promises that the run can be continued."""
 
-  def fail(folder, without=()):
+  def fail(folder, **unused):
     raise OSError(5, "Input/output error")
 
-  monkeypatch.setattr(integrity, "write", fail)
+  monkeypatch.setattr(integrity, "write_checksums", fail)
   with pytest.raises(CheckpointError, match="Input/output error"):
     stopped(tmp_path, [1] * 7, 2)

@@ -17,7 +17,7 @@ from pure_jax.host import huggingface
 from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
-from pure_jax.runs import load, rl_weights
+from pure_jax.runs import rl_weights, saved_run
 from pure_jax.runs.planning.planned_spec import read_spec
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
@@ -78,8 +78,10 @@ def test_reference_and_bases_are_the_same_arrays(run):
 def test_a_run_saves_adapters_and_exports_merged_weights(run, tmp_path):
   folder, frozen, model = run
   plain = dataclasses.replace(model, lora=None)
-  saved = load.read_run(folder)
-  restored = load.restore_policy(saved, load.run_layout(saved), "latest")
+  saved = saved_run.read_run(folder)
+  restored = saved_run.restore_policy(
+    saved, saved_run.run_layout(saved), "latest"
+  )
   adapters = restored.state.params
   declared, _ = lora.split_adapters(policy.declare_policy(model))
   weights.check_params(adapters, declared)
@@ -96,10 +98,10 @@ def test_a_run_saves_adapters_and_exports_merged_weights(run, tmp_path):
 
 def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
   folder, _, _ = run
-  saved = load.read_run(folder)
+  saved = saved_run.read_run(folder)
   saved = dataclasses.replace(saved, contents={"policy": "another"})
   with pytest.raises(ConfigError, match="has changed since"):
-    load.merge_adapters(saved, load.run_layout(saved), {})
+    saved_run.merge_adapters(saved, saved_run.run_layout(saved), {})
 
 
 def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):

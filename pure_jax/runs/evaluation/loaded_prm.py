@@ -10,7 +10,7 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import Tokenizer
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.runs import load
+from pure_jax.runs import saved_run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
 
@@ -32,7 +32,7 @@ class LoadedPRM:
   params: Any
 
 
-def load_prm(
+def open_prm(
   settings: EvaluatePRMSettings, layout: sharding.Layout
 ) -> LoadedPRM:
   """Loads the PRM that the settings name.
@@ -79,18 +79,18 @@ def _from_run(
 ) -> LoadedPRM:
   """Loads the PRM that train_prm.py left in its workdir."""
   run = _checked_run(settings)
-  params, model = load.load_prm(run, layout)
+  params, model = saved_run.load_trained_prm(run, layout)
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
-  return LoadedPRM(settings.run, load.load_tokenizer(run), model, params)
+  return LoadedPRM(settings.run, saved_run.load_tokenizer(run), model, params)
 
 
-def _checked_run(settings: EvaluatePRMSettings) -> load.SavedRun:
+def _checked_run(settings: EvaluatePRMSettings) -> saved_run.SavedRun:
   """Reads the run; raises a ConfigError if its PRM does not fit the settings.
 
   The PRM must read problems and steps in the format that it was trained on.
   """
-  run = load.read_run(settings.run)
-  load.check_prm(run)
+  run = saved_run.read_run(settings.run)
+  saved_run.check_prm(run)
   trained_format = "plain" if run.files is None else run.files.prm_prompt_format
   for name, value, trained_value in (
     ("prompt_format", settings.prompt_format, trained_format),

@@ -96,7 +96,8 @@ class Settings:
       platform: platform of the devices, such as "cpu" or "tpu".
 
     Returns:
-      The settings, with "auto" replaced by `models.compute_dtype_of`.
+      The settings, with "auto" replaced by
+      `runs.settings.models.compute_dtype_of`.
     """
     model = self._model
     if model.compute_dtype != AUTO:

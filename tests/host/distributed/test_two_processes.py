@@ -10,7 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from checkout import TESTS
+from checkout import SUPPORT
 from local_cluster import (
   DIED,
   OBSERVED,
@@ -25,7 +25,7 @@ from local_cluster import (
 from pure_jax.host.distributed import global_batch, processes
 from pure_jax.parallel import sharding
 
-SCRIPT = TESTS / "cluster_member.py"
+SCRIPT = SUPPORT / "cluster_member.py"
 LOW, HIGH = [*range(8)], [*range(8, 16)]
 
 

@@ -10,7 +10,7 @@ import time
 
 import grading_faults
 import pytest
-from checkout import ROOT
+from checkout import ROOT, SUPPORT
 
 from pure_jax.host.grading.pool import MIB, GradingPool, Outcome, PoolError
 
@@ -252,7 +252,7 @@ def test_a_killed_parent_leaves_no_worker(items):
   """Idle workers see the end of their input; an alarm ends hung ones."""
   code = f"""
     import sys
-    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
     import grading_faults
     from pure_jax.host.grading.pool import GradingPool
     pool = GradingPool(grading_faults.act, timeout_seconds=1.0)
@@ -277,7 +277,7 @@ def test_a_killed_parent_leaves_no_worker(items):
 def test_a_parent_that_does_not_close_the_pool_exits_cleanly():
   code = f"""
     import sys
-    sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
+    sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
     import grading_faults
     from pure_jax.host.grading.pool import GradingPool
     pool = GradingPool(grading_faults.pid_after)

@@ -1,0 +1,147 @@
+"""Environments of baselines, and processes in them.
+
+`scripts/NAME.txt` lists the packages of an environment. Nothing of it is
+installed next to pure_jax, so that a baseline can pin the versions it needs.
+A process executes a file of `scripts/`, which answers requests
+(`scripts/exchange.py`).
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from benchmarks.cases import BenchmarkError
+
+SCRIPTS = pathlib.Path(__file__).parent / "scripts"
+
+
+def make_environment(folder: pathlib.Path, name: str) -> None:
+  """Makes an environment, or completes it.
+
+  Args:
+    folder: of all environments.
+    name: of the environment; its packages are in `scripts/NAME.txt`.
+
+  Raises:
+    BenchmarkError: if a command fails.
+  """
+  install = [python_path(folder, name), "-m", "pip", "install"]
+  for command in (
+    [sys.executable, "-m", "venv", folder / name],
+    [*install, "-r", SCRIPTS / f"{name}.txt"],
+  ):
+    completed = subprocess.run(command, check=False)
+    if completed.returncode:
+      raise BenchmarkError(
+        f"the environment {name} in {folder} could not be made: see above."
+      )
+
+
+def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the interpreter of an environment, whether it exists or not.
+
+  Args:
+    folder: of all environments.
+    name: of the environment.
+
+  Returns:
+    The path.
+  """
+  return folder / name / "bin" / "python"
+
+
+def check_python(python: pathlib.Path | str) -> None:
+  """Checks that an environment has been made.
+
+  Args:
+    python: its interpreter.
+
+  Raises:
+    BenchmarkError: if the interpreter does not exist.
+  """
+  if not pathlib.Path(python).exists():
+    raise BenchmarkError(
+      f"{python} does not exist: make the environments of baselines by "
+      "python experiments/benchmark.py --make_environments=FOLDER."
+    )
+
+
+class Process:
+  """A running script of a baseline; a context manager that ends it."""
+
+  def __init__(
+    self, name: str, python: pathlib.Path | str, script: pathlib.Path | str
+  ):
+    """Starts the process.
+
+    Args:
+      name: of the baseline.
+      python: the interpreter of its environment.
+      script: a file of `scripts/`, or the absolute path of another.
+
+    Raises:
+      BenchmarkError: if the interpreter does not exist.
+    """
+    self.name = name
+    check_python(python)
+    self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 Closed on exit.
+    # It imports the packages of its environment only, and downloads nothing.
+    variables = os.environ | {"HF_HUB_OFFLINE": "1"}
+    variables.pop("PYTHONPATH", None)
+    self._process = subprocess.Popen(
+      [python, SCRIPTS / script],
+      env=variables,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+    )
+
+  def call(self, method: str, **arguments: Any) -> dict[str, Any]:
+    """Calls a method of the script and waits for the answer.
+
+    Args:
+      method: its name.
+      **arguments: JSON-like.
+
+    Returns:
+      What the method returns.
+
+    Raises:
+      BenchmarkError: with the last line of its errors, if the process died.
+    """
+    try:
+      request = json.dumps({"method": method, "arguments": arguments})
+      self._process.stdin.write(request + "\n")
+      self._process.stdin.flush()
+      line = self._process.stdout.readline()
+    except BrokenPipeError:
+      line = ""
+    if not line:
+      self._process.wait()
+      self._errors.seek(0)
+      last = self._errors.read().strip().splitlines()[-1:]
+      raise BenchmarkError(
+        f"the baseline {self.name} died in {method!r}: {''.join(last)}"
+      )
+    return json.loads(line)
+
+  def __enter__(self) -> "Process":
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    """Closes the requests, which ends the script."""
+    with contextlib.suppress(BrokenPipeError):  # It has died.
+      self._process.stdin.close()
+    try:
+      self._process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+    self._process.stdout.close()
+    self._errors.close()

@@ -1,0 +1,169 @@
+"""The suite "iteration": rollout, scores, credit and update, as in a run."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import batches, bounds
+from benchmarks.cases import BenchmarkError, Case
+from benchmarks.models import Options, cast_to_compute_dtype
+from benchmarks.programs import Compilation, Program
+from benchmarks.suites.rollout import compile_one_loop, generate_arguments
+from benchmarks.suites.score import (
+  compile_score,
+  init_frozen,
+  prm_prompts,
+)
+from benchmarks.suites.update import (
+  check_applied,
+  compile_update,
+  start_state,
+)
+from benchmarks.timing import Arm
+from pure_jax.models import params as weights
+from pure_jax.models import policy
+from pure_jax.training.score import Scores
+
+# Share of the tokens by which repeats may differ: an update of the policy may
+# change a token, and with it the length of a response.
+MOST_DRIFT = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class IterationReference:
+  """What a baseline must compute in an iteration.
+
+  Attributes:
+    lengths: [B] tokens of the responses that the iteration draws.
+    correct: [B] float32, random outcomes.
+    scores: of the responses of `batches.draw_rollout`.
+    loss: of the first update on these responses.
+    grad_norm: norm of its gradient.
+  """
+
+  lengths: np.ndarray
+  correct: np.ndarray
+  scores: Scores
+  loss: float
+  grad_norm: float
+
+
+def iteration_arms(case: Case, options: Options) -> dict[str, Program]:
+  """Prepares three compiled functions that run one after the other.
+
+  The prompts are on the device, and the outcomes are given: a run grades on
+  the host while the device computes the scores.
+
+  Args:
+    case: sizes and stops.
+    options: how the three models run.
+
+  Returns:
+    One arm, "iteration"; its work is the tokens that are drawn.
+  """
+  model = options.model(case.model)
+  cast = cast_to_compute_dtype(options.rollout_model(case.model))
+  rollout_params, prompts, key = generate_arguments(case, options)
+  sampler = batches.sampler(case, model.vocab_size, options.weights is None)
+  generate, generate_compilation = compile_one_loop(
+    case, options, sampler, rollout_params, prompts, key
+  )
+  state, frozen = start_state(case, options), init_frozen(case, options)
+
+  given = batches.draw_rollout(case, model.vocab_size)
+  table = batches.separator_table(model.vocab_size)
+  outcomes = batches.draw_scored_batch(given, table)
+  score_arguments = state.params, *frozen, given, prm_prompts(given)
+  score, score_compilation = compile_score(case, options, *score_arguments)
+  scores, _ = score(*score_arguments)
+  batch = outcomes.replace(scores=scores)
+  update, update_compilation = compile_update(case, options, state, batch, {})
+
+  def iterate(state: Any) -> tuple[Any, ...]:
+    drawn = generate(cast(state.params), prompts, key)
+    scores, _ = score(state.params, *frozen, drawn, prm_prompts(drawn))
+    batch = outcomes.replace(rollout=drawn, scores=scores)
+    return *update(state, batch, {}), drawn
+
+  drawn = generate(rollout_params, prompts, key)
+  del rollout_params
+  lengths = np.asarray(drawn.completion_mask).sum(axis=1)
+  drawn_scores, _ = score(state.params, *frozen, drawn, prm_prompts(drawn))
+  _, metrics = update(state, batch, {})
+  reference = IterationReference(
+    lengths,
+    np.asarray(batch.correct),
+    jax.device_get(scores),
+    float(metrics["policy_loss"]),
+    float(metrics["grad_norm"]),
+  )
+  seconds = _timed_iterations(case, options, iterate, lengths)
+  inserted = np.asarray(drawn_scores.steps.mask).sum(axis=1)
+  program = Program(
+    Arm(seconds, int(lengths.sum())),
+    _phases(case, options, lengths, inserted),
+    _sum_up(generate_compilation, score_compilation, update_compilation),
+    reference,
+  )
+  return {"iteration": program}
+
+
+def _timed_iterations(
+  case: Case,
+  options: Options,
+  iterate: Callable[[Any], tuple[Any, ...]],
+  lengths: np.ndarray,
+) -> Callable[[], float]:
+  """Makes a function that iterates from the last state, in seconds."""
+  state = start_state(case, options)
+  expected = lengths.sum()
+
+  def seconds() -> float:
+    nonlocal state
+    start = time.perf_counter()
+    state, metrics, drawn = jax.block_until_ready(iterate(state))
+    elapsed = time.perf_counter() - start
+    check_applied(case, metrics)
+    tokens = np.asarray(drawn.completion_mask).sum()
+    if abs(tokens - expected) > MOST_DRIFT * expected:
+      raise BenchmarkError(
+        f"{case}: {tokens} tokens were drawn, {expected} at first: the policy "
+        "has changed too much for repeats to be the same work."
+      )
+    return elapsed
+
+  return seconds
+
+
+def _phases(
+  case: Case, options: Options, lengths: np.ndarray, inserted: np.ndarray
+) -> list[bounds.Phase]:
+  """The phases of the three functions, one after the other."""
+  model, itemsize = options.model(case.model), options.itemsize
+  forward = bounds.read_phase(model, case.prompt_tokens, lengths, itemsize)
+  return [
+    *bounds.rollout_phases(
+      model, case.prompts, case.prompt_tokens, lengths, itemsize
+    ),
+    *bounds.score_phases(
+      model, case.prompt_tokens, lengths, inserted, itemsize
+    ),
+    *bounds.gradient_phases(
+      forward, weights.count_params(policy.declare_policy(model))
+    ),
+  ]
+
+
+def _sum_up(*compilations: Compilation) -> Compilation:
+  """The seconds of all, and the memory of the largest program."""
+  return Compilation(
+    sum(each.seconds for each in compilations),
+    max(
+      (each.memory for each in compilations), key=lambda memory: memory.total
+    ),
+    None,
+  )

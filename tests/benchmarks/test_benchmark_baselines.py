@@ -1,0 +1,327 @@
+"""Baselines of the benchmark: real ones, in the environment of the tests."""
+
+import dataclasses
+import importlib.util
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import pytest
+
+from pure_jax.advantages import pure_advantages
+from pure_jax.models import policy
+from pure_jax.training.score import Scores
+
+pytest.importorskip("torch", reason="torch comes with [test]")
+
+import torch
+from benchmarks import batches, document, measuring, results, table
+from benchmarks.baselines import (
+  BASELINES,
+  baseline,
+  iteration,
+  rloo,
+  run_baselines,
+  update,
+)
+from benchmarks.baselines.process import SCRIPTS, Process, make_environment
+from benchmarks.baselines.rollout import RolloutBaseline
+from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.measuring import Settings
+from benchmarks.models import Options, init_policy
+from benchmarks.suites import SUITES
+from benchmarks.suites.iteration import IterationReference
+from benchmarks.suites.update import credit_config
+
+EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
+
+
+@pytest.fixture(scope="module")
+def transformers():
+  """The process of a sampler, in the environment of the tests."""
+  script = BASELINES["transformers"].scripts["rollout"].file
+  with Process("transformers", sys.executable, script) as process:
+    yield process
+
+
+@pytest.fixture(scope="module")
+def arms():
+  """Our samplers of the case `EARLY`."""
+  return SUITES["rollout"].compile_arms(EARLY, Options())
+
+
+@pytest.fixture(scope="module")
+def environments():
+  """All environments: gigabytes, which pytest would keep."""
+  with tempfile.TemporaryDirectory() as name:
+    folder = pathlib.Path(name)
+    for environment in {each.environment for each in BASELINES.values()}:
+      make_environment(folder, environment)
+    yield folder
+
+
+def measure(case, options, baselines):
+  return measuring.measure(case, Settings(options, 1, probe_side=16), baselines)
+
+
+def test_transformers_draws_as_many_tokens_from_the_same_model(
+  transformers, arms, monkeypatch
+):
+  """If its rows went on after ours ended, it would take longer."""
+  ours = arms["generate"]
+  compiled = dataclasses.replace(
+    SUITES["rollout"], compile_arms=lambda case, options: arms
+  )
+  monkeypatch.setitem(SUITES, "rollout", compiled)
+  result = measure(EARLY, Options(), [RolloutBaseline(transformers)])
+  assert [line.name for line in result.lines] == [
+    "generate", "engine", "prefill", "transformers"
+  ]  # fmt: skip
+  assert len(set(ours.reference.tolist())) > 1
+  tokens = np.array(transformers.call("answer")["tokens"])
+  np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.reference)
+  saved = document.case_as_json(result)["arms"]
+  theirs = saved["transformers"]
+  assert theirs["greedy_tokens_equal"] == 1.0
+  assert theirs["tokens"] == saved["generate"]["tokens"] == ours.reference.sum()
+  assert theirs["bound_seconds"] == saved["generate"]["bound_seconds"]
+  assert theirs["versions"].keys() == {"python", "torch", "transformers"}
+  assert theirs["peak_bytes"] > 10**7
+  ratio = theirs["median_seconds"] / saved["generate"]["median_seconds"]
+  assert results.compare(result)["transformers / ours"] == ratio
+  assert "early transformers " in table.as_text(result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attention_bias", [True, False])
+def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
+  """From a Qwen2 and from a Llama, for which it has two models."""
+  model = dataclasses.replace(MODELS["tiny"], attention_bias=attention_bias)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  never = dataclasses.replace(EARLY, stops="never")
+  names = ["tunix", "transformers"]
+  with run_baselines("rollout", names, environments) as baselines:
+    measured = [measure(case, Options(), baselines) for case in (never, EARLY)]
+  for result in measured:
+    ours, _, _, *theirs = result.lines
+    assert [line.name for line in theirs] == names
+    for line in theirs:
+      assert line.baseline["greedy_tokens_equal"] == 1.0
+      assert line.times.work == ours.times.work
+  full, early = (result.lines[0].times.work for result in measured)
+  assert full == 4 * 6 > early
+
+
+@pytest.mark.slow
+def test_trl_takes_the_same_step(environments, monkeypatch):
+  """In two micro-batches; half the loss would be half the gradient."""
+  # With many ids it matters little that ours gives padding no probability.
+  model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  with run_baselines("update", ["trl"], environments) as baselines:
+    result = measure(case, options, baselines)
+    ours = SUITES["update"].compile_arms(case, options)["update"]
+    halved = dataclasses.replace(ours, reference=ours.reference / 2)
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      baselines[0].arm(case, options, halved)
+  assert [line.name for line in result.lines] == ["update", "trl"]
+  assert result.lines[1].baseline["versions"]["trl"]
+
+
+@pytest.mark.slow
+def test_trl_takes_the_step_of_rloo(environments, monkeypatch):
+  """In two micro-batches. The trainer leaves the division by their number to
+  its loop; without it the loss would double."""
+  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  batch = rloo.draw_rloo(case, options)
+  with run_baselines("update", ["trl_rloo"], environments) as baselines:
+    result = measure(case, options, baselines)
+    ours = SUITES["update"].compile_arms(case, options)["update"]
+    other = dataclasses.replace(batch, advantages=-batch.advantages)
+    monkeypatch.setattr(update, "draw_rloo", lambda case, options: other)
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      baselines[0].arm(case, options, ours)
+  assert [line.name for line in result.lines] == ["update", "trl_rloo"]
+  assert result.lines[1].baseline["largest_relative_difference"] < 1e-3
+
+
+def test_the_gradient_of_rloo_equals_that_of_weighted_log_probs():
+  """-mean(advantage x ratio x log-prob) of the batch, in two micro-batches."""
+  case = Case("update", "tiny", 4, 2, 8, 6)
+  batch = rloo.draw_rloo(case, Options(rows_at_a_time=2))
+  # With two samples, each is compared with the other.
+  np.testing.assert_allclose(
+    batch.advantages[::2], -batch.advantages[1::2], rtol=1e-6
+  )
+  model = MODELS["tiny"]
+  drawn = batches.draw_rollout(case, model.vocab_size)
+  log_ratios = 0.1 * np.sign(batch.advantages)
+  weights = batch.advantages * np.exp(log_ratios)
+
+  def weighted(params):
+    logp, _ = policy.token_logp(
+      params, model, drawn.prompt_tokens, drawn.prompt_mask, drawn.tokens,
+      drawn.completion_mask,
+    )  # fmt: skip
+    logp = logp.sum(axis=1)
+    return -jax.numpy.mean(weights * logp), logp
+
+  gradients = jax.jit(jax.grad(weighted, has_aux=True))
+  grads, logp = gradients(init_policy("tiny", Options()))
+  norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(grads)))
+  assert batch.reference == pytest.approx([-weights.mean(), norm], rel=1e-4)
+  np.testing.assert_allclose(batch.old_logp, logp - log_ratios, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_trl_trains_the_same_prm(environments):
+  """A label next to its score token would give another loss."""
+  case = Case("prm", "tiny", 4, 2, 8, 60)
+  with run_baselines("prm", ["trl_prm"], environments) as baselines:
+    result = measure(case, Options(), baselines)
+    ours = SUITES["prm"].compile_arms(case, Options())["prm"]
+    other = dataclasses.replace(ours, reference=ours.reference * [1.0, 1.01])
+    with pytest.raises(BenchmarkError, match="the steps are not the same"):
+      baselines[0].arm(case, Options(), other)
+  assert [line.name for line in result.lines] == ["prm", "trl_prm"]
+  assert result.lines[1].baseline["largest_relative_difference"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", ["never", "early"])
+def test_trl_does_the_same_iteration(environments, monkeypatch, stops):
+  """In two micro-batches, with responses of more than `MAX_STEPS` steps."""
+  model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
+  monkeypatch.setitem(MODELS, "tiny", model)
+  case = Case("iteration", "tiny", 4, 2, 8, 400, stops)
+  options = Options(rows_at_a_time=2)
+  with run_baselines("iteration", ["trl"], environments) as baselines:
+    result = measure(case, options, baselines)
+    ours = SUITES["iteration"].compile_arms(case, options)["iteration"]
+    scores = ours.reference.scores
+    assert (scores.steps.overflow > 0).any()
+    negated = scores.replace(step_rewards=-scores.step_rewards)
+    other = dataclasses.replace(ours.reference, scores=negated)
+    with pytest.raises(BenchmarkError, match="iterations are not the same"):
+      baselines[0].arm(
+        case, options, dataclasses.replace(ours, reference=other)
+      )
+  ours, theirs = result.lines
+  assert (ours.name, theirs.name) == ("iteration", "trl")
+  assert theirs.times.work == ours.times.work
+  assert max(theirs.baseline["largest_differences"].values()) < 1e-3
+
+
+def test_iterations_are_compared_by_their_largest_difference():
+  """A baseline may leave out the columns of steps that no response has."""
+  logp, rewards = np.zeros((2, 3)), np.array([[0.5, 0.0, 0.0], [0.1, 0.2, 0.0]])
+  scores = Scores(None, rewards, logp, logp - 1)
+  ours = IterationReference(np.array([3, 3]), np.zeros(2), scores, 1.0, 2.0)
+  answer = {
+    "old_logp": (logp + 0.25).tolist(),
+    "ref_logp": (logp - 1).tolist(),
+    "step_rewards": [[0.5, 0.0], [0.1, -0.2]],
+    "loss": 1.5,
+    "grad_norm": 1.0,
+  }
+  assert iteration.largest_differences(answer, ours) == {
+    "old_logp": 0.25,
+    "ref_logp": 0.0,
+    "step_rewards": 0.4,
+    "loss": 0.5,
+    "grad_norm": 0.5,
+  }
+
+
+def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
+  """One layer is left out, as by a wrong conversion."""
+
+  def without_a_layer(name, options):
+    params = init_policy(name, options)
+    layers = dict(params["layers"])
+    layers["down"] = layers["down"].at[0].set(0.0)
+    return {**params, "layers": layers}
+
+  # What is exported.
+  monkeypatch.setattr(baseline, "init_policy", without_a_layer)
+  with pytest.raises(BenchmarkError, match="greedy tokens differ"):
+    RolloutBaseline(transformers).arm(EARLY, Options(), arms["generate"])
+
+
+def test_the_torch_loop_gives_the_same_advantages():
+  """With the sum of rewards instead of their softmin it does not."""
+  path = SCRIPTS / "torch_advantages.py"
+  spec = importlib.util.spec_from_file_location("torch_advantages", path)
+  script = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(script)
+  case = Case("update", "tiny", 8, 4, 8, 60)
+  batch = update.draw_experience(case, MODELS["tiny"].vocab_size)
+  assert batch.steps.mask.sum() > 16  # Responses of several steps.
+  config = credit_config(case)
+  theirs = script.advantages(
+    *(
+      torch.tensor(np.asarray(x))
+      for x in (
+        batch.step_rewards,
+        batch.steps.mask.sum(axis=1),
+        batch.steps.index,
+        batch.completion_mask.sum(axis=1),
+        batch.correct,
+      )
+    ),
+    case.samples,
+    config.temperature,
+  ).numpy()
+
+  def largest_difference(form):
+    ours, _ = jax.jit(pure_advantages, static_argnums=1)(
+      batch, dataclasses.replace(config, form=form)
+    )
+    return np.abs(theirs - ours).max()
+
+  assert largest_difference("softmin") < 1e-5
+  assert largest_difference("sum") > 1e-2
+
+
+def test_the_error_of_a_process_that_died_is_named(tmp_path):
+  script = tmp_path / "script.py"
+  script.write_text(
+    f"import sys; sys.path.append({str(SCRIPTS)!r})\n"
+    "import exchange; exchange.serve(object())"
+  )
+  with Process("script", sys.executable, script) as process:
+    with pytest.raises(
+      BenchmarkError, match="died in 'nothing': AttributeError"
+    ):
+      process.call("nothing")
+    with pytest.raises(BenchmarkError, match="died in 'run'"):
+      process.call("run")
+  assert process._process.poll() is not None
+
+
+def test_every_baseline_has_its_scripts_and_its_requirements():
+  for external in BASELINES.values():
+    assert external.scripts.keys() <= SUITES.keys()
+    for script in external.scripts.values():
+      assert (SCRIPTS / script.file).exists()
+    assert (SCRIPTS / f"{external.environment}.txt").exists()
+
+
+@pytest.mark.parametrize(
+  ("name", "folder", "message"),
+  [
+    ("tensors", "none", "--baselines: 'tensors' must be one of transformers"),
+    ("transformers", None, "--baselines needs --environments"),
+    ("transformers", "none", "benchmark.py --make_environments=FOLDER"),
+  ],
+)
+def test_a_baseline_that_cannot_run_is_named(tmp_path, name, folder, message):
+  folder = folder and tmp_path / folder
+  with (
+    pytest.raises(BenchmarkError, match=message),
+    run_baselines("rollout", [name], folder),
+  ):
+    pass

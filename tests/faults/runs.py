@@ -1,0 +1,81 @@
+"""Faults of runs: loops, rows of texts, evaluations, plans."""
+
+from faults import Fault
+
+FAULTS = (
+  Fault(
+    "skipped updates do not end a loop",
+    "runs.loop:EarlyStop.reason",
+    "if skipped >= self.max_skipped:",
+    "if False:",
+    (
+      "test_supervised.py::test_a_stage_stops_at_the_update_that_is_one_too_many",
+    ),
+  ),
+  Fault(
+    "a stage that ended on skipped updates is finished",
+    "runs.loop:EarlyStop.check_resumed",
+    "step >= self.total and skipped >= self.max_skipped",
+    "False",
+    (
+      "test_supervised.py::test_a_stage_without_any_update_stops_however_short_it_is",
+    ),
+  ),
+  Fault(
+    "a resumed stage starts again with the first batch",
+    "runs.stage_checkpoints:StageCheckpoints.resume",
+    'cursor = Cursor(**restored.extra["cursor"])',
+    "cursor = Cursor(self._seed)",
+    (
+      "test_supervised.py::test_sigterm_saves_the_current_step_and_the_stage_resumes_exactly",
+    ),
+  ),
+  Fault(
+    "every batch goes to the narrowest rows",
+    "runs.rl_functions:_choose",
+    "np.asarray(jax.device_get(measure(*batch)))",
+    "0 * np.asarray(jax.device_get(measure(*batch)))",
+    (
+      "test_row_lengths.py::test_the_longest_text_of_a_batch_chooses_the_function",
+    ),
+  ),
+  Fault(
+    "the first iteration does not check the sampler",
+    "runs.rl_functions:RLFunctions.score_iteration",
+    "(iteration - 1) % rl.old_logp.check_every",
+    "iteration % rl.old_logp.check_every",
+    (
+      "test_row_lengths.py::test_the_sampler_is_checked_from_the_first_iteration",
+    ),
+  ),
+  Fault(
+    "rows of an update have no columns for the prompt",
+    "runs.rl_functions:update_rows",
+    "shapes = _row_shapes(spec, spec.prompt_tokens)",
+    "shapes = _row_shapes(spec, 0)",
+    (
+      "test_row_lengths.py::test_the_widest_rows_hold_a_prompt_and_the_longest_response",
+    ),
+  ),
+  Fault(
+    "an evaluation gives the PRM the prompts of the policy",
+    "runs.evaluation.generation:ResponseGenerator.start",
+    "[r.prm_prompt for r in filled]",
+    "[r.prompt for r in filled]",
+    ("test_response_generation.py::test_policy_and_prm_get_their_own_prompts",),
+  ),
+  Fault(
+    "unlabelled steps before the first error count as good",
+    "runs.evaluation.prm_tables:with_first_error",
+    "known = (labelled_good | ~(before & data.step_mask)).all(1)",
+    "known = (labelled_good | True).all(1)",
+    ("test_prm_tables.py::test_only_a_first_error_that_is_known_counts",),
+  ),
+  Fault(
+    "a plan counts the body of a loop once",
+    "runs.planning.hlo.costs:_Total.add",
+    "times * loop.trips",
+    "times",
+    ("test_hlo_costs.py::test_every_trip_of_a_scan_is_counted",),
+  ),
+)
