@@ -40,7 +40,7 @@ def check_finite(
 
 
 def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
-  """Checks the sampler's log-probs if the update takes them for the policy's.
+  """Checks the sampler's log-probs if the update uses them as the policy's.
 
   Args:
     run: the open run.
@@ -56,15 +56,15 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
   if not float(drift) <= rl.old_logp.tolerance:
     raise ConfigError(
       f"Iteration {step}: the sampler's log-probs are up to {float(drift):.3g} "
-      "nats off the policy's, and rl.old_logp.source='sampled' takes one for "
-      f"the other within rl.old_logp.tolerance={rl.old_logp.tolerance}. The "
+      "nats off the policy's, and rl.old_logp.source='sampled' allows only "
+      f"rl.old_logp.tolerance={rl.old_logp.tolerance}. The "
       "policy was not updated; the last checkpoint is intact. The same command "
       "continues from there with --config.rl.old_logp.source=score."
     )
 
 
 def batch_facts(problems: Sequence[Problem]) -> dict[str, Any]:
-  """What is saved with the arrays of a batch.
+  """Collects the facts that are saved with the arrays of a batch.
 
   Args:
     problems: B problems.
