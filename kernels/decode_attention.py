@@ -40,7 +40,7 @@ class SegmentArrays(NamedTuple):
   Attributes:
     keys: [Q, K, M, H] float, rotated, or int8. Masked slots may hold any finite
       value.
-    values: [Q, K, M, H] of the same dtype.
+    values: [Q, K, M, H] values of the same dtype.
     mask: [Q, M] bool, True on slots that rows attend to.
     key_scale: [Q, K, M] float32 factors of int8 keys, None for float keys.
     value_scale: [Q, K, M] float32 factors of int8 values, or None.
@@ -299,7 +299,7 @@ class _Softmax(NamedTuple):
   """Running sums of the softmax of some queries.
 
   Attributes:
-    maximum: [X, 1] of the scores so far.
+    maximum: [X, 1] maximum of the scores so far.
     total: [X, 1] sum of the weights exp(score - maximum).
     weighted: [X, H] sum of the values by these weights.
   """

@@ -137,12 +137,12 @@ def call(
 
   Args:
     head: static arguments of the kernel.
-    tiles: of tokens and ids.
+    tiles: tiles of tokens and ids.
     kernel: a kernel of this file, with its keyword arguments.
     by_tokens: whether tokens are the outer loop and ids the inner one.
     mask: [T] bool, padded to whole tiles, True keeps.
     outputs: (shapes, specs).
-    in_specs: of the input arrays.
+    in_specs: specs of the input arrays.
     scratch: shapes of the running sums.
 
   Returns:

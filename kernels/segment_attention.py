@@ -1,6 +1,6 @@
 """Attention within whole texts, for training and prefill.
 
-The kernels are those that jax ships. `splash` is a Pallas kernel for TPUs that
+jax ships the kernels. `splash` is a Pallas kernel for TPUs that
 skips blocks of later keys and keeps no scores in main memory; `cudnn` is
 NVIDIA's kernel, called through `jax.nn.dot_product_attention`.
 

@@ -1,1 +1,1 @@
-"""What `benchmark.py` measures: cases, suites, peers, bounds and the report."""
+"""Modules of `benchmark.py`: cases, suites, baselines, bounds and results."""

@@ -29,8 +29,10 @@ class Rates:
   """Measured rates of a machine.
 
   Attributes:
-    flops_per_second: of a product of large matrices in the compute dtype.
-    bytes_per_second: of reading an array as large as the weights.
+    flops_per_second: FLOPs per second of a product of large matrices in the
+      compute dtype.
+    bytes_per_second: bytes per second of reading an array as large as the
+      weights.
   """
 
   flops_per_second: float
@@ -42,7 +44,7 @@ class Phase:
   """Work that begins when the phase before it has ended.
 
   Attributes:
-    flops: of its products.
+    flops: FLOPs of its products.
     bytes: read and written at least.
   """
 
@@ -54,8 +56,8 @@ def least_time(phases: Sequence[Phase], rates: Rates) -> tuple[float, str]:
   """Bounds the time of a sequence of phases.
 
   Args:
-    phases: of the program.
-    rates: of the machine.
+    phases: phases of the program.
+    rates: rates of the machine.
 
   Returns:
     Seconds, and the one of "compute" and "memory" that makes up more of them.

@@ -41,13 +41,13 @@ class Suite:
   """One stage of training, and the cases in which it is measured.
 
   Attributes:
-    name: of the suite.
+    name: name of the suite.
     compile_arms: (case, options) -> the compiled arms of a case by name.
     bytes_per_weight: bytes that the suite holds for each weight of the policy,
       as a function of the bytes of a weight in the compute dtype.
     stops: whether the cases differ in whether responses end early.
-    all_samples: whether every number of samples makes a case; False takes the
-      largest alone.
+    all_samples: whether every number of samples makes a case; False takes only
+      the largest.
     compares: whether the responses of a prompt are compared with each other,
       which takes at least two.
     most_rows: the largest batch that is measured, None for no limit.

@@ -31,7 +31,7 @@ class Document:
     """Starts a document, empty or with the cases of an earlier run.
 
     Args:
-      path: of the file, None to write none.
+      path: path of the file, None to write none.
       machine: as `machine.describe` gives it.
       settings: how all cases are measured, JSON-like.
       resume: True keeps the cases of the file, if it exists.
@@ -95,7 +95,7 @@ class Document:
     """Adds a case and saves the file.
 
     Args:
-      result: of the case.
+      result: result of the case.
     """
     self._content["cases"].append(case_as_json(result))
     self._write()
@@ -119,7 +119,7 @@ def case_as_json(result: Result) -> dict[str, Any]:
   """Converts a case and its arms for `json.dumps`.
 
   Args:
-    result: of the case.
+    result: result of the case.
 
   Returns:
     A dict of numbers: seconds, bytes, FLOPs and tokens.

@@ -104,7 +104,7 @@ def product_probe(dtype: str, side: int | None = None) -> Arm:
   """Makes a program that multiplies two square matrices.
 
   Args:
-    dtype: of the matrices; sums are float32.
+    dtype: dtype of the matrices; sums are float32.
     side: rows and columns; None takes a size that suits the device.
 
   Returns:

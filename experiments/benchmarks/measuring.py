@@ -30,8 +30,8 @@ class Settings:
     options: how the models run.
     repeats: most repeats of each arm.
     seconds: time limit of a case's repeats, see `timing.time_interleaved`.
-    probe_side: of the matrices that the probe multiplies, None for a size that
-      suits the device.
+    probe_side: side of the matrices that the probe multiplies, None for a size
+      that suits the device.
     baselines: names in `baselines.BASELINES`.
     environments: folder of the baselines' environments; None only without
       baselines.
@@ -52,7 +52,7 @@ def measure_all(
 
   Args:
     cases: suite by suite; those that the document has are not measured again.
-    settings: of all cases.
+    settings: settings of all cases.
     document: gets the results.
 
   Returns:

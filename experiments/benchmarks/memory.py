@@ -17,7 +17,7 @@ _CLEAR = pathlib.Path("/proc/self/clear_refs")
 
 
 def available_bytes() -> int:
-  """Reads the memory of the device, which for a CPU is that of the machine.
+  """Reads the memory of the device; for a CPU, the memory of the machine.
 
   Returns:
     The number of bytes.
@@ -32,7 +32,7 @@ def least_bytes(case: Case, suite: Suite, options: Options) -> int:
 
   Args:
     case: names the model.
-    suite: of the case.
+    suite: suite of the case.
     options: how the model runs.
 
   Returns:
@@ -49,7 +49,7 @@ def why_not(
 
   Args:
     case: names the model.
-    suite: of the case.
+    suite: suite of the case.
     options: how the model runs.
     available: bytes of memory.
 

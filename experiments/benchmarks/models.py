@@ -50,7 +50,7 @@ class Options:
     engine_slots: slots of the second engine, which are fewer than the
       responses of a large batch; the first has a slot for every response.
     engine_chunk: tokens that an engine decodes between two host syncs.
-    cache_dtype: of keys and values in rollouts, see `ModelConfig`.
+    cache_dtype: dtype of keys and values in rollouts, see `ModelConfig`.
     int8_matrices: whether rollouts read matrices in int8, see `ModelConfig`.
     weights: a Hugging Face folder with the weights of every case; None draws
       them at random.
@@ -133,7 +133,7 @@ def init_policy(name: str, options: Options) -> Any:
   """Makes the weights of a policy as they are stored and trained.
 
   Args:
-    name: in `MODELS`.
+    name: name in `MODELS`.
     options: how the model runs, and its folder of weights if there is one.
 
   Returns:
@@ -156,7 +156,7 @@ def init_cast_policy(name: str, options: Options, rollout: bool = False) -> Any:
   all of them as they are stored.
 
   Args:
-    name: in `MODELS`.
+    name: name in `MODELS`.
     options: how the model runs, and its folder of weights if there is one.
     rollout: True gives weights as `Options.rollout_model` reads them.
 
@@ -176,7 +176,7 @@ def init_prm(name: str, options: Options, cast: bool = False) -> Any:
   """Makes a PRM on the policy's trunk.
 
   Args:
-    name: in `MODELS`.
+    name: name in `MODELS`.
     options: how the model runs.
     cast: True gives weights in the compute dtype, False as they are stored and
       trained.

@@ -13,7 +13,7 @@ class Preset:
 
   Attributes:
     blocks: the sizes of each suite.
-    options: of all cases; the dtype is a name or "auto".
+    options: options of all cases; the dtype is a name or "auto".
   """
 
   blocks: Sequence[Block]

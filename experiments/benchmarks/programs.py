@@ -17,11 +17,11 @@ from pure_jax.runs.planning.hlo.costs import Costs, count_costs
 
 @dataclasses.dataclass(frozen=True)
 class Compilation:
-  """What the compiler made of a function.
+  """The compiler's results for a function.
 
   Attributes:
     seconds: time to trace and compile, without a cache.
-    memory: of one call, as the compiler laid it out.
+    memory: memory of one call, as planned by the compiler.
     costs: counted in the program; None on a GPU, where the program calls
       libraries for its products.
   """
@@ -38,11 +38,11 @@ class Program:
   Attributes:
     arm: runs the program once; its work is tokens.
     phases: the work that the method needs at least, () if no bound is known.
-    compilation: of the program; None if it is several programs whose
-      compilation is not measured.
-    reference: what a baseline that does the same must compute. Of a rollout:
-      the lengths [B] of its responses. Of a gradient step: [loss, norm of the
-      gradient]. Of an iteration: an `IterationReference`.
+    compilation: compilation of the program; None if it is several programs
+      whose compilation is not measured.
+    reference: the results that a baseline must reproduce. For a rollout: the
+      lengths [B] of its responses. For a gradient step: [loss, norm of the
+      gradient]. For an iteration: an `IterationReference`.
     variant_of: name of the arm that does the same in another way; None for the
       first of its kind, with which baselines are compared.
   """
@@ -95,15 +95,15 @@ def compile_once(
   """Compiles a function that several suites use, in the first of them.
 
   Args:
-    name: of the function. Together with the case's sizes and the options it
-      must determine the program.
+    name: name of the function. Together with the case's sizes and the options
+      it must determine the program.
     case: the sizes; its suite is ignored.
     options: how the models run.
     make: makes the jitted function.
-    *arguments: of the later calls; the shapes are the same each time.
+    *arguments: arguments of the later calls; the shapes are always the same.
 
   Returns:
-    As `compile_call`.
+    The same as `compile_call`.
   """
   model = options.model(case.model)
   key = name, dataclasses.replace(case, suite=""), options, model

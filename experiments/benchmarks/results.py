@@ -1,4 +1,4 @@
-"""What was measured: the timed arms of a case, their bounds and ratios."""
+"""The results of a case: its timed arms, their bounds and ratios."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ class Line:
   """The result of one arm: a program of ours or a baseline.
 
   Attributes:
-    name: of the arm.
+    name: name of the arm.
     times: its repeats; the work is tokens.
     needed: the work that the method needs at least, () if it is not known.
-    rates: of the machine, from the same repeats.
-    compilation: of one program of ours; None for a baseline and for an arm of
-      several programs.
+    rates: rates of the machine, from the same repeats.
+    compilation: compilation of one program of ours; None for a baseline and
+      for an arm of several programs.
     baseline: for a baseline, its versions, its peak memory and how well it
       agrees with ours; None for an arm of ours.
     compared_with: the arm of ours that does the same, for a baseline and for a
@@ -64,7 +64,7 @@ class Result:
 
   Attributes:
     case: the measured case.
-    rates: of the machine, from the same repeats.
+    rates: rates of the machine, from the same repeats.
     probes: the timings that the rates come from, by name.
     lines: the arms, ours before baselines.
   """
@@ -79,7 +79,7 @@ def compare(result: Result) -> dict[str, float]:
   """Compares the arms of a case with each other and with the machine.
 
   Args:
-    result: of the case.
+    result: result of the case.
 
   Returns:
     ``BASELINE / ours``: seconds of a baseline over those of the arm that does

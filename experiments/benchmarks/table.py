@@ -53,7 +53,7 @@ def as_text(result: Result) -> str:
   """Formats a case.
 
   Args:
-    result: of the case.
+    result: result of the case.
 
   Returns:
     A line for each arm, a line of ratios and of the machine's rates, and a

@@ -39,7 +39,7 @@ class Times:
   """The timed repeats of one arm.
 
   Attributes:
-    seconds: of each repeat, in order.
+    seconds: seconds of each repeat, in order.
     work: amount of work in one repeat.
   """
 

@@ -336,7 +336,7 @@ def optimizer(learning_rate: float, **changes) -> ConfigDict:
   """AdamW; see `pure_jax.training.optim.OptimConfig`.
 
   Args:
-    learning_rate: of the weights.
+    learning_rate: learning rate of the weights.
     **changes: other fields that differ from the defaults here.
 
   Returns:

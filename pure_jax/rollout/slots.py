@@ -260,7 +260,7 @@ def to_rollout(prompts: Prompts, completions: Completions) -> Rollout:
 
   Args:
     prompts: [P, L].
-    completions: of B rows, a multiple of P.
+    completions: completions of B rows, a multiple of P.
 
   Returns:
     The rollout.

@@ -110,7 +110,7 @@ def remove_oldest(folder: pathlib.Path, max_bytes: int) -> int:
   its time stamp, which a process killed in between leaves.
 
   Args:
-    folder: of compiled programs.
+    folder: folder of compiled programs.
     max_bytes: above this size, programs are removed until half of it is left.
 
   Returns:

@@ -254,7 +254,7 @@ def gather(
   """Takes values by their flat index, 0 where the index is -1.
 
   Args:
-    values: [B, n] of any dtype.
+    values: [B, n] values of any dtype.
     index: int32 of any shape, -1..B * n - 1.
     act_sharding: sharding of the batch; every device first gets all values.
 

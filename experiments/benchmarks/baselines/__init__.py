@@ -2,7 +2,7 @@
 
 Each runs as a process in an environment of its own (`process.py`), which
 executes a file of `scripts/`. It gets the same weights and the same batch, and
-what it computes is compared with ours before it is timed.
+its results are compared with ours before it is timed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ class Script:
   """How a program takes part in a suite.
 
   Attributes:
-    kind: prepares the program for a case and checks what it computes.
+    kind: prepares the program for a case and checks its results.
     file: in `scripts/`, run by its process.
   """
 
@@ -69,7 +69,7 @@ def check_names(names: Iterable[str]) -> None:
   """Checks that baselines exist.
 
   Args:
-    names: of baselines.
+    names: names of baselines.
 
   Raises:
     BenchmarkError: naming one that is not in `BASELINES`.
@@ -87,7 +87,7 @@ def check_baselines(
   """Checks that baselines can run.
 
   Args:
-    names: in `BASELINES`.
+    names: names in `BASELINES`.
     environments: folder of their environments; None only without names.
 
   Raises:
@@ -110,7 +110,7 @@ def run_baselines(
 
   Args:
     suite: name; baselines without a script for it are left out.
-    names: in `BASELINES`.
+    names: names in `BASELINES`.
     environments: folder of their environments; None only without names.
 
   Yields:

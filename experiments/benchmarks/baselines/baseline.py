@@ -1,4 +1,4 @@
-"""What all baselines share: a process, our weights, and a check of results."""
+"""Common parts of all baselines: a process, our weights, a check of results."""
 
 import pathlib
 import tempfile
@@ -21,7 +21,7 @@ class Baseline:
 
   Attributes:
     compared_with: name of that arm.
-    name: of the baseline.
+    name: name of the baseline.
     info: ``versions`` of its packages, ``peak_bytes`` of its process, and how
       well it agrees with ours; complete after the runs.
   """
@@ -49,7 +49,7 @@ class Baseline:
       The arm, timed by the baseline itself.
 
     Raises:
-      BenchmarkError: if it computes something else.
+      BenchmarkError: if the results differ.
     """
     raise NotImplementedError
 

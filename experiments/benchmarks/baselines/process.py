@@ -24,8 +24,8 @@ def make_environment(folder: pathlib.Path, name: str) -> None:
   """Makes an environment, or completes it.
 
   Args:
-    folder: of all environments.
-    name: of the environment; its packages are in `scripts/NAME.txt`.
+    folder: folder of all environments.
+    name: name of the environment; its packages are in `scripts/NAME.txt`.
 
   Raises:
     BenchmarkError: if a command fails.
@@ -46,8 +46,8 @@ def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
   """Returns the interpreter of an environment, whether it exists or not.
 
   Args:
-    folder: of all environments.
-    name: of the environment.
+    folder: folder of all environments.
+    name: name of the environment.
 
   Returns:
     The path.
@@ -80,7 +80,7 @@ class Process:
     """Starts the process.
 
     Args:
-      name: of the baseline.
+      name: name of the baseline.
       python: the interpreter of its environment.
       script: a file of `scripts/`, or the absolute path of another.
 
@@ -90,7 +90,7 @@ class Process:
     self.name = name
     check_python(python)
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 Closed on exit.
-    # It imports the packages of its environment only, and downloads nothing.
+    # It imports only the packages of its environment, and downloads nothing.
     variables = os.environ | {"HF_HUB_OFFLINE": "1"}
     variables.pop("PYTHONPATH", None)
     self._process = subprocess.Popen(
@@ -110,7 +110,7 @@ class Process:
       **arguments: JSON-like.
 
     Returns:
-      What the method returns.
+      The result of the method.
 
     Raises:
       BenchmarkError: with the last line of its errors, if the process died.

@@ -74,7 +74,7 @@ def draw_experience(case: Case, vocab_size: int) -> Experience:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What a trainer gets, and what it must compute.
+  """The inputs of a trainer, and the results that it must reproduce.
 
   Attributes:
     batch: fields of the batch as the script's `prepare` takes them.
@@ -107,7 +107,7 @@ class UpdateBaseline(Baseline):
 
     Raises:
       BenchmarkError: if in float32 one of the two differs by more than a
-        thousandth plus what rounding or the objectives account for.
+        thousandth plus the differences due to rounding or to the objectives.
     """
     self._load(case, options, (self.model_kind,))
     step = self._make_step(case, options, ours)

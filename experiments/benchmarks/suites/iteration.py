@@ -35,13 +35,13 @@ MOST_DRIFT = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class IterationReference:
-  """What a baseline must compute in an iteration.
+  """The results that a baseline must reproduce in an iteration.
 
   Attributes:
     lengths: [B] tokens of the responses that the iteration draws.
     correct: [B] float32, random outcomes.
-    scores: of the responses of `batches.draw_rollout`.
-    loss: of the first update on these responses.
+    scores: scores of the responses of `batches.draw_rollout`.
+    loss: loss of the first update on these responses.
     grad_norm: norm of its gradient.
   """
 

@@ -162,12 +162,12 @@ def check_same_tokens(
   """Checks that a sampler draws the tokens of the first, up to rounding.
 
   Args:
-    case: named in the message.
-    options: in float32 without rounded weights, keys or values, 90 % of the
-      tokens must be equal; else nothing is checked.
-    name: of the sampler.
-    rollout: what it drew.
-    first: what the first sampler drew.
+    case: the case, named in the message.
+    options: how the models run. In float32 without rounded weights, keys or
+      values, 90 % of the tokens must be equal; else nothing is checked.
+    name: name of the sampler.
+    rollout: the tokens that it drew.
+    first: the tokens that the first sampler drew.
 
   Raises:
     BenchmarkError: if fewer are equal.

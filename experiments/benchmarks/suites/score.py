@@ -20,7 +20,7 @@ SCORING = ScoreConfig(batches.MAX_STEPS)
 
 
 def step_spec(case: Case, options: Options) -> StepSpec:
-  """Specifies the scores of a case, and its update but for the credit.
+  """Specifies the scores of a case, and its update without the credit.
 
   Args:
     case: sizes.
@@ -86,7 +86,7 @@ def init_frozen(case: Case, options: Options) -> tuple[Any, Any]:
 
 
 def prm_prompts(rollout: Rollout) -> Prompts:
-  """Takes the policy's prompts as those of the PRM.
+  """Uses the policy's prompts as the PRM's prompts.
 
   Args:
     rollout: [B, C] responses.

@@ -35,7 +35,7 @@ def credit_config(case: Case) -> CreditConfig:
   """Configures the credit of updates: all defaults.
 
   Args:
-    case: gives the samples of a prompt, which are compared.
+    case: the case; credit compares the samples of its prompts.
 
   Returns:
     The config.
@@ -194,7 +194,7 @@ def check_applied(case: Case, metrics: Any) -> None:
 
   Args:
     case: named in the message.
-    metrics: of the update.
+    metrics: metrics of the update.
 
   Raises:
     BenchmarkError: if it was skipped.

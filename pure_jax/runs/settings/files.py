@@ -21,8 +21,8 @@ def check_format(
   """Raises ValueError unless a file of this format can be read.
 
   Args:
-    prefix: of the names of the two fields, such as "train_".
-    name: of the format.
+    prefix: prefix of the names of the two fields, such as "train_".
+    name: name of the format.
     fields: its mapping of fields, None for formats without one.
     allowed: names of formats.
   """

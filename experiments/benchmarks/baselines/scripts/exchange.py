@@ -42,7 +42,7 @@ def serve(script: object) -> None:
   Args:
     script: whose methods are called, by the name in the request.
   """
-  # What libraries print goes to stderr, not between the answers.
+  # The output of libraries goes to stderr, not between the answers.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
   for line in sys.stdin:

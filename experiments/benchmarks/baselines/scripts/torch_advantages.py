@@ -21,13 +21,13 @@ def advantages(
   """Computes the advantages of a batch in which every response has an answer.
 
   Args:
-    step_rewards: [B, S] of each step.
+    step_rewards: [B, S] reward of each step.
     step_counts: [B] steps of each row.
     step_index: [B, C] the step of each token.
     lengths: [B] tokens of each row.
     correct: [B] 1 for a correct answer, else 0.
     samples: G, rows of a prompt, at least 2.
-    temperature: of softmin.
+    temperature: temperature of softmin.
 
   Returns:
     [B, C], 0 after the end of a row.

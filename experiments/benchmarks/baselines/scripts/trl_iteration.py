@@ -25,7 +25,7 @@ class Credit:
 
   Attributes:
     correct: [B] 1 for a correct answer, else 0.
-    temperature: of softmin.
+    temperature: temperature of softmin.
     step_ids: ids by name: "eos" and "separator" end a step, and the PRM scores
       a step at "score".
     max_steps: steps of a response; later ones are merged into the last.
@@ -132,7 +132,7 @@ class Iteration:
       tokens: [P, L] prompts without padding.
       lengths: [B] tokens after which each of the P * samples rows ends.
       correct: [B] outcomes, 1 or 0.
-      credit_temperature: of softmin.
+      credit_temperature: temperature of softmin.
       step_ids: see `Credit`.
       max_steps: see `Credit`.
     """

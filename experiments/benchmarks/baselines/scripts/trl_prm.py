@@ -31,8 +31,8 @@ class PRMStep(trl_training.StepScript):
     Args:
       trainer: fields of `TrainerConfig`; all rows are one micro-batch.
       texts: ids of each row, without padding.
-      score_positions: of the score tokens in each row.
-      labels: of these tokens, 1 good, 0 bad.
+      score_positions: positions of the score tokens in each row.
+      labels: labels of these tokens, 1 good, 0 bad.
     """
     config = trl_training.TrainerConfig(**trainer)
     config = dataclasses.replace(config, micro_batches=1)

@@ -30,8 +30,9 @@ class TrainerStep(trl_training.StepScript):
       trainer: fields of `TrainerConfig`.
       prompts: [B, L] without padding, samples of one prompt contiguous.
       completions: [B, C] without padding.
-      advantages: [B, C] of tokens for GRPO, [B] of responses for RLOO.
-      old_logp: of the same shape, nats.
+      advantages: [B, C] advantages of tokens for GRPO, [B] of responses for
+        RLOO.
+      old_logp: log-probs of the same shape, nats.
     """
     config = trl_training.TrainerConfig(**trainer)
     self.trainer = trl_trainers.make_trainer(config, self.model, self.dtype)

@@ -22,9 +22,9 @@ def make_trainer(
   """Makes a trainer that is ready for a step.
 
   Args:
-    config: of the trainer.
+    config: config of the trainer.
     model: the policy, in float32.
-    dtype: of products.
+    dtype: dtype of products.
 
   Returns:
     The trainer.
@@ -57,12 +57,12 @@ def split(
   """Splits a batch into micro-batches.
 
   Args:
-    trainer: on whose device they shall be.
-    micro_batches: how many.
+    trainer: the trainer, whose device gets them.
+    micro_batches: number of micro-batches.
     **batch: arrays of B rows; prompts have no padding.
 
   Returns:
-    For each the fields that the trainer's loss reads.
+    For each micro-batch, the fields that the trainer's loss reads.
   """
   batch = {"prompt_mask": torch.ones_like(batch["prompt_ids"]), **batch}
   device = trainer.accelerator.device

@@ -1,4 +1,4 @@
-"""What the baselines that train with TRL share: a tokenizer and a step."""
+"""Common parts of the baselines that train with TRL: a tokenizer and a step."""
 
 import dataclasses
 import tempfile
@@ -18,9 +18,9 @@ class TrainerConfig:
   Attributes:
     algorithm: "grpo", "rloo" or "prm".
     rows: B, samples of one prompt contiguous.
-    samples: of each prompt.
+    samples: samples of each prompt.
     new_tokens: C.
-    micro_batches: of the batch; a divisor of the rows.
+    micro_batches: micro-batches of the batch; a divisor of the rows.
     pad_id: id of padding.
     remat: whether layers are computed again for the backward pass.
     optimizer: fields of transformers' TrainingArguments.
@@ -59,7 +59,7 @@ def number_tokenizer(
   """Makes a tokenizer with numbers as words, for a trainer that needs one.
 
   Args:
-    vocab_size: how many words.
+    vocab_size: number of words.
     pad_id: id of padding.
 
   Returns:
@@ -92,11 +92,11 @@ class StepScript:
   """Takes steps on a batch; a subclass prepares trainer and batch.
 
   Attributes:
-    dtype: of products.
+    dtype: dtype of products.
     model: in float32.
     trainer: set by `prepare`.
     batches: its micro-batches, set by `prepare`.
-    scale: of the losses of micro-batches, whose sum is the loss.
+    scale: factor of the losses of micro-batches, whose sum is the loss.
   """
 
   dtype: str
