@@ -194,7 +194,7 @@ def read_options() -> Options:
 
 
 def main(argv: list[str]) -> None:
-  """Measures what the flags name; an error ends in a sentence."""
+  """Measures the cases of the flags; an error ends with a message."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   try:

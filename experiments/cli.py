@@ -1,7 +1,7 @@
 """Command lines of the scripts: flags, errors and exit status.
 
-A script calls `run(main)`. An expected failure ends it with one sentence
-instead of a traceback.
+A script calls `run(main)`. An expected failure ends it with a message instead
+of a traceback.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def run(
   required: Sequence[str] = ("config", "workdir"),
   keeps_programs: bool = True,
 ) -> None:
-  """Runs a script; expected failures end it with a sentence and no traceback.
+  """Runs a script; expected failures end it with a message and no traceback.
 
   Ctrl-C ends it with exit status 130. SIGTERM ends it with 75 ("try again
   later") if a loop was running, whose last step is then saved, and with 143

@@ -150,7 +150,7 @@ def reinforce_pp_advantages(
 
   Args:
     outcome: [B] float, reward of each response.
-    token_penalty: [B, C] float, what each token costs, such as
+    token_penalty: [B, C] float, cost of each token, such as
       coefficient * KL.
     completion_mask: [B, C] bool, True on generated tokens.
 

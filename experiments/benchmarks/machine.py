@@ -73,7 +73,7 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
   """Makes programs that read an array once: the fastest gives the bandwidth.
 
   Which one is fastest depends on the machine and the compiler. The array is
-  float32 whatever the dtype of the weights, since a CPU would spend time on
+  float32 for weights of any dtype, since a CPU would spend time on
   converting bfloat16.
 
   Args:

@@ -42,8 +42,8 @@ class Options:
   Attributes:
     dtype: compute dtype of matrix products.
     rows_at_a_time: most rows in a micro-batch of scores and updates.
-    remat: what the backward pass keeps, see `ModelConfig`. On a CPU nothing
-      was faster than "dots" for a model that scans its layers
+    remat: activations that the backward pass keeps, see `ModelConfig`. On a
+      CPU nothing was faster than "dots" for a model that scans its layers
       (docs/speed.md).
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.

@@ -49,7 +49,7 @@ class Line:
 
   @property
   def flops_per_second(self) -> float:
-    """Rate of the products that the method needs, whatever was computed."""
+    """Rate of the products that the method needs, not of those computed."""
     return sum(phase.flops for phase in self.needed) / self.times.median
 
   @property

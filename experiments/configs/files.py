@@ -16,7 +16,7 @@ A file of another format needs a mapping, from the fields of
 
 In a config file the mapping is a `ConfigDict`.
 
-This config itself has not been run.
+This config itself is not yet run.
 """
 
 from configs import base

@@ -20,7 +20,7 @@ weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and
 epochs: a file with more rows is read less often. One problem in a hundred is
 held out, so the same number of updates covers 1 % more epochs.
 
-This config has not been run. docs/scaling.md says how to use more devices.
+This config is not yet run. docs/scaling.md says how to use more devices.
 """
 
 from configs import base, files, paper

@@ -47,7 +47,7 @@ def write_json_atomic(path: str | os.PathLike, data: Any) -> None:
 
   Args:
     path: the file; its folder must exist.
-    data: what `json` can represent, without NaN or infinity.
+    data: JSON-like, without NaN or infinity.
 
   Raises:
     TypeError: for a value that JSON does not know.

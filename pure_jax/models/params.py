@@ -179,7 +179,7 @@ def _declare_adapters(
 ) -> dict[str, Weight]:
   """Declares two factors per matrix: [in, r], and [r, out], initially zero.
 
-  They are float32 whatever the dtype of the matrix, because small updates would
+  They are float32 for a matrix of any dtype, because small updates would
   vanish in bfloat16.
   """
   adapters = {}

@@ -45,8 +45,8 @@ def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
   """Declares a PRM: the trunk and ``score``, a kernel [D, 2] and a bias [2].
 
   Args:
-    config: the trunk's architecture; no language-model head is declared,
-      whatever its tied_embeddings.
+    config: the trunk's architecture; no language-model head is declared, also
+      if its embeddings are not tied.
     extra_layers: layers beyond config.num_layers.
 
   Returns:

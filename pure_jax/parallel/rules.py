@@ -182,7 +182,7 @@ class Constrainer:
   Attributes:
     mesh: the devices.
     rules: name of a rule set.
-    unsplit: logical axes that are not split, whatever the rules say.
+    unsplit: logical axes that are not split, even if a rule splits them.
   """
 
   mesh: Mesh

@@ -80,7 +80,7 @@ class StopTable:
   """A deterministic automaton over token ids that recognises stop texts.
 
   A text such as ``\\boxed{4}`` can be cut into tokens in many ways. The state
-  of the automaton is what has been read of the text so far; one table lookup
+  of the automaton says how much of the text has been read; one table lookup
   per token gives the next state, so the sampling loop handles no text.
   `pure_jax.host.text.stop_texts` builds the table from a tokenizer.
 

@@ -23,7 +23,7 @@ from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
-# Errors in what the user gave, or in a file of the run. Their messages say what
+# Errors in the user's input, or in a file of the run. Their messages say what
 # to do, so no stack trace is printed.
 USER_ERRORS = (
   ConfigError,

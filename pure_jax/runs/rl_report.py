@@ -78,7 +78,7 @@ class Iteration:
 
 
 def rewind(run: Run, done: int) -> None:
-  """Removes what was logged after a number of iterations.
+  """Removes the logs after a number of iterations.
 
   Args:
     run: the open run.

@@ -84,7 +84,7 @@ def open_run(
     # Not for real models: batches of many shapes would fragment one heap.
     allocator.keep_freed_memory()
   config = dataclasses.asdict(settings)
-  # A resumed run must not change what it started from.
+  # Recorded, so that a resumed run cannot name another start.
   config["start"] = start and str(pathlib.Path(start).absolute())
   if settings.files is not None:
     config["contents"] = contents(settings.files)

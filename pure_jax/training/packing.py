@@ -179,8 +179,8 @@ def place_texts(
 ) -> tuple[Array, Array]:
   """Places texts first-fit decreasing: the longest first, in the first row.
 
-  Ties are broken by order, so every process gets the same rows. All rows but
-  one are more than half full, whatever the lengths.
+  Ties are broken by order, so every process gets the same rows. For any
+  lengths, all rows but one are more than half full.
 
   >>> row, start = place_texts(jnp.array([3, 6, 5, 4]), 9)
   >>> row.tolist(), start.tolist()

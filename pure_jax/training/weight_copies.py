@@ -92,7 +92,7 @@ def make_int8_copy(
   source: sharding.Layout,
   target: sharding.Layout,
 ) -> Callable[[Any], Any]:
-  """Does what `make_compute_copy` does, with the layers' matrices in int8.
+  """Copies weights like `make_compute_copy`, with the layers' matrices in int8.
 
   The matrices are rounded from the weights as they are stored, not from their
   copy in the compute dtype.

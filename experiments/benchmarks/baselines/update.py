@@ -38,7 +38,7 @@ def trainer_fields(
 
   Args:
     case: sizes.
-    options: rows of a micro-batch, and what is recomputed.
+    options: rows of a micro-batch, and rematerialisation.
     algorithm: "grpo", "rloo" or "prm".
 
   Returns:

@@ -2,7 +2,7 @@
 
 Orbax writes the arrays: sharded, in its own threads while training goes on,
 and atomically, as a folder that is renamed when it is complete. This module
-adds what Orbax lacks:
+adds functions that Orbax lacks:
 
 * Every leaf is stored under its path, with shape and dtype in a JSON record. A
   restore into another model names the leaf that differs instead of casting it.

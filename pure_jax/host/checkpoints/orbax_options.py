@@ -1,4 +1,4 @@
-"""How Orbax is set up: which checkpoints it preserves, what it logs."""
+"""Options of Orbax: the checkpoints that it preserves, and its logging."""
 
 import contextlib
 import dataclasses
@@ -94,7 +94,7 @@ class _SubsetPolicy:
 
 @contextlib.contextmanager
 def quiet_logging() -> Iterator[None]:
-  """Hides what Orbax logs to absl's logger, including from its threads.
+  """Hides the messages of Orbax in absl's logger, including its threads'.
 
   It logs progress, and stack traces of errors that it raises as well.
 

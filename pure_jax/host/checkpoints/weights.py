@@ -34,7 +34,7 @@ def save_tree(
 
 
 def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
-  """Loads what `save_tree` saved, bit for bit.
+  """Loads a tree that `save_tree` saved, bit for bit.
 
   Args:
     path: the folder.

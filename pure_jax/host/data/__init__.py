@@ -9,5 +9,5 @@ A file goes through these modules in order:
   batches       which rows come next, and padding of token ids
 
 `world/` generates the embedded arithmetic world instead of reading files.
-`storage` holds what both kinds of data sets need from TFDS.
+`storage` has the parts of TFDS that both kinds of data sets use.
 """

@@ -27,7 +27,7 @@ class DataError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A problem and what its source says about the answer.
+  """A problem, with the facts about its answer that the source gives.
 
   Attributes:
     id: unique within a data set.

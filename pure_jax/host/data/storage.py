@@ -128,7 +128,7 @@ def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
 
   Args:
     record: `Problem` or `LabelledSolution`.
-    example: what TFDS returns for an example of `encode_record`.
+    example: the result of TFDS for an example of `encode_record`.
 
   Returns:
     The record.

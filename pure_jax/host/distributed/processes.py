@@ -141,7 +141,7 @@ def raise_on_any_error(error: str | None) -> None:
   Every process must call it.
 
   Args:
-    error: what is wrong in this process, or None.
+    error: text of the error of this process, or None.
 
   Raises:
     ProcessesError: with the error of the first process that has one.
@@ -160,8 +160,8 @@ def require_same(text: str, what: str) -> None:
   Every process must call it.
 
   Args:
-    text: what must be equal, such as a config as JSON.
-    what: its name in the message, in the plural.
+    text: the text that must be equal, such as a config as JSON.
+    what: name of the text in the message, in the plural.
 
   Raises:
     ProcessesError: in every process, if one differs from process 0.

@@ -67,7 +67,8 @@ class Watchdog:
 
     Args:
       address: host name or address at which all processes reach process 0.
-      on_loss: called in a thread with what happened to another process.
+      on_loss: called in a thread, with a text that says how another process
+        ended.
     """
     self._on_loss, self._leaving = on_loss, False
     self._connections: list[socket.socket] = []

@@ -73,7 +73,7 @@ class RecordFile(Generic[Kind]):
     return self
 
   def __exit__(self, *unused: object) -> None:
-    # `append` has raised for what could not be written.
+    # `append` has raised for records that could not be written.
     with contextlib.suppress(OSError):
       self._file.close()
 

@@ -43,8 +43,8 @@ def softmin_outcome(
   """Sums the rewards of Eq. 5: a soft minimum over the steps of a response.
 
   Σᵢ softmax(−r/T)ᵢ rᵢ (https://arxiv.org/abs/2504.15275, Eq. 5). Metrics of
-  every run use this number, whatever form of credit the run trains with. It
-  equals the sum of `credit.softmin_rewards`, which computes in float32 on the
+  every run use this number, for every form of credit in training. It equals
+  the sum of `credit.softmin_rewards`, which computes in float32 on the
   devices; metrics are float64 on the host.
 
   Args:

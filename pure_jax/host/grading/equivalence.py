@@ -83,7 +83,7 @@ class RefusedError(BaseException):
 def normalize(answer: str) -> str:
   r"""Rewrites an answer in a common spelling of LaTeX.
 
-  It changes only what has no meaning: minus signs, sizes of brackets and
+  It changes only parts without meaning: minus signs, sizes of brackets and
   fractions, thin spaces, ``{,}`` between digits, dollars around the whole, a
   full stop at the end, runs of white space.
 
@@ -208,9 +208,9 @@ def equivalent(
 def start_worker() -> None:
   """Prepares a process for grading.
 
-  It imports and warms up what `equivalent` needs, outside the limits of items.
-  From then on, compiling text, writing files, starting processes and opening
-  connections raise a `RefusedError` in this process.
+  It imports and warms up the libraries of `equivalent`, outside the limits of
+  items. From then on, compiling text, writing files, starting processes and
+  opening connections raise a `RefusedError` in this process.
   """
   logging.disable(logging.CRITICAL)
   # sympy imports it late, and reads names of units as strings then.

@@ -40,7 +40,7 @@ class Outcome:
   """The result of an item.
 
   Attributes:
-    value: what the function returned; None if it did not return.
+    value: result of the function; None if it did not return.
     timed_out: whether it was stopped at the time limit.
     failure: why there is no value: "raised NAME", "out of memory" or "crashed
       (status)". None if there is a value, or if it timed out.

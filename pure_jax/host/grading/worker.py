@@ -33,7 +33,7 @@ def main() -> None:
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends its workers.
   signal.setitimer(signal.ITIMER_REAL, options["start_seconds"])
-  # The function, and what it calls, must not use the pipes.
+  # The function and the code that it calls must not use the pipes.
   requests = os.fdopen(os.dup(0), encoding="ascii")
   replies = os.fdopen(os.dup(1), "w", encoding="ascii")
   _redirect_to_nowhere(0, 1)

@@ -69,7 +69,7 @@ class Progress:
     """Writes lines above the bar.
 
     Args:
-      text: what to write.
+      text: the lines.
     """
     if not self._bar.disable:
       tqdm.tqdm.write(text, file=sys.stderr)

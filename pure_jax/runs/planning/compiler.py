@@ -97,7 +97,7 @@ def compile_stage(
   """Compiles a stage, which is one program or several, and counts its costs.
 
   Args:
-    stage: what to compile.
+    stage: the stage.
     devices: number of devices that run it.
     path: gzip file for the text of the compiled program; None to write none.
       If the stage has several programs, the name of each is added.

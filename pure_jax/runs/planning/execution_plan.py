@@ -71,7 +71,7 @@ class ExecutionPlan:
     return dataclasses.replace(half, slots=half_rows)
 
   def of_rollout(self) -> "ExecutionPlan":
-    """Drops what does not change the rollout.
+    """Drops the parts that do not change the rollout.
 
     Returns:
       The plan in one micro-batch.
@@ -79,7 +79,7 @@ class ExecutionPlan:
     return dataclasses.replace(self, micro_batches=1)
 
   def of_training(self) -> "ExecutionPlan":
-    """Drops what does not change scores and update.
+    """Drops the parts that do not change scores and update.
 
     Returns:
       The plan with rollouts in the layout of training, in one batch.

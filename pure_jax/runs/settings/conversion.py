@@ -2,7 +2,7 @@
 
 A config file fills a `ml_collections.ConfigDict`; `settings_from_config` turns
 it into `Settings` or another dataclass. An unknown, missing, mistyped or
-impossible value raises `ConfigError` with a sentence. Dataclasses of settings
+impossible value raises `ConfigError` with a message. Dataclasses of settings
 and of the library nest freely: each validates itself as it is made.
 """
 
@@ -82,7 +82,7 @@ def _check_derived(values: dict, built: Any, path: str) -> None:
 
 
 def _convert(kind: Any, value: Any, path: str) -> Any:
-  """One value of a declared type; ints pass as floats, nothing else bends."""
+  """Converts a value to its declared type; only ints are accepted as floats."""
   if isinstance(kind, types.UnionType):
     # A flag cannot give None to a text field: it arrives as "None".
     if value in (None, "None") and type(None) in typing.get_args(kind):

@@ -146,5 +146,5 @@ class Task(Protocol):
     ...
 
   def close(self) -> None:
-    """Closes what the task opened."""
+    """Closes the resources of the task."""
     ...

@@ -42,7 +42,7 @@ def generate_arguments(
 
   Args:
     prompts: [P, L] ids without padding.
-    request: what to generate.
+    request: the batch to generate.
 
   Returns:
     The arguments by name.

@@ -5,8 +5,8 @@ To add a format:
 1. Write a module here with a function `parse(row, number) -> list of records`.
    Read the row with the functions of `fields`: they raise a ValueError that
    names the field. Return [] to leave a row out.
-2. Make a `Format` of it, with version 1. Raise the version with every change of
-   what `parse` returns: prepared data sets are looked up by it.
+2. Make a `Format` of it, with version 1. Raise the version with every change
+   of the results of `parse`: prepared data sets are looked up by it.
 3. Add the format to `named.FORMATS`. Configs and flags then accept its name.
 4. Test it on rows written by hand: tests/host/data/test_problems.py.
 
@@ -29,7 +29,7 @@ class Format:
 
   Attributes:
     name: names the prepared data set: letters, digits and underscores.
-    version: raised with every change of what `parse` returns.
+    version: raised with every change of the results of `parse`.
     record: the record it makes, `Problem` or `LabelledSolution`.
     parse: (raw row, its number from 0 within the split) -> records. An empty
       list leaves the row out. A ValueError says why the row is malformed.

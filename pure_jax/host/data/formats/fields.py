@@ -72,7 +72,7 @@ def checked_text(content: Any, name: str) -> str:
 
   Args:
     content: the value.
-    name: what the error message calls it.
+    name: name of the value in the error message.
 
   Returns:
     The stripped text.

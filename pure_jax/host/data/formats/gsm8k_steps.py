@@ -20,8 +20,8 @@ which a program can check. The rules:
 3. **A solution is right** if its final answer is the reference's number.
 4. **In a right solution** a step is bad if an annotation is false, not labelled
    if an annotation has no verdict, and good otherwise.
-5. **In a wrong solution** all annotations may be true and the error lies in the
-   choice of what to compute. A step is good only if it has annotations, all of
+5. **In a wrong solution** all annotations may be true and the error lies in
+   the choice of operations. A step is good only if it has annotations, all of
    them are true, the reference computes each of their results too (to within
    0.005), and the same holds for all annotated steps before it. A step with a
    false annotation is bad, and so is the final answer. All other steps are not

@@ -7,9 +7,9 @@ right, one equation per step, and ends with a box::
 
 The teachers make mistakes (slips, wrong operands, a misconception that most of
 them share, skipping to the answer) and write vacuous sentences. Labels in the
-style of PRM800K call a vacuous step good, because it claims nothing false. This
-is what sum-form credit can exploit: it pays for every good step, whether or not
-the step does anything.
+style of PRM800K call a vacuous step good, because it claims nothing false.
+Sum-form credit can be exploited by such steps: it pays for every good step,
+whether or not the step does anything.
 """
 
 import dataclasses

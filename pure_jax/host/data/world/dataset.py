@@ -57,7 +57,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   """
 
   # A prepared data set is looked up by version and config only. Raise the
-  # version with every change of what `make_example` or `label_steps` return.
+  # version with every change of the results of `make_example` or `label_steps`.
   VERSION = tfds.core.Version("1.5.0")
   RELEASE_NOTES = {  # noqa: RUF012
     "1.5.0": "A record holds many examples; the examples are the same.",

@@ -52,7 +52,7 @@ class Collective:
 def read_collective(
   computation: Computation, instruction: Instruction, devices: int
 ) -> tuple[str, Collective] | None:
-  """Reads what one run of a collective exchanges.
+  """Reads the bytes that one run of a collective exchanges.
 
   Args:
     computation: computation that holds the instruction.

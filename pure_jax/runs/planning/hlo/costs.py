@@ -151,7 +151,7 @@ class _Total:
   def _add_instruction(
     self, computation: Computation, instruction: Instruction, times: float
   ) -> None:
-    """Adds the products of an instruction and what it sends."""
+    """Adds the products of an instruction and the bytes it sends."""
     self.flops += times * product_flops(computation, instruction)
     exchange = read_collective(computation, instruction, self.devices)
     if exchange is not None:

@@ -2,7 +2,7 @@
 
 The CPU compiler writes trip counts into the text. The TPU compiler does not.
 Its trip counts are derived from the loop: the condition ``i + a < n``, the
-value that ``i`` starts from, and what the body adds to it.
+first value of ``i``, and the number that the body adds to it.
 """
 
 import dataclasses

@@ -2,9 +2,10 @@
 
 `jax.stages.Compiled.as_text()` prints computations: the entry, the bodies and
 conditions of loops, and fused computations. Each is a list of instructions
-with a type, an opcode, operands and attributes. The parser reads what costs
-depend on, from the CPU compiler and from the TPU compiler. The TPU compiler
-also writes tiles and memory spaces, ``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
+with a type, an opcode, operands and attributes. The parser reads the parts
+that costs depend on, in the texts of the CPU compiler and of the TPU compiler.
+The TPU compiler also writes tiles and memory spaces,
+``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
 """
 
 import dataclasses
