@@ -276,12 +276,12 @@ def _insert_scores(
   has_stem = separator & jnp.asarray(table.has_stem)[tokens]
   # At a step end the score token replaces a bare separator (both halves, if
   # there are two) and follows any other token. Elsewhere tokens stay.
-  given_way = steps.end_mask & _is_bare(tokens, table)
+  replaced = steps.end_mask & _is_bare(tokens, table)
   half = jnp.asarray(table.half)[tokens]
   second = jnp.concatenate(
-    [(given_way & half)[:, 1:], jnp.zeros_like(half[:, :1])], axis=1
+    [(replaced & half)[:, 1:], jnp.zeros_like(half[:, :1])], axis=1
   )
-  content = completion_mask & ~given_way & ~(half & second)
+  content = completion_mask & ~replaced & ~(half & second)
   content_id = jnp.where(
     steps.end_mask & has_stem, jnp.asarray(table.stem)[tokens], tokens
   )

@@ -73,7 +73,7 @@ _FORBIDDEN_EVENTS = (
 _COMPILES_CODE = ("sympy/polys/monomials.py",)
 
 
-class RefusedError(BaseException):
+class ForbiddenCallError(BaseException):
   """An answer tried to execute code or to reach files, processes or network.
 
   Not an Exception, which math-verify would take for a failed comparison.
@@ -210,7 +210,7 @@ def start_worker() -> None:
 
   It imports and warms up the libraries of `equivalent`, outside the limits of
   items. From then on, compiling text, writing files, starting processes and
-  opening connections raise a `RefusedError` in this process.
+  opening connections raise a `ForbiddenCallError` in this process.
   """
   logging.disable(logging.CRITICAL)
   # sympy imports it late, and reads names of units as strings then.
@@ -296,14 +296,14 @@ def _forbid(event: str, arguments: tuple[Any, ...]) -> None:
   """Audit hook that raises for everything that a comparison need not do."""
   if event == "compile":
     if not (_is_number_source(arguments[0]) or _is_library_code()):
-      raise RefusedError("An answer must not be executed.")
+      raise ForbiddenCallError("An answer must not be executed.")
   elif event == "open":
     mode, flags = arguments[1:]
     writes = set("wax+") & set(mode) if mode else flags & 0o3
     if writes and arguments[0] != "/dev/null":
-      raise RefusedError("A grader must not write files.")
+      raise ForbiddenCallError("A grader must not write files.")
   elif event.startswith(_FORBIDDEN_EVENTS):
-    raise RefusedError(f"A grader must not call {event}.")
+    raise ForbiddenCallError(f"A grader must not call {event}.")
 
 
 def _is_number_source(source: Any) -> bool:

@@ -87,7 +87,7 @@ class CompiledStage:
     return None
 
 
-class _RefusedError(Exception):
+class _OutOfMemoryError(Exception):
   """The compiler has refused a program of an engine."""
 
 
@@ -211,14 +211,14 @@ def _compile_engine(
       )
     )
     if outputs is None:
-      raise _RefusedError
+      raise _OutOfMemoryError
     costs = add_costs(costs, compiled.costs, call.times)
     return outputs
 
   try:
     call_programs(stage, compile_call)
     reported = max(programs, key=lambda program: program.total_bytes)
-  except _RefusedError:
+  except _OutOfMemoryError:
     reported, costs = programs[-1], None
   return dataclasses.replace(
     reported,

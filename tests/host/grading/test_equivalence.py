@@ -269,7 +269,9 @@ def attempt(act):
     check=True,
   )
   results = dict(zip(lines, done.stdout.split(), strict=True))
-  forbidden = [line for line, word in results.items() if word == "RefusedError"]
+  forbidden = [
+    line for line, word in results.items() if word == "ForbiddenCallError"
+  ]
   assert forbidden == FORBIDDEN.split("\n")[1:-1], results
-  assert set(results.values()) == {"RefusedError", "done"}, results
+  assert set(results.values()) == {"ForbiddenCallError", "done"}, results
   assert list(tmp_path.iterdir()) == [script]
