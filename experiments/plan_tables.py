@@ -172,13 +172,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if not options.fits and not options.scaling:
     parser.error("name plans with --fits or --scaling")
-  if options.fits:
-    print(fit_table(read_plans(options.fits)))
-  if options.scaling:
-    plans = read_plans(options.scaling)
-    print(scaling_table(plans))
+  try:
+    fits = read_plans(options.fits or [])
+    scaling = read_plans(options.scaling or [])
+  except OSError as error:
+    parser.error(f"{error.filename} cannot be read: {error.strerror}")
+  except (KeyError, TypeError, ValueError) as error:
+    parser.error(f"a file is no plan that plan.py --json wrote: {error!r}")
+  if fits:
+    print(fit_table(fits))
+  if scaling:
+    print(scaling_table(scaling))
     if options.plot:
-      plot_scaling(plans, options.plot)
+      plot_scaling(scaling, options.plot)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,10 @@ def plan(chips, compiled=True):
     "chips": chips,
     "topology": f"v5p:{chips}",
     "rows": 8 * chips,
-    "flags": [f"--config.mesh.fsdp={chips}", '--config.rl.mesh={"data": 1}'],
+    "flags": [
+      f"--config.mesh.fsdp={chips}",
+      '--config.rl.rollout_mesh={"data": 1}',
+    ],
     "fits": compiled,
     "limit_bytes": 16 * 2**30,
     "step_seconds": 6.0 if compiled else None,
@@ -65,7 +68,7 @@ def test_plans_that_fit_are_listed_by_the_size_of_their_slice(files, capsys):
   assert "| **no** | 1.0 / 2.0 / 3.0, 16.0 | – | – | – |" in lines[2]
   yes = "| yes | 1.0 / 2.0 / 3.0, 16.0 | 6 | 1,234 | update, network |"
   assert yes in lines[3]
-  flags = """  --config.mesh.fsdp=16 '--config.rl.mesh={"data": 1}\'"""
+  flags = """  --config.mesh.fsdp=16 '--config.rl.rollout_mesh={"data": 1}\'"""
   assert lines[5:9] == ["", "```text", "# plan_16", flags]
 
 
@@ -87,3 +90,23 @@ def test_the_tables_in_the_documentation_are_those_of_the_kept_plans(capsys):
   for option, pattern in (("--fits", "qwen*"), ("--scaling", "weak_*")):
     for line in run(capsys, option, *sorted(plans.glob(f"{pattern}.json"))):
       assert line in text
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (None, "none.json cannot be read: No such file"),
+    ("{}", "a file is no plan that plan.py --json wrote: KeyError"),
+    ("[", "a file is no plan that plan.py --json wrote: JSONDecodeError"),
+  ],
+)
+def test_a_file_that_is_no_plan_ends_with_a_message(
+  text, message, tmp_path, capsys
+):
+  path = tmp_path / "none.json"
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(SystemExit) as ended:
+    plan_tables.main(["--fits", str(path)])
+  assert ended.value.code == 2
+  assert message in capsys.readouterr().err
