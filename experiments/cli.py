@@ -103,9 +103,10 @@ def run(
 ) -> None:
   """Runs a script; expected failures end it with a message and no traceback.
 
-  Ctrl-C ends it with exit status 130. SIGTERM ends it with 75 ("try again
-  later") if a loop was running, whose last step is then saved, and with 143
-  otherwise. In each case the same command continues the run.
+  Ctrl-C ends it with exit status 130, in a loop after the current step. SIGTERM
+  ends it with 75 ("try again later") if a loop was running, whose last step is
+  then saved, and with 143 otherwise. In each case the same command continues
+  the run.
 
   Args:
     main: takes the words of the command line.

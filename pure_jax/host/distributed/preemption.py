@@ -30,11 +30,12 @@ class Preempted(Exception):  # noqa: N818 -- a requested stop is no error
 
 
 class StopRequest:
-  """Records whether SIGTERM has come since a loop began."""
+  """Records whether SIGTERM or Ctrl-C has come since a loop began."""
 
   def __init__(self):
     """Starts without a request."""
     self._received = False
+    self._interrupted = False
 
   def handle_signal(self, number: int, frame: Any) -> None:
     """Records the request; used as a signal handler.
@@ -46,12 +47,36 @@ class StopRequest:
     del number, frame
     self._received = True
 
+  def handle_interrupt(self, number: int, frame: Any) -> None:
+    """Records Ctrl-C; used as a signal handler. A second Ctrl-C raises.
+
+    Raised at once, KeyboardInterrupt can be lost: Python ignores exceptions in
+    callbacks of its garbage collector, and jax has one.
+
+    Args:
+      number: number of the signal.
+      frame: stack frame of the interrupted code.
+    """
+    del number, frame
+    if self._interrupted:
+      raise KeyboardInterrupt
+    self._interrupted = True
+
+  def raise_if_interrupted(self) -> None:
+    """Raises KeyboardInterrupt if Ctrl-C has come."""
+    if self._interrupted:
+      raise KeyboardInterrupt
+
   def requested(self) -> bool:
     """Returns whether any process of the run received SIGTERM.
 
     Every process must call it after the same step, so that all of them stop
     there.
+
+    Raises:
+      KeyboardInterrupt: if this process received Ctrl-C.
     """
+    self.raise_if_interrupted()
     if jax.process_count() == 1:
       return self._received
     received = multihost_utils.process_allgather(np.array(self._received))
@@ -104,7 +129,10 @@ def raise_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
-  """Lets a loop finish and save its current step after SIGTERM.
+  """Lets a loop finish its current step after SIGTERM or Ctrl-C.
+
+  After SIGTERM the loop saves the step. After Ctrl-C it ends without a save; a
+  second Ctrl-C ends it within the step.
 
   It needs an enclosing `raise_on_sigterm`. A loop that takes too long to reach
   its next check is killed by the sender's SIGKILL; its last checkpoint
@@ -114,6 +142,7 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     The request that the loop checks after each step.
 
   Raises:
+    KeyboardInterrupt: at the end, if Ctrl-C came after the last check.
     Terminated: at the start, if an earlier SIGTERM was swallowed.
   """
   stop = StopRequest()
@@ -124,10 +153,16 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     yield stop
     return
   signal.signal(signal.SIGTERM, stop.handle_signal)
+  interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  if interrupts:
+    signal.signal(signal.SIGINT, stop.handle_interrupt)
   try:
     yield stop
   finally:
     signal.signal(signal.SIGTERM, _raise_terminated)
+    if interrupts:
+      signal.signal(signal.SIGINT, signal.default_int_handler)
+  stop.raise_if_interrupted()
 
 
 @contextlib.contextmanager

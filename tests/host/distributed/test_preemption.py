@@ -66,6 +66,48 @@ def test_a_loop_finishes_its_step_after_sigterm():
   assert steps == [0, 1, 2]
 
 
+def test_a_loop_ends_after_the_step_in_which_ctrl_c_came():
+  """Even where the code that it interrupts ignores exceptions."""
+  steps = []
+  with (
+    preemption.raise_on_sigterm(),
+    pytest.raises(KeyboardInterrupt),
+    preemption.graceful_shutdown() as stop,
+  ):
+    for step in range(5):
+      with contextlib.suppress(BaseException):
+        if step == 2:
+          signal.raise_signal(signal.SIGINT)
+      steps.append(step)
+      assert not stop.requested()
+  assert steps == [0, 1, 2]
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_ends_the_step():
+  done = []
+  with (
+    preemption.raise_on_sigterm(),
+    pytest.raises(KeyboardInterrupt),
+    preemption.graceful_shutdown(),
+  ):
+    signal.raise_signal(signal.SIGINT)
+    done.append("after the first")
+    signal.raise_signal(signal.SIGINT)
+    done.append("after the second")
+  assert done == ["after the first"]
+
+
+def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
+  with (
+    preemption.raise_on_sigterm(),
+    pytest.raises(KeyboardInterrupt),
+    preemption.graceful_shutdown() as stop,
+  ):
+    assert not stop.requested()
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_sigterm_outside_a_loop_is_raised_at_once():
   with preemption.raise_on_sigterm(), pytest.raises(preemption.Terminated):
     with preemption.graceful_shutdown() as stop:
