@@ -13,8 +13,8 @@ import jax
 
 from pure_jax.models import kv_cache
 from pure_jax.rollout import generation
-from pure_jax.rollout import slots as slots_lib
 from pure_jax.rollout.generation import GenerationSpec
+from pure_jax.rollout.slots import start_prompts, write_completions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,29 +63,20 @@ class EngineSpec:
   out_shardings: jax.sharding.Sharding | None = None
 
   def num_starting_prompts(self, num_prompts: int) -> int:
-    """Counts the prompts that a batch starts with.
+    """Counts the prompts that a batch of P prompts starts with.
 
-    Args:
-      num_prompts: P, prompts of the batch.
-
-    Returns:
-      The number of prompts that fill the slots, a multiple of the shards. It
-      exceeds P if the shards do not divide P.
+    They fill the slots. Their number is a multiple of the shards, and exceeds
+    P if the shards do not divide P.
     """
     fitting = self.config.slots // (self.shards * self.group_size)
     per_shard = min(fitting, -(-num_prompts // self.shards))
     return max(per_shard, 1) * self.shards
 
   def ring_length(self, tokens: int) -> int:
-    """Computes the length of a ring that holds so many generated tokens.
+    """Counts the entries of a ring that holds so many generated tokens.
 
-    Args:
-      tokens: generated tokens of a sequence that the cache holds, all but the
-        one sampled last.
-
-    Returns:
-      Entries of the ring, enough for these tokens or for the longest sequence
-      if that needs fewer.
+    They suffice for the longest sequence if it needs fewer. The cache does not
+    hold the token of a sequence that was sampled last.
     """
     longest = max(self.generation.sampler.max_new_tokens - 1, 1)
     multiple = self.ring_multiple
@@ -149,13 +140,13 @@ def make_programs(spec: EngineSpec) -> EnginePrograms:
     grow=jit(_grow, static_argnums=1),
     shrink=jit(_shrink),
     status=jit(_status),
-    finish=jax.jit(slots_lib.to_rollout, out_shardings=spec.out_shardings),
+    finish=jax.jit(generation.to_rollout, out_shardings=spec.out_shardings),
   )
 
 
 def _start(spec, params, prompts, key, prompt_ids, ring_length):
   """The first prompts of a batch, and buffers for all its completions."""
-  slots, first = slots_lib.start_prompts(
+  slots, first = start_prompts(
     params,
     spec.generation,
     prompts,
@@ -165,19 +156,17 @@ def _start(spec, params, prompts, key, prompt_ids, ring_length):
     ring_length,
     share_prompts=spec.group_size > 1,
   )
-  completions = slots_lib.empty_completions(
+  completions = generation.empty_completions(
     prompts.tokens.shape[0] * spec.group_size, spec.generation.sampler
   )
   num_before = 0 * slots.state.num_generated
-  completions = slots_lib.write_completions(
-    completions, slots, num_before, first
-  )
+  completions = write_completions(completions, slots, num_before, first)
   return _constrain(spec, slots, completions)
 
 
 def _refill(spec, params, prompts, key, prompt_ids, index, slots, completions):
-  """Waiting prompts in free slots."""
-  new, first = slots_lib.start_prompts(
+  """Waiting prompts in free slots; an index beyond the shard has no prompt."""
+  new, first = start_prompts(
     params,
     spec.generation,
     prompts,
@@ -188,11 +177,19 @@ def _refill(spec, params, prompts, key, prompt_ids, index, slots, completions):
     share_prompts=False,
   )
   num_before = 0 * new.state.num_generated
-  completions = slots_lib.write_completions(completions, new, num_before, first)
-  slots = slots_lib.replace_slots(
-    slots, new, index, spec.generation.act_sharding
+  completions = write_completions(completions, new, num_before, first)
+  cache = kv_cache.put_rows(
+    slots.state.cache,
+    new.state.cache,
+    index,
+    spec.generation.act_sharding,
   )
-  return _constrain(spec, slots, completions)
+  others = jax.tree.map(
+    lambda x, y: kv_cache.put_by_shard(x, y, index),
+    slots.with_cache(None),
+    new.with_cache(None),
+  )
+  return _constrain(spec, others.with_cache(cache), completions)
 
 
 def _decode(spec, params, slots, completions):
@@ -202,47 +199,61 @@ def _decode(spec, params, slots, completions):
     params, spec.generation, slots.state, spec.config.sync_interval
   )
   slots = slots.replace(state=state)
-  completions = slots_lib.write_completions(
-    completions, slots, num_before, sampled
-  )
+  completions = write_completions(completions, slots, num_before, sampled)
   return _constrain(spec, slots, completions)
 
 
 def _unshare(spec, slots):
   """Slots with a prompt of their own, which may move."""
-  cache = kv_cache.with_own_prompts(
-    slots.state.cache, spec.generation.act_sharding
+  return slots.with_cache(
+    kv_cache.with_own_prompts(slots.state.cache, spec.generation.act_sharding)
   )
-  return slots_lib.with_cache(slots, cache)
 
 
 def _grow(spec, slots, ring_length):
   """Slots with a longer ring."""
-  cache = kv_cache.grow_ring(
-    slots.state.cache, ring_length, spec.generation.act_sharding
+  return slots.with_cache(
+    kv_cache.grow_ring(
+      slots.state.cache, ring_length, spec.generation.act_sharding
+    )
   )
-  return slots_lib.with_cache(slots, cache)
 
 
 def _shrink(spec, slots, index):
-  """The selected slots."""
+  """The slots of every shard that an index selects."""
   act_sharding = spec.generation.act_sharding
-  slots = slots_lib.select_slots(slots, index, act_sharding)
-  return slots_lib.constrain_slots(slots, act_sharding)
+  cache = kv_cache.take_rows(slots.state.cache, index, act_sharding)
+  others = jax.tree.map(
+    lambda x: kv_cache.take_by_shard(x, index), slots.with_cache(None)
+  )
+  return _split_slots(others.with_cache(cache), act_sharding)
 
 
 def _status(spec, slots):
   """The numbers of tokens and which sequences have ended, everywhere."""
-  state = slots.state
-  return slots_lib.replicate(
-    (state.num_generated, state.done), spec.generation.act_sharding
-  )
+  status = slots.state.num_generated, slots.state.done
+  return _replicate(status, spec.generation.act_sharding)
 
 
 def _constrain(spec, slots, completions):
   """Slots split as rows are, completions on every device."""
   act_sharding = spec.generation.act_sharding
   return (
-    slots_lib.constrain_slots(slots, act_sharding),
-    slots_lib.replicate(completions, act_sharding),
+    _split_slots(slots, act_sharding),
+    _replicate(completions, act_sharding),
+  )
+
+
+def _split_slots(slots, act_sharding):
+  """Splits slots as rows are split; their cache is split already."""
+  others = jax.tree.map(
+    lambda x: act_sharding.constrain(x, ("rows",)), slots.with_cache(None)
+  )
+  return others.with_cache(slots.state.cache)
+
+
+def _replicate(tree, act_sharding):
+  """Copies arrays to every device."""
+  return jax.tree.map(
+    lambda x: act_sharding.constrain(x, (None,) * x.ndim), tree
   )

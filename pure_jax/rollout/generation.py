@@ -38,8 +38,8 @@ class GenerationSpec:
     sampler: temperature, filters, stop ids and the length limit C.
     stops: texts that end a sequence in addition to the stop ids, or None.
     act_sharding: sharding of activations and cache. It must not split tokens.
-    cpu_weights: True copies the weights into the layout of
-      `cpu_layout.decoding_params` before the loop, which is faster on a CPU.
+    cpu_weights: True decodes with weights in the layout of
+      `cpu_layout.decoding_params`.
   """
 
   model: ModelConfig
@@ -49,14 +49,7 @@ class GenerationSpec:
   cpu_weights: bool = False
 
   def to_decoding_params(self, params: Any) -> Any:
-    """Converts weights into the form that the decode loop reads.
-
-    Args:
-      params: policy weights, as `policy.declare_policy` declares them.
-
-    Returns:
-      The weights in the CPU layout, or `params` themselves.
-    """
+    """Converts policy weights into the form that the decode loop reads."""
     if not self.cpu_weights:
       return params
     return cpu_layout.decoding_params(params, self.model)
@@ -102,6 +95,71 @@ class SampledTokens:
   tokens: Array
   sampled_logp: Array
   full_logp: Array
+
+
+@struct.dataclass
+class Completions:
+  """The completions of a batch so far.
+
+  Attributes:
+    sampled: [B, C] arrays, padding and zeros beyond the sampled tokens.
+    lengths: [B] int32, 0..C.
+    stopped: [B] bool, True if the row ended with a stop id or text.
+  """
+
+  sampled: SampledTokens
+  lengths: Array
+  stopped: Array
+
+
+def empty_completions(rows: int, config: SamplingConfig) -> Completions:
+  """Makes the buffers that completions are written to.
+
+  Args:
+    rows: B.
+    config: the length limit and the padding id.
+
+  Returns:
+    B completions without tokens.
+  """
+  return Completions(
+    sampled=_no_tokens((rows, config.max_new_tokens), config),
+    lengths=jnp.zeros(rows, jnp.int32),
+    stopped=jnp.zeros(rows, bool),
+  )
+
+
+def _no_tokens(shape, config):
+  """Buffers of a shape, all padding and zeros."""
+  return SampledTokens(
+    tokens=jnp.full(shape, config.pad_id, jnp.int32),
+    sampled_logp=jnp.zeros(shape, jnp.float32),
+    full_logp=jnp.zeros(shape, jnp.float32),
+  )
+
+
+def to_rollout(prompts: Prompts, completions: Completions) -> Rollout:
+  """Joins prompts and their finished completions.
+
+  Args:
+    prompts: [P, L].
+    completions: completions of B rows, a multiple of P.
+
+  Returns:
+    The rollout.
+  """
+  sampled = completions.sampled
+  rows, limit = sampled.tokens.shape
+  group_size = rows // prompts.tokens.shape[0]
+  return Rollout(
+    prompt_tokens=jnp.repeat(prompts.tokens, group_size, axis=0),
+    prompt_mask=jnp.repeat(prompts.mask, group_size, axis=0),
+    tokens=sampled.tokens,
+    completion_mask=jnp.arange(limit)[None] < completions.lengths[:, None],
+    sampled_logp=sampled.sampled_logp,
+    full_logp=sampled.full_logp,
+    truncated=~completions.stopped,
+  )
 
 
 def prefill(
@@ -168,12 +226,7 @@ def decode(
   Returns:
     (the state, the sampled tokens as [n, B] arrays).
   """
-  rows = state.last_tokens.shape[0]
-  empty = SampledTokens(
-    tokens=jnp.full((max_tokens, rows), spec.sampler.pad_id, jnp.int32),
-    sampled_logp=jnp.zeros((max_tokens, rows), jnp.float32),
-    full_logp=jnp.zeros((max_tokens, rows), jnp.float32),
-  )
+  empty = _no_tokens((max_tokens, len(state.last_tokens)), spec.sampler)
   if max_tokens == 0:
     return state, empty
 
@@ -226,7 +279,6 @@ def generate(
     tokens without one is truncated.
   """
   limit = spec.sampler.max_new_tokens
-  group_size = keys.shape[0] // prompts.tokens.shape[0]
   state, first = prefill(
     params,
     spec,
@@ -241,14 +293,8 @@ def generate(
     spec.to_decoding_params(params), spec, state, limit - 1
   )
   sampled = jax.tree.map(lambda *x: jnp.concatenate(x).T, first, others)
-  return Rollout(
-    prompt_tokens=jnp.repeat(prompts.tokens, group_size, axis=0),
-    prompt_mask=jnp.repeat(prompts.mask, group_size, axis=0),
-    tokens=sampled.tokens,
-    completion_mask=jnp.arange(limit)[None] < state.num_generated[:, None],
-    sampled_logp=sampled.sampled_logp,
-    full_logp=sampled.full_logp,
-    truncated=~state.stopped,
+  return to_rollout(
+    prompts, Completions(sampled, state.num_generated, state.stopped)
   )
 
 

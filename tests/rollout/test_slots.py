@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from small_models import PAD, TINY, random_policy, random_prompts
 
-from pure_jax.rollout import slots
+from pure_jax.rollout import generation, slots
 from pure_jax.rollout.generation import (
   DecodeState,
   GenerationSpec,
@@ -43,7 +43,7 @@ def test_a_slot_without_a_prompt_is_done():
 
 def test_tokens_are_written_after_those_of_the_same_row():
   """By hand: row 2 goes on, row 0 ends after one token, one slot is empty."""
-  completions = slots.empty_completions(3, CONFIG)
+  completions = generation.empty_completions(3, CONFIG)
   tokens = completions.sampled.tokens.at[2, 0].set(7)
   completions = completions.replace(
     sampled=completions.sampled.replace(tokens=tokens)

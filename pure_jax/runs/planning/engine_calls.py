@@ -17,8 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from pure_jax.rollout.generation import Completions
 from pure_jax.rollout.scheduling import assign_free_slots
-from pure_jax.rollout.slots import Completions, Slots
+from pure_jax.rollout.slots import Slots
 from pure_jax.runs.planning.programs import EngineStage
 
 

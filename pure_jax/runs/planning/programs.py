@@ -19,7 +19,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout, replicated, weight_shardings
 from pure_jax.rollout.engine import Engine
-from pure_jax.rollout.slots import empty_completions, to_rollout
+from pure_jax.rollout.generation import empty_completions, to_rollout
 from pure_jax.runs import rl_functions, rl_weights
 from pure_jax.runs.planning import estimates
 from pure_jax.runs.planning.estimates import Estimates
