@@ -17,7 +17,6 @@ from pure_jax.runs.rl_weights import (
 )
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import (
-  packed,
   packing,
   rollouts,
   score,
@@ -43,7 +42,7 @@ class RLFunctions:
     generate_held_out: one sample of each prompt at temperature 1.
     generate_greedy: one greedy response to each prompt.
     score_lengths: (rollout, PRM prompts) -> lengths that choose score rows.
-    update_lengths: rollout -> length that chooses update rows.
+    update_lengths: (rollout, None) -> length that chooses update rows.
     scores: `score.make_score`, by rows.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
@@ -58,7 +57,7 @@ class RLFunctions:
   generate_held_out: Callable[[Any, Prompts, jax.Array], Rollout]
   generate_greedy: Callable[[Any, Prompts, jax.Array], Rollout]
   score_lengths: Callable[[Rollout, Prompts], jax.Array]
-  update_lengths: Callable[[Rollout], jax.Array]
+  update_lengths: Callable[[Rollout, None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -151,7 +150,7 @@ class RLFunctions:
     Returns:
       (the next state, metrics).
     """
-    function = _choose(self.updates, self.update_lengths, batch.rollout)
+    function = _choose(self.updates, self.update_lengths, batch.rollout, None)
     return function(state, batch, frozen.base)
 
 
@@ -180,6 +179,7 @@ def compile_functions(
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
+  measure = score.make_measure(step)
   takes_sampled = rl.old_logp.source == "sampled"
   return RLFunctions(
     spec=spec,
@@ -187,8 +187,8 @@ def compile_functions(
     generate=make_generate(spec, sampler, rl.samples_per_prompt),
     generate_held_out=make_generate(spec, plain, 1),
     generate_greedy=make_generate(spec, greedy, 1),
-    score_lengths=score.make_measure(step),
-    update_lengths=packed.make_measure(spec.layouts.training),
+    score_lengths=measure,
+    update_lengths=measure,
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     checked_scores={
       rows: score.make_checked_score(step, rows)

@@ -17,11 +17,11 @@ from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.rollout import sampling
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import packed
+from pure_jax.training import passes
 from pure_jax.training.micro_batches import map_rows
-from pure_jax.training.packing import ScoreRows
+from pure_jax.training.packing import RowShape, ScoreRows
+from pure_jax.training.passes import rollout_logp
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import (
   PRMInputs,
@@ -80,9 +80,7 @@ def prm_inputs(
   Returns:
     (the inputs [B, T], the steps they are made of).
   """
-  boundaries = steps.split_steps(
-    batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
-  )
+  boundaries = _split_steps(config, table, batch)
   inputs = steps.build_prm_inputs(
     batch.prompt_tokens,
     batch.prompt_mask,
@@ -95,6 +93,13 @@ def prm_inputs(
   return inputs, boundaries
 
 
+def _split_steps(config, table, batch):
+  """The steps of responses."""
+  return steps.split_steps(
+    batch.tokens, batch.completion_mask, table, max_steps=config.max_steps
+  )
+
+
 def prm_forward(
   params: Any,
   model: ModelConfig,
@@ -102,6 +107,7 @@ def prm_forward(
   table: SeparatorTable,
   batch: Any,
   act_sharding: ActivationSharding = LOCAL,
+  shape: RowShape | None = None,
 ) -> tuple[jax.Array, PRMInputs, StepBoundaries]:
   """Splits responses into steps and runs the PRM.
 
@@ -113,50 +119,14 @@ def prm_forward(
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
       [B, L], tokens and completion_mask [B, C].
     act_sharding: sharding of the activations.
+    shape: rows that texts are packed into; None gives each text its own row.
 
   Returns:
     (logits [B, T, 2] float32, the inputs they belong to, the steps).
   """
   inputs, boundaries = prm_inputs(config, table, batch)
-  logits = prm.prm_logits(params, model, inputs, act_sharding)
+  logits = passes.prm_logits(params, model, inputs, act_sharding, shape)
   return logits, inputs, boundaries
-
-
-def rollout_logp(
-  params: Any,
-  model: ModelConfig,
-  sampler: sampling.SamplingConfig,
-  rollout: Rollout,
-  act_sharding: ActivationSharding = LOCAL,
-) -> tuple[jax.Array, jax.Array]:
-  """Computes log-probs and entropy of a rollout's tokens.
-
-  The distribution is the sampler's before top-k, top-p and min-p: same
-  temperature, same banned ids. Those filters belong to the behaviour policy
-  only; their effect appears as drift between sampler and trainer.
-
-  Args:
-    params: policy weights.
-    model: the policy's architecture.
-    sampler: the sampling settings; greedy rollouts are read at temperature 1.
-    rollout: prompts and completions, [B, L] and [B, C].
-    act_sharding: sharding of the activations.
-
-  Returns:
-    (logp, entropy), both [B, C] float32 in nats, 0 where masked;
-    differentiable in `params`.
-  """
-  return policy.token_logp(
-    params,
-    model,
-    rollout.prompt_tokens,
-    rollout.prompt_mask,
-    rollout.tokens,
-    rollout.completion_mask,
-    temperature=sampler.temperature or 1.0,
-    banned_ids=sampler.banned_ids,
-    act_sharding=act_sharding,
-  )
 
 
 def make_score(
@@ -180,11 +150,10 @@ def make_score(
   """
 
   def score(params, reference, prm_params, rollout, prm_prompts):
-    boundaries, rewards, logp, ref_logp = _read_all_models(
+    scores = _score(
       spec, rows, (params, reference, prm_params), rollout, prm_prompts
     )
-    scores = Scores(boundaries, rewards, logp, ref_logp)
-    return scores, _drift(rollout, logp, rollout.sampled_logp)
+    return scores, _drift(rollout, scores, rollout.sampled_logp)
 
   return _jit_with_drift(score, spec)
 
@@ -209,11 +178,11 @@ def make_checked_score(
   _check_explores(spec.sampler)
 
   def score(params, reference, prm_params, rollout, prm_prompts):
-    boundaries, rewards, logp, ref_logp = _read_all_models(
+    scores = _score(
       spec, rows, (params, reference, prm_params), rollout, prm_prompts
     )
-    scores = Scores(boundaries, rewards, rollout.full_logp, ref_logp)
-    return scores, _drift(rollout, logp, rollout.full_logp)
+    drift = _drift(rollout, scores, rollout.full_logp)
+    return scores.replace(old_logp=rollout.full_logp), drift
 
   return _jit_with_drift(score, spec)
 
@@ -243,11 +212,9 @@ def make_sampled_score(
   _check_explores(spec.sampler)
 
   def score(reference, prm_params, rollout, prm_prompts):
-    policies = [(reference, spec.layouts.reference.act_sharding)]
-    boundaries, rewards, ref_logp = _score_rows(
-      spec, rows, policies, prm_params, rollout, prm_prompts
+    return _score(
+      spec, rows, (None, reference, prm_params), rollout, prm_prompts
     )
-    return Scores(boundaries, rewards, rollout.full_logp, ref_logp)
 
   _, reference, prm_params = _weight_shardings(spec)
   batch = sharding.batch_sharding(spec.layouts.training)
@@ -258,69 +225,61 @@ def make_sampled_score(
   )
 
 
-def _read_all_models(spec: StepSpec, rows, models, rollout, prm_prompts):
-  """(steps, step rewards, log-probs of policy and reference) of a rollout."""
+def _score(spec: StepSpec, rows, models, rollout, prm_prompts):
+  """The scores of a rollout; without a policy its own old log-probs."""
   params, reference, prm_params = models
-  policies = [
-    (params, spec.layouts.training.act_sharding),
-    (reference, spec.layouts.reference.act_sharding),
-  ]
-  return _score_rows(spec, rows, policies, prm_params, rollout, prm_prompts)
-
-
-def _score_rows(
-  spec: StepSpec, rows, policies, prm_params, rollout, prm_prompts
-):
-  """(steps, step rewards, log-probs [B, C] under each policy) of a rollout."""
+  policies = [(reference, spec.layouts.reference.act_sharding)]
+  if params is not None:
+    policies.insert(0, (params, spec.layouts.training.act_sharding))
   if rows is not None:
     boundaries, rewards = _step_rewards(
-      spec, rows, prm_params, rollout, prm_prompts
+      spec, rows.prm, prm_params, rollout, prm_prompts
     )
-    logp = packed.logp_of_each(
+    logp = passes.packed_logp_of_each(
       policies, spec.model, spec.sampler, rollout, rows.policy
     )
-    return boundaries, rewards, *logp
+  else:
 
-  def score_micro_batch(batch):
-    rollout, prm_prompts = batch
-    logp = [
-      rollout_logp(params, spec.model, spec.sampler, rollout, act_sharding)[0]
-      for params, act_sharding in policies
-    ]
-    return *_step_rewards(spec, None, prm_params, rollout, prm_prompts), *logp
+    def score_micro_batch(batch):
+      rollout, prm_prompts = batch
+      logp = [
+        rollout_logp(params, spec.model, spec.sampler, rollout, act_sharding)[0]
+        for params, act_sharding in policies
+      ]
+      return *_step_rewards(spec, None, prm_params, rollout, prm_prompts), logp
 
-  return map_rows(
-    score_micro_batch,
-    (rollout, prm_prompts),
-    spec.micro_batch_rows,
-    spec.layouts.row_shards,
-  )
+    boundaries, rewards, logp = map_rows(
+      score_micro_batch,
+      (rollout, prm_prompts),
+      spec.micro_batch_rows,
+      spec.layouts.row_shards,
+    )
+  old_logp = rollout.full_logp if params is None else logp[0]
+  return Scores(boundaries, rewards, old_logp, ref_logp=logp[-1])
 
 
-def _prm_inputs(spec: StepSpec, rollout, prm_prompts):
-  """Builds the PRM's inputs: its own prompts, then the responses."""
-  batch = rollout.replace(
+def _with_prompts(rollout, prm_prompts):
+  """A rollout's responses after the PRM's own prompts."""
+  return rollout.replace(
     prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
   )
-  return prm_inputs(spec.scoring, spec.table, batch)
 
 
-def _step_rewards(spec: StepSpec, rows, prm_params, rollout, prm_prompts):
+def _step_rewards(spec: StepSpec, shape, prm_params, rollout, prm_prompts):
   """Steps of responses and their rewards, 0 without a PRM."""
   config, table = spec.scoring, spec.table
   if spec.prm_model is None:
-    boundaries = steps.split_steps(
-      rollout.tokens, rollout.completion_mask, table, max_steps=config.max_steps
-    )
+    boundaries = _split_steps(config, table, rollout)
     return boundaries, jnp.zeros(boundaries.mask.shape, jnp.float32)
-  act_sharding = spec.layouts.prm.act_sharding
-  inputs, boundaries = _prm_inputs(spec, rollout, prm_prompts)
-  if rows is None:
-    logits = prm.prm_logits(prm_params, spec.prm_model, inputs, act_sharding)
-  else:
-    logits = packed.prm_logits(
-      prm_params, spec.prm_model, inputs, rows.prm, act_sharding
-    )
+  logits, inputs, boundaries = prm_forward(
+    prm_params,
+    spec.prm_model,
+    config,
+    table,
+    _with_prompts(rollout, prm_prompts),
+    spec.layouts.prm.act_sharding,
+    shape,
+  )
   rewards = steps.read_step_rewards(logits, inputs)
   if config.empty_step_reward is not None:
     rewards = steps.replace_empty_steps(
@@ -329,9 +288,11 @@ def _step_rewards(spec: StepSpec, rows, prm_params, rollout, prm_prompts):
   return boundaries, rewards
 
 
-def _drift(rollout, logp, sampled):
-  """The largest difference between two log-probs of a token."""
-  return masked.masked_max(jnp.abs(logp - sampled), rollout.completion_mask)
+def _drift(rollout, scores, sampled):
+  """The largest difference between old and sampled log-probs of a token."""
+  return masked.masked_max(
+    jnp.abs(scores.old_logp - sampled), rollout.completion_mask
+  )
 
 
 def _weight_shardings(spec: StepSpec):
@@ -368,7 +329,9 @@ def _check_explores(sampler):
     )
 
 
-def make_measure(spec: StepSpec) -> Callable[[Rollout, Prompts], jax.Array]:
+def make_measure(
+  spec: StepSpec,
+) -> Callable[[Rollout, Prompts | None], jax.Array]:
   """Makes a function that measures the longest texts of a batch.
 
   `pure_jax.training.packing.choose` takes the narrowest rows that hold them.
@@ -378,15 +341,18 @@ def make_measure(spec: StepSpec) -> Callable[[Rollout, Prompts], jax.Array]:
 
   Returns:
     A jitted function (rollout, PRM prompts) -> int32, the same on every
-    process: [1] the most tokens of a prompt with its completion, or with a PRM
-    [2], the second the most tokens that the PRM reads of a response.
+    process: [1] the most tokens of a prompt with its completion, or [2] with a
+    PRM, the second the most tokens that the PRM reads of a response. An update
+    reads no PRM: its PRM prompts are None.
   """
 
   def measure(rollout, prm_prompts):
     texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
-    if spec.prm_model is None:
+    if spec.prm_model is None or prm_prompts is None:
       return texts.max(keepdims=True)
-    inputs, _ = _prm_inputs(spec, rollout, prm_prompts)
+    inputs, _ = prm_inputs(
+      spec.scoring, spec.table, _with_prompts(rollout, prm_prompts)
+    )
     return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
 
   layout = spec.layouts.training

@@ -24,8 +24,8 @@ from pure_jax.advantages import pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
-from pure_jax.training.gradients import policy_gradients
 from pure_jax.training.packing import RowShape
+from pure_jax.training.passes import policy_gradients
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, SeparatorTable

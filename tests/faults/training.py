@@ -5,21 +5,21 @@ from faults import Fault
 FAULTS = (
   Fault(
     "the update divides each micro-batch by its own count",
-    "training.gradients:policy_gradients",
+    "training.passes:policy_gradients",
     "new_logp, entropy, advantages, experience, spec.loss, denominator",
     "new_logp, entropy, advantages, experience, spec.loss, None",
     ("test_train.py::test_four_micro_batches_equal_one_batch",),
   ),
   Fault(
     "the update ignores the banned ids",
-    "training.score:rollout_logp",
+    "training.passes:rollout_logp",
     "banned_ids=sampler.banned_ids,",
     "banned_ids=(),",
     ("test_train.py::test_at_the_first_iteration_ratios_are_1_and_kl_is_0",),
   ),
   Fault(
     "the update ignores the temperature",
-    "training.score:rollout_logp",
+    "training.passes:rollout_logp",
     "temperature=sampler.temperature or 1.0,",
     "temperature=1.0,",
     ("test_train.py::test_the_update_reads_the_sampled_distribution",),
@@ -34,8 +34,8 @@ FAULTS = (
   Fault(
     "a check of the sampler changes the old log-probs",
     "training.score:make_checked_score",
-    "Scores(boundaries, rewards, rollout.full_logp, ref_logp)",
-    "Scores(boundaries, rewards, logp, ref_logp)",
+    "scores.replace(old_logp=rollout.full_logp), drift",
+    "scores, drift",
     ("test_score.py::test_a_check_finds_a_sampler_that_is_off_at_one_token",),
   ),
   Fault(
@@ -71,7 +71,7 @@ FAULTS = (
   ),
   Fault(
     "packed rows ignore the sampler's log-probs",
-    "training.packed:policy_gradients",
+    "training.passes:_packed_gradients",
     "sampled_logp = take(experience.sampled_logp)",
     "sampled_logp = take(experience.old_logp)",
     (

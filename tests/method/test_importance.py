@@ -16,7 +16,7 @@ from pure_jax.advantages import check_experience
 from pure_jax.parallel import sharding
 from pure_jax.settings import LossConfig
 from pure_jax.training import packing, score, train
-from pure_jax.training.gradients import policy_gradients
+from pure_jax.training.passes import policy_gradients
 from pure_jax.types import Rollout
 
 CAP = 1.5

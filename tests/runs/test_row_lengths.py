@@ -80,7 +80,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.update_rows(spec())
     },
-    update_lengths=lambda rollout: np.array([len(rollout)]),
+    update_lengths=lambda rollout, _: np.array([len(rollout)]),
     scores={
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.score_rows(spec())

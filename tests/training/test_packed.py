@@ -16,7 +16,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
-from pure_jax.training import packed, packing, score, train
+from pure_jax.training import packing, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import (
@@ -213,7 +213,7 @@ def test_batches_of_many_lengths_compile_two_updates():
   layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
   slow = optax.sgd(1e-9)  # Log-probs that no policy had: large gradients.
-  measure = packed.make_measure(layout)
+  measure = score.make_measure(spec(layout))
   shapes = packing.row_shapes(L + C, B, 2, buckets=2, packed_tokens=8)
   updates = {
     shape: train.make_update(spec(layout), slow, shape)
@@ -234,7 +234,7 @@ def test_batches_of_many_lengths_compile_two_updates():
     batch = score.ScoredBatch(
       rollout, scores, np.zeros(B, np.float32), np.ones(B, bool)
     )
-    length = np.asarray(measure(rollout))
+    length = np.asarray(measure(rollout, None))
     state, metrics = packing.choose(updates, length)(state, batch, {})
     lengths.add(int(length[0]))
     assert metrics["skipped_updates"] == 0

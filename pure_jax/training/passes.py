@@ -1,10 +1,11 @@
-"""Models run on packed rows: log-probs, PRM logits and policy gradients.
+"""Forward and backward passes of models over a batch of responses.
 
-Each function gives the result of its counterpart with one text per row, up to
-rounding: attention sums over the keys of a row in another order.
+A batch has one text per row, in micro-batches, or packed rows of several texts.
+The results are equal up to rounding: attention sums over the keys of a packed
+row in another order.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,75 +15,57 @@ from pure_jax import losses
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import packing
-from pure_jax.training.micro_batches import accumulate_packs
-from pure_jax.training.packing import PackedTexts, Packing, RowShape
+from pure_jax.training.micro_batches import (
+  accumulate_gradients,
+  accumulate_packs,
+  count_micro_batches,
+)
+from pure_jax.training.packing import RowShape
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
 
 
-def make_measure(layout: sharding.Layout) -> Callable[[Rollout], jax.Array]:
-  """Makes a function that measures the longest text of a rollout.
-
-  `pure_jax.training.packing.choose` takes the narrowest rows that hold it.
-
-  Args:
-    layout: the layout of the rows.
-
-  Returns:
-    A jitted function: rollout -> [1] int32, the most tokens of a prompt with
-    its completion, the same on every process.
-  """
-
-  def measure(rollout):
-    texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
-    return texts.max(keepdims=True)
-
-  return jax.jit(measure, out_shardings=sharding.replicated(layout))
-
-
-def pack_rollout(
-  rollout: Rollout,
-  shape: RowShape,
-  act_sharding: ActivationSharding = LOCAL,
-) -> tuple[Packing, jax.Array]:
-  """Lays prompts with their completions into rows.
-
-  Args:
-    rollout: prompts and completions, [B, L] and [B, C].
-    shape: the shape of the rows.
-    act_sharding: sharding of the rows.
-
-  Returns:
-    (where the tokens lie, the tokens [B, L + C]).
-  """
-  mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
-  tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
-  return packing.pack(mask, shape, act_sharding), tokens
-
-
-def packed_logp(
+def rollout_logp(
   params: Any,
   model: ModelConfig,
   sampler: SamplingConfig,
-  texts: PackedTexts,
+  rollout: Rollout,
   act_sharding: ActivationSharding = LOCAL,
 ) -> tuple[jax.Array, jax.Array]:
-  """Computes `score.rollout_logp` for packed rows.
+  """Computes log-probs and entropy of a rollout's tokens.
+
+  The distribution is the sampler's before top-k, top-p and min-p: same
+  temperature, same banned ids. Those filters belong to the behaviour policy
+  only; their effect appears as drift between sampler and trainer.
 
   Args:
     params: policy weights.
     model: the policy's architecture.
-    sampler: the sampling settings.
-    texts: rows of prompts and completions.
+    sampler: the sampling settings; greedy rollouts are read at temperature 1.
+    rollout: prompts and completions, [B, L] and [B, C].
     act_sharding: sharding of the activations.
 
   Returns:
-    (logp, entropy), both [R, W] float32 in nats, 0 where no completion token
-    lies; differentiable in `params`.
+    (logp, entropy), both [B, C] float32 in nats, 0 where masked;
+    differentiable in `params`.
   """
+  return policy.token_logp(
+    params,
+    model,
+    rollout.prompt_tokens,
+    rollout.prompt_mask,
+    rollout.tokens,
+    rollout.completion_mask,
+    temperature=sampler.temperature or 1.0,
+    banned_ids=sampler.banned_ids,
+    act_sharding=act_sharding,
+  )
+
+
+def _packed_logp(params, model, sampler, texts, act_sharding):
+  """`rollout_logp` of packed rows, both [R, W]."""
   return policy.packed_logp(
     params,
     model,
@@ -96,7 +79,14 @@ def packed_logp(
   )
 
 
-def logp_of_each(
+def _pack_rollout(rollout, shape, act_sharding):
+  """Where prompts with their completions lie in rows, and their tokens."""
+  mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
+  tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
+  return packing.pack(mask, shape, act_sharding), tokens
+
+
+def packed_logp_of_each(
   policies: Sequence[tuple[Any, ActivationSharding]],
   model: ModelConfig,
   sampler: SamplingConfig,
@@ -116,7 +106,7 @@ def logp_of_each(
     One [B, C] float32 in nats for each policy, 0 where masked.
   """
   _, first_sharding = policies[0]
-  rows, tokens = pack_rollout(rollout, shape, first_sharding)
+  rows, tokens = _pack_rollout(rollout, shape, first_sharding)
   columns = rollout.tokens.shape[1]
 
   def read(index):
@@ -125,7 +115,7 @@ def logp_of_each(
       texts = packing.read_micro_batch(
         rows, index, tokens, columns, act_sharding
       )
-      logp.append(packed_logp(params, model, sampler, texts, act_sharding)[0])
+      logp.append(_packed_logp(params, model, sampler, texts, act_sharding)[0])
     return logp
 
   return [
@@ -138,21 +128,23 @@ def prm_logits(
   params: Any,
   model: ModelConfig,
   inputs: PRMInputs,
-  shape: RowShape,
   act_sharding: ActivationSharding = LOCAL,
+  shape: RowShape | None = None,
 ) -> jax.Array:
-  """Computes `models.prm.prm_logits` in packed rows.
+  """Computes `models.prm.prm_logits`, in packed rows if they have a shape.
 
   Args:
     params: PRM weights.
     model: the PRM's architecture.
     inputs: the PRM's inputs, [B, T].
-    shape: the shape of the rows.
     act_sharding: sharding of the activations.
+    shape: the shape of the rows; None gives each text a row of its own.
 
   Returns:
-    [B, T, 2] float32, 0 where the inputs are masked.
+    [B, T, 2] float32, meaningful where the inputs have a score.
   """
+  if shape is None:
+    return prm.prm_logits(params, model, inputs, act_sharding)
   rows = packing.pack(inputs.mask, shape, act_sharding)
 
   def read(index):
@@ -179,27 +171,56 @@ def policy_gradients(
   rollout: Rollout,
   experience: Experience,
   advantages: jax.Array,
-  shape: RowShape,
+  shape: RowShape | None = None,
 ) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
-  """Computes loss, metrics and gradients of a batch in packed rows.
+  """Computes the policy objective of a batch and its gradients.
+
+  The loss is summed over micro-batches, each divided by the count of the whole
+  batch.
 
   Args:
-    spec: the step's specification. The row shape says how many rows are
-      processed together, in place of `spec.micro_batch_rows`.
+    spec: the step's specification.
     params: policy weights to train.
     base: weights that get no gradient, joined with `params`; {} if all
       weights are trained.
     rollout: prompts and completions, [B, L] and [B, C].
     experience: the experience of the same responses.
     advantages: [B, C] float32, of the same responses.
-    shape: the shape of the rows.
+    shape: the shape of packed rows, which says how many are processed together
+      in place of `spec.micro_batch_rows`; None gives each text its own row.
 
   Returns:
-    ((loss [], NaN if a text did not fit; metrics, among them ``row_fill``, the
-    share of the processed columns that have a token), gradients).
+    ((loss [], metrics), gradients). In packed rows the loss is NaN if a text
+    did not fit, and the metric ``row_fill`` is the share of the processed
+    columns that have a token.
   """
+  batch = (rollout, experience, advantages)
+  if shape is not None:
+    return _packed_gradients(spec, params, base, batch, shape)
+  layout = spec.layouts.training
+  denominator = losses.loss_denominator(experience.completion_mask, spec.loss)
+
+  def objective(params, micro_batch):
+    rollout, experience, advantages = micro_batch
+    weights = lora.join_params(base, params)
+    new_logp, entropy = rollout_logp(
+      weights, spec.model, spec.sampler, rollout, layout.act_sharding
+    )
+    return losses.policy_objective(
+      new_logp, entropy, advantages, experience, spec.loss, denominator
+    )
+
+  micro_batches = count_micro_batches(
+    len(rollout.tokens), spec.micro_batch_rows, layout.row_shards
+  )
+  return accumulate_gradients(objective, params, batch, micro_batches)
+
+
+def _packed_gradients(spec, params, base, batch, shape):
+  """`policy_gradients` in packed rows."""
+  rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
-  rows, tokens = pack_rollout(rollout, shape, act_sharding)
+  rows, tokens = _pack_rollout(rollout, shape, act_sharding)
   mask = experience.completion_mask
   denominator = losses.loss_denominator(mask, spec.loss)
   lengths = jnp.broadcast_to(jnp.sum(mask, axis=1, keepdims=True), mask.shape)
@@ -217,7 +238,7 @@ def policy_gradients(
     if spec.loss.importance_cap is not None:
       sampled_logp = take(experience.sampled_logp)
     return losses.policy_objective(
-      *packed_logp(weights, spec.model, spec.sampler, texts, act_sharding),
+      *_packed_logp(weights, spec.model, spec.sampler, texts, act_sharding),
       take(advantages),
       PackedExperience(
         completion_mask=take(mask),
