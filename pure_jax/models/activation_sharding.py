@@ -6,7 +6,7 @@ Models name the axes of a few arrays and leave the rest to the compiler.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from jax import Array
 
@@ -17,38 +17,10 @@ SegmentAttention = Callable[[Array, Array, Array, Array], Array]
 # As `decoding.attend_to_cache`: (queries [B, 1, N, H], KV segments) ->
 # [B, 1, N, H].
 CacheAttention = Callable[[Array, Sequence[Any]], Array]
-
-
-class HeadLogp(Protocol):
-  """Computes log-probs and entropies from hidden states and a table."""
-
-  def __call__(
-    self,
-    table: Array,
-    hidden: Array,
-    tokens: Array,
-    mask: Array,
-    *,
-    tied: bool,
-    temperature: float,
-    banned_ids: tuple[int, ...],
-  ) -> tuple[Array, Array]:
-    """Computes log-probs like `pure_jax.kernels.linear_logp.linear_logp`.
-
-    Args:
-      table: [V, D] if tied, else [D, V], in the dtype of the hidden states.
-      hidden: [B, C, D] float.
-      tokens: [B, C] int32.
-      mask: [B, C] bool, True keeps.
-      tied: True for a table [V, D].
-      temperature: > 0, divides the logits.
-      banned_ids: ids without probability.
-
-    Returns:
-      (logp, entropy), both [B, C] float32 in nats, 0 where masked.
-    """
-    ...
-
+# As `pure_jax.kernels.linear_logp.linear_logp`: (table [V, D] or [D, V], hidden
+# [B, C, D], tokens [B, C], mask [B, C], tied=, temperature=, banned_ids=) ->
+# (logp, entropy), both [B, C] in nats, 0 where masked.
+HeadLogp = Callable[..., tuple[Array, Array]]
 
 # Logical axes of the activations that models constrain. Weights have other axes
 # (`params.declare_decoder`) if they may be split differently.
@@ -59,16 +31,8 @@ MLP = ("rows", "tokens", "mlp")
 LOGITS = ("rows", "tokens", "vocab")
 
 
-def unconstrained(x: Array, logical_axes: LogicalAxes) -> Array:
-  """Returns an array without a sharding constraint.
-
-  Args:
-    x: any array.
-    logical_axes: one name, or None, per dimension.
-
-  Returns:
-    The array.
-  """
+def _unconstrained(x: Array, logical_axes: LogicalAxes) -> Array:
+  """Returns an array without a sharding constraint."""
   del logical_axes
   return x
 
@@ -89,7 +53,7 @@ class ActivationSharding:
       chunks or not.
   """
 
-  constrain: Callable[[Array, LogicalAxes], Array] = unconstrained
+  constrain: Callable[[Array, LogicalAxes], Array] = _unconstrained
   token_shards: int = 1
   attention: SegmentAttention | None = None
   decode_attention: CacheAttention | None = None

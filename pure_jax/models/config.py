@@ -127,9 +127,9 @@ class ModelConfig:
     param_dtype: "float32" or "bfloat16", in which weights are stored.
     remat: activations of each layer that are saved for the backward pass, a
       name in `REMAT`; the rest is computed again.
-    logits_chunk: tokens of a row whose logits exist at one time while
-      log-probs are computed, at least 1; None computes all at once. Changes
-      the memory and not the result (`token_logp.chunked_logp`).
+    logits_chunk: tokens of a row whose logits exist at one time, see
+      `token_logp.chunked_logp`; None computes all at once. Changes the memory
+      and not the result.
     attention_chunk: queries whose attention scores exist at one time, see
       `attention.attend_in_chunks`; None computes all at once. Changes the
       memory, and the result by rounding only.
@@ -178,11 +178,13 @@ class ModelConfig:
       size = getattr(self, name)
       if size < 1:
         raise ValueError(f"{name} must be at least 1, got {size}.")
-    if self.attention_chunk is not None and self.attention_chunk < 1:
-      raise ValueError(
-        f"attention_chunk must be at least 1, or None for all queries at once, "
-        f"got {self.attention_chunk}."
-      )
+    for name, whole in (("attention", "queries"), ("logits", "logits")):
+      chunk = getattr(self, f"{name}_chunk")
+      if chunk is not None and chunk < 1:
+        raise ValueError(
+          f"{name}_chunk must be at least 1, or None for all {whole} at once, "
+          f"got {chunk}."
+        )
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
         f"num_kv_heads={self.num_kv_heads} does not divide "
@@ -200,11 +202,6 @@ class ModelConfig:
       )
     if self.remat not in REMAT:
       raise ValueError(f"remat must be one of {REMAT}, got {self.remat!r}.")
-    if self.logits_chunk is not None and self.logits_chunk < 1:
-      raise ValueError(
-        f"logits_chunk must be at least 1, or None for all logits at once, got "
-        f"{self.logits_chunk}."
-      )
     if self.cache_dtype not in (None, *CACHE_DTYPES):
       raise ValueError(
         f"cache_dtype must be one of {CACHE_DTYPES}, or None for the compute "

@@ -50,9 +50,8 @@ def prefill(
     tokens: [P, L] int32, left-padded.
     mask: [P, L] bool.
     group_size: G, rows of each prompt.
-    ring_length: cache entries for generated tokens, at least 1.
-    share_prompts: True keeps one copy of a prompt for its G rows, False one
-      for each row.
+    ring_length: see `kv_cache.begin_cache`.
+    share_prompts: see `kv_cache.begin_cache`.
     act_sharding: sharding of activations and cache. It must not split tokens.
 
   Returns:

@@ -152,11 +152,8 @@ def begin_cache(
 
 def _constrain(stored, act_sharding):
   """Splits rows and heads over devices."""
-  return Stored(
-    act_sharding.constrain(stored.data, KEYS),
-    None
-    if stored.scale is None
-    else act_sharding.constrain(stored.scale, KEYS[:-1]),
+  return jax.tree.map(
+    lambda x: act_sharding.constrain(x, KEYS[: x.ndim]), stored
   )
 
 
@@ -225,18 +222,23 @@ def grow_ring(
     padding[axis] = (0, ring_length - old_length)
     return jnp.concatenate([prompt, jnp.pad(ring, padding)], axis=axis)
 
-  def grow_layers(layers):
-    return tuple(
-      _constrain(jax.tree.map(lambda x: grow(x, 2), stored), act_sharding)
-      for stored in layers
-    )
-
+  keys, values = _map_layers(lambda x: grow(x, 2), act_sharding, cache)
   return cache.replace(
-    keys=grow_layers(cache.keys),
-    values=grow_layers(cache.values),
+    keys=keys,
+    values=values,
     mask=grow(cache.mask, 1),
     write_index=jnp.int32(start + old_length),
   )
+
+
+def _map_layers(function, act_sharding, *caches):
+  """Applies a function to the arrays of every layer: (keys, values)."""
+
+  def layer(*stored):
+    return _constrain(jax.tree.map(function, *stored), act_sharding)
+
+  keys = tuple(map(layer, *(cache.keys for cache in caches)))
+  return keys, tuple(map(layer, *(cache.values for cache in caches)))
 
 
 def take_rows(
@@ -252,16 +254,11 @@ def take_rows(
   Returns:
     The cache of shards * r rows.
   """
-
-  def take(stored):
-    return _constrain(
-      jax.tree.map(lambda x: take_by_shard(x, index), stored), act_sharding
-    )
-
+  keys, values = _map_layers(
+    lambda x: take_by_shard(x, index), act_sharding, cache
+  )
   return cache.replace(
-    keys=tuple(map(take, cache.keys)),
-    values=tuple(map(take, cache.values)),
-    mask=take_by_shard(cache.mask, index),
+    keys=keys, values=values, mask=take_by_shard(cache.mask, index)
   )
 
 
@@ -285,20 +282,14 @@ def put_rows(
   """
   L = cache.ring_start
 
-  def put(stored, new_stored):
-    def put_prompt(x, y):
-      entries = (slice(None), slice(None), slice(0, L))
-      return x.at[entries].set(put_by_shard(x[entries], y[entries], index))
+  def put_prompt(x, y):
+    entries = (slice(None), slice(None), slice(0, L))
+    return x.at[entries].set(put_by_shard(x[entries], y[entries], index))
 
-    return _constrain(
-      jax.tree.map(put_prompt, stored, new_stored), act_sharding
-    )
-
+  keys, values = _map_layers(put_prompt, act_sharding, cache, new)
   mask = jnp.pad(new.mask[:, :L], ((0, 0), (0, cache.ring_length)))
   return cache.replace(
-    keys=tuple(map(put, cache.keys, new.keys)),
-    values=tuple(map(put, cache.values, new.values)),
-    mask=put_by_shard(cache.mask, mask, index),
+    keys=keys, values=values, mask=put_by_shard(cache.mask, mask, index)
   )
 
 

@@ -67,7 +67,7 @@ class Normal:
   stddev: float
 
   def __call__(self, key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """Draws an array of `shape`; the key is consumed."""
+    """Draws an array; the key is consumed."""
     values = self.stddev * jax.random.normal(key, shape, jnp.float32)
     return values.astype(dtype)
 
@@ -117,47 +117,40 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     adapters are included; with `config.int8_matrices` a matrix is an
     `Int8Matrix` of two declarations.
   """
-  D, N, K, H, F = (
-    config.width,
-    config.num_heads,
-    config.num_kv_heads,
-    config.head_dim,
-    config.mlp_width,
-  )
-  residual = 1.0 / math.sqrt(2 * config.num_layers)
   axes = {
-    "D": "width",
-    "N": "heads",
-    "K": "kv_heads",
-    "H": "head_dim",
-    "F": "mlp",
+    "D": ("width", config.width),
+    "N": ("heads", config.num_heads),
+    "K": ("kv_heads", config.num_kv_heads),
+    "H": ("head_dim", config.head_dim),
+    "F": ("mlp", config.mlp_width),
   }
-  sizes = {"D": D, "N": N, "K": K, "H": H, "F": F}
 
-  def weight(
-    letters: str, initializer: Initializer, keep_dtype: bool = False
-  ) -> Weight:
+  def weight(letters, initializer, keep_dtype=False):
+    names, sizes = zip(*(axes[letter] for letter in letters), strict=True)
     return Weight(
-      (num_layers, *(sizes[letter] for letter in letters)),
+      (num_layers, *sizes),
       config.param_dtype,
-      ("layers", *(axes[letter] for letter in letters)),
+      ("layers", *names),
       initializer,
       keep_dtype,
     )
 
-  def norm(letter: str) -> Weight:
+  def norm(letter):
     return weight(letter, ONES, keep_dtype=True)
 
+  inputs = fan_in(config.width)
+  residual = 1.0 / math.sqrt(2 * config.num_layers)
+  heads = config.num_heads * config.head_dim
   layers = {
     "attention_norm": norm("D"),
-    "query": weight("DNH", fan_in(D)),
-    "key": weight("DKH", fan_in(D)),
-    "value": weight("DKH", fan_in(D)),
-    "output": weight("NHD", Normal(residual / math.sqrt(N * H))),
+    "query": weight("DNH", inputs),
+    "key": weight("DKH", inputs),
+    "value": weight("DKH", inputs),
+    "output": weight("NHD", Normal(residual / math.sqrt(heads))),
     "mlp_norm": norm("D"),
-    "gate": weight("DF", fan_in(D)),
-    "up": weight("DF", fan_in(D)),
-    "down": weight("FD", Normal(residual / math.sqrt(F))),
+    "gate": weight("DF", inputs),
+    "up": weight("DF", inputs),
+    "down": weight("FD", Normal(residual / math.sqrt(config.mlp_width))),
   }
   if config.attention_bias:
     layers["query_bias"] = weight("NH", ZEROS)
@@ -211,26 +204,25 @@ def declare_decoder(config: ModelConfig) -> dict[str, Any]:
   Returns:
     A nested dict of `Weight`.
   """
-  D = config.width
   return {
     "embedding": Weight(
-      (config.vocab_size, D),
+      (config.vocab_size, config.width),
       config.param_dtype,
       ("vocab", "width"),
       Normal(EMBEDDING_STDDEV),
     ),
     "layers": declare_layers(config, config.num_layers),
     "final_norm": Weight(
-      (D,), config.param_dtype, ("width",), ONES, keep_dtype=True
+      (config.width,), config.param_dtype, ("width",), ONES, keep_dtype=True
     ),
   }
 
 
 def is_weight(node: Any) -> bool:
-  """Tells declarations from other nodes, as `is_leaf` of tree functions.
+  """Whether a node of a tree is a declaration, as `is_leaf` asks.
 
   Args:
-    node: any node of a tree.
+    node: any node.
 
   Returns:
     True for a `Weight`.
@@ -314,8 +306,7 @@ def check_params(params: Any, declared: Any) -> None:
   Raises:
     ValueError: if a weight is missing, unknown or different; names all of them.
   """
-  expected = _by_name(declared, is_weight)
-  arrays = _by_name(params, None)
+  expected, arrays = _by_name(declared), _by_name(params)
   faults = [f"{name} is missing" for name in expected if name not in arrays]
   faults += [
     f"{name} is not declared" for name in arrays if name not in expected
@@ -330,9 +321,7 @@ def check_params(params: Any, declared: Any) -> None:
     raise ValueError("Weights do not fit: " + "; ".join(sorted(faults)) + ".")
 
 
-def _by_name(
-  tree: Any, is_leaf: Callable[[Any], bool] | None
-) -> dict[str, Any]:
+def _by_name(tree: Any) -> dict[str, Any]:
   """Maps the paths of a tree to its leaves."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+  leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_weight)
   return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}

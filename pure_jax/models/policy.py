@@ -52,8 +52,7 @@ def logits(
   """Computes the logits of the next token.
 
   Args:
-    params: policy weights, as `declare_policy` declares them or from
-      `cpu_layout.decoding_params`.
+    params: policy weights, as declared or from `cpu_layout.decoding_params`.
     config: the architecture.
     hidden: [B, T, D] float, from `transformer.forward`.
     act_sharding: sharding of the logits.
@@ -119,6 +118,7 @@ def token_logp(
   Raises:
     ValueError: if the temperature is not positive.
   """
+  readout = _readout(config, temperature, banned_ids, act_sharding)
   start = prompt_tokens.shape[1] - 1
   mask = jnp.concatenate([prompt_mask, completion_mask], axis=1)
   hidden, _ = forward(
@@ -130,16 +130,7 @@ def token_logp(
     act_sharding=act_sharding,
   )
   hidden = hidden[:, start:-1]
-  return _read_logp(
-    params,
-    config,
-    hidden,
-    tokens,
-    completion_mask,
-    temperature,
-    banned_ids,
-    act_sharding,
-  )
+  return _read_logp(params, config, readout, hidden, tokens, completion_mask)
 
 
 def packed_logp(
@@ -177,13 +168,9 @@ def packed_logp(
   Raises:
     ValueError: if the temperature is not positive.
   """
+  readout = _readout(config, temperature, banned_ids, act_sharding)
   hidden, _ = forward(
-    params,
-    config,
-    tokens,
-    positions,
-    segment_ids,
-    act_sharding=act_sharding,
+    params, config, tokens, positions, segment_ids, act_sharding=act_sharding
   )
 
   def next_column(x):
@@ -195,63 +182,47 @@ def packed_logp(
   logp, entropy = _read_logp(
     params,
     config,
+    readout,
     hidden,
     next_column(tokens),
     next_column(completion_mask),
-    temperature,
-    banned_ids,
-    act_sharding,
   )
   return back(logp), back(entropy)
 
 
-def _read_logp(
-  params,
-  config,
-  hidden,
-  tokens,
-  mask,
-  temperature,
-  banned_ids,
-  act_sharding,
-):
+def _readout(config, temperature, banned_ids, act_sharding):
+  """How the policy's hidden states become a distribution."""
+  return Readout(
+    tied=config.tied_embeddings,
+    temperature=temperature,
+    banned_ids=tuple(banned_ids),
+    chunk=config.logits_chunk,
+    act_sharding=act_sharding,
+  )
+
+
+def _read_logp(params, config, readout, hidden, tokens, mask):
   """Log-prob and entropy of the token that each hidden state predicts."""
-  if temperature <= 0:
-    raise ValueError(f"temperature must be positive, got {temperature}.")
-  if config.logits_chunk is not None or act_sharding.head_logp is not None:
-    tied = config.tied_embeddings
-    table = params["embedding"] if tied else params["head"]
-    # Unsplit along D: split weights are gathered once, not for every chunk.
-    table = act_sharding.constrain(
-      table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
-    )
-    if act_sharding.head_logp is not None:
-      return act_sharding.head_logp(
-        table,
-        hidden,
-        tokens,
-        mask,
-        tied=tied,
-        temperature=temperature,
-        banned_ids=tuple(banned_ids),
-      )
-    return chunked_logp(
-      Readout(
-        tied=tied,
-        temperature=temperature,
-        banned_ids=tuple(banned_ids),
-        chunk=config.logits_chunk,
-        act_sharding=act_sharding,
-      ),
-      table,
-      hidden,
-      tokens,
-      mask,
-    )
-  scores = logits(params, config, hidden, act_sharding)
-  scores = ban_tokens(scores / temperature, banned_ids)
-  logp, entropy = logp_and_entropy(scores, tokens)
-  return (
-    jnp.where(mask, logp, 0.0),
-    jnp.where(mask, entropy, 0.0),
+  act_sharding = readout.act_sharding
+  if readout.chunk is None and act_sharding.head_logp is None:
+    scores = logits(params, config, hidden, act_sharding)
+    scores = ban_tokens(scores / readout.temperature, readout.banned_ids)
+    logp, entropy = logp_and_entropy(scores, tokens)
+    return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
+  tied = readout.tied
+  table = params["embedding"] if tied else params["head"]
+  # Unsplit along D: split weights are gathered once, not for every chunk.
+  table = act_sharding.constrain(
+    table.astype(hidden.dtype), ("vocab", None) if tied else (None, "vocab")
+  )
+  if act_sharding.head_logp is None:
+    return chunked_logp(readout, table, hidden, tokens, mask)
+  return act_sharding.head_logp(
+    table,
+    hidden,
+    tokens,
+    mask,
+    tied=tied,
+    temperature=readout.temperature,
+    banned_ids=readout.banned_ids,
   )

@@ -52,8 +52,7 @@ def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
   Returns:
     A nested dict of `Weight`.
   """
-  extended = extend_config(config, extra_layers)
-  declared = weights.declare_decoder(extended)
+  declared = weights.declare_decoder(extend_config(config, extra_layers))
   declared["score"] = {
     "kernel": weights.Weight(
       (config.width, NUM_CLASSES),
@@ -161,12 +160,7 @@ def token_scores(
     [R, W, 2] float32.
   """
   hidden, _ = forward(
-    params,
-    config,
-    tokens,
-    positions,
-    segment_ids,
-    act_sharding=act_sharding,
+    params, config, tokens, positions, segment_ids, act_sharding=act_sharding
   )
   head = params["score"]
   scores = jnp.einsum(

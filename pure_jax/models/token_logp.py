@@ -12,8 +12,7 @@ they are. The vocabulary may be split too: only sums and maxima go over it.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -87,15 +86,20 @@ class Readout:
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, see `ban_tokens`.
     chunk: tokens of a row whose logits exist at one time, at least 1; rounded
-      up to a multiple of the layout's token shards.
+      up to a multiple of the layout's token shards. None computes all at once.
     act_sharding: sharding of the logits.
   """
 
   tied: bool
   temperature: float
   banned_ids: tuple[int, ...]
-  chunk: int
+  chunk: int | None
   act_sharding: ActivationSharding = LOCAL
+
+  def __post_init__(self):
+    """Validates the temperature."""
+    if self.temperature <= 0:
+      raise ValueError(f"temperature must be positive, got {self.temperature}.")
 
   def scores(self, table: Array, hidden_BcD: Array) -> Array:
     """Logits [B, c, V] float32; products in the dtype of the hidden states."""
@@ -150,25 +154,23 @@ def chunked_logp(
   return jnp.where(mask, logp, 0.0), jnp.where(mask, entropy, 0.0)
 
 
-def _read_chunk(x: Array, index: Array, chunk: int) -> Array:
+def _read_chunk(x, index, chunk):
   """Columns of one chunk, [B, c, ...]."""
   return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
 
 
-def _write_chunk(x: Array, new: Array, index: Array, chunk: int) -> Array:
+def _write_chunk(x, new, index, chunk):
   """The array with one chunk replaced."""
   return jax.lax.dynamic_update_slice_in_dim(x, new, index * chunk, axis=1)
 
 
-def _used_chunks(mask: Array, chunk: int) -> Array:
+def _used_chunks(mask, chunk):
   """Number of chunks up to the last kept token of any row."""
   slot = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
   return jnp.max(jnp.where(mask, slot // chunk + 1, 0))
 
 
-def _for_used_chunks(
-  mask: Array, chunk: int, body: Callable, carry: Any
-) -> Any:
+def _for_used_chunks(mask, chunk, body, carry):
   """Loops over the used chunks: body is (index, carry) -> carry.
 
   The condition also bounds the index by the number of chunks, so that the trip
@@ -186,7 +188,7 @@ def _for_used_chunks(
   return jax.lax.while_loop(unfinished, step, (jnp.int32(0), carry))[1]
 
 
-def _is_token(scores: Array, tokens: Array) -> Array:
+def _is_token(scores, tokens):
   """[B, c, V] bool, True at the id of each token."""
   ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
   return ids == tokens[..., None]
@@ -247,20 +249,12 @@ def _chunked_backward(readout, residuals, cotangents):
     by_scores = jnp.where(possible, by_scores / readout.temperature, 0.0)
     by_scores = by_scores.astype(dtype)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    by_hidden = _write_chunk(
-      by_hidden,
-      product(back, by_scores, table).astype(dtype),
-      index,
-      chunk,
-    )
+    of_hidden = product(back, by_scores, table).astype(dtype)
+    by_hidden = _write_chunk(by_hidden, of_hidden, index, chunk)
     return by_table + product(across, by_scores, hidden_BcD), by_hidden
 
-  by_table, by_hidden = _for_used_chunks(
-    mask,
-    chunk,
-    body,
-    (jnp.zeros(table.shape, jnp.float32), jnp.zeros_like(hidden)),
-  )
+  zeros = jnp.zeros(table.shape, jnp.float32), jnp.zeros_like(hidden)
+  by_table, by_hidden = _for_used_chunks(mask, chunk, body, zeros)
   return by_table.astype(table.dtype), by_hidden, None, None
 
 

@@ -28,7 +28,6 @@ from pure_jax.models.attention import attend_in_chunks
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.cpu_layout import ColumnMatrix
 from pure_jax.models.int8 import Int8Matrix
-from pure_jax.models.remat import ATTENDED, remat_attention, remat_layer
 from pure_jax.models.rotary import rotary_tables, rotate
 
 # Used in place of -inf under the softmax: finite, so no row becomes NaN.
@@ -38,6 +37,12 @@ MASKED_SCORE = -1e30
 # layer: on a CPU, 3 layers of width 64 took a fifth longer than unrolled. Deep
 # models are scanned, because compile time grows with the unrolled depth.
 UNROLLED_LAYERS = 8
+
+# Names of activations that a policy of `config.REMAT` saves. The output of
+# attention is as large as that of one product. Attention in chunks computes its
+# scores again in its own backward pass. If its output were not saved, the
+# layer's backward pass would compute them once more.
+_LAYER_INPUT, _ATTENDED = "layer_input", "attended"
 
 Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
 
@@ -76,38 +81,11 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
   return (normed * scale).astype(x.dtype)
 
 
-def project_tokens(
-  x_BTD: Array, weight: Array, act_sharding: ActivationSharding = LOCAL
-) -> Array:
-  """Multiplies every token with a matrix: x W.
-
-  Rows and tokens are merged into one axis, unless both are split over devices,
-  because no single axis could be split like the two. XLA's CPU backend has a
-  fast product for matrices and none for three axes: on two cores, a training
-  step of 256 rows of 61 tokens through 4 layers of width 64 took 307 ms this
-  way and 443 ms with ``einsum("BTD,DF->BTF")``.
-
-  Args:
-    x_BTD: [B, T, D] float.
-    weight: [D, ...] float; the axes after the first are those of the output.
-    act_sharding: sharding of the tokens.
-
-  Returns:
-    [B, T, ...] in their common dtype.
-  """
-  if act_sharding.token_shards > 1:
-    return jnp.tensordot(x_BTD, weight, axes=1)
-  B, T, D = x_BTD.shape
-  product = x_BTD.reshape(B * T, D) @ weight.reshape(D, -1)
-  return product.reshape(B, T, *weight.shape[1:])
-
-
 def attention_mask(segment_ids: Array) -> Array:
   """Makes the causal mask of rows that hold several segments.
 
   A token attends to itself and to earlier tokens of its segment. Padding
-  (segment 0) attends to padding only, so every token attends to something, and
-  no token of a text attends to padding.
+  (segment 0) attends to padding only, so every token attends to something.
 
   Args:
     segment_ids: [B, T] int32.
@@ -148,6 +126,22 @@ def attend(
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BKMH.dtype)
   out = jnp.einsum("BKQTM,BKMH->BTKQH", weights, v_BKMH)
   return out.reshape(B, T, N, H)
+
+
+def _project_tokens(x_BTD, weight, act_sharding):
+  """x W for a weight [D, ...] whose further axes are those of the output.
+
+  Rows and tokens are merged into one axis, unless both are split over devices,
+  because no single axis could be split like the two. XLA's CPU backend has a
+  fast product for matrices and none for three axes: on two cores, a training
+  step of 256 rows of 61 tokens through 4 layers of width 64 took 307 ms this
+  way and 443 ms with ``einsum("BTD,DF->BTF")``.
+  """
+  if act_sharding.token_shards > 1:
+    return jnp.tensordot(x_BTD, weight, axes=1)
+  B, T, D = x_BTD.shape
+  product = x_BTD.reshape(B * T, D) @ weight.reshape(D, -1)
+  return product.reshape(B, T, *weight.shape[1:])
 
 
 def embed(
@@ -224,7 +218,7 @@ def forward(
     x, present = layer(weights, x, attention)
     return x, present if keeps_cache else None
 
-  body = remat_layer(body, config.remat)
+  body = _remat_layer(body, config.remat)
   depth = params["layers"]["attention_norm"].shape[0]
   unroll = depth <= UNROLLED_LAYERS
   x_BTD, kept = jax.lax.scan(body, x_BTD, params["layers"], unroll=unroll)
@@ -237,7 +231,10 @@ def forward(
 def _attend_to_all(config, act_sharding, mask, q, k, v):
   """Attention among the tokens of the call, and their keys and values."""
   if config.attention_chunk is None:
-    return remat_attention(attend, config.remat)(q, k, v, mask), (k, v)
+    # "dots", "layer" and "offload" compute the scores again with the layer.
+    saves_scores = config.remat != "attention"
+    attention = attend if saves_scores else jax.checkpoint(attend)
+    return attention(q, k, v, mask), (k, v)
   out = attend_in_chunks(
     attend,
     q,
@@ -253,6 +250,31 @@ def _attend_to_all(config, act_sharding, mask, q, k, v):
 def _attend_by_kernel(kernel, segment_ids, q, k, v):
   """Attention by the layout's kernel, which stores no scores."""
   return kernel(q, k, v, segment_ids), (k, v)
+
+
+def _remat_layer(layer, name):
+  """A layer (x, weights) that saves what a name in `config.REMAT` says."""
+  policies = jax.checkpoint_policies
+  if name == "layer":
+    return jax.checkpoint(layer)
+  if name == "dots":
+    policy = policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable,
+      policies.save_only_these_names(_ATTENDED),
+    )
+    return jax.checkpoint(layer, policy=policy)
+  if name == "offload":
+    policy = policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[_LAYER_INPUT],
+      offload_src="device",
+      offload_dst="pinned_host",
+    )
+    return jax.checkpoint(
+      lambda x, weights: layer(checkpoint_name(x, _LAYER_INPUT), weights),
+      policy=policy,
+    )
+  return layer  # "none" and "attention" save everything of a layer.
 
 
 def decoder_layer(
@@ -310,7 +332,7 @@ def _attention(config, act_sharding, rotary, layer, x_BTD, attention):
   v = act_sharding.constrain(jnp.swapaxes(project("value"), 1, 2), KEYS)
   out_BTNH, present = attention(q, k, v)
   out_BTNH = checkpoint_name(
-    act_sharding.constrain(out_BTNH, QUERIES), ATTENDED
+    act_sharding.constrain(out_BTNH, QUERIES), _ATTENDED
   )
   out_BTF = out_BTNH.reshape(*x_BTD.shape[:2], -1)
   return _project(config, act_sharding, layer, "output", out_BTF), present
@@ -333,7 +355,7 @@ def _project(config, act_sharding, layer, name, x_BTD):
     weight = weight.astype(x_BTD.dtype)
     if name == "output":  # Its inputs are heads: [N, H, ...].
       weight = weight.reshape(-1, weight.shape[-1])
-    return project_tokens(x, weight, act_sharding)
+    return _project_tokens(x, weight, act_sharding)
 
   y = times(x_BTD, name)
   if f"{name}_lora_a" not in layer:

@@ -16,7 +16,6 @@ from pure_jax.models import params
 from pure_jax.models.activation_sharding import (
   LOCAL,
   ActivationSharding,
-  unconstrained,
 )
 from pure_jax.parallel.kernel_calls import XLA, Kernels
 from pure_jax.parallel.rules import (
@@ -87,9 +86,7 @@ class Layout:
   def _act_sharding(self, token_shards: int, unsplit: tuple[str, ...] = ()):
     """Constraints and kernels of activations."""
     if self.mesh.size == 1:
-      if self.kernels == XLA:
-        return LOCAL
-      return self.kernels.add_to(ActivationSharding(unconstrained), None)
+      return self.kernels.add_to(LOCAL, None)
     constrainer = Constrainer(self.mesh, self.rules, unsplit)
     return self.kernels.add_to(
       ActivationSharding(constrainer, token_shards), constrainer

@@ -28,12 +28,9 @@ def split_rows(tree: Any, micro_batches: int) -> Any:
   Returns:
     The same tree with a leading axis of micro-batches.
   """
-
-  def split(x):
-    grouped = x.reshape(-1, micro_batches, *x.shape[1:])
-    return jnp.swapaxes(grouped, 0, 1)
-
-  return jax.tree.map(split, tree)
+  return jax.tree.map(
+    lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1), tree
+  )
 
 
 def join_rows(tree: Any) -> Any:
@@ -45,12 +42,9 @@ def join_rows(tree: Any) -> Any:
   Returns:
     The tree of arrays [B, ...], rows in their old order.
   """
-
-  def join(x):
-    grouped = jnp.swapaxes(x, 0, 1)
-    return grouped.reshape(-1, *x.shape[2:])
-
-  return jax.tree.map(join, tree)
+  return jax.tree.map(
+    lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), tree
+  )
 
 
 def count_micro_batches(rows: int, limit: int | None, shards: int = 1) -> int:

@@ -9,12 +9,9 @@ Only the device knows this number, so it is not a constant of the program. W is
 the smallest of a few widths that fits the longest text of a batch (`choose`).
 
 The layers of a model and the loss run on packed rows. Steps, credit, baselines
-and whitening stay on [B, C] and [B, S]: they are cheap, and they see groups and
-the whole batch as they do without packing.
-
-Any text may lie in any row, on any device. Texts come as ids and leave as one
-or two numbers per token, so devices exchange some megabytes per batch, and all
-rows are equally full. Hidden states are not exchanged.
+and whitening stay on [B, C] and [B, S]. Any text may lie in any row, on any
+device: texts come as ids and leave as one or two numbers per token, and hidden
+states are not exchanged.
 """
 
 import dataclasses
@@ -117,9 +114,8 @@ def row_shapes(
   """The row shapes of a run, from the widest to the narrowest.
 
   Bucket i serves batches whose longest text has at most longest / 2^i tokens.
-  As rows get shorter a micro-batch has more of them, so that it has about as
-  many tokens. If texts share rows, the number of rows is limited, so that it
-  does not leave too few micro-batches.
+  A micro-batch of shorter rows has more of them, about as many tokens. If texts
+  share rows, their number leaves at least `FEWEST_MICRO_BATCHES`.
 
   >>> [(s.columns, s.rows) for s in row_shapes(1000, 32, 8, 3)]
   [(1000, 8), (500, 16), (250, 32)]

@@ -42,8 +42,7 @@ def generation_spec(
     stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
-    The specification. On one CPU in float32 the weights are copied into the
-    CPU layout before the loop.
+    The specification, with weights in the CPU layout on one CPU in float32.
   """
   return GenerationSpec(
     model=model,
@@ -152,8 +151,7 @@ def make_engine(
     stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
-    The engine. `Engine.generate` samples a batch as the function of
-    `make_generate` does; `Engine.programs` are its jitted functions.
+    The engine; its `generate` samples as the function of `make_generate` does.
   """
   return Engine(
     EngineSpec(
@@ -173,9 +171,6 @@ def make_generate_rows(
   layout: sharding.Layout,
 ) -> Generate:
   """Makes a loop that samples one completion per row, from the row's own key.
-
-  Evaluations use it. With continuous batching, `Engine.generate` takes a key
-  for each row too.
 
   Args:
     model: the policy's architecture.

@@ -32,14 +32,7 @@ class Layouts:
 
   @classmethod
   def same(cls, layout: sharding.Layout) -> "Layouts":
-    """One layout for all models.
-
-    Args:
-      layout: mesh and rules.
-
-    Returns:
-      The layouts.
-    """
+    """One layout for all models."""
     return cls(layout, layout, layout, layout)
 
   @property

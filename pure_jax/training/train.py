@@ -4,11 +4,9 @@
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
 3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
 
-Between 2 and 3 the host grades answers. Every function is made once from a
-frozen spec. Arrays cross the boundary with named shardings, parameters are
-initialised in theirs, and the state of ``update`` is donated.
-`make_supervised_step` and `make_prm_step` of `pure_jax.training.supervised`
-are the two earlier stages, with the same `TrainState`.
+Between 2 and 3 the host grades answers. Arrays cross the boundary with named
+shardings, and the state of ``update`` is donated. The two earlier stages, in
+`pure_jax.training.supervised`, have the same `TrainState`.
 """
 
 from collections.abc import Callable
@@ -112,12 +110,9 @@ def make_init(
   Returns:
     A jitted function from a key (consumed) to the state at step 0.
   """
-
-  def init(key):
-    return new_state(weights.init_params(key, declared), optimizer)
-
   return jax.jit(
-    init, out_shardings=state_shardings(declared, optimizer, layout)
+    lambda key: new_state(weights.init_params(key, declared), optimizer),
+    out_shardings=state_shardings(declared, optimizer, layout),
   )
 
 
@@ -187,7 +182,7 @@ def apply_gradients(
 
 
 def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
-  """Builds the experience of a batch, which credit and loss read.
+  """Builds what credit and loss read.
 
   Args:
     batch: B responses.

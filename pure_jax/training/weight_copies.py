@@ -44,8 +44,8 @@ def make_compute_copy(
   """Casts weights to the compute dtype and moves them to another layout.
 
   The forward pass would cast the weights each time, so results are the same,
-  and bfloat16 halves the memory and the bytes that are read. Weights that are
-  declared with `keep_dtype`, the norms, are applied in float32 and not cast.
+  and bfloat16 halves the memory. Weights that are declared with `keep_dtype`,
+  the norms, are not cast.
 
   Args:
     declared: pytree of declared weights, stored as they are trained.
@@ -54,9 +54,8 @@ def make_compute_copy(
     target: layout of the copy, on the same devices.
 
   Returns:
-    A function from weights to their copy; the compiler chooses the
-    collectives. It is jitted, except if `needs_compute_copy` is False: then
-    it returns the weights themselves.
+    A jitted function from weights to their copy; if `needs_compute_copy` is
+    False, a function that returns the weights themselves.
 
   Raises:
     ValueError: if the layouts are of different devices, or of devices in

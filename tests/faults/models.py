@@ -13,8 +13,8 @@ FAULTS = (
   Fault(
     "the trainer gives banned ids a probability",
     "models.policy:_read_logp",
-    "ban_tokens(scores / temperature, banned_ids)",
-    "ban_tokens(scores / temperature, ())",
+    "ban_tokens(scores / readout.temperature, readout.banned_ids)",
+    "ban_tokens(scores / readout.temperature, ())",
     (
       "test_policy.py::test_banned_ids_take_no_probability_however_large_their_logit",
     ),
@@ -108,8 +108,8 @@ FAULTS = (
   Fault(
     "slots that are kept get other keys and values",
     "models.kv_cache:take_rows",
-    "lambda x: take_by_shard(x, index), stored)",
-    "lambda x: take_by_shard(x, 0 * index), stored)",
+    "lambda x: take_by_shard(x, index), act_sharding",
+    "lambda x: take_by_shard(x, 0 * index), act_sharding",
     ("test_engine.py::test_the_engine_samples_the_tokens_of_one_loop",),
   ),
 )
