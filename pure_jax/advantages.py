@@ -38,13 +38,11 @@ def check_experience(experience: Experience) -> None:
   """Validates shapes, so that no array is broadcast by accident.
 
   Args:
-    experience: the batch. Only its shapes are read, which costs nothing in a
-      compiled function.
+    experience: the batch. Only its shapes are read.
 
   Raises:
-    ValueError: if the shape of a field differs from the one that
-      completion_mask [B, C] and steps.mask [B, S] imply. The message names
-      the first such field.
+    ValueError: if the shape of a field is not the one that completion_mask
+      [B, C] and steps.mask [B, S] imply; names the first such field.
   """
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]

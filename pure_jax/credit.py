@@ -11,11 +11,9 @@ good steps cannot pay for a bad one. The three forms have one signature:
 All of them work on arrays with any leading axes and take a mask of the steps
 that exist. A masked step is the identity of the operation (+inf for min,
 weight 0 for softmin). The returns of a response without steps are zeros. With
-`segment_ids` one row can hold several responses: nothing crosses a segment
-boundary.
+`segment_ids`, equal and contiguous within a response, one row can hold several
+responses: nothing crosses a segment boundary.
 """
-
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,12 +40,7 @@ def _last_axis_scan(operation, elements, reverse):
   )
 
 
-def _scan(
-  operation: Callable[[Array, Array], Array],
-  values: Array,
-  segment_ids: Array | None,
-  reverse: bool,
-) -> Array:
+def _scan(operation, values, segment_ids, reverse):
   """Cumulates values along the last axis and starts anew in each segment.
 
   With segments the scan carries (value, boundary) pairs. A pair that begins
@@ -96,12 +89,10 @@ def sum_returns(
   [-0.25, -0.75, 0.25]
 
   Args:
-    step_rewards: [..., S] float, one reward per step; NaN allowed where
-      masked.
+    step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     discount: 0..1, per existing step.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked. Linear in the rewards.
@@ -157,12 +148,10 @@ def min_returns(
   [-0.5, -0.5, 0.0, 0.0]
 
   Args:
-    step_rewards: [..., S] float, one reward per step; NaN allowed where
-      masked.
+    step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     zero_after_worst: False for the suffix minimum, True for Eq. 3.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked, all 0 without a step. The
@@ -190,12 +179,10 @@ def softmin_rewards(
   gives .765. The paper scores a whole answer by this sum in best-of-N.
 
   Args:
-    step_rewards: [..., S] float, one reward per step; NaN allowed where
-      masked.
+    step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T > 0, in units of reward; T -> 0 is the minimum.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked. It is differentiable. A row
@@ -217,38 +204,13 @@ def softmin_rewards(
   return masked.safe_divide(weight, total) * rewards
 
 
-def _segment_total(
-  operation: Callable[[Array, Array], Array],
-  values: Array,
-  segment_ids: Array | None,
-) -> Array:
+def _segment_total(operation, values, segment_ids):
   """Reduces each segment (or the last axis) and broadcasts to its steps."""
   forward = _scan(operation, values, segment_ids, reverse=False)
   if segment_ids is None:
     return jnp.broadcast_to(forward[..., -1:], values.shape)
   # The last step of a segment has its total: carry it back to the others.
-  return _fill_from_next(forward, _segment_ends(segment_ids, forward), None)
-
-
-def _fill_from_next(
-  values: Array, known: Array, segment_ids: Array | None
-) -> Array:
-  """Gives each unknown step the value of the next known one, 0 if none."""
-  if segment_ids is not None:
-    # A segment's last step is known to be followed by nothing.
-    values = _zero_unless(known, values)
-    known = known | _segment_ends(segment_ids, values)
-
-  def combine(later, earlier):
-    value_later, known_later = later
-    value_earlier, known_earlier = earlier
-    value = jnp.where(known_earlier, value_earlier, value_later)
-    return value, known_later | known_earlier
-
-  filled, _ = _last_axis_scan(
-    combine, (_zero_unless(known, values), known), reverse=True
-  )
-  return filled
+  return following_returns(forward, _segment_ends(segment_ids, forward))
 
 
 def softmin_returns(
@@ -264,12 +226,10 @@ def softmin_returns(
   `min_returns(..., zero_after_worst=True)`.
 
   Args:
-    step_rewards: [..., S] float, one reward per step; NaN allowed where
-      masked.
+    step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T > 0, in units of reward.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked.
@@ -289,11 +249,10 @@ def step_returns(
   """Returns step returns in the form the config names.
 
   Args:
-    step_rewards: [..., S] float, one reward per step.
+    step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     config: CreditConfig; form, temperature and discount are read.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked.
@@ -333,14 +292,28 @@ def following_returns(
   Args:
     returns: [..., S] float, step returns.
     step_mask: [..., S] bool, True where the step exists.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like returns, unchanged where the step exists, 0 where no
     existing step follows in the segment.
   """
-  return _fill_from_next(returns, step_mask, segment_ids)
+  known = step_mask
+  if segment_ids is not None:
+    # A segment's last step is known to be followed by nothing.
+    returns = _zero_unless(known, returns)
+    known = known | _segment_ends(segment_ids, returns)
+
+  def combine(later, earlier):
+    value_later, known_later = later
+    value_earlier, known_earlier = earlier
+    value = jnp.where(known_earlier, value_earlier, value_later)
+    return value, known_later | known_earlier
+
+  filled, _ = _last_axis_scan(
+    combine, (_zero_unless(known, returns), known), reverse=True
+  )
+  return filled
 
 
 def transformed_rewards(
@@ -359,13 +332,12 @@ def transformed_rewards(
     returns: [..., S] float, step returns.
     step_mask: [..., S] bool, True where the step exists.
     discount: 0..1, as in `sum_returns`.
-    segment_ids: [S] or [..., S] int or None, equal and contiguous within a
-      response.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like returns, 0 where masked.
   """
-  filled = _fill_from_next(returns, step_mask, segment_ids)
+  filled = following_returns(returns, step_mask, segment_ids=segment_ids)
   nothing = jnp.zeros_like(filled[..., :1])
   following = jnp.concatenate([filled[..., 1:], nothing], axis=-1)
   if segment_ids is not None:

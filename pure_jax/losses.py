@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax import importance, masked
-from pure_jax.advantages import pure_advantages
+from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.types import (
@@ -18,8 +18,6 @@ from pure_jax.types import (
   PackedExperience,
   PRMInputs,
 )
-
-Metrics = dict[str, Array]
 
 
 def clipped_policy_loss(

@@ -14,23 +14,11 @@ from jax import Array
 from pure_jax.types import PRMInputs, SeparatorTable, StepBoundaries
 
 
-def separator_ends(
-  tokens: Array, completion_mask: Array, table: SeparatorTable
-) -> Array:
-  r"""Marks the tokens that complete a separator.
+def _separator_ends(tokens, completion_mask, table):
+  """Marks the tokens that complete a separator, [B, C] bool.
 
-  These are the tokens whose text ends with the separator, and the second of
-  two halves. In a longer run of halves only the second token counts: several
-  blank lines are one separator, and the remaining halves belong to the next
-  step.
-
-  Args:
-    tokens: [B, C] int32, completion ids.
-    completion_mask: [B, C] bool, True on generated tokens, EOS included.
-    table: SeparatorTable, which ids are separators or halves.
-
-  Returns:
-    [B, C] bool, False where masked.
+  In a run of halves only the second token counts: several blank lines are one
+  separator, and the remaining halves belong to the next step.
   """
   half = jnp.asarray(table.half)[tokens] & completion_mask
   nothing = jnp.zeros_like(half[:, :1])
@@ -75,7 +63,7 @@ def split_steps(
   """
   if max_steps < 1:
     raise ValueError(f"max_steps must be at least 1, not {max_steps}.")
-  separator = separator_ends(tokens, completion_mask, table)
+  separator = _separator_ends(tokens, completion_mask, table)
   # A token is the last of its row when no kept token follows it.
   following = jnp.cumsum(completion_mask[:, ::-1], axis=1)[:, ::-1]
   last = completion_mask & (following == 1)
@@ -133,7 +121,7 @@ def terminal_mask(
   Returns:
     [B, C] bool, all False for an empty row.
   """
-  ends = separator_ends(tokens, completion_mask, table)
+  ends = _separator_ends(tokens, completion_mask, table)
   return ends | (completion_mask & (tokens == table.eos_id))
 
 

@@ -46,14 +46,7 @@ class ColumnMatrix:
   outputs: tuple[int, ...] = struct.field(pytree_node=False)
 
   def times(self, x_BTD: Array) -> Array:
-    """Multiplies every token with the weight: x W.
-
-    Args:
-      x_BTD: [B, T, D] float.
-
-    Returns:
-      [B, T, *outputs] in the dtype of x.
-    """
+    """x W for every token, [B, T, *outputs] in the dtype of x."""
     B, T, D = x_BTD.shape
     # Without the barriers the compiler swaps the operands back.
     columns = jax.lax.optimization_barrier(x_BTD.reshape(B * T, D).T)
@@ -136,13 +129,6 @@ def vocab_logits(x_MD: Array, table_VD: Array) -> Array:
   )
 
 
-def _table_gradient(x_MD, dy_MV):
-  """dy^T x [V, D], with float32 sums."""
-  return jax.lax.platform_dependent(
-    x_MD, dy_MV, cpu=_packed_tokens, default=_packed_cotangent
-  )
-
-
 def _packed_cotangent(x, dy):
   """dy^T x, in the order that the compiler chooses."""
   return jnp.einsum("MV,MD->VD", dy, x, preferred_element_type=jnp.float32)
@@ -160,10 +146,13 @@ def _vocab_logits_forward(x, table):
 
 
 def _vocab_logits_backward(residuals, dy):
-  """Gradients of tokens and table."""
+  """Gradients of tokens and table, dy^T x with float32 sums."""
   x, table = residuals
   dy = dy.astype(x.dtype)
-  return dy @ table, _table_gradient(x, dy).astype(table.dtype)
+  by_table = jax.lax.platform_dependent(
+    x, dy, cpu=_packed_tokens, default=_packed_cotangent
+  )
+  return dy @ table, by_table.astype(table.dtype)
 
 
 vocab_logits.defvjp(_vocab_logits_forward, _vocab_logits_backward)

@@ -17,7 +17,6 @@ from pure_jax.models.cpu_layout import unstack_layers
 from pure_jax.models.kv_cache import (
   KVCache,
   KVSegment,
-  Stored,
   begin_cache,
   store,
 )
@@ -67,16 +66,10 @@ def prefill(
     act_sharding,
     keeps_cache=True,
   )
-  cache = begin_cache(
-    config,
-    *present,
-    mask,
-    group_size,
-    ring_length,
-    share_prompts,
-    act_sharding,
+  rows = group_size, ring_length, share_prompts
+  return hidden[:, -1:], begin_cache(
+    config, *present, mask, *rows, act_sharding
   )
-  return hidden[:, -1:], cache
 
 
 def decode_token(
@@ -111,9 +104,7 @@ def decode_token(
       cache.mask, jnp.ones((B, 1), bool), (0, cache.write_index)
     )
   )
-  rotary = rotary_tables(
-    positions[:, None], config.head_dim, config.rope_theta, config.rope_scaling
-  )
+  rotary = rotary_tables(positions[:, None], config)
   x_BTD = embed(params, config, tokens[:, None], act_sharding)
   keys, values = [], []
   for index, layer in enumerate(layers):
@@ -234,10 +225,8 @@ def _ungroup_rows(x_PKXY, B, Q):
 
 def _write(stored, x_BK1H, index):
   """Writes the newest token's keys or values at an index of the cache."""
-  new = store(x_BK1H, str(stored.data.dtype))
-  data = jax.lax.dynamic_update_slice(stored.data, new.data, (0, 0, index, 0))
-  if stored.scale is None:
-    return Stored(data, None)
-  return Stored(
-    data, jax.lax.dynamic_update_slice(stored.scale, new.scale, (0, 0, index))
+  return jax.tree.map(
+    lambda x, new: jax.lax.dynamic_update_slice_in_dim(x, new, index, 2),
+    stored,
+    store(x_BK1H, str(stored.data.dtype)),
   )

@@ -36,16 +36,10 @@ class Int8Matrix:
   scale: Any
 
   def times(self, x_BTD: Array) -> Array:
-    """Multiplies every token with one matrix: (x W8) * scale.
+    """(x W8) * scale for every token, [B, T, ...outputs] in the dtype of x.
 
-    Every compute dtype holds the integers exactly; the scales are applied in
-    float32.
-
-    Args:
-      x_BTD: [B, T, D] float, D the product of the input axes.
-
-    Returns:
-      [B, T, ...outputs] in the dtype of x.
+    D is the product of one matrix's input axes. Every compute dtype holds the
+    integers exactly; the scales are applied in float32.
     """
     B, T, D = x_BTD.shape
     values = self.values.astype(x_BTD.dtype).reshape(D, -1)

@@ -113,8 +113,8 @@ def begin_cache(
 
   Args:
     config: the architecture, with the dtype of the cache.
-    keys: keys of the prompts, one rotated [P, K, L, H] per layer.
-    values: values of the prompts, one [P, K, L, H] per layer.
+    keys: of the prompts, one rotated [P, K, L, H] per layer.
+    values: of the prompts, one [P, K, L, H] per layer.
     mask: [P, L] bool, True on tokens of the prompts.
     group_size: G, rows of each prompt, contiguous.
     ring_length: entries for generated tokens, at least 1.

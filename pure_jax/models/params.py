@@ -96,7 +96,7 @@ def fan_in(size: int) -> Normal:
   """Makes the initialiser that keeps the scale of a matrix's input.
 
   Args:
-    size: number of entries summed for one output.
+    size: entries summed for one output.
 
   Returns:
     A normal initialiser of variance 1 / size.

@@ -8,7 +8,7 @@ import math
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.models.config import RopeScaling
+from pure_jax.models.config import ModelConfig, RopeScaling
 
 
 def rotary_frequencies(
@@ -39,12 +39,7 @@ def rotary_frequencies(
   return share * frequency + (1.0 - share) * frequency / scaling.factor
 
 
-def rotary_tables(
-  positions: Array,
-  head_dim: int,
-  theta: float,
-  scaling: RopeScaling | None = None,
-) -> tuple[Array, Array]:
+def rotary_tables(positions: Array, config: ModelConfig) -> tuple[Array, Array]:
   """Computes cosine and sine of the rotary angles, position * frequency.
 
   RoFormer, https://arxiv.org/abs/2104.09864, in the layout of Qwen and
@@ -52,14 +47,14 @@ def rotary_tables(
 
   Args:
     positions: [B, T] int32.
-    head_dim: H, even.
-    theta: base of the frequencies.
-    scaling: see `rotary_frequencies`, or None.
+    config: the architecture, with the base and the scaling of frequencies.
 
   Returns:
     (cosine, sine), each [B, T, 1, H / 2] float32; the axis of one is heads.
   """
-  frequency = rotary_frequencies(head_dim, theta, scaling)
+  frequency = rotary_frequencies(
+    config.head_dim, config.rope_theta, config.rope_scaling
+  )
   angles = (
     positions.astype(jnp.float32)[:, :, None, None]
     * frequency[None, None, None]

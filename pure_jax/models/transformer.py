@@ -201,9 +201,7 @@ def forward(
       for x in (tokens, positions, segment_ids)
     )
   x_BTD = embed(params, config, tokens, act_sharding)
-  rotary = rotary_tables(
-    positions, config.head_dim, config.rope_theta, config.rope_scaling
-  )
+  rotary = rotary_tables(positions, config)
   layer = functools.partial(decoder_layer, config, act_sharding, rotary)
   if act_sharding.attention is None:
     attention = functools.partial(
@@ -235,16 +233,8 @@ def _attend_to_all(config, act_sharding, mask, q, k, v):
     saves_scores = config.remat != "attention"
     attention = attend if saves_scores else jax.checkpoint(attend)
     return attention(q, k, v, mask), (k, v)
-  out = attend_in_chunks(
-    attend,
-    q,
-    k,
-    v,
-    mask,
-    config.attention_chunk,
-    act_sharding.token_shards,
-  )
-  return out, (k, v)
+  chunk, shards = config.attention_chunk, act_sharding.token_shards
+  return attend_in_chunks(attend, q, k, v, mask, chunk, shards), (k, v)
 
 
 def _attend_by_kernel(kernel, segment_ids, q, k, v):

@@ -37,16 +37,12 @@ class Engine:
   """Samples whole batches with continuous batching.
 
   Attributes:
-    spec: the specification that the programs are compiled for.
+    spec: the model, how to sample, and the slots.
     programs: the jitted functions.
   """
 
   def __init__(self, spec: EngineSpec):
-    """Makes the programs; each is compiled when it is first called.
-
-    Args:
-      spec: the model, how to sample, and the slots.
-    """
+    """Makes the programs; each is compiled when it is first called."""
     self.spec = spec
     self.programs = make_programs(spec)
 

@@ -92,15 +92,11 @@ class StopTable:
   next_state: Array
 
   def read(self, states: Array, tokens: Array) -> tuple[Array, Array]:
-    """Reads one token of every row.
-
-    Args:
-      states: [B] int32, states before the token.
-      tokens: [B] int32, ids.
+    """Reads one token [B] of every row, in the states [B] int32 before it.
 
     Returns:
-      (states [B] int32 after the token, complete [B] bool, True if a text is
-      complete with this token or was before).
+      (states after the token, complete [B] bool, True if a text is complete
+      with this token or was before).
     """
     states = jnp.asarray(self.next_state)[tokens, states]
     return states, states == self.next_state.shape[1] - 1

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax import losses
+from pure_jax.advantages import Metrics
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -172,7 +173,7 @@ def policy_gradients(
   experience: Experience,
   advantages: jax.Array,
   shape: RowShape | None = None,
-) -> tuple[tuple[jax.Array, losses.Metrics], Any]:
+) -> tuple[tuple[jax.Array, Metrics], Any]:
   """Computes the policy objective of a batch and its gradients.
 
   The loss is summed over micro-batches, each divided by the count of the whole

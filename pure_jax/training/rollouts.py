@@ -110,13 +110,11 @@ def make_generate(
     )
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), rollout)
 
+  weights = sharding.weight_shardings(policy.declare_policy(model), layout)
+  everywhere = sharding.replicated(layout)
   return jax.jit(
     generate,
-    in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), layout),
-      sharding.replicated(layout),
-      sharding.replicated(layout),
-    ),
+    in_shardings=(weights, everywhere, everywhere),
     out_shardings=sharding.batch_sharding(rows_layout or layout),
   )
 
@@ -182,17 +180,12 @@ def make_generate_rows(
     whose prompts and keys are split as rows are. The keys are consumed.
   """
   spec = generation_spec(model, sampler, layout)
+  weights = sharding.weight_shardings(policy.declare_policy(model), layout)
   rows = sharding.batch_sharding(layout)
-
-  def generate(params, prompts, keys):
-    return generation.generate(params, spec, prompts, keys)
-
   return jax.jit(
-    generate,
-    in_shardings=(
-      sharding.weight_shardings(policy.declare_policy(model), layout),
-      rows,
-      rows,
+    lambda params, prompts, keys: generation.generate(
+      params, spec, prompts, keys
     ),
+    in_shardings=(weights, rows, rows),
     out_shardings=rows,
   )

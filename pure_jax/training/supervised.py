@@ -136,16 +136,11 @@ def make_prm_step(
 
   trained, frozen = split_prm_params(prm.declare_prm(model), head_only)
   states = state_shardings(trained, optimizer, layout)
+  frozen = sharding.weight_shardings(frozen, layout)
   rows = sharding.batch_sharding(layout)
   return jax.jit(
     step,
-    in_shardings=(
-      states,
-      sharding.weight_shardings(frozen, layout),
-      rows,
-      rows,
-      rows,
-    ),
+    in_shardings=(states, frozen, rows, rows, rows),
     out_shardings=(states, sharding.replicated(layout)),
     donate_argnums=0,
   )

@@ -18,7 +18,7 @@ import optax
 from flax import struct
 
 from pure_jax import steps
-from pure_jax.advantages import pure_advantages
+from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
@@ -27,8 +27,6 @@ from pure_jax.training.passes import policy_gradients
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import Experience, SeparatorTable
-
-Metrics = dict[str, jax.Array]
 
 
 @struct.dataclass
@@ -84,11 +82,10 @@ def state_shardings(
   """
   of_weights = sharding.weight_shardings(declared, layout)
   everywhere = sharding.replicated(layout)
-  opt_state = jax.eval_shape(optimizer.init, weights.abstract_params(declared))
   opt_state = optax.tree.map_params(
     optimizer,
     lambda _, weight_sharding: weight_sharding,
-    opt_state,
+    jax.eval_shape(optimizer.init, weights.abstract_params(declared)),
     of_weights,
     transform_non_params=lambda _: everywhere,
   )
@@ -133,10 +130,12 @@ def start_state(
   Returns:
     The state, in its shardings.
   """
-  shardings = state_shardings(declared, optimizer, layout)
-  return jax.jit(new_state, static_argnums=1, out_shardings=shardings)(
-    params, optimizer
+  start = jax.jit(
+    new_state,
+    static_argnums=1,
+    out_shardings=state_shardings(declared, optimizer, layout),
   )
+  return start(params, optimizer)
 
 
 def apply_gradients(
