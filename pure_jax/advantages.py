@@ -34,16 +34,8 @@ from pure_jax.types import Experience
 Metrics = dict[str, Array]
 
 
-def check_experience(experience: Experience) -> None:
-  """Validates shapes, so that no array is broadcast by accident.
-
-  Args:
-    experience: the batch. Only its shapes are read.
-
-  Raises:
-    ValueError: if the shape of a field is not the one that completion_mask
-      [B, C] and steps.mask [B, S] imply; names the first such field.
-  """
+def _check_experience(experience):
+  """Validates shapes, so that no array is broadcast by accident."""
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]
   known = experience.sampled_logp is not None
@@ -67,10 +59,7 @@ def check_experience(experience: Experience) -> None:
 
 
 def process_advantages(
-  returns: Array,
-  step_mask: Array,
-  experience: Experience,
-  config: CreditConfig,
+  returns: Array, step_mask: Array, experience: Experience, config: CreditConfig
 ) -> Array:
   """Returns each token's process return to go minus the baseline.
 
@@ -250,7 +239,7 @@ def pure_advantages(
     ValueError: if a group estimator is set and G < 2, if B is not a multiple
       of G, or if shapes differ.
   """
-  check_experience(experience)
+  _check_experience(experience)
   finite = jnp.isfinite(experience.step_rewards)
   step_mask = experience.steps.mask & finite
   if config.exclude_empty_steps:

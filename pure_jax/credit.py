@@ -262,10 +262,7 @@ def step_returns(
   """
   if config.form == "sum":
     return sum_returns(
-      step_rewards,
-      step_mask,
-      discount=config.discount,
-      segment_ids=segment_ids,
+      step_rewards, step_mask, discount=config.discount, segment_ids=segment_ids
     )
   if config.form in ("min", "min_eq3"):
     return min_returns(

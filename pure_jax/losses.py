@@ -12,12 +12,7 @@ from pure_jax import importance, masked
 from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
-from pure_jax.types import (
-  Experience,
-  MetricGroups,
-  PackedExperience,
-  PRMInputs,
-)
+from pure_jax.types import Experience, MetricGroups, PackedExperience, PRMInputs
 
 
 def clipped_policy_loss(

@@ -202,9 +202,5 @@ class MetricGroups:
   minima: dict[str, Array] = struct.field(default_factory=dict)
 
   def to_dict(self) -> dict[str, Array]:
-    """Joins the groups.
-
-    Returns:
-      All metrics by name.
-    """
+    """All metrics by name."""
     return {**self.sums, **self.maxima, **self.minima}

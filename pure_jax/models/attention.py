@@ -66,11 +66,10 @@ def attend_in_chunks(
   outs = []
   for first in range(0, T, group):
     last = min(first + group, T)
-    keys = k_BKTH[:, :, :last], v_BKTH[:, :, :last]
+    q = q_BTNH[:, first:last]
+    k, v = k_BKTH[:, :, :last], v_BKTH[:, :, :last]
     mask = mask_BTT[:, first:last, :last]
-    outs.append(
-      _attend_group(attend, q_BTNH[:, first:last], *keys, mask, chunk)
-    )
+    outs.append(_attend_group(attend, q, k, v, mask, chunk))
   return jnp.concatenate(outs, axis=1)
 
 

@@ -14,12 +14,7 @@ from jax import Array
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.cpu_layout import unstack_layers
-from pure_jax.models.kv_cache import (
-  KVCache,
-  KVSegment,
-  begin_cache,
-  store,
-)
+from pure_jax.models.kv_cache import KVCache, KVSegment, begin_cache, store
 from pure_jax.models.rotary import rotary_tables
 from pure_jax.models.transformer import (
   MASKED_SCORE,
@@ -66,10 +61,9 @@ def prefill(
     act_sharding,
     keeps_cache=True,
   )
-  rows = group_size, ring_length, share_prompts
-  return hidden[:, -1:], begin_cache(
-    config, *present, mask, *rows, act_sharding
-  )
+  size = group_size, ring_length, share_prompts
+  cache = begin_cache(config, *present, mask, *size, act_sharding)
+  return hidden[:, -1:], cache
 
 
 def decode_token(

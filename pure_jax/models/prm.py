@@ -68,10 +68,7 @@ def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
 
 
 def init_prm_from_policy(
-  key: Array,
-  policy_params: Any,
-  config: ModelConfig,
-  extra_layers: int = 0,
+  key: Array, policy_params: Any, config: ModelConfig, extra_layers: int = 0
 ) -> dict[str, Any]:
   """Initialises a PRM from the policy: its trunk, and a new head.
 

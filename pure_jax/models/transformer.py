@@ -117,10 +117,7 @@ def attend(
   K = k_BKMH.shape[1]
   q_BTKQH = q_BTNH.reshape(B, T, K, N // K, H) * (H**-0.5)
   scores = jnp.einsum(
-    "BTKQH,BKMH->BKQTM",
-    q_BTKQH,
-    k_BKMH,
-    preferred_element_type=jnp.float32,
+    "BTKQH,BKMH->BKQTM", q_BTKQH, k_BKMH, preferred_element_type=jnp.float32
   )
   scores = jnp.where(mask_BTM[:, None, None], scores, MASKED_SCORE)
   weights = jax.nn.softmax(scores, axis=-1).astype(v_BKMH.dtype)
@@ -202,18 +199,18 @@ def forward(
     )
   x_BTD = embed(params, config, tokens, act_sharding)
   rotary = rotary_tables(positions, config)
-  layer = functools.partial(decoder_layer, config, act_sharding, rotary)
-  if act_sharding.attention is None:
-    attention = functools.partial(
-      _attend_to_all, config, act_sharding, attention_mask(segment_ids)
-    )
-  else:
-    attention = functools.partial(
-      _attend_by_kernel, act_sharding.attention, segment_ids
-    )
+  kernel = act_sharding.attention  # It stores neither mask nor scores.
+  mask = attention_mask(segment_ids) if kernel is None else None
+
+  def attention(q, k, v):
+    if kernel is not None:
+      return kernel(q, k, v, segment_ids), (k, v)
+    return _attend_to_all(config, act_sharding, q, k, v, mask), (k, v)
 
   def body(x, weights):
-    x, present = layer(weights, x, attention)
+    x, present = decoder_layer(
+      config, act_sharding, rotary, weights, x, attention
+    )
     return x, present if keeps_cache else None
 
   body = _remat_layer(body, config.remat)
@@ -226,20 +223,14 @@ def forward(
   return hidden, kept
 
 
-def _attend_to_all(config, act_sharding, mask, q, k, v):
-  """Attention among the tokens of the call, and their keys and values."""
+def _attend_to_all(config, act_sharding, q, k, v, mask):
+  """Attention among the tokens of the call, in chunks or not."""
   if config.attention_chunk is None:
     # "dots", "layer" and "offload" compute the scores again with the layer.
-    saves_scores = config.remat != "attention"
-    attention = attend if saves_scores else jax.checkpoint(attend)
-    return attention(q, k, v, mask), (k, v)
+    read = jax.checkpoint(attend) if config.remat == "attention" else attend
+    return read(q, k, v, mask)
   chunk, shards = config.attention_chunk, act_sharding.token_shards
-  return attend_in_chunks(attend, q, k, v, mask, chunk, shards), (k, v)
-
-
-def _attend_by_kernel(kernel, segment_ids, q, k, v):
-  """Attention by the layout's kernel, which stores no scores."""
-  return kernel(q, k, v, segment_ids), (k, v)
+  return attend_in_chunks(attend, q, k, v, mask, chunk, shards)
 
 
 def _remat_layer(layer, name):

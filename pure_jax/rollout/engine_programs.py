@@ -179,10 +179,7 @@ def _refill(spec, params, prompts, key, prompt_ids, index, slots, completions):
   num_before = 0 * new.state.num_generated
   completions = write_completions(completions, new, num_before, first)
   cache = kv_cache.put_rows(
-    slots.state.cache,
-    new.state.cache,
-    index,
-    spec.generation.act_sharding,
+    slots.state.cache, new.state.cache, index, spec.generation.act_sharding
   )
   others = jax.tree.map(
     lambda x, y: kv_cache.put_by_shard(x, y, index),

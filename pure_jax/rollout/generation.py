@@ -19,11 +19,7 @@ from pure_jax.models import cpu_layout, decoding, policy
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.kv_cache import KVCache
-from pure_jax.rollout.sampling import (
-  SamplingConfig,
-  StopTable,
-  sample_tokens,
-)
+from pure_jax.rollout.sampling import SamplingConfig, StopTable, sample_tokens
 from pure_jax.types import Prompts, Rollout
 
 

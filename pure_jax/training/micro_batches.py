@@ -78,10 +78,7 @@ def count_micro_batches(rows: int, limit: int | None, shards: int = 1) -> int:
 
 
 def map_rows(
-  function: Callable[[Any], Any],
-  batch: Any,
-  limit: int | None,
-  shards: int = 1,
+  function: Callable[[Any], Any], batch: Any, limit: int | None, shards: int = 1
 ) -> Any:
   """Applies a function that treats rows independently, in micro-batches.
 

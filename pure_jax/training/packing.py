@@ -346,9 +346,7 @@ def map_micro_batches(
 
 
 def unpack(
-  packing: Packing,
-  values: Array,
-  act_sharding: ActivationSharding = LOCAL,
+  packing: Packing, values: Array, act_sharding: ActivationSharding = LOCAL
 ) -> Array:
   """Returns values of tokens to their texts.
 

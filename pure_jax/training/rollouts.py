@@ -164,9 +164,7 @@ def make_engine(
 
 
 def make_generate_rows(
-  model: ModelConfig,
-  sampler: sampling.SamplingConfig,
-  layout: sharding.Layout,
+  model: ModelConfig, sampler: sampling.SamplingConfig, layout: sharding.Layout
 ) -> Generate:
   """Makes a loop that samples one completion per row, from the row's own key.
 

@@ -12,9 +12,9 @@ from factories import pad_columns, random_experience
 from small_models import random_policy
 
 from pure_jax import importance, losses
-from pure_jax.advantages import check_experience
+from pure_jax.advantages import pure_advantages
 from pure_jax.parallel import sharding
-from pure_jax.settings import LossConfig
+from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import packing, score, train
 from pure_jax.training.passes import policy_gradients
 from pure_jax.types import Rollout
@@ -190,7 +190,9 @@ def test_without_a_cap_the_sampler_is_not_read():
       LossConfig(importance_cap=CAP),
     )
   with pytest.raises(ValueError, match=r"experience\.sampled_logp has shape"):
-    check_experience(batch.replace(sampled_logp=batch.sampled_logp[0]))
+    pure_advantages(
+      batch.replace(sampled_logp=batch.sampled_logp[0]), CreditConfig()
+    )
 
 
 def test_an_exact_sampler_has_weight_one():
