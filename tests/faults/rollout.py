@@ -39,9 +39,9 @@ FAULTS = (
   ),
   Fault(
     "EOS is not in the completion mask",
-    "rollout.generation:generate",
-    "jnp.arange(limit)[None] < state.num_generated[:, None]",
-    "jnp.arange(limit)[None] < (state.num_generated - state.stopped)[:, None]",
+    "rollout.generation:to_rollout",
+    "completions.lengths[:, None]",
+    "(completions.lengths - completions.stopped)[:, None]",
     (
       "test_generation.py::test_a_stop_id_cuts_the_free_run_after_its_first_occurrence",
     ),
