@@ -102,18 +102,12 @@ def next_batch(
 def left_pad(
   rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pads rows of ids on the left.
+  """Pads rows of ids on the left, otherwise as `right_pad`.
 
   Args:
     rows: B lists of ids.
-    length: number of columns, at least the length of the longest row.
+    length: number of columns.
     pad_id: id of padding.
-
-  Returns:
-    (tokens [B, length] int32, mask [B, length] bool).
-
-  Raises:
-    ValueError: if a row is too long; the message has its number.
   """
   tokens, mask = right_pad([row[::-1] for row in rows], length, pad_id)
   return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
@@ -133,7 +127,7 @@ def right_pad(
     (tokens [B, length] int32, mask [B, length] bool).
 
   Raises:
-    ValueError: if a row is too long; the message has its number.
+    ValueError: with the number of a row that is too long.
   """
   lengths = np.asarray([len(row) for row in rows])
   if lengths.size and lengths.max() > length:

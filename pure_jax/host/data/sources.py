@@ -20,7 +20,7 @@ class RawRow:
   Attributes:
     location: "file:line", or "file:row" for Parquet, from 1.
     row: the fields by name; None if the row could not be read.
-    fault: why the row could not be read; None if it was.
+    fault: why not; None if it was.
   """
 
   location: str
@@ -29,7 +29,7 @@ class RawRow:
 
 
 def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
-  """Reads a file row by row.
+  """Reads the rows of a file, in order; a malformed row has a fault.
 
   A ``.json`` file contains one array of objects, or one object per line. In the
   other text files every line that is not blank is a row. Only the array of a
@@ -37,9 +37,6 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
 
   Args:
     path: a file with one of `SUFFIXES`.
-
-  Yields:
-    The rows in the order of the file. A malformed row has a fault.
 
   Raises:
     DataError: if the file is missing, has another suffix, or is damaged such

@@ -27,7 +27,7 @@ _OPTIONAL = (str | None, bool | None, int | None, float | None)
 
 
 def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
-  """Prepares a data set unless it exists.
+  """Prepares a data set unless it exists, and returns its builder.
 
   Several processes may prepare the same data set at once: the first to finish
   moves its folder into place, and the others use that folder.
@@ -35,9 +35,6 @@ def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
   Args:
     make_builder: makes the builder of the data set. It is called a second time
       if another process finished first.
-
-  Returns:
-    The builder, with its data set prepared.
 
   Raises:
     OSError: if the data set could not be written.
@@ -71,16 +68,13 @@ def quiet() -> Iterator[None]:
 
 
 def record_features(record: type[Record]) -> dict[str, Any]:
-  """The TFDS features that store a record.
+  """The TFDS features that store a record, by name.
 
   A field `x` that may be None is stored with a bool `has_x`. Labels are stored
   with a list of bools `labelled`.
 
   Args:
     record: `Problem` or `LabelledSolution`.
-
-  Returns:
-    Features by name.
   """
   features: dict[str, Any] = {}
   for field in dataclasses.fields(record):
@@ -99,13 +93,12 @@ def record_features(record: type[Record]) -> dict[str, Any]:
 
 
 def encode_record(record: Record) -> dict[str, Any]:
-  """Converts a record to a TFDS example.
+  """Converts a record to the TFDS example of `record_features`.
+
+  None is stored as 0 or "".
 
   Args:
     record: the record.
-
-  Returns:
-    The example, with the names of `record_features`. None is stored as 0 or "".
   """
   example: dict[str, Any] = {}
   for field in dataclasses.fields(record):
@@ -129,9 +122,6 @@ def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
   Args:
     record: `Problem` or `LabelledSolution`.
     example: the result of TFDS for an example of `encode_record`.
-
-  Returns:
-    The record.
   """
   values: dict[str, Any] = {}
   for field in dataclasses.fields(record):

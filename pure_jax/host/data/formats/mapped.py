@@ -17,11 +17,12 @@ def make_format(
 ) -> Format:
   """Makes a format for files that only have other field names.
 
-  Values are read by the type of the record's field. `answer` may also be a
-  number. `labels` is a list of true or 1 (good), false or 0 (bad) and null (not
-  labelled). An optional field is None if the file has null or, for a text, "".
-  A field without a mapping has the record's default; the default of `id` is the
-  row's number, and without `labels` no step is labelled.
+  Every row of a file becomes one record. Values are read by the type of the
+  record's field. `answer` may also be a number. `labels` is a list of true or 1
+  (good), false or 0 (bad) and null (not labelled). An optional field is None if
+  the file has null or, for a text, "". A field without a mapping has the
+  record's default; that of `id` is the row's number, and without `labels` no
+  step is labelled.
 
   >>> kind = make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
   >>> kind.parse({"q": "What is 1+1?", "a": 2}, 0)[0].answer
@@ -32,9 +33,6 @@ def make_format(
     mapping: names of fields of the record to names of fields of the file.
     source: name of the source and of the data set: letters, digits and
       underscores.
-
-  Returns:
-    The format. Every row of the file becomes one record.
 
   Raises:
     ValueError: if the mapping names a field that the record does not have,
@@ -70,11 +68,11 @@ def _read(row: Row, file_field: str, name: str, kind: Any) -> Any:
   if name == "steps":
     return step_texts(row, file_field)
   if name == "labels":
-    return tuple(_label(label) for label in fields.items(row, file_field))
+    return tuple(_label(label) for label in fields.typed(row, file_field, list))
   if fields.value(row, file_field) is None and _is_optional(kind):
     return None
   if kind in (bool, bool | None):
-    return fields.flag(row, file_field)
+    return fields.typed(row, file_field, bool)
   if kind == int | None:
     return fields.integer(row, file_field)
   if kind == float | None:

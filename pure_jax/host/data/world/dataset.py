@@ -68,13 +68,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
-    """Names the data set by its world and sizes.
-
-    Args:
-      world: the settings of the world.
-      sizes: number of examples of each split.
-      data_dir: folder of the prepared data sets.
-    """
+    """Names the data set by its world and the sizes of its splits."""
     self._world, self._sizes = world, sizes
     counts = "_".join(f"{split}_{size}" for split, size in sizes.items())
     super().__init__(
@@ -211,9 +205,6 @@ def world_tokenizer(
   Args:
     world: the settings of the world.
     path: the model file.
-
-  Returns:
-    The tokenizer.
   """
   numbers = [str(number) for number in range(world.number_max + 1)]
   symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]

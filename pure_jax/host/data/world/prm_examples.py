@@ -62,16 +62,13 @@ class _Position:
 def make_prm_example(
   config: WorldConfig, index: int
 ) -> tuple[ArithmeticProblem, str]:
-  """Generates one example, without labels.
+  """Generates one example: (problem of the training split, response).
 
   `checker.label_steps` labels it: a drawn mistake may happen to be right.
 
   Args:
     config: the world. Only its problems and `vacuous_rate` are used.
     index: number of the example, from 0. Examples do not depend on each other.
-
-  Returns:
-    (problem of the training split, response).
   """
   rng = np.random.default_rng((config.seed, RANDOM_STREAM, index))
   problem = sample_problem(rng, config, "train")
