@@ -54,7 +54,7 @@ def response_facts(
   step_texts: Sequence[Sequence[str]],
   is_vacuous: Callable[[str], bool],
 ) -> ResponseFacts:
-  """Computes the facts of each response.
+  """Computes the facts of each of B responses.
 
   Args:
     rollout: numpy arrays, [B, C].
@@ -62,9 +62,6 @@ def response_facts(
     step_rewards: [B, S] float, -1..1; None without a PRM.
     step_texts: B lists with the text of each step.
     is_vacuous: tells whether a step's text claims and concludes nothing.
-
-  Returns:
-    Facts of B responses.
   """
   lengths = np.asarray(rollout.completion_mask).sum(1)
   repetition = [
