@@ -31,9 +31,6 @@ class SentencePieceTokenizer:
   def __init__(self, path: str | os.PathLike):
     """Reads a model file.
 
-    Args:
-      path: a sentencepiece model.
-
     Raises:
       TokenizerError: if the file is missing or damaged, or has no id for
         padding, the end or the score token.
@@ -74,13 +71,7 @@ class SentencePieceTokenizer:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Encodes a text, without an end token.
-
-    Args:
-      text: the text.
-
-    Returns:
-      The ids. `decode` returns the same text.
+    """Encodes a text, without an end token; `decode` returns the same text.
 
     Raises:
       TokenizerError: if the vocabulary lacks a character of the text.
@@ -94,25 +85,11 @@ class SentencePieceTokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Decodes ids.
-
-    Args:
-      ids: any ids of the vocabulary. Control ids have no text.
-
-    Returns:
-      The text.
-    """
+    """Decodes ids. Control ids have no text."""
     return "".join(self.pieces[i] for i in ids)
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
-    """Raises an error: this tokenizer has no chat template.
-
-    Args:
-      messages: not used.
-
-    Raises:
-      TokenizerError: always.
-    """
+    """Raises a TokenizerError: this tokenizer has no chat template."""
     del messages
     raise TokenizerError(
       "A sentencepiece model has no chat template: use a prompt format "
@@ -134,9 +111,6 @@ def train_tokenizer(
     path: the model file. It is written atomically.
     vocab_size: number of ids: control ids, symbols, characters, and merges of
       characters for the rest.
-
-  Returns:
-    The tokenizer.
 
   Raises:
     TokenizerError: if the file exists but cannot be read, or has another
