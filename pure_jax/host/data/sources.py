@@ -11,6 +11,7 @@ from pure_jax.host.data.records import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _SPACE = re.compile(r"\s*")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,20 +51,13 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
     )
   if path.suffix == ".parquet":
     yield from _parquet(path)
-  elif path.suffix == ".json" and _begins_with_bracket(path):
-    yield from _array(path)
-  else:
-    yield from _lines(path)
-
-
-def _begins_with_bracket(path: pathlib.Path) -> bool:
-  """Whether a JSON file contains an array."""
+    return
   with path.open("rb") as file:
-    for line in file:
-      content = line.removeprefix(b"\xef\xbb\xbf").strip()
-      if content:
-        return content.startswith(b"[")
-  return False
+    contents = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in file)
+    is_array = next(filter(None, contents), b"").startswith(b"[")
+  yield from (
+    _array(path) if path.suffix == ".json" and is_array else _lines(path)
+  )
 
 
 def _lines(path: pathlib.Path) -> Iterator[RawRow]:
@@ -72,7 +66,7 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
   with path.open("rb") as file:
     for number, line in enumerate(file, 1):
       if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removeprefix(_BYTE_ORDER_MARK)
       if not line.strip():
         continue
       location = f"{path}:{number}"

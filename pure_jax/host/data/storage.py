@@ -16,14 +16,11 @@ Record = Problem | LabelledSolution
 
 _Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
 
-# Scalar types of a record's fields: the dtype in TFDS, the type in Python.
-_SCALARS = {
-  bool: (np.bool_, bool),
-  bool | None: (np.bool_, bool),
-  int | None: (np.int32, int),
-  float | None: (np.float64, float),
-}
-_OPTIONAL = (str | None, bool | None, int | None, float | None)
+_TEXTS = tuple[str, ...]
+_LABELS = tuple[int | None, ...]
+# Types of a record's fields that may be None, without None.
+_OPTIONAL = {kind | None: kind for kind in (str, bool, int, float)}
+_DTYPES = {bool: np.bool_, int: np.int32, float: np.float64}
 
 
 def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
@@ -78,15 +75,16 @@ def record_features(record: type[Record]) -> dict[str, Any]:
   """
   features: dict[str, Any] = {}
   for field in dataclasses.fields(record):
-    if field.type in (str, str | None):
-      features[field.name] = tfds.features.Text()
-    elif field.type == tuple[str, ...]:
+    kind = _OPTIONAL.get(field.type, field.type)
+    if kind == _TEXTS:
       features[field.name] = tfds.features.Sequence(tfds.features.Text())
-    elif field.type == tuple[int | None, ...]:
+    elif kind == _LABELS:
       features[field.name] = tfds.features.Sequence(np.int32)
       features["labelled"] = tfds.features.Sequence(np.bool_)
+    elif kind is str:
+      features[field.name] = tfds.features.Text()
     else:
-      features[field.name] = tfds.features.Scalar(_SCALARS[field.type][0])
+      features[field.name] = tfds.features.Scalar(_DTYPES[kind])
     if field.type in _OPTIONAL:
       features[f"has_{field.name}"] = tfds.features.Scalar(np.bool_)
   return features
@@ -103,15 +101,14 @@ def encode_record(record: Record) -> dict[str, Any]:
   example: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
-    if field.type == tuple[int | None, ...]:
+    if field.type == _LABELS:
       example["labelled"] = [label is not None for label in value]
       value = [label or 0 for label in value]
-    elif field.type == tuple[str, ...]:
+    elif field.type == _TEXTS:
       value = list(value)
     elif field.type in _OPTIONAL:
       example[f"has_{field.name}"] = value is not None
-      if value is None:
-        value = "" if field.type == str | None else 0
+      value = _OPTIONAL[field.type]() if value is None else value
     example[field.name] = value
   return example
 
@@ -126,16 +123,15 @@ def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
   values: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = example[field.name]
-    if field.type == tuple[int | None, ...]:
+    kind = _OPTIONAL.get(field.type, field.type)
+    if kind == _LABELS:
       pairs = zip(value, example["labelled"], strict=True)
       value = tuple(int(label) if known else None for label, known in pairs)
-    elif field.type == tuple[str, ...]:
+    elif kind == _TEXTS:
       value = tuple(text.decode() for text in value)
     elif field.type in _OPTIONAL and not example[f"has_{field.name}"]:
       value = None
-    elif field.type in (str, str | None):
-      value = value.decode()
     else:
-      value = _SCALARS[field.type][1](value)
+      value = value.decode() if kind is str else kind(value)
     values[field.name] = value
   return record(**values)

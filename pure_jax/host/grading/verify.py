@@ -247,7 +247,14 @@ def grade(
     for response in responses
   ]
   answered = [i for i, answer in enumerate(answers) if answer is not None]
-  items = [(answers[i], *_comparison(references[i])) for i in answered]
+  items = []
+  for i in answered:
+    reference = references[i]
+    if isinstance(reference, str):
+      reference = Reference(reference)
+    items.append(
+      (answers[i], reference.answer, reference.several, reference.tolerance)
+    )
   verdicts = [Verdict(correct=False, answer=None) for _ in answers]
   if on_done is not None:
     for _ in range(len(answers) - len(answered)):
@@ -260,15 +267,6 @@ def grade(
       failure=outcome.failure,
     )
   return verdicts
-
-
-def _comparison(
-  reference: str | Reference,
-) -> tuple[str, bool, float | None]:
-  """Returns the arguments of `equivalence.equivalent` after the answer."""
-  if isinstance(reference, str):
-    reference = Reference(reference)
-  return reference.answer, reference.several, reference.tolerance
 
 
 def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:

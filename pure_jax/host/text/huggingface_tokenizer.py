@@ -15,14 +15,10 @@ from pure_jax.host.text.tokenization import TokenizerError
 class HuggingFaceTokenizer:
   """Encodes and decodes text with a tokenizer of `transformers`.
 
-  Attributes:
-    vocab_size: V, the number of ids of the model.
-    pad_id: id of padding. It differs from `eos_id` even if the folder uses one
-      token for both.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding, and the rows of the
-      model's embedding that belong to no token.
-    pieces: V texts, one per id; "" for special tokens and ids without a token.
+  It has the attributes of `tokenization.Tokenizer`. `vocab_size` is the number
+  of ids of the model. `pad_id` differs from `eos_id` even if the folder uses
+  one token for both. `banned_ids` also has the rows of the model's embedding
+  that belong to no token.
   """
 
   def __init__(

@@ -3,11 +3,11 @@ use."""
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.text.tokenization import (
   SCORE_TEXT,
   SEPARATOR,
@@ -20,12 +20,8 @@ _SPACE = "▁"  # How sentencepiece writes a space inside a piece.
 class SentencePieceTokenizer:
   """Encodes and decodes text with a sentencepiece model.
 
-  Attributes:
-    vocab_size: V, the number of ids.
-    pad_id: id of padding.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding, unknown, beginning.
-    pieces: V texts, one per id; "" for control ids.
+  It has the attributes of `tokenization.Tokenizer`. `banned_ids` are those of
+  padding, unknown and beginning.
   """
 
   def __init__(self, path: str | os.PathLike):
@@ -138,26 +134,21 @@ def _train(
   vocab_size: int,
 ) -> None:
   """Trains a model and writes it to `path` atomically."""
-  file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115
-  try:
-    with file:
-      sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=file,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=3,
-        num_threads=1,  # With more threads, the result depends on their number.
-        minloglevel=2,
-      )
-    os.replace(file.name, path)
-  finally:
-    pathlib.Path(file.name).unlink(missing_ok=True)
+  with replace_atomic(path) as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts),
+      model_writer=file,
+      model_type="bpe",
+      vocab_size=vocab_size,
+      character_coverage=1.0,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=3,
+      num_threads=1,  # With more threads, the result depends on their number.
+      minloglevel=2,
+    )

@@ -177,7 +177,10 @@ def label_solution(
     elif not checked.annotated:
       label = None
     else:
-      known = all(_is_among(result, computed) for result in checked.results)
+      known = all(
+        any(abs(result - other) <= SAME_RESULT for other in computed)
+        for result in checked.results
+      )
       departed = on_path and checked.verdict is True and not known
       on_path = on_path and checked.verdict is True and known
       label = 1 if on_path else 0 if departed and departures else None
@@ -227,8 +230,3 @@ def _final(lines: list[str]) -> Fraction | None:
   if not lines[-1].startswith(FINAL):
     return None
   return read_number(lines[-1].removeprefix(FINAL).strip().removeprefix("$"))
-
-
-def _is_among(result: Fraction, computed: list[Fraction]) -> bool:
-  """Whether a result is one of those that the reference computes."""
-  return any(abs(result - other) <= SAME_RESULT for other in computed)

@@ -103,37 +103,31 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """Yields (number of the stored record, columns of its examples)."""
-    examples = self._examples(split)
-    for number in itertools.count():
-      rows = list(itertools.islice(examples, RECORD_EXAMPLES))
-      if not rows:
-        return
+    size = self._sizes[split]
+    for number, first in enumerate(range(0, size, RECORD_EXAMPLES)):
+      rows = [
+        self._example(split, index)
+        for index in range(first, min(first + RECORD_EXAMPLES, size))
+      ]
       labels = itertools.chain.from_iterable(row.labels for row in rows)
-      yield (
-        number,
-        {
-          "problem": [row.problem for row in rows],
-          "response": [row.response for row in rows],
-          "labels": np.asarray([*labels], np.int32),
-          "label_count": np.asarray(
-            [len(row.labels) for row in rows], np.int32
-          ),
-          "answer": np.asarray([row.answer for row in rows], np.int32),
-        },
-      )
+      columns = {
+        "problem": [row.problem for row in rows],
+        "response": [row.response for row in rows],
+        "labels": np.asarray([*labels], np.int32),
+        "label_count": np.asarray([len(row.labels) for row in rows], np.int32),
+        "answer": np.asarray([row.answer for row in rows], np.int32),
+      }
+      yield number, columns
 
-  def _examples(self, split: str) -> Iterator[Example]:
-    """Generates the examples of a split."""
-    for index in range(self._sizes[split]):
-      if split == "labelled":
-        problem, response = make_prm_example(self._world, index)
-      else:
-        problem, response = arithmetic.make_example(self._world, split, index)
-      labels = checker.label_steps(
-        problem, response.split(arithmetic.SEPARATOR)
-      )
-      known = tuple(label for label in labels if label is not None)
-      yield Example(problem.text, response, known, problem.answer)
+  def _example(self, split: str, index: int) -> Example:
+    """Generates one example of a split."""
+    if split == "labelled":
+      problem, response = make_prm_example(self._world, index)
+    else:
+      problem, response = arithmetic.make_example(self._world, split, index)
+    labels = checker.label_steps(problem, response.split(arithmetic.SEPARATOR))
+    known = tuple(label for label in labels if label is not None)
+    return Example(problem.text, response, known, problem.answer)
 
 
 def load_world(
