@@ -219,21 +219,10 @@ def read_file(
     skip_malformed=skip_malformed,
     digest=digest,
   )
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with storage.quiet():
-      builder = storage.prepare(make_builder)
-      source = builder.as_data_source(_SPLIT)
+  with storage.prepared(make_builder, folder) as builder:
+    source = builder.as_data_source(_SPLIT)
     stored = builder.info.metadata[_SPLIT]
     counts = Counts(**{**stored, "faults": tuple(stored["faults"])})
-  except DataError:
-    raise
-  # TFDS, protobuf and array_record raise errors of many types.
-  except Exception as error:
-    raise DataError(
-      f"Cannot prepare or read the data set in {folder}: {error}. If its files "
-      "are damaged, remove that folder, and it will be made again."
-    ) from error
   reasons = counts.not_read()
   if reasons and processes.is_process_zero():
     console.tell(f"{file}: of {counts.read} rows, {reasons}.")

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Types of fields that may be None, to the type without None.
+OPTIONAL = {kind | None: kind for kind in (str, bool, int, float)}
 _BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 
 

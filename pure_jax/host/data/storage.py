@@ -4,13 +4,19 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.records import LabelledSolution, Problem
+from pure_jax.host.data.records import (
+  OPTIONAL,
+  DataError,
+  LabelledSolution,
+  Problem,
+)
 
 Record = Problem | LabelledSolution
 
@@ -18,47 +24,53 @@ _Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
 
 _TEXTS = tuple[str, ...]
 _LABELS = tuple[int | None, ...]
-# Types of a record's fields that may be None, without None.
-_OPTIONAL = {kind | None: kind for kind in (str, bool, int, float)}
 _DTYPES = {bool: np.bool_, int: np.int32, float: np.float64}
 
 
-def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
-  """Prepares a data set unless it exists, and returns its builder.
+@contextlib.contextmanager
+def prepared(
+  make_builder: Callable[[], _Builder], folder: pathlib.Path
+) -> Iterator[_Builder]:
+  """Prepares a data set unless it exists; it is read from the builder inside.
 
   Several processes may prepare the same data set at once: the first to finish
-  moves its folder into place, and the others use that folder.
+  moves its folder into place, and the others use that folder. TFDS shows no
+  progress bars and log messages.
 
   Args:
     make_builder: makes the builder of the data set. It is called a second time
       if another process finished first.
+    folder: the folder of prepared data sets, created if missing.
 
   Raises:
-    OSError: if the data set could not be written.
+    DataError: for any error, with the advice to remove the folder.
   """
-  builder = make_builder()
-  try:
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
-  except OSError:
-    # Moving a finished folder fails if another process has moved one there.
-    builder = make_builder()
-    if not builder.is_prepared():
-      raise
-  return builder
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Turns off the progress bars and log messages of TFDS."""
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)
   tfds.disable_progress_bar()
   try:
+    folder.mkdir(parents=True, exist_ok=True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-      yield
+      builder = make_builder()
+      try:
+        builder.download_and_prepare(
+          download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+      except OSError:
+        # Moving a finished folder fails if another process moved one there.
+        builder = make_builder()
+        if not builder.is_prepared():
+          raise
+      yield builder
+  except DataError:
+    raise
+  # TFDS, protobuf and array_record raise errors of many types.
+  except Exception as error:
+    raise DataError(
+      f"Cannot prepare or read the data set in {folder}: {error}. If its files "
+      "are damaged, remove that folder, and it will be made again."
+    ) from error
   finally:
     logger.setLevel(level)
     tfds.enable_progress_bar()
@@ -75,7 +87,7 @@ def record_features(record: type[Record]) -> dict[str, Any]:
   """
   features: dict[str, Any] = {}
   for field in dataclasses.fields(record):
-    kind = _OPTIONAL.get(field.type, field.type)
+    kind = OPTIONAL.get(field.type, field.type)
     if kind == _TEXTS:
       features[field.name] = tfds.features.Sequence(tfds.features.Text())
     elif kind == _LABELS:
@@ -85,7 +97,7 @@ def record_features(record: type[Record]) -> dict[str, Any]:
       features[field.name] = tfds.features.Text()
     else:
       features[field.name] = tfds.features.Scalar(_DTYPES[kind])
-    if field.type in _OPTIONAL:
+    if field.type in OPTIONAL:
       features[f"has_{field.name}"] = tfds.features.Scalar(np.bool_)
   return features
 
@@ -106,9 +118,9 @@ def encode_record(record: Record) -> dict[str, Any]:
       value = [label or 0 for label in value]
     elif field.type == _TEXTS:
       value = list(value)
-    elif field.type in _OPTIONAL:
+    elif field.type in OPTIONAL:
       example[f"has_{field.name}"] = value is not None
-      value = _OPTIONAL[field.type]() if value is None else value
+      value = OPTIONAL[field.type]() if value is None else value
     example[field.name] = value
   return example
 
@@ -123,13 +135,13 @@ def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
   values: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = example[field.name]
-    kind = _OPTIONAL.get(field.type, field.type)
+    kind = OPTIONAL.get(field.type, field.type)
     if kind == _LABELS:
       pairs = zip(value, example["labelled"], strict=True)
       value = tuple(int(label) if known else None for label, known in pairs)
     elif kind == _TEXTS:
       value = tuple(text.decode() for text in value)
-    elif field.type in _OPTIONAL and not example[f"has_{field.name}"]:
+    elif field.type in OPTIONAL and not example[f"has_{field.name}"]:
       value = None
     else:
       value = value.decode() if kind is str else kind(value)

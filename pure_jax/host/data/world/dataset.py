@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.records import DataError
-from pure_jax.host.data.storage import prepare, quiet
+from pure_jax.host.data.storage import prepared
 from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
@@ -150,19 +149,11 @@ def load_world(
     DataError: if the data set cannot be prepared, or its files are damaged.
   """
   path = pathlib.Path(data_dir).absolute()
-  path.mkdir(parents=True, exist_ok=True)
-  try:
-    with quiet():
-      source = prepare(
-        lambda: ArithmeticDataset(world, dict(sizes), str(path))
-      ).as_data_source()
+  with prepared(
+    lambda: ArithmeticDataset(world, dict(sizes), str(path)), path
+  ) as builder:
+    source = builder.as_data_source()
     return {split: _read(source[split]) for split in sizes}
-  # TFDS, protobuf and array_record raise errors of many types.
-  except Exception as error:
-    raise DataError(
-      f"Cannot prepare or read the data set in {path}: {error}. If its files "
-      "are damaged, remove that folder, and it will be made again."
-    ) from error
 
 
 def _read(source: Any) -> list[Example]:
