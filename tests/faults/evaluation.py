@@ -6,8 +6,8 @@ FAULTS = (
   Fault(
     "pass@k draws with replacement",
     "host.evaluation.answer_metrics:pass_at_k",
-    "value[row] = (subsets - math.comb(wrong[row], k)) / subsets",
-    "value[row] = 1 - (wrong[row] / total[row]) ** k",
+    "(subsets - math.comb(wrong, k)) / subsets",
+    "1 - (wrong / correct.shape[1]) ** k",
     ("test_answer_metrics.py::test_pass_at_k_draws_without_replacement",),
   ),
   Fault(
@@ -27,8 +27,8 @@ FAULTS = (
   Fault(
     "the mean gives large benchmarks a larger weight",
     "host.evaluation.intervals:estimate_mean",
-    "value=float(np.mean([value.mean() for value in values])),",
-    "value=float(np.concatenate(values).mean()),",
+    "value=float(np.mean([values.mean() for values in benchmarks])),",
+    "value=float(np.concatenate(benchmarks).mean()),",
     ("test_tables.py::test_every_number_by_enumeration",),
   ),
   Fault(

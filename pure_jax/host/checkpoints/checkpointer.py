@@ -160,9 +160,7 @@ class Checkpoints:
       raise self._abandon_save(error) from error
 
   def steps(self) -> list[int]:
-    """Returns the steps that have a checkpoint, ascending.
-
-    Waits for the current save.
+    """Waits for the current save; returns the steps of checkpoints, ascending.
 
     Raises:
       CheckpointError: if that checkpoint could not be written.
@@ -245,14 +243,7 @@ class Checkpoints:
   def restore_best(self, abstract_state: Any) -> Restored | None:
     """Restores the undamaged checkpoint with the largest `best_metric`.
 
-    Args:
-      abstract_state: as for `restore_latest`.
-
-    Returns:
-      The checkpoint, or None if no checkpoint has the metric.
-
-    Raises:
-      CheckpointError: as for `restore_latest`.
+    Otherwise as `restore_latest`. None if no checkpoint has the metric.
     """
     rank_keys = [
       (values[self._best_metric], step)

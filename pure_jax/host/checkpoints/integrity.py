@@ -16,15 +16,11 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def disk_full_reason(error: BaseException) -> str | None:
-  """Recognises an error that says that the disk is full.
+  """Returns the system's message if an error says that the disk is full.
 
   Args:
     error: error raised by a write. TensorStore quotes the system's message
       inside its own.
-
-  Returns:
-    The system's message, such as "No space left on device"; None for an error
-    of another kind.
 
   >>> disk_full_reason(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "file"))
   'No space left on device'
@@ -131,16 +127,13 @@ def find_damage(folder: str | os.PathLike) -> str | None:
 def fingerprint(
   path: str | os.PathLike, suffixes: Sequence[str] = (), *, deep: bool = False
 ) -> str:
-  """Identifies the contents of a file or a folder.
+  """The SHA-256 of a file, or of names and contents of a folder's files.
 
   Args:
     path: a file, or a folder.
     suffixes: suffixes of the files of a folder that count, such as ".json";
       empty means all files.
     deep: whether files in the subfolders of a folder count.
-
-  Returns:
-    SHA-256, 64 hexadecimal digits; for a folder, of names and contents.
 
   Raises:
     OSError: if the file or folder does not exist or cannot be read.

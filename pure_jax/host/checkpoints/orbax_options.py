@@ -37,9 +37,6 @@ def preservation_policy(
     best_metric: name of a metric; the checkpoint with its largest value is
       preserved, the later one if two are equal. None ranks no checkpoint.
     metrics_of: step -> metrics of its checkpoint.
-
-  Returns:
-    A policy for Orbax's checkpoint manager.
   """
 
   def regular(step: int) -> Mapping[str, float] | None:
@@ -97,9 +94,6 @@ def quiet_logging() -> Iterator[None]:
   """Hides the messages of Orbax in absl's logger, including its threads'.
 
   It logs progress, and stack traces of errors that it raises as well.
-
-  Yields:
-    Nothing.
   """
 
   def is_not_orbax(record: logging.LogRecord) -> bool:

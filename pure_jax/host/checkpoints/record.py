@@ -18,9 +18,6 @@ def named_leaves(tree: Any) -> dict[str, Any]:
   Args:
     tree: pytree of arrays or of `jax.ShapeDtypeStruct`.
 
-  Returns:
-    Leaf by name, such as ``params.layers.0.w``.
-
   Raises:
     ValueError: if there is no leaf, two have one name, or one is no array.
 
@@ -128,11 +125,9 @@ def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:
   """Reads the metrics of a checkpoint on disk.
 
   Args:
-    folder: folder of the checkpoint.
-
-  Returns:
-    Its metrics. If its record cannot be read, those of a regular checkpoint
-    without metrics: a later restore reports the damage.
+    folder: folder of the checkpoint. If its record cannot be read, its metrics
+      are those of a regular checkpoint without any: a later restore reports the
+      damage.
   """
   path = pathlib.Path(folder) / "record" / "metadata"
   try:
@@ -149,7 +144,7 @@ def make_record(
   versions: Mapping[str, Any] | None,
   metrics: CheckpointMetrics,
 ) -> dict[str, Any]:
-  """Makes the record that is stored with a state.
+  """Makes the strictly JSON record that is stored with a state.
 
   Args:
     leaves: the state's arrays by name.
@@ -157,9 +152,6 @@ def make_record(
     config: config of the run, JSON-like.
     versions: versions of Python, packages and devices, JSON-like.
     metrics: metrics of the checkpoint.
-
-  Returns:
-    The record, strictly JSON.
 
   Raises:
     TypeError: for a value that JSON does not know.
@@ -223,8 +215,7 @@ def config_differences(
     may_differ: dotted names to skip; a group's name covers its fields.
 
   Returns:
-    One line for each differing field, sorted: ``rl.credit: was 'sum', is now
-    'min'``. Empty if the configs agree.
+    One line for each differing field, sorted; empty if the configs agree.
 
   >>> config_differences({"rl": {"k": 8}}, {"rl": {"k": 4}})
   ['rl.k: was 8, is now 4']

@@ -41,9 +41,6 @@ def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:
     abstract_tree: pytree of arrays or of `jax.ShapeDtypeStruct` with the
       shardings to restore to.
 
-  Returns:
-    The tree.
-
   Raises:
     CheckpointError: if the folder holds no such tree, or a damaged one.
   """

@@ -26,12 +26,7 @@ class Cursor:
 
 
 def next_batch(
-  num_examples: int,
-  batch_size: int,
-  cursor: Cursor,
-  *,
-  process_index: int = 0,
-  process_count: int = 1,
+  num_examples: int, batch_size: int, cursor: Cursor
 ) -> tuple[np.ndarray, Cursor]:
   """The indices of the next batch, in shuffled order.
 
@@ -39,24 +34,16 @@ def next_batch(
   and the beginning of the next, so that no example is dropped or repeated for
   any batch size.
 
-  Several processes read one batch together: of n processes, process p gets the
-  p-th of n equal shards. The cursor counts the examples of all processes and is
-  the same in each, so that a run can resume with another number of processes.
-
   Args:
     num_examples: size of the data set, at least 1.
-    batch_size: size of the batch of all processes, at least 1 and divisible by
-      `process_count`.
+    batch_size: at least 1.
     cursor: the position before the batch.
-    process_index: number of this process, 0..process_count - 1.
-    process_count: number of processes.
 
   Returns:
-    (indices [batch_size / process_count] int64, position after the batch).
+    (indices [batch_size] int64, position after the batch).
 
   Raises:
-    ValueError: if a size is below 1, the processes cannot share the batch, or
-      the cursor points outside the data set.
+    ValueError: if a size is below 1, or the cursor points outside the data set.
 
   >>> first, cursor = next_batch(5, 3, Cursor(seed=0))
   >>> cursor, sorted({*first, *next_batch(5, 2, cursor)[0]} - {*range(5)})
@@ -66,15 +53,6 @@ def next_batch(
     raise ValueError(
       f"A batch of {batch_size} from {num_examples} examples: both must be at "
       "least 1."
-    )
-  if not 0 <= process_index < process_count:
-    raise ValueError(
-      f"Process {process_index} of {process_count}: the first is 0."
-    )
-  if batch_size % process_count:
-    raise ValueError(
-      f"A batch of {batch_size} cannot be shared by {process_count} processes: "
-      "make it a multiple of their number."
     )
   if not 0 <= cursor.index < num_examples:
     raise ValueError(
@@ -94,26 +72,18 @@ def next_batch(
       cursor = Cursor(cursor.seed, cursor.epoch + 1, 0)
     else:
       cursor = dataclasses.replace(cursor, index=index)
-  share = batch_size // process_count
-  start = process_index * share
-  return np.concatenate(pieces)[start : start + share], cursor
+  return np.concatenate(pieces), cursor
 
 
 def left_pad(
   rows: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Pads rows of ids on the left.
+  """Pads rows of ids on the left, otherwise as `right_pad`.
 
   Args:
     rows: B lists of ids.
-    length: number of columns, at least the length of the longest row.
+    length: number of columns.
     pad_id: id of padding.
-
-  Returns:
-    (tokens [B, length] int32, mask [B, length] bool).
-
-  Raises:
-    ValueError: if a row is too long; the message has its number.
   """
   tokens, mask = right_pad([row[::-1] for row in rows], length, pad_id)
   return tokens[:, ::-1].copy(), mask[:, ::-1].copy()
@@ -133,7 +103,7 @@ def right_pad(
     (tokens [B, length] int32, mask [B, length] bool).
 
   Raises:
-    ValueError: if a row is too long; the message has its number.
+    ValueError: with the number of a row that is too long.
   """
   lengths = np.asarray([len(row) for row in rows])
   if lengths.size and lengths.max() > length:

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# Types of fields that may be None, to the type without None.
+OPTIONAL = {kind | None: kind for kind in (str, bool, int, float)}
 _BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 
 
@@ -134,27 +136,20 @@ def step_text(text: str) -> str:
 
   Args:
     text: the step as the source has it.
-
-  Returns:
-    The normalised text; "" if the step is only white space.
   """
   return _BLANK_LINES.sub("\n", text.strip())
 
 
 def problem_key(problem: str) -> str:
-  """A hash of a problem's text.
+  """A hash of a problem's text, 16 hexadecimal digits, the same in every file.
 
-  Best-of-N groups the solutions of a problem by it. The key of a problem is the
-  same in every file.
+  Best-of-N groups the solutions of a problem by it.
 
   >>> problem_key("What is 1+1?") == problem_key(" What is 1+1?\\n")
   True
 
   Args:
     problem: the text. White space at its ends is ignored.
-
-  Returns:
-    16 hexadecimal digits.
   """
   return hashlib.blake2b(problem.strip().encode(), digest_size=8).hexdigest()
 
@@ -173,9 +168,6 @@ def split_by_problem(
 
   Returns:
     (training, held-out) row indices, int64, ascending; either may be empty.
-
-  Raises:
-    ValueError: if `one_in` is below 2.
   """
   if one_in < 2:
     raise ValueError(f"one_in must be at least 2, got {one_in}.")

@@ -11,6 +11,7 @@ from pure_jax.host.data.records import DataError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _SPACE = re.compile(r"\s*")
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class RawRow:
   Attributes:
     location: "file:line", or "file:row" for Parquet, from 1.
     row: the fields by name; None if the row could not be read.
-    fault: why the row could not be read; None if it was.
+    fault: why not; None if it was.
   """
 
   location: str
@@ -29,7 +30,7 @@ class RawRow:
 
 
 def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
-  """Reads a file row by row.
+  """Reads the rows of a file, in order; a malformed row has a fault.
 
   A ``.json`` file contains one array of objects, or one object per line. In the
   other text files every line that is not blank is a row. Only the array of a
@@ -37,9 +38,6 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
 
   Args:
     path: a file with one of `SUFFIXES`.
-
-  Yields:
-    The rows in the order of the file. A malformed row has a fault.
 
   Raises:
     DataError: if the file is missing, has another suffix, or is damaged such
@@ -53,20 +51,13 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
     )
   if path.suffix == ".parquet":
     yield from _parquet(path)
-  elif path.suffix == ".json" and _begins_with_bracket(path):
-    yield from _array(path)
-  else:
-    yield from _lines(path)
-
-
-def _begins_with_bracket(path: pathlib.Path) -> bool:
-  """Whether a JSON file contains an array."""
+    return
   with path.open("rb") as file:
-    for line in file:
-      content = line.removeprefix(b"\xef\xbb\xbf").strip()
-      if content:
-        return content.startswith(b"[")
-  return False
+    contents = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in file)
+    is_array = next(filter(None, contents), b"").startswith(b"[")
+  yield from (
+    _array(path) if path.suffix == ".json" and is_array else _lines(path)
+  )
 
 
 def _lines(path: pathlib.Path) -> Iterator[RawRow]:
@@ -75,7 +66,7 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
   with path.open("rb") as file:
     for number, line in enumerate(file, 1):
       if number == 1:
-        line = line.removeprefix(b"\xef\xbb\xbf")
+        line = line.removeprefix(_BYTE_ORDER_MARK)
       if not line.strip():
         continue
       location = f"{path}:{number}"

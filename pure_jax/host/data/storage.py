@@ -4,121 +4,123 @@ import contextlib
 import dataclasses
 import logging
 import os
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.records import LabelledSolution, Problem
+from pure_jax.host.data.records import (
+  OPTIONAL,
+  DataError,
+  LabelledSolution,
+  Problem,
+)
 
 Record = Problem | LabelledSolution
 
 _Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
 
-# Scalar types of a record's fields: the dtype in TFDS, the type in Python.
-_SCALARS = {
-  bool: (np.bool_, bool),
-  bool | None: (np.bool_, bool),
-  int | None: (np.int32, int),
-  float | None: (np.float64, float),
-}
-_OPTIONAL = (str | None, bool | None, int | None, float | None)
+_TEXTS = tuple[str, ...]
+_LABELS = tuple[int | None, ...]
+_DTYPES = {bool: np.bool_, int: np.int32, float: np.float64}
 
 
-def prepare(make_builder: Callable[[], _Builder]) -> _Builder:
-  """Prepares a data set unless it exists.
+@contextlib.contextmanager
+def prepared(
+  make_builder: Callable[[], _Builder], folder: pathlib.Path
+) -> Iterator[_Builder]:
+  """Prepares a data set unless it exists; it is read from the builder inside.
 
   Several processes may prepare the same data set at once: the first to finish
-  moves its folder into place, and the others use that folder.
+  moves its folder into place, and the others use that folder. TFDS shows no
+  progress bars and log messages.
 
   Args:
     make_builder: makes the builder of the data set. It is called a second time
       if another process finished first.
-
-  Returns:
-    The builder, with its data set prepared.
+    folder: the folder of prepared data sets, created if missing.
 
   Raises:
-    OSError: if the data set could not be written.
+    DataError: for any error, with the advice to remove the folder.
   """
-  builder = make_builder()
-  try:
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
-  except OSError:
-    # Moving a finished folder fails if another process has moved one there.
-    builder = make_builder()
-    if not builder.is_prepared():
-      raise
-  return builder
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Turns off the progress bars and log messages of TFDS."""
   logger = logging.getLogger("absl")
   level = logger.level
   logger.setLevel(logging.ERROR)
   tfds.disable_progress_bar()
   try:
+    folder.mkdir(parents=True, exist_ok=True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-      yield
+      builder = make_builder()
+      try:
+        builder.download_and_prepare(
+          download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
+      except OSError:
+        # Moving a finished folder fails if another process moved one there.
+        builder = make_builder()
+        if not builder.is_prepared():
+          raise
+      yield builder
+  except DataError:
+    raise
+  # TFDS, protobuf and array_record raise errors of many types.
+  except Exception as error:
+    raise DataError(
+      f"Cannot prepare or read the data set in {folder}: {error}. If its files "
+      "are damaged, remove that folder, and it will be made again."
+    ) from error
   finally:
     logger.setLevel(level)
     tfds.enable_progress_bar()
 
 
 def record_features(record: type[Record]) -> dict[str, Any]:
-  """The TFDS features that store a record.
+  """The TFDS features that store a record, by name.
 
   A field `x` that may be None is stored with a bool `has_x`. Labels are stored
   with a list of bools `labelled`.
 
   Args:
     record: `Problem` or `LabelledSolution`.
-
-  Returns:
-    Features by name.
   """
   features: dict[str, Any] = {}
   for field in dataclasses.fields(record):
-    if field.type in (str, str | None):
-      features[field.name] = tfds.features.Text()
-    elif field.type == tuple[str, ...]:
+    kind = OPTIONAL.get(field.type, field.type)
+    if kind == _TEXTS:
       features[field.name] = tfds.features.Sequence(tfds.features.Text())
-    elif field.type == tuple[int | None, ...]:
+    elif kind == _LABELS:
       features[field.name] = tfds.features.Sequence(np.int32)
       features["labelled"] = tfds.features.Sequence(np.bool_)
+    elif kind is str:
+      features[field.name] = tfds.features.Text()
     else:
-      features[field.name] = tfds.features.Scalar(_SCALARS[field.type][0])
-    if field.type in _OPTIONAL:
+      features[field.name] = tfds.features.Scalar(_DTYPES[kind])
+    if field.type in OPTIONAL:
       features[f"has_{field.name}"] = tfds.features.Scalar(np.bool_)
   return features
 
 
 def encode_record(record: Record) -> dict[str, Any]:
-  """Converts a record to a TFDS example.
+  """Converts a record to the TFDS example of `record_features`.
+
+  None is stored as 0 or "".
 
   Args:
     record: the record.
-
-  Returns:
-    The example, with the names of `record_features`. None is stored as 0 or "".
   """
   example: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
-    if field.type == tuple[int | None, ...]:
+    if field.type == _LABELS:
       example["labelled"] = [label is not None for label in value]
       value = [label or 0 for label in value]
-    elif field.type == tuple[str, ...]:
+    elif field.type == _TEXTS:
       value = list(value)
-    elif field.type in _OPTIONAL:
+    elif field.type in OPTIONAL:
       example[f"has_{field.name}"] = value is not None
-      if value is None:
-        value = "" if field.type == str | None else 0
+      value = OPTIONAL[field.type]() if value is None else value
     example[field.name] = value
   return example
 
@@ -129,23 +131,19 @@ def decode_record(record: type[Record], example: Mapping[str, Any]) -> Record:
   Args:
     record: `Problem` or `LabelledSolution`.
     example: the result of TFDS for an example of `encode_record`.
-
-  Returns:
-    The record.
   """
   values: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = example[field.name]
-    if field.type == tuple[int | None, ...]:
+    kind = OPTIONAL.get(field.type, field.type)
+    if kind == _LABELS:
       pairs = zip(value, example["labelled"], strict=True)
       value = tuple(int(label) if known else None for label, known in pairs)
-    elif field.type == tuple[str, ...]:
+    elif kind == _TEXTS:
       value = tuple(text.decode() for text in value)
-    elif field.type in _OPTIONAL and not example[f"has_{field.name}"]:
+    elif field.type in OPTIONAL and not example[f"has_{field.name}"]:
       value = None
-    elif field.type in (str, str | None):
-      value = value.decode()
     else:
-      value = _SCALARS[field.type][1](value)
+      value = value.decode() if kind is str else kind(value)
     values[field.name] = value
   return record(**values)

@@ -46,11 +46,7 @@ class ClusterConfig:
   heartbeat_timeout_seconds: int = 100
 
   def __post_init__(self):
-    """Validates that all of coordinator, processes and process_id are given.
-
-    Raises:
-      ProcessesError: naming what is missing or wrong.
-    """
+    """Validates that all of coordinator, processes and process_id are given."""
     given = (self.coordinator, self.processes, self.process_id)
     if self.is_single_process or all(value is None for value in given):
       return

@@ -175,15 +175,10 @@ def gather_rows(sharding: NamedSharding, num_rows: int, tree: Any) -> Any:
 
 
 def read_everywhere(tree: Any) -> Any:
-  """Copies whole arrays to the host of every process.
-
-  Every process must call it.
+  """Copies whole arrays to the host of every process, which must all call it.
 
   Args:
     tree: pytree of arrays on the devices.
-
-  Returns:
-    The same pytree of numpy arrays.
   """
 
   def replicated(array: jax.Array) -> jax.Array:
@@ -212,9 +207,6 @@ def replicate(sharding: NamedSharding, tree: Any) -> Any:
   Args:
     sharding: over all devices, fully replicated.
     tree: pytree of host arrays, or of jax PRNG keys of this process.
-
-  Returns:
-    The same pytree of arrays on the devices.
   """
   if jax.process_count() == 1:
     return jax.device_put(tree, sharding)

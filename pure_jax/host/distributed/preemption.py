@@ -38,12 +38,7 @@ class StopRequest:
     self._interrupted = False
 
   def handle_signal(self, number: int, frame: Any) -> None:
-    """Records the request; used as a signal handler.
-
-    Args:
-      number: number of the signal.
-      frame: stack frame of the interrupted code.
-    """
+    """Records the request; used as a signal handler."""
     del number, frame
     self._received = True
 
@@ -52,10 +47,6 @@ class StopRequest:
 
     Raised at once, KeyboardInterrupt can be lost: Python ignores exceptions in
     callbacks of its garbage collector, and jax has one.
-
-    Args:
-      number: number of the signal.
-      frame: stack frame of the interrupted code.
     """
     del number, frame
     if self._interrupted:
@@ -104,9 +95,6 @@ def raise_on_sigterm() -> Iterator[None]:
 
   The exception unwinds the stack, so files are closed. Nothing changes outside
   the main thread, or if the program already handles SIGTERM.
-
-  Yields:
-    Nothing.
 
   Raises:
     Terminated: when SIGTERM comes outside `graceful_shutdown`.
@@ -173,9 +161,6 @@ def defer_signals() -> Iterator[None]:
   and an interrupted save makes Orbax complain at exit about a closed event
   loop. Nothing changes in other threads, or for a signal that the program
   handles itself.
-
-  Yields:
-    Nothing.
 
   Raises:
     KeyboardInterrupt: at the end, if Ctrl-C came meanwhile.

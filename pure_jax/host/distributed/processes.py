@@ -72,10 +72,7 @@ def _exchange(message: str | None, senders: range) -> list[str]:
 
   Args:
     message: to publish; None publishes nothing.
-    senders: indices of the processes whose messages to read.
-
-  Returns:
-    The messages of the senders, in order.
+    senders: indices of the processes whose messages to read, in this order.
   """
   client = distributed.global_state.client
   prefix = f"pure_jax/{next(_EXCHANGE_NUMBER)}"
@@ -125,9 +122,6 @@ def broadcast_from_zero(compute: Callable[[], _Json]) -> _Json:
 
   Args:
     compute: returns a JSON-like value; called only by process 0.
-
-  Returns:
-    The value.
   """
   if jax.process_count() == 1:
     return compute()
@@ -136,9 +130,7 @@ def broadcast_from_zero(compute: Callable[[], _Json]) -> _Json:
 
 
 def raise_on_any_error(error: str | None) -> None:
-  """Raises in every process if one of them reports an error.
-
-  Every process must call it.
+  """Raises in every process if one of them reports an error; all must call it.
 
   Args:
     error: text of the error of this process, or None.
@@ -155,9 +147,7 @@ def raise_on_any_error(error: str | None) -> None:
 
 
 def require_same(text: str, what: str) -> None:
-  """Raises unless a text is equal in all processes.
-
-  Every process must call it.
+  """Raises unless a text is equal in all processes, which must all call it.
 
   Args:
     text: the text that must be equal, such as a config as JSON.

@@ -201,9 +201,6 @@ def join_cluster(config: ClusterConfig) -> Iterator[None]:
   Args:
     config: names the other processes, or leaves them to the launcher.
 
-  Yields:
-    Nothing.
-
   Raises:
     ProcessesError: if this process cannot connect to the others.
   """

@@ -1,15 +1,13 @@
 """Metrics of sampled answers: pass@k, maj@k, best-of-k, weighted vote.
 
-Arrays are [P, n]: P problems, up to n responses each. `mask` is True where a
-response exists; masked entries may hold any value. Every function returns one
-number per problem, with a mask (`intervals.PerProblem`). A problem that cannot
-give a number, such as pass@8 from five responses, is masked.
+Arrays are [P, n]: P problems with n responses each. Every function returns one
+float64 per problem, which `intervals.estimate_mean` averages. avg@n, the share
+of correct responses, is `correct.mean(1)`.
 
 pass@k, maj@k and best-of-k are expectations over all subsets of k responses
 of a problem. Sampled responses are exchangeable, so this is the unbiased
 estimate with the least variance, and the order of the responses has no effect.
-`average` is avg@k for every k in that sense. The weighted vote has no closed
-form over subsets and takes all responses.
+The weighted vote has no closed form over subsets and takes all responses.
 """
 
 import functools
@@ -18,32 +16,10 @@ from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
-from pure_jax.host.evaluation.intervals import PerProblem
-
-_BOOL = ("mask", "correct", "has_answer", "has_score")
+_BOOL = ("correct", "has_answer", "has_score")
 
 
-def average(values: np.ndarray, mask: np.ndarray) -> PerProblem:
-  """Averages a quantity over the responses of each problem.
-
-  The average of `correct` is avg@k, or greedy pass@1 if the only response is
-  greedy; that of truncation flags or lengths is the truncation rate or the
-  mean length.
-
-  Args:
-    values: [P, n] bool or number.
-    mask: [P, n] bool, True where the response exists.
-
-  Returns:
-    [P]; a problem without responses has no value.
-  """
-  mask = _checked(mask, values=values)
-  total = np.where(mask, values, 0).astype(np.float64).sum(1)
-  count = mask.sum(1)
-  return PerProblem(total / np.maximum(count, 1), count > 0)
-
-
-def pass_at_k(correct: np.ndarray, mask: np.ndarray, k: int) -> PerProblem:
+def pass_at_k(correct: np.ndarray, k: int) -> np.ndarray:
   """Computes the probability that at least one of k responses is correct.
 
   1 − C(n−c, k) / C(n, k) with c correct ones among n (Chen et al. 2021,
@@ -51,33 +27,26 @@ def pass_at_k(correct: np.ndarray, mask: np.ndarray, k: int) -> PerProblem:
 
   Args:
     correct: [P, n] bool, whether the answer is right.
-    mask: [P, n] bool, True where the response exists.
-    k: at least 1.
+    k: 1..n.
 
-  Returns:
-    [P]; a problem with fewer than k responses has no value.
-
-  >>> correct = np.array([[True, False, False, False]])
-  >>> pass_at_k(correct, np.ones((1, 4), bool), k=2).value
+  >>> pass_at_k(np.array([[True, False, False, False]]), k=2)
   array([0.5])
   """
-  mask = _checked(mask, correct=correct)
-  value, enough = _start(mask, k)
-  total, wrong = mask.sum(1), (mask & ~np.asarray(correct)).sum(1)
-  for row in np.flatnonzero(enough):
-    subsets = math.comb(total[row], k)
-    # Exact integers: one division, and no overflow at a thousand responses.
-    value[row] = (subsets - math.comb(wrong[row], k)) / subsets
-  return PerProblem(value, enough)
+  _check(k, correct=correct)
+  subsets = math.comb(correct.shape[1], k)
+  # Exact integers: one division, and no overflow at a thousand responses.
+  return np.array(
+    [
+      (subsets - math.comb(wrong, k)) / subsets
+      for wrong in (~correct).sum(1).tolist()
+    ],
+    np.float64,
+  )
 
 
 def majority_at_k(
-  correct: np.ndarray,
-  answer_ids: np.ndarray,
-  has_answer: np.ndarray,
-  mask: np.ndarray,
-  k: int,
-) -> PerProblem:
+  correct: np.ndarray, answer_ids: np.ndarray, has_answer: np.ndarray, k: int
+) -> np.ndarray:
   """Computes the probability that the majority answer of k is right.
 
   Ties are broken uniformly at random. A response without an answer is one of
@@ -89,40 +58,23 @@ def majority_at_k(
     correct: [P, n] bool, whether the answer is right.
     answer_ids: [P, n] int, equal for equal answers of a problem.
     has_answer: [P, n] bool, whether the response has an answer.
-    mask: [P, n] bool, True where the response exists.
-    k: at least 1; at 1 it is the average.
-
-  Returns:
-    [P]; a problem with fewer than k responses has no value.
+    k: 1..n; at 1 it is the average.
 
   >>> ids = np.array([[7, 7, 3]])
-  >>> mask = np.ones((1, 3), bool)
-  >>> majority_at_k(ids == 7, ids, mask, mask, k=3).value
+  >>> majority_at_k(ids == 7, ids, np.ones((1, 3), bool), k=3)
   array([1.])
   """
-  mask = _checked(
-    mask, correct=correct, answer_ids=answer_ids, has_answer=has_answer
-  )
-  value, enough = _start(mask, k)
-  for row in np.flatnonzero(enough):
-    votes = mask[row] & np.asarray(has_answer)[row]
-    _, members, size = np.unique(
-      np.asarray(answer_ids)[row, votes],
-      return_inverse=True,
-      return_counts=True,
-    )
-    right = np.bincount(members, np.asarray(correct)[row, votes], len(size))
-    value[row] = _majority(size, right / size, int(mask[row].sum()), k)
-  return PerProblem(value, enough)
+  _check(k, correct=correct, answer_ids=answer_ids, has_answer=has_answer)
+  values = np.zeros(len(correct))
+  for row, votes in enumerate(has_answer):
+    _, size, right = _groups(answer_ids[row, votes], correct[row, votes])
+    values[row] = _majority(size, right, len(votes), k)
+  return values
 
 
 def best_of_k(
-  correct: np.ndarray,
-  scores: np.ndarray,
-  has_score: np.ndarray,
-  mask: np.ndarray,
-  k: int,
-) -> PerProblem:
+  correct: np.ndarray, scores: np.ndarray, has_score: np.ndarray, k: int
+) -> np.ndarray:
   """Computes the probability that the best scored of k responses is correct.
 
   Ties are broken uniformly at random. A response without a score, such as an
@@ -133,33 +85,23 @@ def best_of_k(
     correct: [P, n] bool, whether the answer is right.
     scores: [P, n] float, higher is better (`host.evaluation.response_scores`).
     has_score: [P, n] bool, whether the response could be scored.
-    mask: [P, n] bool, True where the response exists.
-    k: at least 1.
-
-  Returns:
-    [P]; a problem with fewer than k responses has no value.
+    k: 1..n.
 
   Raises:
-    ValueError: if a score is not finite; the message gives its index.
+    ValueError: with the index of a score that is not finite.
   """
-  mask = _checked(mask, correct=correct, scores=scores, has_score=has_score)
-  scored = mask & np.asarray(has_score)
-  _check_finite("score", scores, scored)
-  value, enough = _start(mask, k)
-  for row in np.flatnonzero(enough):
-    columns = scored[row]
-    _, members, size = np.unique(
-      np.asarray(scores)[row, columns], return_inverse=True, return_counts=True
-    )
-    right = np.bincount(members, np.asarray(correct)[row, columns], len(size))
-    total = int(mask[row].sum())
-    below = total - int(columns.sum())
-    for count, share in zip(size.tolist(), right / size, strict=True):
+  _check(k, correct=correct, scores=scores, has_score=has_score)
+  _check_finite("score", scores, has_score)
+  values = np.zeros(len(correct))
+  for row, scored in enumerate(has_score):
+    _, sizes, right = _groups(scores[row, scored], correct[row, scored])
+    below = len(scored) - int(scored.sum())
+    for size, share in zip(sizes.tolist(), right, strict=True):
       # The number of subsets whose best response has this score.
-      chosen = math.comb(below + count, k) - math.comb(below, k)
-      value[row] += share * (chosen / math.comb(total, k))
-      below += count
-  return PerProblem(value, enough)
+      chosen = math.comb(below + size, k) - math.comb(below, k)
+      values[row] += share * (chosen / math.comb(len(scored), k))
+      below += size
+  return values
 
 
 def weighted_majority(
@@ -168,8 +110,7 @@ def weighted_majority(
   has_answer: np.ndarray,
   weights: np.ndarray,
   has_score: np.ndarray,
-  mask: np.ndarray,
-) -> PerProblem:
+) -> np.ndarray:
   """Tells whether the answer with the largest summed weight is right.
 
   All responses of a problem vote, except those without an answer or a score;
@@ -184,47 +125,41 @@ def weighted_majority(
     weights: [P, n] float, at least 0: a negative weight would make an answer
       lose by being given more often.
     has_score: [P, n] bool, whether the response could be scored.
-    mask: [P, n] bool, True where the response exists.
-
-  Returns:
-    [P]; a problem without responses has no value.
 
   Raises:
-    ValueError: if a weight is negative or not finite; the message gives its
-      index.
+    ValueError: with the index of a weight that is negative or not finite.
   """
-  mask = _checked(
-    mask,
+  _check(
+    1,
     correct=correct,
     answer_ids=answer_ids,
     has_answer=has_answer,
     weights=weights,
     has_score=has_score,
   )
-  voting = mask & np.asarray(has_answer) & np.asarray(has_score)
+  voting = has_answer & has_score
   _check_finite("weight", weights, voting)
-  negative = np.argwhere(voting & (np.asarray(weights) < 0))
+  negative = np.argwhere(voting & (weights < 0))
   if negative.size:
     row, column = negative[0]
     raise ValueError(
       f"The weight of problem {row}, response {column} is "
-      f"{np.asarray(weights)[row, column]}: votes need weights of at least 0. "
+      f"{weights[row, column]}: votes need weights of at least 0. "
       "A reward r in -1..1 gives (r + 1) / 2."
     )
-  value = np.zeros(len(mask))
-  for row in range(len(mask)):
-    right_of: dict[int, list[bool]] = {}
-    weights_of: dict[int, list[float]] = {}
-    for column in np.flatnonzero(voting[row]):
-      answer = int(np.asarray(answer_ids)[row, column])
-      right_of.setdefault(answer, []).append(bool(correct[row][column]))
-      weights_of.setdefault(answer, []).append(float(weights[row][column]))
-    # fsum is exact, so the order of the responses cannot break a tie.
-    sums = {answer: math.fsum(votes) for answer, votes in weights_of.items()}
-    best = max(sums.values(), default=0.0)
-    shares = [np.mean(right_of[a]) for a, s in sums.items() if s == best]
-    value[row] = np.mean(shares) if shares else 0.0
-  return PerProblem(value, mask.any(1))
+  values = np.zeros(len(correct))
+  for row, votes in enumerate(voting):
+    if votes.any():
+      members, _, right = _groups(answer_ids[row, votes], correct[row, votes])
+      # fsum is exact, so the order of the responses cannot break a tie.
+      sums = np.array(
+        [
+          math.fsum(weights[row, votes][members == answer])
+          for answer in range(len(right))
+        ]
+      )
+      values[row] = right[sums == sums.max()].mean()
+  return values
 
 
 def answer_ids(
@@ -234,22 +169,20 @@ def answer_ids(
   """Numbers the distinct answers of each problem.
 
   Args:
-    answers: P rows of answers, None for a response without one; rows may
-      differ in length.
+    answers: P rows of n answers, None for a response without one.
     key: maps an answer to a normal form; answers with equal normal forms are
       equal. None compares the texts.
 
   Returns:
-    (ids [P, n] int64, has_answer [P, n] bool), n the length of the longest
-    row. The first distinct answer of a problem is 0.
+    (ids [P, n] int64, has_answer [P, n] bool). The first distinct answer of a
+    problem is 0.
 
-  >>> ids, has_answer = answer_ids([["7", "07", None], ["2"]], key=int)
-  >>> ids.tolist(), has_answer.tolist()
-  ([[0, 0, 0], [0, 0, 0]], [[True, True, False], [True, False, False]])
+  >>> ids, has_answer = answer_ids([["7", "07", None], ["2", "3", "2"]], int)
+  >>> ids.tolist(), has_answer[0].tolist()
+  ([[0, 0, 0], [0, 1, 0]], [True, True, False])
   """
-  width = max(map(len, answers), default=0)
-  ids = np.zeros((len(answers), width), np.int64)
-  has_answer = np.zeros((len(answers), width), bool)
+  shape = len(answers), max(map(len, answers), default=0)
+  ids, has_answer = np.zeros(shape, np.int64), np.zeros(shape, bool)
   for row, row_answers in enumerate(answers):
     id_of: dict[Hashable, int] = {}
     for column, answer in enumerate(row_answers):
@@ -258,6 +191,18 @@ def answer_ids(
         ids[row, column] = id_of.setdefault(normal_form, len(id_of))
         has_answer[row, column] = True
   return ids, has_answer
+
+
+def _groups(
+  keys: np.ndarray, correct: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Groups responses by equal keys, groups in ascending order of the keys.
+
+  Returns:
+    (group of each response, size of each group, share of it that is correct).
+  """
+  _, members, size = np.unique(keys, return_inverse=True, return_counts=True)
+  return members, size, np.bincount(members, correct, len(size)) / size
 
 
 def _majority(size: np.ndarray, right: np.ndarray, total: int, k: int) -> float:
@@ -322,35 +267,29 @@ def _binomial(count: int, p: float) -> np.ndarray:
   return np.exp(logs)
 
 
-def _start(mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns zeros [P] and a mask of the problems with k responses."""
-  if k < 1:
-    raise ValueError(f"k must be at least 1, got {k}.")
-  return np.zeros(len(mask)), mask.sum(1) >= k
-
-
-def _checked(mask: np.ndarray, **arrays: np.ndarray) -> np.ndarray:
-  """Validates shapes and dtypes of [P, n] arrays; returns the mask."""
-  mask = np.asarray(mask)
-  for name, array in {"mask": mask, **arrays}.items():
-    array = np.asarray(array)
-    if array.ndim != 2 or array.shape != mask.shape:
+def _check(k: int, *, correct: np.ndarray, **others: np.ndarray) -> None:
+  """Validates k, and shapes and dtypes of [P, n] arrays."""
+  if correct.ndim != 2 or not 1 <= k <= correct.shape[1]:
+    raise ValueError(
+      f"k must be at least 1, and correct [problems, k responses or more]; got "
+      f"{k} and {correct.shape}."
+    )
+  for name, array in {"correct": correct, **others}.items():
+    if array.shape != correct.shape:
       raise ValueError(
-        f"{name} has shape {array.shape}, the mask {mask.shape}: both must be "
-        "[problems, responses]."
+        f"{name} has shape {array.shape}, correct {correct.shape}."
       )
     if name in _BOOL and array.dtype != bool:
       raise ValueError(f"{name} must be bool, not {array.dtype}.")
-  return mask
 
 
 def _check_finite(name: str, values: np.ndarray, mask: np.ndarray) -> None:
   """Raises a ValueError with the index of the first value not finite."""
-  not_finite = np.argwhere(mask & ~np.isfinite(np.asarray(values, np.float64)))
+  not_finite = np.argwhere(mask & ~np.isfinite(values))
   if not_finite.size:
     row, column = not_finite[0]
     raise ValueError(
       f"The {name} of problem {row}, response {column} is "
-      f"{np.asarray(values)[row, column]}: leave it out by has_score, or check "
-      "the reward model's weights."
+      f"{values[row, column]}: leave it out by has_score, or check the reward "
+      "model's weights."
     )

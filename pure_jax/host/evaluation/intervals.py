@@ -35,19 +35,6 @@ class Estimate(TypedDict):
 
 
 @dataclasses.dataclass(frozen=True)
-class PerProblem:
-  """One number for each problem that defines it.
-
-  Attributes:
-    value: [P] float64, 0 where masked.
-    mask: [P] bool, True where the problem defines the number.
-  """
-
-  value: np.ndarray
-  mask: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
 class Statistic:
   """A statistic of the problems of a benchmark.
 
@@ -102,43 +89,38 @@ class Bootstrap:
 
 
 def estimate_mean(
-  benchmarks: Sequence[PerProblem], bootstrap: Bootstrap
-) -> Estimate | None:
+  benchmarks: Sequence[np.ndarray], bootstrap: Bootstrap
+) -> Estimate:
   """Estimates a mean over problems, averaged over benchmarks.
 
   Each benchmark counts the same, however many problems it has, and its problems
   are drawn separately. One benchmark gives the plain mean.
 
   Args:
-    benchmarks: the metric of each benchmark, from `answer_metrics`; problems
-      without a value are ignored.
+    benchmarks: [P] float for each benchmark, the metric of each of its
+      problems; at least one benchmark, each with at least one problem.
     bootstrap: how the interval is computed.
 
   Returns:
-    The estimate; `count` is the total number of problems. None without
-    benchmarks, or if one of them has no value. No interval if each benchmark
-    has a single problem.
+    The estimate; `count` is the total number of problems. No interval if each
+    benchmark has a single problem.
 
-  >>> values = PerProblem(np.array([1, 0.5, 0]), np.array([True, True, False]))
-  >>> estimate_mean([values], Bootstrap(seed=0))
+  >>> estimate_mean([np.array([1, 0.5])], Bootstrap(seed=0))
   {'value': 0.75, 'count': 2, 'interval': [0.5, 1.0]}
   """
-  values = [benchmark.value[benchmark.mask] for benchmark in benchmarks]
-  if not values or not all(value.size for value in values):
-    return None
   estimate = Estimate(
-    value=float(np.mean([value.mean() for value in values])),
-    count=sum(value.size for value in values),
+    value=float(np.mean([values.mean() for values in benchmarks])),
+    count=sum(values.size for values in benchmarks),
   )
   # scipy resamples two values or more; the mean of one never changes.
-  samples = [value for value in values if value.size > 1]
-  constant = sum(float(value[0]) for value in values if value.size == 1)
+  samples = [values for values in benchmarks if values.size > 1]
+  constant = sum(float(values[0]) for values in benchmarks if values.size == 1)
   if samples:
     import scipy.stats  # Here, because the import takes a second.
 
     def mean(*drawn: np.ndarray, axis: int) -> np.ndarray:
       means = [np.mean(sample, axis=axis) for sample in drawn]
-      return (sum(means) + constant) / len(values)
+      return (sum(means) + constant) / len(benchmarks)
 
     resampled = scipy.stats.bootstrap(
       samples,
@@ -196,34 +178,3 @@ def estimate_statistic(
   if means:
     estimate["interval"] = bootstrap.interval(means)
   return estimate
-
-
-def by_group(
-  per_problem: PerProblem, groups: Sequence[str | None]
-) -> dict[str, PerProblem]:
-  """Splits a metric by group, such as the levels of a benchmark.
-
-  Args:
-    per_problem: [P] values.
-    groups: P names; None for a problem without a group.
-
-  Returns:
-    The values of each group, sorted by name; groups without problems are
-    absent.
-
-  Raises:
-    ValueError: if there is not one name for each problem.
-  """
-  if len(groups) != len(per_problem.value):
-    raise ValueError(
-      f"{len(groups)} groups for {len(per_problem.value)} problems: give one "
-      "for each, None if it is unknown."
-    )
-  rows_of: dict[str, list[int]] = {}
-  for row, group in enumerate(groups):
-    if group is not None:
-      rows_of.setdefault(group, []).append(row)
-  return {
-    group: PerProblem(per_problem.value[rows], per_problem.mask[rows])
-    for group, rows in sorted(rows_of.items())
-  }

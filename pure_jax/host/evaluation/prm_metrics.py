@@ -12,11 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from pure_jax.host.evaluation import answer_metrics
-from pure_jax.host.evaluation.intervals import PerProblem
 from pure_jax.host.evaluation.response_scores import (
-  AGGREGATIONS,
   masked_scores,
   probability_good,
+  response_scores,
 )
 
 # ===== ProcessBench: where is the first error? =====
@@ -45,9 +44,6 @@ def labelled_errors(labels: np.ndarray) -> FirstErrors:
 
   Args:
     labels: [B] int, index of the first wrong step, -1 if all are right.
-
-  Returns:
-    [B] first errors.
   """
   labels = np.asarray(labels, np.int64)
   return FirstErrors(np.maximum(labels, 0), labels >= 0)
@@ -112,7 +108,7 @@ def process_bench(
 def choose_threshold(
   step_rewards: np.ndarray, step_mask: np.ndarray, labelled: FirstErrors
 ) -> float | None:
-  """Finds the threshold with the highest F1.
+  """Finds the threshold with the highest F1, the lowest of several best ones.
 
   The authors of ProcessBench choose it on the GSM8K subset and use it on all
   four, for PRMs that give a score and no label. A PRM that gives labels is
@@ -125,9 +121,8 @@ def choose_threshold(
     labelled: [B] first errors.
 
   Returns:
-    The threshold, the lowest of several best ones. None if F1 has no value,
-    because erroneous or correct solutions are missing, or if all scores are
-    equal.
+    The threshold. None if F1 has no value, because erroneous or correct
+    solutions are missing, or if all scores are equal.
   """
   rewards = masked_scores(step_rewards, step_mask)
   scores = np.unique(rewards[np.asarray(step_mask)])
@@ -293,7 +288,7 @@ def best_of_n_metrics(
   answers: Sequence[str | None],
   step_rewards: np.ndarray,
   step_mask: np.ndarray,
-) -> dict[str, PerProblem]:
+) -> dict[str, np.ndarray]:
   """Computes how often the solution that the PRM prefers is correct.
 
   Two baselines need no PRM: the mean accuracy, which is that of a random
@@ -313,7 +308,7 @@ def best_of_n_metrics(
   Returns:
     By metric, [P] values of the problems with n solutions, in order of first
     appearance: "mean_of_n", "majority_of_n" and "best_of_n_minimum" with the
-    other `AGGREGATIONS`, n written as a number. Empty if no problem has two
+    other `response_scores`, n written as a number. Empty if no problem has two
     solutions.
 
   Raises:
@@ -322,8 +317,8 @@ def best_of_n_metrics(
   >>> rewards = np.array([[0.9, -0.8], [0.2, 0.1]])
   >>> metrics = best_of_n_metrics(
   ...   ["a", "a"], [False, True], ["3", "4"], rewards, np.ones((2, 2), bool))
-  >>> [metrics[f"best_of_2_{name}"].value for name in ("minimum", "mean")]
-  [array([1.]), array([1.])]
+  >>> metrics["best_of_2_minimum"], metrics["best_of_2_mean"]
+  (array([1.]), array([1.]))
   """
   if not len(problems) == len(correct) == len(answers) == len(step_rewards):
     raise ValueError(
@@ -338,20 +333,17 @@ def best_of_n_metrics(
   if n < 2:
     return {}
   groups = np.asarray([rows for rows in rows_of.values() if len(rows) == n])
-  right = np.asarray([[bool(correct[row]) for row in rows] for rows in groups])
-  mask = np.ones(right.shape, bool)
+  right = np.asarray(correct, object)[groups].astype(bool)
   ids, has_answer = answer_metrics.answer_ids(
-    [[answers[row] for row in rows] for rows in groups]
+    np.asarray(answers, object)[groups].tolist()
   )
   metrics = {
-    f"mean_of_{n}": answer_metrics.average(right, mask),
-    f"majority_of_{n}": answer_metrics.majority_at_k(
-      right, ids, has_answer, mask, n
-    ),
+    f"mean_of_{n}": right.mean(1),
+    f"majority_of_{n}": answer_metrics.majority_at_k(right, ids, has_answer, n),
   }
-  for name, aggregate in AGGREGATIONS.items():
-    scores = aggregate(step_rewards, step_mask)[groups]
+  has_score = np.ones(right.shape, bool)
+  for name, scores in response_scores(step_rewards, step_mask).items():
     metrics[f"best_of_{n}_{name}"] = answer_metrics.best_of_k(
-      right, scores, mask, mask, n
+      right, scores[groups], has_score, n
     )
   return metrics

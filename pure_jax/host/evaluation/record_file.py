@@ -78,10 +78,7 @@ class RecordFile(Generic[Kind]):
       self._file.close()
 
   def append(self, records: Sequence[Kind]) -> None:
-    """Writes records and flushes the file.
-
-    Args:
-      records: new records.
+    """Writes new records and flushes the file.
 
     Raises:
       RecordFileError: if the file has one of them, or cannot be written.
@@ -159,10 +156,7 @@ def is_reward(value: object) -> bool:
   """Tells whether a JSON value is a step reward, a number in -1..1.
 
   Args:
-    value: any JSON value.
-
-  Returns:
-    True for a number in -1..1; False for true and false.
+    value: any JSON value; true and false are no numbers.
   """
   is_number = isinstance(value, int | float) and not isinstance(value, bool)
   return is_number and -1 <= value <= 1

@@ -63,9 +63,6 @@ def open_responses(path: str | os.PathLike) -> RecordFile[Response]:
   Args:
     path: the file; its folder must exist.
 
-  Returns:
-    The open file, a context manager.
-
   Raises:
     RecordFileError: if a line is not a response or repeats one, or the file
       cannot be opened.

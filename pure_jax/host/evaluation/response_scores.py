@@ -5,8 +5,6 @@ scale of p(good), so that they can also weigh votes. A response without steps
 scores 0; `step_mask.any(-1)` distinguishes it from a bad response.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 
@@ -23,7 +21,7 @@ def probability_good(
     [..., S] float64 in [0, 1], 0 where masked.
 
   Raises:
-    ValueError: if a reward lies outside -1..1; the message gives its index.
+    ValueError: with the index of a reward outside -1..1.
   """
   rewards = masked_scores(step_rewards, step_mask)
   # A difference of float32 probabilities can exceed 1 by rounding.
@@ -64,101 +62,41 @@ def softmin_outcome(
   return (weight * rewards).sum(-1) / np.where(total > 0, total, 1.0)
 
 
-def minimum_score(
+def response_scores(
   step_rewards: np.ndarray, step_mask: np.ndarray
-) -> np.ndarray:
-  """Scores a response by p(good) of its worst step.
+) -> dict[str, np.ndarray]:
+  """Scores responses in each of five ways.
 
   Args:
     step_rewards: [..., S] float, -1..1.
     step_mask: [..., S] bool, True where the step exists.
 
   Returns:
-    [...] float64 in [0, 1]; 0 without steps.
+    By name, [...] float64 in [0, 1], 0 for a response without steps: the
+    "minimum", the "last" one, the "product" and the "mean" of p(good) over the
+    steps, and "softmin", which is `softmin_outcome` mapped from [−1, 1] to
+    [0, 1]; PURE ranks best-of-n by it. Reports list them in this order.
+
+  Raises:
+    ValueError: as `probability_good`.
+
+  >>> scores = response_scores(np.array([0.5, 0, 9.9]), np.arange(3) < 2)
+  >>> [round(float(score), 3) for score in scores.values()]
+  [0.5, 0.502, 0.5, 0.375, 0.625]
   """
   good = probability_good(step_rewards, step_mask)
-  worst = np.min(np.where(step_mask, good, 1.0), axis=-1, initial=1.0)
-  return np.where(np.any(step_mask, axis=-1), worst, 0.0)
-
-
-def softmin_score(
-  step_rewards: np.ndarray, step_mask: np.ndarray, temperature: float = 0.1
-) -> np.ndarray:
-  """Scores a response by `softmin_outcome`, mapped from [−1, 1] to [0, 1].
-
-  PURE ranks best-of-n by this number.
-
-  Args:
-    step_rewards: [..., S] float, -1..1.
-    step_mask: [..., S] bool, True where the step exists.
-    temperature: T of Eq. 5, above 0.
-
-  Returns:
-    [...] float64 in [0, 1]; 0 without steps.
-  """
-  good = probability_good(step_rewards, step_mask)
-  outcome = softmin_outcome(2 * good - 1, step_mask, temperature)
-  return np.where(np.any(step_mask, axis=-1), (1 + outcome) / 2, 0.0)
-
-
-def last_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
-  """Scores a response by p(good) of its last step.
-
-  Args:
-    step_rewards: [..., S] float, -1..1.
-    step_mask: [..., S] bool, True where the step exists.
-
-  Returns:
-    [...] float64 in [0, 1]; 0 without steps.
-  """
-  good = probability_good(step_rewards, step_mask)
+  good_or_1 = np.where(step_mask, good, 1.0)
   steps_left = np.cumsum(np.asarray(step_mask)[..., ::-1], axis=-1)[..., ::-1]
-  # The last step has one step left, itself; masked steps before it add 0.
-  return np.sum(np.where(steps_left == 1, good, 0.0), axis=-1)
-
-
-def product_score(
-  step_rewards: np.ndarray, step_mask: np.ndarray
-) -> np.ndarray:
-  """Scores a response by the product of p(good) over its steps.
-
-  Args:
-    step_rewards: [..., S] float, -1..1.
-    step_mask: [..., S] bool, True where the step exists.
-
-  Returns:
-    [...] float64 in [0, 1]; 0 without steps, not the empty product.
-  """
-  good = probability_good(step_rewards, step_mask)
-  product = np.prod(np.where(step_mask, good, 1.0), axis=-1)
-  return np.where(np.any(step_mask, axis=-1), product, 0.0)
-
-
-def mean_score(step_rewards: np.ndarray, step_mask: np.ndarray) -> np.ndarray:
-  """Scores a response by the mean of p(good) over the steps that exist.
-
-  Args:
-    step_rewards: [..., S] float, -1..1.
-    step_mask: [..., S] bool, True where the step exists.
-
-  Returns:
-    [...] float64 in [0, 1]; 0 without steps.
-
-  >>> mean_score(np.array([[0.5, 0.0, 9.9]]), np.array([[True, True, False]]))
-  array([0.625])
-  """
-  good = probability_good(step_rewards, step_mask)
-  return good.sum(-1) / np.maximum(np.sum(step_mask, axis=-1), 1)
-
-
-# Reports list best-of-n and the weighted vote by these, in this order.
-AGGREGATIONS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
-  "minimum": minimum_score,
-  "softmin": softmin_score,
-  "last": last_score,
-  "product": product_score,
-  "mean": mean_score,
-}
+  scores = {
+    "minimum": np.min(good_or_1, axis=-1, initial=1.0),
+    "softmin": (1 + softmin_outcome(2 * good - 1, step_mask)) / 2,
+    # The last step has one step left, itself; masked steps before it add 0.
+    "last": np.sum(np.where(steps_left == 1, good, 0.0), axis=-1),
+    "product": np.prod(good_or_1, axis=-1),
+    "mean": good.sum(-1) / np.maximum(np.sum(step_mask, axis=-1), 1),
+  }
+  has_steps = np.any(step_mask, axis=-1)
+  return {name: np.where(has_steps, s, 0.0) for name, s in scores.items()}
 
 
 def masked_scores(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -168,12 +106,9 @@ def masked_scores(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
     scores: [..., S] float, any scale; any value where masked.
     mask: [..., S] bool, True keeps.
 
-  Returns:
-    [..., S] float64.
-
   Raises:
-    ValueError: if the mask does not fit the scores, or an unmasked score is
-      not finite; the message gives its index.
+    ValueError: if the mask does not fit the scores; with the index of an
+      unmasked score that is not finite.
   """
   mask = np.asarray(mask)
   if mask.dtype != bool or mask.shape != np.shape(scores):

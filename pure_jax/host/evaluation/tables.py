@@ -18,13 +18,11 @@ from pure_jax.host.evaluation import answer_metrics
 from pure_jax.host.evaluation.intervals import (
   Bootstrap,
   Estimate,
-  PerProblem,
-  by_group,
   estimate_mean,
 )
 from pure_jax.host.evaluation.report import Table
 from pure_jax.host.evaluation.response_file import Response
-from pure_jax.host.evaluation.response_scores import AGGREGATIONS
+from pure_jax.host.evaluation.response_scores import response_scores
 from pure_jax.host.grading import equivalence
 
 MAIN_TABLE = "Benchmarks"
@@ -34,7 +32,7 @@ AVERAGE = "average"
 
 def problem_metrics(
   responses: Iterable[Response], k: Sequence[int]
-) -> dict[str, PerProblem]:
+) -> dict[str, np.ndarray]:
   """Computes every metric of one benchmark, per problem.
 
   Args:
@@ -54,9 +52,7 @@ def problem_metrics(
   sampled = group([r for r in responses if r.sample is not None])
   metrics = {}
   if greedy:
-    correct = _array(greedy, lambda r: r.correct)
-    mask = np.ones(correct.shape, bool)
-    metrics["greedy pass@1"] = answer_metrics.average(correct, mask)
+    metrics["greedy pass@1"] = _array(greedy, lambda r: r.correct).mean(1)
     for name, values in _response_rates(greedy).items():
       metrics[f"greedy {name}"] = values
   if sampled:
@@ -139,38 +135,35 @@ def evaluation_tables(
 
 
 def _column(
-  benchmarks: Sequence[Mapping[str, PerProblem]], bootstrap: Bootstrap
+  benchmarks: Sequence[Mapping[str, np.ndarray]], bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
   """Estimates the metrics that all benchmarks have, averaged over them."""
-  estimates = {
+  return {
     name: estimate_mean([metrics[name] for metrics in benchmarks], bootstrap)
     for name in benchmarks[0]
     if all(name in metrics for metrics in benchmarks)
   }
-  return {name: e for name, e in estimates.items() if e is not None}
 
 
 def _level_columns(
   responses: Sequence[Response],
-  metrics: Mapping[str, PerProblem],
+  metrics: Mapping[str, np.ndarray],
   bootstrap: Bootstrap,
 ) -> dict[str, dict[str, Estimate]]:
   """Returns the columns of a table by level; empty if no level is known."""
   level_of = {r.problem: r.level for r in responses}
-  groups = [
-    None if level_of[problem] is None else f"level {level_of[problem]}"
-    for problem in sorted(level_of)
-  ]
-  levels: dict[str, dict[str, PerProblem]] = {}
-  for metric, values in metrics.items():
-    for level, level_values in by_group(values, groups).items():
-      levels.setdefault(level, {})[metric] = level_values
-  return {level: _column([of], bootstrap) for level, of in levels.items()}
+  levels = [f"level {level_of[problem]}" for problem in sorted(level_of)]
+  columns = {}
+  for level in sorted({*levels} - {"level None"}):
+    rows = [row for row, other in enumerate(levels) if other == level]
+    of_level = {name: values[rows] for name, values in metrics.items()}
+    columns[level] = _column([of_level], bootstrap)
+  return columns
 
 
 def _level_metrics(
-  metrics: Mapping[str, PerProblem], k: Sequence[int]
-) -> dict[str, PerProblem]:
+  metrics: Mapping[str, np.ndarray], k: Sequence[int]
+) -> dict[str, np.ndarray]:
   """Selects the metrics of a table by level.
 
   Of pass@k and maj@k it has the largest k; it has no best-of-n, weighted vote
@@ -190,52 +183,46 @@ def _level_metrics(
 
 def _sample_metrics(
   rows: Sequence[Sequence[Response]], k: Sequence[int]
-) -> dict[str, PerProblem]:
+) -> dict[str, np.ndarray]:
   """Computes avg@n, pass@k, maj@k and, with step rewards, those of the PRM."""
   correct = _array(rows, lambda r: r.correct)
-  mask = np.ones(correct.shape, bool)
-  n = mask.shape[1]
+  n = correct.shape[1]
   ids, has_answer = answer_metrics.answer_ids(
     [[response.answer for response in row] for row in rows],
     key=equivalence.vote_key,
   )
-  metrics = {f"avg@{n}": answer_metrics.average(correct, mask)}
+  metrics = {f"avg@{n}": correct.mean(1)}
   for size in k:
-    metrics[f"pass@{size}"] = answer_metrics.pass_at_k(correct, mask, size)
+    metrics[f"pass@{size}"] = answer_metrics.pass_at_k(correct, size)
   for size in k:
     metrics[f"maj@{size}"] = answer_metrics.majority_at_k(
-      correct, ids, has_answer, mask, size
+      correct, ids, has_answer, size
     )
   if any(response.step_rewards is None for row in rows for response in row):
     return metrics
   rewards, step_mask = _step_rewards(rows)
   has_score = step_mask.any(-1)
   best, weighted = {}, {}
-  for name, aggregate in AGGREGATIONS.items():
-    scores = aggregate(rewards, step_mask)
+  for name, scores in response_scores(rewards, step_mask).items():
     best[f"best-of-{n} {name}"] = answer_metrics.best_of_k(
-      correct, scores, has_score, mask, n
+      correct, scores, has_score, n
     )
     weighted[f"weighted maj@{n} {name}"] = answer_metrics.weighted_majority(
-      correct, ids, has_answer, scores, has_score, mask
+      correct, ids, has_answer, scores, has_score
     )
   return metrics | best | weighted
 
 
 def _response_rates(
   rows: Sequence[Sequence[Response]],
-) -> dict[str, PerProblem]:
+) -> dict[str, np.ndarray]:
   """Computes truncation, length, and the outcomes of grading."""
-  values = {
-    "truncated": _array(rows, lambda r: r.truncated),
-    "tokens": _array(rows, lambda r: r.tokens),
-    "no answer": _array(rows, lambda r: r.answer is None),
-    "timed out": _array(rows, lambda r: r.timed_out),
-    "crashed": _array(rows, lambda r: r.failure is not None),
-  }
   return {
-    name: answer_metrics.average(array, np.ones(array.shape, bool))
-    for name, array in values.items()
+    "truncated": _array(rows, lambda r: r.truncated).mean(1),
+    "tokens": _array(rows, lambda r: r.tokens).mean(1),
+    "no answer": _array(rows, lambda r: r.answer is None).mean(1),
+    "timed out": _array(rows, lambda r: r.timed_out).mean(1),
+    "crashed": _array(rows, lambda r: r.failure is not None).mean(1),
   }
 
 

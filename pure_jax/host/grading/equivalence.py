@@ -85,13 +85,11 @@ def normalize(answer: str) -> str:
 
   It changes only parts without meaning: minus signs, sizes of brackets and
   fractions, thin spaces, ``{,}`` between digits, dollars around the whole, a
-  full stop at the end, runs of white space.
+  full stop at the end, runs of white space. Equal spellings mean the same; the
+  reverse does not hold.
 
   Args:
     answer: any text.
-
-  Returns:
-    The spelling. Equal spellings mean the same; the reverse does not hold.
 
   >>> print(normalize(r"$ \left( \dfrac{1}{2}, 10{,}000 \right) $."))
   (\frac{1}{2}, 10,000)
@@ -116,9 +114,6 @@ def vote_key(answer: str) -> str:
 
   Args:
     answer: any text.
-
-  Returns:
-    The key.
 
   >>> {vote_key(text) for text in (r"\dfrac{1}{2}", "1/2", "0.50", "$.5$")}
   {'1/2'}

@@ -227,7 +227,10 @@ class GradingPool:
       if not self._finalizer.alive:
         raise PoolError("The pool is closed.")
       try:
-        self._replace_dead_workers()
+        # Some may have died between two calls.
+        for worker in list(self._workers):
+          if worker.process.poll() is not None:
+            self._replace(worker, worker.kill)
         while missing:
           for worker in self._workers:
             if waiting and worker.ready and worker.item is None:
@@ -258,12 +261,6 @@ class GradingPool:
     status = end()
     self._start_worker()
     return status
-
-  def _replace_dead_workers(self) -> None:
-    """Replaces workers that died between two calls."""
-    for worker in list(self._workers):
-      if worker.process.poll() is not None:
-        self._replace(worker, worker.kill)
 
   def _step(self) -> list[tuple[int, Outcome]]:
     """Waits for a reply or a deadline; returns ended items by index."""

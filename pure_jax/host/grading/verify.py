@@ -122,14 +122,12 @@ def boxed(response: str) -> str | None:
 
 
 def gsm8k_hash(response: str) -> str | None:
-  """Returns the text after the last ``####`` of GSM8K, to the end of its line.
+  """Returns the stripped text from the last ``####`` to the end of its line.
+
+  GSM8K marks its answers so. None if there is no mark or no text after it.
 
   Args:
     response: any text.
-
-  Returns:
-    The text without white space around it; None if there is no ``####`` or
-    its line ends there.
 
   >>> gsm8k_hash("48/2 = 24 clips in May.\\n#### 1,072\\n")
   '1,072'
@@ -140,17 +138,14 @@ def gsm8k_hash(response: str) -> str | None:
 
 
 def last_number(response: str) -> str | None:
-  """Returns the last number of a text, for answers without a mark.
+  """Returns the last number of a text as it is written; None if there is none.
 
-  A number has digits 0-9, thousands separated by commas, decimals, an exponent,
-  and a minus sign that is not a subtraction. A fraction is two numbers. Signs
-  of currency and per cent are not part of a number.
+  It serves answers without a mark. A number has digits 0-9, thousands separated
+  by commas, decimals, an exponent, and a minus sign that is not a subtraction.
+  A fraction is two numbers. Signs of currency and per cent are not part of it.
 
   Args:
     response: any text.
-
-  Returns:
-    The number as it is written; None if there is none.
 
   >>> last_number("So 3 - 5 = -2, and she pays $1,234.50.")
   '1,234.50'
@@ -169,15 +164,12 @@ EXTRACTORS: dict[str, Extractor] = {
 
 
 def first_of(response: str, extractors: Sequence[Extractor]) -> str | None:
-  """Extracts the answer by the first extractor that finds one.
+  """Extracts the answer by the first extractor that finds one; None if none.
 
   Args:
     response: any text.
     extractors: tried in this order. An extractor that returns None or white
-      space has found no answer.
-
-  Returns:
-    The answer, without white space around it; None if there is none.
+      space has found no answer; white space around an answer is removed.
 
   >>> first_of("I think it is 7.", [boxed, gsm8k_hash, last_number])
   '7'
@@ -239,7 +231,7 @@ def grade(
       nothing.
 
   Returns:
-    B verdicts, in the order of the responses. Empty for none.
+    B verdicts, in the order of the responses.
 
   Raises:
     ValueError: if the numbers of references and responses differ.
@@ -255,7 +247,14 @@ def grade(
     for response in responses
   ]
   answered = [i for i, answer in enumerate(answers) if answer is not None]
-  items = [(answers[i], *_comparison(references[i])) for i in answered]
+  items = []
+  for i in answered:
+    reference = references[i]
+    if isinstance(reference, str):
+      reference = Reference(reference)
+    items.append(
+      (answers[i], reference.answer, reference.several, reference.tolerance)
+    )
   verdicts = [Verdict(correct=False, answer=None) for _ in answers]
   if on_done is not None:
     for _ in range(len(answers) - len(answered)):
@@ -268,15 +267,6 @@ def grade(
       failure=outcome.failure,
     )
   return verdicts
-
-
-def _comparison(
-  reference: str | Reference,
-) -> tuple[str, bool, float | None]:
-  """Returns the arguments of `equivalence.equivalent` after the answer."""
-  if isinstance(reference, str):
-    reference = Reference(reference)
-  return reference.answer, reference.several, reference.tolerance
 
 
 def verdict_counts(verdicts: Sequence[Verdict]) -> dict[str, int]:

@@ -65,9 +65,6 @@ def family_of_architecture(name: Any) -> Family:
     name: name of the class, such as Qwen2ForCausalLM. It comes from config.json
       and may be any JSON value.
 
-  Returns:
-    The family.
-
   Raises:
     HuggingFaceError: if it is not supported; the message lists those that are.
   """
@@ -89,9 +86,6 @@ def family_of_model(config: ModelConfig) -> Family:
 
   Args:
     config: the architecture.
-
-  Returns:
-    The family.
 
   Raises:
     HuggingFaceError: if no family has these switches.
@@ -151,13 +145,10 @@ def read_rope(
 
 
 def write_rope(config: ModelConfig) -> dict[str, Any]:
-  """The inverse of `read_rope`.
+  """The inverse of `read_rope`: the rope_parameters of transformers.
 
   Args:
     config: the architecture.
-
-  Returns:
-    The rope_parameters of transformers.
   """
   parameters = {"rope_type": "default", "rope_theta": config.rope_theta}
   if config.rope_scaling is not None:

@@ -62,9 +62,6 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
   Args:
     folder: a Hugging Face folder.
 
-  Returns:
-    Its content.
-
   Raises:
     HuggingFaceError: if the file is missing or damaged, names an architecture
       other than Qwen2, Qwen3 or Llama, needs remote code, or uses a setting
@@ -83,9 +80,6 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
   Args:
     path: the file.
-
-  Returns:
-    The object.
 
   Raises:
     HuggingFaceError: if the file is missing or unreadable, or contains another
@@ -106,7 +100,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def choose_good_class(labels: tuple[str, ...], good_class: int | None) -> int:
-  """Chooses which of a PRM's two classes means that a step is good.
+  """Chooses which of a PRM's two classes, 0 or 1, means that a step is good.
 
   >>> choose_good_class(("correct", "incorrect"), None)
   0
@@ -116,9 +110,6 @@ def choose_good_class(labels: tuple[str, ...], good_class: int | None) -> int:
     good_class: the class, 0 or 1, if the caller knows it. None chooses by the
       names. If they are transformers' defaults LABEL_0 and LABEL_1 it is 1, the
       convention of the released PRMs.
-
-  Returns:
-    0 or 1.
 
   Raises:
     HuggingFaceError: if the names do not tell which class is good.
@@ -194,7 +185,7 @@ def config_fields(
   eos_id: int | None = None,
   pad_id: int | None = None,
 ) -> dict[str, Any]:
-  """The fields of config.json for an architecture.
+  """The fields of config.json for an architecture, as JSON values.
 
   Rotary parameters and dtype are written under their names in transformers 4 as
   well: that version would silently use a theta of 10000 otherwise.
@@ -205,9 +196,6 @@ def config_fields(
     max_positions: length in tokens of the longest text the model is made for.
     eos_id: id that ends a text, or None.
     pad_id: id of padding, or None.
-
-  Returns:
-    The fields, as JSON values.
 
   Raises:
     HuggingFaceError: if transformers has no such architecture.

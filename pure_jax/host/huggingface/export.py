@@ -7,7 +7,6 @@ disk, so that an interrupted export leaves nothing behind.
 import contextlib
 import dataclasses
 import functools
-import itertools
 import math
 import os
 import pathlib
@@ -125,14 +124,27 @@ def _export(
     )
   if shard_bytes < 1:
     raise ValueError(f"shard_bytes must be positive, got {shard_bytes}.")
-  shards = _split(tensors.tensors_of(declared), params, shard_bytes)
+  by_name = tensors.tensors_of(declared)
+  dtypes = {name: _weight(params, t).dtype for name, t in by_name.items()}
+  sizes = {
+    name: math.prod(tensor.shape) * jnp.dtype(dtypes[name]).itemsize
+    for name, tensor in by_name.items()
+  }
+  shards = _split(sizes, shard_bytes)
   try:
     with _renamed_when_done(folder) as hidden:
-      names = _file_names(len(shards))
-      for name, shard in zip(names, shards, strict=True):
-        _write_shard(hidden / name, shard, params)
+      for file, names in shards.items():
+        files.write_file(
+          hidden / file,
+          {name: (str(dtypes[name]), by_name[name].shape) for name in names},
+          (_fetch(params, by_name[name]) for name in names),
+        )
       if len(shards) > 1:
-        _write_index(hidden, dict(zip(names, shards, strict=True)), params)
+        index = {name: file for file, names in shards.items() for name in names}
+        total = {"total_size": sum(sizes.values())}
+        write_json_atomic(
+          hidden / files.INDEX_FILE, {"metadata": total, "weight_map": index}
+        )
       write_json_atomic(hidden / CONFIG_FILE, fields)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
@@ -156,61 +168,26 @@ def _renamed_when_done(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def _split(
-  by_name: Mapping[str, Tensor], params: Any, shard_bytes: int
-) -> list[dict[str, Tensor]]:
-  """Distributes tensors over files, in order, up to the size limit."""
-  shards: list[dict[str, Tensor]] = [{}]
+def _split(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
+  """Distributes tensors over files, in order, up to a size in bytes.
+
+  Returns:
+    Names of tensors by name of the file, as transformers names so many files.
+  """
+  shards: list[list[str]] = [[]]
   filled = 0
-  for name, tensor in by_name.items():
-    size = _num_bytes(tensor, params)
-    if shards[-1] and filled + size > shard_bytes:
-      shards.append({})
+  for name, size in sizes.items():
+    if shards[-1] and filled + size > limit:
+      shards.append([])
       filled = 0
-    shards[-1][name] = tensor
+    shards[-1].append(name)
     filled += size
-  return shards
-
-
-def _file_names(count: int) -> list[str]:
-  """The names that transformers gives so many files."""
-  if count == 1:
-    return [files.SINGLE_FILE]
-  return [
-    f"model-{number:05}-of-{count:05}.safetensors"
-    for number in range(1, count + 1)
-  ]
-
-
-def _write_shard(
-  path: pathlib.Path, shard: Mapping[str, Tensor], params: Any
-) -> None:
-  """Writes one file, with one tensor in memory at a time."""
-  files.write_file(
-    path,
-    {
-      name: (str(_weight(params, tensor).dtype), tensor.shape)
-      for name, tensor in shard.items()
-    },
-    (_fetch(params, tensor) for tensor in shard.values()),
-  )
-
-
-def _write_index(
-  folder: pathlib.Path, shards: Mapping[str, Mapping[str, Tensor]], params: Any
-) -> None:
-  """Writes the index that says which file each tensor is in."""
-  every = list(itertools.chain(*(shard.values() for shard in shards.values())))
-  total = sum(_num_bytes(tensor, params) for tensor in every)
-  write_json_atomic(
-    folder / files.INDEX_FILE,
-    {
-      "metadata": {"total_size": total},
-      "weight_map": {
-        name: file for file, shard in shards.items() for name in shard
-      },
-    },
-  )
+  if len(shards) == 1:
+    return {files.SINGLE_FILE: shards[0]}
+  return {
+    f"model-{number:05}-of-{len(shards):05}.safetensors": names
+    for number, names in enumerate(shards, 1)
+  }
 
 
 def _weight(params: Any, tensor: Tensor) -> jax.Array:
@@ -218,12 +195,6 @@ def _weight(params: Any, tensor: Tensor) -> jax.Array:
   for key in tensor.path:
     params = params[key]
   return params
-
-
-def _num_bytes(tensor: Tensor, params: Any) -> int:
-  """Size of a tensor in its file."""
-  itemsize = jnp.dtype(_weight(params, tensor).dtype).itemsize
-  return math.prod(tensor.shape) * itemsize
 
 
 def _fetch(params: Any, tensor: Tensor) -> np.ndarray:

@@ -47,13 +47,10 @@ class StoredTensor:
 
 
 def list_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
-  """Lists the tensors of a folder. Only the headers of its files are read.
+  """Lists the tensors of a folder by name; reads the headers of its files only.
 
   Args:
     folder: a folder with model.safetensors, or with shards and their index.
-
-  Returns:
-    Tensors by name.
 
   Raises:
     HuggingFaceError: if the folder has no weights or only pickles, if a file is

@@ -8,6 +8,7 @@ next tensor is read when this is done.
 
 import dataclasses
 import functools
+import operator
 import os
 import pathlib
 from collections.abc import Mapping
@@ -23,7 +24,6 @@ from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import (
   CONFIG_FILE,
-  FolderConfig,
   choose_good_class,
   read_config,
 )
@@ -91,13 +91,13 @@ def load_prm(
   """Loads a token classifier with two labels, such as PURE-PRM-7B.
 
   Class 1 of the result means that a step is good: the classes are exchanged if
-  the folder has them the other way round. Memory is as for `load_policy`.
+  the folder has them the other way round.
 
   Args:
-    folder: folder with config.json and one or more safetensors files.
+    folder: as for `load_policy`, as are the other arguments.
     layout: devices and sharding of the weights.
-    compute_dtype: "float32" or "bfloat16", for the returned config.
-    param_dtype: "float32" or "bfloat16". The weights are cast to it.
+    compute_dtype: "float32" or "bfloat16".
+    param_dtype: "float32" or "bfloat16".
     good_class: index of the folder's class for a good step. None chooses by the
       names of the labels, see `config.choose_good_class`.
 
@@ -118,22 +118,15 @@ def load_prm(
       f"{path} holds a {config.architecture}, a language model: use "
       "load_policy, and prm.init_prm_from_policy to make a PRM of it."
     )
-  swapped = _good_class(path, config, good_class) == 0
+  try:
+    swapped = choose_good_class(config.labels, good_class) == 0
+  except HuggingFaceError as error:
+    raise HuggingFaceError(f"{path / CONFIG_FILE}: {error}") from error
   model = dataclasses.replace(
     config.model, compute_dtype=compute_dtype, param_dtype=param_dtype
   )
   params = _load(path, prm.declare_prm(model), model, layout, swapped)
   return params, model
-
-
-def _good_class(
-  folder: pathlib.Path, config: FolderConfig, good_class: int | None
-) -> int:
-  """`choose_good_class`, with the name of the file in its errors."""
-  try:
-    return choose_good_class(config.labels, good_class)
-  except HuggingFaceError as error:
-    raise HuggingFaceError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
 def _load(
@@ -166,7 +159,8 @@ def _load(
     tensor = declared_tensors[name]
     if swapped and tensor.path[0] == "score":
       array = array[::-1]
-    holder, key = _holder(params, tensor.path)
+    *outer, key = tensor.path
+    holder = functools.reduce(operator.getitem, outer, params)
     holder[key] = _write(holder[key], tensor, array)
     # Otherwise the array lives until the next one has been read.
     del array
@@ -211,13 +205,6 @@ def _check_fit(
       + "\n  ".join(listed[:20])
       + more
     )
-
-
-def _holder(params: Any, path: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-  """(dict that contains a weight, key of the weight in it)."""
-  for key in path[:-1]:
-    params = params[key]
-  return params, path[-1]
 
 
 def _write(weight: Array, tensor: Tensor, array: np.ndarray) -> Array:

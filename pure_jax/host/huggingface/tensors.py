@@ -89,9 +89,6 @@ def to_ours(
     theirs: the tensor in the file.
     layout: see the module.
     own_shape: shape of our weight, without its axis of layers.
-
-  Returns:
-    [own_shape] array.
   """
   order = _flat(layout)
   split = theirs.reshape([own_shape[axis] for axis in order])
@@ -104,23 +101,12 @@ def to_theirs(ours: Array, layout: Layout) -> Array:
   Args:
     ours: our weight, without an axis of layers.
     layout: see the module.
-
-  Returns:
-    The tensor in the file.
   """
-  return ours.transpose(_flat(layout)).reshape(their_shape(ours.shape, layout))
+  return ours.transpose(_flat(layout)).reshape(_shape(ours.shape, layout))
 
 
-def their_shape(own_shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
-  """The shape of the tensor of a weight, or of one of its layers.
-
-  Args:
-    own_shape: shape of our weight, without its axis of layers.
-    layout: see the module.
-
-  Returns:
-    The shape in the file.
-  """
+def _shape(own_shape: Sequence[int], layout: Layout) -> tuple[int, ...]:
+  """The shape in the file of a weight, without its axis of layers."""
   return tuple(math.prod(own_shape[axis] for axis in axes) for axes in layout)
 
 
@@ -140,7 +126,7 @@ def tensors_of(declared: Any) -> dict[str, Tensor]:
     name, layout = _NAMES[path]
     stacked = path[0] == "layers"
     own_shape = weight.shape[1:] if stacked else weight.shape
-    shape = their_shape(own_shape, layout)
+    shape = _shape(own_shape, layout)
     for layer in range(weight.shape[0]) if stacked else (None,):
       by_name[name.format(layer=layer)] = Tensor(path, layer, shape, layout)
   return by_name

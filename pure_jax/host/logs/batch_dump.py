@@ -19,10 +19,10 @@ FACTS = "facts"
 def dump_batch(
   path: str | os.PathLike, batch: Any, facts: Mapping[str, Any]
 ) -> None:
-  """Writes the arrays of a batch to one ``.npz`` file.
+  """Writes the arrays of a batch to an ``.npz`` file, for `numpy.load`.
 
-  `numpy.load` reads it: each array is stored under its path in the batch, such
-  as ``rollout.tokens``. Every process must call it; process 0 writes.
+  Each array is stored under its path in the batch, such as ``rollout.tokens``.
+  Every process must call it; process 0 writes.
 
   Args:
     path: the file; its folder is created if missing.

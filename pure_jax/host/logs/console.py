@@ -57,19 +57,11 @@ class Progress:
     self._bar.update()
 
   def show(self, metrics: Mapping[str, float]) -> None:
-    """Shows metrics next to the bar.
-
-    Args:
-      metrics: numbers by name, few and short.
-    """
+    """Shows metrics next to the bar: few numbers, with short names."""
     text = {name: f"{value:.3g}" for name, value in metrics.items()}
     self._bar.set_postfix(text, refresh=False)
 
   def say(self, text: str) -> None:
-    """Writes lines above the bar.
-
-    Args:
-      text: the lines.
-    """
+    """Writes lines above the bar."""
     if not self._bar.disable:
       tqdm.tqdm.write(text, file=sys.stderr)

@@ -44,11 +44,7 @@ class EventFile:
       self._write(event_pb2.Event(step=purge_step, session_log=start))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    """Adds scalars.
-
-    Args:
-      step: on the horizontal axis.
-      metrics: numbers by name.
+    """Adds scalars, given by name, at a step of the horizontal axis.
 
     Raises:
       OSError: if the disk is full.

@@ -12,7 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -26,69 +26,61 @@ class MetricsError(RuntimeError):
   """A file of rows that cannot be read; the message names the line."""
 
 
-class _JsonLines:
+class _RowWriter:
   """An append-only file of rows that have a stage and a step."""
 
-  def __init__(self, path: pathlib.Path):
-    self.path = path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-      with path.open("rb+") as file:  # A kill may have cut the last line short.
+  def __init__(self, workdir: str | os.PathLike, name: str):
+    """Opens a file in the folder of a run, which is created if missing."""
+    self._path = pathlib.Path(workdir) / name
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    if self._path.exists():
+      with self._path.open("rb+") as file:
+        # A kill may have cut the last line short.
         file.truncate(file.read().rfind(b"\n") + 1)
-    self._file = path.open("a", encoding="utf-8")
+    self._file = self._path.open("a", encoding="utf-8")
 
-  def append(self, row: Mapping[str, Any]) -> None:
-    """Writes a row, and hands it to the operating system at once."""
-    self._file.write(json.dumps(row, allow_nan=False) + "\n")
-    self._file.flush()
+  def __enter__(self) -> Self:
+    return self
 
-  def rewind(self, stage: str, step: int) -> None:
-    """Removes the stage's rows at `step` and later."""
-    rows = read_metrics(self.path)
-    earlier = [r for r in rows if r["stage"] != stage or r["step"] < step]
-    if len(earlier) == len(rows):
-      return
-    self._file.close()
-    lines = [json.dumps(row, allow_nan=False) + "\n" for row in earlier]
-    write_text_atomic(self.path, "".join(lines))
-    self._file = self.path.open("a", encoding="utf-8")
+  def __exit__(self, *unused: object) -> None:
+    self.close()
 
   def close(self) -> None:
     """Closes the file."""
     self._file.close()
 
+  def rewind(self, stage: str, step: int) -> None:
+    """Removes the rows of a stage from a step on; call it on resume."""
+    rows = read_metrics(self._path)
+    earlier = [r for r in rows if r["stage"] != stage or r["step"] < step]
+    if len(earlier) == len(rows):
+      return
+    self._file.close()
+    lines = [json.dumps(row, allow_nan=False) + "\n" for row in earlier]
+    write_text_atomic(self._path, "".join(lines))
+    self._file = self._path.open("a", encoding="utf-8")
 
-class MetricsWriter:
+  def _append(self, row: Mapping[str, Any]) -> None:
+    """Writes a row, and hands it to the operating system at once."""
+    self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    self._file.flush()
+
+
+class MetricsWriter(_RowWriter):
   """Appends metrics to ``metrics.jsonl`` and to TensorBoard events.
 
   TensorBoard shows each stage as its own run, below ``tensorboard/``.
   """
 
   def __init__(self, workdir: str | os.PathLike):
-    """Opens the files of a run.
-
-    Args:
-      workdir: its folder, created if missing.
-    """
-    workdir = pathlib.Path(workdir)
-    self._lines = _JsonLines(workdir / METRICS_FILE)
-    self._events_folder = workdir / "tensorboard"
+    """Opens the files in the folder of a run, which is created if missing."""
+    super().__init__(workdir, METRICS_FILE)
+    self._events_folder = pathlib.Path(workdir) / "tensorboard"
     self._events: dict[str, Any] = {}  # EventFile by stage.
 
-  def __enter__(self) -> "MetricsWriter":
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    self.close()
-
   def rewind(self, stage: str, step: int) -> None:
-    """Removes the rows of a stage from a step on; call it on resume.
-
-    Args:
-      stage: name of the stage.
-      step: the step that will be written next.
-    """
-    self._lines.rewind(stage, step)
+    """Removes the rows of a stage from a step on; call it on resume."""
+    super().rewind(stage, step)
     if stage in self._events:
       self._events.pop(stage).close()
     # TensorBoard then hides older events at or after the step.
@@ -112,24 +104,19 @@ class MetricsWriter:
       if name in row:
         raise ValueError(f"A metric must not be called {name!r}.")
       row[name] = value if math.isfinite(value) else None
-    self._lines.append(row)
+    self._append(row)
     if stage not in self._events:
       self._open_events(stage)
     self._events[stage].write(int(step), values)
 
   def has(self, stage: str, step: int) -> bool:
-    """Returns whether a row was written.
-
-    Args:
-      stage: name of the stage.
-      step: step within the stage.
-    """
-    rows = read_metrics(self._lines.path)
+    """Returns whether a row was written."""
+    rows = read_metrics(self._path)
     return any((row["stage"], row["step"]) == (stage, step) for row in rows)
 
   def close(self) -> None:
     """Flushes and closes the files."""
-    self._lines.close()
+    super().close()
     for events in self._events.values():
       events.close()
 
@@ -146,55 +133,25 @@ class MetricsWriter:
 class NoWriter:
   """Takes the place of a writer in processes that write no logs."""
 
-  def __enter__(self) -> "NoWriter":
+  def __enter__(self) -> Self:
     return self
 
   def __exit__(self, *unused: object) -> None:
     return
 
   def rewind(self, stage: str, step: int) -> None:
-    """Does nothing.
-
-    Args:
-      stage: not used.
-      step: not used.
-    """
+    """Does nothing."""
 
   def write(self, stage: str, step: int, rows: Any) -> None:
-    """Does nothing.
-
-    Args:
-      stage: not used.
-      step: not used.
-      rows: not used.
-    """
+    """Does nothing."""
 
 
-class SamplesWriter:
+class SamplesWriter(_RowWriter):
   """Appends problems and responses to ``samples.jsonl``."""
 
   def __init__(self, workdir: str | os.PathLike):
-    """Opens the file of a run.
-
-    Args:
-      workdir: its folder, created if missing.
-    """
-    self._lines = _JsonLines(pathlib.Path(workdir) / SAMPLES_FILE)
-
-  def __enter__(self) -> "SamplesWriter":
-    return self
-
-  def __exit__(self, *unused: object) -> None:
-    self.close()
-
-  def rewind(self, stage: str, step: int) -> None:
-    """Removes the rows of a stage from a step on; call it on resume.
-
-    Args:
-      stage: name of the stage.
-      step: the step that will be written next.
-    """
-    self._lines.rewind(stage, step)
+    """Opens the file in the folder of a run, which is created if missing."""
+    super().__init__(workdir, SAMPLES_FILE)
 
   def write(
     self, stage: str, step: int, samples: Sequence[Mapping[str, Any]]
@@ -207,14 +164,8 @@ class SamplesWriter:
       samples: dicts of text, numbers (numpy and jax too) and lists of them.
     """
     for sample in samples:
-      row = {"stage": stage, "step": int(step)} | {
-        name: _to_json(value) for name, value in sample.items()
-      }
-      self._lines.append(row)
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._lines.close()
+      values = {name: _to_json(value) for name, value in sample.items()}
+      self._append({"stage": stage, "step": int(step)} | values)
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

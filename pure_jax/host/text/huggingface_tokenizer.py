@@ -15,14 +15,10 @@ from pure_jax.host.text.tokenization import TokenizerError
 class HuggingFaceTokenizer:
   """Encodes and decodes text with a tokenizer of `transformers`.
 
-  Attributes:
-    vocab_size: V, the number of ids of the model.
-    pad_id: id of padding. It differs from `eos_id` even if the folder uses one
-      token for both.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding, and the rows of the
-      model's embedding that belong to no token.
-    pieces: V texts, one per id; "" for special tokens and ids without a token.
+  It has the attributes of `tokenization.Tokenizer`. `vocab_size` is the number
+  of ids of the model. `pad_id` differs from `eos_id` even if the folder uses
+  one token for both. `banned_ids` also has the rows of the model's embedding
+  that belong to no token.
   """
 
   def __init__(
@@ -103,23 +99,12 @@ class HuggingFaceTokenizer:
   def encode(self, text: str) -> list[int]:
     """Encodes a text, without a beginning or end token.
 
-    Args:
-      text: the text. The text of a special token becomes that token.
-
-    Returns:
-      The ids.
+    The text of a special token becomes that token.
     """
     return self._inner.encode(text, add_special_tokens=False)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Decodes ids.
-
-    Args:
-      ids: any ids of the vocabulary. Special tokens have no text.
-
-    Returns:
-      The text, with U+FFFD for bytes that are not UTF-8.
-    """
+    """Decodes ids, with U+FFFD for bytes that are not UTF-8."""
     return self._inner.decode(
       [i for i in ids if i in self._token_ids],
       skip_special_tokens=True,
@@ -128,12 +113,6 @@ class HuggingFaceTokenizer:
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
     """Formats a conversation as the text before the model's answer.
-
-    Args:
-      messages: dicts with ``role`` and ``content``.
-
-    Returns:
-      The text up to where the answer begins.
 
     Raises:
       TokenizerError: if the folder has no chat template, or if its template

@@ -3,11 +3,11 @@ use."""
 
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 
+from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.text.tokenization import (
   SCORE_TEXT,
   SEPARATOR,
@@ -20,19 +20,12 @@ _SPACE = "▁"  # How sentencepiece writes a space inside a piece.
 class SentencePieceTokenizer:
   """Encodes and decodes text with a sentencepiece model.
 
-  Attributes:
-    vocab_size: V, the number of ids.
-    pad_id: id of padding.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding, unknown, beginning.
-    pieces: V texts, one per id; "" for control ids.
+  It has the attributes of `tokenization.Tokenizer`. `banned_ids` are those of
+  padding, unknown and beginning.
   """
 
   def __init__(self, path: str | os.PathLike):
     """Reads a model file.
-
-    Args:
-      path: a sentencepiece model.
 
     Raises:
       TokenizerError: if the file is missing or damaged, or has no id for
@@ -74,13 +67,7 @@ class SentencePieceTokenizer:
     )
 
   def encode(self, text: str) -> list[int]:
-    """Encodes a text, without an end token.
-
-    Args:
-      text: the text.
-
-    Returns:
-      The ids. `decode` returns the same text.
+    """Encodes a text, without an end token; `decode` returns the same text.
 
     Raises:
       TokenizerError: if the vocabulary lacks a character of the text.
@@ -94,25 +81,11 @@ class SentencePieceTokenizer:
     return ids
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Decodes ids.
-
-    Args:
-      ids: any ids of the vocabulary. Control ids have no text.
-
-    Returns:
-      The text.
-    """
+    """Decodes ids. Control ids have no text."""
     return "".join(self.pieces[i] for i in ids)
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
-    """Raises an error: this tokenizer has no chat template.
-
-    Args:
-      messages: not used.
-
-    Raises:
-      TokenizerError: always.
-    """
+    """Raises a TokenizerError: this tokenizer has no chat template."""
     del messages
     raise TokenizerError(
       "A sentencepiece model has no chat template: use a prompt format "
@@ -134,9 +107,6 @@ def train_tokenizer(
     path: the model file. It is written atomically.
     vocab_size: number of ids: control ids, symbols, characters, and merges of
       characters for the rest.
-
-  Returns:
-    The tokenizer.
 
   Raises:
     TokenizerError: if the file exists but cannot be read, or has another
@@ -164,26 +134,21 @@ def _train(
   vocab_size: int,
 ) -> None:
   """Trains a model and writes it to `path` atomically."""
-  file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115
-  try:
-    with file:
-      sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts),
-        model_writer=file,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        character_coverage=1.0,
-        normalization_rule_name="identity",
-        add_dummy_prefix=False,
-        remove_extra_whitespaces=False,
-        user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=3,
-        num_threads=1,  # With more threads, the result depends on their number.
-        minloglevel=2,
-      )
-    os.replace(file.name, path)
-  finally:
-    pathlib.Path(file.name).unlink(missing_ok=True)
+  with replace_atomic(path) as file:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(texts),
+      model_writer=file,
+      model_type="bpe",
+      vocab_size=vocab_size,
+      character_coverage=1.0,
+      normalization_rule_name="identity",
+      add_dummy_prefix=False,
+      remove_extra_whitespaces=False,
+      user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
+      pad_id=0,
+      eos_id=1,
+      unk_id=2,
+      bos_id=3,
+      num_threads=1,  # With more threads, the result depends on their number.
+      minloglevel=2,
+    )

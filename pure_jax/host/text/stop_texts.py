@@ -29,9 +29,6 @@ def boxed_stops(pieces: Sequence[str]) -> StopTable:
 
   Args:
     pieces: V texts, one per id.
-
-  Returns:
-    The table of transitions, a numpy array over V ids.
   """
   begun = len(_BEGINNING)
   complete = begun + MAX_OPEN_BRACES

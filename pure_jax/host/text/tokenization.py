@@ -63,19 +63,11 @@ class Tokenizer(Protocol):
   pieces: Sequence[str]
 
   def encode(self, text: str) -> list[int]:
-    """Encodes a text, without a beginning or end token.
-
-    Args:
-      text: the text.
-    """
+    """Encodes a text, without a beginning or end token."""
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Decodes ids. Control ids have no text.
-
-    Args:
-      ids: any ids of the vocabulary.
-    """
+    """Decodes any ids of the vocabulary. Control ids have no text."""
     ...
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
@@ -110,14 +102,11 @@ class PromptFormat:
       raise ValueError("A system message needs chat=True.")
 
   def text(self, tokenizer: Tokenizer, problem: str) -> str:
-    """Formats the prompt of a problem.
+    """Formats a problem as the text before the response.
 
     Args:
       tokenizer: the tokenizer, whose chat template is used if `chat` is True.
       problem: the text of the problem.
-
-    Returns:
-      The text before the response.
 
     Raises:
       TokenizerError: if `chat` is True and the tokenizer has no chat template.
@@ -150,14 +139,13 @@ def encode_response(
 ) -> list[int]:
   """Encodes a response as a policy would have written it.
 
+  `split_texts` returns the steps again.
+
   Args:
     tokenizer: the tokenizer.
     steps: texts of the steps, normalised by `data.records.step_text`. Without
       steps the response is EOS only.
     finished: True adds EOS. False is a response cut off by the length limit.
-
-  Returns:
-    The ids. `split_texts` returns the steps again.
 
   Raises:
     TokenizerError: if the ids do not decode to the same steps.
@@ -218,13 +206,10 @@ def _half_separator_ids(tokenizer: Tokenizer) -> list[int]:
 
 
 def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
-  """Makes the table by which `pure_jax.steps` finds the ends of steps.
+  """Makes the table over V ids by which `pure_jax.steps` finds ends of steps.
 
   Args:
     tokenizer: the tokenizer.
-
-  Returns:
-    The table, numpy arrays over V ids.
 
   Raises:
     TokenizerError: if no single id is the score token.

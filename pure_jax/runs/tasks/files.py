@@ -356,8 +356,8 @@ class FilesTask:
     )
     numbers = prm_metrics.step_metrics(rewards, labels == 1, label_mask)
     for name, metric in chosen.items():
-      numbers[name] = float(metric.value.mean())
-      numbers["problems"] = float(len(metric.value))
+      numbers[name] = float(metric.mean())
+      numbers["problems"] = float(len(metric))
     return numbers | {"left_out": float(len(encoded.left_out))}
 
   def close(self) -> None:

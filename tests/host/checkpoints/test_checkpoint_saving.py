@@ -82,11 +82,11 @@ def test_closing_waits_for_the_save(tmp_path, gate):
 def test_donated_arrays_are_saved_as_they_were(tmp_path, gate):
   """Updates overwrite the state while it is being written.
 
-  16 MB of random numbers take longer to write than the first updates take.
+  8 MB of random numbers take longer to write than the first updates take.
   Without the copy, step 0 would hold numbers of later steps.
   """
   _, opened = gate
-  expected = np.random.default_rng(0).random((4096, 1024), np.float32)
+  expected = np.random.default_rng(0).random((2048, 1024), np.float32)
   rows = NamedSharding(
     Mesh(np.asarray(jax.devices()).reshape(8), ("fsdp",)),
     PartitionSpec("fsdp"),

@@ -14,7 +14,7 @@ import real_data
 from checkout import ROOT
 
 from pure_jax.host.data.batches import Cursor, next_batch
-from pure_jax.host.data.file_dataset import load_rows
+from pure_jax.host.data.file_dataset import read_file
 from pure_jax.host.data.formats import Format, gsm8k_steps, mapped, problems
 from pure_jax.host.data.records import DataError, LabelledSolution, Problem
 from pure_jax.host.data.sources import read_rows
@@ -31,10 +31,6 @@ def write_lines(path: pathlib.Path, *rows) -> pathlib.Path:
 
 def sums(count: int) -> list[dict]:
   return [{"q": f"{i}+1?", "a": str(i + 1)} for i in range(count)]
-
-
-def load(row_format, path, folder, **options):
-  return load_rows(row_format, {"train": path}, folder, **options)["train"]
 
 
 def prepared(folder: pathlib.Path) -> set[str]:
@@ -63,28 +59,18 @@ def test_a_stored_record_is_read_unchanged(records, tmp_path):
   # A field stored under another name, or None read as 0 or "", would differ.
   kind = Format("own", 1, type(records[0]), lambda row, _: [records[row["i"]]])
   path = write_lines(tmp_path / "x.jsonl", *({"i": i} for i in range(3)))
-  assert tuple(load(kind, path, tmp_path / "data")) == records
+  assert tuple(read_file(kind, path, tmp_path / "data")) == records
 
 
-def test_rows_are_in_the_order_of_the_files(tmp_path):
-  first = write_lines(tmp_path / "first.jsonl", *sums(700))
-  second = write_lines(tmp_path / "second.jsonl", *sums(3))
-  splits = load_rows(
-    OWN, {"both": [first, second], "rest": [second]}, tmp_path / "data"
-  )
-  assert {split: len(rows) for split, rows in splits.items()} == {
-    "both": 703,
-    "rest": 3,
-  }
-  answers = [*range(1, 701), 1, 2, 3]
-  assert [int(row.answer) for row in splits["both"]] == answers
-  assert [row.id for row in splits["both"][699:]] == [
-    f"own/{number}" for number in (699, 700, 701, 702)
-  ]
+def test_rows_are_in_the_order_of_the_file(tmp_path):
+  path = write_lines(tmp_path / "x.jsonl", *sums(70), *sums(3))
+  rows = read_file(OWN, path, tmp_path / "data")
+  assert [int(row.answer) for row in rows] == [*range(1, 71), 1, 2, 3]
+  assert [row.id for row in rows] == [f"own/{number}" for number in range(73)]
 
 
 def test_rows_are_read_by_index(tmp_path):
-  rows = load(OWN, write_lines(tmp_path / "x.jsonl", *sums(9)), tmp_path)
+  rows = read_file(OWN, write_lines(tmp_path / "x.jsonl", *sums(9)), tmp_path)
   indices, _ = next_batch(len(rows), 6, Cursor(0))
   assert [row.id for row in rows.take(indices)] == [
     f"own/{index}" for index in indices
@@ -99,29 +85,31 @@ def test_rows_are_read_by_index(tmp_path):
 
 def test_a_second_load_parses_no_row(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(5))
-  first = load(OWN, path, tmp_path / "data")
+  first = read_file(OWN, path, tmp_path / "data")
 
   def fail(*_):
     raise AssertionError("parsed again")
 
-  again = load(dataclasses.replace(OWN, parse=fail), path, tmp_path / "data")
+  again = read_file(
+    dataclasses.replace(OWN, parse=fail), path, tmp_path / "data"
+  )
   assert list(again) == list(first) and again.counts == first.counts
 
 
 def test_other_contents_or_formats_are_another_data_set(tmp_path):
   data = tmp_path / "data"
   path = write_lines(tmp_path / "x.jsonl", *sums(5))
-  load(OWN, path, data)
+  read_file(OWN, path, data)
   # The same contents under another name are the same data set.
-  load(OWN, write_lines(tmp_path / "renamed.jsonl", *sums(5)), data)
+  read_file(OWN, write_lines(tmp_path / "renamed.jsonl", *sums(5)), data)
   assert len(prepared(data)) == 1
-  load(OWN, write_lines(path, *sums(6)), data)
-  load(dataclasses.replace(OWN, version=2), path, data)
+  read_file(OWN, write_lines(path, *sums(6)), data)
+  read_file(dataclasses.replace(OWN, version=2), path, data)
   other = {"problem": "a", "answer": "q"}
-  load(mapped.make_format(Problem, other, source="own"), path, data)
-  load(OWN, path, data, skip_malformed=True)
+  read_file(mapped.make_format(Problem, other, source="own"), path, data)
+  read_file(OWN, path, data, skip_malformed=True)
   assert len(prepared(data)) == 5
-  assert len(load(OWN, path, data)) == 6
+  assert len(read_file(OWN, path, data)) == 6
 
 
 FAULTS = [
@@ -145,11 +133,11 @@ def test_a_malformed_row_raises_with_file_line_and_reason(
   path = write_lines(tmp_path / "x.jsonl", {"q": "0+0?", "a": "0"}, b"", row)
   data = tmp_path / "data"
   with pytest.raises(DataError, match=rf"^{path}:3: {reason}"):
-    load(OWN, path, data)
+    read_file(OWN, path, data)
   assert not prepared(data)
   # No data set is left behind that the corrected file would find.
   write_lines(path, {"q": "0+0?", "a": "0"}, {"q": "1+1?", "a": "2"})
-  assert [row.answer for row in load(OWN, path, data)] == ["0", "2"]
+  assert [row.answer for row in read_file(OWN, path, data)] == ["0", "2"]
 
 
 def test_malformed_rows_are_skipped_and_counted_with_skip_malformed(tmp_path):
@@ -158,7 +146,7 @@ def test_malformed_rows_are_skipped_and_counted_with_skip_malformed(tmp_path):
     tmp_path / "x.jsonl", {"q": "0+0?", "a": "0"}, *bad, {"q": "?", "a": None}
   )
   for _ in range(2):  # A later load returns the same counts.
-    rows = load(OWN, path, tmp_path / "data", skip_malformed=True)
+    rows = read_file(OWN, path, tmp_path / "data", skip_malformed=True)
     counts = rows.counts
     assert (counts.read, counts.made, counts.skipped) == (12, 2, 10)
     assert counts.left_out == 0 and len(counts.faults) == len(FAULTS)
@@ -169,7 +157,7 @@ def test_malformed_rows_are_skipped_and_counted_with_skip_malformed(tmp_path):
 
 def test_only_the_first_faults_are_stored(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(1), *([b"x"] * 50))
-  counts = load(OWN, path, tmp_path / "data", skip_malformed=True).counts
+  counts = read_file(OWN, path, tmp_path / "data", skip_malformed=True).counts
   assert counts.skipped == 50 and len(counts.faults) == 20
 
 
@@ -178,48 +166,39 @@ def test_rows_that_the_format_leaves_out_are_not_malformed(tmp_path):
     "evens", 1, Problem, lambda row, n: [] if n % 2 else OWN.parse(row, n)
   )
   path = write_lines(tmp_path / "x.jsonl", *sums(5))
-  counts = load(evens, path, tmp_path / "data").counts
+  counts = read_file(evens, path, tmp_path / "data").counts
   assert (counts.made, counts.left_out, counts.skipped) == (3, 2, 0)
 
 
-def test_a_split_without_records_raises(tmp_path):
+def test_a_file_without_records_raises(tmp_path):
   path = write_lines(tmp_path / "x.jsonl", b"x")
   with pytest.raises(DataError, match=r"no row: of 1 .*1 malformed \(first: "):
-    load(OWN, path, tmp_path / "data", skip_malformed=True)
+    read_file(OWN, path, tmp_path / "data", skip_malformed=True)
   path.write_bytes(b"")
   with pytest.raises(
     DataError, match=rf"no row: of 0 in {path}, none is there"
   ):
-    load(OWN, path, tmp_path / "data")
+    read_file(OWN, path, tmp_path / "data")
 
 
 def test_files_that_cannot_be_read_raise_with_their_name(tmp_path):
   with pytest.raises(DataError, match=r"no file .*gone.jsonl"):
-    load(OWN, tmp_path / "gone.jsonl", tmp_path)
+    read_file(OWN, tmp_path / "gone.jsonl", tmp_path)
   text = tmp_path / "x.txt"
   text.write_text("{}")
   with pytest.raises(DataError, match=r"x\.txt is not one of \.jsonl"):
-    load(OWN, text, tmp_path)
+    read_file(OWN, text, tmp_path)
   parquet = tmp_path / "x.parquet"
   parquet.write_bytes(b"PAR1 and no more")
   with pytest.raises(DataError, match=r"x\.parquet: .*not readable as Parquet"):
-    load(OWN, parquet, tmp_path)
-
-
-@pytest.mark.parametrize("name", ["train[:9]", "a-b", "", "all", "a/b", "1"])
-def test_names_of_splits_that_tfds_does_not_allow_raise(name, tmp_path):
-  path = write_lines(tmp_path / "x.jsonl", *sums(1))
-  with pytest.raises(DataError, match="A split is named by"):
-    load_rows(OWN, {name: path}, tmp_path)
-  with pytest.raises(DataError, match="There must be one"):
-    load_rows(OWN, {}, tmp_path)
+    read_file(OWN, parquet, tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_raises_with_its_name(tmp_path):
   (tmp_path / "data").write_text("a file")
   path = write_lines(tmp_path / "x.jsonl", *sums(1))
   with pytest.raises(DataError, match=r"Cannot prepare .*data"):
-    load(OWN, path, tmp_path / "data")
+    read_file(OWN, path, tmp_path / "data")
 
 
 def test_all_kinds_of_files_are_read_to_the_same_rows(tmp_path):
@@ -262,7 +241,7 @@ def test_an_array_that_is_cut_off_is_not_read_in_part(
   path = tmp_path / "x.json"
   path.write_text(text)
   with pytest.raises(DataError, match=rf"{path}:{line}: .*{reason}"):
-    load(OWN, path, tmp_path / "data", skip_malformed=True)
+    read_file(OWN, path, tmp_path / "data", skip_malformed=True)
 
 
 def test_an_empty_array_has_no_rows(tmp_path):
@@ -275,16 +254,16 @@ def test_an_array_element_that_is_no_object_raises_with_its_line(tmp_path):
   path = tmp_path / "x.json"
   path.write_text('[\n {"q": "?", "a": 1},\n\n 7,\n {"q": "?", "a": 2}]')
   with pytest.raises(DataError, match=rf"{path}:4: not a JSON object"):
-    load(OWN, path, tmp_path)
-  rows = load(OWN, path, tmp_path, skip_malformed=True)
+    read_file(OWN, path, tmp_path)
+  rows = read_file(OWN, path, tmp_path, skip_malformed=True)
   assert [row.answer for row in rows] == ["1", "2"]
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "gone", "record"])
 def test_damaged_data_sets_raise_and_say_what_to_remove(damage, tmp_path):
   path = write_lines(tmp_path / "x.jsonl", *sums(500))
-  load(OWN, path, tmp_path / "data")
-  (stored,) = (tmp_path / "data").rglob("*train.array_record*")
+  read_file(OWN, path, tmp_path / "data")
+  (stored,) = (tmp_path / "data").rglob("*rows.array_record*")
   content = bytearray(stored.read_bytes())
   if damage == "cut":
     stored.write_bytes(content[: len(content) // 2])
@@ -296,7 +275,7 @@ def test_damaged_data_sets_raise_and_say_what_to_remove(damage, tmp_path):
   else:
     (stored.parent / "dataset_info.json").write_text("{")
   with pytest.raises(DataError, match=r"remove (that|its) folder"):
-    list(load(OWN, path, tmp_path / "data"))
+    list(read_file(OWN, path, tmp_path / "data"))
 
 
 def test_preparing_imports_no_tensorflow_and_prints_nothing(tmp_path):
@@ -310,9 +289,8 @@ from pure_jax.host.data import file_dataset, records
 from pure_jax.host.data.formats import mapped
 own = mapped.make_format(
   records.Problem, {{"problem": "q", "answer": "a"}}, source="own")
-files = {{"train": [{str(path)!r}]}}
-rows = file_dataset.load_rows(own, files, {str(tmp_path)!r})
-assert [row.answer for row in rows["train"]] == ["1", "2", "3"]
+rows = file_dataset.read_file(own, {str(path)!r}, {str(tmp_path)!r})
+assert [row.answer for row in rows] == ["1", "2", "3"]
 assert not {{"tensorflow", "torch", "pyarrow"}} & sys.modules.keys()
 """
   done = subprocess.run(
@@ -328,15 +306,15 @@ assert not {{"tensorflow", "torch", "pyarrow"}} & sys.modules.keys()
 def test_real_files_as_data_sets(tmp_path):
   """test_problems and test_gsm8k_steps parse all rows of all real files."""
   test = real_data.require("gsm8k/test.jsonl")
-  rows = load(problems.GSM8K, test, tmp_path)
+  rows = read_file(problems.GSM8K, test, tmp_path)
   assert (len(rows), rows[0].answer) == (1_319, "18")
   path = real_data.require("prm800k/rows.jsonl")
   # GSM8K's parser on another file: the first line is the first fault.
   with pytest.raises(DataError, match=r"rows\.jsonl:1: field 'answer' is mis"):
-    load(problems.GSM8K, path, tmp_path)
+    read_file(problems.GSM8K, path, tmp_path)
   solutions = real_data.require("gsm8k/example_model_solutions.jsonl")
   few = tmp_path / "few.jsonl"
   few.write_text("".join(solutions.read_text().splitlines(True)[:50]))
-  labelled = load(gsm8k_steps.make_format(), few, tmp_path)
+  labelled = read_file(gsm8k_steps.make_format(), few, tmp_path)
   assert len(labelled) == 4 * 50
   assert labelled[-1].problem == rows[49].problem

@@ -8,6 +8,7 @@ import socket
 
 import pytest
 
+from pure_jax.host.data.records import DataError
 from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.dataset import Example, load_world
@@ -204,7 +205,7 @@ def test_an_error_that_leaves_no_data_set_is_raised(tmp_path, monkeypatch):
     raise OSError("No space left on device")
 
   monkeypatch.setattr(arithmetic, "make_example", full)
-  with pytest.raises(dataset.DataError, match="No space left"):
+  with pytest.raises(DataError, match="No space left"):
     load_world(WORLD, SIZES, tmp_path)
 
 
@@ -224,5 +225,5 @@ def test_damaged_files_raise_and_say_what_to_remove(tmp_path, damage):
     path.unlink()
   else:
     (path.parent / "dataset_info.json").write_text("{")
-  with pytest.raises(dataset.DataError, match="remove that folder"):
+  with pytest.raises(DataError, match="remove that folder"):
     dataset.load_world(world, sizes, tmp_path)

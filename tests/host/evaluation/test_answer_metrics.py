@@ -11,51 +11,45 @@ import real_data
 
 from pure_jax.host.evaluation.answer_metrics import (
   answer_ids,
-  average,
   best_of_k,
   majority_at_k,
   pass_at_k,
   weighted_majority,
 )
 
-KINDS = ("average", "pass", "majority", "best", "weighted")
+KINDS = ("pass", "majority", "best", "weighted")
 
 
 def random_batch(seed, problems=25, responses=7, classes=4):
-  """Ragged problems; masked entries hold other numbers, and NaN."""
+  """Responses with ties, without answers, or with a score of NaN, unscored."""
   rng = np.random.default_rng(seed)
   shape = (problems, responses)
-  mask = rng.random(shape) < rng.uniform(0.4, 1, (problems, 1))
-  mask[0], mask[1] = True, False
   batch = {
     "correct": rng.random(shape) < 0.5,
     "ids": rng.integers(0, classes, shape),
-    "has_answer": rng.random(shape) < 0.8,
+    "has_answer": rng.random(shape) < rng.uniform(0.3, 1, (problems, 1)),
     # Few values, so that there are ties.
     "scores": rng.integers(0, 5, shape) / 4,
-    "has_score": rng.random(shape) < 0.8,
-    "mask": mask,
+    "has_score": rng.random(shape) < rng.uniform(0.3, 1, (problems, 1)),
   }
   batch["has_answer"][2] = batch["has_score"][2] = False
-  batch["scores"][~mask | ~batch["has_score"]] = np.nan
+  batch["scores"][~batch["has_score"]] = np.nan
   return batch
 
 
 def compute(kind, batch, k):
-  correct, mask = batch["correct"], batch["mask"]
+  correct = batch["correct"]
   answers = (batch["ids"], batch["has_answer"])
   scores = (batch["scores"], batch["has_score"])
   match kind:
-    case "average":
-      return average(correct, mask)
     case "pass":
-      return pass_at_k(correct, mask, k)
+      return pass_at_k(correct, k)
     case "majority":
-      return majority_at_k(correct, *answers, mask, k)
+      return majority_at_k(correct, *answers, k)
     case "best":
-      return best_of_k(correct, *scores, mask, k)
+      return best_of_k(correct, *scores, k)
     case "weighted":
-      return weighted_majority(correct, *answers, *scores, mask)
+      return weighted_majority(correct, *answers, *scores)
 
 
 def mean(numbers):
@@ -77,8 +71,6 @@ def winners_share(responses, key):
 
 def outcome(kind, drawn):
   """The value of a set of responses, by definition."""
-  if kind == "average":
-    return mean(int(r["right"]) for r in drawn)
   if kind == "pass":
     return fractions.Fraction(any(r["right"] for r in drawn))
   if kind == "majority":
@@ -97,8 +89,7 @@ def outcome(kind, drawn):
 
 
 def over_all_subsets(kind, batch, row, k):
-  """The mean outcome of the subsets of k responses; None without any."""
-  columns = np.flatnonzero(batch["mask"][row])
+  """The mean outcome of the subsets of k responses."""
   responses = [
     {
       "right": bool(batch["correct"][row, c]),
@@ -107,32 +98,27 @@ def over_all_subsets(kind, batch, row, k):
       "score": float(batch["scores"][row, c]),
       "scored": bool(batch["has_score"][row, c]),
     }
-    for c in columns
+    for c in range(batch["correct"].shape[1])
   ]
-  size = k if kind in ("pass", "majority", "best") else len(responses)
-  if not responses or size > len(responses):
-    return None
+  size = len(responses) if kind == "weighted" else k
   return mean(
     outcome(kind, drawn) for drawn in itertools.combinations(responses, size)
   )
 
 
 def assert_equals_enumeration(kind, batch, k):
-  result = compute(kind, batch, k)
   expected = [
-    over_all_subsets(kind, batch, row, k) for row in range(len(batch["mask"]))
+    float(over_all_subsets(kind, batch, row, k))
+    for row in range(len(batch["correct"]))
   ]
-  assert result.mask.tolist() == [value is not None for value in expected]
-  np.testing.assert_allclose(
-    result.value, [float(value or 0) for value in expected], atol=1e-12
-  )
+  np.testing.assert_allclose(compute(kind, batch, k), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", range(1, 8))
 def test_each_metric_equals_the_mean_over_all_subsets(kind, k):
-  """Ragged, with ties, responses without answer or score, and equal answers
-  that the grader graded differently.
+  """With ties, responses without answer or score, and equal answers that the
+  grader graded differently.
   """
   assert_equals_enumeration(kind, random_batch(k), k)
 
@@ -157,7 +143,6 @@ def test_metrics_of_real_responses_equal_enumeration():
     "has_answer": has_answer,
     "scores": scores - scores.min(),  # Weights of votes, not logits.
     "has_score": np.ones_like(has_answer),
-    "mask": np.ones_like(has_answer),
   }
   for kind, k in itertools.product(KINDS, (1, 3, 8)):
     assert_equals_enumeration(kind, batch, k)
@@ -167,7 +152,7 @@ def row(*values, dtype=None):
   return np.asarray([values], dtype)
 
 
-MASK = np.ones((1, 4), bool)
+ALL = np.ones((1, 4), bool)
 
 
 def test_pass_at_k_draws_without_replacement():
@@ -175,32 +160,30 @@ def test_pass_at_k_draws_without_replacement():
   would be 1 - (3/4)² = 7/16.
   """
   correct = row(False, True, False, False)
-  assert pass_at_k(correct, MASK, 2).value.tolist() == [0.5]
-  assert pass_at_k(correct, MASK, 4).value.tolist() == [1.0]
+  assert pass_at_k(correct, 2).tolist() == [0.5]
+  assert pass_at_k(correct, 4).tolist() == [1.0]
 
 
 def test_pass_at_k_is_certain_when_too_few_are_wrong():
   """Two are wrong, three are drawn; C(2, 3) is 0, not an error."""
   correct = row(True, True, False, False)
-  assert pass_at_k(correct, MASK, 3).value.tolist() == [1.0]
+  assert pass_at_k(correct, 3).tolist() == [1.0]
 
 
 def test_pass_at_k_of_a_thousand_responses():
   """C(1024, 512) is above 10³⁰⁶; its quotient is still (1024-512)/1024."""
   correct = np.arange(1024)[None] == 7
-  result = pass_at_k(correct, np.ones_like(correct), 512)
-  assert result.value.tolist() == [0.5]
+  assert pass_at_k(correct, 512).tolist() == [0.5]
 
 
 def test_majority_of_a_thousand_responses():
   """Two classes of 700 and 500, an odd draw: the hypergeometric tail."""
   size, k = (700, 500), 41
   ids = np.repeat([0, 1], size)[None]
-  mask = np.ones_like(ids, bool)
-  result = majority_at_k(ids == 0, ids, mask, mask, k)
+  result = majority_at_k(ids == 0, ids, np.ones_like(ids, bool), k)
   won = sum(math.comb(700, v) * math.comb(500, k - v) for v in range(21, k + 1))
   # Logarithms of numbers of a thousand digits.
-  assert result.value[0] == pytest.approx(won / math.comb(1200, k), abs=1e-11)
+  assert result[0] == pytest.approx(won / math.comb(1200, k), abs=1e-11)
 
 
 def test_ties_of_the_majority_are_expectations():
@@ -208,38 +191,38 @@ def test_ties_of_the_majority_are_expectations():
   tie to the first response or to the smallest id would give 2/3, counting it
   as wrong 0.
   """
-  ids, mask = row(0, 1, 1), np.ones((1, 3), bool)
-  result = majority_at_k(ids == 0, ids, mask, mask, 2)
-  assert result.value[0] == pytest.approx(1 / 3, abs=1e-12)
+  ids = row(0, 1, 1)
+  result = majority_at_k(ids == 0, ids, np.ones((1, 3), bool), 2)
+  assert result[0] == pytest.approx(1 / 3, abs=1e-12)
 
 
 def test_a_response_without_answer_does_not_vote():
   """One right answer, three responses without one: "no answer" would win."""
   ids, has_answer = row(5, 0, 0, 0), row(True, False, False, False)
-  result = majority_at_k(ids == 5, ids, has_answer, MASK, 4)
-  assert result.value[0] == pytest.approx(1.0, abs=1e-12)
+  result = majority_at_k(ids == 5, ids, has_answer, 4)
+  assert result[0] == pytest.approx(1.0, abs=1e-12)
   # It is drawn all the same: three of the four draws of one have no answer.
-  result = majority_at_k(ids == 5, ids, has_answer, MASK, 1)
-  assert result.value[0] == pytest.approx(0.25, abs=1e-12)
+  result = majority_at_k(ids == 5, ids, has_answer, 1)
+  assert result[0] == pytest.approx(0.25, abs=1e-12)
 
 
 def test_without_votes_or_scores_the_result_is_wrong():
   nothing = np.zeros((1, 4), bool)
   ids = row(0, 0, 0, 0)
   for result in (
-    majority_at_k(~nothing, ids, nothing, MASK, 2),
-    best_of_k(~nothing, ids, nothing, MASK, 2),
-    weighted_majority(~nothing, ids, MASK, ids, nothing, MASK),
+    majority_at_k(~nothing, ids, nothing, 2),
+    best_of_k(~nothing, ids, nothing, 2),
+    weighted_majority(~nothing, ids, ALL, ids, nothing),
   ):
-    assert (result.value.tolist(), result.mask.tolist()) == ([0.0], [True])
+    assert result.tolist() == [0.0]
 
 
 def test_ties_of_the_best_score_are_expectations():
   """Two of the three best are right; taking the first would give 0."""
   correct = row(False, True, True, True)
   scores = row(0.9, 0.9, 0.9, 0.1)
-  result = best_of_k(correct, scores, MASK, MASK, 4)
-  assert result.value[0] == pytest.approx(2 / 3, abs=1e-12)
+  result = best_of_k(correct, scores, ALL, 4)
+  assert result[0] == pytest.approx(2 / 3, abs=1e-12)
 
 
 def test_a_response_without_score_is_never_chosen():
@@ -247,15 +230,15 @@ def test_a_response_without_score_is_never_chosen():
   correct = row(True, False, False, False)
   scores = row(0.0, -0.3, -0.2, -0.1)
   has_score = row(False, True, True, True)
-  result = best_of_k(correct, scores, has_score, MASK, 4)
-  assert result.value.tolist() == [0.0]
+  result = best_of_k(correct, scores, has_score, 4)
+  assert result.tolist() == [0.0]
 
 
 def test_the_weights_of_equal_answers_add_up():
   """Twice 0.5 beats 0.9 once; the largest or the mean weight would not."""
   ids, weights = row(1, 0, 0, 2), row(0.9, 0.5, 0.5, 0.05)
-  result = weighted_majority(ids == 0, ids, MASK, weights, MASK, MASK)
-  assert result.value.tolist() == [1.0]
+  result = weighted_majority(ids == 0, ids, ALL, weights, ALL)
+  assert result.tolist() == [1.0]
 
 
 def test_summing_in_another_order_does_not_break_a_tie():
@@ -263,36 +246,18 @@ def test_summing_in_another_order_does_not_break_a_tie():
   ids, weights = row(0, 0, 0, 1, 1, 1), row(0.2, 0.7, 0.1, 0.1, 0.7, 0.2)
   assert weights[0, :3].cumsum()[-1] < weights[0, 3:].cumsum()[-1]
   mask = np.ones((1, 6), bool)
-  result = weighted_majority(ids == 0, ids, mask, weights, mask, mask)
-  assert result.value.tolist() == [0.5]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_masked_responses_change_nothing(kind):
-  """Masked columns of correct, best scored, unanimous responses."""
-  batch = random_batch(1)
-  wider = {
-    name: np.concatenate(
-      [array, np.ones((len(array), 3), array.dtype) * (name != "mask")], 1
-    ).astype(array.dtype)
-    for name, array in batch.items()
-  }
-  for k in (1, 3):
-    result, expected = compute(kind, wider, k), compute(kind, batch, k)
-    np.testing.assert_array_equal(result.mask, expected.mask)
-    np.testing.assert_allclose(result.value, expected.value, atol=1e-12)
+  result = weighted_majority(ids == 0, ids, mask, weights, mask)
+  assert result.tolist() == [0.5]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_order_of_the_responses_has_no_effect(kind):
   batch = random_batch(4)
-  order = np.random.default_rng(0).permutation(batch["mask"].shape[1])
+  order = np.random.default_rng(0).permutation(batch["correct"].shape[1])
   shuffled = {name: array[:, order] for name, array in batch.items()}
   for k in (1, 3):
     np.testing.assert_allclose(
-      compute(kind, shuffled, k).value,
-      compute(kind, batch, k).value,
-      atol=1e-12,
+      compute(kind, shuffled, k), compute(kind, batch, k), atol=1e-12
     )
 
 
@@ -300,29 +265,25 @@ def test_with_k_of_one_every_metric_is_the_average():
   batch = random_batch(0)
   batch["has_answer"][:] = batch["has_score"][:] = True
   batch["scores"] = np.nan_to_num(batch["scores"])
-  expected = compute("average", batch, 1)
   for kind in ("pass", "majority", "best"):
-    result = compute(kind, batch, 1)
-    np.testing.assert_array_equal(result.mask, expected.mask)
-    np.testing.assert_allclose(result.value, expected.value, atol=1e-12)
+    np.testing.assert_allclose(
+      compute(kind, batch, 1), batch["correct"].mean(1), atol=1e-12
+    )
 
 
 def test_pass_at_n_is_whether_any_response_is_correct():
   correct = random_batch(9)["correct"]
-  result = pass_at_k(correct, np.ones_like(correct), correct.shape[1])
-  assert result.value.tolist() == correct.any(1).astype(float).tolist()
+  result = pass_at_k(correct, correct.shape[1])
+  assert result.tolist() == correct.any(1).astype(float).tolist()
 
 
 def test_equal_weights_give_the_majority():
   batch = random_batch(6)
   batch["has_score"][:] = True
   batch["scores"] = np.full_like(batch["scores"], 0.25)
-  result = compute("weighted", batch, 1)
-  for row_, count in enumerate(batch["mask"].sum(1)):
-    if count:
-      one = {name: array[row_ : row_ + 1] for name, array in batch.items()}
-      expected = compute("majority", one, int(count)).value[0]
-      assert result.value[row_] == pytest.approx(expected, abs=1e-12)
+  np.testing.assert_allclose(
+    compute("weighted", batch, None), compute("majority", batch, 7), atol=1e-12
+  )
 
 
 def test_best_of_k_by_perfect_scores_is_pass_at_k():
@@ -330,30 +291,15 @@ def test_best_of_k_by_perfect_scores_is_pass_at_k():
   batch["has_score"][:] = True
   batch["scores"] = batch["correct"].astype(float)
   for k in (1, 2, 4):
-    result, bound = compute("best", batch, k), compute("pass", batch, k)
-    np.testing.assert_allclose(result.value, bound.value, atol=1e-12)
-
-
-def test_too_few_responses_have_no_value():
-  """Three responses do not determine pass@4."""
-  correct, mask = MASK.copy(), row(True, True, True, False)
-  result = pass_at_k(correct, mask, 4)
-  assert (result.value.tolist(), result.mask.tolist()) == ([0.0], [False])
+    np.testing.assert_allclose(
+      compute("best", batch, k), compute("pass", batch, k), atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_responses_and_no_problems(kind):
-  batch = {name: array[:3] for name, array in random_batch(0).items()}
-  batch["mask"] = np.zeros((3, 7), bool)
-  result = compute(kind, batch, 1)
-  assert result.mask.tolist() == [False] * 3 and not result.value.any()
-  result = compute(kind, {name: a[:0] for name, a in batch.items()}, 1)
-  assert result.value.size == result.mask.size == 0
-
-
-def test_the_average_of_lengths_ignores_masked_ones():
-  lengths, mask = row(10, 20, 99, 99), row(True, True, False, False)
-  assert average(lengths, mask).value.tolist() == [15.0]  # Of four it is 57.
+def test_no_problems_have_no_values(kind):
+  batch = {name: array[:0] for name, array in random_batch(0).items()}
+  assert compute(kind, batch, 1).shape == (0,)
 
 
 def test_answers_are_numbered_within_their_problem():
@@ -374,15 +320,16 @@ def test_answers_are_numbered_within_their_problem():
 def test_invalid_input_is_reported():
   ids, scores = row(0, 1, 1, 1), row(0.1, 0.2, np.inf, -0.4)
   with pytest.raises(ValueError, match="correct must be bool, not int64"):
-    pass_at_k(ids, MASK, 1)
-  with pytest.raises(ValueError, match=r"correct has shape \(1, 3\)"):
-    pass_at_k(MASK[:, :3], MASK, 1)
-  with pytest.raises(ValueError, match=r"mask has shape \(4,\)"):
-    pass_at_k(MASK[0], MASK[0], 1)
-  with pytest.raises(ValueError, match="k must be at least 1, got 0"):
-    pass_at_k(MASK, MASK, 0)
+    pass_at_k(ids, 1)
+  with pytest.raises(ValueError, match=r"has_answer has shape \(1, 3\)"):
+    majority_at_k(ALL, ids, ALL[:, :3], 1)
+  with pytest.raises(ValueError, match=r"got 1 and \(4,\)"):
+    pass_at_k(ALL[0], 1)
+  for k in (0, 5):  # Four responses do not determine pass@5.
+    with pytest.raises(ValueError, match="k must be at least 1"):
+      pass_at_k(ALL, k)
   with pytest.raises(ValueError, match="problem 0, response 2 is inf"):
-    best_of_k(MASK, scores, MASK, MASK, 1)
+    best_of_k(ALL, scores, ALL, 1)
   scores = row(0.1, 0.2, 0.3, -0.4)
   with pytest.raises(ValueError, match=r"problem 0, response 3 is -0\.4"):
-    weighted_majority(MASK, ids, MASK, scores, MASK, MASK)
+    weighted_majority(ALL, ids, ALL, scores, ALL)

@@ -48,8 +48,7 @@ def metrics():
 def test_each_metric_by_hand(metric, a, b):
   values = metrics()[metric]
   # c has two solutions: with it there would be three problems.
-  np.testing.assert_allclose(values.value, [a, b], rtol=1e-12)
-  assert values.mask.tolist() == [True, True]
+  np.testing.assert_allclose(values, [a, b], rtol=1e-12)
 
 
 def test_the_order_of_rows_has_no_effect():
@@ -63,7 +62,7 @@ def test_the_order_of_rows_has_no_effect():
   )
   for name, values in metrics().items():
     # b comes first now.
-    np.testing.assert_allclose(shuffled[name].value, values.value[::-1])
+    np.testing.assert_allclose(shuffled[name], values[::-1])
 
 
 def test_solutions_of_unknown_outcome_are_ignored():
@@ -72,9 +71,9 @@ def test_solutions_of_unknown_outcome_are_ignored():
   values = best_of_n_metrics(
     ["a", "a", "a"], [True, None, True], ["1", "2", None], rewards, mask
   )
-  assert values["mean_of_2"].value.tolist() == [1.0]
+  assert values["mean_of_2"].tolist() == [1.0]
   # One vote, for 1; a solution without an answer does not vote.
-  assert values["majority_of_2"].value == pytest.approx([1.0])
+  assert values["majority_of_2"] == pytest.approx([1.0])
 
 
 def test_without_several_solutions_of_a_problem_there_are_no_metrics():

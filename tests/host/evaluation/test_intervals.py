@@ -6,29 +6,22 @@ import math
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation.answer_metrics import average
 from pure_jax.host.evaluation.intervals import (
   Bootstrap,
-  PerProblem,
   Statistic,
-  by_group,
   estimate_mean,
   estimate_statistic,
 )
 
 
 def mean_of(values, **options):
-  """Estimate of the mean of one benchmark, all problems with a value."""
-  return estimate_mean([unmasked(values)], Bootstrap(**options))
+  """Estimate of the mean of one benchmark."""
+  return estimate_mean([np.asarray(values)], Bootstrap(**options))
 
 
 def statistic_of(compute, count, **options):
   """Estimate of a statistic of one benchmark."""
   return estimate_statistic([Statistic(compute, count)], Bootstrap(**options))
-
-
-def unmasked(values):
-  return PerProblem(np.asarray(values, float), np.ones(len(values), bool))
 
 
 def exact_interval(values, confidence=0.95):
@@ -71,9 +64,7 @@ def test_responses_stay_with_their_problem():
   is that of ten coins. Drawing 80 responses would give [.39, .61].
   """
   correct = np.repeat(np.arange(10) < 5, 8).reshape(10, 8)
-  estimate = estimate_mean(
-    [average(correct, np.ones((10, 8), bool))], Bootstrap(seed=0)
-  )
+  estimate = mean_of(correct.mean(1), seed=0)
   assert estimate["interval"] == pytest.approx([0.2, 0.8], abs=1e-12)
 
 
@@ -115,24 +106,12 @@ def test_one_seed_draws_the_same_problems_for_every_statistic():
   np.testing.assert_array_equal(drawn, again)
 
 
-def test_problems_without_a_value_are_ignored():
-  values = np.array([0.25, np.nan, 0.75, 0.5, 99.0])
-  mask = np.array([True, False, True, True, False])
-  estimate = estimate_mean([PerProblem(values, mask)], Bootstrap(seed=2))
-  assert estimate == mean_of([0.25, 0.75, 0.5], seed=2)
-  assert (estimate["value"], estimate["count"]) == (0.5, 3)
-
-
 def test_one_problem_has_a_value_but_no_interval():
   """An interval of no width would claim certainty."""
   assert mean_of([0.5], seed=0) == {"value": 0.5, "count": 1}
 
 
 def test_without_values_there_is_no_estimate():
-  assert mean_of([], seed=0) is None
-  masked = PerProblem(np.ones(3), np.zeros(3, bool))
-  assert estimate_mean([masked], Bootstrap(seed=0)) is None
-  assert estimate_mean([], Bootstrap(seed=0)) is None
   assert statistic_of(lambda rows: None, 5, seed=0) is None
   assert statistic_of(lambda rows: 1.0, 0, seed=0) is None
 
@@ -159,23 +138,6 @@ def test_invalid_options_of_a_bootstrap_raise(options):
     Bootstrap(seed=0, **options)
 
 
-def test_groups_split_values_and_masks():
-  values = PerProblem(
-    np.array([0.1, 0.2, 0.3, 0.4, 0.5]),
-    np.array([True, True, False, True, True]),
-  )
-  groups = by_group(values, ["b", "a", "b", None, "a"])
-  assert list(groups) == ["a", "b"]
-  assert groups["a"].value.tolist() == [0.2, 0.5]
-  assert groups["b"].mask.tolist() == [True, False]
-  assert estimate_mean([groups["b"]], Bootstrap(seed=0)) == {
-    "value": 0.1,
-    "count": 1,
-  }
-  with pytest.raises(ValueError, match="2 groups for 5 problems"):
-    by_group(values, ["a", "b"])
-
-
 def averages(benchmarks):
   """The two estimators, for benchmarks whose metric is a mean."""
   benchmarks = [np.asarray(values) for values in benchmarks]
@@ -185,7 +147,7 @@ def averages(benchmarks):
     for values in benchmarks
   ]
   return (
-    estimate_mean([unmasked(values) for values in benchmarks], bootstrap),
+    estimate_mean(benchmarks, bootstrap),
     estimate_statistic(statistics, bootstrap),
   )
 

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation.repetition import repetition_score
+from pure_jax.host.evaluation.rollout_metrics import repetition_score
 
 
 def naive_repetition(tokens):

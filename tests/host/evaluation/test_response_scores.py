@@ -8,13 +8,9 @@ import pytest
 
 from pure_jax import credit
 from pure_jax.host.evaluation.response_scores import (
-  AGGREGATIONS,
-  last_score,
-  minimum_score,
   probability_good,
-  product_score,
+  response_scores,
   softmin_outcome,
-  softmin_score,
 )
 
 
@@ -43,29 +39,27 @@ def random_steps(seed, shape=(40, 6)):
   return np.where(mask, rewards, rng.choice([np.nan, 7.0, -7.0], shape)), mask
 
 
-def test_every_aggregation_has_a_definition_here():
-  assert list(AGGREGATIONS) == list(DEFINITIONS)
-
-
-@pytest.mark.parametrize("name", AGGREGATIONS)
 @pytest.mark.parametrize("shape", [(40, 6), (5, 4, 3), (30, 1)])
-def test_each_score_agrees_with_its_definition(name, shape):
+def test_each_score_agrees_with_its_definition(shape):
   """With any leading axes. A response without steps scores 0, not NaN, not 1
   as an empty product, and not 0.5 as a reward of 0.
   """
   rewards, mask = random_steps(len(shape), shape)
-  scores = AGGREGATIONS[name](rewards, mask)
-  assert scores.shape == shape[:-1]
-  rows = zip(
-    scores.ravel(),
-    rewards.reshape(-1, shape[-1]),
-    mask.reshape(-1, shape[-1]),
-    strict=True,
+  scores = response_scores(rewards, mask)
+  assert list(scores) == list(DEFINITIONS)
+  rows = list(
+    zip(
+      rewards.reshape(-1, shape[-1]), mask.reshape(-1, shape[-1]), strict=True
+    )
   )
-  for value, row_rewards, row_mask in rows:
-    existing = row_rewards[row_mask].tolist()
-    expected = DEFINITIONS[name](existing) if existing else 0.0
-    assert value == pytest.approx(expected, abs=1e-12)
+  for name, definition in DEFINITIONS.items():
+    expected = [
+      definition(rewards[mask].tolist()) if mask.any() else 0.0
+      for rewards, mask in rows
+    ]
+    np.testing.assert_allclose(
+      scores[name], np.reshape(expected, shape[:-1]), atol=1e-12
+    )
 
 
 def test_scores_of_an_example_by_hand():
@@ -74,8 +68,8 @@ def test_scores_of_an_example_by_hand():
   """
   rewards, mask = np.array([[0.8, -0.6, 0.4, 0.9, 0.5]]), np.ones((1, 5), bool)
   mask[0, 4] = False
-  scores = {name: f(rewards, mask)[0] for name, f in AGGREGATIONS.items()}
-  assert scores == pytest.approx(
+  scores = response_scores(rewards, mask)
+  assert {name: values[0] for name, values in scores.items()} == pytest.approx(
     {
       "minimum": 0.2,
       "softmin": 0.200023,  # The reward is -.59995: softmin is above the min.
@@ -90,53 +84,54 @@ def test_scores_of_an_example_by_hand():
 def test_softmin_tends_to_the_minimum_and_to_the_mean():
   rewards, mask = random_steps(7)
   rewards, mask = rewards[1:], mask[1:]
-  np.testing.assert_allclose(
-    softmin_score(rewards, mask, temperature=0.002),
-    minimum_score(rewards, mask),
-    atol=0.002,  # The bias is of the order of the temperature.
-  )
-  np.testing.assert_allclose(
-    softmin_score(rewards, mask, temperature=1e6),
-    AGGREGATIONS["mean"](rewards, mask),
-    atol=1e-6,
-  )
+  scores = response_scores(rewards, mask)
+  has_steps = mask.any(1)
+  for temperature, limit, error in (
+    (0.002, "minimum", 0.002),  # The bias is of the order of the temperature.
+    (1e6, "mean", 1e-6),
+  ):
+    outcome = softmin_outcome(rewards, mask, temperature)[has_steps]
+    np.testing.assert_allclose(
+      (outcome + 1) / 2, scores[limit][has_steps], atol=error
+    )
 
 
 def test_a_single_step_gives_its_own_score():
-  for function in AGGREGATIONS.values():
-    scores = function(np.array([[-0.5, 9.0]]), np.array([[True, False]]))
-    assert scores.tolist() == pytest.approx([0.25], abs=1e-12)
+  scores = response_scores(np.array([[-0.5, 9.0]]), np.array([[True, False]]))
+  for values in scores.values():
+    assert values.tolist() == pytest.approx([0.25], abs=1e-12)
 
 
 def test_the_last_step_is_the_last_one_that_exists():
   """Not the last column; without steps not the first column either."""
   rewards = np.array([[0.2, 0.4, 0.6]] * 2)
   mask = np.array([[True, True, False], [False, False, False]])
-  assert last_score(rewards, mask).tolist() == pytest.approx([0.7, 0.0])
+  last = response_scores(rewards, mask)["last"]
+  assert last.tolist() == pytest.approx([0.7, 0.0])
 
 
 def test_only_the_product_penalises_length():
   """100 steps of p(good) = .99 have a product of .37."""
   long = np.full((1, 100), 0.98)
   mask = np.ones_like(long, bool)
-  assert product_score(long, mask)[0] == pytest.approx(0.99**100, abs=1e-12)
-  assert minimum_score(long, mask)[0] == pytest.approx(0.99, abs=1e-12)
+  for name, values in response_scores(long, mask).items():
+    expected = 0.99**100 if name == "product" else 0.99
+    assert values[0] == pytest.approx(expected, abs=1e-12)
 
 
 def test_invalid_rewards_raise_with_their_index():
   mask = np.ones((2, 3), bool)
   rewards = np.zeros((2, 3))
   rewards[1, 2] = 3.5
-  for function in AGGREGATIONS.values():
-    with pytest.raises(ValueError, match=r"row \[1\], step 2 is 3.5.*logit"):
-      function(rewards, mask)
+  with pytest.raises(ValueError, match=r"row \[1\], step 2 is 3.5.*logit"):
+    response_scores(rewards, mask)
   rewards[1, 2] = np.nan
   with pytest.raises(ValueError, match=r"row \[1\], step 2 is nan"):
-    minimum_score(rewards, mask)
+    response_scores(rewards, mask)
   with pytest.raises(ValueError, match=r"bool of shape \(2, 2\)"):
-    minimum_score(rewards, mask[:, :2])
+    response_scores(rewards, mask[:, :2])
   with pytest.raises(ValueError, match="mask is int64"):
-    minimum_score(rewards, mask.astype(np.int64))
+    response_scores(rewards, mask.astype(np.int64))
 
 
 def test_rounding_past_one_is_not_an_error():

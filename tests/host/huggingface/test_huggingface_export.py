@@ -10,7 +10,6 @@ import safetensors
 import transformers
 from small_models import TINY, random_params, random_prompts
 from torch_models import (
-  MODELS,
   assert_same,
   assert_trees_equal,
   make_model,
@@ -84,7 +83,9 @@ def test_an_exported_policy_has_the_same_logits_in_transformers(
   assert type(model).__name__ == f"{family}ForCausalLM"
   assert (model.config.eos_token_id, model.config.pad_token_id) == (2, 1)
   assert model.config.max_position_embeddings == 64
-  if family != "Qwen2":  # Its logits are those of the PRM below.
+  # Their weights are ours if the folder loads here as it was exported, because
+  # loading has the logits of transformers. Llama's scaling is checked twice.
+  if family == "Llama":
     ours = our_logits(params, config, *prompts)
     assert_same(ours, their_logits(model, *prompts), prompts[1])
   loaded, loaded_config = huggingface.load_policy(tmp_path / "out", layout)
@@ -117,7 +118,12 @@ def test_an_exported_prm_has_the_same_scores_in_transformers(
 
 @pytest.mark.parametrize(
   ("name", "dtype"),
-  [*((name, "bfloat16") for name in MODELS), ("qwen2 tied", "float32")],
+  [
+    ("qwen2 tied", "bfloat16"),
+    ("qwen2 tied", "float32"),
+    ("llama 3 untied", "bfloat16"),
+    ("qwen3 untied", "bfloat16"),
+  ],
 )
 def test_a_folder_loaded_and_exported_has_the_same_tensors(
   name, dtype, tmp_path, layout

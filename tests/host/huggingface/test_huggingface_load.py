@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import functools
 import json
 import tracemalloc
 
@@ -47,23 +48,31 @@ def prompts():
   return random_prompts(np.random.default_rng(1), [16, 7, 1], 16)
 
 
+@pytest.fixture(scope="module")
+def load(tmp_path_factory, layout):
+  """Saves and loads a model once: (model, folder, params, config) by name."""
+
+  @functools.cache
+  def load(name):
+    model = make_model(name)
+    folder = save(model, tmp_path_factory.mktemp("saved"))
+    return model, folder, *huggingface.load_policy(folder, layout)
+
+  return load
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_transformers(name, tmp_path, layout, prompts):
-  model = make_model(name)
-  params, config = huggingface.load_policy(save(model, tmp_path), layout)
+def test_logits_are_those_of_transformers(name, load, prompts):
+  model, _, params, config = load(name)
   weights.check_params(params, policy.declare_policy(config))
   tokens, mask = prompts
   theirs = their_logits(model, tokens, mask)
   assert_same(our_logits(params, config, tokens, mask), theirs, mask)
 
 
-@pytest.mark.parametrize("name", ["qwen2 tied", "llama 3 untied", "qwen3 tied"])
-def test_decoded_logits_are_those_of_transformers(
-  name, tmp_path, layout, prompts
-):
-  """One model of each family; the tests of decoding compare the others."""
-  model = make_model(name)
-  params, config = huggingface.load_policy(save(model, tmp_path), layout)
+def test_decoded_logits_are_those_of_transformers(load, prompts):
+  """The tests of decoding compare it with whole texts for the others."""
+  model, _, params, config = load("llama 3 untied")
   tokens, mask = prompts
   whole = np.ones(mask.shape, bool)
   theirs = their_logits(model, tokens, whole)[:, 4:]
@@ -75,11 +84,22 @@ def test_decoded_logits_are_those_of_transformers(
 def test_scores_are_those_of_the_token_classifier(
   name, tmp_path, layout, prompts
 ):
+  """The trunks have the logits above; one score shows how both are joined."""
   model = make_model(name, "ForTokenClassification")
   params, config = huggingface.load_prm(save(model, tmp_path), layout)
   weights.check_params(params, prm.declare_prm(config))
-  theirs = their_logits(model, *prompts)
-  assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
+  assert_scores_are(params, model)
+  if name == "qwen2 untied":
+    theirs = their_logits(model, *prompts)
+    assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
+
+
+def assert_scores_are(params, model, order=(0, 1)):
+  """Asserts that the head is the model's, with its classes in this order."""
+  head = model.score.weight.detach().numpy()
+  bias = model.score.bias.detach().numpy()
+  np.testing.assert_array_equal(params["score"]["kernel"], head[[*order]].T)
+  np.testing.assert_array_equal(params["score"]["bias"], bias[[*order]])
 
 
 @pytest.mark.parametrize(
@@ -91,28 +111,21 @@ def test_scores_are_those_of_the_token_classifier(
     (("+", "-"), 0),
   ],
 )
-def test_the_good_class_becomes_class_1(
-  labels, good, tmp_path, layout, prompts
-):
+def test_the_good_class_becomes_class_1(labels, good, tmp_path, layout):
   model = make_model("qwen2 tied", "ForTokenClassification")
   model.config.id2label = dict(enumerate(labels))
   folder = save(model, tmp_path)
-  params, config = huggingface.load_prm(folder, layout)
-  theirs = their_logits(model, *prompts)
-  theirs = theirs if good == 1 else theirs[..., ::-1]
-  assert_same(our_scores(params, config, *prompts), theirs, prompts[1])
+  params, _ = huggingface.load_prm(folder, layout)
+  assert_scores_are(params, model, (1 - good, good))
   # The argument overrides the names.
   flipped, _ = huggingface.load_prm(folder, layout, good_class=1 - good)
-  np.testing.assert_array_equal(
-    flipped["score"]["kernel"], params["score"]["kernel"][:, ::-1]
-  )
+  assert_scores_are(flipped, model, (good, 1 - good))
 
 
 def test_scaled_frequencies_change_logits_and_are_read_in_the_old_layout(
-  tmp_path, layout, prompts
+  load, prompts
 ):
-  folder = save(make_model("llama 3 untied"), tmp_path)
-  params, config = huggingface.load_policy(folder, layout)
+  _, folder, params, config = load("llama 3 untied")
   assert config.rope_scaling == RopeScaling(8.0, 0.1, 0.7, 8)
   plain = dataclasses.replace(config, rope_scaling=None)
   logits = our_logits(params, config, *prompts)
@@ -201,12 +214,9 @@ def test_float32_files_are_rounded_once_to_bfloat16(tmp_path, layout):
 
 
 def test_many_files_and_many_devices_give_the_same_parameters(
-  tmp_path, layout, monkeypatch
+  tmp_path, load, monkeypatch
 ):
-  model = make_model("qwen3 untied")
-  expected, config = huggingface.load_policy(
-    save(model, tmp_path / "1"), layout
-  )
+  model, _, expected, config = load("qwen3 untied")
   many = save(model, tmp_path / "many", max_shard_size="6KB")
   assert len(list(many.glob("*.safetensors"))) > 3
   wide = sharding.make_layout(data=2, fsdp=4)
@@ -270,25 +280,25 @@ def test_host_memory_contains_one_tensor_at_a_time(tmp_path, layout):
   tracemalloc counts allocations of numpy, safetensors and Python, but not the
   parameters, which are device memory.
   """
-  sizes = {"intermediate_size": 2**16, "num_hidden_layers": 3}
+  sizes = {"intermediate_size": 2**15, "num_hidden_layers": 3}
   largest = 4 * COMMON["hidden_size"] * sizes["intermediate_size"]
 
-  def peaks(name, **sizes):
-    folder = save(make_model("qwen2 untied", **sizes), tmp_path / name)
-    tracemalloc.start()
-    try:
-      params, config = huggingface.load_policy(folder, layout)
-      before, loading = tracemalloc.get_traced_memory()
-      tracemalloc.reset_peak()
-      out = tmp_path / f"{name} out"
-      huggingface.export_policy(out, params, config, max_positions=64)
-      return loading, tracemalloc.get_traced_memory()[1] - before
-    finally:
-      tracemalloc.stop()
+  folder = save(make_model("qwen2 untied", **sizes), tmp_path / "in")
 
-  # The first call also allocates for imports and tracing.
-  peaks("warm up")
-  loading, exporting = peaks("large", **sizes)
+  def peaks(name):
+    params, config = huggingface.load_policy(folder, layout)
+    before, loading = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    out = tmp_path / name
+    huggingface.export_policy(out, params, config, max_positions=64)
+    return loading, tracemalloc.get_traced_memory()[1] - before
+
+  peaks("warm up")  # It allocates for imports, tracing and compilation.
+  tracemalloc.start()
+  try:
+    loading, exporting = peaks("traced")
+  finally:
+    tracemalloc.stop()
   assert 1.0 <= loading / largest < 1.3
   # On a CPU the device's copy is written. A tensor transposed on the host would
   # add 1.0.

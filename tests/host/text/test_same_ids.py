@@ -11,6 +11,7 @@ import evaluate_prm
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import prm_evaluations
 import pytest
 from configs import evaluate as evaluate_config
@@ -29,7 +30,6 @@ from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import score, supervised, train
-from pure_jax.training.optim import make_optimizer
 from pure_jax.types import Rollout
 
 # The texts of the ids, in order. Byte-level vocabularies write a line break as
@@ -126,7 +126,11 @@ def seen(monkeypatch):
     # The scores do not matter.
     return jnp.zeros((*inputs.tokens.shape, 2))
 
+  def no_logp(params, model, sampler, rollout, act_sharding):
+    return (jnp.zeros(rollout.tokens.shape),) * 2
+
   monkeypatch.setattr(prm, "prm_logits", recording)
+  monkeypatch.setattr(score, "rollout_logp", no_logp)
   monkeypatch.setattr(report, "plot_tables", lambda *unused: [])
   return rows
 
@@ -184,7 +188,7 @@ def by_training(run, seen):
   labelled = run.task.labelled(run.spec, run.batches, None)
   declared = prm.declare_prm(run.spec.prm_model)
   params = initial_params(declared)
-  optimizer = make_optimizer(run.spec.settings.prm.full_optim)
+  optimizer = optax.sgd(0.1)
   step = supervised.make_prm_step(
     run.spec.prm_model,
     run.spec.prm_score_config,

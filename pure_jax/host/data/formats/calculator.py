@@ -24,17 +24,15 @@ class _UnreadableError(ValueError):
 
 
 def evaluate(expression: str) -> Fraction | None:
-  """The value of an arithmetic expression.
+  """Returns the exact value of an arithmetic expression.
+
+  None if it is not arithmetic, divides by zero, or is longer than `MAX_LENGTH`.
 
   >>> evaluate("2*(3 + 1,000)/4"), evaluate("50%*8"), evaluate("2x"),
   (Fraction(1003, 2), Fraction(4, 1), None)
 
   Args:
     expression: any text.
-
-  Returns:
-    Its exact value; None if it is not arithmetic, divides by zero, or is longer
-    than `MAX_LENGTH`.
   """
   if len(expression) > MAX_LENGTH:
     return None
@@ -46,13 +44,10 @@ def evaluate(expression: str) -> Fraction | None:
 
 
 def read_number(text: str) -> Fraction | None:
-  """The value of a decimal number, which may have thousands separators.
+  """Returns the value of a decimal number; None if the text is not one.
 
   Args:
-    text: the number, without anything else.
-
-  Returns:
-    Its value; None if the text is not a number.
+    text: the number alone; it may have thousands separators.
   """
   if not _SIGNED.fullmatch(text):
     return None
@@ -69,11 +64,8 @@ def rounds(value: Fraction, written: str) -> bool:
 
   Args:
     value: the exact value.
-    written: a decimal number.
-
-  Returns:
-    True if they differ by less than one unit of the last place, or by no more
-    than `FLOAT_ERROR`.
+    written: a decimal number, right if it differs by less than one unit of its
+      last place, or by no more than `FLOAT_ERROR`.
   """
   number = read_number(written)
   if number is None:
@@ -87,11 +79,8 @@ def agrees(value: Fraction, side: str) -> bool:
 
   Args:
     value: the value of the other side.
-    side: the last side, an expression.
-
-  Returns:
-    True if they are equal. The last side may be rounded if it is a decimal
-    fraction, but not if it is a whole number.
+    side: the last side, an expression. It may be rounded if it is a decimal
+      fraction, but not if it is a whole number.
   """
   other = evaluate(side)
   if other is None:

@@ -5,23 +5,23 @@ or has another type. Texts are stripped of white space at their ends.
 """
 
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 from pure_jax.host.data.formats import Row
 
+_Kind = TypeVar("_Kind", bool, list, dict)
+_WANTED = {bool: "true or false", list: "a list", dict: "an object"}
+# The JSON types of values, for error messages.
+_NAMES = {bool: "a bool", int: "a number", float: "a number", str: "text"}
+_NAMES |= {list: "a list", dict: "an object", type(None): "null"}
+
 
 def value(row: Row, field: str) -> Any:
-  """The value of a field, which may be null.
+  """Returns the value of a field, which may be null.
 
   Args:
     row: the raw row.
-    field: name of the field.
-
-  Returns:
-    The value.
-
-  Raises:
-    ValueError: if the field is missing; the message lists the row's fields.
+    field: name of the field. The error lists those that the row has.
   """
   if field not in row:
     known = ", ".join(repr(name) for name in row) or "none"
@@ -29,59 +29,60 @@ def value(row: Row, field: str) -> Any:
   return row[field]
 
 
-def text(row: Row, field: str) -> str:
-  """A text that is not empty.
+def typed(row: Row, field: str, kind: type[_Kind]) -> _Kind:
+  """Returns a bool, a list or an object (a row with fields of its own).
 
   Args:
     row: the raw row.
     field: name of the field.
+    kind: bool, list or dict. Items of a list or an object are not checked.
+  """
+  content = value(row, field)
+  if not isinstance(content, kind):
+    raise ValueError(
+      f"field {field!r} is {_name(content)}, not {_WANTED[kind]}"
+    )
+  return content
 
-  Returns:
-    The stripped text.
 
-  Raises:
-    ValueError: if the field is missing, null, empty or not a text.
+def text(row: Row, field: str) -> str:
+  """Returns a text that is neither null nor empty.
+
+  Args:
+    row: the raw row.
+    field: name of the field.
   """
   content = optional_text(row, field)
-  if content is None:
-    raise ValueError(f"field {field!r} is null")
   if not content:
-    raise ValueError(f"field {field!r} is empty")
+    raise ValueError(
+      f"field {field!r} is {'null' if content is None else 'empty'}"
+    )
   return content
 
 
 def optional_text(row: Row, field: str) -> str | None:
-  """A text or null.
+  """Returns a text, which may be empty; None for null.
 
   Args:
     row: the raw row.
     field: name of the field.
-
-  Returns:
-    The stripped text, which may be empty; None for null.
-
-  Raises:
-    ValueError: if the field is missing, or neither text nor null.
   """
   content = value(row, field)
   return None if content is None else checked_text(content, f"field {field!r}")
 
 
 def checked_text(content: Any, name: str) -> str:
-  """Checks that a value is a text that can be stored as UTF-8.
+  """Returns a value, stripped, if it is a text that UTF-8 can store.
 
   Args:
     content: the value.
-    name: name of the value in the error message.
-
-  Returns:
-    The stripped text.
+    name: its name in the error message.
 
   Raises:
     ValueError: if it is not a text, or contains half a surrogate pair.
   """
   if not isinstance(content, str):
-    raise ValueError(f"{name} is {_kind(content)}, not text")
+    raise ValueError(f"{name} is {_name(content)}, not text")
   try:
     content.encode()
   except UnicodeEncodeError:
@@ -90,21 +91,15 @@ def checked_text(content: Any, name: str) -> str:
 
 
 def number(row: Row, field: str) -> float:
-  """A finite number.
+  """Returns a finite number, an int or a float as in the JSON text.
 
   Args:
     row: the raw row.
     field: name of the field.
-
-  Returns:
-    The number, an int or a float as in the JSON text.
-
-  Raises:
-    ValueError: if the field is missing or not a finite number.
   """
   content = value(row, field)
   if isinstance(content, bool) or not isinstance(content, int | float):
-    raise ValueError(f"field {field!r} is {_kind(content)}, not a number")
+    raise ValueError(f"field {field!r} is {_name(content)}, not a number")
   try:
     finite = math.isfinite(content)
   except OverflowError:  # An int that no float is near.
@@ -115,78 +110,15 @@ def number(row: Row, field: str) -> float:
 
 
 def integer(row: Row, field: str) -> int:
-  """A whole number.
+  """Returns a whole number.
 
   Args:
     row: the raw row.
     field: name of the field.
-
-  Returns:
-    The number.
-
-  Raises:
-    ValueError: if the field is missing or not a whole number.
   """
   content = number(row, field)
   if not isinstance(content, int):
     raise ValueError(f"field {field!r} is {content}, not a whole number")
-  return content
-
-
-def flag(row: Row, field: str) -> bool:
-  """True or false.
-
-  Args:
-    row: the raw row.
-    field: name of the field.
-
-  Returns:
-    The bool.
-
-  Raises:
-    ValueError: if the field is missing or not a bool.
-  """
-  content = value(row, field)
-  if not isinstance(content, bool):
-    raise ValueError(f"field {field!r} is {_kind(content)}, not true or false")
-  return content
-
-
-def items(row: Row, field: str) -> list[Any]:
-  """A list.
-
-  Args:
-    row: the raw row.
-    field: name of the field.
-
-  Returns:
-    The list; its items are not checked.
-
-  Raises:
-    ValueError: if the field is missing or not a list.
-  """
-  content = value(row, field)
-  if not isinstance(content, list):
-    raise ValueError(f"field {field!r} is {_kind(content)}, not a list")
-  return content
-
-
-def mapping(row: Row, field: str) -> Row:
-  """A nested object.
-
-  Args:
-    row: the raw row.
-    field: name of the field.
-
-  Returns:
-    The object, a row with fields of its own.
-
-  Raises:
-    ValueError: if the field is missing or not an object.
-  """
-  content = value(row, field)
-  if not isinstance(content, dict):
-    raise ValueError(f"field {field!r} is {_kind(content)}, not an object")
   return content
 
 
@@ -198,15 +130,9 @@ def number_text(content: float) -> str:
 
   Args:
     content: a finite number.
-
-  Returns:
-    Its decimal text.
   """
   return str(int(content)) if content == int(content) else repr(content)
 
 
-def _kind(content: Any) -> str:
-  """The JSON type of a value, for error messages."""
-  kinds = {bool: "a bool", int: "a number", float: "a number", str: "text"}
-  kinds |= {list: "a list", dict: "an object", type(None): "null"}
-  return kinds.get(type(content), type(content).__name__)
+def _name(content: Any) -> str:
+  return _NAMES.get(type(content), type(content).__name__)

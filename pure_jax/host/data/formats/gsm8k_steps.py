@@ -83,10 +83,10 @@ _SPACED = re.compile(r"\s*\$?\s*(\d{1,3}(?: \d{3})+)(?!\d)", re.ASCII)
 
 @dataclasses.dataclass(frozen=True)
 class CheckedLine:
-  """The annotations of one line of a solution, checked.
+  """The checked annotations of one line of a solution.
 
   Attributes:
-    results: the results of the annotations that are numbers.
+    results: the results that are numbers.
     verdict: True if all annotations are true, False if one is false, None if
       there is none, or none is false but one has no verdict.
     annotated: whether the line has annotations.
@@ -98,14 +98,11 @@ class CheckedLine:
 
 
 def make_format(*, departures: bool = False) -> Format:
-  """Makes the format of ``example_model_solutions.jsonl``.
+  """Makes the format of ``example_model_solutions.jsonl``, four records a line.
 
   Args:
     departures: True also labels departures as bad: many more bad steps, some of
       them wrongly.
-
-  Returns:
-    The format. A line makes four records.
   """
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
@@ -116,11 +113,11 @@ def make_format(*, departures: bool = False) -> Format:
     answer = plain_number(reference[-1].removeprefix(FINAL).strip())
     records = []
     for generator in GENERATORS:
-      sample = fields.mapping(row, generator)
+      sample = fields.typed(row, generator, dict)
       lines = fields.text(sample, "solution").split("\n")
       labels = label_solution(lines, reference, departures=departures)
       correct = _final(lines) == Fraction(answer)
-      if correct != fields.flag(sample, "is_correct"):
+      if correct != fields.typed(sample, "is_correct", bool):
         raise ValueError(
           f"{generator}: 'is_correct' is {not correct}, the final answer "
           f"{'is' if correct else 'is not'} the reference's"
@@ -145,7 +142,7 @@ def make_format(*, departures: bool = False) -> Format:
 def label_solution(
   lines: list[str], reference: list[str], *, departures: bool = False
 ) -> list[int | None]:
-  """Labels the lines of a solution, by the rules above.
+  """Labels the lines of a solution: 1 (good), 0 (bad) or None (not labelled).
 
   >>> reference = ["16-3-4 = <<16-3-4=9>>9", "9*2 = <<9*2=18>>18", "A: 18"]
   >>> wrong = ["16-3-4 = <<16-3-4=9>>9", "9+2 = <<9+2=11>>11", "A: 11"]
@@ -158,9 +155,6 @@ def label_solution(
     lines: lines of the solution, with annotations.
     reference: lines of the reference solution.
     departures: as in `make_format`.
-
-  Returns:
-    1 (good), 0 (bad) or None (not labelled) per line.
   """
   answer, final = _final(reference), _final(lines)
   has_final = lines[-1].startswith(FINAL)
@@ -183,7 +177,10 @@ def label_solution(
     elif not checked.annotated:
       label = None
     else:
-      known = all(_is_among(result, computed) for result in checked.results)
+      known = all(
+        any(abs(result - other) <= SAME_RESULT for other in computed)
+        for result in checked.results
+      )
       departed = on_path and checked.verdict is True and not known
       on_path = on_path and checked.verdict is True and known
       label = 1 if on_path else 0 if departed and departures else None
@@ -196,9 +193,6 @@ def check(line: str) -> CheckedLine:
 
   Args:
     line: one line of a solution.
-
-  Returns:
-    The results and the verdict.
   """
   results, verdicts = [], []
   for annotation in _ANNOTATION.finditer(line):
@@ -236,8 +230,3 @@ def _final(lines: list[str]) -> Fraction | None:
   if not lines[-1].startswith(FINAL):
     return None
   return read_number(lines[-1].removeprefix(FINAL).strip().removeprefix("$"))
-
-
-def _is_among(result: Fraction, computed: list[Fraction]) -> bool:
-  """Whether a result is one of those that the reference computes."""
-  return any(abs(result - other) <= SAME_RESULT for other in computed)

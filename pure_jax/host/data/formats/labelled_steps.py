@@ -34,20 +34,17 @@ NO_ERROR = -1  # ProcessBench: every step is right.
 
 
 def step_texts(row: Row, field: str) -> tuple[str, ...]:
-  """Reads the steps of a solution from a list of texts.
+  """Reads the steps of a solution, normalised by `records.step_text`.
 
   Args:
     row: the raw row.
-    field: name of the field.
-
-  Returns:
-    The steps, normalised by `records.step_text`.
+    field: name of the field, a list of texts.
 
   Raises:
     ValueError: if it is not a list, or a step is empty or not a text.
   """
   steps = []
-  for number, step in enumerate(fields.items(row, field), 1):
+  for number, step in enumerate(fields.typed(row, field, list), 1):
     steps.append(step_text(fields.checked_text(step, f"step {number}")))
     if not steps[-1]:
       raise ValueError(f"step {number} is empty")
@@ -56,7 +53,7 @@ def step_texts(row: Row, field: str) -> tuple[str, ...]:
 
 def _stepwise(row: Row, number: int) -> list[LabelledSolution]:
   """Parses a row of a stepwise file."""
-  labels = fields.items(row, "labels")
+  labels = fields.typed(row, "labels", list)
   for label in labels:
     if not isinstance(label, bool):
       raise ValueError(
@@ -128,7 +125,7 @@ def _processbench(row: Row, number: int) -> list[LabelledSolution]:
       problem=fields.text(row, "problem"),
       steps=steps,
       labels=tuple(labels),
-      final_correct=fields.flag(row, "final_answer_correct"),
+      final_correct=fields.typed(row, "final_answer_correct", bool),
       generator=fields.text(row, "generator"),
     )
   ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.formats.labelled_steps import step_texts
-from pure_jax.host.data.records import LabelledSolution, Problem
+from pure_jax.host.data.records import OPTIONAL, LabelledSolution, Problem
 
 
 def make_format(
@@ -17,11 +17,12 @@ def make_format(
 ) -> Format:
   """Makes a format for files that only have other field names.
 
-  Values are read by the type of the record's field. `answer` may also be a
-  number. `labels` is a list of true or 1 (good), false or 0 (bad) and null (not
-  labelled). An optional field is None if the file has null or, for a text, "".
-  A field without a mapping has the record's default; the default of `id` is the
-  row's number, and without `labels` no step is labelled.
+  Every row of a file becomes one record. Values are read by the type of the
+  record's field. `answer` may also be a number. `labels` is a list of true or 1
+  (good), false or 0 (bad) and null (not labelled). An optional field is None if
+  the file has null or, for a text, "". A field without a mapping has the
+  record's default; that of `id` is the row's number, and without `labels` no
+  step is labelled.
 
   >>> kind = make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
   >>> kind.parse({"q": "What is 1+1?", "a": 2}, 0)[0].answer
@@ -32,9 +33,6 @@ def make_format(
     mapping: names of fields of the record to names of fields of the file.
     source: name of the source and of the data set: letters, digits and
       underscores.
-
-  Returns:
-    The format. Every row of the file becomes one record.
 
   Raises:
     ValueError: if the mapping names a field that the record does not have,
@@ -65,31 +63,28 @@ def make_format(
   return Format(source, 1, record, parse, f"{record.__name__} {dict(mapping)}")
 
 
-def _read(row: Row, file_field: str, name: str, kind: Any) -> Any:
-  """Reads the record's field `name`, of type `kind`, from a field of a row."""
+def _read(row: Row, file_field: str, name: str, field_type: Any) -> Any:
+  """Reads a field of the record, by its name and type, from one of a row."""
+  kind = OPTIONAL.get(field_type, field_type)
+  is_optional = field_type in OPTIONAL
   if name == "steps":
     return step_texts(row, file_field)
   if name == "labels":
-    return tuple(_label(label) for label in fields.items(row, file_field))
-  if fields.value(row, file_field) is None and _is_optional(kind):
+    return tuple(_label(label) for label in fields.typed(row, file_field, list))
+  if fields.value(row, file_field) is None and is_optional:
     return None
-  if kind in (bool, bool | None):
-    return fields.flag(row, file_field)
-  if kind == int | None:
+  if kind is bool:
+    return fields.typed(row, file_field, bool)
+  if kind is int:
     return fields.integer(row, file_field)
-  if kind == float | None:
+  if kind is float:
     return float(fields.number(row, file_field))
   is_number = isinstance(row[file_field], int | float)
   if is_number and name in ("id", "answer", "withheld_answer"):
     return fields.number_text(fields.number(row, file_field))
-  if _is_optional(kind):
+  if is_optional:
     return fields.optional_text(row, file_field) or None
   return fields.text(row, file_field)
-
-
-def _is_optional(kind: Any) -> bool:
-  """Whether None is a value of a field's type."""
-  return kind in (str | None, bool | None, int | None, float | None)
 
 
 def _label(label: Any) -> int | None:

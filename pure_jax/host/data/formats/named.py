@@ -38,13 +38,10 @@ MAPPED: dict[str, type[Problem] | type[LabelledSolution]] = {
 def format_names(
   record: type[Problem] | type[LabelledSolution],
 ) -> tuple[str, ...]:
-  """The names of the formats that make one kind of record.
+  """Returns the names of the formats that make one kind of record.
 
   Args:
     record: `Problem` or `LabelledSolution`.
-
-  Returns:
-    The names, with the name from `MAPPED` last.
   """
   return (
     *(n for n, row_format in FORMATS.items() if row_format.record is record),
@@ -64,9 +61,6 @@ def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
     name: a key of `FORMATS` or `MAPPED`.
     fields: the mapping that a format of `MAPPED` needs: names of fields of the
       record to names of fields of the file. None for all other formats.
-
-  Returns:
-    The format.
 
   Raises:
     ValueError: if the name is unknown, or if the mapping is missing, does not

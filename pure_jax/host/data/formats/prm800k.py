@@ -53,21 +53,18 @@ def make_format(
   screening: bool = False,
   bad_problems: bool = False,
 ) -> Format:
-  """Makes the format of PRM800K's original files.
+  """Makes the format of PRM800K's original files, any number of records a line.
 
   Args:
     quality_control: True includes quality-control lines.
     screening: True includes initial screening lines.
     bad_problems: True includes lines whose problem was reported as broken.
-
-  Returns:
-    The format. A line makes any number of records.
   """
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
-    label = fields.mapping(row, "label")
-    repeated = fields.flag(row, "is_quality_control_question")
-    screened = fields.flag(row, "is_initial_screening_question")
+    label = fields.typed(row, "label", dict)
+    repeated = fields.typed(row, "is_quality_control_question", bool)
+    screened = fields.typed(row, "is_initial_screening_question", bool)
     broken = fields.text(label, "finish_reason") == BAD_PROBLEM
     if (
       (repeated and not quality_control)
@@ -75,7 +72,7 @@ def make_format(
       or (broken and not bad_problems)
     ):
       return []
-    question = fields.mapping(row, "question")
+    question = fields.typed(row, "question", dict)
     problem = fields.text(question, "problem")
     answer = fields.text(question, "ground_truth_answer")
     return [
@@ -87,7 +84,7 @@ def make_format(
         labels=tuple(label for _, label in steps),
         answer=answer,
       )
-      for index, steps in enumerate(expand(fields.items(label, "steps")))
+      for index, steps in enumerate(expand(fields.typed(label, "steps", list)))
     ]
 
   options = f"{quality_control=} {screening=} {bad_problems=}"
@@ -105,8 +102,7 @@ def expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
     order of the file, then the solution itself. Empty if nothing is labelled.
 
   Raises:
-    ValueError: if a step or completion is malformed; the message has its
-      number.
+    ValueError: with the number of a step or completion that is malformed.
   """
   rows: list[list[tuple[str, int | None]]] = []
   solution: list[tuple[str, int | None]] = []
@@ -141,7 +137,9 @@ def _candidates(step: Row) -> list[tuple[str, int | None]]:
   if fields.value(step, "completions") is None:
     return []
   candidates = []
-  for index, completion in enumerate(fields.items(step, "completions"), 1):
+  for index, completion in enumerate(
+    fields.typed(step, "completions", list), 1
+  ):
     try:
       candidates.append(_completion(completion))
     except ValueError as error:
@@ -187,5 +185,5 @@ def _text(completion: Any) -> tuple[str, bool]:
   flagged = fields.value(completion, "flagged") is not None
   return (
     step_text(fields.text(completion, "text")),
-    flagged and fields.flag(completion, "flagged"),
+    flagged and fields.typed(completion, "flagged", bool),
   )

@@ -36,16 +36,13 @@ NULL = "null"  # The MATH prompts: there is no answer.
 
 
 def strip_annotations(text: str) -> str:
-  """Removes the calculator annotations from a GSM8K solution.
+  """Removes the calculator annotations from a GSM8K solution, or a part of it.
 
   >>> strip_annotations("48/2 = <<48/2=24>>24 clips")
   '48/2 = 24 clips'
 
   Args:
     text: the solution, or some of its lines.
-
-  Returns:
-    The text without annotations.
   """
   return _ANNOTATION.sub("", text)
 
@@ -58,9 +55,6 @@ def plain_number(text: str) -> str:
 
   Args:
     text: a decimal number.
-
-  Returns:
-    The number without separators.
 
   Raises:
     ValueError: if it is not a decimal number.
@@ -140,7 +134,7 @@ def _minerva(row: Row, number: int) -> list[Problem]:
 def _olympiadbench(row: Row, number: int) -> list[Problem]:
   """Parses a row of OlympiadBench (English, text only, with an answer)."""
   del number
-  answers = fields.items(row, "final_answer")
+  answers = fields.typed(row, "final_answer", list)
   if len(answers) != 1:
     raise ValueError(
       f"field 'final_answer' holds {len(answers)} texts, not one"
@@ -148,7 +142,7 @@ def _olympiadbench(row: Row, number: int) -> list[Problem]:
   answer = fields.checked_text(answers[0], "field 'final_answer'")
   context = fields.optional_text(row, "context")
   question = fields.text(row, "question")
-  solutions = fields.items(row, "solution")
+  solutions = fields.typed(row, "solution", list)
   error = fields.optional_text(row, "error")
   return [
     Problem(
@@ -156,7 +150,7 @@ def _olympiadbench(row: Row, number: int) -> list[Problem]:
       source="olympiadbench",
       problem=f"{context}\n\n{question}" if context else question,
       answer=answer.replace("$", "").strip().removesuffix("."),
-      several_answers=fields.flag(row, "is_multiple_answer"),
+      several_answers=fields.typed(row, "is_multiple_answer", bool),
       tolerance=None if error is None else _tolerance(error),
       unit=fields.optional_text(row, "unit") or None,
       solution=fields.checked_text(solutions[0], "the solution")

@@ -124,15 +124,12 @@ class ArithmeticProblem:
 
 
 def compute(left: int, operator: str, right: int) -> int:
-  """Carries out one operation.
+  """Carries out one operation; the result may be negative.
 
   Args:
     left: the value so far.
     operator: "+" or "-".
     right: the operand.
-
-  Returns:
-    The result, which may be negative.
   """
   return left + right if operator == "+" else left - right
 
@@ -142,9 +139,6 @@ def parse_problem(text: str) -> ArithmeticProblem:
 
   Args:
     text: a text such as ``3+5-2=?``.
-
-  Returns:
-    The problem.
 
   Raises:
     ValueError: if the text is not a problem of this world.
@@ -159,15 +153,12 @@ def parse_problem(text: str) -> ArithmeticProblem:
 
 
 def split_of(text: str) -> str:
-  """The split of a problem, a function of its text.
+  """The split of a problem, "train" or "held_out", by a hash of its text.
 
   Training and held-out problems are therefore disjoint.
 
   Args:
     text: the text of the problem.
-
-  Returns:
-    "train" or "held_out".
   """
   digest = hashlib.blake2b(text.encode(), digest_size=4).digest()
   number = int.from_bytes(digest, "little")
@@ -177,15 +168,12 @@ def split_of(text: str) -> str:
 def sample_problem(
   rng: np.random.Generator, config: WorldConfig, split: str
 ) -> ArithmeticProblem:
-  """Draws a problem of a split.
+  """Draws a problem whose true intermediate values are in 0..value_max.
 
   Args:
     rng: the random generator, which is advanced.
     config: the world.
     split: "train" or "held_out".
-
-  Returns:
-    A problem whose true intermediate values are in 0..value_max.
 
   Raises:
     ValueError: if `MAX_DRAWS` draws contain no problem of that split.
@@ -210,7 +198,7 @@ def sample_problem(
 def demonstrate(
   rng: np.random.Generator, config: WorldConfig, problem: ArithmeticProblem
 ) -> str:
-  """Writes the response of an imperfect teacher.
+  """Writes the response of an imperfect teacher: steps joined by the separator.
 
   After a mistake the response continues from the wrong value. Results are
   clipped to 0..number_max.
@@ -219,9 +207,6 @@ def demonstrate(
     rng: the random generator, which is advanced.
     config: the world.
     problem: the problem to solve.
-
-  Returns:
-    The text of the response: steps joined by the separator.
   """
   misconceived = rng.random() < config.misconception_rate
   skips = rng.random() < config.skip_rate
@@ -259,15 +244,12 @@ def demonstrate(
 def make_example(
   config: WorldConfig, split: str, index: int
 ) -> tuple[ArithmeticProblem, str]:
-  """Generates one example of a split.
+  """Generates one example of a split: (problem, demonstration).
 
   Args:
     config: the world.
     split: "train" or "held_out".
     index: number of the example, from 0. Examples do not depend on each other.
-
-  Returns:
-    (problem, demonstration).
   """
   rng = np.random.default_rng((config.seed, SPLITS.index(split), index))
   problem = sample_problem(rng, config, split)

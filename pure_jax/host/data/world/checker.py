@@ -21,14 +21,13 @@ _BOX = re.compile(r"\\boxed\{([0-9]+)\}")
 
 
 def is_vacuous(step: str) -> bool:
-  """Whether a step neither computes nor answers.
+  """Whether a step neither computes nor answers: a filler sentence, or nothing.
+
+  A repeated equation is not detected: this needs the steps before it, see
+  `label_steps`.
 
   Args:
     step: the text of the step, without the separator.
-
-  Returns:
-    True for filler sentences and empty steps. A repeated equation is not
-    detected: this needs the steps before it, see `label_steps`.
   """
   return step == "" or step in FILLERS
 
@@ -36,7 +35,7 @@ def is_vacuous(step: str) -> bool:
 def label_steps(
   problem: ArithmeticProblem, step_texts: Sequence[str]
 ) -> list[int | None]:
-  """Labels each step by the rules of PRM800K.
+  """Labels each step by the rules of PRM800K: 1 (good), 0 (bad) or None.
 
   An equation is good if it is true *and* is the next one: its left side is the
   running value and the next operation of the problem. A filler sentence, an
@@ -49,9 +48,6 @@ def label_steps(
   Args:
     problem: the problem.
     step_texts: the texts of the steps, without separators.
-
-  Returns:
-    1 (good), 0 (bad) or None (not labelled) per step.
   """
   value, done, boxed, established = problem.first, 0, False, set()
   labels: list[int | None] = []
@@ -80,14 +76,11 @@ def label_steps(
 
 
 def grade(problem: ArithmeticProblem, response: str) -> bool:
-  """Whether the answer of a response is right: the verifiable reward.
+  """Whether the last box contains the chain's value: the verifiable reward.
 
   Args:
     problem: the problem.
-    response: the text of the response.
-
-  Returns:
-    True if the last box contains the chain's value as a decimal number.
+    response: the text of the response; a decimal number in its last box counts.
   """
   content = verify.boxed(response) or ""
   decimal = content.isascii() and content.isdecimal()

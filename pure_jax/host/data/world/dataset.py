@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pure_jax.host.data.records import DataError
-from pure_jax.host.data.storage import prepare, quiet
+from pure_jax.host.data.storage import prepared
 from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
@@ -68,13 +67,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
-    """Names the data set by its world and sizes.
-
-    Args:
-      world: the settings of the world.
-      sizes: number of examples of each split.
-      data_dir: folder of the prepared data sets.
-    """
+    """Names the data set by its world and the sizes of its splits."""
     self._world, self._sizes = world, sizes
     counts = "_".join(f"{split}_{size}" for split, size in sizes.items())
     super().__init__(
@@ -109,37 +102,31 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """Yields (number of the stored record, columns of its examples)."""
-    examples = self._examples(split)
-    for number in itertools.count():
-      rows = list(itertools.islice(examples, RECORD_EXAMPLES))
-      if not rows:
-        return
+    size = self._sizes[split]
+    for number, first in enumerate(range(0, size, RECORD_EXAMPLES)):
+      rows = [
+        self._example(split, index)
+        for index in range(first, min(first + RECORD_EXAMPLES, size))
+      ]
       labels = itertools.chain.from_iterable(row.labels for row in rows)
-      yield (
-        number,
-        {
-          "problem": [row.problem for row in rows],
-          "response": [row.response for row in rows],
-          "labels": np.asarray([*labels], np.int32),
-          "label_count": np.asarray(
-            [len(row.labels) for row in rows], np.int32
-          ),
-          "answer": np.asarray([row.answer for row in rows], np.int32),
-        },
-      )
+      columns = {
+        "problem": [row.problem for row in rows],
+        "response": [row.response for row in rows],
+        "labels": np.asarray([*labels], np.int32),
+        "label_count": np.asarray([len(row.labels) for row in rows], np.int32),
+        "answer": np.asarray([row.answer for row in rows], np.int32),
+      }
+      yield number, columns
 
-  def _examples(self, split: str) -> Iterator[Example]:
-    """Generates the examples of a split."""
-    for index in range(self._sizes[split]):
-      if split == "labelled":
-        problem, response = make_prm_example(self._world, index)
-      else:
-        problem, response = arithmetic.make_example(self._world, split, index)
-      labels = checker.label_steps(
-        problem, response.split(arithmetic.SEPARATOR)
-      )
-      known = tuple(label for label in labels if label is not None)
-      yield Example(problem.text, response, known, problem.answer)
+  def _example(self, split: str, index: int) -> Example:
+    """Generates one example of a split."""
+    if split == "labelled":
+      problem, response = make_prm_example(self._world, index)
+    else:
+      problem, response = arithmetic.make_example(self._world, split, index)
+    labels = checker.label_steps(problem, response.split(arithmetic.SEPARATOR))
+    known = tuple(label for label in labels if label is not None)
+    return Example(problem.text, response, known, problem.answer)
 
 
 def load_world(
@@ -162,19 +149,11 @@ def load_world(
     DataError: if the data set cannot be prepared, or its files are damaged.
   """
   path = pathlib.Path(data_dir).absolute()
-  path.mkdir(parents=True, exist_ok=True)
-  try:
-    with quiet():
-      source = prepare(
-        lambda: ArithmeticDataset(world, dict(sizes), str(path))
-      ).as_data_source()
+  with prepared(
+    lambda: ArithmeticDataset(world, dict(sizes), str(path)), path
+  ) as builder:
+    source = builder.as_data_source()
     return {split: _read(source[split]) for split in sizes}
-  # TFDS, protobuf and array_record raise errors of many types.
-  except Exception as error:
-    raise DataError(
-      f"Cannot prepare or read the data set in {path}: {error}. If its files "
-      "are damaged, remove that folder, and it will be made again."
-    ) from error
 
 
 def _read(source: Any) -> list[Example]:
@@ -211,9 +190,6 @@ def world_tokenizer(
   Args:
     world: the settings of the world.
     path: the model file.
-
-  Returns:
-    The tokenizer.
   """
   numbers = [str(number) for number in range(world.number_max + 1)]
   symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]

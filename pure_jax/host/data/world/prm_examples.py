@@ -28,6 +28,7 @@ RANDOM_STREAM = 2  # Streams 0 and 1 belong to the splits of `arithmetic`.
 # wrong ones.
 WRONG_RATE = 0.8
 MAX_FILLERS = 3  # Fillers in a row before a step.
+_OTHER = {"+": "-", "-": "+"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,16 +63,13 @@ class _Position:
 def make_prm_example(
   config: WorldConfig, index: int
 ) -> tuple[ArithmeticProblem, str]:
-  """Generates one example, without labels.
+  """Generates one example: (problem of the training split, response).
 
   `checker.label_steps` labels it: a drawn mistake may happen to be right.
 
   Args:
     config: the world. Only its problems and `vacuous_rate` are used.
     index: number of the example, from 0. Examples do not depend on each other.
-
-  Returns:
-    (problem of the training split, response).
   """
   rng = np.random.default_rng((config.seed, RANDOM_STREAM, index))
   problem = sample_problem(rng, config, "train")
@@ -119,8 +117,7 @@ def _other_operation_carried_out(
   """The right left side, computed with the other operator."""
   del rng
   operator, operand = at.operation()
-  other = "+" if operator == "-" else "-"
-  result = max(0, compute(at.value, other, operand))
+  result = max(0, compute(at.value, _OTHER[operator], operand))
   return f"{at.value}{operator}{operand}={result}"
 
 
@@ -128,27 +125,10 @@ def _another_operation(rng: np.random.Generator, at: _Position) -> str:
   """A true equation with another operator or operand."""
   operator, operand = at.operation()
   if rng.random() < 0.5:
-    operator = "+" if operator == "-" else "-"
+    operator = _OTHER[operator]
   else:
     operand = int(rng.integers(1, at.config.operand_max + 1))
   return _true_equation(at.value, operator, operand)
-
-
-def _from_another_value(rng: np.random.Generator, at: _Position) -> str:
-  """A true equation that starts from a random value."""
-  return _true_equation(at.random_number(rng), *at.operation())
-
-
-def _operation_left_out(rng: np.random.Generator, at: _Position) -> str:
-  """A true equation with the operation after the next one."""
-  del rng
-  return _true_equation(at.value, *at.operation(1))
-
-
-def _operation_repeated(rng: np.random.Generator, at: _Position) -> str:
-  """A true equation with the operation before the next one."""
-  del rng
-  return _true_equation(at.value, *at.operation(-1))
 
 
 def _early_or_wrong_box(rng: np.random.Generator, at: _Position) -> str:
@@ -197,9 +177,11 @@ WRONG_STEPS: tuple[Callable[[np.random.Generator, _Position], str], ...] = (
   _wrong_result,
   _other_operation_carried_out,
   _another_operation,
-  _from_another_value,
-  _operation_left_out,
-  _operation_repeated,
+  # True equations: from a random value, with the operation after the next one,
+  # and with the operation before it.
+  lambda rng, at: _true_equation(at.random_number(rng), *at.operation()),
+  lambda rng, at: _true_equation(at.value, *at.operation(1)),
+  lambda rng, at: _true_equation(at.value, *at.operation(-1)),
   _early_or_wrong_box,
   _fragment,
   _after_the_box,
