@@ -65,14 +65,9 @@ MAY_DIFFER = (
 def make_batches(
   settings: EvaluationSettings, requests: Sequence[Request]
 ) -> list[tuple[list[Request], int]]:
-  """Divides requests into batches.
+  """Divides requests into batches: (requests, rows) of each.
 
-  Args:
-    settings: settings of the evaluation.
-    requests: greedy requests and samples.
-
-  Returns:
-    (requests, number of rows) of each batch; all greedy or all samples.
+  A batch has only greedy requests or only samples.
   """
   greedy = [request for request in requests if request.sample is None]
   samples = [request for request in requests if request.sample is not None]
@@ -90,16 +85,7 @@ def generate_batches(
   batches: Sequence[tuple[list[Request], int]],
   lookahead: int,
 ) -> Iterator[ResponseBatch]:
-  """Generates batches, and starts later ones before a batch is graded.
-
-  Args:
-    generator: policy and PRM.
-    batches: batches from `make_batches`.
-    lookahead: number of later batches to start.
-
-  Yields:
-    Each batch, in order.
-  """
+  """Yields batches in order; starts `lookahead` later ones before each."""
   started = collections.deque()
   for requests, rows in batches:
     started.append(generator.start(requests, rows))
@@ -115,15 +101,7 @@ def write_responses(
   requests: Sequence[Request],
   file: RecordFile[Response],
 ) -> None:
-  """Generates and grades the responses that the file lacks.
-
-  Args:
-    settings: settings of the evaluation.
-    tokenizer: the tokenizer of the policy.
-    layout: devices and sharding rules.
-    requests: all requests of the evaluation.
-    file: the file of responses.
-  """
+  """Generates and grades the responses that the file lacks."""
   batches = make_batches(settings, requests)
   # A batch is generated again as a whole, so that its numbers stay the same.
   missing = [
@@ -167,17 +145,7 @@ def report(
   file: RecordFile[Response],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes the report of a complete file and prints its tables.
-
-  Args:
-    settings: settings of the evaluation.
-    requests: its requests.
-    file: the file of responses.
-    workdir: folder of the report.
-
-  Raises:
-    RecordFileError: if the file has a response that was not requested.
-  """
+  """Writes the report of a complete file and prints its tables."""
   unknown = file.records.keys() - {r.key for r in requests.requests}
   if unknown:
     raise RecordFileError(
@@ -203,22 +171,7 @@ def report(
 
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:
-  """Evaluates a policy in a folder, or continues there.
-
-  Args:
-    settings: the resolved config.
-    folder: the workdir.
-
-  Raises:
-    ConfigError: if a model or file cannot be used, devices are too few, or a
-      benchmark has no usable problem.
-    FloatingPointError: if the policy or the PRM computes NaN or infinity.
-    WorkdirError: if the folder cannot be used, has another evaluation, or
-      another process is running in it.
-    HuggingFaceError, TokenizerError: if a model cannot be used.
-    DataError: if a file of problems cannot be read.
-    RecordFileError: if the file of responses is damaged.
-  """
+  """Evaluates a policy in a folder, or continues there."""
   try:
     layout = settings.mesh.layout()
   except ValueError as error:

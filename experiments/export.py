@@ -42,16 +42,7 @@ _MODEL = flags.DEFINE_enum(
 def export_policy(
   run: saved_run.SavedRun, folder: pathlib.Path, which: str
 ) -> str:
-  """Exports a checkpoint of the policy, with adapters merged.
-
-  Args:
-    run: the run, on files.
-    folder: the folder to write.
-    which: "latest" or "best".
-
-  Returns:
-    A description of the weights.
-  """
+  """Exports a checkpoint of the policy, adapters merged; describes it."""
   layout = saved_run.run_layout(run)
   restored = saved_run.restore_policy(run, layout, which)
   huggingface.export_policy(
@@ -64,15 +55,7 @@ def export_policy(
 
 
 def export_prm(run: saved_run.SavedRun, folder: pathlib.Path) -> str:
-  """Exports the PRM that a run trained.
-
-  Args:
-    run: the run, on files.
-    folder: the folder to write.
-
-  Returns:
-    A description of the weights.
-  """
+  """Exports the PRM that a run trained; describes it."""
   params, model = saved_run.load_trained_prm(run, saved_run.run_layout(run))
   huggingface.export_prm(
     folder,
@@ -89,24 +72,7 @@ def export_prm(run: saved_run.SavedRun, folder: pathlib.Path) -> str:
 def export(
   workdir: pathlib.Path, output: pathlib.Path, which: str, model: str = "policy"
 ) -> str:
-  """Writes the folder.
-
-  Args:
-    workdir: workdir of the run.
-    output: the new folder.
-    which: checkpoint of the policy, "latest" or "best".
-    model: "policy" or "prm".
-
-  Returns:
-    A description of the weights.
-
-  Raises:
-    ConfigError: if the run has no such model, or devices are too few.
-    WorkdirError: if the run's config.json is damaged.
-    CheckpointError: if its weights are damaged.
-    HuggingFaceError: if the first policy's folder cannot be read, the output
-      exists, or it cannot be written.
-  """
+  """Writes the folder of the policy or the PRM; describes the weights."""
   if model == "prm" and which != "latest":
     raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
   run = saved_run.read_run(workdir)

@@ -38,17 +38,7 @@ def train_stage(
   params: Any,
   labelled: LabelledResponses,
 ) -> Any:
-  """Runs one of the two stages of PRM training.
-
-  Args:
-    run: the open run.
-    stage: "prm_head" trains only the head, "prm_full" all weights.
-    params: PRM weights to start from.
-    labelled: the training data.
-
-  Returns:
-    The PRM's weights after the stage.
-  """
+  """Trains the head ("prm_head") or all weights ("prm_full")."""
   settings, head_only = run.spec.settings.prm, stage == "prm_head"
   steps, optim = settings.full_steps, settings.full_optim
   if head_only:
@@ -97,16 +87,7 @@ def train_stage(
 
 
 def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
-  """Adds adapters, which at first change nothing, to the weights.
-
-  Args:
-    run: the open run.
-    params: PRM weights.
-    declared: the PRM's weights with adapters.
-
-  Returns:
-    The weights with adapters.
-  """
+  """Adds adapters, which at first change nothing, to the weights."""
   adapters, _ = lora.split_adapters(declared)
   layout = run.spec.layouts.training
   init = jax.jit(
@@ -117,16 +98,7 @@ def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
 
 
 def merged(run: Run, params: Any, model: ModelConfig) -> Any:
-  """Merges adapters into the weights, for readers without adapters.
-
-  Args:
-    run: the open run.
-    params: PRM weights, with adapters if the model has some.
-    model: the architecture that was trained.
-
-  Returns:
-    The PRM's weights without adapters.
-  """
+  """Merges adapters into the weights, for readers without adapters."""
   if model.lora is None:
     return params
   declared = prm.declare_prm(run.spec.prm_model)
@@ -138,14 +110,9 @@ def merged(run: Run, params: Any, model: ModelConfig) -> Any:
 
 
 def train_prm(run: Run):
-  """Trains policy and PRM, or loads them from the run's folder or the task.
+  """Trains policy and PRM, or loads them: (policy weights, PRM weights).
 
-  Args:
-    run: the open run.
-
-  Returns:
-    (policy weights, PRM weights), sharded on the layout; None for the latter in
-    a run without a PRM.
+  The PRM's weights are None in a run without a PRM.
   """
   policy_params = train_sft.train_policy(run)
   layout = run.spec.layouts.training

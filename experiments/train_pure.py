@@ -47,12 +47,7 @@ from pure_jax.training.train import TrainState
 
 
 def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
-  """Whether updates may use a problem's answer, the same in every epoch.
-
-  Args:
-    problem: the problem.
-    rl: settings of RL.
-  """
+  """Whether updates may use a problem's answer, the same in every epoch."""
   if rl.reward_mode == "prm":
     return False
   if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
@@ -67,17 +62,7 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
 def evaluate(
   run: Run, functions: RLFunctions, frozen: FrozenWeights, trained: Any
 ) -> dict[str, float]:
-  """Evaluates on held-out problems: one sample at temperature 1, one greedy.
-
-  Args:
-    run: the open run.
-    functions: the compiled functions.
-    frozen: the weights that RL does not train.
-    trained: the weights that RL trains.
-
-  Returns:
-    Metrics by name.
-  """
+  """Evaluates on held-out problems: one sample at temperature 1, one greedy."""
   problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
   prompts = run.batches.encode_prompts(problems)
@@ -158,18 +143,7 @@ def run_iterations(
   state: TrainState,
   checkpoints: StageCheckpoints,
 ) -> None:
-  """Runs RL from the last checkpoint to the last iteration.
-
-  Args:
-    run: the open run.
-    functions: the compiled functions.
-    frozen: the weights that RL does not train.
-    state: the state at step 0.
-    checkpoints: checkpoints of RL.
-
-  Raises:
-    FloatingPointError, Preempted: see `train_rl`.
-  """
+  """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems, evaluations = run.task.train, run.folder.metrics
   stop = EarlyStop(run, "rl", total, checkpoints)
@@ -209,19 +183,9 @@ def run_iterations(
 
 
 def train_rl(run: Run) -> dict[str, Any] | None:
-  """Runs the stages that are missing, then RL.
+  """Runs the stages that are missing, then RL; returns the summary.
 
-  Args:
-    run: the open run.
-
-  Returns:
-    The summary that summary.json holds as well, in process 0; else None.
-
-  Raises:
-    ConfigError: without problems.
-    FloatingPointError: if step rewards are not finite, or too many updates
-      in a row were not; the batch is saved, and in the second case the state.
-    Preempted: after SIGTERM, once the current iteration is saved.
+  The summary is None in all processes but the first.
   """
   if not run.task.train or not run.task.held_out:
     raise ConfigError(
