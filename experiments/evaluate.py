@@ -51,7 +51,6 @@ from pure_jax.runs.evaluation.requests import (
   make_requests,
   with_tiny_models,
 )
-from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 RESPONSES_FILE = "responses.jsonl"
@@ -172,10 +171,7 @@ def report(
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:
   """Evaluates a policy in a folder, or continues there."""
-  try:
-    layout = settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  layout = settings.mesh.layout()
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:
     config["contents"] = fingerprints(settings)
@@ -187,35 +183,19 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   with workdirs.lock_folder(workdir):
     if settings.random_model:
       settings = with_tiny_models(settings, workdir / "tiny")
-    evaluate_in(workdir, settings, layout)
-
-
-def evaluate_in(
-  workdir: pathlib.Path, settings: EvaluationSettings, layout: sharding.Layout
-) -> None:
-  """Evaluates in a folder that this process has locked.
-
-  Args:
-    workdir: the folder.
-    settings: settings that name policy and files.
-    layout: devices and sharding rules.
-  """
-  policy = huggingface.read_config(settings.policy)
-  huggingface.warn_beyond_positions(
-    settings.policy,
-    policy,
-    settings.prompt_tokens + settings.sampler.max_new_tokens,
-  )
-  tokenizer = HuggingFaceTokenizer(
-    settings.policy,
-    vocab_size=policy.model.vocab_size,
-    eos_token=settings.eos_token,
-  )
-  check_prm_vocabulary(settings, tokenizer)
-  requests = make_requests(settings, tokenizer, workdir)
-  with open_responses(workdir / RESPONSES_FILE) as file:
-    write_responses(settings, tokenizer, layout, requests.requests, file)
-    report(settings, requests, file, workdir)
+    policy = huggingface.read_config(settings.policy)
+    tokens = settings.prompt_tokens + settings.sampler.max_new_tokens
+    huggingface.warn_beyond_positions(settings.policy, policy, tokens)
+    tokenizer = HuggingFaceTokenizer(
+      settings.policy,
+      vocab_size=policy.model.vocab_size,
+      eos_token=settings.eos_token,
+    )
+    check_prm_vocabulary(settings, tokenizer)
+    requests = make_requests(settings, tokenizer, workdir)
+    with open_responses(workdir / RESPONSES_FILE) as file:
+      write_responses(settings, tokenizer, layout, requests.requests, file)
+      report(settings, requests, file, workdir)
 
 
 def main(argv: list[str]) -> None:

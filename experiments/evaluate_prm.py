@@ -140,10 +140,7 @@ def with_rewards(
 
 def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   """Evaluates a PRM in a folder, or continues there; returns the report."""
-  try:
-    layout = settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  layout = settings.mesh.layout()
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")

@@ -43,12 +43,12 @@ def export_policy(
   run: saved_run.SavedRun, folder: pathlib.Path, which: str
 ) -> str:
   """Exports a checkpoint of the policy, adapters merged; describes it."""
-  layout = saved_run.run_layout(run)
-  restored = saved_run.restore_policy(run, layout, which)
+  layout = run.settings.mesh.layout()
+  restored = run.restore_policy(layout, which)
   huggingface.export_policy(
     folder,
-    saved_run.merge_adapters(run, layout, restored.state.params),
-    saved_run.policy_architecture(run),
+    run.merge_adapters(layout, restored.state.params),
+    run.policy_architecture(),
     max_positions=huggingface.read_config(run.files.policy).max_positions,
   )
   return f"the policy after iteration {restored.step}"
@@ -56,7 +56,7 @@ def export_policy(
 
 def export_prm(run: saved_run.SavedRun, folder: pathlib.Path) -> str:
   """Exports the PRM that a run trained; describes it."""
-  params, model = saved_run.load_trained_prm(run, saved_run.run_layout(run))
+  params, model = run.load_prm(run.settings.mesh.layout())
   huggingface.export_prm(
     folder,
     params,

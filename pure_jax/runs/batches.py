@@ -30,26 +30,15 @@ class PromptEncoder:
   length: int
 
   def text(self, problem: Problem | LabelledSolution) -> str:
-    """The prompt of a problem as text.
-
-    Args:
-      problem: the problem, or a solution of it.
-    """
+    """The prompt of a problem, or of a solution's problem, as text."""
     return self.prompt_format.text(self.tokenizer, problem.problem)
 
   def ids(self, problem: Problem | LabelledSolution) -> list[int]:
-    """The prompt of a problem as token ids.
-
-    Args:
-      problem: the problem, or a solution of it.
-    """
+    """The same as token ids."""
     return self.tokenizer.encode(self.text(problem))
 
   def encode(self, problems: Sequence[Problem | LabelledSolution]) -> Prompts:
-    """Encodes problems.
-
-    Args:
-      problems: n problems whose prompts have at most L tokens.
+    """Encodes n problems whose prompts have at most L tokens.
 
     Returns:
       Prompts [n, L] on the host, left-padded.
@@ -102,14 +91,7 @@ class Batches:
     )
 
   def put(self, tree: Any) -> Any:
-    """Puts host arrays onto the devices.
-
-    Args:
-      tree: pytree of host arrays [B, ...], the same in every process.
-
-    Returns:
-      The same pytree on the devices, rows split over the mesh.
-    """
+    """Puts host arrays [B, ...], equal in every process, onto the devices."""
     (count,) = {len(leaf) for leaf in jax.tree.leaves(tree)}
     return self.put_rows(count, lambda rows: take_rows(tree, rows))
 

@@ -54,15 +54,10 @@ class EarlyStop:
     return min(self.run.spec.settings.rl.max_skipped_updates, self.total)
 
   def check_resumed(self, step: int, state: TrainState) -> None:
-    """Checks that a finished stage did not end on skipped updates.
+    """Raises FloatingPointError if a finished stage ended on skipped updates.
 
-    Args:
-      step: updates done.
-      state: the state after these updates.
-
-    Raises:
-      FloatingPointError: if the stage has no updates left, and as many of its
-        last ones were skipped as end a loop.
+    Then the stage has no updates left, and as many of its last ones were
+    skipped as end a loop.
     """
     skipped = int(state.skipped_in_a_row)
     if step >= self.total and skipped >= self.max_skipped:
@@ -74,13 +69,6 @@ class EarlyStop:
     """Decides after an update whether the loop ends; waits for the update.
 
     Every process must call it once per update.
-
-    Args:
-      metrics: metrics of the update.
-      shutdown: whether SIGTERM came.
-
-    Returns:
-      Why it ends; None if it goes on.
     """
     skipped = int(metrics["skipped_in_a_row"])
     # Before any return, because every process takes part in it.
@@ -107,7 +95,7 @@ class EarlyStop:
       shutdown: whether SIGTERM came.
       step: step of the last checkpoint, saved after the last update.
       metrics: metrics of that update.
-      batch: its arrays, written to a file after too many skipped updates.
+      batch: its arrays, saved after too many skipped updates.
       facts: JSON-like, saved with the batch.
 
     Raises:

@@ -65,15 +65,7 @@ class RLFunctions:
   updates: Mapping[RowShape | None, Callable[..., Any]]
 
   def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
-    """Joins the policy's weights in the form that rollouts use.
-
-    Args:
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-
-    Returns:
-      All weights, in the rollout layout.
-    """
+    """The policy's weights in the layout and the precision of rollouts."""
     return frozen.sampler(self.for_rollout(trained))
 
   def score(
@@ -83,16 +75,10 @@ class RLFunctions:
     rollout: Rollout,
     prm_prompts: Prompts,
   ) -> tuple[Scores, jax.Array]:
-    """Scores a rollout, with old log-probs of the policy.
+    """Scores a rollout, with old log-probs of the policy: (scores, drift []).
 
-    Args:
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-      rollout: B responses.
-      prm_prompts: [B, L'] the PRM's prompt for each response.
-
-    Returns:
-      (scores, drift []), see `score.make_score`.
+    ``prm_prompts`` [B, L'] are the PRM's prompts of the responses. See
+    `score.make_score`.
     """
     function = _choose(self.scores, self.score_lengths, rollout, prm_prompts)
     return function(
@@ -141,16 +127,7 @@ class RLFunctions:
     batch: ScoredBatch,
     frozen: FrozenWeights,
   ) -> tuple[train.TrainState, train.Metrics]:
-    """One gradient step.
-
-    Args:
-      state: before the update; donated.
-      batch: B scored and graded responses.
-      frozen: the weights that RL does not train.
-
-    Returns:
-      (the next state, metrics).
-    """
+    """One gradient step: (the next state, metrics). The state is donated."""
     function = _choose(self.updates, self.update_lengths, batch.rollout)
     return function(state, batch, frozen.base)
 

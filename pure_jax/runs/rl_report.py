@@ -42,12 +42,7 @@ class Clock:
     self._last = time.perf_counter()
 
   def wait(self, part: str, result: Any) -> None:
-    """Waits for a result and notes how long it took.
-
-    Args:
-      part: name of the part of the iteration.
-      result: pytree of arrays that the part computes.
-    """
+    """Waits for the arrays of a part and notes how long they took."""
     jax.block_until_ready(result)
     now = time.perf_counter()
     self.seconds[part], self._last = now - self._last, now

@@ -31,28 +31,15 @@ class FrozenWeights:
   rollout_base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def policy(self, trained: Any) -> Any:
-    """The policy's weights.
-
-    Args:
-      trained: the weights that RL trains.
-
-    Returns:
-      All weights; nothing is copied.
-    """
+    """All weights of the policy; nothing is copied."""
     return lora.join_params(self.base, trained)
 
   def sampler(self, rollout_copy: Any) -> Any:
-    """The weights to sample with.
+    """All weights to sample with; nothing is copied.
 
     Adapters are not merged into the base: in bfloat16 the sum would round away
     entries that are small compared with W, and the samples would come from
     another policy. The base also stays in its layout, so only adapters move.
-
-    Args:
-      rollout_copy: the copy that `RLFunctions.for_rollout` returned.
-
-    Returns:
-      All weights; nothing is copied.
     """
     return lora.join_params(self.rollout_base, rollout_copy)
 

@@ -14,7 +14,6 @@ from pure_jax.host.text.stop_texts import StopTable
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.settings import ScoreConfig
 from pure_jax.training.step_spec import Layouts, StepSpec
@@ -50,18 +49,15 @@ def make_layouts(settings: Settings) -> Layouts:
   rl = settings.rl
   # Sampler and PRM compute no log-probs, so their layout may split the head.
   without_logp = dataclasses.replace(settings.kernels, logp="xla")
-  try:
-    training = settings.mesh.layout(settings.kernels)
-    others = [
-      training if mesh is None else mesh.layout(kernels)
-      for mesh, kernels in (
-        (rl.rollout_mesh, without_logp),
-        (rl.reference_mesh, settings.kernels),
-        (rl.prm_mesh, without_logp),
-      )
-    ]
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  training = settings.mesh.layout(settings.kernels)
+  others = [
+    training if mesh is None else mesh.layout(kernels)
+    for mesh, kernels in (
+      (rl.rollout_mesh, without_logp),
+      (rl.reference_mesh, settings.kernels),
+      (rl.prm_mesh, without_logp),
+    )
+  ]
   return Layouts(training, *others)
 
 
@@ -134,14 +130,7 @@ class RunSpec:
     )
 
   def key(self, stream: RandomStream) -> jax.Array:
-    """The key that a stream of random numbers starts from, on every device.
-
-    Args:
-      stream: which stream.
-
-    Returns:
-      A key that depends only on the seed and the stream.
-    """
+    """The key of a stream, on every device; only the seed changes it."""
     key = jax.random.key(self.settings.seed)
     key = jax.random.fold_in(key, stream.value)
     return global_batch.replicate(

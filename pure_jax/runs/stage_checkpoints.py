@@ -71,9 +71,6 @@ class StageCheckpoints:
     Returns:
       (the state, updates done, the data cursor); without a checkpoint, their
       values at step 0.
-
-    Raises:
-      CheckpointError: if there are checkpoints but none can be used.
     """
     if not self._checkpoints.steps():
       return state, 0, Cursor(self._seed)

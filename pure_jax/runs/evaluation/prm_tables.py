@@ -142,16 +142,10 @@ def choose_threshold(
   return threshold
 
 
-def first_error_statistic(
+def _first_error_statistic(
   data: ScoredData, threshold: float, name: str
 ) -> Statistic:
-  """Returns a metric of ProcessBench as a statistic of solutions.
-
-  Args:
-    data: scored solutions.
-    threshold: a step is good if its reward is above it.
-    name: "error_accuracy", "correct_accuracy" or "f1".
-  """
+  """A metric of ProcessBench as a statistic of solutions."""
   selected, labelled = with_first_error(data)
   predicted = prm_metrics.predicted_errors(
     selected.rewards, selected.step_mask, threshold
@@ -164,28 +158,6 @@ def first_error_statistic(
     return metrics.get(name)
 
   return Statistic(compute, len(selected.solutions))
-
-
-def first_error_metrics(
-  data: ScoredData, threshold: float, bootstrap: Bootstrap
-) -> dict[str, Estimate]:
-  """Estimates the metrics of ProcessBench, with intervals over solutions.
-
-  Args:
-    data: scored solutions.
-    threshold: a step is good if its reward is above it.
-    bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric; those without a value are absent.
-  """
-  return _estimates(
-    {
-      name: first_error_statistic(data, threshold, name)
-      for name in ("error_accuracy", "correct_accuracy", "f1")
-    },
-    bootstrap,
-  )
 
 
 # ===== Single steps =====
@@ -254,18 +226,10 @@ def _estimates(
 # ===== Whole solutions =====
 
 
-def best_of_n_metrics(
+def _best_of_n_metrics(
   data: ScoredData, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
-  """Estimates best-of-n among the solutions of a problem, and its baselines.
-
-  Args:
-    data: scored solutions.
-    bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric, see `prm_metrics.best_of_n_metrics`.
-  """
+  """Estimates best-of-n among the solutions of a problem, and its baselines."""
   metrics = prm_metrics.best_of_n_metrics(
     [solution.problem for solution in data.solutions],
     [solution.final_correct for solution in data.solutions],
@@ -302,12 +266,18 @@ def make_tables(
   bootstrap = Bootstrap(settings.bootstrap_seed, settings.resamples)
   threshold = choose_threshold(settings, data_sets)
   process_bench = {
-    name: first_error_metrics(data, threshold, bootstrap)
+    name: _estimates(
+      {
+        metric: _first_error_statistic(data, threshold, metric)
+        for metric in ("error_accuracy", "correct_accuracy", "f1")
+      },
+      bootstrap,
+    )
     for name, data in data_sets.items()
   }
   # ProcessBench reports the mean over its subsets, each counting once.
   subsets = [
-    first_error_statistic(data, threshold, "f1")
+    _first_error_statistic(data, threshold, "f1")
     for name, data in data_sets.items()
     if formats[name] == "processbench" and "f1" in process_bench[name]
   ]
@@ -321,7 +291,7 @@ def make_tables(
       for name, data in data_sets.items()
     },
     "Choice among solutions": {
-      name: best_of_n_metrics(data, bootstrap)
+      name: _best_of_n_metrics(data, bootstrap)
       for name, data in data_sets.items()
     },
     "Share of rows left out": {

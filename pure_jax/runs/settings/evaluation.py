@@ -7,10 +7,10 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import COMPUTE_DTYPES
-from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.files import Fields, GraderSettings, check_format
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.settings.rollout import EngineSettings, SamplerSettings
+from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
 from pure_jax.settings import ScoreConfig
 
 
@@ -26,9 +26,8 @@ class BenchmarkSettings:
 
   def __post_init__(self):
     """Validates that the format holds problems."""
-    check_format("", self.format, self.fields, format_names(Problem))
-    if self.problems is not None:
-      at_least_one(self, "problems")
+    check_format(self, "", format_names(Problem))
+    at_least(1, self, "problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,16 +63,11 @@ class EvaluationSettings:
 
   def __post_init__(self):
     """Validates models, benchmarks, samples and rows."""
-    at_least_one(
-      self, "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
-    )
-    for name in ("seed", "samples", "bootstrap_seed"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} must not be negative.")
-    for name in ("prompt_format", "prm_prompt_format"):
-      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name in ("compute_dtype", "param_dtype"):
-      one_of(name, getattr(self, name), COMPUTE_DTYPES)
+    counts = "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
+    at_least(1, self, counts)
+    at_least(0, self, "seed samples bootstrap_seed")
+    one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
+    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
     self._check_models()
     self._check_samples()
     self._check_rows()
@@ -118,12 +112,8 @@ class EvaluationSettings:
   def group_size(self, shards: int, *, greedy: bool) -> int:
     """Responses that share one prefill of their prompt, in the engine.
 
-    Args:
-      shards: over which rows are split.
-      greedy: True for greedy responses, False for samples.
-
-    Returns:
-      All samples of a problem, or 1 if they do not fill the slots evenly.
+    These are all samples of a problem, or 1 if they do not fill the slots
+    evenly over the row shards.
     """
     rows, samples = self.engine.slots, self.samples
     if rows is None or greedy or not samples or rows % (shards * samples):
@@ -133,12 +123,8 @@ class EvaluationSettings:
   def rows_of_batches(self, units: int) -> int:
     """Rows of a batch; the last batch is filled up by repeating responses.
 
-    Args:
-      units: responses of all batches.
-
-    Returns:
-      batch_rows. With continuous batching fewer, if as many batches hold all
-      responses: a repeated row costs as much as any other.
+    With continuous batching fewer than `batch_rows`, if as many batches hold
+    all responses: a repeated row costs as much as any other.
     """
     if self.engine.slots is None:
       return self.batch_rows

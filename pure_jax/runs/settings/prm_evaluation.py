@@ -6,7 +6,7 @@ from pure_jax.host.data.formats.named import format_names
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.tokenization import PROMPT_FORMATS
 from pure_jax.models.config import COMPUTE_DTYPES
-from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.files import Fields, check_format
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.settings import ScoreConfig
@@ -25,7 +25,7 @@ class DataSettings:
     """Validates that there is a name, and that the format holds steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
-    check_format("", self.format, self.fields, format_names(LabelledSolution))
+    check_format(self, "", format_names(LabelledSolution))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,21 +58,15 @@ class EvaluatePRMSettings:
 
   def __post_init__(self):
     """Validates the source of the PRM, the data and the threshold."""
-    at_least_one(
-      self,
-      "prompt_tokens response_tokens batch_size length_multiple bins resamples",
-    )
-    if self.bootstrap_seed < 0:
-      raise ValueError(
-        f"bootstrap_seed must be at least 0, got {self.bootstrap_seed}."
-      )
+    at_least(1, self, "prompt_tokens response_tokens batch_size")
+    at_least(1, self, "length_multiple bins resamples")
+    at_least(0, self, "bootstrap_seed")
     if self.good_class not in (0, 1, None):
       raise ValueError(
         f"good_class must be 0, 1 or None, got {self.good_class}."
       )
-    one_of("prompt_format", self.prompt_format, tuple(PROMPT_FORMATS))
-    for name in ("compute_dtype", "param_dtype"):
-      one_of(name, getattr(self, name), COMPUTE_DTYPES)
+    one_of(self, "prompt_format", tuple(PROMPT_FORMATS))
+    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
     self._check_source()
     self._check_data()
     self.mesh.check_rows("batch_size", self.batch_size)
@@ -85,8 +79,7 @@ class EvaluatePRMSettings:
         "prm names the folder of a Hugging Face model, run the workdir of "
         "train_prm.py: set one of them, or random_model for a trial."
       )
-    if self.random_model is not None:
-      one_of("random_model", self.random_model, ("tied", "untied"))
+    one_of(self, "random_model", ("tied", "untied"))
 
   def _check_data(self) -> None:
     """Validates the data sets, and the one that the threshold is chosen on."""
@@ -98,11 +91,11 @@ class EvaluatePRMSettings:
     names = [item.name for item in self.data]
     if len({*names}) < len(names):
       raise ValueError(f"data has a name twice: {names}.")
-    one_of("threshold", self.threshold, ("zero", "best_on"))
+    one_of(self, "threshold", ("zero", "best_on"))
     if (self.threshold == "best_on") != (self.threshold_data is not None):
       raise ValueError(
         "threshold_data names the data set that threshold='best_on' chooses "
         "on: set both or neither."
       )
-    if self.threshold_data is not None and self.data:
-      one_of("threshold_data", self.threshold_data, tuple(names))
+    if self.data:
+      one_of(self, "threshold_data", tuple(names))
