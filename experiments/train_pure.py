@@ -30,17 +30,21 @@ from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.console import Progress
-from pure_jax.runs import batch_checks, rl_report
+from pure_jax.runs import rl_report
 from pure_jax.runs.folder import MAY_DIFFER
-from pure_jax.runs.loop import EarlyStop
-from pure_jax.runs.responses import grade, response_metrics
+from pure_jax.runs.loop import EarlyStop, StageCheckpoints
+from pure_jax.runs.responses import (
+  check_drift,
+  check_finite,
+  grade,
+  response_metrics,
+)
 from pure_jax.runs.rl_functions import RLFunctions, compile_functions
 from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.spec import RandomStream
-from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.optim import make_optimizer
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.train import TrainState
@@ -126,8 +130,8 @@ def iterate(
   clock.wait("score", scores.step_rewards)
   correct = graded.verdicts.correct.astype(np.float32)
   batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
-  batch_checks.check_finite(run, step, problems, batch)
-  batch_checks.check_drift(run, step, drift)
+  check_finite(run, step, problems, batch)
+  check_drift(run, step, drift)
 
   # ===== Update =====
   state, metrics = functions.update(state, batch, frozen)
@@ -176,7 +180,7 @@ def run_iterations(
         metrics = evaluate(run, functions, frozen, state.params)
         evaluations.write("rl_eval", step, metrics)
       checkpoints.save(step, state, cursor, metrics, regular=is_regular)
-      facts = batch_checks.batch_facts(iteration.problems)
+      facts = {"problems": [p.problem for p in iteration.problems]}
       stop.end(
         reason, shutdown, step, iteration.metrics, iteration.batch, facts
       )

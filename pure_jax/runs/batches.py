@@ -108,28 +108,15 @@ class Batches:
     return global_batch.make_rows(self._row_sharding, count, make)
 
   def share(self, count: int) -> np.ndarray:
-    """The rows of a batch that this process reads and grades.
+    """The rows [b] of B, ascending, that this process reads and grades.
 
-    Args:
-      count: B, divisible by the row shards.
-
-    Returns:
-      Ascending row numbers [b]; every row belongs to one process.
+    Row shards must divide B. Every row belongs to one process.
     """
-    return global_batch.owned_rows(self._row_sharding, count)[
-      jax.process_index()
-    ]
+    owned = global_batch.owned_rows(self._row_sharding, count)
+    return owned[jax.process_index()]
 
   def gather(self, count: int, tree: Any) -> Any:
-    """Gathers the values that each process has for its share.
-
-    Args:
-      count: B.
-      tree: pytree of numpy arrays [b, ...] of this process's share.
-
-    Returns:
-      The same pytree of arrays [B, ...] in every process.
-    """
+    """Gathers host arrays [b, ...] of the processes' shares to all B rows."""
     return global_batch.gather_rows(self._row_sharding, count, tree)
 
   @property
@@ -143,8 +130,5 @@ def take_rows(tree: Any, indices: np.ndarray) -> Any:
   Args:
     tree: pytree of arrays [n, ...], such as `Demonstrations`.
     indices: [m] int row numbers.
-
-  Returns:
-    The same pytree, [m, ...].
   """
   return jax.tree.map(lambda x: np.asarray(x)[indices], tree)

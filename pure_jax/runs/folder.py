@@ -97,16 +97,9 @@ class RunFolder:
   def dump_batch(
     self, stage: str, step: int, batch: Any, facts: Mapping[str, Any]
   ) -> pathlib.Path:
-    """Saves a batch that gave numbers that are not finite.
+    """Saves a batch that gave numbers that are not finite; returns the file.
 
-    Args:
-      stage: name of the stage.
-      step: number of the update, from 1.
-      batch: its arrays.
-      facts: JSON-like, saved with them.
-
-    Returns:
-      The file; `pure_jax.host.logs.batch_dump` says how to read it.
+    `pure_jax.host.logs.batch_dump` says how to read it.
     """
     path = self.path / "nonfinite" / f"{stage}_{step}.npz"
     dump_batch(path, batch, {"stage": stage, "step": step, **facts})
@@ -128,11 +121,8 @@ def load_weights(
 
   Args:
     folder: `weights` of a stage.
-    declared: a `Weight` for each leaf.
+    declared: a `Weight` for each leaf; how the weights are sharded.
     layout: devices and rules.
-
-  Returns:
-    The weights, sharded as declared.
   """
   abstract = jax.tree.map(
     lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(

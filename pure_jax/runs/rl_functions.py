@@ -16,13 +16,7 @@ from pure_jax.runs.rl_weights import (
   trained_weights,
 )
 from pure_jax.runs.spec import RunSpec
-from pure_jax.training import (
-  packed,
-  packing,
-  rollouts,
-  score,
-  train,
-)
+from pure_jax.training import packed, packing, rollouts, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout
@@ -54,9 +48,9 @@ class RLFunctions:
 
   spec: RunSpec
   for_rollout: Callable[[Any], Any]
-  generate: Callable[[Any, Prompts, jax.Array], Rollout]
-  generate_held_out: Callable[[Any, Prompts, jax.Array], Rollout]
-  generate_greedy: Callable[[Any, Prompts, jax.Array], Rollout]
+  generate: rollouts.Generate
+  generate_held_out: rollouts.Generate
+  generate_greedy: rollouts.Generate
   score_lengths: Callable[[Rollout, Prompts], jax.Array]
   update_lengths: Callable[[Rollout], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -80,10 +74,10 @@ class RLFunctions:
     ``prm_prompts`` [B, L'] are the PRM's prompts of the responses. See
     `score.make_score`.
     """
-    function = _choose(self.scores, self.score_lengths, rollout, prm_prompts)
-    return function(
-      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
-    )
+    batch = (rollout, prm_prompts)
+    function = _choose(self.scores, self.score_lengths, *batch)
+    models = (frozen.policy(trained), frozen.reference, frozen.prm)
+    return function(*models, *batch)
 
   def score_iteration(
     self,
@@ -109,17 +103,13 @@ class RLFunctions:
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
       return self.score(trained, frozen, rollout, prm_prompts)
+    batch = (rollout, prm_prompts)
     if (iteration - 1) % rl.old_logp.check_every:
-      function = _choose(
-        self.sampled_scores, self.score_lengths, rollout, prm_prompts
-      )
-      return function(frozen.reference, frozen.prm, rollout, prm_prompts), None
-    function = _choose(
-      self.checked_scores, self.score_lengths, rollout, prm_prompts
-    )
-    return function(
-      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
-    )
+      function = _choose(self.sampled_scores, self.score_lengths, *batch)
+      return function(frozen.reference, frozen.prm, *batch), None
+    function = _choose(self.checked_scores, self.score_lengths, *batch)
+    models = (frozen.policy(trained), frozen.reference, frozen.prm)
+    return function(*models, *batch)
 
   def update(
     self,
@@ -147,9 +137,6 @@ def compile_functions(
   Args:
     spec: the run's specification.
     optimizer: the optax transformation.
-
-  Returns:
-    The functions.
   """
   rl, step, sampler = spec.settings.rl, spec.step, spec.sampler
   greedy = dataclasses.replace(
@@ -157,25 +144,21 @@ def compile_functions(
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
-  takes_sampled = rl.old_logp.source == "sampled"
+  sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
   return RLFunctions(
     spec=spec,
     for_rollout=make_rollout_copy(spec, trained_weights(spec)),
-    generate=make_generate(spec, sampler, rl.samples_per_prompt),
-    generate_held_out=make_generate(spec, plain, 1),
-    generate_greedy=make_generate(spec, greedy, 1),
+    generate=_make_generate(spec, sampler, rl.samples_per_prompt),
+    generate_held_out=_make_generate(spec, plain, 1),
+    generate_greedy=_make_generate(spec, greedy, 1),
     score_lengths=score.make_measure(step),
     update_lengths=packed.make_measure(spec.layouts.training),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     checked_scores={
-      rows: score.make_checked_score(step, rows)
-      for rows in all_rows
-      if takes_sampled
+      rows: score.make_checked_score(step, rows) for rows in sampled_rows
     },
     sampled_scores={
-      rows: score.make_sampled_score(step, rows)
-      for rows in all_rows
-      if takes_sampled
+      rows: score.make_sampled_score(step, rows) for rows in sampled_rows
     },
     updates={
       rows: train.make_update(step, optimizer, rows) for rows in policy_rows
@@ -183,19 +166,10 @@ def compile_functions(
   )
 
 
-def make_generate(
+def _make_generate(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """Makes stage 1 of a run.
-
-  Args:
-    spec: the run's specification.
-    sampler: how responses are sampled.
-    group_size: samples of each prompt (G).
-
-  Returns:
-    The function of `rollouts.make_generate`, or an engine's `generate`.
-  """
+) -> rollouts.Generate:
+  """Makes stage 1 of a run: one compiled loop, or an engine's `generate`."""
   rl, engine = spec.settings.rl, make_engine(spec, sampler, group_size)
   if engine is not None:
     return engine.generate
@@ -213,15 +187,12 @@ def make_generate(
 def make_engine(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
 ) -> Engine | None:
-  """Makes stage 1 of a run with continuous batching.
+  """Makes stage 1 with continuous batching; None if a run samples in one loop.
 
   Args:
     spec: the run's specification.
     sampler: how responses are sampled.
     group_size: samples of each prompt (G).
-
-  Returns:
-    The engine; None if the run samples in one loop.
   """
   config = spec.settings.rl.engine.config()
   if config is None:

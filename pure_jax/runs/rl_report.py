@@ -73,7 +73,7 @@ class Iteration:
 
 
 def rewind(run: Run, done: int) -> None:
-  """Removes the logs after a number of iterations.
+  """Removes the logs of iterations after a checkpoint.
 
   Args:
     run: the open run.
@@ -168,13 +168,10 @@ def _step_lines(sample: dict[str, Any]) -> list[str]:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-  """Writes summary.json: first, best and last evaluation, and the config.
+  """Writes and returns summary.json: first, best and last evaluation, config.
 
   Args:
     run: the open run.
-
-  Returns:
-    The content of the file.
 
   Raises:
     MetricsError: if the evaluations of the run are missing.

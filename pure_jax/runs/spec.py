@@ -34,13 +34,10 @@ class RandomStream(enum.IntEnum):
 
 
 def make_layouts(settings: Settings) -> Layouts:
-  """Lays the devices out as a run's settings say.
+  """Lays the devices out for each model of a run.
 
   Args:
     settings: the run's settings.
-
-  Returns:
-    The layout of each model.
 
   Raises:
     ConfigError: if the devices do not allow such a layout, or a kernel does
@@ -131,8 +128,6 @@ class RunSpec:
 
   def key(self, stream: RandomStream) -> jax.Array:
     """The key of a stream, on every device; only the seed changes it."""
-    key = jax.random.key(self.settings.seed)
-    key = jax.random.fold_in(key, stream.value)
-    return global_batch.replicate(
-      sharding.replicated(self.layouts.training), key
-    )
+    key = jax.random.fold_in(jax.random.key(self.settings.seed), stream.value)
+    everywhere = sharding.replicated(self.layouts.training)
+    return global_batch.replicate(everywhere, key)
