@@ -52,7 +52,7 @@ from pure_jax.runs.evaluation.score_file import (
   unscored,
 )
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import (
+from pure_jax.runs.settings.evaluation import (
   DataSettings,
   EvaluatePRMSettings,
 )

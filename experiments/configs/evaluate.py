@@ -95,9 +95,9 @@ def fields() -> dict:
   )
 
 
-def benchmark(format_name: str, *, averaged: bool) -> dict:
+def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
   """A file of problems."""
-  return dict(
+  fields = dict(
     file=placeholder(str),  # None leaves the benchmark out.
     format=format_name,  # See host/data/formats/named.py.
     # For mapped_problems: fields of a record to fields of the file, see
@@ -106,3 +106,4 @@ def benchmark(format_name: str, *, averaged: bool) -> dict:
     problems=placeholder(int),  # Only the first ones; None takes all.
     averaged=averaged,  # Whether the average includes it.
   )
+  return ConfigDict(fields)

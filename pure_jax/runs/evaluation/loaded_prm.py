@@ -12,7 +12,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.saved_run import SavedRun, read_run
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 @dataclasses.dataclass(frozen=True)

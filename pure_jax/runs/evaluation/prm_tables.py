@@ -17,7 +17,7 @@ from pure_jax.host.evaluation.report import Table
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.evaluation.score_file import ScoredSolution
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 @dataclasses.dataclass(frozen=True)

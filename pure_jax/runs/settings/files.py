@@ -41,7 +41,6 @@ class GraderSettings:
   seconds: float
 
   def __post_init__(self):
-    """Validates the extractors and the pool of processes."""
     if not self.extractors:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
     one_of(self, "extractors", tuple(EXTRACTORS))
@@ -105,7 +104,6 @@ class FilesSettings:
   labelled_fields: Fields = None
 
   def __post_init__(self):
-    """Validates names, lengths and sources."""
     at_least(1, self, "prompt_tokens prm_prompt_tokens response_tokens")
     at_least(1, self, "labelled_rows labelled_held_out_rows")
     at_least(2, self, "labelled_one_in")

@@ -85,7 +85,6 @@ class RolloutSettings:
   cache_dtype: str | None
 
   def __post_init__(self):
-    """Validates the choices."""
     one_of(self, "weights", ("compute", "int8"))
     one_of(self, "cache_dtype", CACHE_DTYPES)
 
@@ -104,7 +103,6 @@ class OldLogpSettings:
   tolerance: float
 
   def __post_init__(self):
-    """Validates source, interval and tolerance."""
     one_of(self, "source", ("score", "sampled"))
     at_least(1, self, "check_every")
     if not self.tolerance > 0:

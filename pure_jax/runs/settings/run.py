@@ -29,7 +29,6 @@ class SFTSettings:
   optim: OptimConfig
 
   def __post_init__(self):
-    """Validates that there are data and updates."""
     at_least(1, self, "demonstrations steps batch_size log_every")
 
 

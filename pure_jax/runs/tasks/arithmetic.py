@@ -23,12 +23,11 @@ from pure_jax.host.text.tokenization import (
   split_texts,
 )
 from pure_jax.models import prm
-from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RandomStream, RunSpec
-from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
 from pure_jax.training import rollouts, supervised
 from pure_jax.training.supervised import Demonstrations
 
@@ -46,16 +45,11 @@ def prompt_tokens(world: arithmetic.WorldConfig) -> int:
   return 2 * (world.max_operations + 1) + 1
 
 
-class ArithmeticTask:
-  """The embedded world, see `task.Task`."""
+class ArithmeticTask(Task):
+  """The embedded world; the run trains policy and PRM."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Opens the tokenizer and the data, and makes them if they do not exist.
-
-    Args:
-      settings: settings of the run, with `world` and `model`.
-      folder: folder of the tokenizer and of the prepared data sets.
-    """
+    """Opens tokenizer and data in a folder; makes them if they do not exist."""
     world = settings.world
     self._settings, self._folder = settings, folder
     self.tokenizer = dataset.world_tokenizer(world, folder / "tokenizer.model")
@@ -96,14 +90,6 @@ class ArithmeticTask:
   def kind(self, problem: Problem, steps: Sequence[str]) -> str:
     """Classifies a response, to show how a policy exploits a reward."""
     return checker.classify(arithmetic.parse_problem(problem.problem), steps)
-
-  def start_policy(self, layout: sharding.Layout) -> None:
-    """None: the policy is trained on demonstrations first."""
-    return
-
-  def start_prm(self, layout: sharding.Layout) -> None:
-    """None: the run trains the PRM."""
-    return
 
   def demonstrations(self) -> Demonstrations:
     """The responses of the world's imperfect teachers."""
@@ -168,9 +154,6 @@ class ArithmeticTask:
     return {
       name: float(value) for name, value in numbers.items() if value is not None
     }
-
-  def close(self) -> None:
-    """Does nothing: the task has no resources."""
 
   def _encode(
     self, rows: list[dataset.Example]

@@ -35,7 +35,7 @@ from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
 from pure_jax.training import supervised
 from pure_jax.training.supervised import Demonstrations
 
@@ -65,19 +65,14 @@ def contents(files: FilesSettings) -> dict[str, str]:
   return fingerprints
 
 
-class FilesTask:
-  """A Hugging Face folder and data files, see `task.Task`."""
+class FilesTask(Task):
+  """A Hugging Face folder and data files."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Reads the tokenizer and opens the data. Weights are read when needed.
+    """Reads the tokenizer and opens the data; weights are read when needed.
 
-    Args:
-      settings: settings of the run, with `files`.
-      folder: folder of the prepared data sets.
-
-    Raises:
-      ConfigError: if a format makes another record than its field needs, or if
-        no problem fits into a prompt.
+    `folder` gets the prepared data sets. Raises a ConfigError if a format makes
+    another record than its field needs, or if no problem fits into a prompt.
     """
     files = settings.files
     if files.random_model is not None:
@@ -209,10 +204,6 @@ class FilesTask:
   def is_vacuous(self, step: str) -> bool:
     """Whether a step is empty; other vacuous steps cannot be detected."""
     return not step.strip()
-
-  def kind(self, problem: Problem, steps: Sequence[str]) -> None:
-    """None: there is no classification of responses."""
-    return
 
   def start_policy(self, layout: sharding.Layout) -> Any:
     """Loads the weights of the policy."""

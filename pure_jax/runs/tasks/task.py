@@ -51,7 +51,7 @@ class LabelledResponses:
 
 
 class Task(Protocol):
-  """An open task.
+  """An open task; one that inherits from it need not define what it lacks.
 
   Attributes:
     tokenizer: of policy and PRM.
@@ -84,15 +84,15 @@ class Task(Protocol):
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
     """The kind of a response; None if the task cannot tell."""
-    ...
+    return None
 
   def start_policy(self, layout: sharding.Layout) -> Any | None:
     """Weights the policy starts from; None if the run has to train them."""
-    ...
+    return None
 
   def start_prm(self, layout: sharding.Layout) -> Any | None:
     """Weights of a finished PRM; None if the run has to train them."""
-    ...
+    return None
 
   def demonstrations(self) -> Demonstrations:
     """Responses for the supervised start."""
@@ -111,5 +111,4 @@ class Task(Protocol):
     ...
 
   def close(self) -> None:
-    """Closes the resources of the task."""
-    ...
+    """Closes the resources of the task, if it has some."""
