@@ -52,10 +52,7 @@ from pure_jax.runs.evaluation.score_file import (
   unscored,
 )
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.evaluation import (
-  DataSettings,
-  EvaluatePRMSettings,
-)
+from pure_jax.runs.settings.evaluation import DataSettings, EvaluatePRMSettings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import supervised
 

@@ -62,26 +62,19 @@ class Batches:
   layout: sharding.Layout
 
   def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Encodes the policy's prompts. Each process encodes its share.
+    """Encodes n policy prompts; row shards must divide n.
 
-    Args:
-      problems: n problems; row shards must divide n.
-
-    Returns:
-      All n prompts [n, L] on the host of every process, left-padded.
+    Each process encodes its share. All prompts [n, L], left-padded, come back
+    to the host of every process.
     """
     rows = self.share(len(problems))
     prompts = self.prompt_encoder.encode([problems[row] for row in rows])
     return self.gather(len(problems), prompts)
 
   def put_prm_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Encodes the PRM's prompts; each process encodes the rows of its devices.
+    """Encodes the PRM's prompts [B, L'] onto the devices, left-padded.
 
-    Args:
-      problems: B problems; row shards must divide B.
-
-    Returns:
-      Prompts [B, L'] on the devices, left-padded.
+    Each process encodes the rows of its devices; row shards must divide B.
     """
     return self.put_rows(
       len(problems),
@@ -96,14 +89,10 @@ class Batches:
     return self.put_rows(count, lambda rows: take_rows(tree, rows))
 
   def put_rows(self, count: int, make: Callable[[np.ndarray], Any]) -> Any:
-    """Puts a batch onto the devices; each process makes its own rows.
+    """Puts a batch [B, ...] onto the devices, rows split over the mesh.
 
-    Args:
-      count: B, divisible by the row shards.
-      make: row numbers [b] -> pytree of host arrays [b, ...].
-
-    Returns:
-      The pytree, [B, ...], rows split over the mesh.
+    Each process makes the rows of its devices: `make` takes row numbers [b] and
+    returns a pytree of host arrays [b, ...].
     """
     return global_batch.make_rows(self._row_sharding, count, make)
 

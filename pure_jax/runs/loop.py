@@ -67,15 +67,11 @@ class StageCheckpoints:
     self._checkpoints.__exit__(*error)
 
   def resume(self, state: TrainState) -> tuple[TrainState, int, Cursor]:
-    """Restores the latest checkpoint.
+    """Restores the latest checkpoint: (state, updates done, data cursor).
 
-    Args:
-      state: the state at step 0, on this run's mesh, which may have another
-        shape than the one before; donated.
-
-    Returns:
-      (the state, updates done, the data cursor); without a checkpoint, their
-      values at step 0.
+    The state given is that at step 0, on this run's mesh, which may have
+    another shape than the one before; it is donated. Without a checkpoint, the
+    values at step 0 come back.
     """
     if not self._checkpoints.steps():
       return state, 0, Cursor(self._seed)
@@ -98,14 +94,10 @@ class StageCheckpoints:
     *,
     regular: bool,
   ) -> None:
-    """Starts to write a checkpoint.
+    """Starts to write a checkpoint of the state after a number of updates.
 
-    Args:
-      step: updates done.
-      state: the state after these updates.
-      cursor: the data cursor after these updates.
-      metrics: metrics of an evaluation of this state, if there was one.
-      regular: whether an uninterrupted run saves here too.
+    `metrics` are those of an evaluation of this state, if there was one.
+    `regular` says whether an uninterrupted run saves here too.
     """
     extra = {"cursor": dataclasses.asdict(cursor)}
     self._checkpoints.save(step, state, extra, metrics, interim=not regular)
@@ -186,15 +178,10 @@ class EarlyStop:
   ) -> None:
     """Ends the loop if there is a reason, once its checkpoint is on disk.
 
-    Every process must call it after each save.
-
-    Args:
-      reason: why it ends; None if only SIGTERM during the save ends it.
-      shutdown: whether SIGTERM came.
-      step: step of the last checkpoint, saved after the last update.
-      metrics: metrics of that update.
-      batch: its arrays, saved after too many skipped updates.
-      facts: JSON-like, saved with the batch.
+    Every process must call it after each save, with the step, the metrics and
+    the batch of the last update. Without a reason only SIGTERM during the save
+    ends it. The batch and JSON-like facts are saved after too many skipped
+    updates.
 
     Raises:
       FloatingPointError: if too many updates in a row were skipped.

@@ -89,16 +89,8 @@ class RLFunctions:
   ) -> tuple[Scores, jax.Array | None]:
     """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
-    Args:
-      iteration: its number, from 1; the sampler's log-probs are checked every
-        `rl.old_logp.check_every` iterations.
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-      rollout: B responses.
-      prm_prompts: [B, L'] the PRM's prompt for each response.
-
-    Returns:
-      (scores, drift []); the drift is None if the policy was not run.
+    The sampler's log-probs are checked in the first iteration and then once in
+    `rl.old_logp.check_every`. The drift is None if the policy was not run.
     """
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
@@ -112,10 +104,7 @@ class RLFunctions:
     return function(*models, *batch)
 
   def update(
-    self,
-    state: train.TrainState,
-    batch: ScoredBatch,
-    frozen: FrozenWeights,
+    self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
   ) -> tuple[train.TrainState, train.Metrics]:
     """One gradient step: (the next state, metrics). The state is donated."""
     function = _choose(self.updates, self.update_lengths, batch.rollout)

@@ -87,19 +87,10 @@ class SavedRun:
   def restore_policy(
     self, layout: sharding.Layout, which: Literal["latest", "best"]
   ) -> Restored:
-    """Restores a checkpoint of RL.
+    """Restores a checkpoint of RL: the latest, or that of the best accuracy.
 
-    Args:
-      layout: devices and sharding rules.
-      which: the latest checkpoint, or the one with the best held-out accuracy.
-
-    Returns:
-      The checkpoint. Its state is a `TrainState` of the trained weights: only
-      the adapters if the run trained adapters.
-
-    Raises:
-      ConfigError: if the run has no checkpoint.
-      CheckpointError: if all checkpoints are damaged.
+    Its state is a `TrainState` of the trained weights: only the adapters if the
+    run trained adapters. Raises a ConfigError if the run has no checkpoint.
     """
     model = self.settings.rl.lora.of(self.policy_architecture())
     declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
@@ -127,17 +118,10 @@ class SavedRun:
     return restored
 
   def merge_adapters(self, layout: sharding.Layout, trained: Any) -> Any:
-    """Merges trained adapters into the policy that the run began with.
+    """Merges weights of `restore_policy` into the policy the run began with.
 
-    Args:
-      layout: devices and sharding rules.
-      trained: weights of `restore_policy`.
-
-    Returns:
-      Weights without adapters; `trained` itself if the run trained none.
-
-    Raises:
-      ConfigError: if the files of the first policy have changed since.
+    Returns them as they are if the run trained no adapters. Raises a
+    ConfigError if the files of the first policy have changed since.
     """
     model = self.policy_architecture()
     adapted = self.settings.rl.lora.of(model)

@@ -89,9 +89,7 @@ class FilesTask(Task):
       "param_dtype": self.model.param_dtype,
     }
     self.tokenizer = HuggingFaceTokenizer(
-      files.policy,
-      vocab_size=self.model.vocab_size,
-      eos_token=files.eos_token,
+      files.policy, vocab_size=self.model.vocab_size, eos_token=files.eos_token
     )
     self.prm_model = self._prm_model()
     self.prompt_encoder = PromptEncoder(
