@@ -221,13 +221,10 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
 
 
 def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
-  """The shapes of the rows that updates pack texts into.
+  """The shapes of the rows that updates pack texts into, as in `score_rows`.
 
   Args:
     spec: the run's specification.
-
-  Returns:
-    Shapes as in `score_rows`.
   """
   if not _packs(spec):
     return (None,)

@@ -151,7 +151,7 @@ def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
     lines = [f"iteration {iteration.step}: {sample['problem']} ({verdict})"]
-    lines += [f"  {text}" for text in _step_lines(sample)]
+    lines += [f"  {line}" for line in _step_lines(sample)]
     bar.say("\n".join(lines))
 
 

@@ -170,13 +170,10 @@ class SavedRun:
 
 
 def read_run(workdir: str | os.PathLike) -> SavedRun:
-  """Reads the config of a training run.
+  """Reads the config of a training run; its `files` name tiny models as well.
 
   Args:
     workdir: folder of the run.
-
-  Returns:
-    The run. Tiny random models are named in `files` as given ones are.
 
   Raises:
     ConfigError: if the folder is not the workdir of a training run.

@@ -41,14 +41,10 @@ def open_prm(
     settings: settings with `prm` or `run`.
     layout: devices and sharding rules.
 
-  Returns:
-    The PRM.
-
   Raises:
     ConfigError: if the run has no PRM, or trained it on other inputs than the
       settings give it.
-    HuggingFaceError, TokenizerError: if a folder cannot be used.
-    CheckpointError: if weights of the run cannot be read.
+    HuggingFaceError, TokenizerError, CheckpointError: if it cannot be read.
   """
   if settings.run is not None:
     run = _checked_run(settings)
@@ -96,9 +92,6 @@ def fingerprints(settings: EvaluatePRMSettings) -> dict[str, str]:
 
   Args:
     settings: settings with `prm` or `run`.
-
-  Returns:
-    Fingerprints by name.
 
   Raises:
     ConfigError: if weights of the run or the tokenizer are missing, or the run

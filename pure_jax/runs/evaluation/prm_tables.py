@@ -44,13 +44,10 @@ class ScoredData:
 
 
 def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
-  """Collects the solutions of one data set into arrays.
+  """Collects the solutions that are not left out into arrays.
 
   Args:
-    solutions: all solutions of the data set, in any order.
-
-  Returns:
-    The arrays of those that are not left out.
+    solutions: all solutions of a data set, in any order.
   """
   solutions = sorted(solutions, key=lambda solution: solution.row)
   scored = [s for s in solutions if s.left_out is None]
@@ -116,14 +113,11 @@ def with_first_error(
 def choose_threshold(
   settings: EvaluatePRMSettings, data_sets: Mapping[str, ScoredData]
 ) -> float:
-  """Chooses the threshold above which a step counts as good.
+  """The threshold of a good step: 0, or that of the best F1.
 
   Args:
-    settings: settings of the evaluation.
+    settings: choose 0, or the data set whose F1 counts.
     data_sets: scored solutions by data set.
-
-  Returns:
-    0, or the threshold with the best F1 on `threshold_data`.
 
   Raises:
     ConfigError: if `threshold_data` defines no F1.
@@ -176,9 +170,6 @@ def step_metrics(
     threshold: a step is good if its reward is above it.
     bins: number of bins of the calibration error.
     bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric; those without a value are absent.
   """
   rows, _ = np.nonzero(data.label_mask)
   rewards = data.rewards[data.label_mask]

@@ -27,9 +27,6 @@ def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
       default.
     kind: the dataclass to make; a training run's by default.
 
-  Returns:
-    The frozen settings.
-
   Raises:
     ConfigError: naming the field, what is wrong and what to do.
   """

@@ -66,12 +66,6 @@ class EvaluationSettings:
     at_least(0, self, "seed samples bootstrap_seed")
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
-    self._check_models()
-    self._check_samples()
-    self._check_rows()
-
-  def _check_models(self) -> None:
-    """Validates that models and problems are named, or none of them."""
     if not self.random_model and self.policy is None:
       raise ValueError("policy must name the folder of a Hugging Face model.")
     if self.random_model and (self.policy or self.prm):
@@ -82,9 +76,6 @@ class EvaluationSettings:
       )
     if AVERAGE in self.benchmarks:
       raise ValueError(f"no benchmark may be called {AVERAGE!r}.")
-
-  def _check_samples(self) -> None:
-    """Validates that there are responses, and samples enough for k."""
     if not self.greedy and not self.samples:
       raise ValueError("no response is asked for: set greedy, or samples.")
     for size in self.k:
@@ -92,15 +83,11 @@ class EvaluationSettings:
         raise ValueError(
           f"k={self.k} must be sizes of subsets of the {self.samples} samples."
         )
-
-  def _check_rows(self) -> None:
-    """Validates that batches divide over the mesh and into slots."""
     self.mesh.check_rows("batch_rows", self.batch_rows)
     rows = self.engine.slots
-    if rows is None:
-      return
-    self.mesh.check_rows("engine.slots", rows)
-    if self.batch_rows % rows:
+    if rows is not None:
+      self.mesh.check_rows("engine.slots", rows)
+    if rows is not None and self.batch_rows % rows:
       raise ValueError(
         f"engine.slots={rows} does not divide batch_rows={self.batch_rows}: "
         "lower engine.slots to a divisor, set batch_rows to a multiple of it, "
@@ -194,12 +181,7 @@ class EvaluatePRMSettings:
       )
     one_of(self, "prompt_format", tuple(PROMPT_FORMATS))
     one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
-    self._check_source()
-    self._check_data()
     self.mesh.check_rows("batch_size", self.batch_size)
-
-  def _check_source(self) -> None:
-    """Validates that one PRM is named."""
     sources = (self.prm, self.run, self.random_model)
     if sum(source is not None for source in sources) != 1:
       raise ValueError(
@@ -207,9 +189,6 @@ class EvaluatePRMSettings:
         "train_prm.py: set one of them, or random_model for a trial."
       )
     one_of(self, "random_model", ("tied", "untied"))
-
-  def _check_data(self) -> None:
-    """Validates the data sets, and the one that the threshold is chosen on."""
     if self.random_model is None and not self.data:
       raise ValueError(
         "data is empty. Name files: --config.data=\"({'name': 'gsm8k', "

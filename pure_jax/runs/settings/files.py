@@ -110,10 +110,6 @@ class FilesSettings:
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     for prefix in ("train_", "held_out_", "labelled_"):
       check_format(self, prefix, (*FORMATS, *MAPPED))
-    self._check_models()
-
-  def _check_models(self) -> None:
-    """Validates that there is one policy, and names of shapes."""
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
         "policy names the folder of a Hugging Face model; set it, or "

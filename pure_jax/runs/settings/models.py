@@ -66,9 +66,6 @@ def compute_dtype_of(platform: str) -> str:
 
   Args:
     platform: platform of the devices, such as "cpu" or "tpu".
-
-  Returns:
-    A name in `COMPUTE_DTYPES`.
   """
   return "float32" if platform == "cpu" else "bfloat16"
 
