@@ -14,11 +14,7 @@ import jax
 from absl import app, flags
 from ml_collections import config_flags
 
-from pure_jax.host.distributed import (
-  cluster,
-  preemption,
-  watchdog,
-)
+from pure_jax.host.distributed import cluster, preemption, watchdog
 from pure_jax.runs import compilation_cache, exit_status
 from pure_jax.runs.run import Run, open_run
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
@@ -75,17 +71,7 @@ def from_flags() -> Iterator[Run]:
 
 
 def config_and_workdir(kind: type[_Kind]) -> tuple[_Kind, str]:
-  """Reads --config and --workdir, for a script that trains nothing.
-
-  Args:
-    kind: the dataclass of its settings.
-
-  Returns:
-    (the settings, the folder).
-
-  Raises:
-    ConfigError: if the config cannot be used, or --start is given.
-  """
+  """Reads --config and --workdir, for a script that trains nothing."""
   if _START.value is not None:
     raise ConfigError("--start is for training: nothing is started from here.")
   if jax.distributed.is_initialized() and jax.process_count() > 1:
@@ -106,12 +92,7 @@ def run(
   Ctrl-C ends it with exit status 130, in a loop after the current step. SIGTERM
   ends it with 75 ("try again later") if a loop was running, whose last step is
   then saved, and with 143 otherwise. In each case the same command continues
-  the run.
-
-  Args:
-    main: takes the words of the command line.
-    required: flags that must be given.
-    keeps_programs: True keeps compiled programs for the next start.
+  the run. `keeps_programs` keeps compiled programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
 
@@ -142,12 +123,16 @@ def run(
       logging.getLogger(chatty).setLevel(logging.WARNING)
     if keeps_programs:
       _keep_programs()
-    with (
-      exit_status.report_errors(),
-      watchdog.join_cluster(_membership()),
-      preemption.raise_on_sigterm(),
-    ):
-      main(argv)
+    with exit_status.report_errors():
+      membership = cluster.ClusterConfig(
+        _COORDINATOR.value,
+        _PROCESSES.value,
+        _PROCESS_ID.value,
+        _CONNECT_TIMEOUT.value,
+        _HEARTBEAT_TIMEOUT.value,
+      )
+      with watchdog.join_cluster(membership), preemption.raise_on_sigterm():
+        main(argv)
 
   app.run(guarded, flags_parser=parsed)
 
@@ -162,14 +147,3 @@ def _keep_programs() -> None:
       "again; --compilation_cache names another folder.",
       file=sys.stderr,
     )
-
-
-def _membership() -> cluster.ClusterConfig:
-  """Reads the flags about the other processes of the run."""
-  return cluster.ClusterConfig(
-    _COORDINATOR.value,
-    _PROCESSES.value,
-    _PROCESS_ID.value,
-    _CONNECT_TIMEOUT.value,
-    _HEARTBEAT_TIMEOUT.value,
-  )

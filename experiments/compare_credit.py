@@ -27,6 +27,7 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
+from pure_jax.host.logs.metrics import read_metrics
 from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -148,12 +149,11 @@ def collect(root: pathlib.Path) -> list[dict]:
       folder = root / f"seed{seed}" / arm
       if not (folder / "summary.json").exists():
         continue
-      with (folder / "metrics.jsonl").open() as lines:
-        for row in map(json.loads, lines):
-          if row["stage"] == "rl_eval":
-            metrics = {name: row.get(name) for name, _ in COLUMNS}
-            run = {"arm": arm, "seed": seed, "step": row["step"]}
-            rows.append(run | metrics)
+      for row in read_metrics(folder):
+        if row["stage"] == "rl_eval":
+          metrics = {name: row.get(name) for name, _ in COLUMNS}
+          run = {"arm": arm, "seed": seed, "step": row["step"]}
+          rows.append(run | metrics)
   return rows
 
 
@@ -161,9 +161,9 @@ def collect_starts(root: pathlib.Path) -> dict[str, dict]:
   """Metrics of each seed's PRM on held-out prompts, before RL."""
   starts = {}
   for seed in _SEEDS.value:
-    path = root / f"seed{seed}" / "start" / "metrics.jsonl"
-    if path.exists():
-      rows = map(json.loads, path.read_text().splitlines())
+    folder = root / f"seed{seed}" / "start"
+    if (folder / "metrics.jsonl").exists():
+      rows = read_metrics(folder)
       starts[seed] = next(r for r in rows if r["stage"] == "prm_eval")
   return starts
 

@@ -51,7 +51,6 @@ from pure_jax.runs.evaluation.requests import (
   make_requests,
   with_tiny_models,
 )
-from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 RESPONSES_FILE = "responses.jsonl"
@@ -65,14 +64,9 @@ MAY_DIFFER = (
 def make_batches(
   settings: EvaluationSettings, requests: Sequence[Request]
 ) -> list[tuple[list[Request], int]]:
-  """Divides requests into batches.
+  """Divides requests into batches: (requests, rows) of each.
 
-  Args:
-    settings: settings of the evaluation.
-    requests: greedy requests and samples.
-
-  Returns:
-    (requests, number of rows) of each batch; all greedy or all samples.
+  A batch has only greedy requests or only samples.
   """
   greedy = [request for request in requests if request.sample is None]
   samples = [request for request in requests if request.sample is not None]
@@ -90,16 +84,7 @@ def generate_batches(
   batches: Sequence[tuple[list[Request], int]],
   lookahead: int,
 ) -> Iterator[ResponseBatch]:
-  """Generates batches, and starts later ones before a batch is graded.
-
-  Args:
-    generator: policy and PRM.
-    batches: batches from `make_batches`.
-    lookahead: number of later batches to start.
-
-  Yields:
-    Each batch, in order.
-  """
+  """Yields batches in order; starts `lookahead` later ones before each."""
   started = collections.deque()
   for requests, rows in batches:
     started.append(generator.start(requests, rows))
@@ -115,15 +100,7 @@ def write_responses(
   requests: Sequence[Request],
   file: RecordFile[Response],
 ) -> None:
-  """Generates and grades the responses that the file lacks.
-
-  Args:
-    settings: settings of the evaluation.
-    tokenizer: the tokenizer of the policy.
-    layout: devices and sharding rules.
-    requests: all requests of the evaluation.
-    file: the file of responses.
-  """
+  """Generates and grades the responses that the file lacks."""
   batches = make_batches(settings, requests)
   # A batch is generated again as a whole, so that its numbers stay the same.
   missing = [
@@ -167,17 +144,7 @@ def report(
   file: RecordFile[Response],
   workdir: pathlib.Path,
 ) -> None:
-  """Writes the report of a complete file and prints its tables.
-
-  Args:
-    settings: settings of the evaluation.
-    requests: its requests.
-    file: the file of responses.
-    workdir: folder of the report.
-
-  Raises:
-    RecordFileError: if the file has a response that was not requested.
-  """
+  """Writes the report of a complete file and prints its tables."""
   unknown = file.records.keys() - {r.key for r in requests.requests}
   if unknown:
     raise RecordFileError(
@@ -203,26 +170,8 @@ def report(
 
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:
-  """Evaluates a policy in a folder, or continues there.
-
-  Args:
-    settings: the resolved config.
-    folder: the workdir.
-
-  Raises:
-    ConfigError: if a model or file cannot be used, devices are too few, or a
-      benchmark has no usable problem.
-    FloatingPointError: if the policy or the PRM computes NaN or infinity.
-    WorkdirError: if the folder cannot be used, has another evaluation, or
-      another process is running in it.
-    HuggingFaceError, TokenizerError: if a model cannot be used.
-    DataError: if a file of problems cannot be read.
-    RecordFileError: if the file of responses is damaged.
-  """
-  try:
-    layout = settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  """Evaluates a policy in a folder, or continues there."""
+  layout = settings.mesh.layout()
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:
     config["contents"] = fingerprints(settings)
@@ -234,35 +183,19 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   with workdirs.lock_folder(workdir):
     if settings.random_model:
       settings = with_tiny_models(settings, workdir / "tiny")
-    evaluate_in(workdir, settings, layout)
-
-
-def evaluate_in(
-  workdir: pathlib.Path, settings: EvaluationSettings, layout: sharding.Layout
-) -> None:
-  """Evaluates in a folder that this process has locked.
-
-  Args:
-    workdir: the folder.
-    settings: settings that name policy and files.
-    layout: devices and sharding rules.
-  """
-  policy = huggingface.read_config(settings.policy)
-  huggingface.warn_beyond_positions(
-    settings.policy,
-    policy,
-    settings.prompt_tokens + settings.sampler.max_new_tokens,
-  )
-  tokenizer = HuggingFaceTokenizer(
-    settings.policy,
-    vocab_size=policy.model.vocab_size,
-    eos_token=settings.eos_token,
-  )
-  check_prm_vocabulary(settings, tokenizer)
-  requests = make_requests(settings, tokenizer, workdir)
-  with open_responses(workdir / RESPONSES_FILE) as file:
-    write_responses(settings, tokenizer, layout, requests.requests, file)
-    report(settings, requests, file, workdir)
+    policy = huggingface.read_config(settings.policy)
+    tokens = settings.prompt_tokens + settings.sampler.max_new_tokens
+    huggingface.warn_beyond_positions(settings.policy, policy, tokens)
+    tokenizer = HuggingFaceTokenizer(
+      settings.policy,
+      vocab_size=policy.model.vocab_size,
+      eos_token=settings.eos_token,
+    )
+    check_prm_vocabulary(settings, tokenizer)
+    requests = make_requests(settings, tokenizer, workdir)
+    with open_responses(workdir / RESPONSES_FILE) as file:
+      write_responses(settings, tokenizer, layout, requests.requests, file)
+      report(settings, requests, file, workdir)
 
 
 def main(argv: list[str]) -> None:

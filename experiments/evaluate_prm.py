@@ -52,10 +52,7 @@ from pure_jax.runs.evaluation.score_file import (
   unscored,
 )
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import (
-  DataSettings,
-  EvaluatePRMSettings,
-)
+from pure_jax.runs.settings.evaluation import DataSettings, EvaluatePRMSettings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import supervised
 
@@ -78,17 +75,6 @@ def score_data(
 
   A batch has the same rows whether or not some of them are scored already, so a
   resumed run computes the same numbers.
-
-  Args:
-    settings: settings of the evaluation.
-    data: the data set.
-    solutions: its solutions.
-    prm: the PRM.
-    layout: devices and sharding rules.
-    scores: the file of scores.
-
-  Raises:
-    FloatingPointError: if a score is not finite; it is not written.
   """
   limits = labelled_solutions.SolutionLimits(
     settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
@@ -139,18 +125,7 @@ def score_data(
 def with_rewards(
   record: ScoredSolution, step_rewards: np.ndarray
 ) -> ScoredSolution:
-  """Adds step rewards to the record of a solution.
-
-  Args:
-    record: the record.
-    step_rewards: [S] float; the first entries are those of its steps.
-
-  Returns:
-    The record with a reward for each step.
-
-  Raises:
-    FloatingPointError: if one of them is not finite.
-  """
+  """Adds step rewards to the record of a solution."""
   step_rewards = step_rewards[: len(record.labels)]
   if not np.isfinite(step_rewards).all():
     raise FloatingPointError(
@@ -161,29 +136,8 @@ def with_rewards(
 
 
 def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
-  """Evaluates a PRM in a folder, or continues there.
-
-  Args:
-    settings: the resolved config.
-    workdir: the folder.
-
-  Returns:
-    The report as text.
-
-  Raises:
-    ConfigError: if a PRM or file cannot be used, or devices are too few.
-    WorkdirError: if the folder cannot be used, has another evaluation, or
-      another process is running in it.
-    RecordFileError: if the file of scores is damaged, or of other data.
-    HuggingFaceError, TokenizerError: if a model cannot be used.
-    CheckpointError: if weights of a run cannot be read.
-    DataError: if a file of solutions cannot be read.
-    FloatingPointError: if a score is not finite; it is not written.
-  """
-  try:
-    layout = settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  """Evaluates a PRM in a folder, or continues there; returns the report."""
+  layout = settings.mesh.layout()
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
@@ -201,18 +155,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
 def with_tiny_prm(
   settings: EvaluatePRMSettings, folder: pathlib.Path
 ) -> EvaluatePRMSettings:
-  """Writes a tiny random PRM and data, and returns settings that use them.
-
-  Args:
-    settings: settings with `random_model`.
-    folder: folder of the files.
-
-  Returns:
-    Settings that name the PRM, and the data if they named none.
-
-  Raises:
-    ConfigError: if `threshold_data` is not among the data.
-  """
+  """Writes a tiny random PRM and data, and returns settings that use them."""
   tied = settings.random_model == "tied"
   prm = tiny_files.write_prm(folder / "prm", tied=tied)
   data = settings.data or tuple(
@@ -230,16 +173,7 @@ def with_tiny_prm(
 def evaluate_in(
   folder: pathlib.Path, settings: EvaluatePRMSettings, layout: sharding.Layout
 ) -> str:
-  """Evaluates in a folder that this process has locked.
-
-  Args:
-    folder: the folder.
-    settings: settings that name PRM and data.
-    layout: devices and sharding rules.
-
-  Returns:
-    The report as text.
-  """
+  """Evaluates in a folder that this process has locked; returns the report."""
   prm = open_prm(settings, layout)
   solutions = {
     data.name: data_files.read_file(

@@ -21,13 +21,14 @@ from absl import app, flags
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.huggingface import HuggingFaceError
-from pure_jax.runs import saved_run
+from pure_jax.runs.saved_run import read_run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
 # Files of the first policy's folder that belong to its weights, although they
 # have the suffix of a tokenizer's file.
 NOT_TOKENIZER = ("config.json", "model.safetensors.index.json")
+_ERRORS = (ConfigError, CheckpointError, HuggingFaceError, WorkdirError)
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "The folder to write.")
@@ -39,77 +40,13 @@ _MODEL = flags.DEFINE_enum(
 )
 
 
-def export_policy(
-  run: saved_run.SavedRun, folder: pathlib.Path, which: str
-) -> str:
-  """Exports a checkpoint of the policy, with adapters merged.
-
-  Args:
-    run: the run, on files.
-    folder: the folder to write.
-    which: "latest" or "best".
-
-  Returns:
-    A description of the weights.
-  """
-  layout = saved_run.run_layout(run)
-  restored = saved_run.restore_policy(run, layout, which)
-  huggingface.export_policy(
-    folder,
-    saved_run.merge_adapters(run, layout, restored.state.params),
-    saved_run.policy_architecture(run),
-    max_positions=huggingface.read_config(run.files.policy).max_positions,
-  )
-  return f"the policy after iteration {restored.step}"
-
-
-def export_prm(run: saved_run.SavedRun, folder: pathlib.Path) -> str:
-  """Exports the PRM that a run trained.
-
-  Args:
-    run: the run, on files.
-    folder: the folder to write.
-
-  Returns:
-    A description of the weights.
-  """
-  params, model = saved_run.load_trained_prm(run, saved_run.run_layout(run))
-  huggingface.export_prm(
-    folder,
-    params,
-    model,
-    max_positions=huggingface.read_config(run.files.policy).max_positions,
-  )
-  return (
-    f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} and "
-    f"separator={run.settings.prm.score.separator!r}"
-  )
-
-
 def export(
   workdir: pathlib.Path, output: pathlib.Path, which: str, model: str = "policy"
 ) -> str:
-  """Writes the folder.
-
-  Args:
-    workdir: workdir of the run.
-    output: the new folder.
-    which: checkpoint of the policy, "latest" or "best".
-    model: "policy" or "prm".
-
-  Returns:
-    A description of the weights.
-
-  Raises:
-    ConfigError: if the run has no such model, or devices are too few.
-    WorkdirError: if the run's config.json is damaged.
-    CheckpointError: if its weights are damaged.
-    HuggingFaceError: if the first policy's folder cannot be read, the output
-      exists, or it cannot be written.
-  """
+  """Writes the folder of the policy or the PRM; describes the weights."""
   if model == "prm" and which != "latest":
     raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
-  run = saved_run.read_run(workdir)
+  run = read_run(workdir)
   if run.files is None:
     raise ConfigError(
       f"--run={workdir} is a run on the embedded world, whose tokenizer "
@@ -122,10 +59,24 @@ def export(
     )
   partial = output.with_name(f".{output.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
+  layout = run.settings.mesh.layout()
+  positions = huggingface.read_config(run.files.policy).max_positions
   if model == "prm":
-    description = export_prm(run, partial)
+    params, architecture = run.load_prm(layout)
+    huggingface.export_prm(
+      partial, params, architecture, max_positions=positions
+    )
+    description = (
+      f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} "
+      f"and separator={run.settings.prm.score.separator!r}"
+    )
   else:
-    description = export_policy(run, partial, which)
+    restored = run.restore_policy(layout, which)
+    params = run.merge_adapters(layout, restored.state.params)
+    huggingface.export_policy(
+      partial, params, run.policy_architecture(), max_positions=positions
+    )
+    description = f"the policy after iteration {restored.step}"
   try:
     for file in sorted(run.tokenizer.iterdir()):
       is_tokenizer = file.suffix in huggingface.TOKENIZER_FILES
@@ -146,12 +97,7 @@ def main(argv: list[str]) -> None:
     description = export(
       pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value
     )
-  except (
-    ConfigError,
-    CheckpointError,
-    HuggingFaceError,
-    WorkdirError,
-  ) as error:
+  except _ERRORS as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
   print(f"{output} holds {description}.")

@@ -78,17 +78,7 @@ class Row:
 
 
 def read_rows(path: pathlib.Path) -> list[Row]:
-  """Reads and validates the input.
-
-  Args:
-    path: the file.
-
-  Returns:
-    The rows, at least one; empty lines are skipped.
-
-  Raises:
-    InputError: naming the line and the field.
-  """
+  """Reads and validates the input; an InputError names line and field."""
   try:
     lines = path.read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
@@ -151,11 +141,7 @@ def _reason_invalid(values: object) -> str | None:
 
 
 def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
-  """Returns (input, output or None) of the flags.
-
-  Raises:
-    InputError: if the output cannot be written, or is the input.
-  """
+  """Returns the paths of input and output; None without an output."""
   source = pathlib.Path(_INPUT.value)
   if not _OUTPUT.value:
     return source, None
@@ -177,14 +163,7 @@ def checked_paths() -> tuple[pathlib.Path, pathlib.Path | None]:
 def grade_rows(
   rows: Sequence[Row],
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-  """Grades every response of every row.
-
-  Args:
-    rows: from `read_rows`.
-
-  Returns:
-    (a JSON object for each response, in order; the report as a JSON object).
-  """
+  """Grades every response: (a JSON object for each, the report)."""
   items = [(row, i) for row in rows for i in range(len(row.responses))]
   extractors = [verify.EXTRACTORS[name] for name in _EXTRACTOR.value]
   start = time.monotonic()
@@ -224,15 +203,7 @@ def grade_rows(
 
 
 def agreement(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-  """Compares verdicts with those of the input.
-
-  Args:
-    records: a JSON object for each response.
-
-  Returns:
-    "agreement" and "disagreements" of the report; empty if the input has no
-    verdicts.
-  """
+  """Compares verdicts with those of the input, if it has some."""
   compared = [record for record in records if "reference_correct" in record]
   if not compared:
     return {}

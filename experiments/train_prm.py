@@ -18,7 +18,6 @@ import train_sft
 
 from pure_jax.host.distributed import processes
 from pure_jax.models import lora, prm
-from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import loop
@@ -33,40 +32,22 @@ from pure_jax.training.optim import make_optimizer
 
 
 def train_stage(
-  run: Run,
-  stage: str,
-  params: Any,
-  labelled: LabelledResponses,
+  run: Run, stage: str, params: Any, labelled: LabelledResponses
 ) -> Any:
-  """Runs one of the two stages of PRM training.
-
-  Args:
-    run: the open run.
-    stage: "prm_head" trains only the head, "prm_full" all weights.
-    params: PRM weights to start from.
-    labelled: the training data.
-
-  Returns:
-    The PRM's weights after the stage.
-  """
+  """Trains the head ("prm_head") or all weights ("prm_full")."""
   settings, head_only = run.spec.settings.prm, stage == "prm_head"
   steps, optim = settings.full_steps, settings.full_optim
   if head_only:
     steps, optim = settings.head_steps, settings.head_optim
   optimizer, layout = make_optimizer(optim), run.spec.layouts.training
-  model = run.spec.prm_model
-  if not head_only:
-    model = settings.lora.of(model)
+  plain = run.spec.prm_model
+  model = plain if head_only else settings.lora.of(plain)
   declared = prm.declare_prm(model)
   if model.lora is not None:
     params = add_adapters(run, params, declared)
+  config, table = run.spec.prm_score_config, run.spec.table
   step = supervised.make_prm_step(
-    model,
-    run.spec.prm_score_config,
-    optimizer,
-    run.spec.table,
-    layout,
-    head_only,
+    model, config, optimizer, table, layout, head_only
   )
   trained, frozen = supervised.split_prm_params(params, head_only)
   declared, _ = supervised.split_prm_params(declared, head_only)
@@ -93,20 +74,19 @@ def train_stage(
     update=update,
   )
   state = loop.run_stage(run, prm_stage, state)
-  return merged(run, lora.join_params(frozen, state.params), model)
+  params = lora.join_params(frozen, state.params)
+  if model.lora is None:
+    return params
+  # Merged, for readers without adapters.
+  merge = jax.jit(
+    lambda params: lora.merge(params, model),
+    out_shardings=sharding.weight_shardings(prm.declare_prm(plain), layout),
+  )
+  return merge(params)
 
 
 def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
-  """Adds adapters, which at first change nothing, to the weights.
-
-  Args:
-    run: the open run.
-    params: PRM weights.
-    declared: the PRM's weights with adapters.
-
-  Returns:
-    The weights with adapters.
-  """
+  """Adds adapters, which at first change nothing, to the weights."""
   adapters, _ = lora.split_adapters(declared)
   layout = run.spec.layouts.training
   init = jax.jit(
@@ -116,36 +96,10 @@ def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:
   return lora.join_params(params, init(run.spec.key(RandomStream.PRM_ADAPTERS)))
 
 
-def merged(run: Run, params: Any, model: ModelConfig) -> Any:
-  """Merges adapters into the weights, for readers without adapters.
-
-  Args:
-    run: the open run.
-    params: PRM weights, with adapters if the model has some.
-    model: the architecture that was trained.
-
-  Returns:
-    The PRM's weights without adapters.
-  """
-  if model.lora is None:
-    return params
-  declared = prm.declare_prm(run.spec.prm_model)
-  layout = run.spec.layouts.training
-  return jax.jit(
-    lambda params: lora.merge(params, model),
-    out_shardings=sharding.weight_shardings(declared, layout),
-  )(params)
-
-
 def train_prm(run: Run):
-  """Trains policy and PRM, or loads them from the run's folder or the task.
+  """Trains policy and PRM, or loads them: (policy weights, PRM weights).
 
-  Args:
-    run: the open run.
-
-  Returns:
-    (policy weights, PRM weights), sharded on the layout; None for the latter in
-    a run without a PRM.
+  The PRM's weights are None in a run without a PRM.
   """
   policy_params = train_sft.train_policy(run)
   layout = run.spec.layouts.training

@@ -30,29 +30,28 @@ from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.console import Progress
-from pure_jax.runs import batch_checks, rl_report
+from pure_jax.runs import rl_report
 from pure_jax.runs.folder import MAY_DIFFER
-from pure_jax.runs.loop import EarlyStop
-from pure_jax.runs.responses import grade, response_metrics
+from pure_jax.runs.loop import EarlyStop, StageCheckpoints
+from pure_jax.runs.responses import (
+  check_drift,
+  check_finite,
+  grade,
+  response_metrics,
+)
 from pure_jax.runs.rl_functions import RLFunctions, compile_functions
 from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.spec import RandomStream
-from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.optim import make_optimizer
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.train import TrainState
 
 
 def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
-  """Whether updates may use a problem's answer, the same in every epoch.
-
-  Args:
-    problem: the problem.
-    rl: settings of RL.
-  """
+  """Whether updates may use a problem's answer, the same in every epoch."""
   if rl.reward_mode == "prm":
     return False
   if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
@@ -67,17 +66,7 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
 def evaluate(
   run: Run, functions: RLFunctions, frozen: FrozenWeights, trained: Any
 ) -> dict[str, float]:
-  """Evaluates on held-out problems: one sample at temperature 1, one greedy.
-
-  Args:
-    run: the open run.
-    functions: the compiled functions.
-    frozen: the weights that RL does not train.
-    trained: the weights that RL trains.
-
-  Returns:
-    Metrics by name.
-  """
+  """Evaluates on held-out problems: one sample at temperature 1, one greedy."""
   problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
   prompts = run.batches.encode_prompts(problems)
@@ -141,8 +130,8 @@ def iterate(
   clock.wait("score", scores.step_rewards)
   correct = graded.verdicts.correct.astype(np.float32)
   batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
-  batch_checks.check_finite(run, step, problems, batch)
-  batch_checks.check_drift(run, step, drift)
+  check_finite(run, step, problems, batch)
+  check_drift(run, step, drift)
 
   # ===== Update =====
   state, metrics = functions.update(state, batch, frozen)
@@ -158,18 +147,7 @@ def run_iterations(
   state: TrainState,
   checkpoints: StageCheckpoints,
 ) -> None:
-  """Runs RL from the last checkpoint to the last iteration.
-
-  Args:
-    run: the open run.
-    functions: the compiled functions.
-    frozen: the weights that RL does not train.
-    state: the state at step 0.
-    checkpoints: checkpoints of RL.
-
-  Raises:
-    FloatingPointError, Preempted: see `train_rl`.
-  """
+  """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems, evaluations = run.task.train, run.folder.metrics
   stop = EarlyStop(run, "rl", total, checkpoints)
@@ -202,26 +180,16 @@ def run_iterations(
         metrics = evaluate(run, functions, frozen, state.params)
         evaluations.write("rl_eval", step, metrics)
       checkpoints.save(step, state, cursor, metrics, regular=is_regular)
-      facts = batch_checks.batch_facts(iteration.problems)
+      facts = {"problems": [p.problem for p in iteration.problems]}
       stop.end(
         reason, shutdown, step, iteration.metrics, iteration.batch, facts
       )
 
 
 def train_rl(run: Run) -> dict[str, Any] | None:
-  """Runs the stages that are missing, then RL.
+  """Runs the stages that are missing, then RL; returns the summary.
 
-  Args:
-    run: the open run.
-
-  Returns:
-    The summary that summary.json holds as well, in process 0; else None.
-
-  Raises:
-    ConfigError: without problems.
-    FloatingPointError: if step rewards are not finite, or too many updates
-      in a row were not; the batch is saved, and in the second case the state.
-    Preempted: after SIGTERM, once the current iteration is saved.
+  The summary is None in all processes but the first.
   """
   if not run.task.train or not run.task.held_out:
     raise ConfigError(

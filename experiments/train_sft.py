@@ -21,14 +21,7 @@ from pure_jax.training.optim import make_optimizer
 
 
 def train_policy(run: Run):
-  """Trains the policy, or loads it from the run's folder or the task.
-
-  Args:
-    run: the open run.
-
-  Returns:
-    The policy's weights, sharded on the mesh.
-  """
+  """Trains the policy, or loads it from the run's folder or the task."""
   declared = policy.declare_policy(run.spec.model)
   layout = run.spec.layouts.training
   given = run.task.start_policy(layout)

@@ -19,17 +19,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """A run of the embedded world.
-
-  Args:
-    variant: "full" or "smoke".
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """The "full" run of the embedded world, or a "smoke" run."""
   config = base.get_config()
   if variant == "full":
     return config

@@ -18,23 +18,12 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """An evaluation of one policy.
-
-  Args:
-    variant: "full"; "one_loop" generates without continuous batching; "smoke"
-      tries the code without a model.
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """An evaluation of one policy, in a variant that is described above."""
   if variant not in ("full", "one_loop", "smoke"):
     raise ValueError(
       f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
     )
-  config = fields()
+  config = ConfigDict(fields())
   if variant == "full":
     config.engine.slots = 32
   if variant == "one_loop":
@@ -57,73 +46,64 @@ def get_config(variant: str = "full") -> ConfigDict:
   return config
 
 
-def fields() -> ConfigDict:
+def fields() -> dict:
   """The fields and their defaults."""
-  return ConfigDict(
-    dict(
-      seed=0,  # Seed of the samples.
-      progress=True,  # Progress bar on stderr.
-      mesh=base.mesh(),  # Mesh of devices.
-      policy=placeholder(str),  # Folder of a Hugging Face model.
-      random_model=False,  # True: a tiny random policy, PRM, problems.
-      prm=placeholder(str),  # Folder of a PRM; None has no PRM.
-      eos_token=placeholder(str),  # Ends a response; None: the folder's.
-      compute_dtype="bfloat16",  # Dtype of products; or "float32".
-      param_dtype="bfloat16",  # Dtype of weights; or "float32".
-      benchmarks={
-        name: benchmark(name, averaged=name in PAPERS)
-        for name in (*PAPERS, "gsm8k")
-      },
-      skip_malformed=False,  # True: malformed rows are counted, not errors.
-      # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
-      prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
-      # Text that every response begins with. It belongs to the policy's
-      # prompt: PRM and grader read only the text after it.
-      response_prefix="",
-      # Longest prompt of the policy, tokens; longer problems are left out and
-      # reported.
-      prompt_tokens=1024,
-      prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
-      greedy=True,  # One greedy response to each problem.
-      samples=8,  # Responses drawn for each problem; 0 draws none.
-      k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
-      # Distribution of the samples; max_new_tokens limits greedy ones as well.
-      sampler=base.sampler(max_new_tokens=8192),
-      # Responses that are written to the file together; a killed run loses at
-      # most this many.
-      batch_rows=128,
-      # Without slots (`evaluate.py:one_loop`) a whole batch is generated in
-      # one loop. With slots, memory at times has two copies of keys and values.
-      engine=base.engine(),
-      score=score(),
-      grader=files.grader(),
-      bootstrap_seed=0,  # Seed of the intervals.
-      bootstrap_resamples=2000,  # Resamples of the problems, for intervals.
-    )
-  )
-
-
-def score() -> ConfigDict:
-  """How the PRM scores responses; see `pure_jax.settings.ScoreConfig`."""
-  return ConfigDict(
-    dict(
+  return dict(
+    seed=0,  # Seed of the samples.
+    progress=True,  # Progress bar on stderr.
+    mesh=base.mesh(),  # Mesh of devices.
+    policy=placeholder(str),  # Folder of a Hugging Face model.
+    random_model=False,  # True: a tiny random policy, PRM, problems.
+    prm=placeholder(str),  # Folder of a PRM; None has no PRM.
+    eos_token=placeholder(str),  # Ends a response; None: the folder's.
+    compute_dtype="bfloat16",  # Dtype of products; or "float32".
+    param_dtype="bfloat16",  # Dtype of weights; or "float32".
+    benchmarks={
+      name: benchmark(name, averaged=name in PAPERS)
+      for name in (*PAPERS, "gsm8k")
+    },
+    skip_malformed=False,  # True: malformed rows are counted, not errors.
+    # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
+    prompt_format="qwen_boxed",
+    prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
+    # Text that every response begins with. It belongs to the policy's
+    # prompt: PRM and grader read only the text after it.
+    response_prefix="",
+    # Longest prompt of the policy, tokens; longer problems are left out and
+    # reported.
+    prompt_tokens=1024,
+    prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
+    greedy=True,  # One greedy response to each problem.
+    samples=8,  # Responses drawn for each problem; 0 draws none.
+    k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
+    # Distribution of the samples; max_new_tokens limits greedy ones as well.
+    sampler=base.sampler(max_new_tokens=8192),
+    # Responses that are written to the file together; a killed run loses at
+    # most this many.
+    batch_rows=128,
+    # Without slots (`evaluate.py:one_loop`) a whole batch is generated in
+    # one loop. With slots, memory at times has two copies of keys and values.
+    engine=base.engine(),
+    # How the PRM scores responses; see `pure_jax.settings.ScoreConfig`.
+    score=dict(
       max_steps=256,  # Steps of a response; the rest is merged into the last.
       separator="insert",  # Or "replace", as the paper's reference does.
-    )
+    ),
+    grader=files.grader(),
+    bootstrap_seed=0,  # Seed of the intervals.
+    bootstrap_resamples=2000,  # Resamples of the problems, for intervals.
   )
 
 
 def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
   """A file of problems."""
-  return ConfigDict(
-    dict(
-      file=placeholder(str),  # None leaves the benchmark out.
-      format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems: fields of a record to fields of the file, see
-      # files.py.
-      fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # Only the first ones; None takes all.
-      averaged=averaged,  # Whether the average includes it.
-    )
+  fields = dict(
+    file=placeholder(str),  # None leaves the benchmark out.
+    format=format_name,  # See host/data/formats/named.py.
+    # For mapped_problems: fields of a record to fields of the file, see
+    # files.py.
+    fields=placeholder(ConfigDict),
+    problems=placeholder(int),  # Only the first ones; None takes all.
+    averaged=averaged,  # Whether the average includes it.
   )
+  return ConfigDict(fields)

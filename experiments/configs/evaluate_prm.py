@@ -16,17 +16,7 @@ from ml_collections.config_dict import placeholder
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """The fields.
-
-  Args:
-    variant: "full" or "smoke".
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """The fields, for the "full" evaluation or a "smoke" run."""
   if variant not in ("full", "smoke"):
     raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config = ConfigDict(
@@ -56,7 +46,11 @@ def get_config(variant: str = "full") -> ConfigDict:
       # counted.
       prompt_tokens=1024,
       response_tokens=3072,  # Longest solution, tokens, EOS included.
-      score=score(),
+      # How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`.
+      score=dict(
+        max_steps=128,  # Steps of a solution; one with more is left out.
+        separator="insert",  # Or "replace", as the paper's reference does.
+      ),
       batch_size=8,  # Solutions in a batch.
       length_multiple=128,  # Columns are padded to a multiple of this, tokens.
       compute_dtype="bfloat16",  # Dtype of products; or "float32".
@@ -85,13 +79,3 @@ def get_config(variant: str = "full") -> ConfigDict:
       }
     )
   return config
-
-
-def score() -> ConfigDict:
-  """How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`."""
-  return ConfigDict(
-    dict(
-      max_steps=128,  # Steps of a solution; one with more is left out.
-      separator="insert",  # Or "replace", as the paper's reference does.
-    )
-  )

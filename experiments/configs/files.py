@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
   config = base.get_config()
   with config.ignore_type():
     config.world = config.model = config.sft = None
-    config.files = files()
+    config.files = ConfigDict(files())
     for name in ("labelled", "policy_prompts", "policy_samples"):
       config.prm[name] = None
   config.prm.extra_layers = 0  # The paper's PRM has no extra layers.
@@ -37,82 +37,76 @@ def get_config() -> ConfigDict:
   return config
 
 
-def files() -> ConfigDict:
+def files() -> dict:
   """Models and data."""
-  return ConfigDict(
-    dict(
-      policy=placeholder(str),  # Folder of a Hugging Face model.
-      # A tiny random model in place of files, to try the code without a model:
-      # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
-      random_model=placeholder(str),
-      # Files that are made for the random model: problems ("train",
-      # "held_out"), a random "prm" to load, or "labelled" solutions to train a
-      # PRM on.
-      random_files=("train", "held_out", "labelled"),
-      prm=placeholder(str),  # Folder of a trained PRM; None trains one.
-      eos_token=placeholder(str),  # Ends a response; None: the folder's.
-      # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
-      prompt_format="qwen_boxed",
-      prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
-      # Text that every response begins with. It belongs to the policy's
-      # prompt: PRM and grader read only the text after it.
-      response_prefix="",
-      # Longest prompt of the policy, tokens; longer problems are left out.
-      prompt_tokens=1024,
-      prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
-      # Longest response that the PRM is trained on, tokens.
-      response_tokens=2048,
-      # Files of rows and their formats, see host/data/formats/named.py. The
-      # formats mapped_problems and mapped_steps need a mapping from fields of
-      # a record to fields of the file; it is None for other formats.
-      train=placeholder(str),  # Problems of RL; None if only a PRM is trained.
-      train_format="math8k",  # Or another format of problems.
-      train_fields=placeholder(ConfigDict),  # Mapping of fields.
-      held_out=placeholder(str),  # Problems of evaluations.
-      held_out_format="math500",  # Or another format of problems.
-      held_out_fields=placeholder(ConfigDict),  # Mapping of fields.
-      labelled=placeholder(str),  # Labelled solutions, to train a PRM on.
-      labelled_format="prm800k",  # Or another format of steps.
-      labelled_fields=placeholder(ConfigDict),  # Mapping of fields.
-      labelled_one_in=20,  # One problem in this many is held out.
-      labelled_rows=placeholder(int),  # Most rows to train on; None: all.
-      labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
-      skip_malformed=False,  # True: malformed rows are counted, not errors.
-      grader=grader(),
-      model=computation(),
-      # For plan.py if no folder is named: a name in settings/models.py.
-      architecture=placeholder(str),  # Of the policy.
-      prm_architecture=placeholder(str),  # Of the PRM.
-    )
+  return dict(
+    policy=placeholder(str),  # Folder of a Hugging Face model.
+    # A tiny random model in place of files, to try the code without a model:
+    # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
+    random_model=placeholder(str),
+    # Files that are made for the random model: problems ("train",
+    # "held_out"), a random "prm" to load, or "labelled" solutions to train a
+    # PRM on.
+    random_files=("train", "held_out", "labelled"),
+    prm=placeholder(str),  # Folder of a trained PRM; None trains one.
+    eos_token=placeholder(str),  # Ends a response; None: the folder's.
+    # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
+    prompt_format="qwen_boxed",
+    prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
+    # Text that every response begins with. It belongs to the policy's
+    # prompt: PRM and grader read only the text after it.
+    response_prefix="",
+    # Longest prompt of the policy, tokens; longer problems are left out.
+    prompt_tokens=1024,
+    prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
+    # Longest response that the PRM is trained on, tokens.
+    response_tokens=2048,
+    # Files of rows and their formats, see host/data/formats/named.py. The
+    # formats mapped_problems and mapped_steps need a mapping from fields of
+    # a record to fields of the file; it is None for other formats.
+    train=placeholder(str),  # Problems of RL; None if only a PRM is trained.
+    train_format="math8k",  # Or another format of problems.
+    train_fields=placeholder(ConfigDict),  # Mapping of fields.
+    held_out=placeholder(str),  # Problems of evaluations.
+    held_out_format="math500",  # Or another format of problems.
+    held_out_fields=placeholder(ConfigDict),  # Mapping of fields.
+    labelled=placeholder(str),  # Labelled solutions, to train a PRM on.
+    labelled_format="prm800k",  # Or another format of steps.
+    labelled_fields=placeholder(ConfigDict),  # Mapping of fields.
+    labelled_one_in=20,  # One problem in this many is held out.
+    labelled_rows=placeholder(int),  # Most rows to train on; None: all.
+    labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
+    skip_malformed=False,  # True: malformed rows are counted, not errors.
+    grader=grader(),
+    model=computation(),
+    # For plan.py if no folder is named: a name in settings/models.py.
+    architecture=placeholder(str),  # Of the policy.
+    prm_architecture=placeholder(str),  # Of the PRM.
   )
 
 
-def grader() -> ConfigDict:
+def grader() -> dict:
   """How answers are found and graded."""
-  return ConfigDict(
-    dict(
-      extractors=("boxed",),  # Extractors of answers, in order.
-      workers=2,  # Worker processes.
-      seconds=5.0,  # Time limit of one answer.
-    )
+  return dict(
+    extractors=("boxed",),  # Extractors of answers, in order.
+    workers=2,  # Worker processes.
+    seconds=5.0,  # Time limit of one answer.
   )
 
 
-def computation() -> ConfigDict:
+def computation() -> dict:
   """How models are computed; see `pure_jax.models.config.ModelConfig`."""
-  return ConfigDict(
-    dict(
-      # Dtype of matrix products: "float32", "bfloat16", or "auto", which is
-      # bfloat16 on accelerators and float32 on CPUs. Optimizer and reductions
-      # are float32.
-      compute_dtype="auto",
-      param_dtype="float32",  # Dtype of weights; or "bfloat16".
-      # Rematerialisation of a layer: "none" (all activations are kept),
-      # "attention", "dots", "layer" or "offload", see models/config.py.
-      remat="layer",
-      # Tokens of a row whose logits exist at one time in log-probs; None: all.
-      logits_chunk=placeholder(int),
-      # Queries whose attention is computed at a time; None computes all.
-      attention_chunk=placeholder(int),
-    )
+  return dict(
+    # Dtype of matrix products: "float32", "bfloat16", or "auto", which is
+    # bfloat16 on accelerators and float32 on CPUs. Optimizer and reductions
+    # are float32.
+    compute_dtype="auto",
+    param_dtype="float32",  # Dtype of weights; or "bfloat16".
+    # Rematerialisation of a layer: "none" (all activations are kept),
+    # "attention", "dots", "layer" or "offload", see models/config.py.
+    remat="layer",
+    # Tokens of a row whose logits exist at one time in log-probs; None: all.
+    logits_chunk=placeholder(int),
+    # Queries whose attention is computed at a time; None computes all.
+    attention_chunk=placeholder(int),
   )

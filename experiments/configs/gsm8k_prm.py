@@ -55,17 +55,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "full") -> ConfigDict:
-  """Both stages.
-
-  Args:
-    variant: "full" or "smoke".
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """Both stages, "full" or "smoke"."""
   if variant not in ("full", "smoke"):
     raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config = files.get_config()

@@ -37,19 +37,7 @@ MODES = {
 def policy_run(
   variant: str, *, architecture: str, iterations: int
 ) -> ConfigDict:
-  """RL of one policy on the MATH prompts of PURE.
-
-  Args:
-    variant: see above.
-    architecture: name of the policy's shape in `ARCHITECTURES`.
-    iterations: iterations of RL.
-
-  Returns:
-    The config.
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """RL of a policy (a name in `ARCHITECTURES`) on the MATH prompts of PURE."""
   mode, is_smoke, is_continuous = parse(variant)
   process_coef, verifiable_coef, learning_rate = MODES[mode]
   config = files.get_config()
@@ -97,18 +85,7 @@ def policy_run(
 
 
 def parse(variant: str) -> tuple[str, bool, bool]:
-  """Parses the name of a variant.
-
-  Args:
-    variant: see above.
-
-  Returns:
-    (one of `MODES`, whether it is a smoke run, whether continuous batching
-    samples).
-
-  Raises:
-    ValueError: for another variant.
-  """
+  """Parses a variant: (one of `MODES`, is smoke, is continuous batching)."""
   name = variant.removesuffix("_one_loop")
   is_smoke = name.startswith("smoke")
   mode = "prm_vr" if name == "smoke" else name.removeprefix("smoke_")
@@ -122,11 +99,7 @@ def parse(variant: str) -> tuple[str, bool, bool]:
 
 
 def set_credit_and_loss(config: ConfigDict) -> None:
-  """Sets the fields of `pure_jax.settings.paper`.
-
-  Args:
-    config: config of a run; it is changed.
-  """
+  """Sets the fields of `pure_jax.settings.paper`."""
   config.rl.credit.update(
     {
       "form": "softmin",
@@ -151,15 +124,7 @@ def set_credit_and_loss(config: ConfigDict) -> None:
 
 
 def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
-  """Shrinks a run to a random model and a few problems; it learns nothing.
-
-  Args:
-    config: config to shrink; it is changed.
-    random_model: "tied", "untied" or "llama".
-
-  Returns:
-    The config.
-  """
+  """Shrinks a run to a random model and a few problems; it learns nothing."""
   config.files.update(
     {
       "random_model": random_model,

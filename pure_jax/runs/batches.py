@@ -30,26 +30,15 @@ class PromptEncoder:
   length: int
 
   def text(self, problem: Problem | LabelledSolution) -> str:
-    """The prompt of a problem as text.
-
-    Args:
-      problem: the problem, or a solution of it.
-    """
+    """The prompt of a problem, or of a solution's problem, as text."""
     return self.prompt_format.text(self.tokenizer, problem.problem)
 
   def ids(self, problem: Problem | LabelledSolution) -> list[int]:
-    """The prompt of a problem as token ids.
-
-    Args:
-      problem: the problem, or a solution of it.
-    """
+    """The same as token ids."""
     return self.tokenizer.encode(self.text(problem))
 
   def encode(self, problems: Sequence[Problem | LabelledSolution]) -> Prompts:
-    """Encodes problems.
-
-    Args:
-      problems: n problems whose prompts have at most L tokens.
+    """Encodes n problems whose prompts have at most L tokens.
 
     Returns:
       Prompts [n, L] on the host, left-padded.
@@ -73,26 +62,19 @@ class Batches:
   layout: sharding.Layout
 
   def encode_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Encodes the policy's prompts. Each process encodes its share.
+    """Encodes n policy prompts; row shards must divide n.
 
-    Args:
-      problems: n problems; row shards must divide n.
-
-    Returns:
-      All n prompts [n, L] on the host of every process, left-padded.
+    Each process encodes its share. All prompts [n, L], left-padded, come back
+    to the host of every process.
     """
     rows = self.share(len(problems))
     prompts = self.prompt_encoder.encode([problems[row] for row in rows])
     return self.gather(len(problems), prompts)
 
   def put_prm_prompts(self, problems: Sequence[Problem]) -> Prompts:
-    """Encodes the PRM's prompts; each process encodes the rows of its devices.
+    """Encodes the PRM's prompts [B, L'] onto the devices, left-padded.
 
-    Args:
-      problems: B problems; row shards must divide B.
-
-    Returns:
-      Prompts [B, L'] on the devices, left-padded.
+    Each process encodes the rows of its devices; row shards must divide B.
     """
     return self.put_rows(
       len(problems),
@@ -102,52 +84,28 @@ class Batches:
     )
 
   def put(self, tree: Any) -> Any:
-    """Puts host arrays onto the devices.
-
-    Args:
-      tree: pytree of host arrays [B, ...], the same in every process.
-
-    Returns:
-      The same pytree on the devices, rows split over the mesh.
-    """
+    """Puts host arrays [B, ...], equal in every process, onto the devices."""
     (count,) = {len(leaf) for leaf in jax.tree.leaves(tree)}
     return self.put_rows(count, lambda rows: take_rows(tree, rows))
 
   def put_rows(self, count: int, make: Callable[[np.ndarray], Any]) -> Any:
-    """Puts a batch onto the devices; each process makes its own rows.
+    """Puts a batch [B, ...] onto the devices, rows split over the mesh.
 
-    Args:
-      count: B, divisible by the row shards.
-      make: row numbers [b] -> pytree of host arrays [b, ...].
-
-    Returns:
-      The pytree, [B, ...], rows split over the mesh.
+    Each process makes the rows of its devices: `make` takes row numbers [b] and
+    returns a pytree of host arrays [b, ...].
     """
     return global_batch.make_rows(self._row_sharding, count, make)
 
   def share(self, count: int) -> np.ndarray:
-    """The rows of a batch that this process reads and grades.
+    """The rows [b] of B, ascending, that this process reads and grades.
 
-    Args:
-      count: B, divisible by the row shards.
-
-    Returns:
-      Ascending row numbers [b]; every row belongs to one process.
+    Row shards must divide B. Every row belongs to one process.
     """
-    return global_batch.owned_rows(self._row_sharding, count)[
-      jax.process_index()
-    ]
+    owned = global_batch.owned_rows(self._row_sharding, count)
+    return owned[jax.process_index()]
 
   def gather(self, count: int, tree: Any) -> Any:
-    """Gathers the values that each process has for its share.
-
-    Args:
-      count: B.
-      tree: pytree of numpy arrays [b, ...] of this process's share.
-
-    Returns:
-      The same pytree of arrays [B, ...] in every process.
-    """
+    """Gathers host arrays [b, ...] of the processes' shares to all B rows."""
     return global_batch.gather_rows(self._row_sharding, count, tree)
 
   @property
@@ -161,8 +119,5 @@ def take_rows(tree: Any, indices: np.ndarray) -> Any:
   Args:
     tree: pytree of arrays [n, ...], such as `Demonstrations`.
     indices: [m] int row numbers.
-
-  Returns:
-    The same pytree, [m, ...].
   """
   return jax.tree.map(lambda x: np.asarray(x)[indices], tree)

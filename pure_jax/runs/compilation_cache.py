@@ -13,13 +13,12 @@ import tempfile
 
 import jax
 
-OFF = "off"
 # jax's default skips programs that compile in under a second, but a run has
 # dozens of them.
 _MIN_COMPILE_SECONDS = 0.0
 _MIN_COMPILE_SECONDS_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 # Limit of the default folder, which no user chose and none would clean up.
-MAX_BYTES = 4 * 10**9
+_MAX_BYTES = 4 * 10**9
 
 
 def enable(folder: str | None = None) -> pathlib.Path | None:
@@ -33,8 +32,8 @@ def enable(folder: str | None = None) -> pathlib.Path | None:
   Args:
     folder: to keep programs in. "off" disables the cache, however jax is
       configured. None takes the folder that jax is configured with
-      (JAX_COMPILATION_CACHE_DIR), or else `default_folder`, which is limited
-      to `MAX_BYTES`.
+      (JAX_COMPILATION_CACHE_DIR), or else a folder of the user's cache, which
+      is limited to `_MAX_BYTES`.
 
   Returns:
     The folder, or None if nothing is kept.
@@ -43,7 +42,7 @@ def enable(folder: str | None = None) -> pathlib.Path | None:
     OSError: if no file can be written there. jax's folder is unchanged: the
       run gives the same results without the cache, and starts later.
   """
-  if folder == OFF:
+  if folder == "off":
     jax.config.update("jax_enable_compilation_cache", False)
     return None
   if not jax.config.jax_enable_compilation_cache:
@@ -56,27 +55,23 @@ def enable(folder: str | None = None) -> pathlib.Path | None:
   if chosen and "://" in chosen:  # A bucket, which jax opens itself.
     jax.config.update("jax_compilation_cache_dir", chosen)
     return pathlib.Path(chosen)
-  path = pathlib.Path(chosen).expanduser() if chosen else default_folder()
+  path = pathlib.Path(chosen).expanduser() if chosen else _default_folder()
   path = path.absolute()
   path.mkdir(mode=0o700, parents=True, exist_ok=True)
   with tempfile.TemporaryFile(dir=path):
     pass
   if not chosen:
-    remove_oldest(path, MAX_BYTES)
+    remove_oldest(path, _MAX_BYTES)
   jax.config.update("jax_compilation_cache_dir", str(path))
   return path
 
 
-def default_folder() -> pathlib.Path:
-  """Returns the folder that is used if the user names none.
+def _default_folder() -> pathlib.Path:
+  """Returns pure_jax/compiled in the user's cache folder, for this processor.
 
-  Returns:
-    pure_jax/compiled in the user's cache folder (XDG_CACHE_HOME, else
-    ~/.cache), and in it a folder for this kind of processor. Compiled programs
-    use its instructions, and different machines may share a home.
-
-  Raises:
-    OSError: if the user has no home folder.
+  The user's folder is XDG_CACHE_HOME, else ~/.cache. Programs use instructions
+  of their processor, and different machines may share a home. Raises an OSError
+  if the user has no home folder.
   """
   cache = os.environ.get("XDG_CACHE_HOME", "")
   if not os.path.isabs(cache):  # The XDG standard ignores such values.
@@ -103,7 +98,7 @@ def _processor_name() -> str:
 
 
 def remove_oldest(folder: pathlib.Path, max_bytes: int) -> int:
-  """Removes the least recently used programs if a folder is too large.
+  """Removes the least recently used programs; returns how many.
 
   jax's own limit (jax_compilation_cache_max_size) lists the folder whenever it
   writes a program. It also keeps nothing more once it finds a program without
@@ -112,9 +107,6 @@ def remove_oldest(folder: pathlib.Path, max_bytes: int) -> int:
   Args:
     folder: folder of compiled programs.
     max_bytes: above this size, programs are removed until half of it is left.
-
-  Returns:
-    How many were removed.
   """
   programs = []
   for path in folder.glob("*-cache"):

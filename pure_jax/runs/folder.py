@@ -51,11 +51,7 @@ class RunFolder:
   samples: SamplesWriter | NoWriter
 
   def is_done(self, stage: str) -> bool:
-    """Whether a stage is finished.
-
-    Args:
-      stage: name of the stage.
-    """
+    """Whether a stage is finished."""
     return processes.broadcast_from_zero(
       lambda: (self.start / stage / "done.json").exists()
     )
@@ -63,15 +59,7 @@ class RunFolder:
   def load_weights(
     self, stage: str, declared: Any, layout: sharding.Layout
   ) -> Any:
-    """Loads the weights of a finished stage.
-
-    Args:
-      stage: name of the stage.
-      declared: a `Weight` for each leaf.
-      layout: devices and rules.
-
-    Returns:
-      The weights, sharded as declared.
+    """Loads the weights of a finished stage, sharded as `declared`.
 
     Raises:
       CheckpointError: if they are missing or damaged.
@@ -86,13 +74,7 @@ class RunFolder:
       ) from error
 
   def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
-    """Saves the weights of a stage, then marks it finished.
-
-    Args:
-      stage: name of the stage.
-      weights: its trained weights.
-      facts: JSON-like, the content of ``done.json``.
-    """
+    """Saves a stage's weights, then marks it finished by ``done.json``."""
     save_tree(self.start / stage / "weights", weights)
     processes.on_process_zero(
       lambda: write_json_atomic(self.start / stage / "done.json", facts)
@@ -100,7 +82,7 @@ class RunFolder:
 
   @contextlib.contextmanager
   def lock_start(self) -> Iterator[None]:
-    """Lets one run at a time train the stages that several runs start from.
+    """Lets one run at a time train the stages that several start from.
 
     Raises:
       WorkdirError: if another process uses the start folder.
@@ -115,16 +97,9 @@ class RunFolder:
   def dump_batch(
     self, stage: str, step: int, batch: Any, facts: Mapping[str, Any]
   ) -> pathlib.Path:
-    """Saves a batch that gave numbers that are not finite.
+    """Saves a batch that gave numbers that are not finite; returns the file.
 
-    Args:
-      stage: name of the stage.
-      step: number of the update, from 1.
-      batch: its arrays.
-      facts: JSON-like, saved with them.
-
-    Returns:
-      The file; `pure_jax.host.logs.batch_dump` says how to read it.
+    `pure_jax.host.logs.batch_dump` says how to read it.
     """
     path = self.path / "nonfinite" / f"{stage}_{step}.npz"
     dump_batch(path, batch, {"stage": stage, "step": step, **facts})
@@ -146,11 +121,8 @@ def load_weights(
 
   Args:
     folder: `weights` of a stage.
-    declared: a `Weight` for each leaf.
+    declared: a `Weight` for each leaf; how the weights are sharded.
     layout: devices and rules.
-
-  Returns:
-    The weights, sharded as declared.
   """
   abstract = jax.tree.map(
     lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(

@@ -1,20 +1,110 @@
-"""Loops of updates: when they end early, and the loop of supervised stages."""
+"""Loops of updates: checkpoints, early ends, the loop of supervised stages."""
 
 import dataclasses
 import enum
+import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 import jax
 import numpy as np
 
-from pure_jax.host.data.batches import next_batch
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
+from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.console import Progress
+from pure_jax.runs import workdir as workdirs
+from pure_jax.runs.folder import MAY_DIFFER_FROM_START
 from pure_jax.runs.run import Run
-from pure_jax.runs.stage_checkpoints import StageCheckpoints
 from pure_jax.training.train import Metrics, TrainState
+
+
+class StageCheckpoints:
+  """Saves and restores one stage. Leaving the context waits for saves.
+
+  A checkpoint holds the train state (parameters, optimizer, counters), the data
+  cursor, the config, versions, and the metrics that rank it. No generator state
+  is kept: random keys follow from (seed, stream, step), and the KL coefficient
+  is a constant of the config.
+  """
+
+  def __init__(
+    self,
+    run: Run,
+    folder: pathlib.Path,
+    *,
+    keep_latest: int = 2,
+    best_metric: str | None = None,
+    may_differ: Sequence[str] = MAY_DIFFER_FROM_START,
+  ):
+    """Opens or creates the folder.
+
+    Args:
+      run: the open run.
+      folder: where the checkpoints are.
+      keep_latest: how many of the newest checkpoints to keep; 2, so that a
+        damaged one has a predecessor.
+      best_metric: the metric whose best checkpoint is kept as well.
+      may_differ: config fields in which a resumed run may differ.
+    """
+    record = workdirs.read_record(run.folder.path)
+    self.folder = folder
+    self._seed = run.spec.settings.seed
+    self._checkpoints = Checkpoints(
+      folder,
+      keep_latest=keep_latest,
+      best_metric=best_metric,
+      config=record["config"],
+      may_differ=may_differ,
+      versions=record["versions"][-1],
+    )
+
+  def __enter__(self) -> "StageCheckpoints":
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._checkpoints.__exit__(*error)
+
+  def resume(self, state: TrainState) -> tuple[TrainState, int, Cursor]:
+    """Restores the latest checkpoint: (state, updates done, data cursor).
+
+    The state given is that at step 0, on this run's mesh, which may have
+    another shape than the one before; it is donated. Without a checkpoint, the
+    values at step 0 come back.
+    """
+    if not self._checkpoints.steps():
+      return state, 0, Cursor(self._seed)
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
+    )
+    for leaf in jax.tree.leaves(state):
+      leaf.delete()  # There is not always room for two.
+    restored = self._checkpoints.restore_latest(abstract)
+    cursor = Cursor(**restored.extra["cursor"])
+    return restored.state, restored.step, cursor
+
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    cursor: Cursor,
+    metrics: Mapping[str, float] | None = None,
+    *,
+    regular: bool,
+  ) -> None:
+    """Starts to write a checkpoint of the state after a number of updates.
+
+    `metrics` are those of an evaluation of this state, if there was one.
+    `regular` says whether an uninterrupted run saves here too.
+    """
+    extra = {"cursor": dataclasses.asdict(cursor)}
+    self._checkpoints.save(step, state, extra, metrics, interim=not regular)
+
+  def wait(self) -> None:
+    """Waits until the checkpoint saved last is on disk."""
+    self._checkpoints.wait()
 
 
 class StopReason(enum.Enum):
@@ -54,15 +144,10 @@ class EarlyStop:
     return min(self.run.spec.settings.rl.max_skipped_updates, self.total)
 
   def check_resumed(self, step: int, state: TrainState) -> None:
-    """Checks that a finished stage did not end on skipped updates.
+    """Raises FloatingPointError if a finished stage ended on skipped updates.
 
-    Args:
-      step: updates done.
-      state: the state after these updates.
-
-    Raises:
-      FloatingPointError: if the stage has no updates left, and as many of its
-        last ones were skipped as end a loop.
+    Then the stage has no updates left, and as many of its last ones were
+    skipped as end a loop.
     """
     skipped = int(state.skipped_in_a_row)
     if step >= self.total and skipped >= self.max_skipped:
@@ -74,13 +159,6 @@ class EarlyStop:
     """Decides after an update whether the loop ends; waits for the update.
 
     Every process must call it once per update.
-
-    Args:
-      metrics: metrics of the update.
-      shutdown: whether SIGTERM came.
-
-    Returns:
-      Why it ends; None if it goes on.
     """
     skipped = int(metrics["skipped_in_a_row"])
     # Before any return, because every process takes part in it.
@@ -100,15 +178,10 @@ class EarlyStop:
   ) -> None:
     """Ends the loop if there is a reason, once its checkpoint is on disk.
 
-    Every process must call it after each save.
-
-    Args:
-      reason: why it ends; None if only SIGTERM during the save ends it.
-      shutdown: whether SIGTERM came.
-      step: step of the last checkpoint, saved after the last update.
-      metrics: metrics of that update.
-      batch: its arrays, written to a file after too many skipped updates.
-      facts: JSON-like, saved with the batch.
+    Every process must call it after each save, with the step, the metrics and
+    the batch of the last update. Without a reason only SIGTERM during the save
+    ends it. The batch and JSON-like facts are saved after too many skipped
+    updates.
 
     Raises:
       FloatingPointError: if too many updates in a row were skipped.

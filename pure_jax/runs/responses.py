@@ -1,8 +1,9 @@
-"""The responses of a rollout on the host: texts, verdicts, metrics."""
+"""The responses of a rollout on the host: texts, verdicts, checks, metrics."""
 
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from pure_jax.host.data.records import Problem
@@ -14,8 +15,9 @@ from pure_jax.host.evaluation.rollout_metrics import (
 )
 from pure_jax.host.text.tokenization import split_texts
 from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks.task import Verdicts
-from pure_jax.training.score import Scores
+from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Rollout
 
 
@@ -41,9 +43,6 @@ def grade(
     run: the open run.
     problems: B problems.
     rollout: B responses.
-
-  Returns:
-    Their texts and verdicts.
   """
   rows = run.batches.share(len(problems))
   texts = step_texts(run, rollout, rows)
@@ -53,34 +52,79 @@ def grade(
 
 
 def step_texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
-  """Decodes responses whose rows are in this process.
+  """Decodes responses: the step texts of each row.
 
   Args:
     run: the open run.
     rollout: B responses.
-    rows: row numbers.
-
-  Returns:
-    The step texts of each row.
+    rows: row numbers, of this process.
   """
   arrays = (rollout.tokens, rollout.completion_mask)
   tokens, mask = global_batch.read_rows(arrays, rows)
   return split_texts(run.task.tokenizer, tokens, mask)
 
 
+def check_finite(
+  run: Run, step: int, problems: Sequence[Problem], batch: ScoredBatch
+) -> None:
+  """Checks step rewards before they reach the policy.
+
+  Args:
+    run: the open run.
+    step: number of the iteration.
+    problems: B problems.
+    batch: scored responses.
+
+  Raises:
+    FloatingPointError: if a step reward is not finite; the batch is saved.
+  """
+  rewards = global_batch.read_everywhere(batch.scores.step_rewards)
+  bad = ~np.isfinite(rewards).all(axis=1)
+  if bad.any():
+    facts = {"problems": [problem.problem for problem in problems]}
+    path = run.folder.dump_batch("rl", step, batch, facts)
+    raise FloatingPointError(
+      f"Iteration {step}: the PRM's step rewards of {bad.sum()} of "
+      f"{bad.size} responses are not finite, first in row {bad.argmax()}. "
+      f"The batch is in {path}. The policy was not updated; the last "
+      "checkpoint is intact. Check the PRM's weights."
+    )
+
+
+def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
+  """Checks the sampler's log-probs if the update uses them as the policy's.
+
+  Args:
+    run: the open run.
+    step: number of the iteration.
+    drift: [] their largest difference; None if it was not measured.
+
+  Raises:
+    ConfigError: if it is beyond `rl.old_logp.tolerance`.
+  """
+  rl = run.spec.settings.rl
+  if rl.old_logp.source == "score" or drift is None:
+    return
+  if not float(drift) <= rl.old_logp.tolerance:
+    raise ConfigError(
+      f"Iteration {step}: the sampler's log-probs are up to {float(drift):.3g} "
+      "nats off the policy's, and rl.old_logp.source='sampled' allows only "
+      f"rl.old_logp.tolerance={rl.old_logp.tolerance}. The "
+      "policy was not updated; the last checkpoint is intact. The same command "
+      "continues from there with --config.rl.old_logp.source=score."
+    )
+
+
 def response_metrics(
   run: Run, graded: GradedResponses, rollout: Rollout, scores: Scores
 ) -> dict[str, float]:
-  """Computes metrics of graded and scored responses.
+  """Computes metrics of responses, the same in every process.
 
   Args:
     run: the open run.
     graded: their texts and verdicts.
     rollout: B responses.
     scores: their steps and step rewards.
-
-  Returns:
-    Metrics by name, the same in every process.
   """
   verdicts = graded.verdicts
   count = len(verdicts.correct)

@@ -16,12 +16,7 @@ from pure_jax.runs.rl_weights import (
   trained_weights,
 )
 from pure_jax.runs.spec import RunSpec
-from pure_jax.training import (
-  packing,
-  rollouts,
-  score,
-  train,
-)
+from pure_jax.training import packing, rollouts, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout
@@ -53,9 +48,9 @@ class RLFunctions:
 
   spec: RunSpec
   for_rollout: Callable[[Any], Any]
-  generate: Callable[[Any, Prompts, jax.Array], Rollout]
-  generate_held_out: Callable[[Any, Prompts, jax.Array], Rollout]
-  generate_greedy: Callable[[Any, Prompts, jax.Array], Rollout]
+  generate: rollouts.Generate
+  generate_held_out: rollouts.Generate
+  generate_greedy: rollouts.Generate
   score_lengths: Callable[[Rollout, Prompts], jax.Array]
   update_lengths: Callable[[Rollout, None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -64,15 +59,7 @@ class RLFunctions:
   updates: Mapping[RowShape | None, Callable[..., Any]]
 
   def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
-    """Joins the policy's weights in the form that rollouts use.
-
-    Args:
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-
-    Returns:
-      All weights, in the rollout layout.
-    """
+    """The policy's weights in the layout and the precision of rollouts."""
     return frozen.sampler(self.for_rollout(trained))
 
   def score(
@@ -82,21 +69,15 @@ class RLFunctions:
     rollout: Rollout,
     prm_prompts: Prompts,
   ) -> tuple[Scores, jax.Array]:
-    """Scores a rollout, with old log-probs of the policy.
+    """Scores a rollout, with old log-probs of the policy: (scores, drift []).
 
-    Args:
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-      rollout: B responses.
-      prm_prompts: [B, L'] the PRM's prompt for each response.
-
-    Returns:
-      (scores, drift []), see `score.make_score`.
+    ``prm_prompts`` [B, L'] are the PRM's prompts of the responses. See
+    `score.make_score`.
     """
-    function = _choose(self.scores, self.score_lengths, rollout, prm_prompts)
-    return function(
-      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
-    )
+    batch = (rollout, prm_prompts)
+    function = _choose(self.scores, self.score_lengths, *batch)
+    models = (frozen.policy(trained), frozen.reference, frozen.prm)
+    return function(*models, *batch)
 
   def score_iteration(
     self,
@@ -108,48 +89,24 @@ class RLFunctions:
   ) -> tuple[Scores, jax.Array | None]:
     """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
-    Args:
-      iteration: its number, from 1; the sampler's log-probs are checked every
-        `rl.old_logp.check_every` iterations.
-      trained: the weights that RL trains.
-      frozen: the weights that it does not.
-      rollout: B responses.
-      prm_prompts: [B, L'] the PRM's prompt for each response.
-
-    Returns:
-      (scores, drift []); the drift is None if the policy was not run.
+    The sampler's log-probs are checked in the first iteration and then once in
+    `rl.old_logp.check_every`. The drift is None if the policy was not run.
     """
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
       return self.score(trained, frozen, rollout, prm_prompts)
+    batch = (rollout, prm_prompts)
     if (iteration - 1) % rl.old_logp.check_every:
-      function = _choose(
-        self.sampled_scores, self.score_lengths, rollout, prm_prompts
-      )
-      return function(frozen.reference, frozen.prm, rollout, prm_prompts), None
-    function = _choose(
-      self.checked_scores, self.score_lengths, rollout, prm_prompts
-    )
-    return function(
-      frozen.policy(trained), frozen.reference, frozen.prm, rollout, prm_prompts
-    )
+      function = _choose(self.sampled_scores, self.score_lengths, *batch)
+      return function(frozen.reference, frozen.prm, *batch), None
+    function = _choose(self.checked_scores, self.score_lengths, *batch)
+    models = (frozen.policy(trained), frozen.reference, frozen.prm)
+    return function(*models, *batch)
 
   def update(
-    self,
-    state: train.TrainState,
-    batch: ScoredBatch,
-    frozen: FrozenWeights,
+    self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
   ) -> tuple[train.TrainState, train.Metrics]:
-    """One gradient step.
-
-    Args:
-      state: before the update; donated.
-      batch: B scored and graded responses.
-      frozen: the weights that RL does not train.
-
-    Returns:
-      (the next state, metrics).
-    """
+    """One gradient step: (the next state, metrics). The state is donated."""
     function = _choose(self.updates, self.update_lengths, batch.rollout, None)
     return function(state, batch, frozen.base)
 
@@ -169,9 +126,6 @@ def compile_functions(
   Args:
     spec: the run's specification.
     optimizer: the optax transformation.
-
-  Returns:
-    The functions.
   """
   rl, step, sampler = spec.settings.rl, spec.step, spec.sampler
   greedy = dataclasses.replace(
@@ -180,25 +134,21 @@ def compile_functions(
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
   measure = score.make_measure(step)
-  takes_sampled = rl.old_logp.source == "sampled"
+  sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
   return RLFunctions(
     spec=spec,
     for_rollout=make_rollout_copy(spec, trained_weights(spec)),
-    generate=make_generate(spec, sampler, rl.samples_per_prompt),
-    generate_held_out=make_generate(spec, plain, 1),
-    generate_greedy=make_generate(spec, greedy, 1),
+    generate=_make_generate(spec, sampler, rl.samples_per_prompt),
+    generate_held_out=_make_generate(spec, plain, 1),
+    generate_greedy=_make_generate(spec, greedy, 1),
     score_lengths=measure,
     update_lengths=measure,
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     checked_scores={
-      rows: score.make_checked_score(step, rows)
-      for rows in all_rows
-      if takes_sampled
+      rows: score.make_checked_score(step, rows) for rows in sampled_rows
     },
     sampled_scores={
-      rows: score.make_sampled_score(step, rows)
-      for rows in all_rows
-      if takes_sampled
+      rows: score.make_sampled_score(step, rows) for rows in sampled_rows
     },
     updates={
       rows: train.make_update(step, optimizer, rows) for rows in policy_rows
@@ -206,19 +156,10 @@ def compile_functions(
   )
 
 
-def make_generate(
+def _make_generate(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
-) -> Callable[[Any, Prompts, jax.Array], Rollout]:
-  """Makes stage 1 of a run.
-
-  Args:
-    spec: the run's specification.
-    sampler: how responses are sampled.
-    group_size: samples of each prompt (G).
-
-  Returns:
-    The function of `rollouts.make_generate`, or an engine's `generate`.
-  """
+) -> rollouts.Generate:
+  """Makes stage 1 of a run: one compiled loop, or an engine's `generate`."""
   rl, engine = spec.settings.rl, make_engine(spec, sampler, group_size)
   if engine is not None:
     return engine.generate
@@ -236,15 +177,12 @@ def make_generate(
 def make_engine(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
 ) -> Engine | None:
-  """Makes stage 1 of a run with continuous batching.
+  """Makes stage 1 with continuous batching; None if a run samples in one loop.
 
   Args:
     spec: the run's specification.
     sampler: how responses are sampled.
     group_size: samples of each prompt (G).
-
-  Returns:
-    The engine; None if the run samples in one loop.
   """
   config = spec.settings.rl.engine.config()
   if config is None:
@@ -284,13 +222,10 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
 
 
 def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
-  """The shapes of the rows that updates pack texts into.
+  """The shapes of the rows that updates pack texts into, as in `score_rows`.
 
   Args:
     spec: the run's specification.
-
-  Returns:
-    Shapes as in `score_rows`.
   """
   if not _packs(spec):
     return (None,)

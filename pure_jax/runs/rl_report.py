@@ -42,12 +42,7 @@ class Clock:
     self._last = time.perf_counter()
 
   def wait(self, part: str, result: Any) -> None:
-    """Waits for a result and notes how long it took.
-
-    Args:
-      part: name of the part of the iteration.
-      result: pytree of arrays that the part computes.
-    """
+    """Waits for the arrays of a part and notes how long they took."""
     jax.block_until_ready(result)
     now = time.perf_counter()
     self.seconds[part], self._last = now - self._last, now
@@ -78,7 +73,7 @@ class Iteration:
 
 
 def rewind(run: Run, done: int) -> None:
-  """Removes the logs after a number of iterations.
+  """Removes the logs of iterations after a checkpoint.
 
   Args:
     run: the open run.
@@ -156,7 +151,7 @@ def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
   for sample in samples:
     verdict = "right" if sample["correct"] else "wrong"
     lines = [f"iteration {iteration.step}: {sample['problem']} ({verdict})"]
-    lines += [f"  {text}" for text in _step_lines(sample)]
+    lines += [f"  {line}" for line in _step_lines(sample)]
     bar.say("\n".join(lines))
 
 
@@ -173,13 +168,10 @@ def _step_lines(sample: dict[str, Any]) -> list[str]:
 
 
 def summarize(run: Run) -> dict[str, Any]:
-  """Writes summary.json: first, best and last evaluation, and the config.
+  """Writes and returns summary.json: first, best and last evaluation, config.
 
   Args:
     run: the open run.
-
-  Returns:
-    The content of the file.
 
   Raises:
     MetricsError: if the evaluations of the run are missing.

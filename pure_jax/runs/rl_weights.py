@@ -8,7 +8,7 @@ import optax
 
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
-from pure_jax.parallel import sharding
+from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.training import train, weight_copies
 
@@ -31,28 +31,15 @@ class FrozenWeights:
   rollout_base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   def policy(self, trained: Any) -> Any:
-    """The policy's weights.
-
-    Args:
-      trained: the weights that RL trains.
-
-    Returns:
-      All weights; nothing is copied.
-    """
+    """All weights of the policy; nothing is copied."""
     return lora.join_params(self.base, trained)
 
   def sampler(self, rollout_copy: Any) -> Any:
-    """The weights to sample with.
+    """All weights to sample with; nothing is copied.
 
     Adapters are not merged into the base: in bfloat16 the sum would round away
     entries that are small compared with W, and the samples would come from
     another policy. The base also stays in its layout, so only adapters move.
-
-    Args:
-      rollout_copy: the copy that `RLFunctions.for_rollout` returned.
-
-    Returns:
-      All weights; nothing is copied.
     """
     return lora.join_params(self.rollout_base, rollout_copy)
 
@@ -60,15 +47,12 @@ class FrozenWeights:
 def make_rollout_copy(
   spec: RunSpec, declared: dict[str, Any]
 ) -> Callable[[Any], Any]:
-  """Makes the function that copies weights for rollouts.
+  """Makes the function that copies weights into the rollout layout.
 
   Args:
     spec: the run's specification.
     declared: declarations of the trained weights: those of a model, or only
       adapters, which keep their precision.
-
-  Returns:
-    A function from weights to their copy in the rollout layout.
   """
   make = weight_copies.make_compute_copy
   if _is_int8(spec, declared):
@@ -78,14 +62,11 @@ def make_rollout_copy(
 
 
 def needs_rollout_copy(spec: RunSpec, declared: dict[str, Any]) -> bool:
-  """Whether rollouts read a copy of the weights, or the weights themselves.
+  """Whether `make_rollout_copy` copies weights, or returns them themselves.
 
   Args:
     spec: the run's specification.
     declared: the weights, as they are trained.
-
-  Returns:
-    Whether `make_rollout_copy` copies them.
   """
   layouts = spec.layouts
   return _is_int8(spec, declared) or weight_copies.needs_compute_copy(
@@ -99,22 +80,17 @@ def _is_int8(spec: RunSpec, declared: dict[str, Any]) -> bool:
 
 
 def trained_weights(spec: RunSpec) -> dict[str, Any]:
-  """Declares the weights that RL trains.
+  """Declares the weights that RL trains: all of the policy's, or its adapters.
 
   Args:
     spec: the run's specification.
-
-  Returns:
-    A `Weight` for each: all of the policy's, or its adapters.
   """
   model = spec.rl_model
   return lora.trained_and_frozen(policy.declare_policy(model), model)[0]
 
 
 def start_state(
-  spec: RunSpec,
-  policy_params: Any,
-  optimizer: optax.GradientTransformation,
+  spec: RunSpec, policy_params: Any, optimizer: optax.GradientTransformation
 ) -> train.TrainState:
   """Makes the state at step 0: a copy of the policy, or new adapters.
 
@@ -122,9 +98,6 @@ def start_state(
     spec: the run's specification.
     policy_params: weights of the policy RL starts from.
     optimizer: the optax transformation.
-
-  Returns:
-    The state, in its shardings.
   """
   declared, layout = trained_weights(spec), spec.layouts.training
   if spec.rl_model.lora is None:
@@ -144,17 +117,17 @@ def freeze(
     spec: the run's specification.
     policy_params: weights of the policy RL starts from.
     prm_params: weights of the PRM; None without one.
-
-  Returns:
-    The weights that RL does not train.
   """
-  prm_copy = None
+
+  def copy(params: Any, declared: Any, model: ModelConfig, layout: Layout):
+    """Weights in the compute dtype and another layout."""
+    make = weight_copies.make_compute_copy
+    return make(declared, model, layouts.training, layout)(params)
+
+  model, layouts, prm_copy = spec.model, spec.layouts, None
   if prm_params is not None:
     declared = prm.declare_prm(spec.prm_model)
-    prm_copy = _copy(
-      spec, prm_params, declared, spec.prm_model, spec.layouts.prm
-    )
-  model, layouts = spec.model, spec.layouts
+    prm_copy = copy(prm_params, declared, spec.prm_model, layouts.prm)
   declared = policy.declare_policy(model)
   is_lora = spec.rl_model.lora is not None
   is_int8 = spec.rollout_model.int8_matrices
@@ -164,7 +137,7 @@ def freeze(
   if is_lora and not is_int8:
     needed.append(layouts.rollout)
   copies = {
-    layout: _copy(spec, policy_params, declared, model, layout)
+    layout: copy(policy_params, declared, model, layout)
     for layout in dict.fromkeys(needed)
   }
   reference = copies[layouts.reference]
@@ -177,15 +150,3 @@ def freeze(
   return FrozenWeights(
     reference, prm_copy, copies[layouts.training], rollout_base
   )
-
-
-def _copy(
-  spec: RunSpec,
-  params: Any,
-  declared: Any,
-  model: ModelConfig,
-  layout: sharding.Layout,
-) -> Any:
-  """Weights in the compute dtype and another layout."""
-  make = weight_copies.make_compute_copy
-  return make(declared, model, spec.layouts.training, layout)(params)

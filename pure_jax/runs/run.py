@@ -70,9 +70,6 @@ def open_run(
     start: another run's folder to take data, policy and PRM from; None
       takes this one.
 
-  Yields:
-    The run; its files are closed afterwards.
-
   Raises:
     WorkdirError: if a folder cannot be used, or belongs to another config or
       to files that held something else.
@@ -83,9 +80,11 @@ def open_run(
   if settings.files is None:
     # Not for real models: batches of many shapes would fragment one heap.
     allocator.keep_freed_memory()
+  path = pathlib.Path(workdir).absolute()
+  start_path = path if start is None else pathlib.Path(start).absolute()
   config = dataclasses.asdict(settings)
   # Recorded, so that a resumed run cannot name another start.
-  config["start"] = start and str(pathlib.Path(start).absolute())
+  config["start"] = start and str(start_path)
   if settings.files is not None:
     config["contents"] = contents(settings.files)
   layouts = make_layouts(settings)
@@ -96,38 +95,31 @@ def open_run(
     {layout.mesh for layout in vars(layouts).values()}
   )
   if start is not None:
-    _check_start(pathlib.Path(start).absolute(), config)
+    _check_start(start_path, config)
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
-  path = pathlib.Path(workdir).absolute()
-  start_path = path if start is None else pathlib.Path(start).absolute()
   with contextlib.ExitStack() as opened:
     # After the checks above, so that a rejected config leaves no folder.
     metrics, samples = processes.on_process_zero(
       lambda: _open_files(opened, workdir, config)
     ) or (NoWriter(), NoWriter())
     processes.require_shared_folder(path)
-    task = opened.enter_context(_open_task(settings, start_path))
+    make = ArithmeticTask if settings.files is None else FilesTask
+    # Process 0 prepares files, then the others read them.
+    task = processes.on_process_zero(lambda: make(settings, start_path))
+    task = task or make(settings, start_path)
+    opened.enter_context(contextlib.closing(task))
     _check_models_divide(task, layouts)
     _check_held_out(task, settings.rl.eval_prompts, layouts)
     yield Run(
-      make_spec(settings, task, layouts),
+      _make_spec(settings, task, layouts),
       RunFolder(path, start_path, metrics, samples),
       Batches(task.prompt_encoder, task.prm_prompt_encoder, layouts.training),
       task,
     )
 
 
-def make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
-  """Makes the specification of a run on a task.
-
-  Args:
-    settings: the resolved config.
-    task: the open task.
-    layouts: the layouts of the models, as the settings say.
-
-  Returns:
-    The specification.
-  """
+def _make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
+  """Makes the specification of a run on a task."""
   tokenizer, stops = task.tokenizer, None
   if settings.rl.rollout.stop_on_boxed:
     stops = boxed_stops(tokenizer.pieces)
@@ -183,15 +175,6 @@ def _open_files(
     opened.enter_context(MetricsWriter(path)),
     opened.enter_context(SamplesWriter(path)),
   )
-
-
-def _open_task(
-  settings: Settings, folder: pathlib.Path
-) -> contextlib.closing[Task]:
-  """Opens the task in process 0, which prepares files, then in the others."""
-  make = ArithmeticTask if settings.files is None else FilesTask
-  task = processes.on_process_zero(lambda: make(settings, folder))
-  return contextlib.closing(task or make(settings, folder))
 
 
 def _check_iterations(workdir: pathlib.Path, iterations: int) -> None:

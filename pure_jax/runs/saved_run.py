@@ -1,7 +1,8 @@
 """Opens the results of a training run: config, tokenizer, policy and PRM.
 
-The run's folder is only read. `read_run` reads the config; the other functions
-load one thing each.
+The run's folder is only read. `read_run` reads the config; the methods of
+`SavedRun` load one thing each. They raise a HuggingFaceError, TokenizerError or
+CheckpointError if it cannot be read.
 """
 
 import dataclasses
@@ -62,15 +63,117 @@ class SavedRun:
       return self.start / "tokenizer.model"
     return pathlib.Path(self.files.policy)
 
+  def load_tokenizer(self) -> Tokenizer:
+    """Loads the tokenizer that policy and PRM share."""
+    if self.files is None:
+      return SentencePieceTokenizer(self.tokenizer)
+    return HuggingFaceTokenizer(
+      self.files.policy,
+      vocab_size=huggingface.read_config(self.files.policy).model.vocab_size,
+      eos_token=self.files.eos_token,
+    )
+
+  def policy_architecture(self) -> ModelConfig:
+    """Reads the policy's architecture; the dtypes are the run's."""
+    if self.files is None:
+      vocab_size = SentencePieceTokenizer(self.tokenizer).vocab_size
+      return self.settings.model.architecture(vocab_size)
+    return dataclasses.replace(
+      huggingface.read_config(self.files.policy).model,
+      compute_dtype=self.files.model.compute_dtype,
+      param_dtype=self.files.model.param_dtype,
+    )
+
+  def restore_policy(
+    self, layout: sharding.Layout, which: Literal["latest", "best"]
+  ) -> Restored:
+    """Restores a checkpoint of RL: the latest, or that of the best accuracy.
+
+    Its state is a `TrainState` of the trained weights: only the adapters if the
+    run trained adapters. Raises a ConfigError if the run has no checkpoint.
+    """
+    model = self.settings.rl.lora.of(self.policy_architecture())
+    declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
+    optimizer = make_optimizer(self.settings.rl.optim)
+    state = jax.eval_shape(
+      lambda key: train.new_state(init_params(key, declared), optimizer),
+      jax.random.key(0),
+    )
+    state = jax.tree.map(
+      lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=leaf_sharding
+      ),
+      state,
+      train.state_shardings(declared, optimizer, layout),
+    )
+    folder, restored = self.workdir / "rl", None
+    if folder.is_dir():
+      with Checkpoints(folder, best_metric="accuracy") as checkpoints:
+        if which == "best":
+          restored = checkpoints.restore_best(state)
+        else:
+          restored = checkpoints.restore_latest(state)
+    if restored is None:
+      raise ConfigError(f"{folder} has no checkpoint.")
+    return restored
+
+  def merge_adapters(self, layout: sharding.Layout, trained: Any) -> Any:
+    """Merges weights of `restore_policy` into the policy the run began with.
+
+    Returns them as they are if the run trained no adapters. Raises a
+    ConfigError if the files of the first policy have changed since.
+    """
+    model = self.policy_architecture()
+    adapted = self.settings.rl.lora.of(model)
+    if adapted.lora is None:
+      return trained
+    first = self.files.policy
+    known = self.contents.get("policy")
+    if known and known != integrity.fingerprint(first, huggingface.MODEL_FILES):
+      raise ConfigError(
+        f"{first} has changed since --run={self.workdir} began with it: its "
+        "adapters belong to the weights that it had then."
+      )
+    base, _ = huggingface.load_policy(
+      first,
+      layout,
+      compute_dtype=model.compute_dtype,
+      param_dtype=model.param_dtype,
+    )
+    declared = policy.declare_policy(model)
+    merge = jax.jit(
+      lambda params: lora.merge(params, adapted),
+      out_shardings=sharding.weight_shardings(declared, layout),
+    )
+    return merge(lora.join_params(base, trained))
+
+  def check_prm(self) -> None:
+    """Raises ConfigError unless the run trained a PRM to the end."""
+    if self.files is not None and self.files.prm is not None:
+      raise ConfigError(
+        f"--run={self.workdir} took its PRM from {self.files.prm}: use that "
+        "folder."
+      )
+    if not (self.start / "prm" / "done.json").exists():
+      raise ConfigError(
+        f"--run={self.workdir} has no finished PRM: run train_prm.py."
+      )
+
+  def load_prm(self, layout: sharding.Layout) -> tuple[Any, ModelConfig]:
+    """Loads the PRM that the run trained: (its weights, its architecture)."""
+    self.check_prm()
+    model = prm.extend_config(
+      self.policy_architecture(), self.settings.prm.extra_layers
+    )
+    params = load_weights(self.prm_weights, prm.declare_prm(model), layout)
+    return params, model
+
 
 def read_run(workdir: str | os.PathLike) -> SavedRun:
-  """Reads the config of a training run.
+  """Reads the config of a training run; its `files` name tiny models as well.
 
   Args:
     workdir: folder of the run.
-
-  Returns:
-    The run. Tiny random models are named in `files` as given ones are.
 
   Raises:
     ConfigError: if the folder is not the workdir of a training run.
@@ -88,191 +191,3 @@ def read_run(workdir: str | os.PathLike) -> SavedRun:
   if files is not None and files.random_model is not None:
     files = tiny_files.make_files(files, start / "tiny")
   return SavedRun(workdir, start, settings, files, contents)
-
-
-def load_tokenizer(run: SavedRun) -> Tokenizer:
-  """Loads the tokenizer that policy and PRM of a run share.
-
-  Args:
-    run: the run.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    HuggingFaceError, TokenizerError: if it cannot be read.
-  """
-  if run.files is None:
-    return SentencePieceTokenizer(run.tokenizer)
-  return HuggingFaceTokenizer(
-    run.files.policy,
-    vocab_size=huggingface.read_config(run.files.policy).model.vocab_size,
-    eos_token=run.files.eos_token,
-  )
-
-
-def policy_architecture(run: SavedRun) -> ModelConfig:
-  """Reads the architecture of a run's policy, without adapters.
-
-  Args:
-    run: the run.
-
-  Returns:
-    The architecture, with the run's dtypes.
-
-  Raises:
-    HuggingFaceError: if the folder of the policy cannot be read.
-  """
-  if run.files is None:
-    vocab_size = SentencePieceTokenizer(run.tokenizer).vocab_size
-    return run.settings.model.architecture(vocab_size)
-  return dataclasses.replace(
-    huggingface.read_config(run.files.policy).model,
-    compute_dtype=run.files.model.compute_dtype,
-    param_dtype=run.files.model.param_dtype,
-  )
-
-
-def run_layout(run: SavedRun) -> sharding.Layout:
-  """Lays out this process's devices as in the run's config.
-
-  Args:
-    run: the run.
-
-  Returns:
-    Mesh and sharding rules.
-
-  Raises:
-    ConfigError: if there are too few devices.
-  """
-  try:
-    return run.settings.mesh.layout()
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
-
-
-def restore_policy(
-  run: SavedRun, layout: sharding.Layout, which: Literal["latest", "best"]
-) -> Restored:
-  """Restores a checkpoint of RL.
-
-  Args:
-    run: the run.
-    layout: devices and sharding rules.
-    which: the latest checkpoint, or the one with the best held-out accuracy.
-
-  Returns:
-    The checkpoint. Its state is a `TrainState` of the trained weights: only the
-    adapters if the run trained adapters.
-
-  Raises:
-    ConfigError: if the run has no checkpoint.
-    CheckpointError: if all checkpoints are damaged.
-  """
-  model = run.settings.rl.lora.of(policy_architecture(run))
-  declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
-  optimizer = make_optimizer(run.settings.rl.optim)
-  state = jax.eval_shape(
-    lambda key: train.new_state(init_params(key, declared), optimizer),
-    jax.random.key(0),
-  )
-  state = jax.tree.map(
-    lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=leaf_sharding
-    ),
-    state,
-    train.state_shardings(declared, optimizer, layout),
-  )
-  folder, restored = run.workdir / "rl", None
-  if folder.is_dir():
-    with Checkpoints(folder, best_metric="accuracy") as checkpoints:
-      if which == "best":
-        restored = checkpoints.restore_best(state)
-      else:
-        restored = checkpoints.restore_latest(state)
-  if restored is None:
-    raise ConfigError(f"{folder} has no checkpoint.")
-  return restored
-
-
-def merge_adapters(run: SavedRun, layout: sharding.Layout, trained: Any) -> Any:
-  """Merges trained adapters into the policy that the run started from.
-
-  Args:
-    run: the run, on files.
-    layout: devices and sharding rules.
-    trained: weights of `restore_policy`.
-
-  Returns:
-    Weights without adapters; `trained` itself if the run trained none.
-
-  Raises:
-    ConfigError: if the files of the first policy have changed since.
-    HuggingFaceError: if they cannot be read.
-  """
-  model = policy_architecture(run)
-  adapted = run.settings.rl.lora.of(model)
-  if adapted.lora is None:
-    return trained
-  first = run.files.policy
-  known = run.contents.get("policy")
-  if known and known != integrity.fingerprint(first, huggingface.MODEL_FILES):
-    raise ConfigError(
-      f"{first} has changed since --run={run.workdir} began with it: its "
-      "adapters belong to the weights that it had then."
-    )
-  base, _ = huggingface.load_policy(
-    first,
-    layout,
-    compute_dtype=model.compute_dtype,
-    param_dtype=model.param_dtype,
-  )
-  declared = policy.declare_policy(model)
-  merge = jax.jit(
-    lambda params: lora.merge(params, adapted),
-    out_shardings=sharding.weight_shardings(declared, layout),
-  )
-  return merge(lora.join_params(base, trained))
-
-
-def check_prm(run: SavedRun) -> None:
-  """Validates that a run trained a PRM.
-
-  Args:
-    run: the run.
-
-  Raises:
-    ConfigError: if the run was given a PRM, or has not finished training one.
-  """
-  if run.files is not None and run.files.prm is not None:
-    raise ConfigError(
-      f"--run={run.workdir} took its PRM from {run.files.prm}: use that folder."
-    )
-  if not (run.start / "prm" / "done.json").exists():
-    raise ConfigError(
-      f"--run={run.workdir} has no finished PRM: run train_prm.py."
-    )
-
-
-def load_trained_prm(
-  run: SavedRun, layout: sharding.Layout
-) -> tuple[Any, ModelConfig]:
-  """Loads the PRM that a run trained.
-
-  Args:
-    run: the run.
-    layout: devices and sharding rules.
-
-  Returns:
-    (its weights, its architecture).
-
-  Raises:
-    ConfigError: if the run trained none.
-    CheckpointError: if the weights are damaged.
-  """
-  check_prm(run)
-  model = prm.extend_config(
-    policy_architecture(run), run.settings.prm.extra_layers
-  )
-  params = load_weights(run.prm_weights, prm.declare_prm(model), layout)
-  return params, model

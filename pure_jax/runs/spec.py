@@ -14,7 +14,6 @@ from pure_jax.host.text.stop_texts import StopTable
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.settings import ScoreConfig
 from pure_jax.training.step_spec import Layouts, StepSpec
@@ -35,13 +34,10 @@ class RandomStream(enum.IntEnum):
 
 
 def make_layouts(settings: Settings) -> Layouts:
-  """Lays the devices out as a run's settings say.
+  """Lays the devices out for each model of a run.
 
   Args:
     settings: the run's settings.
-
-  Returns:
-    The layout of each model.
 
   Raises:
     ConfigError: if the devices do not allow such a layout, or a kernel does
@@ -50,18 +46,15 @@ def make_layouts(settings: Settings) -> Layouts:
   rl = settings.rl
   # Sampler and PRM compute no log-probs, so their layout may split the head.
   without_logp = dataclasses.replace(settings.kernels, logp="xla")
-  try:
-    training = settings.mesh.layout(settings.kernels)
-    others = [
-      training if mesh is None else mesh.layout(kernels)
-      for mesh, kernels in (
-        (rl.rollout_mesh, without_logp),
-        (rl.reference_mesh, settings.kernels),
-        (rl.prm_mesh, without_logp),
-      )
-    ]
-  except ValueError as error:
-    raise ConfigError(str(error)) from error
+  training = settings.mesh.layout(settings.kernels)
+  others = [
+    training if mesh is None else mesh.layout(kernels)
+    for mesh, kernels in (
+      (rl.rollout_mesh, without_logp),
+      (rl.reference_mesh, settings.kernels),
+      (rl.prm_mesh, without_logp),
+    )
+  ]
   return Layouts(training, *others)
 
 
@@ -134,16 +127,7 @@ class RunSpec:
     )
 
   def key(self, stream: RandomStream) -> jax.Array:
-    """The key that a stream of random numbers starts from, on every device.
-
-    Args:
-      stream: which stream.
-
-    Returns:
-      A key that depends only on the seed and the stream.
-    """
-    key = jax.random.key(self.settings.seed)
-    key = jax.random.fold_in(key, stream.value)
-    return global_batch.replicate(
-      sharding.replicated(self.layouts.training), key
-    )
+    """The key of a stream, on every device; only the seed changes it."""
+    key = jax.random.fold_in(jax.random.key(self.settings.seed), stream.value)
+    everywhere = sharding.replicated(self.layouts.training)
+    return global_batch.replicate(everywhere, key)

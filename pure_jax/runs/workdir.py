@@ -22,18 +22,9 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 
 PACKAGES = (
-  "pure_jax",
-  "array_record",
-  "flax",
-  "jax",
-  "jaxlib",
-  "ml_collections",
-  "numpy",
-  "optax",
-  "orbax-checkpoint",
-  "sentencepiece",
-  "tensorflow-datasets",
-  "transformers",
+  *("pure_jax", "array_record", "flax", "jax", "jaxlib", "ml_collections"),
+  *("numpy", "optax", "orbax-checkpoint", "sentencepiece"),
+  *("tensorflow-datasets", "transformers"),
 )
 
 
@@ -55,15 +46,14 @@ def prepare_workdir(
   Args:
     path: the folder; parents are created.
     config: the resolved config, JSON-like.
-    may_differ: dotted names of fields that a resumed run may change, such as
-      its number of iterations.
+    may_differ: dotted names of fields that a resumed run may change.
 
   Returns:
     The absolute path of the folder.
 
   Raises:
     WorkdirError: if the folder cannot be created or written, or holds a run
-      with another config; the message lists the fields that differ.
+      with another config.
   """
   if not os.fspath(path):
     raise WorkdirError("The working directory has no name: name a folder.")
@@ -106,9 +96,6 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   Args:
     folder: folder of the run, after `prepare_workdir`.
 
-  Yields:
-    Nothing.
-
   Raises:
     WorkdirError: if another process holds the lock.
   """
@@ -130,8 +117,7 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
     folder: folder of the run.
 
   Returns:
-    ``config``, and ``versions`` with one entry for the start and one for each
-    resume with other versions; None if the folder holds no run.
+    ``config``, and the list ``versions``; None if the folder holds no run.
 
   Raises:
     WorkdirError: if ``config.json`` is damaged, or is not of a run.
@@ -139,23 +125,18 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
   path = pathlib.Path(folder) / CONFIG_FILE
   try:
     record = json.loads(path.read_text(encoding="utf-8"))
-    is_valid = isinstance(record["config"], dict) and isinstance(
-      record["versions"], list
-    )
+    config, versions = record["config"], record["versions"]
+    is_valid = isinstance(config, dict) and isinstance(versions, list)
+    if not is_valid or not versions:
+      raise TypeError("fields of another kind")
   except (FileNotFoundError, NotADirectoryError):
     return None
   except (ValueError, KeyError, TypeError) as error:
-    raise _not_a_record(path, error) from error
-  if not is_valid or not record["versions"]:
-    raise _not_a_record(path, "fields of another kind")
+    raise WorkdirError(
+      f"{path} is not the record of a run ({error}). Choose another working "
+      "directory, or remove that file."
+    ) from error
   return record
-
-
-def _not_a_record(path: pathlib.Path, reason: object) -> WorkdirError:
-  return WorkdirError(
-    f"{path} is not the record of a run ({reason}). Choose another working "
-    "directory, or remove that file."
-  )
 
 
 def collect_versions() -> dict[str, Any]:

@@ -23,7 +23,7 @@ FAULTS = (
   ),
   Fault(
     "a resumed stage starts again with the first batch",
-    "runs.stage_checkpoints:StageCheckpoints.resume",
+    "runs.loop:StageCheckpoints.resume",
     'cursor = Cursor(**restored.extra["cursor"])',
     "cursor = Cursor(self._seed)",
     (

@@ -19,7 +19,6 @@ from pure_jax.runs import folder
 from pure_jax.runs.settings import (
   conversion,
   evaluation,
-  prm_evaluation,
   run,
 )
 
@@ -39,7 +38,7 @@ VARIANTS = {
 }
 KINDS = {
   "evaluate": evaluation.EvaluationSettings,
-  "evaluate_prm": prm_evaluation.EvaluatePRMSettings,
+  "evaluate_prm": evaluation.EvaluatePRMSettings,
 }
 PAIRS = [(name, v) for name, variants in VARIANTS.items() for v in variants]
 
@@ -246,7 +245,7 @@ def test_names_of_fields_reach_the_leaves_of_every_group():
     # And the folder that a run starts from, which is no field.
     (run.Settings, {*folder.MAY_DIFFER_FROM_START} - {"start"}),
     (evaluation.EvaluationSettings, evaluate.MAY_DIFFER),
-    (prm_evaluation.EvaluatePRMSettings, evaluate_prm.MAY_DIFFER),
+    (evaluation.EvaluatePRMSettings, evaluate_prm.MAY_DIFFER),
   ],
 )
 def test_what_may_differ_on_resume_names_fields(kind, names):

@@ -23,7 +23,7 @@ from pure_jax.runs.evaluation.loaded_prm import LoadedPRM
 from pure_jax.runs.evaluation.score_file import open_scores
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import DataSettings
+from pure_jax.runs.settings.evaluation import DataSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask

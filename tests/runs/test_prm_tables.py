@@ -11,7 +11,7 @@ from pure_jax.runs.evaluation import prm_tables
 from pure_jax.runs.evaluation.score_file import ScoredSolution
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 def settings(**changes):

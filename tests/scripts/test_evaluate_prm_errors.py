@@ -17,7 +17,7 @@ from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.models import prm
 from pure_jax.runs import workdir
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 from pure_jax.runs.workdir import WorkdirError
 
 

@@ -79,9 +79,7 @@ def test_a_run_saves_adapters_and_exports_merged_weights(run, tmp_path):
   folder, frozen, model = run
   plain = dataclasses.replace(model, lora=None)
   saved = saved_run.read_run(folder)
-  restored = saved_run.restore_policy(
-    saved, saved_run.run_layout(saved), "latest"
-  )
+  restored = saved.restore_policy(sharding.make_layout(), "latest")
   adapters = restored.state.params
   declared, _ = lora.split_adapters(policy.declare_policy(model))
   weights.check_params(adapters, declared)
@@ -101,7 +99,7 @@ def test_adapters_are_not_merged_into_another_policy(run, tmp_path):
   saved = saved_run.read_run(folder)
   saved = dataclasses.replace(saved, contents={"policy": "another"})
   with pytest.raises(ConfigError, match="has changed since"):
-    saved_run.merge_adapters(saved, saved_run.run_layout(saved), {})
+    saved.merge_adapters(sharding.make_layout(), {})
 
 
 def test_a_prm_is_trained_by_adapters_and_stored_without(tmp_path):

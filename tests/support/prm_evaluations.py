@@ -8,7 +8,7 @@ from configs import evaluate_prm as config_file
 from overrides import with_changes
 
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 def mesh(**sizes):

@@ -44,17 +44,14 @@ def make_generate(
   layout: sharding.Layout,
   group_size: int,
 ) -> rollouts.Generate:
-  """Makes the sampler of an evaluation: one loop, or continuous batching.
+  """Makes the sampler of an evaluation: (params, prompts, keys) -> rollout.
 
   Args:
-    settings: settings of the evaluation.
+    settings: choose one loop or continuous batching.
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
     group_size: rows of each prompt, 1 without continuous batching.
-
-  Returns:
-    A function (params, prompts, keys) -> rollout.
   """
   config = settings.engine.config()
   if config is None:
@@ -115,21 +112,20 @@ class ResponseGenerator:
       )
 
   def start(self, requests: list[Request], rows: int) -> ResponseBatch:
-    """Starts a batch on the devices.
+    """Starts a batch of requests that are all greedy, or all samples.
 
-    Args:
-      requests: all greedy, or all samples.
-      rows: number of rows of the batch, see
-        `EvaluationSettings.rows_of_batches`; requests are repeated to fill it.
-
-    Returns:
-      The batch. With continuous batching its responses are complete.
+    Requests are repeated to fill the rows, see
+    `EvaluationSettings.rows_of_batches`. With continuous batching the returned
+    responses are complete.
     """
     settings, greedy = self._settings, requests[0].sample is None
     filled = [requests[i % len(requests)] for i in range(rows)]
     prompts = [r.prompt for r in filled[:: self._group_sizes[greedy]]]
     key = jax.random.key(settings.seed)
     key_data = np.asarray([r.key_data() for r in filled], np.uint32)
+    keys = jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
+      key_data
+    )
     rollout = self._generate[greedy](
       self._params,
       self._put_prompts(
@@ -137,9 +133,7 @@ class ResponseGenerator:
         settings.prompt_tokens,
         replicated=settings.engine.slots is not None,
       ),
-      jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
-        key_data
-      ),
+      keys,
     )
     step_rewards = None
     if self._prm_params is not None:
@@ -169,16 +163,13 @@ def grade_batch(
   pool: GradingPool,
   batch: ResponseBatch,
 ) -> list[Response]:
-  """Waits for a batch, decodes and grades it.
+  """Waits for a batch, decodes and grades it: a response to each request.
 
   Args:
     settings: settings of the evaluation.
     tokenizer: the policy's.
     pool: from `verify.open_pool`.
     batch: from `ResponseGenerator.start`.
-
-  Returns:
-    The response to each request.
 
   Raises:
     FloatingPointError: if the policy or the PRM computes NaN or infinity.

@@ -108,9 +108,9 @@ def crop(batch: Demonstrations, multiple: int) -> Demonstrations:
   Returns:
     The batch with fewer columns.
   """
+  masks = (batch.prompt_mask, batch.completion_mask)
   prompt_columns, response_columns = (
-    -(-int(mask.sum(1).max()) // multiple) * multiple
-    for mask in (batch.prompt_mask, batch.completion_mask)
+    -(-int(mask.sum(1).max()) // multiple) * multiple for mask in masks
   )
   return Demonstrations(
     batch.prompt_tokens[:, -prompt_columns:],
@@ -140,12 +140,8 @@ def batches_by_length(
     (indices of at most B of the n solutions, a host batch of B rows). The last
     batch repeats its own solutions to fill B rows.
   """
-  lengths = [
-    len(prompt) + len(response)
-    for prompt, response in zip(
-      solutions.prompts, solutions.responses, strict=True
-    )
-  ]
+  texts = zip(solutions.prompts, solutions.responses, strict=True)
+  lengths = [len(prompt) + len(response) for prompt, response in texts]
   order = np.argsort(lengths, kind="stable")
   for first in range(0, len(order), batch_size):
     indices = order[first : first + batch_size]

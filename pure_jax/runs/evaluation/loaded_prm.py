@@ -10,9 +10,9 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import Tokenizer
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.runs import saved_run
+from pure_jax.runs.saved_run import SavedRun, read_run
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,24 +41,16 @@ def open_prm(
     settings: settings with `prm` or `run`.
     layout: devices and sharding rules.
 
-  Returns:
-    The PRM.
-
   Raises:
     ConfigError: if the run has no PRM, or trained it on other inputs than the
       settings give it.
-    HuggingFaceError, TokenizerError: if a folder cannot be used.
-    CheckpointError: if weights of the run cannot be read.
+    HuggingFaceError, TokenizerError, CheckpointError: if it cannot be read.
   """
   if settings.run is not None:
-    return _from_run(settings, layout)
-  return _from_folder(settings, layout)
-
-
-def _from_folder(
-  settings: EvaluatePRMSettings, layout: sharding.Layout
-) -> LoadedPRM:
-  """Loads a token classifier as transformers saves it."""
+    run = _checked_run(settings)
+    params, model = run.load_prm(layout)
+    model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
+    return LoadedPRM(settings.run, run.load_tokenizer(), model, params)
   params, model = huggingface.load_prm(
     settings.prm,
     layout,
@@ -74,23 +66,13 @@ def _from_folder(
   return LoadedPRM(settings.prm, tokenizer, model, params)
 
 
-def _from_run(
-  settings: EvaluatePRMSettings, layout: sharding.Layout
-) -> LoadedPRM:
-  """Loads the PRM that train_prm.py left in its workdir."""
-  run = _checked_run(settings)
-  params, model = saved_run.load_trained_prm(run, layout)
-  model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
-  return LoadedPRM(settings.run, saved_run.load_tokenizer(run), model, params)
-
-
-def _checked_run(settings: EvaluatePRMSettings) -> saved_run.SavedRun:
+def _checked_run(settings: EvaluatePRMSettings) -> SavedRun:
   """Reads the run; raises a ConfigError if its PRM does not fit the settings.
 
   The PRM must read problems and steps in the format that it was trained on.
   """
-  run = saved_run.read_run(settings.run)
-  saved_run.check_prm(run)
+  run = read_run(settings.run)
+  run.check_prm()
   trained_format = "plain" if run.files is None else run.files.prm_prompt_format
   for name, value, trained_value in (
     ("prompt_format", settings.prompt_format, trained_format),
@@ -110,9 +92,6 @@ def fingerprints(settings: EvaluatePRMSettings) -> dict[str, str]:
 
   Args:
     settings: settings with `prm` or `run`.
-
-  Returns:
-    Fingerprints by name.
 
   Raises:
     ConfigError: if weights of the run or the tokenizer are missing, or the run

@@ -17,7 +17,7 @@ from pure_jax.host.evaluation.report import Table
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.evaluation.score_file import ScoredSolution
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.prm_evaluation import EvaluatePRMSettings
+from pure_jax.runs.settings.evaluation import EvaluatePRMSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +44,10 @@ class ScoredData:
 
 
 def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
-  """Collects the solutions of one data set into arrays.
+  """Collects the solutions that are not left out into arrays.
 
   Args:
-    solutions: all solutions of the data set, in any order.
-
-  Returns:
-    The arrays of those that are not left out.
+    solutions: all solutions of a data set, in any order.
   """
   solutions = sorted(solutions, key=lambda solution: solution.row)
   scored = [s for s in solutions if s.left_out is None]
@@ -116,14 +113,11 @@ def with_first_error(
 def choose_threshold(
   settings: EvaluatePRMSettings, data_sets: Mapping[str, ScoredData]
 ) -> float:
-  """Chooses the threshold above which a step counts as good.
+  """The threshold of a good step: 0, or that of the best F1.
 
   Args:
-    settings: settings of the evaluation.
+    settings: choose 0, or the data set whose F1 counts.
     data_sets: scored solutions by data set.
-
-  Returns:
-    0, or the threshold with the best F1 on `threshold_data`.
 
   Raises:
     ConfigError: if `threshold_data` defines no F1.
@@ -142,16 +136,10 @@ def choose_threshold(
   return threshold
 
 
-def first_error_statistic(
+def _first_error_statistic(
   data: ScoredData, threshold: float, name: str
 ) -> Statistic:
-  """Returns a metric of ProcessBench as a statistic of solutions.
-
-  Args:
-    data: scored solutions.
-    threshold: a step is good if its reward is above it.
-    name: "error_accuracy", "correct_accuracy" or "f1".
-  """
+  """A metric of ProcessBench as a statistic of solutions."""
   selected, labelled = with_first_error(data)
   predicted = prm_metrics.predicted_errors(
     selected.rewards, selected.step_mask, threshold
@@ -164,28 +152,6 @@ def first_error_statistic(
     return metrics.get(name)
 
   return Statistic(compute, len(selected.solutions))
-
-
-def first_error_metrics(
-  data: ScoredData, threshold: float, bootstrap: Bootstrap
-) -> dict[str, Estimate]:
-  """Estimates the metrics of ProcessBench, with intervals over solutions.
-
-  Args:
-    data: scored solutions.
-    threshold: a step is good if its reward is above it.
-    bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric; those without a value are absent.
-  """
-  return _estimates(
-    {
-      name: first_error_statistic(data, threshold, name)
-      for name in ("error_accuracy", "correct_accuracy", "f1")
-    },
-    bootstrap,
-  )
 
 
 # ===== Single steps =====
@@ -204,9 +170,6 @@ def step_metrics(
     threshold: a step is good if its reward is above it.
     bins: number of bins of the calibration error.
     bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric; those without a value are absent.
   """
   rows, _ = np.nonzero(data.label_mask)
   rewards = data.rewards[data.label_mask]
@@ -254,18 +217,10 @@ def _estimates(
 # ===== Whole solutions =====
 
 
-def best_of_n_metrics(
+def _best_of_n_metrics(
   data: ScoredData, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
-  """Estimates best-of-n among the solutions of a problem, and its baselines.
-
-  Args:
-    data: scored solutions.
-    bootstrap: how intervals are computed.
-
-  Returns:
-    Estimates by metric, see `prm_metrics.best_of_n_metrics`.
-  """
+  """Estimates best-of-n among the solutions of a problem, and its baselines."""
   metrics = prm_metrics.best_of_n_metrics(
     [solution.problem for solution in data.solutions],
     [solution.final_correct for solution in data.solutions],
@@ -302,12 +257,18 @@ def make_tables(
   bootstrap = Bootstrap(settings.bootstrap_seed, settings.resamples)
   threshold = choose_threshold(settings, data_sets)
   process_bench = {
-    name: first_error_metrics(data, threshold, bootstrap)
+    name: _estimates(
+      {
+        metric: _first_error_statistic(data, threshold, metric)
+        for metric in ("error_accuracy", "correct_accuracy", "f1")
+      },
+      bootstrap,
+    )
     for name, data in data_sets.items()
   }
   # ProcessBench reports the mean over its subsets, each counting once.
   subsets = [
-    first_error_statistic(data, threshold, "f1")
+    _first_error_statistic(data, threshold, "f1")
     for name, data in data_sets.items()
     if formats[name] == "processbench" and "f1" in process_bench[name]
   ]
@@ -321,7 +282,7 @@ def make_tables(
       for name, data in data_sets.items()
     },
     "Choice among solutions": {
-      name: best_of_n_metrics(data, bootstrap)
+      name: _best_of_n_metrics(data, bootstrap)
       for name, data in data_sets.items()
     },
     "Share of rows left out": {

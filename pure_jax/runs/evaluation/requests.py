@@ -15,10 +15,7 @@ from pure_jax.host.evaluation.response_file import ResponseKey
 from pure_jax.host.grading import verify
 from pure_jax.host.logs import console
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
-  TokenizerError,
-)
+from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import (
   BenchmarkSettings,
@@ -85,18 +82,16 @@ def fingerprints(settings: EvaluationSettings) -> dict[str, Any]:
   Raises:
     ConfigError: if `policy` or `prm` is another kind of model, or a file is
       missing.
-    HuggingFaceError: if a folder has no model.
   """
-  folders = {"policy": settings.policy, "prm": settings.prm}
   models: dict[str, Any] = {}
-  for name, folder in folders.items():
+  for name, folder, other_kind in (
+    ("policy", settings.policy, "a PRM"),
+    ("prm", settings.prm, "a language model"),
+  ):
     if folder is None:
       continue
     if huggingface.read_config(folder).is_prm != (name == "prm"):
-      raise ConfigError(
-        f"config.{name}={folder} holds "
-        f"{'a language model' if name == 'prm' else 'a PRM'}."
-      )
+      raise ConfigError(f"config.{name}={folder} holds {other_kind}.")
     models[name] = integrity.fingerprint(folder, huggingface.MODEL_FILES)
   files = {}
   for name, benchmark in settings.named_benchmarks().items():
@@ -116,9 +111,6 @@ def with_tiny_models(
   Args:
     settings: settings with `random_model`.
     folder: where the files go.
-
-  Returns:
-    Settings that name the files.
   """
   paths = tiny_files.write_problems(folder / "problems")
   return dataclasses.replace(
@@ -148,13 +140,8 @@ def make_requests(
     tokenizer: the policy's.
     workdir: folder of the evaluation, which gets the prepared data.
 
-  Returns:
-    The requests: greedy responses, then samples.
-
   Raises:
     ConfigError: if no problem of a benchmark can be used.
-    DataError: if a file cannot be read.
-    TokenizerError: if a prompt format needs a chat template that is missing.
   """
   greedy: list[Request] = []
   left_out, counts = {}, {}
@@ -171,11 +158,10 @@ def make_requests(
       raise ConfigError(f"{benchmark.file} has two problems of one id.")
     requests, reasons = _encode_problems(settings, tokenizer, name, problems)
     if reasons:
-      reason_counts = ", ".join(
-        f"{reasons.count(reason)} {reason}" for reason in sorted({*reasons})
-      )
+      counted = [f"{reasons.count(r)} {r}" for r in sorted({*reasons})]
       message = (
-        f"{name}: {len(reasons)} of {len(problems)} left out: {reason_counts}."
+        f"{name}: {len(reasons)} of {len(problems)} left out: "
+        f"{', '.join(counted)}."
       )
       if not requests:
         raise ConfigError(message)
@@ -224,9 +210,7 @@ def _encode_problems(
 def check_prm_vocabulary(
   settings: EvaluationSettings, tokenizer: HuggingFaceTokenizer
 ) -> None:
-  """Validates that policy and PRM share a vocabulary.
-
-  The PRM reads the ids that the policy wrote.
+  """Validates that the PRM can read the ids that the policy writes.
 
   Args:
     settings: settings of the evaluation.

@@ -55,15 +55,12 @@ class ScoredSolution:
 
 
 def unscored(data: str, row: int, solution: LabelledSolution) -> ScoredSolution:
-  """Makes the record of a solution before it is scored.
+  """Makes the record of a solution, without `left_out` and `step_rewards`.
 
   Args:
     data: name of the data set.
     row: row of the solution in it.
     solution: the solution.
-
-  Returns:
-    The record, without `left_out` and `step_rewards`.
   """
   return ScoredSolution(
     data=data,
@@ -89,8 +86,7 @@ def open_scores(
     The open file, a context manager.
 
   Raises:
-    RecordFileError: if a line is not a scored solution of these data sets or
-      repeats one, or the file cannot be opened.
+    RecordFileError: if a line is not a scored solution of these data sets.
   """
   return RecordFile(
     folder / FILE, lambda row: _parse(row, sizes), "a scored solution"
@@ -100,14 +96,11 @@ def open_scores(
 def is_scored(
   scores: RecordFile[ScoredSolution], solution: ScoredSolution
 ) -> bool:
-  """Tells whether the file has a solution.
+  """Tells whether the file has a solution, scored or left out.
 
   Args:
     scores: the file.
     solution: from `unscored`.
-
-  Returns:
-    True if the solution is scored or left out.
 
   Raises:
     RecordFileError: if the file has another solution in that row.
@@ -137,22 +130,18 @@ def _parse(row: dict[str, Any], sizes: Mapping[str, int]) -> ScoredSolution:
     isinstance(x, bool) or x not in (0, 1, None) for x in labels
   ):
     raise ValueError(f"labels is {labels!r}, not 0, 1 and null")
+  row = row | {"labels": tuple(labels)}
   if row["left_out"] is not None:
     if row["left_out"] not in LEFT_OUT or rewards is not None:
       raise ValueError(
         f"left_out is {row['left_out']!r}, not one of {LEFT_OUT} without "
         "step_rewards"
       )
-    return ScoredSolution(**(row | {"labels": tuple(labels)}))
-  if (
-    not isinstance(rewards, list)
-    or len(rewards) != len(labels)
-    or not all(map(is_reward, rewards))
-  ):
+    return ScoredSolution(**row)
+  is_list = isinstance(rewards, list) and len(rewards) == len(labels)
+  if not is_list or not all(map(is_reward, rewards)):
     raise ValueError(
       f"step_rewards is {rewards!r}, not {len(labels)} numbers in -1..1, as "
       "many as labels"
     )
-  return ScoredSolution(
-    **(row | {"labels": tuple(labels), "step_rewards": tuple(rewards)})
-  )
+  return ScoredSolution(**(row | {"step_rewards": tuple(rewards)}))

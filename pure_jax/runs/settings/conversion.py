@@ -13,13 +13,10 @@ import types
 import typing
 from typing import Any, TypeVar
 
+from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.run import Settings
 
 _Kind = TypeVar("_Kind")
-
-
-class ConfigError(ValueError):
-  """A config that cannot be run; the message says which field and why."""
 
 
 def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
@@ -29,9 +26,6 @@ def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
     config: a ConfigDict or dict with every field of `kind` that has no
       default.
     kind: the dataclass to make; a training run's by default.
-
-  Returns:
-    The frozen settings.
 
   Raises:
     ConfigError: naming the field, what is wrong and what to do.

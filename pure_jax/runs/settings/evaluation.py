@@ -1,16 +1,16 @@
-"""The settings of an evaluation as frozen dataclasses, checked as made."""
+"""The settings of evaluations of policies and PRMs, checked as made."""
 
 import dataclasses
 
 from pure_jax.host.data.formats.named import format_names
-from pure_jax.host.data.records import Problem
+from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import COMPUTE_DTYPES
-from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.files import Fields, GraderSettings, check_format
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.settings.rollout import EngineSettings, SamplerSettings
+from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
 from pure_jax.settings import ScoreConfig
 
 
@@ -25,10 +25,8 @@ class BenchmarkSettings:
   fields: Fields = None
 
   def __post_init__(self):
-    """Validates that the format holds problems."""
-    check_format("", self.format, self.fields, format_names(Problem))
-    if self.problems is not None:
-      at_least_one(self, "problems")
+    check_format(self, "", format_names(Problem))
+    at_least(1, self, "problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +61,11 @@ class EvaluationSettings:
   bootstrap_resamples: int
 
   def __post_init__(self):
-    """Validates models, benchmarks, samples and rows."""
-    at_least_one(
-      self, "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
-    )
-    for name in ("seed", "samples", "bootstrap_seed"):
-      if getattr(self, name) < 0:
-        raise ValueError(f"{name} must not be negative.")
-    for name in ("prompt_format", "prm_prompt_format"):
-      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name in ("compute_dtype", "param_dtype"):
-      one_of(name, getattr(self, name), COMPUTE_DTYPES)
-    self._check_models()
-    self._check_samples()
-    self._check_rows()
-
-  def _check_models(self) -> None:
-    """Validates that models and problems are named, or none of them."""
+    counts = "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
+    at_least(1, self, counts)
+    at_least(0, self, "seed samples bootstrap_seed")
+    one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
+    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
     if not self.random_model and self.policy is None:
       raise ValueError("policy must name the folder of a Hugging Face model.")
     if self.random_model and (self.policy or self.prm):
@@ -90,9 +76,6 @@ class EvaluationSettings:
       )
     if AVERAGE in self.benchmarks:
       raise ValueError(f"no benchmark may be called {AVERAGE!r}.")
-
-  def _check_samples(self) -> None:
-    """Validates that there are responses, and samples enough for k."""
     if not self.greedy and not self.samples:
       raise ValueError("no response is asked for: set greedy, or samples.")
     for size in self.k:
@@ -100,15 +83,11 @@ class EvaluationSettings:
         raise ValueError(
           f"k={self.k} must be sizes of subsets of the {self.samples} samples."
         )
-
-  def _check_rows(self) -> None:
-    """Validates that batches divide over the mesh and into slots."""
     self.mesh.check_rows("batch_rows", self.batch_rows)
     rows = self.engine.slots
-    if rows is None:
-      return
-    self.mesh.check_rows("engine.slots", rows)
-    if self.batch_rows % rows:
+    if rows is not None:
+      self.mesh.check_rows("engine.slots", rows)
+    if rows is not None and self.batch_rows % rows:
       raise ValueError(
         f"engine.slots={rows} does not divide batch_rows={self.batch_rows}: "
         "lower engine.slots to a divisor, set batch_rows to a multiple of it, "
@@ -118,12 +97,8 @@ class EvaluationSettings:
   def group_size(self, shards: int, *, greedy: bool) -> int:
     """Responses that share one prefill of their prompt, in the engine.
 
-    Args:
-      shards: over which rows are split.
-      greedy: True for greedy responses, False for samples.
-
-    Returns:
-      All samples of a problem, or 1 if they do not fill the slots evenly.
+    These are all samples of a problem, or 1 if they do not fill the slots
+    evenly over the row shards.
     """
     rows, samples = self.engine.slots, self.samples
     if rows is None or greedy or not samples or rows % (shards * samples):
@@ -133,12 +108,8 @@ class EvaluationSettings:
   def rows_of_batches(self, units: int) -> int:
     """Rows of a batch; the last batch is filled up by repeating responses.
 
-    Args:
-      units: responses of all batches.
-
-    Returns:
-      batch_rows. With continuous batching fewer, if as many batches hold all
-      responses: a repeated row costs as much as any other.
+    With continuous batching fewer than `batch_rows`, if as many batches hold
+    all responses: a repeated row costs as much as any other.
     """
     if self.engine.slots is None:
       return self.batch_rows
@@ -154,3 +125,83 @@ class EvaluationSettings:
   def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
     """The benchmarks that have a file."""
     return {k: v for k, v in self.benchmarks.items() if v.file is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings:
+  """A file of labelled solutions, and its name in the report."""
+
+  name: str
+  file: str
+  format: str
+  fields: Fields = None
+
+  def __post_init__(self):
+    """Validates that there is a name, and that the format holds steps."""
+    if not self.name.strip():
+      raise ValueError(f"name is empty: the report needs one for {self.file}.")
+    check_format(self, "", format_names(LabelledSolution))
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluatePRMSettings:
+  """An evaluation of one PRM. See `configs/evaluate_prm.py`."""
+
+  progress: bool
+  mesh: MeshSettings
+  prm: str | None
+  run: str | None
+  random_model: str | None
+  tokenizer: str | None
+  eos_token: str | None
+  good_class: int | None
+  data: tuple[DataSettings, ...]
+  skip_malformed: bool
+  prompt_format: str
+  prompt_tokens: int
+  response_tokens: int
+  score: ScoreConfig
+  batch_size: int
+  length_multiple: int
+  compute_dtype: str
+  param_dtype: str
+  threshold: str
+  threshold_data: str | None
+  bins: int
+  bootstrap_seed: int
+  resamples: int
+
+  def __post_init__(self):
+    at_least(1, self, "prompt_tokens response_tokens batch_size")
+    at_least(1, self, "length_multiple bins resamples")
+    at_least(0, self, "bootstrap_seed")
+    if self.good_class not in (0, 1, None):
+      raise ValueError(
+        f"good_class must be 0, 1 or None, got {self.good_class}."
+      )
+    one_of(self, "prompt_format", tuple(PROMPT_FORMATS))
+    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
+    self.mesh.check_rows("batch_size", self.batch_size)
+    sources = (self.prm, self.run, self.random_model)
+    if sum(source is not None for source in sources) != 1:
+      raise ValueError(
+        "prm names the folder of a Hugging Face model, run the workdir of "
+        "train_prm.py: set one of them, or random_model for a trial."
+      )
+    one_of(self, "random_model", ("tied", "untied"))
+    if self.random_model is None and not self.data:
+      raise ValueError(
+        "data is empty. Name files: --config.data=\"({'name': 'gsm8k', "
+        "'file': 'gsm8k.json', 'format': 'processbench'},)\""
+      )
+    names = [item.name for item in self.data]
+    if len({*names}) < len(names):
+      raise ValueError(f"data has a name twice: {names}.")
+    one_of(self, "threshold", ("zero", "best_on"))
+    if (self.threshold == "best_on") != (self.threshold_data is not None):
+      raise ValueError(
+        "threshold_data names the data set that threshold='best_on' chooses "
+        "on: set both or neither."
+      )
+    if self.data:
+      one_of(self, "threshold_data", tuple(names))

@@ -1,32 +1,31 @@
 """The settings of models, data and graders that the user names."""
 
 import dataclasses
+from typing import Any
 
 from pure_jax.host.data.formats.named import FORMATS, MAPPED, find_format
 from pure_jax.host.grading.pool import MAX_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
-from pure_jax.runs.settings.checks import at_least_one, one_of
-from pure_jax.runs.settings.models import ARCHITECTURES, check_compute_dtype
+from pure_jax.runs.settings.checks import at_least, one_of
+from pure_jax.runs.settings.models import ARCHITECTURES, DTYPE_CHOICES
 
 # Mapping of fields, for the formats in `MAPPED`: field of a record -> field of
 # the file.
 Fields = dict[str, str] | None
 
 
-def check_format(
-  prefix: str, name: str, fields: Fields, allowed: tuple[str, ...]
-) -> None:
-  """Raises ValueError unless a file of this format can be read.
+def check_format(settings: Any, prefix: str, allowed: tuple[str, ...]) -> None:
+  """Raises ValueError unless a file of a format can be read.
 
   Args:
-    prefix: prefix of the names of the two fields, such as "train_".
-    name: name of the format.
-    fields: its mapping of fields, None for formats without one.
+    settings: a dataclass with the name of a format and its mapping of fields.
+    prefix: of the names of the two, such as "train_".
     allowed: names of formats.
   """
-  one_of(f"{prefix}format", name, allowed)
+  one_of(settings, f"{prefix}format", allowed)
+  name, fields = (getattr(settings, prefix + x) for x in ("format", "fields"))
   try:
     find_format(name, fields)
   except ValueError as error:
@@ -42,12 +41,10 @@ class GraderSettings:
   seconds: float
 
   def __post_init__(self):
-    """Validates the extractors and the pool of processes."""
     if not self.extractors:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
-    for name in self.extractors:
-      one_of("extractors", name, tuple(EXTRACTORS))
-    at_least_one(self, "workers")
+    one_of(self, "extractors", tuple(EXTRACTORS))
+    at_least(1, self, "workers")
     if not 0 < self.seconds <= MAX_SECONDS:
       raise ValueError(
         f"seconds must be above 0 and at most {MAX_SECONDS:g}, got "
@@ -67,12 +64,10 @@ class ComputationSettings:
 
   def __post_init__(self):
     """Validates names and sizes, before there is a model."""
-    check_compute_dtype(self.compute_dtype)
-    one_of("param_dtype", self.param_dtype, COMPUTE_DTYPES)
-    one_of("remat", self.remat, REMAT)
-    for name in ("logits_chunk", "attention_chunk"):
-      if getattr(self, name) is not None:  # None takes all.
-        at_least_one(self, name)
+    one_of(self, "compute_dtype", DTYPE_CHOICES)
+    one_of(self, "param_dtype", COMPUTE_DTYPES)
+    one_of(self, "remat", REMAT)
+    at_least(1, self, "logits_chunk attention_chunk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,35 +104,20 @@ class FilesSettings:
   labelled_fields: Fields = None
 
   def __post_init__(self):
-    """Validates names, lengths and sources."""
-    at_least_one(self, "prompt_tokens prm_prompt_tokens response_tokens")
-    for name in ("labelled_rows", "labelled_held_out_rows"):
-      if getattr(self, name) is not None:  # None takes all.
-        at_least_one(self, name)
-    if self.labelled_one_in < 2:
-      raise ValueError(
-        f"labelled_one_in must be at least 2, got {self.labelled_one_in}."
-      )
-    for name in ("prompt_format", "prm_prompt_format"):
-      one_of(name, getattr(self, name), tuple(PROMPT_FORMATS))
-    for name, (_, row_format, fields) in self.sources().items():
-      check_format(f"{name}_", row_format, fields, (*FORMATS, *MAPPED))
-    self._check_models()
-
-  def _check_models(self) -> None:
-    """Validates that there is one policy, and names of shapes."""
+    at_least(1, self, "prompt_tokens prm_prompt_tokens response_tokens")
+    at_least(1, self, "labelled_rows labelled_held_out_rows")
+    at_least(2, self, "labelled_one_in")
+    one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
+    for prefix in ("train_", "held_out_", "labelled_"):
+      check_format(self, prefix, (*FORMATS, *MAPPED))
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
         "policy names the folder of a Hugging Face model; set it, or "
         "random_model for a trial, not both."
       )
-    if self.random_model is not None:
-      one_of("random_model", self.random_model, ("tied", "untied", "llama"))
-    for name in ("architecture", "prm_architecture"):
-      if getattr(self, name) is not None:
-        one_of(name, getattr(self, name), tuple(ARCHITECTURES))
-    for name in self.random_files:
-      one_of("random_files", name, ("train", "held_out", "labelled", "prm"))
+    one_of(self, "random_model", ("tied", "untied", "llama"))
+    one_of(self, "architecture prm_architecture", tuple(ARCHITECTURES))
+    one_of(self, "random_files", ("train", "held_out", "labelled", "prm"))
 
   @property
   def policy_prompt_format(self) -> PromptFormat:
@@ -146,11 +126,7 @@ class FilesSettings:
     return dataclasses.replace(prompt_format, prefix=self.response_prefix)
 
   def computed(self, model: ModelConfig) -> ModelConfig:
-    """An architecture with this run's dtypes, remat and chunks.
-
-    Args:
-      model: as its folder describes it.
-    """
+    """An architecture with this run's dtypes, remat and chunks."""
     return dataclasses.replace(model, **dataclasses.asdict(self.model))
 
   def sources(self) -> dict[str, tuple[str | None, str, Fields]]:

@@ -6,6 +6,7 @@ import jax
 
 from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import XLA, Kernels
+from pure_jax.runs.settings.checks import ConfigError, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,7 @@ class MeshSettings:
     """Validates sizes and rules, before any device is looked at."""
     if min(self.data, self.fsdp, self.tensor, self.sequence) < 1:
       raise ValueError(f"mesh sizes must be at least 1, got {self.sizes()}.")
-    if self.rules not in sharding.RULE_SETS:
-      raise ValueError(
-        f"rules must be one of {sorted(sharding.RULE_SETS)}, got "
-        f"{self.rules!r}."
-      )
+    one_of(self, "rules", sorted(sharding.RULE_SETS))
 
   @property
   def devices(self) -> int:
@@ -39,28 +36,19 @@ class MeshSettings:
     return " x ".join(f"{axis}={size}" for axis, size in sizes.items())
 
   def layout(self, kernels: Kernels = XLA) -> sharding.Layout:
-    """Lays the devices out in this mesh.
-
-    Args:
-      kernels: kernels that models call on it in place of XLA's operations.
-
-    Returns:
-      Mesh and rules.
+    """Lays the devices out in this mesh; models call `kernels` on it.
 
     Raises:
-      ValueError: if the devices are too few, no rule uses an axis, a kernel
+      ConfigError: if the devices are too few, no rule uses an axis, a kernel
         cannot run on them, or the mesh has no device of one of the processes.
     """
-    layout = sharding.make_layout(
-      self.data,
-      self.fsdp,
-      self.tensor,
-      self.sequence,
-      self.rules,
-      kernels=kernels,
-    )
+    sizes = (self.data, self.fsdp, self.tensor, self.sequence)
+    try:
+      layout = sharding.make_layout(*sizes, self.rules, kernels=kernels)
+    except ValueError as error:
+      raise ConfigError(str(error)) from error
     if jax.process_count() > 1 and layout.mesh.size < jax.device_count():
-      raise ValueError(
+      raise ConfigError(
         f"A mesh of {self.sizes()} leaves out some of the "
         f"{jax.device_count()} devices of {jax.process_count()} processes: "
         "use all of them, or start fewer processes."
@@ -68,15 +56,7 @@ class MeshSettings:
     return layout
 
   def check_rows(self, name: str, rows: int) -> None:
-    """Validates that a batch can be split over the row shards.
-
-    Args:
-      name: name of the field with the number of rows, for the message.
-      rows: rows of the batch.
-
-    Raises:
-      ValueError: if data x fsdp does not divide the rows.
-    """
+    """Raises ValueError unless data x fsdp divides the rows of a field."""
     shards = self.data * self.fsdp
     if rows % shards:
       raise ValueError(
@@ -85,15 +65,7 @@ class MeshSettings:
       )
 
   def check_shares_devices(self, name: str, main: "MeshSettings") -> None:
-    """Validates the mesh of another model against that of the training.
-
-    Args:
-      name: name of this mesh's group of fields, for the message.
-      main: the mesh of the policy in training.
-
-    Raises:
-      ValueError: if the two differ in the number of devices.
-    """
+    """Raises ValueError unless both meshes have the same number of devices."""
     if self.devices != main.devices:
       raise ValueError(
         f"{name} ({self.sizes()}) has {self.devices} devices, but mesh "

@@ -2,14 +2,12 @@
 
 import dataclasses
 
-from pure_jax.models.config import (
-  COMPUTE_DTYPES,
-  LoraConfig,
-  ModelConfig,
-)
+from pure_jax.models.config import COMPUTE_DTYPES, LoraConfig, ModelConfig
 from pure_jax.runs.settings.checks import one_of
 
 AUTO = "auto"
+# What a training config may name as compute_dtype.
+DTYPE_CHOICES = (AUTO, *COMPUTE_DTYPES)
 
 _7B = ModelConfig(
   vocab_size=152_064,
@@ -59,15 +57,6 @@ ARCHITECTURES = {
 }
 
 
-def check_compute_dtype(name: str) -> None:
-  """Raises ValueError unless a training config may name this dtype.
-
-  Args:
-    name: "auto", or a dtype of `COMPUTE_DTYPES`.
-  """
-  one_of("compute_dtype", name, (AUTO, *COMPUTE_DTYPES))
-
-
 def compute_dtype_of(platform: str) -> str:
   """The dtype that "auto" stands for.
 
@@ -77,9 +66,6 @@ def compute_dtype_of(platform: str) -> str:
 
   Args:
     platform: platform of the devices, such as "cpu" or "tpu".
-
-  Returns:
-    A name in `COMPUTE_DTYPES`.
   """
   return "float32" if platform == "cpu" else "bfloat16"
 
@@ -101,16 +87,12 @@ class ModelSettings:
 
   def __post_init__(self):
     """Validates the shape as the library does."""
-    check_compute_dtype(self.compute_dtype)
+    one_of(self, "compute_dtype", DTYPE_CHOICES)
     fields = dataclasses.asdict(self) | {"compute_dtype": "float32"}
     ModelConfig(vocab_size=1, **fields)
 
   def architecture(self, vocab_size: int) -> ModelConfig:
-    """The library's model config.
-
-    Args:
-      vocab_size: V, of the tokenizer.
-    """
+    """The library's model config for the vocabulary of a tokenizer."""
     return ModelConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
 
 
@@ -139,14 +121,7 @@ class LoraSettings:
     return LoraConfig(**(dataclasses.asdict(self) | {"rank": rank}))
 
   def of(self, model: ModelConfig) -> ModelConfig:
-    """The architecture that the stage trains.
-
-    Args:
-      model: without adapters.
-
-    Returns:
-      The same with these adapters.
-    """
+    """The architecture with these adapters, which the stage trains."""
     if not self.rank:
       return model
     return dataclasses.replace(model, lora=self._config(self.rank))

@@ -1,20 +1,97 @@
 """Settings of reinforcement learning, nested as the library's configs are.
 
-`rl.credit`, `rl.loss` and `rl.optim` are the library's own dataclasses.
+`rl.credit`, `rl.loss` and `rl.optim` are the library's own dataclasses. Those
+of sampling hold the fields of the library's configs that the user chooses; a
+method `config` adds what follows from the tokenizer or from a switch.
 """
 
 import dataclasses
 
-from pure_jax.runs.settings.checks import at_least_one, one_of
+from pure_jax.models.config import CACHE_DTYPES
+from pure_jax.rollout.engine_programs import EngineConfig
+from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
-from pure_jax.runs.settings.rollout import (
-  EngineSettings,
-  RolloutSettings,
-  SamplerSettings,
-)
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplerSettings:
+  """How responses are drawn; the tokenizer gives the ids."""
+
+  max_new_tokens: int
+  temperature: float
+  top_p: float
+  top_k: int
+  min_p: float
+
+  def __post_init__(self):
+    """Validates the sampler as the library does, which also allows greedy."""
+    self.config(pad_id=0, stop_ids=(1,))
+    if not self.temperature > 0:
+      raise ValueError(
+        f"temperature must be above 0 to draw samples, got {self.temperature}."
+      )
+
+  def config(
+    self,
+    *,
+    pad_id: int,
+    stop_ids: tuple[int, ...],
+    banned_ids: tuple[int, ...] = (),
+    greedy: bool = False,
+  ) -> SamplingConfig:
+    """The library's sampler for the ids of a tokenizer."""
+    config = SamplingConfig(
+      pad_id=pad_id,
+      stop_ids=stop_ids,
+      banned_ids=banned_ids,
+      **dataclasses.asdict(self),
+    )
+    if not greedy:
+      return config
+    return dataclasses.replace(
+      config, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineSettings:
+  """Continuous batching; without slots a batch is sampled in one loop."""
+
+  slots: int | None
+  sync_interval: int
+
+  def __post_init__(self):
+    """Validates the engine as the library does, also while it is off."""
+    EngineConfig(1 if self.slots is None else self.slots, self.sync_interval)
+
+  def config(self) -> EngineConfig | None:
+    """The library's engine, None for one loop."""
+    if self.slots is None:
+      return None
+    return EngineConfig(**dataclasses.asdict(self))
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+  """Precision, batches and stops of rollouts."""
+
+  stop_on_boxed: bool
+  batches: int
+  weights: str
+  cache_dtype: str | None
+
+  def __post_init__(self):
+    one_of(self, "weights", ("compute", "int8"))
+    one_of(self, "cache_dtype", CACHE_DTYPES)
+
+  @property
+  def is_rounded(self) -> bool:
+    """Whether sampling rounds more than the trainer's forward pass does."""
+    return self.weights != "compute" or self.cache_dtype is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +103,8 @@ class OldLogpSettings:
   tolerance: float
 
   def __post_init__(self):
-    """Validates source, interval and tolerance."""
-    one_of("source", self.source, ("score", "sampled"))
-    at_least_one(self, "check_every")
+    one_of(self, "source", ("score", "sampled"))
+    at_least(1, self, "check_every")
     if not self.tolerance > 0:
       raise ValueError(f"tolerance must be > 0 nats, got {self.tolerance}.")
 
@@ -82,12 +158,9 @@ class RLSettings:
 
   def __post_init__(self):
     """Completes the credit's config, and validates combinations."""
-    at_least_one(
-      self,
-      "iterations prompts samples_per_prompt length_buckets eval_every "
-      "eval_prompts samples_every checkpoint_every checkpoints_kept "
-      "max_skipped_updates",
-    )
+    at_least(1, self, "iterations prompts samples_per_prompt length_buckets")
+    at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
+    at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
     self._complete_credit()
     fraction = self.answer_fraction
     if fraction is not None and not 0 < fraction <= 1:
@@ -126,13 +199,11 @@ class RLSettings:
           f"of an iteration ({self.prompts} prompts x "
           f"{self.samples_per_prompt} samples): choose a divisor."
         )
-    if self.packed_tokens is not None:
-      at_least_one(self, "packed_tokens")
-      if self.micro_batches == 1:
-        raise ValueError(
-          f"packed_tokens={self.packed_tokens} saves time by leaving out "
-          "micro-batches that stay empty: set micro_batches to more than 1."
-        )
+    if self.packed_tokens is not None and self.micro_batches == 1:
+      raise ValueError(
+        f"packed_tokens={self.packed_tokens} saves time by leaving out "
+        "micro-batches that stay empty: set micro_batches to more than 1."
+      )
     if self.engine.slots is not None and self.rollout.batches > 1:
       raise ValueError(
         f"engine.slots={self.engine.slots} and rollout.batches="

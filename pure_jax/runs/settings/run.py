@@ -4,7 +4,7 @@ import dataclasses
 
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.parallel.kernel_calls import XLA, Kernels
-from pure_jax.runs.settings.checks import at_least_one
+from pure_jax.runs.settings.checks import at_least
 from pure_jax.runs.settings.files import ComputationSettings, FilesSettings
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import (
@@ -29,8 +29,7 @@ class SFTSettings:
   optim: OptimConfig
 
   def __post_init__(self):
-    """Validates that there are data and updates."""
-    at_least_one(self, "demonstrations steps batch_size log_every")
+    at_least(1, self, "demonstrations steps batch_size log_every")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +54,9 @@ class PRMSettings:
 
   def __post_init__(self):
     """Validates that there are data and updates, and something to train."""
-    at_least_one(
-      self,
-      "batch_size head_steps full_steps log_every length_multiple eval_prompts",
-    )
-    if self.extra_layers < 0:
-      raise ValueError("extra_layers must not be negative.")
+    at_least(1, self, "batch_size head_steps full_steps log_every")
+    at_least(1, self, "length_multiple eval_prompts")
+    at_least(0, self, "extra_layers")
     if self.extra_layers and self.lora.rank:
       raise ValueError(
         f"extra_layers={self.extra_layers} start as the identity and would "
@@ -90,15 +86,7 @@ class Settings:
     return self.files is None or self.files.labelled is not None
 
   def for_platform(self, platform: str) -> "Settings":
-    """The same run with the dtype of matrix products decided.
-
-    Args:
-      platform: platform of the devices, such as "cpu" or "tpu".
-
-    Returns:
-      The settings, with "auto" replaced by
-      `runs.settings.models.compute_dtype_of`.
-    """
+    """The same run with the dtype that "auto" stands for on a platform."""
     model = self._model
     if model.compute_dtype != AUTO:
       return self
@@ -116,8 +104,7 @@ class Settings:
 
   def __post_init__(self):
     """Validates that the stages fit each other and the mesh."""
-    if self.seed < 0:
-      raise ValueError(f"seed must be at least 0, got {self.seed}.")
+    at_least(0, self, "seed")
     prm = self.prm
     made = [self.world, self.model, self.sft]
     made += [prm.labelled, prm.policy_prompts, prm.policy_samples]
@@ -126,8 +113,7 @@ class Settings:
         "a run has either files, or world, model, sft, prm.labelled, "
         "prm.policy_prompts and prm.policy_samples: the others are None."
       )
-    if self.files is None:
-      at_least_one(prm, "labelled policy_prompts policy_samples")
+    at_least(1, prm, "labelled policy_prompts policy_samples")
     dtype = self._model.compute_dtype
     if self.kernels.attention == "cudnn" and dtype == "float32":
       raise ValueError(

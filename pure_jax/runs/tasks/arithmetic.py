@@ -23,12 +23,11 @@ from pure_jax.host.text.tokenization import (
   split_texts,
 )
 from pure_jax.models import prm
-from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RandomStream, RunSpec
-from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
 from pure_jax.training import rollouts, supervised
 from pure_jax.training.supervised import Demonstrations
 
@@ -36,27 +35,21 @@ SAMPLE_ROWS = 1024  # Responses per call of the sampler.
 
 
 def prompt_tokens(world: arithmetic.WorldConfig) -> int:
-  """Length of the longest prompt: a problem and a line break.
+  """Length L of the longest prompt: a problem and a line break.
+
+  Every number and operator is one token, and so is "=?".
 
   Args:
     world: the settings of the world.
-
-  Returns:
-    L. Every number and operator is one token, and so is "=?".
   """
   return 2 * (world.max_operations + 1) + 1
 
 
-class ArithmeticTask:
-  """The embedded world, see `task.Task`."""
+class ArithmeticTask(Task):
+  """The embedded world; the run trains policy and PRM."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Opens the tokenizer and the data, and makes them if they do not exist.
-
-    Args:
-      settings: settings of the run, with `world` and `model`.
-      folder: folder of the tokenizer and of the prepared data sets.
-    """
+    """Opens tokenizer and data in a folder; makes them if they do not exist."""
     world = settings.world
     self._settings, self._folder = settings, folder
     self.tokenizer = dataset.world_tokenizer(world, folder / "tokenizer.model")
@@ -83,11 +76,9 @@ class ArithmeticTask:
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
     """Compares the content of the last box with the value of the chain."""
+    parse, separator = arithmetic.parse_problem, arithmetic.SEPARATOR
     right = [
-      checker.grade(
-        arithmetic.parse_problem(problem.problem),
-        arithmetic.SEPARATOR.join(steps),
-      )
+      checker.grade(parse(problem.problem), separator.join(steps))
       for problem, steps in zip(problems, texts, strict=True)
     ]
     return Verdicts(np.asarray(right, bool), {})
@@ -99,14 +90,6 @@ class ArithmeticTask:
   def kind(self, problem: Problem, steps: Sequence[str]) -> str:
     """Classifies a response, to show how a policy exploits a reward."""
     return checker.classify(arithmetic.parse_problem(problem.problem), steps)
-
-  def start_policy(self, layout: sharding.Layout) -> None:
-    """None: the policy is trained on demonstrations first."""
-    return
-
-  def start_prm(self, layout: sharding.Layout) -> None:
-    """None: the run trains the PRM."""
-    return
 
   def demonstrations(self) -> Demonstrations:
     """The responses of the world's imperfect teachers."""
@@ -126,13 +109,8 @@ class ArithmeticTask:
     examples = processes.on_process_zero(load)
     examples, generated = self._encode(load() if examples is None else examples)
     problems = self.train[: settings.policy_prompts] * settings.policy_samples
-    sampled = self._sample(
-      spec,
-      batches,
-      policy_params,
-      problems,
-      spec.key(RandomStream.LABELLED_SAMPLES),
-    )
+    stream = RandomStream.LABELLED_SAMPLES
+    sampled = self._sample(spec, batches, policy_params, problems, stream)
     data = jax.tree.map(lambda *x: np.concatenate(x), generated, sampled)
     texts = [row.problem for row in (*examples, *problems)]
     return LabelledResponses(data, *self._label(texts, data))
@@ -149,19 +127,12 @@ class ArithmeticTask:
     """
     settings = self._settings.prm
     problems = self.held_out[: settings.eval_prompts] * settings.policy_samples
-    data = self._sample(
-      spec,
-      batches,
-      policy_params,
-      problems,
-      spec.key(RandomStream.PRM_EVALUATION_SAMPLES),
-    )
+    stream = RandomStream.PRM_EVALUATION_SAMPLES
+    data = self._sample(spec, batches, policy_params, problems, stream)
     labels, label_mask = self._label([p.problem for p in problems], data)
+    layout = spec.layouts.training
     score = supervised.make_prm_evaluation(
-      spec.prm_model,
-      spec.prm_score_config,
-      spec.table,
-      spec.layouts.training,
+      spec.prm_model, spec.prm_score_config, spec.table, layout
     )
     rewards = read_everywhere(score(params, batches.put(data)))
     good = labels == 1
@@ -170,14 +141,13 @@ class ArithmeticTask:
     steps_there = np.asarray([min(len(t), rewards.shape[1]) for t in texts])
     exists = np.arange(rewards.shape[1]) < steps_there[:, None]
     worst = np.where(exists, rewards, np.inf).min(1)
+    accuracy, balanced = prm_metrics.accuracy, prm_metrics.balanced_accuracy
     numbers = {
-      "step_accuracy": prm_metrics.accuracy(rewards, good, label_mask),
-      "good_recall": prm_metrics.accuracy(rewards, good, label_mask & good),
-      "bad_recall": prm_metrics.accuracy(rewards, good, label_mask & ~good),
+      "step_accuracy": accuracy(rewards, good, label_mask),
+      "good_recall": accuracy(rewards, good, label_mask & good),
+      "bad_recall": accuracy(rewards, good, label_mask & ~good),
       "policy_accuracy": 1 - wrong.mean(),
-      "balanced_accuracy": prm_metrics.balanced_accuracy(
-        rewards, good, label_mask
-      ),
+      "balanced_accuracy": balanced(rewards, good, label_mask),
     }
     if wrong.any():
       numbers["hacked_given_wrong"] = (worst[wrong] > 0).mean()
@@ -185,21 +155,14 @@ class ArithmeticTask:
       name: float(value) for name, value in numbers.items() if value is not None
     }
 
-  def close(self) -> None:
-    """Does nothing: the task has no resources."""
-
   def _encode(
     self, rows: list[dataset.Example]
   ) -> tuple[list[dataset.Example], Demonstrations]:
     """(the examples that fit the limit of a response, their ids)."""
     limit = self._settings.rl.sampler.max_new_tokens
+    steps = [row.response.split(arithmetic.SEPARATOR) for row in rows]
     responses = [
-      encode_response(
-        self.tokenizer,
-        row.response.split(arithmetic.SEPARATOR),
-        finished=True,
-      )
-      for row in rows
+      encode_response(self.tokenizer, texts, finished=True) for texts in steps
     ]
     fits = [len(ids) <= limit for ids in responses]
     if not any(fits):
@@ -231,16 +194,12 @@ class ArithmeticTask:
     batches: Batches,
     params: Any,
     problems: list[Problem],
-    key: jax.Array,
+    stream: RandomStream,
   ) -> Demonstrations:
     """Samples one response to each problem; problems may repeat."""
-    generate = rollouts.make_generate(
-      self.model,
-      spec.sampler,
-      group_size=1,
-      layout=spec.layouts.training,
-    )
-    shards, count = spec.layouts.training.row_shards, len(problems)
+    layout, count = spec.layouts.training, len(problems)
+    generate = rollouts.make_generate(self.model, spec.sampler, 1, layout)
+    key, shards = spec.key(stream), layout.row_shards
     rows = -(-min(SAMPLE_ROWS, count) // shards) * shards
     samples = []
     for first in range(0, count, rows):
@@ -249,27 +208,19 @@ class ArithmeticTask:
       rollout = generate(
         params, batches.encode_prompts(batch), jax.random.fold_in(key, first)
       )
-      samples.append(
-        read_everywhere(
-          Demonstrations(
-            rollout.prompt_tokens,
-            rollout.prompt_mask,
-            rollout.tokens,
-            rollout.completion_mask,
-          )
-        )
+      responses = Demonstrations(
+        rollout.prompt_tokens,
+        rollout.prompt_mask,
+        rollout.tokens,
+        rollout.completion_mask,
       )
+      samples.append(read_everywhere(responses))
     return jax.tree.map(lambda *x: np.concatenate(x)[:count], *samples)
 
 
 def _problems(rows: list[dataset.Example]) -> list[Problem]:
   """Converts examples to the records that every task has."""
   return [
-    Problem(
-      id=str(number),
-      source="arithmetic",
-      problem=row.problem,
-      answer=str(row.answer),
-    )
+    Problem(str(number), "arithmetic", row.problem, answer=str(row.answer))
     for number, row in enumerate(rows)
   ]

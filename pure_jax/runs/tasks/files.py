@@ -35,7 +35,7 @@ from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
-from pure_jax.runs.tasks.task import LabelledResponses, Verdicts
+from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
 from pure_jax.training import supervised
 from pure_jax.training.supervised import Demonstrations
 
@@ -65,19 +65,14 @@ def contents(files: FilesSettings) -> dict[str, str]:
   return fingerprints
 
 
-class FilesTask:
-  """A Hugging Face folder and data files, see `task.Task`."""
+class FilesTask(Task):
+  """A Hugging Face folder and data files."""
 
   def __init__(self, settings: Settings, folder: pathlib.Path):
-    """Reads the tokenizer and opens the data. Weights are read when needed.
+    """Reads the tokenizer and opens the data; weights are read when needed.
 
-    Args:
-      settings: settings of the run, with `files`.
-      folder: folder of the prepared data sets.
-
-    Raises:
-      ConfigError: if a format makes another record than its field needs, or if
-        no problem fits into a prompt.
+    `folder` gets the prepared data sets. Raises a ConfigError if a format makes
+    another record than its field needs, or if no problem fits into a prompt.
     """
     files = settings.files
     if files.random_model is not None:
@@ -86,16 +81,15 @@ class FilesTask:
     config = huggingface.read_config(files.policy)
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
-    huggingface.warn_beyond_positions(
-      files.policy,
-      config,
-      files.prompt_tokens + settings.rl.sampler.max_new_tokens,
-    )
+    tokens = files.prompt_tokens + settings.rl.sampler.max_new_tokens
+    huggingface.warn_beyond_positions(files.policy, config, tokens)
     self.model = files.computed(config.model)
+    self._dtypes = {
+      "compute_dtype": self.model.compute_dtype,
+      "param_dtype": self.model.param_dtype,
+    }
     self.tokenizer = HuggingFaceTokenizer(
-      files.policy,
-      vocab_size=self.model.vocab_size,
-      eos_token=files.eos_token,
+      files.policy, vocab_size=self.model.vocab_size, eos_token=files.eos_token
     )
     self.prm_model = self._prm_model()
     self.prompt_encoder = PromptEncoder(
@@ -171,9 +165,7 @@ class FilesTask:
   def _fits(self, problem: Problem) -> bool:
     """Whether both prompts of a problem are within their limits."""
     encoders = (self.prompt_encoder, self.prm_prompt_encoder)
-    return all(
-      len(encoder.ids(problem)) <= encoder.length for encoder in encoders
-    )
+    return all(len(e.ids(problem)) <= e.length for e in encoders)
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
@@ -211,30 +203,18 @@ class FilesTask:
     """Whether a step is empty; other vacuous steps cannot be detected."""
     return not step.strip()
 
-  def kind(self, problem: Problem, steps: Sequence[str]) -> None:
-    """None: there is no classification of responses."""
-    return
-
   def start_policy(self, layout: sharding.Layout) -> Any:
     """Loads the weights of the policy."""
-    params, _ = huggingface.load_policy(
-      self._files.policy,
-      layout,
-      compute_dtype=self.model.compute_dtype,
-      param_dtype=self.model.param_dtype,
-    )
-    return params
+    return huggingface.load_policy(self._files.policy, layout, **self._dtypes)[
+      0
+    ]
 
   def start_prm(self, layout: sharding.Layout) -> Any | None:
     """Loads the weights of the PRM; None if no PRM is named."""
     if self._files.prm is None:
       return None
-    params, _ = huggingface.load_prm(
-      self._files.prm,
-      layout,
-      compute_dtype=self.model.compute_dtype,
-      param_dtype=self.model.param_dtype,
-    )
+    path = self._files.prm
+    params, _ = huggingface.load_prm(path, layout, **self._dtypes)
     return params
 
   def demonstrations(self) -> Demonstrations:
@@ -279,7 +259,7 @@ class FilesTask:
     responses = right_pad(
       encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
     )
-    labels, label_mask = step_labels(rows, self._limits.max_steps)
+    labels, label_mask = _step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts
     metrics = {
       "file_rows": counts.read,
@@ -313,12 +293,12 @@ class FilesTask:
     )
     if not encoded.prompts:
       reasons = collections.Counter(encoded.left_out.values())
+      counted = ", ".join(f"{count} {why}" for why, count in reasons.items())
       raise ConfigError(
         f"files.prm_prompt_tokens={limits.prompt_tokens}, "
         f"files.response_tokens={limits.response_tokens} and "
         f"prm.score.max_steps={limits.max_steps} have room for none of "
-        f"{len(rows)} rows: "
-        f"{', '.join(f'{n} {why}' for why, n in reasons.items())}."
+        f"{len(rows)} rows: {counted}."
       )
     return [rows[i] for i in encoded.index], encoded
 
@@ -329,11 +309,9 @@ class FilesTask:
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
     settings, limits = self._settings.prm, self._limits
+    layout = spec.layouts.training
     score = supervised.make_prm_evaluation(
-      spec.prm_model,
-      spec.prm_score_config,
-      spec.table,
-      spec.layouts.training,
+      spec.prm_model, spec.prm_score_config, spec.table, layout
     )
     rewards = np.zeros((len(rows), limits.max_steps), np.float32)
     for chosen, batch in labelled_solutions.batches_by_length(
@@ -345,7 +323,7 @@ class FilesTask:
     ):
       step_rewards = read_everywhere(score(params, batches.put(batch)))
       rewards[chosen] = step_rewards[: len(chosen)]
-    labels, label_mask = step_labels(rows, limits.max_steps)
+    labels, label_mask = _step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])
     chosen = prm_metrics.best_of_n_metrics(
       [problem_key(row.problem) for row in rows],
@@ -366,18 +344,10 @@ class FilesTask:
       self._pool.close()
 
 
-def step_labels(
+def _step_labels(
   rows: Sequence[LabelledSolution], max_steps: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Converts the labels of solutions to arrays.
-
-  Args:
-    rows: n solutions of at most `max_steps` steps.
-    max_steps: S.
-
-  Returns:
-    (labels [n, S] int32, 1 good, 0 bad; label_mask [n, S] bool).
-  """
+  """Labels [n, S] int32, 1 good, 0 bad, and their mask [n, S] bool."""
   labels = np.zeros((len(rows), max_steps), np.int32)
   label_mask = np.zeros((len(rows), max_steps), bool)
   for index, row in enumerate(rows):

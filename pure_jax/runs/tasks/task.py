@@ -51,7 +51,7 @@ class LabelledResponses:
 
 
 class Task(Protocol):
-  """An open task.
+  """An open task; one that inherits from it need not define what it lacks.
 
   Attributes:
     tokenizer: of policy and PRM.
@@ -75,46 +75,24 @@ class Task(Protocol):
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
-    """Grades answers.
-
-    Args:
-      problems: B problems.
-      texts: B lists of step texts.
-    """
+    """Grades answers."""
     ...
 
   def is_vacuous(self, step: str) -> bool:
-    """Whether a step neither claims nor concludes anything.
-
-    Args:
-      step: its text.
-    """
+    """Whether a step neither claims nor concludes anything."""
     ...
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
-    """The kind of a response; None if the task cannot tell.
-
-    Args:
-      problem: the problem it answers.
-      steps: texts of the response.
-    """
-    ...
+    """The kind of a response; None if the task cannot tell."""
+    return None
 
   def start_policy(self, layout: sharding.Layout) -> Any | None:
-    """Weights the policy starts from; None if the run has to train them.
-
-    Args:
-      layout: devices and rules of the weights.
-    """
-    ...
+    """Weights the policy starts from; None if the run has to train them."""
+    return None
 
   def start_prm(self, layout: sharding.Layout) -> Any | None:
-    """Weights of a finished PRM; None if the run has to train them.
-
-    Args:
-      layout: devices and rules of the weights.
-    """
-    ...
+    """Weights of a finished PRM; None if the run has to train them."""
+    return None
 
   def demonstrations(self) -> Demonstrations:
     """Responses for the supervised start."""
@@ -123,28 +101,14 @@ class Task(Protocol):
   def labelled(
     self, spec: RunSpec, batches: Batches, policy_params: Any
   ) -> LabelledResponses:
-    """Training data of the PRM.
-
-    Args:
-      spec: the run's specification.
-      batches: makes and distributes the run's batches.
-      policy_params: weights of the policy, to sample from.
-    """
+    """Training data of the PRM; the policy may be sampled for it."""
     ...
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
-    """Metrics of a PRM on held-out problems.
-
-    Args:
-      spec: the run's specification.
-      batches: makes and distributes the run's batches.
-      policy_params: weights of the policy, to sample from.
-      params: weights of the PRM.
-    """
+    """Metrics of a PRM on held-out problems; the policy may be sampled."""
     ...
 
   def close(self) -> None:
-    """Closes the resources of the task."""
-    ...
+    """Closes the resources of the task, if it has some."""

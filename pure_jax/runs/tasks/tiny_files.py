@@ -8,7 +8,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -36,14 +36,11 @@ TEMPLATE = (
 
 
 def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
-  """Writes the files that are missing, and names them in the settings.
+  """Writes policy and `random_files` if they are missing, and names them.
 
   Args:
     files: settings whose formats are MATH prompts, MATH500 and PRM800K.
     folder: folder of the files.
-
-  Returns:
-    The settings with the paths of the policy and of `random_files`.
   """
   written = write_problems(folder / "problems")
   policy_folder = write_policy(
@@ -55,10 +52,7 @@ def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
     written["prm"] = write_prm(folder / "prm", tied=False)
   paths = {name: str(written[name]) for name in files.random_files}
   return dataclasses.replace(
-    files,
-    policy=str(policy_folder),
-    random_model=None,
-    **paths,
+    files, policy=str(policy_folder), random_model=None, **paths
   )
 
 
@@ -72,14 +66,35 @@ def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     Paths of `train` (MATH prompts), `held_out` (MATH500) and `labelled`
     (PRM800K).
   """
-  paths = {
-    name: folder / f"{name}.jsonl" for name in ("train", "held_out", "labelled")
+  return _write_rows(folder, _problems())
+
+
+def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Writes files of labelled solutions, unless they exist.
+
+  Args:
+    folder: folder of the files.
+
+  Returns:
+    Paths of `processbench`, with two solutions of each problem, and `prm800k`.
+  """
+  solutions = {
+    "processbench": list(_processbench()),
+    "prm800k": _problems()["labelled"],
   }
+  return _write_rows(folder, solutions)
+
+
+def _write_rows(
+  folder: pathlib.Path, files: dict[str, list[Any]]
+) -> dict[str, pathlib.Path]:
+  """Writes the rows of each file, unless it exists."""
   folder.mkdir(parents=True, exist_ok=True)
-  for path, rows in zip(paths.values(), _rows(), strict=True):
+  paths = {name: folder / f"{name}.jsonl" for name in files}
+  for name, path in paths.items():
     if not path.exists():
-      text = "".join(json.dumps(row) + "\n" for row in rows)
-      write_text_atomic(path, text)
+      lines = [json.dumps(row) + "\n" for row in files[name]]
+      write_text_atomic(path, "".join(lines))
   return paths
 
 
@@ -92,55 +107,40 @@ def write_policy(
     folder: folder of the policy.
     tied: True shares the weights of embedding and head.
     llama: True makes a Llama, as SmolLM2 is one, False a Qwen2.
-
-  Returns:
-    The folder.
   """
-  if not (folder / "tokenizer.json").exists():  # Written last.
-    shutil.rmtree(folder, ignore_errors=True)
-    config = architecture(tied, llama)
-    params = init_params(jax.random.key(SEED), policy.declare_policy(config))
-    huggingface.export_policy(folder, params, config, max_positions=1024)
-    _tokenizer().save_pretrained(folder)
-  return folder
+  config = architecture(tied, llama)
+  declared, export = policy.declare_policy(config), huggingface.export_policy
+  return _write_model(folder, config, declared, SEED, export)
 
 
 def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
-  """Writes a random PRM with the policy's tokenizer, unless it exists.
+  """Writes a random PRM with a tokenizer, unless it exists.
 
   Args:
     folder: folder of the PRM.
     tied: True if its policy shares the weights of embedding and head.
-
-  Returns:
-    The folder.
   """
+  config = architecture(tied)
+  declared = prm.declare_prm(config)
+  return _write_model(
+    folder, config, declared, PRM_SEED, huggingface.export_prm
+  )
+
+
+def _write_model(
+  folder: pathlib.Path,
+  config: ModelConfig,
+  declared: Any,
+  seed: int,
+  export: Callable[..., None],
+) -> pathlib.Path:
+  """Writes a random model with the tokenizer, unless it exists; its folder."""
   if not (folder / "tokenizer.json").exists():  # Written last.
     shutil.rmtree(folder, ignore_errors=True)
-    config = architecture(tied)
-    params = init_params(jax.random.key(PRM_SEED), prm.declare_prm(config))
-    huggingface.export_prm(folder, params, config, max_positions=1024)
+    params = init_params(jax.random.key(seed), declared)
+    export(folder, params, config, max_positions=1024)
     _tokenizer().save_pretrained(folder)
   return folder
-
-
-def write_solutions(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Writes files of labelled solutions, unless they exist.
-
-  Args:
-    folder: folder of the files.
-
-  Returns:
-    Paths of `processbench`, with two solutions of each problem, and `prm800k`.
-  """
-  folder.mkdir(parents=True, exist_ok=True)
-  rows = {"processbench": list(_processbench()), "prm800k": _rows()[2]}
-  paths = {name: folder / f"{name}.jsonl" for name in rows}
-  for name, path in paths.items():
-    if not path.exists():
-      lines = [json.dumps(row) + "\n" for row in rows[name]]
-      write_text_atomic(path, "".join(lines))
-  return paths
 
 
 def architecture(tied: bool, llama: bool = False) -> ModelConfig:
@@ -149,9 +149,6 @@ def architecture(tied: bool, llama: bool = False) -> ModelConfig:
   Args:
     tied: True shares the weights of embedding and head.
     llama: True makes a Llama, without biases in attention, False a Qwen2.
-
-  Returns:
-    The architecture.
   """
   return ModelConfig(
     vocab_size=512,  # More than the tokenizer has, as in real models.
@@ -210,7 +207,7 @@ def _solutions() -> Iterator[tuple[str, list[str], int]]:
     yield f"Compute ${a} + {b} - {c}$.", steps, a + b - c
 
 
-def _rows() -> tuple[list[Any], list[Any], list[Any]]:
+def _problems() -> dict[str, list[Any]]:
   """The raw rows of MATH prompts, MATH500 and PRM800K."""
   train, held_out, labelled = [], [], []
   for number, (problem, steps, answer) in enumerate(_solutions()):
@@ -234,7 +231,7 @@ def _rows() -> tuple[list[Any], list[Any], list[Any]]:
       }
     )
     labelled.append(_labelled(problem, steps, number))
-  return train, held_out, labelled
+  return {"train": train, "held_out": held_out, "labelled": labelled}
 
 
 def _labelled(problem: str, steps: list[str], number: int) -> dict[str, Any]:
