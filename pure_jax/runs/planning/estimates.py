@@ -31,21 +31,6 @@ class Estimates:
   kept_bytes: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelFlops:
-  """FLOPs of one RL step that the method needs, on all devices together.
-
-  Attributes:
-    rollout: sampling.
-    score: the PRM, and the log-probs of policy and reference.
-    update: a forward pass, and twice as many of the backward pass.
-  """
-
-  rollout: int
-  score: int
-  update: int
-
-
 def forward_flops(
   model: ModelConfig, tokens: int, pairs: int, logits: int
 ) -> int:
@@ -74,14 +59,16 @@ def forward_flops(
   )
 
 
-def model_flops(spec: RunSpec) -> ModelFlops:
+def model_flops(spec: RunSpec) -> tuple[int, int, int]:
   """Counts the FLOPs of one RL step that the method needs.
 
   Args:
     spec: the run's specification.
 
   Returns:
-    The FLOPs of each stage.
+    FLOPs on all devices together of the rollout, of the scores (the PRM, and
+    the log-probs of policy and reference), and of the update (a forward pass,
+    and twice as many of the backward pass).
   """
   P, B = spec.settings.rl.prompts, spec.responses
   L, C = spec.prompt_tokens, spec.sampler.max_new_tokens
@@ -105,7 +92,7 @@ def model_flops(spec: RunSpec) -> ModelFlops:
     inserted = steps.max_steps if steps.separator == "insert" else 0
     length = spec.prm_prompt_tokens + C + inserted
     prm = read(spec.prm_model, length, logits=0)
-  return ModelFlops(rollout=rollout, score=2 * policy + prm, update=3 * policy)
+  return rollout, 2 * policy + prm, 3 * policy
 
 
 def cache_bytes(spec: RunSpec, rows: int) -> int:

@@ -51,7 +51,10 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     )
   files = settings.files
   if files is None:
-    model = _world_model(settings)
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / "tokenizer.model"
+      vocab_size = dataset.world_tokenizer(settings.world, path).vocab_size
+    model = settings.model.architecture(vocab_size)
     prm_model = prm.extend_config(model, settings.prm.extra_layers)
     prompt_tokens = arithmetic.prompt_tokens(settings.world)
     prm_prompt_tokens = prompt_tokens
@@ -81,15 +84,6 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     stops=None,
     layouts=Layouts.same(layout),
   )
-
-
-def _world_model(settings: Settings) -> ModelConfig:
-  """The policy's architecture in the embedded world."""
-  with tempfile.TemporaryDirectory() as folder:
-    tokenizer = dataset.world_tokenizer(
-      settings.world, pathlib.Path(folder) / "tokenizer.model"
-    )
-  return settings.model.architecture(tokenizer.vocab_size)
 
 
 def _policy_model(files: FilesSettings) -> ModelConfig:

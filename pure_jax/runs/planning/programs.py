@@ -97,7 +97,8 @@ class Programs:
   def stages(self) -> list[Stage]:
     """Reshard if the sampler has its own weights, rollout, score, update."""
     spec, functions = self._spec, self._functions
-    flops, held = estimates.model_flops(spec), self.resident
+    rollout_flops, score_flops, update_flops = estimates.model_flops(spec)
+    held = self.resident
     prompts = _prompts(spec.settings.rl.prompts, spec.prompt_tokens)
     rollout = jax.eval_shape(
       lambda prompts: to_rollout(
@@ -113,12 +114,12 @@ class Programs:
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
     batch = ScoredBatch(rollout, scores, correct, has_answer)
-    of_score = Estimates(flops.score, held.optimizer)
+    of_score = Estimates(score_flops, held.optimizer)
     of_update = Estimates(
-      flops.update, held.frozen, kept_bytes=estimates.kept_bytes(spec)
+      update_flops, held.frozen, kept_bytes=estimates.kept_bytes(spec)
     )
     stages = [
-      self._rollout_stage(prompts, flops.rollout),
+      self._rollout_stage(prompts, rollout_flops),
       Stage("score", score, score_arguments, of_score),
       # No weights below adapters.
       Stage("update", update, (self._state(), batch, {}), of_update),

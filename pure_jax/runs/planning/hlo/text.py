@@ -13,20 +13,13 @@ import functools
 import math
 import re
 
-# Bits of an element of each type.
-_BITS = {
-  "pred": 8, "token": 0, "opaque": 0,
-  "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
-  "u2": 2, "u4": 4, "u8": 8, "u16": 16, "u32": 32, "u64": 64,
-  "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
-
 _COMMENT = re.compile(r"/\*.*?\*/")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))?(?: -> .*)? \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"^([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_BITS = re.compile(r"(?:[sufc]|bf)(\d+)")  # s32, bf16, f8e4m3fn
 _SPACE = re.compile(r"S\((\d+)\)")
-_OPCODE = re.compile(r"^\s*([a-z][\w\-]*)\(")
+_OPCODE = re.compile(r" ([a-z][\w\-]*)\(")  # Types hold no such text.
 _NAME = re.compile(r"%([\w.\-]+)")
 _CALLED = re.compile(r"(\w+)=%([\w.\-]+)")
 
@@ -68,13 +61,14 @@ class Shape:
 
 def _bits(dtype: str) -> int:
   """Bits of one element."""
-  if dtype in _BITS:
-    return _BITS[dtype]
-  if re.match(r"f8e\d", dtype):  # The eight-bit floats have many names.
+  if dtype in ("token", "opaque"):
+    return 0
+  if dtype == "pred":
     return 8
-  if re.match(r"f4e\d", dtype):
-    return 4
-  raise HLOError(f"{dtype!r} is an unknown element type.")
+  match = _BITS.match(dtype)
+  if match is None:
+    raise HLOError(f"{dtype!r} is an unknown element type.")
+  return int(match[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -189,11 +183,10 @@ def _instruction(
 ) -> Instruction:
   """Parses an instruction from the text after its name."""
   text = _COMMENT.sub("", text)
-  end = _type_end(text)
-  opcode = _OPCODE.match(text[end:])
+  opcode = _OPCODE.search(text)
   if opcode is None:
     raise HLOError(f"{name} cannot be read: {text[:200]!r}.")
-  rest = text[end + opcode.end() - 1 :]
+  rest = text[opcode.end() - 1 :]
   close = _closing(rest)
   inside, attributes = rest[1:close], rest[close + 1 :]
   operands, branches = (), ()
@@ -204,7 +197,7 @@ def _instruction(
     branches = tuple(computations[n] for n in called if n in computations)
   instruction = Instruction(
     name=name,
-    shapes=_shapes(text[:end]),
+    shapes=_shapes(text[: opcode.start()]),
     opcode=opcode[1],
     operands=operands,
     literal=inside,
@@ -231,28 +224,11 @@ def _closing(text: str) -> int:
   raise HLOError(f"A parenthesis is never closed: {text[:200]!r}.")
 
 
-def _type_end(text: str) -> int:
-  """Position at which the type of an array or a tuple ends."""
-  if text.startswith("("):
-    return _closing(text) + 1
-  match = _ARRAY.match(text)
-  if match is None:
-    raise HLOError(f"No type begins here: {text[:200]!r}.")
-  return match.end()
-
-
 def _shapes(text: str) -> tuple[Shape, ...]:
   """Parses a type: one array, or all arrays of a tuple in order."""
-  if not text.startswith("("):
-    match = _ARRAY.match(text)
-    dtype, sizes, layout = match[1], match[2], match[3] or ""
+  shapes = []
+  for dtype, sizes, layout in _ARRAY.findall(text):
     space = _SPACE.search(layout)
-    in_hbm = space is None or space[1] == "0"
     numbers = tuple(int(s.strip().lstrip("<=")) for s in sizes.split(",") if s)
-    return (Shape(dtype, numbers, in_hbm),)
-  inside, shapes = text[1:-1], []
-  while inside:
-    end = _type_end(inside)
-    shapes += _shapes(inside[:end])
-    inside = inside[end:].lstrip(", ")
+    shapes.append(Shape(dtype, numbers, space is None or space[1] == "0"))
   return tuple(shapes)
