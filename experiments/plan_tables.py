@@ -26,14 +26,7 @@ COLOURS = {"rollout": "#1b6ca8", "score": "#e08e0b", "update": "#3a7d44"}
 
 
 def read_plans(paths: list[str]) -> dict[str, Plan]:
-  """Reads plans, by the name of their file.
-
-  Args:
-    paths: JSON files.
-
-  Returns:
-    The plans, those with fewer chips first.
-  """
+  """Reads plans by the name of their file, those with fewer chips first."""
   plans = {
     pathlib.Path(path).stem: json.loads(pathlib.Path(path).read_text())
     for path in paths
@@ -44,11 +37,7 @@ def read_plans(paths: list[str]) -> dict[str, Plan]:
 def fit_table(plans: dict[str, Plan]) -> str:
   """Makes a table of whether plans fit and of the cost of a step.
 
-  Args:
-    plans: plans by name.
-
-  Returns:
-    A Markdown table, and a block with the flags that run each plan.
+  A block with the flags that run each plan follows the Markdown table.
   """
   rows = [
     "| plan | slice | fits | GiB per chip: rollout / score / update, of | "
@@ -77,14 +66,7 @@ def fit_table(plans: dict[str, Plan]) -> str:
 
 
 def scaling_table(plans: dict[str, Plan]) -> str:
-  """Makes a table of FLOPs, bytes moved, bytes sent and memory of a chip.
-
-  Args:
-    plans: plans by name.
-
-  Returns:
-    A Markdown table with a row for each stage of each plan.
-  """
+  """Makes a table of FLOPs, bytes moved, bytes sent and memory of a chip."""
   rows = [
     "| chips | slice | rows | stage | TFLOP per chip | HBM GB per chip | "
     "sent GB per chip | GiB per chip | least s | bound by |",
@@ -104,12 +86,7 @@ def scaling_table(plans: dict[str, Plan]) -> str:
 
 
 def plot_scaling(plans: dict[str, Plan], path: str) -> None:
-  """Plots FLOPs, memory and bytes sent of a chip by the number of chips.
-
-  Args:
-    plans: plans by name.
-    path: path of the PNG file.
-  """
+  """Plots FLOPs, memory and bytes sent of a chip by the number of chips."""
   panels = {
     "TFLOP per chip": lambda s: s["compiled"]["costs"]["flops"] / 1e12,
     "GiB per chip": lambda s: s["total_bytes"] / GIB,
@@ -160,11 +137,7 @@ def _gib(size: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Prints the tables and draws the plot.
-
-  Args:
-    arguments: words of the command line; None takes this process's.
-  """
+  """Prints the tables and draws the plot."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--fits", nargs="+", metavar="JSON")
   parser.add_argument("--scaling", nargs="+", metavar="JSON")

@@ -83,7 +83,7 @@ def decode_attention(
   _check_shapes(q_BNH, segments)
   obstacle = _obstacle(segments)
   if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
-    return reference(q_BNH, segments)
+    return _reference(q_BNH, segments)
   return _decode(q_BNH, segments, interpret)
 
 
@@ -133,18 +133,8 @@ def _ungroup_rows(x: Array, B: int) -> Array:
   return x.reshape(B, K, X // samples, *rest)
 
 
-def reference(q_BNH: Array, segments: Sequence[SegmentArrays]) -> Array:
-  """Computes `decode_attention` as two products with each segment.
-
-  Only the maxima and the sums of the scores are combined over segments.
-
-  Args:
-    q_BNH: [B, N, H] float.
-    segments: as in `decode_attention`.
-
-  Returns:
-    [B, N, H] in the dtype of the queries. Differentiable.
-  """
+def _reference(q_BNH: Array, segments: Sequence[SegmentArrays]) -> Array:
+  """Two products with each segment; only maxima and sums are combined."""
   B, N, H = q_BNH.shape
   K, dtype = segments[0].keys.shape[1], q_BNH.dtype
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -13,14 +13,11 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from pure_jax.kernels import linear_logp_tiles as tiled
 from pure_jax.kernels.dispatch import choose
-from pure_jax.kernels.linear_logp_tiles import Head, Tiles
+from pure_jax.kernels.linear_logp_tiles import Head
 
 
 def linear_logp(
@@ -66,12 +63,12 @@ def linear_logp(
       implementation cannot run.
   """
   head = Head(tied, temperature, tuple(banned_ids), interpret)
-  allowed = _allowed(head, table, hidden)
+  _check(head, table, hidden)
   obstacle = None
   if hidden.dtype != table.dtype:
     obstacle = f"hidden is {hidden.dtype} and table {table.dtype}"
   if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
-    return reference(table, hidden, tokens, mask, allowed, tied, temperature)
+    return _reference(head, table, hidden, tokens, mask)
   B, C, D = hidden.shape
   outputs = _by_kernel(
     head,
@@ -83,8 +80,8 @@ def linear_logp(
   return tuple(jnp.where(mask, x.reshape(B, C), 0.0) for x in outputs)
 
 
-def _allowed(head: Head, table, hidden) -> np.ndarray:
-  """Checks the arguments; returns [V] bool, False for banned ids."""
+def _check(head: Head, table: Array, hidden: Array) -> None:
+  """Raises if shapes, ids or temperature are invalid."""
   D, V = hidden.shape[-1], head.vocabulary(table)
   shape = (V, D) if head.tied else (D, V)
   if table.shape != shape:
@@ -97,44 +94,20 @@ def _allowed(head: Head, table, hidden) -> np.ndarray:
   outside = [token for token in head.banned_ids if not 0 <= token < V]
   if outside:
     raise ValueError(f"Banned ids {outside} are not in 0..{V - 1}.")
-  allowed = np.ones(V, bool)
-  allowed[list(head.banned_ids)] = False
-  if not allowed.any():
+  if not head.allowed(table).any():
     raise ValueError(f"All {V} ids are banned: nothing has a probability.")
-  return allowed
 
 
-def reference(
-  table: Array,
-  hidden: Array,
-  tokens: Array,
-  mask: Array,
-  allowed: np.ndarray,
-  tied: bool,
-  temperature: float,
-) -> tuple[Array, Array]:
-  """Computes `linear_logp` from all logits, [B, C, V] float32.
-
-  Args:
-    table: [V, D] if tied, else [D, V].
-    hidden: [B, C, D] float.
-    tokens: [B, C] int32.
-    mask: [B, C] bool.
-    allowed: [V] bool, False for ids without probability.
-    tied: whether the table is [V, D].
-    temperature: > 0.
-
-  Returns:
-    (logp, entropy), both [B, C] float32.
-  """
+def _reference(head, table, hidden, tokens, mask):
+  """Computes `linear_logp` from all logits, [B, C, V] float32."""
   scores = jnp.einsum(
-    "BCD,VD->BCV" if tied else "BCD,DV->BCV",
+    "BCD,VD->BCV" if head.tied else "BCD,DV->BCV",
     hidden,
     table,
     preferred_element_type=jnp.float32,
   )
-  allowed = jnp.broadcast_to(allowed, scores.shape)
-  scores = jnp.where(allowed, scores / temperature, -jnp.inf)
+  allowed = jnp.broadcast_to(head.allowed(table), scores.shape)
+  scores = jnp.where(allowed, scores / head.temperature, -jnp.inf)
   normalizer = jax.nn.logsumexp(scores, axis=-1)
   logp = jnp.where(allowed, scores, 0.0) - normalizer[..., None]
   entropy = -jnp.sum(jnp.where(allowed, jnp.exp(logp) * logp, 0.0), axis=-1)
@@ -145,12 +118,6 @@ def reference(
   )
 
 
-def _padded(x: Array, tiles: Tiles) -> Array:
-  """Pads [T, ...] with zeros to whole tiles of tokens."""
-  missing = tiles.token_tiles * tiles.tokens - x.shape[0]
-  return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _by_kernel(head, table, hidden, tokens, mask):
   """Computes (logp, entropy), both [T] float32, 0 in fully masked tiles."""
@@ -159,29 +126,17 @@ def _by_kernel(head, table, hidden, tokens, mask):
 
 def _forward(head, table, hidden, tokens, mask):
   """Computes the outputs, and residuals of which none has the size T V."""
-  T, D = hidden.shape
-  tiles = tiled.cut(head, table, hidden)
-  rows, of_table, of_ids = tiles.specs(head, D, by_tokens=True)
+  T, tiles = hidden.shape[0], tiled.cut(head, table, hidden)
   column = jax.ShapeDtypeStruct(
     (tiles.token_tiles * tiles.tokens, 1), jnp.float32
   )
-  out = pl.BlockSpec((tiles.tokens, 1), lambda t, v, *_: (t, 0))
   outputs = tiled.call(
-    head,
-    tiles,
-    functools.partial(
-      tiled.logp_forward, head=head, size=head.vocabulary(table)
-    ),
-    True,
-    _padded(mask, tiles),
-    ((column,) * 3, (out,) * 3),
-    [rows(D), of_table, of_ids, rows(1)],
-    [pltpu.VMEM((tiles.tokens, 1), jnp.float32) for _ in range(4)],
-  )(
-    _padded(hidden, tiles),
-    table,
-    jnp.asarray(_allowed(head, table, hidden), jnp.int32)[None],
-    _padded(tokens, tiles)[:, None],
+    tiled.logp_forward,
+    (head, tiles),
+    (table, hidden, tokens, mask),
+    by_tokens=True,
+    outputs=((column,) * 3, (tiles.outputs(1),) * 3),
+    sums=[(tiles.tokens, 1)] * 4,
   )
   logp, entropy, normalizer = (x[:T, 0] for x in outputs)
   residuals = table, hidden, tokens, mask, entropy, normalizer
@@ -191,44 +146,30 @@ def _forward(head, table, hidden, tokens, mask):
 def _backward(head, residuals, cotangents):
   """Computes the gradients by table and hidden states, in a kernel each."""
   table, hidden, tokens, mask, entropy, normalizer = residuals
-  T, D = hidden.shape
-  tiles = tiled.cut(head, table, hidden)
+  (T, D), tiles = hidden.shape, tiled.cut(head, table, hidden)
   by_logp, by_entropy = (jnp.where(mask, x, 0.0) for x in cotangents)
   numbers = jnp.stack([normalizer, entropy, by_logp, by_entropy], axis=1)
-  arguments = (
-    _padded(hidden, tiles),
-    table,
-    jnp.asarray(_allowed(head, table, hidden), jnp.int32)[None],
-    _padded(tokens, tiles)[:, None],
-    _padded(numbers, tiles),
+  call = functools.partial(
+    tiled.call,
+    statics=(head, tiles),
+    arrays=(table, hidden, tokens, mask, numbers),
   )
-
-  def call(kernel, by_tokens, shape, spec, summed):
-    rows, of_table, of_ids = tiles.specs(head, D, by_tokens)
-    return tiled.call(
-      head,
-      tiles,
-      functools.partial(kernel, head=head, size=head.vocabulary(table)),
-      by_tokens,
-      _padded(mask, tiles),
-      (jax.ShapeDtypeStruct(shape, hidden.dtype), spec(of_table)),
-      [rows(D), of_table, of_ids, rows(1), rows(4)],
-      [pltpu.VMEM(summed, jnp.float32)],
-    )(*arguments)
-
+  rows = tiles.token_tiles * tiles.tokens
   by_hidden = call(
     tiled.logp_by_hidden,
-    True,
-    arguments[0].shape,
-    lambda _: pl.BlockSpec((tiles.tokens, D), lambda t, v, *_: (t, 0)),
-    (tiles.tokens, D),
+    by_tokens=True,
+    outputs=(
+      jax.ShapeDtypeStruct((rows, D), hidden.dtype),
+      tiles.outputs(D),
+    ),
+    sums=[(tiles.tokens, D)],
   )
+  _, of_table, _ = tiles.specs(head, D, by_tokens=False)
   by_table = call(
     tiled.logp_by_table,
-    False,
-    table.shape,
-    lambda of_table: of_table,
-    (tiles.ids, D) if head.tied else (D, tiles.ids),
+    by_tokens=False,
+    outputs=(jax.ShapeDtypeStruct(table.shape, hidden.dtype), of_table),
+    sums=[of_table.block_shape],
   )
   return by_table, by_hidden[:T], None, None
 

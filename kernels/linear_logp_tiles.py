@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
@@ -47,6 +48,12 @@ class Head:
     """Returns V."""
     return table.shape[0 if self.tied else 1]
 
+  def allowed(self, table: Array) -> np.ndarray:
+    """Returns [V] bool, False for banned ids."""
+    allowed = np.ones(self.vocabulary(table), bool)
+    allowed[list(self.banned_ids)] = False
+    return allowed
+
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
@@ -64,37 +71,33 @@ class Tiles:
   token_tiles: int
   id_tiles: int
 
+  def outputs(self, columns: int) -> pl.BlockSpec:
+    """Returns the block spec of outputs [T, columns]; tokens are outer."""
+    return pl.BlockSpec((self.tokens, columns), lambda t, v, *_: (t, 0))
+
   def specs(self, head: Head, width: int, by_tokens: bool):
     """Returns the block specs (of arrays of tokens by their columns, of the
     table, of arrays of ids). Tokens are the outer loop if `by_tokens`."""
 
-    def order(at: Callable) -> Callable:
-      return at if by_tokens else lambda v, t, *rest: at(t, v, *rest)
+    def spec(shape: tuple[int, int], at: Callable) -> pl.BlockSpec:
+      if by_tokens:
+        return pl.BlockSpec(shape, at)
+      return pl.BlockSpec(shape, lambda v, t, *rest: at(t, v, *rest))
 
     def rows(columns):
       # A masked tile names the last unmasked one, which is not read again.
-      at = order(lambda t, v, used, source: (source[t], 0))
-      return pl.BlockSpec((self.tokens, columns), at)
+      shape = (self.tokens, columns)
+      return spec(shape, lambda t, v, used, source: (source[t], 0))
 
-    def id_tile(t, v, used):
+    def ids(t, v, used, source):
       # A masked tile of tokens multiplies nothing.
-      return jnp.where(used[t] != 0, v, 0) if by_tokens else v
+      return 0, jnp.where(used[t] != 0, v, 0) if by_tokens else v
 
     if head.tied:
-      table = pl.BlockSpec(
-        (self.ids, width),
-        order(lambda t, v, used, source: (id_tile(t, v, used), 0)),
-      )
+      table = spec((self.ids, width), lambda *indices: ids(*indices)[::-1])
     else:
-      table = pl.BlockSpec(
-        (width, self.ids),
-        order(lambda t, v, used, source: (0, id_tile(t, v, used))),
-      )
-    ids = pl.BlockSpec(
-      (1, self.ids),
-      order(lambda t, v, used, source: (0, id_tile(t, v, used))),
-    )
-    return rows, table, ids
+      table = spec((width, self.ids), ids)
+    return rows, table, spec((1, self.ids), ids)
 
 
 def _largest(most: int, fits: int, step: int) -> int:
@@ -124,52 +127,59 @@ def cut(head: Head, table: Array, hidden: Array) -> Tiles:
 
 
 def call(
-  head: Head,
-  tiles: Tiles,
-  kernel: functools.partial,
+  kernel: Callable[..., None],
+  statics: tuple[Head, Tiles],
+  arrays: tuple[Array, ...],
   by_tokens: bool,
-  mask: Array,
   outputs: tuple[Any, Any],
-  in_specs: Sequence[pl.BlockSpec],
-  scratch: Sequence[Any],
-) -> Callable[..., Any]:
-  """Makes a call of a kernel over all pairs of tiles.
+  sums: Sequence[tuple[int, ...]],
+) -> Any:
+  """Calls a kernel over all pairs of tiles.
 
   Args:
-    head: static arguments of the kernel.
-    tiles: tiles of tokens and ids.
-    kernel: a kernel of this file, with its keyword arguments.
+    kernel: a kernel of this file.
+    statics: the head's static arguments and the tiles.
+    arrays: table, hidden [T, D], tokens [T], mask [T], and for a gradient
+      [T, 4] numbers of the tokens.
     by_tokens: whether tokens are the outer loop and ids the inner one.
-    mask: [T] bool, padded to whole tiles, True keeps.
     outputs: (shapes, specs).
-    in_specs: specs of the input arrays.
-    scratch: shapes of the running sums.
+    sums: shapes of the running sums, float32.
 
   Returns:
-    A function of the input arrays.
+    The outputs, with tokens padded to whole tiles.
   """
-  used = mask.reshape(tiles.token_tiles, tiles.tokens).any(axis=1)
+  (head, tiles), (table, hidden, tokens, mask, *numbers) = statics, arrays
+
+  def pad(x):
+    missing = tiles.token_tiles * tiles.tokens - x.shape[0]
+    return jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
+
+  used = pad(mask).reshape(tiles.token_tiles, tiles.tokens).any(axis=1)
   index = jnp.arange(tiles.token_tiles, dtype=jnp.int32)
   source = jax.lax.cummax(jnp.where(used, index, 0))
   grid = (tiles.token_tiles, tiles.id_tiles)
+  rows, of_table, of_ids = tiles.specs(head, hidden.shape[1], by_tokens)
   out_shape, out_specs = outputs
-  return functools.partial(
-    pl.pallas_call(
-      kernel,
-      out_shape=out_shape,
-      grid_spec=pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=2,
-        grid=grid if by_tokens else grid[::-1],
-        in_specs=in_specs,
-        out_specs=out_specs,
-        scratch_shapes=scratch,
-      ),
-      compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
-      interpret=head.interpret,
-      name=kernel.func.__name__,
+  return pl.pallas_call(
+    functools.partial(kernel, head=head, size=head.vocabulary(table)),
+    out_shape=out_shape,
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=2,
+      grid=grid if by_tokens else grid[::-1],
+      in_specs=[
+        *(rows(hidden.shape[1]), of_table, of_ids, rows(1)),
+        *(rows(x.shape[1]) for x in numbers),
+      ],
+      out_specs=out_specs,
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in sums],
     ),
-    used.astype(jnp.int32),
-    source,
+    compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
+    interpret=head.interpret,
+    name=kernel.__name__,
+  )(
+    *(used.astype(jnp.int32), source, pad(hidden), table),
+    jnp.asarray(head.allowed(table), jnp.int32)[None],
+    *(pad(tokens)[:, None], *map(pad, numbers)),
   )
 
 

@@ -71,32 +71,16 @@ def segment_attention(
     raise ValueError(f"{N} query heads are no multiple of {K} key heads.")
   obstacles = {"splash": None, "cudnn": None}
   if implementation == "cudnn":
+    # Only then jax looks for its devices.
     obstacles["cudnn"] = _cudnn_obstacle(q_BTNH)
   chosen = choose(implementation, obstacles, interpret)
   if chosen == "splash":
     return _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret)
-  return reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, chosen)
+  return _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, chosen)
 
 
-def reference(
-  q_BTNH: Array,
-  k_BKTH: Array,
-  v_BKTH: Array,
-  segment_ids: Array,
-  implementation: str = "xla",
-) -> Array:
-  """Computes `segment_attention` by jax's attention with a mask.
-
-  Args:
-    q_BTNH: [B, T, N, H] float.
-    k_BKTH: [B, K, T, H] float.
-    v_BKTH: [B, K, T, H] float.
-    segment_ids: [B, T] int32.
-    implementation: "xla" or "cudnn", see `jax.nn.dot_product_attention`.
-
-  Returns:
-    [B, T, N, H].
-  """
+def _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, implementation):
+  """jax's attention with a mask, by "xla" or "cudnn"."""
   T = segment_ids.shape[1]
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
   causal = jnp.tril(jnp.ones((T, T), bool))

@@ -73,9 +73,9 @@ FAULTS = (
   ),
   Fault(
     "a plan counts the body of a loop once",
-    "runs.planning.hlo.costs:_Total.add",
-    "times * loop.trips",
-    "times",
+    "runs.planning.hlo.costs:_count",
+    "total.plus(costs, loop.trips)",
+    "total.plus(costs)",
     ("test_hlo_costs.py::test_every_trip_of_a_scan_is_counted",),
   ),
 )

@@ -29,14 +29,9 @@ def smoke_settings(**changes):
   return settings_of(config)
 
 
-def uniform(layout):
-  """The same layout for all models."""
-  return Layouts(layout, layout, layout, layout)
-
-
 def plan_of(layout, slots=None):
   """An execution plan in one micro-batch, the same layout for all models."""
-  return ExecutionPlan(uniform(layout), 1, 1, slots)
+  return ExecutionPlan(Layouts.same(layout), 1, 1, slots)
 
 
 def read_flags(config, given):

@@ -14,14 +14,14 @@ from typing import Any
 
 import jax
 
+from pure_jax.rollout.engine import Engine
 from pure_jax.runs.planning.engine_calls import EngineCall, call_programs
-from pure_jax.runs.planning.hlo.costs import (
-  NO_COSTS,
-  Costs,
-  add_costs,
-  count_costs,
+from pure_jax.runs.planning.hlo.costs import NO_COSTS, Costs, count_costs
+from pure_jax.runs.planning.programs import (
+  Stage,
+  device_bytes,
+  with_shardings,
 )
-from pure_jax.runs.planning.programs import EngineStage, Stage, device_bytes
 
 _GIVEN = re.compile(r"([\d.]+)([KMGT]?)\) exceeds available")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
@@ -80,11 +80,8 @@ class CompiledStage:
   @property
   def total_bytes(self) -> float | None:
     """Memory in use while it runs; None if it is unknown."""
-    if self.memory is not None:
-      return self.memory.total + self.held_bytes
-    if self.needed_bytes is not None:
-      return self.needed_bytes + self.held_bytes
-    return None
+    used = self.needed_bytes if self.memory is None else self.memory.total
+    return None if used is None else used + self.held_bytes
 
 
 class _OutOfMemoryError(Exception):
@@ -92,7 +89,7 @@ class _OutOfMemoryError(Exception):
 
 
 def compile_stage(
-  stage: Stage | EngineStage, devices: int, path: pathlib.Path | None = None
+  stage: Stage, devices: int, path: pathlib.Path | None = None
 ) -> CompiledStage:
   """Compiles a stage, which is one program or several, and counts its costs.
 
@@ -103,35 +100,57 @@ def compile_stage(
       If the stage has several programs, the name of each is added.
 
   Returns:
-    The compiler's results.
+    The compiler's results. With several programs, the memory is that of the
+    largest, or of the one that the compiler refused, and the costs are those
+    of a rollout in which all responses have their full length.
   """
-  if isinstance(stage, EngineStage):
-    return _compile_engine(stage, devices, path)
-  compiled, _ = compile_program(
-    stage.name, stage.function, stage.arguments, devices, path
+  function, arguments = stage.function, stage.arguments
+  if not isinstance(function, Engine):
+    return _compile(stage.name, function, arguments, devices, path)[0]
+  programs: list[CompiledStage] = []
+  costs: Costs | None = NO_COSTS
+
+  def compile_call(call: EngineCall) -> Any:
+    nonlocal costs
+    call_path = path and path.with_name(
+      path.name.replace(".txt", f"_{call.name}.txt")
+    )
+    compiled, outputs = _compile(
+      call.name, call.function, call.arguments, devices, call_path
+    )
+    # The costs of a call are part of the stage's costs.
+    held = device_bytes(call.held)
+    programs.append(dataclasses.replace(compiled, costs=None, held_bytes=held))
+    if outputs is None:
+      raise _OutOfMemoryError
+    costs = costs.plus(compiled.costs, call.times)
+    return outputs
+
+  try:
+    call_programs(function, arguments, compile_call)
+    reported = max(programs, key=lambda program: program.total_bytes)
+  except _OutOfMemoryError:
+    reported, costs = programs[-1], None
+  return dataclasses.replace(
+    reported,
+    name=stage.name,
+    seconds=sum(program.seconds for program in programs),
+    costs=costs,
+    programs=tuple(programs),
   )
-  return compiled
 
 
-def compile_program(
+def _compile(
   name: str,
   function: Callable[..., Any],
   arguments: tuple[Any, ...],
   devices: int,
-  path: pathlib.Path | None = None,
+  path: pathlib.Path | None,
 ) -> tuple[CompiledStage, Any]:
-  """Lowers and compiles a program and counts its costs.
+  """Compiles a program and counts its costs.
 
-  Args:
-    name: name of the program.
-    function: a jitted function.
-    arguments: its abstract arguments.
-    devices: number of devices that run it.
-    path: gzip file for the text of the compiled program; None to write none.
-
-  Returns:
-    The compiler's results, and the abstract outputs with their shardings. If
-    the compiler refuses the program for lack of memory, the outputs are None.
+  Returns also the abstract outputs with their shardings; None if the compiler
+  refuses the program for lack of memory.
   """
   start = time.monotonic()
   try:
@@ -150,7 +169,6 @@ def compile_program(
   seconds = time.monotonic() - start
   analysis, text = compiled.memory_analysis(), compiled.as_text()
   if path is not None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(gzip.compress(text.encode()))
   memory = Memory(
     analysis.argument_size_in_bytes,
@@ -158,14 +176,8 @@ def compile_program(
     analysis.alias_size_in_bytes,
     analysis.temp_size_in_bytes,
   )
-  outputs = jax.tree.map(
-    lambda x, sharding: jax.ShapeDtypeStruct(
-      x.shape, x.dtype, sharding=sharding
-    ),
-    lowered.out_info,
-    compiled.output_shardings,
-  )
   costs = count_costs(text, devices)
+  outputs = with_shardings(lowered.out_info, compiled.output_shardings)
   return CompiledStage(name, seconds, memory, costs=costs), outputs
 
 
@@ -183,47 +195,3 @@ def needed_bytes(message: str) -> float | None:
   """
   match = _GIVEN.search(message) or _USED.search(message)
   return None if match is None else float(match[1]) * _UNITS[match[2]]
-
-
-def _compile_engine(
-  stage: EngineStage, devices: int, path: pathlib.Path | None
-) -> CompiledStage:
-  """Compiles the programs of an engine, up to one that is refused.
-
-  The memory is that of the largest program. The costs are those of a rollout
-  in which all responses have their full length.
-  """
-  programs: list[CompiledStage] = []
-  costs: Costs | None = NO_COSTS
-
-  def compile_call(call: EngineCall) -> Any:
-    nonlocal costs
-    call_path = path and path.with_name(
-      path.name.replace(".txt", f"_{call.name}.txt")
-    )
-    compiled, outputs = compile_program(
-      call.name, call.function, call.arguments, devices, call_path
-    )
-    # The costs of a call are part of the stage's costs.
-    programs.append(
-      dataclasses.replace(
-        compiled, costs=None, held_bytes=device_bytes(call.held)
-      )
-    )
-    if outputs is None:
-      raise _OutOfMemoryError
-    costs = add_costs(costs, compiled.costs, call.times)
-    return outputs
-
-  try:
-    call_programs(stage, compile_call)
-    reported = max(programs, key=lambda program: program.total_bytes)
-  except _OutOfMemoryError:
-    reported, costs = programs[-1], None
-  return dataclasses.replace(
-    reported,
-    name=stage.name,
-    seconds=sum(program.seconds for program in programs),
-    costs=costs,
-    programs=tuple(programs),
-  )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import jax
 
-from pure_jax.runs.planning.roofline import CHIPS, Chip
+from pure_jax.runs.planning.hlo.costs import Costs
+from pure_jax.runs.planning.roofline import CHIPS, Bound, Chip, bound
 from pure_jax.runs.settings.conversion import ConfigError
 
 
@@ -41,19 +42,25 @@ class Target:
     """Memory of a device that programs may use; None if it is unknown."""
     return self.chip and self.chip.hbm_bytes / self.devices_per_chip
 
+  def bound(self, costs: Costs | None) -> Bound | None:
+    """Bounds the time of a program; None if costs or rates are unknown."""
+    if costs is None or self.chip is None:
+      return None
+    return bound(costs, self.chip, self.devices_per_chip)
+
 
 def find_devices(topology: str | None) -> tuple[jax.Device, ...]:
   """Finds the devices of a TPU slice, or of this machine.
 
   Call this before jax has looked for devices. libtpu describes a slice
-  without a TPU and without asking the cloud which machine this is.
+  without a TPU and without asking the cloud which machine this is. Programs
+  can be compiled for the devices of a slice but not run on them.
 
   Args:
     topology: name of a slice, such as "v5p:4x4x4"; None for this machine.
 
   Returns:
-    The devices. Programs can be compiled for the devices of a slice but not
-    run on them.
+    The devices.
 
   Raises:
     ConfigError: if libtpu is missing or does not know the slice.
@@ -99,34 +106,21 @@ def describe_target(
 
   Args:
     topology: name of a slice; None for this machine.
-    devices: the devices.
+    devices: the devices. Those of a TPU chip have the same coordinates.
 
   Returns:
     Their number and kind, and the compiler's version.
   """
-  packages = ["jax", "jaxlib"]
+  packages, chips = ["jax", "jaxlib"], len(devices)
   if devices[0].platform == "tpu":
     packages.append("libtpu")
+    chips = len({tuple(device.coords) for device in devices})
   kind = devices[0].device_kind
   return Target(
     topology=topology or "local",
     device_kind=kind,
     devices=len(devices),
-    devices_per_chip=devices_per_chip(devices),
+    devices_per_chip=len(devices) // chips,
     chip=CHIPS.get(kind),
     versions={name: importlib.metadata.version(name) for name in packages},
   )
-
-
-def devices_per_chip(devices: Sequence[jax.Device]) -> int:
-  """Counts the devices that share a chip.
-
-  Args:
-    devices: all devices.
-
-  Returns:
-    How many devices of a TPU have the same coordinates; 1 for other devices.
-  """
-  if devices[0].platform != "tpu":
-    return 1
-  return len(devices) // len({tuple(device.coords) for device in devices})

@@ -17,10 +17,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.generation import Completions
 from pure_jax.rollout.scheduling import assign_free_slots
 from pure_jax.rollout.slots import Slots
-from pure_jax.runs.planning.programs import EngineStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,146 +44,85 @@ class EngineCall:
 
 
 def call_programs(
-  stage: EngineStage, call: Callable[[EngineCall], Any]
+  engine: Engine,
+  arguments: tuple[Any, ...],
+  call: Callable[[EngineCall], Any],
 ) -> None:
   """Calls every program of an engine that a rollout calls.
 
   Args:
-    stage: the engine and its abstract arguments.
+    engine: the engine.
+    arguments: params, prompts and key of a rollout, abstract with shardings.
     call: compiles a program, or evaluates its shapes; returns its abstract
       outputs with shardings.
   """
-  calls = _Calls(stage, call)
-  calls.convert_weights()
-  calls.start()
-  calls.grow()
-  calls.decode()
-  calls.refill()
-  calls.shrink()
 
+  def run(name, function, *arguments, held, times=1.0):
+    return call(EngineCall(name, function, arguments, held, times))
 
-class _Calls:
-  """The calls of one rollout, each with the abstract outputs of those before.
-
-  Attributes:
-    decoding_params: weights that the decode loop reads.
-    converted: the same if they are a copy, else empty.
-    slots: the sequences in memory.
-    completions: the buffers of the whole batch.
-  """
-
-  def __init__(self, stage: EngineStage, call: Callable[[EngineCall], Any]):
-    self._call, self._arguments = call, stage.arguments
-    self._spec, self._programs = stage.engine.spec, stage.engine.programs
-    self._params, self._prompts, _ = stage.arguments
-    self._num_prompts = self._prompts.tokens.shape[0]
-    self._num_starting = self._spec.num_starting_prompts(self._num_prompts)
-    self._rounds = -(-self._num_prompts // self._num_starting)
-    self._max_tokens = self._spec.generation.sampler.max_new_tokens
-    self._longest_ring = self._spec.ring_length(self._max_tokens)
-    self.decoding_params, self.converted = self._params, ()
-    self.slots: Slots | None = None
-    self.completions: Completions | None = None
-
-  @property
-  def _prompts_wait(self) -> bool:
-    """Whether some prompts wait at the start."""
-    return self._num_starting < self._num_prompts
-
-  def _run(self, name, function, arguments, held, times=1.0):
-    """Calls one program."""
-    return self._call(EngineCall(name, function, arguments, held, times))
-
-  def _all_but_slots(self) -> tuple[Any, ...]:
-    """The other arrays in memory while a program works on the slots."""
-    return self._params, self._prompts, *self.converted, self.completions
-
-  def convert_weights(self) -> None:
-    """Converts the weights for the decode loop, if it reads others."""
-    convert = self._programs.to_decoding_params
-    if convert is None:
-      return
-    self.decoding_params = self._run(
-      "to_decoding_params", convert, (self._params,), (self._prompts,)
+  spec, programs = engine.spec, engine.programs
+  params, prompts, _ = arguments
+  num_prompts = prompts.tokens.shape[0]
+  num_starting = spec.num_starting_prompts(num_prompts)
+  rounds = -(-num_prompts // num_starting)
+  decoding_params, converted = params, ()
+  convert = programs.to_decoding_params
+  if convert is not None:
+    decoding_params = run(
+      "to_decoding_params", convert, params, held=(prompts,)
     )
-    self.converted = (self.decoding_params,)
+    converted = (decoding_params,)
+  prompt_ids = np.arange(num_starting, dtype=np.int32)
+  ring = spec.ring_length(spec.config.sync_interval)
+  inputs = (*arguments, prompt_ids, ring)
+  slots, completions = run("start", programs.start, *inputs, held=converted)
+  others = (params, prompts, *converted, completions)
+  slots = _grow(engine, slots, rounds > 1, others, run)
 
-  def start(self) -> None:
-    """Prefills the first prompts, with a short ring."""
-    ring = self._spec.ring_length(self._spec.config.sync_interval)
-    prompt_ids = np.arange(self._num_starting, dtype=np.int32)
-    self.slots, self.completions = self._run(
-      "start",
-      self._programs.start,
-      (*self._arguments, prompt_ids, ring),
-      self.converted,
-    )
-
-  def grow(self) -> None:
-    """Copies shared prompts, and grows the ring for the last time."""
-    ring, longest = self.slots.state.cache.ring_length, self._longest_ring
-    while self._spec.ring_length(2 * ring) < longest:
-      ring = self._spec.ring_length(2 * ring)
-    if self.slots.state.cache.prompt_mask is not None:
-      shared = _with_ring(self.slots, ring if self._prompts_wait else longest)
-      self.slots = self._run(
-        "unshare", self._programs.unshare, (shared,), self._all_but_slots()
-      )
-    if ring < longest:
-      self._run(
-        "grow",
-        self._programs.grow,
-        (_with_ring(self.slots, ring), longest),
-        self._all_but_slots(),
-        times=2,  # All growths before cost together about as much.
-      )
-    self.slots = _with_ring(self.slots, longest)
-
-  def decode(self) -> None:
-    """Decodes tokens for all slots."""
-    chunks = (self._max_tokens - 1) / self._spec.config.sync_interval
-    self._run(
-      "decode",
-      self._programs.decode,
-      (self.decoding_params, self.slots, self.completions),
-      (self._prompts, self._params) if self.converted else (self._prompts,),
-      times=self._rounds * chunks,
-    )
-
-  def refill(self) -> None:
-    """Prefills waiting prompts, as many as there are slots."""
-    if not self._prompts_wait:
-      return
-    spec = self._spec
+  chunks = (spec.generation.sampler.max_new_tokens - 1) / (
+    spec.config.sync_interval
+  )
+  inputs = (decoding_params, slots, completions)
+  held = (prompts, params) if converted else (prompts,)
+  run("decode", programs.decode, *inputs, held=held, times=rounds * chunks)
+  rows = num_starting * spec.group_size
+  if rounds > 1:
+    # As many waiting prompts as there are slots are prefilled.
     free = assign_free_slots(
-      np.ones(self._num_starting * spec.group_size, bool),
-      spec.shards,
-      spec.group_size,
-      self._num_starting,
-      self._num_prompts,
+      *(np.ones(rows, bool), spec.shards, spec.group_size),
+      *(num_starting, num_prompts),
     )
-    new = free.prompt_ids, free.index
-    self._run(
-      "refill",
-      self._programs.refill,
-      (*self._arguments, *new, self.slots, self.completions),
-      self.converted,
-      times=self._rounds - 1,
-    )
+    inputs = (*arguments, free.prompt_ids, free.index, slots, completions)
+    times = rounds - 1
+    run("refill", programs.refill, *inputs, held=converted, times=times)
+  half = rows // spec.shards // 2
+  if half:
+    # A rollout of full length never shrinks to half of its slots.
+    index = np.zeros((spec.shards, half), np.int32)
+    run("shrink", programs.shrink, slots, index, held=others, times=0)
 
-  def shrink(self) -> None:
-    """Keeps half of the slots. A rollout of full length never does that."""
-    rows, shards = self._num_starting * self._spec.group_size, self._spec.shards
-    half = rows // shards // 2
-    if half:
-      index = np.zeros((shards, half), np.int32)
-      self._run(
-        "shrink",
-        self._programs.shrink,
-        (self.slots, index),
-        self._all_but_slots(),
-        times=0,
-      )
+
+def _grow(
+  engine: Engine,
+  slots: Slots,
+  prompts_wait: bool,
+  others: tuple[Any, ...],
+  run: Callable[..., Any],
+) -> Slots:
+  """Copies shared prompts, and grows the ring for the last time."""
+  spec, programs = engine.spec, engine.programs
+  longest = spec.ring_length(spec.generation.sampler.max_new_tokens)
+  ring = slots.state.cache.ring_length
+  while spec.ring_length(2 * ring) < longest:
+    ring = spec.ring_length(2 * ring)
+  if slots.state.cache.prompt_mask is not None:
+    shared = _with_ring(slots, ring if prompts_wait else longest)
+    slots = run("unshare", programs.unshare, shared, held=others)
+  if ring < longest:
+    inputs = (_with_ring(slots, ring), longest)
+    # All growths before cost together about as much.
+    run("grow", programs.grow, *inputs, held=others, times=2)
+  return _with_ring(slots, longest)
 
 
 def _with_ring(slots: Slots, ring_length: int) -> Slots:

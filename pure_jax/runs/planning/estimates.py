@@ -31,21 +31,6 @@ class Estimates:
   kept_bytes: int = 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelFlops:
-  """FLOPs of one RL step that the method needs, on all devices together.
-
-  Attributes:
-    rollout: FLOPs of sampling.
-    score: FLOPs of the PRM and of the log-probs of policy and reference.
-    update: FLOPs of a forward pass, and twice as many of the backward pass.
-  """
-
-  rollout: int
-  score: int
-  update: int
-
-
 def forward_flops(
   model: ModelConfig, tokens: int, pairs: int, logits: int
 ) -> int:
@@ -74,14 +59,16 @@ def forward_flops(
   )
 
 
-def model_flops(spec: RunSpec) -> ModelFlops:
+def model_flops(spec: RunSpec) -> tuple[int, int, int]:
   """Counts the FLOPs of one RL step that the method needs.
 
   Args:
     spec: the run's specification.
 
   Returns:
-    The FLOPs of each stage.
+    FLOPs on all devices together of the rollout, of the scores (the PRM, and
+    the log-probs of policy and reference), and of the update (a forward pass,
+    and twice as many of the backward pass).
   """
   P, B = spec.settings.rl.prompts, spec.responses
   L, C = spec.prompt_tokens, spec.sampler.max_new_tokens
@@ -105,7 +92,7 @@ def model_flops(spec: RunSpec) -> ModelFlops:
     inserted = steps.max_steps if steps.separator == "insert" else 0
     length = spec.prm_prompt_tokens + C + inserted
     prm = read(spec.prm_model, length, logits=0)
-  return ModelFlops(rollout=rollout, score=2 * policy + prm, update=3 * policy)
+  return rollout, 2 * policy + prm, 3 * policy
 
 
 def cache_bytes(spec: RunSpec, rows: int) -> int:
@@ -122,16 +109,10 @@ def cache_bytes(spec: RunSpec, rows: int) -> int:
   heads, shards = model.num_kv_heads, layout.mesh.shape["tensor"]
   if heads % shards == 0:
     heads //= shards  # Fewer heads than shards are copied to each shard.
+  rows //= layout.row_shards
   tokens = spec.prompt_tokens + spec.sampler.max_new_tokens - 1
-  return (
-    2
-    * model.num_layers
-    * (rows // layout.row_shards)
-    * heads
-    * tokens
-    * model.head_dim
-    * _itemsize(model)
-  )
+  elements = model.num_layers * rows * heads * tokens * model.head_dim
+  return 2 * elements * jnp.dtype(model.compute_dtype).itemsize
 
 
 def kept_bytes(spec: RunSpec) -> int:
@@ -147,17 +128,8 @@ def kept_bytes(spec: RunSpec) -> int:
   model, layout = spec.model, spec.layouts.training
   if model.remat != "layer":
     return 0
-  rows = spec.responses // spec.settings.rl.micro_batches
+  rows = spec.responses // spec.settings.rl.micro_batches // layout.row_shards
   tokens = spec.prompt_tokens + spec.sampler.max_new_tokens
-  return (
-    model.num_layers
-    * (rows // layout.row_shards)
-    * (tokens // layout.mesh.shape["sequence"])
-    * model.width
-    * _itemsize(model)
-  )
-
-
-def _itemsize(model: ModelConfig) -> int:
-  """Bytes of an element in the compute dtype."""
-  return jnp.dtype(model.compute_dtype).itemsize
+  tokens //= layout.mesh.shape["sequence"]
+  elements = model.num_layers * rows * tokens * model.width
+  return elements * jnp.dtype(model.compute_dtype).itemsize

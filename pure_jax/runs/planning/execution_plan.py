@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
+from typing import Self
 
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.settings.mesh import MeshSettings
-from pure_jax.runs.spec import RunSpec
-from pure_jax.training.step_spec import Layouts
+from pure_jax.runs.spec import Layouts, RunSpec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,22 +46,11 @@ class ExecutionPlan:
     )
     return max(prompts_per_shard, 1) * shards * samples
 
-  def with_half_the_rows(
-    self, prompts: int, samples: int
-  ) -> "ExecutionPlan | None":
-    """Halves the number of responses that are sampled together.
-
-    Args:
-      prompts: prompts of a batch (P).
-      samples: samples of each prompt (G).
-
-    Returns:
-      The same plan with half the rows; None if they cannot be halved.
-    """
-    shards = self.layouts.rollout.row_shards
+  def with_half_the_rows(self, prompts: int, samples: int) -> Self | None:
+    """Halves the responses that are sampled together; None if it cannot."""
     rows = self.rows_at_a_time(prompts, samples)
     if self.slots is None:
-      if rows % (2 * shards):
+      if rows % (2 * self.layouts.rollout.row_shards):
         return None
       return dataclasses.replace(self, rollout_batches=2 * self.rollout_batches)
     half = dataclasses.replace(self, slots=rows // 2)
@@ -70,29 +59,8 @@ class ExecutionPlan:
       return None
     return dataclasses.replace(half, slots=half_rows)
 
-  def of_rollout(self) -> "ExecutionPlan":
-    """Drops the parts that do not change the rollout.
-
-    Returns:
-      The plan in one micro-batch.
-    """
-    return dataclasses.replace(self, micro_batches=1)
-
-  def of_training(self) -> "ExecutionPlan":
-    """Drops the parts that do not change scores and update.
-
-    Returns:
-      The plan with rollouts in the layout of training, in one batch.
-    """
-    layouts = dataclasses.replace(self.layouts, rollout=self.layouts.training)
-    return ExecutionPlan(layouts, self.micro_batches, 1)
-
   def flags(self) -> list[str]:
-    """Writes the plan as flags of `train_pure.py`.
-
-    Returns:
-      The flags, not quoted for a shell.
-    """
+    """Writes the plan as flags of `train_pure.py`, not quoted for a shell."""
     training = _mesh_config(self.layouts.training)
     flags = [f"--config.mesh.{name}={size}" for name, size in training.items()]
     for name in ("rollout", "reference", "prm"):
@@ -113,6 +81,34 @@ def _mesh_config(layout: Layout) -> dict[str, int | str]:
   return {
     name: value for name, value in fields.items() if value != default[name]
   }
+
+
+def with_plan(spec: RunSpec, plan: ExecutionPlan) -> RunSpec:
+  """Applies an execution plan to a run's specification.
+
+  Args:
+    spec: the run's specification.
+    plan: layouts, micro-batches and slots.
+
+  Returns:
+    The specification with the plan's layouts and sizes. Every text has its
+    full length and a row of its own, which is the most that a step can need.
+  """
+  rl = spec.settings.rl
+  rl = dataclasses.replace(
+    rl,
+    micro_batches=plan.micro_batches,
+    rollout=dataclasses.replace(rl.rollout, batches=plan.rollout_batches),
+    engine=dataclasses.replace(rl.engine, slots=plan.slots),
+    rollout_mesh=None,
+    reference_mesh=None,
+    prm_mesh=None,
+    length_buckets=1,
+    packed_tokens=None,
+  )
+  # The plan's layouts replace the config's meshes.
+  settings = dataclasses.replace(spec.settings, mesh=MeshSettings(), rl=rl)
+  return dataclasses.replace(spec, settings=settings, layouts=plan.layouts)
 
 
 def nearest_micro_batches(

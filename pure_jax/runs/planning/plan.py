@@ -8,7 +8,7 @@ from pure_jax.runs.planning.devices import Target
 from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.planning.execution_plan import ExecutionPlan
 from pure_jax.runs.planning.programs import Resident
-from pure_jax.runs.planning.roofline import GIB, Bound, bound
+from pure_jax.runs.planning.roofline import GIB, Bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,11 +93,7 @@ class Plan:
     return max(self.stages, key=lambda stage: stage.bound.seconds)
 
   def summary(self) -> str:
-    """Says in one line how the step is run and whether it fits.
-
-    Returns:
-      The line.
-    """
+    """Says in one line how the step is run and whether it fits."""
     plan = self.execution_plan
     peaks = ", ".join(
       f"{stage.compiled.name} "
@@ -115,22 +111,3 @@ class Plan:
       f"{plan.layouts}, {plan.micro_batches} micro-batches, {rollout}: "
       f"{verdict} ({peaks} GiB{seconds})"
     )
-
-
-def plan_stage(
-  compiled: CompiledStage, estimates: Estimates, target: Target
-) -> StagePlan:
-  """Bounds the time of a compiled stage.
-
-  Args:
-    compiled: the compiler's results.
-    estimates: closed-form estimates.
-    target: the devices.
-
-  Returns:
-    The stage's plan.
-  """
-  if compiled.costs is None or target.chip is None:
-    return StagePlan(compiled, estimates, None)
-  seconds = bound(compiled.costs, target.chip, target.devices_per_chip)
-  return StagePlan(compiled, estimates, seconds)

@@ -5,7 +5,6 @@ weight is read, and the separator table is an empty one of the right size,
 because the ids that end a step do not change the costs.
 """
 
-import dataclasses
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -18,10 +17,8 @@ from pure_jax.host.data.world import dataset
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
-from pure_jax.runs.planning.execution_plan import ExecutionPlan
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
-from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import ARCHITECTURES
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import Layouts, RunSpec
@@ -54,7 +51,10 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     )
   files = settings.files
   if files is None:
-    model = _world_model(settings)
+    with tempfile.TemporaryDirectory() as folder:
+      path = pathlib.Path(folder) / "tokenizer.model"
+      vocab_size = dataset.world_tokenizer(settings.world, path).vocab_size
+    model = settings.model.architecture(vocab_size)
     prm_model = prm.extend_config(model, settings.prm.extra_layers)
     prompt_tokens = arithmetic.prompt_tokens(settings.world)
     prm_prompt_tokens = prompt_tokens
@@ -64,65 +64,34 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     prompt_tokens = files.prompt_tokens
     prm_prompt_tokens = files.prm_prompt_tokens
   layout = sharding.make_layout(fsdp=len(devices), devices=devices)
+  no_ids = np.zeros(model.vocab_size, bool)
   return RunSpec(
     settings=settings,
     model=model,
     prm_model=prm_model,
     prompt_tokens=prompt_tokens,
     prm_prompt_tokens=prm_prompt_tokens,
-    table=_blank_table(model.vocab_size),
+    table=SeparatorTable(
+      ends_step=no_ids,
+      half=no_ids,
+      stem=np.zeros(model.vocab_size, np.int32),
+      has_stem=no_ids,
+      score_id=np.int32(_SCORE_ID),
+      eos_id=np.int32(_EOS_ID),
+      pad_id=np.int32(_PAD_ID),
+    ),
     sampler=settings.rl.sampler.config(pad_id=_PAD_ID, stop_ids=(_EOS_ID,)),
     stops=None,
-    layouts=Layouts(layout, layout, layout, layout),
+    layouts=Layouts.same(layout),
   )
-
-
-def with_plan(spec: RunSpec, plan: ExecutionPlan) -> RunSpec:
-  """Applies an execution plan to a run's specification.
-
-  Args:
-    spec: the run's specification.
-    plan: layouts, micro-batches and slots.
-
-  Returns:
-    The specification with the plan's layouts and sizes. Every text has its
-    full length and a row of its own, which is the most that a step can need.
-  """
-  rl = dataclasses.replace(
-    spec.settings.rl,
-    micro_batches=plan.micro_batches,
-    rollout=dataclasses.replace(
-      spec.settings.rl.rollout, batches=plan.rollout_batches
-    ),
-    engine=dataclasses.replace(spec.settings.rl.engine, slots=plan.slots),
-    rollout_mesh=None,
-    reference_mesh=None,
-    prm_mesh=None,
-    length_buckets=1,
-    packed_tokens=None,
-  )
-  # The plan's layouts replace the config's meshes.
-  settings = dataclasses.replace(spec.settings, mesh=MeshSettings(), rl=rl)
-  return dataclasses.replace(spec, settings=settings, layouts=plan.layouts)
-
-
-def _world_model(settings: Settings) -> ModelConfig:
-  """The policy's architecture in the embedded world."""
-  with tempfile.TemporaryDirectory() as folder:
-    tokenizer = dataset.world_tokenizer(
-      settings.world, pathlib.Path(folder) / "tokenizer.model"
-    )
-  return settings.model.architecture(tokenizer.vocab_size)
 
 
 def _policy_model(files: FilesSettings) -> ModelConfig:
   """The policy's architecture in a run on files."""
   if files.random_model is None:
     return _named_model(files.policy, files)
-  is_tied, is_llama = (
-    files.random_model == "tied",
-    files.random_model == "llama",
-  )
+  is_tied = files.random_model == "tied"
+  is_llama = files.random_model == "llama"
   return files.computed(tiny_files.architecture(is_tied, is_llama))
 
 
@@ -144,17 +113,3 @@ def _named_model(name: str, files: FilesSettings) -> ModelConfig:
   if model is None:
     model = huggingface.read_config(name).model
   return files.computed(model)
-
-
-def _blank_table(vocab_size: int) -> SeparatorTable:
-  """A table of the right size in which no id ends a step."""
-  none = np.zeros(vocab_size, bool)
-  return SeparatorTable(
-    ends_step=none,
-    half=none,
-    stem=np.zeros(vocab_size, np.int32),
-    has_stem=none,
-    score_id=np.int32(_SCORE_ID),
-    eos_id=np.int32(_EOS_ID),
-    pad_id=np.int32(_PAD_ID),
-  )

@@ -15,15 +15,11 @@ from pure_jax.runs.planning.execution_plan import (
   ExecutionPlan,
   fitting_flags,
   nearest_micro_batches,
+  with_plan,
 )
-from pure_jax.runs.planning.plan import Plan, plan_stage
-from pure_jax.runs.planning.planned_spec import read_spec, with_plan
-from pure_jax.runs.planning.programs import (
-  ROLLOUT_STAGES,
-  EngineStage,
-  Programs,
-  Stage,
-)
+from pure_jax.runs.planning.plan import Plan, StagePlan
+from pure_jax.runs.planning.planned_spec import read_spec
+from pure_jax.runs.planning.programs import ROLLOUT_STAGES, Programs, Stage
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 
@@ -32,8 +28,7 @@ class Planner:
   """Makes plans of one run on given devices.
 
   Attributes:
-    devices: the devices.
-    target: their description.
+    target: the devices and the compiler.
     spec: the run's specification.
   """
 
@@ -66,7 +61,7 @@ class Planner:
         "kernel: plan without --config.kernels."
       )
     self._hlo_folder = hlo_folder
-    self._config_flags = dict(flag.split("=", 1) for flag in config_flags)
+    self._config_flags = config_flags
     try:
       if hlo_folder is not None:
         hlo_folder.mkdir(parents=True, exist_ok=True)
@@ -74,30 +69,18 @@ class Planner:
       raise ConfigError(
         f"--hlo={hlo_folder} must be a folder that can be created: {error}."
       ) from error
-    self.devices = tuple(devices)
-    self.target = describe_target(topology, self.devices)
-    settings = settings.for_platform(self.devices[0].platform)
-    self.spec = read_spec(settings, self.devices)
+    self.target = describe_target(topology, devices)
+    settings = settings.for_platform(devices[0].platform)
+    self.spec = read_spec(settings, devices)
     self._compiled: dict[Hashable, CompiledStage] = {}
 
   def plan_config(self, stages: Sequence[str] | None = None) -> Plan:
-    """Compiles the config's execution plan.
-
-    Args:
-      stages: names of the stages to compile; None for all.
-
-    Returns:
-      The plan.
-    """
-    return self.plan(search.config_plan(self.spec, self.devices), stages)
+    """Compiles the named stages of the config's execution plan, or all."""
+    return self.plan(search.config_plan(self.spec), stages)
 
   def search(self) -> Plan:
-    """Searches for a fast execution plan that fits.
-
-    Returns:
-      The plan. If nothing fits, one of the smallest.
-    """
-    return search.search(self.spec, self.devices, self.plan)
+    """Finds a fast execution plan that fits, else one of the smallest."""
+    return search.search(self.spec, self.plan)
 
   def plan(
     self, execution_plan: ExecutionPlan, stages: Sequence[str] | None = None
@@ -112,8 +95,9 @@ class Planner:
     Returns:
       The plan.
     """
+    layouts = execution_plan.layouts
     micro_batches, notes = nearest_micro_batches(
-      self.spec, execution_plan.layouts, execution_plan.micro_batches
+      self.spec, layouts, execution_plan.micro_batches
     )
     if stages is not None:
       notes += (f"planned of a step: {', '.join(stages)}, no more.",)
@@ -121,46 +105,48 @@ class Planner:
       execution_plan, micro_batches=micro_batches
     )
     programs = Programs(with_plan(self.spec, execution_plan))
+    flags = dict(
+      flag.split("=", 1)
+      for flag in (
+        *self._config_flags,
+        *execution_plan.flags(),
+        *fitting_flags(self.spec, layouts),
+      )
+    )
+    plans = []
+    for stage in programs.stages():
+      if stages is None or stage.name in stages:
+        compiled = self._compile(stage, execution_plan)
+        bound = self.target.bound(compiled.costs)
+        plans.append(StagePlan(compiled, stage.estimates, bound))
     return Plan(
       target=self.target,
       execution_plan=execution_plan,
       rows=self.spec.responses,
       iterations=self.spec.settings.rl.iterations,
-      flags=self._flags(execution_plan),
+      flags=tuple(f"{name}={value}" for name, value in flags.items()),
       notes=notes,
       resident=programs.resident,
-      stages=tuple(
-        plan_stage(
-          self._compile(stage, execution_plan), stage.estimates, self.target
-        )
-        for stage in programs.stages()
-        if stages is None or stage.name in stages
-      ),
+      stages=tuple(plans),
     )
 
-  def _flags(self, execution_plan: ExecutionPlan) -> tuple[str, ...]:
-    """The flags that were given, and those of the execution plan."""
-    flags = [
-      *execution_plan.flags(),
-      *fitting_flags(self.spec, execution_plan.layouts),
-    ]
-    planned = dict(flag.split("=", 1) for flag in flags)
-    merged = self._config_flags | planned
-    return tuple(f"{name}={value}" for name, value in merged.items())
-
   def _compile(
-    self, stage: Stage | EngineStage, execution_plan: ExecutionPlan
+    self, stage: Stage, execution_plan: ExecutionPlan
   ) -> CompiledStage:
     """Compiles a stage, unless an earlier plan has the same stage."""
+    layouts = execution_plan.layouts
     if stage.name in ROLLOUT_STAGES:
-      key = stage.name, execution_plan.of_rollout()
+      same = dataclasses.replace(execution_plan, micro_batches=1)
     else:
-      key = stage.name, execution_plan.of_training()
-    if key not in self._compiled:
-      console.tell(f"compiling {stage.name} ({execution_plan.layouts})")
+      shared = dataclasses.replace(layouts, rollout=layouts.training)
+      same = ExecutionPlan(shared, execution_plan.micro_batches, 1)
+    if (stage.name, same) not in self._compiled:
+      console.tell(f"compiling {stage.name} ({layouts})")
       path = None
       if self._hlo_folder is not None:
         name = f"{len(self._compiled)}_{stage.name}.txt.gz"
         path = self._hlo_folder / name
-      self._compiled[key] = compile_stage(stage, self.target.devices, path)
-    return self._compiled[key]
+      self._compiled[stage.name, same] = compile_stage(
+        stage, self.target.devices, path
+      )
+    return self._compiled[stage.name, same]

@@ -141,63 +141,51 @@ def _verdict(plan: Plan) -> str:
 
 
 def _memory_table(plan: Plan) -> list[str]:
-  """Memory of each stage, in columns."""
-  resident = plan.resident
+  """Memory of each stage in columns, and of each program of a stage."""
+  held, programs = plan.resident, []
   columns = (
-    "arguments",
-    "outputs",
-    "temporary",
-    "~ KV cache",
-    "~ kept",
-    "~ waiting",
-    "total",
+    *("arguments", "outputs", "temporary", "~ KV cache", "~ kept"),
+    *("~ waiting", "total"),
   )
   lines = [
-    f"  ~ parameters {_gib(resident.parameters)}, optimizer "
-    f"{_gib(resident.optimizer)}, reference {_gib(resident.reference)}, PRM "
-    f"{_gib(resident.prm)}: {_gib(resident.total)} throughout; the sampler's "
-    f"copy {_gib(resident.sampler)}",
+    f"  ~ parameters {_gib(held.parameters)}, optimizer "
+    f"{_gib(held.optimizer)}, reference {_gib(held.reference)}, PRM "
+    f"{_gib(held.prm)}: {_gib(held.total)} throughout; the sampler's copy "
+    f"{_gib(held.sampler)}",
     f"  {'':8}" + "".join(f"{column:>11}" for column in columns),
   ]
   for stage in plan.stages:
     compiled, memory = stage.compiled, stage.compiled.memory
+    waiting = stage.estimates.waiting_bytes
     sizes = (
       memory and memory.arguments,
       memory and memory.outputs - memory.aliased,
       memory and memory.temporaries,
       stage.estimates.cache_bytes,
       stage.estimates.kept_bytes,
-      stage.estimates.waiting_bytes + compiled.held_bytes,
+      waiting + compiled.held_bytes,
       stage.total_bytes,
     )
     row = "".join(f"{_gib(size):>11}" for size in sizes)
     lines.append(f"  {compiled.name:8}{row}")
+    if compiled.programs:
+      totals = [
+        f"{program.name} "
+        + _gib(program.total_bytes and program.total_bytes + waiting)
+        for program in compiled.programs
+      ]
+      programs += [
+        f"  {compiled.name} has several programs, of which the largest is "
+        "shown; its KV cache",
+        f"  is among arguments and outputs. Total of each: {', '.join(totals)}",
+      ]
   return [
     *lines,
     "  KV cache and kept (inputs of layers, for the backward pass) are part of "
     "temporary;",
     "  waiting: weights and optimizer state that the stage does not read.",
-    *_programs(plan),
+    *programs,
   ]
-
-
-def _programs(plan: Plan) -> list[str]:
-  """Memory of each program of the stages that have several."""
-  lines = []
-  for stage in plan.stages:
-    waiting = stage.estimates.waiting_bytes
-    sizes = [
-      f"{program.name} "
-      + _gib(program.total_bytes and program.total_bytes + waiting)
-      for program in stage.compiled.programs
-    ]
-    if sizes:
-      lines += [
-        f"  {stage.compiled.name} has several programs, of which the largest "
-        "is shown; its KV cache",
-        f"  is among arguments and outputs. Total of each: {', '.join(sizes)}",
-      ]
-  return lines
 
 
 def _work_table(plan: Plan) -> list[str]:
@@ -207,7 +195,7 @@ def _work_table(plan: Plan) -> list[str]:
     f"{'compute s':>11}{'memory s':>10}{'network s':>10}  bound by"
   ]
   for stage in plan.stages:
-    costs = stage.compiled.costs
+    costs, bound = stage.compiled.costs, stage.bound
     if costs is None:
       lines.append(f"  {stage.compiled.name:8}{'not compiled':>10}")
       continue
@@ -217,7 +205,6 @@ def _work_table(plan: Plan) -> list[str]:
       f"  {stage.compiled.name:8}{costs.flops / 1e12:>10.2f}{share:>8.0%}"
       f"{costs.hbm_bytes / 1e9:>11.1f}{costs.sent_bytes / 1e9:>11.1f}"
     )
-    bound = stage.bound
     if bound is not None:
       row += (
         f"{bound.compute:>11.2f}{bound.memory:>10.2f}{bound.network:>10.2f}"
@@ -233,14 +220,13 @@ def _work_table(plan: Plan) -> list[str]:
 
 def _collectives(plan: Plan) -> list[str]:
   """Collectives by stage and kind."""
-  lines = []
-  for stage in plan.stages:
-    costs = stage.compiled.costs
-    for kind, total in sorted((costs.collectives if costs else {}).items()):
-      lines.append(
-        f"  {stage.compiled.name:8} {kind:18} {total.count:>10.0f} times "
-        f"{total.sent_bytes / 1e9:>10.2f} GB sent"
-      )
+  lines = [
+    f"  {stage.compiled.name:8} {kind:18} {total.count:>10.0f} times "
+    f"{total.sent_bytes / 1e9:>10.2f} GB sent"
+    for stage in plan.stages
+    if stage.compiled.costs is not None
+    for kind, total in sorted(stage.compiled.costs.collectives.items())
+  ]
   return ["Collectives per device and step", *lines, ""] if lines else []
 
 
@@ -255,21 +241,17 @@ def _estimate(plan: Plan, price: float | None) -> list[str]:
   times = ", ".join(
     f"{s.compiled.name} {s.compiled.seconds:.0f} s" for s in plan.stages
   )
-  lines = [*unknown, f"Compiled in: {times}."]
-  if plan.step_seconds is None:
-    return [
-      *lines,
-      "No estimate of time: a stage or the peak rates are missing.",
-    ]
-  slowest = plan.bottleneck
-  serial = sum(stage.bound.serial_seconds for stage in plan.stages)
-  lines.append(
-    f"Estimate: a step takes at least {plan.step_seconds:.1f} s "
-    f"({serial:.1f} s if nothing overlaps), {plan.iterations} iterations at "
-    f"least {plan.chip_hours:,.0f} chip hours"
-    + (f" ({plan.chip_hours * price:,.0f} at {price:g})" if price else "")
-    + f". The bottleneck is {slowest.compiled.name} "
-    f"({slowest.bound.seconds / plan.step_seconds:.0%} of the time), bound by "
-    f"{slowest.bound.name}."
-  )
-  return lines
+  estimate = "No estimate of time: a stage or the peak rates are missing."
+  if plan.step_seconds is not None:
+    slowest = plan.bottleneck
+    serial = sum(stage.bound.serial_seconds for stage in plan.stages)
+    share = slowest.bound.seconds / plan.step_seconds
+    cost = f" ({plan.chip_hours * price:,.0f} at {price:g})" if price else ""
+    estimate = (
+      f"Estimate: a step takes at least {plan.step_seconds:.1f} s "
+      f"({serial:.1f} s if nothing overlaps), {plan.iterations} iterations at "
+      f"least {plan.chip_hours:,.0f} chip hours{cost}. The bottleneck is "
+      f"{slowest.compiled.name} ({share:.0%} of the time), bound by "
+      f"{slowest.bound.name}."
+    )
+  return [*unknown, f"Compiled in: {times}.", estimate]

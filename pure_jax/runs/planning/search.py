@@ -1,18 +1,18 @@
-"""Searches for an execution plan that fits and is fast."""
+"""Searches for an execution plan that fits and is fast.
+
+All functions plan for the devices of the specification's layouts.
+"""
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-import jax
-
 from pure_jax.host.logs import console
 from pure_jax.parallel import sharding
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.planning import estimates
-from pure_jax.runs.planning.execution_plan import ExecutionPlan
+from pure_jax.runs.planning.execution_plan import ExecutionPlan, with_plan
 from pure_jax.runs.planning.plan import Plan
-from pure_jax.runs.planning.planned_spec import with_plan
 from pure_jax.runs.planning.programs import (
   ROLLOUT_STAGES,
   TRAINING_STAGES,
@@ -29,7 +29,7 @@ _SHARD_COUNTS = (2, 4, 8)
 MakePlan = Callable[[ExecutionPlan, Sequence[str] | None], Plan]
 
 
-def config_plan(spec: RunSpec, devices: Sequence[jax.Device]) -> ExecutionPlan:
+def config_plan(spec: RunSpec) -> ExecutionPlan:
   """Reads the execution plan of a config.
 
   A mesh of one device stands for "fsdp" over all devices. Rollouts without a
@@ -38,7 +38,6 @@ def config_plan(spec: RunSpec, devices: Sequence[jax.Device]) -> ExecutionPlan:
 
   Args:
     spec: the run's specification, with the config's settings.
-    devices: the devices, as many as the config's meshes have.
 
   Returns:
     The config's layouts and sizes.
@@ -48,40 +47,35 @@ def config_plan(spec: RunSpec, devices: Sequence[jax.Device]) -> ExecutionPlan:
       use one of its axes.
   """
   main, rl = spec.settings.mesh, spec.settings.rl
-  is_open = main.devices == 1 < len(devices)
+  count = spec.layouts.training.mesh.size
+  is_open = main.devices == 1 < count
   if is_open:
-    main = dataclasses.replace(main, fsdp=len(devices))
-  layouts = Layouts(
-    training=_layout(main, devices),
-    rollout=_layout(rl.rollout_mesh or main, devices),
-    reference=_layout(rl.reference_mesh or main, devices),
-    prm=_layout(rl.prm_mesh or main, devices),
-  )
+    main = dataclasses.replace(main, fsdp=count)
+  meshes = main, rl.rollout_mesh, rl.reference_mesh, rl.prm_mesh
+  layouts = Layouts(*(_layout(spec, mesh or main) for mesh in meshes))
   plan = ExecutionPlan(
     layouts, rl.micro_batches, rl.rollout.batches, rl.engine.slots
   )
   if not is_open or rl.rollout_mesh is not None:
     return plan
-  *_, split_most = (plan, *rollout_plans(spec, plan, devices))
+  *_, split_most = (plan, *rollout_plans(spec, plan))
   batches = max(plan.rollout_batches, split_most.rollout_batches)
   return dataclasses.replace(split_most, rollout_batches=batches)
 
 
-def _layout(mesh: MeshSettings, devices: Sequence[jax.Device]) -> Layout:
+def _layout(spec: RunSpec, mesh: MeshSettings) -> Layout:
   """The layout of a config's mesh on the devices of a plan."""
+  devices = list(spec.layouts.training.mesh.devices.flat)
   if mesh.devices != len(devices):
     raise ValueError(
       f"A mesh of the config ({mesh.sizes()}) has {mesh.devices} devices, but "
       f"there are {len(devices)}: set --config.mesh.fsdp and the others to "
       "them."
     )
-  sizes = {axis: getattr(mesh, axis) for axis in sharding.MESH_AXES}
-  return sharding.make_layout(**sizes, rules=mesh.rules, devices=devices)
+  return sharding.make_layout(**dataclasses.asdict(mesh), devices=devices)
 
 
-def search(
-  spec: RunSpec, devices: Sequence[jax.Device], make_plan: MakePlan
-) -> Plan:
+def search(spec: RunSpec, make_plan: MakePlan) -> Plan:
   """Finds a fast execution plan that fits, without compiling all combinations.
 
   The search starts with the stages of training. It tries every layout of
@@ -93,7 +87,6 @@ def search(
 
   Args:
     spec: the run's specification.
-    devices: the devices, all of which are used.
     make_plan: compiles the named stages of an execution plan, or all.
 
   Returns:
@@ -105,46 +98,37 @@ def search(
   """
   rl = spec.settings.rl
 
-  def attempt(execution_plan: ExecutionPlan, stages: Sequence[str]) -> Plan:
-    plan = make_plan(execution_plan, stages)
-    console.tell(plan.summary())
-    return plan
+  def attempt(plan: ExecutionPlan, stages: Sequence[str]) -> Plan:
+    made = make_plan(plan, stages)
+    console.tell(made.summary())
+    return made
 
-  training = choose(
-    [
-      attempt(
-        ExecutionPlan(
-          layouts, spec.responses // layouts.row_shards, 1, rl.engine.slots
-        ),
-        TRAINING_STAGES,
-      )
-      for layouts in training_layouts(spec, devices)
-    ]
-  )
+  plans = []
+  for layouts in training_layouts(spec):
+    most = spec.responses // layouts.row_shards
+    plan = ExecutionPlan(layouts, most, 1, rl.engine.slots)
+    plans.append(attempt(plan, TRAINING_STAGES))
+  training = choose(plans)
   while training.fits is not False:
-    micro_batches = training.execution_plan.micro_batches
-    if micro_batches % 2:
+    plan = training.execution_plan
+    if plan.micro_batches % 2:
       break
-    half = dataclasses.replace(
-      training.execution_plan, micro_batches=micro_batches // 2
-    )
-    larger = attempt(half, TRAINING_STAGES)
+    plan = dataclasses.replace(plan, micro_batches=plan.micro_batches // 2)
+    larger = attempt(plan, TRAINING_STAGES)
     if choose([training, larger]) is training:
       break
     training = larger
-  rollouts = []
-  for plan in rollout_plans(spec, training.execution_plan, devices):
+  plans = []
+  for plan in rollout_plans(spec, training.execution_plan):
     while plan is not None:
-      rollouts.append(attempt(plan, ROLLOUT_STAGES))
-      if rollouts[-1].fits is not False:
+      plans.append(attempt(plan, ROLLOUT_STAGES))
+      if plans[-1].fits is not False:
         break
       plan = plan.with_half_the_rows(rl.prompts, rl.samples_per_prompt)
-  return make_plan(choose(rollouts).execution_plan, None)
+  return make_plan(choose(plans).execution_plan, None)
 
 
-def training_layouts(
-  spec: RunSpec, devices: Sequence[jax.Device]
-) -> Iterator[Layouts]:
+def training_layouts(spec: RunSpec) -> Iterator[Layouts]:
   """Lists layouts that split the optimizer state over all devices.
 
   A layout is left out if its rules cannot split the models this way, or if
@@ -152,12 +136,11 @@ def training_layouts(
 
   Args:
     spec: the run's specification.
-    devices: the devices, all of which are used.
 
   Yields:
     Layouts, the same for all four models.
   """
-  count = len(devices)
+  count = spec.layouts.training.mesh.size
   meshes = [MeshSettings(fsdp=count)]
   meshes += [
     MeshSettings(fsdp=count // shards, **{axis: shards}, rules=f"fsdp+{axis}")
@@ -166,29 +149,26 @@ def training_layouts(
     if count % shards == 0
   ]
   for mesh in meshes:
-    layout = _layout(mesh, devices)
-    layouts = Layouts(layout, layout, layout, layout)
+    layouts = Layouts.same(_layout(spec, mesh))
     if _spare_bytes(spec, layouts) > 0:
       yield layouts
 
 
 def rollout_plans(
-  spec: RunSpec, plan: ExecutionPlan, devices: Sequence[jax.Device]
+  spec: RunSpec, plan: ExecutionPlan
 ) -> Iterator[ExecutionPlan]:
   """Lists rollout layouts in which no weight is gathered for each token.
 
   Args:
     spec: the run's specification.
     plan: layouts and micro-batches of training.
-    devices: the devices, all of which are used.
 
   Yields:
     Execution plans with as many rows at a time as leave room for keys and
     values: the slots of `plan`, or without continuous batching all rows, and
     fewer if those are too many.
   """
-  count = len(devices)
-  rl = spec.settings.rl
+  count, rl = spec.layouts.training.mesh.size, spec.settings.rl
   meshes = [MeshSettings(data=count)]
   meshes += [
     MeshSettings(data=count // shards, tensor=shards, rules="tensor")
@@ -196,7 +176,7 @@ def rollout_plans(
     if count % shards == 0
   ]
   for mesh in meshes:
-    layout = _layout(mesh, devices)
+    layout = _layout(spec, mesh)
     layouts = dataclasses.replace(plan.layouts, rollout=layout)
     spare = _spare_bytes(spec, layouts)
     if spec.responses % layout.row_shards or spare <= 0:

@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pure_jax.runs.planning.hlo import text as hlo_text
 from pure_jax.runs.planning.hlo.collectives import Collective, group_size
-from pure_jax.runs.planning.hlo.costs import Costs, add_costs, count_costs
+from pure_jax.runs.planning.hlo.costs import Costs, count_costs
 from pure_jax.runs.planning.hlo.loops import Loop, LoopEnd
 
 P = PartitionSpec
@@ -326,8 +326,7 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
   ROOT %d = bf16[8,128]{1,0:T(8,128)(2,1)} negate(%c)
 }
 """
-  program = hlo_text.parse(text)
-  main = program.computations[program.entry]
+  main = hlo_text.parse(text)
   assert [s.in_hbm for s in main.instructions["b"].shapes] == [
     False,
     True,
@@ -355,9 +354,9 @@ def test_costs_of_a_program_that_runs_several_times_are_multiplied():
   loop = Loop("while", 3, LoopEnd.COUNTED)
   one = Costs(2.0, 3.0, {"all-reduce": Collective(1, 8, 16)}, (loop,))
   two = Costs(5.0, 7.0, {"all-gather": Collective(1, 1, 1)}, ())
-  total = add_costs(one, two, 1.5)
+  total = one.plus(two, 1.5)
   assert (total.flops, total.hbm_bytes) == (9.5, 13.5)
   assert total.collectives["all-gather"] == Collective(1.5, 1.5, 1.5)
-  total = add_costs(total, one, 2)
+  total = total.plus(one, 2)
   assert total.collectives["all-reduce"] == Collective(3, 24, 48)
   assert total.loops == (loop, loop)

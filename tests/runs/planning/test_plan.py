@@ -1,6 +1,7 @@
 """Plans without compiling: specifications, estimates, flags and the search."""
 
 import dataclasses
+import importlib.metadata
 import math
 import pathlib
 
@@ -14,7 +15,6 @@ from planned_runs import (
   read_flags,
   settings_of,
   smoke_settings,
-  uniform,
 )
 
 from pure_jax.models import kv_cache, policy
@@ -26,9 +26,10 @@ from pure_jax.runs.planning.execution_plan import (
   ExecutionPlan,
   fitting_flags,
   nearest_micro_batches,
+  with_plan,
 )
 from pure_jax.runs.planning.plan import Plan, StagePlan
-from pure_jax.runs.planning.planned_spec import read_spec, with_plan
+from pure_jax.runs.planning.planned_spec import read_spec
 from pure_jax.runs.planning.planner import Planner
 from pure_jax.runs.planning.programs import Resident
 from pure_jax.runs.planning.roofline import GIB, Bound, Chip
@@ -47,6 +48,12 @@ def changed(spec, **changes):
   rl = dataclasses.replace(spec.settings.rl, **changes)
   settings = dataclasses.replace(spec.settings, rl=rl)
   return dataclasses.replace(spec, settings=settings)
+
+
+def on_devices(spec, count):
+  """The specification planned for the first devices."""
+  layout = sharding.make_layout(fsdp=count, devices=jax.devices()[:count])
+  return dataclasses.replace(spec, layouts=Layouts.same(layout))
 
 
 @pytest.mark.parametrize(
@@ -164,7 +171,7 @@ def test_bytes_of_the_cache_are_those_of_its_arrays(spec):
 
 def test_micro_batches_that_the_rows_do_not_allow_become_fewer(spec):
   """32 rows on 8 shards are 4 for each: at most 4 micro-batches."""
-  layouts = uniform(sharding.make_layout(fsdp=8))
+  layouts = Layouts.same(sharding.make_layout(fsdp=8))
   assert nearest_micro_batches(spec, layouts, 2) == (2, ())
   for requested, possible in ((3, 2), (64, 4)):
     number, (note,) = nearest_micro_batches(spec, layouts, requested)
@@ -174,14 +181,14 @@ def test_micro_batches_that_the_rows_do_not_allow_become_fewer(spec):
 
 def test_prompts_that_the_row_shards_do_not_divide_are_an_error(spec):
   """12 x 4 rows could be split over 8 devices, 12 prompts cannot."""
-  layouts = uniform(sharding.make_layout(fsdp=8))
+  layouts = Layouts.same(sharding.make_layout(fsdp=8))
   with pytest.raises(ValueError, match=r"rl.prompts=12 is not divisible"):
     nearest_micro_batches(changed(spec, prompts=12), layouts, 1)
 
 
 def test_other_batch_sizes_become_divisible_by_the_row_shards(spec):
   """480 held-out prompts over 64 row shards: 448, or a run could not start."""
-  layouts = uniform(sharding.make_layout(fsdp=8))
+  layouts = Layouts.same(sharding.make_layout(fsdp=8))
   for prompts, divisible in ((20, 16), (4, 8)):
     flags = fitting_flags(changed(spec, eval_prompts=prompts), layouts)
     assert f"--config.rl.eval_prompts={divisible}" in flags
@@ -191,16 +198,14 @@ def test_a_mesh_with_another_number_of_devices_is_an_error(spec):
   mesh = dataclasses.replace(spec.settings.mesh, fsdp=2)
   settings = dataclasses.replace(spec.settings, mesh=mesh)
   with pytest.raises(ValueError, match=r"has 2 devices, but there are 8"):
-    search.config_plan(
-      dataclasses.replace(spec, settings=settings), jax.devices()
-    )
+    search.config_plan(dataclasses.replace(spec, settings=settings))
 
 
 def test_rollouts_on_an_open_mesh_gather_no_weight_for_each_token(spec):
-  layouts = search.config_plan(spec, jax.devices()).layouts
+  layouts = search.config_plan(spec).layouts
   assert str(layouts.training) == "fsdp on fsdp=8"
   assert str(layouts.rollout) == "tensor on data=4 x tensor=2"
-  alone = search.config_plan(spec, jax.devices()[:1]).layouts
+  alone = search.config_plan(on_devices(spec, 1)).layouts
   assert alone.rollout == alone.training
 
 
@@ -245,13 +250,13 @@ def test_the_flags_of_a_plan_make_a_config_with_the_same_plan(spec):
   for plan in (ExecutionPlan(layouts, 4, 2), ExecutionPlan(layouts, 2, 1, 16)):
     settings = read_flags(config, plan.flags())
     read = dataclasses.replace(spec, settings=settings)
-    assert search.config_plan(read, jax.devices()) == plan
+    assert search.config_plan(read) == plan
 
 
 def test_the_search_tries_the_layouts_that_the_rules_can_split(spec):
-  devices = jax.devices()[:4]
-  training = list(search.training_layouts(spec, devices))
-  plans = search.rollout_plans(spec, ExecutionPlan(training[0], 8, 1), devices)
+  spec = on_devices(spec, 4)
+  training = list(search.training_layouts(spec))
+  plans = search.rollout_plans(spec, ExecutionPlan(training[0], 8, 1))
   rollout = {str(plan.layouts.rollout) for plan in plans}
   names = {str(layouts) for layouts in training}
   # Tokens can be split over 4 devices, 2 heads of keys and values cannot.
@@ -313,7 +318,7 @@ def test_the_search_finds_the_fastest_plan_that_fits(spec, monkeypatch):
     seconds = plan.rollout_batches / rollout.mesh.shape["tensor"]
     return fake_plan(plan, stages or ("rollout",), seconds, size)
 
-  search.search(spec, jax.devices(), make_plan)
+  search.search(spec, make_plan)
   plan, stages = attempts[-1]
   assert stages is None
   assert str(plan.layouts.training) == "fsdp on fsdp=8"
@@ -346,7 +351,7 @@ def test_the_search_leaves_room_for_the_copies_of_an_engines_cache(
   plan = plan_of(sharding.make_layout(), slots)
   cache = estimates.cache_bytes(with_plan(spec, plan), slots)
   monkeypatch.setattr(search, "_spare_bytes", lambda *unused: caches * cache)
-  (smaller, *_) = search.rollout_plans(spec, plan, jax.devices()[:1])
+  (smaller, *_) = search.rollout_plans(on_devices(spec, 1), plan)
   assert (smaller.slots, smaller.rollout_batches) == (expected, 1)
 
 
@@ -362,12 +367,14 @@ def test_needed_bytes_are_read_from_the_compilers_message(message, size):
   assert compiler.needed_bytes(message) == size
 
 
-def test_devices_with_the_same_coordinates_share_a_chip():
+def test_devices_with_the_same_coordinates_share_a_chip(monkeypatch):
   @dataclasses.dataclass
   class Device:
     coords: tuple
     platform: str = "tpu"
+    device_kind: str = "TPU v2"
 
+  monkeypatch.setattr(importlib.metadata, "version", lambda package: "0")
   pairs = [Device((i // 2, 0, 0)) for i in range(8)]
-  assert devices.devices_per_chip(pairs) == 2
-  assert devices.devices_per_chip(jax.devices()) == 1
+  assert devices.describe_target("v2:2x2", pairs).devices_per_chip == 2
+  assert devices.describe_target(None, jax.devices()).devices_per_chip == 1

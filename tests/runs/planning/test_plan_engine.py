@@ -19,9 +19,8 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.slots import Slots
 from pure_jax.runs.planning import compiler, report
 from pure_jax.runs.planning.engine_calls import call_programs
-from pure_jax.runs.planning.execution_plan import ExecutionPlan
+from pure_jax.runs.planning.execution_plan import ExecutionPlan, with_plan
 from pure_jax.runs.planning.hlo.costs import count_costs
-from pure_jax.runs.planning.planned_spec import with_plan
 from pure_jax.runs.planning.planner import Planner
 from pure_jax.runs.planning.programs import Programs, device_bytes
 from pure_jax.runs.settings.rl import EngineSettings
@@ -241,9 +240,8 @@ def test_programs_are_compiled_for_the_longest_ring_that_they_see(
         assert is_shared == (call.name == "unshare")
     return call.function.eval_shape(*call.arguments)
 
-  call_programs(
-    rollout_stage(spec, plan_of(sharding.make_layout(), slots)), evaluate
-  )
+  stage = rollout_stage(spec, plan_of(sharding.make_layout(), slots))
+  call_programs(stage.function, stage.arguments, evaluate)
   assert expected.items() <= rings.items()
   assert ("refill" in rings) == (slots < 32)
 
@@ -272,9 +270,8 @@ class Refused:
 def test_a_program_that_the_compiler_refuses_ends_the_plan(planner):
   """The stage does not fit, whatever the other programs need."""
   stage = rollout_stage(planner.spec, plan_of(sharding.make_layout(), 8))
-  stage.engine.programs = dataclasses.replace(
-    stage.engine.programs, start=Refused()
-  )
+  engine = stage.function
+  engine.programs = dataclasses.replace(engine.programs, start=Refused())
   compiled = compiler.compile_stage(stage, 1)
   assert compiled.memory is None and compiled.costs is None
   assert compiled.needed_bytes == 41.5 * 2**30

@@ -14,7 +14,7 @@ from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.planning.hlo.collectives import Collective
 from pure_jax.runs.planning.hlo.costs import Costs
 from pure_jax.runs.planning.hlo.loops import Loop, LoopEnd
-from pure_jax.runs.planning.plan import Plan, plan_stage
+from pure_jax.runs.planning.plan import Plan, StagePlan
 from pure_jax.runs.planning.programs import Resident
 from pure_jax.runs.planning.roofline import CHIPS, GIB
 
@@ -39,7 +39,9 @@ def make_plan(*stages, waiting=4 * GIB):
     flags=("--config.mesh.fsdp=16", '--config.rl.rollout_mesh={"data": 16}'),
     notes=(),
     resident=Resident(1 * GIB, 2 * GIB, 1 * GIB, 3 * GIB, 0),
-    stages=tuple(plan_stage(stage, known, target) for stage in stages),
+    stages=tuple(
+      StagePlan(stage, known, target.bound(stage.costs)) for stage in stages
+    ),
   )
 
 

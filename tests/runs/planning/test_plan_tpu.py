@@ -140,7 +140,7 @@ import json, jax, jax.numpy as jnp
 from pure_jax.runs.planning.compiler import compile_stage
 from pure_jax.runs.planning.devices import find_devices
 from pure_jax.runs.planning.estimates import Estimates
-from pure_jax.runs.planning.programs import EngineStage, with_shardings
+from pure_jax.runs.planning.programs import Stage, with_shardings
 from pure_jax.models import params, policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
@@ -161,7 +161,7 @@ prompts = Prompts(jax.ShapeDtypeStruct((64, 256), jnp.int32),
   jax.ShapeDtypeStruct((64, 256), bool))
 key = jax.eval_shape(lambda: jax.random.key(0))
 others = with_shardings((prompts, key), sharding.replicated(layout))
-stage = EngineStage("rollout", engine, (weights, *others), Estimates(0, 0))
+stage = Stage("rollout", engine, (weights, *others), Estimates(0, 0))
 print(json.dumps({p.name: [p.memory.aliased, p.memory.temporaries]
   for p in compile_stage(stage, 4).programs}))
 """)

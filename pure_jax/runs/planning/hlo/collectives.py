@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
 
 from pure_jax.runs.planning.hlo.text import Computation, Instruction
 
@@ -32,26 +31,18 @@ class Collective:
   payload_bytes: float = 0.0
   sent_bytes: float = 0.0
 
-  def __add__(self, other: "Collective") -> "Collective":
-    """Adds two sums."""
+  def plus(self, other: "Collective", times: float) -> "Collective":
+    """Adds another sum so many times."""
     return Collective(
-      self.count + other.count,
-      self.payload_bytes + other.payload_bytes,
-      self.sent_bytes + other.sent_bytes,
-    )
-
-  def __rmul__(self, times: float) -> "Collective":
-    """Counts everything several times."""
-    return Collective(
-      times * self.count,
-      times * self.payload_bytes,
-      times * self.sent_bytes,
+      self.count + times * other.count,
+      self.payload_bytes + times * other.payload_bytes,
+      self.sent_bytes + times * other.sent_bytes,
     )
 
 
 def read_collective(
   computation: Computation, instruction: Instruction, devices: int
-) -> tuple[str, Collective] | None:
+) -> dict[str, Collective]:
   """Reads the bytes that one run of a collective exchanges.
 
   Args:
@@ -60,30 +51,27 @@ def read_collective(
     devices: number of devices that run the program.
 
   Returns:
-    The kind and the bytes. None if the instruction is no collective, or
-    continues one that another instruction has started.
+    The bytes by kind. {} if the instruction is no collective, or continues
+    one that another instruction has started.
   """
   kind = instruction.opcode.removesuffix("-start")
-  if kind not in COLLECTIVES or _is_continued(computation, instruction):
-    return None
-  exchanged = _exchanged(computation, instruction, kind, devices)
+  if kind not in COLLECTIVES or _is_continued(instruction):
+    return {}
+  exchanged = _exchanged(instruction, kind, devices)
   if computation.name.startswith("all-reduce-scatter"):
     # The TPU compiler's name of an all-reduce of which each device keeps a
     # slice.
-    return "reduce-scatter", dataclasses.replace(
+    kind = "reduce-scatter"
+    exchanged = dataclasses.replace(
       exchanged, sent_bytes=exchanged.sent_bytes / 2
     )
-  return kind, exchanged
+  return {kind: exchanged}
 
 
-def _exchanged(
-  computation: Computation, instruction: Instruction, kind: str, devices: int
-) -> Collective:
+def _exchanged(instruction: Instruction, kind: str, devices: int) -> Collective:
   """Bytes of one run of a collective of a known kind."""
   operand_bytes = sum(
-    shape.bytes
-    for operand in computation.operands(instruction)
-    for shape in operand.shapes
+    shape.bytes for operand in instruction.operands for shape in operand.shapes
   )
   if kind == "collective-permute":
     pairs = instruction.attribute("source_target_pairs") or ""
@@ -99,7 +87,7 @@ def _exchanged(
   return Collective(1, payload, passes * payload * (size - 1) / size)
 
 
-def _is_continued(computation: Computation, instruction: Instruction) -> bool:
+def _is_continued(instruction: Instruction) -> bool:
   """Whether another instruction has started this collective.
 
   The TPU compiler spreads a collective over several fusions. It writes the
@@ -107,8 +95,9 @@ def _is_continued(computation: Computation, instruction: Instruction) -> bool:
   """
   if "chain_id=" not in instruction.attributes:
     return False
-  users = computation.users[instruction.name]
-  return not any("AsyncCollectiveStart" in user.attributes for user in users)
+  return not any(
+    "AsyncCollectiveStart" in user.attributes for user in instruction.users
+  )
 
 
 def group_size(groups: str | None, devices: int) -> int:
@@ -129,20 +118,15 @@ def group_size(groups: str | None, devices: int) -> int:
   """
   text = (groups or "").strip()
   if text.startswith("mesh"):
-    sizes = {
-      name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", text)
-    }
-    return math.prod(part or sizes[name] for name, part in _mesh_axes(text))
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", text))
+    spanned = re.search(r"\{([^}]*)\}$", text)
+    # A group may span a part of an axis: 'b':(2)4 is 4 devices.
+    axes = re.findall(
+      r"'(\w+)'(?::\(\d+\)(\d+))?", spanned[1] if spanned else ""
+    )
+    return math.prod(int(part or sizes[name]) for name, part in axes)
   tiled = re.match(r"\[(\d+),(\d+)\]", text)
   if tiled is not None:
     return int(tiled[2])
   first = re.search(r"\{([\d,]+)\}", text)
   return devices if first is None else first[1].count(",") + 1
-
-
-def _mesh_axes(text: str) -> Iterator[tuple[str, int | None]]:
-  """Axes of a mesh that a group spans, each with its part: None is all."""
-  named = re.search(r"\{([^}]*)\}$", text)
-  if named is not None:
-    for name, part in re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[1]):
-      yield name, int(part) if part else None

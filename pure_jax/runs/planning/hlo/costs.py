@@ -12,20 +12,12 @@ are three sums, each for one device:
 """
 
 import dataclasses
-import re
 
 from pure_jax.runs.planning.hlo.collectives import Collective, read_collective
 from pure_jax.runs.planning.hlo.loops import Loop, read_loop
 from pure_jax.runs.planning.hlo.products import product_flops
-from pure_jax.runs.planning.hlo.text import (
-  Computation,
-  Instruction,
-  Program,
-  parse,
-)
+from pure_jax.runs.planning.hlo.text import Computation, parse
 from pure_jax.runs.planning.hlo.traffic import moved_bytes
-
-_BRANCHES = ("branch_computations", "true_computation", "false_computation")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +41,19 @@ class Costs:
     """Bytes that leave a device, over all kinds of collectives."""
     return sum(kind.sent_bytes for kind in self.collectives.values())
 
+  def plus(self, costs: "Costs", times: float = 1.0) -> "Costs":
+    """Adds the costs of something that runs several times."""
+    collectives = dict(self.collectives)
+    for kind, collective in costs.collectives.items():
+      before = collectives.get(kind, Collective())
+      collectives[kind] = before.plus(collective, times)
+    return Costs(
+      self.flops + times * costs.flops,
+      self.hbm_bytes + times * costs.hbm_bytes,
+      collectives,
+      self.loops + costs.loops,
+    )
+
 
 NO_COSTS = Costs(0.0, 0.0, {}, ())
 
@@ -66,99 +71,37 @@ def count_costs(text: str, devices: int) -> Costs:
   Raises:
     HLOError: if the text cannot be read.
   """
-  program = parse(text)
-  total = _Total(program, devices)
-  total.add(program.computations[program.entry], 1.0)
-  return Costs(
-    total.flops, total.hbm_bytes, total.collectives, tuple(total.loops)
-  )
+  return _count(parse(text), devices, is_fused=False)
 
 
-def add_costs(total: Costs, costs: Costs, times: float) -> Costs:
-  """Adds the costs of a program that runs several times.
-
-  Args:
-    total: costs so far.
-    costs: costs of one run of the program.
-    times: how often it runs.
-
-  Returns:
-    The sum.
-  """
-  collectives = dict(total.collectives)
-  for kind, collective in costs.collectives.items():
-    before = collectives.get(kind, Collective())
-    collectives[kind] = before + times * collective
-  return Costs(
-    total.flops + times * costs.flops,
-    total.hbm_bytes + times * costs.hbm_bytes,
-    collectives,
-    total.loops + costs.loops,
-  )
-
-
-class _Total:
-  """Sums that grow while a program is walked."""
-
-  def __init__(self, program: Program, devices: int):
-    self.program, self.devices = program, devices
-    self.flops = self.hbm_bytes = 0.0
-    self.collectives: dict[str, Collective] = {}
-    self.loops: list[Loop] = []
-
-  def add(self, computation: Computation, times: float) -> None:
-    """Adds a computation that runs so often and whose values are in memory."""
-    program = self.program
-    for instruction in computation.instructions.values():
-      self._add_instruction(computation, instruction, times)
-      self.hbm_bytes += times * moved_bytes(program, computation, instruction)
-      if instruction.opcode == "while":
-        loop = read_loop(program, computation, instruction)
-        self.loops.append(loop)
-        for name in ("condition", "body"):
-          self.add(program.called(instruction, name), times * loop.trips)
-      elif instruction.opcode == "conditional":
-        self._add_largest_branch(instruction, times)
-      elif instruction.opcode == "fusion":
-        self._add_fused(program.called(instruction, "calls"), times)
-      elif instruction.opcode in ("call", "call-start", "async-start"):
-        has_calls = instruction.called("calls") is not None
-        name = "calls" if has_calls else "to_apply"
-        self.add(program.called(instruction, name), times)
-
-  def _add_largest_branch(self, instruction: Instruction, times: float) -> None:
-    """Adds the branch with the most FLOPs, since any may be taken."""
-    texts = [instruction.attribute(name) or "" for name in _BRANCHES]
-    branches = []
-    for name in re.findall(r"%([\w.\-]+)", " ".join(texts)):
-      branch = _Total(self.program, self.devices)
-      branch.add(self.program.computations[name], times)
-      branches.append(branch)
-    largest = max(branches, key=lambda total: (total.flops, total.hbm_bytes))
-    self.flops += largest.flops
-    self.hbm_bytes += largest.hbm_bytes
-    self.loops += largest.loops
-    for kind, collective in largest.collectives.items():
-      self._add_collective(kind, collective)
-
-  def _add_fused(self, computation: Computation, times: float) -> None:
-    """Adds products and collectives inside a fusion."""
-    for instruction in computation.instructions.values():
-      self._add_instruction(computation, instruction, times)
-      if instruction.opcode == "fusion":
-        self._add_fused(self.program.called(instruction, "calls"), times)
-
-  def _add_instruction(
-    self, computation: Computation, instruction: Instruction, times: float
-  ) -> None:
-    """Adds the products of an instruction and the bytes it sends."""
-    self.flops += times * product_flops(computation, instruction)
-    exchange = read_collective(computation, instruction, self.devices)
-    if exchange is not None:
-      kind, collective = exchange
-      self._add_collective(kind, times * collective)
-
-  def _add_collective(self, kind: str, collective: Collective) -> None:
-    """Adds to the sum of one kind."""
-    total = self.collectives.get(kind, Collective())
-    self.collectives[kind] = total + collective
+def _count(computation: Computation, devices: int, is_fused: bool) -> Costs:
+  """Counts one run of a computation; values of a fused one are in registers."""
+  total = NO_COSTS
+  for instruction in computation.instructions.values():
+    opcode, called = instruction.opcode, instruction.called
+    collectives = read_collective(computation, instruction, devices)
+    moved = 0.0 if is_fused else float(moved_bytes(instruction))
+    flops = float(product_flops(instruction))
+    if flops or moved or collectives:
+      total = total.plus(Costs(flops, moved, collectives, ()))
+    if opcode == "fusion":
+      total = total.plus(_count(called["calls"], devices, is_fused=True))
+    elif is_fused:
+      continue
+    elif opcode == "while":
+      loop = read_loop(instruction)
+      total = total.plus(Costs(0.0, 0.0, {}, (loop,)))
+      for name in ("condition", "body"):
+        costs = _count(called[name], devices, is_fused=False)
+        total = total.plus(costs, loop.trips)
+    elif opcode == "conditional":
+      # Any branch may be taken: the one with the most FLOPs counts.
+      branches = [
+        _count(branch, devices, is_fused=False)
+        for branch in instruction.branches
+      ]
+      total = total.plus(max(branches, key=lambda x: (x.flops, x.hbm_bytes)))
+    elif opcode in ("call", "call-start", "async-start"):
+      inner = called.get("calls") or called["to_apply"]
+      total = total.plus(_count(inner, devices, is_fused=False))
+  return total

@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import re
 
-from pure_jax.runs.planning.hlo.text import Computation, Instruction, Program
+from pure_jax.runs.planning.hlo.text import Instruction
 
 _KNOWN = re.compile(r"known_trip_count\W+n\W+(\d+)")
 # These operations do not change the value of a number.
@@ -53,79 +53,43 @@ class _Affine:
   offset: int
 
 
-@dataclasses.dataclass(frozen=True)
-class _While:
-  """A ``while`` instruction and the computations around it."""
-
-  program: Program
-  computation: Computation
-  instruction: Instruction
-
-  def start(self, index: int) -> int | None:
-    """Value of an element before the first trip; None if not constant."""
-    values = self.computation.operands(self.instruction)[0]
-    if values.opcode != "tuple":
-      return None
-    value = _affine(self.program, self.computation, values.operands[index], {})
-    return value.offset if value is not None and value.index is None else None
-
-  def step(self, index: int) -> int | None:
-    """The number that a trip adds to an element; None if not constant."""
-    body = self.program.called(self.instruction, "body")
-    root = body.instructions[body.root]
-    if root.opcode != "tuple":
-      return None
-    value = _affine(self.program, body, root.operands[index], {})
-    if value is None or value.index != index:
-      return None
-    return value.offset
+# The arguments of a fused computation, by parameter.
+_Arguments = dict[Instruction, _Affine | None]
 
 
-def read_loop(
-  program: Program, computation: Computation, instruction: Instruction
-) -> Loop:
+def read_loop(loop: Instruction) -> Loop:
   """Derives the trip count of a loop.
 
   Args:
-    program: the whole program.
-    computation: computation that holds the loop.
-    instruction: the loop, an instruction with opcode "while".
+    loop: an instruction with opcode "while".
 
   Returns:
     The loop with its trip count.
   """
-  known = _KNOWN.search(instruction.attributes)
+  known = _KNOWN.search(loop.attributes)
   if known is not None:
-    return Loop(instruction.name, int(known[1]), LoopEnd.COUNTED)
-  loop = _While(program, computation, instruction)
-  scope, values = program.called(instruction, "condition"), {}
-  root = scope.instructions[scope.root]
+    return Loop(loop.name, int(known[1]), LoopEnd.COUNTED)
+  root, arguments = loop.called["condition"].root, {}
   if root.opcode == "fusion":
-    values = _argument_values(program, scope, root, {})
-    scope = program.called(root, "calls")
-    root = scope.instructions[scope.root]
-  comparisons, ends = [root], LoopEnd.COUNTED
+    arguments = _arguments(root, {})
+    root = root.called["calls"].root
+  comparisons, ends = (root,), LoopEnd.COUNTED
   if root.opcode == "and":
-    comparisons, ends = scope.operands(root), LoopEnd.EARLY
+    comparisons, ends = root.operands, LoopEnd.EARLY
   for comparison in comparisons:
-    trips = _trips(loop, scope, comparison, values)
+    trips = _trips(loop, comparison, arguments)
     if trips is not None:
-      return Loop(instruction.name, trips, ends)
-  return Loop(instruction.name, 1, LoopEnd.UNKNOWN)
+      return Loop(loop.name, trips, ends)
+  return Loop(loop.name, 1, LoopEnd.UNKNOWN)
 
 
 def _trips(
-  loop: _While,
-  scope: Computation,
-  comparison: Instruction,
-  values: dict[str, _Affine | None],
+  loop: Instruction, comparison: Instruction, arguments: _Arguments
 ) -> int | None:
   """Trips until a counter reaches its limit; None for another comparison."""
   if comparison.opcode != "compare":
     return None
-  left, right = (
-    _affine(loop.program, scope, name, values) for name in comparison.operands
-  )
+  left, right = (_affine(x, arguments) for x in comparison.operands)
   direction = comparison.attribute("direction")
   if left is None or right is None:
     return None
@@ -135,42 +99,48 @@ def _trips(
   if left.index is None or right.index is not None:
     return None
   limit = right.offset - left.offset + (direction == "LE")
-  start, step = loop.start(left.index), loop.step(left.index)
+  start = _element(loop.operands[0], left.index, None)
+  step = _element(loop.called["body"].root, left.index, left.index)
   if direction not in ("LT", "LE") or start is None or not step:
     return None
   return max(0, -(-(limit - start) // step))
 
 
-def _affine(
-  program: Program,
-  scope: Computation,
-  name: str,
-  values: dict[str, _Affine | None],
-) -> _Affine | None:
-  """Reads an instruction as an `_Affine`; None if it is none.
+def _element(
+  values: Instruction, position: int, index: int | None
+) -> int | None:
+  """Offset of a tuple's element from the loop's value at that index."""
+  if values.opcode != "tuple":
+    return None
+  value = _affine(values.operands[position], {})
+  return value.offset if value is not None and value.index == index else None
 
-  `values` are the arguments of a fused computation, by parameter name.
-  """
-  if name in values:
-    return values[name]
-  instruction = scope.instructions[name]
+
+def _affine(instruction: Instruction, arguments: _Arguments) -> _Affine | None:
+  """Reads an instruction as an `_Affine`; None if it is none."""
+  if instruction in arguments:
+    return arguments[instruction]
+  operands = instruction.operands
   if instruction.opcode == "constant":
     is_number = re.fullmatch(r"-?\d+", instruction.literal.strip())
     return _Affine(None, int(instruction.literal)) if is_number else None
   if instruction.opcode == "get-tuple-element":
-    source = scope.operands(instruction)[0]
     index = int(instruction.attribute("index"))
-    if source.opcode == "parameter":
+    if operands[0].opcode == "parameter":
       return _Affine(index, 0)
-    if source.opcode == "fusion":
-      return _fused_affine(program, scope, source, index, values)
+    if operands[0].opcode == "fusion":
+      results = operands[0].called["calls"].root
+      if results.opcode == "tuple":
+        inner = _arguments(operands[0], arguments)
+        return _affine(results.operands[index], inner)
     return None
   if instruction.opcode == "fusion":
-    return _fused_affine(program, scope, instruction, None, values)
+    inner = _arguments(instruction, arguments)
+    return _affine(instruction.called["calls"].root, inner)
   if instruction.opcode in _SAME:
-    return _affine(program, scope, instruction.operands[0], values)
+    return _affine(operands[0], arguments)
   if instruction.opcode == "add":
-    terms = [_affine(program, scope, n, values) for n in instruction.operands]
+    terms = [_affine(operand, arguments) for operand in operands]
     if None in terms or all(term.index is not None for term in terms):
       return None
     index = next((t.index for t in terms if t.index is not None), None)
@@ -178,23 +148,10 @@ def _affine(
   return None
 
 
-def _fused_affine(program, scope, fusion, index, values):
-  """Reads a fusion's result, or one of its results, as an `_Affine`."""
-  fused = program.called(fusion, "calls")
-  name = fused.root
-  if index is not None:
-    root = fused.instructions[name]
-    if root.opcode != "tuple":
-      return None
-    name = root.operands[index]
-  arguments = _argument_values(program, scope, fusion, values)
-  return _affine(program, fused, name, arguments)
-
-
-def _argument_values(program, scope, fusion, values):
-  """The arguments of a fusion's computation, by parameter name."""
-  parameters = program.called(fusion, "calls").parameters
+def _arguments(fusion: Instruction, outer: _Arguments) -> _Arguments:
+  """The arguments of a fusion's computation."""
+  parameters = fusion.called["calls"].parameters
   return {
-    parameter.name: _affine(program, scope, operand, values)
+    parameter: _affine(operand, outer)
     for parameter, operand in zip(parameters, fusion.operands, strict=True)
   }

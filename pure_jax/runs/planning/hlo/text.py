@@ -2,10 +2,10 @@
 
 `jax.stages.Compiled.as_text()` prints computations: the entry, the bodies and
 conditions of loops, and fused computations. Each is a list of instructions
-with a type, an opcode, operands and attributes. The parser reads the parts
-that costs depend on, in the texts of the CPU compiler and of the TPU compiler.
-The TPU compiler also writes tiles and memory spaces,
-``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
+with a type, an opcode, operands and attributes. What an instruction reads or
+calls stands before it. The parser reads the parts that costs depend on, in the
+texts of the CPU compiler and of the TPU compiler. The TPU compiler also writes
+tiles and memory spaces, ``bf16[8,128]{1,0:T(8,128)(2,1)S(1)}``.
 """
 
 import dataclasses
@@ -13,21 +13,15 @@ import functools
 import math
 import re
 
-# Bits of an element of each type.
-_BITS = {
-  "pred": 8, "token": 0, "opaque": 0,
-  "s2": 2, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64,
-  "u2": 2, "u4": 4, "u8": 8, "u16": 16, "u32": 32, "u64": 64,
-  "bf16": 16, "f16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128,
-}  # fmt: skip
-
 _COMMENT = re.compile(r"/\*.*?\*/")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+)(?: \(.*\))?(?: -> .*)? \{$")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (.*)$")
-_ARRAY = re.compile(r"^([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_ARRAY = re.compile(r"([a-z]\w*)\[([^\]]*)\](?:\{([^}]*)\})?")
+_BITS = re.compile(r"(?:[sufc]|bf)(\d+)")  # s32, bf16, f8e4m3fn
 _SPACE = re.compile(r"S\((\d+)\)")
-_OPCODE = re.compile(r"^\s*([a-z][\w\-]*)\(")
+_OPCODE = re.compile(r" ([a-z][\w\-]*)\(")  # Types hold no such text.
 _NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(r"(\w+)=%([\w.\-]+)")
 
 
 class HLOError(ValueError):
@@ -67,97 +61,70 @@ class Shape:
 
 def _bits(dtype: str) -> int:
   """Bits of one element."""
-  if dtype in _BITS:
-    return _BITS[dtype]
-  if re.match(r"f8e\d", dtype):  # The eight-bit floats have many names.
+  if dtype in ("token", "opaque"):
+    return 0
+  if dtype == "pred":
     return 8
-  if re.match(r"f4e\d", dtype):
-    return 4
-  raise HLOError(f"{dtype!r} is an unknown element type.")
+  match = _BITS.match(dtype)
+  if match is None:
+    raise HLOError(f"{dtype!r} is an unknown element type.")
+  return int(match[1])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Instruction:
-  """One instruction of a computation.
+  """One instruction of a computation; equal to itself only.
 
   Attributes:
     name: name of the instruction, unique within the program.
     shapes: shape of the result. A tuple has the shapes of all its arrays, and
       nested tuples are flattened in order.
     opcode: the operation, such as "dot".
-    operands: names of instructions in the same computation.
+    operands: instructions whose results it reads.
     literal: text between the parentheses: a constant's value or a parameter's
       number.
     attributes: text after the parentheses.
+    called: computations that it calls, by attribute, such as "body".
+    branches: computations of which a conditional calls one.
+    users: instructions that read its result.
   """
 
   name: str
   shapes: tuple[Shape, ...]
   opcode: str
-  operands: tuple[str, ...]
+  operands: tuple["Instruction", ...]
   literal: str
   attributes: str
+  called: dict[str, "Computation"]
+  branches: tuple["Computation", ...]
+  users: list["Instruction"] = dataclasses.field(default_factory=list)
 
   def attribute(self, name: str) -> str | None:
-    """Reads the text of an attribute, up to a comma outside brackets.
-
-    Args:
-      name: name of the attribute.
-
-    Returns:
-      The text after ``name=``; None if there is no such attribute.
-    """
+    """Reads the text after ``name=``, up to a comma outside brackets."""
     match = re.search(rf"(?:^|[\s,]){name}=", self.attributes)
     if match is None:
       return None
-    return _until_comma(self.attributes[match.end() :])
-
-  def called(self, name: str) -> str | None:
-    """Reads an attribute that names a computation.
-
-    Args:
-      name: name of the attribute, such as "body".
-
-    Returns:
-      The computation's name; None if there is no such attribute.
-    """
-    text = self.attribute(name)
-    return None if text is None else text.strip().lstrip("%")
+    text, depth = self.attributes[match.end() :], 0
+    for position, letter in enumerate(text):
+      depth += (letter in "([{") - (letter in ")]}")
+      if depth == 0 and letter == ",":
+        return text[:position]
+    return text
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Computation:
   """A list of instructions.
 
   Attributes:
     name: name of the computation, unique within the program.
     instructions: instructions by name, in the order of the text.
-    root: name of the instruction that computes the result.
+    root: the instruction that computes the result.
   """
 
   name: str
   instructions: dict[str, Instruction]
-  root: str
-
-  @functools.cached_property
-  def users(self) -> dict[str, list[Instruction]]:
-    """For each instruction, by name, the instructions that read its value."""
-    users = {name: [] for name in self.instructions}
-    for instruction in self.instructions.values():
-      for operand in dict.fromkeys(instruction.operands):
-        users[operand].append(instruction)
-    return users
-
-  def operands(self, instruction: Instruction) -> list[Instruction]:
-    """Looks the operands of an instruction up.
-
-    Args:
-      instruction: an instruction of this computation.
-
-    Returns:
-      The instructions that compute its operands.
-    """
-    return [self.instructions[name] for name in instruction.operands]
+  root: Instruction
 
   @functools.cached_property
   def parameters(self) -> list[Instruction]:
@@ -170,39 +137,14 @@ class Computation:
     return sorted(parameters, key=lambda parameter: int(parameter.literal))
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """A compiled program.
-
-  Attributes:
-    computations: computations by name.
-    entry: name of the computation that is run.
-  """
-
-  computations: dict[str, Computation]
-  entry: str
-
-  def called(self, instruction: Instruction, attribute: str) -> Computation:
-    """Looks a computation up that an instruction calls.
-
-    Args:
-      instruction: an instruction with the attribute.
-      attribute: name of the attribute, such as "body".
-
-    Returns:
-      The computation that the attribute names.
-    """
-    return self.computations[instruction.called(attribute)]
-
-
-def parse(text: str) -> Program:
+def parse(text: str) -> Computation:
   """Parses the text of a program.
 
   Args:
     text: text from `jax.stages.Compiled.as_text`.
 
   Returns:
-    The program.
+    The computation that is run, the entry.
 
   Raises:
     HLOError: if the text has no entry computation, a computation has no root,
@@ -225,32 +167,51 @@ def parse(text: str) -> Program:
       match = _INSTRUCTION.match(line)
       if match is None:
         continue
-      instructions[match[2]] = _instruction(match[2], match[3])
-      root = match[2] if match[1] else root
+      instruction = _instruction(match[2], match[3], instructions, computations)
+      instructions[match[2]] = instruction
+      root = instruction if match[1] else root
   if entry is None:
     raise HLOError("The text has no entry computation: it is no program.")
-  return Program(computations, entry)
+  return computations[entry]
 
 
-def _instruction(name: str, text: str) -> Instruction:
+def _instruction(
+  name: str,
+  text: str,
+  before: dict[str, Instruction],
+  computations: dict[str, Computation],
+) -> Instruction:
   """Parses an instruction from the text after its name."""
   text = _COMMENT.sub("", text)
-  end = _closing(text) + 1 if text.startswith("(") else _type_end(text)
-  opcode = _OPCODE.match(text[end:])
+  opcode = _OPCODE.search(text)
   if opcode is None:
     raise HLOError(f"{name} cannot be read: {text[:200]!r}.")
-  rest = text[end + opcode.end() - 1 :]
+  rest = text[opcode.end() - 1 :]
   close = _closing(rest)
-  inside = rest[1:close]
-  has_operands = opcode[1] not in ("constant", "parameter", "iota")
-  return Instruction(
+  inside, attributes = rest[1:close], rest[close + 1 :]
+  operands, branches = (), ()
+  if opcode[1] not in ("constant", "parameter", "iota"):
+    operands = tuple(before[operand] for operand in _NAME.findall(inside))
+  if opcode[1] == "conditional":
+    called = _NAME.findall(attributes)
+    branches = tuple(computations[n] for n in called if n in computations)
+  instruction = Instruction(
     name=name,
-    shapes=_shapes(text[:end]),
+    shapes=_shapes(text[: opcode.start()]),
     opcode=opcode[1],
-    operands=tuple(_NAME.findall(inside)) if has_operands else (),
+    operands=operands,
     literal=inside,
-    attributes=rest[close + 1 :],
+    attributes=attributes,
+    called={
+      attribute: computations[called]
+      for attribute, called in _CALLED.findall(attributes)
+      if called in computations
+    },
+    branches=branches,
   )
+  for operand in dict.fromkeys(operands):
+    operand.users.append(instruction)
+  return instruction
 
 
 def _closing(text: str) -> int:
@@ -263,36 +224,11 @@ def _closing(text: str) -> int:
   raise HLOError(f"A parenthesis is never closed: {text[:200]!r}.")
 
 
-def _type_end(text: str) -> int:
-  """Position at which the type of an array ends."""
-  match = _ARRAY.match(text)
-  if match is None:
-    raise HLOError(f"No type begins here: {text[:200]!r}.")
-  return match.end()
-
-
 def _shapes(text: str) -> tuple[Shape, ...]:
   """Parses a type: one array, or all arrays of a tuple in order."""
-  if not text.startswith("("):
-    match = _ARRAY.match(text)
-    dtype, sizes, layout = match[1], match[2], match[3] or ""
+  shapes = []
+  for dtype, sizes, layout in _ARRAY.findall(text):
     space = _SPACE.search(layout)
-    in_hbm = space is None or space[1] == "0"
     numbers = tuple(int(s.strip().lstrip("<=")) for s in sizes.split(",") if s)
-    return (Shape(dtype, numbers, in_hbm),)
-  inside, shapes = text[1:-1], []
-  while inside:
-    end = _closing(inside) + 1 if inside[0] == "(" else _type_end(inside)
-    shapes += _shapes(inside[:end])
-    inside = inside[end:].lstrip(", ")
+    shapes.append(Shape(dtype, numbers, space is None or space[1] == "0"))
   return tuple(shapes)
-
-
-def _until_comma(text: str) -> str:
-  """The text up to the first comma outside all brackets."""
-  depth = 0
-  for position, letter in enumerate(text):
-    depth += (letter in "([{") - (letter in ")]}")
-    if depth == 0 and letter == ",":
-      return text[:position]
-  return text

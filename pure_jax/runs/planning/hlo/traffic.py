@@ -5,10 +5,8 @@ If an instruction slices an array, the slice counts, not the array. If it
 updates an array in place, the update counts.
 """
 
-from collections.abc import Iterator
-
 from pure_jax.runs.planning.hlo.collectives import COLLECTIVES
-from pure_jax.runs.planning.hlo.text import Computation, Instruction, Program
+from pure_jax.runs.planning.hlo.text import Computation, Instruction
 
 # These move nothing themselves. They name values or wait for an instruction
 # that is counted where it starts. Bodies of loops, calls and branches are
@@ -19,31 +17,26 @@ _FREE = {
   "conditional", "domain", "add-dependency", "call-start", "async-start",
 }  # fmt: skip
 _SLICES = ("slice", "dynamic-slice", "gather")
-_UPDATES = ("dynamic-update-slice", "scatter")
+# The operand of an update in place that is written.
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}
 # A fused value keeps its elements through these operations.
 _VIEWS = ("bitcast", "convert", "copy", "reshape", "transpose")
 
 
-def moved_bytes(
-  program: Program, computation: Computation, instruction: Instruction
-) -> int:
+def moved_bytes(instruction: Instruction) -> int:
   """Counts the bytes of main memory that one run of an instruction touches.
 
   Args:
-    program: the whole program.
-    computation: computation that holds the instruction, and whose values are
-      in memory.
-    instruction: any instruction.
+    instruction: an instruction of a computation whose values are in memory.
 
   Returns:
     Bytes read and written.
   """
-  opcode = instruction.opcode
+  opcode, operands = instruction.opcode, instruction.operands
   if opcode in _FREE or opcode.endswith(("-done", "-update")):
     return 0
-  operands = computation.operands(instruction)
   if opcode == "fusion":
-    return _moved_by_fusion(program, operands, instruction)
+    return _moved_by_fusion(instruction)
   written = sum(shape.hbm_bytes for shape in instruction.shapes)
   if opcode == "copy-start":  # (destination, source, a flag)
     return sum(shape.hbm_bytes for shape in instruction.shapes[:2])
@@ -54,7 +47,7 @@ def moved_bytes(
     source = operands[0].shapes[0]
     return written + (instruction.shapes[0].bytes if source.in_hbm else 0)
   if opcode in _UPDATES:
-    update = operands[1 if opcode == "dynamic-update-slice" else -1].shapes[0]
+    update = operands[_UPDATES[opcode]].shapes[0]
     in_hbm = instruction.shapes[0].in_hbm
     return update.hbm_bytes + (update.bytes if in_hbm else 0)
   if opcode in {f"{kind}-start" for kind in COLLECTIVES}:
@@ -63,17 +56,15 @@ def moved_bytes(
   return written + read
 
 
-def _moved_by_fusion(
-  program: Program, operands: list[Instruction], fusion: Instruction
-) -> int:
+def _moved_by_fusion(fusion: Instruction) -> int:
   """Bytes of main memory that a fusion reads and writes."""
-  fused, moved = program.called(fusion, "calls"), 0
-  for parameter, operand in zip(fused.parameters, operands, strict=True):
+  fused, moved = fusion.called["calls"], 0
+  for parameter, operand in zip(fused.parameters, fusion.operands, strict=True):
+    read = _read_bytes(fused, parameter)
     for shape in operand.shapes:
       if shape.in_hbm:
-        read = _read_bytes(program, fused, parameter)
         moved += shape.bytes if read is None else min(read, shape.bytes)
-  results = _written_bytes(program, fused)
+  results = _written_bytes(fused)
   if len(results) != len(fusion.shapes):
     return moved + sum(shape.hbm_bytes for shape in fusion.shapes)
   for written, shape in zip(results, fusion.shapes, strict=True):
@@ -82,54 +73,44 @@ def _moved_by_fusion(
   return moved
 
 
-def _written_bytes(program: Program, fused: Computation) -> list[int | None]:
+def _written_bytes(fused: Computation) -> list[int | None]:
   """Bytes that a fusion writes to each of its results; None for all of it."""
-  root = fused.instructions[fused.root]
-  written = []
-  for result in fused.operands(root) if root.opcode == "tuple" else [root]:
+  root, written = fused.root, []
+  for result in root.operands if root.opcode == "tuple" else [root]:
     while result.opcode in _VIEWS:
-      result = fused.operands(result)[0]
+      result = result.operands[0]
     if result.opcode == "fusion" and len(result.shapes) == 1:
-      written += _written_bytes(program, program.called(result, "calls"))[:1]
+      written += _written_bytes(result.called["calls"])[:1]
     elif result.opcode in _UPDATES:
-      position = 1 if result.opcode == "dynamic-update-slice" else -1
-      written.append(fused.operands(result)[position].shapes[0].bytes)
+      update = result.operands[_UPDATES[result.opcode]]
+      written.append(update.shapes[0].bytes)
     else:
       written.append(None)
   return written
 
 
-def _read_bytes(
-  program: Program, fused: Computation, value: Instruction
-) -> int | None:
+def _read_bytes(fused: Computation, value: Instruction) -> int | None:
   """Bytes of a fused value that are read; None for all of them."""
-  if value.name == fused.root:
+  if value is fused.root:
     return None
-  total = 0
-  for user in fused.users[value.name]:
-    is_first = user.operands[0] == value.name
+  reads = []
+  for user in value.users:
+    is_first = user.operands[0] is value
     if user.opcode in _SLICES and is_first:
-      total += user.shapes[0].bytes
+      reads.append(user.shapes[0].bytes)
     elif user.opcode in _UPDATES and is_first:
       continue  # An update in place does not touch the rest of the array.
-    elif user.opcode in _VIEWS or user.opcode == "fusion":
-      for read in _read_through(program, fused, value, user):
-        if read is None:
-          return None
-        total += read
+    elif user.opcode in _VIEWS:
+      reads.append(_read_bytes(fused, user))
+    elif user.opcode == "fusion":
+      inner = user.called["calls"]
+      reads += [
+        _read_bytes(inner, parameter)
+        for parameter, operand in zip(
+          inner.parameters, user.operands, strict=True
+        )
+        if operand is value
+      ]
     else:
       return None
-  return total
-
-
-def _read_through(
-  program: Program, fused: Computation, value: Instruction, user: Instruction
-) -> Iterator[int | None]:
-  """Bytes of a value that are read through a view or inside a fusion."""
-  if user.opcode in _VIEWS:
-    yield _read_bytes(program, fused, user)
-    return
-  inner = program.called(user, "calls")
-  for parameter, operand in zip(inner.parameters, user.operands, strict=True):
-    if operand == value.name:
-      yield _read_bytes(program, inner, parameter)
+  return None if None in reads else sum(reads)
