@@ -12,9 +12,9 @@
     --environments=FOLDER
 
 Suites: rollout, scores, update, update of texts of different lengths in packed
-rows, the training step of a PRM, a whole iteration, and on an accelerator
-kernels. A preset gives the sizes that no flag sets. Weights are random, in the
-shapes of `benchmarks.cases.MODELS`, or read from a Hugging Face folder.
+rows, the training step of a PRM, and a whole iteration. A preset gives the
+sizes that no flag sets. Weights are random, in the shapes of
+`benchmarks.cases.MODELS`, or read from a Hugging Face folder.
 
 Each case has several arms: our programs, baselines, and probes of the rates at
 which this machine streams an array as large as the weights and multiplies

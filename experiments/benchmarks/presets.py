@@ -28,16 +28,14 @@ _NEVER, _EARLY = STOPS[:1], STOPS[1:]
 _SHORT, _LONG = ((64, 128),), ((512, 512),)
 _ROLLOUT, _ITERATION = ("rollout",), ("iteration",)
 _ONE_BATCH = ("score", "update", "packing", "prm")
-# Kernels do not compile for a CPU: only the preset of an accelerator has them.
-_ON_A_CPU = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
-_ON_AN_ACCELERATOR = (*_ON_A_CPU, "kernels")
+_ALL = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
 
 PRESETS = {
   # One length, for two cores.
   "small": Preset(
     (
       Block(
-        _ON_A_CPU,
+        _ALL,
         Sizes((*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),
       ),
     ),
@@ -71,7 +69,7 @@ PRESETS = {
   "accelerator": Preset(
     (
       Block(
-        _ON_AN_ACCELERATOR,
+        _ALL,
         Sizes(
           ("qwen2p5_math_1p5b", "qwen2p5_7b"),
           (8, 64),
@@ -87,7 +85,5 @@ PRESETS = {
 
 # A check that everything works, in minutes. The smaller engine has slots for
 # half of the prompts only.
-QUICK = (
-  Block(_ON_AN_ACCELERATOR, Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),
-)
+QUICK = (Block(_ALL, Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),)
 QUICK_ENGINE_SLOTS = 2

@@ -11,18 +11,16 @@ import numpy as np
 import pytest
 
 from pure_jax.advantages import pure_advantages
-from pure_jax.models import policy
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
 import torch
-from benchmarks import batches, document, measuring, results, table
+from benchmarks import document, measuring, results, table
 from benchmarks.baselines import (
   BASELINES,
   baseline,
   iteration,
-  rloo,
   run_baselines,
   update,
 )
@@ -129,51 +127,6 @@ def test_trl_takes_the_same_step(environments, monkeypatch):
       baselines[0].arm(case, options, halved)
   assert [line.name for line in result.lines] == ["update", "trl"]
   assert result.lines[1].baseline["versions"]["trl"]
-
-
-@pytest.mark.slow
-def test_trl_takes_the_step_of_rloo(environments, monkeypatch):
-  """In two micro-batches. The trainer leaves the division by their number to
-  its loop; without it the loss would double."""
-  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
-  batch = rloo.draw_rloo(case, options)
-  with run_baselines("update", ["trl_rloo"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["update"].compile_arms(case, options)["update"]
-    other = dataclasses.replace(batch, advantages=-batch.advantages)
-    monkeypatch.setattr(update, "draw_rloo", lambda case, options: other)
-    with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, options, ours)
-  assert [line.name for line in result.lines] == ["update", "trl_rloo"]
-  assert result.lines[1].baseline["largest_relative_difference"] < 1e-3
-
-
-def test_the_gradient_of_rloo_equals_that_of_weighted_log_probs():
-  """-mean(advantage x ratio x log-prob) of the batch, in two micro-batches."""
-  case = Case("update", "tiny", 4, 2, 8, 6)
-  batch = rloo.draw_rloo(case, Options(rows_at_a_time=2))
-  # With two samples, each is compared with the other.
-  np.testing.assert_allclose(
-    batch.advantages[::2], -batch.advantages[1::2], rtol=1e-6
-  )
-  model = MODELS["tiny"]
-  drawn = batches.draw_rollout(case, model.vocab_size)
-  log_ratios = 0.1 * np.sign(batch.advantages)
-  weights = batch.advantages * np.exp(log_ratios)
-
-  def weighted(params):
-    logp, _ = policy.token_logp(
-      params, model, drawn.prompt_tokens, drawn.prompt_mask, drawn.tokens,
-      drawn.completion_mask,
-    )  # fmt: skip
-    logp = logp.sum(axis=1)
-    return -jax.numpy.mean(weights * logp), logp
-
-  gradients = jax.jit(jax.grad(weighted, has_aux=True))
-  grads, logp = gradients(init_policy("tiny", Options()))
-  norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(grads)))
-  assert batch.reference == pytest.approx([-weights.mean(), norm], rel=1e-4)
-  np.testing.assert_allclose(batch.old_logp, logp - log_ratios, rtol=1e-6)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from benchmarks.baselines.baseline import Baseline
 from benchmarks.baselines.iteration import IterationBaseline
 from benchmarks.baselines.process import Process, check_python, python_path
 from benchmarks.baselines.rollout import RolloutBaseline
-from benchmarks.baselines.update import GRPOUpdate, PRMUpdate, RLOOUpdate
+from benchmarks.baselines.update import GRPOUpdate, PRMUpdate
 from benchmarks.cases import BenchmarkError
 
 
@@ -60,7 +60,6 @@ BASELINES = {
       "iteration": Script(IterationBaseline, "trl_iteration.py"),
     },
   ),
-  "trl_rloo": External("trl", {"update": Script(RLOOUpdate, "trl_step.py")}),
   "trl_prm": External("trl_prm", {"prm": Script(PRMUpdate, "trl_prm.py")}),
 }
 

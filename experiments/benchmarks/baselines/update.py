@@ -1,4 +1,4 @@
-"""Baselines of gradient steps: TRL's trainers of GRPO, RLOO and PRMs."""
+"""Baselines of gradient steps: TRL's trainers of GRPO and PRMs."""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -8,7 +8,6 @@ import numpy as np
 
 from benchmarks import batches
 from benchmarks.baselines.baseline import Baseline
-from benchmarks.baselines.rloo import draw_rloo
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import Options
 from benchmarks.programs import Program
@@ -39,7 +38,7 @@ def trainer_fields(
   Args:
     case: sizes.
     options: rows of a micro-batch, and rematerialisation.
-    algorithm: "grpo", "rloo" or "prm".
+    algorithm: "grpo" or "prm".
 
   Returns:
     The fields, JSON-like.
@@ -159,23 +158,6 @@ class GRPOUpdate(UpdateBaseline):
     batch = _rollout_fields(case, vocab_size, advantages, experience.old_logp)
     # Only ours gives padding no probability.
     return Step(batch, ours.reference, tolerance=2 / vocab_size)
-
-
-class RLOOUpdate(UpdateBaseline):
-  """The step of TRL's RLOOTrainer on the same responses.
-
-  RLOO has one advantage and one ratio per response. Its loss is therefore
-  compared with `rloo.draw_rloo`, and only its time with our arm.
-  """
-
-  algorithm = "rloo"
-
-  def _make_step(self, case: Case, options: Options, ours: Program) -> Step:
-    del ours
-    rloo = draw_rloo(case, options)
-    vocab_size = options.model(case.model).vocab_size
-    batch = _rollout_fields(case, vocab_size, rloo.advantages, rloo.old_logp)
-    return Step(batch, rloo.reference, rloo.rounding)
 
 
 class PRMUpdate(UpdateBaseline):
