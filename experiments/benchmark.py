@@ -45,13 +45,12 @@ import sys
 import jax
 from absl import app, flags
 from benchmarks import cases, machine, table
-from benchmarks.baselines import BASELINES, check_baselines, check_names
+from benchmarks.baselines import ENVIRONMENTS, check_baselines, check_names
 from benchmarks.baselines.process import make_environment
-from benchmarks.cases import BenchmarkError, Block
-from benchmarks.document import Document
+from benchmarks.cases import BenchmarkError, Block, Options
 from benchmarks.measuring import Settings, measure_all
-from benchmarks.models import Options
 from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_SLOTS
+from benchmarks.results import Document
 from benchmarks.suites import SUITES
 
 from pure_jax.models.config import CACHE_DTYPES, REMAT
@@ -60,21 +59,6 @@ from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
 _PRESET = flags.DEFINE_enum(
   "preset", "small", list(PRESETS), "Sizes and options that no flag sets."
-)
-_MODELS = flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS.")
-_ROWS = flags.DEFINE_list("rows", None, "Responses of a batch.")
-_SAMPLES = flags.DEFINE_list("samples", None, "Responses of a prompt.")
-_LENGTHS = flags.DEFINE_list(
-  "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
-)
-_STOPS = flags.DEFINE_list(
-  "stops", None, "never, early: whether responses end before the last token."
-)
-_WEIGHTS = flags.DEFINE_string(
-  "weights",
-  None,
-  "Hugging Face folder of a model of the shape that --models names, such as "
-  "unpack_smollm2.py writes; random weights without it.",
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
@@ -101,65 +85,85 @@ _MAKE_ENVIRONMENTS = flags.DEFINE_string(
   "it; nothing is measured.",
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
-_DTYPE = flags.DEFINE_enum(
-  "dtype",
-  None,
-  (AUTO, "float32", "bfloat16"),
-  "Of products: auto takes float32 on a CPU, else bfloat16.",
-)
-_ROWS_AT_A_TIME = flags.DEFINE_integer(
-  "rows_at_a_time", None, "Most rows in a micro-batch of scores and updates.", 1
-)
-_REMAT = flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig.")
-_LOGITS_CHUNK = flags.DEFINE_integer(
-  "logits_chunk", None, "See ModelConfig.", 1
-)
-_ATTENTION_CHUNK = flags.DEFINE_integer(
-  "attention_chunk", None, "See ModelConfig.", 1
-)
-_CACHE_DTYPE = flags.DEFINE_enum(
-  "cache_dtype",
-  None,
-  CACHE_DTYPES,
-  "Of keys and values in rollouts, the compute dtype without it; bounds remain "
-  "those of the compute dtype.",
-)
-_INT8_MATRICES = flags.DEFINE_bool(
-  "int8_matrices",
-  None,
-  "Whether rollouts read matrices in int8; bounds remain those of the compute "
-  "dtype.",
-)
-_ENGINE_SLOTS = flags.DEFINE_integer(
-  "engine_slots",
-  None,
-  "Slots of the engine in which prompts wait; another engine has a slot for "
-  "every response.",
-  1,
-)
-_ENGINE_CHUNK = flags.DEFINE_integer(
-  "engine_chunk", None, "Tokens between two host syncs of an engine.", 1
-)
+
+# Fields of `Sizes`, by name.
+_SIZES = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS."),
+    flags.DEFINE_list("rows", None, "Responses of a batch."),
+    flags.DEFINE_list("samples", None, "Responses of a prompt."),
+    flags.DEFINE_list(
+      "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
+    ),
+    flags.DEFINE_list(
+      "stops",
+      None,
+      "never, early: whether responses end before the last token.",
+    ),
+  )
+}
+# Fields of `Options`, by name.
+_OPTIONS = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_enum(
+      "dtype",
+      None,
+      (AUTO, "float32", "bfloat16"),
+      "Of products: auto takes float32 on a CPU, else bfloat16.",
+    ),
+    flags.DEFINE_integer(
+      "rows_at_a_time",
+      None,
+      "Most rows in a micro-batch of scores and updates.",
+      1,
+    ),
+    flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig."),
+    flags.DEFINE_integer("logits_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_integer("attention_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_enum(
+      "cache_dtype",
+      None,
+      CACHE_DTYPES,
+      "Of keys and values in rollouts, the compute dtype without it; bounds "
+      "remain those of the compute dtype.",
+    ),
+    flags.DEFINE_bool(
+      "int8_matrices",
+      None,
+      "Whether rollouts read matrices in int8; bounds remain those of the "
+      "compute dtype.",
+    ),
+    flags.DEFINE_integer(
+      "engine_slots",
+      None,
+      "Slots of the engine in which prompts wait; another engine has a slot "
+      "for every response.",
+      1,
+    ),
+    flags.DEFINE_integer(
+      "engine_chunk", None, "Tokens between two host syncs of an engine.", 1
+    ),
+    flags.DEFINE_string(
+      "weights",
+      None,
+      "Hugging Face folder of a model of the shape that --models names, such "
+      "as unpack_smollm2.py writes; random weights without it.",
+    ),
+  )
+}
 
 
 def read_blocks() -> list[Block]:
   """Returns the sizes of the flags and the preset."""
+  words = {name: flag.value for name, flag in _SIZES.items()}
   blocks = [
-    dataclasses.replace(
-      block,
-      sizes=cases.parse_sizes(
-        block.sizes,
-        models=_MODELS.value,
-        rows=_ROWS.value,
-        samples=_SAMPLES.value,
-        lengths=_LENGTHS.value,
-        stops=_STOPS.value,
-      ),
-    )
+    dataclasses.replace(block, sizes=cases.parse_sizes(block.sizes, **words))
     for block in (QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks)
   ]
   models = {name for block in blocks for name in block.sizes.models}
-  if _WEIGHTS.value is not None and len(models) != 1:
+  if _OPTIONS["weights"].value is not None and len(models) != 1:
     raise BenchmarkError(
       "--weights are those of one model: name its shape by --models, such as "
       "--models=smollm2_135m."
@@ -169,24 +173,14 @@ def read_blocks() -> list[Block]:
 
 def read_options() -> Options:
   """Returns how the models run."""
-  flags_by_field = {
-    "dtype": _DTYPE.value,
-    "rows_at_a_time": _ROWS_AT_A_TIME.value,
-    "remat": _REMAT.value,
-    "logits_chunk": _LOGITS_CHUNK.value,
-    "attention_chunk": _ATTENTION_CHUNK.value,
-    "cache_dtype": _CACHE_DTYPE.value,
-    "int8_matrices": _INT8_MATRICES.value,
-    "engine_slots": _ENGINE_SLOTS.value,
-    "engine_chunk": _ENGINE_CHUNK.value,
-    "weights": _WEIGHTS.value,
+  given = {
+    name: flag.value
+    for name, flag in _OPTIONS.items()
+    if flag.value is not None
   }
-  if _QUICK.value and _ENGINE_SLOTS.value is None:
-    flags_by_field["engine_slots"] = QUICK_ENGINE_SLOTS
-  options = dataclasses.replace(
-    PRESETS[_PRESET.value].options,
-    **{k: value for k, value in flags_by_field.items() if value is not None},
-  )
+  if _QUICK.value:
+    given = {"engine_slots": QUICK_ENGINE_SLOTS, **given}
+  options = dataclasses.replace(PRESETS[_PRESET.value].options, **given)
   if options.dtype != AUTO:
     return options
   dtype = compute_dtype_of(jax.default_backend())
@@ -207,17 +201,18 @@ def main(argv: list[str]) -> None:
 def make_environments() -> None:
   """Makes the environments of the named baselines, or of all."""
   folder = pathlib.Path(_MAKE_ENVIRONMENTS.value).absolute()
-  names = read_baselines() or BASELINES
+  names = read_baselines() or list(ENVIRONMENTS)
   check_names(names)
   # Two baselines may share an environment.
-  for name in dict.fromkeys(BASELINES[name].environment for name in names):
+  for name in dict.fromkeys(ENVIRONMENTS[name] for name in names):
     make_environment(folder, name)
   print(f"Name them by --environments={folder}")
 
 
 def read_baselines() -> list[str]:
   """Returns the names of the baselines."""
-  return list(BASELINES) if _BASELINES.value == ["all"] else _BASELINES.value
+  names = _BASELINES.value
+  return list(ENVIRONMENTS) if names == ["all"] else names
 
 
 def run() -> None:

@@ -1,9 +1,11 @@
-"""The cases of a benchmark: which batch sizes are measured on which model."""
+"""The cases of a benchmark: which batch is measured, and how the models run."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
+
+import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.settings.models import ARCHITECTURES
@@ -37,32 +39,6 @@ class BenchmarkError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Suite:
-  """One stage of training, and the cases in which it is measured.
-
-  Attributes:
-    name: name of the suite.
-    compile_arms: (case, options) -> the compiled arms of a case by name.
-    bytes_per_weight: bytes that the suite holds for each weight of the policy,
-      as a function of the bytes of a weight in the compute dtype.
-    stops: whether the cases differ in whether responses end early.
-    all_samples: whether every number of samples makes a case; False takes only
-      the largest.
-    compares: whether the responses of a prompt are compared with each other,
-      which takes at least two.
-    most_rows: the largest batch that is measured, None for no limit.
-  """
-
-  name: str
-  compile_arms: Callable[..., dict[str, Any]]
-  bytes_per_weight: Callable[[int], int]
-  stops: bool = False
-  all_samples: bool = False
-  compares: bool = False
-  most_rows: int | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class Case:
   """One batch on one model.
 
@@ -91,6 +67,11 @@ class Case:
     return self.rows // self.samples
 
   @property
+  def vocab_size(self) -> int:
+    """V, the number of ids that the model knows."""
+    return MODELS[self.model].vocab_size
+
+  @property
   def total_tokens(self) -> int:
     """Tokens of all prompts, once per response, and of all responses."""
     return self.rows * (self.prompt_tokens + self.new_tokens)
@@ -101,6 +82,93 @@ class Case:
       f"{self.suite:10}{self.model:18}{self.prompts:3} x {self.samples:<2}"
       f"{self.prompt_tokens:5} + {self.new_tokens:<5}{self.stops:6}"
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How the models of all cases run.
+
+  Attributes:
+    dtype: compute dtype of matrix products.
+    rows_at_a_time: most rows in a micro-batch of scores and updates.
+    remat: activations that the backward pass keeps, see `ModelConfig`. On a
+      CPU nothing was faster than "dots" for a model that scans its layers
+      (docs/speed.md).
+    logits_chunk: see `ModelConfig`.
+    attention_chunk: see `ModelConfig`.
+    engine_slots: slots of the second engine, which are fewer than the
+      responses of a large batch; the first has a slot for every response.
+    engine_chunk: tokens that an engine decodes between two host syncs.
+    cache_dtype: dtype of keys and values in rollouts, see `ModelConfig`.
+    int8_matrices: whether rollouts read matrices in int8, see `ModelConfig`.
+    weights: a Hugging Face folder with the weights of every case; None draws
+      them at random.
+  """
+
+  dtype: str = "float32"
+  rows_at_a_time: int = 8
+  remat: str = "dots"
+  logits_chunk: int | None = None
+  attention_chunk: int | None = None
+  engine_slots: int = 16
+  engine_chunk: int = 16
+  cache_dtype: str | None = None
+  int8_matrices: bool = False
+  weights: str | None = None
+
+  def model(self, name: str) -> ModelConfig:
+    """Returns the shape `name` as it is trained and scored."""
+    return dataclasses.replace(
+      MODELS[name],
+      compute_dtype=self.dtype,
+      remat=self.remat,
+      logits_chunk=self.logits_chunk,
+      attention_chunk=self.attention_chunk,
+    )
+
+  def rollout_model(self, name: str) -> ModelConfig:
+    """Returns the shape `name` as rollouts run it."""
+    return dataclasses.replace(
+      self.model(name),
+      cache_dtype=self.cache_dtype,
+      int8_matrices=self.int8_matrices,
+    )
+
+  @property
+  def rounded(self) -> bool:
+    """Whether rollouts round weights, keys or values."""
+    return self.int8_matrices or self.cache_dtype is not None
+
+  @property
+  def itemsize(self) -> int:
+    """Bytes of a weight in the compute dtype."""
+    return jnp.dtype(self.dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """One stage of training, and the cases in which it is measured.
+
+  Attributes:
+    name: name of the suite.
+    compile_arms: (case, options) -> the compiled arms of a case by name.
+    bytes_per_weight: bytes that the suite holds for each weight of the policy,
+      as a function of the bytes of a weight in the compute dtype.
+    stops: whether the cases differ in whether responses end early.
+    all_samples: whether every number of samples makes a case; False takes only
+      the largest.
+    compares: whether the responses of a prompt are compared with each other,
+      which takes at least two.
+    most_rows: the largest batch that is measured, None for no limit.
+  """
+
+  name: str
+  compile_arms: Callable[[Case, Options], dict[str, Any]]
+  bytes_per_weight: Callable[[int], int]
+  stops: bool = False
+  all_samples: bool = False
+  compares: bool = False
+  most_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +208,6 @@ def combine_blocks(
 ) -> list[Case]:
   """Lists the cases of blocks, suite by suite, each once.
 
-  Args:
-    suites: the suites that are measured.
-    blocks: the sizes of each suite.
-
-  Returns:
-    The cases; those of a suite are in the order of the blocks.
-
   Raises:
     BenchmarkError: if there are none.
   """
@@ -171,15 +232,7 @@ def combine_blocks(
 
 
 def combine(suite: Suite, sizes: Sizes) -> list[Case]:
-  """Lists the cases of one suite that the sizes allow.
-
-  Args:
-    suite: decides which sizes make a case of their own.
-    sizes: the values to combine.
-
-  Returns:
-    The cases, an empty list if no number of samples divides the rows.
-  """
+  """Lists the cases of one suite that the sizes allow."""
   cases = []
   for model, rows, (prompt, new) in itertools.product(
     sizes.models, sizes.rows, sizes.lengths
@@ -200,16 +253,9 @@ def combine(suite: Suite, sizes: Sizes) -> list[Case]:
 
 
 def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
-  """Parses the words of the command line.
+  """Parses the words of flags, which have the names of fields of `Sizes`.
 
-  Args:
-    default: the values of flags that are not given.
-    **flags: words by field of `Sizes`, None for a flag that is not given:
-      names in `MODELS`, numbers of rows and samples, lengths such as "64:128",
-      some of `STOPS`.
-
-  Returns:
-    The values to combine.
+  A flag that is None keeps the default. Lengths are words such as "64:128".
 
   Raises:
     BenchmarkError: naming the flag of a word that cannot be parsed.
@@ -229,7 +275,7 @@ def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
   return dataclasses.replace(default, **given)
 
 
-def _parse_name(flag: str, word: str, allowed: Iterable[str]) -> str:
+def _parse_name(flag: str, word: str, allowed: Collection[str]) -> str:
   if word not in allowed:
     raise BenchmarkError(
       f"--{flag}: {word!r} must be one of {', '.join(allowed)}."

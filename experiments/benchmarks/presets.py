@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from benchmarks.cases import STOPS, Block, Sizes
-from benchmarks.models import Options
+from benchmarks.cases import STOPS, Block, Options, Sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,43 +11,48 @@ import numpy as np
 import pytest
 
 from pure_jax.advantages import pure_advantages
+from pure_jax.host import huggingface
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
 import torch
-from benchmarks import document, measuring, results, table
-from benchmarks.baselines import (
-  BASELINES,
-  baseline,
-  iteration,
-  run_baselines,
-  update,
-)
+from benchmarks import measuring, results, table
+from benchmarks.baselines import BASELINES, preparation, run_baselines
 from benchmarks.baselines.process import SCRIPTS, Process, make_environment
-from benchmarks.baselines.rollout import RolloutBaseline
-from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.cases import MODELS, BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
-from benchmarks.models import Options, init_policy
-from benchmarks.suites import SUITES
+from benchmarks.models import init_policy, init_prm
+from benchmarks.suites import SUITES, rollout
 from benchmarks.suites.iteration import IterationReference
-from benchmarks.suites.update import credit_config
+from benchmarks.suites.training import step_spec
 
 EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
+
+
+TRANSFORMERS = BASELINES[0]
 
 
 @pytest.fixture(scope="module")
 def transformers():
   """The process of a sampler, in the environment of the tests."""
-  script = BASELINES["transformers"].scripts["rollout"].file
+  script = TRANSFORMERS.script
   with Process("transformers", sys.executable, script) as process:
     yield process
 
 
 @pytest.fixture(scope="module")
 def arms():
-  """Our samplers of the case `EARLY`."""
-  return SUITES["rollout"].compile_arms(EARLY, Options())
+  """Our samplers of the case `EARLY`; the engine is the one loop."""
+
+  def make_engine(case, options, sampler, slots):
+    return lambda *arguments: rollout.compile_one_loop(
+      case, options, sampler, *arguments
+    )[0](*arguments)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rollout, "make_engine", make_engine)
+    return rollout.rollout_arms(EARLY, Options())
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +60,19 @@ def environments():
   """All environments: gigabytes, which pytest would keep."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for environment in {each.environment for each in BASELINES.values()}:
+    for environment in {each.environment for each in BASELINES}:
       make_environment(folder, environment)
     yield folder
 
 
 def measure(case, options, baselines):
   return measuring.measure(case, Settings(options, 1, probe_side=16), baselines)
+
+
+def prepare_again(baselines, case, options, ours):
+  """With another reference of ours."""
+  ((baseline, process),) = baselines.items()
+  baseline.prepare(process, case, options, ours)
 
 
 def test_transformers_draws_as_many_tokens_from_the_same_model(
@@ -73,14 +84,14 @@ def test_transformers_draws_as_many_tokens_from_the_same_model(
     SUITES["rollout"], compile_arms=lambda case, options: arms
   )
   monkeypatch.setitem(SUITES, "rollout", compiled)
-  result = measure(EARLY, Options(), [RolloutBaseline(transformers)])
+  result = measure(EARLY, Options(), {TRANSFORMERS: transformers})
   assert [line.name for line in result.lines] == [
     "generate", "engine", "prefill", "transformers"
   ]  # fmt: skip
   assert len(set(ours.reference.tolist())) > 1
   tokens = np.array(transformers.call("answer")["tokens"])
   np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.reference)
-  saved = document.case_as_json(result)["arms"]
+  saved = results.as_json(result)["arms"]
   theirs = saved["transformers"]
   assert theirs["greedy_tokens_equal"] == 1.0
   assert theirs["tokens"] == saved["generate"]["tokens"] == ours.reference.sum()
@@ -106,7 +117,7 @@ def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
     ours, _, _, *theirs = result.lines
     assert [line.name for line in theirs] == names
     for line in theirs:
-      assert line.baseline["greedy_tokens_equal"] == 1.0
+      assert line.arm.baseline["greedy_tokens_equal"] == 1.0
       assert line.times.work == ours.times.work
   full, early = (result.lines[0].times.work for result in measured)
   assert full == 4 * 6 > early
@@ -124,9 +135,9 @@ def test_trl_takes_the_same_step(environments, monkeypatch):
     ours = SUITES["update"].compile_arms(case, options)["update"]
     halved = dataclasses.replace(ours, reference=ours.reference / 2)
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, options, halved)
+      prepare_again(baselines, case, options, halved)
   assert [line.name for line in result.lines] == ["update", "trl"]
-  assert result.lines[1].baseline["versions"]["trl"]
+  assert result.lines[1].arm.baseline["versions"]["trl"]
 
 
 @pytest.mark.slow
@@ -138,9 +149,9 @@ def test_trl_trains_the_same_prm(environments):
     ours = SUITES["prm"].compile_arms(case, Options())["prm"]
     other = dataclasses.replace(ours, reference=ours.reference * [1.0, 1.01])
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, Options(), other)
+      prepare_again(baselines, case, Options(), other)
   assert [line.name for line in result.lines] == ["prm", "trl_prm"]
-  assert result.lines[1].baseline["largest_relative_difference"] < 1e-5
+  assert result.lines[1].arm.baseline["largest_relative_difference"] < 1e-5
 
 
 @pytest.mark.slow
@@ -159,13 +170,13 @@ def test_trl_does_the_same_iteration(environments, monkeypatch, stops):
     negated = scores.replace(step_rewards=-scores.step_rewards)
     other = dataclasses.replace(ours.reference, scores=negated)
     with pytest.raises(BenchmarkError, match="iterations are not the same"):
-      baselines[0].arm(
-        case, options, dataclasses.replace(ours, reference=other)
+      prepare_again(
+        baselines, case, options, dataclasses.replace(ours, reference=other)
       )
   ours, theirs = result.lines
   assert (ours.name, theirs.name) == ("iteration", "trl")
   assert theirs.times.work == ours.times.work
-  assert max(theirs.baseline["largest_differences"].values()) < 1e-3
+  assert max(theirs.arm.baseline["largest_differences"].values()) < 1e-3
 
 
 def test_iterations_are_compared_by_their_largest_difference():
@@ -180,7 +191,7 @@ def test_iterations_are_compared_by_their_largest_difference():
     "loss": 1.5,
     "grad_norm": 1.0,
   }
-  assert iteration.largest_differences(answer, ours) == {
+  assert preparation.largest_differences(answer, ours) == {
     "old_logp": 0.25,
     "ref_logp": 0.0,
     "step_rewards": 0.4,
@@ -192,16 +203,17 @@ def test_iterations_are_compared_by_their_largest_difference():
 def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
   """One layer is left out, as by a wrong conversion."""
 
-  def without_a_layer(name, options):
-    params = init_policy(name, options)
+  def without_a_layer(case, options):
+    params = init_policy(case, options)
     layers = dict(params["layers"])
     layers["down"] = layers["down"].at[0].set(0.0)
     return {**params, "layers": layers}
 
   # What is exported.
-  monkeypatch.setattr(baseline, "init_policy", without_a_layer)
+  monkeypatch.setattr(preparation, "init_policy", without_a_layer)
+  monkeypatch.setattr(transformers, "loaded", None)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
-    RolloutBaseline(transformers).arm(EARLY, Options(), arms["generate"])
+    TRANSFORMERS.prepare(transformers, EARLY, Options(), arms["generate"])
 
 
 def test_the_torch_loop_gives_the_same_advantages():
@@ -211,22 +223,31 @@ def test_the_torch_loop_gives_the_same_advantages():
   script = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(script)
   case = Case("update", "tiny", 8, 4, 8, 60)
-  batch = update.draw_experience(case, MODELS["tiny"].vocab_size)
+  batch = preparation.draw_experience(case)
   assert batch.steps.mask.sum() > 16  # Responses of several steps.
-  config = credit_config(case)
-  theirs = script.advantages(
-    *(
-      torch.tensor(np.asarray(x))
-      for x in (
-        batch.step_rewards,
-        batch.steps.mask.sum(axis=1),
-        batch.steps.index,
-        batch.completion_mask.sum(axis=1),
-        batch.correct,
+  config = step_spec(case, Options()).credit
+  index, mask = np.asarray(batch.steps.index), np.asarray(batch.completion_mask)
+  rows, columns = mask.shape
+  ends = [
+    [
+      token
+      for token in range(columns)
+      if mask[row, token]
+      and (
+        token + 1 == mask[row].sum()
+        or index[row, token] < index[row, token + 1]
       )
-    ),
+    ]
+    for row in range(rows)
+  ]
+  assert [len(row) for row in ends] == batch.steps.mask.sum(axis=1).tolist()
+  theirs = script.advantages(
+    torch.tensor(np.asarray(batch.step_rewards)),
+    ends,
+    torch.tensor(np.asarray(batch.correct)),
     case.samples,
     config.temperature,
+    columns,
   ).numpy()
 
   def largest_difference(form):
@@ -255,12 +276,11 @@ def test_the_error_of_a_process_that_died_is_named(tmp_path):
   assert process._process.poll() is not None
 
 
-def test_every_baseline_has_its_scripts_and_its_requirements():
-  for external in BASELINES.values():
-    assert external.scripts.keys() <= SUITES.keys()
-    for script in external.scripts.values():
-      assert (SCRIPTS / script.file).exists()
-    assert (SCRIPTS / f"{external.environment}.txt").exists()
+def test_every_baseline_has_its_script_and_its_requirements():
+  for baseline in BASELINES:
+    assert baseline.suite in SUITES
+    assert (SCRIPTS / baseline.script).exists()
+    assert (SCRIPTS / f"{baseline.environment}.txt").exists()
 
 
 @pytest.mark.parametrize(
@@ -278,3 +298,19 @@ def test_a_baseline_that_cannot_run_is_named(tmp_path, name, folder, message):
     run_baselines("rollout", [name], folder),
   ):
     pass
+
+
+def test_weights_are_read_from_a_folder_of_the_same_shape(tmp_path):
+  params = jax.tree.map(lambda x: x + 1, init_policy(EARLY, Options()))
+  folder = tmp_path / "weights"
+  huggingface.export_policy(folder, params, MODELS["tiny"], max_positions=64)
+  options = Options(weights=str(folder))
+  jax.tree.map(
+    np.testing.assert_array_equal, init_policy(EARLY, options), params
+  )
+  prm = init_prm(EARLY, options)
+  np.testing.assert_array_equal(prm["embedding"], params["embedding"])
+  with pytest.raises(BenchmarkError, match="not of the shape 10m: it differs"):
+    init_policy(dataclasses.replace(EARLY, model="10m"), options)
+  with pytest.raises(BenchmarkError, match="no such folder"):
+    init_policy(EARLY, Options(weights=str(tmp_path / "none")))

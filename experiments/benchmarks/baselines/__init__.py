@@ -2,92 +2,92 @@
 
 Each runs as a process in an environment of its own (`process.py`), which
 executes a file of `scripts/`. It gets the same weights and the same batch, and
-its results are compared with ours before it is timed.
+its results are compared with ours before it is timed (`preparation.py`).
 """
 
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from benchmarks.baselines.baseline import Baseline
-from benchmarks.baselines.iteration import IterationBaseline
+from benchmarks.baselines import preparation
 from benchmarks.baselines.process import Process, check_python, python_path
-from benchmarks.baselines.rollout import RolloutBaseline
-from benchmarks.baselines.update import GRPOUpdate, PRMUpdate
-from benchmarks.cases import BenchmarkError
+from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.timing import Arm
 
 
 @dataclasses.dataclass(frozen=True)
-class Script:
-  """How a program takes part in a suite.
+class Baseline:
+  """A program that is not ours, in one suite.
 
   Attributes:
-    kind: prepares the program for a case and checks its results.
-    file: in `scripts/`, run by its process.
-  """
-
-  kind: type[Baseline]
-  file: str
-
-
-@dataclasses.dataclass(frozen=True)
-class External:
-  """A program that is not ours.
-
-  Attributes:
+    name: name of the program; it may take part in several suites.
+    suite: name of the suite.
+    compared_with: the arm of ours that does the same.
     environment: name of its environment, and of the file of requirements
       `scripts/ENVIRONMENT.txt`.
-    scripts: by suite.
+    script: in `scripts/`, run by its process.
+    prepare: (process, case, options, our arm) -> arm; prepares the program for
+      a case and checks its results.
   """
 
+  name: str
+  suite: str
+  compared_with: str
   environment: str
-  scripts: Mapping[str, Script]
+  script: str
+  prepare: Callable[[Process, Case, Options, Arm], Arm]
 
 
-BASELINES = {
-  "transformers": External(
+BASELINES = (
+  Baseline(
     "transformers",
-    {"rollout": Script(RolloutBaseline, "transformers_sampler.py")},
+    "rollout",
+    "generate",
+    "transformers",
+    "transformers_sampler.py",
+    preparation.prepare_sampler,
   ),
-  "tunix": External(
-    "tunix", {"rollout": Script(RolloutBaseline, "tunix_sampler.py")}
+  Baseline(
+    "tunix",
+    "rollout",
+    "generate",
+    "tunix",
+    "tunix_sampler.py",
+    preparation.prepare_sampler,
   ),
-  "trl": External(
+  Baseline(
+    "trl", "update", "update", "trl", "trl_step.py", preparation.prepare_grpo
+  ),
+  Baseline(
     "trl",
-    {
-      "update": Script(GRPOUpdate, "trl_step.py"),
-      "iteration": Script(IterationBaseline, "trl_iteration.py"),
-    },
+    "iteration",
+    "iteration",
+    "trl",
+    "trl_iteration.py",
+    preparation.prepare_iteration,
   ),
-  "trl_prm": External("trl_prm", {"prm": Script(PRMUpdate, "trl_prm.py")}),
-}
+  Baseline(
+    "trl_prm", "prm", "prm", "trl_prm", "trl_prm.py", preparation.prepare_prm
+  ),
+)
+# By name, in the order of "all"; two may share an environment.
+ENVIRONMENTS = {each.name: each.environment for each in BASELINES}
 
 
 def check_names(names: Iterable[str]) -> None:
-  """Checks that baselines exist.
-
-  Args:
-    names: names of baselines.
-
-  Raises:
-    BenchmarkError: naming one that is not in `BASELINES`.
-  """
+  """Raises `BenchmarkError`, naming it, if a baseline does not exist."""
   for name in names:
-    if name not in BASELINES:
+    if name not in ENVIRONMENTS:
       raise BenchmarkError(
-        f"--baselines: {name!r} must be one of {', '.join(BASELINES)}."
+        f"--baselines: {name!r} must be one of {', '.join(ENVIRONMENTS)}."
       )
 
 
 def check_baselines(
   names: Sequence[str], environments: pathlib.Path | None
 ) -> None:
-  """Checks that baselines can run.
-
-  Args:
-    names: names in `BASELINES`.
-    environments: folder of their environments; None only without names.
+  """Checks that baselines can run from the folder of their environments.
 
   Raises:
     BenchmarkError: if a name is unknown or an environment does not exist.
@@ -98,35 +98,33 @@ def check_baselines(
       "--baselines needs --environments, the folder of their environments."
     )
   for name in names:
-    check_python(python_path(environments, BASELINES[name].environment))
+    check_python(python_path(environments, ENVIRONMENTS[name]))
 
 
 @contextlib.contextmanager
 def run_baselines(
   suite: str, names: Sequence[str], environments: pathlib.Path | None
-) -> Iterator[list[Baseline]]:
-  """Starts the baselines of a suite, and ends them with the block.
+) -> Iterator[dict[Baseline, Process]]:
+  """Starts the named baselines that have a script for a suite.
 
   Args:
-    suite: name; baselines without a script for it are left out.
-    names: names in `BASELINES`.
+    suite: name of the suite.
+    names: names of baselines.
     environments: folder of their environments; None only without names.
 
   Yields:
-    The running baselines.
+    The baselines with their processes, which end with the block.
 
   Raises:
     BenchmarkError: as `check_baselines`.
   """
   check_baselines(names, environments)
   with contextlib.ExitStack() as stack:
-    baselines = []
+    processes = {}
     for name in names:
-      external = BASELINES[name]
-      if suite not in external.scripts:
-        continue
-      script = external.scripts[suite]
-      python = python_path(environments, external.environment)
-      process = stack.enter_context(Process(name, python, script.file))
-      baselines.append(script.kind(process))
-    yield baselines
+      for baseline in BASELINES:
+        if (baseline.name, baseline.suite) == (name, suite):
+          python = python_path(environments, baseline.environment)
+          process = Process(name, python, baseline.script)
+          processes[baseline] = stack.enter_context(process)
+    yield processes

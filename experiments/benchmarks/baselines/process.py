@@ -21,11 +21,7 @@ SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
 
 def make_environment(folder: pathlib.Path, name: str) -> None:
-  """Makes an environment, or completes it.
-
-  Args:
-    folder: folder of all environments.
-    name: name of the environment; its packages are in `scripts/NAME.txt`.
+  """Makes an environment in the folder of all, or completes it.
 
   Raises:
     BenchmarkError: if a command fails.
@@ -43,27 +39,12 @@ def make_environment(folder: pathlib.Path, name: str) -> None:
 
 
 def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Returns the interpreter of an environment, whether it exists or not.
-
-  Args:
-    folder: folder of all environments.
-    name: name of the environment.
-
-  Returns:
-    The path.
-  """
+  """Returns the interpreter of an environment, whether it exists or not."""
   return folder / name / "bin" / "python"
 
 
 def check_python(python: pathlib.Path | str) -> None:
-  """Checks that an environment has been made.
-
-  Args:
-    python: its interpreter.
-
-  Raises:
-    BenchmarkError: if the interpreter does not exist.
-  """
+  """Raises `BenchmarkError` if an interpreter does not exist."""
   if not pathlib.Path(python).exists():
     raise BenchmarkError(
       f"{python} does not exist: make the environments of baselines by "
@@ -72,7 +53,13 @@ def check_python(python: pathlib.Path | str) -> None:
 
 
 class Process:
-  """A running script of a baseline; a context manager that ends it."""
+  """A running script of a baseline; a context manager that ends it.
+
+  Attributes:
+    name: name of the baseline.
+    loaded: for a sampler, which weights it has read, and what `load` answered;
+      None before.
+  """
 
   def __init__(
     self, name: str, python: pathlib.Path | str, script: pathlib.Path | str
@@ -87,7 +74,7 @@ class Process:
     Raises:
       BenchmarkError: if the interpreter does not exist.
     """
-    self.name = name
+    self.name, self.loaded = name, None
     check_python(python)
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 Closed on exit.
     # It imports only the packages of its environment, and downloads nothing.
@@ -103,14 +90,7 @@ class Process:
     )
 
   def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-    """Calls a method of the script and waits for the answer.
-
-    Args:
-      method: its name.
-      **arguments: JSON-like.
-
-    Returns:
-      The result of the method.
+    """Calls a method of the script with JSON-like arguments, and waits.
 
     Raises:
       BenchmarkError: with the last line of its errors, if the process died.

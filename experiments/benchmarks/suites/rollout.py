@@ -8,10 +8,9 @@ import jax
 import numpy as np
 
 from benchmarks import batches, bounds
-from benchmarks.cases import BenchmarkError, Case
-from benchmarks.models import Options, init_cast_policy
-from benchmarks.programs import Compilation, Program, compile_once
-from benchmarks.timing import Arm, timed
+from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.models import init_cast_policy
+from benchmarks.timing import Arm, Compilation, compile_call, timed
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
@@ -28,29 +27,10 @@ LEAST_EQUAL = 0.9
 def compile_one_loop(
   case: Case, options: Options, sampler: SamplingConfig, *arguments: Any
 ) -> tuple[Generate, Compilation]:
-  """Compiles a rollout as one function.
-
-  Args:
-    case: sizes and stops.
-    options: how the model runs.
-    sampler: how tokens are drawn.
-    *arguments: weights, prompts and key.
-
-  Returns:
-    The compiled function of these arguments, and its compilation.
-  """
-  return compile_once(
-    "generate",
-    case,
-    options,
-    lambda: rollouts.make_generate(
-      options.rollout_model(case.model),
-      sampler,
-      case.samples,
-      sharding.make_layout(),
-    ),
-    *arguments,
-  )
+  """Compiles a rollout as one function of weights, prompts and key."""
+  model, layout = options.rollout_model(case.model), sharding.make_layout()
+  generate = rollouts.make_generate(model, sampler, case.samples, layout)
+  return compile_call(generate, *arguments)
 
 
 def make_engine(
@@ -58,15 +38,8 @@ def make_engine(
 ) -> Generate:
   """Makes a rollout with continuous batching.
 
-  Args:
-    case: sizes and stops.
-    options: how the model runs, and how often the engine syncs.
-    sampler: how tokens are drawn.
-    slots: responses that the engine decodes at a time.
-
-  Returns:
-    A function of weights, prompts and key, which compiles its programs when
-    they are first needed.
+  The function of weights, prompts and key compiles its programs when they are
+  first needed.
   """
   engine = rollouts.make_engine(
     options.rollout_model(case.model),
@@ -79,29 +52,29 @@ def make_engine(
 
 
 def generate_arguments(case: Case, options: Options) -> tuple[Any, ...]:
-  """Makes the arguments of a rollout.
-
-  Args:
-    case: sizes.
-    options: how the model runs.
-
-  Returns:
-    (weights as rollouts read them, prompts, key).
-  """
-  vocab_size = options.model(case.model).vocab_size
+  """Makes weights as rollouts read them, prompts and a key."""
   return (
-    init_cast_policy(case.model, options, rollout=True),
-    batches.draw_prompts(case, vocab_size),
+    init_cast_policy(case, options, rollout=True),
+    batches.draw_prompts(case),
     jax.random.key(1),
   )
 
 
-def rollout_arms(case: Case, options: Options) -> dict[str, Program]:
-  """Prepares the samplers of a batch.
+def rollout_phases(
+  case: Case, options: Options, lengths: np.ndarray
+) -> list[bounds.Phase]:
+  """Returns the work of a rollout whose responses have `lengths` [B]."""
+  return bounds.rollout_phases(
+    options.model(case.model),
+    case.prompts,
+    case.prompt_tokens,
+    lengths,
+    options.itemsize,
+  )
 
-  Args:
-    case: sizes and stops.
-    options: how the model runs.
+
+def rollout_arms(case: Case, options: Options) -> dict[str, Arm]:
+  """Prepares the samplers of a batch.
 
   Returns:
     "generate", one compiled loop; "engine", continuous batching with a slot
@@ -112,47 +85,38 @@ def rollout_arms(case: Case, options: Options) -> dict[str, Program]:
   Raises:
     BenchmarkError: if the samplers do not draw the same tokens.
   """
-  vocab_size = options.model(case.model).vocab_size
   arguments = generate_arguments(case, options)
-  sampler = batches.sampler(case, vocab_size, options.weights is None)
+  sampler = batches.sampler(case, options.weights is None)
   generate, compilation = compile_one_loop(case, options, sampler, *arguments)
   # The same key each time: the same tokens, so the same work.
   first = jax.device_get(generate(*arguments))
   lengths = first.completion_mask.sum(axis=1)
-  samplers = {"generate": generate}
-  samplers["engine"] = make_engine(case, options, sampler, case.rows)
-  if prompts_wait(case, options):
-    samplers["refilled"] = make_engine(
-      case, options, sampler, options.engine_slots
-    )
-  phases = bounds.rollout_phases(
-    options.model(case.model),
-    case.prompts,
-    case.prompt_tokens,
+  loop = Arm(
+    timed(generate, *arguments),
+    int(lengths.sum()),
+    rollout_phases(case, options, lengths),
+    compilation,
     lengths,
-    options.itemsize,
+    ran=True,
   )
-  arms = {}
-  for name, sample in samplers.items():
-    arm = Arm(timed(sample, *arguments), int(lengths.sum()), ran=True)
-    if sample is generate:
-      arms[name] = Program(arm, phases, compilation, lengths)
-      continue
+  arms = {"generate": loop}
+  slots = {"engine": case.rows}
+  if prompts_wait(case, options):
+    slots["refilled"] = options.engine_slots
+  for name, count in slots.items():
+    sample = make_engine(case, options, sampler, count)
     check_same_tokens(case, options, name, sample(*arguments), first)
-    arms[name] = Program(arm, phases, None, lengths, variant_of="generate")
+    arms[name] = dataclasses.replace(
+      loop,
+      run=timed(sample, *arguments),
+      compilation=None,
+      compared_with="generate",
+    )
   return arms | {"prefill": _prefill(case, options, *arguments)}
 
 
 def prompts_wait(case: Case, options: Options) -> bool:
-  """Tells whether `Options.engine_slots` are too few for all prompts.
-
-  Args:
-    case: prompts and samples.
-    options: how many slots there are.
-
-  Returns:
-    False if every prompt has slots for its samples from the start.
-  """
+  """Tells whether `Options.engine_slots` are too few for all prompts."""
   return max(1, options.engine_slots // case.samples) < case.prompts
 
 
@@ -161,13 +125,8 @@ def check_same_tokens(
 ) -> None:
   """Checks that a sampler draws the tokens of the first, up to rounding.
 
-  Args:
-    case: the case, named in the message.
-    options: how the models run. In float32 without rounded weights, keys or
-      values, 90 % of the tokens must be equal; else nothing is checked.
-    name: name of the sampler.
-    rollout: the tokens that it drew.
-    first: the tokens that the first sampler drew.
+  In float32 without rounded weights, keys or values, 90 % of the tokens must
+  be equal; else nothing is checked.
 
   Raises:
     BenchmarkError: if fewer are equal.
@@ -180,19 +139,9 @@ def check_same_tokens(
     )
 
 
-def _prefill(case: Case, options: Options, *arguments: Any) -> Program:
+def _prefill(case: Case, options: Options, *arguments: Any) -> Arm:
   """Reads the prompts and draws one token for each response."""
-  model = options.model(case.model)
-  sampler = SamplingConfig(max_new_tokens=1, pad_id=batches.PAD_ID, stop_ids=())
-  # The same program for any number of new tokens and any stops.
-  short = dataclasses.replace(case, new_tokens=1, stops="never")
-  prefill, compilation = compile_one_loop(short, options, sampler, *arguments)
-  phases = bounds.rollout_phases(
-    model,
-    case.prompts,
-    case.prompt_tokens,
-    np.ones(case.rows, int),
-    options.itemsize,
-  )
-  arm = Arm(timed(prefill, *arguments), case.rows)
-  return Program(arm, phases, compilation)
+  sampler = batches.plain_sampler(1)
+  prefill, compilation = compile_one_loop(case, options, sampler, *arguments)
+  phases = rollout_phases(case, options, np.ones(case.rows, int))
+  return Arm(timed(prefill, *arguments), case.rows, phases, compilation)

@@ -37,11 +37,7 @@ class GenerationRequest:
 
 
 def serve(script: object) -> None:
-  """Answers requests until the input ends.
-
-  Args:
-    script: whose methods are called, by the name in the request.
-  """
+  """Calls the methods of `script` that requests name, until the input ends."""
   # The output of libraries goes to stderr, not between the answers.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
@@ -52,32 +48,16 @@ def serve(script: object) -> None:
     answers.flush()
 
 
+def versions(*packages: str) -> dict[str, Any]:
+  """Returns the ``versions`` of Python and of packages, by name."""
+  named = {name: importlib.metadata.version(name) for name in packages}
+  return {"versions": {"python": sys.version.split()[0], **named}}
+
+
 def timed(start: float) -> dict[str, Any]:
-  """Describes a timed run.
-
-  Args:
-    start: `time.perf_counter()` before the run.
-
-  Returns:
-    ``seconds`` since then, and `info`.
-  """
-  return {"seconds": time.perf_counter() - start, **info()}
-
-
-def info(*packages: str) -> dict[str, Any]:
-  """Describes this process.
-
-  Args:
-    *packages: names whose versions are listed.
-
-  Returns:
-    ``versions``, and ``peak_bytes``, the peak of its memory on the host.
-  """
+  """Returns the ``seconds`` since `start` and the ``peak_bytes`` of memory."""
   return {
-    "versions": {
-      "python": sys.version.split()[0],
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
+    "seconds": time.perf_counter() - start,
     "peak_bytes": _peak_bytes(),
   }
 

@@ -18,12 +18,7 @@ class Lengths(transformers.StoppingCriteria):
   eos_token_id = None
 
   def __init__(self, prompt_tokens: int, lengths: list[int]):
-    """Sets the lengths.
-
-    Args:
-      prompt_tokens: columns before the first new token.
-      lengths: new tokens of each row.
-    """
+    """Sets the columns before the first new token, and the tokens of rows."""
     self._ends = torch.tensor(lengths) + prompt_tokens
 
   def __call__(
@@ -38,15 +33,7 @@ class Lengths(transformers.StoppingCriteria):
 def generate_arguments(
   prompts: torch.Tensor, request: exchange.GenerationRequest
 ) -> dict[str, Any]:
-  """Makes the arguments of a model's `generate` but the prompts.
-
-  Args:
-    prompts: [P, L] ids without padding.
-    request: the batch to generate.
-
-  Returns:
-    The arguments by name.
-  """
+  """Returns the arguments of a model's `generate` but the prompts [P, L]."""
   criteria = []
   if request.lengths is not None:
     criteria = [Lengths(prompts.shape[1], request.lengths)]
@@ -74,7 +61,7 @@ class Sampler:
       policy, dtype=getattr(torch, dtype), local_files_only=True
     ).to(device)
     self._model.generation_config.eos_token_id = None
-    return exchange.info("torch", "transformers")
+    return exchange.versions("torch", "transformers")
 
   def prepare(self, **request: Any) -> dict[str, Any]:
     """Takes the fields of an `exchange.GenerationRequest`."""
