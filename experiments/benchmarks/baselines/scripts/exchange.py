@@ -1,10 +1,10 @@
 """Requests and answers between the benchmark and a script: a line of JSON each.
 
 Nothing in this folder imports pure_jax: a script runs in an environment of its
-own.
+own. Its object has the methods `load`, which reads folders of weights,
+`prepare`, `run`, which is timed, and others that the benchmark calls by name.
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -12,28 +12,6 @@ import pathlib
 import sys
 import time
 from typing import Any
-
-
-@dataclasses.dataclass(frozen=True)
-class GenerationRequest:
-  """A batch to generate.
-
-  Attributes:
-    tokens: [P, L] ids of prompts without padding.
-    samples: responses of each prompt.
-    new_tokens: most tokens of a response.
-    pad_id: id that is never sampled.
-    lengths: tokens after which each of the P * samples rows ends, None for
-      new_tokens each.
-    greedy: True takes the likeliest token, False samples at temperature 1.
-  """
-
-  tokens: list[list[int]]
-  samples: int
-  new_tokens: int
-  pad_id: int
-  lengths: list[int] | None
-  greedy: bool
 
 
 def serve(script: object) -> None:
@@ -56,15 +34,8 @@ def versions(*packages: str) -> dict[str, Any]:
 
 def timed(start: float) -> dict[str, Any]:
   """Returns the ``seconds`` since `start` and the ``peak_bytes`` of memory."""
-  return {
-    "seconds": time.perf_counter() - start,
-    "peak_bytes": _peak_bytes(),
-  }
-
-
-def _peak_bytes() -> int:
-  """Peak resident memory of this program, on Linux."""
+  seconds = time.perf_counter() - start
   # getrusage would include the benchmark, which forked this process.
   status = pathlib.Path("/proc/self/status").read_text()
   (line,) = [x for x in status.splitlines() if x.startswith("VmHWM:")]
-  return int(line.split()[1]) * 1024
+  return {"seconds": seconds, "peak_bytes": int(line.split()[1]) * 1024}

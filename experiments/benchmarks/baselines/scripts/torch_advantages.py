@@ -17,7 +17,7 @@ def advantages(
   temperature: float,
   columns: int,
 ) -> torch.Tensor:
-  """Computes the advantages of a batch in which every response has an answer.
+  """Computes the advantages [B, C] of responses that all have an answer.
 
   Args:
     step_rewards: [B, S] reward of each step.
@@ -25,10 +25,7 @@ def advantages(
     correct: [B] 1 for a correct answer, else 0.
     samples: G, rows of a prompt, at least 2.
     temperature: temperature of softmin.
-    columns: C.
-
-  Returns:
-    [B, C], 0 after the end of a row.
+    columns: C; advantages are 0 after the end of a row.
   """
   rows = len(step_ends)
   lengths = torch.tensor([ends[-1] + 1 for ends in step_ends])

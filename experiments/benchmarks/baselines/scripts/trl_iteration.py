@@ -108,16 +108,12 @@ class Iteration:
     self._trainer = trl_step.make_grpo_trainer(
       config, self._policy, self._dtype
     )
-    request = exchange.GenerationRequest(
-      tokens,
+    self._generate_arguments = transformers_sampler.generate_arguments(
+      self._prompts,
       config.samples,
       config.new_tokens,
       config.pad_id,
       lengths,
-      greedy=False,
-    )
-    self._generate_arguments = transformers_sampler.generate_arguments(
-      self._prompts, request
     )
     return {}
 
