@@ -86,7 +86,7 @@ _MAKE_ENVIRONMENTS = flags.DEFINE_string(
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 
-# Fields of `Sizes`, by name.
+# Fields of `Block`, by name.
 _SIZES = {
   flag.name: flag
   for flag in (
@@ -158,11 +158,10 @@ _OPTIONS = {
 def read_blocks() -> list[Block]:
   """Returns the sizes of the flags and the preset."""
   words = {name: flag.value for name, flag in _SIZES.items()}
-  blocks = [
-    dataclasses.replace(block, sizes=cases.parse_sizes(block.sizes, **words))
-    for block in (QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks)
-  ]
-  models = {name for block in blocks for name in block.sizes.models}
+  sizes = cases.parse_sizes(**words)
+  blocks = QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks
+  blocks = [dataclasses.replace(block, **sizes) for block in blocks]
+  models = {name for block in blocks for name in block.models}
   if _OPTIONS["weights"].value is not None and len(models) != 1:
     raise BenchmarkError(
       "--weights are those of one model: name its shape by --models, such as "

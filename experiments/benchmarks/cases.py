@@ -172,35 +172,24 @@ class Suite:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """The values that cases combine.
+class Block:
+  """Sizes for some suites: all sizes for all suites would take hours.
 
   Attributes:
-    models: names in `MODELS`.
+    suites: names of suites.
+    models: names in `MODELS`; cases combine them with the following values.
     rows: responses per batch.
     samples: responses per prompt.
     lengths: pairs of prompt tokens and new tokens.
     stops: some of `STOPS`, for suites whose cases differ in them.
   """
 
+  suites: Sequence[str]
   models: Sequence[str]
   rows: Sequence[int]
   samples: Sequence[int]
   lengths: Sequence[tuple[int, int]]
   stops: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class Block:
-  """Sizes for some suites: all sizes for all suites would take hours.
-
-  Attributes:
-    suites: names of suites.
-    sizes: the values that their cases combine.
-  """
-
-  suites: Sequence[str]
-  sizes: Sizes
 
 
 def combine_blocks(
@@ -217,7 +206,7 @@ def combine_blocks(
     for suite in suites
     for block in blocks
     if suite.name in block.suites
-    for case in combine(suite, block.sizes)
+    for case in combine(suite, block)
   }
   if not cases:
     names = ", ".join(suite.name for suite in suites)
@@ -231,20 +220,20 @@ def combine_blocks(
   return list(cases)
 
 
-def combine(suite: Suite, sizes: Sizes) -> list[Case]:
-  """Lists the cases of one suite that the sizes allow."""
+def combine(suite: Suite, block: Block) -> list[Case]:
+  """Lists the cases of one suite that the sizes of a block allow."""
   cases = []
   for model, rows, (prompt, new) in itertools.product(
-    sizes.models, sizes.rows, sizes.lengths
+    block.models, block.rows, block.lengths
   ):
     if suite.most_rows is not None and rows > suite.most_rows:
       continue
-    counts = [count for count in sizes.samples if rows % count == 0]
+    counts = [count for count in block.samples if rows % count == 0]
     if not suite.all_samples:
       counts = counts and [max(counts)]
     if suite.compares:
       counts = [count for count in counts if count > 1]
-    stops = sizes.stops if suite.stops else ("never",)
+    stops = block.stops if suite.stops else ("never",)
     cases += [
       Case(suite.name, model, rows, count, prompt, new, stop)
       for count, stop in itertools.product(counts, stops)
@@ -252,10 +241,10 @@ def combine(suite: Suite, sizes: Sizes) -> list[Case]:
   return cases
 
 
-def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
-  """Parses the words of flags, which have the names of fields of `Sizes`.
+def parse_sizes(**flags: Sequence[str] | None) -> dict[str, tuple[Any, ...]]:
+  """Parses the words of flags, which have the names of fields of `Block`.
 
-  A flag that is None keeps the default. Lengths are words such as "64:128".
+  A flag that is None is left out. Lengths are words such as "64:128".
 
   Raises:
     BenchmarkError: naming the flag of a word that cannot be parsed.
@@ -267,12 +256,11 @@ def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
     "lengths": _parse_lengths,
     "stops": lambda flag, word: _parse_name(flag, word, STOPS),
   }
-  given = {
+  return {
     flag: tuple(parsers[flag](flag, word) for word in words)
     for flag, words in flags.items()
     if words is not None
   }
-  return dataclasses.replace(default, **given)
 
 
 def _parse_name(flag: str, word: str, allowed: Collection[str]) -> str:
@@ -284,19 +272,16 @@ def _parse_name(flag: str, word: str, allowed: Collection[str]) -> str:
 
 
 def _parse_count(flag: str, word: str) -> int:
-  if not _is_count(word):
+  if not word.isdecimal() or int(word) < 1:
     raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
   return int(word)
 
 
 def _parse_lengths(flag: str, word: str) -> tuple[int, int]:
-  numbers = word.split(":")
-  if len(numbers) != 2 or not all(map(_is_count, numbers)):
+  try:
+    prompt, new = (_parse_count(flag, number) for number in word.split(":"))
+  except (ValueError, BenchmarkError) as error:
     raise BenchmarkError(
       f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
-    )
-  return int(numbers[0]), int(numbers[1])
-
-
-def _is_count(text: str) -> bool:
-  return text.isdecimal() and int(text) > 0
+    ) from error
+  return prompt, new

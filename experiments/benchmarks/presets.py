@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from benchmarks.cases import STOPS, Block, Options, Sizes
+from benchmarks.cases import STOPS, Block, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,34 +32,28 @@ _ALL = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
 PRESETS = {
   # One length, for two cores.
   "small": Preset(
-    (
-      Block(
-        _ALL,
-        Sizes((*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),
-      ),
-    ),
-    _CPU,
+    (Block(_ALL, (*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),), _CPU
   ),
   # Short and long prompts, short and long responses, in about an hour on two
   # cores with all baselines. The larger model does not get all combinations:
   # each repeat of 32 responses of 512 tokens takes minutes in each arm.
   "all_lengths": Preset(
     (
-      Block(_ROLLOUT, Sizes(_135M, (32,), (1,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ROLLOUT, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (1,), (1,), ((512, 128),), _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (8,), (8,), ((64, 512),), _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (1,), (1,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), ((512, 128),), _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _LONG, _EARLY)),
-      Block(_ITERATION, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ITERATION, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ONE_BATCH, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ONE_BATCH, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
-      Block(("score", "update"), Sizes(_10M, (8,), (8,), _LONG, _NEVER)),
+      Block(_ROLLOUT, _135M, (32,), (1,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _135M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ROLLOUT, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _135M, (1,), (1,), ((512, 128),), _NEVER),
+      Block(_ROLLOUT, _135M, (8,), (8,), ((64, 512),), _EARLY),
+      Block(_ROLLOUT, _10M, (1,), (1,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _10M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _10M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ROLLOUT, _10M, (32,), (8,), ((512, 128),), _EARLY),
+      Block(_ROLLOUT, _10M, (8,), (8,), _LONG, _EARLY),
+      Block(_ITERATION, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ITERATION, _10M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ONE_BATCH, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ONE_BATCH, _10M, (8,), (8,), _SHORT, _NEVER),
+      Block(("score", "update"), _10M, (8,), (8,), _LONG, _NEVER),
     ),
     _CPU,
   ),
@@ -69,13 +63,11 @@ PRESETS = {
     (
       Block(
         _ALL,
-        Sizes(
-          ("qwen2p5_math_1p5b", "qwen2p5_7b"),
-          (8, 64),
-          (8,),
-          ((512, 512),),
-          STOPS,
-        ),
+        ("qwen2p5_math_1p5b", "qwen2p5_7b"),
+        (8, 64),
+        (8,),
+        ((512, 512),),
+        STOPS,
       ),
     ),
     Options(dtype="bfloat16", rows_at_a_time=4, logits_chunk=512),
@@ -84,5 +76,5 @@ PRESETS = {
 
 # A check that everything works, in minutes. The smaller engine has slots for
 # half of the prompts only.
-QUICK = (Block(_ALL, Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),)
+QUICK = (Block(_ALL, ("tiny",), (4,), (2,), ((8, 6),), STOPS),)
 QUICK_ENGINE_SLOTS = 2

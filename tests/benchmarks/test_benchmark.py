@@ -141,7 +141,7 @@ def test_repeats_end_at_the_time_limit_but_not_before_the_second(
 
 
 def test_samples_divide_rows_and_update_takes_the_most():
-  sizes = cases.Sizes(("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS)
+  sizes = cases.Block((), ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS)
   rollouts = cases.combine(SUITES["rollout"], sizes)
   assert [(c.rows, c.samples) for c in rollouts if c.stops == "early"] == [
     (1, 1), (8, 1), (8, 2), (8, 8)
@@ -152,12 +152,12 @@ def test_samples_divide_rows_and_update_takes_the_most():
 
 def test_blocks_add_up_and_no_case_is_measured_twice():
   """Suite by suite, since a suite starts its baselines once."""
-  some = cases.Sizes(("tiny",), (4,), (2,), ((8, 6),), cases.STOPS)
-  more = dataclasses.replace(some, rows=(4, 8), stops=("early",))
-  blocks = (
-    cases.Block(("rollout", "score"), some),
-    cases.Block(("rollout",), more),
+  suites, sizes = ("rollout", "score"), (("tiny",), (4,), (2,), ((8, 6),))
+  some = cases.Block(suites, *sizes, cases.STOPS)
+  more = dataclasses.replace(
+    some, suites=("rollout",), rows=(4, 8), stops=("early",)
   )
+  blocks = some, more
   names = "rollout", "score", "update"
   combined = cases.combine_blocks([SUITES[name] for name in names], blocks)
   assert [(c.suite, c.rows, c.stops) for c in combined] == [
@@ -198,11 +198,10 @@ def test_the_preset_of_all_lengths_has_no_case_of_many_minutes():
   ],
 )  # fmt: skip
 def test_words_that_cannot_be_parsed_are_named(flag, word, message):
-  default = presets.PRESETS["small"].blocks[0].sizes
-  sizes = cases.parse_sizes(default, rows=["8"], lengths=["6:12"], models=None)
-  assert sizes == dataclasses.replace(default, rows=(8,), lengths=((6, 12),))
+  sizes = cases.parse_sizes(rows=["8"], lengths=["6:12"], models=None)
+  assert sizes == {"rows": (8,), "lengths": ((6, 12),)}
   with pytest.raises(BenchmarkError, match=message):
-    cases.parse_sizes(default, **{flag: [word]})
+    cases.parse_sizes(**{flag: [word]})
 
 
 def test_probes_state_their_own_work():
