@@ -21,19 +21,18 @@ which this machine streams an array as large as the weights and multiplies
 matrices. All arms are compiled first, and then timed in interleaved rounds.
 The table shows medians, the roofline bound that follows from the probes of the
 same rounds, the share of it that is reached, and the utilisation by the FLOPs
-and bytes that the method needs; also memory and the time to compile. No cache
-of compiled programs is used. A case whose weights do not fit into memory is
-reported and skipped, and so is a case that fails, which the exit status shows
-at the end. A case is repeated up to --repeats times, fewer if that would take
-more than --seconds, but at least twice. Each result is saved at once, and
---resume measures only the cases that the file does not have.
+and bytes that the method needs, always in the compute dtype; also memory and
+the time to compile. No cache of compiled programs is used. A case whose weights
+do not fit into memory is reported and skipped, and so is a case that fails,
+which the exit status shows at the end. A case is repeated up to --repeats
+times, fewer if that would take more than --seconds, but at least twice. Each
+result is saved at once.
 
 Baselines (`benchmarks/baselines`) are other programs that do the same as an
 arm of ours, on the same weights and prompts; that their results agree is
 checked. Each is a process in an environment of its own, which
---make_environments makes once. A baseline has the same bound as our arm, and
-the ratio of its seconds to ours is printed. Results of a machine that does
-other work at the time cannot be compared.
+--make_environments makes once. The ratio of its seconds to ours is printed.
+Results of a machine that does other work at the time cannot be compared.
 
 --quick checks in minutes that everything works; its times mean nothing.
 """
@@ -45,7 +44,7 @@ import sys
 import jax
 from absl import app, flags
 from benchmarks import cases, machine, table
-from benchmarks.baselines import ENVIRONMENTS, check_baselines, check_names
+from benchmarks.baselines import check_environments, read_names
 from benchmarks.baselines.process import make_environment
 from benchmarks.cases import BenchmarkError, Block, Options
 from benchmarks.measuring import Settings, measure_all
@@ -60,13 +59,10 @@ _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
 _PRESET = flags.DEFINE_enum(
   "preset", "small", list(PRESETS), "Sizes and options that no flag sets."
 )
+_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
-  "seconds",
-  60.0,
-  "Time limit of a case's repeats: after two of them, no repeat begins that "
-  "would exceed it.",
-  0.0,
+  "seconds", 60.0, "Time limit of a case's repeats, of which two are made.", 0.0
 )
 _JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(
@@ -81,10 +77,8 @@ _ENVIRONMENTS = flags.DEFINE_string(
 _MAKE_ENVIRONMENTS = flags.DEFINE_string(
   "make_environments",
   None,
-  "Folder in which to make the environments of --baselines, of all without "
-  "it; nothing is measured.",
+  "Folder in which to make the environments of --baselines, or of all.",
 )
-_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 
 # Fields of `Block`, by name.
 _SIZES = {
@@ -93,58 +87,27 @@ _SIZES = {
     flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS."),
     flags.DEFINE_list("rows", None, "Responses of a batch."),
     flags.DEFINE_list("samples", None, "Responses of a prompt."),
-    flags.DEFINE_list(
-      "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
-    ),
-    flags.DEFINE_list(
-      "stops",
-      None,
-      "never, early: whether responses end before the last token.",
-    ),
+    flags.DEFINE_list("lengths", None, "Tokens, as PROMPT:NEW."),
+    flags.DEFINE_list("stops", None, "never, early: when responses end."),
   )
 }
-# Fields of `Options`, by name.
+# Fields of `Options`, by name, which its docstring explains.
 _OPTIONS = {
   flag.name: flag
   for flag in (
     flags.DEFINE_enum(
-      "dtype",
-      None,
-      (AUTO, "float32", "bfloat16"),
-      "Of products: auto takes float32 on a CPU, else bfloat16.",
+      "dtype", None, (AUTO, "float32", "bfloat16"), "Compute dtype."
     ),
-    flags.DEFINE_integer(
-      "rows_at_a_time",
-      None,
-      "Most rows in a micro-batch of scores and updates.",
-      1,
-    ),
+    flags.DEFINE_integer("rows_at_a_time", None, "Rows of a micro-batch.", 1),
     flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig."),
     flags.DEFINE_integer("logits_chunk", None, "See ModelConfig.", 1),
     flags.DEFINE_integer("attention_chunk", None, "See ModelConfig.", 1),
     flags.DEFINE_enum(
-      "cache_dtype",
-      None,
-      CACHE_DTYPES,
-      "Of keys and values in rollouts, the compute dtype without it; bounds "
-      "remain those of the compute dtype.",
+      "cache_dtype", None, CACHE_DTYPES, "Of keys and values in rollouts."
     ),
-    flags.DEFINE_bool(
-      "int8_matrices",
-      None,
-      "Whether rollouts read matrices in int8; bounds remain those of the "
-      "compute dtype.",
-    ),
-    flags.DEFINE_integer(
-      "engine_slots",
-      None,
-      "Slots of the engine in which prompts wait; another engine has a slot "
-      "for every response.",
-      1,
-    ),
-    flags.DEFINE_integer(
-      "engine_chunk", None, "Tokens between two host syncs of an engine.", 1
-    ),
+    flags.DEFINE_bool("int8_matrices", None, "In rollouts, see ModelConfig."),
+    flags.DEFINE_integer("engine_slots", None, "Of the smaller engine.", 1),
+    flags.DEFINE_integer("engine_chunk", None, "Tokens between syncs.", 1),
     flags.DEFINE_string(
       "weights",
       None,
@@ -200,25 +163,16 @@ def main(argv: list[str]) -> None:
 def make_environments() -> None:
   """Makes the environments of the named baselines, or of all."""
   folder = pathlib.Path(_MAKE_ENVIRONMENTS.value).absolute()
-  names = read_baselines() or list(ENVIRONMENTS)
-  check_names(names)
-  # Two baselines may share an environment.
-  for name in dict.fromkeys(ENVIRONMENTS[name] for name in names):
+  for name in read_names(_BASELINES.value or ["all"]):
     make_environment(folder, name)
   print(f"Name them by --environments={folder}")
 
 
-def read_baselines() -> list[str]:
-  """Returns the names of the baselines."""
-  names = _BASELINES.value
-  return list(ENVIRONMENTS) if names == ["all"] else names
-
-
 def run() -> None:
   """Measures all cases, prints a table and writes JSON."""
-  baselines, folder = read_baselines(), _ENVIRONMENTS.value
+  baselines, folder = read_names(_BASELINES.value), _ENVIRONMENTS.value
   folder = folder and pathlib.Path(folder).absolute()
-  check_baselines(baselines, folder)
+  check_environments(baselines, folder)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")

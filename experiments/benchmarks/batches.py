@@ -52,13 +52,7 @@ def sampler(case: Case, uniform: bool) -> SamplingConfig:
   banned, and so do any weights at a high temperature. Responses end early
   because all ids but C / 2 are banned, one of which ends a response: lengths
   are geometric, cut at C. The model computes the logits of all ids either way.
-
-  Args:
-    case: gives the stops and the new tokens.
-    uniform: whether the model's distribution is nearly uniform already.
-
-  Returns:
-    The sampling config.
+  `uniform` tells that the weights are random.
   """
   if case.stops != "early":
     return plain_sampler(case.new_tokens)

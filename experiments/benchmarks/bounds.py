@@ -56,8 +56,8 @@ class Phase:
 def least_time(phases: Sequence[Phase], rates: Rates) -> tuple[float, str]:
   """Bounds the time of a sequence of phases.
 
-  Returns:
-    Seconds, and the one of "compute" and "memory" that makes up more of them.
+  The result is in seconds, with the one of "compute" and "memory" that makes up
+  more of them.
   """
   shares = {"compute": 0.0, "memory": 0.0}
   for phase in phases:
@@ -96,17 +96,9 @@ def rollout_phases(
 
   The prefill draws the first token, and no step reads the last one. A step
   reads the weights once, the keys and values of each prompt once for all its
-  samples, and the keys and values of each unfinished response.
-
-  Args:
-    model: the architecture.
-    prompts: P.
-    prompt_tokens: L.
-    lengths: [B] tokens of each response, at least 1.
-    itemsize: bytes of a weight, a key or a value in the compute dtype.
-
-  Returns:
-    The phases.
+  samples, and the keys and values of each unfinished response. There are P
+  prompts of L tokens, and responses of `lengths` [B], at least 1. Weights, keys
+  and values have `itemsize` bytes.
   """
   lengths, L = np.asarray(lengths), prompt_tokens
   slot_bytes = (
@@ -143,16 +135,8 @@ def read_phase(
 ) -> Phase:
   """Counts a forward pass over prompts and their responses.
 
-  Args:
-    model: the architecture.
-    prompt_tokens: tokens of each prompt, one number or [B].
-    lengths: [B] tokens of each response.
-    itemsize: bytes of a weight in the compute dtype.
-    logits: whether the pass computes the logits of response tokens; False
-      leaves out the head.
-
-  Returns:
-    The phase.
+  A prompt has `prompt_tokens`, one number or [B], its response `lengths` [B].
+  The logits are those of response tokens; without them the head is left out.
   """
   texts = np.asarray(prompt_tokens) + np.asarray(lengths, np.int64)
   tokens, pairs = int(texts.sum()), int((texts * (texts + 1) // 2).sum())

@@ -89,7 +89,8 @@ class Options:
   """How the models of all cases run.
 
   Attributes:
-    dtype: compute dtype of matrix products.
+    dtype: compute dtype of matrix products; "auto" stands for float32 on a CPU,
+      else bfloat16.
     rows_at_a_time: most rows in a micro-batch of scores and updates.
     remat: activations that the backward pass keeps, see `ModelConfig`. On a
       CPU nothing was faster than "dots" for a model that scans its layers

@@ -45,15 +45,10 @@ def _physical_bytes() -> int:
 
 
 def describe(command: list[str]) -> dict[str, Any]:
-  """Describes the machine, the software and the command of a measurement.
+  """Describes machine, software and command (`sys.argv`), JSON-like.
 
-  Args:
-    command: `sys.argv`.
-
-  Returns:
-    A JSON-like dict: the versions of `collect_versions`, processor, cores of
-    this process, bytes of memory, load average of the last minute, date (UTC)
-    and command.
+  Cores are those of this process, the load is the average of the last minute,
+  and the date is UTC.
   """
   return collect_versions() | {
     "processor": _processor(),

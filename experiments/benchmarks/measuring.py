@@ -44,16 +44,11 @@ class Settings:
 def measure_all(
   cases: Iterable[Case], settings: Settings, document: Document
 ) -> list[Case]:
-  """Measures, prints and saves one case after the other.
+  """Measures, prints and saves those cases that a document does not have.
 
-  Args:
-    cases: suite by suite; those that the document has are not measured again.
-    settings: settings of all cases.
-    document: gets the results.
-
-  Returns:
-    The cases that failed: a baseline died, or an arm does not compute the same
-    as another. After a failure the baselines start anew.
+  The cases come suite by suite. Those are returned that failed: a baseline
+  died, or an arm does not compute the same as another. After a failure the
+  baselines start anew.
   """
   waiting = [case for case in cases if not document.has(case)]
   failed = []
@@ -105,13 +100,10 @@ def _skip(case: Case, why: str, document: Document) -> None:
 def why_not(
   case: Case, suite: Suite, options: Options, available: int
 ) -> str | None:
-  """Explains why a case does not fit into `available` bytes.
+  """Returns a sentence if a case does not fit into `available` bytes.
 
   The weights, gradients and moments that exist at the same time must fit;
   activations are not counted.
-
-  Returns:
-    A sentence, or None if they fit.
   """
   weights = count_weights(options.model(case.model))
   needed = weights * suite.bytes_per_weight(options.itemsize)
@@ -128,16 +120,7 @@ def measure(
   settings: Settings,
   baselines: Mapping[Baseline, Process] | None = None,
 ) -> Result:
-  """Times the arms of a case and the probes of the machine, interleaved.
-
-  Args:
-    case: the case.
-    settings: how it is measured.
-    baselines: the running baselines of the case's suite.
-
-  Returns:
-    The result.
-  """
+  """Times arms, running baselines and probes of the machine, interleaved."""
   options = settings.options
   arms = dict(SUITES[case.suite].compile_arms(case, options))
   for baseline, process in (baselines or {}).items():

@@ -83,13 +83,11 @@ class Result:
 def compare(result: Result) -> dict[str, float]:
   """Compares the arms of a case with each other and with the machine.
 
-  Returns:
-    ``BASELINE / ours``: seconds of a baseline over those of the arm that does
-    the same. ``NAME / ARM``: seconds of a variant of ours over the first, and
-    of each baseline over a variant. For a rollout also the decoding after the
-    prefill, whose time is subtracted: ``decode, of bandwidth`` is its traffic
-    over the measured bandwidth, ``decode, of the bound`` its bound over its
-    time.
+  ``BASELINE / ours`` is the seconds of a baseline over those of the arm that
+  does the same, ``NAME / ARM`` those of a variant of ours over the first, and
+  of each baseline over a variant. A rollout also has the decoding after the
+  prefill, whose time is subtracted: ``decode, of bandwidth`` is its traffic
+  over the measured bandwidth, ``decode, of the bound`` its bound over its time.
   """
   medians = {line.name: line.times.median for line in result.lines}
   compared = {
@@ -148,10 +146,8 @@ class Document:
       path: path of the file, None to write none.
       machine: as `machine.describe` gives it.
       settings: how all cases are measured, JSON-like.
-      resume: True keeps the cases of the file, if it exists.
-
-    Raises:
-      BenchmarkError: if the file is of another machine or other settings.
+      resume: True keeps the cases of the file, if it exists. It must be of the
+        same machine and settings, else a `BenchmarkError` names the difference.
     """
     self._path = path
     self._content = {

@@ -11,16 +11,7 @@ QUIET_LOAD = 0.5
 
 
 def heading(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-  """Formats the machine, the settings and the names of the columns.
-
-  Args:
-    machine: as `machine.describe` gives it.
-    settings: ``dtype`` of matrix products, most ``repeats`` of each arm, and
-      the time limit ``seconds`` of a case's repeats.
-
-  Returns:
-    Several lines.
-  """
+  """Formats machine and settings of a `Document` and the names of columns."""
   devices = ", ".join(f"{n} x {kind}" for kind, n in machine["devices"].items())
   busy = ""
   if machine["load_average"] > QUIET_LOAD:

@@ -134,45 +134,34 @@ def compile_call(
 def time_interleaved(
   arms: Mapping[str, Arm],
   repeats: int,
-  warm_up: int = 1,
   seconds: float = math.inf,
 ) -> dict[str, Times]:
-  """Times all arms in rounds, each arm once per round.
+  """Times all arms in at most `repeats` rounds, each arm once per round.
 
   Every other round reverses the order, so that no arm always follows the same
-  one. A pause precedes each run.
-
-  Args:
-    arms: by name.
-    repeats: most timed rounds, at least 1.
-    warm_up: rounds before those, which do not count; they leave out arms that
-      have run already.
-    seconds: time limit of the timed rounds. After `LEAST_REPEATS` of them, no
-      round begins that would exceed it at the mean time of a round so far.
-
-  Returns:
-    The times by name.
+  one. A pause precedes each run. A round before does not count; it leaves out
+  arms that have run already. After `LEAST_REPEATS` rounds, none begins that
+  would exceed the limit of `seconds` at the mean time of a round so far.
   """
   times, peaks = {name: [] for name in arms}, {}
   start = time.perf_counter()
-  for turn in range(warm_up + repeats):
-    if turn == warm_up:
+  for turn in range(1 + repeats):
+    warm_up, done = turn == 0, turn - 1
+    if done == 0:
       start = time.perf_counter()
-    done = turn - warm_up
     elapsed = time.perf_counter() - start
     if done >= LEAST_REPEATS and elapsed * (done + 1) > seconds * done:
       break
     for name in list(arms) if turn % 2 else list(reversed(arms)):
-      if turn < warm_up and arms[name].ran:
+      if warm_up and arms[name].ran:
         continue
       time.sleep(PAUSE_SECONDS)
-      if name not in peaks:
-        known = _reset_peak()
-        repeat = arms[name].run()
+      first = name not in peaks
+      known = first and _reset_peak()
+      repeat = arms[name].run()
+      if first:
         peaks[name] = _peak_bytes() if known else None
-      else:
-        repeat = arms[name].run()
-      if turn >= warm_up:
+      if not warm_up:
         times[name].append(repeat)
   return {
     name: Times(tuple(repeats), arms[name].work, peaks[name])

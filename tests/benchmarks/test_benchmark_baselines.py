@@ -12,13 +12,21 @@ import pytest
 
 from pure_jax.advantages import pure_advantages
 from pure_jax.host import huggingface
+from pure_jax.parallel import sharding
+from pure_jax.training import rollouts
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
 import torch
 from benchmarks import measuring, results, table
-from benchmarks.baselines import BASELINES, preparation, run_baselines
+from benchmarks.baselines import (
+  BASELINES,
+  check_environments,
+  preparation,
+  read_names,
+  run_baselines,
+)
 from benchmarks.baselines.process import SCRIPTS, Process, make_environment
 from benchmarks.cases import MODELS, BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
@@ -46,9 +54,8 @@ def arms():
   """Our samplers of the case `EARLY`; the engine is the one loop."""
 
   def make_engine(case, options, sampler, slots):
-    return lambda *arguments: rollout.compile_one_loop(
-      case, options, sampler, *arguments
-    )[0](*arguments)
+    model, layout = options.rollout_model(case.model), sharding.make_layout()
+    return rollouts.make_generate(model, sampler, case.samples, layout)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rollout, "make_engine", make_engine)
@@ -60,7 +67,7 @@ def environments():
   """All environments: gigabytes, which pytest would keep."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for environment in {each.environment for each in BASELINES}:
+    for environment in {each.name for each in BASELINES}:
       make_environment(folder, environment)
     yield folder
 
@@ -280,24 +287,22 @@ def test_every_baseline_has_its_script_and_its_requirements():
   for baseline in BASELINES:
     assert baseline.suite in SUITES
     assert (SCRIPTS / baseline.script).exists()
-    assert (SCRIPTS / f"{baseline.environment}.txt").exists()
+    assert (SCRIPTS / f"{baseline.name}.txt").exists()
 
 
-@pytest.mark.parametrize(
-  ("name", "folder", "message"),
-  [
-    ("tensors", "none", "--baselines: 'tensors' must be one of transformers"),
-    ("transformers", None, "--baselines needs --environments"),
-    ("transformers", "none", "benchmark.py --make_environments=FOLDER"),
-  ],
-)
-def test_a_baseline_that_cannot_run_is_named(tmp_path, name, folder, message):
-  folder = folder and tmp_path / folder
-  with (
-    pytest.raises(BenchmarkError, match=message),
-    run_baselines("rollout", [name], folder),
-  ):
-    pass
+def test_all_baselines_are_named_once():
+  names = ["transformers", "tunix", "trl", "trl_prm"]
+  assert read_names(["all"]) == names
+  assert read_names(["trl"]) == ["trl"] and read_names([]) == []
+
+
+def test_a_baseline_that_cannot_run_is_named(tmp_path):
+  with pytest.raises(BenchmarkError, match="must be one of transformers"):
+    read_names(["tensors"])
+  with pytest.raises(BenchmarkError, match="--baselines needs --environments"):
+    check_environments(["transformers"], None)
+  with pytest.raises(BenchmarkError, match="--make_environments=FOLDER"):
+    check_environments(["transformers"], tmp_path)
 
 
 def test_weights_are_read_from_a_folder_of_the_same_shape(tmp_path):

@@ -8,10 +8,15 @@ its results are compared with ours before it is timed (`preparation.py`).
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.baselines import preparation
-from benchmarks.baselines.process import Process, check_python, python_path
+from benchmarks.baselines.preparation import (
+  prepare_grpo,
+  prepare_iteration,
+  prepare_prm,
+  prepare_sampler,
+)
+from benchmarks.baselines.process import Process, python_path
 from benchmarks.cases import BenchmarkError, Case, Options
 from benchmarks.timing import Arm
 
@@ -21,11 +26,10 @@ class Baseline:
   """A program that is not ours, in one suite.
 
   Attributes:
-    name: name of the program; it may take part in several suites.
+    name: name of the program and of its environment, whose requirements are in
+      `scripts/NAME.txt`; it may take part in several suites.
     suite: name of the suite.
     compared_with: the arm of ours that does the same.
-    environment: name of its environment, and of the file of requirements
-      `scripts/ENVIRONMENT.txt`.
     script: in `scripts/`, run by its process.
     prepare: (process, case, options, our arm) -> arm; prepares the program for
       a case and checks its results.
@@ -34,7 +38,6 @@ class Baseline:
   name: str
   suite: str
   compared_with: str
-  environment: str
   script: str
   prepare: Callable[[Process, Case, Options, Arm], Arm]
 
@@ -44,87 +47,69 @@ BASELINES = (
     "transformers",
     "rollout",
     "generate",
-    "transformers",
     "transformers_sampler.py",
-    preparation.prepare_sampler,
+    prepare_sampler,
   ),
+  Baseline("tunix", "rollout", "generate", "tunix_sampler.py", prepare_sampler),
+  Baseline("trl", "update", "update", "trl_step.py", prepare_grpo),
   Baseline(
-    "tunix",
-    "rollout",
-    "generate",
-    "tunix",
-    "tunix_sampler.py",
-    preparation.prepare_sampler,
+    "trl", "iteration", "iteration", "trl_iteration.py", prepare_iteration
   ),
-  Baseline(
-    "trl", "update", "update", "trl", "trl_step.py", preparation.prepare_grpo
-  ),
-  Baseline(
-    "trl",
-    "iteration",
-    "iteration",
-    "trl",
-    "trl_iteration.py",
-    preparation.prepare_iteration,
-  ),
-  Baseline(
-    "trl_prm", "prm", "prm", "trl_prm", "trl_prm.py", preparation.prepare_prm
-  ),
+  Baseline("trl_prm", "prm", "prm", "trl_prm.py", prepare_prm),
 )
-# By name, in the order of "all"; two may share an environment.
-ENVIRONMENTS = {each.name: each.environment for each in BASELINES}
 
 
-def check_names(names: Iterable[str]) -> None:
-  """Raises `BenchmarkError`, naming it, if a baseline does not exist."""
-  for name in names:
-    if name not in ENVIRONMENTS:
-      raise BenchmarkError(
-        f"--baselines: {name!r} must be one of {', '.join(ENVIRONMENTS)}."
-      )
-
-
-def check_baselines(
-  names: Sequence[str], environments: pathlib.Path | None
-) -> None:
-  """Checks that baselines can run from the folder of their environments.
+def read_names(words: Sequence[str]) -> list[str]:
+  """Returns the baselines that are named, each once, or ["all"] of them.
 
   Raises:
-    BenchmarkError: if a name is unknown or an environment does not exist.
+    BenchmarkError: naming one that does not exist.
   """
-  check_names(names)
+  names = list(dict.fromkeys(baseline.name for baseline in BASELINES))
+  for word in words:
+    if word not in (*names, "all"):
+      raise BenchmarkError(
+        f"--baselines: {word!r} must be one of {', '.join(names)}."
+      )
+  return names if "all" in words else list(words)
+
+
+def check_environments(
+  names: Sequence[str], environments: pathlib.Path | None
+) -> None:
+  """Checks that the environments of baselines have been made in a folder.
+
+  Raises:
+    BenchmarkError: if they have not, or baselines are named without a folder.
+  """
   if names and environments is None:
     raise BenchmarkError(
       "--baselines needs --environments, the folder of their environments."
     )
   for name in names:
-    check_python(python_path(environments, ENVIRONMENTS[name]))
+    if not python_path(environments, name).exists():
+      raise BenchmarkError(
+        f"{python_path(environments, name)} does not exist: make the "
+        "environments of baselines by python experiments/benchmark.py "
+        "--make_environments=FOLDER."
+      )
 
 
 @contextlib.contextmanager
 def run_baselines(
   suite: str, names: Sequence[str], environments: pathlib.Path | None
 ) -> Iterator[dict[Baseline, Process]]:
-  """Starts the named baselines that have a script for a suite.
-
-  Args:
-    suite: name of the suite.
-    names: names of baselines.
-    environments: folder of their environments; None only without names.
-
-  Yields:
-    The baselines with their processes, which end with the block.
-
-  Raises:
-    BenchmarkError: as `check_baselines`.
-  """
-  check_baselines(names, environments)
+  """Starts the named baselines of a suite; they end with the block."""
   with contextlib.ExitStack() as stack:
-    processes = {}
-    for name in names:
-      for baseline in BASELINES:
-        if (baseline.name, baseline.suite) == (name, suite):
-          python = python_path(environments, baseline.environment)
-          process = Process(name, python, baseline.script)
-          processes[baseline] = stack.enter_context(process)
-    yield processes
+    yield {
+      baseline: stack.enter_context(
+        Process(
+          baseline.name,
+          python_path(environments, baseline.name),
+          baseline.script,
+        )
+      )
+      for name in names
+      for baseline in BASELINES
+      if (baseline.name, baseline.suite) == (name, suite)
+    }

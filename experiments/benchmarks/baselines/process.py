@@ -20,6 +20,11 @@ from benchmarks.cases import BenchmarkError
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
 
+def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the interpreter of an environment, whether it exists or not."""
+  return folder / name / "bin" / "python"
+
+
 def make_environment(folder: pathlib.Path, name: str) -> None:
   """Makes an environment in the folder of all, or completes it.
 
@@ -31,25 +36,10 @@ def make_environment(folder: pathlib.Path, name: str) -> None:
     [sys.executable, "-m", "venv", folder / name],
     [*install, "-r", SCRIPTS / f"{name}.txt"],
   ):
-    completed = subprocess.run(command, check=False)
-    if completed.returncode:
+    if subprocess.run(command, check=False).returncode:
       raise BenchmarkError(
         f"the environment {name} in {folder} could not be made: see above."
       )
-
-
-def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Returns the interpreter of an environment, whether it exists or not."""
-  return folder / name / "bin" / "python"
-
-
-def check_python(python: pathlib.Path | str) -> None:
-  """Raises `BenchmarkError` if an interpreter does not exist."""
-  if not pathlib.Path(python).exists():
-    raise BenchmarkError(
-      f"{python} does not exist: make the environments of baselines by "
-      "python experiments/benchmark.py --make_environments=FOLDER."
-    )
 
 
 class Process:
@@ -61,21 +51,9 @@ class Process:
       None before.
   """
 
-  def __init__(
-    self, name: str, python: pathlib.Path | str, script: pathlib.Path | str
-  ):
-    """Starts the process.
-
-    Args:
-      name: name of the baseline.
-      python: the interpreter of its environment.
-      script: a file of `scripts/`, or the absolute path of another.
-
-    Raises:
-      BenchmarkError: if the interpreter does not exist.
-    """
+  def __init__(self, name: str, python: os.PathLike, script: os.PathLike):
+    """Starts a file of `scripts/`, or one with an absolute path."""
     self.name, self.loaded = name, None
-    check_python(python)
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 Closed on exit.
     # It imports only the packages of its environment, and downloads nothing.
     variables = os.environ | {"HF_HUB_OFFLINE": "1"}

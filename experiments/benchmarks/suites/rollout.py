@@ -74,16 +74,12 @@ def rollout_phases(
 
 
 def rollout_arms(case: Case, options: Options) -> dict[str, Arm]:
-  """Prepares the samplers of a batch.
+  """Prepares the samplers of a batch, which must draw the same tokens.
 
-  Returns:
-    "generate", one compiled loop; "engine", continuous batching with a slot
-    for every response; if there are fewer `Options.engine_slots` than
-    responses, "refilled", in which prompts wait for them; and "prefill", which
-    draws the first tokens alone. The work is the tokens that are drawn.
-
-  Raises:
-    BenchmarkError: if the samplers do not draw the same tokens.
+  "generate" is one compiled loop, "engine" continuous batching with a slot for
+  every response. In "refilled", which needs more prompts than fit, prompts wait
+  for `Options.engine_slots`. "prefill" draws the first tokens alone. The work
+  is the tokens that are drawn.
   """
   arguments = generate_arguments(case, options)
   sampler = batches.sampler(case, options.weights is None)
@@ -126,10 +122,7 @@ def check_same_tokens(
   """Checks that a sampler draws the tokens of the first, up to rounding.
 
   In float32 without rounded weights, keys or values, 90 % of the tokens must
-  be equal; else nothing is checked.
-
-  Raises:
-    BenchmarkError: if fewer are equal.
+  be equal, else it raises `BenchmarkError`; otherwise nothing is checked.
   """
   equal = (jax.device_get(rollout.tokens) == first.tokens).mean()
   if options.dtype == "float32" and not options.rounded and equal < LEAST_EQUAL:

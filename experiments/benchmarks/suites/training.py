@@ -214,16 +214,9 @@ def timed_steps(
 ) -> Callable[[], float]:
   """Makes a function that takes one more step and returns its seconds.
 
-  It raises `BenchmarkError` if the update was skipped.
-
-  Args:
-    case: named in the message of an error.
-    step: (state, *batch) -> (state, metrics).
-    state: before the first step; each step starts from the state of the last.
-    *batch: the other arguments, the same each time.
-
-  Returns:
-    The function.
+  Each step starts from the state of the last: `step` takes the state and the
+  batch and returns state and metrics. It raises `BenchmarkError` if the update
+  was skipped.
   """
 
   def run() -> float:
