@@ -180,15 +180,14 @@ def run() -> None:
     raise BenchmarkError("--resume needs --json, the file to go on with.")
   names = SUITES if _SUITE.value == "all" else (_SUITE.value,)
   suites = [SUITES[name] for name in names]
-  chosen = cases.combine_blocks(suites, read_blocks())
+  blocks = read_blocks()
   machine.share_memory(with_baselines=bool(baselines))
   options = read_options()
+  chosen = cases.combine_blocks(suites, blocks, options)
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
   repeats, probe_side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
-  settings = Settings(
-    options, repeats, _SECONDS.value, probe_side, baselines, folder
-  )
+  settings = Settings(repeats, _SECONDS.value, probe_side, baselines, folder)
   description = machine.describe(sys.argv)
   saved = dataclasses.asdict(options) | {
     "repeats": repeats,

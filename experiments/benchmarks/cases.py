@@ -39,52 +39,6 @@ class BenchmarkError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
-  """One batch on one model.
-
-  Attributes:
-    suite: name of the suite.
-    model: name in `MODELS`.
-    rows: B, responses of the batch.
-    samples: G, responses per prompt; divides the rows.
-    prompt_tokens: L.
-    new_tokens: C.
-    stops: "never" if every response has C tokens; "early" if each token may
-      end the response, with a mean length of C / 2 before the cut at C.
-  """
-
-  suite: str
-  model: str
-  rows: int
-  samples: int
-  prompt_tokens: int
-  new_tokens: int
-  stops: str = "never"
-
-  @property
-  def prompts(self) -> int:
-    """P, the number of prompts."""
-    return self.rows // self.samples
-
-  @property
-  def vocab_size(self) -> int:
-    """V, the number of ids that the model knows."""
-    return MODELS[self.model].vocab_size
-
-  @property
-  def total_tokens(self) -> int:
-    """Tokens of all prompts, once per response, and of all responses."""
-    return self.rows * (self.prompt_tokens + self.new_tokens)
-
-  def __str__(self) -> str:
-    """The first columns of the case's lines in the table."""
-    return (
-      f"{self.suite:10}{self.model:18}{self.prompts:3} x {self.samples:<2}"
-      f"{self.prompt_tokens:5} + {self.new_tokens:<5}{self.stops:6}"
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class Options:
   """How the models of all cases run.
 
@@ -117,33 +71,92 @@ class Options:
   int8_matrices: bool = False
   weights: str | None = None
 
-  def model(self, name: str) -> ModelConfig:
-    """Returns the shape `name` as it is trained and scored."""
-    return dataclasses.replace(
-      MODELS[name],
-      compute_dtype=self.dtype,
-      remat=self.remat,
-      logits_chunk=self.logits_chunk,
-      attention_chunk=self.attention_chunk,
-    )
-
-  def rollout_model(self, name: str) -> ModelConfig:
-    """Returns the shape `name` as rollouts run it."""
-    return dataclasses.replace(
-      self.model(name),
-      cache_dtype=self.cache_dtype,
-      int8_matrices=self.int8_matrices,
-    )
-
   @property
   def rounded(self) -> bool:
     """Whether rollouts round weights, keys or values."""
     return self.int8_matrices or self.cache_dtype is not None
 
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """One batch on one model.
+
+  Attributes:
+    suite: name of the suite.
+    model: name in `MODELS`.
+    rows: B, responses of the batch.
+    samples: G, responses per prompt; divides the rows.
+    prompt_tokens: L.
+    new_tokens: C.
+    stops: "never" if every response has C tokens; "early" if each token may
+      end the response, with a mean length of C / 2 before the cut at C.
+    options: how the model runs.
+  """
+
+  suite: str
+  model: str
+  rows: int
+  samples: int
+  prompt_tokens: int
+  new_tokens: int
+  stops: str = "never"
+  options: Options = Options()
+
+  @property
+  def prompts(self) -> int:
+    """P, the number of prompts."""
+    return self.rows // self.samples
+
+  @property
+  def vocab_size(self) -> int:
+    """V, the number of ids that the model knows."""
+    return MODELS[self.model].vocab_size
+
+  @property
+  def model_config(self) -> ModelConfig:
+    """The model as it is trained and scored."""
+    return dataclasses.replace(
+      MODELS[self.model],
+      compute_dtype=self.options.dtype,
+      remat=self.options.remat,
+      logits_chunk=self.options.logits_chunk,
+      attention_chunk=self.options.attention_chunk,
+    )
+
+  @property
+  def rollout_config(self) -> ModelConfig:
+    """The model as rollouts run it."""
+    return dataclasses.replace(
+      self.model_config,
+      cache_dtype=self.options.cache_dtype,
+      int8_matrices=self.options.int8_matrices,
+    )
+
   @property
   def itemsize(self) -> int:
     """Bytes of a weight in the compute dtype."""
-    return jnp.dtype(self.dtype).itemsize
+    return jnp.dtype(self.options.dtype).itemsize
+
+  @property
+  def sizes(self) -> dict[str, Any]:
+    """All fields but the options, which all cases of a run share."""
+    return {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name != "options"
+    }
+
+  @property
+  def total_tokens(self) -> int:
+    """Tokens of all prompts, once per response, and of all responses."""
+    return self.rows * (self.prompt_tokens + self.new_tokens)
+
+  def __str__(self) -> str:
+    """The first columns of the case's lines in the table."""
+    return (
+      f"{self.suite:10}{self.model:18}{self.prompts:3} x {self.samples:<2}"
+      f"{self.prompt_tokens:5} + {self.new_tokens:<5}{self.stops:6}"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +165,7 @@ class Suite:
 
   Attributes:
     name: name of the suite.
-    compile_arms: (case, options) -> the compiled arms of a case by name.
+    compile_arms: case -> the compiled arms of a case by name.
     bytes_per_weight: bytes that the suite holds for each weight of the policy,
       as a function of the bytes of a weight in the compute dtype.
     stops: whether the cases differ in whether responses end early.
@@ -164,7 +177,7 @@ class Suite:
   """
 
   name: str
-  compile_arms: Callable[[Case, Options], dict[str, Any]]
+  compile_arms: Callable[[Case], dict[str, Any]]
   bytes_per_weight: Callable[[int], int]
   stops: bool = False
   all_samples: bool = False
@@ -194,7 +207,7 @@ class Block:
 
 
 def combine_blocks(
-  suites: Sequence[Suite], blocks: Sequence[Block]
+  suites: Sequence[Suite], blocks: Sequence[Block], options: Options
 ) -> list[Case]:
   """Lists the cases of blocks, suite by suite, each once.
 
@@ -207,7 +220,7 @@ def combine_blocks(
     for suite in suites
     for block in blocks
     if suite.name in block.suites
-    for case in combine(suite, block)
+    for case in combine(suite, block, options)
   }
   if not cases:
     names = ", ".join(suite.name for suite in suites)
@@ -221,7 +234,7 @@ def combine_blocks(
   return list(cases)
 
 
-def combine(suite: Suite, block: Block) -> list[Case]:
+def combine(suite: Suite, block: Block, options: Options) -> list[Case]:
   """Lists the cases of one suite that the sizes of a block allow."""
   cases = []
   for model, rows, (prompt, new) in itertools.product(
@@ -236,7 +249,7 @@ def combine(suite: Suite, block: Block) -> list[Case]:
       counts = [count for count in counts if count > 1]
     stops = block.stops if suite.stops else ("never",)
     cases += [
-      Case(suite.name, model, rows, count, prompt, new, stop)
+      Case(suite.name, model, rows, count, prompt, new, stop, options)
       for count, stop in itertools.product(counts, stops)
     ]
   return cases

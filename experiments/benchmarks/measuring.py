@@ -11,7 +11,7 @@ from benchmarks import table
 from benchmarks.baselines import Baseline, run_baselines
 from benchmarks.baselines.process import Process
 from benchmarks.bounds import Rates, count_weights
-from benchmarks.cases import BenchmarkError, Case, Options, Suite
+from benchmarks.cases import BenchmarkError, Case, Suite
 from benchmarks.machine import available_bytes, product_probe, stream_probes
 from benchmarks.results import Document, Line, Result
 from benchmarks.suites import SUITES
@@ -23,7 +23,6 @@ class Settings:
   """How every case is measured.
 
   Attributes:
-    options: how the models run.
     repeats: most repeats of each arm.
     seconds: time limit of a case's repeats, see `timing.time_interleaved`.
     probe_side: side of the matrices that the probe multiplies, None for a size
@@ -33,7 +32,6 @@ class Settings:
       baselines.
   """
 
-  options: Options
   repeats: int
   seconds: float = math.inf
   probe_side: int | None = None
@@ -74,7 +72,7 @@ def _measure_and_save(
   baselines: Mapping[Baseline, Process],
   document: Document,
 ) -> None:
-  why = why_not(case, SUITES[case.suite], settings.options, available_bytes())
+  why = why_not(case, SUITES[case.suite], available_bytes())
   if why is not None:
     _skip(case, why, document)
     return
@@ -97,16 +95,14 @@ def _skip(case: Case, why: str, document: Document) -> None:
   print(f"{case}{why}", flush=True)
 
 
-def why_not(
-  case: Case, suite: Suite, options: Options, available: int
-) -> str | None:
+def why_not(case: Case, suite: Suite, available: int) -> str | None:
   """Returns a sentence if a case does not fit into `available` bytes.
 
   The weights, gradients and moments that exist at the same time must fit;
   activations are not counted.
   """
-  weights = count_weights(options.model(case.model))
-  needed = weights * suite.bytes_per_weight(options.itemsize)
+  weights = count_weights(case.model_config)
+  needed = weights * suite.bytes_per_weight(case.itemsize)
   if needed <= available:
     return None
   return (
@@ -121,19 +117,17 @@ def measure(
   baselines: Mapping[Baseline, Process] | None = None,
 ) -> Result:
   """Times arms, running baselines and probes of the machine, interleaved."""
-  options = settings.options
-  arms = dict(SUITES[case.suite].compile_arms(case, options))
+  arms = dict(SUITES[case.suite].compile_arms(case))
   for baseline, process in (baselines or {}).items():
     ours = arms[baseline.compared_with]
     arms[baseline.name] = dataclasses.replace(
-      baseline.prepare(process, case, options, ours),
+      baseline.prepare(process, case, ours),
       phases=ours.phases,
       compared_with=baseline.compared_with,
     )
-  weights = count_weights(options.model(case.model))
-  streams = stream_probes(weights * options.itemsize)
+  streams = stream_probes(count_weights(case.model_config) * case.itemsize)
   probes = streams | {
-    "product": product_probe(options.dtype, settings.probe_side)
+    "product": product_probe(case.options.dtype, settings.probe_side)
   }
   times = time_interleaved(
     arms | probes, settings.repeats, seconds=settings.seconds

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import MODELS, BenchmarkError, Case
 from pure_jax.host import huggingface
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
@@ -50,7 +50,7 @@ def _make_init(model: ModelConfig, cast: bool) -> Callable[..., Any]:
   return jax.jit(init)
 
 
-def init_policy(case: Case, options: Options) -> Any:
+def init_policy(case: Case) -> Any:
   """Makes the weights of a policy as they are stored and trained.
 
   They are in arrays of their own, and the same in each call.
@@ -58,42 +58,38 @@ def init_policy(case: Case, options: Options) -> Any:
   Raises:
     BenchmarkError: if the folder of weights has a model of another shape.
   """
-  model = options.model(case.model)
-  if options.weights is None:
-    return _make_init(model, cast=False)(jax.random.key(0))
-  return jax.tree.map(jnp.copy, _read_weights(case.model, options, model))
+  if case.options.weights is None:
+    return _make_init(case.model_config, cast=False)(jax.random.key(0))
+  return jax.tree.map(jnp.copy, _read_weights(case.options.weights, case.model))
 
 
-def init_cast_policy(
-  case: Case, options: Options, rollout: bool = False
-) -> Any:
+def init_cast_policy(case: Case, rollout: bool = False) -> Any:
   """Makes the weights of `init_policy` in the compute dtype.
 
   Random weights are cast as they are drawn, so that the memory never holds
   all of them as they are stored. `rollout` makes those that rollouts read.
   """
-  model = (options.rollout_model if rollout else options.model)(case.model)
-  if options.weights is None:
+  model = case.rollout_config if rollout else case.model_config
+  if case.options.weights is None:
     return _make_init(model, cast=True)(jax.random.key(0))
-  return cast_to_compute_dtype(model)(init_policy(case, options))
+  return cast_to_compute_dtype(model)(init_policy(case))
 
 
-def init_prm(case: Case, options: Options, cast: bool = False) -> Any:
+def init_prm(case: Case, cast: bool = False) -> Any:
   """Makes a PRM with a random head on the policy's trunk.
 
   `cast` makes it in the compute dtype, not as it is stored and trained.
   """
   init_trunk = init_cast_policy if cast else init_policy
-  declared = prm.declare_prm(options.model(case.model))
+  declared = prm.declare_prm(case.model_config)
   head = weights.init_params(jax.random.key(1), {"score": declared["score"]})
-  params = init_trunk(case, options) | head
+  params = init_trunk(case) | head
   return {name: params[name] for name in declared}
 
 
 @functools.lru_cache(maxsize=1)
-def _read_weights(name: str, options: Options, model: ModelConfig) -> Any:
+def _read_weights(folder: str, name: str) -> Any:
   """Reads a folder that must hold a model of the named shape."""
-  folder = options.weights
   if not pathlib.Path(folder).is_dir():
     raise BenchmarkError(f"--weights={folder}: no such folder.")
   try:
@@ -105,7 +101,7 @@ def _read_weights(name: str, options: Options, model: ModelConfig) -> Any:
     for field in SHAPE
     # Files may hold numbers that were rounded to float32.
     if not math.isclose(
-      getattr(config, field), getattr(model, field), rel_tol=1e-6
+      getattr(config, field), getattr(MODELS[name], field), rel_tol=1e-6
     )
   ]
   if differences:

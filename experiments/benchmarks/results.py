@@ -187,7 +187,7 @@ class Document:
 
   def has(self, case: Case) -> bool:
     """Tells whether a case was measured; one that was skipped may work now."""
-    sizes = dataclasses.asdict(case).items()
+    sizes = case.sizes.items()
     return any(sizes <= saved.items() for saved in self._content["cases"])
 
   def add(self, result: Result) -> None:
@@ -197,7 +197,7 @@ class Document:
 
   def skip(self, case: Case, why: str) -> None:
     """Adds a case that was not measured and why, and saves the file."""
-    self._content["skipped"].append({**dataclasses.asdict(case), "why": why})
+    self._content["skipped"].append({**case.sizes, "why": why})
     self._write()
 
   def _write(self) -> None:
@@ -208,7 +208,7 @@ class Document:
 def as_json(result: Result) -> dict[str, Any]:
   """Converts a case to seconds, bytes, FLOPs and tokens for `json.dumps`."""
   return {
-    **dataclasses.asdict(result.case),
+    **result.case.sizes,
     "rates": dataclasses.asdict(result.rates),
     "probes": {
       name: list(times.seconds) for name, times in result.probes.items()

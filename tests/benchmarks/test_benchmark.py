@@ -142,11 +142,11 @@ def test_repeats_end_at_the_time_limit_but_not_before_the_second(
 
 def test_samples_divide_rows_and_update_takes_the_most():
   sizes = cases.Block((), ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS)
-  rollouts = cases.combine(SUITES["rollout"], sizes)
+  rollouts = cases.combine(SUITES["rollout"], sizes, Options())
   assert [(c.rows, c.samples) for c in rollouts if c.stops == "early"] == [
     (1, 1), (8, 1), (8, 2), (8, 8)
   ]  # fmt: skip
-  (update,) = cases.combine(SUITES["update"], sizes)
+  (update,) = cases.combine(SUITES["update"], sizes, Options())
   assert (update.rows, update.samples, update.prompts) == (8, 8, 1)
 
 
@@ -159,20 +159,22 @@ def test_blocks_add_up_and_no_case_is_measured_twice():
   )
   blocks = some, more
   names = "rollout", "score", "update"
-  combined = cases.combine_blocks([SUITES[name] for name in names], blocks)
+  combined = cases.combine_blocks(
+    [SUITES[name] for name in names], blocks, Options()
+  )
   assert [(c.suite, c.rows, c.stops) for c in combined] == [
     *(("rollout", 4, "never"), ("rollout", 4, "early")),
     *(("rollout", 8, "early"), ("score", 4, "never")),
   ]
   with pytest.raises(BenchmarkError, match=r"samples of at least 2 must divid"):
-    cases.combine_blocks([SUITES["update"]], blocks)
+    cases.combine_blocks([SUITES["update"]], blocks, Options())
 
 
 def test_the_preset_of_all_lengths_has_no_case_of_many_minutes():
   """Both models, 1 to 32 rows, short and long prompts and responses. An arm of
   the larger model draws about 150 tokens a second, in half a minute."""
   blocks = presets.PRESETS["all_lengths"].blocks
-  combined = cases.combine_blocks(list(SUITES.values()), blocks)
+  combined = cases.combine_blocks(list(SUITES.values()), blocks, Options())
   assert {case.suite for case in combined} == SUITES.keys()
   for model in ("10m", "smollm2_135m"):
     rollouts = [c for c in combined if (c.suite, c.model) == ("rollout", model)]
@@ -239,10 +241,12 @@ def test_decoding_excludes_the_prefill():
 def test_cases_that_do_not_fit_a_card_are_named():
   """AdamW of 7.6 billion weights needs 122 GB; a bfloat16 copy 15."""
   preset = presets.PRESETS["accelerator"]
-  chosen = cases.combine_blocks(list(SUITES.values()), preset.blocks)
+  chosen = cases.combine_blocks(
+    list(SUITES.values()), preset.blocks, preset.options
+  )
   reasons = {
     (case.model, case.suite): measuring.why_not(
-      case, SUITES[case.suite], preset.options, 80 * 10**9
+      case, SUITES[case.suite], 80 * 10**9
     )
     for case in chosen
   }
@@ -259,16 +263,16 @@ def test_a_case_that_runs_out_of_memory_ends_no_other(monkeypatch, tmp_path):
   path = tmp_path / "results.json"
   document = Document(path, {}, {})
 
-  def allocate_too_much(case, options):
+  def allocate_too_much(case):
     return jnp.ones(2**44).block_until_ready()
 
-  def fail(case, options):
+  def fail(case):
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
   def measure(compile_arms):
     suite = dataclasses.replace(SUITES["score"], compile_arms=compile_arms)
     monkeypatch.setitem(SUITES, "score", suite)
-    return measuring.measure_all([case], Settings(Options(), 1), document)
+    return measuring.measure_all([case], Settings(1), document)
 
   assert measure(allocate_too_much) == []
   (skipped,) = json.loads(path.read_text())["skipped"]

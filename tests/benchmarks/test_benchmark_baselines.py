@@ -53,13 +53,13 @@ def transformers():
 def arms():
   """Our samplers of the case `EARLY`; the engine is the one loop."""
 
-  def make_engine(case, options, sampler, slots):
-    model, layout = options.rollout_model(case.model), sharding.make_layout()
+  def make_engine(case, sampler, slots):
+    model, layout = case.rollout_config, sharding.make_layout()
     return rollouts.make_generate(model, sampler, case.samples, layout)
 
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(rollout, "make_engine", make_engine)
-    return rollout.rollout_arms(EARLY, Options())
+    return rollout.rollout_arms(EARLY)
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +72,15 @@ def environments():
     yield folder
 
 
-def measure(case, options, baselines):
-  return measuring.measure(case, Settings(options, 1, probe_side=16), baselines)
+def measure(case, baselines):
+  return measuring.measure(case, Settings(1, probe_side=16), baselines)
 
 
-def prepare_again(baselines, case, options, ours):
+def prepare_again(baselines, case, ours, reference):
   """With another reference of ours."""
   ((baseline, process),) = baselines.items()
-  baseline.prepare(process, case, options, ours)
+  ours = dataclasses.replace(ours, reference=reference)
+  baseline.prepare(process, case, ours)
 
 
 def test_transformers_draws_as_many_tokens_from_the_same_model(
@@ -88,10 +89,10 @@ def test_transformers_draws_as_many_tokens_from_the_same_model(
   """If its rows went on after ours ended, it would take longer."""
   ours = arms["generate"]
   compiled = dataclasses.replace(
-    SUITES["rollout"], compile_arms=lambda case, options: arms
+    SUITES["rollout"], compile_arms=lambda case: arms
   )
   monkeypatch.setitem(SUITES, "rollout", compiled)
-  result = measure(EARLY, Options(), {TRANSFORMERS: transformers})
+  result = measure(EARLY, {TRANSFORMERS: transformers})
   assert [line.name for line in result.lines] == [
     "generate", "engine", "prefill", "transformers"
   ]  # fmt: skip
@@ -119,7 +120,7 @@ def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
   never = dataclasses.replace(EARLY, stops="never")
   names = ["tunix", "transformers"]
   with run_baselines("rollout", names, environments) as baselines:
-    measured = [measure(case, Options(), baselines) for case in (never, EARLY)]
+    measured = [measure(case, baselines) for case in (never, EARLY)]
   for result in measured:
     ours, _, _, *theirs = result.lines
     assert [line.name for line in theirs] == names
@@ -136,13 +137,13 @@ def test_trl_takes_the_same_step(environments, monkeypatch):
   # With many ids it matters little that ours gives padding no probability.
   model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
   monkeypatch.setitem(MODELS, "tiny", model)
-  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  options = Options(rows_at_a_time=2)
+  case = Case("update", "tiny", 4, 2, 8, 6, options=options)
   with run_baselines("update", ["trl"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["update"].compile_arms(case, options)["update"]
-    halved = dataclasses.replace(ours, reference=ours.reference / 2)
+    result = measure(case, baselines)
+    ours = SUITES["update"].compile_arms(case)["update"]
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      prepare_again(baselines, case, options, halved)
+      prepare_again(baselines, case, ours, ours.reference / 2)
   assert [line.name for line in result.lines] == ["update", "trl"]
   assert result.lines[1].arm.baseline["versions"]["trl"]
 
@@ -152,11 +153,10 @@ def test_trl_trains_the_same_prm(environments):
   """A label next to its score token would give another loss."""
   case = Case("prm", "tiny", 4, 2, 8, 60)
   with run_baselines("prm", ["trl_prm"], environments) as baselines:
-    result = measure(case, Options(), baselines)
-    ours = SUITES["prm"].compile_arms(case, Options())["prm"]
-    other = dataclasses.replace(ours, reference=ours.reference * [1.0, 1.01])
+    result = measure(case, baselines)
+    ours = SUITES["prm"].compile_arms(case)["prm"]
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      prepare_again(baselines, case, Options(), other)
+      prepare_again(baselines, case, ours, ours.reference * [1.0, 1.01])
   assert [line.name for line in result.lines] == ["prm", "trl_prm"]
   assert result.lines[1].arm.baseline["largest_relative_difference"] < 1e-5
 
@@ -167,19 +167,17 @@ def test_trl_does_the_same_iteration(environments, monkeypatch, stops):
   """In two micro-batches, with responses of more than `MAX_STEPS` steps."""
   model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
   monkeypatch.setitem(MODELS, "tiny", model)
-  case = Case("iteration", "tiny", 4, 2, 8, 400, stops)
   options = Options(rows_at_a_time=2)
+  case = Case("iteration", "tiny", 4, 2, 8, 400, stops, options)
   with run_baselines("iteration", ["trl"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["iteration"].compile_arms(case, options)["iteration"]
+    result = measure(case, baselines)
+    ours = SUITES["iteration"].compile_arms(case)["iteration"]
     scores = ours.reference.scores
     assert (scores.steps.overflow > 0).any()
     negated = scores.replace(step_rewards=-scores.step_rewards)
     other = dataclasses.replace(ours.reference, scores=negated)
     with pytest.raises(BenchmarkError, match="iterations are not the same"):
-      prepare_again(
-        baselines, case, options, dataclasses.replace(ours, reference=other)
-      )
+      prepare_again(baselines, case, ours, other)
   ours, theirs = result.lines
   assert (ours.name, theirs.name) == ("iteration", "trl")
   assert theirs.times.work == ours.times.work
@@ -210,8 +208,8 @@ def test_iterations_are_compared_by_their_largest_difference():
 def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
   """One layer is left out, as by a wrong conversion."""
 
-  def without_a_layer(case, options):
-    params = init_policy(case, options)
+  def without_a_layer(case):
+    params = init_policy(case)
     layers = dict(params["layers"])
     layers["down"] = layers["down"].at[0].set(0.0)
     return {**params, "layers": layers}
@@ -220,7 +218,7 @@ def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
   monkeypatch.setattr(preparation, "init_policy", without_a_layer)
   monkeypatch.setattr(transformers, "loaded", None)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
-    TRANSFORMERS.prepare(transformers, EARLY, Options(), arms["generate"])
+    TRANSFORMERS.prepare(transformers, EARLY, arms["generate"])
 
 
 def test_the_torch_loop_gives_the_same_advantages():
@@ -232,7 +230,7 @@ def test_the_torch_loop_gives_the_same_advantages():
   case = Case("update", "tiny", 8, 4, 8, 60)
   batch = preparation.draw_experience(case)
   assert batch.steps.mask.sum() > 16  # Responses of several steps.
-  config = step_spec(case, Options()).credit
+  config = step_spec(case).credit
   index, mask = np.asarray(batch.steps.index), np.asarray(batch.completion_mask)
   rows, columns = mask.shape
   ends = [
@@ -306,16 +304,15 @@ def test_a_baseline_that_cannot_run_is_named(tmp_path):
 
 
 def test_weights_are_read_from_a_folder_of_the_same_shape(tmp_path):
-  params = jax.tree.map(lambda x: x + 1, init_policy(EARLY, Options()))
+  params = jax.tree.map(lambda x: x + 1, init_policy(EARLY))
   folder = tmp_path / "weights"
   huggingface.export_policy(folder, params, MODELS["tiny"], max_positions=64)
-  options = Options(weights=str(folder))
-  jax.tree.map(
-    np.testing.assert_array_equal, init_policy(EARLY, options), params
-  )
-  prm = init_prm(EARLY, options)
+  case = dataclasses.replace(EARLY, options=Options(weights=str(folder)))
+  jax.tree.map(np.testing.assert_array_equal, init_policy(case), params)
+  prm = init_prm(case)
   np.testing.assert_array_equal(prm["embedding"], params["embedding"])
   with pytest.raises(BenchmarkError, match="not of the shape 10m: it differs"):
-    init_policy(dataclasses.replace(EARLY, model="10m"), options)
+    init_policy(dataclasses.replace(case, model="10m"))
+  missing = Options(weights=str(tmp_path / "none"))
   with pytest.raises(BenchmarkError, match="no such folder"):
-    init_policy(EARLY, Options(weights=str(tmp_path / "none")))
+    init_policy(dataclasses.replace(EARLY, options=missing))

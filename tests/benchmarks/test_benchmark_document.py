@@ -59,7 +59,7 @@ def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
     started.append(suite)
     yield {}
 
-  def score_arms(case, options):
+  def score_arms(case):
     measured.append(case.rows)
     if case.rows == 4:
       raise BenchmarkError("tokens differ.")
@@ -70,7 +70,7 @@ def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(measuring, "run_baselines", run_baselines)
   path = tmp_path / "results.json"
   cases = [Case("score", "tiny", rows, 2, 8, 6) for rows in (2, 4, 6)]
-  settings = measuring.Settings(Options(), 2, probe_side=16)
+  settings = measuring.Settings(2, probe_side=16)
   failed = measuring.measure_all(cases, settings, Document(path, MACHINE, {}))
   assert failed == [cases[1]]
   assert started == ["score", "score"]

@@ -13,9 +13,14 @@ from benchmarks.timing import Arm, Times
 
 CASE = Case("rollout", "tiny", 4, 2, 8, 6)
 # One prompt waits for the slots of the other.
-EARLY, WAITING = (
-  dataclasses.replace(CASE, new_tokens=4, stops="early"),
-  Options(engine_slots=2, engine_chunk=3),
+WAITING = dataclasses.replace(
+  CASE,
+  new_tokens=4,
+  stops="early",
+  options=Options(engine_slots=2, engine_chunk=3),
+)
+ROUNDED = dataclasses.replace(
+  CASE, options=Options(cache_dtype="int8", int8_matrices=True)
 )
 
 
@@ -23,15 +28,15 @@ EARLY, WAITING = (
 def arms_of(suite):
   """Compiled once for all tests of a suite."""
   case = dataclasses.replace(CASE, suite=suite)
-  return SUITES[suite].compile_arms(case, Options())
+  return SUITES[suite].compile_arms(case)
 
 
 def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
   """A variant is compared with the first sampler before it is timed."""
 
-  def make_other(case, options, sampler, slots):
+  def make_other(case, sampler, slots):
     def sample(*arguments):
-      one_loop, _ = rollout.compile_one_loop(case, options, sampler, *arguments)
+      one_loop, _ = rollout.compile_one_loop(case, sampler, *arguments)
       drawn = one_loop(*arguments)
       return drawn.replace(tokens=drawn.tokens + 1)
 
@@ -39,7 +44,7 @@ def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
 
   monkeypatch.setattr(rollout, "make_engine", make_other)
   with pytest.raises(BenchmarkError, match="engine and generate draw differ"):
-    rollout.rollout_arms(EARLY, WAITING)
+    rollout.rollout_arms(WAITING)
 
 
 def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
@@ -52,7 +57,7 @@ def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
     return engine_config(slots, chunk)
 
   monkeypatch.setattr(rollout, "EngineConfig", record)
-  arms = rollout.rollout_arms(EARLY, WAITING)
+  arms = rollout.rollout_arms(WAITING)
   assert list(arms) == ["generate", "engine", "refilled", "prefill"]
   assert sizes == [(4, 3), (2, 3)]
   loop = arms["generate"]
@@ -65,26 +70,22 @@ def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
 
 
 def test_no_prompt_waits_if_one_has_as_many_samples_as_there_are_slots():
-  options = Options(engine_slots=4)
-  one_prompt = dataclasses.replace(CASE, rows=8, samples=8)
-  assert not rollout.prompts_wait(one_prompt, options)
-  assert rollout.prompts_wait(dataclasses.replace(CASE, rows=8), options)
+  case = dataclasses.replace(CASE, rows=8, options=Options(engine_slots=4))
+  assert not rollout.prompts_wait(dataclasses.replace(case, samples=8))
+  assert rollout.prompts_wait(case)
 
 
 def test_rollouts_may_round_the_cache_and_the_matrices():
-  options = Options(cache_dtype="int8", int8_matrices=True)
-  model = options.rollout_model("tiny")
+  model = ROUNDED.rollout_config
   assert (model.cache_dtype, model.int8_matrices) == ("int8", True)
-  assert options.model("tiny") == Options().model("tiny")
-  params, *_ = rollout.generate_arguments(CASE, options)
+  assert ROUNDED.model_config == CASE.model_config
+  params, *_ = rollout.generate_arguments(ROUNDED)
   assert params["layers"]["down"].values.dtype == np.int8
 
 
 @pytest.mark.slow
 def test_rounded_rollouts_run_and_are_not_compared_by_token():
-  options = Options(cache_dtype="int8", int8_matrices=True)
-  arms = rollout.rollout_arms(CASE, options)
-  assert arms["generate"].work == 4 * 6
+  assert rollout.rollout_arms(ROUNDED)["generate"].work == 4 * 6
 
 
 @pytest.mark.parametrize(
@@ -101,11 +102,9 @@ def test_the_needed_work_is_a_little_below_the_compiled_work(
 ):
   """Without the backward pass, a third would be left."""
   case, arms = dataclasses.replace(CASE, suite=suite), arms_of(suite)
-  compiled = dataclasses.replace(
-    SUITES[suite], compile_arms=lambda case, options: arms
-  )
+  compiled = dataclasses.replace(SUITES[suite], compile_arms=lambda case: arms)
   monkeypatch.setitem(SUITES, suite, compiled)
-  result = measuring.measure(case, Settings(Options(), 1, probe_side=16))
+  result = measuring.measure(case, Settings(1, probe_side=16))
   assert [line.name for line in result.lines] == [suite]
   assert f"never {suite} " in table.as_text(result)
   saved = results.as_json(result)
@@ -127,7 +126,7 @@ def test_an_iteration_needs_the_work_of_the_other_suites():
   """Its bound is the sum of theirs."""
   iteration = arms_of("iteration")["iteration"]
   expected = [
-    *rollout.rollout_phases(CASE, Options(), np.full(4, 6)),
+    *rollout.rollout_phases(CASE, np.full(4, 6)),
     *arms_of("score")["score"].phases,
     *arms_of("update")["update"].phases,
   ]
@@ -160,8 +159,9 @@ def test_packed_texts_differ_in_length():
 def test_packed_rows_take_the_same_step():
   """One loss and one gradient, in rows of three kinds and two micro-batches;
   the work counts no padding."""
-  case = dataclasses.replace(CASE, suite="packing", new_tokens=16)
-  arms = SUITES["packing"].compile_arms(case, Options(rows_at_a_time=2))
+  options = Options(rows_at_a_time=2)
+  case = dataclasses.replace(CASE, new_tokens=16, options=options)
+  arms = SUITES["packing"].compile_arms(case)
   assert list(arms) == ["own rows", "shorter rows", "packed rows"]
   texts = batches.draw_unequal_rollout(case)
   tokens = np.asarray(texts.prompt_mask).sum(axis=1)

@@ -17,7 +17,7 @@ from benchmarks.baselines.preparation import (
   prepare_sampler,
 )
 from benchmarks.baselines.process import Process, python_path
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import BenchmarkError, Case
 from benchmarks.timing import Arm
 
 
@@ -31,7 +31,7 @@ class Baseline:
     suite: name of the suite.
     compared_with: the arm of ours that does the same.
     script: in `scripts/`, run by its process.
-    prepare: (process, case, options, our arm) -> arm; prepares the program for
+    prepare: (process, case, our arm) -> arm; prepares the program for
       a case and checks its results.
   """
 
@@ -39,7 +39,7 @@ class Baseline:
   suite: str
   compared_with: str
   script: str
-  prepare: Callable[[Process, Case, Options, Arm], Arm]
+  prepare: Callable[[Process, Case, Arm], Arm]
 
 
 BASELINES = (

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import batches
 from benchmarks.baselines.process import Process
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy, init_policy, init_prm
 from benchmarks.suites.iteration import IterationReference
 from benchmarks.suites.training import OPTIMIZER, SCORING, step_spec
@@ -45,14 +45,12 @@ TRAINING_ARGUMENTS = {
 }
 
 
-def _load(
-  process: Process, case: Case, options: Options, *kinds: str
-) -> dict[str, Any]:
+def _load(process: Process, case: Case, *kinds: str) -> dict[str, Any]:
   """Exports our weights, "policy" or "prm", and has the process read them.
 
   Returns the versions of its packages.
   """
-  model = options.model(case.model)
+  model = case.model_config
   writers = {
     "policy": (huggingface.export_policy, init_policy),
     "prm": (huggingface.export_prm, init_prm),
@@ -61,8 +59,8 @@ def _load(
     paths = {kind: str(pathlib.Path(folder) / kind) for kind in kinds}
     for kind, path in paths.items():
       export, init = writers[kind]
-      export(path, init(case, options), model, max_positions=MAX_POSITIONS)
-    return process.call("load", **paths, dtype=options.dtype)
+      export(path, init(case), model, max_positions=MAX_POSITIONS)
+    return process.call("load", **paths, dtype=case.options.dtype)
 
 
 def _arm(
@@ -92,9 +90,7 @@ def _arm(
   return Arm(run, ours.work, baseline=baseline, ran=ran)
 
 
-def prepare_sampler(
-  process: Process, case: Case, options: Options, ours: Arm
-) -> Arm:
+def prepare_sampler(process: Process, case: Case, ours: Arm) -> Arm:
   """Prepares a sampler and compares greedy tokens.
 
   Sampling is timed. A row of the baseline ends where ours did, so that both
@@ -116,11 +112,11 @@ def prepare_sampler(
     BenchmarkError: if a greedy token differs in float32, or later the number
       of sampled tokens.
   """
-  weights = case.model, options
+  weights = case.model_config, case.options.weights
   if process.loaded is None or process.loaded[0] != weights:
-    process.loaded = weights, _load(process, case, options, "policy")
+    process.loaded = weights, _load(process, case, "policy")
   _, info = process.loaded
-  equal = _compare_greedy_tokens(process, case, options)
+  equal = _compare_greedy_tokens(process, case)
   process.call(
     "prepare",
     **_prompts(case),
@@ -138,19 +134,17 @@ def _prompts(case: Case) -> dict[str, Any]:
   return {"tokens": tokens.tolist(), "pad_id": batches.PAD_ID}
 
 
-def _compare_greedy_tokens(
-  process: Process, case: Case, options: Options
-) -> float:
+def _compare_greedy_tokens(process: Process, case: Case) -> float:
   """Decodes greedily in both; returns the share of equal tokens."""
   new_tokens = min(COMPARED_TOKENS, case.new_tokens)
   generate = rollouts.make_generate(
-    options.model(case.model),
+    case.model_config,
     batches.plain_sampler(new_tokens, temperature=0.0),
     1,
     sharding.make_layout(),
   )
   ours = generate(
-    init_cast_policy(case, options),
+    init_cast_policy(case),
     batches.draw_prompts(case),
     jax.random.key(0),
   )
@@ -164,7 +158,7 @@ def _compare_greedy_tokens(
   )
   process.call("run")
   equal = np.asarray(ours.tokens) == np.array(process.call("answer")["tokens"])
-  if options.dtype == "float32" and not equal.all():
+  if case.options.dtype == "float32" and not equal.all():
     row, token = np.argwhere(~equal)[0]
     raise BenchmarkError(
       f"{case}: greedy tokens differ, first in row {row} at token {token}: "
@@ -173,15 +167,17 @@ def _compare_greedy_tokens(
   return float(equal.mean())
 
 
-def _trainer_fields(case: Case, options: Options) -> dict[str, Any]:
+def _trainer_fields(case: Case) -> dict[str, Any]:
   """The fields of `TrainerConfig` in `scripts/trl_step.py`."""
   return {
     "rows": case.rows,
     "samples": case.samples,
     "new_tokens": case.new_tokens,
-    "micro_batches": count_micro_batches(case.rows, options.rows_at_a_time),
+    "micro_batches": count_micro_batches(
+      case.rows, case.options.rows_at_a_time
+    ),
     "pad_id": batches.PAD_ID,
-    "remat": options.remat in ("layer", "offload"),
+    "remat": case.options.remat in ("layer", "offload"),
     "optimizer": TRAINING_ARGUMENTS,
   }
 
@@ -193,21 +189,19 @@ def draw_experience(case: Case) -> Experience:
   return jax.jit(experience_from)(batch, table)
 
 
-def prepare_grpo(
-  process: Process, case: Case, options: Options, ours: Arm
-) -> Arm:
+def prepare_grpo(process: Process, case: Case, ours: Arm) -> Arm:
   """Prepares the step of TRL's GRPOTrainer, given our advantages.
 
   Raises:
     BenchmarkError: if the steps differ, see `_compare_step`.
   """
-  info = _load(process, case, options, "policy")
+  info = _load(process, case, "policy")
   rollout, experience = batches.draw_rollout(case), draw_experience(case)
-  credit = step_spec(case, options).credit
+  credit = step_spec(case).credit
   advantages, _ = jax.jit(pure_advantages, static_argnums=1)(experience, credit)
   process.call(
     "prepare",
-    trainer=_trainer_fields(case, options),
+    trainer=_trainer_fields(case),
     prompts=np.asarray(rollout.prompt_tokens).tolist(),
     completions=np.asarray(rollout.tokens).tolist(),
     advantages=np.asarray(advantages).tolist(),
@@ -215,18 +209,16 @@ def prepare_grpo(
   )
   # Only ours gives padding no probability.
   tolerance = MOST_DIFFERENT + 2 / case.vocab_size
-  return _compare_step(process, case, options, ours, info, tolerance)
+  return _compare_step(process, case, ours, info, tolerance)
 
 
-def prepare_prm(
-  process: Process, case: Case, options: Options, ours: Arm
-) -> Arm:
+def prepare_prm(process: Process, case: Case, ours: Arm) -> Arm:
   """Prepares the step of TRL's PRMTrainer on texts with score tokens.
 
   Raises:
     BenchmarkError: if the steps differ, see `_compare_step`.
   """
-  info = _load(process, case, options, "prm")
+  info = _load(process, case, "prm")
   inputs, _ = jax.device_get(
     jax.jit(prm_inputs, static_argnums=0)(
       SCORING, batches.separator_table(case), batches.draw_rollout(case)
@@ -240,18 +232,17 @@ def prepare_prm(
     labels.append(row_labels[steps].tolist())
   process.call(
     "prepare",
-    trainer=_trainer_fields(case, options),
+    trainer=_trainer_fields(case),
     texts=texts,
     score_positions=positions,
     labels=labels,
   )
-  return _compare_step(process, case, options, ours, info, MOST_DIFFERENT)
+  return _compare_step(process, case, ours, info, MOST_DIFFERENT)
 
 
 def _compare_step(
   process: Process,
   case: Case,
-  options: Options,
   ours: Arm,
   info: Mapping[str, Any],
   tolerance: float,
@@ -264,7 +255,7 @@ def _compare_step(
   answer = process.call("answer")
   theirs = np.array([answer["loss"], answer["grad_norm"]])
   difference = float(np.abs(theirs / ours.reference - 1).max())
-  if options.dtype == "float32" and not difference < tolerance:
+  if case.options.dtype == "float32" and not difference < tolerance:
     raise BenchmarkError(
       f"{case}: loss and gradient norm of {process.name} are {theirs}, ours "
       f"{ours.reference}: the steps are not the same."
@@ -273,9 +264,7 @@ def _compare_step(
   return _arm(process, case, ours, info, ran=True)
 
 
-def prepare_iteration(
-  process: Process, case: Case, options: Options, ours: Arm
-) -> Arm:
+def prepare_iteration(process: Process, case: Case, ours: Arm) -> Arm:
   """Prepares transformers' generate, a PRM, and the step of TRL's GRPOTrainer.
 
   An iteration on given responses is compared. The arm's responses are as long
@@ -286,12 +275,12 @@ def prepare_iteration(
       number of tokens.
   """
   # Loaded for each case: the weights of the last one have been trained.
-  info = _load(process, case, options, "policy", "prm")
+  info = _load(process, case, "policy", "prm")
   process.call(
     "prepare",
-    trainer=_trainer_fields(case, options),
+    trainer=_trainer_fields(case),
     rules={
-      "temperature": step_spec(case, options).credit.temperature,
+      "temperature": step_spec(case).credit.temperature,
       "separator_id": batches.SEPARATOR_ID,
       "eos_id": batches.EOS_ID,
       "score_id": batches.SCORE_ID,
@@ -306,7 +295,9 @@ def prepare_iteration(
   differences = largest_differences(answer, ours.reference)
   # Only ours gives padding no probability.
   allowed = MOST_DIFFERENT + 2 / case.vocab_size
-  if options.dtype == "float32" and not max(differences.values()) < allowed:
+  if (
+    case.options.dtype == "float32" and not max(differences.values()) < allowed
+  ):
     raise BenchmarkError(
       f"{case}: {process.name} differs in {differences}, more than "
       f"{allowed:.2g}: the iterations are not the same."

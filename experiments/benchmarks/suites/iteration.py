@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from benchmarks import batches, bounds
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import cast_to_compute_dtype
 from benchmarks.suites.rollout import (
   compile_one_loop,
@@ -53,25 +53,25 @@ class IterationReference:
   grad_norm: float
 
 
-def iteration_arms(case: Case, options: Options) -> dict[str, Arm]:
+def iteration_arms(case: Case) -> dict[str, Arm]:
   """Prepares three compiled functions that run one after the other.
 
   The prompts are on the device, and the outcomes are given: a run grades on
   the host while the device computes the scores. The one arm is "iteration";
   its work is the tokens that are drawn.
   """
-  cast = cast_to_compute_dtype(options.rollout_model(case.model))
-  rollout_params, prompts, key = generate_arguments(case, options)
-  sampler = batches.sampler(case, options.weights is None)
+  cast = cast_to_compute_dtype(case.rollout_config)
+  rollout_params, prompts, key = generate_arguments(case)
+  sampler = batches.sampler(case, case.options.weights is None)
   generate, generate_compilation = compile_one_loop(
-    case, options, sampler, rollout_params, prompts, key
+    case, sampler, rollout_params, prompts, key
   )
-  state, frozen = start_state(case, options), init_frozen(case, options)
+  state, frozen = start_state(case), init_frozen(case)
 
   given = batches.draw_rollout(case)
   outcomes = batches.draw_scored_batch(case, given)
   score_arguments = state.params, *frozen, given, prm_prompts(given)
-  spec = step_spec(case, options)
+  spec = step_spec(case)
   score, score_compilation = compile_call(make_score(spec), *score_arguments)
   scores, _ = score(*score_arguments)
   batch = outcomes.replace(scores=scores)
@@ -99,9 +99,9 @@ def iteration_arms(case: Case, options: Options) -> dict[str, Arm]:
   )
   inserted = np.asarray(drawn_scores.steps.mask).sum(axis=1)
   arm = Arm(
-    _timed_iterations(case, options, iterate, lengths.sum()),
+    _timed_iterations(case, iterate, lengths.sum()),
     int(lengths.sum()),
-    _phases(case, options, lengths, inserted),
+    _phases(case, lengths, inserted),
     _sum_up(generate_compilation, score_compilation, update_compilation),
     reference,
   )
@@ -110,12 +110,11 @@ def iteration_arms(case: Case, options: Options) -> dict[str, Arm]:
 
 def _timed_iterations(
   case: Case,
-  options: Options,
   iterate: Callable[[Any], tuple[Any, ...]],
   expected: int,
 ) -> Callable[[], float]:
   """Makes a function that iterates from the last state, in seconds."""
-  state = start_state(case, options)
+  state = start_state(case)
 
   def run() -> float:
     nonlocal state
@@ -135,14 +134,14 @@ def _timed_iterations(
 
 
 def _phases(
-  case: Case, options: Options, lengths: np.ndarray, inserted: np.ndarray
+  case: Case, lengths: np.ndarray, inserted: np.ndarray
 ) -> list[bounds.Phase]:
   """The phases of the three functions, one after the other."""
-  model, L = options.model(case.model), case.prompt_tokens
-  forward = bounds.read_phase(model, L, lengths, options.itemsize)
+  model, L = case.model_config, case.prompt_tokens
+  forward = bounds.read_phase(model, L, lengths, case.itemsize)
   return [
-    *rollout_phases(case, options, lengths),
-    *bounds.score_phases(model, L, lengths, inserted, options.itemsize),
+    *rollout_phases(case, lengths),
+    *bounds.score_phases(model, L, lengths, inserted, case.itemsize),
     *bounds.gradient_phases(forward, bounds.count_weights(model)),
   ]
 

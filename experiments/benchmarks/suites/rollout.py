@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from benchmarks import batches, bounds
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy
 from benchmarks.timing import Arm, Compilation, compile_call, timed
 from pure_jax.parallel import sharding
@@ -25,55 +25,51 @@ LEAST_EQUAL = 0.9
 
 
 def compile_one_loop(
-  case: Case, options: Options, sampler: SamplingConfig, *arguments: Any
+  case: Case, sampler: SamplingConfig, *arguments: Any
 ) -> tuple[Generate, Compilation]:
   """Compiles a rollout as one function of weights, prompts and key."""
-  model, layout = options.rollout_model(case.model), sharding.make_layout()
+  model, layout = case.rollout_config, sharding.make_layout()
   generate = rollouts.make_generate(model, sampler, case.samples, layout)
   return compile_call(generate, *arguments)
 
 
-def make_engine(
-  case: Case, options: Options, sampler: SamplingConfig, slots: int
-) -> Generate:
+def make_engine(case: Case, sampler: SamplingConfig, slots: int) -> Generate:
   """Makes a rollout with continuous batching.
 
   The function of weights, prompts and key compiles its programs when they are
   first needed.
   """
   engine = rollouts.make_engine(
-    options.rollout_model(case.model),
+    case.rollout_config,
     sampler,
     case.samples,
     sharding.make_layout(),
-    EngineConfig(slots, options.engine_chunk),
+    EngineConfig(slots, case.options.engine_chunk),
   )
   return engine.generate
 
 
-def generate_arguments(case: Case, options: Options) -> tuple[Any, ...]:
+def generate_arguments(case: Case) -> tuple[Any, ...]:
   """Makes weights as rollouts read them, prompts and a key."""
   return (
-    init_cast_policy(case, options, rollout=True),
+    init_cast_policy(case, rollout=True),
     batches.draw_prompts(case),
     jax.random.key(1),
   )
 
 
-def rollout_phases(
-  case: Case, options: Options, lengths: np.ndarray
-) -> list[bounds.Phase]:
+def rollout_phases(case: Case, lengths: np.ndarray) -> list[bounds.Phase]:
   """Returns the work of a rollout whose responses have `lengths` [B]."""
   return bounds.rollout_phases(
-    options.model(case.model),
+    case.model_config,
     case.prompts,
     case.prompt_tokens,
     lengths,
-    options.itemsize,
+    case.itemsize,
   )
 
 
-def rollout_arms(case: Case, options: Options) -> dict[str, Arm]:
+def rollout_arms(case: Case) -> dict[str, Arm]:
   """Prepares the samplers of a batch, which must draw the same tokens.
 
   "generate" is one compiled loop, "engine" continuous batching with a slot for
@@ -81,43 +77,43 @@ def rollout_arms(case: Case, options: Options) -> dict[str, Arm]:
   for `Options.engine_slots`. "prefill" draws the first tokens alone. The work
   is the tokens that are drawn.
   """
-  arguments = generate_arguments(case, options)
-  sampler = batches.sampler(case, options.weights is None)
-  generate, compilation = compile_one_loop(case, options, sampler, *arguments)
+  arguments = generate_arguments(case)
+  sampler = batches.sampler(case, case.options.weights is None)
+  generate, compilation = compile_one_loop(case, sampler, *arguments)
   # The same key each time: the same tokens, so the same work.
   first = jax.device_get(generate(*arguments))
   lengths = first.completion_mask.sum(axis=1)
   loop = Arm(
     timed(generate, *arguments),
     int(lengths.sum()),
-    rollout_phases(case, options, lengths),
+    rollout_phases(case, lengths),
     compilation,
     lengths,
     ran=True,
   )
   arms = {"generate": loop}
   slots = {"engine": case.rows}
-  if prompts_wait(case, options):
-    slots["refilled"] = options.engine_slots
+  if prompts_wait(case):
+    slots["refilled"] = case.options.engine_slots
   for name, count in slots.items():
-    sample = make_engine(case, options, sampler, count)
-    check_same_tokens(case, options, name, sample(*arguments), first)
+    sample = make_engine(case, sampler, count)
+    check_same_tokens(case, name, sample(*arguments), first)
     arms[name] = dataclasses.replace(
       loop,
       run=timed(sample, *arguments),
       compilation=None,
       compared_with="generate",
     )
-  return arms | {"prefill": _prefill(case, options, *arguments)}
+  return arms | {"prefill": _prefill(case, *arguments)}
 
 
-def prompts_wait(case: Case, options: Options) -> bool:
+def prompts_wait(case: Case) -> bool:
   """Tells whether `Options.engine_slots` are too few for all prompts."""
-  return max(1, options.engine_slots // case.samples) < case.prompts
+  return max(1, case.options.engine_slots // case.samples) < case.prompts
 
 
 def check_same_tokens(
-  case: Case, options: Options, name: str, rollout: Rollout, first: Rollout
+  case: Case, name: str, rollout: Rollout, first: Rollout
 ) -> None:
   """Checks that a sampler draws the tokens of the first, up to rounding.
 
@@ -125,16 +121,20 @@ def check_same_tokens(
   be equal, else it raises `BenchmarkError`; otherwise nothing is checked.
   """
   equal = (jax.device_get(rollout.tokens) == first.tokens).mean()
-  if options.dtype == "float32" and not options.rounded and equal < LEAST_EQUAL:
+  if (
+    case.options.dtype == "float32"
+    and not case.options.rounded
+    and equal < LEAST_EQUAL
+  ):
     raise BenchmarkError(
       f"{case}: {name} and generate draw different tokens: {equal:.0%} are "
       "the same."
     )
 
 
-def _prefill(case: Case, options: Options, *arguments: Any) -> Arm:
+def _prefill(case: Case, *arguments: Any) -> Arm:
   """Reads the prompts and draws one token for each response."""
   sampler = batches.plain_sampler(1)
-  prefill, compilation = compile_one_loop(case, options, sampler, *arguments)
-  phases = rollout_phases(case, options, np.ones(case.rows, int))
+  prefill, compilation = compile_one_loop(case, sampler, *arguments)
+  phases = rollout_phases(case, np.ones(case.rows, int))
   return Arm(timed(prefill, *arguments), case.rows, phases, compilation)

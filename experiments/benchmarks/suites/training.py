@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks import batches, bounds
-from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy, init_policy, init_prm
 from benchmarks.timing import (
   Arm,
@@ -35,9 +35,9 @@ SCORING = ScoreConfig(batches.MAX_STEPS)
 OPTIMIZER = OptimConfig(learning_rate=1e-6)
 
 
-def step_spec(case: Case, options: Options) -> StepSpec:
+def step_spec(case: Case) -> StepSpec:
   """Specifies the scores and the update of a case, with the default credit."""
-  model = options.model(case.model)
+  model = case.model_config
   return StepSpec(
     model,
     model,
@@ -46,15 +46,15 @@ def step_spec(case: Case, options: Options) -> StepSpec:
     batches.separator_table(case),
     Layouts.same(sharding.make_layout()),
     credit=CreditConfig(group_size=case.samples),
-    micro_batch_rows=options.rows_at_a_time,
+    micro_batch_rows=case.options.rows_at_a_time,
   )
 
 
-def init_frozen(case: Case, options: Options) -> tuple[Any, Any]:
+def init_frozen(case: Case) -> tuple[Any, Any]:
   """Makes a reference and a PRM on the same trunk, in the compute dtype."""
   return (
-    init_cast_policy(case, options),
-    init_prm(case, options, cast=True),
+    init_cast_policy(case),
+    init_prm(case, cast=True),
   )
 
 
@@ -69,49 +69,49 @@ def count_steps(case: Case, rollout: Rollout) -> np.ndarray:
   return np.asarray(batch.scores.steps.mask).sum(axis=1)
 
 
-def score_arms(case: Case, options: Options) -> dict[str, Arm]:
+def score_arms(case: Case) -> dict[str, Arm]:
   """Prepares old and reference log-probs and rewards of a PRM.
 
   The one arm is "score"; its work is the tokens of prompts and responses.
   """
   rollout = batches.draw_rollout(case)
   arguments = (
-    init_cast_policy(case, options),
-    *init_frozen(case, options),
+    init_cast_policy(case),
+    *init_frozen(case),
     rollout,
     prm_prompts(rollout),
   )
-  score = make_score(step_spec(case, options))
+  score = make_score(step_spec(case))
   compiled, compilation = compile_call(score, *arguments)
   phases = bounds.score_phases(
-    options.model(case.model),
+    case.model_config,
     case.prompt_tokens,
     [case.new_tokens] * case.rows,
     count_steps(case, rollout),
-    options.itemsize,
+    case.itemsize,
   )
   run = timed(compiled, *arguments)
   return {"score": Arm(run, case.total_tokens, phases, compilation)}
 
 
-def start_state(case: Case, options: Options) -> train.TrainState:
+def start_state(case: Case) -> train.TrainState:
   """Makes the policy's state before its first update."""
-  declared = policy.declare_policy(options.model(case.model))
-  params = init_policy(case, options)
+  declared = policy.declare_policy(case.model_config)
+  params = init_policy(case)
   optimizer = make_optimizer(OPTIMIZER)
   return train.start_state(params, declared, optimizer, sharding.make_layout())
 
 
-def update_arms(case: Case, options: Options) -> dict[str, Arm]:
+def update_arms(case: Case) -> dict[str, Arm]:
   """Prepares an update on responses of the full length.
 
   The one arm is "update"; its work is the tokens of prompts and responses.
   """
   rollout = batches.draw_rollout(case)
-  return _updates(case, options, rollout, {"update": None})
+  return _updates(case, rollout, {"update": None})
 
 
-def packing_arms(case: Case, options: Options) -> dict[str, Arm]:
+def packing_arms(case: Case) -> dict[str, Arm]:
   """Prepares an update on texts of different lengths, in three layouts.
 
   "own rows" has one text in each row of L + C columns; "shorter rows" one text
@@ -122,13 +122,15 @@ def packing_arms(case: Case, options: Options) -> dict[str, Arm]:
   rollout = batches.draw_unequal_rollout(case)
   longest = int(sum(_text_lengths(rollout)).max())
   columns = case.prompt_tokens + case.new_tokens
-  rows = case.rows // count_micro_batches(case.rows, options.rows_at_a_time)
+  rows = case.rows // count_micro_batches(
+    case.rows, case.options.rows_at_a_time
+  )
   row_shapes = {
     "own rows": None,
     "shorter rows": RowShape(longest, rows, shared=False),
     "packed rows": RowShape(columns, rows),
   }
-  return _updates(case, options, rollout, row_shapes)
+  return _updates(case, rollout, row_shapes)
 
 
 def _text_lengths(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
@@ -140,20 +142,19 @@ def _text_lengths(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 def _updates(
   case: Case,
-  options: Options,
   rollout: Rollout,
   row_shapes: Mapping[str, RowShape | None],
 ) -> dict[str, Arm]:
   """Arms of one update in several layouts; the first is not a variant."""
-  model = options.model(case.model)
+  model = case.model_config
   lengths = _text_lengths(rollout)
-  forward = bounds.read_phase(model, *lengths, options.itemsize)
+  forward = bounds.read_phase(model, *lengths, case.itemsize)
   phases = bounds.gradient_phases(forward, bounds.count_weights(model))
   batch = batches.draw_scored_batch(case, rollout), {}
-  spec = step_spec(case, options)
+  spec = step_spec(case)
   first, arms = next(iter(row_shapes)), {}
   for name, row_shape in row_shapes.items():
-    state = start_state(case, options)
+    state = start_state(case)
     step, compilation = compile_call(
       train.make_update(spec, make_optimizer(OPTIMIZER), row_shape),
       state,
@@ -172,17 +173,17 @@ def _updates(
   return arms
 
 
-def prm_arms(case: Case, options: Options) -> dict[str, Arm]:
+def prm_arms(case: Case) -> dict[str, Arm]:
   """Prepares a gradient step of a PRM with AdamW; all rows are one micro-batch.
 
   The one arm is "prm"; its work is the tokens of prompts and responses.
   """
-  model, layout = options.model(case.model), sharding.make_layout()
+  model, layout = case.model_config, sharding.make_layout()
   table = batches.separator_table(case)
   optimizer = make_optimizer(OPTIMIZER)
   rollout, labels = batches.draw_rollout(case), batches.draw_labels(case)
   declared, _ = split_prm_params(prm.declare_prm(model), head_only=False)
-  params, frozen = split_prm_params(init_prm(case, options), head_only=False)
+  params, frozen = split_prm_params(init_prm(case), head_only=False)
   state = train.start_state(params, declared, optimizer, layout)
   batch = jax.device_put((frozen, rollout, labels, np.ones_like(labels, bool)))
   step, compilation = compile_call(
@@ -195,7 +196,7 @@ def prm_arms(case: Case, options: Options) -> dict[str, Arm]:
     model,
     case.prompt_tokens,
     case.new_tokens + count_steps(case, rollout),
-    options.itemsize,
+    case.itemsize,
     logits=False,
   )
   arm = Arm(
