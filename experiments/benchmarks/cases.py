@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -140,11 +140,9 @@ class Case:
   @property
   def sizes(self) -> dict[str, Any]:
     """All fields but the options, which all cases of a run share."""
-    return {
-      field.name: getattr(self, field.name)
-      for field in dataclasses.fields(self)
-      if field.name != "options"
-    }
+    fields = dataclasses.asdict(self)
+    del fields["options"]
+    return fields
 
   @property
   def total_tokens(self) -> int:
@@ -220,7 +218,7 @@ def combine_blocks(
     for suite in suites
     for block in blocks
     if suite.name in block.suites
-    for case in combine(suite, block, options)
+    for case in _combine(suite, block, options)
   }
   if not cases:
     names = ", ".join(suite.name for suite in suites)
@@ -234,9 +232,8 @@ def combine_blocks(
   return list(cases)
 
 
-def combine(suite: Suite, block: Block, options: Options) -> list[Case]:
-  """Lists the cases of one suite that the sizes of a block allow."""
-  cases = []
+def _combine(suite: Suite, block: Block, options: Options) -> Iterator[Case]:
+  """The cases of one suite that the sizes of a block allow."""
   for model, rows, (prompt, new) in itertools.product(
     block.models, block.rows, block.lengths
   ):
@@ -245,14 +242,10 @@ def combine(suite: Suite, block: Block, options: Options) -> list[Case]:
     counts = [count for count in block.samples if rows % count == 0]
     if not suite.all_samples:
       counts = counts and [max(counts)]
-    if suite.compares:
-      counts = [count for count in counts if count > 1]
     stops = block.stops if suite.stops else ("never",)
-    cases += [
-      Case(suite.name, model, rows, count, prompt, new, stop, options)
-      for count, stop in itertools.product(counts, stops)
-    ]
-  return cases
+    for count, stop in itertools.product(counts, stops):
+      if count > 1 or not suite.compares:
+        yield Case(suite.name, model, rows, count, prompt, new, stop, options)
 
 
 def parse_sizes(**flags: Sequence[str] | None) -> dict[str, tuple[Any, ...]]:
@@ -263,39 +256,29 @@ def parse_sizes(**flags: Sequence[str] | None) -> dict[str, tuple[Any, ...]]:
   Raises:
     BenchmarkError: naming the flag of a word that cannot be parsed.
   """
-  parsers = {
-    "models": lambda flag, word: _parse_name(flag, word, MODELS),
-    "rows": _parse_count,
-    "samples": _parse_count,
-    "lengths": _parse_lengths,
-    "stops": lambda flag, word: _parse_name(flag, word, STOPS),
-  }
   return {
-    flag: tuple(parsers[flag](flag, word) for word in words)
+    flag: tuple(_parse_word(flag, word) for word in words)
     for flag, words in flags.items()
     if words is not None
   }
 
 
-def _parse_name(flag: str, word: str, allowed: Collection[str]) -> str:
-  if word not in allowed:
-    raise BenchmarkError(
-      f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
-    )
-  return word
-
-
-def _parse_count(flag: str, word: str) -> int:
-  if not word.isdecimal() or int(word) < 1:
+def _parse_word(flag: str, word: str) -> str | int | tuple[int, int]:
+  names = {"models": MODELS, "stops": STOPS}.get(flag)
+  if names is not None:
+    if word not in names:
+      raise BenchmarkError(
+        f"--{flag}: {word!r} must be one of {', '.join(names)}."
+      )
+    return word
+  numbers = word.split(":")
+  positive = all(x.isdecimal() and int(x) > 0 for x in numbers)
+  if flag == "lengths":
+    if not positive or len(numbers) != 2:
+      raise BenchmarkError(
+        f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
+      )
+    return int(numbers[0]), int(numbers[1])
+  if not positive or len(numbers) != 1:
     raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
   return int(word)
-
-
-def _parse_lengths(flag: str, word: str) -> tuple[int, int]:
-  try:
-    prompt, new = (_parse_count(flag, number) for number in word.split(":"))
-  except (ValueError, BenchmarkError) as error:
-    raise BenchmarkError(
-      f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
-    ) from error
-  return prompt, new

@@ -132,9 +132,7 @@ def compile_call(
 
 
 def time_interleaved(
-  arms: Mapping[str, Arm],
-  repeats: int,
-  seconds: float = math.inf,
+  arms: Mapping[str, Arm], repeats: int, seconds: float = math.inf
 ) -> dict[str, Times]:
   """Times all arms in at most `repeats` rounds, each arm once per round.
 

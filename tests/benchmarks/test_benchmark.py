@@ -141,12 +141,14 @@ def test_repeats_end_at_the_time_limit_but_not_before_the_second(
 
 
 def test_samples_divide_rows_and_update_takes_the_most():
-  sizes = cases.Block((), ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS)
-  rollouts = cases.combine(SUITES["rollout"], sizes, Options())
+  block = cases.Block(
+    SUITES, ("tiny",), (1, 8), (1, 2, 8), ((8, 6),), cases.STOPS
+  )
+  rollouts = cases.combine_blocks([SUITES["rollout"]], [block], Options())
   assert [(c.rows, c.samples) for c in rollouts if c.stops == "early"] == [
     (1, 1), (8, 1), (8, 2), (8, 8)
   ]  # fmt: skip
-  (update,) = cases.combine(SUITES["update"], sizes, Options())
+  (update,) = cases.combine_blocks([SUITES["update"]], [block], Options())
   assert (update.rows, update.samples, update.prompts) == (8, 8, 1)
 
 

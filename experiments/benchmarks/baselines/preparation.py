@@ -1,7 +1,7 @@
 """Prepares a baseline for a case, and checks that it computes the same as ours.
 
 Each program gets our weights as a folder and our batch as lists, and times
-itself.
+itself. A result that differs from ours in float32 raises `BenchmarkError`.
 """
 
 import pathlib
@@ -35,6 +35,8 @@ COMPARED_TOKENS = 16
 # In float32: of log-probs in nats, rewards and the loss of an iteration, and of
 # the gradient's norm as a share; of loss and norm of an update as a share.
 MOST_DIFFERENT = 1e-3
+# Label of a token that transformers' losses leave out.
+UNLABELLED = -100
 # The fields of our optimizer under the names of transformers.
 TRAINING_ARGUMENTS = {
   "learning_rate": OPTIMIZER.learning_rate,
@@ -98,19 +100,6 @@ def prepare_sampler(process: Process, case: Case, ours: Arm) -> Arm:
   a row at a given length: it takes as many steps as the longest response
   needs, and tokens after the end of a row do not count. Its own loop also goes
   on decoding ended rows until the last one ends.
-
-  Args:
-    process: runs a script with the methods of `transformers_sampler.py`.
-    case: the batch.
-    options: how the model runs.
-    ours: the arm of ours; its reference is the lengths of the responses.
-
-  Returns:
-    The arm.
-
-  Raises:
-    BenchmarkError: if a greedy token differs in float32, or later the number
-      of sampled tokens.
   """
   weights = case.model_config, case.options.weights
   if process.loaded is None or process.loaded[0] != weights:
@@ -119,40 +108,29 @@ def prepare_sampler(process: Process, case: Case, ours: Arm) -> Arm:
   equal = _compare_greedy_tokens(process, case)
   process.call(
     "prepare",
-    **_prompts(case),
+    tokens=batches.draw_prompts(case).tokens,
     samples=case.samples,
     new_tokens=case.new_tokens,
-    lengths=ours.reference.tolist() if case.stops != "never" else None,
+    pad_id=batches.PAD_ID,
+    lengths=ours.reference if case.stops != "never" else None,
     greedy=False,
   )
   return _arm(process, case, ours, {**info, "greedy_tokens_equal": equal})
 
 
-def _prompts(case: Case) -> dict[str, Any]:
-  """The prompts as a sampler takes them."""
-  tokens = np.asarray(batches.draw_prompts(case).tokens)
-  return {"tokens": tokens.tolist(), "pad_id": batches.PAD_ID}
-
-
 def _compare_greedy_tokens(process: Process, case: Case) -> float:
   """Decodes greedily in both; returns the share of equal tokens."""
   new_tokens = min(COMPARED_TOKENS, case.new_tokens)
-  generate = rollouts.make_generate(
-    case.model_config,
-    batches.plain_sampler(new_tokens, temperature=0.0),
-    1,
-    sharding.make_layout(),
-  )
-  ours = generate(
-    init_cast_policy(case),
-    batches.draw_prompts(case),
-    jax.random.key(0),
-  )
+  prompts, layout = batches.draw_prompts(case), sharding.make_layout()
+  sampler = batches.plain_sampler(new_tokens, temperature=0.0)
+  generate = rollouts.make_generate(case.model_config, sampler, 1, layout)
+  ours = generate(init_cast_policy(case), prompts, jax.random.key(0))
   process.call(
     "prepare",
-    **_prompts(case),
+    tokens=prompts.tokens,
     samples=1,
     new_tokens=new_tokens,
+    pad_id=batches.PAD_ID,
     lengths=None,
     greedy=True,
   )
@@ -190,11 +168,7 @@ def draw_experience(case: Case) -> Experience:
 
 
 def prepare_grpo(process: Process, case: Case, ours: Arm) -> Arm:
-  """Prepares the step of TRL's GRPOTrainer, given our advantages.
-
-  Raises:
-    BenchmarkError: if the steps differ, see `_compare_step`.
-  """
+  """Prepares the step of TRL's GRPOTrainer, given our advantages."""
   info = _load(process, case, "policy")
   rollout, experience = batches.draw_rollout(case), draw_experience(case)
   credit = step_spec(case).credit
@@ -202,10 +176,10 @@ def prepare_grpo(process: Process, case: Case, ours: Arm) -> Arm:
   process.call(
     "prepare",
     trainer=_trainer_fields(case),
-    prompts=np.asarray(rollout.prompt_tokens).tolist(),
-    completions=np.asarray(rollout.tokens).tolist(),
-    advantages=np.asarray(advantages).tolist(),
-    old_logp=np.asarray(experience.old_logp).tolist(),
+    prompts=rollout.prompt_tokens,
+    completions=rollout.tokens,
+    advantages=advantages,
+    old_logp=experience.old_logp,
   )
   # Only ours gives padding no probability.
   tolerance = MOST_DIFFERENT + 2 / case.vocab_size
@@ -213,30 +187,22 @@ def prepare_grpo(process: Process, case: Case, ours: Arm) -> Arm:
 
 
 def prepare_prm(process: Process, case: Case, ours: Arm) -> Arm:
-  """Prepares the step of TRL's PRMTrainer on texts with score tokens.
-
-  Raises:
-    BenchmarkError: if the steps differ, see `_compare_step`.
-  """
+  """Prepares the step of TRL's PRMTrainer on texts with score tokens."""
   info = _load(process, case, "prm")
   inputs, _ = jax.device_get(
     jax.jit(prm_inputs, static_argnums=0)(
       SCORING, batches.separator_table(case), batches.draw_rollout(case)
     )
   )
-  texts, positions, labels = [], [], []
-  for row, row_labels in enumerate(batches.draw_labels(case)):
-    steps = inputs.score_mask[row]
-    texts.append(inputs.tokens[row][inputs.mask[row]].tolist())
-    positions.append(inputs.score_position[row][steps].tolist())
-    labels.append(row_labels[steps].tolist())
-  process.call(
-    "prepare",
-    trainer=_trainer_fields(case),
-    texts=texts,
-    score_positions=positions,
-    labels=labels,
-  )
+  rows = []
+  for row, labels in enumerate(batches.draw_labels(case)):
+    mask, scored = inputs.mask[row], inputs.score_mask[row]
+    token_labels = np.full(mask.shape, UNLABELLED)
+    token_labels[inputs.score_position[row][scored]] = labels[scored]
+    rows.append(
+      {"input_ids": inputs.tokens[row][mask], "labels": token_labels[mask]}
+    )
+  process.call("prepare", trainer=_trainer_fields(case), rows=rows)
   return _compare_step(process, case, ours, info, MOST_DIFFERENT)
 
 
@@ -269,10 +235,6 @@ def prepare_iteration(process: Process, case: Case, ours: Arm) -> Arm:
 
   An iteration on given responses is compared. The arm's responses are as long
   as the first ones of ours.
-
-  Raises:
-    BenchmarkError: if in float32 scores, loss or gradient differ, or later the
-      number of tokens.
   """
   # Loaded for each case: the weights of the last one have been trained.
   info = _load(process, case, "policy", "prm")
@@ -286,12 +248,12 @@ def prepare_iteration(process: Process, case: Case, ours: Arm) -> Arm:
       "score_id": batches.SCORE_ID,
       "max_steps": batches.MAX_STEPS,
     },
-    tokens=_prompts(case)["tokens"],
-    lengths=ours.reference.lengths.tolist(),
-    correct=ours.reference.correct.tolist(),
+    tokens=batches.draw_prompts(case).tokens,
+    lengths=ours.reference.lengths,
+    correct=ours.reference.correct,
   )
-  completions = np.asarray(batches.draw_rollout(case).tokens)
-  answer = process.call("learn_from", completions=completions.tolist())
+  completions = batches.draw_rollout(case).tokens
+  answer = process.call("learn_from", completions=completions)
   differences = largest_differences(answer, ours.reference)
   # Only ours gives padding no probability.
   allowed = MOST_DIFFERENT + 2 / case.vocab_size
@@ -309,17 +271,11 @@ def prepare_iteration(process: Process, case: Case, ours: Arm) -> Arm:
 def largest_differences(
   answer: Mapping[str, Any], ours: IterationReference
 ) -> dict[str, float]:
-  """Compares two iterations on the same responses.
+  """Returns the largest differences of two iterations on the same responses.
 
-  Args:
-    answer: of the baseline: log-probs ``old_logp`` and ``ref_logp`` [B, C],
-      ``step_rewards`` [B, S'] with at most as many columns as ours, ``loss``
-      and ``grad_norm``.
-    ours: the reference.
-
-  Returns:
-    The largest absolute difference of each by name; for the norm the relative
-    difference.
+  The answer has log-probs ``old_logp`` and ``ref_logp`` [B, C],
+  ``step_rewards`` [B, S'] with at most as many columns as ours, ``loss`` and
+  ``grad_norm``. Only the norm is compared by the relative difference.
   """
   differences = {}
   for name in ("old_logp", "ref_logp", "step_rewards"):

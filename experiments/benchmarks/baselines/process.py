@@ -15,6 +15,8 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cases import BenchmarkError
 
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
@@ -68,13 +70,16 @@ class Process:
     )
 
   def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-    """Calls a method of the script with JSON-like arguments, and waits.
+    """Calls a method of the script, and waits.
 
-    Raises:
-      BenchmarkError: with the last line of its errors, if the process died.
+    The arguments are JSON-like or arrays, which become lists. If the process
+    died, the `BenchmarkError` has the last line of its errors.
     """
+    request = json.dumps(
+      {"method": method, "arguments": arguments},
+      default=lambda array: np.asarray(array).tolist(),
+    )
     try:
-      request = json.dumps({"method": method, "arguments": arguments})
       self._process.stdin.write(request + "\n")
       self._process.stdin.flush()
       line = self._process.stdout.readline()

@@ -109,9 +109,7 @@ def iteration_arms(case: Case) -> dict[str, Arm]:
 
 
 def _timed_iterations(
-  case: Case,
-  iterate: Callable[[Any], tuple[Any, ...]],
-  expected: int,
+  case: Case, iterate: Callable[[Any], tuple[Any, ...]], expected: int
 ) -> Callable[[], float]:
   """Makes a function that iterates from the last state, in seconds."""
   state = start_state(case)

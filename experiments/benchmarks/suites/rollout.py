@@ -61,11 +61,7 @@ def generate_arguments(case: Case) -> tuple[Any, ...]:
 def rollout_phases(case: Case, lengths: np.ndarray) -> list[bounds.Phase]:
   """Returns the work of a rollout whose responses have `lengths` [B]."""
   return bounds.rollout_phases(
-    case.model_config,
-    case.prompts,
-    case.prompt_tokens,
-    lengths,
-    case.itemsize,
+    case.model_config, case.prompts, case.prompt_tokens, lengths, case.itemsize
   )
 
 

@@ -13,11 +13,7 @@ import numpy as np
 from benchmarks import batches, bounds
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy, init_policy, init_prm
-from benchmarks.timing import (
-  Arm,
-  compile_call,
-  timed,
-)
+from benchmarks.timing import Arm, compile_call, timed
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
@@ -52,10 +48,7 @@ def step_spec(case: Case) -> StepSpec:
 
 def init_frozen(case: Case) -> tuple[Any, Any]:
   """Makes a reference and a PRM on the same trunk, in the compute dtype."""
-  return (
-    init_cast_policy(case),
-    init_prm(case, cast=True),
-  )
+  return (init_cast_policy(case), init_prm(case, cast=True))
 
 
 def prm_prompts(rollout: Rollout) -> Prompts:
@@ -141,9 +134,7 @@ def _text_lengths(rollout: Rollout) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _updates(
-  case: Case,
-  rollout: Rollout,
-  row_shapes: Mapping[str, RowShape | None],
+  case: Case, rollout: Rollout, row_shapes: Mapping[str, RowShape | None]
 ) -> dict[str, Arm]:
   """Arms of one update in several layouts; the first is not a variant."""
   model = case.model_config

@@ -7,6 +7,7 @@ with them. The environment is that of `trl.txt`.
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import exchange
@@ -37,31 +38,31 @@ class StepRules:
   score_id: int
   max_steps: int
 
-  def step_ends(self, tokens: list[int]) -> list[int]:
-    """Returns the last position of each step of a response."""
-    last = len(tokens) - 1
+  def cut(
+    self, prompt: list[int], tokens: list[int]
+  ) -> tuple[list[int], list[int], list[int]]:
+    """Cuts a response into steps.
+
+    The result is the last position of each step, the text that the PRM reads,
+    and the positions of its score tokens.
+    """
+    last, separators = len(tokens) - 1, (self.separator_id, self.eos_id)
     ends = [
       position
       for position, token in enumerate(tokens)
-      if token in (self.separator_id, self.eos_id) or position == last
+      if token in separators or position == last
     ]
-    if len(ends) <= self.max_steps:
-      return ends
-    return [*ends[: self.max_steps - 1], last]
-
-  def insert_score_tokens(
-    self, prompt: list[int], tokens: list[int], ends: list[int]
-  ) -> tuple[list[int], list[int]]:
-    """Returns the text that the PRM reads, and where its score tokens are."""
+    if len(ends) > self.max_steps:
+      ends = [*ends[: self.max_steps - 1], last]
     text, positions, first = list(prompt), [], 0
     for end in ends:
       content = tokens[first : end + 1]
-      if content[-1] in (self.separator_id, self.eos_id):
+      if content[-1] in separators:
         content = content[:-1]
       text += [*content, self.score_id]
       positions.append(len(text) - 1)
       first = end + 1
-    return text, positions
+    return ends, text, positions
 
 
 class Iteration:
@@ -109,11 +110,7 @@ class Iteration:
       config, self._policy, self._dtype
     )
     self._generate_arguments = transformers_sampler.generate_arguments(
-      self._prompts,
-      config.samples,
-      config.new_tokens,
-      config.pad_id,
-      lengths,
+      self._prompts, config.samples, config.new_tokens, config.pad_id, lengths
     )
     return {}
 
@@ -147,16 +144,19 @@ class Iteration:
     prompts = self._prompts.repeat_interleave(self._config.samples, dim=0)
     columns = torch.arange(completions.shape[1])
     mask = (columns < lengths[:, None]).long().to(self._device)
-    rows = zip(completions.tolist(), lengths.tolist(), strict=True)
-    step_ends = [self._rules.step_ends(row[:length]) for row, length in rows]
+    rows = zip(
+      prompts.tolist(), completions.tolist(), lengths.tolist(), strict=True
+    )
+    step_ends, texts, positions = zip(
+      *(self._rules.cut(prompt, row[:length]) for prompt, row, length in rows),
+      strict=True,
+    )
     with torch.no_grad():
       old, reference = (
         self._logp(model, prompts, completions, mask)
         for model in (self._policy, self._reference)
       )
-      rewards = self._step_rewards(
-        prompts.tolist(), completions.tolist(), step_ends
-      )
+      rewards = self._step_rewards(texts, positions)
     advantages = torch_advantages.advantages(
       rewards,
       step_ends,
@@ -199,27 +199,19 @@ class Iteration:
     return logp
 
   def _step_rewards(
-    self,
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    step_ends: list[list[int]],
+    self, texts: Sequence[list[int]], positions: Sequence[list[int]]
   ) -> torch.Tensor:
     """Rewards [B, S] of steps: the PRM's probability of good less of bad."""
-    scored = [
-      self._rules.insert_score_tokens(*row)
-      for row in zip(prompts, completions, step_ends, strict=True)
-    ]
-    rewards = torch.zeros(len(scored), max(map(len, step_ends)))
-    rows = len(scored) // self._config.micro_batches
-    for first in range(0, len(scored), rows):
-      micro_batch = scored[first : first + rows]
-      token_rewards = self._token_rewards([text for text, _ in micro_batch])
-      for row, (_, positions) in enumerate(micro_batch):
-        values = token_rewards[row, positions].cpu()
-        rewards[first + row, : len(positions)] = values
+    rewards = torch.zeros(len(texts), max(map(len, positions)))
+    rows = len(texts) // self._config.micro_batches
+    for first in range(0, len(texts), rows):
+      token_rewards = self._token_rewards(texts[first : first + rows])
+      for row in range(rows):
+        at = positions[first + row]
+        rewards[first + row, : len(at)] = token_rewards[row, at].cpu()
     return rewards
 
-  def _token_rewards(self, texts: list[list[int]]) -> torch.Tensor:
+  def _token_rewards(self, texts: Sequence[list[int]]) -> torch.Tensor:
     """Rewards [B, T] at each token of texts."""
     tokens = pad_sequence(
       [torch.tensor(text) for text in texts],

@@ -12,35 +12,19 @@ import exchange
 import trl_step
 from trl.experimental import prm
 
-# Label of a token that is not scored.
-UNLABELLED = -100
-
 
 class PRMStep(trl_step.StepScript):
   """Steps of a PRM."""
 
   def prepare(
-    self,
-    trainer: dict[str, Any],
-    texts: list[list[int]],
-    score_positions: list[list[int]],
-    labels: list[list[int]],
+    self, trainer: dict[str, Any], rows: list[dict[str, list[int]]]
   ) -> dict[str, Any]:
-    """Takes fields of `TrainerConfig`, and texts [B, :] without padding.
+    """Takes fields of `TrainerConfig`, and texts as `input_ids` and `labels`.
 
-    A text has score tokens at some positions, with as many labels, 1 for a
-    good step, 0 for a bad one. All rows are one micro-batch.
+    There is no padding. All rows are one micro-batch.
     """
     config = trl_step.TrainerConfig(**trainer)
     config = dataclasses.replace(config, micro_batches=1)
-    rows = []
-    for text, positions, row_labels in zip(
-      texts, score_positions, labels, strict=True
-    ):
-      token_labels = [UNLABELLED] * len(text)
-      for position, label in zip(positions, row_labels, strict=True):
-        token_labels[position] = label
-      rows.append({"input_ids": text, "labels": token_labels})
     self.trainer = trl_step.start(
       prm.PRMTrainer(
         model=self.model,

@@ -139,17 +139,12 @@ def take_step(
 
 
 class StepScript:
-  """Takes steps on a batch; `prepare` of a subclass makes what they need.
+  """Takes steps of a `trainer` on its micro-batches, `batches`.
 
-  Attributes:
-    model: in float32.
-    dtype: dtype of products.
-    trainer: an optimizer and a loss.
-    batches: micro-batches.
+  `prepare` of a subclass makes both. The `model` is in float32, products are in
+  `dtype`.
   """
 
-  model: transformers.PreTrainedModel
-  dtype: str
   trainer: transformers.Trainer
   batches: list[dict[str, torch.Tensor]]
 
