@@ -12,28 +12,27 @@
     --environments=FOLDER
 
 Suites: rollout, scores, update, update of texts of different lengths in packed
-rows, the training step of a PRM, a whole iteration, and on an accelerator
-kernels. A preset gives the sizes that no flag sets. Weights are random, in the
-shapes of `benchmarks.cases.MODELS`, or read from a Hugging Face folder.
+rows, the training step of a PRM, and a whole iteration. A preset gives the
+sizes that no flag sets. Weights are random, in the shapes of
+`benchmarks.cases.MODELS`, or read from a Hugging Face folder.
 
 Each case has several arms: our programs, baselines, and probes of the rates at
 which this machine streams an array as large as the weights and multiplies
 matrices. All arms are compiled first, and then timed in interleaved rounds.
 The table shows medians, the roofline bound that follows from the probes of the
 same rounds, the share of it that is reached, and the utilisation by the FLOPs
-and bytes that the method needs; also memory and the time to compile. No cache
-of compiled programs is used. A case whose weights do not fit into memory is
-reported and skipped, and so is a case that fails, which the exit status shows
-at the end. A case is repeated up to --repeats times, fewer if that would take
-more than --seconds, but at least twice. Each result is saved at once, and
---resume measures only the cases that the file does not have.
+and bytes that the method needs, always in the compute dtype; also memory and
+the time to compile. No cache of compiled programs is used. A case whose weights
+do not fit into memory is reported and skipped, and so is a case that fails,
+which the exit status shows at the end. A case is repeated up to --repeats
+times, fewer if that would take more than --seconds, but at least twice. Each
+result is saved at once.
 
 Baselines (`benchmarks/baselines`) are other programs that do the same as an
 arm of ours, on the same weights and prompts; that their results agree is
 checked. Each is a process in an environment of its own, which
---make_environments makes once. A baseline has the same bound as our arm, and
-the ratio of its seconds to ours is printed. Results of a machine that does
-other work at the time cannot be compared.
+--make_environments makes once. The ratio of its seconds to ours is printed.
+Results of a machine that does other work at the time cannot be compared.
 
 --quick checks in minutes that everything works; its times mean nothing.
 """
@@ -45,13 +44,12 @@ import sys
 import jax
 from absl import app, flags
 from benchmarks import cases, machine, table
-from benchmarks.baselines import BASELINES, check_baselines, check_names
+from benchmarks.baselines import check_environments, read_names
 from benchmarks.baselines.process import make_environment
-from benchmarks.cases import BenchmarkError, Block
-from benchmarks.document import Document
+from benchmarks.cases import BenchmarkError, Block, Options
 from benchmarks.measuring import Settings, measure_all
-from benchmarks.models import Options
 from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_SLOTS
+from benchmarks.results import Document
 from benchmarks.suites import SUITES
 
 from pure_jax.models.config import CACHE_DTYPES, REMAT
@@ -61,28 +59,10 @@ _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
 _PRESET = flags.DEFINE_enum(
   "preset", "small", list(PRESETS), "Sizes and options that no flag sets."
 )
-_MODELS = flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS.")
-_ROWS = flags.DEFINE_list("rows", None, "Responses of a batch.")
-_SAMPLES = flags.DEFINE_list("samples", None, "Responses of a prompt.")
-_LENGTHS = flags.DEFINE_list(
-  "lengths", None, "Prompt tokens and new tokens, as PROMPT:NEW."
-)
-_STOPS = flags.DEFINE_list(
-  "stops", None, "never, early: whether responses end before the last token."
-)
-_WEIGHTS = flags.DEFINE_string(
-  "weights",
-  None,
-  "Hugging Face folder of a model of the shape that --models names, such as "
-  "unpack_smollm2.py writes; random weights without it.",
-)
+_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
-  "seconds",
-  60.0,
-  "Time limit of a case's repeats: after two of them, no repeat begins that "
-  "would exceed it.",
-  0.0,
+  "seconds", 60.0, "Time limit of a case's repeats, of which two are made.", 0.0
 )
 _JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(
@@ -97,69 +77,55 @@ _ENVIRONMENTS = flags.DEFINE_string(
 _MAKE_ENVIRONMENTS = flags.DEFINE_string(
   "make_environments",
   None,
-  "Folder in which to make the environments of --baselines, of all without "
-  "it; nothing is measured.",
+  "Folder in which to make the environments of --baselines, or of all.",
 )
-_QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
-_DTYPE = flags.DEFINE_enum(
-  "dtype",
-  None,
-  (AUTO, "float32", "bfloat16"),
-  "Of products: auto takes float32 on a CPU, else bfloat16.",
-)
-_ROWS_AT_A_TIME = flags.DEFINE_integer(
-  "rows_at_a_time", None, "Most rows in a micro-batch of scores and updates.", 1
-)
-_REMAT = flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig.")
-_LOGITS_CHUNK = flags.DEFINE_integer(
-  "logits_chunk", None, "See ModelConfig.", 1
-)
-_ATTENTION_CHUNK = flags.DEFINE_integer(
-  "attention_chunk", None, "See ModelConfig.", 1
-)
-_CACHE_DTYPE = flags.DEFINE_enum(
-  "cache_dtype",
-  None,
-  CACHE_DTYPES,
-  "Of keys and values in rollouts, the compute dtype without it; bounds remain "
-  "those of the compute dtype.",
-)
-_INT8_MATRICES = flags.DEFINE_bool(
-  "int8_matrices",
-  None,
-  "Whether rollouts read matrices in int8; bounds remain those of the compute "
-  "dtype.",
-)
-_ENGINE_SLOTS = flags.DEFINE_integer(
-  "engine_slots",
-  None,
-  "Slots of the engine in which prompts wait; another engine has a slot for "
-  "every response.",
-  1,
-)
-_ENGINE_CHUNK = flags.DEFINE_integer(
-  "engine_chunk", None, "Tokens between two host syncs of an engine.", 1
-)
+
+# Fields of `Block`, by name.
+_SIZES = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_list("models", None, "Names in benchmarks.cases.MODELS."),
+    flags.DEFINE_list("rows", None, "Responses of a batch."),
+    flags.DEFINE_list("samples", None, "Responses of a prompt."),
+    flags.DEFINE_list("lengths", None, "Tokens, as PROMPT:NEW."),
+    flags.DEFINE_list("stops", None, "never, early: when responses end."),
+  )
+}
+# Fields of `Options`, by name, which its docstring explains.
+_OPTIONS = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_enum(
+      "dtype", None, (AUTO, "float32", "bfloat16"), "Compute dtype."
+    ),
+    flags.DEFINE_integer("rows_at_a_time", None, "Rows of a micro-batch.", 1),
+    flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig."),
+    flags.DEFINE_integer("logits_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_integer("attention_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_enum(
+      "cache_dtype", None, CACHE_DTYPES, "Of keys and values in rollouts."
+    ),
+    flags.DEFINE_bool("int8_matrices", None, "In rollouts, see ModelConfig."),
+    flags.DEFINE_integer("engine_slots", None, "Of the smaller engine.", 1),
+    flags.DEFINE_integer("engine_chunk", None, "Tokens between syncs.", 1),
+    flags.DEFINE_string(
+      "weights",
+      None,
+      "Hugging Face folder of a model of the shape that --models names, such "
+      "as unpack_smollm2.py writes; random weights without it.",
+    ),
+  )
+}
 
 
 def read_blocks() -> list[Block]:
   """Returns the sizes of the flags and the preset."""
-  blocks = [
-    dataclasses.replace(
-      block,
-      sizes=cases.parse_sizes(
-        block.sizes,
-        models=_MODELS.value,
-        rows=_ROWS.value,
-        samples=_SAMPLES.value,
-        lengths=_LENGTHS.value,
-        stops=_STOPS.value,
-      ),
-    )
-    for block in (QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks)
-  ]
-  models = {name for block in blocks for name in block.sizes.models}
-  if _WEIGHTS.value is not None and len(models) != 1:
+  words = {name: flag.value for name, flag in _SIZES.items()}
+  sizes = cases.parse_sizes(**words)
+  blocks = QUICK if _QUICK.value else PRESETS[_PRESET.value].blocks
+  blocks = [dataclasses.replace(block, **sizes) for block in blocks]
+  models = {name for block in blocks for name in block.models}
+  if _OPTIONS["weights"].value is not None and len(models) != 1:
     raise BenchmarkError(
       "--weights are those of one model: name its shape by --models, such as "
       "--models=smollm2_135m."
@@ -169,24 +135,14 @@ def read_blocks() -> list[Block]:
 
 def read_options() -> Options:
   """Returns how the models run."""
-  flags_by_field = {
-    "dtype": _DTYPE.value,
-    "rows_at_a_time": _ROWS_AT_A_TIME.value,
-    "remat": _REMAT.value,
-    "logits_chunk": _LOGITS_CHUNK.value,
-    "attention_chunk": _ATTENTION_CHUNK.value,
-    "cache_dtype": _CACHE_DTYPE.value,
-    "int8_matrices": _INT8_MATRICES.value,
-    "engine_slots": _ENGINE_SLOTS.value,
-    "engine_chunk": _ENGINE_CHUNK.value,
-    "weights": _WEIGHTS.value,
+  given = {
+    name: flag.value
+    for name, flag in _OPTIONS.items()
+    if flag.value is not None
   }
-  if _QUICK.value and _ENGINE_SLOTS.value is None:
-    flags_by_field["engine_slots"] = QUICK_ENGINE_SLOTS
-  options = dataclasses.replace(
-    PRESETS[_PRESET.value].options,
-    **{k: value for k, value in flags_by_field.items() if value is not None},
-  )
+  if _QUICK.value:
+    given = {"engine_slots": QUICK_ENGINE_SLOTS, **given}
+  options = dataclasses.replace(PRESETS[_PRESET.value].options, **given)
   if options.dtype != AUTO:
     return options
   dtype = compute_dtype_of(jax.default_backend())
@@ -207,24 +163,16 @@ def main(argv: list[str]) -> None:
 def make_environments() -> None:
   """Makes the environments of the named baselines, or of all."""
   folder = pathlib.Path(_MAKE_ENVIRONMENTS.value).absolute()
-  names = read_baselines() or BASELINES
-  check_names(names)
-  # Two baselines may share an environment.
-  for name in dict.fromkeys(BASELINES[name].environment for name in names):
+  for name in read_names(_BASELINES.value or ["all"]):
     make_environment(folder, name)
   print(f"Name them by --environments={folder}")
 
 
-def read_baselines() -> list[str]:
-  """Returns the names of the baselines."""
-  return list(BASELINES) if _BASELINES.value == ["all"] else _BASELINES.value
-
-
 def run() -> None:
   """Measures all cases, prints a table and writes JSON."""
-  baselines, folder = read_baselines(), _ENVIRONMENTS.value
+  baselines, folder = read_names(_BASELINES.value), _ENVIRONMENTS.value
   folder = folder and pathlib.Path(folder).absolute()
-  check_baselines(baselines, folder)
+  check_environments(baselines, folder)
   path = _JSON.value and pathlib.Path(_JSON.value)
   if path and not path.absolute().parent.is_dir():
     raise BenchmarkError(f"--json={path}: its folder does not exist.")
@@ -232,15 +180,14 @@ def run() -> None:
     raise BenchmarkError("--resume needs --json, the file to go on with.")
   names = SUITES if _SUITE.value == "all" else (_SUITE.value,)
   suites = [SUITES[name] for name in names]
-  chosen = cases.combine_blocks(suites, read_blocks())
+  blocks = read_blocks()
   machine.share_memory(with_baselines=bool(baselines))
   options = read_options()
+  chosen = cases.combine_blocks(suites, blocks, options)
   # The time to compile is measured.
   jax.config.update("jax_enable_compilation_cache", False)
   repeats, probe_side = (2, 64) if _QUICK.value else (_REPEATS.value, None)
-  settings = Settings(
-    options, repeats, _SECONDS.value, probe_side, baselines, folder
-  )
+  settings = Settings(repeats, _SECONDS.value, probe_side, baselines, folder)
   description = machine.describe(sys.argv)
   saved = dataclasses.asdict(options) | {
     "repeats": repeats,

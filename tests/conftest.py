@@ -66,7 +66,7 @@ COMPILED_QUICKLY = {
   "test_attention.py",
   "test_benchmark_baselines.py",
   "test_benchmark_command.py",
-  "test_benchmark_rollout.py",
+  "test_benchmark_suites.py",
   "test_credit.py",
   "test_decoding.py",
   "test_engine.py",

@@ -20,16 +20,10 @@ SHORTEST_RESPONSE, LONGEST_RESPONSE = 0.08, 0.78
 SHORTEST_PROMPT = 0.25  # Of L.
 
 
-def separator_table(vocab_size: int) -> SeparatorTable:
-  """Makes a vocabulary in which one id separates steps and merges with none.
-
-  Args:
-    vocab_size: V, larger than the special ids.
-
-  Returns:
-    The table, as numpy arrays.
-  """
-  ids, none = np.arange(vocab_size, dtype=np.int32), np.zeros(vocab_size, bool)
+def separator_table(case: Case) -> SeparatorTable:
+  """Makes a vocabulary in which one id separates steps and merges with none."""
+  ids = np.arange(case.vocab_size, dtype=np.int32)
+  none = np.zeros(case.vocab_size, bool)
   return SeparatorTable(
     ends_step=ids == SEPARATOR_ID,
     half=none,
@@ -41,83 +35,58 @@ def separator_table(vocab_size: int) -> SeparatorTable:
   )
 
 
-def sampler(
-  case: Case, vocab_size: int, uniform: bool = True
-) -> SamplingConfig:
+def plain_sampler(new_tokens: int, temperature: float = 1.0) -> SamplingConfig:
+  """Configures sampling to the full length, from all ids but padding."""
+  return SamplingConfig(
+    max_new_tokens=new_tokens,
+    pad_id=PAD_ID,
+    stop_ids=(),
+    temperature=temperature,
+  )
+
+
+def sampler(case: Case, uniform: bool) -> SamplingConfig:
   """Configures sampling to the full length, or with stops at random.
 
   Random weights give a nearly uniform distribution over the ids that are not
   banned, and so do any weights at a high temperature. Responses end early
   because all ids but C / 2 are banned, one of which ends a response: lengths
   are geometric, cut at C. The model computes the logits of all ids either way.
-
-  Args:
-    case: gives the stops and the new tokens.
-    vocab_size: V.
-    uniform: whether the model's distribution is nearly uniform already.
-
-  Returns:
-    The sampling config.
+  `uniform` tells that the weights are random.
   """
   if case.stops != "early":
-    return plain_sampler(case)
+    return plain_sampler(case.new_tokens)
   first_banned = EOS_ID + max(2, case.new_tokens // 2)
   return SamplingConfig(
     max_new_tokens=case.new_tokens,
     pad_id=PAD_ID,
     stop_ids=(EOS_ID,),
-    banned_ids=tuple(range(first_banned, vocab_size)),
+    banned_ids=tuple(range(first_banned, case.vocab_size)),
     temperature=1.0 if uniform else UNIFORM_TEMPERATURE,
   )
 
 
-def plain_sampler(case: Case) -> SamplingConfig:
-  """Configures sampling to the full length, from all ids but padding.
-
-  Args:
-    case: gives the new tokens.
-
-  Returns:
-    The sampling config.
-  """
-  return SamplingConfig(
-    max_new_tokens=case.new_tokens, pad_id=PAD_ID, stop_ids=()
-  )
-
-
-def draw_prompts(case: Case, vocab_size: int) -> Prompts:
-  """Draws prompts of random words, without padding.
-
-  Args:
-    case: P prompts of L tokens.
-    vocab_size: V.
-
-  Returns:
-    [P, L] tokens and mask, on the device.
-  """
+def draw_prompts(case: Case) -> Prompts:
+  """Draws prompts [P, L] of random words, without padding, on the device."""
   rng = np.random.default_rng(0)
   shape = case.prompts, case.prompt_tokens
-  tokens = rng.integers(FIRST_WORD, vocab_size, shape, dtype=np.int32)
+  tokens = rng.integers(FIRST_WORD, case.vocab_size, shape, dtype=np.int32)
   return jax.device_put(Prompts(tokens, np.ones(shape, bool)))
 
 
-def draw_rollout(case: Case, vocab_size: int) -> Rollout:
-  """Draws responses of random words and separators, all of the full length.
+def draw_rollout(case: Case) -> Rollout:
+  """Draws responses [B, C] to the prompts of `draw_prompts`, on the device.
 
-  Args:
-    case: B responses of C tokens, to the prompts of `draw_prompts`.
-    vocab_size: V.
-
-  Returns:
-    [B, C] responses with the log-probs of a uniform policy, on the device.
+  They are random words and separators, have the full length, and the log-probs
+  of a uniform policy.
   """
   rng = np.random.default_rng(1)
   shape = case.rows, case.new_tokens
-  tokens = rng.integers(FIRST_WORD, vocab_size, shape, dtype=np.int32)
+  tokens = rng.integers(FIRST_WORD, case.vocab_size, shape, dtype=np.int32)
   tokens[rng.random(shape) < 1 / STEP_TOKENS] = SEPARATOR_ID
   tokens[:, -1] = EOS_ID
-  prompts = jax.device_get(draw_prompts(case, vocab_size))
-  logp = np.full(shape, -np.log(vocab_size), np.float32)
+  prompts = jax.device_get(draw_prompts(case))
+  logp = np.full(shape, -np.log(case.vocab_size), np.float32)
   return jax.device_put(
     Rollout(
       prompt_tokens=np.repeat(prompts.tokens, case.samples, axis=0),
@@ -131,18 +100,12 @@ def draw_rollout(case: Case, vocab_size: int) -> Rollout:
   )
 
 
-def draw_unequal_rollout(case: Case, vocab_size: int) -> Rollout:
+def draw_unequal_rollout(case: Case) -> Rollout:
   """Cuts the texts of `draw_rollout` to lengths that differ.
 
-  Args:
-    case: B responses of at most C tokens, to prompts of at most L.
-    vocab_size: V.
-
-  Returns:
-    [B, C] responses of 8 to 78 % of C, to left-padded prompts of a quarter of
-    L or more, on the device.
+  Responses have 8 to 78 % of C, left-padded prompts a quarter of L or more.
   """
-  rollout = jax.device_get(draw_rollout(case, vocab_size))
+  rollout = jax.device_get(draw_rollout(case))
   rng, C, L = np.random.default_rng(5), case.new_tokens, case.prompt_tokens
   shortest, longest = int(SHORTEST_RESPONSE * C), int(LONGEST_RESPONSE * C)
   lengths = rng.integers(max(1, shortest), longest + 1, (case.rows, 1))
@@ -164,38 +127,23 @@ def draw_unequal_rollout(case: Case, vocab_size: int) -> Rollout:
   )
 
 
-def draw_scored_batch(rollout: Rollout, table: SeparatorTable) -> ScoredBatch:
-  """Draws the step rewards and outcomes of responses at random.
-
-  Args:
-    rollout: [B, C] responses.
-    table: which ids end a step.
-
-  Returns:
-    The responses with step rewards, the rollout's log-probs and an outcome
-    each, on the device.
-  """
+def draw_scored_batch(case: Case, rollout: Rollout) -> ScoredBatch:
+  """Draws step rewards and outcomes of responses [B, C] at random."""
   rng = np.random.default_rng(2)
   mask, logp = rollout.completion_mask, rollout.sampled_logp
   split = jax.jit(steps.split_steps, static_argnames="max_steps")
-  boundaries = split(rollout.tokens, mask, table, max_steps=MAX_STEPS)
+  boundaries = split(
+    rollout.tokens, mask, separator_table(case), max_steps=MAX_STEPS
+  )
   rewards = rng.uniform(-1, 1, boundaries.mask.shape).astype(np.float32)
-  rows = len(rollout.tokens)
-  correct = rng.integers(0, 2, rows).astype(np.float32)
+  correct = rng.integers(0, 2, case.rows).astype(np.float32)
   scores = Scores(boundaries, rewards, logp, logp)
   return jax.device_put(
-    ScoredBatch(rollout, scores, correct, np.ones(rows, bool))
+    ScoredBatch(rollout, scores, correct, np.ones(case.rows, bool))
   )
 
 
 def draw_labels(case: Case) -> np.ndarray:
-  """Draws labels of steps at random.
-
-  Args:
-    case: B rows.
-
-  Returns:
-    [B, S] int32, 1 for a good step, 0 for a bad one.
-  """
+  """Draws labels [B, S] of steps at random: 1 for a good step, 0 for a bad."""
   shape = case.rows, MAX_STEPS
   return np.random.default_rng(3).integers(0, 2, shape, dtype=np.int32)

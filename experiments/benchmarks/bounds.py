@@ -10,15 +10,16 @@ phase.
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.params import count_params
 from pure_jax.runs.planning.estimates import forward_flops
-from pure_jax.runs.planning.hlo.costs import Costs
-from pure_jax.runs.planning.roofline import Chip, bound
 
 # Bytes of a weight, moment or gradient in float32.
 _STORED = 4
@@ -55,55 +56,33 @@ class Phase:
 def least_time(phases: Sequence[Phase], rates: Rates) -> tuple[float, str]:
   """Bounds the time of a sequence of phases.
 
-  Args:
-    phases: phases of the program.
-    rates: rates of the machine.
-
-  Returns:
-    Seconds, and the one of "compute" and "memory" that makes up more of them.
+  The result is in seconds, with the one of "compute" and "memory" that makes up
+  more of them.
   """
-  chip = Chip(
-    flops_per_second=rates.flops_per_second,
-    hbm_bytes_per_second=rates.bytes_per_second,
-    link_bytes_per_second=1.0,  # One device: no network traffic.
-    hbm_bytes=0.0,
-  )
   shares = {"compute": 0.0, "memory": 0.0}
   for phase in phases:
-    limit = bound(Costs(phase.flops, phase.bytes, {}, ()), chip)
-    shares[limit.name] += limit.seconds
+    compute = phase.flops / rates.flops_per_second
+    memory = phase.bytes / rates.bytes_per_second
+    shares["compute" if compute >= memory else "memory"] += max(compute, memory)
   return sum(shares.values()), max(shares, key=shares.get)
 
 
-def weight_bytes(model: ModelConfig, rows: int, itemsize: int) -> int:
+@functools.cache
+def count_weights(model: ModelConfig) -> int:
+  """Counts the weights of a policy."""
+  return count_params(policy.declare_policy(model))
+
+
+def weight_bytes(model: ModelConfig, tokens: int, itemsize: int) -> int:
   """Counts the bytes of weights that a pass over some tokens reads.
 
   The pass reads all matrices and norms. An embedding that is not also the head
   is read only in the rows of the tokens.
-
-  Args:
-    model: the architecture.
-    rows: tokens of the pass.
-    itemsize: bytes of a weight.
-
-  Returns:
-    The number of bytes.
   """
-  D, N, K, H, F, V = (
-    model.width,
-    model.num_heads,
-    model.num_kv_heads,
-    model.head_dim,
-    model.mlp_width,
-    model.vocab_size,
-  )
-  layer = 2 * D * N * H + 2 * D * K * H + 3 * D * F + 2 * D
-  if model.attention_bias:
-    layer += N * H + 2 * K * H
-  if model.qk_norm:
-    layer += 2 * H
-  table = V * D if model.tied_embeddings else V * D + min(rows, V) * D
-  return itemsize * (model.num_layers * layer + D + table)
+  unread = 0
+  if not model.tied_embeddings:
+    unread = max(0, model.vocab_size - tokens) * model.width
+  return itemsize * (count_weights(model) - unread)
 
 
 def rollout_phases(
@@ -117,27 +96,18 @@ def rollout_phases(
 
   The prefill draws the first token, and no step reads the last one. A step
   reads the weights once, the keys and values of each prompt once for all its
-  samples, and the keys and values of each unfinished response.
-
-  Args:
-    model: the architecture.
-    prompts: P.
-    prompt_tokens: L.
-    lengths: [B] tokens of each response, at least 1.
-    itemsize: bytes of a weight, a key or a value in the compute dtype.
-
-  Returns:
-    The phases.
+  samples, and the keys and values of each unfinished response. There are P
+  prompts of L tokens, and responses of `lengths` [B], at least 1. Weights, keys
+  and values have `itemsize` bytes.
   """
   lengths, L = np.asarray(lengths), prompt_tokens
-  pairs = prompts * L * (L + 1) // 2
   slot_bytes = (
     2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
   )
   prefilled = prompts * L
   phases = [
     Phase(
-      forward_flops(model, prefilled, pairs, prompts),
+      forward_flops(model, prefilled, prefilled * (L + 1) // 2, prompts),
       weight_bytes(model, prefilled, itemsize) + slot_bytes * prefilled,
     )
   ]
@@ -165,16 +135,8 @@ def read_phase(
 ) -> Phase:
   """Counts a forward pass over prompts and their responses.
 
-  Args:
-    model: the architecture.
-    prompt_tokens: tokens of each prompt, one number or [B].
-    lengths: [B] tokens of each response.
-    itemsize: bytes of a weight in the compute dtype.
-    logits: whether the pass computes the logits of response tokens; False
-      leaves out the head.
-
-  Returns:
-    The phase.
+  A prompt has `prompt_tokens`, one number or [B], its response `lengths` [B].
+  The logits are those of response tokens; without them the head is left out.
   """
   texts = np.asarray(prompt_tokens) + np.asarray(lengths, np.int64)
   tokens, pairs = int(texts.sum()), int((texts * (texts + 1) // 2).sum())
@@ -188,43 +150,29 @@ def read_phase(
 def score_phases(
   model: ModelConfig,
   prompt_tokens: int,
-  lengths: Sequence[int],
-  inserted: Sequence[int],
+  lengths: ArrayLike,
+  inserted: ArrayLike,
   itemsize: int,
 ) -> list[Phase]:
   """Lists the passes of the policy, the reference and a PRM of one shape.
 
-  Args:
-    model: the architecture of all three.
-    prompt_tokens: L.
-    lengths: [B] tokens of each response.
-    inserted: [B] score tokens that the PRM reads in each response.
-    itemsize: bytes of a weight in the compute dtype.
-
-  Returns:
-    The phases.
+  `lengths` [B] are the tokens of each response, `inserted` [B] the score tokens
+  that the PRM reads in each.
   """
-  policy = read_phase(model, prompt_tokens, lengths, itemsize)
+  policy_phase = read_phase(model, prompt_tokens, lengths, itemsize)
   scored = np.asarray(lengths) + np.asarray(inserted)
-  prm = read_phase(model, prompt_tokens, scored, itemsize, logits=False)
-  return [policy, policy, prm]
+  prm_phase = read_phase(model, prompt_tokens, scored, itemsize, logits=False)
+  return [policy_phase, policy_phase, prm_phase]
 
 
-def gradient_phases(forward: Phase, parameters: int) -> list[Phase]:
+def gradient_phases(forward: Phase, weights: int) -> list[Phase]:
   """Lists forward and backward pass, then AdamW, which needs the global norm.
 
   A backward pass has twice the products of the forward pass, and writes the
   gradient. AdamW reads gradient, weights and two moments, and writes weights
-  and moments.
-
-  Args:
-    forward: the forward pass.
-    parameters: number of trained weights, stored in float32.
-
-  Returns:
-    The phases.
+  and moments. The `weights` are trained, and stored in float32.
   """
   return [
-    Phase(3 * forward.flops, 2 * forward.bytes + _STORED * parameters),
-    Phase(0.0, 7.0 * _STORED * parameters),
+    Phase(3 * forward.flops, 2 * forward.bytes + _STORED * weights),
+    Phase(0.0, 7.0 * _STORED * weights),
   ]

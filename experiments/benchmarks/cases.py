@@ -1,9 +1,11 @@
-"""The cases of a benchmark: which batch sizes are measured on which model."""
+"""The cases of a benchmark: which batch is measured, and how the models run."""
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.settings.models import ARCHITECTURES
@@ -37,29 +39,42 @@ class BenchmarkError(RuntimeError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Suite:
-  """One stage of training, and the cases in which it is measured.
+class Options:
+  """How the models of all cases run.
 
   Attributes:
-    name: name of the suite.
-    compile_arms: (case, options) -> the compiled arms of a case by name.
-    bytes_per_weight: bytes that the suite holds for each weight of the policy,
-      as a function of the bytes of a weight in the compute dtype.
-    stops: whether the cases differ in whether responses end early.
-    all_samples: whether every number of samples makes a case; False takes only
-      the largest.
-    compares: whether the responses of a prompt are compared with each other,
-      which takes at least two.
-    most_rows: the largest batch that is measured, None for no limit.
+    dtype: compute dtype of matrix products; "auto" stands for float32 on a CPU,
+      else bfloat16.
+    rows_at_a_time: most rows in a micro-batch of scores and updates.
+    remat: activations that the backward pass keeps, see `ModelConfig`. On a
+      CPU nothing was faster than "dots" for a model that scans its layers
+      (docs/speed.md).
+    logits_chunk: see `ModelConfig`.
+    attention_chunk: see `ModelConfig`.
+    engine_slots: slots of the second engine, which are fewer than the
+      responses of a large batch; the first has a slot for every response.
+    engine_chunk: tokens that an engine decodes between two host syncs.
+    cache_dtype: dtype of keys and values in rollouts, see `ModelConfig`.
+    int8_matrices: whether rollouts read matrices in int8, see `ModelConfig`.
+    weights: a Hugging Face folder with the weights of every case; None draws
+      them at random.
   """
 
-  name: str
-  compile_arms: Callable[..., dict[str, Any]]
-  bytes_per_weight: Callable[[int], int]
-  stops: bool = False
-  all_samples: bool = False
-  compares: bool = False
-  most_rows: int | None = None
+  dtype: str = "float32"
+  rows_at_a_time: int = 8
+  remat: str = "dots"
+  logits_chunk: int | None = None
+  attention_chunk: int | None = None
+  engine_slots: int = 16
+  engine_chunk: int = 16
+  cache_dtype: str | None = None
+  int8_matrices: bool = False
+  weights: str | None = None
+
+  @property
+  def rounded(self) -> bool:
+    """Whether rollouts round weights, keys or values."""
+    return self.int8_matrices or self.cache_dtype is not None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Case:
     new_tokens: C.
     stops: "never" if every response has C tokens; "early" if each token may
       end the response, with a mean length of C / 2 before the cut at C.
+    options: how the model runs.
   """
 
   suite: str
@@ -84,11 +100,49 @@ class Case:
   prompt_tokens: int
   new_tokens: int
   stops: str = "never"
+  options: Options = Options()
 
   @property
   def prompts(self) -> int:
     """P, the number of prompts."""
     return self.rows // self.samples
+
+  @property
+  def vocab_size(self) -> int:
+    """V, the number of ids that the model knows."""
+    return MODELS[self.model].vocab_size
+
+  @property
+  def model_config(self) -> ModelConfig:
+    """The model as it is trained and scored."""
+    return dataclasses.replace(
+      MODELS[self.model],
+      compute_dtype=self.options.dtype,
+      remat=self.options.remat,
+      logits_chunk=self.options.logits_chunk,
+      attention_chunk=self.options.attention_chunk,
+    )
+
+  @property
+  def rollout_config(self) -> ModelConfig:
+    """The model as rollouts run it."""
+    return dataclasses.replace(
+      self.model_config,
+      cache_dtype=self.options.cache_dtype,
+      int8_matrices=self.options.int8_matrices,
+    )
+
+  @property
+  def itemsize(self) -> int:
+    """Bytes of a weight in the compute dtype."""
+    return jnp.dtype(self.options.dtype).itemsize
+
+  @property
+  def sizes(self) -> dict[str, Any]:
+    """All fields but the options, which all cases of a run share."""
+    fields = dataclasses.asdict(self)
+    del fields["options"]
+    return fields
 
   @property
   def total_tokens(self) -> int:
@@ -104,22 +158,29 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """The values that cases combine.
+class Suite:
+  """One stage of training, and the cases in which it is measured.
 
   Attributes:
-    models: names in `MODELS`.
-    rows: responses per batch.
-    samples: responses per prompt.
-    lengths: pairs of prompt tokens and new tokens.
-    stops: some of `STOPS`, for suites whose cases differ in them.
+    name: name of the suite.
+    compile_arms: case -> the compiled arms of a case by name.
+    bytes_per_weight: bytes that the suite holds for each weight of the policy,
+      as a function of the bytes of a weight in the compute dtype.
+    stops: whether the cases differ in whether responses end early.
+    all_samples: whether every number of samples makes a case; False takes only
+      the largest.
+    compares: whether the responses of a prompt are compared with each other,
+      which takes at least two.
+    most_rows: the largest batch that is measured, None for no limit.
   """
 
-  models: Sequence[str]
-  rows: Sequence[int]
-  samples: Sequence[int]
-  lengths: Sequence[tuple[int, int]]
-  stops: Sequence[str]
+  name: str
+  compile_arms: Callable[[Case], dict[str, Any]]
+  bytes_per_weight: Callable[[int], int]
+  stops: bool = False
+  all_samples: bool = False
+  compares: bool = False
+  most_rows: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,24 +189,25 @@ class Block:
 
   Attributes:
     suites: names of suites.
-    sizes: the values that their cases combine.
+    models: names in `MODELS`; cases combine them with the following values.
+    rows: responses per batch.
+    samples: responses per prompt.
+    lengths: pairs of prompt tokens and new tokens.
+    stops: some of `STOPS`, for suites whose cases differ in them.
   """
 
   suites: Sequence[str]
-  sizes: Sizes
+  models: Sequence[str]
+  rows: Sequence[int]
+  samples: Sequence[int]
+  lengths: Sequence[tuple[int, int]]
+  stops: Sequence[str]
 
 
 def combine_blocks(
-  suites: Sequence[Suite], blocks: Sequence[Block]
+  suites: Sequence[Suite], blocks: Sequence[Block], options: Options
 ) -> list[Case]:
   """Lists the cases of blocks, suite by suite, each once.
-
-  Args:
-    suites: the suites that are measured.
-    blocks: the sizes of each suite.
-
-  Returns:
-    The cases; those of a suite are in the order of the blocks.
 
   Raises:
     BenchmarkError: if there are none.
@@ -156,7 +218,7 @@ def combine_blocks(
     for suite in suites
     for block in blocks
     if suite.name in block.suites
-    for case in combine(suite, block.sizes)
+    for case in _combine(suite, block, options)
   }
   if not cases:
     names = ", ".join(suite.name for suite in suites)
@@ -170,87 +232,53 @@ def combine_blocks(
   return list(cases)
 
 
-def combine(suite: Suite, sizes: Sizes) -> list[Case]:
-  """Lists the cases of one suite that the sizes allow.
-
-  Args:
-    suite: decides which sizes make a case of their own.
-    sizes: the values to combine.
-
-  Returns:
-    The cases, an empty list if no number of samples divides the rows.
-  """
-  cases = []
+def _combine(suite: Suite, block: Block, options: Options) -> Iterator[Case]:
+  """The cases of one suite that the sizes of a block allow."""
   for model, rows, (prompt, new) in itertools.product(
-    sizes.models, sizes.rows, sizes.lengths
+    block.models, block.rows, block.lengths
   ):
     if suite.most_rows is not None and rows > suite.most_rows:
       continue
-    counts = [count for count in sizes.samples if rows % count == 0]
+    counts = [count for count in block.samples if rows % count == 0]
     if not suite.all_samples:
       counts = counts and [max(counts)]
-    if suite.compares:
-      counts = [count for count in counts if count > 1]
-    stops = sizes.stops if suite.stops else ("never",)
-    cases += [
-      Case(suite.name, model, rows, count, prompt, new, stop)
-      for count, stop in itertools.product(counts, stops)
-    ]
-  return cases
+    stops = block.stops if suite.stops else ("never",)
+    for count, stop in itertools.product(counts, stops):
+      if count > 1 or not suite.compares:
+        yield Case(suite.name, model, rows, count, prompt, new, stop, options)
 
 
-def parse_sizes(default: Sizes, **flags: Sequence[str] | None) -> Sizes:
-  """Parses the words of the command line.
+def parse_sizes(**flags: Sequence[str] | None) -> dict[str, tuple[Any, ...]]:
+  """Parses the words of flags, which have the names of fields of `Block`.
 
-  Args:
-    default: the values of flags that are not given.
-    **flags: words by field of `Sizes`, None for a flag that is not given:
-      names in `MODELS`, numbers of rows and samples, lengths such as "64:128",
-      some of `STOPS`.
-
-  Returns:
-    The values to combine.
+  A flag that is None is left out. Lengths are words such as "64:128".
 
   Raises:
     BenchmarkError: naming the flag of a word that cannot be parsed.
   """
-  parsers = {
-    "models": lambda flag, word: _parse_name(flag, word, MODELS),
-    "rows": _parse_count,
-    "samples": _parse_count,
-    "lengths": _parse_lengths,
-    "stops": lambda flag, word: _parse_name(flag, word, STOPS),
-  }
-  given = {
-    flag: tuple(parsers[flag](flag, word) for word in words)
+  return {
+    flag: tuple(_parse_word(flag, word) for word in words)
     for flag, words in flags.items()
     if words is not None
   }
-  return dataclasses.replace(default, **given)
 
 
-def _parse_name(flag: str, word: str, allowed: Iterable[str]) -> str:
-  if word not in allowed:
-    raise BenchmarkError(
-      f"--{flag}: {word!r} must be one of {', '.join(allowed)}."
-    )
-  return word
-
-
-def _parse_count(flag: str, word: str) -> int:
-  if not _is_count(word):
+def _parse_word(flag: str, word: str) -> str | int | tuple[int, int]:
+  names = {"models": MODELS, "stops": STOPS}.get(flag)
+  if names is not None:
+    if word not in names:
+      raise BenchmarkError(
+        f"--{flag}: {word!r} must be one of {', '.join(names)}."
+      )
+    return word
+  numbers = word.split(":")
+  positive = all(x.isdecimal() and int(x) > 0 for x in numbers)
+  if flag == "lengths":
+    if not positive or len(numbers) != 2:
+      raise BenchmarkError(
+        f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
+      )
+    return int(numbers[0]), int(numbers[1])
+  if not positive or len(numbers) != 1:
     raise BenchmarkError(f"--{flag}: {word!r} must be at least 1.")
   return int(word)
-
-
-def _parse_lengths(flag: str, word: str) -> tuple[int, int]:
-  numbers = word.split(":")
-  if len(numbers) != 2 or not all(map(_is_count, numbers)):
-    raise BenchmarkError(
-      f"--{flag}: {word!r} must be PROMPT:NEW in tokens, such as 64:128."
-    )
-  return int(numbers[0]), int(numbers[1])
-
-
-def _is_count(text: str) -> bool:
-  return text.isdecimal() and int(text) > 0

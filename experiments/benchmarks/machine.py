@@ -25,9 +25,8 @@ CPU_SIDE, ACCELERATOR_SIDE = 1536, 8192
 def share_memory(with_baselines: bool) -> None:
   """Sets how much of a GPU's memory jax allocates, before its first array.
 
-  Args:
-    with_baselines: True allocates as arrays need it and leaves the rest to
-      baselines; False allocates 95 % at once, where jax would take 75 %.
+  With baselines it allocates as arrays need it and leaves them the rest.
+  Without, it allocates 95 % at once, where jax would take 75 %.
   """
   if with_baselines:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
@@ -35,22 +34,26 @@ def share_memory(with_baselines: bool) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")
 
 
+def available_bytes() -> int:
+  """Reads the memory of the device; for a CPU, the memory of the machine."""
+  stats = jax.devices()[0].memory_stats() or {}
+  return stats.get("bytes_limit", _physical_bytes())
+
+
+def _physical_bytes() -> int:
+  return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def describe(command: list[str]) -> dict[str, Any]:
-  """Describes the machine, the software and the command of a measurement.
+  """Describes machine, software and command (`sys.argv`), JSON-like.
 
-  Args:
-    command: `sys.argv`.
-
-  Returns:
-    A JSON-like dict: the versions of `collect_versions`, processor, cores of
-    this process, bytes of memory, load average of the last minute, date (UTC)
-    and command.
+  Cores are those of this process, the load is the average of the last minute,
+  and the date is UTC.
   """
-  pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
   return collect_versions() | {
     "processor": _processor(),
     "cores": len(os.sched_getaffinity(0)),
-    "memory_bytes": pages * size,
+    "memory_bytes": _physical_bytes(),
     "load_average": os.getloadavg()[0],
     "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     "command": shlex.join([pathlib.Path(sys.executable).name, *command]),
@@ -73,15 +76,9 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
   """Makes programs that read an array once: the fastest gives the bandwidth.
 
   Which one is fastest depends on the machine and the compiler. The array is
-  float32 for weights of any dtype, since a CPU would spend time on
-  converting bfloat16.
-
-  Args:
-    num_bytes: size of the weights; the array is as large, but at most
-      `MOST_STREAMED_BYTES`.
-
-  Returns:
-    Arms by name; their work is bytes.
+  as large as the weights, `num_bytes`, but at most `MOST_STREAMED_BYTES`. It
+  is float32 for weights of any dtype, since a CPU would spend time on
+  converting bfloat16. The work of the arms is bytes.
   """
   columns = 1024
   rows = max(1, min(num_bytes, MOST_STREAMED_BYTES) // (4 * columns))
@@ -101,14 +98,10 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
 
 
 def product_probe(dtype: str, side: int | None = None) -> Arm:
-  """Makes a program that multiplies two square matrices.
+  """Makes a program that multiplies two square matrices of a dtype.
 
-  Args:
-    dtype: dtype of the matrices; sums are float32.
-    side: rows and columns; None takes a size that suits the device.
-
-  Returns:
-    The arm; its work is FLOPs.
+  Sums are float32. `side` is the number of rows; None takes one that suits the
+  device. The work is FLOPs.
   """
   if side is None:
     on_cpu = jax.default_backend() == "cpu"

@@ -3,23 +3,19 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 
-from benchmarks import memory, table
-from benchmarks.baselines import run_baselines
-from benchmarks.baselines.baseline import Baseline
-from benchmarks.bounds import Rates
-from benchmarks.cases import BenchmarkError, Case
-from benchmarks.document import Document
-from benchmarks.machine import product_probe, stream_probes
-from benchmarks.models import Options
-from benchmarks.results import Line, Result
+from benchmarks import table
+from benchmarks.baselines import Baseline, run_baselines
+from benchmarks.baselines.process import Process
+from benchmarks.bounds import Rates, count_weights
+from benchmarks.cases import BenchmarkError, Case, Suite
+from benchmarks.machine import available_bytes, product_probe, stream_probes
+from benchmarks.results import Document, Line, Result
 from benchmarks.suites import SUITES
 from benchmarks.timing import time_interleaved
-from pure_jax.models import policy
-from pure_jax.models.params import count_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,17 +23,15 @@ class Settings:
   """How every case is measured.
 
   Attributes:
-    options: how the models run.
     repeats: most repeats of each arm.
     seconds: time limit of a case's repeats, see `timing.time_interleaved`.
     probe_side: side of the matrices that the probe multiplies, None for a size
       that suits the device.
-    baselines: names in `baselines.BASELINES`.
+    baselines: names of baselines.
     environments: folder of the baselines' environments; None only without
       baselines.
   """
 
-  options: Options
   repeats: int
   seconds: float = math.inf
   probe_side: int | None = None
@@ -48,16 +42,11 @@ class Settings:
 def measure_all(
   cases: Iterable[Case], settings: Settings, document: Document
 ) -> list[Case]:
-  """Measures, prints and saves one case after the other.
+  """Measures, prints and saves those cases that a document does not have.
 
-  Args:
-    cases: suite by suite; those that the document has are not measured again.
-    settings: settings of all cases.
-    document: gets the results.
-
-  Returns:
-    The cases that failed: a baseline died, or an arm does not compute the same
-    as another. After a failure the baselines start anew.
+  The cases come suite by suite. Those are returned that failed: a baseline
+  died, or an arm does not compute the same as another. After a failure the
+  baselines start anew.
   """
   waiting = [case for case in cases if not document.has(case)]
   failed = []
@@ -80,11 +69,10 @@ def measure_all(
 def _measure_and_save(
   case: Case,
   settings: Settings,
-  baselines: Sequence[Baseline],
+  baselines: Mapping[Baseline, Process],
   document: Document,
 ) -> None:
-  suite, options = SUITES[case.suite], settings.options
-  why = memory.why_not(case, suite, options, memory.available_bytes())
+  why = why_not(case, SUITES[case.suite], available_bytes())
   if why is not None:
     _skip(case, why, document)
     return
@@ -104,66 +92,49 @@ def _measure_and_save(
 def _skip(case: Case, why: str, document: Document) -> None:
   """Reports a case without a result."""
   document.skip(case, why)
-  print(table.skipped(case, why), flush=True)
+  print(f"{case}{why}", flush=True)
+
+
+def why_not(case: Case, suite: Suite, available: int) -> str | None:
+  """Returns a sentence if a case does not fit into `available` bytes.
+
+  The weights, gradients and moments that exist at the same time must fit;
+  activations are not counted.
+  """
+  weights = count_weights(case.model_config)
+  needed = weights * suite.bytes_per_weight(case.itemsize)
+  if needed <= available:
+    return None
+  return (
+    f"not measured: weights, with gradients and moments where they are "
+    f"trained, are {needed / 1e9:,.1f} GB, there are {available / 1e9:,.1f} GB"
+  )
 
 
 def measure(
-  case: Case, settings: Settings, baselines: Sequence[Baseline] = ()
+  case: Case,
+  settings: Settings,
+  baselines: Mapping[Baseline, Process] | None = None,
 ) -> Result:
-  """Times the arms of a case and the probes of the machine, interleaved.
-
-  Args:
-    case: the case.
-    settings: how it is measured.
-    baselines: running baselines of the case's suite.
-
-  Returns:
-    The result.
-  """
-  options = settings.options
-  programs = SUITES[case.suite].compile_arms(case, options)
-  baseline_arms = {
-    baseline.name: baseline.arm(case, options, programs[baseline.compared_with])
-    for baseline in baselines
-  }
-  declared = policy.declare_policy(options.model(case.model))
-  streams = stream_probes(count_params(declared) * options.itemsize)
-  product = product_probe(options.dtype, settings.probe_side)
-  probes = streams | {"product": product}
-  peaks = {name: memory.Peak() for name in programs}
-  arms = {
-    name: peaks[name].record(program.arm) for name, program in programs.items()
+  """Times arms, running baselines and probes of the machine, interleaved."""
+  arms = dict(SUITES[case.suite].compile_arms(case))
+  for baseline, process in (baselines or {}).items():
+    ours = arms[baseline.compared_with]
+    arms[baseline.name] = dataclasses.replace(
+      baseline.prepare(process, case, ours),
+      phases=ours.phases,
+      compared_with=baseline.compared_with,
+    )
+  streams = stream_probes(count_weights(case.model_config) * case.itemsize)
+  probes = streams | {
+    "product": product_probe(case.options.dtype, settings.probe_side)
   }
   times = time_interleaved(
-    arms | baseline_arms | probes, settings.repeats, seconds=settings.seconds
+    arms | probes, settings.repeats, seconds=settings.seconds
   )
   rates = Rates(
     flops_per_second=times["product"].rate,
     bytes_per_second=max(times[name].rate for name in streams),
   )
-  ours = [
-    Line(
-      name,
-      times[name],
-      program.phases,
-      rates,
-      program.compilation,
-      compared_with=program.variant_of,
-      peak_bytes=peaks[name].bytes,
-    )
-    for name, program in programs.items()
-  ]
-  theirs = [
-    Line(
-      baseline.name,
-      times[baseline.name],
-      programs[baseline.compared_with].phases,
-      rates,
-      baseline=dict(baseline.info),
-      compared_with=baseline.compared_with,
-    )
-    for baseline in baselines
-  ]
-  return Result(
-    case, rates, {name: times[name] for name in probes}, [*ours, *theirs]
-  )
+  lines = [Line(name, arm, times[name], rates) for name, arm in arms.items()]
+  return Result(case, rates, {name: times[name] for name in probes}, lines)

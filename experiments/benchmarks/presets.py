@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from benchmarks.cases import STOPS, Block, Sizes
-from benchmarks.models import Options
+from benchmarks.cases import STOPS, Block, Options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,41 +27,33 @@ _NEVER, _EARLY = STOPS[:1], STOPS[1:]
 _SHORT, _LONG = ((64, 128),), ((512, 512),)
 _ROLLOUT, _ITERATION = ("rollout",), ("iteration",)
 _ONE_BATCH = ("score", "update", "packing", "prm")
-# Kernels do not compile for a CPU: only the preset of an accelerator has them.
-_ON_A_CPU = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
-_ON_AN_ACCELERATOR = (*_ON_A_CPU, "kernels")
+_ALL = (*_ROLLOUT, *_ONE_BATCH, *_ITERATION)
 
 PRESETS = {
   # One length, for two cores.
   "small": Preset(
-    (
-      Block(
-        _ON_A_CPU,
-        Sizes((*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),
-      ),
-    ),
-    _CPU,
+    (Block(_ALL, (*_10M, *_135M), (1, 8, 32), (1, 8), _SHORT, STOPS),), _CPU
   ),
   # Short and long prompts, short and long responses, in about an hour on two
   # cores with all baselines. The larger model does not get all combinations:
   # each repeat of 32 responses of 512 tokens takes minutes in each arm.
   "all_lengths": Preset(
     (
-      Block(_ROLLOUT, Sizes(_135M, (32,), (1,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ROLLOUT, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (1,), (1,), ((512, 128),), _NEVER)),
-      Block(_ROLLOUT, Sizes(_135M, (8,), (8,), ((64, 512),), _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (1,), (1,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (32,), (8,), ((512, 128),), _EARLY)),
-      Block(_ROLLOUT, Sizes(_10M, (8,), (8,), _LONG, _EARLY)),
-      Block(_ITERATION, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ITERATION, Sizes(_10M, (32,), (8,), _SHORT, _EARLY)),
-      Block(_ONE_BATCH, Sizes(_135M, (8,), (8,), _SHORT, _NEVER)),
-      Block(_ONE_BATCH, Sizes(_10M, (8,), (8,), _SHORT, _NEVER)),
-      Block(("score", "update"), Sizes(_10M, (8,), (8,), _LONG, _NEVER)),
+      Block(_ROLLOUT, _135M, (32,), (1,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _135M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ROLLOUT, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _135M, (1,), (1,), ((512, 128),), _NEVER),
+      Block(_ROLLOUT, _135M, (8,), (8,), ((64, 512),), _EARLY),
+      Block(_ROLLOUT, _10M, (1,), (1,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _10M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ROLLOUT, _10M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ROLLOUT, _10M, (32,), (8,), ((512, 128),), _EARLY),
+      Block(_ROLLOUT, _10M, (8,), (8,), _LONG, _EARLY),
+      Block(_ITERATION, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ITERATION, _10M, (32,), (8,), _SHORT, _EARLY),
+      Block(_ONE_BATCH, _135M, (8,), (8,), _SHORT, _NEVER),
+      Block(_ONE_BATCH, _10M, (8,), (8,), _SHORT, _NEVER),
+      Block(("score", "update"), _10M, (8,), (8,), _LONG, _NEVER),
     ),
     _CPU,
   ),
@@ -71,14 +62,12 @@ PRESETS = {
   "accelerator": Preset(
     (
       Block(
-        _ON_AN_ACCELERATOR,
-        Sizes(
-          ("qwen2p5_math_1p5b", "qwen2p5_7b"),
-          (8, 64),
-          (8,),
-          ((512, 512),),
-          STOPS,
-        ),
+        _ALL,
+        ("qwen2p5_math_1p5b", "qwen2p5_7b"),
+        (8, 64),
+        (8,),
+        ((512, 512),),
+        STOPS,
       ),
     ),
     Options(dtype="bfloat16", rows_at_a_time=4, logits_chunk=512),
@@ -87,7 +76,5 @@ PRESETS = {
 
 # A check that everything works, in minutes. The smaller engine has slots for
 # half of the prompts only.
-QUICK = (
-  Block(_ON_AN_ACCELERATOR, Sizes(("tiny",), (4,), (2,), ((8, 6),), STOPS)),
-)
+QUICK = (Block(_ALL, ("tiny",), (4,), (2,), ((8, 6),), STOPS),)
 QUICK_ENGINE_SLOTS = 2

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.cases import Case
 from benchmarks.results import Line, Result, compare
 from benchmarks.timing import LEAST_REPEATS
 
@@ -12,23 +11,8 @@ QUIET_LOAD = 0.5
 
 
 def heading(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
-  """Formats the machine, the settings and the names of the columns.
-
-  Args:
-    machine: as `machine.describe` gives it.
-    settings: ``dtype`` of matrix products, most ``repeats`` of each arm, and
-      the time limit ``seconds`` of a case's repeats.
-
-  Returns:
-    Several lines.
-  """
+  """Formats machine and settings of a `Document` and the names of columns."""
   devices = ", ".join(f"{n} x {kind}" for kind, n in machine["devices"].items())
-  packages = machine["packages"]
-  columns = (
-    f"{'suite':10}{'model':18}{'P x G':8}{'L + C':13}{'stops':6}"
-    f"{'arm':17}{'n':>2}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
-    f"{'bound s':>9}{'reached':>9}  bound by"
-  )
   busy = ""
   if machine["load_average"] > QUIET_LOAD:
     busy = (
@@ -40,24 +24,22 @@ def heading(machine: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     f"{machine['date']}, commit {machine['commit']}: {devices}, "
     f"{machine['processor']}, {machine['cores']} cores, "
     f"load {machine['load_average']:.1f}\n"
-    f"jax {packages['jax']}, {settings['dtype']}, medians of n interleaved "
-    f"repeats:\n"
+    f"jax {machine['packages']['jax']}, {settings['dtype']}, medians of n "
+    f"interleaved repeats:\n"
     f"n = {settings['repeats']}, or fewer, at least {LEAST_REPEATS}, if those "
     f"take more than {settings['seconds']:g} s\n"
     f"{busy}"
-    f"{columns}"
+    f"{'suite':10}{'model':18}{'P x G':8}{'L + C':13}{'stops':6}"
+    f"{'arm':17}{'n':>2}{'median s':>9}{'from':>9}{'to':>9}{'tokens/s':>10}"
+    f"{'bound s':>9}{'reached':>9}  bound by"
   )
 
 
 def as_text(result: Result) -> str:
   """Formats a case.
 
-  Args:
-    result: result of the case.
-
-  Returns:
-    A line for each arm, a line of ratios and of the machine's rates, and a
-    line of details for each arm.
+  There is a line for each arm, a line of ratios and of the machine's rates,
+  and a line of details for each arm.
   """
   lines = [f"{result.case}{_columns(line)}" for line in result.lines]
   ratios = [f"{name} {ratio:.2f}" for name, ratio in compare(result).items()]
@@ -67,22 +49,10 @@ def as_text(result: Result) -> str:
   )
   lines.append("    " + ", ".join([*ratios, rates]))
   for line in result.lines:
-    details = _compilation(line) if line.baseline is None else _versions(line)
+    ours = line.arm.baseline is None
+    details = _compilation(line) if ours else _versions(line)
     lines.append(f"    {line.name}: {details}{_utilisation(line)}")
   return "\n".join(lines)
-
-
-def skipped(case: Case, why: str) -> str:
-  """Formats a case that was not measured.
-
-  Args:
-    case: the case.
-    why: a sentence.
-
-  Returns:
-    The line.
-  """
-  return f"{case}{why}"
 
 
 def _columns(line: Line) -> str:
@@ -100,15 +70,15 @@ def _columns(line: Line) -> str:
 
 def _versions(line: Line) -> str:
   """The peak memory and the packages of a baseline."""
-  versions = line.baseline["versions"].items()
+  versions = line.arm.baseline["versions"].items()
   versions = ", ".join(f"{name} {version}" for name, version in versions)
-  peak = line.baseline["peak_bytes"] / 1e6
+  peak = line.arm.baseline["peak_bytes"] / 1e6
   return f"process {peak:,.0f} MB at its peak, {versions}"
 
 
 def _compilation(line: Line) -> str:
   """Time and memory of an arm of ours, from the compiler and the system."""
-  compilation, parts = line.compilation, []
+  compilation, parts = line.arm.compilation, []
   if compilation is not None:
     memory, costs = compilation.memory, compilation.costs
     total, temporary = memory.total, memory.temporaries
@@ -117,22 +87,22 @@ def _compilation(line: Line) -> str:
       f"memory {total / 1e6:,.0f} MB ({temporary / 1e6:,.0f} temporary)",
     ]
     if costs is not None:
-      parts += [
+      parts.append(
         f"compiled {costs.flops / 1e9:,.2f} GFLOP and "
         f"{costs.hbm_bytes / 1e9:,.2f} GB"
-      ]
-  if line.peak_bytes is not None:
-    parts.append(f"{line.peak_bytes / 1e6:,.0f} MB at its peak")
+      )
+  if line.times.peak_bytes is not None:
+    parts.append(f"{line.times.peak_bytes / 1e6:,.0f} MB at its peak")
   return ", ".join(parts) or "several programs"
 
 
 def _utilisation(line: Line) -> str:
   """The needed work per second, and its share of the machine's rates."""
-  if not line.needed:
+  if not line.arm.phases:
     return ""
-  flops, moved, rates = line.flops_per_second, line.bytes_per_second, line.rates
+  seconds = line.times.median
   return (
-    f"; model FLOPs {flops / 1e9:,.1f} GFLOP/s, utilisation "
-    f"{flops / rates.flops_per_second:.1%}, and {moved / 1e9:,.1f} GB/s, "
-    f"{moved / rates.bytes_per_second:.1%} of bandwidth"
+    f"; model FLOPs {line.flops / seconds / 1e9:,.1f} GFLOP/s, utilisation "
+    f"{line.of_product_rate:.1%}, and {line.bytes / seconds / 1e9:,.1f} GB/s, "
+    f"{line.of_bandwidth:.1%} of bandwidth"
   )

@@ -11,45 +11,55 @@ import numpy as np
 import pytest
 
 from pure_jax.advantages import pure_advantages
-from pure_jax.models import policy
+from pure_jax.host import huggingface
+from pure_jax.parallel import sharding
+from pure_jax.training import rollouts
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
 
 import torch
-from benchmarks import batches, document, measuring, results, table
+from benchmarks import measuring, results, table
 from benchmarks.baselines import (
   BASELINES,
-  baseline,
-  iteration,
-  rloo,
+  check_environments,
+  preparation,
+  read_names,
   run_baselines,
-  update,
 )
 from benchmarks.baselines.process import SCRIPTS, Process, make_environment
-from benchmarks.baselines.rollout import RolloutBaseline
-from benchmarks.cases import MODELS, BenchmarkError, Case
+from benchmarks.cases import MODELS, BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
-from benchmarks.models import Options, init_policy
-from benchmarks.suites import SUITES
+from benchmarks.models import init_policy, init_prm
+from benchmarks.suites import SUITES, rollout
 from benchmarks.suites.iteration import IterationReference
-from benchmarks.suites.update import credit_config
+from benchmarks.suites.training import step_spec
 
 EARLY = Case("rollout", "tiny", 4, 2, 8, 6, "early")
+
+
+TRANSFORMERS = BASELINES[0]
 
 
 @pytest.fixture(scope="module")
 def transformers():
   """The process of a sampler, in the environment of the tests."""
-  script = BASELINES["transformers"].scripts["rollout"].file
+  script = TRANSFORMERS.script
   with Process("transformers", sys.executable, script) as process:
     yield process
 
 
 @pytest.fixture(scope="module")
 def arms():
-  """Our samplers of the case `EARLY`."""
-  return SUITES["rollout"].compile_arms(EARLY, Options())
+  """Our samplers of the case `EARLY`; the engine is the one loop."""
+
+  def make_engine(case, sampler, slots):
+    model, layout = case.rollout_config, sharding.make_layout()
+    return rollouts.make_generate(model, sampler, case.samples, layout)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rollout, "make_engine", make_engine)
+    return rollout.rollout_arms(EARLY)
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +67,20 @@ def environments():
   """All environments: gigabytes, which pytest would keep."""
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    for environment in {each.environment for each in BASELINES.values()}:
+    for environment in {each.name for each in BASELINES}:
       make_environment(folder, environment)
     yield folder
 
 
-def measure(case, options, baselines):
-  return measuring.measure(case, Settings(options, 1, probe_side=16), baselines)
+def measure(case, baselines):
+  return measuring.measure(case, Settings(1, probe_side=16), baselines)
+
+
+def prepare_again(baselines, case, ours, reference):
+  """With another reference of ours."""
+  ((baseline, process),) = baselines.items()
+  ours = dataclasses.replace(ours, reference=reference)
+  baseline.prepare(process, case, ours)
 
 
 def test_transformers_draws_as_many_tokens_from_the_same_model(
@@ -72,17 +89,17 @@ def test_transformers_draws_as_many_tokens_from_the_same_model(
   """If its rows went on after ours ended, it would take longer."""
   ours = arms["generate"]
   compiled = dataclasses.replace(
-    SUITES["rollout"], compile_arms=lambda case, options: arms
+    SUITES["rollout"], compile_arms=lambda case: arms
   )
   monkeypatch.setitem(SUITES, "rollout", compiled)
-  result = measure(EARLY, Options(), [RolloutBaseline(transformers)])
+  result = measure(EARLY, {TRANSFORMERS: transformers})
   assert [line.name for line in result.lines] == [
     "generate", "engine", "prefill", "transformers"
   ]  # fmt: skip
   assert len(set(ours.reference.tolist())) > 1
   tokens = np.array(transformers.call("answer")["tokens"])
   np.testing.assert_array_equal((tokens != 0).sum(axis=1), ours.reference)
-  saved = document.case_as_json(result)["arms"]
+  saved = results.as_json(result)["arms"]
   theirs = saved["transformers"]
   assert theirs["greedy_tokens_equal"] == 1.0
   assert theirs["tokens"] == saved["generate"]["tokens"] == ours.reference.sum()
@@ -103,12 +120,12 @@ def test_tunix_draws_the_same_tokens(environments, monkeypatch, attention_bias):
   never = dataclasses.replace(EARLY, stops="never")
   names = ["tunix", "transformers"]
   with run_baselines("rollout", names, environments) as baselines:
-    measured = [measure(case, Options(), baselines) for case in (never, EARLY)]
+    measured = [measure(case, baselines) for case in (never, EARLY)]
   for result in measured:
     ours, _, _, *theirs = result.lines
     assert [line.name for line in theirs] == names
     for line in theirs:
-      assert line.baseline["greedy_tokens_equal"] == 1.0
+      assert line.arm.baseline["greedy_tokens_equal"] == 1.0
       assert line.times.work == ours.times.work
   full, early = (result.lines[0].times.work for result in measured)
   assert full == 4 * 6 > early
@@ -120,60 +137,15 @@ def test_trl_takes_the_same_step(environments, monkeypatch):
   # With many ids it matters little that ours gives padding no probability.
   model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
   monkeypatch.setitem(MODELS, "tiny", model)
-  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
+  options = Options(rows_at_a_time=2)
+  case = Case("update", "tiny", 4, 2, 8, 6, options=options)
   with run_baselines("update", ["trl"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["update"].compile_arms(case, options)["update"]
-    halved = dataclasses.replace(ours, reference=ours.reference / 2)
+    result = measure(case, baselines)
+    ours = SUITES["update"].compile_arms(case)["update"]
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, options, halved)
+      prepare_again(baselines, case, ours, ours.reference / 2)
   assert [line.name for line in result.lines] == ["update", "trl"]
-  assert result.lines[1].baseline["versions"]["trl"]
-
-
-@pytest.mark.slow
-def test_trl_takes_the_step_of_rloo(environments, monkeypatch):
-  """In two micro-batches. The trainer leaves the division by their number to
-  its loop; without it the loss would double."""
-  case, options = Case("update", "tiny", 4, 2, 8, 6), Options(rows_at_a_time=2)
-  batch = rloo.draw_rloo(case, options)
-  with run_baselines("update", ["trl_rloo"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["update"].compile_arms(case, options)["update"]
-    other = dataclasses.replace(batch, advantages=-batch.advantages)
-    monkeypatch.setattr(update, "draw_rloo", lambda case, options: other)
-    with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, options, ours)
-  assert [line.name for line in result.lines] == ["update", "trl_rloo"]
-  assert result.lines[1].baseline["largest_relative_difference"] < 1e-3
-
-
-def test_the_gradient_of_rloo_equals_that_of_weighted_log_probs():
-  """-mean(advantage x ratio x log-prob) of the batch, in two micro-batches."""
-  case = Case("update", "tiny", 4, 2, 8, 6)
-  batch = rloo.draw_rloo(case, Options(rows_at_a_time=2))
-  # With two samples, each is compared with the other.
-  np.testing.assert_allclose(
-    batch.advantages[::2], -batch.advantages[1::2], rtol=1e-6
-  )
-  model = MODELS["tiny"]
-  drawn = batches.draw_rollout(case, model.vocab_size)
-  log_ratios = 0.1 * np.sign(batch.advantages)
-  weights = batch.advantages * np.exp(log_ratios)
-
-  def weighted(params):
-    logp, _ = policy.token_logp(
-      params, model, drawn.prompt_tokens, drawn.prompt_mask, drawn.tokens,
-      drawn.completion_mask,
-    )  # fmt: skip
-    logp = logp.sum(axis=1)
-    return -jax.numpy.mean(weights * logp), logp
-
-  gradients = jax.jit(jax.grad(weighted, has_aux=True))
-  grads, logp = gradients(init_policy("tiny", Options()))
-  norm = np.sqrt(sum(float((x**2).sum()) for x in jax.tree.leaves(grads)))
-  assert batch.reference == pytest.approx([-weights.mean(), norm], rel=1e-4)
-  np.testing.assert_allclose(batch.old_logp, logp - log_ratios, rtol=1e-6)
+  assert result.lines[1].arm.baseline["versions"]["trl"]
 
 
 @pytest.mark.slow
@@ -181,13 +153,12 @@ def test_trl_trains_the_same_prm(environments):
   """A label next to its score token would give another loss."""
   case = Case("prm", "tiny", 4, 2, 8, 60)
   with run_baselines("prm", ["trl_prm"], environments) as baselines:
-    result = measure(case, Options(), baselines)
-    ours = SUITES["prm"].compile_arms(case, Options())["prm"]
-    other = dataclasses.replace(ours, reference=ours.reference * [1.0, 1.01])
+    result = measure(case, baselines)
+    ours = SUITES["prm"].compile_arms(case)["prm"]
     with pytest.raises(BenchmarkError, match="the steps are not the same"):
-      baselines[0].arm(case, Options(), other)
+      prepare_again(baselines, case, ours, ours.reference * [1.0, 1.01])
   assert [line.name for line in result.lines] == ["prm", "trl_prm"]
-  assert result.lines[1].baseline["largest_relative_difference"] < 1e-5
+  assert result.lines[1].arm.baseline["largest_relative_difference"] < 1e-5
 
 
 @pytest.mark.slow
@@ -196,23 +167,21 @@ def test_trl_does_the_same_iteration(environments, monkeypatch, stops):
   """In two micro-batches, with responses of more than `MAX_STEPS` steps."""
   model = dataclasses.replace(MODELS["tiny"], vocab_size=4096)
   monkeypatch.setitem(MODELS, "tiny", model)
-  case = Case("iteration", "tiny", 4, 2, 8, 400, stops)
   options = Options(rows_at_a_time=2)
+  case = Case("iteration", "tiny", 4, 2, 8, 400, stops, options)
   with run_baselines("iteration", ["trl"], environments) as baselines:
-    result = measure(case, options, baselines)
-    ours = SUITES["iteration"].compile_arms(case, options)["iteration"]
+    result = measure(case, baselines)
+    ours = SUITES["iteration"].compile_arms(case)["iteration"]
     scores = ours.reference.scores
     assert (scores.steps.overflow > 0).any()
     negated = scores.replace(step_rewards=-scores.step_rewards)
     other = dataclasses.replace(ours.reference, scores=negated)
     with pytest.raises(BenchmarkError, match="iterations are not the same"):
-      baselines[0].arm(
-        case, options, dataclasses.replace(ours, reference=other)
-      )
+      prepare_again(baselines, case, ours, other)
   ours, theirs = result.lines
   assert (ours.name, theirs.name) == ("iteration", "trl")
   assert theirs.times.work == ours.times.work
-  assert max(theirs.baseline["largest_differences"].values()) < 1e-3
+  assert max(theirs.arm.baseline["largest_differences"].values()) < 1e-3
 
 
 def test_iterations_are_compared_by_their_largest_difference():
@@ -227,7 +196,7 @@ def test_iterations_are_compared_by_their_largest_difference():
     "loss": 1.5,
     "grad_norm": 1.0,
   }
-  assert iteration.largest_differences(answer, ours) == {
+  assert preparation.largest_differences(answer, ours) == {
     "old_logp": 0.25,
     "ref_logp": 0.0,
     "step_rewards": 0.4,
@@ -239,16 +208,17 @@ def test_iterations_are_compared_by_their_largest_difference():
 def test_a_baseline_with_another_model_fails(transformers, arms, monkeypatch):
   """One layer is left out, as by a wrong conversion."""
 
-  def without_a_layer(name, options):
-    params = init_policy(name, options)
+  def without_a_layer(case):
+    params = init_policy(case)
     layers = dict(params["layers"])
     layers["down"] = layers["down"].at[0].set(0.0)
     return {**params, "layers": layers}
 
   # What is exported.
-  monkeypatch.setattr(baseline, "init_policy", without_a_layer)
+  monkeypatch.setattr(preparation, "init_policy", without_a_layer)
+  monkeypatch.setattr(transformers, "loaded", None)
   with pytest.raises(BenchmarkError, match="greedy tokens differ"):
-    RolloutBaseline(transformers).arm(EARLY, Options(), arms["generate"])
+    TRANSFORMERS.prepare(transformers, EARLY, arms["generate"])
 
 
 def test_the_torch_loop_gives_the_same_advantages():
@@ -258,22 +228,31 @@ def test_the_torch_loop_gives_the_same_advantages():
   script = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(script)
   case = Case("update", "tiny", 8, 4, 8, 60)
-  batch = update.draw_experience(case, MODELS["tiny"].vocab_size)
+  batch = preparation.draw_experience(case)
   assert batch.steps.mask.sum() > 16  # Responses of several steps.
-  config = credit_config(case)
-  theirs = script.advantages(
-    *(
-      torch.tensor(np.asarray(x))
-      for x in (
-        batch.step_rewards,
-        batch.steps.mask.sum(axis=1),
-        batch.steps.index,
-        batch.completion_mask.sum(axis=1),
-        batch.correct,
+  config = step_spec(case).credit
+  index, mask = np.asarray(batch.steps.index), np.asarray(batch.completion_mask)
+  rows, columns = mask.shape
+  ends = [
+    [
+      token
+      for token in range(columns)
+      if mask[row, token]
+      and (
+        token + 1 == mask[row].sum()
+        or index[row, token] < index[row, token + 1]
       )
-    ),
+    ]
+    for row in range(rows)
+  ]
+  assert [len(row) for row in ends] == batch.steps.mask.sum(axis=1).tolist()
+  theirs = script.advantages(
+    torch.tensor(np.asarray(batch.step_rewards)),
+    ends,
+    torch.tensor(np.asarray(batch.correct)),
     case.samples,
     config.temperature,
+    columns,
   ).numpy()
 
   def largest_difference(form):
@@ -302,26 +281,38 @@ def test_the_error_of_a_process_that_died_is_named(tmp_path):
   assert process._process.poll() is not None
 
 
-def test_every_baseline_has_its_scripts_and_its_requirements():
-  for external in BASELINES.values():
-    assert external.scripts.keys() <= SUITES.keys()
-    for script in external.scripts.values():
-      assert (SCRIPTS / script.file).exists()
-    assert (SCRIPTS / f"{external.environment}.txt").exists()
+def test_every_baseline_has_its_script_and_its_requirements():
+  for baseline in BASELINES:
+    assert baseline.suite in SUITES
+    assert (SCRIPTS / baseline.script).exists()
+    assert (SCRIPTS / f"{baseline.name}.txt").exists()
 
 
-@pytest.mark.parametrize(
-  ("name", "folder", "message"),
-  [
-    ("tensors", "none", "--baselines: 'tensors' must be one of transformers"),
-    ("transformers", None, "--baselines needs --environments"),
-    ("transformers", "none", "benchmark.py --make_environments=FOLDER"),
-  ],
-)
-def test_a_baseline_that_cannot_run_is_named(tmp_path, name, folder, message):
-  folder = folder and tmp_path / folder
-  with (
-    pytest.raises(BenchmarkError, match=message),
-    run_baselines("rollout", [name], folder),
-  ):
-    pass
+def test_all_baselines_are_named_once():
+  names = ["transformers", "tunix", "trl", "trl_prm"]
+  assert read_names(["all"]) == names
+  assert read_names(["trl"]) == ["trl"] and read_names([]) == []
+
+
+def test_a_baseline_that_cannot_run_is_named(tmp_path):
+  with pytest.raises(BenchmarkError, match="must be one of transformers"):
+    read_names(["tensors"])
+  with pytest.raises(BenchmarkError, match="--baselines needs --environments"):
+    check_environments(["transformers"], None)
+  with pytest.raises(BenchmarkError, match="--make_environments=FOLDER"):
+    check_environments(["transformers"], tmp_path)
+
+
+def test_weights_are_read_from_a_folder_of_the_same_shape(tmp_path):
+  params = jax.tree.map(lambda x: x + 1, init_policy(EARLY))
+  folder = tmp_path / "weights"
+  huggingface.export_policy(folder, params, MODELS["tiny"], max_positions=64)
+  case = dataclasses.replace(EARLY, options=Options(weights=str(folder)))
+  jax.tree.map(np.testing.assert_array_equal, init_policy(case), params)
+  prm = init_prm(case)
+  np.testing.assert_array_equal(prm["embedding"], params["embedding"])
+  with pytest.raises(BenchmarkError, match="not of the shape 10m: it differs"):
+    init_policy(dataclasses.replace(case, model="10m"))
+  missing = Options(weights=str(tmp_path / "none"))
+  with pytest.raises(BenchmarkError, match="no such folder"):
+    init_policy(dataclasses.replace(EARLY, options=missing))

@@ -57,7 +57,7 @@ def test_the_command_of_an_accelerator_runs_whole(tmp_path):
   assert document["options"]["remat"] == "dots"
   assert [case["suite"] for case in document["cases"]] == [
     *["rollout"] * 2, "score", "update", "packing", "prm",
-    *["iteration"] * 2, "kernels"
+    *["iteration"] * 2
   ]  # fmt: skip
   for case in document["cases"]:
     for name, arm in case["arms"].items():
@@ -69,7 +69,7 @@ def test_the_command_of_an_accelerator_runs_whole(tmp_path):
   ("words", "message"),
   [
     (["suite=update", "models=tiny", "samples=1"], "at least 2 must divide"),
-    (["suite=kernels", "models=tiny"], "kernels: no case. The preset must"),
+    (["suite=prm", "models=tiny", "rows=32"], "prm: no case. The preset must"),
     (["weights=FOLDER"], "--weights are those of one model"),
     (["resume=true"], "--resume needs --json"),
     (["json=none/results.json"], "its folder does not exist"),

@@ -5,10 +5,9 @@ import dataclasses
 import json
 
 import pytest
-from benchmarks import bounds, document, measuring, results
-from benchmarks.cases import BenchmarkError, Case
-from benchmarks.models import Options
-from benchmarks.programs import Program
+from benchmarks import bounds, measuring, results
+from benchmarks.cases import BenchmarkError, Case, Options
+from benchmarks.results import Document
 from benchmarks.suites import SUITES
 from benchmarks.timing import Arm, Times
 
@@ -27,15 +26,15 @@ def test_a_file_grows_case_by_case_and_is_resumed(tmp_path):
   where = MACHINE
   how = dataclasses.asdict(Options()) | {"baselines": ("trl",)}
   first, other = (Case("score", "tiny", rows, 2, 8, 6) for rows in (4, 8))
-  line = results.Line("score", Times((2.0, 4.0), 9.0), (), RATES)
-  started = document.Document(path, where, how)
+  line = results.Line("score", Arm(None), Times((2.0, 4.0), 9.0), RATES)
+  started = Document(path, where, how)
   started.add(results.Result(first, RATES, {}, [line]))
   started.skip(other, "why")
   saved = json.loads(path.read_text())
   assert saved["cases"][0]["arms"]["score"]["seconds"] == [2.0, 4.0]
   assert saved["skipped"][0]["rows"] == 8
-  assert not document.Document(path, where, how).has(first)
-  resumed = document.Document(path, where | {"date": "2"}, how, resume=True)
+  assert not Document(path, where, how).has(first)
+  resumed = Document(path, where | {"date": "2"}, how, resume=True)
   assert resumed.has(first) and not resumed.has(other)
   resumed.add(results.Result(other, RATES, {}, [line]))
   whole = json.loads(path.read_text())
@@ -47,7 +46,7 @@ def test_a_file_grows_case_by_case_and_is_resumed(tmp_path):
     (where, how | {"baselines": ()}, "differ in baselines"),
   ):
     with pytest.raises(BenchmarkError, match=named):
-      document.Document(path, where_else, how_else, resume=True)
+      Document(path, where_else, how_else, resume=True)
 
 
 def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
@@ -58,24 +57,21 @@ def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
   @contextlib.contextmanager
   def run_baselines(suite, names, environments):
     started.append(suite)
-    yield []
+    yield {}
 
-  def score_arms(case, options):
+  def score_arms(case):
     measured.append(case.rows)
     if case.rows == 4:
       raise BenchmarkError("tokens differ.")
-    arm = Arm(lambda: 1.0, 9.0)
-    return {"score": Program(arm, (), None)}
+    return {"score": Arm(lambda: 1.0, 9.0)}
 
   suite = dataclasses.replace(SUITES["score"], compile_arms=score_arms)
   monkeypatch.setitem(SUITES, "score", suite)
   monkeypatch.setattr(measuring, "run_baselines", run_baselines)
   path = tmp_path / "results.json"
   cases = [Case("score", "tiny", rows, 2, 8, 6) for rows in (2, 4, 6)]
-  settings = measuring.Settings(Options(), 2, probe_side=16)
-  failed = measuring.measure_all(
-    cases, settings, document.Document(path, MACHINE, {})
-  )
+  settings = measuring.Settings(2, probe_side=16)
+  failed = measuring.measure_all(cases, settings, Document(path, MACHINE, {}))
   assert failed == [cases[1]]
   assert started == ["score", "score"]
   saved = json.loads(path.read_text())
@@ -83,6 +79,6 @@ def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
   (skipped,) = saved["skipped"]
   assert (skipped["rows"], skipped["why"]) == (4, "failed: tokens differ.")
   assert "failed: tokens differ." in capsys.readouterr().out
-  again = document.Document(path, MACHINE, {}, resume=True)
+  again = Document(path, MACHINE, {}, resume=True)
   assert measuring.measure_all(cases, settings, again) == [cases[1]]
   assert measured == [2, 4, 6, 4]

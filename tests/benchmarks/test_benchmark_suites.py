@@ -1,82 +1,141 @@
 """The suites of the benchmark: their arms, their bounds and their variants."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
-from benchmarks import batches, document, measuring, programs, results, table
-from benchmarks.cases import Case
+from benchmarks import batches, measuring, results, table
+from benchmarks.cases import BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
-from benchmarks.models import Options
-from benchmarks.suites import SUITES
+from benchmarks.suites import SUITES, rollout
+from benchmarks.timing import Arm, Times
 
 CASE = Case("rollout", "tiny", 4, 2, 8, 6)
+# One prompt waits for the slots of the other.
+WAITING = dataclasses.replace(
+  CASE,
+  new_tokens=4,
+  stops="early",
+  options=Options(engine_slots=2, engine_chunk=3),
+)
+ROUNDED = dataclasses.replace(
+  CASE, options=Options(cache_dtype="int8", int8_matrices=True)
+)
 
 
-def compile_arms(suite, options, **changes):
-  case = dataclasses.replace(CASE, suite=suite, **changes)
-  return SUITES[suite].compile_arms(case, options)
+@functools.cache
+def arms_of(suite):
+  """Compiled once for all tests of a suite."""
+  case = dataclasses.replace(CASE, suite=suite)
+  return SUITES[suite].compile_arms(case)
+
+
+def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
+  """A variant is compared with the first sampler before it is timed."""
+
+  def make_other(case, sampler, slots):
+    def sample(*arguments):
+      one_loop, _ = rollout.compile_one_loop(case, sampler, *arguments)
+      drawn = one_loop(*arguments)
+      return drawn.replace(tokens=drawn.tokens + 1)
+
+    return sample
+
+  monkeypatch.setattr(rollout, "make_engine", make_other)
+  with pytest.raises(BenchmarkError, match="engine and generate draw differ"):
+    rollout.rollout_arms(WAITING)
+
+
+def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
+  """The second engine has fewer slots than responses, so prompts wait."""
+  sizes = []
+  engine_config = rollout.EngineConfig
+
+  def record(slots, chunk):
+    sizes.append((slots, chunk))
+    return engine_config(slots, chunk)
+
+  monkeypatch.setattr(rollout, "EngineConfig", record)
+  arms = rollout.rollout_arms(WAITING)
+  assert list(arms) == ["generate", "engine", "refilled", "prefill"]
+  assert sizes == [(4, 3), (2, 3)]
+  loop = arms["generate"]
+  for engine in (arms["engine"], arms["refilled"]):
+    assert engine.compared_with == "generate" and engine.compilation is None
+    assert engine.reference.tolist() == loop.reference.tolist()
+    assert engine.work == loop.work
+    assert engine.phases == loop.phases
+    assert engine.run() > 0
+
+
+def test_no_prompt_waits_if_one_has_as_many_samples_as_there_are_slots():
+  case = dataclasses.replace(CASE, rows=8, options=Options(engine_slots=4))
+  assert not rollout.prompts_wait(dataclasses.replace(case, samples=8))
+  assert rollout.prompts_wait(case)
+
+
+def test_rollouts_may_round_the_cache_and_the_matrices():
+  model = ROUNDED.rollout_config
+  assert (model.cache_dtype, model.int8_matrices) == ("int8", True)
+  assert ROUNDED.model_config == CASE.model_config
+  params, *_ = rollout.generate_arguments(ROUNDED)
+  assert params["layers"]["down"].values.dtype == np.int8
+
+
+@pytest.mark.slow
+def test_rounded_rollouts_run_and_are_not_compared_by_token():
+  assert rollout.rollout_arms(ROUNDED)["generate"].work == 4 * 6
 
 
 @pytest.mark.parametrize(
-  ("suite", "name", "share"),
+  ("suite", "share"),
   [
     # A response has one or two of the 16 steps that the PRM has columns for.
-    ("score", "score", 0.6),
-    ("update", "update", 0.8),
-    pytest.param("prm", "prm", 0.4, marks=pytest.mark.slow),
+    ("score", 0.6),
+    ("update", 0.8),
+    pytest.param("prm", 0.4, marks=pytest.mark.slow),
   ],
 )
 def test_the_needed_work_is_a_little_below_the_compiled_work(
-  suite, name, share
+  suite, share, monkeypatch
 ):
   """Without the backward pass, a third would be left."""
-  case = dataclasses.replace(CASE, suite=suite)
-  result = measuring.measure(case, Settings(Options(), 1, probe_side=16))
-  assert [line.name for line in result.lines] == [name]
-  assert f"never {name} " in table.as_text(result)
-  saved = document.case_as_json(result)
-  arm = saved["arms"][name]
+  case, arms = dataclasses.replace(CASE, suite=suite), arms_of(suite)
+  compiled = dataclasses.replace(SUITES[suite], compile_arms=lambda case: arms)
+  monkeypatch.setitem(SUITES, suite, compiled)
+  result = measuring.measure(case, Settings(1, probe_side=16))
+  assert [line.name for line in result.lines] == [suite]
+  assert f"never {suite} " in table.as_text(result)
+  saved = results.as_json(result)
+  arm = saved["arms"][suite]
   assert arm["bound_seconds"] > 0 and arm["bound_by"] in ("compute", "memory")
   compiled = arm["compiled_flops"]
   assert share * compiled < arm["needed_flops"] <= compiled
   assert 0 < arm["needed_bytes"] < arm["compiled_bytes"]
   assert arm["tokens"] == 4 * (8 + 6)
   assert arm["memory_bytes"]["total"] >= arm["memory_bytes"]["temporaries"] > 0
+  assert arm["peak_bytes"] > 10**7
   flops_per_second = arm["needed_flops"] / arm["median_seconds"]
   assert arm["of_product_rate"] == pytest.approx(
     flops_per_second / saved["rates"]["flops_per_second"]
   )
 
 
-def test_an_iteration_runs_the_programs_of_the_other_suites(monkeypatch):
-  """Its bound is the sum of theirs, and it compiles none of them again."""
-  monkeypatch.setattr(programs, "_COMPILED", {})
-  compiled = []
-  compile_call = programs.compile_call
-
-  def count(function, *arguments):
-    compiled.append(function)
-    return compile_call(function, *arguments)
-
-  monkeypatch.setattr(programs, "compile_call", count)
-  arms = {}
-  for suite in ("rollout", "score", "update", "iteration"):
-    arms |= compile_arms(suite, Options())
-  # The fourth is the prefill of the rollout.
-  assert len(compiled) == 4
+def test_an_iteration_needs_the_work_of_the_other_suites():
+  """Its bound is the sum of theirs."""
+  iteration = arms_of("iteration")["iteration"]
   expected = [
-    *arms["generate"].phases,
-    *arms["score"].phases,
-    *arms["update"].phases,
+    *rollout.rollout_phases(CASE, np.full(4, 6)),
+    *arms_of("score")["score"].phases,
+    *arms_of("update")["update"].phases,
   ]
   # The sampled responses have one step each, those of the suite "score" more.
-  iteration = arms["iteration"]
   assert [p.flops for p in iteration.phases] == pytest.approx(
     [p.flops for p in expected], rel=0.1
   )
-  assert iteration.arm.work == arms["generate"].arm.work == 4 * 6
-  assert iteration.arm.seconds() > 0
+  assert iteration.work == 4 * 6
+  assert iteration.run() > 0
   # Without it a baseline would be compared with no update.
   assert iteration.reference.grad_norm > 0
 
@@ -84,7 +143,7 @@ def test_an_iteration_runs_the_programs_of_the_other_suites(monkeypatch):
 def test_packed_texts_differ_in_length():
   """They fit, and a packed row holds more than one on average."""
   case = dataclasses.replace(CASE, rows=16, new_tokens=100, prompt_tokens=40)
-  texts = batches.draw_unequal_rollout(case, 128)
+  texts = batches.draw_unequal_rollout(case)
   prompts = np.asarray(texts.prompt_mask).sum(axis=1)
   responses = np.asarray(texts.completion_mask).sum(axis=1)
   assert (prompts[::2] == prompts[1::2]).all()  # Samples share a prompt.
@@ -100,35 +159,34 @@ def test_packed_texts_differ_in_length():
 def test_packed_rows_take_the_same_step():
   """One loss and one gradient, in rows of three kinds and two micro-batches;
   the work counts no padding."""
-  sizes = dict(rows=4, samples=2, prompt_tokens=8, new_tokens=16)
-  arms = compile_arms("packing", Options(rows_at_a_time=2), **sizes)
+  options = Options(rows_at_a_time=2)
+  case = dataclasses.replace(CASE, new_tokens=16, options=options)
+  arms = SUITES["packing"].compile_arms(case)
   assert list(arms) == ["own rows", "shorter rows", "packed rows"]
-  case = Case("packing", "tiny", **sizes)
-  texts = batches.draw_unequal_rollout(case, 128)
+  texts = batches.draw_unequal_rollout(case)
   tokens = np.asarray(texts.prompt_mask).sum(axis=1)
   tokens += np.asarray(texts.completion_mask).sum(axis=1)
   assert len(set(tokens.tolist())) > 1 and tokens.max() < 24
   first = arms["own rows"]
   assert first.reference[1] > 0
-  for name, program in arms.items():
-    assert program.arm.work == tokens.sum()
-    assert program.phases == first.phases
-    assert program.variant_of == (None if program is first else "own rows")
+  for name, arm in arms.items():
+    assert arm.work == tokens.sum()
+    assert arm.phases == first.phases
+    assert arm.compared_with == (None if arm is first else "own rows")
     np.testing.assert_allclose(
-      program.reference, first.reference, rtol=1e-4, err_msg=name
+      arm.reference, first.reference, rtol=1e-4, err_msg=name
     )
-  assert first.arm.seconds() > 0
+  assert first.run() > 0
 
 
 def test_a_variant_is_compared_with_the_first_arm():
   rates = measuring.Rates(1.0, 1.0)
 
-  def line(name, seconds, compared_with=None):
-    times = results.Times((seconds,), 1.0)
-    return results.Line(name, times, (), rates, compared_with=compared_with)
+  def line(name, seconds, compared_with=None, baseline=None):
+    arm = Arm(None, compared_with=compared_with, baseline=baseline)
+    return results.Line(name, arm, Times((seconds,), 1.0), rates)
 
-  lines = [line("a", 2.0), line("b", 3.0, "a")]
-  lines.append(dataclasses.replace(line("other", 6.0, "a"), baseline={}))
+  lines = [line("a", 2.0), line("b", 3.0, "a"), line("other", 6.0, "a", {})]
   case = dataclasses.replace(CASE, suite="packing")
   assert results.compare(results.Result(case, rates, {}, lines)) == {
     "other / ours": 3.0,

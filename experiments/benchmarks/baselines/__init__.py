@@ -2,132 +2,114 @@
 
 Each runs as a process in an environment of its own (`process.py`), which
 executes a file of `scripts/`. It gets the same weights and the same batch, and
-its results are compared with ours before it is timed.
+its results are compared with ours before it is timed (`preparation.py`).
 """
 
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from benchmarks.baselines.baseline import Baseline
-from benchmarks.baselines.iteration import IterationBaseline
-from benchmarks.baselines.process import Process, check_python, python_path
-from benchmarks.baselines.rollout import RolloutBaseline
-from benchmarks.baselines.update import GRPOUpdate, PRMUpdate, RLOOUpdate
-from benchmarks.cases import BenchmarkError
-
-
-@dataclasses.dataclass(frozen=True)
-class Script:
-  """How a program takes part in a suite.
-
-  Attributes:
-    kind: prepares the program for a case and checks its results.
-    file: in `scripts/`, run by its process.
-  """
-
-  kind: type[Baseline]
-  file: str
+from benchmarks.baselines.preparation import (
+  prepare_grpo,
+  prepare_iteration,
+  prepare_prm,
+  prepare_sampler,
+)
+from benchmarks.baselines.process import Process, python_path
+from benchmarks.cases import BenchmarkError, Case
+from benchmarks.timing import Arm
 
 
 @dataclasses.dataclass(frozen=True)
-class External:
-  """A program that is not ours.
+class Baseline:
+  """A program that is not ours, in one suite.
 
   Attributes:
-    environment: name of its environment, and of the file of requirements
-      `scripts/ENVIRONMENT.txt`.
-    scripts: by suite.
+    name: name of the program and of its environment, whose requirements are in
+      `scripts/NAME.txt`; it may take part in several suites.
+    suite: name of the suite.
+    compared_with: the arm of ours that does the same.
+    script: in `scripts/`, run by its process.
+    prepare: (process, case, our arm) -> arm; prepares the program for
+      a case and checks its results.
   """
 
-  environment: str
-  scripts: Mapping[str, Script]
+  name: str
+  suite: str
+  compared_with: str
+  script: str
+  prepare: Callable[[Process, Case, Arm], Arm]
 
 
-BASELINES = {
-  "transformers": External(
+BASELINES = (
+  Baseline(
     "transformers",
-    {"rollout": Script(RolloutBaseline, "transformers_sampler.py")},
+    "rollout",
+    "generate",
+    "transformers_sampler.py",
+    prepare_sampler,
   ),
-  "tunix": External(
-    "tunix", {"rollout": Script(RolloutBaseline, "tunix_sampler.py")}
+  Baseline("tunix", "rollout", "generate", "tunix_sampler.py", prepare_sampler),
+  Baseline("trl", "update", "update", "trl_step.py", prepare_grpo),
+  Baseline(
+    "trl", "iteration", "iteration", "trl_iteration.py", prepare_iteration
   ),
-  "trl": External(
-    "trl",
-    {
-      "update": Script(GRPOUpdate, "trl_step.py"),
-      "iteration": Script(IterationBaseline, "trl_iteration.py"),
-    },
-  ),
-  "trl_rloo": External("trl", {"update": Script(RLOOUpdate, "trl_step.py")}),
-  "trl_prm": External("trl_prm", {"prm": Script(PRMUpdate, "trl_prm.py")}),
-}
+  Baseline("trl_prm", "prm", "prm", "trl_prm.py", prepare_prm),
+)
 
 
-def check_names(names: Iterable[str]) -> None:
-  """Checks that baselines exist.
-
-  Args:
-    names: names of baselines.
+def read_names(words: Sequence[str]) -> list[str]:
+  """Returns the baselines that are named, each once, or ["all"] of them.
 
   Raises:
-    BenchmarkError: naming one that is not in `BASELINES`.
+    BenchmarkError: naming one that does not exist.
   """
-  for name in names:
-    if name not in BASELINES:
+  names = list(dict.fromkeys(baseline.name for baseline in BASELINES))
+  for word in words:
+    if word not in (*names, "all"):
       raise BenchmarkError(
-        f"--baselines: {name!r} must be one of {', '.join(BASELINES)}."
+        f"--baselines: {word!r} must be one of {', '.join(names)}."
       )
+  return names if "all" in words else list(words)
 
 
-def check_baselines(
+def check_environments(
   names: Sequence[str], environments: pathlib.Path | None
 ) -> None:
-  """Checks that baselines can run.
-
-  Args:
-    names: names in `BASELINES`.
-    environments: folder of their environments; None only without names.
+  """Checks that the environments of baselines have been made in a folder.
 
   Raises:
-    BenchmarkError: if a name is unknown or an environment does not exist.
+    BenchmarkError: if they have not, or baselines are named without a folder.
   """
-  check_names(names)
   if names and environments is None:
     raise BenchmarkError(
       "--baselines needs --environments, the folder of their environments."
     )
   for name in names:
-    check_python(python_path(environments, BASELINES[name].environment))
+    if not python_path(environments, name).exists():
+      raise BenchmarkError(
+        f"{python_path(environments, name)} does not exist: make the "
+        "environments of baselines by python experiments/benchmark.py "
+        "--make_environments=FOLDER."
+      )
 
 
 @contextlib.contextmanager
 def run_baselines(
   suite: str, names: Sequence[str], environments: pathlib.Path | None
-) -> Iterator[list[Baseline]]:
-  """Starts the baselines of a suite, and ends them with the block.
-
-  Args:
-    suite: name; baselines without a script for it are left out.
-    names: names in `BASELINES`.
-    environments: folder of their environments; None only without names.
-
-  Yields:
-    The running baselines.
-
-  Raises:
-    BenchmarkError: as `check_baselines`.
-  """
-  check_baselines(names, environments)
+) -> Iterator[dict[Baseline, Process]]:
+  """Starts the named baselines of a suite; they end with the block."""
   with contextlib.ExitStack() as stack:
-    baselines = []
-    for name in names:
-      external = BASELINES[name]
-      if suite not in external.scripts:
-        continue
-      script = external.scripts[suite]
-      python = python_path(environments, external.environment)
-      process = stack.enter_context(Process(name, python, script.file))
-      baselines.append(script.kind(process))
-    yield baselines
+    yield {
+      baseline: stack.enter_context(
+        Process(
+          baseline.name,
+          python_path(environments, baseline.name),
+          baseline.script,
+        )
+      )
+      for name in names
+      for baseline in BASELINES
+      if (baseline.name, baseline.suite) == (name, suite)
+    }

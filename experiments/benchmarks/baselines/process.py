@@ -15,17 +15,20 @@ import sys
 import tempfile
 from typing import Any
 
+import numpy as np
+
 from benchmarks.cases import BenchmarkError
 
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
 
-def make_environment(folder: pathlib.Path, name: str) -> None:
-  """Makes an environment, or completes it.
+def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the interpreter of an environment, whether it exists or not."""
+  return folder / name / "bin" / "python"
 
-  Args:
-    folder: folder of all environments.
-    name: name of the environment; its packages are in `scripts/NAME.txt`.
+
+def make_environment(folder: pathlib.Path, name: str) -> None:
+  """Makes an environment in the folder of all, or completes it.
 
   Raises:
     BenchmarkError: if a command fails.
@@ -35,60 +38,24 @@ def make_environment(folder: pathlib.Path, name: str) -> None:
     [sys.executable, "-m", "venv", folder / name],
     [*install, "-r", SCRIPTS / f"{name}.txt"],
   ):
-    completed = subprocess.run(command, check=False)
-    if completed.returncode:
+    if subprocess.run(command, check=False).returncode:
       raise BenchmarkError(
         f"the environment {name} in {folder} could not be made: see above."
       )
 
 
-def python_path(folder: pathlib.Path, name: str) -> pathlib.Path:
-  """Returns the interpreter of an environment, whether it exists or not.
-
-  Args:
-    folder: folder of all environments.
-    name: name of the environment.
-
-  Returns:
-    The path.
-  """
-  return folder / name / "bin" / "python"
-
-
-def check_python(python: pathlib.Path | str) -> None:
-  """Checks that an environment has been made.
-
-  Args:
-    python: its interpreter.
-
-  Raises:
-    BenchmarkError: if the interpreter does not exist.
-  """
-  if not pathlib.Path(python).exists():
-    raise BenchmarkError(
-      f"{python} does not exist: make the environments of baselines by "
-      "python experiments/benchmark.py --make_environments=FOLDER."
-    )
-
-
 class Process:
-  """A running script of a baseline; a context manager that ends it."""
+  """A running script of a baseline; a context manager that ends it.
 
-  def __init__(
-    self, name: str, python: pathlib.Path | str, script: pathlib.Path | str
-  ):
-    """Starts the process.
+  Attributes:
+    name: name of the baseline.
+    loaded: for a sampler, which weights it has read, and what `load` answered;
+      None before.
+  """
 
-    Args:
-      name: name of the baseline.
-      python: the interpreter of its environment.
-      script: a file of `scripts/`, or the absolute path of another.
-
-    Raises:
-      BenchmarkError: if the interpreter does not exist.
-    """
-    self.name = name
-    check_python(python)
+  def __init__(self, name: str, python: os.PathLike, script: os.PathLike):
+    """Starts a file of `scripts/`, or one with an absolute path."""
+    self.name, self.loaded = name, None
     self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 Closed on exit.
     # It imports only the packages of its environment, and downloads nothing.
     variables = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -103,20 +70,16 @@ class Process:
     )
 
   def call(self, method: str, **arguments: Any) -> dict[str, Any]:
-    """Calls a method of the script and waits for the answer.
+    """Calls a method of the script, and waits.
 
-    Args:
-      method: its name.
-      **arguments: JSON-like.
-
-    Returns:
-      The result of the method.
-
-    Raises:
-      BenchmarkError: with the last line of its errors, if the process died.
+    The arguments are JSON-like or arrays, which become lists. If the process
+    died, the `BenchmarkError` has the last line of its errors.
     """
+    request = json.dumps(
+      {"method": method, "arguments": arguments},
+      default=lambda array: np.asarray(array).tolist(),
+    )
     try:
-      request = json.dumps({"method": method, "arguments": arguments})
       self._process.stdin.write(request + "\n")
       self._process.stdin.flush()
       line = self._process.stdout.readline()

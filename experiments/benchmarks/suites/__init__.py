@@ -6,11 +6,13 @@ weights of the case's shape that are random or read from a folder.
 
 from benchmarks.cases import Suite
 from benchmarks.suites.iteration import iteration_arms
-from benchmarks.suites.kernels import kernel_arms
-from benchmarks.suites.packing import packing_arms
 from benchmarks.suites.rollout import rollout_arms
-from benchmarks.suites.score import score_arms
-from benchmarks.suites.update import prm_arms, update_arms
+from benchmarks.suites.training import (
+  packing_arms,
+  prm_arms,
+  score_arms,
+  update_arms,
+)
 
 # Bytes of a trained weight, its gradient and two moments, in float32.
 _TRAINED = 16
@@ -50,6 +52,5 @@ SUITES = {
     Suite(
       "iteration", iteration_arms, _iteration_bytes, stops=True, compares=True
     ),
-    Suite("kernels", kernel_arms, lambda itemsize: 0, compares=True),
   )
 }

@@ -10,23 +10,24 @@ import numpy as np
 
 from benchmarks import batches, bounds
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.models import Options, cast_to_compute_dtype
-from benchmarks.programs import Compilation, Program
-from benchmarks.suites.rollout import compile_one_loop, generate_arguments
-from benchmarks.suites.score import (
-  compile_score,
+from benchmarks.models import cast_to_compute_dtype
+from benchmarks.suites.rollout import (
+  compile_one_loop,
+  generate_arguments,
+  rollout_phases,
+)
+from benchmarks.suites.training import (
+  OPTIMIZER,
+  check_applied,
   init_frozen,
   prm_prompts,
-)
-from benchmarks.suites.update import (
-  check_applied,
-  compile_update,
   start_state,
+  step_spec,
 )
-from benchmarks.timing import Arm
-from pure_jax.models import params as weights
-from pure_jax.models import policy
-from pure_jax.training.score import Scores
+from benchmarks.timing import Arm, Compilation, compile_call
+from pure_jax.training import train
+from pure_jax.training.optim import make_optimizer
+from pure_jax.training.score import Scores, make_score
 
 # Share of the tokens by which repeats may differ: an update of the policy may
 # change a token, and with it the length of a response.
@@ -52,36 +53,31 @@ class IterationReference:
   grad_norm: float
 
 
-def iteration_arms(case: Case, options: Options) -> dict[str, Program]:
+def iteration_arms(case: Case) -> dict[str, Arm]:
   """Prepares three compiled functions that run one after the other.
 
   The prompts are on the device, and the outcomes are given: a run grades on
-  the host while the device computes the scores.
-
-  Args:
-    case: sizes and stops.
-    options: how the three models run.
-
-  Returns:
-    One arm, "iteration"; its work is the tokens that are drawn.
+  the host while the device computes the scores. The one arm is "iteration";
+  its work is the tokens that are drawn.
   """
-  model = options.model(case.model)
-  cast = cast_to_compute_dtype(options.rollout_model(case.model))
-  rollout_params, prompts, key = generate_arguments(case, options)
-  sampler = batches.sampler(case, model.vocab_size, options.weights is None)
+  cast = cast_to_compute_dtype(case.rollout_config)
+  rollout_params, prompts, key = generate_arguments(case)
+  sampler = batches.sampler(case, case.options.weights is None)
   generate, generate_compilation = compile_one_loop(
-    case, options, sampler, rollout_params, prompts, key
+    case, sampler, rollout_params, prompts, key
   )
-  state, frozen = start_state(case, options), init_frozen(case, options)
+  state, frozen = start_state(case), init_frozen(case)
 
-  given = batches.draw_rollout(case, model.vocab_size)
-  table = batches.separator_table(model.vocab_size)
-  outcomes = batches.draw_scored_batch(given, table)
+  given = batches.draw_rollout(case)
+  outcomes = batches.draw_scored_batch(case, given)
   score_arguments = state.params, *frozen, given, prm_prompts(given)
-  score, score_compilation = compile_score(case, options, *score_arguments)
+  spec = step_spec(case)
+  score, score_compilation = compile_call(make_score(spec), *score_arguments)
   scores, _ = score(*score_arguments)
   batch = outcomes.replace(scores=scores)
-  update, update_compilation = compile_update(case, options, state, batch, {})
+  update, update_compilation = compile_call(
+    train.make_update(spec, make_optimizer(OPTIMIZER)), state, batch, {}
+  )
 
   def iterate(state: Any) -> tuple[Any, ...]:
     drawn = generate(cast(state.params), prompts, key)
@@ -101,28 +97,24 @@ def iteration_arms(case: Case, options: Options) -> dict[str, Program]:
     float(metrics["policy_loss"]),
     float(metrics["grad_norm"]),
   )
-  seconds = _timed_iterations(case, options, iterate, lengths)
   inserted = np.asarray(drawn_scores.steps.mask).sum(axis=1)
-  program = Program(
-    Arm(seconds, int(lengths.sum())),
-    _phases(case, options, lengths, inserted),
+  arm = Arm(
+    _timed_iterations(case, iterate, lengths.sum()),
+    int(lengths.sum()),
+    _phases(case, lengths, inserted),
     _sum_up(generate_compilation, score_compilation, update_compilation),
     reference,
   )
-  return {"iteration": program}
+  return {"iteration": arm}
 
 
 def _timed_iterations(
-  case: Case,
-  options: Options,
-  iterate: Callable[[Any], tuple[Any, ...]],
-  lengths: np.ndarray,
+  case: Case, iterate: Callable[[Any], tuple[Any, ...]], expected: int
 ) -> Callable[[], float]:
   """Makes a function that iterates from the last state, in seconds."""
-  state = start_state(case, options)
-  expected = lengths.sum()
+  state = start_state(case)
 
-  def seconds() -> float:
+  def run() -> float:
     nonlocal state
     start = time.perf_counter()
     state, metrics, drawn = jax.block_until_ready(iterate(state))
@@ -136,25 +128,19 @@ def _timed_iterations(
       )
     return elapsed
 
-  return seconds
+  return run
 
 
 def _phases(
-  case: Case, options: Options, lengths: np.ndarray, inserted: np.ndarray
+  case: Case, lengths: np.ndarray, inserted: np.ndarray
 ) -> list[bounds.Phase]:
   """The phases of the three functions, one after the other."""
-  model, itemsize = options.model(case.model), options.itemsize
-  forward = bounds.read_phase(model, case.prompt_tokens, lengths, itemsize)
+  model, L = case.model_config, case.prompt_tokens
+  forward = bounds.read_phase(model, L, lengths, case.itemsize)
   return [
-    *bounds.rollout_phases(
-      model, case.prompts, case.prompt_tokens, lengths, itemsize
-    ),
-    *bounds.score_phases(
-      model, case.prompt_tokens, lengths, inserted, itemsize
-    ),
-    *bounds.gradient_phases(
-      forward, weights.count_params(policy.declare_policy(model))
-    ),
+    *rollout_phases(case, lengths),
+    *bounds.score_phases(model, L, lengths, inserted, case.itemsize),
+    *bounds.gradient_phases(forward, bounds.count_weights(model)),
   ]
 
 

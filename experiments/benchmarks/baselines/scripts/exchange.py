@@ -1,10 +1,10 @@
 """Requests and answers between the benchmark and a script: a line of JSON each.
 
 Nothing in this folder imports pure_jax: a script runs in an environment of its
-own.
+own. Its object has the methods `load`, which reads folders of weights,
+`prepare`, `run`, which is timed, and others that the benchmark calls by name.
 """
 
-import dataclasses
 import importlib.metadata
 import json
 import os
@@ -14,34 +14,8 @@ import time
 from typing import Any
 
 
-@dataclasses.dataclass(frozen=True)
-class GenerationRequest:
-  """A batch to generate.
-
-  Attributes:
-    tokens: [P, L] ids of prompts without padding.
-    samples: responses of each prompt.
-    new_tokens: most tokens of a response.
-    pad_id: id that is never sampled.
-    lengths: tokens after which each of the P * samples rows ends, None for
-      new_tokens each.
-    greedy: True takes the likeliest token, False samples at temperature 1.
-  """
-
-  tokens: list[list[int]]
-  samples: int
-  new_tokens: int
-  pad_id: int
-  lengths: list[int] | None
-  greedy: bool
-
-
 def serve(script: object) -> None:
-  """Answers requests until the input ends.
-
-  Args:
-    script: whose methods are called, by the name in the request.
-  """
+  """Calls the methods of `script` that requests name, until the input ends."""
   # The output of libraries goes to stderr, not between the answers.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
@@ -52,39 +26,16 @@ def serve(script: object) -> None:
     answers.flush()
 
 
+def versions(*packages: str) -> dict[str, Any]:
+  """Returns the ``versions`` of Python and of packages, by name."""
+  named = {name: importlib.metadata.version(name) for name in packages}
+  return {"versions": {"python": sys.version.split()[0], **named}}
+
+
 def timed(start: float) -> dict[str, Any]:
-  """Describes a timed run.
-
-  Args:
-    start: `time.perf_counter()` before the run.
-
-  Returns:
-    ``seconds`` since then, and `info`.
-  """
-  return {"seconds": time.perf_counter() - start, **info()}
-
-
-def info(*packages: str) -> dict[str, Any]:
-  """Describes this process.
-
-  Args:
-    *packages: names whose versions are listed.
-
-  Returns:
-    ``versions``, and ``peak_bytes``, the peak of its memory on the host.
-  """
-  return {
-    "versions": {
-      "python": sys.version.split()[0],
-      **{name: importlib.metadata.version(name) for name in packages},
-    },
-    "peak_bytes": _peak_bytes(),
-  }
-
-
-def _peak_bytes() -> int:
-  """Peak resident memory of this program, on Linux."""
+  """Returns the ``seconds`` since `start` and the ``peak_bytes`` of memory."""
+  seconds = time.perf_counter() - start
   # getrusage would include the benchmark, which forked this process.
   status = pathlib.Path("/proc/self/status").read_text()
   (line,) = [x for x in status.splitlines() if x.startswith("VmHWM:")]
-  return int(line.split()[1]) * 1024
+  return {"seconds": seconds, "peak_bytes": int(line.split()[1]) * 1024}

@@ -11,38 +11,35 @@ import torch
 
 def advantages(
   step_rewards: torch.Tensor,
-  step_counts: torch.Tensor,
-  step_index: torch.Tensor,
-  lengths: torch.Tensor,
+  step_ends: list[list[int]],
   correct: torch.Tensor,
   samples: int,
   temperature: float,
+  columns: int,
 ) -> torch.Tensor:
-  """Computes the advantages of a batch in which every response has an answer.
+  """Computes the advantages [B, C] of responses that all have an answer.
 
   Args:
     step_rewards: [B, S] reward of each step.
-    step_counts: [B] steps of each row.
-    step_index: [B, C] the step of each token.
-    lengths: [B] tokens of each row.
+    step_ends: last token of each step, by row; a row ends with its last step.
     correct: [B] 1 for a correct answer, else 0.
     samples: G, rows of a prompt, at least 2.
     temperature: temperature of softmin.
-
-  Returns:
-    [B, C], 0 after the end of a row.
+    columns: C; advantages are 0 after the end of a row.
   """
-  rows, columns = step_index.shape
+  rows = len(step_ends)
+  lengths = torch.tensor([ends[-1] + 1 for ends in step_ends])
   result = torch.zeros(rows, columns)
   totals = torch.zeros(rows)
-  for row in range(rows):
-    rewards = step_rewards[row, : step_counts[row]]
+  for row, ends in enumerate(step_ends):
+    rewards = step_rewards[row, : len(ends)]
     weighted = torch.softmax(-rewards / temperature, dim=0) * rewards
     totals[row] = weighted.sum()
     to_go = torch.zeros(())
-    for step in reversed(range(len(weighted))):
+    starts = [0, *(end + 1 for end in ends)]
+    for step in reversed(range(len(ends))):
       to_go = to_go + weighted[step]
-      result[row, step_index[row] == step] = to_go
+      result[row, starts[step] : ends[step] + 1] = to_go
   for row in range(rows):
     first = row - row % samples
     others = [r for r in range(first, first + samples) if r != row]

@@ -11,56 +11,59 @@ import torch
 import transformers
 
 
-class Lengths(transformers.StoppingCriteria):
-  """Ends each row after a given number of new tokens."""
+class _Lengths(transformers.StoppingCriteria):
+  """Ends each row after a given number of columns."""
 
   # Rows that have ended are padded only if a criterion has this attribute.
   eos_token_id = None
 
-  def __init__(self, prompt_tokens: int, lengths: list[int]):
-    """Sets the lengths.
-
-    Args:
-      prompt_tokens: columns before the first new token.
-      lengths: new tokens of each row.
-    """
-    self._ends = torch.tensor(lengths) + prompt_tokens
+  def __init__(self, ends: torch.Tensor):
+    self._ends = ends
 
   def __call__(
     self, input_ids: torch.Tensor, scores: Any, **kwargs: Any
   ) -> torch.Tensor:
-    """Returns which rows have ended."""
     del scores, kwargs
-    self._ends = self._ends.to(input_ids.device)
     return input_ids.shape[1] >= self._ends
 
 
 def generate_arguments(
-  prompts: torch.Tensor, request: exchange.GenerationRequest
+  prompts: torch.Tensor,
+  samples: int,
+  new_tokens: int,
+  pad_id: int,
+  lengths: list[int] | None,
+  greedy: bool = False,
 ) -> dict[str, Any]:
   """Makes the arguments of a model's `generate` but the prompts.
 
   Args:
-    prompts: [P, L] ids without padding.
-    request: the batch to generate.
+    prompts: [P, L] without padding.
+    samples: responses of each prompt.
+    new_tokens: most tokens of a response.
+    pad_id: id that is never sampled.
+    lengths: tokens after which each of the P * samples rows ends, None for
+      new_tokens each.
+    greedy: True takes the likeliest token, False samples at temperature 1.
 
   Returns:
     The arguments by name.
   """
   criteria = []
-  if request.lengths is not None:
-    criteria = [Lengths(prompts.shape[1], request.lengths)]
+  if lengths is not None:
+    ends = torch.tensor(lengths, device=prompts.device) + prompts.shape[1]
+    criteria = [_Lengths(ends)]
   # Without these values, the model's own would filter the ids.
   sampling = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
   return dict(
     attention_mask=torch.ones_like(prompts),
-    do_sample=not request.greedy,
-    max_new_tokens=request.new_tokens,
-    num_return_sequences=request.samples,
-    pad_token_id=request.pad_id,
+    do_sample=not greedy,
+    max_new_tokens=new_tokens,
+    num_return_sequences=samples,
+    pad_token_id=pad_id,
     stopping_criteria=transformers.StoppingCriteriaList(criteria),
-    suppress_tokens=[request.pad_id],
-    **({} if request.greedy else sampling),
+    suppress_tokens=[pad_id],
+    **({} if greedy else sampling),
   )
 
 
@@ -74,15 +77,12 @@ class Sampler:
       policy, dtype=getattr(torch, dtype), local_files_only=True
     ).to(device)
     self._model.generation_config.eos_token_id = None
-    return exchange.info("torch", "transformers")
+    return exchange.versions("torch", "transformers")
 
-  def prepare(self, **request: Any) -> dict[str, Any]:
-    """Takes the fields of an `exchange.GenerationRequest`."""
-    self._request = exchange.GenerationRequest(**request)
-    self._prompts = torch.tensor(
-      self._request.tokens, device=self._model.device
-    )
-    self._arguments = generate_arguments(self._prompts, self._request)
+  def prepare(self, tokens: list[list[int]], **request: Any) -> dict[str, Any]:
+    """Takes prompts [P, L] and arguments of `generate_arguments`."""
+    self._prompts = torch.tensor(tokens, device=self._model.device)
+    self._arguments = generate_arguments(self._prompts, **request)
     return {}
 
   def run(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Sampler:
       tokens = self._model.generate(self._prompts, **self._arguments).cpu()
     answer = exchange.timed(start)
     self._new = tokens[:, self._prompts.shape[1] :]
-    count = int((self._new != self._request.pad_id).sum())
+    count = int((self._new != self._arguments["pad_token_id"]).sum())
     return {**answer, "tokens": count}
 
   def answer(self) -> dict[str, Any]:

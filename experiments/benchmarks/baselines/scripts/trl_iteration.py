@@ -7,6 +7,7 @@ with them. The environment is that of `trl.txt`.
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import exchange
@@ -14,81 +15,54 @@ import torch
 import torch_advantages
 import transformers
 import transformers_sampler
-import trl_trainers
-import trl_training
+import trl_step
+from torch.nn.utils.rnn import pad_sequence
 from trl.trainer.utils import add_fused_lm_head
 
 
 @dataclasses.dataclass(frozen=True)
-class Credit:
-  """How responses are cut into steps and get advantages.
+class StepRules:
+  """How responses are cut into steps, and how steps get credit.
 
   Attributes:
-    correct: [B] 1 for a correct answer, else 0.
     temperature: temperature of softmin.
-    step_ids: ids by name: "eos" and "separator" end a step, and the PRM scores
-      a step at "score".
+    separator_id: ends a step.
+    eos_id: ends a step.
+    score_id: the PRM scores a step here.
     max_steps: steps of a response; later ones are merged into the last.
   """
 
-  correct: torch.Tensor
   temperature: float
-  step_ids: dict[str, int]
+  separator_id: int
+  eos_id: int
+  score_id: int
   max_steps: int
 
-  def step_ends(self, tokens: list[int]) -> list[int]:
-    """Returns the last position of each step of a response."""
-    last = len(tokens) - 1
-    separators = self.step_ids["separator"], self.step_ids["eos"]
+  def cut(
+    self, prompt: list[int], tokens: list[int]
+  ) -> tuple[list[int], list[int], list[int]]:
+    """Cuts a response into steps.
+
+    The result is the last position of each step, the text that the PRM reads,
+    and the positions of its score tokens.
+    """
+    last, separators = len(tokens) - 1, (self.separator_id, self.eos_id)
     ends = [
       position
       for position, token in enumerate(tokens)
       if token in separators or position == last
     ]
-    if len(ends) <= self.max_steps:
-      return ends
-    return [*ends[: self.max_steps - 1], last]
-
-  def insert_score_tokens(
-    self, prompt: list[int], tokens: list[int], ends: list[int]
-  ) -> tuple[list[int], list[int]]:
-    """Returns the text that the PRM reads, and where its score tokens are."""
-    separators = self.step_ids["separator"], self.step_ids["eos"]
+    if len(ends) > self.max_steps:
+      ends = [*ends[: self.max_steps - 1], last]
     text, positions, first = list(prompt), [], 0
     for end in ends:
       content = tokens[first : end + 1]
       if content[-1] in separators:
         content = content[:-1]
-      text += [*content, self.step_ids["score"]]
+      text += [*content, self.score_id]
       positions.append(len(text) - 1)
       first = end + 1
-    return text, positions
-
-  def advantages(
-    self,
-    step_rewards: torch.Tensor,
-    step_ends: list[list[int]],
-    lengths: torch.Tensor,
-    shape: tuple[int, int],
-    samples: int,
-  ) -> torch.Tensor:
-    """Returns the advantages of all tokens, of the given shape [B, C]."""
-    step_counts = torch.tensor([len(ends) for ends in step_ends])
-    step_index = torch.zeros(shape, dtype=torch.long)
-    for row, ends in enumerate(step_ends):
-      first = 0
-      for step, end in enumerate(ends):
-        step_index[row, first : end + 1] = step
-        first = end + 1
-    return torch_advantages.advantages(
-      step_rewards,
-      step_counts,
-      step_index,
-      lengths,
-      self.correct,
-      samples,
-      self.temperature,
-    )
+    return ends, text, positions
 
 
 class Iteration:
@@ -113,46 +87,30 @@ class Iteration:
     # GRPOTrainer does the same with its own reference.
     add_fused_lm_head(self._reference)
     self._policy.generation_config.eos_token_id = None
-    return exchange.info("torch", "transformers", "trl")
+    return exchange.versions("torch", "transformers", "trl")
 
   def prepare(
     self,
     trainer: dict[str, Any],
+    rules: dict[str, Any],
     tokens: list[list[int]],
     lengths: list[int],
     correct: list[float],
-    credit_temperature: float,
-    step_ids: dict[str, int],
-    max_steps: int,
   ) -> dict[str, Any]:
-    """Makes the trainer and the generation of an iteration.
+    """Takes fields of `TrainerConfig` and `StepRules`, and a batch.
 
-    Args:
-      trainer: fields of `TrainerConfig`.
-      tokens: [P, L] prompts without padding.
-      lengths: [B] tokens after which each of the P * samples rows ends.
-      correct: [B] outcomes, 1 or 0.
-      credit_temperature: temperature of softmin.
-      step_ids: see `Credit`.
-      max_steps: see `Credit`.
+    Prompts `tokens` [P, L] have no padding. `lengths` [B] are the tokens after
+    which each of the P * samples rows ends, `correct` [B] outcomes, 1 or 0.
     """
-    self._config = config = trl_training.TrainerConfig(**trainer)
-    self._credit = Credit(
-      torch.tensor(correct), credit_temperature, step_ids, max_steps
-    )
+    self._config = config = trl_step.TrainerConfig(**trainer)
+    self._rules = StepRules(**rules)
+    self._correct, self._lengths = torch.tensor(correct), torch.tensor(lengths)
     self._prompts = torch.tensor(tokens, device=self._device)
-    self._lengths = torch.tensor(lengths)
-    self._trainer = trl_trainers.make_trainer(config, self._policy, self._dtype)
-    request = exchange.GenerationRequest(
-      tokens,
-      config.samples,
-      config.new_tokens,
-      config.pad_id,
-      lengths,
-      greedy=False,
+    self._trainer = trl_step.make_grpo_trainer(
+      config, self._policy, self._dtype
     )
     self._generate_arguments = transformers_sampler.generate_arguments(
-      self._prompts, request
+      self._prompts, config.samples, config.new_tokens, config.pad_id, lengths
     )
     return {}
 
@@ -186,24 +144,28 @@ class Iteration:
     prompts = self._prompts.repeat_interleave(self._config.samples, dim=0)
     columns = torch.arange(completions.shape[1])
     mask = (columns < lengths[:, None]).long().to(self._device)
-    step_ends = [
-      self._credit.step_ends(row[:length])
-      for row, length in zip(
-        completions.tolist(), lengths.tolist(), strict=True
-      )
-    ]
+    rows = zip(
+      prompts.tolist(), completions.tolist(), lengths.tolist(), strict=True
+    )
+    step_ends, texts, positions = zip(
+      *(self._rules.cut(prompt, row[:length]) for prompt, row, length in rows),
+      strict=True,
+    )
     with torch.no_grad():
       old, reference = (
         self._logp(model, prompts, completions, mask)
         for model in (self._policy, self._reference)
       )
-      rewards = self._step_rewards(
-        prompts.tolist(), completions.tolist(), step_ends
-      )
-    advantages = self._credit.advantages(
-      rewards, step_ends, lengths, completions.shape, self._config.samples
+      rewards = self._step_rewards(texts, positions)
+    advantages = torch_advantages.advantages(
+      rewards,
+      step_ends,
+      self._correct,
+      self._config.samples,
+      self._rules.temperature,
+      completions.shape[1],
     )
-    batches = trl_trainers.split(
+    batches = trl_step.split(
       self._trainer,
       self._config.micro_batches,
       prompt_ids=prompts,
@@ -216,7 +178,7 @@ class Iteration:
       "old_logp": old,
       "ref_logp": reference,
       "step_rewards": rewards,
-      **trl_training.take_step(self._trainer, batches),
+      **trl_step.take_step(self._trainer, batches),
     }
 
   def _logp(
@@ -237,43 +199,35 @@ class Iteration:
     return logp
 
   def _step_rewards(
-    self,
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    step_ends: list[list[int]],
+    self, texts: Sequence[list[int]], positions: Sequence[list[int]]
   ) -> torch.Tensor:
     """Rewards [B, S] of steps: the PRM's probability of good less of bad."""
-    scored = [
-      self._credit.insert_score_tokens(*row)
-      for row in zip(prompts, completions, step_ends, strict=True)
-    ]
-    rewards = torch.zeros(len(scored), max(map(len, step_ends)))
-    rows = len(scored) // self._config.micro_batches
-    for first in range(0, len(scored), rows):
-      texts = [text for text, _ in scored[first : first + rows]]
-      good, bad = self._prm_probabilities(texts)
-      for row, (_, positions) in enumerate(scored[first : first + rows]):
-        values = (good - bad)[row, positions]
-        rewards[first + row, : len(positions)] = values.cpu()
+    rewards = torch.zeros(len(texts), max(map(len, positions)))
+    rows = len(texts) // self._config.micro_batches
+    for first in range(0, len(texts), rows):
+      token_rewards = self._token_rewards(texts[first : first + rows])
+      for row in range(rows):
+        at = positions[first + row]
+        rewards[first + row, : len(at)] = token_rewards[row, at].cpu()
     return rewards
 
-  def _prm_probabilities(
-    self, texts: list[list[int]]
-  ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The PRM's probabilities of good and of bad at each token of texts."""
-    width = max(map(len, texts))
-    tokens, mask = [], []
-    for text in texts:
-      missing = width - len(text)
-      tokens.append(text + [self._config.pad_id] * missing)
-      mask.append([1] * len(text) + [0] * missing)
+  def _token_rewards(self, texts: Sequence[list[int]]) -> torch.Tensor:
+    """Rewards [B, T] at each token of texts."""
+    tokens = pad_sequence(
+      [torch.tensor(text) for text in texts],
+      batch_first=True,
+      padding_value=self._config.pad_id,
+    )
+    mask = pad_sequence(
+      [torch.ones(len(text), dtype=torch.long) for text in texts],
+      batch_first=True,
+    )
     with self._trainer.accelerator.autocast():
       logits = self._prm(
-        torch.tensor(tokens, device=self._device),
-        attention_mask=torch.tensor(mask, device=self._device),
+        tokens.to(self._device), attention_mask=mask.to(self._device)
       ).logits.float()
     bad, good = logits.softmax(-1).unbind(-1)
-    return good, bad
+    return good - bad
 
 
 if __name__ == "__main__":

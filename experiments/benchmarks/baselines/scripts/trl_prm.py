@@ -9,47 +9,28 @@ from typing import Any
 
 import datasets
 import exchange
-import trl_training
+import trl_step
 from trl.experimental import prm
 
-# Label of a token that is not scored.
-UNLABELLED = -100
 
-
-class PRMStep(trl_training.StepScript):
+class PRMStep(trl_step.StepScript):
   """Steps of a PRM."""
 
   def prepare(
-    self,
-    trainer: dict[str, Any],
-    texts: list[list[int]],
-    score_positions: list[list[int]],
-    labels: list[list[int]],
+    self, trainer: dict[str, Any], rows: list[dict[str, list[int]]]
   ) -> dict[str, Any]:
-    """Makes the trainer and its batch.
+    """Takes fields of `TrainerConfig`, and texts as `input_ids` and `labels`.
 
-    Args:
-      trainer: fields of `TrainerConfig`; all rows are one micro-batch.
-      texts: ids of each row, without padding.
-      score_positions: positions of the score tokens in each row.
-      labels: labels of these tokens, 1 good, 0 bad.
+    There is no padding. All rows are one micro-batch.
     """
-    config = trl_training.TrainerConfig(**trainer)
+    config = trl_step.TrainerConfig(**trainer)
     config = dataclasses.replace(config, micro_batches=1)
-    rows = []
-    for text, positions, row_labels in zip(
-      texts, score_positions, labels, strict=True
-    ):
-      token_labels = [UNLABELLED] * len(text)
-      for position, label in zip(positions, row_labels, strict=True):
-        token_labels[position] = label
-      rows.append({"input_ids": text, "labels": token_labels})
-    self.trainer = trl_training.start(
+    self.trainer = trl_step.start(
       prm.PRMTrainer(
         model=self.model,
         args=prm.PRMConfig(**config.training_arguments(self.dtype)),
         train_dataset=datasets.Dataset.from_list(rows),
-        processing_class=trl_training.number_tokenizer(
+        processing_class=trl_step.number_tokenizer(
           self.model.config.vocab_size, config.pad_id
         ),
       )

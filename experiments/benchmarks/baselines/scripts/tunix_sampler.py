@@ -21,35 +21,25 @@ from tunix.models.qwen2 import params as qwen2_params
 NO_ID = -1
 
 
-class Numbers:
+class _Numbers:
   """A tokenizer of texts of numbers, for a sampler that needs texts."""
 
   def __init__(self, pad_id: int):
-    """Sets the id of padding.
-
-    Args:
-      pad_id: id of padding.
-    """
     self._pad_id = pad_id
 
   def encode(self, text: str) -> list[int]:
-    """Returns the numbers of a text."""
     return [int(word) for word in text.split()]
 
   def decode(self, ids: list[int]) -> str:
-    """Returns a text of numbers."""
     return " ".join(map(str, ids))
 
   def bos_id(self) -> int:
-    """Returns 0: the sampler puts nothing before a text."""
-    return 0
+    return 0  # The sampler puts nothing before a text.
 
   def eos_id(self) -> int:
-    """Returns an id that no token has."""
     return NO_ID
 
   def pad_id(self) -> int:
-    """Returns the id that pads prompts."""
     return self._pad_id
 
 
@@ -59,7 +49,7 @@ class TunixSampler:
   def load(self, policy: str, dtype: str) -> dict[str, Any]:
     """Reads a folder that transformers can load."""
     fields = json.loads((pathlib.Path(policy) / "config.json").read_text())
-    shape = dict(
+    self._shape = shape = dict(
       num_layers=fields["num_hidden_layers"],
       vocab_size=fields["vocab_size"],
       embed_dim=fields["hidden_size"],
@@ -84,34 +74,38 @@ class TunixSampler:
       read = llama3_params.create_model_from_safe_tensors
     else:
       raise ValueError(f"no model of tunix for {fields['model_type']!r}")
-    self._shape, self._model = shape, read(policy, config, dtype=dtype)
-    return exchange.info("google-tunix", "jax", "flax")
+    self._model = read(policy, config, dtype=dtype)
+    return exchange.versions("google-tunix", "jax", "flax")
 
-  def prepare(self, **request: Any) -> dict[str, Any]:
-    """Takes the fields of an `exchange.GenerationRequest`."""
-    request = exchange.GenerationRequest(**request)
+  def prepare(
+    self,
+    tokens: list[list[int]],
+    samples: int,
+    new_tokens: int,
+    pad_id: int,
+    lengths: list[int] | None,
+    greedy: bool,
+  ) -> dict[str, Any]:
+    """Takes what `transformers_sampler.generate_arguments` does."""
     # The sampler ends a row at an id, not after a length, and decodes ended
     # rows until the longest has ended. The longest row alone therefore
     # determines the number of steps.
-    rows = len(request.tokens) * request.samples
-    self._lengths = request.lengths or [request.new_tokens] * rows
-    tokenizer = Numbers(request.pad_id)
+    self._lengths = lengths or [new_tokens] * (len(tokens) * samples)
+    tokenizer = _Numbers(pad_id)
     self._texts = [
-      tokenizer.decode(row)
-      for row in request.tokens
-      for _ in range(request.samples)
+      tokenizer.decode(row) for row in tokens for _ in range(samples)
     ]
-    self._pad_id, length = request.pad_id, len(request.tokens[0])
+    self._pad_id, length = pad_id, len(tokens[0])
     self._arguments = dict(
       max_generation_steps=max(self._lengths),
       max_prompt_length=length,
       eos_tokens=[NO_ID],
-      forbidden_tokens=[request.pad_id],
+      forbidden_tokens=[pad_id],
       # Without top_p it decodes greedily.
-      **({} if request.greedy else {"temperature": 1.0, "top_p": 1.0}),
+      **({} if greedy else {"temperature": 1.0, "top_p": 1.0}),
     )
     cache = CacheConfig(
-      cache_size=length + request.new_tokens,
+      cache_size=length + new_tokens,
       num_layers=self._shape["num_layers"],
       num_kv_heads=self._shape["num_kv_heads"],
       head_dim=self._shape["head_dim"],
