@@ -18,7 +18,6 @@ import jax
 import numpy as np
 
 from pure_jax.rollout.engine import Engine
-from pure_jax.rollout.generation import Completions
 from pure_jax.rollout.scheduling import assign_free_slots
 from pure_jax.rollout.slots import Slots
 
