@@ -149,10 +149,11 @@ def _vocab_logits_backward(residuals, dy):
   """Gradients of tokens and table, dy^T x with float32 sums."""
   x, table = residuals
   dy = dy.astype(x.dtype)
+  by_tokens = dy @ table
   by_table = jax.lax.platform_dependent(
     x, dy, cpu=_packed_tokens, default=_packed_cotangent
   )
-  return dy @ table, by_table.astype(table.dtype)
+  return by_tokens, by_table.astype(table.dtype)
 
 
 vocab_logits.defvjp(_vocab_logits_forward, _vocab_logits_backward)

@@ -286,8 +286,8 @@ def put_rows(
     entries = (slice(None), slice(None), slice(0, L))
     return x.at[entries].set(put_by_shard(x[entries], y[entries], index))
 
-  keys, values = _map_layers(put_prompt, act_sharding, cache, new)
   mask = jnp.pad(new.mask[:, :L], ((0, 0), (0, cache.ring_length)))
+  keys, values = _map_layers(put_prompt, act_sharding, cache, new)
   return cache.replace(
     keys=keys, values=values, mask=put_by_shard(cache.mask, mask, index)
   )
