@@ -114,19 +114,6 @@ class LabelledSolution:
     if not {*self.labels} <= {0, 1, None}:
       raise ValueError(f"labels are 1, 0 or None, not {self.labels}")
 
-  @property
-  def has_answer(self) -> bool:
-    """Whether the reference answer is known."""
-    return self.answer is not None
-
-  @property
-  def first_error(self) -> int | None:
-    """Index of the first step labelled bad, None if no step is.
-
-    In PRM800K and ProcessBench all steps before it are labelled good.
-    """
-    return self.labels.index(0) if 0 in self.labels else None
-
 
 def step_text(text: str) -> str:
   r"""Removes blank lines from a step, and white space from its ends.
