@@ -16,6 +16,7 @@ adds functions that Orbax lacks:
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -186,8 +187,8 @@ class Checkpoints:
       step: number of the step, >= 0.
       state: pytree of arrays, jax PRNG keys included.
       extra: JSON-like dict, such as the data cursor.
-      metrics: finite numbers by name; a checkpoint without `best_metric` is
-        never the best.
+      metrics: numbers by name, of which the finite ones count; a checkpoint
+        without `best_metric` is never the best.
       interim: whether an uninterrupted run would not save here. The checkpoint
         is removed after the next one, and no regular one is removed for it.
 
@@ -197,7 +198,10 @@ class Checkpoints:
       TypeError: if `extra` is not JSON-like.
     """
     leaves = records.named_leaves(state)
-    checkpoint_metrics = records.finite_metrics(interim, metrics)
+    values = {name: float(value) for name, value in (metrics or {}).items()}
+    checkpoint_metrics = records.CheckpointMetrics(
+      interim, {name: x for name, x in values.items() if math.isfinite(x)}
+    )
     record = records.make_record(
       leaves, extra, self._config, self._versions, checkpoint_metrics
     )
@@ -343,12 +347,11 @@ class Checkpoints:
       raise CheckpointError(f"{folder} {mismatch}")
     shapes = {name: records.stored_shape(leaf) for name, leaf in leaves.items()}
     arrays = self._read(step, state=ocp.args.StandardRestore(shapes))["state"]
-    key_impls = record["key_impl"]
-    restored = [
-      records.restored_leaf(arrays[name], key_impls.get(name))
-      for name in leaves
-    ]
-    state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
+    for name, impl in record["key_impl"].items():
+      arrays[name] = jax.random.wrap_key_data(arrays[name], impl=impl)
+    state = jax.tree.unflatten(
+      jax.tree.structure(abstract_state), [arrays[name] for name in leaves]
+    )
     return Restored(step, state, record["extra"])
 
   def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:

@@ -47,10 +47,6 @@ class Statistic:
   compute: Callable[[np.ndarray], float | None]
   count: int
 
-  def of_all(self) -> float | None:
-    """Computes the statistic of all problems; None if it has no value."""
-    return self.compute(np.arange(self.count)) if self.count else None
-
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
@@ -158,7 +154,10 @@ def estimate_statistic(
   >>> estimate_statistic([largest], Bootstrap(seed=0))["value"]
   2.0
   """
-  values = [benchmark.of_all() for benchmark in benchmarks]
+  values = [
+    benchmark.compute(np.arange(benchmark.count)) if benchmark.count else None
+    for benchmark in benchmarks
+  ]
   if not values or None in values:
     return None
   estimate = Estimate(
