@@ -228,15 +228,12 @@ class Checkpoints:
       raise self._abandon_save(error) from error
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
-    """Restores the newest undamaged checkpoint.
+    """Restores the newest undamaged checkpoint; None if the folder has none.
 
     Args:
       abstract_state: pytree like the saved state, of arrays or of
         `jax.ShapeDtypeStruct` with the shardings to restore to. A leaf without
         a sharding is placed on the default device.
-
-    Returns:
-      The checkpoint, or None if the folder has none.
 
     Raises:
       CheckpointError: if all checkpoints are damaged, or if the newest

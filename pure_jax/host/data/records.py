@@ -147,14 +147,12 @@ def split_by_problem(
   """Splits rows into training and held-out rows that share no problem.
 
   The split of a problem depends on its text only, not on the other rows or
-  their order. Two files that share a problem put it in the same split.
+  their order. Two files that share a problem put it in the same split. Returns
+  both kinds of row indices, int64, ascending; either may be empty.
 
   Args:
     rows: problems or labelled solutions.
     one_in: on average one problem in `one_in` is held out; at least 2.
-
-  Returns:
-    (training, held-out) row indices, int64, ascending; either may be empty.
   """
   if one_in < 2:
     raise ValueError(f"one_in must be at least 2, got {one_in}.")

@@ -124,13 +124,11 @@ def _slurm_local_devices(environment: Mapping[str, str]) -> list[int] | None:
 def connect(config: ClusterConfig) -> str | None:
   """Joins the other processes of the run, if there are any.
 
-  Call it before anything starts a jax backend.
+  Call it before anything starts a jax backend. Returns the host name or address
+  of process 0, or None for a single process.
 
   Args:
     config: names the other processes, or leaves them to the launcher.
-
-  Returns:
-    Host name or address of process 0, or None for a single process.
 
   Raises:
     ProcessesError: if this process cannot connect to the others.

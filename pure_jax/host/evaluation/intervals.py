@@ -90,16 +90,14 @@ def estimate_mean(
   """Estimates a mean over problems, averaged over benchmarks.
 
   Each benchmark counts the same, however many problems it has, and its problems
-  are drawn separately. One benchmark gives the plain mean.
+  are drawn separately. One benchmark gives the plain mean. `Estimate.count` is
+  the total number of problems. There is no interval if each benchmark has a
+  single problem.
 
   Args:
     benchmarks: [P] float for each benchmark, the metric of each of its
       problems; at least one benchmark, each with at least one problem.
     bootstrap: how the interval is computed.
-
-  Returns:
-    The estimate; `count` is the total number of problems. No interval if each
-    benchmark has a single problem.
 
   >>> estimate_mean([np.array([1, 0.5])], Bootstrap(seed=0))
   {'value': 0.75, 'count': 2, 'interval': [0.5, 1.0]}
@@ -132,11 +130,10 @@ def estimate_mean(
 def estimate_statistic(
   benchmarks: Sequence[Statistic], bootstrap: Bootstrap
 ) -> Estimate | None:
-  """Estimates any statistic of problems, averaged over benchmarks.
+  """Estimates any statistic of problems, averaged as by `estimate_mean`.
 
-  Each benchmark counts the same, and its problems are drawn separately. The
-  statistic is computed anew for every resample. The paired difference of two
-  models is the statistic `lambda rows: a[rows].mean() - b[rows].mean()`.
+  The statistic is computed anew for every resample. The paired difference of
+  two models is the statistic `lambda rows: a[rows].mean() - b[rows].mean()`.
 
   Args:
     benchmarks: the statistic of each benchmark.
@@ -144,11 +141,10 @@ def estimate_statistic(
       statistic is None are left out.
 
   Returns:
-    The estimate; `count` is the total number of problems. None without
-    benchmarks, or if the statistic of one of them is None. No interval if each
-    benchmark has a single problem, or no resample defines the statistic. If all
-    problems agree, the interval has no width, which says nothing about other
-    problems.
+    The estimate. None without benchmarks, or if the statistic of one of them is
+    None. No interval if each benchmark has a single problem, or no resample
+    defines the statistic. If all problems agree, the interval has no width,
+    which says nothing about other problems.
 
   >>> largest = Statistic(lambda rows: float(rows.max()), count=3)
   >>> estimate_statistic([largest], Bootstrap(seed=0))["value"]

@@ -134,16 +134,14 @@ def load_world(
 ) -> dict[str, list[Example]]:
   """Reads the world's data set, and prepares it first if it does not exist.
 
+  Example i of a split does not depend on the sizes.
+
   Args:
     world: the settings of the world.
-    sizes: number of examples of each split; the splits are "train", "held_out"
-      and "labelled". A split that is not in `sizes` is not made.
+    sizes: number of examples of each split to read; the splits are "train",
+      "held_out" and "labelled".
     data_dir: folder of the prepared data sets. Every combination of world and
       sizes is a data set of its own.
-
-  Returns:
-    The examples of each split in `sizes`. Example i of a split does not depend
-    on the sizes.
 
   Raises:
     DataError: if the data set cannot be prepared, or its files are damaged.
