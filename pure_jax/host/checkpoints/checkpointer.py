@@ -302,7 +302,17 @@ class Checkpoints:
     return self._failure
 
   def _write_error(self, error: Exception) -> CheckpointError:
-    return CheckpointError(integrity.explain_failure(self._directory, error))
+    """Says why checkpoints cannot be written, and what to do."""
+    disk_full = integrity.disk_full_reason(error)
+    advice = (
+      "Choose a folder that can be created and written."
+      if disk_full is None
+      else "The checkpoints there are intact: make room, and go on from them."
+    )
+    return CheckpointError(
+      f"Cannot write checkpoints to {self._directory}: {disk_full or error}. "
+      f"{advice}"
+    )
 
   def _restore_first(
     self, steps: Sequence[int], abstract_state: Any

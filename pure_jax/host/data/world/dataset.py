@@ -58,13 +58,6 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   # A prepared data set is looked up by version and config only. Raise the
   # version with every change of the results of `make_example` or `label_steps`.
   VERSION = tfds.core.Version("1.5.0")
-  RELEASE_NOTES = {  # noqa: RUF012
-    "1.5.0": "A record holds many examples; the examples are the same.",
-    "1.4.0": "Four in five of the responses written to be labelled go wrong.",
-    "1.3.0": "A split of responses written to be labelled.",
-    "1.2.0": "Rows in order of their index; rates are what they say; an"
-    " equation that a problem needs twice counts twice.",
-  }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
     """Names the data set by its world and the sizes of its splits."""
