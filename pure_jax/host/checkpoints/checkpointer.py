@@ -16,6 +16,7 @@ adds functions that Orbax lacks:
 import contextlib
 import dataclasses
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -186,8 +187,8 @@ class Checkpoints:
       step: number of the step, >= 0.
       state: pytree of arrays, jax PRNG keys included.
       extra: JSON-like dict, such as the data cursor.
-      metrics: finite numbers by name; a checkpoint without `best_metric` is
-        never the best.
+      metrics: numbers by name, of which the finite ones count; a checkpoint
+        without `best_metric` is never the best.
       interim: whether an uninterrupted run would not save here. The checkpoint
         is removed after the next one, and no regular one is removed for it.
 
@@ -197,7 +198,10 @@ class Checkpoints:
       TypeError: if `extra` is not JSON-like.
     """
     leaves = records.named_leaves(state)
-    checkpoint_metrics = records.finite_metrics(interim, metrics)
+    values = {name: float(value) for name, value in (metrics or {}).items()}
+    checkpoint_metrics = records.CheckpointMetrics(
+      interim, {name: x for name, x in values.items() if math.isfinite(x)}
+    )
     record = records.make_record(
       leaves, extra, self._config, self._versions, checkpoint_metrics
     )
@@ -224,15 +228,12 @@ class Checkpoints:
       raise self._abandon_save(error) from error
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
-    """Restores the newest undamaged checkpoint.
+    """Restores the newest undamaged checkpoint; None if the folder has none.
 
     Args:
       abstract_state: pytree like the saved state, of arrays or of
         `jax.ShapeDtypeStruct` with the shardings to restore to. A leaf without
         a sharding is placed on the default device.
-
-    Returns:
-      The checkpoint, or None if the folder has none.
 
     Raises:
       CheckpointError: if all checkpoints are damaged, or if the newest
@@ -301,7 +302,17 @@ class Checkpoints:
     return self._failure
 
   def _write_error(self, error: Exception) -> CheckpointError:
-    return CheckpointError(integrity.explain_failure(self._directory, error))
+    """Says why checkpoints cannot be written, and what to do."""
+    disk_full = integrity.disk_full_reason(error)
+    advice = (
+      "Choose a folder that can be created and written."
+      if disk_full is None
+      else "The checkpoints there are intact: make room, and go on from them."
+    )
+    return CheckpointError(
+      f"Cannot write checkpoints to {self._directory}: {disk_full or error}. "
+      f"{advice}"
+    )
 
   def _restore_first(
     self, steps: Sequence[int], abstract_state: Any
@@ -343,12 +354,11 @@ class Checkpoints:
       raise CheckpointError(f"{folder} {mismatch}")
     shapes = {name: records.stored_shape(leaf) for name, leaf in leaves.items()}
     arrays = self._read(step, state=ocp.args.StandardRestore(shapes))["state"]
-    key_impls = record["key_impl"]
-    restored = [
-      records.restored_leaf(arrays[name], key_impls.get(name))
-      for name in leaves
-    ]
-    state = jax.tree.unflatten(jax.tree.structure(abstract_state), restored)
+    for name, impl in record["key_impl"].items():
+      arrays[name] = jax.random.wrap_key_data(arrays[name], impl=impl)
+    state = jax.tree.unflatten(
+      jax.tree.structure(abstract_state), [arrays[name] for name in leaves]
+    )
     return Restored(step, state, record["extra"])
 
   def _read(self, step: int, **items: ocp.args.CheckpointArgs) -> Any:

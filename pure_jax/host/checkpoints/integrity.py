@@ -34,25 +34,6 @@ def disk_full_reason(error: BaseException) -> str | None:
   return None
 
 
-def explain_failure(folder: str | os.PathLike, error: Exception) -> str:
-  """Says why checkpoints cannot be written, and what to do.
-
-  Args:
-    folder: folder of the checkpoints.
-    error: raised by the write.
-  """
-  disk_full = disk_full_reason(error)
-  advice = (
-    "Choose a folder that can be created and written."
-    if disk_full is None
-    else "The checkpoints there are intact: make room, and go on from them."
-  )
-  return (
-    f"Cannot write checkpoints to {os.fspath(folder)}: {disk_full or error}. "
-    f"{advice}"
-  )
-
-
 def check_free_space(folder: str | os.PathLike, num_bytes: int) -> None:
   """Raises before a write that would fail.
 

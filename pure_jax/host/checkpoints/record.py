@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -81,18 +80,6 @@ def stored_shape(leaf: Any) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
 
 
-def restored_leaf(array: jax.Array, key_impl: str | None) -> jax.Array:
-  """Returns a leaf from its stored form.
-
-  Args:
-    array: as `stored_array` gives it.
-    key_impl: generator of PRNG keys; None for any other array.
-  """
-  if key_impl is None:
-    return array
-  return jax.random.wrap_key_data(array, impl=key_impl)
-
-
 @dataclasses.dataclass(frozen=True)
 class CheckpointMetrics:
   """Decides whether a checkpoint is preserved.
@@ -105,20 +92,6 @@ class CheckpointMetrics:
 
   interim: bool = False
   values: Mapping[str, float] = dataclasses.field(default_factory=dict)
-
-
-def finite_metrics(
-  interim: bool, metrics: Mapping[str, float] | None
-) -> CheckpointMetrics:
-  """Makes the metrics of a checkpoint, without those that are not finite.
-
-  Args:
-    interim: see `CheckpointMetrics`.
-    metrics: Python, numpy or jax scalars by name.
-  """
-  values = {name: float(value) for name, value in (metrics or {}).items()}
-  finite = {name: x for name, x in values.items() if math.isfinite(x)}
-  return CheckpointMetrics(interim, finite)
 
 
 def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:

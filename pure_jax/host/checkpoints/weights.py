@@ -6,31 +6,25 @@ and no step, metric or config to compare.
 
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from pure_jax.host.checkpoints.checkpointer import CheckpointError, Checkpoints
 
 
-def save_tree(
-  path: str | os.PathLike,
-  tree: Any,
-  extra: Mapping[str, Any] | None = None,
-) -> None:
+def save_tree(path: str | os.PathLike, tree: Any) -> None:
   """Saves a pytree, such as the weights that a finished stage leaves behind.
 
   Args:
     path: a folder. A tree saved there before is removed once this one is
       complete.
     tree: pytree of arrays.
-    extra: JSON-like dict saved with it.
 
   Raises:
     CheckpointError: if the folder cannot be written.
   """
   with Checkpoints(path, keep_latest=1) as checkpoints:
     step = max(checkpoints.steps(), default=-1) + 1
-    checkpoints.save(step, tree, extra)
+    checkpoints.save(step, tree)
 
 
 def load_tree(path: str | os.PathLike, abstract_tree: Any) -> Any:

@@ -114,19 +114,6 @@ class LabelledSolution:
     if not {*self.labels} <= {0, 1, None}:
       raise ValueError(f"labels are 1, 0 or None, not {self.labels}")
 
-  @property
-  def has_answer(self) -> bool:
-    """Whether the reference answer is known."""
-    return self.answer is not None
-
-  @property
-  def first_error(self) -> int | None:
-    """Index of the first step labelled bad, None if no step is.
-
-    In PRM800K and ProcessBench all steps before it are labelled good.
-    """
-    return self.labels.index(0) if 0 in self.labels else None
-
 
 def step_text(text: str) -> str:
   r"""Removes blank lines from a step, and white space from its ends.
@@ -160,14 +147,12 @@ def split_by_problem(
   """Splits rows into training and held-out rows that share no problem.
 
   The split of a problem depends on its text only, not on the other rows or
-  their order. Two files that share a problem put it in the same split.
+  their order. Two files that share a problem put it in the same split. Returns
+  both kinds of row indices, int64, ascending; either may be empty.
 
   Args:
     rows: problems or labelled solutions.
     one_in: on average one problem in `one_in` is held out; at least 2.
-
-  Returns:
-    (training, held-out) row indices, int64, ascending; either may be empty.
   """
   if one_in < 2:
     raise ValueError(f"one_in must be at least 2, got {one_in}.")

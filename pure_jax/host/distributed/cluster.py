@@ -73,21 +73,15 @@ class ClusterConfig:
     return self.processes == 1 and self.process_id in (None, 0)
 
 
-def detect_cluster(environment: Mapping[str, str]) -> str | None:
-  """Names the launcher that started this process as one of several.
+def _detect_cluster(environment: Mapping[str, str]) -> str | None:
+  """Names the launcher that started this process as one of several, else None.
 
   This only reads variables; jax's own detection then finds the coordinator and
   the process's index. jax's detection is not called in every case, because on
-  some machines it sends requests over the network.
+  some machines it sends requests over the network. jax itself sets one of the
+  variables when it is imported on a TPU host.
 
-  Args:
-    environment: variables by name, such as `os.environ`. jax itself sets one
-      of them when it is imported on a TPU host.
-
-  Returns:
-    A name for messages, or None for a single process.
-
-  >>> detect_cluster({"SLURM_JOB_ID": "7"}) is None  # A shell, not a task.
+  >>> _detect_cluster({"SLURM_JOB_ID": "7"}) is None  # A shell, not a task.
   True
   """
 
@@ -103,23 +97,17 @@ def detect_cluster(environment: Mapping[str, str]) -> str | None:
   return "Kubernetes" if "JOB_COMPLETION_INDEX" in environment else None
 
 
-def slurm_local_devices(environment: Mapping[str, str]) -> list[int] | None:
-  """Chooses the visible GPUs that belong to a Slurm task.
+def _slurm_local_devices(environment: Mapping[str, str]) -> list[int] | None:
+  """Chooses the visible GPUs of a Slurm task; None leaves the choice to jax.
 
   jax gives the i-th GPU to the i-th task of a host. That is right if every
   task sees all GPUs (``--gpus-per-node``). It is wrong if Slurm shows each
   task only its own GPU, or if the only task of a host owns all of them.
 
-  Args:
-    environment: variables by name, such as `os.environ`.
-
-  Returns:
-    Indices among the visible GPUs, or None to leave the choice to jax.
-
   >>> one = {"SLURM_PROCID": "3", "CUDA_VISIBLE_DEVICES": "3"}
-  >>> slurm_local_devices(one)
+  >>> _slurm_local_devices(one)
   [0]
-  >>> slurm_local_devices({"CUDA_VISIBLE_DEVICES": "0,1"}) is None
+  >>> _slurm_local_devices({"CUDA_VISIBLE_DEVICES": "0,1"}) is None
   True
   """
   visible = environment.get("CUDA_VISIBLE_DEVICES", "")
@@ -136,13 +124,11 @@ def slurm_local_devices(environment: Mapping[str, str]) -> list[int] | None:
 def connect(config: ClusterConfig) -> str | None:
   """Joins the other processes of the run, if there are any.
 
-  Call it before anything starts a jax backend.
+  Call it before anything starts a jax backend. Returns the host name or address
+  of process 0, or None for a single process.
 
   Args:
     config: names the other processes, or leaves them to the launcher.
-
-  Returns:
-    Host name or address of process 0, or None for a single process.
 
   Raises:
     ProcessesError: if this process cannot connect to the others.
@@ -151,7 +137,7 @@ def connect(config: ClusterConfig) -> str | None:
     return None
   source = "what you named"
   if config.coordinator is None:
-    source = detect_cluster(os.environ)
+    source = _detect_cluster(os.environ)
     if source is None:
       return None
   # The training loop agrees on when to stop (`host.distributed.preemption`).
@@ -172,7 +158,7 @@ def connect(config: ClusterConfig) -> str | None:
       config.coordinator,
       config.processes,
       config.process_id,
-      None if config.coordinator else slurm_local_devices(os.environ),
+      None if config.coordinator else _slurm_local_devices(os.environ),
       # A process named by flags has all devices of its host.
       cluster_detection_method="deactivate" if config.coordinator else None,
       initialization_timeout=config.connect_timeout_seconds

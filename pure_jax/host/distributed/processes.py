@@ -87,17 +87,14 @@ def _exchange(message: str | None, senders: range) -> list[str]:
 def on_process_zero(action: Callable[[], _Result]) -> _Result | None:
   """Runs an action on process 0 while the other processes wait for it.
 
-  Every process must call it. A single process just calls the action.
+  Every process must call it. A single process just calls the action. Process 0
+  returns the action's result or raises its exception; the others return None.
 
   Args:
     action: called only by process 0.
 
-  Returns:
-    In process 0 the action's result, in the others None.
-
   Raises:
-    ProcessesError: in the other processes, if the action raised. Process 0
-      raises the action's own exception.
+    ProcessesError: in the other processes, if the action raised.
   """
   if jax.process_count() == 1:
     return action()

@@ -47,10 +47,6 @@ class Statistic:
   compute: Callable[[np.ndarray], float | None]
   count: int
 
-  def of_all(self) -> float | None:
-    """Computes the statistic of all problems; None if it has no value."""
-    return self.compute(np.arange(self.count)) if self.count else None
-
 
 @dataclasses.dataclass(frozen=True)
 class Bootstrap:
@@ -94,16 +90,14 @@ def estimate_mean(
   """Estimates a mean over problems, averaged over benchmarks.
 
   Each benchmark counts the same, however many problems it has, and its problems
-  are drawn separately. One benchmark gives the plain mean.
+  are drawn separately. One benchmark gives the plain mean. `Estimate.count` is
+  the total number of problems. There is no interval if each benchmark has a
+  single problem.
 
   Args:
     benchmarks: [P] float for each benchmark, the metric of each of its
       problems; at least one benchmark, each with at least one problem.
     bootstrap: how the interval is computed.
-
-  Returns:
-    The estimate; `count` is the total number of problems. No interval if each
-    benchmark has a single problem.
 
   >>> estimate_mean([np.array([1, 0.5])], Bootstrap(seed=0))
   {'value': 0.75, 'count': 2, 'interval': [0.5, 1.0]}
@@ -136,11 +130,10 @@ def estimate_mean(
 def estimate_statistic(
   benchmarks: Sequence[Statistic], bootstrap: Bootstrap
 ) -> Estimate | None:
-  """Estimates any statistic of problems, averaged over benchmarks.
+  """Estimates any statistic of problems, averaged as by `estimate_mean`.
 
-  Each benchmark counts the same, and its problems are drawn separately. The
-  statistic is computed anew for every resample. The paired difference of two
-  models is the statistic `lambda rows: a[rows].mean() - b[rows].mean()`.
+  The statistic is computed anew for every resample. The paired difference of
+  two models is the statistic `lambda rows: a[rows].mean() - b[rows].mean()`.
 
   Args:
     benchmarks: the statistic of each benchmark.
@@ -148,17 +141,19 @@ def estimate_statistic(
       statistic is None are left out.
 
   Returns:
-    The estimate; `count` is the total number of problems. None without
-    benchmarks, or if the statistic of one of them is None. No interval if each
-    benchmark has a single problem, or no resample defines the statistic. If all
-    problems agree, the interval has no width, which says nothing about other
-    problems.
+    The estimate. None without benchmarks, or if the statistic of one of them is
+    None. No interval if each benchmark has a single problem, or no resample
+    defines the statistic. If all problems agree, the interval has no width,
+    which says nothing about other problems.
 
   >>> largest = Statistic(lambda rows: float(rows.max()), count=3)
   >>> estimate_statistic([largest], Bootstrap(seed=0))["value"]
   2.0
   """
-  values = [benchmark.of_all() for benchmark in benchmarks]
+  values = [
+    benchmark.compute(np.arange(benchmark.count)) if benchmark.count else None
+    for benchmark in benchmarks
+  ]
   if not values or None in values:
     return None
   estimate = Estimate(

@@ -54,13 +54,12 @@ def predicted_errors(
 ) -> FirstErrors:
   """Finds the first step that the PRM does not label good.
 
+  There is no error in a response without steps.
+
   Args:
     step_rewards: [B, S] float, any scale on which higher is better.
     step_mask: [B, S] bool, True where the step exists.
     threshold: a step is good if its reward is above it.
-
-  Returns:
-    [B] first errors; no error for a response without steps.
 
   >>> rewards = np.array([[0.9, -0.2, -0.8], [0.9, 0.4, -0.8]])
   >>> mask = np.array([[True, True, True], [True, True, False]])
@@ -113,16 +112,14 @@ def choose_threshold(
   The authors of ProcessBench choose it on the GSM8K subset and use it on all
   four, for PRMs that give a score and no label. A PRM that gives labels is
   evaluated at a threshold of 0. Candidates lie halfway between neighbouring
-  scores, so every distinct prediction is tried.
+  scores, so every distinct prediction is tried. None if F1 has no value,
+  because erroneous or correct solutions are missing, or if all scores are
+  equal.
 
   Args:
     step_rewards: [B, S] float, any scale on which higher is better.
     step_mask: [B, S] bool, True where the step exists.
     labelled: [B] first errors.
-
-  Returns:
-    The threshold. None if F1 has no value, because erroneous or correct
-    solutions are missing, or if all scores are equal.
   """
   rewards = masked_scores(step_rewards, step_mask)
   scores = np.unique(rewards[np.asarray(step_mask)])
@@ -148,14 +145,13 @@ def accuracy(
 ) -> float | None:
   """Computes the share of labelled steps on which PRM and label agree.
 
+  None without labels.
+
   Args:
     step_rewards: [...] float, any scale on which higher is better.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
     threshold: a step is good if its reward is above it.
-
-  Returns:
-    The share in [0, 1]; None without labels.
   """
   label_mask = np.asarray(label_mask)
   agrees = (masked_scores(step_rewards, label_mask) > threshold) == good
@@ -170,15 +166,14 @@ def balanced_accuracy(
 ) -> float | None:
   """Averages the accuracy on good steps and the accuracy on bad steps.
 
+  It is 0.5 for a PRM that gives all steps the same label, and None if good or
+  bad steps are missing.
+
   Args:
     step_rewards: [...] float, any scale on which higher is better.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
     threshold: a step is good if its reward is above it.
-
-  Returns:
-    The mean in [0, 1], 0.5 for a PRM that gives all steps the same label;
-    None if good or bad steps are missing.
   """
   recalls = [
     accuracy(step_rewards, good, label & label_mask, threshold)
@@ -194,16 +189,13 @@ def auc(
 
   A tie counts one half. The result is the area under the ROC curve, computed
   as the Mann-Whitney statistic U / (n_good n_bad) from the ranks of the
-  scores; equal scores share their average rank.
+  scores; equal scores share their average rank. It is 0.5 for uninformative
+  scores, and None if good or bad steps are missing.
 
   Args:
     step_rewards: [...] float, any scale on which higher is better.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
-
-  Returns:
-    The area in [0, 1], 0.5 for uninformative scores; None if good or bad
-    steps are missing.
 
   >>> labelled = np.ones(3, bool)
   >>> auc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True]), labelled)
@@ -227,21 +219,18 @@ def calibration_error(
   label_mask: np.ndarray,
   bins: int = 10,
 ) -> float | None:
-  """Computes the expected calibration error of p(good).
+  """Computes the expected calibration error of p(good), in [0, 1].
 
   ECE = Σₘ |Bₘ|/N |share of good steps in Bₘ − mean p(good) in Bₘ| over bins
   of equal width, ((m−1)/M, m/M], 0 in the first. As in Guo et al. 2017
   (https://arxiv.org/abs/1706.04599), but of p(good) over [0, 1]; theirs is of
-  the probability of the predicted class.
+  the probability of the predicted class. None without labels.
 
   Args:
     step_rewards: [...] float, -1..1.
     good: [...] bool, labels.
     label_mask: [...] bool, True where a step has a label.
     bins: M, at least 1.
-
-  Returns:
-    The error in [0, 1]; None without labels.
   """
   label_mask = np.asarray(label_mask)
   if not label_mask.any():

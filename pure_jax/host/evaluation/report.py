@@ -101,11 +101,10 @@ def plot_tables(
 
   Args:
     tables: results by table, column and metric, all finite.
-    path: the PNG file to write.
+    path: the PNG file to write, unless there is nothing to draw.
 
   Returns:
-    Titles of the panels drawn, in order. If there is nothing to draw, the list
-    is empty and no file is written.
+    Titles of the panels drawn, in order.
   """
   panels = {
     f"{title}: {metric}": {

@@ -11,14 +11,11 @@ import numpy as np
 def probability_good(
   step_rewards: np.ndarray, step_mask: np.ndarray
 ) -> np.ndarray:
-  """Converts step rewards to p(good) = (r + 1) / 2.
+  """Converts step rewards to p(good) = (r + 1) / 2, float64, 0 where masked.
 
   Args:
     step_rewards: [..., S] float, -1..1.
     step_mask: [..., S] bool, True where the step exists.
-
-  Returns:
-    [..., S] float64 in [0, 1], 0 where masked.
 
   Raises:
     ValueError: with the index of a reward outside -1..1.
@@ -40,18 +37,15 @@ def softmin_outcome(
 ) -> np.ndarray:
   """Sums the rewards of Eq. 5: a soft minimum over the steps of a response.
 
-  Σᵢ softmax(−r/T)ᵢ rᵢ (https://arxiv.org/abs/2504.15275, Eq. 5). Metrics of
-  every run use this number, for every form of credit in training. It equals
-  the sum of `credit.softmin_rewards`, which computes in float32 on the
-  devices; metrics are float64 on the host.
+  Σᵢ softmax(−r/T)ᵢ rᵢ (https://arxiv.org/abs/2504.15275, Eq. 5), 0 for a
+  response without steps. Metrics of every run use this number, for every form
+  of credit in training. It equals the sum of `credit.softmin_rewards`, which
+  computes in float32 on the devices; metrics are float64 on the host.
 
   Args:
     step_rewards: [..., S] float, -1..1; any value where masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T of Eq. 5, above 0.
-
-  Returns:
-    [...] float64 in [-1, 1]; 0 for a response without steps.
   """
   rewards = np.where(step_mask, step_rewards, 0).astype(np.float64)
   lowest = np.min(np.where(step_mask, rewards, np.inf), axis=-1, initial=1.0)

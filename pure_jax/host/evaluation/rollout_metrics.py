@@ -133,14 +133,12 @@ def repetition_score(tokens: Sequence[int] | np.ndarray) -> float:
 
   Sort the n suffixes of the text; add up the lengths of the common prefixes of
   neighbours in that order; divide by n(n+1)/2. One token repeated n times
-  gives (n−1)/(n+1), n different tokens give 0. The paper calls a response
-  highly repetitive above 0.2. O(n log² n) time, O(n log n) memory.
+  gives (n−1)/(n+1), n different tokens give 0, as do fewer than two. The paper
+  calls a response highly repetitive above 0.2. O(n log² n) time, O(n log n)
+  memory.
 
   Args:
     tokens: [n] int, token ids without padding.
-
-  Returns:
-    The score in [0, 1); 0 for fewer than two tokens.
 
   >>> round(repetition_score([5, 5, 5, 5]), 3)
   0.6

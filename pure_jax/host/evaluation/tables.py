@@ -30,26 +30,16 @@ LEFT_OUT_TABLE = "Problems left out"
 AVERAGE = "average"
 
 
-def problem_metrics(
+def _problem_metrics(
   responses: Iterable[Response], k: Sequence[int]
 ) -> dict[str, np.ndarray]:
-  """Computes every metric of one benchmark, per problem.
+  """Computes every metric of one benchmark: [P] values, problems by their ids.
 
-  Args:
-    responses: greedy responses and samples of one benchmark, in any order.
-      Each problem has the same number of samples.
-    k: subset sizes of pass@k and maj@k, each at most the number of samples.
-
-  Returns:
-    By name, [P] values, problems in the order of their ids. Empty without
-    responses.
-
-  Raises:
-    ValueError: if one problem has more responses than another.
+  Empty without responses. k is at most the number of samples.
   """
   responses = list(responses)
-  greedy = group([r for r in responses if r.sample is None])
-  sampled = group([r for r in responses if r.sample is not None])
+  greedy = _group([r for r in responses if r.sample is None])
+  sampled = _group([r for r in responses if r.sample is not None])
   metrics = {}
   if greedy:
     metrics["greedy pass@1"] = _array(greedy, lambda r: r.correct).mean(1)
@@ -60,19 +50,8 @@ def problem_metrics(
   return metrics
 
 
-def group(responses: Iterable[Response]) -> list[list[Response]]:
-  """Groups responses by problem.
-
-  Args:
-    responses: responses of one benchmark, in any order.
-
-  Returns:
-    P rows of n: problems in the order of their ids, samples in the order of
-    their numbers.
-
-  Raises:
-    ValueError: if one problem has more responses than another.
-  """
+def _group(responses: Iterable[Response]) -> list[list[Response]]:
+  """Groups responses by problem, sorted by id, samples by their numbers."""
   problems: dict[str, list[Response]] = {}
   for response in responses:
     problems.setdefault(response.problem, []).append(response)
@@ -101,7 +80,7 @@ def evaluation_tables(
 
   Args:
     benchmarks: responses by benchmark, in any order within one.
-    k: subset sizes of pass@k and maj@k.
+    k: subset sizes of pass@k and maj@k, each at most the number of samples.
     averaged: benchmarks of the average column, as the paper reports it; with
       fewer than two there is no such column.
     left_out: by benchmark, (problems left out, problems of the file).
@@ -111,9 +90,12 @@ def evaluation_tables(
     `MAIN_TABLE` with a column for each benchmark and their average; then, for
     each benchmark with levels, a table with a column for each level and fewer
     metrics; then `LEFT_OUT_TABLE`, the share of problems left out, if any are.
+
+  Raises:
+    ValueError: if one problem of a benchmark has more responses than another.
   """
   metrics = {
-    name: problem_metrics(responses, k)
+    name: _problem_metrics(responses, k)
     for name, responses in benchmarks.items()
   }
   main = {name: _column([of], bootstrap) for name, of in metrics.items()}

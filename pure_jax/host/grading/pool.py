@@ -306,8 +306,10 @@ class GradingPool:
         # Its own alarm ended it, because this process was stopped for longer.
         done.append((item, Outcome(timed_out=True)))
       elif item is not None:
-        failure = f"crashed ({_status_name(status)})"
-        done.append((item, Outcome(failure=failure)))
+        name = f"exit status {status}"
+        if status < 0:
+          name = signal.Signals(-status).name
+        done.append((item, Outcome(failure=f"crashed ({name})")))
     return done
 
 
@@ -320,10 +322,3 @@ def _source_of(function: Callable[..., Any]) -> str:
       "could not load it."
     )
   return str(pathlib.Path(source).resolve())
-
-
-def _status_name(status: int) -> str:
-  """Returns an exit status in words."""
-  if status >= 0:
-    return f"exit status {status}"
-  return signal.Signals(-status).name

@@ -73,15 +73,13 @@ class Verdict:
 
 
 def reference_of(problem: Problem) -> Reference | None:
-  """Returns the reference answer of a problem.
+  """Returns the answer of a problem, else the answer withheld from training.
+
+  None if neither is known.
 
   Args:
     problem: any problem. `equivalence.equivalent` ignores a unit after a
       number.
-
-  Returns:
-    Its answer, else the answer withheld from training; None if neither is
-    known.
 
   >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
   Reference(answer='1,2', several=False, tolerance=None)
@@ -96,14 +94,11 @@ def boxed(response: str) -> str | None:
   r"""Returns the content of the last ``\boxed{}``, with balanced braces.
 
   ``\{`` and ``\}`` are characters, not braces. If the last box is not closed,
-  the response was cut inside its answer, and earlier boxes are ignored.
+  the response was cut inside its answer, and earlier boxes are ignored: the
+  answer is None, as without a box. It is "" if the box is empty.
 
   Args:
     response: any text.
-
-  Returns:
-    The content, "" if the box is empty; None if there is no box or the last
-    one is not closed.
 
   >>> print(boxed(r"$\boxed{5}$, no: $\boxed{\frac{1}{2}}$."))
   \frac{1}{2}
@@ -186,16 +181,13 @@ def open_pool(
   timeout_seconds: float = 5.0,
   memory_bytes: int = 512 * MIB,
 ) -> GradingPool:
-  """Starts the processes that compare answers.
+  """Starts the processes that compare answers, for many calls of `grade`.
 
   Args:
     workers: processes, at least 1.
     timeout_seconds: wall-clock limit of one comparison, above 0.
     memory_bytes: by how much a comparison may raise its worker's memory, at
       least 16 MiB.
-
-  Returns:
-    The pool, a context manager for many calls of `grade`.
 
   Raises:
     ValueError: if a limit is out of range.

@@ -135,10 +135,6 @@ def check_vocabulary(largest_id: int, config: ModelConfig) -> None:
 
   It is common that an embedding has more rows than that.
 
-  >>> config = ModelConfig(vocab_size=80, width=64, num_layers=3, num_heads=4,
-  ...                      num_kv_heads=2, head_dim=16, mlp_width=192)
-  >>> check_vocabulary(79, config)
-
   Args:
     largest_id: largest id of the tokenizer, including added tokens.
     config: the architecture.

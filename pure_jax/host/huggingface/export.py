@@ -8,21 +8,20 @@ import contextlib
 import dataclasses
 import functools
 import math
+import operator
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import CONFIG_FILE, config_fields
-from pure_jax.host.huggingface.tensors import Tensor
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
@@ -125,19 +124,31 @@ def _export(
   if shard_bytes < 1:
     raise ValueError(f"shard_bytes must be positive, got {shard_bytes}.")
   by_name = tensors.tensors_of(declared)
-  dtypes = {name: _weight(params, t).dtype for name, t in by_name.items()}
-  sizes = {
-    name: math.prod(tensor.shape) * jnp.dtype(dtypes[name]).itemsize
+  weight_of = {
+    name: functools.reduce(operator.getitem, tensor.path, params)
     for name, tensor in by_name.items()
   }
+  sizes = {
+    name: math.prod(tensor.shape) * weight_of[name].dtype.itemsize
+    for name, tensor in by_name.items()
+  }
+
+  def arrays(names: Sequence[str]) -> Iterator[np.ndarray]:
+    for name in names:
+      tensor = by_name[name]
+      yield np.asarray(_in_file(weight_of[name], tensor.layer, tensor.layout))
+
   shards = _split(sizes, shard_bytes)
   try:
     with _renamed_when_done(folder) as hidden:
       for file, names in shards.items():
         files.write_file(
           hidden / file,
-          {name: (str(dtypes[name]), by_name[name].shape) for name in names},
-          (_fetch(params, by_name[name]) for name in names),
+          {
+            name: (str(weight_of[name].dtype), by_name[name].shape)
+            for name in names
+          },
+          arrays(names),
         )
       if len(shards) > 1:
         index = {name: file for file, names in shards.items() for name in names}
@@ -190,27 +201,14 @@ def _split(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
   }
 
 
-def _weight(params: Any, tensor: Tensor) -> jax.Array:
-  """The weight that a tensor is, or is one layer of."""
-  for key in tensor.path:
-    params = params[key]
-  return params
-
-
-def _fetch(params: Any, tensor: Tensor) -> np.ndarray:
-  """Copies a tensor to the host, in the layout of the file."""
-  weight = _weight(params, tensor)
-  if tensor.layer is None:
-    return np.asarray(_whole(weight, tensor.layout))
-  return np.asarray(_layer(weight, tensor.layer, tensor.layout))
-
-
-# Transposed on the device: on the host it would take a second copy.
-_whole = jax.jit(tensors.to_theirs, static_argnums=1)
-
-
 @functools.partial(jax.jit, static_argnums=2)
-def _layer(stacked: jax.Array, layer: int, layout: tensors.Layout) -> jax.Array:
-  """One layer of a stacked weight, in the layout of the file."""
-  ours = jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)
-  return tensors.to_theirs(ours, layout)
+def _in_file(
+  weight: jax.Array, layer: int | None, layout: tensors.Layout
+) -> jax.Array:
+  """A weight, or one layer of a stacked weight, in the layout of the file.
+
+  It is transposed on the device: on the host it would take a second copy.
+  """
+  if layer is not None:
+    weight = jax.lax.dynamic_index_in_dim(weight, layer, keepdims=False)
+  return tensors.to_theirs(weight, layout)

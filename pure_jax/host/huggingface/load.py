@@ -50,8 +50,7 @@ def load_policy(
   Python, numpy and safetensors but no device memory, peaks at 116 MB. On a
   CPU, where device memory is host memory, the anonymous memory of the process
   (RssAnon, sampled every millisecond) peaks 252 MB above the parameters,
-  including the memory that XLA needs to compile. Mapped pages of the files are
-  not counted: the kernel can reclaim them.
+  including the memory that XLA needs to compile.
 
   Args:
     folder: folder with config.json and one or more safetensors files.

@@ -35,16 +35,14 @@ def dump_batch(
     ValueError: if a leaf of the batch is not an array.
   """
   leaves = global_batch.read_everywhere(named_leaves(batch))
-  arrays = {name: _known_to_numpy(leaf) for name, leaf in leaves.items()}
-  arrays[FACTS] = np.asarray(json.dumps(facts))
+  arrays = {FACTS: np.asarray(json.dumps(facts))}
+  for name, leaf in leaves.items():
+    array = np.asarray(leaf)
+    is_known = array.dtype.kind in "biufc"  # To numpy; bfloat16 is not.
+    arrays[name] = array if is_known else array.astype(np.float32)
   if jax.process_index() != 0:
     return
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   with replace_atomic(path) as file:
     np.savez(file, **arrays)
-
-
-def _known_to_numpy(array: np.ndarray) -> np.ndarray:
-  array = np.asarray(array)
-  return array if array.dtype.kind in "biufc" else array.astype(np.float32)

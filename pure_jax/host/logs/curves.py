@@ -46,11 +46,10 @@ def plot_curves(
 
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
-    path: the PNG file to write.
+    path: the PNG file to write, unless there is nothing to draw.
 
   Returns:
-    Titles of the panels, in order. If there is nothing to draw, the list is
-    empty and no file is written.
+    Titles of the panels, in order.
   """
   panels = _panels(read_metrics(metrics_path))
   if not panels:

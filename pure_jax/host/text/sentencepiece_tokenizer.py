@@ -115,7 +115,24 @@ def train_tokenizer(
   path = pathlib.Path(path)
   if not path.exists():
     path.parent.mkdir(parents=True, exist_ok=True)
-    _train(texts, symbols, path, vocab_size)
+    with replace_atomic(path) as file:
+      sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=file,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=3,
+        num_threads=1,  # With more, the result depends on their number.
+        minloglevel=2,
+      )
   tokenizer = SentencePieceTokenizer(path)
   absent = [text for text in symbols if text not in tokenizer.pieces]
   if tokenizer.vocab_size != vocab_size or absent:
@@ -125,30 +142,3 @@ def train_tokenizer(
       "world. Remove it, and it will be made again."
     )
   return tokenizer
-
-
-def _train(
-  texts: Iterable[str],
-  symbols: Sequence[str],
-  path: pathlib.Path,
-  vocab_size: int,
-) -> None:
-  """Trains a model and writes it to `path` atomically."""
-  with replace_atomic(path) as file:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts),
-      model_writer=file,
-      model_type="bpe",
-      vocab_size=vocab_size,
-      character_coverage=1.0,
-      normalization_rule_name="identity",
-      add_dummy_prefix=False,
-      remove_extra_whitespaces=False,
-      user_defined_symbols=[SCORE_TEXT, SEPARATOR, *symbols],
-      pad_id=0,
-      eos_id=1,
-      unk_id=2,
-      bos_id=3,
-      num_threads=1,  # With more threads, the result depends on their number.
-      minloglevel=2,
-    )

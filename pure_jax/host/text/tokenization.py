@@ -167,14 +167,13 @@ def split_texts(
 ) -> list[list[str]]:
   """Decodes the steps of each response, cut as `steps.split_steps` cuts them.
 
+  Step texts have no separators, and any length; the last one may be empty. A
+  row without tokens has no step.
+
   Args:
     tokenizer: the tokenizer.
     tokens: [B, C] int, completion ids.
     completion_mask: [B, C] bool, True for the ids of the completion.
-
-  Returns:
-    B lists of step texts without separators, of any length. The last step may
-    be empty. A row without tokens has no step.
   """
   halves = set(_half_separator_ids(tokenizer))
   rows = []

@@ -7,7 +7,7 @@ import pytest
 import real_data
 
 from pure_jax.host.data.formats import prm800k
-from pure_jax.host.data.formats.prm800k import expand
+from pure_jax.host.data.formats.prm800k import _expand
 from pure_jax.host.data.sources import read_rows
 
 
@@ -110,13 +110,13 @@ GOOD, NEUTRAL, BAD = (
   ],
 )
 def test_rows_of_a_line_by_hand(steps, expected):
-  assert expand(steps) == expected
+  assert _expand(steps) == expected
 
 
 def test_a_flagged_human_step_has_no_label():
   unsure = step(human="own")
   unsure["human_completion"]["flagged"] = True
-  assert expand([unsure, step(BAD, chosen=0)]) == [[("own", None), ("bad", 0)]]
+  assert _expand([unsure, step(BAD, chosen=0)]) == [[("own", None), ("bad", 0)]]
 
 
 @pytest.mark.parametrize(
@@ -249,14 +249,14 @@ def test_a_human_step_continues_the_real_solution(real):
   assert solution.steps[1].startswith("We have $3p+e=1.24$")
   assert solution.labels == (1,) * 6
   assert solution.steps[-1].endswith("29 cents.\n# Answer\n29")
-  assert solution.answer == "29" and solution.first_error is None
+  assert solution.answer == "29" and 0 not in solution.labels
   # The five candidates that it replaced are bad after a good first step.
   assert [row.labels for row in real[0][:5]] == [(1, 0)] * 5
 
 
 def test_the_error_found_in_a_real_solution_is_its_last_step(real):
   wrong, *alternatives = real[3]
-  assert wrong.labels == (1,) * 6 + (0,) and wrong.first_error == 6
+  assert wrong.labels == (1,) * 6 + (0,)
   # Its second step was rated 0.
   assert wrong.steps[1].startswith("I wonder how many ways")
   assert [row.labels for row in alternatives] == [(1,) * 7] * 3

@@ -34,7 +34,7 @@ CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
   ],
 )
 def test_detects_the_launcher_by_its_variables(environment, expected):
-  assert cluster.detect_cluster(environment) == expected
+  assert cluster._detect_cluster(environment) == expected
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_detects_the_launcher_by_its_variables(environment, expected):
 def test_a_slurm_task_takes_its_own_gpus(visible, tasks, expected):
   environment = {"SLURM_PROCID": "2", "SLURM_STEP_TASKS_PER_NODE": tasks}
   environment["CUDA_VISIBLE_DEVICES"] = visible
-  assert cluster.slurm_local_devices(environment) == expected
+  assert cluster._slurm_local_devices(environment) == expected
   del environment["SLURM_PROCID"]  # Not started by srun.
-  assert cluster.slurm_local_devices(environment) is None
+  assert cluster._slurm_local_devices(environment) is None
 
 
 @pytest.mark.parametrize(

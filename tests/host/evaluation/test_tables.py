@@ -123,9 +123,9 @@ def test_an_incomplete_evaluation_raises():
   """A problem with fewer samples would count as more certain than it is."""
   incomplete = responses("first", 3, 4)[:-1]
   with pytest.raises(ValueError, match=r"first/2 has 3 responses, first/0 has"):
-    evaluation_tables.problem_metrics(incomplete, (2,))
+    evaluation_tables._problem_metrics(incomplete, (2,))
 
 
 def test_no_responses_have_no_metrics():
-  assert evaluation_tables.problem_metrics([], (1,)) == {}
+  assert evaluation_tables._problem_metrics([], (1,)) == {}
   assert tables_of({}) == {"Benchmarks": {}}

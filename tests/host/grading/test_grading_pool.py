@@ -251,9 +251,9 @@ def test_a_killed_parent_leaves_no_worker():
   """An idle worker sees the end of its input; an alarm ends a hung one."""
   code = f"""
     import sys
-    sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
-    import grading_faults
-    from pure_jax.host.grading import pool
+    # Without the package, which loads jax.
+    sys.path[:0] = [{str(ROOT / "pure_jax/host/grading")!r}, {str(SUPPORT)!r}]
+    import grading_faults, pool
     pool.ORPHAN_SECONDS = 0.5
     grading_pool = pool.GradingPool(grading_faults.act, timeout_seconds=1.0)
     print("ready", flush=True)

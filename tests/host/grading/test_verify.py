@@ -15,12 +15,6 @@ from pure_jax.host.grading.verify import Verdict, boxed, gsm8k_hash, last_number
 
 @pytest.fixture(scope="module")
 def pool():
-  with verify.open_pool(workers=2, timeout_seconds=10.0) as pool:
-    yield pool
-
-
-@pytest.fixture(scope="module")
-def hasty_pool():
   with verify.open_pool(timeout_seconds=1.0, memory_bytes=256 << 20) as pool:
     yield pool
 
@@ -250,7 +244,7 @@ def test_reference_answers_of_gsm8k_are_extracted_and_equal_themselves(pool):
   ],
 )
 def test_hostile_answers_are_graded_and_nothing_is_executed(
-  hasty_pool, tmp_path, answers, count
+  pool, tmp_path, answers, count
 ):
   """None hangs, none raises, none is right, no file appears."""
   hostile = list(answers(str(tmp_path / "executed")))
@@ -260,9 +254,7 @@ def test_hostile_answers_are_graded_and_nothing_is_executed(
   responses += hostile + innocent
   extractors = [boxed, last_number]
   start = time.monotonic()
-  verdicts = verify.grade(
-    hasty_pool, responses, ["3.5"] * len(responses), extractors
-  )
+  verdicts = verify.grade(pool, responses, ["3.5"] * len(responses), extractors)
   counts = verify.verdict_counts(verdicts)
   assert [r for r, v in zip(responses, verdicts, strict=True) if v.correct] == (
     innocent
@@ -282,7 +274,7 @@ def test_hostile_answers_are_graded_and_nothing_is_executed(
   assert time.monotonic() - start < 10 + 2 * counts["timed_out"]
 
 
-def test_a_worker_keeps_its_limits_on_answers_of_megabytes(hasty_pool):
+def test_a_worker_keeps_its_limits_on_answers_of_megabytes(pool):
   """`grade` cuts responses; a worker does not rely on that."""
   answers = [
     *(text for text in hostile_answers.long_ones() if len(text) > 900_000),
@@ -294,7 +286,7 @@ def test_a_worker_keeps_its_limits_on_answers_of_megabytes(hasty_pool):
   items = [(answer, "3.5", False, None) for answer in answers]
   right = ("\\frac{7}{2}", "3.5", False, None)
   mixed = [item for hostile in items for item in (hostile, right)]
-  outcomes = hasty_pool.run(mixed)
+  outcomes = pool.run(mixed)
   # The last is short after normalising spaces, so it is compared, and hangs.
   assert outcomes[:-2:2] == [Outcome(value=False)] * (len(items) - 1)
   assert outcomes[-2] == Outcome(timed_out=True)

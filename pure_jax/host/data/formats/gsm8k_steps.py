@@ -82,7 +82,7 @@ _SPACED = re.compile(r"\s*\$?\s*(\d{1,3}(?: \d{3})+)(?!\d)", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckedLine:
+class _CheckedLine:
   """The checked annotations of one line of a solution.
 
   Attributes:
@@ -159,13 +159,13 @@ def label_solution(
   answer, final = _final(reference), _final(lines)
   has_final = lines[-1].startswith(FINAL)
   right = has_final and final is not None and final == answer
-  computed = [r for line in reference for r in check(line).results]
+  computed = [r for line in reference for r in _check(line).results]
   if answer is not None:
     computed.append(answer)
   labels: list[int | None] = []
   on_path = True  # All annotated steps so far compute what the reference does.
   for index, line in enumerate(lines):
-    checked = check(line)
+    checked = _check(line)
     if 0 in labels:
       label = None
     elif has_final and index == len(lines) - 1:
@@ -188,12 +188,8 @@ def label_solution(
   return labels
 
 
-def check(line: str) -> CheckedLine:
-  """Checks the annotations of a line, by rule 2.
-
-  Args:
-    line: one line of a solution.
-  """
+def _check(line: str) -> _CheckedLine:
+  """Checks the annotations of a line, by rule 2."""
   results, verdicts = [], []
   for annotation in _ANNOTATION.finditer(line):
     sides = annotation[1].split("=")
@@ -211,7 +207,7 @@ def check(line: str) -> CheckedLine:
     verdict = False
   elif verdicts and None not in verdicts:
     verdict = True
-  return CheckedLine(tuple(results), verdict, bool(verdicts))
+  return _CheckedLine(tuple(results), verdict, bool(verdicts))
 
 
 def _is_written(result: Fraction, line: str, start: int) -> bool:

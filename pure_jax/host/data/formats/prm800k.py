@@ -84,25 +84,19 @@ def make_format(
         labels=tuple(label for _, label in steps),
         answer=answer,
       )
-      for index, steps in enumerate(expand(fields.typed(label, "steps", list)))
+      for index, steps in enumerate(_expand(fields.typed(label, "steps", list)))
     ]
 
   options = f"{quality_control=} {screening=} {bad_problems=}"
   return Format("prm800k", 1, LabelledSolution, parse, options)
 
 
-def expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
+def _expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
   """Makes the labelled solutions of one line, by the rules above.
 
-  Args:
-    steps: ``label.steps`` of the line.
-
-  Returns:
-    Solutions, each a list of (text of a step, label): the alternatives in the
-    order of the file, then the solution itself. Empty if nothing is labelled.
-
-  Raises:
-    ValueError: with the number of a step or completion that is malformed.
+  Each is a list of (text of a step, label): the alternatives in the order of
+  the file, then the solution itself. Empty if nothing is labelled. A ValueError
+  names a step or completion that is malformed by its number.
   """
   rows: list[list[tuple[str, int | None]]] = []
   solution: list[tuple[str, int | None]] = []

@@ -195,18 +195,13 @@ def sample_problem(
   raise ValueError(f"There is no {split!r} problem: make the world wider.")
 
 
-def demonstrate(
+def _demonstrate(
   rng: np.random.Generator, config: WorldConfig, problem: ArithmeticProblem
 ) -> str:
   """Writes the response of an imperfect teacher: steps joined by the separator.
 
   After a mistake the response continues from the wrong value. Results are
   clipped to 0..number_max.
-
-  Args:
-    rng: the random generator, which is advanced.
-    config: the world.
-    problem: the problem to solve.
   """
   misconceived = rng.random() < config.misconception_rate
   skips = rng.random() < config.skip_rate
@@ -253,4 +248,4 @@ def make_example(
   """
   rng = np.random.default_rng((config.seed, SPLITS.index(split), index))
   problem = sample_problem(rng, config, split)
-  return problem, demonstrate(rng, config, problem)
+  return problem, _demonstrate(rng, config, problem)

@@ -58,13 +58,6 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   # A prepared data set is looked up by version and config only. Raise the
   # version with every change of the results of `make_example` or `label_steps`.
   VERSION = tfds.core.Version("1.5.0")
-  RELEASE_NOTES = {  # noqa: RUF012
-    "1.5.0": "A record holds many examples; the examples are the same.",
-    "1.4.0": "Four in five of the responses written to be labelled go wrong.",
-    "1.3.0": "A split of responses written to be labelled.",
-    "1.2.0": "Rows in order of their index; rates are what they say; an"
-    " equation that a problem needs twice counts twice.",
-  }
 
   def __init__(self, world: WorldConfig, sizes: dict[str, int], data_dir: str):
     """Names the data set by its world and the sizes of its splits."""
@@ -134,16 +127,14 @@ def load_world(
 ) -> dict[str, list[Example]]:
   """Reads the world's data set, and prepares it first if it does not exist.
 
+  Example i of a split does not depend on the sizes.
+
   Args:
     world: the settings of the world.
-    sizes: number of examples of each split; the splits are "train", "held_out"
-      and "labelled". A split that is not in `sizes` is not made.
+    sizes: number of examples of each split to read; the splits are "train",
+      "held_out" and "labelled".
     data_dir: folder of the prepared data sets. Every combination of world and
       sizes is a data set of its own.
-
-  Returns:
-    The examples of each split in `sizes`. Example i of a split does not depend
-    on the sizes.
 
   Raises:
     DataError: if the data set cannot be prepared, or its files are damaged.
