@@ -108,7 +108,7 @@ class RunSpec:
   @property
   def responses(self) -> int:
     """Responses of an RL batch (B)."""
-    return self.settings.rl.prompts * self.settings.rl.samples_per_prompt
+    return self.settings.rl.responses
 
   @property
   def step(self) -> StepSpec:

@@ -97,11 +97,7 @@ def with_first_error(
   errors = prm_metrics.labelled_errors(np.where(bad.any(1), first, -1))
   selected = dataclasses.replace(
     data,
-    solutions=[
-      solution
-      for solution, is_known in zip(data.solutions, known, strict=True)
-      if is_known
-    ],
+    solutions=[data.solutions[row] for row in np.flatnonzero(known)],
     rewards=data.rewards[known],
     step_mask=data.step_mask[known],
     good=data.good[known],

@@ -121,10 +121,8 @@ def write_prm(folder: pathlib.Path, *, tied: bool) -> pathlib.Path:
     tied: True if its policy shares the weights of embedding and head.
   """
   config = architecture(tied)
-  declared = prm.declare_prm(config)
-  return _write_model(
-    folder, config, declared, PRM_SEED, huggingface.export_prm
-  )
+  declared, export = prm.declare_prm(config), huggingface.export_prm
+  return _write_model(folder, config, declared, PRM_SEED, export)
 
 
 def _write_model(
