@@ -5,7 +5,7 @@ import functools
 
 import numpy as np
 import pytest
-from benchmarks import batches, measuring, results, table
+from benchmarks import batches, bounds, measuring, results, table
 from benchmarks.cases import BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
 from benchmarks.suites import SUITES, rollout
@@ -126,7 +126,7 @@ def test_an_iteration_needs_the_work_of_the_other_suites():
   """Its bound is the sum of theirs."""
   iteration = arms_of("iteration")["iteration"]
   expected = [
-    *rollout.rollout_phases(CASE, np.full(4, 6)),
+    *bounds.rollout_phases(CASE, np.full(4, 6)),
     *arms_of("score")["score"].phases,
     *arms_of("update")["update"].phases,
   ]
