@@ -26,7 +26,7 @@ the time to compile. No cache of compiled programs is used. A case whose weights
 do not fit into memory is reported and skipped, and so is a case that fails,
 which the exit status shows at the end. A case is repeated up to --repeats
 times, fewer if that would take more than --seconds, but at least twice. Each
-result is saved at once.
+result is saved at once, and --resume measures only what the file lacks.
 
 Baselines (`benchmarks/baselines`) are other programs that do the same as an
 arm of ours, on the same weights and prompts; that their results agree is

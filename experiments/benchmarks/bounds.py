@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
+from benchmarks.cases import Case
 from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import count_params
@@ -73,96 +74,84 @@ def count_weights(model: ModelConfig) -> int:
   return count_params(policy.declare_policy(model))
 
 
-def weight_bytes(model: ModelConfig, tokens: int, itemsize: int) -> int:
+def weight_bytes(case: Case, tokens: int) -> int:
   """Counts the bytes of weights that a pass over some tokens reads.
 
   The pass reads all matrices and norms. An embedding that is not also the head
   is read only in the rows of the tokens.
   """
-  unread = 0
+  model, unread = case.model_config, 0
   if not model.tied_embeddings:
     unread = max(0, model.vocab_size - tokens) * model.width
-  return itemsize * (count_weights(model) - unread)
+  return case.itemsize * (count_weights(model) - unread)
 
 
-def rollout_phases(
-  model: ModelConfig,
-  prompts: int,
-  prompt_tokens: int,
-  lengths: Sequence[int],
-  itemsize: int,
-) -> list[Phase]:
+def rollout_phases(case: Case, lengths: ArrayLike) -> list[Phase]:
   """Lists a prefill, then a step for every token of the longest response.
 
   The prefill draws the first token, and no step reads the last one. A step
   reads the weights once, the keys and values of each prompt once for all its
-  samples, and the keys and values of each unfinished response. There are P
-  prompts of L tokens, and responses of `lengths` [B], at least 1. Weights, keys
-  and values have `itemsize` bytes.
+  samples, and the keys and values of each unfinished response. `lengths` [B]
+  are the tokens of responses, at least 1.
   """
-  lengths, L = np.asarray(lengths), prompt_tokens
+  model, lengths = case.model_config, np.asarray(lengths)
+  P, L = case.prompts, case.prompt_tokens
   slot_bytes = (
-    2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
+    2 * model.num_layers * model.num_kv_heads * model.head_dim * case.itemsize
   )
-  prefilled = prompts * L
   phases = [
     Phase(
-      forward_flops(model, prefilled, prefilled * (L + 1) // 2, prompts),
-      weight_bytes(model, prefilled, itemsize) + slot_bytes * prefilled,
+      forward_flops(model, P * L, P * L * (L + 1) // 2, P),
+      weight_bytes(case, P * L) + slot_bytes * P * L,
     )
   ]
-  by_prompt = lengths.reshape(prompts, -1)
+  by_prompt = lengths.reshape(P, -1)
   for step in range(1, int(lengths.max())):
     # Rows that draw token `step` and therefore read token `step - 1`.
     alive = int((lengths > step).sum())
     live_prompts = int((by_prompt > step).any(axis=1).sum())
+    slots = live_prompts * L + alive * step
     phases.append(
       Phase(
         forward_flops(model, alive, alive * (L + step), alive),
-        weight_bytes(model, alive, itemsize)
-        + slot_bytes * (live_prompts * L + alive * step),
+        weight_bytes(case, alive) + slot_bytes * slots,
       )
     )
   return phases
 
 
 def read_phase(
-  model: ModelConfig,
-  prompt_tokens: ArrayLike,
+  case: Case,
   lengths: ArrayLike,
-  itemsize: int,
+  prompts: ArrayLike | None = None,
   logits: bool = True,
 ) -> Phase:
-  """Counts a forward pass over prompts and their responses.
+  """Counts a forward pass over prompts and their responses of `lengths` [B].
 
-  A prompt has `prompt_tokens`, one number or [B], its response `lengths` [B].
-  The logits are those of response tokens; without them the head is left out.
+  `prompts` [B] are the tokens of each prompt, None for L. The logits are those
+  of response tokens; without them the head is left out.
   """
-  texts = np.asarray(prompt_tokens) + np.asarray(lengths, np.int64)
+  lengths = np.asarray(lengths, np.int64)
+  texts = lengths + (case.prompt_tokens if prompts is None else prompts)
   tokens, pairs = int(texts.sum()), int((texts * (texts + 1) // 2).sum())
-  predicted = int(np.sum(lengths)) if logits else 0
+  predicted = int(lengths.sum()) if logits else 0
   return Phase(
-    forward_flops(model, tokens, pairs, predicted),
-    weight_bytes(model, tokens, itemsize),
+    forward_flops(case.model_config, tokens, pairs, predicted),
+    weight_bytes(case, tokens),
   )
 
 
 def score_phases(
-  model: ModelConfig,
-  prompt_tokens: int,
-  lengths: ArrayLike,
-  inserted: ArrayLike,
-  itemsize: int,
+  case: Case, lengths: ArrayLike, inserted: ArrayLike
 ) -> list[Phase]:
   """Lists the passes of the policy, the reference and a PRM of one shape.
 
   `lengths` [B] are the tokens of each response, `inserted` [B] the score tokens
   that the PRM reads in each.
   """
-  policy_phase = read_phase(model, prompt_tokens, lengths, itemsize)
+  policy_phase = read_phase(case, lengths)
   scored = np.asarray(lengths) + np.asarray(inserted)
-  prm_phase = read_phase(model, prompt_tokens, scored, itemsize, logits=False)
-  return [policy_phase, policy_phase, prm_phase]
+  return [policy_phase, policy_phase, read_phase(case, scored, logits=False)]
 
 
 def gradient_phases(forward: Phase, weights: int) -> list[Phase]:

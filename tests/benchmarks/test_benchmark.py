@@ -30,6 +30,8 @@ ODD = dataclasses.replace(
   num_kv_heads=2, head_dim=6, mlp_width=10,
 )  # fmt: skip
 
+ODD_CASE = Case("rollout", "odd", 4, 2, 5, 4)
+
 
 def test_the_model_10m_has_ten_million_weights():
   assert bounds.count_weights(MODELS["10m"]) == pytest.approx(10e6, rel=0.02)
@@ -42,22 +44,25 @@ def test_phases_follow_each_other():
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_pass_reads_every_weight(tied):
+def test_a_pass_reads_every_weight(tied, monkeypatch):
   """Of an embedding that is not the head it reads the rows of the tokens."""
   model = dataclasses.replace(ODD, tied_embeddings=tied, qk_norm=True)
+  monkeypatch.setitem(MODELS, "odd", model)
+  half = dataclasses.replace(ODD_CASE, options=Options(dtype="bfloat16"))
   matrices = 2 * 8 * 4 * 6 + 2 * 8 * 2 * 6 + 3 * 8 * 10
   biases_and_norms = 4 * 6 + 2 * 2 * 6 + 2 * 6 + 2 * 8
   layers = 3 * (matrices + biases_and_norms) + 8
   few, many = (11, 11) if tied else (11 + 5, 11 + 11)
-  assert bounds.weight_bytes(model, 5, itemsize=4) == 4 * (layers + few * 8)
-  assert bounds.weight_bytes(model, 99, itemsize=2) == 2 * (layers + many * 8)
+  assert bounds.weight_bytes(ODD_CASE, 5) == 4 * (layers + few * 8)
+  assert bounds.weight_bytes(half, 99) == 2 * (layers + many * 8)
 
 
-def test_the_work_of_a_rollout_is_counted_by_hand():
+def test_the_work_of_a_rollout_is_counted_by_hand(monkeypatch):
   """Token by token and row by row; samples share the prompt."""
   lengths, samples, L = [2, 4, 1, 3], 2, 5
   per_token = 3 * 2 * (2 * 8 * 4 * 6 + 2 * 8 * 2 * 6 + 3 * 8 * 10)
-  weights = bounds.weight_bytes(ODD, 99, itemsize=4)
+  monkeypatch.setitem(MODELS, "odd", ODD)
+  weights = bounds.weight_bytes(ODD_CASE, 99)
   slot_bytes = 3 * 2 * 2 * 6 * 4  # Layers, keys and values, heads, H, float32.
 
   def token(seen, logits=True):
@@ -73,18 +78,20 @@ def test_the_work_of_a_rollout_is_counted_by_hand():
         read += step * slot_bytes
         live_prompts.add(row // samples)
     expected.append([flops, read + len(live_prompts) * L * slot_bytes])
-  phases = bounds.rollout_phases(ODD, 2, L, lengths, itemsize=4)
+  phases = bounds.rollout_phases(ODD_CASE, lengths)
   assert [[phase.flops, phase.bytes] for phase in phases] == expected
 
 
-def test_the_forward_pass_of_texts_of_different_lengths():
+def test_the_forward_pass_of_texts_of_different_lengths(monkeypatch):
   """As two passes: each has its pairs, and both read the weights."""
+  monkeypatch.setitem(MODELS, "odd", ODD)
   first, second, both = (
-    bounds.read_phase(ODD, prompts, lengths, itemsize=4)
+    bounds.read_phase(ODD_CASE, lengths, prompts)
     for prompts, lengths in (([5], [3]), ([2], [7]), ([5, 2], [3, 7]))
   )
   assert both.flops == first.flops + second.flops
   assert both.bytes == first.bytes == second.bytes
+  assert bounds.read_phase(ODD_CASE, [3]) == first
 
 
 @pytest.fixture

@@ -12,8 +12,6 @@ import pytest
 
 from pure_jax.advantages import pure_advantages
 from pure_jax.host import huggingface
-from pure_jax.parallel import sharding
-from pure_jax.training import rollouts
 from pure_jax.training.score import Scores
 
 pytest.importorskip("torch", reason="torch comes with [test]")
@@ -53,11 +51,18 @@ def transformers():
 def arms():
   """Our samplers of the case `EARLY`; the engine is the one loop."""
 
+  loops, compile_one_loop = [], rollout.compile_one_loop
+
+  def remember(*arguments):
+    loops.append(compile_one_loop(*arguments))
+    return loops[-1]
+
   def make_engine(case, sampler, slots):
-    model, layout = case.rollout_config, sharding.make_layout()
-    return rollouts.make_generate(model, sampler, case.samples, layout)
+    generate, _ = loops[-1]
+    return generate
 
   with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rollout, "compile_one_loop", remember)
     patch.setattr(rollout, "make_engine", make_engine)
     return rollout.rollout_arms(EARLY)
 

@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 
+import jax
 import numpy as np
 import pytest
-from benchmarks import batches, measuring, results, table
+from benchmarks import batches, bounds, measuring, results, table, timing
 from benchmarks.cases import BenchmarkError, Case, Options
 from benchmarks.measuring import Settings
-from benchmarks.suites import SUITES, rollout
+from benchmarks.suites import SUITES, iteration, rollout, training
 from benchmarks.timing import Arm, Times
 
 CASE = Case("rollout", "tiny", 4, 2, 8, 6)
@@ -24,6 +25,33 @@ ROUNDED = dataclasses.replace(
 )
 
 
+LOOPS, PROGRAMS = {}, {}
+
+
+@pytest.fixture
+def shared_programs(monkeypatch):
+  """An iteration has the programs of other suites: each is compiled once.
+
+  A loop is told by its case and sampler, a program of `CASE` by its name.
+  """
+  compile_one_loop, compile_call = rollout.compile_one_loop, timing.compile_call
+
+  def shared_loop(case, sampler, *arguments):
+    if (case, sampler) not in LOOPS:
+      LOOPS[case, sampler] = compile_one_loop(case, sampler, *arguments)
+    return LOOPS[case, sampler]
+
+  def shared_program(function, *arguments):
+    name = function.__name__
+    if name not in PROGRAMS:
+      PROGRAMS[name] = compile_call(function, *arguments)
+    return PROGRAMS[name]
+
+  monkeypatch.setattr(rollout, "compile_one_loop", shared_loop)
+  for module in (training, iteration):
+    monkeypatch.setattr(module, "compile_call", shared_program)
+
+
 @functools.cache
 def arms_of(suite):
   """Compiled once for all tests of a suite."""
@@ -31,7 +59,7 @@ def arms_of(suite):
   return SUITES[suite].compile_arms(case)
 
 
-def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
+def test_a_sampler_that_draws_other_tokens_fails(shared_programs, monkeypatch):
   """A variant is compared with the first sampler before it is timed."""
 
   def make_other(case, sampler, slots):
@@ -47,19 +75,22 @@ def test_a_sampler_that_draws_other_tokens_fails(monkeypatch):
     rollout.rollout_arms(WAITING)
 
 
-def test_engines_draw_the_tokens_of_the_one_loop(monkeypatch):
-  """The second engine has fewer slots than responses, so prompts wait."""
-  sizes = []
-  engine_config = rollout.EngineConfig
+def test_engines_draw_the_tokens_of_the_one_loop(shared_programs, monkeypatch):
+  """The second engine has fewer slots than responses, so prompts wait. The
+  first, with a slot for each, is the one loop here: it takes long to compile.
+  """
+  sizes, make_engine = [], rollout.make_engine
 
-  def record(slots, chunk):
-    sizes.append((slots, chunk))
-    return engine_config(slots, chunk)
+  def record(case, sampler, slots):
+    sizes.append(slots)
+    if slots == case.rows:
+      return LOOPS[case, sampler][0]
+    return make_engine(case, sampler, slots)
 
-  monkeypatch.setattr(rollout, "EngineConfig", record)
+  monkeypatch.setattr(rollout, "make_engine", record)
   arms = rollout.rollout_arms(WAITING)
   assert list(arms) == ["generate", "engine", "refilled", "prefill"]
-  assert sizes == [(4, 3), (2, 3)]
+  assert sizes == [4, 2]
   loop = arms["generate"]
   for engine in (arms["engine"], arms["refilled"]):
     assert engine.compared_with == "generate" and engine.compilation is None
@@ -79,7 +110,7 @@ def test_rollouts_may_round_the_cache_and_the_matrices():
   model = ROUNDED.rollout_config
   assert (model.cache_dtype, model.int8_matrices) == ("int8", True)
   assert ROUNDED.model_config == CASE.model_config
-  params, *_ = rollout.generate_arguments(ROUNDED)
+  params, *_ = jax.eval_shape(lambda: rollout.generate_arguments(ROUNDED))
   assert params["layers"]["down"].values.dtype == np.int8
 
 
@@ -98,7 +129,7 @@ def test_rounded_rollouts_run_and_are_not_compared_by_token():
   ],
 )
 def test_the_needed_work_is_a_little_below_the_compiled_work(
-  suite, share, monkeypatch
+  suite, share, shared_programs, monkeypatch
 ):
   """Without the backward pass, a third would be left."""
   case, arms = dataclasses.replace(CASE, suite=suite), arms_of(suite)
@@ -122,22 +153,22 @@ def test_the_needed_work_is_a_little_below_the_compiled_work(
   )
 
 
-def test_an_iteration_needs_the_work_of_the_other_suites():
+def test_an_iteration_needs_the_work_of_the_other_suites(shared_programs):
   """Its bound is the sum of theirs."""
-  iteration = arms_of("iteration")["iteration"]
+  arm = arms_of("iteration")["iteration"]
   expected = [
-    *rollout.rollout_phases(CASE, np.full(4, 6)),
+    *bounds.rollout_phases(CASE, np.full(4, 6)),
     *arms_of("score")["score"].phases,
     *arms_of("update")["update"].phases,
   ]
   # The sampled responses have one step each, those of the suite "score" more.
-  assert [p.flops for p in iteration.phases] == pytest.approx(
+  assert [p.flops for p in arm.phases] == pytest.approx(
     [p.flops for p in expected], rel=0.1
   )
-  assert iteration.work == 4 * 6
-  assert iteration.run() > 0
+  assert arm.work == 4 * 6
+  assert arm.run() > 0
   # Without it a baseline would be compared with no update.
-  assert iteration.reference.grad_norm > 0
+  assert arm.reference.grad_norm > 0
 
 
 def test_packed_texts_differ_in_length():

@@ -10,16 +10,15 @@ import numpy as np
 
 from benchmarks import batches, bounds
 from benchmarks.cases import BenchmarkError, Case
-from benchmarks.models import cast_to_compute_dtype
-from benchmarks.suites.rollout import (
-  compile_one_loop,
-  generate_arguments,
-  rollout_phases,
+from benchmarks.models import (
+  cast_to_compute_dtype,
+  init_cast_policy,
+  init_prm,
 )
+from benchmarks.suites.rollout import compile_one_loop, generate_arguments
 from benchmarks.suites.training import (
   OPTIMIZER,
   check_applied,
-  init_frozen,
   prm_prompts,
   start_state,
   step_spec,
@@ -66,7 +65,8 @@ def iteration_arms(case: Case) -> dict[str, Arm]:
   generate, generate_compilation = compile_one_loop(
     case, sampler, rollout_params, prompts, key
   )
-  state, frozen = start_state(case), init_frozen(case)
+  state = start_state(case)
+  frozen = init_cast_policy(case), init_prm(case, cast=True)
 
   given = batches.draw_rollout(case)
   outcomes = batches.draw_scored_batch(case, given)
@@ -98,11 +98,23 @@ def iteration_arms(case: Case) -> dict[str, Arm]:
     float(metrics["grad_norm"]),
   )
   inserted = np.asarray(drawn_scores.steps.mask).sum(axis=1)
+  phases = [
+    *bounds.rollout_phases(case, lengths),
+    *bounds.score_phases(case, lengths, inserted),
+    *bounds.gradient_phases(
+      bounds.read_phase(case, lengths), bounds.count_weights(case.model_config)
+    ),
+  ]
+  compilations = generate_compilation, score_compilation, update_compilation
   arm = Arm(
     _timed_iterations(case, iterate, lengths.sum()),
     int(lengths.sum()),
-    _phases(case, lengths, inserted),
-    _sum_up(generate_compilation, score_compilation, update_compilation),
+    phases,
+    Compilation(
+      sum(each.seconds for each in compilations),
+      max((each.memory for each in compilations), key=lambda x: x.total),
+      costs=None,
+    ),
     reference,
   )
   return {"iteration": arm}
@@ -129,27 +141,3 @@ def _timed_iterations(
     return elapsed
 
   return run
-
-
-def _phases(
-  case: Case, lengths: np.ndarray, inserted: np.ndarray
-) -> list[bounds.Phase]:
-  """The phases of the three functions, one after the other."""
-  model, L = case.model_config, case.prompt_tokens
-  forward = bounds.read_phase(model, L, lengths, case.itemsize)
-  return [
-    *rollout_phases(case, lengths),
-    *bounds.score_phases(model, L, lengths, inserted, case.itemsize),
-    *bounds.gradient_phases(forward, bounds.count_weights(model)),
-  ]
-
-
-def _sum_up(*compilations: Compilation) -> Compilation:
-  """The seconds of all, and the memory of the largest program."""
-  return Compilation(
-    sum(each.seconds for each in compilations),
-    max(
-      (each.memory for each in compilations), key=lambda memory: memory.total
-    ),
-    None,
-  )

@@ -58,13 +58,6 @@ def generate_arguments(case: Case) -> tuple[Any, ...]:
   )
 
 
-def rollout_phases(case: Case, lengths: np.ndarray) -> list[bounds.Phase]:
-  """Returns the work of a rollout whose responses have `lengths` [B]."""
-  return bounds.rollout_phases(
-    case.model_config, case.prompts, case.prompt_tokens, lengths, case.itemsize
-  )
-
-
 def rollout_arms(case: Case) -> dict[str, Arm]:
   """Prepares the samplers of a batch, which must draw the same tokens.
 
@@ -82,7 +75,7 @@ def rollout_arms(case: Case) -> dict[str, Arm]:
   loop = Arm(
     timed(generate, *arguments),
     int(lengths.sum()),
-    rollout_phases(case, lengths),
+    bounds.rollout_phases(case, lengths),
     compilation,
     lengths,
     ran=True,
@@ -132,5 +125,5 @@ def _prefill(case: Case, *arguments: Any) -> Arm:
   """Reads the prompts and draws one token for each response."""
   sampler = batches.plain_sampler(1)
   prefill, compilation = compile_one_loop(case, sampler, *arguments)
-  phases = rollout_phases(case, np.ones(case.rows, int))
+  phases = bounds.rollout_phases(case, np.ones(case.rows, int))
   return Arm(timed(prefill, *arguments), case.rows, phases, compilation)

@@ -3,8 +3,9 @@
 Responses, rewards, outcomes and labels are random.
 """
 
+import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ from benchmarks import batches, bounds
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy, init_policy, init_prm
 from benchmarks.timing import Arm, compile_call, timed
-from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
+from pure_jax.models.params import count_params
 from pure_jax.parallel import sharding
 from pure_jax.settings import CreditConfig, ScoreConfig
 from pure_jax.training import train
@@ -24,7 +25,7 @@ from pure_jax.training.optim import OptimConfig, make_optimizer
 from pure_jax.training.packing import RowShape
 from pure_jax.training.score import make_score
 from pure_jax.training.step_spec import Layouts, StepSpec
-from pure_jax.training.supervised import make_prm_step, split_prm_params
+from pure_jax.training.supervised import make_prm_step
 from pure_jax.types import Prompts, Rollout
 
 SCORING = ScoreConfig(batches.MAX_STEPS)
@@ -46,11 +47,6 @@ def step_spec(case: Case) -> StepSpec:
   )
 
 
-def init_frozen(case: Case) -> tuple[Any, Any]:
-  """Makes a reference and a PRM on the same trunk, in the compute dtype."""
-  return (init_cast_policy(case), init_prm(case, cast=True))
-
-
 def prm_prompts(rollout: Rollout) -> Prompts:
   """Uses the policy's prompts as the PRM's prompts, [B, L]."""
   return Prompts(rollout.prompt_tokens, rollout.prompt_mask)
@@ -70,19 +66,15 @@ def score_arms(case: Case) -> dict[str, Arm]:
   rollout = batches.draw_rollout(case)
   arguments = (
     init_cast_policy(case),
-    *init_frozen(case),
+    init_cast_policy(case),  # The reference.
+    init_prm(case, cast=True),
     rollout,
     prm_prompts(rollout),
   )
   score = make_score(step_spec(case))
   compiled, compilation = compile_call(score, *arguments)
-  phases = bounds.score_phases(
-    case.model_config,
-    case.prompt_tokens,
-    [case.new_tokens] * case.rows,
-    count_steps(case, rollout),
-    case.itemsize,
-  )
+  lengths = [case.new_tokens] * case.rows
+  phases = bounds.score_phases(case, lengths, count_steps(case, rollout))
   run = timed(compiled, *arguments)
   return {"score": Arm(run, case.total_tokens, phases, compilation)}
 
@@ -137,29 +129,19 @@ def _updates(
   case: Case, rollout: Rollout, row_shapes: Mapping[str, RowShape | None]
 ) -> dict[str, Arm]:
   """Arms of one update in several layouts; the first is not a variant."""
-  model = case.model_config
-  lengths = _text_lengths(rollout)
-  forward = bounds.read_phase(model, *lengths, case.itemsize)
-  phases = bounds.gradient_phases(forward, bounds.count_weights(model))
+  prompts, responses = _text_lengths(rollout)
+  forward = bounds.read_phase(case, responses, prompts)
+  weights = bounds.count_weights(case.model_config)
   batch = batches.draw_scored_batch(case, rollout), {}
   spec = step_spec(case)
   first, arms = next(iter(row_shapes)), {}
   for name, row_shape in row_shapes.items():
-    state = start_state(case)
-    step, compilation = compile_call(
-      train.make_update(spec, make_optimizer(OPTIMIZER), row_shape),
-      state,
-      *batch,
-    )
-    state, metrics = step(state, *batch)
-    arms[name] = Arm(
-      timed_steps(case, step, state, *batch),
-      int(sum(lengths).sum()),
-      phases,
-      compilation,
-      np.array([metrics["policy_loss"], metrics["grad_norm"]]),
+    update = train.make_update(spec, make_optimizer(OPTIMIZER), row_shape)
+    arms[name] = dataclasses.replace(
+      _step_arm(case, "policy_loss", update, start_state(case), *batch),
+      work=int((prompts + responses).sum()),
+      phases=bounds.gradient_phases(forward, weights),
       compared_with=None if name == first else first,
-      ran=True,
     )
   return arms
 
@@ -170,46 +152,35 @@ def prm_arms(case: Case) -> dict[str, Arm]:
   The one arm is "prm"; its work is the tokens of prompts and responses.
   """
   model, layout = case.model_config, sharding.make_layout()
-  table = batches.separator_table(case)
-  optimizer = make_optimizer(OPTIMIZER)
+  table, optimizer = batches.separator_table(case), make_optimizer(OPTIMIZER)
   rollout, labels = batches.draw_rollout(case), batches.draw_labels(case)
-  declared, _ = split_prm_params(prm.declare_prm(model), head_only=False)
-  params, frozen = split_prm_params(init_prm(case), head_only=False)
-  state = train.start_state(params, declared, optimizer, layout)
-  batch = jax.device_put((frozen, rollout, labels, np.ones_like(labels, bool)))
-  step, compilation = compile_call(
-    make_prm_step(model, SCORING, optimizer, table, layout, head_only=False),
-    state,
-    *batch,
+  declared = prm.declare_prm(model)
+  state = train.start_state(init_prm(case), declared, optimizer, layout)
+  # No weight is frozen.
+  batch = jax.device_put(({}, rollout, labels, np.ones_like(labels, bool)))
+  step = make_prm_step(
+    model, SCORING, optimizer, table, layout, head_only=False
   )
-  state, metrics = step(state, *batch)
-  forward = bounds.read_phase(
-    model,
-    case.prompt_tokens,
-    case.new_tokens + count_steps(case, rollout),
-    case.itemsize,
-    logits=False,
-  )
-  arm = Arm(
-    timed_steps(case, step, state, *batch),
-    case.total_tokens,
-    bounds.gradient_phases(forward, weights.count_params(declared)),
-    compilation,
-    np.array([metrics["loss"], metrics["grad_norm"]]),
-    ran=True,
+  scored = case.new_tokens + count_steps(case, rollout)
+  forward = bounds.read_phase(case, scored, logits=False)
+  arm = dataclasses.replace(
+    _step_arm(case, "loss", step, state, *batch),
+    phases=bounds.gradient_phases(forward, count_params(declared)),
   )
   return {"prm": arm}
 
 
-def timed_steps(
-  case: Case, step: Callable[..., Any], state: Any, *batch: Any
-) -> Callable[[], float]:
-  """Makes a function that takes one more step and returns its seconds.
+def _step_arm(
+  case: Case, loss: str, function: Any, state: Any, *batch: Any
+) -> Arm:
+  """Compiles a step and takes the first; each run takes one more.
 
-  Each step starts from the state of the last: `step` takes the state and the
-  batch and returns state and metrics. It raises `BenchmarkError` if the update
-  was skipped.
+  The jitted function takes the state and the batch and returns the next state
+  and metrics, one of which is named `loss`.
   """
+  step, compilation = compile_call(function, state, *batch)
+  state, metrics = step(state, *batch)
+  reference = np.array([metrics[loss], metrics["grad_norm"]])
 
   def run() -> float:
     nonlocal state
@@ -219,7 +190,13 @@ def timed_steps(
     check_applied(case, metrics)
     return elapsed
 
-  return run
+  return Arm(
+    run,
+    case.total_tokens,
+    compilation=compilation,
+    reference=reference,
+    ran=True,
+  )
 
 
 def check_applied(case: Case, metrics: Mapping[str, Any]) -> None:
