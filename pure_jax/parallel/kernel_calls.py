@@ -114,24 +114,22 @@ class Kernels:
     Returns:
       `act_sharding` with the chosen kernels in place of XLA's operations.
     """
+    calls: dict[str, _KernelCall] = {}
     if self.attention != "xla":
-      call = AttentionCall(self, constrainer)
-      act_sharding = dataclasses.replace(act_sharding, attention=call)
+      calls["attention"] = AttentionCall(self, constrainer)
     if self.decode_attention != "xla":
-      call = DecodeCall(self, constrainer)
-      act_sharding = dataclasses.replace(act_sharding, decode_attention=call)
+      calls["decode_attention"] = DecodeCall(self, constrainer)
     if self.logp != "xla":
-      call = LogpCall(self, constrainer)
-      act_sharding = dataclasses.replace(act_sharding, head_logp=call)
-    return act_sharding
+      calls["head_logp"] = LogpCall(self, constrainer)
+    return dataclasses.replace(act_sharding, **calls)
 
 
 XLA = Kernels()
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionCall:
-  """`kernels.segment_attention` on every device's rows and heads.
+class _KernelCall:
+  """A kernel on every device's rows and heads.
 
   Attributes:
     kernels: the chosen kernels.
@@ -140,6 +138,36 @@ class AttentionCall:
 
   kernels: Kernels
   constrainer: Constrainer | None
+
+  def _on_shards(self, run, in_specs, out_specs):
+    """`run` on the shards of every device."""
+    return jax.shard_map(
+      run,
+      mesh=self.constrainer.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+
+  def _read_heads(self, arrays, key_axis, query_axis):
+    """Selects the key heads [B, K, ...] that the queries of this shard read.
+
+    If there are fewer key heads than shards, each shard has all of them and
+    its queries read one.
+    """
+    if query_axis is None or key_axis is not None:
+      return arrays
+
+    def read(x):
+      shards = self.constrainer.mesh.shape[query_axis]
+      head = jax.lax.axis_index(query_axis) * x.shape[1] // shards
+      return jax.lax.dynamic_slice_in_dim(x, head, 1, axis=1)
+
+    return jax.tree.map(read, arrays)
+
+
+class AttentionCall(_KernelCall):
+  """Calls `kernels.segment_attention`."""
 
   def __call__(
     self, q_BTNH: Array, k_BKTH: Array, v_BKTH: Array, segment_ids: Array
@@ -156,50 +184,20 @@ class AttentionCall:
     )
     if self.constrainer is None:
       return run(q_BTNH, k_BKTH, v_BKTH, segment_ids)
-    spec, mesh = self.constrainer.spec, self.constrainer.mesh
+    spec = self.constrainer.spec
     queries, keys = spec(q_BTNH, QUERIES), spec(k_BKTH, KEYS)
 
     def run_on_shard(q, k, v, ids):
-      k, v = _read_heads((k, v), keys[1], queries[2], mesh)
+      k, v = self._read_heads((k, v), keys[1], queries[2])
       return run(q, k, v, ids)
 
-    return jax.shard_map(
-      run_on_shard,
-      mesh=mesh,
-      in_specs=(queries, keys, keys, spec(segment_ids, ("rows", "tokens"))),
-      out_specs=queries,
-      check_vma=False,
-    )(q_BTNH, k_BKTH, v_BKTH, segment_ids)
+    ids = spec(segment_ids, ("rows", "tokens"))
+    call = self._on_shards(run_on_shard, (queries, keys, keys, ids), queries)
+    return call(q_BTNH, k_BKTH, v_BKTH, segment_ids)
 
 
-def _read_heads(arrays, key_axis, query_axis, mesh):
-  """Selects the key heads [B, K, ...] that the queries of this shard read.
-
-  If there are fewer key heads than shards, each shard has all of them and its
-  queries read one.
-  """
-  if query_axis is None or key_axis is not None:
-    return arrays
-
-  def read(x):
-    shards = mesh.shape[query_axis]
-    head = jax.lax.axis_index(query_axis) * x.shape[1] // shards
-    return jax.lax.dynamic_slice_in_dim(x, head, 1, axis=1)
-
-  return jax.tree.map(read, arrays)
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeCall:
-  """`kernels.decode_attention` on every device's rows and heads.
-
-  Attributes:
-    kernels: the chosen kernels.
-    constrainer: how arrays are split over devices; None on one device.
-  """
-
-  kernels: Kernels
-  constrainer: Constrainer | None
+class DecodeCall(_KernelCall):
+  """Calls `kernels.decode_attention`."""
 
   def __call__(self, q_BTNH: Array, segments: Sequence[KVSegment]) -> Array:
     """Returns [B, 1, N, H], see `decoding.attend_to_cache`."""
@@ -222,7 +220,7 @@ class DecodeCall:
     )
     if self.constrainer is None:
       return run(q_BNH, parts)[:, None]
-    spec, mesh = self.constrainer.spec, self.constrainer.mesh
+    spec = self.constrainer.spec
     queries = spec(q_BNH, (QUERIES[0], *QUERIES[2:]))
 
     def specs(part):
@@ -237,31 +235,17 @@ class DecodeCall:
     def run_on_shard(q, parts):
       def read(part):
         heads = part._replace(mask=None)
-        heads = _read_heads(heads, key_axis, queries[1], mesh)
+        heads = self._read_heads(heads, key_axis, queries[1])
         return heads._replace(mask=part.mask)
 
       return run(q, tuple(map(read, parts)))
 
-    return jax.shard_map(
-      run_on_shard,
-      mesh=mesh,
-      in_specs=in_specs,
-      out_specs=queries,
-      check_vma=False,
-    )(q_BNH, parts)[:, None]
+    call = self._on_shards(run_on_shard, in_specs, queries)
+    return call(q_BNH, parts)[:, None]
 
 
-@dataclasses.dataclass(frozen=True)
-class LogpCall:
-  """`kernels.linear_logp` on every device's rows, with the whole table.
-
-  Attributes:
-    kernels: the chosen kernels.
-    constrainer: how arrays are split over devices; None on one device.
-  """
-
-  kernels: Kernels
-  constrainer: Constrainer | None
+class LogpCall(_KernelCall):
+  """Calls `kernels.linear_logp`, which needs the whole table."""
 
   def __call__(
     self,
@@ -274,8 +258,7 @@ class LogpCall:
     temperature: float,
     banned_ids: tuple[int, ...],
   ) -> tuple[Array, Array]:
-    """Returns (logp, entropy), both [B, C], see
-    `activation_sharding.HeadLogp`."""
+    """Returns (logp, entropy) [B, C], see `activation_sharding.HeadLogp`."""
     from pure_jax.kernels.linear_logp import linear_logp
 
     run = functools.partial(
@@ -289,15 +272,7 @@ class LogpCall:
     if self.constrainer is None:
       return run(table, hidden, tokens, mask)
     rows = self.constrainer.spec(tokens, ("rows", "tokens"))
-    return jax.shard_map(
-      run,
-      mesh=self.constrainer.mesh,
-      in_specs=(
-        PartitionSpec(),
-        self.constrainer.spec(hidden, HIDDEN),
-        rows,
-        rows,
-      ),
-      out_specs=(rows, rows),
-      check_vma=False,
-    )(table, hidden, tokens, mask)
+    states = self.constrainer.spec(hidden, HIDDEN)
+    in_specs = (PartitionSpec(), states, rows, rows)
+    call = self._on_shards(run, in_specs, (rows, rows))
+    return call(table, hidden, tokens, mask)

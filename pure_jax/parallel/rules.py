@@ -28,32 +28,30 @@ from pure_jax.models.activation_sharding import LogicalAxes
 
 MESH_AXES = ("data", "fsdp", "tensor", "sequence")
 
-Rules = Mapping[str, str | tuple[str, ...] | None]
+# Logical axis -> mesh axes that it is split over.
+Rules = Mapping[str, tuple[str, ...]]
 
 # All logical axes: first those of weights, then those of activations only.
 _WHOLE: Rules = {
-  "layers": None,
-  "vocab": None,
-  "width": None,
-  "heads": None,
-  "kv_heads": None,
-  "head_dim": None,
-  "mlp": None,
-  "classes": None,
+  "layers": (),
+  "vocab": (),
+  "width": (),
+  "heads": (),
+  "kv_heads": (),
+  "head_dim": (),
+  "mlp": (),
+  "classes": (),
   "rows": ("data", "fsdp"),
-  "tokens": None,
-  "cache": None,
-  "residual": None,
+  "tokens": (),
+  "cache": (),
+  "residual": (),
 }
 # Every weight except the per-head biases has a width axis. Splitting it divides
 # the memory evenly and needs no padding of heads or vocabulary.
-_SPLIT_WIDTH: Rules = {"width": "fsdp"}
-_SPLIT_HEADS: Rules = {
-  "heads": "tensor",
-  "kv_heads": "tensor",
-  "mlp": "tensor",
-  "vocab": "tensor",
-}
+_SPLIT_WIDTH: Rules = {"width": ("fsdp",)}
+_SPLIT_HEADS: Rules = dict.fromkeys(
+  ("heads", "kv_heads", "mlp", "vocab"), ("tensor",)
+)
 
 RULE_SETS: Mapping[str, Rules] = {
   "fsdp": {**_WHOLE, **_SPLIT_WIDTH},
@@ -63,7 +61,7 @@ RULE_SETS: Mapping[str, Rules] = {
   "fsdp+sequence": {
     **_WHOLE,
     "width": ("fsdp", "sequence"),
-    "tokens": "sequence",
+    "tokens": ("sequence",),
   },
 }
 
@@ -86,7 +84,7 @@ def partition_spec(
     shape: its shape.
     logical_axes: one logical axis (or None, not split) per dimension.
     mesh: the device mesh.
-    rules: logical axis -> mesh axis or axes, or None for not split.
+    rules: logical axis -> mesh axes.
 
   Returns:
     The partition spec, one entry per dimension. Mesh axes of one device are
@@ -129,50 +127,22 @@ def _mesh_axes(
       f"{label}: no sharding rule for its logical axis {logical!r}; the "
       f"rules know {sorted(rules)}."
     )
-  rule = rules[logical]
-  for axis in axes_of(rule):
+  for axis in rules[logical]:
     if axis not in mesh.shape:
       raise ValueError(
         f"{label}: the rule {logical!r} -> {axis!r} names an axis that the "
         f"mesh {dict(mesh.shape)} does not have."
       )
-  shards = count_shards(mesh, rule)
+  shards = math.prod(mesh.shape[axis] for axis in rules[logical])
   if logical in COPIED_IF_FEWER and size < shards and shards % size == 0:
     return ()
-  axes = tuple(axis for axis in axes_of(rule) if mesh.shape[axis] > 1)
+  axes = tuple(axis for axis in rules[logical] if mesh.shape[axis] > 1)
   if size % shards:
     raise ValueError(
       f"{label}: its {logical!r} dimension of {size} is not divisible by "
       f"the {shards} shards of the mesh axis {'+'.join(axes)!r}."
     )
   return axes
-
-
-def axes_of(rule: str | tuple[str, ...] | None) -> tuple[str, ...]:
-  """Returns the mesh axes of a rule as a tuple.
-
-  Args:
-    rule: one mesh axis, several, or None.
-
-  Returns:
-    The mesh axes.
-  """
-  if rule is None:
-    return ()
-  return (rule,) if isinstance(rule, str) else rule
-
-
-def count_shards(mesh: Mesh, rule: str | tuple[str, ...] | None) -> int:
-  """Counts the shards of a dimension under a rule.
-
-  Args:
-    mesh: the device mesh.
-    rule: one mesh axis, several, or None.
-
-  Returns:
-    The product of the mesh axes' sizes.
-  """
-  return math.prod(mesh.shape[axis] for axis in axes_of(rule))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,15 +165,7 @@ class Constrainer:
     return jax.lax.with_sharding_constraint(x, sharding)
 
   def spec(self, x: jax.Array, logical_axes: LogicalAxes) -> PartitionSpec:
-    """Finds how an activation is split.
-
-    Args:
-      x: the array.
-      logical_axes: one name, or None, per dimension.
-
-    Returns:
-      Its partition spec; raises as `partition_spec` does.
-    """
+    """Finds how an activation is split; raises as `partition_spec` does."""
     axes = [None if axis in self.unsplit else axis for axis in logical_axes]
     name = f"an activation {tuple(logical_axes)}"
     return partition_spec(name, x.shape, axes, self.mesh, RULE_SETS[self.rules])

@@ -23,8 +23,6 @@ from pure_jax.parallel.rules import (
   RULE_SETS,
   Constrainer,
   Rules,
-  axes_of,
-  count_shards,
   partition_spec,
 )
 
@@ -49,7 +47,7 @@ class Layout:
       raise ValueError(
         f"rules must be one of {sorted(RULE_SETS)}, got {self.rules!r}."
       )
-    used = {axis for rule in self.table.values() for axis in axes_of(rule)}
+    used = {axis for axes in self.table.values() for axis in axes}
     for axis, size in self.mesh.shape.items():
       if size > 1 and axis not in used:
         raise ValueError(
@@ -64,15 +62,19 @@ class Layout:
     """Logical axis -> mesh axes."""
     return RULE_SETS[self.rules]
 
+  def _count_shards(self, logical: str) -> int:
+    """Number of shards of a logical axis."""
+    return math.prod(self.mesh.shape[axis] for axis in self.table[logical])
+
   @property
   def row_shards(self) -> int:
     """Number of shards of the rows of a batch."""
-    return count_shards(self.mesh, self.table["rows"])
+    return self._count_shards("rows")
 
   @property
   def act_sharding(self) -> ActivationSharding:
     """Sharding of activations for whole texts; the identity on one device."""
-    return self._act_sharding(count_shards(self.mesh, self.table["tokens"]))
+    return self._act_sharding(self._count_shards("tokens"))
 
   @property
   def decoding_act_sharding(self) -> ActivationSharding:

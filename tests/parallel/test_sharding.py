@@ -48,8 +48,11 @@ def test_the_default_rules_as_a_table(layout):
     ((8, 6), ("vocab", "width"), FSDP, "6 is not divisible by"),
     ((8, 8), ("vocab", "widht"), FSDP, "no sharding rule.*widht"),
     ((8,), ("vocab", "width"), FSDP, "1 dimensions but 2 logical"),
-    ((8, 8), ("a", "b"), {"a": "fsdp", "b": "fsdp"}, "two of its dimensions"),
-    ((8,), ("a",), {"a": "expert"}, "does not have"),
+    (
+      *((8, 8), ("a", "b"), dict.fromkeys("ab", ("fsdp",))),
+      "two of its dimensions",
+    ),
+    ((8,), ("a",), {"a": ("expert",)}, "does not have"),
   ],
 )
 def test_a_rule_that_does_not_fit_names_the_weight(

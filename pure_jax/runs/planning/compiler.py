@@ -162,7 +162,7 @@ def _compile(
     refused = CompiledStage(
       name,
       time.monotonic() - start,
-      needed_bytes=needed_bytes(str(error)),
+      needed_bytes=_needed_bytes(str(error)),
       refusal=" ".join(str(error).splitlines()[0].split()),
     )
     return refused, None
@@ -181,17 +181,7 @@ def _compile(
   return CompiledStage(name, seconds, memory, costs=costs), outputs
 
 
-def needed_bytes(message: str) -> float | None:
-  """Reads the memory that a refused program needs.
-
-  >>> needed_bytes("temporaries (600.5G) exceeds available HBM (95.74G).")
-  644781965312.0
-
-  Args:
-    message: the compiler's message.
-
-  Returns:
-    The bytes; None if the message names no number.
-  """
+def _needed_bytes(message: str) -> float | None:
+  """Reads the memory that a refused program needs, if the message says so."""
   match = _GIVEN.search(message) or _USED.search(message)
   return None if match is None else float(match[1]) * _UNITS[match[2]]

@@ -28,15 +28,10 @@ class ExecutionPlan:
   slots: int | None = None
 
   def rows_at_a_time(self, prompts: int, samples: int) -> int:
-    """Counts the responses that are sampled together.
+    """Counts the responses that are sampled together, of P prompts x G samples.
 
-    Args:
-      prompts: prompts of a batch (P).
-      samples: samples of each prompt (G).
-
-    Returns:
-      The responses of a rollout batch. With continuous batching, the slots
-      rounded to whole prompts on every row shard: down, but at least to one.
+    With continuous batching they are the slots, rounded to whole prompts on
+    every row shard: down, but at least to one.
     """
     if self.slots is None:
       return prompts * samples // self.rollout_batches

@@ -33,7 +33,7 @@ def config_plan(spec: RunSpec) -> ExecutionPlan:
   """Reads the execution plan of a config.
 
   A mesh of one device stands for "fsdp" over all devices. Rollouts without a
-  mesh of their own then take the layout of `rollout_plans` that splits weights
+  mesh of their own then take the layout of `_rollout_plans` that splits weights
   over the most devices.
 
   Args:
@@ -58,7 +58,7 @@ def config_plan(spec: RunSpec) -> ExecutionPlan:
   )
   if not is_open or rl.rollout_mesh is not None:
     return plan
-  *_, split_most = (plan, *rollout_plans(spec, plan))
+  *_, split_most = (plan, *_rollout_plans(spec, plan))
   batches = max(plan.rollout_batches, split_most.rollout_batches)
   return dataclasses.replace(split_most, rollout_batches=batches)
 
@@ -79,11 +79,11 @@ def search(spec: RunSpec, make_plan: MakePlan) -> Plan:
   """Finds a fast execution plan that fits, without compiling all combinations.
 
   The search starts with the stages of training. It tries every layout of
-  `training_layouts`, for the policy, the reference and the PRM, with one row at
-  a time on each row shard. It then doubles the rows of the fastest layout that
-  fits, for as long as that fits and is faster. With this layout for training
-  it tries the rollout layouts of `rollout_plans`, each with as many rows as
-  fit.
+  `_training_layouts`, for the policy, the reference and the PRM, with one row
+  at a time on each row shard. It then doubles the rows of the fastest layout
+  that fits, for as long as that fits and is faster. With this layout for
+  training it tries the rollout layouts of `_rollout_plans`, each with as many
+  rows as fit.
 
   Args:
     spec: the run's specification.
@@ -104,41 +104,35 @@ def search(spec: RunSpec, make_plan: MakePlan) -> Plan:
     return made
 
   plans = []
-  for layouts in training_layouts(spec):
+  for layouts in _training_layouts(spec):
     most = spec.responses // layouts.row_shards
     plan = ExecutionPlan(layouts, most, 1, rl.engine.slots)
     plans.append(attempt(plan, TRAINING_STAGES))
-  training = choose(plans)
+  training = _choose(plans)
   while training.fits is not False:
     plan = training.execution_plan
     if plan.micro_batches % 2:
       break
     plan = dataclasses.replace(plan, micro_batches=plan.micro_batches // 2)
     larger = attempt(plan, TRAINING_STAGES)
-    if choose([training, larger]) is training:
+    if _choose([training, larger]) is training:
       break
     training = larger
   plans = []
-  for plan in rollout_plans(spec, training.execution_plan):
+  for plan in _rollout_plans(spec, training.execution_plan):
     while plan is not None:
       plans.append(attempt(plan, ROLLOUT_STAGES))
       if plans[-1].fits is not False:
         break
       plan = plan.with_half_the_rows(rl.prompts, rl.samples_per_prompt)
-  return make_plan(choose(plans).execution_plan, None)
+  return make_plan(_choose(plans).execution_plan, None)
 
 
-def training_layouts(spec: RunSpec) -> Iterator[Layouts]:
+def _training_layouts(spec: RunSpec) -> Iterator[Layouts]:
   """Lists layouts that split the optimizer state over all devices.
 
   A layout is left out if its rules cannot split the models this way, or if
   already weights and optimizer state do not fit.
-
-  Args:
-    spec: the run's specification.
-
-  Yields:
-    Layouts, the same for all four models.
   """
   count = spec.layouts.training.mesh.size
   meshes = [MeshSettings(fsdp=count)]
@@ -154,19 +148,14 @@ def training_layouts(spec: RunSpec) -> Iterator[Layouts]:
       yield layouts
 
 
-def rollout_plans(
+def _rollout_plans(
   spec: RunSpec, plan: ExecutionPlan
 ) -> Iterator[ExecutionPlan]:
   """Lists rollout layouts in which no weight is gathered for each token.
 
-  Args:
-    spec: the run's specification.
-    plan: layouts and micro-batches of training.
-
-  Yields:
-    Execution plans with as many rows at a time as leave room for keys and
-    values: the slots of `plan`, or without continuous batching all rows, and
-    fewer if those are too many.
+  Their plans have as many rows at a time as leave room for keys and values:
+  the slots of `plan`, or without continuous batching all rows, and fewer if
+  those are too many.
   """
   count, rl = spec.layouts.training.mesh.size, spec.settings.rl
   meshes = [MeshSettings(data=count)]
@@ -222,18 +211,8 @@ def _spare_bytes(spec: RunSpec, layouts: Layouts) -> float:
   return chip.hbm_bytes - resident.total - resident.sampler
 
 
-def choose(plans: Sequence[Plan]) -> Plan:
-  """Chooses the fastest plan that fits, or if none fits, the smallest.
-
-  Args:
-    plans: plans of the same stages.
-
-  Returns:
-    One of them. If two are equally good, the first.
-
-  Raises:
-    ValueError: if there is no plan.
-  """
+def _choose(plans: Sequence[Plan]) -> Plan:
+  """Chooses the fastest plan that fits, or if none fits, the smallest."""
   if not plans:
     raise ValueError(
       "No rule set can be tried: weights and optimizer state alone are too "

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pure_jax.runs.planning.hlo import text as hlo_text
-from pure_jax.runs.planning.hlo.collectives import Collective, group_size
+from pure_jax.runs.planning.hlo.collectives import Collective, _group_size
 from pure_jax.runs.planning.hlo.costs import Costs, count_costs
 from pure_jax.runs.planning.hlo.loops import Loop, LoopEnd
 
@@ -311,7 +311,7 @@ def test_an_update_in_place_moves_only_the_update():
   ],
 )
 def test_group_sizes_in_all_notations(groups, size):
-  assert group_size(groups, 16) == size
+  assert _group_size(groups, 16) == size
 
 
 def test_memory_spaces_of_a_tpu_are_read_from_layouts():

@@ -255,8 +255,8 @@ def test_the_flags_of_a_plan_make_a_config_with_the_same_plan(spec):
 
 def test_the_search_tries_the_layouts_that_the_rules_can_split(spec):
   spec = on_devices(spec, 4)
-  training = list(search.training_layouts(spec))
-  plans = search.rollout_plans(spec, ExecutionPlan(training[0], 8, 1))
+  training = list(search._training_layouts(spec))
+  plans = search._rollout_plans(spec, ExecutionPlan(training[0], 8, 1))
   rollout = {str(plan.layouts.rollout) for plan in plans}
   names = {str(layouts) for layouts in training}
   # Tokens can be split over 4 devices, 2 heads of keys and values cannot.
@@ -351,7 +351,7 @@ def test_the_search_leaves_room_for_the_copies_of_an_engines_cache(
   plan = plan_of(sharding.make_layout(), slots)
   cache = estimates.cache_bytes(with_plan(spec, plan), slots)
   monkeypatch.setattr(search, "_spare_bytes", lambda *unused: caches * cache)
-  (smaller, *_) = search.rollout_plans(on_devices(spec, 1), plan)
+  (smaller, *_) = search._rollout_plans(on_devices(spec, 1), plan)
   assert (smaller.slots, smaller.rollout_batches) == (expected, 1)
 
 
@@ -364,7 +364,7 @@ def test_the_search_leaves_room_for_the_copies_of_an_engines_cache(
   ],
 )
 def test_needed_bytes_are_read_from_the_compilers_message(message, size):
-  assert compiler.needed_bytes(message) == size
+  assert compiler._needed_bytes(message) == size
 
 
 def test_devices_with_the_same_coordinates_share_a_chip(monkeypatch):

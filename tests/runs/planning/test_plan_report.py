@@ -101,7 +101,7 @@ def test_the_fastest_plan_that_fits_is_chosen():
     make_plan(stage("score", 0, fast)),
     make_plan(stage("score", 9 * GIB, Costs(1.0, 0.0, {}, ()))),
   ]
-  assert search.choose(plans) is plans[1]
-  assert search.choose(plans[2:]) is plans[2]
+  assert search._choose(plans) is plans[1]
+  assert search._choose(plans[2:]) is plans[2]
   with pytest.raises(ValueError, match="No rule set can be tried"):
-    search.choose([])
+    search._choose([])

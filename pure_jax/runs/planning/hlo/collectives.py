@@ -81,7 +81,7 @@ def _exchanged(instruction: Instruction, kind: str, devices: int) -> Collective:
   groups = re.search(
     r"replica_groups=(mesh\[.*?\}|\S+)", instruction.attributes
   )
-  size = group_size(groups and groups[1], devices)
+  size = _group_size(groups and groups[1], devices)
   payload = operand_bytes * size if kind == "all-gather" else operand_bytes
   passes = 2 if kind == "all-reduce" else 1
   return Collective(1, payload, passes * payload * (size - 1) / size)
@@ -100,21 +100,11 @@ def _is_continued(instruction: Instruction) -> bool:
   )
 
 
-def group_size(groups: str | None, devices: int) -> int:
+def _group_size(groups: str | None, devices: int) -> int:
   """Counts the devices that exchange with each other.
 
-  >>> group_size("{{0,1,2,3},{4,5,6,7}}", 8), group_size("[2,4]<=[8]", 8)
-  (4, 4)
-  >>> group_size("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", 8)
-  2
-
-  Args:
-    groups: text of ``replica_groups`` in any of the forms above; empty or
-      None if all devices form one group.
-    devices: number of devices that run the program.
-
-  Returns:
-    The size of a group.
+  ``replica_groups`` are written as "{{0,1,2,3},{4,5,6,7}}", "[2,4]<=[8]" or
+  "mesh['a'=2,'b'=4] {'a'}"; without groups all devices exchange.
   """
   text = (groups or "").strip()
   if text.startswith("mesh"):
