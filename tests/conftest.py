@@ -119,6 +119,7 @@ COMPILED_QUICKLY = {
   "test_score.py",
   "test_slots.py",
   "test_smoke_runs.py",
+  "test_steps.py",
   "test_stopping.py",
   "test_supervised_steps.py",
   "test_survival.py",
