@@ -70,8 +70,9 @@ LONGEST = (
 
 # Files that compare numbers within tolerances, ids or messages: most of their
 # time was that of LLVM's optimiser and of XLA's newer emitters, on programs
-# that run once. Tests of the same bits from two programs, of compiled text,
-# memory or time compile as users do: in other files, or by `compiled_well`.
+# that run once. Neither changes the memory of a program. Tests of the same
+# bits from two programs, of compiled text or time compile as users do: in other
+# files, or by `compiled_well`.
 COMPILED_QUICKLY = {
   "test_advantages.py",
   "test_attention.py",
@@ -94,6 +95,7 @@ COMPILED_QUICKLY = {
   "test_huggingface_load.py",
   "test_importance.py",
   "test_int8.py",
+  "test_int8_weights.py",
   "test_kernel_calls.py",
   "test_kernels_attention.py",
   "test_kernels_decode.py",
@@ -113,6 +115,7 @@ COMPILED_QUICKLY = {
   "test_prm.py",
   "test_processes.py",
   "test_reference.py",
+  "test_remat.py",
   "test_rollouts.py",
   "test_same_ids.py",
   "test_sampling.py",

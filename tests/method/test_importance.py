@@ -20,7 +20,6 @@ from pure_jax.training.gradients import policy_gradients
 from pure_jax.types import Rollout
 
 policy_objective = jax.jit(losses.policy_objective, static_argnums=4)
-MODEL = dataclasses.replace(boundary.MODEL, num_layers=1)
 CAP = 1.5
 AGGREGATES = [
   LossConfig(),
@@ -208,7 +207,7 @@ def test_an_exact_sampler_has_weight_one():
 @pytest.fixture(scope="module")
 def batch_of_a_run():
   """Parameters, and a rollout whose log-probs the sampler got wrong."""
-  params = random_policy(MODEL)
+  params = random_policy(boundary.MODEL)
   rng = np.random.default_rng(0)
   prompts = boundary.prompts(8)
   mask = np.arange(10) < rng.integers(1, 11, (8, 1))
@@ -222,7 +221,7 @@ def batch_of_a_run():
     truncated=np.zeros(8, bool),
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
-    params, MODEL, boundary.SAMPLER, rollout
+    params, boundary.MODEL, boundary.SAMPLER, rollout
   )
   off = rng.normal(0, 0.7, mask.shape).astype("f4")
   batch, _ = random_experience(0, prompts=2, width=10)
@@ -241,7 +240,6 @@ def test_micro_batches_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
   params, batch = batch_of_a_run
   spec = boundary.spec(
     sharding.make_layout(),
-    model=MODEL,
     loss=LossConfig(aggregate="sequence_mean", importance_cap=CAP),
   )
 

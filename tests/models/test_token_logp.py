@@ -269,7 +269,6 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   )
 
 
-@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
   "tied", [pytest.param(True, marks=pytest.mark.slow), False]
 )
