@@ -64,6 +64,7 @@ LONGEST = (
   "test_lora_runs.py",
   "test_huggingface_load.py",
   "test_packed.py",
+  "test_packing.py",
   "test_huggingface_export.py",
   "test_token_logp.py",
 )
@@ -79,6 +80,7 @@ COMPILED_QUICKLY = {
   "test_benchmark_baselines.py",
   "test_benchmark_command.py",
   "test_benchmark_rollout.py",
+  "test_cpu_layout.py",
   "test_credit.py",
   "test_decoding.py",
   "test_engine.py",
@@ -110,6 +112,7 @@ COMPILED_QUICKLY = {
   "test_models_params.py",
   "test_notebooks.py",
   "test_packed.py",
+  "test_packing.py",
   "test_plan_engine.py",
   "test_policy.py",
   "test_prm.py",
