@@ -7,6 +7,7 @@ has compiled, the others find, in a folder that ends with the tests.
 """
 
 import fcntl
+import importlib.util
 import json
 import os
 import shutil
@@ -29,9 +30,13 @@ if not IS_WORKER:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 # XLA's newer emitters for CPUs take more time than all else of a compilation.
-# From jaxlib 0.12 on it has no others.
+# From jaxlib 0.12 on it has no others. A libtpu ends the process if it does not
+# know a flag.
 NEWER_EMITTERS = "xla_cpu_use_fusion_emitters"
-HAS_OLDER_EMITTERS = jaxlib.version.__version_info__ < (0, 12)
+HAS_OLDER_EMITTERS = (
+  jaxlib.version.__version_info__ < (0, 12)
+  and importlib.util.find_spec("libtpu") is None
+)
 if HAS_OLDER_EMITTERS and not IS_WORKER:
   flags = os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{flags} --{NEWER_EMITTERS}=false".strip()
@@ -70,14 +75,16 @@ LONGEST = (
 
 # Files that compare numbers within tolerances, ids or messages: most of their
 # time was that of LLVM's optimiser and of XLA's newer emitters, on programs
-# that run once. Tests of the same bits from two programs, of compiled text,
-# memory or time compile as users do: in other files, or by `compiled_well`.
+# that run once. Neither changes the memory of a program. Tests of the same
+# bits from two programs, of compiled text or time compile as users do: in other
+# files, or by `compiled_well`.
 COMPILED_QUICKLY = {
   "test_advantages.py",
   "test_attention.py",
   "test_benchmark_baselines.py",
   "test_benchmark_command.py",
   "test_benchmark_suites.py",
+  "test_cpu_layout.py",
   "test_credit.py",
   "test_decoding.py",
   "test_engine.py",
@@ -94,6 +101,7 @@ COMPILED_QUICKLY = {
   "test_huggingface_load.py",
   "test_importance.py",
   "test_int8.py",
+  "test_int8_weights.py",
   "test_kernel_calls.py",
   "test_kernels_attention.py",
   "test_kernels_decode.py",
@@ -108,17 +116,20 @@ COMPILED_QUICKLY = {
   "test_models_params.py",
   "test_notebooks.py",
   "test_packed.py",
+  "test_packing.py",
   "test_plan_engine.py",
   "test_policy.py",
   "test_prm.py",
   "test_processes.py",
   "test_reference.py",
+  "test_remat.py",
   "test_rollouts.py",
   "test_same_ids.py",
   "test_sampling.py",
   "test_score.py",
   "test_slots.py",
   "test_smoke_runs.py",
+  "test_steps.py",
   "test_stopping.py",
   "test_supervised_steps.py",
   "test_survival.py",

@@ -19,6 +19,7 @@ from pure_jax.training import packing, score, train
 from pure_jax.training.passes import policy_gradients
 from pure_jax.types import Rollout
 
+policy_objective = jax.jit(losses.policy_objective, static_argnums=4)
 CAP = 1.5
 AGGREGATES = [
   LossConfig(),
@@ -33,11 +34,12 @@ def drawn(seed=0):
   rng = np.random.default_rng(seed)
   shape = batch.old_logp.shape
   off = np.where(batch.completion_mask, rng.normal(0, 0.7, shape), 0)
-  batch = batch.replace(sampled_logp=batch.old_logp + off.astype("f4"))
+  old = np.asarray(batch.old_logp)
+  batch = batch.replace(sampled_logp=old + off.astype("f4"))
   moved = rng.normal(0, 0.3, shape).astype("f4")
-  new_logp = jnp.where(batch.completion_mask, batch.old_logp + moved, 0)
+  new_logp = np.where(batch.completion_mask, old + moved, np.float32(0))
   entropy, advantages = rng.normal(size=(2, *shape)).astype("f4")
-  return batch, lists, new_logp, jnp.asarray(entropy), jnp.asarray(advantages)
+  return jax.device_get(batch), lists, new_logp, entropy, advantages
 
 
 def aggregate(rows, config):
@@ -56,9 +58,7 @@ def test_the_weighted_loss_agrees_with_a_loop(config):
     config, importance_cap=CAP, kl_in_loss="k3", kl_coef=0.3, entropy_coef=0.1
   )
   batch, lists, new_logp, entropy, advantages = drawn()
-  loss, groups = losses.policy_objective(
-    new_logp, entropy, advantages, batch, config
-  )
+  loss, groups = policy_objective(new_logp, entropy, advantages, batch, config)
   metrics = groups.to_dict()
   names = ("policy", "importance_weight", "importance_truncated", "sampler_kl")
   rows = {name: [] for name in (*names, "penalty", "entropy")}
@@ -99,12 +99,12 @@ def test_the_weighted_loss_agrees_with_a_loop(config):
   # Another batch's padding changes nothing, whatever stands in it.
   wider = pad_columns(batch, 3, 0, fill=np.nan)
   wider = wider.replace(
-    sampled_logp=jnp.pad(
+    sampled_logp=np.pad(
       batch.sampled_logp, ((0, 0), (0, 3)), constant_values=-np.inf
     )
   )
-  again, _ = losses.policy_objective(
-    *(jnp.pad(x, ((0, 0), (0, 3))) for x in (new_logp, entropy, advantages)),
+  again, _ = policy_objective(
+    *(np.pad(x, ((0, 0), (0, 3))) for x in (new_logp, entropy, advantages)),
     wider,
     config,
   )
@@ -124,9 +124,11 @@ def test_the_gradient_is_weighed_and_reaches_the_policy_alone():
     return value
 
   old = batch.old_logp
-  new, *others = jax.grad(loss, argnums=(0, 1, 2))(old, old, batch.sampled_logp)
-  mask = np.asarray(batch.completion_mask)
-  weight = np.minimum(np.exp(np.asarray(old - batch.sampled_logp)), CAP)
+  new, *others = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(
+    old, old, batch.sampled_logp
+  )
+  mask = batch.completion_mask
+  weight = np.minimum(np.exp(old - batch.sampled_logp), CAP)
   expected = np.where(mask, -weight * advantages / mask.sum(), 0)
   np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-8)
   for gradient in others:
@@ -142,16 +144,16 @@ def test_weights_turn_the_samplers_tokens_into_the_policys():
   mu_counts = np.array([4, 2, 1, 1])
   drawn_tokens = np.repeat(np.arange(4), mu_counts)
   mu = np.log(mu_counts / 8)
-  logits = jnp.array([0.1, -0.4, 0.7, 0.2])
-  gain = jnp.array([1.0, -2.0, 0.5, 3.0])
+  logits = np.float32([0.1, -0.4, 0.7, 0.2])
+  gain = np.float32([1.0, -2.0, 0.5, 3.0])
   batch, _ = random_experience(0, prompts=2, width=1, lengths=[1] * 8)
-  old = jax.nn.log_softmax(logits)
+  old = logits - np.log(np.exp(logits).sum())
 
   def loss(logits, cap):
     new_logp = jax.nn.log_softmax(logits)[drawn_tokens][:, None]
     given = batch.replace(
       old_logp=old[drawn_tokens][:, None],
-      sampled_logp=jnp.asarray(mu, jnp.float32)[drawn_tokens][:, None],
+      sampled_logp=np.float32(mu)[drawn_tokens][:, None],
     )
     value, _ = losses.policy_objective(
       new_logp,
@@ -165,20 +167,21 @@ def test_weights_turn_the_samplers_tokens_into_the_policys():
   def expected_gain(logits):
     return -jnp.sum(jax.nn.softmax(logits) * gain)
 
-  wanted = jax.grad(expected_gain)(logits)
-  np.testing.assert_allclose(jax.grad(loss)(logits, 100.0), wanted, atol=1e-6)
-  unweighted = jax.grad(loss)(logits, None)
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
+  wanted = jax.jit(jax.grad(expected_gain))(logits)
+  np.testing.assert_allclose(gradient(logits, 100.0), wanted, atol=1e-6)
+  unweighted = gradient(logits, None)
   assert np.abs(unweighted - wanted).max() > 0.05
 
 
 def test_without_a_cap_the_sampler_is_not_read():
   batch, _, new_logp, entropy, advantages = drawn(2)
   arguments = new_logp, entropy, advantages
-  expected = losses.policy_objective(
+  expected = policy_objective(
     *arguments, batch.replace(sampled_logp=None), LossConfig()
   )
-  poison = jnp.full_like(batch.sampled_logp, jnp.nan)
-  found = losses.policy_objective(
+  poison = np.full_like(batch.sampled_logp, np.nan)
+  found = policy_objective(
     *arguments, batch.replace(sampled_logp=poison), LossConfig()
   )
   jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -211,13 +214,13 @@ def batch_of_a_run():
   prompts = boundary.prompts(8)
   mask = np.arange(10) < rng.integers(1, 11, (8, 1))
   rollout = Rollout(
-    prompt_tokens=jnp.asarray(prompts.tokens),
-    prompt_mask=jnp.asarray(prompts.mask),
-    tokens=jnp.asarray(np.where(mask, rng.integers(1, 16, mask.shape), 0)),
-    completion_mask=jnp.asarray(mask),
-    sampled_logp=jnp.zeros(mask.shape),
-    full_logp=jnp.zeros(mask.shape),
-    truncated=jnp.zeros(8, bool),
+    prompt_tokens=prompts.tokens,
+    prompt_mask=prompts.mask,
+    tokens=np.where(mask, rng.integers(1, 16, mask.shape), 0),
+    completion_mask=mask,
+    sampled_logp=np.zeros(mask.shape, np.float32),
+    full_logp=np.zeros(mask.shape, np.float32),
+    truncated=np.zeros(8, bool),
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
     params, boundary.MODEL, boundary.SAMPLER, rollout
@@ -228,9 +231,9 @@ def batch_of_a_run():
     completion_mask=rollout.completion_mask,
     old_logp=logp,
     ref_logp=logp,
-    sampled_logp=jnp.where(rollout.completion_mask, logp + off, 0),
+    sampled_logp=np.where(mask, logp + off, np.float32(0)),
   )
-  advantages = jnp.asarray(rng.normal(size=mask.shape), jnp.float32)
+  advantages = rng.normal(size=mask.shape).astype(np.float32)
   return params, (rollout, batch, advantages)
 
 
@@ -274,6 +277,6 @@ def test_the_update_is_given_what_the_sampler_said(batch_of_a_run):
     batch.steps, batch.step_rewards, batch.old_logp, batch.ref_logp
   )
   scored = score.ScoredBatch(rollout, scores, batch.correct, batch.has_answer)
-  experience = train.experience_from(scored, boundary.TABLE)
+  experience = jax.jit(train.experience_from)(scored, boundary.TABLE)
   np.testing.assert_array_equal(experience.sampled_logp, rollout.sampled_logp)
   np.testing.assert_array_equal(experience.old_logp, scores.old_logp)

@@ -6,7 +6,6 @@ separator as well, as where a tokenizer writes "\n\n" as two ids.
 """
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,15 +16,15 @@ PAD, EOS, SEP, MERGED, DOT, A, B, SCORE, LONG = range(9)
 STEM = {MERGED: DOT}
 ENDS = {SEP, MERGED, LONG}
 TABLE = SeparatorTable(
-  ends_step=jnp.array([i in ENDS for i in range(9)]),
-  half=jnp.zeros(9, bool),
-  stem=jnp.array([STEM.get(i, 0) for i in range(9)], jnp.int32),
-  has_stem=jnp.array([i in STEM for i in range(9)]),
-  score_id=jnp.int32(SCORE),
-  eos_id=jnp.int32(EOS),
-  pad_id=jnp.int32(PAD),
+  ends_step=np.array([i in ENDS for i in range(9)]),
+  half=np.zeros(9, bool),
+  stem=np.array([STEM.get(i, 0) for i in range(9)], np.int32),
+  has_stem=np.array([i in STEM for i in range(9)]),
+  score_id=np.int32(SCORE),
+  eos_id=np.int32(EOS),
+  pad_id=np.int32(PAD),
 )
-HALVES = TABLE.replace(half=jnp.arange(9) == SCORE)
+HALVES = TABLE.replace(half=np.arange(9) == SCORE)
 BOTH = pytest.mark.parametrize("table", [TABLE, HALVES], ids=["whole", "half"])
 PROMPT = [PAD, B, A]
 
@@ -36,12 +35,14 @@ def _batch(rows, width):
   for b, row in enumerate(rows):
     tokens[b, : len(row)] = row
     mask[b, : len(row)] = True
-  return jnp.asarray(tokens), jnp.asarray(mask)
+  return tokens, mask
 
 
-# Eager, each slice of each row would be compiled by itself.
+# Eager, every operation and each slice of a row would be a program.
 _jitted_split = jax.jit(steps.split_steps, static_argnames="max_steps")
 _jitted_inputs = jax.jit(steps.build_prm_inputs, static_argnames="separator")
+_terminal_mask = jax.jit(steps.terminal_mask)
+_step_rewards = jax.jit(steps.read_step_rewards)
 
 
 def _split(rows, width=8, max_steps=4, table=TABLE):
@@ -180,7 +181,7 @@ def test_a_separator_of_two_halves_ends_at_the_second(row, ends, empty):
   assert actual.mask[0].tolist() == [s < len(ends) for s in range(4)]
   assert actual.empty[0, : len(ends)].tolist() == empty
   tokens, mask = _batch([row], 8)
-  terminal = steps.terminal_mask(tokens, mask, HALVES)[0].tolist()
+  terminal = _terminal_mask(tokens, mask, HALVES)[0].tolist()
   cut = row[-1] not in (EOS, SEP)
   assert [p for p in range(8) if terminal[p]] == ends[: len(ends) - cut]
 
@@ -204,68 +205,69 @@ def test_eos_is_a_token_of_the_last_step():
   # A completion mask without EOS would leave it outside of every step, so
   # that stopping would get neither return nor gradient.
   actual = _split([[A, SEP, B, EOS]])
-  returns = steps.values_per_token(jnp.array([[1.0, 2.0, 0, 0]]), actual)
+  values = np.float32([[1, 2, 0, 0]])
+  returns = jax.jit(steps.values_per_token)(values, actual)
   assert returns[0].tolist() == [1, 1, 2, 2, 0, 0, 0, 0]
-  at_ends = steps.values_at_step_ends(jnp.array([[1.0, 2.0, 0, 0]]), actual)
+  at_ends = jax.jit(steps.values_at_step_ends)(values, actual)
   assert at_ends[0].tolist() == [0, 1, 0, 2, 0, 0, 0, 0]
 
 
 def test_terminal_mask_holds_separators_and_eos_only():
   tokens, mask = _batch([[A, SEP, B, EOS], [MERGED, B, LONG, A], [EOS]], 5)
-  actual = steps.terminal_mask(tokens, mask, TABLE)
+  actual = _terminal_mask(tokens, mask, TABLE)
   assert actual.tolist() == [
     [False, True, False, True, False],
     [True, False, True, False, False],
     [True, False, False, False, False],
   ]
   # An id that happens to stand in the padding is no terminal.
-  nothing = steps.terminal_mask(tokens, jnp.zeros_like(mask), TABLE)
-  assert not bool(nothing.any())
+  nothing = _terminal_mask(tokens, np.zeros_like(mask), TABLE)
+  assert not np.asarray(nothing).any()
 
 
 def test_tokens_per_step_counts_every_kept_token_once():
-  rows = _random_rows(5, 40, 9)
+  rows = _random_rows(5, 120, 9)
   tokens, mask = _batch(rows, 9)
-  actual = _jitted_split(tokens, mask, TABLE, max_steps=3)
-  counts = np.asarray(steps.tokens_per_step(actual, mask))
+  actual = _jitted_split(tokens, mask, TABLE, max_steps=2)
+  counts = np.asarray(jax.jit(steps.tokens_per_step)(actual, mask))
   for b, row in enumerate(rows):
-    groups, _ = _oracle_steps(row, 3)
-    expected = [len(g) for g in groups] + [0] * (3 - len(groups))
+    groups, _ = _oracle_steps(row, 2)
+    expected = [len(g) for g in groups] + [0] * (2 - len(groups))
     assert counts[b].tolist() == expected
 
 
 def test_padding_changes_nothing():
   # Junk after the mask, separators included, must not make steps.
-  rows = _random_rows(11, 30, 7)
-  tokens, mask = _batch(rows, 7)
+  rows = _random_rows(11, 120, 9)
+  tokens, mask = _batch(rows, 9)
   narrow = _jitted_split(tokens, mask, TABLE, max_steps=4)
-  junk = jnp.full((30, 3), SEP, jnp.int32)
+  junk = np.full((120, 3), SEP, np.int32)
   wide = _jitted_split(
-    jnp.concatenate([jnp.where(mask, tokens, SEP), junk], axis=1),
-    jnp.pad(mask, ((0, 0), (0, 3))),
+    np.concatenate([np.where(mask, tokens, SEP), junk], axis=1),
+    np.pad(mask, ((0, 0), (0, 3))),
     TABLE,
     max_steps=4,
   )
   for field in ("end_position", "mask", "empty", "overflow"):
     left, right = getattr(narrow, field), getattr(wide, field)
     np.testing.assert_array_equal(left, right, err_msg=field)
-  np.testing.assert_array_equal(narrow.index, wide.index[:, :7])
-  assert not bool(wide.end_mask[:, 7:].any())
+  np.testing.assert_array_equal(narrow.index, np.asarray(wide.index)[:, :9])
+  assert not np.asarray(wide.end_mask)[:, 9:].any()
 
 
 @BOTH
 @pytest.mark.parametrize("separator", ["insert", "replace"])
-@pytest.mark.parametrize("max_steps", [2, 5])
+@pytest.mark.parametrize("max_steps", [2, 4])
 def test_prm_inputs_agree_with_a_growing_list(separator, max_steps, table):
-  rows = _random_rows(13, 60, 8) + _random_rows(14, 60, 8, WITH_HALVES)
-  tokens, mask = _batch(rows, 8)
-  prompt = jnp.tile(jnp.array([PROMPT], jnp.int32), (120, 1))
+  rows = _random_rows(13, 60, 9) + _random_rows(14, 60, 9, WITH_HALVES)
+  tokens, mask = _batch(rows, 9)
+  prompt = np.tile(np.array([PROMPT], np.int32), (120, 1))
   cut = _jitted_split(tokens, mask, table, max_steps=max_steps)
   inputs = _jitted_inputs(
     prompt, prompt != PAD, tokens, mask, cut, table, separator=separator
   )
   inputs = jax.tree.map(np.asarray, inputs)
-  width = 3 + 8 + (max_steps if separator == "insert" else 0)
+  width = 3 + 9 + (max_steps if separator == "insert" else 0)
   assert inputs.tokens.shape == (120, width)
   for b, row in enumerate(rows):
     groups, _ = _oracle_steps(row, max_steps, table)
@@ -286,28 +288,28 @@ def test_prm_inputs_agree_with_a_growing_list(separator, max_steps, table):
 def test_merged_separator_keeps_its_punctuation_unless_replaced():
   tokens, mask = _batch([[A, MERGED, B, EOS]], 4)
   cut = _jitted_split(tokens, mask, TABLE, max_steps=2)
-  prompt = jnp.zeros((1, 0), jnp.int32)
+  prompt = np.zeros((1, 0), np.int32)
   arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
-  inserted = steps.build_prm_inputs(*arguments)
-  replaced = steps.build_prm_inputs(*arguments, separator="replace")
+  inserted = _jitted_inputs(*arguments)
+  replaced = _jitted_inputs(*arguments, separator="replace")
   assert inserted.tokens[0].tolist() == [A, DOT, SCORE, B, SCORE, PAD]
   assert replaced.tokens[0].tolist() == [A, SCORE, B, SCORE]
 
 
 def test_truncated_last_token_survives_insertion_only():
-  tokens, mask = _batch([[A, B]], 3)
-  cut = _jitted_split(tokens, mask, TABLE, max_steps=1)
-  prompt = jnp.zeros((1, 0), jnp.int32)
+  tokens, mask = _batch([[A, B]], 4)
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=2)
+  prompt = np.zeros((1, 0), np.int32)
   arguments = (prompt, prompt > 0, tokens, mask, cut, TABLE)
-  inserted = steps.build_prm_inputs(*arguments)
-  replaced = steps.build_prm_inputs(*arguments, separator="replace")
-  assert inserted.tokens[0].tolist() == [A, B, SCORE, PAD]
-  assert replaced.tokens[0].tolist() == [A, SCORE, PAD]
+  inserted = _jitted_inputs(*arguments)
+  replaced = _jitted_inputs(*arguments, separator="replace")
+  assert inserted.tokens[0].tolist() == [A, B, SCORE, PAD, PAD, PAD]
+  assert replaced.tokens[0].tolist() == [A, SCORE, PAD, PAD]
 
 
 def test_unknown_separator_option_raises():
-  tokens, mask = _batch([[A]], 2)
-  cut = _jitted_split(tokens, mask, TABLE, max_steps=1)
+  tokens, mask = _batch([[A]], 4)
+  cut = _jitted_split(tokens, mask, TABLE, max_steps=2)
   with pytest.raises(ValueError, match="'insert' or 'replace'"):
     steps.build_prm_inputs(
       tokens, mask, tokens, mask, cut, TABLE, separator="append"
@@ -319,9 +321,9 @@ def test_step_rewards_are_softmax_differences_at_the_scores():
   logits = rng.normal(0, 3, (3, 6, 2)).astype(np.float32)
   position = np.array([[1, 4], [5, 0], [0, 0]], np.int32)
   mask = np.array([[True, True], [True, False], [False, False]])
-  blank = jnp.zeros((3, 6), jnp.int32)
-  inputs = PRMInputs(blank, blank > 0, jnp.asarray(position), jnp.asarray(mask))
-  actual = np.asarray(steps.read_step_rewards(jnp.asarray(logits), inputs))
+  blank = np.zeros((3, 6), np.int32)
+  inputs = PRMInputs(blank, blank > 0, position, mask)
+  actual = np.asarray(_step_rewards(logits, inputs))
   for b in range(3):
     for s in range(2):
       bad, good = np.exp(logits[b, position[b, s]].astype(np.float64))
@@ -331,18 +333,18 @@ def test_step_rewards_are_softmax_differences_at_the_scores():
 
 def test_extreme_logits_stay_within_plus_minus_one():
   inputs = PRMInputs(
-    jnp.zeros((1, 2), jnp.int32),
-    jnp.ones((1, 2), bool),
-    jnp.array([[0, 1]]),
-    jnp.ones((1, 2), bool),
+    np.zeros((1, 2), np.int32),
+    np.ones((1, 2), bool),
+    np.array([[0, 1]]),
+    np.ones((1, 2), bool),
   )
-  logits = jnp.array([[[-1e4, 1e4], [1e4, -1e4]]])
-  assert steps.read_step_rewards(logits, inputs).tolist() == [[1.0, -1.0]]
+  logits = np.float32([[[-1e4, 1e4], [1e4, -1e4]]])
+  assert _step_rewards(logits, inputs).tolist() == [[1.0, -1.0]]
 
 
 def test_empty_steps_take_the_configured_reward():
   actual = _split([[A, SEP, SEP, B, EOS]])
-  rewards = jnp.array([[0.5, 0.9, 0.25, 0.0]])
+  rewards = np.float32([[0.5, 0.9, 0.25, 0.0]])
   guarded = steps.replace_empty_steps(rewards, actual, -1.0)
   assert guarded[0].tolist() == [0.5, -1.0, 0.25, 0.0]
 

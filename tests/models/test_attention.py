@@ -85,7 +85,6 @@ def test_gradients_equal_those_of_all_queries_at_once():
     np.testing.assert_allclose(ours, theirs, atol=2e-6)
 
 
-@pytest.mark.usefixtures("compiled_well")
 def test_the_gradient_never_stores_the_scores_of_all_queries():
   """Its memory is that of chunks of 64 of 1,024 queries."""
   T = 1024

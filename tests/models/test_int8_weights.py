@@ -30,6 +30,7 @@ def copied(layout, source=None):
   return make(random_policy(MODEL))
 
 
+@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize("rules", LAYOUTS)
 def test_a_copy_is_the_same_in_every_layout(rules):
   """The largest entry of an output is the largest on all devices."""

@@ -83,23 +83,32 @@ def test_adapters_compute_what_merged_weights_do(targets):
   assert np.abs(run(base, TINY) - expected).max() > 0.1
 
 
-@pytest.mark.usefixtures("compiled_well")
-def test_a_model_starts_as_its_base():
+def test_the_base_is_initialised_as_without_adapters():
   params, base = jax.jit(
     lambda key: (
       weights.init_params(key, policy.declare_policy(ADAPTED)),
       weights.init_params(key, policy.declare_policy(TINY)),
     )
   )(jax.random.key(0))
-  # The base is initialised as without adapters.
-  jax.tree.map(
-    np.testing.assert_array_equal, lora.split_adapters(params)[1], base
-  )
+  adapters, without = lora.split_adapters(params)
+  jax.tree.map(np.testing.assert_array_equal, without, base)
+  assert len(adapters["layers"]) == 2 * len(MATRICES)
+  for name, value in adapters["layers"].items():
+    assert np.any(value) == name.endswith("_lora_a"), name
+
+
+@pytest.mark.usefixtures("compiled_well")
+def test_a_model_starts_as_its_base():
+  """Bit by bit, with the zeros of the test above."""
+  params = random_policy(ADAPTED)
+  layers = {
+    name: np.zeros_like(value) if name.endswith("_lora_b") else value
+    for name, value in params["layers"].items()
+  }
+  params = params | {"layers": layers}
+  base = lora.split_adapters(params)[1]
   run = jax.jit(logits, static_argnums=1)
   np.testing.assert_array_equal(run(params, ADAPTED), run(base, TINY))
-  rank = [w for k, w in params["layers"].items() if k.endswith("_lora_a")]
-  assert len(rank) == len(MATRICES)
-  assert all(np.abs(a).max() > 0 for a in rank)
 
 
 def test_splitting_and_joining_copy_nothing():

@@ -26,11 +26,11 @@ def batch():
   mask = np.arange(C) < LENGTHS[:, None]
   tokens = rng.integers(3, V, (B, C)) * mask
   return (
-    jnp.asarray(rng.normal(size=(V, D)) / 3, jnp.float32),
-    jnp.asarray(rng.normal(size=(B, C, D)), jnp.float32),
-    jnp.asarray(tokens, jnp.int32),
-    jnp.asarray(mask),
-    jnp.asarray(rng.normal(size=(2, B, C)), jnp.float32),
+    (rng.normal(size=(V, D)) / 3).astype(np.float32),
+    rng.normal(size=(B, C, D)).astype(np.float32),
+    tokens.astype(np.int32),
+    mask,
+    rng.normal(size=(2, B, C)).astype(np.float32),
   )
 
 
@@ -126,9 +126,9 @@ def test_each_output_has_its_own_gradient(batch):
 def test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed(batch):
   table, hidden, tokens, mask, cotangents = batch
   # No token after column 7 is kept, so the third chunk is not read.
-  hidden = hidden.at[:, 8:].set(jnp.nan)
+  hidden[:, 8:] = np.nan
   # Masked tokens of a computed chunk: no cotangent may reach them.
-  loud = jnp.where(mask, cotangents, 1e9)
+  loud = np.where(mask, cotangents, np.float32(1e9))
   run = functools.partial(token_logp.chunked_logp, readout(chunk=4))
   logp, entropy = jax.jit(run)(table, hidden, tokens, mask)
   assert (np.asarray(logp)[~mask] == 0).all()
@@ -142,20 +142,22 @@ def test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed(batch):
 def test_a_batch_with_nothing_to_score_is_zero(batch):
   table, hidden, tokens, mask, cotangents = batch
   run = functools.partial(token_logp.chunked_logp, readout())
-  nothing = jnp.zeros_like(mask)
+  nothing = np.zeros_like(mask)
   arrays = jax.jit(run)(table, hidden, tokens, nothing)
   arrays += gradients(run, cotangents)(table, hidden, tokens, nothing)
-  assert all((x == 0).all() for x in arrays)
+  assert not any(np.asarray(x).any() for x in arrays)
 
 
 def test_a_kept_token_that_is_banned_is_impossible_and_leaves_no_nan(batch):
   table, hidden, _, mask, cotangents = batch
-  tokens = jnp.full((B, C), 9)
+  tokens = np.full((B, C), 9)
   run = functools.partial(token_logp.chunked_logp, readout(banned_ids=(9,)))
   logp, entropy = jax.jit(run)(table, hidden, tokens, mask)
-  assert (np.asarray(logp)[np.asarray(mask)] == -np.inf).all()
+  assert (np.asarray(logp)[mask] == -np.inf).all()
   assert np.isfinite(entropy).all()
-  actual = gradients(run, cotangents)(table, hidden, tokens, mask)
+  actual = jax.device_get(
+    gradients(run, cotangents)(table, hidden, tokens, mask)
+  )
   assert all(np.isfinite(x).all() for x in actual)
   assert (actual[0][9] == 0).all()
 
@@ -163,7 +165,7 @@ def test_a_kept_token_that_is_banned_is_impossible_and_leaves_no_nan(batch):
 def test_products_of_bfloat16_are_summed_in_float32(batch):
   table, hidden, tokens, mask, cotangents = batch
   short = table.astype(jnp.bfloat16), hidden.astype(jnp.bfloat16)
-  exact = tuple(x.astype(jnp.float32) for x in short)
+  exact = tuple(x.astype(np.float32) for x in short)
   run = functools.partial(token_logp.chunked_logp, readout(chunk=1))
   actual = jax.jit(run)(*short, tokens, mask)
   for x, y in zip(actual, by_hand(*exact, tokens, mask), strict=True):
@@ -174,7 +176,7 @@ def test_products_of_bfloat16_are_summed_in_float32(batch):
   expected = gradients_at_once((*exact, tokens, mask), cotangents)
   for x, y in zip(actual, expected, strict=True):
     assert x.dtype == jnp.bfloat16
-    error = np.abs(x.astype(jnp.float32) - y).max()
+    error = np.abs(np.asarray(x, np.float32) - y).max()
     assert error < 2**-7 * np.abs(y).max()
 
 
@@ -191,8 +193,8 @@ def test_the_policy_computes_the_same_log_probs_in_chunks():
       params,
       config,
       *prompts,
-      jnp.asarray(tokens),
-      jnp.asarray(mask),
+      tokens,
+      mask,
       temperature=0.7,
       banned_ids=(PAD,),
     )
@@ -269,7 +271,6 @@ def test_rows_tokens_and_vocabulary_may_be_split(
   )
 
 
-@pytest.mark.usefixtures("compiled_well")
 @pytest.mark.parametrize(
   "tied", [pytest.param(True, marks=pytest.mark.slow), False]
 )

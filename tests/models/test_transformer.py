@@ -36,6 +36,9 @@ ARCHITECTURES = {
 }
 
 
+positions_from_mask = jax.jit(transformer.positions_from_mask)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def compute_logits(params, config, tokens, positions, segment_ids):
   hidden, _ = transformer.forward(
@@ -46,15 +49,12 @@ def compute_logits(params, config, tokens, positions, segment_ids):
 
 def run(params, config, tokens, mask=None, segment_ids=None, positions=None):
   """Logits [B, T, V] without a cache."""
-  tokens = jnp.asarray(tokens)
-  mask = jnp.ones(tokens.shape, bool) if mask is None else jnp.asarray(mask)
+  mask = np.ones(tokens.shape, bool) if mask is None else mask
   if segment_ids is None:
-    segment_ids = mask.astype(jnp.int32)
+    segment_ids = mask.astype(np.int32)
   if positions is None:
-    positions = transformer.positions_from_mask(mask)
-  logits = compute_logits(
-    params, config, tokens, positions, jnp.asarray(segment_ids)
-  )
+    positions = positions_from_mask(mask)
+  logits = compute_logits(params, config, tokens, positions, segment_ids)
   return np.asarray(logits)
 
 
@@ -165,7 +165,7 @@ def test_logits_are_those_of_the_torch_implementation(name):
 
 def test_positions_count_the_kept_tokens():
   mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]], bool)
-  positions = transformer.positions_from_mask(jnp.asarray(mask))
+  positions = positions_from_mask(mask)
   # Column numbers would give 2, 3, 4 in the first row.
   assert positions[0, 2:].tolist() == [0, 1, 2]
   assert positions[1, :3].tolist() == [0, 1, 2]
@@ -194,13 +194,11 @@ def test_a_row_of_padding_only_is_finite(params, tokens):
 
 
 def test_no_gradient_from_later_tokens_or_other_rows(params, tokens):
-  tokens = jnp.asarray(tokens)
   # Every token has its own row of the embedding, so the gradient tells them
   # apart.
-  ids = jnp.arange(tokens.size).reshape(tokens.shape)
+  ids = np.arange(tokens.size).reshape(tokens.shape)
   position, row = 4, 1
 
-  @jax.jit
   def score(embedding):
     hidden, _ = transformer.forward(
       params | {"embedding": embedding},
@@ -211,9 +209,9 @@ def test_no_gradient_from_later_tokens_or_other_rows(params, tokens):
     )
     return jnp.sum(jnp.square(hidden[row, position]))
 
-  embedding = params["embedding"][tokens.reshape(-1)]
-  gradient = jax.grad(score)(embedding).reshape(*tokens.shape, -1)
-  size = np.abs(np.asarray(gradient)).max(-1)
+  embedding = np.asarray(params["embedding"])[tokens.reshape(-1)]
+  gradient = np.asarray(jax.jit(jax.grad(score))(embedding))
+  size = np.abs(gradient.reshape(*tokens.shape, -1)).max(-1)
   assert (size[row, : position + 1] > 1e-6).all()
   assert (size[row, position + 1 :] == 0).all()
   assert (np.delete(size, row, axis=0) == 0).all()
@@ -228,16 +226,14 @@ def test_packed_segments_are_separate_rows(params, tokens):
     TINY,
     tokens[mask][None],
     segment_ids=np.repeat([1, 2, 3], lengths)[None],
-    positions=jnp.asarray(
-      np.concatenate([np.arange(n) for n in lengths])[None]
-    ),
+    positions=np.concatenate([np.arange(n) for n in lengths])[None],
   )
   np.testing.assert_allclose(packed[0], separate, rtol=1e-5, atol=1e-5)
 
 
 def test_only_relative_positions_matter_and_they_do(params, tokens):
   plain = run(params, TINY, tokens)
-  positions = jnp.broadcast_to(jnp.arange(9), tokens.shape)
+  positions = np.broadcast_to(np.arange(9), tokens.shape)
   shifted = run(params, TINY, tokens, positions=positions + 3)
   np.testing.assert_allclose(shifted, plain, rtol=1e-5, atol=1e-5)
   stretched = run(params, TINY, tokens, positions=2 * positions)
@@ -246,7 +242,6 @@ def test_only_relative_positions_matter_and_they_do(params, tokens):
 
 def test_scanned_layers_are_the_unrolled_ones(tokens, monkeypatch):
   params = random_policy()
-  tokens = jnp.asarray(tokens)
 
   def loss(params, config):
     positions = transformer.positions_from_mask(jnp.ones(tokens.shape, bool))

@@ -16,12 +16,8 @@ from layout_steps import (
   assert_same,
   one_step,
 )
-from train_boundary import (
-  PAD,
-  SAMPLER,
-  grown,
-  prompts,
-)
+from small_models import random_params
+from train_boundary import PAD, SAMPLER, prompts
 
 from pure_jax.models import policy
 from pure_jax.parallel import sharding
@@ -91,11 +87,8 @@ def test_a_compute_copy_changes_no_sample_and_no_norm():
   """Norms rounded to bfloat16 would change the log-probs."""
   layout = sharding.make_layout()
   declared = policy.declare_policy(BF16)
-  params = grown(
-    train.make_init(declared, SGD, layout)(jax.random.key(0)).params
-  )
-  scale = params["final_norm"] * 1.001  # Not representable in bfloat16.
-  params |= {"final_norm": scale}
+  params = random_params(declared)
+  scale = params["final_norm"]  # Not representable in bfloat16.
   copy = weight_copies.make_compute_copy(declared, BF16, layout, layout)(params)
   assert copy["layers"]["query"].dtype == jnp.bfloat16
   np.testing.assert_array_equal(copy["final_norm"], scale)

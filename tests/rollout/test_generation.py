@@ -241,7 +241,7 @@ def test_the_loop_never_copies_the_cache(prompts, keys):
   config = ModelConfig(
     vocab_size=23,
     width=16,
-    num_layers=3,
+    num_layers=2,
     num_heads=4,
     num_kv_heads=2,
     head_dim=16,

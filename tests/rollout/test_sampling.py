@@ -4,7 +4,6 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from small_models import PAD
@@ -12,6 +11,9 @@ from small_models import PAD
 from pure_jax.rollout import sampling
 from pure_jax.rollout.sampling import SamplingConfig
 
+# Eager, every operation is a program.
+sample_tokens = jax.jit(sampling.sample_tokens, static_argnums=1)
+row_keys = jax.jit(sampling.row_keys)
 ROWS = 6
 FREE = SamplingConfig(max_new_tokens=8, pad_id=PAD, stop_ids=())
 
@@ -75,10 +77,10 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
   )
   expected = kept_by_hand(SCORES, (PAD,), temperature, top_k, top_p, min_p)
   unfiltered = kept_by_hand(SCORES, (PAD,), temperature, 0, 1.0)
-  tokens, logp, full_logp = sampling.sample_tokens(
-    jnp.tile(jnp.asarray(SCORES, jnp.float32), (draws, 1)),
+  tokens, logp, full_logp = sample_tokens(
+    np.tile(SCORES.astype(np.float32), (draws, 1)),
     config,
-    sampling.row_keys(jax.random.key(1), jnp.arange(draws)),
+    row_keys(jax.random.key(1), np.arange(draws)),
   )
   tokens = np.asarray(tokens)
   frequency = np.bincount(tokens, minlength=10) / draws
@@ -91,18 +93,19 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
 
 
 def test_tokens_tied_with_the_last_one_kept_are_kept():
-  scores = jnp.array([[1.0, 3.0, 1.0, 0.0]])
-  kept = sampling.filter_logits(scores, SamplingConfig(1, PAD, (), top_k=2))
+  scores = np.float32([[1, 3, 1, 0]])
+  config = SamplingConfig(1, PAD, (), top_k=2)
+  kept = jax.jit(sampling.filter_logits, static_argnums=1)(scores, config)
   assert kept.tolist() == [[1.0, 3.0, 1.0, -np.inf]]
 
 
 def test_without_filters_nothing_is_sorted():
   def sorts(config):
-    text = (
-      jax.jit(sampling.sample_tokens, static_argnums=1)
-      .lower(jnp.zeros((4, 23)), config, jax.random.split(jax.random.key(0), 4))
-      .as_text()
-    )
+    text = sample_tokens.lower(
+      jax.ShapeDtypeStruct((4, 23), np.float32),
+      config,
+      row_keys(jax.random.key(0), np.arange(4)),
+    ).as_text()
     return bool(re.search(r"stablehlo\.sort|chlo\.top_k", text))
 
   assert not sorts(FREE)
@@ -113,21 +116,22 @@ def test_without_filters_nothing_is_sorted():
 
 def test_row_keys_depend_on_the_row_number_alone():
   key = jax.random.key(3)
-  few = sampling.row_keys(key, jnp.array([7, 2]))
-  many = sampling.row_keys(key, jnp.arange(10))
-  np.testing.assert_array_equal(
-    jax.random.key_data(few), jax.random.key_data(many[jnp.array([7, 2])])
+  few, many = (
+    np.asarray(jax.random.key_data(row_keys(key, np.array(rows))))
+    for rows in ([7, 2], range(10))
   )
-  assert len({tuple(k) for k in np.asarray(jax.random.key_data(many))}) == 10
+  np.testing.assert_array_equal(few, many[[7, 2]])
+  assert len({tuple(k) for k in many}) == 10
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_scores_that_are_no_numbers_show_in_the_log_probs(temperature):
   """Of a broken policy the tokens alone look like any others."""
   sampler = SamplingConfig(1, PAD, (), temperature=temperature)
-  scores = jnp.ones((ROWS, 7)).at[2, 3].set(jnp.nan)
-  keys = sampling.row_keys(jax.random.key(8), jnp.arange(ROWS))
-  tokens, logp, full_logp = sampling.sample_tokens(scores, sampler, keys)
+  scores = np.ones((ROWS, 7), np.float32)
+  scores[2, 3] = np.nan
+  keys = row_keys(jax.random.key(8), np.arange(ROWS))
+  tokens, logp, full_logp = sample_tokens(scores, sampler, keys)
   assert np.isnan(logp).tolist() == [row == 2 for row in range(ROWS)]
   assert np.isnan(full_logp).tolist() == [row == 2 for row in range(ROWS)]
   assert (np.asarray(tokens) >= 0).all() and (np.asarray(tokens) < 7).all()
@@ -137,9 +141,9 @@ def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
   """The first of equals, as numpy's argmax takes it; no banned id."""
   scores = np.array([[9.0, 1.0, 3.0, 3.0], [9.0, 2.0, -1.0, 0.5]], np.float32)
   sampler = SamplingConfig(1, PAD, (), temperature=0.0)
-  keys = sampling.row_keys(jax.random.key(8), jnp.arange(2))
-  tokens, logp, full_logp = sampling.sample_tokens(
-    jnp.asarray(scores), sampler, keys
+  keys = row_keys(jax.random.key(8), np.arange(2))
+  tokens, logp, full_logp = map(
+    np.asarray, sample_tokens(scores, sampler, keys)
   )
   assert tokens.tolist() == [2, 1]
   assert logp.tolist() == [0.0, 0.0]

@@ -1,7 +1,6 @@
 """Slots: which row of the batch they hold, and where its tokens are written."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from small_models import PAD, TINY, random_policy, random_prompts
 
@@ -43,33 +42,35 @@ def test_a_slot_without_a_prompt_is_done():
 
 def test_tokens_are_written_after_those_of_the_same_row():
   """By hand: row 2 goes on, row 0 ends after one token, one slot is empty."""
-  completions = generation.empty_completions(3, CONFIG)
-  tokens = completions.sampled.tokens.at[2, 0].set(7)
+  completions = jax.device_get(generation.empty_completions(3, CONFIG))
+  tokens = np.array(completions.sampled.tokens)
+  tokens[2, 0] = 7
   completions = completions.replace(
     sampled=completions.sampled.replace(tokens=tokens)
   )
   state = DecodeState(
     keys=None,
     prompt_lengths=None,
-    num_generated=jnp.array([3, 1, 2]),
+    num_generated=np.array([3, 1, 2]),
     last_tokens=None,
-    done=jnp.array([False, True, True]),
-    stopped=jnp.array([False, True, True]),
+    done=np.array([False, True, True]),
+    stopped=np.array([False, True, True]),
     stop_state=None,
     cache=None,
   )
-  new = jnp.array([[8, 5, 1], [9, PAD, 2]])
-  written = slots.write_completions(
+  new = np.array([[8, 5, 1], [9, PAD, 2]], np.int32)
+  logp = -new.astype(np.float32)
+  written = jax.jit(slots.write_completions)(
     completions,
-    slots.Slots(jnp.array([2, 0, 3]), state),
-    num_before=jnp.array([1, 0, 0]),
-    sampled=SampledTokens(new, -1.0 * new, -2.0 * new),
+    slots.Slots(np.array([2, 0, 3]), state),
+    num_before=np.array([1, 0, 0]),
+    sampled=SampledTokens(new, logp, 2 * logp),
   )
   tokens = [[5, PAD, PAD, PAD], [PAD] * 4, [7, 8, 9, PAD]]
   assert written.sampled.tokens.tolist() == tokens
   logp = [[-5, 0, 0, 0], [0] * 4, [0, -8, -9, 0]]
   assert written.sampled.sampled_logp.tolist() == logp
-  full_logp = written.sampled.full_logp
-  assert (full_logp == 2 * written.sampled.sampled_logp).all()
+  full_logp = np.asarray(written.sampled.full_logp)
+  assert (full_logp == 2 * np.asarray(written.sampled.sampled_logp)).all()
   assert written.lengths.tolist() == [1, 0, 3]
   assert written.stopped.tolist() == [True, False, False]

@@ -1,7 +1,6 @@
 """Logits of small texts, computed at once and decoded token by token."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from small_models import TINY, random_prompts
 
@@ -17,6 +16,7 @@ prefill = jax.jit(
 decode_token = jax.jit(decoding.decode_token, static_argnums=1)
 logits = jax.jit(policy.logits, static_argnums=1)
 forward = jax.jit(transformer.forward, static_argnums=1)
+positions_from_mask = jax.jit(transformer.positions_from_mask)
 
 
 def random_texts():
@@ -25,22 +25,22 @@ def random_texts():
   tokens, mask = random_prompts(rng, LENGTHS, L)
   rows = len(LENGTHS) * G
   new = rng.integers(1, TINY.vocab_size, (rows, NEW)).astype(np.int32)
-  return jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(new)
+  return tokens, mask, new
 
 
 def whole_logits(params, config, texts, group_size=G):
   """Logits [B, NEW + 1, V] from the last token of the prompt on."""
   prompts, mask, new = texts
-  tokens = jnp.concatenate([jnp.repeat(prompts, group_size, 0), new], axis=1)
-  mask = jnp.concatenate(
-    [jnp.repeat(mask, group_size, 0), jnp.ones(new.shape, bool)], axis=1
+  tokens = np.concatenate([np.repeat(prompts, group_size, 0), new], axis=1)
+  mask = np.concatenate(
+    [np.repeat(mask, group_size, 0), np.ones(new.shape, bool)], axis=1
   )
   hidden, _ = forward(
     params,
     config,
     tokens,
-    transformer.positions_from_mask(mask),
-    mask.astype(jnp.int32),
+    positions_from_mask(mask),
+    mask.astype(np.int32),
   )
   return np.asarray(logits(params, config, hidden))[:, L - 1 :]
 
@@ -53,14 +53,14 @@ def decoded_logits(
   options = {"group_size": G, "ring_length": NEW} | options
   hidden, cache = prefill(params, config, prompts, mask, **options)
   scores = logits(params, config, hidden)
-  decoded = [jnp.repeat(scores, options["group_size"], axis=0)]
-  lengths = jnp.repeat(mask.sum(axis=1), options["group_size"])
+  decoded = [np.repeat(scores, options["group_size"], axis=0)]
+  lengths = np.repeat(mask.sum(axis=1), options["group_size"])
   weights = params if prepare is None else prepare(params, config)
   for step in range(new.shape[1]):
     if between is not None:
       cache = between(step, cache)
     hidden, cache = decode_token(
-      weights, config, new[:, step], (lengths + step).astype(jnp.int32), cache
+      weights, config, new[:, step], (lengths + step).astype(np.int32), cache
     )
     decoded.append(logits(weights, config, hidden))
   return np.concatenate(decoded, axis=1), cache

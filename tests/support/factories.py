@@ -78,7 +78,8 @@ def pad_columns(experience, extra_tokens, extra_steps, fill=0.0):
   """The same batch with more padding; `fill` stands in padded floats."""
 
   def pad(x, extra, value):
-    return jnp.pad(x, ((0, 0), (0, extra)), constant_values=value)
+    padded = np.pad(x, ((0, 0), (0, extra)), constant_values=value)
+    return jnp.asarray(padded)
 
   steps = experience.steps
   return experience.replace(

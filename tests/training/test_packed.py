@@ -188,20 +188,24 @@ def test_losses_of_shared_rows_weigh_responses_as_before(aggregate):
   experience = random_experience(0, prompts=B // 4, width=C)[0].replace(
     completion_mask=mask, old_logp=old, ref_logp=ref
   )
-  denominator = losses.loss_denominator(jnp.asarray(mask), config)
-  expected = losses.policy_objective(
-    jnp.asarray(new), entropy, advantages, experience, config
+  expected = jax.jit(losses.policy_objective, static_argnums=4)(
+    new, entropy, advantages, experience, config
   )
-  rows = packing.pack(jnp.asarray(mask), RowShape(30, B))
   lengths = np.broadcast_to(mask.sum(1, keepdims=True), mask.shape)
 
-  def gather(x):
-    return packing.gather(jnp.asarray(x), rows.source[0])
+  @jax.jit
+  def loss_of_rows(new, entropy, advantages, mask, *of_tokens):
+    source = packing.pack(mask, RowShape(30, B)).source[0]
+    new, entropy, advantages, *packed = (
+      packing.gather(x, source)
+      for x in (new, entropy, advantages, mask, *of_tokens)
+    )
+    return losses.policy_objective(
+      *(new, entropy, advantages, PackedExperience(*packed), config),
+      losses.loss_denominator(mask, config),
+    )
 
-  shared = PackedExperience(*map(gather, (mask, old, ref, lengths)))
-  packed_loss = losses.policy_objective(
-    *map(gather, (new, entropy, advantages)), shared, config, denominator
-  )
+  packed_loss = loss_of_rows(new, entropy, advantages, mask, old, ref, lengths)
   jax.tree.map(
     lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6),
     packed_loss,

@@ -8,6 +8,11 @@ import pytest
 from pure_jax.training import packing
 from pure_jax.training.packing import RowShape
 
+# Eager, every operation is a program.
+pack = jax.jit(packing.pack, static_argnums=1)
+read_micro_batch = jax.jit(packing.read_micro_batch, static_argnums=3)
+unpack = jax.jit(packing.unpack)
+
 
 def first_fit(lengths, columns):
   """Rows and starts by a Python loop over lists of free columns."""
@@ -40,7 +45,7 @@ def padded(lengths, columns, left):
   for b, (length, before) in enumerate(zip(lengths, left, strict=True)):
     mask[b, before : before + length] = True
     tokens[b, before : before + length] = 100 * b + np.arange(length)
-  return jnp.asarray(tokens), jnp.asarray(mask)
+  return tokens, mask
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -48,14 +53,14 @@ def test_rows_hold_whole_texts_one_after_the_other(shared):
   """Read column by column in Python, as attention would read them."""
   lengths, left = [5, 0, 7, 3, 1, 6], [2, 0, 1, 0, 3, 2]
   tokens, mask = padded(lengths, 8, left)
-  packed = packing.pack(mask, RowShape(9, 2, shared))
+  packed = pack(mask, RowShape(9, 2, shared))
   assert packed.source.shape == (3, 2, 9)
   # 7 + 1, 6 + 3 and 5 of 9 columns are two micro-batches of two rows.
   assert packed.micro_batches == (2 if shared else 3)
   assert np.isclose(packed.fill, 22 / (36 if shared else 54))
   seen = []
   for index in range(3):
-    texts = packing.read_micro_batch(packed, jnp.int32(index), tokens, 4)
+    texts = read_micro_batch(packed, np.int32(index), tokens, 4)
     for ids, positions, segments, completion in zip(
       *(np.asarray(x) for x in jax.tree.leaves(texts)), strict=True
     ):
@@ -70,38 +75,42 @@ def test_rows_hold_whole_texts_one_after_the_other(shared):
         rank = left[text] + positions[column] - 4
         assert completion[column] == (4 * text + rank if rank >= 0 else -1)
         seen.append(ids[column])
-  assert sorted(seen) == sorted(np.asarray(tokens)[np.asarray(mask)])
+  assert sorted(seen) == sorted(tokens[mask])
 
 
 def test_unpacking_inverts_packing():
   tokens, mask = padded([5, 0, 7, 3, 1, 6], 8, [2, 0, 1, 0, 3, 2])
-  packed = packing.pack(mask, RowShape(9, 2))
+  packed = pack(mask, RowShape(9, 2))
 
-  def both(index):
-    texts = packing.read_micro_batch(packed, index, tokens)
-    value = texts.tokens.astype(jnp.float32)
-    return value, jnp.stack([value, -value], -1)
+  @jax.jit
+  def both_of_each(packed, tokens):
+    def both(index):
+      texts = packing.read_micro_batch(packed, index, tokens)
+      value = texts.tokens.astype(jnp.float32)
+      return value, jnp.stack([value, -value], -1)
 
-  value, pair = packing.map_micro_batches(both, packed)
+    return packing.map_micro_batches(both, packed)
+
+  value, pair = both_of_each(packed, tokens)
   expected = np.where(mask, tokens, 0)
-  np.testing.assert_array_equal(packing.unpack(packed, value), expected)
-  pair = packing.unpack(packed, pair)
+  np.testing.assert_array_equal(unpack(packed, value), expected)
+  pair = unpack(packed, pair)
   np.testing.assert_array_equal(pair, np.stack([expected, -expected], -1))
 
 
 def test_a_text_that_does_not_fit_gives_nan():
   """Written over its neighbours it would give a plausible number."""
   _, mask = padded([5, 8, 2], 8, [0, 0, 0])
-  packed = packing.pack(mask, RowShape(7, 3))
-  assert not packed.fits and (packed.source == -1).all()
-  values = packing.unpack(packed, jnp.zeros(packed.source.shape))
+  packed = pack(mask, RowShape(7, 3))
+  assert not packed.fits and (np.asarray(packed.source) == -1).all()
+  values = unpack(packed, np.zeros(packed.source.shape, np.float32))
   assert np.isnan(values).all()
 
 
 def test_micro_batches_without_a_text_are_not_computed():
   """Each one that is computed appears once, the others stay 0."""
   _, mask = padded([4] * 8, 8, [0] * 8)
-  packed = packing.pack(mask, RowShape(16, 2))
+  packed = pack(mask, RowShape(16, 2))
   values = packing.map_micro_batches(lambda index: 1.0 + index, packed)
   np.testing.assert_array_equal(values, [1, 0, 0, 0])
 

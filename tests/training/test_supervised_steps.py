@@ -1,7 +1,8 @@
 """The supervised stages: what they train, what they leave alone."""
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -61,16 +62,24 @@ def demonstrations():
   return batch, labels, known
 
 
-def prm_params(layout):
-  declared = prm.declare_prm(MODEL)
+@functools.cache
+def init_policy():
+  """A function from a key to the policy's state."""
+  return train.make_init(
+    policy.declare_policy(MODEL), OPTIMIZER, sharding.make_layout()
+  )
+
+
+@functools.cache
+def prm_params():
+  declared, layout = prm.declare_prm(MODEL), sharding.make_layout()
   return train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0)).params
 
 
 def test_supervised_loss_is_the_mean_over_response_tokens():
   """Per row and then over rows would weigh the short row more."""
   layout = sharding.make_layout()
-  declared = policy.declare_policy(MODEL)
-  state = train.make_init(declared, OPTIMIZER, layout)(jax.random.key(0))
+  state = init_policy()(jax.random.key(0))
   batch, *_ = demonstrations()
   logp, _ = jax.jit(
     policy.token_logp, static_argnums=1, static_argnames="banned_ids"
@@ -96,7 +105,7 @@ def test_supervised_loss_is_the_mean_over_response_tokens():
 
 def test_the_head_stage_leaves_the_trunk_alone_and_has_no_state_for_it():
   layout = sharding.make_layout()
-  params = prm_params(layout)
+  params = prm_params()
   trained, frozen = supervised.split_prm_params(params, head_only=True)
   assert set(trained) == {"score"}
   assert set(trained) | set(frozen) == set(params)
@@ -118,7 +127,7 @@ def test_the_head_stage_leaves_the_trunk_alone_and_has_no_state_for_it():
 
 def test_prm_training_learns_the_labels_of_the_right_steps():
   layout = sharding.make_layout()
-  params = prm_params(layout)
+  params = prm_params()
   declared = prm.declare_prm(MODEL)
   state = train.start_state(params, declared, OPTIMIZER, layout)
   step = supervised.make_prm_step(
@@ -153,11 +162,12 @@ def test_training_evaluation_and_rl_give_the_prm_the_same_ids():
     [8, 8, 6, SCORE, PAD, PAD, PAD, PAD, PAD, PAD],
     [8, 8, 6, SCORE, 6, SCORE, 7, SCORE, PAD, PAD],
   ]
-  params = prm_params(sharding.make_layout())
+  params = prm_params()
+  forward = jax.jit(score.prm_forward, static_argnums=(1, 2))
   for record in (batch, rollout):
-    _, inputs, cut = score.prm_forward(params, MODEL, CONFIG, TABLE, record)
+    _, inputs, cut = forward(params, MODEL, CONFIG, TABLE, record)
     np.testing.assert_array_equal(inputs.tokens, expected)
-    np.testing.assert_array_equal(cut.mask.sum(1), [2, 2, 1, 3])
+    np.testing.assert_array_equal(np.sum(cut.mask, axis=1), [2, 2, 1, 3])
 
 
 @pytest.mark.parametrize("reward", [None, -0.5])
@@ -176,21 +186,18 @@ def test_the_guard_for_empty_steps(reward):
     np.zeros(1, bool),
   )
   sampler = SamplingConfig(max_new_tokens=4, pad_id=PAD, stop_ids=(EOS,))
-  declared = policy.declare_policy(MODEL)
-  policy_params = train.make_init(declared, OPTIMIZER, layout)(
-    jax.random.key(1)
-  ).params
+  policy_params = init_policy()(jax.random.key(1)).params
   config = ScoreConfig(max_steps=3, empty_step_reward=reward)
   spec = StepSpec(MODEL, MODEL, sampler, config, TABLE, Layouts.same(layout))
   scores, _ = score.make_score(spec)(
     policy_params,
     policy_params,
-    prm_params(layout),
+    prm_params(),
     rollout.replace(prompt_tokens=rollout.prompt_tokens + 1),
     Prompts(rollout.prompt_tokens, rollout.prompt_mask),  # What the PRM reads.
   )
   plain = supervised.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)(
-    prm_params(layout),
+    prm_params(),
     supervised.Demonstrations(
       rollout.prompt_tokens, rollout.prompt_mask, tokens, ones
     ),
@@ -203,6 +210,6 @@ def test_the_guard_for_empty_steps(reward):
 
 
 def test_separators_and_eos_are_terminal_and_a_cut_off_end_is_not():
-  tokens = jnp.array([[6, BREAK, DOT_BREAK, 7, EOS], [6, 6, 6, 6, 6]])
-  actual = steps.terminal_mask(tokens, jnp.ones((2, 5), bool), TABLE)
+  tokens = np.array([[6, BREAK, DOT_BREAK, 7, EOS], [6, 6, 6, 6, 6]])
+  actual = jax.jit(steps.terminal_mask)(tokens, np.ones((2, 5), bool), TABLE)
   np.testing.assert_array_equal(actual, [[0, 1, 1, 0, 1], [0] * 5])

@@ -46,16 +46,26 @@ def compiled(layout, micro_batch_rows=None):
   )
 
 
+@functools.cache
+def start_params(layout):
+  """The policy before the first step."""
+  init = train.make_init(policy.declare_policy(MODEL), SGD, layout)
+  return grown(init(jax.random.key(0)).params)
+
+
+@functools.cache
+def start_prm(layout):
+  return jax.jit(
+    lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
+    out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
+  )(jax.random.key(1), start_params(layout))
+
+
 def iterate(layout, steps=2, poison=False, micro_batch_rows=None):
   """Rollouts, scores and updates from the same start: (state, steps)."""
   declared = policy.declare_policy(MODEL)
-  start = train.make_init(declared, SGD, layout)(jax.random.key(0))
-  reference = grown(start.params)
+  reference, prm_params = start_params(layout), start_prm(layout)
   state = train.start_state(reference, declared, SGD, layout)
-  prm_params = jax.jit(
-    lambda key, start: prm.init_prm_from_policy(key, start, MODEL, 1),
-    out_shardings=sharding.weight_shardings(prm.declare_prm(PRM_MODEL), layout),
-  )(jax.random.key(1), reference)
   functions = compiled(layout, micro_batch_rows)
   generate, score_rollout, update = functions
   rows, history = sharding.batch_sharding(layout), []
@@ -226,13 +236,10 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
   assert not np.isfinite(step.metrics["grad_norm"])
   assert step.metrics["skipped_updates"] == 1
   assert (state.step, state.skipped, state.skipped_in_a_row) == (1, 1, 1)
-  start = train.make_init(policy.declare_policy(MODEL), SGD, layout)(
-    jax.random.key(0)
-  )
   jax.tree.map(
     np.testing.assert_array_equal,
     state.params,
-    jax.device_get(grown(start.params)),
+    jax.device_get(start_params(layout)),
   )
   for moment in jax.tree.leaves(state.opt_state):
     np.testing.assert_array_equal(moment, np.zeros_like(moment))
@@ -240,8 +247,7 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
 
 def test_without_a_prm_steps_are_split_and_score_0(one_device):
   layout = sharding.make_layout()
-  start = train.make_init(policy.declare_policy(MODEL), SGD, layout)
-  params = grown(start(jax.random.key(0)).params)
+  params = start_params(layout)
   step = one_device[1][0]
   scores, _ = score.make_score(spec(layout, prm_model=None))(
     params, params, None, step.rollout, None
@@ -259,13 +265,11 @@ def test_the_update_reads_the_sampled_distribution():
   """Log-probs at temperature 1 would make every ratio of iteration 0 wrong."""
   sampler = dataclasses.replace(SAMPLER, temperature=0.6, banned_ids=(7,))
   layout = sharding.make_layout()
-  start = train.make_init(
-    policy.declare_policy(MODEL), make_optimizer(OptimConfig(1e-3)), layout
-  )(jax.random.key(0))
+  params = start_params(layout)
   rollout = rollouts.make_generate(MODEL, sampler, 4, layout)(
-    start.params, prompts(8), jax.random.key(1)
+    params, prompts(8), jax.random.key(1)
   )
   logp, _ = jax.jit(score.rollout_logp, static_argnums=(1, 2))(
-    start.params, MODEL, sampler, rollout
+    params, MODEL, sampler, rollout
   )
   np.testing.assert_allclose(logp, rollout.sampled_logp, atol=1e-5)
