@@ -13,6 +13,8 @@ import shutil
 import subprocess
 import tempfile
 
+import jaxlib.version
+
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -26,8 +28,17 @@ if not IS_WORKER:
   )
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+# XLA's newer emitters for CPUs take more time than all else of a compilation.
+# From jaxlib 0.12 on it has no others.
+NEWER_EMITTERS = "xla_cpu_use_fusion_emitters"
+HAS_OLDER_EMITTERS = jaxlib.version.__version_info__ < (0, 12)
+if HAS_OLDER_EMITTERS and not IS_WORKER:
+  flags = os.environ.get("XLA_FLAGS", "")
+  os.environ["XLA_FLAGS"] = f"{flags} --{NEWER_EMITTERS}=false".strip()
+
 import jax
 import pytest
+from jax._src import compiler
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -58,9 +69,9 @@ LONGEST = (
 )
 
 # Files that compare numbers within tolerances, ids or messages: most of their
-# time was that of LLVM's optimiser, on programs that run once. Tests of the
-# same bits from two programs, of compiled text, memory or time compile as users
-# do: in other files, or by the fixture `compiled_well`.
+# time was that of LLVM's optimiser and of XLA's newer emitters, on programs
+# that run once. Tests of the same bits from two programs, of compiled text,
+# memory or time compile as users do: in other files, or by `compiled_well`.
 COMPILED_QUICKLY = {
   "test_advantages.py",
   "test_attention.py",
@@ -128,6 +139,23 @@ def pytest_unconfigure():
   """Removes what was compiled, after the last worker."""
   if not IS_WORKER and not KEPT_CACHE:
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
+def _compile_options(*args, original=compiler.get_compile_options, **kwargs):
+  """JAX's options, with the emitters of users where LLVM's optimiser is on."""
+  options = original(*args, **kwargs)
+  debug_options = options.executable_build_options.debug_options
+  on_cpu = getattr(kwargs.get("backend"), "platform", None) == "cpu"
+  if on_cpu and debug_options.xla_backend_optimization_level:
+    options.env_option_overrides = [
+      *options.env_option_overrides,
+      (NEWER_EMITTERS, True),
+    ]
+  return options
+
+
+if HAS_OLDER_EMITTERS:  # A flag of the process; JAX has no option for it.
+  compiler.get_compile_options = _compile_options
 
 
 def _compile_quickly(quickly):
