@@ -1,6 +1,7 @@
 """The import graph points one way, and importing the library costs little."""
 
 import ast
+import json
 import pathlib
 import subprocess
 import sys
@@ -183,22 +184,40 @@ def run(code: str) -> str:
   return done.stdout.strip()
 
 
-def test_importing_loads_nothing_beyond_jax_and_flax():
-  """flax itself brings absl; whatever else appears is ours to explain."""
+def import_library() -> dict:
+  """What a fresh interpreter observes when it imports the library."""
   output = run(
     """
-    import sys
-    import jax, flax.struct
+    import json, sys, time
+    import jax, jax.numpy, flax.struct
     before = {name.split(".")[0] for name in sys.modules}
+    start = time.perf_counter()
     import pure_jax
+    seconds = time.perf_counter() - start
     after = {name.split(".")[0] for name in sys.modules}
-    print(*sorted(after - before - sys.stdlib_module_names))
-    print(*sorted(after))
+    from absl import flags
+    from jax._src import xla_bridge
+    print(json.dumps({
+      "added": sorted(after - before - sys.stdlib_module_names),
+      "loaded": sorted(after),
+      "seconds": seconds,
+      "flags are parsed": flags.FLAGS.is_parsed(),
+      "backends": len(xla_bridge._backends),
+    }))
     """
   )
-  added, loaded = output.split("\n")
-  assert added == "pure_jax"
-  assert not HEAVY & set(loaded.split())
+  return json.loads(output)
+
+
+@pytest.fixture(scope="module")
+def imported() -> dict:
+  return import_library()
+
+
+def test_importing_loads_nothing_beyond_jax_and_flax(imported):
+  """flax itself brings absl; whatever else appears is ours to explain."""
+  assert imported["added"] == ["pure_jax"]
+  assert not HEAVY & {*imported["loaded"]}
 
 
 def test_a_run_of_the_embedded_world_loads_what_it_uses():
@@ -216,16 +235,9 @@ def test_a_run_of_the_embedded_world_loads_what_it_uses():
   assert not {"transformers", "matplotlib", "math_verify"} & loaded
 
 
-def test_importing_parses_no_flags_and_starts_no_backend():
-  output = run(
-    """
-    import pure_jax
-    from absl import flags
-    from jax._src import xla_bridge
-    print(flags.FLAGS.is_parsed(), len(xla_bridge._backends))
-    """
-  )
-  assert output == "False 0"
+def test_importing_parses_no_flags_and_starts_no_backend(imported):
+  assert not imported["flags are parsed"]
+  assert imported["backends"] == 0
 
 
 def test_importing_any_device_module_starts_no_backend():
@@ -240,16 +252,10 @@ def test_importing_any_device_module_starts_no_backend():
   run("\n".join(lines))
 
 
-def test_importing_takes_less_than_a_second_beyond_jax():
-  """The best of three: the machine may be busy, the import may not be slow."""
-  code = """
-    import time
-    import jax, jax.numpy
-    start = time.perf_counter()
-    import pure_jax
-    print(time.perf_counter() - start)
-    """
-  assert min(float(run(code)) for _ in range(3)) < 1.0
+def test_importing_takes_less_than_a_second_beyond_jax(imported):
+  """One of three times: the machine may be busy, the import may not be slow."""
+  seconds = imported["seconds"]
+  assert seconds < 1 or any(import_library()["seconds"] < 1 for _ in range(2))
 
 
 def test_the_door_holds_what_it_names():

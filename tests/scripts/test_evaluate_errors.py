@@ -6,20 +6,17 @@ import shutil
 
 import evaluate
 import evaluate_prm
-import jax
-import jax.numpy as jnp
+import numpy as np
 import pytest
+import safetensors.numpy
 from configs import evaluate as config_file
 from policy_evaluations import on_files, smoke, start_process
 from prm_evaluations import smoke as prm_settings
-from small_models import initial_params
 
-from pure_jax.host import huggingface
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import TokenizerError
-from pure_jax.models import policy
 from pure_jax.runs import workdir
 from pure_jax.runs.evaluation import requests
 from pure_jax.runs.evaluation.requests import with_tiny_models
@@ -202,19 +199,23 @@ def test_a_workdir_in_use_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
   ("greedy", "samples"), [(True, 0), (False, 1)], ids=["greedy", "sampled"]
 )
-def test_a_policy_that_computes_nan_is_reported(tmp_path, greedy, samples):
+def test_a_policy_that_computes_nan_is_reported(
+  tiny, tmp_path, greedy, samples
+):
   """Otherwise its report would say that it solves nothing."""
-  settings = with_tiny_models(
-    smoke(greedy=greedy, samples=samples, k=(), sampler__max_new_tokens=2),
-    tmp_path,
+  broken = tmp_path / "policy"
+  shutil.copytree(tiny / "policy", broken)
+  weights = safetensors.numpy.load_file(broken / "model.safetensors")
+  weights = {name: np.full_like(x, np.nan) for name, x in weights.items()}
+  safetensors.numpy.save_file(weights, broken / "model.safetensors")
+  settings = on_files(
+    tiny,
+    policy=str(broken),
+    greedy=greedy,
+    samples=samples,
+    k=(),
+    sampler__max_new_tokens=2,
   )
-  model = huggingface.read_config(settings.policy).model
-  params = initial_params(policy.declare_policy(model))
-  params = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
-  broken = tmp_path / "broken"
-  huggingface.export_policy(broken, params, model, max_positions=1024)
-  shutil.copy(broken / "model.safetensors", settings.policy)
-  settings = dataclasses.replace(settings, prm=None)
   with pytest.raises(FloatingPointError, match=r"weights in .*policy"):
     evaluate.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run" / "responses.jsonl").read_bytes()

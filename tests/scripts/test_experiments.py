@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import smoke_run
 from configs import arithmetic
 from smoke_run import arrays, call, command, environment, rows
 
@@ -89,9 +88,10 @@ def test_a_finished_run_started_again_changes_nothing(finished):
   assert (rows(workdir), rows(workdir, "samples.jsonl")) == before
 
 
-def test_sampled_log_probs_are_checked_and_learn_the_same(finished, tmp_path):
-  """A run whose log-probs are off ends; within the tolerance it continues."""
-  workdir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def started(finished, tmp_path_factory):
+  """A run of RL alone: its folder, and the options that it has."""
+  workdir = tmp_path_factory.mktemp("started") / "run"
   options = (
     f"--start={finished[0]}",
     "--config.rl.old_logp.source=sampled",
@@ -105,9 +105,14 @@ def test_sampled_log_probs_are_checked_and_learn_the_same(finished, tmp_path):
   assert "--config.rl.old_logp.source=score" in message
   done = call("train_pure.py", workdir, *options)
   assert done.returncode == 0, done.stderr
+  return workdir, options
+
+
+def test_sampled_log_probs_are_checked_and_learn_the_same(finished, started):
+  """A run whose log-probs are off ends; within the tolerance it continues."""
   iterations, expected = (
     {row["step"]: row for row in rows(folder) if row["stage"] == "rl"}
-    for folder in (workdir, finished[0])
+    for folder in (started[0], finished[0])
   )
   checked = [
     step for step, row in iterations.items() if "logp_drift_max" in row
@@ -190,9 +195,8 @@ def test_an_unfinished_start_is_trained_by_one_run_at_a_time(
   shutil.copytree(finished[0], start)
   (start / "prm" / "done.json").unlink()
   with workdirs.lock_folder(start):
-    done = smoke_run.run("train_prm.py", tmp_path / "run", f"--start={start}")
-  assert done.returncode == 1
-  assert f"Another process is running in {start}" in done.stderr
+    message = fails("train_prm.py", tmp_path / "run", f"--start={start}")
+  assert f"Another process is running in {start}" in message
 
 
 def test_a_workdir_of_another_config_is_rejected(finished):
@@ -203,14 +207,12 @@ def test_a_workdir_of_another_config_is_rejected(finished):
   assert (workdir / "metrics.jsonl").read_bytes() == before
 
 
-def test_a_resumed_run_must_name_its_start(finished, tmp_path):
+def test_a_resumed_run_must_name_its_start(finished, started):
   """Resumed without --start it would train another policy and PRM."""
-  workdir, start = tmp_path / "run", f"--start={finished[0]}"
-  done = call("train_pure.py", workdir, start)
-  assert done.returncode == 0, done.stderr
-  assert "start: was" in fails("train_pure.py", workdir)
-  message = fails("train_pure.py", workdir, start, "--config.rl.iterations=2")
-  assert "is already at iteration 4" in message
+  workdir, (_, *others) = started
+  assert "start: was" in fails("train_pure.py", workdir, *others)
+  fewer = (*started[1], "--config.rl.iterations=2")
+  assert "is already at iteration 4" in fails("train_pure.py", workdir, *fewer)
   record = json.loads((workdir / "config.json").read_text())
   assert record["config"]["rl"]["iterations"] == 4
   # `test_survival` compares such a run with the whole one, bit for bit.
@@ -326,7 +328,7 @@ def test_rewards_of_nan_stop_the_run_before_an_update(finished, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("script", "stage", "step"),
-  [("train_sft.py", "sft", 40), ("train_prm.py", "prm_full", 20)],
+  [("train_sft.py", "sft", 8), ("train_prm.py", "prm_full", 4)],
 )
 def test_a_killed_supervised_stage_continues_exactly(
   finished, tmp_path, script, stage, step

@@ -14,6 +14,7 @@ import train_pure
 from configs import arithmetic
 
 from pure_jax.host import huggingface
+from pure_jax.host.logs import curves
 from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
@@ -60,6 +61,7 @@ def run(tmp_path_factory):
     patch.setattr(
       train_pure, "freeze", lambda *x: frozen.append(freeze(*x)) or frozen[-1]
     )
+    patch.setattr(curves, "plot_curves", lambda *unused: None)  # Seconds.
     with open_run(settings, str(folder)) as run:
       train_pure.train_rl(run)
       return folder, frozen[0], run.spec.rl_model

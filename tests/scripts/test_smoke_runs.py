@@ -14,6 +14,7 @@ import safetensors.numpy
 import train_prm
 import train_pure
 
+from pure_jax.host.logs import curves
 from pure_jax.runs import rl_weights
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
@@ -43,6 +44,7 @@ def run_once(name, variant, workdir, monkeypatch):
     return made[-1]
 
   monkeypatch.setattr(rl_weights, "FrozenWeights", recording)
+  monkeypatch.setattr(curves, "plot_curves", lambda *unused: None)  # Seconds.
   with open_run(settings, str(workdir)) as run:
     train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()

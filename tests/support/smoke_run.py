@@ -19,15 +19,26 @@ from absl.testing import flagsaver
 from checkout import ROOT
 
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
+from pure_jax.host.logs import curves
 
 CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
-# 20 problems: RL, 8 at a time, begins a new epoch in its third iteration.
-FEW_PROBLEMS = (
+SMALL = (
+  # 20 problems: RL, 8 at a time, begins a new epoch in its third iteration.
   "--config.sft.demonstrations=20",
   "--config.prm.policy_prompts=20",
-  "--config.prm.policy_samples=12",
   "--config.prm.evaluate_head=true",
   "--config.rl.samples_every=1",
+  # Few rows and steps: without LLVM's optimiser programs are slow.
+  "--config.sft.batch_size=16",
+  "--config.sft.steps=12",
+  "--config.sft.log_every=4",
+  "--config.prm.labelled=60",
+  "--config.prm.batch_size=16",
+  "--config.prm.head_steps=4",
+  "--config.prm.full_steps=8",
+  "--config.prm.log_every=4",
+  # As many as policy_prompts: one program samples for both.
+  "--config.prm.eval_prompts=20",
 )
 
 
@@ -37,7 +48,7 @@ def arguments(script, workdir, *options):
     str(ROOT / "experiments" / script),
     f"--config={CONFIG}:smoke",
     f"--workdir={workdir}",
-    *FEW_PROBLEMS,
+    *SMALL,
     *options,
   ]
 
@@ -59,7 +70,7 @@ def call(script, workdir, *options):
   """Runs a script to its end in this process, as its command line would.
 
   A process of its own takes 5 to 10 seconds to start. The caller compiles
-  quickly, as `environment` does.
+  quickly, as `environment` does. Of the curves one is drawn: all take seconds.
   """
   # It defines flags, which flagsaver would forget after the first call.
   importlib.import_module("array_record.python.array_record_data_source")
@@ -69,6 +80,7 @@ def call(script, workdir, *options):
   with (
     flagsaver.flagsaver(),
     mock.patch.object(sys, "argv", words),
+    mock.patch.object(curves, "SHOWN", ("loss",)),
     contextlib.redirect_stdout(stdout),
     contextlib.redirect_stderr(stderr),
   ):

@@ -1,7 +1,7 @@
 """Two processes run RL as one process does, and a killed run resumes.
 
-The scripts run the whole loop: 2 processes with 4 fake devices each, connected
-by gloo, against 1 process with 8. The two processes decode with continuous
+The scripts run the whole loop: 2 processes with 2 fake devices each, connected
+by gloo, against 1 process with 4. The two processes decode with continuous
 batching, the one process in a single loop.
 """
 
@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import time
+from unittest import mock
 
 import jax
 import local_cluster
@@ -21,6 +22,7 @@ from configs import arithmetic
 
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.distributed import preemption, processes
+from pure_jax.host.logs import curves
 from pure_jax.models import policy, prm
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
@@ -36,7 +38,7 @@ CONFIG = ROOT / "experiments" / "configs" / "arithmetic.py"
 OVERRIDES = {
   "progress": False,
   "mesh.data": 2,
-  "mesh.fsdp": 4,
+  "mesh.fsdp": 2,
   "world.min_operations": 1,
   "world.max_operations": 2,
   "world.operand_max": 3,
@@ -68,8 +70,8 @@ CLOSE = {
 }
 
 
-# Continuous batching, with one prompt in the slots of each of 8 row shards.
-CONTINUOUS = {"rl.engine.slots": 16, "rl.engine.sync_interval": 12}
+# Continuous batching, with one prompt in the slots of each of 4 row shards.
+CONTINUOUS = {"rl.engine.slots": 8, "rl.engine.sync_interval": 12}
 
 
 def settings(**changes):
@@ -87,6 +89,7 @@ def start_two(workdir, start=None, **changes):
     f"--workdir={workdir}",
     *words,
     *([f"--start={start}"] if start else []),
+    devices=2,
   )
 
 
@@ -135,7 +138,10 @@ def alone(tmp_path_factory):
       "prm", init(run.spec.key(RandomStream.PRM_WEIGHTS)), {}
     )
   workdir = start.parent / "alone"
-  with open_run(settings(), str(workdir), str(start)) as run:
+  with (
+    open_run(settings(), str(workdir), str(start)) as run,
+    mock.patch.object(curves, "SHOWN", ("loss",)),  # All take seconds.
+  ):
     train_pure.train_rl(run)
     return start, workdir, run.spec.model
 
