@@ -16,6 +16,7 @@ _pure_advantages = jax.jit(advantages.pure_advantages, static_argnums=1)
 PLAIN = CreditConfig(
   group_size=4, whiten=False, process_coef=1.0, verifiable_coef=0.0
 )
+PRESETS = (settings.paper, settings.reference_main, settings.reference_verl)
 
 
 def pure_advantages(batch, config):
@@ -130,11 +131,9 @@ def test_reinforce_pp_agrees_with_a_loop_and_with_its_configuration():
   )
   batch = batch.replace(has_answer=np.ones(12, bool))
   penalty = 0.5 * (np.asarray(batch.old_logp) - np.asarray(batch.ref_logp))
-  direct = np.asarray(
-    jax.jit(estimators.reinforce_pp_advantages)(
-      batch.correct, penalty, batch.completion_mask
-    )
-  )
+  reinforce_pp = jax.jit(estimators.reinforce_pp_advantages)
+  direct = reinforce_pp(batch.correct, penalty, batch.completion_mask)
+  direct = np.asarray(direct)
   costs = np.asarray(penalty, np.float64)
   tokens = [
     (b, t, float(batch.correct[b]) - costs[b, t:length].sum())
@@ -193,9 +192,7 @@ def test_parts_add_up():
   )
 
 
-@pytest.mark.parametrize(
-  "preset", [settings.paper, settings.reference_main, settings.reference_verl]
-)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_padding_changes_nothing(preset):
   batch, _ = random_experience(8)
   config = dataclasses.replace(preset(4)[0], baseline_length=9)
@@ -352,11 +349,7 @@ def test_folded_rewards_stand_where_the_events_are():
 
 def test_a_row_without_tokens_is_zero():
   batch, _ = random_experience(14, lengths=[0, 3, 4, 5] * 3)
-  for preset in (
-    settings.paper,
-    settings.reference_main,
-    settings.reference_verl,
-  ):
+  for preset in PRESETS:
     actual, metrics = pure_advantages(batch, preset(4)[0])
     assert not np.asarray(actual[0]).any()
     assert np.isfinite(np.asarray(actual)).all()
