@@ -45,7 +45,6 @@ if HAS_OLDER_EMITTERS and not IS_WORKER:
 
 import jax
 import pytest
-from jax._src import compiler
 
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
@@ -158,20 +157,22 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
-def _compile_options(*args, original=compiler.get_compile_options, **kwargs):
-  """JAX's options, with the emitters of users where LLVM's optimiser is on."""
-  options = original(*args, **kwargs)
-  debug_options = options.executable_build_options.debug_options
-  on_cpu = getattr(kwargs.get("backend"), "platform", None) == "cpu"
-  if on_cpu and debug_options.xla_backend_optimization_level:
-    options.env_option_overrides = [
-      *options.env_option_overrides,
-      (NEWER_EMITTERS, True),
-    ]
-  return options
+if HAS_OLDER_EMITTERS:
+  # A flag of the process: only JAX's own function can set it for a program.
+  from jax._src import compiler
 
+  def _compile_options(*args, original=compiler.get_compile_options, **kwargs):
+    """JAX's options, with the newer emitters where LLVM's optimiser is on."""
+    options = original(*args, **kwargs)
+    debug_options = options.executable_build_options.debug_options
+    on_cpu = getattr(kwargs.get("backend"), "platform", None) == "cpu"
+    if on_cpu and debug_options.xla_backend_optimization_level:
+      options.env_option_overrides = [
+        *options.env_option_overrides,
+        (NEWER_EMITTERS, True),
+      ]
+    return options
 
-if HAS_OLDER_EMITTERS:  # A flag of the process; JAX has no option for it.
   compiler.get_compile_options = _compile_options
 
 

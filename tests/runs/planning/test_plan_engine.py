@@ -35,23 +35,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_faster():
-  """Another way to emit machine code takes half the time.
-
-  Nothing here is run, and what is counted stays the same.
-  """
-  compile_lowered = jax.stages.Lowered.compile
-  options = {"xla_cpu_use_fusion_emitters": False}
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      jax.stages.Lowered,
-      "compile",
-      lambda lowered: compile_lowered(lowered, options),
-    )
-    yield
-
-
 @pytest.fixture(scope="module")
 def hlo_folder(tmp_path_factory):
   return tmp_path_factory.mktemp("plan") / "hlo"
