@@ -131,8 +131,9 @@ def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
   rollout, steps, rewards = global_batch.read_everywhere(
     (batch.rollout, batch.scores.steps, batch.scores.step_rewards)
   )
-  config = run.spec.step.credit
-  returns = np.asarray(credit.step_returns(rewards, steps.mask, config))
+  config, returns = run.spec.step.credit, None
+  if run.spec.prm_model is not None and config.form != "min_dense":
+    returns = np.asarray(credit.step_returns(rewards, steps.mask, config))
   rows = np.linspace(0, len(iteration.problems) - 1, SAMPLES_SHOWN).astype(int)
   samples = []
   for row, texts in zip(rows, step_texts(run, rollout, rows), strict=True):
@@ -143,6 +144,7 @@ def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
     sample = {"problem": problem.problem, "steps": step_list}
     if run.spec.prm_model is not None:
       sample["step_rewards"] = rewards[row, :count].round(4)
+    if returns is not None:
       sample["step_returns"] = returns[row, :count].round(4)
     sample["correct"] = bool(iteration.graded.verdicts.correct[row])
     sample["kind"] = run.task.kind(problem, texts)
@@ -156,14 +158,18 @@ def _write_samples(run: Run, bar: Progress, iteration: Iteration) -> None:
 
 
 def _step_lines(sample: dict[str, Any]) -> list[str]:
-  """A line for each step of a sample, with its score if it has one."""
+  """A line for each step of a sample, with its score and credit, if any."""
   texts = [text.replace("\n", "\\n") for text in sample["steps"]]
-  if "step_rewards" not in sample:
+  columns = [
+    [f"{name} {value:+.2f}" for value in sample[field]]
+    for name, field in (("score", "step_rewards"), ("credit", "step_returns"))
+    if field in sample
+  ]
+  if not columns:
     return texts
-  scores = zip(sample["step_rewards"], sample["step_returns"], strict=True)
   return [
-    f"score {reward:+.2f} credit {value:+.2f}  {text}"
-    for text, (reward, value) in zip(texts, scores, strict=True)
+    f"{' '.join(values)}  {text}"
+    for *values, text in zip(*columns, texts, strict=True)
   ]
 
 

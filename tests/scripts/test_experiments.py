@@ -81,6 +81,26 @@ def test_samples_carry_scores_and_credit(finished):
     np.testing.assert_allclose(sample["step_returns"], expected, atol=1e-3)
 
 
+def test_samples_of_a_form_without_step_returns_have_scores(finished, tmp_path):
+  """`min_dense` is defined on tokens: a run in that form must not end there."""
+  done = call(
+    "train_pure.py",
+    tmp_path / "run",
+    f"--start={finished[0]}",
+    "--config.rl.iterations=1",
+    "--config.rl.credit.form=min_dense",
+    "--config.rl.credit.fold_verifiable=true",
+    "--config.rl.credit.baseline=paper_b",
+  )
+  assert done.returncode == 0, done.stderr
+  lines = (tmp_path / "run" / "samples.jsonl").read_text().splitlines()
+  for line in lines:
+    sample = json.loads(line)
+    assert len(sample["steps"]) == len(sample["step_rewards"])
+    assert "step_returns" not in sample
+  assert f"score {sample['step_rewards'][-1]:+.2f}  " in done.stderr
+
+
 def test_a_finished_run_started_again_changes_nothing(finished):
   workdir, _ = finished
   before = rows(workdir), rows(workdir, "samples.jsonl")
