@@ -228,7 +228,7 @@ def test_many_files_and_many_devices_give_the_same_parameters(
   query = params["layers"]["query"]
   assert {s.data.shape for s in query.addressable_shards} == {(2, 6, 4, 8)}
   # A rule that shards the layers changes no value.
-  rules = {**sharding.RULE_SETS["fsdp"], "width": None, "layers": "data"}
+  rules = sharding.RULE_SETS["fsdp"] | {"width": (), "layers": ("data",)}
   monkeypatch.setitem(sharding.RULE_SETS, "by layer", rules)
   by_layer = sharding.make_layout(data=2, fsdp=4, rules="by layer")
   params, _ = huggingface.load_policy(many, by_layer)
