@@ -78,7 +78,7 @@ def export(
     )
     description = f"the policy after iteration {restored.step}"
   try:
-    for file in sorted(run.tokenizer.iterdir()):
+    for file in sorted(run.tokenizer_path.iterdir()):
       is_tokenizer = file.suffix in huggingface.TOKENIZER_FILES
       if is_tokenizer and file.name not in NOT_TOKENIZER:
         shutil.copy(file, partial)

@@ -12,9 +12,9 @@ iterations of RL:
   4. grade     host   the answers, while 3 runs
   5. update    jit    credit, baseline, clipped loss, gradient, AdamW
 
-Metrics of an iteration are read after the next one is dispatched. The same
-command continues an interrupted run exactly: random keys follow from seed and
-iteration, and the checkpoint has everything else. After SIGTERM the current
+Metrics of an iteration are logged while the update of the next one runs. The
+same command continues an interrupted run exactly: random keys follow from seed
+and iteration, and the checkpoint has everything else. After SIGTERM the current
 iteration ends and is saved; the exit status is then 75.
 """
 
@@ -32,14 +32,14 @@ from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_report
 from pure_jax.runs.folder import MAY_DIFFER
-from pure_jax.runs.loop import EarlyStop, StageCheckpoints
+from pure_jax.runs.loop import StageCheckpoints, StopConditions
 from pure_jax.runs.responses import (
   check_drift,
   check_finite,
   grade,
   response_metrics,
 )
-from pure_jax.runs.rl_functions import RLFunctions, compile_functions
+from pure_jax.runs.rl_functions import RLFunctions, make_functions
 from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
@@ -149,18 +149,18 @@ def run_iterations(
 ) -> None:
   """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
-  problems, evaluations = run.task.train, run.folder.metrics
-  stop = EarlyStop(run, "rl", total, checkpoints)
-  state, first, cursor = checkpoints.resume(state)
-  stop.check_resumed(first, state)
-  rl_report.rewind(run, first)
-  if first == 0:
+  problems = run.task.train
+  stop = StopConditions(run, "rl", total, checkpoints)
+  state, done, cursor = checkpoints.resume(state)
+  stop.check_resumed(done, state)
+  rl_report.rewind(run, done)
+  if done == 0:
     metrics = evaluate(run, functions, frozen, state.params)
-    evaluations.write("rl_eval", 0, metrics)
-  pending = None  # Logged while the next iteration is computed.
-  bar = Progress("rl", total, first, enabled=run.shows_progress)
+    run.folder.metrics.write("rl_eval", 0, metrics)
+  pending = None  # Logged while the update of the next iteration runs.
+  bar = Progress("rl", total, done, enabled=run.shows_progress)
   with bar, preemption.graceful_shutdown() as shutdown:
-    for step in range(first + 1, total + 1):
+    for step in range(done + 1, total + 1):
       rows, cursor = next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
         run, functions, frozen, state, step, [problems[row] for row in rows]
@@ -178,7 +178,7 @@ def run_iterations(
       pending, metrics = None, None
       if evaluates:
         metrics = evaluate(run, functions, frozen, state.params)
-        evaluations.write("rl_eval", step, metrics)
+        run.folder.metrics.write("rl_eval", step, metrics)
       checkpoints.save(step, state, cursor, metrics, regular=is_regular)
       facts = {"problems": [p.problem for p in iteration.problems]}
       stop.end(
@@ -202,7 +202,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
   # ===== Functions and state =====
   rl = run.spec.settings.rl
   optimizer = make_optimizer(rl.optim)
-  functions = compile_functions(run.spec, optimizer)
+  functions = make_functions(run.spec, optimizer)
   state = start_state(run.spec, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.
 

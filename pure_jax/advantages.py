@@ -67,17 +67,17 @@ def process_advantages(
   it, N is `baseline_length`, and sums over k run over the other G - 1 samples.
 
   none     g_t
-  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((G-1) N).
-           The baseline is inside the sum, so it fades towards the end of the
-           response.
+  paper_a  sum over j >= t of (r*_j - b), b = sum_k sum_l r*_kl / ((G-1) N),
+           where j and l run over tokens. The baseline is inside the sum, so it
+           fades towards the end of the response.
   paper_b  g_t - sum_k sum_l g_kl / ((G-1) N). The baseline is outside the sum
            and consists of returns, as in the reference's verl branch.
-  main     like paper_a, but b = sum_k reward / sum_k tokens over real
-           lengths, subtracted for a whole step at the step's end.
-  step     like main, but b = mean_k (reward / steps), subtracted once per
-           step. It is known to be biased and included to show the bias: if
-           b > 0 each further step costs, if b < 0 one long step avoids the
-           cost.
+  main     like paper_a, but b = sum_k reward / sum_k tokens over real lengths.
+           Every token of a step pays b for each token from the start of the
+           step to the end of the response.
+  step     like main, but b = mean_k (reward / steps), paid once per step. It
+           is known to be biased by the number of steps, and included to show
+           the bias: if b > 0 each further step costs b, if b < 0 it earns -b.
 
   Args:
     returns: [B, S] float, step returns from `credit.step_returns`.
@@ -189,7 +189,7 @@ def folded_rewards(
 def _folded_advantages(
   token_rewards: Array, experience: Experience, config: CreditConfig
 ) -> Array:
-  """Returns [B, C] token returns minus the common baseline (reading B)."""
+  """Returns [B, C] token returns minus the common baseline (`paper_b`)."""
   mask = experience.completion_mask
   if config.form == "min_dense":
     # The reference's fault, on purpose: the minimum includes the zeros of
@@ -211,18 +211,18 @@ def pure_advantages(
   """Returns the advantage of every token, and metrics about credit.
 
   A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go.
-  With fold_verifiable the advantages come from `folded_rewards` instead. Then
-  whitening and zero_terminal_advantage apply. A step reward that is not
-  finite counts as an absent step, so that it cannot spread through a
+  With fold_verifiable the advantages come from `folded_rewards` instead. In
+  both cases whitening and zero_terminal_advantage follow. A step reward that
+  is not finite counts as an absent step, so that it cannot spread through a
   baseline. Stop training if the metric `nonfinite_step_rewards`, the number
   of such rewards, is not 0.
 
   >>> from pure_jax.types import StepBoundaries
   >>> zero, one = jnp.zeros((2, 1)), jnp.ones((2, 1), bool)  # C = S = 1.
   >>> index, scores = zero.astype(int), jnp.array([[0.5], [-0.5]])
-  >>> cut = StepBoundaries(index, one, index, one, ~one, index[:, 0])
+  >>> steps = StepBoundaries(index, one, index, one, ~one, index[:, 0])
   >>> no, right = ~one, scores[:, 0]
-  >>> batch = Experience(one, cut, scores, right, no[:, 0], zero, zero, no)
+  >>> batch = Experience(one, steps, scores, right, no[:, 0], zero, zero, no)
   >>> config = CreditConfig("min", baseline="main", group_size=2, whiten=False)
   >>> pure_advantages(batch, config)[0].tolist()
   [[1.0], [-1.0]]
@@ -290,15 +290,17 @@ def _credit_metrics(
   config: CreditConfig,
 ) -> Metrics:
   """Returns scalars that describe credit and show reward hacking."""
-  cut, dtype = experience.steps, rewards.dtype
+  boundaries, dtype = experience.steps, rewards.dtype
   nonempty = jnp.any(step_mask, axis=1)
   outcome = softmin_rewards(
     rewards, step_mask, temperature=config.temperature
   ).sum(axis=1)
   agrees = (outcome > 0) == (experience.correct > 0.5)
-  returns = steps.values_per_token(following_returns(returns, step_mask), cut)
-  silent = jnp.all(cut.empty | ~cut.mask, axis=1)
-  bad = cut.mask & ~jnp.isfinite(experience.step_rewards)
+  returns = steps.values_per_token(
+    following_returns(returns, step_mask), boundaries
+  )
+  silent = jnp.all(boundaries.empty | ~boundaries.mask, axis=1)
+  bad = boundaries.mask & ~jnp.isfinite(experience.step_rewards)
   answered = experience.has_answer
   rows = jnp.ones_like(answered)
 
@@ -316,9 +318,9 @@ def _credit_metrics(
     "correct_mean": masked.masked_mean(
       experience.correct.astype(dtype), answered
     ),
-    "steps_mean": share(cut.mask.sum(axis=1), rows),
-    "empty_step_fraction": share(cut.empty, cut.mask),
+    "steps_mean": share(boundaries.mask.sum(axis=1), rows),
+    "empty_step_fraction": share(boundaries.empty, boundaries.mask),
     "no_content_fraction": share(silent, rows),
-    "step_overflow_mean": share(cut.overflow, rows),
+    "step_overflow_mean": share(boundaries.overflow, rows),
     "nonfinite_step_rewards": bad.sum().astype(dtype),
   }

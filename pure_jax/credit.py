@@ -136,9 +136,9 @@ def min_returns(
   paper's Eq. 3: g_t = r_w for t <= w and 0 after, where w is the worst step.
   If several steps are equally bad, w is the last of them, so each of them
   keeps its blame. Softmin does the same: its limit at T -> 0 shares r_w
-  equally among the ties still to come, so it is nonzero on exactly the same
-  steps. (If w were the first of them, a second step of reward -1 would pass.
-  Saturated scores make such ties common.)
+  equally among all ties, and g_t is the share of those still to come, so it is
+  nonzero on exactly the same steps. (If w were the first of them, a second
+  step of reward -1 would pass. Saturated scores make such ties common.)
 
   >>> import jax.numpy as jnp
   >>> rewards, mask = jnp.array([0.75, -0.5, 0.25, 1.0]), jnp.ones(4, bool)
@@ -222,8 +222,8 @@ def softmin_returns(
 ) -> Array:
   """Returns Eq. 6: the sum to go of softmin-weighted rewards (Eq. 5).
 
-  g_t = sum over k >= t of r*_k. As T -> 0 it tends to Eq. 3 of
-  `min_returns(..., zero_after_worst=True)`.
+  g_t = sum over k >= t of r*_k. Without ties it tends to Eq. 3 as T -> 0,
+  which is `min_returns(..., zero_after_worst=True)`; for ties see there.
 
   Args:
     step_rewards: [..., S] float; NaN allowed where masked.

@@ -63,7 +63,7 @@ class CreditConfig:
     discount: 0..1 per step; values below 1 need form "sum".
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
-      (known to be biased toward few steps) or "none".
+      (known to be biased by the number of steps) or "none".
     baseline_length: N of the paper's baselines in tokens; None means C.
     count_step_end: whether "main" counts the token that ends a step among
       the step's tokens; the reference does not.

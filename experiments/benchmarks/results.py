@@ -22,7 +22,7 @@ class Line:
   Attributes:
     name: name of the arm.
     arm: a program of ours or a baseline.
-    times: its repeats; the work is tokens.
+    times: seconds of each repeat, and its tokens.
     rates: rates of the machine, from the same repeats.
   """
 
@@ -44,7 +44,7 @@ class Line:
 
   @property
   def flops(self) -> float:
-    """FLOPs of the products that the method needs, not of those computed."""
+    """FLOPs that the method needs, not those that the program computes."""
     return sum(phase.flops for phase in self.arm.phases)
 
   @property
@@ -54,12 +54,12 @@ class Line:
 
   @property
   def of_product_rate(self) -> float:
-    """Share of the machine's rate of products, by the needed FLOPs."""
+    """Model FLOPs utilisation: needed FLOPs/s over the measured matmul rate."""
     return self.flops / self.times.median / self.rates.flops_per_second
 
   @property
   def of_bandwidth(self) -> float:
-    """Share of the machine's bandwidth, by the needed traffic."""
+    """Needed bytes/s over the measured memory bandwidth."""
     return self.bytes / self.times.median / self.rates.bytes_per_second
 
 

@@ -161,8 +161,8 @@ def rl() -> dict:
     old_logp=old_logp(),
     # Micro-batches in which a batch is scored and differentiated.
     micro_batches=1,
-    # Number of row lengths that are compiled: the greatest possible length of
-    # a text, halved up to length_buckets - 1 times.
+    # Number of row lengths to compile: the longest that a text can be, half
+    # of it, a quarter, and so on.
     length_buckets=1,
     # Tokens of a row that several texts share; more if a single text needs
     # them. Unset gives each text its own row. Empty micro-batches cost no
@@ -244,7 +244,7 @@ def sampler(max_new_tokens: int) -> dict:
     temperature=1.0,  # Divides the logits.
     top_p=1.0,  # Keeps the likeliest tokens up to this probability.
     top_k=0,  # Keeps this many likeliest tokens; 0 keeps all.
-    min_p=0.0,  # Share of the likeliest token's probability; 0 is off.
+    min_p=0.0,  # Drops tokens below this share of the top probability; 0: off.
   )
 
 

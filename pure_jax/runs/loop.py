@@ -115,11 +115,11 @@ class StopReason(enum.Enum):
 
 
 @dataclasses.dataclass(frozen=True)
-class EarlyStop:
-  """Decides when a loop of updates ends before its last step.
+class StopConditions:
+  """Decides whether a loop of updates ends before its last step.
 
-  A loop ends when too many updates in a row were skipped, and when SIGTERM asks
-  it to. In both cases it first saves its state:
+  A loop ends after too many skipped updates in a row, and after SIGTERM. It
+  first saves its state. No metric of held-out data ends it.
 
     reason = stop.reason(metrics, shutdown)
     if is_regular or reason is not None:
@@ -264,14 +264,14 @@ def run_stage(
   name, num_steps = stage.name, stage.num_steps
   folder = run.folder.start / name.split("_")[0] / f"checkpoints_{name}"
   with StageCheckpoints(run, folder) as checkpoints:
-    stop = EarlyStop(run, name, num_steps, checkpoints)
-    state, first, cursor = checkpoints.resume(state)
-    stop.check_resumed(first, state)
-    run.folder.metrics.rewind(name, first + 1)
-    bar = Progress(name, num_steps, first, enabled=run.shows_progress)
+    stop = StopConditions(run, name, num_steps, checkpoints)
+    state, done, cursor = checkpoints.resume(state)
+    stop.check_resumed(done, state)
+    run.folder.metrics.rewind(name, done + 1)
+    bar = Progress(name, num_steps, done, enabled=run.shows_progress)
     with bar, preemption.graceful_shutdown() as shutdown:
-      start, last_saved = time.perf_counter(), first
-      for step in range(first + 1, num_steps + 1):
+      start, last_saved = time.perf_counter(), done
+      for step in range(done + 1, num_steps + 1):
         indices, cursor = next_batch(
           stage.num_examples, stage.batch_size, cursor
         )

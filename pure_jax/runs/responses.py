@@ -97,7 +97,8 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
   Args:
     run: the open run.
     step: number of the iteration.
-    drift: [] their largest difference; None if it was not measured.
+    drift: [] float, their largest difference in nats; None if it was not
+      measured.
 
   Raises:
     ConfigError: if it is beyond `rl.old_logp.tolerance`.

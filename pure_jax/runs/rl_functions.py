@@ -118,10 +118,10 @@ def _choose(compiled, measure, *batch):
   return packing.choose(compiled, np.asarray(jax.device_get(measure(*batch))))
 
 
-def compile_functions(
+def make_functions(
   spec: RunSpec, optimizer: optax.GradientTransformation
 ) -> RLFunctions:
-  """Makes the compiled functions of RL. Nothing is compiled before its call.
+  """Makes the functions of RL. Each is compiled when it is first called.
 
   Args:
     spec: the run's specification.
@@ -159,7 +159,7 @@ def compile_functions(
 def _make_generate(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
 ) -> rollouts.Generate:
-  """Makes stage 1 of a run: one compiled loop, or an engine's `generate`."""
+  """Makes `generate` of a run: one compiled loop, or that of an engine."""
   rl, engine = spec.settings.rl, make_engine(spec, sampler, group_size)
   if engine is not None:
     return engine.generate
@@ -177,7 +177,7 @@ def _make_generate(
 def make_engine(
   spec: RunSpec, sampler: SamplingConfig, group_size: int
 ) -> Engine | None:
-  """Makes stage 1 with continuous batching; None if a run samples in one loop.
+  """Makes the engine of a run; None if the run samples in one loop.
 
   Args:
     spec: the run's specification.

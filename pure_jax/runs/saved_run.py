@@ -2,7 +2,7 @@
 
 The run's folder is only read. `read_run` reads the config; the methods of
 `SavedRun` load one thing each. They raise a HuggingFaceError, TokenizerError or
-CheckpointError if it cannot be read.
+CheckpointError if that thing cannot be read.
 """
 
 import dataclasses
@@ -52,12 +52,12 @@ class SavedRun:
   contents: Mapping[str, str]
 
   @property
-  def prm_weights(self) -> pathlib.Path:
+  def prm_weights_path(self) -> pathlib.Path:
     """The folder of the PRM's weights."""
     return self.start / "prm" / "weights"
 
   @property
-  def tokenizer(self) -> pathlib.Path:
+  def tokenizer_path(self) -> pathlib.Path:
     """The file or the folder of the tokenizer."""
     if self.files is None:
       return self.start / "tokenizer.model"
@@ -66,7 +66,7 @@ class SavedRun:
   def load_tokenizer(self) -> Tokenizer:
     """Loads the tokenizer that policy and PRM share."""
     if self.files is None:
-      return SentencePieceTokenizer(self.tokenizer)
+      return SentencePieceTokenizer(self.tokenizer_path)
     return HuggingFaceTokenizer(
       self.files.policy,
       vocab_size=huggingface.read_config(self.files.policy).model.vocab_size,
@@ -76,7 +76,7 @@ class SavedRun:
   def policy_architecture(self) -> ModelConfig:
     """Reads the policy's architecture; the dtypes are the run's."""
     if self.files is None:
-      vocab_size = SentencePieceTokenizer(self.tokenizer).vocab_size
+      vocab_size = SentencePieceTokenizer(self.tokenizer_path).vocab_size
       return self.settings.model.architecture(vocab_size)
     return dataclasses.replace(
       huggingface.read_config(self.files.policy).model,
@@ -165,12 +165,14 @@ class SavedRun:
     model = prm.extend_config(
       self.policy_architecture(), self.settings.prm.extra_layers
     )
-    params = load_weights(self.prm_weights, prm.declare_prm(model), layout)
+    params = load_weights(self.prm_weights_path, prm.declare_prm(model), layout)
     return params, model
 
 
 def read_run(workdir: str | os.PathLike) -> SavedRun:
-  """Reads the config of a training run; its `files` name tiny models as well.
+  """Reads the config of a training run.
+
+  With `files.random_model`, its `files` name the tiny models that the run made.
 
   Args:
     workdir: folder of the run.

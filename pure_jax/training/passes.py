@@ -191,9 +191,9 @@ def policy_gradients(
       in place of `spec.micro_batch_rows`; None gives each text its own row.
 
   Returns:
-    ((loss [], metrics), gradients). In packed rows the loss is NaN if a text
-    did not fit, and the metric ``row_fill`` is the share of the processed
-    columns that have a token.
+    ((loss [], metrics by name), gradients like `params`). In packed rows the
+    loss is NaN if a text did not fit, and the metric ``row_fill`` is the share
+    of the processed columns that have a token.
   """
   batch = (rollout, experience, advantages)
   if shape is not None:

@@ -1,4 +1,4 @@
-"""Stage 1 of a training step: sampling completions, on any layout.
+"""The first function of an iteration: sampling completions, on any layout.
 
 `make_generate` samples a batch in one compiled loop, `make_engine` samples it
 with continuous batching. In both, row i samples with its own key and does not
@@ -72,7 +72,7 @@ def make_generate(
   *,
   stops: sampling.StopTable | None = None,
 ) -> Generate:
-  """Makes stage 1 as one compiled loop: G samples of each prompt.
+  """Makes `generate` as one compiled loop: G samples of each prompt.
 
   Args:
     model: the policy's architecture.
@@ -137,7 +137,7 @@ def make_engine(
   *,
   stops: sampling.StopTable | None = None,
 ) -> Engine:
-  """Makes stage 1 with continuous batching: G samples of each prompt.
+  """Makes `generate` with continuous batching: G samples of each prompt.
 
   Args:
     model: the policy's architecture.

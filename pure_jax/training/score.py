@@ -1,4 +1,4 @@
-"""Stage 2 of a training step: steps, PRM scores, old and reference log-probs.
+"""The second function of an iteration: steps, PRM scores, log-probs.
 
 One function, `prm_forward`, takes token ids to PRM logits wherever a PRM runs:
 in its training, in its evaluation and in RL. So the inputs of the PRM in RL
@@ -34,7 +34,7 @@ from pure_jax.types import (
 
 @struct.dataclass
 class Scores:
-  """The results of stage 2 for a rollout.
+  """Steps, their rewards and log-probs of a rollout.
 
   Attributes:
     steps: step boundaries, [B, C] and [B, S].
@@ -132,7 +132,7 @@ def prm_forward(
 def make_score(
   spec: StepSpec, rows: ScoreRows | None = None
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
-  """Makes stage 2, with old log-probs computed by the policy.
+  """Makes `score`, with old log-probs computed by the policy.
 
   Args:
     spec: the step's specification.
@@ -146,7 +146,7 @@ def make_score(
     while the policy's prompt may be a chat (in the paper's reference code the
     PRM reads the chat). Without a PRM its params are None and its prompts are
     not read. The drift [] is the largest |sampled_logp - old_logp| of a token,
-    which includes the sampler's filters.
+    in nats, which includes the sampler's filters.
   """
 
   def score(params, reference, prm_params, rollout, prm_prompts):
@@ -161,7 +161,7 @@ def make_score(
 def make_checked_score(
   spec: StepSpec, rows: ScoreRows | None = None
 ) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
-  """Makes stage 2 with the sampler's old log-probs, checked by the policy.
+  """Makes `score` with the sampler's old log-probs, checked by the policy.
 
   Args:
     spec: the step's specification.
@@ -190,7 +190,7 @@ def make_checked_score(
 def make_sampled_score(
   spec: StepSpec, rows: ScoreRows | None = None
 ) -> Callable[[Any, Any, Rollout, Prompts], Scores]:
-  """Makes stage 2 with the sampler's old log-probs, unchecked.
+  """Makes `score` with the sampler's old log-probs, unchecked.
 
   With one gradient step per batch, the updated policy is the one that sampled:
   the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
@@ -310,7 +310,7 @@ def _weight_shardings(spec: StepSpec):
 
 
 def _jit_with_drift(score, spec):
-  """Compiles a stage 2 that reads all three models and returns the drift."""
+  """Compiles a `score` that reads all three models and returns the drift."""
   layout = spec.layouts.training
   batch = sharding.batch_sharding(layout)
   return jax.jit(

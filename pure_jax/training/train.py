@@ -211,7 +211,7 @@ def make_update(
   optimizer: optax.GradientTransformation,
   rows: RowShape | None = None,
 ) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
-  """Makes stage 3: one gradient step of the PURE loss.
+  """Makes `update`: one gradient step of the PURE loss.
 
   Credit, baselines and whitening see the whole batch. The loss is summed over
   micro-batches, each divided by the count of the whole batch, so their number

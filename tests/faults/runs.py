@@ -5,7 +5,7 @@ from faults import Fault
 FAULTS = (
   Fault(
     "skipped updates do not end a loop",
-    "runs.loop:EarlyStop.reason",
+    "runs.loop:StopConditions.reason",
     "if skipped >= self.max_skipped:",
     "if False:",
     (
@@ -14,7 +14,7 @@ FAULTS = (
   ),
   Fault(
     "a stage that ended on skipped updates is finished",
-    "runs.loop:EarlyStop.check_resumed",
+    "runs.loop:StopConditions.check_resumed",
     "step >= self.total and skipped >= self.max_skipped",
     "False",
     (

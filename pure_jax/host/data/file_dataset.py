@@ -64,7 +64,7 @@ class Counts:
     return ", ".join(reasons)
 
 
-class Rows(Sequence[Record]):
+class Records(Sequence[Record]):
   """The records of a file in its order, read from disk on demand.
 
   Attributes:
@@ -87,8 +87,8 @@ class Rows(Sequence[Record]):
     """Reads several records at once, in the order of the indices.
 
     Args:
-      indices: row numbers, for example from `batches.next_batch`. Negative ones
-        count from the end.
+      indices: numbers of records, for example from `batches.next_batch`.
+        Negative ones count from the end.
 
     Raises:
       IndexError: if an index is out of range.
@@ -97,7 +97,7 @@ class Rows(Sequence[Record]):
     rows = [int(index) for index in indices]
     for row in rows:
       if not -len(self) <= row < len(self):
-        raise IndexError(f"There is no row {row} of {len(self)}.")
+        raise IndexError(f"There is no record {row} of {len(self)}.")
     if not rows:
       return []
     try:
@@ -185,7 +185,7 @@ def read_file(
   data_dir: str | os.PathLike,
   *,
   skip_malformed: bool = False,
-) -> Rows:
+) -> Records:
   """Opens the data set of a file, and prepares it first if it does not exist.
 
   If some rows of the file became no record, process 0 writes one line about
@@ -197,6 +197,9 @@ def read_file(
     data_dir: folder of the prepared data sets. Every combination of contents,
       format and version is a data set of its own.
     skip_malformed: True counts malformed rows instead of raising.
+
+  Returns:
+    The records in file order, with their counts; read from disk on demand.
 
   Raises:
     DataError: for a malformed row (the message has file, line and reason), for
@@ -226,7 +229,7 @@ def read_file(
   reasons = counts.not_read()
   if reasons and processes.is_process_zero():
     console.tell(f"{file}: of {counts.read} rows, {reasons}.")
-  return Rows(source, row_format.record, counts)
+  return Records(source, row_format.record, counts)
 
 
 def not_read_tables(counts: Mapping[str, Counts]) -> dict[str, Table]:

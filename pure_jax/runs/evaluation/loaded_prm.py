@@ -100,13 +100,13 @@ def fingerprints(settings: EvaluatePRMSettings) -> dict[str, str]:
   """
   if settings.run is not None:
     run = _checked_run(settings)
-    for path in (run.prm_weights, run.tokenizer):
+    for path in (run.prm_weights_path, run.tokenizer_path):
       if not path.exists():
         raise ConfigError(f"run={settings.run} lacks {path}.")
     return {
-      "run": integrity.fingerprint(run.prm_weights, deep=True),
+      "run": integrity.fingerprint(run.prm_weights_path, deep=True),
       "tokenizer": integrity.fingerprint(
-        run.tokenizer, huggingface.TOKENIZER_FILES
+        run.tokenizer_path, huggingface.TOKENIZER_FILES
       ),
     }
   huggingface.read_config(settings.prm)  # Raises if there is no model.

@@ -12,7 +12,7 @@ from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.batches import left_pad, right_pad
-from pure_jax.host.data.file_dataset import Rows
+from pure_jax.host.data.file_dataset import Records
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
   LabelledSolution,
@@ -131,7 +131,7 @@ class FilesTask(Task):
         )
     return model
 
-  def _rows(self, field: str, record: type) -> Rows:
+  def _rows(self, field: str, record: type) -> Records:
     """Opens the file that a field of the config names."""
     path, name, mapping = self._files.sources()[field]
     row_format = find_format(name, mapping)
@@ -222,7 +222,7 @@ class FilesTask(Task):
     raise ConfigError("files.policy is trained already: there is no SFT stage.")
 
   @functools.cached_property
-  def _labelled_file(self) -> Rows:
+  def _labelled_file(self) -> Records:
     """All labelled solutions."""
     if self._files.labelled is None:
       raise ConfigError(
