@@ -62,7 +62,7 @@ _PRESET = flags.DEFINE_enum(
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
-  "seconds", 60.0, "Time limit of a case's repeats, of which two are made.", 0.0
+  "seconds", 60.0, "Time limit of a case's repeats; two are always made.", 0.0
 )
 _JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(
