@@ -62,7 +62,7 @@ _PRESET = flags.DEFINE_enum(
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
-  "seconds", 60.0, "Time limit of a case's repeats, of which two are made.", 0.0
+  "seconds", 60.0, "Time limit of a case's repeats; two are always made.", 0.0
 )
 _JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(
@@ -88,7 +88,7 @@ _SIZES = {
     flags.DEFINE_list("rows", None, "Responses of a batch."),
     flags.DEFINE_list("samples", None, "Responses of a prompt."),
     flags.DEFINE_list("lengths", None, "Tokens, as PROMPT:NEW."),
-    flags.DEFINE_list("stops", None, "never, early: when responses end."),
+    flags.DEFINE_list("stops", None, "When responses end: never, early."),
   )
 }
 # Fields of `Options`, by name, which its docstring explains.
@@ -106,8 +106,10 @@ _OPTIONS = {
       "cache_dtype", None, CACHE_DTYPES, "Of keys and values in rollouts."
     ),
     flags.DEFINE_bool("int8_matrices", None, "In rollouts, see ModelConfig."),
-    flags.DEFINE_integer("engine_slots", None, "Of the smaller engine.", 1),
-    flags.DEFINE_integer("engine_chunk", None, "Tokens between syncs.", 1),
+    flags.DEFINE_integer(
+      "engine_slots", None, "Slots of the smaller engine.", 1
+    ),
+    flags.DEFINE_integer("engine_chunk", None, "Tokens between host syncs.", 1),
     flags.DEFINE_string(
       "weights",
       None,

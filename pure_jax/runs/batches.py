@@ -34,7 +34,7 @@ class PromptEncoder:
     return self.prompt_format.text(self.tokenizer, problem.problem)
 
   def ids(self, problem: Problem | LabelledSolution) -> list[int]:
-    """The same as token ids."""
+    """The prompt of `text` as token ids."""
     return self.tokenizer.encode(self.text(problem))
 
   def encode(self, problems: Sequence[Problem | LabelledSolution]) -> Prompts:

@@ -71,7 +71,8 @@ class StageCheckpoints:
 
     The state given is that at step 0, on this run's mesh, which may have
     another shape than the one before; it is donated. Without a checkpoint, the
-    values at step 0 come back.
+    values at step 0 come back. Raises a CheckpointError if there are
+    checkpoints but none can be used.
     """
     if not self._checkpoints.steps():
       return state, 0, Cursor(self._seed)

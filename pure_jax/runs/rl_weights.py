@@ -118,13 +118,16 @@ def freeze(
     policy_params: weights of the policy RL starts from.
     prm_params: weights of the PRM; None without one.
   """
+  model, layouts = spec.model, spec.layouts
 
-  def copy(params: Any, declared: Any, model: ModelConfig, layout: Layout):
+  def copy(
+    params: Any, declared: Any, model: ModelConfig, layout: Layout
+  ) -> Any:
     """Weights in the compute dtype and another layout."""
     make = weight_copies.make_compute_copy
     return make(declared, model, layouts.training, layout)(params)
 
-  model, layouts, prm_copy = spec.model, spec.layouts, None
+  prm_copy = None
   if prm_params is not None:
     declared = prm.declare_prm(spec.prm_model)
     prm_copy = copy(prm_params, declared, spec.prm_model, layouts.prm)

@@ -22,9 +22,18 @@ CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
 
 PACKAGES = (
-  *("pure_jax", "array_record", "flax", "jax", "jaxlib", "ml_collections"),
-  *("numpy", "optax", "orbax-checkpoint", "sentencepiece"),
-  *("tensorflow-datasets", "transformers"),
+  "pure_jax",
+  "array_record",
+  "flax",
+  "jax",
+  "jaxlib",
+  "ml_collections",
+  "numpy",
+  "optax",
+  "orbax-checkpoint",
+  "sentencepiece",
+  "tensorflow-datasets",
+  "transformers",
 )
 
 

@@ -173,7 +173,7 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
     counts = Counts(read, made, left_out, skipped, tuple(faults))
     if not made:
       raise DataError(
-        f"Split {_SPLIT!r} has no row: of {counts.read} in {self._path}, "
+        f"The data set has no row: of {counts.read} in {self._path}, "
         f"{counts.not_read() or 'none is there'}."
       )
     self.info.metadata[_SPLIT] = dataclasses.asdict(counts)

@@ -148,7 +148,7 @@ def split_by_problem(
 
   The split of a problem depends on its text only, not on the other rows or
   their order. Two files that share a problem put it in the same split. Returns
-  both kinds of row indices, int64, ascending; either may be empty.
+  (training, held-out) row indices, int64, ascending; either may be empty.
 
   Args:
     rows: problems or labelled solutions.

@@ -35,7 +35,7 @@ def prepared(
 
   Several processes may prepare the same data set at once: the first to finish
   moves its folder into place, and the others use that folder. TFDS shows no
-  progress bars and log messages.
+  progress bars or log messages.
 
   Args:
     make_builder: makes the builder of the data set. It is called a second time

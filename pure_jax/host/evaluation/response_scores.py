@@ -66,10 +66,10 @@ def response_scores(
     step_mask: [..., S] bool, True where the step exists.
 
   Returns:
-    By name, [...] float64 in [0, 1], 0 for a response without steps: the
-    "minimum", the "last" one, the "product" and the "mean" of p(good) over the
-    steps, and "softmin", which is `softmin_outcome` mapped from [−1, 1] to
-    [0, 1]; PURE ranks best-of-n by it. Reports list them in this order.
+    By name, [...] float64 in [0, 1], 0 for a response without steps. "minimum",
+    "last", "product" and "mean" are those of p(good) over the steps. "softmin",
+    by which PURE ranks best-of-n, is `softmin_outcome` mapped from [−1, 1] to
+    [0, 1]. Reports list the scores in the order of the dict.
 
   Raises:
     ValueError: as `probability_good`.

@@ -93,10 +93,10 @@ def load_prm(
   the folder has them the other way round.
 
   Args:
-    folder: as for `load_policy`, as are the other arguments.
+    folder: folder with config.json and one or more safetensors files.
     layout: devices and sharding of the weights.
-    compute_dtype: "float32" or "bfloat16".
-    param_dtype: "float32" or "bfloat16".
+    compute_dtype: as for `load_policy`.
+    param_dtype: as for `load_policy`.
     good_class: index of the folder's class for a good step. None chooses by the
       names of the labels, see `config.choose_good_class`.
 

@@ -138,8 +138,8 @@ def _parse(row: dict[str, Any], sizes: Mapping[str, int]) -> ScoredSolution:
         "step_rewards"
       )
     return ScoredSolution(**row)
-  is_list = isinstance(rewards, list) and len(rewards) == len(labels)
-  if not is_list or not all(map(is_reward, rewards)):
+  is_complete = isinstance(rewards, list) and len(rewards) == len(labels)
+  if not is_complete or not all(map(is_reward, rewards)):
     raise ValueError(
       f"step_rewards is {rewards!r}, not {len(labels)} numbers in -1..1, as "
       "many as labels"

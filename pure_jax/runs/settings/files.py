@@ -25,7 +25,8 @@ def check_format(settings: Any, prefix: str, allowed: tuple[str, ...]) -> None:
     allowed: names of formats.
   """
   one_of(settings, f"{prefix}format", allowed)
-  name, fields = (getattr(settings, prefix + x) for x in ("format", "fields"))
+  name = getattr(settings, f"{prefix}format")
+  fields = getattr(settings, f"{prefix}fields")
   try:
     find_format(name, fields)
   except ValueError as error:

@@ -205,9 +205,9 @@ class FilesTask(Task):
 
   def start_policy(self, layout: sharding.Layout) -> Any:
     """Loads the weights of the policy."""
-    return huggingface.load_policy(self._files.policy, layout, **self._dtypes)[
-      0
-    ]
+    path = self._files.policy
+    params, _ = huggingface.load_policy(path, layout, **self._dtypes)
+    return params
 
   def start_prm(self, layout: sharding.Layout) -> Any | None:
     """Loads the weights of the PRM; None if no PRM is named."""
