@@ -148,7 +148,8 @@ def call(
   Returns:
     The outputs, with tokens padded to whole tiles.
   """
-  (head, tiles), (table, hidden, tokens, mask, *numbers) = statics, arrays
+  head, tiles = statics
+  table, hidden, tokens, mask, *numbers = arrays
 
   def pad(x):
     missing = tiles.token_tiles * tiles.tokens - x.shape[0]
@@ -167,7 +168,10 @@ def call(
       num_scalar_prefetch=2,
       grid=grid if by_tokens else grid[::-1],
       in_specs=[
-        *(rows(hidden.shape[1]), of_table, of_ids, rows(1)),
+        rows(hidden.shape[1]),
+        of_table,
+        of_ids,
+        rows(1),
         *(rows(x.shape[1]) for x in numbers),
       ],
       out_specs=out_specs,

@@ -61,8 +61,15 @@ def prefill(
     act_sharding,
     keeps_cache=True,
   )
-  size = group_size, ring_length, share_prompts
-  cache = begin_cache(config, *present, mask, *size, act_sharding)
+  cache = begin_cache(
+    config,
+    *present,
+    mask,
+    group_size,
+    ring_length,
+    share_prompts,
+    act_sharding,
+  )
   return hidden[:, -1:], cache
 
 

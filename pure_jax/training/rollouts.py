@@ -180,10 +180,10 @@ def make_generate_rows(
   spec = generation_spec(model, sampler, layout)
   weights = sharding.weight_shardings(policy.declare_policy(model), layout)
   rows = sharding.batch_sharding(layout)
+
+  def generate(params, prompts, keys):
+    return generation.generate(params, spec, prompts, keys)
+
   return jax.jit(
-    lambda params, prompts, keys: generation.generate(
-      params, spec, prompts, keys
-    ),
-    in_shardings=(weights, rows, rows),
-    out_shardings=rows,
+    generate, in_shardings=(weights, rows, rows), out_shardings=rows
   )

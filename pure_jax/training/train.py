@@ -107,9 +107,12 @@ def make_init(
   Returns:
     A jitted function from a key (consumed) to the state at step 0.
   """
+
+  def init(key):
+    return new_state(weights.init_params(key, declared), optimizer)
+
   return jax.jit(
-    lambda key: new_state(weights.init_params(key, declared), optimizer),
-    out_shardings=state_shardings(declared, optimizer, layout),
+    init, out_shardings=state_shardings(declared, optimizer, layout)
   )
 
 

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from pure_jax.parallel import sharding
 
 FSDP = sharding.RULE_SETS["fsdp"]
+TWICE = {"a": ("fsdp",), "b": ("fsdp",)}
 
 
 @dataclasses.dataclass
@@ -48,10 +49,7 @@ def test_the_default_rules_as_a_table(layout):
     ((8, 6), ("vocab", "width"), FSDP, "6 is not divisible by"),
     ((8, 8), ("vocab", "widht"), FSDP, "no sharding rule.*widht"),
     ((8,), ("vocab", "width"), FSDP, "1 dimensions but 2 logical"),
-    (
-      *((8, 8), ("a", "b"), dict.fromkeys("ab", ("fsdp",))),
-      "two of its dimensions",
-    ),
+    ((8, 8), ("a", "b"), TWICE, "two of its dimensions"),
     ((8,), ("a",), {"a": ("expert",)}, "does not have"),
   ],
 )

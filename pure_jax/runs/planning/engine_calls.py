@@ -88,8 +88,11 @@ def call_programs(
   if rounds > 1:
     # As many waiting prompts as there are slots are prefilled.
     free = assign_free_slots(
-      *(np.ones(rows, bool), spec.shards, spec.group_size),
-      *(num_starting, num_prompts),
+      np.ones(rows, bool),
+      spec.shards,
+      spec.group_size,
+      num_starting,
+      num_prompts,
     )
     inputs = (*arguments, free.prompt_ids, free.index, slots, completions)
     times = rounds - 1

@@ -343,6 +343,7 @@ ENTRY %main (a: bf16[8,128]) -> bf16[8,128] {
     ("ENTRY %m () -> f32[] {\n  %x = f32[] constant(1)\n}", "no root"),
     ("ENTRY %m () -> f32[] {\n  ROOT %x = f32[ what\n}", "%?x|type"),
     ("ENTRY %m () -> q7[] {\n  ROOT %x = q7[3] rng()\n}", "q7"),
+    ("ENTRY %m () -> f32[] {\n  ROOT %x = f32 rng()\n}", "No type begins"),
   ],
 )
 def test_a_text_that_cannot_be_parsed_is_an_error(text, message):

@@ -231,4 +231,6 @@ def _shapes(text: str) -> tuple[Shape, ...]:
     space = _SPACE.search(layout)
     numbers = tuple(int(s.strip().lstrip("<=")) for s in sizes.split(",") if s)
     shapes.append(Shape(dtype, numbers, space is None or space[1] == "0"))
+  if not shapes and text.strip("() "):
+    raise HLOError(f"No type begins here: {text[:200]!r}.")
   return tuple(shapes)
