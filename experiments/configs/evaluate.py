@@ -97,13 +97,14 @@ def fields() -> dict:
 
 def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
   """A file of problems."""
-  fields = dict(
-    file=placeholder(str),  # None leaves the benchmark out.
-    format=format_name,  # See host/data/formats/named.py.
-    # For mapped_problems: fields of a record to fields of the file, see
-    # files.py.
-    fields=placeholder(ConfigDict),
-    problems=placeholder(int),  # Only the first ones; None takes all.
-    averaged=averaged,  # Whether the average includes it.
+  return ConfigDict(
+    dict(
+      file=placeholder(str),  # None leaves the benchmark out.
+      format=format_name,  # See host/data/formats/named.py.
+      # For mapped_problems: fields of a record to fields of the file, see
+      # files.py.
+      fields=placeholder(ConfigDict),
+      problems=placeholder(int),  # Only the first ones; None takes all.
+      averaged=averaged,  # Whether the average includes it.
+    )
   )
-  return ConfigDict(fields)

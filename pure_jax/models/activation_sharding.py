@@ -19,7 +19,8 @@ SegmentAttention = Callable[[Array, Array, Array, Array], Array]
 CacheAttention = Callable[[Array, Sequence[Any]], Array]
 # As `pure_jax.kernels.linear_logp.linear_logp`: (table [V, D] or [D, V], hidden
 # [B, C, D], tokens [B, C], mask [B, C], tied=, temperature=, banned_ids=) ->
-# (logp, entropy), both [B, C] in nats, 0 where masked.
+# (logp, entropy), both [B, C] float32 in nats, 0 where masked. The table has
+# the dtype of the hidden states; the temperature is above 0.
 HeadLogp = Callable[..., tuple[Array, Array]]
 
 # Logical axes of the activations that models constrain. Weights have other axes

@@ -36,8 +36,8 @@ class RLFunctions:
     generate: (weights, prompts, key) -> rollout, G samples of each prompt.
     generate_held_out: one sample of each prompt at temperature 1.
     generate_greedy: one greedy response to each prompt.
-    score_lengths: (rollout, PRM prompts) -> lengths that choose score rows.
-    update_lengths: (rollout, None) -> length that chooses update rows.
+    text_lengths: (rollout, PRM prompts) -> lengths of the longest texts, which
+      choose the rows; for an update the PRM prompts are None.
     scores: `score.make_score`, by rows.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
@@ -51,8 +51,7 @@ class RLFunctions:
   generate: rollouts.Generate
   generate_held_out: rollouts.Generate
   generate_greedy: rollouts.Generate
-  score_lengths: Callable[[Rollout, Prompts], jax.Array]
-  update_lengths: Callable[[Rollout, None], jax.Array]
+  text_lengths: Callable[[Rollout, Prompts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -75,7 +74,7 @@ class RLFunctions:
     `score.make_score`.
     """
     batch = (rollout, prm_prompts)
-    function = _choose(self.scores, self.score_lengths, *batch)
+    function = _choose(self.scores, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
 
@@ -97,9 +96,9 @@ class RLFunctions:
       return self.score(trained, frozen, rollout, prm_prompts)
     batch = (rollout, prm_prompts)
     if (iteration - 1) % rl.old_logp.check_every:
-      function = _choose(self.sampled_scores, self.score_lengths, *batch)
+      function = _choose(self.sampled_scores, self.text_lengths, *batch)
       return function(frozen.reference, frozen.prm, *batch), None
-    function = _choose(self.checked_scores, self.score_lengths, *batch)
+    function = _choose(self.checked_scores, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
 
@@ -107,7 +106,7 @@ class RLFunctions:
     self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
   ) -> tuple[train.TrainState, train.Metrics]:
     """One gradient step: (the next state, metrics). The state is donated."""
-    function = _choose(self.updates, self.update_lengths, batch.rollout, None)
+    function = _choose(self.updates, self.text_lengths, batch.rollout, None)
     return function(state, batch, frozen.base)
 
 
@@ -133,7 +132,6 @@ def make_functions(
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
-  measure = score.make_measure(step)
   sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
   return RLFunctions(
     spec=spec,
@@ -141,8 +139,7 @@ def make_functions(
     generate=_make_generate(spec, sampler, rl.samples_per_prompt),
     generate_held_out=_make_generate(spec, plain, 1),
     generate_greedy=_make_generate(spec, greedy, 1),
-    score_lengths=measure,
-    update_lengths=measure,
+    text_lengths=score.make_measure(step),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     checked_scores={
       rows: score.make_checked_score(step, rows) for rows in sampled_rows

@@ -79,7 +79,8 @@ def test_engines_draw_the_tokens_of_the_one_loop(shared_programs, monkeypatch):
   """The second engine has fewer slots than responses, so prompts wait. The
   first, with a slot for each, is the one loop here: it takes long to compile.
   """
-  sizes, make_engine = [], rollout.make_engine
+  sizes, chunks, make_engine = [], [], rollout.make_engine
+  engine_config = rollout.EngineConfig
 
   def record(case, sampler, slots):
     sizes.append(slots)
@@ -87,10 +88,16 @@ def test_engines_draw_the_tokens_of_the_one_loop(shared_programs, monkeypatch):
       return LOOPS[case, sampler][0]
     return make_engine(case, sampler, slots)
 
+  def record_config(slots, chunk):
+    chunks.append((slots, chunk))
+    return engine_config(slots, chunk)
+
   monkeypatch.setattr(rollout, "make_engine", record)
+  monkeypatch.setattr(rollout, "EngineConfig", record_config)
   arms = rollout.rollout_arms(WAITING)
   assert list(arms) == ["generate", "engine", "refilled", "prefill"]
   assert sizes == [4, 2]
+  assert chunks == [(2, WAITING.options.engine_chunk)]
   loop = arms["generate"]
   for engine in (arms["engine"], arms["refilled"]):
     assert engine.compared_with == "generate" and engine.compilation is None

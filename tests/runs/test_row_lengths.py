@@ -80,16 +80,17 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.update_rows(spec())
     },
-    update_lengths=lambda rollout, _: np.array([len(rollout)]),
     scores={
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.score_rows(spec())
     },
-    score_lengths=lambda rollout, prompts: np.array([len(rollout), 1]),
+    text_lengths=lambda rollout, prompts: np.array(
+      [len(rollout), *([] if prompts is None else [1])]
+    ),
   )
   batch = types.SimpleNamespace(rollout="x" * longest)
   assert compiled.update(None, batch, FROZEN).columns == columns
-  rows = compiled.score(None, FROZEN, batch.rollout, None)
+  rows = compiled.score(None, FROZEN, batch.rollout, ["problem"])
   assert rows.policy.columns == columns
 
 

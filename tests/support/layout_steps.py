@@ -18,7 +18,7 @@ from pure_jax.types import Prompts
 MODEL = ModelConfig(
   vocab_size=16,
   width=16,
-  num_layers=1,
+  num_layers=2,
   num_heads=8,
   num_kv_heads=2,
   head_dim=4,

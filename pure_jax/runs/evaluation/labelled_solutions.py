@@ -140,8 +140,8 @@ def batches_by_length(
     (indices of at most B of the n solutions, a host batch of B rows). The last
     batch repeats its own solutions to fill B rows.
   """
-  texts = zip(solutions.prompts, solutions.responses, strict=True)
-  lengths = [len(prompt) + len(response) for prompt, response in texts]
+  encoded = zip(solutions.prompts, solutions.responses, strict=True)
+  lengths = [len(prompt) + len(response) for prompt, response in encoded]
   order = np.argsort(lengths, kind="stable")
   for first in range(0, len(order), batch_size):
     indices = order[first : first + batch_size]

@@ -51,7 +51,7 @@ class LabelledResponses:
 
 
 class Task(Protocol):
-  """An open task; one that inherits from it need not define what it lacks.
+  """An open task. A task that inherits from it defines what its runs use.
 
   Attributes:
     tokenizer: of policy and PRM.
@@ -76,11 +76,11 @@ class Task(Protocol):
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
     """Grades answers."""
-    ...
+    raise NotImplementedError
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step neither claims nor concludes anything."""
-    ...
+    raise NotImplementedError
 
   def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
     """The kind of a response; None if the task cannot tell."""
@@ -96,19 +96,19 @@ class Task(Protocol):
 
   def demonstrations(self) -> Demonstrations:
     """Responses for the supervised start."""
-    ...
+    raise NotImplementedError
 
   def labelled(
     self, spec: RunSpec, batches: Batches, policy_params: Any
   ) -> LabelledResponses:
     """Training data of the PRM; the policy may be sampled for it."""
-    ...
+    raise NotImplementedError
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
   ) -> dict[str, float]:
     """Metrics of a PRM on held-out problems; the policy may be sampled."""
-    ...
+    raise NotImplementedError
 
   def close(self) -> None:
     """Closes the resources of the task, if it has some."""
