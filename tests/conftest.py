@@ -32,16 +32,22 @@ if not IS_WORKER:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 # XLA's newer emitters for CPUs take more time than all else of a compilation.
-# From jaxlib 0.11.1 on it has no others. jaxlib and libtpu end the process if
-# they do not know a flag.
+# From jaxlib 0.11.1 on it has no others. Code is generated in one piece: every
+# core has a worker already. jaxlib and libtpu end the process if they do not
+# know a flag.
 NEWER_EMITTERS = "xla_cpu_use_fusion_emitters"
 HAS_OLDER_EMITTERS = (
   jaxlib.version.__version_info__ < (0, 11, 1)
   and importlib.util.find_spec("libtpu") is None
 )
 if HAS_OLDER_EMITTERS and not IS_WORKER:
-  flags = os.environ.get("XLA_FLAGS", "")
-  os.environ["XLA_FLAGS"] = f"{flags} --{NEWER_EMITTERS}=false".strip()
+  os.environ["XLA_FLAGS"] = " ".join(
+    [
+      os.environ.get("XLA_FLAGS", ""),
+      f"--{NEWER_EMITTERS}=false",
+      "--xla_cpu_parallel_codegen_split_count=1",
+    ]
+  )
 
 import jax
 import pytest

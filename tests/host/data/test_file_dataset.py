@@ -79,7 +79,7 @@ def test_rows_are_read_by_index(tmp_path):
   assert [row.id for row in rows[1:6:2]] == ["own/1", "own/3", "own/5"]
   assert rows.take([]) == rows[9:] == []
   for index in (9, -10):
-    with pytest.raises(IndexError, match=f"no row {index} of 9"):
+    with pytest.raises(IndexError, match=f"no record {index} of 9"):
       rows[index]
 
 
