@@ -15,7 +15,7 @@ from pure_jax.host.grading.verify import Verdict, boxed, gsm8k_hash, last_number
 
 @pytest.fixture(scope="module")
 def pool():
-  with verify.open_pool(timeout_seconds=1.0, memory_bytes=256 << 20) as pool:
+  with verify.open_pool(timeout_seconds=3.0, memory_bytes=256 << 20) as pool:
     yield pool
 
 
