@@ -244,7 +244,7 @@ def test_reference_answers_of_gsm8k_are_extracted_and_equal_themselves(pool):
   ],
 )
 def test_hostile_answers_are_graded_and_nothing_is_executed(
-  pool, tmp_path, answers, count
+  tmp_path, answers, count
 ):
   """None hangs, none raises, none is right, no file appears."""
   hostile = list(answers(str(tmp_path / "executed")))
@@ -254,7 +254,10 @@ def test_hostile_answers_are_graded_and_nothing_is_executed(
   responses += hostile + innocent
   extractors = [boxed, last_number]
   start = time.monotonic()
-  verdicts = verify.grade(pool, responses, ["3.5"] * len(responses), extractors)
+  with verify.open_pool(timeout_seconds=0.5, memory_bytes=256 << 20) as pool:
+    verdicts = verify.grade(
+      pool, responses, ["3.5"] * len(responses), extractors
+    )
   counts = verify.verdict_counts(verdicts)
   assert [r for r, v in zip(responses, verdicts, strict=True) if v.correct] == (
     innocent
