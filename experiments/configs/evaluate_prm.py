@@ -14,6 +14,19 @@ from configs import base
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# Fields of the smoke run that differ.
+SMOKE = {
+  "random_model": "tied",
+  "prompt_tokens": 64,
+  "response_tokens": 64,
+  "score": {"max_steps": 8},
+  "batch_size": 16,
+  "length_multiple": 32,
+  "compute_dtype": "float32",
+  "param_dtype": "float32",
+  "resamples": 200,
+}
+
 
 def get_config(variant: str = "full") -> ConfigDict:
   """The fields, for the "full" evaluation or a "smoke" run."""
@@ -65,17 +78,5 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
   )
   if variant == "smoke":
-    config.random_model = "tied"
-    config.update(
-      {
-        "prompt_tokens": 64,
-        "response_tokens": 64,
-        "score": {"max_steps": 8},
-        "batch_size": 16,
-        "length_multiple": 32,
-        "compute_dtype": "float32",
-        "param_dtype": "float32",
-        "resamples": 200,
-      }
-    )
+    config.update(SMOKE)
   return config

@@ -384,10 +384,12 @@ def test_metrics_agree_with_loops():
     )
 
 
-def test_process_part_stands_alone():
+def test_jit_agrees_and_process_part_stands_alone():
   batch, _ = random_experience(16)
   config = dataclasses.replace(PLAIN, baseline="main")
   expected, _ = pure_advantages(batch, config)
+  eager, _ = advantages.pure_advantages(batch, config)
+  np.testing.assert_allclose(eager, expected, rtol=1e-6, atol=1e-6)
   mask = batch.steps.mask
   returns = jax.jit(credit.step_returns, static_argnums=2)(
     batch.step_rewards, mask, config

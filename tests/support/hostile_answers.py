@@ -47,36 +47,28 @@ def hostile_answers(file: str) -> Iterator[str]:
   yield from nests()
   yield from long_ones()
   yield from heavy_mathematics()
-  yield from quick_answers()
-  yield from code_answers(file)
+  yield from quick_answers(file)
 
 
 def some_answers(file: str) -> Iterator[str]:
-  """A part of `hostile_answers`: all of the short kinds, some of each other.
+  """A part of `hostile_answers`: every quick one, and some of each other kind.
 
-  Every code comes in half of the carriers, and in every carrier half of the
-  code. An answer that hangs costs its time limit and the start of a worker.
+  An answer that hangs costs its time limit and the start of a worker.
   """
   yield from itertools.islice(towers(), 0, None, 4)
   yield from itertools.islice(nests(), 0, None, 5)
   yield from itertools.islice(long_ones(), 0, None, 4)
   yield from itertools.islice(heavy_mathematics(), 0, None, 5)
-  yield from quick_answers()
-  yield from code_answers(file, every=2)
+  yield from quick_answers(file)
 
 
-def quick_answers() -> Iterator[str]:
-  """Answers that are rejected soon."""
+def quick_answers(file: str) -> Iterator[str]:
+  """Answers that are rejected soon; code among them would create `file`."""
   yield from unbalanced()
   yield from no_numbers()
   yield from unicode_ones()
-
-
-def code_answers(file: str, every: int = 1) -> Iterator[str]:
-  """Code that would create `file`, in every so many carriers."""
-  for number, code in enumerate(CODE):
-    for carrier in CARRIERS[number % every :: every]:
-      yield carrier.format(code.format(file=file))
+  for code, carrier in itertools.product(CODE, CARRIERS):
+    yield carrier.format(code.format(file=file))
 
 
 def towers() -> Iterator[str]:
