@@ -119,8 +119,8 @@ class StopReason(enum.Enum):
 class StopConditions:
   """Decides whether a loop of updates ends before its last step.
 
-  A loop ends after too many skipped updates in a row, and after SIGTERM. It
-  first saves its state. No metric of held-out data ends it.
+  A loop ends after too many skipped updates in a row, and after SIGTERM, but by
+  no metric of held-out data. It first saves its state:
 
     reason = stop.reason(metrics, shutdown)
     if is_regular or reason is not None:
