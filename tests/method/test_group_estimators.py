@@ -164,6 +164,28 @@ def test_reinforce_pp_on_process_rewards_agrees_with_a_loop(form):
   np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_reinforce_pp_of_outcomes_agrees_with_a_loop_and_its_configuration():
+  batch, lists = random_experience(3)
+  config = dataclasses.replace(REINFORCE_PP, process_coef=0.0)
+  batch = batch.replace(has_answer=np.ones(12, bool))
+  penalty = 0.5 * (np.asarray(batch.old_logp) - np.asarray(batch.ref_logp))
+  reinforce_pp = jax.jit(estimators.reinforce_pp_advantages)
+  direct = reinforce_pp(batch.correct, penalty, batch.completion_mask)
+  direct = np.asarray(direct)
+  costs = np.asarray(penalty, np.float64)
+  tokens = [
+    (b, t, float(batch.correct[b]) - costs[b, t:length].sum())
+    for b, length in enumerate(lists["lengths"])
+    for t in range(length)
+  ]
+  values = np.array([value for _, _, value in tokens])
+  scaled = (values - values.mean()) / values.std(ddof=1)
+  for (b, t, _), value in zip(tokens, scaled, strict=True):
+    np.testing.assert_allclose(direct[b, t], value, rtol=1e-4, atol=1e-5)
+  actual = pure_advantages(batch, config)
+  np.testing.assert_allclose(actual, direct, rtol=1e-5, atol=1e-6)
+
+
 def test_the_mean_form_is_the_sum_form_over_the_number_of_steps():
   batch, lists = random_experience(34)
   plain = dataclasses.replace(
