@@ -228,17 +228,17 @@ def _folded_advantages(
 def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
   """Marks the tokens that get an advantage, [B, C] bool."""
   mask = experience.completion_mask
-  kept = mask
+  credit_mask = mask
   if config.zero_terminal_advantage:
-    kept &= ~experience.terminal_mask
+    credit_mask &= ~experience.terminal_mask
   if config.zero_truncated_end:
     if experience.truncated is None:
       raise ValueError(
         "zero_truncated_end reads experience.truncated, which is None: give "
         "the flags [B], or set zero_truncated_end=False."
       )
-    kept &= ~(experience.truncated[:, None] & _last_token(mask))
-  return kept
+    credit_mask &= ~(experience.truncated[:, None] & _last_token(mask))
+  return credit_mask
 
 
 def pure_advantages(
