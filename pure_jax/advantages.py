@@ -227,17 +227,18 @@ def _folded_advantages(
 
 def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
   """Marks the tokens that get an advantage, [B, C] bool."""
-  mask = experience.completion_mask
+  mask = jnp.asarray(experience.completion_mask)
   credit_mask = mask
   if config.zero_terminal_advantage:
-    credit_mask &= ~experience.terminal_mask
+    credit_mask = credit_mask & ~experience.terminal_mask
   if config.zero_truncated_end:
     if experience.truncated is None:
       raise ValueError(
         "zero_truncated_end reads experience.truncated, which is None: give "
         "the flags [B], or set zero_truncated_end=False."
       )
-    credit_mask &= ~(experience.truncated[:, None] & _last_token(mask))
+    end = experience.truncated[:, None] & _last_token(mask)
+    credit_mask = credit_mask & ~end
   return credit_mask
 
 

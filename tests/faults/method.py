@@ -80,8 +80,8 @@ FAULTS = (
   Fault(
     "the end of a truncated response keeps its advantage in main",
     "advantages:_credit_mask",
-    "credit_mask &= ~(experience.truncated[:, None] & _last_token(mask))",
-    "credit_mask &= mask",
+    "credit_mask = credit_mask & ~end",
+    "credit_mask = credit_mask",
     (
       "test_main_branch.py::test_the_last_token_of_a_truncated_response_gets_no_advantage",
     ),

@@ -94,6 +94,17 @@ def test_truncation_must_be_known_to_be_zeroed():
     pure_advantages(wrong, plain)
 
 
+def test_arrays_of_numpy_stay_as_they_are_without_jit():
+  # `mask &= other` would write into the caller's array.
+  batch = jax.tree.map(np.array, _responses([3, 2], [1, 0], np.ones(2, bool)))
+  before = jax.tree.map(np.copy, batch)
+  config = settings.reference_main(2)[0]
+  eager, _ = advantages.pure_advantages(batch, config)
+  jax.tree.map(np.testing.assert_array_equal, batch, before)
+  jitted = pure_advantages(batch, config)
+  np.testing.assert_allclose(eager, jitted, rtol=1e-6, atol=1e-6)
+
+
 def _token_rewards(batch, lists, config, b):
   """The branch's token rewards of one response, as a list."""
   k = config.group_size
