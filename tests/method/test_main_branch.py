@@ -83,6 +83,22 @@ def test_the_last_token_of_a_truncated_response_gets_no_advantage():
   assert pure_advantages(single, plain).tolist() == [[0, 0], [-1, 0]]
 
 
+def test_a_return_that_equals_its_baseline_is_exactly_zero():
+  # Rewards r and r over 4 and 3 tokens: the first response pays r / 3 for
+  # each of its 3 tokens before EOS. A fused multiply-add leaves 1e-8, which
+  # whitening would take for a signal.
+  rng = np.random.default_rng(0)
+  scores = rng.uniform(-1, 1, 64).astype(np.float32)
+  share = scores / np.float32(3)
+  product = share * np.float32(3)
+  batch = _responses([4, 3] * 64, [0, 0] * 64)
+  batch = batch.replace(step_rewards=np.repeat(scores, 2)[:, None])
+  config = dataclasses.replace(OUTCOME_ONLY, process_coef=1.0, whitening="none")
+  actual = pure_advantages(batch, config)
+  np.testing.assert_array_equal(actual[::2, 0], scores - product)
+  assert (actual[::2, 0] == 0).sum() > 32
+
+
 def test_truncation_must_be_known_to_be_zeroed():
   batch = _responses([3, 2], [1, 0]).replace(truncated=None)
   with pytest.raises(ValueError, match="zero_truncated_end reads"):
