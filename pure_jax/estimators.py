@@ -11,6 +11,10 @@ from pure_jax import masked
 from pure_jax.credit import sum_returns
 from pure_jax.settings import KL_KINDS, AdaptiveKLConfig
 
+# Nats per token, limit of a metric: sums over a batch of larger ones could
+# overflow. k3 reaches it where the log-probs differ by about 14 nats.
+LARGEST_KL_METRIC = 1e6
+
 # k3 is above any sensible limit here, and exp still has a finite gradient.
 _LARGEST_EXPONENT = 60.0
 

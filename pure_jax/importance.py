@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax.estimators import kl_estimate
+from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate
 
 
 def importance_weights(
@@ -65,8 +65,7 @@ def weigh(
     estimate of KL(sampler || policy) in nats).
   """
   weights, truncated = importance_weights(old_logp, sampled_logp, cap)
-  # The limit keeps the mean finite; it binds above 13 nats only.
-  kl = kl_estimate(sampled_logp, old_logp, "k3", limit=1e6)
+  kl = kl_estimate(sampled_logp, old_logp, "k3", LARGEST_KL_METRIC)
   metrics = {
     "importance_weight": weights,
     "importance_truncated": truncated.astype(weights.dtype),

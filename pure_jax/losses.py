@@ -10,12 +10,9 @@ from jax import Array
 
 from pure_jax import importance, masked, ratios
 from pure_jax.advantages import Metrics, pure_advantages
-from pure_jax.estimators import kl_estimate
+from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.types import Experience, MetricGroups, PackedExperience, PRMInputs
-
-# Nats per token: the sum over a batch of larger ones could overflow.
-_LARGEST_KL_METRIC = 1e6
 
 
 def clipped_policy_loss(
@@ -189,7 +186,7 @@ def policy_objective(
     sums={
       "policy_loss": policy_loss,
       "kl_reference": mean(
-        kl_estimate(new_logp, ref_logp, "k3", _LARGEST_KL_METRIC)
+        kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
       ),
       "entropy": mean_entropy,
       **{
