@@ -41,6 +41,7 @@ class SentencePieceTokenizer:
         "will be made again."
       ) from error
     self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
+    self.eos_ids = (self.eos_id,)
     self.pieces = [
       ""
       if self._model.is_control(i) or self._model.is_unknown(i)

@@ -50,15 +50,19 @@ class Tokenizer(Protocol):
 
   Attributes:
     vocab_size: V, the number of ids of the model.
-    pad_id: id of padding, which differs from `eos_id`.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding and ids without text.
+    pad_id: id of padding. It may be one of `eos_ids`, so masks alone tell
+      padding from tokens.
+    eos_id: the first of `eos_ids`, which ends the responses that we encode.
+    eos_ids: all ids that end a response.
+    banned_ids: ids that must never be sampled: padding and ids without text,
+      except `eos_ids`.
     pieces: V texts, one per id; "" for control ids.
   """
 
   vocab_size: int
   pad_id: int
   eos_id: int
+  eos_ids: tuple[int, ...]
   banned_ids: tuple[int, ...]
   pieces: Sequence[str]
 
@@ -183,7 +187,7 @@ def split_texts(
     for position, token in enumerate(ids):
       run = run + 1 if token in halves else 0
       ends = tokenizer.pieces[token].endswith(SEPARATOR) or run == 2
-      if ends or token == tokenizer.eos_id or position == len(ids) - 1:
+      if ends or token in tokenizer.eos_ids or position == len(ids) - 1:
         text = tokenizer.decode(ids[start : position + 1])
         steps.append(text.removesuffix(SEPARATOR) if ends else text)
         start = position + 1
@@ -237,6 +241,6 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
     stem=stem,
     has_stem=has_stem,
     score_id=np.int32(first_id[SCORE_TEXT]),
-    eos_id=np.int32(tokenizer.eos_id),
+    eos_ids=np.asarray(tokenizer.eos_ids, np.int32),
     pad_id=np.int32(tokenizer.pad_id),
   )

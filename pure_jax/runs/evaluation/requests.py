@@ -14,7 +14,10 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.response_file import ResponseKey
 from pure_jax.host.grading import verify
 from pure_jax.host.logs import console
-from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.huggingface_tokenizer import (
+  HuggingFaceTokenizer,
+  texts_to_compare,
+)
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import (
@@ -229,7 +232,8 @@ def check_prm_vocabulary(
     prm_tokenizer = HuggingFaceTokenizer(
       settings.prm, vocab_size=size, eos_token=settings.eos_token
     )
-    same = _pieces(prm_tokenizer) == _pieces(tokenizer)
+    texts = texts_to_compare(prm_tokenizer, tokenizer)
+    same = _stripped(texts[0]) == _stripped(texts[1])
   if not same:
     raise TokenizerError(
       f"config.prm={settings.prm} has another vocabulary than the policy: it "
@@ -237,9 +241,7 @@ def check_prm_vocabulary(
     )
 
 
-def _pieces(tokenizer: HuggingFaceTokenizer) -> list[str]:
-  """Returns the texts of the ids, without empty ones at the end."""
-  pieces = list(tokenizer.pieces)
-  while pieces and not pieces[-1]:
-    pieces.pop()
-  return pieces
+def _stripped(texts: list[str]) -> list[str]:
+  """Texts without the empty ones at the end."""
+  count = max((i for i, text in enumerate(texts, 1) if text), default=0)
+  return texts[:count]
