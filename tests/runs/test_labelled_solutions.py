@@ -39,6 +39,8 @@ class Characters:
   def encode(self, text):
     return [ord(letter) + 2 for letter in text.replace("\xe9", "e")]
 
+  encode_prompt = encode
+
   def decode(self, ids):
     return "".join(self.pieces[i] for i in ids)
 

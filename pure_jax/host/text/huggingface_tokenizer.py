@@ -78,6 +78,7 @@ class HuggingFaceTokenizer:
     self.pieces = [""] * self.vocab_size
     for i, text in zip(readable, texts, strict=True):
       self.pieces[i] = text
+    self._beginning = self._ids_before_a_text()
 
   def _id_of(self, token: str | None, name: str) -> int:
     """Looks up the id of a token by its text."""
@@ -87,6 +88,15 @@ class HuggingFaceTokenizer:
         f"{self._folder} has no token {token!r}: name one with {name}."
       )
     return index
+
+  def _ids_before_a_text(self) -> list[int]:
+    """The ids that the folder's post-processor puts before a text: BOS."""
+    text = next((text for text in self.pieces if text.strip()), "")
+    plain, whole = self.encode(text), self._inner.encode(text)
+    for count in range(len(whole)):
+      if whole[count : count + len(plain)] == plain:
+        return whole[:count]
+    return []
 
   def _eos_ids(self, eos_token: str | None) -> tuple[int, ...]:
     """Ids that end a response, that of `eos_token` first."""
@@ -110,6 +120,14 @@ class HuggingFaceTokenizer:
     The text of a special token becomes that token.
     """
     return self._inner.encode(text, add_special_tokens=False)
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes a text as `encode`, after the tokens that begin a sequence.
+
+    These are the ids of `transformers`, except that tokens which the folder's
+    post-processor appends (an end token) are left out: the response follows.
+    """
+    return self._beginning + self.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids, with U+FFFD for bytes that are not UTF-8."""

@@ -81,6 +81,14 @@ class SentencePieceTokenizer:
       )
     return ids
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes a text as `encode`: no sequence begins with a token of its own.
+
+    Raises:
+      TokenizerError: as `encode`.
+    """
+    return self.encode(text)
+
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids. Control ids have no text."""
     return "".join(self.pieces[i] for i in ids)

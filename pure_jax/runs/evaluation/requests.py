@@ -192,11 +192,9 @@ def _encode_problems(
   prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
   requests, reasons = [], []
   for index, problem in enumerate(problems):
-    text = policy_format.text(tokenizer, problem.problem)
-    prompt, prm_prompt = tokenizer.encode(text), []
+    prompt, prm_prompt = policy_format.ids(tokenizer, problem.problem), []
     if settings.prm is not None:
-      text = prm_format.text(tokenizer, problem.problem)
-      prm_prompt = tokenizer.encode(text)
+      prm_prompt = prm_format.ids(tokenizer, problem.problem)
     if verify.reference_of(problem) is None:
       reasons.append("without an answer")
     elif len(prompt) > settings.prompt_tokens:
