@@ -109,9 +109,16 @@ FAULTS = (
   Fault(
     "an empty box ends a response",
     "host.text.stop_texts:_after",
-    "return _COMPLETE if has_content else _START",
-    "return _COMPLETE",
+    "if has_content else _State(outer, has_content=outer > 0)",
+    "",
     ("test_stop_texts.py::test_random_cuts_of_random_texts",),
+  ),
+  Fault(
+    "a box around an empty box is forgotten",
+    "host.text.stop_texts:_after",
+    "_State(outer, has_content=outer > 0)",
+    "_START",
+    ("test_stop_texts.py::test_a_text_cut_in_two_or_into_characters",),
   ),
   Fault(
     "an escaped brace closes a box",

@@ -2,7 +2,8 @@ r"""A stop condition on text: a response ends with its first answer in a box.
 
 The box is the one that the grader reads (`grading.verify.boxed`): the last
 ``\boxed{...}`` so far, with balanced braces, where ``\{`` and ``\}`` are
-characters. A box without content is no answer, so the response goes on.
+characters. A box without content is no answer, so the response goes on, in the
+box around it if there is one.
 """
 
 import re
@@ -34,12 +35,14 @@ class _State(NamedTuple):
     escaped: whether a backslash before the next character escapes it.
     matched: characters of ``\boxed`` that the text ends with, not counting
       white space after the last of them.
+    outer: if the box has no content, open braces of the box around it, or 0.
   """
 
   braces: int = 0
   has_content: bool = False
   escaped: bool = False
   matched: int = 0
+  outer: int = 0
 
 
 _START = _State()
@@ -76,7 +79,7 @@ def boxed_stops(pieces: Sequence[str]) -> StopTable:
 def _transitions() -> np.ndarray:
   """States after each of `_LETTERS`, [letters, Z] uint8; the last is complete.
 
-  There are 137 states that can be reached from the first.
+  There are 153 states that can be reached from the first.
   """
   reached, rows = [_START], []
   for state in reached:  # Grows on the way.
@@ -92,10 +95,10 @@ def _transitions() -> np.ndarray:
 
 def _after(letter: str, state: _State) -> _State:
   """The state after one character; never called with `_COMPLETE`."""
-  braces, has_content, escaped, matched = state
+  braces, has_content, escaped, matched, outer = state
   if matched == len(_BEGINNING):
     if letter == "{":
-      return _State(braces=1)  # Whatever box is open, this is the last one.
+      return _State(braces=1, outer=braces)
     if letter != " ":
       matched = int(letter == _BEGINNING[0])
   elif letter == _BEGINNING[matched]:
@@ -106,12 +109,14 @@ def _after(letter: str, state: _State) -> _State:
   if not escaped:
     braces += (braces > 0) * ((letter == "{") - (letter == "}"))
   if state.braces and not braces:
-    return _COMPLETE if has_content else _START
+    return _COMPLETE if has_content else _State(outer, has_content=outer > 0)
   if not 0 < braces <= MAX_OPEN_BRACES:
     return _State(matched=matched)
+  has_content = has_content or letter != " "
   return _State(
     braces=braces,
-    has_content=has_content or letter != " ",
+    has_content=has_content,
     escaped=not escaped and letter == "\\",
     matched=matched,
+    outer=0 if has_content else outer,
   )

@@ -72,9 +72,12 @@ def test_random_cuts_of_random_texts():
     (r"\boxed{\frac{1}{2}} then", r"\boxed{\frac{1}{2}}"),
     (r"\boxed {4} then", r"\boxed {4}"),
     (r"\boxed{{}} then", r"\boxed{{}}"),
+    (r"\boxed{2{x\boxed{ }}4} then", r"4}"),
     # The last box is the one that is graded.
     (r"\boxed{1 and \boxed{2}", r"\boxed{2}"),
     (r"\boxed{\boxed{4}}", r"\boxed{\boxed{4}"),
+    (r"\boxed{ \boxed{\boxed{} 4} }", r"4}"),
+    (r"\boxed{1 \boxed{ 2 \boxed{3", None),
     (r"\bo\boxed{4} }", r"\bo\boxed{4}"),
     (r"\\boxed{4} }", r"\\boxed{4}"),
     (r"\boxed 4}", None),
