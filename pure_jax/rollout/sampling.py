@@ -21,7 +21,8 @@ class SamplingConfig:
   Attributes:
     max_new_tokens: C, the length limit; a row that reaches it without a stop
       id is truncated.
-    pad_id: id that fills a row after its end; never sampled.
+    pad_id: id that fills a row after its end. It is never sampled, unless it
+      is one of `stop_ids`.
     stop_ids: ids that end a row; the stop id is part of the completion.
     temperature: divides the logits; 0 takes the likeliest token.
     top_p: in (0, 1], keeps the smallest set of likeliest tokens with at least
@@ -29,8 +30,8 @@ class SamplingConfig:
     top_k: keeps this many likeliest tokens; 0 keeps all.
     min_p: in [0, 1), keeps tokens with at least this share of the likeliest
       token's probability; 0 keeps all.
-    banned_ids: ids that are never sampled. The padding id is always added. The
-      trainer must ban the same ids.
+    banned_ids: ids that are never sampled. The padding id is added unless it
+      is a stop id. The trainer must ban the same ids.
   """
 
   max_new_tokens: int
@@ -43,7 +44,7 @@ class SamplingConfig:
   banned_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
-    """Validates the settings and adds the padding id to the banned ids."""
+    """Validates the settings, and bans padding that is no stop id."""
     if self.max_new_tokens < 1:
       raise ValueError(
         f"max_new_tokens must be at least 1, got {self.max_new_tokens}."
@@ -59,14 +60,14 @@ class SamplingConfig:
       raise ValueError(f"top_k must be at least 0 (off), got {self.top_k}.")
     if not 0 <= self.min_p < 1:
       raise ValueError(f"min_p must be in [0, 1), got {self.min_p}.")
-    banned = tuple(sorted({*self.banned_ids, self.pad_id}))
+    padding = {self.pad_id} - {*self.stop_ids}
+    banned = tuple(sorted({*self.banned_ids} | padding))
     object.__setattr__(self, "banned_ids", banned)
     object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
     never = sorted(set(self.stop_ids) & set(banned))
     if never:
       raise ValueError(
-        f"Ids {never} are both stop ids and banned (padding is always "
-        "banned): no row could end on them."
+        f"Ids {never} are both stop ids and banned: no row could end on them."
       )
 
   @property
@@ -85,8 +86,8 @@ class StopTable:
   `pure_jax.host.text.stop_texts` builds the table from a tokenizer.
 
   Attributes:
-    next_state: [V, Z] int32, 0..Z-1, the state after an id is read in a state.
-      Sequences start in state 0; state Z - 1 means the text is complete.
+    next_state: [V, Z] integers, 0..Z-1, the state after an id is read in a
+      state. Sequences start in state 0; state Z - 1 means the text is complete.
   """
 
   next_state: Array
@@ -98,7 +99,7 @@ class StopTable:
       (states after the token, complete [B] bool, True if a text is complete
       with this token or was before).
     """
-    states = jnp.asarray(self.next_state)[tokens, states]
+    states = jnp.asarray(self.next_state)[tokens, states].astype(jnp.int32)
     return states, states == self.next_state.shape[1] - 1
 
 

@@ -1,8 +1,45 @@
-"""Faults of sampling and of continuous batching."""
+"""Faults of prompts, of sampling and of continuous batching."""
 
 from faults import Fault
 
 FAULTS = (
+  Fault(
+    "prompts lack the token that begins a text",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer.encode_prompt",
+    "self._beginning + self.encode(text)",
+    "self.encode(text)",
+    (
+      "test_prompt_ids.py::test_prompts_without_chat_have_the_ids_of_transformers",
+    ),
+  ),
+  Fault(
+    "a chat begins with the token that its template has written already",
+    "host.text.tokenization:PromptFormat.ids",
+    "if self.chat:",
+    "if False:",
+    ("test_prompt_ids.py::test_a_chat_has_as_many_bos_as_its_template_writes",),
+  ),
+  Fault(
+    "only the tokenizer's end id ends a response",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer._eos_ids",
+    "for name in EOS_FILES:",
+    "for name in ():",
+    ("test_huggingface_tokenizer.py::test_all_end_ids_of_a_folder",),
+  ),
+  Fault(
+    "an end id that is also padding is banned",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer.__init__",
+    "{self.pad_id, *unused} - {*self.eos_ids}",
+    "{self.pad_id, *unused}",
+    ("test_huggingface_tokenizer.py::test_all_end_ids_of_a_folder",),
+  ),
+  Fault(
+    "only the first end id ends a step",
+    "steps:_is_eos",
+    "eos_ids[None, None, :]",
+    "eos_ids[None, None, :1]",
+    ("test_steps.py::test_an_end_id_that_is_also_padding_ends_a_response",),
+  ),
   Fault(
     "the sampler may draw banned ids",
     "rollout.sampling:sample_tokens",
@@ -15,7 +52,7 @@ FAULTS = (
   Fault(
     "padding is not among the banned ids",
     "rollout.sampling:SamplingConfig.__post_init__",
-    "{*self.banned_ids, self.pad_id}",
+    "{*self.banned_ids} | padding",
     "{*self.banned_ids}",
     (
       "test_generation.py::test_padding_is_never_sampled_and_the_trainer_knows",
@@ -56,10 +93,38 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a truncated response ends where its padding is an end id",
+    "rollout.generation:_sample",
+    "(tokens == stop_id) & alive",
+    "(tokens == stop_id)",
+    ("test_response_ends.py::test_rollouts_of_rl_end_at_every_end_id",),
+  ),
+  Fault(
     "an inner brace closes a box",
     "host.text.stop_texts:_after",
-    "return complete if state == begun else state - 1",
-    "return complete",
+    "if state.braces and not braces:",
+    "if state.braces > braces:",
+    ("test_stop_texts.py::test_random_cuts_of_random_texts",),
+  ),
+  Fault(
+    "an empty box ends a response",
+    "host.text.stop_texts:_after",
+    "if has_content else _State(outer, has_content=outer > 0)",
+    "",
+    ("test_stop_texts.py::test_random_cuts_of_random_texts",),
+  ),
+  Fault(
+    "a box around an empty box is forgotten",
+    "host.text.stop_texts:_after",
+    "_State(outer, has_content=outer > 0)",
+    "_START",
+    ("test_stop_texts.py::test_a_text_cut_in_two_or_into_characters",),
+  ),
+  Fault(
+    "an escaped brace closes a box",
+    "host.text.stop_texts:_after",
+    "if not escaped:",
+    "if True:",
     ("test_stop_texts.py::test_random_cuts_of_random_texts",),
   ),
   Fault(
