@@ -11,6 +11,8 @@ world; other runs should override them.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from pure_jax.runs.settings.checks import ConfigError
+
 
 def get_config() -> ConfigDict:
   """The fields and their defaults."""
@@ -28,6 +30,17 @@ def get_config() -> ConfigDict:
     rl=rl(),
   )
   return ConfigDict(fields)
+
+
+def check_variant(variant: str, *allowed: str) -> None:
+  """Raises ConfigError, with the variants of a config, for any other text."""
+  if variant in allowed:
+    return
+  *others, last = map(repr, allowed)
+  names = f"Variants are {', '.join(others)} and {last}"
+  if not others:
+    names = f"The only variant is {last}"
+  raise ConfigError(f"{names}, not {variant!r}.")
 
 
 def mesh() -> dict:

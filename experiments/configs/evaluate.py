@@ -19,10 +19,7 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 def get_config(variant: str = "full") -> ConfigDict:
   """An evaluation of one policy, in a variant that is described above."""
-  if variant not in ("full", "one_loop", "smoke"):
-    raise ValueError(
-      f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
-    )
+  base.check_variant(variant, "full", "one_loop", "smoke")
   config = ConfigDict(fields())
   if variant == "full":
     config.engine.slots = 32

@@ -30,8 +30,7 @@ SMOKE = {
 
 def get_config(variant: str = "full") -> ConfigDict:
   """The fields, for the "full" evaluation or a "smoke" run."""
-  if variant not in ("full", "smoke"):
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  base.check_variant(variant, "full", "smoke")
   config = ConfigDict(
     dict(
       progress=True,  # Progress bars on stderr.

@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-  """The base config with files instead of the embedded world."""
+def get_config(variant: str = "full") -> ConfigDict:
+  """The base config with files instead of the embedded world, only "full"."""
+  base.check_variant(variant, "full")
   config = base.get_config()
   with config.ignore_type():
     config.world = config.model = config.sft = None

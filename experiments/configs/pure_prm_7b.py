@@ -32,8 +32,7 @@ BATCH_SIZE = 128
 
 def get_config(variant: str = "full") -> ConfigDict:
   """Both stages, "full" or "smoke"."""
-  if variant not in ("full", "smoke"):
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  base.check_variant(variant, "full", "smoke")
   config = files.get_config()
   config.files.labelled_one_in = 100
   config.files.labelled_held_out_rows = 2_000  # Ours, like the share above.

@@ -206,13 +206,6 @@ def test_settings_read_again_from_their_record_are_the_same():
   assert settings_from_config(dataclasses.asdict(settings)) == settings
 
 
-def test_a_flag_can_unset_a_text_field():
-  """Flags give text fields the text "None"."""
-  assert settings_from_config(changed()).rl.loss.kl_in_loss == "k3"
-  settings = settings_from_config(changed(rl__loss__kl_in_loss="None"))
-  assert settings.rl.loss.kl_in_loss is None
-
-
 def test_a_missing_field_is_named():
   config = changed()
   del config["rl"]["sampler"]["top_p"]
