@@ -40,7 +40,12 @@ from pure_jax.runs.responses import (
   response_metrics,
 )
 from pure_jax.runs.rl_functions import RLFunctions, make_functions
-from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
+from pure_jax.runs.rl_weights import (
+  FrozenWeights,
+  freeze,
+  start_state,
+  trained_weights,
+)
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.rl import RLSettings
@@ -201,7 +206,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
 
   # ===== Functions and state =====
   rl = run.spec.settings.rl
-  optimizer = make_optimizer(rl.optim)
+  optimizer = make_optimizer(rl.optim, trained_weights(run.spec))
   functions = make_functions(run.spec, optimizer)
   state = start_state(run.spec, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.

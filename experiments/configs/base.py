@@ -320,11 +320,14 @@ def optimizer(learning_rate: float, **changes) -> dict:
   """AdamW; see `pure_jax.training.optim.OptimConfig`."""
   defaults = dict(
     learning_rate=learning_rate,  # Of the weights, after warm-up.
-    weight_decay=0.0,  # Decoupled, per update, times the learning rate.
+    # Decoupled, per update, times the learning rate; not of norms and biases.
+    weight_decay=0.0,
     beta1=0.9,  # Decay of the first moment.
     beta2=0.95,  # Decay of the second moment.
     max_grad_norm=1.0,  # Gradients are scaled down to this global norm.
     warmup_steps=0,  # Updates of linear warm-up from 0.
-    decay_steps=0,  # Updates of cosine decay to 0; 0 keeps the rate constant.
+    # Updates until a cosine decay reaches 0, warm-up included, and not fewer
+    # than the stage has; 0 keeps the rate constant.
+    decay_steps=0,
   )
   return defaults | changes

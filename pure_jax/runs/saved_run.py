@@ -94,7 +94,7 @@ class SavedRun:
     """
     model = self.settings.rl.lora.of(self.policy_architecture())
     declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
-    optimizer = make_optimizer(self.settings.rl.optim)
+    optimizer = make_optimizer(self.settings.rl.optim, declared)
     state = jax.eval_shape(
       lambda key: train.new_state(init_params(key, declared), optimizer),
       jax.random.key(0),

@@ -147,6 +147,22 @@ def changed(**changes):
       r"rl\.loss\.kl_coef must be a finite number",
     ),
     ({"sft__steps": -1}, "steps must be at least"),
+    (
+      {"rl__optim__warmup_steps": 50, "rl__optim__decay_steps": 40},
+      "warm-up alone has warmup_steps=50: set decay_steps to more",
+    ),
+    (
+      {"prm__full_steps": 4_000},
+      r"prm: full_optim\.decay_steps=2000 ends before the 4000 updates",
+    ),
+    (
+      {"sft__steps": 1_001},
+      r"sft: optim\.decay_steps=1000 ends before the 1001 updates",
+    ),
+    (
+      {"rl__iterations": 9, "rl__optim__decay_steps": 8},
+      r"rl: optim\.decay_steps=8 ends before the 9 updates",
+    ),
   ],
 )
 def test_an_impossible_value_names_the_field(changes, message):

@@ -88,9 +88,9 @@ class Programs:
 
   def __init__(self, spec: RunSpec):
     self._spec = spec
-    self._optimizer = make_optimizer(spec.settings.rl.optim)
-    self._functions = rl_functions.make_functions(spec, self._optimizer)
     self._policy = policy.declare_policy(spec.model)
+    self._optimizer = make_optimizer(spec.settings.rl.optim, self._policy)
+    self._functions = rl_functions.make_functions(spec, self._optimizer)
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
 

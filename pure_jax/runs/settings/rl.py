@@ -148,6 +148,11 @@ class RLSettings:
     return self.prompts * self.samples_per_prompt
 
   @property
+  def num_updates(self) -> int:
+    """The number of updates of the whole stage."""
+    return self.iterations
+
+  @property
   def reward_mode(self) -> str:
     """The rewards whose weight is not 0: "prm", "prm+vr" or "vr"."""
     rewards = {
@@ -161,6 +166,7 @@ class RLSettings:
     at_least(1, self, "iterations prompts samples_per_prompt length_buckets")
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
+    self.optim.check_updates("optim", self.num_updates)
     self._complete_credit()
     fraction = self.answer_fraction
     if fraction is not None and not 0 < fraction <= 1:
