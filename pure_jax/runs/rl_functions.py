@@ -231,7 +231,7 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  texts = spec.responses // spec.step.mini_batches
+  texts = spec.responses // spec.settings.rl.updates.mini_batches
   shapes = _row_shapes(spec, spec.prompt_tokens, texts)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
