@@ -10,7 +10,8 @@ iterations of RL:
   2. generate  jit    G samples of each
   3. score     jit    steps, PRM rewards, old and reference log-probs
   4. grade     host   the answers, while 3 runs
-  5. update    jit    credit, baseline, clipped loss, gradient, AdamW
+  5. update    jit    credit, baseline, clipped loss, gradient, AdamW; one
+                      update, or several of mini-batches (rl.updates)
 
 Metrics of an iteration are logged while the update of the next one runs. The
 same command continues an interrupted run exactly: random keys follow from seed
@@ -102,7 +103,7 @@ def iterate(
     run: the open run.
     functions: the compiled functions.
     frozen: the weights that RL does not train.
-    state: the state before the update; donated.
+    state: the state before the updates; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
 
@@ -134,7 +135,9 @@ def iterate(
   may_use = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
   correct = graded.verdicts.correct.astype(np.float32)
-  batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
+  order = run.spec.mini_batch_order(step)
+  outcome = run.batches.put((correct, may_use, order))
+  batch = ScoredBatch(rollout, scores, *outcome)
   check_finite(run, step, problems, batch)
   check_drift(run, step, drift)
 
@@ -155,7 +158,7 @@ def run_iterations(
   """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems = run.task.train
-  stop = StopConditions(run, "rl", total, checkpoints)
+  stop = StopConditions(run, "rl", total, checkpoints, rl.updates.count)
   state, done, cursor = checkpoints.resume(state)
   stop.check_resumed(done, state)
   rl_report.rewind(run, done)

@@ -160,7 +160,7 @@ def score() -> dict:
 def rl() -> dict:
   """Reinforcement learning."""
   return dict(
-    iterations=100,  # Each has a rollout, scores and one update.
+    iterations=100,  # Each has a rollout, scores and its updates.
     prompts=32,  # Prompts of an iteration; 64 in the paper.
     samples_per_prompt=8,  # Responses to each prompt (G of credit).
     # If both rewards are used: the share of prompts whose answer may be used.
@@ -172,7 +172,9 @@ def rl() -> dict:
     rollout=rollout(),
     engine=engine(),
     old_logp=old_logp(),
-    # Micro-batches in which a batch is scored and differentiated.
+    updates=updates(),
+    # Micro-batches in which a batch is scored and differentiated. Mini-batches
+    # of fewer responses than one of these are differentiated at once.
     micro_batches=1,
     # Number of row lengths to compile: the longest that a text can be, half
     # of it, a quarter, and so on.
@@ -321,6 +323,22 @@ def old_logp() -> dict:
     # Keep it below log(1 + clip_high) and -log(1 - clip_low), so that this
     # difference alone clips no token.
     tolerance=0.1,
+  )
+
+
+def updates() -> dict:
+  """The updates of an iteration. Advantages and old log-probs are the same.
+
+  Schedules of the optimizer count updates, not iterations.
+  """
+  return dict(
+    # Mini-batches that the responses are divided into; each gives one update.
+    mini_batches=1,
+    epochs=1,  # How often the updates go over all responses.
+    # Draws other mini-batches in every epoch; False takes the responses in
+    # their order, so that all samples of a prompt are in one mini-batch if it
+    # has as many.
+    shuffle=False,
   )
 
 

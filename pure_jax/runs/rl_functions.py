@@ -105,7 +105,10 @@ class RLFunctions:
   def update(
     self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
   ) -> tuple[train.TrainState, train.Metrics]:
-    """One gradient step: (the next state, metrics). The state is donated."""
+    """The updates of an iteration: (the next state, metrics).
+
+    The state is donated.
+    """
     function = _choose(self.updates, self.text_lengths, batch.rollout, None)
     return function(state, batch, frozen.base)
 
@@ -207,13 +210,15 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  policy_shapes = _row_shapes(spec, spec.prompt_tokens)
+  policy_shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
     inserted = 0
     if spec.step.scoring.separator == "insert":
       inserted = spec.step.scoring.max_steps  # A score token after each step.
-    prm_shapes = _row_shapes(spec, spec.prm_prompt_tokens + inserted)
+    prm_shapes = _row_shapes(
+      spec, spec.prm_prompt_tokens + inserted, spec.responses
+    )
   shapes = map(ScoreRows, policy_shapes, prm_shapes)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
@@ -226,7 +231,8 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  shapes = _row_shapes(spec, spec.prompt_tokens)
+  texts = spec.responses // spec.settings.rl.updates.mini_batches
+  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
@@ -236,13 +242,18 @@ def _packs(spec: RunSpec) -> bool:
   return rl.length_buckets > 1 or rl.packed_tokens is not None
 
 
-def _row_shapes(spec: RunSpec, prompt_tokens: int) -> tuple[RowShape, ...]:
-  """Shapes of rows for prompts of a length and their completions."""
+def _row_shapes(
+  spec: RunSpec, prompt_tokens: int, texts: int
+) -> tuple[RowShape, ...]:
+  """Shapes of rows for prompts of a length and their completions.
+
+  `texts` says how many are packed together.
+  """
   rl = spec.settings.rl
   return packing.row_shapes(
     prompt_tokens + rl.sampler.max_new_tokens,
-    spec.responses,
-    spec.responses // rl.micro_batches,
+    texts,
+    min(texts, spec.responses // rl.micro_batches),
     rl.length_buckets,
     rl.packed_tokens,
   )

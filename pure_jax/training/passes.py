@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax import losses
-from pure_jax.advantages import Metrics
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -25,7 +24,13 @@ from pure_jax.training.micro_batches import (
 )
 from pure_jax.training.packing import RowShape
 from pure_jax.training.step_spec import StepSpec
-from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
+from pure_jax.types import (
+  Experience,
+  MetricGroups,
+  PackedExperience,
+  PRMInputs,
+  Rollout,
+)
 
 
 def rollout_logp(
@@ -173,7 +178,7 @@ def policy_gradients(
   experience: Experience,
   advantages: jax.Array,
   shape: RowShape | None = None,
-) -> tuple[tuple[jax.Array, Metrics], Any]:
+) -> tuple[tuple[jax.Array, MetricGroups], Any]:
   """Computes the policy objective of a batch and its gradients.
 
   The loss is summed over micro-batches, each divided by the count of the whole
@@ -191,7 +196,7 @@ def policy_gradients(
       in place of `spec.micro_batch_rows`; None gives each text its own row.
 
   Returns:
-    ((loss [], metrics by name), gradients like `params`). In packed rows the
+    ((loss [], metrics), gradients like `params`). In packed rows the
     loss is NaN if a text did not fit, and the metric ``row_fill`` is the share
     of the processed columns that have a token.
   """
@@ -256,4 +261,5 @@ def _packed_gradients(spec, params, base, batch, shape):
     objective, params, rows.micro_batches
   )
   loss = jnp.where(rows.fits, loss, jnp.nan)
-  return (loss, metrics | {"row_fill": rows.fill}), grads
+  metrics = metrics.replace(sums=metrics.sums | {"row_fill": rows.fill})
+  return (loss, metrics), grads

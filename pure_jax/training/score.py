@@ -59,12 +59,15 @@ class ScoredBatch:
     scores: their steps, step rewards and log-probs.
     correct: [B] float32, 1 where the grader found the answer right.
     has_answer: [B] bool, True where the update may use `correct`.
+    order: [B, epochs] int32, which responses each epoch's mini-batches take, as
+      in `mini_batches.rows_of_updates`; None takes them in their order.
   """
 
   rollout: Rollout
   scores: Scores
   correct: jax.Array
   has_answer: jax.Array
+  order: jax.Array | None = None
 
 
 def prm_inputs(
@@ -192,7 +195,7 @@ def make_sampled_score(
 ) -> Callable[[Any, Any, Rollout, Prompts], Scores]:
   """Makes `score` with the sampler's old log-probs, unchecked.
 
-  With one gradient step per batch, the updated policy is the one that sampled:
+  In the first update of a rollout, the updated policy is the one that sampled:
   the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
   is that of advantage * log pi. If the sampler computes as the trainer does, a
   forward pass of the policy would only measure the rounding between

@@ -72,6 +72,10 @@ class StepSpec:
     micro_batch_rows: the most responses that scores and update process
       together; None processes the whole batch. It changes the memory used and
       not the result.
+    mini_batches: mini-batches that the responses are divided into, each of
+      which is one update; 1 makes one update of the whole batch.
+    epochs: how often the update goes over the responses; old log-probs and
+      advantages stay as they are.
   """
 
   model: ModelConfig
@@ -83,3 +87,5 @@ class StepSpec:
   credit: CreditConfig = dataclasses.field(default_factory=CreditConfig)
   loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   micro_batch_rows: int | None = None
+  mini_batches: int = 1
+  epochs: int = 1

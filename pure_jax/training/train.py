@@ -2,7 +2,8 @@
 
 1. ``generate``: prompts -> rollout (`pure_jax.training.rollouts`);
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
-3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
+3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW;
+   or several gradients, of mini-batches (`pure_jax.training.mini_batches`).
 
 Between 2 and 3 the host grades answers. Arrays cross the boundary with named
 shardings, and the state of ``update`` is donated. The two earlier stages, in
@@ -22,6 +23,12 @@ from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
+from pure_jax.training.mini_batches import (
+  check_mini_batches,
+  join_updates,
+  rows_of_updates,
+  take_rows,
+)
 from pure_jax.training.packing import RowShape
 from pure_jax.training.passes import policy_gradients
 from pure_jax.training.score import ScoredBatch
@@ -169,7 +176,7 @@ def apply_gradients(
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
   skip = 1 - finite.astype(jnp.int32)
-  state = TrainState(
+  state = state.replace(
     step=state.step + 1,
     params=where_finite(params, state.params),
     opt_state=where_finite(opt_state, state.opt_state),
@@ -210,16 +217,35 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
   )
 
 
+def _update_once(spec, optimizer, rows, base, state, data):
+  """One update, on rollout, experience and advantages of the same rows.
+
+  Returns the next state and `MetricGroups`.
+  """
+  (loss, metrics), grads = policy_gradients(
+    spec, state.params, base, *data, rows
+  )
+  state, applied = apply_gradients(state, grads, loss, optimizer)
+  grad_norm = applied.pop("grad_norm")
+  return state, metrics.replace(
+    sums=metrics.sums | {"grad_norm": grad_norm},
+    maxima=metrics.maxima | applied,
+  )
+
+
 def make_update(
   spec: StepSpec,
   optimizer: optax.GradientTransformation,
   rows: RowShape | None = None,
 ) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
-  """Makes `update`: one gradient step of the PURE loss.
+  """Makes `update`: the gradient steps of the PURE loss on one rollout.
 
-  Credit, baselines and whitening see the whole batch. The loss is summed over
-  micro-batches, each divided by the count of the whole batch, so their number
-  changes the memory used and not the result.
+  Credit, baselines and whitening see the whole batch. Then every epoch makes an
+  update for each of its mini-batches; old log-probs and advantages are those of
+  the whole batch. A mini-batch has its own loss denominator, and its own skip
+  if it is not finite. Within it, the loss is summed over micro-batches, each
+  divided by the count of the mini-batch, so their number changes the memory
+  used and not the result.
 
   Args:
     spec: the step's specification.
@@ -232,17 +258,32 @@ def make_update(
     A jitted function (state, batch, base) -> (state, metrics); the state given
     is donated. With `spec.model.lora` the state has only the adapters, and
     the base gets no gradient and no optimizer state; without, the base is {}.
+    The metrics of several updates are joined by `mini_batches.join_updates`.
+
+  Raises:
+    ValueError: when it is traced, if the rows of the batch cannot be divided.
   """
   model, layout = spec.model, spec.layouts.training
 
   def update(state, batch, base):
     experience = experience_from(batch, spec.table)
     advantages, credit_metrics = pure_advantages(experience, spec.credit)
-    (loss, loss_metrics), grads = policy_gradients(
-      spec, state.params, base, batch.rollout, experience, advantages, rows
+    data = (batch.rollout, experience, advantages)
+    if spec.mini_batches == spec.epochs == 1:
+      state, groups = _update_once(spec, optimizer, rows, base, state, data)
+      return state, credit_metrics | groups.to_dict()
+
+    def update_on(state, taken):
+      mini_batch = take_rows(data, taken, layout.act_sharding)
+      return _update_once(spec, optimizer, rows, base, state, mini_batch)
+
+    count = len(advantages)
+    check_mini_batches(count, spec.mini_batches, layout.row_shards)
+    updates = rows_of_updates(
+      batch.order, count, spec.mini_batches, spec.epochs
     )
-    state, update_metrics = apply_gradients(state, grads, loss, optimizer)
-    return state, credit_metrics | loss_metrics | update_metrics
+    state, groups = jax.lax.scan(update_on, state, updates)
+    return state, credit_metrics | join_updates(groups)
 
   trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
   state = state_shardings(trained, optimizer, layout)

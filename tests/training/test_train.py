@@ -212,7 +212,7 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
   ).lower(params, batch)
   assert lowered.as_text().count("dot_general") == 2
   (_, metrics), _ = lowered.compile()(params, batch)
-  assert metrics == {"rows": 12, "largest": -29, "smallest": -100}
+  assert metrics.to_dict() == {"rows": 12, "largest": -29, "smallest": -100}
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,23 @@ class OldLogpSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class UpdateSettings:
+  """How many updates a rollout gives, and of which responses."""
+
+  mini_batches: int = 1
+  epochs: int = 1
+  shuffle: bool = False
+
+  def __post_init__(self):
+    at_least(1, self, "mini_batches epochs")
+
+  @property
+  def count(self) -> int:
+    """Updates of an iteration."""
+    return self.mini_batches * self.epochs
+
+
+@dataclasses.dataclass(frozen=True)
 class RLSettings:
   """PURE's reinforcement learning. See `configs/base.py`.
 
@@ -141,6 +158,7 @@ class RLSettings:
   checkpoint_every: int
   checkpoints_kept: int
   max_skipped_updates: int
+  updates: UpdateSettings = UpdateSettings()
 
   @property
   def responses(self) -> int:
@@ -198,6 +216,7 @@ class RLSettings:
     for name, batches in (
       ("micro_batches", self.micro_batches),
       ("rollout.batches", self.rollout.batches),
+      ("updates.mini_batches", self.updates.mini_batches),
     ):
       if batches < 1 or self.responses % batches:
         raise ValueError(

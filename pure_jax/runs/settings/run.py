@@ -146,6 +146,7 @@ class Settings:
       ("micro_batches", rl.micro_batches, rl.reference_mesh),
       ("micro_batches", rl.micro_batches, rl.prm_mesh),
       ("rollout.batches", rl.rollout.batches, rl.rollout_mesh),
+      ("updates.mini_batches", rl.updates.mini_batches, None),
     ):
       (mesh or self.mesh).check_rows(
         f"responses / rl.{name}", rl.responses // batches
