@@ -44,7 +44,7 @@ def split_steps(
   >>> import numpy as np
   >>> ends = np.arange(9) == 8
   >>> none = np.zeros(9, bool)
-  >>> table = SeparatorTable(ends, none, None, none, 2, 1, 0)
+  >>> table = SeparatorTable(ends, none, None, none, 2, [1], 0)
   >>> tokens, mask = np.array([[5, 8, 6, 7, 1]]), np.ones((1, 5), bool)
   >>> split_steps(tokens, mask, table, max_steps=4).index.tolist()
   [[0, 0, 1, 1, 1]]
@@ -67,7 +67,7 @@ def split_steps(
   # A token is the last of its row when no kept token follows it.
   following = jnp.cumsum(completion_mask[:, ::-1], axis=1)[:, ::-1]
   last = completion_mask & (following == 1)
-  ends = completion_mask & (separator | (tokens == table.eos_id)) | last
+  ends = completion_mask & (separator | _is_eos(tokens, table)) | last
 
   # Exclusive count: how many steps ended before this token.
   raw_index = jnp.cumsum(ends, axis=1) - ends
@@ -96,11 +96,17 @@ def split_steps(
   )
 
 
+def _is_eos(tokens: Array, table: SeparatorTable) -> Array:
+  """Marks every id that ends a response; padding may be one of them."""
+  eos_ids = jnp.asarray(table.eos_ids, jnp.int32)
+  return jnp.any(tokens[..., None] == eos_ids[None, None, :], axis=-1)
+
+
 def _is_bare(tokens: Array, table: SeparatorTable) -> Array:
   """Marks tokens without content: bare separators, halves, EOS."""
   separator = jnp.asarray(table.ends_step)[tokens]
   whole = separator & ~jnp.asarray(table.has_stem)[tokens]
-  return whole | jnp.asarray(table.half)[tokens] | (tokens == table.eos_id)
+  return whole | jnp.asarray(table.half)[tokens] | _is_eos(tokens, table)
 
 
 def terminal_mask(
@@ -122,7 +128,7 @@ def terminal_mask(
     [B, C] bool, all False for an empty row.
   """
   ends = _separator_ends(tokens, completion_mask, table)
-  return ends | (completion_mask & (tokens == table.eos_id))
+  return ends | (completion_mask & _is_eos(tokens, table))
 
 
 def values_at_step_ends(step_values: Array, steps: StepBoundaries) -> Array:

@@ -77,8 +77,9 @@ class SeparatorTable:
     has_stem: [V] bool, True where the id merges content and separator, which
       is where `stem` is valid.
     score_id: [] int32, the id of the token at which the PRM scores a step.
-    eos_id: [] int32, the id that ends a response.
-    pad_id: [] int32, the padding id.
+    eos_ids: [N] int32, the ids that end a response.
+    pad_id: [] int32, the padding id, which may be one of eos_ids: masks tell
+      padding from tokens.
   """
 
   ends_step: Array
@@ -86,7 +87,7 @@ class SeparatorTable:
   stem: Array
   has_stem: Array
   score_id: Array
-  eos_id: Array
+  eos_ids: Array
   pad_id: Array
 
 

@@ -30,7 +30,7 @@ def separator_table(case: Case) -> SeparatorTable:
     stem=ids,
     has_stem=none,
     score_id=np.int32(SCORE_ID),
-    eos_id=np.int32(EOS_ID),
+    eos_ids=np.array([EOS_ID], np.int32),
     pad_id=np.int32(PAD_ID),
   )
 

@@ -52,7 +52,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       data=(),
       skip_malformed=False,  # True: malformed rows are counted, not errors.
       # Format of the prompt before a solution: "raw" (as in the training of
-      # the paper's PRM), "plain", "chat" or "qwen_boxed".
+      # the paper's PRM), "pure" (as in its RL), "plain", "chat", "qwen_boxed".
       prompt_format="raw",
       # Longest prompt, tokens. Solutions beyond a limit are left out and
       # counted.

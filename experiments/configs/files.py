@@ -51,9 +51,11 @@ def files() -> dict:
     random_files=("train", "held_out", "labelled"),
     prm=placeholder(str),  # Folder of a trained PRM; None trains one.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
-    # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
+    # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed", or
+    # "pure", which is the paper's; see `PROMPT_FORMATS`.
     prompt_format="qwen_boxed",
-    prm_prompt_format="raw",  # Of the PRM; "raw" for the paper's PRM.
+    # Of the PRM; the paper's PRM was trained on "raw" and reads "pure" in RL.
+    prm_prompt_format="raw",
     # Text that every response begins with. It belongs to the policy's
     # prompt: PRM and grader read only the text after it.
     response_prefix="",

@@ -303,7 +303,7 @@ def _sample(state, logits, spec):
   tokens = jnp.where(alive, tokens, config.pad_id)
   stopped = jnp.zeros_like(alive)
   for stop_id in config.stop_ids:
-    stopped |= tokens == stop_id
+    stopped |= (tokens == stop_id) & alive  # Padding may be a stop id.
   stop_state = state.stop_state
   if spec.stops is not None:
     stop_state, complete = spec.stops.read(stop_state, tokens)

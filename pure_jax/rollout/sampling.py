@@ -21,7 +21,8 @@ class SamplingConfig:
   Attributes:
     max_new_tokens: C, the length limit; a row that reaches it without a stop
       id is truncated.
-    pad_id: id that fills a row after its end; never sampled.
+    pad_id: id that fills a row after its end. It is never sampled, unless it
+      is one of `stop_ids`.
     stop_ids: ids that end a row; the stop id is part of the completion.
     temperature: divides the logits; 0 takes the likeliest token.
     top_p: in (0, 1], keeps the smallest set of likeliest tokens with at least
@@ -29,8 +30,8 @@ class SamplingConfig:
     top_k: keeps this many likeliest tokens; 0 keeps all.
     min_p: in [0, 1), keeps tokens with at least this share of the likeliest
       token's probability; 0 keeps all.
-    banned_ids: ids that are never sampled. The padding id is always added. The
-      trainer must ban the same ids.
+    banned_ids: ids that are never sampled. The padding id is added unless it
+      is a stop id. The trainer must ban the same ids.
   """
 
   max_new_tokens: int
@@ -43,7 +44,7 @@ class SamplingConfig:
   banned_ids: tuple[int, ...] = ()
 
   def __post_init__(self):
-    """Validates the settings and adds the padding id to the banned ids."""
+    """Validates the settings, and bans padding that is no stop id."""
     if self.max_new_tokens < 1:
       raise ValueError(
         f"max_new_tokens must be at least 1, got {self.max_new_tokens}."
@@ -59,14 +60,14 @@ class SamplingConfig:
       raise ValueError(f"top_k must be at least 0 (off), got {self.top_k}.")
     if not 0 <= self.min_p < 1:
       raise ValueError(f"min_p must be in [0, 1), got {self.min_p}.")
-    banned = tuple(sorted({*self.banned_ids, self.pad_id}))
+    padding = {self.pad_id} - {*self.stop_ids}
+    banned = tuple(sorted({*self.banned_ids} | padding))
     object.__setattr__(self, "banned_ids", banned)
     object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
     never = sorted(set(self.stop_ids) & set(banned))
     if never:
       raise ValueError(
-        f"Ids {never} are both stop ids and banned (padding is always "
-        "banned): no row could end on them."
+        f"Ids {never} are both stop ids and banned: no row could end on them."
       )
 
   @property

@@ -34,8 +34,8 @@ class PromptEncoder:
     return self.prompt_format.text(self.tokenizer, problem.problem)
 
   def ids(self, problem: Problem | LabelledSolution) -> list[int]:
-    """The prompt of `text` as token ids."""
-    return self.tokenizer.encode(self.text(problem))
+    """The prompt of `text` as token ids, BOS included if there is one."""
+    return self.prompt_format.ids(self.tokenizer, problem.problem)
 
   def encode(self, problems: Sequence[Problem | LabelledSolution]) -> Prompts:
     """Encodes n problems whose prompts have at most L tokens.

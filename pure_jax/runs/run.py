@@ -132,7 +132,7 @@ def _make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
     table=jax.tree.map(jnp.asarray, separator_table(tokenizer)),
     sampler=settings.rl.sampler.config(
       pad_id=tokenizer.pad_id,
-      stop_ids=(tokenizer.eos_id,),
+      stop_ids=tokenizer.eos_ids,
       banned_ids=tokenizer.banned_ids,
     ),
     stops=stops,

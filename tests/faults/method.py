@@ -127,14 +127,14 @@ FAULTS = (
   Fault(
     "EOS is not a terminal token",
     "steps:terminal_mask",
-    "return ends | (completion_mask & (tokens == table.eos_id))",
+    "return ends | (completion_mask & _is_eos(tokens, table))",
     "return ends",
     ("test_steps.py::test_terminal_mask_holds_separators_and_eos_only",),
   ),
   Fault(
     "the PRM reads EOS as content",
     "steps:_is_bare",
-    "return whole | jnp.asarray(table.half)[tokens] | (tokens == table.eos_id)",
+    "return whole | jnp.asarray(table.half)[tokens] | _is_eos(tokens, table)",
     "return whole | jnp.asarray(table.half)[tokens]",
     ("test_steps.py::test_prm_inputs_agree_with_a_growing_list",),
   ),

@@ -15,7 +15,7 @@ FAULTS = (
   Fault(
     "padding is not among the banned ids",
     "rollout.sampling:SamplingConfig.__post_init__",
-    "{*self.banned_ids, self.pad_id}",
+    "{*self.banned_ids} | padding",
     "{*self.banned_ids}",
     (
       "test_generation.py::test_padding_is_never_sampled_and_the_trainer_knows",

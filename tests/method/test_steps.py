@@ -21,7 +21,7 @@ TABLE = SeparatorTable(
   stem=np.array([STEM.get(i, 0) for i in range(9)], np.int32),
   has_stem=np.array([i in STEM for i in range(9)]),
   score_id=np.int32(SCORE),
-  eos_id=np.int32(EOS),
+  eos_ids=np.array([EOS], np.int32),
   pad_id=np.int32(PAD),
 )
 HALVES = TABLE.replace(half=np.arange(9) == SCORE)

@@ -165,7 +165,7 @@ def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
     ({"min_p": -0.1}, "min_p must be in"),
     ({"min_p": 1.0}, "min_p must be in"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-    ({"stop_ids": (PAD,)}, "both stop ids and banned"),
+    ({"stop_ids": (PAD, 3), "banned_ids": (3,)}, r"Ids \[3\] are both stop"),
   ],
 )
 def test_impossible_settings_raise(change, message):

@@ -32,11 +32,14 @@ from pure_jax.runs.tasks.files import FilesTask
 class Characters:
   """One id for each character, accents dropped; 0 is padding, 1 the end."""
 
-  vocab_size, pad_id, eos_id, banned_ids = 130, 0, 1, (0,)
+  vocab_size, pad_id, banned_ids = 130, 0, (0,)
+  eos_id, eos_ids = 1, (1,)
   pieces = ("", "", *map(chr, range(128)))
 
   def encode(self, text):
     return [ord(letter) + 2 for letter in text.replace("\xe9", "e")]
+
+  encode_prompt = encode
 
   def decode(self, ids):
     return "".join(self.pieces[i] for i in ids)

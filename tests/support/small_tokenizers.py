@@ -2,7 +2,7 @@
 
 import tokenizers
 import transformers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 STEPS = ["Half of 48 is 24.", "So 48+24=72", "(see above)", "Answer: 72."]
 TEXTS = [
@@ -45,6 +45,22 @@ def save_vocabulary(folder, vocabulary, merges, chat_template):
   inner.pre_tokenizer = _pre_tokenizer(MERGING)
   inner.decoder = decoders.ByteLevel()
   return _save(inner, folder, chat_template, {})
+
+
+def put_around_texts(folder, template):
+  """Lets a saved tokenizer put special tokens around texts, as Llama 3's does.
+
+  `template` has a text as $A: "<user> $A" puts the token <user> before it.
+  """
+  path = str(folder / "tokenizer.json")
+  inner = tokenizers.Tokenizer.from_file(path)
+  special = [token for token in template.split() if token != "$A"]
+  inner.post_processor = processors.TemplateProcessing(
+    single=template,
+    special_tokens=[(token, inner.token_to_id(token)) for token in special],
+  )
+  inner.save(path)
+  return folder
 
 
 def _pre_tokenizer(splitting):

@@ -33,7 +33,7 @@ TABLE = SeparatorTable(
   stem=np.zeros(16, np.int32),
   has_stem=np.zeros(16, bool),
   score_id=np.int32(SCORE),
-  eos_id=np.int32(EOS),
+  eos_ids=np.array([EOS], np.int32),
   pad_id=np.int32(PAD),
 )
 

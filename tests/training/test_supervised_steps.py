@@ -33,7 +33,7 @@ TABLE = SeparatorTable(
   stem=np.where(np.arange(12) == DOT_BREAK, DOT, 0).astype(np.int32),
   has_stem=np.arange(12) == DOT_BREAK,
   score_id=np.int32(SCORE),
-  eos_id=np.int32(EOS),
+  eos_ids=np.array([EOS], np.int32),
   pad_id=np.int32(PAD),
 )
 CONFIG = ScoreConfig(max_steps=3)

@@ -11,14 +11,18 @@ from typing import Any
 
 from pure_jax.host.text.tokenization import TokenizerError
 
+# Files with a field eos_token_id: one id that ends a response, or several.
+EOS_FILES = ("generation_config.json", "config.json")
+
 
 class HuggingFaceTokenizer:
   """Encodes and decodes text with a tokenizer of `transformers`.
 
   It has the attributes of `tokenization.Tokenizer`. `vocab_size` is the number
-  of ids of the model. `pad_id` differs from `eos_id` even if the folder uses
-  one token for both. `banned_ids` also has the rows of the model's embedding
-  that belong to no token.
+  of ids of the model. `eos_ids` are the end token of the tokenizer and those of
+  generation_config.json and config.json. `pad_id` is often one of them.
+  `banned_ids` also has the rows of the model's embedding that belong to no
+  token.
   """
 
   def __init__(
@@ -35,14 +39,16 @@ class HuggingFaceTokenizer:
       folder: folder with the files that `save_pretrained` writes.
       vocab_size: V of the model. Embeddings are often padded beyond the largest
         id. None takes the largest id plus one.
-      eos_token: text of the token that ends a response. None takes the
-        folder's. A chat model may end its turns with another token.
-      pad_token: text of the padding token. None takes the folder's, or, if that
-        is the end token as well, the last other special token.
+      eos_token: text of the token at the end of responses that we encode. None
+        takes the tokenizer's, or else the first of generation_config.json or
+        config.json. The folder's other end tokens end sampled responses too.
+      pad_token: text of the padding token. None takes the folder's, or else
+        the end token.
 
     Raises:
       TokenizerError: if the folder contains no tokenizer, needs code of its
-        own, has an id of V or above, or lacks a given token.
+        own, has an id of V or above, has no end token or a damaged list of
+        them, or lacks a given token.
     """
     self._inner = _read(pathlib.Path(folder))
     self._folder = folder
@@ -55,17 +61,24 @@ class HuggingFaceTokenizer:
         f"{folder} has ids up to {last}, but the model has only "
         f"{self.vocab_size} ids: they do not belong together."
       )
-    self.eos_id = self._id_of(eos_token or self._inner.eos_token, "eos_token")
-    self.pad_id = self._pad_id(pad_token)
+    self.eos_ids = self._eos_ids(eos_token)
+    self.eos_id = self.eos_ids[0]
+    pad_token = pad_token or self._inner.pad_token
+    self.pad_id = self.eos_id
+    if pad_token is not None:
+      self.pad_id = self._id_of(pad_token, "pad_token")
     unused = set(range(self.vocab_size)) - self._token_ids
-    self.banned_ids = tuple(sorted({self.pad_id, *unused}))
-    readable = sorted(self._token_ids - set(self._inner.all_special_ids))
+    self.banned_ids = tuple(sorted({self.pad_id, *unused} - {*self.eos_ids}))
+    special = {*self._inner.all_special_ids, *self.eos_ids}
+    readable = sorted(self._token_ids - special)
+    self._readable = frozenset(readable)
     texts = self._inner.batch_decode(
       [[i] for i in readable], clean_up_tokenization_spaces=False
     )
     self.pieces = [""] * self.vocab_size
     for i, text in zip(readable, texts, strict=True):
       self.pieces[i] = text
+    self._beginning = self._ids_before_a_text()
 
   def _id_of(self, token: str | None, name: str) -> int:
     """Looks up the id of a token by its text."""
@@ -76,25 +89,30 @@ class HuggingFaceTokenizer:
       )
     return index
 
-  def _pad_id(self, pad_token: str | None) -> int:
-    """Chooses an id for padding that does not end a response."""
-    chosen = pad_token or self._inner.pad_token
-    if chosen is not None:
-      index = self._id_of(chosen, "pad_token")
-      if index != self.eos_id:
-        return index
-      if pad_token is not None:
-        raise TokenizerError(
-          f"pad_token={pad_token!r} also ends a response: a row that is over "
-          "could not be told from one that has just ended. Name another one."
-        )
-    others = set(self._inner.all_special_ids) - {self.eos_id}
-    if not others:
-      raise TokenizerError(
-        f"{self._folder} has no special token besides the end to pad with: "
-        "name any other token with pad_token; it will never be sampled."
+  def _ids_before_a_text(self) -> list[int]:
+    """The ids that the folder's post-processor puts before a text: BOS."""
+    text = next((text for text in self.pieces if text.strip()), "")
+    plain, whole = self.encode(text), self._inner.encode(text)
+    for count in range(len(whole)):
+      if whole[count : count + len(plain)] == plain:
+        return whole[:count]
+    return []
+
+  def _eos_ids(self, eos_token: str | None) -> tuple[int, ...]:
+    """Ids that end a response, that of `eos_token` first."""
+    eos_ids = [] if eos_token is None else [self._id_of(eos_token, "eos_token")]
+    if self._inner.eos_token is not None:
+      eos_ids.append(self._id_of(self._inner.eos_token, "eos_token"))
+    for name in EOS_FILES:
+      eos_ids += _eos_ids_of_file(
+        pathlib.Path(self._folder) / name, self.vocab_size
       )
-    return max(others)
+    if not eos_ids:
+      raise TokenizerError(
+        f"{self._folder} has no token that ends a response: name one with "
+        "eos_token."
+      )
+    return tuple(dict.fromkeys(eos_ids))
 
   def encode(self, text: str) -> list[int]:
     """Encodes a text, without a beginning or end token.
@@ -103,10 +121,18 @@ class HuggingFaceTokenizer:
     """
     return self._inner.encode(text, add_special_tokens=False)
 
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes a text as `encode`, after the tokens that begin a sequence.
+
+    These are the ids of `transformers`, except that tokens which the folder's
+    post-processor appends (an end token) are left out: the response follows.
+    """
+    return self._beginning + self.encode(text)
+
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids, with U+FFFD for bytes that are not UTF-8."""
     return self._inner.decode(
-      [i for i in ids if i in self._token_ids],
+      [i for i in ids if i in self._readable],
       skip_special_tokens=True,
       clean_up_tokenization_spaces=False,
     )
@@ -136,6 +162,26 @@ class HuggingFaceTokenizer:
       ) from error
 
 
+def texts_to_compare(
+  first: HuggingFaceTokenizer, second: HuggingFaceTokenizer
+) -> tuple[list[str], list[str]]:
+  """Texts by id of two tokenizers, to see whether they have one vocabulary.
+
+  An id that ends a response has no text. Folders of one vocabulary may name
+  different ones, so here the end ids of either have none.
+
+  Args:
+    first: a tokenizer.
+    second: another one.
+  """
+  ends = {*first.eos_ids, *second.eos_ids}
+  texts = [
+    ["" if i in ends else text for i, text in enumerate(tokenizer.pieces)]
+    for tokenizer in (first, second)
+  ]
+  return texts[0], texts[1]
+
+
 def _read(folder: pathlib.Path) -> Any:
   """Reads the PreTrainedTokenizerBase of a folder."""
   # Imported late: see `huggingface.architectures.Family`.
@@ -160,6 +206,29 @@ def _read(folder: pathlib.Path) -> Any:
     raise TokenizerError(
       f"{folder} holds no readable tokenizer: {_reason(error)}"
     ) from error
+
+
+def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
+  """The ids of a file's field eos_token_id; none without field or file."""
+  try:
+    fields = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return []
+  except (OSError, ValueError, RecursionError) as error:
+    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
+  if not isinstance(fields, dict):
+    raise TokenizerError(f"{path} holds no JSON object.")
+  eos_ids = fields.get("eos_token_id")
+  if eos_ids is None:
+    return []
+  eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+  for index in eos_ids:
+    if type(index) is not int or not 0 <= index < vocab_size:
+      raise TokenizerError(
+        f"{path} has {str(index)[:40]!r} in eos_token_id: it must be one or "
+        f"several of the model's ids, 0 to {vocab_size - 1}."
+      )
+  return eos_ids
 
 
 def _reason(error: Exception) -> str:

@@ -41,6 +41,7 @@ class SentencePieceTokenizer:
         "will be made again."
       ) from error
     self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
+    self.eos_ids = (self.eos_id,)
     self.pieces = [
       ""
       if self._model.is_control(i) or self._model.is_unknown(i)
@@ -79,6 +80,14 @@ class SentencePieceTokenizer:
         "of another world."
       )
     return ids
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes a text as `encode`: no sequence begins with a token of its own.
+
+    Raises:
+      TokenizerError: as `encode`.
+    """
+    return self.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Decodes ids. Control ids have no text."""

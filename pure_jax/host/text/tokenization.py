@@ -17,7 +17,10 @@ All three therefore use the rules of this module:
   "replace" overwrites the merged id, as the paper's reference code does.
   `pure_jax.steps` does both on the device, for sampled and encoded responses.
 * The PRM's prompt is the problem in the format that the PRM was trained with,
-  not the policy's chat prompt. The reference code's RL uses the latter.
+  not the policy's prompt. The reference code's RL uses the latter ("pure").
+* A prompt has the ids that transformers gives it (`PromptFormat.ids`).
+* A response ends at any id in `Tokenizer.eos_ids`; one that is encoded here
+  ends at the first.
 
 A trainer that encodes each step by itself, as TRL's does, gives a PRM other ids
 if the end of the step merges with the separator: "$." is one id in Qwen's
@@ -50,20 +53,32 @@ class Tokenizer(Protocol):
 
   Attributes:
     vocab_size: V, the number of ids of the model.
-    pad_id: id of padding, which differs from `eos_id`.
-    eos_id: id that ends a response.
-    banned_ids: ids that must never be sampled: padding and ids without text.
+    pad_id: id of padding. It may be one of `eos_ids`, so masks alone tell
+      padding from tokens.
+    eos_id: the first of `eos_ids`, which ends the responses that we encode.
+    eos_ids: all ids that end a response.
+    banned_ids: ids that must never be sampled: padding and ids without text,
+      except `eos_ids`.
     pieces: V texts, one per id; "" for control ids.
   """
 
   vocab_size: int
   pad_id: int
   eos_id: int
+  eos_ids: tuple[int, ...]
   banned_ids: tuple[int, ...]
   pieces: Sequence[str]
 
   def encode(self, text: str) -> list[int]:
     """Encodes a text, without a beginning or end token."""
+    ...
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """Encodes the text that begins a sequence, without an end token.
+
+    These are the ids of `encode`, after a beginning token (BOS) if the model
+    was trained with one.
+    """
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -118,6 +133,26 @@ class PromptFormat:
       messages.insert(0, {"role": "system", "content": self.system})
     return tokenizer.apply_chat_template(messages) + self.prefix
 
+  def ids(self, tokenizer: Tokenizer, problem: str) -> list[int]:
+    """Encodes the prompt of a problem.
+
+    The ids are those of transformers. Without chat they begin with BOS if the
+    tokenizer's ids do (Llama 3), as `tokenizer(text)` gives them. A chat
+    template writes BOS itself. The ids of a response, which continue the
+    prompt, never begin with BOS.
+
+    Args:
+      tokenizer: the tokenizer.
+      problem: the text of the problem.
+
+    Raises:
+      TokenizerError: as for `text`.
+    """
+    text = self.text(tokenizer, problem)
+    return (
+      tokenizer.encode(text) if self.chat else tokenizer.encode_prompt(text)
+    )
+
 
 # The prompt formats by the names that configs use. To add one, add an entry:
 # the settings accept its name, and `files.prompt_format` and
@@ -129,8 +164,16 @@ PROMPT_FORMATS = {
   # line break, so the PRM of the paper has never seen the end of such a prompt.
   "plain": PromptFormat(suffix="\n"),
   "chat": PromptFormat(chat=True),
-  # The format that Qwen2.5-Math is evaluated with, and that PURE trains with.
+  # The format that Qwen2.5-Math is evaluated with.
   "qwen_boxed": PromptFormat(chat=True, system=BOXED),
+  # The format that PURE trains and evaluates policies with. In its RL the PRM
+  # reads it too, although it was trained on "raw".
+  "pure": PromptFormat(
+    suffix=(
+      f'\n\nPlease reason step by step with steps separated by "{SEPARATOR}", '
+      "and put your final answer within \\boxed{}."
+    )
+  ),
 }
 
 
@@ -183,7 +226,7 @@ def split_texts(
     for position, token in enumerate(ids):
       run = run + 1 if token in halves else 0
       ends = tokenizer.pieces[token].endswith(SEPARATOR) or run == 2
-      if ends or token == tokenizer.eos_id or position == len(ids) - 1:
+      if ends or token in tokenizer.eos_ids or position == len(ids) - 1:
         text = tokenizer.decode(ids[start : position + 1])
         steps.append(text.removesuffix(SEPARATOR) if ends else text)
         start = position + 1
@@ -237,6 +280,6 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
     stem=stem,
     has_stem=has_stem,
     score_id=np.int32(first_id[SCORE_TEXT]),
-    eos_id=np.int32(tokenizer.eos_id),
+    eos_ids=np.asarray(tokenizer.eos_ids, np.int32),
     pad_id=np.int32(tokenizer.pad_id),
   )

@@ -89,7 +89,7 @@ class ResponseGenerator:
         model,
         settings.sampler.config(
           pad_id=tokenizer.pad_id,
-          stop_ids=(tokenizer.eos_id,),
+          stop_ids=tokenizer.eos_ids,
           banned_ids=tokenizer.banned_ids,
           greedy=greedy,
         ),

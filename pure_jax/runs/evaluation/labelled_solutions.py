@@ -77,7 +77,7 @@ def encode_solutions(
   """
   index, prompts, responses, left_out = [], [], [], {}
   for row, solution in enumerate(solutions):
-    prompt = tokenizer.encode(prompt_format.text(tokenizer, solution.problem))
+    prompt = prompt_format.ids(tokenizer, solution.problem)
     try:
       response = encode_response(tokenizer, solution.steps, finished=True)
     except TokenizerError:

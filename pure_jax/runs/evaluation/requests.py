@@ -14,7 +14,10 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.response_file import ResponseKey
 from pure_jax.host.grading import verify
 from pure_jax.host.logs import console
-from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.huggingface_tokenizer import (
+  HuggingFaceTokenizer,
+  texts_to_compare,
+)
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import (
@@ -189,11 +192,9 @@ def _encode_problems(
   prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
   requests, reasons = [], []
   for index, problem in enumerate(problems):
-    text = policy_format.text(tokenizer, problem.problem)
-    prompt, prm_prompt = tokenizer.encode(text), []
+    prompt, prm_prompt = policy_format.ids(tokenizer, problem.problem), []
     if settings.prm is not None:
-      text = prm_format.text(tokenizer, problem.problem)
-      prm_prompt = tokenizer.encode(text)
+      prm_prompt = prm_format.ids(tokenizer, problem.problem)
     if verify.reference_of(problem) is None:
       reasons.append("without an answer")
     elif len(prompt) > settings.prompt_tokens:
@@ -229,7 +230,8 @@ def check_prm_vocabulary(
     prm_tokenizer = HuggingFaceTokenizer(
       settings.prm, vocab_size=size, eos_token=settings.eos_token
     )
-    same = _pieces(prm_tokenizer) == _pieces(tokenizer)
+    texts = texts_to_compare(prm_tokenizer, tokenizer)
+    same = _stripped(texts[0]) == _stripped(texts[1])
   if not same:
     raise TokenizerError(
       f"config.prm={settings.prm} has another vocabulary than the policy: it "
@@ -237,9 +239,7 @@ def check_prm_vocabulary(
     )
 
 
-def _pieces(tokenizer: HuggingFaceTokenizer) -> list[str]:
-  """Returns the texts of the ids, without empty ones at the end."""
-  pieces = list(tokenizer.pieces)
-  while pieces and not pieces[-1]:
-    pieces.pop()
-  return pieces
+def _stripped(texts: list[str]) -> list[str]:
+  """Texts without the empty ones at the end."""
+  count = max((i for i, text in enumerate(texts, 1) if text), default=0)
+  return texts[:count]

@@ -77,7 +77,7 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
       stem=np.zeros(model.vocab_size, np.int32),
       has_stem=no_ids,
       score_id=np.int32(_SCORE_ID),
-      eos_id=np.int32(_EOS_ID),
+      eos_ids=np.array([_EOS_ID], np.int32),
       pad_id=np.int32(_PAD_ID),
     ),
     sampler=settings.rl.sampler.config(pad_id=_PAD_ID, stop_ids=(_EOS_ID,)),

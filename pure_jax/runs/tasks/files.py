@@ -23,7 +23,10 @@ from pure_jax.host.data.records import (
 from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
-from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.huggingface_tokenizer import (
+  HuggingFaceTokenizer,
+  texts_to_compare,
+)
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
@@ -119,12 +122,14 @@ class FilesTask(Task):
     model = files.computed(huggingface.read_config(files.prm).model)
     tokenizer = self.tokenizer
     largest_id = max(i for i, text in enumerate(tokenizer.pieces) if text)
-    largest_id = max(largest_id, tokenizer.eos_id, tokenizer.pad_id)
+    largest_id = max(largest_id, *tokenizer.eos_ids, tokenizer.pad_id)
     huggingface.check_vocabulary(largest_id, model)
     if (pathlib.Path(files.prm) / "tokenizer.json").exists():
-      theirs = HuggingFaceTokenizer(files.prm).pieces
-      ours = tokenizer.pieces[: len(theirs)]
-      if ours != theirs[: len(ours)]:
+      ours, theirs = texts_to_compare(
+        tokenizer, HuggingFaceTokenizer(files.prm)
+      )
+      shared = min(len(ours), len(theirs))
+      if ours[:shared] != theirs[:shared]:
         raise ConfigError(
           f"files.prm={files.prm} has another vocabulary than the policy's: "
           "it cannot read its ids."

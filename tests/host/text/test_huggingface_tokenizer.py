@@ -31,17 +31,16 @@ def test_an_error_of_a_chat_template_has_its_reason(tmp_path, template, reason):
     PROMPT_FORMATS["qwen_boxed"].text(tokenizer, "1+1?")
 
 
-def test_padding_is_never_the_end_of_a_response(tmp_path):
+def test_padding_is_banned_unless_it_ends_a_response(tmp_path):
   """Qwen's base models and SmolLM2 use one token for both."""
   folder = save_trained(tmp_path, None, pad_token="<end>")
   tokenizer = HuggingFaceTokenizer(folder)
-  assert tokenizer.pad_id != tokenizer.eos_id
-  assert tokenizer.banned_ids == (tokenizer.pad_id,)
+  assert tokenizer.pad_id == tokenizer.eos_id == 0
+  assert tokenizer.banned_ids == ()
   assert tokenizer.pieces[tokenizer.pad_id] == ""
-  with pytest.raises(TokenizerError, match="also ends a response"):
-    HuggingFaceTokenizer(folder, pad_token="<end>")
   named = HuggingFaceTokenizer(folder, pad_token="a")
   assert named.pad_id == named.encode("a")[0]
+  assert named.banned_ids == (named.pad_id,)
 
 
 def test_rows_of_the_embedding_without_a_token_are_banned(folder):

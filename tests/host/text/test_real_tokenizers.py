@@ -132,10 +132,10 @@ def test_some_steps_have_other_ids_if_encoded_one_by_one(qwen):
   assert [qwen.pieces[i] for i in qwen.encode("$.\n\n")] == ["$", ".\n\n"]
 
 
-def test_qwen_pads_with_a_token_that_is_not_its_end(qwen):
-  assert qwen.eos_id == 151_643
-  assert qwen.pad_id != qwen.eos_id
-  assert {qwen.pad_id, 151_900} < set(qwen.banned_ids)
+def test_qwen_pads_with_its_end_which_is_not_banned(qwen):
+  assert qwen.eos_ids == (151_643,)
+  assert qwen.pad_id == qwen.eos_id
+  assert 151_900 in qwen.banned_ids and qwen.eos_id not in qwen.banned_ids
 
 
 def test_smollm2_writes_separators_as_two_ids(smollm2):

@@ -89,7 +89,8 @@ def test_the_separator_table_has_the_bare_and_the_merged_separator(tokenizer):
   assert np.flatnonzero(table.has_stem).tolist() == [merged]
   assert table.stem[merged] == dot
   assert [int(table.score_id)] == tokenizer.encode("\n")
-  assert table.eos_id == tokenizer.eos_id and table.pad_id == tokenizer.pad_id
+  assert table.eos_ids.tolist() == [tokenizer.eos_id]
+  assert table.pad_id == tokenizer.pad_id
   assert table.ends_step.shape == table.stem.shape == (tokenizer.vocab_size,)
   assert tokenizer.encode("Let me think.\n\n")[-1] == merged
   assert tokenizer.encode("3+5=8\n\n")[-1] == bare
