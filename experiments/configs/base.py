@@ -205,8 +205,7 @@ def rl() -> dict:
 def credit() -> dict:
   """How rewards become advantages; see `pure_jax.settings.CreditConfig`.
 
-  Two of its fields follow from others: group_size is samples_per_prompt, and
-  baseline_length is sampler.max_new_tokens.
+  Its group_size follows from samples_per_prompt.
   """
   return dict(
     # "sum", "mean", "min", "min_eq3", "softmin" or "min_dense".
@@ -215,6 +214,8 @@ def credit() -> dict:
     discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
     # "paper_a", "paper_b", "main", "step", "grpo" or "none".
     baseline="main",
+    # N of "paper_a" and "paper_b", tokens; None is sampler.max_new_tokens.
+    baseline_length=placeholder(int),
     # Whether "main" counts the token that ends a step among its tokens.
     count_step_end=True,
     process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.

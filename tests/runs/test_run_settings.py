@@ -199,13 +199,27 @@ def test_a_run_may_resume_on_other_devices():
   assert line.startswith("rl.prompts: ")
 
 
-def test_credit_gets_its_group_and_its_baseline_from_the_batch():
+def test_credit_gets_its_group_from_the_batch():
   """Groups of another size would compare samples of different prompts."""
   rl = settings_from_config(changed(rl__samples_per_prompt=2)).rl
-  assert (rl.credit.group_size, rl.credit.baseline_length) == (2, 48)
-  sampler = dataclasses.replace(rl.sampler, max_new_tokens=7)
-  rl = dataclasses.replace(rl, samples_per_prompt=4, sampler=sampler)
-  assert (rl.credit.group_size, rl.credit.baseline_length) == (4, 7)
+  assert rl.credit.group_size == 2
+  assert dataclasses.replace(rl, samples_per_prompt=4).credit.group_size == 4
+
+
+@pytest.mark.parametrize("length", [None, 7, 8192])
+def test_a_config_may_set_the_length_of_the_baseline(length):
+  """It was always that of the longest response."""
+  rl = settings_from_config(changed(rl__credit__baseline_length=length)).rl
+  assert rl.credit.baseline_length == length
+
+
+def test_a_schedule_counts_the_updates_of_every_mini_batch():
+  """4 iterations of 2 mini-batches in 3 epochs are 24 updates."""
+  fields = {"rl__updates__mini_batches": 2, "rl__updates__epochs": 3}
+  with pytest.raises(ConfigError, match="ends before the 24 updates"):
+    settings_from_config(changed(**fields, rl__optim__decay_steps=23))
+  rl = settings_from_config(changed(**fields, rl__optim__decay_steps=24)).rl
+  assert rl.num_updates == 24
 
 
 @pytest.mark.parametrize(

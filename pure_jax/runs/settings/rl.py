@@ -130,8 +130,9 @@ class UpdateSettings:
 class RLSettings:
   """PURE's reinforcement learning. See `configs/base.py`.
 
-  `credit.group_size` and `credit.baseline_length` are set here, from
-  samples_per_prompt and sampler.max_new_tokens.
+  `credit.group_size` is set here, from samples_per_prompt. Rollouts have
+  sampler.max_new_tokens columns, which is N if `credit.baseline_length` is
+  None.
   """
 
   iterations: int
@@ -168,7 +169,7 @@ class RLSettings:
   @property
   def num_updates(self) -> int:
     """The number of updates of the whole stage."""
-    return self.iterations
+    return self.iterations * self.updates.count
 
   @property
   def reward_mode(self) -> str:
@@ -198,12 +199,10 @@ class RLSettings:
     self._check_old_logp()
 
   def _complete_credit(self) -> None:
-    """Sets the credit's two fields that follow from the batch."""
+    """Sets the credit's field that follows from the batch."""
     try:
       credit = dataclasses.replace(
-        self.credit,
-        group_size=self.samples_per_prompt,
-        baseline_length=self.sampler.max_new_tokens,
+        self.credit, group_size=self.samples_per_prompt
       )
     except ValueError as error:
       raise ValueError(
