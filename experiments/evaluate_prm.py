@@ -177,7 +177,7 @@ def evaluate_in(
   prm = open_prm(settings, layout)
   solutions = {
     data.name: data_files.read_file(
-      find_format(data.format, data.fields),
+      find_format(data.format, data.fields, data.neutral_labels),
       data.file,
       folder / "data",
       skip_malformed=settings.skip_malformed,

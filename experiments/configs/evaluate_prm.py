@@ -49,7 +49,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Data sets, each with a name, a file and a format that has steps:
       # processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ... (see
       # host/data/formats/named.py). mapped_steps also takes fields, as in
-      # files.py.
+      # files.py, and prm800k neutral_labels ("good", "bad", "unlabelled").
       data=(),
       skip_malformed=False,  # True: malformed rows are counted, not errors.
       # Format of the prompt before a solution: "raw" (as in the training of

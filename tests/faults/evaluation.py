@@ -68,4 +68,18 @@ FAULTS = (
     "if longest[target] > longest[state] + 2:",
     ("test_repetition.py::test_repetition_counts_different_substrings",),
   ),
+  Fault(
+    "neutral steps are good whatever the config says",
+    "host.data.formats.prm800k:make_format",
+    "0: NEUTRAL_LABELS[neutral_labels]",
+    "0: 1",
+    ("test_prm800k.py::test_neutral_steps_are_good_bad_or_unlabelled",),
+  ),
+  Fault(
+    "prepared labels of one choice serve another",
+    "host.data.formats.prm800k:make_format",
+    "{bad_problems=} {neutral_labels=}",
+    "{bad_problems=}",
+    ("test_prm800k.py::test_options_make_another_data_set",),
+  ),
 )

@@ -134,7 +134,9 @@ class FilesTask(Task):
   def _rows(self, field: str, record: type) -> Records:
     """Opens the file that a field of the config names."""
     path, name, mapping = self._files.sources()[field]
-    row_format = find_format(name, mapping)
+    is_labelled = field == "labelled"
+    neutral = self._files.neutral_labels if is_labelled else "good"
+    row_format = find_format(name, mapping, neutral)
     if row_format.record is not record:
       raise ConfigError(
         f"files.{field}_format={name!r} holds {row_format.record.__name__}, "
