@@ -78,8 +78,8 @@ FAULTS = (
   Fault(
     "prepared labels of one choice serve another",
     "host.data.formats.prm800k:make_format",
-    "{bad_problems=} {neutral_labels=}",
-    "{bad_problems=}",
+    'f"{quality_control=} {screening=} {bad_problems=} {neutral_labels=}"',
+    'f"{quality_control=} {screening=} {bad_problems=}"',
     ("test_prm800k.py::test_options_make_another_data_set",),
   ),
 )
