@@ -80,7 +80,11 @@ def score_data(
     settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
   )
   encoded = labelled_solutions.encode_solutions(
-    prm.tokenizer, PROMPT_FORMATS[settings.prompt_format], solutions, limits
+    prm.tokenizer,
+    PROMPT_FORMATS[settings.prompt_format],
+    solutions,
+    limits,
+    settings.score.separator,
   )
   records = [
     unscored(data.name, row, solution) for row, solution in enumerate(solutions)

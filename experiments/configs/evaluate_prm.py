@@ -62,7 +62,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       # How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`.
       score=dict(
         max_steps=128,  # Steps of a solution; one with more is left out.
-        separator="insert",  # Or "replace", as the paper's reference does.
+        # "insert", "replace" (as the paper's reference in RL) or "each" (as in
+        # the training of the paper's PRM).
+        separator="insert",
       ),
       batch_size=8,  # Solutions in a batch.
       length_multiple=128,  # Columns are padded to a multiple of this, tokens.

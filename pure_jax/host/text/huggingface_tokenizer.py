@@ -56,6 +56,7 @@ class HuggingFaceTokenizer:
         f"{self.vocab_size} ids: they do not belong together."
       )
     self.eos_id = self._id_of(eos_token or self._inner.eos_token, "eos_token")
+    self.bos_id = self._inner.bos_token_id
     self.pad_id = self._pad_id(pad_token)
     unused = set(range(self.vocab_size)) - self._token_ids
     self.banned_ids = tuple(sorted({self.pad_id, *unused}))

@@ -41,6 +41,7 @@ class SentencePieceTokenizer:
         "will be made again."
       ) from error
     self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
+    self.bos_id = None  # The texts that models are trained on have none.
     self.pieces = [
       ""
       if self._model.is_control(i) or self._model.is_unknown(i)

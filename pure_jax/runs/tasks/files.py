@@ -11,7 +11,6 @@ import numpy as np
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import file_dataset as data_files
-from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Records
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
@@ -252,14 +251,11 @@ class FilesTask(Task):
   def labelled(
     self, spec: RunSpec, batches: Batches, policy_params: Any
   ) -> LabelledResponses:
-    """The solutions of the file that fit, encoded as a policy writes them."""
+    """The solutions of the file that fit, as `prm.score.separator` says."""
     del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
-    prompts = left_pad(
-      encoded.prompts, self.prm_prompt_encoder.length, self.tokenizer.pad_id
-    )
-    responses = right_pad(
-      encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
+    responses = labelled_solutions.pad_solutions(
+      encoded.texts, self._limits, self.tokenizer.pad_id
     )
     labels, label_mask = _step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts
@@ -272,9 +268,7 @@ class FilesTask(Task):
       "labelled_steps": label_mask.sum(),
       "good_share": labels[label_mask].mean(),
     }
-    return LabelledResponses(
-      Demonstrations(*prompts, *responses), labels, label_mask, metrics
-    )
+    return LabelledResponses(responses, labels, label_mask, metrics)
 
   @property
   def _limits(self) -> labelled_solutions.SolutionLimits:
@@ -291,9 +285,13 @@ class FilesTask(Task):
     """(the solutions within the limits, their ids)."""
     limits = self._limits
     encoded = labelled_solutions.encode_solutions(
-      self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
+      self.tokenizer,
+      self.prm_prompt_encoder.prompt_format,
+      rows,
+      limits,
+      self._settings.prm.score.separator,
     )
-    if not encoded.prompts:
+    if not encoded.texts:
       reasons = collections.Counter(encoded.left_out.values())
       counted = ", ".join(f"{count} {why}" for why, count in reasons.items())
       raise ConfigError(
