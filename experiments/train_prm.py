@@ -70,7 +70,7 @@ def train_stage(
     log_every=settings.log_every,
     num_examples=len(labelled.labels),
     batch_size=settings.batch_size,
-    tokens_per_example=labelled.responses.completion_mask.sum(1).mean(),
+    tokens_per_example=labelled.tokens_per_response,
     make_batch=make_batch,
     update=update,
   )

@@ -38,6 +38,7 @@ from pure_jax.runs.responses import (
   check_drift,
   check_finite,
   grade,
+  put_prm_texts,
   response_metrics,
 )
 from pure_jax.runs.rl_functions import RLFunctions, make_functions
@@ -76,11 +77,11 @@ def evaluate(
   problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
   prompts = run.batches.encode_prompts(problems)
-  prm_prompts = run.batches.put_prm_prompts(problems)
 
   weights = functions.sampling_weights(trained, frozen)
   rollout = functions.generate_held_out(weights, prompts, key)
-  scores, _ = functions.score(trained, frozen, rollout, prm_prompts)
+  prm_texts = put_prm_texts(run, problems, rollout)
+  scores, _ = functions.score(trained, frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
   metrics = response_metrics(run, graded, rollout, scores)
 
@@ -116,7 +117,6 @@ def iterate(
   # ===== Encode =====
   prompts = run.batches.encode_prompts(problems)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = run.batches.put_prm_prompts(problems)
 
   # ===== Generate =====
   weights = functions.sampling_weights(state.params, frozen)
@@ -126,8 +126,9 @@ def iterate(
   del weights  # A copy: the next stages need its memory.
 
   # ===== Score =====
+  prm_texts = put_prm_texts(run, problems, rollout)
   scores, drift = functions.score_iteration(
-    step, state.params, frozen, rollout, prm_prompts
+    step, state.params, frozen, rollout, prm_texts
   )
 
   # ===== Grade, while scores are computed =====

@@ -148,8 +148,9 @@ def score() -> dict:
   """How responses are cut into steps and scored by the PRM, in every stage."""
   return dict(
     max_steps=12,  # Steps of a response; the rest is merged into the last.
-    # Where the PRM scores a step: "insert" adds a token after each step,
-    # "replace" overwrites the separator, as the paper's reference does.
+    # What the PRM reads: "insert" adds a score token after each step,
+    # "replace" overwrites the separator, as the paper's reference does in RL,
+    # "each" encodes every step by itself, as TRL did to train the paper's PRM.
     separator="insert",
     # RL gives an empty step this reward, in [-1, 1], instead of the PRM's
     # score; unset keeps the score.

@@ -86,7 +86,9 @@ def fields() -> dict:
     # How the PRM scores responses; see `pure_jax.settings.ScoreConfig`.
     score=dict(
       max_steps=256,  # Steps of a response; the rest is merged into the last.
-      separator="insert",  # Or "replace", as the paper's reference does.
+      # "insert", "replace" (as the paper's reference in RL) or "each" (as in
+      # the training of the paper's PRM).
+      separator="insert",
     ),
     grader=files.grader(),
     bootstrap_seed=0,  # Seed of the intervals.

@@ -79,6 +79,8 @@ def files() -> dict:
     labelled_one_in=20,  # One problem in this many is held out.
     labelled_rows=placeholder(int),  # Most rows to train on; None: all.
     labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
+    # Label of the neutral steps of PRM800K: "good", "bad" or "unlabelled".
+    neutral_labels="good",
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     grader=grader(),
     model=computation(),

@@ -18,8 +18,8 @@ from pure_jax.runs.rl_weights import (
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import packing, rollouts, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
-from pure_jax.training.score import ScoredBatch, Scores
-from pure_jax.types import Prompts, Rollout
+from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.types import Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class RLFunctions:
     generate: (weights, prompts, key) -> rollout, G samples of each prompt.
     generate_held_out: one sample of each prompt at temperature 1.
     generate_greedy: one greedy response to each prompt.
-    text_lengths: (rollout, PRM prompts) -> lengths of the longest texts, which
-      choose the rows; for an update the PRM prompts are None.
+    text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
+      choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
@@ -51,7 +51,7 @@ class RLFunctions:
   generate: rollouts.Generate
   generate_held_out: rollouts.Generate
   generate_greedy: rollouts.Generate
-  text_lengths: Callable[[Rollout, Prompts | None], jax.Array]
+  text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -66,14 +66,14 @@ class RLFunctions:
     trained: Any,
     frozen: FrozenWeights,
     rollout: Rollout,
-    prm_prompts: Prompts,
+    prm_texts: PRMTexts,
   ) -> tuple[Scores, jax.Array]:
     """Scores a rollout, with old log-probs of the policy: (scores, drift []).
 
-    ``prm_prompts`` [B, L'] are the PRM's prompts of the responses. See
-    `score.make_score`.
+    ``prm_texts`` are what the PRM reads, see `score.make_score` and
+    `responses.put_prm_texts`.
     """
-    batch = (rollout, prm_prompts)
+    batch = (rollout, prm_texts)
     function = _choose(self.scores, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
@@ -84,7 +84,7 @@ class RLFunctions:
     trained: Any,
     frozen: FrozenWeights,
     rollout: Rollout,
-    prm_prompts: Prompts,
+    prm_texts: PRMTexts,
   ) -> tuple[Scores, jax.Array | None]:
     """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
@@ -93,8 +93,8 @@ class RLFunctions:
     """
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
-      return self.score(trained, frozen, rollout, prm_prompts)
-    batch = (rollout, prm_prompts)
+      return self.score(trained, frozen, rollout, prm_texts)
+    batch = (rollout, prm_texts)
     if (iteration - 1) % rl.old_logp.check_every:
       function = _choose(self.sampled_scores, self.text_lengths, *batch)
       return function(frozen.reference, frozen.prm, *batch), None
@@ -213,9 +213,7 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   policy_shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
-    inserted = 0
-    if spec.step.scoring.separator == "insert":
-      inserted = spec.step.scoring.max_steps  # A score token after each step.
+    inserted = spec.step.scoring.inserted_tokens
     prm_shapes = _row_shapes(
       spec, spec.prm_prompt_tokens + inserted, spec.responses
     )

@@ -108,6 +108,12 @@ class RunSpec:
     return dataclasses.replace(score, empty_step_reward=None)
 
   @property
+  def prm_columns(self) -> int:
+    """Columns of the PRM's inputs in RL (T): prompt, response, score tokens."""
+    inserted = self.settings.prm.score.inserted_tokens
+    return self.prm_prompt_tokens + self.sampler.max_new_tokens + inserted
+
+  @property
   def responses(self) -> int:
     """Responses of an RL batch (B)."""
     return self.settings.rl.responses

@@ -67,9 +67,9 @@ LIMITS = labelled_solutions.SolutionLimits(
 )
 
 
-def encoded():
+def encoded(separator="insert"):
   return labelled_solutions.encode_solutions(
-    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS
+    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS, separator
   )
 
 
@@ -83,9 +83,10 @@ def test_limits_are_inclusive_and_each_solution_is_encoded_or_left_out():
     7: "not tokenized back",
     8: "problem too long",
   }
-  assert [len(ids) for ids in solutions.prompts] == [10, 9, 2, 2]
-  assert [len(ids) for ids in solutions.responses] == [2, 9, 11, 5]
-  assert all(ids[-1] == Characters.eos_id for ids in solutions.responses)
+  texts = solutions.texts
+  assert [len(text.prompt) for text in texts] == [10, 9, 2, 2]
+  assert [len(text.response) for text in texts] == [2, 9, 11, 5]
+  assert all(text.response[-1] == Characters.eos_id for text in texts)
 
 
 def test_batches_have_each_solution_once_in_few_columns():
@@ -98,8 +99,8 @@ def test_batches_have_each_solution_once_in_few_columns():
     for row, index in enumerate(indices):
       prompt = batch.prompt_tokens[row][batch.prompt_mask[row]]
       response = batch.tokens[row][batch.completion_mask[row]]
-      assert prompt.tolist() == solutions.prompts[index]
-      assert response.tolist() == solutions.responses[index]
+      assert prompt.tolist() == solutions.texts[index].prompt
+      assert response.tolist() == solutions.texts[index].response
       # Prompts are padded on the left, solutions on the right.
       assert batch.prompt_mask[row, -1] and batch.completion_mask[row, 0]
     order += indices.tolist()

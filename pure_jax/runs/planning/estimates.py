@@ -88,10 +88,7 @@ def model_flops(spec: RunSpec) -> tuple[int, int, int]:
   policy = read(spec.model, L + C, C)
   prm = 0
   if spec.prm_model is not None:
-    steps = spec.step.scoring
-    inserted = steps.max_steps if steps.separator == "insert" else 0
-    length = spec.prm_prompt_tokens + C + inserted
-    prm = read(spec.prm_model, length, logits=0)
+    prm = read(spec.prm_model, spec.prm_columns, logits=0)
   return rollout, 2 * policy + prm, 3 * policy
 
 

@@ -25,8 +25,8 @@ from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
-from pure_jax.training.score import ScoredBatch
-from pure_jax.types import Prompts
+from pure_jax.training.score import PRMTexts, ScoredBatch
+from pure_jax.types import PRMInputs, Prompts
 
 Array = jax.ShapeDtypeStruct
 
@@ -106,8 +106,10 @@ class Programs:
       ),
       prompts,
     )
-    prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
-    score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
+    score_arguments = (
+      *(self._params, *self._frozen()),
+      *(rollout, _prm_texts(spec)),
+    )
     # Without packing there is one shape of rows, None.
     score, update = functions.scores[None], functions.updates[None]
     scores, _ = jax.eval_shape(score, *score_arguments)
@@ -203,6 +205,21 @@ class Programs:
       return reference, None
     declared = prm.declare_prm(spec.prm_model)
     return reference, copy(declared, spec.prm_model, layouts.prm)
+
+
+def _prm_texts(spec: RunSpec) -> PRMTexts:
+  """Abstract prompts of the PRM, or its inputs, see `score.make_score`."""
+  config, rows = spec.step.scoring, spec.responses
+  if config.separator != "each":
+    return _prompts(rows, spec.prm_prompt_tokens)
+  tokens, steps = (rows, spec.prm_columns), (rows, config.max_steps)
+  return PRMInputs(
+    tokens=Array(tokens, jnp.int32),
+    mask=Array(tokens, bool),
+    score_position=Array(steps, jnp.int32),
+    score_mask=Array(steps, bool),
+    unread_mask=Array(steps, bool),
+  )
 
 
 def _prompts(rows: int, length: int) -> Prompts:
