@@ -286,7 +286,8 @@ def sampler(max_new_tokens: int) -> dict:
 def rollout() -> dict:
   """Precision, batches and stops of rollouts."""
   return dict(
-    stop_on_boxed=False,  # True: a complete \boxed{...} ends a response.
+    # True: the first \boxed{...} with content ends a response.
+    stop_on_boxed=False,
     # Number of batches in which an iteration is sampled, one after the other.
     # More batches need less memory and more time.
     batches=1,

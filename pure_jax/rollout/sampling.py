@@ -86,8 +86,8 @@ class StopTable:
   `pure_jax.host.text.stop_texts` builds the table from a tokenizer.
 
   Attributes:
-    next_state: [V, Z] int32, 0..Z-1, the state after an id is read in a state.
-      Sequences start in state 0; state Z - 1 means the text is complete.
+    next_state: [V, Z] integers, 0..Z-1, the state after an id is read in a
+      state. Sequences start in state 0; state Z - 1 means the text is complete.
   """
 
   next_state: Array
@@ -99,7 +99,7 @@ class StopTable:
       (states after the token, complete [B] bool, True if a text is complete
       with this token or was before).
     """
-    states = jnp.asarray(self.next_state)[tokens, states]
+    states = jnp.asarray(self.next_state)[tokens, states].astype(jnp.int32)
     return states, states == self.next_state.shape[1] - 1
 
 

@@ -58,8 +58,22 @@ FAULTS = (
   Fault(
     "an inner brace closes a box",
     "host.text.stop_texts:_after",
-    "return complete if state == begun else state - 1",
-    "return complete",
+    "if state.braces and not braces:",
+    "if state.braces > braces:",
+    ("test_stop_texts.py::test_random_cuts_of_random_texts",),
+  ),
+  Fault(
+    "an empty box ends a response",
+    "host.text.stop_texts:_after",
+    "return _COMPLETE if has_content else _START",
+    "return _COMPLETE",
+    ("test_stop_texts.py::test_random_cuts_of_random_texts",),
+  ),
+  Fault(
+    "an escaped brace closes a box",
+    "host.text.stop_texts:_after",
+    "if not escaped:",
+    "if True:",
     ("test_stop_texts.py::test_random_cuts_of_random_texts",),
   ),
   Fault(
