@@ -365,8 +365,9 @@ def optimizer(learning_rate: float, **changes) -> dict:
     beta2=0.95,  # Decay of the second moment.
     max_grad_norm=1.0,  # Gradients are scaled down to this global norm.
     warmup_steps=0,  # Updates of linear warm-up from 0.
-    # Updates until a cosine decay reaches 0, warm-up included, and not fewer
+    # Updates until the rate has decayed to 0, warm-up included, and not fewer
     # than the stage has; 0 keeps the rate constant.
     decay_steps=0,
+    decay="cosine",  # Shape of that decay: "cosine" or "linear".
   )
   return defaults | changes

@@ -86,7 +86,7 @@ PRESETS = {
     weight_decay=0.01,
     max_new_tokens=8192,
     # Ours: the PRM reads what it was trained on, problem and steps.
-    separator="insert",
+    separator="each",
     prm_prompt_format="raw",
   ),
   "reference_verl": Preset(

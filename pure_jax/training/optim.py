@@ -7,6 +7,9 @@ import optax
 
 from pure_jax.models.params import decaying
 
+# Shapes of the learning rate's decay to 0.
+DECAYS = ("cosine", "linear")
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
@@ -21,8 +24,10 @@ class OptimConfig:
     beta2: decay of the second moment; 0.95 in the paper's PRM training.
     max_grad_norm: gradients are scaled down to this global norm.
     warmup_steps: linear warm-up from 0; the paper uses none.
-    decay_steps: cosine decay to 0 at this step, warm-up included; 0 keeps the
-      rate constant.
+    decay_steps: the rate decays to 0 at this step, warm-up included; 0 keeps
+      the rate constant.
+    decay: shape of that decay, "cosine" or "linear"; the latter is the default
+      of transformers' Trainer, which trained the paper's PRM.
   """
 
   learning_rate: float
@@ -32,6 +37,7 @@ class OptimConfig:
   max_grad_norm: float = 1.0
   warmup_steps: int = 0
   decay_steps: int = 0
+  decay: str = "cosine"
 
   def __post_init__(self):
     """Validates that every value is in its range."""
@@ -47,6 +53,8 @@ class OptimConfig:
       value = getattr(self, name)
       if value < 0:
         raise ValueError(f"{name} must not be negative, got {value}.")
+    if self.decay not in DECAYS:
+      raise ValueError(f"decay must be one of {DECAYS}, got {self.decay!r}.")
     if 0 < self.decay_steps <= self.warmup_steps:
       raise ValueError(
         f"decay_steps={self.decay_steps} counts from the first update, and the "
@@ -73,7 +81,10 @@ class OptimConfig:
 
 
 def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
-  """Makes the schedule: linear warm-up, then constant or cosine.
+  """Makes the schedule: linear warm-up, then constant, or a decay to 0.
+
+  With the rate eta, the update k (from 0), W warm-up steps and the end D, the
+  decay is eta (1 + cos(pi p)) / 2 or eta (1 - p) at p = (k - W) / (D - W).
 
   Args:
     config: rates and step counts.
@@ -81,6 +92,13 @@ def learning_rate_schedule(config: OptimConfig) -> optax.Schedule:
   Returns:
     A function from the update count (from 0) to the learning rate.
   """
+  if config.decay_steps and config.decay == "linear":
+    length = config.decay_steps - config.warmup_steps
+    decay = optax.linear_schedule(config.learning_rate, 0.0, length)
+    warmup = optax.linear_schedule(
+      0.0, config.learning_rate, config.warmup_steps
+    )
+    return optax.join_schedules([warmup, decay], [config.warmup_steps])
   if config.decay_steps:
     return optax.warmup_cosine_decay_schedule(
       0.0 if config.warmup_steps else config.learning_rate,

@@ -29,7 +29,7 @@ RUNS = [f"{preset}_{mode}" for preset in paper.PRESETS for mode in paper.MODES]
 RL = (*paper.MODES, *RUNS, "smoke", *(f"smoke_{run}" for run in RUNS))
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
-  "evaluate": ("full", "one_loop", "smoke"),
+  "evaluate": ("full", "paper", "one_loop", "smoke"),
   "evaluate_prm": ("full", "smoke"),
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
@@ -231,7 +231,12 @@ def test_the_prm_run_is_that_of_the_paper():
   assert (head.learning_rate, full.learning_rate) == (1e-4, 1e-6)
   for optim in (head, full):
     assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
-    assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
+    assert (optim.warmup_steps, optim.decay) == (0, "linear")
+  assert (head.decay_steps, full.decay_steps) == (
+    *(prm.head_steps, prm.full_steps),
+  )
+  assert prm.score.separator == "each"
+  assert made("pure_prm_7b")[1].files.neutral_labels == "bad"
   assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
@@ -361,7 +366,8 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
 
 
 @pytest.mark.parametrize(
-  ("variant", "rows"), [("full", 32), ("one_loop", None), ("smoke", None)]
+  ("variant", "rows"),
+  [("full", 32), ("paper", 32), ("one_loop", None), ("smoke", None)],
 )
 def test_evaluations_use_continuous_batching_except_in_one_loop(variant, rows):
   assert made("evaluate", variant)[0].engine.slots == rows

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+import transformers
 
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.models import lora, params, policy, prm
@@ -200,9 +201,25 @@ def test_schedules():
   )
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
+def test_a_linear_decay_is_that_of_transformers(warmup):
+  """Its Trainer's default, with which the paper's PRM was trained."""
+  weight = torch.nn.Parameter(torch.zeros(1))
+  peer = torch.optim.SGD([weight], lr=0.5)
+  schedule = transformers.get_linear_schedule_with_warmup(peer, warmup, 8)
+  ours = optim.learning_rate_schedule(
+    optim.OptimConfig(0.5, warmup_steps=warmup, decay_steps=8, decay="linear")
+  )
+  for step in range(10):
+    np.testing.assert_allclose(ours(step), schedule.get_last_lr()[0], rtol=1e-6)
+    peer.step()
+    schedule.step()
+
+
 @pytest.mark.parametrize(
   "changes",
   [
+    {"decay": "step"},
     {"learning_rate": 0.0},
     {"learning_rate": float("inf")},
     {"max_grad_norm": -1.0},
