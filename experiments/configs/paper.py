@@ -127,15 +127,15 @@ def policy_run(
   """RL of a policy (a name in `ARCHITECTURES`) on the MATH prompts of PURE."""
   parsed = parse(variant)
   preset = PRESETS[parsed.preset]
-  process_coef, verifiable_coef = MODES[parsed.mode]
+  reads_prm = MODES[parsed.mode][0] > 0
   config = files.get_config()
   config.files.architecture = architecture
-  if process_coef:
+  if reads_prm:
     config.files.prm_architecture = "pure_prm_7b"
   config.files.prompt_format = "pure"
   config.files.prm_prompt_format = preset.prm_prompt_format
-  # As the authors' graders do, an answer needs no box. Ours: without one it is
-  # the last number.
+  # As for the authors' graders, an answer needs no box. Ours: without one it
+  # is the last number.
   config.files.grader.extractors = ("boxed", "last_number")
   # Ours, to save memory; it does not change the result: 0.6 GB of logits per
   # row.
@@ -145,13 +145,34 @@ def policy_run(
   # Ours: further steps share the score of the last one.
   config.prm.score.max_steps = 512
   config.prm.score.separator = preset.separator
+  set_rl(config, preset, parsed)
+  config.rl.iterations = preset.iterations or iterations
+  if not parsed.is_smoke:
+    return config
+  # The same files that the user of the real run names.
+  prm = ("prm",) if reads_prm else ()
+  config.files.random_files = ("train", "held_out", *prm)
+  is_tied = ARCHITECTURES[architecture].tied_embeddings
+  tiny(config, "tied" if is_tied else "untied")
+  if preset.prm_prompt_format == "pure":
+    # The PRM reads the policy's prompt.
+    config.files.prm_prompt_tokens = config.files.prompt_tokens
+  return config
+
+
+def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
+  """Sets the fields of RL, all but the number of iterations."""
+  credit = dataclasses.asdict(preset.credit)
+  del credit["group_size"]  # It follows from samples_per_prompt.
+  credit["process_coef"], credit["verifiable_coef"] = MODES[parsed.mode]
   config.rl.update(
     {
-      "iterations": preset.iterations or iterations,
       "prompts": 64,
       "samples_per_prompt": preset.credit.group_size,
       # All answers that the source gives are used: 879 of 8,523 prompts.
       "answer_fraction": None,
+      "credit": credit,
+      "loss": dataclasses.asdict(preset.loss),
       "sampler": {
         "max_new_tokens": preset.max_new_tokens,
         "temperature": preset.temperature,
@@ -173,22 +194,6 @@ def policy_run(
       "packed_tokens": 4096,
     }
   )
-  credit = dataclasses.asdict(preset.credit)
-  del credit["group_size"]  # It follows from samples_per_prompt.
-  credit |= {"process_coef": process_coef, "verifiable_coef": verifiable_coef}
-  config.rl.credit.update(credit)
-  config.rl.loss.update(dataclasses.asdict(preset.loss))
-  if not parsed.is_smoke:
-    return config
-  # The same files that the user of the real run names.
-  prm = ("prm",) if process_coef else ()
-  config.files.random_files = ("train", "held_out", *prm)
-  is_tied = ARCHITECTURES[architecture].tied_embeddings
-  tiny(config, "tied" if is_tied else "untied")
-  if preset.prm_prompt_format == "pure":
-    # The PRM reads the policy's prompt.
-    config.files.prm_prompt_tokens = config.files.prompt_tokens
-  return config
 
 
 def parse(variant: str) -> Variant:
