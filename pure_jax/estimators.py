@@ -164,11 +164,10 @@ def grpo_step_rewards(
   baseline and verifiable_estimator "grpo".
 
   >>> import jax.numpy as jnp
-  >>> rewards, mask = jnp.array([[1.0, 0.0], [0.0, 9.0]]), jnp.array(
-  ...   [[True, True], [True, False]]
-  ... )
-  >>> grpo_step_rewards(rewards, mask, 2).round(3).tolist()
-  [[1.155, -0.577], [-0.577, 0.0]]
+  >>> rewards = jnp.array([[1.0, -1.0], [0.0, 9.0]])
+  >>> mask = jnp.array([[True, True], [True, False]])
+  >>> grpo_step_rewards(rewards, mask, 2, epsilon=1.0).tolist()
+  [[0.5, -0.5], [0.0, 0.0]]
 
   Args:
     step_rewards: [B, S] float; NaN allowed where masked.

@@ -158,34 +158,12 @@ def policy_objective(
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
-  def zero_masked(x):
-    # Before any exp: a masked log-prob of -inf would give NaN gradients.
-    return jnp.where(mask, x, jnp.zeros_like(x))
-
-  new_logp, old_logp = zero_masked(new_logp), zero_masked(experience.old_logp)
-  ref_logp = jax.lax.stop_gradient(zero_masked(experience.ref_logp))
-  advantages = zero_masked(advantages)
-  per_token, clipped = clipped_policy_loss(
-    new_logp,
-    old_logp,
-    advantages,
-    config.clip_low,
-    config.clip_high,
-    config.log_ratio_limit,
+  new_logp = _zero_masked(new_logp, mask)
+  old_logp = _zero_masked(experience.old_logp, mask)
+  ref_logp = jax.lax.stop_gradient(_zero_masked(experience.ref_logp, mask))
+  per_token, quantities = _policy_losses(
+    new_logp, old_logp, _zero_masked(advantages, mask), experience, config
   )
-  optional_metrics = {}
-  if config.dual_clip is not None:
-    per_token, bounded = ratios.dual_clip(
-      per_token, advantages, config.dual_clip
-    )
-    optional_metrics["dual_clip_fraction"] = bounded.astype(per_token.dtype)
-  if config.importance_cap is not None:
-    sampled_logp = zero_masked(_known(experience.sampled_logp))
-    per_token, importance_metrics = importance.weigh(
-      per_token, old_logp, sampled_logp, config.importance_cap
-    )
-    optional_metrics |= importance_metrics
-
   response_tokens = None
   if isinstance(experience, PackedExperience):
     response_tokens = experience.response_tokens
@@ -206,9 +184,7 @@ def policy_objective(
   if config.ratio_guard is not None:
     exceeds = ratios.exceeds_guard(ratio, mask, config.ratio_guard)
     loss = jnp.where(exceeds, jnp.zeros_like(loss), loss)
-    optional_metrics["guarded_fraction"] = jnp.where(
-      exceeds, jnp.ones_like(per_token), jnp.zeros_like(per_token)
-    )
+    quantities["guarded_fraction"] = jnp.broadcast_to(exceeds, mask.shape)
   metrics = MetricGroups(
     sums={
       "policy_loss": policy_loss,
@@ -216,13 +192,55 @@ def policy_objective(
         kl_estimate(new_logp, ref_logp, "k3", _LARGEST_KL_METRIC)
       ),
       "entropy": mean_entropy,
-      "clip_fraction": mean(clipped.astype(per_token.dtype)),
-      **{name: mean(x) for name, x in optional_metrics.items()},
+      **{
+        name: mean(x.astype(per_token.dtype)) for name, x in quantities.items()
+      },
     },
     maxima={"ratio_max": masked.masked_max(ratio, mask)},
     minima={"ratio_min": masked.masked_min(ratio, mask)},
   )
   return loss, jax.lax.stop_gradient(metrics)
+
+
+def _zero_masked(x: Array, mask: Array) -> Array:
+  # Before any exp: a masked log-prob of -inf would give NaN gradients.
+  return jnp.where(mask, x, jnp.zeros_like(x))
+
+
+def _policy_losses(
+  new_logp: Array,
+  old_logp: Array,
+  advantages: Array,
+  experience: Experience | PackedExperience,
+  config: LossConfig,
+) -> tuple[Array, dict[str, Array]]:
+  """Returns each token's policy loss, and quantities whose means are metrics.
+
+  The log-probs and advantages are 0 where masked.
+  """
+  per_token, clipped = clipped_policy_loss(
+    new_logp,
+    old_logp,
+    advantages,
+    config.clip_low,
+    config.clip_high,
+    config.log_ratio_limit,
+  )
+  quantities = {"clip_fraction": clipped}
+  if config.dual_clip is not None:
+    per_token, quantities["dual_clip_fraction"] = ratios.dual_clip(
+      per_token, advantages, config.dual_clip
+    )
+  if config.importance_cap is not None:
+    sampled_logp = _known(experience.sampled_logp)
+    per_token, importance_quantities = importance.weigh(
+      per_token,
+      old_logp,
+      _zero_masked(sampled_logp, experience.completion_mask),
+      config.importance_cap,
+    )
+    quantities |= importance_quantities
+  return per_token, quantities
 
 
 def _check_shapes(mask, **arrays):

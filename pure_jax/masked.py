@@ -143,7 +143,8 @@ def whiten_nonzero(x: Array, mask: Array, within: Array) -> Array:
 
   >>> import jax.numpy as jnp
   >>> x, every = jnp.array([1.0, 1, 1, 0, -1, 0]), jnp.ones(6, bool)
-  >>> whiten_nonzero(x, every, every).round(4).tolist()  # m = 1/2, v = 7/8.
+  >>> whitened = whiten_nonzero(x, every, every)  # m = 1/2, v = 7/8.
+  >>> [round(float(each), 4) for each in whitened]
   [0.5345, 0.5345, 0.5345, 0.0, -1.6036, 0.0]
 
   Args:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from factories import pad_columns, random_experience, steps_from_ends
 
-from pure_jax import advantages, credit, estimators, settings
+from pure_jax import advantages, credit, settings
 from pure_jax.settings import CreditConfig
 
 # Compiled once per config and shape: eager, every operation is a program.
@@ -116,36 +116,6 @@ def test_step_baseline_pays_for_fewer_steps():
     batch, dataclasses.replace(config, baseline="main")
   )
   np.testing.assert_allclose(token[:, 0], [0.0, 0.0], atol=1e-6)
-
-
-def test_reinforce_pp_agrees_with_a_loop_and_with_its_configuration():
-  batch, lists = random_experience(3)
-  config = dataclasses.replace(
-    PLAIN,
-    process_coef=0.0,
-    verifiable_coef=1.0,
-    verifiable_estimator="none",
-    kl_in_reward="k1",
-    kl_coef=0.5,
-    whitening="tokens",
-  )
-  batch = batch.replace(has_answer=np.ones(12, bool))
-  penalty = 0.5 * (np.asarray(batch.old_logp) - np.asarray(batch.ref_logp))
-  reinforce_pp = jax.jit(estimators.reinforce_pp_advantages)
-  direct = reinforce_pp(batch.correct, penalty, batch.completion_mask)
-  direct = np.asarray(direct)
-  costs = np.asarray(penalty, np.float64)
-  tokens = [
-    (b, t, float(batch.correct[b]) - costs[b, t:length].sum())
-    for b, length in enumerate(lists["lengths"])
-    for t in range(length)
-  ]
-  values = np.array([value for _, _, value in tokens])
-  scaled = (values - values.mean()) / values.std(ddof=1)
-  for (b, t, _), value in zip(tokens, scaled, strict=True):
-    np.testing.assert_allclose(direct[b, t], value, rtol=1e-4, atol=1e-5)
-  actual, _ = pure_advantages(batch, config)
-  np.testing.assert_allclose(actual, direct, rtol=1e-5, atol=1e-6)
 
 
 def test_kl_in_the_reward_is_paid_by_the_tokens_before_it():

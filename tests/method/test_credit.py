@@ -13,6 +13,7 @@ from pure_jax.settings import CreditConfig
 TABLE_REWARDS = [0.8, -0.6, 0.4, 0.9]
 # Compiled once per shape: eager, every operation would be a program.
 sum_returns = jax.jit(credit.sum_returns, static_argnames="discount")
+mean_returns = jax.jit(credit.mean_returns)
 min_returns = jax.jit(credit.min_returns, static_argnames="zero_after_worst")
 softmin_returns = jax.jit(credit.softmin_returns, static_argnames="temperature")
 softmin_rewards = jax.jit(credit.softmin_rewards)
@@ -23,6 +24,7 @@ transformed_rewards = jax.jit(
 FORMS = {
   "sum": sum_returns,
   "sum_discounted": functools.partial(sum_returns, discount=0.7),
+  "mean": mean_returns,
   "min": min_returns,
   "min_eq3": functools.partial(min_returns, zero_after_worst=True),
   "softmin": softmin_returns,
@@ -40,6 +42,8 @@ def _loop(form, rewards):
       sum(discount ** (k - t) * rewards[k] for k in steps if k >= t)
       for t in steps
     ]
+  if form == "mean":
+    return [sum(rewards[t:]) / len(rewards) for t in steps]
   if form == "min":
     return [min(rewards[t:]) for t in steps]
   if form == "min_eq3":
@@ -75,6 +79,7 @@ def _pad(rows, width, fill=np.nan):
   "form, expected",
   [
     ("sum", [1.5, 0.7, 1.3, 0.9]),
+    ("mean", [0.375, 0.175, 0.325, 0.225]),
     ("min", [-0.6, -0.6, 0.4, 0.9]),
     ("min_eq3", [-0.6, -0.6, 0.0, 0.0]),
     ("softmin", [-0.6, -0.6, 0.0, 0.0]),
@@ -267,7 +272,7 @@ def test_prm_error_stays_small_in_min_form_only():
   np.testing.assert_allclose(total[:, 0], 20 * error, rtol=1e-4)
 
 
-@pytest.mark.parametrize("form", ["sum", "min", "min_eq3", "softmin"])
+@pytest.mark.parametrize("form", ["sum", "mean", "min", "min_eq3", "softmin"])
 def test_transformed_rewards_sum_back_to_the_return(form):
   rng = np.random.default_rng(11)
   rewards = rng.uniform(-1, 1, (30, 9)).astype(np.float32)

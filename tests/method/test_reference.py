@@ -1,8 +1,9 @@
-"""Parity with the reference's own functions (verl branch).
+"""Parity with the reference's own functions, of both its branches.
 
-The vectors are inputs and outputs of the reference run in float64, printed to
-ten digits. Set PURE_REFERENCE_VECTORS to the file, or put it at the default
-path; without it every test here is skipped.
+The vectors are inputs and outputs of the reference, printed to nine or ten
+digits: the verl branch in float64, the main branch in float32. Set
+PURE_REFERENCE_VECTORS and PURE_MAIN_VECTORS to the two files, or put them at
+the default paths; without a file its tests are skipped.
 """
 
 import dataclasses
@@ -23,15 +24,19 @@ from pure_jax.advantages import folded_rewards, pure_advantages
 from pure_jax.losses import policy_objective
 from pure_jax.types import Experience, PRMInputs
 
-DEFAULT = ROOT.parent / "shared/data/reference/pure_verl_vectors.json"
-PATH = pathlib.Path(os.environ.get("PURE_REFERENCE_VECTORS", DEFAULT))
-CASES = json.loads(PATH.read_text())["cases"] if PATH.exists() else []
-TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 
-pytestmark = pytest.mark.skipif(
-  not CASES,
-  reason=f"{PATH} is missing: set PURE_REFERENCE_VECTORS to the vectors.",
-)
+def _read(variable, name):
+  """The cases of a file of vectors, and the mark that skips without it."""
+  default = ROOT.parent / "shared/data/reference" / name
+  path = pathlib.Path(os.environ.get(variable, default))
+  cases = json.loads(path.read_text())["cases"] if path.exists() else []
+  reason = f"{path} is missing: set {variable} to the vectors."
+  return cases, pytest.mark.skipif(not cases, reason=reason)
+
+
+CASES, needs_vectors = _read("PURE_REFERENCE_VECTORS", "pure_verl_vectors.json")
+MAIN_CASES, needs_main = _read("PURE_MAIN_VECTORS", "pure_main_vectors.json")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-9}
 # With no file there is still one (skipped) case, so the skip is reported.
 case_ids = [f"seed{case['seed']}" for case in CASES] or ["absent"]
 every_case = pytest.mark.parametrize("case", CASES or [None], ids=case_ids)
@@ -124,6 +129,7 @@ def _compute(batch, new_logp, config, loss_config):
   }
 
 
+@needs_vectors
 @every_dtype
 @every_case
 def test_reference_verl_reproduces_every_field(case, dtype):
@@ -142,6 +148,7 @@ def test_reference_verl_reproduces_every_field(case, dtype):
     assert set(actual) | {"step_score"} == set(expect)
 
 
+@needs_vectors
 @pytest.mark.parametrize(
   "case", sum_form or [None], ids=lambda case: f"seed{case and case['seed']}"
 )
@@ -168,3 +175,69 @@ def test_cases_cover_what_the_preset_decides():
   assert {case["whiten"] for case in CASES} == {True, False}
   assert {case["kl_coef"] > 0 for case in CASES} == {True, False}
   assert any(0 in case["has_answer"] for case in CASES)
+
+
+def _main_experience(case):
+  """A case of the main branch; it marks no advantage on a truncated end."""
+  lengths, ends = case["lengths"], case["step_end"]
+  width, count = max(lengths), max(map(len, ends))
+  mask = np.arange(width)[None, :] < np.asarray(lengths)[:, None]
+  rewards = np.zeros((len(lengths), count), np.float32)
+  logp = np.zeros((2, len(lengths), width), np.float32)
+  terminal = np.zeros(mask.shape, bool)
+  for b, length in enumerate(lengths):
+    rewards[b, : len(ends[b])] = case["step_rewards"][b]
+    logp[0, b, :length] = case["old_logp"][b]
+    logp[1, b, :length] = case["ref_logp"][b]
+    terminal[b, case["terminal"][b]] = True
+  return Experience(
+    completion_mask=jnp.asarray(mask),
+    steps=steps_from_ends(ends, lengths, width, count),
+    step_rewards=jnp.asarray(rewards),
+    correct=jnp.asarray(case["correct"], jnp.float32),
+    has_answer=jnp.asarray(case["has_answer"], bool),
+    old_logp=jnp.asarray(logp[0]),
+    ref_logp=jnp.asarray(logp[1]),
+    terminal_mask=jnp.asarray(terminal),
+    truncated=jnp.asarray(case["truncated"], bool),
+  )
+
+
+def _main_config(case):
+  """The reference_main preset with this case's own settings."""
+  config, _ = settings.reference_main(case["K"])
+  zeroes = case["zero_terminal"]
+  return dataclasses.replace(
+    config,
+    baseline={"token": "main", "step": "step"}[case["baseline"]],
+    process_coef=float("PRM" in case["mode"]),
+    verifiable_coef=float("VR" in case["mode"]),
+    kl_in_reward=case["kl_estimator"],
+    kl_coef=case["kl_coef"],
+    whitening=config.whitening if case["whiten"] else "none",
+    # The branch has one switch for both.
+    zero_terminal_advantage=config.zero_terminal_advantage and zeroes,
+    zero_truncated_end=config.zero_truncated_end and zeroes,
+  )
+
+
+@needs_main
+@pytest.mark.parametrize("number", range(len(MAIN_CASES)) or [None])
+def test_reference_main_reproduces_every_advantage(number):
+  case = MAIN_CASES[number]
+  compute = jax.jit(pure_advantages, static_argnums=1)
+  actual, _ = compute(_main_experience(case), _main_config(case))
+  for b, row in enumerate(case["advantages"]):
+    _close(actual[b, : len(row)], row, "float32", f"row {b}")
+
+
+@needs_main
+@pytest.mark.skipif(
+  len(MAIN_CASES) != 24, reason="not the published set of cases"
+)
+def test_main_cases_cover_what_the_preset_decides():
+  for field in ("whiten", "zero_terminal"):
+    assert {case[field] for case in MAIN_CASES} == {True, False}, field
+  assert {case["baseline"] for case in MAIN_CASES} == {"token", "step"}
+  truncated = [case for case in MAIN_CASES if any(case["truncated"])]
+  assert any(case["whiten"] and case["zero_terminal"] for case in truncated)

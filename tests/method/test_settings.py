@@ -28,6 +28,9 @@ from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
     ({"baseline_length": 0}, "baseline_length must be >= 1"),
     ({"process_coef": -1.0}, "must be >= 0"),
     ({"kl_limit": 0.0}, "kl_limit must be > 0"),
+    ({"whitening": "batch"}, "whitening must be one of"),
+    ({"whitening": True}, "whitening must be one of"),
+    ({"baseline": "grpo", "fold_verifiable": True}, "one baseline for all"),
     ({"form": "min_dense"}, "set fold_verifiable=True"),
     ({"fold_verifiable": True}, "set baseline to 'paper_b' or 'none'"),
     (
@@ -54,6 +57,12 @@ def test_impossible_credit_raises(changes, sentence):
     ({"clip_low": 1.5}, "clip_low must lie in 0..1"),
     ({"clip_high": -0.1}, "clip_high must be >= 0"),
     ({"entropy_coef": -0.1}, "must be >= 0"),
+    ({"kl_limit": 0.0}, "kl_limit must be > 0 or None, not 0"),
+    ({"log_ratio_limit": -1.0}, "log_ratio_limit must be > 0 or None"),
+    ({"log_ratio_limit": float("nan")}, "log_ratio_limit must be > 0 or None"),
+    ({"dual_clip": 1.0}, "dual_clip must be > 1 or None, not 1"),
+    ({"ratio_guard": 0.5}, "ratio_guard must be > 1 or None"),
+    ({"ratio_guard": float("inf")}, "ratio_guard must be > 1 or None"),
     ({"aggregate": "constant_length"}, "set both or neither"),
     ({"constant_length": 8}, "set both or neither"),
     (
@@ -104,15 +113,17 @@ def test_presets_differ_where_the_method_says():
     "reference_main",
     "tokens",
   ]
-  assert [c.zero_terminal_advantage for c in (paper, main, verl)] == [
-    False,
-    True,
-    False,
-  ]
+  for name in ("zero_terminal_advantage", "zero_truncated_end"):
+    values = [getattr(config, name) for config in (paper, main, verl)]
+    assert values == [False, True, False], name
+  # Only the verl branch limits the penalty in the reward.
+  assert [c.kl_limit for c in (paper, main, verl)] == [None, None, 10.0]
   assert {c.form for c in (paper, main, verl)} == {"softmin"}
   assert {c.kl_coef for c in (paper, main, verl)} == {1e-3}
   assert main_loss.aggregate == "sequence_mean"
   assert paper_loss == verl_loss == LossConfig()
+  assert (verl_loss.kl_limit, verl_loss.log_ratio_limit) == (10.0, 20.0)
+  assert (verl_loss.dual_clip, verl_loss.ratio_guard) == (None, None)
 
 
 def test_the_reference_fault_is_never_a_default():
