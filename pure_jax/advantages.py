@@ -17,21 +17,20 @@ from pure_jax import masked, steps
 from pure_jax.credit import (
   following_returns,
   min_returns,
-  softmin_rewards,
   step_returns,
   sum_returns,
   transformed_rewards,
 )
+from pure_jax.credit_metrics import Metrics, credit_metrics
 from pure_jax.estimators import (
   grpo_advantages,
+  grpo_step_rewards,
   kl_estimate,
   others_sum,
   rloo_advantages,
 )
 from pure_jax.settings import CreditConfig
 from pure_jax.types import Experience
-
-Metrics = dict[str, Array]
 
 
 def _check_experience(experience):
@@ -49,6 +48,7 @@ def _check_experience(experience):
     ("ref_logp", (B, C)),
     ("terminal_mask", (B, C)),
     *([("sampled_logp", (B, C))] if known else ()),
+    *([("truncated", (B,))] if experience.truncated is not None else ()),
   ):
     actual = operator.attrgetter(name)(experience).shape
     if actual != shape:
@@ -78,6 +78,9 @@ def process_advantages(
   step     like main, but b = mean_k (reward / steps), paid once per step. It
            is known to be biased by the number of steps, and included to show
            the bias: if b > 0 each further step costs b, if b < 0 it earns -b.
+  grpo     sum over steps s from the token's on of (r*_s - mean) / deviation,
+           both over all steps of the prompt's G responses, see
+           `estimators.grpo_step_rewards`. It shares the bias of "step".
 
   Args:
     returns: [B, S] float, step returns from `credit.step_returns`.
@@ -92,10 +95,17 @@ def process_advantages(
     ValueError: if a baseline is set and G < 2, or B is not a multiple of G.
   """
   mask = experience.completion_mask
+  if config.baseline == "grpo":
+    scaled = grpo_step_rewards(
+      transformed_rewards(returns, step_mask, discount=config.discount),
+      step_mask,
+      config.group_size,
+    )
+    returns = sum_returns(scaled, step_mask, discount=config.discount)
   # A step left out of credit has the return of the next step that is not.
   to_go = following_returns(returns, step_mask)
   to_go = steps.values_per_token(to_go, experience.steps)
-  if config.baseline == "none":
+  if config.baseline in ("grpo", "none"):
     return jnp.where(mask, to_go, jnp.zeros_like(to_go))
 
   rewards = transformed_rewards(returns, step_mask, discount=config.discount)
@@ -144,7 +154,9 @@ def _verifiable_advantages(
   return jnp.where(known, outcome, jnp.zeros_like(outcome))
 
 
-def _reward_penalty(experience: Experience, config: CreditConfig) -> Array:
+def _reward_penalty(
+  experience: Experience, config: CreditConfig, kl_coef: Array | None
+) -> Array:
   """Returns each token's KL penalty [B, C]; 0 where masked or unused."""
   mask = experience.completion_mask
   if config.kl_in_reward is None:
@@ -155,11 +167,20 @@ def _reward_penalty(experience: Experience, config: CreditConfig) -> Array:
     config.kl_in_reward,
     config.kl_limit,
   )
-  return config.kl_coef * penalty
+  return (config.kl_coef if kl_coef is None else kl_coef) * penalty
+
+
+def _last_token(mask: Array) -> Array:
+  """Marks the last token of each row, [B, C] bool."""
+  remaining = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
+  return mask & (remaining == 1)
 
 
 def folded_rewards(
-  rewards: Array, experience: Experience, config: CreditConfig
+  rewards: Array,
+  experience: Experience,
+  config: CreditConfig,
+  kl_coef: Array | None = None,
 ) -> Array:
   """Returns one row of token rewards: process, outcome and KL together.
 
@@ -170,18 +191,17 @@ def folded_rewards(
     rewards: [B, S] float, step rewards; softmin-weighted (Eq. 5) with softmin.
     experience: the batch.
     config: CreditConfig; coefficients and KL are read.
+    kl_coef: [] float32, replaces config.kl_coef; None keeps it.
 
   Returns:
     [B, C] like rewards, 0 where masked.
   """
   mask = experience.completion_mask
   at_ends = steps.values_at_step_ends(rewards, experience.steps)
-  remaining = jnp.cumsum(mask[:, ::-1], axis=1)[:, ::-1]
-  last = mask & (remaining == 1)
-  known = last & experience.has_answer[:, None]
+  known = _last_token(mask) & experience.has_answer[:, None]
   outcome = jnp.where(known, experience.correct[:, None], 0)
   outcome = config.verifiable_coef * outcome.astype(rewards.dtype)
-  penalty = _reward_penalty(experience, config)
+  penalty = _reward_penalty(experience, config, kl_coef)
   token_rewards = config.process_coef * at_ends + outcome - penalty
   return jnp.where(mask, token_rewards, jnp.zeros_like(token_rewards))
 
@@ -205,14 +225,33 @@ def _folded_advantages(
   return jnp.where(mask, returns - share[:, None], jnp.zeros_like(returns))
 
 
+def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
+  """Marks the tokens that get an advantage, [B, C] bool."""
+  mask = experience.completion_mask
+  kept = mask
+  if config.zero_terminal_advantage:
+    kept &= ~experience.terminal_mask
+  if config.zero_truncated_end:
+    if experience.truncated is None:
+      raise ValueError(
+        "zero_truncated_end reads experience.truncated, which is None: give "
+        "the flags [B], or set zero_truncated_end=False."
+      )
+    kept &= ~(experience.truncated[:, None] & _last_token(mask))
+  return kept
+
+
 def pure_advantages(
-  experience: Experience, config: CreditConfig
+  experience: Experience,
+  config: CreditConfig,
+  kl_coef: Array | None = None,
 ) -> tuple[Array, Metrics]:
   """Returns the advantage of every token, and metrics about credit.
 
   A = process_coef * A_process + verifiable_coef * A_verifiable - KL to go.
   With fold_verifiable the advantages come from `folded_rewards` instead. In
-  both cases whitening and zero_terminal_advantage follow. A step reward that
+  both cases the tokens without an advantage (zero_terminal_advantage,
+  zero_truncated_end) are left out, and whitening follows. A step reward that
   is not finite counts as an absent step, so that it cannot spread through a
   baseline. Stop training if the metric `nonfinite_step_rewards`, the number
   of such rewards, is not 0.
@@ -223,13 +262,17 @@ def pure_advantages(
   >>> steps = StepBoundaries(index, one, index, one, ~one, index[:, 0])
   >>> no, right = ~one, scores[:, 0]
   >>> batch = Experience(one, steps, scores, right, no[:, 0], zero, zero, no)
-  >>> config = CreditConfig("min", baseline="main", group_size=2, whiten=False)
+  >>> config = CreditConfig(
+  ...   "min", baseline="main", group_size=2, whitening="none"
+  ... )
   >>> pure_advantages(batch, config)[0].tolist()
   [[1.0], [-1.0]]
 
   Args:
     experience: Experience, B = P * G rows.
     config: CreditConfig.
+    kl_coef: [] float32, replaces config.kl_coef, as an adaptive coefficient
+      does (`estimators.adaptive_kl_coef`); None keeps it.
 
   Returns:
     (advantages [B, C] float, 0 where masked; metrics, scalars). No gradient
@@ -237,7 +280,8 @@ def pure_advantages(
 
   Raises:
     ValueError: if a group estimator is set and G < 2, if B is not a multiple
-      of G, or if shapes differ.
+      of G, if shapes differ, or if zero_truncated_end is set and the
+      experience has no truncated flags.
   """
   _check_experience(experience)
   finite = jnp.isfinite(experience.step_rewards)
@@ -253,11 +297,11 @@ def pure_advantages(
     returns = step_returns(rewards, step_mask, config)
   if config.fold_verifiable:
     token_rewards = folded_rewards(
-      transformed_rewards(returns, step_mask), experience, config
+      transformed_rewards(returns, step_mask), experience, config, kl_coef
     )
     advantages = _folded_advantages(token_rewards, experience, config)
   else:
-    penalty = _reward_penalty(experience, config)
+    penalty = _reward_penalty(experience, config, kl_coef)
     advantages = -sum_returns(penalty, mask)
     if config.process_coef:
       advantages += config.process_coef * process_advantages(
@@ -267,60 +311,16 @@ def pure_advantages(
       outcome = _verifiable_advantages(experience, config)
       advantages += config.verifiable_coef * outcome[:, None]
 
-  credit_mask = mask
-  if config.zero_terminal_advantage:
-    credit_mask = mask & ~experience.terminal_mask
-  if config.whiten:
+  credit_mask = _credit_mask(experience, config)
+  if config.whitening == "tokens":
     advantages = masked.whiten(advantages, credit_mask)
+  elif config.whitening == "reference_main":
+    advantages = masked.whiten_nonzero(advantages, credit_mask, mask)
   advantages = jnp.where(credit_mask, advantages, jnp.zeros_like(advantages))
-  metrics = _credit_metrics(rewards, step_mask, returns, experience, config)
+  metrics = credit_metrics(rewards, step_mask, returns, experience, config)
   deviation = jnp.sqrt(masked.masked_var(advantages, mask))
   metrics |= {
     "advantage_mean": masked.masked_mean(advantages, mask),
     "advantage_std": deviation,
   }
   return jax.lax.stop_gradient((advantages, metrics))
-
-
-def _credit_metrics(
-  rewards: Array,
-  step_mask: Array,
-  returns: Array,
-  experience: Experience,
-  config: CreditConfig,
-) -> Metrics:
-  """Returns scalars that describe credit and show reward hacking."""
-  boundaries, dtype = experience.steps, rewards.dtype
-  nonempty = jnp.any(step_mask, axis=1)
-  outcome = softmin_rewards(
-    rewards, step_mask, temperature=config.temperature
-  ).sum(axis=1)
-  agrees = (outcome > 0) == (experience.correct > 0.5)
-  returns = steps.values_per_token(
-    following_returns(returns, step_mask), boundaries
-  )
-  silent = jnp.all(boundaries.empty | ~boundaries.mask, axis=1)
-  bad = boundaries.mask & ~jnp.isfinite(experience.step_rewards)
-  answered = experience.has_answer
-  rows = jnp.ones_like(answered)
-
-  def share(event, among):
-    return masked.masked_mean(event.astype(dtype), among)
-
-  return {
-    "return_mean": masked.masked_mean(returns, experience.completion_mask),
-    "min_step_score": masked.masked_mean(
-      masked.masked_min(rewards, step_mask, axis=1), nonempty
-    ),
-    "step_score_mean": masked.masked_mean(rewards, step_mask),
-    "process_outcome": masked.masked_mean(outcome, nonempty),
-    "process_outcome_agreement": share(agrees, answered),
-    "correct_mean": masked.masked_mean(
-      experience.correct.astype(dtype), answered
-    ),
-    "steps_mean": share(boundaries.mask.sum(axis=1), rows),
-    "empty_step_fraction": share(boundaries.empty, boundaries.mask),
-    "no_content_fraction": share(silent, rows),
-    "step_overflow_mean": share(boundaries.overflow, rows),
-    "nonfinite_step_rewards": bad.sum().astype(dtype),
-  }

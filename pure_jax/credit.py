@@ -2,9 +2,10 @@
 
 Rewards r_1..r_n of one response become returns g_1..g_n. PURE (arXiv
 2504.15275) replaces the sum of future rewards by their minimum, so that many
-good steps cannot pay for a bad one. The three forms have one signature:
+good steps cannot pay for a bad one. The forms have one signature:
 
   sum      g_t = sum over k >= t of discount^(k - t) r_k
+  mean     r*_i = r_i / n, then g_t = sum over k >= t of r*_k
   min      g_t = min over k >= t of r_k, the reverse cumulative minimum
   softmin  r*_i = softmax(-r / T)_i r_i, then g_t = sum over k >= t of r*_k
 
@@ -121,6 +122,39 @@ def sum_returns(
 
   _, returns = _last_axis_scan(compose, (factor, rewards), reverse=True)
   return _zero_unless(step_mask, returns)
+
+
+def mean_returns(
+  step_rewards: Array,
+  step_mask: Array,
+  *,
+  segment_ids: Array | None = None,
+) -> Array:
+  """Returns the sum to go of rewards that all weigh 1 / n.
+
+  g_t = sum over k >= t of r_k / n, with n the number of existing steps, so
+  that g_1 is the mean score. It is the canonical form of the reference's main
+  branch (`--disable_weighted_reward`). Its returns stay within -1..1, but a
+  bad step can still be paid for by good ones.
+
+  >>> import jax.numpy as jnp
+  >>> rewards, mask = jnp.array([0.5, -1.0, 0.25, 1.0]), jnp.ones(4, bool)
+  >>> mean_returns(rewards, mask).tolist()
+  [0.1875, 0.0625, 0.3125, 0.25]
+
+  Args:
+    step_rewards: [..., S] float; NaN allowed where masked.
+    step_mask: [..., S] bool, True where the step exists.
+    segment_ids: [S] or [..., S] int or None, the response of each step.
+
+  Returns:
+    [..., S] like step_rewards, 0 where masked. Linear in the rewards.
+  """
+  count = _segment_total(
+    jnp.add, step_mask.astype(step_rewards.dtype), segment_ids
+  )
+  weighted = masked.safe_divide(_zero_unless(step_mask, step_rewards), count)
+  return sum_returns(weighted, step_mask, segment_ids=segment_ids)
 
 
 def min_returns(
@@ -264,6 +298,8 @@ def step_returns(
     return sum_returns(
       step_rewards, step_mask, discount=config.discount, segment_ids=segment_ids
     )
+  if config.form == "mean":
+    return mean_returns(step_rewards, step_mask, segment_ids=segment_ids)
   if config.form in ("min", "min_eq3"):
     return min_returns(
       step_rewards,

@@ -9,7 +9,10 @@ from jax import Array
 
 from pure_jax import masked
 from pure_jax.credit import sum_returns
-from pure_jax.settings import KL_KINDS
+from pure_jax.settings import KL_KINDS, AdaptiveKLConfig
+
+# k3 is above any sensible limit here, and exp still has a finite gradient.
+_LARGEST_EXPONENT = 60.0
 
 
 def kl_estimate(
@@ -33,7 +36,8 @@ def kl_estimate(
 
   Returns:
     [...] nats per token; exactly 0 where the policies agree. Differentiable
-    in both log-probs.
+    in both log-probs: the gradient is exactly 0 where the estimate is clipped,
+    and finite with a limit (without one, k3 and its gradient can overflow).
 
   Raises:
     ValueError: if kind is none of the three.
@@ -44,23 +48,29 @@ def kl_estimate(
   elif kind == "k2":
     estimate = jnp.square(difference) / 2
   elif kind == "k3":
+    if limit is not None:
+      # exp would overflow, and 0 times its gradient would be NaN.
+      difference = jnp.minimum(difference, _LARGEST_EXPONENT)
     estimate = jnp.expm1(difference) - difference
   else:
     raise ValueError(f"kind must be one of {KL_KINDS}, not {kind!r}.")
   return estimate if limit is None else jnp.clip(estimate, -limit, limit)
 
 
-def _grouped(x: Array, group_size: int) -> Array:
-  """Reshapes [B] to [P, G]; raises if B is not a multiple of G."""
+def _check_group(rows: int, group_size: int) -> None:
+  """Raises if rows are no multiple of a group of at least two."""
   if group_size < 2:
     raise ValueError(
       "group_size must be at least 2: a single sample has no others to"
       " compare with."
     )
-  if x.shape[0] % group_size:
-    raise ValueError(
-      f"{x.shape[0]} rows are no multiple of group_size={group_size}."
-    )
+  if rows % group_size:
+    raise ValueError(f"{rows} rows are no multiple of group_size={group_size}.")
+
+
+def _grouped(x: Array, group_size: int) -> Array:
+  """Reshapes [B] to [P, G]; raises if B is not a multiple of G."""
+  _check_group(x.shape[0], group_size)
   return x.reshape(-1, group_size)
 
 
@@ -140,6 +150,48 @@ def grpo_advantages(
   return jnp.where(mask, scaled.reshape(outcome.shape), 0)
 
 
+def grpo_step_rewards(
+  step_rewards: Array, step_mask: Array, group_size: int, epsilon: float = 1e-6
+) -> Array:
+  """Returns step rewards normalised in the group (arXiv 2402.03300, 4.1.3).
+
+  GRPO with process supervision: (r - mean) / (standard deviation + epsilon),
+  both over all steps of all G responses of the prompt together, the deviation
+  with Bessel's correction as in `grpo_advantages`. A token's advantage is the
+  sum of those of its step and of the later ones, which
+  `CreditConfig(baseline="grpo")` adds up. Appendix F.2 of the PURE paper
+  (arXiv 2504.15275) does this to transformed rewards (Eq. 5): form "softmin",
+  baseline and verifiable_estimator "grpo".
+
+  >>> import jax.numpy as jnp
+  >>> rewards, mask = jnp.array([[1.0, 0.0], [0.0, 9.0]]), jnp.array(
+  ...   [[True, True], [True, False]]
+  ... )
+  >>> grpo_step_rewards(rewards, mask, 2).round(3).tolist()
+  [[1.155, -0.577], [-0.577, 0.0]]
+
+  Args:
+    step_rewards: [B, S] float; NaN allowed where masked.
+    step_mask: [B, S] bool, True where the step exists.
+    group_size: G >= 2, contiguous rows per prompt.
+    epsilon: > 0, in units of reward.
+
+  Returns:
+    [B, S] like step_rewards; 0 where masked, and in a group of equal rewards
+    or of a single step.
+
+  Raises:
+    ValueError: G < 2, or B is not a multiple of G.
+  """
+  _check_group(step_rewards.shape[0], group_size)
+  by_prompt = (-1, group_size * step_rewards.shape[1])
+  rewards, mask = step_rewards.reshape(by_prompt), step_mask.reshape(by_prompt)
+  mean = masked.masked_mean(rewards, mask, axis=1)[:, None]
+  deviation = jnp.sqrt(masked.masked_var(rewards, mask, axis=1, ddof=1))
+  scaled = (rewards - mean) / (deviation[:, None] + epsilon)
+  return jnp.where(mask, scaled, 0).reshape(step_rewards.shape)
+
+
 def reinforce_pp_advantages(
   outcome: Array, token_penalty: Array, completion_mask: Array
 ) -> Array:
@@ -159,3 +211,43 @@ def reinforce_pp_advantages(
   """
   to_go = sum_returns(token_penalty, completion_mask)
   return masked.whiten(outcome[:, None] - to_go, completion_mask)
+
+
+def adaptive_kl_coef(
+  kl_coef: Array, kl: Array, config: AdaptiveKLConfig, num_steps: int
+) -> Array:
+  """Returns the next KL coefficient (arXiv 1909.08593, Section 2.2).
+
+  error = clip(kl / target - 1, -0.2, 0.2), and the coefficient is multiplied
+  by 1 + error * num_steps / horizon: too far from the reference makes the
+  penalty dearer, too near makes it cheaper. verl and OpenRLHF have the same
+  controller, with responses as steps.
+
+  >>> import jax.numpy as jnp
+  >>> config = AdaptiveKLConfig(target=0.1, horizon=1000)
+  >>> round(float(adaptive_kl_coef(jnp.array(1e-3), 0.3, config, 500)), 6)
+  0.0011
+
+  Args:
+    kl_coef: [] float32, >= 0, the coefficient of this update, per nat.
+    kl: [] float, nats per token, the measured KL to the reference policy.
+    config: AdaptiveKLConfig.
+    num_steps: >= 0, responses since the last change.
+
+  Returns:
+    [] like kl_coef, >= 0; unchanged if the kl is not finite.
+
+  Raises:
+    ValueError: num_steps is negative, or so many times the horizon (5) that
+      the coefficient could become 0 or negative.
+  """
+  if not 0 <= 0.2 * num_steps < config.horizon:
+    raise ValueError(
+      f"num_steps must lie in 0..{5 * config.horizon - 1} for a horizon of "
+      f"{config.horizon}, not {num_steps}: the coefficient could fall to 0. "
+      "Choose a longer horizon."
+    )
+  error = jnp.clip(kl / config.target - 1, -0.2, 0.2)
+  error = jnp.where(jnp.isfinite(kl), error, 0)
+  factor = 1 + error * (num_steps / config.horizon)
+  return (kl_coef * factor).astype(jnp.asarray(kl_coef).dtype)

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import importance, masked
+from pure_jax import importance, masked, ratios
 from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.estimators import kl_estimate
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.types import Experience, MetricGroups, PackedExperience, PRMInputs
+
+# Nats per token: the sum over a batch of larger ones could overflow.
+_LARGEST_KL_METRIC = 1e6
 
 
 def clipped_policy_loss(
@@ -21,11 +24,12 @@ def clipped_policy_loss(
   advantages: Array,
   clip_low: float = 0.2,
   clip_high: float = 0.2,
+  log_ratio_limit: float | None = 20.0,
 ) -> tuple[Array, Array]:
   """Returns PPO's clipped loss per token (arXiv 1707.06347, Eq. 7).
 
-  -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), with ratio
-  = exp(new_logp - old_logp). clip_high > clip_low is DAPO's clip-higher.
+  -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A), with the
+  ratio of `ratios.policy_ratio`. clip_high > clip_low is DAPO's clip-higher.
 
   >>> import jax.numpy as jnp
   >>> one = jnp.ones(())
@@ -39,15 +43,15 @@ def clipped_policy_loss(
     advantages: [...] float, any scale.
     clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
     clip_high: >= 0; the ratio is clipped above at 1 + clip_high.
+    log_ratio_limit: > 0, nats, limit of new_logp - old_logp; None has none.
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping
     changed the loss. The gradient reaches new_logp only; it is -A where the
-    ratio is 1 and 0 where clipped.
+    ratio is 1 and 0 where clipped or beyond the limit.
   """
   advantages = jax.lax.stop_gradient(advantages)
-  # Without this, passing new_logp for both gives a gradient of zero.
-  ratio = jnp.exp(new_logp - jax.lax.stop_gradient(old_logp))
+  ratio = ratios.policy_ratio(new_logp, old_logp, log_ratio_limit)
   plain = -ratio * advantages
   bounded = -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
   return jnp.maximum(plain, bounded), bounded > plain
@@ -119,10 +123,13 @@ def policy_objective(
   experience: Experience | PackedExperience,
   config: LossConfig,
   denominator: Array | None = None,
+  kl_coef: Array | None = None,
 ) -> tuple[Array, MetricGroups]:
   """Returns clipped loss + KL to the reference - entropy bonus.
 
   The metrics in `sums` are aggregated like the loss, with its denominator.
+  With the limits of config (the default), loss, gradients and metrics are
+  finite for all finite log-probs.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
@@ -133,12 +140,16 @@ def policy_objective(
       denominator is required.
     config: LossConfig.
     denominator: [] float, as in `aggregate_loss`.
+    kl_coef: [] float32, replaces config.kl_coef, as an adaptive coefficient
+      does (`estimators.adaptive_kl_coef`); None keeps it.
 
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
     policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
-    token). With importance_cap the metrics of `importance.weigh` are included.
-    The gradient reaches new_logp and entropy.
+    token). With dual_clip and ratio_guard, ``dual_clip_fraction`` and
+    ``guarded_fraction`` are the shares of tokens that they bound and drop.
+    With importance_cap the metrics of `importance.weigh` are included. The
+    gradient reaches new_logp and entropy.
 
   Raises:
     ValueError: if shapes differ, or if importance_cap is set and the
@@ -153,20 +164,27 @@ def policy_objective(
 
   new_logp, old_logp = zero_masked(new_logp), zero_masked(experience.old_logp)
   ref_logp = jax.lax.stop_gradient(zero_masked(experience.ref_logp))
+  advantages = zero_masked(advantages)
   per_token, clipped = clipped_policy_loss(
     new_logp,
     old_logp,
-    zero_masked(advantages),
+    advantages,
     config.clip_low,
     config.clip_high,
+    config.log_ratio_limit,
   )
-
-  importance_metrics = {}
+  optional_metrics = {}
+  if config.dual_clip is not None:
+    per_token, bounded = ratios.dual_clip(
+      per_token, advantages, config.dual_clip
+    )
+    optional_metrics["dual_clip_fraction"] = bounded.astype(per_token.dtype)
   if config.importance_cap is not None:
     sampled_logp = zero_masked(_known(experience.sampled_logp))
     per_token, importance_metrics = importance.weigh(
       per_token, old_logp, sampled_logp, config.importance_cap
     )
+    optional_metrics |= importance_metrics
 
   response_tokens = None
   if isinstance(experience, PackedExperience):
@@ -178,18 +196,28 @@ def policy_objective(
   policy_loss, mean_entropy = mean(per_token), mean(entropy)
   loss = policy_loss
   if config.kl_in_loss is not None:
-    penalty = kl_estimate(new_logp, ref_logp, config.kl_in_loss)
-    loss += config.kl_coef * mean(penalty)
+    penalty = kl_estimate(
+      new_logp, ref_logp, config.kl_in_loss, config.kl_limit
+    )
+    loss += (config.kl_coef if kl_coef is None else kl_coef) * mean(penalty)
   if config.entropy_coef:
     loss -= config.entropy_coef * mean_entropy
-  ratio = jnp.exp(new_logp - old_logp)
+  ratio = ratios.policy_ratio(new_logp, old_logp, config.log_ratio_limit)
+  if config.ratio_guard is not None:
+    exceeds = ratios.exceeds_guard(ratio, mask, config.ratio_guard)
+    loss = jnp.where(exceeds, jnp.zeros_like(loss), loss)
+    optional_metrics["guarded_fraction"] = jnp.where(
+      exceeds, jnp.ones_like(per_token), jnp.zeros_like(per_token)
+    )
   metrics = MetricGroups(
     sums={
       "policy_loss": policy_loss,
-      "kl_reference": mean(kl_estimate(new_logp, ref_logp, "k3")),
+      "kl_reference": mean(
+        kl_estimate(new_logp, ref_logp, "k3", _LARGEST_KL_METRIC)
+      ),
       "entropy": mean_entropy,
       "clip_fraction": mean(clipped.astype(per_token.dtype)),
-      **{name: mean(x) for name, x in importance_metrics.items()},
+      **{name: mean(x) for name, x in optional_metrics.items()},
     },
     maxima={"ratio_max": masked.masked_max(ratio, mask)},
     minima={"ratio_min": masked.masked_min(ratio, mask)},

@@ -128,3 +128,38 @@ def whiten(x: Array, mask: Array, epsilon: float = 1e-8) -> Array:
   variance = masked_var(x, mask, ddof=1)
   centred = jnp.where(mask, x - masked_mean(x, mask), jnp.zeros_like(x))
   return centred / jnp.sqrt(variance + epsilon)
+
+
+def whiten_nonzero(x: Array, mask: Array, within: Array) -> Array:
+  """Whitens as the reference's main branch does, with its two faults.
+
+  An entry that is exactly 0 is left out and stays 0. n is the number of the
+  other kept entries, and m is their mean. The variance has no correction, and
+  it adds m^2 for every entry of `within` that is left out:
+
+    v = (sum of (x - m)^2 over the n + m^2 * (size of `within` - n)) / n
+
+  The result is (x - m) / sqrt(max(v, 1e-8)).
+
+  >>> import jax.numpy as jnp
+  >>> x, every = jnp.array([1.0, 1, 1, 0, -1, 0]), jnp.ones(6, bool)
+  >>> whiten_nonzero(x, every, every).round(4).tolist()  # m = 1/2, v = 7/8.
+  [0.5345, 0.5345, 0.5345, 0.0, -1.6036, 0.0]
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    within: [...] bool, same shape as x, True on the entries that the variance
+      counts; it holds for every kept entry.
+
+  Returns:
+    [...] like x, 0 where masked; all 0 if no entry is kept.
+  """
+  kept = mask & (x != 0)
+  count = jnp.sum(kept)
+  mean = masked_mean(x, kept)
+  centred = jnp.where(kept, x - mean, jnp.zeros_like(x))
+  left_out = (jnp.sum(within) - count).astype(x.dtype)
+  squares = jnp.sum(jnp.square(centred)) + jnp.square(mean) * left_out
+  variance = safe_divide(squares, count)
+  return centred / jnp.sqrt(jnp.maximum(variance, 1e-8))

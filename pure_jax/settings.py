@@ -1,6 +1,6 @@
 """Settings of step scores, credit and loss, and three presets of them.
 
-`ScoreConfig`, `CreditConfig` and `LossConfig` are frozen and hashable, so they
+The settings are frozen and hashable, so they
 can be static arguments of a jitted function. Impossible values raise a
 ValueError that says what to change. The presets `paper`, `reference_main` and
 `reference_verl` describe the paper and the two branches of its reference code;
@@ -11,8 +11,9 @@ preset.
 import dataclasses
 import math
 
-FORMS = ("sum", "min", "min_eq3", "softmin", "min_dense")
-BASELINES = ("paper_a", "paper_b", "main", "step", "none")
+FORMS = ("sum", "mean", "min", "min_eq3", "softmin", "min_dense")
+BASELINES = ("paper_a", "paper_b", "main", "step", "grpo", "none")
+WHITENINGS = ("none", "tokens", "reference_main")
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
 SEPARATORS = ("insert", "replace")
@@ -22,6 +23,12 @@ def _require_one_of(name: str, value: object, allowed: tuple) -> None:
   """Raises ValueError with the choices unless value is one of them."""
   if value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, not {value!r}.")
+
+
+def _require_above(name: str, value: float | None, bound: float) -> None:
+  """Raises ValueError unless value is None or a finite number > bound."""
+  if value is not None and not bound < value < math.inf:
+    raise ValueError(f"{name} must be > {bound} or None, not {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,16 +61,18 @@ class CreditConfig:
   """How step rewards and outcome rewards become token advantages.
 
   Attributes:
-    form: "sum" (collapses), "min" (suffix), "min_eq3" (Eq. 3: zero after the
-      worst step), "softmin" (Eq. 5-6, which the reference uses), or
-      "min_dense", a fault of the reference kept for comparison: the minimum
-      runs over the dense token row, whose zeros turn positive returns and a
-      verifiable +1 into 0. "min_dense" needs fold_verifiable.
+    form: "sum" (collapses), "mean" (1 / n of each reward, then the sum),
+      "min" (suffix), "min_eq3" (Eq. 3: zero after the worst step), "softmin"
+      (Eq. 5-6, which the reference uses), or "min_dense", a fault of the
+      reference kept for comparison: the minimum runs over the dense token
+      row, whose zeros turn positive returns and a verifiable +1 into 0.
+      "min_dense" needs fold_verifiable.
     temperature: > 0, temperature of softmin in units of reward.
     discount: 0..1 per step; values below 1 need form "sum".
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
-      (known to be biased by the number of steps) or "none".
+      (known to be biased by the number of steps), "grpo" (rewards normalised
+      in the group, then summed) or "none".
     baseline_length: N of the paper's baselines in tokens; None means C.
     count_step_end: whether "main" counts the token that ends a step among
       the step's tokens; the reference does not.
@@ -71,7 +80,7 @@ class CreditConfig:
     process_coef: weight of the process part; 0 leaves the PRM out.
     verifiable_coef: weight of the verifiable part; 0 leaves it out.
     verifiable_estimator: "rloo", "grpo" or "none" (the bare outcome; with
-      whitening and KL in the reward that is REINFORCE++).
+      baseline "none", whitening and KL in the reward that is REINFORCE++).
     fold_verifiable: whether outcome and KL are added to the token rewards
       before one common baseline ("paper_b" or "none"), as in the reference's
       verl branch.
@@ -79,8 +88,13 @@ class CreditConfig:
       reward: "k1", "k2" or "k3"; None has no penalty.
     kl_coef: weight of that penalty, per nat.
     kl_limit: clips the penalty of a token to +-limit nats; None does not clip.
-    whiten: whether advantages are whitened over the batch's tokens.
+    whitening: "tokens" gives the batch's advantages mean 0 and variance 1.
+      "reference_main" does it with the faults of that branch, see
+      `masked.whiten_nonzero`. "none" leaves them as they are.
     zero_terminal_advantage: whether separators and EOS get no advantage.
+    zero_truncated_end: whether the last token of a truncated response gets no
+      advantage. The reference's main branch overwrites it with EOS, a fault:
+      the policy did not choose to stop there.
     exclude_empty_steps: whether steps without content are treated as absent.
   """
 
@@ -98,14 +112,16 @@ class CreditConfig:
   kl_in_reward: str | None = None
   kl_coef: float = 1e-3
   kl_limit: float | None = None
-  whiten: bool = True
+  whitening: str = "tokens"
   zero_terminal_advantage: bool = False
+  zero_truncated_end: bool = False
   exclude_empty_steps: bool = False
 
   def __post_init__(self):
     _require_one_of("form", self.form, FORMS)
     _require_one_of("baseline", self.baseline, BASELINES)
     _require_one_of("kl_in_reward", self.kl_in_reward, (None, *KL_KINDS))
+    _require_one_of("whitening", self.whitening, WHITENINGS)
     _require_one_of(
       "verifiable_estimator",
       self.verifiable_estimator,
@@ -125,8 +141,7 @@ class CreditConfig:
       raise ValueError("baseline_length must be >= 1, or None for C.")
     if self.process_coef < 0 or self.verifiable_coef < 0 or self.kl_coef < 0:
       raise ValueError("process_coef, verifiable_coef, kl_coef must be >= 0.")
-    if self.kl_limit is not None and not self.kl_limit > 0:
-      raise ValueError("kl_limit must be > 0, or None for no limit.")
+    _require_above("kl_limit", self.kl_limit, 0)
     if self.form == "min_dense" and not self.fold_verifiable:
       raise ValueError(
         "form='min_dense' is a fault of folded token rewards: set"
@@ -180,6 +195,16 @@ class LossConfig:
     entropy_coef: weight of the entropy bonus, per nat.
     importance_cap: > 0, cap of a token's importance weight, policy over
       sampler, see `importance`; None gives all tokens the same weight.
+    kl_limit: > 0, clips the penalty in the loss to +-limit nats per token, as
+      verl does; a clipped token gets no gradient from it. None clips nothing,
+      and a policy far from the reference can then overflow.
+    log_ratio_limit: > 0, clips log(policy / old policy) to +-limit nats
+      before the ratio is taken, as verl and OpenRLHF do; a clipped token gets
+      no gradient from its ratio. None clips nothing.
+    dual_clip: c > 1, bounds the loss of a token with A < 0 by -c * A, see
+      `losses.dual_clip` (verl has 3); None does not.
+    ratio_guard: > 1; the loss is 0 if the tokens' mean ratio exceeds it (TRL
+      has 10); None has no guard.
   """
 
   clip_low: float = 0.2
@@ -190,6 +215,10 @@ class LossConfig:
   kl_coef: float = 1e-3
   entropy_coef: float = 0.0
   importance_cap: float | None = None
+  kl_limit: float | None = 10.0
+  log_ratio_limit: float | None = 20.0
+  dual_clip: float | None = None
+  ratio_guard: float | None = None
 
   def __post_init__(self):
     _require_one_of("aggregate", self.aggregate, AGGREGATES)
@@ -202,6 +231,10 @@ class LossConfig:
       raise ValueError("kl_coef and entropy_coef must be >= 0.")
     if self.importance_cap is not None and not self.importance_cap > 0:
       raise ValueError("importance_cap must be > 0, or None for no weights.")
+    _require_above("kl_limit", self.kl_limit, 0)
+    _require_above("log_ratio_limit", self.log_ratio_limit, 0)
+    _require_above("dual_clip", self.dual_clip, 1)
+    _require_above("ratio_guard", self.ratio_guard, 1)
     wants_length = self.aggregate == "constant_length"
     if wants_length != (self.constant_length is not None):
       raise ValueError(
@@ -210,6 +243,26 @@ class LossConfig:
       )
     if wants_length and self.constant_length < 1:
       raise ValueError("constant_length must be >= 1 token.")
+
+
+@dataclasses.dataclass(frozen=True)
+class AdaptiveKLConfig:
+  """How the KL coefficient follows the measured KL (arXiv 1909.08593, 2.2).
+
+  Attributes:
+    target: > 0, nats per token, the KL to the reference policy that the
+      coefficient aims at.
+    horizon: >= 1, responses; see `estimators.adaptive_kl_coef`.
+  """
+
+  target: float = 0.1
+  horizon: int = 10_000
+
+  def __post_init__(self):
+    if not 0 < self.target < math.inf:
+      raise ValueError(f"target must be > 0, not {self.target}.")
+    if self.horizon < 1:
+      raise ValueError(f"horizon must be >= 1, not {self.horizon}.")
 
 
 def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
@@ -227,7 +280,10 @@ def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
     (CreditConfig, LossConfig).
   """
   credit = CreditConfig(
-    baseline="paper_a", kl_in_reward="k1", whiten=False, group_size=group_size
+    baseline="paper_a",
+    kl_in_reward="k1",
+    whitening="none",
+    group_size=group_size,
   )
   return credit, LossConfig()
 
@@ -236,11 +292,14 @@ def reference_main(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
   """The reference's main branch, and how it differs from `paper`.
 
   The baseline is the total reward of the other samples over their total
-  tokens, times the tokens of a step without the one that ends it. Advantages
-  are whitened without separators and EOS, which stay at 0, so that stopping
-  gets no gradient. The loss is a mean over responses of token means. Two
-  details are not reproduced: its whitening divides by n rather than n - 1, and
-  it also zeroes the last token of a truncated response.
+  tokens, times the tokens of a step without the one that ends it. Separators
+  and EOS get no advantage, so that stopping gets no gradient. The loss is a
+  mean over responses of token means. Three faults of the branch are kept:
+
+  * the last token of a truncated response gets no advantage either;
+  * the variance of its whitening is too large, because it sums the square of
+    the mean over the tokens that are left out;
+  * an advantage that is exactly 0 is left out of the whitening and stays 0.
 
   Args:
     group_size: G, samples per prompt.
@@ -252,8 +311,9 @@ def reference_main(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
     baseline="main",
     count_step_end=False,
     kl_in_reward="k1",
-    whiten=True,
+    whitening="reference_main",
     zero_terminal_advantage=True,
+    zero_truncated_end=True,
     group_size=group_size,
   )
   return credit, LossConfig(aggregate="sequence_mean")
@@ -285,7 +345,7 @@ def reference_verl(
     fold_verifiable=True,
     kl_in_reward="k3",
     kl_limit=10.0,
-    whiten=True,
+    whitening="tokens",
     group_size=group_size,
   )
   return credit, LossConfig()

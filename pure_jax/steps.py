@@ -110,8 +110,8 @@ def terminal_mask(
 
   The reference's main branch gives these tokens no advantage, so stopping
   gets no gradient. `CreditConfig.zero_terminal_advantage` does the same. The
-  reference also gives none to the last token of a truncated response. This
-  mask is False there: it is an ordinary token at the length limit.
+  last token of a truncated response is an ordinary token, so this mask is
+  False there; `CreditConfig.zero_truncated_end` is about that token.
 
   Args:
     tokens: [B, C] int32, completion ids.

@@ -152,6 +152,8 @@ class Experience:
       EOS: the tokens the reference's main branch gives no advantage.
     sampled_logp: [B, C] float32, nats, log-probs under the distribution that
       was sampled; read if the loss has importance weights. None if unknown.
+    truncated: [B] bool, True where the length limit cut the response; read by
+      `CreditConfig.zero_truncated_end`. None if unknown.
   """
 
   completion_mask: Array
@@ -163,6 +165,7 @@ class Experience:
   ref_logp: Array
   terminal_mask: Array
   sampled_logp: Array | None = None
+  truncated: Array | None = None
 
 
 @struct.dataclass

@@ -196,10 +196,12 @@ def credit() -> dict:
   baseline_length is sampler.max_new_tokens.
   """
   return dict(
-    form="min",  # "sum", "min", "min_eq3", "softmin" or "min_dense".
+    # "sum", "mean", "min", "min_eq3", "softmin" or "min_dense".
+    form="min",
     temperature=0.1,  # Temperature of softmin (Eq. 5), in units of reward.
     discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
-    baseline="main",  # "paper_a", "paper_b", "main", "step" or "none".
+    # "paper_a", "paper_b", "main", "step", "grpo" or "none".
+    baseline="main",
     # Whether "main" counts the token that ends a step among its tokens.
     count_step_end=True,
     process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.
@@ -213,8 +215,12 @@ def credit() -> dict:
     kl_in_reward=placeholder(str),
     kl_coef=1e-3,  # Weight of that penalty, per nat.
     kl_limit=placeholder(float),  # Clips it per token, nats; None is off.
-    whiten=True,  # Whitens advantages over the batch's tokens.
+    # Whitens advantages over the batch's "tokens", or as "reference_main" does,
+    # with its faults; or "none".
+    whitening="tokens",
     zero_terminal_advantage=False,  # True: none on separators and EOS.
+    # True: none on the last token of a truncated response.
+    zero_truncated_end=False,
     exclude_empty_steps=False,  # Treats steps without content as absent.
   )
 
@@ -236,6 +242,18 @@ def loss() -> dict:
     # Cap of a token's importance weight, policy over sampler, for rollouts in
     # int8 or bfloat16; None gives all tokens the same weight.
     importance_cap=placeholder(float),
+    # Clips the penalty of the loss per token, nats; a clipped token gets no
+    # gradient from it. None is off.
+    kl_limit=10.0,
+    # Clips log(policy / old policy), nats; a clipped token gets no gradient
+    # from its ratio. None is off.
+    log_ratio_limit=20.0,
+    # Bounds the loss of a token with a negative advantage at this multiple of
+    # it (verl has 3); None is off.
+    dual_clip=placeholder(float),
+    # The loss of a micro-batch is 0 if its mean ratio exceeds this (TRL has
+    # 10); None is off.
+    ratio_guard=placeholder(float),
   )
 
 

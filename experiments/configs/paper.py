@@ -107,8 +107,8 @@ def set_credit_and_loss(config: ConfigDict) -> None:
       "baseline": "paper_a",
       # Ours: neither the text nor an equation of the paper has whitening, but
       # both branches of its reference code whiten.
-      # `--config.rl.credit.whiten=True` does the same.
-      "whiten": False,
+      # `--config.rl.credit.whitening=tokens` does the same.
+      "whitening": "none",
       "kl_in_reward": "k1",
       "kl_coef": 1e-3,
     }

@@ -213,6 +213,7 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
       rollout.tokens, rollout.completion_mask, table
     ),
     sampled_logp=rollout.sampled_logp,
+    truncated=rollout.truncated,
   )
 
 

@@ -84,9 +84,9 @@ FAULTS = (
   ),
   Fault(
     "gradients flow through the old log-probs",
-    "losses:clipped_policy_loss",
-    "jnp.exp(new_logp - jax.lax.stop_gradient(old_logp))",
-    "jnp.exp(new_logp - old_logp)",
+    "ratios:policy_ratio",
+    "log_ratio = new_logp - jax.lax.stop_gradient(old_logp)",
+    "log_ratio = new_logp - old_logp",
     ("test_losses.py::test_on_policy_gradient_is_minus_advantage_over_tokens",),
   ),
   Fault(

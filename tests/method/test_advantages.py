@@ -14,7 +14,7 @@ from pure_jax.settings import CreditConfig
 _pure_advantages = jax.jit(advantages.pure_advantages, static_argnums=1)
 
 PLAIN = CreditConfig(
-  group_size=4, whiten=False, process_coef=1.0, verifiable_coef=0.0
+  group_size=4, whitening="none", process_coef=1.0, verifiable_coef=0.0
 )
 PRESETS = (settings.paper, settings.reference_main, settings.reference_verl)
 
@@ -127,7 +127,7 @@ def test_reinforce_pp_agrees_with_a_loop_and_with_its_configuration():
     verifiable_estimator="none",
     kl_in_reward="k1",
     kl_coef=0.5,
-    whiten=True,
+    whitening="tokens",
   )
   batch = batch.replace(has_answer=np.ones(12, bool))
   penalty = 0.5 * (np.asarray(batch.old_logp) - np.asarray(batch.ref_logp))
@@ -219,7 +219,7 @@ def test_whitening_is_over_the_tokens_of_the_batch():
   batch, _ = random_experience(10)
   plain, _ = pure_advantages(batch, PLAIN)
   actual, metrics = pure_advantages(
-    batch, dataclasses.replace(PLAIN, whiten=True)
+    batch, dataclasses.replace(PLAIN, whitening="tokens")
   )
   kept = np.asarray(batch.completion_mask)
   tokens = np.asarray(plain, np.float64)[kept]
@@ -231,7 +231,9 @@ def test_whitening_is_over_the_tokens_of_the_batch():
 
 def test_terminal_tokens_get_no_advantage_and_do_not_whiten():
   batch, _ = random_experience(11)
-  config = dataclasses.replace(PLAIN, whiten=True, zero_terminal_advantage=True)
+  config = dataclasses.replace(
+    PLAIN, whitening="tokens", zero_terminal_advantage=True
+  )
   actual, _ = pure_advantages(batch, config)
   plain, _ = pure_advantages(batch, PLAIN)
   ends = np.asarray(batch.terminal_mask)
@@ -306,7 +308,7 @@ def test_dense_minimum_erases_what_the_sound_one_keeps():
   )
   fault = settings.reference_verl(2, strict_min=True)[0]
   fault = dataclasses.replace(
-    fault, baseline="none", kl_in_reward=None, whiten=False
+    fault, baseline="none", kl_in_reward=None, whitening="none"
   )
   actual, _ = pure_advantages(batch, fault)
   # Sums over the same tokens would begin with 2.7; the +1 sits on the last

@@ -89,7 +89,7 @@ def _configs(case):
       0.0 if case["reward_mode"] == "prm" else case["verifiable_coef"]
     ),
     kl_coef=case["kl_coef"],
-    whiten=case["whiten"],
+    whitening="tokens" if case["whiten"] else "none",
   )
   loss = dataclasses.replace(
     loss, clip_low=case["clip"], clip_high=case["clip"]
@@ -110,7 +110,7 @@ def _compute(batch, new_logp, config, loss_config):
   """Every field the reference computes after the step scores."""
   returns = credit.step_returns(batch.step_rewards, batch.steps.mask, config)
   rewards = credit.transformed_rewards(returns, batch.steps.mask)
-  plain = dataclasses.replace(config, whiten=False)
+  plain = dataclasses.replace(config, whitening="none")
   advantages, _ = pure_advantages(batch, config)
   _, metrics = policy_objective(
     new_logp, jnp.zeros_like(new_logp), advantages, batch, loss_config
@@ -151,7 +151,7 @@ def test_strict_min_is_the_minimum_over_the_dense_row(case):
     batch = _experience(case, "float64")
     config, _ = _configs(case)
     config = dataclasses.replace(
-      config, form="min_dense", whiten=False, baseline="none"
+      config, form="min_dense", whitening="none", baseline="none"
     )
     actual, _ = jax.jit(pure_advantages, static_argnums=1)(batch, config)
     dense = np.asarray(case["expect"]["token_reward"])

@@ -99,7 +99,11 @@ def test_presets_differ_where_the_method_says():
     "paper_b",
   ]
   assert [c.kl_in_reward for c in (paper, main, verl)] == ["k1", "k1", "k3"]
-  assert [c.whiten for c in (paper, main, verl)] == [False, True, True]
+  assert [c.whitening for c in (paper, main, verl)] == [
+    "none",
+    "reference_main",
+    "tokens",
+  ]
   assert [c.zero_terminal_advantage for c in (paper, main, verl)] == [
     False,
     True,

@@ -31,7 +31,10 @@ def changed(**changes):
     ),
     ({"rl__prompts": "many"}, r"config\.rl\.prompts must be int"),
     ({"rl__prompts": True}, r"config\.rl\.prompts must be int"),
-    ({"rl__credit__whiten": 1}, r"config\.rl\.credit\.whiten must be bool"),
+    (
+      {"rl__credit__zero_truncated_end": 1},
+      r"config\.rl\.credit\.zero_truncated_end must be bool",
+    ),
     ({"rl": 3}, r"config\.rl must be a group of fields"),
     (
       {"rl__credit__process_coef": 0.0, "rl__credit__verifiable_coef": 0.0},

@@ -70,6 +70,7 @@ def random_experience(
     old_logp=jnp.asarray(old_logp, jnp.float32),
     ref_logp=jnp.asarray(ref_logp, jnp.float32),
     terminal_mask=steps.end_mask,
+    truncated=jnp.zeros(rows, bool),
   )
   return experience, {"lengths": lengths, "ends": ends}
 
