@@ -182,6 +182,8 @@ def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(one_device):
   assert first.metrics["clip_fraction"] == 0
   assert first.drift < 1e-5
   assert second.metrics["kl_reference"] > 0  # The policy has moved.
+  # Only several updates of a rollout have lists.
+  assert {np.ndim(value) for value in first.metrics.values()} == {0}
 
 
 def test_a_micro_batch_takes_rows_of_every_device_and_returns_them():
