@@ -19,8 +19,10 @@ from pure_jax.host.data.batches import (
   pad_prm_texts,
   right_pad,
 )
+from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import (
+  PROMPT_FORMATS,
   TokenizerError,
   encode_each_step,
   encode_response,
@@ -32,6 +34,7 @@ from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.settings import ScoreConfig
 from pure_jax.training import score
 from pure_jax.training.packing import RowShape, ScoreRows
@@ -185,6 +188,43 @@ def test_steps_beyond_the_limit_are_one_step_with_its_separators():
   assert merge_overflow(steps, 3) == ["a", "b", "\n\nc\n\nd"]
   assert merge_overflow(steps, 1) == ["\n\n".join(steps)]
   assert merge_overflow([], 2) == []
+
+
+# ===== Labelled solutions =====
+
+
+def test_labelled_solutions_are_limited_and_batched_with_their_scores():
+  """One score token follows each step; there is no separator and no EOS."""
+  rows = [
+    *(("p" * 3, ["a" * 5, "b"]), ("p" * 4, ["a"]), ("p", ["a" * 7])),
+    *(("p", ["a" * 8]), ("p", ["a", "b", "c"]), ("p", ["é", "a"])),
+  ]
+  solutions = [
+    LabelledSolution("id", "test", problem, tuple(steps), (1,) * len(steps))
+    for problem, steps in rows
+  ]
+  limits = labelled_solutions.SolutionLimits(3, 8, max_steps=2)
+  encoded = labelled_solutions.encode_solutions(
+    Letters(), PROMPT_FORMATS["raw"], solutions, limits, "each"
+  )
+  assert encoded.index.tolist() == [0, 2, 5]
+  reasons = ["problem too long", "solution too long", "too many steps"]
+  assert encoded.left_out == dict(zip((1, 3, 4), reasons, strict=True))
+  whole = labelled_solutions.pad_solutions(encoded.texts, limits, pad_id=0)
+  assert whole.tokens.shape == (3, 3 + 8) and not whole.unread_mask.any()
+  shapes = []
+  for indices, batch in labelled_solutions.batches_by_length(
+    encoded, limits, 2, 4, pad_id=0
+  ):
+    shapes.append(batch.tokens.shape)
+    for row, index in enumerate(indices):
+      expected = "".join(f"{step}\n" for step in rows[encoded.index[index]][1])
+      ids = batch.tokens[row][batch.mask[row]].tolist()
+      text = "".join(map(chr, ids)).lstrip("p")
+      assert text == expected
+      positions = batch.score_position[row][batch.score_mask[row]]
+      assert [chr(ids[i]) for i in positions] == ["\n"] * expected.count("\n")
+  assert shapes == [(2, 12), (2, 12)]  # 5 and 9 tokens, then 11.
 
 
 # ===== Sampled responses =====
