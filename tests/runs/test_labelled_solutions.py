@@ -34,6 +34,7 @@ class Characters:
 
   vocab_size, pad_id, banned_ids = 130, 0, (0,)
   eos_id, eos_ids = 1, (1,)
+  bos_id = None
   pieces = ("", "", *map(chr, range(128)))
 
   def encode(self, text):
@@ -67,9 +68,9 @@ LIMITS = labelled_solutions.SolutionLimits(
 )
 
 
-def encoded(separator="insert"):
+def encoded():
   return labelled_solutions.encode_solutions(
-    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS, separator
+    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS, "insert"
   )
 
 
@@ -130,7 +131,7 @@ def test_only_padding_is_cropped():
 @pytest.mark.parametrize(
   ("prompt_format", "prompt"), [("raw", "1 + 1?"), ("plain", "1 + 1?\n")]
 )
-@pytest.mark.parametrize("separator", ["insert", "replace"])
+@pytest.mark.parametrize("separator", ["insert", "replace", "each"])
 def test_prompt_format_and_separator_of_the_config_reach_the_prm(
   tmp_path, monkeypatch, prompt_format, prompt, separator
 ):
@@ -170,6 +171,10 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
     5,
   )
   batch = inputs["batch"]
+  if separator == "each":
+    text = Characters().decode(np.asarray(batch.tokens)[batch.mask].tolist())
+    assert text == f"{prompt}So 2.\n"
+    return
   ids = np.asarray(batch.prompt_tokens)[np.asarray(batch.prompt_mask)]
   assert Characters().decode(ids.tolist()) == prompt
 

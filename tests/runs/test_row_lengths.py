@@ -38,7 +38,7 @@ def test_the_widest_rows_hold_a_prompt_and_the_longest_response():
 
 
 @pytest.mark.parametrize(
-  ("separator", "columns"), [("insert", 160), ("replace", 150)]
+  ("separator", "columns"), [("insert", 160), ("replace", 150), ("each", 160)]
 )
 def test_the_prm_reads_one_more_id_per_step_if_separators_are_inserted(
   separator, columns

@@ -269,19 +269,18 @@ def encode_each_step(
 ) -> PRMText:
   r"""Encodes each step by itself, as TRL's `PRMTrainer.tokenize_row` does.
 
-    The ids are the token that begins a text, if the vocabulary has one and the
-    prompt does not begin with it already, the prompt, and for each step its ids
-    and those of "
-  ", the score text. The score is read at the last of these.
+  The ids are the token that begins a text, if the vocabulary has one and the
+  prompt does not begin with it already, the prompt, and for each step its ids
+  and those of "\n", the score text. The score is read at the last of these.
 
-    Args:
-      tokenizer: the tokenizer.
-      prompt: ids of the PRM's prompt.
-      steps: texts of the steps, which may be empty or have blank lines. Without
-        steps the PRM reads the prompt only, and scores nothing.
+  Args:
+    tokenizer: the tokenizer.
+    prompt: ids of the PRM's prompt.
+    steps: texts of the steps, which may be empty or have blank lines. Without
+      steps the PRM reads the prompt only, and scores nothing.
 
-    Raises:
-      TokenizerError: if the tokenizer cannot write the score text or a step.
+  Raises:
+    TokenizerError: if the tokenizer cannot write the score text or a step.
   """
   score_ids = tokenizer.encode(SCORE_TEXT)
   if not score_ids:
