@@ -6,12 +6,14 @@
 RUN is the workdir of a run on models and data that the user named. FOLDER gets
 the policy of its last checkpoint, or of the checkpoint with the best held-out
 accuracy; or the PRM that the run trained, as a token classifier of two labels.
-It also gets the tokenizer of the policy that the run started from. The folder
-appears when it is complete. `evaluate.py --config.policy=FOLDER` evaluates a
-policy, `evaluate_prm.py --config.prm=FOLDER` a PRM, and other runs use a PRM
-with `--config.files.prm=FOLDER`.
+It also gets the tokenizer of the policy that the run started from, and the ids
+that end a response. The folder appears when it is complete.
+`evaluate.py --config.policy=FOLDER` evaluates a policy,
+`evaluate_prm.py --config.prm=FOLDER` a PRM, and other runs use a PRM with
+`--config.files.prm=FOLDER`.
 """
 
+import dataclasses
 import pathlib
 import shutil
 import sys
@@ -19,8 +21,10 @@ import sys
 from absl import app, flags
 
 from pure_jax.host import huggingface
+from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.runs.saved_run import read_run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
@@ -28,7 +32,10 @@ from pure_jax.runs.workdir import WorkdirError
 # Files of the first policy's folder that belong to its weights, although they
 # have the suffix of a tokenizer's file.
 NOT_TOKENIZER = ("config.json", "model.safetensors.index.json")
-_ERRORS = (ConfigError, CheckpointError, HuggingFaceError, WorkdirError)
+_ERRORS = (
+  *(ConfigError, CheckpointError, HuggingFaceError, WorkdirError),
+  TokenizerError,
+)
 
 _RUN = flags.DEFINE_string("run", None, "Workdir of a training run.")
 _FOLDER = flags.DEFINE_string("folder", None, "The folder to write.")
@@ -60,12 +67,12 @@ def export(
   partial = output.with_name(f".{output.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
   layout = run.settings.mesh.layout()
-  positions = huggingface.read_config(run.files.policy).max_positions
+  first = huggingface.read_config(run.files.policy)
+  eos_ids = run.load_tokenizer().eos_ids
+  kept = {"max_positions": first.max_positions, "token_ids": first.token_ids}
   if model == "prm":
     params, architecture = run.load_prm(layout)
-    huggingface.export_prm(
-      partial, params, architecture, max_positions=positions
-    )
+    huggingface.export_prm(partial, params, architecture, **kept)
     description = (
       f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} "
       f"and separator={run.settings.prm.score.separator!r}"
@@ -74,7 +81,7 @@ def export(
     restored = run.restore_policy(layout, which)
     params = run.merge_adapters(layout, restored.state.params)
     huggingface.export_policy(
-      partial, params, run.policy_architecture(), max_positions=positions
+      partial, params, run.policy_architecture(), **kept
     )
     description = f"the policy after iteration {restored.step}"
   try:
@@ -82,10 +89,32 @@ def export(
       is_tokenizer = file.suffix in huggingface.TOKENIZER_FILES
       if is_tokenizer and file.name not in NOT_TOKENIZER:
         shutil.copy(file, partial)
+    if model == "policy":
+      keep_ends(partial, dataclasses.replace(first.token_ids, eos=eos_ids))
     partial.rename(output)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {output}: {error}.") from error
   return description
+
+
+def keep_ends(folder: pathlib.Path, token_ids: huggingface.TokenIds) -> None:
+  """Lets transformers end responses where the run ended them.
+
+  generation_config.json stays as it is if it has all end ids. Where there is
+  none, transformers reads config.json. `files.eos_token` of the run, and the
+  tokenizer, may name an id that neither has.
+  """
+  path = folder / "generation_config.json"
+  fields = {}
+  if path.exists():
+    fields = huggingface.read_json_object(path)
+    eos = fields.get("eos_token_id")
+    known = eos if isinstance(eos, list) else [eos]
+  else:
+    known = huggingface.read_config(folder).token_ids.eos
+  if not {*token_ids.eos} <= {*known}:
+    fields = token_ids.fields() | fields
+    write_json_atomic(path, fields | {"eos_token_id": list(token_ids.eos)})
 
 
 def main(argv: list[str]) -> None:

@@ -56,6 +56,13 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a truncated response ends where its padding is an end id",
+    "rollout.generation:_sample",
+    "(tokens == stop_id) & alive",
+    "(tokens == stop_id)",
+    ("test_response_ends.py::test_rollouts_of_rl_end_at_every_end_id",),
+  ),
+  Fault(
     "an inner brace closes a box",
     "host.text.stop_texts:_after",
     "if state.braces and not braces:",

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -73,6 +74,51 @@ def test_the_folder_has_the_weights_of_the_chosen_checkpoint(
   assert [path.name for path in tmp_path.iterdir()] == ["policy"]
   with pytest.raises(HuggingFaceError, match="exists already"):
     export.export(folder, output, which)
+
+
+@pytest.mark.parametrize(
+  ("config", "generation_config", "eos_token", "expected"),
+  [
+    # As in Qwen2.5-Instruct: the list is kept, with all other fields.
+    (2, {"bos_token_id": 7, "eos_token_id": [2, 0], "top_k": 3}, None, [2, 0]),
+    # A model without generation_config.json.
+    ([2, 0], None, None, [2, 0]),
+    # The run ended responses at an id that the folder does not name.
+    (None, {"eos_token_id": 0, "top_k": 3}, "<|im_end|>", [2, 0]),
+    (None, None, None, 0),
+  ],
+)
+def test_the_folder_ends_responses_as_the_run_did(
+  run, tmp_path, config, generation_config, eos_token, expected
+):
+  pytest.importorskip("torch", reason="torch comes with [test]")
+  import transformers
+
+  workdir = tmp_path / "run"
+  shutil.copytree(run[0], workdir)
+  first = workdir / "tiny" / "policy"
+  fields = json.loads((first / "config.json").read_text())
+  fields |= {"eos_token_id": config, "bos_token_id": 7}
+  (first / "config.json").write_text(json.dumps(fields))
+  path = first / "generation_config.json"
+  if generation_config is not None:
+    path.write_text(json.dumps(generation_config))
+  record = json.loads((workdir / "config.json").read_text())
+  record["config"]["files"]["eos_token"] = eos_token
+  (workdir / "config.json").write_text(json.dumps(record))
+  before = HuggingFaceTokenizer(first, eos_token=eos_token)
+  output = tmp_path / "policy"
+  export.export(workdir, output, "latest")
+  kind = transformers.AutoModelForCausalLM
+  exported = kind.from_pretrained(output).generation_config
+  ends = exported.eos_token_id
+  listed = ends if isinstance(ends, list) else [ends]
+  assert sorted(listed) == sorted(np.atleast_1d(expected).tolist())
+  assert exported.bos_token_id == 7
+  if config == 2:
+    assert json.loads((output / path.name).read_text()) == generation_config
+  after = HuggingFaceTokenizer(output)
+  assert {*after.eos_ids} == {*before.eos_ids}
 
 
 def test_a_folder_that_is_no_run_on_files_raises(run, tmp_path):

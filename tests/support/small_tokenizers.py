@@ -37,14 +37,14 @@ def save_trained(folder, splitting, chat_template=None, **special):
   return _save(inner, folder, chat_template, special)
 
 
-def save_vocabulary(folder, vocabulary, merges, chat_template):
+def save_vocabulary(folder, vocabulary, merges, chat_template, **special):
   """Saves a tokenizer of a given vocabulary, which splits by `MERGING`."""
   inner = tokenizers.Tokenizer(
     models.BPE({text: i for i, text in enumerate(vocabulary)}, merges)
   )
   inner.pre_tokenizer = _pre_tokenizer(MERGING)
   inner.decoder = decoders.ByteLevel()
-  return _save(inner, folder, chat_template, {})
+  return _save(inner, folder, chat_template, special)
 
 
 def put_around_texts(folder, template):

@@ -15,8 +15,10 @@ settings that our decoder does not implement exactly raise an error.
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import (
   FolderConfig,
+  TokenIds,
   check_vocabulary,
   read_config,
+  read_json_object,
   warn_beyond_positions,
 )
 from pure_jax.host.huggingface.export import export_policy, export_prm
@@ -31,11 +33,13 @@ __all__ = [
   "TOKENIZER_FILES",
   "FolderConfig",
   "HuggingFaceError",
+  "TokenIds",
   "check_vocabulary",
   "export_policy",
   "export_prm",
   "load_policy",
   "load_prm",
   "read_config",
+  "read_json_object",
   "warn_beyond_positions",
 ]

@@ -37,6 +37,33 @@ _UNNAMED = ("LABEL_0", "LABEL_1")
 
 
 @dataclasses.dataclass(frozen=True)
+class TokenIds:
+  """Ids of special tokens in config.json, for `generate` of transformers.
+
+  Attributes:
+    bos: id that begins a text, or None.
+    eos: ids that end a text, any number.
+    pad: id of padding, or None.
+  """
+
+  bos: int | None = None
+  eos: tuple[int, ...] = ()
+  pad: int | None = None
+
+  def fields(self) -> dict[str, Any]:
+    """The fields of config.json or generation_config.json; JSON values."""
+    eos = self.eos[0] if len(self.eos) == 1 else list(self.eos) or None
+    return {
+      "bos_token_id": self.bos,
+      "eos_token_id": eos,
+      "pad_token_id": self.pad,
+    }
+
+
+NO_TOKEN_IDS = TokenIds()
+
+
+@dataclasses.dataclass(frozen=True)
 class FolderConfig:
   """The content of config.json.
 
@@ -47,6 +74,8 @@ class FolderConfig:
     is_prm: True for a token classifier, False for a language model.
     labels: names of the two classes of a PRM, by index; () for a policy.
     max_positions: length in tokens of the longest text the model was made for.
+    token_ids: ids of special tokens. Those that end a response may be more, see
+      `host.text.huggingface_tokenizer`.
   """
 
   model: ModelConfig
@@ -54,6 +83,7 @@ class FolderConfig:
   is_prm: bool
   labels: tuple[str, ...]
   max_positions: int
+  token_ids: TokenIds = NO_TOKEN_IDS
 
 
 def read_config(folder: str | os.PathLike) -> FolderConfig:
@@ -178,8 +208,7 @@ def config_fields(
   *,
   is_prm: bool,
   max_positions: int,
-  eos_id: int | None = None,
-  pad_id: int | None = None,
+  token_ids: TokenIds,
 ) -> dict[str, Any]:
   """The fields of config.json for an architecture, as JSON values.
 
@@ -190,8 +219,7 @@ def config_fields(
     config: the architecture.
     is_prm: True for a token classifier, False for a language model.
     max_positions: length in tokens of the longest text the model is made for.
-    eos_id: id that ends a text, or None.
-    pad_id: id of padding, or None.
+    token_ids: ids of special tokens.
 
   Raises:
     HuggingFaceError: if transformers has no such architecture.
@@ -214,9 +242,7 @@ def config_fields(
     "tie_word_embeddings": config.tied_embeddings,
     "max_position_embeddings": max_positions,
     "dtype": config.param_dtype,
-    "bos_token_id": None,
-    "eos_token_id": eos_id,
-    "pad_token_id": pad_id,
+    **token_ids.fields(),
   }
   if is_prm:
     fields["classifier_dropout"] = 0.0
@@ -271,6 +297,16 @@ def _read(raw: Mapping[str, Any]) -> FolderConfig:
     is_prm=is_prm,
     labels=labels if is_prm else (),
     max_positions=full.max_position_embeddings,
+    token_ids=_token_ids(raw),
+  )
+
+
+def _token_ids(raw: Mapping[str, Any]) -> TokenIds:
+  """The ids of special tokens that the file has, not transformers' defaults."""
+  eos = raw.get("eos_token_id")
+  several = eos if isinstance(eos, list) else [] if eos is None else [eos]
+  return TokenIds(
+    raw.get("bos_token_id"), tuple(several), raw.get("pad_token_id")
   )
 
 

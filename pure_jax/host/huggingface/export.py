@@ -21,7 +21,12 @@ import numpy as np
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
-from pure_jax.host.huggingface.config import CONFIG_FILE, config_fields
+from pure_jax.host.huggingface.config import (
+  CONFIG_FILE,
+  NO_TOKEN_IDS,
+  TokenIds,
+  config_fields,
+)
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
@@ -36,8 +41,7 @@ def export_policy(
   config: ModelConfig,
   *,
   max_positions: int,
-  eos_id: int | None = None,
-  pad_id: int | None = None,
+  token_ids: TokenIds = NO_TOKEN_IDS,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Writes a policy as Qwen2-, Qwen3- or LlamaForCausalLM.
@@ -51,8 +55,7 @@ def export_policy(
     config: the architecture.
     max_positions: length in tokens of the longest text the model is made for,
       which config.json has as max_position_embeddings.
-    eos_id: id that ends a text, or None if it is unknown.
-    pad_id: id of padding, or None if it is unknown.
+    token_ids: ids of special tokens, none if they are unknown.
     shard_bytes: largest size of a file. A larger tensor gets a file of its own.
 
   Raises:
@@ -63,11 +66,7 @@ def export_policy(
   """
   declared = policy.declare_policy(config)
   fields = config_fields(
-    config,
-    is_prm=False,
-    max_positions=max_positions,
-    eos_id=eos_id,
-    pad_id=pad_id,
+    config, is_prm=False, max_positions=max_positions, token_ids=token_ids
   )
   _export(pathlib.Path(folder), params, declared, fields, shard_bytes)
 
@@ -78,7 +77,7 @@ def export_prm(
   config: ModelConfig,
   *,
   max_positions: int,
-  pad_id: int | None = None,
+  token_ids: TokenIds = NO_TOKEN_IDS,
   shard_bytes: int = SHARD_BYTES,
 ) -> None:
   """Writes a PRM as Qwen2-, Qwen3- or LlamaForTokenClassification.
@@ -92,7 +91,7 @@ def export_prm(
     config: the architecture, of the policy or of the PRM: the number of layers
       is taken from the weights.
     max_positions: length in tokens of the longest text the model is made for.
-    pad_id: id of padding, or None if it is unknown.
+    token_ids: ids of special tokens, none if they are unknown.
     shard_bytes: largest size of a file.
 
   Raises:
@@ -102,7 +101,7 @@ def export_prm(
   depth = params["layers"]["attention_norm"].shape[0]
   config = dataclasses.replace(config, num_layers=depth)
   fields = config_fields(
-    config, is_prm=True, max_positions=max_positions, pad_id=pad_id
+    config, is_prm=True, max_positions=max_positions, token_ids=token_ids
   )
   declared = prm.declare_prm(config)
   _export(pathlib.Path(folder), params, declared, fields, shard_bytes)

@@ -77,11 +77,19 @@ def test_an_exported_policy_has_the_same_logits_in_transformers(
   config = CONFIGS[family]
   params = random_params(policy.declare_policy(config))
   huggingface.export_policy(
-    tmp_path / "out", params, config, max_positions=64, eos_id=2, pad_id=1
+    tmp_path / "out",
+    params,
+    config,
+    max_positions=64,
+    token_ids=huggingface.TokenIds(bos=3, eos=(2, 4), pad=1),
   )
   model = their_model(transformers.AutoModelForCausalLM, tmp_path / "out")
   assert type(model).__name__ == f"{family}ForCausalLM"
-  assert (model.config.eos_token_id, model.config.pad_token_id) == (2, 1)
+  assert (model.config.eos_token_id, model.config.pad_token_id) == ([2, 4], 1)
+  assert model.generation_config.eos_token_id == [2, 4]
+  assert model.generation_config.bos_token_id == 3
+  kept = huggingface.read_config(tmp_path / "out").token_ids
+  assert kept == huggingface.TokenIds(bos=3, eos=(2, 4), pad=1)
   assert model.config.max_position_embeddings == 64
   # Logits of Qwen2 are compared below, by its PRM.
   if family != "Qwen2":
