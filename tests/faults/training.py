@@ -4,6 +4,35 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "norms decay",
+    "models.params:declare_layers",
+    "weight(letter, ONES, keep_dtype=True, decays=False)",
+    "weight(letter, ONES, keep_dtype=True)",
+    ("test_optim.py::test_weights_that_are_declared_so_do_not_decay",),
+  ),
+  Fault(
+    "the optimizer ignores which weights decay",
+    "training.optim:make_optimizer",
+    "None if declared is None else decaying(declared)",
+    "None",
+    (
+      "test_optim.py::test_weights_that_are_declared_so_do_not_decay",
+      "test_optim.py::"
+      "test_updates_equal_those_of_torch_with_two_groups_of_parameters",
+    ),
+  ),
+  Fault(
+    "a schedule may end before its stage",
+    "training.optim:OptimConfig.check_updates",
+    "0 < self.decay_steps < updates",
+    "updates < 0",
+    (
+      "test_optim.py::test_the_rate_is_above_0_in_every_update_of_a_stage",
+      "test_run_settings.py::"
+      "test_a_schedule_counts_the_updates_of_every_mini_batch",
+    ),
+  ),
+  Fault(
     "the update divides each micro-batch by its own count",
     "training.passes:policy_gradients",
     "new_logp, entropy, advantages, experience, spec.loss, denominator",

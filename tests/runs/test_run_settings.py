@@ -142,7 +142,7 @@ def changed(**changes):
     ),
     (
       {"rl__engine__slots": 8, "rl__rollout__batches": 2},
-      "set rollout.batches to 1, or leave engine.slots unset",
+      "set rollout.batches to 1, or engine.slots to None",
     ),
     ({"rl__rollout__cache_dtype": "int4"}, "cache_dtype must be"),
     (

@@ -232,8 +232,8 @@ class RLSettings:
       raise ValueError(
         f"engine.slots={self.engine.slots} and rollout.batches="
         f"{self.rollout.batches} both say how many responses are sampled at a "
-        "time: set rollout.batches to 1, or leave engine.slots unset (for the "
-        "paper's runs by a variant that ends in _one_loop)."
+        "time: set rollout.batches to 1, or engine.slots to None (the paper's "
+        "runs also have variants for that, which end in _one_loop)."
       )
 
   def _check_old_logp(self) -> None:
