@@ -68,6 +68,7 @@ def run_once(name, variant, workdir, monkeypatch):
       )
       for preset in paper.PRESETS
       for mode in paper.MODES
+      if (preset, mode) != ("reference_main", "prm_vr")
     ),
   ],
 )
