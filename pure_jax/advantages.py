@@ -133,7 +133,10 @@ def process_advantages(
     count = step_mask.sum(axis=1).astype(dtype)
     share = others_sum(masked.safe_divide(total, count), group_size) / others
     cost = _step_cost(step_mask.astype(dtype), experience) * share[:, None]
-  return jnp.where(mask, to_go - cost, jnp.zeros_like(to_go))
+  # Compilers fuse product and difference, which leaves a rounding error where
+  # both are equal. `masked.whiten_nonzero` asks for an exact 0.
+  differs = mask & (to_go != cost)
+  return jnp.where(differs, to_go - cost, jnp.zeros_like(to_go))
 
 
 def _step_cost(per_step: Array, experience: Experience) -> Array:
@@ -227,18 +230,19 @@ def _folded_advantages(
 
 def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
   """Marks the tokens that get an advantage, [B, C] bool."""
-  mask = experience.completion_mask
-  kept = mask
+  mask = jnp.asarray(experience.completion_mask)
+  credit_mask = mask
   if config.zero_terminal_advantage:
-    kept &= ~experience.terminal_mask
+    credit_mask = credit_mask & ~experience.terminal_mask
   if config.zero_truncated_end:
     if experience.truncated is None:
       raise ValueError(
         "zero_truncated_end reads experience.truncated, which is None: give "
         "the flags [B], or set zero_truncated_end=False."
       )
-    kept &= ~(experience.truncated[:, None] & _last_token(mask))
-  return kept
+    end = experience.truncated[:, None] & _last_token(mask)
+    credit_mask = credit_mask & ~end
+  return credit_mask
 
 
 def pure_advantages(

@@ -156,10 +156,10 @@ def whiten_nonzero(x: Array, mask: Array, within: Array) -> Array:
   Returns:
     [...] like x, 0 where masked; all 0 if no entry is kept.
   """
-  kept = mask & (x != 0)
-  count = jnp.sum(kept)
-  mean = masked_mean(x, kept)
-  centred = jnp.where(kept, x - mean, jnp.zeros_like(x))
+  nonzero = mask & (x != 0)
+  count = jnp.sum(nonzero)
+  mean = masked_mean(x, nonzero)
+  centred = jnp.where(nonzero, x - mean, jnp.zeros_like(x))
   left_out = (jnp.sum(within) - count).astype(x.dtype)
   squares = jnp.sum(jnp.square(centred)) + jnp.square(mean) * left_out
   variance = safe_divide(squares, count)

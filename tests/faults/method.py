@@ -71,8 +71,8 @@ FAULTS = (
   Fault(
     "main whitens advantages of 0",
     "masked:whiten_nonzero",
-    "kept = mask & (x != 0)",
-    "kept = mask",
+    "nonzero = mask & (x != 0)",
+    "nonzero = mask",
     (
       "test_main_branch.py::test_a_group_without_signal_is_left_out_and_gets_no_gradient",
     ),
@@ -80,8 +80,8 @@ FAULTS = (
   Fault(
     "the end of a truncated response keeps its advantage in main",
     "advantages:_credit_mask",
-    "kept &= ~(experience.truncated[:, None] & _last_token(mask))",
-    "kept &= mask",
+    "credit_mask = credit_mask & ~end",
+    "credit_mask = credit_mask",
     (
       "test_main_branch.py::test_the_last_token_of_a_truncated_response_gets_no_advantage",
     ),

@@ -83,6 +83,22 @@ def test_the_last_token_of_a_truncated_response_gets_no_advantage():
   assert pure_advantages(single, plain).tolist() == [[0, 0], [-1, 0]]
 
 
+def test_a_return_that_equals_its_baseline_is_exactly_zero():
+  # Rewards r and r over 4 and 3 tokens: the first response pays r / 3 for
+  # each of its 3 tokens before EOS. A fused multiply-add leaves 1e-8, which
+  # whitening would take for a signal.
+  rng = np.random.default_rng(0)
+  scores = rng.uniform(-1, 1, 64).astype(np.float32)
+  share = scores / np.float32(3)
+  product = share * np.float32(3)
+  batch = _responses([4, 3] * 64, [0, 0] * 64)
+  batch = batch.replace(step_rewards=np.repeat(scores, 2)[:, None])
+  config = dataclasses.replace(OUTCOME_ONLY, process_coef=1.0, whitening="none")
+  actual = pure_advantages(batch, config)
+  np.testing.assert_array_equal(actual[::2, 0], scores - product)
+  assert (actual[::2, 0] == 0).sum() > 32
+
+
 def test_truncation_must_be_known_to_be_zeroed():
   batch = _responses([3, 2], [1, 0]).replace(truncated=None)
   with pytest.raises(ValueError, match="zero_truncated_end reads"):
@@ -92,6 +108,17 @@ def test_truncation_must_be_known_to_be_zeroed():
   wrong = batch.replace(truncated=np.zeros((2, 3), bool))
   with pytest.raises(ValueError, match="truncated has shape"):
     pure_advantages(wrong, plain)
+
+
+def test_arrays_of_numpy_stay_as_they_are_without_jit():
+  # `mask &= other` would write into the caller's array.
+  batch = jax.tree.map(np.array, _responses([3, 2], [1, 0], np.ones(2, bool)))
+  before = jax.tree.map(np.copy, batch)
+  config = settings.reference_main(2)[0]
+  eager, _ = advantages.pure_advantages(batch, config)
+  jax.tree.map(np.testing.assert_array_equal, batch, before)
+  jitted = pure_advantages(batch, config)
+  np.testing.assert_allclose(eager, jitted, rtol=1e-6, atol=1e-6)
 
 
 def _token_rewards(batch, lists, config, b):
