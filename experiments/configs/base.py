@@ -174,6 +174,11 @@ def rl() -> dict:
     engine=engine(),
     old_logp=old_logp(),
     updates=updates(),
+    # Adapts the coefficient of the KL penalty after each iteration, starting
+    # from credit.kl_coef or loss.kl_coef, whichever penalty there is. Unset
+    # keeps it. target: nats per token; horizon: responses.
+    # --config.rl.adaptive_kl="{'target': 0.1, 'horizon': 10000}"
+    adaptive_kl=placeholder(ConfigDict),
     # Micro-batches in which a batch is scored and differentiated. Mini-batches
     # of fewer responses than one of these are differentiated at once.
     micro_batches=1,

@@ -23,10 +23,10 @@ from pure_jax.training.train import Metrics, TrainState
 class StageCheckpoints:
   """Saves and restores one stage. Leaving the context waits for saves.
 
-  A checkpoint holds the train state (parameters, optimizer, counters), the data
-  cursor, the config, versions, and the metrics that rank it. No generator state
-  is kept: random keys follow from (seed, stream, step), and the KL coefficient
-  is a constant of the config.
+  A checkpoint holds the train state (parameters, optimizer, counters, the KL
+  coefficient if it is adapted), the data cursor, the config, versions, and the
+  metrics that rank it. No generator state is kept: random keys follow from
+  (seed, stream, step).
   """
 
   def __init__(

@@ -134,6 +134,7 @@ class RunSpec:
       micro_batch_rows=self.responses // rl.micro_batches,
       mini_batches=rl.updates.mini_batches,
       epochs=rl.updates.epochs,
+      adaptive_kl=rl.adaptive_kl,
     )
 
   def key(self, stream: RandomStream) -> jax.Array:

@@ -178,6 +178,7 @@ def policy_gradients(
   experience: Experience,
   advantages: jax.Array,
   shape: RowShape | None = None,
+  kl_coef: jax.Array | None = None,
 ) -> tuple[tuple[jax.Array, MetricGroups], Any]:
   """Computes the policy objective of a batch and its gradients.
 
@@ -194,6 +195,7 @@ def policy_gradients(
     advantages: [B, C] float32, of the same responses.
     shape: the shape of packed rows, which says how many are processed together
       in place of `spec.micro_batch_rows`; None gives each text its own row.
+    kl_coef: [] float32, replaces `spec.loss.kl_coef`; None keeps it.
 
   Returns:
     ((loss [], metrics), gradients like `params`). In packed rows the
@@ -202,7 +204,7 @@ def policy_gradients(
   """
   batch = (rollout, experience, advantages)
   if shape is not None:
-    return _packed_gradients(spec, params, base, batch, shape)
+    return _packed_gradients(spec, params, base, batch, shape, kl_coef)
   layout = spec.layouts.training
   denominator = losses.loss_denominator(experience.completion_mask, spec.loss)
 
@@ -213,7 +215,8 @@ def policy_gradients(
       weights, spec.model, spec.sampler, rollout, layout.act_sharding
     )
     return losses.policy_objective(
-      new_logp, entropy, advantages, experience, spec.loss, denominator
+      *(new_logp, entropy, advantages, experience),
+      *(spec.loss, denominator, kl_coef),
     )
 
   micro_batches = count_micro_batches(
@@ -222,7 +225,7 @@ def policy_gradients(
   return accumulate_gradients(objective, params, batch, micro_batches)
 
 
-def _packed_gradients(spec, params, base, batch, shape):
+def _packed_gradients(spec, params, base, batch, shape, kl_coef):
   """`policy_gradients` in packed rows."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
@@ -253,8 +256,7 @@ def _packed_gradients(spec, params, base, batch, shape):
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),
-      spec.loss,
-      denominator,
+      *(spec.loss, denominator, kl_coef),
     )
 
   (loss, metrics), grads = accumulate_packs(

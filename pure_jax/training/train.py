@@ -23,6 +23,7 @@ from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
+from pure_jax.training.adaptive_kl import adapt_kl_coef
 from pure_jax.training.mini_batches import (
   check_mini_batches,
   join_updates,
@@ -47,6 +48,8 @@ class TrainState:
     skipped: [] int32, updates not applied because the loss or a gradient was
       not finite.
     skipped_in_a_row: [] int32, how many of the latest were skipped.
+    kl_coef: [] float32, the KL coefficient of the next rollout's updates, per
+      nat; None if it is a constant of the configs.
   """
 
   step: jax.Array
@@ -54,28 +57,35 @@ class TrainState:
   opt_state: Any
   skipped: jax.Array
   skipped_in_a_row: jax.Array
+  kl_coef: jax.Array | None = None
 
 
 def new_state(
-  params: Any, optimizer: optax.GradientTransformation
+  params: Any,
+  optimizer: optax.GradientTransformation,
+  kl_coef: float | None = None,
 ) -> TrainState:
   """Makes a state at step 0 with a fresh optimizer.
 
   Args:
     params: trainable weights; the state holds these very arrays.
     optimizer: the optax transformation.
+    kl_coef: the first KL coefficient if it is adapted; None if it is not.
 
   Returns:
     The state; traceable, so `jax.eval_shape` gives its abstract form.
   """
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, optimizer.init(params), zero, zero)
+  if kl_coef is not None:
+    kl_coef = jnp.asarray(kl_coef, jnp.float32)
+  return TrainState(zero, params, optimizer.init(params), zero, zero, kl_coef)
 
 
 def state_shardings(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  has_kl_coef: bool = False,
 ) -> TrainState:
   """The shardings of a `TrainState`.
 
@@ -83,6 +93,7 @@ def state_shardings(
     declared: pytree of declared weights, those that are trained.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    has_kl_coef: whether the state has a KL coefficient.
 
   Returns:
     A `TrainState` of shardings; moments follow their weight.
@@ -96,13 +107,17 @@ def state_shardings(
     of_weights,
     transform_non_params=lambda _: everywhere,
   )
-  return TrainState(everywhere, of_weights, opt_state, everywhere, everywhere)
+  return TrainState(
+    *(everywhere, of_weights, opt_state, everywhere, everywhere),
+    everywhere if has_kl_coef else None,
+  )
 
 
 def make_init(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  kl_coef: float | None = None,
 ) -> Callable[[jax.Array], TrainState]:
   """Makes a function that initialises parameters and optimizer, sharded.
 
@@ -110,17 +125,17 @@ def make_init(
     declared: pytree of declared weights.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    kl_coef: as for `new_state`.
 
   Returns:
     A jitted function from a key (consumed) to the state at step 0.
   """
 
   def init(key):
-    return new_state(weights.init_params(key, declared), optimizer)
+    return new_state(weights.init_params(key, declared), optimizer, kl_coef)
 
-  return jax.jit(
-    init, out_shardings=state_shardings(declared, optimizer, layout)
-  )
+  shardings = state_shardings(declared, optimizer, layout, kl_coef is not None)
+  return jax.jit(init, out_shardings=shardings)
 
 
 def start_state(
@@ -128,6 +143,7 @@ def start_state(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  kl_coef: float | None = None,
 ) -> TrainState:
   """Makes a state at step 0 that owns copies of given weights.
 
@@ -136,16 +152,14 @@ def start_state(
     declared: the same weights' declarations.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    kl_coef: as for `new_state`.
 
   Returns:
     The state, in its shardings.
   """
-  start = jax.jit(
-    new_state,
-    static_argnums=1,
-    out_shardings=state_shardings(declared, optimizer, layout),
-  )
-  return start(params, optimizer)
+  shardings = state_shardings(declared, optimizer, layout, kl_coef is not None)
+  start = jax.jit(new_state, static_argnums=(1, 2), out_shardings=shardings)
+  return start(params, optimizer, kl_coef)
 
 
 def apply_gradients(
@@ -217,20 +231,45 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
   )
 
 
-def _update_once(spec, optimizer, rows, base, state, data):
-  """One update, on rollout, experience and advantages of the same rows.
+def _update(spec, optimizer, rows, state, batch, base):
+  """The updates of one rollout, see `make_update`: (state, metrics)."""
+  layout = spec.layouts.training
+  experience = experience_from(batch, spec.table)
+  advantages, credit_metrics = pure_advantages(
+    experience, spec.credit, state.kl_coef
+  )
 
-  Returns the next state and `MetricGroups`.
-  """
-  (loss, metrics), grads = policy_gradients(
-    spec, state.params, base, *data, rows
-  )
-  state, applied = apply_gradients(state, grads, loss, optimizer)
-  grad_norm = applied.pop("grad_norm")
-  return state, metrics.replace(
-    sums=metrics.sums | {"grad_norm": grad_norm},
-    maxima=metrics.maxima | applied,
-  )
+  data = (batch.rollout, experience, advantages)
+
+  def update_once(state, data):
+    (loss, groups), grads = policy_gradients(
+      spec, state.params, base, *data, rows, state.kl_coef
+    )
+    state, applied = apply_gradients(state, grads, loss, optimizer)
+    grad_norm = {"grad_norm": applied.pop("grad_norm")}
+    return state, groups.replace(
+      sums=groups.sums | grad_norm, maxima=groups.maxima | applied
+    )
+
+  def update_on(state, taken):
+    return update_once(state, take_rows(data, taken, layout.act_sharding))
+
+  if spec.mini_batches == spec.epochs == 1:
+    state, groups = update_once(state, data)
+    metrics = groups.to_dict()
+  else:
+    count = len(batch.correct)
+    check_mini_batches(count, spec.mini_batches, layout.row_shards)
+    updates = rows_of_updates(
+      batch.order, count, spec.mini_batches, spec.epochs
+    )
+    state, groups = jax.lax.scan(update_on, state, updates)
+    metrics = join_updates(groups)
+  metrics |= credit_metrics
+  if spec.adaptive_kl is not None:
+    kl_coef, kl_metrics = adapt_kl_coef(state.kl_coef, experience, spec)
+    state, metrics = state.replace(kl_coef=kl_coef), metrics | kl_metrics
+  return state, metrics
 
 
 def make_update(
@@ -245,7 +284,8 @@ def make_update(
   the whole batch. A mini-batch has its own loss denominator, and its own skip
   if it is not finite. Within it, the loss is summed over micro-batches, each
   divided by the count of the mini-batch, so their number changes the memory
-  used and not the result.
+  used and not the result. All updates of a rollout have one KL coefficient;
+  with `spec.adaptive_kl` the next rollout has another.
 
   Args:
     spec: the step's specification.
@@ -259,34 +299,22 @@ def make_update(
     is donated. With `spec.model.lora` the state has only the adapters, and
     the base gets no gradient and no optimizer state; without, the base is {}.
     The metrics of several updates are joined by `mini_batches.join_updates`.
+    With `spec.adaptive_kl` there are ``kl_coef``, that of these updates, and
+    ``kl_rollout``, the KL that changes it.
 
   Raises:
-    ValueError: when it is traced, if the rows of the batch cannot be divided.
+    ValueError: when it is traced, if the rows of the batch cannot be divided,
+      or the KL coefficient is to be adapted and the state has none.
   """
   model, layout = spec.model, spec.layouts.training
 
   def update(state, batch, base):
-    experience = experience_from(batch, spec.table)
-    advantages, credit_metrics = pure_advantages(experience, spec.credit)
-    data = (batch.rollout, experience, advantages)
-    if spec.mini_batches == spec.epochs == 1:
-      state, groups = _update_once(spec, optimizer, rows, base, state, data)
-      return state, credit_metrics | groups.to_dict()
-
-    def update_on(state, taken):
-      mini_batch = take_rows(data, taken, layout.act_sharding)
-      return _update_once(spec, optimizer, rows, base, state, mini_batch)
-
-    count = len(advantages)
-    check_mini_batches(count, spec.mini_batches, layout.row_shards)
-    updates = rows_of_updates(
-      batch.order, count, spec.mini_batches, spec.epochs
-    )
-    state, groups = jax.lax.scan(update_on, state, updates)
-    return state, credit_metrics | join_updates(groups)
+    return _update(spec, optimizer, rows, state, batch, base)
 
   trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
-  state = state_shardings(trained, optimizer, layout)
+  state = state_shardings(
+    trained, optimizer, layout, spec.adaptive_kl is not None
+  )
   base = sharding.weight_shardings(frozen, layout)
   return jax.jit(
     update,

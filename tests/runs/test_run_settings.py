@@ -3,12 +3,14 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from configs import arithmetic, evaluate, qwen2p5_7b
 from overrides import with_changes
 
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.runs import folder
+from pure_jax.runs.planning.planned_spec import read_spec
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.settings.mesh import MeshSettings
@@ -57,6 +59,41 @@ def changed(**changes):
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
+    (
+      {"rl__updates__mini_batches": 5},
+      r"updates\.mini_batches=5 does not divide the 32 responses",
+    ),
+    (
+      {"rl__updates__mini_batches": 0},
+      r"rl\.updates: mini_batches must be at least 1, got 0",
+    ),
+    ({"rl__updates__epochs": 0}, r"rl\.updates: epochs must be at least 1"),
+    ({"rl__updates__shuffle": 1}, r"rl\.updates\.shuffle must be bool"),
+    (
+      {"mesh__data": 4, "rl__updates__mini_batches": 16},
+      r"rl\.updates\.mini_batches=2 is not divisible by the 4 row shards",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__loss__kl_in_loss": None},
+      "set either credit.kl_in_reward or loss.kl_in_loss, not None and None",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__credit__kl_in_reward": "k1"},
+      "set either credit.kl_in_reward or loss.kl_in_loss, not 'k1' and 'k3'",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__loss__kl_coef": 0.0},
+      "multiplies loss.kl_coef, which is 0 and would stay so",
+    ),
+    (
+      {"rl__adaptive_kl": {"horizon": 6}},
+      "horizon=6 is at most a fifth of the 32 responses",
+    ),
+    (
+      {"rl__adaptive_kl": {"aim": 1.0}},
+      r"rl\.adaptive_kl\.aim is not a field of this config",
+    ),
+    ({"rl__adaptive_kl": {"target": 0.0}}, "adaptive_kl: target must be > 0"),
     ({"rl__length_buckets": 0}, "length_buckets must be at least 1, got 0"),
     ({"rl__packed_tokens": 64}, "set micro_batches to more than 1"),
     (
@@ -197,6 +234,50 @@ def test_a_run_may_resume_on_other_devices():
   after["rl"]["prompts"] = 4
   (line,) = config_differences(before, after, folder.MAY_DIFFER)
   assert line.startswith("rl.prompts: ")
+
+
+def mini_batch_order(iteration, **changes):
+  """The order of 32 responses in three epochs of shuffled mini-batches."""
+  updates = {"mini_batches": 4, "epochs": 3, "shuffle": True}
+  config = changed(**{"rl__updates": updates} | changes)
+  settings = settings_from_config(config).for_platform("cpu")
+  return read_spec(settings, jax.devices()).mini_batch_order(iteration)
+
+
+def test_mini_batches_take_every_response_once_in_an_order_of_their_own():
+  """A resumed run draws the same orders: seed and iteration say them."""
+  first, second = mini_batch_order(1), mini_batch_order(2)
+  np.testing.assert_array_equal(first, mini_batch_order(1))
+  assert (first.shape, first.dtype) == ((32, 3), np.int32)
+  columns = [*first.T, *second.T, *mini_batch_order(1, seed=1).T]
+  for order in columns:
+    assert sorted(order.tolist()) == list(range(32))
+  assert len({tuple(order) for order in columns}) == 9
+  assert mini_batch_order(1, rl__updates__shuffle=False) is None
+
+
+@pytest.mark.parametrize(
+  ("changes", "first"),
+  [
+    ({}, 1e-3),
+    ({"rl__loss__kl_coef": 0.5}, 0.5),
+    (
+      {
+        "rl__loss__kl_in_loss": None,
+        "rl__credit__kl_in_reward": "k1",
+        "rl__credit__kl_coef": 0.25,
+      },
+      0.25,
+    ),
+  ],
+)
+def test_an_adapted_kl_coefficient_starts_at_that_of_the_penalty(
+  changes, first
+):
+  rl = settings_from_config(changed(rl__adaptive_kl={}, **changes)).rl
+  assert rl.first_kl_coef == first
+  assert (rl.adaptive_kl.target, rl.adaptive_kl.horizon) == (0.1, 10_000)
+  assert settings_from_config(changed(**changes)).rl.first_kl_coef is None
 
 
 def test_credit_gets_its_group_from_the_batch():

@@ -76,7 +76,7 @@ def iterate(layout, steps=2, poison=False, micro_batch_rows=None):
       state.params, reference, prm_params, rollout, prm_prompts
     )
     if poison:
-      old_logp = scores.old_logp.at[3, 0].set(-jnp.inf)
+      old_logp = scores.old_logp.at[3, 0].set(jnp.nan)
       scores = scores.replace(old_logp=jax.device_put(old_logp, rows))
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     has_answer = jnp.arange(32) // 4 % 2 == 0

@@ -9,25 +9,30 @@ import numpy as np
 import optax
 import pytest
 from small_models import random_params
-from train_boundary import LOSS, MODEL, SAMPLER, SEPARATOR, TABLE, spec
+from train_boundary import LOSS, SAMPLER, SEPARATOR, TABLE, spec
+from train_boundary import MODEL as TWO_LAYERS
 
 from pure_jax import steps
 from pure_jax.advantages import pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models.config import LoraConfig
 from pure_jax.parallel import sharding
-from pure_jax.training import score, train
+from pure_jax.settings import AdaptiveKLConfig, CreditConfig
+from pure_jax.training import adaptive_kl, score, train
 from pure_jax.training.mini_batches import check_mini_batches, rows_of_updates
 from pure_jax.training.packing import RowShape
 from pure_jax.types import Rollout
 
 B, L, C, S = 16, 5, 10, 4
+MODEL = dataclasses.replace(TWO_LAYERS, num_layers=1)
 MAX_GRAD_NORM = 0.2
 # Large steps, so that ratios leave the clip range within a few updates. Adam's
 # epsilon keeps the rounding of a gradient near 0 from becoming a whole step.
 OPTIMIZER = optax.chain(
   optax.clip_by_global_norm(MAX_GRAD_NORM),
-  optax.adamw(optax.linear_schedule(0.02, 0.04, 3), eps=1e-2, weight_decay=0.1),
+  optax.adamw(
+    optax.linear_schedule(0.001, 0.003, 3), eps=1e-2, weight_decay=0.1
+  ),
 )
 ADAPTED = dataclasses.replace(MODEL, lora=LoraConfig(2, alpha=8.0))
 # Another order in each epoch, as a run draws them.
@@ -100,8 +105,10 @@ def batch(model=MODEL, is_shuffled=False):
   )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def step_by_hand(model, trained, frozen, opt_state, responses, numbers):
+@functools.partial(jax.jit, static_argnums=(0, 6))
+def step_by_hand(
+  model, trained, frozen, opt_state, responses, numbers, kl_coef
+):
   """One update of some responses: (weights, optimizer state, metrics).
 
   The loss is written out: PPO's clipped objective, k3 and the entropy, each a
@@ -119,7 +126,7 @@ def step_by_hand(model, trained, frozen, opt_state, responses, numbers):
     ratio = jnp.exp(logp - old)
     clipped = jnp.clip(ratio, 0.8, 1.2)
     kl = jnp.exp(ref - logp) - (ref - logp) - 1
-    tokens = -jnp.minimum(ratio * A, clipped * A) + LOSS.kl_coef * kl
+    tokens = -jnp.minimum(ratio * A, clipped * A) + kl_coef * kl
     tokens -= LOSS.entropy_coef * entropy
     return mean(tokens), (ratio, clipped * A < ratio * A)
 
@@ -135,7 +142,7 @@ def step_by_hand(model, trained, frozen, opt_state, responses, numbers):
   return optax.apply_updates(trained, changes), opt_state, metrics
 
 
-def updates_by_hand(scored, updates, model=MODEL):
+def updates_by_hand(scored, updates, model=MODEL, kl_coef=LOSS.kl_coef):
   """A loop over optax: (weights, metrics of each update).
 
   `updates` lists the responses of each.
@@ -153,7 +160,7 @@ def updates_by_hand(scored, updates, model=MODEL):
       lambda x, rows=rows: x[rows], (scored.rollout, numbers)
     )
     trained, opt_state, metrics = step_by_hand(
-      model, trained, frozen, opt_state, responses, of_rows
+      model, trained, frozen, opt_state, responses, of_rows, kl_coef
     )
     history.append(jax.device_get(metrics))
   return trained, history
@@ -178,7 +185,9 @@ def compiled(layout, rows, model, **changes):
   return train.make_update(made, OPTIMIZER, rows)
 
 
-def updated(scored, layout=None, rows=None, model=MODEL, **changes):
+def updated(
+  scored, layout=None, rows=None, model=MODEL, kl_coef=None, **changes
+):
   """State and metrics after the compiled updates."""
   layout = layout or sharding.make_layout()
   update = compiled(layout, rows, model, **changes)
@@ -190,7 +199,7 @@ def updated(scored, layout=None, rows=None, model=MODEL, **changes):
     frozen, sharding.weight_shardings(declared_base, layout)
   )
   scored = jax.device_put(scored, sharding.batch_sharding(layout))
-  state = train.start_state(trained, declared, OPTIMIZER, layout)
+  state = train.start_state(trained, declared, OPTIMIZER, layout, kl_coef)
   return jax.device_get(update(state, scored, base))
 
 
@@ -208,10 +217,9 @@ def assert_params(actual, expected):
   [
     (2, False, {}),
     (2, True, {"micro_batch_rows": 4}),
-    (2, True, {"rows": RowShape(21, 2)}),
-    (1, False, {"model": ADAPTED}),
+    pytest.param(1, False, {"model": ADAPTED}, marks=pytest.mark.slow),
   ],
-  ids=["in order", "shuffled", "packed", "lora"],
+  ids=["in order", "shuffled", "lora"],
 )
 def test_updates_of_two_epochs_are_those_of_a_loop(
   mini_batches, is_shuffled, options
@@ -244,7 +252,7 @@ def test_the_first_update_has_ratio_1_and_the_second_epoch_changes_weights():
   state, metrics = updated(batch(), mini_batches=2, epochs=2)
   one_epoch, _ = updates_by_hand(batch(), pieces(2, 1, False))
   change = state.params["embedding"] - one_epoch["embedding"]
-  assert np.abs(change).max() > 1e-2
+  assert np.abs(change).max() > 1e-3
   for name in ("ratio_max_per_update", "ratio_min_per_update"):
     assert metrics[name].shape == (4,)
     np.testing.assert_allclose(metrics[name][0], 1, atol=2e-6)
@@ -279,7 +287,7 @@ def test_a_mini_batch_that_is_not_finite_is_skipped_by_itself():
   bad = min({*updates[1]} & {*updates[2]})
   scored = batch(is_shuffled=True)
   old_logp = scored.scores.old_logp.copy()
-  old_logp[bad, 0] = -np.inf
+  old_logp[bad, 0] = np.nan
   scored = scored.replace(scores=scored.scores.replace(old_logp=old_logp))
   state, metrics = updated(scored, mini_batches=2, epochs=2, micro_batch_rows=4)
   expected, _ = updates_by_hand(scored, [updates[0], updates[3]])
@@ -295,6 +303,55 @@ def test_a_mini_batch_that_is_not_finite_is_skipped_by_itself():
   finite = np.isfinite(metrics["grad_norm_per_update"])
   assert finite.tolist() == [True, False, False, True]
   assert not np.isfinite(metrics["grad_norm"])
+
+
+def kl_by_hand(scored, estimate):
+  """Mean over responses of their mean over tokens, by loops."""
+  of_responses = []
+  for b, mask in enumerate(scored.rollout.completion_mask):
+    old, ref = (
+      np.float64(x[b, mask])
+      for x in (scored.scores.old_logp, scored.scores.ref_logp)
+    )
+    of_responses.append(np.mean(estimate(ref - old)))
+  return np.mean(of_responses)
+
+
+def test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl():
+  """All updates of a rollout have the old one; the state has the next."""
+  config = AdaptiveKLConfig(target=0.04, horizon=64)
+  state, metrics = updated(
+    batch(), mini_batches=2, epochs=2, kl_coef=0.5, adaptive_kl=config
+  )
+  expected, _ = updates_by_hand(batch(), pieces(2, 2, False), kl_coef=0.5)
+  assert_params(state.params, expected)
+  kl = kl_by_hand(batch(), lambda d: np.exp(d) - 1 - d)
+  error = kl / 0.04 - 1
+  assert 0 < abs(error) < 0.2
+  np.testing.assert_allclose(metrics["kl_rollout"], kl, rtol=1e-5)
+  assert metrics["kl_coef"] == 0.5
+  np.testing.assert_allclose(
+    state.kl_coef, 0.5 * (1 + error * B / 64), rtol=1e-5
+  )
+
+
+def test_the_kl_of_a_penalty_in_the_reward_is_measured_by_its_estimator():
+  credit = CreditConfig(kl_in_reward="k2", group_size=4, kl_limit=0.03)
+  made = spec(
+    sharding.make_layout(),
+    credit=credit,
+    adaptive_kl=AdaptiveKLConfig(target=0.02, horizon=100),
+  )
+  experience = train.experience_from(batch(), TABLE)
+  following, metrics = adaptive_kl.adapt_kl_coef(
+    jnp.float32(2e-3), experience, made
+  )
+  kl = kl_by_hand(batch(), lambda d: np.minimum(d**2 / 2, 0.03))
+  np.testing.assert_allclose(metrics["kl_rollout"], kl, rtol=1e-5)
+  error = np.clip(kl / 0.02 - 1, -0.2, 0.2)
+  np.testing.assert_allclose(following, 2e-3 * (1 + error * B / 100), rtol=1e-5)
+  with pytest.raises(ValueError, match="make the state with a kl_coef"):
+    adaptive_kl.adapt_kl_coef(None, experience, made)
 
 
 def test_what_cannot_be_divided_is_a_sentence():

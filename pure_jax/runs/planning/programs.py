@@ -115,7 +115,10 @@ class Programs:
     scores, _ = jax.eval_shape(score, *score_arguments)
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
-    batch = ScoredBatch(rollout, scores, correct, has_answer)
+    order = None
+    if spec.mini_batch_order(1) is not None:
+      order = Array((spec.responses, spec.step.epochs), jnp.int32)
+    batch = ScoredBatch(rollout, scores, correct, has_answer, order)
     of_score = Estimates(score_flops, held.optimizer)
     of_update = Estimates(
       update_flops, held.frozen, kept_bytes=estimates.kept_bytes(spec)
@@ -162,7 +165,8 @@ class Programs:
     state = with_shardings(
       self._state(),
       train.state_shardings(
-        self._policy, self._optimizer, self._spec.layouts.training
+        *(self._policy, self._optimizer, self._spec.layouts.training),
+        has_kl_coef=self._spec.step.adaptive_kl is not None,
       ),
     )
     reference, prm_params = self._frozen()
@@ -184,8 +188,10 @@ class Programs:
 
   def _state(self) -> train.TrainState:
     """The abstract training state."""
+    kl_coef = self._spec.settings.rl.first_kl_coef
     return jax.eval_shape(
-      lambda params: train.new_state(params, self._optimizer), self._params
+      lambda params: train.new_state(params, self._optimizer, kl_coef),
+      self._params,
     )
 
   def _frozen(self) -> tuple[Any, Any | None]:

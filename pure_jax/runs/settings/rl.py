@@ -13,7 +13,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import AdaptiveKLConfig, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 
 
@@ -160,6 +160,7 @@ class RLSettings:
   checkpoints_kept: int
   max_skipped_updates: int
   updates: UpdateSettings = UpdateSettings()
+  adaptive_kl: AdaptiveKLConfig | None = None
 
   @property
   def responses(self) -> int:
@@ -170,6 +171,15 @@ class RLSettings:
   def num_updates(self) -> int:
     """The number of updates of the whole stage."""
     return self.iterations * self.updates.count
+
+  @property
+  def first_kl_coef(self) -> float | None:
+    """The KL coefficient before it is adapted; None if it never is."""
+    if self.adaptive_kl is None:
+      return None
+    if self.credit.kl_in_reward is not None:
+      return self.credit.kl_coef
+    return self.loss.kl_coef
 
   @property
   def reward_mode(self) -> str:
@@ -197,6 +207,7 @@ class RLSettings:
       )
     self._check_batches()
     self._check_old_logp()
+    self._check_adaptive_kl()
 
   def _complete_credit(self) -> None:
     """Sets the credit's field that follows from the batch."""
@@ -252,4 +263,29 @@ class RLSettings:
         f"{self.rollout.cache_dtype!r} sample from another policy than "
         "old_logp.source='sampled' assumes: set old_logp.source='score', or "
         "the others to 'compute' and None."
+      )
+
+  def _check_adaptive_kl(self) -> None:
+    """Validates that there is one KL coefficient, which can be adapted."""
+    if self.adaptive_kl is None:
+      return
+    in_reward, in_loss = self.credit.kl_in_reward, self.loss.kl_in_loss
+    if (in_reward is None) == (in_loss is None):
+      raise ValueError(
+        "adaptive_kl changes the coefficient of one KL penalty: set either "
+        f"credit.kl_in_reward or loss.kl_in_loss, not {in_reward!r} and "
+        f"{in_loss!r}."
+      )
+    if not self.first_kl_coef > 0:
+      group = "loss" if in_reward is None else "credit"
+      raise ValueError(
+        f"adaptive_kl multiplies {group}.kl_coef, which is 0 and would stay "
+        "so: set it above 0."
+      )
+    horizon = self.adaptive_kl.horizon
+    if not 0.2 * self.responses < horizon:
+      raise ValueError(
+        f"adaptive_kl.horizon={horizon} is at most a fifth of the "
+        f"{self.responses} responses of an iteration, so the coefficient "
+        "could become 0 or negative: choose a longer horizon."
       )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from checkout import EXPERIMENTS
+from ml_collections import ConfigDict
 from planned_runs import CONFIGS, command_line, plan_of, smoke_settings
 
 from pure_jax.models import policy
@@ -112,6 +113,29 @@ def test_compiled_flops_are_those_that_the_method_needs(plan, one_loop):
   for stage in (*plan.stages[1:], *one_loop.stages):
     compiled = 4 * stage.compiled.costs.flops
     assert 0.75 < stage.estimates.model_flops / compiled <= 1.0, stage
+
+
+def test_every_update_of_a_rollout_is_counted(plan):
+  """Two epochs of two mini-batches: twice the FLOPs, half the activations.
+
+  The body of a loop counted once would give half the FLOPs of one update.
+  """
+  several = {
+    "rl.updates.mini_batches": 2,
+    "rl.updates.epochs": 2,
+    "rl.updates.shuffle": True,
+    "rl.adaptive_kl": ConfigDict({"target": 0.1, "horizon": 100}),
+  }
+  planner = Planner(smoke_settings(**SMALL, **several), jax.devices()[:4])
+  (stage,) = planner.plan_config(("update",)).stages
+  (once,) = (s for s in plan.stages if s.compiled.name == "update")
+  flops = stage.compiled.costs.flops / once.compiled.costs.flops
+  assert flops == pytest.approx(2, rel=0.02)
+  assert stage.estimates.model_flops == 2 * once.estimates.model_flops
+  memory, of_once = stage.compiled.memory, once.compiled.memory
+  assert memory.temporaries < 0.75 * of_once.temporaries
+  # The order and the KL coefficient.
+  assert 0 < memory.arguments - of_once.arguments < 500
 
 
 def test_compiled_programs_are_written_to_the_folder(plan, hlo_folder):
