@@ -1,8 +1,45 @@
-"""Faults of sampling and of continuous batching."""
+"""Faults of prompts, of sampling and of continuous batching."""
 
 from faults import Fault
 
 FAULTS = (
+  Fault(
+    "prompts lack the token that begins a text",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer.encode_prompt",
+    "self._beginning + self.encode(text)",
+    "self.encode(text)",
+    (
+      "test_prompt_ids.py::test_prompts_without_chat_have_the_ids_of_transformers",
+    ),
+  ),
+  Fault(
+    "a chat begins with the token that its template has written already",
+    "host.text.tokenization:PromptFormat.ids",
+    "if self.chat:",
+    "if False:",
+    ("test_prompt_ids.py::test_a_chat_has_as_many_bos_as_its_template_writes",),
+  ),
+  Fault(
+    "only the tokenizer's end id ends a response",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer._eos_ids",
+    "for name in EOS_FILES:",
+    "for name in ():",
+    ("test_huggingface_tokenizer.py::test_all_end_ids_of_a_folder",),
+  ),
+  Fault(
+    "an end id that is also padding is banned",
+    "host.text.huggingface_tokenizer:HuggingFaceTokenizer.__init__",
+    "{self.pad_id, *unused} - {*self.eos_ids}",
+    "{self.pad_id, *unused}",
+    ("test_huggingface_tokenizer.py::test_all_end_ids_of_a_folder",),
+  ),
+  Fault(
+    "only the first end id ends a step",
+    "steps:_is_eos",
+    "eos_ids[None, None, :]",
+    "eos_ids[None, None, :1]",
+    ("test_steps.py::test_an_end_id_that_is_also_padding_ends_a_response",),
+  ),
   Fault(
     "the sampler may draw banned ids",
     "rollout.sampling:sample_tokens",

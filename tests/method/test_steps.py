@@ -225,6 +225,28 @@ def test_terminal_mask_holds_separators_and_eos_only():
   assert not np.asarray(nothing).any()
 
 
+@BOTH
+@pytest.mark.parametrize("separator", ["insert", "replace"])
+def test_an_end_id_that_is_also_padding_ends_a_response(table, separator):
+  """Its rows give what those of another end id give; masks tell padding."""
+  rows = _random_rows(8, 60, 9) + _random_rows(9, 30, 9, WITH_HALVES)
+  both = table.replace(eos_ids=np.array([EOS, PAD], np.int32))
+  prompt = np.tile(np.array([PROMPT], np.int32), (len(rows), 1))
+
+  def results(end, end_ids):
+    ends = [[end if token == EOS else token for token in row] for row in rows]
+    tokens, mask = _batch(ends, 9)
+    cut = _jitted_split(tokens, mask, end_ids, max_steps=4)
+    inputs = _jitted_inputs(
+      *(prompt, prompt != PAD, tokens, mask, cut, end_ids), separator=separator
+    )
+    return cut, inputs, _terminal_mask(tokens, mask, end_ids)
+
+  expected = results(EOS, table)
+  for end in (EOS, PAD):
+    jax.tree.map(np.testing.assert_array_equal, results(end, both), expected)
+
+
 def test_tokens_per_step_counts_every_kept_token_once():
   rows = _random_rows(5, 120, 9)
   tokens, mask = _batch(rows, 9)

@@ -156,9 +156,9 @@ class PromptFormat:
       TokenizerError: as for `text`.
     """
     text = self.text(tokenizer, problem)
-    return (
-      tokenizer.encode(text) if self.chat else tokenizer.encode_prompt(text)
-    )
+    if self.chat:
+      return tokenizer.encode(text)
+    return tokenizer.encode_prompt(text)
 
 
 # The prompt formats by the names that configs use. To add one, add an entry:

@@ -1,12 +1,22 @@
 """Tokenizers of Hugging Face folders, and folders that cannot be used."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 from small_tokenizers import MERGING, TEMPLATE, save_trained
 
-from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
+from pure_jax.host.text.huggingface_tokenizer import (
+  HuggingFaceTokenizer,
+  texts_to_compare,
+)
+from pure_jax.host.text.tokenization import (
+  PROMPT_FORMATS,
+  TokenizerError,
+  separator_table,
+  split_texts,
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +51,86 @@ def test_padding_is_banned_unless_it_ends_a_response(tmp_path):
   named = HuggingFaceTokenizer(folder, pad_token="a")
   assert named.pad_id == named.encode("a")[0]
   assert named.banned_ids == (named.pad_id,)
+
+
+def with_ends(folder, copy, **eos_token_ids):
+  """A copy of a folder, with eos_token_id in generation_config and config."""
+  shutil.copytree(folder, copy)
+  for name, ids in eos_token_ids.items():
+    (copy / f"{name}.json").write_text(json.dumps({"eos_token_id": ids}))
+  return copy
+
+
+@pytest.mark.parametrize(
+  ("ends", "eos_token", "expected"),
+  [
+    ({}, None, (0,)),
+    ({"generation_config": 0}, None, (0,)),
+    ({"generation_config": [2, 0]}, None, (0, 2)),
+    ({"generation_config": [0, 2], "config": 2}, None, (0, 2)),
+    ({"generation_config": None, "config": [2]}, None, (0, 2)),
+    ({"generation_config": [], "config": None}, None, (0,)),
+    # The id that we write is first; the folder's others still end a response.
+    ({"generation_config": [0, 1]}, "<user>", (2, 0, 1)),
+    ({}, "<user>", (2, 0)),
+  ],
+)
+def test_all_end_ids_of_a_folder(folder, tmp_path, ends, eos_token, expected):
+  copy = with_ends(folder, tmp_path / "copy", **ends)
+  tokenizer = HuggingFaceTokenizer(copy, eos_token=eos_token)
+  assert tokenizer.eos_ids == expected
+  assert tokenizer.eos_id == expected[0]
+  assert not {*expected} & {*tokenizer.banned_ids}
+  # <pad> is 1: it is banned unless it ends a response.
+  assert tokenizer.pad_id == 1 and (1 in tokenizer.banned_ids) == (
+    1 not in expected
+  )
+  table = separator_table(tokenizer)
+  assert table.eos_ids.tolist() == list(expected)
+
+
+def test_a_tokenizer_without_an_end_takes_that_of_the_model(tmp_path):
+  folder = save_trained(tmp_path / "none", MERGING, eos_token=None)
+  with pytest.raises(TokenizerError, match="no token that ends a response"):
+    HuggingFaceTokenizer(folder)
+  copy = with_ends(folder, tmp_path / "copy", generation_config=[2, 0])
+  assert HuggingFaceTokenizer(copy).eos_ids == (2, 0)
+
+
+def test_an_end_id_has_no_text_even_if_its_token_is_ordinary(folder, tmp_path):
+  """The PRM's folder may not name it: both still have one vocabulary."""
+  (letter,) = HuggingFaceTokenizer(folder).encode("z")
+  copy = with_ends(folder, tmp_path / "copy", generation_config=[0, letter])
+  tokenizer = HuggingFaceTokenizer(copy)
+  assert tokenizer.pieces[letter] == "" == tokenizer.decode([letter, 0])
+  other = HuggingFaceTokenizer(folder)
+  assert other.pieces != tokenizer.pieces
+  ours, theirs = texts_to_compare(tokenizer, other)
+  assert ours == theirs and "a" in ours
+  row = np.array([[*tokenizer.encode("a\n\na"), letter]])
+  assert split_texts(tokenizer, row, np.ones(row.shape, bool)) == [["a", "a"]]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ('{"eos_token_id": 9999}', "'9999' in eos_token_id: .* 0 to 290"),
+    ('{"eos_token_id": [0, -1]}', "'-1' in eos_token_id"),
+    ('{"eos_token_id": "<end>"}', "'<end>' in eos_token_id"),
+    ('{"eos_token_id": [0, true]}', "'True' in eos_token_id"),
+    ('{"eos_token_id": NaN}', "'nan' in eos_token_id"),
+    ('{"eos_token_id": {"a": 1}}', "in eos_token_id"),
+    ("[0]", "holds no JSON object"),
+    ("{", "generation_config.json cannot be read"),
+    ("[" * 100_000, "generation_config.json cannot be read"),
+    ("\xff", "generation_config.json cannot be read"),
+  ],
+)
+def test_damaged_end_ids_raise(folder, tmp_path, text, message):
+  copy = with_ends(folder, tmp_path / "copy")
+  (copy / "generation_config.json").write_bytes(text.encode("latin-1"))
+  with pytest.raises(TokenizerError, match=message):
+    HuggingFaceTokenizer(copy)
 
 
 def test_rows_of_the_embedding_without_a_token_are_banned(folder):
