@@ -65,6 +65,21 @@ class _GroupParser(flags.ArgumentParser):
     return "group of fields"
 
 
+class _TupleParser(flags.ArgumentParser):
+  """Parses a tuple, such as "(2, 4)"; a single value is a tuple of one."""
+
+  def parse(self, argument: Any) -> tuple[Any, ...]:
+    """The tuple of a flag; a field's default stays."""
+    if isinstance(argument, tuple):
+      return argument
+    value = _literal(argument)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+  def flag_type(self) -> str:
+    """The name of the type."""
+    return "tuple"
+
+
 class _AnyParser(flags.ArgumentParser):
   """Parses a number, a tuple or a dict as Python does; all else is a text."""
 
@@ -89,6 +104,7 @@ for _type, _parser in {
   int: flags.IntegerParser(),
   float: flags.FloatParser(),
   str: flags.ArgumentParser(),
+  tuple: _TupleParser(),
   ConfigDict: _GroupParser(),
   # A config file has set the field to None, which leaves no other type.
   type(None): _AnyParser(),

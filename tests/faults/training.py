@@ -114,4 +114,55 @@ FAULTS = (
     "for rows, function in reversed(compiled.items()):",
     ("test_packing.py::test_a_batch_goes_to_the_narrowest_rows_that_hold_it",),
   ),
+  Fault(
+    "steps are encoded with the separator behind them",
+    "host.text.tokenization:encode_each_step",
+    "[*tokenizer.encode(step), *score_ids]",
+    "[*tokenizer.encode(step + SEPARATOR)[:-1], *score_ids]",
+    ("test_each_step.py::test_only_this_mode_keeps_the_ids_of_a_step",),
+  ),
+  Fault(
+    "no text begins with the beginning token",
+    "host.text.tokenization:encode_each_step",
+    "tokenizer.bos_id is not None and",
+    "False and",
+    ("test_each_step.py::test_ids_and_labels_are_those_of_trls_trainer",),
+  ),
+  Fault(
+    "the separators inside the last step are lost",
+    "host.text.tokenization:merge_overflow",
+    "SEPARATOR.join(steps[kept:])",
+    '"".join(steps[kept:])',
+    (
+      "test_separate_steps.py"
+      "::test_every_step_of_a_response_is_scored_and_no_other",
+    ),
+  ),
+  Fault(
+    "a step that does not fit is scored at another token",
+    "host.data.batches:pad_prm_texts",
+    "score_mask[row, :fits] = True",
+    "score_mask[row, :count] = True",
+    (
+      "test_each_step.py"
+      "::test_a_step_that_does_not_fit_has_no_score_and_none_of_another_step",
+    ),
+  ),
+  Fault(
+    "a step that does not fit has the reward 0",
+    "steps:read_step_rewards",
+    "-jnp.ones_like(rewards)",
+    "jnp.zeros_like(rewards)",
+    ("test_each_step.py::test_an_unread_step_gets_the_worst_reward",),
+  ),
+  Fault(
+    "labelled solutions are limited without their score tokens",
+    "host.text.tokenization:PRMText.num_response_tokens",
+    "sum(map(len, self.steps))",
+    "sum(map(len, self.steps)) - len(self.steps)",
+    (
+      "test_each_step.py"
+      "::test_labelled_solutions_are_limited_and_batched_with_their_scores",
+    ),
+  ),
 )

@@ -25,6 +25,7 @@ from pure_jax.runs.planning.hlo.costs import count_costs
 from pure_jax.runs.planning.planner import Planner
 from pure_jax.runs.planning.programs import Programs, device_bytes
 from pure_jax.runs.settings.rl import EngineSettings
+from pure_jax.types import PRMInputs
 
 # One layer compiles fastest. The slots hold a prompt on each of two row shards,
 # so that 8 prompts start in four rounds.
@@ -187,6 +188,24 @@ def test_a_sampler_without_a_copy_reads_the_parameters(planner):
   assert [stage.name for stage in stages] == ["rollout", "score", "update"]
   waiting = held.optimizer + held.reference + held.prm
   assert stages[0].estimates.waiting_bytes == waiting
+
+
+def test_scores_of_steps_that_are_encoded_one_by_one_are_planned(plan):
+  """The PRM reads as many tokens as with inserted ones, made by the host."""
+  settings = smoke_settings(**SMALL | {"prm.score.separator": "each"})
+  planner = Planner(settings, jax.devices()[:4])
+  spec = planner.spec
+  *_, score, _ = Programs(with_plan(spec, plan.execution_plan)).stages()
+  inputs = score.arguments[-1]
+  assert isinstance(inputs, PRMInputs)
+  new_tokens, steps = spec.sampler.max_new_tokens, settings.prm.score.max_steps
+  columns = spec.prm_prompt_tokens + new_tokens + steps
+  assert inputs.tokens.shape == (spec.responses, columns)
+  (each,) = planner.plan(plan.execution_plan, ("score",)).stages
+  inserted = plan.stages[2]
+  assert each.estimates == inserted.estimates
+  flops = inserted.compiled.costs.flops
+  assert each.compiled.costs.flops == pytest.approx(flops, rel=0.01)
 
 
 def test_every_program_is_compiled_and_the_largest_is_reported(plan, rollout):
