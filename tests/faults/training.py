@@ -28,7 +28,7 @@ FAULTS = (
     "updates < 0",
     (
       "test_optim.py::test_the_rate_is_above_0_in_every_update_of_a_stage",
-      "test_run_settings.py::"
+      "test_rl_settings.py::"
       "test_a_schedule_counts_the_updates_of_every_mini_batch",
     ),
   ),
