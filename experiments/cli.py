@@ -1,23 +1,115 @@
 """Command lines of the scripts: flags, errors and exit status.
 
 A script calls `run(main)`. An expected failure ends it with a message instead
-of a traceback.
+of a traceback. The value None unsets any field of a config whose settings allow
+it, as in --config.rl.answer_fraction=None.
 """
 
+import ast
 import contextlib
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from pure_jax.host.distributed import cluster, preemption, watchdog
 from pure_jax.runs import compilation_cache, exit_status
 from pure_jax.runs.run import Run, open_run
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
+
+
+class _NoneOr(flags.ArgumentParser):
+  """Parses the text None as None, and anything else as another parser does.
+
+  A flag of a config has the parser of the field's type, and the parsers of
+  numbers, texts and groups know no None. The settings that are made of the
+  config refuse it where they need a value.
+  """
+
+  def __init__(self, parser: flags.ArgumentParser):
+    super().__init__()
+    self._parser = parser
+    self.syntactic_help = parser.syntactic_help
+
+  def parse(self, argument: Any) -> Any:
+    """The value of a flag; a field's default, which is no text, stays."""
+    if argument == "None":
+      return None
+    return self._parser.parse(argument)
+
+  def flag_type(self) -> str:
+    """The name of the other parser's type."""
+    return self._parser.flag_type()
+
+
+class _GroupParser(flags.ArgumentParser):
+  """Parses a dict, such as "{'data': 4}", as a group of fields."""
+
+  def parse(self, argument: Any) -> ConfigDict:
+    """The group of a flag; a field's default stays."""
+    if isinstance(argument, ConfigDict):
+      return argument
+    group = _literal(argument)
+    if not isinstance(group, dict):
+      raise ValueError(
+        "A group of fields is a dict, such as \"{'data': 4}\", or None."
+      )
+    return ConfigDict(group)
+
+  def flag_type(self) -> str:
+    """The name of the type."""
+    return "group of fields"
+
+
+class _TupleParser(flags.ArgumentParser):
+  """Parses a tuple, such as "(2, 4)"; a single value is a tuple of one."""
+
+  def parse(self, argument: Any) -> tuple[Any, ...]:
+    """The tuple of a flag; a field's default stays."""
+    if isinstance(argument, tuple):
+      return argument
+    value = _literal(argument)
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+  def flag_type(self) -> str:
+    """The name of the type."""
+    return "tuple"
+
+
+class _AnyParser(flags.ArgumentParser):
+  """Parses a number, a tuple or a dict as Python does; all else is a text."""
+
+  def parse(self, argument: Any) -> Any:
+    """The value of a flag."""
+    return _literal(argument)
+
+  def flag_type(self) -> str:
+    """The name of the type."""
+    return "any value"
+
+
+def _literal(argument: str) -> Any:
+  """The value that a text is in Python, or the text itself."""
+  try:
+    return ast.literal_eval(argument)
+  except (SyntaxError, ValueError):
+    return argument
+
+
+for _type, _parser in {
+  int: flags.IntegerParser(),
+  float: flags.FloatParser(),
+  str: flags.ArgumentParser(),
+  tuple: _TupleParser(),
+  ConfigDict: _GroupParser(),
+  # A config file has set the field to None, which leaves no other type.
+  type(None): _AnyParser(),
+}.items():
+  config_flags.register_flag_parser_for_type(_type, _NoneOr(_parser))
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."
@@ -98,9 +190,12 @@ def run(
 
   def parsed(argv):
     try:
-      words = app.parse_flags_with_usage(argv)
+      words = flags.FLAGS(argv)
       _CONFIG.value.to_dict()  # Raises if the file cannot be read.
       return words
+    except flags.Error as error:
+      print(f"error: {_first_cause(error)}", file=sys.stderr)
+      sys.exit(1)
     # ml_collections raises these for a missing field or file.
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
       # A KeyError's text is quoted by repr, sometimes twice.
@@ -135,6 +230,19 @@ def run(
         main(argv)
 
   app.run(guarded, flags_parser=parsed)
+
+
+def _first_cause(error: flags.Error) -> Exception:
+  """The `ConfigError` that a config file raised, else the error of the flag.
+
+  The flags library puts the traceback of such an error into its own.
+  """
+  cause = error
+  while cause is not None and not isinstance(cause, ConfigError):
+    cause = cause.__context__
+  while cause is not None and isinstance(cause.__context__, ConfigError):
+    cause = cause.__context__
+  return error if cause is None else cause
 
 
 def _keep_programs() -> None:

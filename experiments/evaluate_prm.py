@@ -80,7 +80,11 @@ def score_data(
     settings.prompt_tokens, settings.response_tokens, settings.score.max_steps
   )
   encoded = labelled_solutions.encode_solutions(
-    prm.tokenizer, PROMPT_FORMATS[settings.prompt_format], solutions, limits
+    prm.tokenizer,
+    PROMPT_FORMATS[settings.prompt_format],
+    solutions,
+    limits,
+    settings.score.separator,
   )
   records = [
     unscored(data.name, row, solution) for row, solution in enumerate(solutions)
@@ -177,7 +181,7 @@ def evaluate_in(
   prm = open_prm(settings, layout)
   solutions = {
     data.name: data_files.read_file(
-      find_format(data.format, data.fields),
+      find_format(data.format, data.fields, data.neutral_labels),
       data.file,
       folder / "data",
       skip_malformed=settings.skip_malformed,

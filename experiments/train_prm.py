@@ -39,18 +39,19 @@ def train_stage(
   steps, optim = settings.full_steps, settings.full_optim
   if head_only:
     steps, optim = settings.head_steps, settings.head_optim
-  optimizer, layout = make_optimizer(optim), run.spec.layouts.training
+  layout = run.spec.layouts.training
   plain = run.spec.prm_model
   model = plain if head_only else settings.lora.of(plain)
   declared = prm.declare_prm(model)
   if model.lora is not None:
     params = add_adapters(run, params, declared)
   config, table = run.spec.prm_score_config, run.spec.table
+  trained, frozen = supervised.split_prm_params(params, head_only)
+  declared, _ = supervised.split_prm_params(declared, head_only)
+  optimizer = make_optimizer(optim, declared)
   step = supervised.make_prm_step(
     model, config, optimizer, table, layout, head_only
   )
-  trained, frozen = supervised.split_prm_params(params, head_only)
-  declared, _ = supervised.split_prm_params(declared, head_only)
   state = train.start_state(trained, declared, optimizer, layout)
 
   def make_batch(indices):
@@ -69,7 +70,7 @@ def train_stage(
     log_every=settings.log_every,
     num_examples=len(labelled.labels),
     batch_size=settings.batch_size,
-    tokens_per_example=labelled.responses.completion_mask.sum(1).mean(),
+    tokens_per_example=labelled.tokens_per_response,
     make_batch=make_batch,
     update=update,
   )

@@ -10,7 +10,8 @@ iterations of RL:
   2. generate  jit    G samples of each
   3. score     jit    steps, PRM rewards, old and reference log-probs
   4. grade     host   the answers, while 3 runs
-  5. update    jit    credit, baseline, clipped loss, gradient, AdamW
+  5. update    jit    credit, baseline, clipped loss, gradient, AdamW; one
+                      update, or several of mini-batches (rl.updates)
 
 Metrics of an iteration are logged while the update of the next one runs. The
 same command continues an interrupted run exactly: random keys follow from seed
@@ -37,10 +38,16 @@ from pure_jax.runs.responses import (
   check_drift,
   check_finite,
   grade,
+  put_prm_texts,
   response_metrics,
 )
 from pure_jax.runs.rl_functions import RLFunctions, make_functions
-from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
+from pure_jax.runs.rl_weights import (
+  FrozenWeights,
+  freeze,
+  start_state,
+  trained_weights,
+)
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.rl import RLSettings
@@ -70,11 +77,11 @@ def evaluate(
   problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
   prompts = run.batches.encode_prompts(problems)
-  prm_prompts = run.batches.put_prm_prompts(problems)
 
   weights = functions.sampling_weights(trained, frozen)
   rollout = functions.generate_held_out(weights, prompts, key)
-  scores, _ = functions.score(trained, frozen, rollout, prm_prompts)
+  prm_texts = put_prm_texts(run, problems, rollout)
+  scores, _ = functions.score(trained, frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
   metrics = response_metrics(run, graded, rollout, scores)
 
@@ -97,7 +104,7 @@ def iterate(
     run: the open run.
     functions: the compiled functions.
     frozen: the weights that RL does not train.
-    state: the state before the update; donated.
+    state: the state before the updates; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
 
@@ -110,7 +117,6 @@ def iterate(
   # ===== Encode =====
   prompts = run.batches.encode_prompts(problems)
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
-  prm_prompts = run.batches.put_prm_prompts(problems)
 
   # ===== Generate =====
   weights = functions.sampling_weights(state.params, frozen)
@@ -120,8 +126,9 @@ def iterate(
   del weights  # A copy: the next stages need its memory.
 
   # ===== Score =====
+  prm_texts = put_prm_texts(run, problems, rollout)
   scores, drift = functions.score_iteration(
-    step, state.params, frozen, rollout, prm_prompts
+    step, state.params, frozen, rollout, prm_texts
   )
 
   # ===== Grade, while scores are computed =====
@@ -129,7 +136,9 @@ def iterate(
   may_use = np.asarray([may_use_answer(problem, rl) for problem in problems])
   clock.wait("score", scores.step_rewards)
   correct = graded.verdicts.correct.astype(np.float32)
-  batch = ScoredBatch(rollout, scores, *run.batches.put((correct, may_use)))
+  order = run.spec.mini_batch_order(step)
+  outcome = run.batches.put((correct, may_use, order))
+  batch = ScoredBatch(rollout, scores, *outcome)
   check_finite(run, step, problems, batch)
   check_drift(run, step, drift)
 
@@ -150,7 +159,7 @@ def run_iterations(
   """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems = run.task.train
-  stop = StopConditions(run, "rl", total, checkpoints)
+  stop = StopConditions(run, "rl", total, checkpoints, rl.updates.count)
   state, done, cursor = checkpoints.resume(state)
   stop.check_resumed(done, state)
   rl_report.rewind(run, done)
@@ -201,7 +210,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
 
   # ===== Functions and state =====
   rl = run.spec.settings.rl
-  optimizer = make_optimizer(rl.optim)
+  optimizer = make_optimizer(rl.optim, trained_weights(run.spec))
   functions = make_functions(run.spec, optimizer)
   state = start_state(run.spec, policy_params, optimizer)
   del policy_params, prm_params  # The state and the frozen copies remain.

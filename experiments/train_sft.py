@@ -41,7 +41,7 @@ def _make_policy(run: Run, declared: Any) -> Any:
   data = run.task.demonstrations()
 
   # ===== State and step =====
-  optimizer = make_optimizer(settings.optim)
+  optimizer = make_optimizer(settings.optim, declared)
   state = train.make_init(declared, optimizer, layout)(
     spec.key(RandomStream.POLICY_WEIGHTS)
   )

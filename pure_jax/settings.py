@@ -16,7 +16,7 @@ BASELINES = ("paper_a", "paper_b", "main", "step", "grpo", "none")
 WHITENINGS = ("none", "tokens", "reference_main")
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
-SEPARATORS = ("insert", "replace")
+SEPARATORS = ("insert", "replace", "each")
 
 
 def _require_one_of(name: str, value: object, allowed: tuple) -> None:
@@ -37,8 +37,10 @@ class ScoreConfig:
 
   Attributes:
     max_steps: S, >= 1; the rest of a response is merged into the last step.
-    separator: where the PRM scores a step, see `steps.build_prm_inputs`:
-      "insert" adds a token after each step, "replace" overwrites the separator.
+    separator: what the PRM reads: "insert" adds a score token after each step,
+      "replace" overwrites the separator (see `steps.build_prm_inputs`), "each"
+      has the ids of every step encoded by itself, each followed by the score
+      token. The host makes these, see `pure_jax.host.text.tokenization`.
     empty_step_reward: -1..1, replaces the PRM's score of an empty step, so
       that a policy cannot earn rewards with empty steps; None keeps the score.
   """
@@ -54,6 +56,11 @@ class ScoreConfig:
     reward = self.empty_step_reward
     if reward is not None and not -1 <= reward <= 1:
       raise ValueError(f"empty_step_reward must lie in -1..1, not {reward}.")
+
+  @property
+  def inserted_tokens(self) -> int:
+    """Columns that the PRM's inputs have beyond prompt and response."""
+    return 0 if self.separator == "replace" else self.max_steps
 
 
 @dataclasses.dataclass(frozen=True)

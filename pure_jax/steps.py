@@ -229,7 +229,8 @@ def build_prm_inputs(
     completion_mask: [B, C] bool, True on generated tokens, EOS included.
     steps: StepBoundaries from `split_steps` on the same tokens.
     table: SeparatorTable that `split_steps` used.
-    separator: "insert" or "replace".
+    separator: "insert" or "replace". The inputs of "each" need the texts of
+      the steps, so the host makes them.
 
   Returns:
     PRMInputs of T = L + C + S ("insert") or L + C ("replace") tokens.
@@ -301,17 +302,22 @@ def _insert_scores(
 def read_step_rewards(logits: Array, inputs: PRMInputs) -> Array:
   """Reads r = p(good) - p(bad) at each score token.
 
-  Class 1 is good, class 0 bad; r = tanh((logit_good - logit_bad) / 2).
+  Class 1 is good, class 0 bad; r = tanh((logit_good - logit_bad) / 2). A step
+  that did not fit into the inputs gets -1, the worst reward: a policy must not
+  earn anything with a step that the PRM could not read.
 
   Args:
     logits: [B, T, 2] float32, two classes at every position.
     inputs: PRMInputs the logits were computed from.
 
   Returns:
-    [B, S] in the dtype of logits, -1..1, 0 where score_mask is False.
+    [B, S] in the dtype of logits, -1..1, 0 where there is no step.
     Differentiable; `advantages.pure_advantages` stops the gradient.
   """
   margin = logits[..., 1] - logits[..., 0]
   at_scores = jnp.take_along_axis(margin, inputs.score_position, axis=-1)
   rewards = jnp.tanh(at_scores / 2)
-  return jnp.where(inputs.score_mask, rewards, jnp.zeros_like(rewards))
+  rewards = jnp.where(inputs.score_mask, rewards, jnp.zeros_like(rewards))
+  if inputs.unread_mask is None:
+    return rewards
+  return jnp.where(inputs.unread_mask, -jnp.ones_like(rewards), rewards)

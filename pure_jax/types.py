@@ -120,20 +120,24 @@ class StepBoundaries:
 class PRMInputs:
   """Inputs of the process reward model, and the positions of its scores.
 
-  T is L + C + S if score tokens are inserted, L + C if they replace tokens.
+  T is L + C if score tokens replace tokens, else L + C + S.
 
   Attributes:
-    tokens: [B, T] int32, prompt (left-padded) then steps (right-padded).
+    tokens: [B, T] int32, prompt (left-padded) then steps (right-padded); if
+      every step was encoded by itself, all padding is on the right.
     mask: [B, T] bool, True on tokens to attend to.
     score_position: [B, S] int32, 0..T-1, where step s is scored; 0 where
       score_mask is False.
     score_mask: [B, S] bool, True where step s has a score.
+    unread_mask: [B, S] bool, True where step s exists but did not fit into T
+      tokens, so that it has no score; None if every step fits.
   """
 
   tokens: Array
   mask: Array
   score_position: Array
   score_mask: Array
+  unread_mask: Array | None = None
 
 
 @struct.dataclass

@@ -20,11 +20,10 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "full") -> ConfigDict:
   """The "full" run of the embedded world, or a "smoke" run."""
+  base.check_variant(variant, "full", "smoke")
   config = base.get_config()
   if variant == "full":
     return config
-  if variant != "smoke":
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
   config.model.update({"width": 32, "num_layers": 2, "head_dim": 8})
   config.model.mlp_width = 64
   config.sft.update({"demonstrations": 2_000, "steps": 60, "log_every": 20})

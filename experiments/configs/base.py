@@ -11,6 +11,8 @@ world; other runs should override them.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from pure_jax.runs.settings.checks import ConfigError
+
 
 def get_config() -> ConfigDict:
   """The fields and their defaults."""
@@ -28,6 +30,17 @@ def get_config() -> ConfigDict:
     rl=rl(),
   )
   return ConfigDict(fields)
+
+
+def check_variant(variant: str, *allowed: str) -> None:
+  """Raises ConfigError, with the variants of a config, for any other text."""
+  if variant in allowed:
+    return
+  *others, last = map(repr, allowed)
+  names = f"Variants are {', '.join(others)} and {last}"
+  if not others:
+    names = f"The only variant is {last}"
+  raise ConfigError(f"{names}, not {variant!r}.")
 
 
 def mesh() -> dict:
@@ -135,8 +148,9 @@ def score() -> dict:
   """How responses are cut into steps and scored by the PRM, in every stage."""
   return dict(
     max_steps=12,  # Steps of a response; the rest is merged into the last.
-    # Where the PRM scores a step: "insert" adds a token after each step,
-    # "replace" overwrites the separator, as the paper's reference does.
+    # What the PRM reads: "insert" adds a score token after each step,
+    # "replace" overwrites the separator, as the paper's reference does in RL,
+    # "each" encodes every step by itself, as TRL did to train the paper's PRM.
     separator="insert",
     # RL gives an empty step this reward, in [-1, 1], instead of the PRM's
     # score; unset keeps the score.
@@ -147,7 +161,7 @@ def score() -> dict:
 def rl() -> dict:
   """Reinforcement learning."""
   return dict(
-    iterations=100,  # Each has a rollout, scores and one update.
+    iterations=100,  # Each has a rollout, scores and its updates.
     prompts=32,  # Prompts of an iteration; 64 in the paper.
     samples_per_prompt=8,  # Responses to each prompt (G of credit).
     # If both rewards are used: the share of prompts whose answer may be used.
@@ -159,7 +173,14 @@ def rl() -> dict:
     rollout=rollout(),
     engine=engine(),
     old_logp=old_logp(),
-    # Micro-batches in which a batch is scored and differentiated.
+    updates=updates(),
+    # Adapts the coefficient of the KL penalty after each iteration, starting
+    # from credit.kl_coef or loss.kl_coef, whichever penalty there is. Unset
+    # keeps it. target: nats per token; horizon: responses.
+    # --config.rl.adaptive_kl="{'target': 0.1, 'horizon': 10000}"
+    adaptive_kl=placeholder(ConfigDict),
+    # Micro-batches in which a batch is scored and differentiated. Mini-batches
+    # of fewer responses than one of these are differentiated at once.
     micro_batches=1,
     # Number of row lengths to compile: the longest that a text can be, half
     # of it, a quarter, and so on.
@@ -190,8 +211,7 @@ def rl() -> dict:
 def credit() -> dict:
   """How rewards become advantages; see `pure_jax.settings.CreditConfig`.
 
-  Two of its fields follow from others: group_size is samples_per_prompt, and
-  baseline_length is sampler.max_new_tokens.
+  Its group_size follows from samples_per_prompt.
   """
   return dict(
     # "sum", "mean", "min", "min_eq3", "softmin" or "min_dense".
@@ -200,6 +220,8 @@ def credit() -> dict:
     discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
     # "paper_a", "paper_b", "main", "step", "grpo" or "none".
     baseline="main",
+    # N of "paper_a" and "paper_b", tokens; None is sampler.max_new_tokens.
+    baseline_length=placeholder(int),
     # Whether "main" counts the token that ends a step among its tokens.
     count_step_end=True,
     process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.
@@ -312,6 +334,22 @@ def old_logp() -> dict:
   )
 
 
+def updates() -> dict:
+  """The updates of an iteration. Advantages and old log-probs are the same.
+
+  Schedules of the optimizer count updates, not iterations.
+  """
+  return dict(
+    # Mini-batches that the responses are divided into; each gives one update.
+    mini_batches=1,
+    epochs=1,  # How often the updates go over all responses.
+    # Draws other mini-batches in every epoch; False takes the responses in
+    # their order, so that all samples of a prompt are in one mini-batch if it
+    # has as many.
+    shuffle=False,
+  )
+
+
 def lora() -> dict:
   """Low-rank adapters; the matrices below them are frozen."""
   return dict(
@@ -326,11 +364,15 @@ def optimizer(learning_rate: float, **changes) -> dict:
   """AdamW; see `pure_jax.training.optim.OptimConfig`."""
   defaults = dict(
     learning_rate=learning_rate,  # Of the weights, after warm-up.
-    weight_decay=0.0,  # Decoupled, per update, times the learning rate.
+    # Decoupled, per update, times the learning rate; not of norms and biases.
+    weight_decay=0.0,
     beta1=0.9,  # Decay of the first moment.
     beta2=0.95,  # Decay of the second moment.
     max_grad_norm=1.0,  # Gradients are scaled down to this global norm.
     warmup_steps=0,  # Updates of linear warm-up from 0.
-    decay_steps=0,  # Updates of cosine decay to 0; 0 keeps the rate constant.
+    # Updates until the rate has decayed to 0, warm-up included, and not fewer
+    # than the stage has; 0 keeps the rate constant.
+    decay_steps=0,
+    decay="cosine",  # Shape of that decay: "cosine" or "linear".
   )
   return defaults | changes

@@ -5,6 +5,8 @@ It names no file: give a policy, and a file for each benchmark to run.
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
     --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
 
+`evaluate.py:paper` is the authors' evaluation: their prompt, and one greedy
+response of at most 3,000 tokens (eval/sh/eval.sh of PURE's repository).
 `evaluate.py:one_loop` generates without continuous batching; its responses are
 the same up to rounding. `evaluate.py:smoke` evaluates a tiny random model and
 a random PRM on a few problems, on a CPU.
@@ -19,13 +21,18 @@ PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
 
 def get_config(variant: str = "full") -> ConfigDict:
   """An evaluation of one policy, in a variant that is described above."""
-  if variant not in ("full", "one_loop", "smoke"):
-    raise ValueError(
-      f"Variants are 'full', 'one_loop' and 'smoke', not {variant!r}."
-    )
+  base.check_variant(variant, "full", "paper", "one_loop", "smoke")
   config = ConfigDict(fields())
-  if variant == "full":
+  if variant in ("full", "paper"):
     config.engine.slots = 32
+  if variant == "paper":
+    config.update(
+      prompt_format="pure",
+      samples=0,
+      k=(),
+      sampler={"max_new_tokens": 3000},
+      grader={"extractors": ("boxed", "last_number")},
+    )
   if variant == "one_loop":
     config.batch_rows = 64
   if variant == "smoke":
@@ -89,7 +96,9 @@ def fields() -> dict:
     # How the PRM scores responses; see `pure_jax.settings.ScoreConfig`.
     score=dict(
       max_steps=256,  # Steps of a response; the rest is merged into the last.
-      separator="insert",  # Or "replace", as the paper's reference does.
+      # "insert", "replace" (as the paper's reference in RL) or "each" (as in
+      # the training of the paper's PRM).
+      separator="insert",
     ),
     grader=files.grader(),
     bootstrap_seed=0,  # Seed of the intervals.

@@ -30,8 +30,7 @@ SMOKE = {
 
 def get_config(variant: str = "full") -> ConfigDict:
   """The fields, for the "full" evaluation or a "smoke" run."""
-  if variant not in ("full", "smoke"):
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  base.check_variant(variant, "full", "smoke")
   config = ConfigDict(
     dict(
       progress=True,  # Progress bars on stderr.
@@ -49,7 +48,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Data sets, each with a name, a file and a format that has steps:
       # processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ... (see
       # host/data/formats/named.py). mapped_steps also takes fields, as in
-      # files.py.
+      # files.py, and prm800k neutral_labels ("good", "bad", "unlabelled").
       data=(),
       skip_malformed=False,  # True: malformed rows are counted, not errors.
       # Format of the prompt before a solution: "raw" (as in the training of
@@ -62,7 +61,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       # How the PRM scores solutions; see `pure_jax.settings.ScoreConfig`.
       score=dict(
         max_steps=128,  # Steps of a solution; one with more is left out.
-        separator="insert",  # Or "replace", as the paper's reference does.
+        # "insert", "replace" (as the paper's reference in RL) or "each" (as in
+        # the training of the paper's PRM).
+        separator="insert",
       ),
       batch_size=8,  # Solutions in a batch.
       length_multiple=128,  # Columns are padded to a multiple of this, tokens.

@@ -24,8 +24,9 @@ from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 
-def get_config() -> ConfigDict:
-  """The base config with files instead of the embedded world."""
+def get_config(variant: str = "full") -> ConfigDict:
+  """The base config with files instead of the embedded world, only "full"."""
+  base.check_variant(variant, "full")
   config = base.get_config()
   with config.ignore_type():
     config.world = config.model = config.sft = None
@@ -78,6 +79,8 @@ def files() -> dict:
     labelled_one_in=20,  # One problem in this many is held out.
     labelled_rows=placeholder(int),  # Most rows to train on; None: all.
     labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
+    # Label of the neutral steps of PRM800K: "good", "bad" or "unlabelled".
+    neutral_labels="good",
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     grader=grader(),
     model=computation(),

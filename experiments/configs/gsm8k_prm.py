@@ -56,8 +56,7 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "full") -> ConfigDict:
   """Both stages, "full" or "smoke"."""
-  if variant not in ("full", "smoke"):
-    raise ValueError(f"Variants are 'full' and 'smoke', not {variant!r}.")
+  base.check_variant(variant, "full", "smoke")
   config = files.get_config()
   config.files.update(
     {

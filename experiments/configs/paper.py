@@ -1,49 +1,142 @@
-"""The paper's RL runs (arXiv 2504.15275): the common config of three policies.
+"""The authors' RL runs (arXiv 2504.15275): the common config of three policies.
 
 qwen2p5_7b.py, qwen2p5_math_7b.py and qwen2p5_math_1p5b.py name the policy and
-the number of iterations; each of them has these variants:
+the paper's number of iterations. A variant is PRESET_MODE, where PRESET is
 
-  prm_vr        step rewards and outcome rewards (the default)
-  prm           step rewards only
-  vr            outcome rewards only, no PRM: leave out --config.files.prm
-  smoke_prm_vr, smoke_prm, smoke_vr, or smoke for the first of them:
-                the same on a tiny random policy and PRM, in under a minute
-  ..._one_loop  any of the above without continuous batching, which
-                --config.rl.rollout.batches needs
+  paper           what the paper states, and what branch verl of the authors'
+                  code has where the paper states nothing; it may be left out:
+                  "prm_vr" is "paper_prm_vr"
+  reference_verl  the authors' script on verl (branch verl)
+  reference_main  the authors' script on OpenRLHF (branch main)
+
+and MODE is
+
+  prm_vr  step rewards and outcome rewards (the default)
+  prm     step rewards only
+  vr      outcome rewards only, no PRM: leave out --config.files.prm
+
+smoke_PRESET_MODE is the same on a tiny random policy and PRM, in under a
+minute; "smoke" is smoke_paper_prm_vr. "_one_loop" after any of them samples
+without continuous batching, which --config.rl.rollout.batches needs.
+
+docs/hyperparameters.md lists every value of each source and of each preset.
+Credit and loss are the presets of `pure_jax.settings`. Values that no source
+states, or that depend on the machine, have a comment that says "ours".
 
 Policy and PRM are folders as transformers saves them. Training prompts and
 held-out problems are the files of PURE's repository. Devices are chosen by
 --config.mesh.fsdp=... and others: docs/planning.md has the smallest TPU slices
 for which each run compiles and fits, with their flags.
-
-Values that the paper states are the paper's; the credit is
-`pure_jax.settings.paper`. Values that it does not state, or that depend on the
-machine, have a comment that says "ours".
 """
+
+import dataclasses
+from collections.abc import Mapping
 
 from configs import base, files
 from ml_collections import ConfigDict
 
+from pure_jax import settings
+from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.models import ARCHITECTURES
 
-# Weight of the step rewards, weight of the outcome reward, learning rate.
-MODES = {
-  "prm": (1.0, 0.0, 5e-7),
-  "vr": (0.0, 1.0, 1e-6),
-  "prm_vr": (1.0, 1.0, 1e-6),
+# Weight of the step rewards, weight of the outcome reward.
+MODES = {"prm": (1.0, 0.0), "vr": (0.0, 1.0), "prm_vr": (1.0, 1.0)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+  """A run of the authors, besides what all of theirs have in common.
+
+  Attributes:
+    credit: of `pure_jax.settings`; its group_size is the samples of a prompt.
+    loss: of `pure_jax.settings`.
+    learning_rates: by mode.
+    beta2: AdamW's decay of the second moment.
+    weight_decay: AdamW's.
+    max_new_tokens: the longest response.
+    temperature: of the samples.
+    updates: fields of `rl.updates`.
+    iterations: None takes the policy's number, which the paper states.
+    separator: where the PRM scores a step.
+    prm_prompt_format: what the PRM reads before a response.
+  """
+
+  credit: settings.CreditConfig
+  loss: settings.LossConfig
+  learning_rates: Mapping[str, float]
+  beta2: float
+  weight_decay: float
+  max_new_tokens: int
+  temperature: float = 1.0
+  updates: Mapping[str, int | bool] = dataclasses.field(default_factory=dict)
+  iterations: int | None = None
+  separator: str = "replace"
+  prm_prompt_format: str = "pure"
+
+
+PAPER_CREDIT, PAPER_LOSS = settings.paper(group_size=8)
+VERL_CREDIT, VERL_LOSS = settings.reference_verl(group_size=8)
+MAIN_CREDIT, MAIN_LOSS = settings.reference_main(group_size=4)
+PRESETS = {
+  "paper": Preset(
+    credit=PAPER_CREDIT,
+    loss=PAPER_LOSS,
+    learning_rates={"prm": 5e-7, "vr": 1e-6, "prm_vr": 1e-6},
+    beta2=0.999,
+    weight_decay=0.01,
+    max_new_tokens=8192,
+    # Ours: the PRM reads what it was trained on, problem and steps.
+    separator="each",
+    prm_prompt_format="raw",
+  ),
+  "reference_verl": Preset(
+    credit=VERL_CREDIT,
+    loss=VERL_LOSS,
+    learning_rates=dict.fromkeys(MODES, 1e-6),
+    beta2=0.999,
+    weight_decay=0.01,
+    max_new_tokens=7168,
+  ),
+  "reference_main": Preset(
+    credit=MAIN_CREDIT,
+    loss=MAIN_LOSS,
+    learning_rates=dict.fromkeys(MODES, 5e-7),
+    beta2=0.95,
+    weight_decay=0.0,
+    max_new_tokens=2048,
+    temperature=0.5,
+    updates={"mini_batches": 2, "epochs": 1, "shuffle": True},
+    iterations=500,
+  ),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """A parsed variant: a preset and a mode, tiny or not, and how it samples."""
+
+  preset: str
+  mode: str
+  is_smoke: bool
+  is_continuous: bool
 
 
 def policy_run(
   variant: str, *, architecture: str, iterations: int
 ) -> ConfigDict:
   """RL of a policy (a name in `ARCHITECTURES`) on the MATH prompts of PURE."""
-  mode, is_smoke, is_continuous = parse(variant)
-  process_coef, verifiable_coef, learning_rate = MODES[mode]
+  parsed = parse(variant)
+  preset = PRESETS[parsed.preset]
+  reads_prm = MODES[parsed.mode][0] > 0
   config = files.get_config()
   config.files.architecture = architecture
-  if process_coef:
+  if reads_prm:
     config.files.prm_architecture = "pure_prm_7b"
+  config.files.prompt_format = "pure"
+  config.files.prm_prompt_format = preset.prm_prompt_format
+  # As for the authors' graders, an answer needs no box. Ours: without one it
+  # is the last number.
+  config.files.grader.extractors = ("boxed", "last_number")
   # Ours, to save memory; it does not change the result: 0.6 GB of logits per
   # row.
   config.files.model.logits_chunk = 1024
@@ -51,75 +144,77 @@ def policy_run(
   config.files.model.attention_chunk = 512
   # Ours: further steps share the score of the last one.
   config.prm.score.max_steps = 512
+  config.prm.score.separator = preset.separator
+  set_rl(config, preset, parsed)
+  config.rl.iterations = preset.iterations or iterations
+  if not parsed.is_smoke:
+    return config
+  # The same files that the user of the real run names.
+  prm = ("prm",) if reads_prm else ()
+  config.files.random_files = ("train", "held_out", *prm)
+  is_tied = ARCHITECTURES[architecture].tied_embeddings
+  tiny(config, "tied" if is_tied else "untied")
+  if preset.prm_prompt_format == "pure":
+    # The PRM reads the policy's prompt.
+    config.files.prm_prompt_tokens = config.files.prompt_tokens
+  return config
+
+
+def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
+  """Sets the fields of RL, all but the number of iterations."""
+  credit = dataclasses.asdict(preset.credit)
+  del credit["group_size"]  # It follows from samples_per_prompt.
+  credit["process_coef"], credit["verifiable_coef"] = MODES[parsed.mode]
   config.rl.update(
     {
-      "iterations": iterations,
       "prompts": 64,
-      "samples_per_prompt": 8,
+      "samples_per_prompt": preset.credit.group_size,
       # All answers that the source gives are used: 879 of 8,523 prompts.
       "answer_fraction": None,
-      "sampler": {"max_new_tokens": 8192, "temperature": 1.0},
-      # The paper does not state beta1, beta2 and max_grad_norm: base's.
-      "optim": base.optimizer(learning_rate),
-      "eval_prompts": 480,  # Of 500 in MATH500; 2 to 32 row shards divide it.
+      "credit": credit,
+      "loss": dataclasses.asdict(preset.loss),
+      "sampler": {
+        "max_new_tokens": preset.max_new_tokens,
+        "temperature": preset.temperature,
+      },
+      "updates": dict(preset.updates),
+      "optim": base.optimizer(
+        preset.learning_rates[parsed.mode],
+        beta2=preset.beta2,
+        weight_decay=preset.weight_decay,
+      ),
+      "eval_prompts": 480,  # Ours: of 500; 2 to 32 row shards divide it.
       # Ours, to save memory; it does not change the result.
       "micro_batches": 64,
       # Ours, to save time. Finished responses free their slots for waiting
       # prompts, and the cache grows with the longest unfinished response.
-      "engine": {"slots": 128 if is_continuous else None},
+      "engine": {"slots": 128 if parsed.is_continuous else None},
       # Ours, to save time. Only rounding differs from unpacked rows.
       "length_buckets": 3,
       "packed_tokens": 4096,
     }
   )
-  set_credit_and_loss(config)
-  config.rl.credit.process_coef = process_coef
-  config.rl.credit.verifiable_coef = verifiable_coef
-  if not is_smoke:
-    return config
-  # The same files that the user of the real run names.
-  prm = ("prm",) if process_coef else ()
-  config.files.random_files = ("train", "held_out", *prm)
-  is_tied = ARCHITECTURES[architecture].tied_embeddings
-  return tiny(config, "tied" if is_tied else "untied")
 
 
-def parse(variant: str) -> tuple[str, bool, bool]:
-  """Parses a variant: (one of `MODES`, is smoke, is continuous batching)."""
+def parse(variant: str) -> Variant:
+  """Parses the name of a variant, as the top of this file describes it.
+
+  Raises:
+    ConfigError: for any other name; the message lists the names.
+  """
   name = variant.removesuffix("_one_loop")
-  is_smoke = name.startswith("smoke")
-  mode = "prm_vr" if name == "smoke" else name.removeprefix("smoke_")
-  if mode not in MODES:
-    names = [*MODES, *(f"smoke_{mode}" for mode in MODES)]
-    raise ValueError(
-      f"Variants are {', '.join(map(repr, names))} and 'smoke', not "
-      f"{variant!r}; '_one_loop' may follow each of them."
-    )
-  return mode, is_smoke, name == variant
-
-
-def set_credit_and_loss(config: ConfigDict) -> None:
-  """Sets the fields of `pure_jax.settings.paper`."""
-  config.rl.credit.update(
-    {
-      "form": "softmin",
-      "temperature": 0.1,
-      "baseline": "paper_a",
-      # Ours: neither the text nor an equation of the paper has whitening, but
-      # both branches of its reference code whiten.
-      # `--config.rl.credit.whitening=tokens` does the same.
-      "whitening": "none",
-      "kl_in_reward": "k1",
-      "kl_coef": 1e-3,
-    }
-  )
-  config.rl.loss.update(
-    {
-      "clip_low": 0.2,
-      "clip_high": 0.2,
-      "aggregate": "token_mean",
-      "kl_in_loss": None,
-    }
+  rest = name.removeprefix("smoke_")
+  if name == "smoke":
+    rest = "prm_vr"
+  for preset in PRESETS:
+    for mode in MODES:
+      if rest == f"{preset}_{mode}" or (rest == mode and preset == "paper"):
+        is_smoke = name.startswith("smoke")
+        return Variant(preset, mode, is_smoke, name == variant)
+  raise ConfigError(
+    f"Variants are PRESET_MODE, with PRESET in {', '.join(PRESETS)} (left out: "
+    f"paper) and MODE in {', '.join(MODES)}; 'smoke_' may come before and "
+    f"'_one_loop' after it; and 'smoke', not {variant!r}."
   )
 
 

@@ -2,9 +2,9 @@
 
 `declare_decoder` returns a nested dict of `Weight`: shape, dtype, logical axes
 and initialiser of every array. Values (`init_params`), abstract values
-(`abstract_params`), logical axes (`logical_axes`, for sharding) and the number
-of parameters (`count_params`) follow from it. `check_params` names every weight
-that differs from its declaration.
+(`abstract_params`), logical axes (`logical_axes`, for sharding), which weights
+decay (`decaying`) and the number of parameters (`count_params`) follow from it.
+`check_params` names every weight that differs from its declaration.
 
 The legend of axes is in `pure_jax.types`. Layers are stacked on a leading axis.
 """
@@ -39,6 +39,8 @@ class Weight:
     initializer: (key, shape, dtype) -> array.
     keep_dtype: True if the weight is applied in its own dtype and must not be
       cast to the compute dtype, as a norm's scale.
+    decays: whether weight decay shrinks the weight; False for the scale of a
+      norm and for a bias.
   """
 
   shape: tuple[int, ...]
@@ -46,6 +48,7 @@ class Weight:
   logical_axes: tuple[str | None, ...]
   initializer: Initializer
   keep_dtype: bool = False
+  decays: bool = True
 
   def __post_init__(self):
     """Validates that every dimension has a logical axis."""
@@ -125,7 +128,7 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     "F": ("mlp", config.mlp_width),
   }
 
-  def weight(letters, initializer, keep_dtype=False):
+  def weight(letters, initializer, keep_dtype=False, decays=True):
     names, sizes = zip(*(axes[letter] for letter in letters), strict=True)
     return Weight(
       (num_layers, *sizes),
@@ -133,10 +136,14 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
       ("layers", *names),
       initializer,
       keep_dtype,
+      decays,
     )
 
   def norm(letter):
-    return weight(letter, ONES, keep_dtype=True)
+    return weight(letter, ONES, keep_dtype=True, decays=False)
+
+  def bias(letters):
+    return weight(letters, ZEROS, decays=False)
 
   inputs = fan_in(config.width)
   residual = 1.0 / math.sqrt(2 * config.num_layers)
@@ -153,9 +160,9 @@ def declare_layers(config: ModelConfig, num_layers: int) -> dict[str, Weight]:
     "down": weight("FD", Normal(residual / math.sqrt(config.mlp_width))),
   }
   if config.attention_bias:
-    layers["query_bias"] = weight("NH", ZEROS)
-    layers["key_bias"] = weight("KH", ZEROS)
-    layers["value_bias"] = weight("KH", ZEROS)
+    layers["query_bias"] = bias("NH")
+    layers["key_bias"] = bias("KH")
+    layers["value_bias"] = bias("KH")
   if config.qk_norm:
     layers["query_norm"] = norm("H")
     layers["key_norm"] = norm("H")
@@ -213,7 +220,12 @@ def declare_decoder(config: ModelConfig) -> dict[str, Any]:
     ),
     "layers": declare_layers(config, config.num_layers),
     "final_norm": Weight(
-      (config.width,), config.param_dtype, ("width",), ONES, keep_dtype=True
+      (config.width,),
+      config.param_dtype,
+      ("width",),
+      ONES,
+      keep_dtype=True,
+      decays=False,
     ),
   }
 
@@ -281,6 +293,18 @@ def logical_axes(declared: Any) -> Any:
   return jax.tree.map(
     lambda weight: weight.logical_axes, declared, is_leaf=is_weight
   )
+
+
+def decaying(declared: Any) -> Any:
+  """Returns which of the declared weights decay, as optax's masks need it.
+
+  Args:
+    declared: pytree of `Weight`.
+
+  Returns:
+    The same tree with a bool for each weight.
+  """
+  return jax.tree.map(lambda weight: weight.decays, declared, is_leaf=is_weight)
 
 
 def count_params(declared: Any) -> int:

@@ -61,7 +61,11 @@ def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
       weights.fan_in(config.width),
     ),
     "bias": weights.Weight(
-      (NUM_CLASSES,), config.param_dtype, ("classes",), weights.ZEROS
+      (NUM_CLASSES,),
+      config.param_dtype,
+      ("classes",),
+      weights.ZEROS,
+      decays=False,
     ),
   }
   return declared

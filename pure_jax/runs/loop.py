@@ -23,10 +23,10 @@ from pure_jax.training.train import Metrics, TrainState
 class StageCheckpoints:
   """Saves and restores one stage. Leaving the context waits for saves.
 
-  A checkpoint holds the train state (parameters, optimizer, counters), the data
-  cursor, the config, versions, and the metrics that rank it. No generator state
-  is kept: random keys follow from (seed, stream, step), and the KL coefficient
-  is a constant of the config.
+  A checkpoint holds the train state (parameters, optimizer, counters, the KL
+  coefficient if it is adapted), the data cursor, the config, versions, and the
+  metrics that rank it. No generator state is kept: random keys follow from
+  (seed, stream, step).
   """
 
   def __init__(
@@ -130,19 +130,23 @@ class StopConditions:
   Attributes:
     run: the open run.
     stage: name of the stage.
-    total: updates of the stage.
+    total: steps of the stage.
     checkpoints: checkpoints of the stage.
+    updates_per_step: updates of a step; several if RL has mini-batches or
+      epochs. Within a step a loop does not end.
   """
 
   run: Run
   stage: str
   total: int
   checkpoints: StageCheckpoints
+  updates_per_step: int = 1
 
   @property
   def max_skipped(self) -> int:
     """The number of skipped updates in a row that ends the loop."""
-    return min(self.run.spec.settings.rl.max_skipped_updates, self.total)
+    updates = self.total * self.updates_per_step
+    return min(self.run.spec.settings.rl.max_skipped_updates, updates)
 
   def check_resumed(self, step: int, state: TrainState) -> None:
     """Raises FloatingPointError if a finished stage ended on skipped updates.
@@ -157,9 +161,9 @@ class StopConditions:
   def reason(
     self, metrics: Metrics, shutdown: preemption.StopRequest
   ) -> StopReason | None:
-    """Decides after an update whether the loop ends; waits for the update.
+    """Decides after a step whether the loop ends; waits for its updates.
 
-    Every process must call it once per update.
+    Every process must call it once per step.
     """
     skipped = int(metrics["skipped_in_a_row"])
     # Before any return, because every process takes part in it.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from pure_jax.host.data.batches import each_step_inputs
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
 from pure_jax.host.evaluation.rollout_metrics import (
@@ -17,8 +18,8 @@ from pure_jax.host.text.tokenization import split_texts
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks.task import Verdicts
-from pure_jax.training.score import ScoredBatch, Scores
-from pure_jax.types import Rollout
+from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.types import PRMInputs, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,40 @@ def step_texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
   arrays = (rollout.tokens, rollout.completion_mask)
   tokens, mask = global_batch.read_rows(arrays, rows)
   return split_texts(run.task.tokenizer, tokens, mask)
+
+
+def put_prm_texts(
+  run: Run, problems: Sequence[Problem], rollout: Rollout
+) -> PRMTexts:
+  """Puts what the PRM reads of a rollout onto the devices.
+
+  Each process makes the rows of its devices. If every step is encoded by
+  itself, it waits for the rollout.
+
+  Args:
+    run: the open run.
+    problems: B problems.
+    rollout: B responses.
+
+  Returns:
+    The PRM's prompts [B, L'], or its inputs [B, T] if `prm.score.separator` is
+    "each".
+  """
+  spec, batches = run.spec, run.batches
+  config = spec.step.scoring
+  if config.separator != "each" or spec.prm_model is None:
+    return batches.put_prm_prompts(problems)
+
+  def make(rows: np.ndarray) -> PRMInputs:
+    return each_step_inputs(
+      run.task.tokenizer,
+      [batches.prm_prompt_encoder.ids(problems[row]) for row in rows],
+      step_texts(run, rollout, rows),
+      spec.prm_columns,
+      config.max_steps,
+    )
+
+  return batches.put_rows(len(problems), make)
 
 
 def check_finite(

@@ -18,8 +18,8 @@ from pure_jax.runs.rl_weights import (
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import packing, rollouts, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
-from pure_jax.training.score import ScoredBatch, Scores
-from pure_jax.types import Prompts, Rollout
+from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.types import Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class RLFunctions:
     generate: (weights, prompts, key) -> rollout, G samples of each prompt.
     generate_held_out: one sample of each prompt at temperature 1.
     generate_greedy: one greedy response to each prompt.
-    text_lengths: (rollout, PRM prompts) -> lengths of the longest texts, which
-      choose the rows; for an update the PRM prompts are None.
+    text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
+      choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
@@ -51,7 +51,7 @@ class RLFunctions:
   generate: rollouts.Generate
   generate_held_out: rollouts.Generate
   generate_greedy: rollouts.Generate
-  text_lengths: Callable[[Rollout, Prompts | None], jax.Array]
+  text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -66,14 +66,14 @@ class RLFunctions:
     trained: Any,
     frozen: FrozenWeights,
     rollout: Rollout,
-    prm_prompts: Prompts,
+    prm_texts: PRMTexts,
   ) -> tuple[Scores, jax.Array]:
     """Scores a rollout, with old log-probs of the policy: (scores, drift []).
 
-    ``prm_prompts`` [B, L'] are the PRM's prompts of the responses. See
-    `score.make_score`.
+    ``prm_texts`` are what the PRM reads, see `score.make_score` and
+    `responses.put_prm_texts`.
     """
-    batch = (rollout, prm_prompts)
+    batch = (rollout, prm_texts)
     function = _choose(self.scores, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
@@ -84,7 +84,7 @@ class RLFunctions:
     trained: Any,
     frozen: FrozenWeights,
     rollout: Rollout,
-    prm_prompts: Prompts,
+    prm_texts: PRMTexts,
   ) -> tuple[Scores, jax.Array | None]:
     """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
@@ -93,8 +93,8 @@ class RLFunctions:
     """
     rl = self.spec.settings.rl
     if rl.old_logp.source == "score":
-      return self.score(trained, frozen, rollout, prm_prompts)
-    batch = (rollout, prm_prompts)
+      return self.score(trained, frozen, rollout, prm_texts)
+    batch = (rollout, prm_texts)
     if (iteration - 1) % rl.old_logp.check_every:
       function = _choose(self.sampled_scores, self.text_lengths, *batch)
       return function(frozen.reference, frozen.prm, *batch), None
@@ -105,7 +105,10 @@ class RLFunctions:
   def update(
     self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
   ) -> tuple[train.TrainState, train.Metrics]:
-    """One gradient step: (the next state, metrics). The state is donated."""
+    """The updates of an iteration: (the next state, metrics).
+
+    The state is donated.
+    """
     function = _choose(self.updates, self.text_lengths, batch.rollout, None)
     return function(state, batch, frozen.base)
 
@@ -207,13 +210,13 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  policy_shapes = _row_shapes(spec, spec.prompt_tokens)
+  policy_shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
-    inserted = 0
-    if spec.step.scoring.separator == "insert":
-      inserted = spec.step.scoring.max_steps  # A score token after each step.
-    prm_shapes = _row_shapes(spec, spec.prm_prompt_tokens + inserted)
+    inserted = spec.step.scoring.inserted_tokens
+    prm_shapes = _row_shapes(
+      spec, spec.prm_prompt_tokens + inserted, spec.responses
+    )
   shapes = map(ScoreRows, policy_shapes, prm_shapes)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
@@ -226,7 +229,8 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  shapes = _row_shapes(spec, spec.prompt_tokens)
+  texts = spec.responses // spec.settings.rl.updates.mini_batches
+  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
@@ -236,13 +240,18 @@ def _packs(spec: RunSpec) -> bool:
   return rl.length_buckets > 1 or rl.packed_tokens is not None
 
 
-def _row_shapes(spec: RunSpec, prompt_tokens: int) -> tuple[RowShape, ...]:
-  """Shapes of rows for prompts of a length and their completions."""
+def _row_shapes(
+  spec: RunSpec, prompt_tokens: int, texts: int
+) -> tuple[RowShape, ...]:
+  """Shapes of rows for prompts of a length and their completions.
+
+  `texts` says how many are packed together.
+  """
   rl = spec.settings.rl
   return packing.row_shapes(
     prompt_tokens + rl.sampler.max_new_tokens,
-    spec.responses,
-    spec.responses // rl.micro_batches,
+    texts,
+    min(texts, spec.responses // rl.micro_batches),
     rl.length_buckets,
     rl.packed_tokens,
   )

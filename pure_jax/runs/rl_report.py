@@ -105,7 +105,8 @@ def _metrics_row(run: Run, iteration: Iteration) -> dict[str, float]:
   batch = iteration.batch
   row = response_metrics(run, iteration.graded, batch.rollout, batch.scores)
   of_update = {
-    name: float(value)
+    # A list has an entry for each of several updates.
+    name: np.asarray(value, float).tolist()
     for name, value in jax.device_get(iteration.metrics).items()
   }
   # A mean over nothing is left out.

@@ -100,9 +100,12 @@ def start_state(
     optimizer: the optax transformation.
   """
   declared, layout = trained_weights(spec), spec.layouts.training
+  kl_coef = spec.settings.rl.first_kl_coef
   if spec.rl_model.lora is None:
-    return train.start_state(policy_params, declared, optimizer, layout)
-  init = train.make_init(declared, optimizer, layout)
+    return train.start_state(
+      policy_params, declared, optimizer, layout, kl_coef
+    )
+  init = train.make_init(declared, optimizer, layout, kl_coef)
   return init(spec.key(RandomStream.POLICY_ADAPTERS))
 
 

@@ -94,9 +94,12 @@ class SavedRun:
     """
     model = self.settings.rl.lora.of(self.policy_architecture())
     declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
-    optimizer = make_optimizer(self.settings.rl.optim)
+    optimizer = make_optimizer(self.settings.rl.optim, declared)
+    kl_coef = self.settings.rl.first_kl_coef
     state = jax.eval_shape(
-      lambda key: train.new_state(init_params(key, declared), optimizer),
+      lambda key: train.new_state(
+        init_params(key, declared), optimizer, kl_coef
+      ),
       jax.random.key(0),
     )
     state = jax.tree.map(
@@ -104,7 +107,7 @@ class SavedRun:
         leaf.shape, leaf.dtype, sharding=leaf_sharding
       ),
       state,
-      train.state_shardings(declared, optimizer, layout),
+      train.state_shardings(declared, optimizer, layout, kl_coef is not None),
     )
     folder, restored = self.workdir / "rl", None
     if folder.is_dir():

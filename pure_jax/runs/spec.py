@@ -8,6 +8,7 @@ import dataclasses
 import enum
 
 import jax
+import numpy as np
 
 from pure_jax.host.distributed import global_batch
 from pure_jax.host.text.stop_texts import StopTable
@@ -31,6 +32,7 @@ class RandomStream(enum.IntEnum):
   HELD_OUT_SAMPLES = 5
   POLICY_ADAPTERS = 6
   PRM_ADAPTERS = 7
+  MINI_BATCHES = 8
 
 
 def make_layouts(settings: Settings) -> Layouts:
@@ -106,6 +108,12 @@ class RunSpec:
     return dataclasses.replace(score, empty_step_reward=None)
 
   @property
+  def prm_columns(self) -> int:
+    """Columns of the PRM's inputs in RL (T): prompt, response, score tokens."""
+    inserted = self.settings.prm.score.inserted_tokens
+    return self.prm_prompt_tokens + self.sampler.max_new_tokens + inserted
+
+  @property
   def responses(self) -> int:
     """Responses of an RL batch (B)."""
     return self.settings.rl.responses
@@ -124,6 +132,9 @@ class RunSpec:
       credit=rl.credit,
       loss=rl.loss,
       micro_batch_rows=self.responses // rl.micro_batches,
+      mini_batches=rl.updates.mini_batches,
+      epochs=rl.updates.epochs,
+      adaptive_kl=rl.adaptive_kl,
     )
 
   def key(self, stream: RandomStream) -> jax.Array:
@@ -131,3 +142,21 @@ class RunSpec:
     key = jax.random.fold_in(jax.random.key(self.settings.seed), stream.value)
     everywhere = sharding.replicated(self.layouts.training)
     return global_batch.replicate(everywhere, key)
+
+  def mini_batch_order(self, iteration: int) -> np.ndarray | None:
+    """The order in which the updates of an iteration take responses.
+
+    Args:
+      iteration: its number, from 1.
+
+    Returns:
+      [B, epochs] int32, a permutation for each epoch; only seed and iteration
+      change it. None if the responses are taken in their order.
+    """
+    updates = self.settings.rl.updates
+    if not updates.shuffle or updates.count == 1:
+      return None
+    seed = (self.settings.seed, RandomStream.MINI_BATCHES.value, iteration)
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(self.responses) for _ in range(updates.epochs)]
+    return np.stack(orders, axis=1).astype(np.int32)

@@ -12,7 +12,7 @@ from pure_jax.types import MetricGroups
 # that micro-batches add up.
 Objective = Callable[..., tuple[jax.Array, MetricGroups]]
 # ((loss [], metrics), gradients) of the whole batch.
-LossAndGradients = tuple[tuple[jax.Array, dict[str, jax.Array]], Any]
+LossAndGradients = tuple[tuple[jax.Array, MetricGroups], Any]
 
 
 def split_rows(tree: Any, micro_batches: int) -> Any:
@@ -114,7 +114,7 @@ def accumulate_gradients(
   """
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
   if micro_batches == 1:
-    return _ungroup(value_and_grad(params, batch))
+    return value_and_grad(params, batch)
 
   def add(total, micro_batch):
     return _combine(total, value_and_grad(params, micro_batch)), None
@@ -122,7 +122,7 @@ def accumulate_gradients(
   split = split_rows(batch, micro_batches)
   first = jax.tree.map(lambda x: x[0], split)
   start = _empty(jax.eval_shape(value_and_grad, params, first))
-  return _ungroup(jax.lax.scan(add, start, split)[0])
+  return jax.lax.scan(add, start, split)[0]
 
 
 def accumulate_packs(
@@ -139,13 +139,12 @@ def accumulate_packs(
     ((loss, metrics), gradients) of all packs.
   """
   value_and_grad = jax.value_and_grad(objective, has_aux=True)
-  total = jax.lax.fori_loop(
+  return jax.lax.fori_loop(
     0,
     packs,
     lambda pack, total: _combine(total, value_and_grad(params, pack)),
     _empty(jax.eval_shape(value_and_grad, params, jnp.int32(0))),
   )
-  return _ungroup(total)
 
 
 def _empty(shapes):
@@ -177,9 +176,3 @@ def _combine(total, new):
     minima=jax.tree.map(jnp.minimum, metrics.minima, new_metrics.minima),
   )
   return (loss + new_loss, metrics), jax.tree.map(jnp.add, grads, new_grads)
-
-
-def _ungroup(total):
-  """Joins the metrics of a result into one dict."""
-  (loss, metrics), grads = total
-  return (loss, metrics.to_dict()), grads

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax import losses
-from pure_jax.advantages import Metrics
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -25,7 +24,13 @@ from pure_jax.training.micro_batches import (
 )
 from pure_jax.training.packing import RowShape
 from pure_jax.training.step_spec import StepSpec
-from pure_jax.types import Experience, PackedExperience, PRMInputs, Rollout
+from pure_jax.types import (
+  Experience,
+  MetricGroups,
+  PackedExperience,
+  PRMInputs,
+  Rollout,
+)
 
 
 def rollout_logp(
@@ -173,7 +178,8 @@ def policy_gradients(
   experience: Experience,
   advantages: jax.Array,
   shape: RowShape | None = None,
-) -> tuple[tuple[jax.Array, Metrics], Any]:
+  kl_coef: jax.Array | None = None,
+) -> tuple[tuple[jax.Array, MetricGroups], Any]:
   """Computes the policy objective of a batch and its gradients.
 
   The loss is summed over micro-batches, each divided by the count of the whole
@@ -189,15 +195,16 @@ def policy_gradients(
     advantages: [B, C] float32, of the same responses.
     shape: the shape of packed rows, which says how many are processed together
       in place of `spec.micro_batch_rows`; None gives each text its own row.
+    kl_coef: [] float32, replaces `spec.loss.kl_coef`; None keeps it.
 
   Returns:
-    ((loss [], metrics by name), gradients like `params`). In packed rows the
+    ((loss [], metrics), gradients like `params`). In packed rows the
     loss is NaN if a text did not fit, and the metric ``row_fill`` is the share
     of the processed columns that have a token.
   """
   batch = (rollout, experience, advantages)
   if shape is not None:
-    return _packed_gradients(spec, params, base, batch, shape)
+    return _packed_gradients(spec, params, base, batch, shape, kl_coef)
   layout = spec.layouts.training
   denominator = losses.loss_denominator(experience.completion_mask, spec.loss)
 
@@ -208,7 +215,8 @@ def policy_gradients(
       weights, spec.model, spec.sampler, rollout, layout.act_sharding
     )
     return losses.policy_objective(
-      new_logp, entropy, advantages, experience, spec.loss, denominator
+      *(new_logp, entropy, advantages, experience),
+      *(spec.loss, denominator, kl_coef),
     )
 
   micro_batches = count_micro_batches(
@@ -217,7 +225,7 @@ def policy_gradients(
   return accumulate_gradients(objective, params, batch, micro_batches)
 
 
-def _packed_gradients(spec, params, base, batch, shape):
+def _packed_gradients(spec, params, base, batch, shape, kl_coef):
   """`policy_gradients` in packed rows."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
@@ -248,12 +256,12 @@ def _packed_gradients(spec, params, base, batch, shape):
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),
-      spec.loss,
-      denominator,
+      *(spec.loss, denominator, kl_coef),
     )
 
   (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches
   )
   loss = jnp.where(rows.fits, loss, jnp.nan)
-  return (loss, metrics | {"row_fill": rows.fill}), grads
+  metrics = metrics.replace(sums=metrics.sums | {"row_fill": rows.fill})
+  return (loss, metrics), grads

@@ -31,6 +31,9 @@ from pure_jax.types import (
   StepBoundaries,
 )
 
+# What the PRM reads of a rollout, see `make_score`.
+PRMTexts = Prompts | PRMInputs
+
 
 @struct.dataclass
 class Scores:
@@ -59,18 +62,21 @@ class ScoredBatch:
     scores: their steps, step rewards and log-probs.
     correct: [B] float32, 1 where the grader found the answer right.
     has_answer: [B] bool, True where the update may use `correct`.
+    order: [B, epochs] int32, which responses each epoch's mini-batches take, as
+      in `mini_batches.rows_of_updates`; None takes them in their order.
   """
 
   rollout: Rollout
   scores: Scores
   correct: jax.Array
   has_answer: jax.Array
+  order: jax.Array | None = None
 
 
 def prm_inputs(
   config: ScoreConfig, table: SeparatorTable, batch: Any
-) -> tuple[PRMInputs, StepBoundaries]:
-  """Builds the PRM's inputs from responses.
+) -> PRMInputs:
+  """Builds the PRM's inputs from responses, unless the host has built them.
 
   Args:
     config: how responses are split into steps and scored.
@@ -78,19 +84,28 @@ def prm_inputs(
     batch: as for `prm_forward`.
 
   Returns:
-    (the inputs [B, T], the steps they are made of).
+    The inputs [B, T].
+
+  Raises:
+    ValueError: the batch does not belong to the separator.
   """
-  boundaries = _split_steps(config, table, batch)
-  inputs = steps.build_prm_inputs(
+  if isinstance(batch, PRMInputs) != (config.separator == "each"):
+    raise ValueError(
+      f"separator={config.separator!r} cannot score {type(batch).__name__}: "
+      "'each' takes PRMInputs, which the host makes of the texts of steps, and "
+      "the others take prompts with responses as ids."
+    )
+  if config.separator == "each":
+    return batch
+  return steps.build_prm_inputs(
     batch.prompt_tokens,
     batch.prompt_mask,
     batch.tokens,
     batch.completion_mask,
-    boundaries,
+    _split_steps(config, table, batch),
     table,
     separator=config.separator,
   )
-  return inputs, boundaries
 
 
 def _split_steps(config, table, batch):
@@ -108,8 +123,8 @@ def prm_forward(
   batch: Any,
   act_sharding: ActivationSharding = LOCAL,
   shape: RowShape | None = None,
-) -> tuple[jax.Array, PRMInputs, StepBoundaries]:
-  """Splits responses into steps and runs the PRM.
+) -> tuple[jax.Array, PRMInputs]:
+  """Runs the PRM on the steps of responses.
 
   Args:
     params: PRM weights.
@@ -117,21 +132,22 @@ def prm_forward(
     config: how responses are split into steps and scored.
     table: which token ids end a step.
     batch: `Rollout`, or any record with its prompt_tokens, prompt_mask
-      [B, L], tokens and completion_mask [B, C].
+      [B, L], tokens and completion_mask [B, C]. With the separator "each" it
+      is the `PRMInputs` [B, T].
     act_sharding: sharding of the activations.
     shape: rows that texts are packed into; None gives each text its own row.
 
   Returns:
-    (logits [B, T, 2] float32, the inputs they belong to, the steps).
+    (logits [B, T, 2] float32, the inputs they belong to).
   """
-  inputs, boundaries = prm_inputs(config, table, batch)
+  inputs = prm_inputs(config, table, batch)
   logits = passes.prm_logits(params, model, inputs, act_sharding, shape)
-  return logits, inputs, boundaries
+  return logits, inputs
 
 
 def make_score(
   spec: StepSpec, rows: ScoreRows | None = None
-) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
+) -> Callable[[Any, Any, Any, Rollout, PRMTexts], tuple[Scores, jax.Array]]:
   """Makes `score`, with old log-probs computed by the policy.
 
   Args:
@@ -141,17 +157,18 @@ def make_score(
 
   Returns:
     A jitted function (params, reference params, PRM params, rollout, PRM
-    prompts) -> (`Scores`, drift). The PRM reads the PRM prompts [B, L'] before
-    each response. They have the problem in the format of the PRM's training,
+    texts) -> (`Scores`, drift). The PRM's texts are `Prompts` [B, L'], which it
+    reads before each response, or its whole `PRMInputs` [B, T] with the
+    separator "each". They have the problem in the format of the PRM's training,
     while the policy's prompt may be a chat (in the paper's reference code the
-    PRM reads the chat). Without a PRM its params are None and its prompts are
-    not read. The drift [] is the largest |sampled_logp - old_logp| of a token,
-    in nats, which includes the sampler's filters.
+    PRM reads the policy's prompt). Without a PRM its params are None and its
+    texts are not read. The drift [] is the largest |sampled_logp - old_logp|
+    of a token, in nats, which includes the sampler's filters.
   """
 
-  def score(params, reference, prm_params, rollout, prm_prompts):
+  def score(params, reference, prm_params, rollout, prm_texts):
     scores = _score(
-      spec, rows, (params, reference, prm_params), rollout, prm_prompts
+      spec, rows, (params, reference, prm_params), rollout, prm_texts
     )
     return scores, _drift(rollout, scores, rollout.sampled_logp)
 
@@ -160,7 +177,7 @@ def make_score(
 
 def make_checked_score(
   spec: StepSpec, rows: ScoreRows | None = None
-) -> Callable[[Any, Any, Any, Rollout, Prompts], tuple[Scores, jax.Array]]:
+) -> Callable[[Any, Any, Any, Rollout, PRMTexts], tuple[Scores, jax.Array]]:
   """Makes `score` with the sampler's old log-probs, checked by the policy.
 
   Args:
@@ -177,9 +194,9 @@ def make_checked_score(
   """
   _check_explores(spec.sampler)
 
-  def score(params, reference, prm_params, rollout, prm_prompts):
+  def score(params, reference, prm_params, rollout, prm_texts):
     scores = _score(
-      spec, rows, (params, reference, prm_params), rollout, prm_prompts
+      spec, rows, (params, reference, prm_params), rollout, prm_texts
     )
     drift = _drift(rollout, scores, rollout.full_logp)
     return scores.replace(old_logp=rollout.full_logp), drift
@@ -189,10 +206,10 @@ def make_checked_score(
 
 def make_sampled_score(
   spec: StepSpec, rows: ScoreRows | None = None
-) -> Callable[[Any, Any, Rollout, Prompts], Scores]:
+) -> Callable[[Any, Any, Rollout, PRMTexts], Scores]:
   """Makes `score` with the sampler's old log-probs, unchecked.
 
-  With one gradient step per batch, the updated policy is the one that sampled:
+  In the first update of a rollout, the updated policy is the one that sampled:
   the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
   is that of advantage * log pi. If the sampler computes as the trainer does, a
   forward pass of the policy would only measure the rounding between
@@ -203,7 +220,7 @@ def make_sampled_score(
     rows: as for `make_score`.
 
   Returns:
-    A jitted function (reference params, PRM params, rollout, PRM prompts) ->
+    A jitted function (reference params, PRM params, rollout, PRM texts) ->
     `Scores`, whose old_logp is `Rollout.full_logp`.
 
   Raises:
@@ -211,10 +228,8 @@ def make_sampled_score(
   """
   _check_explores(spec.sampler)
 
-  def score(reference, prm_params, rollout, prm_prompts):
-    return _score(
-      spec, rows, (None, reference, prm_params), rollout, prm_prompts
-    )
+  def score(reference, prm_params, rollout, prm_texts):
+    return _score(spec, rows, (None, reference, prm_params), rollout, prm_texts)
 
   _, reference, prm_params = _weight_shardings(spec)
   batch = sharding.batch_sharding(spec.layouts.training)
@@ -225,7 +240,7 @@ def make_sampled_score(
   )
 
 
-def _score(spec: StepSpec, rows, models, rollout, prm_prompts):
+def _score(spec: StepSpec, rows, models, rollout, prm_texts):
   """The scores of a rollout; without a policy its own old log-probs."""
   params, reference, prm_params = models
   policies = [(reference, spec.layouts.reference.act_sharding)]
@@ -233,7 +248,7 @@ def _score(spec: StepSpec, rows, models, rollout, prm_prompts):
     policies.insert(0, (params, spec.layouts.training.act_sharding))
   if rows is not None:
     boundaries, rewards = _step_rewards(
-      spec, rows.prm, prm_params, rollout, prm_prompts
+      spec, rows.prm, prm_params, rollout, prm_texts
     )
     logp = passes.packed_logp_of_each(
       policies, spec.model, spec.sampler, rollout, rows.policy
@@ -241,16 +256,16 @@ def _score(spec: StepSpec, rows, models, rollout, prm_prompts):
   else:
 
     def score_micro_batch(batch):
-      rollout, prm_prompts = batch
+      rollout, prm_texts = batch
       logp = [
         rollout_logp(params, spec.model, spec.sampler, rollout, act_sharding)[0]
         for params, act_sharding in policies
       ]
-      return *_step_rewards(spec, None, prm_params, rollout, prm_prompts), logp
+      return *_step_rewards(spec, None, prm_params, rollout, prm_texts), logp
 
     boundaries, rewards, logp = map_rows(
       score_micro_batch,
-      (rollout, prm_prompts),
+      (rollout, prm_texts),
       spec.micro_batch_rows,
       spec.layouts.row_shards,
     )
@@ -258,25 +273,27 @@ def _score(spec: StepSpec, rows, models, rollout, prm_prompts):
   return Scores(boundaries, rewards, old_logp, ref_logp=logp[-1])
 
 
-def _with_prompts(rollout, prm_prompts):
-  """A rollout's responses after the PRM's own prompts."""
+def _prm_batch(spec: StepSpec, rollout, prm_texts):
+  """What the PRM reads: its inputs, or responses after its own prompts."""
+  if spec.scoring.separator == "each":
+    return prm_texts
   return rollout.replace(
-    prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
+    prompt_tokens=prm_texts.tokens, prompt_mask=prm_texts.mask
   )
 
 
-def _step_rewards(spec: StepSpec, shape, prm_params, rollout, prm_prompts):
+def _step_rewards(spec: StepSpec, shape, prm_params, rollout, prm_texts):
   """Steps of responses and their rewards, 0 without a PRM."""
   config, table = spec.scoring, spec.table
+  boundaries = _split_steps(config, table, rollout)
   if spec.prm_model is None:
-    boundaries = _split_steps(config, table, rollout)
     return boundaries, jnp.zeros(boundaries.mask.shape, jnp.float32)
-  logits, inputs, boundaries = prm_forward(
+  logits, inputs = prm_forward(
     prm_params,
     spec.prm_model,
     config,
     table,
-    _with_prompts(rollout, prm_prompts),
+    _prm_batch(spec, rollout, prm_texts),
     spec.layouts.prm.act_sharding,
     shape,
   )
@@ -331,7 +348,7 @@ def _check_explores(sampler):
 
 def make_measure(
   spec: StepSpec,
-) -> Callable[[Rollout, Prompts | None], jax.Array]:
+) -> Callable[[Rollout, PRMTexts | None], jax.Array]:
   """Makes a function that measures the longest texts of a batch.
 
   `pure_jax.training.packing.choose` takes the narrowest rows that hold them.
@@ -340,19 +357,18 @@ def make_measure(
     spec: the step's specification.
 
   Returns:
-    A jitted function (rollout, PRM prompts) -> int32, the same on every
-    process: [1] the most tokens of a prompt with its completion, or [2] with a
-    PRM, the second the most tokens that the PRM reads of a response. An update
-    reads no PRM: its PRM prompts are None.
+    A jitted function (rollout, PRM texts) -> int32, the same on every process:
+    [1] the most tokens of a prompt with its completion, or [2] with a PRM, the
+    second the most tokens that the PRM reads of a response. An update reads no
+    PRM: its PRM texts are None.
   """
 
-  def measure(rollout, prm_prompts):
+  def measure(rollout, prm_texts):
     texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
-    if spec.prm_model is None or prm_prompts is None:
+    if spec.prm_model is None or prm_texts is None:
       return texts.max(keepdims=True)
-    inputs, _ = prm_inputs(
-      spec.scoring, spec.table, _with_prompts(rollout, prm_prompts)
-    )
+    batch = _prm_batch(spec, rollout, prm_texts)
+    inputs = prm_inputs(spec.scoring, spec.table, batch)
     return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
 
   layout = spec.layouts.training

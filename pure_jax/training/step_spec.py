@@ -10,7 +10,12 @@ import math
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
+from pure_jax.settings import (
+  AdaptiveKLConfig,
+  CreditConfig,
+  LossConfig,
+  ScoreConfig,
+)
 from pure_jax.types import SeparatorTable
 
 
@@ -72,6 +77,12 @@ class StepSpec:
     micro_batch_rows: the most responses that scores and update process
       together; None processes the whole batch. It changes the memory used and
       not the result.
+    mini_batches: mini-batches that the responses are divided into, each of
+      which is one update; 1 makes one update of the whole batch.
+    epochs: how often the update goes over the responses; old log-probs and
+      advantages stay as they are.
+    adaptive_kl: how the KL coefficient, which is then part of the state,
+      follows the measured KL; None keeps that of `credit` and `loss`.
   """
 
   model: ModelConfig
@@ -83,3 +94,6 @@ class StepSpec:
   credit: CreditConfig = dataclasses.field(default_factory=CreditConfig)
   loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   micro_batch_rows: int | None = None
+  mini_batches: int = 1
+  epochs: int = 1
+  adaptive_kl: AdaptiveKLConfig | None = None

@@ -112,13 +112,14 @@ def make_prm_step(
 
   Returns:
     A jitted function (state, frozen, batch, labels [B, S], label_mask
-    [B, S]) -> (state, metrics of `losses.prm_loss`). ``state.params`` and
-    ``frozen`` are as `split_prm_params` gives them; the state is donated.
+    [B, S]) -> (state, metrics of `losses.prm_loss`). The batch is as for
+    `score.prm_forward`. ``state.params`` and ``frozen`` are as
+    `split_prm_params` gives them; the state is donated.
   """
 
   def step(state, frozen, batch, labels, label_mask):
     def objective(params):
-      logits, inputs, _ = prm_forward(
+      logits, inputs = prm_forward(
         lora.join_params(frozen, params),
         model,
         config,
@@ -184,12 +185,13 @@ def make_prm_evaluation(
     rows_at_a_time: most rows of a micro-batch; None takes all rows.
 
   Returns:
-    A jitted function (params, batch) -> step rewards [B, S] in [-1, 1].
+    A jitted function (params, batch) -> step rewards [B, S] in [-1, 1]. The
+    batch is as for `score.prm_forward`.
   """
 
   def evaluate(params, batch):
     def score(micro_batch):
-      logits, inputs, _ = prm_forward(
+      logits, inputs = prm_forward(
         params, model, config, table, micro_batch, layout.act_sharding
       )
       return steps.read_step_rewards(logits, inputs)

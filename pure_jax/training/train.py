@@ -2,7 +2,8 @@
 
 1. ``generate``: prompts -> rollout (`pure_jax.training.rollouts`);
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
-3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW.
+3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW;
+   or several gradients, of mini-batches (`pure_jax.training.mini_batches`).
 
 Between 2 and 3 the host grades answers. Arrays cross the boundary with named
 shardings, and the state of ``update`` is donated. The two earlier stages, in
@@ -22,6 +23,13 @@ from pure_jax.advantages import Metrics, pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
+from pure_jax.training.adaptive_kl import adapt_kl_coef
+from pure_jax.training.mini_batches import (
+  check_mini_batches,
+  join_updates,
+  rows_of_updates,
+  take_rows,
+)
 from pure_jax.training.packing import RowShape
 from pure_jax.training.passes import policy_gradients
 from pure_jax.training.score import ScoredBatch
@@ -40,6 +48,8 @@ class TrainState:
     skipped: [] int32, updates not applied because the loss or a gradient was
       not finite.
     skipped_in_a_row: [] int32, how many of the latest were skipped.
+    kl_coef: [] float32, the KL coefficient of the next rollout's updates, per
+      nat; None if it is a constant of the configs.
   """
 
   step: jax.Array
@@ -47,28 +57,35 @@ class TrainState:
   opt_state: Any
   skipped: jax.Array
   skipped_in_a_row: jax.Array
+  kl_coef: jax.Array | None = None
 
 
 def new_state(
-  params: Any, optimizer: optax.GradientTransformation
+  params: Any,
+  optimizer: optax.GradientTransformation,
+  kl_coef: float | None = None,
 ) -> TrainState:
   """Makes a state at step 0 with a fresh optimizer.
 
   Args:
     params: trainable weights; the state holds these very arrays.
     optimizer: the optax transformation.
+    kl_coef: the first KL coefficient if it is adapted; None if it is not.
 
   Returns:
     The state; traceable, so `jax.eval_shape` gives its abstract form.
   """
   zero = jnp.zeros((), jnp.int32)
-  return TrainState(zero, params, optimizer.init(params), zero, zero)
+  if kl_coef is not None:
+    kl_coef = jnp.asarray(kl_coef, jnp.float32)
+  return TrainState(zero, params, optimizer.init(params), zero, zero, kl_coef)
 
 
 def state_shardings(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  has_kl_coef: bool = False,
 ) -> TrainState:
   """The shardings of a `TrainState`.
 
@@ -76,6 +93,7 @@ def state_shardings(
     declared: pytree of declared weights, those that are trained.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    has_kl_coef: whether the state has a KL coefficient.
 
   Returns:
     A `TrainState` of shardings; moments follow their weight.
@@ -89,13 +107,17 @@ def state_shardings(
     of_weights,
     transform_non_params=lambda _: everywhere,
   )
-  return TrainState(everywhere, of_weights, opt_state, everywhere, everywhere)
+  return TrainState(
+    *(everywhere, of_weights, opt_state, everywhere, everywhere),
+    everywhere if has_kl_coef else None,
+  )
 
 
 def make_init(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  kl_coef: float | None = None,
 ) -> Callable[[jax.Array], TrainState]:
   """Makes a function that initialises parameters and optimizer, sharded.
 
@@ -103,17 +125,17 @@ def make_init(
     declared: pytree of declared weights.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    kl_coef: as for `new_state`.
 
   Returns:
     A jitted function from a key (consumed) to the state at step 0.
   """
 
   def init(key):
-    return new_state(weights.init_params(key, declared), optimizer)
+    return new_state(weights.init_params(key, declared), optimizer, kl_coef)
 
-  return jax.jit(
-    init, out_shardings=state_shardings(declared, optimizer, layout)
-  )
+  shardings = state_shardings(declared, optimizer, layout, kl_coef is not None)
+  return jax.jit(init, out_shardings=shardings)
 
 
 def start_state(
@@ -121,6 +143,7 @@ def start_state(
   declared: Any,
   optimizer: optax.GradientTransformation,
   layout: sharding.Layout,
+  kl_coef: float | None = None,
 ) -> TrainState:
   """Makes a state at step 0 that owns copies of given weights.
 
@@ -129,16 +152,14 @@ def start_state(
     declared: the same weights' declarations.
     optimizer: the optax transformation.
     layout: mesh and rules.
+    kl_coef: as for `new_state`.
 
   Returns:
     The state, in its shardings.
   """
-  start = jax.jit(
-    new_state,
-    static_argnums=1,
-    out_shardings=state_shardings(declared, optimizer, layout),
-  )
-  return start(params, optimizer)
+  shardings = state_shardings(declared, optimizer, layout, kl_coef is not None)
+  start = jax.jit(new_state, static_argnums=(1, 2), out_shardings=shardings)
+  return start(params, optimizer, kl_coef)
 
 
 def apply_gradients(
@@ -169,7 +190,7 @@ def apply_gradients(
     return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
 
   skip = 1 - finite.astype(jnp.int32)
-  state = TrainState(
+  state = state.replace(
     step=state.step + 1,
     params=where_finite(params, state.params),
     opt_state=where_finite(opt_state, state.opt_state),
@@ -210,16 +231,61 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
   )
 
 
+def _update(spec, optimizer, rows, state, batch, base):
+  """The updates of one rollout, see `make_update`: (state, metrics)."""
+  layout = spec.layouts.training
+  experience = experience_from(batch, spec.table)
+  advantages, credit_metrics = pure_advantages(
+    experience, spec.credit, state.kl_coef
+  )
+
+  data = (batch.rollout, experience, advantages)
+
+  def update_once(state, data):
+    (loss, groups), grads = policy_gradients(
+      spec, state.params, base, *data, rows, state.kl_coef
+    )
+    state, applied = apply_gradients(state, grads, loss, optimizer)
+    grad_norm = {"grad_norm": applied.pop("grad_norm")}
+    return state, groups.replace(
+      sums=groups.sums | grad_norm, maxima=groups.maxima | applied
+    )
+
+  def update_on(state, taken):
+    return update_once(state, take_rows(data, taken, layout.act_sharding))
+
+  if spec.mini_batches == spec.epochs == 1:
+    state, groups = update_once(state, data)
+    metrics = groups.to_dict()
+  else:
+    count = len(batch.correct)
+    check_mini_batches(count, spec.mini_batches, layout.row_shards)
+    updates = rows_of_updates(
+      batch.order, count, spec.mini_batches, spec.epochs
+    )
+    state, groups = jax.lax.scan(update_on, state, updates)
+    metrics = join_updates(groups)
+  metrics |= credit_metrics
+  if spec.adaptive_kl is not None:
+    kl_coef, kl_metrics = adapt_kl_coef(state.kl_coef, experience, spec)
+    state, metrics = state.replace(kl_coef=kl_coef), metrics | kl_metrics
+  return state, metrics
+
+
 def make_update(
   spec: StepSpec,
   optimizer: optax.GradientTransformation,
   rows: RowShape | None = None,
 ) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
-  """Makes `update`: one gradient step of the PURE loss.
+  """Makes `update`: the gradient steps of the PURE loss on one rollout.
 
-  Credit, baselines and whitening see the whole batch. The loss is summed over
-  micro-batches, each divided by the count of the whole batch, so their number
-  changes the memory used and not the result.
+  Credit, baselines and whitening see the whole batch. Then every epoch makes an
+  update for each of its mini-batches; old log-probs and advantages are those of
+  the whole batch. A mini-batch has its own loss denominator, and its own skip
+  if it is not finite. Within it, the loss is summed over micro-batches, each
+  divided by the count of the mini-batch, so their number changes the memory
+  used and not the result. All updates of a rollout have one KL coefficient;
+  with `spec.adaptive_kl` the next rollout has another.
 
   Args:
     spec: the step's specification.
@@ -232,20 +298,23 @@ def make_update(
     A jitted function (state, batch, base) -> (state, metrics); the state given
     is donated. With `spec.model.lora` the state has only the adapters, and
     the base gets no gradient and no optimizer state; without, the base is {}.
+    The metrics of several updates are joined by `mini_batches.join_updates`.
+    With `spec.adaptive_kl` there are ``kl_coef``, that of these updates, and
+    ``kl_rollout``, the KL that changes it.
+
+  Raises:
+    ValueError: when it is traced, if the rows of the batch cannot be divided,
+      or the KL coefficient is to be adapted and the state has none.
   """
   model, layout = spec.model, spec.layouts.training
 
   def update(state, batch, base):
-    experience = experience_from(batch, spec.table)
-    advantages, credit_metrics = pure_advantages(experience, spec.credit)
-    (loss, loss_metrics), grads = policy_gradients(
-      spec, state.params, base, batch.rollout, experience, advantages, rows
-    )
-    state, update_metrics = apply_gradients(state, grads, loss, optimizer)
-    return state, credit_metrics | loss_metrics | update_metrics
+    return _update(spec, optimizer, rows, state, batch, base)
 
   trained, frozen = lora.trained_and_frozen(policy.declare_policy(model), model)
-  state = state_shardings(trained, optimizer, layout)
+  state = state_shardings(
+    trained, optimizer, layout, spec.adaptive_kl is not None
+  )
   base = sharding.weight_shardings(frozen, layout)
   return jax.jit(
     update,

@@ -61,4 +61,25 @@ FAULTS = (
     "np.where(has_error, good_so_far.sum(-1) + 1, 0)",
     ("test_prm_metrics.py::test_the_first_error_is_the_first_of_several",),
   ),
+  Fault(
+    "a state of the suffix automaton is not split",
+    "host.evaluation.repetition:_different_substrings",
+    "if longest[target] > longest[state] + 1:",
+    "if longest[target] > longest[state] + 2:",
+    ("test_repetition.py::test_repetition_counts_different_substrings",),
+  ),
+  Fault(
+    "neutral steps are good whatever the config says",
+    "host.data.formats.prm800k:make_format",
+    "0: NEUTRAL_LABELS[neutral_labels]",
+    "0: 1",
+    ("test_prm800k.py::test_neutral_steps_are_good_bad_or_unlabelled",),
+  ),
+  Fault(
+    "prepared labels of one choice serve another",
+    "host.data.formats.prm800k:make_format",
+    'f"{quality_control=} {screening=} {bad_problems=} {neutral_labels=}"',
+    'f"{quality_control=} {screening=} {bad_problems=}"',
+    ("test_prm800k.py::test_options_make_another_data_set",),
+  ),
 )

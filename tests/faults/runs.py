@@ -51,8 +51,8 @@ FAULTS = (
   Fault(
     "rows of an update have no columns for the prompt",
     "runs.rl_functions:update_rows",
-    "shapes = _row_shapes(spec, spec.prompt_tokens)",
-    "shapes = _row_shapes(spec, 0)",
+    "shapes = _row_shapes(spec, spec.prompt_tokens, texts)",
+    "shapes = _row_shapes(spec, 0, texts)",
     (
       "test_row_lengths.py::test_the_widest_rows_hold_a_prompt_and_the_longest_response",
     ),

@@ -4,10 +4,39 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "norms decay",
+    "models.params:declare_layers",
+    "weight(letter, ONES, keep_dtype=True, decays=False)",
+    "weight(letter, ONES, keep_dtype=True)",
+    ("test_optim.py::test_weights_that_are_declared_so_do_not_decay",),
+  ),
+  Fault(
+    "the optimizer ignores which weights decay",
+    "training.optim:make_optimizer",
+    "None if declared is None else decaying(declared)",
+    "None",
+    (
+      "test_optim.py::test_weights_that_are_declared_so_do_not_decay",
+      "test_optim.py::"
+      "test_updates_equal_those_of_torch_with_two_groups_of_parameters",
+    ),
+  ),
+  Fault(
+    "a schedule may end before its stage",
+    "training.optim:OptimConfig.check_updates",
+    "0 < self.decay_steps < updates",
+    "updates < 0",
+    (
+      "test_optim.py::test_the_rate_is_above_0_in_every_update_of_a_stage",
+      "test_rl_settings.py::"
+      "test_a_schedule_counts_the_updates_of_every_mini_batch",
+    ),
+  ),
+  Fault(
     "the update divides each micro-batch by its own count",
     "training.passes:policy_gradients",
-    "new_logp, entropy, advantages, experience, spec.loss, denominator",
-    "new_logp, entropy, advantages, experience, spec.loss, None",
+    "*(spec.loss, denominator, kl_coef)",
+    "*(spec.loss, None, kl_coef)",
     ("test_train.py::test_four_micro_batches_equal_one_batch",),
   ),
   Fault(
@@ -84,5 +113,56 @@ FAULTS = (
     "for rows, function in compiled.items():",
     "for rows, function in reversed(compiled.items()):",
     ("test_packing.py::test_a_batch_goes_to_the_narrowest_rows_that_hold_it",),
+  ),
+  Fault(
+    "steps are encoded with the separator behind them",
+    "host.text.tokenization:encode_each_step",
+    "[*tokenizer.encode(step), *score_ids]",
+    "[*tokenizer.encode(step + SEPARATOR)[:-1], *score_ids]",
+    ("test_each_step.py::test_only_this_mode_keeps_the_ids_of_a_step",),
+  ),
+  Fault(
+    "no text begins with the beginning token",
+    "host.text.tokenization:encode_each_step",
+    "tokenizer.bos_id is not None and",
+    "False and",
+    ("test_each_step.py::test_ids_and_labels_are_those_of_trls_trainer",),
+  ),
+  Fault(
+    "the separators inside the last step are lost",
+    "host.text.tokenization:merge_overflow",
+    "SEPARATOR.join(steps[kept:])",
+    '"".join(steps[kept:])',
+    (
+      "test_separate_steps.py"
+      "::test_every_step_of_a_response_is_scored_and_no_other",
+    ),
+  ),
+  Fault(
+    "a step that does not fit is scored at another token",
+    "host.data.batches:pad_prm_texts",
+    "score_mask[row, :fits] = True",
+    "score_mask[row, :count] = True",
+    (
+      "test_each_step.py"
+      "::test_a_step_that_does_not_fit_has_no_score_and_none_of_another_step",
+    ),
+  ),
+  Fault(
+    "a step that does not fit has the reward 0",
+    "steps:read_step_rewards",
+    "-jnp.ones_like(rewards)",
+    "jnp.zeros_like(rewards)",
+    ("test_each_step.py::test_an_unread_step_gets_the_worst_reward",),
+  ),
+  Fault(
+    "labelled solutions are limited without their score tokens",
+    "host.text.tokenization:PRMText.num_response_tokens",
+    "sum(map(len, self.steps))",
+    "sum(map(len, self.steps)) - len(self.steps)",
+    (
+      "test_each_step.py"
+      "::test_labelled_solutions_are_limited_and_batched_with_their_scores",
+    ),
   ),
 )

@@ -12,11 +12,12 @@ import evaluate_prm
 import field_reads
 import pytest
 from checkout import EXPERIMENTS, ROOT
-from configs import base
+from configs import base, paper
 
 from pure_jax import settings
 from pure_jax.runs import folder
 from pure_jax.runs.settings import (
+  checks,
   conversion,
   evaluation,
   run,
@@ -24,10 +25,11 @@ from pure_jax.runs.settings import (
 
 # Parts of configs: they run nothing by themselves.
 PARTS = ("base", "paper")
-RL = ("prm_vr", "prm", "vr", "smoke_prm_vr", "smoke_prm", "smoke_vr", "smoke")
+RUNS = [f"{preset}_{mode}" for preset in paper.PRESETS for mode in paper.MODES]
+RL = (*paper.MODES, *RUNS, "smoke", *(f"smoke_{run}" for run in RUNS))
 VARIANTS = {
   "arithmetic": ("full", "smoke"),
-  "evaluate": ("full", "one_loop", "smoke"),
+  "evaluate": ("full", "paper", "one_loop", "smoke"),
   "evaluate_prm": ("full", "smoke"),
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
@@ -57,7 +59,7 @@ def made(name, *variant):
   elif name == "evaluate_prm" and config.random_model is None:
     config.prm = "folder"
     data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
-    data["fields"] = {"problem": "q", "steps": "s"}
+    data |= {"fields": {"problem": "q", "steps": "s"}, "neutral_labels": "good"}
     config.data = (data,)
   return config, conversion.settings_from_config(config, kind)
 
@@ -71,13 +73,12 @@ def test_every_config_is_tested():
 def test_every_config_makes_settings(name, variant):
   config, settings = made(name, *[variant] * (variant is not None))
   # The run has every value that the config gives, and no other field but
-  # those that follow from the batch, and one of RL in evaluations.
+  # one that follows from the batch, and one of RL in evaluations.
   expected = json.loads(json.dumps(config.to_dict()))
   values = json.loads(json.dumps(dataclasses.asdict(settings)))
   if "rl" in values:
-    rl, credit = settings.rl, values["rl"]["credit"]
-    assert credit.pop("group_size") == rl.samples_per_prompt
-    assert credit.pop("baseline_length") == rl.sampler.max_new_tokens
+    credit = values["rl"]["credit"]
+    assert credit.pop("group_size") == settings.rl.samples_per_prompt
   else:
     assert values["score"].pop("empty_step_reward") is None
   assert values == expected
@@ -86,8 +87,23 @@ def test_every_config_makes_settings(name, variant):
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "files"])
 def test_an_unknown_variant_raises_and_lists_the_known_ones(name):
   module = importlib.import_module(f"configs.{name}")
-  with pytest.raises(ValueError, match=r"Variants are .* and 'smoke', not 'x'"):
+  with pytest.raises(
+    checks.ConfigError, match=r"Variants are .* and 'smoke', not 'x'"
+  ):
     module.get_config("x")
+
+
+@pytest.mark.parametrize(
+  "variant",
+  [
+    *("", "reference", "paper", "reference_verl", "verl_prm", "smoke_paper"),
+    *("smoke_smoke", "paper_prm_vr_vr", "PRM", "prm_one_loop_smoke"),
+    *("smoke_", "_one_loop", "paper_smoke_prm", "one_loop"),
+  ],
+)
+def test_no_other_text_is_a_variant_of_the_authors_runs(variant):
+  with pytest.raises(checks.ConfigError, match=re.escape(f"not {variant!r}.")):
+    paper.parse(variant)
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if n not in KINDS])
@@ -113,7 +129,10 @@ def test_every_docstring_gives_the_command_and_a_result(name):
 def test_rl_runs_are_those_of_the_paper(
   name, iterations, variant, rate, process, verifiable
 ):
-  """Section 4 and appendix of arXiv 2504.15275, number by number."""
+  """Section 4 and appendix of arXiv 2504.15275, number by number.
+
+  docs/hyperparameters.md has all values, and its test those of the code.
+  """
   rl = made(name, variant)[1].rl
   assert (rl.iterations, rl.prompts, rl.samples_per_prompt) == (
     *(iterations, 64, 8),
@@ -128,7 +147,6 @@ def test_rl_runs_are_those_of_the_paper(
   credit, loss = settings.paper()
   assert rl.credit == dataclasses.replace(
     credit,
-    baseline_length=8192,
     process_coef=process,
     verifiable_coef=verifiable,
   )
@@ -139,30 +157,57 @@ def test_rl_runs_are_those_of_the_paper(
 def test_rl_runs_take_both_rewards_by_default():
   for name, variants in VARIANTS.items():
     if variants == RL:
-      assert made(name) == made(name, "prm_vr")
+      assert made(name) == made(name, "prm_vr") == made(name, "paper_prm_vr")
       # The 879 prompts with an answer, not a tenth of all that are drawn.
       assert made(name)[1].rl.answer_fraction is None
       tied = {"qwen2p5_math_1p5b": "tied"}.get(name, "untied")
       smoke = made(name, "smoke")
-      assert smoke == made(name, "smoke_prm_vr")
+      assert smoke == made(name, "smoke_paper_prm_vr")
       assert smoke[1].files.random_model == tied
 
 
+@pytest.mark.parametrize("name", [n for n, v in VARIANTS.items() if v == RL])
+@pytest.mark.parametrize(("process", "verifiable"), paper.MODES.values())
 @pytest.mark.parametrize(
-  ("variant", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
+  ("preset", "make"),
+  [
+    ("paper", settings.paper),
+    ("reference_verl", settings.reference_verl),
+    ("reference_main", lambda: settings.reference_main(group_size=4)),
+  ],
 )
-def test_a_smoke_run_reads_the_files_that_the_real_run_reads(variant, named):
+def test_credit_and_loss_are_those_of_the_presets(
+  name, process, verifiable, preset, make
+):
+  """No config could select a reference before."""
+  (mode,) = (m for m, w in paper.MODES.items() if w == (process, verifiable))
+  rl = made(name, f"{preset}_{mode}")[1].rl
+  credit, loss = make()
+  assert rl.credit == dataclasses.replace(
+    credit, process_coef=process, verifiable_coef=verifiable
+  )
+  assert rl.loss == loss
+
+
+@pytest.mark.parametrize(
+  ("mode", "named"), [("prm", {"prm"}), ("vr", set()), ("prm_vr", {"prm"})]
+)
+@pytest.mark.parametrize("preset", paper.PRESETS)
+def test_a_smoke_run_reads_the_files_that_the_real_run_reads(
+  preset, mode, named
+):
   """A PRM to load, or none; training one would be another path."""
   for name, variants in VARIANTS.items():
     if variants == RL:
-      real, smoke = made(name, variant)[1], made(name, f"smoke_{variant}")[1]
+      run = f"{preset}_{mode}"
+      real, smoke = made(name, run)[1], made(name, f"smoke_{run}")[1]
       assert {*smoke.files.random_files} == {"train", "held_out"} | named
       assert smoke.rl.reward_mode == real.rl.reward_mode
       assert smoke.rl.credit == dataclasses.replace(
-        real.rl.credit,
-        group_size=4,
-        baseline_length=smoke.rl.sampler.max_new_tokens,
+        real.rl.credit, group_size=4
       )
+      assert smoke.rl.loss == real.rl.loss
+      assert smoke.rl.updates == real.rl.updates
 
 
 def test_the_papers_prm_reads_the_prompts_it_was_trained_on():
@@ -186,7 +231,12 @@ def test_the_prm_run_is_that_of_the_paper():
   assert (head.learning_rate, full.learning_rate) == (1e-4, 1e-6)
   for optim in (head, full):
     assert (optim.weight_decay, optim.beta2) == (0.1, 0.95)
-    assert (optim.warmup_steps, optim.decay_steps) == (0, 0)
+    assert (optim.warmup_steps, optim.decay) == (0, "linear")
+  assert (head.decay_steps, full.decay_steps) == (
+    *(prm.head_steps, prm.full_steps),
+  )
+  assert prm.score.separator == "each"
+  assert made("pure_prm_7b")[1].files.neutral_labels == "bad"
   assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
@@ -316,7 +366,8 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
 
 
 @pytest.mark.parametrize(
-  ("variant", "rows"), [("full", 32), ("one_loop", None), ("smoke", None)]
+  ("variant", "rows"),
+  [("full", 32), ("paper", 32), ("one_loop", None), ("smoke", None)],
 )
 def test_evaluations_use_continuous_batching_except_in_one_loop(variant, rows):
   assert made("evaluate", variant)[0].engine.slots == rows

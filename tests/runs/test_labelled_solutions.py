@@ -34,6 +34,7 @@ class Characters:
 
   vocab_size, pad_id, banned_ids = 130, 0, (0,)
   eos_id, eos_ids = 1, (1,)
+  bos_id = None
   pieces = ("", "", *map(chr, range(128)))
 
   def encode(self, text):
@@ -69,7 +70,7 @@ LIMITS = labelled_solutions.SolutionLimits(
 
 def encoded():
   return labelled_solutions.encode_solutions(
-    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS
+    Characters(), PROMPT_FORMATS["plain"], ROWS, LIMITS, "insert"
   )
 
 
@@ -83,9 +84,10 @@ def test_limits_are_inclusive_and_each_solution_is_encoded_or_left_out():
     7: "not tokenized back",
     8: "problem too long",
   }
-  assert [len(ids) for ids in solutions.prompts] == [10, 9, 2, 2]
-  assert [len(ids) for ids in solutions.responses] == [2, 9, 11, 5]
-  assert all(ids[-1] == Characters.eos_id for ids in solutions.responses)
+  texts = solutions.texts
+  assert [len(text.prompt) for text in texts] == [10, 9, 2, 2]
+  assert [len(text.response) for text in texts] == [2, 9, 11, 5]
+  assert all(text.response[-1] == Characters.eos_id for text in texts)
 
 
 def test_batches_have_each_solution_once_in_few_columns():
@@ -98,8 +100,8 @@ def test_batches_have_each_solution_once_in_few_columns():
     for row, index in enumerate(indices):
       prompt = batch.prompt_tokens[row][batch.prompt_mask[row]]
       response = batch.tokens[row][batch.completion_mask[row]]
-      assert prompt.tolist() == solutions.prompts[index]
-      assert response.tolist() == solutions.responses[index]
+      assert prompt.tolist() == solutions.texts[index].prompt
+      assert response.tolist() == solutions.texts[index].response
       # Prompts are padded on the left, solutions on the right.
       assert batch.prompt_mask[row, -1] and batch.completion_mask[row, 0]
     order += indices.tolist()
@@ -129,7 +131,7 @@ def test_only_padding_is_cropped():
 @pytest.mark.parametrize(
   ("prompt_format", "prompt"), [("raw", "1 + 1?"), ("plain", "1 + 1?\n")]
 )
-@pytest.mark.parametrize("separator", ["insert", "replace"])
+@pytest.mark.parametrize("separator", ["insert", "replace", "each"])
 def test_prompt_format_and_separator_of_the_config_reach_the_prm(
   tmp_path, monkeypatch, prompt_format, prompt, separator
 ):
@@ -169,6 +171,10 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
     5,
   )
   batch = inputs["batch"]
+  if separator == "each":
+    text = Characters().decode(np.asarray(batch.tokens)[batch.mask].tolist())
+    assert text == f"{prompt}So 2.\n"
+    return
   ids = np.asarray(batch.prompt_tokens)[np.asarray(batch.prompt_mask)]
   assert Characters().decode(ids.tolist()) == prompt
 

@@ -10,13 +10,14 @@ from pure_jax.runs import rl_functions
 from pure_jax.settings import ScoreConfig
 
 
-def spec(separator="insert", packed_tokens=None):
+def spec(separator="insert", packed_tokens=None, mini_batches=1):
   """4 prompts x 8 samples of 100 tokens and 10 steps, in 16 micro-batches."""
   rl = types.SimpleNamespace(
     prompts=4,
     samples_per_prompt=8,
     sampler=types.SimpleNamespace(max_new_tokens=100),
     micro_batches=16,
+    updates=types.SimpleNamespace(mini_batches=mini_batches),
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
@@ -37,7 +38,7 @@ def test_the_widest_rows_hold_a_prompt_and_the_longest_response():
 
 
 @pytest.mark.parametrize(
-  ("separator", "columns"), [("insert", 160), ("replace", 150)]
+  ("separator", "columns"), [("insert", 160), ("replace", 150), ("each", 160)]
 )
 def test_the_prm_reads_one_more_id_per_step_if_separators_are_inserted(
   separator, columns
@@ -51,6 +52,16 @@ def test_the_widest_rows_are_no_more_than_those_of_a_micro_batch(packed_tokens):
   """32 responses in 16 micro-batches: 2 of the longest fit into memory."""
   rows = rl_functions.score_rows(spec(packed_tokens=packed_tokens))[-1]
   assert (rows.policy.rows, rows.prm.rows) == (2, 2)
+
+
+@pytest.mark.parametrize(("mini_batches", "rows"), [(1, 4), (16, 2), (32, 1)])
+def test_rows_of_an_update_are_no_more_than_its_mini_batch(mini_batches, rows):
+  """Half as long rows are twice as many, if there are as many responses."""
+  narrow, _ = rl_functions.update_rows(spec(mini_batches=mini_batches))
+  assert narrow.rows == rows
+  assert rl_functions.score_rows(spec(mini_batches=mini_batches)) == (
+    rl_functions.score_rows(spec())
+  )
 
 
 def test_a_run_without_buckets_and_packing_has_one_function():

@@ -57,6 +57,41 @@ def changed(**changes):
     ({"rl__samples_per_prompt": 1}, "no other sample to compare with"),
     ({"rl__micro_batches": 5}, "does not divide the 32 responses"),
     ({"rl__micro_batches": 0}, "does not divide the 32 responses"),
+    (
+      {"rl__updates__mini_batches": 5},
+      r"updates\.mini_batches=5 does not divide the 32 responses",
+    ),
+    (
+      {"rl__updates__mini_batches": 0},
+      r"rl\.updates: mini_batches must be at least 1, got 0",
+    ),
+    ({"rl__updates__epochs": 0}, r"rl\.updates: epochs must be at least 1"),
+    ({"rl__updates__shuffle": 1}, r"rl\.updates\.shuffle must be bool"),
+    (
+      {"mesh__data": 4, "rl__updates__mini_batches": 16},
+      r"rl\.updates\.mini_batches=2 is not divisible by the 4 row shards",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__loss__kl_in_loss": None},
+      "set either credit.kl_in_reward or loss.kl_in_loss, not None and None",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__credit__kl_in_reward": "k1"},
+      "set either credit.kl_in_reward or loss.kl_in_loss, not 'k1' and 'k3'",
+    ),
+    (
+      {"rl__adaptive_kl": {}, "rl__loss__kl_coef": 0.0},
+      "multiplies loss.kl_coef, which is 0 and would stay so",
+    ),
+    (
+      {"rl__adaptive_kl": {"horizon": 6}},
+      "horizon=6 is at most a fifth of the 32 responses",
+    ),
+    (
+      {"rl__adaptive_kl": {"aim": 1.0}},
+      r"rl\.adaptive_kl\.aim is not a field of this config",
+    ),
+    ({"rl__adaptive_kl": {"target": 0.0}}, "adaptive_kl: target must be > 0"),
     ({"rl__length_buckets": 0}, "length_buckets must be at least 1, got 0"),
     ({"rl__packed_tokens": 64}, "set micro_batches to more than 1"),
     (
@@ -142,7 +177,7 @@ def changed(**changes):
     ),
     (
       {"rl__engine__slots": 8, "rl__rollout__batches": 2},
-      "set rollout.batches to 1, or leave engine.slots unset",
+      "set rollout.batches to 1, or engine.slots to None",
     ),
     ({"rl__rollout__cache_dtype": "int4"}, "cache_dtype must be"),
     (
@@ -150,6 +185,22 @@ def changed(**changes):
       r"rl\.loss\.kl_coef must be a finite number",
     ),
     ({"sft__steps": -1}, "steps must be at least"),
+    (
+      {"rl__optim__warmup_steps": 50, "rl__optim__decay_steps": 40},
+      "warm-up alone has warmup_steps=50: set decay_steps to more",
+    ),
+    (
+      {"prm__full_steps": 4_000},
+      r"prm: full_optim\.decay_steps=2000 ends before the 4000 updates",
+    ),
+    (
+      {"sft__steps": 1_001},
+      r"sft: optim\.decay_steps=1000 ends before the 1001 updates",
+    ),
+    (
+      {"rl__iterations": 9, "rl__optim__decay_steps": 8},
+      r"rl: optim\.decay_steps=8 ends before the 9 updates",
+    ),
   ],
 )
 def test_an_impossible_value_names_the_field(changes, message):
@@ -183,37 +234,10 @@ def test_a_run_may_resume_on_other_devices():
   assert line.startswith("rl.prompts: ")
 
 
-def test_credit_gets_its_group_and_its_baseline_from_the_batch():
-  """Groups of another size would compare samples of different prompts."""
-  rl = settings_from_config(changed(rl__samples_per_prompt=2)).rl
-  assert (rl.credit.group_size, rl.credit.baseline_length) == (2, 48)
-  sampler = dataclasses.replace(rl.sampler, max_new_tokens=7)
-  rl = dataclasses.replace(rl, samples_per_prompt=4, sampler=sampler)
-  assert (rl.credit.group_size, rl.credit.baseline_length) == (4, 7)
-
-
-@pytest.mark.parametrize(
-  ("process", "verifiable", "mode"),
-  [(1.0, 0.5, "prm+vr"), (0.1, 0.0, "prm"), (0.0, 1.0, "vr")],
-)
-def test_the_reward_mode_follows_from_the_weights(process, verifiable, mode):
-  config = changed(
-    rl__credit__process_coef=process, rl__credit__verifiable_coef=verifiable
-  )
-  assert settings_from_config(config).rl.reward_mode == mode
-
-
 def test_settings_read_again_from_their_record_are_the_same():
   """A workdir holds them as JSON has them, with the values that follow."""
   settings = settings_from_config(changed())
   assert settings_from_config(dataclasses.asdict(settings)) == settings
-
-
-def test_a_flag_can_unset_a_text_field():
-  """Flags give text fields the text "None"."""
-  assert settings_from_config(changed()).rl.loss.kl_in_loss == "k3"
-  settings = settings_from_config(changed(rl__loss__kl_in_loss="None"))
-  assert settings.rl.loss.kl_in_loss is None
 
 
 def test_a_missing_field_is_named():

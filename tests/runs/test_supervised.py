@@ -123,6 +123,25 @@ def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
       run_stage(tmp_path, [NAN, NAN])
 
 
+@pytest.mark.parametrize(
+  ("steps", "updates_per_step", "skipped", "stops"),
+  [(4, 1, 3, False), (4, 1, 4, True), (1, 4, 3, False), (1, 4, 4, True),
+   (3, 4, 4, False), (3, 4, 5, True)],
+)  # fmt: skip
+def test_a_run_stops_when_as_many_updates_as_it_has_were_skipped(
+  steps, updates_per_step, skipped, stops
+):
+  """A run of one iteration with four updates has four, not one."""
+  rl = types.SimpleNamespace(max_skipped_updates=5)
+  settings = types.SimpleNamespace(rl=rl)
+  run = types.SimpleNamespace(spec=types.SimpleNamespace(settings=settings))
+  stop = loop.StopConditions(run, "rl", steps, None, updates_per_step)
+  metrics = {"skipped_in_a_row": np.int32(skipped)}
+  request = types.SimpleNamespace(requested=lambda: False)
+  reason = stop.reason(metrics, request)
+  assert reason is (loop.StopReason.SKIPPED_UPDATES if stops else None)
+
+
 def test_a_few_skipped_updates_do_not_stop_a_stage(tmp_path):
   state = run_stage(tmp_path, [NAN] * 4 + [1] + [NAN] * 4)
   assert state.params["w"].tolist() == [1, 1]

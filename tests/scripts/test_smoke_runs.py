@@ -13,6 +13,7 @@ import pytest
 import safetensors.numpy
 import train_prm
 import train_pure
+from configs import paper
 
 from pure_jax.host.logs import curves
 from pure_jax.runs import rl_weights
@@ -56,9 +57,18 @@ def run_once(name, variant, workdir, monkeypatch):
   ("name", "variant", "mode"),
   [
     ("qwen2p5_7b", "smoke_prm", "prm"),
-    ("qwen2p5_math_7b", "smoke_vr", "vr"),
-    pytest.param(
-      "qwen2p5_math_1p5b", "smoke_prm_vr", "prm+vr", marks=pytest.mark.slow
+    ("qwen2p5_math_7b", "smoke_reference_verl_vr", "vr"),
+    ("qwen2p5_math_1p5b", "smoke_reference_main_prm_vr", "prm+vr"),
+    *(
+      pytest.param(
+        "qwen2p5_math_1p5b",
+        f"smoke_{preset}_{mode}",
+        mode.replace("_", "+"),
+        marks=pytest.mark.slow,
+      )
+      for preset in paper.PRESETS
+      for mode in paper.MODES
+      if (preset, mode) != ("reference_main", "prm_vr")
     ),
   ],
 )
@@ -109,9 +119,11 @@ def test_a_run_with_a_given_prm_trains_none(
 @pytest.mark.parametrize(
   "name", ["qwen2p5_7b", "qwen2p5_math_7b", "qwen2p5_math_1p5b"]
 )
-@pytest.mark.parametrize("variant", ["prm_vr", "vr", "smoke_prm", "smoke"])
+@pytest.mark.parametrize(
+  "variant", ["prm_vr", "vr", "smoke_prm", "smoke", "reference_main_prm"]
+)
 def test_the_papers_runs_use_continuous_batching_or_one_loop(name, variant):
-  """No flag unsets a number, so one loop has a variant."""
+  """One loop has a variant, which --config.rl.rollout.batches needs."""
   get_config = importlib.import_module(f"configs.{name}").get_config
   continuous, loop = get_config(variant), get_config(f"{variant}_one_loop")
   assert continuous.rl.engine.slots is not None

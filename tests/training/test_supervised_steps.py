@@ -165,9 +165,10 @@ def test_training_evaluation_and_rl_give_the_prm_the_same_ids():
   params = prm_params()
   forward = jax.jit(score.prm_forward, static_argnums=(1, 2))
   for record in (batch, rollout):
-    _, inputs, cut = forward(params, MODEL, CONFIG, TABLE, record)
+    _, inputs = forward(params, MODEL, CONFIG, TABLE, record)
     np.testing.assert_array_equal(inputs.tokens, expected)
-    np.testing.assert_array_equal(np.sum(cut.mask, axis=1), [2, 2, 1, 3])
+    scored = np.sum(inputs.score_mask, axis=1)
+    np.testing.assert_array_equal(scored, [2, 2, 1, 3])
 
 
 @pytest.mark.parametrize("reward", [None, -0.5])

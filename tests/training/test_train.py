@@ -76,7 +76,7 @@ def iterate(layout, steps=2, poison=False, micro_batch_rows=None):
       state.params, reference, prm_params, rollout, prm_prompts
     )
     if poison:
-      old_logp = scores.old_logp.at[3, 0].set(-jnp.inf)
+      old_logp = scores.old_logp.at[3, 0].set(jnp.nan)
       scores = scores.replace(old_logp=jax.device_put(old_logp, rows))
     correct = (jnp.sum(rollout.tokens, axis=1) % 2).astype(jnp.float32)
     has_answer = jnp.arange(32) // 4 % 2 == 0
@@ -182,6 +182,8 @@ def test_at_the_first_iteration_ratios_are_1_and_kl_is_0(one_device):
   assert first.metrics["clip_fraction"] == 0
   assert first.drift < 1e-5
   assert second.metrics["kl_reference"] > 0  # The policy has moved.
+  # Only several updates of a rollout have lists.
+  assert {np.ndim(value) for value in first.metrics.values()} == {0}
 
 
 def test_a_micro_batch_takes_rows_of_every_device_and_returns_them():
@@ -212,7 +214,7 @@ def test_a_loop_over_micro_batches_holds_the_model_once():
   ).lower(params, batch)
   assert lowered.as_text().count("dot_general") == 2
   (_, metrics), _ = lowered.compile()(params, batch)
-  assert metrics == {"rows": 12, "largest": -29, "smallest": -100}
+  assert metrics.to_dict() == {"rows": 12, "largest": -29, "smallest": -100}
 
 
 @pytest.mark.parametrize(

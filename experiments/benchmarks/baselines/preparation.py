@@ -189,7 +189,7 @@ def prepare_grpo(process: Process, case: Case, ours: Arm) -> Arm:
 def prepare_prm(process: Process, case: Case, ours: Arm) -> Arm:
   """Prepares the step of TRL's PRMTrainer on texts with score tokens."""
   info = _load(process, case, "prm")
-  inputs, _ = jax.device_get(
+  inputs = jax.device_get(
     jax.jit(prm_inputs, static_argnums=0)(
       SCORING, batches.separator_table(case), batches.draw_rollout(case)
     )

@@ -5,9 +5,19 @@ run resumes with a cursor of three integers.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
+
+from pure_jax.host.logs import console
+from pure_jax.host.text.tokenization import (
+  PRMText,
+  Tokenizer,
+  encode_each_step,
+  merge_overflow,
+)
+from pure_jax.types import PRMInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,3 +127,78 @@ def right_pad(
   if lengths.size:
     tokens[mask] = np.concatenate([np.asarray(r, np.int32) for r in rows])
   return tokens, mask
+
+
+def pad_prm_texts(
+  texts: Sequence[PRMText], length: int, max_steps: int, pad_id: int
+) -> PRMInputs:
+  """Makes the inputs of a PRM from texts whose steps were encoded one by one.
+
+  A step is read as a whole or not at all: a text ends before the first step
+  that does not fit. This step and all behind it are unread and have no score.
+
+  Args:
+    texts: B texts of at most max_steps steps; their prompts fit.
+    length: T, number of columns.
+    max_steps: S.
+    pad_id: id of padding.
+
+  Returns:
+    Host arrays; all padding is on the right.
+
+  Raises:
+    ValueError: with the number of a row whose prompt is too long.
+  """
+  shape = (len(texts), max_steps)
+  position, score_mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  unread_mask, rows = np.zeros(shape, bool), []
+  for row, text in enumerate(texts):
+    ends = len(text.prompt) + np.cumsum([len(ids) for ids in text.steps])
+    count, fits = len(text.steps), int(np.sum(ends <= length))
+    position[row, :fits] = ends[:fits] - 1
+    score_mask[row, :fits] = True
+    unread_mask[row, fits:count] = True
+    rows.append([*text.prompt, *itertools.chain(*text.steps[:fits])])
+  tokens, mask = right_pad(rows, length, pad_id)
+  return PRMInputs(tokens, mask, position, score_mask, unread_mask)
+
+
+def each_step_inputs(
+  tokenizer: Tokenizer,
+  prompts: Sequence[Sequence[int]],
+  steps: Sequence[Sequence[str]],
+  length: int,
+  max_steps: int,
+) -> PRMInputs:
+  """Makes the inputs of a PRM, every step of B responses encoded by itself.
+
+  Steps that do not fit get the reward -1, see `steps.read_step_rewards`. If
+  there are any, one line about them goes to stderr.
+
+  Args:
+    tokenizer: the tokenizer of policy and PRM.
+    prompts: ids of the PRM's prompts.
+    steps: texts of the steps of each response, from `split_texts`.
+    length: T, number of columns.
+    max_steps: S; the rest of a response is merged into the last step.
+
+  Returns:
+    Host arrays, see `pad_prm_texts`.
+
+  Raises:
+    TokenizerError: as `encode_each_step`.
+    ValueError: as `pad_prm_texts`.
+  """
+  texts = [
+    encode_each_step(tokenizer, prompt, merge_overflow(row, max_steps))
+    for prompt, row in zip(prompts, steps, strict=True)
+  ]
+  inputs = pad_prm_texts(texts, length, max_steps, tokenizer.pad_id)
+  if inputs.unread_mask.any():
+    console.tell(
+      f"{inputs.unread_mask.sum()} steps of "
+      f"{inputs.unread_mask.any(1).sum()} responses do not fit into the "
+      f"{length} tokens that the PRM reads if every step is encoded by itself. "
+      "They get the reward -1. A larger score.max_steps makes room."
+    )
+  return inputs

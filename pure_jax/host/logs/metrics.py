@@ -1,10 +1,12 @@
 """Metrics and samples of a run, as JSON lines and TensorBoard events.
 
 A row is one line of strict JSON: ``{"stage": "rl", "step": 3, ...}``. A number
-that is not finite is written as null, because strict JSON has no NaN. A resumed
-run first removes the rows it will write again, so a killed and resumed run
-leaves the same file as an uninterrupted one. Only fields that measure time
-differ; their names end in ``seconds`` or ``_per_second``.
+that is not finite is written as null, because strict JSON has no NaN. A list of
+numbers has a value for each of a step's updates; TensorBoard does not get it.
+
+A resumed run first removes the rows it will write again, so a killed and
+resumed run leaves the same file as an uninterrupted one. Only fields that
+measure time differ; their names end in ``seconds`` or ``_per_second``.
 """
 
 import json
@@ -93,21 +95,26 @@ class MetricsWriter(_RowWriter):
     Args:
       stage: name of the stage, such as "rl" or "rl_eval".
       step: step within the stage, >= 0.
-      metrics: scalars by name: Python, numpy or jax.
+      metrics: scalars by name, or lists [n] of them: Python, numpy or jax.
 
     Raises:
-      ValueError: for an array, or a metric called "stage" or "step".
+      ValueError: for an array of more axes, or a metric called "stage" or
+        "step".
     """
-    values = {name: _to_number(value) for name, value in metrics.items()}
     row = {"stage": stage, "step": int(step)}
-    for name, value in values.items():
+    scalars = {}
+    for name, value in metrics.items():
       if name in row:
         raise ValueError(f"A metric must not be called {name!r}.")
-      row[name] = value if math.isfinite(value) else None
+      if np.ndim(value) == 1:
+        row[name] = [_number_or_none(_to_number(item)) for item in value]
+      else:
+        scalars[name] = _to_number(value)
+        row[name] = _number_or_none(scalars[name])
     self._append(row)
     if stage not in self._events:
       self._open_events(stage)
-    self._events[stage].write(int(step), values)
+    self._events[stage].write(int(step), scalars)
 
   def has(self, stage: str, step: int) -> bool:
     """Returns whether a row was written."""
@@ -212,6 +219,11 @@ def _to_number(value: Any) -> int | float:
   return number if isinstance(number, int) else float(number)
 
 
+def _number_or_none(number: float) -> float | None:
+  """Returns a number as strict JSON has it."""
+  return number if math.isfinite(number) else None
+
+
 def _to_json(value: Any) -> Any:
   """Returns a value as JSON has it, NaN and infinity as null."""
   if value is None or isinstance(value, str | bool):
@@ -225,5 +237,4 @@ def _to_json(value: Any) -> Any:
     return [_to_json(item) for item in array]
   if array.dtype == bool:
     return bool(array)
-  number = _to_number(array)
-  return number if math.isfinite(number) else None
+  return _number_or_none(_to_number(array))

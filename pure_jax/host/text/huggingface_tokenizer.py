@@ -67,6 +67,7 @@ class HuggingFaceTokenizer:
     self.pad_id = self.eos_id
     if pad_token is not None:
       self.pad_id = self._id_of(pad_token, "pad_token")
+    self.bos_id = self._inner.bos_token_id
     unused = set(range(self.vocab_size)) - self._token_ids
     self.banned_ids = tuple(sorted({self.pad_id, *unused} - {*self.eos_ids}))
     special = {*self._inner.all_special_ids, *self.eos_ids}

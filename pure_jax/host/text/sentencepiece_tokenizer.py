@@ -42,6 +42,7 @@ class SentencePieceTokenizer:
       ) from error
     self.pad_id, self.eos_id = self._model.pad_id(), self._model.eos_id()
     self.eos_ids = (self.eos_id,)
+    self.bos_id = None  # The texts that models are trained on have none.
     self.pieces = [
       ""
       if self._model.is_control(i) or self._model.is_unknown(i)

@@ -16,17 +16,20 @@ All three therefore use the rules of this module:
   single id is the stem, the merged id stays and the score token follows.
   "replace" overwrites the merged id, as the paper's reference code does.
   `pure_jax.steps` does both on the device, for sampled and encoded responses.
+* "each" encodes the text of each step by itself, followed by the score token,
+  and so reads no id of a separator. These are the ids of TRL's PRMTrainer,
+  which trained the paper's PRM. The texts of a sampled response are those of
+  `split_texts`, so step s is the same step in all three.
 * The PRM's prompt is the problem in the format that the PRM was trained with,
   not the policy's prompt. The reference code's RL uses the latter ("pure").
 * A prompt has the ids that transformers gives it (`PromptFormat.ids`).
 * A response ends at any id in `Tokenizer.eos_ids`; one that is encoded here
   ends at the first.
 
-A trainer that encodes each step by itself, as TRL's does, gives a PRM other ids
-if the end of the step merges with the separator: "$." is one id in Qwen's
-vocabulary, but "$.\n\n" is "$" and ".\n\n", which "insert" turns into "$" and
-".". This happens in 24 of the 170 different steps in the four lines of PRM800K
-that the tests read.
+"insert" and "each" give a PRM other ids if the end of a step merges with the
+separator: "$." is one id in Qwen's vocabulary, but "$.\n\n" is "$" and
+".\n\n", which "insert" turns into "$" and ".". This happens in 24 of the 170
+different steps in the four lines of PRM800K that the tests read.
 """
 
 import dataclasses
@@ -59,6 +62,9 @@ class Tokenizer(Protocol):
     eos_ids: all ids that end a response.
     banned_ids: ids that must never be sampled: padding and ids without text,
       except `eos_ids`.
+    bos_id: id of the token that begins a text, None if the vocabulary has
+      none. Read only if every step is encoded by itself: TRL puts it before
+      the prompt, whether or not the tokenizer does.
     pieces: V texts, one per id; "" for control ids.
   """
 
@@ -66,6 +72,7 @@ class Tokenizer(Protocol):
   pad_id: int
   eos_id: int
   eos_ids: tuple[int, ...]
+  bos_id: int | None
   banned_ids: tuple[int, ...]
   pieces: Sequence[str]
 
@@ -232,6 +239,77 @@ def split_texts(
         start = position + 1
     rows.append(steps)
   return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class PRMText:
+  """What a PRM reads of one response, if every step is encoded by itself.
+
+  Attributes:
+    prompt: ids of the prompt.
+    steps: ids of each step, the last of which is that of its score.
+  """
+
+  prompt: list[int]
+  steps: list[list[int]]
+
+  @property
+  def num_response_tokens(self) -> int:
+    """Number of ids of the steps, score tokens included."""
+    return sum(map(len, self.steps))
+
+  @property
+  def num_tokens(self) -> int:
+    """Number of ids of prompt and steps."""
+    return len(self.prompt) + self.num_response_tokens
+
+
+def encode_each_step(
+  tokenizer: Tokenizer, prompt: Sequence[int], steps: Sequence[str]
+) -> PRMText:
+  r"""Encodes each step by itself, as TRL's `PRMTrainer.tokenize_row` does.
+
+  The ids are the token that begins a text, if the vocabulary has one and the
+  prompt does not begin with it already, the prompt, and for each step its ids
+  and those of "\n", the score text. The score is read at the last of these.
+
+  Args:
+    tokenizer: the tokenizer.
+    prompt: ids of the PRM's prompt.
+    steps: texts of the steps, which may be empty or have blank lines. Without
+      steps the PRM reads the prompt only, and scores nothing.
+
+  Raises:
+    TokenizerError: if the tokenizer cannot write the score text or a step.
+  """
+  score_ids = tokenizer.encode(SCORE_TEXT)
+  if not score_ids:
+    raise TokenizerError(
+      f"The tokenizer has no id for {SCORE_TEXT!r}, where the PRM's scores are "
+      "read."
+    )
+  beginning = list(prompt)
+  if tokenizer.bos_id is not None and beginning[:1] != [tokenizer.bos_id]:
+    beginning.insert(0, tokenizer.bos_id)
+  return PRMText(
+    beginning, [[*tokenizer.encode(step), *score_ids] for step in steps]
+  )
+
+
+def merge_overflow(steps: Sequence[str], max_steps: int) -> list[str]:
+  """Merges the steps of a response as `steps.split_steps` does.
+
+  Args:
+    steps: n texts, from `split_texts`.
+    max_steps: S, the number of steps that exist at most.
+
+  Returns:
+    The texts of at most S steps; the separators inside the last one stay.
+  """
+  if len(steps) <= max_steps:
+    return list(steps)
+  kept = max_steps - 1
+  return [*steps[:kept], SEPARATOR.join(steps[kept:])]
 
 
 def _half_separator_ids(tokenizer: Tokenizer) -> list[int]:

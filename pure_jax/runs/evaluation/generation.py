@@ -19,7 +19,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.training import rollouts, supervised
-from pure_jax.types import Prompts, Rollout
+from pure_jax.types import PRMInputs, Prompts, Rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,16 +137,31 @@ class ResponseGenerator:
     )
     step_rewards = None
     if self._prm_params is not None:
-      prm_prompts = self._put_prompts(
-        [r.prm_prompt for r in filled], settings.prm_prompt_tokens
-      )
-      step_rewards = self._score(
-        self._prm_params,
-        rollout.replace(
-          prompt_tokens=prm_prompts.tokens, prompt_mask=prm_prompts.mask
-        ),
-      )
+      batch = self._prm_batch([r.prm_prompt for r in filled], rollout)
+      step_rewards = self._score(self._prm_params, batch)
     return ResponseBatch(requests, rollout, step_rewards)
+
+  def _prm_batch(
+    self, prm_prompts: list[list[int]], rollout: Rollout
+  ) -> Rollout | PRMInputs:
+    """What the PRM reads. If steps are encoded one by one, this waits."""
+    settings, config = self._settings, self._settings.score
+    if config.separator == "each":
+      tokens, mask = jax.device_get((rollout.tokens, rollout.completion_mask))
+      inputs = batches.each_step_inputs(
+        self._tokenizer,
+        prm_prompts,
+        split_texts(self._tokenizer, tokens, mask),
+        settings.prm_prompt_tokens
+        + settings.sampler.max_new_tokens
+        + config.inserted_tokens,
+        config.max_steps,
+      )
+      return jax.device_put(inputs, sharding.batch_sharding(self._layout))
+    prompts = self._put_prompts(prm_prompts, settings.prm_prompt_tokens)
+    return rollout.replace(
+      prompt_tokens=prompts.tokens, prompt_mask=prompts.mask
+    )
 
   def _put_prompts(
     self, ids: list[list[int]], length: int, *, replicated: bool = False

@@ -8,12 +8,15 @@ import numpy as np
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.tokenization import (
+  PRMText,
   PromptFormat,
   Tokenizer,
   TokenizerError,
+  encode_each_step,
   encode_response,
 )
 from pure_jax.training.supervised import Demonstrations
+from pure_jax.types import PRMInputs
 
 # Why a solution is left out; the first reason that applies counts. Solutions
 # that are "not tokenized back" contain the text of a special token, or text
@@ -32,7 +35,8 @@ class SolutionLimits:
 
   Attributes:
     prompt_tokens: tokens of a problem in its prompt format.
-    response_tokens: tokens of a solution, EOS included.
+    response_tokens: tokens of a solution, with EOS, or with the score tokens
+      if every step is encoded by itself.
     max_steps: steps of a solution.
   """
 
@@ -42,19 +46,40 @@ class SolutionLimits:
 
 
 @dataclasses.dataclass(frozen=True)
+class EncodedSolution:
+  """A solution as a policy would have written it.
+
+  Attributes:
+    prompt: ids of the problem.
+    response: ids of the solution, with EOS.
+  """
+
+  prompt: list[int]
+  response: list[int]
+
+  @property
+  def num_response_tokens(self) -> int:
+    """Number of ids of the solution."""
+    return len(self.response)
+
+  @property
+  def num_tokens(self) -> int:
+    """Number of ids of problem and solution."""
+    return len(self.prompt) + len(self.response)
+
+
+@dataclasses.dataclass(frozen=True)
 class EncodedSolutions:
   """The solutions of a data set that fit the limits, as ids.
 
   Attributes:
     index: [n] int64, their rows in the data set, ascending.
-    prompts: n lists of ids.
-    responses: n lists of ids, each with EOS.
+    texts: n solutions, all `PRMText` if every step is encoded by itself.
     left_out: by row of the data set, why it is left out, one of `LEFT_OUT`.
   """
 
   index: np.ndarray
-  prompts: list[list[int]]
-  responses: list[list[int]]
+  texts: list[EncodedSolution] | list[PRMText]
   left_out: dict[int, str]
 
 
@@ -63,6 +88,7 @@ def encode_solutions(
   prompt_format: PromptFormat,
   solutions: Sequence[LabelledSolution],
   limits: SolutionLimits,
+  separator: str,
 ) -> EncodedSolutions:
   """Encodes the solutions that fit the limits.
 
@@ -71,43 +97,91 @@ def encode_solutions(
     prompt_format: how the PRM reads a problem.
     solutions: the solutions of a data set.
     limits: maximum sizes.
+    separator: what the PRM reads, see `ScoreConfig.separator`.
 
   Returns:
     Ids by the contract of `pure_jax.host.text.tokenization`.
   """
-  index, prompts, responses, left_out = [], [], [], {}
+  index, texts, left_out = [], [], {}
   for row, solution in enumerate(solutions):
     prompt = prompt_format.ids(tokenizer, solution.problem)
-    try:
-      response = encode_response(tokenizer, solution.steps, finished=True)
-    except TokenizerError:
-      response = None
+    text: EncodedSolution | PRMText | None
+    if separator == "each":
+      text = encode_each_step(tokenizer, prompt, solution.steps)
+      prompt = text.prompt
+    else:
+      text = _as_a_response(tokenizer, prompt, solution.steps)
     exceeded = (
       len(prompt) > limits.prompt_tokens,
-      response is not None and len(response) > limits.response_tokens,
+      text is not None and text.num_response_tokens > limits.response_tokens,
       len(solution.steps) > limits.max_steps,
-      response is None,
+      text is None,
     )
     if any(exceeded):
       left_out[row] = LEFT_OUT[exceeded.index(True)]
       continue
     index.append(row)
-    prompts.append(prompt)
-    responses.append(response)
-  return EncodedSolutions(np.asarray(index, int), prompts, responses, left_out)
+    texts.append(text)
+  return EncodedSolutions(np.asarray(index, int), texts, left_out)
 
 
-def crop(batch: Demonstrations, multiple: int) -> Demonstrations:
+def _as_a_response(
+  tokenizer: Tokenizer, prompt: list[int], steps: Sequence[str]
+) -> EncodedSolution | None:
+  """The solution as a policy writes it; None if it is not tokenized back."""
+  try:
+    return EncodedSolution(
+      prompt, encode_response(tokenizer, steps, finished=True)
+    )
+  except TokenizerError:
+    return None
+
+
+def pad_solutions(
+  texts: Sequence[EncodedSolution] | Sequence[PRMText],
+  limits: SolutionLimits,
+  pad_id: int,
+) -> Demonstrations | PRMInputs:
+  """Pads solutions to their limits.
+
+  Args:
+    texts: B solutions of one kind, at least one.
+    limits: the limits they were encoded with.
+    pad_id: id of padding.
+
+  Returns:
+    Host arrays of B rows, `PRMInputs` if every step is encoded by itself.
+  """
+  if isinstance(texts[0], PRMText):
+    length = limits.prompt_tokens + limits.response_tokens
+    return batches.pad_prm_texts(texts, length, limits.max_steps, pad_id)
+  prompts = batches.left_pad(
+    [text.prompt for text in texts], limits.prompt_tokens, pad_id
+  )
+  responses = batches.right_pad(
+    [text.response for text in texts], limits.response_tokens, pad_id
+  )
+  return Demonstrations(*prompts, *responses)
+
+
+def crop(
+  batch: Demonstrations | PRMInputs, multiple: int
+) -> Demonstrations | PRMInputs:
   """Removes the columns that every row of a batch pads.
 
   Args:
-    batch: host arrays; prompts are padded on the left, responses on the right.
+    batch: host arrays, from `pad_solutions`.
     multiple: numbers of columns are rounded up to multiples of it, so that few
       shapes are compiled.
 
   Returns:
     The batch with fewer columns.
   """
+  if isinstance(batch, PRMInputs):
+    columns = -(-int(batch.mask.sum(1).max()) // multiple) * multiple
+    return batch.replace(
+      tokens=batch.tokens[:, :columns], mask=batch.mask[:, :columns]
+    )
   masks = (batch.prompt_mask, batch.completion_mask)
   prompt_columns, response_columns = (
     -(-int(mask.sum(1).max()) // multiple) * multiple for mask in masks
@@ -126,7 +200,7 @@ def batches_by_length(
   batch_size: int,
   multiple: int,
   pad_id: int,
-) -> Iterator[tuple[np.ndarray, Demonstrations]]:
+) -> Iterator[tuple[np.ndarray, Demonstrations | PRMInputs]]:
   """Batches every solution once, sorted by length to save padding.
 
   Args:
@@ -140,16 +214,10 @@ def batches_by_length(
     (indices of at most B of the n solutions, a host batch of B rows). The last
     batch repeats its own solutions to fill B rows.
   """
-  encoded = zip(solutions.prompts, solutions.responses, strict=True)
-  lengths = [len(prompt) + len(response) for prompt, response in encoded]
+  lengths = [text.num_tokens for text in solutions.texts]
   order = np.argsort(lengths, kind="stable")
   for first in range(0, len(order), batch_size):
     indices = order[first : first + batch_size]
-    filled = np.resize(indices, batch_size)
-    prompts = batches.left_pad(
-      [solutions.prompts[i] for i in filled], limits.prompt_tokens, pad_id
-    )
-    responses = batches.right_pad(
-      [solutions.responses[i] for i in filled], limits.response_tokens, pad_id
-    )
-    yield indices, crop(Demonstrations(*prompts, *responses), multiple)
+    filled = [solutions.texts[i] for i in np.resize(indices, batch_size)]
+    batch = pad_solutions(filled, limits, pad_id)
+    yield indices, crop(batch, multiple)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.spec import RunSpec
+from pure_jax.training.micro_batches import count_micro_batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,8 +68,9 @@ def model_flops(spec: RunSpec) -> tuple[int, int, int]:
 
   Returns:
     FLOPs on all devices together of the rollout, of the scores (the PRM, and
-    the log-probs of policy and reference), and of the update (a forward pass,
-    and twice as many of the backward pass).
+    the log-probs of policy and reference), and of the updates (in each epoch
+    a forward pass of all responses, and twice as many FLOPs of the backward
+    pass).
   """
   P, B = spec.settings.rl.prompts, spec.responses
   L, C = spec.prompt_tokens, spec.sampler.max_new_tokens
@@ -88,11 +90,8 @@ def model_flops(spec: RunSpec) -> tuple[int, int, int]:
   policy = read(spec.model, L + C, C)
   prm = 0
   if spec.prm_model is not None:
-    steps = spec.step.scoring
-    inserted = steps.max_steps if steps.separator == "insert" else 0
-    length = spec.prm_prompt_tokens + C + inserted
-    prm = read(spec.prm_model, length, logits=0)
-  return rollout, 2 * policy + prm, 3 * policy
+    prm = read(spec.prm_model, spec.prm_columns, logits=0)
+  return rollout, 2 * policy + prm, 3 * policy * spec.step.epochs
 
 
 def cache_bytes(spec: RunSpec, rows: int) -> int:
@@ -128,7 +127,11 @@ def kept_bytes(spec: RunSpec) -> int:
   model, layout = spec.model, spec.layouts.training
   if model.remat != "layer":
     return 0
-  rows = spec.responses // spec.settings.rl.micro_batches // layout.row_shards
+  mini_batch = spec.responses // spec.step.mini_batches
+  micro_batches = count_micro_batches(
+    mini_batch, spec.step.micro_batch_rows, layout.row_shards
+  )
+  rows = mini_batch // micro_batches // layout.row_shards
   tokens = spec.prompt_tokens + spec.sampler.max_new_tokens
   tokens //= layout.mesh.shape["sequence"]
   elements = model.num_layers * rows * tokens * model.width

@@ -121,7 +121,8 @@ def nearest_micro_batches(
     requested number, and notes for the reader of the plan.
 
   Raises:
-    ValueError: if the row shards do not divide the prompts of a batch.
+    ValueError: if the row shards do not divide the prompts of a batch, or the
+      responses of a mini-batch.
   """
   rl, shards = spec.settings.rl, layouts.row_shards
   if rl.prompts % layouts.all_row_shards:
@@ -129,6 +130,13 @@ def nearest_micro_batches(
       f"rl.prompts={rl.prompts} is not divisible by the "
       f"{layouts.all_row_shards} row shards of {layouts}: set "
       "--config.rl.prompts to a multiple of them."
+    )
+  mini_batches = rl.updates.mini_batches
+  if spec.responses // mini_batches % layouts.training.row_shards:
+    raise ValueError(
+      f"responses / rl.updates.mini_batches={spec.responses // mini_batches} "
+      f"is not divisible by the {layouts.training.row_shards} row shards of "
+      f"{layouts.training}: set --config.rl.updates.mini_batches to fewer."
     )
   rows_per_shard, notes = spec.responses // shards, []
   if rl.packed_tokens is not None or rl.length_buckets > 1:

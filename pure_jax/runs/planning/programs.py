@@ -25,8 +25,8 @@ from pure_jax.runs.planning.estimates import Estimates
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
-from pure_jax.training.score import ScoredBatch
-from pure_jax.types import Prompts
+from pure_jax.training.score import PRMTexts, ScoredBatch
+from pure_jax.types import PRMInputs, Prompts
 
 Array = jax.ShapeDtypeStruct
 
@@ -88,9 +88,9 @@ class Programs:
 
   def __init__(self, spec: RunSpec):
     self._spec = spec
-    self._optimizer = make_optimizer(spec.settings.rl.optim)
-    self._functions = rl_functions.make_functions(spec, self._optimizer)
     self._policy = policy.declare_policy(spec.model)
+    self._optimizer = make_optimizer(spec.settings.rl.optim, self._policy)
+    self._functions = rl_functions.make_functions(spec, self._optimizer)
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
 
@@ -106,14 +106,19 @@ class Programs:
       ),
       prompts,
     )
-    prm_prompts = _prompts(spec.responses, spec.prm_prompt_tokens)
-    score_arguments = (self._params, *self._frozen(), rollout, prm_prompts)
+    score_arguments = (
+      *(self._params, *self._frozen()),
+      *(rollout, _prm_texts(spec)),
+    )
     # Without packing there is one shape of rows, None.
     score, update = functions.scores[None], functions.updates[None]
     scores, _ = jax.eval_shape(score, *score_arguments)
     correct = Array((spec.responses,), jnp.float32)
     has_answer = Array((spec.responses,), bool)
-    batch = ScoredBatch(rollout, scores, correct, has_answer)
+    order = None
+    if spec.mini_batch_order(1) is not None:
+      order = Array((spec.responses, spec.step.epochs), jnp.int32)
+    batch = ScoredBatch(rollout, scores, correct, has_answer, order)
     of_score = Estimates(score_flops, held.optimizer)
     of_update = Estimates(
       update_flops, held.frozen, kept_bytes=estimates.kept_bytes(spec)
@@ -160,7 +165,8 @@ class Programs:
     state = with_shardings(
       self._state(),
       train.state_shardings(
-        self._policy, self._optimizer, self._spec.layouts.training
+        *(self._policy, self._optimizer, self._spec.layouts.training),
+        has_kl_coef=self._spec.step.adaptive_kl is not None,
       ),
     )
     reference, prm_params = self._frozen()
@@ -182,8 +188,10 @@ class Programs:
 
   def _state(self) -> train.TrainState:
     """The abstract training state."""
+    kl_coef = self._spec.settings.rl.first_kl_coef
     return jax.eval_shape(
-      lambda params: train.new_state(params, self._optimizer), self._params
+      lambda params: train.new_state(params, self._optimizer, kl_coef),
+      self._params,
     )
 
   def _frozen(self) -> tuple[Any, Any | None]:
@@ -203,6 +211,21 @@ class Programs:
       return reference, None
     declared = prm.declare_prm(spec.prm_model)
     return reference, copy(declared, spec.prm_model, layouts.prm)
+
+
+def _prm_texts(spec: RunSpec) -> PRMTexts:
+  """Abstract prompts of the PRM, or its inputs, see `score.make_score`."""
+  config, rows = spec.step.scoring, spec.responses
+  if config.separator != "each":
+    return _prompts(rows, spec.prm_prompt_tokens)
+  tokens, steps = (rows, spec.prm_columns), (rows, config.max_steps)
+  return PRMInputs(
+    tokens=Array(tokens, jnp.int32),
+    mask=Array(tokens, bool),
+    score_position=Array(steps, jnp.int32),
+    score_mask=Array(steps, bool),
+    unread_mask=Array(steps, bool),
+  )
 
 
 def _prompts(rows: int, length: int) -> Prompts:

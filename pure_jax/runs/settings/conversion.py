@@ -78,8 +78,7 @@ def _check_derived(values: dict, built: Any, path: str) -> None:
 def _convert(kind: Any, value: Any, path: str) -> Any:
   """Converts a value to its declared type; only ints are accepted as floats."""
   if isinstance(kind, types.UnionType):
-    # A flag cannot give None to a text field: it arrives as "None".
-    if value in (None, "None") and type(None) in typing.get_args(kind):
+    if value is None and type(None) in typing.get_args(kind):
       return None
     kind = next(k for k in typing.get_args(kind) if k is not type(None))
   if dataclasses.is_dataclass(kind):

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pure_jax.host.data.formats.named import format_names
+from pure_jax.host.data.formats.named import find_format, format_names
 from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
@@ -135,12 +135,14 @@ class DataSettings:
   file: str
   format: str
   fields: Fields = None
+  neutral_labels: str = "good"
 
   def __post_init__(self):
     """Validates that there is a name, and that the format holds steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
     check_format(self, "", format_names(LabelledSolution))
+    find_format(self.format, self.fields, self.neutral_labels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -95,6 +95,7 @@ class FilesSettings:
   labelled_one_in: int
   labelled_rows: int | None
   labelled_held_out_rows: int | None
+  neutral_labels: str
   skip_malformed: bool
   grader: GraderSettings
   model: ComputationSettings
@@ -111,6 +112,7 @@ class FilesSettings:
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     for prefix in ("train_", "held_out_", "labelled_"):
       check_format(self, prefix, (*FORMATS, *MAPPED))
+    find_format(self.labelled_format, self.labelled_fields, self.neutral_labels)
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
         "policy names the folder of a Hugging Face model; set it, or "

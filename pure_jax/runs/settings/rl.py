@@ -13,7 +13,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
-from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.settings import AdaptiveKLConfig, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 
 
@@ -110,11 +110,29 @@ class OldLogpSettings:
 
 
 @dataclasses.dataclass(frozen=True)
+class UpdateSettings:
+  """How many updates a rollout gives, and of which responses."""
+
+  mini_batches: int = 1
+  epochs: int = 1
+  shuffle: bool = False
+
+  def __post_init__(self):
+    at_least(1, self, "mini_batches epochs")
+
+  @property
+  def count(self) -> int:
+    """Updates of an iteration."""
+    return self.mini_batches * self.epochs
+
+
+@dataclasses.dataclass(frozen=True)
 class RLSettings:
   """PURE's reinforcement learning. See `configs/base.py`.
 
-  `credit.group_size` and `credit.baseline_length` are set here, from
-  samples_per_prompt and sampler.max_new_tokens.
+  `credit.group_size` is set here, from samples_per_prompt. Rollouts have
+  sampler.max_new_tokens columns, which is N if `credit.baseline_length` is
+  None.
   """
 
   iterations: int
@@ -141,11 +159,27 @@ class RLSettings:
   checkpoint_every: int
   checkpoints_kept: int
   max_skipped_updates: int
+  updates: UpdateSettings = UpdateSettings()
+  adaptive_kl: AdaptiveKLConfig | None = None
 
   @property
   def responses(self) -> int:
     """B, of one iteration."""
     return self.prompts * self.samples_per_prompt
+
+  @property
+  def num_updates(self) -> int:
+    """The number of updates of the whole stage."""
+    return self.iterations * self.updates.count
+
+  @property
+  def first_kl_coef(self) -> float | None:
+    """The KL coefficient before it is adapted; None if it never is."""
+    if self.adaptive_kl is None:
+      return None
+    if self.credit.kl_in_reward is not None:
+      return self.credit.kl_coef
+    return self.loss.kl_coef
 
   @property
   def reward_mode(self) -> str:
@@ -161,6 +195,7 @@ class RLSettings:
     at_least(1, self, "iterations prompts samples_per_prompt length_buckets")
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
+    self.optim.check_updates("optim", self.num_updates)
     self._complete_credit()
     fraction = self.answer_fraction
     if fraction is not None and not 0 < fraction <= 1:
@@ -172,14 +207,13 @@ class RLSettings:
       )
     self._check_batches()
     self._check_old_logp()
+    self._check_adaptive_kl()
 
   def _complete_credit(self) -> None:
-    """Sets the credit's two fields that follow from the batch."""
+    """Sets the credit's field that follows from the batch."""
     try:
       credit = dataclasses.replace(
-        self.credit,
-        group_size=self.samples_per_prompt,
-        baseline_length=self.sampler.max_new_tokens,
+        self.credit, group_size=self.samples_per_prompt
       )
     except ValueError as error:
       raise ValueError(
@@ -192,6 +226,7 @@ class RLSettings:
     for name, batches in (
       ("micro_batches", self.micro_batches),
       ("rollout.batches", self.rollout.batches),
+      ("updates.mini_batches", self.updates.mini_batches),
     ):
       if batches < 1 or self.responses % batches:
         raise ValueError(
@@ -208,8 +243,8 @@ class RLSettings:
       raise ValueError(
         f"engine.slots={self.engine.slots} and rollout.batches="
         f"{self.rollout.batches} both say how many responses are sampled at a "
-        "time: set rollout.batches to 1, or leave engine.slots unset (for the "
-        "paper's runs by a variant that ends in _one_loop)."
+        "time: set rollout.batches to 1, or engine.slots to None (the paper's "
+        "runs also have variants for that, which end in _one_loop)."
       )
 
   def _check_old_logp(self) -> None:
@@ -228,4 +263,29 @@ class RLSettings:
         f"{self.rollout.cache_dtype!r} sample from another policy than "
         "old_logp.source='sampled' assumes: set old_logp.source='score', or "
         "the others to 'compute' and None."
+      )
+
+  def _check_adaptive_kl(self) -> None:
+    """Validates that there is one KL coefficient, which can be adapted."""
+    if self.adaptive_kl is None:
+      return
+    in_reward, in_loss = self.credit.kl_in_reward, self.loss.kl_in_loss
+    if (in_reward is None) == (in_loss is None):
+      raise ValueError(
+        "adaptive_kl changes the coefficient of one KL penalty: set either "
+        f"credit.kl_in_reward or loss.kl_in_loss, not {in_reward!r} and "
+        f"{in_loss!r}."
+      )
+    if not self.first_kl_coef > 0:
+      group = "loss" if in_reward is None else "credit"
+      raise ValueError(
+        f"adaptive_kl multiplies {group}.kl_coef, which is 0 and would stay "
+        "so: set it above 0."
+      )
+    horizon = self.adaptive_kl.horizon
+    if not 0.2 * self.responses < horizon:
+      raise ValueError(
+        f"adaptive_kl.horizon={horizon} is at most a fifth of the "
+        f"{self.responses} responses of an iteration, so the coefficient "
+        "could become 0 or negative: choose a longer horizon."
       )

@@ -30,6 +30,7 @@ class SFTSettings:
 
   def __post_init__(self):
     at_least(1, self, "demonstrations steps batch_size log_every")
+    self.optim.check_updates("optim", self.steps)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,8 @@ class PRMSettings:
     at_least(1, self, "batch_size head_steps full_steps log_every")
     at_least(1, self, "length_multiple eval_prompts")
     at_least(0, self, "extra_layers")
+    self.head_optim.check_updates("head_optim", self.head_steps)
+    self.full_optim.check_updates("full_optim", self.full_steps)
     if self.extra_layers and self.lora.rank:
       raise ValueError(
         f"extra_layers={self.extra_layers} start as the identity and would "
@@ -143,6 +146,7 @@ class Settings:
       ("micro_batches", rl.micro_batches, rl.reference_mesh),
       ("micro_batches", rl.micro_batches, rl.prm_mesh),
       ("rollout.batches", rl.rollout.batches, rl.rollout_mesh),
+      ("updates.mini_batches", rl.updates.mini_batches, None),
     ):
       (mesh or self.mesh).check_rows(
         f"responses / rl.{name}", rl.responses // batches

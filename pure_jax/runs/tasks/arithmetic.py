@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pure_jax.host.data.batches import right_pad
+from pure_jax.host.data.batches import each_step_inputs, right_pad
 from pure_jax.host.data.records import Problem
 from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.distributed import processes
@@ -30,6 +30,7 @@ from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
 from pure_jax.training import rollouts, supervised
 from pure_jax.training.supervised import Demonstrations
+from pure_jax.types import PRMInputs
 
 SAMPLE_ROWS = 1024  # Responses per call of the sampler.
 
@@ -113,7 +114,8 @@ class ArithmeticTask(Task):
     sampled = self._sample(spec, batches, policy_params, problems, stream)
     data = jax.tree.map(lambda *x: np.concatenate(x), generated, sampled)
     texts = [row.problem for row in (*examples, *problems)]
-    return LabelledResponses(data, *self._label(texts, data))
+    labels = self._label(texts, data)
+    return LabelledResponses(self._prm_batch(data), *labels)
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
@@ -134,7 +136,8 @@ class ArithmeticTask(Task):
     score = supervised.make_prm_evaluation(
       spec.prm_model, spec.prm_score_config, spec.table, layout
     )
-    rewards = read_everywhere(score(params, batches.put(data)))
+    batch = self._prm_batch(data)
+    rewards = read_everywhere(score(params, batches.put(batch)))
     good = labels == 1
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
     wrong = ~self.grade(problems, texts).correct
@@ -175,6 +178,21 @@ class ArithmeticTask(Task):
     prompts = self.prm_prompt_encoder.encode(_problems(rows))
     tokens, mask = right_pad(responses, limit, self.tokenizer.pad_id)
     return rows, Demonstrations(prompts.tokens, prompts.mask, tokens, mask)
+
+  def _prm_batch(self, data: Demonstrations) -> Demonstrations | PRMInputs:
+    """What the PRM reads of responses, as `prm.score.separator` says."""
+    config, encoder = self._settings.prm.score, self.prm_prompt_encoder
+    if config.separator != "each":
+      return data
+    pairs = zip(data.prompt_tokens, data.prompt_mask, strict=True)
+    new_tokens = self._settings.rl.sampler.max_new_tokens
+    return each_step_inputs(
+      self.tokenizer,
+      [tokens[mask].tolist() for tokens, mask in pairs],
+      split_texts(self.tokenizer, data.tokens, data.completion_mask),
+      encoder.length + new_tokens + config.inserted_tokens,
+      config.max_steps,
+    )
 
   def _label(
     self, problems: list[str], data: Demonstrations

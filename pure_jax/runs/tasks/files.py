@@ -11,7 +11,6 @@ import numpy as np
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import file_dataset as data_files
-from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.file_dataset import Records
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
@@ -139,7 +138,9 @@ class FilesTask(Task):
   def _rows(self, field: str, record: type) -> Records:
     """Opens the file that a field of the config names."""
     path, name, mapping = self._files.sources()[field]
-    row_format = find_format(name, mapping)
+    is_labelled = field == "labelled"
+    neutral = self._files.neutral_labels if is_labelled else "good"
+    row_format = find_format(name, mapping, neutral)
     if row_format.record is not record:
       raise ConfigError(
         f"files.{field}_format={name!r} holds {row_format.record.__name__}, "
@@ -255,14 +256,11 @@ class FilesTask(Task):
   def labelled(
     self, spec: RunSpec, batches: Batches, policy_params: Any
   ) -> LabelledResponses:
-    """The solutions of the file that fit, encoded as a policy writes them."""
+    """The solutions of the file that fit, as `prm.score.separator` says."""
     del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
-    prompts = left_pad(
-      encoded.prompts, self.prm_prompt_encoder.length, self.tokenizer.pad_id
-    )
-    responses = right_pad(
-      encoded.responses, self._limits.response_tokens, self.tokenizer.pad_id
+    responses = labelled_solutions.pad_solutions(
+      encoded.texts, self._limits, self.tokenizer.pad_id
     )
     labels, label_mask = _step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts
@@ -275,9 +273,7 @@ class FilesTask(Task):
       "labelled_steps": label_mask.sum(),
       "good_share": labels[label_mask].mean(),
     }
-    return LabelledResponses(
-      Demonstrations(*prompts, *responses), labels, label_mask, metrics
-    )
+    return LabelledResponses(responses, labels, label_mask, metrics)
 
   @property
   def _limits(self) -> labelled_solutions.SolutionLimits:
@@ -294,9 +290,13 @@ class FilesTask(Task):
     """(the solutions within the limits, their ids)."""
     limits = self._limits
     encoded = labelled_solutions.encode_solutions(
-      self.tokenizer, self.prm_prompt_encoder.prompt_format, rows, limits
+      self.tokenizer,
+      self.prm_prompt_encoder.prompt_format,
+      rows,
+      limits,
+      self._settings.prm.score.separator,
     )
-    if not encoded.prompts:
+    if not encoded.texts:
       reasons = collections.Counter(encoded.left_out.values())
       counted = ", ".join(f"{count} {why}" for why, count in reasons.items())
       raise ConfigError(

@@ -13,6 +13,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training.supervised import Demonstrations
+from pure_jax.types import PRMInputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,16 +39,23 @@ class LabelledResponses:
   """Responses with labelled steps: training data of a PRM.
 
   Attributes:
-    responses: n responses.
+    responses: n responses; `PRMInputs` if every step is encoded by itself.
     labels: [n, S] int32, 1 for a good step, 0 for a bad one.
     label_mask: [n, S] bool, True where a step has a label.
     metrics: facts about the data, logged as stage ``prm_data``; may be empty.
   """
 
-  responses: Demonstrations
+  responses: Demonstrations | PRMInputs
   labels: np.ndarray
   label_mask: np.ndarray
   metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+  @property
+  def tokens_per_response(self) -> float:
+    """Mean number of tokens; with prompts if they are part of the inputs."""
+    if isinstance(self.responses, PRMInputs):
+      return self.responses.mask.sum(1).mean()
+    return self.responses.completion_mask.sum(1).mean()
 
 
 class Task(Protocol):

@@ -7,7 +7,7 @@ import pytest
 import real_data
 
 from pure_jax.host.data.formats import prm800k
-from pure_jax.host.data.formats.prm800k import _expand
+from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.sources import read_rows
 
 
@@ -35,6 +35,12 @@ def line(*steps, finish="solution", quality_control=False, screening=False):
     "question": {"problem": "1+1?", "ground_truth_answer": "2"},
     "label": {"steps": list(steps), "total_time": 1, "finish_reason": finish},
   }
+
+
+def solutions(steps, **options):
+  """The solutions of a line: (text, label) of each of their steps."""
+  rows = prm800k.make_format(**options).parse(line(*steps), 0)
+  return [list(zip(row.steps, row.labels, strict=True)) for row in rows]
 
 
 GOOD, NEUTRAL, BAD = (
@@ -110,13 +116,63 @@ GOOD, NEUTRAL, BAD = (
   ],
 )
 def test_rows_of_a_line_by_hand(steps, expected):
-  assert _expand(steps) == expected
+  assert solutions(steps) == expected
 
 
 def test_a_flagged_human_step_has_no_label():
   unsure = step(human="own")
   unsure["human_completion"]["flagged"] = True
-  assert _expand([unsure, step(BAD, chosen=0)]) == [[("own", None), ("bad", 0)]]
+  rows = solutions([unsure, step(BAD, chosen=0)])
+  assert rows == [[("own", None), ("bad", 0)]]
+
+
+@pytest.mark.parametrize(
+  ("neutral_labels", "expected"),
+  [
+    (
+      "good",
+      [
+        [("good", 1)],
+        [("neutral", 1), ("neutral", 1)],
+        [("neutral", 1), ("good", 1)],
+      ],
+    ),
+    # A neutral step is the first bad one, so the solution ends with it.
+    ("bad", [[("good", 1)], [("neutral", 0)]]),
+    # Like a step that the labeler was unsure of.
+    (
+      "unlabelled",
+      [
+        [("good", 1)],
+        [("neutral", None), ("good", 1)],
+      ],
+    ),
+  ],
+)
+def test_neutral_steps_are_good_bad_or_unlabelled(neutral_labels, expected):
+  steps = [step(NEUTRAL, GOOD, chosen=0), step(NEUTRAL, GOOD, chosen=1)]
+  assert solutions(steps, neutral_labels=neutral_labels) == expected
+  unsure = step(completion("neutral", 0, flagged=True), chosen=0)
+  rows = solutions([unsure, step(GOOD, chosen=0)], neutral_labels="bad")
+  assert rows == [[("neutral", None), ("good", 1)]]
+
+
+def test_a_line_of_neutral_steps_without_labels_has_no_solution():
+  steps = [step(NEUTRAL, chosen=0), step(NEUTRAL, NEUTRAL, chosen=1)]
+  assert solutions(steps, neutral_labels="unlabelled") == []
+
+
+def test_only_prm800k_has_neutral_labels():
+  """A name that changes nothing would be taken for one that does."""
+  default, bad = (find_format("prm800k", None, n) for n in ("good", "bad"))
+  assert default.options != bad.options  # Other prepared data.
+  row = line(step(NEUTRAL, chosen=0))
+  assert [f.parse(row, 0)[0].labels for f in (default, bad)] == [(1,), (0,)]
+  with pytest.raises(ValueError, match=r"one of .*'unlabelled'.*, not 'goood'"):
+    find_format("prm800k", None, "goood")
+  for name in ("stepwise", "mapped_steps"):
+    with pytest.raises(ValueError, match=f"needs .*'prm800k', not {name!r}"):
+      find_format(name, None, "bad")
 
 
 @pytest.mark.parametrize(
@@ -142,6 +198,8 @@ def test_options_make_another_data_set():
     prm800k.make_format().options
     != prm800k.make_format(screening=True).options
     != prm800k.make_format(quality_control=True).options
+    != prm800k.make_format(neutral_labels="bad").options
+    != prm800k.make_format(neutral_labels="unlabelled").options
   )
 
 
@@ -202,10 +260,34 @@ def test_real_lines_make_the_solutions_counted_by_hand(real):
   #   3: 7 + 6 + 4 + 6 at steps 1, 2, 5, 6, + 1
   #   4: 4 at step 7, where the error was found; they contain the solution
   assert [len(rows) for rows in real] == [10, 89, 24, 4]
-  # -1 by hand: 5; 1+7+6+3+7+6+1+2+5+5+4+4; 2+4+5; 1. Taking neutral for bad
-  # would give 6, 78, 19 and 4 here.
+  # -1 by hand: 5; 1+7+6+3+7+6+1+2+5+5+4+4; 2+4+5; 1.
   bad = [sum(0 in row.labels for row in rows) for rows in real]
   assert bad == [5, 51, 11, 1]
+
+
+@pytest.mark.parametrize(
+  ("neutral_labels", "num_rows", "num_bad"),
+  [
+    # Neutral by hand, in lines 1 to 3: 1; 5+5+5+4+1+6+5+1+3; 7+1. The last line
+    # now ends at its second step.
+    ("bad", [10, 89, 24, 1], [5 + 1, 51 + 35, 11 + 8, 1]),
+    # Neutral candidates make no row of their own.
+    ("unlabelled", [10 - 1, 89 - 35, 24 - 8, 4], [5, 51, 11, 1]),
+  ],
+)
+def test_neutral_labels_of_real_lines_counted_by_hand(
+  neutral_labels, num_rows, num_bad
+):
+  path = real_data.require("prm800k/rows.jsonl")
+  parse = prm800k.make_format(neutral_labels=neutral_labels).parse
+  lines = [parse(raw.row, i) for i, raw in enumerate(read_rows(path))]
+  assert [len(rows) for rows in lines] == num_rows
+  bad = [sum(0 in row.labels for row in rows) for rows in lines]
+  assert bad == num_bad
+  # The last line continues with a neutral step.
+  labels = [row.labels[1] for row in lines[3]]
+  expected = prm800k.NEUTRAL_LABELS[neutral_labels]
+  assert labels == [expected] * num_rows[3]
 
 
 def test_real_rows_end_with_their_first_error(real):

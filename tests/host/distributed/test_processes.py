@@ -50,6 +50,8 @@ OVERRIDES = {
   "sft.log_every": 120,
   "prm.labelled": 200,
   "prm.policy_prompts": 32,
+  # Each process decodes the steps of its rows and encodes them again.
+  "prm.score.separator": "each",
   "rl.iterations": 4,
   "rl.prompts": 8,
   "rl.samples_per_prompt": 2,

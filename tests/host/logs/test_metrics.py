@@ -90,12 +90,21 @@ def test_rows_are_strict_json_whatever_the_number(tmp_path):
 
 def test_a_metric_that_is_not_one_number_is_an_error(tmp_path):
   with MetricsWriter(tmp_path) as writer:
-    for bad in (np.ones(2), 1j, "text"):
+    for bad in (np.ones((2, 2)), 1j, "text", ["text"]):
       with pytest.raises(ValueError):
         writer.write("rl", 0, {"x": bad})
     with pytest.raises(ValueError, match="must not be called 'step'"):
       writer.write("rl", 0, {"step": 1})
   assert read_metrics(tmp_path) == []
+
+
+def test_a_list_is_written_to_the_row_but_not_to_tensorboard(tmp_path):
+  values = jnp.array([0.5, jnp.nan, -1])
+  with MetricsWriter(tmp_path) as writer:
+    writer.write("rl", 1, {"a": 1.5, "a_per_update": values, "b": [2]})
+  row = {"stage": "rl", "step": 1, "a": 1.5, "a_per_update": [0.5, None, -1]}
+  assert strict_rows(tmp_path / "metrics.jsonl") == [row | {"b": [2]}]
+  assert scalars(tmp_path / "tensorboard" / "rl") == [(1, "a", 1.5)]
 
 
 def test_a_row_is_on_disk_as_soon_as_it_is_written(tmp_path):

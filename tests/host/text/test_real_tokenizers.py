@@ -6,20 +6,24 @@ without half separators no step would end.
 """
 
 import importlib.util
+import json
 import pathlib
 
 import numpy as np
 import pytest
 import real_data
 import transformers
+import trl_rows
 from transformers.convert_slow_tokenizer import TikTokenConverter
 
 from pure_jax import steps as device_steps
-from pure_jax.host.data.formats import prm800k
+from pure_jax.host.data.batches import pad_prm_texts
+from pure_jax.host.data.formats import gsm8k_steps, prm800k
 from pure_jax.host.data.sources import read_rows
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
+  encode_each_step,
   encode_response,
   separator_table,
   split_texts,
@@ -136,6 +140,71 @@ def test_qwen_pads_with_its_end_which_is_not_banned(qwen):
   assert qwen.eos_ids == (151_643,)
   assert qwen.pad_id == qwen.eos_id
   assert 151_900 in qwen.banned_ids and qwen.eos_id not in qwen.banned_ids
+
+
+def conversion_of_trl(path):
+  """(prompt, steps, labels) of PRM800K's lines, by TRL's script, written anew.
+
+  Its steps are those of the file, with blank lines. Only rating 1 is good.
+  """
+  rows = []
+  for line in path.read_text().splitlines():
+    row = json.loads(line)
+    problem, solution = row["question"]["problem"], []
+    for step in row["label"]["steps"]:
+      chosen, completions = step["chosen_completion"], step["completions"] or []
+      for index, completion in enumerate(completions):
+        candidate = completion["text"], completion["rating"] == 1
+        if index != chosen:
+          rows.append((problem, [*solution, candidate]))
+        else:
+          following = candidate
+      if chosen is None and step["human_completion"] is None:
+        break
+      if chosen is None:
+        following = step["human_completion"]["text"], True
+      solution.append(following)
+    rows.append((problem, solution))
+  return [
+    (problem, [s for s, _ in solution], [label for _, label in solution])
+    for problem, solution in rows
+  ]
+
+
+def records(path, parse, count=None):
+  """(problem, steps, labels) of the first records of a file."""
+  rows = [r for i, raw in enumerate(read_rows(path)) for r in parse(raw.row, i)]
+  return [(r.problem, r.steps, r.labels) for r in rows[:count]]
+
+
+@pytest.mark.parametrize("own", [True, False])
+@pytest.mark.parametrize("data", ["conversion", "prm800k", "gsm8k"])
+def test_steps_encoded_one_by_one_have_trls_ids(qwen, data, own):
+  """Rows that the other modes give other ids, see `tokenization`."""
+  tokenize_row = (
+    trl_rows.tokenize_row if own else trl_rows.installed_tokenize_row()
+  )
+  if data == "gsm8k":
+    path = real_data.require("gsm8k/example_model_solutions.jsonl")
+    rows = records(path, gsm8k_steps.make_format().parse, 600)
+    assert len(rows) == 600
+  else:
+    path = real_data.require("prm800k/rows.jsonl")
+    rows = conversion_of_trl(path)
+    assert len(rows) == 135 and sum(len(steps) for _, steps, _ in rows) > 1687
+    if data == "prm800k":
+      rows = records(path, prm800k.make_format().parse)
+      assert len(rows) == 127
+  texts = [
+    encode_each_step(qwen, qwen.encode(problem), steps)
+    for problem, steps, _ in rows
+  ]
+  columns = max(text.num_tokens for text in texts)
+  inputs = pad_prm_texts(texts, columns, 64, qwen.pad_id)
+  for row, (problem, steps, labels) in enumerate(rows):
+    labels = [label or 0 for label in labels]
+    expected = tokenize_row(qwen._inner, problem, steps, labels)
+    assert trl_rows.padded_row(inputs, labels, row) == expected
 
 
 def test_smollm2_writes_separators_as_two_ids(smollm2):

@@ -25,6 +25,7 @@ from pure_jax.models import policy, prm
 from pure_jax.runs.evaluation import generation, labelled_solutions
 from pure_jax.runs.evaluation.generation import ResponseGenerator
 from pure_jax.runs.evaluation.requests import make_requests
+from pure_jax.runs.responses import put_prm_texts
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -36,28 +37,30 @@ from pure_jax.types import Rollout
 # Ċ.
 VOCABULARY = [
   *("<end>", "<pad>", "1", "2", "=", "+", ".", ")", "(", "x"),
-  *("Ċ", "ĊĊ", ".ĊĊ", ")ĊĊ"),
+  *("Ċ", "ĊĊ", ".ĊĊ", ")ĊĊ", ")."),
 ]
-MERGES = [("Ċ", "Ċ"), (".", "ĊĊ"), (")", "ĊĊ")]
+# The last merge makes ")." one id, except before a separator.
+MERGES = [("Ċ", "Ċ"), (".", "ĊĊ"), (")", "ĊĊ"), (")", ".")]
 CHAT = "({{ messages[-1].content }})"  # The PRM's prompt must not use it.
 
 # Problem -> (steps, whether the last step is good).
 TEXTS = {
   "1+1": (["1+1=2.", "x=2", "(x)", "2"], 1),
   "1+x": (["x=1.", "(2)"], 1),
-  "x+2": (["x=2", "(2+2)", "x.", "1"], 0),
+  "x+2": (["x=2", "(2+2)", "(x).", "1"], 0),
   "2+2": (["2", "2."], 0),
 }
 # The ids that the PRM must read -> positions of its scores. A merged id is
 # replaced by its stem and the score token 10 ("insert"), or by the score token
-# ("replace"). EOS is replaced by the score token.
+# ("replace"). EOS is replaced by the score token. If each step is encoded by
+# itself ("each"), ")." is one id, 14.
 INSERTED = {
   (2, 5, 2, 10, 2, 5, 2, 4, 3, 6, 10, 9, 4, 3, 10, 8, 9, 7, 10, 3, 10): (
     *(10, 14, 18, 20),
   ),
   (2, 5, 9, 10, 9, 4, 2, 6, 10, 8, 3, 7, 10): (8, 12),
-  (9, 5, 3, 10, 9, 4, 3, 10, 8, 3, 5, 3, 7, 10, 9, 6, 10, 2, 10): (
-    *(7, 13, 16, 18),
+  (9, 5, 3, 10, 9, 4, 3, 10, 8, 3, 5, 3, 7, 10, 8, 9, 7, 6, 10, 2, 10): (
+    *(7, 13, 18, 20),
   ),
   (3, 5, 3, 10, 3, 10, 3, 6, 10): (5, 8),
 }
@@ -66,8 +69,17 @@ REPLACED = {
     *(9, 13, 16, 18),
   ),
   (2, 5, 9, 10, 9, 4, 2, 10, 8, 3, 7, 10): (7, 11),
-  (9, 5, 3, 10, 9, 4, 3, 10, 8, 3, 5, 3, 10, 9, 10, 2, 10): (7, 12, 14, 16),
+  (9, 5, 3, 10, 9, 4, 3, 10, 8, 3, 5, 3, 10, 8, 9, 7, 10, 2, 10): (
+    *(7, 12, 16, 18),
+  ),
   (3, 5, 3, 10, 3, 10, 3, 6, 10): (5, 8),
+}
+EACH = {
+  ids: positions for ids, positions in INSERTED.items() if ids[0] != 9
+} | {
+  (9, 5, 3, 10, 9, 4, 3, 10, 8, 3, 5, 3, 7, 10, 8, 9, 14, 10, 2, 10): (
+    *(7, 13, 17, 19),
+  ),
 }
 
 
@@ -222,8 +234,9 @@ def by_rl(run, seen):
   scoring = score.make_score(run.spec.step)
   trunk = initial_params(policy.declare_policy(run.spec.model))
   params = initial_params(prm.declare_prm(run.spec.prm_model))
-  asked = run.batches.put(run.batches.prm_prompt_encoder.encode(problems))
-  jax.block_until_ready(scoring(trunk, trunk, params, rollout, asked))
+  rollout = run.batches.put(rollout)
+  prm_texts = put_prm_texts(run, problems, rollout)
+  jax.block_until_ready(scoring(trunk, trunk, params, rollout, prm_texts))
   return take(seen)
 
 
@@ -275,7 +288,8 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
 
 
 @pytest.mark.parametrize(
-  ("separator", "expected"), [("insert", INSERTED), ("replace", REPLACED)]
+  ("separator", "expected"),
+  [("insert", INSERTED), ("replace", REPLACED), ("each", EACH)],
 )
 def test_every_caller_of_the_prm_gives_it_the_same_ids(
   places, separator, expected, seen, tmp_path, monkeypatch

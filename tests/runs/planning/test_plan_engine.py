@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from checkout import EXPERIMENTS
+from ml_collections import ConfigDict
 from planned_runs import CONFIGS, command_line, plan_of, smoke_settings
 
 from pure_jax.models import policy
@@ -24,6 +25,7 @@ from pure_jax.runs.planning.hlo.costs import count_costs
 from pure_jax.runs.planning.planner import Planner
 from pure_jax.runs.planning.programs import Programs, device_bytes
 from pure_jax.runs.settings.rl import EngineSettings
+from pure_jax.types import PRMInputs
 
 # One layer compiles fastest. The slots hold a prompt on each of two row shards,
 # so that 8 prompts start in four rounds.
@@ -114,6 +116,29 @@ def test_compiled_flops_are_those_that_the_method_needs(plan, one_loop):
     assert 0.75 < stage.estimates.model_flops / compiled <= 1.0, stage
 
 
+def test_every_update_of_a_rollout_is_counted(plan):
+  """Two epochs of two mini-batches: twice the FLOPs, half the activations.
+
+  The body of a loop counted once would give half the FLOPs of one update.
+  """
+  several = {
+    "rl.updates.mini_batches": 2,
+    "rl.updates.epochs": 2,
+    "rl.updates.shuffle": True,
+    "rl.adaptive_kl": ConfigDict({"target": 0.1, "horizon": 100}),
+  }
+  planner = Planner(smoke_settings(**SMALL, **several), jax.devices()[:4])
+  (stage,) = planner.plan_config(("update",)).stages
+  (once,) = (s for s in plan.stages if s.compiled.name == "update")
+  flops = stage.compiled.costs.flops / once.compiled.costs.flops
+  assert flops == pytest.approx(2, rel=0.02)
+  assert stage.estimates.model_flops == 2 * once.estimates.model_flops
+  memory, of_once = stage.compiled.memory, once.compiled.memory
+  assert memory.temporaries < 0.75 * of_once.temporaries
+  # The order and the KL coefficient.
+  assert 0 < memory.arguments - of_once.arguments < 500
+
+
 def test_compiled_programs_are_written_to_the_folder(plan, hlo_folder):
   """What was counted can be counted again."""
   for number, stage in enumerate(plan.stages):
@@ -163,6 +188,24 @@ def test_a_sampler_without_a_copy_reads_the_parameters(planner):
   assert [stage.name for stage in stages] == ["rollout", "score", "update"]
   waiting = held.optimizer + held.reference + held.prm
   assert stages[0].estimates.waiting_bytes == waiting
+
+
+def test_scores_of_steps_that_are_encoded_one_by_one_are_planned(plan):
+  """The PRM reads as many tokens as with inserted ones, made by the host."""
+  settings = smoke_settings(**SMALL | {"prm.score.separator": "each"})
+  planner = Planner(settings, jax.devices()[:4])
+  spec = planner.spec
+  *_, score, _ = Programs(with_plan(spec, plan.execution_plan)).stages()
+  inputs = score.arguments[-1]
+  assert isinstance(inputs, PRMInputs)
+  new_tokens, steps = spec.sampler.max_new_tokens, settings.prm.score.max_steps
+  columns = spec.prm_prompt_tokens + new_tokens + steps
+  assert inputs.tokens.shape == (spec.responses, columns)
+  (each,) = planner.plan(plan.execution_plan, ("score",)).stages
+  inserted = plan.stages[2]
+  assert each.estimates == inserted.estimates
+  flops = inserted.compiled.costs.flops
+  assert each.compiled.costs.flops == pytest.approx(flops, rel=0.01)
 
 
 def test_every_program_is_compiled_and_the_largest_is_reported(plan, rollout):

@@ -49,7 +49,11 @@ def format_names(
   )
 
 
-def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
+def find_format(
+  name: str,
+  fields: Mapping[str, str] | None = None,
+  neutral_labels: str = "good",
+) -> Format:
   """Looks a format up by its name.
 
   >>> find_format("gsm8k").record.__name__
@@ -61,11 +65,20 @@ def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
     name: a key of `FORMATS` or `MAPPED`.
     fields: the mapping that a format of `MAPPED` needs: names of fields of the
       record to names of fields of the file. None for all other formats.
+    neutral_labels: label of the neutral steps of PRM800K, one of
+      `prm800k.NEUTRAL_LABELS`. No other format has neutral steps.
 
   Raises:
     ValueError: if the name is unknown, or if the mapping is missing, does not
-      fit the record, or is given to a format that takes none.
+      fit the record, or is given to a format that takes none; if
+      neutral_labels is unknown, or is given to another format than PRM800K's.
   """
+  is_default = neutral_labels == "good"
+  if not is_default and name != "prm800k":
+    raise ValueError(
+      f"neutral_labels={neutral_labels!r} needs the format 'prm800k', not "
+      f"{name!r}, which has no neutral steps: leave it at 'good'."
+    )
   if name in MAPPED:
     if fields is None:
       raise ValueError(
@@ -83,4 +96,6 @@ def find_format(name: str, fields: Mapping[str, str] | None = None) -> Format:
       f"format {name!r} knows its fields: leave the mapping out, or choose one "
       f"of {', '.join(MAPPED)}"
     )
-  return FORMATS[name]
+  if is_default:
+    return FORMATS[name]
+  return prm800k.make_format(neutral_labels=neutral_labels)

@@ -23,14 +23,19 @@ makes a record: the steps before it, then the candidate. The solution makes the
 last record, unless it ends at a step whose candidates made records: these
 already contain it. A step that several records share has its label in each.
 
-**Labels.** Ratings 1 (good) and 0 (neutral: not wrong, but no progress) are
-good, rating -1 is bad. A human completion has no rating and is good, because it
-was written to replace bad candidates. A candidate whose rating is null, or
-flagged by the labeler as unsure, has no label: it makes no record of its own,
-and is an unlabelled step if the solution continues with it.
+**Labels.** Rating 1 is good and -1 is bad. Rating 0 is neutral: not wrong, but
+no progress. `NEUTRAL_LABELS` lists the choices of its label: "good" (Lightman
+et al.), "bad" or "unlabelled". TRL's conversion of the file takes only rating 1
+as good, so neutral and unrated candidates are bad there. Whether the data set
+that the paper's PRM was trained on did so is unknown. A human completion has no
+rating and is good, because it was written to replace bad candidates. A
+candidate whose rating is null, or flagged by the labeler as unsure, has no
+label. A candidate without a label makes no record of its own, and is an
+unlabelled step if the solution continues with it.
 
 **First error.** A record ends with its first bad step, even if the labeler
-chose a bad candidate and went on.
+chose a bad candidate and went on. With neutral_labels="bad" a neutral step is
+such an end. TRL's conversion goes on after bad steps.
 
 **Left out** by default: quality-control lines (every labeler got the same
 solutions, so they would count many times), screening lines (given to labelers
@@ -38,13 +43,21 @@ before they were accepted), and lines whose problem was reported as broken
 (`bad_problem`).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pure_jax.host.data.formats import Format, Row, fields
 from pure_jax.host.data.records import LabelledSolution, step_text
 
-_LABEL_OF_RATING = {1: 1, 0: 1, -1: 0}
+# The label of rating 0, by the names that configs use.
+NEUTRAL_LABELS: dict[str, int | None] = {
+  "good": 1,
+  "bad": 0,
+  "unlabelled": None,
+}
 BAD_PROBLEM = "bad_problem"
+
+_Labels = Mapping[int | None, int | None]  # Rating -> label.
 
 
 def make_format(
@@ -52,6 +65,7 @@ def make_format(
   quality_control: bool = False,
   screening: bool = False,
   bad_problems: bool = False,
+  neutral_labels: str = "good",
 ) -> Format:
   """Makes the format of PRM800K's original files, any number of records a line.
 
@@ -59,7 +73,17 @@ def make_format(
     quality_control: True includes quality-control lines.
     screening: True includes initial screening lines.
     bad_problems: True includes lines whose problem was reported as broken.
+    neutral_labels: label of neutral steps, one of `NEUTRAL_LABELS`.
+
+  Raises:
+    ValueError: neutral_labels is none of them.
   """
+  if neutral_labels not in NEUTRAL_LABELS:
+    raise ValueError(
+      f"neutral_labels must be one of {(*NEUTRAL_LABELS,)}, not "
+      f"{neutral_labels!r}."
+    )
+  labels: _Labels = {1: 1, 0: NEUTRAL_LABELS[neutral_labels], -1: 0, None: None}
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
     label = fields.typed(row, "label", dict)
@@ -84,14 +108,18 @@ def make_format(
         labels=tuple(label for _, label in steps),
         answer=answer,
       )
-      for index, steps in enumerate(_expand(fields.typed(label, "steps", list)))
+      for index, steps in enumerate(
+        _expand(fields.typed(label, "steps", list), labels)
+      )
     ]
 
-  options = f"{quality_control=} {screening=} {bad_problems=}"
+  options = f"{quality_control=} {screening=} {bad_problems=} {neutral_labels=}"
   return Format("prm800k", 1, LabelledSolution, parse, options)
 
 
-def _expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
+def _expand(
+  steps: list[Any], labels: _Labels
+) -> list[list[tuple[str, int | None]]]:
   """Makes the labelled solutions of one line, by the rules above.
 
   Each is a list of (text of a step, label): the alternatives in the order of
@@ -105,7 +133,7 @@ def _expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
     try:
       if not isinstance(step, dict):
         raise ValueError("it is not an object")
-      candidates = _candidates(step)
+      candidates = _candidates(step, labels)
       chosen, following = _continuation(step, candidates)
     except ValueError as error:
       raise ValueError(f"step {number}: {error}") from None
@@ -126,7 +154,7 @@ def _expand(steps: list[Any]) -> list[list[tuple[str, int | None]]]:
   return rows
 
 
-def _candidates(step: Row) -> list[tuple[str, int | None]]:
+def _candidates(step: Row, labels: _Labels) -> list[tuple[str, int | None]]:
   """(text, label) of each completion. `completions` may be null."""
   if fields.value(step, "completions") is None:
     return []
@@ -135,23 +163,21 @@ def _candidates(step: Row) -> list[tuple[str, int | None]]:
     fields.typed(step, "completions", list), 1
   ):
     try:
-      candidates.append(_completion(completion))
+      candidates.append(_completion(completion, labels))
     except ValueError as error:
       raise ValueError(f"completion {index}: {error}") from None
   return candidates
 
 
-def _completion(completion: Any) -> tuple[str, int | None]:
+def _completion(completion: Any, labels: _Labels) -> tuple[str, int | None]:
   """(text, label) of a completion written by a model."""
   text, flagged = _text(completion)
   rating = None
   if fields.value(completion, "rating") is not None:
     rating = fields.integer(completion, "rating")
-    if rating not in _LABEL_OF_RATING:
+    if rating not in labels:
       raise ValueError(f"the rating is {rating}, not 1, 0, -1 or null")
-  if flagged or rating is None:
-    return text, None
-  return text, _LABEL_OF_RATING[rating]
+  return text, None if flagged else labels[rating]
 
 
 def _continuation(

@@ -1,0 +1,108 @@
+"""Several updates of one rollout: mini-batches of its responses, and epochs.
+
+Every epoch divides the responses into mini-batches, and every mini-batch is one
+update. A mini-batch is what a gradient is taken of; it may itself be processed
+in micro-batches (`pure_jax.training.micro_batches`), which change no result.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
+from pure_jax.types import MetricGroups
+
+
+def check_mini_batches(rows: int, mini_batches: int, shards: int = 1) -> None:
+  """Validates that responses can be divided into equal mini-batches.
+
+  Args:
+    rows: B, responses of a rollout.
+    mini_batches: their number.
+    shards: over which the rows of each mini-batch are split.
+
+  Raises:
+    ValueError: if they cannot.
+  """
+  if mini_batches < 1 or rows % (mini_batches * shards):
+    raise ValueError(
+      f"{rows} responses cannot be divided into {mini_batches} mini-batches "
+      f"whose rows are split over {shards} shards: choose a number of "
+      "mini-batches that leaves each shard equally many rows."
+    )
+
+
+def rows_of_updates(
+  order: Array | None, rows: int, mini_batches: int, epochs: int
+) -> Array:
+  """Lists the responses of each update, epoch after epoch.
+
+  >>> rows_of_updates(None, 4, mini_batches=2, epochs=2).tolist()
+  [[0, 1], [2, 3], [0, 1], [2, 3]]
+
+  Args:
+    order: [B, epochs] int32, a permutation of 0..B-1 for each epoch, whose
+      consecutive pieces are its mini-batches; None keeps the responses in the
+      order of the rollout in every epoch.
+    rows: B.
+    mini_batches: mini-batches of an epoch; must divide B.
+    epochs: number of epochs.
+
+  Returns:
+    [epochs * mini_batches, B / mini_batches] int32, 0..B-1.
+
+  Raises:
+    ValueError: if the order has another shape.
+  """
+  if order is None:
+    order = jnp.tile(jnp.arange(rows, dtype=jnp.int32)[:, None], (1, epochs))
+  if order.shape != (rows, epochs):
+    raise ValueError(
+      f"The order of {rows} responses in {epochs} epochs has shape "
+      f"{order.shape}, not {(rows, epochs)}."
+    )
+  return order.T.reshape(epochs * mini_batches, -1)
+
+
+def take_rows(
+  tree: Any, rows: Array, act_sharding: ActivationSharding = LOCAL
+) -> Any:
+  """Takes responses of a batch; on several devices each gets its share.
+
+  Args:
+    tree: pytree of arrays [B, ...].
+    rows: [b] int32, 0..B-1.
+    act_sharding: sharding of the rows; every device first gets all B.
+
+  Returns:
+    The same tree of arrays [b, ...].
+  """
+
+  def take(x):
+    others = (None,) * (x.ndim - 1)
+    taken = act_sharding.constrain(x, (None, *others))[rows]
+    return act_sharding.constrain(taken, ("rows", *others))
+
+  return jax.tree.map(take, tree)
+
+
+def join_updates(metrics: MetricGroups) -> dict[str, Array]:
+  """Joins the metrics of several updates.
+
+  Args:
+    metrics: arrays [n], an entry for each update.
+
+  Returns:
+    Under its name the mean of each of the sums, the maximum of the maxima and
+    the minimum of the minima; as NAME_per_update the [n] values. A value that
+    is not finite makes the joined one not finite.
+  """
+  joined = MetricGroups(
+    sums=jax.tree.map(jnp.mean, metrics.sums),
+    maxima=jax.tree.map(jnp.max, metrics.maxima),
+    minima=jax.tree.map(jnp.min, metrics.minima),
+  )
+  each = {f"{name}_per_update": x for name, x in metrics.to_dict().items()}
+  return joined.to_dict() | each
