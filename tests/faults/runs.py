@@ -13,6 +13,31 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a short run with several updates counts its iterations as updates",
+    "runs.loop:StopConditions.max_skipped",
+    "self.total * self.updates_per_step",
+    "self.total",
+    (
+      "test_supervised.py::test_a_run_stops_when_as_many_updates_as_it_has_were_skipped",
+    ),
+  ),
+  Fault(
+    "every iteration draws the same mini-batches",
+    "runs.spec:RunSpec.mini_batch_order",
+    "RandomStream.MINI_BATCHES.value, iteration)",
+    "RandomStream.MINI_BATCHES.value, 1)",
+    (
+      "test_run_settings.py::test_mini_batches_take_every_response_once_in_an_order_of_their_own",
+    ),
+  ),
+  Fault(
+    "a plan counts one epoch of updates",
+    "runs.planning.estimates:model_flops",
+    "3 * policy * spec.step.epochs",
+    "3 * policy",
+    ("test_plan_updates.py::test_every_epoch_needs_the_flops_of_an_update",),
+  ),
+  Fault(
     "a stage that ended on skipped updates is finished",
     "runs.loop:StopConditions.check_resumed",
     "step >= self.total and skipped >= self.max_skipped",

@@ -40,6 +40,40 @@ FAULTS = (
     ("test_train.py::test_four_micro_batches_equal_one_batch",),
   ),
   Fault(
+    "the mini-batches of an epoch mix the orders of several",
+    "training.mini_batches:rows_of_updates",
+    "order.T.reshape(",
+    "order.reshape(",
+    ("test_updates.py::test_updates_of_two_epochs_are_those_of_a_loop",),
+  ),
+  Fault(
+    "skips that a good mini-batch follows are not reported",
+    "training.mini_batches:join_updates",
+    "maxima=jax.tree.map(jnp.max, metrics.maxima)",
+    "maxima=jax.tree.map(lambda x: x[-1], metrics.maxima)",
+    (
+      "test_updates.py::test_a_mini_batch_that_is_not_finite_is_skipped_by_itself",
+    ),
+  ),
+  Fault(
+    "the loss ignores the adapted KL coefficient",
+    "training.train:_update",
+    "spec, state.params, base, *data, rows, state.kl_coef",
+    "spec, state.params, base, *data, rows, None",
+    (
+      "test_updates.py::test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl",
+    ),
+  ),
+  Fault(
+    "the KL coefficient stays as it was",
+    "training.train:_update",
+    "state.replace(kl_coef=kl_coef)",
+    "state",
+    (
+      "test_updates.py::test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl",
+    ),
+  ),
+  Fault(
     "the update ignores the banned ids",
     "training.passes:rollout_logp",
     "banned_ids=sampler.banned_ids,",

@@ -12,13 +12,25 @@ import shutil
 import signal
 import subprocess
 import time
+from unittest import mock
 
 import numpy as np
 import pytest
 import smoke_run
 
+from pure_jax.runs import rl_functions
+
 ALL_STAGES = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
 RL = ("rl", "rl_eval")
+# Everything that an iteration with several updates has to continue with: the
+# order of mini-batches, the count of the warm-up, the KL coefficient.
+SEVERAL_UPDATES = (
+  "--config.rl.updates.mini_batches=2",
+  "--config.rl.updates.epochs=2",
+  "--config.rl.updates.shuffle=true",
+  "--config.rl.optim.warmup_steps=12",
+  "--config.rl.adaptive_kl={'target': 0.01, 'horizon': 200}",
+)
 
 
 def unfinished(workdir):
@@ -57,6 +69,47 @@ def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
   done = smoke_run.run("train_pure.py", workdir, start)
   assert done.returncode == 0, done.stderr
   smoke_run.assert_same_run(workdir, whole, RL)
+
+
+def test_a_run_with_several_updates_that_broke_off_continues_exactly(
+  finished, tmp_path
+):
+  """It breaks off after the updates of iteration 3, which are lost."""
+  options = (f"--start={finished[0]}", *SEVERAL_UPDATES)
+  whole, workdir = tmp_path / "whole", tmp_path / "broken"
+  done = smoke_run.call("train_pure.py", whole, *options)
+  assert done.returncode == 0, done.stderr
+  update, left = rl_functions.RLFunctions.update, [None] * 3
+
+  def update_and_break_off(*arguments):
+    result = update(*arguments)
+    left.pop()
+    if not left:
+      raise RuntimeError("a power cut")
+    return result
+
+  with (
+    mock.patch.object(rl_functions.RLFunctions, "update", update_and_break_off),
+    pytest.raises(RuntimeError, match="a power cut"),
+  ):
+    smoke_run.call("train_pure.py", workdir, *options)
+  assert (workdir / "rl" / "2").exists()
+  done = smoke_run.call("train_pure.py", workdir, *options)
+  assert done.returncode == 0, done.stderr
+  smoke_run.assert_same_run(workdir, whole, RL)
+  arrays, step = smoke_run.arrays(workdir / "rl")
+  assert (step, arrays["step"], arrays["skipped"]) == (4, 16, 0)
+  rows = [row for row in smoke_run.rows(workdir) if row["stage"] == "rl"]
+  coefficients = [row["kl_coef"] for row in rows] + [arrays["kl_coef"]]
+  assert coefficients[0] == pytest.approx(1e-3)
+  for row, following in zip(rows, coefficients[1:], strict=True):
+    error = np.clip(row["kl_rollout"] / 0.01 - 1, -0.2, 0.2)
+    expected = row["kl_coef"] * (1 + error * 32 / 200)
+    assert following == pytest.approx(expected, rel=1e-5)
+    assert len(row["clip_fraction_per_update"]) == 4
+    # The warm-up counts updates: only the first of the run has a rate of 0.
+    moved = [abs(x - 1) > 1e-4 for x in row["ratio_max_per_update"]]
+    assert moved == [False, row["step"] > 1, True, True]
 
 
 def test_skipped_updates_stop_the_run_and_save_state_and_batch(
@@ -144,6 +197,34 @@ def test_a_run_killed_at_random_is_the_uninterrupted_run(
   assert done.returncode == 0, done.stderr
   smoke_run.assert_same_run(workdir, whole, ALL_STAGES)
   assert torn, "no kill hit the middle of a save"
+
+
+@pytest.mark.slow
+def test_several_updates_killed_at_random_are_the_uninterrupted_ones(
+  finished, tmp_path
+):
+  """Killed and stopped at any moment of RL, many of them between updates."""
+  options = (f"--start={finished[0]}", *SEVERAL_UPDATES)
+  whole, workdir = tmp_path / "whole", tmp_path / "killed"
+  assert smoke_run.run("train_pure.py", whole, *options).returncode == 0
+  chance, rl = random.Random(0), workdir / "rl"
+  for number in [signal.SIGKILL] * 5 + [signal.SIGTERM] * 2:
+    wait, begun = chance.uniform(0, 4), []
+
+    def is_time(wait=wait, begun=begun):
+      """Seconds after the start of RL, most of which are its updates."""
+      if not begun and rl.exists():
+        begun.append(time.monotonic())
+      return begun and time.monotonic() - begun[0] > wait
+
+    status, stderr = smoke_run.signal_when(
+      is_time, number, *("train_pure.py", workdir, *options)
+    )
+    assert status in (0, 75, 143, -number), stderr
+    assert "Traceback" not in stderr
+  done = smoke_run.run("train_pure.py", workdir, *options)
+  assert done.returncode == 0, done.stderr
+  smoke_run.assert_same_run(workdir, whole, RL)
 
 
 @pytest.mark.slow

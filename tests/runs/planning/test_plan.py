@@ -186,36 +186,6 @@ def test_prompts_that_the_row_shards_do_not_divide_are_an_error(spec):
     nearest_micro_batches(changed(spec, prompts=12), layouts, 1)
 
 
-def test_mini_batches_that_the_row_shards_do_not_divide_are_an_error(spec):
-  layouts = Layouts.same(sharding.make_layout(fsdp=8))
-  updates = dataclasses.replace(spec.settings.rl.updates, mini_batches=8)
-  with pytest.raises(ValueError, match="mini_batches=4 is not divisible by"):
-    nearest_micro_batches(changed(spec, updates=updates), layouts, 1)
-
-
-@pytest.mark.parametrize(
-  ("mini_batches", "micro_batches", "rows"),
-  [(1, 1, 4), (2, 1, 2), (2, 2, 2), (2, 4, 1), (4, 1, 1), (4, 4, 1)],
-)
-def test_an_update_keeps_the_activations_of_a_mini_batch_at_most(
-  spec, mini_batches, micro_batches, rows
-):
-  """32 responses on 8 row shards; each epoch needs as many FLOPs again."""
-  layouts = Layouts.same(sharding.make_layout(fsdp=8))
-  updates = dataclasses.replace(
-    spec.settings.rl.updates, mini_batches=mini_batches, epochs=3
-  )
-  model = dataclasses.replace(spec.model, remat="layer")
-  given = changed(dataclasses.replace(spec, model=model), updates=updates)
-  planned = with_plan(given, ExecutionPlan(layouts, micro_batches, 1))
-  tokens = spec.prompt_tokens + spec.sampler.max_new_tokens
-  assert estimates.kept_bytes(planned) == (
-    model.num_layers * rows * tokens * model.width * 4
-  )
-  once, often = estimates.model_flops(spec), estimates.model_flops(planned)
-  assert often == (*once[:2], 3 * once[2])
-
-
 def test_other_batch_sizes_become_divisible_by_the_row_shards(spec):
   """480 held-out prompts over 64 row shards: 448, or a run could not start."""
   layouts = Layouts.same(sharding.make_layout(fsdp=8))
