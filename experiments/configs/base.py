@@ -179,6 +179,7 @@ def rl() -> dict:
     # keeps it. target: nats per token; horizon: responses.
     # --config.rl.adaptive_kl="{'target': 0.1, 'horizon': 10000}"
     adaptive_kl=placeholder(ConfigDict),
+    critic=critic(),
     # Micro-batches in which a batch is scored and differentiated. Mini-batches
     # of fewer responses than one of these are differentiated at once.
     micro_batches=1,
@@ -218,10 +219,14 @@ def credit() -> dict:
     form="min",
     temperature=0.1,  # Temperature of softmin (Eq. 5), in units of reward.
     discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
-    # "paper_a", "paper_b", "main", "step", "grpo" or "none".
+    # "paper_a", "paper_b", "main", "step", "grpo" or "none"; "gae" trains a
+    # critic and needs fold_verifiable.
     baseline="main",
     # N of "paper_a" and "paper_b", tokens; None is sampler.max_new_tokens.
     baseline_length=placeholder(int),
+    # Weight of later TD errors in "gae", in 0..1: 1 is the sum to go minus the
+    # value, 0 the TD error.
+    gae_lambda=1.0,
     # Whether "main" counts the token that ends a step among its tokens.
     count_step_end=True,
     process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.
@@ -347,6 +352,22 @@ def updates() -> dict:
     # their order, so that all samples of a prompt are in one mini-batch if it
     # has as many.
     shuffle=False,
+  )
+
+
+def critic() -> dict:
+  """The critic of credit.baseline="gae"; other baselines read none of it.
+
+  It starts as the policy with a head of zeros, in the policy's layout, and is
+  updated as often as the policy, on the same mini-batches.
+  """
+  return dict(
+    optim=optimizer(1e-3),
+    # A value may move by this much from the one that the advantages were made
+    # of, in units of reward; None is off. It has no effect on a single update.
+    value_clip=0.2,
+    # The first iterations train the critic and not the policy.
+    warmup_iterations=0,
   )
 
 

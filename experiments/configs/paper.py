@@ -183,6 +183,8 @@ def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
         beta2=preset.beta2,
         weight_decay=preset.weight_decay,
       ),
+      # Read only with credit.baseline="gae"; the rate is verl's default.
+      "critic": {"optim": base.optimizer(1e-5)},
       "eval_prompts": 480,  # Ours: of 500; 2 to 32 row shards divide it.
       # Ours, to save memory; it does not change the result.
       "micro_batches": 64,

@@ -32,7 +32,7 @@ from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
     ({"whitening": True}, "whitening must be one of"),
     ({"baseline": "grpo", "fold_verifiable": True}, "one baseline for all"),
     ({"form": "min_dense"}, "set fold_verifiable=True"),
-    ({"fold_verifiable": True}, "set baseline to 'paper_b' or 'none'"),
+    ({"fold_verifiable": True}, "set baseline to 'paper_b', 'gae'"),
     (
       {
         "fold_verifiable": True,
