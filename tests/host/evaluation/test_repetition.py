@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from pure_jax.host.evaluation.rollout_metrics import repetition_score
+from pure_jax.host.evaluation.repetition import repetition_score
 
 
 def naive_repetition(tokens):
@@ -42,6 +42,32 @@ def test_repetition_against_the_definition():
     assert repetition_score(tokens) == pytest.approx(expected, abs=1e-12)
 
 
+def test_characters_are_the_unit_of_a_text():
+  """The paper's unit: "hahahaha" has the sum 6+5+4+3+2+1 = 21 of 36."""
+  assert repetition_score("hahahaha") == pytest.approx(21 / 36, abs=1e-12)
+  # As one id of a vocabulary the same text does not repeat anything.
+  assert repetition_score([17]) == 0
+  assert repetition_score("") == repetition_score("a") == 0
+  # Letters outside the first 65,536 code points are one letter each.
+  assert repetition_score("😀" * 4) == pytest.approx(3 / 5, abs=1e-12)
+  for text in ("banana", "So x = 5.\n\nSo x = 5.\n\nSo x = 5.", "abcabcab"):
+    expected = naive_repetition(text)
+    assert repetition_score(text) == pytest.approx(expected, abs=1e-12)
+    codes = np.asarray([ord(letter) for letter in text])
+    assert repetition_score(codes) == repetition_score(text)
+
+
+@pytest.mark.parametrize("letters", [1, 2, 3, 20])
+def test_repetition_counts_different_substrings(letters):
+  """A second definition: 1 - different substrings / all substrings."""
+  rng = np.random.default_rng(letters)
+  for n in (2, 5, 17, 60):
+    text = "".join(chr(97 + c) for c in rng.integers(0, letters, n))
+    different = {text[i:j] for i in range(n) for j in range(i + 1, n + 1)}
+    expected = 1 - len(different) / (n * (n + 1) / 2)
+    assert repetition_score(text) == pytest.approx(expected, abs=1e-12)
+
+
 def test_repetition_of_a_loop_is_high_and_of_prose_is_low():
   """0.2 tells a response that loops from one that uses words again."""
   rng = np.random.default_rng(1)
@@ -66,6 +92,19 @@ def test_repetition_of_a_long_response_is_cheap():
   assert score == pytest.approx(total * 2 / (n * (n + 1)), abs=1e-12)
   assert peak < 16e6
   assert seconds < 5
+
+
+@pytest.mark.parametrize("unit", [1, 2, 997])
+def test_repetition_of_a_long_text_is_cheap(unit):
+  """30,000 characters: a response of 8,192 tokens."""
+  n = 30_000
+  period = "".join(chr(0x4E00 + i) for i in range(unit))
+  text = (period * n)[:n]
+  start = time.perf_counter()
+  score = repetition_score(text)
+  assert time.perf_counter() - start < 2
+  expected = (n - unit) * (n - unit + 1) / (n * (n + 1))
+  assert score == pytest.approx(expected, abs=1e-12)
 
 
 def test_repetition_of_a_batch_is_fast():
