@@ -29,6 +29,7 @@ import train_prm
 from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
+from pure_jax.host.evaluation.rollout_metrics import Metrics
 from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_report
 from pure_jax.runs.folder import MAY_DIFFER
@@ -56,7 +57,7 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
     return False
   if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
     return problem.has_answer
-  known = problem.has_answer or problem.withheld_answer is not None
+  known = problem.known_answer is not None
   fraction = 1.0 if rl.reward_mode == "vr" else rl.answer_fraction
   text = problem.problem.encode()
   digest = hashlib.blake2b(text, digest_size=4, salt=b"answer").digest()
@@ -65,7 +66,7 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
 
 def evaluate(
   run: Run, functions: RLFunctions, frozen: FrozenWeights, trained: Any
-) -> dict[str, float]:
+) -> Metrics:
   """Evaluates on held-out problems: one sample at temperature 1, one greedy."""
   problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)

@@ -178,6 +178,9 @@ def rl() -> dict:
     lora=lora(),  # Of the policy; the reference has no adapters.
     eval_every=10,  # Iterations between evaluations.
     eval_prompts=256,  # Held-out prompts of an evaluation.
+    # What the repetition of a response counts: "characters" of its text, as
+    # the paper's code, or "tokens".
+    repetition_unit="characters",
     samples_every=10,  # Iterations between printed samples.
     checkpoint_every=10,  # Iterations between checkpoints.
     checkpoints_kept=2,  # The latest ones; the best one is kept too.

@@ -11,6 +11,7 @@ from pure_jax import credit
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
+from pure_jax.host.evaluation import rollout_metrics
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.host.text.tokenization import SEPARATOR
@@ -100,21 +101,26 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
     _write_samples(run, bar, iteration)
 
 
-def _metrics_row(run: Run, iteration: Iteration) -> dict[str, float]:
+def _metrics_row(run: Run, iteration: Iteration) -> rollout_metrics.Metrics:
   """The metrics of an iteration."""
   batch = iteration.batch
   row = response_metrics(run, iteration.graded, batch.rollout, batch.scores)
-  of_update = {
+  of_update: rollout_metrics.Metrics = {
     name: float(value)
     for name, value in jax.device_get(iteration.metrics).items()
   }
-  # A mean over nothing is left out.
-  undefined = set() if run.spec.prm_model else {*STEP_REWARD_METRICS}
   if not global_batch.read_everywhere(batch.has_answer).any():
-    undefined |= {"correct_mean", "process_outcome_agreement"}
-  for name in undefined:
-    del of_update[name]
+    for name in ("correct_mean", "process_outcome_agreement"):
+      of_update[name] = None  # A mean over nothing.
+  if run.spec.prm_model is None:
+    for name in STEP_REWARD_METRICS:
+      del of_update[name]
   row |= {name: x for name, x in of_update.items() if name not in row}
+  row["pass_at_n"] = rollout_metrics.pass_at_n(
+    iteration.graded.verdicts.correct,
+    iteration.graded.gradable,
+    run.spec.settings.rl.samples_per_prompt,
+  )
   if iteration.drift is not None:
     row["logp_drift_max"] = float(iteration.drift)
   tokens = row["response_tokens"] * len(iteration.problems)

@@ -1,7 +1,8 @@
 """Metrics and samples of a run, as JSON lines and TensorBoard events.
 
 A row is one line of strict JSON: ``{"stage": "rl", "step": 3, ...}``. A number
-that is not finite is written as null, because strict JSON has no NaN. A resumed
+that is not finite is written as null, because strict JSON has no NaN, and so is
+a metric without a value (None), such as a mean over nothing. A resumed
 run first removes the rows it will write again, so a killed and resumed run
 leaves the same file as an uninterrupted one. Only fields that measure time
 differ; their names end in ``seconds`` or ``_per_second``.
@@ -93,16 +94,22 @@ class MetricsWriter(_RowWriter):
     Args:
       stage: name of the stage, such as "rl" or "rl_eval".
       step: step within the stage, >= 0.
-      metrics: scalars by name: Python, numpy or jax.
+      metrics: scalars by name: Python, numpy or jax; None where the metric has
+        no value, which TensorBoard does not get.
 
     Raises:
       ValueError: for an array, or a metric called "stage" or "step".
     """
-    values = {name: _to_number(value) for name, value in metrics.items()}
-    row = {"stage": stage, "step": int(step)}
-    for name, value in values.items():
+    values = {
+      name: _to_number(value)
+      for name, value in metrics.items()
+      if value is not None
+    }
+    row: dict[str, Any] = {"stage": stage, "step": int(step)}
+    for name in metrics:
       if name in row:
         raise ValueError(f"A metric must not be called {name!r}.")
+      value = values.get(name, math.nan)
       row[name] = value if math.isfinite(value) else None
     self._append(row)
     if stage not in self._events:

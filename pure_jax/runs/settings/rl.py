@@ -7,6 +7,7 @@ method `config` adds what follows from the tokenizer or from a switch.
 
 import dataclasses
 
+from pure_jax.host.evaluation.rollout_metrics import REPETITION_UNITS
 from pure_jax.models.config import CACHE_DTYPES
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
@@ -137,6 +138,7 @@ class RLSettings:
   lora: LoraSettings
   eval_every: int
   eval_prompts: int
+  repetition_unit: str
   samples_every: int
   checkpoint_every: int
   checkpoints_kept: int
@@ -161,6 +163,7 @@ class RLSettings:
     at_least(1, self, "iterations prompts samples_per_prompt length_buckets")
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
+    one_of(self, "repetition_unit", REPETITION_UNITS)
     self._complete_credit()
     fraction = self.answer_fraction
     if fraction is not None and not 0 < fraction <= 1:
