@@ -36,9 +36,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       prompt_tokens=128,
       prm_prompt_tokens=64,
       samples=4,
-      k=(2, 4),
       sampler={"max_new_tokens": 24},
       batch_rows=16,
+      engine={"sync_interval": 8},
       score={"max_steps": 8},
       grader={"extractors": ("boxed", "last_number")},
       bootstrap_resamples=200,
@@ -56,8 +56,10 @@ def fields() -> dict:
     random_model=False,  # True: a tiny random policy, PRM, problems.
     prm=placeholder(str),  # Folder of a PRM; None has no PRM.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
-    compute_dtype="bfloat16",  # Dtype of products; or "float32".
-    param_dtype="bfloat16",  # Dtype of weights; or "float32".
+    # Dtype of products: "float32", "bfloat16", or "auto", which is bfloat16 on
+    # accelerators and float32 on CPUs.
+    compute_dtype="auto",
+    param_dtype="auto",  # Dtype of weights; "auto" is that of the products.
     benchmarks={
       name: benchmark(name, averaged=name in PAPERS)
       for name in (*PAPERS, "gsm8k")
@@ -75,14 +77,16 @@ def fields() -> dict:
     prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
     greedy=True,  # One greedy response to each problem.
     samples=8,  # Responses drawn for each problem; 0 draws none.
-    k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
+    # Subset sizes of pass@k and maj@k; None: the powers of two up to samples.
+    k=placeholder(tuple),
     # Distribution of the samples; max_new_tokens limits greedy ones as well.
     sampler=base.sampler(max_new_tokens=8192),
-    # Responses that are written to the file together; a killed run loses at
-    # most this many.
+    # Responses that are generated and written to the file together; a killed
+    # run loses at most those of two batches.
     batch_rows=128,
-    # Without slots (`evaluate.py:one_loop`) a whole batch is generated in
-    # one loop. With slots, memory at times has two copies of keys and values.
+    # Without slots (`evaluate.py:one_loop`) all responses of a batch are
+    # generated together. With slots, memory at times has two copies of keys
+    # and values. Progress is shown once in sync_interval tokens.
     engine=base.engine(),
     # How the PRM scores responses; see `pure_jax.settings.ScoreConfig`.
     score=dict(

@@ -179,16 +179,54 @@ def test_stop_texts_end_rows_in_the_loop_and_in_the_engine():
 
 def test_a_row_is_sampled_from_its_own_key():
   """A row's key, not its place in the batch, decides its tokens."""
-  generate = rollouts.make_generate_rows(MODEL, SAMPLER, sharding.make_layout())
+  generate = rollouts.make_generate_together(
+    MODEL, SAMPLER, sharding.make_layout(), sync_interval=4
+  )
   keys = sampling.row_keys(KEY, jnp.arange(6))
   params, prompts = random_policy(MODEL), make_prompts()
-  rollout = generate(params, prompts, keys)
+  rollout = generate(params, prompts, keys, None)
   order = np.array([4, 0, 3, 5, 2, 1])
   reordered = jax.tree.map(lambda x: x[order], prompts)
   assert_same(
-    generate(params, reordered, keys[order]),
+    generate(params, reordered, keys[order], None),
     jax.tree.map(lambda x: x[order], rollout),
   )
+
+
+@pytest.mark.parametrize("shape", [{}, {"data": 2}])
+@pytest.mark.parametrize("sync_interval", [1, 4, 100])
+def test_together_in_chunks_is_one_loop_and_reports(shape, sync_interval):
+  """Reports must not change a token; the last one is of the whole batch."""
+  layout = sharding.make_layout(**shape)
+  params, prompts = random_policy(MODEL), make_prompts()
+  keys = sampling.row_keys(KEY, jnp.arange(6))
+  generate = rollouts.make_generate_together(
+    MODEL, SAMPLER, layout, sync_interval
+  )
+  reports = []
+  everywhere = sharding.replicated(layout)
+  rollout = generate(
+    jax.device_put(
+      params, sharding.weight_shardings(policy.declare_policy(MODEL), layout)
+    ),
+    jax.device_put(prompts, everywhere),
+    jax.device_put(keys, everywhere),
+    lambda *report: reports.append(report),
+  )
+  spec = generation.GenerationSpec(MODEL, SAMPLER)
+  expected = jax.jit(functools.partial(generation.generate, spec=spec))(
+    params, prompts=prompts, keys=keys
+  )
+  assert_same(rollout, expected)
+  lengths, ended = zip(*reports, strict=True)
+  whole = np.asarray(expected.completion_mask).sum(1)
+  np.testing.assert_array_equal(lengths[0], np.ones(6))
+  np.testing.assert_array_equal(lengths[-1], whole)
+  assert ended[-1].all()
+  for report, (length, end) in enumerate(reports):
+    written = np.minimum(1 + report * sync_interval, whole)
+    np.testing.assert_array_equal(length, written)
+    np.testing.assert_array_equal(end, written == whole)
 
 
 def test_weights_get_the_cpu_layout_where_it_is_faster():

@@ -15,6 +15,7 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import separator_table, split_texts
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.rollout.engine import OnProgress
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -28,7 +29,7 @@ class ResponseBatch:
 
   Attributes:
     requests: the requests of the batch, at most as many as it has rows.
-    rollout: [B, ...] arrays that may still be computed.
+    rollout: [B, ...] arrays.
     step_rewards: [B, S] array that may still be computed; None without a PRM.
   """
 
@@ -43,19 +44,23 @@ def make_generate(
   sampler: SamplingConfig,
   layout: sharding.Layout,
   group_size: int,
-) -> rollouts.Generate:
-  """Makes the sampler of an evaluation: (params, prompts, keys) -> rollout.
+) -> rollouts.ReportingGenerate:
+  """Makes the sampler of an evaluation.
 
   Args:
-    settings: choose one loop or continuous batching.
+    settings: choose continuous batching or all rows of a batch together.
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
     group_size: rows of each prompt, 1 without continuous batching.
+
+  Returns:
+    A function (params, prompts, keys, on_progress) -> rollout.
   """
   config = settings.engine.config()
   if config is None:
-    return rollouts.make_generate_rows(model, sampler, layout)
+    interval = settings.engine.sync_interval
+    return rollouts.make_generate_together(model, sampler, layout, interval)
   return rollouts.make_engine(
     model, sampler, group_size, layout, config
   ).generate
@@ -111,12 +116,18 @@ class ResponseGenerator:
         settings.engine.slots,
       )
 
-  def start(self, requests: list[Request], rows: int) -> ResponseBatch:
-    """Starts a batch of requests that are all greedy, or all samples.
+  def start(
+    self,
+    requests: list[Request],
+    rows: int,
+    on_progress: OnProgress | None = None,
+  ) -> ResponseBatch:
+    """Generates a batch of requests, all greedy or all samples; starts scoring.
 
     Requests are repeated to fill the rows, see
-    `EvaluationSettings.rows_of_batches`. With continuous batching the returned
-    responses are complete.
+    `EvaluationSettings.rows_of_batches`. The returned responses are complete,
+    their step rewards may still be computed. `on_progress` is called with
+    arrays of the requests' rows, on the way and at the end.
     """
     settings, greedy = self._settings, requests[0].sample is None
     filled = [requests[i % len(requests)] for i in range(rows)]
@@ -126,14 +137,16 @@ class ResponseGenerator:
     keys = jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
       key_data
     )
+
+    def report(lengths: np.ndarray, ended: np.ndarray) -> None:
+      """Without the rows that fill up the batch."""
+      on_progress(lengths[: len(requests)], ended[: len(requests)])
+
     rollout = self._generate[greedy](
       self._params,
-      self._put_prompts(
-        prompts,
-        settings.prompt_tokens,
-        replicated=settings.engine.slots is not None,
-      ),
+      self._put_prompts(prompts, settings.prompt_tokens, replicated=True),
       keys,
+      None if on_progress is None else report,
     )
     step_rewards = None
     if self._prm_params is not None:
