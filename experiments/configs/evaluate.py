@@ -14,8 +14,6 @@ from configs import base, files
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
-
 
 def get_config(variant: str = "full") -> ConfigDict:
   """An evaluation of one policy, in a variant that is described above."""
@@ -60,10 +58,7 @@ def fields() -> dict:
     # accelerators and float32 on CPUs.
     compute_dtype="auto",
     param_dtype="auto",  # Dtype of weights; "auto" is that of the products.
-    benchmarks={
-      name: benchmark(name, averaged=name in PAPERS)
-      for name in (*PAPERS, "gsm8k")
-    },
+    benchmarks=files.benchmarks(),  # Files of problems.
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     # Format of the policy's prompts: "raw", "plain", "chat" or "qwen_boxed".
     prompt_format="qwen_boxed",
@@ -79,6 +74,9 @@ def fields() -> dict:
     samples=8,  # Responses drawn for each problem; 0 draws none.
     # Subset sizes of pass@k and maj@k; None: the powers of two up to samples.
     k=placeholder(tuple),
+    # What the repetition of a response counts: "characters" of its text, as
+    # the paper's code, or "tokens".
+    repetition_unit="characters",
     # Distribution of the samples; max_new_tokens limits greedy ones as well.
     sampler=base.sampler(max_new_tokens=8192),
     # Responses that are generated and written to the file together; a killed
@@ -96,19 +94,4 @@ def fields() -> dict:
     grader=files.grader(),
     bootstrap_seed=0,  # Seed of the intervals.
     bootstrap_resamples=2000,  # Resamples of the problems, for intervals.
-  )
-
-
-def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
-  """A file of problems."""
-  return ConfigDict(
-    dict(
-      file=placeholder(str),  # None leaves the benchmark out.
-      format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems: fields of a record to fields of the file, see
-      # files.py.
-      fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # Only the first ones; None takes all.
-      averaged=averaged,  # Whether the average includes it.
-    )
   )

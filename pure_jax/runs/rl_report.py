@@ -21,6 +21,7 @@ from pure_jax.runs.responses import (
   step_texts,
 )
 from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.train import Metrics
 
@@ -83,6 +84,7 @@ def rewind(run: Run, done: int) -> None:
   run.folder.metrics.rewind("rl", done + 1)
   run.folder.metrics.rewind("rl_eval", done + 1 if done else 0)
   run.folder.samples.rewind("rl", done + 1)
+  run.folder.generations.rewind("rl_eval", done + 1 if done else 0)
 
 
 def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
@@ -179,6 +181,24 @@ def _step_lines(sample: dict[str, Any]) -> list[str]:
   ]
 
 
+def check_best_metric(run: Run, metrics: rollout_metrics.Metrics) -> None:
+  """Checks that an evaluation has the metric that ranks checkpoints.
+
+  Args:
+    run: the open run.
+    metrics: metrics of an evaluation.
+
+  Raises:
+    ConfigError: if it has no such metric.
+  """
+  name = run.spec.settings.best_metric
+  if name not in metrics:
+    raise ConfigError(
+      f"rl.best_metric={name!r} is no metric of this run's evaluations, which "
+      f"have {', '.join(metrics)}."
+    )
+
+
 def summarize(run: Run) -> dict[str, Any]:
   """Writes and returns summary.json: first, best and last evaluation, config.
 
@@ -196,14 +216,14 @@ def summarize(run: Run) -> dict[str, Any]:
       "was removed or emptied: put it back, or remove the folder rl there to "
       "train anew."
     )
-  rl = settings.rl
+  rl, metric = settings.rl, settings.best_metric
   summary = {
     "credit": rl.credit.form,
     "reward_mode": rl.reward_mode,
     "seed": settings.seed,
     "iterations": rl.iterations,
     "first": rows[0],
-    "best": max(rows, key=lambda row: row["accuracy"]),
+    "best": max(rows, key=lambda row: (row[metric] is not None, row[metric])),
     "last": rows[-1],
   }
   write_json_atomic(folder / "summary.json", summary)

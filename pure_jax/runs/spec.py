@@ -31,6 +31,7 @@ class RandomStream(enum.IntEnum):
   HELD_OUT_SAMPLES = 5
   POLICY_ADAPTERS = 6
   PRM_ADAPTERS = 7
+  BENCHMARK_SAMPLES = 8
 
 
 def make_layouts(settings: Settings) -> Layouts:

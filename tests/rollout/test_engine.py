@@ -387,22 +387,3 @@ def test_unfinished_slots_are_selected_in_the_fewest_halvings(shards):
 def test_an_engine_needs_slots_and_tokens(sizes):
   with pytest.raises(ValueError, match="must be at least 1"):
     EngineConfig(*sizes)
-
-
-def test_the_engine_reports_each_row_of_the_batch(expected):
-  """Also rows that wait, and those whose slots have other rows by now."""
-  engine, reports = make_engine(6, 2), []
-  params = random_policy(MODEL)
-  engine.generate(
-    params, make_prompts(), KEY, lambda *report: reports.append(report)
-  )
-  whole = np.asarray(expected.completion_mask).sum(1)
-  np.testing.assert_array_equal(reports[-1][0], whole)
-  before = np.zeros(P * G, int), np.zeros(P * G, bool)
-  for length, ended in reports:
-    assert (length >= before[0]).all() and (ended >= before[1]).all()
-    np.testing.assert_array_equal(length[ended], whole[ended])
-    assert (length[~ended] < whole[~ended]).all()
-    before = length, ended
-  assert ended.all() and not reports[0][1].all()
-  assert (reports[0][0] == 0).any()  # A prompt that waits.

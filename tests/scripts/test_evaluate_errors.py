@@ -9,7 +9,7 @@ import evaluate_prm
 import numpy as np
 import pytest
 import safetensors.numpy
-from configs import evaluate as config_file
+from configs import files
 from policy_evaluations import on_files, smoke, start_process
 from prm_evaluations import smoke as prm_settings
 
@@ -163,9 +163,7 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"benchmarks": 5}, "benchmarks must be a group"),
     (
       {
-        "benchmarks__average": config_file.benchmark(
-          "gsm8k", averaged=True
-        ).to_dict()
+        "benchmarks__average": files.benchmark("gsm8k", averaged=True).to_dict()
       },
       "no benchmark may be called 'average'",
     ),

@@ -193,8 +193,9 @@ def test_a_row_is_sampled_from_its_own_key():
   )
 
 
-@pytest.mark.parametrize("shape", [{}, {"data": 2}])
-@pytest.mark.parametrize("sync_interval", [1, 4, 100])
+@pytest.mark.parametrize(
+  ("shape", "sync_interval"), [({}, 1), ({}, 100), ({"data": 2}, 4)]
+)
 def test_together_in_chunks_is_one_loop_and_reports(shape, sync_interval):
   """Reports must not change a token; the last one is of the whole batch."""
   layout = sharding.make_layout(**shape)
@@ -227,6 +228,28 @@ def test_together_in_chunks_is_one_loop_and_reports(shape, sync_interval):
     written = np.minimum(1 + report * sync_interval, whole)
     np.testing.assert_array_equal(length, written)
     np.testing.assert_array_equal(end, written == whole)
+
+
+def test_the_engine_reports_each_row_of_the_batch():
+  """Also rows that wait, and those whose slots have other rows by now."""
+  engine = rollouts.make_engine(
+    MODEL, SAMPLER, G, sharding.make_layout(), EngineConfig(8, 4)
+  )
+  reports = []
+  rollout = engine.generate(
+    random_policy(MODEL),
+    make_prompts(),
+    KEY,
+    lambda *report: reports.append(report),
+  )
+  whole = np.asarray(rollout.completion_mask).sum(1)
+  before = np.zeros(6 * G, int), np.zeros(6 * G, bool)
+  for length, ended in reports:
+    assert (length >= before[0]).all() and (ended >= before[1]).all()
+    np.testing.assert_array_equal(ended, length == whole)
+    before = length, ended
+  assert ended.all() and not reports[0][1].all()
+  assert (reports[0][0] == 0).sum() == 4 * G  # Four prompts wait.
 
 
 def test_weights_get_the_cpu_layout_where_it_is_faster():

@@ -12,14 +12,14 @@ import numpy as np
 
 from pure_jax.host.evaluation.answer_metrics import pass_at_k
 from pure_jax.host.evaluation.reflection import count_reflection_words
-from pure_jax.host.evaluation.repetition import repetition_score
+from pure_jax.host.evaluation.repetition import (
+  HIGH_REPETITION,
+  response_repetition,
+)
 from pure_jax.host.evaluation.response_scores import softmin_outcome
 from pure_jax.host.text.tokenization import SEPARATOR
 from pure_jax.types import Rollout, StepBoundaries
 
-HIGH_REPETITION = 0.2
-# What a repetition score counts: the paper's code counts characters.
-REPETITION_UNITS = ("characters", "tokens")
 # By name; None where the mean is over nothing.
 Metrics = dict[str, float | None]
 
@@ -75,16 +75,16 @@ def response_facts(
     step_rewards: [B, S] float, -1..1; None without a PRM.
     step_texts: B lists with the text of each step.
     is_vacuous: tells whether a step's text claims and concludes nothing.
-    repetition_unit: one of `REPETITION_UNITS`.
+    repetition_unit: one of `repetition.UNITS`.
   """
   mask = np.asarray(rollout.completion_mask)
   lengths = mask.sum(1)
   texts = [SEPARATOR.join(steps_of_row) for steps_of_row in step_texts]
-  repeating = texts
-  if repetition_unit == "tokens":
-    rows = zip(np.asarray(rollout.tokens), lengths, strict=True)
-    repeating = [row[:length] for row, length in rows]
-  repetition = [repetition_score(sequence) for sequence in repeating]
+  rows = zip(texts, np.asarray(rollout.tokens), lengths, strict=True)
+  repetition = [
+    response_repetition(text, row[:length], repetition_unit)
+    for text, row, length in rows
+  ]
   reflection = [count_reflection_words(text) for text in texts]
   vacuous = [sum(map(is_vacuous, texts)) for texts in step_texts]
   return ResponseFacts(

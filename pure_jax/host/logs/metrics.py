@@ -27,7 +27,7 @@ class MetricsError(RuntimeError):
   """A file of rows that cannot be read; the message names the line."""
 
 
-class _RowWriter:
+class RowWriter:
   """An append-only file of rows that have a stage and a step."""
 
   def __init__(self, workdir: str | os.PathLike, name: str):
@@ -67,7 +67,7 @@ class _RowWriter:
     self._file.flush()
 
 
-class MetricsWriter(_RowWriter):
+class MetricsWriter(RowWriter):
   """Appends metrics to ``metrics.jsonl`` and to TensorBoard events.
 
   TensorBoard shows each stage as its own run, below ``tensorboard/``.
@@ -153,7 +153,7 @@ class NoWriter:
     """Does nothing."""
 
 
-class SamplesWriter(_RowWriter):
+class SamplesWriter(RowWriter):
   """Appends problems and responses to ``samples.jsonl``."""
 
   def __init__(self, workdir: str | os.PathLike):
@@ -171,7 +171,7 @@ class SamplesWriter(_RowWriter):
       samples: dicts of text, numbers (numpy and jax too) and lists of them.
     """
     for sample in samples:
-      values = {name: _to_json(value) for name, value in sample.items()}
+      values = {name: to_json(value) for name, value in sample.items()}
       self._append({"stage": stage, "step": int(step)} | values)
 
 
@@ -219,17 +219,22 @@ def _to_number(value: Any) -> int | float:
   return number if isinstance(number, int) else float(number)
 
 
-def _to_json(value: Any) -> Any:
-  """Returns a value as JSON has it, NaN and infinity as null."""
+def to_json(value: Any) -> Any:
+  """Returns a value as JSON has it, NaN and infinity as null.
+
+  Args:
+    value: text, a scalar of any array library, None, or mappings, sequences and
+      arrays of them.
+  """
   if value is None or isinstance(value, str | bool):
     return value
   if isinstance(value, Mapping):
-    return {name: _to_json(item) for name, item in value.items()}
+    return {name: to_json(item) for name, item in value.items()}
   if isinstance(value, Sequence):
-    return [_to_json(item) for item in value]
+    return [to_json(item) for item in value]
   array = np.asarray(value)
   if array.ndim:
-    return [_to_json(item) for item in array]
+    return [to_json(item) for item in array]
   if array.dtype == bool:
     return bool(array)
   number = _to_number(array)

@@ -8,6 +8,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import batches
+from pure_jax.host.evaluation.repetition import response_repetition
 from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import GradingPool
@@ -206,19 +207,7 @@ def grade_batch(
     [verify.reference_of(request.problem) for request in requests],
     [verify.EXTRACTORS[name] for name in settings.grader.extractors],
   )
-  step_rewards: list[tuple[float, ...] | None] = [None] * count
-  if rewards is not None:
-    if not np.isfinite(rewards[:count]).all():
-      raise FloatingPointError(
-        f"The PRM gives no number for a response to {requests[0].key} or "
-        f"after: check the weights in {settings.prm}. The responses written "
-        "so far are intact."
-      )
-    steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
-    for row in range(count):
-      # The PRM scores at most max_steps of them.
-      scored = rewards[row, : len(steps[row])]
-      step_rewards[row] = tuple(round(float(reward), 6) for reward in scored)
+  step_rewards = _rounded_rewards(settings, tokenizer, batch, rollout, rewards)
   return [
     Response(
       benchmark=request.benchmark,
@@ -227,6 +216,11 @@ def grade_batch(
       text=texts[row],
       tokens=lengths[row],
       truncated=bool(rollout.truncated[row]),
+      repetition=response_repetition(
+        texts[row],
+        rollout.tokens[row, : lengths[row]],
+        settings.repetition_unit,
+      ),
       answer=verdicts[row].answer,
       correct=verdicts[row].correct,
       timed_out=verdicts[row].timed_out,
@@ -236,4 +230,33 @@ def grade_batch(
       subject=request.problem.subject,
     )
     for row, request in enumerate(requests)
+  ]
+
+
+def _rounded_rewards(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  batch: ResponseBatch,
+  rollout: Rollout,
+  rewards: np.ndarray | None,
+) -> list[tuple[float, ...] | None]:
+  """The step rewards of each response; raises if they are not finite.
+
+  The rollout and the rewards are those of the batch, on the host.
+  """
+  requests = batch.requests
+  if rewards is None:
+    return [None] * len(requests)
+  rewards = rewards[: len(requests)]
+  if not np.isfinite(rewards).all():
+    raise FloatingPointError(
+      f"The PRM gives no number for a response to {requests[0].key} or "
+      f"after: check the weights in {settings.prm}. The responses written "
+      "so far are intact."
+    )
+  steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
+  return [
+    # The PRM scores at most max_steps of them.
+    tuple(round(float(reward), 6) for reward in row[: len(texts)])
+    for row, texts in zip(rewards, steps, strict=False)
   ]

@@ -3,30 +3,22 @@
 import dataclasses
 
 from pure_jax.host.data.formats.named import format_names
-from pure_jax.host.data.records import LabelledSolution, Problem
-from pure_jax.host.evaluation.tables import AVERAGE
+from pure_jax.host.data.records import LabelledSolution
+from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.runs.settings.checks import at_least, one_of
-from pure_jax.runs.settings.files import Fields, GraderSettings, check_format
+from pure_jax.runs.settings.files import (
+  Benchmarks,
+  BenchmarkSettings,
+  Fields,
+  GraderSettings,
+  check_format,
+  with_files,
+)
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import DTYPE_CHOICES, with_dtypes_of
 from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
 from pure_jax.settings import ScoreConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchmarkSettings:
-  """A file of problems. See `configs/evaluate.py`."""
-
-  file: str | None
-  format: str
-  problems: int | None
-  averaged: bool
-  fields: Fields = None
-
-  def __post_init__(self):
-    check_format(self, "", format_names(Problem))
-    at_least(1, self, "problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +44,7 @@ class EvaluationSettings:
   greedy: bool
   samples: int
   k: tuple[int, ...] | None
+  repetition_unit: str
   sampler: SamplerSettings
   batch_rows: int
   engine: EngineSettings
@@ -66,16 +59,16 @@ class EvaluationSettings:
     at_least(0, self, "seed samples bootstrap_seed")
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
+    one_of(self, "repetition_unit", UNITS)
     if not self.random_model and self.policy is None:
       raise ValueError("policy must name the folder of a Hugging Face model.")
     if self.random_model and (self.policy or self.prm):
       raise ValueError("random_model stands in place of policy and prm.")
-    if not self.random_model and not self.named_benchmarks():
+    named = self.named_benchmarks()
+    if not self.random_model and not named:
       raise ValueError(
         "no benchmark has a file: set one, such as benchmarks.math500.file."
       )
-    if AVERAGE in self.benchmarks:
-      raise ValueError(f"no benchmark may be called {AVERAGE!r}.")
     if not self.greedy and not self.samples:
       raise ValueError("no response is asked for: set greedy, or samples.")
     for size in self.subset_sizes:
@@ -134,9 +127,9 @@ class EvaluationSettings:
     prompt_format = PROMPT_FORMATS[self.prompt_format]
     return dataclasses.replace(prompt_format, prefix=self.response_prefix)
 
-  def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
+  def named_benchmarks(self) -> Benchmarks:
     """The benchmarks that have a file."""
-    return {k: v for k, v in self.benchmarks.items() if v.file is not None}
+    return with_files(self.benchmarks)
 
 
 @dataclasses.dataclass(frozen=True)
