@@ -1,9 +1,14 @@
 """What a run of all stages logs: samples, generations, metrics."""
 
 import itertools
+import json
+import re
 import shutil
 
+import field_reads
+import metric_table
 import numpy as np
+from checkout import ROOT
 from smoke_run import call, rows
 
 
@@ -47,3 +52,22 @@ def test_a_trained_prm_is_described_in_one_line(finished, tmp_path):
   number = f"{evaluation['balanced_accuracy']:.3f}"
   assert line.startswith("held-out step accuracy") and number in line
   assert f"the PRM is in {workdir / 'prm'}," in line
+
+
+def test_every_logged_field_is_documented_and_every_documented_one_logged(
+  finished,
+):
+  """In all stages of a run of the embedded world."""
+  lines = (finished[0] / "metrics.jsonl").read_text().splitlines()
+  metric_table.check(map(json.loads, lines), "PRM", "world")
+
+
+def test_conditional_metrics_are_in_the_sources():
+  """Those that no smoke run writes are at least names in the library."""
+  folders = (ROOT / "pure_jax", ROOT / "experiments")
+  sources = "\n".join(field_reads.sources(*folders))
+  for field in metric_table.documented():
+    name = field.name.replace("BENCHMARK/", "")
+    # Such as "rollout" of rollout_tokens_per_second: the rest is put together.
+    name = re.split("_given_|_of_N|_tokens_per_second|_seconds", name)[0]
+    assert re.search(rf"\"{name}\"|\b{name}(_of_|_given_)", sources), name
