@@ -5,7 +5,6 @@ prm_metrics      ProcessBench, single steps, calibration, best-of-n of a PRM
 response_scores  one score for a response from its step rewards
 rollout_metrics  a training batch: accuracy, process reward, repetition
 repetition       how much a text repeats itself
-reflection       words with which a response looks back
 intervals        means over problems, bootstrap intervals
 tables           from graded responses to tables
 report           tables as Markdown, JSON and a picture

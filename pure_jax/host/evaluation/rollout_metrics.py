@@ -6,12 +6,12 @@ responses precede the collapse that the paper (arXiv 2504.15275) describes.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from pure_jax.host.evaluation.answer_metrics import pass_at_k
-from pure_jax.host.evaluation.reflection import count_reflection_words
 from pure_jax.host.evaluation.repetition import (
   HIGH_REPETITION,
   response_repetition,
@@ -20,6 +20,23 @@ from pure_jax.host.evaluation.response_scores import softmin_outcome
 from pure_jax.host.text.tokenization import SEPARATOR
 from pure_jax.types import Rollout, StepBoundaries
 
+# Words with which a response looks back at what it has written: the list of
+# PURE's code (github.com/CJReinforce/PURE, branch verl,
+# verl/utils/monitored_metric), which extends that of Open-Reasoner-Zero.
+REFLECTION_PATTERNS = tuple(
+  re.compile(pattern)
+  for pattern in (
+    r"wait,",
+    r"alternatively,",
+    r"however,",
+    r"recheck[,\s]",
+    r"rethink[,\s]",
+    r"retry[,\s]",
+    r"try again",
+    r"let's check",
+    r"let's verify",
+  )
+)
 # By name; None where the mean is over nothing.
 Metrics = dict[str, float | None]
 
@@ -180,3 +197,22 @@ def pass_at_n(
   known = np.asarray(gradable).reshape(-1, group_size)[:, 0]
   solved = pass_at_k(groups[known], group_size)
   return float(solved.mean()) if solved.size else None
+
+
+def count_reflection_words(text: str) -> int:
+  """Counts the reflection words of a response.
+
+  As in PURE's code, the patterns match the lowercased text, without word
+  boundaries ("await," has "wait,"), and each is counted by itself ("retry
+  again" counts twice).
+
+  >>> count_reflection_words("Wait, 3+5=8. However, let's verify: 8-5=3.")
+  3
+  >>> count_reflection_words("")
+  0
+
+  Args:
+    text: any text.
+  """
+  lowered = text.lower()
+  return sum(len(pattern.findall(lowered)) for pattern in REFLECTION_PATTERNS)
