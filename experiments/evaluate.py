@@ -17,13 +17,15 @@ a folder of the policy of a training run.
 """
 
 import collections
+import concurrent.futures
 import dataclasses
 import pathlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import cli
+import jax
 import numpy as np
 
 from pure_jax.host import huggingface
@@ -38,11 +40,7 @@ from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation.generation import (
-  ResponseBatch,
-  ResponseGenerator,
-  grade_batch,
-)
+from pure_jax.runs.evaluation.generation import ResponseGenerator, grade_batch
 from pure_jax.runs.evaluation.requests import (
   Request,
   Requests,
@@ -79,18 +77,37 @@ def make_batches(
   ]
 
 
-def generate_batches(
-  generator: ResponseGenerator,
-  batches: Sequence[tuple[list[Request], int]],
-  lookahead: int,
-) -> Iterator[ResponseBatch]:
-  """Yields batches in order; starts `lookahead` later ones before each."""
-  started = collections.deque()
-  for requests, rows in batches:
-    started.append(generator.start(requests, rows))
-    if len(started) > lookahead:
-      yield started.popleft()
-  yield from started
+class EvaluationProgress:
+  """Shows generated responses and tokens, and grades, while they come in."""
+
+  def __init__(self, bar: Progress, file: RecordFile[Response]):
+    """Starts the clock."""
+    self._bar, self._file = bar, file
+    self._begin, self._tokens, self._batch_tokens = time.monotonic(), 0, 0
+    self._batch_ended = 0
+
+  def on_progress(self, lengths: np.ndarray, ended: np.ndarray) -> None:
+    """Shows the state of the batch that is being generated."""
+    self._batch_tokens, before = int(lengths.sum()), self._batch_ended
+    self._batch_ended = int(ended.sum())
+    self._show()
+    self._bar.advance(self._batch_ended - before)
+
+  def end_batch(self) -> None:
+    """Counts the tokens of a batch that is complete."""
+    self._tokens += self._batch_tokens
+    self._batch_tokens = self._batch_ended = 0
+
+  def _show(self) -> None:
+    """Shows numbers next to the bar."""
+    tokens = self._tokens + self._batch_tokens
+    shown = {"tokens": tokens}
+    shown["tokens/s"] = tokens / (time.monotonic() - self._begin)
+    records = self._file.records.values()
+    if records:
+      shown["correct"] = np.mean([response.correct for response in records])
+      shown["truncated"] = np.mean([r.truncated for r in records])
+    self._bar.show(shown)
 
 
 def write_responses(
@@ -100,7 +117,10 @@ def write_responses(
   requests: Sequence[Request],
   file: RecordFile[Response],
 ) -> None:
-  """Generates and grades the responses that the file lacks."""
+  """Generates and grades the responses that the file lacks.
+
+  A batch is scored and graded while the next one is generated.
+  """
   batches = make_batches(settings, requests)
   # A batch is generated again as a whole, so that its numbers stay the same.
   missing = [
@@ -111,31 +131,30 @@ def write_responses(
   if not missing:
     return
   generator = ResponseGenerator(settings, tokenizer, layout)
-  # Continuous batching needs the host until the batch is complete.
-  lookahead = 1 if settings.engine.slots is None else 0
+  graded: collections.deque[concurrent.futures.Future] = collections.deque()
+
+  def write(most_left: int) -> None:
+    """Writes graded batches, in order, until so many are left."""
+    while len(graded) > most_left:
+      responses = graded.popleft().result()
+      file.append([r for r in responses if r.key not in file.records])
+
+  done = len(requests) - sum(len(batch) for batch, _ in missing)
   with (
     verify.open_pool(settings.grader.workers, settings.grader.seconds) as pool,
-    Progress(
-      "evaluate",
-      len(batches),
-      len(batches) - len(missing),
-      enabled=settings.progress,
-    ) as bar,
+    Progress("evaluate", len(requests), done, enabled=settings.progress) as bar,
+    concurrent.futures.ThreadPoolExecutor(1) as grader,
   ):
-    begin, tokens = time.monotonic(), 0
-    for batch in generate_batches(generator, missing, lookahead):
-      responses = grade_batch(settings, tokenizer, pool, batch)
-      file.append([r for r in responses if r.key not in file.records])
-      tokens += sum(response.tokens for response in responses)
-      records = file.records.values()
-      bar.advance()
-      bar.show(
-        {
-          "correct": np.mean([response.correct for response in records]),
-          "truncated": np.mean([response.truncated for response in records]),
-          "tokens/s": tokens / (time.monotonic() - begin),
-        }
+    progress = EvaluationProgress(bar, file)
+    for requests_of_batch, rows in missing:
+      batch = generator.start(requests_of_batch, rows, progress.on_progress)
+      progress.end_batch()
+      graded.append(
+        grader.submit(grade_batch, settings, tokenizer, pool, batch)
       )
+      del batch  # Its arrays are in memory until it is graded.
+      write(most_left=1)
+    write(most_left=0)
 
 
 def report(
@@ -157,7 +176,7 @@ def report(
     responses[response.benchmark].append(response)
   tables = evaluation_tables(
     responses,
-    k=settings.k,
+    k=settings.subset_sizes,
     averaged=[name for name, b in benchmarks.items() if b.averaged],
     left_out=requests.left_out,
     bootstrap=Bootstrap(settings.bootstrap_seed, settings.bootstrap_resamples),
@@ -171,6 +190,7 @@ def report(
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:
   """Evaluates a policy in a folder, or continues there."""
+  settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:

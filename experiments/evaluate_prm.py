@@ -141,6 +141,7 @@ def with_rewards(
 
 def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   """Evaluates a PRM in a folder, or continues there; returns the report."""
+  settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():

@@ -10,6 +10,7 @@ and curves to DIR/curves.png. Evaluations are the rows of stage prm_eval: step
 of full updates after those. The same command continues an interrupted run.
 """
 
+import json
 from typing import Any
 
 import cli
@@ -152,6 +153,23 @@ def _make_prm(run: Run, policy_params: Any, declared: Any) -> Any:
   return params
 
 
+def describe_result(run: Run) -> str:
+  """Describes a finished PRM in one line: how good it is, and where."""
+  folder = run.folder.start / "prm"
+  if not (folder / "done.json").exists():
+    return "files.prm names a trained PRM: there was nothing to train"
+  metrics = json.loads((folder / "done.json").read_text())
+  numbers = [
+    f"{name.replace('_', ' ')} {metrics[name]:.3f}"
+    for name in ("step_accuracy", "balanced_accuracy", "auc")
+    if metrics.get(name) is not None
+  ]
+  return (
+    f"held-out {', '.join(numbers)}; the PRM is in {folder}, metrics and "
+    f"curves are in {run.folder.path}"
+  )
+
+
 def main(argv: list[str]) -> None:
   """Opens the run and trains."""
   del argv
@@ -163,6 +181,9 @@ def main(argv: list[str]) -> None:
       )
     train_prm(run)
     run.folder.draw_curves()
+    result = processes.on_process_zero(lambda: describe_result(run))
+  if result is not None:
+    print(result)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,9 @@ import train_prm
 from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
+from pure_jax.host.evaluation.rollout_metrics import Metrics
 from pure_jax.host.logs.console import Progress
-from pure_jax.runs import rl_report
+from pure_jax.runs import rl_report, validation
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.loop import StageCheckpoints, StopConditions
 from pure_jax.runs.responses import (
@@ -64,18 +65,26 @@ def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
     return False
   if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
     return problem.has_answer
-  known = problem.has_answer or problem.withheld_answer is not None
+  known = problem.known_answer is not None
   fraction = 1.0 if rl.reward_mode == "vr" else rl.answer_fraction
   text = problem.problem.encode()
   digest = hashlib.blake2b(text, digest_size=4, salt=b"answer").digest()
   return known and int.from_bytes(digest, "little") < fraction * 2**32
 
 
-def evaluate(
-  run: Run, functions: RLFunctions, frozen: FrozenWeights, trained: Any
-) -> dict[str, float]:
-  """Evaluates on held-out problems: one sample at temperature 1, one greedy."""
-  problems = run.task.held_out[: run.spec.settings.rl.eval_prompts]
+def validate(
+  run: Run,
+  functions: RLFunctions,
+  frozen: FrozenWeights,
+  trained: Any,
+  step: int,
+) -> Metrics:
+  """Evaluates on held-out problems and benchmarks; writes metrics and texts.
+
+  Held-out problems get one sample at temperature 1 and a greedy response.
+  """
+  rl = run.spec.settings.rl
+  problems = run.task.held_out[: rl.eval_prompts]
   key = run.spec.key(RandomStream.HELD_OUT_SAMPLES)
   prompts = run.batches.encode_prompts(problems)
 
@@ -85,10 +94,22 @@ def evaluate(
   scores, _ = functions.score(trained, frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
   metrics = response_metrics(run, graded, rollout, scores)
+  generations = validation.held_out_generations(
+    run, problems, graded, rollout, scores.step_rewards
+  )
 
   greedy = functions.generate_greedy(weights, prompts, key)
   correct = grade(run, problems, greedy).verdicts.correct
-  return metrics | {"greedy_accuracy": float(np.mean(correct))}
+  metrics["greedy_accuracy"] = float(np.mean(correct))
+
+  of_benchmarks, shown = validation.evaluate_benchmarks(
+    run, functions, frozen, weights
+  )
+  metrics |= of_benchmarks
+  rl_report.check_best_metric(run, metrics)
+  run.folder.metrics.write("rl_eval", step, metrics)
+  run.folder.generations.write("rl_eval", step, generations + shown)
+  return metrics
 
 
 def iterate(
@@ -167,8 +188,7 @@ def run_iterations(
   stop.check_resumed(done, state.policy, state.critic)
   rl_report.rewind(run, done)
   if done == 0:
-    metrics = evaluate(run, functions, frozen, state.policy.params)
-    run.folder.metrics.write("rl_eval", 0, metrics)
+    validate(run, functions, frozen, state.policy.params, step=0)
   pending = None  # Logged while the update of the next iteration runs.
   bar = Progress("rl", total, done, enabled=run.shows_progress)
   with bar, preemption.graceful_shutdown() as shutdown:
@@ -189,8 +209,7 @@ def run_iterations(
       rl_report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
-        metrics = evaluate(run, functions, frozen, state.policy.params)
-        run.folder.metrics.write("rl_eval", step, metrics)
+        metrics = validate(run, functions, frozen, state.policy.params, step)
       saved = state.to_checkpoint()
       checkpoints.save(step, saved, cursor, metrics, regular=is_regular)
       facts = {"problems": [p.problem for p in iteration.problems]}
@@ -224,7 +243,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
     run,
     run.folder.path / "rl",
     keep_latest=rl.checkpoints_kept,
-    best_metric="accuracy",
+    best_metric=run.spec.settings.best_metric,
     may_differ=MAY_DIFFER,
   ) as checkpoints:
     run_iterations(run, functions, frozen, state, checkpoints)
@@ -241,9 +260,10 @@ def main(argv: list[str]) -> None:
     summary = train_rl(run)
   if summary is None:
     return
+  first, last = summary["first"], summary["last"]
   print(
-    f"held-out accuracy {summary['first']['accuracy']:.3f} -> "
-    f"{summary['last']['accuracy']:.3f}; everything is in {run.folder.path}"
+    f"held-out accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}; "
+    f"everything is in {run.folder.path}"
   )
 
 

@@ -200,6 +200,21 @@ def rl() -> dict:
     lora=lora(),  # Of the policy; the reference has no adapters.
     eval_every=10,  # Iterations between evaluations.
     eval_prompts=256,  # Held-out prompts of an evaluation.
+    # Longest response to a problem of files.benchmarks, tokens; None:
+    # sampler.max_new_tokens.
+    benchmark_new_tokens=placeholder(int),
+    # Responses drawn at temperature 1 for each problem of files.benchmarks,
+    # besides the greedy one; 0 draws none.
+    benchmark_samples=0,
+    # Metric of evaluations whose best checkpoint is kept. None: the average
+    # over files.benchmarks if there are any, else the held-out accuracy.
+    best_metric=placeholder(str),
+    # Rows of the table of generations that every evaluation writes, for the
+    # held-out problems and for each of files.benchmarks; 0 writes none.
+    generations=4,
+    # What the repetition of a response counts: "characters" of its text, as
+    # the paper's code, or "tokens".
+    repetition_unit="characters",
     samples_every=10,  # Iterations between printed samples.
     checkpoint_every=10,  # Iterations between checkpoints.
     checkpoints_kept=2,  # The latest ones; the best one is kept too.

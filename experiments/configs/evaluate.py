@@ -16,8 +16,6 @@ from configs import base, files
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
-
 
 def get_config(variant: str = "full") -> ConfigDict:
   """An evaluation of one policy, in a variant that is described above."""
@@ -43,9 +41,9 @@ def get_config(variant: str = "full") -> ConfigDict:
       prompt_tokens=128,
       prm_prompt_tokens=64,
       samples=4,
-      k=(2, 4),
       sampler={"max_new_tokens": 24},
       batch_rows=16,
+      engine={"sync_interval": 8},
       score={"max_steps": 8},
       grader={"extractors": ("boxed", "last_number")},
       bootstrap_resamples=200,
@@ -63,12 +61,11 @@ def fields() -> dict:
     random_model=False,  # True: a tiny random policy, PRM, problems.
     prm=placeholder(str),  # Folder of a PRM; None has no PRM.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
-    compute_dtype="bfloat16",  # Dtype of products; or "float32".
-    param_dtype="bfloat16",  # Dtype of weights; or "float32".
-    benchmarks={
-      name: benchmark(name, averaged=name in PAPERS)
-      for name in (*PAPERS, "gsm8k")
-    },
+    # Dtype of products: "float32", "bfloat16", or "auto", which is bfloat16 on
+    # accelerators and float32 on CPUs.
+    compute_dtype="auto",
+    param_dtype="auto",  # Dtype of weights; "auto" is that of the products.
+    benchmarks=files.benchmarks(),  # Files of problems.
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed", or
     # "pure", which is the paper's; see `PROMPT_FORMATS`.
@@ -84,14 +81,19 @@ def fields() -> dict:
     prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
     greedy=True,  # One greedy response to each problem.
     samples=8,  # Responses drawn for each problem; 0 draws none.
-    k=(2, 4, 8),  # Subset sizes of pass@k and maj@k.
+    # Subset sizes of pass@k and maj@k; None: the powers of two up to samples.
+    k=placeholder(tuple),
+    # What the repetition of a response counts: "characters" of its text, as
+    # the paper's code, or "tokens".
+    repetition_unit="characters",
     # Distribution of the samples; max_new_tokens limits greedy ones as well.
     sampler=base.sampler(max_new_tokens=8192),
-    # Responses that are written to the file together; a killed run loses at
-    # most this many.
+    # Responses that are generated and written to the file together; a killed
+    # run loses at most those of two batches.
     batch_rows=128,
-    # Without slots (`evaluate.py:one_loop`) a whole batch is generated in
-    # one loop. With slots, memory at times has two copies of keys and values.
+    # Without slots (`evaluate.py:one_loop`) all responses of a batch are
+    # generated together. With slots, memory at times has two copies of keys
+    # and values. Progress is shown once in sync_interval tokens.
     engine=base.engine(),
     # How the PRM scores responses; see `pure_jax.settings.ScoreConfig`.
     score=dict(
@@ -103,19 +105,4 @@ def fields() -> dict:
     grader=files.grader(),
     bootstrap_seed=0,  # Seed of the intervals.
     bootstrap_resamples=2000,  # Resamples of the problems, for intervals.
-  )
-
-
-def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
-  """A file of problems."""
-  return ConfigDict(
-    dict(
-      file=placeholder(str),  # None leaves the benchmark out.
-      format=format_name,  # See host/data/formats/named.py.
-      # For mapped_problems: fields of a record to fields of the file, see
-      # files.py.
-      fields=placeholder(ConfigDict),
-      problems=placeholder(int),  # Only the first ones; None takes all.
-      averaged=averaged,  # Whether the average includes it.
-    )
   )

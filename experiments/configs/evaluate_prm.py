@@ -67,8 +67,10 @@ def get_config(variant: str = "full") -> ConfigDict:
       ),
       batch_size=8,  # Solutions in a batch.
       length_multiple=128,  # Columns are padded to a multiple of this, tokens.
-      compute_dtype="bfloat16",  # Dtype of products; or "float32".
-      param_dtype="bfloat16",  # Dtype of weights; or "float32".
+      # Dtype of products: "float32", "bfloat16", or "auto", which is bfloat16
+      # on accelerators and float32 on CPUs.
+      compute_dtype="auto",
+      param_dtype="auto",  # Dtype of weights; "auto" is that of the products.
       # A step is predicted good if its reward is above 0 ("zero"), or above
       # the threshold of the best F1 on one of the data sets ("best_on").
       threshold="zero",

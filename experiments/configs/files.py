@@ -23,6 +23,8 @@ from configs import base
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
+
 
 def get_config(variant: str = "full") -> ConfigDict:
   """The base config with files instead of the embedded world, only "full"."""
@@ -46,8 +48,8 @@ def files() -> dict:
     # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
     random_model=placeholder(str),
     # Files that are made for the random model: problems ("train",
-    # "held_out"), a random "prm" to load, or "labelled" solutions to train a
-    # PRM on.
+    # "held_out"), a random "prm" to load, "labelled" solutions to train a PRM
+    # on, or two "benchmarks".
     random_files=("train", "held_out", "labelled"),
     prm=placeholder(str),  # Folder of a trained PRM; None trains one.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
@@ -81,12 +83,37 @@ def files() -> dict:
     labelled_held_out_rows=placeholder(int),  # Most rows held out; None: all.
     # Label of the neutral steps of PRM800K: "good", "bad" or "unlabelled".
     neutral_labels="good",
+    # Problems that RL evaluates on besides those held out, see rl.eval_every.
+    benchmarks=benchmarks(),
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     grader=grader(),
     model=computation(),
     # For plan.py if no folder is named: a name in settings/models.py.
     architecture=placeholder(str),  # Of the policy.
     prm_architecture=placeholder(str),  # Of the PRM.
+  )
+
+
+def benchmarks() -> dict:
+  """Benchmarks by name; those of the paper are in the average."""
+  return {
+    name: benchmark(name, averaged=name in PAPERS)
+    for name in (*PAPERS, "gsm8k")
+  }
+
+
+def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
+  """A file of problems."""
+  return ConfigDict(
+    dict(
+      file=placeholder(str),  # None leaves the benchmark out.
+      format=format_name,  # See host/data/formats/named.py.
+      # For mapped_problems: fields of a record to fields of the file, see
+      # above.
+      fields=placeholder(ConfigDict),
+      problems=placeholder(int),  # Only the first ones; None takes all.
+      averaged=averaged,  # Whether the average includes it.
+    )
   )
 
 

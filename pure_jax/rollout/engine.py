@@ -23,6 +23,7 @@ The legend of axes is in `pure_jax.types`; R is the number of slots, which lie
 in contiguous shards.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,9 @@ from jax import Array
 from pure_jax.rollout.engine_programs import EngineSpec, make_programs
 from pure_jax.rollout.scheduling import assign_free_slots, select_unfinished
 from pure_jax.types import Prompts, Rollout
+
+# (tokens of each row so far [B] int32, whether it has ended [B] bool) -> None
+OnProgress = Callable[[np.ndarray, np.ndarray], None]
 
 
 class Engine:
@@ -46,22 +50,27 @@ class Engine:
     self.spec = spec
     self.programs = make_programs(spec)
 
-  def generate(self, params: Any, prompts: Prompts, key: Array) -> Rollout:
+  def generate(
+    self,
+    params: Any,
+    prompts: Prompts,
+    key: Array,
+    on_progress: OnProgress | None = None,
+  ) -> Rollout:
     """Samples G completions of each prompt.
 
     Args:
       params: policy weights, as `policy.declare_policy` declares them.
       prompts: P left-padded prompts, [P, L], replicated over devices.
       key: typed key, or one for each row, [P G]; consumed.
+      on_progress: called at every host sync; None calls nothing.
 
     Returns:
       The rollout [P G, C], samples of one prompt contiguous.
     """
     spec, programs = self.spec, self.programs
     num_prompts = prompts.tokens.shape[0]
-    decoding_params = params
-    if programs.to_decoding_params is not None:
-      decoding_params = programs.to_decoding_params(params)
+    decoding_params = self._decoding_params(params)
     count = spec.num_starting_prompts(num_prompts)
     prompt_ids = np.minimum(np.arange(count), num_prompts).astype(np.int32)
     next_prompt = min(count, num_prompts)
@@ -71,6 +80,7 @@ class Engine:
     )
     while True:
       num_generated, done = map(np.asarray, programs.status(slots))
+      self._report(completions, on_progress)
       prompts_wait = next_prompt < num_prompts
       if prompts_wait:
         free = assign_free_slots(
@@ -99,6 +109,59 @@ class Engine:
           slots = self._unshare(slots)
         slots = programs.grow(slots, length)
       slots, completions = programs.decode(decoding_params, slots, completions)
+
+  def generate_together(
+    self,
+    params: Any,
+    prompts: Prompts,
+    keys: Array,
+    on_progress: OnProgress | None = None,
+  ) -> Rollout:
+    """Samples all completions at the same time, whatever the number of slots.
+
+    No prompt waits, and the cache has its full length from the start. So no
+    slot moves and the cache is never copied, as in `generation.generate`, but
+    the host syncs and can report.
+
+    Args:
+      params: policy weights, as `policy.declare_policy` declares them.
+      prompts: P left-padded prompts, [P, L], replicated over devices; the row
+        shards divide P.
+      keys: typed keys, one for each row, [P G]; consumed.
+      on_progress: called at every host sync; None calls nothing.
+
+    Returns:
+      The rollout [P G, C], samples of one prompt contiguous.
+    """
+    programs = self.programs
+    limit = self.spec.generation.sampler.max_new_tokens
+    prompt_ids = np.arange(prompts.tokens.shape[0], dtype=np.int32)
+    slots, completions = programs.start(
+      params, prompts, keys, prompt_ids, self.spec.ring_length(limit)
+    )
+    decoding_params = self._decoding_params(params)
+    while True:
+      _, done = map(np.asarray, programs.status(slots))
+      self._report(completions, on_progress)
+      if done.all():
+        return programs.finish(prompts, completions)
+      slots, completions = programs.decode(decoding_params, slots, completions)
+
+  def _decoding_params(self, params):
+    """The weights as the decode loop reads them."""
+    if self.programs.to_decoding_params is None:
+      return params
+    return self.programs.to_decoding_params(params)
+
+  def _report(self, completions, on_progress):
+    """Reports the tokens of each row and which rows have ended."""
+    if on_progress is None:
+      return
+    lengths, stopped = map(
+      np.asarray, (completions.lengths, completions.stopped)
+    )
+    limit = self.spec.generation.sampler.max_new_tokens
+    on_progress(lengths, stopped | (lengths == limit))
 
   def _unshare(self, slots):
     """Gives every slot its own copy of its prompt, so that it can move."""

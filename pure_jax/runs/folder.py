@@ -14,6 +14,7 @@ from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import curves
 from pure_jax.host.logs.batch_dump import dump_batch
+from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
@@ -25,7 +26,7 @@ MAY_DIFFER = (
   *("progress", "mesh", "kernels", "rl.iterations"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout.batches"),
-  *("rl.engine", "rl.old_logp"),
+  *("rl.engine", "rl.old_logp", "rl.generations"),
 )
 # Config fields that may change in a run that starts from another run's stages.
 MAY_DIFFER_FROM_START = ("progress", "mesh", "kernels", "rl", "start")
@@ -43,12 +44,14 @@ class RunFolder:
       run's folder.
     metrics: writes metrics.jsonl and TensorBoard events, in process 0.
     samples: writes samples.jsonl, in process 0.
+    generations: writes the tables of generations, in process 0.
   """
 
   path: pathlib.Path
   start: pathlib.Path
   metrics: MetricsWriter | NoWriter
   samples: SamplesWriter | NoWriter
+  generations: GenerationsWriter | NoWriter
 
   def is_done(self, stage: str) -> bool:
     """Whether a stage is finished."""

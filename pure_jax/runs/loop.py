@@ -91,7 +91,7 @@ class StageCheckpoints:
     step: int,
     state: Any,
     cursor: Cursor,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
     *,
     regular: bool,
   ) -> None:
@@ -101,6 +101,8 @@ class StageCheckpoints:
     `regular` says whether an uninterrupted run saves here too.
     """
     extra = {"cursor": dataclasses.asdict(cursor)}
+    if metrics is not None:
+      metrics = {k: v for k, v in metrics.items() if v is not None}
     self._checkpoints.save(step, state, extra, metrics, interim=not regular)
 
   def wait(self) -> None:

@@ -10,6 +10,7 @@ from pure_jax.host.data.batches import each_step_inputs
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
 from pure_jax.host.evaluation.rollout_metrics import (
+  Metrics,
   ResponseFacts,
   response_facts,
   rollout_metrics,
@@ -29,10 +30,12 @@ class GradedResponses:
   Attributes:
     texts: step texts of the responses of this process's share.
     verdicts: the grader's verdicts on all B responses.
+    gradable: [B] bool, whether the answer of the problem is known.
   """
 
   texts: list[list[str]]
   verdicts: Verdicts
+  gradable: np.ndarray
 
 
 def grade(
@@ -49,7 +52,10 @@ def grade(
   texts = step_texts(run, rollout, rows)
   verdicts = run.task.grade([problems[row] for row in rows], texts)
   everywhere = run.batches.gather(len(problems), dataclasses.asdict(verdicts))
-  return GradedResponses(texts, Verdicts(**everywhere))
+  gradable = [problem.known_answer is not None for problem in problems]
+  return GradedResponses(
+    texts, Verdicts(**everywhere), np.asarray(gradable, bool)
+  )
 
 
 def step_texts(run: Run, rollout: Rollout, rows: np.ndarray) -> list[list[str]]:
@@ -153,7 +159,7 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
 
 def response_metrics(
   run: Run, graded: GradedResponses, rollout: Rollout, scores: Scores
-) -> dict[str, float]:
+) -> Metrics:
   """Computes metrics of responses, the same in every process.
 
   Args:
@@ -170,7 +176,13 @@ def response_metrics(
   if run.spec.prm_model is not None:
     rewards = global_batch.read_rows(scores.step_rewards, rows)
   facts = response_facts(
-    own_rollout, steps, rewards, graded.texts, run.task.is_vacuous
+    own_rollout,
+    steps,
+    rewards,
+    graded.texts,
+    run.task.is_vacuous,
+    run.spec.settings.rl.repetition_unit,
   )
   facts = ResponseFacts(**run.batches.gather(count, dataclasses.asdict(facts)))
-  return rollout_metrics(facts, verdicts.correct) | verdicts.metrics
+  metrics = rollout_metrics(facts, verdicts.correct, graded.gradable)
+  return metrics | verdicts.metrics

@@ -18,9 +18,17 @@ from pure_jax.runs.rl_weights import (
   trained_weights,
 )
 from pure_jax.runs.spec import RunSpec
-from pure_jax.training import critic, packing, rollouts, score, train
+from pure_jax.training import (
+  critic,
+  packing,
+  rollouts,
+  score,
+  supervised,
+  train,
+)
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.training.supervised import Demonstrations
 from pure_jax.types import Rollout
 
 
@@ -38,6 +46,11 @@ class RLFunctions:
     generate: (weights, prompts, key) -> rollout, G samples of each prompt.
     generate_held_out: one sample of each prompt at temperature 1.
     generate_greedy: one greedy response to each prompt.
+    generate_benchmarks: the same with the length limit of benchmarks.
+    sample_benchmarks: `rl.benchmark_samples` samples of each prompt at
+      temperature 1, with that limit; None if there are none.
+    score_steps: (PRM weights, responses) -> step rewards [B, S], for a few rows
+      of any length; None without a PRM.
     text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
       choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
@@ -56,6 +69,9 @@ class RLFunctions:
   generate: rollouts.Generate
   generate_held_out: rollouts.Generate
   generate_greedy: rollouts.Generate
+  generate_benchmarks: rollouts.Generate
+  sample_benchmarks: rollouts.Generate | None
+  score_steps: Callable[[Any, Demonstrations], jax.Array] | None
   text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -166,6 +182,19 @@ def make_functions(
     sampler, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0
   )
   plain = dataclasses.replace(greedy, temperature=1.0)
+  limit = rl.benchmark_sampler.max_new_tokens
+  benchmark = dataclasses.replace(greedy, max_new_tokens=limit)
+  sample_benchmarks = score_steps = None
+  if rl.benchmark_samples:
+    sample_benchmarks = _make_generate(
+      spec,
+      dataclasses.replace(plain, max_new_tokens=limit),
+      rl.benchmark_samples,
+    )
+  if spec.prm_model is not None:
+    score_steps = supervised.make_prm_evaluation(
+      spec.prm_model, spec.prm_score_config, spec.table, spec.layouts.prm
+    )
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
   sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
   return RLFunctions(
@@ -174,6 +203,9 @@ def make_functions(
     generate=_make_generate(spec, sampler, rl.samples_per_prompt),
     generate_held_out=_make_generate(spec, plain, 1),
     generate_greedy=_make_generate(spec, greedy, 1),
+    generate_benchmarks=_make_generate(spec, benchmark, 1),
+    sample_benchmarks=sample_benchmarks,
+    score_steps=score_steps,
     text_lengths=score.make_measure(step),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     checked_scores={

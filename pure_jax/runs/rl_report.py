@@ -11,6 +11,7 @@ from pure_jax import credit
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
+from pure_jax.host.evaluation import rollout_metrics
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.host.text.tokenization import SEPARATOR
@@ -20,6 +21,7 @@ from pure_jax.runs.responses import (
   step_texts,
 )
 from pure_jax.runs.run import Run
+from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.training.score import ScoredBatch
 from pure_jax.training.train import Metrics
 
@@ -82,6 +84,7 @@ def rewind(run: Run, done: int) -> None:
   run.folder.metrics.rewind("rl", done + 1)
   run.folder.metrics.rewind("rl_eval", done + 1 if done else 0)
   run.folder.samples.rewind("rl", done + 1)
+  run.folder.generations.rewind("rl_eval", done + 1 if done else 0)
 
 
 def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
@@ -100,22 +103,27 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
     _write_samples(run, bar, iteration)
 
 
-def _metrics_row(run: Run, iteration: Iteration) -> dict[str, float]:
+def _metrics_row(run: Run, iteration: Iteration) -> rollout_metrics.Metrics:
   """The metrics of an iteration."""
   batch = iteration.batch
   row = response_metrics(run, iteration.graded, batch.rollout, batch.scores)
-  of_update = {
+  of_update: rollout_metrics.Metrics = {
     # A list has an entry for each of several updates.
     name: np.asarray(value, float).tolist()
     for name, value in jax.device_get(iteration.metrics).items()
   }
-  # A mean over nothing is left out.
-  undefined = set() if run.spec.prm_model else {*STEP_REWARD_METRICS}
   if not global_batch.read_everywhere(batch.has_answer).any():
-    undefined |= {"correct_mean", "process_outcome_agreement"}
-  for name in undefined:
-    del of_update[name]
+    for name in ("correct_mean", "process_outcome_agreement"):
+      of_update[name] = None  # A mean over nothing.
+  if run.spec.prm_model is None:
+    for name in STEP_REWARD_METRICS:
+      del of_update[name]
   row |= {name: x for name, x in of_update.items() if name not in row}
+  row["pass_at_n"] = rollout_metrics.pass_at_n(
+    iteration.graded.verdicts.correct,
+    iteration.graded.gradable,
+    run.spec.settings.rl.samples_per_prompt,
+  )
   if iteration.drift is not None:
     row["logp_drift_max"] = float(iteration.drift)
   tokens = row["response_tokens"] * len(iteration.problems)
@@ -174,6 +182,24 @@ def _step_lines(sample: dict[str, Any]) -> list[str]:
   ]
 
 
+def check_best_metric(run: Run, metrics: rollout_metrics.Metrics) -> None:
+  """Checks that an evaluation has the metric that ranks checkpoints.
+
+  Args:
+    run: the open run.
+    metrics: metrics of an evaluation.
+
+  Raises:
+    ConfigError: if it has no such metric.
+  """
+  name = run.spec.settings.best_metric
+  if name not in metrics:
+    raise ConfigError(
+      f"rl.best_metric={name!r} is no metric of this run's evaluations, which "
+      f"have {', '.join(metrics)}."
+    )
+
+
 def summarize(run: Run) -> dict[str, Any]:
   """Writes and returns summary.json: first, best and last evaluation, config.
 
@@ -191,14 +217,14 @@ def summarize(run: Run) -> dict[str, Any]:
       "was removed or emptied: put it back, or remove the folder rl there to "
       "train anew."
     )
-  rl = settings.rl
+  rl, metric = settings.rl, settings.best_metric
   summary = {
     "credit": rl.credit.form,
     "reward_mode": rl.reward_mode,
     "seed": settings.seed,
     "iterations": rl.iterations,
     "first": rows[0],
-    "best": max(rows, key=lambda row: row["accuracy"]),
+    "best": max(rows, key=lambda row: (row[metric] is not None, row[metric])),
     "last": rows[-1],
   }
   write_json_atomic(folder / "summary.json", summary)

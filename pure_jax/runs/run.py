@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.host.distributed import global_batch, processes
+from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.host.text.tokenization import separator_table
@@ -99,9 +100,9 @@ def open_run(
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
   with contextlib.ExitStack() as opened:
     # After the checks above, so that a rejected config leaves no folder.
-    metrics, samples = processes.on_process_zero(
+    writers = processes.on_process_zero(
       lambda: _open_files(opened, workdir, config)
-    ) or (NoWriter(), NoWriter())
+    ) or (NoWriter(), NoWriter(), NoWriter())
     processes.require_shared_folder(path)
     make = ArithmeticTask if settings.files is None else FilesTask
     # Process 0 prepares files, then the others read them.
@@ -112,7 +113,7 @@ def open_run(
     _check_held_out(task, settings.rl.eval_prompts, layouts)
     yield Run(
       _make_spec(settings, task, layouts),
-      RunFolder(path, start_path, metrics, samples),
+      RunFolder(path, start_path, *writers),
       Batches(task.prompt_encoder, task.prm_prompt_encoder, layouts.training),
       task,
     )
@@ -167,13 +168,14 @@ def _check_held_out(task: Task, eval_prompts: int, layouts: Layouts) -> None:
 
 def _open_files(
   opened: contextlib.ExitStack, workdir: str, config: dict[str, Any]
-) -> tuple[MetricsWriter, SamplesWriter]:
+) -> tuple[MetricsWriter, SamplesWriter, GenerationsWriter]:
   """Locks the folder and opens the files that process 0 writes."""
   path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
   opened.enter_context(workdirs.lock_folder(path))
   return (
     opened.enter_context(MetricsWriter(path)),
     opened.enter_context(SamplesWriter(path)),
+    opened.enter_context(GenerationsWriter(path)),
   )
 
 

@@ -88,7 +88,7 @@ class SavedRun:
   def restore_policy(
     self, layout: sharding.Layout, which: Literal["latest", "best"]
   ) -> Restored:
-    """Restores a checkpoint of RL: the latest, or that of the best accuracy.
+    """Restores a checkpoint of RL: the latest, or the best one.
 
     Its state is a `TrainState` of the trained weights: only the adapters if the
     run trained adapters. A critic's state is read and left out. Raises a
@@ -108,7 +108,8 @@ class SavedRun:
     state = states.to_checkpoint()
     folder, restored = self.workdir / "rl", None
     if folder.is_dir():
-      with Checkpoints(folder, best_metric="accuracy") as checkpoints:
+      metric = self.settings.best_metric
+      with Checkpoints(folder, best_metric=metric) as checkpoints:
         if which == "best":
           restored = checkpoints.restore_best(state)
         else:

@@ -34,6 +34,7 @@ class RandomStream(enum.IntEnum):
   PRM_ADAPTERS = 7
   MINI_BATCHES = 8
   CRITIC_ADAPTERS = 9
+  BENCHMARK_SAMPLES = 10
 
 
 def make_layouts(settings: Settings) -> Layouts:

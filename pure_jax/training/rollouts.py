@@ -1,8 +1,9 @@
 """The first function of an iteration: sampling completions, on any layout.
 
 `make_generate` samples a batch in one compiled loop, `make_engine` samples it
-with continuous batching. In both, row i samples with its own key and does not
-depend on the other rows.
+with continuous batching, and `make_generate_together` in chunks of tokens, all
+rows at the same time, so that the host can report. In each, row i samples with
+its own key and does not depend on the other rows.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pure_jax.models import policy
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout import generation, sampling
-from pure_jax.rollout.engine import Engine
+from pure_jax.rollout.engine import Engine, OnProgress
 from pure_jax.rollout.engine_programs import EngineConfig, EngineSpec
 from pure_jax.rollout.generation import GenerationSpec
 from pure_jax.training.micro_batches import map_rows
@@ -23,6 +24,10 @@ from pure_jax.types import Prompts, Rollout
 
 # (params, prompts [P, L], key or keys [P * G]) -> rollout [P * G, C]
 Generate = Callable[[Any, Prompts, jax.Array], Rollout]
+# The same, which also calls its last argument on the way, if it is not None.
+ReportingGenerate = Callable[
+  [Any, Prompts, jax.Array, OnProgress | None], Rollout
+]
 
 _TPU_TILE_ROWS = 32  # Rows of a tile of a TPU, in the smallest dtype.
 
@@ -163,27 +168,24 @@ def make_engine(
   )
 
 
-def make_generate_rows(
-  model: ModelConfig, sampler: sampling.SamplingConfig, layout: sharding.Layout
-) -> Generate:
-  """Makes a loop that samples one completion per row, from the row's own key.
+def make_generate_together(
+  model: ModelConfig,
+  sampler: sampling.SamplingConfig,
+  layout: sharding.Layout,
+  sync_interval: int,
+) -> ReportingGenerate:
+  """Makes a sampler of one completion per row, all at the same time.
 
   Args:
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
+    sync_interval: tokens between two reports, at least 1.
 
   Returns:
-    A jitted function (params, prompts [B, L], keys [B]) -> rollout [B, C],
-    whose prompts and keys are split as rows are. The keys are consumed.
+    A function (params, prompts [B, L] on every device, keys [B], on_progress)
+    -> rollout [B, C]; the row shards divide B. See `Engine.generate_together`.
   """
-  spec = generation_spec(model, sampler, layout)
-  weights = sharding.weight_shardings(policy.declare_policy(model), layout)
-  rows = sharding.batch_sharding(layout)
-
-  def generate(params, prompts, keys):
-    return generation.generate(params, spec, prompts, keys)
-
-  return jax.jit(
-    generate, in_shardings=(weights, rows, rows), out_shardings=rows
-  )
+  # Slots do not matter: none is filled again.
+  config = EngineConfig(slots=1, sync_interval=sync_interval)
+  return make_engine(model, sampler, 1, layout, config).generate_together

@@ -25,6 +25,36 @@ FAULTS = (
     ("test_tables.py::test_every_number_by_enumeration",),
   ),
   Fault(
+    "repetition counts tokens, which the authors do not",
+    "host.evaluation.repetition:response_repetition",
+    'unit == "characters"',
+    'unit == "letters"',
+    ("test_rollout_metrics.py::test_the_authors_measures_by_hand",),
+  ),
+  Fault(
+    "responses that nobody can grade count as wrong",
+    "host.evaluation.rollout_metrics:rollout_metrics",
+    "np.asarray(gradable) & ~right",
+    "np.asarray(gradable) | ~right",
+    (
+      "test_rollout_metrics.py::test_a_response_that_nobody_can_grade_is_not_wrong",
+    ),
+  ),
+  Fault(
+    "the clip ratio counts truncated responses only",
+    "host.evaluation.rollout_metrics:response_facts",
+    "at_limit=lengths == mask.shape[1],",
+    "at_limit=np.asarray(rollout.truncated),",
+    ("test_rollout_metrics.py::test_the_authors_measures_by_hand",),
+  ),
+  Fault(
+    "pass@n counts samples of problems without a known answer",
+    "host.evaluation.rollout_metrics:pass_at_n",
+    "pass_at_k(groups[known], group_size)",
+    "pass_at_k(groups, group_size)",
+    ("test_rollout_metrics.py::test_pass_at_n_counts_problems",),
+  ),
+  Fault(
     "the mean gives large benchmarks a larger weight",
     "host.evaluation.intervals:estimate_mean",
     "value=float(np.mean([values.mean() for values in benchmarks])),",

@@ -101,6 +101,33 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a benchmark of a run has the problems of the one before",
+    "runs.validation:evaluate_benchmarks",
+    "first = own.stop",
+    "first = own.start",
+    (
+      "test_validation.py::test_each_benchmark_has_its_own_problems_and_the_average_is_of_means",
+    ),
+  ),
+  Fault(
+    "a resumed run keeps the tables of lost iterations",
+    "host.logs.generations:GenerationsWriter.rewind",
+    'int(path.stem.removeprefix(f"{stage}_")) >= step',
+    'int(path.stem.removeprefix(f"{stage}_")) > 10**9',
+    (
+      "test_generations.py::test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one",
+    ),
+  ),
+  Fault(
+    "rows that fill up a batch are progress",
+    "runs.evaluation.generation:ResponseGenerator.start",
+    "on_progress(lengths[: len(requests)], ended[: len(requests)])",
+    "on_progress(lengths, ended)",
+    (
+      "test_response_generation.py::test_rows_that_fill_up_a_batch_are_no_progress",
+    ),
+  ),
+  Fault(
     "an evaluation gives the PRM the prompts of the policy",
     "runs.evaluation.generation:ResponseGenerator.start",
     "[r.prm_prompt for r in filled]",

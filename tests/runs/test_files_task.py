@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 
+import metric_table
 import pytest
 import train_pure
 from configs import files
@@ -66,7 +67,9 @@ def test_all_stages_run_on_a_folder_and_files(tmp_path, monkeypatch):
   with open_run(made, str(tmp_path / "run")) as run:
     train_pure.train_rl(run)
   text = (tmp_path / "run" / "metrics.jsonl").read_text()
-  rows = {row["stage"]: row for row in map(json.loads, text.splitlines())}
+  logged = [*map(json.loads, text.splitlines())]
+  metric_table.check(logged, "files", "PRM")
+  rows = {row["stage"]: row for row in logged}
   assert {*rows} == {
     *("prm_data", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
   }

@@ -37,7 +37,8 @@ def start(folder, tmp_path, monkeypatch):
   def make_generate(settings, model, sampler, layout, group_size):
     inputs.batching.append((group_size, settings.engine.config()))
 
-    def generate(params, prompts, keys):
+    def generate(params, prompts, keys, on_progress):
+      inputs.reports = on_progress
       inputs.prompts, inputs.keys, inputs.sampler = prompts, keys, sampler
       rows, columns = len(keys), inputs.settings.sampler.max_new_tokens
       return Rollout(
@@ -66,7 +67,7 @@ def start(folder, tmp_path, monkeypatch):
     generation.supervised, "make_prm_evaluation", make_prm_evaluation
   )
 
-  def start(*, greedy=False, rows=slice(1, 4), **changes):
+  def start(*, greedy=False, rows=slice(1, 4), on_progress=None, **changes):
     changes = {"batch_rows": 5, "sampler__max_new_tokens": 3} | changes
     fields = with_changes(config_file.get_config("smoke"), **changes)
     settings = conversion.settings_from_config(fields, EvaluationSettings)
@@ -76,7 +77,8 @@ def start(folder, tmp_path, monkeypatch):
     kind = [r for r in requests if (r.sample is None) == greedy]
     layout = sharding.make_layout(1, 1)
     generator = generation.ResponseGenerator(settings, tokenizer, layout)
-    return inputs, generator.start(kind[rows], settings.batch_rows)
+    batch = generator.start(kind[rows], settings.batch_rows, on_progress)
+    return inputs, batch
 
   return start
 
@@ -102,9 +104,21 @@ def test_continuous_batching_follows_the_settings(start):
   assert len(inputs.keys) == 8
 
 
-def test_without_slots_a_batch_is_generated_in_one_loop(start):
+def test_without_slots_a_batch_is_generated_together(start):
   inputs, _ = start()
   assert inputs.batching == [(1, None), (1, None)]
+
+
+def test_rows_that_fill_up_a_batch_are_no_progress(start):
+  """Three requests in five rows: two of them would count twice."""
+  reports = []
+  inputs, batch = start(on_progress=lambda *report: reports.append(report))
+  ended = np.array([True, False, True, True, True])
+  inputs.reports(np.arange(5), ended)
+  ((lengths, shown),) = reports
+  assert len(batch.requests) == 3
+  assert lengths.tolist() == [0, 1, 2] and shown.tolist() == [True, False, True]
+  assert start()[0].reports is None  # Nothing reads arrays for nobody.
 
 
 def test_policy_and_prm_get_their_own_prompts(start):

@@ -317,7 +317,7 @@ def test_samples_share_the_prefill_of_their_prompt_if_they_fill_the_slots():
   assert settings.group_size(2, greedy=True) == 1
   assert evaluation().group_size(1, greedy=False) == 1
   # Greedy responses only: no samples to divide the slots by.
-  greedy = evaluation(batch_rows=48, engine__slots=24, samples=0, k=())
+  greedy = evaluation(batch_rows=48, engine__slots=24, samples=0)
   assert greedy.group_size(1, greedy=False) == 1
 
 
@@ -328,3 +328,36 @@ def test_greedy_responses_ignore_temperature_and_filters():
   assert (greedy.temperature, greedy.filters) == (0.0, False)
   drawn = sampler.config(**ids)
   assert (drawn.temperature, drawn.top_k) == (0.5, 3)
+
+
+@pytest.mark.parametrize(
+  ("samples", "k", "expected"),
+  [
+    (0, None, ()),
+    (1, None, ()),
+    (2, None, (2,)),
+    (7, None, (2, 4)),
+    (8, None, (2, 4, 8)),
+    (8, (3,), (3,)),
+    (8, (), ()),
+  ],
+)
+def test_subset_sizes_follow_from_the_samples(samples, k, expected):
+  """`samples=0` alone asks for greedy responses and no subsets."""
+  assert evaluation(samples=samples, k=k).subset_sizes == expected
+
+
+@pytest.mark.parametrize(
+  ("platform", "changes", "expected"),
+  [
+    ("cpu", {}, ("float32", "float32")),
+    ("tpu", {}, ("bfloat16", "bfloat16")),
+    ("cpu", {"param_dtype": "bfloat16"}, ("float32", "bfloat16")),
+    ("gpu", {"compute_dtype": "float32"}, ("float32", "float32")),
+  ],
+)
+def test_evaluations_compute_as_training_does(platform, changes, expected):
+  """XLA on a CPU multiplies bfloat16 more slowly than float32."""
+  fields = {"compute_dtype": "auto", "param_dtype": "auto"} | changes
+  made = evaluation(**fields).for_platform(platform)
+  assert (made.compute_dtype, made.param_dtype) == expected

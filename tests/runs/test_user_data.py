@@ -78,7 +78,7 @@ def evaluation(tiny, **benchmark):
   """Settings of an evaluation of a few short greedy responses."""
   fields = evaluate_config.get_config("smoke").to_dict()
   fields |= {"random_model": False, "policy": str(tiny / "policy")}
-  fields |= {"progress": False, "samples": 0, "k": ()}
+  fields |= {"progress": False, "samples": 0}
   fields["sampler"]["max_new_tokens"] = 4
   skip = benchmark.pop("skip_malformed", False)
   fields["skip_malformed"] = skip

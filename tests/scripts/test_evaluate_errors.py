@@ -9,7 +9,7 @@ import evaluate_prm
 import numpy as np
 import pytest
 import safetensors.numpy
-from configs import evaluate as config_file
+from configs import files
 from policy_evaluations import on_files, smoke, start_process
 from prm_evaluations import smoke as prm_settings
 
@@ -137,14 +137,15 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"random_model": False}, "policy must name the folder"),
     ({"random_model": False, "policy": "x"}, "no benchmark has a file"),
     ({"policy": "x"}, "random_model stands in place"),
-    ({"greedy": False, "samples": 0, "k": ()}, "no response is asked for"),
+    ({"greedy": False, "samples": 0}, "no response is asked for"),
+    ({"samples": 0, "k": (2,)}, "subsets of the 0 samples: leave k out"),
     ({"k": (5,)}, "sizes of subsets of the 4 samples"),
     ({"sampler__temperature": 0.0}, "temperature must be above 0"),
     ({"sampler__top_p": 0.0}, "top_p must be in"),
     ({"sampler__max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"batch_rows": 3, "mesh__data": 2}, "batch_rows=3 is not divisible"),
     ({"engine__slots": 3}, "engine.slots=3 does not divide batch_rows=16"),
-    ({"engine__slots": 0}, "slots=0 and sync_interval=64 must be at least 1"),
+    ({"engine__slots": 0}, "slots=0 and sync_interval=8 must be at least 1"),
     (
       {"engine__sync_interval": 0},
       "slots=1 and sync_interval=0 must be at least 1",
@@ -162,9 +163,7 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"benchmarks": 5}, "benchmarks must be a group"),
     (
       {
-        "benchmarks__average": config_file.benchmark(
-          "gsm8k", averaged=True
-        ).to_dict()
+        "benchmarks__average": files.benchmark("gsm8k", averaged=True).to_dict()
       },
       "no benchmark may be called 'average'",
     ),
@@ -213,7 +212,6 @@ def test_a_policy_that_computes_nan_is_reported(
     policy=str(broken),
     greedy=greedy,
     samples=samples,
-    k=(),
     sampler__max_new_tokens=2,
   )
   with pytest.raises(FloatingPointError, match=r"weights in .*policy"):

@@ -49,7 +49,10 @@ def test_one_command_leaves_everything(finished):
   evaluations = [row for row in rows(workdir) if row["stage"] == "rl_eval"]
   assert [row["step"] for row in evaluations] == [0, 2, 4]
   assert "greedy_accuracy" in evaluations[0]
-  for name in ("curves.png", "summary.json", "config.json", "samples.jsonl"):
+  for name in (
+    *("curves.png", "summary.json", "config.json", "samples.jsonl"),
+    *("generations.jsonl", "generations/rl_eval_000004.md"),
+  ):
     assert (workdir / name).stat().st_size > 100, name
   assert (workdir / "curves.png").read_bytes().startswith(b"\x89PNG")
   assert list((workdir / "tensorboard" / "rl").iterdir())
@@ -70,15 +73,6 @@ def fails(script, workdir, *options):
   assert done.returncode == 1
   assert "Traceback" not in done.stderr
   return done.stderr
-
-
-def test_samples_carry_scores_and_credit(finished):
-  for sample in rows(finished[0], "samples.jsonl"):
-    scores = sample["step_rewards"]
-    assert len(sample["steps"]) == len(scores) == len(sample["step_returns"])
-    # The suffix minimum by hand; scores and credit are rounded to 1e-4.
-    expected = [min(scores[first:]) for first in range(len(scores))]
-    np.testing.assert_allclose(sample["step_returns"], expected, atol=1e-3)
 
 
 def test_samples_of_a_form_without_step_returns_have_scores(finished, tmp_path):

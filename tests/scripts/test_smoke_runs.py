@@ -7,8 +7,11 @@ import math
 import pathlib
 
 import cli
+import evaluate
 import jax
+import metric_table
 import numpy as np
+import policy_evaluations
 import pytest
 import safetensors.numpy
 import train_prm
@@ -36,8 +39,19 @@ def settings_of(name, variant):
 def run_once(name, variant, workdir, monkeypatch):
   """One iteration; the settings, the frozen weights and the metric rows."""
   settings = settings_of(name, variant)
-  rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
-  settings = dataclasses.replace(settings, rl=rl, progress=False)
+  rl = dataclasses.replace(
+    settings.rl,
+    iterations=1,
+    samples_every=1,
+    benchmark_new_tokens=16,
+    benchmark_samples=2 * (settings.rl.reward_mode == "prm+vr"),
+    generations=6,  # Every problem of the benchmarks.
+  )
+  files = settings.files
+  if settings.rl.reward_mode != "vr":
+    random_files = (*files.random_files, "benchmarks")
+    files = dataclasses.replace(files, random_files=random_files)
+  settings = dataclasses.replace(settings, rl=rl, files=files, progress=False)
   made, make = [], rl_weights.FrozenWeights
 
   def recording(*weights):
@@ -51,6 +65,54 @@ def run_once(name, variant, workdir, monkeypatch):
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   (weights,) = made
   return settings, weights, [json.loads(line) for line in lines]
+
+
+def compare_benchmarks(workdir, settings, rows):
+  """Holds the validation of a run to evaluate.py: texts, scores, numbers."""
+  evaluate.evaluate(
+    policy_evaluations.smoke(
+      random_model=False,
+      policy=str(workdir / "tiny" / "policy"),
+      prm=str(workdir / "tiny" / "prm"),
+      benchmarks={
+        name: dataclasses.asdict(benchmark)
+        for name, benchmark in tiny_files.benchmarks(
+          tiny_files.write_problems(workdir / "tiny" / "problems")
+        ).items()
+      },
+      prompt_format=settings.files.prompt_format,
+      prompt_tokens=settings.files.prompt_tokens,
+      samples=0,
+      sampler__max_new_tokens=16,
+      score__max_steps=settings.prm.score.max_steps,
+      grader__extractors=settings.files.grader.extractors,
+    ),
+    str(workdir / "evaluation"),
+  )
+  expected = policy_evaluations.responses(workdir / "evaluation")
+  lines = (workdir / "generations.jsonl").read_text().splitlines()
+  shown = [json.loads(line) for line in lines]
+  of_benchmarks = [
+    row for row in shown if row["step"] == 0 and row["benchmark"] != "held_out"
+  ]
+  assert len(of_benchmarks) == len(expected) == 12
+  for row, response in zip(of_benchmarks, expected, strict=True):
+    assert row["greedy"] and row["id"] == response["problem"]
+    assert "\n\n".join(row["steps"]) == response["text"]
+    for name in ("benchmark", "tokens", "truncated", "answer", "correct"):
+      assert row[name] == response[name], name
+    assert row["step_rewards"] == pytest.approx(
+      response["step_rewards"], abs=1e-4
+    )
+  first = rows[0]
+  for name in ("tiny_math500", "tiny_math8k"):
+    own = [r for r in expected if r["benchmark"] == name]
+    for metric, field in (
+      *(("accuracy", "correct"), ("response_tokens", "tokens")),
+      ("truncated", "truncated"),
+    ):
+      mean = sum(r[field] for r in own) / len(own)
+      assert first[f"{name}/{metric}"] == pytest.approx(mean, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -77,6 +139,14 @@ def test_a_run_with_a_given_prm_trains_none(
 ):
   settings, frozen, rows = run_once(name, variant, tmp_path, monkeypatch)
   assert settings.rl.reward_mode == mode
+  kinds = {
+    "vr": ("files",),
+    "prm": ("files", "PRM", "benchmarks"),
+    "prm+vr": ("files", "PRM", "benchmarks", "`rl.benchmark_samples`"),
+  }
+  metric_table.check(rows, *kinds[mode])
+  if mode != "vr":
+    compare_benchmarks(tmp_path, settings, rows)
   stages = [(row["stage"], row["step"]) for row in rows]
   assert stages == [("rl_eval", 0), ("rl", 1), ("rl_eval", 1)]
   assert not (tmp_path / "prm").exists()

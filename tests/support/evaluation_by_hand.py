@@ -75,6 +75,8 @@ def response_rates(rows):
   return {
     "truncated": mean(rows, lambda r: r["truncated"]),
     "tokens": mean(rows, lambda r: r["tokens"]),
+    "repetition": mean(rows, lambda r: r["repetition"]),
+    "high repetition": mean(rows, lambda r: r["repetition"] > 0.2),
     "no answer": mean(rows, lambda r: r["answer"] is None),
     "timed out": mean(rows, lambda r: r["timed_out"]),
     "crashed": mean(rows, lambda r: r["failure"] is not None),

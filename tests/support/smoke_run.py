@@ -168,7 +168,15 @@ def assert_same_run(workdir, whole, stages):
   expected = [row for row in rows(whole) if row["stage"] in stages]
   assert rows(workdir) == expected
   if "rl" in stages:
-    for name in ("samples.jsonl", "summary.json"):
+    tables = [
+      sorted(path.name for path in (run / "generations").iterdir())
+      for run in (workdir, whole)
+    ]
+    assert tables[0] == tables[1] != []
+    for name in (
+      *("samples.jsonl", "generations.jsonl", "summary.json"),
+      *(f"generations/{table}" for table in tables[0]),
+    ):
       assert (workdir / name).read_bytes() == (whole / name).read_bytes()
   folders = checkpoint_folders(workdir)
   assert folders

@@ -179,16 +179,77 @@ def test_stop_texts_end_rows_in_the_loop_and_in_the_engine():
 
 def test_a_row_is_sampled_from_its_own_key():
   """A row's key, not its place in the batch, decides its tokens."""
-  generate = rollouts.make_generate_rows(MODEL, SAMPLER, sharding.make_layout())
+  generate = rollouts.make_generate_together(
+    MODEL, SAMPLER, sharding.make_layout(), sync_interval=4
+  )
   keys = sampling.row_keys(KEY, jnp.arange(6))
   params, prompts = random_policy(MODEL), make_prompts()
-  rollout = generate(params, prompts, keys)
+  rollout = generate(params, prompts, keys, None)
   order = np.array([4, 0, 3, 5, 2, 1])
   reordered = jax.tree.map(lambda x: x[order], prompts)
   assert_same(
-    generate(params, reordered, keys[order]),
+    generate(params, reordered, keys[order], None),
     jax.tree.map(lambda x: x[order], rollout),
   )
+
+
+@pytest.mark.parametrize(
+  ("shape", "sync_interval"), [({}, 1), ({}, 100), ({"data": 2}, 4)]
+)
+def test_together_in_chunks_is_one_loop_and_reports(shape, sync_interval):
+  """Reports must not change a token; the last one is of the whole batch."""
+  layout = sharding.make_layout(**shape)
+  params, prompts = random_policy(MODEL), make_prompts()
+  keys = sampling.row_keys(KEY, jnp.arange(6))
+  generate = rollouts.make_generate_together(
+    MODEL, SAMPLER, layout, sync_interval
+  )
+  reports = []
+  everywhere = sharding.replicated(layout)
+  rollout = generate(
+    jax.device_put(
+      params, sharding.weight_shardings(policy.declare_policy(MODEL), layout)
+    ),
+    jax.device_put(prompts, everywhere),
+    jax.device_put(keys, everywhere),
+    lambda *report: reports.append(report),
+  )
+  spec = generation.GenerationSpec(MODEL, SAMPLER)
+  expected = jax.jit(functools.partial(generation.generate, spec=spec))(
+    params, prompts=prompts, keys=keys
+  )
+  assert_same(rollout, expected)
+  lengths, ended = zip(*reports, strict=True)
+  whole = np.asarray(expected.completion_mask).sum(1)
+  np.testing.assert_array_equal(lengths[0], np.ones(6))
+  np.testing.assert_array_equal(lengths[-1], whole)
+  assert ended[-1].all()
+  for report, (length, end) in enumerate(reports):
+    written = np.minimum(1 + report * sync_interval, whole)
+    np.testing.assert_array_equal(length, written)
+    np.testing.assert_array_equal(end, written == whole)
+
+
+def test_the_engine_reports_each_row_of_the_batch():
+  """Also rows that wait, and those whose slots have other rows by now."""
+  engine = rollouts.make_engine(
+    MODEL, SAMPLER, G, sharding.make_layout(), EngineConfig(8, 4)
+  )
+  reports = []
+  rollout = engine.generate(
+    random_policy(MODEL),
+    make_prompts(),
+    KEY,
+    lambda *report: reports.append(report),
+  )
+  whole = np.asarray(rollout.completion_mask).sum(1)
+  before = np.zeros(6 * G, int), np.zeros(6 * G, bool)
+  for length, ended in reports:
+    assert (length >= before[0]).all() and (ended >= before[1]).all()
+    np.testing.assert_array_equal(ended, length == whole)
+    before = length, ended
+  assert ended.all() and not reports[0][1].all()
+  assert (reports[0][0] == 0).sum() == 4 * G  # Four prompts wait.
 
 
 def test_weights_get_the_cpu_layout_where_it_is_faster():

@@ -70,8 +70,13 @@ class Problem:
 
   @property
   def has_answer(self) -> bool:
-    """Whether responses can be graded."""
+    """Whether a reward may use the answer."""
     return self.answer is not None
+
+  @property
+  def known_answer(self) -> str | None:
+    """The answer, else the one withheld from training; None without both."""
+    return self.answer or self.withheld_answer
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,11 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+# Above it the paper calls a response highly repetitive.
+HIGH_REPETITION = 0.2
+# What a score counts: the paper's code counts characters.
+UNITS = ("characters", "tokens")
+
 
 def repetition_score(sequence: Sequence[Hashable] | np.ndarray) -> float:
   """Measures how much a sequence repeats itself, from 0 (never) to near 1.
@@ -36,6 +41,19 @@ def repetition_score(sequence: Sequence[Hashable] | np.ndarray) -> float:
   if substrings == 0:
     return 0.0
   return (substrings - 2 * _different_substrings(letters)) / substrings
+
+
+def response_repetition(
+  text: str, ids: Sequence[int] | np.ndarray, unit: str
+) -> float:
+  """Scores the repetition of a response.
+
+  Args:
+    text: the decoded response.
+    ids: [n] int, its token ids without padding.
+    unit: one of `UNITS`.
+  """
+  return repetition_score(text if unit == "characters" else ids)
 
 
 def _different_substrings(letters: Sequence[Hashable]) -> int:

@@ -28,6 +28,7 @@ class Response:
     text: the response, without the end token.
     tokens: number of tokens, the end token included.
     truncated: whether the length limit cut it.
+    repetition: how much it repeats itself, 0..1, see `repetition_score`.
     answer: the extracted answer; None if there is none.
     correct: whether the answer is right.
     timed_out: whether the comparison was stopped at its time limit.
@@ -43,6 +44,7 @@ class Response:
   text: str
   tokens: int
   truncated: bool
+  repetition: float
   answer: str | None
   correct: bool
   timed_out: bool

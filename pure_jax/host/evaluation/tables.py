@@ -7,6 +7,8 @@ all others of its n samples. *avg@n* is the mean accuracy of the samples,
 vote for the same value if `equivalence.vote_key` is equal, whether or not they
 are correct. A response without an answer, or whose comparison did not finish
 (*timed out*, *crashed*), is not correct. *tokens* is the response length.
+*repetition* is `repetition.repetition_score` of a response, *high repetition*
+the share of responses above `HIGH_REPETITION`.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from pure_jax.host.evaluation.intervals import (
   Estimate,
   estimate_mean,
 )
+from pure_jax.host.evaluation.repetition import HIGH_REPETITION
 from pure_jax.host.evaluation.report import Table
 from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.evaluation.response_scores import response_scores
@@ -148,13 +151,16 @@ def _level_metrics(
 ) -> dict[str, np.ndarray]:
   """Selects the metrics of a table by level.
 
-  Of pass@k and maj@k it has the largest k; it has no best-of-n, weighted vote
-  or grading failures.
+  Of pass@k and maj@k it has the largest k; it has no best-of-n, weighted vote,
+  repetition or grading failures.
   """
   omitted = {f"{kind}@{size}" for kind in ("pass", "maj") for size in k}
   if k:
     omitted -= {f"pass@{max(k)}", f"maj@{max(k)}"}
-  for name in ("no answer", "timed out", "crashed"):
+  for name in (
+    *("repetition", "high repetition"),
+    *("no answer", "timed out", "crashed"),
+  ):
     omitted |= {name, f"greedy {name}"}
   return {
     name: values
@@ -198,10 +204,13 @@ def _sample_metrics(
 def _response_rates(
   rows: Sequence[Sequence[Response]],
 ) -> dict[str, np.ndarray]:
-  """Computes truncation, length, and the outcomes of grading."""
+  """Computes truncation, length, repetition, and the outcomes of grading."""
+  repetition = _array(rows, lambda r: r.repetition)
   return {
     "truncated": _array(rows, lambda r: r.truncated).mean(1),
     "tokens": _array(rows, lambda r: r.tokens).mean(1),
+    "repetition": repetition.mean(1),
+    "high repetition": (repetition > HIGH_REPETITION).mean(1),
     "no answer": _array(rows, lambda r: r.answer is None).mean(1),
     "timed out": _array(rows, lambda r: r.timed_out).mean(1),
     "crashed": _array(rows, lambda r: r.failure is not None).mean(1),

@@ -84,7 +84,7 @@ def reference_of(problem: Problem) -> Reference | None:
   >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
   Reference(answer='1,2', several=False, tolerance=None)
   """
-  answer = problem.answer or problem.withheld_answer
+  answer = problem.known_answer
   if answer is None:
     return None
   return Reference(answer, problem.several_answers, problem.tolerance)

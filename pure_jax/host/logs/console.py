@@ -43,6 +43,7 @@ class Progress:
       dynamic_ncols=is_terminal,
       mininterval=interval,
       maxinterval=interval,
+      miniters=0,  # Time alone decides when the bar is drawn again.
       ascii=not is_terminal,
     )
 
@@ -52,9 +53,9 @@ class Progress:
   def __exit__(self, *unused: object) -> None:
     self._bar.close()
 
-  def advance(self) -> None:
-    """Counts one step."""
-    self._bar.update()
+  def advance(self, steps: int = 1) -> None:
+    """Counts steps; with 0 the bar is only drawn again, if it is time."""
+    self._bar.update(steps)
 
   def show(self, metrics: Mapping[str, float]) -> None:
     """Shows metrics next to the bar: few numbers, with short names."""

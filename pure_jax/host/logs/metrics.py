@@ -1,8 +1,9 @@
 """Metrics and samples of a run, as JSON lines and TensorBoard events.
 
 A row is one line of strict JSON: ``{"stage": "rl", "step": 3, ...}``. A number
-that is not finite is written as null, because strict JSON has no NaN. A list of
-numbers has a value for each of a step's updates; TensorBoard does not get it.
+that is not finite is written as null, because strict JSON has no NaN, and so is
+a metric without a value (None), such as a mean over nothing. A list of numbers
+has a value for each of a step's updates; TensorBoard does not get it.
 
 A resumed run first removes the rows it will write again, so a killed and
 resumed run leaves the same file as an uninterrupted one. Only fields that
@@ -28,7 +29,7 @@ class MetricsError(RuntimeError):
   """A file of rows that cannot be read; the message names the line."""
 
 
-class _RowWriter:
+class RowWriter:
   """An append-only file of rows that have a stage and a step."""
 
   def __init__(self, workdir: str | os.PathLike, name: str):
@@ -68,7 +69,7 @@ class _RowWriter:
     self._file.flush()
 
 
-class MetricsWriter(_RowWriter):
+class MetricsWriter(RowWriter):
   """Appends metrics to ``metrics.jsonl`` and to TensorBoard events.
 
   TensorBoard shows each stage as its own run, below ``tensorboard/``.
@@ -95,18 +96,21 @@ class MetricsWriter(_RowWriter):
     Args:
       stage: name of the stage, such as "rl" or "rl_eval".
       step: step within the stage, >= 0.
-      metrics: scalars by name, or lists [n] of them: Python, numpy or jax.
+      metrics: scalars by name, or lists [n] of them: Python, numpy or jax; None
+        where the metric has no value. TensorBoard gets only scalars.
 
     Raises:
       ValueError: for an array of more axes, or a metric called "stage" or
         "step".
     """
-    row = {"stage": stage, "step": int(step)}
+    row: dict[str, Any] = {"stage": stage, "step": int(step)}
     scalars = {}
     for name, value in metrics.items():
       if name in row:
         raise ValueError(f"A metric must not be called {name!r}.")
-      if np.ndim(value) == 1:
+      if value is None:
+        row[name] = None
+      elif np.ndim(value) == 1:
         row[name] = [_number_or_none(_to_number(item)) for item in value]
       else:
         scalars[name] = _to_number(value)
@@ -153,7 +157,7 @@ class NoWriter:
     """Does nothing."""
 
 
-class SamplesWriter(_RowWriter):
+class SamplesWriter(RowWriter):
   """Appends problems and responses to ``samples.jsonl``."""
 
   def __init__(self, workdir: str | os.PathLike):
@@ -171,7 +175,7 @@ class SamplesWriter(_RowWriter):
       samples: dicts of text, numbers (numpy and jax too) and lists of them.
     """
     for sample in samples:
-      values = {name: _to_json(value) for name, value in sample.items()}
+      values = {name: to_json(value) for name, value in sample.items()}
       self._append({"stage": stage, "step": int(step)} | values)
 
 
@@ -224,17 +228,22 @@ def _number_or_none(number: float) -> float | None:
   return number if math.isfinite(number) else None
 
 
-def _to_json(value: Any) -> Any:
-  """Returns a value as JSON has it, NaN and infinity as null."""
+def to_json(value: Any) -> Any:
+  """Returns a value as JSON has it, NaN and infinity as null.
+
+  Args:
+    value: text, a scalar of any array library, None, or mappings, sequences and
+      arrays of them.
+  """
   if value is None or isinstance(value, str | bool):
     return value
   if isinstance(value, Mapping):
-    return {name: _to_json(item) for name, item in value.items()}
+    return {name: to_json(item) for name, item in value.items()}
   if isinstance(value, Sequence):
-    return [_to_json(item) for item in value]
+    return [to_json(item) for item in value]
   array = np.asarray(value)
   if array.ndim:
-    return [_to_json(item) for item in array]
+    return [to_json(item) for item in array]
   if array.dtype == bool:
     return bool(array)
   return _number_or_none(_to_number(array))

@@ -8,6 +8,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import batches
+from pure_jax.host.evaluation.repetition import response_repetition
 from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import GradingPool
@@ -15,6 +16,7 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import separator_table, split_texts
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.rollout.engine import OnProgress
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation.requests import Request
 from pure_jax.runs.settings.evaluation import EvaluationSettings
@@ -28,7 +30,7 @@ class ResponseBatch:
 
   Attributes:
     requests: the requests of the batch, at most as many as it has rows.
-    rollout: [B, ...] arrays that may still be computed.
+    rollout: [B, ...] arrays.
     step_rewards: [B, S] array that may still be computed; None without a PRM.
   """
 
@@ -43,19 +45,23 @@ def make_generate(
   sampler: SamplingConfig,
   layout: sharding.Layout,
   group_size: int,
-) -> rollouts.Generate:
-  """Makes the sampler of an evaluation: (params, prompts, keys) -> rollout.
+) -> rollouts.ReportingGenerate:
+  """Makes the sampler of an evaluation.
 
   Args:
-    settings: choose one loop or continuous batching.
+    settings: choose continuous batching or all rows of a batch together.
     model: the policy's architecture.
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
     group_size: rows of each prompt, 1 without continuous batching.
+
+  Returns:
+    A function (params, prompts, keys, on_progress) -> rollout.
   """
   config = settings.engine.config()
   if config is None:
-    return rollouts.make_generate_rows(model, sampler, layout)
+    interval = settings.engine.sync_interval
+    return rollouts.make_generate_together(model, sampler, layout, interval)
   return rollouts.make_engine(
     model, sampler, group_size, layout, config
   ).generate
@@ -111,12 +117,18 @@ class ResponseGenerator:
         settings.engine.slots,
       )
 
-  def start(self, requests: list[Request], rows: int) -> ResponseBatch:
-    """Starts a batch of requests that are all greedy, or all samples.
+  def start(
+    self,
+    requests: list[Request],
+    rows: int,
+    on_progress: OnProgress | None = None,
+  ) -> ResponseBatch:
+    """Generates a batch of requests, all greedy or all samples; starts scoring.
 
     Requests are repeated to fill the rows, see
-    `EvaluationSettings.rows_of_batches`. With continuous batching the returned
-    responses are complete.
+    `EvaluationSettings.rows_of_batches`. The returned responses are complete,
+    their step rewards may still be computed. `on_progress` is called with
+    arrays of the requests' rows, on the way and at the end.
     """
     settings, greedy = self._settings, requests[0].sample is None
     filled = [requests[i % len(requests)] for i in range(rows)]
@@ -126,14 +138,16 @@ class ResponseGenerator:
     keys = jax.vmap(lambda row: functools.reduce(jax.random.fold_in, row, key))(
       key_data
     )
+
+    def report(lengths: np.ndarray, ended: np.ndarray) -> None:
+      """Without the rows that fill up the batch."""
+      on_progress(lengths[: len(requests)], ended[: len(requests)])
+
     rollout = self._generate[greedy](
       self._params,
-      self._put_prompts(
-        prompts,
-        settings.prompt_tokens,
-        replicated=settings.engine.slots is not None,
-      ),
+      self._put_prompts(prompts, settings.prompt_tokens, replicated=True),
       keys,
+      None if on_progress is None else report,
     )
     step_rewards = None
     if self._prm_params is not None:
@@ -208,19 +222,7 @@ def grade_batch(
     [verify.reference_of(request.problem) for request in requests],
     [verify.EXTRACTORS[name] for name in settings.grader.extractors],
   )
-  step_rewards: list[tuple[float, ...] | None] = [None] * count
-  if rewards is not None:
-    if not np.isfinite(rewards[:count]).all():
-      raise FloatingPointError(
-        f"The PRM gives no number for a response to {requests[0].key} or "
-        f"after: check the weights in {settings.prm}. The responses written "
-        "so far are intact."
-      )
-    steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
-    for row in range(count):
-      # The PRM scores at most max_steps of them.
-      scored = rewards[row, : len(steps[row])]
-      step_rewards[row] = tuple(round(float(reward), 6) for reward in scored)
+  step_rewards = _rounded_rewards(settings, tokenizer, batch, rollout, rewards)
   return [
     Response(
       benchmark=request.benchmark,
@@ -229,6 +231,11 @@ def grade_batch(
       text=texts[row],
       tokens=lengths[row],
       truncated=bool(rollout.truncated[row]),
+      repetition=response_repetition(
+        texts[row],
+        rollout.tokens[row, : lengths[row]],
+        settings.repetition_unit,
+      ),
       answer=verdicts[row].answer,
       correct=verdicts[row].correct,
       timed_out=verdicts[row].timed_out,
@@ -238,4 +245,33 @@ def grade_batch(
       subject=request.problem.subject,
     )
     for row, request in enumerate(requests)
+  ]
+
+
+def _rounded_rewards(
+  settings: EvaluationSettings,
+  tokenizer: HuggingFaceTokenizer,
+  batch: ResponseBatch,
+  rollout: Rollout,
+  rewards: np.ndarray | None,
+) -> list[tuple[float, ...] | None]:
+  """The step rewards of each response; raises if they are not finite.
+
+  The rollout and the rewards are those of the batch, on the host.
+  """
+  requests = batch.requests
+  if rewards is None:
+    return [None] * len(requests)
+  rewards = rewards[: len(requests)]
+  if not np.isfinite(rewards).all():
+    raise FloatingPointError(
+      f"The PRM gives no number for a response to {requests[0].key} or "
+      f"after: check the weights in {settings.prm}. The responses written "
+      "so far are intact."
+    )
+  steps = split_texts(tokenizer, rollout.tokens, rollout.completion_mask)
+  return [
+    # The PRM scores at most max_steps of them.
+    tuple(round(float(reward), 6) for reward in row[: len(texts)])
+    for row, texts in zip(rewards, steps, strict=False)
   ]

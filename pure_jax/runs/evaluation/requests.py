@@ -7,23 +7,18 @@ from typing import Any
 
 from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
-from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.file_dataset import Counts
-from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.response_file import ResponseKey
-from pure_jax.host.grading import verify
-from pure_jax.host.logs import console
 from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
   texts_to_compare,
 )
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
+from pure_jax.runs.batches import PromptEncoder
+from pure_jax.runs.evaluation.benchmarks import read_benchmark
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.evaluation import (
-  BenchmarkSettings,
-  EvaluationSettings,
-)
+from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
 
 
@@ -121,13 +116,7 @@ def with_tiny_models(
     random_model=False,
     policy=str(tiny_files.write_policy(folder / "policy", tied=True)),
     prm=str(tiny_files.write_prm(folder / "prm", tied=False)),
-    benchmarks={
-      name: BenchmarkSettings(str(paths[file]), row_format, 6, averaged=True)
-      for name, file, row_format in (
-        ("tiny_math500", "held_out", "math500"),
-        ("tiny_math8k", "train", "math8k"),
-      )
-    },
+    benchmarks=tiny_files.benchmarks(paths),
   )
 
 
@@ -146,31 +135,38 @@ def make_requests(
   Raises:
     ConfigError: if no problem of a benchmark can be used.
   """
+  encoder = PromptEncoder(
+    tokenizer, settings.policy_prompt_format, settings.prompt_tokens
+  )
+  prm_encoder = None
+  if settings.prm is not None:
+    prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
+    prm_encoder = PromptEncoder(
+      tokenizer, prm_format, settings.prm_prompt_tokens
+    )
   greedy: list[Request] = []
   left_out, counts = {}, {}
-  for name, benchmark in settings.named_benchmarks().items():
-    rows = data_files.read_file(
-      find_format(benchmark.format, benchmark.fields),
-      benchmark.file,
+  for name, benchmark_settings in settings.named_benchmarks().items():
+    benchmark = read_benchmark(
+      name,
+      benchmark_settings,
+      encoder,
+      prm_encoder,
       workdir / "data",
       skip_malformed=settings.skip_malformed,
     )
-    counts[name] = rows.counts
-    problems = rows[: benchmark.problems]
-    if len({problem.id for problem in problems}) < len(problems):
-      raise ConfigError(f"{benchmark.file} has two problems of one id.")
-    requests, reasons = _encode_problems(settings, tokenizer, name, problems)
-    if reasons:
-      counted = [f"{reasons.count(r)} {r}" for r in sorted({*reasons})]
-      message = (
-        f"{name}: {len(reasons)} of {len(problems)} left out: "
-        f"{', '.join(counted)}."
+    left_out[name], counts[name] = benchmark.left_out, benchmark.counts
+    greedy += [
+      Request(
+        name,
+        row,
+        problem,
+        None,
+        encoder.ids(problem),
+        [] if prm_encoder is None else prm_encoder.ids(problem),
       )
-      if not requests:
-        raise ConfigError(message)
-      console.tell(message)
-    greedy += requests
-    left_out[name] = len(reasons), len(problems)
+      for row, problem in zip(benchmark.rows, benchmark.problems, strict=True)
+    ]
   samples = [
     dataclasses.replace(request, sample=sample)
     for request in greedy
@@ -179,33 +175,6 @@ def make_requests(
   return Requests(
     (greedy if settings.greedy else []) + samples, left_out, counts
   )
-
-
-def _encode_problems(
-  settings: EvaluationSettings,
-  tokenizer: HuggingFaceTokenizer,
-  name: str,
-  problems: list[Problem],
-) -> tuple[list[Request], list[str]]:
-  """Returns (greedy requests of usable problems, why others are left out)."""
-  policy_format = settings.policy_prompt_format
-  prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
-  requests, reasons = [], []
-  for index, problem in enumerate(problems):
-    prompt, prm_prompt = policy_format.ids(tokenizer, problem.problem), []
-    if settings.prm is not None:
-      prm_prompt = prm_format.ids(tokenizer, problem.problem)
-    if verify.reference_of(problem) is None:
-      reasons.append("without an answer")
-    elif len(prompt) > settings.prompt_tokens:
-      reasons.append(f"longer than prompt_tokens={settings.prompt_tokens}")
-    elif len(prm_prompt) > settings.prm_prompt_tokens:
-      reasons.append(
-        f"longer than prm_prompt_tokens={settings.prm_prompt_tokens}"
-      )
-    else:
-      requests.append(Request(name, index, problem, None, prompt, prm_prompt))
-  return requests, reasons
 
 
 def check_prm_vocabulary(

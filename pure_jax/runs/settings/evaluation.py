@@ -3,30 +3,22 @@
 import dataclasses
 
 from pure_jax.host.data.formats.named import find_format, format_names
-from pure_jax.host.data.records import LabelledSolution, Problem
-from pure_jax.host.evaluation.tables import AVERAGE
+from pure_jax.host.data.records import LabelledSolution
+from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
-from pure_jax.models.config import COMPUTE_DTYPES
 from pure_jax.runs.settings.checks import at_least, one_of
-from pure_jax.runs.settings.files import Fields, GraderSettings, check_format
+from pure_jax.runs.settings.files import (
+  Benchmarks,
+  BenchmarkSettings,
+  Fields,
+  GraderSettings,
+  check_format,
+  with_files,
+)
 from pure_jax.runs.settings.mesh import MeshSettings
+from pure_jax.runs.settings.models import DTYPE_CHOICES, with_dtypes_of
 from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
 from pure_jax.settings import ScoreConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchmarkSettings:
-  """A file of problems. See `configs/evaluate.py`."""
-
-  file: str | None
-  format: str
-  problems: int | None
-  averaged: bool
-  fields: Fields = None
-
-  def __post_init__(self):
-    check_format(self, "", format_names(Problem))
-    at_least(1, self, "problems")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +43,8 @@ class EvaluationSettings:
   prm_prompt_tokens: int
   greedy: bool
   samples: int
-  k: tuple[int, ...]
+  k: tuple[int, ...] | None
+  repetition_unit: str
   sampler: SamplerSettings
   batch_rows: int
   engine: EngineSettings
@@ -65,23 +58,24 @@ class EvaluationSettings:
     at_least(1, self, counts)
     at_least(0, self, "seed samples bootstrap_seed")
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
-    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
+    one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
+    one_of(self, "repetition_unit", UNITS)
     if not self.random_model and self.policy is None:
       raise ValueError("policy must name the folder of a Hugging Face model.")
     if self.random_model and (self.policy or self.prm):
       raise ValueError("random_model stands in place of policy and prm.")
-    if not self.random_model and not self.named_benchmarks():
+    named = self.named_benchmarks()
+    if not self.random_model and not named:
       raise ValueError(
         "no benchmark has a file: set one, such as benchmarks.math500.file."
       )
-    if AVERAGE in self.benchmarks:
-      raise ValueError(f"no benchmark may be called {AVERAGE!r}.")
     if not self.greedy and not self.samples:
       raise ValueError("no response is asked for: set greedy, or samples.")
-    for size in self.k:
+    for size in self.subset_sizes:
       if not 1 <= size <= self.samples:
         raise ValueError(
-          f"k={self.k} must be sizes of subsets of the {self.samples} samples."
+          f"k={self.k} must be sizes of subsets of the {self.samples} samples: "
+          "leave k out for the powers of two among them."
         )
     self.mesh.check_rows("batch_rows", self.batch_rows)
     rows = self.engine.slots
@@ -93,6 +87,17 @@ class EvaluationSettings:
         "lower engine.slots to a divisor, set batch_rows to a multiple of it, "
         "or leave engine.slots unset (configs/evaluate.py:one_loop)."
       )
+
+  def for_platform(self, platform: str) -> "EvaluationSettings":
+    """The same evaluation with the dtypes that "auto" stands for."""
+    return with_dtypes_of(self, platform)
+
+  @property
+  def subset_sizes(self) -> tuple[int, ...]:
+    """Sizes k of pass@k and maj@k: those given, else the powers of two."""
+    if self.k is not None:
+      return self.k
+    return tuple(2**i for i in range(1, self.samples.bit_length()))
 
   def group_size(self, shards: int, *, greedy: bool) -> int:
     """Responses that share one prefill of their prompt, in the engine.
@@ -122,9 +127,9 @@ class EvaluationSettings:
     prompt_format = PROMPT_FORMATS[self.prompt_format]
     return dataclasses.replace(prompt_format, prefix=self.response_prefix)
 
-  def named_benchmarks(self) -> dict[str, BenchmarkSettings]:
+  def named_benchmarks(self) -> Benchmarks:
     """The benchmarks that have a file."""
-    return {k: v for k, v in self.benchmarks.items() if v.file is not None}
+    return with_files(self.benchmarks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +178,10 @@ class EvaluatePRMSettings:
   bootstrap_seed: int
   resamples: int
 
+  def for_platform(self, platform: str) -> "EvaluatePRMSettings":
+    """The same evaluation with the dtypes that "auto" stands for."""
+    return with_dtypes_of(self, platform)
+
   def __post_init__(self):
     at_least(1, self, "prompt_tokens response_tokens batch_size")
     at_least(1, self, "length_multiple bins resamples")
@@ -182,7 +191,7 @@ class EvaluatePRMSettings:
         f"good_class must be 0, 1 or None, got {self.good_class}."
       )
     one_of(self, "prompt_format", tuple(PROMPT_FORMATS))
-    one_of(self, "compute_dtype param_dtype", COMPUTE_DTYPES)
+    one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
     self.mesh.check_rows("batch_size", self.batch_size)
     sources = (self.prm, self.run, self.random_model)
     if sum(source is not None for source in sources) != 1:

@@ -3,7 +3,14 @@
 import dataclasses
 from typing import Any
 
-from pure_jax.host.data.formats.named import FORMATS, MAPPED, find_format
+from pure_jax.host.data.formats.named import (
+  FORMATS,
+  MAPPED,
+  find_format,
+  format_names,
+)
+from pure_jax.host.data.records import Problem
+from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.grading.pool import MAX_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
@@ -11,6 +18,10 @@ from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.models import ARCHITECTURES, DTYPE_CHOICES
 
+# Name of the held-out problems among the benchmarks of a validation.
+HELD_OUT = "held_out"
+# What can be made for a random model.
+RANDOM_FILES = ("train", "held_out", "labelled", "prm", "benchmarks")
 # Mapping of fields, for the formats in `MAPPED`: field of a record -> field of
 # the file.
 Fields = dict[str, str] | None
@@ -31,6 +42,39 @@ def check_format(settings: Any, prefix: str, allowed: tuple[str, ...]) -> None:
     find_format(name, fields)
   except ValueError as error:
     raise ValueError(f"{prefix}fields: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkSettings:
+  """A file of problems to evaluate on. See `configs/files.py`."""
+
+  file: str | None
+  format: str
+  problems: int | None
+  averaged: bool
+  fields: Fields = None
+
+  def __post_init__(self):
+    check_format(self, "", format_names(Problem))
+    at_least(1, self, "problems")
+
+
+Benchmarks = dict[str, BenchmarkSettings]
+
+
+def with_files(benchmarks: Benchmarks) -> Benchmarks:
+  """Selects the benchmarks that have a file.
+
+  Args:
+    benchmarks: by name.
+
+  Raises:
+    ValueError: if one of them has a name that results have.
+  """
+  for name in (AVERAGE, HELD_OUT):
+    if name in benchmarks:
+      raise ValueError(f"no benchmark may be called {name!r}.")
+  return {name: b for name, b in benchmarks.items() if b.file is not None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +145,7 @@ class FilesSettings:
   model: ComputationSettings
   architecture: str | None
   prm_architecture: str | None
+  benchmarks: dict[str, BenchmarkSettings]
   train_fields: Fields = None
   held_out_fields: Fields = None
   labelled_fields: Fields = None
@@ -120,7 +165,12 @@ class FilesSettings:
       )
     one_of(self, "random_model", ("tied", "untied", "llama"))
     one_of(self, "architecture prm_architecture", tuple(ARCHITECTURES))
-    one_of(self, "random_files", ("train", "held_out", "labelled", "prm"))
+    one_of(self, "random_files", RANDOM_FILES)
+    with_files(self.benchmarks)
+
+  def named_benchmarks(self) -> Benchmarks:
+    """The benchmarks that have a file."""
+    return with_files(self.benchmarks)
 
   @property
   def policy_prompt_format(self) -> PromptFormat:

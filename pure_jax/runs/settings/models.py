@@ -1,12 +1,13 @@
 """Settings of models: shapes, adapters, and the dtype of matrix products."""
 
 import dataclasses
+from typing import Protocol, TypeVar
 
 from pure_jax.models.config import COMPUTE_DTYPES, LoraConfig, ModelConfig
 from pure_jax.runs.settings.checks import one_of
 
 AUTO = "auto"
-# What a training config may name as compute_dtype.
+# What a config may name as compute_dtype.
 DTYPE_CHOICES = (AUTO, *COMPUTE_DTYPES)
 
 _7B = ModelConfig(
@@ -68,6 +69,33 @@ def compute_dtype_of(platform: str) -> str:
     platform: platform of the devices, such as "cpu" or "tpu".
   """
   return "float32" if platform == "cpu" else "bfloat16"
+
+
+class _HasDtypes(Protocol):
+  compute_dtype: str
+  param_dtype: str
+
+
+_Settings = TypeVar("_Settings", bound=_HasDtypes)
+
+
+def with_dtypes_of(settings: _Settings, platform: str) -> _Settings:
+  """Replaces "auto" in the settings of an evaluation.
+
+  Args:
+    settings: a dataclass with compute_dtype and param_dtype. Weights that
+      nobody trains need no more digits than the products have: "auto" as
+      param_dtype is the compute dtype.
+    platform: platform of the devices, such as "cpu" or "tpu".
+  """
+  compute_dtype, param_dtype = settings.compute_dtype, settings.param_dtype
+  if compute_dtype == AUTO:
+    compute_dtype = compute_dtype_of(platform)
+  if param_dtype == AUTO:
+    param_dtype = compute_dtype
+  return dataclasses.replace(
+    settings, compute_dtype=compute_dtype, param_dtype=param_dtype
+  )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ method `config` adds what follows from the tokenizer or from a switch.
 
 import dataclasses
 
+from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.models.config import CACHE_DTYPES
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
@@ -175,6 +176,11 @@ class RLSettings:
   lora: LoraSettings
   eval_every: int
   eval_prompts: int
+  benchmark_new_tokens: int | None
+  benchmark_samples: int
+  best_metric: str | None
+  generations: int
+  repetition_unit: str
   samples_every: int
   checkpoint_every: int
   checkpoints_kept: int
@@ -187,6 +193,12 @@ class RLSettings:
   def responses(self) -> int:
     """B, of one iteration."""
     return self.prompts * self.samples_per_prompt
+
+  @property
+  def benchmark_sampler(self) -> SamplerSettings:
+    """The sampler whose length limit is that of benchmarks."""
+    limit = self.benchmark_new_tokens or self.sampler.max_new_tokens
+    return dataclasses.replace(self.sampler, max_new_tokens=limit)
 
   @property
   def num_updates(self) -> int:
@@ -222,6 +234,9 @@ class RLSettings:
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
     self.optim.check_updates("optim", self.num_updates)
+    at_least(1, self, "benchmark_new_tokens")
+    at_least(0, self, "benchmark_samples generations")
+    one_of(self, "repetition_unit", UNITS)
     self._complete_credit()
     fraction = self.answer_fraction
     if fraction is not None and not 0 < fraction <= 1:

@@ -3,6 +3,7 @@
 import dataclasses
 
 from pure_jax.host.data.world.arithmetic import WorldConfig
+from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.parallel.kernel_calls import XLA, Kernels
 from pure_jax.runs.settings.checks import at_least
 from pure_jax.runs.settings.files import ComputationSettings, FilesSettings
@@ -82,6 +83,23 @@ class Settings:
   prm: PRMSettings
   rl: RLSettings
   kernels: Kernels = XLA
+
+  @property
+  def best_metric(self) -> str:
+    """The metric of evaluations by which checkpoints are ranked.
+
+    The one that `rl.best_metric` names, else the average over the benchmarks
+    if the run has any that are averaged, else the held-out accuracy.
+    """
+    if self.rl.best_metric is not None:
+      return self.rl.best_metric
+    if self.files is None:
+      return "accuracy"
+    averaged = [b for b in self.files.named_benchmarks().values() if b.averaged]
+    makes_some = "benchmarks" in self.files.random_files
+    if averaged or (self.files.random_model is not None and makes_some):
+      return f"{AVERAGE}/accuracy"
+    return "accuracy"
 
   @property
   def trains_prm(self) -> bool:

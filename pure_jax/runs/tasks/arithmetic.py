@@ -17,6 +17,7 @@ from pure_jax.host.data.world import arithmetic, checker, dataset
 from pure_jax.host.distributed import processes
 from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics
+from pure_jax.host.grading import verify
 from pure_jax.host.text.tokenization import (
   PROMPT_FORMATS,
   encode_response,
@@ -83,6 +84,10 @@ class ArithmeticTask(Task):
       for problem, steps in zip(problems, texts, strict=True)
     ]
     return Verdicts(np.asarray(right, bool), {})
+
+  def find_answer(self, texts: Sequence[str]) -> str | None:
+    """The content of the last box."""
+    return verify.boxed(arithmetic.SEPARATOR.join(texts))
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step neither computes nor answers."""

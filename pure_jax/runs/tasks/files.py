@@ -32,6 +32,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.evaluation.benchmarks import read_benchmark
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
@@ -55,8 +56,11 @@ def contents(files: FilesSettings) -> dict[str, str]:
     ConfigError: if a file is missing or cannot be read; the message names it.
   """
   fingerprints = {}
-  for name in ("policy", "prm", "train", "held_out", "labelled"):
-    path = getattr(files, name)
+  names = ("policy", "prm", "train", "held_out", "labelled")
+  paths = {name: getattr(files, name) for name in names}
+  for name, benchmark in files.named_benchmarks().items():
+    paths[f"benchmarks.{name}.file"] = benchmark.file
+  for name, path in paths.items():
     if path is None:
       continue
     try:
@@ -84,6 +88,9 @@ class FilesTask(Task):
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
     tokens = files.prompt_tokens + settings.rl.sampler.max_new_tokens
+    if files.benchmarks:
+      limit = settings.rl.benchmark_sampler.max_new_tokens
+      tokens = max(tokens, files.prompt_tokens + limit)
     huggingface.warn_beyond_positions(files.policy, config, tokens)
     self.model = files.computed(config.model)
     self._dtypes = {
@@ -104,6 +111,17 @@ class FilesTask(Task):
     )
     self.train = self._problems("train")
     self.held_out = self._problems("held_out")
+    self.benchmarks = [
+      read_benchmark(
+        name,
+        benchmark,
+        self.prompt_encoder,
+        self.prm_prompt_encoder,
+        folder / "data",
+        skip_malformed=files.skip_malformed,
+      )
+      for name, benchmark in files.named_benchmarks().items()
+    ]
     self._pool: verify.GradingPool | None = None
 
   def _prm_model(self) -> ModelConfig | None:
@@ -204,6 +222,14 @@ class FilesTask(Task):
         "grader_crashed": for_all(v.failure is not None for v in verdicts),
       },
     )
+
+  def find_answer(self, texts: Sequence[str]) -> str | None:
+    """The answer that `grade` compares."""
+    extractors = [
+      verify.EXTRACTORS[name] for name in self._files.grader.extractors
+    ]
+    text = SEPARATOR.join(texts)[-verify.MAX_RESPONSE_CHARS :]
+    return verify.first_of(text, extractors)
 
   def is_vacuous(self, step: str) -> bool:
     """Whether a step is empty; other vacuous steps cannot be detected."""

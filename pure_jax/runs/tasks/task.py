@@ -11,6 +11,7 @@ from pure_jax.host.text.tokenization import Tokenizer
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
+from pure_jax.runs.evaluation.benchmarks import Benchmark
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training.supervised import Demonstrations
 from pure_jax.types import PRMInputs
@@ -70,6 +71,7 @@ class Task(Protocol):
     prm_prompt_encoder: makes the PRM's prompts.
     train: problems to train on.
     held_out: problems to evaluate on.
+    benchmarks: further problems that RL evaluates on.
   """
 
   tokenizer: Tokenizer
@@ -79,11 +81,16 @@ class Task(Protocol):
   prm_prompt_encoder: PromptEncoder
   train: Sequence[Problem]
   held_out: Sequence[Problem]
+  benchmarks: Sequence[Benchmark] = ()
 
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
     """Grades answers."""
+    raise NotImplementedError
+
+  def find_answer(self, texts: Sequence[str]) -> str | None:
+    """The answer that a response gives, as it is graded; None without one."""
     raise NotImplementedError
 
   def is_vacuous(self, step: str) -> bool:

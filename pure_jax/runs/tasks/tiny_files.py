@@ -21,7 +21,11 @@ from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
-from pure_jax.runs.settings.files import FilesSettings
+from pure_jax.runs.settings.files import (
+  Benchmarks,
+  BenchmarkSettings,
+  FilesSettings,
+)
 
 SEED = 0
 PRM_SEED = 5  # A PRM whose step rewards have both signs.
@@ -50,10 +54,31 @@ def make_files(files: FilesSettings, folder: pathlib.Path) -> FilesSettings:
   )
   if "prm" in files.random_files:
     written["prm"] = write_prm(folder / "prm", tied=False)
-  paths = {name: str(written[name]) for name in files.random_files}
+  paths = {
+    name: str(written[name])
+    for name in files.random_files
+    if name != "benchmarks"
+  }
+  if "benchmarks" in files.random_files:
+    files = dataclasses.replace(files, benchmarks=benchmarks(written))
   return dataclasses.replace(
     files, policy=str(policy_folder), random_model=None, **paths
   )
+
+
+def benchmarks(problems: dict[str, pathlib.Path]) -> Benchmarks:
+  """Names two small benchmarks.
+
+  Args:
+    problems: paths from `write_problems`.
+  """
+  return {
+    name: BenchmarkSettings(str(problems[file]), row_format, 6, averaged=True)
+    for name, file, row_format in (
+      ("tiny_math500", "held_out", "math500"),
+      ("tiny_math8k", "train", "math8k"),
+    )
+  }
 
 
 def write_problems(folder: pathlib.Path) -> dict[str, pathlib.Path]:

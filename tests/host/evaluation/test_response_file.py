@@ -17,6 +17,7 @@ ONE = Response(
   text="It is \u2028 5.\n\n\\boxed{5}",
   tokens=9,
   truncated=False,
+  repetition=0.25,
   answer="5",
   correct=True,
   timed_out=False,

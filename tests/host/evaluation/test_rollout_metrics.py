@@ -11,6 +11,7 @@ from factories import steps_from_ends
 
 from pure_jax.host.evaluation.rollout_metrics import (
   ResponseFacts,
+  pass_at_n,
   response_facts,
   rollout_metrics,
 )
@@ -23,6 +24,9 @@ HACKED = ([4] * 6, [1, 3, 5], [0.9, 0.6, 0.8], ["um"] * 3, 0, True, [1], 2)
 WRONG = ([5, 6, 9], [0, 2], [0.7, -0.5], ["3+5=9", "box"], 0, False, [], 0)
 EMPTY = ([], [], [], [], 0, False, [], 0)
 LONG_RIGHT = ([9] * 8, [7], [-0.2], ["box"], 1, True, [], 0)
+# It ends with its last token: as long as the limit, but not truncated.
+TEXTS = ["haha", "Wait, retry again"]
+FULL = ([5, 7] * 4, [3, 7], [0.1, 0.2], TEXTS, 0, False, [], 0)
 WIDTH, MAX_STEPS = 8, 4
 
 
@@ -55,9 +59,13 @@ def batch(responses):
   return rollout, steps.replace(overflow=overflow), rewards, correct, texts
 
 
-def metrics(rollout, steps, rewards, correct, texts, is_vacuous):
-  facts = response_facts(rollout, steps, rewards, texts, is_vacuous)
-  return rollout_metrics(facts, correct)
+def metrics(
+  rollout, steps, rewards, correct, texts, is_vacuous, gradable=None, **options
+):
+  facts = response_facts(rollout, steps, rewards, texts, is_vacuous, **options)
+  if gradable is None:
+    gradable = np.ones(len(correct), bool)
+  return rollout_metrics(facts, correct, gradable)
 
 
 def repetition(tokens):
@@ -79,76 +87,165 @@ def softmin(scores):
   return sum(w * s for w, s in pairs) / sum(weights)
 
 
-def described(responses):
+WATCHED = (
+  *("response_tokens", "clip_ratio", "truncated"),
+  *("repetition", "high_repetition"),
+)
+NAMES = (
+  *("accuracy", "process_outcome", "min_step_score", "hacked_given_wrong"),
+  *WATCHED,
+  *(f"{name}_given_correct" for name in WATCHED),
+  *(f"{name}_given_wrong" for name in WATCHED),
+  *("steps_per_response", "reflection_words", "reflection_share"),
+  *("vacuous_step_share", "empty_step_share", "step_overflow"),
+)
+
+
+def reflections(text):
+  """Matches of the list, by sliding over the text."""
+  patterns = [
+    *("wait,", "alternatively,", "however,", "try again"),
+    *("let's check", "let's verify"),
+    *(word + end for word in ("recheck", "rethink", "retry") for end in ", \n"),
+  ]
+  text = text.lower()
+  return sum(
+    text.startswith(pattern, start)
+    for pattern in patterns
+    for start in range(len(text))
+  )
+
+
+def described(responses, gradable=None, unit="characters"):
   """All metrics by a loop over the responses."""
-  batch_metrics = {}
+  batch_metrics = {name: [] for name in NAMES}
+  gradable = [True] * len(responses) if gradable is None else gradable
 
   def note(name, value):
-    batch_metrics.setdefault(name, []).append(float(value))
+    batch_metrics[name].append(float(value))
 
-  for tokens, ends, scores, texts, right, cut, blank, merged in responses:
-    high = repetition(tokens) > 0.2
+  for response, is_gradable in zip(responses, gradable, strict=True):
+    tokens, ends, scores, texts, right, cut, blank, merged = response
+    text = "\n\n".join(texts)
+    score = repetition(text if unit == "characters" else tokens)
+    high = score > 0.2
+    wrong = is_gradable and not right
+    of_response = dict(
+      response_tokens=len(tokens),
+      clip_ratio=len(tokens) == WIDTH,
+      truncated=cut,
+      repetition=score,
+      high_repetition=high,
+    )
+    for name, value in of_response.items():
+      note(name, value)
+      if right:
+        note(f"{name}_given_correct", value)
+      if wrong:
+        note(f"{name}_given_wrong", value)
+    note("reflection_words", reflections(text))
+    note("reflection_share", reflections(text) > 0)
     note("accuracy", right)
     note("process_outcome", softmin(scores) if scores else 0.0)
-    note("response_tokens", len(tokens))
     note("steps_per_response", len(ends))
-    note("truncated", cut)
-    note("repetition", repetition(tokens))
-    note("high_repetition", high)
     note("step_overflow", merged > 0)
-    if right:
-      note("truncated_given_correct", cut)
-      note("high_repetition_given_correct", high)
     if scores:
       note("min_step_score", min(scores))
-    if scores and not right:
+    if scores and wrong:
       note("hacked_given_wrong", min(scores) > 0)
     for step, text in enumerate(texts):
       note("vacuous_step_share", text == "um")
       note("empty_step_share", step in blank)
   return {
-    name: sum(values) / len(values) for name, values in batch_metrics.items()
+    name: sum(values) / len(values) if values else None
+    for name, values in batch_metrics.items()
   }
 
 
+GIVEN_CORRECT = {f"{name}_given_correct" for name in WATCHED}
+GIVEN_WRONG = {f"{name}_given_wrong" for name in WATCHED}
+
+
+@pytest.mark.parametrize("unit", ["characters", "tokens"])
 @pytest.mark.parametrize(
-  ("responses", "absent"),
+  ("responses", "undefined"),
   [
-    ([RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT], set()),
-    ([RIGHT, LONG_RIGHT], {"hacked_given_wrong"}),
+    ([RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT, FULL], set()),
+    ([RIGHT, LONG_RIGHT], {"hacked_given_wrong"} | GIVEN_WRONG),
     # No step to be hacked with, though the response is wrong.
     ([RIGHT, EMPTY], {"hacked_given_wrong"}),
-    (
-      [HACKED, WRONG],
-      {"truncated_given_correct", "high_repetition_given_correct"},
-    ),
+    ([HACKED, WRONG], GIVEN_CORRECT),
     (
       [EMPTY, EMPTY],
-      {
-        "hacked_given_wrong",
-        "truncated_given_correct",
-        "high_repetition_given_correct",
-        "min_step_score",
-        "vacuous_step_share",
-        "empty_step_share",
-      },
+      GIVEN_CORRECT
+      | {"hacked_given_wrong", "min_step_score"}
+      | {"vacuous_step_share", "empty_step_share"},
     ),
   ],
   ids=["mixed", "all right", "no steps but wrong", "all wrong", "no tokens"],
 )
-def test_each_metric_agrees_with_a_loop_over_the_responses(responses, absent):
-  """A mean over an empty set is absent; 0 would read as "never hacked"."""
-  batch_metrics = metrics(*batch(responses), lambda text: text == "um")
-  expected = described(responses)
+def test_each_metric_agrees_with_a_loop_over_the_responses(
+  responses, undefined, unit
+):
+  """A mean over an empty set is None; 0 would read as "never hacked"."""
+  batch_metrics = metrics(
+    *batch(responses), lambda text: text == "um", repetition_unit=unit
+  )
+  expected = described(responses, unit=unit)
   assert batch_metrics.keys() == expected.keys()
-  assert not absent & batch_metrics.keys()
+  assert {n for n, v in batch_metrics.items() if v is None} == undefined
   for name, value in expected.items():
     # Step scores are float32.
     assert batch_metrics[name] == pytest.approx(value, abs=1e-6), name
-    assert type(batch_metrics[name]) is float  # Plain, so that JSON takes it.
+    if name not in undefined:
+      assert type(batch_metrics[name]) is float  # Plain: JSON takes it.
 
 
-def test_without_a_prm_foundof_step_rewards_are_absent():
+def test_the_authors_measures_by_hand():
+  """FULL: 8 of 8 tokens, ended by itself; "haha" repeats; three matches."""
+  values = metrics(*batch([FULL]), lambda text: False)
+  assert (values["clip_ratio"], values["truncated"]) == (1, 0)
+  assert values["clip_ratio_given_wrong"] == 1
+  # "wait,", "retry " and "try again": the last two overlap.
+  assert (values["reflection_words"], values["reflection_share"]) == (3, 1)
+  # One text: characters repeat, and as ids the same text repeats more.
+  in_tokens = metrics(
+    *batch([FULL]), lambda text: False, repetition_unit="tokens"
+  )
+  assert values["repetition"] == repetition("haha\n\nWait, retry again")
+  assert in_tokens["repetition"] == repetition([5, 7] * 4) > 0.5
+  assert (in_tokens["high_repetition"], values["high_repetition"]) == (1, 0)
+
+
+def test_a_response_that_nobody_can_grade_is_not_wrong():
+  """Its problem has no known answer; its length would be that of a failure."""
+  responses, gradable = [RIGHT, HACKED, WRONG], [True, False, True]
+  values = metrics(
+    *batch(responses), lambda t: t == "um", gradable=np.asarray(gradable)
+  )
+  assert values == pytest.approx(described(responses, gradable), abs=1e-6)
+  assert values["response_tokens_given_wrong"] == 3  # WRONG alone.
+  assert values["hacked_given_wrong"] == 0
+
+
+@pytest.mark.parametrize(
+  ("correct", "gradable", "expected"),
+  [
+    ([1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1], 0.5),
+    # The second problem has no known answer.
+    ([1, 0, 0, 0, 0, 0], [1, 1, 1, 0, 0, 0], 1.0),
+    ([0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1], 0.5),
+    ([0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0], None),
+  ],
+)
+def test_pass_at_n_counts_problems(correct, gradable, expected):
+  value = pass_at_n(
+    np.asarray(correct, np.float32), np.asarray(gradable, bool), group_size=3
+  )
+  assert value == expected
+
+
+def test_without_a_prm_metrics_of_step_rewards_are_absent():
   """Zeros would read as a PRM that is undecided about every step."""
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
   rollout, steps, _, *rest = batch(responses)
@@ -172,7 +269,7 @@ def test_the_hacked_share_is_of_wrong_responses_with_steps():
   )
 
 
-def test_facts_computed_in_shares_give_the_foundof_the_whole_batch():
+def test_facts_computed_in_shares_give_the_metrics_of_the_whole_batch():
   """A mean of the shares' means would weigh responses unequally."""
   responses = [RIGHT, HACKED, WRONG, EMPTY, LONG_RIGHT]
   *arrays, correct, texts = batch(responses)
@@ -184,4 +281,5 @@ def test_facts_computed_in_shares_give_the_foundof_the_whole_batch():
   shares = [vars(facts(slice(0, 3))), vars(facts(slice(3, 5)))]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)
   whole = metrics(*arrays, correct, texts, lambda text: text == "um")
-  assert rollout_metrics(ResponseFacts(**joined), correct) == whole
+  gradable = np.ones(len(correct), bool)
+  assert rollout_metrics(ResponseFacts(**joined), correct, gradable) == whole

@@ -29,6 +29,7 @@ def response(rng, benchmark, problem, sample, with_prm=True):
     text="...",
     tokens=int(rng.integers(1, 50)),
     truncated=bool(rng.random() < 0.3),
+    repetition=float(rng.integers(0, 5) / 10),  # 0.2 is not above 0.2.
     answer=answer,
     correct=kind == 0,
     timed_out=bool(failed and rng.random() < 0.5),

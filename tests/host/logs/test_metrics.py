@@ -77,15 +77,18 @@ def test_rows_are_strict_json_whatever_the_number(tmp_path):
         "e": True,
         "f": np.bool_(False),
         "g": jnp.int32(2**30),
+        "h": None,  # A mean over nothing.
       },
     )
   expected = {
     "stage": "rl", "step": 3, "a": 0.5, "b": None, "c": None, "d": 7, "e": 1,
-    "f": 0, "g": 2**30,
+    "f": 0, "g": 2**30, "h": None,
   }  # fmt: skip
   assert strict_rows(tmp_path / "metrics.jsonl") == [expected]
   assert read_metrics(tmp_path) == [expected]
   assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
+  tags = [tag for _, tag, _ in scalars(tmp_path / "tensorboard" / "rl")]
+  assert tags == [*"abcdefg"]  # TensorBoard shows no point without a value.
 
 
 def test_a_metric_that_is_not_one_number_is_an_error(tmp_path):

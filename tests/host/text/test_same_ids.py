@@ -263,7 +263,6 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
     "prompt_format": "chat",
     "prm_prompt_format": "plain",
     "samples": 0,
-    "k": (),
     "batch_rows": len(TEXTS),
   }
   config["score"]["separator"] = separator
@@ -272,7 +271,7 @@ def by_evaluation(places, separator, run, monkeypatch, seen):
   tokenizer = run.task.tokenizer
 
   def make_writing(settings, model, sampler, *unused):
-    def write(params, prompts, keys):
+    def write(params, prompts, keys, on_progress):
       tokens = written(tokenizer, sampler.max_new_tokens)
       nothing = jnp.zeros(tokens[1].shape)
       rows = (prompts.tokens, prompts.mask, *tokens, nothing, nothing)
