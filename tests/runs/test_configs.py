@@ -57,7 +57,7 @@ def made(name, *variant):
   elif name == "evaluate_prm" and config.random_model is None:
     config.prm = "folder"
     data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
-    data["fields"] = {"problem": "q", "steps": "s"}
+    data |= {"fields": {"problem": "q", "steps": "s"}, "neutral_labels": "good"}
     config.data = (data,)
   return config, conversion.settings_from_config(config, kind)
 
