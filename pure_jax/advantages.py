@@ -140,10 +140,11 @@ def process_advantages(
     count = step_mask.sum(axis=1).astype(dtype)
     share = others_sum(masked.safe_divide(total, count), group_size) / others
     cost = _step_cost(step_mask.astype(dtype), experience) * share[:, None]
-  # Compilers fuse product and difference, which leaves a rounding error where
-  # both are equal. `masked.whiten_nonzero` asks for an exact 0.
-  differs = mask & (to_go != cost)
-  return jnp.where(differs, to_go - cost, jnp.zeros_like(to_go))
+  if config.whitening == "reference_main":
+    # Compilers fuse product and difference, which leaves a rounding error where
+    # both are equal, and `masked.whiten_nonzero` asks for an exact 0.
+    mask = mask & (to_go != cost)
+  return jnp.where(mask, to_go - cost, jnp.zeros_like(to_go))
 
 
 def _step_cost(per_step: Array, experience: Experience) -> Array:

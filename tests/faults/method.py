@@ -115,6 +115,15 @@ FAULTS = (
     ),
   ),
   Fault(
+    "main takes a rounding error for a signal",
+    "advantages:process_advantages",
+    "mask = mask & (to_go != cost)",
+    "mask = mask",
+    (
+      "test_main_branch.py::test_a_return_that_equals_its_baseline_is_exactly_zero",
+    ),
+  ),
+  Fault(
     "an adaptive coefficient is not read",
     "advantages:_reward_penalty",
     "return (config.kl_coef if kl_coef is None else kl_coef) * penalty",

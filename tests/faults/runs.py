@@ -111,7 +111,7 @@ FAULTS = (
   ),
   Fault(
     "a resumed run keeps the tables of lost iterations",
-    "host.logs.generations:GenerationsWriter.rewind",
+    "host.logs.generations:GenerationsWriter._remove_texts",
     'int(path.stem.removeprefix(f"{stage}_")) >= step',
     'int(path.stem.removeprefix(f"{stage}_")) > 10**9',
     (

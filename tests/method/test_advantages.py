@@ -295,6 +295,29 @@ def test_dense_minimum_erases_what_the_sound_one_keeps():
   np.testing.assert_allclose(actual[0], [1.8] * 4, rtol=1e-6)
 
 
+def test_dense_minimum_with_its_baseline_agrees_with_a_loop():
+  batch, lists = random_experience(17)
+  config = settings.reference_verl(4, strict_min=True)[0]
+  config = dataclasses.replace(config, whitening="none", kl_coef=0.5)
+  rewards = jax.jit(advantages.folded_rewards, static_argnums=2)(
+    batch.step_rewards, batch, config
+  )
+  dense = np.asarray(rewards, np.float64)
+  width = dense.shape[1]
+  returns = np.zeros(dense.shape)
+  for b, length in enumerate(lists["lengths"]):
+    for t in range(length):
+      returns[b, t] = min(dense[b, t:])  # The zeros of padding count.
+  expected = np.zeros(dense.shape)
+  for b, length in enumerate(lists["lengths"]):
+    first = b // 4 * 4
+    others = [i for i in range(first, first + 4) if i != b]
+    share = sum(returns[i].sum() for i in others) / (3 * width)
+    expected[b, :length] = returns[b, :length] - share
+  actual, _ = pure_advantages(batch, config)
+  np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_folded_rewards_stand_where_the_events_are():
   batch, lists = random_experience(13)
   config = settings.reference_verl(4)[0]

@@ -61,6 +61,10 @@ class GenerationsWriter(RowWriter):
   def rewind(self, stage: str, step: int) -> None:
     """Removes the tables of a stage from a step on; call it on resume."""
     super().rewind(stage, step)
+    self._remove_texts(stage, step)
+
+  def _remove_texts(self, stage: str, step: int) -> None:
+    """Removes the Markdown files from a step on."""
     for path in self._folder.glob(f"{stage}_*.md"):
       if int(path.stem.removeprefix(f"{stage}_")) >= step:
         path.unlink()
