@@ -57,6 +57,8 @@ class Preset:
     temperature: of the samples.
     updates: fields of `rl.updates`.
     iterations: None takes the policy's number, which the paper states.
+    benchmark_new_tokens: the longest greedy response to a problem of a
+      benchmark; None is max_new_tokens.
     separator: where the PRM scores a step.
     prm_prompt_format: what the PRM reads before a response.
   """
@@ -70,6 +72,7 @@ class Preset:
   temperature: float = 1.0
   updates: Mapping[str, int | bool] = dataclasses.field(default_factory=dict)
   iterations: int | None = None
+  benchmark_new_tokens: int | None = 3000
   separator: str = "replace"
   prm_prompt_format: str = "pure"
 
@@ -96,6 +99,7 @@ PRESETS = {
     beta2=0.999,
     weight_decay=0.01,
     max_new_tokens=7168,
+    benchmark_new_tokens=None,
   ),
   "reference_main": Preset(
     credit=MAIN_CREDIT,
@@ -185,6 +189,7 @@ def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
       ),
       # Read only with credit.baseline="gae"; the rate is verl's default.
       "critic": {"optim": base.optimizer(1e-5)},
+      "benchmark_new_tokens": preset.benchmark_new_tokens,
       "eval_prompts": 480,  # Ours: of 500; 2 to 32 row shards divide it.
       # Ours, to save memory; it does not change the result.
       "micro_batches": 64,
@@ -249,6 +254,7 @@ def tiny(config: ConfigDict, random_model: str) -> ConfigDict:
       "prompts": 4,
       "samples_per_prompt": 4,
       "sampler": {"max_new_tokens": 32},
+      "benchmark_new_tokens": None,
       "micro_batches": 2,
       "packed_tokens": 96,
       "eval_every": 2,

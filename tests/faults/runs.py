@@ -45,7 +45,7 @@ FAULTS = (
     "RandomStream.MINI_BATCHES.value, iteration)",
     "RandomStream.MINI_BATCHES.value, 1)",
     (
-      "test_run_settings.py::test_mini_batches_take_every_response_once_in_an_order_of_their_own",
+      "test_rl_settings.py::test_mini_batches_take_every_response_once_in_an_order_of_their_own",
     ),
   ),
   Fault(

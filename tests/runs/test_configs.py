@@ -24,7 +24,7 @@ from pure_jax.runs.settings import (
 )
 
 # Parts of configs: they run nothing by themselves.
-PARTS = ("base", "paper")
+PARTS = ("base", "method", "paper")
 RUNS = [f"{preset}_{mode}" for preset in paper.PRESETS for mode in paper.MODES]
 RL = (*paper.MODES, *RUNS, "smoke", *(f"smoke_{run}" for run in RUNS))
 VARIANTS = {
@@ -240,7 +240,9 @@ def test_the_prm_run_is_that_of_the_paper():
   assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
-@pytest.mark.parametrize("name", ["base", "files", "evaluate", "evaluate_prm"])
+@pytest.mark.parametrize(
+  "name", [*PARTS[:2], "files", "evaluate", "evaluate_prm"]
+)
 def test_every_field_of_a_list_has_a_comment(name):
   """A field nobody explains is a field nobody dares to change."""
   text = (EXPERIMENTS / "configs" / f"{name}.py").read_text()
