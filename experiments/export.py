@@ -69,10 +69,10 @@ def export(
   layout = run.settings.mesh.layout()
   first = huggingface.read_config(run.files.policy)
   eos_ids = run.load_tokenizer().eos_ids
-  kept = {"max_positions": first.max_positions, "token_ids": first.token_ids}
+  shared = {"max_positions": first.max_positions, "token_ids": first.token_ids}
   if model == "prm":
     params, architecture = run.load_prm(layout)
-    huggingface.export_prm(partial, params, architecture, **kept)
+    huggingface.export_prm(partial, params, architecture, **shared)
     description = (
       f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} "
       f"and separator={run.settings.prm.score.separator!r}"
@@ -81,7 +81,7 @@ def export(
     restored = run.restore_policy(layout, which)
     params = run.merge_adapters(layout, restored.state.params)
     huggingface.export_policy(
-      partial, params, run.policy_architecture(), **kept
+      partial, params, run.policy_architecture(), **shared
     )
     description = f"the policy after iteration {restored.step}"
   try:

@@ -72,6 +72,15 @@ FAULTS = (
     ),
   ),
   Fault(
+    "credit ignores the adapted KL coefficient",
+    "training.train:_update",
+    "experience, spec.credit, state.kl_coef",
+    "experience, spec.credit, None",
+    (
+      "test_updates.py::test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl",
+    ),
+  ),
+  Fault(
     "the loss ignores the adapted KL coefficient",
     "training.train:_update",
     "spec, state.params, base, *data, rows, state.kl_coef",

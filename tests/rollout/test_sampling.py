@@ -154,6 +154,12 @@ def test_greedy_is_certain_and_has_the_log_prob_of_temperature_one():
   np.testing.assert_allclose(full_logp, expected, atol=1e-6)
 
 
+def test_padding_is_banned_unless_it_ends_a_row():
+  assert FREE.banned_ids == (PAD,)
+  ending = dataclasses.replace(FREE, banned_ids=(7,), stop_ids=(3, PAD))
+  assert ending.banned_ids == (7,)
+
+
 @pytest.mark.parametrize(
   ("change", "message"),
   [

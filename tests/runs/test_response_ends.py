@@ -90,7 +90,7 @@ def evaluate_greedily(folder, workdir, slots):
     k=(),
     sampler__max_new_tokens=NEW_TOKENS,
     engine__slots=slots,
-    engine__sync_interval=3,
+    engine__sync_interval=7,
   )
   evaluate.evaluate(settings, str(workdir))
   return responses(workdir)
@@ -112,7 +112,7 @@ def test_equal_logits_give_one_token(folder, tmp_path):
     assert response["text"] == ""
 
 
-@pytest.mark.parametrize("slots", [None, 4])
+@pytest.mark.parametrize("slots", [None, 8])
 def test_responses_of_random_models_are_those_of_transformers(
   folder, tmp_path, slots
 ):
@@ -148,7 +148,7 @@ def test_rollouts_of_rl_end_at_every_end_id(folder, tmp_path):
   config.rl.credit.verifiable_coef = 1.0
   config.rl.sampler.max_new_tokens = NEW_TOKENS
   config.rl.eval_prompts = 16
-  config.rl.engine.update({"slots": 8, "sync_interval": 3})
+  config.rl.engine.update({"slots": 32, "sync_interval": 7})
   settings = conversion.settings_from_config(config)
   with open_run(settings, str(tmp_path / "run")) as run:
     sampler, layout = run.spec.sampler, sharding.make_layout()

@@ -56,7 +56,7 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
   with MetricsWriter(folder) as metrics:
     run = types.SimpleNamespace(
       spec=types.SimpleNamespace(settings=settings),
-      folder=RunFolder(folder, folder, metrics, None),
+      folder=RunFolder(folder, folder, metrics, None, None),
       shows_progress=False,
     )
     stage = loop.SupervisedStage(

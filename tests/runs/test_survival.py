@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 import smoke_run
 
+from pure_jax.parallel import sharding
 from pure_jax.runs import rl_functions
+from pure_jax.runs.saved_run import read_run
 
 ALL_STAGES = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
 RL = ("rl", "rl_eval")
@@ -101,6 +103,8 @@ def test_a_run_with_several_updates_that_broke_off_continues_exactly(
   assert (step, arrays["step"], arrays["skipped"]) == (4, 16, 0)
   rows = [row for row in smoke_run.rows(workdir) if row["stage"] == "rl"]
   coefficients = [row["kl_coef"] for row in rows] + [arrays["kl_coef"]]
+  saved = read_run(workdir).restore_policy(sharding.make_layout(), "latest")
+  assert saved.state.kl_coef == arrays["kl_coef"]
   assert coefficients[0] == pytest.approx(1e-3)
   for row, following in zip(rows, coefficients[1:], strict=True):
     error = np.clip(row["kl_rollout"] / 0.01 - 1, -0.2, 0.2)

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from small_models import random_params
-from train_boundary import LOSS, SAMPLER, SEPARATOR, TABLE, spec
+from train_boundary import CREDIT, LOSS, SAMPLER, SEPARATOR, TABLE, spec
 from train_boundary import MODEL as TWO_LAYERS
 
 from pure_jax import steps
@@ -17,7 +17,7 @@ from pure_jax.advantages import pure_advantages
 from pure_jax.models import lora, policy
 from pure_jax.models.config import LoraConfig
 from pure_jax.parallel import sharding
-from pure_jax.settings import AdaptiveKLConfig, CreditConfig
+from pure_jax.settings import AdaptiveKLConfig
 from pure_jax.training import adaptive_kl, score, train
 from pure_jax.training.mini_batches import check_mini_batches, rows_of_updates
 from pure_jax.training.packing import RowShape
@@ -142,14 +142,15 @@ def step_by_hand(
   return optax.apply_updates(trained, changes), opt_state, metrics
 
 
-def updates_by_hand(scored, updates, model=MODEL, kl_coef=LOSS.kl_coef):
+def updates_by_hand(
+  scored, updates, model=MODEL, kl_coef=LOSS.kl_coef, credit=CREDIT
+):
   """A loop over optax: (weights, metrics of each update).
 
   `updates` lists the responses of each.
   """
   trained, frozen = start(model)
   opt_state, history = OPTIMIZER.init(trained), []
-  credit = spec(sharding.make_layout()).credit
   experience = train.experience_from(scored, TABLE)
   numbers = (
     *(scored.scores.old_logp, scored.scores.ref_logp),
@@ -305,10 +306,12 @@ def test_a_mini_batch_that_is_not_finite_is_skipped_by_itself():
   assert not np.isfinite(metrics["grad_norm"])
 
 
-def kl_by_hand(scored, estimate):
+def kl_by_hand(scored, estimate, without=None):
   """Mean over responses of their mean over tokens, by loops."""
   of_responses = []
   for b, mask in enumerate(scored.rollout.completion_mask):
+    if b == without:
+      continue
     old, ref = (
       np.float64(x[b, mask])
       for x in (scored.scores.old_logp, scored.scores.ref_logp)
@@ -320,12 +323,23 @@ def kl_by_hand(scored, estimate):
 def test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl():
   """All updates of a rollout have the old one; the state has the next."""
   config = AdaptiveKLConfig(target=0.04, horizon=64)
+  credit = dataclasses.replace(CREDIT, kl_in_reward="k2")
   state, metrics = updated(
-    batch(), mini_batches=2, epochs=2, kl_coef=0.5, adaptive_kl=config
+    batch(),
+    *(None, None, MODEL, 0.5),
+    mini_batches=2,
+    epochs=2,
+    credit=credit,
+    adaptive_kl=config,
   )
-  expected, _ = updates_by_hand(batch(), pieces(2, 2, False), kl_coef=0.5)
+  expected, _ = updates_by_hand(
+    batch(),
+    pieces(2, 2, False),
+    kl_coef=0.5,
+    credit=dataclasses.replace(credit, kl_coef=0.5),
+  )
   assert_params(state.params, expected)
-  kl = kl_by_hand(batch(), lambda d: np.exp(d) - 1 - d)
+  kl = kl_by_hand(batch(), lambda d: d**2 / 2)
   error = kl / 0.04 - 1
   assert 0 < abs(error) < 0.2
   np.testing.assert_allclose(metrics["kl_rollout"], kl, rtol=1e-5)
@@ -335,8 +349,18 @@ def test_the_kl_coefficient_is_that_of_the_state_and_follows_the_kl():
   )
 
 
-def test_the_kl_of_a_penalty_in_the_reward_is_measured_by_its_estimator():
-  credit = CreditConfig(kl_in_reward="k2", group_size=4, kl_limit=0.03)
+@pytest.mark.parametrize(
+  ("credit", "estimate"),
+  [
+    (
+      dataclasses.replace(CREDIT, kl_in_reward="k2", kl_limit=0.03),
+      lambda d: np.minimum(d**2 / 2, 0.03),
+    ),
+    (CREDIT, lambda d: np.exp(d) - 1 - d),
+  ],
+  ids=["of the reward", "of the loss"],
+)
+def test_the_kl_is_measured_by_the_estimator_of_the_penalty(credit, estimate):
   made = spec(
     sharding.make_layout(),
     credit=credit,
@@ -346,10 +370,18 @@ def test_the_kl_of_a_penalty_in_the_reward_is_measured_by_its_estimator():
   following, metrics = adaptive_kl.adapt_kl_coef(
     jnp.float32(2e-3), experience, made
   )
-  kl = kl_by_hand(batch(), lambda d: np.minimum(d**2 / 2, 0.03))
+  kl = kl_by_hand(batch(), estimate)
   np.testing.assert_allclose(metrics["kl_rollout"], kl, rtol=1e-5)
   error = np.clip(kl / 0.02 - 1, -0.2, 0.2)
   np.testing.assert_allclose(following, 2e-3 * (1 + error * B / 100), rtol=1e-5)
+  # A response without a token counts neither as 0 nor as NaN.
+  empty = experience.completion_mask.copy()
+  empty[4] = False
+  rest = kl_by_hand(batch(), estimate, without=4)
+  measured = adaptive_kl.rollout_kl(
+    experience.replace(completion_mask=empty), made
+  )
+  np.testing.assert_allclose(measured, rest, rtol=1e-5)
   with pytest.raises(ValueError, match="make the state with a kl_coef"):
     adaptive_kl.adapt_kl_coef(None, experience, made)
 

@@ -47,8 +47,8 @@ def plot_curves(
   """Draws a run's metrics against its steps, grouped by stage.
 
   A stage and its evaluations (``rl`` and ``rl_eval``) share panels. Of the
-  metrics in `SHOWN`, those that the run has are drawn. A value that is not
-  finite is a gap in its line.
+  metrics in `SHOWN`, those of which the run has a value are drawn. A value that
+  is not finite is a gap in its line.
 
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
@@ -101,6 +101,7 @@ def _panels(
         if group_of(row) == group and name in row:
           value = math.nan if row[name] is None else row[name]
           lines.setdefault(row["stage"], []).append((row["step"], value))
-      if lines:
+      values = [value for points in lines.values() for _, value in points]
+      if any(map(math.isfinite, values)):
         panels[f"{group}: {name}"] = lines
   return panels

@@ -4,5 +4,5 @@ tokenization             the contract that every tokenizer serves, step
                          boundaries, and the prompt formats
 huggingface_tokenizer    the tokenizer of a Hugging Face folder
 sentencepiece_tokenizer  the tokenizer of the embedded world
-stop_texts               ends a response after a complete box
+stop_texts               ends a response at its first answer in a box
 """

@@ -88,8 +88,8 @@ def test_an_exported_policy_has_the_same_logits_in_transformers(
   assert (model.config.eos_token_id, model.config.pad_token_id) == ([2, 4], 1)
   assert model.generation_config.eos_token_id == [2, 4]
   assert model.generation_config.bos_token_id == 3
-  kept = huggingface.read_config(tmp_path / "out").token_ids
-  assert kept == huggingface.TokenIds(bos=3, eos=(2, 4), pad=1)
+  read = huggingface.read_config(tmp_path / "out").token_ids
+  assert read == huggingface.TokenIds(bos=3, eos=(2, 4), pad=1)
   assert model.config.max_position_embeddings == 64
   # Logits of Qwen2 are compared below, by its PRM.
   if family != "Qwen2":

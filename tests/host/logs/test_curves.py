@@ -40,7 +40,8 @@ def test_draws_known_metrics_by_stage(tmp_path, drawn):
     writer.write("sft", 5, {"loss": 1.0})
     writer.write("rl", 1, {"accuracy": 0.25, "clip_fraction": 0.0})
     writer.write("rl_eval", 1, {"accuracy": 0.5})
-    writer.write("rl", 2, {"accuracy": 0.75})
+    # A metric that never had a value gets no panel.
+    writer.write("rl", 2, {"accuracy": 0.75, "pass_at_n": None})
   titles = plot_curves(tmp_path, tmp_path / "curves.png")
   assert titles == ["sft: loss", "rl: accuracy", "rl: clip_fraction"]
   panels = lines(drawn[0])
