@@ -187,8 +187,11 @@ def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
         beta2=preset.beta2,
         weight_decay=preset.weight_decay,
       ),
-      # Read only with credit.baseline="gae"; the rate is verl's default.
-      "critic": {"optim": base.optimizer(1e-5)},
+      # Read only with credit.baseline="gae"; as in the verl script.
+      "critic": {
+        "optim": base.optimizer(5e-6, beta2=0.999, weight_decay=0.01),
+        "value_clip": 0.5,
+      },
       "benchmark_new_tokens": preset.benchmark_new_tokens,
       "eval_prompts": 480,  # Ours: of 500; 2 to 32 row shards divide it.
       # Ours, to save memory; it does not change the result.

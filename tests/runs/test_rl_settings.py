@@ -80,6 +80,8 @@ def test_a_schedule_counts_the_updates_of_every_mini_batch():
   fields = {"rl__updates__mini_batches": 2, "rl__updates__epochs": 3}
   with pytest.raises(ConfigError, match="ends before the 24 updates"):
     settings_from_config(changed(**fields, rl__optim__decay_steps=23))
+  with pytest.raises(ConfigError, match=r"critic\.optim\.decay_steps=23 ends"):
+    settings_from_config(changed(**fields, rl__critic__optim__decay_steps=23))
   rl = settings_from_config(changed(**fields, rl__optim__decay_steps=24)).rl
   assert rl.num_updates == 24
 

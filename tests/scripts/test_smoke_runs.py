@@ -82,9 +82,12 @@ def compare_benchmarks(workdir, settings, rows):
       },
       prompt_format=settings.files.prompt_format,
       prompt_tokens=settings.files.prompt_tokens,
+      prm_prompt_format=settings.files.prm_prompt_format,
+      prm_prompt_tokens=settings.files.prm_prompt_tokens,
       samples=0,
       sampler__max_new_tokens=16,
       score__max_steps=settings.prm.score.max_steps,
+      score__separator=settings.prm.score.separator,
       grader__extractors=settings.files.grader.extractors,
     ),
     str(workdir / "evaluation"),
@@ -98,7 +101,9 @@ def compare_benchmarks(workdir, settings, rows):
   assert len(of_benchmarks) == len(expected) == 12
   for row, response in zip(of_benchmarks, expected, strict=True):
     assert row["greedy"] and row["id"] == response["problem"]
-    assert "\n\n".join(row["steps"]) == response["text"]
+    # A last step that ends with a separator is shown without it.
+    text = "\n\n".join(row["steps"])
+    assert response["text"] in (text, f"{text}\n\n")
     for name in ("benchmark", "tokens", "truncated", "answer", "correct"):
       assert row[name] == response[name], name
     assert row["step_rewards"] == pytest.approx(

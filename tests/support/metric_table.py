@@ -38,7 +38,9 @@ def documented():
 
 
 def name_in_table(field):
-  """The name of a field, without that of a benchmark or a number N."""
+  """The name of a field, without that of a benchmark or metric or number."""
+  if field.endswith("_per_update"):
+    return "NAME_per_update"
   field = re.sub(r"^[^/]+/", "BENCHMARK/", field)
   return re.sub(r"_of_\d+", "_of_N", field)
 

@@ -234,6 +234,7 @@ class RLSettings:
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
     self.optim.check_updates("optim", self.num_updates)
+    self.critic.optim.check_updates("critic.optim", self.num_updates)
     at_least(1, self, "benchmark_new_tokens")
     at_least(0, self, "benchmark_samples generations")
     one_of(self, "repetition_unit", UNITS)
