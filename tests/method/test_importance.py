@@ -246,9 +246,10 @@ def test_micro_batches_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
   )
 
   def gradients(spec, rows=None):
-    return jax.jit(
+    (loss, metrics), grads = jax.jit(
       lambda params, batch: policy_gradients(spec, params, {}, *batch, rows)
     )(params, batch)
+    return (loss, metrics.to_dict()), grads
 
   (loss, metrics), grads = gradients(spec)
   assert 0 < metrics["importance_truncated"] < 1
