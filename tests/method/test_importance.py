@@ -246,10 +246,9 @@ def test_micro_batches_and_packed_rows_weigh_as_one_batch(batch_of_a_run):
   )
 
   def gradients(spec, rows=None):
-    compute = jax.jit(
+    (loss, metrics), grads = jax.jit(
       lambda params, batch: policy_gradients(spec, params, {}, *batch, rows)
-    )
-    (loss, metrics), grads = compute(params, batch)
+    )(params, batch)
     return (loss, metrics.to_dict()), grads
 
   (loss, metrics), grads = gradients(spec)
