@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax import masked
-from pure_jax.credit import sum_returns
+from pure_jax.credit import following_returns, sum_returns
 from pure_jax.settings import KL_KINDS, AdaptiveKLConfig
 
 # k3 is above any sensible limit here, and exp still has a finite gradient.
@@ -251,3 +251,61 @@ def adaptive_kl_coef(
   error = jnp.where(jnp.isfinite(kl), error, 0)
   factor = 1 + error * (num_steps / config.horizon)
   return (kl_coef * factor).astype(jnp.asarray(kl_coef).dtype)
+
+
+def gae_advantages(
+  token_rewards: Array,
+  values: Array,
+  mask: Array,
+  discount: float = 1.0,
+  gae_lambda: float = 1.0,
+) -> tuple[Array, Array]:
+  """Returns generalised advantage estimates (arXiv 1506.02438, Eq. 16).
+
+  With the TD errors d_t = r_t + discount * V_{t+1} - V_t, where V is 0 behind
+  the last token,
+
+    A_t = d_t + discount * gae_lambda * A_{t+1}.
+
+  gae_lambda = 1 gives the sum of rewards to go minus the value (unbiased
+  whatever the values are), gae_lambda = 0 gives the TD error. A masked token
+  is skipped: t + 1 means the next token that exists.
+
+  >>> import jax.numpy as jnp
+  >>> rewards, values = jnp.array([0.0, 1.0]), jnp.array([0.25, 0.5])
+  >>> mask = jnp.ones(2, bool)
+  >>> advantages, returns = gae_advantages(rewards, values, mask)
+  >>> advantages.tolist(), returns.tolist()
+  ([0.75, 0.5], [1.0, 1.0])
+  >>> gae_advantages(rewards, values, mask, gae_lambda=0.0)[0].tolist()
+  [0.25, 0.5]
+
+  Args:
+    token_rewards: [..., C] float, reward of each token; NaN allowed where
+      masked.
+    values: [..., C] float, value of the state before each token; NaN allowed
+      where masked.
+    mask: [..., C] bool, True on generated tokens.
+    discount: 0..1, per token.
+    gae_lambda: 0..1, weight of later TD errors.
+
+  Returns:
+    (advantages, returns): both [..., C] like token_rewards and 0 where masked.
+    returns = advantages + values are the targets of the value function.
+
+  Raises:
+    ValueError: discount or gae_lambda is outside 0..1.
+  """
+  for name, number in (("discount", discount), ("gae_lambda", gae_lambda)):
+    if not 0 <= number <= 1:
+      raise ValueError(f"{name} must lie in 0..1, not {number}.")
+  zero = jnp.zeros_like(token_rewards)
+  values = jnp.where(mask, values, zero)
+  following = following_returns(values, mask)
+  next_values = jnp.concatenate(
+    [following[..., 1:], jnp.zeros_like(following[..., :1])], axis=-1
+  )
+  errors = token_rewards + discount * next_values - values
+  # The recurrence is that of a discounted sum of TD errors.
+  advantages = sum_returns(errors, mask, discount=discount * gae_lambda)
+  return advantages, jnp.where(mask, advantages + values, zero)

@@ -57,6 +57,45 @@ def clipped_policy_loss(
   return jnp.maximum(plain, bounded), bounded > plain
 
 
+def clipped_value_loss(
+  new_values: Array,
+  old_values: Array,
+  returns: Array,
+  value_clip: float | None = None,
+) -> tuple[Array, Array]:
+  """Returns the loss of a value function per token, clipped as in PPO.
+
+  max((V - R)^2, (clip(V, V_old - value_clip, V_old + value_clip) - R)^2) / 2,
+  so that one batch cannot move a value further than value_clip from the one
+  its advantages were computed with. The PPO paper has no such clipping; its
+  implementations do (verl, TRL, OpenRLHF).
+
+  >>> import jax.numpy as jnp
+  >>> zero, one = jnp.zeros(()), jnp.ones(())
+  >>> loss, clipped = clipped_value_loss(0.75 * one, zero, one, value_clip=0.5)
+  >>> float(loss), bool(clipped)
+  (0.125, True)
+
+  Args:
+    new_values: [...] float, of the value function being trained.
+    old_values: [...] float, values before the update.
+    returns: [...] float, the targets.
+    value_clip: > 0, in units of reward; None clips nothing.
+
+  Returns:
+    (loss, clipped): [...] like new_values, and bool, True where clipping
+    changed the loss. The gradient reaches new_values only; it is V - R, and 0
+    where clipped.
+  """
+  old_values, returns = jax.lax.stop_gradient((old_values, returns))
+  plain = jnp.square(new_values - returns) / 2
+  if value_clip is None:
+    return plain, jnp.zeros_like(plain, bool)
+  near = jnp.clip(new_values, old_values - value_clip, old_values + value_clip)
+  bounded = jnp.square(near - returns) / 2
+  return jnp.maximum(plain, bounded), bounded > plain
+
+
 def loss_denominator(completion_mask: Array, config: LossConfig) -> Array:
   """Returns the denominator of the batch's summed loss.
 
