@@ -23,6 +23,7 @@ from pure_jax.credit import (
 )
 from pure_jax.credit_metrics import Metrics, credit_metrics
 from pure_jax.estimators import (
+  gae_advantages,
   grpo_advantages,
   grpo_step_rewards,
   kl_estimate,
@@ -37,7 +38,6 @@ def _check_experience(experience):
   """Validates shapes, so that no array is broadcast by accident."""
   B, C = experience.completion_mask.shape
   S = experience.steps.mask.shape[-1]
-  known = experience.sampled_logp is not None
   for name, shape in (
     ("steps.mask", (B, S)),
     ("steps.index", (B, C)),
@@ -47,14 +47,15 @@ def _check_experience(experience):
     ("old_logp", (B, C)),
     ("ref_logp", (B, C)),
     ("terminal_mask", (B, C)),
-    *([("sampled_logp", (B, C))] if known else ()),
-    *([("truncated", (B,))] if experience.truncated is not None else ()),
+    ("sampled_logp", (B, C)),
+    ("truncated", (B,)),
+    ("values", (B, C)),
   ):
-    actual = operator.attrgetter(name)(experience).shape
-    if actual != shape:
+    array = operator.attrgetter(name)(experience)
+    if array is not None and array.shape != shape:
       raise ValueError(
-        f"experience.{name} has shape {actual}, not {shape}: completion_mask "
-        f"is {(B, C)}, with S={S} steps."
+        f"experience.{name} has shape {array.shape}, not {shape}: "
+        f"completion_mask is {(B, C)}, with S={S} steps."
       )
 
 
@@ -92,8 +93,14 @@ def process_advantages(
     [B, C] like returns, 0 where masked.
 
   Raises:
-    ValueError: if a baseline is set and G < 2, or B is not a multiple of G.
+    ValueError: if a baseline is set and G < 2, or B is not a multiple of G, or
+      if the baseline is "gae", which reads folded rewards.
   """
+  if config.baseline == "gae":
+    raise ValueError(
+      "baseline='gae' has no process part of its own: `pure_advantages` "
+      "estimates advantages of the folded rewards."
+    )
   mask = experience.completion_mask
   if config.baseline == "grpo":
     scaled = grpo_step_rewards(
@@ -209,8 +216,10 @@ def folded_rewards(
 def _folded_advantages(
   token_rewards: Array, experience: Experience, config: CreditConfig
 ) -> Array:
-  """Returns [B, C] token returns minus the common baseline (`paper_b`)."""
+  """Returns [B, C] token returns minus the common baseline."""
   mask = experience.completion_mask
+  if config.baseline == "gae":
+    return _gae(token_rewards, experience, config)[0]
   if config.form == "min_dense":
     # The reference's fault, on purpose: the minimum includes the zeros of
     # other tokens and of padding.
@@ -239,6 +248,73 @@ def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
       )
     kept &= ~(experience.truncated[:, None] & _last_token(mask))
   return kept
+
+
+def _gae(
+  token_rewards: Array, experience: Experience, config: CreditConfig
+) -> tuple[Array, Array]:
+  """Returns (advantages, targets of the critic), both [B, C]."""
+  if experience.values is None:
+    raise ValueError(
+      "baseline='gae' reads a critic's values, and experience.values is None: "
+      "give the values [B, C] (training.critic.make_values computes them), or "
+      "choose another baseline."
+    )
+  # Folded rewards have no discount (`CreditConfig`).
+  return gae_advantages(
+    token_rewards,
+    experience.values,
+    experience.completion_mask,
+    gae_lambda=config.gae_lambda,
+  )
+
+
+def _step_credit(
+  experience: Experience, config: CreditConfig
+) -> tuple[Array, Array, Array]:
+  """Returns step rewards, the steps that take part, and step returns."""
+  finite = jnp.isfinite(experience.step_rewards)
+  step_mask = experience.steps.mask & finite
+  if config.exclude_empty_steps:
+    step_mask &= ~experience.steps.empty
+  rewards = jnp.where(step_mask, experience.step_rewards, 0)
+  if config.form == "min_dense":
+    return rewards, step_mask, sum_returns(rewards, step_mask)
+  return rewards, step_mask, step_returns(rewards, step_mask, config)
+
+
+def value_targets(
+  experience: Experience,
+  config: CreditConfig,
+  kl_coef: Array | None = None,
+) -> Array:
+  """Returns what a critic should predict: the returns of `gae_advantages`.
+
+  They are those of the advantages of `pure_advantages` before whitening, and
+  are equal to the sum of `folded_rewards` to go if gae_lambda is 1.
+
+  Args:
+    experience: Experience, with the values before the critic's update.
+    config: CreditConfig with baseline "gae".
+    kl_coef: as for `pure_advantages`.
+
+  Returns:
+    [B, C] float, in units of reward, 0 where masked. No gradient flows through.
+
+  Raises:
+    ValueError: if the baseline is not "gae", the experience has no values, or
+      shapes differ.
+  """
+  if config.baseline != "gae":
+    raise ValueError(
+      f"A critic has targets with baseline='gae', not {config.baseline!r}."
+    )
+  _check_experience(experience)
+  _, step_mask, returns = _step_credit(experience, config)
+  rewards = folded_rewards(
+    transformed_rewards(returns, step_mask), experience, config, kl_coef
+  )
+  return jax.lax.stop_gradient(_gae(rewards, experience, config)[1])
 
 
 def pure_advantages(
@@ -280,21 +356,13 @@ def pure_advantages(
 
   Raises:
     ValueError: if a group estimator is set and G < 2, if B is not a multiple
-      of G, if shapes differ, or if zero_truncated_end is set and the
-      experience has no truncated flags.
+      of G, if shapes differ, if zero_truncated_end is set and the experience
+      has no truncated flags, or if the baseline is "gae" and it has no values.
   """
   _check_experience(experience)
-  finite = jnp.isfinite(experience.step_rewards)
-  step_mask = experience.steps.mask & finite
-  if config.exclude_empty_steps:
-    step_mask &= ~experience.steps.empty
-  rewards = jnp.where(step_mask, experience.step_rewards, 0)
+  rewards, step_mask, returns = _step_credit(experience, config)
   mask = experience.completion_mask
 
-  if config.form == "min_dense":
-    returns = sum_returns(rewards, step_mask)
-  else:
-    returns = step_returns(rewards, step_mask, config)
   if config.fold_verifiable:
     token_rewards = folded_rewards(
       transformed_rewards(returns, step_mask), experience, config, kl_coef

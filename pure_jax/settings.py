@@ -12,7 +12,7 @@ import dataclasses
 import math
 
 FORMS = ("sum", "mean", "min", "min_eq3", "softmin", "min_dense")
-BASELINES = ("paper_a", "paper_b", "main", "step", "grpo", "none")
+BASELINES = ("paper_a", "paper_b", "main", "step", "grpo", "gae", "none")
 WHITENINGS = ("none", "tokens", "reference_main")
 KL_KINDS = ("k1", "k2", "k3")
 AGGREGATES = ("token_mean", "sequence_mean", "constant_length")
@@ -72,7 +72,11 @@ class CreditConfig:
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
       (known to be biased by the number of steps), "grpo" (rewards normalised
-      in the group, then summed) or "none".
+      in the group, then summed), "none", or "gae": the value of a critic, with
+      generalised advantage estimates over token rewards; it needs
+      fold_verifiable and `Experience.values`.
+    gae_lambda: 0..1, weight of later TD errors in "gae"; 1 gives the sum to go
+      minus the value, 0 the TD error.
     baseline_length: N of the paper's baselines in tokens; None means C.
     count_step_end: whether "main" counts the token that ends a step among
       the step's tokens; the reference does not.
@@ -82,8 +86,8 @@ class CreditConfig:
     verifiable_estimator: "rloo", "grpo" or "none" (the bare outcome; with
       baseline "none", whitening and KL in the reward that is REINFORCE++).
     fold_verifiable: whether outcome and KL are added to the token rewards
-      before one common baseline ("paper_b" or "none"), as in the reference's
-      verl branch.
+      before one common baseline ("paper_b", "gae" or "none"), as in the
+      reference's verl branch.
     kl_in_reward: estimator of the KL penalty to the reference policy in the
       reward: "k1", "k2" or "k3"; None has no penalty.
     kl_coef: weight of that penalty, per nat.
@@ -102,6 +106,7 @@ class CreditConfig:
   temperature: float = 0.1
   discount: float = 1.0
   baseline: str = "paper_a"
+  gae_lambda: float = 1.0
   baseline_length: int | None = None
   count_step_end: bool = True
   group_size: int = 8
@@ -135,6 +140,8 @@ class CreditConfig:
       raise ValueError(
         "A discount other than 1 needs form='sum' and fold_verifiable=False."
       )
+    if not 0 <= self.gae_lambda <= 1:
+      raise ValueError(f"gae_lambda must lie in 0..1, not {self.gae_lambda}.")
     if self.group_size < 1:
       raise ValueError(f"group_size must be >= 1, not {self.group_size}.")
     if self.baseline_length is not None and self.baseline_length < 1:
@@ -147,15 +154,29 @@ class CreditConfig:
         "form='min_dense' is a fault of folded token rewards: set"
         " fold_verifiable=True, or choose form='min'."
       )
+    if self.baseline == "gae":
+      self._check_gae()
     if self.fold_verifiable:
       self._check_folded()
     self._check_group()
 
+  def _check_gae(self):
+    if not self.fold_verifiable:
+      raise ValueError(
+        "baseline='gae' estimates advantages of one row of token rewards: set"
+        " fold_verifiable=True."
+      )
+    if self.form == "min_dense":
+      raise ValueError(
+        "baseline='gae' adds token rewards up, and form='min_dense' takes their"
+        " minimum: choose form='min'."
+      )
+
   def _check_folded(self):
-    if self.baseline not in ("paper_b", "none"):
+    if self.baseline not in ("paper_b", "gae", "none"):
       raise ValueError(
         "fold_verifiable has one baseline for all rewards: set baseline to"
-        f" 'paper_b' or 'none', not {self.baseline!r}."
+        f" 'paper_b', 'gae' or 'none', not {self.baseline!r}."
       )
     if self.verifiable_estimator != "rloo":
       raise ValueError(
@@ -164,12 +185,13 @@ class CreditConfig:
       )
 
   def _check_group(self):
-    compares = self.process_coef > 0 and self.baseline != "none"
+    groups = self.baseline not in ("gae", "none")
+    compares = self.process_coef > 0 and groups
     if not self.fold_verifiable:
       verifies = self.verifiable_coef > 0
       compares |= verifies and self.verifiable_estimator != "none"
     else:
-      compares |= self.baseline != "none"
+      compares |= groups
     if compares and self.group_size == 1:
       raise ValueError(
         "group_size=1 leaves no other sample to compare with: use at least 2,"

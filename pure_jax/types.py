@@ -154,6 +154,8 @@ class Experience:
       was sampled; read if the loss has importance weights. None if unknown.
     truncated: [B] bool, True where the length limit cut the response; read by
       `CreditConfig.zero_truncated_end`. None if unknown.
+    values: [B, C] float32, in units of reward, a critic's value of the state
+      before each token; read by the baseline "gae". None without a critic.
   """
 
   completion_mask: Array
@@ -166,6 +168,7 @@ class Experience:
   terminal_mask: Array
   sampled_logp: Array | None = None
   truncated: Array | None = None
+  values: Array | None = None
 
 
 @struct.dataclass

@@ -205,8 +205,12 @@ def credit() -> dict:
     form="min",
     temperature=0.1,  # Temperature of softmin (Eq. 5), in units of reward.
     discount=1.0,  # Per step, in 0..1; values below 1 need "sum".
-    # "paper_a", "paper_b", "main", "step", "grpo" or "none".
+    # "paper_a", "paper_b", "main", "step", "grpo" or "none"; "gae" trains a
+    # critic and needs fold_verifiable.
     baseline="main",
+    # Weight of later TD errors in "gae", in 0..1: 1 is the sum to go minus the
+    # value, 0 the TD error.
+    gae_lambda=1.0,
     # Whether "main" counts the token that ends a step among its tokens.
     count_step_end=True,
     process_coef=1.0,  # Weight of the step rewards; 0 leaves the PRM out.

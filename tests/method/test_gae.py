@@ -1,13 +1,33 @@
 """GAE, the value loss, and how an experience becomes both."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from factories import pad_columns, random_experience
 
 from pure_jax import credit, estimators, losses
+from pure_jax.advantages import (
+  process_advantages,
+  pure_advantages,
+  value_targets,
+)
+from pure_jax.settings import CreditConfig, LossConfig
 
 ROWS, COLUMNS = 6, 9
+GAE = CreditConfig(
+  form="softmin",
+  baseline="gae",
+  gae_lambda=0.9,
+  fold_verifiable=True,
+  kl_in_reward="k1",
+  kl_coef=0.3,
+  verifiable_coef=0.5,
+  group_size=1,
+  whitening="none",
+)
 
 
 def batch(seed=0, holes=False):
@@ -170,3 +190,113 @@ def test_the_value_loss_moves_only_new_values_and_not_where_clipped():
   # Clipped towards the target: 0. Clipped away from it: the plain error.
   np.testing.assert_allclose(by_new, [0, -0.75, -4], atol=1e-6)
   assert not by_old.any() and not by_returns.any()
+
+
+def valued_experience(seed=0, **changes):
+  """A batch with a critic's values, and the lists that it came from."""
+  experience, lists = random_experience(seed, group_size=2, **changes)
+  shape = experience.completion_mask.shape
+  values = np.random.default_rng(seed + 100).normal(size=shape)
+  return experience.replace(values=jnp.float32(values)), lists
+
+
+def token_rewards_by_hand(experience, lists, config):
+  """Softmin rewards at step ends, the outcome at the last token, less k1."""
+  rewards = np.zeros(experience.completion_mask.shape)
+  for row, (length, ends) in enumerate(
+    zip(lists["lengths"], lists["ends"], strict=True)
+  ):
+    scores = np.float64(experience.step_rewards[row, : len(ends)])
+    weights = np.exp(-scores / config.temperature)
+    rewards[row, ends] += scores * weights / weights.sum()
+    if experience.has_answer[row]:
+      outcome = config.verifiable_coef * experience.correct[row]
+      rewards[row, length - 1] += outcome
+    kl = experience.old_logp[row] - experience.ref_logp[row]
+    rewards[row, :length] -= config.kl_coef * np.float64(kl)[:length]
+  return rewards
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.9, 1.0])
+def test_advantages_are_gae_of_process_outcome_and_kl(gae_lambda):
+  """One row of token rewards, one critic: no group is needed."""
+  config = dataclasses.replace(GAE, gae_lambda=gae_lambda)
+  experience, lists = valued_experience()
+  rewards = token_rewards_by_hand(experience, lists, config)
+  mask, values = experience.completion_mask, np.float64(experience.values)
+  expected = loop(rewards, values, np.asarray(mask), 1.0, gae_lambda)
+  advantages, _ = pure_advantages(experience, config)
+  np.testing.assert_allclose(advantages, expected, atol=1e-5)
+  np.testing.assert_allclose(
+    value_targets(experience, config),
+    np.where(mask, expected + values, 0),
+    atol=1e-5,
+  )
+
+
+def test_whitening_changes_advantages_and_no_targets():
+  experience, _ = valued_experience(1)
+  white = dataclasses.replace(GAE, whitening="tokens")
+  advantages, _ = pure_advantages(experience, white)
+  kept = np.asarray(advantages)[np.asarray(experience.completion_mask)]
+  np.testing.assert_allclose(kept.mean(), 0, atol=1e-6)
+  np.testing.assert_allclose(kept.std(ddof=1), 1, atol=1e-5)
+  np.testing.assert_array_equal(
+    value_targets(experience, white), value_targets(experience, GAE)
+  )
+
+
+def test_padding_of_an_experience_changes_neither_advantages_nor_targets():
+  experience, _ = valued_experience(2)
+  padded = pad_columns(experience, 3, 2, fill=np.nan).replace(
+    values=jnp.pad(experience.values, ((0, 0), (0, 3)), constant_values=jnp.nan)
+  )
+  for function in (lambda *x: pure_advantages(*x)[0], value_targets):
+    np.testing.assert_allclose(
+      function(padded, GAE)[:, :-3], function(experience, GAE), atol=1e-6
+    )
+
+
+def test_no_gradient_of_the_policys_loss_reaches_the_values():
+  """Else the critic would learn to please the policy."""
+  experience, _ = valued_experience(3)
+  logp = experience.old_logp + 0.1
+
+  def loss(values):
+    return losses.pure_loss(
+      logp, logp, experience.replace(values=values), GAE, LossConfig()
+    )[0]
+
+  assert not jax.grad(loss)(experience.values).any()
+  by_values = jax.grad(
+    lambda values: value_targets(experience.replace(values=values), GAE).sum()
+  )(experience.values)
+  assert not by_values.any()
+
+
+def test_gae_without_values_or_as_a_process_baseline_is_refused():
+  experience, _ = valued_experience(4)
+  bare = experience.replace(values=None)
+  for function in (pure_advantages, value_targets):
+    with pytest.raises(ValueError, match="values is None"):
+      function(bare, GAE)
+  with pytest.raises(ValueError, match="values has shape"):
+    pure_advantages(experience.replace(values=experience.values[:, 1:]), GAE)
+  with pytest.raises(ValueError, match="no process part of its own"):
+    returns = experience.step_rewards
+    process_advantages(returns, experience.steps.mask, experience, GAE)
+  with pytest.raises(ValueError, match="baseline='gae', not 'main'"):
+    value_targets(experience, CreditConfig(baseline="main"))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"fold_verifiable": False}, "set fold_verifiable=True"),
+    ({"form": "min_dense"}, "choose form='min'"),
+    ({"gae_lambda": 1.5}, "gae_lambda must lie in 0..1"),
+  ],
+)
+def test_settings_that_gae_does_not_allow_are_refused(changes, message):
+  with pytest.raises(ValueError, match=message):
+    dataclasses.replace(GAE, **changes)

@@ -29,7 +29,7 @@ from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
     ({"process_coef": -1.0}, "must be >= 0"),
     ({"kl_limit": 0.0}, "kl_limit must be > 0"),
     ({"form": "min_dense"}, "set fold_verifiable=True"),
-    ({"fold_verifiable": True}, "set baseline to 'paper_b' or 'none'"),
+    ({"fold_verifiable": True}, "set baseline to 'paper_b', 'gae'"),
     (
       {
         "fold_verifiable": True,
