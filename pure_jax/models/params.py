@@ -218,6 +218,35 @@ def declare_decoder(config: ModelConfig) -> dict[str, Any]:
   }
 
 
+def declare_head(
+  width: int,
+  outputs: int,
+  dtype: str,
+  initializer: Initializer,
+  keep_dtype: bool = False,
+) -> dict[str, Weight]:
+  """Declares a head of n numbers per token: a kernel [D, n] and a bias [n].
+
+  `transformer.read_head` applies it.
+
+  Args:
+    width: D, size of the hidden states.
+    outputs: n, numbers per token.
+    dtype: numpy dtype name of the stored weights.
+    initializer: of the kernel; the bias starts at 0.
+    keep_dtype: whether the head is applied in its own dtype.
+
+  Returns:
+    A dict of `Weight`.
+  """
+  return {
+    "kernel": Weight(
+      (width, outputs), dtype, ("width", "classes"), initializer, keep_dtype
+    ),
+    "bias": Weight((outputs,), dtype, ("classes",), ZEROS, keep_dtype),
+  }
+
+
 def is_weight(node: Any) -> bool:
   """Whether a node of a tree is a declaration, as `is_leaf` asks.
 

@@ -10,7 +10,7 @@ from jax import Array
 from pure_jax.models import params as weights
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.transformer import forward, positions_from_mask
+from pure_jax.models.transformer import forward, positions_from_mask, read_head
 from pure_jax.types import PRMInputs
 
 NUM_CLASSES = 2
@@ -53,17 +53,9 @@ def declare_prm(config: ModelConfig, extra_layers: int = 0) -> dict[str, Any]:
     A nested dict of `Weight`.
   """
   declared = weights.declare_decoder(extend_config(config, extra_layers))
-  declared["score"] = {
-    "kernel": weights.Weight(
-      (config.width, NUM_CLASSES),
-      config.param_dtype,
-      ("width", "classes"),
-      weights.fan_in(config.width),
-    ),
-    "bias": weights.Weight(
-      (NUM_CLASSES,), config.param_dtype, ("classes",), weights.ZEROS
-    ),
-  }
+  declared["score"] = weights.declare_head(
+    config.width, NUM_CLASSES, config.param_dtype, weights.fan_in(config.width)
+  )
   return declared
 
 
@@ -159,11 +151,4 @@ def token_scores(
   hidden, _ = forward(
     params, config, tokens, positions, segment_ids, act_sharding=act_sharding
   )
-  head = params["score"]
-  scores = jnp.einsum(
-    "BTD,DC->BTC",
-    hidden,
-    head["kernel"].astype(hidden.dtype),
-    preferred_element_type=jnp.float32,
-  )
-  return scores + head["bias"].astype(jnp.float32)[None, None]
+  return read_head(params["score"], hidden, hidden.dtype)

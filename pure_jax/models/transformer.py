@@ -343,3 +343,23 @@ def _project(config, act_sharding, layer, name, x_BTD):
     return y  # Only the base, as in the reference policy.
   low = times(times(x_BTD, f"{name}_lora_a"), f"{name}_lora_b")
   return y + config.lora.scale * low
+
+
+def read_head(head: dict[str, Any], hidden: Array, dtype: Any) -> Array:
+  """Computes the numbers of a head at every token: hidden · kernel + bias.
+
+  Args:
+    head: weights as `params.declare_head` declares them.
+    hidden: [B, T, D] float, from `forward`.
+    dtype: dtype in which the two are multiplied; sums are float32.
+
+  Returns:
+    [B, T, n] float32.
+  """
+  scores = jnp.einsum(
+    "BTD,DC->BTC",
+    hidden.astype(dtype),
+    head["kernel"].astype(dtype),
+    preferred_element_type=jnp.float32,
+  )
+  return scores + head["bias"].astype(jnp.float32)[None, None]
