@@ -82,6 +82,32 @@ def masked_var(
   return safe_divide(squares, jnp.maximum(jnp.sum(mask, axis=axis) - ddof, 0))
 
 
+def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
+  """Returns the share of the variance of kept entries that is predicted.
+
+  1 - variance(x - predicted) / variance(x): 1 for a perfect prediction, 0 for
+  a constant one, negative for one that is worse. A constant error costs
+  nothing.
+
+  >>> import jax.numpy as jnp
+  >>> x, mask = jnp.array([0.0, 1.0, 2.0]), jnp.ones(3, bool)
+  >>> float(explained_variance(x, x / 2, mask))
+  0.75
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    predicted: [...] float, same shape as x, their predictions.
+    mask: [...] bool, same shape as x, True keeps.
+
+  Returns:
+    [] in the dtype of x; 0 if the kept entries of x are constant or there are
+    none.
+  """
+  variance = masked_var(x, mask)
+  rest = safe_divide(masked_var(x - predicted, mask), variance)
+  return jnp.where(variance > 0, 1 - rest, jnp.zeros_like(rest))
+
+
 def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
   """Returns the least kept entry; 0 if no entry is kept.
 

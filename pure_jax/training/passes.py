@@ -85,8 +85,21 @@ def _packed_logp(params, model, sampler, texts, act_sharding):
   )
 
 
-def _pack_rollout(rollout, shape, act_sharding):
-  """Where prompts with their completions lie in rows, and their tokens."""
+def pack_rollout(
+  rollout: Rollout,
+  shape: RowShape,
+  act_sharding: ActivationSharding = LOCAL,
+) -> tuple[packing.Packing, jax.Array]:
+  """Packs prompts with their completions into rows.
+
+  Args:
+    rollout: prompts and completions, [B, L] and [B, C].
+    shape: the shape of the rows.
+    act_sharding: sharding of the batch.
+
+  Returns:
+    (where the tokens lie in rows, the tokens [B, L + C]).
+  """
   mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
   tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
   return packing.pack(mask, shape, act_sharding), tokens
@@ -112,7 +125,7 @@ def packed_logp_of_each(
     One [B, C] float32 in nats for each policy, 0 where masked.
   """
   _, first_sharding = policies[0]
-  rows, tokens = _pack_rollout(rollout, shape, first_sharding)
+  rows, tokens = pack_rollout(rollout, shape, first_sharding)
   columns = rollout.tokens.shape[1]
 
   def read(index):
@@ -229,7 +242,7 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
   """`policy_gradients` in packed rows."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
-  rows, tokens = _pack_rollout(rollout, shape, act_sharding)
+  rows, tokens = pack_rollout(rollout, shape, act_sharding)
   mask = experience.completion_mask
   denominator = losses.loss_denominator(mask, spec.loss)
   lengths = jnp.broadcast_to(jnp.sum(mask, axis=1, keepdims=True), mask.shape)

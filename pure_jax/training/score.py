@@ -61,6 +61,8 @@ class ScoredBatch:
     has_answer: [B] bool, True where the update may use `correct`.
     order: [B, epochs] int32, which responses each epoch's mini-batches take, as
       in `mini_batches.rows_of_updates`; None takes them in their order.
+    values: [B, C] float32, a critic's value of the state before each token;
+      None without a critic.
   """
 
   rollout: Rollout
@@ -68,6 +70,7 @@ class ScoredBatch:
   correct: jax.Array
   has_answer: jax.Array
   order: jax.Array | None = None
+  values: jax.Array | None = None
 
 
 def prm_inputs(

@@ -228,6 +228,7 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
     ),
     sampled_logp=rollout.sampled_logp,
     truncated=rollout.truncated,
+    values=batch.values,
   )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factories import pad_columns, random_experience
 
-from pure_jax import credit, estimators, losses
+from pure_jax import credit, estimators, losses, masked
 from pure_jax.advantages import (
   process_advantages,
   pure_advantages,
@@ -300,3 +300,19 @@ def test_gae_without_values_or_as_a_process_baseline_is_refused():
 def test_settings_that_gae_does_not_allow_are_refused(changes, message):
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(GAE, **changes)
+
+
+def test_explained_variance_equals_numpys():
+  rng = np.random.default_rng(0)
+  x, noise = rng.normal(size=(2, ROWS, COLUMNS)).astype(np.float32)
+  mask = batch()[2]
+  explained = masked.explained_variance(
+    jnp.where(mask, x, jnp.nan), x + 0.5 * noise + 3, mask
+  )
+  expected = 1 - (0.5 * noise[mask]).var() / x[mask].var()
+  np.testing.assert_allclose(explained, expected, rtol=1e-5)
+  assert masked.explained_variance(x, x, mask) == 1
+  assert masked.explained_variance(x, 0 * x, mask) == 0
+  # Nothing to explain: 0, and not NaN.
+  assert masked.explained_variance(0 * x, x, mask) == 0
+  assert masked.explained_variance(x, x, mask & False) == 0
