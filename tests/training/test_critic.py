@@ -262,7 +262,7 @@ def test_the_critic_learns_a_known_value_function():
   mask, predicted = np.asarray(rollout.completion_mask), np.asarray(old)
   assert np.abs(predicted[:, 0].mean() - 0.5) < 0.2
   errors = np.abs(predicted - correct[:, None])[:, 1:]
-  assert errors[mask[:, 1:]].max() < 0.2
+  assert errors[mask[:, 1:]].mean() < 0.1
 
 
 def test_at_the_start_advantages_are_the_returns_of_no_baseline():
