@@ -6,6 +6,7 @@ policy and the targets of the critic are made of these values
 then updated on the same rollout.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,7 @@ from pure_jax.training.micro_batches import (
   count_micro_batches,
   map_rows,
 )
+from pure_jax.training.mini_batches import run_updates
 from pure_jax.training.packing import RowShape
 from pure_jax.training.passes import pack_rollout
 from pure_jax.training.score import ScoredBatch
@@ -85,10 +87,11 @@ def make_critic_update(
   value_clip: float | None = None,
   rows: RowShape | None = None,
 ) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
-  """Makes the critic's update: a regression of values on their targets.
+  """Makes the critic's updates: a regression of values on their targets.
 
-  The loss is aggregated as the policy's is, and like it summed over
-  micro-batches, each divided by the count of the whole batch.
+  Targets are made of the whole batch. Mini-batches and epochs are those of the
+  policy, of the same responses (`mini_batches.run_updates`). The loss is
+  aggregated as the policy's is.
 
   Args:
     spec: the step's specification; its credit has the baseline "gae".
@@ -101,7 +104,10 @@ def make_critic_update(
     is donated. The metrics are those of credit, `explained_variance`,
     `value_mean` and `value_target_mean` of the values before the update, and
     `value_loss`, `value_clip_fraction`, `critic_grad_norm`,
-    `critic_skipped_updates` and `critic_skipped_in_a_row` of the update.
+    `critic_skipped_updates` and `critic_skipped_in_a_row` of the updates.
+
+  Raises:
+    ValueError: when it is traced, if the rows of the batch cannot be divided.
   """
   layout = spec.layouts.training
 
@@ -111,12 +117,16 @@ def make_critic_update(
     targets = value_targets(experience, spec.credit)
     metrics = credit_metrics | _fit(experience.values, targets, experience)
     data = (batch.rollout, experience.values, targets)
-    (loss, loss_metrics), grads = _gradients(
-      spec, value_clip, state.params, base, data, rows
+    state, update_metrics = run_updates(
+      spec,
+      functools.partial(
+        _update_once, spec, (optimizer, value_clip, rows), base
+      ),
+      state,
+      data,
+      batch.order,
     )
-    state, applied = apply_gradients(state, grads, loss, optimizer)
-    applied = {f"critic_{name}": value for name, value in applied.items()}
-    return state, metrics | loss_metrics | applied
+    return state, metrics | update_metrics
 
   trained, frozen = _declared(spec)
   state = state_shardings(trained, optimizer, layout)
@@ -129,6 +139,24 @@ def make_critic_update(
     ),
     out_shardings=(state, sharding.replicated(layout)),
     donate_argnums=0,
+  )
+
+
+def _update_once(spec, settings, base, state, data):
+  """One update, on rollout, old values and targets of the same rows.
+
+  Returns the next state and `MetricGroups`.
+  """
+  optimizer, value_clip, rows = settings
+  (loss, metrics), grads = _gradients(
+    spec, value_clip, state.params, base, data, rows
+  )
+  state, applied = apply_gradients(state, grads, loss, optimizer)
+  applied = {f"critic_{name}": value for name, value in applied.items()}
+  grad_norm = applied.pop("critic_grad_norm")
+  return state, metrics.replace(
+    sums=metrics.sums | {"critic_grad_norm": grad_norm},
+    maxima=metrics.maxima | applied,
   )
 
 

@@ -5,6 +5,7 @@ update. A mini-batch is what a gradient is taken of; it may itself be processed
 in micro-batches (`pure_jax.training.micro_batches`), which change no result.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,11 @@ import jax.numpy as jnp
 from jax import Array
 
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
+from pure_jax.training.step_spec import StepSpec
 from pure_jax.types import MetricGroups
+
+# (state, rows of a batch) -> (state, metrics) of one update.
+Update = Callable[[Any, Any], tuple[Any, MetricGroups]]
 
 
 def check_mini_batches(rows: int, mini_batches: int, shards: int = 1) -> None:
@@ -106,3 +111,38 @@ def join_updates(metrics: MetricGroups) -> dict[str, Array]:
   )
   each = {f"{name}_per_update": x for name, x in metrics.to_dict().items()}
   return joined.to_dict() | each
+
+
+def run_updates(
+  spec: StepSpec, update: Update, state: Any, data: Any, order: Array | None
+) -> tuple[Any, dict[str, Array]]:
+  """Runs the updates of a rollout, one for each mini-batch of each epoch.
+
+  Args:
+    spec: the step's specification: mini-batches, epochs, and the training
+      layout are read.
+    update: the update of one mini-batch.
+    state: the state before the first update.
+    data: pytree of arrays [B, ...].
+    order: as for `rows_of_updates`.
+
+  Returns:
+    (the state after the last update, metrics by name): those of the update if
+    there is one, else joined by `join_updates`.
+
+  Raises:
+    ValueError: if the rows cannot be divided.
+  """
+  if spec.mini_batches == spec.epochs == 1:
+    state, metrics = update(state, data)
+    return state, metrics.to_dict()
+  layout = spec.layouts.training
+  count = jax.tree.leaves(data)[0].shape[0]
+  check_mini_batches(count, spec.mini_batches, layout.row_shards)
+
+  def update_on(state, rows):
+    return update(state, take_rows(data, rows, layout.act_sharding))
+
+  updates = rows_of_updates(order, count, spec.mini_batches, spec.epochs)
+  state, metrics = jax.lax.scan(update_on, state, updates)
+  return state, join_updates(metrics)

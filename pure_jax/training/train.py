@@ -24,12 +24,7 @@ from pure_jax.models import lora, policy
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
 from pure_jax.training.adaptive_kl import adapt_kl_coef
-from pure_jax.training.mini_batches import (
-  check_mini_batches,
-  join_updates,
-  rows_of_updates,
-  take_rows,
-)
+from pure_jax.training.mini_batches import run_updates
 from pure_jax.training.packing import RowShape
 from pure_jax.training.passes import policy_gradients
 from pure_jax.training.score import ScoredBatch
@@ -234,12 +229,10 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
 
 def _update(spec, optimizer, rows, state, batch, base):
   """The updates of one rollout, see `make_update`: (state, metrics)."""
-  layout = spec.layouts.training
   experience = experience_from(batch, spec.table)
   advantages, credit_metrics = pure_advantages(
     experience, spec.credit, state.kl_coef
   )
-
   data = (batch.rollout, experience, advantages)
 
   def update_once(state, data):
@@ -252,20 +245,7 @@ def _update(spec, optimizer, rows, state, batch, base):
       sums=groups.sums | grad_norm, maxima=groups.maxima | applied
     )
 
-  def update_on(state, taken):
-    return update_once(state, take_rows(data, taken, layout.act_sharding))
-
-  if spec.mini_batches == spec.epochs == 1:
-    state, groups = update_once(state, data)
-    metrics = groups.to_dict()
-  else:
-    count = len(batch.correct)
-    check_mini_batches(count, spec.mini_batches, layout.row_shards)
-    updates = rows_of_updates(
-      batch.order, count, spec.mini_batches, spec.epochs
-    )
-    state, groups = jax.lax.scan(update_on, state, updates)
-    metrics = join_updates(groups)
+  state, metrics = run_updates(spec, update_once, state, data, batch.order)
   metrics |= credit_metrics
   if spec.adaptive_kl is not None:
     kl_coef, kl_metrics = adapt_kl_coef(state.kl_coef, experience, spec)

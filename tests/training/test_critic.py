@@ -188,6 +188,60 @@ def test_sequence_mean_weighs_responses_alike_in_packed_rows():
   np.testing.assert_allclose(first["value_loss"], expected, rtol=1e-5)
 
 
+def test_mini_batches_are_updates_one_after_the_other():
+  """Old values and targets are those of the whole batch, before any update."""
+  layout = sharding.make_layout()
+  params = random_params(critic.declare_critic(MODEL))
+  declared = critic.declare_critic(MODEL)
+  rollout = jax.device_put(responses())
+  step_spec = spec(layout, credit=CREDIT)
+  values = make_values(step_spec)(params, {}, rollout)
+  batch = batch_of(step_spec, rollout, values)
+  rng = np.random.default_rng(0)
+  order = np.stack([rng.permutation(B) for _ in range(2)], 1).astype(np.int32)
+  several = dataclasses.replace(step_spec, mini_batches=2, epochs=2)
+  state = train.start_state(params, declared, SGD, layout)
+  state, metrics = make_critic_update(several, SGD, 0.2)(
+    state, batch.replace(order=jnp.asarray(order)), {}
+  )
+
+  experience = train.experience_from(batch, step_spec.table)
+  targets = jitted_targets(experience, CREDIT)
+
+  @jax.jit
+  def one_update(params, moments, rows):
+    taken = jax.tree.map(lambda x: x[rows], rollout)
+    mask = taken.completion_mask
+
+    def loss(params):
+      new = critic.token_values(
+        *(params, MODEL, taken.prompt_tokens, taken.prompt_mask),
+        *(taken.tokens, mask),
+      )
+      near = jnp.clip(new - values[rows], -0.2, 0.2) + values[rows]
+      errors = jnp.maximum(
+        (new - targets[rows]) ** 2, (near - targets[rows]) ** 2
+      )
+      return jnp.where(mask, errors, 0).sum() / mask.sum() / 2
+
+    value, grads = jax.value_and_grad(loss)(params)
+    updates, moments = SGD.update(grads, moments)
+    return optax.apply_updates(params, updates), moments, value
+
+  expected, moments, each = params, SGD.init(params), []
+  for rows in order.T.reshape(4, -1):
+    expected, moments, value = one_update(expected, moments, rows)
+    each.append(float(value))
+  np.testing.assert_allclose(metrics["value_loss_per_update"], each, rtol=1e-4)
+  np.testing.assert_allclose(metrics["value_loss"], np.mean(each), rtol=1e-4)
+  assert metrics["explained_variance"].shape == ()
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+    state.params,
+    expected,
+  )
+
+
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   layout = sharding.make_layout()
   step_spec = spec(layout, credit=CREDIT)
