@@ -8,7 +8,8 @@ iterations of RL:
 
   1. encode    host   P prompts, left-padded
   2. generate  jit    G samples of each
-  3. score     jit    steps, PRM rewards, old and reference log-probs
+  3. score     jit    steps, PRM rewards, old and reference log-probs; with a
+                      critic (rl.credit.baseline=gae) also its values
   4. grade     host   the answers, while 3 runs
   5. update    jit    credit, baseline, clipped loss, gradient, AdamW; one
                       update, or several of mini-batches (rl.updates)
@@ -41,14 +42,18 @@ from pure_jax.runs.responses import (
   response_metrics,
 )
 from pure_jax.runs.rl_functions import RLFunctions, make_functions
-from pure_jax.runs.rl_weights import FrozenWeights, freeze, start_state
+from pure_jax.runs.rl_weights import (
+  FrozenWeights,
+  RLState,
+  freeze,
+  start_state,
+)
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.spec import RandomStream
 from pure_jax.training.optim import make_optimizer
 from pure_jax.training.score import ScoredBatch
-from pure_jax.training.train import TrainState
 
 
 def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
@@ -88,22 +93,22 @@ def iterate(
   run: Run,
   functions: RLFunctions,
   frozen: FrozenWeights,
-  state: TrainState,
+  state: RLState,
   step: int,
   problems: list[Problem],
-) -> tuple[TrainState, rl_report.Iteration]:
+) -> tuple[RLState, rl_report.Iteration]:
   """One iteration of RL: encode, generate, score, grade, update.
 
   Args:
     run: the open run.
     functions: the compiled functions.
     frozen: the weights that RL does not train.
-    state: the state before the updates; donated.
+    state: the states before the updates; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
 
   Returns:
-    (the next state, the logged data of the iteration), both dispatched.
+    (the next states, the logged data of the iteration), both dispatched.
   """
   rl, clock = run.spec.settings.rl, rl_report.Clock()
   key = jax.random.fold_in(run.spec.key(RandomStream.ROLLOUTS), step - 1)
@@ -114,7 +119,7 @@ def iterate(
   prm_prompts = run.batches.put_prm_prompts(problems)
 
   # ===== Generate =====
-  weights = functions.sampling_weights(state.params, frozen)
+  weights = functions.sampling_weights(state.policy.params, frozen)
   clock.wait("reshard", weights)
   rollout = functions.generate(weights, prompts, key)
   clock.wait("rollout", rollout.tokens)
@@ -122,22 +127,23 @@ def iterate(
 
   # ===== Score =====
   scores, drift = functions.score_iteration(
-    step, state.params, frozen, rollout, prm_prompts
+    step, state.policy.params, frozen, rollout, prm_prompts
   )
+  values = functions.values(state, frozen, rollout)
 
   # ===== Grade, while scores are computed =====
   graded = grade(run, problems, rollout)
   may_use = np.asarray([may_use_answer(problem, rl) for problem in problems])
-  clock.wait("score", scores.step_rewards)
+  clock.wait("score", (scores.step_rewards, values))
   correct = graded.verdicts.correct.astype(np.float32)
   order = run.spec.mini_batch_order(step)
   outcome = run.batches.put((correct, may_use, order))
-  batch = ScoredBatch(rollout, scores, *outcome)
+  batch = ScoredBatch(rollout, scores, *outcome, values)
   check_finite(run, step, problems, batch)
   check_drift(run, step, drift)
 
   # ===== Update =====
-  state, metrics = functions.update(state, batch, frozen)
+  state, metrics = functions.update(step, state, batch, frozen)
   return state, rl_report.Iteration(
     step, problems, graded, batch, drift, metrics, clock
   )
@@ -147,18 +153,19 @@ def run_iterations(
   run: Run,
   functions: RLFunctions,
   frozen: FrozenWeights,
-  state: TrainState,
+  state: RLState,
   checkpoints: StageCheckpoints,
 ) -> None:
   """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems = run.task.train
   stop = StopConditions(run, "rl", total, checkpoints, rl.updates.count)
-  state, done, cursor = checkpoints.resume(state)
-  stop.check_resumed(done, state)
+  saved, done, cursor = checkpoints.resume(state.to_checkpoint())
+  state = RLState.from_checkpoint(saved)
+  stop.check_resumed(done, state.policy, state.critic)
   rl_report.rewind(run, done)
   if done == 0:
-    metrics = evaluate(run, functions, frozen, state.params)
+    metrics = evaluate(run, functions, frozen, state.policy.params)
     run.folder.metrics.write("rl_eval", 0, metrics)
   pending = None  # Logged while the update of the next iteration runs.
   bar = Progress("rl", total, done, enabled=run.shows_progress)
@@ -180,9 +187,10 @@ def run_iterations(
       rl_report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
-        metrics = evaluate(run, functions, frozen, state.params)
+        metrics = evaluate(run, functions, frozen, state.policy.params)
         run.folder.metrics.write("rl_eval", step, metrics)
-      checkpoints.save(step, state, cursor, metrics, regular=is_regular)
+      saved = state.to_checkpoint()
+      checkpoints.save(step, saved, cursor, metrics, regular=is_regular)
       facts = {"problems": [p.problem for p in iteration.problems]}
       stop.end(
         reason, shutdown, step, iteration.metrics, iteration.batch, facts

@@ -165,6 +165,7 @@ def rl() -> dict:
     # keeps it. target: nats per token; horizon: responses.
     # --config.rl.adaptive_kl="{'target': 0.1, 'horizon': 10000}"
     adaptive_kl=placeholder(ConfigDict),
+    critic=critic(),
     # Micro-batches in which a batch is scored and differentiated. Mini-batches
     # of fewer responses than one of these are differentiated at once.
     micro_batches=1,
@@ -335,6 +336,22 @@ def updates() -> dict:
     # their order, so that all samples of a prompt are in one mini-batch if it
     # has as many.
     shuffle=False,
+  )
+
+
+def critic() -> dict:
+  """The critic of credit.baseline="gae"; other baselines read none of it.
+
+  It starts as the policy with a head of zeros, in the policy's layout, and is
+  updated as often as the policy, on the same mini-batches.
+  """
+  return dict(
+    optim=optimizer(1e-3),
+    # A value may move by this much from the one that the advantages were made
+    # of, in units of reward; None is off. It has no effect on a single update.
+    value_clip=0.2,
+    # The first iterations train the critic and not the policy.
+    warmup_iterations=0,
   )
 
 

@@ -24,9 +24,9 @@ class StageCheckpoints:
   """Saves and restores one stage. Leaving the context waits for saves.
 
   A checkpoint holds the train state (parameters, optimizer, counters, the KL
-  coefficient if it is adapted), the data cursor, the config, versions, and the
-  metrics that rank it. No generator state is kept: random keys follow from
-  (seed, stream, step).
+  coefficient if it is adapted), in RL with a critic also the critic's, the data
+  cursor, the config, versions, and the metrics that rank it. No generator state
+  is kept: random keys follow from (seed, stream, step).
   """
 
   def __init__(
@@ -66,7 +66,7 @@ class StageCheckpoints:
   def __exit__(self, *error: Any) -> None:
     self._checkpoints.__exit__(*error)
 
-  def resume(self, state: TrainState) -> tuple[TrainState, int, Cursor]:
+  def resume(self, state: Any) -> tuple[Any, int, Cursor]:
     """Restores the latest checkpoint: (state, updates done, data cursor).
 
     The state given is that at step 0, on this run's mesh, which may have
@@ -89,7 +89,7 @@ class StageCheckpoints:
   def save(
     self,
     step: int,
-    state: TrainState,
+    state: Any,
     cursor: Cursor,
     metrics: Mapping[str, float] | None = None,
     *,
@@ -106,6 +106,10 @@ class StageCheckpoints:
   def wait(self) -> None:
     """Waits until the checkpoint saved last is on disk."""
     self._checkpoints.wait()
+
+
+# The metrics that count skipped updates; an iteration of RL has one or both.
+_SKIPPED = ("skipped_in_a_row", "critic_skipped_in_a_row")
 
 
 class StopReason(enum.Enum):
@@ -148,13 +152,13 @@ class StopConditions:
     updates = self.total * self.updates_per_step
     return min(self.run.spec.settings.rl.max_skipped_updates, updates)
 
-  def check_resumed(self, step: int, state: TrainState) -> None:
+  def check_resumed(self, step: int, *states: TrainState | None) -> None:
     """Raises FloatingPointError if a finished stage ended on skipped updates.
 
     Then the stage has no updates left, and as many of its last ones were
-    skipped as end a loop.
+    skipped as end a loop. RL with a critic has two states.
     """
-    skipped = int(state.skipped_in_a_row)
+    skipped = max(int(s.skipped_in_a_row) for s in states if s is not None)
     if step >= self.total and skipped >= self.max_skipped:
       raise FloatingPointError(self._failure(step, skipped))
 
@@ -165,7 +169,7 @@ class StopConditions:
 
     Every process must call it once per step.
     """
-    skipped = int(metrics["skipped_in_a_row"])
+    skipped = _skipped_in_a_row(metrics)
     # Before any return, because every process takes part in it.
     terminated = shutdown.requested()
     if skipped >= self.max_skipped:
@@ -200,7 +204,7 @@ class StopConditions:
     match reason:
       case StopReason.SKIPPED_UPDATES:
         path = self.run.folder.dump_batch(self.stage, step, batch, facts)
-        message = self._failure(step, int(metrics["skipped_in_a_row"]))
+        message = self._failure(step, _skipped_in_a_row(metrics))
         raise FloatingPointError(f"{message} The last batch is in {path}.")
       case StopReason.SIGTERM:
         saved = self.checkpoints.folder / str(step)
@@ -221,6 +225,11 @@ class StopConditions:
       "step on, look for weights that are not finite in what the stage starts "
       "from."
     )
+
+
+def _skipped_in_a_row(metrics: Metrics) -> int:
+  """The latest updates that were skipped, of the policy or of its critic."""
+  return max(int(metrics[name]) for name in _SKIPPED if name in metrics)
 
 
 @dataclasses.dataclass(frozen=True)

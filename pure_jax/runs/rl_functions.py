@@ -12,11 +12,13 @@ from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.rl_weights import (
   FrozenWeights,
+  RLState,
   make_rollout_copy,
   trained_weights,
 )
 from pure_jax.runs.spec import RunSpec
-from pure_jax.training import packing, rollouts, score, train
+from pure_jax.training import critic, packing, rollouts, score, train
+from pure_jax.training.optim import make_optimizer
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout
@@ -44,6 +46,9 @@ class RLFunctions:
     sampled_scores: `score.make_sampled_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
     updates: `train.make_update`, by rows.
+    critic_values: `critic.make_values`, by rows. Empty without a critic.
+    critic_updates: `critic.make_critic_update`, by rows. Empty without a
+      critic.
   """
 
   spec: RunSpec
@@ -56,6 +61,8 @@ class RLFunctions:
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   updates: Mapping[RowShape | None, Callable[..., Any]]
+  critic_values: Mapping[RowShape | None, Callable[..., Any]]
+  critic_updates: Mapping[RowShape | None, Callable[..., Any]]
 
   def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
     """The policy's weights in the layout and the precision of rollouts."""
@@ -102,15 +109,38 @@ class RLFunctions:
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
 
-  def update(
-    self, state: train.TrainState, batch: ScoredBatch, frozen: FrozenWeights
-  ) -> tuple[train.TrainState, train.Metrics]:
-    """The updates of an iteration: (the next state, metrics).
+  def values(
+    self, state: RLState, frozen: FrozenWeights, rollout: Rollout
+  ) -> jax.Array | None:
+    """The critic's values of a rollout [B, C]; None without a critic."""
+    if state.critic is None:
+      return None
+    function = _choose(self.critic_values, self.text_lengths, rollout, None)
+    return function(state.critic.params, frozen.critic_base, rollout)
 
-    The state is donated.
+  def update(
+    self,
+    iteration: int,
+    state: RLState,
+    batch: ScoredBatch,
+    frozen: FrozenWeights,
+  ) -> tuple[RLState, train.Metrics]:
+    """The updates of an iteration: (the next states, metrics).
+
+    The states are donated. In the first `rl.critic.warmup_iterations` only the
+    critic is updated, if there is one.
     """
-    function = _choose(self.updates, self.text_lengths, batch.rollout, None)
-    return function(state, batch, frozen.base)
+    rows = batch.rollout, None
+    policy, value, metrics = state.policy, state.critic, {}
+    if value is not None:
+      function = _choose(self.critic_updates, self.text_lengths, *rows)
+      value, metrics = function(value, batch, frozen.critic_base)
+    warmup = self.spec.settings.rl.critic.warmup_iterations
+    if value is None or iteration > warmup:
+      function = _choose(self.updates, self.text_lengths, *rows)
+      policy, of_policy = function(policy, batch, frozen.base)
+      metrics = metrics | of_policy
+    return RLState(policy, value), metrics
 
 
 def _choose(compiled, measure, *batch):
@@ -136,6 +166,7 @@ def make_functions(
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
   sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
+  critic_optimizer = make_optimizer(rl.critic.optim)
   return RLFunctions(
     spec=spec,
     for_rollout=make_rollout_copy(spec, trained_weights(spec)),
@@ -152,6 +183,16 @@ def make_functions(
     },
     updates={
       rows: train.make_update(step, optimizer, rows) for rows in policy_rows
+    },
+    critic_values={
+      rows: critic.make_values(step, rows)
+      for rows in (value_rows(spec) if rl.trains_critic else ())
+    },
+    critic_updates={
+      rows: critic.make_critic_update(
+        step, critic_optimizer, rl.critic.value_clip, rows
+      )
+      for rows in (policy_rows if rl.trains_critic else ())
     },
   )
 
@@ -233,6 +274,18 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
     return (None,)
   texts = spec.responses // spec.settings.rl.updates.mini_batches
   shapes = _row_shapes(spec, spec.prompt_tokens, texts)
+  return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
+
+
+def value_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
+  """The shapes of the rows that a critic reads, as in `score_rows`.
+
+  Args:
+    spec: the run's specification.
+  """
+  if not _packs(spec):
+    return (None,)
+  shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 

@@ -5,12 +5,36 @@ from collections.abc import Callable
 from typing import Any
 
 import optax
+from flax import struct
 
-from pure_jax.models import lora, policy, prm
+from pure_jax.models import critic, lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.spec import RandomStream, RunSpec
 from pure_jax.training import train, weight_copies
+from pure_jax.training.optim import make_optimizer
+
+
+@struct.dataclass
+class RLState:
+  """The states that RL trains.
+
+  Attributes:
+    policy: the policy's.
+    critic: the critic's; None without one.
+  """
+
+  policy: train.TrainState
+  critic: train.TrainState | None
+
+  def to_checkpoint(self) -> Any:
+    """The state that a checkpoint holds: without a critic, the policy's."""
+    return self.policy if self.critic is None else self
+
+  @classmethod
+  def from_checkpoint(cls, state: Any) -> "RLState":
+    """The states of a checkpoint, as `to_checkpoint` gave them."""
+    return state if isinstance(state, cls) else cls(state, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +53,11 @@ class FrozenWeights:
   prm: Any
   base: dict[str, Any] = dataclasses.field(default_factory=dict)
   rollout_base: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def critic_base(self) -> dict[str, Any]:
+    """The critic's weights below its adapters, which are the policy's."""
+    return {name: x for name, x in self.base.items() if name != "head"}
 
   def policy(self, trained: Any) -> Any:
     """All weights of the policy; nothing is copied."""
@@ -91,22 +120,47 @@ def trained_weights(spec: RunSpec) -> dict[str, Any]:
 
 def start_state(
   spec: RunSpec, policy_params: Any, optimizer: optax.GradientTransformation
-) -> train.TrainState:
-  """Makes the state at step 0: a copy of the policy, or new adapters.
+) -> RLState:
+  """Makes the states at step 0.
+
+  The policy's is a copy of the policy, or new adapters. So is the critic's,
+  with a head of zeros; its optimizer is that of `rl.critic.optim`.
 
   Args:
     spec: the run's specification.
     policy_params: weights of the policy RL starts from.
-    optimizer: the optax transformation.
+    optimizer: the policy's optax transformation.
   """
-  declared, layout = trained_weights(spec), spec.layouts.training
+  layout, is_lora = spec.layouts.training, spec.rl_model.lora is not None
+  declared, value_state = trained_weights(spec), None
   kl_coef = spec.settings.rl.first_kl_coef
-  if spec.rl_model.lora is None:
-    return train.start_state(
+  if is_lora:
+    init = train.make_init(declared, optimizer, layout, kl_coef)
+    state = init(spec.key(RandomStream.POLICY_ADAPTERS))
+  else:
+    state = train.start_state(
       policy_params, declared, optimizer, layout, kl_coef
     )
-  init = train.make_init(declared, optimizer, layout, kl_coef)
-  return init(spec.key(RandomStream.POLICY_ADAPTERS))
+  if spec.settings.rl.trains_critic:
+    optimizer = make_optimizer(spec.settings.rl.critic.optim)
+    declared, _ = critic_weights(spec)
+    if is_lora:
+      init = train.make_init(declared, optimizer, layout)
+      value_state = init(spec.key(RandomStream.CRITIC_ADAPTERS))
+    else:
+      params = critic.init_critic_from_policy(policy_params, spec.model)
+      value_state = train.start_state(params, declared, optimizer, layout)
+  return RLState(state, value_state)
+
+
+def critic_weights(spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Declares the critic's weights: (trained, frozen).
+
+  Args:
+    spec: the run's specification.
+  """
+  model = spec.rl_model
+  return critic.trained_and_frozen(critic.declare_critic(model), model)
 
 
 def freeze(

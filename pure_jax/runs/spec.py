@@ -33,6 +33,7 @@ class RandomStream(enum.IntEnum):
   POLICY_ADAPTERS = 6
   PRM_ADAPTERS = 7
   MINI_BATCHES = 8
+  CRITIC_ADAPTERS = 9
 
 
 def make_layouts(settings: Settings) -> Layouts:

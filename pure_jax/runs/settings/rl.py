@@ -126,6 +126,26 @@ class UpdateSettings:
     return self.mini_batches * self.epochs
 
 
+# Of a run whose config is older than critics.
+_CRITIC_OPTIM = OptimConfig(learning_rate=1e-5)
+
+
+@dataclasses.dataclass(frozen=True)
+class CriticSettings:
+  """The critic of the baseline "gae"; other baselines read none of it."""
+
+  optim: OptimConfig = _CRITIC_OPTIM
+  value_clip: float | None = 0.2
+  warmup_iterations: int = 0
+
+  def __post_init__(self):
+    at_least(0, self, "warmup_iterations")
+    if self.value_clip is not None and not self.value_clip > 0:
+      raise ValueError(
+        f"value_clip must be > 0, or None for no limit, got {self.value_clip}."
+      )
+
+
 @dataclasses.dataclass(frozen=True)
 class RLSettings:
   """PURE's reinforcement learning. See `configs/base.py`.
@@ -160,6 +180,7 @@ class RLSettings:
   max_skipped_updates: int
   updates: UpdateSettings = UpdateSettings()
   adaptive_kl: AdaptiveKLConfig | None = None
+  critic: CriticSettings = CriticSettings()
 
   @property
   def responses(self) -> int:
@@ -174,6 +195,11 @@ class RLSettings:
     if self.credit.kl_in_reward is not None:
       return self.credit.kl_coef
     return self.loss.kl_coef
+
+  @property
+  def trains_critic(self) -> bool:
+    """Whether a critic is trained as well, whose values are the baseline."""
+    return self.credit.baseline == "gae"
 
   @property
   def reward_mode(self) -> str:
@@ -201,6 +227,12 @@ class RLSettings:
     self._check_batches()
     self._check_old_logp()
     self._check_adaptive_kl()
+    warmup = self.critic.warmup_iterations
+    if self.trains_critic and warmup >= self.iterations:
+      raise ValueError(
+        f"critic.warmup_iterations={warmup} leaves none of the "
+        f"{self.iterations} iterations to train the policy: set fewer."
+      )
 
   def _complete_credit(self) -> None:
     """Sets the credit's two fields that follow from the batch."""
