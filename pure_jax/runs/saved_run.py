@@ -19,18 +19,19 @@ from pure_jax.host.checkpoints.checkpointer import Checkpoints, Restored
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from pure_jax.host.text.tokenization import Tokenizer
-from pure_jax.models import lora, policy, prm
+from pure_jax.models import critic, lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.folder import load_weights
+from pure_jax.runs.rl_weights import RLState
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.training import train
-from pure_jax.training.optim import make_optimizer
+from pure_jax.training.optim import OptimConfig, make_optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,25 +91,21 @@ class SavedRun:
     """Restores a checkpoint of RL: the latest, or that of the best accuracy.
 
     Its state is a `TrainState` of the trained weights: only the adapters if the
-    run trained adapters. Raises a ConfigError if the run has no checkpoint.
+    run trained adapters. A critic's state is read and left out. Raises a
+    ConfigError if the run has no checkpoint.
     """
-    model = self.settings.rl.lora.of(self.policy_architecture())
+    rl = self.settings.rl
+    model = rl.lora.of(self.policy_architecture())
     declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
-    optimizer = make_optimizer(self.settings.rl.optim)
-    kl_coef = self.settings.rl.first_kl_coef
-    state = jax.eval_shape(
-      lambda key: train.new_state(
-        init_params(key, declared), optimizer, kl_coef
-      ),
-      jax.random.key(0),
-    )
-    state = jax.tree.map(
-      lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=leaf_sharding
-      ),
-      state,
-      train.state_shardings(declared, optimizer, layout, kl_coef is not None),
-    )
+    of_policy = _abstract_state(declared, rl.optim, layout, rl.first_kl_coef)
+    states = RLState(of_policy, None)
+    if rl.trains_critic:
+      declared, _ = critic.trained_and_frozen(
+        critic.declare_critic(model), model
+      )
+      of_critic = _abstract_state(declared, rl.critic.optim, layout)
+      states = states.replace(critic=of_critic)
+    state = states.to_checkpoint()
     folder, restored = self.workdir / "rl", None
     if folder.is_dir():
       with Checkpoints(folder, best_metric="accuracy") as checkpoints:
@@ -118,7 +115,8 @@ class SavedRun:
           restored = checkpoints.restore_latest(state)
     if restored is None:
       raise ConfigError(f"{folder} has no checkpoint.")
-    return restored
+    states = RLState.from_checkpoint(restored.state)
+    return dataclasses.replace(restored, state=states.policy)
 
   def merge_adapters(self, layout: sharding.Layout, trained: Any) -> Any:
     """Merges weights of `restore_policy` into the policy the run began with.
@@ -170,6 +168,27 @@ class SavedRun:
     )
     params = load_weights(self.prm_weights_path, prm.declare_prm(model), layout)
     return params, model
+
+
+def _abstract_state(
+  declared: Any,
+  config: OptimConfig,
+  layout: sharding.Layout,
+  kl_coef: float | None = None,
+) -> train.TrainState:
+  """The abstract state of declared weights, with its shardings."""
+  optimizer = make_optimizer(config)
+  state = jax.eval_shape(
+    lambda key: train.new_state(init_params(key, declared), optimizer, kl_coef),
+    jax.random.key(0),
+  )
+  return jax.tree.map(
+    lambda leaf, leaf_sharding: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=leaf_sharding
+    ),
+    state,
+    train.state_shardings(declared, optimizer, layout, kl_coef is not None),
+  )
 
 
 def read_run(workdir: str | os.PathLike) -> SavedRun:
