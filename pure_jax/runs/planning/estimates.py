@@ -75,10 +75,6 @@ def model_flops(spec: RunSpec) -> tuple[int, int, int]:
   P, B = spec.settings.rl.prompts, spec.responses
   L, C = spec.prompt_tokens, spec.sampler.max_new_tokens
 
-  def read(model: ModelConfig, length: int, logits: int) -> int:
-    pairs = B * length * (length + 1) // 2
-    return forward_flops(model, B * length, pairs, B * logits)
-
   # A prompt is prefilled once for all of its samples. The token that is
   # sampled last is not read again.
   rollout = forward_flops(
@@ -87,14 +83,36 @@ def model_flops(spec: RunSpec) -> tuple[int, int, int]:
     P * L * (L + 1) // 2 + B * ((C - 1) * L + (C - 1) * C // 2),
     P + B * (C - 1),
   )
-  policy = read(spec.model, L + C, C)
+  policy = _read_flops(spec.model, B, L + C, C)
   prm = 0
   if spec.prm_model is not None:
     steps = spec.step.scoring
     inserted = steps.max_steps if steps.separator == "insert" else 0
     length = spec.prm_prompt_tokens + C + inserted
-    prm = read(spec.prm_model, length, logits=0)
+    prm = _read_flops(spec.prm_model, B, length, logits=0)
   return rollout, 2 * policy + prm, 3 * policy * spec.step.epochs
+
+
+def _read_flops(model: ModelConfig, rows: int, length: int, logits: int) -> int:
+  """FLOPs of reading rows of a length, each with logits of so many tokens."""
+  pairs = rows * length * (length + 1) // 2
+  return forward_flops(model, rows * length, pairs, rows * logits)
+
+
+def critic_flops(spec: RunSpec) -> tuple[int, int]:
+  """Counts the FLOPs of a critic in one RL step.
+
+  Args:
+    spec: the run's specification.
+
+  Returns:
+    FLOPs on all devices together of its values and of its updates, which go
+    as often over the responses as the policy's. Those of the head are left
+    out.
+  """
+  length = spec.prompt_tokens + spec.sampler.max_new_tokens
+  values = _read_flops(spec.model, spec.responses, length, logits=0)
+  return values, 3 * values * spec.step.epochs
 
 
 def cache_bytes(spec: RunSpec, rows: int) -> int:

@@ -45,7 +45,7 @@ class Plan:
     flags: flags of `train_pure.py` that run it so.
     notes: differences between the config and the plan.
     resident: weights and optimizer state on a device.
-    stages: reshard if the sampler has its own weights, rollout, score, update.
+    stages: those of `programs.Programs.stages`.
   """
 
   target: Target

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from pure_jax.models import critic, policy, prm
 from pure_jax.models import params as weights
-from pure_jax.models import policy, prm
 from pure_jax.parallel.sharding import replicated, weight_shardings
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.generation import empty_completions, to_rollout
@@ -32,7 +32,7 @@ Array = jax.ShapeDtypeStruct
 
 # Stages that depend on how rollouts are sampled, and stages that do not.
 ROLLOUT_STAGES = ("reshard", "rollout")
-TRAINING_STAGES = ("score", "update")
+TRAINING_STAGES = ("score", "values", "critic", "update")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Resident:
     prm: the PRM's weights; 0 in a run without a PRM.
     sampler: the copy of the policy that samples, which exists only while it
       samples; 0 if the sampler reads the weights in training.
+    critic: the critic's weights; 0 in a run without a critic.
+    critic_optimizer: the moments of the critic's optimizer.
   """
 
   parameters: int
@@ -71,6 +73,8 @@ class Resident:
   reference: int
   prm: int
   sampler: int
+  critic: int = 0
+  critic_optimizer: int = 0
 
   @property
   def frozen(self) -> int:
@@ -80,7 +84,13 @@ class Resident:
   @property
   def total(self) -> int:
     """Bytes that are in memory during the whole step: all but the sampler."""
-    return self.parameters + self.optimizer + self.frozen
+    return self.parameters + self.waiting
+
+  @property
+  def waiting(self) -> int:
+    """Bytes of all but the policy's weights and the sampler."""
+    critic = self.critic + self.critic_optimizer
+    return self.optimizer + self.frozen + critic
 
 
 class Programs:
@@ -93,9 +103,15 @@ class Programs:
     self._policy = policy.declare_policy(spec.model)
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
+    self._critic = critic.declare_critic(spec.model)
+    self._critic_optimizer = make_optimizer(spec.settings.rl.critic.optim)
 
   def stages(self) -> list[Stage]:
-    """Reshard if the sampler has its own weights, rollout, score, update."""
+    """Lists the stages of a step in their order.
+
+    They are reshard if the sampler has its own weights, rollout, score, with a
+    critic values and critic (its update), and update.
+    """
     spec, functions = self._spec, self._functions
     rollout_flops, score_flops, update_flops = estimates.model_flops(spec)
     held = self.resident
@@ -117,29 +133,54 @@ class Programs:
     if spec.mini_batch_order(1) is not None:
       order = Array((spec.responses, spec.step.epochs), jnp.int32)
     batch = ScoredBatch(rollout, scores, correct, has_answer, order)
-    of_score = Estimates(score_flops, held.optimizer)
+    stages = [self._rollout_stage(prompts, rollout_flops)]
+    of_score = Estimates(score_flops, held.waiting - held.frozen)
+    stages.append(Stage("score", score, score_arguments, of_score))
+    if spec.settings.rl.trains_critic:
+      values, update_critic = self._critic_stages(batch)
+      stages += [values, update_critic]
+      batch = update_critic.arguments[1]
     of_update = Estimates(
-      update_flops, held.frozen, kept_bytes=estimates.kept_bytes(spec)
+      update_flops,
+      held.waiting - held.optimizer,
+      kept_bytes=estimates.kept_bytes(spec),
     )
-    stages = [
-      self._rollout_stage(prompts, rollout_flops),
-      Stage("score", score, score_arguments, of_score),
-      # No weights below adapters.
-      Stage("update", update, (self._state(), batch, {}), of_update),
-    ]
+    # No weights below adapters.
+    arguments = (self._state(), batch, {})
+    stages.append(Stage("update", update, arguments, of_update))
     if self._copies_weights:
-      of_reshard = Estimates(0, held.optimizer + held.frozen)
+      of_reshard = Estimates(0, held.waiting)
       arguments = (self._params,)
       stages.insert(
         0, Stage("reshard", functions.for_rollout, arguments, of_reshard)
       )
     return stages
 
+  def _critic_stages(self, batch: ScoredBatch) -> tuple[Stage, Stage]:
+    """The critic's values of the rollout, and its update."""
+    spec, functions, held = self._spec, self._functions, self.resident
+    values_flops, update_flops = estimates.critic_flops(spec)
+    state = self._critic_state()
+    values = functions.critic_values[None]
+    arguments = (state.params, {}, batch.rollout)  # No weights below adapters.
+    of_values = Estimates(values_flops, held.total - held.critic)
+    of_update = Estimates(
+      update_flops,
+      held.total - held.critic - held.critic_optimizer,
+      kept_bytes=estimates.kept_bytes(spec),
+    )
+    batch = batch.replace(values=jax.eval_shape(values, *arguments))
+    update = functions.critic_updates[None]
+    return (
+      Stage("values", values, arguments, of_values),
+      Stage("critic", update, (state, batch, {}), of_update),
+    )
+
   def _rollout_stage(self, prompts: Prompts, model_flops: int) -> Stage:
     """The rollout: one compiled loop, or an engine's programs."""
     spec, held, rl = self._spec, self.resident, self._spec.settings.rl
     engine = rl_functions.make_engine(spec, spec.sampler, rl.samples_per_prompt)
-    waiting = held.optimizer + held.frozen
+    waiting = held.waiting
     if self._copies_weights:
       waiting += held.parameters
     inputs = prompts, jax.eval_shape(lambda: jax.random.key(0))
@@ -167,6 +208,14 @@ class Programs:
         has_kl_coef=self._spec.step.adaptive_kl is not None,
       ),
     )
+    of_critic = None
+    if self._spec.settings.rl.trains_critic:
+      of_critic = with_shardings(
+        self._critic_state(),
+        train.state_shardings(
+          self._critic, self._critic_optimizer, self._spec.layouts.training
+        ),
+      )
     reference, prm_params = self._frozen()
     return Resident(
       parameters=device_bytes(state.params),
@@ -174,6 +223,8 @@ class Programs:
       reference=device_bytes(reference),
       prm=device_bytes(prm_params),
       sampler=device_bytes(self._sampler()) if self._copies_weights else 0,
+      critic=device_bytes(of_critic and of_critic.params),
+      critic_optimizer=device_bytes(of_critic and of_critic.opt_state),
     )
 
   def _sampler(self) -> Any:
@@ -190,6 +241,13 @@ class Programs:
     return jax.eval_shape(
       lambda params: train.new_state(params, self._optimizer, kl_coef),
       self._params,
+    )
+
+  def _critic_state(self) -> train.TrainState:
+    """The abstract training state of the critic."""
+    return jax.eval_shape(
+      lambda params: train.new_state(params, self._critic_optimizer),
+      weights.abstract_params(self._critic),
     )
 
   def _frozen(self) -> tuple[Any, Any | None]:

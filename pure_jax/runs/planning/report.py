@@ -147,11 +147,15 @@ def _memory_table(plan: Plan) -> list[str]:
     *("arguments", "outputs", "temporary", "~ KV cache", "~ kept"),
     *("~ waiting", "total"),
   )
+  critic = ""
+  if held.critic:
+    critic = f", critic {_gib(held.critic)} and its optimizer "
+    critic += _gib(held.critic_optimizer)
   lines = [
     f"  ~ parameters {_gib(held.parameters)}, optimizer "
     f"{_gib(held.optimizer)}, reference {_gib(held.reference)}, PRM "
-    f"{_gib(held.prm)}: {_gib(held.total)} throughout; the sampler's copy "
-    f"{_gib(held.sampler)}",
+    f"{_gib(held.prm)}{critic}: {_gib(held.total)} throughout; the sampler's "
+    f"copy {_gib(held.sampler)}",
     f"  {'':8}" + "".join(f"{column:>11}" for column in columns),
   ]
   for stage in plan.stages:

@@ -308,7 +308,7 @@ def test_the_search_finds_the_fastest_plan_that_fits(spec, monkeypatch):
   def make_plan(plan, stages):
     attempts.append((plan, stages))
     training, rollout = plan.layouts.training, plan.layouts.rollout
-    if stages == ("score", "update"):
+    if stages == search.TRAINING_STAGES:
       # Split tokens are fastest, but never fit.
       is_split = training.mesh.shape["sequence"] > 1
       rows = 32 // training.row_shards // plan.micro_batches
