@@ -134,7 +134,9 @@ class RLFunctions:
     policy, value, metrics = state.policy, state.critic, {}
     if value is not None:
       function = _choose(self.critic_updates, self.text_lengths, *rows)
-      value, metrics = function(value, batch, frozen.critic_base)
+      value, metrics = function(
+        value, batch, frozen.critic_base, policy.kl_coef
+      )
     warmup = self.spec.settings.rl.critic.warmup_iterations
     if value is None or iteration > warmup:
       function = _choose(self.updates, self.text_lengths, *rows)

@@ -29,7 +29,6 @@ from pure_jax.training.micro_batches import (
 from pure_jax.training.mini_batches import run_updates
 from pure_jax.training.packing import RowShape
 from pure_jax.training.passes import pack_rollout
-from pure_jax.training.score import ScoredBatch
 from pure_jax.training.step_spec import StepSpec
 from pure_jax.training.train import (
   TrainState,
@@ -86,7 +85,7 @@ def make_critic_update(
   optimizer: optax.GradientTransformation,
   value_clip: float | None = None,
   rows: RowShape | None = None,
-) -> Callable[[TrainState, ScoredBatch, Any], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
   """Makes the critic's updates: a regression of values on their targets.
 
   Targets are made of the whole batch. Mini-batches and epochs are those of the
@@ -100,8 +99,9 @@ def make_critic_update(
     rows: as for `make_values`.
 
   Returns:
-    A jitted function (state, batch, base) -> (state, metrics); the state given
-    is donated. The metrics are those of credit, `explained_variance`,
+    A jitted function (state, batch, base, kl_coef) -> (state, metrics); the
+    state given is donated. The KL coefficient is that of the policy's state,
+    None if it is a constant of `spec.credit`. The metrics are those of credit, `explained_variance`,
     `value_mean` and `value_target_mean` of the values before the update, and
     `value_loss`, `value_clip_fraction`, `critic_grad_norm`,
     `critic_skipped_updates` and `critic_skipped_in_a_row` of the updates.
@@ -111,10 +111,10 @@ def make_critic_update(
   """
   layout = spec.layouts.training
 
-  def update(state, batch, base):
+  def update(state, batch, base, kl_coef):
     experience = experience_from(batch, spec.table)
-    _, credit_metrics = pure_advantages(experience, spec.credit)
-    targets = value_targets(experience, spec.credit)
+    _, credit_metrics = pure_advantages(experience, spec.credit, kl_coef)
+    targets = value_targets(experience, spec.credit, kl_coef)
     metrics = credit_metrics | _fit(experience.values, targets, experience)
     data = (batch.rollout, experience.values, targets)
     state, update_metrics = run_updates(
@@ -136,6 +136,7 @@ def make_critic_update(
       state,
       sharding.batch_sharding(layout),
       sharding.weight_shardings(frozen, layout),
+      sharding.replicated(layout),
     ),
     out_shardings=(state, sharding.replicated(layout)),
     donate_argnums=0,

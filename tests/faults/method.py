@@ -4,6 +4,34 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "GAE ignores the value of the next state",
+    "estimators:gae_advantages",
+    "errors = token_rewards + discount * next_values - values",
+    "errors = token_rewards - values",
+    ("test_gae.py::test_gae_equals_a_loop_and_the_published_definition",),
+  ),
+  Fault(
+    "later TD errors are not discounted",
+    "estimators:gae_advantages",
+    "discount=discount * gae_lambda",
+    "discount=gae_lambda",
+    ("test_gae.py::test_gae_equals_a_loop_and_the_published_definition",),
+  ),
+  Fault(
+    "clipping makes the value loss smaller",
+    "losses:clipped_value_loss",
+    "jnp.maximum(plain, bounded), bounded > plain",
+    "jnp.minimum(plain, bounded), bounded > plain",
+    ("test_gae.py::test_the_value_loss_equals_the_published_definition",),
+  ),
+  Fault(
+    "targets of the critic are its advantages",
+    "advantages:value_targets",
+    "_gae(rewards, experience, config)[1]",
+    "_gae(rewards, experience, config)[0]",
+    ("test_gae.py::test_advantages_are_gae_of_process_outcome_and_kl",),
+  ),
+  Fault(
     "an absent step counts as 0 in the minimum",
     "credit:min_returns",
     "rewards = jnp.where(step_mask, step_rewards, jnp.inf)",

@@ -4,6 +4,22 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "a value is read at the token that it is the baseline of",
+    "models.critic:token_values",
+    "before = values[:, prompt_tokens.shape[1] - 1 : -1]",
+    "before = values[:, prompt_tokens.shape[1] :]",
+    ("test_critic.py::test_a_value_is_the_head_at_the_token_before",),
+  ),
+  Fault(
+    "packed values are read at their own token",
+    "models.critic:packed_values",
+    "[jnp.zeros_like(values[:, :1]), values[:, :-1]]",
+    "[values]",
+    (
+      "test_critic.py::test_packed_values_equal_those_of_texts_with_their_own_rows",
+    ),
+  ),
+  Fault(
     "a token's log-prob is read from its own position",
     "models.policy:token_logp",
     "hidden = hidden[:, start:-1]",

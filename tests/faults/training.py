@@ -4,6 +4,22 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "the critic's update divides each micro-batch by its own count",
+    "training.critic:_gradients",
+    "rollout.completion_mask, denominator, )",
+    "rollout.completion_mask, None, )",
+    ("test_critic_updates.py::test_four_micro_batches_equal_one_batch",),
+  ),
+  Fault(
+    "the update is given no values of the critic",
+    "training.train:experience_from",
+    "values=batch.values,",
+    "values=batch.scores.old_logp,",
+    (
+      "test_critic_updates.py::test_metrics_are_those_of_the_batch_before_and_of_the_update",
+    ),
+  ),
+  Fault(
     "the update divides each micro-batch by its own count",
     "training.passes:policy_gradients",
     "*(spec.loss, denominator, kl_coef)",

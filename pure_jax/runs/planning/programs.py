@@ -170,10 +170,10 @@ class Programs:
       kept_bytes=estimates.kept_bytes(spec),
     )
     batch = batch.replace(values=jax.eval_shape(values, *arguments))
-    update = functions.critic_updates[None]
+    update, kl_coef = functions.critic_updates[None], self._state().kl_coef
     return (
       Stage("values", values, arguments, of_values),
-      Stage("critic", update, (state, batch, {}), of_update),
+      Stage("critic", update, (state, batch, {}, kl_coef), of_update),
     )
 
   def _rollout_stage(self, prompts: Prompts, model_flops: int) -> Stage:

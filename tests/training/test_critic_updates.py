@@ -99,8 +99,8 @@ def step(layout, rows=None, **changes):
   batch = batch_of(step_spec, rollout, values)
   update = make_critic_update(step_spec, SGD, 0.2, rows)
   state = train.start_state(params, declared, SGD, layout)
-  state, first = update(state, batch, {})
-  state, second = update(state, batch, {})
+  state, first = update(state, batch, {}, None)
+  state, second = update(state, batch, {}, None)
   return jax.device_get((values, first, second, state.params))
 
 
@@ -202,7 +202,7 @@ def test_mini_batches_are_updates_one_after_the_other():
   several = dataclasses.replace(step_spec, mini_batches=2, epochs=2)
   state = train.start_state(params, declared, SGD, layout)
   state, metrics = make_critic_update(several, SGD, 0.2)(
-    state, batch.replace(order=jnp.asarray(order)), {}
+    state, batch.replace(order=jnp.asarray(order)), {}, None
   )
 
   experience = train.experience_from(batch, step_spec.table)
@@ -242,6 +242,27 @@ def test_mini_batches_are_updates_one_after_the_other():
   )
 
 
+def test_targets_are_made_with_the_kl_coefficient_of_the_state():
+  """It is adapted: that of the config would be another penalty."""
+  layout = sharding.make_layout()
+  step_spec = spec(layout, credit=CREDIT)
+  params = random_params(critic.declare_critic(MODEL))
+  batch = batch_of(step_spec, responses(), np.zeros((B, C), "f4"))
+  update = make_critic_update(step_spec, SGD)
+  targets = []
+  for kl_coef in (None, jnp.float32(CREDIT.kl_coef), jnp.float32(0.5)):
+    state = train.start_state(params, critic.declare_critic(MODEL), SGD, layout)
+    _, metrics = update(state, batch, {}, kl_coef)
+    targets.append(float(metrics["value_target_mean"]))
+  np.testing.assert_allclose(targets[1], targets[0], rtol=1e-5)
+  experience = train.experience_from(batch, step_spec.table)
+  other = dataclasses.replace(CREDIT, kl_coef=0.5)
+  mask = np.asarray(experience.completion_mask)
+  expected = np.asarray(jitted_targets(experience, other))[mask].mean()
+  np.testing.assert_allclose(targets[2], expected, rtol=1e-5)
+  assert abs(targets[2] - targets[0]) > 0.01
+
+
 def test_an_update_that_is_not_finite_changes_only_the_counters():
   layout = sharding.make_layout()
   step_spec = spec(layout, credit=CREDIT)
@@ -251,7 +272,7 @@ def test_an_update_that_is_not_finite_changes_only_the_counters():
   correct = batch.correct.at[0].set(jnp.inf)
   update = make_critic_update(step_spec, SGD)
   state = train.start_state(params, critic.declare_critic(MODEL), SGD, layout)
-  state, metrics = update(state, batch.replace(correct=correct), {})
+  state, metrics = update(state, batch.replace(correct=correct), {}, None)
   assert not np.isfinite(metrics["critic_grad_norm"])
   assert metrics["critic_skipped_updates"] == 1
   assert metrics["critic_skipped_in_a_row"] == state.skipped_in_a_row == 1
@@ -269,7 +290,7 @@ def test_with_adapters_only_they_and_the_head_are_trained():
   values = make_values(step_spec)(trained, base, rollout)
   batch = batch_of(step_spec, rollout, values)
   state = train.start_state(trained, declared, SGD, layout)
-  state, metrics = make_critic_update(step_spec, SGD)(state, batch, base)
+  state, metrics = make_critic_update(step_spec, SGD)(state, batch, base, None)
   assert {*state.params} == {"layers", "value"}
   assert {*state.params["layers"]} == {*declared["layers"]}
   assert 0 < metrics["critic_grad_norm"] < np.inf
@@ -305,7 +326,7 @@ def test_the_critic_learns_a_known_value_function():
     batch = batch_of(step_spec, rollout, old).replace(
       correct=jnp.asarray(correct), has_answer=jnp.ones(B, bool)
     )
-    state, metrics = update(state, batch, {})
+    state, metrics = update(state, batch, {}, None)
     history.append(jax.device_get(metrics))
   assert history[0]["explained_variance"] == 0  # All values are 0.
   # What is left is chance: whether the first token is odd.
