@@ -101,10 +101,11 @@ def make_critic_update(
   Returns:
     A jitted function (state, batch, base, kl_coef) -> (state, metrics); the
     state given is donated. The KL coefficient is that of the policy's state,
-    None if it is a constant of `spec.credit`. The metrics are those of credit, `explained_variance`,
-    `value_mean` and `value_target_mean` of the values before the update, and
-    `value_loss`, `value_clip_fraction`, `critic_grad_norm`,
-    `critic_skipped_updates` and `critic_skipped_in_a_row` of the updates.
+    None if it is a constant of `spec.credit`. The metrics are those of credit,
+    `explained_variance`, `value_mean` and `value_target_mean` of the values
+    before the update, and `value_loss`, `value_clip_fraction`,
+    `critic_grad_norm`, `critic_skipped_updates` and `critic_skipped_in_a_row`
+    of the updates.
 
   Raises:
     ValueError: when it is traced, if the rows of the batch cannot be divided.
