@@ -61,6 +61,8 @@ def policy_run(
       "sampler": {"max_new_tokens": 8192, "temperature": 1.0},
       # The paper does not state beta1, beta2 and max_grad_norm: base's.
       "optim": base.optimizer(learning_rate),
+      # Read only with credit.baseline="gae"; the rate is verl's default.
+      "critic": {"optim": base.optimizer(1e-5)},
       "eval_prompts": 480,  # Of 500 in MATH500; 2 to 32 row shards divide it.
       # Ours, to save memory; it does not change the result.
       "micro_batches": 64,

@@ -13,12 +13,12 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.rl_weights import (
   FrozenWeights,
   RLState,
+  critic_optimizer,
   make_rollout_copy,
   trained_weights,
 )
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import critic, packing, rollouts, score, train
-from pure_jax.training.optim import make_optimizer
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.score import ScoredBatch, Scores
 from pure_jax.types import Prompts, Rollout
@@ -168,7 +168,6 @@ def make_functions(
   plain = dataclasses.replace(greedy, temperature=1.0)
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
   sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
-  critic_optimizer = make_optimizer(rl.critic.optim)
   return RLFunctions(
     spec=spec,
     for_rollout=make_rollout_copy(spec, trained_weights(spec)),
@@ -192,7 +191,7 @@ def make_functions(
     },
     critic_updates={
       rows: critic.make_critic_update(
-        step, critic_optimizer, rl.critic.value_clip, rows
+        step, critic_optimizer(spec), rl.critic.value_clip, rows
       )
       for rows in (policy_rows if rl.trains_critic else ())
     },

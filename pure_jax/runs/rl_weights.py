@@ -142,8 +142,7 @@ def start_state(
       policy_params, declared, optimizer, layout, kl_coef
     )
   if spec.settings.rl.trains_critic:
-    optimizer = make_optimizer(spec.settings.rl.critic.optim)
-    declared, _ = critic_weights(spec)
+    optimizer, (declared, _) = critic_optimizer(spec), critic_weights(spec)
     if is_lora:
       init = train.make_init(declared, optimizer, layout)
       value_state = init(spec.key(RandomStream.CRITIC_ADAPTERS))
@@ -151,6 +150,15 @@ def start_state(
       params = critic.init_critic_from_policy(policy_params, spec.model)
       value_state = train.start_state(params, declared, optimizer, layout)
   return RLState(state, value_state)
+
+
+def critic_optimizer(spec: RunSpec) -> optax.GradientTransformation:
+  """Makes the critic's optimizer.
+
+  Args:
+    spec: the run's specification.
+  """
+  return make_optimizer(spec.settings.rl.critic.optim)
 
 
 def critic_weights(spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -104,7 +104,7 @@ class Programs:
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
     self._critic = critic.declare_critic(spec.model)
-    self._critic_optimizer = make_optimizer(spec.settings.rl.critic.optim)
+    self._critic_optimizer = rl_weights.critic_optimizer(spec)
 
   def stages(self) -> list[Stage]:
     """Lists the stages of a step in their order.
