@@ -263,7 +263,7 @@ def gae_advantages(
   """Returns generalised advantage estimates (arXiv 1506.02438, Eq. 16).
 
   With the TD errors d_t = r_t + discount * V_{t+1} - V_t, where V is 0 behind
-  the last token,
+  the last token (of a truncated response, too, as in verl and OpenRLHF),
 
     A_t = d_t + discount * gae_lambda * A_{t+1}.
 
