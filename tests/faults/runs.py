@@ -4,21 +4,21 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "skipped updates of the critic do not end a loop",
+    "runs.loop:_skipped_in_a_row",
+    "max(int(metrics[name]) for name in _SKIPPED if name in metrics)",
+    'int(metrics.get("skipped_in_a_row", 0))',
+    (
+      "test_critic_runs.py::test_skipped_updates_of_the_critic_alone_stop_the_run",
+    ),
+  ),
+  Fault(
     "the warm-up of the critic trains the policy",
     "runs.rl_functions:RLFunctions.update",
     "if value is None or iteration > warmup:",
     "if True:",
     (
       "test_critic_runs.py::test_the_critic_moves_and_the_policy_starts_after_the_warm_up",
-    ),
-  ),
-  Fault(
-    "a checkpoint leaves the critic out",
-    "runs.rl_weights:RLState.to_checkpoint",
-    "return self.policy if self.critic is None else self",
-    "return self.policy",
-    (
-      "test_critic_runs.py::test_a_checkpoint_has_both_states_and_without_a_critic_one",
     ),
   ),
   Fault(

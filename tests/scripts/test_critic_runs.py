@@ -95,6 +95,24 @@ def test_a_run_that_lost_its_last_iterations_resumes_exactly(
   smoke_run.assert_same_run(workdir, whole, ("rl", "rl_eval"))
 
 
+def test_skipped_updates_of_the_critic_alone_stop_the_run(finished, tmp_path):
+  """In the warm-up there are no others; a rate of 1e30 gives NaN."""
+  workdir = tmp_path / "run"
+  done = smoke_run.call(
+    *("train_pure.py", workdir, f"--start={finished[0]}", *FLAGS),
+    "--config.rl.critic.optim.learning_rate=1e30",
+    "--config.rl.critic.warmup_iterations=3",
+    "--config.rl.max_skipped_updates=2",
+  )
+  assert done.returncode == 1
+  assert "rl, step 3: 2 updates in a row" in done.stderr
+  arrays, step = smoke_run.arrays(workdir / "rl")
+  assert step == 3
+  counters = [arrays[f"{of}.skipped_in_a_row"] for of in ("critic", "policy")]
+  assert counters == [2, 0]
+  assert (workdir / "nonfinite" / "rl_3.npz").exists()
+
+
 def test_the_policy_of_a_run_with_a_critic_is_restored_alone(whole):
   layout = sharding.make_layout()
   saved = saved_run.read_run(whole)
