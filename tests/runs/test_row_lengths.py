@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from pure_jax.runs import rl_functions
+from pure_jax.runs.rl_weights import RLState
+from pure_jax.runs.settings.rl import CriticSettings
 from pure_jax.settings import ScoreConfig
 
 
@@ -69,6 +71,7 @@ def test_a_run_without_buckets_and_packing_has_one_function():
   unpacked.settings.rl.length_buckets = 1
   assert rl_functions.score_rows(unpacked) == (None,)
   assert rl_functions.update_rows(unpacked) == (None,)
+  assert rl_functions.value_rows(unpacked) == (None,)
 
 
 def functions(**fields):
@@ -79,17 +82,32 @@ def functions(**fields):
 
 # Weights that the functions below do not read.
 FROZEN = types.SimpleNamespace(
-  base=None, reference=None, prm=None, policy=lambda trained: trained
+  base=None,
+  critic_base=None,
+  reference=None,
+  prm=None,
+  policy=lambda trained: trained,
 )
 
 
 @pytest.mark.parametrize(("longest", "columns"), [(65, 65), (66, 130)])
 def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
   """Longer texts than the rows would make every number NaN."""
+  updates = {
+    rows: lambda *_, rows=rows: (rows, {})
+    for rows in rl_functions.update_rows(spec())
+  }
   compiled = functions(
-    updates={
+    spec=types.SimpleNamespace(
+      settings=types.SimpleNamespace(
+        rl=types.SimpleNamespace(critic=CriticSettings())
+      )
+    ),
+    updates=updates,
+    critic_updates=updates,
+    critic_values={
       rows: lambda *_, rows=rows: rows
-      for rows in rl_functions.update_rows(spec())
+      for rows in rl_functions.value_rows(spec())
     },
     scores={
       rows: lambda *_, rows=rows: rows
@@ -100,7 +118,13 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
     ),
   )
   batch = types.SimpleNamespace(rollout="x" * longest)
-  assert compiled.update(None, batch, FROZEN).columns == columns
+  state = RLState(
+    types.SimpleNamespace(kl_coef=None), types.SimpleNamespace(params=None)
+  )
+  after, _ = compiled.update(1, state, batch, FROZEN)
+  assert after.policy.columns == after.critic.columns == columns
+  values = compiled.values(state, FROZEN, batch.rollout)
+  assert values.columns == columns
   rows = compiled.score(None, FROZEN, batch.rollout, ["problem"])
   assert rows.policy.columns == columns
 
