@@ -90,6 +90,7 @@ setuptools.setup(
     "pure_jax.host.distributed",
     "pure_jax.host.evaluation",
     "pure_jax.host.grading",
+    "pure_jax.host.grading.answers",
     "pure_jax.host.huggingface",
     "pure_jax.host.logs",
     "pure_jax.host.text",

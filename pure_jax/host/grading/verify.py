@@ -93,26 +93,34 @@ def reference_of(problem: Problem) -> Reference | None:
 def boxed(response: str) -> str | None:
   r"""Returns the content of the last ``\boxed{}``, with balanced braces.
 
-  ``\{`` and ``\}`` are characters, not braces. If the last box is not closed,
-  the response was cut inside its answer, and earlier boxes are ignored: the
-  answer is None, as without a box. It is "" if the box is empty.
+  ``\{`` and ``\}`` are characters, not braces. Empty boxes behind the answer,
+  as in "which I put within \boxed{}", are ignored. If the last box is not
+  closed, the response was cut inside its answer, and earlier boxes are ignored
+  too: the answer is None, as without a box. It is blank if every box is.
 
   Args:
     response: any text.
 
-  >>> print(boxed(r"$\boxed{5}$, no: $\boxed{\frac{1}{2}}$."))
+  >>> print(boxed(r"$\boxed{5}$, no: $\boxed{\frac{1}{2}}$, not \boxed{}."))
   \frac{1}{2}
   """
-  start = None
-  for box in _BOX.finditer(response):
-    start = box.end()
-  if start is None:
-    return None
+  content = None
+  for start in reversed([box.end() for box in _BOX.finditer(response)]):
+    found = _to_closing_brace(response, start)
+    if content is None:
+      content = found
+    if found is None or found.strip():
+      return found
+  return content
+
+
+def _to_closing_brace(text: str, start: int) -> str | None:
+  """Returns the text up to the brace that closes; None without one."""
   depth = 1
-  for brace in _BRACE.finditer(response, start):
+  for brace in _BRACE.finditer(text, start):
     depth += (brace[0] == "{") - (brace[0] == "}")
     if depth == 0:
-      return response[start : brace.start()]
+      return text[start : brace.start()]
   return None
 
 

@@ -11,12 +11,14 @@ parent is killed while an item hangs, an alarm of the kernel ends the worker,
 whatever code is running.
 """
 
-import importlib.util
+import importlib
 import json
 import os
+import pathlib
 import resource
 import signal
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -59,11 +61,16 @@ def main() -> None:
 
 
 def _load(options: dict[str, Any]) -> Callable[..., Any]:
-  """Loads the function, and runs the setup of its file."""
-  spec = importlib.util.spec_from_file_location("graded", options["source"])
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["graded"] = module
-  spec.loader.exec_module(module)
+  """Loads the function, and runs the setup of its file.
+
+  The file may import others of its folder by ``from . import name``: the folder
+  becomes a package of its own, without those around it.
+  """
+  source = pathlib.Path(options["source"])
+  package = types.ModuleType("graded")
+  package.__path__ = [str(source.parent)]
+  sys.modules["graded"] = package
+  module = importlib.import_module(f"graded.{source.stem}")
   if options["setup"] is not None:
     vars(module)[options["setup"]]()
   return vars(module)[options["function"]]
