@@ -5,10 +5,11 @@
 Each reference answer of MATH500, Minerva, OlympiadBench and the MATH prompts of
 PURE that is no integer is changed in one place: a digit, a sign, an operator, a
 letter, its case, a bracket, a function, a unit, a base, or one character less.
-Four mutations of each reference are graded against it. A mutation is wrong
-unless it is equal to the reference by chance, as `x^{0}` and `y^{0}`. The
-result lists each accepted pair and counts both by kind of mutation. The seed
-makes the mutations the same each time.
+Four mutations of each reference are graded against it; the seed makes them the
+same each time. A mutation that only spells the same numbers otherwise (0.50 and
+.5, 1e5 and 1E5, 0 and -0), which `same_numbers` tells without the grader, is
+right. All others are wrong, unless they are equal to the reference in another
+way: the result lists each accepted pair, and counts them by kind.
 
 FOLDER has `benchmarks` and `math8k`; the default is $PURE_SHARED_DATA. The
 result on two cores (2026-11-30) is results/grading/mutations.json.
@@ -53,6 +54,7 @@ FILES = (
   ("math8k/prompts.json", problems.MATH8K),
 )
 _INTEGER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"-?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _COMMAND = re.compile(r"\\[a-zA-Z]+|\\.")
 _WORD = re.compile(r"\\(?:text[a-z]*|mbox|mathrm) *\{[^{}]*\}")
 _BASE = re.compile(r"(?<=[0-9])_\{?([0-9]+)\}?$")
@@ -77,7 +79,7 @@ class InputError(ValueError):
 
 
 def read_references(folder: pathlib.Path) -> list[Reference]:
-  """Reads the references that are no integers, each text once.
+  """Reads the references that are no integers.
 
   Args:
     folder: has the files of `FILES`.
@@ -85,7 +87,7 @@ def read_references(folder: pathlib.Path) -> list[Reference]:
   Raises:
     InputError: if a file is missing or malformed.
   """
-  references: dict[str, Reference] = {}
+  references = []
   for name, layout in FILES:
     path = folder / name
     try:
@@ -100,10 +102,8 @@ def read_references(folder: pathlib.Path) -> list[Reference]:
     for problem in parsed:
       answer = problem.answer or problem.withheld_answer
       if answer is not None and not _INTEGER.fullmatch(answer.strip()):
-        references.setdefault(
-          answer, Reference(answer, problem.several_answers)
-        )
-  return list(references.values())
+        references.append(Reference(answer, problem.several_answers))
+  return references
 
 
 # ===== Mutations =====
@@ -157,11 +157,9 @@ def _word_mutations(
   at = rng.choice(letters)
   changed = content[:at] + _other_letter(content[at], rng) + content[at + 1 :]
   unit = rng.choice([u for u in _UNITS if u not in content])
+  before, behind = text[: match.start()], text[match.end() :]
   for other in (changed, f" {unit}}}"):
-    yield (
-      "unit",
-      text[: match.start()] + start + "{" + other + text[match.end() :],
-    )
+    yield "unit", f"{before}{start}{{{other}{behind}"
 
 
 def _replacements(
@@ -194,7 +192,26 @@ def _as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (value,) if isinstance(value, str) else value
 
 
-def sample_mutations(reference: str, seed: int, count: int) -> list[Mutation]:
+def same_numbers(left: str, right: str) -> bool:
+  """Tells whether two texts differ only in how their numbers are written.
+
+  >>> same_numbers("x=0.50", "x=.5"), same_numbers("2e5", "2e6")
+  (True, False)
+
+  Args:
+    left: any text.
+    right: any text.
+  """
+  texts = [
+    _NUMBER.sub(
+      lambda match: f"<{float(match[0]) + 0.0:.17g}>", "".join(text.split())
+    )
+    for text in (left, right)
+  ]
+  return texts[0] == texts[1]
+
+
+def sample_mutations(reference: str, seed: str, count: int) -> list[Mutation]:
   """Draws mutations of different kinds, as far as there are any.
 
   Args:
@@ -234,9 +251,9 @@ def grade_mutations(
   """
   cases = [
     (reference, kind, text)
-    for reference in references
+    for at, reference in enumerate(references)
     for kind, text in sample_mutations(
-      reference.answer, _SEED.value, _PER_REFERENCE.value
+      reference.answer, f"{_SEED.value} {at}", _PER_REFERENCE.value
     )
   ]
   items = [(text, r.answer, r.several, None) for r, _, text in cases]
@@ -250,11 +267,16 @@ def grade_mutations(
     for (reference, kind, text), outcome in zip(cases, outcomes, strict=True)
     if outcome.value is True
   ]
+  right = [
+    row for row in accepted if same_numbers(row["reference"], row["mutation"])
+  ]
+  accepted = [row for row in accepted if row not in right]
   graded = collections.Counter(kind for _, kind, _ in cases)
   by_kind = collections.Counter(row["kind"] for row in accepted)
   return {
     "references": len(references),
     "mutations": len(cases),
+    "right": len(right),
     "accepted": len(accepted),
     "accepted_percent": round(100 * len(accepted) / max(1, len(cases)), 3),
     "timed_out": sum(outcome.timed_out for outcome in outcomes),
