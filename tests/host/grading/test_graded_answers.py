@@ -31,10 +31,8 @@ def test_every_verdict_of_the_table(pool):
     (*row[:3], outcome.failure or outcome.timed_out or outcome.value)
     for row, outcome in zip(ROWS, outcomes, strict=True)
   ]
-  wrong = [
-    row for row, expected in zip(graded, ROWS, strict=True) if row != expected
-  ]
-  assert not wrong
+  pairs = zip(graded, ROWS, strict=True)
+  assert not [row for row, expected in pairs if row != expected]
 
 
 def test_every_reference_of_the_table_equals_itself_with_other_spaces(pool):

@@ -146,32 +146,36 @@ def _same_ratio(reference: Node, answer: Node) -> bool:
     ):
       return False
     if reference.is_time:
-      return answer.is_time and left == right
+      same_items = reference.items == answer.items
+      return answer.is_time and (
+        same_items or _clock(reference) == _clock(answer)
+      )
     return all(
       numeric.equal(a * right[0], b * left[0])
       for a, b in zip(left, right, strict=True)
     )
+  hours = _whole_hours(reference), _whole_hours(answer)
+  if None not in hours:
+    return _same_ratio(*hours)
   ratio, other = reference, answer
   if isinstance(answer, Ratio):
     ratio, other = answer, reference
   if not isinstance(other, Quantity) or len(ratio.items) != 2:
     return False
-  if (reference is ratio and ratio.is_time) or other.parts[0][
-    1
-  ] != units.NO_UNIT:
+  value, unit = other.parts[0]
+  if (reference is ratio and ratio.is_time) or unit != units.NO_UNIT:
     return False
-  value, _ = other.parts[0]
   return numeric.equal(value * ratio.items[1], ratio.items[0])
 
 
 def _same_collection(reference: Collection, answer: Collection) -> bool:
   """Compares lists, sets, tuples, matrices and unions by their items."""
   kinds = {reference.kind, answer.kind}
-  if _names(reference) or _names(answer):
-    return _same_in_order_of_names(reference, answer)
   named = [_all_names(node) for node in (reference, answer)]
   if all(named) and named[0] != named[1]:
     return False
+  if _names(reference) or _names(answer):
+    return _same_in_order_of_names(reference, answer)
   left, right = _values(reference), _values(answer)
   if kinds <= {"list", "set"}:
     if any(item == Unread(ELLIPSIS) for item in left + right):
@@ -181,12 +185,40 @@ def _same_collection(reference: Collection, answer: Collection) -> bool:
     return _same_unordered(left, right)
   if kinds == {"union"}:
     return _same_unordered(left, right)
+  if kinds == {"difference"}:
+    return _same_items(left, right)
   if kinds in ({"tuple"}, {"row"}, {"column"}, {"matrix"}) or kinds in (
     {"tuple", "column"}, {"tuple", "row"},
   ):  # fmt: skip
     brackets = reference.brackets == answer.brackets
     return brackets and _same_items(left, right)
   return False
+
+
+def _clock(time: Ratio) -> tuple[sympy.Expr, ...]:
+  """Returns a time of 24 hours, if it is known to be a.m. or p.m."""
+  hour, *rest = time.items
+  half = _half_of_day(time)
+  if half:
+    hour = hour % 12 + (12 if half == "pm" else 0)
+  return hour, *rest
+
+
+def _half_of_day(time: Ratio) -> str | None:
+  """Returns "am" or "pm"; None without them."""
+  names = {name for name, _ in time.unit.dimensions}
+  return next(iter(names & {"am", "pm"}), None)
+
+
+def _whole_hours(node: Node) -> Ratio | None:
+  """Returns 9 a.m. as 9:00 a.m., and a time as it is; None for others."""
+  if isinstance(node, Ratio):
+    return node if _half_of_day(node) else None
+  if not isinstance(node, Quantity) or len(node.parts) != 1:
+    return None
+  hour, unit = node.parts[0]
+  ratio = Ratio((hour, sympy.S.Zero), True, unit)
+  return ratio if hour.is_Integer and _half_of_day(ratio) else None
 
 
 def _values(node: Collection) -> list[Node]:

@@ -144,9 +144,6 @@ class _Reader(Tokens):
 
   def factors(self) -> sympy.Expr:
     """Factors side by side."""
-    mixed = self.mixed_number()
-    if mixed is not None:
-      return mixed
     value = self.power()
     while self.starts_factor():
       if is_number(self.token) and is_number(self.tokens[self.at - 1]):
@@ -171,45 +168,6 @@ class _Reader(Tokens):
       or token in ACCENTS
       or token[1:] in NAMED
     )  # fmt: skip
-
-  def mixed_number(self) -> sympy.Expr | None:
-    r"""2\frac{1}{4} or 2 1/4, with a proper fraction; None otherwise."""
-    rest = self.tokens[self.at : self.at + 8]
-    if not rest or not rest[0].isdigit():
-      return None
-    if rest[1:2] == ["\\frac"]:
-      flat = [token for token in rest[2:] if token not in "{}"]
-      size = 8
-      if rest[2:3] != ["{"] or rest[4:6] != ["}", "{"] or rest[7:8] != ["}"]:
-        return self.mixed_without_braces(rest)
-    elif rest[2:3] == ["/"]:
-      flat, size = [*rest[1:2], *rest[3:4]], 4
-    else:
-      return None
-    return self.mixed_value(rest[0], flat[:2], size)
-
-  def mixed_without_braces(self, rest: list[str]) -> sympy.Expr | None:
-    r"""2\frac14."""
-    digits = rest[2] if len(rest) > 2 else ""
-    if not (digits.isdigit() and len(digits) == 2):
-      return None
-    return self.mixed_value(rest[0], list(digits), 3)
-
-  def mixed_value(
-    self, whole: str, fraction: list[str], size: int
-  ) -> sympy.Expr | None:
-    """The value, after its tokens have been taken; None if improper."""
-    if len(fraction) != 2 or not all(text.isdigit() for text in fraction):
-      return None
-    top, bottom = map(int, fraction)
-    follows = self.tokens[self.at + size : self.at + size + 1]
-    if not 0 < top < bottom or follows in (["^"], ["!"]):
-      return None
-    self.at += size
-    value = int(whole) + sympy.Rational(top, bottom)
-    while self.starts_factor():
-      value = value * self.power()
-    return value
 
   def power(self) -> sympy.Expr:
     """A factor with its powers, factorials and degree signs."""

@@ -25,6 +25,8 @@ DIGITS = 30
 MAX_DIGITS = 300
 ERROR = sympy.Rational(1, 10**20)
 NUM_POINTS = 6
+# With rounding, which hides differences at most points.
+NUM_ROUNDING_POINTS = 40
 _COUNTS = set("nkm")
 _IMAGINARY = sympy.Symbol("i")
 
@@ -165,8 +167,12 @@ def _equal_at_points(
 ) -> bool:
   """Compares two expressions at every point at which both are defined."""
   compared = 0
+  rounds = left.has(sympy.floor, sympy.ceiling) or right.has(
+    sympy.floor, sympy.ceiling
+  )
+  count = NUM_ROUNDING_POINTS if rounds else NUM_POINTS
   is_complex = left.has(sympy.I) or right.has(sympy.I)
-  for point, is_positive in _points(symbols):
+  for point, is_positive in _points(symbols, count):
     pair = left.xreplace(point).doit(), right.xreplace(point).doit()
     may_be_undefined = not is_positive and not is_complex
     if may_be_undefined and any(
@@ -184,19 +190,21 @@ def _equal_at_points(
 
 
 def _points(
-  symbols: list[sympy.Symbol],
+  symbols: list[sympy.Symbol], count: int = NUM_POINTS
 ) -> Iterator[tuple[dict[sympy.Symbol, sympy.Expr], bool]]:
   """Yields points, each with whether all its values are positive.
 
   The values depend only on the name of a symbol and the number of the point.
   """
-  for number in range(NUM_POINTS):
+  for number in range(count):
     is_positive = number % 2 == 0
     point = {}
     for symbol in symbols:
       digest = hashlib.sha256(f"{number} {symbol.name}".encode()).digest()
       if symbol.name in _COUNTS:
-        point[symbol] = sympy.Integer(3 + number + digest[0] % 7)
+        alone = len(symbols) == 1
+        step = number if alone else number // 2 + digest[0] % 7
+        point[symbol] = sympy.Integer(3 + step)
         continue
       size = sympy.Rational(1 + int.from_bytes(digest[:2]) % 3989, 1009)
       negative = not is_positive and (digest[2] % 2 or len(symbols) == 1)

@@ -172,14 +172,17 @@ def _flat(nodes: list[Node]) -> tuple[Node, ...]:
 
 
 def _read_union(text: str, unit_words: frozenset[str]) -> Node | None:
-  """Sets joined by the sign of a union; None if there is none."""
+  """A union or a difference of sets; None if there is no sign of one."""
   parts = _split(text, re.compile(r"\\cup(?![a-zA-Z])"))
-  if len(parts) == 1:
-    return None
+  is_difference = len(parts) == 1
+  if is_difference:
+    parts = _split(text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])"))
+    if len(parts) != 2:
+      return None
   name, sign, first = parts[0].rpartition("\\in ")
   nodes = tuple(_read(part, unit_words) for part in [first, *parts[1:]])
-  union = Collection("union", nodes)
-  return Named(_name(name), union, None) if sign else union
+  sets = Collection("difference" if is_difference else "union", nodes)
+  return Named(_name(name), sets, None) if sign else sets
 
 
 def _read_relation(text: str, unit_words: frozenset[str]) -> Node | None:
@@ -261,7 +264,7 @@ def _approximate(
     places = 0 if value.decimals is None else value.decimals
     if left.is_number and right.is_number:
       error = abs(left - right).evalf(15)
-      if error.is_comparable and error < sympy.Rational(1, 10**places):
+      if error.is_comparable and 2 * error <= sympy.Integer(10) ** -places:
         return node
     elif isinstance(node, Quantity) and left.is_Symbol:
       return Named(str(left), value, None)

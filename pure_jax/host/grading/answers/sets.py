@@ -72,6 +72,9 @@ def _as_set(node: Node) -> sympy.Set | None:
   if node.kind == "union" or is_alternative:
     parts = [_as_set(item) for item in node.items]
     return None if None in parts else sympy.Union(*parts)
+  if node.kind == "difference":
+    parts = [_as_set(item) for item in node.items]
+    return None if None in parts else sympy.Complement(*parts)
   if node.kind == "set":
     values = [_real(item) for item in node.items]
     return None if None in values else sympy.FiniteSet(*values)
@@ -99,9 +102,37 @@ def _interval(
   return sympy.Interval(start, end, left_open, right_open)
 
 
+def _within_distance(relation: Relation) -> sympy.Set | None:
+  """Returns the solutions of |x - c| < b or > b; None for others."""
+  if len(relation.signs) != 1 or relation.signs[0] not in ("<", "<="):
+    return None
+  at = next(
+    (i for i, s in enumerate(relation.sides) if isinstance(s, sympy.Abs)), None
+  )
+  if at is None:
+    return None
+  inner, bound = relation.sides[at].args[0], relation.sides[1 - at]
+  symbols = list(inner.free_symbols)
+  if len(symbols) != 1 or not bound.is_positive:
+    return None
+  center = symbols[0] - inner
+  if not center.is_extended_real:
+    return None
+  is_open = relation.signs[0] == "<"
+  if at == 1:  # Outside.
+    is_open = not is_open
+  inside = _interval(center - bound, center + bound, is_open, is_open)
+  if inside is None or at == 0:
+    return inside
+  return sympy.Complement(sympy.S.Reals, inside)
+
+
 def _solutions(relation: Relation) -> sympy.Set | None:
   """Returns the solutions of a < x < b and the like; None for others."""
   relation = oriented(relation)
+  distance = _within_distance(relation)
+  if distance is not None:
+    return distance
   symbols = [
     s for s in relation.sides if s.is_Symbol or isinstance(s, AppliedUndef)
   ]

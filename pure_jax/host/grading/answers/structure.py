@@ -36,7 +36,8 @@ class Collection:
   """Several values.
 
   Attributes:
-    kind: "list", "set", "tuple", "row", "column", "matrix" or "union".
+    kind: "list", "set", "tuple", "row", "column", "matrix", "union" or
+      "difference", of two sets.
     items: the values; rows of a matrix are collections of kind "row".
     brackets: of a tuple with two items, which may be an interval.
   """

@@ -47,6 +47,12 @@ _SLASHED_DERIVATIVE = re.compile(
   r"(?<![\\a-zA-Z])(d|\\partial) *\\?[a-zA-Z] */ *\1 *\\?[a-zA-Z]"
   r"(?![a-zA-Z])"
 )
+_MIXED = re.compile(
+  r"([0-9]+) *(?:\\frac *(?:\{ *([0-9]+) *\}|([0-9]))"
+  r" *(?:\{ *([0-9]+) *\}|([0-9]))| +([0-9]+) */ *([0-9]+))(?! *[!^0-9])"
+)
+# What may stand before the integer of a mixed number.
+_BEFORE_MIXED = re.compile(r"(?:^|[^\w.^_})\]]|\\[a-zA-Z]+) *$")
 _REPEATING = re.compile(
   r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot) *\{([0-9]+)\}"
 )
@@ -58,11 +64,21 @@ def mark_names(text: str) -> str:
   Args:
     text: a formula.
   """
-  text = re.sub(r"\\mathrm *([a-zA-Z])(?![a-zA-Z])", r"\1", text)
+  text = re.sub(r"\\mathrm +([a-zA-Z])", r"\1", text)
+  text = _MIXED.sub(_mixed_number, text)
   text = _REPEATING.sub(_repeating_decimal, text)
   text = _DERIVATIVE.sub(_derivative_symbol, text)
   text = _SLASHED_DERIVATIVE.sub(_derivative_symbol, text)
   return PLAIN_NAME.sub(r"\\\1 ", text)
+
+
+def _mixed_number(match: re.Match) -> str:
+  r"""Returns ``2\frac{1}{4}`` or ``2 1/4`` as a fraction, if it is proper."""
+  whole, top, bottom = (int(digits) for digits in match.groups() if digits)
+  is_mixed = _BEFORE_MIXED.search(match.string[: match.start()])
+  if not is_mixed or not 0 < top < bottom:
+    return match[0]
+  return f"{{\\frac{{{whole * bottom + top}}}{{{bottom}}}}}"
 
 
 def _repeating_decimal(match: re.Match) -> str:

@@ -132,6 +132,8 @@ def unit_of(text: str) -> Unit:
   reader = _UnitReader()
   for match in _WORD.finditer(text):
     reader.read(match[0], match[1])
+  if reader.coming != 1:
+    reader.add("of nothing", reader.coming)  # "cubic" without a word.
   return Unit(
     dimensions=frozenset((n, p) for n, p in reader.dimensions.items() if p),
     factor=reader.factor,
