@@ -87,7 +87,7 @@ SAME = [
   ("$3$ and $5$", "3,5", True),
   ("$3$, or $5$ and $7$", "3,5,7", True),
   (r"\pm 2", "-2,2", True),
-  # No choice of answers: math-verify alone would take the last.
+  # No choice of answers.
   ("$1$ $5$", "5", False),
   ("$1$ maybe $5$", "5", False),
   (",".join(f"${n}$" for n in range(9)), "8", False),

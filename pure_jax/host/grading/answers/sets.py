@@ -12,7 +12,11 @@ _FLIPPED = {">": "<", ">=": "<="}
 
 
 def oriented(relation: Relation) -> Relation:
-  """Returns a relation with its signs turned to less than."""
+  """Returns a relation with its signs turned to less than.
+
+  Args:
+    relation: any.
+  """
   if not any(sign in _FLIPPED for sign in relation.signs):
     return relation
   signs = tuple(_FLIPPED.get(s, s) for s in reversed(relation.signs))
@@ -20,7 +24,15 @@ def oriented(relation: Relation) -> Relation:
 
 
 def same_set(reference: Node, answer: Node) -> bool:
-  """Compares two sets of real numbers; the empty set equals none."""
+  """Compares two sets of real numbers; the empty set equals none.
+
+  Args:
+    reference: the right answer.
+    answer: the one that is graded.
+
+  Returns:
+    False if one of them is no set of real numbers.
+  """
   single = [
     node.items[0]
     if isinstance(node, Collection) and node.kind == "set"

@@ -129,7 +129,11 @@ def vote_key(answer: str) -> str:
 
 
 def without_spaces(text: str) -> str:
-  """Removes the spaces next to a sign; those between words remain."""
+  """Removes the spaces next to a sign; those between words remain.
+
+  Args:
+    text: any text.
+  """
   return re.sub(r"(?<!\w) | (?!\w)", "", text)
 
 
@@ -142,7 +146,7 @@ def rational(text: str) -> fractions.Fraction | None:
   Args:
     text: a spelling by `normalize`.
 
-  >>> rational("-1,234.5"), rational(r"\\frac{1}{2}"), rational("0,125")
+  >>> rational("-1,234.5"), rational(r"\frac{1}{2}"), rational("0,125")
   (Fraction(-2469, 2), Fraction(1, 2), None)
   """
   if len(text) > MAX_ANSWER_CHARS:

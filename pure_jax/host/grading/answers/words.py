@@ -18,7 +18,11 @@ _SHORT_WORDS = {"yes", "no", "true", "odd", "all", "any", "up", "she", "he"}
 
 
 def mark_words(text: str) -> str:
-  r"""Leaves in ``\text{}`` only words, and joins them by nothing else."""
+  r"""Leaves in ``\text{}`` only words: ``\text{5 or 7}`` becomes ``5 or 7``.
+
+  Args:
+    text: a spelling by `spelling.normalize`.
+  """
 
   def mark(match: re.Match) -> str:
     content = match[1]
@@ -49,7 +53,11 @@ def _mark_word(text: str) -> str:
 
 
 def words_of(text: str) -> str | None:
-  r"""Returns the words of a text of words alone; None otherwise."""
+  r"""Returns the words of a text of words alone; None otherwise.
+
+  Args:
+    text: from `mark_words`.
+  """
   has_text = "\\text" in text
   plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
   plain = " ".join(plain.split()).strip("().")
