@@ -100,5 +100,5 @@ def test_spellings_of_the_same_numbers_are_told_without_the_grader(
 def test_missing_data_ends_in_a_sentence(tmp_path, capsys):
   status, stdout, stderr = run(capsys, data=str(tmp_path))
   assert (status, stdout) == (1, "") and "math500.jsonl" in stderr
-  status, _, stderr = run(capsys, data=None)
+  status, _, stderr = run(capsys, data="")
   assert status == 1 and "--data or PURE_SHARED_DATA" in stderr

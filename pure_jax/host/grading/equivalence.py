@@ -17,17 +17,21 @@ docs/deviations.md.
 Evaluating an answer may run forever, or use all memory, so a `pool.GradingPool`
 runs `equivalent`; `start_worker` prepares each of its processes. No part of an
 answer is executed, and `sandbox` does not rely on that. Workers load this file
-by its path: this package imports nothing of the library outside its folder, and
-sympy only when it is needed.
+without `pure_jax` itself: what it imports imports nothing of the library beyond
+this folder, and sympy only when it is needed.
 """
 
 import fractions
 import logging
 import re
 
-from . import sandbox
-from .answers import spelling
-from .answers.spelling import MAX_ANSWER_CHARS, normalize, vote_key
+from pure_jax.host.grading import sandbox
+from pure_jax.host.grading.answers import spelling
+from pure_jax.host.grading.answers.spelling import (
+  MAX_ANSWER_CHARS,
+  normalize,
+  vote_key,
+)
 
 __all__ = [
   "MAX_ANSWER_CHARS", "equivalent", "normalize", "start_worker", "vote_key"
@@ -86,7 +90,7 @@ def equivalent(
 
 def _same(answer: str, reference: str) -> bool:
   """Compares two spellings by their structure."""
-  from .answers import comparison, reading
+  from pure_jax.host.grading.answers import comparison, reading
 
   try:
     return comparison.same(
@@ -109,7 +113,7 @@ def _same(answer: str, reference: str) -> bool:
 
 def _unit_words(text: str) -> frozenset[str]:
   """Returns the words in text commands, which may be units."""
-  from .answers import units
+  from pure_jax.host.grading.answers import units
 
   words = re.findall(r"[^\W\d_]+", " ".join(_UNIT_WORD.findall(text)))
   return frozenset(

@@ -3,15 +3,14 @@
 It gets one JSON object on its command line, writes ``{"ready": true}``, then
 answers each line of its standard input, a list of arguments, with one line:
 ``{"value": ...}`` or ``{"failure": "why"}``. It imports only the standard
-library and loads the file of the function by its path: `import pure_jax` would
-load jax into every worker.
+library and the file of the function, without the package around it.
 
 A worker exits when its input ends, so it does not outlive its parent. If the
 parent is killed while an item hangs, an alarm of the kernel ends the worker,
 whatever code is running.
 """
 
-import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -63,14 +62,22 @@ def main() -> None:
 def _load(options: dict[str, Any]) -> Callable[..., Any]:
   """Loads the function, and runs the setup of its file.
 
-  The file may import others of its folder by ``from . import name``: the folder
-  becomes a package of its own, without those around it.
+  The outermost package of the file is not imported, only what the file itself
+  imports: `import pure_jax` would load jax into every worker.
   """
   source = pathlib.Path(options["source"])
-  package = types.ModuleType("graded")
-  package.__path__ = [str(source.parent)]
-  sys.modules["graded"] = package
-  module = importlib.import_module(f"graded.{source.stem}")
+  packages = options["module"].split(".")[:-1]
+  root = source.parents[len(packages)]
+  if packages:
+    outermost = types.ModuleType(packages[0])
+    outermost.__path__ = [str(root / packages[0])]
+    sys.modules[packages[0]] = outermost
+    module = importlib.import_module(options["module"])
+  else:
+    spec = importlib.util.spec_from_file_location("graded", source)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["graded"] = module
+    spec.loader.exec_module(module)
   if options["setup"] is not None:
     vars(module)[options["setup"]]()
   return vars(module)[options["function"]]

@@ -251,9 +251,9 @@ def test_a_prepared_worker_executes_nothing_and_writes_nothing(
   script.write_text(f"""
 import ast, importlib, os, socket, subprocess, sympy, sys, types
 # As workers load it, without the package around it, which loads jax.
-sys.modules["graded"] = package = types.ModuleType("graded")
-package.__path__ = [{str(ROOT / "pure_jax/host/grading")!r}]
-from graded import equivalence
+sys.modules["pure_jax"] = package = types.ModuleType("pure_jax")
+package.__path__ = [{str(ROOT / "pure_jax")!r}]
+from pure_jax.host.grading import equivalence
 file = {str(tmp_path / "executed")!r}
 equivalence.start_worker()
 def attempt(act):
@@ -263,7 +263,9 @@ def attempt(act):
     print(type(error).__name__)
   else:
     print("done")
-{calls}""")
+{calls}
+assert "jax" not in sys.modules and "numpy" not in sys.modules
+""")
   done = subprocess.run(
     [sys.executable, str(script)],
     capture_output=True,

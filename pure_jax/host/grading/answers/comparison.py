@@ -25,11 +25,11 @@ import re
 
 import sympy
 
-from . import numeric, units
-from .quantities import same_quantity
-from .reading import ELLIPSIS
-from .sets import oriented, same_set
-from .structure import (
+from pure_jax.host.grading.answers import numeric, units
+from pure_jax.host.grading.answers.quantities import same_quantity
+from pure_jax.host.grading.answers.reading import ELLIPSIS
+from pure_jax.host.grading.answers.sets import oriented, same_set
+from pure_jax.host.grading.answers.structure import (
   Collection,
   InBase,
   Named,

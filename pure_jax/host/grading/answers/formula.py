@@ -24,9 +24,9 @@ import re
 
 import sympy
 
-from . import algebra
-from .algebra import UnreadableError
-from .tokens import (
+from pure_jax.host.grading.answers import algebra
+from pure_jax.host.grading.answers.algebra import UnreadableError
+from pure_jax.host.grading.answers.tokens import (
   ACCENTS,
   GREEK,
   NAMED,

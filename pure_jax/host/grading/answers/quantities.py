@@ -4,8 +4,8 @@ import fractions
 
 import sympy
 
-from . import numeric, units
-from .structure import Quantity
+from pure_jax.host.grading.answers import numeric, units
+from pure_jax.host.grading.answers.structure import Quantity
 
 MIN_PLACES = 6  # Of a decimal that rounds a value.
 MIN_DIGITS = 6

@@ -23,9 +23,9 @@ import re
 
 import sympy
 
-from . import formula, numeric, units
-from .algebra import UnreadableError
-from .structure import (
+from pure_jax.host.grading.answers import formula, numeric, units
+from pure_jax.host.grading.answers.algebra import UnreadableError
+from pure_jax.host.grading.answers.structure import (
   Collection,
   InBase,
   Named,
@@ -36,7 +36,7 @@ from .structure import (
   Unread,
   Words,
 )
-from .words import SEPARATOR, mark_words, words_of
+from pure_jax.host.grading.answers.words import SEPARATOR, mark_words, words_of
 
 ELLIPSIS = r"\ldots"
 

@@ -3,9 +3,14 @@ r"""Sets of real numbers: intervals, their unions, and solutions."""
 import sympy
 from sympy.core.function import AppliedUndef
 
-from . import units
-from .quantities import same_quantity
-from .structure import Collection, Node, Quantity, Relation
+from pure_jax.host.grading.answers import units
+from pure_jax.host.grading.answers.quantities import same_quantity
+from pure_jax.host.grading.answers.structure import (
+  Collection,
+  Node,
+  Quantity,
+  Relation,
+)
 
 _REALS = sympy.Symbol("mathbb:R")
 _FLIPPED = {">": "<", ">=": "<="}

@@ -2,8 +2,8 @@ r"""The tokens of a formula, and the names of its symbols."""
 
 import re
 
-from . import algebra
-from .algebra import UnreadableError
+from pure_jax.host.grading.answers import algebra
+from pure_jax.host.grading.answers.algebra import UnreadableError
 
 _TOKEN = re.compile(
   r"\\[a-zA-Z]+|\\.|[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9,])"

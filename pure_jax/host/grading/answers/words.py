@@ -2,8 +2,8 @@ r"""Which parts of an answer are words: text commands, bare words, names."""
 
 import re
 
-from . import units
-from .tokens import NAMES
+from pure_jax.host.grading.answers import units
+from pure_jax.host.grading.answers.tokens import NAMES
 
 _TEXT = re.compile(
   r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|emph)"
