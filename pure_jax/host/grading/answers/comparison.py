@@ -14,7 +14,7 @@ The rules, for a reference and an answer:
 5. Inequalities and intervals are compared as sets of real numbers; the empty
    set equals nothing but itself. There is no closed bracket at infinity.
 6. Quantities are compared by `units.agree` and `numeric.equal`. A decimal of at
-   least six digits and six places is equal to what it rounds.
+   least six digits and six decimals is equal to what it rounds.
 7. A number in a base equals the same digits in the same base, or without one.
 8. A ratio equals a proportional one, and its quotient; a time only the same
    time.
@@ -28,7 +28,7 @@ import sympy
 from pure_jax.host.grading.answers import numeric, units
 from pure_jax.host.grading.answers.quantities import same_quantity
 from pure_jax.host.grading.answers.reading import ELLIPSIS
-from pure_jax.host.grading.answers.sets import oriented, same_set
+from pure_jax.host.grading.answers.sets import oriented, same_set, variables
 from pure_jax.host.grading.answers.structure import (
   Collection,
   InBase,
@@ -51,6 +51,7 @@ def same(reference: Node, answer: Node) -> bool:
   """
   if reference == answer:
     return True
+  reference, answer = _sole_item(reference), _sole_item(answer)
   if isinstance(reference, Named) or isinstance(answer, Named):
     return _same_named(reference, answer)
   for kind, compare in (
@@ -73,12 +74,19 @@ def same(reference: Node, answer: Node) -> bool:
   return same_set(reference, answer)
 
 
+def _sole_item(node: Node) -> Node:
+  """Returns the item of a set with one item, or the node itself."""
+  is_set = isinstance(node, Collection) and node.kind == "set"
+  return node.items[0] if is_set and len(node.items) == 1 else node
+
+
 def _same_text(reference: Node, answer: Node) -> bool:
   """Compares texts that cannot be read, without spaces and braces."""
   if not (isinstance(reference, Unread) and isinstance(answer, Unread)):
     return False
   left, right = (
-    re.sub(r"(?<!\\)[{}]|\s", "", node.text) for node in (reference, answer)
+    re.sub(r"(?<!\\)\{(\w)\}|\s", r"\1", node.text)
+    for node in (reference, answer)
   )
   return left == right
 
@@ -106,6 +114,13 @@ def _same_named(reference: Node, answer: Node) -> bool:
   if left is not None and right is not None:
     return _same_relation(left, right)
   if both:
+    return False
+  named, other = reference, answer
+  if isinstance(answer, Named):
+    named, other = answer, reference
+  if isinstance(other, Relation) and named.name not in map(
+    str, variables(other)
+  ):
     return False
   if isinstance(reference, Named):
     return same(reference.value, answer)
@@ -140,6 +155,8 @@ def _same_ratio(reference: Node, answer: Node) -> bool:
   """Compares ratios and times."""
   if isinstance(reference, Ratio) and isinstance(answer, Ratio):
     left, right = reference.items, answer.items
+    if reference.unit.percent != answer.unit.percent:
+      return False
     if (
       len(left) != len(right)
       or units.agree(reference.unit, answer.unit) is None

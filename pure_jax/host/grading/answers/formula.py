@@ -146,7 +146,14 @@ class _Reader(Tokens):
     """Factors side by side."""
     value = self.power()
     while self.starts_factor():
-      if is_number(self.token) and is_number(self.tokens[self.at - 1]):
+      # 2 3 is no product, and {2}{3} is printed as 23.
+      follows = self.tokens[self.at : self.at + 2]
+      if follows[0] == "{":
+        del follows[0]
+      after_number = self.at == self.end_of_number or is_number(
+        self.tokens[self.at - 1]
+      )
+      if follows and is_number(follows[0]) and after_number:
         raise UnreadableError("two numbers side by side")
       value = value * self.power()
     return value
@@ -171,7 +178,10 @@ class _Reader(Tokens):
 
   def power(self) -> sympy.Expr:
     """A factor with its powers, factorials and degree signs."""
+    start = self.at
     value = self.atom()
+    if self.at == start + 3 and self.tokens[start] == "{":
+      self.end_of_number = self.at if value.is_Rational else -1
     while True:
       if self.token == "!":
         self.take()

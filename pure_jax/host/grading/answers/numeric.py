@@ -180,11 +180,11 @@ def _equal_at_points(
     ):
       continue
     try:
-      if not equal_numbers(*pair):
-        value_of(pair[0]), value_of(pair[1])  # Raises if one is undefined.
-        return False
+      value_of(pair[0]), value_of(pair[1])
     except UndefinedError:
       continue
+    if not equal_numbers(*pair):
+      return False
     compared += 1
   return compared > 0
 

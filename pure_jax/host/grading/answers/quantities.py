@@ -7,7 +7,7 @@ import sympy
 from pure_jax.host.grading.answers import numeric, units
 from pure_jax.host.grading.answers.structure import Quantity
 
-MIN_PLACES = 6  # Of a decimal that rounds a value.
+MIN_DECIMALS = 6  # Of a decimal that rounds a value.
 MIN_DIGITS = 6
 # A float written out, 0.30000000000000004, equals the decimal next to it.
 FLOAT_DIGITS = 15
@@ -43,7 +43,10 @@ def _total(
   if len(quantity.parts) == 1:
     return quantity.parts[0]
   first = quantity.parts[0][1]
-  if any(unit.dimensions != first.dimensions for _, unit in quantity.parts):
+  if not first.dimensions or any(
+    unit.dimensions != first.dimensions or unit.percent
+    for _, unit in quantity.parts
+  ):
     return None
   sizes = [
     value * _rational(unit.factor * unit.scale / first.factor)
@@ -88,17 +91,17 @@ def _factors(
 
 def _rounds(quantity: Quantity, decimal: sympy.Expr, value: sympy.Expr) -> bool:
   """Tells whether a decimal is a value, rounded to enough digits."""
-  places = quantity.decimals
-  if places is None or not (value.is_number and value.is_comparable):
+  decimals = quantity.decimals
+  if decimals is None or not (value.is_number and value.is_comparable):
     return False
   error = abs(value - decimal)
   if quantity.digits >= FLOAT_DIGITS and bool(
     error <= _FLOAT_ERROR * abs(value)
   ):
     return True
-  if places < MIN_PLACES or quantity.digits < MIN_DIGITS:
+  if decimals < MIN_DECIMALS or quantity.digits < MIN_DIGITS:
     return False
-  return bool(error <= sympy.Rational(1, 2) / 10**places)
+  return bool(error <= sympy.Rational(1, 2) / 10**decimals)
 
 
 def _rational(value: fractions.Fraction) -> sympy.Rational:

@@ -94,6 +94,8 @@ def read(text: str, unit_words: frozenset[str] = frozenset()) -> Node:
   """
   text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
   text = _ELLIPSIS.sub(r"\\ldots ", text)
+  # A value without its name: = 5.
+  text = re.sub(r"^(?:=|\\approx(?![a-zA-Z]))", "", text)
   return _read(mark_words(text), unit_words)
 
 
@@ -113,11 +115,10 @@ def _read(text: str, unit_words: frozenset[str]) -> Node:
   )
   items = _split(text, SEPARATOR)
   if len(items) > 1:
-    items = [item for item in items if item.strip()]
-    if not items:
+    if not all(item.strip() for item in items):
       return Unread(text)
     nodes = [_read(item, unit_words) for item in items]
-    return nodes[0] if len(nodes) == 1 else Collection("list", _flat(nodes))
+    return Collection("list", _flat(nodes))
   for reader in (_read_union, _read_relation, _read_group, _read_plus_minus):
     node = reader(text, unit_words)
     if node is not None:
@@ -198,8 +199,6 @@ def _read_relation(text: str, unit_words: frozenset[str]) -> Node | None:
   parts.append(text[start:].strip())
   if "?" in signs:
     return Unread(text)
-  if signs == ["="] and not parts[0]:
-    return _read(parts[1], unit_words)
   if signs[-1] == "~":
     return _approximate(text, signs, parts, unit_words)
   if signs == ["in"]:
@@ -254,17 +253,15 @@ def _approximate(
 ) -> Node:
   r"""``a \approx b`` is a, and b has to round it; ``\approx b`` is b."""
   value = _read(parts[-1], unit_words)
-  if len(parts) == 2 and not parts[0]:
-    return value
   exact = text.rpartition("\\approx")[0]
   node = _read(exact, unit_words)
   inner = node.value if isinstance(node, Named) else node
   if isinstance(inner, Quantity) and isinstance(value, Quantity):
     left, right = inner.parts[0][0], value.parts[0][0]
-    places = 0 if value.decimals is None else value.decimals
+    decimals = 0 if value.decimals is None else value.decimals
     if left.is_number and right.is_number:
       error = abs(left - right).evalf(15)
-      if error.is_comparable and 2 * error <= sympy.Integer(10) ** -places:
+      if error.is_comparable and 2 * error <= sympy.Integer(10) ** -decimals:
         return node
     elif isinstance(node, Quantity) and left.is_Symbol:
       return Named(str(left), value, None)
@@ -328,7 +325,7 @@ def _read_value(text: str, unit_words: frozenset[str]) -> Node:
   if base:
     name = base[2] or base[3]
     value = _BASE_NAMES.get(name) or (int(name) if name.isdigit() else 0)
-    if value > 1:
+    if value > 1 and _are_digits(base[1], value):
       return InBase(base[1], value)
   if text in ("\\emptyset", "\\varnothing"):
     return Unread(r"\emptyset")
@@ -340,6 +337,11 @@ def _read_value(text: str, unit_words: frozenset[str]) -> Node:
     return _read_quantity(text, pairs)
   except UnreadableError:
     return Unread(text)
+
+
+def _are_digits(text: str, base: int) -> bool:
+  """Tells whether all digits of a number are below its base."""
+  return all(int(c, 36) < base for c in text if c not in "-.") and base <= 36
 
 
 def _read_ratio(text: str, unit: str) -> Ratio:

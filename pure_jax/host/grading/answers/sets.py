@@ -4,7 +4,6 @@ import sympy
 from sympy.core.function import AppliedUndef
 
 from pure_jax.host.grading.answers import units
-from pure_jax.host.grading.answers.quantities import same_quantity
 from pure_jax.host.grading.answers.structure import (
   Collection,
   Node,
@@ -38,17 +37,8 @@ def same_set(reference: Node, answer: Node) -> bool:
   Returns:
     False if one of them is no set of real numbers.
   """
-  single = [
-    node.items[0]
-    if isinstance(node, Collection) and node.kind == "set"
-    and len(node.items) == 1
-    else node
-    for node in (reference, answer)
-  ]  # fmt: skip
-  if all(isinstance(node, Quantity) for node in single):
-    return same_quantity(*single)
-  if _variables(reference) != _variables(answer) and all(
-    _variables(node) for node in (reference, answer)
+  if variables(reference) != variables(answer) and all(
+    variables(node) for node in (reference, answer)
   ):
     return False
   sets = _as_set(reference), _as_set(answer)
@@ -57,10 +47,14 @@ def same_set(reference: Node, answer: Node) -> bool:
   return bool(sets[0] == sets[1])
 
 
-def _variables(node: Node) -> set[sympy.Expr]:
-  """Returns the variables of the relations in a node."""
+def variables(node: Node) -> set[sympy.Expr]:
+  """Returns the variables of the relations in a node.
+
+  Args:
+    node: from `reading.read`.
+  """
   if isinstance(node, Collection):
-    return set().union(*map(_variables, node.items))
+    return set().union(*map(variables, node.items))
   if not isinstance(node, Relation):
     return set()
   return {

@@ -106,6 +106,7 @@ class Tokens:
     ]
     self.at = 0
     self.depth = 0
+    self.end_of_number = -1  # Where a number in braces ended last: {2}.
     self.bars = 0  # Open signs of an absolute value in this bracket.
 
   @property

@@ -183,7 +183,8 @@ class _UnitReader:
   def add(self, word: str, power: int) -> None:
     """Multiplies by a power of a word."""
     name, exponent, factor = _TABLE.get(word, (word, 1, fractions.Fraction(1)))
-    self.in_table = self.in_table and word in _TABLE
+    # A prime is a foot or a minute, which the reference has to tell.
+    self.in_table = self.in_table and word in _TABLE and word[0] != "'"
     self.factor *= factor**power
     self.dimensions[name] = self.dimensions.get(name, 0) + exponent * power
 
@@ -210,10 +211,10 @@ def split_quantity(text: str) -> list[tuple[str, str]]:
       at = block.end()
       if value.strip() in ("", "+", "-"):
         # Only a sign of currency stands before a number.
-        if block[0].startswith("\\text"):
-          value += block[0]
-        else:
+        if block[0] in ("\\$", "€", "£", "¥"):
           before += block[0]
+        else:
+          value += block[0]
         continue
       behind += block[0]
       # What joins two blocks is part of the unit.
@@ -273,9 +274,12 @@ def agree(reference: Unit, answer: Unit) -> fractions.Fraction | None:
   if reference.dimensions == answer.dimensions:
     return answer.factor / reference.factor
   if not answer.dimensions:
-    return fractions.Fraction(1)
+    # 5% are not 5 dollars.
+    differs = answer.percent and not reference.percent
+    return None if differs else fractions.Fraction(1)
   if not reference.dimensions:
-    return fractions.Fraction(1) if answer.in_table else None
+    differs = reference.percent or not answer.in_table
+    return None if differs else fractions.Fraction(1)
   missing = {name for name, _ in reference.dimensions - answer.dimensions}
   if answer.dimensions < reference.dimensions and not missing & _MEASURED:
     return answer.factor / reference.factor  # 7 integers, 7 distinct integers.

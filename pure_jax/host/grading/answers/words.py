@@ -12,7 +12,7 @@ _TEXT = re.compile(
 _ONE_WORD = r"[^\W\d_]+(?:['.-][^\W\d_]+)*\.?"
 _PIECE = re.compile(rf"{_ONE_WORD}(?: +{_ONE_WORD})*")
 _JOINING_WORD = re.compile(r"(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])")
-SEPARATOR = re.compile(r"[,;]|(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])")
+SEPARATOR = re.compile(r"[,;]?\s*(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])|[,;]")
 _BARE_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]+)*")
 _SHORT_WORDS = {"yes", "no", "true", "odd", "all", "any", "up", "she", "he"}
 
