@@ -80,7 +80,7 @@ def equivalent(
     return True
   if max(len(left), len(right)) > MAX_ANSWER_CHARS:
     return False
-  if spelling.without_spaces(left) == spelling.without_spaces(right):
+  if _without_spaces(left) == _without_spaces(right):
     return True
   values = [spelling.rational(text) for text in (left, right)]
   if None not in values and "." not in left + right:
@@ -142,6 +142,11 @@ _WARM_UP = (
   (r"10!+\binom{5}{2}\sum_{n=1}^{3}n", r"|x-y|"),
   (r"x^2+y=1", r"2x^2+2y=2"),
 )
+
+
+def _without_spaces(text: str) -> str:
+  """Removes the spaces next to operators and brackets: 1, 234 keeps its own."""
+  return re.sub(r" *([-+*/=(){}\[\]^_<>|&]) *", r"\1", text)
 
 
 def _as_list(text: str) -> str:

@@ -5,10 +5,11 @@ r"""Tells whether two expressions are equal, by evaluating both.
    `MAX_DIGITS` digits of working precision: 10^{100}+1 is not 10^{100}.
    Rational numbers are compared exactly.
 2. Expressions with symbols are evaluated at fixed points, where each symbol has
-   a value of its own: equal if they agree at every point at which both are
-   defined. Letters of counts (n, k, m) have integer values. At points with
-   negative values, logarithms and roots of negative numbers are undefined, so
-   that \sqrt{ab} is \sqrt a \sqrt b, and \sqrt{x^2} is not x.
+   a value of its own, to `POINT_DIGITS` digits: equal if they agree at every
+   point at which both are defined. Letters of counts (n, k, m) have integer
+   values. At points with negative values, logarithms and roots of negative
+   numbers are undefined, so that \sqrt{ab} is \sqrt a \sqrt b, and \sqrt{x^2}
+   is not x.
 3. The letter i is the imaginary unit if no other letter is upper case: then it
    would be a current, as in I^2 R.
 4. Calls of unknown functions, f(2), are symbols, named by their arguments.
@@ -25,6 +26,9 @@ DIGITS = 30
 MAX_DIGITS = 300
 ERROR = sympy.Rational(1, 10**20)
 NUM_POINTS = 6
+# At a point, values are floating-point numbers.
+POINT_DIGITS = 60
+POINT_ERROR = sympy.Rational(1, 10**40)
 # With rounding, which hides differences at most points.
 NUM_ROUNDING_POINTS = 40
 _COUNTS = set("nkm")
@@ -131,29 +135,33 @@ def equal_numbers(left: sympy.Expr, right: sympy.Expr) -> bool:
   return difference == 0
 
 
-def close(left: sympy.Expr, right: sympy.Expr) -> bool:
-  """Tells whether two floating-point numbers agree within `ERROR`.
+def close(
+  left: sympy.Expr, right: sympy.Expr, error: sympy.Rational = ERROR
+) -> bool:
+  """Tells whether two floating-point numbers agree.
 
   Args:
     left: from `value_of`.
     right: from `value_of`.
+    error: relative to the larger one. Two numbers below it agree, since a
+      difference that cancels to 0 has no digits.
   """
   size = max(abs(left), abs(right))
-  # A difference that cancels to 0 has no digits; the next test decides.
-  return bool(abs(left - right) <= ERROR * size) or bool(size < ERROR)
+  return bool(abs(left - right) <= error * size) or bool(size < error)
 
 
-def value_of(expression: sympy.Expr) -> sympy.Expr:
-  """Evaluates an expression without symbols to `DIGITS` digits.
+def value_of(expression: sympy.Expr, digits: int = DIGITS) -> sympy.Expr:
+  """Evaluates an expression without symbols.
 
   Args:
     expression: any.
+    digits: significant digits of the value.
 
   Raises:
     UndefinedError: if it has no finite value.
   """
   try:
-    value = expression.evalf(DIGITS, maxn=MAX_DIGITS)
+    value = expression.evalf(digits, maxn=MAX_DIGITS)
   except (ArithmeticError, NotImplementedError, TypeError, ValueError) as error:
     raise UndefinedError(str(error)) from error
   real, imaginary = value.as_real_imag()
@@ -180,10 +188,10 @@ def _equal_at_points(
     ):
       continue
     try:
-      value_of(pair[0]), value_of(pair[1])
+      values = [value_of(value, POINT_DIGITS) for value in pair]
     except UndefinedError:
       continue
-    if not equal_numbers(*pair):
+    if not close(*values, POINT_ERROR):
       return False
     compared += 1
   return compared > 0
@@ -208,7 +216,9 @@ def _points(
         continue
       size = sympy.Rational(1 + int.from_bytes(digest[:2]) % 3989, 1009)
       negative = not is_positive and (digest[2] % 2 or len(symbols) == 1)
-      point[symbol] = -size if negative else size
+      if count == NUM_ROUNDING_POINTS and number % 5 == 0:
+        size = sympy.ceiling(size)  # Rounding may differ at integers only.
+      point[symbol] = sympy.Float(-size if negative else size, POINT_DIGITS)
     yield point, is_positive
 
 

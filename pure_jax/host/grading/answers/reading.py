@@ -63,7 +63,7 @@ _DECIMAL = re.compile(
   r"(?: *(?:\\times|\\cdot|\*) *10\^(?:\{([+-]?[0-9]+)\}|([0-9])))?"
 )
 _IN_BASE = re.compile(
-  r"\(?(-?[0-9A-Z.]*[0-9][0-9A-Z]*)\)?_"
+  r"(-?[0-9A-Z.]*[0-9][0-9A-Z]*)_"
   r"(?:\{ ?(?:\\text\{ ?)?(\w+) ?\}? ?\}|([0-9]))"
 )
 _TIME = re.compile(r"([0-9]{1,2})((?: ?: ?[0-5][0-9]){1,2})")
@@ -321,7 +321,7 @@ def _read_plus_minus(text: str, unit_words: frozenset[str]) -> Node | None:
 
 def _read_value(text: str, unit_words: frozenset[str]) -> Node:
   """A ratio, a number in a base, or a quantity."""
-  base = _IN_BASE.fullmatch(text)
+  base = _IN_BASE.fullmatch(re.sub(r"^\((.*)\)(?=_)", r"\1", text))
   if base:
     name = base[2] or base[3]
     value = _BASE_NAMES.get(name) or (int(name) if name.isdigit() else 0)

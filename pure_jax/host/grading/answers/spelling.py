@@ -125,15 +125,8 @@ def vote_key(answer: str) -> str:
   if len(text) > MAX_ANSWER_CHARS:
     return text
   value = rational(re.sub(r"\\?%$", "", text).strip())
-  return without_spaces(text) if value is None else str(value)
-
-
-def without_spaces(text: str) -> str:
-  """Removes the spaces next to a sign; those between words remain.
-
-  Args:
-    text: any text.
-  """
+  if value is not None:
+    return str(value)
   return re.sub(r"(?<!\w) | (?!\w)", "", text)
 
 

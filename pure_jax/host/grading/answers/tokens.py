@@ -91,7 +91,8 @@ def _repeating_decimal(match: re.Match) -> str:
 
 def _derivative_symbol(match: re.Match) -> str:
   """Returns a derivative as one symbol, named by its text."""
-  text = re.sub(r"\\mathrm|\\frac|[{} ]", "", match[0]).replace("\\", ".")
+  text = match[0].replace("\\frac", "", 1)
+  text = re.sub(r"\\mathrm|[{} ]", "", text).replace("\\", ".")
   return f"\\text{{{text.replace('/', '')}}} "
 
 
