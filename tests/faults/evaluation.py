@@ -127,7 +127,7 @@ FAULTS = (
   Fault(
     "an approximation need not round",
     "host.grading.answers.reading:_approximate",
-    "2 * error <= sympy.Integer(10) ** -places",
+    "2 * error <= sympy.Integer(10) ** -decimals",
     "True",
     ("test_graded_answers.py::test_every_verdict_of_the_table",),
   ),

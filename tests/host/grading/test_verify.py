@@ -27,6 +27,11 @@ def pool():
     (r"\boxed{\frac{1}{2}} }", r"\frac{1}{2}"),  # Not to the last brace.
     (r"\boxed{{6}}", "{6}"),
     (r"\boxed{}", ""),
+    # Empty boxes behind the answer are no answer.
+    (r"\boxed{5}, which I put within \boxed{}.", "5"),
+    (r"\boxed{5} \boxed{ } \boxed{}", "5"),
+    (r"\boxed{ } \boxed{}", ""),
+    (r"\boxed{} \boxed{5} \boxed{", None),
     (r"\boxed {6}", "6"),
     ("\\boxed\n{6}", "6"),
     ("\\boxed{1\n2}", "1\n2"),
