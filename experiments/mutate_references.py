@@ -1,6 +1,6 @@
 """Counts wrong answers that the grader accepts: references with one mutation.
 
-  python experiments/mutate_references.py [--data=FOLDER] [--output=FILE.json]
+  python experiments/mutate_references.py [--references=FOLDER] [--result=FILE]
 
 Each reference answer of MATH500, Minerva, OlympiadBench and the MATH prompts of
 PURE that is no integer is changed in one place: a digit, a sign, an operator, a
@@ -35,18 +35,16 @@ from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.grading.verify import Reference
 from pure_jax.host.logs.console import Progress
 
-_DATA = flags.DEFINE_string(
-  "data", os.environ.get("PURE_SHARED_DATA", ""), "Folder of the data."
+_REFERENCES = flags.DEFINE_string(
+  "references", os.environ.get("PURE_SHARED_DATA", ""), "Folder of the data."
 )
-_OUTPUT = flags.DEFINE_string("output", None, "File that gets the result.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of the mutations.")
+_RESULT = flags.DEFINE_string("result", None, "File that gets the result.")
+_MUTATION_SEED = flags.DEFINE_integer(
+  "mutation_seed", 0, "Seed of the mutations."
+)
 _PER_REFERENCE = flags.DEFINE_integer(
   "per_reference", 4, "Mutations of a reference.", lower_bound=1
 )
-_WORKERS = flags.DEFINE_integer(
-  "workers", 2, "Worker processes.", lower_bound=1
-)
-_TIMEOUT = flags.DEFINE_float("timeout_seconds", 5.0, "Limit of a comparison.")
 
 FILES = (
   ("benchmarks/math500.jsonl", problems.MATH500),
@@ -276,11 +274,11 @@ def grade_mutations(
     (reference, kind, text)
     for at, reference in enumerate(references)
     for kind, text in sample_mutations(
-      reference.answer, f"{_SEED.value} {at}", _PER_REFERENCE.value
+      reference.answer, f"{_MUTATION_SEED.value} {at}", _PER_REFERENCE.value
     )
   ]
   items = [(text, r.answer, r.several, None) for r, _, text in cases]
-  with verify.open_pool(_WORKERS.value, _TIMEOUT.value) as pool:
+  with verify.open_pool() as pool:
     start = time.monotonic()
     with on_total(len(items)) as progress:
       outcomes = pool.run(items, progress.advance)
@@ -320,18 +318,18 @@ def main(argv: list[str]) -> None:
   """Reads the references, grades their mutations, writes the result."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-  if not _DATA.value:
+  if not _REFERENCES.value:
     print(
-      "error: name the folder of the data by --data or PURE_SHARED_DATA.",
+      "error: name the folder of the data by --references or PURE_SHARED_DATA.",
       file=sys.stderr,
     )
     sys.exit(1)
   try:
-    references = read_references(pathlib.Path(_DATA.value))
+    references = read_references(pathlib.Path(_REFERENCES.value))
     result = grade_mutations(references, lambda n: Progress("grade", n))
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if _OUTPUT.value:
-      write_text_atomic(pathlib.Path(_OUTPUT.value), text)
+    if _RESULT.value:
+      write_text_atomic(pathlib.Path(_RESULT.value), text)
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)

@@ -46,9 +46,7 @@ def test_the_result_counts_mutations_of_references_that_are_no_integers(
   data, capsys
 ):
   output = data / "result.json"
-  status, stdout, stderr = run(
-    capsys, data=str(data), output=str(output), workers=1
-  )
+  status, stdout, stderr = run(capsys, references=str(data), result=str(output))
   assert status == 0, stderr
   result = json.loads(stdout)
   assert result == json.loads(output.read_text())
@@ -98,7 +96,7 @@ def test_spellings_of_the_same_numbers_are_told_without_the_grader(
 
 
 def test_missing_data_ends_in_a_sentence(tmp_path, capsys):
-  status, stdout, stderr = run(capsys, data=str(tmp_path))
+  status, stdout, stderr = run(capsys, references=str(tmp_path))
   assert (status, stdout) == (1, "") and "math500.jsonl" in stderr
-  status, _, stderr = run(capsys, data="")
-  assert status == 1 and "--data or PURE_SHARED_DATA" in stderr
+  status, _, stderr = run(capsys, references="")
+  assert status == 1 and "--references or PURE_SHARED_DATA" in stderr

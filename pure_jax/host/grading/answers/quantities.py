@@ -5,13 +5,36 @@ import fractions
 import sympy
 
 from pure_jax.host.grading.answers import numeric, units
-from pure_jax.host.grading.answers.structure import Quantity
+from pure_jax.host.grading.answers.structure import Node, Quantity
 
 MIN_DECIMALS = 6  # Of a decimal that rounds a value.
 MIN_DIGITS = 6
 # A float written out, 0.30000000000000004, equals the decimal next to it.
 FLOAT_DIGITS = 15
 _FLOAT_ERROR = sympy.Rational(1, 10**12)
+
+
+def added(nodes: list[Node]) -> Quantity | None:
+  """Returns 2 hours and 30 minutes as one quantity; None for other lists.
+
+  Args:
+    nodes: the items of a list without commas.
+  """
+  parts: list[tuple[sympy.Expr, units.Unit]] = []
+  for node in nodes:
+    if not isinstance(node, Quantity) or len(node.parts) != 1:
+      return None
+    unit = node.parts[0][1]
+    if not unit.in_table or (
+      parts
+      and (
+        unit.dimensions != parts[-1][1].dimensions
+        or unit.factor >= parts[-1][1].factor
+      )
+    ):
+      return None
+    parts.append(node.parts[0])
+  return Quantity(tuple(parts)) if parts[0][1].dimensions else None
 
 
 def same_quantity(reference: Quantity, answer: Quantity) -> bool:

@@ -23,7 +23,7 @@ import re
 
 import sympy
 
-from pure_jax.host.grading.answers import formula, numeric, units
+from pure_jax.host.grading.answers import formula, numeric, quantities, units
 from pure_jax.host.grading.answers.algebra import UnreadableError
 from pure_jax.host.grading.answers.structure import (
   Collection,
@@ -67,6 +67,7 @@ _IN_BASE = re.compile(
   r"(?:\{ ?(?:\\text\{ ?)?(\w+) ?\}? ?\}|([0-9]))"
 )
 _TIME = re.compile(r"([0-9]{1,2})((?: ?: ?[0-5][0-9]){1,2})")
+_TO = re.compile(r"(?<=[0-9])\s*(?:\\text\{to\}|\bto\b)\s*(?=[0-9])")
 _MATRIX = re.compile(
   r"\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}",
   re.DOTALL,
@@ -118,6 +119,10 @@ def _read(text: str, unit_words: frozenset[str]) -> Node:
     if not all(item.strip() for item in items):
       return Unread(text)
     nodes = [_read(item, unit_words) for item in items]
+    if "," not in text and ";" not in text:
+      total = quantities.added(nodes)
+      if total is not None:
+        return total
     return Collection("list", _flat(nodes))
   for reader in (_read_union, _read_relation, _read_group, _read_plus_minus):
     node = reader(text, unit_words)
@@ -329,6 +334,7 @@ def _read_value(text: str, unit_words: frozenset[str]) -> Node:
       return InBase(base[1], value)
   if text in ("\\emptyset", "\\varnothing"):
     return Unread(r"\emptyset")
+  text = _TO.sub(":", text)
   text = units.mark_bare_units(text, unit_words)
   pairs = units.split_quantity(text)
   try:
