@@ -19,8 +19,6 @@ RUNTIME = [
   "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
   "jax>=0.10,<0.13",
   "jinja2>=3.1.6",  # transformers needs it for chat templates.
-  # The extra picks one of the three ANTLR runtimes that it works with.
-  "math-verify[antlr4_13_2]>=0.9.0",
   "matplotlib>=3.11.2",
   "ml_collections>=1.1.0",
   "numpy>=2.4.6",
@@ -30,6 +28,7 @@ RUNTIME = [
   "safetensors>=0.8.0",
   "scipy>=1.17.1",
   "sentencepiece>=0.2.3",
+  "sympy>=1.14.0",
   "tensorboardX>=2.6.5",
   "tensorflow-datasets>=4.9.10",  # Reads array_record without TensorFlow.
   "tqdm>=4.70.1",
@@ -46,6 +45,9 @@ EXTRAS = {
     TORCH,
     "build>=1.6.1",
     "ipykernel>=7.4.0",
+    # An oracle for the reader of formulas. The extra picks one of the three
+    # ANTLR runtimes that it works with.
+    "math-verify[antlr4_13_2]>=0.9.0",
     "nbclient>=0.11.0",
     "nbformat>=5.11.1",
     "pytest>=9.2.0",
@@ -90,6 +92,7 @@ setuptools.setup(
     "pure_jax.host.distributed",
     "pure_jax.host.evaluation",
     "pure_jax.host.grading",
+    "pure_jax.host.grading.answers",
     "pure_jax.host.huggingface",
     "pure_jax.host.logs",
     "pure_jax.host.text",

@@ -232,7 +232,7 @@ def test_a_run_of_the_embedded_world_loads_what_it_uses():
   )
   loaded = set(output.split())
   assert {"train_pure", "tensorflow_datasets"} <= loaded
-  assert not {"transformers", "matplotlib", "math_verify"} & loaded
+  assert not {"transformers", "matplotlib", "sympy"} & loaded
 
 
 def test_importing_parses_no_flags_and_starts_no_backend(imported):

@@ -2,6 +2,8 @@
 
 verify       extracts the answer of a response and compares it
 equivalence  tells whether two answers are equal
+answers      reads and compares them
+sandbox      forbids what a comparison need not do
 pool         runs comparisons in processes, within limits
 worker       the script of such a process
 """

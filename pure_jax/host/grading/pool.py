@@ -137,9 +137,9 @@ class GradingPool:
     """Starts the workers and waits until they are ready.
 
     Args:
-      function: defined at the top level of a file. Workers load that file by
-        its path, without the package around it; it should import little.
-        Arguments and result must be JSON-able.
+      function: defined at the top level of a file. Workers load that file
+        without running the outermost package around it; it should import
+        little. Arguments and result must be JSON-able.
       setup: a function of the same file, called once in each worker before its
         first item, outside the limits: imports, caches. None calls nothing.
       workers: processes, at least 1.
@@ -164,6 +164,7 @@ class GradingPool:
     self.timeout_seconds = timeout_seconds
     self._options = {
       "source": _source_of(function),
+      "module": function.__module__,
       "function": function.__name__,
       "setup": None if setup is None else setup.__name__,
       "start_seconds": START_SECONDS + ORPHAN_SECONDS,

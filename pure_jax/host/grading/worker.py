@@ -3,8 +3,7 @@
 It gets one JSON object on its command line, writes ``{"ready": true}``, then
 answers each line of its standard input, a list of arguments, with one line:
 ``{"value": ...}`` or ``{"failure": "why"}``. It imports only the standard
-library and loads the file of the function by its path: `import pure_jax` would
-load jax into every worker.
+library and the file of the function, without the package around it.
 
 A worker exits when its input ends, so it does not outlive its parent. If the
 parent is killed while an item hangs, an alarm of the kernel ends the worker,
@@ -14,9 +13,11 @@ whatever code is running.
 import importlib.util
 import json
 import os
+import pathlib
 import resource
 import signal
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -59,11 +60,24 @@ def main() -> None:
 
 
 def _load(options: dict[str, Any]) -> Callable[..., Any]:
-  """Loads the function, and runs the setup of its file."""
-  spec = importlib.util.spec_from_file_location("graded", options["source"])
-  module = importlib.util.module_from_spec(spec)
-  sys.modules["graded"] = module
-  spec.loader.exec_module(module)
+  """Loads the function, and runs the setup of its file.
+
+  The outermost package of the file is not imported, only what the file itself
+  imports: `import pure_jax` would load jax into every worker.
+  """
+  source = pathlib.Path(options["source"])
+  packages = options["module"].split(".")[:-1]
+  root = source.parents[len(packages)]
+  if packages:
+    outermost = types.ModuleType(packages[0])
+    outermost.__path__ = [str(root / packages[0])]
+    sys.modules[packages[0]] = outermost
+    module = importlib.import_module(options["module"])
+  else:
+    spec = importlib.util.spec_from_file_location("graded", source)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["graded"] = module
+    spec.loader.exec_module(module)
   if options["setup"] is not None:
     vars(module)[options["setup"]]()
   return vars(module)[options["function"]]

@@ -194,7 +194,7 @@ class FilesTask(Task):
   def grade(
     self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
   ) -> Verdicts:
-    """Compares answers by math-verify, with a time limit for each."""
+    """Compares answers in worker processes, with a time limit for each."""
     if self._pool is None:
       self._pool = verify.open_pool(
         self._files.grader.workers, self._files.grader.seconds

@@ -108,6 +108,13 @@ def test_the_answer_must_be_a_plain_decimal_number(content):
   assert not checker.grade(PROBLEM, f"\\boxed{{{content}}}")
 
 
+def test_more_digits_than_python_converts_are_a_wrong_answer():
+  digits = "1" * 5_000
+  assert not checker.grade(PROBLEM, f"\\boxed{{{digits}}}")
+  assert checker.label_steps(PROBLEM, [f"\\boxed{{{digits}}}"]) == [0]
+  assert checker.grade(PROBLEM, f"\\boxed{{{'0' * 5_000}6}} in \\boxed{{}}")
+
+
 def test_only_fillers_and_empty_steps_are_vacuous():
   assert all(map(checker.is_vacuous, ["", THINK, "Let me check."]))
   others = ["3+5=8", r"\boxed{6}", "Let me", "Let me think", f"{THINK} 3+5=8"]

@@ -68,7 +68,7 @@ def label_steps(
       established.add(step)
     elif box:
       boxed = True
-      good = done == len(problem.operations) and int(box[1]) == value
+      good = done == len(problem.operations) and _is_number(box[1], value)
     else:
       good = step in established or is_vacuous(step)
     labels.append(int(good))
@@ -84,7 +84,12 @@ def grade(problem: ArithmeticProblem, response: str) -> bool:
   """
   content = verify.boxed(response) or ""
   decimal = content.isascii() and content.isdecimal()
-  return decimal and int(content) == problem.answer
+  return decimal and _is_number(content, problem.answer)
+
+
+def _is_number(digits: str, value: int) -> bool:
+  """Whether digits are a number; `int` refuses more than 4,300 of them."""
+  return (digits.lstrip("0") or "0") == str(value)
 
 
 def classify(problem: ArithmeticProblem, step_texts: Sequence[str]) -> str:

@@ -1,0 +1,74 @@
+r"""Which parts of an answer are words: text commands, bare words, names."""
+
+import re
+
+from pure_jax.host.grading.answers import units
+from pure_jax.host.grading.answers.tokens import NAMES
+
+_TEXT = re.compile(
+  r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|emph)"
+  r"\s*\{([^{}]*)\}"
+)
+_ONE_WORD = r"[^\W\d_]+(?:['.-][^\W\d_]+)*\.?"
+_PIECE = re.compile(rf"{_ONE_WORD}(?: +{_ONE_WORD})*")
+_JOINING_WORD = re.compile(r"(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])")
+SEPARATOR = re.compile(r"[,;]?\s*(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])|[,;]")
+_BARE_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]+)*")
+_SHORT_WORDS = {"yes", "no", "true", "odd", "all", "any", "up", "she", "he"}
+
+
+def mark_words(text: str) -> str:
+  r"""Leaves in ``\text{}`` only words: ``\text{5 or 7}`` becomes ``5 or 7``.
+
+  Args:
+    text: a spelling by `spelling.normalize`.
+  """
+
+  def mark(match: re.Match) -> str:
+    content = match[1]
+    if re.fullmatch(r"[0-9A-Z]*[0-9][0-9A-Z]*", content):
+      return content
+    if content.strip() in NAMES - {"min", "max"}:
+      return f"\\{content.strip()} "
+    parts, at = [], 0
+    content = _JOINING_WORD.sub(lambda word: f" ,{word[0]}, ", content)
+    for piece in _PIECE.finditer(content):
+      parts.append(content[at : piece.start()])
+      is_joint = piece[0] in ("and", "or")
+      parts.append(f" {piece[0]} " if is_joint else _mark_word(piece[0]))
+      at = piece.end()
+    joined = "".join([*parts, content[at:]])
+    return re.sub(r",( (?:and|or) ),", r"\1", joined)
+
+  # Subscripts keep their text: m_{\text{max}} is one symbol.
+  pieces = re.split(r"(_ *\{(?:[^{}]|\{[^{}]*\})*\})", text)
+  pieces[::2] = [_TEXT.sub(mark, piece) for piece in pieces[::2]]
+  return "".join(pieces)
+
+
+def _mark_word(text: str) -> str:
+  r"""Writes words in ``\text{}``; a letter that is no unit is a symbol."""
+  is_symbol = len(text) == 1 and text not in units.LETTERS
+  return text if is_symbol else f"\\text{{{text}}}"
+
+
+def words_of(text: str) -> str | None:
+  r"""Returns the words of a text of words alone; None otherwise.
+
+  Args:
+    text: from `mark_words`.
+  """
+  has_text = "\\text" in text
+  plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
+  plain = " ".join(plain.split()).strip("().")
+  if not _BARE_WORDS.fullmatch(plain):
+    return None
+  lower = plain.casefold()
+  if SEPARATOR.search(lower):
+    return None
+  bare = re.sub(r"\\text\{[^{}]*\}", "", text)
+  if has_text and not re.search("[a-zA-Z]{2}", bare):
+    return lower
+  lengths = [len(word) for word in lower.split()]
+  is_word = max(lengths) > 3 or "o" in lower or lower in _SHORT_WORDS
+  return lower if is_word or (len(lengths) > 1 and max(lengths) > 2) else None
