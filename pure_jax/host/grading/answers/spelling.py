@@ -93,7 +93,7 @@ def normalize(answer: str) -> str:
     text,
   )
   text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
-  text = re.sub(r"(?<!\\)\\!|(?<![\\\w^}\]])\{\}", "", text)
+  text = re.sub(r"(?<!\\)\\! *|(?<![\\\w^}\]])\{\}", "", text)
   text = _GROUPS_OF_THREE.sub(
     lambda match: match[1] + re.sub("[^0-9]", "", match[2]), text
   )
