@@ -48,7 +48,7 @@ def dual_clip(
 
   PPO's clipping leaves the loss -ratio * A of a token with A < 0 unbounded if
   its ratio grows. A dual clip takes the smaller of this loss and -bound * A, so
-  a ratio above the bound gets no gradient. verl does the same with a bound of 3.
+  a ratio above the bound gets no gradient. verl has it with a bound of 3.
 
   >>> import jax.numpy as jnp
   >>> loss, clipped = dual_clip(jnp.array([5.0]), jnp.array([-1.0]), 3.0)

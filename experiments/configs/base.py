@@ -291,7 +291,7 @@ def old_logp() -> dict:
 
 
 def updates() -> dict:
-  """The updates of an iteration, all with the same advantages and old log-probs.
+  """The updates of an iteration, all of the same advantages and old log-probs.
 
   Schedules of the optimizer count updates, not iterations.
   """

@@ -16,9 +16,9 @@ docs/deviations.md.
 
 Evaluating an answer may run forever, or use all memory, so a `pool.GradingPool`
 runs `equivalent`; `start_worker` prepares each of its processes. No part of an
-answer is executed, and `sandbox` does not rely on that. Workers load this file
-without `pure_jax` itself: what it imports imports nothing of the library beyond
-this folder, and sympy only when it is needed.
+answer is executed, and `sandbox` forbids it in any case. Workers load this file
+without the rest of `pure_jax`: it imports only files of this folder, and sympy
+when it is needed.
 """
 
 import fractions
