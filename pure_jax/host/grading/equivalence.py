@@ -48,9 +48,9 @@ def equivalent(
 ) -> bool:
   """Tells whether an answer equals the reference answer.
 
-  Several values are compared as a list in any order. Every comma between them
-  separates two values, except ``{,}``, which groups digits. Without `several`,
-  8,221 is one number.
+  Several values are compared as a list in any order. Every comma separates two
+  of them, except ``{,}``, which is part of a number. Without `several`, 8,221
+  is one number.
 
   Args:
     answer: the answer, LaTeX or plain text, without its box.
