@@ -78,7 +78,7 @@ def make_batches(
 
 
 class EvaluationProgress:
-  """Shows generated responses and tokens, and grades, while they come in."""
+  """Shows responses, tokens and grades while they come in."""
 
   def __init__(self, bar: Progress, file: RecordFile[Response]):
     """Starts the clock."""

@@ -13,9 +13,10 @@ verdicts agree with those of the reference grader in the file; the other is line
 37's last response, 10000 with the right answer 10{,}000. They are the same
 number, so it is right here; the reference grader does not read the braces.
 Speed with the defaults, two workers on two cores under a load of 6
-(2026-11-30): 3,739 of these responses a second, whose texts mostly decide, and
-1,653 of 2,000 answers to references that are no integers. The version before,
-which used math-verify, graded 1,698 and 43 a second just before.
+(2026-11-30): 3,739 of these responses a second, most of which are decided by
+their spelling, and 1,653 a second of 2,000 answers to references that are no
+integers. The version before, which used math-verify, graded 1,698 and 43 a
+second on the same day.
 """
 
 import dataclasses

@@ -6,10 +6,11 @@ Each reference answer of MATH500, Minerva, OlympiadBench and the MATH prompts of
 PURE that is no integer is changed in one place: a digit, a sign, an operator, a
 letter, its case, a bracket, a function, a unit, a base, or one character less.
 Four mutations of each reference are graded against it; the seed makes them the
-same each time. Some mutations are right: `reason_right` tells without the
-grader which only spell the same numbers otherwise (0.50 and .5, 1e5 and 1E5),
-drop the name of a value, or change the case of a word. The result counts the
-accepted mutations by kind, and lists those that are not the same numbers.
+same each time. Some mutations are right. `reason_right` finds them without the
+grader: they spell the same numbers (0.50 and .5, 1e5 and 1E5), drop the name of
+a value, change the case of a word, or change a sign that is not printed. The
+result counts the accepted mutations by kind, and lists those that are not the
+same numbers.
 
 FOLDER has `benchmarks` and `math8k`; the default is $PURE_SHARED_DATA. The
 result of 2026-11-30 is results/grading/mutations.json: of 16,381 mutations 97

@@ -142,7 +142,7 @@ def process_advantages(
     cost = _step_cost(step_mask.astype(dtype), experience) * share[:, None]
   if config.whitening == "reference_main":
     # Compilers fuse product and difference, which leaves a rounding error where
-    # both are equal, and `masked.whiten_nonzero` asks for an exact 0.
+    # both are equal, and `masked.whiten_nonzero` tests for an exact 0.
     mask = mask & (to_go != cost)
   return jnp.where(mask, to_go - cost, jnp.zeros_like(to_go))
 
@@ -295,8 +295,8 @@ def value_targets(
 ) -> Array:
   """Returns what a critic should predict: the returns of `gae_advantages`.
 
-  They are those of the advantages of `pure_advantages` before whitening, and
-  are equal to the sum of `folded_rewards` to go if gae_lambda is 1.
+  They are the values plus the advantages of `pure_advantages` before whitening.
+  With gae_lambda = 1 that is the sum of `folded_rewards` to go.
 
   Args:
     experience: Experience, with the values before the critic's update.

@@ -222,9 +222,9 @@ def adaptive_kl_coef(
   """Returns the next KL coefficient (arXiv 1909.08593, Section 2.2).
 
   error = clip(kl / target - 1, -0.2, 0.2), and the coefficient is multiplied
-  by 1 + error * num_steps / horizon: too far from the reference makes the
-  penalty dearer, too near makes it cheaper. verl and OpenRLHF have the same
-  controller, with responses as steps.
+  by 1 + error * num_steps / horizon: it rises if the KL is above the target,
+  and falls if it is below. verl and OpenRLHF have the same controller, with
+  responses as steps.
 
   >>> import jax.numpy as jnp
   >>> config = AdaptiveKLConfig(target=0.1, horizon=1000)
@@ -241,7 +241,7 @@ def adaptive_kl_coef(
     [] like kl_coef, >= 0; unchanged if the kl is not finite.
 
   Raises:
-    ValueError: num_steps is negative, or so many times the horizon (5) that
+    ValueError: num_steps is negative, or at least 5 times the horizon, so that
       the coefficient could become 0 or negative.
   """
   if not 0 <= 0.2 * num_steps < config.horizon:

@@ -182,8 +182,9 @@ def policy_objective(
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
     policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
-    token). With dual_clip and ratio_guard, ``dual_clip_fraction`` and
-    ``guarded_fraction`` are the shares of tokens that they bound and drop.
+    token). With dual_clip, ``dual_clip_fraction`` is the share of tokens whose
+    loss it bounds. With ratio_guard, ``guarded_fraction`` is the share of
+    tokens whose loss it sets to 0.
     With importance_cap the metrics of `importance.weigh` are included. The
     gradient reaches new_logp and entropy.
 

@@ -86,8 +86,8 @@ def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
   """Returns the share of the variance of kept entries that is predicted.
 
   1 - variance(x - predicted) / variance(x): 1 for a perfect prediction, 0 for
-  a constant one, negative for one that is worse. A constant error costs
-  nothing.
+  a constant one, negative for one that is worse. A constant error does not
+  count.
 
   >>> import jax.numpy as jnp
   >>> x, mask = jnp.array([0.0, 1.0, 2.0]), jnp.ones(3, bool)

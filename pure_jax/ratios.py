@@ -1,8 +1,8 @@
 """Ratios of the new policy to the old one, and the limits on them.
 
-Each limit is an option of `LossConfig`. A log-ratio limit keeps exp finite, a
-dual clip bounds the loss of tokens that became much likelier and should not
-have, and a guard drops a micro-batch whose ratios have run away.
+Each limit is an option of `LossConfig`. A log-ratio limit keeps exp finite. A
+dual clip bounds the loss of tokens that became much likelier although their
+advantage is negative. A guard drops a micro-batch whose mean ratio is too high.
 """
 
 import jax
@@ -34,7 +34,7 @@ def policy_ratio(
     [...] like new_logp. The gradient reaches new_logp only; it is 0 where the
     log-ratio exceeds the limit.
   """
-  # Without this, passing new_logp for both gives a gradient of zero.
+  # Without stop_gradient, new_logp passed as both would get no gradient.
   log_ratio = new_logp - jax.lax.stop_gradient(old_logp)
   if log_ratio_limit is not None:
     log_ratio = jnp.clip(log_ratio, -log_ratio_limit, log_ratio_limit)
@@ -47,8 +47,8 @@ def dual_clip(
   """Bounds the clipped loss of tokens with A < 0 (arXiv 1912.09729, Eq. 5).
 
   PPO's clipping leaves the loss -ratio * A of a token with A < 0 unbounded if
-  its ratio grows. This takes the smaller of it and -bound * A, so that the
-  gradient of a ratio above the bound is 0. verl does the same with c = 3.
+  its ratio grows. A dual clip takes the smaller of this loss and -bound * A, so
+  a ratio above the bound gets no gradient. verl has it with a bound of 3.
 
   >>> import jax.numpy as jnp
   >>> loss, clipped = dual_clip(jnp.array([5.0]), jnp.array([-1.0]), 3.0)
@@ -58,7 +58,7 @@ def dual_clip(
   Args:
     per_token: [...] float, the loss of `losses.clipped_policy_loss`.
     advantages: [...] float, any scale.
-    bound: c > 1, the largest ratio that counts.
+    bound: > 1, c of the paper, the largest ratio that counts.
 
   Returns:
     (loss, clipped): [...] like per_token, and bool, True where the bound
@@ -72,9 +72,9 @@ def dual_clip(
 def exceeds_guard(ratio: Array, mask: Array, guard: float) -> Array:
   """Returns whether the mean ratio is so large that the loss should be 0.
 
-  On-policy the mean ratio is about 1. TRL's trainer of PPO zeroes the whole
-  loss of a batch whose mean exceeds 10 (its `ratio_threshold`). In a
-  micro-batch, the mean is over its own tokens.
+  On-policy the mean ratio is about 1. TRL's PPO trainer zeroes the loss of a
+  batch whose mean ratio exceeds 10 (its `ratio_threshold`). Each micro-batch is
+  compared by the mean over its own tokens.
 
   Args:
     ratio: [B, C] float, policy over old policy.

@@ -1,11 +1,10 @@
 """Settings of step scores, credit and loss, and three presets of them.
 
-The settings are frozen and hashable, so they
-can be static arguments of a jitted function. Impossible values raise a
-ValueError that says what to change. The presets `paper`, `reference_main` and
-`reference_verl` describe the paper and the two branches of its reference code;
-their docstrings say how these differ. Use `dataclasses.replace` to change a
-preset.
+The settings are frozen and hashable, so they can be static arguments of a
+jitted function. Impossible values raise a ValueError that says what to change.
+The presets `paper`, `reference_main` and `reference_verl` describe the paper
+and the two branches of its reference code; their docstrings say how these
+differ. Use `dataclasses.replace` to change a preset.
 """
 
 import dataclasses
@@ -39,8 +38,8 @@ class ScoreConfig:
     max_steps: S, >= 1; the rest of a response is merged into the last step.
     separator: what the PRM reads: "insert" adds a score token after each step,
       "replace" overwrites the separator (see `steps.build_prm_inputs`), "each"
-      has the ids of every step encoded by itself, each followed by the score
-      token. The host makes these, see `pure_jax.host.text.tokenization`.
+      encodes the text of every step by itself, followed by the score token
+      (on the host, see `pure_jax.host.text.tokenization`).
     empty_step_reward: -1..1, replaces the PRM's score of an empty step, so
       that a policy cannot earn rewards with empty steps; None keeps the score.
   """
@@ -68,7 +67,7 @@ class CreditConfig:
   """How step rewards and outcome rewards become token advantages.
 
   Attributes:
-    form: "sum" (collapses), "mean" (1 / n of each reward, then the sum),
+    form: "sum" (collapses), "mean" (the sum of rewards that weigh 1 / n),
       "min" (suffix), "min_eq3" (Eq. 3: zero after the worst step), "softmin"
       (Eq. 5-6, which the reference uses), or "min_dense", a fault of the
       reference kept for comparison: the minimum runs over the dense token
@@ -79,8 +78,8 @@ class CreditConfig:
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
       (known to be biased by the number of steps), "grpo" (rewards normalised
-      in the group, then summed), "none", or "gae": the value of a critic, with
-      generalised advantage estimates over token rewards; it needs
+      in the group, then summed), "gae" (a critic's values, with generalised
+      advantage estimates over token rewards) or "none". "gae" needs
       fold_verifiable and `Experience.values`.
     gae_lambda: 0..1, weight of later TD errors in "gae"; 1 gives the sum to go
       minus the value, 0 the TD error.
@@ -100,12 +99,12 @@ class CreditConfig:
     kl_coef: weight of that penalty, per nat.
     kl_limit: clips the penalty of a token to +-limit nats; None does not clip.
     whitening: "tokens" gives the batch's advantages mean 0 and variance 1.
-      "reference_main" does it with the faults of that branch, see
+      "reference_main" whitens with the faults of that branch, see
       `masked.whiten_nonzero`. "none" leaves them as they are.
     zero_terminal_advantage: whether separators and EOS get no advantage.
     zero_truncated_end: whether the last token of a truncated response gets no
-      advantage. The reference's main branch overwrites it with EOS, a fault:
-      the policy did not choose to stop there.
+      advantage. This is a fault of the reference's main branch, which
+      overwrites the token with EOS: the policy did not choose to stop there.
     exclude_empty_steps: whether steps without content are treated as absent.
   """
 
@@ -231,7 +230,7 @@ class LossConfig:
       before the ratio is taken, as verl and OpenRLHF do; a clipped token gets
       no gradient from its ratio. None clips nothing.
     dual_clip: c > 1, bounds the loss of a token with A < 0 by -c * A, see
-      `losses.dual_clip` (verl has 3); None does not.
+      `ratios.dual_clip` (verl has 3); None does not.
     ratio_guard: > 1; a micro-batch whose tokens' mean ratio exceeds it has the
       loss 0, see `ratios.exceeds_guard` (TRL has 10); None has no guard.
   """
@@ -281,7 +280,8 @@ class AdaptiveKLConfig:
   Attributes:
     target: > 0, nats per token, the KL to the reference policy that the
       coefficient aims at.
-    horizon: >= 1, responses; see `estimators.adaptive_kl_coef`.
+    horizon: >= 1, responses; the longer, the slower the coefficient changes,
+      see `estimators.adaptive_kl_coef`.
   """
 
   target: float = 0.1

@@ -201,8 +201,7 @@ class PackedExperience:
 class MetricGroups:
   """Scalar metrics, grouped by how micro-batches are combined.
 
-  Of several updates of a rollout, sums are averaged; maxima and minima are
-  combined as those of micro-batches.
+  Over several updates of a rollout sums are averaged instead.
 
   Attributes:
     sums: metrics that add up over micro-batches, because each is divided by a

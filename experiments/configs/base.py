@@ -1,5 +1,6 @@
 """Every field of a run, with its unit. Other configs start from this one.
 
+The groups `rl.credit` and `rl.loss` are in method.py, `files` in files.py.
 Groups mirror the library's configs: `rl.credit`, `rl.loss` and `rl.optim` have
 the fields of `CreditConfig`, `LossConfig` and `OptimConfig`.
 
@@ -176,13 +177,13 @@ def rl() -> dict:
     old_logp=old_logp(),
     updates=updates(),
     # Adapts the coefficient of the KL penalty after each iteration, starting
-    # from credit.kl_coef or loss.kl_coef, whichever penalty there is. Unset
-    # keeps it. target: nats per token; horizon: responses.
+    # from credit.kl_coef or loss.kl_coef, that of the penalty in use. Unset
+    # keeps it constant. target: nats per token; horizon: responses.
     # --config.rl.adaptive_kl="{'target': 0.1, 'horizon': 10000}"
     adaptive_kl=placeholder(ConfigDict),
     critic=critic(),
-    # Micro-batches in which a batch is scored and differentiated. Mini-batches
-    # of fewer responses than one of these are differentiated at once.
+    # Micro-batches in which a batch is scored and differentiated. Those of a
+    # mini-batch are no larger.
     micro_batches=1,
     # Number of row lengths to compile: the longest that a text can be, half
     # of it, a quarter, and so on.
@@ -223,7 +224,7 @@ def reports() -> dict:
     # Rows of the table of generations that every evaluation writes, for the
     # held-out problems and for each of files.benchmarks; 0 writes none.
     generations=4,
-    # What the repetition of a response counts: "characters" of its text, as
+    # What the repetition of a response counts: "characters" of its text, like
     # the paper's code, or "tokens".
     repetition_unit="characters",
     samples_every=10,  # Iterations between printed samples.
@@ -290,7 +291,7 @@ def old_logp() -> dict:
 
 
 def updates() -> dict:
-  """The updates of an iteration. Advantages and old log-probs are the same.
+  """The updates of an iteration, all of the same advantages and old log-probs.
 
   Schedules of the optimizer count updates, not iterations.
   """
@@ -298,9 +299,8 @@ def updates() -> dict:
     # Mini-batches that the responses are divided into; each gives one update.
     mini_batches=1,
     epochs=1,  # How often the updates go over all responses.
-    # Draws other mini-batches in every epoch; False takes the responses in
-    # their order, so that all samples of a prompt are in one mini-batch if it
-    # has as many.
+    # True: every epoch draws its mini-batches at random. False: they are
+    # consecutive responses, which keeps the samples of a prompt together.
     shuffle=False,
   )
 
@@ -308,16 +308,16 @@ def updates() -> dict:
 def critic() -> dict:
   """The critic of credit.baseline="gae"; other baselines read none of it.
 
-  It starts as the policy with a head of zeros, in the policy's layout, and is
+  It starts as the policy with a head of zeros, has the policy's layout, and is
   updated as often as the policy, on the same mini-batches.
   """
   return dict(
     optim=optimizer(1e-3),
-    # A value may move by this much from the one that the advantages were made
-    # of, in units of reward; None is off. It has no effect on a single update.
+    # The value loss is clipped if a value moves further than this from the one
+    # before the updates, in units of reward; None is off. The first update of
+    # an iteration is never clipped.
     value_clip=0.2,
-    # The first iterations train the critic and not the policy.
-    warmup_iterations=0,
+    warmup_iterations=0,  # First iterations, which train only the critic.
   )
 
 

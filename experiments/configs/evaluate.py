@@ -83,7 +83,7 @@ def fields() -> dict:
     samples=8,  # Responses drawn for each problem; 0 draws none.
     # Subset sizes of pass@k and maj@k; None: the powers of two up to samples.
     k=placeholder(tuple),
-    # What the repetition of a response counts: "characters" of its text, as
+    # What the repetition of a response counts: "characters" of its text, like
     # the paper's code, or "tokens".
     repetition_unit="characters",
     # Distribution of the samples; max_new_tokens limits greedy ones as well.

@@ -23,7 +23,13 @@ from configs import base
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-PAPERS = ("math500", "minerva_math", "olympiadbench", "aime24", "amc23")
+PAPER_BENCHMARKS = (
+  "math500",
+  "minerva_math",
+  "olympiadbench",
+  "aime24",
+  "amc23",
+)
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -97,8 +103,8 @@ def files() -> dict:
 def benchmarks() -> dict:
   """Benchmarks by name; those of the paper are in the average."""
   return {
-    name: benchmark(name, averaged=name in PAPERS)
-    for name in (*PAPERS, "gsm8k")
+    name: benchmark(name, averaged=name in PAPER_BENCHMARKS)
+    for name in (*PAPER_BENCHMARKS, "gsm8k")
   }
 
 

@@ -1,4 +1,4 @@
-"""Credit and loss of RL: groups of `base`, every field with its unit."""
+"""The groups `credit` and `loss` of RL: every field with its unit."""
 
 from ml_collections.config_dict import placeholder
 
@@ -16,7 +16,7 @@ def credit() -> dict:
     # "paper_a", "paper_b", "main", "step", "grpo" or "none"; "gae" trains a
     # critic and needs fold_verifiable.
     baseline="main",
-    # N of "paper_a" and "paper_b", tokens; None is sampler.max_new_tokens.
+    # N of "paper_a" and "paper_b", tokens; None: sampler.max_new_tokens.
     baseline_length=placeholder(int),
     # Weight of later TD errors in "gae", in 0..1: 1 is the sum to go minus the
     # value, 0 the TD error.
@@ -33,12 +33,14 @@ def credit() -> dict:
     # "k2" or "k3"; None has no penalty.
     kl_in_reward=placeholder(str),
     kl_coef=1e-3,  # Weight of that penalty, per nat.
-    kl_limit=placeholder(float),  # Clips it per token, nats; None is off.
-    # Whitens advantages over the batch's "tokens", or as "reference_main" does,
-    # with its faults; or "none".
+    # Clips that penalty per token, nats; None is off.
+    kl_limit=placeholder(float),
+    # "tokens" whitens advantages over the tokens of the batch, "reference_main"
+    # does so with the faults of that branch, "none" does not.
     whitening="tokens",
-    zero_terminal_advantage=False,  # True: none on separators and EOS.
-    # True: none on the last token of a truncated response.
+    # True: separators and EOS get no advantage.
+    zero_terminal_advantage=False,
+    # True: the last token of a truncated response gets no advantage.
     zero_truncated_end=False,
     exclude_empty_steps=False,  # Treats steps without content as absent.
   )
@@ -61,7 +63,7 @@ def loss() -> dict:
     # Cap of a token's importance weight, policy over sampler, for rollouts in
     # int8 or bfloat16; None gives all tokens the same weight.
     importance_cap=placeholder(float),
-    # Clips the penalty of the loss per token, nats; a clipped token gets no
+    # Clips the KL penalty of the loss per token, nats; a clipped token gets no
     # gradient from it. None is off.
     kl_limit=10.0,
     # Clips log(policy / old policy), nats; a clipped token gets no gradient

@@ -45,7 +45,7 @@ MODES = {"prm": (1.0, 0.0), "vr": (0.0, 1.0), "prm_vr": (1.0, 1.0)}
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-  """A run of the authors, besides what all of theirs have in common.
+  """What differs between the runs of the presets.
 
   Attributes:
     credit: of `pure_jax.settings`; its group_size is the samples of a prompt.
@@ -53,14 +53,14 @@ class Preset:
     learning_rates: by mode.
     beta2: AdamW's decay of the second moment.
     weight_decay: AdamW's.
-    max_new_tokens: the longest response.
+    max_new_tokens: the longest response, tokens.
     temperature: of the samples.
     updates: fields of `rl.updates`.
     iterations: None takes the policy's number, which the paper states.
-    benchmark_new_tokens: the longest greedy response to a problem of a
-      benchmark; None is max_new_tokens.
-    separator: where the PRM scores a step.
-    prm_prompt_format: what the PRM reads before a response.
+    benchmark_new_tokens: the longest response to a problem of a benchmark,
+      tokens; None is max_new_tokens.
+    separator: what the PRM reads, see `settings.ScoreConfig`.
+    prm_prompt_format: format of the problem that the PRM reads.
   """
 
   credit: settings.CreditConfig
@@ -138,7 +138,7 @@ def policy_run(
     config.files.prm_architecture = "pure_prm_7b"
   config.files.prompt_format = "pure"
   config.files.prm_prompt_format = preset.prm_prompt_format
-  # As for the authors' graders, an answer needs no box. Ours: without one it
+  # As with the authors' graders, an answer needs no box. Ours: without one it
   # is the last number.
   config.files.grader.extractors = ("boxed", "last_number")
   # Ours, to save memory; it does not change the result: 0.6 GB of logits per
@@ -193,7 +193,8 @@ def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
         "value_clip": 0.5,
       },
       "benchmark_new_tokens": preset.benchmark_new_tokens,
-      "eval_prompts": 480,  # Ours: of 500; 2 to 32 row shards divide it.
+      # Ours: of the 500 of MATH500, as many as 32 row shards divide.
+      "eval_prompts": 480,
       # Ours, to save memory; it does not change the result.
       "micro_batches": 64,
       # Ours, to save time. Finished responses free their slots for waiting

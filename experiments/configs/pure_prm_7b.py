@@ -37,7 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.files.labelled_one_in = 100
   config.files.labelled_held_out_rows = 2_000  # Ours, like the share above.
   # TRL's script for PRM800K calls a step good only if its rating is 1. Whether
-  # the data set that the model card names was made so is not known.
+  # the data set that the model card names was made with it is unknown.
   config.files.neutral_labels = "bad"
   config.prm.score.separator = "each"  # As TRL's PRMTrainer encodes steps.
   # Ours: rows with more steps are left out.

@@ -1,1 +1,1 @@
-"""The decoder, its weights, and the two heads: language model and PRM."""
+"""The decoder, its weights, and the heads of policy, PRM and critic."""

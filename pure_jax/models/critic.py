@@ -1,8 +1,8 @@
 """The critic: the policy's trunk and a head of one number, the value.
 
-The value of a token is that of the state before it: it is read at the token
+The value of a token is that of the state before it. It is read at the token
 before, which is the last prompt token for the first token of a completion. So
-it cannot depend on the token whose advantage it is the baseline of.
+the baseline of a token's advantage cannot depend on the token.
 """
 
 from typing import Any
@@ -23,8 +23,8 @@ def declare_critic(config: ModelConfig) -> dict[str, Any]:
   The head is float32 for a trunk of any dtype, and starts at zero.
 
   Args:
-    config: the policy's architecture; no language-model head is declared, also
-      if its embeddings are not tied. With `config.lora` the adapters are
+    config: the policy's architecture. A language-model head is not declared,
+      even if the embeddings are not tied. With `config.lora` the adapters are
       included.
 
   Returns:
@@ -72,8 +72,8 @@ def trained_and_frozen(
 
   Returns:
     (head and adapters, base), or (all weights, {}) without adapters; two dicts
-    that `lora.join_params` joins to `params`. The base is the policy's, but
-    for a language-model head.
+    that `lora.join_params` joins to `params`. The base is the policy's without
+    its language-model head.
   """
   trunk = {name: tree for name, tree in params.items() if name != "value"}
   trained, frozen = lora.trained_and_frozen(trunk, config)

@@ -24,9 +24,9 @@ class StageCheckpoints:
   """Saves and restores one stage. Leaving the context waits for saves.
 
   A checkpoint holds the train state (parameters, optimizer, counters, the KL
-  coefficient if it is adapted), in RL with a critic also the critic's, the data
-  cursor, the config, versions, and the metrics that rank it. No generator state
-  is kept: random keys follow from (seed, stream, step).
+  coefficient if it is adapted), that of a critic too, the data cursor, the
+  config, versions, and the metrics that rank it. It holds no generator state:
+  random keys follow from (seed, stream, step).
   """
 
   def __init__(

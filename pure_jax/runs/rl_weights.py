@@ -20,8 +20,8 @@ class RLState:
   """The states that RL trains.
 
   Attributes:
-    policy: the policy's.
-    critic: the critic's; None without one.
+    policy: state of the policy.
+    critic: state of the critic; None without one.
   """
 
   policy: train.TrainState

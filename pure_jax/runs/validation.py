@@ -34,27 +34,27 @@ def filled_rows(count: int, shards: int, limit: int | None) -> int:
 
   Args:
     count: rows needed, at least 1.
-    shards: over which rows are split.
+    shards: number of shards that rows are split over.
     limit: most rows that are sampled at a time, a multiple of the shards; None
       for no limit.
 
   Returns:
-    The fewest rows that equal micro-batches of a multiple of `shards` rows,
-    none above the limit, can have.
+    The fewest rows, at least count, that can be divided into equal batches of
+    at most `limit` rows, each a multiple of `shards`.
   """
   micro_batches = 1 if limit is None else -(-count // limit)
   return -(-count // (micro_batches * shards)) * micro_batches * shards
 
 
 def chosen_rows(count: int, most: int) -> list[int]:
-  """Chooses rows of a table: evenly spaced, and the same at every validation.
+  """Chooses the rows to show: evenly spaced, the same at every validation.
 
   >>> chosen_rows(500, 3), chosen_rows(2, 4), chosen_rows(9, 0)
   ([0, 250, 499], [0, 1], [])
 
   Args:
     count: rows to choose from.
-    most: how many to choose, if there are as many.
+    most: largest number of chosen rows.
   """
   chosen = np.linspace(0, count - 1, min(count, most)).round()
   return chosen.astype(int).tolist()
@@ -63,15 +63,16 @@ def chosen_rows(count: int, most: int) -> list[int]:
 def evaluate_benchmarks(
   run: Run, functions: RLFunctions, frozen: FrozenWeights, weights: Any
 ) -> tuple[Metrics, list[Generation]]:
-  """Evaluates the benchmarks of a run: greedily, and by samples if it has them.
+  """Evaluates the benchmarks of a run.
 
-  Every process must call it.
+  Each problem gets a greedy response, and `rl.benchmark_samples` samples. Every
+  process must call this function.
 
   Args:
     run: the open run.
     functions: the compiled functions.
     frozen: the weights that RL does not train.
-    weights: the policy's, to sample with.
+    weights: the policy's weights for sampling.
 
   Returns:
     (metrics, rows of the table of generations). Metrics are named
@@ -115,9 +116,9 @@ def evaluate_benchmarks(
 def _generate(
   run: Run, functions: RLFunctions, weights: Any, problems: list[Problem]
 ) -> tuple[Rollout, GradedResponses, dict[str, np.ndarray]]:
-  """Generates and grades B responses: (rollout, verdicts, [B] by metric).
+  """Generates and grades responses to B problems.
 
-  The first two are of the greedy responses.
+  Returns the greedy responses, their verdicts, and [B] values by metric.
   """
   prompts = run.batches.encode_prompts(problems)
   key = run.spec.key(RandomStream.BENCHMARK_SAMPLES)
@@ -160,7 +161,7 @@ def score_rows(
     frozen: the weights that RL does not train.
     problems: B problems.
     rollout: B responses.
-    rows: n of the B rows, at least one.
+    rows: the n rows to score, at least one.
 
   Returns:
     [n, S] float32, step rewards; None without a PRM.
@@ -213,16 +214,16 @@ def make_generations(
   *,
   greedy: bool,
 ) -> list[Generation]:
-  """Makes rows of the table of generations, in every process.
+  """Makes rows of the table of generations. Every process must call it.
 
   Args:
     run: the open run.
-    names: n names of benchmarks.
+    names: n names of benchmarks, one for each chosen row.
     problems: B problems.
     graded: verdicts on the B responses.
     rollout: B responses.
     step_rewards: [n, S] float, of the chosen rows; None without a PRM.
-    rows: n of the B rows.
+    rows: the n chosen rows.
     greedy: whether the responses are greedy ones.
   """
   rollout = global_batch.read_everywhere(rollout)

@@ -11,17 +11,17 @@ from pure_jax.types import Experience
 
 
 def rollout_kl(experience: Experience, spec: StepSpec) -> jax.Array:
-  """Measures the KL of the policy that sampled to the reference policy.
+  """Measures the KL from the sampling policy to the reference policy.
 
-  The estimator is that of the KL penalty, in the reward or else in the loss.
+  The estimator and its limit are those of the KL penalty.
 
   Args:
     experience: the batch; log-probs and mask are read.
     spec: the step's specification, with a KL penalty.
 
   Returns:
-    [] float32, nats per token: the mean over responses of each one's mean over
-    tokens, as in verl; a response without a token does not count.
+    [] float32, nats per token: the mean over tokens of each response, averaged
+    over responses, as in verl. A response without a token does not count.
   """
   credit, loss, mask = spec.credit, spec.loss, experience.completion_mask
   kind, limit = credit.kl_in_reward, credit.kl_limit
@@ -35,16 +35,16 @@ def rollout_kl(experience: Experience, spec: StepSpec) -> jax.Array:
 def adapt_kl_coef(
   kl_coef: jax.Array | None, experience: Experience, spec: StepSpec
 ) -> tuple[jax.Array, Metrics]:
-  """Computes the KL coefficient of the next rollout, once for each.
+  """Computes the KL coefficient of the next rollout's updates.
 
   Args:
-    kl_coef: [] float32, that of this rollout's updates, per nat.
+    kl_coef: [] float32, the coefficient of this rollout's updates, per nat.
     experience: the rollout's experience, B responses.
     spec: the step's specification, with `adaptive_kl`.
 
   Returns:
-    (the next coefficient [] float32, metrics): ``kl_coef``, the one given, and
-    ``kl_rollout``, the KL that changes it.
+    (the next coefficient [] float32, metrics). The metrics are ``kl_coef``, the
+    given coefficient, and ``kl_rollout``, the KL that changes it.
 
   Raises:
     ValueError: if the coefficient is None.

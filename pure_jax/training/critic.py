@@ -1,9 +1,9 @@
-"""The critic's two functions in an iteration of RL: its values, its updates.
+"""The critic in an iteration of RL: its values of a rollout, and its updates.
 
-``values`` runs after the rollout, before any update. The advantages of the
-policy and the targets of the critic are made of these values
-(`advantages.pure_advantages`, `advantages.value_targets`), and both models are
-then updated on the same rollout.
+The values are computed after the rollout, before any update. The policy's
+advantages (`advantages.pure_advantages`) and the critic's targets
+(`advantages.value_targets`) follow from them. Then both models are updated on
+the same rollout.
 """
 
 import functools
@@ -51,8 +51,8 @@ def make_values(
 
   Returns:
     A jitted function (params, base, rollout) -> [B, C] float32, 0 where masked.
-    The weights are as `critic.trained_and_frozen` separates them; the base is
-    {} without adapters.
+    Params and base are the trained and the frozen weights, as
+    `critic.trained_and_frozen` separates them; without adapters the base is {}.
   """
   layout = spec.layouts.training
 
@@ -88,9 +88,9 @@ def make_critic_update(
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Makes the critic's updates: a regression of values on their targets.
 
-  Targets are made of the whole batch. Mini-batches and epochs are those of the
-  policy, of the same responses (`mini_batches.run_updates`). The loss is
-  aggregated as the policy's is.
+  Targets are computed on the whole batch. Mini-batches and epochs are the
+  policy's (`mini_batches.run_updates`), and the loss is aggregated as the
+  policy's is.
 
   Args:
     spec: the step's specification; its credit has the baseline "gae".
@@ -101,11 +101,11 @@ def make_critic_update(
   Returns:
     A jitted function (state, batch, base, kl_coef) -> (state, metrics); the
     state given is donated. The KL coefficient is that of the policy's state,
-    None if it is a constant of `spec.credit`. The metrics are those of credit,
-    `explained_variance`, `value_mean` and `value_target_mean` of the values
-    before the update, and `value_loss`, `value_clip_fraction`,
-    `critic_grad_norm`, `critic_skipped_updates` and `critic_skipped_in_a_row`
-    of the updates.
+    None if it is a constant of `spec.credit`. The metrics are those of credit;
+    ``explained_variance``, ``value_mean`` and ``value_target_mean`` of the
+    values before the updates; and ``value_loss``, ``value_clip_fraction``,
+    ``critic_grad_norm``, ``critic_skipped_updates`` and
+    ``critic_skipped_in_a_row`` of the updates.
 
   Raises:
     ValueError: when it is traced, if the rows of the batch cannot be divided.
@@ -154,11 +154,13 @@ def _update_once(spec, settings, base, state, data):
     spec, value_clip, state.params, base, data, rows
   )
   state, applied = apply_gradients(state, grads, loss, optimizer)
-  applied = {f"critic_{name}": value for name, value in applied.items()}
-  grad_norm = applied.pop("critic_grad_norm")
+  skipped = {
+    "critic_skipped_updates": applied["skipped_updates"],
+    "critic_skipped_in_a_row": applied["skipped_in_a_row"],
+  }
   return state, metrics.replace(
-    sums=metrics.sums | {"critic_grad_norm": grad_norm},
-    maxima=metrics.maxima | applied,
+    sums=metrics.sums | {"critic_grad_norm": applied["grad_norm"]},
+    maxima=metrics.maxima | skipped,
   )
 
 

@@ -1,8 +1,8 @@
 """Several updates of one rollout: mini-batches of its responses, and epochs.
 
-Every epoch divides the responses into mini-batches, and every mini-batch is one
-update. A mini-batch is what a gradient is taken of; it may itself be processed
-in micro-batches (`pure_jax.training.micro_batches`), which change no result.
+Every epoch divides the responses into mini-batches, and the gradient of every
+mini-batch makes one update. Micro-batches (`pure_jax.training.micro_batches`)
+divide a mini-batch further, which saves memory and changes no result.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ def check_mini_batches(rows: int, mini_batches: int, shards: int = 1) -> None:
 
   Args:
     rows: B, responses of a rollout.
-    mini_batches: their number.
-    shards: over which the rows of each mini-batch are split.
+    mini_batches: number of mini-batches.
+    shards: number of shards that the rows of each mini-batch are split over.
 
   Raises:
     ValueError: if they cannot.
@@ -100,9 +100,9 @@ def join_updates(metrics: MetricGroups) -> dict[str, Array]:
     metrics: arrays [n], an entry for each update.
 
   Returns:
-    Under its name the mean of each of the sums, the maximum of the maxima and
-    the minimum of the minima; as NAME_per_update the [n] values. A value that
-    is not finite makes the joined one not finite.
+    By name: the mean of each of the sums, the maximum of each of the maxima,
+    and the minimum of each of the minima, not finite if a value is not. By
+    NAME_per_update: all [n] values.
   """
   joined = MetricGroups(
     sums=jax.tree.map(jnp.mean, metrics.sums),
@@ -127,8 +127,8 @@ def run_updates(
     order: as for `rows_of_updates`.
 
   Returns:
-    (the state after the last update, metrics by name): those of the update if
-    there is one, else joined by `join_updates`.
+    (the state after the last update, metrics by name). The metrics of several
+    updates are joined by `join_updates`.
 
   Raises:
     ValueError: if the rows cannot be divided.

@@ -361,8 +361,8 @@ def make_measure(
 
   Returns:
     A jitted function (rollout, PRM texts) -> int32, the same on every process:
-    [1] the most tokens of a prompt with its completion, or [2] with a PRM, the
-    second the most tokens that the PRM reads of a response. An update reads no
+    [1], the most tokens of a prompt with its completion, or with a PRM [2], of
+    which the second is the most tokens that the PRM reads. An update runs no
     PRM: its PRM texts are None.
   """
 

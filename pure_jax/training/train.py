@@ -3,7 +3,8 @@
 1. ``generate``: prompts -> rollout (`pure_jax.training.rollouts`);
 2. ``score``: rollout -> steps, PRM step rewards, old and reference log-probs;
 3. ``update``: experience -> credit, baselines, clipped loss, gradient, AdamW;
-   or several gradients, of mini-batches (`pure_jax.training.mini_batches`).
+   the last three may be repeated for mini-batches
+   (`pure_jax.training.mini_batches`).
 
 Between 2 and 3 the host grades answers. Arrays cross the boundary with named
 shardings, and the state of ``update`` is donated. The two earlier stages, in

@@ -190,8 +190,8 @@ FAULTS = (
   Fault(
     "the separators inside the last step are lost",
     "host.text.tokenization:merge_overflow",
-    "SEPARATOR.join(steps[kept:])",
-    '"".join(steps[kept:])',
+    "SEPARATOR.join(steps[last:])",
+    '"".join(steps[last:])',
     (
       "test_separate_steps.py"
       "::test_every_step_of_a_response_is_scored_and_no_other",

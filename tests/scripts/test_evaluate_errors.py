@@ -137,7 +137,7 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"random_model": False}, "policy must name the folder"),
     ({"random_model": False, "policy": "x"}, "no benchmark has a file"),
     ({"policy": "x"}, "random_model stands in place"),
-    ({"greedy": False, "samples": 0}, "no response is asked for"),
+    ({"greedy": False, "samples": 0}, "no response would be generated"),
     ({"samples": 0, "k": (2,)}, "subsets of the 0 samples: leave k out"),
     ({"k": (5,)}, "sizes of subsets of the 4 samples"),
     ({"sampler__temperature": 0.0}, "temperature must be above 0"),

@@ -16,9 +16,9 @@ docs/deviations.md.
 
 Evaluating an answer may run forever, or use all memory, so a `pool.GradingPool`
 runs `equivalent`; `start_worker` prepares each of its processes. No part of an
-answer is executed, and `sandbox` does not rely on that. Workers load this file
-without `pure_jax` itself: what it imports imports nothing of the library beyond
-this folder, and sympy only when it is needed.
+answer is executed, and `sandbox` forbids it in any case. Workers load this file
+without the rest of `pure_jax`: it imports only files of this folder, and sympy
+when it is needed.
 """
 
 import fractions
@@ -48,9 +48,9 @@ def equivalent(
 ) -> bool:
   """Tells whether an answer equals the reference answer.
 
-  Several values are compared as a list in any order. Every comma between them
-  separates two values, except ``{,}``, which groups digits. Without `several`,
-  8,221 is one number.
+  Several values are compared as a list in any order. Every comma separates two
+  of them, except ``{,}``, which is part of a number. Without `several`, 8,221
+  is one number.
 
   Args:
     answer: the answer, LaTeX or plain text, without its box.

@@ -139,7 +139,7 @@ class GradingPool:
     Args:
       function: defined at the top level of a file. Workers load that file
         without running the outermost package around it; it should import
-        little. Arguments and result must be JSON-able.
+        little. Arguments and result must be JSON values.
       setup: a function of the same file, called once in each worker before its
         first item, outside the limits: imports, caches. None calls nothing.
       workers: processes, at least 1.

@@ -78,8 +78,7 @@ def reference_of(problem: Problem) -> Reference | None:
   None if neither is known.
 
   Args:
-    problem: any problem. `equivalence.equivalent` ignores a unit after a
-      number.
+    problem: any problem.
 
   >>> reference_of(Problem("1", "own", "1, 4 are whose squares?", answer="1,2"))
   Reference(answer='1,2', several=False, tolerance=None)
@@ -96,7 +95,8 @@ def boxed(response: str) -> str | None:
   ``\{`` and ``\}`` are characters, not braces. Empty boxes behind the answer,
   as in "which I put within \boxed{}", are ignored. If the last box is not
   closed, the response was cut inside its answer, and earlier boxes are ignored
-  too: the answer is None, as without a box. It is blank if every box is.
+  too: the answer is None, as without a box. If all boxes are blank, so is the
+  answer.
 
   Args:
     response: any text.
@@ -106,11 +106,11 @@ def boxed(response: str) -> str | None:
   """
   content = None
   for start in reversed([box.end() for box in _BOX.finditer(response)]):
-    found = _to_closing_brace(response, start)
+    inside = _to_closing_brace(response, start)
     if content is None:
-      content = found
-    if found is None or found.strip():
-      return found
+      content = inside
+    if inside is None or inside.strip():
+      return inside
   return content
 
 

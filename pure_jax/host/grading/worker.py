@@ -3,7 +3,8 @@
 It gets one JSON object on its command line, writes ``{"ready": true}``, then
 answers each line of its standard input, a list of arguments, with one line:
 ``{"value": ...}`` or ``{"failure": "why"}``. It imports only the standard
-library and the file of the function, without the package around it.
+library and the file of the function with what that imports, but not the
+package around it.
 
 A worker exits when its input ends, so it does not outlive its parent. If the
 parent is killed while an item hangs, an alarm of the kernel ends the worker,

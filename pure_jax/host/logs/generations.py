@@ -33,8 +33,8 @@ class Generation:
     truncated: whether the length limit cut it.
     answer: the answer found in it; None if there is none.
     correct: whether the answer is right.
-    step_rewards: score of each step, -1..1. The last one is that of all further
-      steps if there are fewer; None without a PRM.
+    step_rewards: score of each step, -1..1. If there are fewer scores than
+      steps, the last score is that of all further steps. None without a PRM.
   """
 
   benchmark: str
@@ -140,7 +140,7 @@ def _scored_steps(row: Generation) -> str:
 
 
 def _block(text: str) -> str:
-  """A code block whose fence is longer than any row of backticks in it."""
+  """A code block whose fence is longer than any run of backticks in it."""
   longest = max(map(len, re.findall("`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   return f"{fence}text\n{text}\n{fence}"

@@ -16,12 +16,13 @@ All three therefore use the rules of this module:
   single id is the stem, the merged id stays and the score token follows.
   "replace" overwrites the merged id, as the paper's reference code does.
   `pure_jax.steps` does both on the device, for sampled and encoded responses.
-* "each" encodes the text of each step by itself, followed by the score token,
-  and so reads no id of a separator. These are the ids of TRL's PRMTrainer,
+* "each" encodes the text of each step by itself, followed by the score token.
+  The PRM then reads no separators. These are the ids of TRL's PRMTrainer,
   which trained the paper's PRM. The texts of a sampled response are those of
   `split_texts`, so step s is the same step in all three.
 * The PRM's prompt is the problem in the format that the PRM was trained with,
-  not the policy's prompt. The reference code's RL uses the latter ("pure").
+  not the policy's prompt, which the PRM of the reference code reads in RL
+  ("pure").
 * A prompt has the ids that transformers gives it (`PromptFormat.ids`).
 * A response ends at any id in `Tokenizer.eos_ids`; one that is encoded here
   ends at the first.
@@ -301,15 +302,15 @@ def merge_overflow(steps: Sequence[str], max_steps: int) -> list[str]:
 
   Args:
     steps: n texts, from `split_texts`.
-    max_steps: S, the number of steps that exist at most.
+    max_steps: S, the largest number of steps.
 
   Returns:
     The texts of at most S steps; the separators inside the last one stay.
   """
   if len(steps) <= max_steps:
     return list(steps)
-  kept = max_steps - 1
-  return [*steps[:kept], SEPARATOR.join(steps[kept:])]
+  last = max_steps - 1
+  return [*steps[:last], SEPARATOR.join(steps[last:])]
 
 
 def _half_separator_ids(tokenizer: Tokenizer) -> list[int]:

@@ -70,7 +70,9 @@ class EvaluationSettings:
         "no benchmark has a file: set one, such as benchmarks.math500.file."
       )
     if not self.greedy and not self.samples:
-      raise ValueError("no response is asked for: set greedy, or samples.")
+      raise ValueError(
+        "no response would be generated: set greedy, or samples."
+      )
     for size in self.subset_sizes:
       if not 1 <= size <= self.samples:
         raise ValueError(

@@ -69,7 +69,7 @@ def with_files(benchmarks: Benchmarks) -> Benchmarks:
     benchmarks: by name.
 
   Raises:
-    ValueError: if one of them has a name that results have.
+    ValueError: if one of them has a name that other results have.
   """
   for name in (AVERAGE, HELD_OUT):
     if name in benchmarks:

@@ -52,8 +52,8 @@ def power(base: sympy.Expr, exponent: sympy.Expr) -> sympy.Expr:
   """Returns a power; one with too many digits stays unevaluated.
 
   Args:
-    base: any.
-    exponent: any.
+    base: any expression.
+    exponent: any expression.
   """
   huge = not (base.is_Number or exponent.is_Number) and (
     base.is_number and exponent.is_number
@@ -70,7 +70,7 @@ def factorial(value: sympy.Expr) -> sympy.Expr:
   """Returns a factorial; one of a large number stays unevaluated.
 
   Args:
-    value: any.
+    value: any expression.
   """
   huge = value.is_number and not (
     value.is_Rational and abs(value) <= MAX_FACTORIAL
@@ -82,8 +82,8 @@ def binomial(top: sympy.Expr, bottom: sympy.Expr) -> sympy.Expr:
   """Returns a binomial coefficient; one of a large number stays unevaluated.
 
   Args:
-    top: any.
-    bottom: any.
+    top: any expression.
+    bottom: any expression.
   """
   huge = top.is_number and not (top.is_Rational and abs(top) <= MAX_FACTORIAL)
   return sympy.binomial(top, bottom, evaluate=not huge)

@@ -12,7 +12,7 @@ The rules, for a reference and an answer:
    ellipsis has an order. Tuples, intervals and matrices have an order, and the
    same brackets. A column or a row is a tuple.
 5. Inequalities and intervals are compared as sets of real numbers; the empty
-   set equals nothing but itself. There is no closed bracket at infinity.
+   set equals nothing but itself. An interval is not closed at infinity.
 6. Quantities are compared by `units.agree` and `numeric.equal`. A decimal of at
    least six digits and six decimals is equal to what it rounds.
 7. A number in a base equals the same digits in the same base, or without one.
@@ -92,7 +92,7 @@ def _same_text(reference: Node, answer: Node) -> bool:
 
 
 def _same_words(reference: Node, answer: Node) -> bool:
-  """Compares words; letters may be a word of which the other side tells."""
+  """Compares words; letters are a word if the other side is words."""
   texts = []
   for node in (reference, answer):
     if isinstance(node, Words):
@@ -239,7 +239,7 @@ def _whole_hours(node: Node) -> Ratio | None:
 
 
 def _values(node: Collection) -> list[Node]:
-  """Returns the items, without a name that all or only the first have."""
+  """Returns the items, without a name that all of them or the first have."""
   items = list(node.items)
   names = [item.name for item in items if isinstance(item, Named)]
   if node.kind != "list" or not names or not isinstance(items[0], Named):

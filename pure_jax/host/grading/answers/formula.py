@@ -1,20 +1,20 @@
 r"""Reads one formula in LaTeX or plain text as a sympy expression.
 
 The reader is strict: what it does not know makes the formula unreadable, and
-nothing is dropped. Where math-verify's grammar reads something else, that is
-why the reader is ours; the rules:
+nothing is dropped. The rules, with what math-verify reads in brackets where
+that is the reason for a reader of our own:
 
 * A symbol is a letter with its accent, style, subscript and primes. Letters
   keep their case, ``E_1`` and ``m_{\max}`` are symbols, ``y'`` is not ``y``.
-  (There, symbols are lower case, ``I`` is the imaginary unit, ``\gamma`` a
-  number, ``E_1`` an error, and subscripts of numbers and primes are dropped.)
-* ``e`` and ``\pi`` are numbers; ``i`` is decided by `numeric`.
-* Factors side by side are multiplied, two numbers never: ``2 3`` is an error.
-  (There, ``(2)(3)`` is the mixed number 5.) An integer before a proper fraction
-  is a mixed number.
+  (math-verify: symbols are lower case, ``I`` is the imaginary unit, ``\gamma``
+  a number, ``E_1`` an error, and subscripts of numbers and primes are dropped.)
+* ``e`` and ``\pi`` are numbers; `numeric` decides what ``i`` is.
+* Factors side by side are multiplied, but two numbers are not: ``2 3`` is an
+  error. (math-verify: ``(2)(3)`` is the mixed number 5.) An integer before a
+  proper fraction is a mixed number.
 * ``/`` divides by all factors that follow without a sign: ``1/2x`` is 1/(2x).
-* A derivative, ``\frac{dy}{dx}``, is a symbol, named by its text. (There, it
-  is the derivative of a constant, 0.)
+* A derivative, ``\frac{dy}{dx}``, is a symbol, named by its text. (math-verify:
+  the derivative of a constant, 0.)
 * ``f(2)`` is a call if f is a usual name of functions, or if the bracket has
   one symbol or number; ``x(x+1)`` is a product.
 * A decimal is the exact number that was written, ``^\circ`` is pi/180.

@@ -1,17 +1,17 @@
 r"""Tells whether two expressions are equal, by evaluating both.
 
 1. Numbers are evaluated to `DIGITS` digits. If these agree within `ERROR` of
-   the larger one, so must the digits of their difference, with up to
-   `MAX_DIGITS` digits of working precision: 10^{100}+1 is not 10^{100}.
-   Rational numbers are compared exactly.
+   the larger one, the difference must be 0 too, in up to `MAX_DIGITS` digits of
+   working precision: 10^{100}+1 is not 10^{100}. Rational numbers are compared
+   exactly.
 2. Expressions with symbols are evaluated at fixed points, where each symbol has
    a value of its own, to `POINT_DIGITS` digits: equal if they agree at every
    point at which both are defined. Letters of counts (n, k, m) have integer
    values. At points with negative values, logarithms and roots of negative
    numbers are undefined, so that \sqrt{ab} is \sqrt a \sqrt b, and \sqrt{x^2}
    is not x.
-3. The letter i is the imaginary unit if no other letter is upper case: then it
-   would be a current, as in I^2 R.
+3. The letter i is the imaginary unit, unless another letter is upper case: it
+   may be a current then, as in i^2 R.
 4. Calls of unknown functions, f(2), are symbols, named by their arguments.
 """
 
@@ -29,7 +29,7 @@ NUM_POINTS = 6
 # At a point, values are floating-point numbers.
 POINT_DIGITS = 60
 POINT_ERROR = sympy.Rational(1, 10**40)
-# With rounding, which hides differences at most points.
+# For floor and ceiling, which hide differences at most points.
 NUM_ROUNDING_POINTS = 40
 _COUNTS = set("nkm")
 _IMAGINARY = sympy.Symbol("i")
@@ -63,7 +63,7 @@ def without_calls(expression: sympy.Expr) -> sympy.Expr:
   """Replaces calls of unknown functions by symbols.
 
   Args:
-    expression: any.
+    expression: any expression.
   """
   calls = expression.atoms(AppliedUndef)
   return expression.xreplace(
@@ -154,7 +154,7 @@ def value_of(expression: sympy.Expr, digits: int = DIGITS) -> sympy.Expr:
   """Evaluates an expression without symbols.
 
   Args:
-    expression: any.
+    expression: any expression.
     digits: significant digits of the value.
 
   Raises:

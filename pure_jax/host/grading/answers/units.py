@@ -11,9 +11,9 @@ the other answer has that letter as one.
   if it is in the table. Words that count (``million``) are factors, and words
   that change the meaning (increase, profit, a.m.) are never forgiven in an
   answer.
-* A per cent sign that one side lacks is forgiven: 25% is 25 and 0.25. Only an
-  answer of at most 1 with the sign, for a reference without, is not: 0.5% is
-  not 0.5.
+* A per cent sign that one side lacks is forgiven: 25% is 25 and 0.25. But an
+  answer of at most 1%, for a reference without the sign, is only a hundredth:
+  0.5% is 0.005 and not 0.5.
 """
 
 import dataclasses
@@ -262,14 +262,14 @@ def mark_bare_units(text: str, others: frozenset[str]) -> str:
 
 
 def agree(reference: Unit, answer: Unit) -> fractions.Fraction | None:
-  """Returns by what an answer's value is multiplied to compare it.
+  """Returns the factor from an answer's unit to that of the reference.
 
   Args:
     reference: the unit of the reference, `NO_UNIT` if it has none.
     answer: the unit of the answer, `NO_UNIT` if it has none.
 
   Returns:
-    The factor, without the scales of both; None if the units differ.
+    The factor, without the scales of both; None if the units do not agree.
   """
   if reference.dimensions == answer.dimensions:
     return answer.factor / reference.factor
@@ -291,7 +291,7 @@ def is_angle(unit: Unit, radians: bool = False) -> bool:
 
   Args:
     unit: any unit.
-    radians: ask for radians in place of degrees.
+    radians: whether to test for radians in place of degrees.
   """
   return unit.dimensions == {("radian" if radians else "angle", 1)}
 
