@@ -151,6 +151,8 @@ class Letters:
   def encode(self, text):
     return [ord(letter) for letter in text]
 
+  encode_prompt = encode
+
 
 def test_an_unread_step_gets_the_worst_reward(capsys):
   """Any score of another step, or 0, would be a way to hide a bad step."""
