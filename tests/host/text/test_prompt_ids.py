@@ -181,11 +181,11 @@ def test_labelled_solutions_begin_as_transformers_begins_them(folder):
   expected = of_transformers(folder, PROBLEM)
   limits = SolutionLimits(len(expected), response_tokens=96, max_steps=8)
   encoded = labelled_solutions.encode_solutions(
-    tokenizer, PROMPT_FORMATS["raw"], [row], limits
+    tokenizer, PROMPT_FORMATS["raw"], [row], limits, "insert"
   )
-  assert encoded.prompts == [expected]
+  assert [text.prompt for text in encoded.texts] == [expected]
   shorter = dataclasses.replace(limits, prompt_tokens=len(expected) - 1)
   encoded = labelled_solutions.encode_solutions(
-    tokenizer, PROMPT_FORMATS["raw"], [row], shorter
+    tokenizer, PROMPT_FORMATS["raw"], [row], shorter, "insert"
   )
   assert encoded.left_out == {0: "problem too long"}
