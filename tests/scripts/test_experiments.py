@@ -284,12 +284,12 @@ def test_a_bad_option_ends_in_a_sentence(tmp_path, option, message):
 def test_ctrl_c_ends_in_a_sentence(tmp_path):
   workdir = tmp_path / "run"
   # So many steps that a busy machine does not end them before the signal.
-  steps = "--config.sft.steps=1000000"
+  steps = ("--config.sft.steps=1000000", "--config.sft.optim.decay_steps=0")
   # A shell's background job ignores SIGINT, and so would its children.
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
   try:
     process = subprocess.Popen(
-      command("train_sft.py", workdir, steps),
+      command("train_sft.py", workdir, *steps),
       env=environment(),
       stdin=subprocess.DEVNULL,
       stdout=subprocess.PIPE,
