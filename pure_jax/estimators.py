@@ -180,8 +180,8 @@ def grpo_step_rewards(
     epsilon: > 0, in units of reward.
 
   Returns:
-    [B, S] like step_rewards; 0 where masked, and in a group of equal rewards
-    or of a single step.
+    [B, S] like step_rewards; 0 where masked, and in a group of a single step
+    or of rewards that are equal up to rounding (1e-6 of the largest).
 
   Raises:
     ValueError: G < 2, or B is not a multiple of G.
@@ -192,7 +192,13 @@ def grpo_step_rewards(
   mean = masked.masked_mean(rewards, mask, axis=1)[:, None]
   deviation = jnp.sqrt(masked.masked_var(rewards, mask, axis=1, ddof=1))
   scaled = (rewards - mean) / (deviation[:, None] + epsilon)
-  return jnp.where(mask, scaled, 0).reshape(step_rewards.shape)
+  # The rounding of the mean, divided by a deviation of almost 0, would count.
+  lowest, highest = (
+    extreme(rewards, mask, axis=1)[:, None]
+    for extreme in (masked.masked_min, masked.masked_max)
+  )
+  differ = highest - lowest > 1e-6 * jnp.maximum(highest, -lowest)
+  return jnp.where(mask & differ, scaled, 0).reshape(step_rewards.shape)
 
 
 def reinforce_pp_advantages(

@@ -44,8 +44,8 @@ def clipped_policy_loss(
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping
-    changed the loss. The gradient reaches new_logp only; it is -A where the
-    ratio is 1 and 0 where clipped or beyond the limit.
+    changed the loss. The gradient reaches new_logp only; it is -ratio * A, and
+    0 where clipped or beyond the limit.
   """
   advantages = jax.lax.stop_gradient(advantages)
   ratio = ratios.policy_ratio(new_logp, old_logp, log_ratio_limit)

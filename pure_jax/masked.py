@@ -100,12 +100,13 @@ def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
     mask: [...] bool, same shape as x, True keeps.
 
   Returns:
-    [] in the dtype of x; 0 if the kept entries of x are constant or there are
-    none.
+    [] in the dtype of x; 0 if the kept entries of x are constant up to rounding
+    (a deviation of 1e-5 of their size), or there are none.
   """
   variance = masked_var(x, mask)
+  size = masked_mean(jnp.where(mask, jnp.square(x), 0), mask)
   rest = safe_divide(masked_var(x - predicted, mask), variance)
-  return jnp.where(variance > 0, 1 - rest, jnp.zeros_like(rest))
+  return jnp.where(variance > 1e-10 * size, 1 - rest, jnp.zeros_like(rest))
 
 
 def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:

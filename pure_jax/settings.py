@@ -224,8 +224,8 @@ class LossConfig:
     importance_cap: > 0, cap of a token's importance weight, policy over
       sampler, see `importance`; None gives all tokens the same weight.
     kl_limit: > 0, clips the penalty in the loss to +-limit nats per token, as
-      verl does; a clipped token gets no gradient from it. None clips nothing,
-      and a policy far from the reference can then overflow.
+      verl does with k3; a clipped token gets no gradient from it. None clips
+      nothing, and a policy far from the reference can then overflow.
     log_ratio_limit: > 0, clips log(policy / old policy) to +-limit nats
       before the ratio is taken, as verl and OpenRLHF do; a clipped token gets
       no gradient from its ratio. None clips nothing.

@@ -247,3 +247,13 @@ def test_an_impossible_controller_raises():
       AdaptiveKLConfig(target=target)
   with pytest.raises(ValueError, match="horizon must be >= 1"):
     AdaptiveKLConfig(horizon=0)
+
+
+@pytest.mark.parametrize("reward", [0.9, 0.7, 1 / 3])
+def test_equal_rewards_of_a_group_are_0_in_spite_of_rounding(reward):
+  """The mean of equal numbers is not exact, nor are equal shares of one."""
+  rewards, mask = jnp.full((8, 5), reward), jnp.ones((8, 5), bool)
+  np.testing.assert_array_equal(grpo_step_rewards(rewards, mask, 8, 1e-6), 0)
+  returns = credit.softmin_returns(rewards, mask)
+  shares = credit.transformed_rewards(returns, mask)
+  np.testing.assert_array_equal(grpo_step_rewards(shares, mask, 8, 1e-6), 0)

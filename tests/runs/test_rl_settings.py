@@ -80,10 +80,21 @@ def test_a_schedule_counts_the_updates_of_every_mini_batch():
   fields = {"rl__updates__mini_batches": 2, "rl__updates__epochs": 3}
   with pytest.raises(ConfigError, match="ends before the 24 updates"):
     settings_from_config(changed(**fields, rl__optim__decay_steps=23))
-  with pytest.raises(ConfigError, match=r"critic\.optim\.decay_steps=23 ends"):
-    settings_from_config(changed(**fields, rl__critic__optim__decay_steps=23))
   rl = settings_from_config(changed(**fields, rl__optim__decay_steps=24)).rl
   assert rl.num_updates == 24
+
+
+def test_schedules_of_policy_and_critic_count_their_own_updates():
+  """The critic has 24, the policy misses the 6 of a warm-up iteration."""
+  fields = {"rl__updates__mini_batches": 2, "rl__updates__epochs": 3}
+  fields |= {"rl__credit__baseline": "gae", "rl__credit__fold_verifiable": True}
+  fields |= {"rl__critic__warmup_iterations": 1}
+  with pytest.raises(ConfigError, match="optim.decay_steps=17 ends before the"):
+    settings_from_config(changed(**fields, rl__optim__decay_steps=17))
+  with pytest.raises(ConfigError, match=r"critic\.optim\.decay_steps=23 ends"):
+    settings_from_config(changed(**fields, rl__critic__optim__decay_steps=23))
+  rl = settings_from_config(changed(**fields, rl__optim__decay_steps=18)).rl
+  assert rl.num_updates == 18
 
 
 @pytest.mark.parametrize(

@@ -202,8 +202,9 @@ class RLSettings:
 
   @property
   def num_updates(self) -> int:
-    """The number of updates of the whole stage."""
-    return self.iterations * self.updates.count
+    """The number of the policy's updates in the whole stage."""
+    warmup = self.critic.warmup_iterations if self.trains_critic else 0
+    return (self.iterations - warmup) * self.updates.count
 
   @property
   def first_kl_coef(self) -> float | None:
@@ -234,7 +235,10 @@ class RLSettings:
     at_least(1, self, "packed_tokens eval_every eval_prompts samples_every")
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
     self.optim.check_updates("optim", self.num_updates)
-    self.critic.optim.check_updates("critic.optim", self.num_updates)
+    if self.trains_critic:
+      self.critic.optim.check_updates(
+        "critic.optim", self.iterations * self.updates.count
+      )
     at_least(1, self, "benchmark_new_tokens")
     at_least(0, self, "benchmark_samples generations")
     one_of(self, "repetition_unit", UNITS)
