@@ -89,7 +89,7 @@ def test_schedules_of_policy_and_critic_count_their_own_updates():
   fields = {"rl__updates__mini_batches": 2, "rl__updates__epochs": 3}
   fields |= {"rl__credit__baseline": "gae", "rl__credit__fold_verifiable": True}
   fields |= {"rl__critic__warmup_iterations": 1}
-  with pytest.raises(ConfigError, match="optim.decay_steps=17 ends before the"):
+  with pytest.raises(ConfigError, match=r"optim\.decay_steps=17 ends before"):
     settings_from_config(changed(**fields, rl__optim__decay_steps=17))
   with pytest.raises(ConfigError, match=r"critic\.optim\.decay_steps=23 ends"):
     settings_from_config(changed(**fields, rl__critic__optim__decay_steps=23))
