@@ -96,6 +96,8 @@ COMPILED_QUICKLY = {
   "test_benchmark_suites.py",
   "test_cpu_layout.py",
   "test_credit.py",
+  "test_critic_runs.py",
+  "test_critic_updates.py",
   "test_decoding.py",
   "test_docs.py",
   "test_engine.py",
@@ -107,6 +109,7 @@ COMPILED_QUICKLY = {
   "test_experiments.py",
   "test_export.py",
   "test_files_task.py",
+  "test_gae.py",
   "test_generation.py",
   "test_huggingface_export.py",
   "test_huggingface_load.py",
@@ -138,6 +141,7 @@ COMPILED_QUICKLY = {
   "test_same_ids.py",
   "test_sampling.py",
   "test_score.py",
+  "test_separate_steps.py",
   "test_slots.py",
   "test_smoke_runs.py",
   "test_steps.py",
@@ -147,6 +151,7 @@ COMPILED_QUICKLY = {
   "test_token_logp.py",
   "test_train.py",
   "test_transformer.py",
+  "test_updates.py",
   "test_user_data.py",
 }
 

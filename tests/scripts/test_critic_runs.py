@@ -130,7 +130,9 @@ def test_a_critic_of_adapters_in_packed_rows_and_mini_batches(
   tmp_path, monkeypatch
 ):
   """Policy and critic share the frozen weights below their adapters."""
-  config = importlib.import_module("configs.qwen2p5_7b").get_config("smoke_prm")
+  config = importlib.import_module("configs.qwen2p5_7b").get_config(
+    "smoke_prm_one_loop"
+  )
   config.progress = False
   config.rl.update(
     {
