@@ -83,6 +83,7 @@ def test_the_last_token_of_a_truncated_response_gets_no_advantage():
   assert pure_advantages(single, plain).tolist() == [[0, 0], [-1, 0]]
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_a_return_that_equals_its_baseline_is_exactly_zero():
   # Rewards r and r over 4 and 3 tokens: the first response pays r / 3 for
   # each of its 3 tokens before EOS. A fused multiply-add leaves 1e-8, which
@@ -173,7 +174,7 @@ def _loop(batch, lists, config):
   return np.array([row + [0.0] * (width - len(row)) for row in rows])
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize(
   "changes",
   [
