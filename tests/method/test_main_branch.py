@@ -174,7 +174,7 @@ def _loop(batch, lists, config):
   return np.array([row + [0.0] * (width - len(row)) for row in rows])
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
   "changes",
   [
