@@ -83,6 +83,7 @@ def test_the_last_token_of_a_truncated_response_gets_no_advantage():
   assert pure_advantages(single, plain).tolist() == [[0, 0], [-1, 0]]
 
 
+@pytest.mark.usefixtures("compiled_well")
 def test_a_return_that_equals_its_baseline_is_exactly_zero():
   # Rewards r and r over 4 and 3 tokens: the first response pays r / 3 for
   # each of its 3 tokens before EOS. A fused multiply-add leaves 1e-8, which

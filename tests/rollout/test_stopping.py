@@ -53,7 +53,7 @@ def rollouts():
   stops = boxed_stops(PIECES)
   engine = Engine(
     EngineSpec(
-      generation.GenerationSpec(TINY, config, stops), 1, EngineConfig(8, 3)
+      generation.GenerationSpec(TINY, config, stops), 1, EngineConfig(8, 7)
     )
   )
   by_engine = engine.generate(random_policy(), prompts, keys)

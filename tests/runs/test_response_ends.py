@@ -103,8 +103,12 @@ def folder(tmp_path, monkeypatch):
   return tmp_path / "policy"
 
 
+@pytest.mark.slow
 def test_equal_logits_give_one_token(folder, tmp_path):
-  """Banned as padding, id 0 would be left out, and nothing would end."""
+  """Banned as padding, id 0 would be left out, and nothing would end.
+
+  The responses of random models, some of which end with it, show it as well.
+  """
   save_model(folder)
   assert by_transformers(folder) == [[PAD]] * PROBLEMS
   for response in evaluate_greedily(folder, tmp_path / "out", None):
@@ -112,7 +116,9 @@ def test_equal_logits_give_one_token(folder, tmp_path):
     assert response["text"] == ""
 
 
-@pytest.mark.parametrize("slots", [None, 8])
+@pytest.mark.parametrize(
+  "slots", [None, pytest.param(8, marks=pytest.mark.slow)]
+)
 def test_responses_of_random_models_are_those_of_transformers(
   folder, tmp_path, slots
 ):
@@ -148,7 +154,7 @@ def test_rollouts_of_rl_end_at_every_end_id(folder, tmp_path):
   config.rl.credit.verifiable_coef = 1.0
   config.rl.sampler.max_new_tokens = NEW_TOKENS
   config.rl.eval_prompts = 16
-  config.rl.engine.update({"slots": 32, "sync_interval": 7})
+  config.rl.engine.update({"slots": 8, "sync_interval": 7})
   settings = conversion.settings_from_config(config)
   with open_run(settings, str(tmp_path / "run")) as run:
     sampler, layout = run.spec.sampler, sharding.make_layout()

@@ -36,22 +36,27 @@ def settings_of(name, variant):
   return conversion.settings_from_config(config)
 
 
-def run_once(name, variant, workdir, monkeypatch):
-  """One iteration; the settings, the frozen weights and the metric rows."""
-  settings = settings_of(name, variant)
+def with_benchmarks(settings, benchmarks):
+  """Adds tiny benchmarks; "by one loop" compiles fewer programs."""
+  rl, files = settings.rl, settings.files
   rl = dataclasses.replace(
-    settings.rl,
-    iterations=1,
-    samples_every=1,
+    rl,
     benchmark_new_tokens=16,
-    benchmark_samples=2 * (settings.rl.reward_mode == "prm+vr"),
+    benchmark_samples=2 * (rl.reward_mode == "prm+vr"),
     generations=6,  # Every problem of the benchmarks.
   )
-  files = settings.files
-  if settings.rl.reward_mode != "vr":
-    random_files = (*files.random_files, "benchmarks")
-    files = dataclasses.replace(files, random_files=random_files)
-  settings = dataclasses.replace(settings, rl=rl, files=files, progress=False)
+  if benchmarks == "by one loop":
+    engine = dataclasses.replace(rl.engine, slots=None)
+    rl = dataclasses.replace(rl, engine=engine)
+  random_files = (*files.random_files, "benchmarks")
+  files = dataclasses.replace(files, random_files=random_files)
+  return dataclasses.replace(settings, rl=rl, files=files)
+
+
+def run_once(settings, workdir, monkeypatch):
+  """One iteration; the frozen weights and the metric rows."""
+  rl = dataclasses.replace(settings.rl, iterations=1, samples_every=1)
+  settings = dataclasses.replace(settings, rl=rl, progress=False)
   made, make = [], rl_weights.FrozenWeights
 
   def recording(*weights):
@@ -64,7 +69,7 @@ def run_once(name, variant, workdir, monkeypatch):
     train_pure.train_rl(run)
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   (weights,) = made
-  return settings, weights, [json.loads(line) for line in lines]
+  return weights, [json.loads(line) for line in lines]
 
 
 def compare_benchmarks(workdir, settings, rows):
@@ -121,37 +126,42 @@ def compare_benchmarks(workdir, settings, rows):
 
 
 @pytest.mark.parametrize(
-  ("name", "variant", "mode"),
+  ("name", "variant", "mode", "benchmarks"),
   [
-    ("qwen2p5_7b", "smoke_prm", "prm"),
-    ("qwen2p5_math_7b", "smoke_reference_verl_vr", "vr"),
-    ("qwen2p5_math_1p5b", "smoke_reference_main_prm_vr", "prm+vr"),
+    ("qwen2p5_7b", "smoke_prm", "prm", None),
+    ("qwen2p5_math_7b", "smoke_reference_verl_vr", "vr", None),
+    ("qwen2p5_math_7b", "smoke_reference_verl_prm_vr", "prm+vr", None),
+    (
+      *("qwen2p5_math_7b", "smoke_reference_main_prm_vr", "prm+vr"),
+      "by one loop",
+    ),
     *(
       pytest.param(
         "qwen2p5_math_1p5b",
         f"smoke_{preset}_{mode}",
         mode.replace("_", "+"),
+        None if mode == "vr" else "by slots",
         marks=pytest.mark.slow,
       )
       for preset in paper.PRESETS
       for mode in paper.MODES
-      if (preset, mode) != ("reference_main", "prm_vr")
     ),
   ],
 )
 def test_a_run_with_a_given_prm_trains_none(
-  name, variant, mode, tmp_path, monkeypatch
+  name, variant, mode, benchmarks, tmp_path, monkeypatch
 ):
-  settings, frozen, rows = run_once(name, variant, tmp_path, monkeypatch)
+  settings = as_stated = settings_of(name, variant)
   assert settings.rl.reward_mode == mode
-  kinds = {
-    "vr": ("files",),
-    "prm": ("files", "PRM", "benchmarks"),
-    "prm+vr": ("files", "PRM", "benchmarks", "`rl.benchmark_samples`"),
-  }
-  metric_table.check(rows, *kinds[mode])
-  if mode != "vr":
+  if benchmarks is not None:
+    settings = with_benchmarks(settings, benchmarks)
+  frozen, rows = run_once(settings, tmp_path, monkeypatch)
+  kinds = ["files", *(["PRM"] if mode != "vr" else [])]
+  if benchmarks is not None:
+    kinds += ["benchmarks"]
+    kinds += ["`rl.benchmark_samples`"] if mode == "prm+vr" else []
     compare_benchmarks(tmp_path, settings, rows)
+  metric_table.check(rows, *kinds)
   stages = [(row["stage"], row["step"]) for row in rows]
   assert stages == [("rl_eval", 0), ("rl", 1), ("rl_eval", 1)]
   assert not (tmp_path / "prm").exists()
@@ -165,7 +175,7 @@ def test_a_run_with_a_given_prm_trains_none(
     assert real.packed_tokens and real.length_buckets > 1
     # The real run uses continuous batching.
     assert real.engine.slots < real.prompts * real.samples_per_prompt
-  rl = settings.rl
+  rl = as_stated.rl
   assert rl.engine.slots < rl.prompts * rl.samples_per_prompt
   assert 2 * rl.engine.sync_interval < rl.sampler.max_new_tokens
   assert 0.5 < update["row_fill"] <= 1
