@@ -160,12 +160,14 @@ def policy_objective(
   config: LossConfig,
   denominator: Array | None = None,
   kl_coef: Array | None = None,
+  token_count: Array | None = None,
 ) -> tuple[Array, MetricGroups]:
   """Returns clipped loss + KL to the reference - entropy bonus.
 
   The metrics in `sums` are aggregated like the loss, with its denominator.
   With the limits of config (the default), loss, gradients and metrics are
-  finite for all finite log-probs.
+  finite for all finite log-probs. The guard of config does not change the
+  loss: `ratios.apply_guard` does, once micro-batches are summed.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
@@ -178,19 +180,20 @@ def policy_objective(
     denominator: [] float, as in `aggregate_loss`.
     kl_coef: [] float32, replaces config.kl_coef, as an adaptive coefficient
       does (`estimators.adaptive_kl_coef`); None keeps it.
+    token_count: [] int, tokens of the whole batch; required with both
+      ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
     (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
     policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
     token). With dual_clip, ``dual_clip_fraction`` is the share of tokens whose
-    loss it bounds. With ratio_guard, ``guarded_fraction`` is the share of
-    tokens whose loss it sets to 0.
+    loss it bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens.
     With importance_cap the metrics of `importance.weigh` are included. The
     gradient reaches new_logp and entropy.
 
   Raises:
-    ValueError: if shapes differ, or if importance_cap is set and the
-      experience has no sampled_logp.
+    ValueError: if shapes differ, if importance_cap is set and the experience
+      has no sampled_logp, or if token_count is missing.
   """
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
@@ -218,10 +221,6 @@ def policy_objective(
   if config.entropy_coef:
     loss -= config.entropy_coef * mean_entropy
   ratio = ratios.policy_ratio(new_logp, old_logp, config.log_ratio_limit)
-  if config.ratio_guard is not None:
-    exceeds = ratios.exceeds_guard(ratio, mask, config.ratio_guard)
-    loss = jnp.where(exceeds, jnp.zeros_like(loss), loss)
-    quantities["guarded_fraction"] = jnp.broadcast_to(exceeds, mask.shape)
   metrics = MetricGroups(
     sums={
       "policy_loss": policy_loss,
@@ -236,6 +235,10 @@ def policy_objective(
     maxima={"ratio_max": masked.masked_max(ratio, mask)},
     minima={"ratio_min": masked.masked_min(ratio, mask)},
   )
+  if config.ratio_guard is not None:
+    metrics.sums["mean_ratio"] = _mean_ratio(
+      ratio, mask, denominator, token_count
+    )
   return loss, jax.lax.stop_gradient(metrics)
 
 
@@ -280,6 +283,18 @@ def _policy_losses(
   return per_token, quantities
 
 
+def _mean_ratio(ratio, mask, denominator, token_count):
+  """The mean over the batch's tokens, or a micro-batch's share of it."""
+  if token_count is None:
+    if denominator is not None:
+      raise ValueError(
+        "ratio_guard compares the mean ratio of the whole batch: give "
+        "token_count, the number of its tokens, with the denominator."
+      )
+    token_count = jnp.sum(mask)
+  return masked.safe_divide(masked.masked_sum(ratio, mask), token_count)
+
+
 def _check_shapes(mask, **arrays):
   """Validates shapes, so that no array is broadcast by accident."""
   for name, x in arrays.items():
@@ -309,8 +324,9 @@ def pure_loss(
 ) -> tuple[Array, Metrics]:
   """Returns the PURE loss: credit, baseline, advantage and clipping together.
 
-  It calls `pure_advantages` and `policy_objective` on a batch that fits into
-  memory. With micro-batches, call the two yourself.
+  It calls `pure_advantages`, `policy_objective` and `ratios.apply_guard` on a
+  batch that fits into memory. With micro-batches, call the three yourself, the
+  last on their summed losses, metrics and gradients.
 
   Args:
     new_logp: [B, C] float, nats, under the policy being trained.
@@ -323,8 +339,10 @@ def pure_loss(
     loss: LossConfig, static under jit.
 
   Returns:
-    (loss [], metrics of both functions). The gradient with respect to step
-    rewards, and to any other field of the experience, is exactly 0.
+    (loss [], metrics of the three functions). The gradient with respect to
+    step rewards, and to any other field of the experience, is exactly 0. With
+    ratio_guard exceeded, loss and gradient are 0 (if ratios are finite, which
+    log_ratio_limit ensures).
 
   Raises:
     ValueError: if shapes differ, or if B is not a multiple of G.
@@ -333,6 +351,7 @@ def pure_loss(
   value, metrics = policy_objective(
     new_logp, entropy, advantages, experience, loss
   )
+  value, metrics = ratios.apply_guard(value, metrics, loss.ratio_guard)
   return value, credit_metrics | metrics.to_dict()
 
 

@@ -2,14 +2,16 @@
 
 Each limit is an option of `LossConfig`. A log-ratio limit keeps exp finite. A
 dual clip bounds the loss of tokens that became much likelier although their
-advantage is negative. A guard drops a micro-batch whose mean ratio is too high.
+advantage is negative. A guard drops a batch whose mean ratio is too high.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import masked
+from pure_jax.types import MetricGroups
 
 
 def policy_ratio(
@@ -69,19 +71,38 @@ def dual_clip(
   return jnp.where(clipped, largest, per_token), clipped
 
 
-def exceeds_guard(ratio: Array, mask: Array, guard: float) -> Array:
-  """Returns whether the mean ratio is so large that the loss should be 0.
+def apply_guard(
+  results: Any, metrics: MetricGroups, guard: float | None
+) -> tuple[Any, MetricGroups]:
+  """Makes the results of a batch 0 if its mean ratio exceeds the guard.
 
   On-policy the mean ratio is about 1. TRL's PPO trainer zeroes the loss of a
-  batch whose mean ratio exceeds 10 (its `ratio_threshold`). Each micro-batch is
-  compared by the mean over its own tokens.
+  batch whose mean ratio exceeds 10 (its `ratio_threshold`). The mean is that of
+  the whole batch of an update, so micro-batches are summed before.
+
+  >>> import jax.numpy as jnp
+  >>> metrics = MetricGroups({"mean_ratio": jnp.array(11.0)})
+  >>> loss, metrics = apply_guard(jnp.array(2.0), metrics, 10.0)
+  >>> float(loss), float(metrics.sums["guarded_fraction"])
+  (0.0, 1.0)
 
   Args:
-    ratio: [B, C] float, policy over old policy.
-    mask: [B, C] bool, True on generated tokens.
-    guard: > 1, the largest mean ratio.
+    results: pytree of arrays, the loss and, if they were computed, its
+      gradients.
+    metrics: of `losses.policy_objective`, summed over the whole batch;
+      ``mean_ratio`` is read.
+    guard: > 1, the largest mean ratio; None changes nothing.
 
   Returns:
-    [] bool, False without a token. No gradient flows through it.
+    (results, metrics). If the guard is exceeded, the results are 0, also where
+    they were not finite. ``guarded_fraction`` is then 1, otherwise 0. A mean
+    ratio of NaN exceeds no guard.
   """
-  return jax.lax.stop_gradient(masked.masked_mean(ratio, mask)) > guard
+  if guard is None:
+    return results, metrics
+  exceeds = metrics.sums["mean_ratio"] > guard
+  results = jax.tree.map(
+    lambda x: jnp.where(exceeds, jnp.zeros_like(x), x), results
+  )
+  sums = metrics.sums | {"guarded_fraction": exceeds.astype(jnp.float32)}
+  return results, metrics.replace(sums=sums)

@@ -231,8 +231,9 @@ class LossConfig:
       no gradient from its ratio. None clips nothing.
     dual_clip: c > 1, bounds the loss of a token with A < 0 by -c * A, see
       `ratios.dual_clip` (verl has 3); None does not.
-    ratio_guard: > 1; a micro-batch whose tokens' mean ratio exceeds it has the
-      loss 0, see `ratios.exceeds_guard` (TRL has 10); None has no guard.
+    ratio_guard: > 1; the loss and gradients of an update are 0 if the mean
+      ratio of its tokens exceeds it, see `ratios.apply_guard` (TRL has 10);
+      None has no guard.
   """
 
   clip_low: float = 0.2

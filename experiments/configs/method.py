@@ -72,7 +72,7 @@ def loss() -> dict:
     # Bounds the loss of a token with a negative advantage at this multiple of
     # it (verl has 3); None is off.
     dual_clip=placeholder(float),
-    # The loss of a micro-batch is 0 if its mean ratio exceeds this (TRL has
-    # 10); None is off.
+    # Loss and gradients of an update are 0 if the mean ratio of its tokens, all
+    # micro-batches together, exceeds this (TRL has 10); None is off.
     ratio_guard=placeholder(float),
   )

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pure_jax import losses
+from pure_jax import losses, ratios
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -196,7 +196,7 @@ def policy_gradients(
   """Computes the policy objective of a batch and its gradients.
 
   The loss is summed over micro-batches, each divided by the count of the whole
-  batch.
+  batch. `ratios.apply_guard` then sees the mean ratio of the whole batch.
 
   Args:
     spec: the step's specification.
@@ -216,10 +216,30 @@ def policy_gradients(
     of the processed columns that have a token.
   """
   batch = (rollout, experience, advantages)
-  if shape is not None:
-    return _packed_gradients(spec, params, base, batch, shape, kl_coef)
-  layout = spec.layouts.training
-  denominator = losses.loss_denominator(experience.completion_mask, spec.loss)
+  if shape is None:
+    (loss, metrics), grads = _row_gradients(spec, params, base, batch, kl_coef)
+  else:
+    (loss, metrics), grads, fits = _packed_gradients(
+      spec, params, base, batch, shape, kl_coef
+    )
+  (loss, grads), metrics = ratios.apply_guard(
+    (loss, grads), metrics, spec.loss.ratio_guard
+  )
+  if shape is not None:  # After the guard, which a part of a batch may exceed.
+    loss = jnp.where(fits, loss, jnp.nan)
+  return (loss, metrics), grads
+
+
+def _batch_counts(mask, config):
+  """The counts of the whole batch that `policy_objective` reads."""
+  token_count = None if config.ratio_guard is None else jnp.sum(mask)
+  return losses.loss_denominator(mask, config), token_count
+
+
+def _row_gradients(spec, params, base, batch, kl_coef):
+  """`policy_gradients` with a row for each text, unguarded."""
+  layout, mask = spec.layouts.training, batch[1].completion_mask
+  denominator, token_count = _batch_counts(mask, spec.loss)
 
   def objective(params, micro_batch):
     rollout, experience, advantages = micro_batch
@@ -229,22 +249,22 @@ def policy_gradients(
     )
     return losses.policy_objective(
       *(new_logp, entropy, advantages, experience),
-      *(spec.loss, denominator, kl_coef),
+      *(spec.loss, denominator, kl_coef, token_count),
     )
 
   micro_batches = count_micro_batches(
-    len(rollout.tokens), spec.micro_batch_rows, layout.row_shards
+    len(mask), spec.micro_batch_rows, layout.row_shards
   )
   return accumulate_gradients(objective, params, batch, micro_batches)
 
 
 def _packed_gradients(spec, params, base, batch, shape, kl_coef):
-  """`policy_gradients` in packed rows."""
+  """`policy_gradients` in packed rows, unguarded, and whether all texts fit."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
   rows, tokens = pack_rollout(rollout, shape, act_sharding)
   mask = experience.completion_mask
-  denominator = losses.loss_denominator(mask, spec.loss)
+  denominator, token_count = _batch_counts(mask, spec.loss)
   lengths = jnp.broadcast_to(jnp.sum(mask, axis=1, keepdims=True), mask.shape)
 
   def objective(params, index):
@@ -269,12 +289,11 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),
-      *(spec.loss, denominator, kl_coef),
+      *(spec.loss, denominator, kl_coef, token_count),
     )
 
   (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches
   )
-  loss = jnp.where(rows.fits, loss, jnp.nan)
   metrics = metrics.replace(sums=metrics.sums | {"row_fill": rows.fill})
-  return (loss, metrics), grads
+  return (loss, metrics), grads, rows.fits

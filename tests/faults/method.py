@@ -185,10 +185,19 @@ FAULTS = (
   ),
   Fault(
     "the guard counts padding",
-    "ratios:exceeds_guard",
-    "masked.masked_mean(ratio, mask)",
-    "jnp.mean(ratio)",
-    ("test_ratios.py::test_the_guard_counts_tokens_only",),
+    "losses:_mean_ratio",
+    "masked.masked_sum(ratio, mask)",
+    "jnp.sum(ratio)",
+    ("test_ratios.py::test_the_mean_ratio_counts_tokens_only",),
+  ),
+  Fault(
+    "the library's loss has no guard",
+    "losses:pure_loss",
+    "apply_guard(value, metrics, loss.ratio_guard)",
+    "apply_guard(value, metrics, None)",
+    (
+      "test_ratios.py::test_the_guard_drops_the_whole_loss_above_the_mean_ratio",
+    ),
   ),
   Fault(
     "a sample is its own baseline",

@@ -50,10 +50,28 @@ FAULTS = (
   ),
   Fault(
     "the update divides each micro-batch by its own count",
-    "training.passes:policy_gradients",
-    "*(spec.loss, denominator, kl_coef)",
-    "*(spec.loss, None, kl_coef)",
+    "training.passes:_row_gradients",
+    "*(spec.loss, denominator, kl_coef, token_count)",
+    "*(spec.loss, None, kl_coef, token_count)",
     ("test_train.py::test_four_micro_batches_equal_one_batch",),
+  ),
+  Fault(
+    "the guard compares a mean with the denominator of the loss",
+    "training.passes:_batch_counts",
+    "return losses.loss_denominator(mask, config), token_count",
+    "return (losses.loss_denominator(mask, config),) * 2",
+    (
+      "test_guard.py::test_micro_batches_and_packed_rows_are_guarded_as_one_batch",
+    ),
+  ),
+  Fault(
+    "the guard sees the loss and not the gradients",
+    "training.passes:policy_gradients",
+    "(loss, grads), metrics = ratios.apply_guard( (loss, grads),",
+    "loss, metrics = ratios.apply_guard( loss,",
+    (
+      "test_guard.py::test_micro_batches_and_packed_rows_are_guarded_as_one_batch",
+    ),
   ),
   Fault(
     "the mini-batches of an epoch mix the orders of several",

@@ -13,6 +13,7 @@ from factories import random_experience
 from pure_jax import advantages as estimation
 from pure_jax import estimators, importance, losses, ratios
 from pure_jax.settings import CreditConfig, LossConfig
+from pure_jax.types import MetricGroups
 
 # Compiled once per config and shape: eager, every operation is a program.
 policy_objective = jax.jit(losses.policy_objective, static_argnums=4)
@@ -153,26 +154,96 @@ def test_a_dual_clip_passes_no_gradient_to_advantages():
 def test_the_guard_drops_the_whole_loss_above_the_mean_ratio(other):
   # TRL's rule: the mean over tokens, > and not >=, and all of the loss.
   config = LossConfig(ratio_guard=10.0, entropy_coef=0.1, **other)
-  ratio = np.array([20.0, 1.0, 1.0, 1.0])  # Mean 5.75.
-  loss, slope, metrics = _objective(np.log(ratio), 0, 0.3, -1, config)
   free = dataclasses.replace(config, ratio_guard=None)
-  expected = _objective(np.log(ratio), 0, 0.3, -1, free)
+  credit = CreditConfig(group_size=4, baseline="none")
+  slopes_of = jax.jit(
+    jax.value_and_grad(losses.pure_loss, argnums=(0, 1), has_aux=True),
+    static_argnums=(3, 4),
+  )
+
+  def run(first, config):
+    # 4 x 5 tokens; the mean ratio is (19 + first) / 20.
+    ratio = np.ones((4, 5), np.float32)
+    ratio[0, 0] = first
+    new_logp = ONES.old_logp + np.log(ratio)
+    entropy = jnp.ones((4, 5))
+    (loss, metrics), slopes = slopes_of(new_logp, entropy, ONES, credit, config)
+    return jax.device_get((loss, slopes, metrics))
+
+  loss, slopes, metrics = run(175.0, config)  # Mean 9.7.
+  expected = run(175.0, free)
   assert loss == expected[0] != 0
-  np.testing.assert_array_equal(slope, expected[1])
+  jax.tree.map(np.testing.assert_array_equal, slopes, expected[1])
+  assert slopes[0].any() and slopes[1].any()
+  np.testing.assert_allclose(metrics["mean_ratio"], 9.7, rtol=1e-5)
   assert metrics["guarded_fraction"] == 0
-  assert "guarded_fraction" not in expected[2]
-  ratio[1] = 25.0  # Mean 11.75.
-  loss, slope, metrics = _objective(np.log(ratio), 0, 0.3, -1, config)
-  assert loss == 0 and slope.tolist() == [0] * 4
+  assert {*metrics} - {*expected[2]} == {"mean_ratio", "guarded_fraction"}
+  loss, slopes, metrics = run(187.0, config)  # Mean 10.3.
+  assert loss == 0 and not slopes[0].any() and not slopes[1].any()
   assert metrics["guarded_fraction"] == 1
+  assert metrics["policy_loss"] == run(187.0, free)[2]["policy_loss"] != 0
 
 
-def test_the_guard_counts_tokens_only():
+def test_the_guard_is_exceeded_above_it_only():
+  values = [9.0, 10.0, 10.5, np.inf, np.nan]
+  for value, fires in zip(values, [0, 0, 1, 1, 0], strict=True):
+    metrics = MetricGroups({"mean_ratio": jnp.float32(value)})
+    results, metrics = ratios.apply_guard(
+      (jnp.float32(3), {"w": jnp.array([1, np.nan, np.inf])}), metrics, 10.0
+    )
+    loss, grads = jax.device_get(results)
+    assert metrics.sums["guarded_fraction"] == fires, value
+    expected = [0, 0, 0] if fires else [1, np.nan, np.inf]
+    np.testing.assert_array_equal(grads["w"], expected)
+    assert loss == (0 if fires else 3)
+
+
+@pytest.mark.parametrize("low, expected", [(0.9, 9.95), (1.1, 0.0)])
+def test_rows_apart_are_guarded_as_rows_together(low, expected):
+  # Mean ratios of 9.95 and 10.05; each row alone has 19, and .9 or 1.1.
+  config = LossConfig(ratio_guard=10.0)
+  new_logp = np.log(np.float32([[19.0, 1.0], [low, 1.0]]))
+  mask = np.array([[True, False], [True, False]])
+  batch = BATCH.replace(
+    completion_mask=mask, old_logp=0 * new_logp, ref_logp=new_logp
+  )
+
+  def objective(rows, **counts):
+    part = batch.replace(
+      completion_mask=mask[rows],
+      old_logp=batch.old_logp[rows],
+      ref_logp=batch.ref_logp[rows],
+    )
+    new = new_logp[rows]
+    return policy_objective(new, 0 * new, 0 * new - 1, part, config, **counts)
+
+  counts = {"denominator": jnp.float32(2), "token_count": jnp.int32(2)}
+  parts = [objective(slice(row, row + 1), **counts) for row in (0, 1)]
+  totals = [objective(slice(None))] + [
+    (
+      first[0] + second[0],
+      MetricGroups(jax.tree.map(jnp.add, first[1].sums, second[1].sums)),
+    )
+    for first, second in [parts]
+  ]
+  for loss, metrics in totals:
+    loss, _ = ratios.apply_guard(loss, metrics, config.ratio_guard)
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
+def test_the_mean_ratio_counts_tokens_only():
   mask = np.array([[True, False]])
-  ratio = jnp.array([[9.0, 1e9]])
-  assert not ratios.exceeds_guard(ratio, mask, 10.0)
-  assert ratios.exceeds_guard(ratio, ~mask, 10.0)
-  assert not ratios.exceeds_guard(ratio, mask & ~mask, 10.0)
+  new_logp = np.log(np.float32([[9.0, 1e8]]))
+  config = LossConfig(ratio_guard=10.0)
+  for kept, expected in ((mask, 9.0), (~mask, 1e8), (mask & ~mask, 0.0)):
+    batch = BATCH.replace(
+      completion_mask=kept, old_logp=0 * new_logp, ref_logp=new_logp
+    )
+    arguments = (new_logp, 0 * new_logp, 0 * new_logp, batch, config)
+    _, metrics = policy_objective(*arguments)
+    np.testing.assert_allclose(metrics.sums["mean_ratio"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="give token_count"):
+      policy_objective(*arguments, denominator=jnp.float32(2))
 
 
 def test_a_coefficient_of_the_call_replaces_that_of_the_config():
