@@ -3,7 +3,7 @@ r"""Which parts of an answer are words: text commands, bare words, names."""
 import re
 
 from pure_jax.host.grading.answers import units
-from pure_jax.host.grading.answers.tokens import NAMES
+from pure_jax.host.grading.answers.tokens import NAMES, PLAIN_NAME
 
 _TEXT = re.compile(
   r"\\(?:text(?:bf|it|rm|sf|tt|normal|up)?|mbox|hbox|mathrm|emph)"
@@ -15,6 +15,7 @@ _JOINING_WORD = re.compile(r"(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])")
 SEPARATOR = re.compile(r"[,;]?\s*(?<![\\a-zA-Z])(?:and|or)(?![a-zA-Z])|[,;]")
 _BARE_WORDS = re.compile(r"[^\W\d_]{2,}(?:[ '-]+[^\W\d_]+)*")
 _SHORT_WORDS = {"yes", "no", "true", "odd", "all", "any", "up", "she", "he"}
+_ANSWERS = _SHORT_WORDS | {"false", "none", "even", "undefined"}
 
 
 def mark_words(text: str) -> str:
@@ -68,7 +69,40 @@ def words_of(text: str) -> str | None:
     return None
   bare = re.sub(r"\\text\{[^{}]*\}", "", text)
   if has_text and not re.search("[a-zA-Z]{2}", bare):
-    return lower
+    return plain
   lengths = [len(word) for word in lower.split()]
   is_word = max(lengths) > 3 or "o" in lower or lower in _SHORT_WORDS
-  return lower if is_word or (len(lengths) > 1 and max(lengths) > 2) else None
+  return plain if is_word or (len(lengths) > 1 and max(lengths) > 2) else None
+
+
+def same_words(left: str, right: str) -> bool:
+  """Compares words; several letters may be symbols, which keep their case.
+
+  Only the first letter of a word of three letters or more may be a capital, or
+  all letters of a text of several words or of a usual answer.
+
+  Args:
+    left: from `words_of`.
+    right: from `words_of`.
+
+  >>> same_words("Yes", "YES"), same_words("ABCD", "abcd")
+  (True, False)
+  """
+  folded = left.casefold()
+  if left == right or folded != right.casefold():
+    return left == right
+  if " " in left or folded in _ANSWERS:
+    return True
+  return len(left) > 2 and left[1:] == right[1:]
+
+
+def has_word(text: str) -> bool:
+  """Tells whether a formula has words, or letters side by side.
+
+  Args:
+    text: a formula, in which names of functions do not count.
+  """
+  plain = re.sub(r"\\operatorname *\{[^{}]*\}", "", PLAIN_NAME.sub("", text))
+  return "\\text" in plain or bool(
+    re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{2}", plain)
+  )
