@@ -149,7 +149,7 @@ def _same_in_base(reference: Node, answer: Node) -> bool:
       bases.add(node.base)
     elif isinstance(node, Quantity) and node.letters is None:
       value, unit = node.parts[0]
-      if not value.is_Integer or unit != units.NO_UNIT or value < 0:
+      if not value.is_Integer or unit != units.NO_UNIT:
         return False
       digits.append(str(value))
     else:

@@ -40,6 +40,8 @@ from pure_jax.host.grading.answers.words import (
   SEPARATOR,
   has_word,
   mark_words,
+  meaning,
+  without_lead,
   words_of,
 )
 
@@ -93,22 +95,23 @@ def read(text: str, unit_words: frozenset[str] = frozenset()) -> Node:
     text: a spelling by `spelling.normalize`.
     unit_words: words that are units because the other answer has them as such.
 
-  >>> read(r"\text{No solution}"), read("52_8")
-  (Words(text='No solution'), InBase(digits='52', base=8))
+  >>> read(r"\text{Saturday}"), read("52_8")
+  (Words(text='Saturday'), InBase(digits='52', base=8))
   """
   text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
   text = _ELLIPSIS.sub(r"\\ldots ", text)
   # A value without its name: = 5.
   text = re.sub(r"^(?:=|\\approx(?![a-zA-Z]))", "", text)
-  return _read(mark_words(text), unit_words)
+  return _read(mark_words(without_lead(text)), unit_words)
 
 
 def _read(text: str, unit_words: frozenset[str]) -> Node:
   """Reads a text whose words are marked, by the rules above."""
   text = brackets.strip_groups(text)
   words = words_of(text)
-  if words is not None:
+  if words is not None and meaning(words) == words:
     return Words(words)
+  text = text if words is None else meaning(words)
   text = _THOUSANDS.sub(
     lambda match: (
       match[0].replace(",", "")
@@ -261,7 +264,7 @@ def _approximate(
 
 def _read_group(text: str, unit_words: frozenset[str]) -> Node | None:
   """A set, a tuple, an interval or a matrix; None if it is none."""
-  matrix = _MATRIX.fullmatch(text)
+  matrix = _MATRIX.fullmatch(text) or _MATRIX.fullmatch(text[1:-1])
   if matrix:
     return _read_matrix(matrix[2], unit_words)
   if text.startswith("\\{") and text.endswith("\\}"):

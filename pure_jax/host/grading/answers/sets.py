@@ -3,7 +3,7 @@ r"""Sets of real numbers: intervals, their unions, and solutions."""
 import sympy
 from sympy.core.function import AppliedUndef
 
-from pure_jax.host.grading.answers import units
+from pure_jax.host.grading.answers import numeric, units
 from pure_jax.host.grading.answers.structure import (
   Collection,
   Named,
@@ -45,7 +45,24 @@ def same_set(reference: Node, answer: Node) -> bool:
   sets = _as_set(reference), _as_set(answer)
   if None in sets or sympy.S.EmptySet in sets:
     return False
-  return bool(sets[0] == sets[1])
+  return _equal(*sets)
+
+
+def _equal(left: sympy.Set, right: sympy.Set) -> bool:
+  """Compares two sets by the values of their ends and elements."""
+  if left == right:
+    return True
+  if left.func != right.func or len(left.args) != len(right.args):
+    return False
+  if isinstance(left, sympy.Interval):
+    same_kind = left.args[2:] == right.args[2:]
+    return same_kind and all(map(numeric.equal, left.args[:2], right.args[:2]))
+  if not isinstance(left, sympy.FiniteSet | sympy.Union):
+    return False
+  compare = _equal if isinstance(left, sympy.Union) else numeric.equal
+  return all(any(compare(a, b) for b in right.args) for a in left.args) and (
+    all(any(compare(a, b) for a in left.args) for b in right.args)
+  )
 
 
 def variables(node: Node) -> set[sympy.Expr]:

@@ -265,7 +265,8 @@ def mark_bare_units(text: str, others: frozenset[str]) -> str:
     # The last letter of 12-5s belongs to its term.
     if not known and not (lower in others and _NUMBER.fullmatch(match[1])):
       return text
-  return f"{match[1]}\\text{{{match[2].strip()}}}"
+  unit = re.sub(r"\^\{([23])\}", r"^\1", match[2].strip())
+  return f"{match[1]}\\text{{{unit}}}"
 
 
 def agree(reference: Unit, answer: Unit) -> fractions.Fraction | None:

@@ -18,6 +18,57 @@ _SHORT_WORDS = {"yes", "no", "true", "odd", "all", "any", "up", "she", "he"}
 _ANSWERS = _SHORT_WORDS | {"false", "none", "even", "undefined"}
 
 
+_NO_SOLUTION = re.compile(
+  r"(?:there (?:is|are) )?no (?:real )?(?:solution|root)s?(?: exists?)?"
+  r"|(?:the )?empty set|none"
+)
+_ALL_REALS = re.compile(r"(?:the set of )?(?:all )?(?:real numbers|reals)")
+_LEAD = re.compile(
+  r"\\text *\{ *(?:the )?(?:final )?answer(?: is)?:? *\} *:?(?! *[=<>])(?=.)"
+  r"|(?:the )?(?:final )?answer(?: is:?|:) ",
+  re.IGNORECASE,
+)
+_BASE = re.compile(
+  r"((?:\\text *\{)?[0-9A-Z.-]+\}?)(?:_\{)? *(?:\\text *\{)? *"
+  r"\(?(?:in )?base *\}? *(\w+) *\)?\}?"
+)
+# June 3
+_WORD_AND_NUMBER = re.compile(
+  r"(?:\\text *\{ *)?([a-zA-Z]{3,}) *(?:\}| ) *([0-9]{1,4})"
+)
+
+
+def without_lead(text: str) -> str:
+  r"""Removes *the answer is* in front, and writes *66 base 8* as 66_8.
+
+  Args:
+    text: a spelling by `spelling.normalize`.
+
+  >>> without_lead(r"\text{The answer is }5"), without_lead("66 base 8")
+  ('5', '66_{8}')
+  """
+  text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
+  base = _BASE.fullmatch(text)
+  return f"{base[1]}_{{{base[2]}}}" if base else text
+
+
+def meaning(words: str) -> str:
+  r"""Returns the sign that says the same as words, or the words.
+
+  Args:
+    words: from `words_of`.
+
+  >>> meaning("No real solutions"), meaning("none of these")
+  ('\\emptyset', 'none of these')
+  """
+  lower = words.casefold()
+  if _NO_SOLUTION.fullmatch(lower):
+    return r"\emptyset"
+  if lower == "infinity":
+    return r"\infty"
+  return r"\mathbb{R}" if _ALL_REALS.fullmatch(lower) else words
+
+
 def mark_words(text: str) -> str:
   r"""Leaves in ``\text{}`` only words: ``\text{5 or 7}`` becomes ``5 or 7``.
 
@@ -54,11 +105,14 @@ def _mark_word(text: str) -> str:
 
 
 def words_of(text: str) -> str | None:
-  r"""Returns the words of a text of words alone; None otherwise.
+  r"""Returns the words of a text of words alone, or June 3; None otherwise.
 
   Args:
     text: from `mark_words`.
   """
+  dated = _WORD_AND_NUMBER.fullmatch(text)
+  if dated and dated[1] not in NAMES and not PLAIN_NAME.fullmatch(dated[1]):
+    return f"{dated[1]} {dated[2]}"
   has_text = "\\text" in text
   plain = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)
   plain = " ".join(plain.split()).strip("().")
