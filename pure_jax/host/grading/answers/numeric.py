@@ -209,12 +209,25 @@ def _equal_at(left: sympy.Expr, right: sympy.Expr, point: Point) -> bool:
   if all(map(_is_small_integer, point.values())):
     return equal_numbers(*pair)
   if close(*values, POINT_ERROR):
-    return True
-  fewer = [
-    value_of(_at(side, point, FEWER_DIGITS), FEWER_DIGITS)
-    for side in (left, right)
-  ]
-  return bool(max(map(abs, values)) < _SHRINKS * max(map(abs, fewer)))
+    # The terms that both share are no longer in the difference.
+    difference = left - right
+    return _is_rounding(difference, point) or not value_of(
+      _at(difference, point, FEWER_DIGITS), FEWER_DIGITS
+    )
+  return _is_rounding(left, point) and _is_rounding(right, point)
+
+
+def _is_rounding(expression: sympy.Expr, point: Point) -> bool:
+  """Tells whether a value is 0 but for rounding: it shrinks with more digits.
+
+  With fewer digits it may be 0 by chance, if it is below `POINT_ERROR` with
+  more.
+  """
+  size, fewer = (
+    abs(value_of(_at(expression, point, digits), digits))
+    for digits in (POINT_DIGITS, FEWER_DIGITS)
+  )
+  return bool(size < (_SHRINKS * fewer if fewer else POINT_ERROR))
 
 
 def _is_small_integer(value: sympy.Rational) -> bool:
