@@ -2,10 +2,11 @@ r"""Compares two answers whose structure has been read.
 
 The rules, for a reference and an answer:
 
-1. Words are equal as words, without regard to case.
+1. Words are equal as words; the first letter may be a capital.
 2. A name is dropped if only one side has it: ``x=5`` is 5. Two names must be
    the same. Values with different names are in the order of their names:
-   ``x=3,y=5`` is ``(3,5)``.
+   ``x=3,y=5`` is ``(3,5)``. Other letters than x and y, or a, b and c, must be
+   written in that order.
 3. Equations are equal if one is a multiple of the other, not because both have
    the same solutions, or none. For inequalities the factor must be positive.
 4. Lists and sets have no order; repetition matters in lists. A list with an
@@ -17,11 +18,13 @@ The rules, for a reference and an answer:
    least six digits and six decimals is equal to what it rounds.
 7. A number in a base equals the same digits in the same base, or without one.
 8. A ratio equals a proportional one, and its quotient; a time only the same
-   time.
+   time. A ratio of zeros has no value, and one to zero no quotient.
 9. What cannot be read equals only the same text.
 """
 
+import itertools
 import re
+from collections.abc import Sequence
 
 import sympy
 
@@ -40,6 +43,7 @@ from pure_jax.host.grading.answers.structure import (
   Unread,
   Words,
 )
+from pure_jax.host.grading.answers.words import same_words
 
 
 def same(reference: Node, answer: Node) -> bool:
@@ -77,7 +81,9 @@ def same(reference: Node, answer: Node) -> bool:
 def _sole_item(node: Node) -> Node:
   """Returns the item of a set with one item, or the node itself."""
   is_set = isinstance(node, Collection) and node.kind == "set"
-  return node.items[0] if is_set and len(node.items) == 1 else node
+  if not is_set or len(node.items) != 1 or isinstance(node.items[0], Unread):
+    return node
+  return node.items[0]
 
 
 def _same_text(reference: Node, answer: Node) -> bool:
@@ -101,7 +107,7 @@ def _same_words(reference: Node, answer: Node) -> bool:
       texts.append(node.letters)
     else:
       return False
-  return texts[0] == texts[1]
+  return same_words(*texts)
 
 
 def _same_named(reference: Node, answer: Node) -> bool:
@@ -143,7 +149,7 @@ def _same_in_base(reference: Node, answer: Node) -> bool:
       bases.add(node.base)
     elif isinstance(node, Quantity) and node.letters is None:
       value, unit = node.parts[0]
-      if not value.is_Integer or unit != units.NO_UNIT or value < 0:
+      if not value.is_Integer or unit != units.NO_UNIT:
         return False
       digits.append(str(value))
     else:
@@ -154,22 +160,17 @@ def _same_in_base(reference: Node, answer: Node) -> bool:
 def _same_ratio(reference: Node, answer: Node) -> bool:
   """Compares ratios and times."""
   if isinstance(reference, Ratio) and isinstance(answer, Ratio):
-    left, right = reference.items, answer.items
-    if reference.unit.percent != answer.unit.percent:
+    same_unit = (
+      reference.unit.percent == answer.unit.percent
+      and reference.unit.scale == answer.unit.scale
+      and units.agree(reference.unit, answer.unit) is not None
+    )
+    if not same_unit or len(reference.items) != len(answer.items):
       return False
-    if (
-      len(left) != len(right)
-      or units.agree(reference.unit, answer.unit) is None
-    ):
-      return False
-    if reference.is_time:
-      same_items = reference.items == answer.items
-      return answer.is_time and (
-        same_items or _clock(reference) == _clock(answer)
-      )
-    return all(
-      numeric.equal(a * right[0], b * left[0])
-      for a, b in zip(left, right, strict=True)
+    if reference.is_time and answer.is_time:
+      return _same_time(reference, answer)
+    return not reference.is_time and _proportional(
+      reference.items, answer.items
     )
   hours = _whole_hours(reference), _whole_hours(answer)
   if None not in hours:
@@ -182,15 +183,52 @@ def _same_ratio(reference: Node, answer: Node) -> bool:
   value, unit = other.parts[0]
   if (reference is ratio and ratio.is_time) or unit != units.NO_UNIT:
     return False
-  return numeric.equal(value * ratio.items[1], ratio.items[0])
+  if ratio.unit != units.NO_UNIT or numeric.is_zero(ratio.items[1]):
+    return False
+  return numeric.equal(value, ratio.items[0] / ratio.items[1])
+
+
+def _same_time(reference: Ratio, answer: Ratio) -> bool:
+  """Compares times; a duration has no unit but that of times."""
+  allowed = {"am", "pm", "time"}
+  names = {
+    name for time in (reference, answer) for name, _ in time.unit.dimensions
+  }
+  if answer.unit != reference.unit and not names <= allowed:
+    return False
+  same_items = reference.items == answer.items
+  return same_items or _clock(reference) == _clock(answer)
+
+
+def _proportional(
+  left: tuple[sympy.Expr, ...], right: tuple[sympy.Expr, ...]
+) -> bool:
+  """Compares terms of ratios; a ratio of zeros alone is not defined."""
+  zeros = [[numeric.is_zero(item) for item in items] for items in (left, right)]
+  if zeros[0] != zeros[1] or all(zeros[0]):
+    return False
+  at = zeros[0].index(False)
+  return all(
+    numeric.equal(a / left[at], b / right[at])
+    for a, b in zip(left, right, strict=True)
+  )
 
 
 def _same_collection(reference: Collection, answer: Collection) -> bool:
   """Compares lists, sets, tuples, matrices and unions by their items."""
   kinds = {reference.kind, answer.kind}
   named = [_all_names(node) for node in (reference, answer)]
-  if all(named) and named[0] != named[1]:
-    return False
+  if all(named):
+    if named[0] != named[1]:
+      return False
+    if all(len(named[0]) == len(n.items) for n in (reference, answer)):
+      return kinds == {"list"} and _same_items(
+        _by_name(reference), _by_name(answer)
+      )
+  if kinds == {"list", "both"}:
+    # x > 0 and y > 0; of one variable, "and" and "or" differ.
+    several = len(variables(reference)) > 1
+    return several and _same_unordered(reference.items, answer.items)
   if _names(reference) or _names(answer):
     return _same_in_order_of_names(reference, answer)
   left, right = _values(reference), _values(answer)
@@ -200,7 +238,7 @@ def _same_collection(reference: Collection, answer: Collection) -> bool:
     if "set" in kinds:
       left, right = _distinct(left), _distinct(right)
     return _same_unordered(left, right)
-  if kinds == {"union"}:
+  if kinds in ({"union"}, {"both"}):
     return _same_unordered(left, right)
   if kinds == {"difference"}:
     return _same_items(left, right)
@@ -278,12 +316,20 @@ def _same_in_order_of_names(reference: Collection, answer: Collection) -> bool:
   for node, known in zip((reference, answer), names, strict=True):
     items = list(node.items)
     if known:
-      items.sort(key=lambda item: item.name)
-      items = [item.value for item in items]
+      written = [item.name for item in items]
+      if written != known and not _follow(known):
+        return False
+      items = _by_name(node)
     elif node.brackets != "()":
       return False
     sides.append(items)
   return _same_items(*sides)
+
+
+def _follow(names: list[str]) -> bool:
+  """Tells whether names are letters that follow each other, as x and y."""
+  letters = [ord(name) if len(name) == 1 else 0 for name in names]
+  return all(b == a + 1 for a, b in itertools.pairwise(letters))
 
 
 def _same_items(left: list[Node], right: list[Node]) -> bool:
@@ -291,7 +337,13 @@ def _same_items(left: list[Node], right: list[Node]) -> bool:
   return len(left) == len(right) and all(map(same, left, right))
 
 
-def _same_unordered(left: list[Node], right: list[Node]) -> bool:
+def _by_name(node: Collection) -> list[Node]:
+  """Returns named values in the order of their names."""
+  items = sorted(node.items, key=lambda item: item.name)
+  return [item.value for item in items]
+
+
+def _same_unordered(left: Sequence[Node], right: Sequence[Node]) -> bool:
   """Compares items in any order."""
   if len(left) != len(right):
     return False

@@ -4,34 +4,34 @@ r"""Tells whether two expressions are equal, by evaluating both.
    the larger one, the difference must be 0 too, in up to `MAX_DIGITS` digits of
    working precision: 10^{100}+1 is not 10^{100}. Rational numbers are compared
    exactly.
-2. Expressions with symbols are evaluated at fixed points, where each symbol has
-   a value of its own, to `POINT_DIGITS` digits: equal if they agree at every
-   point at which both are defined. Letters of counts (n, k, m) have integer
-   values. At points with negative values, logarithms and roots of negative
-   numbers are undefined, so that \sqrt{ab} is \sqrt a \sqrt b, and \sqrt{x^2}
-   is not x.
+2. Expressions with symbols are equal if they agree at every one of the `points`
+   at which both are defined. There the values are floating-point numbers of
+   `POINT_DIGITS` digits, which have to agree within `POINT_ERROR` of the larger
+   one, however small. What is 0 only by rounding is known by another, smaller
+   number of digits: with these it is larger. Where the values at a point are
+   integers, the two numbers are compared by rule 1. At points with negative
+   values, logarithms and roots of negative numbers are undefined, so that
+   \sqrt{ab} is \sqrt a \sqrt b, and \sqrt{x^2} is not x.
 3. The letter i is the imaginary unit, unless another letter is upper case: it
    may be a current then, as in i^2 R.
 4. Calls of unknown functions, f(2), are symbols, named by their arguments.
 """
 
-import hashlib
-from collections.abc import Iterator
-
 import sympy
 from sympy.core.evalf import PrecisionExhausted
 from sympy.core.function import AppliedUndef
 
+from pure_jax.host.grading.answers.points import MAX_COUNT, Point, points
+
 DIGITS = 30
 MAX_DIGITS = 300
 ERROR = sympy.Rational(1, 10**20)
-NUM_POINTS = 6
 # At a point, values are floating-point numbers.
-POINT_DIGITS = 60
-POINT_ERROR = sympy.Rational(1, 10**40)
-# For floor and ceiling, which hide differences at most points.
-NUM_ROUNDING_POINTS = 40
-_COUNTS = set("nkm")
+POINT_DIGITS = 400
+POINT_ERROR = sympy.Rational(1, 10**340)
+FEWER_DIGITS = 100
+# A value that is only rounding shrinks by more than this with more digits.
+_SHRINKS = sympy.Rational(1, 10**150)
 _IMAGINARY = sympy.Symbol("i")
 
 
@@ -50,6 +50,8 @@ def equal(left: sympy.Expr, right: sympy.Expr) -> bool:
     False also if neither is defined at any point.
   """
   left, right = as_complex(left, right)
+  if left.has(sympy.nan, sympy.zoo) or right.has(sympy.nan, sympy.zoo):
+    return False
   if left == right:
     return True
   left, right = without_calls(left), without_calls(right)
@@ -57,6 +59,15 @@ def equal(left: sympy.Expr, right: sympy.Expr) -> bool:
   if not symbols:
     return equal_numbers(left, right)
   return _equal_at_points(left, right, symbols)
+
+
+def is_zero(expression: sympy.Expr) -> bool:
+  """Tells whether an expression is 0.
+
+  Args:
+    expression: any expression.
+  """
+  return equal(expression, sympy.S.Zero)
 
 
 def without_calls(expression: sympy.Expr) -> sympy.Expr:
@@ -80,13 +91,13 @@ def multiple(left: sympy.Expr, right: sympy.Expr, positive: bool) -> bool:
     positive: whether the constant must be positive.
   """
   symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-  for point, _ in _points(symbols):
-    first, second = left.xreplace(point).doit(), right.xreplace(point).doit()
+  for point, _ in points(left, right, symbols):
+    first, second = _at(left, point), _at(right, point)
     try:
       values = value_of(first), value_of(second)
     except UndefinedError:
       continue
-    if close(values[0], sympy.S.Zero) or close(values[1], sympy.S.Zero):
+    if min(map(abs, values)) < POINT_ERROR:
       continue
     if positive and not (values[0] / values[1]).is_positive:
       return False
@@ -120,7 +131,9 @@ def equal_numbers(left: sympy.Expr, right: sympy.Expr) -> bool:
   if (left.is_Rational and right.is_Rational) or left in (sympy.oo, -sympy.oo):
     return left == right
   try:
-    if not close(value_of(left), value_of(right)):
+    values = value_of(left), value_of(right)
+    # A difference that cancels to 0 has no digits.
+    if not close(*values) and max(map(abs, values)) >= ERROR:
       return False
   except UndefinedError:
     return False
@@ -143,11 +156,9 @@ def close(
   Args:
     left: from `value_of`.
     right: from `value_of`.
-    error: relative to the larger one. Two numbers below it agree, since a
-      difference that cancels to 0 has no digits.
+    error: relative to the larger one.
   """
-  size = max(abs(left), abs(right))
-  return bool(abs(left - right) <= error * size) or bool(size < error)
+  return bool(abs(left - right) <= error * max(abs(left), abs(right)))
 
 
 def value_of(expression: sympy.Expr, digits: int = DIGITS) -> sympy.Expr:
@@ -175,56 +186,67 @@ def _equal_at_points(
 ) -> bool:
   """Compares two expressions at every point at which both are defined."""
   compared = 0
-  rounds = left.has(sympy.floor, sympy.ceiling) or right.has(
-    sympy.floor, sympy.ceiling
-  )
-  count = NUM_ROUNDING_POINTS if rounds else NUM_POINTS
   is_complex = left.has(sympy.I) or right.has(sympy.I)
-  for point, is_positive in _points(symbols, count):
-    pair = left.xreplace(point).doit(), right.xreplace(point).doit()
+  for point, is_positive in points(left, right, symbols):
     may_be_undefined = not is_positive and not is_complex
     if may_be_undefined and any(
       _has_even_root_of_negative(side, point) for side in (left, right)
     ):
       continue
     try:
-      values = [value_of(value, POINT_DIGITS) for value in pair]
+      if not _equal_at(left, right, point):
+        return False
     except UndefinedError:
       continue
-    if not close(*values, POINT_ERROR):
-      return False
     compared += 1
   return compared > 0
 
 
-def _points(
-  symbols: list[sympy.Symbol], count: int = NUM_POINTS
-) -> Iterator[tuple[dict[sympy.Symbol, sympy.Expr], bool]]:
-  """Yields points, each with whether all its values are positive.
+def _equal_at(left: sympy.Expr, right: sympy.Expr, point: Point) -> bool:
+  """Compares two expressions at a point; raises where one is undefined."""
+  pair = _at(left, point), _at(right, point)
+  values = [value_of(side, POINT_DIGITS) for side in pair]
+  if all(map(_is_small_integer, point.values())):
+    return equal_numbers(*pair)
+  if close(*values, POINT_ERROR):
+    # The terms that both share are no longer in the difference.
+    difference = left - right
+    return _is_rounding(difference, point) or not value_of(
+      _at(difference, point, FEWER_DIGITS), FEWER_DIGITS
+    )
+  return _is_rounding(left, point) and _is_rounding(right, point)
 
-  The values depend only on the name of a symbol and the number of the point.
+
+def _is_rounding(expression: sympy.Expr, point: Point) -> bool:
+  """Tells whether a value is 0 but for rounding: it shrinks with more digits.
+
+  With fewer digits it may be 0 by chance, if it is below `POINT_ERROR` with
+  more.
   """
-  for number in range(count):
-    is_positive = number % 2 == 0
-    point = {}
-    for symbol in symbols:
-      digest = hashlib.sha256(f"{number} {symbol.name}".encode()).digest()
-      if symbol.name in _COUNTS:
-        alone = len(symbols) == 1
-        step = number if alone else number // 2 + digest[0] % 7
-        point[symbol] = sympy.Integer(3 + step)
-        continue
-      size = sympy.Rational(1 + int.from_bytes(digest[:2]) % 3989, 1009)
-      negative = not is_positive and (digest[2] % 2 or len(symbols) == 1)
-      if count == NUM_ROUNDING_POINTS and number % 5 == 0:
-        size = sympy.ceiling(size)  # Rounding may differ at integers only.
-      point[symbol] = sympy.Float(-size if negative else size, POINT_DIGITS)
-    yield point, is_positive
+  size, fewer = (
+    abs(value_of(_at(expression, point, digits), digits))
+    for digits in (POINT_DIGITS, FEWER_DIGITS)
+  )
+  return bool(size < (_SHRINKS * fewer if fewer else POINT_ERROR))
 
 
-def _has_even_root_of_negative(
-  expression: sympy.Expr, point: dict[sympy.Symbol, sympy.Expr]
-) -> bool:
+def _is_small_integer(value: sympy.Rational) -> bool:
+  """Tells whether a value stays an integer, also in exponents."""
+  return bool(value.is_Integer and abs(value) <= MAX_COUNT)
+
+
+def _at(
+  expression: sympy.Expr, point: Point, digits: int = POINT_DIGITS
+) -> sympy.Expr:
+  """Puts the values of a point into an expression, as floats or integers."""
+  values = {
+    symbol: value if _is_small_integer(value) else sympy.Float(value, digits)
+    for symbol, value in point.items()
+  }
+  return expression.xreplace(values).doit()
+
+
+def _has_even_root_of_negative(expression: sympy.Expr, point: Point) -> bool:
   """Tells whether a root or a logarithm is of a negative number."""
   for part in sympy.preorder_traversal(expression):
     inner = None

@@ -89,8 +89,11 @@ def _factors(
 ) -> list[sympy.Expr]:  # fmt: skip
   """Returns the numbers by which an answer's value may be multiplied."""
   factors = []
+  if answer.percent and not reference.percent and answer.dimensions:
+    return []
   factor = units.agree(reference, answer)
-  if factor is not None:
+  in_radians = units.is_angle(answer) and right.has(sympy.pi)
+  if factor is not None and (reference.dimensions or not in_radians):
     factors.append(_rational(factor * answer.scale / reference.scale))
   degree = 180 / sympy.pi
   if units.is_angle(reference) and (
@@ -118,9 +121,8 @@ def _rounds(quantity: Quantity, decimal: sympy.Expr, value: sympy.Expr) -> bool:
   if decimals is None or not (value.is_number and value.is_comparable):
     return False
   error = abs(value - decimal)
-  if quantity.digits >= FLOAT_DIGITS and bool(
-    error <= _FLOAT_ERROR * abs(value)
-  ):
+  is_float = quantity.digits >= FLOAT_DIGITS and value.is_integer is not True
+  if is_float and bool(error <= _FLOAT_ERROR * min(abs(value), 10**3)):
     return True
   if decimals < MIN_DECIMALS or quantity.digits < MIN_DIGITS:
     return False

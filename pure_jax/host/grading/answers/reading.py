@@ -23,7 +23,7 @@ import re
 
 import sympy
 
-from pure_jax.host.grading.answers import formula, numeric, quantities, units
+from pure_jax.host.grading.answers import brackets, formula, quantities, units
 from pure_jax.host.grading.answers.algebra import UnreadableError
 from pure_jax.host.grading.answers.structure import (
   Collection,
@@ -36,7 +36,14 @@ from pure_jax.host.grading.answers.structure import (
   Unread,
   Words,
 )
-from pure_jax.host.grading.answers.words import SEPARATOR, mark_words, words_of
+from pure_jax.host.grading.answers.words import (
+  SEPARATOR,
+  has_word,
+  mark_words,
+  meaning,
+  without_lead,
+  words_of,
+)
 
 ELLIPSIS = r"\ldots"
 
@@ -54,7 +61,6 @@ _SIGNS = {
 }  # fmt: skip
 _SIGN = re.compile(r"\\[a-zA-Z]+|[<>]=|[=<>]")
 _ELLIPSIS = re.compile(r"\\(?:dots[cb]?|cdots|ldots)(?![a-zA-Z])")
-_OPEN, _CLOSE = "([{", ")]}"
 _SCIENTIFIC = re.compile(
   r"(?<![\w.\\])([0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE]([+-]?[0-9]{1,3})(?!\w)"
 )
@@ -72,7 +78,6 @@ _MATRIX = re.compile(
   r"\\begin\{([pbB]?matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\{\1\}",
   re.DOTALL,
 )
-_STYLE = re.compile(r"\\(?:mathbf|boldsymbol|bm|boxed|fbox|underline) *(?=\{)")
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _TUPLE = re.compile(r"\([^(),]+(?:,[^(),]+)+\)")
 # {x | x < 3}
@@ -90,31 +95,32 @@ def read(text: str, unit_words: frozenset[str] = frozenset()) -> Node:
     text: a spelling by `spelling.normalize`.
     unit_words: words that are units because the other answer has them as such.
 
-  >>> read(r"\text{No solution}"), read("52_8")
-  (Words(text='no solution'), InBase(digits='52', base=8))
+  >>> read(r"\text{Saturday}"), read("52_8")
+  (Words(text='Saturday'), InBase(digits='52', base=8))
   """
   text = _SCIENTIFIC.sub(r"\1\\times 10^{\2}", text)
   text = _ELLIPSIS.sub(r"\\ldots ", text)
   # A value without its name: = 5.
   text = re.sub(r"^(?:=|\\approx(?![a-zA-Z]))", "", text)
-  return _read(mark_words(text), unit_words)
+  return _read(mark_words(without_lead(text)), unit_words)
 
 
 def _read(text: str, unit_words: frozenset[str]) -> Node:
   """Reads a text whose words are marked, by the rules above."""
-  text = _strip_groups(text)
+  text = brackets.strip_groups(text)
   words = words_of(text)
-  if words is not None:
+  if words is not None and meaning(words) == words:
     return Words(words)
+  text = text if words is None else meaning(words)
   text = _THOUSANDS.sub(
     lambda match: (
       match[0].replace(",", "")
-      if _depth(text[: match.start()]) == 0
+      if brackets.depth(text[: match.start()]) == 0
       else match[0]
     ),
     text,
   )
-  items = _split(text, SEPARATOR)
+  items = brackets.split(text, SEPARATOR)
   if len(items) > 1:
     if not all(item.strip() for item in items):
       return Unread(text)
@@ -123,7 +129,7 @@ def _read(text: str, unit_words: frozenset[str]) -> Node:
       total = quantities.added(nodes)
       if total is not None:
         return total
-    return Collection("list", _flat(nodes))
+    return Collection(_kind_of_list(text, nodes), _flat(nodes))
   for reader in (_read_union, _read_relation, _read_group, _read_plus_minus):
     node = reader(text, unit_words)
     if node is not None:
@@ -131,41 +137,13 @@ def _read(text: str, unit_words: frozenset[str]) -> Node:
   return _read_value(text, unit_words)
 
 
-def _strip_groups(text: str) -> str:
-  """Removes braces and styles around the whole."""
-  while True:
-    text = _STYLE.sub("", text, count=1) if _STYLE.match(text) else text
-    text = text.strip().rstrip(".").strip()
-    if not (text.startswith("{") and _closes_at_end(text)):
-      return text
-    text = text[1:-1]
-
-
-def _depth(text: str) -> int:
-  """Returns how many brackets are open at the end of a text."""
-  return sum((c in _OPEN) - (c in _CLOSE) for c in text)
-
-
-def _closes_at_end(text: str) -> bool:
-  """Tells whether the bracket at the start closes at the end."""
-  depth = 0
-  for at, character in enumerate(text):
-    depth += (character in _OPEN) - (character in _CLOSE)
-    if depth == 0:
-      return at == len(text) - 1
-  return False
-
-
-def _split(text: str, separator: re.Pattern) -> list[str]:
-  """Splits a text at separators outside brackets."""
-  parts, start, depth, at = [], 0, 0, 0
-  for match in separator.finditer(text):
-    depth += _depth(text[at : match.start()])
-    at = match.start()
-    if depth == 0 and "\\begin" not in text[:at]:
-      parts.append(text[start:at])
-      start = match.end()
-  return [*parts, text[start:]]
+def _kind_of_list(text: str, nodes: list[Node]) -> str:
+  """Returns "both" for inequalities with *and* between them, else "list"."""
+  joins = {separator.strip() for separator in SEPARATOR.findall(text)}
+  inequalities = all(
+    isinstance(node, Relation) and "=" not in node.signs for node in nodes
+  )
+  return "both" if inequalities and joins == {"and"} else "list"
 
 
 def _flat(nodes: list[Node]) -> tuple[Node, ...]:
@@ -179,10 +157,12 @@ def _flat(nodes: list[Node]) -> tuple[Node, ...]:
 
 def _read_union(text: str, unit_words: frozenset[str]) -> Node | None:
   """A union or a difference of sets; None if there is no sign of one."""
-  parts = _split(text, re.compile(r"\\cup(?![a-zA-Z])"))
+  parts = brackets.split(text, re.compile(r"\\cup(?![a-zA-Z])"))
   is_difference = len(parts) == 1
   if is_difference:
-    parts = _split(text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])"))
+    parts = brackets.split(
+      text, re.compile(r"\\(?:setminus|backslash)(?![a-zA-Z])")
+    )
     if len(parts) != 2:
       return None
   name, sign, first = parts[0].rpartition("\\in ")
@@ -195,7 +175,7 @@ def _read_relation(text: str, unit_words: frozenset[str]) -> Node | None:
   """A relation, or a value with its name; None if there is no sign of one."""
   signs, parts, start = [], [], 0
   for match in _SIGN.finditer(text):
-    if match[0] in _SIGNS and _depth(text[: match.start()]) == 0:
+    if match[0] in _SIGNS and brackets.depth(text[: match.start()]) == 0:
       signs.append(_SIGNS[match[0]])
       parts.append(text[start : match.start()].strip())
       start = match.end()
@@ -232,17 +212,26 @@ def _named(
   except UnreadableError:
     name = ""
   if name:
-    value = _read(parts[-1], unit_words)
-    return Named(name, value, relation if len(parts) == 2 else None)
-  if relation is None or any(side.free_symbols for side in relation.sides[:-1]):
-    return None
+    if len(parts) == 2:
+      return Named(name, _read(parts[1], unit_words), relation)
+    nodes = [_read(part, unit_words) for part in parts[1:]]
+    return Named(name, nodes[-1], None) if _holds(nodes) else None
   # 2+3=5: the value, if it is true. 5=x is x=5.
-  *before, last = relation.sides
-  if last.is_Symbol and len(before) == 1:
-    return Named(str(last), _read(parts[0], unit_words), relation)
-  if all(numeric.equal(side, last) for side in before):
-    return _read(parts[-1], unit_words)
-  return None
+  nodes = [_read(part, unit_words) for part in parts]
+  *before, last = nodes
+  if any(not isinstance(n, Quantity) or n.has_symbols for n in before):
+    return None
+  if relation and relation.sides[-1].is_Symbol and len(before) == 1:
+    return Named(str(relation.sides[-1]), before[0], relation)
+  return last if _holds(nodes) else None
+
+
+def _holds(nodes: list[Node]) -> bool:
+  """Tells whether all sides of a chain of equations are equal."""
+  *before, last = nodes
+  return all(isinstance(node, Quantity) for node in nodes) and all(
+    quantities.same_quantity(last, node) for node in before
+  )
 
 
 def _name(text: str) -> str:
@@ -275,23 +264,25 @@ def _approximate(
 
 def _read_group(text: str, unit_words: frozenset[str]) -> Node | None:
   """A set, a tuple, an interval or a matrix; None if it is none."""
-  matrix = _MATRIX.fullmatch(text)
+  matrix = _MATRIX.fullmatch(text) or _MATRIX.fullmatch(text[1:-1])
   if matrix:
     return _read_matrix(matrix[2], unit_words)
   if text.startswith("\\{") and text.endswith("\\}"):
-    if not _closes_at_end(text[1:-2] + "}"):
+    if not brackets.closes_at_end(text[1:-2] + "}"):
       return None
     builder = _BUILDER.fullmatch(text[2:-2])
     if builder:
-      return _read(builder[1], unit_words)
-    items = _split(text[2:-2], SEPARATOR)
+      node = _read(builder[1], unit_words)
+      holds = isinstance(node, Relation | Named | Collection)
+      return node if holds else Unread(text)
+    items = brackets.split(text[2:-2], SEPARATOR)
     if items == [""]:
       return Unread(r"\emptyset")
     return Collection("set", _flat([_read(i, unit_words) for i in items]))
   if text[:1] in ("(", "[") and text[-1:] in (")", "]"):
-    if not _closes_at_end(text):
+    if not brackets.closes_at_end(text):
       return None
-    items = _split(text[1:-1], re.compile("[,;]"))
+    items = brackets.split(text[1:-1], re.compile("[,;]"))
     if len(items) == 1:
       return None
     nodes = tuple(_read(item, unit_words) for item in items)
@@ -370,7 +361,9 @@ def _read_quantity(text: str, pairs: list[tuple[str, str]]) -> Quantity:
     if parts:
       return Quantity(tuple(parts), *_decimals(pairs[0][0]))
   value = formula.read_formula(text)
-  letters = text.casefold() if text.isalpha() and text.isascii() else None
+  if not value.free_symbols and has_word(text):
+    raise UnreadableError(f"{text!r} has words")  # not 0, which is no product.
+  letters = text if text.isalpha() and text.isascii() else None
   parts = ((value, units.NO_UNIT),)
   return Quantity(parts, *_decimals(text), letters=letters)
 

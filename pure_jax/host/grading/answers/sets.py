@@ -3,9 +3,10 @@ r"""Sets of real numbers: intervals, their unions, and solutions."""
 import sympy
 from sympy.core.function import AppliedUndef
 
-from pure_jax.host.grading.answers import units
+from pure_jax.host.grading.answers import numeric, units
 from pure_jax.host.grading.answers.structure import (
   Collection,
+  Named,
   Node,
   Quantity,
   Relation,
@@ -44,7 +45,24 @@ def same_set(reference: Node, answer: Node) -> bool:
   sets = _as_set(reference), _as_set(answer)
   if None in sets or sympy.S.EmptySet in sets:
     return False
-  return bool(sets[0] == sets[1])
+  return _equal(*sets)
+
+
+def _equal(left: sympy.Set, right: sympy.Set) -> bool:
+  """Compares two sets by the values of their ends and elements."""
+  if left == right:
+    return True
+  if left.func != right.func or len(left.args) != len(right.args):
+    return False
+  if isinstance(left, sympy.Interval):
+    same_kind = left.args[2:] == right.args[2:]
+    return same_kind and all(map(numeric.equal, left.args[:2], right.args[:2]))
+  if not isinstance(left, sympy.FiniteSet | sympy.Union):
+    return False
+  compare = _equal if isinstance(left, sympy.Union) else numeric.equal
+  return all(any(compare(a, b) for b in right.args) for a in left.args) and (
+    all(any(compare(a, b) for a in left.args) for b in right.args)
+  )
 
 
 def variables(node: Node) -> set[sympy.Expr]:
@@ -77,10 +95,9 @@ def _as_set(node: Node) -> sympy.Set | None:
     if None in ends:
       return None
     return _interval(*ends, node.brackets[0] == "(", node.brackets[1] == ")")
-  is_alternative = node.kind == "list" and all(
-    isinstance(item, Relation) for item in node.items
-  )
-  if node.kind == "union" or is_alternative:
+  if node.kind in ("list", "both"):
+    return _solutions_of_all(node)
+  if node.kind == "union":
     parts = [_as_set(item) for item in node.items]
     return None if None in parts else sympy.Union(*parts)
   if node.kind == "difference":
@@ -90,6 +107,28 @@ def _as_set(node: Node) -> sympy.Set | None:
     values = [_real(item) for item in node.items]
     return None if None in values else sympy.FiniteSet(*values)
   return None
+
+
+def _solutions_of_all(node: Collection) -> sympy.Set | None:
+  """Returns what fulfils one of several relations, or all with *and*.
+
+  If nothing fulfils all, *and* joins the parts: x < 2 and x > 5.
+  """
+  names = {str(variable) for variable in variables(node)}
+  parts = []
+  for item in node.items:
+    if isinstance(item, Named):
+      names.add(item.name)
+      value = _real(item.value)
+      parts.append(None if value is None else sympy.FiniteSet(value))
+    else:
+      parts.append(_as_set(item) if isinstance(item, Relation) else None)
+  if None in parts or len(names) != 1 or not variables(node):
+    return None
+  common = sympy.Intersection(*parts)
+  if node.kind == "both" and common != sympy.S.EmptySet:
+    return common
+  return sympy.Union(*parts)
 
 
 def _real(node: Node) -> sympy.Expr | None:

@@ -4,7 +4,9 @@ Nothing here changes the meaning of an answer, and what is rewritten here is
 what is compared later. The rules, in order:
 
 1. Signs outside ASCII become LaTeX: ``×``, ``π``, ``√2``, ``5²``, ``72°``.
-2. Sizes and styles vanish: ``\left``, ``\big``, ``\displaystyle``, ``\dfrac``.
+2. Sizes, styles and colours vanish: ``\left``, ``\big``, ``\displaystyle``,
+   ``\dfrac``. ``{a\over b}``, ``\vert``, ``\lbrace``, ``x**2``, ``abs(x)`` get
+   the usual spelling. Other ``**`` vanish.
 3. *percent* becomes ``\%``, ``\langle`` a bracket. ``\!`` vanishes; ``\,``,
    ``~`` and ``\quad`` become a space.
 4. Digits in groups of three after ``{,}``, ``\,`` or a space are one number;
@@ -47,12 +49,25 @@ _SIZE = re.compile(
   r"|Large|small)"
   r"(?![a-zA-Z])) *"
 )
+_COLOR = re.compile(r"\\(?:text)?color *\{ *[a-zA-Z]+ *\}")
+_OTHER_NAMES = {
+  r"\langle": "(", r"\rangle": ")", r"\degree": r"^\circ ", r"\vert": "|",
+  r"\lbrace": r"\{", r"\rbrace": r"\}",
+}  # fmt: skip
+_OTHER_NAME = re.compile(r"\\(?:[lr]angle|degree|vert|[lr]brace)(?![a-zA-Z]) ?")
+_GROUP = r"((?:[^{}]|\{[^{}]*\})*)"
+# {5\choose 2}, {1\over 2}
+_INFIX = re.compile(rf"\{{{_GROUP}\\(choose|over)(?![a-zA-Z]){_GROUP}\}}")
+_INFIX_ALONE = re.compile(
+  r" *([\w+-]+) *\\(choose|over)(?![a-zA-Z]) *([\w+-]+) *"
+)
+_STARS = re.compile(r"(?<=[\w)}])\*\*(?=[\w({-])|(?<=[\w)}]) \*\* (?=[\w(])")
+_ABSOLUTE = re.compile(r"(?<![\\a-zA-Z])abs *\(([^()]*)\)")
 _PHANTOM = re.compile(r"\\[hv]?phantom *(?:\{[^{}]*\}|.)")
 _PERCENT = re.compile(
   r"\\(?:text|mathrm|mbox) *\{ *(?:percent|per cent|pct) *\}"
   r"|(?<![a-zA-Z\\{])(?:percent|per cent|pct)(?![a-zA-Z])"
 )
-_ANGLE_BRACKETS = {r"\langle": "(", r"\rangle": ")", r"\degree": r"^\circ "}
 _SPACE = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z]))|(?<!\\)~")
 _GROUPS_OF_THREE = re.compile(
   r"(?<![\w.,}^])([1-9][0-9]{0,2})((?:(?:\{,\}|\\,|\\ |~| )[0-9]{3})+)"
@@ -87,12 +102,11 @@ def normalize(answer: str) -> str:
   )
   text = _PHANTOM.sub("", _SIZE.sub("", text))
   text = _PERCENT.sub(r"\\%", text)
-  text = re.sub(
-    r"\\(?:[lr]angle|degree)(?![a-zA-Z])",
-    lambda match: _ANGLE_BRACKETS[match[0]],
-    text,
+  text = _OTHER_NAME.sub(
+    lambda match: _OTHER_NAMES[match[0].rstrip()], _COLOR.sub("", text)
   )
-  text = re.sub(r"\\[dtc]frac(?![a-zA-Z])", r"\\frac", text)
+  text = _usual_forms(text)
+  text = re.sub(r"\\[dtc](frac|binom)(?![a-zA-Z])", r"\\\1", text)
   text = re.sub(r"(?<!\\)\\! *|(?<![\\\w^}\]])\{\}", "", text)
   text = _GROUPS_OF_THREE.sub(
     lambda match: match[1] + re.sub("[^0-9]", "", match[2]), text
@@ -105,6 +119,19 @@ def normalize(answer: str) -> str:
   text = " ".join(text.replace("**", " ").split())
   text = text.rstrip(".,;\\ ")
   return re.sub(r"(?<=[(\[]) | (?=[)\]])", "", text)
+
+
+def _usual_forms(text: str) -> str:
+  """Rewrites what plain TeX or a program writes in another way."""
+
+  def command(match: re.Match) -> str:
+    name = "binom" if match[2] == "choose" else "frac"
+    return f"\\{name}{{{match[1]}}}{{{match[3]}}}"
+
+  alone = _INFIX_ALONE.fullmatch(text)
+  text = command(alone) if alone else _INFIX.sub(command, text)
+  text = re.sub(r"(?<=[0-9])\^\{ *o *\}", r"^\\circ ", text)
+  return _ABSOLUTE.sub(r"|\1|", _STARS.sub("^", text))
 
 
 def vote_key(answer: str) -> str:

@@ -9,7 +9,7 @@ from pure_jax.host.grading.answers import units
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """An answer of words, in lower case."""
+  """An answer of words, in their case."""
 
   text: str
 
@@ -22,7 +22,7 @@ class Quantity:
     parts: (value, unit); only the first may have symbols, and then no unit.
     decimals: if it is a decimal number, the digits behind its point; else None.
     digits: the significant digits of that number.
-    letters: its text in lower case if it has only letters; else None.
+    letters: its text if it has only letters; else None.
   """
 
   parts: tuple[tuple[sympy.Expr, units.Unit], ...]
@@ -30,14 +30,19 @@ class Quantity:
   digits: int = 0
   letters: str | None = None
 
+  @property
+  def has_symbols(self) -> bool:
+    """Whether its value has symbols."""
+    return any(value.free_symbols for value, _ in self.parts)
+
 
 @dataclasses.dataclass(frozen=True)
 class Collection:
   """Several values.
 
   Attributes:
-    kind: "list", "set", "tuple", "row", "column", "matrix", "union" or
-      "difference", of two sets.
+    kind: "list", "both" (inequalities that hold together), "set", "tuple",
+      "row", "column", "matrix", "union" or "difference", of two sets.
     items: the values; rows of a matrix are collections of kind "row".
     brackets: of a tuple with two items, which may be an interval.
   """

@@ -94,6 +94,10 @@ _BARE = re.compile(
   r"(.*[0-9)}\]%])\s*((?:(?<![\\a-zA-Z])[a-zA-Z]+\.?(?:\^\{?[23]\}?)?\s*/?\s*)+)",
   re.DOTALL,
 )
+# A number without operators between terms.
+_NUMBER = re.compile(
+  r"\s*[+-]?(?:[0-9.,]+|\\frac\s*(?:\{[0-9]+\}|[0-9]) *(?:\{[0-9]+\}|[0-9]))\s*"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,7 +163,9 @@ class _UnitReader:
     lower = _singular(word.casefold())
     if exponent is not None or lower in ("squared", "cubed"):
       power = _POWERS[lower] if exponent is None else int(exponent)
-      if self.last is not None:
+      if self.last is None or not power:
+        self.add("of nothing", 1)
+      else:
         self.add(self.last[0], self.last[1] * (power - 1))
     elif word == "%":
       self.percent = True
@@ -256,9 +262,11 @@ def mark_bare_units(text: str, others: frozenset[str]) -> str:
         lower in words for words in (_TABLE, _POWERS, _SPEED, _PER, _COUNT)
       )
     )
-    if not known and lower not in others:
+    # The last letter of 12-5s belongs to its term.
+    if not known and not (lower in others and _NUMBER.fullmatch(match[1])):
       return text
-  return f"{match[1]}\\text{{{match[2].strip()}}}"
+  unit = re.sub(r"\^\{([23])\}", r"^\1", match[2].strip())
+  return f"{match[1]}\\text{{{unit}}}"
 
 
 def agree(reference: Unit, answer: Unit) -> fractions.Fraction | None:
