@@ -77,7 +77,8 @@ def evaluate_benchmarks(
   Returns:
     (metrics, rows of the table of generations). Metrics are named
     "BENCHMARK/METRIC"; those of "average" are means over the averaged
-    benchmarks. Both are empty without benchmarks.
+    benchmarks. "left_out" counts problems of a benchmark that are not
+    evaluated. Both are empty without benchmarks.
   """
   benchmarks, rl = run.task.benchmarks, run.spec.settings.rl
   problems = [p for benchmark in benchmarks for p in benchmark.problems]
@@ -97,6 +98,7 @@ def evaluate_benchmarks(
     own = slice(first, first + len(benchmark.problems))
     for name, value in values.items():
       metrics[f"{benchmark.name}/{name}"] = float(np.mean(value[own]))
+    metrics[f"{benchmark.name}/left_out"] = float(benchmark.left_out[0])
     own_rows = chosen_rows(len(benchmark.problems), rl.generations)
     chosen += [first + row for row in own_rows]
     names += [benchmark.name] * len(own_rows)
@@ -190,7 +192,7 @@ def _prm_texts(
   if config.separator == "each":
     limit = run.spec.prm_columns - run.spec.sampler.max_new_tokens
     return each_step_inputs(
-      run.task.tokenizer,
+      encoder.tokenizer,
       [encoder.ids(problem) for problem in problems],
       step_texts(run, rollout, np.asarray(rows)),
       limit + rollout.tokens.shape[1],

@@ -13,6 +13,7 @@ from script_flags import parsed
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import Verdict
 from pure_jax.host.logs import curves
+from pure_jax.runs import responses
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -110,6 +111,24 @@ def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   prompt = task.prompt_encoder.text(problem)
   assert "\\boxed{}" in prompt and prompt.endswith("<|im_start|>assistant\n")
   assert task.prm_prompt_encoder.text(problem) == problem.problem
+
+
+def test_without_a_prm_its_prompts_leave_no_problem_out(task, tmp_path):
+  """Neither of training nor of a benchmark, and none is encoded."""
+  config = files.get_config()
+  config.update_from_flattened_dict(SMALL)
+  config.files.random_files = ("train", "held_out", "benchmarks")
+  config.files.prm_prompt_tokens = 1
+  with pytest.raises(ConfigError, match="have room for none"):
+    FilesTask(conversion.settings_from_config(config), tmp_path / "with")
+  config.rl.credit.process_coef = 0.0
+  made = conversion.settings_from_config(config)
+  with open_run(made, str(tmp_path / "run")) as run:
+    assert run.spec.prm_model is None
+    assert len(run.task.train) == len(task.train)
+    assert {benchmark.left_out[0] for benchmark in run.task.benchmarks} == {0}
+    prompts = responses.put_prm_texts(run, run.task.train[:4], None)
+    assert prompts.tokens.shape == (4, 1) and not prompts.mask.any()
 
 
 def test_the_response_prefix_is_in_the_policys_prompt_only(tmp_path):

@@ -47,7 +47,9 @@ def test_a_table_shows_different_rows_from_all_over(count, most):
 def benchmark(name, size):
   problems = [Problem(f"{name}/{i}", "x", "1+1?", "2") for i in range(size)]
   averaged = name != "other"
-  return Benchmark(name, problems, [*range(size)], averaged, (0, size), None)
+  return Benchmark(
+    name, problems, [*range(size)], averaged, (4, size + 4), None
+  )
 
 
 def evaluated(monkeypatch, correct, lengths, samples=None):
@@ -123,6 +125,9 @@ def test_each_benchmark_has_its_own_problems_and_the_average_is_of_means(
     "other/truncated": 0,
     "other/sampled_accuracy": 0.5,
     "other/pass_at_n": 1,
+    "math500/left_out": 4,
+    "aime24/left_out": 4,
+    "other/left_out": 4,
     # Of math500 and aime24.
     "average/accuracy": 1 / 3,
     "average/response_tokens": 6.5,
@@ -136,7 +141,7 @@ def test_each_benchmark_has_its_own_problems_and_the_average_is_of_means(
 def test_greedy_responses_alone_have_no_metrics_of_samples(monkeypatch):
   metrics, _ = evaluated(monkeypatch, [1, 0, 1, 0, 1, 1], [1] * 6)
   names = {name.partition("/")[2] for name in metrics}
-  assert names == {"accuracy", "response_tokens", "truncated"}
+  assert names == {"accuracy", "response_tokens", "truncated", "left_out"}
 
 
 def of_files(**changes):

@@ -6,6 +6,8 @@ affected: a response continues its prompt.
 """
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import transformers
@@ -172,6 +174,52 @@ def test_prompts_of_an_evaluation_have_the_ids_of_transformers(tiny, tmp_path):
     text = PROMPT_FORMATS["pure"].text(None, problem)
     assert request.prompt == of_transformers(tiny / "policy", text)
     assert request.prm_prompt == of_transformers(tiny / "policy", problem)
+
+
+@pytest.fixture
+def own_beginning(tiny, tmp_path):
+  """A PRM of the policy's vocabulary with no end token and another BOS."""
+  folder = tmp_path / "own"
+  shutil.copytree(tiny / "prm", folder)
+  put_around_texts(folder, "<|endoftext|> $A")
+  path = folder / "tokenizer_config.json"
+  fields = json.loads(path.read_text())
+  del fields["eos_token"]
+  path.write_text(json.dumps(fields | {"bos_token": "<|endoftext|>"}))
+  (folder / "special_tokens_map.json").unlink(missing_ok=True)
+  return folder
+
+
+def test_the_prompts_of_a_prm_have_the_ids_of_its_own_folder(
+  tiny, own_beginning, tmp_path
+):
+  """In RL, in evaluate.py, and so as evaluate_prm.py encodes them."""
+  config = files_config.get_config()
+  problems, end = tiny / "problems", "<|im_end|>"
+  config.files.update(
+    policy=str(tiny / "policy"),
+    prm=str(own_beginning),
+    train=str(problems / "train.jsonl"),
+    held_out=str(problems / "held_out.jsonl"),
+    eos_token=end,
+  )
+  config.rl.eval_prompts = 4
+  with open_run(
+    conversion.settings_from_config(config), str(tmp_path / "run")
+  ) as run:
+    rl = run.batches.prm_prompt_encoder.ids(run.task.train[0])
+    assert run.batches.prompt_encoder.tokenizer is run.task.tokenizer
+    expected = of_transformers(own_beginning, run.task.train[0].problem)
+    assert rl == expected
+    assert expected != of_transformers(
+      tiny / "policy", run.task.train[0].problem
+    )
+    tokenizer = run.task.tokenizer
+  settings = on_files(tiny, prm=str(own_beginning), eos_token=end)
+  made = requests.make_requests(settings, tokenizer, tmp_path).requests
+  for request in made:
+    problem = request.problem.problem
+    assert request.prm_prompt == of_transformers(own_beginning, problem)
 
 
 def test_labelled_solutions_begin_as_transformers_begins_them(folder):
