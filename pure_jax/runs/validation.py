@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pure_jax import steps
 from pure_jax.host.data.batches import each_step_inputs
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
@@ -166,7 +167,8 @@ def score_rows(
     rows: the n rows to score, at least one.
 
   Returns:
-    [n, S] float32, step rewards; None without a PRM.
+    [n, S] float32, step rewards as an update gets them: an empty step has
+    `prm.score.empty_step_reward` if that is set. None without a PRM.
   """
   if functions.score_steps is None:
     return None
@@ -180,7 +182,20 @@ def score_rows(
     lambda chosen: take_rows(texts, chosen),
   )
   rewards = functions.score_steps(frozen.prm, on_devices)
-  return global_batch.read_everywhere(rewards)[: len(rows)]
+  rewards = global_batch.read_everywhere(rewards)[: len(rows)]
+  config = run.spec.step.scoring
+  if config.empty_step_reward is None:
+    return rewards
+  responses = take_rows(
+    global_batch.read_everywhere((rollout.tokens, rollout.completion_mask)),
+    np.asarray(rows),
+  )
+  boundaries = steps.split_steps(
+    *responses, run.spec.table, max_steps=config.max_steps
+  )
+  return np.asarray(
+    steps.replace_empty_steps(rewards, boundaries, config.empty_step_reward)
+  )
 
 
 def _prm_texts(
