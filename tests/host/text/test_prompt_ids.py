@@ -8,7 +8,9 @@ affected: a response continues its prompt.
 import dataclasses
 import json
 import shutil
+import types
 
+import jax.numpy as jnp
 import pytest
 import transformers
 from configs import files as files_config
@@ -21,6 +23,7 @@ from small_tokenizers import (
   save_trained,
 )
 
+from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import (
@@ -30,6 +33,7 @@ from pure_jax.host.text.tokenization import (
 )
 from pure_jax.runs.evaluation import labelled_solutions, requests
 from pure_jax.runs.evaluation.labelled_solutions import SolutionLimits
+from pure_jax.runs.responses import put_prm_texts
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.tasks import tiny_files
@@ -185,7 +189,7 @@ def own_beginning(tiny, tmp_path):
   path = folder / "tokenizer_config.json"
   fields = json.loads(path.read_text())
   del fields["eos_token"]
-  path.write_text(json.dumps(fields | {"bos_token": "<|endoftext|>"}))
+  path.write_text(json.dumps(fields | {"bos_token": "<|im_start|>"}))
   (folder / "special_tokens_map.json").unlink(missing_ok=True)
   return folder
 
@@ -204,9 +208,9 @@ def test_the_prompts_of_a_prm_have_the_ids_of_its_own_folder(
     eos_token=end,
   )
   config.rl.eval_prompts = 4
-  with open_run(
-    conversion.settings_from_config(config), str(tmp_path / "run")
-  ) as run:
+  config.prm.score.separator = "each"
+  settings = conversion.settings_from_config(config)
+  with open_run(settings, str(tmp_path / "run")) as run:
     rl = run.batches.prm_prompt_encoder.ids(run.task.train[0])
     assert run.batches.prompt_encoder.tokenizer is run.task.tokenizer
     expected = of_transformers(own_beginning, run.task.train[0].problem)
@@ -215,6 +219,14 @@ def test_the_prompts_of_a_prm_have_the_ids_of_its_own_folder(
       tiny / "policy", run.task.train[0].problem
     )
     tokenizer = run.task.tokenizer
+    # TRL writes bos_token before the prompt: here it is not the first token.
+    ids, mask = right_pad([tokenizer.encode("1")], 4, tokenizer.pad_id)
+    rollout = types.SimpleNamespace(
+      tokens=jnp.asarray(ids), completion_mask=jnp.asarray(mask)
+    )
+    read = put_prm_texts(run, run.task.train[:1], rollout)
+    start = tokenizer.encode("<|im_start|>")
+    assert read.tokens[0, : 1 + len(rl)].tolist() == start + expected
   settings = on_files(tiny, prm=str(own_beginning), eos_token=end)
   made = requests.make_requests(settings, tokenizer, tmp_path).requests
   for request in made:
