@@ -44,7 +44,6 @@ from pure_jax.runs.evaluation.generation import ResponseGenerator, grade_batch
 from pure_jax.runs.evaluation.requests import (
   Request,
   Requests,
-  check_prm_vocabulary,
   fingerprints,
   make_requests,
   with_tiny_models,
@@ -211,7 +210,6 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
       vocab_size=policy.model.vocab_size,
       eos_token=settings.eos_token,
     )
-    check_prm_vocabulary(settings, tokenizer)
     requests = make_requests(settings, tokenizer, workdir)
     with open_responses(workdir / RESPONSES_FILE) as file:
       write_responses(settings, tokenizer, layout, requests.requests, file)

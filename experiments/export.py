@@ -3,9 +3,11 @@
   python experiments/export.py --run=RUN --folder=FOLDER [--which=best]
   python experiments/export.py --run=RUN --folder=FOLDER --model=prm
 
-RUN is the workdir of a run on models and data that the user named. FOLDER gets
-the policy of its last checkpoint, or of the checkpoint with the best held-out
-accuracy; or the PRM that the run trained, as a token classifier of two labels.
+RUN is the workdir of a run on models and data that the user named. Export it
+with the version that made it: the config of another may lack fields. FOLDER
+gets the policy of its last checkpoint, or of the checkpoint that
+`rl.best_metric` ranks first, the later of two equal ones; or the PRM that the
+run trained, as a token classifier of two labels.
 It also gets the tokenizer of the policy that the run started from, and the ids
 that end a response. The folder appears when it is complete.
 `evaluate.py --config.policy=FOLDER` evaluates a policy,

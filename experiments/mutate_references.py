@@ -18,6 +18,7 @@ spell the same numbers, 16 others are accepted, and none of these is wrong.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -29,7 +30,7 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags
 
-from pure_jax.host.atomic_files import write_text_atomic
+from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.data.formats import problems
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import PoolError
@@ -327,10 +328,14 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
   try:
     references = read_references(pathlib.Path(_REFERENCES.value))
-    result = grade_mutations(references, lambda n: Progress("grade", n))
-    text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    if _RESULT.value:
-      write_text_atomic(pathlib.Path(_RESULT.value), text)
+    with contextlib.ExitStack() as opened:
+      file = None
+      if _RESULT.value:  # Opened first, so that no grading is lost.
+        file = opened.enter_context(replace_atomic(_RESULT.value))
+      result = grade_mutations(references, lambda n: Progress("grade", n))
+      text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+      if file is not None:
+        file.write(text.encode("utf-8"))
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)

@@ -300,8 +300,9 @@ def paper(group_size: int = 8) -> tuple[CreditConfig, LossConfig]:
 
   It has softmin credit at T = 0.1 (Eq. 5-6), RLOO on the outcome, and the token
   baseline in reading A: the baseline is subtracted inside the sum over j >= t,
-  where the equation has it. No equation has whitening, so there is none. The KL
-  penalty is in the reward; it is k1, the plain log-ratio.
+  where the equation has it. The KL penalty is in the reward; it is k1, the
+  plain log-ratio. No equation has whitening or a limit of that penalty, so
+  there is neither, although the reference's verl branch has both.
 
   Args:
     group_size: G, samples per prompt.

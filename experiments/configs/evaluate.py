@@ -27,7 +27,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     config.update(
       prompt_format="pure",
       samples=0,
-      k=(),
       sampler={"max_new_tokens": 3000},
       grader={"extractors": ("boxed", "last_number")},
     )

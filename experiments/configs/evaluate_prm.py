@@ -2,9 +2,13 @@
 
   python experiments/evaluate_prm.py --workdir=DIR \\
     --config=experiments/configs/evaluate_prm.py --config.prm=PURE-PRM-7B \\
+    --config.score.separator=each \\
     --config.data="({'name': 'gsm8k', 'file': 'gsm8k.json', \\
       'format': 'processbench'}, {'name': 'math', 'file': 'math.json', \\
       'format': 'processbench'})"
+
+PURE-PRM-7B was trained on steps that are encoded each by itself; the default
+separator "insert" would give it other ids.
 
 `evaluate_prm.py:smoke` evaluates a tiny random PRM on a few problems, in under
 a minute on a CPU. Not yet run on a released PRM.

@@ -4,8 +4,10 @@ qwen2p5_7b.py, qwen2p5_math_7b.py and qwen2p5_math_1p5b.py name the policy and
 the paper's number of iterations. A variant is PRESET_MODE, where PRESET is
 
   paper           what the paper states, and what branch verl of the authors'
-                  code has where the paper states nothing; it may be left out:
-                  "prm_vr" is "paper_prm_vr"
+                  code has where the paper states nothing, with exceptions: no
+                  whitening and no limit of the KL penalty in the reward, which
+                  no equation of the paper has, and what is marked "ours"; it
+                  may be left out: "prm_vr" is "paper_prm_vr"
   reference_verl  the authors' script on verl (branch verl)
   reference_main  the authors' script on OpenRLHF (branch main)
 
@@ -58,7 +60,7 @@ class Preset:
     updates: fields of `rl.updates`.
     iterations: None takes the policy's number, which the paper states.
     benchmark_new_tokens: the longest response to a problem of a benchmark,
-      tokens; None is max_new_tokens.
+      tokens; None is max_new_tokens. 3,000 is that of the authors' eval.sh.
     separator: what the PRM reads, see `settings.ScoreConfig`.
     prm_prompt_format: format of the problem that the PRM reads.
   """

@@ -12,7 +12,8 @@ Data: the model card of PURE-PRM-7B names HuggingFaceH4/prm800k-trl-dedup, which
 is PRM800K in the stepwise format without the problems of MATH's test set. This
 config reads the original lines, by the rules of host/data/formats/prm800k.py,
 and removes no problem. Before an evaluation on MATH, remove its problems from
-the file, or use that data set with --config.files.labelled_format=stepwise.
+the file, or use that data set, whose labels decide about neutral steps, with
+--config.files.labelled_format=stepwise --config.files.neutral_labels=good.
 
 Steps: the paper states 369k rows, 3 epochs of the head and then 1 epoch of all
 weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and

@@ -83,6 +83,16 @@ class Batches:
       ),
     )
 
+  def put_no_prm_prompts(self, count: int) -> Prompts:
+    """Puts B prompts [B, L'] of padding, which a run without a PRM ignores."""
+    encoder = self.prm_prompt_encoder
+
+    def make(rows: np.ndarray) -> Prompts:
+      pad_id = encoder.tokenizer.pad_id
+      return Prompts(*left_pad([[]] * len(rows), encoder.length, pad_id))
+
+    return self.put_rows(count, make)
+
   def put(self, tree: Any) -> Any:
     """Puts host arrays [B, ...], equal in every process, onto the devices."""
     (count,) = {len(leaf) for leaf in jax.tree.leaves(tree)}

@@ -86,17 +86,19 @@ def put_prm_texts(
 
   Returns:
     The PRM's prompts [B, L'], or its inputs [B, T] if `prm.score.separator` is
-    "each".
+    "each". Without a PRM, prompts without tokens.
   """
   spec, batches = run.spec, run.batches
-  config = spec.step.scoring
-  if config.separator != "each" or spec.prm_model is None:
+  config, encoder = spec.step.scoring, batches.prm_prompt_encoder
+  if spec.prm_model is None:
+    return batches.put_no_prm_prompts(len(problems))
+  if config.separator != "each":
     return batches.put_prm_prompts(problems)
 
   def make(rows: np.ndarray) -> PRMInputs:
     return each_step_inputs(
-      run.task.tokenizer,
-      [batches.prm_prompt_encoder.ids(problems[row]) for row in rows],
+      encoder.tokenizer,
+      [encoder.ids(problems[row]) for row in rows],
       step_texts(run, rollout, rows),
       spec.prm_columns,
       config.max_steps,

@@ -49,8 +49,8 @@ class RLFunctions:
     generate_benchmarks: the same with the length limit of benchmarks.
     sample_benchmarks: `rl.benchmark_samples` samples of each prompt at
       temperature 1, with that limit; None if there are none.
-    score_steps: (PRM weights, responses) -> step rewards [B, S], for a few rows
-      of any length; None without a PRM.
+    score_steps: (PRM weights, responses) -> the PRM's scores [B, S], for a few
+      rows of any length; None without a PRM.
     text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
       choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.

@@ -203,6 +203,10 @@ def check_best_metric(run: Run, metrics: rollout_metrics.Metrics) -> None:
 def summarize(run: Run) -> dict[str, Any]:
   """Writes and returns summary.json: first, best and last evaluation, config.
 
+  The best evaluation is that of the checkpoint that is kept as the best one
+  (`export.py --which=best`): the policy before the first update has none, and
+  of two equal ones it is the later.
+
   Args:
     run: the open run.
 
@@ -218,13 +222,18 @@ def summarize(run: Run) -> dict[str, Any]:
       "train anew."
     )
   rl, metric = settings.rl, settings.best_metric
+  # Without a checkpoint only if the later rows were removed.
+  ranked = [row for row in rows if row["step"] > 0] or rows
   summary = {
     "credit": rl.credit.form,
     "reward_mode": rl.reward_mode,
     "seed": settings.seed,
     "iterations": rl.iterations,
     "first": rows[0],
-    "best": max(rows, key=lambda row: (row[metric] is not None, row[metric])),
+    "best": max(
+      ranked,
+      key=lambda row: (row[metric] is not None, row[metric], row["step"]),
+    ),
     "last": rows[-1],
   }
   write_json_atomic(folder / "summary.json", summary)

@@ -27,7 +27,12 @@ from pure_jax.parallel import sharding
 from pure_jax.runs import allocator
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.batches import Batches
-from pure_jax.runs.folder import MAY_DIFFER, MAY_DIFFER_FROM_START, RunFolder
+from pure_jax.runs.folder import (
+  BENCHMARKS,
+  MAY_DIFFER,
+  MAY_DIFFER_FROM_START,
+  RunFolder,
+)
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec, make_layouts
@@ -170,7 +175,12 @@ def _open_files(
   opened: contextlib.ExitStack, workdir: str, config: dict[str, Any]
 ) -> tuple[MetricsWriter, SamplesWriter, GenerationsWriter]:
   """Locks the folder and opens the files that process 0 writes."""
-  path = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
+  rl_has_begun = (pathlib.Path(workdir) / "rl").exists()
+  path = workdirs.prepare_workdir(
+    workdir,
+    config,
+    may_differ=MAY_DIFFER if rl_has_begun else (*MAY_DIFFER, *BENCHMARKS),
+  )
   opened.enter_context(workdirs.lock_folder(path))
   return (
     opened.enter_context(MetricsWriter(path)),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pure_jax import steps
 from pure_jax.host.data.batches import each_step_inputs
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import global_batch
@@ -77,7 +78,8 @@ def evaluate_benchmarks(
   Returns:
     (metrics, rows of the table of generations). Metrics are named
     "BENCHMARK/METRIC"; those of "average" are means over the averaged
-    benchmarks. Both are empty without benchmarks.
+    benchmarks. "left_out" counts problems of a benchmark that are not
+    evaluated. Both are empty without benchmarks.
   """
   benchmarks, rl = run.task.benchmarks, run.spec.settings.rl
   problems = [p for benchmark in benchmarks for p in benchmark.problems]
@@ -97,6 +99,7 @@ def evaluate_benchmarks(
     own = slice(first, first + len(benchmark.problems))
     for name, value in values.items():
       metrics[f"{benchmark.name}/{name}"] = float(np.mean(value[own]))
+    metrics[f"{benchmark.name}/left_out"] = float(benchmark.left_out[0])
     own_rows = chosen_rows(len(benchmark.problems), rl.generations)
     chosen += [first + row for row in own_rows]
     names += [benchmark.name] * len(own_rows)
@@ -164,7 +167,8 @@ def score_rows(
     rows: the n rows to score, at least one.
 
   Returns:
-    [n, S] float32, step rewards; None without a PRM.
+    [n, S] float32, step rewards as an update gets them: an empty step has
+    `prm.score.empty_step_reward` if that is set. None without a PRM.
   """
   if functions.score_steps is None:
     return None
@@ -178,7 +182,20 @@ def score_rows(
     lambda chosen: take_rows(texts, chosen),
   )
   rewards = functions.score_steps(frozen.prm, on_devices)
-  return global_batch.read_everywhere(rewards)[: len(rows)]
+  rewards = global_batch.read_everywhere(rewards)[: len(rows)]
+  config = run.spec.step.scoring
+  if config.empty_step_reward is None:
+    return rewards
+  responses = take_rows(
+    global_batch.read_everywhere((rollout.tokens, rollout.completion_mask)),
+    np.asarray(rows),
+  )
+  boundaries = steps.split_steps(
+    *responses, run.spec.table, max_steps=config.max_steps
+  )
+  return np.asarray(
+    steps.replace_empty_steps(rewards, boundaries, config.empty_step_reward)
+  )
 
 
 def _prm_texts(
@@ -190,7 +207,7 @@ def _prm_texts(
   if config.separator == "each":
     limit = run.spec.prm_columns - run.spec.sampler.max_new_tokens
     return each_step_inputs(
-      run.task.tokenizer,
+      encoder.tokenizer,
       [encoder.ids(problem) for problem in problems],
       step_texts(run, rollout, np.asarray(rows)),
       limit + rollout.tokens.shape[1],

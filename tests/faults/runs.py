@@ -112,8 +112,8 @@ FAULTS = (
   Fault(
     "a resumed run keeps the tables of lost iterations",
     "host.logs.generations:GenerationsWriter._remove_texts",
-    'int(path.stem.removeprefix(f"{stage}_")) >= step',
-    'int(path.stem.removeprefix(f"{stage}_")) > 10**9',
+    "int(name[1]) >= step",
+    "int(name[1]) > 10**9",
     (
       "test_generations.py::test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one",
     ),
@@ -133,6 +133,24 @@ FAULTS = (
     "[r.prm_prompt for r in filled]",
     "[r.prompt for r in filled]",
     ("test_response_generation.py::test_policy_and_prm_get_their_own_prompts",),
+  ),
+  Fault(
+    "RL encodes the prompts of a PRM as the policy's",
+    "runs.tasks.files:FilesTask._prm_tokenizer",
+    "self.prm_model is None",
+    "self.prm_model is not None",
+    (
+      "test_prompt_ids.py::test_the_prompts_of_a_prm_have_the_ids_of_its_own_folder",
+    ),
+  ),
+  Fault(
+    "the best evaluation is that of a policy without a checkpoint",
+    "runs.rl_report:summarize",
+    'row["step"] > 0',
+    'row["step"] >= 0',
+    (
+      "test_validation.py::test_the_best_evaluation_is_that_of_the_best_checkpoint",
+    ),
   ),
   Fault(
     "unlabelled steps before the first error count as good",

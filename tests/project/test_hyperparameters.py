@@ -154,6 +154,17 @@ def test_we_have_what_a_source_states_or_say_why_not(rows, pairs):
     assert not note or f"\n{note}. " in text, row.field
 
 
+def test_where_the_paper_is_silent_we_have_the_verl_script_or_say_why_not():
+  """The rule of the preset `paper`; an exception has a note."""
+  silent = [row for row in RL if row.cells["paper"] == NOTHING]
+  assert len(silent) > 20
+  for row in silent:
+    stated, ours = row.cells["verl script"], row.cells["`paper`"]
+    if stated in (NOTHING, "off") or read(stated) == read(ours):
+      continue
+    assert row.cells["note"], row.field
+
+
 def test_the_page_names_no_field_twice():
   for rows in (RL, PRM, EVALUATION):
     labels = [(row.field, row.addition) for row in rows]

@@ -13,11 +13,13 @@ from script_flags import parsed
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import Verdict
 from pure_jax.host.logs import curves
+from pure_jax.runs import responses
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask
+from pure_jax.runs.workdir import WorkdirError
 
 SMALL = {
   "files.random_model": "untied",
@@ -110,6 +112,50 @@ def test_prompts_are_a_chat_for_the_policy_and_raw_for_the_prm(task):
   prompt = task.prompt_encoder.text(problem)
   assert "\\boxed{}" in prompt and prompt.endswith("<|im_start|>assistant\n")
   assert task.prm_prompt_encoder.text(problem) == problem.problem
+
+
+def test_without_a_prm_its_prompts_leave_no_problem_out(task, tmp_path):
+  """Neither of training nor of a benchmark, and none is encoded."""
+  config = files.get_config()
+  config.update_from_flattened_dict(SMALL)
+  config.files.random_files = ("train", "held_out", "benchmarks")
+  config.files.prm_prompt_tokens = 1
+  with pytest.raises(ConfigError, match="have room for none"):
+    FilesTask(conversion.settings_from_config(config), tmp_path / "with")
+  config.rl.credit.process_coef = 0.0
+  made = conversion.settings_from_config(config)
+  with open_run(made, str(tmp_path / "run")) as run:
+    assert run.spec.prm_model is None
+    assert len(run.task.train) == len(task.train)
+    assert {benchmark.left_out[0] for benchmark in run.task.benchmarks} == {0}
+    prompts = responses.put_prm_texts(run, run.task.train[:4], None)
+    assert prompts.tokens.shape == (4, 1) and not prompts.mask.any()
+
+
+def test_benchmarks_may_be_added_until_rl_begins(task, tmp_path):
+  """A PRM is trained in the folder, or in the one that the run starts from."""
+  workdir, tiny = tmp_path / "run", task._files
+  named = {"policy": tiny.policy, "train": tiny.train}
+  named |= {"held_out": tiny.held_out, "random_model": None}
+  made = settings(**named)
+  with open_run(made, str(workdir)):
+    pass
+  benchmarks = dict(tiny.benchmarks)
+  benchmarks["math500"] = dataclasses.replace(
+    benchmarks["math500"], file=tiny.held_out
+  )
+  more = settings(**named, benchmarks=benchmarks)
+  with open_run(more, str(tmp_path / "other"), str(workdir)) as run:
+    assert [b.name for b in run.task.benchmarks] == ["math500"]
+  with open_run(more, str(workdir)) as run:
+    assert [b.name for b in run.task.benchmarks] == ["math500"]
+  (workdir / "rl").mkdir()
+  message = r"contents\.benchmarks\.math500\.file: was .*, is now absent"
+  with (
+    pytest.raises(WorkdirError, match=message),
+    open_run(made, str(workdir)),
+  ):
+    pass
 
 
 def test_the_response_prefix_is_in_the_policys_prompt_only(tmp_path):

@@ -15,14 +15,17 @@ from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.data.records import LabelledSolution, problem_key
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, encode_response
+from pure_jax.host.text.tokenization import (
+  PROMPT_FORMATS,
+  TokenizerError,
+  encode_response,
+)
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.evaluation.loaded_prm import LoadedPRM
 from pure_jax.runs.evaluation.score_file import open_scores
 from pure_jax.runs.settings import conversion
-from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import DataSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import files as files_task
@@ -229,7 +232,7 @@ def test_a_prm_may_be_larger_than_its_policy(policy_folder, tmp_path):
 def test_a_prm_with_another_vocabulary_raises(policy_folder, tmp_path):
   settings, model = policy_folder
   short = make_prm(tmp_path / "short", model, vocab_size=64)
-  with pytest.raises(huggingface.HuggingFaceError, match="different models"):
+  with pytest.raises(TokenizerError, match="different models"):
     FilesTask(with_prm(settings, short), tmp_path / "run")
   other = make_prm(tmp_path / "other", model)
   for name in ("tokenizer.json", "tokenizer_config.json"):
@@ -240,7 +243,8 @@ def test_a_prm_with_another_vocabulary_raises(policy_folder, tmp_path):
   vocab = tokenizer["model"]["vocab"]
   vocab["x"], vocab["y"] = vocab["y"], vocab["x"]
   path.write_text(json.dumps(tokenizer))
-  with pytest.raises(ConfigError, match="another vocabulary than the policy"):
+  message = "another vocabulary than the policy"
+  with pytest.raises(TokenizerError, match=message):
     FilesTask(with_prm(settings, other), tmp_path / "run")
 
 

@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
+import re
 
 import evaluate_prm
 import pytest
 from configs import files as files_config
-from configs import gsm8k_prm
+from configs import gsm8k_prm, pure_prm_7b
 from prm_evaluations import scores, smoke
 
 from pure_jax.host.evaluation import report
@@ -106,3 +107,14 @@ def test_a_choice_that_cannot_be_made_raises(changes, message):
     data[name.removeprefix("labelled_")] = value
   with pytest.raises(ConfigError, match=message):
     smoke(random_model=None, prm="folder", data=(data,))
+
+
+def test_the_documented_command_for_stepwise_data_is_accepted():
+  """The config's own choice is for PRM800K's format."""
+  pattern = r"--config\.files\.(labelled_format|neutral_labels)=(\w+)"
+  flags = dict(re.findall(pattern, pure_prm_7b.__doc__))
+  assert flags["labelled_format"] == "stepwise"
+  config = pure_prm_7b.get_config("smoke")
+  config.files.update(flags)
+  files = conversion.settings_from_config(config).files
+  assert files.labelled_format == "stepwise"

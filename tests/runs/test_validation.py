@@ -1,6 +1,7 @@
 """Benchmarks of a run: rows, metrics by hand, and what ranks checkpoints."""
 
 import itertools
+import json
 import types
 
 import jax.numpy as jnp
@@ -9,12 +10,16 @@ import pytest
 from configs import base, files
 from overrides import with_changes
 
+from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.data.records import Problem
+from pure_jax.parallel import sharding
 from pure_jax.runs import rl_report, validation
 from pure_jax.runs.evaluation.benchmarks import Benchmark
 from pure_jax.runs.responses import GradedResponses
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.tasks.task import Verdicts
+from pure_jax.settings import ScoreConfig
+from pure_jax.types import Prompts, Rollout, SeparatorTable
 
 SIZES = {"math500": 3, "aime24": 1, "other": 2}
 
@@ -47,7 +52,9 @@ def test_a_table_shows_different_rows_from_all_over(count, most):
 def benchmark(name, size):
   problems = [Problem(f"{name}/{i}", "x", "1+1?", "2") for i in range(size)]
   averaged = name != "other"
-  return Benchmark(name, problems, [*range(size)], averaged, (0, size), None)
+  return Benchmark(
+    name, problems, [*range(size)], averaged, (4, size + 4), None
+  )
 
 
 def evaluated(monkeypatch, correct, lengths, samples=None):
@@ -123,6 +130,9 @@ def test_each_benchmark_has_its_own_problems_and_the_average_is_of_means(
     "other/truncated": 0,
     "other/sampled_accuracy": 0.5,
     "other/pass_at_n": 1,
+    "math500/left_out": 4,
+    "aime24/left_out": 4,
+    "other/left_out": 4,
     # Of math500 and aime24.
     "average/accuracy": 1 / 3,
     "average/response_tokens": 6.5,
@@ -136,7 +146,7 @@ def test_each_benchmark_has_its_own_problems_and_the_average_is_of_means(
 def test_greedy_responses_alone_have_no_metrics_of_samples(monkeypatch):
   metrics, _ = evaluated(monkeypatch, [1, 0, 1, 0, 1, 1], [1] * 6)
   names = {name.partition("/")[2] for name in metrics}
-  assert names == {"accuracy", "response_tokens", "truncated"}
+  assert names == {"accuracy", "response_tokens", "truncated", "left_out"}
 
 
 def of_files(**changes):
@@ -211,3 +221,65 @@ def test_an_unknown_metric_ends_in_a_sentence():
   rl_report.check_best_metric(run, {"math501/accuracy": None})
   with pytest.raises(ConfigError, match=r"accuracy' is no metric .* a, b\."):
     rl_report.check_best_metric(run, {"a": 1.0, "b": None})
+
+
+def test_an_empty_step_is_shown_with_the_reward_of_the_update():
+  """A response of the steps "5", "" and "6", whose PRM says 0.5 to all."""
+  none, ids = np.zeros(9, bool), np.arange(9)
+  table = SeparatorTable(ids == 8, none, ids * 0, none, 2, np.array([1]), 0)
+  tokens = jnp.asarray([[5, 1, 0, 0, 0], [5, 8, 8, 6, 1]])
+  mask, nothing = tokens > 0, jnp.zeros((2, 5))
+  prompts = Prompts(np.full((1, 1), 7), np.ones((1, 1), bool))
+  rollout = Rollout(tokens, mask, tokens, mask, nothing, nothing, mask[:, 0])
+  shown = {}
+  for reward in (None, -1.0):
+    spec = types.SimpleNamespace(
+      layouts=types.SimpleNamespace(prm=sharding.make_layout(1, 1)),
+      step=types.SimpleNamespace(
+        scoring=ScoreConfig(max_steps=4, empty_step_reward=reward)
+      ),
+      table=table,
+    )
+    encoder = types.SimpleNamespace(encode=lambda problems: prompts)
+    run = types.SimpleNamespace(
+      spec=spec, batches=types.SimpleNamespace(prm_prompt_encoder=encoder)
+    )
+    functions = types.SimpleNamespace(
+      score_steps=lambda params, batch: jnp.full((1, 4), 0.5)
+    )
+    frozen = types.SimpleNamespace(prm=None)
+    rewards = validation.score_rows(
+      run, functions, frozen, ["first", "second"], rollout, [1]
+    )
+    shown[reward] = rewards[0, :3].tolist()
+  assert shown == {None: [0.5, 0.5, 0.5], -1.0: [0.5, -1.0, 0.5]}
+
+
+@pytest.mark.parametrize(
+  ("accuracy", "step"),
+  [
+    ([0.9, 0.5, 0.5, 0.2], 2),  # The first policy has no checkpoint.
+    ([0.1, 0.5, None, None], 1),
+    ([0.9, 0.2, 0.5, 0.5], 3),
+  ],
+)
+def test_the_best_evaluation_is_that_of_the_best_checkpoint(
+  tmp_path, accuracy, step
+):
+  with Checkpoints(tmp_path / "rl", best_metric="accuracy") as checkpoints:
+    state = {"w": jnp.zeros(1)}
+    for at, value in enumerate(accuracy[1:], 1):
+      metrics = {} if value is None else {"accuracy": value}
+      checkpoints.save(at, state, metrics=metrics)
+    assert checkpoints.restore_best(state).step == step
+  rows = [
+    {"stage": "rl_eval", "step": at, "accuracy": value}
+    for at, value in enumerate(accuracy)
+  ]
+  text = "".join(json.dumps(row) + "\n" for row in rows)
+  (tmp_path / "metrics.jsonl").write_text(text)
+  run = types.SimpleNamespace(
+    spec=types.SimpleNamespace(settings=of_files()),
+    folder=types.SimpleNamespace(path=tmp_path),
+  )
+  assert rl_report.summarize(run)["best"]["step"] == step

@@ -98,13 +98,13 @@ def test_a_prm_with_another_vocabulary_raises(tiny, tmp_path):
   shutil.copy(tiny / "policy" / "tokenizer_config.json", other)
   tokenizer = HuggingFaceTokenizer(tiny / "policy", vocab_size=512)
   settings = on_files(tiny, prm=str(other))
-  requests.check_prm_vocabulary(settings, tokenizer)  # The same vocabulary.
+  requests.prm_tokenizer(settings, tokenizer)  # The same vocabulary.
   text = (other / "tokenizer.json").read_text(encoding="utf-8")
   swapped = text.replace('"Q": ', '"Q\u0100": ', 1)
   assert swapped != text
   (other / "tokenizer.json").write_text(swapped, encoding="utf-8")
   with pytest.raises(TokenizerError, match="has another vocabulary"):
-    requests.check_prm_vocabulary(settings, tokenizer)
+    requests.make_requests(settings, tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -100,3 +100,14 @@ def test_missing_data_ends_in_a_sentence(tmp_path, capsys):
   assert (status, stdout) == (1, "") and "math500.jsonl" in stderr
   status, _, stderr = run(capsys, references="")
   assert status == 1 and "--references or PURE_SHARED_DATA" in stderr
+
+
+def test_a_result_that_cannot_be_written_ends_before_grading(
+  data, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.setattr(mutate_references, "grade_mutations", None)
+  missing = tmp_path / "missing" / "result.json"
+  status, stdout, stderr = run(
+    capsys, references=str(data), result=str(missing)
+  )
+  assert (status, stdout) == (1, "") and str(missing) in stderr

@@ -244,7 +244,8 @@ class Checkpoints:
   def restore_best(self, abstract_state: Any) -> Restored | None:
     """Restores the undamaged checkpoint with the largest `best_metric`.
 
-    Otherwise as `restore_latest`. None if no checkpoint has the metric.
+    Of two equal ones it is the later. Otherwise as `restore_latest`. None if no
+    checkpoint has the metric.
     """
     rank_keys = [
       (values[self._best_metric], step)

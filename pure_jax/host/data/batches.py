@@ -176,7 +176,7 @@ def each_step_inputs(
   there are any, one line about them goes to stderr.
 
   Args:
-    tokenizer: the tokenizer of policy and PRM.
+    tokenizer: the PRM's.
     prompts: ids of the PRM's prompts.
     steps: texts of the steps of each response, from `split_texts`.
     length: T, number of columns.

@@ -64,9 +64,11 @@ class GenerationsWriter(RowWriter):
     self._remove_texts(stage, step)
 
   def _remove_texts(self, stage: str, step: int) -> None:
-    """Removes the Markdown files from a step on."""
+    """Removes the Markdown files from a step on, but no file of the user."""
+    written = re.compile(rf"{re.escape(stage)}_([0-9]{{6,}})\.md")
     for path in self._folder.glob(f"{stage}_*.md"):
-      if int(path.stem.removeprefix(f"{stage}_")) >= step:
+      name = written.fullmatch(path.name)
+      if name and int(name[1]) >= step:
         path.unlink()
 
   def write(

@@ -13,6 +13,8 @@ from pure_jax.host.text.tokenization import TokenizerError
 
 # Files with a field eos_token_id: one id that ends a response, or several.
 EOS_FILES = ("generation_config.json", "config.json")
+# Files that show that a folder has a tokenizer.
+_OWN_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class HuggingFaceTokenizer:
@@ -181,6 +183,50 @@ def texts_to_compare(
     for tokenizer in (first, second)
   ]
   return texts[0], texts[1]
+
+
+def tokenizer_of_prm(
+  folder: str | os.PathLike,
+  vocab_size: int,
+  policy: HuggingFaceTokenizer,
+  *,
+  eos_token: str | None = None,
+) -> HuggingFaceTokenizer:
+  """The tokenizer of a PRM that reads the responses of a policy.
+
+  It makes the PRM's prompts, in RL as in evaluations: its folder may put BOS
+  before a text, or have a chat template, where the policy's does not.
+
+  Args:
+    folder: folder of the PRM.
+    vocab_size: V of the PRM, which may differ from the policy's.
+    policy: the policy's tokenizer.
+    eos_token: as for `HuggingFaceTokenizer`.
+
+  Returns:
+    The tokenizer of the folder; the policy's if the folder has none.
+
+  Raises:
+    TokenizerError: if an id of the policy is no id of the PRM, or is another
+      text to the PRM.
+  """
+  written = [i for i, text in enumerate(policy.pieces) if text]
+  largest = max(*written, *policy.eos_ids, policy.pad_id)
+  if largest >= vocab_size:
+    raise TokenizerError(
+      f"The PRM {folder} has only {vocab_size} ids, and the policy's go up to "
+      f"{largest}: they are of different models."
+    )
+  if not any((pathlib.Path(folder) / name).exists() for name in _OWN_FILES):
+    return policy
+  own = HuggingFaceTokenizer(folder, vocab_size=vocab_size, eos_token=eos_token)
+  ours, theirs = texts_to_compare(policy, own)
+  if any(ours[i] and ours[i] != theirs[i] for i in written):
+    raise TokenizerError(
+      f"The PRM {folder} has another vocabulary than the policy's: it cannot "
+      "read its ids."
+    )
+  return own
 
 
 def _read(folder: pathlib.Path) -> Any:

@@ -274,6 +274,11 @@ def encode_each_step(
   prompt does not begin with it already, the prompt, and for each step its ids
   and those of "\n", the score text. The score is read at the last of these.
 
+  TRL writes BOS and the prompt's text, and no other token before them. So its
+  ids differ for a tokenizer that puts another token before a text, which is
+  part of the prompt here, and for a problem that begins with the text of BOS,
+  which TRL doubles.
+
   Args:
     tokenizer: the tokenizer.
     prompt: ids of the PRM's prompt.

@@ -18,7 +18,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine import OnProgress
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.evaluation.requests import Request
+from pure_jax.runs.evaluation.requests import Request, prm_tokenizer
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.training import rollouts, supervised
 from pure_jax.types import PRMInputs, Prompts, Rollout
@@ -105,6 +105,7 @@ class ResponseGenerator:
       for greedy, group_size in self._group_sizes.items()
     }
     self._prm_params = None
+    self._prm_tokenizer = prm_tokenizer(settings, tokenizer)
     if settings.prm is not None:
       self._prm_params, prm_model = huggingface.load_prm(
         settings.prm, layout, **dtypes
@@ -163,7 +164,7 @@ class ResponseGenerator:
     if config.separator == "each":
       tokens, mask = jax.device_get((rollout.tokens, rollout.completion_mask))
       inputs = batches.each_step_inputs(
-        self._tokenizer,
+        self._prm_tokenizer,
         prm_prompts,
         split_texts(self._tokenizer, tokens, mask),
         settings.prm_prompt_tokens

@@ -12,9 +12,9 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.response_file import ResponseKey
 from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
-  texts_to_compare,
+  tokenizer_of_prm,
 )
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
+from pure_jax.host.text.tokenization import PROMPT_FORMATS
 from pure_jax.runs.batches import PromptEncoder
 from pure_jax.runs.evaluation.benchmarks import read_benchmark
 from pure_jax.runs.settings.conversion import ConfigError
@@ -134,16 +134,16 @@ def make_requests(
 
   Raises:
     ConfigError: if no problem of a benchmark can be used.
+    TokenizerError: if an id is another text to the PRM.
   """
   encoder = PromptEncoder(
     tokenizer, settings.policy_prompt_format, settings.prompt_tokens
   )
   prm_encoder = None
-  if settings.prm is not None:
+  of_prm = prm_tokenizer(settings, tokenizer)
+  if of_prm is not None:
     prm_format = PROMPT_FORMATS[settings.prm_prompt_format]
-    prm_encoder = PromptEncoder(
-      tokenizer, prm_format, settings.prm_prompt_tokens
-    )
+    prm_encoder = PromptEncoder(of_prm, prm_format, settings.prm_prompt_tokens)
   greedy: list[Request] = []
   left_out, counts = {}, {}
   for name, benchmark_settings in settings.named_benchmarks().items():
@@ -177,10 +177,10 @@ def make_requests(
   )
 
 
-def check_prm_vocabulary(
+def prm_tokenizer(
   settings: EvaluationSettings, tokenizer: HuggingFaceTokenizer
-) -> None:
-  """Validates that the PRM can read the ids that the policy writes.
+) -> HuggingFaceTokenizer | None:
+  """The tokenizer of the PRM; None without one.
 
   Args:
     settings: settings of the evaluation.
@@ -190,25 +190,8 @@ def check_prm_vocabulary(
     TokenizerError: if an id is another text to the PRM.
   """
   if settings.prm is None:
-    return
+    return None
   size = huggingface.read_config(settings.prm).model.vocab_size
-  same = size == tokenizer.vocab_size
-  files = ("tokenizer.json", "tokenizer_config.json")
-  if any((pathlib.Path(settings.prm) / name).exists() for name in files):
-    # Embeddings of the same vocabulary may be padded to different sizes.
-    prm_tokenizer = HuggingFaceTokenizer(
-      settings.prm, vocab_size=size, eos_token=settings.eos_token
-    )
-    texts = texts_to_compare(prm_tokenizer, tokenizer)
-    same = _stripped(texts[0]) == _stripped(texts[1])
-  if not same:
-    raise TokenizerError(
-      f"config.prm={settings.prm} has another vocabulary than the policy: it "
-      "cannot read the policy's responses."
-    )
-
-
-def _stripped(texts: list[str]) -> list[str]:
-  """Texts without the empty ones at the end."""
-  count = max((i for i, text in enumerate(texts, 1) if text), default=0)
-  return texts[:count]
+  return tokenizer_of_prm(
+    settings.prm, size, tokenizer, eos_token=settings.eos_token
+  )

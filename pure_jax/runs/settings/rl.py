@@ -127,7 +127,7 @@ class UpdateSettings:
     return self.mini_batches * self.epochs
 
 
-# Of a run whose config is older than critics.
+# Of settings without a group `critic`, whose baseline reads no critic.
 _CRITIC_OPTIM = OptimConfig(learning_rate=1e-5)
 
 

@@ -24,7 +24,7 @@ from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
-  texts_to_compare,
+  tokenizer_of_prm,
 )
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
 from pure_jax.models import prm
@@ -88,7 +88,7 @@ class FilesTask(Task):
     if config.is_prm:
       raise ConfigError(f"files.policy={files.policy} holds a PRM.")
     tokens = files.prompt_tokens + settings.rl.sampler.max_new_tokens
-    if files.benchmarks:
+    if files.named_benchmarks():
       limit = settings.rl.benchmark_sampler.max_new_tokens
       tokens = max(tokens, files.prompt_tokens + limit)
     huggingface.warn_beyond_positions(files.policy, config, tokens)
@@ -105,7 +105,7 @@ class FilesTask(Task):
       self.tokenizer, files.policy_prompt_format, files.prompt_tokens
     )
     self.prm_prompt_encoder = PromptEncoder(
-      self.tokenizer,
+      self._prm_tokenizer(),
       PROMPT_FORMATS[files.prm_prompt_format],
       files.prm_prompt_tokens,
     )
@@ -116,7 +116,7 @@ class FilesTask(Task):
         name,
         benchmark,
         self.prompt_encoder,
-        self.prm_prompt_encoder,
+        None if self.prm_model is None else self.prm_prompt_encoder,
         folder / "data",
         skip_malformed=files.skip_malformed,
       )
@@ -125,7 +125,7 @@ class FilesTask(Task):
     self._pool: verify.GradingPool | None = None
 
   def _prm_model(self) -> ModelConfig | None:
-    """The architecture of the PRM, whose vocabulary must be the policy's.
+    """The architecture of the PRM.
 
     A run with outcome rewards only has no PRM, unless the user names one or
     data to train one.
@@ -136,22 +136,22 @@ class FilesTask(Task):
       return None
     if files.prm is None:
       return prm.extend_config(self.model, self._settings.prm.extra_layers)
-    model = files.computed(huggingface.read_config(files.prm).model)
-    tokenizer = self.tokenizer
-    largest_id = max(i for i, text in enumerate(tokenizer.pieces) if text)
-    largest_id = max(largest_id, *tokenizer.eos_ids, tokenizer.pad_id)
-    huggingface.check_vocabulary(largest_id, model)
-    if (pathlib.Path(files.prm) / "tokenizer.json").exists():
-      ours, theirs = texts_to_compare(
-        tokenizer, HuggingFaceTokenizer(files.prm)
-      )
-      shared = min(len(ours), len(theirs))
-      if ours[:shared] != theirs[:shared]:
-        raise ConfigError(
-          f"files.prm={files.prm} has another vocabulary than the policy's: "
-          "it cannot read its ids."
-        )
-    return model
+    return files.computed(huggingface.read_config(files.prm).model)
+
+  def _prm_tokenizer(self) -> HuggingFaceTokenizer:
+    """The tokenizer of the PRM's prompts: the policy's, or that of files.prm.
+
+    Raises a TokenizerError if such a PRM cannot read the policy's ids.
+    """
+    files = self._files
+    if self.prm_model is None or files.prm is None:
+      return self.tokenizer
+    return tokenizer_of_prm(
+      files.prm,
+      self.prm_model.vocab_size,
+      self.tokenizer,
+      eos_token=files.eos_token,
+    )
 
   def _rows(self, field: str, record: type) -> Records:
     """Opens the file that a field of the config names."""
@@ -187,8 +187,10 @@ class FilesTask(Task):
     return problems
 
   def _fits(self, problem: Problem) -> bool:
-    """Whether both prompts of a problem are within their limits."""
-    encoders = (self.prompt_encoder, self.prm_prompt_encoder)
+    """Whether the prompts that models read are within their limits."""
+    encoders = [self.prompt_encoder]
+    if self.prm_model is not None:
+      encoders.append(self.prm_prompt_encoder)
     return all(len(e.ids(problem)) <= e.length for e in encoders)
 
   def grade(

@@ -63,7 +63,7 @@ class Task(Protocol):
   """An open task. A task that inherits from it defines what its runs use.
 
   Attributes:
-    tokenizer: of policy and PRM.
+    tokenizer: of the policy, and of labelled solutions.
     model: the policy's architecture.
     prm_model: the PRM's architecture, which may differ from the policy's; None
       in a run without a PRM, which learns from outcome rewards only.

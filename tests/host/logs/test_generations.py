@@ -66,6 +66,18 @@ def test_a_resumed_run_leaves_the_files_of_an_uninterrupted_one(tmp_path):
   assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
 
 
+def test_a_file_of_the_user_is_neither_read_nor_removed(tmp_path):
+  write(tmp_path, [0, 10])
+  folder = tmp_path / "generations"
+  for name in ("rl_eval_notes.md", "rl_eval_10.md", "rl_eval_000010 (1).md"):
+    (folder / name).touch()
+  write(tmp_path, [], first=10)
+  assert {path.name for path in folder.iterdir()} == {
+    *("rl_eval_000000.md", "rl_eval_notes.md", "rl_eval_10.md"),
+    "rl_eval_000010 (1).md",
+  }
+
+
 def test_the_text_has_what_a_reader_compares():
   text = render_generations("rl_eval", 20, [ROW])
   assert text.startswith("# Generations of rl_eval, step 20\n")

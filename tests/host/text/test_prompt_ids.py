@@ -6,7 +6,11 @@ affected: a response continues its prompt.
 """
 
 import dataclasses
+import json
+import shutil
+import types
 
+import jax.numpy as jnp
 import pytest
 import transformers
 from configs import files as files_config
@@ -19,6 +23,7 @@ from small_tokenizers import (
   save_trained,
 )
 
+from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import (
@@ -28,6 +33,7 @@ from pure_jax.host.text.tokenization import (
 )
 from pure_jax.runs.evaluation import labelled_solutions, requests
 from pure_jax.runs.evaluation.labelled_solutions import SolutionLimits
+from pure_jax.runs.responses import put_prm_texts
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.tasks import tiny_files
@@ -172,6 +178,60 @@ def test_prompts_of_an_evaluation_have_the_ids_of_transformers(tiny, tmp_path):
     text = PROMPT_FORMATS["pure"].text(None, problem)
     assert request.prompt == of_transformers(tiny / "policy", text)
     assert request.prm_prompt == of_transformers(tiny / "policy", problem)
+
+
+@pytest.fixture
+def own_beginning(tiny, tmp_path):
+  """A PRM of the policy's vocabulary with no end token and another BOS."""
+  folder = tmp_path / "own"
+  shutil.copytree(tiny / "prm", folder)
+  put_around_texts(folder, "<|endoftext|> $A")
+  path = folder / "tokenizer_config.json"
+  fields = json.loads(path.read_text())
+  del fields["eos_token"]
+  path.write_text(json.dumps(fields | {"bos_token": "<|im_start|>"}))
+  (folder / "special_tokens_map.json").unlink(missing_ok=True)
+  return folder
+
+
+def test_the_prompts_of_a_prm_have_the_ids_of_its_own_folder(
+  tiny, own_beginning, tmp_path
+):
+  """In RL, in evaluate.py, and so as evaluate_prm.py encodes them."""
+  config = files_config.get_config()
+  problems, end = tiny / "problems", "<|im_end|>"
+  config.files.update(
+    policy=str(tiny / "policy"),
+    prm=str(own_beginning),
+    train=str(problems / "train.jsonl"),
+    held_out=str(problems / "held_out.jsonl"),
+    eos_token=end,
+  )
+  config.rl.eval_prompts = 4
+  config.prm.score.separator = "each"
+  settings = conversion.settings_from_config(config)
+  with open_run(settings, str(tmp_path / "run")) as run:
+    rl = run.batches.prm_prompt_encoder.ids(run.task.train[0])
+    assert run.batches.prompt_encoder.tokenizer is run.task.tokenizer
+    expected = of_transformers(own_beginning, run.task.train[0].problem)
+    assert rl == expected
+    assert expected != of_transformers(
+      tiny / "policy", run.task.train[0].problem
+    )
+    tokenizer = run.task.tokenizer
+    # TRL writes bos_token before the prompt: here it is not the first token.
+    ids, mask = right_pad([tokenizer.encode("1")], 4, tokenizer.pad_id)
+    rollout = types.SimpleNamespace(
+      tokens=jnp.asarray(ids), completion_mask=jnp.asarray(mask)
+    )
+    read = put_prm_texts(run, run.task.train[:1], rollout)
+    start = tokenizer.encode("<|im_start|>")
+    assert read.tokens[0, : 1 + len(rl)].tolist() == start + expected
+  settings = on_files(tiny, prm=str(own_beginning), eos_token=end)
+  made = requests.make_requests(settings, tokenizer, tmp_path).requests
+  for request in made:
+    problem = request.problem.problem
+    assert request.prm_prompt == of_transformers(own_beginning, problem)
 
 
 def test_labelled_solutions_begin_as_transformers_begins_them(folder):
