@@ -219,15 +219,12 @@ def policy_gradients(
   if shape is None:
     (loss, metrics), grads = _row_gradients(spec, params, base, batch, kl_coef)
   else:
-    (loss, metrics), grads, packs = _packed_gradients(
+    (loss, metrics), grads = _packed_gradients(
       spec, params, base, batch, shape, kl_coef
     )
   (loss, grads), metrics = ratios.apply_guard(
     (loss, grads), metrics, spec.loss.ratio_guard
   )
-  if shape is not None:  # After the guard, which a part of a batch may exceed.
-    loss = jnp.where(packs.fits, loss, jnp.nan)
-    metrics = metrics.replace(sums=metrics.sums | {"row_fill": packs.fill})
   return (loss, metrics), grads
 
 
@@ -260,7 +257,7 @@ def _row_gradients(spec, params, base, batch, kl_coef):
 
 
 def _packed_gradients(spec, params, base, batch, shape, kl_coef):
-  """`policy_gradients` in packed rows, unguarded, and where texts lie."""
+  """`policy_gradients` in packed rows, unguarded."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
   rows, tokens = pack_rollout(rollout, shape, act_sharding)
@@ -296,4 +293,7 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
   (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches
   )
-  return (loss, metrics), grads, rows
+  # Without a fit no text is in the rows: no ratio can exceed the guard.
+  loss = jnp.where(rows.fits, loss, jnp.nan)
+  metrics = metrics.replace(sums=metrics.sums | {"row_fill": rows.fill})
+  return (loss, metrics), grads
