@@ -219,14 +219,12 @@ def policy_gradients(
   if shape is None:
     (loss, metrics), grads = _row_gradients(spec, params, base, batch, kl_coef)
   else:
-    (loss, metrics), grads, fits = _packed_gradients(
+    (loss, metrics), grads = _packed_gradients(
       spec, params, base, batch, shape, kl_coef
     )
   (loss, grads), metrics = ratios.apply_guard(
     (loss, grads), metrics, spec.loss.ratio_guard
   )
-  if shape is not None:  # After the guard, which a part of a batch may exceed.
-    loss = jnp.where(fits, loss, jnp.nan)
   return (loss, metrics), grads
 
 
@@ -259,7 +257,7 @@ def _row_gradients(spec, params, base, batch, kl_coef):
 
 
 def _packed_gradients(spec, params, base, batch, shape, kl_coef):
-  """`policy_gradients` in packed rows, unguarded, and whether all texts fit."""
+  """`policy_gradients` in packed rows, unguarded."""
   rollout, experience, advantages = batch
   act_sharding = spec.layouts.training.act_sharding
   rows, tokens = pack_rollout(rollout, shape, act_sharding)
@@ -295,5 +293,7 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
   (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches
   )
+  # Without a fit no text is in the rows: no ratio can exceed the guard.
+  loss = jnp.where(rows.fits, loss, jnp.nan)
   metrics = metrics.replace(sums=metrics.sums | {"row_fill": rows.fill})
-  return (loss, metrics), grads, rows.fits
+  return (loss, metrics), grads
