@@ -121,9 +121,9 @@ FAULTS = (
   ),
   Fault(
     "a value is compared at one point",
-    "host.grading.answers.numeric:_points",
-    "range(count)",
-    "range(1)",
+    "host.grading.answers.points:points",
+    "in enumerate(signs)",
+    "in enumerate(signs[:1])",
     ("test_graded_answers.py::test_every_verdict_of_the_table",),
   ),
   Fault(
@@ -164,8 +164,8 @@ FAULTS = (
   Fault(
     "names of values are dropped",
     "host.grading.answers.comparison:_same_in_order_of_names",
-    "items.sort(key=lambda item: item.name)",
-    "pass",
+    "items = _by_name(node)",
+    "items = [item.value for item in items]",
     ("test_graded_answers.py::test_every_verdict_of_the_table",),
   ),
   Fault(

@@ -185,7 +185,7 @@ def _equal_at_points(
   left: sympy.Expr, right: sympy.Expr, symbols: list[sympy.Symbol]
 ) -> bool:
   """Compares two expressions at every point at which both are defined."""
-  compared = 0
+  compared = None
   is_complex = left.has(sympy.I) or right.has(sympy.I)
   for point, is_positive in points(left, right, symbols):
     may_be_undefined = not is_positive and not is_complex
@@ -198,8 +198,9 @@ def _equal_at_points(
         return False
     except UndefinedError:
       continue
-    compared += 1
-  return compared > 0
+    compared = point
+  # At one point: 10^{500}x+1 differs from 10^{500}x everywhere.
+  return compared is not None and _remains_equal(left, right, compared)
 
 
 def _equal_at(left: sympy.Expr, right: sympy.Expr, point: Point) -> bool:
@@ -209,12 +210,18 @@ def _equal_at(left: sympy.Expr, right: sympy.Expr, point: Point) -> bool:
   if all(map(_is_small_integer, point.values())):
     return equal_numbers(*pair)
   if close(*values, POINT_ERROR):
-    # The terms that both share are no longer in the difference.
-    difference = left - right
-    return _is_rounding(difference, point) or not value_of(
-      _at(difference, point, FEWER_DIGITS), FEWER_DIGITS
-    )
+    return True
   return _is_rounding(left, point) and _is_rounding(right, point)
+
+
+def _remains_equal(left: sympy.Expr, right: sympy.Expr, point: Point) -> bool:
+  """Compares them again at a point, without the terms that both share."""
+  if all(map(_is_small_integer, point.values())):
+    return True  # Compared exactly.
+  difference = left - right
+  return _is_rounding(difference, point) or not value_of(
+    _at(difference, point, FEWER_DIGITS), FEWER_DIGITS
+  )
 
 
 def _is_rounding(expression: sympy.Expr, point: Point) -> bool:
