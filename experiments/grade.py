@@ -12,11 +12,11 @@ On graders/math_cot_even.jsonl, 400 responses of a Qwen2.5-Math model, 399
 verdicts agree with those of the reference grader in the file; the other is line
 37's last response, 10000 with the right answer 10{,}000. They are the same
 number, so it is right here; the reference grader does not read the braces.
-Speed with the defaults, two workers on two cores under a load of 6
-(2026-11-30): 3,739 of these responses a second, most of which are decided by
-their spelling, and 1,653 a second of 2,000 answers to references that are no
-integers. The version before, which used math-verify, graded 1,698 and 43 a
-second on the same day.
+Speed with the defaults, two workers on two idle cores (2026-11-30, two runs):
+6,139 and 6,168 of these responses a second, most of which are decided by their
+spelling, and 2,251 and 2,423 a second of 2,000 answers to references that are
+no integers. The version before, which used math-verify, graded 3,022 and 3,073,
+and 169 and 170 a second in the same minute.
 """
 
 import dataclasses
