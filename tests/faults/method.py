@@ -194,7 +194,7 @@ FAULTS = (
     "the library's loss has no guard",
     "losses:pure_loss",
     "apply_guard(value, metrics, loss.ratio_guard)",
-    "apply_guard(value, metrics, None)",
+    "apply_guard(value, metrics, loss.ratio_guard and 1e9)",
     (
       "test_ratios.py::test_the_guard_drops_the_whole_loss_above_the_mean_ratio",
     ),
