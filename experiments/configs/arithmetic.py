@@ -6,9 +6,9 @@
 Measured on 2026-11-30 (jax 0.10.2, two cores of an AMD EPYC): held-out accuracy
 rose from .191 to .891 at temperature 1, and from .094 to .980 with greedy
 decoding. The log is experiments/results/arithmetic/metrics.jsonl, without the
-rows of single RL iterations. The version of 2026-11-25 took 8.5 minutes from a fresh clone and
-environment to the end. Times vary between machines of one kind: an earlier
-version took from 7.5 to 11.5 minutes.
+rows of single RL iterations. The version of 2026-11-25 took 8.5 minutes from a
+fresh clone and environment to the end. Times vary between machines of one kind:
+an earlier version took from 7.5 to 11.5 minutes.
 
 `arithmetic.py:smoke` runs every stage in about a minute. It shows that the
 machinery works; its models are too small to learn anything.
