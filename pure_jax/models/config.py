@@ -1,6 +1,7 @@
 """Architectures of decoders as frozen, validated records."""
 
 import dataclasses
+import math
 
 COMPUTE_DTYPES = ("float32", "bfloat16")
 CACHE_DTYPES = (*COMPUTE_DTYPES, "int8")
@@ -81,16 +82,16 @@ class RopeScaling:
 
   def __post_init__(self):
     """Validates that frequencies can be interpolated."""
-    if not 0 < self.low_frequency_factor < self.high_frequency_factor:
+    low, high = self.low_frequency_factor, self.high_frequency_factor
+    if not 0 < low < high < math.inf:
       raise ValueError(
         "low_frequency_factor must be positive and below "
-        f"high_frequency_factor, got {self.low_frequency_factor} and "
-        f"{self.high_frequency_factor}."
+        f"high_frequency_factor, both finite, got {low} and {high}."
       )
-    if not self.factor >= 1 or self.original_length < 1:
+    if not 1 <= self.factor < math.inf or self.original_length < 1:
       raise ValueError(
         f"factor={self.factor} and original_length={self.original_length} "
-        "must be at least 1."
+        "must be at least 1 and finite."
       )
 
 
@@ -195,10 +196,10 @@ class ModelConfig:
       raise ValueError(
         f"head_dim={self.head_dim} must be even: RoPE rotates pairs of entries."
       )
-    if self.rope_theta <= 0 or self.norm_eps <= 0:
+    if not (0 < self.rope_theta < math.inf and 0 < self.norm_eps < math.inf):
       raise ValueError(
         f"rope_theta={self.rope_theta} and norm_eps={self.norm_eps} must be "
-        "positive."
+        "positive and finite."
       )
     if self.remat not in REMAT:
       raise ValueError(f"remat must be one of {REMAT}, got {self.remat!r}.")

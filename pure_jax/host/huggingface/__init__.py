@@ -6,6 +6,7 @@
 settings that our decoder does not implement exactly raise an error.
 
   architectures  the families of decoders, and their rotary parameters
+  json_fields    JSON files, and the values that their fields may have
   config         config.json to and from `ModelConfig`
   tensors        names and layouts of the tensors, in both directions
   files          safetensors files
@@ -18,10 +19,10 @@ from pure_jax.host.huggingface.config import (
   TokenIds,
   check_vocabulary,
   read_config,
-  read_json_object,
   warn_beyond_positions,
 )
 from pure_jax.host.huggingface.export import export_policy, export_prm
+from pure_jax.host.huggingface.json_fields import read_json_object
 from pure_jax.host.huggingface.load import load_policy, load_prm
 
 # Suffixes of the files of a tokenizer, and of a whole model folder.

@@ -75,7 +75,7 @@ def family_of_architecture(name: Any) -> Family:
   }
   if not isinstance(name, str) or name not in known:
     raise HuggingFaceError(
-      f"the architecture {name!r} is not supported; supported are "
+      f"the architecture {repr(name)[:60]} is not supported; supported are "
       f"{', '.join(known)}."
     )
   return known[name]

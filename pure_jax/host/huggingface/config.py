@@ -1,8 +1,9 @@
 """config.json of a Hugging Face folder, to and from `ModelConfig`.
 
-The config classes of transformers read and write the fields: they know the
-defaults of missing fields and both layouts of the rotary parameters. A field
-that they accept but our decoder does not implement raises an error here.
+`json_fields` says which values the fields may have. Then the config classes of
+transformers read and write them: they know the defaults of missing fields and
+both layouts of the rotary parameters. A field that they accept but our decoder
+does not implement raises an error here.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pure_jax.host.huggingface import architectures
+from pure_jax.host.huggingface import architectures, json_fields
 from pure_jax.host.huggingface.architectures import Family, HuggingFaceError
 from pure_jax.models.config import ModelConfig
 
@@ -23,8 +24,10 @@ _LOG = logging.getLogger(__name__)
 # Fields that change the computation, with the only value that we implement.
 _SUPPORTED = {
   "hidden_act": "silu",
+  "is_causal": True,
   "mlp_bias": False,
   "partial_rotary_factor": 1.0,
+  "per_layer_config": None,
   "quantization_config": None,
   "rope_interleaved": False,
   "token_classification_bias": True,
@@ -98,35 +101,11 @@ def read_config(folder: str | os.PathLike) -> FolderConfig:
       that our decoder does not implement, such as a sliding window.
   """
   path = pathlib.Path(folder) / CONFIG_FILE
-  raw = read_json_object(path)
+  raw = json_fields.read_json_object(path)
   try:
     return _read(raw)
   except HuggingFaceError as error:
     raise HuggingFaceError(f"{path}: {error}") from error
-
-
-def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-  """Reads a JSON file that contains an object.
-
-  Args:
-    path: the file.
-
-  Raises:
-    HuggingFaceError: if the file is missing or unreadable, or contains another
-      JSON value.
-  """
-  try:
-    data = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError as error:
-    raise HuggingFaceError(
-      f"{path} is missing: name a folder that holds a model as transformers "
-      "saves it."
-    ) from error
-  except (OSError, ValueError) as error:
-    raise HuggingFaceError(f"{path} cannot be read: {error}.") from error
-  if not isinstance(data, dict):
-    raise HuggingFaceError(f"{path} holds no JSON object.")
-  return data
 
 
 def choose_good_class(labels: tuple[str, ...], good_class: int | None) -> int:
@@ -260,23 +239,26 @@ def _read(raw: Mapping[str, Any]) -> FolderConfig:
   """Checks the fields of config.json, and converts them."""
   if "auto_map" in raw:
     raise HuggingFaceError("auto_map asks for remote code, which is not run.")
-  names = raw.get("architectures")
-  is_single = isinstance(names, list) and len(names) == 1
-  architecture = names[0] if is_single else names
-  family = architectures.family_of_architecture(architecture)
+  architecture, family = _family(raw)
   supported = dict(_SUPPORTED)
   if not family.attention_bias:
     # In transformers it adds a bias to the output projection as well, which our
     # decoder does not have. Qwen2 has no such field.
     supported["attention_bias"] = False
   for name, value in supported.items():
-    if name in raw and raw[name] != value:
+    # 0 is equal to false, and 1.0 to true.
+    is_bool = isinstance(raw.get(name), bool)
+    if name in raw and (raw[name], is_bool) != (value, isinstance(value, bool)):
       raise HuggingFaceError(
-        f"{name} is {json.dumps(raw[name])}; only {json.dumps(value)} is "
-        "supported."
+        f"{name} is {json_fields.shown(raw[name])}; only {json.dumps(value)} "
+        "is supported."
       )
+  json_fields.check_decoder(raw)
   _check_rope_layouts(raw)
-  full = _validated(family, raw)
+  # No other field: they would become attributes, and could replace methods.
+  full = _validated(
+    family, {k: v for k, v in raw.items() if k in json_fields.FIELDS}
+  )
   fields = full.to_dict()
   unsupported = {*(fields.get("layer_types") or ())} - {"full_attention"}
   if unsupported:
@@ -286,28 +268,42 @@ def _read(raw: Mapping[str, Any]) -> FolderConfig:
       "attention is supported."
     )
   is_prm = architecture == family.name + architectures.PRM_SUFFIX
-  labels = tuple(str(full.id2label[i]) for i in sorted(full.id2label))
-  if is_prm and len(labels) != 2:
-    raise HuggingFaceError(
-      f"a PRM has 2 labels, this one has {len(labels)} (num_labels, id2label)."
-    )
+  model = _model_config(family, fields)
   return FolderConfig(
-    model=_model_config(family, fields),
+    model=model,
     architecture=architecture,
     is_prm=is_prm,
-    labels=labels if is_prm else (),
+    labels=json_fields.read_labels(raw) if is_prm else (),
     max_positions=full.max_position_embeddings,
-    token_ids=_token_ids(raw),
+    token_ids=_token_ids(raw, model.vocab_size),
   )
 
 
-def _token_ids(raw: Mapping[str, Any]) -> TokenIds:
+def _family(raw: Mapping[str, Any]) -> tuple[str, Family]:
+  """(name of the model class, its family), from architectures."""
+  names = raw.get("architectures")
+  if isinstance(names, str):
+    raise HuggingFaceError(
+      f"architectures is {json_fields.shown(names)}; it must be a list of one "
+      "text."
+    )
+  is_single = isinstance(names, list) and len(names) == 1
+  architecture = names[0] if is_single else names
+  family = architectures.family_of_architecture(architecture)
+  known = json_fields.Rule(
+    str, choices=(family.config_class.model_type,), nullable=True
+  )
+  json_fields.check(raw, {"model_type": known})
+  return architecture, family
+
+
+def _token_ids(raw: Mapping[str, Any], vocab_size: int) -> TokenIds:
   """The ids of special tokens that the file has, not transformers' defaults."""
-  eos = raw.get("eos_token_id")
-  several = eos if isinstance(eos, list) else [] if eos is None else [eos]
-  return TokenIds(
-    raw.get("bos_token_id"), tuple(several), raw.get("pad_token_id")
+  bos, eos, pad = (
+    json_fields.read_token_ids(raw, f"{name}_token_id", vocab_size)
+    for name in ("bos", "eos", "pad")
   )
+  return TokenIds(next(iter(bos), None), eos, next(iter(pad), None))
 
 
 def _validated(family: Family, fields: Mapping[str, Any]) -> Any:

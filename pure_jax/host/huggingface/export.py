@@ -59,8 +59,9 @@ def export_policy(
     shard_bytes: largest size of a file. A larger tensor gets a file of its own.
 
   Raises:
-    HuggingFaceError: if transformers has no such architecture, or if the folder
-      is not empty or cannot be written.
+    HuggingFaceError: if transformers has no such architecture, if the folder is
+      not empty or cannot be written, or if a weight is not finite: then nothing
+      is written.
     ValueError: if the weights do not fit the config, or are sharded over
       several processes.
   """
@@ -135,7 +136,16 @@ def _export(
   def arrays(names: Sequence[str]) -> Iterator[np.ndarray]:
     for name in names:
       tensor = by_name[name]
-      yield np.asarray(_in_file(weight_of[name], tensor.layer, tensor.layout))
+      array = np.asarray(_in_file(weight_of[name], tensor.layer, tensor.layout))
+      fault = files.not_finite(array)
+      if fault is not None:
+        raise HuggingFaceError(
+          f"Weights that are not finite are not exported: of {name}, {fault}. "
+          "The run diverged: export an earlier checkpoint."
+        )
+      yield array
+      # Otherwise it lives until the next one has been made.
+      del array
 
   shards = _split(sizes, shard_bytes)
   try:

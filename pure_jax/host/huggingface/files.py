@@ -12,7 +12,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ import numpy as np
 import safetensors
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
-from pure_jax.host.huggingface.config import read_json_object
+from pure_jax.host.huggingface.json_fields import read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,6 +29,14 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Names of dtypes in safetensors to names in numpy. Quantized and integer
 # weights are not supported: their scales are unknown here.
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+# Without the sign, the bits of all finite values are below these, and those of
+# infinities and NaN are not: an exponent of ones.
+_NOT_FINITE = {"float32": 0x7F800000, "bfloat16": 0x7F80, "float16": 0x7C00}
+# float32 from here on rounds to infinity in bfloat16.
+_BEYOND_BFLOAT16 = 0x7F7F8000
+# Values whose bits are looked at together: they stay in the processor's cache.
+_BLOCK = 2**17
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +87,11 @@ def list_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
       tensors[name] = stored
   missing = sorted(shard_of.keys() - tensors.keys())
   if missing:
+    more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
     raise HuggingFaceError(
       f"{index} lists tensors that their shards do not hold: "
-      + ", ".join(f"{name} in {shard_of[name]}" for name in missing)
+      + ", ".join(f"{name} in {shard_of[name]}" for name in missing[:20])
+      + more
     )
   return tensors
 
@@ -105,6 +115,45 @@ def read_tensors(
       for name in opened.offset_keys():
         if name in stored:
           yield name, opened.get_tensor(name)
+
+
+def not_finite(array: np.ndarray, dtypes: Collection[str] = ()) -> str | None:
+  """Describes the values of a tensor that are not finite, or not when cast.
+
+  It compares bits. As signed numbers the largest ones are those of +NaN and
+  +inf, as unsigned numbers those of -NaN and -inf, so that two maxima find them
+  and nothing is copied.
+
+  Args:
+    array: the tensor, contiguous, in a dtype of `DTYPES`. It may be empty.
+    dtypes: names of the dtypes that it is cast to, float32 or bfloat16.
+
+  Returns:
+    How many values are not finite, and the first of them; None if all are.
+  """
+  stored = str(array.dtype)
+  limit, where = _NOT_FINITE[stored], ""
+  if stored == "float32" and "bfloat16" in dtypes:
+    limit, where = _BEYOND_BFLOAT16, " in bfloat16"
+  sign = 1 << (8 * array.itemsize - 1)
+  values = array.reshape(-1)
+  signed = values.view(f"i{array.itemsize}")
+  unsigned = values.view(f"u{array.itemsize}")
+  count, first = 0, 0
+  for start in range(0, array.size, _BLOCK):
+    block = slice(start, start + _BLOCK)
+    if signed[block].max() < limit and unsigned[block].max() < limit + sign:
+      continue
+    bad = np.flatnonzero((unsigned[block] & (sign - 1)) >= limit)
+    first = first if count else start + int(bad[0])
+    count += len(bad)
+  if not count:
+    return None
+  index = [int(i) for i in np.unravel_index(first, array.shape)]
+  return (
+    f"{count} of {array.size} values are not finite{where}, the first is "
+    f"{float(values[first])} at {index}"
+  )
 
 
 def write_file(
@@ -181,6 +230,9 @@ def _list_file(file: pathlib.Path) -> dict[str, StoredTensor]:
 def _opened(file: pathlib.Path) -> Iterator[Any]:
   """Opens a safetensors file. Errors within the block name the file."""
   try:
+    # Whoever opens a pipe waits for a writer.
+    if file.exists() and not file.is_file():
+      raise HuggingFaceError(f"{file} is no file: copy it again.")
     with safetensors.safe_open(file, framework="numpy") as opened:
       yield opened
   except FileNotFoundError as error:

@@ -1,9 +1,9 @@
 """Loads a Hugging Face folder as the parameters of a policy or a PRM.
 
 First all headers are compared with the declared weights, so that a folder that
-does not fit fails at once. Then each tensor is read once, sharded over the
-devices, and written into its layer of the stacked weight, which is donated. The
-next tensor is read when this is done.
+does not fit fails at once. Then each tensor is read once, checked to be finite,
+sharded over the devices, and written into its layer of the stacked weight,
+which is donated. The next tensor is read when this is done.
 """
 
 import dataclasses
@@ -63,8 +63,9 @@ def load_policy(
     their config).
 
   Raises:
-    HuggingFaceError: if the folder cannot be read, or contains something other
-      than a policy. The message names the file, field or tensor.
+    HuggingFaceError: if the folder cannot be read, contains something other
+      than a policy, or has a weight that is not finite, also when cast to these
+      dtypes. The message names the file, field or tensor.
     ValueError: if a sharding rule does not fit a weight.
   """
   config = read_config(folder)
@@ -156,6 +157,12 @@ def _load(
   needed = {name: stored[name] for name in declared_tensors}
   for name, array in files.read_tensors(needed):
     tensor = declared_tensors[name]
+    fault = files.not_finite(array, (model.param_dtype, model.compute_dtype))
+    if fault is not None:
+      raise HuggingFaceError(
+        f"{needed[name].file}: of {name}, {fault}: the file is damaged, or the "
+        "model diverged in training. Use another one."
+      )
     if swapped and tensor.path[0] == "score":
       array = array[::-1]
     *outer, key = tensor.path
@@ -190,7 +197,8 @@ def _check_fit(
     shape = declared[tensors.EMBEDDING if name == tied_head else name].shape
     tensor = stored[name]
     if tensor.shape != shape:
-      faults.append(f"{name} is {tensor.shape}, config.json says {shape}")
+      theirs = str(tensor.shape)[:60]
+      faults.append(f"{name} is {theirs}, config.json says {shape}")
     if tensor.dtype not in files.DTYPES:
       faults.append(
         f"{name} is stored as {tensor.dtype}, not as one of "
