@@ -312,8 +312,9 @@ def _validated(family: Family, fields: Mapping[str, Any]) -> Any:
     return family.config_class.from_dict(dict(fields))
   # The validation raises errors of several packages without a common class.
   except Exception as error:
+    reason = " ".join(str(error).split())[:400]
     raise HuggingFaceError(
-      f"transformers does not accept this as {family.name}: {error}"
+      f"transformers does not accept this as {family.name}: {reason}"
     ) from error
 
 

@@ -74,6 +74,10 @@ class HuggingFaceTokenizer:
     self.banned_ids = tuple(sorted({self.pad_id, *unused} - {*self.eos_ids}))
     special = {*self._inner.all_special_ids, *self.eos_ids}
     readable = sorted(self._token_ids - special)
+    if not readable:
+      raise TokenizerError(
+        f"{folder} holds a tokenizer without a vocabulary: copy tokenizer.json."
+      )
     self._readable = frozenset(readable)
     texts = self._inner.batch_decode(
       [[i] for i in readable], clean_up_tokenization_spaces=False
@@ -238,21 +242,38 @@ def _read(folder: pathlib.Path) -> Any:
     raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
   settings = folder / "tokenizer_config.json"
   try:
+    for path in sorted(folder.iterdir()):
+      # Whoever opens a pipe waits for a writer, and some devices never end.
+      if path.exists() and not (path.is_file() or path.is_dir()):
+        raise TokenizerError(f"{path} is no file: remove it.")
     if settings.exists() and "auto_map" in json.loads(settings.read_text()):
       raise TokenizerError(
         f"{settings} asks for code of its own (auto_map), which is never run: "
         "convert the tokenizer to tokenizer.json."
       )
-    return transformers.AutoTokenizer.from_pretrained(
+    tokenizer = transformers.AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )
+    # Some faults of a folder show only when a text is encoded.
+    known = {*tokenizer.get_vocab().values(), *tokenizer.all_special_ids}
+    unknown = {*tokenizer.encode("1 + 1")} - known
   except TokenizerError:
     raise
   # transformers and tokenizers raise errors of any type, even Exception.
-  except Exception as error:
+  except BaseException as error:
+    # A panic of Rust is no Exception, and its class cannot be imported.
+    is_panic = type(error).__module__ == "pyo3_runtime"
+    if not (is_panic or isinstance(error, Exception)):
+      raise
     raise TokenizerError(
       f"{folder} holds no readable tokenizer: {_reason(error)}"
     ) from error
+  if unknown:
+    raise TokenizerError(
+      f"{folder} holds a tokenizer that puts the ids {sorted(unknown)[:5]} "
+      "into texts, which its vocabulary does not have."
+    )
+  return tokenizer
 
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
@@ -278,6 +299,6 @@ def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
   return eos_ids
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
   """The first line of an error message."""
   return str(error).splitlines()[0] if str(error) else repr(error)
