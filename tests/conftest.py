@@ -111,6 +111,7 @@ COMPILED_QUICKLY = {
   "test_files_task.py",
   "test_gae.py",
   "test_generation.py",
+  "test_hostile_files.py",
   "test_huggingface_export.py",
   "test_huggingface_load.py",
   "test_importance.py",
