@@ -33,6 +33,7 @@ from pure_jax.host.logs import console
 
 NOT_READ_TABLE = "Rows not read"
 MAX_FAULTS = 20  # How many faults of malformed rows are stored.
+_FAULT_CHARS = 300  # A fault may quote a value of the row, of any length.
 _SPLIT = "rows"
 
 
@@ -162,6 +163,8 @@ class FileDataset(tfds.core.GeneratorBasedBuilder):
           fault = str(error)
       read += 1
       if fault is not None:
+        if len(fault) > _FAULT_CHARS:
+          fault = f"{fault[:_FAULT_CHARS]}..."
         if not self._skip_malformed:
           raise DataError(f"{raw.location}: {fault}")
         skipped += 1

@@ -67,6 +67,9 @@ class Problem:
       raise ValueError("the answer is empty")
     if self.tolerance is not None and not 0 <= self.tolerance < math.inf:
       raise ValueError(f"the tolerance is {self.tolerance}, not 0 or more")
+    # It is stored in 32 bits.
+    if self.level is not None and not -(2**31) <= self.level < 2**31:
+      raise ValueError(f"the level is {self.level}, beyond 32 bits")
 
   @property
   def has_answer(self) -> bool:

@@ -300,5 +300,5 @@ def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
 
 
 def _reason(error: BaseException) -> str:
-  """The first line of an error message."""
-  return str(error).splitlines()[0] if str(error) else repr(error)
+  """The beginning of an error message, in one line."""
+  return " ".join(str(error).split())[:300] or repr(error)
