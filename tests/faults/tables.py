@@ -2,6 +2,7 @@
 
 from faults import (
   evaluation,
+  folders,
   method,
   models,
   rollout,
@@ -18,4 +19,5 @@ FAULTS = (
   *evaluation.FAULTS,
   *runs.FAULTS,
   *survival.FAULTS,
+  *folders.FAULTS,
 )

@@ -51,9 +51,8 @@ class Rule:
     """Whether the field may have a value of JSON; NaN is in no range."""
     if value is None:
       return self.nullable
-    if type(value) is int and self.kind is float:
-      return self.low <= value <= self.high
-    if type(value) is not self.kind:
+    kinds = (int, float) if self.kind is float else (self.kind,)
+    if type(value) not in kinds:
       return False
     if self.kind in (int, float):
       return self.low <= value <= self.high
