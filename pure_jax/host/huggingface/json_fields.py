@@ -150,7 +150,11 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-  """A value of JSON for a message: short, and without control characters."""
+  """Writes a value for a message: short, and without control characters.
+
+  Args:
+    value: a value of JSON.
+  """
   if isinstance(value, list | dict):
     return _NAMES[type(value)]
   text = json.dumps(value)
