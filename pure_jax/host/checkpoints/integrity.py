@@ -117,10 +117,14 @@ def fingerprint(
     deep: whether files in the subfolders of a folder count.
 
   Raises:
-    OSError: if the file or folder does not exist or cannot be read.
+    OSError: if the file or folder does not exist, is neither (a pipe, a
+      device), or cannot be read.
   """
   path = pathlib.Path(path)
   if not path.is_dir():
+    if path.exists() and not path.is_file():
+      # A pipe would let us wait, and some devices never end.
+      raise OSError(errno.EINVAL, "it is no file", str(path))
     return _sha256(path)
   digest = hashlib.sha256()
   for name, file in _files(path, deep=deep):

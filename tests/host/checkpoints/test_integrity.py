@@ -170,3 +170,18 @@ def test_a_folder_that_takes_no_file_is_an_error_before_orbax_saves(
     message = "Not a directory.*can be created and written"
     with pytest.raises(CheckpointError, match=message):
       checkpoints.save(1, make_state(1))
+
+
+@pytest.mark.parametrize("kind", ["pipe", "endless"])
+def test_a_fingerprint_of_what_is_no_file_does_not_wait(kind, tmp_path):
+  path = tmp_path / "data.jsonl"
+  if kind == "pipe":
+    os.mkfifo(path)
+  else:
+    path.symlink_to("/dev/zero")
+  with pytest.raises(OSError, match=f"it is no file: '{path}'"):
+    integrity.fingerprint(path)
+  # Within a folder it does not count.
+  nothing = tmp_path / "nothing"
+  nothing.mkdir()
+  assert integrity.fingerprint(tmp_path) == integrity.fingerprint(nothing)
