@@ -79,14 +79,6 @@ WRONG_LABELS = {
 }
 
 
-def cases(wrong):
-  return [
-    pytest.param(field, value, id=f"{field}={ascii(value)[:30]}")
-    for field, values in wrong.items()
-    for value in values
-  ]
-
-
 @pytest.fixture(scope="module")
 def fields():
   """The content of a valid config.json, by kind of model."""
@@ -104,54 +96,59 @@ def read(folder, fields):
 
 
 def assert_refused(folder, fields, *words):
-  with pytest.raises(HuggingFaceError) as error:
+  """Reading must raise, with the file and all words in one short line."""
+  try:
     read(folder, fields)
-  message = str(error.value)
+  except HuggingFaceError as error:
+    message = str(error)
+  else:
+    message = "nothing was raised"
   assert message.startswith(f"{folder / 'config.json'}: ")
   for word in words:
     assert word in message
   assert len(message.splitlines()) == 1 and len(message) < 600
 
 
-@pytest.mark.parametrize(("field", "value"), cases(WRONG))
-def test_a_wrong_value_is_refused_with_its_field(
-  field, value, fields, tmp_path
-):
+@pytest.mark.parametrize("field", WRONG)
+def test_a_wrong_value_is_refused_with_its_field(field, fields, tmp_path):
   # architectures has no name of its own in the sentence if it is a list.
   word = "architecture" if field == "architectures" else field
-  assert_refused(tmp_path, fields[False] | {field: value}, word)
+  for value in WRONG[field]:
+    assert_refused(tmp_path, fields[False] | {field: value}, word)
 
 
 @pytest.mark.parametrize("layout", ["rope_parameters", "rope_scaling"])
-@pytest.mark.parametrize(("field", "value"), cases(WRONG_IN_ROPE))
+@pytest.mark.parametrize("field", WRONG_IN_ROPE)
 def test_a_wrong_value_of_the_rotary_parameters_is_refused(
-  layout, field, value, fields, tmp_path
+  layout, field, fields, tmp_path
 ):
   changed = fields[False] | {"rope_scaling": None, "rope_parameters": None}
   del changed["rope_theta"]
-  assert_refused(tmp_path, changed | {layout: ROPE | {field: value}}, field)
+  for value in WRONG_IN_ROPE[field]:
+    rope = ROPE | {field: value}
+    assert_refused(tmp_path, changed | {layout: rope}, field)
 
 
-@pytest.mark.parametrize("value", [*NOT_POSITIVE, None, 0.5])
 def test_a_wrong_theta_outside_the_rotary_parameters_is_refused(
-  value, fields, tmp_path
+  fields, tmp_path
 ):
-  changed = fields[False] | {"rope_parameters": None, "rope_theta": value}
-  assert_refused(tmp_path, changed, "rope_theta is ", "a number from 1 to")
+  for value in [*NOT_POSITIVE, None, 0.5]:
+    changed = fields[False] | {"rope_parameters": None, "rope_theta": value}
+    assert_refused(tmp_path, changed, "rope_theta is ", "a number from 1 to")
 
 
 @pytest.mark.parametrize("name", ["rope_parameters", "rope_scaling"])
-@pytest.mark.parametrize("value", [False, 0, "", "x", [], [1]])
-def test_rotary_parameters_of_another_type_are_refused(
-  name, value, fields, tmp_path
-):
-  assert_refused(tmp_path, fields[False] | {name: value}, name, "an object")
+def test_rotary_parameters_of_another_type_are_refused(name, fields, tmp_path):
+  for value in [False, 0, "", "x", [], [1]]:
+    assert_refused(
+      tmp_path, fields[False] | {name: value}, name, "an object or null"
+    )
 
 
-@pytest.mark.parametrize(("field", "value"), cases(WRONG_LABELS))
-def test_wrong_labels_of_a_prm_are_refused(field, value, fields, tmp_path):
-  changed = fields[True] | LABELS | {field: value}
-  assert_refused(tmp_path, changed, field)
+@pytest.mark.parametrize("field", WRONG_LABELS)
+def test_wrong_labels_of_a_prm_are_refused(field, fields, tmp_path):
+  for value in WRONG_LABELS[field]:
+    assert_refused(tmp_path, fields[True] | LABELS | {field: value}, field)
 
 
 @pytest.mark.parametrize(
