@@ -240,12 +240,9 @@ def _read(folder: pathlib.Path) -> Any:
 
   if not folder.is_dir():
     raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
+  _check_files(folder)
   settings = folder / "tokenizer_config.json"
   try:
-    for path in sorted(folder.iterdir()):
-      # Whoever opens a pipe waits for a writer, and some devices never end.
-      if path.exists() and not (path.is_file() or path.is_dir()):
-        raise TokenizerError(f"{path} is no file: remove it.")
     if settings.exists() and "auto_map" in json.loads(settings.read_text()):
       raise TokenizerError(
         f"{settings} asks for code of its own (auto_map), which is never run: "
@@ -274,6 +271,19 @@ def _read(folder: pathlib.Path) -> Any:
       "into texts, which its vocabulary does not have."
     )
   return tokenizer
+
+
+def _check_files(folder: pathlib.Path) -> None:
+  """Checks that a folder has nothing that would be read for ever."""
+  try:
+    for path in sorted(folder.iterdir()):
+      # Whoever opens a pipe waits for a writer, and some devices never end.
+      if path.exists() and not (path.is_file() or path.is_dir()):
+        raise TokenizerError(f"{path} is no file: remove it.")
+  except OSError as error:
+    raise TokenizerError(
+      f"{folder} cannot be read: {_reason(error)}."
+    ) from error
 
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
