@@ -43,6 +43,35 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, module):
   assert not list(tmp_path.iterdir())
 
 
+def test_weights_that_are_not_finite_are_not_written(
+  tmp_path, monkeypatch, capsys
+):
+  torch = pytest.importorskip("torch", reason="torch comes with [test]")
+  import transformers
+
+  config = transformers.LlamaConfig(
+    vocab_size=8, hidden_size=4, intermediate_size=4, num_hidden_layers=1,
+    num_attention_heads=1,
+  )  # fmt: skip
+  model = transformers.LlamaForCausalLM(config)
+  with torch.no_grad():
+    model.model.norm.weight[2] = torch.nan
+  for name, result in (("AutoTokenizer", None), ("LlamaForCausalLM", model)):
+    monkeypatch.setattr(
+      getattr(transformers, name),
+      "from_pretrained",
+      lambda *_, r=result, **__: r,
+    )
+  with imported_script(
+    "unpack_smollm2", f"output={tmp_path / 'out'}"
+  ) as script:
+    monkeypatch.setattr(script, "find_file", lambda: tmp_path / "model.gguf")
+    with pytest.raises(SystemExit):
+      script.main(["unpack_smollm2.py"])
+  assert "model.norm.weight has values that are not" in capsys.readouterr().err
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.smollm2
 def test_the_folder_holds_the_weights_of_the_package(tmp_path, capsys):
   gguf = pytest.importorskip("gguf", reason="gguf comes with [smollm2]")
