@@ -162,9 +162,8 @@ def test_json_is_replaced_completely_or_not_at_all(tmp_path):
   path = tmp_path / "x.json"
   write_json_atomic(path, {"a": [1, 2]})
   assert json.loads(path.read_text()) == {"a": [1, 2]}
-  for bad, error in ((float("nan"), ValueError), (object(), TypeError)):
-    with pytest.raises(error):
-      write_json_atomic(path, {"a": bad})
+  with pytest.raises(TypeError):
+    write_json_atomic(path, {"a": object()})
   assert json.loads(path.read_text()) == {"a": [1, 2]}
   assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
 
