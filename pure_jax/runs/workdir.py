@@ -134,13 +134,14 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
   path = pathlib.Path(folder) / CONFIG_FILE
   try:
     record = json_text.parse(path.read_bytes())
-    config, versions = record["config"], record["versions"]
+    parts = record if isinstance(record, dict) else {}
+    config, versions = parts.get("config"), parts.get("versions")
     is_valid = isinstance(config, dict) and isinstance(versions, list)
     if not is_valid or not versions:
-      raise TypeError("fields of another kind")
+      raise ValueError("it has no config or no versions")
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (IsADirectoryError, ValueError, KeyError, TypeError) as error:
+  except (IsADirectoryError, ValueError) as error:
     raise WorkdirError(
       f"{path} is not the record of a run ({error}). Choose another working "
       "directory, or remove that file."

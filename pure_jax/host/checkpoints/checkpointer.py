@@ -104,6 +104,7 @@ class Checkpoints:
     self._has_saved = False
     self._failure: CheckpointError | None = None
     options = ocp.CheckpointManagerOptions(
+      step_name_format=orbax_options.StepNames(),
       preservation_policy=orbax_options.preservation_policy(
         keep_latest, best_metric, self._metrics_of
       ),

@@ -218,7 +218,7 @@ def read_metrics(
   Args:
     path: the file, or the folder of a run.
     stage: the stage whose rows are returned; None returns all rows.
-    required: metrics that each of these rows must have, which may be null.
+    required: metrics that each of these rows must have: a number or null.
 
   Returns:
     Rows as of `read_log`, whose values are finite numbers, None, or lists of
@@ -241,12 +241,12 @@ def read_metrics(
         )
     if stage is not None and row["stage"] != stage:
       continue
-    missing = [name for name in required if name not in row]
-    if missing:
-      raise MetricsError(
-        f"{path}:{number} is a row of {stage} without {', '.join(missing)}. "
-        f"{_ADVICE}"
-      )
+    for name in required:
+      if isinstance(row.get(name, []), list):
+        raise MetricsError(
+          f"{path}:{number} is a row of {stage} without a number {name}. "
+          f"{_ADVICE}"
+        )
     rows.append(row)
   return rows
 
@@ -260,8 +260,10 @@ def _numbered_rows(
   """Yields (number of the line, row) of a file's whole lines."""
   try:
     content = pathlib.Path(path).read_bytes()
-  except (FileNotFoundError, IsADirectoryError):
-    raise MetricsError(f"{path} is missing, or is a folder.") from None
+  except FileNotFoundError:
+    raise MetricsError(f"There is no file {path}.") from None
+  except IsADirectoryError:
+    raise MetricsError(f"{path} is a folder: move it away.") from None
   for number, line in enumerate(content.split(b"\n")[:-1], 1):
     try:
       row = json_text.parse(line, finite=True)

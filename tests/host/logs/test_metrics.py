@@ -236,16 +236,18 @@ def test_a_metric_is_a_number(tmp_path, value):
     assert len(read_log(tmp_path / "samples.jsonl")) == 1
 
 
-def test_a_row_without_a_required_metric_is_named(tmp_path):
+@pytest.mark.parametrize("accuracy", ["", ', "accuracy": [1, 0.5]'])
+def test_a_row_without_a_required_metric_is_named(tmp_path, accuracy):
   path = tmp_path / "metrics.jsonl"
   path.write_text(
     '{"stage": "rl", "step": 1}\n'
     '{"stage": "rl_eval", "step": 0, "accuracy": null}\n'
-    '{"stage": "rl_eval", "step": 1}\n'
+    f'{{"stage": "rl_eval", "step": 1{accuracy}}}\n'
   )
   assert len(read_metrics(tmp_path, "rl_eval")) == 2
-  with pytest.raises(MetricsError, match=rf"{path}:3 .*without accuracy\."):
+  with pytest.raises(MetricsError, match=rf"{path}:3 .*a number accuracy\."):
     read_metrics(tmp_path, "rl_eval", ("accuracy",))
+  assert read_metrics(tmp_path, "rl", ("step",))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", *TEXT_WRITERS])
