@@ -93,7 +93,7 @@ class RunFolder:
     try:
       result = json_text.parse(path.read_bytes(), finite=True)
       if not isinstance(result, dict) or not all(
-        value is None or type(value) in (int, float)
+        value is None or (type(value) in (int, float) and abs(value) < 2**63)
         for value in result.values()
       ):
         raise ValueError("it is not an object of numbers")

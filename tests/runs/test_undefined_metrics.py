@@ -154,6 +154,7 @@ def test_a_stage_ends_whatever_its_result(tmp_path, value):
   [
     *(b"", b"\0\0", b"\xff{}", b"[" * 200_000, b"1" * 5000, b"[1]", b"null"),
     *(b'{"auc": "high"}', b'{"auc": NaN}', b'{"auc": [1]}', b'{"auc": true}'),
+    b'{"auc": 1' + b"0" * 400 + b"}",
   ],
   ids=lambda content: repr(content[:9]),
 )
