@@ -14,7 +14,6 @@ every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
 """
 
 import concurrent.futures
-import json
 import math
 import os
 import pathlib
@@ -27,7 +26,9 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
-from pure_jax.host.logs.metrics import read_metrics
+from pure_jax.host import json_text
+from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -149,11 +150,10 @@ def collect(root: pathlib.Path) -> list[dict]:
       folder = root / f"seed{seed}" / arm
       if not (folder / "summary.json").exists():
         continue
-      for row in read_metrics(folder):
-        if row["stage"] == "rl_eval":
-          metrics = {name: row.get(name) for name, _ in COLUMNS}
-          run = {"arm": arm, "seed": seed, "step": row["step"]}
-          rows.append(run | metrics)
+      for row in read_metrics(folder, "rl_eval", ("accuracy",)):
+        metrics = {name: row.get(name) for name, _ in COLUMNS}
+        run = {"arm": arm, "seed": seed, "step": row["step"]}
+        rows.append(run | metrics)
   return rows
 
 
@@ -163,8 +163,9 @@ def collect_starts(root: pathlib.Path) -> dict[str, dict]:
   for seed in _SEEDS.value:
     folder = root / f"seed{seed}" / "start"
     if (folder / "metrics.jsonl").exists():
-      rows = read_metrics(folder)
-      starts[seed] = next(r for r in rows if r["stage"] == "prm_eval")
+      rows = read_metrics(folder, "prm_eval")
+      if rows:
+        starts[seed] = rows[0]
   return starts
 
 
@@ -196,7 +197,11 @@ def table(rows: list[dict]) -> str:
         if tail:
           tails.append(statistics.fmean(tail))
       cells[name] = _cell(tails, 1 if name == "response_tokens" else 3)
-    best = _cell([max(r["accuracy"] for r in run) for run in runs.values()], 3)
+    known = [
+      [r["accuracy"] for r in run if r["accuracy"] is not None]
+      for run in runs.values()
+    ]
+    best = _cell([max(accuracies) for accuracies in known if accuracies], 3)
     first, second, *rest = cells.values()
     cells_in_order = [arm, first, second, best, *rest, str(len(runs))]
     lines.append("| " + " | ".join(cells_in_order) + " |")
@@ -262,14 +267,18 @@ def main(argv: list[str]) -> None:
     sys.exit(1)
   if not _REPORT_ONLY.value:
     run_missing(root)
-  rows = collect(root)
+  try:
+    rows, starts = collect(root), collect_starts(root)
+  except MetricsError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(1)
   if not rows:
     raise SystemExit(f"No finished run in {root}.")
-  (root / "runs.json").write_text(
-    "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
+  write_text_atomic(
+    root / "runs.json", "[\n" + ",\n".join(map(json_text.dump, rows)) + "\n]\n"
   )
-  (root / "prm.json").write_text(json.dumps(collect_starts(root), indent=1))
-  (root / "table.md").write_text(table(rows))
+  write_json_atomic(root / "prm.json", starts)
+  write_text_atomic(root / "table.md", table(rows))
   plot(rows, root / "curves.png")
   print(table(rows))
 

@@ -20,7 +20,6 @@ and 169 and 170 a second in the same minute.
 """
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -31,6 +30,7 @@ from typing import Any
 
 from absl import app, flags
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
@@ -90,8 +90,8 @@ def read_rows(path: pathlib.Path) -> list[Row]:
     if not line.strip():
       continue
     try:
-      values = json.loads(line)
-    except (ValueError, RecursionError) as error:
+      values = json_text.parse(line)
+    except ValueError as error:
       raise InputError(f"{path}:{number}: not JSON: {error}.") from None
     reason = _reason_invalid(values)
     if reason is not None:
@@ -224,7 +224,7 @@ def main(argv: list[str]) -> None:
     source, output = checked_paths()
     records, report = grade_rows(read_rows(source))
     if output is not None:
-      lines = [json.dumps(record, allow_nan=False) + "\n" for record in records]
+      lines = [json_text.dump(record) + "\n" for record in records]
       write_text_atomic(output, "".join(lines))
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
@@ -233,7 +233,7 @@ def main(argv: list[str]) -> None:
     print("stopped", file=sys.stderr)
     sys.exit(130)  # The status shells give a program ended by SIGINT.
   try:
-    print(json.dumps(report, indent=1, allow_nan=False), flush=True)
+    print(json_text.dump(report, indent=1), flush=True)
   except BrokenPipeError:  # The reader of stdout has closed it.
     # The interpreter flushes stdout once more at exit.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

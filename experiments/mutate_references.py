@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterator
 
 from absl import app, flags
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.data.formats import problems
 from pure_jax.host.grading import verify
@@ -95,9 +96,9 @@ def read_references(folder: pathlib.Path) -> list[Reference]:
     try:
       text = path.read_text(encoding="utf-8")
       if path.suffix == ".json":
-        rows = json.loads(text)
+        rows = json_text.parse(text)
       else:
-        rows = [json.loads(line) for line in text.splitlines()]
+        rows = [json_text.parse(line) for line in text.splitlines()]
       parsed = [p for at, row in enumerate(rows) for p in layout.parse(row, at)]
     except (OSError, ValueError) as error:
       raise InputError(f"{path}: {error}") from None

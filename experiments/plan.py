@@ -19,13 +19,13 @@ devices, with rollouts in a layout that gathers no weight for each token. The
 plan prints the flags.
 """
 
-import json
 import pathlib
 import sys
 
 import cli
 from absl import flags
 
+from pure_jax.host import json_text
 from pure_jax.runs.planning.devices import find_devices
 from pure_jax.runs.planning.hlo.text import HLOError
 from pure_jax.runs.planning.planner import Planner
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> None:
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:
-    print(json.dumps(as_json(plan, _PRICE.value), indent=2))
+    print(json_text.dump(as_json(plan, _PRICE.value), indent=2))
   else:
     print(as_text(plan, _PRICE.value))
 

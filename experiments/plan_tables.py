@@ -9,7 +9,6 @@ prints Markdown tables. `--fits` makes a table of the slices that a run fits.
 """
 
 import argparse
-import json
 import pathlib
 import shlex
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import matplotlib.figure
 
+from pure_jax.host import json_text
 from pure_jax.runs.planning.roofline import GIB
 
 Plan = dict[str, Any]  # As `runs.planning.report.as_json` writes it.
@@ -28,7 +28,7 @@ COLOURS = {"rollout": "#1b6ca8", "score": "#e08e0b", "update": "#3a7d44"}
 def read_plans(paths: list[str]) -> dict[str, Plan]:
   """Reads plans by the name of their file, those with fewer chips first."""
   plans = {
-    pathlib.Path(path).stem: json.loads(pathlib.Path(path).read_text())
+    pathlib.Path(path).stem: json_text.parse(pathlib.Path(path).read_bytes())
     for path in paths
   }
   return dict(sorted(plans.items(), key=lambda item: item[1]["chips"]))
@@ -148,16 +148,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     fits = read_plans(options.fits or [])
     scaling = read_plans(options.scaling or [])
+    tables = [fit_table(fits)] if fits else []
+    tables += [scaling_table(scaling)] if scaling else []
   except OSError as error:
     parser.error(f"{error.filename} cannot be read: {error.strerror}")
-  except (KeyError, TypeError, ValueError) as error:
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
     parser.error(f"a file is no plan that plan.py --json wrote: {error!r}")
-  if fits:
-    print(fit_table(fits))
-  if scaling:
-    print(scaling_table(scaling))
-    if options.plot:
-      plot_scaling(scaling, options.plot)
+  for text in tables:
+    print(text)
+  if scaling and options.plot:
+    plot_scaling(scaling, options.plot)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and curves to DIR/curves.png. Evaluations are the rows of stage prm_eval: step
 of full updates after those. The same command continues an interrupted run.
 """
 
-import json
 from typing import Any
 
 import cli
@@ -158,15 +157,15 @@ def describe_result(run: Run) -> str:
   folder = run.folder.start / "prm"
   if not (folder / "done.json").exists():
     return "files.prm names a trained PRM: there was nothing to train"
-  metrics = json.loads((folder / "done.json").read_text())
+  metrics = run.folder.read_result("prm")
   numbers = [
     f"{name.replace('_', ' ')} {metrics[name]:.3f}"
     for name in ("step_accuracy", "balanced_accuracy", "auc")
     if metrics.get(name) is not None
   ]
   return (
-    f"held-out {', '.join(numbers)}; the PRM is in {folder}, metrics and "
-    f"curves are in {run.folder.path}"
+    f"held-out {', '.join(numbers) or 'metrics are undefined'}; the PRM is in "
+    f"{folder}, metrics and curves are in {run.folder.path}"
   )
 
 

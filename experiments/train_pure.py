@@ -228,6 +228,8 @@ def train_rl(run: Run) -> dict[str, Any] | None:
       "RL needs problems to train on and others to evaluate on: name files "
       "with files.train and files.held_out."
     )
+  # Read now, because the summary at the end needs every row.
+  processes.on_process_zero(lambda: rl_report.read_evaluations(run))
   policy_params, prm_params = train_prm.train_prm(run)
   frozen = freeze(run.spec, policy_params, prm_params)
 
@@ -260,10 +262,12 @@ def main(argv: list[str]) -> None:
     summary = train_rl(run)
   if summary is None:
     return
-  first, last = summary["first"], summary["last"]
+  first, last = (
+    "undefined" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
+    for row in (summary["first"], summary["last"])
+  )
   print(
-    f"held-out accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}; "
-    f"everything is in {run.folder.path}"
+    f"held-out accuracy {first} -> {last}; everything is in {run.folder.path}"
   )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from benchmarks.bounds import Rates, least_time
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.timing import Arm, Times
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic
 
 # All results of one file have these in common.
@@ -157,7 +158,15 @@ class Document:
       "skipped": [],
     }
     if resume and path and path.exists():
-      self._continue(json.loads(path.read_text(encoding="utf-8")))
+      try:
+        self._continue(json_text.parse(path.read_bytes()))
+      except (
+        *(OSError, ValueError, KeyError, TypeError, AttributeError),
+      ) as error:
+        raise BenchmarkError(
+          f"--resume: {path} holds no results of a benchmark ({error!r}): name "
+          "another file."
+        ) from error
 
   def _continue(self, earlier: dict[str, Any]) -> None:
     """Takes over the cases of an earlier run."""

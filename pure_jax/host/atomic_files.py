@@ -1,11 +1,12 @@
 """Files that are replaced atomically: a reader sees the old or the new one."""
 
 import contextlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
+
+from pure_jax.host import json_text
 
 
 @contextlib.contextmanager
@@ -36,22 +37,21 @@ def write_text_atomic(path: str | os.PathLike, text: str) -> None:
 
   Args:
     path: the file; its folder must exist.
-    text: the new content, written as UTF-8.
+    text: the new content, written as UTF-8; half of a surrogate pair, as the
+      name of a file may have, as its escape sequence.
   """
   with replace_atomic(path) as file:
-    file.write(text.encode("utf-8"))
+    file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def write_json_atomic(path: str | os.PathLike, data: Any) -> None:
-  """Replaces a file of strict JSON.
+  """Replaces a file of strict JSON; a number that is not finite is null.
 
   Args:
     path: the file; its folder must exist.
-    data: JSON-like, without NaN or infinity.
+    data: as `json_text.to_json` takes it.
 
   Raises:
     TypeError: for a value that JSON does not know.
-    ValueError: for NaN or infinity.
   """
-  text = json.dumps(data, indent=2, allow_nan=False) + "\n"
-  write_text_atomic(path, text)
+  write_text_atomic(path, json_text.dump(data, indent=2) + "\n")

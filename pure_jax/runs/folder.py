@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.checkpoints.weights import load_tree, save_tree
@@ -82,8 +83,34 @@ class RunFolder:
         f"own checkpoints where it has them, remove {folder / 'done.json'}."
       ) from error
 
-  def finish_stage(self, stage: str, weights: Any, facts: dict) -> None:
-    """Saves a stage's weights, then marks it finished by ``done.json``."""
+  def read_result(self, stage: str) -> dict[str, float | None]:
+    """Reads the ``done.json`` of a finished stage: numbers, None for null.
+
+    Raises:
+      WorkdirError: if it is damaged.
+    """
+    path = self.start / stage / "done.json"
+    try:
+      result = json_text.parse(path.read_bytes(), finite=True)
+      if not isinstance(result, dict) or not all(
+        value is None or (type(value) in (int, float) and abs(value) < 2**63)
+        for value in result.values()
+      ):
+        raise ValueError("it is not an object of numbers")
+    except (OSError, ValueError) as error:
+      raise workdirs.WorkdirError(
+        f"{path} is not the result of a stage ({error}). For the stage to "
+        "leave it again, from its own checkpoints where it has them, remove it."
+      ) from error
+    return result
+
+  def finish_stage(
+    self, stage: str, weights: Any, facts: Mapping[str, float | None]
+  ) -> None:
+    """Saves a stage's weights, then marks it finished by ``done.json``.
+
+    A number of `facts` that is not finite is null there.
+    """
     save_tree(self.start / stage / "weights", weights)
     processes.on_process_zero(
       lambda: write_json_atomic(self.start / stage / "done.json", facts)

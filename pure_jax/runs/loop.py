@@ -101,8 +101,6 @@ class StageCheckpoints:
     `regular` says whether an uninterrupted run saves here too.
     """
     extra = {"cursor": dataclasses.asdict(cursor)}
-    if metrics is not None:
-      metrics = {k: v for k, v in metrics.items() if v is not None}
     self._checkpoints.save(step, state, extra, metrics, interim=not regular)
 
   def wait(self) -> None:

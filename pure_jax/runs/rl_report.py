@@ -98,7 +98,8 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
   row = _metrics_row(run, iteration)
   run.folder.metrics.write("rl", iteration.step, row)
   bar.advance()
-  bar.show({name: row[name] for name in BAR_METRICS if name in row})
+  shown = {name: row.get(name) for name in BAR_METRICS}
+  bar.show({name: x for name, x in shown.items() if x is not None})
   if iteration.step % run.spec.settings.rl.samples_every == 0:
     _write_samples(run, bar, iteration)
 
@@ -182,6 +183,19 @@ def _step_lines(sample: dict[str, Any]) -> list[str]:
   ]
 
 
+def read_evaluations(run: Run) -> list[dict[str, Any]]:
+  """Reads the rows of the evaluations of RL.
+
+  Args:
+    run: the open run.
+
+  Raises:
+    MetricsError: if one lacks a metric that `summarize` needs.
+  """
+  required = dict.fromkeys(("accuracy", run.spec.settings.best_metric))
+  return read_metrics(run.folder.path, "rl_eval", tuple(required))
+
+
 def check_best_metric(run: Run, metrics: rollout_metrics.Metrics) -> None:
   """Checks that an evaluation has the metric that ranks checkpoints.
 
@@ -211,10 +225,10 @@ def summarize(run: Run) -> dict[str, Any]:
     run: the open run.
 
   Raises:
-    MetricsError: if the evaluations of the run are missing.
+    MetricsError: if the evaluations of the run are missing, or lack a metric.
   """
   folder, settings = run.folder.path, run.spec.settings
-  rows = [row for row in read_metrics(folder) if row["stage"] == "rl_eval"]
+  rows = read_evaluations(run)
   if not rows:
     raise MetricsError(
       f"{folder} has no evaluation of RL in its metrics.jsonl, which "

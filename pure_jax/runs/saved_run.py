@@ -107,15 +107,16 @@ class SavedRun:
       states = states.replace(critic=of_critic)
     state = states.to_checkpoint()
     folder, restored = self.workdir / "rl", None
+    metric = self.settings.best_metric
     if folder.is_dir():
-      metric = self.settings.best_metric
       with Checkpoints(folder, best_metric=metric) as checkpoints:
         if which == "best":
           restored = checkpoints.restore_best(state)
         else:
           restored = checkpoints.restore_latest(state)
     if restored is None:
-      raise ConfigError(f"{folder} has no checkpoint.")
+      ranked = f" with a value of {metric}" if which == "best" else ""
+      raise ConfigError(f"{folder} has no checkpoint{ranked}.")
     states = RLState.from_checkpoint(restored.state)
     return dataclasses.replace(restored, state=states.policy)
 
@@ -209,8 +210,13 @@ def read_run(workdir: str | os.PathLike) -> SavedRun:
   if record is None or "start" not in record["config"]:
     raise ConfigError(f"--run={workdir} is not the workdir of a run.")
   config = dict(record["config"])
-  start = pathlib.Path(config.pop("start") or workdir)
-  contents = config.pop("contents", None) or {}
+  start, contents = config.pop("start"), config.pop("contents", None) or {}
+  if not isinstance(start, str | None) or not isinstance(contents, dict):
+    raise workdirs.WorkdirError(
+      f"{workdir / workdirs.CONFIG_FILE} is damaged: start must be a folder, "
+      "contents a group."
+    )
+  start = pathlib.Path(start or workdir)
   settings = settings_from_config(config, Settings)
   files = settings.files
   if files is not None and files.random_model is not None:

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -15,6 +14,7 @@ from typing import Any
 
 import jax
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.record import config_differences
 
@@ -133,14 +133,15 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:
   """
   path = pathlib.Path(folder) / CONFIG_FILE
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    config, versions = record["config"], record["versions"]
+    record = json_text.parse(path.read_bytes())
+    parts = record if isinstance(record, dict) else {}
+    config, versions = parts.get("config"), parts.get("versions")
     is_valid = isinstance(config, dict) and isinstance(versions, list)
     if not is_valid or not versions:
-      raise TypeError("fields of another kind")
+      raise ValueError("it has no config or no versions")
   except (FileNotFoundError, NotADirectoryError):
     return None
-  except (ValueError, KeyError, TypeError) as error:
+  except (IsADirectoryError, ValueError) as error:
     raise WorkdirError(
       f"{path} is not the record of a run ({error}). Choose another working "
       "directory, or remove that file."

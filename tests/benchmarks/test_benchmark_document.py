@@ -49,6 +49,22 @@ def test_a_file_grows_case_by_case_and_is_resumed(tmp_path):
       Document(path, where_else, how_else, resume=True)
 
 
+@pytest.mark.parametrize(
+  "content",
+  [
+    *(b"", b"[]", b"{}", b"[" * 200_000, b"\xff", b'{"machine": 1}'),
+    *(b'{"machine": {}, "options": {}, "cases": []}', b"1" * 5000),
+  ],
+  ids=lambda content: repr(content[:20]),
+)
+def test_a_file_of_something_else_is_not_resumed(tmp_path, content):
+  path = tmp_path / "results.json"
+  path.write_bytes(content)
+  with pytest.raises(BenchmarkError, match="--resume"):
+    Document(path, MACHINE, {}, resume=True)
+  assert path.read_bytes() == content
+
+
 def test_a_case_that_fails_ends_no_other_case(tmp_path, monkeypatch, capsys):
   """It is named, and the next case has new baselines. A second run measures
   only the case that failed."""

@@ -32,6 +32,15 @@ FAULTS = (
     ("test_rollout_metrics.py::test_the_authors_measures_by_hand",),
   ),
   Fault(
+    "metrics of step rewards that are not finite are absent",
+    "host.evaluation.rollout_metrics:rollout_metrics",
+    "dict.fromkeys(SCORE_METRICS, ())",
+    "{}",
+    (
+      "test_rollout_metrics.py::test_a_reward_that_is_not_finite_leaves_the_other_metrics",
+    ),
+  ),
+  Fault(
     "responses that nobody can grade count as wrong",
     "host.evaluation.rollout_metrics:rollout_metrics",
     "np.asarray(gradable) & ~right",

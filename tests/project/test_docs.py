@@ -276,6 +276,7 @@ DOTTED = re.compile(r"(?<!`)`((?:pure_jax\.)?\w+(?:\.\w+)+)`(?!`)")
 WRITTEN_BY_RUNS = {
   *("metrics.jsonl", "samples.jsonl", "summary.json", "config.json"),
   *("report.json", "report.md", "tokenizer.json", "generation_config.json"),
+  "done.json",
 }
 
 

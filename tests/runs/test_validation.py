@@ -1,7 +1,7 @@
 """Benchmarks of a run: rows, metrics by hand, and what ranks checkpoints."""
 
 import itertools
-import json
+import math
 import types
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import pytest
 from configs import base, files
 from overrides import with_changes
 
+from pure_jax.host import json_text
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.data.records import Problem
 from pure_jax.parallel import sharding
@@ -260,6 +261,8 @@ def test_an_empty_step_is_shown_with_the_reward_of_the_update():
   [
     ([0.9, 0.5, 0.5, 0.2], 2),  # The first policy has no checkpoint.
     ([0.1, 0.5, None, None], 1),
+    ([0.1, math.nan, 0.2, math.nan], 2),
+    ([math.nan, None, math.nan, math.nan], None),
     ([0.9, 0.2, 0.5, 0.5], 3),
   ],
 )
@@ -269,17 +272,20 @@ def test_the_best_evaluation_is_that_of_the_best_checkpoint(
   with Checkpoints(tmp_path / "rl", best_metric="accuracy") as checkpoints:
     state = {"w": jnp.zeros(1)}
     for at, value in enumerate(accuracy[1:], 1):
-      metrics = {} if value is None else {"accuracy": value}
-      checkpoints.save(at, state, metrics=metrics)
-    assert checkpoints.restore_best(state).step == step
+      checkpoints.save(at, state, metrics={"accuracy": value})
+    best = checkpoints.restore_best(state)
+    assert (best and best.step) == step
+    # Whatever the metric, the state of the last evaluation is saved.
+    assert checkpoints.restore_latest(state).step == len(accuracy) - 1
   rows = [
     {"stage": "rl_eval", "step": at, "accuracy": value}
     for at, value in enumerate(accuracy)
   ]
-  text = "".join(json.dumps(row) + "\n" for row in rows)
+  text = "".join(json_text.dump(row) + "\n" for row in rows)
   (tmp_path / "metrics.jsonl").write_text(text)
   run = types.SimpleNamespace(
     spec=types.SimpleNamespace(settings=of_files()),
     folder=types.SimpleNamespace(path=tmp_path),
   )
-  assert rl_report.summarize(run)["best"]["step"] == step
+  # Without a best checkpoint, the last evaluation stands for it.
+  assert rl_report.summarize(run)["best"]["step"] == (step or len(rows) - 1)

@@ -35,6 +35,7 @@ def test_the_table_averages_the_last_evaluations_and_the_best():
     for step, value in enumerate(values)
   ]
   rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
+  rows += [row("vr", "0", 1, None, hacked_given_wrong=None)]
   lines = compare_credit.table(rows).splitlines()
   cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
   # A rule with a column too few would not make a table.
@@ -91,6 +92,38 @@ def test_a_comparison_with_other_settings_is_rejected(tmp_path, capsys):
   assert report(set=["rl.loss.kl_coef=0.5"]) == 1
   message = capsys.readouterr().err
   assert "set: was [], is now ['rl.loss.kl_coef=0.5']" in message
+
+
+@pytest.mark.parametrize(
+  ("line", "reason"),
+  [
+    ('{"stage": "rl_eval", "step": 1}', "a row of rl_eval without a number"),
+    ('{"stage": ["rl"], "step": 1}', "not a row with a stage"),
+    ('{"stage": "rl", "step": 1, "loss": NaN}', "not JSON"),
+  ],
+)
+def test_a_damaged_log_of_a_run_is_named(tmp_path, capsys, line, reason):
+  run = tmp_path / "seed0" / "vr"
+  run.mkdir(parents=True)
+  (run / "summary.json").touch()
+  (run / "metrics.jsonl").write_text(f"{line}\n")
+  flags.FLAGS.mark_as_parsed()
+  with (
+    flagsaver.flagsaver(workdir=str(tmp_path), report_only=True),
+    pytest.raises(SystemExit) as ended,
+  ):
+    compare_credit.main(["compare_credit.py"])
+  assert ended.value.code == 1
+  message = capsys.readouterr().err
+  assert message.startswith(f"error: {run}/metrics.jsonl:1 is {reason}")
+
+
+def test_a_start_without_an_evaluation_is_left_out(tmp_path):
+  start = tmp_path / "seed0" / "start"
+  start.mkdir(parents=True)
+  (start / "metrics.jsonl").write_text('{"stage": "sft", "step": 1}\n')
+  flags.FLAGS.mark_as_parsed()
+  assert compare_credit.collect_starts(tmp_path) == {}
 
 
 def test_arms_are_those_the_claim_needs_and_differ_in_credit_alone():

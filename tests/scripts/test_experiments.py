@@ -164,13 +164,24 @@ def test_a_run_samples_in_int8_and_weighs_for_it(finished, tmp_path, rank):
       assert abs(row["importance_weight"] - 1) < 0.05
 
 
-def test_a_damaged_log_is_named_and_not_overwritten(finished, tmp_path):
+@pytest.mark.parametrize(
+  ("line", "reason"),
+  [
+    (b"{", "is not JSON"),
+    # What only the summary needs, at the end of the run.
+    (b'{"stage": "rl_eval", "step": 1}', "is a row of rl_eval without"),
+  ],
+  ids=["json", "metric"],
+)
+def test_a_damaged_log_is_named_and_not_overwritten(
+  finished, tmp_path, line, reason
+):
   workdir = tmp_path / "run"
   shutil.copytree(finished[0], workdir)
-  damaged = b"{\n" + (workdir / "metrics.jsonl").read_bytes()
+  damaged = line + b"\n" + (workdir / "metrics.jsonl").read_bytes()
   (workdir / "metrics.jsonl").write_bytes(damaged)
   message = fails("train_pure.py", workdir)
-  assert "metrics.jsonl:1 is not JSON" in message
+  assert f"metrics.jsonl:1 {reason}" in message
   assert (workdir / "metrics.jsonl").read_bytes() == damaged
 
 

@@ -27,6 +27,7 @@ from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks import tiny_files
+from pure_jax.runs.workdir import WorkdirError
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 
@@ -135,6 +136,11 @@ def test_a_folder_that_is_no_run_on_files_raises(run, tmp_path):
   record = json.loads((run[0] / "config.json").read_text())
   (tmp_path / "run" / "config.json").write_text(json.dumps(record))
   assert_raises("has no checkpoint")
+  for damage in ({"start": [1]}, {"contents": [1]}):
+    damaged = record | {"config": record["config"] | damage}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(damaged))
+    with pytest.raises(WorkdirError, match=r"config\.json is damaged"):
+      export.export(tmp_path / "run", tmp_path / "policy", "latest")
   assert not (tmp_path / "policy").exists()
 
 

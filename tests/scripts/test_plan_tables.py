@@ -98,6 +98,11 @@ def test_the_tables_in_the_documentation_are_those_of_the_kept_plans(capsys):
     (None, "none.json cannot be read: No such file"),
     ("{}", "a file is no plan that plan.py --json wrote: KeyError"),
     ("[", "a file is no plan that plan.py --json wrote: JSONDecodeError"),
+    ("[" * 200_000, "a file is no plan that plan.py --json wrote: ValueError"),
+    ("1" * 5000, "a file is no plan that plan.py --json wrote: ValueError"),
+    ("[]", "a file is no plan that plan.py --json wrote: TypeError"),
+    ('{"chips": 1}', "a file is no plan that plan.py --json wrote: KeyError"),
+    ('{"chips": 1, "stages": 2}', "a file is no plan that plan.py --json"),
   ],
 )
 def test_a_file_that_is_no_plan_ends_with_a_message(

@@ -16,7 +16,6 @@ adds functions that Orbax lacks:
 import contextlib
 import dataclasses
 import logging
-import math
 import os
 import pathlib
 import shutil
@@ -105,6 +104,7 @@ class Checkpoints:
     self._has_saved = False
     self._failure: CheckpointError | None = None
     options = ocp.CheckpointManagerOptions(
+      step_name_format=orbax_options.StepNames(),
       preservation_policy=orbax_options.preservation_policy(
         keep_latest, best_metric, self._metrics_of
       ),
@@ -174,7 +174,7 @@ class Checkpoints:
     step: int,
     state: Any,
     extra: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, float] | None = None,
+    metrics: Mapping[str, float | None] | None = None,
     *,
     interim: bool = False,
   ) -> None:
@@ -187,8 +187,8 @@ class Checkpoints:
       step: number of the step, >= 0.
       state: pytree of arrays, jax PRNG keys included.
       extra: JSON-like dict, such as the data cursor.
-      metrics: numbers by name, of which the finite ones count; a checkpoint
-        without `best_metric` is never the best.
+      metrics: numbers by name, of which the finite ones count; None has no
+        value. A checkpoint without `best_metric` is never the best.
       interim: whether an uninterrupted run would not save here. The checkpoint
         is removed after the next one, and no regular one is removed for it.
 
@@ -198,9 +198,8 @@ class Checkpoints:
       TypeError: if `extra` is not JSON-like.
     """
     leaves = records.named_leaves(state)
-    values = {name: float(value) for name, value in (metrics or {}).items()}
-    checkpoint_metrics = records.CheckpointMetrics(
-      interim, {name: x for name, x in values.items() if math.isfinite(x)}
+    checkpoint_metrics = records.checkpoint_metrics(
+      metrics or {}, interim=interim
     )
     record = records.make_record(
       leaves, extra, self._config, self._versions, checkpoint_metrics

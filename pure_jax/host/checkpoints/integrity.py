@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic
 
 CHECKSUMS = "checksums.json"
@@ -88,12 +89,13 @@ def find_damage(folder: str | os.PathLike) -> str | None:
   """
   folder = pathlib.Path(folder)
   try:
-    expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
-  except FileNotFoundError:
+    expected = json_text.parse((folder / CHECKSUMS).read_bytes())
+  except (FileNotFoundError, IsADirectoryError):
     return f"missing files: {CHECKSUMS}"
   except ValueError:
     expected = None
-  if not isinstance(expected, dict):
+  # An empty one would vouch for any file.
+  if not isinstance(expected, dict) or not expected:
     return f"altered files: {CHECKSUMS}"
   actual = _checksums(folder)
   missing = sorted(expected.keys() - actual.keys())

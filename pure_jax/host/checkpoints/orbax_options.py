@@ -1,4 +1,4 @@
-"""Options of Orbax: the checkpoints that it preserves, and its logging."""
+"""Options of Orbax: names and preservation of checkpoints, and its logging."""
 
 import contextlib
 import dataclasses
@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
   AnyPreservationPolicy,
   BestN,
@@ -87,6 +88,40 @@ class _SubsetPolicy:
       info.step for info, keep in zip(subset, decisions, strict=True) if keep
     }
     return [info.step in preserved for info in checkpoints]
+
+
+class _StepFolder(ocp.path.step.Metadata):
+  """The folder of a step, whose time is that of the folder."""
+
+  @property
+  def commit_timestamp_nsecs(self) -> None:
+    """None, so that `commit_timestamp` asks the file system."""
+    return
+
+
+class StepNames:
+  """Orbax's standard names of the folders of steps: 0, 1, 2 ...
+
+  When Orbax opens a folder, it reads a time from a file of every step, and a
+  damaged one makes the whole folder unusable. Nothing needs that time.
+  """
+
+  def __init__(self):
+    self._standard = ocp.path.step.standard_name_format()
+
+  def build_name(self, step: int) -> str:
+    """Implements Orbax's protocol."""
+    return self._standard.build_name(step)
+
+  def find_all(self, base_path: Any) -> Iterator[_StepFolder]:
+    """Implements Orbax's protocol."""
+    for found in self._standard.find_all(base_path):
+      yield _StepFolder(found.step, found.path)
+
+  def find_step(self, base_path: Any, step: int) -> _StepFolder:
+    """Implements Orbax's protocol."""
+    found = self._standard.find_step(base_path, step)
+    return _StepFolder(found.step, found.path)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from pure_jax.host import json_text
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
@@ -104,10 +107,29 @@ def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:
   """
   path = pathlib.Path(folder) / "record" / "metadata"
   try:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return CheckpointMetrics(**record["metrics"])
-  except (OSError, ValueError, KeyError, TypeError):
+    record = json_text.parse(path.read_bytes(), finite=True)
+    metrics = CheckpointMetrics(**record["metrics"])
+    return checkpoint_metrics(metrics.values, interim=metrics.interim is True)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
     return CheckpointMetrics()
+
+
+def checkpoint_metrics(
+  values: Mapping[str, float | None], *, interim: bool
+) -> CheckpointMetrics:
+  """Makes the metrics of a checkpoint, of the numbers that are finite.
+
+  Args:
+    values: metrics by name, scalars of any array library; None or NaN where a
+      metric has no value.
+    interim: whether the checkpoint was saved between two regular ones.
+  """
+  numbers = {
+    name: float(value) for name, value in values.items() if value is not None
+  }
+  return CheckpointMetrics(
+    interim, {name: x for name, x in numbers.items() if math.isfinite(x)}
+  )
 
 
 def make_record(

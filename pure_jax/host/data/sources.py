@@ -6,6 +6,7 @@ import pathlib
 import re
 from collections.abc import Iterator
 
+from pure_jax.host import json_text
 from pure_jax.host.data.formats import Row
 from pure_jax.host.data.records import DataError
 
@@ -71,14 +72,14 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
         continue
       location = f"{path}:{number}"
       try:
-        value = json.loads(line.rstrip())
+        value = json_text.parse(line.rstrip())
       except UnicodeDecodeError:
         yield RawRow(location, None, "not UTF-8")
       except json.JSONDecodeError as error:
         yield RawRow(
           location, None, f"not JSON: {error.msg}, column {error.colno}"
         )
-      except (ValueError, RecursionError) as error:
+      except ValueError as error:
         yield RawRow(location, None, f"not readable: {error}")
       else:
         yield _checked(location, value)
@@ -90,7 +91,6 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
     text = path.read_bytes().decode("utf-8-sig")
   except UnicodeDecodeError:
     raise DataError(f"{path}: not UTF-8. Convert it.") from None
-  decoder = json.JSONDecoder()
   line, counted = 1, 0
 
   def skip_space(start: int) -> int:
@@ -102,8 +102,8 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
     line, counted = line + text.count("\n", counted, position), position
     location = f"{path}:{line}"
     try:
-      value, position = decoder.raw_decode(text, position)
-    except (ValueError, RecursionError) as error:
+      value, position = json_text.parse_start(text, position)
+    except ValueError as error:
       raise DataError(
         f"{location}: not JSON: {error}. Nothing after it can be read: mend "
         "the array, or write one object per line."

@@ -136,6 +136,12 @@ def choose_threshold(
 
 # ===== Single steps =====
 
+# What `step_metrics` computes.
+STEP_METRICS = (
+  *("step_accuracy", "balanced_accuracy", "auc", "calibration_error"),
+  "good_share",
+)
+
 
 def accuracy(
   step_rewards: np.ndarray,

@@ -13,6 +13,8 @@ import pathlib
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+from pure_jax.host import json_text
+
 
 class RecordFileError(RuntimeError):
   """A file of records that cannot be read or written."""
@@ -106,12 +108,11 @@ class RecordFile(Generic[Kind]):
     records: dict[Hashable, Kind] = {}
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
       try:
-        row = json.loads(line)
+        row = json_text.parse(line, finite=True)
         if not isinstance(row, dict):
           raise ValueError("it is not a JSON object")
         record = parse(row)
-      # Deeply nested brackets raise a RecursionError.
-      except (ValueError, RecursionError) as error:
+      except ValueError as error:
         raise RecordFileError(
           f"{self._path}:{number} is not {self._noun}: {error}. Remove that "
           "line; the same command makes the record again."
@@ -148,7 +149,8 @@ def check_fields(
     # JSON's true is an int to Python.
     takes_bool = field.type in (bool, bool | None)
     wrong_bool = isinstance(value, bool) and not takes_bool
-    if wrong_bool or not isinstance(value, field.type):
+    is_huge = isinstance(value, int) and abs(value) >= 2**63
+    if wrong_bool or is_huge or not isinstance(value, field.type):
       raise ValueError(f"{field.name} is {value!r}")
 
 

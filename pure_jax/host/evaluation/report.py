@@ -2,13 +2,15 @@
 
 A report is plain data: tables by title; in each table columns by name (say
 benchmarks, or the levels of one); in each column metrics by name, each an
-`intervals.Estimate`. A metric that a column lacks is an empty cell.
+`intervals.Estimate`. A metric that a column lacks is an empty cell. A number
+that is not finite is null in JSON, and not drawn.
 """
 
 import math
 import os
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
 from pure_jax.host.evaluation.intervals import Estimate
@@ -20,10 +22,6 @@ PICTURE_FILE = "report.png"
 Table = Mapping[str, Mapping[str, Estimate]]
 
 _PANELS_IN_A_ROW = 4
-
-
-class ReportError(ValueError):
-  """A result that cannot be reported; the message names it."""
 
 
 def write_report(
@@ -39,11 +37,7 @@ def write_report(
 
   Returns:
     The files written. The picture is missing if there is nothing to draw.
-
-  Raises:
-    ReportError: if a number is not finite; nothing is written.
   """
-  _check_finite(tables)
   folder = pathlib.Path(folder)
   sections = [f"# {title}"]
   for name, table in tables.items():
@@ -68,7 +62,8 @@ def render_table(table: Table) -> str:
     Lines without a newline at the end: a header; the number of problems of
     each column, a range if its metrics differ in it; and a row for each metric,
     "value [low, high]". Numbers below 10 have three decimals, larger ones one,
-    an int none. Empty if no column has a metric.
+    an int none; a dash stands for a number that is not finite. Empty if no
+    column has a metric.
 
   >>> accuracy = {"value": 0.5, "count": 40, "interval": [0.35, 0.65]}
   >>> print(render_table({"amc23": {"pass@1": accuracy}}))
@@ -100,15 +95,17 @@ def plot_tables(
   """Draws each metric of each table: a point and its interval per column.
 
   Args:
-    tables: results by table, column and metric, all finite.
+    tables: results by table, column and metric.
     path: the PNG file to write, unless there is nothing to draw.
 
   Returns:
     Titles of the panels drawn, in order.
   """
   panels = {
-    f"{title}: {metric}": {
-      name: column[metric] for name, column in table.items() if metric in column
+    _drawable(f"{title}: {metric}"): {
+      _drawable(name): column[metric]
+      for name, column in table.items()
+      if metric in column
     }
     for title, table in tables.items()
     for metric in dict.fromkeys(m for c in table.values() for m in c)
@@ -119,41 +116,38 @@ def plot_tables(
   height = math.ceil(len(panels) / width)
   import matplotlib.figure  # Here, because only the end of a run draws.
 
-  figure = matplotlib.figure.Figure(
-    figsize=(3.2 * width, 2.4 * height), layout="constrained"
-  )
-  grid = figure.subplots(height, width, squeeze=False).flatten()
-  for axis, (title, points) in zip(grid, panels.items(), strict=False):
-    for x, point in enumerate(points.values()):
-      if "interval" in point:
-        axis.vlines(x, *point["interval"], color="C0", linewidth=1.5)
-    values = [point["value"] for point in points.values()]
-    axis.plot(range(len(values)), values, "o", color="C0", markersize=4)
-    axis.set_xticks(range(len(points)), points, rotation=30, ha="right")
-    axis.set_xlim(-0.5, len(points) - 0.5)
-    axis.set_title(title, fontsize=8)
-    axis.tick_params(labelsize=7)
-    axis.grid(alpha=0.3)
-  for axis in grid[len(panels) :]:
-    axis.set_visible(False)
-  figure.savefig(path, dpi=110, format="png")
+  # The dollar sign of a name begins no formula.
+  with matplotlib.rc_context({"text.parse_math": False}):
+    figure = matplotlib.figure.Figure(
+      figsize=(3.2 * width, 2.4 * height), layout="constrained"
+    )
+    grid = figure.subplots(height, width, squeeze=False).flatten()
+    for axis, (title, points) in zip(grid, panels.items(), strict=False):
+      _draw_panel(axis, title, points)
+    for axis in grid[len(panels) :]:
+      axis.set_visible(False)
+    figure.savefig(path, dpi=110, format="png")
   return list(panels)
 
 
-def _check_finite(tables: Mapping[str, Table]) -> None:
-  """Raises a ReportError that names the first number not finite.
+def _draw_panel(axis: Any, title: str, points: Mapping[str, Estimate]) -> None:
+  """Draws the estimates of a metric."""
+  for x, point in enumerate(points.values()):
+    interval = point.get("interval", ())
+    if interval and all(map(math.isfinite, interval)):
+      axis.vlines(x, *interval, color="C0", linewidth=1.5)
+  values = [point["value"] for point in points.values()]
+  axis.plot(range(len(values)), values, "o", color="C0", markersize=4)
+  axis.set_xticks(range(len(points)), points, rotation=30, ha="right")
+  axis.set_xlim(-0.5, len(points) - 0.5)
+  axis.set_title(title, fontsize=8)
+  axis.tick_params(labelsize=7)
+  axis.grid(alpha=0.3)
 
-  Strict JSON has no NaN, and the error of `json` does not name the metric.
-  """
-  for title, table in tables.items():
-    for name, column in table.items():
-      for metric, estimate in column.items():
-        numbers = [estimate["value"], *estimate.get("interval", ())]
-        if not all(map(math.isfinite, numbers)):
-          raise ReportError(
-            f"{metric} of {name} ({title}) is {numbers}: a metric that has no "
-            "value must be left out."
-          )
+
+def _drawable(name: str) -> str:
+  """A name without halves of surrogate pairs, which have no glyph."""
+  return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _counts(column: Mapping[str, Estimate]) -> str:
@@ -175,4 +169,6 @@ def _number(value: float) -> str:
   """Returns a share, a score or a length as text; a count if it is an int."""
   if isinstance(value, int):
     return str(value)
+  if not math.isfinite(value):
+    return "–"
   return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"

@@ -37,6 +37,8 @@ REFLECTION_PATTERNS = tuple(
     r"let's verify",
   )
 )
+# Metrics of step rewards.
+SCORE_METRICS = ("process_outcome", "min_step_score", "hacked_given_wrong")
 # By name; None where the mean is over nothing.
 Metrics = dict[str, float | None]
 
@@ -135,7 +137,8 @@ def rollout_metrics(
 
   Returns:
     Means over the batch by name. A mean over an empty set (say over the wrong
-    responses if all are right) is None.
+    responses if all are right) is None, and so are `SCORE_METRICS` if a step
+    reward is not finite.
   """
   step_mask, right = facts.step_mask, np.asarray(correct) > 0.5
   wrong = np.asarray(gradable) & ~right
@@ -143,12 +146,16 @@ def rollout_metrics(
   vacuous = np.arange(facts.written_steps.sum()) < facts.vacuous_steps.sum()
   score_metrics = {}
   if facts.step_rewards is not None:
-    worst = np.min(np.where(step_mask, facts.step_rewards, np.inf), axis=1)
-    score_metrics = {
-      "process_outcome": softmin_outcome(facts.step_rewards, step_mask),
-      "min_step_score": worst[step_mask.any(1)],
-      "hacked_given_wrong": worst[wrong & step_mask.any(1)] > 0,
-    }
+    rewards, has_steps = facts.step_rewards, step_mask.any(1)
+    if np.isfinite(rewards[step_mask]).all():
+      worst = np.min(np.where(step_mask, rewards, np.inf), axis=1)
+      score_metrics = {
+        "process_outcome": softmin_outcome(rewards, step_mask),
+        "min_step_score": worst[has_steps],
+        "hacked_given_wrong": worst[wrong & has_steps] > 0,
+      }
+    else:
+      score_metrics = dict.fromkeys(SCORE_METRICS, ())
   # The paper watches these apart for right and for wrong responses.
   watched = {
     "response_tokens": facts.tokens,

@@ -1,6 +1,5 @@
 """A batch as an .npz file, to find out why its update was not finite."""
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.checkpoints.record import named_leaves
 from pure_jax.host.distributed import global_batch
@@ -35,7 +35,7 @@ def dump_batch(
     ValueError: if a leaf of the batch is not an array.
   """
   leaves = global_batch.read_everywhere(named_leaves(batch))
-  arrays = {FACTS: np.asarray(json.dumps(facts))}
+  arrays = {FACTS: np.asarray(json_text.dump(facts))}
   for name, leaf in leaves.items():
     array = np.asarray(leaf)
     is_known = array.dtype.kind in "biufc"  # To numpy; bfloat16 is not.

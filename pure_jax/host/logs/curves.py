@@ -47,8 +47,8 @@ def plot_curves(
   """Draws a run's metrics against its steps, grouped by stage.
 
   A stage and its evaluations (``rl`` and ``rl_eval``) share panels. Of the
-  metrics in `SHOWN`, those of which the run has a value are drawn. A value that
-  is not finite is a gap in its line.
+  metrics in `SHOWN`, those of which the run has a value are drawn. A null is a
+  gap in its line, and so is a list.
 
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
@@ -74,7 +74,7 @@ def plot_curves(
       style = "o-" if stage in EVALUATES or len(points) == 1 else "-"
       steps, values = zip(*points, strict=True)
       axis.plot(steps, values, style, label=stage, linewidth=1, markersize=3)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(title, fontsize=8, parse_math=False)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
     if len(lines) > 1:
@@ -99,7 +99,7 @@ def _panels(
       lines = {}
       for row in rows:
         if group_of(row) == group and name in row:
-          value = math.nan if row[name] is None else row[name]
+          value = row[name] if isinstance(row[name], int | float) else math.nan
           lines.setdefault(row["stage"], []).append((row["step"], value))
       values = [value for points in lines.values() for _, value in points]
       if any(map(math.isfinite, values)):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 
 from pure_jax.host.atomic_files import write_text_atomic
-from pure_jax.host.logs.metrics import RowWriter, to_json
+from pure_jax.host.logs.metrics import RowWriter
 
 GENERATIONS_FILE = "generations.jsonl"
 GENERATIONS_FOLDER = "generations"
@@ -84,7 +84,7 @@ class GenerationsWriter(RowWriter):
     if not generations:
       return
     for row in generations:
-      values = to_json(dataclasses.asdict(row))
+      values = dataclasses.asdict(row)
       self._append({"stage": stage, "step": int(step)} | values)
     self._folder.mkdir(exist_ok=True)
     path = self._folder / f"{stage}_{step:06d}.md"

@@ -10,15 +10,15 @@ resumed run leaves the same file as an uninterrupted one. Only fields that
 measure time differ; their names end in ``seconds`` or ``_per_second``.
 """
 
-import json
-import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
@@ -33,10 +33,15 @@ class RowWriter:
   """An append-only file of rows that have a stage and a step."""
 
   def __init__(self, workdir: str | os.PathLike, name: str):
-    """Opens a file in the folder of a run, which is created if missing."""
+    """Opens a file in the folder of a run, which is created if missing.
+
+    Raises:
+      MetricsError: if a line of the file is not a row; the file stays as it is.
+    """
     self._path = pathlib.Path(workdir) / name
     self._path.parent.mkdir(parents=True, exist_ok=True)
     if self._path.exists():
+      self._read()
       with self._path.open("rb+") as file:
         # A kill may have cut the last line short.
         file.truncate(file.read().rfind(b"\n") + 1)
@@ -54,18 +59,22 @@ class RowWriter:
 
   def rewind(self, stage: str, step: int) -> None:
     """Removes the rows of a stage from a step on; call it on resume."""
-    rows = read_metrics(self._path)
+    rows = self._read()
     earlier = [r for r in rows if r["stage"] != stage or r["step"] < step]
     if len(earlier) == len(rows):
       return
     self._file.close()
-    lines = [json.dumps(row, allow_nan=False) + "\n" for row in earlier]
+    lines = [json_text.dump(row) + "\n" for row in earlier]
     write_text_atomic(self._path, "".join(lines))
     self._file = self._path.open("a", encoding="utf-8")
 
+  def _read(self) -> list[dict[str, Any]]:
+    """Reads the file."""
+    return read_log(self._path)
+
   def _append(self, row: Mapping[str, Any]) -> None:
     """Writes a row, and hands it to the operating system at once."""
-    self._file.write(json.dumps(row, allow_nan=False) + "\n")
+    self._file.write(json_text.dump(row) + "\n")
     self._file.flush()
 
 
@@ -111,10 +120,9 @@ class MetricsWriter(RowWriter):
       if value is None:
         row[name] = None
       elif np.ndim(value) == 1:
-        row[name] = [_number_or_none(_to_number(item)) for item in value]
+        row[name] = [_to_number(item) for item in value]
       else:
-        scalars[name] = _to_number(value)
-        row[name] = _number_or_none(scalars[name])
+        row[name] = scalars[name] = _to_number(value)
     self._append(row)
     if stage not in self._events:
       self._open_events(stage)
@@ -122,14 +130,19 @@ class MetricsWriter(RowWriter):
 
   def has(self, stage: str, step: int) -> bool:
     """Returns whether a row was written."""
-    rows = read_metrics(self._path)
-    return any((row["stage"], row["step"]) == (stage, step) for row in rows)
+    return any(
+      (row["stage"], row["step"]) == (stage, step) for row in self._read()
+    )
 
   def close(self) -> None:
     """Flushes and closes the files."""
     super().close()
     for events in self._events.values():
       events.close()
+
+  def _read(self) -> list[dict[str, Any]]:
+    """Reads the file, in which every value is a number."""
+    return read_metrics(self._path.parent)
 
   def _open_events(self, stage: str, purge_step: int | None = None) -> None:
     """Starts an event file."""
@@ -175,41 +188,114 @@ class SamplesWriter(RowWriter):
       samples: dicts of text, numbers (numpy and jax too) and lists of them.
     """
     for sample in samples:
-      values = {name: to_json(value) for name, value in sample.items()}
-      self._append({"stage": stage, "step": int(step)} | values)
+      self._append({"stage": stage, "step": int(step)} | dict(sample))
 
 
-def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Reads ``metrics.jsonl`` or ``samples.jsonl``.
+def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads the rows of a log, such as ``samples.jsonl``.
 
   Args:
-    path: the file, or the folder of a run for its metrics.
+    path: the file.
 
   Returns:
-    Rows in the order written; null becomes None. An incomplete last line, as a
+    Rows in the order written: a "stage", which is text, a "step", an int from
+    0, and values of JSON; null becomes None. An incomplete last line, as a
     killed run leaves it, is skipped.
 
   Raises:
-    MetricsError: if a line is not a row.
+    MetricsError: if a line is not such a row; it names the line.
+  """
+  return [row for _, row in _numbered_rows(path)]
+
+
+def read_metrics(
+  path: str | os.PathLike,
+  stage: str | None = None,
+  required: Sequence[str] = (),
+) -> list[dict[str, Any]]:
+  """Reads ``metrics.jsonl``.
+
+  Args:
+    path: the file, or the folder of a run.
+    stage: the stage whose rows are returned; None returns all rows.
+    required: metrics that each of these rows must have: a number or null.
+
+  Returns:
+    Rows as of `read_log`, whose values are finite numbers, None, or lists of
+    these.
+
+  Raises:
+    MetricsError: if a line is not such a row, or lacks a required metric; it
+      names the line.
   """
   path = pathlib.Path(path)
   path = path / METRICS_FILE if path.is_dir() else path
   rows = []
-  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-    try:
-      row = json.loads(line)
-    except ValueError as error:
-      raise MetricsError(f"{path}:{number} is not JSON: {error}.") from error
-    if (
-      not isinstance(row, dict)
-      or "stage" not in row
-      or not isinstance(row.get("step"), int)
-    ):
-      raise MetricsError(
-        f"{path}:{number} is not a row with a stage and a step: {line[:60]!r}."
-      )
+  for number, row in _numbered_rows(path):
+    for name, value in row.items():
+      values = value if isinstance(value, list) else [value]
+      if name != "stage" and not all(map(_is_number_or_none, values)):
+        raise MetricsError(
+          f"{path}:{number} is not a row of metrics: {name} is "
+          f"{_shown(value)}, not a number or null. {_ADVICE}"
+        )
+    if stage is not None and row["stage"] != stage:
+      continue
+    for name in required:
+      if isinstance(row.get(name, []), list):
+        raise MetricsError(
+          f"{path}:{number} is a row of {stage} without a number {name}. "
+          f"{_ADVICE}"
+        )
     rows.append(row)
   return rows
+
+
+_ADVICE = "Mend or remove that line."
+
+
+def _numbered_rows(
+  path: str | os.PathLike,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+  """Yields (number of the line, row) of a file's whole lines."""
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except FileNotFoundError:
+    raise MetricsError(f"There is no file {path}.") from None
+  except IsADirectoryError:
+    raise MetricsError(f"{path} is a folder: move it away.") from None
+  for number, line in enumerate(content.split(b"\n")[:-1], 1):
+    try:
+      row = json_text.parse(line, finite=True)
+    except ValueError as error:
+      raise MetricsError(
+        f"{path}:{number} is not JSON: {error}. {_ADVICE}"
+      ) from error
+    stage = row.get("stage") if isinstance(row, dict) else None
+    if not isinstance(stage, str) or not stage or not stage.isprintable():
+      raise MetricsError(
+        f"{path}:{number} is not a row with a stage and a step: "
+        f"{_shown(row)}. {_ADVICE}"
+      )
+    step = row.get("step")
+    if type(step) is not int or not 0 <= step < 2**63:
+      raise MetricsError(
+        f"{path}:{number} is not a row with a stage and a step: step is "
+        f"{_shown(step)}. {_ADVICE}"
+      )
+    yield number, row
+
+
+def _shown(value: Any) -> str:
+  """The beginning of a value, for a message."""
+  return json_text.dump(value)[:60]
+
+
+def _is_number_or_none(value: Any) -> bool:
+  """Tells whether a value of JSON is null or fits a float64."""
+  if value is None or isinstance(value, float):
+    return True
+  return type(value) is int and abs(value) <= sys.float_info.max
 
 
 def _to_number(value: Any) -> int | float:
@@ -221,29 +307,3 @@ def _to_number(value: Any) -> int | float:
   if isinstance(number, bool):
     return int(number)
   return number if isinstance(number, int) else float(number)
-
-
-def _number_or_none(number: float) -> float | None:
-  """Returns a number as strict JSON has it."""
-  return number if math.isfinite(number) else None
-
-
-def to_json(value: Any) -> Any:
-  """Returns a value as JSON has it, NaN and infinity as null.
-
-  Args:
-    value: text, a scalar of any array library, None, or mappings, sequences and
-      arrays of them.
-  """
-  if value is None or isinstance(value, str | bool):
-    return value
-  if isinstance(value, Mapping):
-    return {name: to_json(item) for name, item in value.items()}
-  if isinstance(value, Sequence):
-    return [to_json(item) for item in value]
-  array = np.asarray(value)
-  if array.ndim:
-    return [to_json(item) for item in array]
-  if array.dtype == bool:
-    return bool(array)
-  return _number_or_none(_to_number(array))

@@ -3,12 +3,12 @@
 Nothing is downloaded, and no code in the folder is run.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pure_jax.host import json_text
 from pure_jax.host.text.tokenization import TokenizerError
 
 # Files with a field eos_token_id: one id that ends a response, or several.
@@ -243,7 +243,9 @@ def _read(folder: pathlib.Path) -> Any:
   _check_files(folder)
   settings = folder / "tokenizer_config.json"
   try:
-    if settings.exists() and "auto_map" in json.loads(settings.read_text()):
+    if settings.exists() and "auto_map" in json_text.parse(
+      settings.read_bytes()
+    ):
       raise TokenizerError(
         f"{settings} asks for code of its own (auto_map), which is never run: "
         "convert the tokenizer to tokenizer.json."
@@ -289,10 +291,10 @@ def _check_files(folder: pathlib.Path) -> None:
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
   """The ids of a file's field eos_token_id; none without field or file."""
   try:
-    fields = json.loads(path.read_text(encoding="utf-8"))
+    fields = json_text.parse(path.read_bytes())
   except FileNotFoundError:
     return []
-  except (OSError, ValueError, RecursionError) as error:
+  except (OSError, ValueError) as error:
     raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
   if not isinstance(fields, dict):
     raise TokenizerError(f"{path} holds no JSON object.")

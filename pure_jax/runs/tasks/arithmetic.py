@@ -124,13 +124,14 @@ class ArithmeticTask(Task):
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
-  ) -> dict[str, float]:
+  ) -> dict[str, float | None]:
     """Evaluates the PRM on samples of the policy for held-out problems.
 
     Returns:
       The accuracy on all, on good and on bad steps, the mean of the latter two,
       the accuracy of the policy, and the share of responses with a wrong answer
-      in which every step has a reward above 0: these can be exploited.
+      in which every step has a reward above 0: these can be exploited. A
+      metric is None if no step or response counts, or a reward is not finite.
     """
     settings = self._settings.prm
     problems = self.held_out[: settings.eval_prompts] * settings.policy_samples
@@ -143,24 +144,22 @@ class ArithmeticTask(Task):
     )
     batch = self._prm_batch(data)
     rewards = read_everywhere(score(params, batches.put(batch)))
-    good = labels == 1
     texts = split_texts(self.tokenizer, data.tokens, data.completion_mask)
     wrong = ~self.grade(problems, texts).correct
     steps_there = np.asarray([min(len(t), rewards.shape[1]) for t in texts])
     exists = np.arange(rewards.shape[1]) < steps_there[:, None]
+    finite = np.isfinite(rewards[exists]).all()
     worst = np.where(exists, rewards, np.inf).min(1)
+    good, counted = labels == 1, label_mask & finite
+    hacked = worst[wrong & finite] > 0
     accuracy, balanced = prm_metrics.accuracy, prm_metrics.balanced_accuracy
-    numbers = {
-      "step_accuracy": accuracy(rewards, good, label_mask),
-      "good_recall": accuracy(rewards, good, label_mask & good),
-      "bad_recall": accuracy(rewards, good, label_mask & ~good),
-      "policy_accuracy": 1 - wrong.mean(),
-      "balanced_accuracy": balanced(rewards, good, label_mask),
-    }
-    if wrong.any():
-      numbers["hacked_given_wrong"] = (worst[wrong] > 0).mean()
     return {
-      name: float(value) for name, value in numbers.items() if value is not None
+      "step_accuracy": accuracy(rewards, good, counted),
+      "good_recall": accuracy(rewards, good, counted & good),
+      "bad_recall": accuracy(rewards, good, counted & ~good),
+      "policy_accuracy": float(1 - wrong.mean()),
+      "balanced_accuracy": balanced(rewards, good, counted),
+      "hacked_given_wrong": float(hacked.mean()) if hacked.size else None,
     }
 
   def _encode(

@@ -337,7 +337,7 @@ class FilesTask(Task):
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
-  ) -> dict[str, float]:
+  ) -> dict[str, float | None]:
     """Evaluates the PRM on held-out steps, and in choosing among solutions."""
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
@@ -358,14 +358,18 @@ class FilesTask(Task):
       rewards[chosen] = step_rewards[: len(chosen)]
     labels, label_mask = _step_labels(rows, limits.max_steps)
     lengths = np.asarray([len(row.steps) for row in rows])
-    chosen = prm_metrics.best_of_n_metrics(
-      [problem_key(row.problem) for row in rows],
-      [row.final_correct for row in rows],
-      [verify.last_number(row.steps[-1]) for row in rows],
-      rewards,
-      np.arange(limits.max_steps) < lengths[:, None],
-    )
-    numbers = prm_metrics.step_metrics(rewards, labels == 1, label_mask)
+    exists = np.arange(limits.max_steps) < lengths[:, None]
+    numbers: dict[str, float | None] = dict.fromkeys(prm_metrics.STEP_METRICS)
+    chosen = {}
+    if np.isfinite(rewards[exists]).all():
+      numbers |= prm_metrics.step_metrics(rewards, labels == 1, label_mask)
+      chosen = prm_metrics.best_of_n_metrics(
+        [problem_key(row.problem) for row in rows],
+        [row.final_correct for row in rows],
+        [verify.last_number(row.steps[-1]) for row in rows],
+        rewards,
+        exists,
+      )
     for name, metric in chosen.items():
       numbers[name] = float(metric.mean())
       numbers["problems"] = float(len(metric))

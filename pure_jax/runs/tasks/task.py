@@ -121,8 +121,11 @@ class Task(Protocol):
 
   def evaluate_prm(
     self, spec: RunSpec, batches: Batches, policy_params: Any, params: Any
-  ) -> dict[str, float]:
-    """Metrics of a PRM on held-out problems; the policy may be sampled."""
+  ) -> dict[str, float | None]:
+    """Metrics of a PRM on held-out problems; the policy may be sampled.
+
+    A metric is None if no step or response counts, or a reward is not finite.
+    """
     raise NotImplementedError
 
   def close(self) -> None:

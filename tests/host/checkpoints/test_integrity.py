@@ -84,6 +84,40 @@ def test_any_damaged_file_is_noticed(folder, damage):
   assert integrity.find_damage(checkpoint) is None
 
 
+BAD_JSON = {
+  "deep": b"[" * 200_000,
+  "empty": b"",
+  "NUL": b"\0" * 9,
+  "not UTF-8": b"\xff{",
+  "list": b"[]",
+  "null": b"null",
+  "object": b"{}",
+  "huge integer": b"1" * 5000,
+  "text as metric": b'{"metrics": {"values": {"accuracy": "x"}}}',
+  "list of metrics": b'{"metrics": {"values": ["accuracy"]}}',
+  "NaN as metric": b'{"metrics": {"values": {"accuracy": NaN}}}',
+  "folder": None,
+}
+
+
+@pytest.mark.parametrize("damage", BAD_JSON)
+def test_any_json_is_damaged_and_the_one_before_restored(folder, damage):
+  """Orbax would read the times of all steps, and raise for the whole folder."""
+  names = ["checksums.json", "record/metadata", "state/_METADATA"]
+  for name in [*names, "_CHECKPOINT_METADATA"]:
+    file, content = folder / "2" / name, (folder / "2" / name).read_bytes()
+    file.unlink()
+    file.mkdir() if damage == "folder" else file.write_bytes(BAD_JSON[damage])
+    # Nothing reads the times.
+    assert restore(folder).step == (1 if name in names else 2)
+    with Checkpoints(folder, best_metric="accuracy") as checkpoints:
+      best = checkpoints.restore_best(make_state(0))
+      assert best.step == (1 if name in names else 2)
+    file.rmdir() if damage == "folder" else file.unlink()
+    file.write_bytes(content)
+  assert restore(folder).step == 2
+
+
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("item", ["state", "record"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(

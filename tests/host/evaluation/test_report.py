@@ -8,7 +8,6 @@ import matplotlib.image
 import pytest
 
 from pure_jax.host.evaluation.report import (
-  ReportError,
   plot_tables,
   render_table,
   write_report,
@@ -156,17 +155,26 @@ def test_without_metrics_no_picture_is_written(tmp_path):
   assert (tmp_path / "report.md").read_text() == "# Nothing\n"
 
 
-@pytest.mark.parametrize(
-  "estimate",
-  [estimate_of(math.nan), estimate_of(0.5, interval=[0.1, math.inf])],
-  ids=["value", "interval"],
-)
-def test_a_number_that_is_not_finite_raises_and_keeps_the_old_report(
-  tmp_path, estimate
-):
-  write_report(tmp_path, "Before", TABLES)
-  before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
-  tables = TABLES | {"More": {"math500": {"maj@8": estimate}}}
-  with pytest.raises(ReportError, match=r"maj@8 of math500 \(More\) is"):
-    write_report(tmp_path, "After", tables)
-  assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+def test_a_number_that_is_not_finite_is_null_and_a_dash(tmp_path):
+  """It must not cost the report of an evaluation of many hours."""
+  column = {
+    "maj@8": estimate_of(math.nan),
+    "pass@1": estimate_of(0.5, interval=[0.1, math.inf]),
+  }
+  tables = TABLES | {"More": {"math500": column}}
+  files = write_report(tmp_path, "Title", tables)
+  assert [file.name for file in files][-1] == "report.png"
+  more = json.loads((tmp_path / "report.json").read_text())["tables"]["More"]
+  assert more["math500"]["maj@8"]["value"] is None
+  assert more["math500"]["pass@1"]["interval"] == [0.1, None]
+  text = (tmp_path / "report.md").read_text()
+  assert "| maj@8    | –" in text
+  assert "0.500 [0.100, –]" in text
+
+
+@pytest.mark.parametrize("name", ["$\\frac{$", "a\ud800b", "50 % $ 2^{"])
+def test_any_name_can_be_drawn(tmp_path, name):
+  """matplotlib reads what is between dollar signs as a formula."""
+  tables = {f"{name} by level": {name: {"pass@1": estimate_of(0.5)}}}
+  files = write_report(tmp_path, name, tables)
+  assert [file.suffix for file in files] == [".json", ".md", ".png"]

@@ -10,6 +10,7 @@ import pytest
 from factories import steps_from_ends
 
 from pure_jax.host.evaluation.rollout_metrics import (
+  SCORE_METRICS,
   ResponseFacts,
   pass_at_n,
   response_facts,
@@ -66,6 +67,21 @@ def metrics(
   if gradable is None:
     gradable = np.ones(len(correct), bool)
   return rollout_metrics(facts, correct, gradable)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_reward_that_is_not_finite_leaves_the_other_metrics(bad):
+  """A validation before the check of the first update must come to its end."""
+  arguments = batch([RIGHT, WRONG])
+  expected = metrics(*arguments, is_vacuous=bool)
+  arguments[2][1, 1] = bad
+  undefined = {name: expected[name] for name in SCORE_METRICS}
+  assert None not in undefined.values()
+  assert metrics(*arguments, is_vacuous=bool) == expected | dict.fromkeys(
+    undefined
+  )
+  arguments[2][1, 1], arguments[2][1, 3] = WRONG[2][1], bad  # No step is there.
+  assert metrics(*arguments, is_vacuous=bool) == expected
 
 
 def repetition(tokens):

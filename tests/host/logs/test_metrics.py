@@ -6,15 +6,23 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from checkout import ROOT
 from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import (
   MetricsError,
   MetricsWriter,
   SamplesWriter,
+  read_log,
   read_metrics,
 )
+
+TEXT_WRITERS = {
+  "samples.jsonl": SamplesWriter,
+  "generations.jsonl": GenerationsWriter,
+}
 
 
 def strict_rows(path):
@@ -180,20 +188,80 @@ def test_reading_skips_an_incomplete_last_line(tmp_path):
     (b'{"stage": "rl"}', "is not a row with a stage and a step"),
     (b'{"stage": "rl", "step": "2"}', "is not a row with a stage and a step"),
     (b"7", "is not a row with a stage and a step"),
+    (b'{"stage": ["rl"], "step": 1}', "is not a row with a stage and a step"),
+    (b'{"stage": "", "step": 1}', "is not a row with a stage and a step"),
+    (b'{"stage": "\\ud800", "step": 1}', "is not a row with a stage and"),
+    (b'{"stage": "rl", "step": true}', "is not a row .*: step is true"),
+    (b'{"stage": "rl", "step": -1}', "is not a row .*: step is -1"),
+    (b'{"stage": "rl", "step": 9223372036854775808}', "is not a row .*: step"),
+    (b'{"stage": "rl", "step": 1, "loss": NaN}', "is not JSON: NaN"),
+    (b'{"stage": "rl", "step": 1, "loss": 1e999}', "is not JSON: 1e999"),
+    (b"[" * 200_000, "is not JSON: .* nested"),
+    (b"", "is not JSON"),
+    (b"\0\0", "is not JSON"),
+    (b"1" * 5000, "is not JSON"),
   ],
 )
-def test_a_damaged_line_is_an_error_and_nothing_is_lost(tmp_path, line, reason):
-  path = tmp_path / "metrics.jsonl"
+@pytest.mark.parametrize("name", ["metrics.jsonl", *TEXT_WRITERS])
+def test_a_damaged_line_is_an_error_and_nothing_is_lost(
+  tmp_path, name, line, reason
+):
+  """It is found when the file is opened, before any time is spent."""
+  path = tmp_path / name
   whole = b'{"stage": "rl", "step": 0}\n'
-  path.write_bytes(whole + line + b"\n" + whole)
-  with pytest.raises(MetricsError, match=rf"metrics\.jsonl:2 {reason}"):
-    read_metrics(path)
-  with (
-    MetricsWriter(tmp_path) as writer,
-    pytest.raises(MetricsError, match=rf"metrics\.jsonl:2 {reason}"),
-  ):
-    writer.rewind("rl", 0)
-  assert path.read_bytes() == whole + line + b"\n" + whole
+  # The incomplete last line stays as well.
+  content = whole + line + b"\n" + whole + b'{"st'
+  path.write_bytes(content)
+  reason = rf"{path}:2 {reason}"
+  with pytest.raises(MetricsError, match=reason):
+    read_log(path)
+  with pytest.raises(MetricsError, match=reason):
+    TEXT_WRITERS.get(name, MetricsWriter)(tmp_path)
+  assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+  "value", ['"text"', "true", '{"a": 1}', "[[1]]", '[1, "a"]', "1" + "0" * 400]
+)
+def test_a_metric_is_a_number(tmp_path, value):
+  """What the writer cannot have written would break a curve or the summary."""
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(f'{{"stage": "rl", "step": 1, "loss": {value}}}\n')
+  with pytest.raises(MetricsError, match=rf"{path}:1 is not .*: loss is"):
+    read_metrics(tmp_path)
+  with pytest.raises(MetricsError, match=rf"{path}:1 is not .*: loss is"):
+    MetricsWriter(tmp_path)
+  path.rename(tmp_path / "samples.jsonl")
+  with SamplesWriter(tmp_path):
+    assert len(read_log(tmp_path / "samples.jsonl")) == 1
+
+
+@pytest.mark.parametrize("accuracy", ["", ', "accuracy": [1, 0.5]'])
+def test_a_row_without_a_required_metric_is_named(tmp_path, accuracy):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text(
+    '{"stage": "rl", "step": 1}\n'
+    '{"stage": "rl_eval", "step": 0, "accuracy": null}\n'
+    f'{{"stage": "rl_eval", "step": 1{accuracy}}}\n'
+  )
+  assert len(read_metrics(tmp_path, "rl_eval")) == 2
+  with pytest.raises(MetricsError, match=rf"{path}:3 .*a number accuracy\."):
+    read_metrics(tmp_path, "rl_eval", ("accuracy",))
+  assert read_metrics(tmp_path, "rl", ("step",))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", *TEXT_WRITERS])
+def test_a_folder_in_place_of_a_file_is_named(tmp_path, name):
+  (tmp_path / name).mkdir()
+  with pytest.raises(MetricsError, match=str(tmp_path / name)):
+    TEXT_WRITERS.get(name, MetricsWriter)(tmp_path)
+
+
+def test_the_logs_of_the_committed_runs_are_read():
+  paths = sorted((ROOT / "experiments" / "results").glob("*/metrics.jsonl"))
+  assert paths
+  for path in paths:
+    assert len(read_metrics(path)) == path.read_text().count("\n")
 
 
 def test_samples_are_rewound_and_are_strict_json(tmp_path):
