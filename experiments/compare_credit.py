@@ -27,6 +27,7 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
+from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import read_metrics
 from pure_jax.runs import workdir as workdirs
 
@@ -109,10 +110,10 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
     with log.open("ab") as output:
       done = subprocess.run(line, stdout=output, stderr=output, check=False)
     if done.returncode == 0:
-      print("done  ", log, flush=True)
+      console.show(f"done   {log}")
     else:
       last = log.read_text(errors="replace").strip().splitlines()[-1:]
-      print("FAILED", log, *last, flush=True)
+      console.show(" ".join(["FAILED", str(log), *last]))
     return done.returncode
 
   with concurrent.futures.ThreadPoolExecutor(
@@ -120,7 +121,8 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   ) as pool:
     failed = sum(code != 0 for code in pool.map(one, jobs))
   if failed:
-    raise SystemExit(f"{failed} of {len(jobs)} runs failed; see their logs.")
+    console.tell(f"{failed} of {len(jobs)} runs failed; see their logs.")
+    sys.exit(1)
 
 
 def run_missing(root: pathlib.Path) -> None:
@@ -258,22 +260,24 @@ def main(argv: list[str]) -> None:
   try:
     root = workdirs.prepare_workdir(_WORKDIR.value, settings)
   except workdirs.WorkdirError as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
   if not _REPORT_ONLY.value:
     run_missing(root)
   rows = collect(root)
   if not rows:
-    raise SystemExit(f"No finished run in {root}.")
+    console.tell(f"No finished run in {root}.")
+    sys.exit(1)
   (root / "runs.json").write_text(
     "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n"
   )
   (root / "prm.json").write_text(json.dumps(collect_starts(root), indent=1))
   (root / "table.md").write_text(table(rows))
   plot(rows, root / "curves.png")
-  print(table(rows))
+  console.show(table(rows))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("workdir")
+  console.guard_terminal()
   app.run(main)

@@ -17,6 +17,8 @@ from typing import Any
 
 import matplotlib.figure
 
+from pure_jax.host.logs import console
+from pure_jax.host.logs.visible import visible
 from pure_jax.runs.planning.roofline import GIB
 
 Plan = dict[str, Any]  # As `runs.planning.report.as_json` writes it.
@@ -149,16 +151,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     fits = read_plans(options.fits or [])
     scaling = read_plans(options.scaling or [])
   except OSError as error:
-    parser.error(f"{error.filename} cannot be read: {error.strerror}")
+    parser.error(visible(f"{error.filename} cannot be read: {error.strerror}"))
   except (KeyError, TypeError, ValueError) as error:
-    parser.error(f"a file is no plan that plan.py --json wrote: {error!r}")
+    parser.error(
+      visible(f"a file is no plan that plan.py --json wrote: {error!r}")
+    )
   if fits:
-    print(fit_table(fits))
+    console.show(fit_table(fits))
   if scaling:
-    print(scaling_table(scaling))
+    console.show(scaling_table(scaling))
     if options.plot:
       plot_scaling(scaling, options.plot)
 
 
 if __name__ == "__main__":
+  console.guard_terminal()
   main()

@@ -32,6 +32,7 @@ from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.evaluation.rollout_metrics import Metrics
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_report, validation
 from pure_jax.runs.folder import MAY_DIFFER
@@ -261,7 +262,7 @@ def main(argv: list[str]) -> None:
   if summary is None:
     return
   first, last = summary["first"], summary["last"]
-  print(
+  console.show(
     f"held-out accuracy {first['accuracy']:.3f} -> {last['accuracy']:.3f}; "
     f"everything is in {run.folder.path}"
   )

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
 from pure_jax.host.evaluation.intervals import Estimate
+from pure_jax.host.logs.visible import markdown, visible
 
 JSON_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
@@ -45,11 +46,11 @@ def write_report(
   """
   _check_finite(tables)
   folder = pathlib.Path(folder)
-  sections = [f"# {title}"]
+  sections = [f"# {markdown(title)}"]
   for name, table in tables.items():
     text = render_table(table)
     if text:
-      sections.append(f"## {name}\n\n{text}")
+      sections.append(f"## {markdown(name)}\n\n{visible(text)}")
   write_json_atomic(folder / JSON_FILE, {"title": title, "tables": tables})
   write_text_atomic(folder / MARKDOWN_FILE, "\n\n".join(sections) + "\n")
   written = [folder / JSON_FILE, folder / MARKDOWN_FILE]
@@ -129,15 +130,21 @@ def plot_tables(
         axis.vlines(x, *point["interval"], color="C0", linewidth=1.5)
     values = [point["value"] for point in points.values()]
     axis.plot(range(len(values)), values, "o", color="C0", markersize=4)
-    axis.set_xticks(range(len(points)), points, rotation=30, ha="right")
+    names = [_plain(name) for name in points]
+    axis.set_xticks(range(len(points)), names, rotation=30, ha="right")
     axis.set_xlim(-0.5, len(points) - 0.5)
-    axis.set_title(title, fontsize=8)
+    axis.set_title(_plain(title), fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)
   for axis in grid[len(panels) :]:
     axis.set_visible(False)
   figure.savefig(path, dpi=110, format="png")
   return list(panels)
+
+
+def _plain(name: str) -> str:
+  """A name that matplotlib draws as it is, not as a formula."""
+  return visible(name).replace("$", r"\$")
 
 
 def _check_finite(tables: Mapping[str, Table]) -> None:
