@@ -9,6 +9,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from pure_jax.host.text import chat_template
 from pure_jax.host.text.tokenization import TokenizerError
 
 # Files with a field eos_token_id: one id that ends a response, or several.
@@ -145,7 +146,9 @@ class HuggingFaceTokenizer:
 
     Raises:
       TokenizerError: if the folder has no chat template, or if its template
-        fails on these messages.
+        fails on these messages or exceeds the limits of
+        `text.chat_template`.
+      PoolError: if the process that renders templates cannot be started.
     """
     if self._inner.chat_template is None:
       raise TokenizerError(
@@ -153,11 +156,13 @@ class HuggingFaceTokenizer:
         "chat, such as 'plain', or add chat_template.jinja to the folder."
       )
     try:
-      return self._inner.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
+      return chat_template.render(
+        self._inner.get_chat_template(),
+        messages,
+        self._inner.special_tokens_map,
       )
-    # A template is a program, which may raise any error.
-    except Exception as error:
+    # A folder with several templates must name one of them "default".
+    except ValueError as error:
       roles = ", ".join(message["role"] for message in messages)
       raise TokenizerError(
         f"The chat template of {self._folder} cannot write a conversation of "
