@@ -7,6 +7,7 @@ from faults import (
   rollout,
   runs,
   survival,
+  texts,
   training,
 )
 
@@ -18,4 +19,5 @@ FAULTS = (
   *evaluation.FAULTS,
   *runs.FAULTS,
   *survival.FAULTS,
+  *texts.FAULTS,
 )
