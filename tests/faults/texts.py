@@ -4,6 +4,15 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "replacements of a tokenizer count once, however many there are",
+    "host.text.huggingface_tokenizer:_growth",
+    "math.prod(map(_growth, steps))",
+    "max(map(_growth, steps), default=1)",
+    (
+      "test_huggingface_tokenizer.py::test_a_tokenizer_that_multiplies_texts_raises",
+    ),
+  ),
+  Fault(
     "printed texts keep what a terminal obeys",
     "host.logs.visible:visible",
     "_COMMANDS.sub(_escape, text)",
