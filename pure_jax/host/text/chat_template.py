@@ -17,7 +17,7 @@ from pure_jax.host.grading.pool import MIB, GradingPool
 # Limits of one conversation. Those of real models take less than a millisecond
 # and some KiB; the first one compiles the template.
 SECONDS = 10.0
-MEMORY_BYTES = 64 * MIB
+MEMORY_BYTES = 128 * MIB  # A problem of 16 MiB needs most of it.
 MAX_ADDED = 1 << 20  # Characters that a template may add to the messages.
 _REASON_CHARACTERS = 500
 
