@@ -52,6 +52,7 @@ from benchmarks.presets import PRESETS, QUICK, QUICK_ENGINE_SLOTS
 from benchmarks.results import Document
 from benchmarks.suites import SUITES
 
+from pure_jax.host.logs import console
 from pure_jax.models.config import CACHE_DTYPES, REMAT
 from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 
@@ -158,7 +159,7 @@ def main(argv: list[str]) -> None:
   try:
     make_environments() if _MAKE_ENVIRONMENTS.value else run()
   except BenchmarkError as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
 
 
@@ -167,7 +168,7 @@ def make_environments() -> None:
   folder = pathlib.Path(_MAKE_ENVIRONMENTS.value).absolute()
   for name in read_names(_BASELINES.value or ["all"]):
     make_environment(folder, name)
-  print(f"Name them by --environments={folder}")
+  console.show(f"Name them by --environments={folder}")
 
 
 def run() -> None:
@@ -197,7 +198,7 @@ def run() -> None:
     "baselines": baselines,
   }
   document = Document(path, description, saved, _RESUME.value)
-  print(table.heading(description, saved), flush=True)
+  console.show(table.heading(description, saved))
   failed = measure_all(chosen, settings, document)
   if failed:
     raise BenchmarkError(
@@ -206,4 +207,5 @@ def run() -> None:
 
 
 if __name__ == "__main__":
+  console.guard_terminal()
   app.run(main)

@@ -17,6 +17,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from pure_jax.host.distributed import cluster, preemption, watchdog
+from pure_jax.host.logs import console
 from pure_jax.runs import compilation_cache, exit_status
 from pure_jax.runs.run import Run, open_run
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
@@ -187,6 +188,7 @@ def run(
   the run. `keeps_programs` keeps compiled programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
+  console.guard_terminal()
 
   def parsed(argv):
     try:
@@ -194,7 +196,7 @@ def run(
       _CONFIG.value.to_dict()  # Raises if the file cannot be read.
       return words
     except flags.Error as error:
-      print(f"error: {_first_cause(error)}", file=sys.stderr)
+      console.tell(f"error: {_first_cause(error)}")
       sys.exit(1)
     # ml_collections raises these for a missing field or file.
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
@@ -203,11 +205,10 @@ def run(
       for quoted in ("\\n", "\n"):
         reason = reason.replace(quoted, " ")
       reason = reason.replace("\\", "").strip("\"' ")
-      print(
+      console.tell(
         f"error: --config or an override of it cannot be used: {reason} "
         "(The file lists every field, or the one in its folder that it begins "
-        "with.)",
-        file=sys.stderr,
+        "with.)"
       )
       sys.exit(1)
 
@@ -250,8 +251,7 @@ def _keep_programs() -> None:
   try:
     compilation_cache.enable(_COMPILATION_CACHE.value)
   except OSError as error:
-    print(
+    console.tell(
       f"compiled programs are not kept: {error}. The next start compiles "
-      "again; --compilation_cache names another folder.",
-      file=sys.stderr,
+      "again; --compilation_cache names another folder."
     )

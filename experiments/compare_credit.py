@@ -28,6 +28,7 @@ from absl import app, flags
 
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.runs import workdir as workdirs
 
@@ -110,10 +111,10 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
     with log.open("ab") as output:
       done = subprocess.run(line, stdout=output, stderr=output, check=False)
     if done.returncode == 0:
-      print("done  ", log, flush=True)
+      console.show(f"done   {log}")
     else:
       last = log.read_text(errors="replace").strip().splitlines()[-1:]
-      print("FAILED", log, *last, flush=True)
+      console.show(" ".join(["FAILED", str(log), *last]))
     return done.returncode
 
   with concurrent.futures.ThreadPoolExecutor(
@@ -121,7 +122,8 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   ) as pool:
     failed = sum(code != 0 for code in pool.map(one, jobs))
   if failed:
-    raise SystemExit(f"{failed} of {len(jobs)} runs failed; see their logs.")
+    console.tell(f"{failed} of {len(jobs)} runs failed; see their logs.")
+    sys.exit(1)
 
 
 def run_missing(root: pathlib.Path) -> None:
@@ -263,26 +265,28 @@ def main(argv: list[str]) -> None:
   try:
     root = workdirs.prepare_workdir(_WORKDIR.value, settings)
   except workdirs.WorkdirError as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
   if not _REPORT_ONLY.value:
     run_missing(root)
   try:
     rows, starts = collect(root), collect_starts(root)
   except MetricsError as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
   if not rows:
-    raise SystemExit(f"No finished run in {root}.")
+    console.tell(f"No finished run in {root}.")
+    sys.exit(1)
   write_text_atomic(
     root / "runs.json", "[\n" + ",\n".join(map(json_text.dump, rows)) + "\n]\n"
   )
   write_json_atomic(root / "prm.json", starts)
   write_text_atomic(root / "table.md", table(rows))
   plot(rows, root / "curves.png")
-  print(table(rows))
+  console.show(table(rows))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("workdir")
+  console.guard_terminal()
   app.run(main)

@@ -36,6 +36,7 @@ from pure_jax.host.evaluation.report import render_table, write_report
 from pure_jax.host.evaluation.response_file import Response, open_responses
 from pure_jax.host.evaluation.tables import evaluation_tables
 from pure_jax.host.grading import verify
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
@@ -184,7 +185,7 @@ def report(
   title = f"Evaluation of {pathlib.Path(settings.policy).name}"
   write_report(workdir, title, tables)
   for name, table in tables.items():
-    print(f"{name}\n\n{render_table(table)}\n")
+    console.show(f"{name}\n\n{render_table(table)}\n")
 
 
 def evaluate(settings: EvaluationSettings, folder: str) -> None:

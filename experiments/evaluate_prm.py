@@ -35,6 +35,7 @@ from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.record_file import RecordFile
 from pure_jax.host.evaluation.report import render_table, write_report
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
@@ -221,8 +222,8 @@ def main(argv: list[str]) -> None:
   """Evaluates the PRM that the config names."""
   del argv
   settings, workdir = cli.config_and_workdir(EvaluatePRMSettings)
-  print(evaluate(settings, workdir))
-  print(f"\neverything is in {workdir}")
+  console.show(evaluate(settings, workdir))
+  console.show(f"\neverything is in {workdir}")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from pure_jax.host import huggingface
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.host.logs import console
 from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.runs.saved_run import read_run
 from pure_jax.runs.settings.conversion import ConfigError
@@ -129,11 +130,12 @@ def main(argv: list[str]) -> None:
       pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value
     )
   except _ERRORS as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
-  print(f"{output} holds {description}.")
+  console.show(f"{output} holds {description}.")
 
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["run", "folder"])
+  console.guard_terminal()
   app.run(main)

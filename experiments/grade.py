@@ -21,7 +21,6 @@ and 169 and 170 a second in the same minute.
 
 import dataclasses
 import math
-import os
 import pathlib
 import sys
 import time
@@ -34,6 +33,7 @@ from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
@@ -227,19 +227,15 @@ def main(argv: list[str]) -> None:
       lines = [json_text.dump(record) + "\n" for record in records]
       write_text_atomic(output, "".join(lines))
   except (InputError, PoolError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
   except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
+    console.tell("stopped")
     sys.exit(130)  # The status shells give a program ended by SIGINT.
-  try:
-    print(json_text.dump(report, indent=1), flush=True)
-  except BrokenPipeError:  # The reader of stdout has closed it.
-    # The interpreter flushes stdout once more at exit.
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
+  console.show(json_text.dump(report, indent=1))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("input")
+  console.guard_terminal()
   app.run(main)

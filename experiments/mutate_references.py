@@ -36,6 +36,7 @@ from pure_jax.host.data.formats import problems
 from pure_jax.host.grading import verify
 from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.grading.verify import Reference
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 
 _REFERENCES = flags.DEFINE_string(
@@ -322,9 +323,8 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
   if not _REFERENCES.value:
-    print(
-      "error: name the folder of the data by --references or PURE_SHARED_DATA.",
-      file=sys.stderr,
+    console.tell(
+      "error: name the folder of the data by --references or PURE_SHARED_DATA."
     )
     sys.exit(1)
   try:
@@ -338,13 +338,14 @@ def main(argv: list[str]) -> None:
       if file is not None:
         file.write(text.encode("utf-8"))
   except (InputError, PoolError, OSError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
   except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
+    console.tell("stopped")
     sys.exit(130)
-  print(text, end="", flush=True)
+  console.show(text.removesuffix("\n"))
 
 
 if __name__ == "__main__":
+  console.guard_terminal()
   app.run(main)

@@ -26,6 +26,7 @@ import cli
 from absl import flags
 
 from pure_jax.host import json_text
+from pure_jax.host.logs import console
 from pure_jax.runs.planning.devices import find_devices
 from pure_jax.runs.planning.hlo.text import HLOError
 from pure_jax.runs.planning.planner import Planner
@@ -98,9 +99,9 @@ def main(argv: list[str]) -> None:
   except (HLOError, ValueError) as error:
     raise ConfigError(str(error)) from error
   if _JSON.value:
-    print(json_text.dump(as_json(plan, _PRICE.value), indent=2))
+    console.show(json_text.dump(as_json(plan, _PRICE.value), indent=2))
   else:
-    print(as_text(plan, _PRICE.value))
+    console.show(as_text(plan, _PRICE.value))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from typing import Any
 import matplotlib.figure
 
 from pure_jax.host import json_text
+from pure_jax.host.logs import console
+from pure_jax.host.logs.visible import visible
 from pure_jax.runs.planning.roofline import GIB
 
 Plan = dict[str, Any]  # As `runs.planning.report.as_json` writes it.
@@ -151,14 +153,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tables = [fit_table(fits)] if fits else []
     tables += [scaling_table(scaling)] if scaling else []
   except OSError as error:
-    parser.error(f"{error.filename} cannot be read: {error.strerror}")
+    parser.error(visible(f"{error.filename} cannot be read: {error.strerror}"))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    parser.error(f"a file is no plan that plan.py --json wrote: {error!r}")
+    parser.error(
+      visible(f"a file is no plan that plan.py --json wrote: {error!r}")
+    )
   for text in tables:
-    print(text)
+    console.show(text)
   if scaling and options.plot:
     plot_scaling(scaling, options.plot)
 
 
 if __name__ == "__main__":
+  console.guard_terminal()
   main()

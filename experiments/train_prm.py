@@ -17,6 +17,7 @@ import jax
 import train_sft
 
 from pure_jax.host.distributed import processes
+from pure_jax.host.logs import console
 from pure_jax.models import lora, prm
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
@@ -182,7 +183,7 @@ def main(argv: list[str]) -> None:
     run.folder.draw_curves()
     result = processes.on_process_zero(lambda: describe_result(run))
   if result is not None:
-    print(result)
+    console.show(result)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from pure_jax.host.data.batches import next_batch
 from pure_jax.host.data.records import Problem
 from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.evaluation.rollout_metrics import Metrics
+from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.runs import rl_report, validation
 from pure_jax.runs.folder import MAY_DIFFER
@@ -266,7 +267,7 @@ def main(argv: list[str]) -> None:
     "undefined" if row["accuracy"] is None else f"{row['accuracy']:.3f}"
     for row in (summary["first"], summary["last"])
   )
-  print(
+  console.show(
     f"held-out accuracy {first} -> {last}; everything is in {run.folder.path}"
   )
 

@@ -15,6 +15,8 @@ import sys
 
 from absl import app, flags
 
+from pure_jax.host.logs import console
+
 _OUTPUT = flags.DEFINE_string(
   "output", None, "The folder to write; it must not exist."
 )
@@ -77,10 +79,11 @@ def main(argv: list[str]) -> None:
   try:
     unpack(pathlib.Path(_OUTPUT.value).absolute())
   except UnpackError as error:
-    print(f"error: {error}", file=sys.stderr)
+    console.tell(f"error: {error}")
     sys.exit(1)
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("output")
+  console.guard_terminal()
   app.run(main)

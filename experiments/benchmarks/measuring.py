@@ -16,6 +16,7 @@ from benchmarks.machine import available_bytes, product_probe, stream_probes
 from benchmarks.results import Document, Line, Result
 from benchmarks.suites import SUITES
 from benchmarks.timing import time_interleaved
+from pure_jax.host.logs import console
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +87,13 @@ def _measure_and_save(
     _skip(case, why, document)
     return
   document.add(result)
-  print(table.as_text(result), flush=True)
+  console.show(table.as_text(result))
 
 
 def _skip(case: Case, why: str, document: Document) -> None:
   """Reports a case without a result."""
   document.skip(case, why)
-  print(f"{case}{why}", flush=True)
+  console.show(f"{case}{why}")
 
 
 def why_not(case: Case, suite: Suite, available: int) -> str | None:

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import signal
-import traceback
 from collections.abc import Iterator
 
 import jax
@@ -102,5 +101,5 @@ def report_errors() -> Iterator[None]:
       watchdog.exit_process(1)
     if not jax.distributed.is_initialized():
       raise
-    traceback.print_exc()
+    console.tell_traceback(type(error), error, error.__traceback__)
     watchdog.exit_process(1)

@@ -8,6 +8,7 @@ from faults import (
   rollout,
   runs,
   survival,
+  texts,
   training,
 )
 
@@ -20,4 +21,5 @@ FAULTS = (
   *runs.FAULTS,
   *survival.FAULTS,
   *folders.FAULTS,
+  *texts.FAULTS,
 )

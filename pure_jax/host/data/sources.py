@@ -1,18 +1,23 @@
 """Reads the raw rows of JSON-lines, JSON and Parquet files."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from pure_jax.host import json_text
+from pure_jax.host.data import parquet
 from pure_jax.host.data.formats import Row
 from pure_jax.host.data.records import DataError
+from pure_jax.host.grading.pool import MIB
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _SPACE = re.compile(r"\s*")
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_TOO_LONG = f"longer than {parquet.MAX_ROW_BYTES // MIB} MiB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +40,8 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
 
   A ``.json`` file contains one array of objects, or one object per line. In the
   other text files every line that is not blank is a row. Only the array of a
-  ``.json`` file is read into memory as a whole.
+  ``.json`` file is read into memory as a whole. Of the other files a row of
+  more than `parquet.MAX_ROW_BYTES` is malformed.
 
   Args:
     path: a file with one of `SUFFIXES`.
@@ -54,8 +60,9 @@ def read_rows(path: pathlib.Path) -> Iterator[RawRow]:
     yield from _parquet(path)
     return
   with path.open("rb") as file:
-    contents = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in file)
-    is_array = next(filter(None, contents), b"").startswith(b"[")
+    start = file.read(len(_BYTE_ORDER_MARK)).removeprefix(_BYTE_ORDER_MARK)
+    pieces = itertools.chain([start], iter(lambda: file.read(MIB), b""))
+    is_array = next(filter(None, map(bytes.strip, pieces)), b"")[:1] == b"["
   yield from (
     _array(path) if path.suffix == ".json" and is_array else _lines(path)
   )
@@ -65,12 +72,15 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
   """Rows of a file with one object per line."""
   # Bytes, not text: in text, other characters than "\n" may end a line.
   with path.open("rb") as file:
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_bounded_lines(file), 1):
+      location = f"{path}:{number}"
+      if line is None:
+        yield RawRow(location, None, _TOO_LONG)
+        continue
       if number == 1:
         line = line.removeprefix(_BYTE_ORDER_MARK)
       if not line.strip():
         continue
-      location = f"{path}:{number}"
       try:
         value = json_text.parse(line.rstrip())
       except UnicodeDecodeError:
@@ -83,6 +93,16 @@ def _lines(path: pathlib.Path) -> Iterator[RawRow]:
         yield RawRow(location, None, f"not readable: {error}")
       else:
         yield _checked(location, value)
+
+
+def _bounded_lines(file: BinaryIO) -> Iterator[bytes | None]:
+  """Lines of a file; None for one of more than `MAX_ROW_BYTES`."""
+  while line := file.readline(parquet.MAX_ROW_BYTES + 1):
+    is_whole = len(line) <= parquet.MAX_ROW_BYTES
+    rest = line
+    while rest and not rest.endswith(b"\n"):
+      rest = file.readline(MIB)
+    yield line if is_whole else None
 
 
 def _array(path: pathlib.Path) -> Iterator[RawRow]:
@@ -122,18 +142,16 @@ def _array(path: pathlib.Path) -> Iterator[RawRow]:
 
 def _parquet(path: pathlib.Path) -> Iterator[RawRow]:
   """Rows of a Parquet file."""
-  # Imported late: only Parquet files need it.
-  import pyarrow
-  import pyarrow.parquet
-
   number = 0
   try:
-    with pyarrow.parquet.ParquetFile(path) as file:
-      for batch in file.iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-          number += 1
-          yield RawRow(f"{path}:{number}", row)
-  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+    for text in parquet.row_texts(str(path)):
+      number += 1
+      location = f"{path}:{number}"
+      if text is None:
+        yield RawRow(location, None, _TOO_LONG)
+      else:
+        yield RawRow(location, json_text.parse(text))
+  except parquet.ParquetError as error:
     raise DataError(
       f"{path}: after row {number}: not readable as Parquet: {error}"
     ) from error

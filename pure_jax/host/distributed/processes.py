@@ -21,6 +21,8 @@ from typing import TypeVar
 import jax
 from jax._src import distributed
 
+from pure_jax.host.logs.visible import visible
+
 _Result = TypeVar("_Result")
 _Json = TypeVar("_Json")
 
@@ -54,7 +56,7 @@ def exit_immediately(message: str, status: int) -> None:
       stream.flush()
   if message:
     with contextlib.suppress(OSError):
-      os.write(2, f"{message}\n".encode())
+      os.write(2, f"{visible(message)}\n".encode())
   os._exit(status)
 
 

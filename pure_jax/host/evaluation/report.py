@@ -14,6 +14,7 @@ from typing import Any
 
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
 from pure_jax.host.evaluation.intervals import Estimate
+from pure_jax.host.logs.visible import markdown, visible
 
 JSON_FILE = "report.json"
 MARKDOWN_FILE = "report.md"
@@ -39,11 +40,11 @@ def write_report(
     The files written. The picture is missing if there is nothing to draw.
   """
   folder = pathlib.Path(folder)
-  sections = [f"# {title}"]
+  sections = [f"# {markdown(title)}"]
   for name, table in tables.items():
     text = render_table(table)
     if text:
-      sections.append(f"## {name}\n\n{text}")
+      sections.append(f"## {markdown(name)}\n\n{visible(text)}")
   write_json_atomic(folder / JSON_FILE, {"title": title, "tables": tables})
   write_text_atomic(folder / MARKDOWN_FILE, "\n\n".join(sections) + "\n")
   written = [folder / JSON_FILE, folder / MARKDOWN_FILE]
@@ -102,8 +103,8 @@ def plot_tables(
     Titles of the panels drawn, in order.
   """
   panels = {
-    _drawable(f"{title}: {metric}"): {
-      _drawable(name): column[metric]
+    visible(f"{title}: {metric}"): {
+      visible(name): column[metric]
       for name, column in table.items()
       if metric in column
     }
@@ -143,11 +144,6 @@ def _draw_panel(axis: Any, title: str, points: Mapping[str, Estimate]) -> None:
   axis.set_title(title, fontsize=8)
   axis.tick_params(labelsize=7)
   axis.grid(alpha=0.3)
-
-
-def _drawable(name: str) -> str:
-  """A name without halves of surrogate pairs, which have no glyph."""
-  return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _counts(column: Mapping[str, Estimate]) -> str:

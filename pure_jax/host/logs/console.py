@@ -1,22 +1,97 @@
-"""Output of a script on standard error: messages, and progress of a loop."""
+"""All that scripts print: results, messages, and progress of a loop.
 
+Results go to standard output, all else to standard error. Texts of others
+(problems, responses, names of files) are in both, so they are made `visible`
+here, and nothing is printed in another way.
+"""
+
+import logging
+import os
 import sys
+import traceback
+import types
 from collections.abc import Mapping
+from typing import TextIO
 
 import tqdm
+
+from pure_jax.host.logs.visible import visible
 
 # Between two lines of progress if standard error is not a terminal.
 LOG_SECONDS = 20.0
 
 
+class _VisibleRecord(logging.LogRecord):
+  """A message of the log, which may have a text of others."""
+
+  def getMessage(self) -> str:  # noqa: N802, the name of the library.
+    """The message."""
+    return visible(super().getMessage())
+
+
+def guard_terminal() -> None:
+  """Makes log messages and stack traces of this process visible, too.
+
+  For programs: they are the last to decide what is printed.
+  """
+  logging.setLogRecordFactory(_VisibleRecord)
+  sys.excepthook = tell_traceback
+
+
+def show(result: object) -> None:
+  """Writes a result to standard output, on lines of its own.
+
+  Args:
+    result: its text.
+
+  Raises:
+    SystemExit: if the reader of the output has closed it.
+  """
+  try:
+    _write(sys.stdout, str(result))
+  except BrokenPipeError:
+    # The interpreter flushes stdout once more at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
+
+
 def tell(message: object) -> None:
-  """Writes one message on lines of its own.
+  """Writes a message to standard error, on lines of its own.
 
   Args:
     message: its text.
   """
-  sys.stderr.write(f"{message}\n")
-  sys.stderr.flush()
+  _write(sys.stderr, str(message))
+
+
+def tell_traceback(
+  kind: type[BaseException],
+  error: BaseException,
+  trace: types.TracebackType | None,
+) -> None:
+  """Writes an error with its stack trace, as `sys.excepthook` does.
+
+  The message of an error may have a text of others.
+
+  Args:
+    kind: its type.
+    error: the error.
+    trace: where it was raised.
+  """
+  lines = traceback.format_exception(kind, error, trace)
+  tell("".join(lines).removesuffix("\n"))
+
+
+def _write(stream: TextIO, text: str) -> None:
+  """Writes whole lines, whatever the encoding of the stream."""
+  stream.write(f"{_writable(stream, text)}\n")
+  stream.flush()
+
+
+def _writable(stream: TextIO, text: str) -> str:
+  """A text that a terminal shows and that the stream can encode."""
+  encoding = stream.encoding or "utf-8"  # A stream in memory has none.
+  return visible(text).encode(encoding, "backslashreplace").decode(encoding)
 
 
 class Progress:
@@ -38,13 +113,13 @@ class Progress:
     self._bar = tqdm.tqdm(
       total=total,
       initial=first,
-      desc=name,
+      desc=_writable(sys.stderr, name),
       disable=not enabled,
       dynamic_ncols=is_terminal,
       mininterval=interval,
       maxinterval=interval,
       miniters=0,  # Time alone decides when the bar is drawn again.
-      ascii=not is_terminal,
+      ascii=None if is_terminal else True,  # None: if it must be.
     )
 
   def __enter__(self) -> "Progress":
@@ -65,4 +140,4 @@ class Progress:
   def say(self, text: str) -> None:
     """Writes lines above the bar."""
     if not self._bar.disable:
-      tqdm.tqdm.write(text, file=sys.stderr)
+      tqdm.tqdm.write(_writable(sys.stderr, text), file=sys.stderr)

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from tensorboardX.proto import event_pb2, summary_pb2
 from tensorboardX.record_writer import masked_crc32c
 
+from pure_jax.host.logs.visible import visible
+
 
 class EventFile:
   """One file of events in TensorBoard's format: records of protobufs."""
@@ -50,7 +52,7 @@ class EventFile:
       OSError: if the disk is full.
     """
     values = [
-      summary_pb2.Summary.Value(tag=name, simple_value=value)
+      summary_pb2.Summary.Value(tag=visible(name), simple_value=value)
       for name, value in metrics.items()
     ]
     summary = summary_pb2.Summary(value=values)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.logs.metrics import RowWriter
+from pure_jax.host.logs.visible import markdown, visible
 
 GENERATIONS_FILE = "generations.jsonl"
 GENERATIONS_FOLDER = "generations"
@@ -102,7 +103,8 @@ def render_generations(
     generations: the rows.
 
   Returns:
-    The text. What a model wrote is in code blocks that it cannot close.
+    The text. What a model wrote is in code blocks that it cannot close. All
+    texts are `visible`, so that a terminal may show the file.
   """
   lines = [f"# Generations of {stage}, step {step}", ""]
   lines += [
@@ -113,12 +115,12 @@ def render_generations(
     worst = "" if not row.step_rewards else f"{min(row.step_rewards):+.2f}"
     cells = [row.benchmark, row.id, _verdict(row)]
     cells += [row.answer or "", row.reference or "", str(row.tokens), worst]
-    joined = " | ".join(_cell(cell) for cell in cells)
+    joined = " | ".join(markdown(cell) for cell in cells)
     lines.append(f"| [{number}](#{number}) | {joined} |")
   for number, row in enumerate(generations, 1):
     kind = "greedy" if row.greedy else "a sample"
     lines += ["", f"## {number}", ""]
-    lines += [f"{_cell(row.benchmark)}, {kind}, {_verdict(row)}.", ""]
+    lines += [f"{markdown(row.benchmark)}, {kind}, {_verdict(row)}.", ""]
     lines += [_block(row.problem), "", _block(_scored_steps(row))]
   return "\n".join(lines) + "\n"
 
@@ -143,12 +145,7 @@ def _scored_steps(row: Generation) -> str:
 
 def _block(text: str) -> str:
   """A code block whose fence is longer than any run of backticks in it."""
+  text = visible(text)
   longest = max(map(len, re.findall("`+", text)), default=0)
   fence = "`" * max(3, longest + 1)
   return f"{fence}text\n{text}\n{fence}"
-
-
-def _cell(text: str) -> str:
-  """A text that neither ends a cell of a table nor is read as Markdown."""
-  line = " ".join(text.split())
-  return re.sub(r"([\\`*_{}\[\]<>|#$])", r"\\\1", line)

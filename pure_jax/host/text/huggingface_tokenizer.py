@@ -3,18 +3,24 @@
 Nothing is downloaded, and no code in the folder is run.
 """
 
+import math
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from pure_jax.host import json_text
+from pure_jax.host.text import chat_template
 from pure_jax.host.text.tokenization import TokenizerError
 
 # Files with a field eos_token_id: one id that ends a response, or several.
 EOS_FILES = ("generation_config.json", "config.json")
 # Files that show that a folder has a tokenizer.
 _OWN_FILES = ("tokenizer.json", "tokenizer_config.json")
+# By how much the replacements of a tokenizer.json may multiply a text. Those of
+# Llama 2 multiply it by four.
+_MAX_GROWTH = 1 << 16
+_MAX_POST_PROCESSOR = 1 << 16  # Characters of JSON; it puts ids around texts.
 
 
 class HuggingFaceTokenizer:
@@ -125,8 +131,15 @@ class HuggingFaceTokenizer:
     """Encodes a text, without a beginning or end token.
 
     The text of a special token becomes that token.
+
+    Raises:
+      TokenizerError: if the tokenizer fails, as regular expressions may.
     """
-    return self._inner.encode(text, add_special_tokens=False)
+    try:
+      return self._inner.encode(text, add_special_tokens=False)
+    except BaseException as error:
+      self._explain_panic(error)
+      raise
 
   def encode_prompt(self, text: str) -> list[int]:
     """Encodes a text as `encode`, after the tokens that begin a sequence.
@@ -137,19 +150,39 @@ class HuggingFaceTokenizer:
     return self._beginning + self.encode(text)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Decodes ids, with U+FFFD for bytes that are not UTF-8."""
-    return self._inner.decode(
-      [i for i in ids if i in self._readable],
-      skip_special_tokens=True,
-      clean_up_tokenization_spaces=False,
-    )
+    """Decodes ids, with U+FFFD for bytes that are not UTF-8.
+
+    Raises:
+      TokenizerError: as for `encode`.
+    """
+    try:
+      return self._inner.decode(
+        [i for i in ids if i in self._readable],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+      )
+    except BaseException as error:
+      self._explain_panic(error)
+      raise
+
+  def _explain_panic(self, error: BaseException) -> None:
+    """Raises a TokenizerError for a panic of the tokenizer's Rust code.
+
+    A panic is no Exception, and its class cannot be imported.
+    """
+    if type(error).__module__ == "pyo3_runtime":
+      raise TokenizerError(
+        f"The tokenizer of {self._folder} cannot read a text: {_reason(error)}."
+      ) from error
 
   def apply_chat_template(self, messages: Sequence[dict[str, str]]) -> str:
     """Formats a conversation as the text before the model's answer.
 
     Raises:
       TokenizerError: if the folder has no chat template, or if its template
-        fails on these messages.
+        fails on these messages or exceeds the limits of
+        `text.chat_template`.
+      PoolError: if the process that renders templates cannot be started.
     """
     if self._inner.chat_template is None:
       raise TokenizerError(
@@ -157,11 +190,13 @@ class HuggingFaceTokenizer:
         "chat, such as 'plain', or add chat_template.jinja to the folder."
       )
     try:
-      return self._inner.apply_chat_template(
-        list(messages), tokenize=False, add_generation_prompt=True
+      return chat_template.render(
+        self._inner.get_chat_template(),
+        messages,
+        self._inner.special_tokens_map,
       )
-    # A template is a program, which may raise any error.
-    except Exception as error:
+    # A folder with several templates must name one of them "default".
+    except ValueError as error:
       roles = ", ".join(message["role"] for message in messages)
       raise TokenizerError(
         f"The chat template of {self._folder} cannot write a conversation of "
@@ -250,6 +285,7 @@ def _read(folder: pathlib.Path) -> Any:
         f"{settings} asks for code of its own (auto_map), which is never run: "
         "convert the tokenizer to tokenizer.json."
       )
+    _check_growth(folder / "tokenizer.json")
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )
@@ -286,6 +322,43 @@ def _check_files(folder: pathlib.Path) -> None:
     raise TokenizerError(
       f"{folder} cannot be read: {_reason(error)}."
     ) from error
+
+
+def _check_growth(path: pathlib.Path) -> None:
+  """Raises a TokenizerError for a tokenizer that multiplies texts.
+
+  The tokenizers library limits neither memory nor time: 28 replacements of "a"
+  by "aa", one after another, make gigabytes of a word. A map of characters
+  (Precompiled), which may do that as well, is not looked into.
+  """
+  if not path.exists():
+    return
+  fields = json_text.parse(path.read_bytes())
+  for name in ("normalizer", "pre_tokenizer", "decoder"):
+    if _growth(fields.get(name)) > _MAX_GROWTH:
+      raise TokenizerError(
+        f"{path}: the replacements of its {name} may make a text more than "
+        f"{_MAX_GROWTH:,} times as long."
+      )
+  if len(json_text.dump(fields.get("post_processor"))) > _MAX_POST_PROCESSOR:
+    raise TokenizerError(
+      f"{path}: its post_processor, which puts ids around each text, has more "
+      f"than {_MAX_POST_PROCESSOR:,} characters."
+    )
+
+
+def _growth(steps: Any) -> float:
+  """By how much the replacements among some steps multiply a text, at most."""
+  if isinstance(steps, list):
+    return math.prod(map(_growth, steps))
+  if not isinstance(steps, dict):
+    return 1.0
+  own, content, pattern = 1.0, steps.get("content"), steps.get("pattern")
+  if steps.get("type") == "Replace" and isinstance(content, str):
+    text = pattern.get("String") if isinstance(pattern, dict) else None
+    # A regular expression may match between any two characters.
+    own = max(1, len(content) / len(text)) if text else 1.0 + len(content)
+  return own * math.prod(map(_growth, steps.values()))
 
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:

@@ -181,3 +181,97 @@ def test_folders_without_a_usable_tokenizer_raise(tmp_path, folder):
   (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {}}')
   with pytest.raises(TokenizerError, match="never run"):
     HuggingFaceTokenizer(tmp_path)
+
+
+def with_steps(folder, copy, **steps):
+  """A copy of a folder whose tokenizer.json has other steps."""
+  shutil.copytree(folder, copy)
+  path = copy / "tokenizer.json"
+  fields = json.loads(path.read_text(encoding="utf-8"))
+  path.write_text(json.dumps(fields | steps), encoding="utf-8")
+  return copy
+
+
+def replace(pattern, content):
+  return {"type": "Replace", "pattern": pattern, "content": content}
+
+
+def sequence(kind, steps):
+  return {"type": "Sequence", kind: steps}
+
+
+@pytest.mark.parametrize(
+  ("steps", "message"),
+  [
+    (
+      {
+        "normalizer": sequence(
+          "normalizers", [replace({"String": "a"}, "aa")] * 28
+        )
+      },
+      "its normalizer may make a text more than 65,536 times as long",
+    ),
+    (
+      {"normalizer": replace({"Regex": ""}, "x" * 70_000)},
+      "its normalizer may make",
+    ),
+    (
+      {"decoder": sequence("decoders", [replace({"String": "a"}, "aa")] * 28)},
+      "its decoder may make",
+    ),
+    (
+      {
+        "post_processor": {
+          "type": "TemplateProcessing",
+          "single": [{"SpecialToken": {"id": "<user>", "type_id": 0}}] * 2000,
+          "pair": [],
+          "special_tokens": {},
+        }
+      },
+      "its post_processor, .* has more than 65,536 characters",
+    ),
+  ],
+)
+def test_a_tokenizer_that_multiplies_texts_raises(
+  folder, tmp_path, steps, message
+):
+  """tokenizers would take all the memory there is, and end the process."""
+  copy = with_steps(folder, tmp_path / "copy", **steps)
+  with pytest.raises(TokenizerError, match=rf"tokenizer\.json: .*{message}"):
+    HuggingFaceTokenizer(copy)
+
+
+def test_replacements_of_real_models_are_read(folder, tmp_path):
+  """Llama 2's, and forty that make no text longer."""
+  normalizers = [{"type": "Prepend", "prepend": "_"}]
+  normalizers += [replace({"String": " "}, "_")]
+  normalizers += [replace({"String": "\u201c"}, '"')] * 40
+  copy = with_steps(
+    folder,
+    tmp_path / "copy",
+    normalizer=sequence("normalizers", normalizers),
+  )
+  tokenizer = HuggingFaceTokenizer(copy)
+  assert tokenizer.decode(tokenizer.encode("a \u201cb")) == '_a_"b'
+
+
+def test_a_regular_expression_that_gives_up_is_an_error(
+  folder, tmp_path, capfd
+):
+  """The library panics, which is no Exception."""
+  copy = with_steps(
+    folder,
+    tmp_path / "copy",
+    pre_tokenizer={
+      "type": "Split",
+      "pattern": {"Regex": "(x+x+)+y"},
+      "behavior": "Isolated",
+      "invert": False,
+    },
+  )
+  tokenizer = HuggingFaceTokenizer(copy)
+  with pytest.raises(
+    TokenizerError, match=rf"of {copy} cannot read a text: .*retry-limit"
+  ):
+    tokenizer.encode("x" * 40)
+  capfd.readouterr()
