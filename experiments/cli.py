@@ -226,7 +226,11 @@ def run(
         _CONNECT_TIMEOUT.value,
         _HEARTBEAT_TIMEOUT.value,
       )
-      with watchdog.join_cluster(membership), preemption.raise_on_sigterm():
+      with (
+        preemption.raise_on_ctrl_c(),
+        watchdog.join_cluster(membership),
+        preemption.raise_on_sigterm(),
+      ):
         main(argv)
 
   app.run(guarded, flags_parser=parsed)

@@ -19,6 +19,11 @@ no integers. The version before, which used math-verify, graded 3,022 and 3,073,
 and 169 and 170 a second in the same minute.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import dataclasses
 import json
 import math
@@ -229,9 +234,6 @@ def main(argv: list[str]) -> None:
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
-  except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
-    sys.exit(130)  # The status shells give a program ended by SIGINT.
   try:
     print(json.dumps(report, indent=1, allow_nan=False), flush=True)
   except BrokenPipeError:  # The reader of stdout has closed it.
@@ -242,4 +244,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("input")
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -17,6 +17,11 @@ result of 2026-11-30 is results/grading/mutations.json: of 16,381 mutations 98
 spell the same numbers, 16 others are accepted, and none of these is wrong.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import collections
 import contextlib
 import json
@@ -339,11 +344,8 @@ def main(argv: list[str]) -> None:
   except (InputError, PoolError, OSError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(1)
-  except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
-    sys.exit(130)
   print(text, end="", flush=True)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  interrupts.run(app.run, main)

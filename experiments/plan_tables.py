@@ -8,6 +8,11 @@ prints Markdown tables. `--fits` makes a table of the slices that a run fits.
 `--scaling` makes a table of the effect of the number of chips.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import argparse
 import json
 import pathlib
@@ -161,4 +166,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  main()
+  interrupts.run(main)

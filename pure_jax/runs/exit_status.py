@@ -43,8 +43,6 @@ _ACCESS_ERRORS = (
   *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
   *(errno.EISDIR, errno.ENOTDIR),
 )
-# Exit status that a shell reports for a program ended by Ctrl-C.
-_INTERRUPTED_STATUS = 130
 
 
 def _file_system_reason(error: Exception) -> str | None:
@@ -79,7 +77,7 @@ def report_errors() -> Iterator[None]:
     watchdog.exit_process(1)
   except KeyboardInterrupt:
     console.tell("stopped; the same command continues")
-    watchdog.exit_process(_INTERRUPTED_STATUS)
+    watchdog.exit_process(preemption.INTERRUPTED_STATUS)
   except preemption.Preempted as preempted:
     console.tell(preempted)
     _exit_after_sigterm(preemption.PREEMPTED_STATUS)

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from pure_jax.host.distributed import preemption
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import read_json_object
 
@@ -104,6 +105,7 @@ def read_tensors(
     with _opened(file) as opened:
       for name in opened.offset_keys():
         if name in stored:
+          preemption.raise_received()
           yield name, opened.get_tensor(name)
 
 
