@@ -1,9 +1,14 @@
 """Signals take effect at the end of what must not be interrupted."""
 
-import contextlib
+import os
 import runpy
 import signal
+import subprocess
+import sys
+import threading
+from unittest import mock
 
+import lost_signals
 import pytest
 
 from pure_jax.host.distributed import preemption
@@ -30,8 +35,8 @@ def default_handlers():
 def test_a_deferred_signal_is_raised_at_the_end(number, raised):
   done = []
   with (
-    preemption.raise_on_sigterm(),
     pytest.raises(raised),
+    preemption.raise_on_sigterm(),
     preemption.defer_signals(),
   ):
     signal.raise_signal(number)
@@ -44,7 +49,7 @@ def test_a_deferred_signal_is_raised_at_the_end(number, raised):
 def test_sigterm_is_raised_once():
   """A second one, as `timeout` sends it, must not interrupt the cleanup."""
   cleaned = []
-  with preemption.raise_on_sigterm(), pytest.raises(preemption.Terminated):
+  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
     try:
       signal.raise_signal(signal.SIGTERM)
     finally:
@@ -66,50 +71,207 @@ def test_a_loop_finishes_its_step_after_sigterm():
   assert steps == [0, 1, 2]
 
 
-def test_a_loop_ends_after_the_step_in_which_ctrl_c_came():
+@pytest.mark.parametrize("lose", lost_signals.WAYS)
+def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
   """Even where the code that it interrupts ignores exceptions."""
   steps = []
   with (
-    preemption.raise_on_sigterm(),
     pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
     preemption.graceful_shutdown() as stop,
   ):
     for step in range(5):
-      with contextlib.suppress(BaseException):
-        if step == 2:
-          signal.raise_signal(signal.SIGINT)
+      if step == 2:
+        lose(signal.SIGINT)
       steps.append(step)
       assert not stop.requested()
   assert steps == [0, 1, 2]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_ends_the_step():
+@pytest.mark.parametrize("lose", lost_signals.WAYS)
+@pytest.mark.parametrize(
+  ("number", "raised"),
+  [
+    (signal.SIGINT, KeyboardInterrupt),
+    (signal.SIGTERM, preemption.Terminated),
+  ],
+)
+class TestALostSignal:
+  """One outside a loop, whose exception nobody catches."""
+
+  def test_is_raised_by_the_next_check(self, lose, number, raised, capfd):
+    done = []
+    with (
+      pytest.raises(raised),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+    ):
+      preemption.raise_received()
+      lose(number)
+      done.append("until the check")
+      preemption.raise_received()
+      done.append("after it")
+    assert done == ["until the check"]
+    assert capfd.readouterr().err == ""  # No "Exception ignored in".
+
+  def test_is_raised_at_the_end(self, lose, number, raised):
+    """Otherwise the script would say that all is well."""
+    with (
+      pytest.raises(raised),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+    ):
+      lose(number)
+
+  def test_decides_how_a_script_ends(self, lose, number, raised):
+    """absl calls sys.exit, and the error may have come from the signal."""
+    for ending in (SystemExit(0), ValueError("from a callback")):
+      with (
+        pytest.raises(raised),
+        preemption.raise_on_ctrl_c(),
+        preemption.raise_on_sigterm(),
+      ):
+        lose(number)
+        raise ending
+
+  def test_lets_no_loop_begin(self, lose, number, raised):
+    began = []
+    with (
+      pytest.raises(raised),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+    ):
+      lose(number)
+      with preemption.graceful_shutdown():
+        began.append(True)
+    assert not began
+
+  def test_in_a_save_is_raised_after_it(self, lose, number, raised):
+    saved = []
+    with (
+      pytest.raises(raised),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+      preemption.defer_signals(),
+    ):
+      lose(number)
+      saved.append(True)
+    assert saved
+
+
+def test_the_cleanup_after_ctrl_c_is_not_interrupted_by_the_same():
+  """A save that is waited for, while KeyboardInterrupt unwinds the stack."""
   done = []
+  with pytest.raises(KeyboardInterrupt), preemption.raise_on_ctrl_c():
+    try:
+      signal.raise_signal(signal.SIGINT)
+    finally:
+      with preemption.defer_signals():
+        done.append("waited")
+      done.append("closed")
+  assert done == ["waited", "closed"]
+
+
+def test_a_check_in_another_thread_raises_nothing():
+  """A worker thread would die of it, and the main thread go on."""
+  raised = []
+
+  def check():
+    try:
+      preemption.raise_received()
+    except KeyboardInterrupt:
+      raised.append(True)
+
+  with pytest.raises(KeyboardInterrupt), preemption.raise_on_ctrl_c():
+    lost_signals.in_code_that_swallows(signal.SIGINT)
+    thread = threading.Thread(target=check)
+    thread.start()
+    thread.join()
+  assert not raised
+
+
+def test_a_second_ctrl_c_ends_the_process(capfd):
+  """Also in a loop, which otherwise waits for the end of the step."""
+  ended = threading.Event()
   with (
-    preemption.raise_on_sigterm(),
+    mock.patch.object(
+      os, "_exit", side_effect=lambda status: ended.set()
+    ) as by,
     pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
     preemption.graceful_shutdown(),
   ):
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
-    done.append("after the first")
+    assert not ended.wait(0.1)
     signal.raise_signal(signal.SIGINT)
-    done.append("after the second")
-  assert done == ["after the first"]
+    assert ended.wait(60)
+  by.assert_called_once_with(130)
+  assert capfd.readouterr().err == "\nstopped at once by a second Ctrl-C\n"
 
 
-def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
+def test_a_second_ctrl_c_ends_code_that_never_returns_to_python():
+  """Such as a long compilation: here a mutex that is locked twice."""
+  code = """
+import ctypes
+from pure_jax.host.distributed import preemption
+
+lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, (ctypes.c_char * 256)()
+with preemption.raise_on_ctrl_c():
+  lock(mutex)
+  print("locked", flush=True)
+  lock(mutex)
+"""
+  process = subprocess.Popen(
+    [sys.executable, "-c", code],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout.readline() == "locked\n"
+  process.send_signal(signal.SIGINT)
+  with pytest.raises(subprocess.TimeoutExpired):
+    process.wait(0.2)  # The first waits for Python.
+  process.send_signal(signal.SIGINT)
+  _, stderr = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert stderr == "\nstopped at once by a second Ctrl-C\n"
+
+
+def test_ctrl_c_that_a_shell_ignores_stays_ignored():
+  """A background job, whose terminal interrupts another one."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with preemption.raise_on_ctrl_c(), preemption.defer_signals():
+    signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_script_leaves_no_trace_in_the_process():
+  hook, descriptor = sys.unraisablehook, signal.set_wakeup_fd(-1)
+  with preemption.raise_on_ctrl_c():
+    assert signal.set_wakeup_fd(-1) != -1
+  assert (sys.unraisablehook, descriptor) == (hook, -1)
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  assert "Ctrl-C" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_sigterm_after_the_last_check_of_a_loop_is_raised_at_its_end():
+  """The next stage would begin without it."""
   with (
+    pytest.raises(preemption.Terminated),
     preemption.raise_on_sigterm(),
-    pytest.raises(KeyboardInterrupt),
     preemption.graceful_shutdown() as stop,
   ):
     assert not stop.requested()
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_sigterm_outside_a_loop_is_raised_at_once():
-  with preemption.raise_on_sigterm(), pytest.raises(preemption.Terminated):
+  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
     with preemption.graceful_shutdown() as stop:
       with preemption.graceful_shutdown() as inner:
         signal.raise_signal(signal.SIGTERM)
@@ -125,16 +287,6 @@ def test_sigterm_that_other_code_turns_into_its_own_error_stays_sigterm():
       signal.raise_signal(signal.SIGTERM)
     except BaseException as error:
       raise ValueError("cannot train the tokenizer") from error
-
-
-def test_sigterm_that_other_code_swallows_ends_the_next_loop():
-  started = []
-  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
-    with contextlib.suppress(BaseException):
-      signal.raise_signal(signal.SIGTERM)
-    with preemption.graceful_shutdown():
-      started.append(True)
-  assert not started
 
 
 def test_an_unrelated_error_is_unchanged():
