@@ -14,7 +14,7 @@ def in_garbage_collection(number):
     signal.raise_signal(number)
 
   gc.callbacks.append(send)
-  gc.collect()
+  gc.collect(0)
 
 
 def in_a_finalizer(number):
