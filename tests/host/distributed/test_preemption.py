@@ -1,5 +1,6 @@
 """Signals take effect at the end of what must not be interrupted."""
 
+import ctypes
 import os
 import runpy
 import signal
