@@ -4,10 +4,13 @@ The thorough test: python -m pytest -m slow tests/scripts/test_interrupts.py
 """
 
 import ast
+import json
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from unittest import mock
 
 import interrupts
@@ -132,3 +135,111 @@ def test_ctrl_c_in_a_garbage_collection_ends_a_run_between_its_loops(
     assert done.stderr.splitlines()[-1] == LINE, name
     assert "Traceback" not in done.stderr + capfd.readouterr().err, name
     assert not (workdir / "metrics.jsonl").read_text()
+
+
+# ===== At random =====
+
+ENVIRONMENT = smoke_run.environment(JAX_PLATFORMS="cpu")
+# Python starts before a script can handle anything.
+STARTED = 0.3
+
+
+def process(words):
+  """Starts a command that Ctrl-C can end, with pipes for its output."""
+  return subprocess.Popen(
+    words,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env=ENVIRONMENT,
+  )
+
+
+def run_to_its_end(words):
+  """Runs a command; its stdout, and how many seconds it took."""
+  began = time.monotonic()
+  done = process(words)
+  stdout, stderr = done.communicate()
+  assert done.returncode == 0, stderr
+  return stdout, time.monotonic() - began
+
+
+def interrupt_at_random(words, seconds, chance, end):
+  """Interrupts a command up to its end; whether it ended before.
+
+  `end` is a text of its stdout that says that it has done everything.
+  """
+  wait = chance.uniform(STARTED, seconds)
+  interrupted = process(words)
+  try:
+    stdout, stderr = interrupted.communicate(timeout=wait)
+    assert interrupted.returncode == 0 and end in stdout, stderr
+    return True
+  except subprocess.TimeoutExpired:
+    interrupted.send_signal(signal.SIGINT)
+  stdout, stderr = interrupted.communicate(timeout=300)
+  report = f"after {wait:.2f} of {seconds:.2f} s: {stderr}"
+  print(interrupted.returncode, report)
+  assert "Traceback" not in stderr and "Exception ignored" not in stderr, report
+  if interrupted.returncode != 130:
+    # It had done everything; at its very end Python takes no signals.
+    assert interrupted.returncode in (0, -signal.SIGINT), report
+    assert end in stdout, report
+    return True
+  lines = [line for line in stderr.splitlines() if line.startswith("stopped")]
+  assert len(lines) == 1 and lines[0] == stderr.splitlines()[-1], report
+  return end in stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_run_interrupted_at_random_is_the_uninterrupted_run(
+  finished, tmp_path, seed
+):
+  """Ten times each, from the start of a process to its end."""
+  chance = random.Random(seed)
+  words = smoke_run.command("train_pure.py", tmp_path / "timed")
+  _, seconds = run_to_its_end(words)
+  workdir = tmp_path / "run"
+  words = smoke_run.command("train_pure.py", workdir)
+  for _ in range(10):
+    if interrupt_at_random(words, seconds, chance, "everything is in"):
+      break
+  run_to_its_end(words)
+  stages = {row["stage"] for row in smoke_run.rows(finished[0])}
+  smoke_run.assert_same_run(workdir, finished[0], stages)
+
+
+@pytest.mark.slow
+def test_an_evaluation_interrupted_at_random_is_the_uninterrupted_one(tmp_path):
+  chance, begin = random.Random(0), str(EXPERIMENTS / "evaluate.py")
+  config = f"--config={EXPERIMENTS / 'configs' / 'evaluate.py'}:smoke"
+  whole, workdir = tmp_path / "whole", tmp_path / "interrupted"
+  words = [sys.executable, begin, config, f"--workdir={whole}"]
+  stdout, seconds = run_to_its_end(words)
+  words = [*words[:-1], f"--workdir={workdir}"]
+  for _ in range(10):
+    if interrupt_at_random(words, seconds, chance, stdout.splitlines()[-1]):
+      break
+  assert run_to_its_end(words)[0] == stdout
+  for name in ("responses.jsonl", "report.json"):
+    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_grading_interrupted_at_random_leaves_nothing(tmp_path):
+  row = {"problem": "1 + 1", "answer": r"\frac{4}{2}"}
+  row["responses"] = [rf"\boxed{{2 + \frac{{{n}}}{{7}} }}" for n in range(2000)]
+  source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+  source.write_text(json.dumps(row))
+  words = [sys.executable, str(EXPERIMENTS / "grade.py"), f"--input={source}"]
+  words.append(f"--output={output}")
+  _, seconds = run_to_its_end(words)
+  verdicts, chance = output.read_bytes(), random.Random(0)
+  for _ in range(10):
+    output.unlink(missing_ok=True)
+    interrupt_at_random(words, seconds, chance, '"items": 2000')
+    left = {path.name for path in tmp_path.iterdir()} - {source.name}
+    assert left <= {output.name}
+    assert not left or output.read_bytes() == verdicts
