@@ -181,10 +181,11 @@ def run(
 ) -> None:
   """Runs a script; expected failures end it with a message and no traceback.
 
-  Ctrl-C ends it with exit status 130, in a loop after the current step. SIGTERM
-  ends it with 75 ("try again later") if a loop was running, whose last step is
-  then saved, and with 143 otherwise. In each case the same command continues
-  the run. `keeps_programs` keeps compiled programs for the next start.
+  Ctrl-C ends it with exit status 130, in a loop at the latest after the current
+  step, and a second one at once. SIGTERM ends it with 75 ("try again later") if
+  a loop was running, whose last step is then saved, and with 143 otherwise. In
+  each case the same command continues the run. `keeps_programs` keeps compiled
+  programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
 

@@ -14,6 +14,15 @@ import pytest
 
 from pure_jax.host.distributed import preemption
 
+EVERY_SIGNAL = pytest.mark.parametrize(
+  ("number", "raised"),
+  [
+    (signal.SIGINT, KeyboardInterrupt),
+    (signal.SIGTERM, preemption.Terminated),
+  ],
+)
+EVERY_LOSS = pytest.mark.parametrize("lose", lost_signals.WAYS)
+
 
 @pytest.fixture(autouse=True)
 def default_handlers():
@@ -26,13 +35,7 @@ def default_handlers():
     signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-  ("number", "raised"),
-  [
-    (signal.SIGINT, KeyboardInterrupt),
-    (signal.SIGTERM, preemption.Terminated),
-  ],
-)
+@EVERY_SIGNAL
 def test_a_deferred_signal_is_raised_at_the_end(number, raised):
   done = []
   with (
@@ -72,7 +75,7 @@ def test_a_loop_finishes_its_step_after_sigterm():
   assert steps == [0, 1, 2]
 
 
-@pytest.mark.parametrize("lose", lost_signals.WAYS)
+@EVERY_LOSS
 def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
   """Even where the code that it interrupts ignores exceptions."""
   steps = []
@@ -91,75 +94,78 @@ def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.parametrize("lose", lost_signals.WAYS)
-@pytest.mark.parametrize(
-  ("number", "raised"),
-  [
-    (signal.SIGINT, KeyboardInterrupt),
-    (signal.SIGTERM, preemption.Terminated),
-  ],
-)
-class TestALostSignal:
-  """One outside a loop, whose exception nobody catches."""
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_is_raised_by_the_next_check(lose, number, raised, capfd):
+  done = []
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+  ):
+    preemption.raise_received()
+    lose(number)
+    done.append("until the check")
+    preemption.raise_received()
+    done.append("after it")
+  assert done == ["until the check"]
+  assert capfd.readouterr().err == ""  # No "Exception ignored in".
 
-  def test_is_raised_by_the_next_check(self, lose, number, raised, capfd):
-    done = []
-    with (
-      pytest.raises(raised),
-      preemption.raise_on_ctrl_c(),
-      preemption.raise_on_sigterm(),
-    ):
-      preemption.raise_received()
-      lose(number)
-      done.append("until the check")
-      preemption.raise_received()
-      done.append("after it")
-    assert done == ["until the check"]
-    assert capfd.readouterr().err == ""  # No "Exception ignored in".
 
-  def test_is_raised_at_the_end(self, lose, number, raised):
-    """Otherwise the script would say that all is well."""
-    with (
-      pytest.raises(raised),
-      preemption.raise_on_ctrl_c(),
-      preemption.raise_on_sigterm(),
-    ):
-      lose(number)
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_is_raised_at_the_end(lose, number, raised):
+  """Otherwise the script would say that all is well."""
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+  ):
+    lose(number)
 
-  def test_decides_how_a_script_ends(self, lose, number, raised):
-    """absl calls sys.exit, and the error may have come from the signal."""
-    for ending in (SystemExit(0), ValueError("from a callback")):
-      with (
-        pytest.raises(raised),
-        preemption.raise_on_ctrl_c(),
-        preemption.raise_on_sigterm(),
-      ):
-        lose(number)
-        raise ending
 
-  def test_lets_no_loop_begin(self, lose, number, raised):
-    began = []
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_decides_how_a_script_ends(lose, number, raised):
+  """absl calls sys.exit, and the error may have come from the signal."""
+  for ending in (SystemExit(0), ValueError("from a callback")):
     with (
       pytest.raises(raised),
       preemption.raise_on_ctrl_c(),
       preemption.raise_on_sigterm(),
     ):
       lose(number)
-      with preemption.graceful_shutdown():
-        began.append(True)
-    assert not began
+      raise ending
 
-  def test_in_a_save_is_raised_after_it(self, lose, number, raised):
-    saved = []
-    with (
-      pytest.raises(raised),
-      preemption.raise_on_ctrl_c(),
-      preemption.raise_on_sigterm(),
-      preemption.defer_signals(),
-    ):
-      lose(number)
-      saved.append(True)
-    assert saved
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_lets_no_loop_begin(lose, number, raised):
+  began = []
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+  ):
+    lose(number)
+    with preemption.graceful_shutdown():
+      began.append(True)
+  assert not began
+
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_in_a_save_is_raised_after_it(lose, number, raised):
+  saved = []
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+    preemption.defer_signals(),
+  ):
+    lose(number)
+    saved.append(True)
+  assert saved
 
 
 def test_the_cleanup_after_ctrl_c_is_not_interrupted_by_the_same():
