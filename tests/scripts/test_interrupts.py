@@ -198,33 +198,44 @@ def test_a_run_interrupted_at_random_is_the_uninterrupted_run(
   finished, tmp_path, seed
 ):
   """Ten times each, from the start of a process to its end."""
-  chance = random.Random(seed)
-  words = smoke_run.command("train_pure.py", tmp_path / "timed")
-  _, seconds = run_to_its_end(words)
-  workdir = tmp_path / "run"
-  words = smoke_run.command("train_pure.py", workdir)
+  chance, whole = random.Random(seed), finished[0]
+  stages = {row["stage"] for row in smoke_run.rows(whole)}
+  _, seconds = run_to_its_end(
+    smoke_run.command("train_pure.py", tmp_path / "0")
+  )
+  number = 1
   for _ in range(10):
+    words = smoke_run.command("train_pure.py", tmp_path / str(number))
     if interrupt_at_random(words, seconds, chance, "everything is in"):
-      break
-  run_to_its_end(words)
-  stages = {row["stage"] for row in smoke_run.rows(finished[0])}
-  smoke_run.assert_same_run(workdir, finished[0], stages)
+      smoke_run.assert_same_run(tmp_path / str(number), whole, stages)
+      number += 1
+  run_to_its_end(smoke_run.command("train_pure.py", tmp_path / str(number)))
+  smoke_run.assert_same_run(tmp_path / str(number), whole, stages)
 
 
 @pytest.mark.slow
 def test_an_evaluation_interrupted_at_random_is_the_uninterrupted_one(tmp_path):
   chance, begin = random.Random(0), str(EXPERIMENTS / "evaluate.py")
   config = f"--config={EXPERIMENTS / 'configs' / 'evaluate.py'}:smoke"
-  whole, workdir = tmp_path / "whole", tmp_path / "interrupted"
-  words = [sys.executable, begin, config, f"--workdir={whole}"]
-  stdout, seconds = run_to_its_end(words)
-  words = [*words[:-1], f"--workdir={workdir}"]
+
+  def words(number):
+    return [sys.executable, begin, config, f"--workdir={tmp_path / number}"]
+
+  def assert_same(number):
+    for name in ("responses.jsonl", "report.json"):
+      left = (tmp_path / number / name).read_bytes()
+      assert left == (tmp_path / "0" / name).read_bytes()
+
+  stdout, seconds = run_to_its_end(words("0"))
+  number = 1
   for _ in range(10):
-    if interrupt_at_random(words, seconds, chance, stdout.splitlines()[-1]):
-      break
-  assert run_to_its_end(words)[0] == stdout
-  for name in ("responses.jsonl", "report.json"):
-    assert (workdir / name).read_bytes() == (whole / name).read_bytes()
+    if interrupt_at_random(
+      words(str(number)), seconds, chance, stdout.splitlines()[-2]
+    ):
+      assert_same(str(number))
+      number += 1
+  assert run_to_its_end(words(str(number)))[0] == stdout
+  assert_same(str(number))
 
 
 @pytest.mark.slow
