@@ -67,16 +67,16 @@ def _is_main_thread() -> bool:
 def raise_received() -> None:
   """Raises again for a signal that came and did not end the script.
 
-  For loops outside `graceful_shutdown` and between them, where nothing is being
-  cleaned up. It does nothing in other threads, or if the program handles
-  signals itself.
+  For loops, and what comes between them, where nothing is being cleaned up. It
+  also ends what another thread does for the main thread. It does nothing if the
+  program handles signals itself.
 
   Raises:
     KeyboardInterrupt: if Ctrl-C has come.
     Terminated: if SIGTERM has come and no loop finishes a step for it.
   """
   for number, exception in _EXCEPTIONS.items():
-    if signal.getsignal(number) is _ignore and _is_main_thread():
+    if signal.getsignal(number) is _ignore:
       raise exception
 
 
