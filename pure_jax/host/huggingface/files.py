@@ -141,6 +141,7 @@ def write_file(
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array in arrays:
+      preemption.raise_received()
       # As bytes: a bfloat16 array has no buffer interface.
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
       # Otherwise the array lives until the next one has been made.
