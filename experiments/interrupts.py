@@ -13,7 +13,6 @@ and has its other imports below, because they take seconds. It ends with
 
 import os
 import signal
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -44,11 +43,11 @@ def run(call: Callable[..., Any], *arguments: Any) -> None:
     call: `app.run` of absl, or a function that reads its own command line.
     *arguments: arguments of the call.
   """
-  from pure_jax.host.distributed import preemption
+  from pure_jax.host.distributed import preemption, processes
 
   try:
     with preemption.raise_on_ctrl_c():
       call(*arguments)
   except KeyboardInterrupt:
-    print("stopped", file=sys.stderr)
-    sys.exit(STATUS)
+    # The interpreter's own exit waits for what is left to threads, or crashes.
+    processes.exit_immediately("stopped", STATUS)

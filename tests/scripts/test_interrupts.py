@@ -89,7 +89,10 @@ def test_a_script_with_flags_of_its_own_ends_in_a_line(lose, capfd):
     lose(signal.SIGINT)
     sys.exit(status)
 
-  with pytest.raises(SystemExit) as ended:
+  with (
+    pytest.raises(SystemExit) as ended,
+    mock.patch.object(os, "_exit", sys.exit),
+  ):
     interrupts.run(call, 0)
   assert ended.value.code == 130
   assert capfd.readouterr() == ("", "stopped\n")
@@ -190,6 +193,35 @@ def interrupt_at_random(words, seconds, chance, end):
   lines = [line for line in stderr.splitlines() if line.startswith("stopped")]
   assert len(lines) == 1 and lines[0] == stderr.splitlines()[-1], report
   return end in stdout
+
+
+COMPILES_FOR_MINUTES = f"""
+import os, signal, sys, threading
+sys.path.insert(0, {str(EXPERIMENTS)!r})
+import interrupts
+interrupts.exit_on_ctrl_c()
+import jax, jax.numpy as jnp
+
+def main():
+  def unrolled(x):
+    for number in range(1000):
+      x = jnp.sin(x @ x + number)
+    return x
+
+  lowered = jax.jit(unrolled).lower(jnp.ones((64, 64)))
+  threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+  lowered.compile()
+
+interrupts.run(main)
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_compilation_does_not_wait_for_its_end():
+  """It goes on in a thread, for which Python's own exit waits, or crashes."""
+  compiling = process([sys.executable, "-c", COMPILES_FOR_MINUTES])
+  _, stderr = compiling.communicate(timeout=300)
+  assert (compiling.returncode, stderr.splitlines()[-1]) == (130, "stopped")
 
 
 @pytest.mark.slow
