@@ -37,6 +37,11 @@ Results of a machine that does other work at the time cannot be compared.
 --quick checks in minutes that everything works; its times mean nothing.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import dataclasses
 import pathlib
 import sys
@@ -207,5 +212,4 @@ def run() -> None:
 
 
 if __name__ == "__main__":
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -182,10 +182,11 @@ def run(
 ) -> None:
   """Runs a script; expected failures end it with a message and no traceback.
 
-  Ctrl-C ends it with exit status 130, in a loop after the current step. SIGTERM
-  ends it with 75 ("try again later") if a loop was running, whose last step is
-  then saved, and with 143 otherwise. In each case the same command continues
-  the run. `keeps_programs` keeps compiled programs for the next start.
+  Ctrl-C ends it with exit status 130, in a loop at the latest after the current
+  step, and a second one at once. SIGTERM ends it with 75 ("try again later") if
+  a loop was running, whose last step is then saved, and with 143 otherwise. In
+  each case the same command continues the run. `keeps_programs` keeps compiled
+  programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
   console.guard_terminal()
@@ -227,7 +228,11 @@ def run(
         _CONNECT_TIMEOUT.value,
         _HEARTBEAT_TIMEOUT.value,
       )
-      with watchdog.join_cluster(membership), preemption.raise_on_sigterm():
+      with (
+        preemption.raise_on_ctrl_c(),
+        watchdog.join_cluster(membership),
+        preemption.raise_on_sigterm(),
+      ):
         main(argv)
 
   app.run(guarded, flags_parser=parsed)

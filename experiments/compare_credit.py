@@ -13,6 +13,11 @@ every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
 `curves.png`.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import concurrent.futures
 import math
 import os
@@ -21,6 +26,7 @@ import queue
 import statistics
 import subprocess
 import sys
+import threading
 
 import matplotlib.figure
 import scipy.stats
@@ -28,6 +34,7 @@ from absl import app, flags
 
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.runs import workdir as workdirs
@@ -94,7 +101,11 @@ def command(
 
 
 def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
-  """Runs command lines in parallel, each on one core and with its own log."""
+  """Runs command lines in parallel, each on one core and with its own log.
+
+  Ctrl-C ends those that run and starts no other.
+  """
+  running, stopped, failed = [], threading.Event(), 0
   cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
   usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]
   for number in range(at_a_time):
@@ -108,19 +119,32 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   def one(job):
     line, log = job
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-      done = subprocess.run(line, stdout=output, stderr=output, check=False)
-    if done.returncode == 0:
+    with (
+      log.open("ab") as output,
+      subprocess.Popen(line, stdout=output, stderr=output) as process,
+    ):
+      running.append(process)
+      status = process.wait()
+    if status == 0:
       console.show(f"done   {log}")
-    else:
+    elif not stopped.is_set():
       last = log.read_text(errors="replace").strip().splitlines()[-1:]
       console.show(" ".join(["FAILED", str(log), *last]))
-    return done.returncode
+    return status
 
   with concurrent.futures.ThreadPoolExecutor(
     at_a_time, initializer=pin
   ) as pool:
-    failed = sum(code != 0 for code in pool.map(one, jobs))
+    try:
+      for status in pool.map(one, jobs):
+        preemption.raise_received()
+        failed += status != 0
+    except KeyboardInterrupt:
+      # On a terminal Ctrl-C has reached them too, and decides how they end.
+      stopped.set()
+      for process in running:
+        process.terminate()
+      raise
   if failed:
     console.tell(f"{failed} of {len(jobs)} runs failed; see their logs.")
     sys.exit(1)
@@ -288,5 +312,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("workdir")
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -16,6 +16,11 @@ time limit may end differently; such comparisons are counted. `export.py` makes
 a folder of the policy of a training run.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import collections
 import concurrent.futures
 import dataclasses
@@ -30,6 +35,7 @@ import numpy as np
 
 from pure_jax.host import huggingface
 from pure_jax.host.data import file_dataset
+from pure_jax.host.distributed import preemption
 from pure_jax.host.evaluation.intervals import Bootstrap
 from pure_jax.host.evaluation.record_file import RecordFile, RecordFileError
 from pure_jax.host.evaluation.report import render_table, write_report
@@ -135,6 +141,7 @@ def write_responses(
 
   def write(most_left: int) -> None:
     """Writes graded batches, in order, until so many are left."""
+    preemption.raise_received()
     while len(graded) > most_left:
       responses = graded.popleft().result()
       file.append([r for r in responses if r.key not in file.records])

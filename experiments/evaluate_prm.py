@@ -20,6 +20,11 @@ the same command continues behind the last one. DIR/report.{json,md,png} is
 computed only from that file, so another threshold or seed needs no new scores.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import dataclasses
 import pathlib
 from collections.abc import Sequence

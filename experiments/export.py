@@ -15,6 +15,11 @@ that end a response. The folder appears when it is complete.
 `--config.files.prm=FOLDER`.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import dataclasses
 import pathlib
 import shutil
@@ -137,5 +142,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flags_as_required(["run", "folder"])
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -19,6 +19,11 @@ no integers. The version before, which used math-verify, graded 3,022 and 3,073,
 and 169 and 170 a second in the same minute.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import dataclasses
 import math
 import pathlib
@@ -229,13 +234,9 @@ def main(argv: list[str]) -> None:
   except (InputError, PoolError, OSError) as error:
     console.tell(f"error: {error}")
     sys.exit(1)
-  except KeyboardInterrupt:
-    console.tell("stopped")
-    sys.exit(130)  # The status shells give a program ended by SIGINT.
   console.show(json_text.dump(report, indent=1))
 
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("input")
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -17,6 +17,11 @@ result of 2026-11-30 is results/grading/mutations.json: of 16,381 mutations 98
 spell the same numbers, 16 others are accepted, and none of these is wrong.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import collections
 import contextlib
 import json
@@ -340,12 +345,8 @@ def main(argv: list[str]) -> None:
   except (InputError, PoolError, OSError) as error:
     console.tell(f"error: {error}")
     sys.exit(1)
-  except KeyboardInterrupt:
-    console.tell("stopped")
-    sys.exit(130)
   console.show(text.removesuffix("\n"))
 
 
 if __name__ == "__main__":
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -19,6 +19,11 @@ devices, with rollouts in a layout that gathers no weight for each token. The
 plan prints the flags.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import pathlib
 import sys
 

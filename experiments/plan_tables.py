@@ -8,6 +8,11 @@ prints Markdown tables. `--fits` makes a table of the slices that a run fits.
 `--scaling` makes a table of the effect of the number of chips.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import argparse
 import pathlib
 import shlex
@@ -165,5 +170,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-  console.guard_terminal()
-  main()
+  interrupts.run(main)

@@ -10,6 +10,11 @@ and curves to DIR/curves.png. Evaluations are the rows of stage prm_eval: step
 of full updates after those. The same command continues an interrupted run.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 from typing import Any
 
 import cli

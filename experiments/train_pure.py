@@ -20,6 +20,11 @@ and iteration, and the checkpoint has everything else. After SIGTERM the current
 iteration ends and is saved; the exit status is then 75.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import hashlib
 from typing import Any
 

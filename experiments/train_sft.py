@@ -7,6 +7,11 @@ The script writes the policy to DIR/sft and curves to DIR/curves.png. The same
 command continues an interrupted run from its last checkpoint.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 from typing import Any
 
 import cli

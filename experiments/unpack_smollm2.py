@@ -8,6 +8,11 @@ reads. Its weights are quantized to four bits (Q4_1): this script writes those
 rounded weights in float32, not the published ones.
 """
 
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
 import importlib.util
 import pathlib
 import shutil
@@ -85,5 +90,4 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
   flags.mark_flag_as_required("output")
-  console.guard_terminal()
-  app.run(main)
+  interrupts.run(app.run, main)

@@ -117,6 +117,7 @@ COMPILED_QUICKLY = {
   "test_importance.py",
   "test_int8.py",
   "test_int8_weights.py",
+  "test_interrupts.py",
   "test_kernel_calls.py",
   "test_kernels_attention.py",
   "test_kernels_decode.py",

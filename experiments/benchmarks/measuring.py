@@ -16,6 +16,7 @@ from benchmarks.machine import available_bytes, product_probe, stream_probes
 from benchmarks.results import Document, Line, Result
 from benchmarks.suites import SUITES
 from benchmarks.timing import time_interleaved
+from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
 
 
@@ -57,6 +58,7 @@ def measure_all(
       suite, settings.baselines, settings.environments
     ) as baselines:
       while waiting and waiting[0].suite == suite:
+        preemption.raise_received()
         case = waiting.pop(0)
         try:
           _measure_and_save(case, settings, baselines, document)

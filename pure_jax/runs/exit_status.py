@@ -12,7 +12,10 @@ from pure_jax.host.checkpoints import integrity
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption, watchdog
-from pure_jax.host.distributed.processes import ProcessesError
+from pure_jax.host.distributed.processes import (
+  ProcessesError,
+  exit_immediately,
+)
 from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
@@ -42,8 +45,6 @@ _ACCESS_ERRORS = (
   *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE),
   *(errno.EISDIR, errno.ENOTDIR),
 )
-# Exit status that a shell reports for a program ended by Ctrl-C.
-_INTERRUPTED_STATUS = 130
 
 
 def _file_system_reason(error: Exception) -> str | None:
@@ -58,7 +59,7 @@ def _file_system_reason(error: Exception) -> str | None:
 def _exit_after_sigterm(status: int) -> None:
   """Ends the program; some senders repeat SIGTERM, which is now ignored."""
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  watchdog.exit_process(status)
+  exit_immediately("", status)
 
 
 @contextlib.contextmanager
@@ -66,7 +67,9 @@ def report_errors() -> Iterator[None]:
   """Ends the program with a message and a status if the enclosed code fails.
 
   A fault of the program keeps its stack trace. One of several processes ends
-  at once: a regular exit would wait for processes that wait for it.
+  at once: a regular exit would wait for processes that wait for it. So does a
+  process after a signal, which may have left a compilation to a thread of XLA:
+  a regular exit would wait minutes for it, or crash.
 
   Yields:
     Nothing.
@@ -78,7 +81,7 @@ def report_errors() -> Iterator[None]:
     watchdog.exit_process(1)
   except KeyboardInterrupt:
     console.tell("stopped; the same command continues")
-    watchdog.exit_process(_INTERRUPTED_STATUS)
+    exit_immediately("", preemption.INTERRUPTED_STATUS)
   except preemption.Preempted as preempted:
     console.tell(preempted)
     _exit_after_sigterm(preemption.PREEMPTED_STATUS)

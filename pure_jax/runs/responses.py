@@ -8,7 +8,7 @@ import numpy as np
 
 from pure_jax.host.data.batches import each_step_inputs
 from pure_jax.host.data.records import Problem
-from pure_jax.host.distributed import global_batch
+from pure_jax.host.distributed import global_batch, preemption
 from pure_jax.host.evaluation.rollout_metrics import (
   Metrics,
   ResponseFacts,
@@ -48,6 +48,7 @@ def grade(
     problems: B problems.
     rollout: B responses.
   """
+  preemption.raise_received()
   rows = run.batches.share(len(problems))
   texts = step_texts(run, rollout, rows)
   verdicts = run.task.grade([problems[row] for row in rows], texts)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from pure_jax.host.checkpoints.record import config_differences
-from pure_jax.host.distributed import global_batch, processes
+from pure_jax.host.distributed import global_batch, preemption, processes
 from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.stop_texts import boxed_stops
@@ -122,6 +122,8 @@ def open_run(
       Batches(task.prompt_encoder, task.prm_prompt_encoder, layouts.training),
       task,
     )
+    # Before a script says that everything is there.
+    preemption.raise_received()
 
 
 def _make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:

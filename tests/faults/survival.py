@@ -67,9 +67,32 @@ FAULTS = (
   ),
   Fault(
     "a signal that comes during a save is lost",
-    "host.distributed.preemption:defer_signals",
-    "signal.raise_signal(number)",
+    "host.distributed.preemption:_postpone",
+    "handlers[number](number, None)",
     "del number",
     ("test_preemption.py::test_a_deferred_signal_is_raised_at_the_end",),
+  ),
+  Fault(
+    "a signal whose exception was lost is not raised again",
+    "host.distributed.preemption:raise_received",
+    "raise exception",
+    "del exception",
+    ("test_preemption.py::test_a_lost_signal_is_raised_by_the_next_check",),
+  ),
+  Fault(
+    "a script whose signal was lost ends well",
+    "host.distributed.preemption:_raise_on",
+    "if received:",
+    "if False:",
+    ("test_preemption.py::test_a_lost_signal_is_raised_at_the_end",),
+  ),
+  Fault(
+    "a second Ctrl-C waits for the end of a compilation",
+    "host.distributed.preemption:_exit_after_two",
+    "count == 2",
+    "count == 2000",
+    (
+      "test_preemption.py::test_a_second_ctrl_c_ends_code_that_does_not_return_to_python",
+    ),
   ),
 )

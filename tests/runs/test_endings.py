@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import sys
 
 import pytest
 
@@ -38,6 +39,13 @@ def test_a_fault_of_the_program_keeps_its_stack_trace(error):
     raise error
 
 
+@pytest.fixture
+def regular_exit(monkeypatch):
+  """An immediate exit would end the tests."""
+  monkeypatch.setattr(os, "_exit", sys.exit)
+
+
+@pytest.mark.usefixtures("regular_exit")
 @pytest.mark.parametrize(
   ("stop", "status"),
   [(preemption.Preempted("saved"), 75), (preemption.Terminated(), 143)],
@@ -61,6 +69,7 @@ def test_a_second_sigterm_does_not_change_the_status(stop, status, capsys):
   assert line == "saved" or line.startswith("stopped by SIGTERM")
 
 
+@pytest.mark.usefixtures("regular_exit")
 def test_ctrl_c_has_the_status_that_shells_report(capsys):
   with pytest.raises(SystemExit) as ended, exit_status.report_errors():
     raise KeyboardInterrupt

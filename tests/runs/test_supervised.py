@@ -6,6 +6,7 @@ import types
 
 import jax
 import jax.numpy as jnp
+import lost_signals
 import numpy as np
 import optax
 import pytest
@@ -188,6 +189,43 @@ def test_sigterm_saves_the_current_step_and_the_stage_resumes_exactly(
   jax.tree.map(np.testing.assert_array_equal, state, whole[1])
   assert logged(folder) == logged(whole[0])
   assert saved(folder) == saved(whole[0]) == [6, 7]
+
+
+@pytest.mark.parametrize("where", ["step", "save"])
+@pytest.mark.parametrize("lose", lost_signals.WAYS)
+def test_ctrl_c_ends_the_stage_after_its_step_and_it_resumes_exactly(
+  whole, tmp_path, monkeypatch, lose, where
+):
+  """Where Python or a library does not let KeyboardInterrupt through."""
+  steps, save = [], Checkpoints.save
+
+  def count(step):
+    steps.append(step)
+    if where == "step" and step == 5:
+      lose(signal.SIGINT)
+
+  def interrupted_save(checkpoints, step, *arguments, **keywords):
+    if where == "save" and step == 6:
+      lose(signal.SIGINT)
+    return save(checkpoints, step, *arguments, **keywords)
+
+  monkeypatch.setattr(Checkpoints, "save", interrupted_save)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  try:
+    with (
+      pytest.raises(KeyboardInterrupt),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+    ):
+      run_stage(tmp_path, SEVEN, before=count)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert steps[-1] == {"step": 5, "save": 6}[where]
+  monkeypatch.undo()
+  state = run_stage(tmp_path, SEVEN)
+  jax.tree.map(np.testing.assert_array_equal, state, whole[1])
+  assert logged(tmp_path) == logged(whole[0])
+  assert saved(tmp_path) == saved(whole[0])
 
 
 def test_checkpoints_of_stops_do_not_replace_regular_ones(tmp_path):

@@ -1,8 +1,13 @@
 """The comparison: its arithmetic, its runs, and that arms differ in credit."""
 
+import contextlib
 import json
 import os
+import pathlib
+import signal
 import sys
+import threading
+import time
 
 import compare_credit
 import numpy as np
@@ -10,6 +15,8 @@ import pytest
 from absl import flags
 from absl.testing import flagsaver
 from checkout import EXPERIMENTS
+
+from pure_jax.host.distributed import preemption
 
 
 def test_interval_is_students():
@@ -69,6 +76,30 @@ def test_each_run_has_one_core_and_its_log(tmp_path, capsys):
     compare_credit.run_all([(line, logs[0]), (fails, logs[1])], at_a_time=1)
   assert "1 of 2 runs failed" in capsys.readouterr().err
   assert "no more room" in logs[1].read_text()
+
+
+def test_ctrl_c_ends_the_runs_and_starts_no_other(tmp_path):
+  """Even if it reached this process alone."""
+  wait = "import pathlib, time; pathlib.Path('began').touch(); time.sleep(60)"
+  first, second = tmp_path / "first.txt", tmp_path / "second.txt"
+  line = [sys.executable, "-c", wait]
+
+  def press():
+    while not pathlib.Path("began").exists():
+      time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  began = time.monotonic()
+  try:
+    with contextlib.chdir(tmp_path):
+      threading.Thread(target=press).start()
+      with pytest.raises(KeyboardInterrupt), preemption.raise_on_ctrl_c():
+        compare_credit.run_all([(line, first), (line, second)], at_a_time=1)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert time.monotonic() - began < 30
+  assert first.exists() and not second.exists()
 
 
 def test_the_committed_table_is_that_of_the_committed_runs():

@@ -80,6 +80,7 @@ def call(script, workdir, *options):
   with (
     flagsaver.flagsaver(),
     mock.patch.object(sys, "argv", words),
+    mock.patch.object(os, "_exit", sys.exit),
     mock.patch.object(curves, "SHOWN", ("loss",)),
     contextlib.redirect_stdout(stdout),
     contextlib.redirect_stderr(stderr),

@@ -1,13 +1,21 @@
 """SIGTERM and Ctrl-C: when they take effect, and how a loop stops for them.
 
 Importing this module changes no signal handler, so a program that uses the
-library keeps its own. A script opts in with `raise_on_sigterm`.
+library keeps its own. A script opts in with `raise_on_sigterm` and
+`raise_on_ctrl_c`.
+
+A handler that raises can be lost: Python ignores exceptions in callbacks of its
+garbage collector, of which jax has one, and a library may swallow what it does
+not know. So the handler also notes the signal, by making way for `_ignore`.
+`raise_received` raises again for what was noted; loops call it.
 """
 
 import contextlib
+import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +27,8 @@ from jax.experimental import multihost_utils
 PREEMPTED_STATUS = 75
 # Exit status that a shell reports for a program ended by SIGTERM.
 TERMINATED_STATUS = 143
+# Exit status that a shell reports for a program ended by Ctrl-C.
+INTERRUPTED_STATUS = 130
 
 
 class Terminated(BaseException):
@@ -29,34 +39,59 @@ class Preempted(Exception):  # noqa: N818 -- a requested stop is no error
   """SIGTERM came, and the current step is finished and saved."""
 
 
+_EXCEPTIONS = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
+
+
+def _raise_once(number: int, frame: Any) -> None:
+  """Raises on the first signal; later ones must not interrupt the cleanup."""
+  del frame
+  signal.signal(number, _ignore)
+  raise _EXCEPTIONS[number]
+
+
+def _note(number: int, frame: Any) -> None:
+  """Notes the first signal, for `raise_received`."""
+  del frame
+  signal.signal(number, _ignore)
+
+
+def _ignore(number: int, frame: Any) -> None:
+  """Handles a signal that has come before."""
+  del number, frame
+
+
+def _is_main_thread() -> bool:
+  return threading.current_thread() is threading.main_thread()
+
+
+def raise_received() -> None:
+  """Raises again for a signal that came and did not end the script.
+
+  For loops, and what comes between them, where nothing is being cleaned up. It
+  also ends what another thread does for the main thread. It does nothing if the
+  program handles signals itself.
+
+  Raises:
+    KeyboardInterrupt: if Ctrl-C has come.
+    Terminated: if SIGTERM has come and no loop finishes a step for it.
+  """
+  for number, exception in _EXCEPTIONS.items():
+    if signal.getsignal(number) is _ignore:
+      raise exception
+
+
 class StopRequest:
-  """Records whether SIGTERM or Ctrl-C has come since a loop began."""
+  """Records whether SIGTERM has come since a loop began."""
 
   def __init__(self):
     """Starts without a request."""
     self._received = False
-    self._interrupted = False
+    self._reported = False
 
   def handle_signal(self, number: int, frame: Any) -> None:
     """Records the request; used as a signal handler."""
     del number, frame
     self._received = True
-
-  def handle_interrupt(self, number: int, frame: Any) -> None:
-    """Records Ctrl-C; used as a signal handler. A second Ctrl-C raises.
-
-    Raised at once, KeyboardInterrupt can be lost: Python ignores exceptions in
-    callbacks of its garbage collector, and jax has one.
-    """
-    del number, frame
-    if self._interrupted:
-      raise KeyboardInterrupt
-    self._interrupted = True
-
-  def raise_if_interrupted(self) -> None:
-    """Raises KeyboardInterrupt if Ctrl-C has come."""
-    if self._interrupted:
-      raise KeyboardInterrupt
 
   def requested(self) -> bool:
     """Returns whether any process of the run received SIGTERM.
@@ -67,26 +102,34 @@ class StopRequest:
     Raises:
       KeyboardInterrupt: if this process received Ctrl-C.
     """
-    self.raise_if_interrupted()
-    if jax.process_count() == 1:
-      return self._received
-    received = multihost_utils.process_allgather(np.array(self._received))
-    return bool(received.any())
+    raise_received()
+    requested = self._received
+    if jax.process_count() > 1:
+      received = multihost_utils.process_allgather(np.array(requested))
+      requested = bool(received.any())
+    self._reported |= requested
+    return requested
+
+  def is_unreported(self) -> bool:
+    """Returns whether SIGTERM came after the last call of `requested`."""
+    return self._received and not self._reported
 
 
-def _raise_terminated(number: int, frame: Any) -> None:
-  """Raises on the first signal and ignores later ones during the cleanup."""
-  del frame
-  signal.signal(number, _ignore)
-  raise Terminated
-
-
-def _ignore(number: int, frame: Any) -> None:
-  del number, frame
-
-
-def _is_main_thread() -> bool:
-  return threading.current_thread() is threading.main_thread()
+@contextlib.contextmanager
+def _raise_on(number: int) -> Iterator[None]:
+  """Handles a signal by `_raise_once`; raises at the end if it was lost."""
+  previous = signal.signal(number, _raise_once)
+  try:
+    yield
+  # The interrupted code may have turned the exception into another one.
+  except (Exception, SystemExit) as error:
+    if signal.getsignal(number) is _ignore:
+      raise _EXCEPTIONS[number] from error
+    raise
+  finally:
+    received = signal.signal(number, previous) is _ignore
+  if received:
+    raise _EXCEPTIONS[number]
 
 
 @contextlib.contextmanager
@@ -97,60 +140,147 @@ def raise_on_sigterm() -> Iterator[None]:
   the main thread, or if the program already handles SIGTERM.
 
   Raises:
-    Terminated: when SIGTERM comes outside `graceful_shutdown`.
+    Terminated: when SIGTERM comes outside `graceful_shutdown`, and at the end
+      if that was lost.
   """
   default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
   if not _is_main_thread() or not default:
     yield
     return
-  signal.signal(signal.SIGTERM, _raise_terminated)
+  with _raise_on(signal.SIGTERM):
+    yield
+
+
+@contextlib.contextmanager
+def raise_on_ctrl_c() -> Iterator[None]:
+  """Ends a script by the first Ctrl-C as Python does, but always.
+
+  A second Ctrl-C ends the process at once, whatever code is running. Nothing
+  changes outside the main thread, or if Ctrl-C is ignored, as it is in a
+  background job of a shell.
+
+  Raises:
+    KeyboardInterrupt: when Ctrl-C comes outside `graceful_shutdown`, and at the
+      end if that was lost.
+  """
+  if not _is_main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+    yield
+    return
+  with (
+    _exit_on_second_ctrl_c(),
+    _hide_lost_exceptions(),
+    _raise_on(signal.SIGINT),
+  ):
+    yield
+
+
+@contextlib.contextmanager
+def _exit_on_second_ctrl_c() -> Iterator[None]:
+  """Counts Ctrl-C in a thread.
+
+  A handler would have to wait until the main thread is back in Python's own
+  code, which takes minutes in a long compilation. Python writes the number of
+  each signal to a file descriptor as soon as it comes.
+  """
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  previous = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+  threading.Thread(
+    target=_exit_after_two, args=(reader,), name="Ctrl-C", daemon=True
+  ).start()
   try:
     yield
-  except Exception as error:
-    # The interrupted code may have turned Terminated into another error.
-    if signal.getsignal(signal.SIGTERM) is _ignore:
-      raise Terminated from error
-    raise
   finally:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.set_wakeup_fd(previous)
+    os.close(writer)  # Ends the thread.
+
+
+def _exit_after_two(reader: int) -> None:
+  """Ends the process after two SIGINT have been read."""
+  with open(reader, "rb", buffering=0) as numbers:
+    count = 0
+    while number := numbers.read(1):
+      count += number[0] == signal.SIGINT
+      if count == 2:
+        # The streams of `sys` may be locked by the main thread. The line above
+        # may be a bar of progress.
+        os.write(2, b"\nstopped at once by a second Ctrl-C\n")
+        os._exit(INTERRUPTED_STATUS)
+
+
+@contextlib.contextmanager
+def _hide_lost_exceptions() -> Iterator[None]:
+  """Hides the stack traces of lost exceptions, which are raised again."""
+  show = sys.unraisablehook
+
+  def show_others(lost: Any) -> None:
+    if lost.exc_type not in _EXCEPTIONS.values():
+      show(lost)
+
+  sys.unraisablehook = show_others
+  try:
+    yield
+  finally:
+    if sys.unraisablehook is show_others:
+      sys.unraisablehook = show
+
+
+@contextlib.contextmanager
+def _postpone(handlers: Mapping[int, Any]) -> Iterator[None]:
+  """Only notes signals that have these handlers, and calls them at the end."""
+  if not _is_main_thread():
+    yield
+    return
+  handlers = {n: h for n, h in handlers.items() if signal.getsignal(n) is h}
+  try:
+    for number in handlers:
+      signal.signal(number, _note)
+    yield
+  finally:
+    # Exchanged in one call, so that none is lost between two.
+    received = [
+      number
+      for number, handler in handlers.items()
+      if signal.signal(number, handler) is _ignore
+    ]
+    for number in received:
+      handlers[number](number, None)
 
 
 @contextlib.contextmanager
 def graceful_shutdown() -> Iterator[StopRequest]:
   """Lets a loop finish its current step after SIGTERM or Ctrl-C.
 
-  After SIGTERM the loop saves the step. After Ctrl-C it ends without a save; a
-  second Ctrl-C ends it within the step.
+  After SIGTERM the loop saves the step. After Ctrl-C it ends without a save, at
+  the next check.
 
-  It needs an enclosing `raise_on_sigterm`. A loop that takes too long to reach
-  its next check is killed by the sender's SIGKILL; its last checkpoint
-  survives that.
+  It needs an enclosing `raise_on_sigterm`, and `raise_on_ctrl_c` for Ctrl-C. A
+  loop that takes too long to reach its next check is killed by the sender's
+  SIGKILL; its last checkpoint survives that.
 
   Yields:
     The request that the loop checks after each step.
 
   Raises:
-    KeyboardInterrupt: at the end, if Ctrl-C came after the last check.
-    Terminated: at the start, if an earlier SIGTERM was swallowed.
+    KeyboardInterrupt: at the end, if Ctrl-C came; at the start, if an earlier
+      one was lost.
+    Terminated: at the end, if SIGTERM came after the last check; at the start,
+      if an earlier one was lost.
   """
   stop = StopRequest()
-  handler = signal.getsignal(signal.SIGTERM)
-  if _is_main_thread() and handler is _ignore:
-    raise Terminated
-  if not _is_main_thread() or handler is not _raise_terminated:
-    yield stop
-    return
-  signal.signal(signal.SIGTERM, stop.handle_signal)
-  interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-  if interrupts:
-    signal.signal(signal.SIGINT, stop.handle_interrupt)
-  try:
-    yield stop
-  finally:
-    signal.signal(signal.SIGTERM, _raise_terminated)
-    if interrupts:
-      signal.signal(signal.SIGINT, signal.default_int_handler)
-  stop.raise_if_interrupted()
+  raise_received()
+  with _postpone({signal.SIGINT: _raise_once}):
+    handler = signal.getsignal(signal.SIGTERM)
+    if not _is_main_thread() or handler is not _raise_once:
+      yield stop
+      return
+    signal.signal(signal.SIGTERM, stop.handle_signal)
+    try:
+      yield stop
+    finally:
+      signal.signal(signal.SIGTERM, _raise_once)
+    if stop.is_unreported():
+      _raise_once(signal.SIGTERM, None)
 
 
 @contextlib.contextmanager
@@ -166,24 +296,9 @@ def defer_signals() -> Iterator[None]:
     KeyboardInterrupt: at the end, if Ctrl-C came meanwhile.
     Terminated: at the end, if SIGTERM came meanwhile.
   """
-  if not _is_main_thread():
+  with (
+    # Ctrl-C of a program that leaves it to Python, such as a notebook.
+    _postpone({signal.SIGINT: signal.default_int_handler}),
+    _postpone({signal.SIGINT: _raise_once, signal.SIGTERM: _raise_once}),
+  ):
     yield
-    return
-  handlers = {
-    number: handler
-    for number, handler in (
-      (signal.SIGINT, signal.default_int_handler),
-      (signal.SIGTERM, _raise_terminated),
-    )
-    if signal.getsignal(number) is handler
-  }
-  received = []
-  for number in handlers:
-    signal.signal(number, lambda number, frame: received.append(number))
-  try:
-    yield
-  finally:
-    for number, handler in handlers.items():
-      signal.signal(number, handler)
-  for number in received:
-    signal.raise_signal(number)

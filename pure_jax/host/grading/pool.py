@@ -23,6 +23,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pure_jax.host.distributed import preemption
+
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
@@ -233,6 +235,7 @@ class GradingPool:
           if worker.process.poll() is not None:
             self._replace(worker, worker.kill)
         while missing:
+          preemption.raise_received()
           for worker in self._workers:
             if waiting and worker.ready and worker.item is None:
               worker.item = waiting.popleft()

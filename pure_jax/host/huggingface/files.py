@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
+from pure_jax.host.distributed import preemption
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.json_fields import read_json_object
 
@@ -114,6 +115,7 @@ def read_tensors(
     with _opened(file) as opened:
       for name in opened.offset_keys():
         if name in stored:
+          preemption.raise_received()
           yield name, opened.get_tensor(name)
 
 
@@ -188,6 +190,7 @@ def write_file(
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array in arrays:
+      preemption.raise_received()
       # As bytes: a bfloat16 array has no buffer interface.
       file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
       # Otherwise the array lives until the next one has been made.

@@ -7,6 +7,7 @@ import numpy as np
 
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import LabelledSolution
+from pure_jax.host.distributed import preemption
 from pure_jax.host.text.tokenization import (
   PRMText,
   PromptFormat,
@@ -217,6 +218,7 @@ def batches_by_length(
   lengths = [text.num_tokens for text in solutions.texts]
   order = np.argsort(lengths, kind="stable")
   for first in range(0, len(order), batch_size):
+    preemption.raise_received()
     indices = order[first : first + batch_size]
     filled = [solutions.texts[i] for i in np.resize(indices, batch_size)]
     batch = pad_solutions(filled, limits, pad_id)

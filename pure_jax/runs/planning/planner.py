@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 
 import jax
 
+from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
 from pure_jax.parallel.kernel_calls import XLA
 from pure_jax.runs.planning import search
@@ -115,6 +116,7 @@ class Planner:
     )
     plans = []
     for stage in programs.stages():
+      preemption.raise_received()
       if stages is None or stage.name in stages:
         compiled = self._compile(stage, execution_plan)
         bound = self.target.bound(compiled.costs)

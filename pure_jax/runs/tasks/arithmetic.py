@@ -14,7 +14,7 @@ import numpy as np
 from pure_jax.host.data.batches import each_step_inputs, right_pad
 from pure_jax.host.data.records import Problem
 from pure_jax.host.data.world import arithmetic, checker, dataset
-from pure_jax.host.distributed import processes
+from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
@@ -225,6 +225,7 @@ class ArithmeticTask(Task):
     rows = -(-min(SAMPLE_ROWS, count) // shards) * shards
     samples = []
     for first in range(0, count, rows):
+      preemption.raise_received()
       # The last batch is filled up with the first problems: one shape only.
       batch = [problems[i % count] for i in range(first, first + rows)]
       rollout = generate(

@@ -333,15 +333,14 @@ def test_a_killed_save_leaves_the_checkpoint_before(tmp_path):
 
 
 @pytest.fixture
-def signals_raise():
-  """Signals raise, even if the tests are a background job that ignores them."""
+def ctrl_c_raises():
+  """Even if the tests are a background job that ignores it."""
   handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-  with preemption.raise_on_sigterm():
-    yield
+  yield
   signal.signal(signal.SIGINT, handler)
 
 
-@pytest.mark.usefixtures("signals_raise")
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize(
   ("number", "raised"),
   [
@@ -362,8 +361,8 @@ def test_a_signal_during_a_save_is_raised_when_it_is_complete(
   sender = threading.Thread(target=interrupt)
   with Checkpoints(tmp_path) as checkpoints:
     checkpoints.save(1, make_state(1))
-    sender.start()
-    with pytest.raises(raised):
+    with pytest.raises(raised), preemption.raise_on_sigterm():
+      sender.start()
       checkpoints.wait()
     assert names(tmp_path) == ["1"]
     sender.join()

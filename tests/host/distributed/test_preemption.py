@@ -1,12 +1,28 @@
 """Signals take effect at the end of what must not be interrupted."""
 
-import contextlib
+import concurrent.futures
+import ctypes
+import os
 import runpy
 import signal
+import sys
+import threading
+import time
+from unittest import mock
 
+import lost_signals
 import pytest
 
 from pure_jax.host.distributed import preemption
+
+EVERY_SIGNAL = pytest.mark.parametrize(
+  ("number", "raised"),
+  [
+    (signal.SIGINT, KeyboardInterrupt),
+    (signal.SIGTERM, preemption.Terminated),
+  ],
+)
+EVERY_LOSS = pytest.mark.parametrize("lose", lost_signals.WAYS)
 
 
 @pytest.fixture(autouse=True)
@@ -20,18 +36,12 @@ def default_handlers():
     signal.signal(number, handler)
 
 
-@pytest.mark.parametrize(
-  ("number", "raised"),
-  [
-    (signal.SIGINT, KeyboardInterrupt),
-    (signal.SIGTERM, preemption.Terminated),
-  ],
-)
+@EVERY_SIGNAL
 def test_a_deferred_signal_is_raised_at_the_end(number, raised):
   done = []
   with (
-    preemption.raise_on_sigterm(),
     pytest.raises(raised),
+    preemption.raise_on_sigterm(),
     preemption.defer_signals(),
   ):
     signal.raise_signal(number)
@@ -44,7 +54,7 @@ def test_a_deferred_signal_is_raised_at_the_end(number, raised):
 def test_sigterm_is_raised_once():
   """A second one, as `timeout` sends it, must not interrupt the cleanup."""
   cleaned = []
-  with preemption.raise_on_sigterm(), pytest.raises(preemption.Terminated):
+  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
     try:
       signal.raise_signal(signal.SIGTERM)
     finally:
@@ -66,50 +76,202 @@ def test_a_loop_finishes_its_step_after_sigterm():
   assert steps == [0, 1, 2]
 
 
-def test_a_loop_ends_after_the_step_in_which_ctrl_c_came():
+@EVERY_LOSS
+def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
   """Even where the code that it interrupts ignores exceptions."""
   steps = []
   with (
-    preemption.raise_on_sigterm(),
     pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
     preemption.graceful_shutdown() as stop,
   ):
     for step in range(5):
-      with contextlib.suppress(BaseException):
-        if step == 2:
-          signal.raise_signal(signal.SIGINT)
+      if step == 2:
+        lose(signal.SIGINT)
       steps.append(step)
       assert not stop.requested()
   assert steps == [0, 1, 2]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_second_ctrl_c_ends_the_step():
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_is_raised_by_the_next_check(lose, number, raised, capfd):
   done = []
   with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
     preemption.raise_on_sigterm(),
+  ):
+    preemption.raise_received()
+    lose(number)
+    done.append("until the check")
+    preemption.raise_received()
+    done.append("after it")
+  assert done == ["until the check"]
+  assert capfd.readouterr().err == ""  # No "Exception ignored in".
+
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_is_raised_at_the_end(lose, number, raised):
+  """Otherwise the script would say that all is well."""
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+  ):
+    lose(number)
+
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_decides_how_a_script_ends(lose, number, raised):
+  """absl calls sys.exit, and the error may have come from the signal."""
+  for ending in (SystemExit(0), ValueError("from a callback")):
+    with (
+      pytest.raises(raised),
+      preemption.raise_on_ctrl_c(),
+      preemption.raise_on_sigterm(),
+    ):
+      lose(number)
+      raise ending
+
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_lets_no_loop_begin(lose, number, raised):
+  began = []
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+  ):
+    lose(number)
+    with preemption.graceful_shutdown():
+      began.append(True)
+  assert not began
+
+
+@EVERY_LOSS
+@EVERY_SIGNAL
+def test_a_lost_signal_in_a_save_is_raised_after_it(lose, number, raised):
+  saved = []
+  with (
+    pytest.raises(raised),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
+    preemption.defer_signals(),
+  ):
+    lose(number)
+    saved.append(True)
+  assert saved
+
+
+def test_the_cleanup_after_ctrl_c_is_not_interrupted_by_the_same():
+  """A save that is waited for, while KeyboardInterrupt unwinds the stack."""
+  done = []
+  with pytest.raises(KeyboardInterrupt), preemption.raise_on_ctrl_c():
+    try:
+      signal.raise_signal(signal.SIGINT)
+    finally:
+      with preemption.defer_signals():
+        done.append("waited")
+      done.append("closed")
+  assert done == ["waited", "closed"]
+
+
+def test_a_check_in_another_thread_ends_its_work_too():
+  """Otherwise the main thread would wait for it."""
+  with (
     pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+    concurrent.futures.ThreadPoolExecutor(1) as threads,
+  ):
+    lost_signals.in_code_that_swallows(signal.SIGINT)
+    work = threads.submit(preemption.raise_received)
+  assert isinstance(work.exception(), KeyboardInterrupt)
+
+
+def test_a_second_ctrl_c_ends_a_loop(capfd):
+  """Which otherwise waits for the end of the step."""
+  ended = threading.Event()
+  with (
+    mock.patch.object(os, "_exit", lambda status: ended.set()),
+    pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+    preemption.raise_on_sigterm(),
     preemption.graceful_shutdown(),
   ):
+    signal.raise_signal(signal.SIGTERM)
+    signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(signal.SIGINT)
-    done.append("after the first")
+    assert not ended.wait(0.1)
     signal.raise_signal(signal.SIGINT)
-    done.append("after the second")
-  assert done == ["after the first"]
+    assert ended.wait(60)
+  assert capfd.readouterr().err == "\nstopped at once by a second Ctrl-C\n"
 
 
-def test_ctrl_c_after_the_last_check_is_raised_at_the_end():
+def test_a_second_ctrl_c_ends_code_that_does_not_return_to_python():
+  """Such as a long compilation: here a mutex that is locked twice."""
+  library, mutex = ctypes.CDLL(None), (ctypes.c_char * 256)()
+  in_a_minute = (ctypes.c_long * 2)(int(time.time()) + 60, 0)
+  statuses = []
+
+  def end(status):
+    statuses.append(status)
+    library.pthread_mutex_unlock(mutex)
+
+  def press():
+    for _ in range(2):
+      time.sleep(0.05)
+      assert not statuses
+      os.kill(os.getpid(), signal.SIGINT)
+
+  library.pthread_mutex_lock(mutex)
   with (
-    preemption.raise_on_sigterm(),
+    mock.patch.object(os, "_exit", end),
     pytest.raises(KeyboardInterrupt),
+    preemption.raise_on_ctrl_c(),
+  ):
+    threading.Thread(target=press).start()
+    library.pthread_mutex_timedlock(mutex, in_a_minute)
+  assert statuses == [130]
+
+
+def test_ctrl_c_that_a_shell_ignores_stays_ignored():
+  """A background job, whose terminal interrupts another one."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  with preemption.raise_on_ctrl_c(), preemption.defer_signals():
+    signal.raise_signal(signal.SIGINT)
+  assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_script_leaves_no_trace_in_the_process():
+  hook, descriptor = sys.unraisablehook, signal.set_wakeup_fd(-1)
+  with preemption.raise_on_ctrl_c():
+    (thread,) = [t for t in threading.enumerate() if t.name == "Ctrl-C"]
+  thread.join(60)
+  assert not thread.is_alive()
+  assert sys.unraisablehook is hook
+  assert descriptor == signal.set_wakeup_fd(-1) == -1
+  assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_sigterm_after_the_last_check_of_a_loop_is_raised_at_its_end():
+  """The next stage would begin without it."""
+  with (
+    pytest.raises(preemption.Terminated),
+    preemption.raise_on_sigterm(),
     preemption.graceful_shutdown() as stop,
   ):
     assert not stop.requested()
-    signal.raise_signal(signal.SIGINT)
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_sigterm_outside_a_loop_is_raised_at_once():
-  with preemption.raise_on_sigterm(), pytest.raises(preemption.Terminated):
+  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
     with preemption.graceful_shutdown() as stop:
       with preemption.graceful_shutdown() as inner:
         signal.raise_signal(signal.SIGTERM)
@@ -125,16 +287,6 @@ def test_sigterm_that_other_code_turns_into_its_own_error_stays_sigterm():
       signal.raise_signal(signal.SIGTERM)
     except BaseException as error:
       raise ValueError("cannot train the tokenizer") from error
-
-
-def test_sigterm_that_other_code_swallows_ends_the_next_loop():
-  started = []
-  with pytest.raises(preemption.Terminated), preemption.raise_on_sigterm():
-    with contextlib.suppress(BaseException):
-      signal.raise_signal(signal.SIGTERM)
-    with preemption.graceful_shutdown():
-      started.append(True)
-  assert not started
 
 
 def test_an_unrelated_error_is_unchanged():

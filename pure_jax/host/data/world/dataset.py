@@ -18,6 +18,7 @@ from pure_jax.host.data.storage import prepared
 from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
+from pure_jax.host.distributed import preemption
 from pure_jax.host.text.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_tokenizer,
@@ -97,6 +98,7 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
     """Yields (number of the stored record, columns of its examples)."""
     size = self._sizes[split]
     for number, first in enumerate(range(0, size, RECORD_EXAMPLES)):
+      preemption.raise_received()
       rows = [
         self._example(split, index)
         for index in range(first, min(first + RECORD_EXAMPLES, size))

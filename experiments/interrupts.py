@@ -1,0 +1,57 @@
+"""Ctrl-C in a script: one line and exit status 130, from its first lines on.
+
+A script begins with
+
+  if __name__ == "__main__":
+    import interrupts
+
+    interrupts.exit_on_ctrl_c()
+
+and has its other imports below, because they take seconds. It ends with
+`cli.run(main)`, or with `interrupts.run(main)` if it has flags of its own.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+# The status that shells give a program ended by Ctrl-C.
+STATUS = 130
+
+
+def exit_on_ctrl_c() -> None:
+  """Lets Ctrl-C end the process while there is nothing to save or clean up.
+
+  Nothing changes if Ctrl-C is ignored, as in a background job of a shell.
+  """
+  if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _exit)
+
+
+def _exit(number: int, frame: Any) -> None:
+  """Ends the process; an exception would be lost in some places."""
+  del number, frame
+  os.write(2, b"stopped\n")
+  os._exit(STATUS)
+
+
+def run(call: Callable[..., Any], *arguments: Any) -> None:
+  """Calls what a script does; Ctrl-C ends it with one line.
+
+  Log messages and stack traces show texts of others as `console` does.
+
+  Args:
+    call: `app.run` of absl, or a function that reads its own command line.
+    *arguments: arguments of the call.
+  """
+  from pure_jax.host.distributed import preemption, processes
+  from pure_jax.host.logs import console
+
+  console.guard_terminal()
+  try:
+    with preemption.raise_on_ctrl_c():
+      call(*arguments)
+  except KeyboardInterrupt:
+    # The interpreter's own exit waits for what is left to threads, or crashes.
+    processes.exit_immediately("stopped", STATUS)
