@@ -331,7 +331,7 @@ def _check_growth(path: pathlib.Path) -> None:
   by "aa", one after another, make gigabytes of a word. A map of characters
   (Precompiled), which may do that as well, is not looked into.
   """
-  if not path.exists():
+  if not path.is_file():
     return
   fields = json_text.parse(path.read_bytes())
   for name in ("normalizer", "pre_tokenizer", "decoder"):
