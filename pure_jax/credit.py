@@ -24,8 +24,8 @@ from jax import Array
 from pure_jax import masked
 from pure_jax.settings import CreditConfig
 
-# Of softmin, in units of reward. Below 1e-38 float32 has no normal number: 0 / T
-# would be NaN. A gradient of 1 / T can still be squared.
+# Of softmin, in units of reward. Below 1e-38 float32 has no normal number, and
+# 0 / T would be NaN. A gradient of 1 / T can still be squared.
 LOWEST_TEMPERATURE = 1e-19
 
 

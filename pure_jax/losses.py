@@ -188,12 +188,12 @@ def policy_objective(
       ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
-    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate of the new
-    policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
-    token). With dual_clip, ``dual_clip_fraction`` is the share of tokens whose
-    loss it bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens.
-    With importance_cap the metrics of `importance.weigh` are included. The
-    gradient reaches new_logp and entropy.
+    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats),
+    entropy, clip_fraction, ratio_max and ratio_min (0 without a token). With
+    dual_clip, ``dual_clip_fraction`` is the share of tokens whose loss it
+    bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens. With
+    importance_cap the metrics of `importance.weigh` are included. The gradient
+    reaches new_logp and entropy.
 
   Raises:
     ValueError: if shapes differ, if importance_cap is set and the experience

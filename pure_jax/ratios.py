@@ -14,8 +14,8 @@ from jax import Array
 from pure_jax import masked
 from pure_jax.types import MetricGroups
 
-# Of exp in float32, whose logarithm of the largest number is 88.7.
-LARGEST_EXPONENT = 88.0
+# Of exp in float32, which ends at e^88. Sums over any batch stay finite, too.
+LARGEST_EXPONENT = 60.0
 
 
 def policy_ratio(
@@ -34,7 +34,7 @@ def policy_ratio(
     new_logp: [...] float, nats, under the policy being trained.
     old_logp: [...] float, nats, under the policy that sampled.
     log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit. None clips
-      it at `LARGEST_EXPONENT` from above, where float32 ends.
+      it at `LARGEST_EXPONENT` only, from above.
 
   Returns:
     [...] like new_logp, computed in float32 at least. The gradient reaches

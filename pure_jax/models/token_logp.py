@@ -26,9 +26,7 @@ from pure_jax.models.activation_sharding import (
   ActivationSharding,
 )
 
-
-# Logits of up to 1e8, divided by the lowest temperature, are within float32, and
-# the highest temperature is.
+# Logits of up to 1e8, divided by the lowest temperature, are within float32.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-30, 1e30
 
 
