@@ -135,13 +135,11 @@ def process_advantages(
     per_step = steps.tokens_per_step(experience.steps, mask)
     if not config.count_step_end:
       per_step = per_step - experience.steps.mask
-    cost = _step_cost(per_step.astype(total.dtype), experience)
-    cost = cost * share[:, None]
+    cost = _step_cost(per_step, share, experience)
   else:
-    count = step_mask.sum(axis=1)
-    share = others_sum(masked.safe_divide(total, count), group_size) / others
-    cost = _step_cost(step_mask.astype(total.dtype), experience)
-    cost = cost * share[:, None]
+    mean = masked.safe_divide(total, step_mask.sum(axis=1))
+    share = others_sum(mean, group_size) / others
+    cost = _step_cost(step_mask, share, experience)
   if config.whitening == "reference_main":
     # Compilers fuse product and difference, which leaves a rounding error where
     # both are equal, and `masked.whiten_nonzero` tests for an exact 0.
@@ -149,10 +147,10 @@ def process_advantages(
   return masked.zero_masked(to_go - cost, mask).astype(dtype)
 
 
-def _step_cost(per_step: Array, experience: Experience) -> Array:
+def _step_cost(per_step: Array, share: Array, experience: Experience) -> Array:
   """Sums a per-step cost from each token's step to the last step, [B, C]."""
-  to_go = sum_returns(per_step, experience.steps.mask)
-  return steps.values_per_token(to_go, experience.steps)
+  to_go = sum_returns(per_step.astype(share.dtype), experience.steps.mask)
+  return steps.values_per_token(to_go, experience.steps) * share[:, None]
 
 
 def _verifiable_advantages(
@@ -235,9 +233,9 @@ def _folded_advantages(
   returns = masked.zero_masked(returns, mask)
   if config.baseline == "none":
     return returns
-  length = config.baseline_length or mask.shape[1] or 1
-  others = (config.group_size - 1) * length
-  share = others_sum(returns.sum(axis=1), config.group_size) / others
+  share = others_sum(returns.sum(axis=1), config.group_size) / (
+    (config.group_size - 1) * (config.baseline_length or mask.shape[1] or 1)
+  )
   return masked.zero_masked(returns - share[:, None], mask)
 
 
@@ -285,9 +283,8 @@ def _step_credit(
   step_mask = experience.steps.mask & finite
   if config.exclude_empty_steps:
     step_mask &= ~experience.steps.empty
-  rewards = masked.zero_masked(
-    masked.widened(experience.step_rewards), step_mask
-  )
+  rewards = masked.widened(experience.step_rewards)
+  rewards = masked.zero_masked(rewards, step_mask)
   if config.form == "min_dense":
     return rewards, step_mask, sum_returns(rewards, step_mask)
   return rewards, step_mask, step_returns(rewards, step_mask, config)
@@ -361,8 +358,8 @@ def pure_advantages(
       does (`estimators.adaptive_kl_coef`); None keeps it.
 
   Returns:
-    (advantages [B, C], float32 or wider, 0 where masked; metrics, scalars). No
-    gradient flows through either. B, C and S may be 0.
+    (advantages [B, C] float32, 0 where masked; metrics, scalars). No gradient
+    flows through either. B, C and S may be 0.
 
   Raises:
     ValueError: if a group estimator is set and G < 2, if B is not a multiple

@@ -273,14 +273,11 @@ def _policy_losses(
       per_token, advantages, config.dual_clip
     )
   if config.importance_cap is not None:
-    sampled_logp = _known(experience.sampled_logp)
+    sampled_logp = masked.zero_masked(
+      _known(experience.sampled_logp), experience.completion_mask
+    )
     per_token, importance_quantities = importance.weigh(
-      per_token,
-      old_logp,
-      masked.zero_masked(
-        masked.widened(sampled_logp), experience.completion_mask
-      ),
-      config.importance_cap,
+      per_token, old_logp, sampled_logp, config.importance_cap
     )
     quantities |= importance_quantities
   return per_token, quantities

@@ -25,6 +25,12 @@ from pure_jax.types import PRMInputs
 
 HOSTILE = (np.nan, np.inf, -np.inf, 1e38, -1e38)
 WIDTH, VOCABULARY = 4, 6
+# What the losses read of a `StepSpec`.
+SPEC = types.SimpleNamespace(
+  loss=LossConfig(
+    kl_in_loss="k3", entropy_coef=0.1, importance_cap=2.0, dual_clip=3.0
+  )
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,37 +59,10 @@ def _batch(prompts=2, width=6, max_steps=3, lengths=(6, 3, 1, 0), group=2):
   )
 
 
-def _with(batch, names, function):
-  """A function of these fields of the batch."""
-  return lambda *arrays: function(
-    batch.replace(**dict(zip(names, arrays, strict=True)))
-  )
-
-
-def _prm(batch, function):
-  """A function of PRM logits [B, T, 2]; a step is scored at its last token."""
-  ends = batch.steps
-  inputs = PRMInputs(ends.index, ends.end_mask, ends.end_position, ends.mask)
-  return lambda logits: function(logits, inputs)
-
-
-def _cases(batch):
-  """The table, on the shapes of a batch."""
-  rng = np.random.default_rng(11)
-  mask, step_mask, known = (
-    np.asarray(x)
-    for x in (batch.completion_mask, batch.steps.mask, batch.has_answer)
-  )
-  (B, C), S = mask.shape, step_mask.shape[1]
-
-  def case(function, *kept):
-    arrays = [rng.normal(size=keep.shape).astype(np.float32) for keep in kept]
-    return Case(function, tuple(arrays), kept)
-
-  def of_batch(names, function, *kept):
-    return case(_with(batch, names, function), *kept)
-
-  cases, segments = {}, np.arange(S) // 2
+def _of_tokens(batch):
+  """Functions of tokens [B, C], by name, and which of their entries count."""
+  mask = np.asarray(batch.completion_mask)
+  table = {}
   for function, axis in (
     (masked.masked_sum, None),
     (masked.masked_mean, 1),
@@ -92,41 +71,67 @@ def _cases(batch):
     (masked.masked_min, 1),
     (masked.masked_max, None),
   ):
-    cases[function.__name__] = case(
-      functools.partial(function, mask=mask, axis=axis), mask
+    of_mask = functools.partial(function, mask=mask, axis=axis)
+    table[function.__name__] = of_mask, mask
+  for gae_lambda in (0.0, 1.0):
+    of_mask = functools.partial(
+      estimators.gae_advantages, mask=mask, gae_lambda=gae_lambda
     )
-  cases |= {
-    "whiten": case(lambda x: masked.whiten(x, mask), mask),
-    "whiten_nonzero": case(
-      lambda x: masked.whiten_nonzero(x, mask, mask), mask
+    table[f"gae {gae_lambda}"] = of_mask, mask, mask
+  for name in ("token_mean", "sequence_mean"):
+    config = LossConfig(aggregate=name)
+    table[name] = (
+      functools.partial(losses.aggregate_loss, mask=mask, config=config),
+      mask,
+    )
+  return table | {
+    "whiten": (lambda x: masked.whiten(x, mask), mask),
+    "whiten_nonzero": (lambda x: masked.whiten_nonzero(x, mask, mask), mask),
+    "explained_variance": (
+      lambda x, y: masked.explained_variance(x, y, mask),
+      *(mask, mask),
     ),
-    "explained_variance": case(
-      lambda x, y: masked.explained_variance(x, y, mask), mask, mask
-    ),
-    "rloo": case(lambda x: estimators.rloo_advantages(x, known, 2), known),
-    "grpo": case(lambda x: estimators.grpo_advantages(x, known, 2), known),
-    "grpo steps": case(
-      lambda x: estimators.grpo_step_rewards(x, step_mask, 2), step_mask
-    ),
-    "reinforce_pp": case(
+    "reinforce_pp": (
       lambda x, y: estimators.reinforce_pp_advantages(x, y, mask),
-      mask.any(1),
-      mask,
+      *(mask.any(1), mask),
     ),
-    "aggregate_loss": case(
-      lambda x: [
-        losses.aggregate_loss(x, mask, LossConfig(aggregate=name))
-        for name in ("token_mean", "sequence_mean")
-      ],
-      mask,
-    ),
-    "values_at_step_ends": case(
-      lambda x: steps.values_at_step_ends(x, batch.steps), step_mask
-    ),
-    "values_per_token": case(
-      lambda x: steps.values_per_token(x, batch.steps), step_mask
+    "value loss": (
+      lambda *texts: critic._objective(SPEC, 0.2, texts, mask, None)[0],
+      *[mask] * 3,
     ),
   }
+
+
+def _of_steps(batch):
+  """Functions of outcomes [B] and steps [B, S]."""
+  ends, known = batch.steps, np.asarray(batch.has_answer)
+  mask = np.asarray(ends.mask)
+  segments = np.arange(mask.shape[1]) // 2
+  table = {
+    "rloo": (lambda x: estimators.rloo_advantages(x, known, 2), known),
+    "grpo": (lambda x: estimators.grpo_advantages(x, known, 2), known),
+    "grpo steps": (lambda x: estimators.grpo_step_rewards(x, mask, 2), mask),
+    "values_at_step_ends": (
+      lambda x: steps.values_at_step_ends(x, ends),
+      mask,
+    ),
+    "values_per_token": (lambda x: steps.values_per_token(x, ends), mask),
+    "credit_metrics": (
+      lambda x, y: credit_metrics(
+        masked.zero_masked(x, mask), mask, y, batch, CreditConfig()
+      ),
+      *(mask, mask),
+    ),
+  }
+  for baseline in ("paper_a", "step"):
+    config = CreditConfig(baseline=baseline, group_size=2)
+    of_returns = functools.partial(
+      advantages.process_advantages,
+      step_mask=mask,
+      experience=batch,
+      config=config,
+    )
+    table[f"process_advantages {baseline}"] = of_returns, mask
   for name, ids, form in (
     ("sum", segments, credit.sum_returns),
     ("discounted", None, functools.partial(credit.sum_returns, discount=0.5)),
@@ -138,118 +143,114 @@ def _cases(batch):
     ("transformed", None, credit.transformed_rewards),
     ("following", segments, credit.following_returns),
   ):
-    cases[name] = case(
-      functools.partial(form, step_mask=step_mask, segment_ids=ids), step_mask
-    )
-  for gae_lambda in (0.0, 1.0):
-    of_mask = functools.partial(
-      estimators.gae_advantages, mask=mask, gae_lambda=gae_lambda
-    )
-    cases[f"gae {gae_lambda}"] = case(of_mask, mask, mask)
+    of_mask = functools.partial(form, step_mask=mask, segment_ids=ids)
+    table[name] = of_mask, mask
+  return table
 
-  # Logits: two classes at the positions that a step reads.
-  read = np.zeros((B, C, 2), bool)
-  read[np.nonzero(batch.steps.end_mask)] = True
-  labels = np.arange(B * S).reshape(B, S) % 2
-  cases["prm_loss"] = case(
-    _prm(
-      batch, lambda x, inputs: losses.prm_loss(x, inputs, labels, step_mask)
-    ),
-    read,
-  )
-  cases["read_step_rewards"] = case(
-    _prm(batch, lambda x, inputs: steps.read_step_rewards(x, inputs)), read
-  )
 
-  # Hidden states, and a table that has no masked entry.
-  wide = np.broadcast_to(mask[..., None], (*mask.shape, WIDTH))
-  table = np.ones((VOCABULARY, WIDTH), bool)
-  tokens = np.arange(B * C, dtype=np.int32).reshape(B, C) % VOCABULARY
+def _of_models(batch):
+  """Functions of logits [B, T, 2], T = C, and of hidden states [B, C, D]."""
+  mask, ends = np.asarray(batch.completion_mask), batch.steps
+  step_mask = np.asarray(ends.mask)
+  inputs = PRMInputs(ends.index, ends.end_mask, ends.end_position, ends.mask)
+  read = np.zeros((*mask.shape, 2), bool)
+  read[np.nonzero(ends.end_mask)] = True  # A step is scored at its last token.
+  labels = np.arange(step_mask.size).reshape(step_mask.shape) % 2
+  tokens = np.arange(mask.size, dtype=np.int32).reshape(mask.shape) % VOCABULARY
+  embedding = np.ones((VOCABULARY, WIDTH), bool)
+  states = np.broadcast_to(mask[..., None], (*mask.shape, WIDTH))
   readout = token_logp.Readout(True, 1.0, (), 4)
-  cases["chunked_logp"] = case(
-    lambda x, y: token_logp.chunked_logp(readout, x, y, tokens, mask),
-    table,
-    wide,
+  xla, pallas = (
+    functools.partial(
+      linear_logp,
+      tokens=tokens,
+      mask=mask,
+      tied=True,
+      implementation=name,
+      interpret=True,
+    )
+    for name in ("xla", "pallas")
   )
-  for name in ("xla", "pallas"):
-    head = functools.partial(
-      linear_logp, tied=True, implementation=name, interpret=True
-    )
-    cases[f"linear_logp {name}"] = case(
-      lambda x, y, head=head: head(x, y, tokens, mask), table, wide
-    )
+  return {
+    "prm_loss": (lambda x: losses.prm_loss(x, inputs, labels, step_mask), read),
+    "read_step_rewards": (lambda x: steps.read_step_rewards(x, inputs), read),
+    "chunked_logp": (
+      lambda x, y: token_logp.chunked_logp(readout, x, y, tokens, mask),
+      *(embedding, states),
+    ),
+    "linear_logp xla": (lambda x, y: xla(x, y), embedding, states),
+    "linear_logp pallas": (lambda x, y: pallas(x, y), embedding, states),
+  }
 
-  loss = LossConfig(
-    kl_in_loss="k3", entropy_coef=0.1, importance_cap=2.0, dual_clip=3.0
+
+def _of_batches(batch):
+  """Functions of log-probs, and of the fields of an experience."""
+  mask, step_mask, known = map(
+    np.asarray, (batch.completion_mask, batch.steps.mask, batch.has_answer)
   )
-  spec = types.SimpleNamespace(loss=loss)
-  cases["value loss"] = case(
-    lambda *texts: critic._objective(spec, 0.2, texts, mask, None)[0],
-    *(mask, mask, mask),
+  fields = {
+    "step_rewards": step_mask,
+    "correct": known,
+    **dict.fromkeys(("old_logp", "ref_logp", "sampled_logp", "values"), mask),
+  }
+
+  def replaced(*arrays):
+    return batch.replace(**dict(zip(fields, arrays, strict=True)))
+
+  folded = CreditConfig(
+    baseline="gae",
+    group_size=2,
+    fold_verifiable=True,
+    kl_in_reward="k3",
+    kl_limit=10.0,
   )
-  names = ("old_logp", "ref_logp", "sampled_logp")
-  objective = _with(
-    batch,
-    names,
-    lambda batch: functools.partial(
-      losses.policy_objective, experience=batch, config=loss
+  table = {
+    "policy_objective": (
+      lambda new, entropy, each, *arrays: losses.policy_objective(
+        new, entropy, each, replaced(*arrays), SPEC.loss
+      ),
+      *(mask, mask, mask, *fields.values()),
     ),
-  )
-  cases["policy_objective"] = case(
-    lambda new, entropy, advantages, *arrays: objective(*arrays)(
-      new, entropy, advantages
+    "value_targets": (
+      lambda *arrays: advantages.value_targets(replaced(*arrays), folded),
+      *fields.values(),
     ),
-    *[mask] * 6,
-  )
-  fields = ("step_rewards", "correct", *names, "values")
-  kept = step_mask, known, mask, mask, mask, mask
-  for baseline in ("paper_a", "step", "main", "grpo", "gae"):
+    "pure_loss": (
+      lambda new, entropy, *arrays: losses.pure_loss(
+        new, entropy, replaced(*arrays), folded, SPEC.loss
+      ),
+      *(mask, mask, *fields.values()),
+    ),
+  }
+  for baseline in ("main", "grpo"):
     config = CreditConfig(
-      "min_eq3" if baseline == "main" else "softmin",
       baseline=baseline,
       group_size=2,
       verifiable_estimator="grpo" if baseline == "grpo" else "rloo",
-      fold_verifiable=baseline == "gae",
       kl_in_reward="k3",
-      kl_limit=10.0,
       whitening="reference_main" if baseline == "main" else "tokens",
-      zero_terminal_advantage=baseline == "main",
     )
-    if baseline in ("main", "grpo"):
-      cases[f"pure_advantages {baseline}"] = of_batch(
-        fields,
-        functools.partial(advantages.pure_advantages, config=config),
-        *kept,
-      )
-    elif baseline != "gae":  # It is in `pure_loss`.
-      cases[f"process_advantages {baseline}"] = case(
-        functools.partial(
-          advantages.process_advantages,
-          step_mask=step_mask,
-          experience=batch,
-          config=config,
-        ),
-        step_mask,
-      )
-  cases["value_targets"] = of_batch(
-    fields, functools.partial(advantages.value_targets, config=config), *kept
-  )
-  cases["credit_metrics"] = case(
-    lambda x, y: credit_metrics(
-      masked.zero_masked(x, step_mask), step_mask, y, batch, config
-    ),
-    step_mask,
-    step_mask,
-  )
-  cases["pure_loss"] = case(
-    lambda new, entropy, *arrays: _with(
-      batch,
-      fields,
-      lambda batch: losses.pure_loss(new, entropy, batch, config, loss),
-    )(*arrays),
-    *(mask, mask, *kept),
-  )
-  return cases
+    table[f"pure_advantages {baseline}"] = (
+      lambda *arrays, config=config: advantages.pure_advantages(
+        replaced(*arrays), config
+      ),
+      *fields.values(),
+    )
+  return table
+
+
+def _cases(batch):
+  """The whole table, on the shapes of a batch."""
+  rng = np.random.default_rng(11)
+  return {
+    name: Case(
+      function,
+      tuple(rng.normal(size=x.shape).astype(np.float32) for x in kept),
+      tuple(kept),
+    )
+    for part in (_of_tokens, _of_steps, _of_models, _of_batches)
+    for name, (function, *kept) in part(batch).items()
+  }
 
 
 BATCH = _batch()
