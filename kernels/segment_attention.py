@@ -75,7 +75,9 @@ def segment_attention(
     # Only then jax looks for its devices.
     obstacles["cudnn"] = _cudnn_obstacle(q_BTNH)
   chosen = choose(implementation, obstacles, interpret)
-  if chosen == "splash" and q_BTNH.size:
+  if not q_BTNH.size:
+    chosen = "xla"  # Kernels have no empty grid.
+  if chosen == "splash":
     return _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret)
   return _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, chosen)
 

@@ -17,7 +17,9 @@ from factories import random_experience
 
 from pure_jax import advantages, credit, estimators, losses, masked, steps
 from pure_jax.credit_metrics import credit_metrics
+from pure_jax.kernels.decode_attention import decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
+from pure_jax.kernels.segment_attention import segment_attention
 from pure_jax.models import token_logp
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.training import critic
@@ -326,3 +328,35 @@ def test_an_empty_batch_is_zero_in_value_and_gradient(shape):
     counts_rows = name.startswith(("pure_", "credit_metrics"))
     for x in gradients if counts_rows else (*values, *gradients):
       assert not np.any(x), name
+
+
+def test_attention_without_rows_or_tokens():
+  attend = functools.partial(
+    segment_attention, implementation="splash", interpret=True
+  )
+  for shape in ((0, 4), (2, 0)):
+    q, k = jnp.zeros((*shape, 4, 8)), jnp.zeros((shape[0], 2, shape[1], 8))
+    assert jax.jit(attend)(q, k, k, jnp.zeros(shape, int)).shape == q.shape
+
+
+@pytest.mark.parametrize("name", ["xla", "pallas"])
+def test_decoding_reads_no_masked_slot(name):
+  rng = np.random.default_rng(0)
+  q, cached = rng.normal(size=(2, 2, 4)), rng.normal(size=(2, 1, 3, 4))
+  mask = np.array([[True, True, False], [False, True, False]])
+  attend = functools.partial(
+    decode_attention, implementation=name, interpret=True
+  )
+  run = jax.jit(lambda cached: attend(jnp.float32(q), [(cached, cached, mask)]))
+  # NaN is not allowed: a weight of 0 times NaN is NaN.
+  expected, *others = (
+    run(jnp.float32(np.where(mask[:, None, :, None], cached, filler)))
+    for filler in (0, 1e38, -1e38)
+  )
+  for actual in others:
+    np.testing.assert_array_equal(actual, expected)
+  nothing = jnp.zeros((0, 2, 4))
+  assert attend(nothing, []).shape == nothing.shape
+  empty = jnp.zeros((2, 1, 0, 4))
+  with pytest.raises(ValueError, match="segment 0 has a mask of shape"):
+    attend(jnp.float32(q), [(empty, empty, mask[:, :0])])
