@@ -41,9 +41,9 @@ def kl_estimate(
     [...] nats per token in the dtype of the log-probs, computed in float32 at
     least; exactly 0 where the policies agree. Differentiable in both log-probs.
     The gradient is that of the estimate, and exactly 0 beyond the limit, where
-    the estimate does not change. For finite log-probs it is finite with a
-    limit. (One above 1e26 is 1e26 for k3.) Without one, k2, k3 and their
-    gradients can overflow.
+    the estimate does not change. With a limit both are finite, also if one
+    log-prob is infinite. (A limit above 1e26 is 1e26 for k3.) Without one, k2,
+    k3 and their gradients can overflow.
 
   Raises:
     ValueError: if kind is none of the three.
@@ -52,6 +52,9 @@ def kl_estimate(
   if kind == "k1":
     estimate = -difference
   elif kind == "k2":
+    if limit is not None:
+      far = 2 * math.sqrt(limit)  # 0 times an infinite gradient would be NaN.
+      difference = jnp.clip(difference, -far, far)
     estimate = jnp.square(difference) / 2
   elif kind == "k3":
     if limit is not None:
