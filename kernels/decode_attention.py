@@ -68,17 +68,22 @@ def decode_attention(
   Args:
     q_BNH: [B, N, H] float, rotated queries.
     segments: at least one. The first has the fewest rows, P; the others have a
-      multiple of P that divides B. Every row has an unmasked slot.
+      multiple of P that divides B. Every row has an unmasked slot; without
+      one its result means nothing.
     implementation: None or "xla": two products per segment and a softmax.
       "pallas": a kernel, which does not read fully masked blocks.
     interpret: runs the kernel step by step on any device, for tests.
 
   Returns:
-    [B, N, H] in the dtype of the queries. The kernel has no gradient.
+    [B, N, H] in the dtype of the queries; B may be 0. The kernel has no
+    gradient.
 
   Raises:
-    ValueError: if shapes do not match, or the named implementation cannot run.
+    ValueError: if shapes do not match, a segment is empty, or the named
+      implementation cannot run.
   """
+  if not q_BNH.shape[0]:
+    return q_BNH
   segments = tuple(SegmentArrays(*segment) for segment in segments)
   _check_shapes(q_BNH, segments)
   obstacle = _obstacle(segments)
@@ -89,6 +94,12 @@ def decode_attention(
 
 def _check_shapes(q, segments) -> None:
   """Raises if arrays would broadcast or mix up rows."""
+  for number, segment in enumerate(segments):
+    if not segment.mask.size:
+      raise ValueError(
+        f"segment {number} has a mask of shape {segment.mask.shape}: leave out "
+        "a segment without rows or slots."
+      )
   (B, N, H), K = q.shape, segments[0].keys.shape[1]
   P = segments[0].keys.shape[0]
   if N % K:

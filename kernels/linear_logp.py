@@ -18,6 +18,7 @@ from jax import Array
 from pure_jax.kernels import linear_logp_tiles as tiled
 from pure_jax.kernels.dispatch import choose
 from pure_jax.kernels.linear_logp_tiles import Head
+from pure_jax.masked import zero_masked
 
 
 def linear_logp(
@@ -55,8 +56,9 @@ def linear_logp(
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
-    masked; logp is -inf for a banned id. Differentiable in table and hidden;
-    the kernel only once and in reverse mode.
+    masked, where hidden states may be NaN; logp is -inf for a banned id. B and
+    C may be 0. Differentiable in table and hidden; the kernel only once and in
+    reverse mode.
 
   Raises:
     ValueError: if shapes, ids or temperature are invalid, or the named
@@ -67,7 +69,9 @@ def linear_logp(
   obstacle = None
   if hidden.dtype != table.dtype:
     obstacle = f"hidden is {hidden.dtype} and table {table.dtype}"
-  if choose(implementation, {"pallas": obstacle}, interpret) == "xla":
+  chosen = choose(implementation, {"pallas": obstacle}, interpret)
+  hidden = zero_masked(hidden, mask[..., None])
+  if chosen == "xla" or not tokens.size:
     return _reference(head, table, hidden, tokens, mask)
   B, C, D = hidden.shape
   outputs = _by_kernel(

@@ -44,7 +44,8 @@ def segment_attention(
   Args:
     q_BTNH: [B, T, N, H] float, rotated queries.
     k_BKTH: [B, K, T, H] float, rotated keys of the same tokens, such as the
-      first T slots of a cache in a prefill.
+      first T slots of a cache in a prefill. They and the values are finite at
+      padding, too: a weight of 0 times NaN is NaN.
     v_BKTH: [B, K, T, H] float, values.
     segment_ids: [B, T] int32.
     implementation: None or "xla": all scores at once. "splash": on a TPU, with
@@ -53,8 +54,8 @@ def segment_attention(
     interpret: runs splash step by step on any device, for tests.
 
   Returns:
-    [B, T, N, H] in the dtype of the values. Differentiable once, in reverse
-    mode.
+    [B, T, N, H] in the dtype of the values; B and T may be 0. Differentiable
+    once, in reverse mode.
 
   Raises:
     ValueError: if shapes do not match, or the named implementation cannot run.
@@ -74,6 +75,8 @@ def segment_attention(
     # Only then jax looks for its devices.
     obstacles["cudnn"] = _cudnn_obstacle(q_BTNH)
   chosen = choose(implementation, obstacles, interpret)
+  if not q_BTNH.size:
+    chosen = "xla"  # Kernels have no empty grid.
   if chosen == "splash":
     return _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret)
   return _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, chosen)

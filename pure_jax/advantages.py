@@ -101,7 +101,8 @@ def process_advantages(
       "baseline='gae' has no process part of its own: `pure_advantages` "
       "estimates advantages of the folded rewards."
     )
-  mask = experience.completion_mask
+  mask, dtype = experience.completion_mask, returns.dtype
+  returns = masked.widened(returns)
   if config.baseline == "grpo":
     scaled = grpo_step_rewards(
       transformed_rewards(returns, step_mask, discount=config.discount),
@@ -113,44 +114,43 @@ def process_advantages(
   to_go = following_returns(returns, step_mask)
   to_go = steps.values_per_token(to_go, experience.steps)
   if config.baseline in ("grpo", "none"):
-    return jnp.where(mask, to_go, jnp.zeros_like(to_go))
+    return masked.zero_masked(to_go, mask).astype(dtype)
 
   rewards = transformed_rewards(returns, step_mask, discount=config.discount)
   total = rewards.sum(axis=1)
-  group_size, dtype = config.group_size, returns.dtype
-  others = group_size - 1
-  length = config.baseline_length or mask.shape[1]
+  group_size, others = config.group_size, config.group_size - 1
+  length = config.baseline_length or mask.shape[1] or 1
   if config.baseline == "paper_a":
     share = others_sum(total, group_size) / (others * length)
-    cost = sum_returns(mask.astype(dtype), mask) * share[:, None]
+    cost = sum_returns(mask.astype(total.dtype), mask) * share[:, None]
   elif config.baseline == "paper_b":
     summed = masked.masked_sum(to_go, mask, axis=1)
     share = others_sum(summed, group_size) / (others * length)
     cost = jnp.broadcast_to(share[:, None], to_go.shape)
   elif config.baseline == "main":
-    tokens = mask.sum(axis=1).astype(dtype)
+    tokens = mask.sum(axis=1).astype(total.dtype)
     share = masked.safe_divide(
       others_sum(total, group_size), others_sum(tokens, group_size)
     )
     per_step = steps.tokens_per_step(experience.steps, mask)
     if not config.count_step_end:
       per_step = per_step - experience.steps.mask
-    cost = _step_cost(per_step.astype(dtype), experience) * share[:, None]
+    cost = _step_cost(per_step, share, experience)
   else:
-    count = step_mask.sum(axis=1).astype(dtype)
-    share = others_sum(masked.safe_divide(total, count), group_size) / others
-    cost = _step_cost(step_mask.astype(dtype), experience) * share[:, None]
+    mean = masked.safe_divide(total, step_mask.sum(axis=1))
+    share = others_sum(mean, group_size) / others
+    cost = _step_cost(step_mask, share, experience)
   if config.whitening == "reference_main":
     # Compilers fuse product and difference, which leaves a rounding error where
     # both are equal, and `masked.whiten_nonzero` tests for an exact 0.
     mask = mask & (to_go != cost)
-  return jnp.where(mask, to_go - cost, jnp.zeros_like(to_go))
+  return masked.zero_masked(to_go - cost, mask).astype(dtype)
 
 
-def _step_cost(per_step: Array, experience: Experience) -> Array:
+def _step_cost(per_step: Array, share: Array, experience: Experience) -> Array:
   """Sums a per-step cost from each token's step to the last step, [B, C]."""
-  to_go = sum_returns(per_step, experience.steps.mask)
-  return steps.values_per_token(to_go, experience.steps)
+  to_go = sum_returns(per_step.astype(share.dtype), experience.steps.mask)
+  return steps.values_per_token(to_go, experience.steps) * share[:, None]
 
 
 def _verifiable_advantages(
@@ -162,7 +162,7 @@ def _verifiable_advantages(
     return rloo_advantages(outcome, known, config.group_size)
   if config.verifiable_estimator == "grpo":
     return grpo_advantages(outcome, known, config.group_size)
-  return jnp.where(known, outcome, jnp.zeros_like(outcome))
+  return masked.zero_masked(outcome, known)
 
 
 def _reward_penalty(
@@ -173,8 +173,8 @@ def _reward_penalty(
   if config.kl_in_reward is None:
     return jnp.zeros_like(experience.old_logp)
   penalty = kl_estimate(
-    jnp.where(mask, experience.old_logp, 0),
-    jnp.where(mask, experience.ref_logp, 0),
+    masked.zero_masked(experience.old_logp, mask),
+    masked.zero_masked(experience.ref_logp, mask),
     config.kl_in_reward,
     config.kl_limit,
   )
@@ -210,11 +210,11 @@ def folded_rewards(
   mask = experience.completion_mask
   at_ends = steps.values_at_step_ends(rewards, experience.steps)
   known = _last_token(mask) & experience.has_answer[:, None]
-  outcome = jnp.where(known, experience.correct[:, None], 0)
+  outcome = masked.zero_masked(experience.correct[:, None], known)
   outcome = config.verifiable_coef * outcome.astype(rewards.dtype)
   penalty = _reward_penalty(experience, config, kl_coef)
   token_rewards = config.process_coef * at_ends + outcome - penalty
-  return jnp.where(mask, token_rewards, jnp.zeros_like(token_rewards))
+  return masked.zero_masked(token_rewards, mask)
 
 
 def _folded_advantages(
@@ -230,12 +230,13 @@ def _folded_advantages(
     returns = min_returns(token_rewards, jnp.ones_like(mask))
   else:
     returns = sum_returns(token_rewards, mask)
-  returns = jnp.where(mask, returns, jnp.zeros_like(returns))
+  returns = masked.zero_masked(returns, mask)
   if config.baseline == "none":
     return returns
-  others = (config.group_size - 1) * (config.baseline_length or mask.shape[1])
-  share = others_sum(returns.sum(axis=1), config.group_size) / others
-  return jnp.where(mask, returns - share[:, None], jnp.zeros_like(returns))
+  share = others_sum(returns.sum(axis=1), config.group_size) / (
+    (config.group_size - 1) * (config.baseline_length or mask.shape[1] or 1)
+  )
+  return masked.zero_masked(returns - share[:, None], mask)
 
 
 def _credit_mask(experience: Experience, config: CreditConfig) -> Array:
@@ -282,7 +283,8 @@ def _step_credit(
   step_mask = experience.steps.mask & finite
   if config.exclude_empty_steps:
     step_mask &= ~experience.steps.empty
-  rewards = jnp.where(step_mask, experience.step_rewards, 0)
+  rewards = masked.widened(experience.step_rewards)
+  rewards = masked.zero_masked(rewards, step_mask)
   if config.form == "min_dense":
     return rewards, step_mask, sum_returns(rewards, step_mask)
   return rewards, step_mask, step_returns(rewards, step_mask, config)
@@ -356,8 +358,8 @@ def pure_advantages(
       does (`estimators.adaptive_kl_coef`); None keeps it.
 
   Returns:
-    (advantages [B, C] float, 0 where masked; metrics, scalars). No gradient
-    flows through either.
+    (advantages [B, C] float32, 0 where masked; metrics, scalars). No gradient
+    flows through either. B, C and S may be 0.
 
   Raises:
     ValueError: if a group estimator is set and G < 2, if B is not a multiple
@@ -389,11 +391,10 @@ def pure_advantages(
     advantages = masked.whiten(advantages, credit_mask)
   elif config.whitening == "reference_main":
     advantages = masked.whiten_nonzero(advantages, credit_mask, mask)
-  advantages = jnp.where(credit_mask, advantages, jnp.zeros_like(advantages))
+  advantages = masked.zero_masked(advantages, credit_mask)
   metrics = credit_metrics(rewards, step_mask, returns, experience, config)
-  deviation = jnp.sqrt(masked.masked_var(advantages, mask))
   metrics |= {
     "advantage_mean": masked.masked_mean(advantages, mask),
-    "advantage_std": deviation,
+    "advantage_std": masked.masked_std(advantages, mask),
   }
   return jax.lax.stop_gradient((advantages, metrics))

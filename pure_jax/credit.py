@@ -11,7 +11,8 @@ good steps cannot pay for a bad one. The forms have one signature:
 
 All of them work on arrays with any leading axes and take a mask of the steps
 that exist. A masked step is the identity of the operation (+inf for min,
-weight 0 for softmin). The returns of a response without steps are zeros. With
+weight 0 for softmin). The returns of a response without steps are zeros, and S
+may be 0. Rewards of 16 bits are cumulated in float32. With
 `segment_ids`, equal and contiguous within a response, one row can hold several
 responses: nothing crosses a segment boundary.
 """
@@ -22,6 +23,10 @@ from jax import Array
 
 from pure_jax import masked
 from pure_jax.settings import CreditConfig
+
+# Of softmin, in units of reward. Below 1e-38 float32 has no normal number, and
+# 0 / T would be NaN. A gradient of 1 / T can still be squared.
+LOWEST_TEMPERATURE = 1e-19
 
 
 def _segment_ends(segment_ids: Array, values: Array) -> Array:
@@ -67,10 +72,6 @@ def _scan(operation, values, segment_ids, reverse):
   return scanned
 
 
-def _zero_unless(mask: Array, values: Array) -> Array:
-  return jnp.where(mask, values, jnp.zeros_like(values))
-
-
 def sum_returns(
   step_rewards: Array,
   step_mask: Array,
@@ -103,10 +104,10 @@ def sum_returns(
   """
   if isinstance(discount, (int, float)) and not 0 <= discount <= 1:
     raise ValueError(f"discount must lie in 0..1, not {discount}.")
-  rewards = _zero_unless(step_mask, step_rewards)
+  rewards = masked.zero_masked(masked.widened(step_rewards), step_mask)
   if discount == 1:
     returns = _scan(jnp.add, rewards, segment_ids, reverse=True)
-    return _zero_unless(step_mask, returns)
+    return masked.narrowed(masked.zero_masked(returns, step_mask), step_rewards)
   factor = jnp.where(step_mask, discount, 1.0).astype(rewards.dtype)
   if segment_ids is not None:
     factor = jnp.where(_segment_ends(segment_ids, factor), 0, factor)
@@ -121,7 +122,7 @@ def sum_returns(
     )
 
   _, returns = _last_axis_scan(compose, (factor, rewards), reverse=True)
-  return _zero_unless(step_mask, returns)
+  return masked.narrowed(masked.zero_masked(returns, step_mask), step_rewards)
 
 
 def mean_returns(
@@ -150,11 +151,11 @@ def mean_returns(
   Returns:
     [..., S] like step_rewards, 0 where masked. Linear in the rewards.
   """
-  count = _segment_total(
-    jnp.add, step_mask.astype(step_rewards.dtype), segment_ids
-  )
-  weighted = masked.safe_divide(_zero_unless(step_mask, step_rewards), count)
-  return sum_returns(weighted, step_mask, segment_ids=segment_ids)
+  count = _segment_total(jnp.add, step_mask.astype(jnp.float32), segment_ids)
+  rewards = masked.zero_masked(masked.widened(step_rewards), step_mask)
+  weighted = masked.safe_divide(rewards, count)
+  returns = sum_returns(weighted, step_mask, segment_ids=segment_ids)
+  return masked.narrowed(returns, step_rewards)
 
 
 def min_returns(
@@ -196,7 +197,7 @@ def min_returns(
   if zero_after_worst:
     so_far = _scan(jnp.minimum, rewards, segment_ids, reverse=False)
     to_go = jnp.where(to_go <= so_far, to_go, jnp.zeros_like(to_go))
-  return _zero_unless(step_mask, to_go)
+  return masked.zero_masked(to_go, step_mask)
 
 
 def softmin_rewards(
@@ -215,27 +216,35 @@ def softmin_rewards(
   Args:
     step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
-    temperature: T > 0, in units of reward; T -> 0 is the minimum.
+    temperature: T > 0, in units of reward. T -> 0 is the minimum, shared
+      equally among the steps that have it, and T -> inf the mean. Below
+      `LOWEST_TEMPERATURE` T counts as that.
     segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked. It is differentiable. A row
-    without a step gives no NaN in value or gradient.
+    without a step gives no NaN in value or gradient. A single worst step gets
+    the whole gradient for T -> 0; that of tied steps grows as 1 / T, unless
+    they are summed.
 
   Raises:
     ValueError: temperature is a Python number that is not positive.
   """
   if isinstance(temperature, (int, float)) and not temperature > 0:
     raise ValueError(f"temperature must be > 0, not {temperature}.")
-  rewards = _zero_unless(step_mask, step_rewards)
+  # A Python number stays one: it is a constant of the program.
+  highest = max if isinstance(temperature, (int, float)) else jnp.maximum
+  temperature = highest(temperature, LOWEST_TEMPERATURE)
+  rewards = masked.zero_masked(masked.widened(step_rewards), step_mask)
   worst = _segment_total(
     jnp.minimum, jnp.where(step_mask, rewards, jnp.inf), segment_ids
   )
   # Without a step the worst is +inf. Any finite shift will do there.
   shift = jnp.where(step_mask, rewards - worst, jnp.zeros_like(rewards))
-  weight = _zero_unless(step_mask, jnp.exp(-shift / temperature))
+  weight = masked.zero_masked(jnp.exp(-shift / temperature), step_mask)
   total = _segment_total(jnp.add, weight, segment_ids)
-  return masked.safe_divide(weight, total) * rewards
+  weighted = masked.safe_divide(weight, total) * rewards
+  return masked.narrowed(weighted, step_rewards)
 
 
 def _segment_total(operation, values, segment_ids):
@@ -262,16 +271,20 @@ def softmin_returns(
   Args:
     step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
-    temperature: T > 0, in units of reward.
+    temperature: T > 0, in units of reward, as in `softmin_rewards`.
     segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:
     [..., S] like step_rewards, 0 where masked.
   """
   rewards = softmin_rewards(
-    step_rewards, step_mask, temperature=temperature, segment_ids=segment_ids
+    masked.widened(step_rewards),
+    step_mask,
+    temperature=temperature,
+    segment_ids=segment_ids,
   )
-  return sum_returns(rewards, step_mask, segment_ids=segment_ids)
+  returns = sum_returns(rewards, step_mask, segment_ids=segment_ids)
+  return masked.narrowed(returns, step_rewards)
 
 
 def step_returns(
@@ -334,7 +347,7 @@ def following_returns(
   known = step_mask
   if segment_ids is not None:
     # A segment's last step is known to be followed by nothing.
-    returns = _zero_unless(known, returns)
+    returns = masked.zero_masked(returns, known)
     known = known | _segment_ends(segment_ids, returns)
 
   def combine(later, earlier):
@@ -344,7 +357,7 @@ def following_returns(
     return value, known_later | known_earlier
 
   filled, _ = _last_axis_scan(
-    combine, (_zero_unless(known, returns), known), reverse=True
+    combine, (masked.zero_masked(returns, known), known), reverse=True
   )
   return filled
 
@@ -376,4 +389,4 @@ def transformed_rewards(
   if segment_ids is not None:
     ends = _segment_ends(segment_ids, following)
     following = jnp.where(ends, jnp.zeros_like(following), following)
-  return _zero_unless(step_mask, returns - discount * following)
+  return masked.zero_masked(returns - discount * following, step_mask)

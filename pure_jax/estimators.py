@@ -4,19 +4,18 @@ The outcome estimators compare a response with the others of its prompt;
 samples of one prompt are contiguous rows, G of them.
 """
 
+import math
+
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import masked
+from pure_jax import masked, ratios
 from pure_jax.credit import following_returns, sum_returns
 from pure_jax.settings import KL_KINDS, AdaptiveKLConfig
 
 # Nats per token, limit of a metric: sums over a batch of larger ones could
 # overflow. k3 reaches it where the log-probs differ by about 14 nats.
 LARGEST_KL_METRIC = 1e6
-
-# k3 is above any sensible limit here, and exp still has a finite gradient.
-_LARGEST_EXPONENT = 60.0
 
 
 def kl_estimate(
@@ -36,29 +35,39 @@ def kl_estimate(
     logp: [...] float, nats, under the policy that sampled.
     ref_logp: [...] float, nats, under the reference policy.
     kind: "k1", "k2" or "k3".
-    limit: nats, clips the estimate to +-limit; None clips nothing.
+    limit: > 0, nats, clips the estimate to +-limit; None clips nothing.
 
   Returns:
-    [...] nats per token; exactly 0 where the policies agree. Differentiable
-    in both log-probs: the gradient is exactly 0 where the estimate is clipped,
-    and finite with a limit (without one, k3 and its gradient can overflow).
+    [...] nats per token in the dtype of the log-probs, computed in float32 at
+    least; exactly 0 where the policies agree. Differentiable in both log-probs.
+    The gradient is that of the estimate, and exactly 0 beyond the limit, where
+    the estimate does not change. With a limit both are finite, also if one
+    log-prob is infinite. (A limit above 1e26 is 1e26 for k3.) Without one, k2,
+    k3 and their gradients can overflow.
 
   Raises:
     ValueError: if kind is none of the three.
   """
-  difference = ref_logp - logp
+  difference = masked.widened(ref_logp) - masked.widened(logp)
   if kind == "k1":
     estimate = -difference
   elif kind == "k2":
+    if limit is not None:
+      far = 2 * math.sqrt(limit)  # 0 times an infinite gradient would be NaN.
+      difference = jnp.clip(difference, -far, far)
     estimate = jnp.square(difference) / 2
   elif kind == "k3":
     if limit is not None:
-      # exp would overflow, and 0 times its gradient would be NaN.
-      difference = jnp.minimum(difference, _LARGEST_EXPONENT)
+      # exp would overflow, and 0 times its gradient would be NaN. At this
+      # exponent k3 is above the limit.
+      beyond = min(math.log1p(limit) + 1, ratios.LARGEST_EXPONENT)
+      difference = jnp.minimum(difference, beyond)
     estimate = jnp.expm1(difference) - difference
   else:
     raise ValueError(f"kind must be one of {KL_KINDS}, not {kind!r}.")
-  return estimate if limit is None else jnp.clip(estimate, -limit, limit)
+  if limit is not None:
+    estimate = jnp.clip(estimate, -limit, limit)
+  return masked.narrowed(estimate, logp)
 
 
 def _check_group(rows: int, group_size: int) -> None:
@@ -75,7 +84,7 @@ def _check_group(rows: int, group_size: int) -> None:
 def _grouped(x: Array, group_size: int) -> Array:
   """Reshapes [B] to [P, G]; raises if B is not a multiple of G."""
   _check_group(x.shape[0], group_size)
-  return x.reshape(-1, group_size)
+  return x.reshape(x.shape[0] // group_size, group_size)
 
 
 def others_sum(x: Array, group_size: int) -> Array:
@@ -91,8 +100,9 @@ def others_sum(x: Array, group_size: int) -> Array:
   Raises:
     ValueError: G < 2, or B is not a multiple of G.
   """
-  grouped = _grouped(x, group_size)
-  return (grouped.sum(axis=1, keepdims=True) - grouped).reshape(x.shape)
+  grouped = _grouped(masked.widened(x), group_size)
+  others = grouped.sum(axis=1, keepdims=True) - grouped
+  return masked.narrowed(others.reshape(x.shape), x)
 
 
 def rloo_advantages(outcome: Array, mask: Array, group_size: int) -> Array:
@@ -117,11 +127,11 @@ def rloo_advantages(outcome: Array, mask: Array, group_size: int) -> Array:
   Raises:
     ValueError: G < 2, or B is not a multiple of G.
   """
-  outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
-  counted = others_sum(mask.astype(outcome.dtype), group_size)
-  baseline = masked.safe_divide(others_sum(outcome, group_size), counted)
-  known = mask & (counted > 0)
-  return jnp.where(known, outcome - baseline, jnp.zeros_like(outcome))
+  known = masked.zero_masked(masked.widened(outcome), mask)
+  counted = others_sum(mask.astype(known.dtype), group_size)
+  baseline = masked.safe_divide(others_sum(known, group_size), counted)
+  advantages = masked.zero_masked(known - baseline, mask & (counted > 0))
+  return masked.narrowed(advantages, outcome)
 
 
 def grpo_advantages(
@@ -140,18 +150,27 @@ def grpo_advantages(
     epsilon: > 0, in units of outcome.
 
   Returns:
-    [B] like outcome; 0 where masked, and in a group of equal outcomes.
+    [B] like outcome; 0 and without gradient where masked, and in a group of a
+    single outcome or of outcomes that are equal up to rounding (1e-6 of the
+    largest).
 
   Raises:
     ValueError: G < 2, or B is not a multiple of G.
   """
-  outcome = jnp.where(mask, outcome, jnp.zeros_like(outcome))
-  grouped = _grouped(outcome, group_size)
-  group_mask = _grouped(mask, group_size)
-  mean = masked.masked_mean(grouped, group_mask, axis=1)[:, None]
-  deviation = jnp.sqrt(masked.masked_var(grouped, group_mask, axis=1, ddof=1))
-  scaled = (grouped - mean) / (deviation[:, None] + epsilon)
-  return jnp.where(mask, scaled.reshape(outcome.shape), 0)
+  scaled = _normalised(
+    _grouped(outcome, group_size), _grouped(mask, group_size), epsilon
+  )
+  return scaled.reshape(outcome.shape)
+
+
+def _normalised(x: Array, mask: Array, epsilon: float) -> Array:
+  """(x - mean) / (deviation + epsilon) of each row; 0 where it is constant."""
+  wide = masked.zero_masked(masked.widened(x), mask)
+  mean = masked.masked_mean(wide, mask, axis=1)[:, None]
+  deviation = masked.masked_std(wide, mask, axis=1, ddof=1)[:, None]
+  scaled = (wide - mean) / (deviation + epsilon)
+  signal = mask & masked.differ(wide, mask, axis=1)[:, None]
+  return masked.narrowed(masked.zero_masked(scaled, signal), x)
 
 
 def grpo_step_rewards(
@@ -180,25 +199,20 @@ def grpo_step_rewards(
     epsilon: > 0, in units of reward.
 
   Returns:
-    [B, S] like step_rewards; 0 where masked, and in a group of a single step
-    or of rewards that are equal up to rounding (1e-6 of the largest).
+    [B, S] like step_rewards; 0 and without gradient where masked, and in a
+    group of a single step or of rewards that are equal up to rounding (1e-6 of
+    the largest).
 
   Raises:
     ValueError: G < 2, or B is not a multiple of G.
   """
-  _check_group(step_rewards.shape[0], group_size)
-  by_prompt = (-1, group_size * step_rewards.shape[1])
-  rewards, mask = step_rewards.reshape(by_prompt), step_mask.reshape(by_prompt)
-  mean = masked.masked_mean(rewards, mask, axis=1)[:, None]
-  deviation = jnp.sqrt(masked.masked_var(rewards, mask, axis=1, ddof=1))
-  scaled = (rewards - mean) / (deviation[:, None] + epsilon)
-  # The rounding of the mean, divided by a deviation of almost 0, would count.
-  lowest, highest = (
-    extreme(rewards, mask, axis=1)[:, None]
-    for extreme in (masked.masked_min, masked.masked_max)
+  B, S = step_rewards.shape
+  _check_group(B, group_size)
+  by_prompt = (B // group_size, group_size * S)
+  scaled = _normalised(
+    step_rewards.reshape(by_prompt), step_mask.reshape(by_prompt), epsilon
   )
-  differ = highest - lowest > 1e-6 * jnp.maximum(highest, -lowest)
-  return jnp.where(mask & differ, scaled, 0).reshape(step_rewards.shape)
+  return scaled.reshape(B, S)
 
 
 def reinforce_pp_advantages(
@@ -308,13 +322,15 @@ def gae_advantages(
   for name, number in (("discount", discount), ("gae_lambda", gae_lambda)):
     if not 0 <= number <= 1:
       raise ValueError(f"{name} must lie in 0..1, not {number}.")
-  zero = jnp.zeros_like(token_rewards)
-  values = jnp.where(mask, values, zero)
+  rewards, values = (
+    masked.zero_masked(masked.widened(x), mask) for x in (token_rewards, values)
+  )
   following = following_returns(values, mask)
   next_values = jnp.concatenate(
     [following[..., 1:], jnp.zeros_like(following[..., :1])], axis=-1
   )
-  errors = token_rewards + discount * next_values - values
+  errors = rewards + discount * next_values - values
   # The recurrence is that of a discounted sum of TD errors.
   advantages = sum_returns(errors, mask, discount=discount * gae_lambda)
-  return advantages, jnp.where(mask, advantages + values, zero)
+  returns = masked.zero_masked(advantages + values, mask)
+  return tuple(masked.narrowed(x, token_rewards) for x in (advantages, returns))

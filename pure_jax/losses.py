@@ -40,18 +40,22 @@ def clipped_policy_loss(
     advantages: [...] float, any scale.
     clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
     clip_high: >= 0; the ratio is clipped above at 1 + clip_high.
-    log_ratio_limit: > 0, nats, limit of new_logp - old_logp; None has none.
+    log_ratio_limit: > 0, nats, limit of new_logp - old_logp, as in
+      `ratios.policy_ratio`; None has none.
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping
     changed the loss. The gradient reaches new_logp only; it is -ratio * A, and
     0 where clipped or beyond the limit.
   """
-  advantages = jax.lax.stop_gradient(advantages)
-  ratio = ratios.policy_ratio(new_logp, old_logp, log_ratio_limit)
+  advantages = jax.lax.stop_gradient(masked.widened(advantages))
+  ratio = ratios.policy_ratio(
+    masked.widened(new_logp), old_logp, log_ratio_limit
+  )
   plain = -ratio * advantages
   bounded = -jnp.clip(ratio, 1 - clip_low, 1 + clip_high) * advantages
-  return jnp.maximum(plain, bounded), bounded > plain
+  loss = jnp.maximum(plain, bounded)
+  return masked.narrowed(loss, new_logp), bounded > plain
 
 
 def clipped_value_loss(
@@ -138,18 +142,18 @@ def aggregate_loss(
       requires the denominator.
 
   Returns:
-    [] in the dtype of per_token, 0 without a token.
+    [] in the dtype of per_token, summed in float32 at least; 0 without a token.
   """
   if denominator is None:
     denominator = loss_denominator(mask, config)
+  wide = masked.widened(per_token)
   if config.aggregate == "sequence_mean" and response_tokens is not None:
-    length = response_tokens.astype(per_token.dtype)
-    total = masked.masked_sum(masked.safe_divide(per_token, length), mask)
+    total = masked.masked_sum(masked.safe_divide(wide, response_tokens), mask)
   elif config.aggregate == "sequence_mean":
-    total = jnp.sum(masked.masked_mean(per_token, mask, axis=1))
+    total = jnp.sum(masked.masked_mean(wide, mask, axis=1))
   else:
-    total = masked.masked_sum(per_token, mask)
-  return masked.safe_divide(total, denominator)
+    total = masked.masked_sum(wide, mask)
+  return masked.narrowed(masked.safe_divide(total, denominator), per_token)
 
 
 def policy_objective(
@@ -184,12 +188,12 @@ def policy_objective(
       ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
-    (loss [], metrics): policy_loss, kl_reference (k3 estimate of the new
-    policy, nats), entropy, clip_fraction, ratio_max and ratio_min (0 without a
-    token). With dual_clip, ``dual_clip_fraction`` is the share of tokens whose
-    loss it bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens.
-    With importance_cap the metrics of `importance.weigh` are included. The
-    gradient reaches new_logp and entropy.
+    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats),
+    entropy, clip_fraction, ratio_max and ratio_min (0 without a token). With
+    dual_clip, ``dual_clip_fraction`` is the share of tokens whose loss it
+    bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens. With
+    importance_cap the metrics of `importance.weigh` are included. The gradient
+    reaches new_logp and entropy.
 
   Raises:
     ValueError: if shapes differ, if importance_cap is set and the experience
@@ -198,11 +202,13 @@ def policy_objective(
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
-  new_logp = _zero_masked(new_logp, mask)
-  old_logp = _zero_masked(experience.old_logp, mask)
-  ref_logp = jax.lax.stop_gradient(_zero_masked(experience.ref_logp, mask))
+  new_logp, old_logp, ref_logp, advantages = (
+    masked.zero_masked(masked.widened(x), mask)
+    for x in (new_logp, experience.old_logp, experience.ref_logp, advantages)
+  )
+  ref_logp, entropy = jax.lax.stop_gradient(ref_logp), masked.widened(entropy)
   per_token, quantities = _policy_losses(
-    new_logp, old_logp, _zero_masked(advantages, mask), experience, config
+    new_logp, old_logp, advantages, experience, config
   )
   response_tokens = None
   if isinstance(experience, PackedExperience):
@@ -242,11 +248,6 @@ def policy_objective(
   return loss, jax.lax.stop_gradient(metrics)
 
 
-def _zero_masked(x: Array, mask: Array) -> Array:
-  # Before any exp: a masked log-prob of -inf would give NaN gradients.
-  return jnp.where(mask, x, jnp.zeros_like(x))
-
-
 def _policy_losses(
   new_logp: Array,
   old_logp: Array,
@@ -272,12 +273,11 @@ def _policy_losses(
       per_token, advantages, config.dual_clip
     )
   if config.importance_cap is not None:
-    sampled_logp = _known(experience.sampled_logp)
+    sampled_logp = masked.zero_masked(
+      _known(experience.sampled_logp), experience.completion_mask
+    )
     per_token, importance_quantities = importance.weigh(
-      per_token,
-      old_logp,
-      _zero_masked(sampled_logp, experience.completion_mask),
-      config.importance_cap,
+      per_token, old_logp, sampled_logp, config.importance_cap
     )
     quantities |= importance_quantities
   return per_token, quantities
@@ -370,12 +370,14 @@ def prm_loss(
   Returns:
     (loss [] nats per step, metrics): prm_loss, accuracy, balanced_accuracy
     (mean recall of the classes present), good_fraction, labelled_steps. All
-    are 0 if nothing is labelled. A label without a step does not count.
+    are 0 if nothing is labelled. A label without a step does not count. Logits
+    that no labelled step reads may be NaN: their gradient is exactly 0.
   """
   labelled = label_mask & inputs.score_mask
   good = labels == 1
   positions = inputs.score_position[..., None]
   at_scores = jnp.take_along_axis(logits, positions, axis=1)
+  at_scores = masked.zero_masked(at_scores, labelled[..., None])
   logp = jax.nn.log_softmax(at_scores, axis=-1)
   per_step = -jnp.where(good, logp[..., 1], logp[..., 0])
   loss = masked.masked_mean(per_step, labelled)

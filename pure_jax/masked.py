@@ -1,14 +1,66 @@
 """Reductions over the True entries of a mask: where means divide.
 
 Every mean of the library has its denominator here. An empty reduction is 0, not
-NaN. Masked entries may have any value, NaN included: they are replaced before
-the arithmetic, so they affect neither values nor gradients.
+NaN, also over an axis of size 0. Masked entries may have any value, NaN
+included: `zero_masked` replaces them before the arithmetic, so they affect
+neither values nor gradients. (A `where` after the arithmetic keeps the values,
+but 0 times the derivative of what is not finite is NaN.)
+
+Entries of 16 bits are reduced in float32, and the result has their dtype: what
+it cannot hold, such as a sum above 65,504 in float16, is inf.
 """
 
 import jax.numpy as jnp
 from jax import Array
 
 Axis = int | tuple[int, ...] | None
+
+# Entries that differ by no more than this share of the largest are equal up to
+# the rounding of what computed them in float32.
+ROUNDING = 1e-6
+
+
+def zero_masked(x: Array, mask: Array) -> Array:
+  """Returns `x` where `mask` is True, and 0 elsewhere.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, True keeps; same shape as x, or broadcast to it.
+
+  Returns:
+    [...] like x. The gradient is 1 on kept entries and exactly 0 elsewhere.
+  """
+  return jnp.where(mask, x, jnp.zeros_like(x))
+
+
+def widened(x: Array) -> Array:
+  """Returns floats of fewer than 32 bits as float32, and others unchanged.
+
+  In float16 a count ends at 65,504, and in bfloat16 256 + 1 is 256.
+
+  Args:
+    x: [...] of any dtype.
+
+  Returns:
+    [...] with the same values.
+  """
+  x = jnp.asarray(x)
+  narrow = jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4
+  return x.astype(jnp.float32) if narrow else x
+
+
+def narrowed(result: Array, x: Array) -> Array:
+  """Returns a result that was computed from `widened(x)` in the dtype of x.
+
+  Args:
+    result: array of any shape.
+    x: array of any shape; its dtype is read.
+
+  Returns:
+    Like result; unchanged if x is not float.
+  """
+  dtype = jnp.asarray(x).dtype
+  return result.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else result
 
 
 def masked_sum(x: Array, mask: Array, axis: Axis = None) -> Array:
@@ -23,7 +75,7 @@ def masked_sum(x: Array, mask: Array, axis: Axis = None) -> Array:
     x reduced over axis, in the dtype of x. The gradient is 1 on kept entries
     and exactly 0 elsewhere.
   """
-  return jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis=axis)
+  return narrowed(jnp.sum(zero_masked(widened(x), mask), axis=axis), x)
 
 
 def safe_divide(total: Array, count: Array) -> Array:
@@ -36,10 +88,12 @@ def safe_divide(total: Array, count: Array) -> Array:
   Returns:
     [...] in the dtype of total; no NaN in value or gradient at count 0.
   """
-  count = jnp.asarray(count).astype(total.dtype)
+  wide = widened(total)
+  count = jnp.asarray(count).astype(wide.dtype)
   nothing = count == 0
   safe_count = jnp.where(nothing, jnp.ones_like(count), count)
-  return jnp.where(nothing, jnp.zeros_like(total), total / safe_count)
+  ratio = jnp.where(nothing, jnp.zeros_like(wide), wide / safe_count)
+  return narrowed(ratio, total)
 
 
 def masked_mean(x: Array, mask: Array, axis: Axis = None) -> Array:
@@ -58,7 +112,8 @@ def masked_mean(x: Array, mask: Array, axis: Axis = None) -> Array:
   Returns:
     x reduced over axis; 0 where no entry is kept.
   """
-  return safe_divide(masked_sum(x, mask, axis), jnp.sum(mask, axis=axis))
+  total = masked_sum(widened(x), mask, axis)
+  return narrowed(safe_divide(total, jnp.sum(mask, axis=axis)), x)
 
 
 def masked_var(
@@ -75,11 +130,60 @@ def masked_var(
   Returns:
     x reduced over axis; 0 where no more than ddof entries are kept.
   """
+  wide = widened(x)
   count = jnp.sum(mask, axis=axis, keepdims=True)
-  total = jnp.sum(jnp.where(mask, x, jnp.zeros_like(x)), axis, keepdims=True)
-  centred = x - safe_divide(total, count)
-  squares = masked_sum(jnp.square(jnp.where(mask, centred, 0)), mask, axis)
-  return safe_divide(squares, jnp.maximum(jnp.sum(mask, axis=axis) - ddof, 0))
+  total = jnp.sum(zero_masked(wide, mask), axis, keepdims=True)
+  centred = zero_masked(wide - safe_divide(total, count), mask)
+  squares = masked_sum(jnp.square(centred), mask, axis)
+  count = jnp.maximum(jnp.sum(mask, axis=axis) - ddof, 0)
+  return narrowed(safe_divide(squares, count), x)
+
+
+def masked_std(
+  x: Array, mask: Array, axis: Axis = None, ddof: int = 0
+) -> Array:
+  """Returns the standard deviation over kept entries.
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+    ddof: as in `masked_var`.
+
+  Returns:
+    x reduced over axis; 0 where no more than ddof entries are kept. Where it is
+    0, so is its gradient: the derivative of a square root at 0 is infinite.
+  """
+  variance = masked_var(widened(x), mask, axis, ddof)
+  varies = variance > 0
+  deviation = jnp.sqrt(jnp.where(varies, variance, jnp.ones_like(variance)))
+  return narrowed(zero_masked(deviation, varies), x)
+
+
+def differ(x: Array, mask: Array, axis: Axis = None) -> Array:
+  """Tells whether kept entries differ by more than rounding.
+
+  The mean of equal entries is rounded, so they are not at 0 around it. Divided
+  by a deviation of almost 0, that would count.
+
+  >>> import jax.numpy as jnp
+  >>> x = jnp.array([[0.3, 0.3, 9.0], [0.3, 0.4, 9.0]])
+  >>> differ(x, x < 1, axis=1).tolist()
+  [False, True]
+
+  Args:
+    x: [...] float, values; entries outside the mask may be NaN.
+    mask: [...] bool, same shape as x, True keeps.
+    axis: int, tuple of int or None (all axes), the axes to reduce.
+
+  Returns:
+    bool, x reduced over axis: True if the difference of the greatest and the
+    least entry exceeds `ROUNDING` times the largest magnitude. False if at most
+    one entry is kept.
+  """
+  x = widened(x)
+  lowest, highest = masked_min(x, mask, axis), masked_max(x, mask, axis)
+  return highest - lowest > ROUNDING * jnp.maximum(highest, -lowest)
 
 
 def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
@@ -103,10 +207,12 @@ def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
     [] in the dtype of x; 0 if the kept entries of x are constant up to rounding
     (a deviation of 1e-5 of their size), or there are none.
   """
-  variance = masked_var(x, mask)
-  size = masked_mean(jnp.where(mask, jnp.square(x), 0), mask)
-  rest = safe_divide(masked_var(x - predicted, mask), variance)
-  return jnp.where(variance > 1e-10 * size, 1 - rest, jnp.zeros_like(rest))
+  wide = zero_masked(widened(x), mask)
+  variance = masked_var(wide, mask)
+  size = masked_mean(jnp.square(wide), mask)
+  error = wide - zero_masked(widened(predicted), mask)
+  rest = safe_divide(masked_var(error, mask), variance)
+  return narrowed(zero_masked(1 - rest, variance > 1e-10 * size), x)
 
 
 def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
@@ -118,10 +224,14 @@ def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:
     axis: int, tuple of int or None (all axes), the axes to reduce.
 
   Returns:
-    x reduced over axis. Masked entries count as +inf, the identity of min.
+    x reduced over axis. Masked entries count as +inf, the identity of min. The
+    gradient goes to the least entry, and in equal shares to several.
   """
+  if not jnp.size(x):
+    # `jnp.min` raises; the sums are zeros of the right shape.
+    return masked_sum(x, mask, axis)
   least = jnp.min(jnp.where(mask, x, jnp.inf), axis=axis)
-  return jnp.where(jnp.any(mask, axis=axis), least, jnp.zeros_like(least))
+  return zero_masked(least, jnp.any(mask, axis=axis))
 
 
 def masked_max(x: Array, mask: Array, axis: Axis = None) -> Array:
@@ -133,7 +243,8 @@ def masked_max(x: Array, mask: Array, axis: Axis = None) -> Array:
     axis: int, tuple of int or None (all axes), the axes to reduce.
 
   Returns:
-    x reduced over axis. Masked entries count as -inf, the identity of max.
+    x reduced over axis. Masked entries count as -inf, the identity of max. The
+    gradient goes to the greatest entry, and in equal shares to several.
   """
   return -masked_min(-x, mask, axis)
 
@@ -147,14 +258,17 @@ def whiten(x: Array, mask: Array, epsilon: float = 1e-8) -> Array:
   Args:
     x: [...] float, values; entries outside the mask may be NaN.
     mask: [...] bool, same shape as x, True keeps.
-    epsilon: > 0, keeps a constant batch at 0 rather than NaN.
+    epsilon: > 0, in units of the variance.
 
   Returns:
-    [...] like x, 0 where masked; all 0 if at most one entry is kept.
+    [...] like x, 0 where masked. All 0, and no gradient, if at most one entry
+    is kept, or the kept ones are equal up to rounding (`differ`).
   """
-  variance = masked_var(x, mask, ddof=1)
-  centred = jnp.where(mask, x - masked_mean(x, mask), jnp.zeros_like(x))
-  return centred / jnp.sqrt(variance + epsilon)
+  wide = widened(x)
+  variance = masked_var(wide, mask, ddof=1)
+  centred = zero_masked(wide - masked_mean(wide, mask), mask)
+  whitened = centred / jnp.sqrt(variance + epsilon)
+  return narrowed(zero_masked(whitened, differ(wide, mask)), x)
 
 
 def whiten_nonzero(x: Array, mask: Array, within: Array) -> Array:
@@ -183,11 +297,12 @@ def whiten_nonzero(x: Array, mask: Array, within: Array) -> Array:
   Returns:
     [...] like x, 0 where masked; all 0 if no entry is kept.
   """
-  nonzero = mask & (x != 0)
+  wide = widened(x)
+  nonzero = mask & (wide != 0)
   count = jnp.sum(nonzero)
-  mean = masked_mean(x, nonzero)
-  centred = jnp.where(nonzero, x - mean, jnp.zeros_like(x))
-  left_out = (jnp.sum(within) - count).astype(x.dtype)
+  mean = masked_mean(wide, nonzero)
+  centred = zero_masked(wide - mean, nonzero)
+  left_out = (jnp.sum(within) - count).astype(wide.dtype)
   squares = jnp.sum(jnp.square(centred)) + jnp.square(mean) * left_out
   variance = safe_divide(squares, count)
-  return centred / jnp.sqrt(jnp.maximum(variance, 1e-8))
+  return narrowed(centred / jnp.sqrt(jnp.maximum(variance, 1e-8)), x)

@@ -11,7 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pure_jax import masked
 from pure_jax.types import MetricGroups
+
+# Of exp in float32, which ends at e^88. Sums over any batch stay finite, too.
+LARGEST_EXPONENT = 60.0
 
 
 def policy_ratio(
@@ -30,17 +34,23 @@ def policy_ratio(
     new_logp: [...] float, nats, under the policy being trained.
     old_logp: [...] float, nats, under the policy that sampled.
     log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit. None clips
-      nothing, and a log-ratio above 88 then overflows float32.
+      it at `LARGEST_EXPONENT` only, from above.
 
   Returns:
-    [...] like new_logp. The gradient reaches new_logp only; it is 0 where the
-    log-ratio exceeds the limit.
+    [...] like new_logp, computed in float32 at least. The gradient reaches
+    new_logp only; it is exactly 0 where the log-ratio exceeds the limit. In
+    float32 both are finite for finite log-probs.
   """
   # Without stop_gradient, new_logp passed as both would get no gradient.
-  log_ratio = new_logp - jax.lax.stop_gradient(old_logp)
-  if log_ratio_limit is not None:
-    log_ratio = jnp.clip(log_ratio, -log_ratio_limit, log_ratio_limit)
-  return jnp.exp(log_ratio)
+  log_ratio = masked.widened(new_logp) - jax.lax.stop_gradient(
+    masked.widened(old_logp)
+  )
+  if log_ratio_limit is None:
+    log_ratio = jnp.minimum(log_ratio, LARGEST_EXPONENT)
+  else:
+    limit = min(log_ratio_limit, LARGEST_EXPONENT)
+    log_ratio = jnp.clip(log_ratio, -limit, limit)
+  return masked.narrowed(jnp.exp(log_ratio), new_logp)
 
 
 def dual_clip(

@@ -228,7 +228,7 @@ class LossConfig:
       nothing, and a policy far from the reference can then overflow.
     log_ratio_limit: > 0, clips log(policy / old policy) to +-limit nats
       before the ratio is taken, as verl and OpenRLHF do; a clipped token gets
-      no gradient from its ratio. None clips nothing.
+      no gradient from its ratio. None clips it at 60 only, from above.
     dual_clip: c > 1, bounds the loss of a token with A < 0 by -c * A, see
       `ratios.dual_clip` (verl has 3); None does not.
     ratio_guard: > 1; the loss and gradients of an update are 0 if the mean

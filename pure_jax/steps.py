@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pure_jax import masked
 from pure_jax.types import PRMInputs, SeparatorTable, StepBoundaries
 
 
@@ -143,7 +144,7 @@ def values_at_step_ends(step_values: Array, steps: StepBoundaries) -> Array:
     linear; gradients flow to the values of existing steps only.
   """
   values = jnp.take_along_axis(step_values, steps.index, axis=-1)
-  return jnp.where(steps.end_mask, values, jnp.zeros_like(values))
+  return masked.zero_masked(values, steps.end_mask)
 
 
 def values_per_token(step_values: Array, steps: StepBoundaries) -> Array:
@@ -158,7 +159,7 @@ def values_per_token(step_values: Array, steps: StepBoundaries) -> Array:
   """
   values = jnp.take_along_axis(step_values, steps.index, axis=-1)
   ends_to_come = jnp.cumsum(steps.end_mask[:, ::-1], axis=1)[:, ::-1]
-  return jnp.where(ends_to_come > 0, values, jnp.zeros_like(values))
+  return masked.zero_masked(values, ends_to_come > 0)
 
 
 def tokens_per_step(steps: StepBoundaries, completion_mask: Array) -> Array:
@@ -312,12 +313,12 @@ def read_step_rewards(logits: Array, inputs: PRMInputs) -> Array:
 
   Returns:
     [B, S] in the dtype of logits, -1..1, 0 where there is no step.
-    Differentiable; `advantages.pure_advantages` stops the gradient.
+    Differentiable; `advantages.pure_advantages` stops the gradient. Logits that
+    no step reads may be NaN: their gradient is exactly 0.
   """
   margin = logits[..., 1] - logits[..., 0]
   at_scores = jnp.take_along_axis(margin, inputs.score_position, axis=-1)
-  rewards = jnp.tanh(at_scores / 2)
-  rewards = jnp.where(inputs.score_mask, rewards, jnp.zeros_like(rewards))
+  rewards = jnp.tanh(masked.zero_masked(at_scores, inputs.score_mask) / 2)
   if inputs.unread_mask is None:
     return rewards
   return jnp.where(inputs.unread_mask, -jnp.ones_like(rewards), rewards)

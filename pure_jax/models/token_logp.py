@@ -19,11 +19,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from pure_jax import masked
 from pure_jax.models.activation_sharding import (
   LOCAL,
   LOGITS,
   ActivationSharding,
 )
+
+# Logits of up to 1e8, divided by the lowest temperature, are within float32.
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-30, 1e30
+
+
+def check_temperature(temperature: float) -> None:
+  """Validates a temperature that divides logits in float32.
+
+  Args:
+    temperature: the number.
+
+  Raises:
+    ValueError: if it is not in 1e-30..1e30.
+  """
+  if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+    raise ValueError(
+      f"temperature must be positive, in {LOWEST_TEMPERATURE}.."
+      f"{HIGHEST_TEMPERATURE}, by which float32 can divide logits, got "
+      f"{temperature}."
+    )
 
 
 def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
@@ -67,7 +88,8 @@ def logp_and_entropy(scores: Array, tokens: Array) -> tuple[Array, Array]:
 
   Returns:
     (logp, entropy), each [...] float32 in nats; logp is -inf for an id
-    without probability. Differentiable, with no NaN from -inf.
+    without probability. Differentiable, with no NaN from -inf. Finite logits
+    must be less than 3e38 apart, so that float32 holds their differences.
   """
   normalizer = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
   possible = scores > -jnp.inf
@@ -83,7 +105,7 @@ class Readout:
 
   Attributes:
     tied: True for a table [V, D], an embedding; False for a head [D, V].
-    temperature: > 0, divides the logits.
+    temperature: divides the logits, see `check_temperature`.
     banned_ids: ids without probability, see `ban_tokens`.
     chunk: tokens of a row whose logits exist at one time, at least 1; rounded
       up to a multiple of the layout's token shards. None computes all at once.
@@ -98,8 +120,7 @@ class Readout:
 
   def __post_init__(self):
     """Validates the temperature."""
-    if self.temperature <= 0:
-      raise ValueError(f"temperature must be positive, got {self.temperature}.")
+    check_temperature(self.temperature)
 
   def scores(self, table: Array, hidden_BcD: Array) -> Array:
     """Logits [B, c, V] float32; products in the dtype of the hidden states."""
@@ -136,8 +157,12 @@ def chunked_logp(
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats; 0 with zero gradient where
-    masked. Differentiable once, in table and hidden, in reverse mode.
+    masked, where hidden states may be NaN. B and C may be 0. Differentiable
+    once, in table and hidden, in reverse mode.
   """
+  if not tokens.size:
+    nothing = jnp.zeros(tokens.shape, jnp.float32)
+    return nothing, nothing
   C = tokens.shape[1]
   chunks = -(-C // readout.chunk)
   shards = readout.act_sharding.token_shards
@@ -157,6 +182,12 @@ def chunked_logp(
 def _read_chunk(x, index, chunk):
   """Columns of one chunk, [B, c, ...]."""
   return jax.lax.dynamic_slice_in_dim(x, index * chunk, chunk, axis=1)
+
+
+def _read_states(hidden, mask, index, chunk):
+  """Hidden states of one chunk [B, c, D], 0 where masked."""
+  kept = _read_chunk(mask, index, chunk)[..., None]
+  return masked.zero_masked(_read_chunk(hidden, index, chunk), kept)
 
 
 def _write_chunk(x, new, index, chunk):
@@ -205,7 +236,7 @@ def _chunked_forward(readout, table, hidden, tokens, mask):
   chunk = readout.chunk
 
   def body(index, outputs):
-    scores = readout.scores(table, _read_chunk(hidden, index, chunk))
+    scores = readout.scores(table, _read_states(hidden, mask, index, chunk))
     is_token = _is_token(scores, _read_chunk(tokens, index, chunk))
     normalizer = jax.nn.logsumexp(scores, axis=-1)
     possible = scores > -jnp.inf
@@ -234,7 +265,7 @@ def _chunked_backward(readout, residuals, cotangents):
   def body(index, sums):
     by_table, by_hidden = sums
     of_chunk = functools.partial(_read_chunk, index=index, chunk=chunk)
-    hidden_BcD = of_chunk(hidden)
+    hidden_BcD = _read_states(hidden, mask, index, chunk)
     by_logp, by_entropy = (
       jnp.where(of_chunk(mask), of_chunk(x), 0.0)[..., None] for x in cotangents
     )

@@ -24,7 +24,8 @@ class SamplingConfig:
     pad_id: id that fills a row after its end. It is never sampled, unless it
       is one of `stop_ids`.
     stop_ids: ids that end a row; the stop id is part of the completion.
-    temperature: divides the logits; 0 takes the likeliest token.
+    temperature: divides the logits; 0 takes the likeliest token, else in the
+      range of `token_logp.check_temperature`.
     top_p: in (0, 1], keeps the smallest set of likeliest tokens with at least
       this probability; 1 keeps all.
     top_k: keeps this many likeliest tokens; 0 keeps all.
@@ -54,6 +55,8 @@ class SamplingConfig:
         "temperature must be positive, or 0 for greedy, got "
         f"{self.temperature}."
       )
+    if self.temperature:
+      token_logp.check_temperature(self.temperature)
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
     if self.top_k < 0:
@@ -141,10 +144,9 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
     top-k and top-p no sort is compiled.
 
   Raises:
-    ValueError: if the temperature is not positive.
+    ValueError: if the temperature is 0.
   """
-  if config.temperature <= 0:
-    raise ValueError(f"temperature must be positive, got {config.temperature}.")
+  token_logp.check_temperature(config.temperature)
   scores = scores / config.temperature
   size = scores.shape[-1]
   has_top_k = 0 < config.top_k < size
@@ -154,7 +156,9 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
     if config.top_p < 1.0:
       probability = jax.nn.softmax(ranked, axis=-1)
       before = jnp.cumsum(probability, axis=-1) - probability
-      ranked = jnp.where(before < config.top_p, ranked, jnp.inf)
+      # The likeliest token stays, also if float32 rounds top_p to 0.
+      top_p = max(config.top_p, float(jnp.finfo(jnp.float32).tiny))
+      ranked = jnp.where(before < top_p, ranked, jnp.inf)
     keep = scores >= jnp.min(ranked, axis=-1, keepdims=True)
   if config.min_p > 0:
     top = jnp.max(scores, axis=-1, keepdims=True)

@@ -229,6 +229,7 @@ def _objective(
   The texts are (new values, values before the update, targets), all in the
   shape of the mask.
   """
+  texts = (masked.zero_masked(x, mask) for x in texts)
   per_token, clipped = losses.clipped_value_loss(*texts, value_clip)
 
   def mean(x):

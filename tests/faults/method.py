@@ -6,8 +6,8 @@ FAULTS = (
   Fault(
     "GAE ignores the value of the next state",
     "estimators:gae_advantages",
-    "errors = token_rewards + discount * next_values - values",
-    "errors = token_rewards - values",
+    "errors = rewards + discount * next_values - values",
+    "errors = rewards - values",
     ("test_gae.py::test_gae_equals_a_loop_and_the_published_definition",),
   ),
   Fault(
@@ -62,7 +62,7 @@ FAULTS = (
   Fault(
     "an absent step has weight in softmin",
     "credit:softmin_rewards",
-    "weight = _zero_unless(step_mask, jnp.exp(-shift / temperature))",
+    "weight = masked.zero_masked(jnp.exp(-shift / temperature), step_mask)",
     "weight = jnp.exp(-shift / temperature)",
     ("test_credit.py::test_zero_padding_would_erase_positive_returns",),
   ),
@@ -99,7 +99,7 @@ FAULTS = (
   Fault(
     "main whitens advantages of 0",
     "masked:whiten_nonzero",
-    "nonzero = mask & (x != 0)",
+    "nonzero = mask & (wide != 0)",
     "nonzero = mask",
     (
       "test_main_branch.py::test_a_group_without_signal_is_left_out_and_gets_no_gradient",
@@ -135,15 +135,15 @@ FAULTS = (
   Fault(
     "the mean of step scores divides by the padded number of steps",
     "credit:mean_returns",
-    "jnp.add, step_mask.astype(step_rewards.dtype), segment_ids",
+    "jnp.add, step_mask.astype(jnp.float32), segment_ids",
     "jnp.add, jnp.ones_like(step_rewards), segment_ids",
     ("test_credit.py::test_agrees_with_a_loop_over_each_response",),
   ),
   Fault(
     "GRPO compares steps with the whole batch",
-    "estimators:grpo_step_rewards",
-    "mean = masked.masked_mean(rewards, mask, axis=1)[:, None]",
-    "mean = masked.masked_mean(rewards, mask)",
+    "estimators:_normalised",
+    "mean = masked.masked_mean(wide, mask, axis=1)[:, None]",
+    "mean = masked.masked_mean(wide, mask)",
     ("test_group_estimators.py::test_grpo_sums_normalised_rewards_to_go",),
   ),
   Fault(
@@ -158,7 +158,7 @@ FAULTS = (
   Fault(
     "the gradient of a clipped k3 overflows",
     "estimators:kl_estimate",
-    "difference = jnp.minimum(difference, _LARGEST_EXPONENT)",
+    "difference = jnp.minimum(difference, beyond)",
     "difference = jnp.minimum(difference, jnp.inf)",
     ("test_ratios.py::test_a_limited_penalty_is_the_clipped_one_everywhere",),
   ),
@@ -172,7 +172,7 @@ FAULTS = (
   Fault(
     "a log-ratio has no limit",
     "ratios:policy_ratio",
-    "jnp.clip(log_ratio, -log_ratio_limit, log_ratio_limit)",
+    "jnp.clip(log_ratio, -limit, limit)",
     "jnp.clip(log_ratio, -jnp.inf, jnp.inf)",
     ("test_ratios.py::test_a_ratio_beyond_the_limit_has_no_gradient",),
   ),
@@ -202,8 +202,8 @@ FAULTS = (
   Fault(
     "a sample is its own baseline",
     "estimators:others_sum",
-    "(grouped.sum(axis=1, keepdims=True) - grouped)",
-    "(grouped.sum(axis=1, keepdims=True) + 0 * grouped)",
+    "grouped.sum(axis=1, keepdims=True) - grouped",
+    "grouped.sum(axis=1, keepdims=True) + 0 * grouped",
     (
       "test_estimators.py::test_rloo_is_the_outcome_less_the_mean_of_the_others",
     ),
@@ -211,7 +211,7 @@ FAULTS = (
   Fault(
     "a mean divides by the padded length",
     "masked:masked_mean",
-    "return safe_divide(masked_sum(x, mask, axis), jnp.sum(mask, axis=axis))",
+    "return narrowed(safe_divide(total, jnp.sum(mask, axis=axis)), x)",
     "return jnp.mean(jnp.where(mask, x, jnp.zeros_like(x)), axis=axis)",
     ("test_masked.py::test_mean_divides_by_what_it_kept",),
   ),
@@ -225,8 +225,8 @@ FAULTS = (
   Fault(
     "gradients flow through the old log-probs",
     "ratios:policy_ratio",
-    "log_ratio = new_logp - jax.lax.stop_gradient(old_logp)",
-    "log_ratio = new_logp - old_logp",
+    "jax.lax.stop_gradient( masked.widened(old_logp) )",
+    "masked.widened(old_logp)",
     ("test_losses.py::test_on_policy_gradient_is_minus_advantage_over_tokens",),
   ),
   Fault(
@@ -293,5 +293,60 @@ FAULTS = (
     (
       "test_importance.py::test_the_gradient_is_weighed_and_reaches_the_policy_alone",
     ),
+  ),
+  Fault(
+    "the PRM's loss reads the logits of absent steps",
+    "losses:prm_loss",
+    "at_scores = masked.zero_masked(at_scores, labelled[..., None])",
+    "at_scores = at_scores",
+    (
+      "test_hostile_values.py::test_what_is_masked_changes_neither_value_nor_gradient",
+    ),
+  ),
+  Fault(
+    "a step reward is masked after its tanh",
+    "steps:read_step_rewards",
+    "jnp.tanh(masked.zero_masked(at_scores, inputs.score_mask) / 2)",
+    "masked.zero_masked(jnp.tanh(at_scores / 2), inputs.score_mask)",
+    (
+      "test_hostile_values.py::test_what_is_masked_changes_neither_value_nor_gradient",
+    ),
+  ),
+  Fault(
+    "16 bits are summed in 16 bits",
+    "masked:widened",
+    "x.astype(jnp.float32) if narrow else x",
+    "x",
+    ("test_numeric_limits.py::test_16_bits_are_summed_in_float32",),
+  ),
+  Fault(
+    "the deviation of equal outcomes has a slope",
+    "masked:masked_std",
+    "jnp.where(varies, variance, jnp.ones_like(variance))",
+    "variance",
+    (
+      "test_numeric_limits.py::test_equal_outcomes_have_no_advantage_and_no_nan",
+    ),
+  ),
+  Fault(
+    "the rounding of equal values is whitened",
+    "masked:whiten",
+    "zero_masked(whitened, differ(wide, mask))",
+    "whitened",
+    ("test_numeric_limits.py::test_equal_values_whiten_to_zero",),
+  ),
+  Fault(
+    "softmin divides by a temperature of 0 in float32",
+    "credit:softmin_rewards",
+    "temperature = highest(temperature, LOWEST_TEMPERATURE)",
+    "temperature = highest(temperature, 0)",
+    ("test_numeric_limits.py::test_softmin_has_limits",),
+  ),
+  Fault(
+    "no id is likely enough for a top_p of 0 in float32",
+    "rollout.sampling:filter_logits",
+    "top_p = max(config.top_p, float(jnp.finfo(jnp.float32).tiny))",
+    "top_p = config.top_p",
+    ("test_numeric_limits.py::test_a_single_possible_id_is_certain",),
   ),
 )

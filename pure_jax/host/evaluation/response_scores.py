@@ -7,6 +7,8 @@ scores 0; `step_mask.any(-1)` distinguishes it from a bad response.
 
 import numpy as np
 
+from pure_jax import credit
+
 
 def probability_good(
   step_rewards: np.ndarray, step_mask: np.ndarray
@@ -45,13 +47,14 @@ def softmin_outcome(
   Args:
     step_rewards: [..., S] float, -1..1; any value where masked.
     step_mask: [..., S] bool, True where the step exists.
-    temperature: T of Eq. 5, above 0.
+    temperature: T of Eq. 5, above 0; below `credit.LOWEST_TEMPERATURE` it
+      counts as that, as on the devices.
   """
   rewards = np.where(step_mask, step_rewards, 0).astype(np.float64)
   lowest = np.min(np.where(step_mask, rewards, np.inf), axis=-1, initial=1.0)
-  weight = np.where(
-    step_mask, np.exp(-(rewards - lowest[..., None]) / temperature), 0.0
-  )
+  shift = np.where(step_mask, rewards - lowest[..., None], 0.0)
+  shift /= max(temperature, credit.LOWEST_TEMPERATURE)
+  weight = np.where(step_mask, np.exp(-shift), 0.0)
   total = weight.sum(-1)
   return (weight * rewards).sum(-1) / np.where(total > 0, total, 1.0)
 

@@ -166,3 +166,17 @@ def test_softmin_outcome_is_the_sum_of_the_rewards_of_credit(temperature):
     expected = softmin(rewards, temperature) if rewards else 0.0
     assert value == pytest.approx(expected, abs=1e-9)
   assert outcome[0] == 0  # Not NaN: no step exists.
+
+
+@pytest.mark.filterwarnings("error")
+def test_scores_see_nothing_masked_and_softmin_has_limits():
+  rewards = np.array([[0.5, -0.25, 0], [0.125, 0, 0], [0, 0, 0]])
+  mask = np.array([[True, True, False], [True, False, False], [False] * 3])
+  expected = response_scores(rewards, mask)
+  for filler in (np.nan, np.inf, -np.inf, 1e308):
+    hostile = response_scores(np.where(mask, rewards, filler), mask)
+    for name, scores in expected.items():
+      np.testing.assert_array_equal(hostile[name], scores)
+  for temperature, first in ((5e-324, -0.25), (1e-300, -0.25), (1e300, 0.125)):
+    actual = softmin_outcome(rewards, mask, temperature)
+    np.testing.assert_allclose(actual, [first, 0.125, 0])
