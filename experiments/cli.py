@@ -155,10 +155,10 @@ _Kind = TypeVar("_Kind")
 
 
 @contextlib.contextmanager
-def from_flags() -> Iterator[Run]:
-  """Opens the run that --config, --workdir and --start name."""
+def from_flags(*stages: str) -> Iterator[Run]:
+  """Opens the run that --config, --workdir and --start name, for stages."""
   settings = settings_from_config(_CONFIG.value)
-  with open_run(settings, _WORKDIR.value, _START.value) as opened:
+  with open_run(settings, _WORKDIR.value, _START.value, stages) as opened:
     yield opened
 
 

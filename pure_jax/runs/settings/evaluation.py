@@ -18,14 +18,14 @@ from pure_jax.runs.settings.files import (
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import DTYPE_CHOICES, with_dtypes_of
 from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
-from pure_jax.settings import ScoreConfig
+from pure_jax.settings import ScoreConfig, Seed
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
   """An evaluation of one policy. See `configs/evaluate.py`."""
 
-  seed: int
+  seed: Seed
   progress: bool
   mesh: MeshSettings
   policy: str | None
@@ -50,7 +50,7 @@ class EvaluationSettings:
   engine: EngineSettings
   score: ScoreConfig
   grader: GraderSettings
-  bootstrap_seed: int
+  bootstrap_seed: Seed
   bootstrap_resamples: int
 
   def __post_init__(self):
@@ -177,7 +177,7 @@ class EvaluatePRMSettings:
   threshold: str
   threshold_data: str | None
   bins: int
-  bootstrap_seed: int
+  bootstrap_seed: Seed
   resamples: int
 
   def for_platform(self, platform: str) -> "EvaluatePRMSettings":

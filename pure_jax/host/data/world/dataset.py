@@ -30,6 +30,8 @@ RECORD_EXAMPLES = 1_000
 TOKENIZER_EXAMPLES = 2_000
 # Ids for control tokens, line breaks, letters and merges of letters.
 WORD_IDS = 34
+# Texts of one id each, besides the numbers.
+SYMBOLS = (".\n\n", "+", "-", "=", "=?", "\\boxed{", "}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +172,15 @@ def _read(source: Any) -> list[Example]:
   return examples
 
 
+def vocab_size(world: WorldConfig) -> int:
+  """Counts the ids of the world's tokenizer, before it is made.
+
+  Args:
+    world: the settings of the world.
+  """
+  return len(SYMBOLS) + world.number_max + 1 + WORD_IDS
+
+
 def world_tokenizer(
   world: WorldConfig, path: str | os.PathLike
 ) -> SentencePieceTokenizer:
@@ -183,7 +194,7 @@ def world_tokenizer(
     path: the model file.
   """
   numbers = [str(number) for number in range(world.number_max + 1)]
-  symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]
+  symbols = [*SYMBOLS, *numbers]
 
   def texts() -> Iterator[str]:
     for index in range(TOKENIZER_EXAMPLES):
@@ -193,6 +204,4 @@ def world_tokenizer(
     yield from arithmetic.FILLERS
     yield "."
 
-  return train_tokenizer(
-    texts(), symbols, path, vocab_size=len(symbols) + WORD_IDS
-  )
+  return train_tokenizer(texts(), symbols, path, vocab_size=vocab_size(world))
