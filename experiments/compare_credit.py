@@ -93,6 +93,7 @@ def command(
 
 def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   """Runs command lines in parallel, each on one core and with its own log."""
+  at_a_time = max(1, min(at_a_time, len(jobs)))
   cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
   usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]
   for number in range(at_a_time):

@@ -11,11 +11,13 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from pure_jax.host.machine_memory import machine_bytes
 from pure_jax.models import critic, lora, policy, prm
 from pure_jax.runs.memory.arrays import backward_needs, weight_bytes
-from pure_jax.runs.memory.needs import Need, check_stage
+from pure_jax.runs.memory.needs import Need, check_bytes, check_stage
 from pure_jax.runs.memory.run_sizes import RunSizes
 from pure_jax.runs.planning import estimates
+from pure_jax.runs.settings.run import Settings
 from pure_jax.training import supervised
 
 # Bytes of a column: an id and its mask; in a response two log-probs as well; in
@@ -39,6 +41,19 @@ def check_memory(run: RunSizes, stages: Collection[str]) -> None:
   Raises:
     ConfigError: if it has not; it names the field and the memory.
   """
+  for stage, needs in stage_needs(run, stages).items():
+    check_stage(stage, needs, run.layouts.training)
+
+
+def stage_needs(
+  run: RunSizes, stages: Collection[str]
+) -> dict[str, list[Need]]:
+  """What each stage of a run needs at the same time.
+
+  Args:
+    run: as for `check_memory`.
+    stages: as for `check_memory`.
+  """
   needs = {"the data set": []}
   if "sft" in stages and run.settings.sft is not None:
     needs["the supervised start"] = _supervised_start(run)
@@ -51,8 +66,7 @@ def check_memory(run: RunSizes, stages: Collection[str]) -> None:
     needs["an update"] = [*states, *_update(run)]
     needs["a validation"] = [*states, *_validation(run)]
   examples = _examples(run)
-  for stage, of_stage in needs.items():
-    check_stage(stage, [*examples, *of_stage], run.layouts.training)
+  return {stage: [*examples, *of_stage] for stage, of_stage in needs.items()}
 
 
 def _examples(run: RunSizes) -> list[Need]:
@@ -112,8 +126,13 @@ def _prm_training(run: RunSizes) -> list[Need]:
     Need("weights, gradients and moments", states, run.prm_fields | rank),
     Need("a batch", batch, {"prm.batch_size": settings.batch_size}),
   ]
-  if run.settings.files is not None:
-    return needs
+  files = run.settings.files
+  if files is not None:
+    lengths = {"files.response_tokens": files.response_tokens}
+    lengths |= {"files.prm_prompt_tokens": run.prm_prompt_tokens}
+    padded = settings.batch_size * sum(lengths.values()) * PROMPT_BYTES
+    fields = lengths | {"prm.batch_size": settings.batch_size}
+    return [*needs, Need("a padded batch", padded, fields, on_host=True)]
   needs.append(_example_need({"prm.labelled": settings.labelled}))
   prompts = {"prm.policy_prompts": settings.policy_prompts}
   prompts |= {"prm.eval_prompts": settings.eval_prompts}
@@ -122,6 +141,28 @@ def _prm_training(run: RunSizes) -> list[Need]:
   num_bytes = math.prod(samples.values()) * run.columns * PROMPT_BYTES
   what, fields = "samples of the policy", samples | run.lengths
   return [*needs, Need(what, num_bytes, fields, on_host=True)]
+
+
+def check_labelled(settings: Settings, rows: int) -> None:
+  """Validates that the host has memory for labelled solutions of a file.
+
+  They are padded to their limits.
+
+  Args:
+    settings: the run's settings, with files.
+    rows: number of solutions.
+
+  Raises:
+    ConfigError: if it has not.
+  """
+  files, steps = settings.files, settings.prm.score.max_steps
+  lengths = {"files.prm_prompt_tokens": files.prm_prompt_tokens}
+  lengths |= {"files.response_tokens": files.response_tokens}
+  # An id and its mask, a label and its mask.
+  of_one = (sum(lengths.values()) + steps) * PROMPT_BYTES
+  what, fields = f"{rows} solutions", lengths | {"prm.score.max_steps": steps}
+  needs = [Need(what, rows * of_one, fields, on_host=True)]
+  check_bytes(what, needs, machine_bytes(), "this machine")
 
 
 def _trained(run: RunSizes) -> dict[str, Any]:

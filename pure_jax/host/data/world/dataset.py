@@ -18,6 +18,7 @@ from pure_jax.host.data.storage import prepared
 from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
+from pure_jax.host.logs import console
 from pure_jax.host.text.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_tokenizer,
@@ -28,6 +29,8 @@ SPLITS = (*arithmetic.SPLITS, "labelled")
 # several times longer than it takes to generate one example.
 RECORD_EXAMPLES = 1_000
 TOKENIZER_EXAMPLES = 2_000
+# It takes seconds to generate so many, which are worth a message.
+MANY_EXAMPLES = 200_000
 # Ids for control tokens, line breaks, letters and merges of letters.
 WORD_IDS = 34
 # Texts of one id each, besides the numbers.
@@ -98,6 +101,8 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """Yields (number of the stored record, columns of its examples)."""
     size = self._sizes[split]
+    if size >= MANY_EXAMPLES:
+      console.tell(f"generating {size} {split} problems of the embedded world")
     for number, first in enumerate(range(0, size, RECORD_EXAMPLES)):
       rows = [
         self._example(split, index)
