@@ -96,8 +96,8 @@ def _literal(argument: str) -> Any:
   """The value that a text is in Python, or the text itself."""
   try:
     return ast.literal_eval(argument)
-  except (SyntaxError, ValueError):
-    return argument
+  except (SyntaxError, ValueError, MemoryError, RecursionError):
+    return argument  # The last two mean that it is nested too deeply.
 
 
 for _type, _parser in {

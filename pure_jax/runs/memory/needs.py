@@ -13,7 +13,7 @@ from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.settings.checks import ConfigError
 
 # Counts of tokens and indices of arrays are int32.
-MOST_TOKENS = 2**31 - 1
+LARGEST_COUNT = 2**31 - 1
 # No device and no machine has as much. The limit where the memory is unknown.
 MOST_BYTES = 2**50
 _NAMED_FIELDS = 4  # Fields that a message says to lower, at most.
@@ -36,26 +36,26 @@ class Need:
   on_host: bool = False
 
 
-def check_tokens(
+def check_count(
   what: str, rows: int, columns: int, sizes: Mapping[str, int]
 ) -> None:
-  """Validates that the tokens of a batch can be counted.
+  """Validates that the entries of an array can be counted.
 
   Args:
-    what: the batch, for the message.
+    what: the array, for the message.
     rows: its rows.
-    columns: tokens of a row.
+    columns: its columns, such as the tokens of a row.
     sizes: the fields that the two follow from, by name.
 
   Raises:
     ConfigError: if there are too many.
   """
-  if rows * columns <= MOST_TOKENS:
+  if rows * columns <= LARGEST_COUNT:
     return
   raise ConfigError(
-    f"{_largest(sizes)} is too much: {what} has {rows} rows of {columns} "
-    f"tokens, {rows * columns:.3g} in all, and tokens of a batch are counted "
-    f"in 32 bits, up to {MOST_TOKENS}. {_advice(sizes)}"
+    f"{_largest(sizes)} is too large: {what} has {rows} rows of {columns} "
+    f"columns, {rows * columns:.3g} entries, and they are counted in 32 bits, "
+    f"up to {LARGEST_COUNT}. {_advice(sizes)}"
   )
 
 
@@ -105,16 +105,14 @@ def check_bytes(
     return
   largest = max(needs, key=lambda need: need.num_bytes)
   part = ""
-  if total > largest.num_bytes:
-    part = f", {_gib(largest.num_bytes)} of them for {largest.what}"
-  elif stage != largest.what:
-    part = f" for {largest.what}"
+  if stage != largest.what:
+    part = f", the largest part for {largest.what}"
   has = f"{place} has {_gib(MOST_BYTES if limit is None else limit)}"
   if limit is None:
     has = f"no machine has more than {_gib(MOST_BYTES)}"
   raise ConfigError(
-    f"{_largest(largest.sizes)} needs more memory than there is: {stage} takes "
-    f"at least {_gib(total)}{part}, and {has}. {_advice(largest.sizes)}"
+    f"{_largest(largest.sizes)} needs more memory than there is: {stage} "
+    f"takes at least {_gib(total)}{part}, and {has}. {_advice(largest.sizes)}"
   )
 
 
@@ -131,7 +129,7 @@ def _by_size(sizes: Mapping[str, int]) -> list[str]:
 def _largest(sizes: Mapping[str, int]) -> str:
   """The field with the largest number, for a message."""
   for name in _by_size(sizes):
-    return f"config.{name}={sizes[name]}"
+    return f"{name}={sizes[name]}"
   return "The model"
 
 

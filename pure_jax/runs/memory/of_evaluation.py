@@ -6,7 +6,7 @@ from pure_jax.host import huggingface
 from pure_jax.models import policy, prm
 from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.memory.arrays import weight_bytes
-from pure_jax.runs.memory.needs import Need, check_stage, check_tokens
+from pure_jax.runs.memory.needs import Need, check_count, check_stage
 from pure_jax.runs.memory.of_run import PROMPT_BYTES, RESPONSE_BYTES, STEP_BYTES
 from pure_jax.runs.planning import estimates
 from pure_jax.runs.settings.conversion import ConfigError
@@ -39,12 +39,12 @@ def check_evaluation(settings: EvaluationSettings, layout: Layout) -> None:
   rows, steps = settings.batch_rows, settings.score.max_steps
   fields = {"batch_rows": rows, "sampler.max_new_tokens": C}
   fields |= {"prompt_tokens": L}
-  check_tokens("a batch", rows, L + C, fields)
+  check_count("a batch", rows, L + C, fields)
   if prm_model is not None:
     of_prm = {"prm_prompt_tokens": settings.prm_prompt_tokens}
     of_prm |= {"score.max_steps": steps}
     columns = sum(of_prm.values()) + C
-    check_tokens("what the PRM reads", rows, columns, fields | of_prm)
+    check_count("what the PRM reads", rows, columns, fields | of_prm)
 
   shards, ring = layout.row_shards, max(C - 1, 1)
   slots = settings.engine.slots
@@ -88,7 +88,7 @@ def check_prm_evaluation(settings: EvaluatePRMSettings, layout: Layout) -> None:
   steps = {"score.max_steps": settings.score.max_steps}
   fields = {"batch_size": rows} | lengths
   columns = sum(lengths.values())
-  check_tokens(
+  check_count(
     "a batch", rows, columns + settings.score.max_steps, fields | steps
   )
   of_steps = rows // layout.row_shards * settings.score.max_steps * STEP_BYTES

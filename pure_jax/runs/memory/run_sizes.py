@@ -12,7 +12,7 @@ from pure_jax.host import huggingface
 from pure_jax.host.data.world import dataset
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
-from pure_jax.runs.memory.needs import check_tokens
+from pure_jax.runs.memory.needs import check_count
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training.step_spec import Layouts
@@ -26,7 +26,7 @@ _MODEL_SIZES = (
 
 # The stages of a run that train something.
 STAGES = ("sft", "prm", "rl")
-# What, rows, columns and fields of `check_tokens`.
+# What, rows, columns and fields of `check_count`.
 _Count = tuple[str, int, int, Mapping[str, int]]
 
 
@@ -188,7 +188,7 @@ def check_counts(run: RunSizes, stages: Collection[str]) -> None:
   counts = {"sft": _sft_counts, "prm": _prm_counts, "rl": _rl_counts}
   for stage in stages:
     for count in counts[stage](run):
-      check_tokens(*count)
+      check_count(*count)
 
 
 def _sft_counts(run: RunSizes) -> list[_Count]:
