@@ -99,22 +99,21 @@ def _skip(case: Case, why: str, document: Document) -> None:
 def why_not(case: Case, suite: Suite, available: int) -> str | None:
   """Returns a sentence if a case does not fit into `available` bytes.
 
-  The weights, gradients and moments that exist at the same time must fit, and
-  the ids of the batch; activations are not counted.
+  The weights, gradients and moments that exist at the same time must fit;
+  activations are not counted. The ids of the batch must fit as well.
   """
   weights = count_weights(case.model_config)
   needed = weights * suite.bytes_per_weight(case.itemsize)
   ids = case.rows * (case.prompt_tokens + case.new_tokens)
-  if ids > LARGEST_COUNT:
+  if ids > LARGEST_COUNT or 4 * ids > available:
     return (
-      f"not measured: its {ids:.3g} ids are more than 32 bits count, "
-      f"{LARGEST_COUNT}"
+      f"not measured: {ids:.3g} ids are more than memory holds, or than 32 "
+      "bits count"
     )
-  needed += 4 * ids
   if needed <= available:
     return None
   return (
-    "not measured: ids and weights, with gradients and moments where they are "
+    "not measured: weights, with gradients and moments where they are "
     f"trained, are {needed / 1e9:,.1f} GB, there are {available / 1e9:,.1f} GB"
   )
 
