@@ -138,8 +138,11 @@ def _prm_training(run: RunSizes) -> list[Need]:
   prompts |= {"prm.eval_prompts": settings.eval_prompts}
   name = max(prompts, key=lambda name: prompts[name])
   samples = {name: prompts[name], "prm.policy_samples": settings.policy_samples}
-  num_bytes = math.prod(samples.values()) * run.columns * PROMPT_BYTES
+  # An id and its mask, a label and its mask.
+  of_one = (run.columns + settings.score.max_steps) * PROMPT_BYTES
+  num_bytes = math.prod(samples.values()) * of_one
   what, fields = "samples of the policy", samples | run.lengths
+  fields |= run.step_fields
   return [*needs, Need(what, num_bytes, fields, on_host=True)]
 
 
@@ -248,7 +251,7 @@ def _update(run: RunSizes) -> list[Need]:
     Need(
       "scored responses",
       _response_bytes(run) + rl.responses // shards * scores,
-      run.row_fields | {"prm.score.max_steps": steps},
+      run.row_fields | run.step_fields,
     ),
   ]
   if rl.updates.count > 1:

@@ -69,6 +69,11 @@ class RunSizes:
     return limit | {"world.max_operations": self.settings.world.max_operations}
 
   @property
+  def step_fields(self) -> dict[str, int]:
+    """The field that the steps of a response follow from (S), by name."""
+    return {"prm.score.max_steps": self.settings.prm.score.max_steps}
+
+  @property
   def row_fields(self) -> dict[str, int]:
     """The fields that the tokens of an iteration follow from, by name."""
     rl = self.settings.rl
@@ -203,28 +208,30 @@ def _sft_counts(run: RunSizes) -> list[_Count]:
 def _prm_counts(run: RunSizes) -> list[_Count]:
   """The batches of the PRM's training, and the policy's samples for it."""
   settings, files = run.settings.prm, run.settings.files
-  rows, batch = settings.batch_size, {"prm.batch_size": settings.batch_size}
-  what = "a batch of the PRM's training"
+  batch, steps = {"prm.batch_size": settings.batch_size}, run.step_fields
+  lengths, columns = run.lengths, run.columns
   if files is not None:
     lengths = {"files.response_tokens": files.response_tokens}
     lengths |= {"files.prm_prompt_tokens": run.prm_prompt_tokens}
-    return [(what, rows, sum(lengths.values()), batch | lengths)]
+    columns = sum(lengths.values())
+  columns += settings.score.max_steps
+  what, fields = "a batch of the PRM's training", batch | lengths | steps
+  counts = [(what, settings.batch_size, columns, fields)]
+  if files is not None:
+    return counts
   samples = {"prm.policy_samples": settings.policy_samples}
-  counts = [(what, rows, run.columns, batch | run.lengths)]
   for name in ("policy_prompts", "eval_prompts"):
     fields = {f"prm.{name}": getattr(settings, name)} | samples
-    rows = math.prod(fields.values())
-    counts.append(
-      ("what the policy samples", rows, run.columns, fields | run.lengths)
-    )
+    rows, what = math.prod(fields.values()), "what the policy samples"
+    counts.append((what, rows, columns, fields | lengths | steps))
   return counts
 
 
 def _rl_counts(run: RunSizes) -> list[_Count]:
   """The batches of RL."""
   rl, fields = run.settings.rl, run.row_fields
-  steps = run.settings.prm.score.max_steps
-  prm_columns = run.prm_prompt_tokens + run.new_tokens + steps
+  steps = run.step_fields
+  prm_columns = run.prm_prompt_tokens + run.new_tokens + sum(steps.values())
   epochs = {"rl.updates.epochs": rl.updates.epochs}
   counts = [
     ("an iteration", rl.responses, run.columns, fields),
@@ -232,7 +239,7 @@ def _rl_counts(run: RunSizes) -> list[_Count]:
       "what the PRM reads in an iteration",
       rl.responses,
       prm_columns,
-      fields | {"prm.score.max_steps": steps},
+      fields | steps,
     ),
     ("the order of updates", rl.responses, rl.updates.epochs, fields | epochs),
   ]
