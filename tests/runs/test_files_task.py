@@ -89,8 +89,8 @@ def test_a_run_has_the_sizes_that_were_read_before(random_files, tmp_path):
 
 def test_solutions_that_do_not_fit_into_memory_are_refused(task, monkeypatch):
   """Only the file says how many there are."""
-  monkeypatch.setattr(of_run, "machine_bytes", lambda: 10_000)
-  with pytest.raises(ConfigError, match=r"response_tokens=96 needs more mem"):
+  monkeypatch.setattr(of_run, "machine_bytes", lambda: 100)
+  with pytest.raises(ConfigError, match=r"score\.max_steps=\d+ needs more mem"):
     task.labelled(None, None, None)
 
 

@@ -72,28 +72,21 @@ def check_evaluation(settings: EvaluationSettings, layout: Layout) -> None:
 
 
 def check_prm_evaluation(settings: EvaluatePRMSettings, layout: Layout) -> None:
-  """Validates that the evaluation of a PRM has the memory it needs.
+  """Validates that the evaluation of a PRM has memory for its steps.
+
+  Solutions have columns for the longest of a batch, which only files say.
 
   Args:
     settings: the settings.
     layout: devices and rules.
 
   Raises:
-    ConfigError: if a batch has too many tokens, or memory is too small for its
-      rows, which are padded to the longest; it names the field.
+    ConfigError: if it has not, or if a batch has too many steps; it names the
+      field.
   """
-  rows = settings.batch_size
-  lengths = {"prompt_tokens": settings.prompt_tokens}
-  lengths |= {"response_tokens": settings.response_tokens}
-  steps = {"score.max_steps": settings.score.max_steps}
-  fields = {"batch_size": rows} | lengths
-  columns = sum(lengths.values())
-  check_count(
-    "a batch", rows, columns + settings.score.max_steps, fields | steps
-  )
-  of_steps = rows // layout.row_shards * settings.score.max_steps * STEP_BYTES
-  needs = [
-    Need("ids", rows * columns * PROMPT_BYTES, fields, on_host=True),
-    Need("positions of scores", of_steps, fields | steps),
-  ]
-  check_stage("a batch", needs, layout)
+  rows, steps = settings.batch_size, settings.score.max_steps
+  fields = {"batch_size": rows, "score.max_steps": steps}
+  check_count("a batch", rows, steps, fields)
+  of_steps = rows // layout.row_shards * steps * STEP_BYTES
+  what = "the steps of a batch"
+  check_stage(what, [Need(what, of_steps, fields)], layout)

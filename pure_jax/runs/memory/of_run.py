@@ -23,8 +23,8 @@ from pure_jax.training import supervised
 # Bytes of a column: an id and its mask; in a response two log-probs as well; in
 # a batch of updates the old and the reference log-prob.
 PROMPT_BYTES, RESPONSE_BYTES, SCORE_BYTES = 5, 13, 8
-# Bytes of a step of a response: its reward.
-STEP_BYTES = 4
+# Bytes of a step of a response: its reward; its label with a mask.
+STEP_BYTES, LABEL_BYTES = 4, 5
 # Bytes of an example of the embedded world on the host: two texts of over 50
 # bytes each, and a record.
 EXAMPLE_BYTES = 150
@@ -126,20 +126,15 @@ def _prm_training(run: RunSizes) -> list[Need]:
     Need("weights, gradients and moments", states, run.prm_fields | rank),
     Need("a batch", batch, {"prm.batch_size": settings.batch_size}),
   ]
-  files = run.settings.files
-  if files is not None:
-    lengths = {"files.response_tokens": files.response_tokens}
-    lengths |= {"files.prm_prompt_tokens": run.prm_prompt_tokens}
-    padded = settings.batch_size * sum(lengths.values()) * PROMPT_BYTES
-    fields = lengths | {"prm.batch_size": settings.batch_size}
-    return [*needs, Need("a padded batch", padded, fields, on_host=True)]
+  if run.settings.files is not None:
+    return needs
   needs.append(_example_need({"prm.labelled": settings.labelled}))
   prompts = {"prm.policy_prompts": settings.policy_prompts}
   prompts |= {"prm.eval_prompts": settings.eval_prompts}
   name = max(prompts, key=lambda name: prompts[name])
   samples = {name: prompts[name], "prm.policy_samples": settings.policy_samples}
-  # An id and its mask, a label and its mask.
-  of_one = (run.columns + settings.score.max_steps) * PROMPT_BYTES
+  steps = settings.score.max_steps
+  of_one = run.columns * PROMPT_BYTES + steps * LABEL_BYTES
   num_bytes = math.prod(samples.values()) * of_one
   what, fields = "samples of the policy", samples | run.lengths
   fields |= run.step_fields
@@ -147,9 +142,7 @@ def _prm_training(run: RunSizes) -> list[Need]:
 
 
 def check_labelled(settings: Settings, rows: int) -> None:
-  """Validates that the host has memory for labelled solutions of a file.
-
-  They are padded to their limits.
+  """Validates that the host has memory for the labels of a file's solutions.
 
   Args:
     settings: the run's settings, with files.
@@ -158,13 +151,13 @@ def check_labelled(settings: Settings, rows: int) -> None:
   Raises:
     ConfigError: if it has not.
   """
-  files, steps = settings.files, settings.prm.score.max_steps
-  lengths = {"files.prm_prompt_tokens": files.prm_prompt_tokens}
-  lengths |= {"files.response_tokens": files.response_tokens}
-  # An id and its mask, a label and its mask.
-  of_one = (sum(lengths.values()) + steps) * PROMPT_BYTES
-  what, fields = f"{rows} solutions", lengths | {"prm.score.max_steps": steps}
-  needs = [Need(what, rows * of_one, fields, on_host=True)]
+  steps = settings.prm.score.max_steps
+  what, num_bytes = (
+    f"the labels of {rows} solutions",
+    rows * steps * LABEL_BYTES,
+  )
+  fields = {"prm.score.max_steps": steps}
+  needs = [Need(what, num_bytes, fields, on_host=True)]
   check_bytes(what, needs, machine_bytes(), "this machine")
 
 
@@ -244,6 +237,7 @@ def _update(run: RunSizes) -> list[Need]:
   rl, shards = settings.rl, layout.row_shards
   steps = settings.prm.score.max_steps
   scores = run.new_tokens * SCORE_BYTES + steps * STEP_BYTES
+  scores += run.prm_prompt_tokens * PROMPT_BYTES
   gradients = weight_bytes(_trained(run), layout)
   needs = [
     # Clipping to a global norm needs all of them before it scales one.
@@ -251,7 +245,7 @@ def _update(run: RunSizes) -> list[Need]:
     Need(
       "scored responses",
       _response_bytes(run) + rl.responses // shards * scores,
-      run.row_fields | run.step_fields,
+      run.row_fields | run.step_fields | run.prm_prompt_fields,
     ),
   ]
   if rl.updates.count > 1:

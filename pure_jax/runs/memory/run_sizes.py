@@ -74,6 +74,13 @@ class RunSizes:
     return {"prm.score.max_steps": self.settings.prm.score.max_steps}
 
   @property
+  def prm_prompt_fields(self) -> dict[str, int]:
+    """The field that the PRM's prompts follow from, by name."""
+    if self.settings.files is None:
+      return {"world.max_operations": self.settings.world.max_operations}
+    return {"files.prm_prompt_tokens": self.prm_prompt_tokens}
+
+  @property
   def row_fields(self) -> dict[str, int]:
     """The fields that the tokens of an iteration follow from, by name."""
     rl = self.settings.rl
@@ -209,16 +216,13 @@ def _prm_counts(run: RunSizes) -> list[_Count]:
   """The batches of the PRM's training, and the policy's samples for it."""
   settings, files = run.settings.prm, run.settings.files
   batch, steps = {"prm.batch_size": settings.batch_size}, run.step_fields
-  lengths, columns = run.lengths, run.columns
   if files is not None:
-    lengths = {"files.response_tokens": files.response_tokens}
-    lengths |= {"files.prm_prompt_tokens": run.prm_prompt_tokens}
-    columns = sum(lengths.values())
-  columns += settings.score.max_steps
+    # Solutions of a file have columns for the longest of them.
+    what, columns = "the labels of a batch", settings.score.max_steps
+    return [(what, settings.batch_size, columns, batch | steps)]
+  columns, lengths = run.columns + settings.score.max_steps, run.lengths
   what, fields = "a batch of the PRM's training", batch | lengths | steps
   counts = [(what, settings.batch_size, columns, fields)]
-  if files is not None:
-    return counts
   samples = {"prm.policy_samples": settings.policy_samples}
   for name in ("policy_prompts", "eval_prompts"):
     fields = {f"prm.{name}": getattr(settings, name)} | samples
@@ -239,7 +243,7 @@ def _rl_counts(run: RunSizes) -> list[_Count]:
       "what the PRM reads in an iteration",
       rl.responses,
       prm_columns,
-      fields | steps,
+      fields | steps | run.prm_prompt_fields,
     ),
     ("the order of updates", rl.responses, rl.updates.epochs, fields | epochs),
   ]

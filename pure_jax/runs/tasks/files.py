@@ -290,7 +290,10 @@ class FilesTask(Task):
     rows, encoded = self._encode(self._labelled_rows()[0])
     check_labelled(self._settings, len(rows))
     responses = labelled_solutions.pad_solutions(
-      encoded.texts, self._limits, self.tokenizer.pad_id
+      encoded.texts,
+      self._limits,
+      self.tokenizer.pad_id,
+      self._settings.prm.length_multiple,
     )
     labels, label_mask = _step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts

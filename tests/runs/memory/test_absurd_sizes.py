@@ -48,6 +48,7 @@ ALL = {
   *("slots", "generations", "length_buckets", "length_multiple", "top_k"),
   *("problems", "labelled_rows", "labelled_held_out_rows"),
   *("logits_chunk", "attention_chunk", "value_max", "labelled_one_in"),
+  "response_tokens",
 }
 # A number that other numbers are divided by, or that seeds them.
 NUMBERS = {"seed", "bootstrap_seed", "baseline_length"}
@@ -62,11 +63,11 @@ UNUSED = {
   },
   "gsm8k_prm": {
     *("rl.benchmark_new_tokens", "rl.benchmark_samples", "rl.eval_prompts"),
-    "prm.eval_prompts",
+    *("prm.eval_prompts",),
   },
   # Refused when the number of problems is known.
   "evaluate": {"samples"},
-  "evaluate_prm": set(),
+  "evaluate_prm": {"prompt_tokens"},
 }
 
 

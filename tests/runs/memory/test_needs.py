@@ -150,7 +150,7 @@ def test_the_embedded_world_has_the_sizes_that_were_read_before(tmp_path):
     ),
     ({"sft__demonstrations": 10**8}, r"Lower sft\.demonstrations\.$"),
     ({"prm__labelled": 10**8}, r"Lower prm\.labelled\.$"),
-    ({"prm__eval_prompts": 8 * 10**6}, "^prm.eval_prompts=8000000 needs"),
+    ({"prm__eval_prompts": 4 * 10**6}, "^prm.eval_prompts=4000000 needs"),
     ({"sft__batch_size": 10**7}, "^sft.batch_size=10000000 needs"),
     ({"rl__sampler__max_new_tokens": 10**6}, "max_new_tokens=1000000 needs"),
     (
