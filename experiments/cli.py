@@ -97,8 +97,8 @@ def _literal(argument: str) -> Any:
   """The value that a text is in Python, or the text itself."""
   try:
     return ast.literal_eval(argument)
-  except (SyntaxError, ValueError):
-    return argument
+  except (SyntaxError, ValueError, MemoryError, RecursionError):
+    return argument  # The last two mean that it is nested too deeply.
 
 
 for _type, _parser in {
@@ -112,6 +112,7 @@ for _type, _parser in {
 }.items():
   config_flags.register_flag_parser_for_type(_type, _NoneOr(_parser))
 
+_LARGEST = 2**31 - 1  # Of a flag that is a number, as of a config's fields.
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."
 )
@@ -128,22 +129,30 @@ _COORDINATOR = flags.DEFINE_string(
   "--process_id. Without the three flags, jax detects its cluster.",
 )
 _PROCESSES = flags.DEFINE_integer(
-  "processes", None, "Number of processes; 1 detects no cluster."
+  "processes",
+  None,
+  "Number of processes; 1 detects no cluster.",
+  upper_bound=_LARGEST,
 )
 _PROCESS_ID = flags.DEFINE_integer(
-  "process_id", None, "Index of this process, from 0."
+  "process_id",
+  None,
+  "Index of this process, from 0.",
+  upper_bound=_LARGEST,
 )
 _CONNECT_TIMEOUT = flags.DEFINE_integer(
   "connect_timeout_seconds",
   300,
   "How long to wait for the other processes at the start.",
   lower_bound=1,
+  upper_bound=_LARGEST,
 )
 _HEARTBEAT_TIMEOUT = flags.DEFINE_integer(
   "heartbeat_timeout_seconds",
   100,
   "After how long without a heartbeat a process counts as dead.",
   lower_bound=1,
+  upper_bound=_LARGEST,
 )
 _COMPILATION_CACHE = flags.DEFINE_string(
   "compilation_cache",
@@ -156,10 +165,10 @@ _Kind = TypeVar("_Kind")
 
 
 @contextlib.contextmanager
-def from_flags() -> Iterator[Run]:
-  """Opens the run that --config, --workdir and --start name."""
+def from_flags(*stages: str) -> Iterator[Run]:
+  """Opens the run that --config, --workdir and --start name, for stages."""
   settings = settings_from_config(_CONFIG.value)
-  with open_run(settings, _WORKDIR.value, _START.value) as opened:
+  with open_run(settings, _WORKDIR.value, _START.value, stages) as opened:
     yield opened
 
 

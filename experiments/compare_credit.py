@@ -105,6 +105,7 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
 
   Ctrl-C ends those that run and starts no other.
   """
+  at_a_time = max(1, min(at_a_time, len(jobs)))
   running, stopped, failed = [], threading.Event(), 0
   cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
   usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]

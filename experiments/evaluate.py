@@ -55,6 +55,7 @@ from pure_jax.runs.evaluation.requests import (
   make_requests,
   with_tiny_models,
 )
+from pure_jax.runs.memory.of_evaluation import check_evaluation
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 
 RESPONSES_FILE = "responses.jsonl"
@@ -202,6 +203,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   config: dict[str, Any] = dataclasses.asdict(settings)
   if not settings.random_model:
     config["contents"] = fingerprints(settings)
+  check_evaluation(settings, layout)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
   # After the checks above, so that a mistake leaves no folder.
   workdir = workdirs.prepare_workdir(

@@ -57,6 +57,7 @@ from pure_jax.runs.evaluation.score_file import (
   open_scores,
   unscored,
 )
+from pure_jax.runs.memory.of_evaluation import check_prm_evaluation
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import DataSettings, EvaluatePRMSettings
 from pure_jax.runs.tasks import tiny_files
@@ -149,6 +150,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   """Evaluates a PRM in a folder, or continues there; returns the report."""
   settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
+  check_prm_evaluation(settings, layout)
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")

@@ -37,7 +37,7 @@ from absl import app, flags
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import MAX_SECONDS, PoolError
+from pure_jax.host.grading.pool import MAX_SECONDS, MAX_WORKERS, PoolError
 from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 
@@ -56,7 +56,7 @@ flags.register_validator(
   message=f"must be above 0 and at most {MAX_SECONDS:g}",
 )
 _WORKERS = flags.DEFINE_integer(
-  "workers", 2, "Worker processes.", lower_bound=1
+  "workers", 2, "Worker processes.", lower_bound=1, upper_bound=MAX_WORKERS
 )
 
 

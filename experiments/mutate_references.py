@@ -52,7 +52,7 @@ _MUTATION_SEED = flags.DEFINE_integer(
   "mutation_seed", 0, "Seed of the mutations."
 )
 _PER_REFERENCE = flags.DEFINE_integer(
-  "per_reference", 4, "Mutations of a reference.", lower_bound=1
+  "per_reference", 4, "Mutations of a reference.", 1, upper_bound=1000
 )
 
 FILES = (

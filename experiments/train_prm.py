@@ -178,7 +178,7 @@ def describe_result(run: Run) -> str:
 def main(argv: list[str]) -> None:
   """Opens the run and trains."""
   del argv
-  with cli.from_flags() as run:
+  with cli.from_flags("sft", "prm") as run:
     if run.spec.prm_model is None:
       raise ConfigError(
         "rl.credit.process_coef=0 without files.prm and files.labelled has no "

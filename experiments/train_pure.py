@@ -264,7 +264,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
 def main(argv: list[str]) -> None:
   """Opens the run and trains."""
   del argv
-  with cli.from_flags() as run:
+  with cli.from_flags("sft", "prm", "rl") as run:
     summary = train_rl(run)
   if summary is None:
     return

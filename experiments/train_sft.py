@@ -78,7 +78,7 @@ def _make_policy(run: Run, declared: Any) -> Any:
 def main(argv: list[str]) -> None:
   """Opens the run and trains."""
   del argv
-  with cli.from_flags() as run:
+  with cli.from_flags("sft") as run:
     train_policy(run)
     run.folder.draw_curves()
 

@@ -9,6 +9,11 @@ differ. Use `dataclasses.replace` to change a preset.
 
 import dataclasses
 import math
+import typing
+
+# A seed of random numbers, 0..SEEDS - 1: `jax.random.key` keeps 32 bits of it.
+Seed = typing.NewType("Seed", int)
+SEEDS = 2**32
 
 FORMS = ("sum", "mean", "min", "min_eq3", "softmin", "min_dense")
 BASELINES = ("paper_a", "paper_b", "main", "step", "grpo", "gae", "none")

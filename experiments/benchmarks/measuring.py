@@ -18,6 +18,7 @@ from benchmarks.suites import SUITES
 from benchmarks.timing import time_interleaved
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
+from pure_jax.runs.memory.needs import LARGEST_COUNT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +103,20 @@ def why_not(case: Case, suite: Suite, available: int) -> str | None:
   """Returns a sentence if a case does not fit into `available` bytes.
 
   The weights, gradients and moments that exist at the same time must fit;
-  activations are not counted.
+  activations are not counted. The ids of the batch must fit as well.
   """
   weights = count_weights(case.model_config)
   needed = weights * suite.bytes_per_weight(case.itemsize)
+  ids = case.rows * (case.prompt_tokens + case.new_tokens)
+  if ids > LARGEST_COUNT or 4 * ids > available:
+    return (
+      f"not measured: {ids:.3g} ids are more than memory holds, or than 32 "
+      "bits count"
+    )
   if needed <= available:
     return None
   return (
-    f"not measured: weights, with gradients and moments where they are "
+    "not measured: weights, with gradients and moments where they are "
     f"trained, are {needed / 1e9:,.1f} GB, there are {available / 1e9:,.1f} GB"
   )
 

@@ -19,7 +19,8 @@ from pure_jax.runs.settings.checks import ConfigError
 def get_config() -> ConfigDict:
   """The fields and their defaults."""
   fields = dict(
-    seed=0,  # Of weights, sampling and data order; the world has its own.
+    # Of weights, sampling and data order, below 2**32; the world has its own.
+    seed=0,
     progress=True,  # Progress bars on stderr.
     mesh=mesh(),
     kernels=kernels(),
@@ -80,7 +81,7 @@ def world() -> dict:
   return dict(
     seed=0,  # Seed of problems and demonstrations.
     min_operations=3,  # The fewest operations of a problem.
-    max_operations=5,  # The most operations of a problem.
+    max_operations=5,  # The most operations of a problem, at most 1,000.
     operand_max=5,  # Operands are 1..operand_max.
     value_max=20,  # True intermediate values stay in 0..value_max.
     slip_rate=0.07,  # Per step, probability of a slightly wrong result.

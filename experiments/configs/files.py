@@ -127,7 +127,7 @@ def grader() -> dict:
   """How answers are found and graded."""
   return dict(
     extractors=("boxed",),  # Extractors of answers, in order.
-    workers=2,  # Worker processes.
+    workers=2,  # Worker processes, at most 1,024.
     seconds=5.0,  # Time limit of one answer.
   )
 

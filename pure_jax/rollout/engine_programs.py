@@ -192,8 +192,11 @@ def _refill(spec, params, prompts, key, prompt_ids, index, slots, completions):
 def _decode(spec, params, slots, completions):
   """A chunk of tokens for every slot."""
   num_before = slots.state.num_generated
+  # No response is longer, and each token of the chunk has a buffer.
+  limit = spec.generation.sampler.max_new_tokens
+  chunk = min(spec.config.sync_interval, limit)
   state, sampled = generation.decode(
-    params, spec.generation, slots.state, spec.config.sync_interval
+    params, spec.generation, slots.state, chunk
   )
   slots = slots.replace(state=state)
   completions = write_completions(completions, slots, num_before, sampled)

@@ -22,6 +22,7 @@ from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError
 from pure_jax.host.text.tokenization import TokenizerError
+from pure_jax.runs.memory import exhausted
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
 
@@ -77,7 +78,8 @@ def report_errors() -> Iterator[None]:
   try:
     yield
   except USER_ERRORS as error:
-    console.tell(f"error: {error}")
+    # A library's error may be wrapped with advice for another cause.
+    console.tell(f"error: {exhausted.explain(error) or error}")
     watchdog.exit_process(1)
   except KeyboardInterrupt:
     console.tell("stopped; the same command continues")
@@ -101,6 +103,10 @@ def report_errors() -> Iterator[None]:
         f"error: {reason}: {error.filename or 'a file of the run'}. What was "
         f"saved is intact: {advice}, and the same command continues."
       )
+      watchdog.exit_process(1)
+    reason = exhausted.explain(error)
+    if reason is not None:
+      console.tell(f"error: {reason}")
       watchdog.exit_process(1)
     if not jax.distributed.is_initialized():
       raise

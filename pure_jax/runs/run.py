@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +32,13 @@ from pure_jax.runs.folder import (
   MAY_DIFFER,
   MAY_DIFFER_FROM_START,
   RunFolder,
+)
+from pure_jax.runs.memory.of_run import check_memory
+from pure_jax.runs.memory.run_sizes import (
+  STAGES,
+  RunSizes,
+  check_counts,
+  read_sizes,
 )
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.run import Settings
@@ -66,7 +73,10 @@ class Run:
 
 @contextlib.contextmanager
 def open_run(
-  settings: Settings, workdir: str, start: str | None = None
+  settings: Settings,
+  workdir: str,
+  start: str | None = None,
+  stages: Sequence[str] = STAGES,
 ) -> Iterator[Run]:
   """Opens or creates a run.
 
@@ -75,12 +85,15 @@ def open_run(
     workdir: the run's folder.
     start: another run's folder to take data, policy and PRM from; None
       takes this one.
+    stages: the stages to run, of `run_sizes.STAGES`. Memory has to be enough
+      for those that are not finished.
 
   Raises:
     WorkdirError: if a folder cannot be used, or belongs to another config or
       to files that held something else.
     ConfigError: if the devices are too few, a model cannot be split over
-      them, or a file is missing.
+      them, memory is too small for what the run needs at least, or a file is
+      missing.
   """
   settings = settings.for_platform(jax.default_backend())
   if settings.files is None:
@@ -96,6 +109,10 @@ def open_run(
   layouts = make_layouts(settings)
   processes.require_same(
     json.dumps(config), "The config and the files it names"
+  )
+  _check_sizes(
+    read_sizes(settings, layouts),
+    [s for s in stages if not (start_path / s / "done.json").exists()],
   )
   global_batch.warm_up_collectives(
     {layout.mesh for layout in vars(layouts).values()}
@@ -114,7 +131,6 @@ def open_run(
     task = processes.on_process_zero(lambda: make(settings, start_path))
     task = task or make(settings, start_path)
     opened.enter_context(contextlib.closing(task))
-    _check_models_divide(task, layouts)
     _check_held_out(task, settings.rl.eval_prompts, layouts)
     yield Run(
       _make_spec(settings, task, layouts),
@@ -148,16 +164,19 @@ def _make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
   )
 
 
-def _check_models_divide(task: Task, layouts: Layouts) -> None:
-  """Checks that every layout divides the weights of its models."""
+def _check_sizes(run: RunSizes, stages: Sequence[str]) -> None:
+  """Checks batches, the layouts of weights, and memory for some stages."""
+  layouts = run.layouts
+  check_counts(run, stages)
   try:
     for layout in (layouts.training, layouts.rollout, layouts.reference):
-      sharding.weight_shardings(policy.declare_policy(task.model), layout)
-    if task.prm_model is not None:
+      sharding.weight_shardings(policy.declare_policy(run.model), layout)
+    if run.prm_model is not None:
       for layout in (layouts.training, layouts.prm):
-        sharding.weight_shardings(prm.declare_prm(task.prm_model), layout)
+        sharding.weight_shardings(prm.declare_prm(run.prm_model), layout)
   except ValueError as error:
     raise ConfigError(f"{error} Choose other sizes or rules.") from error
+  check_memory(run, stages)
 
 
 def _check_held_out(task: Task, eval_prompts: int, layouts: Layouts) -> None:

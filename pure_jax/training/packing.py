@@ -131,12 +131,14 @@ def row_shapes(
       needs more; None gives each text its own row.
 
   Returns:
-    One shape for each bucket.
+    One shape for each bucket, as long as its rows are shorter than those
+    before.
   """
   shared = packed_tokens is not None
   most = max(1, texts // rows // (FEWEST_MICRO_BATCHES if shared else 1))
   shapes = []
-  for bucket in range(buckets):
+  # Rows of one column cannot be halved.
+  for bucket in range(min(buckets, longest.bit_length() + 1)):
     columns = max(-(-longest // 2**bucket), packed_tokens or 0)
     times = min(most, max(1, longest // columns))
     shapes.append(RowShape(columns, times * rows, shared))

@@ -14,9 +14,12 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import Verdict
 from pure_jax.host.logs import curves
 from pure_jax.runs import responses
+from pure_jax.runs.memory import of_run
+from pure_jax.runs.memory.run_sizes import read_sizes
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
+from pure_jax.runs.spec import make_layouts
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask
 from pure_jax.runs.workdir import WorkdirError
@@ -61,6 +64,34 @@ def folder(tmp_path_factory):
 def task(folder):
   with contextlib.closing(FilesTask(settings(), folder)) as task:
     yield task
+
+
+@pytest.mark.parametrize(
+  "random_files",
+  [
+    ("train", "held_out", "labelled"),
+    ("train", "held_out", "prm"),
+    ("train", "held_out", "benchmarks"),
+  ],
+)
+def test_a_run_has_the_sizes_that_were_read_before(random_files, tmp_path):
+  """What memory has to hold is known before a task is made."""
+  made = settings(random_files=random_files)
+  sizes = read_sizes(made, make_layouts(made))
+  with contextlib.closing(FilesTask(made, tmp_path)) as task:
+    assert sizes.model == task.model
+    assert sizes.prm_model == task.prm_model
+    assert sizes.prompt_tokens == task.prompt_encoder.length
+    assert sizes.prm_prompt_tokens == task.prm_prompt_encoder.length
+    assert sizes.trains_prm == ("labelled" in random_files)
+    assert sizes.has_benchmarks == bool(task.benchmarks)
+
+
+def test_solutions_that_do_not_fit_into_memory_are_refused(task, monkeypatch):
+  """Only the file says how many there are."""
+  monkeypatch.setattr(of_run, "machine_bytes", lambda: 100)
+  with pytest.raises(ConfigError, match=r"score\.max_steps=\d+ needs more mem"):
+    task.labelled(None, None, None)
 
 
 def test_all_stages_run_on_a_folder_and_files(tmp_path, monkeypatch):

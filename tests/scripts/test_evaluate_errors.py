@@ -157,7 +157,7 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
     ({"param_dtype": "float16"}, "param_dtype must be one of"),
     ({"grader__seconds": 0.0}, "seconds must be above 0"),
     ({"grader__seconds": 1e9}, "seconds must be .* at most 3600"),
-    ({"seed": -1}, "seed must be at least 0, got -1"),
+    ({"seed": -1}, "seed must be at least 0 and below 2"),
     ({"benchmarks__gsm8k__format": "prm800k"}, r"gsm8k: format must be one"),
     ({"benchmarks__gsm8k__problems": 0}, "problems must be at least 1"),
     ({"benchmarks": 5}, "benchmarks must be a group"),

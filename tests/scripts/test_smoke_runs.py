@@ -242,8 +242,8 @@ def test_prm_training_without_a_prm_to_train_ends_in_a_sentence(
 ):
   settings = settings_of("qwen2p5_7b", "smoke_vr")
 
-  def from_flags():
-    return open_run(settings, str(tmp_path / "run"))
+  def from_flags(*stages):
+    return open_run(settings, str(tmp_path / "run"), None, stages)
 
   monkeypatch.setattr(cli, "from_flags", from_flags)
   with pytest.raises(ConfigError, match="no PRM to train"):

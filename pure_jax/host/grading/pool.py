@@ -30,6 +30,7 @@ START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
 ORPHAN_SECONDS = 2.0  # A hung worker outlives a killed parent by no more.
 MAX_SECONDS = 3600.0  # For an item, at most.
+MAX_WORKERS = 1024
 MIB = 1 << 20
 
 

@@ -10,15 +10,20 @@ answer runs in the processes of a pool, within limits::
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Sequence
 
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading import equivalence
-from pure_jax.host.grading.pool import MIB, GradingPool
+from pure_jax.host.grading.pool import MAX_WORKERS, MIB, GradingPool, PoolError
+from pure_jax.host.machine_memory import machine_bytes
 
 # Longer than any generation, short enough to scan at once.
 MAX_RESPONSE_CHARS = 100_000
+
+# What a worker takes at least; with what it imports it takes twice as much.
+WORKER_BYTES = 20 * MIB
 
 Extractor = Callable[[str], str | None]
 
@@ -192,15 +197,23 @@ def open_pool(
   """Starts the processes that compare answers, for many calls of `grade`.
 
   Args:
-    workers: processes, at least 1.
+    workers: processes, at least 1 and at most `MAX_WORKERS` of the pool.
     timeout_seconds: wall-clock limit of one comparison, above 0.
     memory_bytes: by how much a comparison may raise its worker's memory, at
       least 16 MiB.
 
   Raises:
     ValueError: if a limit is out of range.
-    PoolError: if a worker does not become ready.
+    PoolError: if a worker does not become ready, or the machine has no memory
+      for so many.
   """
+  memory = machine_bytes()
+  if workers > MAX_WORKERS or workers * WORKER_BYTES > (memory or math.inf):
+    raise PoolError(
+      f"{workers} workers that compare answers are too many: at most "
+      f"{MAX_WORKERS} can be started, and each takes at least "
+      f"{WORKER_BYTES // MIB} MiB. One for each core is enough."
+    )
   return GradingPool(
     equivalence.equivalent,
     equivalence.start_worker,

@@ -1,7 +1,7 @@
 """Encodes labelled solutions for a PRM: ids within limits, in batches."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -142,25 +142,42 @@ def pad_solutions(
   texts: Sequence[EncodedSolution] | Sequence[PRMText],
   limits: SolutionLimits,
   pad_id: int,
+  multiple: int | None = None,
 ) -> Demonstrations | PRMInputs:
-  """Pads solutions to their limits.
+  """Pads solutions to their limits, or to the longest.
 
   Args:
     texts: B solutions of one kind, at least one.
     limits: the limits they were encoded with.
     pad_id: id of padding.
+    multiple: of columns. There are as many as the longest text needs, rounded
+      up to this multiple, and no more than the limits: those that `crop` keeps
+      of any batch. None pads to the limits, which may be far longer.
 
   Returns:
     Host arrays of B rows, `PRMInputs` if every step is encoded by itself.
   """
+
+  def columns(limit: int, lengths: Iterable[int]) -> int:
+    if multiple is None:
+      return limit
+    return min(limit, -(-max(lengths) // multiple) * multiple)
+
   if isinstance(texts[0], PRMText):
-    length = limits.prompt_tokens + limits.response_tokens
+    length = columns(
+      limits.prompt_tokens + limits.response_tokens,
+      (text.num_tokens for text in texts),
+    )
     return batches.pad_prm_texts(texts, length, limits.max_steps, pad_id)
   prompts = batches.left_pad(
-    [text.prompt for text in texts], limits.prompt_tokens, pad_id
+    [text.prompt for text in texts],
+    columns(limits.prompt_tokens, (len(text.prompt) for text in texts)),
+    pad_id,
   )
   responses = batches.right_pad(
-    [text.response for text in texts], limits.response_tokens, pad_id
+    [text.response for text in texts],
+    columns(limits.response_tokens, (len(text.response) for text in texts)),
+    pad_id,
   )
   return Demonstrations(*prompts, *responses)
 
@@ -221,5 +238,5 @@ def batches_by_length(
     preemption.raise_received()
     indices = order[first : first + batch_size]
     filled = [solutions.texts[i] for i in np.resize(indices, batch_size)]
-    batch = pad_solutions(filled, limits, pad_id)
+    batch = pad_solutions(filled, limits, pad_id, multiple)
     yield indices, crop(batch, multiple)

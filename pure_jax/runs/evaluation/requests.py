@@ -10,6 +10,7 @@ from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data.file_dataset import Counts
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.response_file import ResponseKey
+from pure_jax.host.machine_memory import machine_bytes
 from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
   tokenizer_of_prm,
@@ -17,9 +18,12 @@ from pure_jax.host.text.huggingface_tokenizer import (
 from pure_jax.host.text.tokenization import PROMPT_FORMATS
 from pure_jax.runs.batches import PromptEncoder
 from pure_jax.runs.evaluation.benchmarks import read_benchmark
+from pure_jax.runs.memory.needs import Need, check_bytes
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
+
+_REQUEST_BYTES = 100  # Of a request on the host, without its prompt.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +137,8 @@ def make_requests(
     workdir: folder of the evaluation, which gets the prepared data.
 
   Raises:
-    ConfigError: if no problem of a benchmark can be used.
+    ConfigError: if no problem of a benchmark can be used, or memory has no
+      room for the requests.
     TokenizerError: if an id is another text to the PRM.
   """
   encoder = PromptEncoder(
@@ -167,6 +172,10 @@ def make_requests(
       )
       for row, problem in zip(benchmark.rows, benchmark.problems, strict=True)
     ]
+  num_bytes = len(greedy) * settings.samples * _REQUEST_BYTES
+  what = f"{settings.samples} samples of {len(greedy)} problems"
+  needs = [Need(what, num_bytes, {"samples": settings.samples}, on_host=True)]
+  check_bytes(what, needs, machine_bytes(), "this machine")
   samples = [
     dataclasses.replace(request, sample=sample)
     for request in greedy

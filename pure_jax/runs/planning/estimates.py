@@ -10,6 +10,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
+from pure_jax.parallel.sharding import Layout
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training.micro_batches import count_micro_batches
 
@@ -122,14 +123,28 @@ def cache_bytes(spec: RunSpec, rows: int) -> int:
   Returns:
     The bytes at the end of the longest response.
   """
-  model, layout = spec.model, spec.layouts.rollout
+  layout = spec.layouts.rollout
+  tokens = spec.prompt_tokens + spec.sampler.max_new_tokens - 1
+  return kv_cache_bytes(spec.model, rows // layout.row_shards * tokens, layout)
+
+
+def kv_cache_bytes(model: ModelConfig, tokens: int, layout: Layout) -> int:
+  """Counts the bytes of the keys and values of tokens on one device.
+
+  Args:
+    model: the architecture, with the dtype of the cache.
+    tokens: tokens of the rows of one device, all together.
+    layout: devices and rules.
+
+  Returns:
+    The bytes, without the scales of int8.
+  """
   heads, shards = model.num_kv_heads, layout.mesh.shape["tensor"]
   if heads % shards == 0:
     heads //= shards  # Fewer heads than shards are copied to each shard.
-  rows //= layout.row_shards
-  tokens = spec.prompt_tokens + spec.sampler.max_new_tokens - 1
-  elements = model.num_layers * rows * heads * tokens * model.head_dim
-  return 2 * elements * jnp.dtype(model.compute_dtype).itemsize
+  elements = model.num_layers * tokens * heads * model.head_dim
+  dtype = model.cache_dtype or model.compute_dtype
+  return 2 * elements * jnp.dtype(dtype).itemsize
 
 
 def kept_bytes(spec: RunSpec) -> int:
@@ -151,6 +166,25 @@ def kept_bytes(spec: RunSpec) -> int:
   )
   rows = mini_batch // micro_batches // layout.row_shards
   tokens = spec.prompt_tokens + spec.sampler.max_new_tokens
+  return layer_input_bytes(model, rows, tokens, layout)
+
+
+def layer_input_bytes(
+  model: ModelConfig, rows: int, tokens: int, layout: Layout
+) -> int:
+  """Counts the bytes of the inputs of all layers on one device.
+
+  Args:
+    model: the architecture.
+    rows: rows of one device.
+    tokens: tokens of a row, which the mesh axis `sequence` splits.
+    layout: devices and rules.
+
+  Returns:
+    The bytes; 0 if remat is "offload", which keeps them in the host's memory.
+  """
+  if model.remat == "offload":
+    return 0
   tokens //= layout.mesh.shape["sequence"]
   elements = model.num_layers * rows * tokens * model.width
   return elements * jnp.dtype(model.compute_dtype).itemsize

@@ -17,6 +17,9 @@ from pure_jax.host.data.world import dataset
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
+from pure_jax.runs.memory.needs import check_bytes
+from pure_jax.runs.memory.of_run import stage_needs
+from pure_jax.runs.memory.run_sizes import RunSizes, check_counts
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.models import ARCHITECTURES
@@ -63,6 +66,8 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     prm_model = _prm_model(settings, files, model)
     prompt_tokens = files.prompt_tokens
     prm_prompt_tokens = files.prm_prompt_tokens
+  lengths = prompt_tokens, prm_prompt_tokens
+  _check_sizes(settings, devices, model, prm_model, *lengths)
   layout = sharding.make_layout(fsdp=len(devices), devices=devices)
   no_ids = np.zeros(model.vocab_size, bool)
   return RunSpec(
@@ -84,6 +89,18 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     stops=None,
     layouts=Layouts.same(layout),
   )
+
+
+def _check_sizes(settings, devices, *shapes) -> None:
+  """Checks that numbers are none that the compiler would end the process for.
+
+  Whether the devices have the memory is what the plan says.
+  """
+  layout = sharding.make_layout(devices=devices[:1])
+  run = RunSizes(settings, Layouts.same(layout), *shapes)
+  check_counts(run, ["rl"])
+  for stage, needs in stage_needs(run, ["rl"]).items():
+    check_bytes(stage, needs, None, "")
 
 
 def _policy_model(files: FilesSettings) -> ModelConfig:

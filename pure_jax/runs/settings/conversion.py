@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.run import Settings
+from pure_jax.settings import SEEDS, Seed
 
 _Kind = TypeVar("_Kind")
 
@@ -93,6 +94,10 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
       raise ConfigError(f"{path} must be a tuple, got {value!r}.")
     item = typing.get_args(kind)[0]
     return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+  is_seed = kind is Seed
+  kind = int if is_seed else kind
+  if isinstance(value, int):
+    _check_32_bits(value, path, is_seed)
   if isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f"{path} must be a finite number, got {value}.")
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -102,3 +107,19 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
       f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
     )
   return value
+
+
+def _check_32_bits(value: int, path: str, is_seed: bool) -> None:
+  """Raises for a whole number that arrays cannot hold."""
+  number = str(value) if value.bit_length() < 100 else "a longer number"
+  if is_seed and not 0 <= value < SEEDS:
+    raise ConfigError(
+      f"{path} must be at least 0 and below 2**32, got {number}: jax keeps the "
+      "lower 32 bits of a seed, so that others would repeat the run of one of "
+      "these."
+    )
+  if not is_seed and not -(2**31) <= value < 2**31:
+    raise ConfigError(
+      f"{path} must fit into 32 bits, from -2**31 to 2**31 - 1, as the counts "
+      f"and indices of arrays do, got {number}."
+    )

@@ -1,6 +1,7 @@
 """The settings of evaluations of policies and PRMs, checked as made."""
 
 import dataclasses
+from typing import Any
 
 from pure_jax.host.data.formats.named import find_format, format_names
 from pure_jax.host.data.records import LabelledSolution
@@ -18,14 +19,27 @@ from pure_jax.runs.settings.files import (
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import DTYPE_CHOICES, with_dtypes_of
 from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
-from pure_jax.settings import ScoreConfig
+from pure_jax.settings import ScoreConfig, Seed
+
+# Of a bootstrap, and bins of a calibration error: more take hours, and change
+# no digit of a report.
+MOST_RESAMPLES = 1_000_000
+
+
+def _at_most(most: int, settings: Any, names: str) -> None:
+  """Raises ValueError if a number, of names separated by spaces, is larger."""
+  for name in names.split():
+    if getattr(settings, name) > most:
+      raise ValueError(
+        f"{name} must be at most {most}, got {getattr(settings, name)}."
+      )
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings:
   """An evaluation of one policy. See `configs/evaluate.py`."""
 
-  seed: int
+  seed: Seed
   progress: bool
   mesh: MeshSettings
   policy: str | None
@@ -50,13 +64,14 @@ class EvaluationSettings:
   engine: EngineSettings
   score: ScoreConfig
   grader: GraderSettings
-  bootstrap_seed: int
+  bootstrap_seed: Seed
   bootstrap_resamples: int
 
   def __post_init__(self):
     counts = "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
     at_least(1, self, counts)
     at_least(0, self, "seed samples bootstrap_seed")
+    _at_most(MOST_RESAMPLES, self, "bootstrap_resamples")
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
     one_of(self, "repetition_unit", UNITS)
@@ -177,7 +192,7 @@ class EvaluatePRMSettings:
   threshold: str
   threshold_data: str | None
   bins: int
-  bootstrap_seed: int
+  bootstrap_seed: Seed
   resamples: int
 
   def for_platform(self, platform: str) -> "EvaluatePRMSettings":
@@ -187,6 +202,7 @@ class EvaluatePRMSettings:
   def __post_init__(self):
     at_least(1, self, "prompt_tokens response_tokens batch_size")
     at_least(1, self, "length_multiple bins resamples")
+    _at_most(MOST_RESAMPLES, self, "bins resamples")
     at_least(0, self, "bootstrap_seed")
     if self.good_class not in (0, 1, None):
       raise ValueError(

@@ -15,7 +15,7 @@ from pure_jax.runs.settings.models import (
   compute_dtype_of,
 )
 from pure_jax.runs.settings.rl import RLSettings
-from pure_jax.settings import ScoreConfig
+from pure_jax.settings import ScoreConfig, Seed
 from pure_jax.training.optim import OptimConfig
 
 
@@ -73,7 +73,7 @@ class PRMSettings:
 class Settings:
   """One run, from nothing to a trained model. See `configs/base.py`."""
 
-  seed: int
+  seed: Seed
   progress: bool
   mesh: MeshSettings
   world: WorldConfig | None

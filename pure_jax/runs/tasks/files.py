@@ -33,6 +33,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.evaluation.benchmarks import read_benchmark
+from pure_jax.runs.memory.of_run import check_labelled
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
@@ -287,8 +288,12 @@ class FilesTask(Task):
     """The solutions of the file that fit, as `prm.score.separator` says."""
     del spec, batches, policy_params
     rows, encoded = self._encode(self._labelled_rows()[0])
+    check_labelled(self._settings, len(rows))
     responses = labelled_solutions.pad_solutions(
-      encoded.texts, self._limits, self.tokenizer.pad_id
+      encoded.texts,
+      self._limits,
+      self.tokenizer.pad_id,
+      self._settings.prm.length_multiple,
     )
     labels, label_mask = _step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts

@@ -19,10 +19,13 @@ import re
 import numpy as np
 
 from pure_jax.host.text.tokenization import SEPARATOR
+from pure_jax.settings import SEEDS, Seed
 
 FILLERS = ("Let me think.", "Let me check.")  # Sentences of vacuous steps.
 SPLITS = ("train", "held_out")
 HELD_OUT_ONE_IN = 8  # One problem in so many is held out.
+MAX_OPERATIONS = 1_000
+MAX_NUMBER = 100_000
 MAX_DRAWS = 10_000  # Draws of problems before a split counts as empty.
 
 _TERM = re.compile(r"([+-]?)(\d+)")
@@ -33,10 +36,12 @@ class WorldConfig:
   """The range of the problems, and the mistakes of the demonstrations.
 
   Attributes:
-    seed: random seed of problems and demonstrations.
+    seed: random seed of problems and demonstrations, 0..2^32 - 1.
     min_operations: smallest number of operations (+ or -) of a problem.
-    max_operations: largest number of operations of a problem.
-    operand_max: operands are 1..operand_max.
+    max_operations: largest number of operations of a problem, at most
+      `MAX_OPERATIONS`.
+    operand_max: operands are 1..operand_max. With max_operations it gives
+      `number_max`, which is at most `MAX_NUMBER`.
     value_max: true intermediate values are 0..value_max.
     slip_rate: probability, per step, of a result that is off by one or two.
     wrong_operand_rate: probability, per step, of a wrong operand.
@@ -46,7 +51,7 @@ class WorldConfig:
     vacuous_rate: probability, before each step, of a vacuous step.
   """
 
-  seed: int = 0
+  seed: Seed = 0
   min_operations: int = 2
   max_operations: int = 5
   operand_max: int = 5
@@ -69,8 +74,21 @@ class WorldConfig:
         "operand_max must be at least 2 and at most value_max, got "
         f"{self.operand_max} and {self.value_max}."
       )
-    if self.seed < 0:
-      raise ValueError(f"seed must be at least 0, got {self.seed}.")
+    if self.max_operations > MAX_OPERATIONS:
+      raise ValueError(
+        f"max_operations must be at most {MAX_OPERATIONS}, got "
+        f"{self.max_operations}: longer problems take minutes to generate, and "
+        "a response needs six tokens for each operation."
+      )
+    if self.number_max > MAX_NUMBER:
+      raise ValueError(
+        f"operand_max={self.operand_max} with max_operations="
+        f"{self.max_operations} makes numbers up to {self.number_max}, and "
+        f"every number is a token: they may go up to {MAX_NUMBER}. Lower one "
+        "of the two."
+      )
+    if not 0 <= self.seed < SEEDS:
+      raise ValueError(f"seed must be in [0, 2**32), got {self.seed}.")
     for name, rate in (
       ("slip_rate", self.slip_rate),
       ("wrong_operand_rate", self.wrong_operand_rate),

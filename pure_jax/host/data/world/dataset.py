@@ -19,6 +19,7 @@ from pure_jax.host.data.world import arithmetic, checker
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.prm_examples import make_prm_example
 from pure_jax.host.distributed import preemption
+from pure_jax.host.logs import console
 from pure_jax.host.text.sentencepiece_tokenizer import (
   SentencePieceTokenizer,
   train_tokenizer,
@@ -29,8 +30,12 @@ SPLITS = (*arithmetic.SPLITS, "labelled")
 # several times longer than it takes to generate one example.
 RECORD_EXAMPLES = 1_000
 TOKENIZER_EXAMPLES = 2_000
+# It takes seconds to generate so many, which are worth a message.
+MANY_EXAMPLES = 200_000
 # Ids for control tokens, line breaks, letters and merges of letters.
 WORD_IDS = 34
+# Texts of one id each, besides the numbers.
+SYMBOLS = (".\n\n", "+", "-", "=", "=?", "\\boxed{", "}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +102,8 @@ class ArithmeticDataset(tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
     """Yields (number of the stored record, columns of its examples)."""
     size = self._sizes[split]
+    if size >= MANY_EXAMPLES:
+      console.tell(f"generating {size} {split} problems of the embedded world")
     for number, first in enumerate(range(0, size, RECORD_EXAMPLES)):
       preemption.raise_received()
       rows = [
@@ -172,6 +179,15 @@ def _read(source: Any) -> list[Example]:
   return examples
 
 
+def vocab_size(world: WorldConfig) -> int:
+  """Counts the ids of the world's tokenizer, before it is made.
+
+  Args:
+    world: the settings of the world.
+  """
+  return len(SYMBOLS) + world.number_max + 1 + WORD_IDS
+
+
 def world_tokenizer(
   world: WorldConfig, path: str | os.PathLike
 ) -> SentencePieceTokenizer:
@@ -185,7 +201,7 @@ def world_tokenizer(
     path: the model file.
   """
   numbers = [str(number) for number in range(world.number_max + 1)]
-  symbols = [".\n\n", "+", "-", "=", "=?", "\\boxed{", "}", *numbers]
+  symbols = [*SYMBOLS, *numbers]
 
   def texts() -> Iterator[str]:
     for index in range(TOKENIZER_EXAMPLES):
@@ -195,6 +211,4 @@ def world_tokenizer(
     yield from arithmetic.FILLERS
     yield "."
 
-  return train_tokenizer(
-    texts(), symbols, path, vocab_size=len(symbols) + WORD_IDS
-  )
+  return train_tokenizer(texts(), symbols, path, vocab_size=vocab_size(world))

@@ -1,0 +1,1 @@
+"""What a run needs at least, compared with the memory that there is."""

@@ -1,0 +1,78 @@
+"""What to say when memory has run out, or a number is too large for an array.
+
+`of_run.check_memory` refuses what cannot fit. The rest ends here: XLA's and
+numpy's errors say how much was asked for, and nothing about what to lower.
+"""
+
+import re
+from collections.abc import Iterator
+
+import jax
+
+# XLA's status for memory that it cannot have, on every backend.
+_EXHAUSTED = "RESOURCE_EXHAUSTED"
+# "allocating 858993459 bytes", "allocate request for 8.00GiB", "Used 20.0G of".
+_XLA_SIZE = re.compile(
+  r"(?:allocat|Used)\D*(\d[\d.]*) ?([KMGTP]?i?B|[KMGTP]|bytes)"
+)
+_NUMPY_SIZE = re.compile(r"Unable to allocate ([\d.]+ \w+)")
+_ADVICE = (
+  "Of a training run lower rl.prompts, rl.samples_per_prompt, "
+  "rl.sampler.max_new_tokens or batch_size. With less memory and more time "
+  "the same run takes more rl.micro_batches and rl.rollout.batches, or fewer "
+  "rl.engine.slots, as well as a mesh of more devices: what was saved is "
+  "intact, and the same command continues with these."
+)
+
+
+def explain(error: BaseException) -> str | None:
+  """Explains an error that means too little memory or too large a number.
+
+  Args:
+    error: the error. Its causes are looked at too.
+
+  Returns:
+    What ran out, how much was asked for and what to lower; None for any other
+    error.
+  """
+  for cause in _causes(error):
+    if isinstance(cause, MemoryError):
+      size = _NUMPY_SIZE.search(str(cause))
+      return _exhausted("this machine", size and size[1])
+    is_of_device = isinstance(cause, jax.errors.JaxRuntimeError)
+    if is_of_device and _EXHAUSTED in str(cause):
+      return _exhausted("the device", _xla_size(str(cause)))
+  # Not of a cause: a message about a number in a file is better than this.
+  if isinstance(error, OverflowError) and "int" in str(error).lower():
+    return (
+      "a whole number is too large for an array, which holds 32 bits: "
+      f"{str(error).splitlines()[0]}. Lower the setting that has this value."
+    )
+  return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+  """An error, what caused it, and so on."""
+  seen: set[int] = set()
+  current: BaseException | None = error
+  while current is not None and id(current) not in seen:
+    seen.add(id(current))
+    yield current
+    context = None if current.__suppress_context__ else current.__context__
+    current = current.__cause__ or context
+
+
+def _exhausted(place: str, size: str | None) -> str:
+  """The message for memory that has run out."""
+  asked = "" if size is None else f" when {size} more were asked for"
+  return f"the memory of {place} ran out{asked}. {_ADVICE}"
+
+
+def _xla_size(message: str) -> str | None:
+  """The memory that XLA asked for; None if its message does not say."""
+  size = _XLA_SIZE.search(message)
+  if size is None:
+    return None
+  if size[2] == "bytes":
+    return f"{int(size[1]) / 2**30:,.2f} GiB"
+  return f"{size[1]} {size[2]}"

@@ -1,0 +1,148 @@
+"""Compares the memory that something needs at least with what there is.
+
+A need is a lower bound: arrays that certainly exist at one time, computed from
+sizes alone, in Python's integers. So what could run is never refused. What is
+not refused may still run out of memory, see `exhausted.py`.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+from pure_jax.host.machine_memory import machine_bytes
+from pure_jax.parallel.sharding import Layout
+from pure_jax.runs.settings.checks import ConfigError
+
+# Counts of tokens and indices of arrays are int32.
+LARGEST_COUNT = 2**31 - 1
+# No device and no machine has as much. The limit where the memory is unknown.
+MOST_BYTES = 2**50
+_NAMED_FIELDS = 4  # Fields that a message says to lower, at most.
+
+
+@dataclasses.dataclass(frozen=True)
+class Need:
+  """Bytes that certain arrays take at least.
+
+  Attributes:
+    what: the arrays, for messages.
+    num_bytes: on one device, or on the host.
+    sizes: the fields of the config that they follow from, by name.
+    on_host: whether they are in the memory of the host.
+  """
+
+  what: str
+  num_bytes: int
+  sizes: Mapping[str, int]
+  on_host: bool = False
+
+
+def check_count(
+  what: str, rows: int, columns: int, sizes: Mapping[str, int]
+) -> None:
+  """Validates that the entries of an array can be counted.
+
+  Args:
+    what: the array, for the message.
+    rows: its rows.
+    columns: its columns, such as the tokens of a row.
+    sizes: the fields that the two follow from, by name.
+
+  Raises:
+    ConfigError: if there are too many.
+  """
+  if rows * columns <= LARGEST_COUNT:
+    return
+  raise ConfigError(
+    f"{_largest(sizes)} is too large: {what} has {rows} rows of {columns} "
+    f"columns, {rows * columns:.3g} entries, and they are counted in 32 bits, "
+    f"up to {LARGEST_COUNT}. {_advice(sizes)}"
+  )
+
+
+def check_stage(stage: str, needs: Sequence[Need], layout: Layout) -> None:
+  """Validates that memory has room for what a stage needs at the same time.
+
+  Args:
+    stage: the stage, for the message.
+    needs: what it needs at least.
+    layout: the devices. CPU devices share the memory of the machine.
+
+  Raises:
+    ConfigError: if there is too little memory; it names the field behind the
+      largest need.
+  """
+  local = list(layout.mesh.local_devices)
+  on_devices = [need for need in needs if not need.on_host]
+  on_host = [need for need in needs if need.on_host]
+  if local[0].platform == "cpu":
+    on_host += [
+      dataclasses.replace(need, num_bytes=need.num_bytes * len(local))
+      for need in on_devices
+    ]
+  else:
+    limits = [_limit(device) for device in local]
+    known = [limit for limit in limits if limit is not None]
+    check_bytes(stage, on_devices, min(known, default=None), "a device")
+  check_bytes(stage, on_host, machine_bytes(), "this machine")
+
+
+def check_bytes(
+  stage: str, needs: Sequence[Need], limit: int | None, place: str
+) -> None:
+  """Validates that a limit has room for what a stage needs.
+
+  Args:
+    stage: the stage, for the message.
+    needs: what it needs at least, at the same time.
+    limit: bytes; None if they are not known.
+    place: what has them, for the message.
+
+  Raises:
+    ConfigError: if it has not.
+  """
+  total = sum(need.num_bytes for need in needs)
+  if total <= (MOST_BYTES if limit is None else limit):
+    return
+  largest = max(needs, key=lambda need: need.num_bytes)
+  part = ""
+  if stage != largest.what:
+    part = f", the largest part for {largest.what}"
+  has = f"{place} has {_gib(MOST_BYTES if limit is None else limit)}"
+  if limit is None:
+    has = f"no machine has more than {_gib(MOST_BYTES)}"
+  raise ConfigError(
+    f"{_largest(largest.sizes)} needs more memory than there is: {stage} "
+    f"takes at least {_gib(total)}{part}, and {has}. {_advice(largest.sizes)}"
+  )
+
+
+def _limit(device) -> int | None:
+  """The bytes of a device; None if its backend does not say."""
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def _by_size(sizes: Mapping[str, int]) -> list[str]:
+  """Names of fields, the largest number first."""
+  return sorted(sizes, key=lambda name: -sizes[name])
+
+
+def _largest(sizes: Mapping[str, int]) -> str:
+  """The field with the largest number, for a message."""
+  for name in _by_size(sizes):
+    return f"{name}={sizes[name]}"
+  return "The model"
+
+
+def _advice(sizes: Mapping[str, int]) -> str:
+  """What to lower."""
+  names = _by_size(sizes)[:_NAMED_FIELDS]
+  if not names:
+    return "Take a smaller model, adapters (rl.lora.rank) or more devices."
+  *others, last = names
+  return f"Lower {', '.join(others)} or {last}." if others else f"Lower {last}."
+
+
+def _gib(num_bytes: int) -> str:
+  """Bytes as text, at most three digits wide beyond a million."""
+  gib = num_bytes / 2**30
+  return f"{gib:,.1f} GiB" if gib < 1e6 else f"{gib:.2e} GiB"
