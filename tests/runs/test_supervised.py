@@ -135,7 +135,7 @@ def test_a_run_stops_when_as_many_updates_as_it_has_were_skipped(
   rl = types.SimpleNamespace(max_skipped_updates=5)
   settings = types.SimpleNamespace(rl=rl)
   run = types.SimpleNamespace(spec=types.SimpleNamespace(settings=settings))
-  stop = loop.StopConditions(run, "rl", steps, None, updates_per_step)
+  stop = loop.StopConditions(run, "rl", steps, None, steps * updates_per_step)
   metrics = {"skipped_in_a_row": np.int32(skipped)}
   request = types.SimpleNamespace(requested=lambda: False)
   reason = stop.reason(metrics, request)

@@ -13,10 +13,16 @@ import types
 import typing
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.run import Settings
 
 _Kind = TypeVar("_Kind")
+
+# The sizes of what float32 holds in full precision. It rounds less to 0 on most
+# devices, and more to infinity.
+_LEAST, _MOST = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
 def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
@@ -55,11 +61,18 @@ def _build(kind: type, values: Any, path: str) -> Any:
       continue
     made[name] = _convert(types_[name], values[name], f"{path}.{name}")
   try:
-    return kind(**made)
+    built = kind(**made)
   except ConfigError:
     raise
   except ValueError as error:
     raise ConfigError(f"{path}: {error}") from error
+  for name, value in made.items():
+    if isinstance(value, float) and value and not _LEAST <= abs(value) <= _MOST:
+      raise ConfigError(
+        f"{path}.{name} must be 0 or {_LEAST:.1e} to {_MOST:.1e} in size, the "
+        f"numbers of float32, got {value}."
+      )
+  return built
 
 
 def _check_derived(values: dict, built: Any, path: str) -> None:
@@ -93,10 +106,10 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
       raise ConfigError(f"{path} must be a tuple, got {value!r}.")
     item = typing.get_args(kind)[0]
     return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value) if abs(value) <= _MOST else math.inf
   if isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f"{path} must be a finite number, got {value}.")
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(
       f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
