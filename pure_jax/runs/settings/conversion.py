@@ -112,6 +112,9 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     raise ConfigError(f"{path} must be a finite number, got {value}.")
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(
-      f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
+      f"{path} must be {kind.__name__}, got {value!r:.80} "
+      f"({type(value).__name__})."
     )
+  if kind is int and not -(2**63) <= value < 2**63:
+    raise ConfigError(f"{path} must be a number of 64 bits, and has more.")
   return value
