@@ -63,11 +63,14 @@ def config_of(name, variant):
   return config
 
 
-FIELDS = [
-  (*config, *field)
-  for config in CONFIGS
-  for field in numbers_of(config[2], config_of(*config[:2]))
-]
+# One config for each field: groups that several have are tried once.
+FIELDS = list(
+  {
+    (kind, path): (name, variant, kind, path, one)
+    for name, variant, kind in reversed(CONFIGS)
+    for path, one in numbers_of(kind, config_of(name, variant))
+  }.values()
+)
 FLOATS = [field[:-1] for field in FIELDS if field[-1] is float]
 
 
