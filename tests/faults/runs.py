@@ -166,4 +166,27 @@ FAULTS = (
     "total.plus(costs)",
     ("test_hlo_costs.py::test_every_trip_of_a_scan_is_counted",),
   ),
+  Fault(
+    "policy and critic have one limit of skipped updates",
+    "runs.loop:StopConditions._too_many_skipped",
+    '("skipped_in_a_row", self.updates)',
+    '("skipped_in_a_row", max(self.updates, self.critic_updates))',
+    (
+      "test_supervised.py::test_a_run_stops_when_as_many_updates_as_it_has_were_skipped",
+    ),
+  ),
+  Fault(
+    "a range has no upper end",
+    "ranges:within",
+    "not low <= value <= high",
+    "not low <= value",
+    ("test_ranges.py::test_a_range_is_what_its_message_says",),
+  ),
+  Fault(
+    "numbers that float32 rounds to 0 are accepted",
+    "runs.settings.conversion:_build",
+    "not _LEAST <= abs(value) <= _MOST",
+    "abs(value) > _MOST",
+    ("test_ranges.py::test_no_number_that_cannot_be_meant_is_accepted",),
+  ),
 )
