@@ -124,6 +124,7 @@ def test_no_number_that_cannot_be_meant_is_accepted(field):
 def test_a_range_is_what_its_message_says(field):
   """Its ends are accepted, and what is a little beyond them is not."""
   message = refusal(*field, 1e30)
+  assert message is not None
   found = re.search(r"must be between (\S+) and ([^\s,]+),", message)
   assert found, message
   low, high = map(float, found.groups())
