@@ -68,7 +68,12 @@ _PRESET = flags.DEFINE_enum(
 _QUICK = flags.DEFINE_bool("quick", False, "Two repeats of a tiny model.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Most repeats of each arm.", 1)
 _SECONDS = flags.DEFINE_float(
-  "seconds", 60.0, "Time limit of a case's repeats; two are always made.", 0.0
+  "seconds", 60.0, "Time limit of a case's repeats; two are always made."
+)
+flags.register_validator(
+  _SECONDS,
+  lambda seconds: 0 <= seconds <= 1e6,
+  message="must be between 0 and 1e6",
 )
 _JSON = flags.DEFINE_string("json", None, "File for all results, as JSON.")
 _RESUME = flags.DEFINE_bool(

@@ -37,7 +37,12 @@ from absl import app, flags
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import MAX_SECONDS, MAX_WORKERS, PoolError
+from pure_jax.host.grading.pool import (
+  MAX_SECONDS,
+  MAX_WORKERS,
+  MIN_SECONDS,
+  PoolError,
+)
 from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 
@@ -52,8 +57,8 @@ _EXTRACTOR = flags.DEFINE_multi_enum(
 _TIMEOUT = flags.DEFINE_float("timeout_seconds", 5.0, "Limit of a comparison.")
 flags.register_validator(
   _TIMEOUT,
-  lambda seconds: 0 < seconds <= MAX_SECONDS,
-  message=f"must be above 0 and at most {MAX_SECONDS:g}",
+  lambda seconds: MIN_SECONDS <= seconds <= MAX_SECONDS,
+  message=f"must be between {MIN_SECONDS:g} and {MAX_SECONDS:g}",
 )
 _WORKERS = flags.DEFINE_integer(
   "workers", 2, "Worker processes.", lower_bound=1, upper_bound=MAX_WORKERS

@@ -60,7 +60,12 @@ _HLO = flags.DEFINE_string(
   "hlo", None, "Folder for the text of the compiled programs."
 )
 _PRICE = flags.DEFINE_float(
-  "price", None, "Price of a chip hour, in any currency.", lower_bound=0.0
+  "price", None, "Price of a chip hour, in any currency."
+)
+flags.register_validator(
+  _PRICE,
+  lambda price: price is None or 0 <= price <= 1e9,
+  message="must be between 0 and 1e9",
 )
 
 

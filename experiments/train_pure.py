@@ -188,7 +188,8 @@ def run_iterations(
   """Runs RL from the last checkpoint to the last iteration."""
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
   problems = run.task.train
-  stop = StopConditions(run, "rl", total, checkpoints, rl.updates.count)
+  updates = (rl.num_updates, rl.num_critic_updates)
+  stop = StopConditions(run, "rl", total, checkpoints, *updates)
   saved, done, cursor = checkpoints.resume(state.to_checkpoint())
   state = RLState.from_checkpoint(saved)
   stop.check_resumed(done, state.policy, state.critic)

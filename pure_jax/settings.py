@@ -8,8 +8,10 @@ differ. Use `dataclasses.replace` to change a preset.
 """
 
 import dataclasses
-import math
 import typing
+
+from pure_jax import ranges
+from pure_jax.ranges import within
 
 # A seed of random numbers, 0..SEEDS - 1: `jax.random.key` keeps 32 bits of it.
 Seed = typing.NewType("Seed", int)
@@ -27,12 +29,6 @@ def _require_one_of(name: str, value: object, allowed: tuple) -> None:
   """Raises ValueError with the choices unless value is one of them."""
   if value not in allowed:
     raise ValueError(f"{name} must be one of {allowed}, not {value!r}.")
-
-
-def _require_above(name: str, value: float | None, bound: float) -> None:
-  """Raises ValueError unless value is None or a finite number > bound."""
-  if value is not None and not bound < value < math.inf:
-    raise ValueError(f"{name} must be > {bound} or None, not {value}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +53,7 @@ class ScoreConfig:
     if self.max_steps < 1:
       raise ValueError(f"max_steps must be >= 1, not {self.max_steps}.")
     _require_one_of("separator", self.separator, SEPARATORS)
-    reward = self.empty_step_reward
-    if reward is not None and not -1 <= reward <= 1:
-      raise ValueError(f"empty_step_reward must lie in -1..1, not {reward}.")
+    within(-1, 1, self, "empty_step_reward")
 
   @property
   def inserted_tokens(self) -> int:
@@ -78,7 +72,8 @@ class CreditConfig:
       reference kept for comparison: the minimum runs over the dense token
       row, whose zeros turn positive returns and a verifiable +1 into 0.
       "min_dense" needs fold_verifiable.
-    temperature: > 0, temperature of softmin in units of reward.
+    temperature: temperature of softmin, in
+      `ranges.SOFTMIN_TEMPERATURE`.
     discount: 0..1 per step; values below 1 need form "sum".
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
@@ -143,23 +138,18 @@ class CreditConfig:
       self.verifiable_estimator,
       ("rloo", "grpo", "none"),
     )
-    if not (self.temperature > 0 and math.isfinite(self.temperature)):
-      raise ValueError(f"temperature must be > 0, not {self.temperature}.")
-    if not 0 <= self.discount <= 1:
-      raise ValueError(f"discount must lie in 0..1, not {self.discount}.")
+    within(*ranges.SOFTMIN_TEMPERATURE, self, "temperature")
+    within(*ranges.PROBABILITY, self, "discount gae_lambda")
+    within(*ranges.WEIGHT, self, "process_coef verifiable_coef kl_coef")
+    within(*ranges.KL, self, "kl_limit", "None for no limit")
     if self.discount != 1 and (self.form != "sum" or self.fold_verifiable):
       raise ValueError(
         "A discount other than 1 needs form='sum' and fold_verifiable=False."
       )
-    if not 0 <= self.gae_lambda <= 1:
-      raise ValueError(f"gae_lambda must lie in 0..1, not {self.gae_lambda}.")
     if self.group_size < 1:
       raise ValueError(f"group_size must be >= 1, not {self.group_size}.")
     if self.baseline_length is not None and self.baseline_length < 1:
       raise ValueError("baseline_length must be >= 1, or None for C.")
-    if self.process_coef < 0 or self.verifiable_coef < 0 or self.kl_coef < 0:
-      raise ValueError("process_coef, verifiable_coef, kl_coef must be >= 0.")
-    _require_above("kl_limit", self.kl_limit, 0)
     if self.form == "min_dense" and not self.fold_verifiable:
       raise ValueError(
         "form='min_dense' is a fault of folded token rewards: set"
@@ -257,18 +247,13 @@ class LossConfig:
   def __post_init__(self):
     _require_one_of("aggregate", self.aggregate, AGGREGATES)
     _require_one_of("kl_in_loss", self.kl_in_loss, (None, *KL_KINDS))
-    if not 0 <= self.clip_low <= 1:
-      raise ValueError(f"clip_low must lie in 0..1, not {self.clip_low}.")
-    if not self.clip_high >= 0:
-      raise ValueError(f"clip_high must be >= 0, not {self.clip_high}.")
-    if self.kl_coef < 0 or self.entropy_coef < 0:
-      raise ValueError("kl_coef and entropy_coef must be >= 0.")
-    if self.importance_cap is not None and not self.importance_cap > 0:
-      raise ValueError("importance_cap must be > 0, or None for no weights.")
-    _require_above("kl_limit", self.kl_limit, 0)
-    _require_above("log_ratio_limit", self.log_ratio_limit, 0)
-    _require_above("dual_clip", self.dual_clip, 1)
-    _require_above("ratio_guard", self.ratio_guard, 1)
+    within(*ranges.PROBABILITY, self, "clip_low")
+    within(0, ranges.CAP[1], self, "clip_high")
+    within(*ranges.WEIGHT, self, "kl_coef entropy_coef")
+    within(*ranges.CAP, self, "importance_cap", "None for no weights")
+    within(*ranges.KL, self, "kl_limit", "None for no limit")
+    within(*ranges.LOG_RATIO, self, "log_ratio_limit", "None for no limit")
+    within(*ranges.CAP_ABOVE_1, self, "dual_clip ratio_guard", "None for none")
     wants_length = self.aggregate == "constant_length"
     if wants_length != (self.constant_length is not None):
       raise ValueError(
@@ -294,8 +279,7 @@ class AdaptiveKLConfig:
   horizon: int = 10_000
 
   def __post_init__(self):
-    if not 0 < self.target < math.inf:
-      raise ValueError(f"target must be > 0, not {self.target}.")
+    within(*ranges.KL, self, "target")
     if self.horizon < 1:
       raise ValueError(f"horizon must be >= 1, not {self.horizon}.")
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from pure_jax.ranges import ALPHA, within
+
 COMPUTE_DTYPES = ("float32", "bfloat16")
 CACHE_DTYPES = (*COMPUTE_DTYPES, "int8")
 
@@ -31,7 +33,8 @@ class LoraConfig:
 
   Attributes:
     rank: r, at least 1.
-    alpha: the product of the two factors is scaled by alpha / r; positive.
+    alpha: the product of the two factors is scaled by alpha / r; in
+      `ranges.ALPHA`.
     targets: which of `MATRICES` have adapters.
   """
 
@@ -41,10 +44,9 @@ class LoraConfig:
 
   def __post_init__(self):
     """Validates rank, scale and targets."""
-    if self.rank < 1 or not self.alpha > 0:
-      raise ValueError(
-        f"rank={self.rank} must be at least 1 and alpha={self.alpha} positive."
-      )
+    if self.rank < 1:
+      raise ValueError(f"rank must be at least 1, got {self.rank}.")
+    within(*ALPHA, self, "alpha")
     unknown = [name for name in self.targets if name not in MATRICES]
     if unknown or not self.targets:
       raise ValueError(

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
+from pure_jax import ranges
 from pure_jax.models import token_logp
+from pure_jax.ranges import within
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,19 +52,12 @@ class SamplingConfig:
       raise ValueError(
         f"max_new_tokens must be at least 1, got {self.max_new_tokens}."
       )
-    if not self.temperature >= 0:
-      raise ValueError(
-        "temperature must be positive, or 0 for greedy, got "
-        f"{self.temperature}."
-      )
-    if self.temperature:
-      token_logp.check_temperature(self.temperature)
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f"top_p must be in (0, 1], got {self.top_p}.")
+    if self.temperature != 0:
+      within(*ranges.TEMPERATURE, self, "temperature", "0 for greedy")
+    within(*ranges.TOP_P, self, "top_p")
+    within(*ranges.MIN_P, self, "min_p")
     if self.top_k < 0:
       raise ValueError(f"top_k must be at least 0 (off), got {self.top_k}.")
-    if not 0 <= self.min_p < 1:
-      raise ValueError(f"min_p must be in [0, 1), got {self.min_p}.")
     padding = {self.pad_id} - {*self.stop_ids}
     banned = tuple(sorted({*self.banned_ids} | padding))
     object.__setattr__(self, "banned_ids", banned)

@@ -10,6 +10,7 @@ from typing import Any, assert_never
 import jax
 import numpy as np
 
+from pure_jax.host.checkpoints import record as records
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.data.batches import Cursor, next_batch
 from pure_jax.host.distributed import preemption
@@ -72,9 +73,11 @@ class StageCheckpoints:
     The state given is that at step 0, on this run's mesh, which may have
     another shape than the one before; it is donated. Without a checkpoint, the
     values at step 0 come back. Raises a CheckpointError if there are
-    checkpoints but none can be used.
+    checkpoints but none can be used, and a FloatingPointError if a value at
+    step 0 is not finite.
     """
     if not self._checkpoints.steps():
+      self._check_start(state)
       return state, 0, Cursor(self._seed)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -85,6 +88,18 @@ class StageCheckpoints:
     restored = self._checkpoints.restore_latest(abstract)
     cursor = Cursor(**restored.extra["cursor"])
     return restored.state, restored.step, cursor
+
+  def _check_start(self, state: Any) -> None:
+    """Raises FloatingPointError, with names, for a state that is not finite.
+
+    Every update from there would be skipped.
+    """
+    bad = records.find_not_finite(records.named_leaves(state))
+    if bad is not None:
+      raise FloatingPointError(
+        f"what {self.folder} would be trained from has values that are {bad}. "
+        "Look for them in the model or the workdir that the stage starts from."
+      )
 
   def save(
     self,
@@ -106,10 +121,6 @@ class StageCheckpoints:
   def wait(self) -> None:
     """Waits until the checkpoint saved last is on disk."""
     self._checkpoints.wait()
-
-
-# The metrics that count skipped updates; an iteration of RL has one or both.
-_SKIPPED = ("skipped_in_a_row", "critic_skipped_in_a_row")
 
 
 class StopReason(enum.Enum):
@@ -136,31 +147,33 @@ class StopConditions:
     stage: name of the stage.
     total: steps of the stage.
     checkpoints: checkpoints of the stage.
-    updates_per_step: updates of a step; several if RL has mini-batches or
-      epochs. Within a step a loop does not end.
+    updates: updates of the stage; more than steps if RL has mini-batches or
+      epochs, fewer in the warm-up of a critic. Within a step a loop does not
+      end.
+    critic_updates: updates of RL's critic; 0 without one.
   """
 
   run: Run
   stage: str
   total: int
   checkpoints: StageCheckpoints
-  updates_per_step: int = 1
+  updates: int
+  critic_updates: int = 0
 
-  @property
-  def max_skipped(self) -> int:
-    """The number of skipped updates in a row that ends the loop."""
-    updates = self.total * self.updates_per_step
-    return min(self.run.spec.settings.rl.max_skipped_updates, updates)
-
-  def check_resumed(self, step: int, *states: TrainState | None) -> None:
+  def check_resumed(
+    self, step: int, state: TrainState, critic: TrainState | None = None
+  ) -> None:
     """Raises FloatingPointError if a finished stage ended on skipped updates.
 
     Then the stage has no updates left, and as many of its last ones were
-    skipped as end a loop. RL with a critic has two states.
+    skipped as end a loop.
     """
-    skipped = max(int(s.skipped_in_a_row) for s in states if s is not None)
-    if step >= self.total and skipped >= self.max_skipped:
-      raise FloatingPointError(self._failure(step, skipped))
+    skipped = {"skipped_in_a_row": state.skipped_in_a_row}
+    if critic is not None:
+      skipped["critic_skipped_in_a_row"] = critic.skipped_in_a_row
+    too_many = self._too_many_skipped(skipped)
+    if step >= self.total and too_many:
+      raise FloatingPointError(self._failure(step, too_many))
 
   def reason(
     self, metrics: Metrics, shutdown: preemption.StopRequest
@@ -169,10 +182,10 @@ class StopConditions:
 
     Every process must call it once per step.
     """
-    skipped = _skipped_in_a_row(metrics)
+    too_many = self._too_many_skipped(metrics)
     # Before any return, because every process takes part in it.
     terminated = shutdown.requested()
-    if skipped >= self.max_skipped:
+    if too_many:
       return StopReason.SKIPPED_UPDATES
     return StopReason.SIGTERM if terminated else None
 
@@ -204,7 +217,7 @@ class StopConditions:
     match reason:
       case StopReason.SKIPPED_UPDATES:
         path = self.run.folder.dump_batch(self.stage, step, batch, facts)
-        message = self._failure(step, _skipped_in_a_row(metrics))
+        message = self._failure(step, self._too_many_skipped(metrics))
         raise FloatingPointError(f"{message} The last batch is in {path}.")
       case StopReason.SIGTERM:
         saved = self.checkpoints.folder / str(step)
@@ -215,21 +228,35 @@ class StopConditions:
       case _:
         assert_never(reason)
 
-  def _failure(self, step: int, skipped: int) -> str:
-    return (
-      f"{self.stage}, step {step}: {skipped} updates in a row had a loss or "
-      "gradient that was not finite; all were skipped, and the state is saved "
-      f"in {self.checkpoints.folder / str(step)}. The same command tries the "
-      "batches that follow, if there are any. If that does not help, try a "
-      "lower learning rate in another workdir; if it happens from the first "
-      "step on, look for weights that are not finite in what the stage starts "
-      "from."
+  def _too_many_skipped(self, metrics: Metrics) -> int:
+    """The latest updates that were skipped if they end the loop, else 0.
+
+    Policy and critic have limits of their own: what was skipped of one is not
+    made up for by the other. An iteration has the metrics of one or of both.
+    """
+    most = self.run.spec.settings.rl.max_skipped_updates
+    counts = [
+      (int(metrics[name]), min(most, updates))
+      for name, updates in (
+        ("skipped_in_a_row", self.updates),
+        ("critic_skipped_in_a_row", self.critic_updates),
+      )
+      if name in metrics
+    ]
+    return max(
+      (skipped for skipped, limit in counts if skipped >= limit), default=0
     )
 
-
-def _skipped_in_a_row(metrics: Metrics) -> int:
-  """The latest updates that were skipped, of the policy or of its critic."""
-  return max(int(metrics[name]) for name in _SKIPPED if name in metrics)
+  def _failure(self, step: int, skipped: int) -> str:
+    return (
+      f"{self.stage}, step {step}: {skipped} updates in a row had a loss, "
+      "gradient or update that was not finite; all were skipped, and the state "
+      f"is saved in {self.checkpoints.folder / str(step)}. The same command "
+      "tries the batches that follow, if there are any. If that does not help, "
+      "try a lower learning rate in another workdir; if it happens from the "
+      "first step on, look for weights that are not finite in what the stage "
+      "starts from."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,7 +305,7 @@ def run_stage(
   name, num_steps = stage.name, stage.num_steps
   folder = run.folder.start / name.split("_")[0] / f"checkpoints_{name}"
   with StageCheckpoints(run, folder) as checkpoints:
-    stop = StopConditions(run, name, num_steps, checkpoints)
+    stop = StopConditions(run, name, num_steps, checkpoints, num_steps)
     state, done, cursor = checkpoints.resume(state)
     stop.check_resumed(done, state)
     run.folder.metrics.rewind(name, done + 1)

@@ -5,7 +5,9 @@ from typing import Any
 
 import optax
 
+from pure_jax import ranges
 from pure_jax.models.params import decaying
+from pure_jax.ranges import within
 
 # Shapes of the learning rate's decay to 0.
 DECAYS = ("cosine", "linear")
@@ -41,15 +43,11 @@ class OptimConfig:
 
   def __post_init__(self):
     """Validates that every value is in its range."""
-    for name in ("learning_rate", "max_grad_norm"):
-      value = getattr(self, name)
-      if not 0 < value < float("inf"):
-        raise ValueError(f"{name} must be positive, got {value}.")
-    for name in ("beta1", "beta2"):
-      value = getattr(self, name)
-      if not 0 <= value < 1:
-        raise ValueError(f"{name} must be in [0, 1), got {value}.")
-    for name in ("weight_decay", "warmup_steps", "decay_steps"):
+    within(*ranges.LEARNING_RATE, self, "learning_rate")
+    within(*ranges.WEIGHT_DECAY, self, "weight_decay")
+    within(*ranges.BETA, self, "beta1 beta2")
+    within(*ranges.GRAD_NORM, self, "max_grad_norm")
+    for name in ("warmup_steps", "decay_steps"):
       value = getattr(self, name)
       if value < 0:
         raise ValueError(f"{name} must not be negative, got {value}.")

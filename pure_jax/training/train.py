@@ -41,8 +41,8 @@ class TrainState:
     step: [] int32, updates attempted, skipped ones included.
     params: trainable weights, sharded as declared.
     opt_state: optax state, sharded as the weights it belongs to.
-    skipped: [] int32, updates not applied because the loss or a gradient was
-      not finite.
+    skipped: [] int32, updates not applied because the loss, a gradient, or the
+      state after them was not finite.
     skipped_in_a_row: [] int32, how many of the latest were skipped.
     kl_coef: [] float32, the KL coefficient of the next rollout's updates, per
       nat; None if it is a constant of the configs.
@@ -164,7 +164,11 @@ def apply_gradients(
   loss: jax.Array,
   optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, Metrics]:
-  """Applies an optimizer update; skips it if loss or gradients are not finite.
+  """Applies an optimizer update; skips it if anything is not finite.
+
+  Loss and gradients are not enough: a finite gradient times a high learning
+  rate may overflow a weight, its square a moment, and a cast a bfloat16 weight.
+  So the next weights and the next optimizer state are checked too.
 
   Args:
     state: the state before the update.
@@ -178,18 +182,22 @@ def apply_gradients(
     update changes the step and the two counters, nothing else.
   """
   grad_norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
 
-  def where_finite(new, old):
-    return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+  def updated():
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    return optax.apply_updates(state.params, updates), opt_state
 
+  # The check only reduces what it computes, and the branch computes it again:
+  # the states before and after never take memory at the same time.
+  finite = jnp.isfinite(grad_norm) & jnp.isfinite(loss) & _finite(updated())
+  params, opt_state = jax.lax.cond(
+    finite, updated, lambda: (state.params, state.opt_state)
+  )
   skip = 1 - finite.astype(jnp.int32)
   state = state.replace(
     step=state.step + 1,
-    params=where_finite(params, state.params),
-    opt_state=where_finite(opt_state, state.opt_state),
+    params=params,
+    opt_state=opt_state,
     skipped=state.skipped + skip,
     skipped_in_a_row=(state.skipped_in_a_row + 1) * skip,
   )
@@ -198,6 +206,16 @@ def apply_gradients(
     "skipped_updates": state.skipped,
     "skipped_in_a_row": state.skipped_in_a_row,
   }
+
+
+def _finite(tree: Any) -> jax.Array:
+  """Whether all floats of a pytree are finite; counters always are."""
+  floats = [
+    leaf
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in floats]))
 
 
 def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:

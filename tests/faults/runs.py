@@ -5,9 +5,9 @@ from faults import Fault
 FAULTS = (
   Fault(
     "skipped updates of the critic do not end a loop",
-    "runs.loop:_skipped_in_a_row",
-    "max(int(metrics[name]) for name in _SKIPPED if name in metrics)",
-    'int(metrics.get("skipped_in_a_row", 0))',
+    "runs.loop:StopConditions._too_many_skipped",
+    '("critic_skipped_in_a_row", self.critic_updates)',
+    '("skipped_in_a_row", self.updates)',
     (
       "test_critic_runs.py::test_skipped_updates_of_the_critic_alone_stop_the_run",
     ),
@@ -24,17 +24,17 @@ FAULTS = (
   Fault(
     "skipped updates do not end a loop",
     "runs.loop:StopConditions.reason",
-    "if skipped >= self.max_skipped:",
+    "if too_many:",
     "if False:",
     (
       "test_supervised.py::test_a_stage_stops_at_the_update_that_is_one_too_many",
     ),
   ),
   Fault(
-    "a short run with several updates counts its iterations as updates",
-    "runs.loop:StopConditions.max_skipped",
-    "self.total * self.updates_per_step",
-    "self.total",
+    "a run with fewer updates than end a loop ends on none",
+    "runs.loop:StopConditions._too_many_skipped",
+    "min(most, updates)",
+    "most",
     (
       "test_supervised.py::test_a_run_stops_when_as_many_updates_as_it_has_were_skipped",
     ),
@@ -58,7 +58,7 @@ FAULTS = (
   Fault(
     "a stage that ended on skipped updates is finished",
     "runs.loop:StopConditions.check_resumed",
-    "step >= self.total and skipped >= self.max_skipped",
+    "step >= self.total and too_many",
     "False",
     (
       "test_supervised.py::test_a_stage_without_any_update_stops_however_short_it_is",
@@ -165,5 +165,28 @@ FAULTS = (
     "total.plus(costs, loop.trips)",
     "total.plus(costs)",
     ("test_hlo_costs.py::test_every_trip_of_a_scan_is_counted",),
+  ),
+  Fault(
+    "policy and critic have one limit of skipped updates",
+    "runs.loop:StopConditions._too_many_skipped",
+    '("skipped_in_a_row", self.updates)',
+    '("skipped_in_a_row", max(self.updates, self.critic_updates))',
+    (
+      "test_supervised.py::test_a_run_stops_when_as_many_updates_as_it_has_were_skipped",
+    ),
+  ),
+  Fault(
+    "a range has no upper end",
+    "ranges:within",
+    "not low <= value <= high",
+    "not low <= value",
+    ("test_ranges.py::test_a_range_is_what_its_message_says",),
+  ),
+  Fault(
+    "numbers that float32 rounds to 0 are accepted",
+    "runs.settings.conversion:_build",
+    "not _LEAST <= abs(value) <= _MOST",
+    "abs(value) > _MOST",
+    ("test_ranges.py::test_no_number_that_cannot_be_meant_is_accepted",),
   ),
 )

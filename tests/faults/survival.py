@@ -151,4 +151,31 @@ FAULTS = (
     "current = None",
     ("test_endings.py::test_memory_that_ran_out_is_one_line",),
   ),
+  Fault(
+    "a state that is not finite is saved",
+    "host.checkpoints.checkpointer:Checkpoints.save",
+    "if not_finite is not None:",
+    "if False:",
+    (
+      "test_finite_checkpoints.py::test_a_state_that_is_not_finite_is_refused_and_the_one_before_stays",
+    ),
+  ),
+  Fault(
+    "a checkpoint that is not finite is restored",
+    "host.checkpoints.checkpointer:Checkpoints._restore",
+    "if not_finite is not None:",
+    "if False:",
+    (
+      "test_finite_checkpoints.py::test_a_checkpoint_that_is_not_finite_counts_as_damaged",
+    ),
+  ),
+  Fault(
+    "a stage starts from weights that are not finite",
+    "runs.loop:StageCheckpoints._check_start",
+    "if bad is not None:",
+    "if False:",
+    (
+      "test_supervised.py::test_a_stage_does_not_start_from_weights_that_are_not_finite",
+    ),
+  ),
 )

@@ -242,4 +242,22 @@ FAULTS = (
       "::test_labelled_solutions_are_limited_and_batched_with_their_scores",
     ),
   ),
+  Fault(
+    "an update that overflows is applied",
+    "training.train:apply_gradients",
+    "& _finite(updated())",
+    "",
+    (
+      "test_finite_updates.py::test_an_update_that_overflows_is_skipped_and_counted",
+    ),
+  ),
+  Fault(
+    "the guard sees the weights and not the moments",
+    "training.train:apply_gradients",
+    "_finite(updated())",
+    "_finite(updated()[0])",
+    (
+      "test_finite_updates.py::test_an_update_that_overflows_is_skipped_and_counted",
+    ),
+  ),
 )

@@ -294,7 +294,7 @@ def test_gae_without_values_or_as_a_process_baseline_is_refused():
   [
     ({"fold_verifiable": False}, "set fold_verifiable=True"),
     ({"form": "min_dense"}, "choose form='min'"),
-    ({"gae_lambda": 1.5}, "gae_lambda must lie in 0..1"),
+    ({"gae_lambda": 1.5}, "gae_lambda must be between 0 and 1"),
   ],
 )
 def test_settings_that_gae_does_not_allow_are_refused(changes, message):

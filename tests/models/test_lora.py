@@ -295,8 +295,8 @@ def test_a_prm_trains_adapters_and_its_head():
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"rank": 0}, "rank=0 must be at least 1"),
-    ({"alpha": 0.0}, "alpha=0.0 positive"),
+    ({"rank": 0}, "rank must be at least 1, got 0"),
+    ({"alpha": 0.0}, "alpha must be between 1e-06 and"),
     ({"targets": ()}, "targets must be some of"),
     ({"targets": ("query", "q_proj")}, r"'down'\), got .*q_proj"),
   ],

@@ -163,13 +163,16 @@ def test_padding_is_banned_unless_it_ends_a_row():
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"temperature": -0.1}, "temperature must be positive"),
-    ({"temperature": float("nan")}, "temperature must be positive"),
-    ({"top_p": 0.0}, "top_p must be in"),
-    ({"top_p": 1.1}, "top_p must be in"),
+    ({"temperature": -0.1}, "between 0.0001 and 10000, or 0 for greedy"),
+    (
+      {"temperature": float("nan")},
+      "between 0.0001 and 10000, or 0 for greedy",
+    ),
+    ({"top_p": 0.0}, "top_p must be between 1e-06 and 1"),
+    ({"top_p": 1.1}, "top_p must be between 1e-06 and 1"),
     ({"top_k": -1}, "top_k must be at least 0"),
-    ({"min_p": -0.1}, "min_p must be in"),
-    ({"min_p": 1.0}, "min_p must be in"),
+    ({"min_p": -0.1}, "min_p must be between 0 and 0.999999"),
+    ({"min_p": 1.0}, "min_p must be between 0 and 0.999999"),
     ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
     ({"stop_ids": (PAD, 3), "banned_ids": (3,)}, r"Ids \[3\] are both stop"),
   ],

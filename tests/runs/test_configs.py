@@ -359,7 +359,7 @@ def test_a_planted_field_is_noticed_unless_it_is_read(use, is_read):
   text = "\n".join(field_reads.sources(ROOT / "pure_jax/runs/settings"))
   for old, new in (
     ("  check_every: int\n", "  check_every: int\n  planted: int\n"),
-    ("    if not self.tolerance > 0:\n", "    if self.planted > 0:\n"),
+    ('at_least(1, self, "check_every")\n', "assert self.planted > 0\n"),
   ):
     assert text.count(old) == 1
     text = text.replace(old, new)

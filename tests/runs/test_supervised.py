@@ -29,7 +29,9 @@ def start():
   return train.new_state(params, optax.sgd(1.0))
 
 
-def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
+def run_stage(
+  folder, losses, max_skipped=5, before=lambda step: None, state=None
+):
   """A stage whose step t adds losses[t - 1]; NaN is skipped.
 
   Step t also adds 2^t to each of the four examples that it sees.
@@ -70,7 +72,7 @@ def run_stage(folder, losses, max_skipped=5, before=lambda step: None):
       make_batch=make_batch,
       update=update,
     )
-    return loop.run_stage(run, stage, start())
+    return loop.run_stage(run, stage, start() if state is None else state)
 
 
 def logged(folder):
@@ -125,22 +127,45 @@ def test_a_stage_without_any_update_stops_however_short_it_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("steps", "updates_per_step", "skipped", "stops"),
-  [(4, 1, 3, False), (4, 1, 4, True), (1, 4, 3, False), (1, 4, 4, True),
-   (3, 4, 4, False), (3, 4, 5, True)],
-)  # fmt: skip
+  ("updates", "skipped", "stops"),
+  [
+    ({"": 4}, {"": 3}, False),
+    ({"": 4}, {"": 4}, True),
+    ({"": 12}, {"": 4}, False),
+    ({"": 12}, {"": 5}, True),
+    # Each of two states has its own number: the warm-up counts for one.
+    ({"": 2, "critic_": 6}, {"": 2, "critic_": 0}, True),
+    ({"": 2, "critic_": 6}, {"": 1, "critic_": 4}, False),
+    ({"": 2, "critic_": 6}, {"critic_": 4}, False),
+    ({"": 2, "critic_": 6}, {"critic_": 5}, True),
+  ],
+)
 def test_a_run_stops_when_as_many_updates_as_it_has_were_skipped(
-  steps, updates_per_step, skipped, stops
+  updates, skipped, stops
 ):
-  """A run of one iteration with four updates has four, not one."""
+  """Those of the policy, or of its critic, in one iteration or in several."""
   rl = types.SimpleNamespace(max_skipped_updates=5)
   settings = types.SimpleNamespace(rl=rl)
   run = types.SimpleNamespace(spec=types.SimpleNamespace(settings=settings))
-  stop = loop.StopConditions(run, "rl", steps, None, updates_per_step)
-  metrics = {"skipped_in_a_row": np.int32(skipped)}
+  stop = loop.StopConditions(run, "rl", 6, None, *updates.values())
+  metrics = {f"{n}skipped_in_a_row": np.int32(x) for n, x in skipped.items()}
   request = types.SimpleNamespace(requested=lambda: False)
   reason = stop.reason(metrics, request)
   assert reason is (loop.StopReason.SKIPPED_UPDATES if stops else None)
+
+
+@pytest.mark.parametrize("leaf", ["w", "seen"])
+def test_a_stage_does_not_start_from_weights_that_are_not_finite(
+  tmp_path, leaf
+):
+  """Every update would be skipped; the message names the weight."""
+  state = start()
+  state.params[leaf] = state.params[leaf].at[1].set(NAN)
+  with pytest.raises((FloatingPointError, CheckpointError)) as error:
+    run_stage(tmp_path, [1], state=state)
+  said = f"trained from has values that are not finite: params.{leaf}. "
+  assert said in str(error.value)
+  assert saved(tmp_path) == [] == logged(tmp_path)
 
 
 def test_a_few_skipped_updates_do_not_stop_a_stage(tmp_path):

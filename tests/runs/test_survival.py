@@ -21,6 +21,7 @@ import smoke_run
 from pure_jax.parallel import sharding
 from pure_jax.runs import rl_functions
 from pure_jax.runs.saved_run import read_run
+from pure_jax.training import optim
 
 ALL_STAGES = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
 RL = ("rl", "rl_eval")
@@ -123,13 +124,13 @@ def test_a_run_with_several_updates_that_broke_off_continues_exactly(
 
 
 def test_skipped_updates_stop_the_run_and_save_state_and_batch(
-  finished, tmp_path
+  finished, tmp_path, monkeypatch
 ):
   """A learning rate of 1e30 gives NaN from the second update on."""
+  monkeypatch.setattr(optim, "learning_rate_schedule", lambda _: lambda _: 1e30)
   workdir = tmp_path / "run"
   options = (
     f"--start={finished[0]}",
-    "--config.rl.optim.learning_rate=1e30",
     "--config.rl.max_skipped_updates=2",
   )
   done = smoke_run.call("train_pure.py", workdir, *options)

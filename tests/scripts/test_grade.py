@@ -192,7 +192,7 @@ def test_an_invalid_time_limit_is_rejected(seconds):
   with (
     flagsaver.flagsaver(),
     pytest.raises(
-      flags.IllegalFlagValueError, match="must be above 0 and at most 3600"
+      flags.IllegalFlagValueError, match=r"must be between 0\.01 and 3600"
     ),
   ):
     flags.FLAGS["timeout_seconds"].parse(seconds)

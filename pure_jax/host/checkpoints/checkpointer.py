@@ -8,6 +8,7 @@ adds functions that Orbax lacks:
   restore into another model names the leaf that differs instead of casting it.
 * Every file has a SHA-256, written before the folder is renamed. Orbax itself
   reads flipped bits in array data without an error.
+* No value that is NaN or infinite is saved; in a checkpoint it is a damage.
 * If the newest checkpoint is damaged, the one before it is restored.
 * The config is stored with the checkpoint and compared on restore; package
   versions are stored to be looked up when results differ.
@@ -54,7 +55,7 @@ class Restored:
 
 
 class _DamageError(Exception):
-  """Files of a checkpoint are missing, cut short or altered."""
+  """Files of a checkpoint are missing or altered, or a value is not finite."""
 
 
 class Checkpoints:
@@ -193,12 +194,19 @@ class Checkpoints:
         is removed after the next one, and no regular one is removed for it.
 
     Raises:
-      CheckpointError: if this checkpoint or the previous one cannot be written.
+      CheckpointError: if a value of the state is not finite, or if this
+        checkpoint or the previous one cannot be written.
       ValueError: if a leaf of the state is not an array, or it has none.
       TypeError: if `extra` is not JSON-like.
     """
     preemption.raise_received()
     leaves = records.named_leaves(state)
+    not_finite = records.find_not_finite(leaves)
+    if not_finite is not None:
+      raise CheckpointError(
+        f"Nothing is saved in {self._folder(step)}, because there are values "
+        f"that are {not_finite}. Checkpoints of earlier steps are intact."
+      )
     checkpoint_metrics = records.checkpoint_metrics(
       metrics or {}, interim=interim
     )
@@ -355,6 +363,9 @@ class Checkpoints:
       raise CheckpointError(f"{folder} {mismatch}")
     shapes = {name: records.stored_shape(leaf) for name, leaf in leaves.items()}
     arrays = self._read(step, state=ocp.args.StandardRestore(shapes))["state"]
+    not_finite = records.find_not_finite(arrays)
+    if not_finite is not None:
+      raise _DamageError(not_finite)
     for name, impl in record["key_impl"].items():
       arrays[name] = jax.random.wrap_key_data(arrays[name], impl=impl)
     state = jax.tree.unflatten(

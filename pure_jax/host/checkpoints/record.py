@@ -1,4 +1,4 @@
-"""The JSON record of a checkpoint: leaves, config, versions, metrics."""
+"""The leaves of a checkpoint, and their JSON record with config and metrics."""
 
 import dataclasses
 import json
@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from pure_jax.host import json_text
@@ -81,6 +82,41 @@ def stored_shape(leaf: Any) -> jax.ShapeDtypeStruct:
   else:
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=sharding)
+
+
+def find_not_finite(leaves: Mapping[str, Any]) -> str | None:
+  """Finds values that are NaN or infinite; every array is read once.
+
+  Every process of a cluster must call it, and all get the same answer.
+
+  >>> find_not_finite({"a": np.array([1, np.nan]), "b": np.ones(2)})
+  'not finite: a'
+
+  Args:
+    leaves: arrays by name, of any dtype.
+
+  Returns:
+    A text with the names of up to three such arrays; None if all are finite.
+  """
+  # One array after the other: programs that run together would wait for each
+  # other if two processes began them in another order.
+  bad = [
+    name
+    for name, x in leaves.items()
+    if jax.dtypes.issubdtype(x.dtype, np.inexact)
+    and not jax.device_get(
+      _all_finite(x) if isinstance(x, jax.Array) else np.isfinite(x).all()
+    )
+  ]
+  if not bad:
+    return None
+  more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+  return f"not finite: {', '.join(bad[:3])}{more}"
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+  return jnp.isfinite(array).all()
 
 
 @dataclasses.dataclass(frozen=True)

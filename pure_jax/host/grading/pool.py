@@ -29,6 +29,7 @@ WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
 ORPHAN_SECONDS = 2.0  # A hung worker outlives a killed parent by no more.
+MIN_SECONDS = 0.01  # For an item, at least: less stops every comparison.
 MAX_SECONDS = 3600.0  # For an item, at most.
 MAX_WORKERS = 1024
 MIB = 1 << 20
@@ -146,7 +147,7 @@ class GradingPool:
       setup: a function of the same file, called once in each worker before its
         first item, outside the limits: imports, caches. None calls nothing.
       workers: processes, at least 1.
-      timeout_seconds: wall-clock limit of an item, above 0, at most
+      timeout_seconds: wall-clock limit of an item, `MIN_SECONDS` to
         `MAX_SECONDS`.
       memory_bytes: by how much an item may raise its worker's memory, at
         least 16 MiB. Exact on Linux; elsewhere only the address space is
@@ -157,11 +158,11 @@ class GradingPool:
         level of a file.
       PoolError: if a worker does not become ready; the others are stopped.
     """
-    valid_timeout = 0 < timeout_seconds <= MAX_SECONDS
+    valid_timeout = MIN_SECONDS <= timeout_seconds <= MAX_SECONDS
     if workers < 1 or not valid_timeout or memory_bytes < 16 * MIB:
       raise ValueError(
         f"{workers} workers, {timeout_seconds} s and {memory_bytes} bytes an "
-        f"item: at least 1, above 0 up to {MAX_SECONDS:g} s and at least "
+        f"item: at least 1, {MIN_SECONDS:g} to {MAX_SECONDS:g} s and at least "
         "16 MiB are needed."
       )
     self.timeout_seconds = timeout_seconds

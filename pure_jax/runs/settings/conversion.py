@@ -13,11 +13,17 @@ import types
 import typing
 from typing import Any, TypeVar
 
+import numpy as np
+
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.run import Settings
 from pure_jax.settings import SEEDS, Seed
 
 _Kind = TypeVar("_Kind")
+
+# The sizes of what float32 holds in full precision. It rounds less to 0 on most
+# devices, and more to infinity.
+_LEAST, _MOST = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
 def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
@@ -56,11 +62,18 @@ def _build(kind: type, values: Any, path: str) -> Any:
       continue
     made[name] = _convert(types_[name], values[name], f"{path}.{name}")
   try:
-    return kind(**made)
+    built = kind(**made)
   except ConfigError:
     raise
   except ValueError as error:
     raise ConfigError(f"{path}: {error}") from error
+  for name, value in made.items():
+    if isinstance(value, float) and value and not _LEAST <= abs(value) <= _MOST:
+      raise ConfigError(
+        f"{path}.{name} must be 0 or {_LEAST:.1e} to {_MOST:.1e} in size, the "
+        f"numbers of float32, got {value}."
+      )
+  return built
 
 
 def _check_derived(values: dict, built: Any, path: str) -> None:
@@ -96,15 +109,16 @@ def _convert(kind: Any, value: Any, path: str) -> Any:
     return tuple(_convert(item, v, f"{path}[{i}]") for i, v in enumerate(value))
   is_seed = kind is Seed
   kind = int if is_seed else kind
-  if isinstance(value, int):
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    value = float(value) if abs(value) <= _MOST else math.inf
+  elif isinstance(value, int):
     _check_32_bits(value, path, is_seed)
   if isinstance(value, float) and not math.isfinite(value):
     raise ConfigError(f"{path} must be a finite number, got {value}.")
-  if kind is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
   if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
     raise ConfigError(
-      f"{path} must be {kind.__name__}, got {value!r} ({type(value).__name__})."
+      f"{path} must be {kind.__name__}, got {value!r:.80} "
+      f"({type(value).__name__})."
     )
   return value
 

@@ -7,7 +7,7 @@ from pure_jax.host.data.formats.named import find_format, format_names
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
-from pure_jax.runs.settings.checks import at_least, one_of
+from pure_jax.runs.settings.checks import at_least, one_of, within
 from pure_jax.runs.settings.files import (
   Benchmarks,
   BenchmarkSettings,
@@ -24,15 +24,6 @@ from pure_jax.settings import ScoreConfig, Seed
 # Of a bootstrap, and bins of a calibration error: more take hours, and change
 # no digit of a report.
 MOST_RESAMPLES = 1_000_000
-
-
-def _at_most(most: int, settings: Any, names: str) -> None:
-  """Raises ValueError if a number, of names separated by spaces, is larger."""
-  for name in names.split():
-    if getattr(settings, name) > most:
-      raise ValueError(
-        f"{name} must be at most {most}, got {getattr(settings, name)}."
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +59,9 @@ class EvaluationSettings:
   bootstrap_resamples: int
 
   def __post_init__(self):
-    counts = "prompt_tokens prm_prompt_tokens batch_rows bootstrap_resamples"
-    at_least(1, self, counts)
-    at_least(0, self, "seed samples bootstrap_seed")
-    _at_most(MOST_RESAMPLES, self, "bootstrap_resamples")
+    at_least(1, self, "prompt_tokens prm_prompt_tokens batch_rows")
+    at_least(0, self, "samples")
+    within(1, MOST_RESAMPLES, self, "bootstrap_resamples")
     one_of(self, "prompt_format prm_prompt_format", tuple(PROMPT_FORMATS))
     one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
     one_of(self, "repetition_unit", UNITS)
@@ -201,9 +191,8 @@ class EvaluatePRMSettings:
 
   def __post_init__(self):
     at_least(1, self, "prompt_tokens response_tokens batch_size")
-    at_least(1, self, "length_multiple bins resamples")
-    _at_most(MOST_RESAMPLES, self, "bins resamples")
-    at_least(0, self, "bootstrap_seed")
+    at_least(1, self, "length_multiple")
+    within(1, MOST_RESAMPLES, self, "bins resamples")
     if self.good_class not in (0, 1, None):
       raise ValueError(
         f"good_class must be 0, 1 or None, got {self.good_class}."

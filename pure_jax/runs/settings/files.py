@@ -11,11 +11,11 @@ from pure_jax.host.data.formats.named import (
 )
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.tables import AVERAGE
-from pure_jax.host.grading.pool import MAX_SECONDS, MAX_WORKERS
+from pure_jax.host.grading.pool import MAX_SECONDS, MAX_WORKERS, MIN_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
-from pure_jax.runs.settings.checks import at_least, one_of
+from pure_jax.runs.settings.checks import at_least, one_of, within
 from pure_jax.runs.settings.models import ARCHITECTURES, DTYPE_CHOICES
 
 # Name of the held-out problems among the benchmarks of a validation.
@@ -89,16 +89,8 @@ class GraderSettings:
     if not self.extractors:
       raise ValueError(f"extractors needs at least one of {[*EXTRACTORS]}.")
     one_of(self, "extractors", tuple(EXTRACTORS))
-    if not 1 <= self.workers <= MAX_WORKERS:
-      raise ValueError(
-        f"workers must be at least 1 and at most {MAX_WORKERS}, got "
-        f"{self.workers}: one for each core is enough."
-      )
-    if not 0 < self.seconds <= MAX_SECONDS:
-      raise ValueError(
-        f"seconds must be above 0 and at most {MAX_SECONDS:g}, got "
-        f"{self.seconds}."
-      )
+    within(1, MAX_WORKERS, self, "workers")
+    within(MIN_SECONDS, MAX_SECONDS, self, "seconds")
 
 
 @dataclasses.dataclass(frozen=True)

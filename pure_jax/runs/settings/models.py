@@ -4,7 +4,8 @@ import dataclasses
 from typing import Protocol, TypeVar
 
 from pure_jax.models.config import COMPUTE_DTYPES, LoraConfig, ModelConfig
-from pure_jax.runs.settings.checks import one_of
+from pure_jax.ranges import ROPE_THETA
+from pure_jax.runs.settings.checks import one_of, within
 
 AUTO = "auto"
 # What a config may name as compute_dtype.
@@ -116,6 +117,7 @@ class ModelSettings:
   def __post_init__(self):
     """Validates the shape as the library does."""
     one_of(self, "compute_dtype", DTYPE_CHOICES)
+    within(*ROPE_THETA, self, "rope_theta")
     fields = dataclasses.asdict(self) | {"compute_dtype": "float32"}
     ModelConfig(vocab_size=1, **fields)
 

@@ -7,11 +7,12 @@ method `config` adds what follows from the tokenizer or from a switch.
 
 import dataclasses
 
+from pure_jax import ranges
 from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.models.config import CACHE_DTYPES
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.settings.checks import at_least, one_of
+from pure_jax.runs.settings.checks import at_least, one_of, within
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
 from pure_jax.settings import AdaptiveKLConfig, CreditConfig, LossConfig
@@ -30,11 +31,8 @@ class SamplerSettings:
 
   def __post_init__(self):
     """Validates the sampler as the library does, which also allows greedy."""
+    within(*ranges.TEMPERATURE, self, "temperature")
     self.config(pad_id=0, stop_ids=(1,))
-    if not self.temperature > 0:
-      raise ValueError(
-        f"temperature must be above 0 to draw samples, got {self.temperature}."
-      )
 
   def config(
     self,
@@ -106,8 +104,7 @@ class OldLogpSettings:
   def __post_init__(self):
     one_of(self, "source", ("score", "sampled"))
     at_least(1, self, "check_every")
-    if not self.tolerance > 0:
-      raise ValueError(f"tolerance must be > 0 nats, got {self.tolerance}.")
+    within(*ranges.LOG_PROB, self, "tolerance")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,10 +138,7 @@ class CriticSettings:
 
   def __post_init__(self):
     at_least(0, self, "warmup_iterations")
-    if self.value_clip is not None and not self.value_clip > 0:
-      raise ValueError(
-        f"value_clip must be > 0, or None for no limit, got {self.value_clip}."
-      )
+    within(*ranges.VALUE, self, "value_clip", "None for no limit")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +201,11 @@ class RLSettings:
     return (self.iterations - warmup) * self.updates.count
 
   @property
+  def num_critic_updates(self) -> int:
+    """The number of the critic's updates in the whole stage; 0 without one."""
+    return self.iterations * self.updates.count if self.trains_critic else 0
+
+  @property
   def first_kl_coef(self) -> float | None:
     """The KL coefficient before it is adapted; None if it never is."""
     if self.adaptive_kl is None:
@@ -236,16 +235,13 @@ class RLSettings:
     at_least(1, self, "checkpoint_every checkpoints_kept max_skipped_updates")
     self.optim.check_updates("optim", self.num_updates)
     if self.trains_critic:
-      self.critic.optim.check_updates(
-        "critic.optim", self.iterations * self.updates.count
-      )
+      self.critic.optim.check_updates("critic.optim", self.num_critic_updates)
     at_least(1, self, "benchmark_new_tokens")
     at_least(0, self, "benchmark_samples generations")
     one_of(self, "repetition_unit", UNITS)
     self._complete_credit()
-    fraction = self.answer_fraction
-    if fraction is not None and not 0 < fraction <= 1:
-      raise ValueError(f"answer_fraction must be in (0, 1], got {fraction}.")
+    # Less than one prompt in 10^9 is none.
+    within(1e-9, 1, self, "answer_fraction", "None for all answers")
     if not self.reward_mode:
       raise ValueError(
         "credit.process_coef and credit.verifiable_coef are both 0, which "

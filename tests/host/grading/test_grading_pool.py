@@ -207,7 +207,7 @@ def test_closing_ends_the_workers_and_may_be_repeated():
    {"memory_bytes": MIB}],
 )  # fmt: skip
 def test_invalid_limits_raise(arguments):
-  with pytest.raises(ValueError, match="at least 1, above 0"):
+  with pytest.raises(ValueError, match=r"at least 1, 0\.01 to 3600 s"):
     GradingPool(grading_faults.echo, **arguments)
 
 

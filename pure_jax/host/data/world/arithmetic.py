@@ -19,6 +19,7 @@ import re
 import numpy as np
 
 from pure_jax.host.text.tokenization import SEPARATOR
+from pure_jax.ranges import PROBABILITY, within
 from pure_jax.settings import SEEDS, Seed
 
 FILLERS = ("Let me think.", "Let me check.")  # Sentences of vacuous steps.
@@ -89,15 +90,8 @@ class WorldConfig:
       )
     if not 0 <= self.seed < SEEDS:
       raise ValueError(f"seed must be in [0, 2**32), got {self.seed}.")
-    for name, rate in (
-      ("slip_rate", self.slip_rate),
-      ("wrong_operand_rate", self.wrong_operand_rate),
-      ("skip_rate", self.skip_rate),
-      ("misconception_rate", self.misconception_rate),
-      ("vacuous_rate", self.vacuous_rate),
-    ):
-      if not 0 <= rate <= 1:
-        raise ValueError(f"{name} must be in [0, 1], got {rate}.")
+    rates = "slip_rate wrong_operand_rate skip_rate misconception_rate"
+    within(*PROBABILITY, self, f"{rates} vacuous_rate")
 
   @property
   def number_max(self) -> int:
