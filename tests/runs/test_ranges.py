@@ -75,13 +75,13 @@ FLOATS = [field[:-1] for field in FIELDS if field[-1] is float]
 
 
 def refusal(name, variant, kind, path, value):
-  """What a config with another value is refused with; None if it is not."""
+  """What a config with another value is refused with, or "accepted"."""
   changed = with_changes(config_of(name, variant), **{path: value})
   try:
     conversion.settings_from_config(changed, kind)
   except conversion.ConfigError as error:
     return str(error)
-  return None
+  return "accepted"
 
 
 def test_the_configs_have_every_group_of_numbers():
@@ -113,8 +113,8 @@ def test_no_number_that_cannot_be_meant_is_accepted(field):
   name = path.rpartition("__")[2]
   for value in (*NUMBERS, *OTHERS):
     message = refusal(*place, value)
-    assert message is not None, f"{path}={value!r:.20} is accepted"
-    assert re.search(rf"\b{name}\b", message) and len(message) < 500, message
+    assert re.search(rf"\b{name}\b", message), f"{value!r:.20}: {message}"
+    assert len(message) < 500, message
     assert message.endswith("."), message
 
 
@@ -124,14 +124,12 @@ def test_no_number_that_cannot_be_meant_is_accepted(field):
 def test_a_range_is_what_its_message_says(field):
   """Its ends are accepted, and what is a little beyond them is not."""
   message = refusal(*field, 1e30)
-  assert message is not None
   found = re.search(r"must be between (\S+) and ([^\s,]+),", message)
   assert found, message
   low, high = map(float, found.groups())
   assert -1 <= low < high <= 1e12
   for value in (low, high):
-    other = refusal(*field, value)
-    assert other is None or "must be between" not in other, other
+    assert "must be between" not in refusal(*field, value)
   beyond = (low - 1e-3 * (abs(low) or 1), high + 1e-3 * high)
   for value in beyond:
     assert found[0] in refusal(*field, value)
