@@ -201,11 +201,14 @@ def test_a_workdir_in_use_is_left_alone(tmp_path):
 def test_a_policy_that_computes_nan_is_reported(
   tiny, tmp_path, greedy, samples
 ):
-  """Otherwise its report would say that it solves nothing."""
+  """Otherwise its report would say that it solves nothing.
+
+  Its weights are finite, and products of them are not.
+  """
   broken = tmp_path / "policy"
   shutil.copytree(tiny / "policy", broken)
   weights = safetensors.numpy.load_file(broken / "model.safetensors")
-  weights = {name: np.full_like(x, np.nan) for name, x in weights.items()}
+  weights = {name: np.full_like(x, 1e38) for name, x in weights.items()}
   safetensors.numpy.save_file(weights, broken / "model.safetensors")
   settings = on_files(
     tiny,

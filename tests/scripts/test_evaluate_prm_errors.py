@@ -7,6 +7,7 @@ import types
 
 import cli
 import evaluate_prm
+import jax
 import jax.numpy as jnp
 import pytest
 from prm_evaluations import finished_evaluation, mesh, scores, smoke
@@ -56,8 +57,8 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
       "threshold_data must be one of",
     ),
     ({"score__max_steps": 0}, "max_steps must be >= 1"),
-    ({"resamples": 0}, "resamples must be at least 1"),
-    ({"bins": 0}, "bins must be at least 1"),
+    ({"resamples": 0}, "resamples must be between 1 and"),
+    ({"bins": 0}, "bins must be between 1 and"),
     ({"bootstrap_seed": -1}, "bootstrap_seed must be at least 0"),
     ({"mesh": mesh(data=3)}, "not divisible by the 3 row shards"),
     ({"good_class": 7}, "good_class must be 0, 1 or None, got 7"),
@@ -180,7 +181,8 @@ def test_scores_that_are_not_finite_are_not_written(finished, copy):
   shutil.rmtree(copy / "tiny" / "prm")
   config = huggingface.read_config(finished[0] / "tiny" / "prm").model
   params = initial_params(prm.declare_prm(config))
-  params["score"]["bias"] = jnp.full_like(params["score"]["bias"], jnp.nan)
+  # Finite weights whose products with hidden states are not.
+  params["score"] = jax.tree.map(lambda x: 3e38 * jnp.sign(x), params["score"])
   huggingface.export_prm(
     copy / "tiny" / "prm", params, config, max_positions=1024
   )

@@ -1,7 +1,6 @@
 """The settings of evaluations of policies and PRMs, checked as made."""
 
 import dataclasses
-from typing import Any
 
 from pure_jax.host.data.formats.named import find_format, format_names
 from pure_jax.host.data.records import LabelledSolution
