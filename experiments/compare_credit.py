@@ -27,6 +27,7 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
+from pure_jax.host import child_guard
 from pure_jax.host.logs.metrics import read_metrics
 from pure_jax.runs import workdir as workdirs
 
@@ -106,14 +107,19 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   def one(job):
     line, log = job
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-      done = subprocess.run(line, stdout=output, stderr=output, check=False)
-    if done.returncode == 0:
+    with (
+      log.open("ab") as output,
+      subprocess.Popen(line, stdout=output, stderr=output) as run,
+    ):
+      child_guard.add(run.pid)
+      run.wait()
+      child_guard.remove(run.pid)
+    if run.returncode == 0:
       print("done  ", log, flush=True)
     else:
       last = log.read_text(errors="replace").strip().splitlines()[-1:]
       print("FAILED", log, *last, flush=True)
-    return done.returncode
+    return run.returncode
 
   with concurrent.futures.ThreadPoolExecutor(
     at_a_time, initializer=pin
