@@ -10,7 +10,11 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.atomic_files import (
+  replace_atomic,
+  write_json_atomic,
+  write_text_atomic,
+)
 from pure_jax.host.evaluation.intervals import Estimate
 
 JSON_FILE = "report.json"
@@ -136,7 +140,8 @@ def plot_tables(
     axis.grid(alpha=0.3)
   for axis in grid[len(panels) :]:
     axis.set_visible(False)
-  figure.savefig(path, dpi=110, format="png")
+  with replace_atomic(path) as file:
+    figure.savefig(file, dpi=110, format="png")
   return list(panels)
 
 
