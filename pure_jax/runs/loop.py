@@ -74,7 +74,8 @@ class StageCheckpoints:
     values at step 0 come back. Raises a CheckpointError if there are
     checkpoints but none can be used.
     """
-    if not self._checkpoints.steps():
+    steps = self._checkpoints.steps()
+    if not steps:
       return state, 0, Cursor(self._seed)
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
@@ -83,6 +84,8 @@ class StageCheckpoints:
     for leaf in jax.tree.leaves(state):
       leaf.delete()  # There is not always room for two.
     restored = self._checkpoints.restore_latest(abstract)
+    if restored.step == steps[-1]:
+      self._checkpoints.remove_superseded()
     cursor = Cursor(**restored.extra["cursor"])
     return restored.state, restored.step, cursor
 
