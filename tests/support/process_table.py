@@ -30,3 +30,17 @@ def children_of(parent: int) -> set[int]:
     if int(status[1]) == parent and status[0] not in "ZX":
       children.add(int(folder.name))
   return children
+
+
+def with_variables(variables: dict[str, str]) -> set[int]:
+  """The processes whose environment has some variables."""
+  texts = {f"{name}={value}".encode() for name, value in variables.items()}
+  processes = set()
+  for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    try:
+      environment = (folder / "environ").read_bytes().split(b"\0")
+    except OSError:
+      continue
+    if texts <= set(environment):
+      processes.add(int(folder.name))
+  return processes
