@@ -121,14 +121,13 @@ def interrupt(
   return count, torn
 
 
-def random_moments(seed: int, seconds: float) -> Iterator[Moment]:
+def random_moments(chance: random.Random, seconds: float) -> Iterator[Moment]:
   """Yields moments without end.
 
   Args:
-    seed: of the random numbers.
+    chance: the random numbers.
     seconds: duration of a whole run.
   """
-  chance = random.Random(seed)
   while True:
     in_save = chance.random() < 1 / 3
     yield Moment(chance.uniform(0, seconds), in_save)
@@ -142,7 +141,7 @@ def compare_killed_runs(
   Raises:
     AssertionError: if anything differs or is left over.
   """
-  whole = folder / "whole"
+  whole, chance = folder / "whole", random.Random(seed)
   # Twice: the second finds what the first has compiled, as killed runs do.
   for path in (folder / "compiling", whole):
     began = time.monotonic()
@@ -150,17 +149,18 @@ def compare_killed_runs(
     assert done.returncode == 0, done.stderr
   seconds = time.monotonic() - began
   print(f"an uninterrupted run takes {seconds:.1f} s", flush=True)
-  moments = random_moments(seed, seconds)
   count = torn = runs = rows = arrays = 0
   while count < kills:
-    runs += 1
+    runs, began = runs + 1, time.monotonic()
     workdir = folder / f"run {runs}"
-    remaining = itertools.islice(moments, kills - count)
-    hits, torn_hits = interrupt(workdir, remaining, **run)
-    count, torn = count + hits, torn + torn_hits
+    moments = itertools.islice(random_moments(chance, seconds), kills - count)
+    hits, torn_hits = interrupt(workdir, moments, **run)
+    if not hits:  # Too late: the machine is quicker now.
+      seconds = min(seconds, time.monotonic() - began)
     compared = smoke_run.assert_same_run(workdir, whole)
-    rows, arrays = rows + compared[0], arrays + compared[1]
     print(f"{workdir.name}: ended, and is equal", flush=True)
+    count, torn = count + hits, torn + torn_hits
+    rows, arrays = rows + compared[0], arrays + compared[1]
   return (
     f"{count} kills, {torn} of them in a save, in {runs} runs: 0 of {rows:,} "
     f"rows and 0 of {arrays:,} arrays differ; no temporary file and no process "
