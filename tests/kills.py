@@ -21,6 +21,7 @@ import itertools
 import json
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -177,17 +178,15 @@ def main() -> int:
     "--config", default=f"{smoke_run.CONFIG}:smoke", help="FILE:smoke"
   )
   arguments = parser.parse_args()
-  with tempfile.TemporaryDirectory(prefix="pure_jax_kills_") as folder:
-    try:
-      summary = compare_killed_runs(
-        pathlib.Path(folder),
-        arguments.kills,
-        arguments.seed,
-        config=arguments.config,
-      )
-    except AssertionError as error:
-      print(f"FAILED: {error}")
-      return 1
+  folder = pathlib.Path(tempfile.mkdtemp(prefix="pure_jax_kills_"))
+  try:
+    summary = compare_killed_runs(
+      folder, arguments.kills, arguments.seed, config=arguments.config
+    )
+  except AssertionError as error:
+    print(f"FAILED: {error}\nThe runs are in {folder}.")
+    return 1
+  shutil.rmtree(folder)
   print(summary)
   return 0
 

@@ -57,6 +57,7 @@ def _start_guard() -> int:
       (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
       (os.POSIX_SPAWN_DUP2, 1, 2),
     ],
+    setsigmask=[signal.SIGINT],  # Until it has left the terminal.
   )
   os.close(reading)
   return writing
