@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -77,3 +78,23 @@ def test_children_end_with_their_parent(tmp_path, how, status):
   finally:
     os.kill(removed, signal.SIGKILL)
     parent.communicate()
+
+
+def test_every_file_that_leaves_a_process_running_has_it_guarded():
+  """`subprocess.run` waits: what it starts is done in seconds or minutes."""
+  starts = re.compile(r"Popen\(|multiprocessing|posix_spawn\(|os\.fork\(")
+  texts = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for folder in ("pure_jax", "experiments")
+    for path in (ROOT / folder).rglob("*.py")
+  }
+  texts = {name: text for name, text in texts.items() if starts.search(text)}
+  texts.pop("pure_jax/host/child_guard.py")
+  assert texts.keys() == {
+    "pure_jax/host/grading/pool.py",
+    "experiments/benchmarks/baselines/process.py",
+    "experiments/compare_credit.py",
+  }
+  for name, text in texts.items():
+    for call in ("child_guard.add(", "child_guard.remove("):
+      assert text.count(call) == text.count("Popen("), name
