@@ -32,7 +32,7 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
-from pure_jax.host import json_text
+from pure_jax.host import child_guard, json_text
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
@@ -124,8 +124,10 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
       log.open("ab") as output,
       subprocess.Popen(line, stdout=output, stderr=output) as process,
     ):
+      child_guard.add(process.pid)
       running.append(process)
       status = process.wait()
+      child_guard.remove(process.pid)
     if status == 0:
       console.show(f"done   {log}")
     elif not stopped.is_set():

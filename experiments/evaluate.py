@@ -206,10 +206,9 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   check_evaluation(settings, layout)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
   # After the checks above, so that a mistake leaves no folder.
-  workdir = workdirs.prepare_workdir(
+  with workdirs.open_workdir(
     folder, config, may_differ=(*MAY_DIFFER, *paths)
-  )
-  with workdirs.lock_folder(workdir):
+  ) as workdir:
     if settings.random_model:
       settings = with_tiny_models(settings, workdir / "tiny")
     policy = huggingface.read_config(settings.policy)

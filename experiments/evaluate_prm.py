@@ -158,8 +158,7 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   if settings.random_model is None:
     files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = fingerprints(settings) | {"data": files}
-  folder = workdirs.prepare_workdir(workdir, config, may_differ=MAY_DIFFER)
-  with workdirs.lock_folder(folder):
+  with workdirs.open_workdir(workdir, config, may_differ=MAY_DIFFER) as folder:
     if settings.random_model is not None:
       settings = with_tiny_prm(settings, folder / "tiny")
     return evaluate_in(folder, settings, layout)

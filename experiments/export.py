@@ -28,7 +28,7 @@ import sys
 from absl import app, flags
 
 from pure_jax.host import huggingface
-from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.atomic_files import create_folder_atomic, write_json_atomic
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
@@ -72,34 +72,32 @@ def export(
     raise HuggingFaceError(
       f"{output} exists already: remove it, or choose another name."
     )
-  partial = output.with_name(f".{output.name}.partial")
-  shutil.rmtree(partial, ignore_errors=True)
   layout = run.settings.mesh.layout()
   first = huggingface.read_config(run.files.policy)
   eos_ids = run.load_tokenizer().eos_ids
   shared = {"max_positions": first.max_positions, "token_ids": first.token_ids}
   if model == "prm":
+    write = huggingface.export_prm
     params, architecture = run.load_prm(layout)
-    huggingface.export_prm(partial, params, architecture, **shared)
     description = (
       f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} "
       f"and separator={run.settings.prm.score.separator!r}"
     )
   else:
+    write = huggingface.export_policy
     restored = run.restore_policy(layout, which)
     params = run.merge_adapters(layout, restored.state.params)
-    huggingface.export_policy(
-      partial, params, run.policy_architecture(), **shared
-    )
+    architecture = run.policy_architecture()
     description = f"the policy after iteration {restored.step}"
   try:
-    for file in sorted(run.tokenizer_path.iterdir()):
-      is_tokenizer = file.suffix in huggingface.TOKENIZER_FILES
-      if is_tokenizer and file.name not in NOT_TOKENIZER:
-        shutil.copy(file, partial)
-    if model == "policy":
-      keep_ends(partial, dataclasses.replace(first.token_ids, eos=eos_ids))
-    partial.rename(output)
+    with create_folder_atomic(output) as partial:
+      write(partial, params, architecture, **shared)
+      for file in sorted(run.tokenizer_path.iterdir()):
+        is_tokenizer = file.suffix in huggingface.TOKENIZER_FILES
+        if is_tokenizer and file.name not in NOT_TOKENIZER:
+          shutil.copy(file, partial)
+      if model == "policy":
+        keep_ends(partial, dataclasses.replace(first.token_ids, eos=eos_ids))
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {output}: {error}.") from error
   return description

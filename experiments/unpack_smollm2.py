@@ -15,11 +15,11 @@ if __name__ == "__main__":
 
 import importlib.util
 import pathlib
-import shutil
 import sys
 
 from absl import app, flags
 
+from pure_jax.host.atomic_files import create_folder_atomic
 from pure_jax.host.logs import console
 
 _OUTPUT = flags.DEFINE_string(
@@ -68,12 +68,10 @@ def unpack(output: pathlib.Path) -> None:
   # weights move to a new one.
   model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**fields))
   model.load_state_dict(state)
-  incomplete = output.with_name(f"{output.name}.part")
-  shutil.rmtree(incomplete, ignore_errors=True)
   try:
-    model.save_pretrained(incomplete)
-    tokenizer.save_pretrained(incomplete)
-    incomplete.rename(output)
+    with create_folder_atomic(output) as incomplete:
+      model.save_pretrained(incomplete)
+      tokenizer.save_pretrained(incomplete)
   except OSError as error:
     raise UnpackError(f"Cannot write {output}: {error}.") from error
 

@@ -1,12 +1,23 @@
-"""Files that are replaced atomically: a reader sees the old or the new one."""
+"""Files and folders that appear when they are complete, or not at all.
+
+What is not complete has a temporary name beside its own, such as
+``.config.json.4711.pure_jax.tmp``, with the number of the process that writes
+it. A process that is killed leaves it behind.
+"""
 
 import contextlib
 import os
 import pathlib
+import re
+import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pure_jax.host import json_text
+
+_SUFFIX = ".pure_jax.tmp"
+_TEMPORARY = re.compile(r"\.(.+)\.([1-9][0-9]{0,8})" + re.escape(_SUFFIX))
 
 
 @contextlib.contextmanager
@@ -14,14 +25,15 @@ def replace_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that replaces another one when it is complete.
 
   Args:
-    path: the file to replace or create; its folder must exist.
+    path: the file to replace or create; its folder must exist. What killed
+      processes left of it is removed.
 
   Yields:
     The temporary file, for writing. If the enclosed code raises, it is
     removed, and `path` stays as it was.
   """
   path = pathlib.Path(path)
-  temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+  temporary = _temporary(path)
   try:
     with temporary.open("wb") as file:
       yield file
@@ -30,6 +42,28 @@ def replace_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
     temporary.replace(path)
   finally:
     temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def create_folder_atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Makes a temporary folder that gets its name when it is complete.
+
+  Args:
+    path: the new folder, which must be empty if it exists; parents are
+      created. What killed processes left of it is removed.
+
+  Yields:
+    The temporary folder. If the enclosed code raises, it is removed.
+  """
+  path = pathlib.Path(path).absolute()
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = _temporary(path)
+  temporary.mkdir()
+  try:
+    yield temporary
+    temporary.rename(path)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
@@ -55,3 +89,73 @@ def write_json_atomic(path: str | os.PathLike, data: Any) -> None:
     TypeError: for a value that JSON does not know.
   """
   write_text_atomic(path, json_text.dump(data, indent=2) + "\n")
+
+
+def check_writable(folder: str | os.PathLike) -> None:
+  """Raises an OSError unless a file can be created in a folder.
+
+  Args:
+    folder: the folder.
+  """
+  # Where the system has no files without a name, it has one for a moment.
+  suffix = f".{os.getpid()}{_SUFFIX}"
+  with tempfile.TemporaryFile(dir=folder, prefix=".check.", suffix=suffix):
+    pass
+
+
+def is_left_over(path: pathlib.Path) -> bool:
+  """Whether a file or folder is temporary and nobody completes it any more.
+
+  Args:
+    path: the file or folder. It counts as left over if this process wrote it:
+      only what is not being written may be asked about.
+  """
+  match = _TEMPORARY.fullmatch(path.name)
+  if match is None:
+    return False
+  pid = int(match[2])
+  return pid == os.getpid() or not _is_running(pid)
+
+
+def remove(path: pathlib.Path) -> None:
+  """Removes a file or a folder with all it has; one that cannot be stays.
+
+  Args:
+    path: the file or folder. A link is removed, not what it points to.
+  """
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
+
+
+def _temporary(path: pathlib.Path) -> pathlib.Path:
+  """Returns the temporary name of a path, after removing those left over."""
+  with contextlib.suppress(OSError):  # The folder cannot be listed.
+    for name in os.listdir(path.parent):
+      other = path.with_name(name)
+      if _completed_name(name) == path.name and is_left_over(other):
+        remove(other)
+  return path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+
+
+def _completed_name(name: str) -> str:
+  """Returns the name that a temporary file or folder is to get.
+
+  A temporary folder may have been completed by way of another one.
+  """
+  while match := _TEMPORARY.fullmatch(name):
+    name = match[1]
+  return name
+
+
+def _is_running(pid: int) -> bool:
+  """Whether a process of this machine has a number."""
+  try:
+    os.kill(pid, 0)
+  except ProcessLookupError:
+    return False
+  except OSError:  # It is another user's.
+    return True
+  return True

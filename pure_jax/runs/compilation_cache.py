@@ -9,9 +9,10 @@ import hashlib
 import os
 import pathlib
 import platform
-import tempfile
 
 import jax
+
+from pure_jax.host.atomic_files import check_writable
 
 # jax's default skips programs that compile in under a second, but a run has
 # dozens of them.
@@ -58,8 +59,7 @@ def enable(folder: str | None = None) -> pathlib.Path | None:
   path = pathlib.Path(chosen).expanduser() if chosen else _default_folder()
   path = path.absolute()
   path.mkdir(mode=0o700, parents=True, exist_ok=True)
-  with tempfile.TemporaryFile(dir=path):
-    pass
+  check_writable(path)
   if not chosen:
     remove_oldest(path, _MAX_BYTES)
   jax.config.update("jax_compilation_cache_dir", str(path))

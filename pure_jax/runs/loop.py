@@ -76,7 +76,8 @@ class StageCheckpoints:
     checkpoints but none can be used, and a FloatingPointError if a value at
     step 0 is not finite.
     """
-    if not self._checkpoints.steps():
+    steps = self._checkpoints.steps()
+    if not steps:
       self._check_start(state)
       return state, 0, Cursor(self._seed)
     abstract = jax.tree.map(
@@ -86,6 +87,8 @@ class StageCheckpoints:
     for leaf in jax.tree.leaves(state):
       leaf.delete()  # There is not always room for two.
     restored = self._checkpoints.restore_latest(abstract)
+    if restored.step == steps[-1]:
+      self._checkpoints.remove_superseded()
     cursor = Cursor(**restored.extra["cursor"])
     return restored.state, restored.step, cursor
 

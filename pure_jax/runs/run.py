@@ -197,12 +197,13 @@ def _open_files(
 ) -> tuple[MetricsWriter, SamplesWriter, GenerationsWriter]:
   """Locks the folder and opens the files that process 0 writes."""
   rl_has_begun = (pathlib.Path(workdir) / "rl").exists()
-  path = workdirs.prepare_workdir(
-    workdir,
-    config,
-    may_differ=MAY_DIFFER if rl_has_begun else (*MAY_DIFFER, *BENCHMARKS),
+  path = opened.enter_context(
+    workdirs.open_workdir(
+      workdir,
+      config,
+      may_differ=MAY_DIFFER if rl_has_begun else (*MAY_DIFFER, *BENCHMARKS),
+    )
   )
-  opened.enter_context(workdirs.lock_folder(path))
   return (
     opened.enter_context(MetricsWriter(path)),
     opened.enter_context(SamplesWriter(path)),

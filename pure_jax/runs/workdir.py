@@ -8,15 +8,21 @@ import pathlib
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from pure_jax.host import json_text
-from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.atomic_files import (
+  check_writable,
+  is_left_over,
+  remove,
+  write_json_atomic,
+)
+from pure_jax.host.checkpoints.orbax_options import is_incomplete
 from pure_jax.host.checkpoints.record import config_differences
+from pure_jax.host.distributed import processes
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
@@ -64,18 +70,7 @@ def prepare_workdir(
     WorkdirError: if the folder cannot be created or written, or holds a run
       with another config.
   """
-  if not os.fspath(path):
-    raise WorkdirError("The working directory has no name: name a folder.")
-  folder = pathlib.Path(path).absolute()
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    raise WorkdirError(
-      f"Cannot write to the working directory {folder}: {error}. "
-      "Choose a folder that can be created and written."
-    ) from error
+  folder = _create_folder(path)
   versions = collect_versions()
   history = [versions]
   stored = read_record(folder)
@@ -97,13 +92,55 @@ def prepare_workdir(
 
 
 @contextlib.contextmanager
+def open_workdir(
+  path: str | os.PathLike,
+  config: Mapping[str, Any],
+  *,
+  may_differ: Sequence[str] = (),
+) -> Iterator[pathlib.Path]:
+  """Locks the folder of a run, then prepares it as `prepare_workdir` does.
+
+  Args:
+    path: the folder; parents are created.
+    config: the resolved config, JSON-like.
+    may_differ: dotted names of fields that a resumed run may change.
+
+  Yields:
+    The absolute path of the folder.
+
+  Raises:
+    WorkdirError: as `prepare_workdir` and `lock_folder`.
+  """
+  folder = _create_folder(path)
+  with lock_folder(folder):
+    yield prepare_workdir(folder, config, may_differ=may_differ)
+
+
+def _create_folder(path: str | os.PathLike) -> pathlib.Path:
+  """Creates a folder that can be written; returns its absolute path."""
+  if not os.fspath(path):
+    raise WorkdirError("The working directory has no name: name a folder.")
+  folder = pathlib.Path(path).absolute()
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder)
+  except OSError as error:
+    raise WorkdirError(
+      f"Cannot write to the working directory {folder}: {error}. "
+      "Choose a folder that can be created and written."
+    ) from error
+  return folder
+
+
+@contextlib.contextmanager
 def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   """Keeps other processes from running in the same folder.
 
-  The lock is released when the process ends, however it ends.
+  The lock is released when the process ends, however it ends. Temporary files
+  that a killed process left in a folder of a run are removed.
 
   Args:
-    folder: folder of the run, after `prepare_workdir`.
+    folder: an existing folder.
 
   Raises:
     WorkdirError: if another process holds the lock.
@@ -116,7 +153,26 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
         f"Another process is running in {folder}: wait for it, or choose "
         "another working directory."
       ) from error
+    if (pathlib.Path(folder) / CONFIG_FILE).exists():
+      _remove_left_over(folder)
     yield
+
+
+def _remove_left_over(folder: str | os.PathLike) -> None:
+  """Removes what killed processes left in a folder that is locked.
+
+  Folders with a lock of their own are left out: other runs, and prepared data
+  sets.
+  """
+  remove(pathlib.Path(folder) / processes.TOKEN_FILE)
+  for name, folders, files in os.walk(folder):
+    parent = pathlib.Path(name)
+    for path in [parent / child for child in (*folders, *files)]:
+      if is_left_over(path) or is_incomplete(path):
+        remove(path)
+    folders[:] = [
+      child for child in folders if not (parent / child / LOCK_FILE).exists()
+    ]
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any] | None:

@@ -178,4 +178,67 @@ FAULTS = (
       "test_supervised.py::test_a_stage_does_not_start_from_weights_that_are_not_finite",
     ),
   ),
+  Fault(
+    "temporary files of killed processes stay",
+    "runs.workdir:_remove_left_over",
+    "is_left_over(path) or is_incomplete(path)",
+    "is_incomplete(path)",
+    (
+      "test_workdir.py::"
+      "test_what_killed_processes_left_is_removed_when_it_is_opened",
+    ),
+  ),
+  Fault(
+    "a file that another process writes is removed",
+    "host.atomic_files:is_left_over",
+    "not _is_running(pid)",
+    "True",
+    (
+      "test_workdir.py::"
+      "test_what_killed_processes_left_is_removed_when_it_is_opened",
+    ),
+  ),
+  Fault(
+    "a run removes temporary files of another one in its folder",
+    "runs.workdir:_remove_left_over",
+    "if not (parent / child / LOCK_FILE).exists()",
+    "",
+    (
+      "test_workdir.py::"
+      "test_what_killed_processes_left_is_removed_when_it_is_opened",
+    ),
+  ),
+  Fault(
+    "what a killed export left stays beside the next one",
+    "host.atomic_files:_temporary",
+    "_completed_name(name) == path.name and is_left_over(other)",
+    "False",
+    ("test_workdir.py::test_the_same_command_removes_what_a_killed_one_left",),
+  ),
+  Fault(
+    "a command opens a folder that another one uses",
+    "runs.workdir:open_workdir",
+    "lock_folder(folder)",
+    "contextlib.nullcontext()",
+    ("test_workdir.py::test_a_folder_in_use_keeps_its_config",),
+  ),
+  Fault(
+    "unfinished data sets of killed runs stay",
+    "host.data.storage:_only_process",
+    "remove(path)",
+    "pass",
+    (
+      "test_world_dataset.py::"
+      "test_what_a_killed_run_left_of_a_data_set_is_removed",
+    ),
+  ),
+  Fault(
+    "checkpoints that a killed save left to remove stay",
+    "host.checkpoints.orbax_options:superseded",
+    "if not keep",
+    "if False",
+    (
+      "test_preservation.py::test_what_a_killed_save_left_to_remove_is_removed",
+    ),
+  ),
 )

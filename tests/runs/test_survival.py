@@ -1,6 +1,7 @@
 """A run that was killed, stopped or out of disk resumes exactly.
 
-The thorough tests: python -m pytest -m slow tests/runs/test_survival.py
+The thorough tests: python -m pytest -m slow tests/runs/test_survival.py, and
+python tests/kills.py.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import subprocess
 import time
 from unittest import mock
 
+import kills
 import numpy as np
 import pytest
 import smoke_run
@@ -23,7 +25,6 @@ from pure_jax.runs import rl_functions
 from pure_jax.runs.saved_run import read_run
 from pure_jax.training import optim
 
-ALL_STAGES = ("sft", "prm_head", "prm_full", "prm_eval", "rl", "rl_eval")
 RL = ("rl", "rl_eval")
 # Everything that an iteration with several updates has to continue with: the
 # order of mini-batches, the count of the warm-up, the KL coefficient.
@@ -36,20 +37,6 @@ SEVERAL_UPDATES = (
 )
 
 
-def unfinished(workdir):
-  """Folders of unfinished saves; a folder created again counts as another."""
-  while True:
-    try:
-      return {
-        (path, path.stat().st_ino)
-        for path in workdir.glob("**/*.orbax-checkpoint-tmp")
-        if path.parent.name in ("rl", "weights")
-        or path.parent.name.startswith("checkpoints_")
-      }
-    except FileNotFoundError:
-      continue  # A save ended while its folder was listed.
-
-
 def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
   """Killed while iteration 2 is saved, stopped later in the next epoch."""
   whole, _ = finished
@@ -57,9 +44,9 @@ def test_killed_in_a_save_then_stopped_it_continues_exactly(finished, tmp_path):
   rl = workdir / "rl"
   assert smoke_run.kill(lambda: [*rl.glob("*tmp*")], workdir, start)
   shutil.rmtree(rl / "2", ignore_errors=True)  # If the save was quicker.
-  left = unfinished(workdir)
+  left = kills.unfinished(workdir)
   status, stderr = smoke_run.signal_when(
-    lambda: unfinished(workdir) - left or (rl / "2").exists(),
+    lambda: kills.unfinished(workdir) - left or (rl / "2").exists(),
     signal.SIGTERM,
     *("train_pure.py", workdir, start),
   )
@@ -182,32 +169,18 @@ def test_a_run_killed_at_random_is_the_uninterrupted_run(
   whole, _ = finished
   began = time.monotonic()
   assert smoke_run.run("train_pure.py", tmp_path / "timed").returncode == 0
-  duration = time.monotonic() - began
-  workdir, chance, torn = tmp_path / "killed", random.Random(seed), 0
-  ways = ["save"] * 4 + ["time"] * 3 + ["stop"]
-  chance.shuffle(ways)
-  for attempt, how in enumerate(["save", *ways]):
-    wait = chance.uniform(0, duration * (0.1 if how == "save" else 0.9))
-    left, began = unfinished(workdir), time.monotonic()
-    print(f"seed {seed}, attempt {attempt}: {how} {wait:.3f}")
-
-    def is_time(how=how, wait=wait, left=left, began=began):
-      late = time.monotonic() - began > wait
-      return late and (how != "save" or unfinished(workdir) - left)
-
-    number = signal.SIGTERM if how == "stop" else signal.SIGKILL
-    status, stderr = smoke_run.signal_when(
-      is_time, number, *("train_pure.py", workdir)
-    )
-    assert status in (0, 75, 143, -number), stderr
-    assert "Traceback" not in stderr
-    torn += how == "save" and bool(unfinished(workdir) - left)
-    if status == 0:
-      break
-  done = smoke_run.run("train_pure.py", workdir)
-  assert done.returncode == 0, done.stderr
-  smoke_run.assert_same_run(workdir, whole, ALL_STAGES)
-  assert torn, "no kill hit the middle of a save"
+  duration, chance = time.monotonic() - began, random.Random(seed)
+  moments = [
+    *(kills.Moment(chance.uniform(0, duration * 0.1), True) for _ in range(4)),
+    *(kills.Moment(chance.uniform(0, duration * 0.9)) for _ in range(3)),
+    kills.Moment(chance.uniform(0, duration * 0.9), number=signal.SIGTERM),
+  ]
+  chance.shuffle(moments)
+  workdir = tmp_path / "killed"
+  moments = iter([kills.Moment(0, in_save=True), *moments])
+  count, torn = kills.interrupt(workdir, moments)
+  smoke_run.assert_same_run(workdir, whole)
+  assert count and torn, "no kill hit the middle of a save"
 
 
 @pytest.mark.slow
@@ -219,22 +192,11 @@ def test_several_updates_killed_at_random_are_the_uninterrupted_ones(
   whole, workdir = tmp_path / "whole", tmp_path / "killed"
   assert smoke_run.run("train_pure.py", whole, *options).returncode == 0
   chance, rl = random.Random(0), workdir / "rl"
-  for number in [signal.SIGKILL] * 5 + [signal.SIGTERM] * 2:
-    wait, begun = chance.uniform(0, 4), []
-
-    def is_time(wait=wait, begun=begun):
-      """Seconds after the start of RL, most of which are its updates."""
-      if not begun and rl.exists():
-        begun.append(time.monotonic())
-      return begun and time.monotonic() - begun[0] > wait
-
-    status, stderr = smoke_run.signal_when(
-      is_time, number, *("train_pure.py", workdir, *options)
-    )
-    assert status in (0, 75, 143, -number), stderr
-    assert "Traceback" not in stderr
-  done = smoke_run.run("train_pure.py", workdir, *options)
-  assert done.returncode == 0, done.stderr
+  moments = [
+    kills.Moment(chance.uniform(0, 4), number=number, after=rl)
+    for number in [signal.SIGKILL] * 5 + [signal.SIGTERM] * 2
+  ]
+  kills.interrupt(workdir, iter(moments), *options)
   smoke_run.assert_same_run(workdir, whole, RL)
 
 

@@ -1,7 +1,9 @@
 """The folder of a run has one config, one process, and its versions."""
 
 import json
+import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -9,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from pure_jax.host import atomic_files
 from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.runs import workdir
@@ -141,6 +144,149 @@ def test_two_processes_do_not_share_a_folder(tmp_path):
   other.wait()
   with workdir.lock_folder(tmp_path):
     pass
+
+
+@pytest.fixture(scope="module")
+def dead():
+  """The number of a process that has ended."""
+  process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+  process.wait()
+  return process.pid
+
+
+def plant(folder, *names):
+  """Makes files, and folders with a file, below a folder."""
+  for name in names:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith("/"):
+      path.mkdir()
+      path = path / "file"
+    path.touch()
+
+
+def temporary(name, pid):
+  """The temporary name of a file that a process writes."""
+  return f".{name}.{pid}.pure_jax.tmp"
+
+
+def all_names(folder):
+  return {str(path.relative_to(folder)) for path in folder.rglob("*")}
+
+
+def test_what_killed_processes_left_is_removed_when_it_is_opened(
+  tmp_path, dead
+):
+  """Only our own temporary names, and nothing that somebody may be writing."""
+  prepare_workdir(tmp_path, CONFIG)
+  plant(
+    tmp_path,
+    *("thesis.2024.tmp", "notes.tmp", ".pure_jax.tmp", f".x.{dead}.tmp"),
+    *("rl/4/", "rl/best.orbax-checkpoint-tmp/"),
+    temporary("config.json", os.getppid()),
+    # Another run, which another process may be using.
+    *("seed0/.lock", "seed0/rl/4.orbax-checkpoint-tmp/"),
+    f"seed0/{temporary('x', dead)}",
+  )
+  link = tmp_path / temporary("link", dead)
+  link.symlink_to(tmp_path / "seed0")
+  stay = all_names(tmp_path) - {link.name}
+  plant(
+    tmp_path,
+    *(".processes", temporary("metrics.jsonl", os.getpid())),
+    *(temporary("metrics.jsonl", dead), temporary("a.7.b", dead)),
+    *(
+      f"generations/{temporary('x.md', dead)}",
+      f"tiny/{temporary('x', dead)}/",
+    ),
+    temporary(temporary("policy", dead), dead),
+    *("rl/4.orbax-checkpoint-tmp/", "prm/weights/0.orbax-checkpoint-tmp-123/"),
+  )
+  left = all_names(tmp_path)
+  hold_lock = [sys.executable, "-S", "-c", HOLD_LOCK, str(tmp_path / ".lock")]
+  other = subprocess.Popen(
+    hold_lock, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+  )
+  assert other.stdout.readline() == b"locked\n"
+  with pytest.raises(WorkdirError), workdir.open_workdir(tmp_path, CONFIG):
+    pass
+  assert all_names(tmp_path) == left | {".lock"}
+  other.communicate()
+  with workdir.open_workdir(tmp_path, CONFIG) as folder:
+    empty = {"generations", "tiny", "prm", "prm/weights", ".lock"}
+    assert all_names(folder) == stay | empty
+
+
+def test_a_folder_that_is_no_run_is_not_searched(tmp_path, dead):
+  plant(tmp_path, temporary("x", dead), "4.orbax-checkpoint-tmp/")
+  before = all_names(tmp_path)
+  with workdir.lock_folder(tmp_path):
+    assert all_names(tmp_path) == before | {".lock"}
+
+
+def test_a_folder_in_use_keeps_its_config(tmp_path):
+  """Otherwise the second command would change the first one's record."""
+  with workdir.open_workdir(tmp_path, CONFIG):
+    before = (tmp_path / "config.json").read_text()
+    longer = changed(iterations=20)
+    with (
+      pytest.raises(WorkdirError, match="Another process is running"),
+      workdir.open_workdir(tmp_path, longer, may_differ=["rl"]),
+    ):
+      pass
+    assert (tmp_path / "config.json").read_text() == before
+
+
+# Writes a file or a folder, and is killed at a moment.
+KILLED = """
+import os, pathlib, signal, sys
+sys.path.insert(0, sys.argv[1])
+import atomic_files
+
+def die(*unused):
+  os.kill(os.getpid(), signal.SIGKILL)
+
+kind, moment, target = sys.argv[2:]
+if moment == "rename":
+  pathlib.Path.replace = pathlib.Path.rename = die
+if moment == "end":
+  os.fsync = die
+if kind == "file":
+  with atomic_files.replace_atomic(target) as file:
+    file.write(b"half")
+    file.flush()
+    moment != "content" or die()
+else:
+  with atomic_files.create_folder_atomic(target) as folder:
+    with atomic_files.create_folder_atomic(folder) as inner:
+      (inner / "file").touch()
+      moment != "content" or die()
+"""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+@pytest.mark.parametrize("moment", ["content", "end", "rename"])
+def test_the_same_command_removes_what_a_killed_one_left(
+  tmp_path, kind, moment
+):
+  """Next to a path that the user names no folder is opened and searched."""
+  if (kind, moment) == ("folder", "end"):
+    pytest.skip("a folder is not flushed")
+  source = pathlib.Path(atomic_files.__file__).parent
+  path = tmp_path / "out.1"
+  command = [sys.executable, "-S", "-c", KILLED, source, kind, moment, path]
+  for _ in range(2):
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    assert len(list(tmp_path.iterdir())) == (2 if kind == "folder" else 1)
+    assert not path.exists()
+  others = {temporary("out.1", os.getppid()), temporary("other", 9)}
+  plant(tmp_path, *others)
+  if kind == "file":
+    write_json_atomic(path, 1)
+  else:
+    with atomic_files.create_folder_atomic(path) as folder:
+      (folder / "file").touch()
+  assert {p.name for p in tmp_path.iterdir()} == others | {"out.1"}
 
 
 @pytest.mark.parametrize(

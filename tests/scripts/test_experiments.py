@@ -95,12 +95,16 @@ def test_samples_of_a_form_without_step_returns_have_scores(finished, tmp_path):
   assert f"score {sample['step_rewards'][-1]:+.2f}  " in done.stderr
 
 
-def test_a_finished_run_started_again_changes_nothing(finished):
-  workdir, _ = finished
-  before = rows(workdir), rows(workdir, "samples.jsonl")
+def test_a_finished_run_started_again_changes_nothing(finished, tmp_path):
+  """But for what a process left that was killed behind its last save."""
+  whole, workdir = finished[0], tmp_path / "run"
+  shutil.copytree(whole, workdir)
+  shutil.copytree(workdir / "rl" / "4", workdir / "rl" / "1")
+  (workdir / "rl" / "1" / "checksums.json").unlink()
+  (workdir / "sft" / "8.orbax-checkpoint-tmp").mkdir()
   again = call("train_pure.py", workdir)
   assert again.returncode == 0, again.stderr
-  assert (rows(workdir), rows(workdir, "samples.jsonl")) == before
+  smoke_run.assert_same_run(workdir, whole)
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import secrets
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import jax
 import numpy as np
 from absl.testing import flagsaver
 from checkout import ROOT
+from process_table import wait_until_none_is_alive, with_variables
 
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.logs import curves
@@ -42,28 +44,34 @@ SMALL = (
 )
 
 
-def arguments(script, workdir, *options):
-  """The words of a command line, without the interpreter."""
+def arguments(script, workdir, *options, config=None):
+  """The words of a command line, without the interpreter.
+
+  Without a config it is a smoke run of the embedded world, made smaller.
+  """
   return [
     str(ROOT / "experiments" / script),
-    f"--config={CONFIG}:smoke",
+    f"--config={config or f'{CONFIG}:smoke'}",
     f"--workdir={workdir}",
-    *SMALL,
+    *(SMALL if config is None else ()),
     *options,
   ]
 
 
-def command(script, workdir, *options):
+def command(script, workdir, *options, config=None):
   """The words of a command line."""
-  return [sys.executable, *arguments(script, workdir, *options)]
+  words = arguments(script, workdir, *options, config=config)
+  return [sys.executable, *words]
 
 
-def environment(**changes):
+def environment(config=None, **changes):
   """The environment of every script, so that compared runs compile alike.
 
-  LLVM's optimiser is off: smoke runs compile much and compute little.
+  LLVM's optimiser is off without a config: those runs compile much and compute
+  little.
   """
-  return os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"} | changes
+  quickly = {} if config else {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  return os.environ | quickly | changes
 
 
 def call(script, workdir, *options):
@@ -95,31 +103,33 @@ def call(script, workdir, *options):
   )
 
 
-def run(script, workdir, *options, **changes):
+def run(script, workdir, *options, config=None, **changes):
   """Runs a script as a process, with variables added to the environment."""
   return subprocess.run(
-    command(script, workdir, *options),
+    command(script, workdir, *options, config=config),
     stdin=subprocess.DEVNULL,
     capture_output=True,
     text=True,
     timeout=400,
     check=False,
-    env=environment(**changes),
+    env=environment(config, **changes),
   )
 
 
-def signal_when(is_time, number, script, workdir, *options):
+def signal_when(is_time, number, script, workdir, *options, config=None):
   """Starts a script and signals it at a moment; (exit status, stderr).
 
-  The status is the script's own if it ended before.
+  The status is the script's own if it ended before. No process that it started
+  may outlive it.
   """
+  mark = {"STARTED_BY_SMOKE_RUN": secrets.token_hex(16)}
   process = subprocess.Popen(
-    command(script, workdir, *options),
+    command(script, workdir, *options, config=config),
     stdin=subprocess.DEVNULL,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
     text=True,
-    env=environment(),
+    env=environment(config, **mark),
   )
   deadline = time.monotonic() + 300
   while process.poll() is None and not is_time():
@@ -127,6 +137,7 @@ def signal_when(is_time, number, script, workdir, *options):
     time.sleep(0.0005)
   process.send_signal(number)
   _, stderr = process.communicate(timeout=300)
+  assert wait_until_none_is_alive(with_variables(mark))
   return process.returncode, stderr
 
 
@@ -164,9 +175,25 @@ def arrays(folder):
   return jax.device_get(restored.state), restored.step
 
 
-def assert_same_run(workdir, whole, stages):
-  """Compares what two runs left of some stages, bit for bit."""
+def temporaries(workdir):
+  """Every temporary file and folder below a run's folder."""
+  return [
+    path
+    for path in workdir.rglob("*")
+    if path.name.endswith(".tmp")
+    or path.name.startswith("incomplete.")
+    or "orbax-checkpoint-tmp" in path.name
+  ]
+
+
+def assert_same_run(workdir, whole, stages=None):
+  """Compares what two runs left of some or all stages, bit for bit.
+
+  Returns (how many rows were compared, how many arrays).
+  """
+  stages = stages or {row["stage"] for row in rows(whole)}
   expected = [row for row in rows(whole) if row["stage"] in stages]
+  count = len(expected)
   assert rows(workdir) == expected
   if "rl" in stages:
     tables = [
@@ -178,16 +205,19 @@ def assert_same_run(workdir, whole, stages):
       *("samples.jsonl", "generations.jsonl", "summary.json"),
       *(f"generations/{table}" for table in tables[0]),
     ):
-      assert (workdir / name).read_bytes() == (whole / name).read_bytes()
-  folders = checkpoint_folders(workdir)
+      content = (workdir / name).read_bytes()
+      assert content == (whole / name).read_bytes(), name
+      count += content.count(b"\n") * name.endswith(".jsonl")
+  assert temporaries(workdir) == temporaries(whole) == []
+  folders, num_arrays = checkpoint_folders(workdir), 0
   assert folders
   for folder in folders:
-    for path in (workdir / folder, whole / folder):
-      assert not [*path.glob("*tmp*")], path
     names = [
       sorted(path.name for path in (run / folder).iterdir())
       for run in (workdir, whole)
     ]
+    if folder.name == "weights":  # Their number counts the saves.
+      names = [len(both) for both in names]
     assert names[0] == names[1], folder
     (saved, step), (expected, _) = (
       arrays(workdir / folder), arrays(whole / folder)
@@ -195,6 +225,8 @@ def assert_same_run(workdir, whole, stages):
     assert saved.keys() == expected.keys()
     for name, array in saved.items():
       np.testing.assert_array_equal(array, expected[name], f"{folder} {step}")
+    num_arrays += len(saved)
+  return count, num_arrays
 
 
 def kill(is_time, workdir, *options):

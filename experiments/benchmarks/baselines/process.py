@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import BenchmarkError
+from pure_jax.host import child_guard
 
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 
@@ -68,6 +69,7 @@ class Process:
       stderr=self._errors,
       text=True,
     )
+    child_guard.add(self._process.pid)
 
   def call(self, method: str, **arguments: Any) -> dict[str, Any]:
     """Calls a method of the script, and waits.
@@ -106,5 +108,6 @@ class Process:
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
+    child_guard.remove(self._process.pid)
     self._process.stdout.close()
     self._errors.close()

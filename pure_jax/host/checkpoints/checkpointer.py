@@ -104,11 +104,12 @@ class Checkpoints:
     self._metrics: dict[int, records.CheckpointMetrics] = {}
     self._has_saved = False
     self._failure: CheckpointError | None = None
+    self._policy = orbax_options.preservation_policy(
+      keep_latest, best_metric, self._metrics_of
+    )
     options = ocp.CheckpointManagerOptions(
       step_name_format=orbax_options.StepNames(),
-      preservation_policy=orbax_options.preservation_policy(
-        keep_latest, best_metric, self._metrics_of
-      ),
+      preservation_policy=self._policy,
       async_options=ocp.options.AsyncOptions(
         post_finalization_callback=self._write_checksums
       ),
@@ -235,6 +236,17 @@ class Checkpoints:
     except OSError as error:
       raise self._abandon_save(error) from error
 
+  def remove_superseded(self) -> None:
+    """Removes checkpoints that the save of the newest one leaves to remove.
+
+    A process that was killed behind that save has not removed them. Call it
+    once the newest checkpoint is restored.
+    """
+    superseded = orbax_options.superseded(self._policy, self.steps())
+    with preemption.defer_signals():
+      for step in superseded:
+        self._orbax.delete(step)
+
   def restore_latest(self, abstract_state: Any) -> Restored | None:
     """Restores the newest undamaged checkpoint; None if the folder has none.
 
@@ -274,7 +286,9 @@ class Checkpoints:
 
   def _incomplete_folders(self) -> list[pathlib.Path]:
     """Returns folders that are being written, or were never completed."""
-    return sorted(self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"))
+    return sorted(
+      filter(orbax_options.is_incomplete, self._directory.glob("*"))
+    )
 
   def _write_checksums(self) -> None:
     """Adds the checksums; Orbax calls this before it renames the folder."""

@@ -6,11 +6,10 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 
 from pure_jax.host import json_text
-from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.atomic_files import check_writable, write_json_atomic
 
 CHECKSUMS = "checksums.json"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,8 +46,7 @@ def check_free_space(folder: str | os.PathLike, num_bytes: int) -> None:
   Raises:
     OSError: if no file can be created, or less space is free.
   """
-  with tempfile.TemporaryFile(dir=folder):
-    pass
+  check_writable(folder)
   free = shutil.disk_usage(folder).free
   if free < num_bytes:
     raise OSError(

@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import logging
 import pathlib
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_manager import CheckpointInfo
 from orbax.checkpoint.checkpoint_managers import (
   AnyPreservationPolicy,
   BestN,
@@ -18,8 +21,11 @@ from orbax.checkpoint.checkpoint_managers import (
   PreservationContext,
   PreservationPolicy,
 )
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from pure_jax.host.checkpoints.record import CheckpointMetrics
+
+_INCOMPLETE = re.compile(rf"[0-9]+{re.escape(TMP_DIR_SUFFIX)}.*")
 
 
 def preservation_policy(
@@ -56,6 +62,27 @@ def preservation_policy(
       _SubsetPolicy(best, ranked),
     ]
   )
+
+
+def superseded(policy: PreservationPolicy, steps: Sequence[int]) -> list[int]:
+  """Returns the steps whose checkpoints a policy does not preserve.
+
+  Args:
+    policy: result of `preservation_policy`.
+    steps: the steps of all checkpoints, ascending.
+  """
+  infos = [CheckpointInfo(step, datetime.datetime.min, None) for step in steps]
+  decisions = policy.should_preserve(infos, context=PreservationContext())
+  return [s for s, keep in zip(steps, decisions, strict=True) if not keep]
+
+
+def is_incomplete(path: pathlib.Path) -> bool:
+  """Whether a path is a checkpoint being written, or one never completed.
+
+  Args:
+    path: any file or folder, judged by its name.
+  """
+  return _INCOMPLETE.fullmatch(path.name) is not None
 
 
 @dataclasses.dataclass(frozen=True)

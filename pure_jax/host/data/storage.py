@@ -2,15 +2,18 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from pure_jax.host.atomic_files import remove
 from pure_jax.host.data.records import (
   OPTIONAL,
   DataError,
@@ -24,6 +27,8 @@ _Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
 
 _TEXTS = tuple[str, ...]
 _LABELS = tuple[int | None, ...]
+# Names of TFDS: folders of data sets, and files that say which there are.
+_INCOMPLETE = re.compile(r"incomplete\.([0-9A-Z]{6}_.+|[0-9a-f]{32}\..+)")
 _DTYPES = {bool: np.bool_, int: np.int32, float: np.float64}
 
 
@@ -33,13 +38,12 @@ def prepared(
 ) -> Iterator[_Builder]:
   """Prepares a data set unless it exists; it is read from the builder inside.
 
-  Several processes may prepare the same data set at once: the first to finish
-  moves its folder into place, and the others use that folder. TFDS shows no
-  progress bars or log messages.
+  Processes prepare the data sets of a folder one after another, and remove what
+  a killed one left unfinished. TFDS shows no progress bars or log messages.
 
   Args:
     make_builder: makes the builder of the data set. It is called a second time
-      if another process finished first.
+      to prepare the data set.
     folder: the folder of prepared data sets, created if missing.
 
   Raises:
@@ -53,15 +57,12 @@ def prepared(
     folder.mkdir(parents=True, exist_ok=True)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
       builder = make_builder()
-      try:
-        builder.download_and_prepare(
-          download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-      except OSError:
-        # Moving a finished folder fails if another process moved one there.
-        builder = make_builder()
-        if not builder.is_prepared():
-          raise
+      if not builder.is_prepared():
+        with _only_process(folder):
+          builder = make_builder()  # Another process may have prepared it.
+          builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+          )
       yield builder
   except DataError:
     raise
@@ -74,6 +75,17 @@ def prepared(
   finally:
     logger.setLevel(level)
     tfds.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _only_process(folder: pathlib.Path) -> Iterator[None]:
+  """Waits for others that prepare data, and removes what killed ones left."""
+  with (folder / ".lock").open("w") as file:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    for path in list(folder.rglob("incomplete.*")):
+      if _INCOMPLETE.fullmatch(path.name):
+        remove(path)
+    yield
 
 
 def record_features(record: type[Record]) -> dict[str, Any]:

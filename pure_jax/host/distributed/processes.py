@@ -28,7 +28,7 @@ _Json = TypeVar("_Json")
 
 # How long a file that one host wrote may take to appear on another host.
 SHARED_FOLDER_SECONDS = 30.0
-_TOKEN_FILE = ".processes"
+TOKEN_FILE = ".processes"  # A killed process leaves it.
 
 # Exit status after another process of the run was lost: sysexits'
 # EX_UNAVAILABLE.
@@ -181,7 +181,7 @@ def require_shared_folder(folder: str | os.PathLike) -> None:
   """
   if jax.process_count() == 1:
     return
-  path = pathlib.Path(folder) / _TOKEN_FILE
+  path = pathlib.Path(folder) / TOKEN_FILE
   token = broadcast_from_zero(lambda: secrets.token_hex(16))
   on_process_zero(lambda: path.write_text(token))
   deadline = time.monotonic() + SHARED_FOLDER_SECONDS

@@ -12,7 +12,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
+from pure_jax.host.atomic_files import (
+  replace_atomic,
+  write_json_atomic,
+  write_text_atomic,
+)
 from pure_jax.host.evaluation.intervals import Estimate
 from pure_jax.host.logs.visible import markdown, visible
 
@@ -127,7 +131,8 @@ def plot_tables(
       _draw_panel(axis, title, points)
     for axis in grid[len(panels) :]:
       axis.set_visible(False)
-    figure.savefig(path, dpi=110, format="png")
+    with replace_atomic(path) as file:
+      figure.savefig(file, dpi=110, format="png")
   return list(panels)
 
 

@@ -3,7 +3,8 @@
 Workers are separate interpreters that are started once and receive items as
 JSON lines over pipes. They are not forked, because the parent may run jax's
 threads. Each item has a wall-clock limit, enforced here by killing the worker,
-and a memory limit. The result of an item does not depend on the others.
+and a memory limit. The result of an item does not depend on the others. Workers
+end with their parent, even if it is killed while an item hangs.
 """
 
 import collections
@@ -23,12 +24,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from pure_jax.host import child_guard
 from pure_jax.host.distributed import preemption
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
-ORPHAN_SECONDS = 2.0  # A hung worker outlives a killed parent by no more.
 MIN_SECONDS = 0.01  # For an item, at least: less stops every comparison.
 MAX_SECONDS = 3600.0  # For an item, at most.
 MAX_WORKERS = 1024
@@ -67,6 +68,7 @@ class _Worker:
       stderr=subprocess.PIPE,  # Until it is ready.
       start_new_session=True,  # Only the parent handles Ctrl-C.
     )
+    child_guard.add(self.process.pid)
     self.ready = False
     self.item: int | None = None
     self.deadline = time.monotonic() + START_SECONDS
@@ -108,6 +110,7 @@ class _Worker:
       status = self.process.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:
       return self.kill()
+    child_guard.remove(self.process.pid)
     self.process.stdout.close()
     self.process.stderr.close()
     return status
@@ -171,8 +174,6 @@ class GradingPool:
       "module": function.__module__,
       "function": function.__name__,
       "setup": None if setup is None else setup.__name__,
-      "start_seconds": START_SECONDS + ORPHAN_SECONDS,
-      "alarm_seconds": timeout_seconds + ORPHAN_SECONDS,
       "memory_bytes": memory_bytes,
     }
     if setup is not None and _source_of(setup) != self._options["source"]:
@@ -308,10 +309,7 @@ class GradingPool:
         )
       item = worker.item
       status = self._replace(worker, worker.kill)
-      if item is not None and status == -signal.SIGALRM:
-        # Its own alarm ended it, because this process was stopped for longer.
-        done.append((item, Outcome(timed_out=True)))
-      elif item is not None:
+      if item is not None:
         name = f"exit status {status}"
         if status < 0:
           name = signal.Signals(-status).name

@@ -6,9 +6,8 @@ answers each line of its standard input, a list of arguments, with one line:
 library and the file of the function with what that imports, but not the
 package around it.
 
-A worker exits when its input ends, so it does not outlive its parent. If the
-parent is killed while an item hangs, an alarm of the kernel ends the worker,
-whatever code is running.
+A worker exits when its input ends. If the parent ends while an item hangs, the
+parent's guard (`pure_jax/host/child_guard.py`) kills the worker.
 """
 
 import importlib.util
@@ -32,9 +31,7 @@ HEADROOM = 4
 def main() -> None:
   """Answers items until the input ends."""
   options = json.loads(sys.argv[1])
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # The parent ends its workers.
-  signal.setitimer(signal.ITIMER_REAL, options["start_seconds"])
   # The function and the code that it calls must not use the pipes.
   requests = os.fdopen(os.dup(0), encoding="ascii")
   replies = os.fdopen(os.dup(1), "w", encoding="ascii")
@@ -43,14 +40,11 @@ def main() -> None:
   _limit_memory(options["memory_bytes"])
   _send(replies, {"ready": True})
   _redirect_to_nowhere(2)  # Until here the parent reads it for errors.
-  signal.setitimer(signal.ITIMER_REAL, 0)
   resident_at_start, _ = _memory()
   for line in requests:
-    signal.setitimer(signal.ITIMER_REAL, options["alarm_seconds"])
     reply, out_of_memory = _run_item(
       function, json.loads(line), options["memory_bytes"]
     )
-    signal.setitimer(signal.ITIMER_REAL, 0)
     # Caches of libraries may grow over many items; then a new worker follows.
     grown = _memory()[0] - resident_at_start
     exits = out_of_memory or grown > options["memory_bytes"]

@@ -1,24 +1,23 @@
 """Writes a policy or a PRM as a folder that transformers loads.
 
 The folder is written under a hidden name and renamed when everything is on
-disk, so that an interrupted export leaves nothing behind.
+disk. An interrupted export leaves nothing behind; the next one removes what a
+killed export leaves.
 """
 
-import contextlib
 import dataclasses
 import functools
 import math
 import operator
 import os
 import pathlib
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.atomic_files import create_folder_atomic, write_json_atomic
 from pure_jax.host.huggingface import files, tensors
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.huggingface.config import (
@@ -148,8 +147,12 @@ def _export(
       del array
 
   shards = _split(sizes, shard_bytes)
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise HuggingFaceError(
+      f"{folder} is there already: remove it, or choose another name."
+    )
   try:
-    with _renamed_when_done(folder) as hidden:
+    with create_folder_atomic(folder) as hidden:
       for file, names in shards.items():
         files.write_file(
           hidden / file,
@@ -168,24 +171,6 @@ def _export(
       write_json_atomic(hidden / CONFIG_FILE, fields)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
-
-
-@contextlib.contextmanager
-def _renamed_when_done(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A hidden folder that gets its name when the block ends without an error."""
-  folder = folder.absolute()
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise HuggingFaceError(
-      f"{folder} is there already: remove it, or choose another name."
-    )
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  hidden = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-  hidden.mkdir()
-  try:
-    yield hidden
-    hidden.rename(folder)
-  finally:
-    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:

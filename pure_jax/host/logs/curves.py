@@ -4,6 +4,7 @@ import math
 import os
 from typing import Any
 
+from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.logs.metrics import read_metrics
 
 # In reading order: does it learn, does it hack its reward, are updates healthy.
@@ -81,7 +82,8 @@ def plot_curves(
       axis.legend(fontsize=6)
   for axis in grid[len(panels) :]:
     axis.set_visible(False)
-  figure.savefig(path, dpi=110, format="png")
+  with replace_atomic(path) as file:
+    figure.savefig(file, dpi=110, format="png")
   return list(panels)
 
 

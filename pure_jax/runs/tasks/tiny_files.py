@@ -7,7 +7,6 @@ code on the same architectures and formats, and learn nothing.
 import dataclasses
 import json
 import pathlib
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from pure_jax.host import huggingface
-from pure_jax.host.atomic_files import write_text_atomic
+from pure_jax.host.atomic_files import create_folder_atomic, write_text_atomic
 from pure_jax.models import policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
@@ -158,11 +157,11 @@ def _write_model(
   export: Callable[..., None],
 ) -> pathlib.Path:
   """Writes a random model with the tokenizer, unless it exists; its folder."""
-  if not (folder / "tokenizer.json").exists():  # Written last.
-    shutil.rmtree(folder, ignore_errors=True)
+  if not folder.exists():
     params = init_params(jax.random.key(seed), declared)
-    export(folder, params, config, max_positions=1024)
-    _tokenizer().save_pretrained(folder)
+    with create_folder_atomic(folder) as incomplete:
+      export(incomplete, params, config, max_positions=1024)
+      _tokenizer().save_pretrained(incomplete)
   return folder
 
 

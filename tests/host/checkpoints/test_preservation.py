@@ -2,6 +2,7 @@
 
 import datetime
 import math
+import shutil
 
 import jax.numpy as jnp
 import pytest
@@ -108,3 +109,17 @@ def test_preemption_leaves_no_trace_in_what_is_preserved(tmp_path):
       assert newest == (25 if interim else 20)
       checkpoints.save(30, make_state(30))
       assert checkpoints.steps() == [20, 30]
+
+
+def test_what_a_killed_save_left_to_remove_is_removed(tmp_path):
+  """Killed behind the save of 6: neither 3 nor what is left of 2 stays."""
+  scores = {1: 0.9, 2: 0.1, 3: 0.2, 5: 0.3, 6: 0.4}
+  save_scores(tmp_path, scores, keep_latest=5)
+  shutil.rmtree(tmp_path / "2" / "record")
+  options = {"best_metric": "accuracy", "keep_latest": 2}
+  with Checkpoints(tmp_path, **options) as checkpoints:
+    assert checkpoints.restore_latest(make_state(0)).step == 6
+    assert checkpoints.steps() == [1, 2, 3, 5, 6]  # A reader removes nothing.
+    checkpoints.remove_superseded()
+    assert checkpoints.steps() == [1, 5, 6]
+  assert not (tmp_path / "2").exists()

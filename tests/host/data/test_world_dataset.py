@@ -185,19 +185,32 @@ def test_an_interrupted_data_set_is_generated_again(
   assert load_world(WORLD, SIZES, tmp_path) == rows
 
 
-def test_two_runs_can_prepare_the_data_set_at_once(rows, tmp_path, monkeypatch):
-  # The second run finishes and moves its folder while the first still writes.
-  make, nested = arithmetic.make_example, []
+def test_of_two_runs_one_prepares_the_data_set(rows, tmp_path, monkeypatch):
+  """The second run begins while the first one writes, and waits for it."""
+  make, made, others = arithmetic.make_example, [], []
 
   def with_another_run(world, split, index):
-    if index == 20 and not nested:
-      nested.append(True)
-      with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        nested.append(pool.submit(load_world, WORLD, SIZES, tmp_path).result())
+    if index == 20 and not others:
+      others.append(pool.submit(load_world, WORLD, SIZES, tmp_path))
+    made.append((split, index))
     return make(world, split, index)
 
   monkeypatch.setattr(arithmetic, "make_example", with_another_run)
-  assert load_world(WORLD, SIZES, tmp_path) == rows == nested[1]
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    assert load_world(WORLD, SIZES, tmp_path) == rows == others[0].result()
+  assert made.count(("held_out", 3)) == 1
+
+
+def test_what_a_killed_run_left_of_a_data_set_is_removed(rows, tmp_path):
+  load_world(WORLD, {"train": 1}, tmp_path)
+  (folder,) = (path.parent for path in tmp_path.rglob("1.*.*"))
+  (folder / "incomplete.AB12CD_1.0.0").mkdir()
+  (folder / "incomplete.AB12CD_1.0.0" / "file").touch()
+  (tmp_path / f"incomplete.{'0' * 32}.metadata.json").touch()
+  (tmp_path / "incomplete.notes").touch()  # The user's.
+  assert load_world(WORLD, SIZES, tmp_path) == rows
+  left = {path.name for path in tmp_path.rglob("incomplete*")}
+  assert left == {"incomplete.notes"}
 
 
 def test_an_error_that_leaves_no_data_set_is_raised(tmp_path, monkeypatch):

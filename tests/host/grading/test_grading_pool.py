@@ -1,7 +1,6 @@
 """The pool: hangs, crashes, memory, order, reuse of workers, no orphans."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import time
 import grading_faults
 import pytest
 from checkout import ROOT, SUPPORT
+from process_table import children_of, is_alive, wait_until_none_is_alive
 
 from pure_jax.host.grading.pool import MIB, GradingPool, Outcome, PoolError
 
@@ -52,12 +52,6 @@ def test_a_hang_times_out_and_harms_no_other_item(hasty_pool):
   assert outcomes == [Outcome(timed_out=True)] * 3
   # Three hangs on two workers: two limits, and their replacements' starts.
   assert 2 * LIMIT <= time.monotonic() - begin < 2 * LIMIT + 5
-
-
-def test_the_alarm_of_a_worker_counts_as_a_timeout(pool):
-  """It fires if this process was stopped for longer than the limit."""
-  outcomes = run_between(pool, ("signal", int(signal.SIGALRM)))
-  assert outcomes == [Outcome(timed_out=True)]
 
 
 def test_a_crash_harms_no_other_item(pool):
@@ -218,46 +212,22 @@ def test_a_function_that_no_worker_can_load_raises():
     GradingPool(grading_faults.echo, textwrap.dedent)
 
 
-def is_alive(pid: int) -> bool:
-  """Tells whether a process runs; a zombie does not."""
-  try:
-    status = pathlib.Path(f"/proc/{pid}/stat").read_text()
-  except OSError:
-    return False
-  return status.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def wait_until_none_is_alive(pids: set[int]) -> bool:
-  deadline = time.monotonic() + 8
-  while any(map(is_alive, pids)) and time.monotonic() < deadline:
-    time.sleep(0.05)
-  return not any(map(is_alive, pids))
-
-
-def children_of(parent: int) -> set[int]:
-  children = set()
-  for folder in pathlib.Path("/proc").glob("[0-9]*"):
-    try:
-      status = (folder / "stat").read_text().rpartition(")")[2].split()
-    except OSError:
-      continue
-    if int(status[1]) == parent and status[0] not in "ZX":
-      children.add(int(folder.name))
-  return children
-
-
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
-def test_a_killed_parent_leaves_no_worker():
-  """An idle worker sees the end of its input; an alarm ends a hung one."""
+def test_a_killed_parent_leaves_no_worker(tmp_path):
+  """Neither idle nor hung ones, nor what they started, whatever the limit."""
+  file = tmp_path / "pid"
+  items = [("hold the lock",), ("start a child", str(file))]
   code = f"""
-    import sys
+    import sys, types
     # Without the package, which loads jax.
-    sys.path[:0] = [{str(ROOT / "pure_jax/host/grading")!r}, {str(SUPPORT)!r}]
-    import grading_faults, pool
-    pool.ORPHAN_SECONDS = 0.5
-    grading_pool = pool.GradingPool(grading_faults.act, timeout_seconds=1.0)
+    sys.modules["pure_jax"] = package = types.ModuleType("pure_jax")
+    package.__path__ = [{str(ROOT / "pure_jax")!r}]
+    sys.path.insert(0, {str(SUPPORT)!r})
+    import grading_faults
+    from pure_jax.host.grading.pool import GradingPool
+    pool = GradingPool(grading_faults.act, workers=3, timeout_seconds=3600.0)
     print("ready", flush=True)
-    grading_pool.run([("hold the lock",)])
+    pool.run({items!r})
     """
   parent = subprocess.Popen(
     [sys.executable, "-c", textwrap.dedent(code)],
@@ -265,12 +235,20 @@ def test_a_killed_parent_leaves_no_worker():
     stdout=subprocess.PIPE,
   )
   assert parent.stdout.readline() == b"ready\n"
-  time.sleep(0.3)  # The item has begun.
-  workers = children_of(parent.pid)
-  assert len(workers) == 2
-  parent.send_signal(signal.SIGKILL)
+  children = children_of(parent.pid)
+  assert len(children) >= 3
+  deadline = time.monotonic() + 8
+  while not (file.exists() and file.read_text()):
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+  children.add(int(file.read_text()))
+  parent.kill()
   parent.communicate()
-  assert wait_until_none_is_alive(workers)
+  try:
+    assert wait_until_none_is_alive(children)
+  finally:
+    for pid in filter(is_alive, children):
+      os.kill(pid, signal.SIGKILL)
 
 
 def test_a_parent_that_does_not_close_the_pool_exits_cleanly():

@@ -1,0 +1,87 @@
+"""Kills child processes when their parent ends, however the parent ends.
+
+A guard is a small process that reads a pipe to which only the parent writes.
+When the parent ends, by SIGKILL too, the system closes the pipe, and the guard
+kills the children, whatever they are doing: a hung call of C runs no thread
+and no signal handler of Python. It works on every POSIX system. (Linux can
+signal a child by itself, but does so when the *thread* that started it ends,
+and does not signal what the child has started.)
+
+This file is also the program of the guard.
+"""
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+from collections.abc import Iterable
+
+
+def add(pid: int) -> None:
+  """Has a child killed when this process ends.
+
+  Args:
+    pid: the child. If it leads a process group, the whole group is killed,
+      even if the child itself has ended before.
+  """
+  _tell(f"+{pid}\n")
+
+
+def remove(pid: int) -> None:
+  """Forgets a child, because another process may get its number.
+
+  Args:
+    pid: a child for which `add` was called, and which has ended.
+  """
+  _tell(f"-{pid}\n")
+
+
+def _tell(line: str) -> None:
+  with contextlib.suppress(BrokenPipeError):  # Somebody killed the guard.
+    os.write(_start_guard(), line.encode())
+
+
+@functools.cache
+def _start_guard() -> int:
+  """Starts the guard of this process; returns the end of its pipe to write."""
+  # No child inherits `writing`: only the end of this process closes it.
+  reading, writing = os.pipe()
+  os.posix_spawn(
+    sys.executable,
+    # Without the user's settings and packages: it starts in milliseconds.
+    [sys.executable, "-I", "-S", __file__],
+    os.environ,
+    file_actions=[
+      (os.POSIX_SPAWN_DUP2, reading, 0),
+      (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+      (os.POSIX_SPAWN_DUP2, 1, 2),
+    ],
+    setsigmask=[signal.SIGINT],  # Until it has left the terminal.
+  )
+  os.close(reading)
+  return writing
+
+
+def main(lines: Iterable[str]) -> None:
+  """Keeps track of the children; when the lines end, kills those left.
+
+  Args:
+    lines: "+PID" for each call of `add`, "-PID" for each of `remove`.
+  """
+  os.setsid()  # Ctrl-C and a closed terminal do not end the guard.
+  os.chdir("/")
+  pids = set()
+  for line in lines:
+    change = pids.add if line[0] == "+" else pids.discard
+    change(int(line[1:]))
+  for pid in pids:
+    try:
+      os.killpg(pid, signal.SIGKILL)
+    except OSError:  # It leads no group.
+      with contextlib.suppress(OSError):
+        os.kill(pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+  main(sys.stdin)
