@@ -204,7 +204,7 @@ def test_a_limited_kl_has_no_gradient_beyond_its_limit(dtype):
 
 
 @pytest.mark.parametrize(
-  "limit, dual_clip", [(None, None), (None, 3.0), (20.0, None), (1e4, 3.0)]
+  "limit, dual_clip", [(None, None), (None, 3.0), (20.0, None), (80.0, 3.0)]
 )
 def test_log_ratios_of_any_size_give_finite_losses(limit, dual_clip):
   batch, _ = random_experience(0, prompts=1, group_size=4, lengths=[9] * 4)

@@ -59,7 +59,7 @@ def test_another_solution_in_a_scored_row_raises(folder):
   [
     ({"step_rewards": [0.25]}, "not 2 numbers in -1..1"),
     ({"step_rewards": [0.25, 0.5, 0.5]}, "not 2 numbers in -1..1"),
-    ({"step_rewards": [0.25, float("nan")]}, "not 2 numbers in -1..1"),
+    ({"step_rewards": [0.25, float("nan")]}, "NaN is not a number of JSON"),
     ({"step_rewards": [0.25, 1.5]}, "not 2 numbers in -1..1"),
     ({"step_rewards": [0.25, "1"]}, "not 2 numbers in -1..1"),
     ({"step_rewards": [0.25, True]}, "not 2 numbers in -1..1"),

@@ -333,7 +333,7 @@ def test_an_unwritable_workdir_is_named(tmp_path):
 
 
 def test_rewards_of_nan_stop_the_run_before_an_update(finished, tmp_path):
-  """The PRM has a weight of NaN."""
+  """The weights of the PRM are finite, and products of them are not."""
   start = tmp_path / "start"
   shutil.copytree(finished[0], start)
   config = arithmetic.get_config("smoke")
@@ -345,7 +345,7 @@ def test_rewards_of_nan_stop_the_run_before_an_update(finished, tmp_path):
   )
   folder = start / "prm" / "weights"
   params = load_tree(folder, abstract_params(prm.declare_prm(model)))
-  params["score"]["bias"] = jnp.full_like(params["score"]["bias"], jnp.nan)
+  params = jax.tree.map(lambda x: jnp.full_like(x, 1e38), params)
   save_tree(folder, jax.device_get(params))
 
   message = fails("train_pure.py", tmp_path / "run", f"--start={start}")

@@ -136,12 +136,7 @@ def _export(
     for name in names:
       tensor = by_name[name]
       array = np.asarray(_in_file(weight_of[name], tensor.layer, tensor.layout))
-      fault = files.not_finite(array)
-      if fault is not None:
-        raise HuggingFaceError(
-          f"Weights that are not finite are not exported: of {name}, {fault}. "
-          "The run diverged: export an earlier checkpoint."
-        )
+      _check_finite(name, array)
       yield array
       # Otherwise it lives until the next one has been made.
       del array
@@ -171,6 +166,16 @@ def _export(
       write_json_atomic(hidden / CONFIG_FILE, fields)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
+
+
+def _check_finite(name: str, array: np.ndarray) -> None:
+  """Raises a HuggingFaceError for a tensor with NaN or infinity."""
+  fault = files.not_finite(array)
+  if fault is not None:
+    raise HuggingFaceError(
+      f"Weights that are not finite are not exported: of {name}, {fault}. "
+      "The run diverged: export an earlier checkpoint."
+    )
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
