@@ -61,7 +61,7 @@ def row_texts(path: str) -> Iterator[str | None]:
         raise ParquetError(f"some rows took more than {SECONDS:g} s")
       if outcome.value is None:
         raise ParquetError(
-          f"up to {ROWS} rows needed more than {MEMORY_BYTES // MIB} MiB of memory"
+          f"{ROWS} rows or fewer needed more than {MEMORY_BYTES // MIB} MiB"
           if outcome.failure == "out of memory"
           else f"its reader {outcome.failure}"
         )
