@@ -11,6 +11,7 @@ parent is killed while an item hangs, an alarm of the kernel ends the worker,
 whatever code is running.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -116,7 +117,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-  """Limits the address space, and disables core files."""
+  """Limits the address space, if the system can; disables core files."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   try:
     with open("/proc/self/statm", encoding="ascii") as statm:
@@ -127,7 +128,9 @@ def _limit_memory(memory_bytes: int) -> None:
   limit = used + HEADROOM * memory_bytes
   if hard != resource.RLIM_INFINITY:
     limit = min(limit, hard)
-  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  # macOS refuses it to a process that has more already.
+  with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _redirect_to_nowhere(*descriptors: int) -> None:
