@@ -126,8 +126,10 @@ def _tell_warning(
   tell(text.removesuffix("\n"))
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _write(stream: TextIO | None, text: str) -> None:
   """Writes whole lines, whatever the encoding of the stream."""
+  if stream is None:  # The process was started without it.
+    return
   stream.write(f"{_writable(stream, text)}\n")
   stream.flush()
 

@@ -81,6 +81,13 @@ def test_no_encoding_of_a_stream_stops_a_run(name, encoding, monkeypatch):
   assert text == (SHOWN if is_unicode else SHOWN.replace("π", r"\u03c0")) + "\n"
 
 
+def test_a_program_without_a_stream_says_nothing(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", None)
+  monkeypatch.setattr(sys, "stderr", None)
+  console.show("the result of hours")
+  console.tell("done")
+
+
 def tells(tmp_path):
   console.tell(f"a\n{HOSTILE}")
 
