@@ -23,6 +23,20 @@ FAULTS = (
     ),
   ),
   Fault(
+    "warnings keep what a terminal obeys",
+    "host.logs.console:guard_terminal",
+    "warnings.showwarning = _tell_warning",
+    "pass",
+    ("test_visible.py::test_no_door_lets_a_command_through",),
+  ),
+  Fault(
+    "transformers reads damaged files of a tokenizer",
+    "host.text.huggingface_tokenizer:_check_files",
+    "name in _JSON_FILES}",
+    "name in _OWN_FILES}",
+    ("test_hostile_tokenizers.py::test_a_damaged_file_is_named",),
+  ),
+  Fault(
     "a character that the encoding of stdout lacks is lost",
     "host.logs.console:_writable",
     '"backslashreplace"',

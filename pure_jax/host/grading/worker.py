@@ -10,6 +10,7 @@ A worker exits when its input ends. If the parent ends while an item hangs, the
 parent's guard (`pure_jax/host/child_guard.py`) kills the worker.
 """
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -110,7 +111,7 @@ def _memory() -> tuple[int, int]:
 
 
 def _limit_memory(memory_bytes: int) -> None:
-  """Limits the address space, and disables core files."""
+  """Limits the address space, if the system can; disables core files."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   try:
     with open("/proc/self/statm", encoding="ascii") as statm:
@@ -121,7 +122,9 @@ def _limit_memory(memory_bytes: int) -> None:
   limit = used + HEADROOM * memory_bytes
   if hard != resource.RLIM_INFINITY:
     limit = min(limit, hard)
-  resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+  # macOS refuses it to a process that has more already.
+  with contextlib.suppress(ValueError, OSError):
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
 
 
 def _redirect_to_nowhere(*descriptors: int) -> None:

@@ -8,10 +8,12 @@ here, and nothing is printed in another way.
 import logging
 import os
 import sys
+import threading
 import traceback
 import types
+import warnings
 from collections.abc import Mapping
-from typing import TextIO
+from typing import Any, TextIO
 
 import tqdm
 
@@ -24,18 +26,27 @@ LOG_SECONDS = 20.0
 class _VisibleRecord(logging.LogRecord):
   """A message of the log, which may have a text of others."""
 
+  def __init__(self, *args: Any, **kwargs: Any):
+    """Formats the stack trace, which else the handler would."""
+    super().__init__(*args, **kwargs)
+    if self.exc_info and self.exc_info[0] is not None:
+      self.exc_text = visible(_format(*self.exc_info))
+
   def getMessage(self) -> str:  # noqa: N802, the name of the library.
     """The message."""
     return visible(super().getMessage())
 
 
 def guard_terminal() -> None:
-  """Makes log messages and stack traces of this process visible, too.
+  """Makes log messages, warnings and stack traces of this process visible, too.
 
   For programs: they are the last to decide what is printed.
   """
   logging.setLogRecordFactory(_VisibleRecord)
   sys.excepthook = tell_traceback
+  sys.unraisablehook = _tell_ignored
+  threading.excepthook = _tell_failed_thread
+  warnings.showwarning = _tell_warning
 
 
 def show(result: object) -> None:
@@ -78,12 +89,47 @@ def tell_traceback(
     error: the error.
     trace: where it was raised.
   """
-  lines = traceback.format_exception(kind, error, trace)
-  tell("".join(lines).removesuffix("\n"))
+  tell(_format(kind, error, trace))
 
 
-def _write(stream: TextIO, text: str) -> None:
+def _format(*error: Any) -> str:
+  """An error with its stack trace, as Python prints it."""
+  return "".join(traceback.format_exception(*error)).removesuffix("\n")
+
+
+def _tell_ignored(ignored: Any) -> None:
+  """Tells of an error that Python cannot raise: `sys.unraisablehook`."""
+  where = f"{ignored.err_msg or 'Exception ignored in'}: {ignored.object!r}"
+  trace = ignored.exc_traceback
+  tell(f"{where}\n{_format(ignored.exc_type, ignored.exc_value, trace)}")
+
+
+def _tell_failed_thread(failed: Any) -> None:
+  """Tells of an error that ends a thread: `threading.excepthook`."""
+  if failed.exc_type is not SystemExit:
+    name = "" if failed.thread is None else f" {failed.thread.name}"
+    trace = _format(failed.exc_type, failed.exc_value, failed.exc_traceback)
+    tell(f"Exception in thread{name}:\n{trace}")
+
+
+def _tell_warning(
+  message: Warning | str,
+  category: type[Warning],
+  filename: str,
+  lineno: int,
+  file: TextIO | None = None,
+  line: str | None = None,
+) -> None:
+  """Tells of a warning: `warnings.showwarning`."""
+  del file  # Nobody names one.
+  text = warnings.formatwarning(message, category, filename, lineno, line)
+  tell(text.removesuffix("\n"))
+
+
+def _write(stream: TextIO | None, text: str) -> None:
   """Writes whole lines, whatever the encoding of the stream."""
+  if stream is None:  # The process was started without it.
+    return
   stream.write(f"{_writable(stream, text)}\n")
   stream.flush()
 

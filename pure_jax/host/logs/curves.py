@@ -40,6 +40,7 @@ SHOWN = (
 # Stages that evaluate another one: they share its panels.
 EVALUATES = {"prm_eval": "prm", "rl_eval": "rl"}
 COLUMNS = 4
+LARGEST = 1e300  # matplotlib cannot draw all numbers beyond.
 
 
 def plot_curves(
@@ -49,7 +50,7 @@ def plot_curves(
 
   A stage and its evaluations (``rl`` and ``rl_eval``) share panels. Of the
   metrics in `SHOWN`, those of which the run has a value are drawn. A null is a
-  gap in its line, and so is a list.
+  gap in its line, and so are a list and a number beyond `LARGEST`.
 
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
@@ -101,7 +102,9 @@ def _panels(
       lines = {}
       for row in rows:
         if group_of(row) == group and name in row:
-          value = row[name] if isinstance(row[name], int | float) else math.nan
+          value = row[name]
+          if not isinstance(value, int | float) or abs(value) > LARGEST:
+            value = math.nan
           lines.setdefault(row["stage"], []).append((row["step"], value))
       values = [value for points in lines.values() for _, value in points]
       if any(map(math.isfinite, values)):

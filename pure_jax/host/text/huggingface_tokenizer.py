@@ -15,8 +15,10 @@ from pure_jax.host.text.tokenization import TokenizerError
 
 # Files with a field eos_token_id: one id that ends a response, or several.
 EOS_FILES = ("generation_config.json", "config.json")
+_TOKENIZER_FILE, _SETTINGS_FILE = "tokenizer.json", "tokenizer_config.json"
 # Files that show that a folder has a tokenizer.
-_OWN_FILES = ("tokenizer.json", "tokenizer_config.json")
+_OWN_FILES = (_TOKENIZER_FILE, _SETTINGS_FILE)
+_JSON_FILES = (*_OWN_FILES, "special_tokens_map.json", "added_tokens.json")
 # By how much the replacements of a tokenizer.json may multiply a text. Those of
 # Llama 2 multiply it by four.
 _MAX_GROWTH = 1 << 16
@@ -276,24 +278,13 @@ def _read(folder: pathlib.Path) -> Any:
   if not folder.is_dir():
     raise TokenizerError(f"{folder} is not a folder with a tokenizer.")
   _check_files(folder)
-  settings = folder / "tokenizer_config.json"
   try:
-    if settings.exists() and "auto_map" in json_text.parse(
-      settings.read_bytes()
-    ):
-      raise TokenizerError(
-        f"{settings} asks for code of its own (auto_map), which is never run: "
-        "convert the tokenizer to tokenizer.json."
-      )
-    _check_growth(folder / "tokenizer.json")
     tokenizer = transformers.AutoTokenizer.from_pretrained(
       str(folder), local_files_only=True, trust_remote_code=False
     )
     # Some faults of a folder show only when a text is encoded.
     known = {*tokenizer.get_vocab().values(), *tokenizer.all_special_ids}
     unknown = {*tokenizer.encode("1 + 1")} - known
-  except TokenizerError:
-    raise
   # transformers and tokenizers raise errors of any type, even Exception.
   except BaseException as error:
     # A panic of Rust is no Exception, and its class cannot be imported.
@@ -312,7 +303,7 @@ def _read(folder: pathlib.Path) -> Any:
 
 
 def _check_files(folder: pathlib.Path) -> None:
-  """Checks that a folder has nothing that would be read for ever."""
+  """Checks what transformers would read for ever, run, or not explain."""
   try:
     for path in sorted(folder.iterdir()):
       # Whoever opens a pipe waits for a writer, and some devices never end.
@@ -322,18 +313,35 @@ def _check_files(folder: pathlib.Path) -> None:
     raise TokenizerError(
       f"{folder} cannot be read: {_reason(error)}."
     ) from error
+  fields = {name: _read_object(folder / name) for name in _JSON_FILES}
+  if "auto_map" in fields[_SETTINGS_FILE]:
+    raise TokenizerError(
+      f"{folder / _SETTINGS_FILE} asks for code of its own (auto_map), which "
+      "is never run: convert the tokenizer to tokenizer.json."
+    )
+  _check_growth(folder / _TOKENIZER_FILE, fields[_TOKENIZER_FILE])
 
 
-def _check_growth(path: pathlib.Path) -> None:
+def _read_object(path: pathlib.Path) -> dict[str, Any]:
+  """The object of a JSON file; empty if there is no file."""
+  try:
+    fields = json_text.parse(path.read_bytes())
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
+  if not isinstance(fields, dict):
+    raise TokenizerError(f"{path} holds no JSON object.")
+  return fields
+
+
+def _check_growth(path: pathlib.Path, fields: dict[str, Any]) -> None:
   """Raises a TokenizerError for a tokenizer that multiplies texts.
 
   The tokenizers library limits neither memory nor time: 28 replacements of "a"
   by "aa", one after another, make gigabytes of a word. A map of characters
   (Precompiled), which may do that as well, is not looked into.
   """
-  if not path.is_file():
-    return
-  fields = json_text.parse(path.read_bytes())
   for name in ("normalizer", "pre_tokenizer", "decoder"):
     if _growth(fields.get(name)) > _MAX_GROWTH:
       raise TokenizerError(
@@ -363,15 +371,7 @@ def _growth(steps: Any) -> float:
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
   """The ids of a file's field eos_token_id; none without field or file."""
-  try:
-    fields = json_text.parse(path.read_bytes())
-  except FileNotFoundError:
-    return []
-  except (OSError, ValueError) as error:
-    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
-  if not isinstance(fields, dict):
-    raise TokenizerError(f"{path} holds no JSON object.")
-  eos_ids = fields.get("eos_token_id")
+  eos_ids = _read_object(path).get("eos_token_id")
   if eos_ids is None:
     return []
   eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]

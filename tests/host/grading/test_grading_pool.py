@@ -163,6 +163,13 @@ def test_the_setup_runs_before_the_first_item():
     assert pool.run([()]) == [Outcome(value="done")]
 
 
+def test_a_system_that_limits_no_memory_has_workers():
+  with GradingPool(
+    grading_faults.echo, grading_faults.refuse_to_limit_memory, workers=1
+  ) as pool:
+    assert pool.run([(3,)]) == [Outcome(value=3)]
+
+
 @pytest.mark.parametrize(
   "setup, reason",
   [

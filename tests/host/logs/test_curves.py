@@ -66,6 +66,15 @@ def test_a_number_that_is_not_finite_is_a_gap(tmp_path, drawn):
   assert values[2] == 0.5
 
 
+def test_a_number_too_large_to_draw_is_a_gap(tmp_path, drawn):
+  with MetricsWriter(tmp_path) as writer:
+    for step, loss in enumerate([1e300, 1.7e308, -1.7e308]):
+      writer.write("sft", step, {"loss": loss})
+  plot_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")
+  values = [y for _, y in lines(drawn[0])["sft: loss"]["sft"]]
+  assert values[0] == 1e300 and all(map(math.isnan, values[1:]))
+
+
 def test_nothing_to_draw_draws_nothing(tmp_path):
   (tmp_path / "metrics.jsonl").write_text("")
   assert plot_curves(tmp_path, tmp_path / "curves.png") == []

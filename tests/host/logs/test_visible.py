@@ -5,7 +5,9 @@ import io
 import json
 import logging
 import sys
+import threading
 import unicodedata
+import warnings
 
 import compare_credit
 import evaluate
@@ -77,6 +79,13 @@ def test_no_encoding_of_a_stream_stops_a_run(name, encoding, monkeypatch):
   text = raw.getvalue().decode(encoding) if encoding else stream.getvalue()
   is_unicode = encoding in (None, "utf-8")
   assert text == (SHOWN if is_unicode else SHOWN.replace("π", r"\u03c0")) + "\n"
+
+
+def test_a_program_without_a_stream_says_nothing(monkeypatch):
+  monkeypatch.setattr(sys, "stdout", None)
+  monkeypatch.setattr(sys, "stderr", None)
+  console.show("the result of hours")
+  console.tell("done")
 
 
 def tells(tmp_path):
@@ -165,23 +174,61 @@ def ends_with_a_stack_trace(tmp_path):
     sys.excepthook(type(error), error, error.__traceback__)
 
 
+def logs_a_stack_trace(tmp_path):
+  try:
+    raise RuntimeError(HOSTILE.replace("\ud800", ""))
+  except RuntimeError:
+    logging.getLogger(__name__).exception("failed")
+
+
+def ends_in_a_thread(tmp_path):
+  try:
+    raise RuntimeError(HOSTILE)
+  except RuntimeError as error:
+    thread = threading.Thread(name=HOSTILE)
+    threading.excepthook(
+      threading.ExceptHookArgs(
+        (type(error), error, error.__traceback__, thread)
+      )
+    )
+
+
+def fails_where_nothing_can_be_raised(tmp_path):
+  class Resource:
+    def __del__(self):
+      raise RuntimeError(HOSTILE)
+
+  Resource()
+
+
+def warns(tmp_path):
+  warnings.warn(HOSTILE, stacklevel=1)
+
+
 DOORS = (
   *(tells, shows, says, fails_in_data, skips_in_data, has_no_tokenizer),
   *(raises, has_a_config_value, grades, compares, logs),
-  ends_with_a_stack_trace,
+  *(ends_with_a_stack_trace, logs_a_stack_trace, ends_in_a_thread),
+  *(fails_where_nothing_can_be_raised, warns),
 )
 
 
 @pytest.fixture
 def guarded_terminal(monkeypatch):
   """As a script has it; with a handler of the log that writes to stderr."""
-  monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+  for module, name in (
+    *((sys, "excepthook"), (sys, "unraisablehook")),
+    *((threading, "excepthook"), (warnings, "showwarning")),
+  ):
+    monkeypatch.setattr(module, name, getattr(module, name))
   factory = logging.getLogRecordFactory()
   console.guard_terminal()
-  handler = logging.StreamHandler(sys.stderr)
-  logging.getLogger(__name__).addHandler(handler)
+  # Its stream is what stderr is when it writes.
+  handler, log = logging.lastResort, logging.getLogger(__name__)
+  monkeypatch.setattr(log, "propagate", False)
+  log.addHandler(handler)
   yield
-  logging.getLogger(__name__).removeHandler(handler)
+  log.removeHandler(handler)
   logging.setLogRecordFactory(factory)
 
 

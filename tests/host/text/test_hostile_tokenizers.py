@@ -145,7 +145,18 @@ def test_a_tokenizer_without_its_file_is_refused(kind, folder):
     path.mkdir()
   elif kind == "loop":
     path.symlink_to(path.name)
-  assert_refused(folder, "without a vocabulary", TOKENIZER)
+  reason = "without a vocabulary" if kind == "missing" else "cannot be read"
+  assert_refused(folder, reason, TOKENIZER)
+
+
+@pytest.mark.parametrize(
+  "name",
+  [CONFIG, TOKENIZER, "special_tokens_map.json", "added_tokens.json"],
+)
+@pytest.mark.parametrize("text", ["", "[" * 200_000, "[1]", "null", '{"a": '])
+def test_a_damaged_file_is_named(name, text, folder):
+  (folder / name).write_text(text)
+  assert_refused(folder, f"{folder / name} ")
 
 
 @pytest.mark.parametrize(

@@ -175,7 +175,7 @@ def test_folders_without_a_usable_tokenizer_raise(tmp_path, folder):
     HuggingFaceTokenizer(tmp_path)
   with pytest.raises(TokenizerError, match="'<stop>': name one with eos"):
     HuggingFaceTokenizer(folder, eos_token="<stop>")
-  (tmp_path / "tokenizer.json").write_text("{")
+  (tmp_path / "tokenizer.json").write_text("{}")
   with pytest.raises(TokenizerError, match="no readable tokenizer"):
     HuggingFaceTokenizer(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {}}')
