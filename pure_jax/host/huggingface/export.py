@@ -139,18 +139,15 @@ def _export(
       fault = files.not_finite(array)
       if fault is not None:
         raise HuggingFaceError(
-          f"Weights that are not finite are not exported: of {name}, {fault}. "
-          "The run diverged: export an earlier checkpoint."
+          f"Only finite weights are exported, but of {name}, {fault}. The run "
+          "diverged: export an earlier checkpoint."
         )
       yield array
       # Otherwise it lives until the next one has been made.
       del array
 
   shards = _split(sizes, shard_bytes)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise HuggingFaceError(
-      f"{folder} is there already: remove it, or choose another name."
-    )
+  _check_new(folder)
   try:
     with create_folder_atomic(folder) as hidden:
       for file, names in shards.items():
@@ -171,6 +168,14 @@ def _export(
       write_json_atomic(hidden / CONFIG_FILE, fields)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
+
+
+def _check_new(folder: pathlib.Path) -> None:
+  """Raises for a path that exists, unless it is an empty folder."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise HuggingFaceError(
+      f"{folder} exists already: remove it, or choose another name."
+    )
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> dict[str, list[str]]:
