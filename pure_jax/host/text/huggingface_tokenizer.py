@@ -312,12 +312,12 @@ def _read(folder: pathlib.Path) -> Any:
 
 
 def _check_files(folder: pathlib.Path) -> None:
-  """Checks that a folder has nothing that would be read for ever."""
+  """Checks that a folder has no pipe or device, which may be read for ever."""
   try:
     for path in sorted(folder.iterdir()):
-      # Whoever opens a pipe waits for a writer, and some devices never end.
+      # Opening a pipe waits for a writer, and some devices never end.
       if path.exists() and not (path.is_file() or path.is_dir()):
-        raise TokenizerError(f"{path} is no file: remove it.")
+        raise TokenizerError(f"{path} is not a regular file: remove it.")
   except OSError as error:
     raise TokenizerError(
       f"{folder} cannot be read: {_reason(error)}."
@@ -329,7 +329,7 @@ def _check_growth(path: pathlib.Path) -> None:
 
   The tokenizers library limits neither memory nor time: 28 replacements of "a"
   by "aa", one after another, make gigabytes of a word. A map of characters
-  (Precompiled), which may do that as well, is not looked into.
+  (Precompiled), which may do that as well, is not checked.
   """
   if not path.is_file():
     return

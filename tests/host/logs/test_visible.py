@@ -1,4 +1,4 @@
-r"""Texts of others reach no terminal raw, through whichever door they come."""
+r"""Untrusted texts never reach a terminal with characters that it obeys."""
 
 import contextlib
 import io

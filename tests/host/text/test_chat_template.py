@@ -1,4 +1,4 @@
-"""Chat templates of strangers: programs that cost a sentence, and no more."""
+"""Untrusted chat templates: a fault or an exceeded limit is one sentence."""
 
 import resource
 import time
