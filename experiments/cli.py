@@ -98,7 +98,7 @@ def _literal(argument: str) -> Any:
   try:
     return ast.literal_eval(argument)
   except (SyntaxError, ValueError, MemoryError, RecursionError):
-    return argument  # The last two mean that it is nested too deeply.
+    return argument  # The last two errors mean that it nests too deeply.
 
 
 for _type, _parser in {
@@ -112,7 +112,7 @@ for _type, _parser in {
 }.items():
   config_flags.register_flag_parser_for_type(_type, _NoneOr(_parser))
 
-_LARGEST = 2**31 - 1  # Of a flag that is a number, as of a config's fields.
+_LARGEST = 2**31 - 1  # Of whole numbers, in flags as in configs.
 _CONFIG = config_flags.DEFINE_config_file(
   "config", lock_config=True, help_string="A file of experiments/configs."
 )
@@ -166,7 +166,7 @@ _Kind = TypeVar("_Kind")
 
 @contextlib.contextmanager
 def from_flags(*stages: str) -> Iterator[Run]:
-  """Opens the run that --config, --workdir and --start name, for stages."""
+  """Opens the run of --config, --workdir and --start, to run some stages."""
   settings = settings_from_config(_CONFIG.value)
   with open_run(settings, _WORKDIR.value, _START.value, stages) as opened:
     yield opened
@@ -191,11 +191,11 @@ def run(
 ) -> None:
   """Runs a script; expected failures end it with a message and no traceback.
 
-  Ctrl-C ends it with exit status 130, in a loop at the latest after the current
-  step, and a second one at once. SIGTERM ends it with 75 ("try again later") if
-  a loop was running, whose last step is then saved, and with 143 otherwise. In
-  each case the same command continues the run. `keeps_programs` keeps compiled
-  programs for the next start.
+  Ctrl-C ends it with exit status 130, a loop after its current step at the
+  latest; a second Ctrl-C ends it at once. SIGTERM ends it with 75 ("try again
+  later") if a loop was running, whose last step is then saved, and with 143
+  otherwise. In each case the same command continues the run. `keeps_programs`
+  keeps compiled programs for the next start.
   """
   flags.mark_flags_as_required(list(required))
   console.guard_terminal()

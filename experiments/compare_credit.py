@@ -103,7 +103,7 @@ def command(
 def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   """Runs command lines in parallel, each on one core and with its own log.
 
-  Ctrl-C ends those that run and starts no other.
+  Ctrl-C ends the running ones and starts no other.
   """
   at_a_time = max(1, min(at_a_time, len(jobs)))
   running, stopped, failed = [], threading.Event(), 0
@@ -143,7 +143,7 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
         preemption.raise_received()
         failed += status != 0
     except KeyboardInterrupt:
-      # On a terminal Ctrl-C has reached them too, and decides how they end.
+      # On a terminal Ctrl-C has reached the runs before this signal does.
       stopped.set()
       for process in running:
         process.terminate()

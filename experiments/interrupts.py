@@ -16,7 +16,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-# The status that shells give a program ended by Ctrl-C.
+# Exit status that a shell reports for a program ended by Ctrl-C.
 STATUS = 130
 
 
@@ -30,16 +30,16 @@ def exit_on_ctrl_c() -> None:
 
 
 def _exit(number: int, frame: Any) -> None:
-  """Ends the process; an exception would be lost in some places."""
+  """Ends the process; Python would ignore an exception in some callbacks."""
   del number, frame
   os.write(2, b"stopped\n")
   os._exit(STATUS)
 
 
 def run(call: Callable[..., Any], *arguments: Any) -> None:
-  """Calls what a script does; Ctrl-C ends it with one line.
+  """Runs the main function of a script; Ctrl-C ends it with one line.
 
-  Log messages and stack traces show texts of others as `console` does.
+  Control characters in log messages and stack traces are escaped.
 
   Args:
     call: `app.run` of absl, or a function that reads its own command line.
@@ -53,5 +53,5 @@ def run(call: Callable[..., Any], *arguments: Any) -> None:
     with preemption.raise_on_ctrl_c():
       call(*arguments)
   except KeyboardInterrupt:
-    # The interpreter's own exit waits for what is left to threads, or crashes.
+    # A regular exit would wait for threads that still compile, or crash.
     processes.exit_immediately("stopped", STATUS)

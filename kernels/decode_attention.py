@@ -68,8 +68,8 @@ def decode_attention(
   Args:
     q_BNH: [B, N, H] float, rotated queries.
     segments: at least one. The first has the fewest rows, P; the others have a
-      multiple of P that divides B. Every row has an unmasked slot; without
-      one its result means nothing.
+      multiple of P that divides B. Every row must have an unmasked slot, or
+      its result is undefined.
     implementation: None or "xla": two products per segment and a softmax.
       "pallas": a kernel, which does not read fully masked blocks.
     interpret: runs the kernel step by step on any device, for tests.
@@ -97,8 +97,8 @@ def _check_shapes(q, segments) -> None:
   for number, segment in enumerate(segments):
     if not segment.mask.size:
       raise ValueError(
-        f"segment {number} has a mask of shape {segment.mask.shape}: leave out "
-        "a segment without rows or slots."
+        f"segment {number} has a mask of shape {segment.mask.shape}, so it has "
+        "no rows or no slots: leave it out."
       )
   (B, N, H), K = q.shape, segments[0].keys.shape[1]
   P = segments[0].keys.shape[0]

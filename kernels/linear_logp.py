@@ -55,10 +55,10 @@ def linear_logp(
     interpret: runs the kernel step by step on any device, for tests.
 
   Returns:
-    (logp, entropy), both [B, C] float32 in nats, 0 with zero gradient where
-    masked, where hidden states may be NaN; logp is -inf for a banned id. B and
-    C may be 0. Differentiable in table and hidden; the kernel only once and in
-    reverse mode.
+    (logp, entropy), both [B, C] float32 in nats; logp is -inf for a banned id.
+    Both are 0 with zero gradient where masked, even if hidden states are NaN
+    there. B and C may be 0. Differentiable in table and hidden; the kernel only
+    once and in reverse mode.
 
   Raises:
     ValueError: if shapes, ids or temperature are invalid, or the named

@@ -44,8 +44,8 @@ def segment_attention(
   Args:
     q_BTNH: [B, T, N, H] float, rotated queries.
     k_BKTH: [B, K, T, H] float, rotated keys of the same tokens, such as the
-      first T slots of a cache in a prefill. They and the values are finite at
-      padding, too: a weight of 0 times NaN is NaN.
+      first T slots of a cache in a prefill. Keys and values must be finite
+      at padding too: a weight of 0 times NaN is NaN.
     v_BKTH: [B, K, T, H] float, values.
     segment_ids: [B, T] int32.
     implementation: None or "xla": all scores at once. "splash": on a TPU, with

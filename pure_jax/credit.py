@@ -24,8 +24,8 @@ from jax import Array
 from pure_jax import masked
 from pure_jax.settings import CreditConfig
 
-# Of softmin, in units of reward. Below 1e-38 float32 has no normal number, and
-# 0 / T would be NaN. A gradient of 1 / T can still be squared.
+# Of softmin, in units of reward. A T below 1e-38 may be 0 in float32, and 0 / T
+# is NaN. Gradients grow as 1 / T; from 1e-19 on their squares are finite.
 LOWEST_TEMPERATURE = 1e-19
 
 
@@ -217,8 +217,8 @@ def softmin_rewards(
     step_rewards: [..., S] float; NaN allowed where masked.
     step_mask: [..., S] bool, True where the step exists.
     temperature: T > 0, in units of reward. T -> 0 is the minimum, shared
-      equally among the steps that have it, and T -> inf the mean. Below
-      `LOWEST_TEMPERATURE` T counts as that.
+      equally among the steps that have it, and T -> inf the mean. A T below
+      `LOWEST_TEMPERATURE` is raised to it.
     segment_ids: [S] or [..., S] int or None, the response of each step.
 
   Returns:

@@ -41,9 +41,9 @@ def kl_estimate(
     [...] nats per token in the dtype of the log-probs, computed in float32 at
     least; exactly 0 where the policies agree. Differentiable in both log-probs.
     The gradient is that of the estimate, and exactly 0 beyond the limit, where
-    the estimate does not change. With a limit both are finite, also if one
-    log-prob is infinite. (A limit above 1e26 is 1e26 for k3.) Without one, k2,
-    k3 and their gradients can overflow.
+    the estimate does not change. With a limit both are finite, even if one
+    log-prob is infinite. (For k3 a limit above 1e26 counts as 1e26.) Without a
+    limit, k2, k3 and their gradients can overflow.
 
   Raises:
     ValueError: if kind is none of the three.

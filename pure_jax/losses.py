@@ -40,8 +40,8 @@ def clipped_policy_loss(
     advantages: [...] float, any scale.
     clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
     clip_high: >= 0; the ratio is clipped above at 1 + clip_high.
-    log_ratio_limit: > 0, nats, limit of new_logp - old_logp, as in
-      `ratios.policy_ratio`; None has none.
+    log_ratio_limit: > 0, nats, or None; limit of new_logp - old_logp, see
+      `ratios.policy_ratio`.
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping

@@ -152,7 +152,7 @@ def masked_std(
 
   Returns:
     x reduced over axis; 0 where no more than ddof entries are kept. Where it is
-    0, so is its gradient: the derivative of a square root at 0 is infinite.
+    0, its gradient is 0 too, although that of a square root is infinite there.
   """
   variance = masked_var(widened(x), mask, axis, ddof)
   varies = variance > 0
@@ -163,8 +163,8 @@ def masked_std(
 def differ(x: Array, mask: Array, axis: Axis = None) -> Array:
   """Tells whether kept entries differ by more than rounding.
 
-  The mean of equal entries is rounded, so they are not at 0 around it. Divided
-  by a deviation of almost 0, that would count.
+  The mean of equal entries is rounded, so they differ from it a little. Divided
+  by a deviation of almost 0, these differences would be large.
 
   >>> import jax.numpy as jnp
   >>> x = jnp.array([[0.3, 0.3, 9.0], [0.3, 0.4, 9.0]])

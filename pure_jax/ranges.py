@@ -1,8 +1,8 @@
 """The ranges of numbers in settings, and the check that all settings share.
 
-A range has both its ends. It is wider than what anybody means on purpose, and
-such that float32 holds what is computed from the number: beyond, a run would
-only skip its updates, or round the number away.
+A range includes both its ends. It is wider than any sensible value, and narrow
+enough for float32 to hold what is computed from the number: beyond it, a run
+would skip all its updates or round the number away.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from typing import Any
 PROBABILITY = (0, 1)
 # Of a reward, a penalty or a bonus.
 WEIGHT = (0, 1e6)
-# Of softmin, in units of reward. Step rewards are in -1..1: below, softmin is
-# the minimum, and above the mean.
+# Of softmin, in units of reward. Step rewards are in -1..1: below this range
+# softmin is their minimum, and above it their mean.
 SOFTMIN_TEMPERATURE = (1e-6, 1e6)
 # Of a KL penalty, in nats per token.
 KL = (1e-9, 1e6)
@@ -20,14 +20,14 @@ KL = (1e-9, 1e6)
 LOG_RATIO = (1e-6, 80)
 # Of ratios, and of weights of tokens.
 CAP = (1e-6, 1e9)
-# Of ratios where 1 must pass, the ratio of a policy that has not moved.
+# Of ratios, if 1 must be below it: the ratio of an unchanged policy.
 CAP_ABOVE_1 = (1.0001, 1e9)
 # Of a value of the critic, in units of reward.
 VALUE = (1e-6, 1e9)
 
 # ===== Of the sampler =====
-# Logits are a few to a hundred apart: below, the likeliest token has all of the
-# probability, and above every token has the same.
+# Logits differ by a few to a hundred: below this range the likeliest token has
+# all of the probability, and above it all tokens have the same.
 TEMPERATURE = (1e-4, 1e4)
 TOP_P = (1e-6, 1)
 MIN_P = (0, 0.999999)
@@ -35,11 +35,12 @@ MIN_P = (0, 0.999999)
 LOG_PROB = (1e-12, 1e3)
 
 # ===== Of the optimizer and of models =====
-# AdamW moves a weight by about this much: below, float32 rounds that away, and
-# above no weight means anything after one update.
+# AdamW moves a weight by about this much: float32 rounds less to 0, and more
+# destroys every weight in one update.
 LEARNING_RATE = (1e-15, 1e4)
 WEIGHT_DECAY = (0, 1e4)
-# A moment remembers about 1 / (1 - beta) updates; float32 rounds more to 1.
+# A moment averages about 1 / (1 - beta) updates; float32 rounds a beta above
+# this range to 1.
 BETA = (0, 0.999999)
 # The second moment holds the square of a gradient of this norm.
 GRAD_NORM = (1e-12, 1e12)

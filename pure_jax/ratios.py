@@ -14,7 +14,7 @@ from jax import Array
 from pure_jax import masked
 from pure_jax.types import MetricGroups
 
-# Of exp in float32, which ends at e^88. Sums over any batch stay finite, too.
+# float32 ends at e^88; up to e^60, sums over any batch are finite too.
 LARGEST_EXPONENT = 60.0
 
 
@@ -33,8 +33,9 @@ def policy_ratio(
   Args:
     new_logp: [...] float, nats, under the policy being trained.
     old_logp: [...] float, nats, under the policy that sampled.
-    log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit. None clips
-      it at `LARGEST_EXPONENT` only, from above.
+    log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit. A limit
+      above `LARGEST_EXPONENT` counts as that. None clips only at
+      `LARGEST_EXPONENT`, from above.
 
   Returns:
     [...] like new_logp, computed in float32 at least. The gradient reaches

@@ -13,7 +13,7 @@ import typing
 from pure_jax import ranges
 from pure_jax.ranges import within
 
-# A seed of random numbers, 0..SEEDS - 1: `jax.random.key` keeps 32 bits of it.
+# Seeds are 0..SEEDS - 1, since `jax.random.key` keeps 32 bits of a seed.
 Seed = typing.NewType("Seed", int)
 SEEDS = 2**32
 
@@ -72,8 +72,7 @@ class CreditConfig:
       reference kept for comparison: the minimum runs over the dense token
       row, whose zeros turn positive returns and a verifiable +1 into 0.
       "min_dense" needs fold_verifiable.
-    temperature: temperature of softmin, in
-      `ranges.SOFTMIN_TEMPERATURE`.
+    temperature: T of softmin, in `ranges.SOFTMIN_TEMPERATURE`.
     discount: 0..1 per step; values below 1 need form "sum".
     baseline: the baseline of the process return, see
       `advantages.process_advantages`: "paper_a", "paper_b", "main", "step"
@@ -223,7 +222,7 @@ class LossConfig:
       nothing, and a policy far from the reference can then overflow.
     log_ratio_limit: > 0, clips log(policy / old policy) to +-limit nats
       before the ratio is taken, as verl and OpenRLHF do; a clipped token gets
-      no gradient from its ratio. None clips it at 60 only, from above.
+      no gradient from its ratio. None clips only above 60 nats.
     dual_clip: c > 1, bounds the loss of a token with A < 0 by -c * A, see
       `ratios.dual_clip` (verl has 3); None does not.
     ratio_guard: > 1; the loss and gradients of an update are 0 if the mean
@@ -252,7 +251,7 @@ class LossConfig:
     within(*ranges.WEIGHT, self, "kl_coef entropy_coef")
     within(*ranges.CAP, self, "importance_cap", "None for no weights")
     within(*ranges.KL, self, "kl_limit", "None for no limit")
-    within(*ranges.LOG_RATIO, self, "log_ratio_limit", "None for no limit")
+    within(*ranges.LOG_RATIO, self, "log_ratio_limit", "None for 60")
     within(*ranges.CAP_ABOVE_1, self, "dual_clip ratio_guard", "None for none")
     wants_length = self.aggregate == "constant_length"
     if wants_length != (self.constant_length is not None):

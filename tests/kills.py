@@ -44,7 +44,7 @@ class Moment:
     seconds: after its start; if `in_save`, in the first save from then on.
     in_save: whether a save must be unfinished.
     number: the signal.
-    after: a path from whose existence on the seconds count.
+    after: the seconds count from when this path exists.
   """
 
   seconds: float

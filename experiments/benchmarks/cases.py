@@ -272,7 +272,7 @@ def _parse_word(flag: str, word: str) -> str | int | tuple[int, int]:
       )
     return word
   numbers = word.split(":")
-  # Python converts no text of thousands of digits.
+  # int() raises for texts of thousands of digits.
   short = all(x.isdecimal() and len(x) < 12 for x in numbers)
   positive = short and all(int(x) > 0 for x in numbers)
   if flag == "lengths":
@@ -283,6 +283,6 @@ def _parse_word(flag: str, word: str) -> str | int | tuple[int, int]:
     return int(numbers[0]), int(numbers[1])
   if not positive or len(numbers) != 1:
     raise BenchmarkError(
-      f"--{flag}: {word[:20]!r} must be at least 1, of at most 11 digits."
+      f"--{flag}: {word[:20]!r} must be at least 1 and have at most 11 digits."
     )
   return int(word)

@@ -103,15 +103,15 @@ def why_not(case: Case, suite: Suite, available: int) -> str | None:
   """Returns a sentence if a case does not fit into `available` bytes.
 
   The weights, gradients and moments that exist at the same time must fit;
-  activations are not counted. The ids of the batch must fit as well.
+  activations are not counted. The token ids of the batch must fit as well.
   """
   weights = count_weights(case.model_config)
   needed = weights * suite.bytes_per_weight(case.itemsize)
   ids = case.rows * (case.prompt_tokens + case.new_tokens)
   if ids > LARGEST_COUNT or 4 * ids > available:
     return (
-      f"not measured: {ids:.3g} ids are more than memory holds, or than 32 "
-      "bits count"
+      f"not measured: a batch of {ids:.3g} token ids exceeds the memory, or "
+      "what 32 bits count"
     )
   if needed <= available:
     return None

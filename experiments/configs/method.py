@@ -67,7 +67,7 @@ def loss() -> dict:
     # gradient from it. None is off.
     kl_limit=10.0,
     # Clips log(policy / old policy), nats; a clipped token gets no gradient
-    # from its ratio. None clips at 60 only, from above.
+    # from its ratio. None clips only above 60.
     log_ratio_limit=20.0,
     # Bounds the loss of a token with a negative advantage at this multiple of
     # it (verl has 3); None is off.

@@ -1,8 +1,8 @@
 """Files and folders that appear when they are complete, or not at all.
 
-What is not complete has a temporary name beside its own, such as
-``.config.json.4711.pure_jax.tmp``, with the number of the process that writes
-it. A process that is killed leaves it behind.
+Until then they have a temporary name in the same folder, with the id of the
+process that writes them: ``.config.json.4711.pure_jax.tmp``. A killed process
+leaves its temporary files behind.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ def replace_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
   """Opens a temporary file that replaces another one when it is complete.
 
   Args:
-    path: the file to replace or create; its folder must exist. What killed
-      processes left of it is removed.
+    path: the file to replace or create; its folder must exist. Its temporary
+      files of killed processes are removed.
 
   Yields:
     The temporary file, for writing. If the enclosed code raises, it is
@@ -50,7 +50,7 @@ def create_folder_atomic(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
   Args:
     path: the new folder, which must be empty if it exists; parents are
-      created. What killed processes left of it is removed.
+      created. Its temporary folders of killed processes are removed.
 
   Yields:
     The temporary folder. If the enclosed code raises, it is removed.
@@ -71,8 +71,8 @@ def write_text_atomic(path: str | os.PathLike, text: str) -> None:
 
   Args:
     path: the file; its folder must exist.
-    text: the new content, written as UTF-8; half of a surrogate pair, as the
-      name of a file may have, as its escape sequence.
+    text: the new content, written as UTF-8. A lone surrogate, as names of
+      files may have, is written as its escape sequence.
   """
   with replace_atomic(path) as file:
     file.write(text.encode("utf-8", "backslashreplace"))
@@ -97,18 +97,18 @@ def check_writable(folder: str | os.PathLike) -> None:
   Args:
     folder: the folder.
   """
-  # Where the system has no files without a name, it has one for a moment.
+  # On systems without unnamed files it has this name for a moment.
   suffix = f".{os.getpid()}{_SUFFIX}"
   with tempfile.TemporaryFile(dir=folder, prefix=".check.", suffix=suffix):
     pass
 
 
 def is_left_over(path: pathlib.Path) -> bool:
-  """Whether a file or folder is temporary and nobody completes it any more.
+  """Whether a file or folder is temporary and its writer has ended.
 
   Args:
-    path: the file or folder. It counts as left over if this process wrote it:
-      only what is not being written may be asked about.
+    path: the file or folder. One of this process counts as left over, so do
+      not pass what is being written.
   """
   match = _TEMPORARY.fullmatch(path.name)
   if match is None:
@@ -118,7 +118,7 @@ def is_left_over(path: pathlib.Path) -> bool:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Removes a file or a folder with all it has; one that cannot be stays.
+  """Removes a file or a folder with its contents, as far as that is possible.
 
   Args:
     path: the file or folder. A link is removed, not what it points to.
@@ -141,9 +141,9 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
 
 
 def _completed_name(name: str) -> str:
-  """Returns the name that a temporary file or folder is to get.
+  """Returns the name that a temporary file or folder gets when complete.
 
-  A temporary folder may have been completed by way of another one.
+  That of a temporary folder may be a temporary name itself.
   """
   while match := _TEMPORARY.fullmatch(name):
     name = match[1]
@@ -151,11 +151,11 @@ def _completed_name(name: str) -> str:
 
 
 def _is_running(pid: int) -> bool:
-  """Whether a process of this machine has a number."""
+  """Whether this machine has a process with an id."""
   try:
     os.kill(pid, 0)
   except ProcessLookupError:
     return False
-  except OSError:  # It is another user's.
+  except OSError:  # The process is another user's.
     return True
   return True

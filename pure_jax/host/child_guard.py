@@ -44,8 +44,8 @@ def _tell(line: str) -> None:
 
 @functools.cache
 def _start_guard() -> int:
-  """Starts the guard of this process; returns the end of its pipe to write."""
-  # No child inherits `writing`: only the end of this process closes it.
+  """Starts the guard of this process; returns the writing end of its pipe."""
+  # No child inherits `writing`, so the pipe closes when this process ends.
   reading, writing = os.pipe()
   os.posix_spawn(
     sys.executable,

@@ -1,8 +1,8 @@
-"""JSON in and out of files: a fault is a ValueError, a number is finite.
+"""Reads JSON with every fault as a ValueError; writes strict JSON.
 
-Files are damaged, or written by others. `json.loads` reads NaN, which strict
-JSON does not know, and raises a RecursionError for deeply nested brackets.
-`json.dumps` writes NaN, or raises after hours of work.
+Files may be damaged or untrusted. `json.loads` raises a RecursionError for
+deeply nested brackets and reads NaN, which strict JSON does not have.
+`json.dumps` writes NaN, or raises for it after hours of work.
 """
 
 import json

@@ -14,7 +14,7 @@ def machine_bytes() -> int | None:
   """Finds the memory that a process of this machine can have at most.
 
   That is the memory of the machine, or of its container or batch job if that
-  has less, and the swap space. What other processes use is not taken off.
+  has less, and the swap space. What other processes use is not subtracted.
 
   Returns:
     Bytes; None where the system does not say, as outside Linux.

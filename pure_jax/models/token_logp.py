@@ -26,7 +26,7 @@ from pure_jax.models.activation_sharding import (
   ActivationSharding,
 )
 
-# Logits of up to 1e8, divided by the lowest temperature, are within float32.
+# float32 holds logits of up to 1e8 divided by the lowest temperature.
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-30, 1e30
 
 
@@ -41,8 +41,8 @@ def check_temperature(temperature: float) -> None:
   """
   if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
     raise ValueError(
-      f"temperature must be positive, in {LOWEST_TEMPERATURE}.."
-      f"{HIGHEST_TEMPERATURE}, by which float32 can divide logits, got "
+      f"temperature must be positive, from {LOWEST_TEMPERATURE} to "
+      f"{HIGHEST_TEMPERATURE} so that float32 can divide logits by it, got "
       f"{temperature}."
     )
 
@@ -157,8 +157,8 @@ def chunked_logp(
 
   Returns:
     (logp, entropy), both [B, C] float32 in nats; 0 with zero gradient where
-    masked, where hidden states may be NaN. B and C may be 0. Differentiable
-    once, in table and hidden, in reverse mode.
+    masked, even if hidden states are NaN there. B and C may be 0.
+    Differentiable once, in table and hidden, in reverse mode.
   """
   if not tokens.size:
     nothing = jnp.zeros(tokens.shape, jnp.float32)

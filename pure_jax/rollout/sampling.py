@@ -26,8 +26,8 @@ class SamplingConfig:
     pad_id: id that fills a row after its end. It is never sampled, unless it
       is one of `stop_ids`.
     stop_ids: ids that end a row; the stop id is part of the completion.
-    temperature: divides the logits; 0 takes the likeliest token, else in the
-      range of `token_logp.check_temperature`.
+    temperature: divides the logits, in `ranges.TEMPERATURE`; 0 takes the
+      likeliest token.
     top_p: in (0, 1], keeps the smallest set of likeliest tokens with at least
       this probability; 1 keeps all.
     top_k: keeps this many likeliest tokens; 0 keeps all.

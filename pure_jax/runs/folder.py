@@ -99,8 +99,8 @@ class RunFolder:
         raise ValueError("it is not an object of numbers")
     except (OSError, ValueError) as error:
       raise workdirs.WorkdirError(
-        f"{path} is not the result of a stage ({error}). For the stage to "
-        "leave it again, from its own checkpoints where it has them, remove it."
+        f"{path} is not the result of a stage ({error}). If you remove it, the "
+        "stage writes it again, from its checkpoints if it has any."
       ) from error
     return result
 

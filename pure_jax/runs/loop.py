@@ -100,8 +100,8 @@ class StageCheckpoints:
     bad = records.find_not_finite(records.named_leaves(state))
     if bad is not None:
       raise FloatingPointError(
-        f"what {self.folder} would be trained from has values that are {bad}. "
-        "Look for them in the model or the workdir that the stage starts from."
+        f"{self.folder} is not trained from a state that is {bad}. Check the "
+        "model or the workdir that the stage starts from."
       )
 
   def save(
@@ -234,8 +234,8 @@ class StopConditions:
   def _too_many_skipped(self, metrics: Metrics) -> int:
     """The latest updates that were skipped if they end the loop, else 0.
 
-    Policy and critic have limits of their own: what was skipped of one is not
-    made up for by the other. An iteration has the metrics of one or of both.
+    Policy and critic are counted separately: an update of one does not reset
+    the count of the other. An iteration has the metrics of one or of both.
     """
     most = self.run.spec.settings.rl.max_skipped_updates
     counts = [

@@ -138,7 +138,7 @@ def open_run(
       Batches(task.prompt_encoder, task.prm_prompt_encoder, layouts.training),
       task,
     )
-    # Before a script says that everything is there.
+    # A signal that was lost must end the script before it reports success.
     preemption.raise_received()
 
 

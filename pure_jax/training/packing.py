@@ -131,8 +131,8 @@ def row_shapes(
       needs more; None gives each text its own row.
 
   Returns:
-    One shape for each bucket, as long as its rows are shorter than those
-    before.
+    One shape for each bucket; buckets whose rows would not be shorter than
+    those before are left out.
   """
   shared = packed_tokens is not None
   most = max(1, texts // rows // (FEWEST_MICRO_BATCHES if shared else 1))

@@ -1,4 +1,4 @@
-"""Faults of what is read of a stranger: models, tokenizers, rows."""
+"""Faults of reading untrusted folders: models, tokenizers, rows."""
 
 from faults import Fault
 

@@ -209,7 +209,7 @@ FAULTS = (
     ),
   ),
   Fault(
-    "what a killed export left stays beside the next one",
+    "what a killed export left stays after the next one",
     "host.atomic_files:_temporary",
     "_completed_name(name) == path.name and is_left_over(other)",
     "False",

@@ -163,7 +163,7 @@ def test_a_stage_does_not_start_from_weights_that_are_not_finite(
   state.params[leaf] = state.params[leaf].at[1].set(NAN)
   with pytest.raises((FloatingPointError, CheckpointError)) as error:
     run_stage(tmp_path, [1], state=state)
-  said = f"trained from has values that are not finite: params.{leaf}. "
+  said = f"not trained from a state that is not finite: params.{leaf}. "
   assert said in str(error.value)
   assert saved(tmp_path) == [] == logged(tmp_path)
 

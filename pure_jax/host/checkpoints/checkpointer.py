@@ -8,7 +8,7 @@ adds functions that Orbax lacks:
   restore into another model names the leaf that differs instead of casting it.
 * Every file has a SHA-256, written before the folder is renamed. Orbax itself
   reads flipped bits in array data without an error.
-* No value that is NaN or infinite is saved; in a checkpoint it is a damage.
+* No NaN or infinity is saved; a checkpoint with one counts as damaged.
 * If the newest checkpoint is damaged, the one before it is restored.
 * The config is stored with the checkpoint and compared on restore; package
   versions are stored to be looked up when results differ.
@@ -205,8 +205,8 @@ class Checkpoints:
     not_finite = records.find_not_finite(leaves)
     if not_finite is not None:
       raise CheckpointError(
-        f"Nothing is saved in {self._folder(step)}, because there are values "
-        f"that are {not_finite}. Checkpoints of earlier steps are intact."
+        f"{self._folder(step)} is not saved, because its state is "
+        f"{not_finite}. Checkpoints of earlier steps are intact."
       )
     checkpoint_metrics = records.checkpoint_metrics(
       metrics or {}, interim=interim
@@ -237,10 +237,9 @@ class Checkpoints:
       raise self._abandon_save(error) from error
 
   def remove_superseded(self) -> None:
-    """Removes checkpoints that the save of the newest one leaves to remove.
+    """Removes checkpoints that are not to be kept after the newest one.
 
-    A process that was killed behind that save has not removed them. Call it
-    once the newest checkpoint is restored.
+    A process killed right after a save has not. Call it after a restore.
     """
     superseded = orbax_options.superseded(self._policy, self.steps())
     with preemption.defer_signals():

@@ -92,7 +92,7 @@ def find_damage(folder: str | os.PathLike) -> str | None:
     return f"missing files: {CHECKSUMS}"
   except ValueError:
     expected = None
-  # An empty one would vouch for any file.
+  # An empty record would accept any files.
   if not isinstance(expected, dict) or not expected:
     return f"altered files: {CHECKSUMS}"
   actual = _checksums(folder)
@@ -123,8 +123,8 @@ def fingerprint(
   path = pathlib.Path(path)
   if not path.is_dir():
     if path.exists() and not path.is_file():
-      # A pipe would let us wait, and some devices never end.
-      raise OSError(errno.EINVAL, "it is no file", str(path))
+      # Opening a pipe waits for a writer, and some devices never end.
+      raise OSError(errno.EINVAL, "not a regular file", str(path))
     return _sha256(path)
   digest = hashlib.sha256()
   for name, file in _files(path, deep=deep):

@@ -80,7 +80,7 @@ def is_incomplete(path: pathlib.Path) -> bool:
   """Whether a path is a checkpoint being written, or one never completed.
 
   Args:
-    path: any file or folder, judged by its name.
+    path: any file or folder; only its name counts.
   """
   return _INCOMPLETE.fullmatch(path.name) is not None
 
@@ -129,8 +129,8 @@ class _StepFolder(ocp.path.step.Metadata):
 class StepNames:
   """Orbax's standard names of the folders of steps: 0, 1, 2 ...
 
-  When Orbax opens a folder, it reads a time from a file of every step, and a
-  damaged one makes the whole folder unusable. Nothing needs that time.
+  Orbax's own class reads a time from a file of every step, and one damaged file
+  makes all steps unusable. This class reads none: nothing needs the time.
   """
 
   def __init__(self):

@@ -98,8 +98,8 @@ def find_not_finite(leaves: Mapping[str, Any]) -> str | None:
   Returns:
     A text with the names of up to three such arrays; None if all are finite.
   """
-  # One array after the other: programs that run together would wait for each
-  # other if two processes began them in another order.
+  # One array at a time: processes that start programs in different orders wait
+  # for each other for ever.
   bad = [
     name
     for name, x in leaves.items()
@@ -153,7 +153,7 @@ def read_metrics(folder: str | os.PathLike) -> CheckpointMetrics:
 def checkpoint_metrics(
   values: Mapping[str, float | None], *, interim: bool
 ) -> CheckpointMetrics:
-  """Makes the metrics of a checkpoint, of the numbers that are finite.
+  """Makes the metrics of a checkpoint from the numbers that are finite.
 
   Args:
     values: metrics by name, scalars of any array library; None or NaN where a

@@ -2,9 +2,9 @@
 
 A Parquet file of a few hundred bytes may hold gigabytes: a text in a dictionary
 that every row repeats, runs of one number, prefixes, a page of zeros that was
-compressed. No field of the file's metadata has to tell. So pyarrow reads in a
-worker process (`grading.pool`), a few rows at a time, and its rows come back as
-JSON texts of bounded length. A crash of pyarrow is an error of the file, too.
+compressed. The metadata need not show it. So pyarrow reads in a worker process
+(`grading.pool`), a few rows at a time, and its rows come back as JSON texts of
+bounded length. A crash of pyarrow is an error of the file, too.
 """
 
 import itertools
@@ -17,8 +17,8 @@ from pure_jax.host.grading.pool import MIB, GradingPool
 
 # A row of a file of any kind; the texts of a problem take some KiB.
 MAX_ROW_BYTES = 16 * MIB
-# Decoded at a time, and in memory together: as bytes, as Python's texts (four
-# bytes a character at most), and one of them as JSON.
+# Rows decoded at a time. They are in memory together: as bytes, as Python's
+# texts (at most four bytes a character), and one of them as JSON.
 ROWS = 16
 MEMORY_BYTES = 1024 * MIB
 SECONDS = 600.0  # For `_REPLY_CHARACTERS` or one row.
@@ -86,8 +86,8 @@ def read_batch(
 
   Args:
     path: the file.
-    first: number of the first row, from 0. It is read on from there if the
-      call before ended there; else the rows before are read again.
+    first: number of the first row, from 0. If the previous call did not end
+      there, the rows before it are read again.
 
   Returns:
     (rows as of `row_texts`, why the next one cannot be read or None, whether
@@ -127,5 +127,5 @@ def _rows(path: str) -> Iterator[dict[str, Any]]:
 
 
 def _describe(value: object) -> dict[str, str]:
-  """What a row has in place of a value that JSON does not have."""
+  """The object that stands for a value that JSON does not have."""
   return {"type": type(value).__name__}

@@ -27,7 +27,7 @@ _Builder = TypeVar("_Builder", bound=tfds.core.DatasetBuilder)
 
 _TEXTS = tuple[str, ...]
 _LABELS = tuple[int | None, ...]
-# Names of TFDS: folders of data sets, and files that say which there are.
+# TFDS's names of unfinished folders of data sets, and of its files about them.
 _INCOMPLETE = re.compile(r"incomplete\.([0-9A-Z]{6}_.+|[0-9a-f]{32}\..+)")
 _DTYPES = {bool: np.bool_, int: np.int32, float: np.float64}
 

@@ -4,10 +4,10 @@ Importing this module changes no signal handler, so a program that uses the
 library keeps its own. A script opts in with `raise_on_sigterm` and
 `raise_on_ctrl_c`.
 
-A handler that raises can be lost: Python ignores exceptions in callbacks of its
-garbage collector, of which jax has one, and a library may swallow what it does
-not know. So the handler also notes the signal, by making way for `_ignore`.
-`raise_received` raises again for what was noted; loops call it.
+The exception that a handler raises can be lost: Python ignores exceptions in
+callbacks of its garbage collector, of which jax has one, and a library may
+catch all of them. So the handler also notes the signal: it installs `_ignore`
+in its own place. `raise_received`, which loops call, raises for a noted signal.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ def _note(number: int, frame: Any) -> None:
 
 
 def _ignore(number: int, frame: Any) -> None:
-  """Handles a signal that has come before."""
+  """Handles a signal that has come before: does nothing."""
   del number, frame
 
 
@@ -67,9 +67,9 @@ def _is_main_thread() -> bool:
 def raise_received() -> None:
   """Raises again for a signal that came and did not end the script.
 
-  For loops, and what comes between them, where nothing is being cleaned up. It
-  also ends what another thread does for the main thread. It does nothing if the
-  program handles signals itself.
+  Call it in loops and between them, never in a cleanup. In another thread it
+  ends what that thread does for the main one. It does nothing if the program
+  handles signals itself.
 
   Raises:
     KeyboardInterrupt: if Ctrl-C has come.
@@ -153,7 +153,7 @@ def raise_on_sigterm() -> Iterator[None]:
 
 @contextlib.contextmanager
 def raise_on_ctrl_c() -> Iterator[None]:
-  """Ends a script by the first Ctrl-C as Python does, but always.
+  """Raises KeyboardInterrupt for the first Ctrl-C, even if it is lost once.
 
   A second Ctrl-C ends the process at once, whatever code is running. Nothing
   changes outside the main thread, or if Ctrl-C is ignored, as it is in a
@@ -178,9 +178,9 @@ def raise_on_ctrl_c() -> Iterator[None]:
 def _exit_on_second_ctrl_c() -> Iterator[None]:
   """Counts Ctrl-C in a thread.
 
-  A handler would have to wait until the main thread is back in Python's own
-  code, which takes minutes in a long compilation. Python writes the number of
-  each signal to a file descriptor as soon as it comes.
+  A handler runs only when the main thread is back in Python code, minutes later
+  in a long compilation. But Python writes the number of each signal to a file
+  descriptor as soon as it comes, and the thread reads it.
   """
   reader, writer = os.pipe()
   os.set_blocking(writer, False)
@@ -202,8 +202,8 @@ def _exit_after_two(reader: int) -> None:
     while number := numbers.read(1):
       count += number[0] == signal.SIGINT
       if count == 2:
-        # The streams of `sys` may be locked by the main thread. The line above
-        # may be a bar of progress.
+        # The main thread may have locked the streams of `sys`, and may have
+        # left the cursor behind a progress bar.
         os.write(2, b"\nstopped at once by a second Ctrl-C\n")
         os._exit(INTERRUPTED_STATUS)
 
@@ -227,7 +227,7 @@ def _hide_lost_exceptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _postpone(handlers: Mapping[int, Any]) -> Iterator[None]:
-  """Only notes signals that have these handlers, and calls them at the end."""
+  """Notes signals with these handlers, and calls the handlers at the end."""
   if not _is_main_thread():
     yield
     return

@@ -47,8 +47,8 @@ def softmin_outcome(
   Args:
     step_rewards: [..., S] float, -1..1; any value where masked.
     step_mask: [..., S] bool, True where the step exists.
-    temperature: T of Eq. 5, above 0; below `credit.LOWEST_TEMPERATURE` it
-      counts as that, as on the devices.
+    temperature: T of Eq. 5, above 0; a T below `credit.LOWEST_TEMPERATURE`
+      is raised to it, as on the devices.
   """
   rewards = np.where(step_mask, step_rewards, 0).astype(np.float64)
   lowest = np.min(np.where(step_mask, rewards, np.inf), axis=-1, initial=1.0)

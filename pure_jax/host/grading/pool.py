@@ -30,7 +30,7 @@ from pure_jax.host.distributed import preemption
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
-MIN_SECONDS = 0.01  # For an item, at least: less stops every comparison.
+MIN_SECONDS = 0.01  # Of an item: a shorter limit stops every comparison.
 MAX_SECONDS = 3600.0  # For an item, at most.
 MAX_WORKERS = 1024
 MIB = 1 << 20

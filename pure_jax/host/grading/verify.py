@@ -22,7 +22,7 @@ from pure_jax.host.machine_memory import machine_bytes
 # Longer than any generation, short enough to scan at once.
 MAX_RESPONSE_CHARS = 100_000
 
-# What a worker takes at least; with what it imports it takes twice as much.
+# Memory of a worker, at least; with its imports it takes twice as much.
 WORKER_BYTES = 20 * MIB
 
 Extractor = Callable[[str], str | None]
@@ -198,7 +198,8 @@ def open_pool(
 
   Args:
     workers: processes, at least 1 and at most `MAX_WORKERS` of the pool.
-    timeout_seconds: wall-clock limit of one comparison, above 0.
+    timeout_seconds: wall-clock limit of one comparison, `MIN_SECONDS` to
+      `MAX_SECONDS` of the pool.
     memory_bytes: by how much a comparison may raise its worker's memory, at
       least 16 MiB.
 

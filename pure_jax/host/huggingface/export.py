@@ -136,16 +136,18 @@ def _export(
     for name in names:
       tensor = by_name[name]
       array = np.asarray(_in_file(weight_of[name], tensor.layer, tensor.layout))
-      _check_finite(name, array)
+      fault = files.not_finite(array)
+      if fault is not None:
+        raise HuggingFaceError(
+          f"Only finite weights are exported, but of {name}, {fault}. The run "
+          "diverged: export an earlier checkpoint."
+        )
       yield array
       # Otherwise it lives until the next one has been made.
       del array
 
   shards = _split(sizes, shard_bytes)
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-    raise HuggingFaceError(
-      f"{folder} is there already: remove it, or choose another name."
-    )
+  _check_new(folder)
   try:
     with create_folder_atomic(folder) as hidden:
       for file, names in shards.items():
@@ -168,13 +170,11 @@ def _export(
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
 
 
-def _check_finite(name: str, array: np.ndarray) -> None:
-  """Raises a HuggingFaceError for a tensor with NaN or infinity."""
-  fault = files.not_finite(array)
-  if fault is not None:
+def _check_new(folder: pathlib.Path) -> None:
+  """Raises for a path that exists, unless it is an empty folder."""
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise HuggingFaceError(
-      f"Weights that are not finite are not exported: of {name}, {fault}. "
-      "The run diverged: export an earlier checkpoint."
+      f"{folder} exists already: remove it, or choose another name."
     )
 
 

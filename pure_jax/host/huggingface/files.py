@@ -233,9 +233,9 @@ def _list_file(file: pathlib.Path) -> dict[str, StoredTensor]:
 def _opened(file: pathlib.Path) -> Iterator[Any]:
   """Opens a safetensors file. Errors within the block name the file."""
   try:
-    # Whoever opens a pipe waits for a writer.
+    # Opening a pipe waits for a writer.
     if file.exists() and not file.is_file():
-      raise HuggingFaceError(f"{file} is no file: copy it again.")
+      raise HuggingFaceError(f"{file} is not a regular file: copy it again.")
     with safetensors.safe_open(file, framework="numpy") as opened:
       yield opened
   except FileNotFoundError as error:

@@ -1,8 +1,8 @@
 """JSON files of a folder, and what the fields of config.json may hold.
 
-The folder may be a stranger's. `FIELDS` lists every field that `config` reads,
-with the type and the range of its values. Fields of other names are not read.
-The ranges are wider than those of all models that we know of.
+The folder may be untrusted. `FIELDS` lists every field that `config` reads,
+with the type and the range of its values. Other fields are not read. The ranges
+are wider than those of all models that we know of.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from typing import Any
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 from pure_jax.host.json_text import parse
 
-# The largest indices of weights have a few megabytes.
+# The largest index files of weights have a few megabytes.
 MAX_JSON_BYTES = 2**26
 
 _NAMES = {
@@ -129,9 +129,9 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
       `MAX_JSON_BYTES`, or contains another JSON value.
   """
   try:
-    # A pipe would let us wait, and some devices never end.
+    # Opening a pipe waits for a writer, and some devices never end.
     if path.exists() and not path.is_file():
-      raise HuggingFaceError(f"{path} is no file.")
+      raise HuggingFaceError(f"{path} is not a regular file: copy it again.")
     if path.stat().st_size > MAX_JSON_BYTES:
       raise HuggingFaceError(f"{path} is larger than {MAX_JSON_BYTES} bytes.")
     data = parse(path.read_bytes())
@@ -238,7 +238,7 @@ def read_token_ids(
     vocab_size: V; ids are smaller.
 
   Raises:
-    HuggingFaceError: if an id is none of the vocabulary.
+    HuggingFaceError: if an id is not in the vocabulary.
   """
   value = fields.get(name)
   is_pad, is_eos = name == "pad_token_id", name == "eos_token_id"

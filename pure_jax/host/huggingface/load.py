@@ -160,8 +160,8 @@ def _load(
     fault = files.not_finite(array, (model.param_dtype, model.compute_dtype))
     if fault is not None:
       raise HuggingFaceError(
-        f"{needed[name].file}: of {name}, {fault}: the file is damaged, or the "
-        "model diverged in training. Use another one."
+        f"{needed[name].file}: of {name}, {fault}. The file is damaged, or the "
+        "model diverged in training: use another one."
       )
     if swapped and tensor.path[0] == "score":
       array = array[::-1]

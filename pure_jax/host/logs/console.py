@@ -1,8 +1,8 @@
 """All that scripts print: results, messages, and progress of a loop.
 
-Results go to standard output, all else to standard error. Texts of others
-(problems, responses, names of files) are in both, so they are made `visible`
-here, and nothing is printed in another way.
+Results go to standard output, all else to standard error. Both may contain
+untrusted texts (problems, responses, names of files), so their control
+characters are escaped here (`visible`), and nothing is printed in another way.
 """
 
 import logging
@@ -24,7 +24,7 @@ LOG_SECONDS = 20.0
 
 
 class _VisibleRecord(logging.LogRecord):
-  """A message of the log, which may have a text of others."""
+  """A message of the log, which may contain untrusted text."""
 
   def __init__(self, *args: Any, **kwargs: Any):
     """Formats the stack trace, which else the handler would."""
@@ -38,9 +38,9 @@ class _VisibleRecord(logging.LogRecord):
 
 
 def guard_terminal() -> None:
-  """Makes log messages, warnings and stack traces of this process visible, too.
+  """Escapes control characters in log messages, warnings and stack traces, too.
 
-  For programs: they are the last to decide what is printed.
+  For scripts: a library must not change these of the program that imports it.
   """
   logging.setLogRecordFactory(_VisibleRecord)
   sys.excepthook = tell_traceback
@@ -82,7 +82,7 @@ def tell_traceback(
 ) -> None:
   """Writes an error with its stack trace, as `sys.excepthook` does.
 
-  The message of an error may have a text of others.
+  The message of an error may contain untrusted text.
 
   Args:
     kind: its type.

@@ -1,4 +1,4 @@
-r"""Texts of problems, models and files as they may reach a terminal.
+r"""Escapes of characters that a terminal obeys, for untrusted texts.
 
 A terminal obeys some characters in place of showing them: a response could
 clear the screen, change the title of the window, or go back in its line and
@@ -8,15 +8,15 @@ write over an error. `visible` writes these characters as escapes:
   U+009F): commands. They begin all sequences of escapes, and a lone carriage
   return overwrites the line;
 * marks, embeddings, overrides and isolates of text direction (U+061C, U+200E,
-  U+200F, U+202A to U+202E, U+2066 to U+2069): they show the characters after
-  them in another order than they have;
+  U+200F, U+202A to U+202E, U+2066 to U+2069): they change the order in which
+  later characters are shown;
 * separators of lines and paragraphs (U+2028, U+2029): line breaks to some
   programs, but not to those that split logs at "\n";
 * halves of surrogate pairs (U+D800 to U+DFFF): no encoding can write them, so
   printing them raises. File names that are not UTF-8 have them.
 
-A C0 character is written as \x1b, any other as \u009b. JSON has no raw C0
-character, and reads the other form as the same character: a JSON text that is
+A C0 character is written as \x1b, any other as \u009b. Strict JSON has no raw
+C0 character, and reads \u009b as the same character: a JSON text that is
 printed stays JSON with the same values.
 """
 

@@ -306,9 +306,9 @@ def _check_files(folder: pathlib.Path) -> None:
   """Checks what transformers would read for ever, run, or not explain."""
   try:
     for path in sorted(folder.iterdir()):
-      # Whoever opens a pipe waits for a writer, and some devices never end.
+      # Opening a pipe waits for a writer, and some devices never end.
       if path.exists() and not (path.is_file() or path.is_dir()):
-        raise TokenizerError(f"{path} is no file: remove it.")
+        raise TokenizerError(f"{path} is not a regular file: remove it.")
   except OSError as error:
     raise TokenizerError(
       f"{folder} cannot be read: {_reason(error)}."
@@ -340,7 +340,7 @@ def _check_growth(path: pathlib.Path, fields: dict[str, Any]) -> None:
 
   The tokenizers library limits neither memory nor time: 28 replacements of "a"
   by "aa", one after another, make gigabytes of a word. A map of characters
-  (Precompiled), which may do that as well, is not looked into.
+  (Precompiled), which may do that as well, is not checked.
   """
   for name in ("normalizer", "pre_tokenizer", "decoder"):
     if _growth(fields.get(name)) > _MAX_GROWTH:

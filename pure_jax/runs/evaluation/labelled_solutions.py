@@ -144,15 +144,15 @@ def pad_solutions(
   pad_id: int,
   multiple: int | None = None,
 ) -> Demonstrations | PRMInputs:
-  """Pads solutions to their limits, or to the longest.
+  """Pads solutions to the longest of them, or to their limits.
 
   Args:
     texts: B solutions of one kind, at least one.
     limits: the limits they were encoded with.
     pad_id: id of padding.
-    multiple: of columns. There are as many as the longest text needs, rounded
-      up to this multiple, and no more than the limits: those that `crop` keeps
-      of any batch. None pads to the limits, which may be far longer.
+    multiple: the longest text is rounded up to this multiple of columns, but
+      not beyond the limits; `crop` keeps no more of any batch. None pads to
+      the limits, which may be far longer.
 
   Returns:
     Host arrays of B rows, `PRMInputs` if every step is encoded by itself.

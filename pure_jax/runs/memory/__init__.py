@@ -1,1 +1,1 @@
-"""What a run needs at least, compared with the memory that there is."""
+"""Lower bounds of the memory of a run, compared with what is available."""

@@ -1,4 +1,4 @@
-"""Bytes that arrays of a model take on one device at least."""
+"""Lower bounds of the bytes that a model's arrays take on one device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ def backward_needs(
     length: tokens of a row (T).
     new_tokens: tokens of a row whose logits are read.
     layout: devices and rules.
-    sizes: the fields that these sizes follow from, by name.
+    sizes: the config fields that determine rows and lengths, by name.
 
   Returns:
     The needs.

@@ -1,7 +1,7 @@
 """What to say when memory has run out, or a number is too large for an array.
 
-`of_run.check_memory` refuses what cannot fit. The rest ends here: XLA's and
-numpy's errors say how much was asked for, and nothing about what to lower.
+`of_run.check_memory` stops runs that cannot fit. Others may still fail: the
+errors of XLA and numpy say how much was asked for, but not what to lower.
 """
 
 import re
@@ -17,11 +17,11 @@ _XLA_SIZE = re.compile(
 )
 _NUMPY_SIZE = re.compile(r"Unable to allocate ([\d.]+ \w+)")
 _ADVICE = (
-  "Of a training run lower rl.prompts, rl.samples_per_prompt, "
-  "rl.sampler.max_new_tokens or batch_size. With less memory and more time "
-  "the same run takes more rl.micro_batches and rl.rollout.batches, or fewer "
-  "rl.engine.slots, as well as a mesh of more devices: what was saved is "
-  "intact, and the same command continues with these."
+  "What was saved is intact, and the same command continues the run. These "
+  "changes need less memory: higher rl.micro_batches or rl.rollout.batches, "
+  "lower rl.engine.slots, or a mesh of more devices. If they do not suffice, "
+  "start a run with lower rl.prompts, rl.samples_per_prompt, "
+  "rl.sampler.max_new_tokens or batch_size."
 )
 
 
@@ -42,7 +42,7 @@ def explain(error: BaseException) -> str | None:
     is_of_device = isinstance(cause, jax.errors.JaxRuntimeError)
     if is_of_device and _EXHAUSTED in str(cause):
       return _exhausted("the device", _xla_size(str(cause)))
-  # Not of a cause: a message about a number in a file is better than this.
+  # Causes are not searched: an error about a number in a file says more.
   if isinstance(error, OverflowError) and "int" in str(error).lower():
     return (
       "a whole number is too large for an array, which holds 32 bits: "
@@ -62,10 +62,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     current = current.__cause__ or context
 
 
-def _exhausted(place: str, size: str | None) -> str:
+def _exhausted(owner: str, size: str | None) -> str:
   """The message for memory that has run out."""
   asked = "" if size is None else f" when {size} more were asked for"
-  return f"the memory of {place} ran out{asked}. {_ADVICE}"
+  return f"the memory of {owner} ran out{asked}. {_ADVICE}"
 
 
 def _xla_size(message: str) -> str | None:

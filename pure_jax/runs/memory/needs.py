@@ -1,8 +1,8 @@
-"""Compares the memory that something needs at least with what there is.
+"""Compares lower bounds of needed memory with the memory that is available.
 
-A need is a lower bound: arrays that certainly exist at one time, computed from
-sizes alone, in Python's integers. So what could run is never refused. What is
-not refused may still run out of memory, see `exhausted.py`.
+A need counts arrays that certainly exist at one time, from sizes alone, in
+Python's integers. So a run that could fit is never stopped. A run that passes
+may still run out of memory, see `exhausted.py`.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from pure_jax.runs.settings.checks import ConfigError
 
 # Counts of tokens and indices of arrays are int32.
 LARGEST_COUNT = 2**31 - 1
-# No device and no machine has as much. The limit where the memory is unknown.
+# More than any device or machine has; the limit if the memory is unknown.
 MOST_BYTES = 2**50
 _NAMED_FIELDS = 4  # Fields that a message says to lower, at most.
 
@@ -26,7 +26,7 @@ class Need:
   Attributes:
     what: the arrays, for messages.
     num_bytes: on one device, or on the host.
-    sizes: the fields of the config that they follow from, by name.
+    sizes: the config fields that determine them, by name.
     on_host: whether they are in the memory of the host.
   """
 
@@ -45,7 +45,7 @@ def check_count(
     what: the array, for the message.
     rows: its rows.
     columns: its columns, such as the tokens of a row.
-    sizes: the fields that the two follow from, by name.
+    sizes: the config fields that determine the two, by name.
 
   Raises:
     ConfigError: if there are too many.
@@ -87,18 +87,18 @@ def check_stage(stage: str, needs: Sequence[Need], layout: Layout) -> None:
 
 
 def check_bytes(
-  stage: str, needs: Sequence[Need], limit: int | None, place: str
+  stage: str, needs: Sequence[Need], limit: int | None, owner: str
 ) -> None:
-  """Validates that a limit has room for what a stage needs.
+  """Validates that the needs of a stage do not exceed a limit.
 
   Args:
     stage: the stage, for the message.
     needs: what it needs at least, at the same time.
-    limit: bytes; None if they are not known.
-    place: what has them, for the message.
+    limit: bytes; None if unknown.
+    owner: the device or machine that has them, for the message.
 
   Raises:
-    ConfigError: if it has not.
+    ConfigError: if they do; it names the field behind the largest need.
   """
   total = sum(need.num_bytes for need in needs)
   if total <= (MOST_BYTES if limit is None else limit):
@@ -107,7 +107,7 @@ def check_bytes(
   part = ""
   if stage != largest.what:
     part = f", the largest part for {largest.what}"
-  has = f"{place} has {_gib(MOST_BYTES if limit is None else limit)}"
+  has = f"{owner} has {_gib(MOST_BYTES if limit is None else limit)}"
   if limit is None:
     has = f"no machine has more than {_gib(MOST_BYTES)}"
   raise ConfigError(
@@ -143,6 +143,6 @@ def _advice(sizes: Mapping[str, int]) -> str:
 
 
 def _gib(num_bytes: int) -> str:
-  """Bytes as text, at most three digits wide beyond a million."""
+  """Bytes in GiB as text, in scientific notation from a million GiB on."""
   gib = num_bytes / 2**30
   return f"{gib:,.1f} GiB" if gib < 1e6 else f"{gib:.2e} GiB"

@@ -1,4 +1,4 @@
-"""What evaluations of policies and PRMs need at least."""
+"""Lower bounds of the memory of evaluations of policies and PRMs."""
 
 import dataclasses
 
@@ -81,8 +81,8 @@ def check_prm_evaluation(settings: EvaluatePRMSettings, layout: Layout) -> None:
     layout: devices and rules.
 
   Raises:
-    ConfigError: if it has not, or if a batch has too many steps; it names the
-      field.
+    ConfigError: if memory is too small, or a batch has too many steps; it
+      names the field.
   """
   rows, steps = settings.batch_size, settings.score.max_steps
   fields = {"batch_size": rows, "score.max_steps": steps}

@@ -1,4 +1,4 @@
-"""What the stages of a training run need at least.
+"""Lower bounds of the memory of the stages of a training run.
 
 The terms are those that grow with the settings: weights and moments, tokens,
 keys and values, activations that a backward pass keeps, examples on the host.
@@ -39,7 +39,7 @@ def check_memory(run: RunSizes, stages: Collection[str]) -> None:
     stages: the stages that are going to run, of `run_sizes.STAGES`.
 
   Raises:
-    ConfigError: if it has not; it names the field and the memory.
+    ConfigError: if memory is too small; it names the field and the memory.
   """
   for stage, needs in stage_needs(run, stages).items():
     check_stage(stage, needs, run.layouts.training)
@@ -48,7 +48,7 @@ def check_memory(run: RunSizes, stages: Collection[str]) -> None:
 def stage_needs(
   run: RunSizes, stages: Collection[str]
 ) -> dict[str, list[Need]]:
-  """What each stage of a run needs at the same time.
+  """Lists what each stage of a run needs at the same time.
 
   Args:
     run: as for `check_memory`.
@@ -149,7 +149,7 @@ def check_labelled(settings: Settings, rows: int) -> None:
     rows: number of solutions.
 
   Raises:
-    ConfigError: if it has not.
+    ConfigError: if it has too little.
   """
   steps = settings.prm.score.max_steps
   what, num_bytes = (

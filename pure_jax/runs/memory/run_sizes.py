@@ -1,7 +1,7 @@
 """The sizes of a run before it is opened.
 
 They follow from the config, and from the config.json of models that it names.
-Nothing is prepared, trained or read besides.
+Nothing else is read, and nothing is prepared or trained.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ _Count = tuple[str, int, int, Mapping[str, int]]
 
 @dataclasses.dataclass(frozen=True)
 class RunSizes:
-  """A run's models and lengths, and the fields that they follow from.
+  """A run's models and lengths, and the fields that determine them.
 
   Attributes:
     settings: the run's settings.
@@ -62,7 +62,7 @@ class RunSizes:
 
   @property
   def lengths(self) -> dict[str, int]:
-    """The fields that T follows from, by name."""
+    """The fields that determine T, by name."""
     limit = {"rl.sampler.max_new_tokens": self.new_tokens}
     if self.settings.files is not None:
       return limit | {"files.prompt_tokens": self.prompt_tokens}
@@ -70,19 +70,19 @@ class RunSizes:
 
   @property
   def step_fields(self) -> dict[str, int]:
-    """The field that the steps of a response follow from (S), by name."""
+    """The field that determines the steps of a response (S), by name."""
     return {"prm.score.max_steps": self.settings.prm.score.max_steps}
 
   @property
   def prm_prompt_fields(self) -> dict[str, int]:
-    """The field that the PRM's prompts follow from, by name."""
+    """The field that determines the PRM's prompts, by name."""
     if self.settings.files is None:
       return {"world.max_operations": self.settings.world.max_operations}
     return {"files.prm_prompt_tokens": self.prm_prompt_tokens}
 
   @property
   def row_fields(self) -> dict[str, int]:
-    """The fields that the tokens of an iteration follow from, by name."""
+    """The fields that determine the tokens of an iteration, by name."""
     rl = self.settings.rl
     rows = {"rl.prompts": rl.prompts}
     return (
@@ -91,7 +91,7 @@ class RunSizes:
 
   @property
   def model_fields(self) -> dict[str, int]:
-    """The fields that the policy's weights follow from, by name."""
+    """The fields that determine the policy's weights, by name."""
     model, world = self.settings.model, self.settings.world
     if model is None:
       return {}
@@ -103,19 +103,19 @@ class RunSizes:
 
   @property
   def trained_fields(self) -> dict[str, int]:
-    """The fields that the weights follow from that RL trains, by name."""
+    """The fields that determine the weights that RL trains, by name."""
     rank = self.settings.rl.lora.rank
     return self.model_fields | ({"rl.lora.rank": rank} if rank else {})
 
   @property
   def prm_fields(self) -> dict[str, int]:
-    """The fields that the PRM's weights follow from, by name."""
+    """The fields that determine the PRM's weights, by name."""
     layers = self.settings.prm.extra_layers
     return self.model_fields | ({"prm.extra_layers": layers} if layers else {})
 
   @property
   def trains_prm(self) -> bool:
-    """Whether a PRM is trained, not given."""
+    """Whether the run trains its PRM instead of loading one."""
     files = self.settings.files
     if files is None:
       return True
@@ -126,7 +126,7 @@ class RunSizes:
 
   @property
   def benchmark_fields(self) -> dict[str, int]:
-    """The fields that responses to benchmarks follow from, by name."""
+    """The fields that determine responses to benchmarks, by name."""
     rl = self.settings.rl
     limit, name = rl.benchmark_sampler.max_new_tokens, "max_new_tokens"
     name = (

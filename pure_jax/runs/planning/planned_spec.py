@@ -92,9 +92,9 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
 
 
 def _check_sizes(settings, devices, *shapes) -> None:
-  """Checks that numbers are none that the compiler would end the process for.
+  """Rejects sizes for which the compiler would end the process.
 
-  Whether the devices have the memory is what the plan says.
+  The plan itself says whether the devices have the memory.
   """
   layout = sharding.make_layout(devices=devices[:1])
   run = RunSizes(settings, Layouts.same(layout), *shapes)

@@ -21,8 +21,8 @@ from pure_jax.settings import SEEDS, Seed
 
 _Kind = TypeVar("_Kind")
 
-# The sizes of what float32 holds in full precision. It rounds less to 0 on most
-# devices, and more to infinity.
+# Magnitudes that float32 holds in full precision. Most devices round smaller
+# ones to 0; larger ones are infinite.
 _LEAST, _MOST = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
@@ -70,8 +70,8 @@ def _build(kind: type, values: Any, path: str) -> Any:
   for name, value in made.items():
     if isinstance(value, float) and value and not _LEAST <= abs(value) <= _MOST:
       raise ConfigError(
-        f"{path}.{name} must be 0 or {_LEAST:.1e} to {_MOST:.1e} in size, the "
-        f"numbers of float32, got {value}."
+        f"{path}.{name} must be 0 or have a magnitude of {_LEAST:.1e} to "
+        f"{_MOST:.1e}, as float32 has, got {value}."
       )
   return built
 
@@ -129,8 +129,7 @@ def _check_32_bits(value: int, path: str, is_seed: bool) -> None:
   if is_seed and not 0 <= value < SEEDS:
     raise ConfigError(
       f"{path} must be at least 0 and below 2**32, got {number}: jax keeps the "
-      "lower 32 bits of a seed, so that others would repeat the run of one of "
-      "these."
+      "lower 32 bits of a seed, so it would repeat the run of another seed."
     )
   if not is_seed and not -(2**31) <= value < 2**31:
     raise ConfigError(

@@ -20,8 +20,8 @@ from pure_jax.runs.settings.models import DTYPE_CHOICES, with_dtypes_of
 from pure_jax.runs.settings.rl import EngineSettings, SamplerSettings
 from pure_jax.settings import ScoreConfig, Seed
 
-# Of a bootstrap, and bins of a calibration error: more take hours, and change
-# no digit of a report.
+# Resamples of a bootstrap, and bins of a calibration error: more take hours and
+# change no digit of a report.
 MOST_RESAMPLES = 1_000_000
 
 

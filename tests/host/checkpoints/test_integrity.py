@@ -213,7 +213,7 @@ def test_a_fingerprint_of_what_is_no_file_does_not_wait(kind, tmp_path):
     os.mkfifo(path)
   else:
     path.symlink_to("/dev/zero")
-  with pytest.raises(OSError, match=f"it is no file: '{path}'"):
+  with pytest.raises(OSError, match=f"not a regular file: '{path}'"):
     integrity.fingerprint(path)
   # Within a folder it does not count.
   nothing = tmp_path / "nothing"

@@ -1,4 +1,4 @@
-"""Rows of a stranger's file: a wrong value is a fault, or can be stored.
+"""Rows of an untrusted file: a wrong value is a fault, or can be stored.
 
 For each format, every value of a valid row is replaced by every value of
 `HOSTILE`, at any depth, and removed.

@@ -1,4 +1,4 @@
-"""Every wrong value in a stranger's config.json ends in one sentence."""
+"""Every wrong value in an untrusted config.json ends in one sentence."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Files of a stranger's folder that are damaged, no files, or not finite."""
+"""Files of an untrusted folder: damaged, not regular, or not finite."""
 
 import json
 import os

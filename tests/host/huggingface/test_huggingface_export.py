@@ -217,7 +217,7 @@ def test_what_cannot_be_exported_raises(tmp_path):
 
   (tmp_path / "full").mkdir()
   (tmp_path / "full" / "notes.txt").write_text("mine")
-  with pytest.raises(HuggingFaceError, match=r"full is there already"):
+  with pytest.raises(HuggingFaceError, match=r"full exists already"):
     attempt(tmp_path / "full")
   with pytest.raises(HuggingFaceError, match=r"Cannot write .*notes"):
     attempt(tmp_path / "full" / "notes.txt" / "out")

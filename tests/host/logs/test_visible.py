@@ -1,4 +1,4 @@
-r"""Texts of others reach no terminal raw, through whichever door they come."""
+r"""Untrusted texts never reach a terminal with characters that it obeys."""
 
 import contextlib
 import io
@@ -233,7 +233,7 @@ def guarded_terminal(monkeypatch):
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
-def test_no_door_lets_a_command_through(
+def test_no_way_to_print_lets_a_command_through(
   door, tmp_path, capsys, guarded_terminal
 ):
   with contextlib.suppress(SystemExit):

@@ -1,4 +1,4 @@
-"""Chat templates of strangers: programs that cost a sentence, and no more."""
+"""Untrusted chat templates: a fault or an exceeded limit is one sentence."""
 
 import resource
 import time
@@ -57,7 +57,7 @@ def short_time():
 
 
 def check_limits(template, reason):
-  """A template costs a sentence, and the next one has its text."""
+  """A template ends in one sentence, and the next one is rendered."""
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   start = time.monotonic()
   with pytest.raises(chat_template.ChatTemplateError, match=reason) as error:

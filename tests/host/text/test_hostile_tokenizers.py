@@ -1,4 +1,4 @@
-"""Files of a stranger's tokenizer: a fault is one sentence, and no wait."""
+"""Files of an untrusted tokenizer: a fault is one sentence, without a wait."""
 
 import json
 import os
@@ -170,4 +170,4 @@ def test_what_would_be_read_for_ever_is_refused(name, kind, folder):
     os.mkfifo(path)
   else:
     path.symlink_to("/dev/zero")
-  assert_refused(folder, f"{name} is no file")
+  assert_refused(folder, f"{name} is not a regular file")

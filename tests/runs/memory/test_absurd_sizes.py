@@ -1,7 +1,7 @@
 """Every whole number of every config, with absurd values.
 
-Each is refused in a sentence before anything is allocated, or is harmless:
-nothing of its size is made, or it is no more than a long time.
+Each raises an error before anything is allocated, or is harmless: no array has
+its size, or it only takes time.
 """
 
 import copy
@@ -43,7 +43,7 @@ TIME = {
   *("samples_every", "checkpoint_every", "check_every", "sync_interval"),
   *("max_skipped_updates", "checkpoints_kept"),
 }
-# More than there is means all, or the longest there is.
+# A number above what exists means all, or the longest.
 ALL = {
   *("slots", "generations", "length_buckets", "length_multiple", "top_k"),
   *("problems", "labelled_rows", "labelled_held_out_rows"),

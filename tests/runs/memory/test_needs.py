@@ -1,4 +1,4 @@
-"""What a run needs at least: never more than it takes, and never refused."""
+"""Lower bounds of memory: runs that fit are not stopped; errors name fields."""
 
 import dataclasses
 import importlib

@@ -30,7 +30,7 @@ SPLITS = (*arithmetic.SPLITS, "labelled")
 # several times longer than it takes to generate one example.
 RECORD_EXAMPLES = 1_000
 TOKENIZER_EXAMPLES = 2_000
-# It takes seconds to generate so many, which are worth a message.
+# So many take seconds to generate: a message says so.
 MANY_EXAMPLES = 200_000
 # Ids for control tokens, line breaks, letters and merges of letters.
 WORD_IDS = 34
