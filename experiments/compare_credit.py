@@ -124,6 +124,8 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
       subprocess.Popen(line, stdout=output, stderr=output) as process,
     ):
       running.append(process)
+      if stopped.is_set():  # While it started.
+        process.terminate()
       status = process.wait()
     if status == 0:
       console.show(f"done   {log}")

@@ -234,10 +234,11 @@ def _postpone(handlers: Mapping[int, Any]) -> Iterator[None]:
   handlers = {n: h for n, h in handlers.items() if signal.getsignal(n) is h}
   try:
     for number in handlers:
-      signal.signal(number, _note)
+      # Exchanged in one call, so that none is lost between two.
+      if signal.signal(number, _note) is _ignore:
+        signal.signal(number, _ignore)
     yield
   finally:
-    # Exchanged in one call, so that none is lost between two.
     received = [
       number
       for number, handler in handlers.items()
@@ -274,7 +275,8 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     if not _is_main_thread() or handler is not _raise_once:
       yield stop
       return
-    signal.signal(signal.SIGTERM, stop.handle_signal)
+    if signal.signal(signal.SIGTERM, stop.handle_signal) is _ignore:
+      stop.handle_signal(signal.SIGTERM, None)
     try:
       yield stop
     finally:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import ctypes
+import itertools
 import os
 import runpy
 import signal
@@ -169,6 +170,46 @@ def test_a_lost_signal_in_a_save_is_raised_after_it(lose, number, raised):
   assert saved
 
 
+def _lost_at_line(moment, number, context):
+  """Loses a signal before a line of `context`; whether it has as many."""
+  lines = itertools.count()
+
+  def trace(frame, event, argument):
+    del argument
+    if frame.f_code.co_filename != preemption.__file__:
+      return None
+    if event == "line" and next(lines) == moment:
+      lost_signals.in_code_that_swallows(number)
+    return trace
+
+  before = sys.gettrace()
+  sys.settrace(trace)
+  try:
+    with context():
+      pass
+  finally:
+    sys.settrace(before)
+  return next(lines) > moment
+
+
+@pytest.mark.parametrize(
+  "context", [preemption.graceful_shutdown, preemption.defer_signals]
+)
+@EVERY_SIGNAL
+def test_a_signal_lost_while_handlers_change_is_raised(context, number, raised):
+  moments = itertools.count()
+  lost = True
+  while lost:
+    moment = next(moments)
+    try:
+      with preemption.raise_on_ctrl_c(), preemption.raise_on_sigterm():
+        lost = _lost_at_line(moment, number, context)
+      assert not lost, moment
+    except raised:
+      pass
+  assert moment > 20
+
+
 def test_the_cleanup_after_ctrl_c_is_not_interrupted_by_the_same():
   """A save that is waited for, while KeyboardInterrupt unwinds the stack."""
   done = []
@@ -250,8 +291,9 @@ def test_ctrl_c_that_a_shell_ignores_stays_ignored():
 
 def test_a_script_leaves_no_trace_in_the_process():
   hook, descriptor = sys.unraisablehook, signal.set_wakeup_fd(-1)
+  before = set(threading.enumerate())  # Others may be about to end.
   with preemption.raise_on_ctrl_c():
-    (thread,) = [t for t in threading.enumerate() if t.name == "Ctrl-C"]
+    (thread,) = set(threading.enumerate()) - before
   thread.join(60)
   assert not thread.is_alive()
   assert sys.unraisablehook is hook
