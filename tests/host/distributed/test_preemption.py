@@ -12,6 +12,7 @@ import time
 from unittest import mock
 
 import lost_signals
+import numpy as np
 import pytest
 
 from pure_jax.host.distributed import preemption
@@ -94,6 +95,20 @@ def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
       assert not stop.requested()
   assert steps == [0, 1, 2]
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_of_one_process_ends_the_loops_of_all(monkeypatch):
+  """Otherwise the others would wait for it in their next collective."""
+
+  def gather(own):
+    assert own.tolist() == [False] * 3
+    other = np.array([False, True, False])
+    return np.stack([own, other])
+
+  monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(preemption.multihost_utils, "process_allgather", gather)
+  with pytest.raises(KeyboardInterrupt):
+    preemption.StopRequest().requested()
 
 
 @EVERY_LOSS
