@@ -33,8 +33,8 @@ def policy_ratio(
   Args:
     new_logp: [...] float, nats, under the policy being trained.
     old_logp: [...] float, nats, under the policy that sampled.
-    log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit. None clips
-      it at `LARGEST_EXPONENT` only, from above.
+    log_ratio_limit: > 0, nats; the log-ratio is clipped to +-limit, where a
+      limit above `LARGEST_EXPONENT` is that. None clips it there, from above.
 
   Returns:
     [...] like new_logp, computed in float32 at least. The gradient reaches
