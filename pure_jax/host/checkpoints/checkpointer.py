@@ -197,7 +197,6 @@ class Checkpoints:
       ValueError: if a leaf of the state is not an array, or it has none.
       TypeError: if `extra` is not JSON-like.
     """
-    preemption.raise_received()
     leaves = records.named_leaves(state)
     checkpoint_metrics = records.checkpoint_metrics(
       metrics or {}, interim=interim

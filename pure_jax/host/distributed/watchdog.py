@@ -33,7 +33,7 @@ CONNECT_SECONDS = 30.0
 # How long the other processes may take to report an error of their own after
 # one of them reported its failure.
 GRACE_SECONDS = 10.0
-# How long process 0 waits after Ctrl-C for the others to stop.
+# How long process 0 waits after Ctrl-C for the others to end.
 STOP_SECONDS = 2.0
 # Probes of a silent connection: after 10 s, then every 5 s, 6 in all.
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6))
@@ -123,6 +123,8 @@ class Watchdog:
     with contextlib.suppress(OSError):
       message = connection.recv(1)
     if message == _DONE or self._leaving:
+      with contextlib.suppress(OSError):
+        connection.recv(1)  # Returns when that process has ended.
       return
     if message == _FAILED:
       time.sleep(GRACE_SECONDS)

@@ -101,6 +101,8 @@ def test_process_0_stops_last_after_ctrl_c(watchdogs):
     with contextlib.suppress(KeyboardInterrupt), watched[index]:
       raise KeyboardInterrupt
     stopped.append(index)
+    for connection in watched[index]._connections:
+      connection.shutdown(socket.SHUT_RDWR)
 
   first = threading.Thread(target=stop, args=(0,))
   first.start()
