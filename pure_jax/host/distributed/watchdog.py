@@ -33,8 +33,6 @@ CONNECT_SECONDS = 30.0
 # How long the other processes may take to report an error of their own after
 # one of them reported its failure.
 GRACE_SECONDS = 10.0
-# How long process 0 waits after Ctrl-C for the others to end.
-STOP_SECONDS = 2.0
 # Probes of a silent connection: after 10 s, then every 5 s, 6 in all.
 _KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 6))
 _NONCE_BYTES = 16
@@ -106,8 +104,9 @@ class Watchdog:
     preempted = kind is not None and issubclass(kind, preemption.Preempted)
     self._send(_DONE if kind is None or preempted else _FAILED)
     if kind is KeyboardInterrupt and self._is_first:
-      # jax aborts a process that outlives process 0.
-      deadline = time.monotonic() + STOP_SECONDS
+      # jax aborts a process that outlives process 0. The others end after the
+      # same step, or after their time for errors of their own.
+      deadline = time.monotonic() + GRACE_SECONDS + 2
       for thread in self._threads:
         thread.join(max(0.0, deadline - time.monotonic()))
 
