@@ -74,7 +74,7 @@ FAULTS = (
   ),
   Fault(
     "a signal whose exception was lost is not raised again",
-    "host.distributed.preemption:raise_received",
+    "host.distributed.preemption:_raise_if",
     "raise exception",
     "del exception",
     ("test_preemption.py::test_a_lost_signal_is_raised_by_the_next_check",),
