@@ -126,6 +126,8 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
     ):
       child_guard.add(process.pid)
       running.append(process)
+      if stopped.is_set():  # While it started.
+        process.terminate()
       status = process.wait()
       child_guard.remove(process.pid)
     if status == 0:

@@ -40,8 +40,7 @@ def clipped_policy_loss(
     advantages: [...] float, any scale.
     clip_low: 0..1; the ratio is clipped below at 1 - clip_low.
     clip_high: >= 0; the ratio is clipped above at 1 + clip_high.
-    log_ratio_limit: > 0, nats, or None; limit of new_logp - old_logp, see
-      `ratios.policy_ratio`.
+    log_ratio_limit: > 0, nats, or None, as in `ratios.policy_ratio`.
 
   Returns:
     (loss, clipped): [...] like new_logp, and bool, True where clipping
@@ -341,8 +340,7 @@ def pure_loss(
   Returns:
     (loss [], metrics of the three functions). The gradient with respect to
     step rewards, and to any other field of the experience, is exactly 0. With
-    ratio_guard exceeded, loss and gradient are 0 (if ratios are finite, which
-    log_ratio_limit ensures).
+    ratio_guard exceeded, loss and gradient are 0.
 
   Raises:
     ValueError: if shapes differ, or if B is not a multiple of G.

@@ -155,7 +155,7 @@ def masked_std(
     0, its gradient is 0 too, although that of a square root is infinite there.
   """
   variance = masked_var(widened(x), mask, axis, ddof)
-  varies = variance > 0
+  varies = variance != 0  # True for NaN, which must not become 0.
   deviation = jnp.sqrt(jnp.where(varies, variance, jnp.ones_like(variance)))
   return narrowed(zero_masked(deviation, varies), x)
 
@@ -178,12 +178,14 @@ def differ(x: Array, mask: Array, axis: Axis = None) -> Array:
 
   Returns:
     bool, x reduced over axis: True if the difference of the greatest and the
-    least entry exceeds `ROUNDING` times the largest magnitude. False if at most
-    one entry is kept.
+    least entry exceeds `ROUNDING` times the largest magnitude, or a kept entry
+    is not finite: then what is computed from them is not, either. False if at
+    most one entry is kept, which is finite.
   """
   x = widened(x)
   lowest, highest = masked_min(x, mask, axis), masked_max(x, mask, axis)
-  return highest - lowest > ROUNDING * jnp.maximum(highest, -lowest)
+  spread, size = highest - lowest, jnp.maximum(highest, -lowest)
+  return ~(spread <= ROUNDING * size) | jnp.isinf(spread)
 
 
 def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
@@ -212,7 +214,7 @@ def explained_variance(x: Array, predicted: Array, mask: Array) -> Array:
   size = masked_mean(jnp.square(wide), mask)
   error = wide - zero_masked(widened(predicted), mask)
   rest = safe_divide(masked_var(error, mask), variance)
-  return narrowed(zero_masked(1 - rest, variance > 1e-10 * size), x)
+  return narrowed(zero_masked(1 - rest, ~(variance <= 1e-10 * size)), x)
 
 
 def masked_min(x: Array, mask: Array, axis: Axis = None) -> Array:

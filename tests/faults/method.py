@@ -329,6 +329,15 @@ FAULTS = (
     ),
   ),
   Fault(
+    "advantages that are not finite are whitened to 0",
+    "masked:differ",
+    "~(spread <= ROUNDING * size) | jnp.isinf(spread)",
+    "spread > ROUNDING * size",
+    (
+      "test_hostile_values.py::test_what_counts_and_is_not_finite_is_never_hidden",
+    ),
+  ),
+  Fault(
     "the rounding of equal values is whitened",
     "masked:whiten",
     "zero_masked(whitened, differ(wide, mask))",

@@ -74,10 +74,17 @@ FAULTS = (
   ),
   Fault(
     "a signal whose exception was lost is not raised again",
-    "host.distributed.preemption:raise_received",
+    "host.distributed.preemption:_raise_if",
     "raise exception",
     "del exception",
     ("test_preemption.py::test_a_lost_signal_is_raised_by_the_next_check",),
+  ),
+  Fault(
+    "a signal that is lost while handlers change is forgotten",
+    "host.distributed.preemption:_postpone",
+    "if signal.signal(number, _note) is _ignore:",
+    "if signal.signal(number, _note) is None:",
+    ("test_preemption.py::test_a_signal_lost_while_handlers_change_is_raised",),
   ),
   Fault(
     "a script whose signal was lost ends well",

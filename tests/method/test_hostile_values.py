@@ -305,6 +305,40 @@ def test_what_is_masked_changes_neither_value_nor_gradient(name):
       assert not np.any(x[~keep])
 
 
+# Each needs all that is kept.
+NEED_ALL = (
+  *("masked_sum", "masked_mean", "masked_var", "masked_std", "whiten"),
+  *("whiten_nonzero", "explained_variance", "reinforce_pp", "value loss"),
+  *("rloo", "grpo", "grpo steps", "sum", "mean", "softmin", "token_mean"),
+  "prm_loss",
+)
+# These clip log-ratios, the infinite ones too.
+CLIPPING = ("policy_objective", "pure_loss")
+
+
+@pytest.mark.parametrize(
+  ("value", "names"),
+  [(np.nan, NEED_ALL + CLIPPING), (np.inf, NEED_ALL)],
+  ids=["nan", "inf"],
+)
+def test_what_counts_and_is_not_finite_is_never_hidden(value, names):
+  """A zero in its place would be an update without a signal, and no alarm."""
+  arrays = {}
+  for name in names:
+    arrays[name] = _filled(CASES[name], None)
+    keep = np.argwhere(CASES[name].kept[0])[0]
+    arrays[name][0][tuple(keep)] = value
+  run = jax.jit(
+    lambda arrays: {n: CASES[n].function(*arrays[n]) for n in names}
+  )
+  hidden = [
+    name
+    for name, outputs in run(arrays).items()
+    if all(np.isfinite(x).all() for x in jax.tree.leaves(outputs))
+  ]
+  assert not hidden
+
+
 @pytest.mark.parametrize(
   "shape",
   [

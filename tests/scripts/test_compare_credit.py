@@ -5,9 +5,11 @@ import json
 import os
 import pathlib
 import signal
+import subprocess
 import sys
 import threading
 import time
+from unittest import mock
 
 import compare_credit
 import numpy as np
@@ -100,6 +102,31 @@ def test_ctrl_c_ends_the_runs_and_starts_no_other(tmp_path):
     signal.signal(signal.SIGINT, before)
   assert time.monotonic() - began < 30
   assert first.exists() and not second.exists()
+
+
+def test_ctrl_c_ends_a_run_that_is_just_starting(tmp_path):
+  """It is among those that run only when it has been started."""
+  start = subprocess.Popen
+
+  def start_slowly(*words, **keywords):
+    process = start(*words, **keywords)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
+    return process
+
+  line = [sys.executable, "-c", "import time; time.sleep(60)"]
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  began = time.monotonic()
+  try:
+    with (
+      mock.patch.object(subprocess, "Popen", start_slowly),
+      pytest.raises(KeyboardInterrupt),
+      preemption.raise_on_ctrl_c(),
+    ):
+      compare_credit.run_all([(line, tmp_path / "log.txt")], at_a_time=1)
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert time.monotonic() - began < 30
 
 
 def test_the_committed_table_is_that_of_the_committed_runs():

@@ -200,7 +200,6 @@ class Checkpoints:
       ValueError: if a leaf of the state is not an array, or it has none.
       TypeError: if `extra` is not JSON-like.
     """
-    preemption.raise_received()
     leaves = records.named_leaves(state)
     not_finite = records.find_not_finite(leaves)
     if not_finite is not None:

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -75,8 +75,18 @@ def raise_received() -> None:
     KeyboardInterrupt: if Ctrl-C has come.
     Terminated: if SIGTERM has come and no loop finishes a step for it.
   """
-  for number, exception in _EXCEPTIONS.items():
-    if signal.getsignal(number) is _ignore:
+  _raise_if(_noted())
+
+
+def _noted() -> list[bool]:
+  """Whether each signal of `_EXCEPTIONS` has come."""
+  return [signal.getsignal(number) is _ignore for number in _EXCEPTIONS]
+
+
+def _raise_if(noted: Sequence[bool]) -> None:
+  """Raises the exception of the first signal that has come."""
+  for exception, has_come in zip(_EXCEPTIONS.values(), noted, strict=True):
+    if has_come:
       raise exception
 
 
@@ -100,13 +110,14 @@ class StopRequest:
     there.
 
     Raises:
-      KeyboardInterrupt: if this process received Ctrl-C.
+      KeyboardInterrupt: if any process of the run received Ctrl-C.
+      Terminated: if SIGTERM came to one before its loop, and was lost.
     """
-    raise_received()
-    requested = self._received
+    received = np.array([self._received, *_noted()])
     if jax.process_count() > 1:
-      received = multihost_utils.process_allgather(np.array(requested))
-      requested = bool(received.any())
+      received = multihost_utils.process_allgather(received).any(axis=0)
+    requested, *noted = received.tolist()
+    _raise_if(noted)
     self._reported |= requested
     return requested
 
@@ -234,10 +245,11 @@ def _postpone(handlers: Mapping[int, Any]) -> Iterator[None]:
   handlers = {n: h for n, h in handlers.items() if signal.getsignal(n) is h}
   try:
     for number in handlers:
-      signal.signal(number, _note)
+      # Exchanged in one call, so that none is lost between two.
+      if signal.signal(number, _note) is _ignore:
+        signal.signal(number, _ignore)
     yield
   finally:
-    # Exchanged in one call, so that none is lost between two.
     received = [
       number
       for number, handler in handlers.items()
@@ -274,7 +286,8 @@ def graceful_shutdown() -> Iterator[StopRequest]:
     if not _is_main_thread() or handler is not _raise_once:
       yield stop
       return
-    signal.signal(signal.SIGTERM, stop.handle_signal)
+    if signal.signal(signal.SIGTERM, stop.handle_signal) is _ignore:
+      stop.handle_signal(signal.SIGTERM, None)
     try:
       yield stop
     finally:

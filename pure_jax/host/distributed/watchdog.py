@@ -70,8 +70,9 @@ class Watchdog:
       on_loss: called in a thread, with a text that says how another process
         ended.
     """
-    self._on_loss, self._leaving = on_loss, False
+    self._on_loss, self._leaving, self._is_first = on_loss, False, False
     self._connections: list[socket.socket] = []
+    self._threads: list[threading.Thread] = []
     count, index = jax.process_count(), jax.process_index()
     if count == 1:
       return
@@ -85,12 +86,15 @@ class Watchdog:
       connections = _reach(address, port, bytes.fromhex(nonce), index)
     self._connections = list(connections.values())
     for process, connection in connections.items():
-      threading.Thread(
+      thread = threading.Thread(
         target=self._watch,
         args=(process, connection),
         name=f"watchdog of process {process}",
         daemon=True,
-      ).start()
+      )
+      thread.start()
+      self._threads.append(thread)
+    self._is_first = index == 0
 
   def __enter__(self) -> "Watchdog":
     return self
@@ -99,6 +103,12 @@ class Watchdog:
     self._leaving = True
     preempted = kind is not None and issubclass(kind, preemption.Preempted)
     self._send(_DONE if kind is None or preempted else _FAILED)
+    if kind is KeyboardInterrupt and self._is_first:
+      # jax aborts a process that outlives process 0. The others end after the
+      # same step, or after their time for errors of their own.
+      deadline = time.monotonic() + GRACE_SECONDS + 2
+      for thread in self._threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
 
   def _send(self, message: bytes) -> None:
     """Sends a message to all connected processes that still run."""
@@ -112,6 +122,8 @@ class Watchdog:
     with contextlib.suppress(OSError):
       message = connection.recv(1)
     if message == _DONE or self._leaving:
+      with contextlib.suppress(OSError):
+        connection.recv(1)  # Returns when that process has ended.
       return
     if message == _FAILED:
       time.sleep(GRACE_SECONDS)
@@ -211,9 +223,11 @@ def join_cluster(config: ClusterConfig) -> Iterator[None]:
   with Watchdog(address):
     try:
       yield
-    except jax.errors.JaxRuntimeError:
-      # If another process died, the watchdog reports that and ends this one.
-      time.sleep(GRACE_SECONDS)
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+      # jax raises one of them if another process has ended; the watchdog
+      # reports that and ends this one before. Subclasses are not jax's.
+      if type(error) in (jax.errors.JaxRuntimeError, ValueError):
+        time.sleep(GRACE_SECONDS + 1)
       raise
 
 

@@ -30,6 +30,7 @@ from pure_jax.host.distributed import preemption
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
 STOP_SECONDS = 1.0  # For a worker to exit by itself.
+CHECK_SECONDS = 1.0  # Between two looks for a signal.
 MIN_SECONDS = 0.01  # Of an item: a shorter limit stops every comparison.
 MAX_SECONDS = 3600.0  # For an item, at most.
 MAX_WORKERS = 1024
@@ -270,11 +271,12 @@ class GradingPool:
     return status
 
   def _step(self) -> list[tuple[int, Outcome]]:
-    """Waits for a reply or a deadline; returns ended items by index."""
+    """Waits for a reply, a deadline or a second; returns ended items."""
     done = []
     busy = [w for w in self._workers if not w.ready or w.item is not None]
     until = min(worker.deadline for worker in busy)
-    for key, _ in self._selector.select(max(0.0, until - time.monotonic())):
+    seconds = min(max(0.0, until - time.monotonic()), CHECK_SECONDS)
+    for key, _ in self._selector.select(seconds):
       done += self._receive(key.data)
     for worker in list(self._workers):
       if time.monotonic() < worker.deadline:

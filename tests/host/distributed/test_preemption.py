@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import ctypes
+import itertools
 import os
 import runpy
 import signal
@@ -11,6 +12,7 @@ import time
 from unittest import mock
 
 import lost_signals
+import numpy as np
 import pytest
 
 from pure_jax.host.distributed import preemption
@@ -95,6 +97,20 @@ def test_a_loop_ends_after_the_step_in_which_ctrl_c_came(lose):
   assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_ctrl_c_of_one_process_ends_the_loops_of_all(monkeypatch):
+  """Otherwise the others would wait for it in their next collective."""
+
+  def gather(own):
+    assert own.tolist() == [False] * 3
+    other = np.array([False, True, False])
+    return np.stack([own, other])
+
+  monkeypatch.setattr(preemption.jax, "process_count", lambda: 2)
+  monkeypatch.setattr(preemption.multihost_utils, "process_allgather", gather)
+  with pytest.raises(KeyboardInterrupt):
+    preemption.StopRequest().requested()
+
+
 @EVERY_LOSS
 @EVERY_SIGNAL
 def test_a_lost_signal_is_raised_by_the_next_check(lose, number, raised, capfd):
@@ -167,6 +183,46 @@ def test_a_lost_signal_in_a_save_is_raised_after_it(lose, number, raised):
     lose(number)
     saved.append(True)
   assert saved
+
+
+def _lost_at_line(moment, number, context):
+  """Loses a signal before a line of `context`; whether it has as many."""
+  lines = itertools.count()
+
+  def trace(frame, event, argument):
+    del argument
+    if frame.f_code.co_filename != preemption.__file__:
+      return None
+    if event == "line" and next(lines) == moment:
+      lost_signals.in_code_that_swallows(number)
+    return trace
+
+  before = sys.gettrace()
+  sys.settrace(trace)
+  try:
+    with context():
+      pass
+  finally:
+    sys.settrace(before)
+  return next(lines) > moment
+
+
+@pytest.mark.parametrize(
+  "context", [preemption.graceful_shutdown, preemption.defer_signals]
+)
+@EVERY_SIGNAL
+def test_a_signal_lost_while_handlers_change_is_raised(context, number, raised):
+  moments = itertools.count()
+  lost = True
+  while lost:
+    moment = next(moments)
+    try:
+      with preemption.raise_on_ctrl_c(), preemption.raise_on_sigterm():
+        lost = _lost_at_line(moment, number, context)
+      assert not lost, moment
+    except raised:
+      pass
+  assert moment > 20
 
 
 def test_the_cleanup_after_ctrl_c_is_not_interrupted_by_the_same():
@@ -250,8 +306,9 @@ def test_ctrl_c_that_a_shell_ignores_stays_ignored():
 
 def test_a_script_leaves_no_trace_in_the_process():
   hook, descriptor = sys.unraisablehook, signal.set_wakeup_fd(-1)
+  before = set(threading.enumerate())  # Others may be about to end.
   with preemption.raise_on_ctrl_c():
-    (thread,) = [t for t in threading.enumerate() if t.name == "Ctrl-C"]
+    (thread,) = set(threading.enumerate()) - before
   thread.join(60)
   assert not thread.is_alive()
   assert sys.unraisablehook is hook

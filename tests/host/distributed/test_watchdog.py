@@ -9,9 +9,11 @@ import socket
 import threading
 import types
 
+import jax
 import pytest
 
 from pure_jax.host.distributed import preemption, watchdog
+from pure_jax.host.text.tokenization import TokenizerError
 
 
 @pytest.fixture
@@ -88,6 +90,48 @@ def test_a_process_that_is_done_ends_no_other(watchdogs, stopped_by):
     raise ValueError
   assert losses[0].get(timeout=30).startswith("process 2 ended")
   assert losses[0].empty()
+
+
+def test_process_0_stops_last_after_ctrl_c(watchdogs):
+  """jax aborts, with its own stack trace, those that outlive process 0."""
+  watched, _ = watchdogs
+  stopped = []
+
+  def stop(index):
+    with contextlib.suppress(KeyboardInterrupt), watched[index]:
+      raise KeyboardInterrupt
+    stopped.append(index)
+    for connection in watched[index]._connections:
+      connection.shutdown(socket.SHUT_RDWR)
+
+  first = threading.Thread(target=stop, args=(0,))
+  first.start()
+  first.join(0.1)
+  stop(1)
+  stop(2)
+  first.join(30)
+  assert stopped == [1, 2, 0]
+
+
+@pytest.mark.parametrize(
+  ("error", "waits"),
+  [
+    # Both are what jax raises if another process has ended.
+    (jax.errors.JaxRuntimeError("Connection closed by peer"), True),
+    (ValueError("UNKNOWN: Gloo AllGather failed"), True),
+    (TokenizerError("no such file"), False),
+  ],
+)
+def test_an_error_of_jax_waits_for_the_reason(monkeypatch, error, waits):
+  waited = []
+  monkeypatch.setattr(watchdog, "connect", lambda config: "address")
+  monkeypatch.setattr(
+    watchdog, "Watchdog", lambda address: contextlib.nullcontext()
+  )
+  monkeypatch.setattr(watchdog.time, "sleep", waited.append)
+  with pytest.raises(type(error)), watchdog.join_cluster(None):
+    raise error
+  assert waited == [watchdog.GRACE_SECONDS + 1] * waits
 
 
 def test_a_failed_process_does_not_wait_for_the_others(monkeypatch):

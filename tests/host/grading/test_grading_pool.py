@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 
 import grading_faults
@@ -12,6 +13,8 @@ import pytest
 from checkout import ROOT, SUPPORT
 from process_table import children_of, is_alive, wait_until_none_is_alive
 
+from pure_jax.host.distributed import preemption
+from pure_jax.host.grading import pool as pool_module
 from pure_jax.host.grading.pool import MIB, GradingPool, Outcome, PoolError
 
 LIMIT = 0.5  # Seconds an item has; the machine may be busy.
@@ -52,6 +55,28 @@ def test_a_hang_times_out_and_harms_no_other_item(hasty_pool):
   assert outcomes == [Outcome(timed_out=True)] * 3
   # Three hangs on two workers: two limits, and their replacements' starts.
   assert 2 * LIMIT <= time.monotonic() - begin < 2 * LIMIT + 5
+
+
+def test_ctrl_c_does_not_wait_for_an_item_that_hangs(monkeypatch):
+  """A loop only notes it, and an item may take an hour."""
+  monkeypatch.setattr(pool_module, "CHECK_SECONDS", 0.1)
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)
+  begin = time.monotonic()
+  try:
+    with (
+      pytest.raises(KeyboardInterrupt),
+      preemption.raise_on_ctrl_c(),
+      GradingPool(
+        grading_faults.act, workers=1, timeout_seconds=600
+      ) as grading_pool,
+      preemption.graceful_shutdown(),
+    ):
+      press = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
+      press.start()
+      grading_pool.run([("sleep",)])
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert time.monotonic() - begin < 60
 
 
 def test_a_crash_harms_no_other_item(pool):
