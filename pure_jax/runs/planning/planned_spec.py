@@ -100,7 +100,7 @@ def _check_sizes(settings, devices, *shapes) -> None:
   run = RunSizes(settings, Layouts.same(layout), *shapes)
   check_counts(run, ["rl"])
   for stage, needs in stage_needs(run, ["rl"]).items():
-    check_bytes(stage, needs, None, "")
+    check_bytes(settings, stage, needs, None, "")
 
 
 def _policy_model(files: FilesSettings) -> ModelConfig:
