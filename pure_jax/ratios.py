@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import masked
+from pure_jax import masked, ranges
 from pure_jax.types import MetricGroups
 
-# Of exp in float32, which ends at e^88. Sums over any batch stay finite, too.
-LARGEST_EXPONENT = 60.0
+LARGEST_EXPONENT = float(ranges.LOG_RATIO[1])
 
 
 def policy_ratio(

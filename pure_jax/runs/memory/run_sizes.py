@@ -5,7 +5,7 @@ Nothing is prepared, trained or read besides.
 """
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from pure_jax.host import huggingface
 from pure_jax.host.data.world import dataset
@@ -104,12 +104,22 @@ def _made(files: FilesSettings) -> tuple[str, ...]:
   return () if files.random_model is None else files.random_files
 
 
-def read_sizes(settings: Settings, layouts: Layouts) -> RunSizes:
+def _read_model(folder: str) -> ModelConfig:
+  """The architecture of a model's folder."""
+  return huggingface.read_config(folder).model
+
+
+def read_sizes(
+  settings: Settings,
+  layouts: Layouts,
+  read_model: Callable[[str], ModelConfig] = _read_model,
+) -> RunSizes:
   """Reads the sizes of a run.
 
   Args:
     settings: the run's settings.
     layouts: devices and rules.
+    read_model: reads the architecture of a model that the config names.
 
   Raises:
     HuggingFaceError: if the folder of a model cannot be read.
@@ -122,7 +132,7 @@ def read_sizes(settings: Settings, layouts: Layouts) -> RunSizes:
     return RunSizes(settings, layouts, model, prm_model, length, length)
   made = _made(files)
   if files.random_model is None:
-    model = huggingface.read_config(files.policy).model
+    model = read_model(files.policy)
   else:
     model = tiny_files.architecture(
       tied=files.random_model != "untied", llama=files.random_model == "llama"
@@ -130,7 +140,7 @@ def read_sizes(settings: Settings, layouts: Layouts) -> RunSizes:
   model = files.computed(model)
   has_labels = files.labelled is not None or "labelled" in made
   if files.prm is not None:
-    prm_model = files.computed(huggingface.read_config(files.prm).model)
+    prm_model = files.computed(read_model(files.prm))
   elif "prm" in made:
     prm_model = files.computed(tiny_files.architecture(tied=False))
   elif has_labels or settings.rl.reward_mode != "vr":
