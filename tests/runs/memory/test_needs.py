@@ -232,7 +232,9 @@ def accelerators(*limits):
   devices = [
     SimpleNamespace(
       platform="gpu",
-      memory_stats=lambda limit=limit: limit and {"bytes_limit": limit},
+      memory_stats=lambda limit=limit: (
+        None if limit is None else {"bytes_limit": limit}
+      ),
     )
     for limit in limits
   ]
@@ -249,6 +251,8 @@ def test_accelerators_have_their_own_memory(monkeypatch):
       settings, "a rollout", [on_device], accelerators(800, 699)
     )
   needs.check_stage(settings, "a rollout", [on_device], accelerators(None))
+  # No limit is written as 0.
+  needs.check_stage(settings, "a rollout", [on_device], accelerators(0))
   on_host = dataclasses.replace(on_device, on_host=True)
   with pytest.raises(ConfigError, match="this machine has "):
     needs.check_stage(settings, "a rollout", [on_host], accelerators(None))
