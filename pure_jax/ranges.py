@@ -16,8 +16,9 @@ WEIGHT = (0, 1e6)
 SOFTMIN_TEMPERATURE = (1e-6, 1e6)
 # Of a KL penalty, in nats per token.
 KL = (1e-9, 1e6)
-# Of log(policy / old policy), in nats: float32 holds no ratio above e^88.
-LOG_RATIO = (1e-6, 80)
+# Of log(policy / old policy), in nats: float32 holds no ratio above e^88, and
+# sums over a batch have to stay finite, too.
+LOG_RATIO = (1e-6, 60)
 # Of ratios, and of weights of tokens.
 CAP = (1e-6, 1e9)
 # Of ratios, if 1 must be below it: the ratio of an unchanged policy.

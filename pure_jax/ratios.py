@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from pure_jax import masked
+from pure_jax import masked, ranges
 from pure_jax.types import MetricGroups
 
-# float32 ends at e^88; up to e^60, sums over any batch are finite too.
-LARGEST_EXPONENT = 60.0
+LARGEST_EXPONENT = float(ranges.LOG_RATIO[1])
 
 
 def policy_ratio(

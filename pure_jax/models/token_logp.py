@@ -19,32 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from pure_jax import masked
+from pure_jax import masked, ranges
 from pure_jax.models.activation_sharding import (
   LOCAL,
   LOGITS,
   ActivationSharding,
 )
-
-# float32 holds logits of up to 1e8 divided by the lowest temperature.
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-30, 1e30
-
-
-def check_temperature(temperature: float) -> None:
-  """Validates a temperature that divides logits in float32.
-
-  Args:
-    temperature: the number.
-
-  Raises:
-    ValueError: if it is not in 1e-30..1e30.
-  """
-  if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-    raise ValueError(
-      f"temperature must be positive, from {LOWEST_TEMPERATURE} to "
-      f"{HIGHEST_TEMPERATURE} so that float32 can divide logits by it, got "
-      f"{temperature}."
-    )
+from pure_jax.ranges import within
 
 
 def ban_tokens(scores: Array, banned_ids: Sequence[int]) -> Array:
@@ -105,7 +86,7 @@ class Readout:
 
   Attributes:
     tied: True for a table [V, D], an embedding; False for a head [D, V].
-    temperature: divides the logits, see `check_temperature`.
+    temperature: divides the logits, in `ranges.TEMPERATURE`.
     banned_ids: ids without probability, see `ban_tokens`.
     chunk: tokens of a row whose logits exist at one time, at least 1; rounded
       up to a multiple of the layout's token shards. None computes all at once.
@@ -120,7 +101,7 @@ class Readout:
 
   def __post_init__(self):
     """Validates the temperature."""
-    check_temperature(self.temperature)
+    within(*ranges.TEMPERATURE, self, "temperature")
 
   def scores(self, table: Array, hidden_BcD: Array) -> Array:
     """Logits [B, c, V] float32; products in the dtype of the hidden states."""

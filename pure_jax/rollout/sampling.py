@@ -28,8 +28,8 @@ class SamplingConfig:
     stop_ids: ids that end a row; the stop id is part of the completion.
     temperature: divides the logits, in `ranges.TEMPERATURE`; 0 takes the
       likeliest token.
-    top_p: in (0, 1], keeps the smallest set of likeliest tokens with at least
-      this probability; 1 keeps all.
+    top_p: in `ranges.TOP_P`, keeps the smallest set of likeliest tokens with
+      at least this probability; 1 keeps all.
     top_k: keeps this many likeliest tokens; 0 keeps all.
     min_p: in [0, 1), keeps tokens with at least this share of the likeliest
       token's probability; 0 keeps all.
@@ -141,7 +141,7 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
   Raises:
     ValueError: if the temperature is 0.
   """
-  token_logp.check_temperature(config.temperature)
+  within(*ranges.TEMPERATURE, config, "temperature")
   scores = scores / config.temperature
   size = scores.shape[-1]
   has_top_k = 0 < config.top_k < size
@@ -151,9 +151,7 @@ def filter_logits(scores: Array, config: SamplingConfig) -> Array:
     if config.top_p < 1.0:
       probability = jax.nn.softmax(ranked, axis=-1)
       before = jnp.cumsum(probability, axis=-1) - probability
-      # The likeliest token stays, also if float32 rounds top_p to 0.
-      top_p = max(config.top_p, float(jnp.finfo(jnp.float32).tiny))
-      ranked = jnp.where(before < top_p, ranked, jnp.inf)
+      ranked = jnp.where(before < config.top_p, ranked, jnp.inf)
     keep = scores >= jnp.min(ranked, axis=-1, keepdims=True)
   if config.min_p > 0:
     top = jnp.max(scores, axis=-1, keepdims=True)

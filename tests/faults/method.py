@@ -351,11 +351,4 @@ FAULTS = (
     "temperature = highest(temperature, 0)",
     ("test_numeric_limits.py::test_softmin_has_limits",),
   ),
-  Fault(
-    "no id is likely enough for a top_p of 0 in float32",
-    "rollout.sampling:filter_logits",
-    "top_p = max(config.top_p, float(jnp.finfo(jnp.float32).tiny))",
-    "top_p = config.top_p",
-    ("test_numeric_limits.py::test_a_single_possible_id_is_certain",),
-  ),
 )

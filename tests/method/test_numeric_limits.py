@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from factories import random_experience
 
-from pure_jax import credit, estimators, losses, masked, ratios
+from pure_jax import credit, estimators, losses, masked, ranges, ratios
 from pure_jax.models import token_logp
 from pure_jax.rollout import sampling
 from pure_jax.settings import AdaptiveKLConfig, LossConfig
@@ -204,7 +204,7 @@ def test_a_limited_kl_has_no_gradient_beyond_its_limit(dtype):
 
 
 @pytest.mark.parametrize(
-  "limit, dual_clip", [(None, None), (None, 3.0), (20.0, None), (80.0, 3.0)]
+  "limit, dual_clip", [(None, None), (None, 3.0), (20.0, None), (60.0, 3.0)]
 )
 def test_log_ratios_of_any_size_give_finite_losses(limit, dual_clip):
   batch, _ = random_experience(0, prompts=1, group_size=4, lengths=[9] * 4)
@@ -243,11 +243,11 @@ def test_adaptive_kl_at_its_shortest_horizon():
 
 
 FILTERS = (
-  {"top_p": 5e-324},
+  {"top_p": ranges.TOP_P[0]},
   {"top_p": 0.5, "top_k": 2},
   {"min_p": 5e-324},
-  {"temperature": 1e-30},
-  {"temperature": 1e30, "top_p": 0.9},
+  {"temperature": ranges.TEMPERATURE[0]},
+  {"temperature": ranges.TEMPERATURE[1], "top_p": 0.9},
   {"temperature": 0.0},
 )
 
@@ -278,11 +278,13 @@ def test_log_probs_of_a_single_possible_id():
   assert not np.any(gradient)
 
 
-@pytest.mark.parametrize("temperature", [-1.0, 1e-38, 5e-324, 1e300, np.nan])
-def test_a_temperature_that_float32_cannot_divide_by_is_refused(temperature):
+@pytest.mark.parametrize("temperature", [-1.0, 1e-30, 5e-324, 1e300, np.nan])
+def test_sampler_and_trainer_refuse_the_same_temperatures(temperature):
   for make in (
     lambda: token_logp.Readout(True, temperature, (), 4),
     lambda: sampling.SamplingConfig(4, 0, (1,), temperature=temperature),
   ):
-    with pytest.raises(ValueError, match="temperature must be positive"):
+    with pytest.raises(
+      ValueError, match=r"^temperature must be between 0\.0001"
+    ):
       make()

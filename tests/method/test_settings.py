@@ -61,10 +61,10 @@ def test_impossible_credit_raises(changes, sentence):
     ({"clip_high": -0.1}, "clip_high must be between 0 and"),
     ({"entropy_coef": -0.1}, "entropy_coef must be between 0 and"),
     ({"kl_limit": 0.0}, "or None for no limit, got 0.0"),
-    ({"log_ratio_limit": -1.0}, "log_ratio_limit must be between 1e-06 and 80"),
+    ({"log_ratio_limit": -1.0}, "log_ratio_limit must be between 1e-06 and 60"),
     (
       {"log_ratio_limit": float("nan")},
-      "log_ratio_limit must be between 1e-06 and 80",
+      "log_ratio_limit must be between 1e-06 and 60",
     ),
     ({"dual_clip": 1.0}, "dual_clip must be between 1.0001 and"),
     ({"ratio_guard": 0.5}, "ratio_guard must be between 1.0001 and"),

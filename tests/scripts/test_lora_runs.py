@@ -143,8 +143,8 @@ def test_impossible_settings_of_adapters_are_rejected():
     with pytest.raises(ConfigError, match=message):
       conversion.settings_from_config(config)
 
-  check_rejected("config.rl.lora: lora.rank must be at least 1", rl__rank=-1)
-  check_rejected("alpha=-1.0 positive", rl__alpha=-1.0)
+  check_rejected("config.rl.lora: rank must be at least 1", rl__rank=-1)
+  check_rejected("rl.lora: alpha must be between", rl__alpha=-1.0)
   check_rejected("targets must be some of", rl__targets=("q_proj",))
   check_rejected("extra_layers=1 start as the identity", prm__rank=4)
 

@@ -284,9 +284,8 @@ class Checkpoints:
 
   def _incomplete_folders(self) -> list[pathlib.Path]:
     """Returns folders that are being written, or were never completed."""
-    return sorted(
-      filter(orbax_options.is_incomplete, self._directory.glob("*"))
-    )
+    paths = self._directory.glob("*")
+    return sorted(filter(orbax_options.is_incomplete, paths))
 
   def _write_checksums(self) -> None:
     """Adds the checksums; Orbax calls this before it renames the folder."""

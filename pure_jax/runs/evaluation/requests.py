@@ -174,8 +174,8 @@ def make_requests(
     ]
   num_bytes = len(greedy) * settings.samples * _REQUEST_BYTES
   what = f"{settings.samples} samples of {len(greedy)} problems"
-  needs = [Need(what, num_bytes, {"samples": settings.samples}, on_host=True)]
-  check_bytes(what, needs, machine_bytes(), "this machine")
+  needs = [Need(what, num_bytes, ("samples",), on_host=True)]
+  check_bytes(settings, what, needs, machine_bytes(), "this machine")
   samples = [
     dataclasses.replace(request, sample=sample)
     for request in greedy

@@ -1,6 +1,5 @@
 """Lower bounds of the bytes that a model's arrays take on one device."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,7 +43,7 @@ def backward_needs(
   length: int,
   new_tokens: int,
   layout: Layout,
-  sizes: Mapping[str, int],
+  fields: tuple[str, ...],
 ) -> list[Need]:
   """The activations of a backward pass over rows of one text each.
 
@@ -57,7 +56,7 @@ def backward_needs(
     length: tokens of a row (T).
     new_tokens: tokens of a row whose logits are read.
     layout: devices and rules.
-    sizes: the config fields that determine rows and lengths, by name.
+    fields: the settings that determine rows and lengths.
 
   Returns:
     The needs.
@@ -69,7 +68,7 @@ def backward_needs(
     Need(
       "the inputs of layers",
       estimates.layer_input_bytes(model, rows, length, layout),
-      sizes,
+      fields,
     )
   ]
   logits = scores = 0
@@ -83,4 +82,4 @@ def backward_needs(
   what, most = max(
     ("logits", logits), ("attention scores", scores), key=lambda x: x[1]
   )
-  return [*needs, Need(what, most // (tensor * sequence), sizes)]
+  return [*needs, Need(what, most // (tensor * sequence), fields)]

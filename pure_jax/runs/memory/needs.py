@@ -6,7 +6,8 @@ may still run out of memory, see `exhausted.py`.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from pure_jax.host.machine_memory import machine_bytes
 from pure_jax.parallel.sharding import Layout
@@ -26,43 +27,49 @@ class Need:
   Attributes:
     what: the arrays, for messages.
     num_bytes: on one device, or on the host.
-    sizes: the config fields that determine them, by name.
+    fields: the settings that determine them, such as "rl.prompts". A message
+      leaves out those that are 0 or None, as an unused group is.
     on_host: whether they are in the memory of the host.
   """
 
   what: str
   num_bytes: int
-  sizes: Mapping[str, int]
+  fields: tuple[str, ...] = ()
   on_host: bool = False
 
 
 def check_count(
-  what: str, rows: int, columns: int, sizes: Mapping[str, int]
+  settings: Any, what: str, rows: int, columns: int, fields: Sequence[str]
 ) -> None:
   """Validates that the entries of an array can be counted.
 
   Args:
+    settings: the settings that have the fields.
     what: the array, for the message.
     rows: its rows.
     columns: its columns, such as the tokens of a row.
-    sizes: the config fields that determine the two, by name.
+    fields: the settings that determine the two, see `Need`.
 
   Raises:
     ConfigError: if there are too many.
   """
   if rows * columns <= LARGEST_COUNT:
     return
+  largest, advice = _to_lower(settings, fields)
   raise ConfigError(
-    f"{_largest(sizes)} is too large: {what} has {rows} rows of {columns} "
-    f"columns, {rows * columns:.3g} entries, and they are counted in 32 bits, "
-    f"up to {LARGEST_COUNT}. {_advice(sizes)}"
+    f"{largest} is too large: {what} has {rows} rows of {columns} columns, "
+    f"{rows * columns:.3g} entries, and they are counted in 32 bits, up to "
+    f"{LARGEST_COUNT}. {advice}"
   )
 
 
-def check_stage(stage: str, needs: Sequence[Need], layout: Layout) -> None:
+def check_stage(
+  settings: Any, stage: str, needs: Sequence[Need], layout: Layout
+) -> None:
   """Validates that memory has room for what a stage needs at the same time.
 
   Args:
+    settings: the settings that have the fields of the needs.
     stage: the stage, for the message.
     needs: what it needs at least.
     layout: the devices. CPU devices share the memory of the machine.
@@ -82,16 +89,23 @@ def check_stage(stage: str, needs: Sequence[Need], layout: Layout) -> None:
   else:
     limits = [_limit(device) for device in local]
     known = [limit for limit in limits if limit is not None]
-    check_bytes(stage, on_devices, min(known, default=None), "a device")
-  check_bytes(stage, on_host, machine_bytes(), "this machine")
+    check_bytes(
+      settings, stage, on_devices, min(known, default=None), "a device"
+    )
+  check_bytes(settings, stage, on_host, machine_bytes(), "this machine")
 
 
 def check_bytes(
-  stage: str, needs: Sequence[Need], limit: int | None, owner: str
+  settings: Any,
+  stage: str,
+  needs: Sequence[Need],
+  limit: int | None,
+  owner: str,
 ) -> None:
   """Validates that the needs of a stage do not exceed a limit.
 
   Args:
+    settings: the settings that have the fields of the needs.
     stage: the stage, for the message.
     needs: what it needs at least, at the same time.
     limit: bytes; None if unknown.
@@ -110,36 +124,34 @@ def check_bytes(
   has = f"{owner} has {_gib(MOST_BYTES if limit is None else limit)}"
   if limit is None:
     has = f"no machine has more than {_gib(MOST_BYTES)}"
+  field, advice = _to_lower(settings, largest.fields)
   raise ConfigError(
-    f"{_largest(largest.sizes)} needs more memory than there is: {stage} "
-    f"takes at least {_gib(total)}{part}, and {has}. {_advice(largest.sizes)}"
+    f"{field} needs more memory than there is: {stage} takes at least "
+    f"{_gib(total)}{part}, and {has}. {advice}"
   )
 
 
 def _limit(device) -> int | None:
   """The bytes of a device; None if its backend does not say."""
-  return (device.memory_stats() or {}).get("bytes_limit")
+  return (device.memory_stats() or {}).get("bytes_limit") or None
 
 
-def _by_size(sizes: Mapping[str, int]) -> list[str]:
-  """Names of fields, the largest number first."""
-  return sorted(sizes, key=lambda name: -sizes[name])
-
-
-def _largest(sizes: Mapping[str, int]) -> str:
-  """The field with the largest number, for a message."""
-  for name in _by_size(sizes):
-    return f"{name}={sizes[name]}"
-  return "The model"
-
-
-def _advice(sizes: Mapping[str, int]) -> str:
-  """What to lower."""
-  names = _by_size(sizes)[:_NAMED_FIELDS]
-  if not names:
-    return "Take a smaller model, adapters (rl.lora.rank) or more devices."
+def _to_lower(settings: Any, fields: Sequence[str]) -> tuple[str, str]:
+  """The field with the largest number, and which fields to lower."""
+  sizes = {}
+  for field in fields:
+    value = settings
+    for name in field.split("."):
+      value = None if value is None else getattr(value, name)
+    if value:
+      sizes[field] = value
+  if not sizes:
+    advice = "Take a smaller model, adapters (rl.lora.rank) or more devices."
+    return "The model", advice
+  names = sorted(sizes, key=lambda name: -sizes[name])[:_NAMED_FIELDS]
   *others, last = names
-  return f"Lower {', '.join(others)} or {last}." if others else f"Lower {last}."
+  advice = f"{', '.join(others)} or {last}" if others else last
+  return f"{names[0]}={sizes[names[0]]}", f"Lower {advice}."
 
 
 def _gib(num_bytes: int) -> str:

@@ -37,14 +37,12 @@ def check_evaluation(settings: EvaluationSettings, layout: Layout) -> None:
       prm_model = huggingface.read_config(settings.prm).model
   L, C = settings.prompt_tokens, settings.sampler.max_new_tokens
   rows, steps = settings.batch_rows, settings.score.max_steps
-  fields = {"batch_rows": rows, "sampler.max_new_tokens": C}
-  fields |= {"prompt_tokens": L}
-  check_count("a batch", rows, L + C, fields)
+  fields = ("batch_rows", "sampler.max_new_tokens", "prompt_tokens")
+  check_count(settings, "a batch", rows, L + C, fields)
   if prm_model is not None:
-    of_prm = {"prm_prompt_tokens": settings.prm_prompt_tokens}
-    of_prm |= {"score.max_steps": steps}
-    columns = sum(of_prm.values()) + C
-    check_count("what the PRM reads", rows, columns, fields | of_prm)
+    of_prm = (*fields, "prm_prompt_tokens", "score.max_steps")
+    columns = settings.prm_prompt_tokens + steps + C
+    check_count(settings, "what the PRM reads", rows, columns, of_prm)
 
   shards, ring = layout.row_shards, max(C - 1, 1)
   slots = settings.engine.slots
@@ -53,7 +51,7 @@ def check_evaluation(settings: EvaluationSettings, layout: Layout) -> None:
     # A batch has no fewer rows than slots; a group may share its prompt.
     rows, prompts = slots, 0
     ring = min(ring, settings.engine.sync_interval)
-    fields |= {"engine.slots": slots}
+    fields += ("engine.slots",)
   dtype = settings.param_dtype
   try:
     weights = weight_bytes(policy.declare_policy(model), layout, dtype)
@@ -61,14 +59,14 @@ def check_evaluation(settings: EvaluationSettings, layout: Layout) -> None:
       weights += weight_bytes(prm.declare_prm(prm_model), layout, dtype)
   except ValueError as error:
     raise ConfigError(f"{error} Choose other sizes or rules.") from error
-  needs = [Need("weights", weights, {})]
+  needs = [Need("weights", weights)]
   model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
   tokens = rows // shards * ring + prompts // shards * L
   cache = estimates.kv_cache_bytes(model, tokens, layout)
   needs.append(Need("keys and values", cache, fields))
   batch = rows // shards * (L * PROMPT_BYTES + C * RESPONSE_BYTES)
   needs.append(Need("responses", batch, fields))
-  check_stage("a batch", needs, layout)
+  check_stage(settings, "a batch", needs, layout)
 
 
 def check_prm_evaluation(settings: EvaluatePRMSettings, layout: Layout) -> None:
@@ -85,8 +83,8 @@ def check_prm_evaluation(settings: EvaluatePRMSettings, layout: Layout) -> None:
       names the field.
   """
   rows, steps = settings.batch_size, settings.score.max_steps
-  fields = {"batch_size": rows, "score.max_steps": steps}
-  check_count("a batch", rows, steps, fields)
+  fields = ("batch_size", "score.max_steps")
+  check_count(settings, "a batch", rows, steps, fields)
   of_steps = rows // layout.row_shards * steps * STEP_BYTES
   what = "the steps of a batch"
-  check_stage(what, [Need(what, of_steps, fields)], layout)
+  check_stage(settings, what, [Need(what, of_steps, fields)], layout)

@@ -5,29 +5,42 @@ Nothing else is read, and nothing is prepared or trained.
 """
 
 import dataclasses
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 
 from pure_jax.host import huggingface
 from pure_jax.host.data.world import dataset
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.runs.memory.needs import check_count
+from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.training.step_spec import Layouts
 
-# Fields of the group `model` that are sizes.
-_MODEL_SIZES = (
-  *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
-  "mlp_width",
-)
-
+# What, rows, columns and fields of `check_count`.
+_Count = tuple[str, int, int, tuple[str, ...]]
 
 # The stages of a run that train something.
 STAGES = ("sft", "prm", "rl")
-# What, rows, columns and fields of `check_count`.
-_Count = tuple[str, int, int, Mapping[str, int]]
+
+# ===== The settings that sizes follow from; a run uses some of each =====
+_MODEL_FIELDS = (
+  *("width", "num_layers", "num_heads", "num_kv_heads", "head_dim"),
+  "mlp_width",
+)
+# Of the policy's weights; the numbers of the world make its vocabulary.
+MODEL = (
+  *(f"model.{name}" for name in _MODEL_FIELDS),
+  *("world.max_operations", "world.operand_max"),
+)
+# Of the columns of a prompt with its response, and of an iteration's tokens.
+LENGTH = (
+  *("rl.sampler.max_new_tokens", "world.max_operations"),
+  "files.prompt_tokens",
+)
+ROWS = ("rl.prompts", "rl.samples_per_prompt", *LENGTH)
+# Of what the PRM reads of a response besides its tokens.
+PRM_READS = ("prm.score.max_steps", "files.prm_prompt_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,79 +74,21 @@ class RunSizes:
     return self.prompt_tokens + self.new_tokens
 
   @property
-  def lengths(self) -> dict[str, int]:
-    """The fields that determine T, by name."""
-    limit = {"rl.sampler.max_new_tokens": self.new_tokens}
-    if self.settings.files is not None:
-      return limit | {"files.prompt_tokens": self.prompt_tokens}
-    return limit | {"world.max_operations": self.settings.world.max_operations}
-
-  @property
-  def step_fields(self) -> dict[str, int]:
-    """The field that determines the steps of a response (S), by name."""
-    return {"prm.score.max_steps": self.settings.prm.score.max_steps}
-
-  @property
-  def prm_prompt_fields(self) -> dict[str, int]:
-    """The field that determines the PRM's prompts, by name."""
-    if self.settings.files is None:
-      return {"world.max_operations": self.settings.world.max_operations}
-    return {"files.prm_prompt_tokens": self.prm_prompt_tokens}
-
-  @property
-  def row_fields(self) -> dict[str, int]:
-    """The fields that determine the tokens of an iteration, by name."""
-    rl = self.settings.rl
-    rows = {"rl.prompts": rl.prompts}
-    return (
-      rows | {"rl.samples_per_prompt": rl.samples_per_prompt} | self.lengths
-    )
-
-  @property
-  def model_fields(self) -> dict[str, int]:
-    """The fields that determine the policy's weights, by name."""
-    model, world = self.settings.model, self.settings.world
-    if model is None:
-      return {}
-    sizes = {f"model.{name}": getattr(model, name) for name in _MODEL_SIZES}
-    vocabulary = ("max_operations", "operand_max")
-    return sizes | {
-      f"world.{name}": getattr(world, name) for name in vocabulary
-    }
-
-  @property
-  def trained_fields(self) -> dict[str, int]:
-    """The fields that determine the weights that RL trains, by name."""
-    rank = self.settings.rl.lora.rank
-    return self.model_fields | ({"rl.lora.rank": rank} if rank else {})
-
-  @property
-  def prm_fields(self) -> dict[str, int]:
-    """The fields that determine the PRM's weights, by name."""
-    layers = self.settings.prm.extra_layers
-    return self.model_fields | ({"prm.extra_layers": layers} if layers else {})
-
-  @property
   def trains_prm(self) -> bool:
     """Whether the run trains its PRM instead of loading one."""
     files = self.settings.files
     if files is None:
       return True
-    made = () if files.random_model is None else files.random_files
+    made = _made(files)
     is_given = files.prm is not None or "prm" in made
-    has_data = files.labelled is not None or "labelled" in made
-    return has_data and not is_given
+    return not is_given and (files.labelled is not None or "labelled" in made)
 
   @property
-  def benchmark_fields(self) -> dict[str, int]:
-    """The fields that determine responses to benchmarks, by name."""
-    rl = self.settings.rl
-    limit, name = rl.benchmark_sampler.max_new_tokens, "max_new_tokens"
-    name = (
-      f"sampler.{name}" if limit == self.new_tokens else "benchmark_new_tokens"
-    )
-    fields = {"rl.benchmark_samples": rl.benchmark_samples}
-    return fields | {f"rl.{name}": limit}
+  def benchmark_fields(self) -> tuple[str, ...]:
+    """The settings that determine responses to benchmarks."""
+    is_own = self.settings.rl.benchmark_new_tokens is not None
+    limit = "benchmark_new_tokens" if is_own else "sampler.max_new_tokens"
+    return ("rl.benchmark_samples", f"rl.{limit}")
 
   @property
   def has_benchmarks(self) -> bool:
@@ -141,16 +96,30 @@ class RunSizes:
     files = self.settings.files
     if files is None:
       return False
-    makes_some = files.random_model and "benchmarks" in files.random_files
-    return bool(files.named_benchmarks()) or bool(makes_some)
+    return bool(files.named_benchmarks()) or "benchmarks" in _made(files)
 
 
-def read_sizes(settings: Settings, layouts: Layouts) -> RunSizes:
+def _made(files: FilesSettings) -> tuple[str, ...]:
+  """The files that a run makes for itself."""
+  return () if files.random_model is None else files.random_files
+
+
+def _read_model(folder: str) -> ModelConfig:
+  """The architecture of a model's folder."""
+  return huggingface.read_config(folder).model
+
+
+def read_sizes(
+  settings: Settings,
+  layouts: Layouts,
+  read_model: Callable[[str], ModelConfig] = _read_model,
+) -> RunSizes:
   """Reads the sizes of a run.
 
   Args:
     settings: the run's settings.
     layouts: devices and rules.
+    read_model: reads the architecture of a model that the config names.
 
   Raises:
     HuggingFaceError: if the folder of a model cannot be read.
@@ -161,28 +130,23 @@ def read_sizes(settings: Settings, layouts: Layouts) -> RunSizes:
     prm_model = prm.extend_config(model, extra_layers)
     length = arithmetic.prompt_tokens(settings.world)
     return RunSizes(settings, layouts, model, prm_model, length, length)
-  made = () if files.random_model is None else files.random_files
-  if files.random_model is not None:
-    tied, is_llama = (
-      files.random_model != "untied",
-      files.random_model == "llama",
-    )
-    model = tiny_files.architecture(tied, is_llama)
+  made = _made(files)
+  if files.random_model is None:
+    model = read_model(files.policy)
   else:
-    model = huggingface.read_config(files.policy).model
+    model = tiny_files.architecture(
+      tied=files.random_model != "untied", llama=files.random_model == "llama"
+    )
   model = files.computed(model)
+  has_labels = files.labelled is not None or "labelled" in made
   if files.prm is not None:
-    prm_model = files.computed(huggingface.read_config(files.prm).model)
+    prm_model = files.computed(read_model(files.prm))
   elif "prm" in made:
     prm_model = files.computed(tiny_files.architecture(tied=False))
-  elif (
-    files.labelled is None
-    and "labelled" not in made
-    and (settings.rl.reward_mode == "vr")
-  ):
-    prm_model = None
-  else:
+  elif has_labels or settings.rl.reward_mode != "vr":
     prm_model = prm.extend_config(model, extra_layers)
+  else:
+    prm_model = None
   lengths = files.prompt_tokens, files.prm_prompt_tokens
   return RunSizes(settings, layouts, model, prm_model, *lengths)
 
@@ -197,67 +161,55 @@ def check_counts(run: RunSizes, stages: Collection[str]) -> None:
   Raises:
     ConfigError: if a batch has too many; it names the field.
   """
-  counts = {"sft": _sft_counts, "prm": _prm_counts, "rl": _rl_counts}
-  for stage in stages:
-    for count in counts[stage](run):
-      check_count(*count)
-
-
-def _sft_counts(run: RunSizes) -> list[_Count]:
-  """The batches of the supervised start."""
-  if run.settings.sft is None:
-    return []
-  rows = run.settings.sft.batch_size
-  fields = {"sft.batch_size": rows} | run.lengths
-  return [("a batch of demonstrations", rows, run.columns, fields)]
+  settings, counts = run.settings, []
+  if "sft" in stages and settings.sft is not None:
+    rows, fields = settings.sft.batch_size, ("sft.batch_size", *LENGTH)
+    counts.append(("a batch of demonstrations", rows, run.columns, fields))
+  if "prm" in stages:
+    counts += _prm_counts(run)
+  if "rl" in stages:
+    counts += _rl_counts(run)
+  for count in counts:
+    check_count(settings, *count)
 
 
 def _prm_counts(run: RunSizes) -> list[_Count]:
   """The batches of the PRM's training, and the policy's samples for it."""
-  settings, files = run.settings.prm, run.settings.files
-  batch, steps = {"prm.batch_size": settings.batch_size}, run.step_fields
-  if files is not None:
+  settings, steps = run.settings.prm, run.settings.prm.score.max_steps
+  batch = ("prm.batch_size", "prm.score.max_steps")
+  if run.settings.files is not None:
     # Solutions of a file have columns for the longest of them.
-    what, columns = "the labels of a batch", settings.score.max_steps
-    return [(what, settings.batch_size, columns, batch | steps)]
-  columns, lengths = run.columns + settings.score.max_steps, run.lengths
-  what, fields = "a batch of the PRM's training", batch | lengths | steps
-  counts = [(what, settings.batch_size, columns, fields)]
-  samples = {"prm.policy_samples": settings.policy_samples}
+    return [("the labels of a batch", settings.batch_size, steps, batch)]
+  what, columns = "a batch of the PRM's training", run.columns + steps
+  counts = [(what, settings.batch_size, columns, (*batch, *LENGTH))]
   for name in ("policy_prompts", "eval_prompts"):
-    fields = {f"prm.{name}": getattr(settings, name)} | samples
-    rows, what = math.prod(fields.values()), "what the policy samples"
-    counts.append((what, rows, columns, fields | lengths | steps))
+    rows = getattr(settings, name) * settings.policy_samples
+    fields = (f"prm.{name}", "prm.policy_samples", *LENGTH, *PRM_READS)
+    counts.append(("what the policy samples", rows, columns, fields))
   return counts
 
 
 def _rl_counts(run: RunSizes) -> list[_Count]:
   """The batches of RL."""
-  rl, fields = run.settings.rl, run.row_fields
-  steps = run.step_fields
-  prm_columns = run.prm_prompt_tokens + run.new_tokens + sum(steps.values())
-  epochs = {"rl.updates.epochs": rl.updates.epochs}
+  rl, rows = run.settings.rl, run.settings.rl.responses
+  prm_columns = run.prm_prompt_tokens + run.new_tokens
+  prm_columns += run.settings.prm.score.max_steps
+  what, fields = "what the PRM reads in an iteration", (*ROWS, *PRM_READS)
+  epochs = (*ROWS, "rl.updates.epochs")
   counts = [
-    ("an iteration", rl.responses, run.columns, fields),
-    (
-      "what the PRM reads in an iteration",
-      rl.responses,
-      prm_columns,
-      fields | steps | run.prm_prompt_fields,
-    ),
-    ("the order of updates", rl.responses, rl.updates.epochs, fields | epochs),
+    ("an iteration", rows, run.columns, ROWS),
+    (what, rows, prm_columns, fields),
+    ("the order of updates", rows, rl.updates.epochs, epochs),
   ]
   if rl.packed_tokens is not None:
-    packed = {"rl.packed_tokens": rl.packed_tokens}
-    rows = rl.responses // rl.micro_batches
-    counts.append(("a micro-batch", rows, rl.packed_tokens, fields | packed))
+    of_batch, fields = rows // rl.micro_batches, (*ROWS, "rl.packed_tokens")
+    counts.append(("a micro-batch", of_batch, rl.packed_tokens, fields))
   if run.settings.files is None:
-    held_out = {"rl.eval_prompts": rl.eval_prompts} | run.lengths
-    counts.append(("a validation", rl.eval_prompts, run.columns, held_out))
+    fields = ("rl.eval_prompts", *LENGTH)
+    counts.append(("a validation", rl.eval_prompts, run.columns, fields))
   if run.has_benchmarks:
     samples = max(rl.benchmark_samples, 1)
     columns = run.prompt_tokens + rl.benchmark_sampler.max_new_tokens
-    counts.append(
-      ("a problem of a benchmark", samples, columns, run.benchmark_fields)
-    )
+    what, fields = "a problem of a benchmark", run.benchmark_fields
+    counts.append((what, samples, columns, fields))
   return counts

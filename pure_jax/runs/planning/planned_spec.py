@@ -5,27 +5,22 @@ weight is read, and the separator table is an empty one of the right size,
 because the ids that end a step do not change the costs.
 """
 
-import pathlib
-import tempfile
+import dataclasses
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from pure_jax.host import huggingface
-from pure_jax.host.data.world import dataset
-from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.memory.needs import check_bytes
 from pure_jax.runs.memory.of_run import stage_needs
-from pure_jax.runs.memory.run_sizes import RunSizes, check_counts
+from pure_jax.runs.memory.run_sizes import RunSizes, check_counts, read_sizes
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.models import ARCHITECTURES
 from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import Layouts, RunSpec
-from pure_jax.runs.tasks import arithmetic, tiny_files
 from pure_jax.types import SeparatorTable
 
 _PAD_ID, _EOS_ID, _SCORE_ID = 0, 1, 2
@@ -52,30 +47,22 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
       "Plans know no adapters: plan with rl.lora.rank=0, which takes more "
       "memory."
     )
-  files = settings.files
-  if files is None:
-    with tempfile.TemporaryDirectory() as folder:
-      path = pathlib.Path(folder) / "tokenizer.model"
-      vocab_size = dataset.world_tokenizer(settings.world, path).vocab_size
-    model = settings.model.architecture(vocab_size)
-    prm_model = prm.extend_config(model, settings.prm.extra_layers)
-    prompt_tokens = arithmetic.prompt_tokens(settings.world)
-    prm_prompt_tokens = prompt_tokens
-  else:
-    model = _policy_model(files)
-    prm_model = _prm_model(settings, files, model)
-    prompt_tokens = files.prompt_tokens
-    prm_prompt_tokens = files.prm_prompt_tokens
-  lengths = prompt_tokens, prm_prompt_tokens
-  _check_sizes(settings, devices, model, prm_model, *lengths)
+  files, named = settings.files, settings
+  if files is not None and files.prm is None and files.random_model is None:
+    files = dataclasses.replace(files, prm=files.prm_architecture)
+    named = dataclasses.replace(settings, files=files)
+  one_device = Layouts.same(sharding.make_layout(devices=devices[:1]))
+  run = read_sizes(named, one_device, _read_model)
+  _check_sizes(run)
+  model = run.model
   layout = sharding.make_layout(fsdp=len(devices), devices=devices)
   no_ids = np.zeros(model.vocab_size, bool)
   return RunSpec(
     settings=settings,
     model=model,
-    prm_model=prm_model,
-    prompt_tokens=prompt_tokens,
-    prm_prompt_tokens=prm_prompt_tokens,
+    prm_model=run.prm_model,
+    prompt_tokens=run.prompt_tokens,
+    prm_prompt_tokens=run.prm_prompt_tokens,
     table=SeparatorTable(
       ends_step=no_ids,
       half=no_ids,
@@ -91,42 +78,17 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
   )
 
 
-def _check_sizes(settings, devices, *shapes) -> None:
+def _check_sizes(run: RunSizes) -> None:
   """Rejects sizes for which the compiler would end the process.
 
   The plan itself says whether the devices have the memory.
   """
-  layout = sharding.make_layout(devices=devices[:1])
-  run = RunSizes(settings, Layouts.same(layout), *shapes)
   check_counts(run, ["rl"])
   for stage, needs in stage_needs(run, ["rl"]).items():
-    check_bytes(stage, needs, None, "")
+    check_bytes(run.settings, stage, needs, None, "")
 
 
-def _policy_model(files: FilesSettings) -> ModelConfig:
-  """The policy's architecture in a run on files."""
-  if files.random_model is None:
-    return _named_model(files.policy, files)
-  is_tied = files.random_model == "tied"
-  is_llama = files.random_model == "llama"
-  return files.computed(tiny_files.architecture(is_tied, is_llama))
-
-
-def _prm_model(
-  settings: Settings, files: FilesSettings, model: ModelConfig
-) -> ModelConfig | None:
-  """The PRM's architecture: a named one, or a PRM trained from the policy."""
-  name = files.prm or files.prm_architecture
-  if name is not None and files.random_model is None:
-    return _named_model(name, files)
-  if settings.rl.reward_mode == "vr" and files.labelled is None:
-    return None
-  return prm.extend_config(model, settings.prm.extra_layers)
-
-
-def _named_model(name: str, files: FilesSettings) -> ModelConfig:
+def _read_model(name: str) -> ModelConfig:
   """The architecture of a name in `ARCHITECTURES`, or of a folder."""
   model = ARCHITECTURES.get(name)
-  if model is None:
-    model = huggingface.read_config(name).model
-  return files.computed(model)
+  return huggingface.read_config(name).model if model is None else model

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from pure_jax.ranges import within as within
-
 
 class ConfigError(ValueError):
   """A config that cannot be run; the message says which field and why."""

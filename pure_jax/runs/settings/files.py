@@ -15,7 +15,8 @@ from pure_jax.host.grading.pool import MAX_SECONDS, MAX_WORKERS, MIN_SECONDS
 from pure_jax.host.grading.verify import EXTRACTORS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
-from pure_jax.runs.settings.checks import at_least, one_of, within
+from pure_jax.ranges import within
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.models import ARCHITECTURES, DTYPE_CHOICES
 
 # Name of the held-out problems among the benchmarks of a validation.

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Protocol, TypeVar
 
 from pure_jax.models.config import COMPUTE_DTYPES, LoraConfig, ModelConfig
-from pure_jax.ranges import ROPE_THETA
-from pure_jax.runs.settings.checks import one_of, within
+from pure_jax.ranges import ROPE_THETA, within
+from pure_jax.runs.settings.checks import one_of
 
 AUTO = "auto"
 # What a config may name as compute_dtype.
@@ -138,13 +138,9 @@ class LoraSettings:
     """Validates the adapters, also while they are off."""
     if self.rank < 0:
       raise ValueError(
-        f"lora.rank must be at least 1, or 0 to train all weights, got "
-        f"{self.rank}."
+        f"rank must be at least 1, or 0 to train all weights, got {self.rank}."
       )
-    try:
-      self._config(max(self.rank, 1))
-    except ValueError as error:
-      raise ValueError(f"lora: {error}") from error
+    self._config(max(self.rank, 1))
 
   def _config(self, rank: int) -> LoraConfig:
     """The library's adapters, of that rank."""

@@ -10,9 +10,10 @@ import dataclasses
 from pure_jax import ranges
 from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.models.config import CACHE_DTYPES
+from pure_jax.ranges import within
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.settings.checks import at_least, one_of, within
+from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
 from pure_jax.settings import AdaptiveKLConfig, CreditConfig, LossConfig

@@ -218,12 +218,13 @@ def test_half_of_the_rows_at_a_time_need_half(what, stage, changes):
 def test_cpu_devices_share_their_machine(monkeypatch):
   """Two devices need together what one needs with all rows."""
   layout = make_layouts(smoke(mesh__data=2)).training
-  need = Need("rows", 600, {"rl.prompts": 5})
+  need = Need("rows", 600, ("rl.prompts",))
+  settings = smoke(rl__prompts=5)
   set_memory(monkeypatch, 1200)
-  needs.check_stage("a rollout", [need], layout)
+  needs.check_stage(settings, "a rollout", [need], layout)
   set_memory(monkeypatch, 1199)
   with pytest.raises(ConfigError, match=r"rl\.prompts=5 needs more memory"):
-    needs.check_stage("a rollout", [need], layout)
+    needs.check_stage(settings, "a rollout", [need], layout)
 
 
 def accelerators(*limits):
@@ -231,7 +232,9 @@ def accelerators(*limits):
   devices = [
     SimpleNamespace(
       platform="gpu",
-      memory_stats=lambda limit=limit: limit and {"bytes_limit": limit},
+      memory_stats=lambda limit=limit: (
+        None if limit is None else {"bytes_limit": limit}
+      ),
     )
     for limit in limits
   ]
@@ -240,14 +243,19 @@ def accelerators(*limits):
 
 def test_accelerators_have_their_own_memory(monkeypatch):
   set_memory(monkeypatch, 500)
-  on_device = Need("keys and values", 700, {"rl.prompts": 8})
-  needs.check_stage("a rollout", [on_device], accelerators(700, 800))
+  settings = smoke()
+  on_device = Need("keys and values", 700, ("rl.prompts",))
+  needs.check_stage(settings, "a rollout", [on_device], accelerators(700, 800))
   with pytest.raises(ConfigError, match="a device has "):
-    needs.check_stage("a rollout", [on_device], accelerators(800, 699))
-  needs.check_stage("a rollout", [on_device], accelerators(None))
+    needs.check_stage(
+      settings, "a rollout", [on_device], accelerators(800, 699)
+    )
+  needs.check_stage(settings, "a rollout", [on_device], accelerators(None))
+  # No limit is written as 0.
+  needs.check_stage(settings, "a rollout", [on_device], accelerators(0))
   on_host = dataclasses.replace(on_device, on_host=True)
   with pytest.raises(ConfigError, match="this machine has "):
-    needs.check_stage("a rollout", [on_host], accelerators(None))
+    needs.check_stage(settings, "a rollout", [on_host], accelerators(None))
 
 
 def test_what_no_machine_holds_is_refused_where_memory_is_unknown(monkeypatch):
