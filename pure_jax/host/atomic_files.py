@@ -1,23 +1,32 @@
 """Files and folders that appear when they are complete, or not at all.
 
 What is not complete has a temporary name beside its own, such as
-``.config.json.4711.pure_jax.tmp``, with the number of the process that writes
-it. A process that is killed leaves it behind.
+``.config.json.4711.1a2b3c4d.pure_jax.tmp``, with the number of the process that
+writes it and a number for its machine. A process that is killed leaves it
+behind.
 """
 
 import contextlib
 import os
 import pathlib
+import platform
 import re
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pure_jax.host import json_text
 
-_SUFFIX = ".pure_jax.tmp"
-_TEMPORARY = re.compile(r"\.(.+)\.([1-9][0-9]{0,8})" + re.escape(_SUFFIX))
+# Several machines, or containers, may share a folder.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_SUFFIX = f".{_MACHINE}.pure_jax.tmp"
+_TEMPORARY = re.compile(
+  r"\.(.+)\.([1-9][0-9]{0,8})\.([0-9a-f]{8})\.pure_jax\.tmp"
+)
+_ELSEWHERE_SECONDS = 24 * 3600  # What nobody writes to for a day is left over.
 
 
 @contextlib.contextmanager
@@ -106,6 +115,9 @@ def check_writable(folder: str | os.PathLike) -> None:
 def is_left_over(path: pathlib.Path) -> bool:
   """Whether a file or folder is temporary and nobody completes it any more.
 
+  Whether a process of another machine runs is not known here: what it writes
+  counts as left over a day after the last change.
+
   Args:
     path: the file or folder. It counts as left over if this process wrote it:
       only what is not being written may be asked about.
@@ -113,6 +125,8 @@ def is_left_over(path: pathlib.Path) -> bool:
   match = _TEMPORARY.fullmatch(path.name)
   if match is None:
     return False
+  if match[3] != _MACHINE:
+    return _unchanged_seconds(path) > _ELSEWHERE_SECONDS
   pid = int(match[2])
   return pid == os.getpid() or not _is_running(pid)
 
@@ -148,6 +162,15 @@ def _completed_name(name: str) -> str:
   while match := _TEMPORARY.fullmatch(name):
     name = match[1]
   return name
+
+
+def _unchanged_seconds(path: pathlib.Path) -> float:
+  """How long nothing of a file or folder has changed; 0 if it is gone."""
+  try:
+    changes = [child.lstat().st_mtime for child in (path, *path.rglob("*"))]
+  except OSError:
+    return 0.0
+  return time.time() - max(changes)
 
 
 def _is_running(pid: int) -> bool:
