@@ -226,13 +226,6 @@ FAULTS = (
     ("test_workdir.py::test_a_folder_that_is_no_run_is_not_searched",),
   ),
   Fault(
-    "a fork keeps the guard of its parent",
-    "host.child_guard:_leave_guard",
-    "while _pipes:",
-    "while False:",
-    ("test_child_guard.py::test_children_end_with_their_parent",),
-  ),
-  Fault(
     "a run removes temporary files of another one in its folder",
     "runs.workdir:_remove_left_over",
     "if not (parent / child / LOCK_FILE).exists()",
