@@ -278,9 +278,7 @@ def _read(folder: pathlib.Path) -> Any:
   _check_files(folder)
   settings = folder / "tokenizer_config.json"
   try:
-    if settings.exists() and "auto_map" in json_text.parse(
-      settings.read_bytes()
-    ):
+    if settings.exists() and "auto_map" in _parse(settings):
       raise TokenizerError(
         f"{settings} asks for code of its own (auto_map), which is never run: "
         "convert the tokenizer to tokenizer.json."
@@ -324,6 +322,14 @@ def _check_files(folder: pathlib.Path) -> None:
     ) from error
 
 
+def _parse(path: pathlib.Path) -> Any:
+  """Reads a file of JSON; a TokenizerError names it."""
+  try:
+    return json_text.parse(path.read_bytes())
+  except (OSError, ValueError) as error:
+    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
+
+
 def _check_growth(path: pathlib.Path) -> None:
   """Raises a TokenizerError for a tokenizer that multiplies texts.
 
@@ -333,7 +339,7 @@ def _check_growth(path: pathlib.Path) -> None:
   """
   if not path.is_file():
     return
-  fields = json_text.parse(path.read_bytes())
+  fields = _parse(path)
   for name in ("normalizer", "pre_tokenizer", "decoder"):
     if _growth(fields.get(name)) > _MAX_GROWTH:
       raise TokenizerError(
@@ -363,12 +369,9 @@ def _growth(steps: Any) -> float:
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
   """The ids of a file's field eos_token_id; none without field or file."""
-  try:
-    fields = json_text.parse(path.read_bytes())
-  except FileNotFoundError:
+  if not path.exists():
     return []
-  except (OSError, ValueError) as error:
-    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
+  fields = _parse(path)
   if not isinstance(fields, dict):
     raise TokenizerError(f"{path} holds no JSON object.")
   eos_ids = fields.get("eos_token_id")
