@@ -181,8 +181,8 @@ FAULTS = (
   Fault(
     "temporary files of killed processes stay",
     "runs.workdir:_remove_left_over",
-    "is_left_over(path) or is_incomplete(path)",
-    "is_incomplete(path)",
+    "is_left_over(path) or (",
+    "(",
     (
       "test_workdir.py::"
       "test_what_killed_processes_left_is_removed_when_it_is_opened",
