@@ -278,7 +278,9 @@ def _read(folder: pathlib.Path) -> Any:
   _check_files(folder)
   settings = folder / "tokenizer_config.json"
   try:
-    if settings.exists() and "auto_map" in _parse(settings):
+    if settings.exists() and "auto_map" in json_text.parse(
+      settings.read_bytes()
+    ):
       raise TokenizerError(
         f"{settings} asks for code of its own (auto_map), which is never run: "
         "convert the tokenizer to tokenizer.json."
@@ -322,14 +324,6 @@ def _check_files(folder: pathlib.Path) -> None:
     ) from error
 
 
-def _parse(path: pathlib.Path) -> Any:
-  """Reads a file of JSON; a TokenizerError names it."""
-  try:
-    return json_text.parse(path.read_bytes())
-  except (OSError, ValueError) as error:
-    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
-
-
 def _check_growth(path: pathlib.Path) -> None:
   """Raises a TokenizerError for a tokenizer that multiplies texts.
 
@@ -339,7 +333,7 @@ def _check_growth(path: pathlib.Path) -> None:
   """
   if not path.is_file():
     return
-  fields = _parse(path)
+  fields = json_text.parse(path.read_bytes())
   for name in ("normalizer", "pre_tokenizer", "decoder"):
     if _growth(fields.get(name)) > _MAX_GROWTH:
       raise TokenizerError(
@@ -369,9 +363,12 @@ def _growth(steps: Any) -> float:
 
 def _eos_ids_of_file(path: pathlib.Path, vocab_size: int) -> list[int]:
   """The ids of a file's field eos_token_id; none without field or file."""
-  if not path.exists():
+  try:
+    fields = json_text.parse(path.read_bytes())
+  except FileNotFoundError:
     return []
-  fields = _parse(path)
+  except (OSError, ValueError) as error:
+    raise TokenizerError(f"{path} cannot be read: {_reason(error)}.") from error
   if not isinstance(fields, dict):
     raise TokenizerError(f"{path} holds no JSON object.")
   eos_ids = fields.get("eos_token_id")

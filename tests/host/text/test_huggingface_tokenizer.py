@@ -176,7 +176,7 @@ def test_folders_without_a_usable_tokenizer_raise(tmp_path, folder):
   with pytest.raises(TokenizerError, match="'<stop>': name one with eos"):
     HuggingFaceTokenizer(folder, eos_token="<stop>")
   (tmp_path / "tokenizer.json").write_text("{")
-  with pytest.raises(TokenizerError, match=r"tokenizer\.json cannot be read"):
+  with pytest.raises(TokenizerError, match="no readable tokenizer"):
     HuggingFaceTokenizer(tmp_path)
   (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {}}')
   with pytest.raises(TokenizerError, match="never run"):
