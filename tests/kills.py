@@ -26,6 +26,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -183,8 +184,9 @@ def main() -> int:
     summary = compare_killed_runs(
       folder, arguments.kills, arguments.seed, config=arguments.config
     )
-  except AssertionError as error:
-    print(f"FAILED: {error}\nThe runs are in {folder}.")
+  except Exception:  # A difference, or a file that cannot even be compared.
+    traceback.print_exc()
+    print(f"FAILED. The runs are in {folder}.")
     return 1
   shutil.rmtree(folder)
   print(summary)

@@ -1,23 +1,32 @@
 """Files and folders that appear when they are complete, or not at all.
 
 Until then they have a temporary name in the same folder, with the id of the
-process that writes them: ``.config.json.4711.pure_jax.tmp``. A killed process
-leaves its temporary files behind.
+process that writes them and a number for its machine:
+``.config.json.4711.1a2b3c4d.pure_jax.tmp``. A killed process leaves its
+temporary files behind.
 """
 
 import contextlib
 import os
 import pathlib
+import platform
 import re
 import shutil
 import tempfile
+import time
+import zlib
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from pure_jax.host import json_text
 
-_SUFFIX = ".pure_jax.tmp"
-_TEMPORARY = re.compile(r"\.(.+)\.([1-9][0-9]{0,8})" + re.escape(_SUFFIX))
+# Several machines, or containers, may share a folder.
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_SUFFIX = f".{_MACHINE}.pure_jax.tmp"
+_TEMPORARY = re.compile(
+  r"\.(.+)\.([1-9][0-9]{0,8})\.([0-9a-f]{8})\.pure_jax\.tmp"
+)
+_ELSEWHERE_SECONDS = 24 * 3600  # What nobody writes to for a day is left over.
 
 
 @contextlib.contextmanager
@@ -40,6 +49,10 @@ def replace_atomic(path: str | os.PathLike) -> Iterator[BinaryIO]:
       file.flush()
       os.fsync(file.fileno())
     temporary.replace(path)
+  except OSError as error:
+    if error.filename == str(temporary):
+      error.filename = str(path)  # The user knows no other name.
+    raise
   finally:
     temporary.unlink(missing_ok=True)
 
@@ -106,6 +119,9 @@ def check_writable(folder: str | os.PathLike) -> None:
 def is_left_over(path: pathlib.Path) -> bool:
   """Whether a file or folder is temporary and its writer has ended.
 
+  Whether a process of another machine runs is not known here: what it writes
+  counts as left over a day after the last change.
+
   Args:
     path: the file or folder. One of this process counts as left over, so do
       not pass what is being written.
@@ -113,6 +129,8 @@ def is_left_over(path: pathlib.Path) -> bool:
   match = _TEMPORARY.fullmatch(path.name)
   if match is None:
     return False
+  if match[3] != _MACHINE:
+    return _unchanged_seconds(path) > _ELSEWHERE_SECONDS
   pid = int(match[2])
   return pid == os.getpid() or not _is_running(pid)
 
@@ -148,6 +166,15 @@ def _completed_name(name: str) -> str:
   while match := _TEMPORARY.fullmatch(name):
     name = match[1]
   return name
+
+
+def _unchanged_seconds(path: pathlib.Path) -> float:
+  """How long nothing of a file or folder has changed; 0 if it is gone."""
+  try:
+    changes = [child.lstat().st_mtime for child in (path, *path.rglob("*"))]
+  except OSError:
+    return 0.0
+  return time.time() - max(changes)
 
 
 def _is_running(pid: int) -> bool:

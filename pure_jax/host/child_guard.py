@@ -11,7 +11,6 @@ This file is also the program of the guard.
 """
 
 import contextlib
-import functools
 import os
 import signal
 import sys
@@ -37,15 +36,30 @@ def remove(pid: int) -> None:
   _tell(f"-{pid}\n")
 
 
+# The pipe to the guard, once there is one. Of two threads that start one at the
+# same time, both use the first.
+_pipes: list[int] = []
+
+
 def _tell(line: str) -> None:
+  if not _pipes:
+    _pipes.append(_start_guard())
   with contextlib.suppress(BrokenPipeError):  # Somebody killed the guard.
-    os.write(_start_guard(), line.encode())
+    os.write(_pipes[0], line.encode())
 
 
-@functools.cache
+def _leave_guard() -> None:
+  """Lets a fork, which may live longer, have a guard of its own."""
+  while _pipes:
+    os.close(_pipes.pop())
+
+
+os.register_at_fork(after_in_child=_leave_guard)
+
+
 def _start_guard() -> int:
   """Starts the guard of this process; returns the writing end of its pipe."""
-  # No child inherits `writing`, so the pipe closes when this process ends.
+  # A program that this process starts does not inherit `writing`.
   reading, writing = os.pipe()
   os.posix_spawn(
     sys.executable,

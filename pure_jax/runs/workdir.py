@@ -26,6 +26,7 @@ from pure_jax.host.distributed import processes
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = ".lock"
+STAGE_FOLDERS = ("sft", "prm", "rl")
 
 PACKAGES = (
   "pure_jax",
@@ -112,6 +113,7 @@ def open_workdir(
     WorkdirError: as `prepare_workdir` and `lock_folder`.
   """
   folder = _create_folder(path)
+  read_record(folder)  # Leaves no lock in a folder of something else.
   with lock_folder(folder):
     yield prepare_workdir(folder, config, may_differ=may_differ)
 
@@ -145,7 +147,7 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
   Raises:
     WorkdirError: if another process holds the lock.
   """
-  with (pathlib.Path(folder) / LOCK_FILE).open("w") as file:
+  with (pathlib.Path(folder) / LOCK_FILE).open("a") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -153,22 +155,24 @@ def lock_folder(folder: str | os.PathLike) -> Iterator[None]:
         f"Another process is running in {folder}: wait for it, or choose "
         "another working directory."
       ) from error
-    if (pathlib.Path(folder) / CONFIG_FILE).exists():
-      _remove_left_over(folder)
+    with contextlib.suppress(WorkdirError):  # It is no folder of a run.
+      if read_record(folder) is not None:
+        _remove_left_over(pathlib.Path(folder))
     yield
 
 
-def _remove_left_over(folder: str | os.PathLike) -> None:
+def _remove_left_over(folder: pathlib.Path) -> None:
   """Removes what killed processes left in a folder that is locked.
 
   Folders with a lock of their own are left out: other runs, and prepared data
-  sets.
+  sets. Unfinished checkpoints are removed only where runs have checkpoints.
   """
-  remove(pathlib.Path(folder) / processes.TOKEN_FILE)
+  remove(folder / processes.TOKEN_FILE)
   for name, folders, files in os.walk(folder):
     parent = pathlib.Path(name)
+    in_stage = any(parent.is_relative_to(folder / s) for s in STAGE_FOLDERS)
     for path in [parent / child for child in (*folders, *files)]:
-      if is_left_over(path) or is_incomplete(path):
+      if is_left_over(path) or (in_stage and is_incomplete(path)):
         remove(path)
     folders[:] = [
       child for child in folders if not (parent / child / LOCK_FILE).exists()

@@ -188,8 +188,8 @@ FAULTS = (
   Fault(
     "temporary files of killed processes stay",
     "runs.workdir:_remove_left_over",
-    "is_left_over(path) or is_incomplete(path)",
-    "is_incomplete(path)",
+    "is_left_over(path) or (",
+    "(",
     (
       "test_workdir.py::"
       "test_what_killed_processes_left_is_removed_when_it_is_opened",
@@ -204,6 +204,33 @@ FAULTS = (
       "test_workdir.py::"
       "test_what_killed_processes_left_is_removed_when_it_is_opened",
     ),
+  ),
+  Fault(
+    "a file that another machine writes is removed",
+    "host.atomic_files:is_left_over",
+    "match[3] != _MACHINE",
+    "False",
+    (
+      "test_workdir.py::"
+      "test_what_killed_processes_left_is_removed_when_it_is_opened",
+    ),
+  ),
+  Fault(
+    "unfinished checkpoints of another program are removed",
+    "runs.workdir:_remove_left_over",
+    "(in_stage and is_incomplete(path))",
+    "is_incomplete(path)",
+    (
+      "test_workdir.py::"
+      "test_what_killed_processes_left_is_removed_when_it_is_opened",
+    ),
+  ),
+  Fault(
+    "a folder of another program is searched",
+    "runs.workdir:lock_folder",
+    "read_record(folder) is not None",
+    "True",
+    ("test_workdir.py::test_a_folder_that_is_no_run_is_not_searched",),
   ),
   Fault(
     "a run removes temporary files of another one in its folder",

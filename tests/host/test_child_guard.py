@@ -17,9 +17,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 # The lines of a parent of three children: of its group, the leader of a group
-# that has started another process, and one that may outlive it.
+# that has started another process, and one that may outlive it. A fork of the
+# parent outlives it, has the files that it had open, and a child of its own.
 PARENT = f"""
-import subprocess, sys, threading
+import os, subprocess, sys, threading, time
 sys.path.insert(0, {str(ROOT / "pure_jax" / "host")!r})
 import child_guard
 
@@ -36,7 +37,14 @@ thread.join()
 start("sleep 100 & echo $! > {{file}}; wait", start_new_session=True)
 start("exec sleep 100")
 child_guard.remove(pids[-1])
-print(*pids, flush=True)
+fork = os.fork()
+if not fork:
+  start("exec sleep 100")
+  child_guard.remove(pids[0])
+  print(pids[-1], flush=True)
+  time.sleep(100)
+  os._exit(0)
+print(*pids, fork, flush=True)
 sys.stdin.readline()
 """
 
@@ -60,7 +68,9 @@ def test_children_end_with_their_parent(tmp_path, how, status):
     stdout=subprocess.PIPE,
     stderr=subprocess.DEVNULL,
   )
-  *ending, removed = map(int, parent.stdout.readline().split())
+  lines = [parent.stdout.readline().split() for _ in range(2)]
+  of_fork, ending = sorted(([*map(int, line)] for line in lines), key=len)
+  *ending, removed, fork = ending
   try:
     deadline = time.monotonic() + 8
     while not (file.exists() and file.read_text()):
@@ -74,10 +84,15 @@ def test_children_end_with_their_parent(tmp_path, how, status):
     assert parent.wait(60) == status
     ending.append(int(file.read_text()))
     assert wait_until_none_is_alive(set(ending))
-    assert pathlib.Path(f"/proc/{removed}").exists()
+    for stays in (removed, fork, *of_fork):
+      assert pathlib.Path(f"/proc/{stays}").exists()
+    os.kill(fork, signal.SIGKILL)
+    assert wait_until_none_is_alive(set(of_fork))
   finally:
-    os.kill(removed, signal.SIGKILL)
-    parent.communicate()
+    for stays in (removed, fork):
+      os.kill(stays, signal.SIGKILL)
+    parent.stdin.close()
+    parent.stdout.close()
 
 
 def test_every_file_that_leaves_a_process_running_has_it_guarded():

@@ -165,9 +165,9 @@ def plant(folder, *names):
     path.touch()
 
 
-def temporary(name, pid):
+def temporary(name, pid, machine=atomic_files._MACHINE):
   """The temporary name of a file that a process writes."""
-  return f".{name}.{pid}.pure_jax.tmp"
+  return f".{name}.{pid}.{machine}.pure_jax.tmp"
 
 
 def all_names(folder):
@@ -184,6 +184,10 @@ def test_what_killed_processes_left_is_removed_when_it_is_opened(
     *("thesis.2024.tmp", "notes.tmp", ".pure_jax.tmp", f".x.{dead}.tmp"),
     *("rl/4/", "rl/best.orbax-checkpoint-tmp/"),
     temporary("config.json", os.getppid()),
+    # A process of another machine, which may be running.
+    *(temporary("x", dead, "0" * 8), f"{temporary('y', dead, '0' * 8)}/"),
+    # Of another program, in a folder of its own.
+    "export/4.orbax-checkpoint-tmp/",
     # Another run, which another process may be using.
     *("seed0/.lock", "seed0/rl/4.orbax-checkpoint-tmp/"),
     f"seed0/{temporary('x', dead)}",
@@ -202,6 +206,12 @@ def test_what_killed_processes_left_is_removed_when_it_is_opened(
     temporary(temporary("policy", dead), dead),
     *("rl/4.orbax-checkpoint-tmp/", "prm/weights/0.orbax-checkpoint-tmp-123/"),
   )
+  old = temporary("old", dead, "0" * 8)
+  plant(tmp_path, f"{old}/")
+  for path in (tmp_path / old / "file", tmp_path / old):
+    os.utime(path, (0, 0))
+  # Somebody writes to a file in this old folder.
+  os.utime(tmp_path / temporary("y", dead, "0" * 8), (0, 0))
   left = all_names(tmp_path)
   hold_lock = [sys.executable, "-S", "-c", HOLD_LOCK, str(tmp_path / ".lock")]
   other = subprocess.Popen(
@@ -224,6 +234,20 @@ def test_a_folder_that_is_no_run_is_not_searched(tmp_path, dead):
     assert all_names(tmp_path) == before | {".lock"}
 
 
+def test_a_folder_of_another_program_stays_as_it_is(tmp_path):
+  """Its name may have been mistyped; its own process may be writing there."""
+  plant(tmp_path, "config.json", ".processes", "rl/4.orbax-checkpoint-tmp/")
+  before = all_names(tmp_path)
+  with (
+    pytest.raises(WorkdirError, match="not the record of a run"),
+    workdir.open_workdir(tmp_path, CONFIG),
+  ):
+    pass
+  assert all_names(tmp_path) == before
+  with workdir.lock_folder(tmp_path):  # As the start of another run.
+    assert all_names(tmp_path) == before | {".lock"}
+
+
 def test_a_folder_in_use_keeps_its_config(tmp_path):
   """Otherwise the second command would change the first one's record."""
   with workdir.open_workdir(tmp_path, CONFIG):
@@ -239,9 +263,10 @@ def test_a_folder_in_use_keeps_its_config(tmp_path):
 
 # Writes a file or a folder, and is killed at a moment.
 KILLED = """
-import os, pathlib, signal, sys
-sys.path.insert(0, sys.argv[1])
-import atomic_files
+import os, pathlib, signal, sys, types
+sys.modules["pure_jax"] = types.ModuleType("pure_jax")  # Without jax.
+sys.modules["pure_jax"].__path__ = [sys.argv[1]]
+from pure_jax.host import atomic_files
 
 def die(*unused):
   os.kill(os.getpid(), signal.SIGKILL)
@@ -272,9 +297,9 @@ def test_the_same_command_removes_what_a_killed_one_left(
   """Next to a path that the user names no folder is opened and searched."""
   if (kind, moment) == ("folder", "end"):
     pytest.skip("a folder is not flushed")
-  source = pathlib.Path(atomic_files.__file__).parent
+  source = pathlib.Path(atomic_files.__file__).parents[1]
   path = tmp_path / "out.1"
-  command = [sys.executable, "-S", "-c", KILLED, source, kind, moment, path]
+  command = [sys.executable, "-c", KILLED, source, kind, moment, path]
   for _ in range(2):
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert len(list(tmp_path.iterdir())) == (2 if kind == "folder" else 1)
