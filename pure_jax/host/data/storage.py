@@ -66,6 +66,12 @@ def prepared(
       yield builder
   except DataError:
     raise
+  except ImportError as error:
+    raise DataError(
+      f"Cannot prepare the data set in {folder}: its texts have more than "
+      "1,000 MiB, which TFDS shuffles only where tensorflow is installed. "
+      "Use fewer or shorter rows."
+    ) from error
   # TFDS, protobuf and array_record raise errors of many types.
   except Exception as error:
     raise DataError(

@@ -3,10 +3,12 @@
 import collections
 import concurrent.futures
 import dataclasses
+import importlib.util
 import pathlib
 import socket
 
 import pytest
+from tensorflow_datasets.core import shuffle
 
 from pure_jax.host.data.records import DataError
 from pure_jax.host.data.world import arithmetic, checker, dataset
@@ -57,6 +59,14 @@ def test_rows_are_the_examples_in_order(rows):
         labels=tuple(label for label in labels if label is not None),
         answer=eval(problem.chain),
       )
+
+
+def test_more_than_tfds_shuffles_in_memory_is_an_error(tmp_path, monkeypatch):
+  monkeypatch.setattr(shuffle, "MAX_MEM_BUFFER_SIZE", 100)
+  if importlib.util.find_spec("tensorflow"):
+    pytest.skip("tensorflow is installed")
+  with pytest.raises(DataError, match="Use fewer or shorter rows"):
+    load_world(WORLD, SIZES, tmp_path)
 
 
 def test_labels_end_with_the_first_bad_step(rows):
