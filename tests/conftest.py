@@ -69,7 +69,6 @@ LONGEST = (
   "test_lora_runs.py",
   "test_train.py",
   "test_files_task.py",
-  "test_finite_updates.py",
   "test_evaluate.py",
   "test_layouts.py",
   "test_generation.py",
