@@ -123,9 +123,24 @@ def test_each_output_has_its_own_gradient(batch):
       np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
 
 
-def test_masked_slots_are_zero_and_chunks_of_padding_are_not_computed(batch):
+def test_chunks_of_padding_are_not_computed(batch, monkeypatch):
+  table, hidden, tokens, mask, _ = batch
+  computed, read = [], token_logp._read_states
+
+  def reading(hidden, mask, index, chunk):
+    jax.debug.callback(lambda number: computed.append(int(number)), index)
+    return read(hidden, mask, index, chunk)
+
+  monkeypatch.setattr(token_logp, "_read_states", reading)
+  run = functools.partial(token_logp.chunked_logp, readout(chunk=4))
+  jax.block_until_ready(jax.jit(run)(table, hidden, tokens, mask))
+  jax.effects_barrier()
+  # No token after column 7 is kept.
+  assert sorted(computed) == [0, 1] and tokens.shape[1] > 8
+
+
+def test_masked_slots_are_zero(batch):
   table, hidden, tokens, mask, cotangents = batch
-  # No token after column 7 is kept, so the third chunk is not read.
   hidden[:, 8:] = np.nan
   # Masked tokens of a computed chunk: no cotangent may reach them.
   loud = np.where(mask, cotangents, np.float32(1e9))
