@@ -13,6 +13,7 @@ and has its other imports below, because they take seconds. It ends with
 
 import os
 import signal
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -39,7 +40,8 @@ def _exit(number: int, frame: Any) -> None:
 def run(call: Callable[..., Any], *arguments: Any) -> None:
   """Runs the main function of a script; Ctrl-C ends it with one line.
 
-  Control characters in log messages and stack traces are escaped.
+  So does memory that runs out, with exit status 1. Control characters in log
+  messages and stack traces are escaped.
 
   Args:
     call: `app.run` of absl, or a function that reads its own command line.
@@ -47,6 +49,7 @@ def run(call: Callable[..., Any], *arguments: Any) -> None:
   """
   from pure_jax.host.distributed import preemption, processes
   from pure_jax.host.logs import console
+  from pure_jax.runs.memory import exhausted
 
   console.guard_terminal()
   try:
@@ -55,3 +58,10 @@ def run(call: Callable[..., Any], *arguments: Any) -> None:
   except KeyboardInterrupt:
     # A regular exit would wait for threads that still compile, or crash.
     processes.exit_immediately("stopped", STATUS)
+  except Exception as error:
+    advice = "Take smaller files or models, or a machine with more memory."
+    reason = exhausted.explain(error, advice)
+    if reason is None:
+      raise
+    console.tell(f"error: {reason}")
+    sys.exit(1)

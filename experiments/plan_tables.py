@@ -152,21 +152,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if not options.fits and not options.scaling:
     parser.error("name plans with --fits or --scaling")
-  try:
-    fits = read_plans(options.fits or [])
-    scaling = read_plans(options.scaling or [])
-    tables = [fit_table(fits)] if fits else []
-    tables += [scaling_table(scaling)] if scaling else []
-  except OSError as error:
-    parser.error(visible(f"{error.filename} cannot be read: {error.strerror}"))
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    parser.error(
-      visible(f"a file is no plan that plan.py --json wrote: {error!r}")
-    )
+  tables = []
+  for paths, make in (
+    (options.fits, fit_table),
+    (options.scaling, scaling_table),
+  ):
+    for path in paths or []:
+      try:
+        make(read_plans([path]))
+      except OSError as error:
+        parser.error(visible(f"{path} cannot be read: {error.strerror}"))
+      except (AttributeError, KeyError, TypeError, ValueError) as error:
+        parser.error(
+          visible(f"{path} is no plan that plan.py --json wrote: {error!r}")
+        )
+    if paths:
+      tables.append(make(read_plans(paths)))
   for text in tables:
     console.show(text)
-  if scaling and options.plot:
-    plot_scaling(scaling, options.plot)
+  if options.scaling and options.plot:
+    plot_scaling(read_plans(options.scaling), options.plot)
 
 
 if __name__ == "__main__":

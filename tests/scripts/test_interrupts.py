@@ -21,6 +21,7 @@ import train_pure
 from checkout import EXPERIMENTS
 
 from pure_jax.host.data.world import dataset
+from pure_jax.host.logs import console
 from pure_jax.runs.folder import RunFolder
 
 SCRIPTS = sorted(
@@ -34,6 +35,29 @@ if __name__ == '__main__':
     interrupts.exit_on_ctrl_c()"""
 # All that a script may import first; each interrupts the script.
 HEAVY = ("absl", "jax", "matplotlib", "ml_collections", "numpy", "pure_jax")
+
+
+@pytest.mark.parametrize(
+  "error", [MemoryError(), OverflowError("Python int too large to convert")]
+)
+def test_what_runs_out_in_a_script_is_one_line(error, monkeypatch, capsys):
+  """Of the scripts that are no runs, which have other advice."""
+  monkeypatch.setattr(console, "guard_terminal", lambda: None)
+
+  def fail():
+    raise error
+
+  with pytest.raises(SystemExit) as ended:
+    interrupts.run(fail)
+  assert ended.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: ") and "rl." not in line
+
+
+def test_another_error_in_a_script_keeps_its_stack_trace(monkeypatch):
+  monkeypatch.setattr(console, "guard_terminal", lambda: None)
+  with pytest.raises(ZeroDivisionError):
+    interrupts.run(lambda: 1 / 0)
 
 
 @pytest.fixture(autouse=True)

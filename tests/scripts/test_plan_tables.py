@@ -95,14 +95,20 @@ def test_the_tables_in_the_documentation_are_those_of_the_kept_plans(capsys):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (None, "none.json cannot be read: No such file"),
-    ("{}", "a file is no plan that plan.py --json wrote: KeyError"),
-    ("[", "a file is no plan that plan.py --json wrote: JSONDecodeError"),
-    ("[" * 200_000, "a file is no plan that plan.py --json wrote: ValueError"),
-    ("1" * 5000, "a file is no plan that plan.py --json wrote: ValueError"),
-    ("[]", "a file is no plan that plan.py --json wrote: TypeError"),
-    ('{"chips": 1}', "a file is no plan that plan.py --json wrote: KeyError"),
-    ('{"chips": 1, "stages": 2}', "a file is no plan that plan.py --json"),
+    (None, "cannot be read: No such file"),
+    ("{}", "is no plan that plan.py --json wrote: KeyError"),
+    ("[", "is no plan that plan.py --json wrote: JSONDecodeError"),
+    (
+      "[" * 200_000,
+      "is no plan that plan.py --json wrote: ValueError",
+    ),
+    ("1" * 5000, "is no plan that plan.py --json wrote: ValueError"),
+    ("[]", "is no plan that plan.py --json wrote: TypeError"),
+    (
+      '{"chips": 1}',
+      "is no plan that plan.py --json wrote: KeyError",
+    ),
+    ('{"chips": 1, "stages": 2}', "is no plan that plan.py --json"),
   ],
 )
 def test_a_file_that_is_no_plan_ends_with_a_message(
@@ -114,4 +120,4 @@ def test_a_file_that_is_no_plan_ends_with_a_message(
   with pytest.raises(SystemExit) as ended:
     plan_tables.main(["--fits", str(path)])
   assert ended.value.code == 2
-  assert message in capsys.readouterr().err
+  assert f"{path} {message}" in capsys.readouterr().err

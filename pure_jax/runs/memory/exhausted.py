@@ -16,7 +16,7 @@ _XLA_SIZE = re.compile(
   r"(?:allocat|Used)\D*(\d[\d.]*) ?([KMGTP]?i?B|[KMGTP]|bytes)"
 )
 _NUMPY_SIZE = re.compile(r"Unable to allocate ([\d.]+ \w+)")
-_ADVICE = (
+RUN_ADVICE = (
   "What was saved is intact, and the same command continues the run. These "
   "changes need less memory: higher rl.micro_batches or rl.rollout.batches, "
   "lower rl.engine.slots, or a mesh of more devices. If they do not suffice, "
@@ -25,11 +25,12 @@ _ADVICE = (
 )
 
 
-def explain(error: BaseException) -> str | None:
+def explain(error: BaseException, advice: str = RUN_ADVICE) -> str | None:
   """Explains an error that means too little memory or too large a number.
 
   Args:
     error: the error. Its causes are looked at too.
+    advice: what to do about memory that ran out; the default is for runs.
 
   Returns:
     What ran out, how much was asked for and what to lower; None for any other
@@ -38,10 +39,10 @@ def explain(error: BaseException) -> str | None:
   for cause in _causes(error):
     if isinstance(cause, MemoryError):
       size = _NUMPY_SIZE.search(str(cause))
-      return _exhausted("this machine", size and size[1])
+      return _exhausted("this machine", size and size[1], advice)
     is_of_device = isinstance(cause, jax.errors.JaxRuntimeError)
     if is_of_device and _EXHAUSTED in str(cause):
-      return _exhausted("the device", _xla_size(str(cause)))
+      return _exhausted("the device", _xla_size(str(cause)), advice)
   # Causes are not searched: an error about a number in a file says more.
   if isinstance(error, OverflowError) and "int" in str(error).lower():
     return (
@@ -62,10 +63,10 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     current = current.__cause__ or context
 
 
-def _exhausted(owner: str, size: str | None) -> str:
+def _exhausted(owner: str, size: str | None, advice: str) -> str:
   """The message for memory that has run out."""
   asked = "" if size is None else f" when {size} more were asked for"
-  return f"the memory of {owner} ran out{asked}. {_ADVICE}"
+  return f"the memory of {owner} ran out{asked}. {advice}"
 
 
 def _xla_size(message: str) -> str | None:
