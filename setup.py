@@ -96,6 +96,7 @@ setuptools.setup(
     "pure_jax.host.huggingface",
     "pure_jax.host.logs",
     "pure_jax.host.text",
+    "pure_jax.host.workers",
     "pure_jax.kernels",
     "pure_jax.models",
     "pure_jax.parallel",

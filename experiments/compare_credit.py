@@ -32,11 +32,12 @@ import matplotlib.figure
 import scipy.stats
 from absl import app, flags
 
-from pure_jax.host import child_guard, json_text
+from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
+from pure_jax.host.workers import child_guard
 from pure_jax.runs import workdir as workdirs
 
 HERE = pathlib.Path(__file__).resolve().parent

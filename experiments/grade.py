@@ -37,14 +37,14 @@ from absl import app, flags
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_text_atomic
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import (
+from pure_jax.host.logs import console
+from pure_jax.host.logs.console import Progress
+from pure_jax.host.workers.pool import (
   MAX_SECONDS,
   MAX_WORKERS,
   MIN_SECONDS,
   PoolError,
 )
-from pure_jax.host.logs import console
-from pure_jax.host.logs.console import Progress
 
 _INPUT = flags.DEFINE_string("input", None, "JSON lines to grade.")
 _OUTPUT = flags.DEFINE_string("output", None, "File that gets every verdict.")

@@ -39,10 +39,10 @@ from pure_jax.host import json_text
 from pure_jax.host.atomic_files import replace_atomic
 from pure_jax.host.data.formats import problems
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.grading.verify import Reference
 from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
+from pure_jax.host.workers.pool import PoolError
 
 _REFERENCES = flags.DEFINE_string(
   "references", os.environ.get("PURE_SHARED_DATA", ""), "Folder of the data."

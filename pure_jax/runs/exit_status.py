@@ -17,11 +17,11 @@ from pure_jax.host.distributed.processes import (
   exit_immediately,
 )
 from pure_jax.host.evaluation.record_file import RecordFileError
-from pure_jax.host.grading.pool import PoolError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
 from pure_jax.host.logs.metrics import MetricsError
 from pure_jax.host.text.tokenization import TokenizerError
+from pure_jax.host.workers.pool import PoolError
 from pure_jax.runs.memory import exhausted
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError

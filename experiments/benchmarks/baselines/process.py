@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.cases import BenchmarkError
-from pure_jax.host import child_guard
+from pure_jax.host.workers import child_guard
 
 SCRIPTS = pathlib.Path(__file__).parent / "scripts"
 

@@ -3,8 +3,8 @@
 A Parquet file of a few hundred bytes may hold gigabytes: a text in a dictionary
 that every row repeats, runs of one number, prefixes, a page of zeros that was
 compressed. The metadata need not show it. So pyarrow reads in a worker process
-(`grading.pool`), a few rows at a time, and its rows come back as JSON texts of
-bounded length. A crash of pyarrow is an error of the file, too.
+(`host.workers.pool`), a few rows at a time, and its rows come back as JSON
+texts of bounded length. A crash of pyarrow is an error of the file, too.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from pure_jax.host.grading.pool import MIB, GradingPool
+from pure_jax.host.workers.pool import MIB, WorkerPool
 
 # A row of a file of any kind; the texts of a problem take some KiB.
 MAX_ROW_BYTES = 16 * MIB
@@ -47,7 +47,7 @@ def row_texts(path: str) -> Iterator[str | None]:
     ParquetError: if the file is damaged, or its rows need too much memory.
     PoolError: if the process cannot be started.
   """
-  with GradingPool(
+  with WorkerPool(
     read_batch,
     import_pyarrow,
     workers=1,

@@ -12,7 +12,7 @@ from pure_jax.host import json_text
 from pure_jax.host.data import parquet
 from pure_jax.host.data.formats import Row
 from pure_jax.host.data.records import DataError
-from pure_jax.host.grading.pool import MIB
+from pure_jax.host.workers.pool import MIB
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
 _SPACE = re.compile(r"\s*")

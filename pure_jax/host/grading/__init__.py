@@ -4,7 +4,4 @@ verify       extracts the answer of a response and compares it
 equivalence  tells whether two answers are equal
 answers      reads and compares them
 sandbox      forbids what a comparison need not do
-pool         runs a function in processes, within limits: comparisons, chat
-             templates, Parquet files
-worker       the script of such a process
 """

@@ -14,7 +14,7 @@ to write. The steps for a pair of answers, each in a file of `answers`:
 Each file states its rules in order. What is forgiven, and why, is listed in
 docs/deviations.md.
 
-Evaluating an answer may run forever, or use all memory, so a `pool.GradingPool`
+Evaluating an answer may run forever, or use all memory, so a `pool.WorkerPool`
 runs `equivalent`; `start_worker` prepares each of its processes. No part of an
 answer is executed, and `sandbox` forbids it in any case. Workers load this file
 without the rest of `pure_jax`: it imports only files of this folder, and sympy

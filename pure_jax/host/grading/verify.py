@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading import equivalence
-from pure_jax.host.grading.pool import MAX_WORKERS, MIB, GradingPool, PoolError
 from pure_jax.host.machine_memory import machine_bytes
+from pure_jax.host.workers.pool import MAX_WORKERS, MIB, PoolError, WorkerPool
 
 # Longer than any generation, short enough to scan at once.
 MAX_RESPONSE_CHARS = 100_000
@@ -193,7 +193,7 @@ def open_pool(
   workers: int = 2,
   timeout_seconds: float = 5.0,
   memory_bytes: int = 512 * MIB,
-) -> GradingPool:
+) -> WorkerPool:
   """Starts the processes that compare answers, for many calls of `grade`.
 
   Args:
@@ -215,7 +215,7 @@ def open_pool(
       f"{MAX_WORKERS} can be started, and each takes at least "
       f"{WORKER_BYTES // MIB} MiB. One for each core is enough."
     )
-  return GradingPool(
+  return WorkerPool(
     equivalence.equivalent,
     equivalence.start_worker,
     workers=workers,
@@ -225,7 +225,7 @@ def open_pool(
 
 
 def grade(
-  pool: GradingPool,
+  pool: WorkerPool,
   responses: Sequence[str],
   references: Sequence[str | Reference],
   extractors: Sequence[Extractor] = (boxed,),
@@ -249,7 +249,7 @@ def grade(
 
   Raises:
     ValueError: if the numbers of references and responses differ.
-    PoolError: see `GradingPool.run`.
+    PoolError: see `WorkerPool.run`.
   """
   if len(responses) != len(references):
     raise ValueError(

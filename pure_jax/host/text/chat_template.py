@@ -3,8 +3,8 @@
 A chat template is a program in the folder of whoever made the model. The
 sandbox of jinja bounds what it may reach, but neither its time nor its memory:
 nested loops, '%999999999d' % 1, a filter that pads to 10**9 or 10**10**10 each
-exhaust one of them. So templates run in a worker process (`grading.pool`), one
-for all tokenizers of this process, which is started when the first one is
+exhaust one of them. So templates run in a worker (`host.workers.pool`), one for
+all tokenizers of this process, which is started when the first template is
 rendered. It imports transformers but no jax.
 """
 
@@ -12,7 +12,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pure_jax.host.grading.pool import MIB, GradingPool
+from pure_jax.host.workers.pool import MIB, WorkerPool
 
 # Limits of one conversation. Those of real models take less than a millisecond
 # and some KiB; the first one compiles the template.
@@ -65,9 +65,9 @@ def render(
 
 
 @functools.cache
-def _worker() -> GradingPool:
+def _worker() -> WorkerPool:
   """The process that renders."""
-  return GradingPool(
+  return WorkerPool(
     render_here,
     import_jinja,
     workers=1,

@@ -11,9 +11,9 @@ from pure_jax.host.data import batches
 from pure_jax.host.evaluation.repetition import response_repetition
 from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import GradingPool
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import separator_table, split_texts
+from pure_jax.host.workers.pool import WorkerPool
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine import OnProgress
@@ -190,7 +190,7 @@ class ResponseGenerator:
 def grade_batch(
   settings: EvaluationSettings,
   tokenizer: HuggingFaceTokenizer,
-  pool: GradingPool,
+  pool: WorkerPool,
   batch: ResponseBatch,
 ) -> list[Response]:
   """Waits for a batch, decodes and grades it: a response to each request.

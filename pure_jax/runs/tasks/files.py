@@ -123,7 +123,7 @@ class FilesTask(Task):
       )
       for name, benchmark in files.named_benchmarks().items()
     ]
-    self._pool: verify.GradingPool | None = None
+    self._pool: verify.WorkerPool | None = None
 
   def _prm_model(self) -> ModelConfig | None:
     """The architecture of the PRM.

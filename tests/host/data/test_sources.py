@@ -14,7 +14,7 @@ from pure_jax.host.data.file_dataset import read_file
 from pure_jax.host.data.formats import mapped
 from pure_jax.host.data.records import DataError, Problem
 from pure_jax.host.data.sources import read_rows
-from pure_jax.host.grading.pool import MIB
+from pure_jax.host.workers.pool import MIB
 
 OWN = mapped.make_format(Problem, {"problem": "q", "answer": "a"}, source="own")
 

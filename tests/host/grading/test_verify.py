@@ -9,8 +9,8 @@ import real_data
 
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading import verify
-from pure_jax.host.grading.pool import Outcome
 from pure_jax.host.grading.verify import Verdict, boxed, gsm8k_hash, last_number
+from pure_jax.host.workers.pool import Outcome
 
 
 @pytest.fixture(scope="module")

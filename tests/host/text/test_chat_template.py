@@ -139,7 +139,7 @@ def test_an_interrupt_leaves_a_worker_for_the_next_text(monkeypatch):
     raise KeyboardInterrupt
 
   with monkeypatch.context() as patched:
-    patched.setattr(chat_template.GradingPool, "_step", interrupted)
+    patched.setattr(chat_template.WorkerPool, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
       chat_template.render(TEMPLATE, CHAT, {})
   assert chat_template.render(TEMPLATE, CHAT, {}) == "<user>1+1?<assistant>"

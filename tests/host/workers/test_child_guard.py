@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 # parent outlives it, has the files that it had open, and a child of its own.
 PARENT = f"""
 import os, subprocess, sys, threading, time
-sys.path.insert(0, {str(ROOT / "pure_jax" / "host")!r})
+sys.path.insert(0, {str(ROOT / "pure_jax" / "host" / "workers")!r})
 import child_guard
 
 def start(command, **options):
@@ -104,9 +104,9 @@ def test_every_file_that_leaves_a_process_running_has_it_guarded():
     for path in (ROOT / folder).rglob("*.py")
   }
   texts = {name: text for name, text in texts.items() if starts.search(text)}
-  texts.pop("pure_jax/host/child_guard.py")
+  texts.pop("pure_jax/host/workers/child_guard.py")
   assert texts.keys() == {
-    "pure_jax/host/grading/pool.py",
+    "pure_jax/host/workers/pool.py",
     "experiments/benchmarks/baselines/process.py",
     "experiments/compare_credit.py",
   }

@@ -8,29 +8,29 @@ import textwrap
 import threading
 import time
 
-import grading_faults
 import pytest
+import worker_faults
 from checkout import ROOT, SUPPORT
 from process_table import children_of, is_alive, wait_until_none_is_alive
 
 from pure_jax.host.distributed import preemption
-from pure_jax.host.grading import pool as pool_module
-from pure_jax.host.grading.pool import MIB, GradingPool, Outcome, PoolError
+from pure_jax.host.workers import pool as pool_module
+from pure_jax.host.workers.pool import MIB, Outcome, PoolError, WorkerPool
 
 LIMIT = 0.5  # Seconds an item has; the machine may be busy.
 
 
 @pytest.fixture(scope="module")
 def pool():
-  with GradingPool(
-    grading_faults.act, timeout_seconds=20.0, memory_bytes=64 * MIB
+  with WorkerPool(
+    worker_faults.act, timeout_seconds=20.0, memory_bytes=64 * MIB
   ) as pool:
     yield pool
 
 
 @pytest.fixture(scope="module")
 def hasty_pool():
-  with GradingPool(grading_faults.act, timeout_seconds=LIMIT) as pool:
+  with WorkerPool(worker_faults.act, timeout_seconds=LIMIT) as pool:
     yield pool
 
 
@@ -66,8 +66,8 @@ def test_ctrl_c_does_not_wait_for_an_item_that_hangs(monkeypatch):
     with (
       pytest.raises(KeyboardInterrupt),
       preemption.raise_on_ctrl_c(),
-      GradingPool(
-        grading_faults.act, workers=1, timeout_seconds=600
+      WorkerPool(
+        worker_faults.act, workers=1, timeout_seconds=600
       ) as grading_pool,
       preemption.graceful_shutdown(),
     ):
@@ -137,7 +137,7 @@ def test_no_items_have_no_outcomes(pool):
 
 
 def test_results_keep_their_order_and_workers_are_reused():
-  with GradingPool(grading_faults.pid_after, workers=2) as pool:
+  with WorkerPool(worker_faults.pid_after, workers=2) as pool:
     # The first item is the last to end.
     first = pool.run([(0.6,), *[(0.0,)] * 20])
     second = pool.run([(0.02,)] * 6)
@@ -170,7 +170,7 @@ def test_on_done_is_called_for_each_item(pool):
 
 def test_an_error_of_the_caller_closes_the_pool():
   """A reply to the first call must not become one of the second."""
-  pool = GradingPool(grading_faults.echo, workers=1)
+  pool = WorkerPool(worker_faults.echo, workers=1)
 
   def fail():
     raise KeyError("of the caller")
@@ -182,15 +182,15 @@ def test_an_error_of_the_caller_closes_the_pool():
 
 
 def test_the_setup_runs_before_the_first_item():
-  with GradingPool(
-    grading_faults.setup_was_done, grading_faults.note_the_start, workers=1
+  with WorkerPool(
+    worker_faults.setup_was_done, worker_faults.note_the_start, workers=1
   ) as pool:
     assert pool.run([()]) == [Outcome(value="done")]
 
 
 def test_a_system_that_limits_no_memory_has_workers():
-  with GradingPool(
-    grading_faults.echo, grading_faults.refuse_to_limit_memory, workers=1
+  with WorkerPool(
+    worker_faults.echo, worker_faults.refuse_to_limit_memory, workers=1
   ) as pool:
     assert pool.run([(3,)]) == [Outcome(value=3)]
 
@@ -198,17 +198,17 @@ def test_a_system_that_limits_no_memory_has_workers():
 @pytest.mark.parametrize(
   "setup, reason",
   [
-    (grading_faults.die_at_start, "ended before it began: the reason"),
-    (grading_faults.raise_at_start, "nothing to work with"),
+    (worker_faults.die_at_start, "ended before it began: the reason"),
+    (worker_faults.raise_at_start, "nothing to work with"),
   ],
 )
 def test_a_worker_that_cannot_start_raises(setup, reason):
   with pytest.raises(PoolError, match=reason):
-    GradingPool(grading_faults.echo, setup)
+    WorkerPool(worker_faults.echo, setup)
 
 
 def test_a_worker_that_died_between_calls_is_replaced():
-  with GradingPool(grading_faults.pid_after, workers=1) as pool:
+  with WorkerPool(worker_faults.pid_after, workers=1) as pool:
     (first,) = pool.run([(0.0,)])
     os.kill(first.value, signal.SIGKILL)
     time.sleep(0.1)
@@ -217,7 +217,7 @@ def test_a_worker_that_died_between_calls_is_replaced():
 
 
 def test_closing_ends_the_workers_and_may_be_repeated():
-  pool = GradingPool(grading_faults.pid_after)
+  pool = WorkerPool(worker_faults.pid_after)
   pids = [outcome.value for outcome in pool.run([(0.05,)] * 4)]
   pool.close()
   pool.close()
@@ -234,14 +234,14 @@ def test_closing_ends_the_workers_and_may_be_repeated():
 )  # fmt: skip
 def test_invalid_limits_raise(arguments):
   with pytest.raises(ValueError, match=r"at least 1, 0\.01 to 3600 s"):
-    GradingPool(grading_faults.echo, **arguments)
+    WorkerPool(worker_faults.echo, **arguments)
 
 
 def test_a_function_that_no_worker_can_load_raises():
   with pytest.raises(ValueError, match="top level"):
-    GradingPool(lambda: None)
+    WorkerPool(lambda: None)
   with pytest.raises(ValueError, match="not in the file"):
-    GradingPool(grading_faults.echo, textwrap.dedent)
+    WorkerPool(worker_faults.echo, textwrap.dedent)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")
@@ -255,9 +255,9 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
     sys.modules["pure_jax"] = package = types.ModuleType("pure_jax")
     package.__path__ = [{str(ROOT / "pure_jax")!r}]
     sys.path.insert(0, {str(SUPPORT)!r})
-    import grading_faults
-    from pure_jax.host.grading.pool import GradingPool
-    pool = GradingPool(grading_faults.act, workers=3, timeout_seconds=3600.0)
+    import worker_faults
+    from pure_jax.host.workers.pool import WorkerPool
+    pool = WorkerPool(worker_faults.act, workers=3, timeout_seconds=3600.0)
     print("ready", flush=True)
     pool.run({items!r})
     """
@@ -287,9 +287,9 @@ def test_a_parent_that_does_not_close_the_pool_exits_cleanly():
   code = f"""
     import sys
     sys.path[:0] = [{str(ROOT)!r}, {str(SUPPORT)!r}]
-    import grading_faults
-    from pure_jax.host.grading.pool import GradingPool
-    pool = GradingPool(grading_faults.pid_after)
+    import worker_faults
+    from pure_jax.host.workers.pool import WorkerPool
+    pool = WorkerPool(worker_faults.pid_after)
     print(*(outcome.value for outcome in pool.run([(0.05,)] * 4)))
     """
   done = subprocess.run(
@@ -304,6 +304,6 @@ def test_a_parent_that_does_not_close_the_pool_exits_cleanly():
 
 def test_workers_load_neither_jax_nor_this_library():
   """Otherwise each start would load jax, with its threads and memory."""
-  with GradingPool(grading_faults.loaded_packages, workers=1) as pool:
+  with WorkerPool(worker_faults.loaded_packages, workers=1) as pool:
     (outcome,) = pool.run([()])
   assert not {"jax", "numpy", "pure_jax"} & set(outcome.value)

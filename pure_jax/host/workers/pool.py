@@ -24,8 +24,8 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pure_jax.host import child_guard
 from pure_jax.host.distributed import preemption
+from pure_jax.host.workers import child_guard
 
 WORKER = pathlib.Path(__file__).parent / "worker.py"
 START_SECONDS = 60.0  # For a worker to become ready.
@@ -127,7 +127,7 @@ def _stop(workers: list[_Worker]) -> None:
       worker.kill()
 
 
-class GradingPool:
+class WorkerPool:
   """Processes that run one function on many items, each within limits.
 
   POSIX only. Calls of `run` from several threads are run one after another.
@@ -180,7 +180,7 @@ class GradingPool:
     if setup is not None and _source_of(setup) != self._options["source"]:
       raise ValueError(f"{setup} is not in the file of {function}.")
     if os.name != "posix":
-      raise PoolError("Grading in processes needs a POSIX system.")
+      raise PoolError("Worker processes need a POSIX system.")
     self._lock = threading.Lock()
     self._workers: list[_Worker] = []
     # Also runs when the interpreter exits.
@@ -195,7 +195,7 @@ class GradingPool:
       self.close()
       raise
 
-  def __enter__(self) -> "GradingPool":
+  def __enter__(self) -> "WorkerPool":
     return self
 
   def __exit__(self, *unused: object) -> None:

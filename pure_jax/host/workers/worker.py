@@ -1,4 +1,4 @@
-"""The worker process of a `pool.GradingPool`: a script that is never imported.
+"""The worker process of a `pool.WorkerPool`: a script that is never imported.
 
 It gets one JSON object on its command line, writes ``{"ready": true}``, then
 answers each line of its standard input, a list of arguments, with one line:
@@ -7,7 +7,7 @@ library and the file of the function with what that imports, but not the
 package around it.
 
 A worker exits when its input ends. If the parent ends while an item hangs, the
-parent's guard (`pure_jax/host/child_guard.py`) kills the worker.
+parent's guard (`pure_jax/host/workers/child_guard.py`) kills the worker.
 """
 
 import contextlib
@@ -52,7 +52,7 @@ def main() -> None:
     _send(replies, reply | {"exits": exits})
     if exits:
       break
-  os._exit(0)  # No exit handler of graded code runs.
+  os._exit(0)  # No exit handler of the called code runs.
 
 
 def _load(options: dict[str, Any]) -> Callable[..., Any]:
@@ -70,9 +70,9 @@ def _load(options: dict[str, Any]) -> Callable[..., Any]:
     sys.modules[packages[0]] = outermost
     module = importlib.import_module(options["module"])
   else:
-    spec = importlib.util.spec_from_file_location("graded", source)
+    spec = importlib.util.spec_from_file_location("called", source)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["graded"] = module
+    sys.modules["called"] = module
     spec.loader.exec_module(module)
   if options["setup"] is not None:
     vars(module)[options["setup"]]()
