@@ -68,12 +68,12 @@ def test_ctrl_c_does_not_wait_for_an_item_that_hangs(monkeypatch):
       preemption.raise_on_ctrl_c(),
       WorkerPool(
         worker_faults.act, workers=1, timeout_seconds=600
-      ) as grading_pool,
+      ) as worker_pool,
       preemption.graceful_shutdown(),
     ):
       press = threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT))
       press.start()
-      grading_pool.run([("sleep",)])
+      worker_pool.run([("sleep",)])
   finally:
     signal.signal(signal.SIGINT, before)
   assert time.monotonic() - begin < 60
