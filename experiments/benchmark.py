@@ -59,6 +59,8 @@ from benchmarks.suites import SUITES
 
 from pure_jax.host.logs import console
 from pure_jax.models.config import CACHE_DTYPES, REMAT
+from pure_jax.runs.locations import Locator
+from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 
 _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
@@ -124,8 +126,8 @@ _OPTIONS = {
     flags.DEFINE_string(
       "weights",
       None,
-      "Hugging Face folder of a model of the shape that --models names, such "
-      "as unpack_smollm2.py writes; random weights without it.",
+      "Hugging Face folder or hub id of a model of the shape that --models "
+      "names; random weights without it.",
     ),
   )
 }
@@ -155,6 +157,11 @@ def read_options() -> Options:
   }
   if _QUICK.value:
     given = {"engine_slots": QUICK_ENGINE_SLOTS, **given}
+  if "weights" in given:
+    try:
+      given["weights"] = Locator({}).model("--weights", given["weights"])
+    except ConfigError as error:
+      raise BenchmarkError(str(error)) from error
   options = dataclasses.replace(PRESETS[_PRESET.value].options, **given)
   if options.dtype != AUTO:
     return options

@@ -4,6 +4,9 @@
     --workdir=DIR --config.policy=FOLDER [--config.prm=FOLDER] \\
     --config.benchmarks.math500.file=FILE ...
 
+In place of a folder or a file, an id of the Hugging Face hub does, see
+pure_jax/runs/locations.py.
+
 DIR gets responses.jsonl, every response with its grade and step rewards, and
 report.json, report.md, report.png, computed only from that file. The tables go
 to stdout, progress to stderr. `host.evaluation.tables` defines the metrics.
@@ -46,6 +49,7 @@ from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
+from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.evaluation.generation import ResponseGenerator, grade_batch
 from pure_jax.runs.evaluation.requests import (
@@ -61,7 +65,7 @@ from pure_jax.runs.settings.evaluation import EvaluationSettings
 RESPONSES_FILE = "responses.jsonl"
 # Fields that a resumed run may change. The contents of the paths are compared.
 MAY_DIFFER = (
-  *("progress", "grader.workers", "policy", "prm", "k"),
+  *("progress", "grader.workers", "policy", "prm", "k", locations.COMMITS),
   *("bootstrap_seed", "bootstrap_resamples"),
 )
 
@@ -170,8 +174,12 @@ def report(
   requests: Requests,
   file: RecordFile[Response],
   workdir: pathlib.Path,
+  policy: str,
 ) -> None:
-  """Writes the report of a complete file and prints its tables."""
+  """Writes the report of a complete file and prints its tables.
+
+  `policy` is its name in the title.
+  """
   unknown = file.records.keys() - {r.key for r in requests.requests}
   if unknown:
     raise RecordFileError(
@@ -190,8 +198,7 @@ def report(
     bootstrap=Bootstrap(settings.bootstrap_seed, settings.bootstrap_resamples),
   )
   tables |= file_dataset.not_read_tables(requests.counts)
-  title = f"Evaluation of {pathlib.Path(settings.policy).name}"
-  write_report(workdir, title, tables)
+  write_report(workdir, f"Evaluation of {policy}", tables)
   for name, table in tables.items():
     console.show(f"{name}\n\n{render_table(table)}\n")
 
@@ -201,8 +208,14 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
   config: dict[str, Any] = dataclasses.asdict(settings)
+  name = pathlib.Path(settings.policy or "policy").name
   if not settings.random_model:
+    settings, commits = locations.locate(
+      locations.locate_evaluation, settings, folder
+    )
     config["contents"] = fingerprints(settings)
+    if commits:
+      config[locations.COMMITS] = commits
   check_evaluation(settings, layout)
   paths = [f"benchmarks.{name}.file" for name in settings.benchmarks]
   # After the checks above, so that a mistake leaves no folder.
@@ -222,7 +235,7 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
     requests = make_requests(settings, tokenizer, workdir)
     with open_responses(workdir / RESPONSES_FILE) as file:
       write_responses(settings, tokenizer, layout, requests.requests, file)
-      report(settings, requests, file, workdir)
+      report(settings, requests, file, workdir, name)
 
 
 def main(argv: list[str]) -> None:

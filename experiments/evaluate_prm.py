@@ -44,6 +44,7 @@ from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
+from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.evaluation import labelled_solutions, prm_tables
 from pure_jax.runs.evaluation.loaded_prm import (
@@ -65,7 +66,7 @@ from pure_jax.training import supervised
 
 # Fields that change the report and no score.
 MAY_DIFFER = (
-  *("progress", "threshold", "threshold_data"),
+  *("progress", "threshold", "threshold_data", locations.COMMITS),
   *("bins", "bootstrap_seed", "resamples"),
 )
 
@@ -151,17 +152,23 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
   check_prm_evaluation(settings, layout)
+  config: dict[str, Any] = dataclasses.asdict(settings)
+  name = settings.prm or settings.run
+  settings, commits = locations.locate(
+    locations.locate_prm_evaluation, settings, workdir
+  )
   for data in settings.data:
     if not pathlib.Path(data.file).is_file():
       raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
-  config: dict[str, Any] = dataclasses.asdict(settings)
+  if commits:
+    config[locations.COMMITS] = commits
   if settings.random_model is None:
     files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = fingerprints(settings) | {"data": files}
   with workdirs.open_workdir(workdir, config, may_differ=MAY_DIFFER) as folder:
     if settings.random_model is not None:
       settings = with_tiny_prm(settings, folder / "tiny")
-    return evaluate_in(folder, settings, layout)
+    return evaluate_in(folder, settings, layout, name)
 
 
 def with_tiny_prm(
@@ -183,9 +190,15 @@ def with_tiny_prm(
 
 
 def evaluate_in(
-  folder: pathlib.Path, settings: EvaluatePRMSettings, layout: sharding.Layout
+  folder: pathlib.Path,
+  settings: EvaluatePRMSettings,
+  layout: sharding.Layout,
+  name: str | None,
 ) -> str:
-  """Evaluates in a folder that this process has locked; returns the report."""
+  """Evaluates in a folder that this process has locked; returns the report.
+
+  `name` is that of the PRM in the title; None takes its folder.
+  """
   prm = open_prm(settings, layout)
   solutions = {
     data.name: data_files.read_file(
@@ -212,7 +225,7 @@ def evaluate_in(
   tables |= data_files.not_read_tables(
     {name: rows.counts for name, rows in solutions.items()}
   )
-  title = f"PRM {prm.name}: a step is good above {threshold:.6g}"
+  title = f"PRM {name or prm.name}: a step is good above {threshold:.6g}"
   if settings.threshold == "best_on":
     title += f", which gives the best F1 on {settings.threshold_data}"
   write_report(folder, title, tables)

@@ -6,7 +6,8 @@
 The script compiles the reshard of the sampler's weights, rollout, scores and
 update for a TPU slice. It uses the real compiler (`pip install -e '.[plan]'`).
 Without --topology it compiles for the devices of this machine. It neither
-reads nor creates weights.
+reads nor creates weights, and fetches nothing: `files.architecture` and
+`files.prm_architecture` stand in place of models that are no folders here.
 
 It prints whether each stage fits, the memory by use, the FLOPs, bytes and
 collectives of a step, and a roofline estimate of time and cost. `--json` prints

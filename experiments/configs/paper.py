@@ -15,7 +15,7 @@ and MODE is
 
   prm_vr  step rewards and outcome rewards (the default)
   prm     step rewards only
-  vr      outcome rewards only, no PRM: leave out --config.files.prm
+  vr      outcome rewards only, no PRM
 
 smoke_PRESET_MODE is the same on a tiny random policy and PRM, in under a
 minute; "smoke" is smoke_paper_prm_vr. "_one_loop" after any of them samples
@@ -25,10 +25,15 @@ docs/hyperparameters.md lists every value of each source and of each preset.
 Credit and loss are the presets of `pure_jax.settings`. Values that no source
 states, or that depend on the machine, have a comment that says "ours".
 
-Policy and PRM are folders as transformers saves them. Training prompts and
-held-out problems are the files of PURE's repository. Devices are chosen by
---config.mesh.fsdp=... and others: docs/planning.md has the smallest TPU slices
-for which each run compiles and fits, with their flags.
+Policy, PRM and data are those of the Hugging Face hub that `name_public` names.
+docs/public_data.md says what was checked of them. Folders and files of your own
+go in their place, and --config.files.benchmarks.NAME.file=None leaves a
+benchmark out. The MATH prompts of the hub have all answers, of which updates
+use a tenth. With the file of PURE's repository, which has 879 of its 8,523
+answers, --config.rl.answer_fraction=None uses the authors' choice.
+
+Devices are chosen by --config.mesh.fsdp=... and others: docs/planning.md has
+the smallest TPU slices for which each run compiles and fits, with their flags.
 """
 
 import dataclasses
@@ -38,6 +43,7 @@ from configs import base, files
 from ml_collections import ConfigDict
 
 from pure_jax import settings
+from pure_jax.host.data.formats.public import PUBLIC
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.models import ARCHITECTURES
 
@@ -128,9 +134,12 @@ class Variant:
 
 
 def policy_run(
-  variant: str, *, architecture: str, iterations: int
+  variant: str, *, policy: str, architecture: str, iterations: int
 ) -> ConfigDict:
-  """RL of a policy (a name in `ARCHITECTURES`) on the MATH prompts of PURE."""
+  """RL of a policy on the MATH prompts of PURE.
+
+  It is given by its id on the hub, and by its name in `ARCHITECTURES`.
+  """
   parsed = parse(variant)
   preset = PRESETS[parsed.preset]
   reads_prm = MODES[parsed.mode][0] > 0
@@ -154,7 +163,7 @@ def policy_run(
   set_rl(config, preset, parsed)
   config.rl.iterations = preset.iterations or iterations
   if not parsed.is_smoke:
-    return config
+    return name_public(config, policy, reads_prm=reads_prm)
   # The same files that the user of the real run names.
   prm = ("prm",) if reads_prm else ()
   config.files.random_files = ("train", "held_out", *prm)
@@ -163,6 +172,23 @@ def policy_run(
   if preset.prm_prompt_format == "pure":
     # The PRM reads the policy's prompt.
     config.files.prm_prompt_tokens = config.files.prompt_tokens
+  return config
+
+
+def name_public(
+  config: ConfigDict, policy: str, *, reads_prm: bool
+) -> ConfigDict:
+  """Names models and data of the Hugging Face hub."""
+  config.files.policy = policy
+  if reads_prm:
+    config.files.prm = "jinachris/PURE-PRM-7B"
+  config.files.train = PUBLIC[config.files.train_format].repo_id
+  config.files.held_out = PUBLIC[config.files.held_out_format].repo_id
+  for name in files.PAPER_BENCHMARKS:
+    benchmark = config.files.benchmarks[name]
+    benchmark.file = PUBLIC[benchmark.format].repo_id
+  # The data set has all answers; the paper uses about 10 %.
+  config.rl.answer_fraction = 0.1
   return config
 
 
@@ -175,7 +201,7 @@ def set_rl(config: ConfigDict, preset: Preset, parsed: Variant) -> None:
     {
       "prompts": 64,
       "samples_per_prompt": preset.credit.group_size,
-      # All answers that the source gives are used: 879 of 8,523 prompts.
+      # All answers that the source gives are used.
       "answer_fraction": None,
       "credit": credit,
       "loss": dataclasses.asdict(preset.loss),

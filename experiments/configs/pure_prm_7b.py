@@ -1,11 +1,10 @@
 """The paper's PRM, PURE-PRM-7B: Qwen2.5-Math-7B in two stages on PRM800K.
 
   python experiments/train_prm.py \\
-    --config=experiments/configs/pure_prm_7b.py --workdir=DIR \\
-    --config.files.policy=Qwen2.5-Math-7B --config.files.labelled=prm800k.jsonl
+    --config=experiments/configs/pure_prm_7b.py --workdir=DIR
 
-The policy is a folder that transformers saved. The labelled file has the
-original lines of PRM800K. `pure_prm_7b.py:smoke` runs both stages on a tiny
+It fetches Qwen2.5-Math-7B and the original lines of PRM800K (the second phase)
+from the Hugging Face hub. `pure_prm_7b.py:smoke` runs both stages on a tiny
 random model in under a minute.
 
 Data: the model card of PURE-PRM-7B names HuggingFaceH4/prm800k-trl-dedup, which
@@ -13,7 +12,9 @@ is PRM800K in the stepwise format without the problems of MATH's test set. This
 config reads the original lines, by the rules of host/data/formats/prm800k.py,
 and removes no problem. Before an evaluation on MATH, remove its problems from
 the file, or use that data set, whose labels decide about neutral steps, with
---config.files.labelled_format=stepwise --config.files.neutral_labels=good.
+--config.files.labelled=HuggingFaceH4/prm800k-trl-dedup/PATH (its files could
+not be looked up) --config.files.labelled_format=stepwise
+--config.files.neutral_labels=good.
 
 Steps: the paper states 369k rows, 3 epochs of the head and then 1 epoch of all
 weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and
@@ -26,6 +27,8 @@ This config is not yet run. docs/scaling.md says how to use more devices.
 
 from configs import base, files, paper
 from ml_collections import ConfigDict
+
+from pure_jax.host.data.formats.public import PUBLIC
 
 ROWS = 369_000
 BATCH_SIZE = 128
@@ -55,7 +58,11 @@ def get_config(variant: str = "full") -> ConfigDict:
       "full_optim": optimizer(1e-6, full_steps),
     }
   )
-  return paper.tiny(config, "untied") if variant == "smoke" else config
+  if variant == "smoke":
+    return paper.tiny(config, "untied")
+  config.files.policy = "Qwen/Qwen2.5-Math-7B"
+  config.files.labelled = PUBLIC[config.files.labelled_format].repo_id
+  return config
 
 
 def optimizer(learning_rate: float, steps: int) -> dict:

@@ -1,11 +1,10 @@
 """The paper's run of Qwen2.5-7B: 1,000 iterations on PURE's MATH prompts.
 
   python experiments/train_pure.py \\
-    --config=experiments/configs/qwen2p5_7b.py:prm_vr --workdir=DIR \\
-    --config.files.policy=Qwen2.5-7B --config.files.prm=PURE-PRM-7B \\
-    --config.files.train=prompts.json --config.files.held_out=math500.jsonl
+    --config=experiments/configs/qwen2p5_7b.py --workdir=DIR
 
-paper.py lists the other variants and describes the files. Not yet run.
+It fetches models and data from the Hugging Face hub. paper.py lists the other
+variants and describes the data. Not yet run.
 """
 
 from configs import paper
@@ -14,4 +13,9 @@ from ml_collections import ConfigDict
 
 def get_config(variant: str = "prm_vr") -> ConfigDict:
   """The run, in a variant that `paper` lists."""
-  return paper.policy_run(variant, architecture="qwen2p5_7b", iterations=1000)
+  return paper.policy_run(
+    variant,
+    policy="Qwen/Qwen2.5-7B",
+    architecture="qwen2p5_7b",
+    iterations=1000,
+  )

@@ -1,11 +1,10 @@
 """The paper's run of Qwen2.5-Math-1.5B: 500 iterations on PURE's MATH prompts.
 
   python experiments/train_pure.py \\
-    --config=experiments/configs/qwen2p5_math_1p5b.py:prm_vr --workdir=DIR \\
-    --config.files.policy=Qwen2.5-Math-1.5B --config.files.prm=PURE-PRM-7B \\
-    --config.files.train=prompts.json --config.files.held_out=math500.jsonl
+    --config=experiments/configs/qwen2p5_math_1p5b.py --workdir=DIR
 
-paper.py lists the other variants and describes the files. Not yet run.
+It fetches models and data from the Hugging Face hub. paper.py lists the other
+variants and describes the data. Not yet run.
 """
 
 from configs import paper
@@ -15,5 +14,8 @@ from ml_collections import ConfigDict
 def get_config(variant: str = "prm_vr") -> ConfigDict:
   """The run, in a variant that `paper` lists."""
   return paper.policy_run(
-    variant, architecture="qwen2p5_math_1p5b", iterations=500
+    variant,
+    policy="Qwen/Qwen2.5-Math-1.5B",
+    architecture="qwen2p5_math_1p5b",
+    iterations=500,
   )

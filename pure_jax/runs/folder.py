@@ -22,9 +22,10 @@ from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
 
 # Config fields that a resumed run may change. Another mesh, other kernels or
-# other micro-batches only change how sums are rounded.
+# other micro-batches only change how sums are rounded. In place of commits on
+# the hub the contents of the files are compared.
 MAY_DIFFER = (
-  *("progress", "mesh", "kernels", "rl.iterations"),
+  *("progress", "mesh", "kernels", "rl.iterations", "commits"),
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout.batches"),
   *("rl.engine", "rl.old_logp", "rl.generations"),
@@ -34,7 +35,7 @@ MAY_DIFFER = (
 BENCHMARKS = ("files.benchmarks", "contents.benchmarks")
 # Config fields that may change in a run that starts from another run's stages.
 MAY_DIFFER_FROM_START = (
-  *("progress", "mesh", "kernels", "rl", "start"),
+  *("progress", "mesh", "kernels", "rl", "start", "commits"),
   *BENCHMARKS,
 )
 

@@ -24,7 +24,7 @@ from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.host.text.tokenization import separator_table
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
-from pure_jax.runs import allocator
+from pure_jax.runs import allocator, locations
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.batches import Batches
 from pure_jax.runs.folder import (
@@ -92,8 +92,8 @@ def open_run(
     WorkdirError: if a folder cannot be used, or belongs to another config or
       to files that held something else.
     ConfigError: if the devices are too few, a model cannot be split over
-      them, memory is too small for what the run needs at least, or a file is
-      missing.
+      them, memory is too small for what the run needs at least, or a model or
+      file is missing here and on the hub.
   """
   settings = settings.for_platform(jax.default_backend())
   if settings.files is None:
@@ -105,7 +105,13 @@ def open_run(
   # Recorded, so that a resumed run cannot name another start.
   config["start"] = start and str(start_path)
   if settings.files is not None:
-    config["contents"] = contents(settings.files)
+    files, commits = locations.locate(
+      locations.locate_files, settings.files, path, start_path
+    )
+    settings = dataclasses.replace(settings, files=files)
+    config["contents"] = contents(files)
+    if commits:
+      config[locations.COMMITS] = commits
   layouts = make_layouts(settings)
   processes.require_same(
     json.dumps(config), "The config and the files it names"

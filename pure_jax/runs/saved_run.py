@@ -23,6 +23,7 @@ from pure_jax.models import critic, lora, policy, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
+from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.folder import load_weights
 from pure_jax.runs.rl_weights import RLState
@@ -43,6 +44,7 @@ class SavedRun:
     start: the folder of the stages that it started from; often the same.
     settings: its config.
     files: the models and data that it was given; None on the embedded world.
+      Its policy is a folder, also if the config names one on the hub.
     contents: fingerprints of these files, by field.
   """
 
@@ -202,7 +204,8 @@ def read_run(workdir: str | os.PathLike) -> SavedRun:
     workdir: folder of the run.
 
   Raises:
-    ConfigError: if the folder is not the workdir of a training run.
+    ConfigError: if the folder is not the workdir of a training run, or its
+      policy is missing.
     WorkdirError: if its config.json is damaged.
   """
   workdir = pathlib.Path(workdir)
@@ -210,6 +213,8 @@ def read_run(workdir: str | os.PathLike) -> SavedRun:
   if record is None or "start" not in record["config"]:
     raise ConfigError(f"--run={workdir} is not the workdir of a run.")
   config = dict(record["config"])
+  commits = locations.recorded_commits(workdir)
+  config.pop(locations.COMMITS, None)
   start, contents = config.pop("start"), config.pop("contents", None) or {}
   if not isinstance(start, str | None) or not isinstance(contents, dict):
     raise workdirs.WorkdirError(
@@ -221,4 +226,8 @@ def read_run(workdir: str | os.PathLike) -> SavedRun:
   files = settings.files
   if files is not None and files.random_model is not None:
     files = tiny_files.make_files(files, start / "tiny")
+  elif files is not None:
+    locator = locations.Locator(commits)
+    policy = locator.model("files.policy", files.policy)
+    files = dataclasses.replace(files, policy=policy)
   return SavedRun(workdir, start, settings, files, contents)

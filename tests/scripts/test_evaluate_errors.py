@@ -110,7 +110,7 @@ def test_a_prm_with_another_vocabulary_raises(tiny, tmp_path):
 @pytest.mark.parametrize(
   ("changes", "error", "message"),
   [
-    ({"policy": "/nowhere"}, HuggingFaceError, "/nowhere"),
+    ({"policy": "/nowhere"}, ConfigError, "policy=/nowhere is no folder, and"),
     ({"policy": "PRM"}, ConfigError, r"config\.policy=.* holds a PRM"),
     ({"prm": "POLICY"}, ConfigError, r"config\.prm=.* holds a language model"),
     (

@@ -11,6 +11,7 @@ settings that our decoder does not implement exactly raise an error.
   tensors        names and layouts of the tensors, in both directions
   files          safetensors files
   load, export   folders to parameters, and back
+  hub_names, hub   names of models and data on the Hugging Face hub; fetching
 """
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
@@ -22,12 +23,9 @@ from pure_jax.host.huggingface.config import (
   warn_beyond_positions,
 )
 from pure_jax.host.huggingface.export import export_policy, export_prm
+from pure_jax.host.huggingface.files import MODEL_FILES, TOKENIZER_FILES
 from pure_jax.host.huggingface.json_fields import read_json_object
 from pure_jax.host.huggingface.load import load_policy, load_prm
-
-# Suffixes of the files of a tokenizer, and of a whole model folder.
-TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
-MODEL_FILES = (*TOKENIZER_FILES, ".safetensors")
 
 __all__ = [
   "MODEL_FILES",

@@ -26,6 +26,9 @@ from pure_jax.host.huggingface.json_fields import read_json_object
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+# Suffixes of the files of a tokenizer, and of a whole model folder.
+TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
+MODEL_FILES = (*TOKENIZER_FILES, ".safetensors")
 
 # Names of dtypes in safetensors to names in numpy. Quantized and integer
 # weights are not supported: their scales are unknown here.
@@ -76,7 +79,7 @@ def list_tensors(folder: str | os.PathLike) -> dict[str, StoredTensor]:
     return _list_file(single)
   if not index.exists():
     raise HuggingFaceError(_no_weights(folder))
-  shard_of = _read_index(index)
+  shard_of = read_index(index)
   tensors: dict[str, StoredTensor] = {}
   for shard in sorted(set(shard_of.values())):
     for name, stored in _list_file(folder / shard).items():
@@ -199,8 +202,18 @@ def write_file(
     os.fsync(file.fileno())
 
 
-def _read_index(index: pathlib.Path) -> dict[str, str]:
-  """The file of each tensor, checked to be a name without a path."""
+def read_index(index: pathlib.Path) -> dict[str, str]:
+  """Reads which file each tensor is in.
+
+  Args:
+    index: the index of a folder's shards.
+
+  Returns:
+    Names of safetensors files, without a path, by tensor.
+
+  Raises:
+    HuggingFaceError: if the index is missing or damaged.
+  """
   data = read_json_object(index)
   shard_of = data.get("weight_map")
   if not isinstance(shard_of, dict) or not shard_of:

@@ -6,6 +6,7 @@ because the ids that end a step do not change the costs.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -40,7 +41,8 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
     The specification, with all models in layout "fsdp" over all devices.
 
   Raises:
-    ConfigError: if RL trains adapters, which cannot be planned.
+    ConfigError: if RL trains adapters, which cannot be planned, or a model is
+      neither a folder nor has a named architecture.
   """
   if settings.rl.lora.rank:
     raise ConfigError(
@@ -48,8 +50,10 @@ def read_spec(settings: Settings, devices: Sequence[jax.Device]) -> RunSpec:
       "memory."
     )
   files, named = settings.files, settings
-  if files is not None and files.prm is None and files.random_model is None:
-    files = dataclasses.replace(files, prm=files.prm_architecture)
+  if files is not None and files.random_model is None:
+    policy_shape = _shape("policy", files.policy, files.architecture)
+    prm_shape = _shape("prm", files.prm, files.prm_architecture)
+    files = dataclasses.replace(files, policy=policy_shape, prm=prm_shape)
     named = dataclasses.replace(settings, files=files)
   one_device = Layouts.same(sharding.make_layout(devices=devices[:1]))
   run = read_sizes(named, one_device, _read_model)
@@ -86,6 +90,24 @@ def _check_sizes(run: RunSizes) -> None:
   check_counts(run, ["rl"])
   for stage, needs in stage_needs(run, ["rl"]).items():
     check_bytes(run.settings, stage, needs, None, "")
+
+
+def _shape(field: str, text: str | None, named: str | None) -> str | None:
+  """The folder or the name in `ARCHITECTURES` that says how large a model is.
+
+  The named architecture stands in place of a model that is not here. Nothing is
+  fetched for a plan.
+  """
+  if text in ARCHITECTURES or (text and pathlib.Path(text).is_dir()):
+    return text
+  if text is not None and named is None:
+    option = {"policy": "architecture", "prm": "prm_architecture"}[field]
+    raise ConfigError(
+      f"files.{field}={text} is no folder here, and nothing is fetched for a "
+      "plan: name a folder with a config.json, or a shape of "
+      f"pure_jax/runs/settings/models.py by --config.files.{option}."
+    )
+  return named
 
 
 def _read_model(name: str) -> ModelConfig:
