@@ -149,7 +149,9 @@ def test_models_are_recorded_and_missing_files_are_named(tiny, files, tmp_path):
   assert {*record["config"]["contents"]} == {"policy", "prm", *files}
   assert len({*record["config"]["contents"].values()}) == 5
   files["train"].unlink()
-  with pytest.raises(ConfigError, match=r"files\.train=.* is no file, and no id"):
+  with pytest.raises(
+    ConfigError, match=r"files\.train=.* is no file, and no id"
+  ):
     reopen(settings, tmp_path / "run")
 
 

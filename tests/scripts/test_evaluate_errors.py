@@ -14,7 +14,6 @@ from policy_evaluations import on_files, smoke, start_process
 from prm_evaluations import smoke as prm_settings
 
 from pure_jax.host.checkpoints.record import config_differences
-from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.host.text.tokenization import TokenizerError
 from pure_jax.runs import workdir

@@ -83,6 +83,11 @@ def git_hash(content):
   return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def sha256(content):
+  """The hash that the hub gives a large file."""
+  return hashlib.sha256(content).hexdigest()
+
+
 def is_large(name):
   """Whether the hub keeps a file outside git."""
   return name.endswith(LARGE)
@@ -174,7 +179,15 @@ class LoopbackHub:
     if isinstance(found, Answer):
       return found
     described, commit = found
-    names = described.commits[commit]
+    siblings = []
+    for name, content in sorted(described.commits[commit].items()):
+      sibling = {"rfilename": name}
+      if "blobs=" in request.path:
+        sibling |= {"size": len(content), "blobId": git_hash(content)}
+        if is_large(name):
+          sibling["lfs"] = {"sha256": sha256(content), "size": len(content)}
+          sibling["lfs"]["pointerSize"] = 1
+      siblings.append(sibling)
     return as_json(
       {
         "id": repo.partition("/")[2],
@@ -182,7 +195,7 @@ class LoopbackHub:
         "private": False,
         "gated": "manual" if described.is_gated else False,
         "tags": [],
-        "siblings": [{"rfilename": name} for name in sorted(names)],
+        "siblings": siblings,
       }
     )
 
@@ -197,10 +210,14 @@ class LoopbackHub:
       entry = {"type": "file", "path": name, "size": len(content)}
       entry["oid"] = git_hash(content)
       if is_large(name):
-        digest = hashlib.sha256(content).hexdigest()
-        entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 1}
+        entry["lfs"] = {"oid": sha256(content), "size": len(content)}
+        entry["lfs"]["pointerSize"] = 1
       entries.append(entry)
     return as_json(entries)
+
+  def fail(self, request):
+    """An answer of a hub that is out of order, for a route of its own."""
+    return Answer(503)
 
   def send_file(self, request, repo, revision, file):
     """A file, or its rest from a byte on."""
@@ -222,7 +239,7 @@ class LoopbackHub:
       )
     headers["ETag"] = f'"{git_hash(content)}"'
     if is_large(file):
-      headers["X-Linked-Etag"] = f'"{hashlib.sha256(content).hexdigest()}"'
+      headers["X-Linked-Etag"] = f'"{sha256(content)}"'
       headers["X-Linked-Size"] = str(len(content))
     body = content
     if request.method == "GET":

@@ -184,10 +184,6 @@ def _describe(name: HubName, revision: str) -> Any:
     raise _Unreachable("HF_HUB_OFFLINE is set") from error
   except errors.HfHubHTTPError as error:
     raise _refusal(name, revision, error) from error
-  except errors.HFValidationError as error:
-    raise HuggingFaceError(
-      f"{name.repo_id} is no id of the Hugging Face hub: {_reason(error)}"
-    ) from error
   # The HTTP client has errors of its own; versions differ in the client.
   except Exception as error:
     raise _Unreachable(

@@ -5,11 +5,12 @@ import re
 
 # Suffixes of files of rows.
 DATA_FILES = (".jsonl", ".ndjson", ".json", ".parquet")
-_PART = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
-_MODEL = re.compile(rf"({_PART}/{_PART})(?:@([\w./-]+))?", re.ASCII)
-_DATA = re.compile(
-  rf"({_PART}/{_PART})((?:/[\w .,()+=-]+)*)(?:@([\w./-]+))?", re.ASCII
-)
+_PART = r"[A-Za-z0-9_](?:[\w.-]*[A-Za-z0-9_])?"
+# The hub forbids these in the middle of an id, and at its end.
+_ID = rf"(?!.*(?:--|\.\.))({_PART}/{_PART})(?<!\.git)"
+_REVISION = r"(?:@(\w[\w.-]*(?:/\w[\w.-]*)*))?"
+_MODEL = re.compile(_ID + _REVISION, re.ASCII)
+_DATA = re.compile(rf"{_ID}((?:/[\w .,()+=-]+)*){_REVISION}", re.ASCII)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +78,6 @@ def parse_data(text: str) -> HubName | None:
     return None
   path = match[2].removeprefix("/") or None
   is_file = (path or match[1]).endswith(DATA_FILES)
-  if is_file != (path is not None) or ".." in match[2].split("/"):
+  if is_file != (path is not None):
     return None
   return HubName("dataset", match[1], match[3], path)
