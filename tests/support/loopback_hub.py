@@ -260,6 +260,7 @@ class LoopbackHub:
       """Reads requests, and writes the answers of the hub."""
 
       protocol_version = "HTTP/1.1"
+      disable_nagle_algorithm = True
 
       def handle_request(self):
         """Answers one request."""
@@ -292,7 +293,9 @@ class LoopbackHub:
     self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     self._server.daemon_threads = True
     self.url = f"http://127.0.0.1:{self._server.server_port}"
-    threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    threading.Thread(
+      target=self._server.serve_forever, args=(0.01,), daemon=True
+    ).start()
     return self
 
   def stop(self):
