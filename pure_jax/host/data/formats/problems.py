@@ -9,11 +9,14 @@ The layouts of the real files:
   "null" except in 879 rows, those of the 10 % verifiable setting.
   ``ref_answer`` is the answer of the other rows, and "null" in the 879: each
   row has exactly one of the two. Two ``ref_answer`` are empty, and one problem
-  occurs twice. ``level`` is "3", "4" or "5".
+  occurs twice. ``level`` is "3", "4" or "5". On the hub the same prompts are in
+  SimpleRL-Zoo-Data: there ``gt_answer`` has every answer, and ``level`` is a
+  number.
 * MATH500: ``problem``, ``answer``, ``solution``, ``subject``, ``level`` (a
   number), ``unique_id``.
 * Minerva: ``problem``, ``solution``, ``type``, ``idx``. The answer is the
-  content of the last ``\boxed{}`` of the solution.
+  content of the last ``\boxed{}`` of the solution. On the hub: ``question`` and
+  ``answer``, no other field.
 * OlympiadBench: ``question``, ``solution`` (a list of alternatives, of which
   the first is used), ``final_answer`` (a list of one text). Dollar signs in
   that text, which are not always paired (``$221,$8$``), and a full stop at its
@@ -21,7 +24,8 @@ The layouts of the real files:
   one row) become fields of the record. A ``context`` is put before the
   question.
 * AIME 2024: ``answer`` has three digits (``025``), and becomes a plain number.
-* AMC 2023: ``answer`` is a float (``27.0``), and becomes a plain number.
+* AMC 2023: ``answer`` is a float (``27.0``), and becomes a plain number. On the
+  hub the problem is ``question``, and the answer may be a text.
 """
 
 import re
@@ -31,6 +35,7 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import boxed
 
 _GSM8K_ANSWER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?", re.ASCII)
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
 _ANNOTATION = re.compile(r"<<[^<>]*>>")
 NULL = "null"  # The MATH prompts: there is no answer.
 
@@ -82,16 +87,21 @@ def _gsm8k(row: Row, number: int) -> list[Problem]:
 
 def _math8k(row: Row, number: int) -> list[Problem]:
   """Parses a row of the MATH prompts of PURE."""
-  answer = fields.text(row, "answer")
-  withheld = fields.optional_text(row, "ref_answer")
+  if "gt_answer" in row:
+    answer, withheld = fields.optional_text(row, "gt_answer"), None
+    level = fields.value(row, "level")
+  else:
+    answer = fields.text(row, "answer")
+    withheld = fields.optional_text(row, "ref_answer")
+    level = fields.text(row, "level")
   return [
     Problem(
       id=f"math8k/{number}",
       source="math8k",
       problem=fields.text(row, "question"),
-      answer=None if answer == NULL else answer,
+      answer=None if answer in (NULL, "", None) else answer,
       withheld_answer=None if withheld in (NULL, "", None) else withheld,
-      level=_level(fields.text(row, "level")),
+      level=_level(level),
     )
   ]
 
@@ -114,7 +124,15 @@ def _math500(row: Row, number: int) -> list[Problem]:
 
 def _minerva(row: Row, number: int) -> list[Problem]:
   """Parses a row of Minerva's OCW courses."""
-  del number
+  if "question" in row:
+    return [
+      Problem(
+        id=f"minerva_math/{number}",
+        source="minerva_math",
+        problem=fields.text(row, "question"),
+        answer=fields.text(row, "answer"),
+      )
+    ]
   solution = fields.text(row, "solution")
   answer = (boxed(solution) or "").strip()
   if not answer:
@@ -181,6 +199,8 @@ def _aime24(row: Row, number: int) -> list[Problem]:
 def _amc23(row: Row, number: int) -> list[Problem]:
   """Parses a row of AMC 2023."""
   del number
+  if "problem" not in row and "question" in row:
+    return [_amc23_of_the_hub(row)]
   return [
     Problem(
       id=f"amc23/{fields.integer(row, 'id')}",
@@ -189,6 +209,25 @@ def _amc23(row: Row, number: int) -> list[Problem]:
       answer=fields.number_text(fields.number(row, "answer")),
     )
   ]
+
+
+def _amc23_of_the_hub(row: Row) -> Problem:
+  """Parses a row of AMC 2023, whose numbers may be texts."""
+  numbers = {}
+  for name in ("id", "answer"):
+    value = fields.value(row, name)
+    if not isinstance(value, str):
+      numbers[name] = fields.number_text(fields.number(row, name))
+    elif _NUMBER.fullmatch(value.strip()):
+      numbers[name] = value.strip().removesuffix(".0")
+    else:
+      raise ValueError(f"field {name!r} is {value!r}, not a number")
+  return Problem(
+    id=f"amc23/{numbers['id']}",
+    source="amc23",
+    problem=fields.text(row, "question"),
+    answer=numbers["answer"],
+  )
 
 
 def _level(value: int | str) -> int:
