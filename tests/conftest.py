@@ -127,6 +127,7 @@ COMPILED_QUICKLY = {
   "test_kv_cache.py",
   "test_labelled_solutions.py",
   "test_layouts.py",
+  "test_locations.py",
   "test_lora.py",
   "test_lora_runs.py",
   "test_losses.py",
