@@ -16,6 +16,7 @@ RUNTIME = [
   "absl-py>=2.5.1",
   "array_record>=0.8.6",
   "flax>=0.12.8",  # flax.struct only.
+  "huggingface_hub>=2.4.0",
   "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
   "jax>=0.10,<0.13",
   "jinja2>=3.1.6",  # transformers needs it for chat templates.

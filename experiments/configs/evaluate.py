@@ -1,9 +1,11 @@
 """Fields of an evaluation: a policy's responses, graded and reported.
 
-It names no file: give a policy, and a file for each benchmark to run.
+It names no file: give a policy, and a file for each benchmark to run, or their
+ids on the Hugging Face hub (see files.py).
 
   python experiments/evaluate.py --config=experiments/configs/evaluate.py \\
-    --workdir=DIR --config.policy=FOLDER --config.benchmarks.math500.file=FILE
+    --workdir=DIR --config.policy=Qwen/Qwen2.5-Math-1.5B \\
+    --config.benchmarks.math500.file=HuggingFaceH4/MATH-500
 
 `evaluate.py:paper` is the authors' evaluation: their prompt, and one greedy
 response of at most 3,000 tokens (eval/sh/eval.sh of PURE's repository).
@@ -56,9 +58,9 @@ def fields() -> dict:
     seed=0,  # Seed of the samples.
     progress=True,  # Progress bar on stderr.
     mesh=base.mesh(),  # Mesh of devices.
-    policy=placeholder(str),  # Folder of a Hugging Face model.
+    policy=placeholder(str),  # Folder or id of a Hugging Face model.
     random_model=False,  # True: a tiny random policy, PRM, problems.
-    prm=placeholder(str),  # Folder of a PRM; None has no PRM.
+    prm=placeholder(str),  # Folder or id of a PRM; None has no PRM.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
     # Dtype of products: "float32", "bfloat16", or "auto", which is bfloat16 on
     # accelerators and float32 on CPUs.

@@ -1,11 +1,13 @@
 """Fields of an evaluation of a PRM on labelled solutions; it names no file.
 
   python experiments/evaluate_prm.py --workdir=DIR \\
-    --config=experiments/configs/evaluate_prm.py --config.prm=PURE-PRM-7B \\
-    --config.score.separator=each \\
+    --config=experiments/configs/evaluate_prm.py \\
+    --config.prm=jinachris/PURE-PRM-7B --config.score.separator=each \\
     --config.data="({'name': 'gsm8k', 'file': 'gsm8k.json', \\
-      'format': 'processbench'}, {'name': 'math', 'file': 'math.json', \\
-      'format': 'processbench'})"
+      'format': 'processbench'}, {'name': 'math', 'format': 'processbench', \\
+      'file': 'Qwen/ProcessBench/math.json'})"
+
+A folder or an id of the Hugging Face hub is named, and so is a file (files.py).
 
 PURE-PRM-7B was trained on steps that are encoded each by itself; the default
 separator "insert" would give it other ids.
@@ -40,12 +42,12 @@ def get_config(variant: str = "full") -> ConfigDict:
       progress=True,  # Progress bars on stderr.
       mesh=base.mesh(),  # Mesh of devices.
       # One of these three is the PRM.
-      prm=placeholder(str),  # Folder of a Hugging Face token classifier.
+      prm=placeholder(str),  # Folder or id of a token classifier.
       run=placeholder(str),  # Workdir of a run of train_prm.py.
       # "tied" or "untied": a tiny random model and a few problems replace all
       # files, to try the code without a model.
       random_model=placeholder(str),
-      tokenizer=placeholder(str),  # Folder; None takes the folder of `prm`.
+      tokenizer=placeholder(str),  # Folder or id; None takes that of `prm`.
       eos_token=placeholder(str),  # Ends a solution; None: the folder's.
       # Class of `prm` that means a good step; None chooses by the class names.
       good_class=placeholder(int),

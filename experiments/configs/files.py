@@ -6,6 +6,12 @@ be given:
   python experiments/train_pure.py --config=experiments/configs/files.py \\
     --workdir=DIR --config.files.policy=FOLDER --config.files.train=FILE ...
 
+An id of the Hugging Face hub does in place of a folder (ORG/NAME, as in
+Qwen/Qwen2.5-Math-1.5B) and of a file (ORG/NAME/PATH, or ORG/NAME alone for the
+file that docs/public_data.md lists), each with or without @REVISION at its end.
+The hub's files are fetched into the cache of `huggingface_hub`. The run records
+the commit, and takes the same one when it is resumed.
+
 A file of another format needs a mapping, from the fields of
 `host/data/records.py` to the fields of the file:
 
@@ -49,7 +55,7 @@ def get_config(variant: str = "full") -> ConfigDict:
 def files() -> dict:
   """Models and data."""
   return dict(
-    policy=placeholder(str),  # Folder of a Hugging Face model.
+    policy=placeholder(str),  # Folder or id of a Hugging Face model.
     # A tiny random model in place of files, to try the code without a model:
     # a Qwen2 with "tied" or "untied" embeddings, or a "llama".
     random_model=placeholder(str),
@@ -57,7 +63,7 @@ def files() -> dict:
     # "held_out"), a random "prm" to load, "labelled" solutions to train a PRM
     # on, or two "benchmarks".
     random_files=("train", "held_out", "labelled"),
-    prm=placeholder(str),  # Folder of a trained PRM; None trains one.
+    prm=placeholder(str),  # Folder or id of a trained PRM; None trains one.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
     # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed", or
     # "pure", which is the paper's; see `PROMPT_FORMATS`.
@@ -72,8 +78,8 @@ def files() -> dict:
     prm_prompt_tokens=1024,  # Longest prompt of the PRM, tokens.
     # Longest response that the PRM is trained on, tokens.
     response_tokens=2048,
-    # Files of rows and their formats, see host/data/formats/named.py. The
-    # formats mapped_problems and mapped_steps need a mapping from fields of
+    # Files of rows, or ids, and their formats, see
+    # host/data/formats/named.py. The formats mapped_problems and mapped_steps need a mapping from fields of
     # a record to fields of the file; it is None for other formats.
     train=placeholder(str),  # Problems of RL; None if only a PRM is trained.
     train_format="math8k",  # Or another format of problems.
@@ -94,7 +100,7 @@ def files() -> dict:
     skip_malformed=False,  # True: malformed rows are counted, not errors.
     grader=grader(),
     model=computation(),
-    # For plan.py if no folder is named: a name in settings/models.py.
+    # For plan.py, unless a folder is named: a name in settings/models.py.
     architecture=placeholder(str),  # Of the policy.
     prm_architecture=placeholder(str),  # Of the PRM.
   )
@@ -112,7 +118,7 @@ def benchmark(format_name: str, *, averaged: bool) -> ConfigDict:
   """A file of problems."""
   return ConfigDict(
     dict(
-      file=placeholder(str),  # None leaves the benchmark out.
+      file=placeholder(str),  # Or an id; None leaves the benchmark out.
       format=format_name,  # See host/data/formats/named.py.
       # For mapped_problems: fields of a record to fields of the file, see
       # above.

@@ -34,6 +34,7 @@ MAY_IMPORT = {
 DEVICE_PACKAGES = {"jax", "numpy", "optax", "flax"}
 HEAVY = {
   "array_record",
+  "huggingface_hub",
   "math_verify",
   "matplotlib",
   "ml_collections",

@@ -133,7 +133,7 @@ def test_a_path_that_cannot_be_used_leaves_no_workdir(
 @pytest.mark.parametrize(
   ("changes", "message"),
   [
-    ({"random_model": False}, "policy must name the folder"),
+    ({"random_model": False}, "policy must name a Hugging Face model"),
     ({"random_model": False, "policy": "x"}, "no benchmark has a file"),
     ({"policy": "x"}, "random_model stands in place"),
     ({"greedy": False, "samples": 0}, "no response would be generated"),

@@ -66,7 +66,9 @@ class EvaluationSettings:
     one_of(self, "compute_dtype param_dtype", DTYPE_CHOICES)
     one_of(self, "repetition_unit", UNITS)
     if not self.random_model and self.policy is None:
-      raise ValueError("policy must name the folder of a Hugging Face model.")
+      raise ValueError(
+        "policy must name a Hugging Face model: a folder, or ORG/NAME."
+      )
     if self.random_model and (self.policy or self.prm):
       raise ValueError("random_model stands in place of policy and prm.")
     named = self.named_benchmarks()
@@ -203,7 +205,7 @@ class EvaluatePRMSettings:
     sources = (self.prm, self.run, self.random_model)
     if sum(source is not None for source in sources) != 1:
       raise ValueError(
-        "prm names the folder of a Hugging Face model, run the workdir of "
+        "prm names a Hugging Face model (folder or id), run the workdir of "
         "train_prm.py: set one of them, or random_model for a trial."
       )
     one_of(self, "random_model", ("tied", "untied"))

@@ -157,7 +157,7 @@ class FilesSettings:
     find_format(self.labelled_format, self.labelled_fields, self.neutral_labels)
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
-        "policy names the folder of a Hugging Face model; set it, or "
+        "policy names a Hugging Face model, by its folder or its id; set it, or "
         "random_model for a trial, not both."
       )
     one_of(self, "random_model", ("tied", "untied", "llama"))

@@ -9,6 +9,8 @@ To add a format:
    of the results of `parse`: prepared data sets are looked up by it.
 3. Add the format to `named.FORMATS`. Configs and flags then accept its name.
 4. Test it on rows written by hand: tests/host/data/test_problems.py.
+5. If the Hugging Face hub has a file in the format, name it in `public.PUBLIC`
+   and in docs/public_data.md. `ORG/NAME` in a config then stands for it.
 
 Files that only have other field names need no format: see `mapped`.
 """
