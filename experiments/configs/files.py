@@ -79,8 +79,9 @@ def files() -> dict:
     # Longest response that the PRM is trained on, tokens.
     response_tokens=2048,
     # Files of rows, or ids, and their formats, see
-    # host/data/formats/named.py. The formats mapped_problems and mapped_steps need a mapping from fields of
-    # a record to fields of the file; it is None for other formats.
+    # host/data/formats/named.py. The formats mapped_problems and mapped_steps
+    # need a mapping from fields of a record to fields of the file; it is None
+    # for other formats.
     train=placeholder(str),  # Problems of RL; None if only a PRM is trained.
     train_format="math8k",  # Or another format of problems.
     train_fields=placeholder(ConfigDict),  # Mapping of fields.

@@ -157,8 +157,8 @@ class FilesSettings:
     find_format(self.labelled_format, self.labelled_fields, self.neutral_labels)
     if (self.policy is None) == (self.random_model is None):
       raise ValueError(
-        "policy names a Hugging Face model, by its folder or its id; set it, or "
-        "random_model for a trial, not both."
+        "policy names a Hugging Face model, by its folder or its id; set it, "
+        "or random_model for a trial, not both."
       )
     one_of(self, "random_model", ("tied", "untied", "llama"))
     one_of(self, "architecture prm_architecture", tuple(ARCHITECTURES))
