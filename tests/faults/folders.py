@@ -1,4 +1,4 @@
-"""Faults of reading untrusted folders: models, tokenizers, rows."""
+"""Faults of reading models, tokenizers and rows: of folders, of the hub."""
 
 from faults import Fault
 
@@ -66,5 +66,58 @@ FAULTS = (
     "not -(2**31) <= self.level < 2**31",
     "False",
     ("test_hostile_rows.py::test_a_number_that_cannot_be_stored_has_its_row",),
+  ),
+  Fault(
+    "a file of the hub is not compared with its hash",
+    "host.huggingface.hub:_fetch_file",
+    "digest.hexdigest() != expected",
+    "False",
+    ("test_hub.py::test_a_file_with_another_hash_is_not_kept",),
+  ),
+  Fault(
+    "pickles and code of a model are fetched",
+    "host.huggingface.hub:_model_files",
+    "if file.endswith(files.TOKENIZER_FILES) and file != files.INDEX_FILE",
+    "if file not in (files.INDEX_FILE, files.SINGLE_FILE)",
+    ("test_hub.py::test_a_model_is_fetched_without_pickles_code_and_copies",),
+  ),
+  Fault(
+    "a part of a model in the cache is taken for all of it",
+    "host.huggingface.hub:_has_weights",
+    "return index.exists() and",
+    "return not index.exists() or",
+    ("test_hub.py::test_half_a_model_in_the_cache_is_none",),
+  ),
+  Fault(
+    "the cache does not note which commit a branch was at",
+    "host.huggingface.hub:_fetch",
+    "_download(name, first, revision)",
+    "",
+    ("test_hub.py::test_without_the_hub_the_cache_is_used_and_a_line_says_so",),
+  ),
+  Fault(
+    "a resumed run takes what the branch is now",
+    "runs.locations:Locator._fetch",
+    "self._known.get(name.key)",
+    "None",
+    (
+      "test_locations.py::test_a_run_records_ids_and_commits_and_is_resumed_at_them",
+    ),
+  ),
+  Fault(
+    "processes look up the commit of a branch by themselves",
+    "runs.locations:locate",
+    "find_at(commits)",
+    "find_at({})",
+    (
+      "test_locations.py::test_other_processes_take_the_commits_of_process_zero",
+    ),
+  ),
+  Fault(
+    "an id is asked for although a folder has its name",
+    "runs.locations:Locator.model",
+    "pathlib.Path(text).is_dir()",
+    "pathlib.Path(text).is_absolute()",
+    ("test_locations.py::test_what_is_here_comes_first",),
   ),
 )

@@ -290,7 +290,7 @@ def test_what_is_here_comes_first(server, tmp_path, monkeypatch):
   assert locator.commits == {} and server.requests == []
 
 
-def test_files_of_one_data_set_are_of_one_commit(server):
+def test_files_of_one_data_set_are_of_one_commit_as_recorded(server):
   name = "datasets/acme/both"
   first = server.commit(name, {"a.json": b"[]", "b.json": b"[]"})
   locator = Locator({})
@@ -298,6 +298,9 @@ def test_files_of_one_data_set_are_of_one_commit(server):
   server.commit(name, {"a.json": b"[1]", "b.json": b"[1]"})
   path = locator.data("files.held_out", "acme/both/b.json", "math500")
   assert first in path and locator.commits == {name: first}
+  resumed = Locator({name: first})
+  path = resumed.data("files.train", "acme/both/a.json", "math500")
+  assert first in path and resumed.commits == {name: first}
   # Of a revision that is named, that one.
   second = server.commit(name, {"b.json": b"[2]"}, "v2")
   path = locator.data("files.held_out", "acme/both/b.json@v2", "math500")

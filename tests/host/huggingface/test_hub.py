@@ -104,6 +104,9 @@ def test_a_model_is_fetched_without_pickles_code_and_copies(server):
   sent = server.downloads()
   assert {*sent} == {*MODEL} and len(sent) == len(MODEL)
   assert sent[-1] == "model.safetensors"  # Whoever has it has all files.
+  # The client finds it in its cache, as it does what it fetched by itself.
+  found = huggingface_hub.try_to_load_from_cache("acme/tiny", "config.json")
+  assert found == str(snapshot.path / "config.json")
   server.requests.clear()
   assert hub.fetch_model(NAME) == snapshot
   assert server.downloads() == []
