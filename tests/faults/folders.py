@@ -93,7 +93,7 @@ FAULTS = (
     "host.huggingface.hub:_fetch",
     "_download(name, first, revision)",
     "",
-    ("test_hub.py::test_without_the_hub_the_cache_is_used_and_a_line_says_so",),
+    ("test_hub.py::test_a_model_is_fetched_without_pickles_code_and_copies",),
   ),
   Fault(
     "a resumed run takes what the branch is now",
@@ -101,7 +101,7 @@ FAULTS = (
     "self._known.get(name.key)",
     "None",
     (
-      "test_locations.py::test_a_run_records_ids_and_commits_and_is_resumed_at_them",
+      "test_locations.py::test_files_of_one_data_set_are_of_one_commit_as_recorded",
     ),
   ),
   Fault(
