@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 from benchmarks import presets
+from benchmarks.cases import BenchmarkError
 from checkout import ROOT
+from loopback_hub import LoopbackHub
 from script_in_process import imported_script
 
 
@@ -83,6 +86,20 @@ def test_impossible_flags_end_in_a_sentence(words, message, capsys):
   ):
     script.main(["benchmark.py"])
   assert message in capsys.readouterr().err
+
+
+def test_weights_may_be_on_the_hub(tmp_path):
+  files = {"config.json": b"{}", "model.safetensors": b""}
+  with LoopbackHub() as hub, hub.in_use(tmp_path):
+    commit = hub.commit("models/acme/tiny", files)
+    with imported_script("benchmark", "weights=acme/tiny") as script:
+      path = pathlib.Path(script.read_options().weights)
+    with (
+      imported_script("benchmark", "weights=acme/none") as script,
+      pytest.raises(BenchmarkError, match="--weights=acme/none is no folder"),
+    ):
+      script.read_options()
+  assert path.name == commit and {f.name for f in path.iterdir()} == {*files}
 
 
 def test_flags_override_the_options_of_the_preset():
