@@ -13,8 +13,7 @@ config reads the original lines, by the rules of host/data/formats/prm800k.py,
 and removes no problem. Before an evaluation on MATH, remove its problems from
 the file, or use that data set, whose labels decide about neutral steps, with
 --config.files.labelled=HuggingFaceH4/prm800k-trl-dedup/PATH (its files could
-not be looked up) --config.files.labelled_format=stepwise
---config.files.neutral_labels=good.
+not be looked up) and --config.files.labelled_format=stepwise.
 
 Steps: the paper states 369k rows, 3 epochs of the head and then 1 epoch of all
 weights, in batches of 128: 3 x 369,000 / 128 = 8,648 updates (rounded down) and
@@ -40,9 +39,9 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.labelled_one_in = 100
   config.files.labelled_held_out_rows = 2_000  # Ours, like the share above.
-  # TRL's script for PRM800K calls a step good only if its rating is 1. Whether
-  # the data set that the model card names was made with it is unknown.
-  config.files.neutral_labels = "bad"
+  # The model card says that the ratings 1 and 0 are the positive labels. TRL's
+  # script for PRM800K calls a step good only if its rating is 1.
+  config.files.neutral_labels = "good"
   config.prm.score.separator = "each"  # As TRL's PRMTrainer encodes steps.
   # Ours: rows with more steps are left out.
   config.prm.score.max_steps = 128

@@ -236,7 +236,7 @@ def test_the_prm_run_is_that_of_the_paper():
     *(prm.head_steps, prm.full_steps),
   )
   assert prm.score.separator == "each"
-  assert made("pure_prm_7b")[1].files.neutral_labels == "bad"
+  assert made("pure_prm_7b")[1].files.neutral_labels == "good"
   assert made("pure_prm_7b")[1].files.model.compute_dtype == "auto"
 
 
