@@ -104,6 +104,9 @@ def open_run(
   config = dataclasses.asdict(settings)
   # Recorded, so that a resumed run cannot name another start.
   config["start"] = start and str(start_path)
+  layouts = make_layouts(settings)
+  # Before models are fetched, which the processes do together.
+  processes.require_same(json.dumps(config), "The configs")
   if settings.files is not None:
     files, commits = locations.locate(
       locations.locate_files, settings.files, path, start_path
@@ -112,7 +115,6 @@ def open_run(
     config["contents"] = contents(files)
     if commits:
       config[locations.COMMITS] = commits
-  layouts = make_layouts(settings)
   processes.require_same(
     json.dumps(config), "The config and the files it names"
   )
