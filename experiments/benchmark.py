@@ -125,7 +125,7 @@ _OPTIONS = {
       "weights",
       None,
       "Hugging Face folder of a model of the shape that --models names, such "
-      "as unpack_smollm2.py writes; random weights without it.",
+      "as unpack_gguf.py writes; random weights without it.",
     ),
   )
 }

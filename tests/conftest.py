@@ -112,6 +112,7 @@ COMPILED_QUICKLY = {
   "test_finite_updates.py",
   "test_gae.py",
   "test_generation.py",
+  "test_gguf_files.py",
   "test_hostile_files.py",
   "test_hostile_values.py",
   "test_huggingface_export.py",

@@ -52,6 +52,49 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a GGUF file without a weight gets random numbers in its place",
+    "host.huggingface.gguf_files:_read_model",
+    'if loaded["missing_keys"]:',
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "tensors of a GGUF file that nothing reads are ignored",
+    "host.huggingface.gguf_files:_write_model",
+    "if header.num_tensors != len(declared):",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "scaled rotary frequencies of a GGUF file are lost",
+    "host.huggingface.gguf_files:_check_supported",
+    "if scaling or _ROPE_FACTORS in names:",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "weights of a GGUF file that are not finite are written",
+    "host.huggingface.gguf_files:_arrays",
+    "if fault is not None:",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "tokens of a GGUF file get other ids",
+    "host.huggingface.gguf_files:_write_tokenizer",
+    "if ids.get(token) != expected.get(token):",
+    "if False:",
+    ("test_gguf_files.py::test_a_token_that_would_get_another_id_raises",),
+  ),
+  Fault(
     "a tokenizer may put any ids before a text",
     "host.text.huggingface_tokenizer:_read",
     "if unknown:",

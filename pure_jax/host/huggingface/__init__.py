@@ -11,6 +11,7 @@ settings that our decoder does not implement exactly raise an error.
   tensors        names and layouts of the tensors, in both directions
   files          safetensors files
   load, export   folders to parameters, and back
+  gguf_files     GGUF files to folders
 """
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
