@@ -106,6 +106,7 @@ setuptools.setup(
     "pure_jax.runs",
     "pure_jax.runs.evaluation",
     "pure_jax.runs.memory",
+    "pure_jax.runs.model_card",
     "pure_jax.runs.planning",
     "pure_jax.runs.planning.hlo",
     "pure_jax.runs.settings",

@@ -142,6 +142,7 @@ COMPILED_QUICKLY = {
   "test_policy.py",
   "test_prm.py",
   "test_processes.py",
+  "test_push.py",
   "test_ratios.py",
   "test_reference.py",
   "test_remat.py",

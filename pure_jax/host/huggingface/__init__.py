@@ -12,6 +12,7 @@ settings that our decoder does not implement exactly raise an error.
   files          safetensors files
   load, export   folders to parameters, and back
   gguf_files     GGUF files to folders
+  upload         folders to the hub
 """
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
