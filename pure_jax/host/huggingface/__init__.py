@@ -10,9 +10,9 @@ settings that our decoder does not implement exactly raise an error.
   config         config.json to and from `ModelConfig`
   tensors        names and layouts of the tensors, in both directions
   files          safetensors files
-  load, export   folders to parameters, and back
   gguf_files     GGUF files to folders
   upload         folders to the hub
+  load, export   folders to parameters, and back
 """
 
 from pure_jax.host.huggingface.architectures import HuggingFaceError
