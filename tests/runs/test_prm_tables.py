@@ -41,7 +41,9 @@ def solutions(*labels_and_rewards):
 
 
 def scored(*labels_and_rewards):
-  return prm_tables.stack_solutions(solutions(*labels_and_rewards))
+  return prm_tables.stack_solutions(
+    solutions(*labels_and_rewards), [1] * len(labels_and_rewards)
+  )
 
 
 def test_only_a_first_error_that_is_known_counts():

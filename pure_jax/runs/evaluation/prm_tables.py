@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pure_jax.host.evaluation import prm_metrics
+from pure_jax.host.evaluation import ranking_metrics as ranking
 from pure_jax.host.evaluation.intervals import (
   Bootstrap,
   Estimate,
@@ -14,6 +15,7 @@ from pure_jax.host.evaluation.intervals import (
   estimate_statistic,
 )
 from pure_jax.host.evaluation.report import Table
+from pure_jax.host.evaluation.response_scores import response_scores
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.evaluation.score_file import ScoredSolution
 from pure_jax.runs.settings.conversion import ConfigError
@@ -30,6 +32,7 @@ class ScoredData:
     step_mask: [n, S] bool, True where the step exists.
     good: [n, S] bool, labels.
     label_mask: [n, S] bool, True where a step has a label.
+    characters: [n] int64, length of the steps' texts.
     left_out: number of solutions without step rewards, by reason.
     total: number of solutions of the data set.
   """
@@ -39,15 +42,19 @@ class ScoredData:
   step_mask: np.ndarray
   good: np.ndarray
   label_mask: np.ndarray
+  characters: np.ndarray
   left_out: dict[str, int]
   total: int
 
 
-def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
+def stack_solutions(
+  solutions: Sequence[ScoredSolution], characters: Sequence[int]
+) -> ScoredData:
   """Collects the solutions that are not left out into arrays.
 
   Args:
     solutions: all solutions of a data set, in any order.
+    characters: length of the texts of each row of the data set.
   """
   solutions = sorted(solutions, key=lambda solution: solution.row)
   scored = [s for s in solutions if s.left_out is None]
@@ -67,6 +74,7 @@ def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
     step_mask=step_mask,
     good=good,
     label_mask=label_mask,
+    characters=np.asarray([characters[s.row] for s in scored], int),
     left_out={reason: reasons.count(reason) for reason in LEFT_OUT},
     total=len(solutions),
   )
@@ -102,6 +110,7 @@ def with_first_error(
     step_mask=data.step_mask[known],
     good=data.good[known],
     label_mask=data.label_mask[known],
+    characters=data.characters[known],
   )
   return selected, errors.take(known)
 
@@ -153,13 +162,48 @@ def _first_error_statistic(
 # ===== Single steps =====
 
 
+@dataclasses.dataclass(frozen=True)
+class _LabelledSteps:
+  """The labelled steps of a data set, and which of them a problem has.
+
+  The solutions of a problem, and the steps of a solution, are drawn together
+  for intervals, because they are not independent.
+  """
+
+  rewards: np.ndarray
+  good: np.ndarray
+  steps_of_problem: list[np.ndarray]
+
+  @classmethod
+  def of(cls, data: ScoredData) -> "_LabelledSteps":
+    """Collects them, in file order."""
+    rows, _ = np.nonzero(data.label_mask)
+    steps_of: dict[str, list[int]] = {}
+    for step, row in enumerate(rows):
+      steps_of.setdefault(data.solutions[row].problem, []).append(step)
+    return cls(
+      data.rewards[data.label_mask],
+      data.good[data.label_mask],
+      [np.asarray(steps) for steps in steps_of.values()],
+    )
+
+  def statistic(
+    self, metric: Callable[..., float | None], *options: float
+  ) -> Statistic:
+    """A metric of steps as a statistic of problems."""
+
+    def compute(problems: np.ndarray) -> float | None:
+      steps = np.concatenate([self.steps_of_problem[i] for i in problems])
+      mask = np.ones(len(steps), bool)
+      return metric(self.rewards[steps], self.good[steps], mask, *options)
+
+    return Statistic(compute, len(self.steps_of_problem))
+
+
 def step_metrics(
   data: ScoredData, threshold: float, bins: int, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
   """Estimates accuracy, AUC and calibration, with intervals over problems.
-
-  The solutions of a problem, and the steps of a solution, are drawn together,
-  because they are not independent.
 
   Args:
     data: scored solutions.
@@ -167,36 +211,56 @@ def step_metrics(
     bins: number of bins of the calibration error.
     bootstrap: how intervals are computed.
   """
-  rows, _ = np.nonzero(data.label_mask)
-  rewards = data.rewards[data.label_mask]
-  good = data.good[data.label_mask]
-  steps_of: dict[str, list[int]] = {}
-  for step, row in enumerate(rows):
-    steps_of.setdefault(data.solutions[row].problem, []).append(step)
-  steps_of_problem = [np.asarray(steps) for steps in steps_of.values()]
-
-  def over_problems(
-    metric: Callable[..., float | None], *options: float
-  ) -> Statistic:
-    def compute(problems: np.ndarray) -> float | None:
-      steps = np.concatenate([steps_of_problem[i] for i in problems])
-      mask = np.ones(len(steps), bool)
-      return metric(rewards[steps], good[steps], mask, *options)
-
-    return Statistic(compute, len(steps_of_problem))
-
+  steps = _LabelledSteps.of(data)
   return _estimates(
     {
-      "step_accuracy": over_problems(prm_metrics.accuracy, threshold),
-      "balanced_accuracy": over_problems(
+      "step_accuracy": steps.statistic(prm_metrics.accuracy, threshold),
+      "balanced_accuracy": steps.statistic(
         prm_metrics.balanced_accuracy, threshold
       ),
-      "auc": over_problems(prm_metrics.auc),
-      "calibration_error": over_problems(prm_metrics.calibration_error, bins),
-      "good_share": over_problems(lambda _, good, mask: float(good.mean())),
+      "auc": steps.statistic(prm_metrics.auc),
+      "calibration_error": steps.statistic(prm_metrics.calibration_error, bins),
+      "good_share": steps.statistic(lambda _, good, mask: float(good.mean())),
     },
     bootstrap,
   )
+
+
+def calibration(
+  data: ScoredData, bins: int, bootstrap: Bootstrap
+) -> dict[str, dict[str, Estimate]]:
+  """Compares p(good) with the labels: a reliability table.
+
+  Args:
+    data: scored solutions.
+    bins: number of bins of equal width, those of the calibration error.
+    bootstrap: how intervals, over the problems with steps in a bin, are
+      computed.
+
+  Returns:
+    A column for each bin that has labelled steps: how many, their mean p(good)
+    and the share of good ones.
+  """
+  labelled, columns = data.label_mask, {}
+  row_and_step = np.argwhere(labelled)
+  for number, chosen in prm_metrics.steps_of_bins(
+    data.rewards, labelled, bins
+  ).items():
+    mask = np.zeros_like(labelled)
+    mask[tuple(row_and_step[chosen].T)] = True
+    steps = _LabelledSteps.of(dataclasses.replace(data, label_mask=mask))
+    columns[f"{number / bins:.3g}-{(number + 1) / bins:.3g}"] = {
+      "steps": Estimate(value=len(chosen), count=len(steps.steps_of_problem))
+    } | _estimates(
+      {
+        "p(good)": steps.statistic(
+          lambda rewards, good, mask: float((rewards.mean() + 1) / 2)
+        ),
+        "good_share": steps.statistic(lambda _, good, mask: float(good.mean())),
+      },
+      bootstrap,
+    )
+  return columns
 
 
 def _estimates(
@@ -211,6 +275,76 @@ def _estimates(
 
 
 # ===== Whole solutions =====
+
+
+def ranking_metrics(
+  data: ScoredData, bootstrap: Bootstrap
+) -> dict[str, Estimate]:
+  """Estimates how scores rank solutions by their outcome, and by length.
+
+  Args:
+    data: scored solutions; those of unknown outcome are not used.
+    bootstrap: how intervals over problems are computed.
+
+  Returns:
+    "right", the share of right solutions, and for each of `response_scores`
+    "auc", the same among solutions of one problem, and the rank correlations
+    of the score with the number of steps and of characters. The count of the
+    second is that of problems with right and wrong solutions.
+  """
+  known = [
+    r for r, s in enumerate(data.solutions) if s.final_correct is not None
+  ]
+  right = np.asarray([data.solutions[r].final_correct for r in known], bool)
+  problems = [data.solutions[row].problem for row in known]
+  rows_of: dict[str, list[int]] = {}
+  for row, problem in enumerate(problems):
+    rows_of.setdefault(problem, []).append(row)
+  rows_of_problem = [np.asarray(rows) for rows in rows_of.values()]
+  lengths = {
+    "steps": data.step_mask[known].sum(1),
+    "characters": data.characters[known],
+  }
+  scores = response_scores(data.rewards[known], data.step_mask[known])
+
+  def over_problems(
+    metric: Callable[[np.ndarray], float | None],
+  ) -> Statistic:
+    def compute(chosen: np.ndarray) -> float | None:
+      return metric(np.concatenate([rows_of_problem[i] for i in chosen]))
+
+    return Statistic(compute, len(rows_of_problem))
+
+  estimates = _estimates(
+    {"right": over_problems(lambda rows: float(right[rows].mean()))}
+    | {
+      f"auc {name}": over_problems(
+        lambda rows, score=score: prm_metrics.auc(
+          score[rows], right[rows], np.ones(len(rows), bool)
+        )
+      )
+      for name, score in scores.items()
+    },
+    bootstrap,
+  )
+  for name, score in scores.items():
+    areas = ranking.auc_of_each_problem(problems, score, right)
+    if areas.size:
+      estimates[f"auc within problems {name}"] = estimate_mean(
+        [areas], bootstrap
+      )
+  return estimates | _estimates(
+    {
+      f"correlation with {unit} {name}": over_problems(
+        lambda rows, score=score, length=length: ranking.rank_correlation(
+          score[rows], length[rows]
+        )
+      )
+      for name, score in scores.items()
+      for unit, length in lengths.items()
+    },
+    bootstrap,
+  )
 
 
 def _best_of_n_metrics(
@@ -276,6 +410,13 @@ def make_tables(
     "Steps": {
       name: step_metrics(data, threshold, settings.bins, bootstrap)
       for name, data in data_sets.items()
+    },
+    **{
+      f"Calibration on {name}": calibration(data, settings.bins, bootstrap)
+      for name, data in data_sets.items()
+    },
+    "Ranking of solutions": {
+      name: ranking_metrics(data, bootstrap) for name, data in data_sets.items()
     },
     "Choice among solutions": {
       name: _best_of_n_metrics(data, bootstrap)
