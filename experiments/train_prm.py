@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
   interrupts.exit_on_ctrl_c()
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -102,10 +103,15 @@ def make_updates(
   labelled: LabelledResponses,
 ) -> tuple[MakeBatch, Update]:
   """Makes the batches and the update of a stage that runs the whole PRM."""
-  settings = run.spec.settings.prm
+  settings, config = run.spec.settings.prm, run.spec.prm_score_config
+  responses = labelled.responses
+  if settings.trunk_states is not None:
+    # Already laid out; then rows have no padding between prompt and response.
+    responses = trunk_states.compact(run.spec, responses)
+    config = dataclasses.replace(config, separator="each")
   step = supervised.make_prm_step(
     model,
-    run.spec.prm_score_config,
+    config,
     optimizer,
     run.spec.table,
     run.spec.layouts.training,
@@ -114,7 +120,7 @@ def make_updates(
 
   def make_batch(indices):
     # Every process crops to the columns that the whole batch needs.
-    batch = take_rows(labelled.responses, indices)
+    batch = take_rows(responses, indices)
     batch = labelled_solutions.crop(batch, settings.length_multiple)
     labels = labelled.labels[indices], labelled.label_mask[indices]
     return run.batches.put((batch, *labels))

@@ -159,6 +159,7 @@ COMPILED_QUICKLY = {
   "test_token_logp.py",
   "test_train.py",
   "test_transformer.py",
+  "test_trunk_states.py",
   "test_updates.py",
   "test_user_data.py",
 }

@@ -1,15 +1,57 @@
-"""A PRM on a real Qwen2.5 of 0.5B parameters: solutions of GSM8K, on a CPU.
+"""A PRM on a real Qwen2.5 of 0.5B parameters, from GSM8K solutions, on a CPU.
 
   python experiments/train_prm.py --workdir=DIR \\
     --config=experiments/configs/qwen2p5_0p5b_gsm8k_prm.py \\
     --config.files.policy=FOLDER \\
     --config.files.labelled=example_model_solutions.jsonl
 
-This config is not yet run.
+FOLDER is a Qwen2.5 with 0.5B parameters, such as the one that RL starts from.
+`--config.files.labelled_rows=500` trains on the first 500 solutions. The states
+that they need are kept, and a run on more solutions computes only the rest:
+name one folder for both runs with --config.prm.trunk_states=FOLDER.
+
+Data: four model solutions of each of GSM8K's 1,319 test problems, see
+host/data/formats/gsm8k_steps.py. The split is that of `gsm8k_prm.py`: one
+problem in ten is held out. Of the 5,276 solutions 5,248 fit: 4,704 to train on
+and 544 held out. They have 816,117 tokens and 22,906 steps.
+
+Labels come from `gsm8k_departures_and_answers`. A policy is rewarded for right
+answers, so the PRM must know them. With `gsm8k_departures` 3,081 of the 5,276
+last steps have no label and 1,998 of the others are good: a final answer is
+nearly always good there. With `gsm8k_steps` nearly all other steps are good.
+The texts have no calculator annotations, from which the labels are made.
+
+The first stage computes the trunk once for each solution and trains the head
+for ten epochs on its states. The second trains adapters of all matrices; each
+of its updates reads 16 solutions forwards and backwards.
+
+Afterwards, for intervals, calibration and the choice of one in four, on the
+labels of `gsm8k_prm.py`:
+
+  python experiments/evaluate_prm.py --workdir=DIR2 --config.run=DIR \\
+    --config=experiments/configs/evaluate_prm.py \\
+    --config.prompt_format=plain \\
+    --config.data="({'name': 'held out', 'format': 'gsm8k_departures', \\
+      'file': 'example_model_solutions.jsonl', 'held_out_one_in': 10},)"
+
+Does the PRM also rank what the policy writes? Take the responses.jsonl of an
+evaluation of the policy on problems that the PRM has not been trained on: those
+of GSM8K's train.jsonl, which RL uses too, or with 'held_out_one_in' a tenth of
+those of test.jsonl.
+
+    --config.data="({'name': 'own', 'format': 'responses', \\
+      'file': 'EVALUATION/responses.jsonl', \\
+      'problems': 'train.jsonl', 'problems_format': 'gsm8k'},)"
+
+`qwen2p5_0p5b_gsm8k_prm.py:smoke` runs both stages on a tiny random model in
+under a minute. This config is not yet run.
 """
 
 from configs import base, files, paper
 from ml_collections import ConfigDict
+
+# Of the first stage: ten epochs of 4,704 rows in batches of 16.
+HEAD_STEPS = 2_940
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -18,33 +60,34 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.update(
     {
-      "labelled_format": "gsm8k_departures",
+      "labelled_format": "gsm8k_departures_and_answers",
       "labelled_one_in": 10,
-      "prm_prompt_format": "plain",
+      "prm_prompt_format": "plain",  # The first step is a line of its own.
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 192,
       "response_tokens": 256,
       # Faster than bfloat16 on a CPU.
-      "model": {"compute_dtype": "float32", "remat": "layer"},
+      "model": {"compute_dtype": "float32"},
     }
   )
   config.prm.score.max_steps = 12
   config.prm.update(
     {
-      "batch_size": 16,
       "trunk_states": "trunk_states",
-      "head_steps": 3_000,
-      "full_steps": 100,
-      "log_every": 50,
+      "batch_size": 16,
+      "head_steps": HEAD_STEPS,
+      "full_steps": 60,
+      "log_every": 20,
       "length_multiple": 32,
       "head_optim": base.optimizer(
-        1e-3, weight_decay=0.1, decay_steps=3_000, decay="cosine"
+        1e-3, weight_decay=0.1, decay_steps=HEAD_STEPS
       ),
-      "full_optim": base.optimizer(2e-4, weight_decay=0.1, warmup_steps=10),
+      "full_optim": base.optimizer(2e-4, weight_decay=0.1, warmup_steps=5),
       "lora": {"rank": 8},
     }
   )
   if variant == "smoke":
     paper.tiny(config, "untied")
     config.files.labelled_format = "prm800k"  # The format of the tiny files.
+    config.prm.head_optim.decay_steps = config.prm.head_steps
   return config

@@ -103,7 +103,7 @@ def load_or_compute(
   num_steps = sum(len(text.steps) for text in texts)
   what = f"the trunk's states at {num_steps} steps"
   num_bytes = 4 * num_steps * spec.prm_model.width
-  need = Need(what, num_bytes, ("prm.trunk_states",), on_host=True)
+  need = Need(what, num_bytes, ("prm.score.max_steps",), on_host=True)
   check_bytes(spec.settings, what, [need], machine_bytes(), "this machine")
   keys = [_key(text) for text in texts]
   folder = folder / spec.settings.prm.trunk_states
@@ -118,6 +118,29 @@ def load_or_compute(
     states |= _compute(spec, batches, folder, trunk, missing)
   return TrunkStates(
     [states[key] for key in keys], spec.settings.prm.score.max_steps
+  )
+
+
+def compact(spec: RunSpec, responses: Demonstrations | PRMInputs) -> PRMInputs:
+  """Lays out what the PRM reads of each response, all padding on the right.
+
+  A batch of prompts and responses is as wide as its longest prompt and its
+  longest response together; these inputs are as wide as its longest text.
+
+  Args:
+    spec: the run's specification.
+    responses: n responses, at least one.
+
+  Returns:
+    Host arrays of n rows, as wide as the longest text or a little wider.
+  """
+  texts, settings = lay_out(spec, responses), spec.settings.prm
+  longest = max(text.num_tokens for text in texts)
+  return pad_prm_texts(
+    texts,
+    -(-longest // settings.length_multiple) * settings.length_multiple,
+    settings.score.max_steps,
+    int(spec.table.pad_id),
   )
 
 

@@ -39,7 +39,7 @@ _REPLACED = (
 )
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
 _SENTENCE_END = re.compile(r"(?:[.,;:?!]+(?:\s+|$))|\n")
-_RUN = re.compile(r"[\d.,+\-*/()%= ]*=[\d.,+\-*/()%= ]*", re.ASCII)
+_RUN = re.compile(r"[\d.,+\-*/()%= ]+", re.ASCII)
 _OPERATOR = re.compile(r"[\d)%]\s*[-+*/]")
 _TWO_QUOTIENTS = re.compile(r"/[^-+*()/]*/")  # 14 / 1/2 may be 14 / (1/2).
 # Words before a side that make it part of something else.
