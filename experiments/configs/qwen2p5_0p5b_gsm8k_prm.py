@@ -76,7 +76,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "trunk_states": "trunk_states",
       "batch_size": 16,
       "head_steps": HEAD_STEPS,
-      "full_steps": 60,
+      "full_steps": 45,
       "log_every": 20,
       "length_multiple": 32,
       "head_optim": base.optimizer(

@@ -101,7 +101,7 @@ def load_or_compute(
   """
   texts = lay_out(spec, responses)
   num_steps = sum(len(text.steps) for text in texts)
-  what = f"the trunk's states at {num_steps} steps"
+  what = f"keeping the trunk's states at {num_steps} steps"
   num_bytes = 4 * num_steps * spec.prm_model.width
   need = Need(what, num_bytes, ("prm.score.max_steps",), on_host=True)
   check_bytes(spec.settings, what, [need], machine_bytes(), "this machine")

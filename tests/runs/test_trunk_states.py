@@ -243,6 +243,8 @@ def test_states_that_memory_cannot_hold_are_refused(
   trunk, tmp_path, monkeypatch
 ):
   monkeypatch.setattr(trunk_states, "machine_bytes", lambda: 100)
-  with pytest.raises(ConfigError, match=r"score\.max_steps needs more memory"):
+  with pytest.raises(
+    ConfigError, match=r"prm\.score\.max_steps=3 needs more memory"
+  ):
     load(tmp_path, trunk)
   assert not files(tmp_path)

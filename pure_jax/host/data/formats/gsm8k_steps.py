@@ -41,8 +41,8 @@ On the real file (1,319 problems, 5,276 solutions, 23,141 steps), 10,520 steps
 are good, 3,269 are bad and 9,352 are not labelled. The models call a
 calculator, so false annotations are rare, and 3,193 of the bad steps are final
 answers. With departures, 3,077 of 3,274 bad steps come before the last; with
-answers as well, 6,342 steps are bad. The error of the guess is known from right solutions: 12 % of their annotated
-steps, which are all good, depart.
+answers as well, 6,342 steps are bad. The error of the guess is known from right
+solutions: 12 % of their annotated steps, which are all good, depart.
 
 The problems are GSM8K's *test* problems: a model trained on them must not be
 evaluated on them. `records.split_by_problem` holds problems out, with all four
