@@ -105,6 +105,7 @@ COMPILED_QUICKLY = {
   "test_evaluate.py",
   "test_evaluate_errors.py",
   "test_evaluate_prm.py",
+  "test_evaluate_prm_data.py",
   "test_evaluate_prm_errors.py",
   "test_experiments.py",
   "test_export.py",

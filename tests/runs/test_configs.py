@@ -61,6 +61,8 @@ def made(name, *variant):
     config.prm = "folder"
     data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
     data |= {"fields": {"problem": "q", "steps": "s"}, "neutral_labels": "good"}
+    data |= dict.fromkeys(("held_out_one_in", "problems"))
+    data |= dict.fromkeys(("problems_format", "problems_fields"))
     config.data = (data,)
   return config, conversion.settings_from_config(config, kind)
 

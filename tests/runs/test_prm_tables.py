@@ -230,6 +230,11 @@ def outcomes(*problems_outcomes_and_rewards):
   return prm_tables.stack_solutions(made, characters)
 
 
+def ranked(data):
+  _, tables = prm_tables.make_tables(settings(), {"a": "stepwise"}, {"a": data})
+  return tables["Ranking of solutions"]["a"]
+
+
 def test_solutions_are_ranked_over_all_problems_and_within_each():
   """A PRM that knows only which problem is easy ranks nothing for RL."""
   data = outcomes(
@@ -241,7 +246,7 @@ def test_solutions_are_ranked_over_all_problems_and_within_each():
     ("hard", False, [-0.9]),
     ("easy", None, [-1.0]),  # Not used.
   )
-  metrics = prm_tables.ranking_metrics(data, BOOTSTRAP)
+  metrics = ranked(data)
   values = {name: metric["value"] for name, metric in metrics.items()}
   assert values["right"] == 0.5
   # Of 9 pairs 4 are won (easy over hard), 4 are ties, 1 is lost.
@@ -263,10 +268,8 @@ def test_solutions_are_ranked_over_all_problems_and_within_each():
 
 def test_without_an_outcome_or_a_pair_there_is_no_ranking():
   unknown = outcomes(("a", None, [0.5]))
-  assert prm_tables.ranking_metrics(unknown, BOOTSTRAP) == {}
-  right = prm_tables.ranking_metrics(
-    outcomes(("a", True, [0.5]), ("b", True, [0.5])), BOOTSTRAP
-  )
+  assert ranked(unknown) == {}
+  right = ranked(outcomes(("a", True, [0.5]), ("b", True, [0.5])))
   assert right.keys() == {"right"}  # Equal scores correlate with nothing.
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from pure_jax.host.evaluation import prm_metrics
-from pure_jax.host.evaluation import ranking_metrics as ranking
 from pure_jax.host.evaluation.intervals import (
   Bootstrap,
   Estimate,
@@ -14,8 +13,8 @@ from pure_jax.host.evaluation.intervals import (
   estimate_mean,
   estimate_statistic,
 )
+from pure_jax.host.evaluation.ranking import ranking_metrics
 from pure_jax.host.evaluation.report import Table
-from pure_jax.host.evaluation.response_scores import response_scores
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.evaluation.score_file import ScoredSolution
 from pure_jax.runs.settings.conversion import ConfigError
@@ -277,76 +276,6 @@ def _estimates(
 # ===== Whole solutions =====
 
 
-def ranking_metrics(
-  data: ScoredData, bootstrap: Bootstrap
-) -> dict[str, Estimate]:
-  """Estimates how scores rank solutions by their outcome, and by length.
-
-  Args:
-    data: scored solutions; those of unknown outcome are not used.
-    bootstrap: how intervals over problems are computed.
-
-  Returns:
-    "right", the share of right solutions, and for each of `response_scores`
-    "auc", the same among solutions of one problem, and the rank correlations
-    of the score with the number of steps and of characters. The count of the
-    second is that of problems with right and wrong solutions.
-  """
-  known = [
-    r for r, s in enumerate(data.solutions) if s.final_correct is not None
-  ]
-  right = np.asarray([data.solutions[r].final_correct for r in known], bool)
-  problems = [data.solutions[row].problem for row in known]
-  rows_of: dict[str, list[int]] = {}
-  for row, problem in enumerate(problems):
-    rows_of.setdefault(problem, []).append(row)
-  rows_of_problem = [np.asarray(rows) for rows in rows_of.values()]
-  lengths = {
-    "steps": data.step_mask[known].sum(1),
-    "characters": data.characters[known],
-  }
-  scores = response_scores(data.rewards[known], data.step_mask[known])
-
-  def over_problems(
-    metric: Callable[[np.ndarray], float | None],
-  ) -> Statistic:
-    def compute(chosen: np.ndarray) -> float | None:
-      return metric(np.concatenate([rows_of_problem[i] for i in chosen]))
-
-    return Statistic(compute, len(rows_of_problem))
-
-  estimates = _estimates(
-    {"right": over_problems(lambda rows: float(right[rows].mean()))}
-    | {
-      f"auc {name}": over_problems(
-        lambda rows, score=score: prm_metrics.auc(
-          score[rows], right[rows], np.ones(len(rows), bool)
-        )
-      )
-      for name, score in scores.items()
-    },
-    bootstrap,
-  )
-  for name, score in scores.items():
-    areas = ranking.auc_of_each_problem(problems, score, right)
-    if areas.size:
-      estimates[f"auc within problems {name}"] = estimate_mean(
-        [areas], bootstrap
-      )
-  return estimates | _estimates(
-    {
-      f"correlation with {unit} {name}": over_problems(
-        lambda rows, score=score, length=length: ranking.rank_correlation(
-          score[rows], length[rows]
-        )
-      )
-      for name, score in scores.items()
-      for unit, length in lengths.items()
-    },
-    bootstrap,
-  )
-
-
 def _best_of_n_metrics(
   data: ScoredData, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
@@ -416,7 +345,15 @@ def make_tables(
       for name, data in data_sets.items()
     },
     "Ranking of solutions": {
-      name: ranking_metrics(data, bootstrap) for name, data in data_sets.items()
+      name: ranking_metrics(
+        data.rewards,
+        data.step_mask,
+        [solution.problem for solution in data.solutions],
+        [solution.final_correct for solution in data.solutions],
+        data.characters,
+        bootstrap,
+      )
+      for name, data in data_sets.items()
     },
     "Choice among solutions": {
       name: _best_of_n_metrics(data, bootstrap)

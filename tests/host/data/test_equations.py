@@ -21,7 +21,7 @@ from pure_jax.host.data.formats import equations, problems
     (r"\frac{48}{2} = 24", [True]),
     (r"Cost: \(\frac{1}{2} \times \$10 = \$5.\)", [True]),
     (r"\$1{,}000 + \$80 = \$1{,}080.", [True]),
-    ("16 - 3 - 4 = 9 eggs, so 9 * 2 = **19**", [True, False]),
+    ("16 - 3 - 4 = 9 eggs, and 9 * 2 = **19**", [True, False]),
     ("1. 48 / 2 = 24\n- 24 + 48 = 71", [True, False]),
     ("Total = 3 + 4 = 7", [True]),
     ("10 / 3 = 3.33", [True]),

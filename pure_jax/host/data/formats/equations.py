@@ -38,7 +38,7 @@ _REPLACED = (
   (re.compile(r"(?<![\d)])\*\*|\*\*(?![\d(])"), ""),
 )
 _ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
-_SENTENCE_END = re.compile(r"(?:[.,;:?!]+(?:\s+|$))|\n")
+_SENTENCE_END = re.compile(r"[.,;:?!]+(?:\s+(?:and\s+)?|$)")
 _RUN = re.compile(r"[\d.,+\-*/()%= ]+", re.ASCII)
 _OPERATOR = re.compile(r"[\d)%]\s*[-+*/]")
 _TWO_QUOTIENTS = re.compile(r"/[^-+*()/]*/")  # 14 / 1/2 may be 14 / (1/2).
@@ -59,7 +59,7 @@ _CHANGED = re.compile(
 def label_step(text: str) -> int | None:
   r"""Labels a step by its equations: 1 (good), 0 (bad) or None.
 
-  >>> label_step(r"In May it is \\( 48 \\div 2 = 24 \\) clips.")
+  >>> label_step(r"In May it is \( 48 \div 2 = 24 \) clips.")
   1
   >>> label_step("48 / 2 = $24, and 24 + 48 = $71.")
   0
