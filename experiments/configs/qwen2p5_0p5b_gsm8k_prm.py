@@ -22,8 +22,9 @@ nearly always good there. With `gsm8k_steps` nearly all other steps are good.
 The texts have no calculator annotations, from which the labels are made.
 
 The first stage computes the trunk once for each solution and trains the head
-for ten epochs on its states. The second trains adapters of all matrices; each
-of its updates reads 16 solutions forwards and backwards.
+for five epochs on its states. The second trains adapters of all matrices on as
+many solutions as an hour is thought to hold. Batches are small so that few
+solutions give many updates, and so that a CPU has memory for remat="dots".
 
 Afterwards, for intervals, calibration and the choice of one in four, on the
 labels of `gsm8k_prm.py`:
@@ -50,8 +51,9 @@ under a minute. This config is not yet run.
 from configs import base, files, paper
 from ml_collections import ConfigDict
 
-# Of the first stage: ten epochs of 4,704 rows in batches of 16.
-HEAD_STEPS = 2_940
+BATCH_SIZE = 4
+HEAD_STEPS = 5 * 4_704 // BATCH_SIZE
+FULL_STEPS = 400
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -67,27 +69,30 @@ def get_config(variant: str = "full") -> ConfigDict:
       "prm_prompt_tokens": 192,
       "response_tokens": 256,
       # Faster than bfloat16 on a CPU.
-      "model": {"compute_dtype": "float32"},
+      "model": {"compute_dtype": "float32", "remat": "dots"},
     }
   )
   config.prm.score.max_steps = 12
   config.prm.update(
     {
       "trunk_states": "trunk_states",
-      "batch_size": 16,
+      "batch_size": BATCH_SIZE,
       "head_steps": HEAD_STEPS,
-      "full_steps": 45,
-      "log_every": 20,
+      "full_steps": FULL_STEPS,
+      "log_every": 50,
       "length_multiple": 32,
+      # The paper's rate and weight decay; the decay to 0 is ours.
       "head_optim": base.optimizer(
-        1e-3, weight_decay=0.1, decay_steps=HEAD_STEPS
+        1e-4, weight_decay=0.1, decay_steps=HEAD_STEPS
       ),
-      "full_optim": base.optimizer(2e-4, weight_decay=0.1, warmup_steps=5),
+      "full_optim": base.optimizer(
+        1e-4, weight_decay=0.1, warmup_steps=20, decay_steps=FULL_STEPS
+      ),
       "lora": {"rank": 8},
     }
   )
   if variant == "smoke":
     paper.tiny(config, "untied")
     config.files.labelled_format = "prm800k"  # The format of the tiny files.
-    config.prm.head_optim.decay_steps = config.prm.head_steps
+    config.prm.full_optim.warmup_steps = 2
   return config
