@@ -10,9 +10,16 @@ has:
   solution whose first error is known: the accuracy of its index on erroneous
   solutions, the accuracy of predicting no error on correct ones, and F1, their
   harmonic mean; also the mean F1 over all sets in ProcessBench's format.
-* Single steps: accuracy, balanced accuracy, AUC, calibration error of p(good).
+* Single steps: accuracy, balanced accuracy, AUC, calibration error of p(good),
+  and how many steps are good by the p(good) that the PRM gives them.
+* Whole solutions of known outcome: the AUC of each score of a solution, over
+  all of them and among those of one problem, which is what the baseline of RL
+  sees; and how far the score follows the length.
 * Best-of-n, for problems with several solutions of known outcome, with two
   baselines: the mean accuracy and the majority.
+
+With format="responses" a data set is the responses.jsonl of evaluate.py: does
+the PRM rank what a policy writes? Its steps are labelled by their equations.
 
 Intervals are 95 % bootstrap intervals over solutions (ProcessBench) or
 problems. Step rewards are appended to DIR/scores.jsonl as they are computed;
@@ -34,9 +41,7 @@ import cli
 import jax
 import numpy as np
 
-from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import file_dataset as data_files
-from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.evaluation.record_file import RecordFile
 from pure_jax.host.evaluation.report import render_table, write_report
@@ -46,7 +51,11 @@ from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs
-from pure_jax.runs.evaluation import labelled_solutions, prm_tables
+from pure_jax.runs.evaluation import (
+  labelled_solutions,
+  prm_data,
+  prm_tables,
+)
 from pure_jax.runs.evaluation.loaded_prm import (
   LoadedPRM,
   fingerprints,
@@ -157,13 +166,10 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   settings, commits = locations.locate(
     locations.locate_prm_evaluation, settings, workdir
   )
-  for data in settings.data:
-    if not pathlib.Path(data.file).is_file():
-      raise ConfigError(f"data: there is no file {data.file} ({data.name}).")
   if commits:
     config[locations.COMMITS] = commits
+  files = {data.name: prm_data.fingerprints(data) for data in settings.data}
   if settings.random_model is None:
-    files = {d.name: integrity.fingerprint(d.file) for d in settings.data}
     config["contents"] = fingerprints(settings) | {"data": files}
   with workdirs.open_workdir(workdir, config, may_differ=MAY_DIFFER) as folder:
     if settings.random_model is not None:
@@ -200,31 +206,25 @@ def evaluate_in(
   `name` is that of the PRM in the title; None takes its folder.
   """
   prm = open_prm(settings, layout)
-  solutions = {
-    data.name: data_files.read_file(
-      find_format(data.format, data.fields, data.neutral_labels),
-      data.file,
-      folder / "data",
-      skip_malformed=settings.skip_malformed,
+  solutions, counts = {}, {}
+  for data in settings.data:
+    solutions[data.name], counts[data.name] = prm_data.read_data(
+      data, folder / "data", skip_malformed=settings.skip_malformed
     )
-    for data in settings.data
-  }
   sizes = {name: len(rows) for name, rows in solutions.items()}
   with open_scores(folder, sizes) as scores:
     for data in settings.data:
-      rows = list(solutions[data.name])
-      score_data(settings, data, rows, prm, layout, scores)
+      score_data(settings, data, solutions[data.name], prm, layout, scores)
     scored = {
       name: prm_tables.stack_solutions(
-        [record for record in scores.records.values() if record.data == name]
+        [record for record in scores.records.values() if record.data == name],
+        [sum(map(len, row.steps)) for row in rows],
       )
-      for name in solutions
+      for name, rows in solutions.items()
     }
   formats = {data.name: data.format for data in settings.data}
   threshold, tables = prm_tables.make_tables(settings, formats, scored)
-  tables |= data_files.not_read_tables(
-    {name: rows.counts for name, rows in solutions.items()}
-  )
+  tables |= data_files.not_read_tables(counts)
   title = f"PRM {name or prm.name}: a step is good above {threshold:.6g}"
   if settings.threshold == "best_on":
     title += f", which gives the best F1 on {settings.threshold_data}"

@@ -15,18 +15,24 @@ if __name__ == "__main__":
 
   interrupts.exit_on_ctrl_c()
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import cli
 import jax
+import numpy as np
+import optax
 import train_sft
 
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import console
 from pure_jax.models import lora, prm
+from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
-from pure_jax.runs import loop
+from pure_jax.runs import loop, trunk_states
 from pure_jax.runs.batches import take_rows
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.run import Run
@@ -35,6 +41,11 @@ from pure_jax.runs.spec import RandomStream
 from pure_jax.runs.tasks.task import LabelledResponses
 from pure_jax.training import supervised, train
 from pure_jax.training.optim import make_optimizer
+from pure_jax.training.train import Metrics, TrainState
+
+# Of `loop.SupervisedStage`: indices -> a batch, and an update on it.
+MakeBatch = Callable[[np.ndarray], Any]
+Update = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
 def train_stage(
@@ -51,25 +62,16 @@ def train_stage(
   declared = prm.declare_prm(model)
   if model.lora is not None:
     params = add_adapters(run, params, declared)
-  config, table = run.spec.prm_score_config, run.spec.table
   trained, frozen = supervised.split_prm_params(params, head_only)
   declared, _ = supervised.split_prm_params(declared, head_only)
   optimizer = make_optimizer(optim, declared)
-  step = supervised.make_prm_step(
-    model, config, optimizer, table, layout, head_only
-  )
+  if head_only and settings.trunk_states is not None:
+    make_batch, update = make_head_updates(run, optimizer, frozen, labelled)
+  else:
+    make_batch, update = make_updates(
+      run, stage, model, optimizer, frozen, labelled
+    )
   state = train.start_state(trained, declared, optimizer, layout)
-
-  def make_batch(indices):
-    # Every process crops to the columns that the whole batch needs.
-    batch = take_rows(labelled.responses, indices)
-    batch = labelled_solutions.crop(batch, settings.length_multiple)
-    labels = labelled.labels[indices], labelled.label_mask[indices]
-    return run.batches.put((batch, *labels))
-
-  def update(state, batch):
-    return step(state, frozen, *batch)
-
   prm_stage = loop.SupervisedStage(
     name=stage,
     num_steps=steps,
@@ -90,6 +92,74 @@ def train_stage(
     out_shardings=sharding.weight_shardings(prm.declare_prm(plain), layout),
   )
   return merge(params)
+
+
+def make_updates(
+  run: Run,
+  stage: str,
+  model: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  frozen: Any,
+  labelled: LabelledResponses,
+) -> tuple[MakeBatch, Update]:
+  """Makes the batches and the update of a stage that runs the whole PRM."""
+  settings, config = run.spec.settings.prm, run.spec.prm_score_config
+  responses = labelled.responses
+  if settings.trunk_states is not None:
+    # Already laid out; then rows have no padding between prompt and response.
+    responses = trunk_states.compact(run.spec, responses)
+    config = dataclasses.replace(config, separator="each")
+  step = supervised.make_prm_step(
+    model,
+    config,
+    optimizer,
+    run.spec.table,
+    run.spec.layouts.training,
+    head_only=stage == "prm_head",
+  )
+
+  def make_batch(indices):
+    # Every process crops to the columns that the whole batch needs.
+    batch = take_rows(responses, indices)
+    batch = labelled_solutions.crop(batch, settings.length_multiple)
+    labels = labelled.labels[indices], labelled.label_mask[indices]
+    return run.batches.put((batch, *labels))
+
+  def update(state, batch):
+    return step(state, frozen, *batch)
+
+  return make_batch, update
+
+
+def make_head_updates(
+  run: Run,
+  optimizer: optax.GradientTransformation,
+  trunk: Any,
+  labelled: LabelledResponses,
+) -> tuple[MakeBatch, Update]:
+  """Makes the same for the head, on states of the trunk that are kept."""
+  settings = run.spec.settings.prm
+  step = supervised.make_head_step(
+    run.spec.prm_model, optimizer, run.spec.layouts.training
+  )
+
+  @functools.cache
+  def states():
+    return trunk_states.load_or_compute(
+      run.spec, run.batches, run.folder.start, trunk, labelled.responses
+    )
+
+  def make_batch(indices):
+    labels = labelled.labels[indices], labelled.label_mask[indices]
+    return run.batches.put((states().take(indices), *labels))
+
+  def update(state, batch):
+    return step(state, *batch)
+
+  last = loop.stage_folder(run, "prm_head") / str(settings.head_steps)
+  if not processes.broadcast_from_zero(last.exists):
+    states()  # Now, while a signal ends the script at once.
+  return make_batch, update
 
 
 def add_adapters(run: Run, params: Any, declared: Any) -> dict[str, Any]:

@@ -105,6 +105,7 @@ COMPILED_QUICKLY = {
   "test_evaluate.py",
   "test_evaluate_errors.py",
   "test_evaluate_prm.py",
+  "test_evaluate_prm_data.py",
   "test_evaluate_prm_errors.py",
   "test_experiments.py",
   "test_export.py",
@@ -162,6 +163,7 @@ COMPILED_QUICKLY = {
   "test_token_logp.py",
   "test_train.py",
   "test_transformer.py",
+  "test_trunk_states.py",
   "test_updates.py",
   "test_user_data.py",
 }

@@ -138,6 +138,11 @@ def prm() -> dict:
     length_multiple=48,  # Responses are padded to a multiple of this, tokens.
     eval_prompts=256,  # Held-out prompts on which the PRM is evaluated.
     evaluate_head=False,  # Evaluates the PRM after the first stage as well.
+    # Folder for the states of the trunk that the first stage trains on, in the
+    # workdir unless the path is absolute. Each is computed once, and once only
+    # for all runs that share the folder. Unset computes the trunk in each
+    # update.
+    trunk_states=placeholder(str),
     score=score(),
     head_optim=optimizer(1e-3, weight_decay=0.1),  # Of the first stage.
     full_optim=optimizer(  # Of the second stage.

@@ -9,6 +9,12 @@
 
 A folder or an id of the Hugging Face hub is named, and so is a file (files.py).
 
+Does a PRM rank the responses that evaluate.py has written?
+
+  --config.data="({'name': 'own', 'file': 'DIR/responses.jsonl', \\
+    'format': 'responses', 'problems': 'test.jsonl', \\
+    'problems_format': 'gsm8k'},)"
+
 PURE-PRM-7B was trained on steps that are encoded each by itself; the default
 separator "insert" would give it other ids.
 
@@ -55,6 +61,10 @@ def get_config(variant: str = "full") -> ConfigDict:
       # processbench, stepwise, math_shepherd, prm800k, gsm8k_steps ... (see
       # host/data/formats/named.py). mapped_steps also takes fields, as in
       # files.py, and prm800k neutral_labels ("good", "bad", "unlabelled").
+      # held_out_one_in takes only the problems that a training run with that
+      # files.labelled_one_in holds out. The format "responses" reads the
+      # responses.jsonl of evaluate.py; problems and problems_format are file
+      # and format of the benchmark.
       data=(),
       skip_malformed=False,  # True: malformed rows are counted, not errors.
       # Format of the prompt before a solution: "raw" (as in the training of

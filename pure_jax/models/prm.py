@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from pure_jax import masked
 from pure_jax.models import params as weights
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -125,6 +126,38 @@ def prm_logits(
     inputs.mask.astype(jnp.int32),
     act_sharding,
   )
+
+
+def states_at_scores(
+  params: Any,
+  config: ModelConfig,
+  inputs: PRMInputs,
+  act_sharding: ActivationSharding = LOCAL,
+) -> Array:
+  """Computes the states that the head reads, without the head.
+
+  Args:
+    params: PRM weights; ``score`` is not read.
+    config: the architecture, as for `prm_logits`.
+    inputs: tokens to score, [B, T].
+    act_sharding: sharding of the activations.
+
+  Returns:
+    [B, S, D] float32, 0 where inputs.score_mask is False.
+  """
+  hidden, _ = forward(
+    params,
+    config,
+    inputs.tokens,
+    positions_from_mask(inputs.mask),
+    inputs.mask.astype(jnp.int32),
+    act_sharding=act_sharding,
+  )
+  at_scores = jnp.take_along_axis(
+    hidden, inputs.score_position[..., None], axis=1
+  )
+  at_scores = masked.zero_masked(at_scores, inputs.score_mask[..., None])
+  return at_scores.astype(jnp.float32)
 
 
 def token_scores(

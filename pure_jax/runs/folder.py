@@ -29,6 +29,7 @@ MAY_DIFFER = (
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout.batches"),
   *("rl.engine", "rl.old_logp", "rl.generations"),
+  "prm.trunk_states",
 )
 # Only RL reads these, so that a run may add them before its RL begins. Their
 # average ranks checkpoints, so that later they must stay.
@@ -36,6 +37,7 @@ BENCHMARKS = ("files.benchmarks", "contents.benchmarks")
 # Config fields that may change in a run that starts from another run's stages.
 MAY_DIFFER_FROM_START = (
   *("progress", "mesh", "kernels", "rl", "start", "commits"),
+  "prm.trunk_states",
   *BENCHMARKS,
 )
 

@@ -24,6 +24,7 @@ from pure_jax.host.huggingface import HuggingFaceError, hub, hub_names
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.evaluation import (
+  DataSettings,
   EvaluatePRMSettings,
   EvaluationSettings,
 )
@@ -221,13 +222,18 @@ def locate_prm_evaluation(
     for field in ("prm", "tokenizer")
     if (text := getattr(settings, field)) is not None
   }
-  data = tuple(
-    dataclasses.replace(
-      item, file=locator.data(f"data.{item.name}", item.file, item.format)
-    )
-    for item in settings.data
-  )
+  data = tuple(_locate_labelled(item, locator) for item in settings.data)
   return dataclasses.replace(settings, data=data, **models)
+
+
+def _locate_labelled(data: DataSettings, locator: Locator) -> DataSettings:
+  """Finds the files of a data set of labelled solutions."""
+  name = f"data.{data.name}"
+  problems = data.problems
+  if problems is not None:
+    problems = locator.data(name, problems, data.problems_format)
+  file = locator.data(name, data.file, data.format)
+  return dataclasses.replace(data, file=file, problems=problems)
 
 
 def recorded_commits(*folders: str | os.PathLike) -> Commits:

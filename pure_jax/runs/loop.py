@@ -287,6 +287,16 @@ class SupervisedStage:
   update: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
+def stage_folder(run: Run, name: str) -> pathlib.Path:
+  """The folder of the checkpoints of a supervised stage.
+
+  Args:
+    run: the open run.
+    name: name of the stage.
+  """
+  return run.folder.start / name.split("_")[0] / f"checkpoints_{name}"
+
+
 def run_stage(
   run: Run, stage: SupervisedStage, state: TrainState
 ) -> TrainState:
@@ -306,8 +316,7 @@ def run_stage(
     Preempted: after SIGTERM, once the current step is saved.
   """
   name, num_steps = stage.name, stage.num_steps
-  folder = run.folder.start / name.split("_")[0] / f"checkpoints_{name}"
-  with StageCheckpoints(run, folder) as checkpoints:
+  with StageCheckpoints(run, stage_folder(run, name)) as checkpoints:
     stop = StopConditions(run, name, num_steps, checkpoints, num_steps)
     state, done, cursor = checkpoints.resume(state)
     stop.check_resumed(done, state)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import struct
 from jax import Array
@@ -11,6 +12,7 @@ from jax import Array
 from pure_jax import losses, masked, steps
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.config import ModelConfig
+from pure_jax.models.transformer import read_head
 from pure_jax.parallel import sharding
 from pure_jax.settings import ScoreConfig
 from pure_jax.training.micro_batches import map_rows
@@ -21,7 +23,7 @@ from pure_jax.training.train import (
   apply_gradients,
   state_shardings,
 )
-from pure_jax.types import SeparatorTable
+from pure_jax.types import PRMInputs, SeparatorTable
 
 
 @struct.dataclass
@@ -39,6 +41,21 @@ class Demonstrations:
   prompt_mask: Array
   tokens: Array
   completion_mask: Array
+
+
+@struct.dataclass
+class StepStates:
+  """States of a PRM's frozen trunk at the scores of responses.
+
+  They are all that the PRM's head reads.
+
+  Attributes:
+    hidden: [B, S, D] float32, after the final norm; 0 where there is no step.
+    step_mask: [B, S] bool, True where the step exists.
+  """
+
+  hidden: Array
+  step_mask: Array
 
 
 def make_supervised_step(
@@ -147,6 +164,75 @@ def make_prm_step(
   )
 
 
+def make_trunk_forward(
+  model: ModelConfig, layout: sharding.Layout
+) -> Callable[[Any, PRMInputs], Array]:
+  """Makes the function that computes what a PRM's head reads.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    layout: mesh and rules.
+
+  Returns:
+    A jitted function (trunk, inputs [B, T]) -> hidden states [B, S, D] float32
+    at the scores, 0 where there is none. The trunk is the frozen part that
+    `split_prm_params` gives with head_only.
+  """
+
+  def compute(trunk, inputs):
+    return prm.states_at_scores(trunk, model, inputs, layout.act_sharding)
+
+  _, trunk = split_prm_params(prm.declare_prm(model), head_only=True)
+  rows = sharding.batch_sharding(layout)
+  return jax.jit(
+    compute,
+    in_shardings=(sharding.weight_shardings(trunk, layout), rows),
+    out_shardings=rows,
+  )
+
+
+def make_head_step(
+  model: ModelConfig,
+  optimizer: optax.GradientTransformation,
+  layout: sharding.Layout,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Makes one update of the head from states of the trunk.
+
+  The gradient is that of `make_prm_step` with head_only, up to rounding.
+
+  Args:
+    model: the PRM's architecture.
+    optimizer: the optax transformation.
+    layout: mesh and rules.
+
+  Returns:
+    A jitted function (state, states, labels [B, S], label_mask [B, S]) ->
+    (state, metrics of `losses.prm_loss`). The states are `StepStates`,
+    ``state.params`` has ``score`` only; the state is donated.
+  """
+
+  def step(state, states, labels, label_mask):
+    def objective(params):
+      logits, inputs = _logits_of_states(params, model, states)
+      return losses.prm_loss(logits, inputs, labels, label_mask)
+
+    (loss, metrics), grads = jax.value_and_grad(objective, has_aux=True)(
+      state.params
+    )
+    state, applied = apply_gradients(state, grads, loss, optimizer)
+    return state, metrics | applied | {"loss": loss}
+
+  head, _ = split_prm_params(prm.declare_prm(model), head_only=True)
+  states = state_shardings(head, optimizer, layout)
+  rows = sharding.batch_sharding(layout)
+  return jax.jit(
+    step,
+    in_shardings=(states, rows, rows, rows),
+    out_shardings=(states, sharding.replicated(layout)),
+    donate_argnums=0,
+  )
+
+
 def split_prm_params(
   params: dict[str, Any], head_only: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,3 +287,40 @@ def make_prm_evaluation(
   params = sharding.weight_shardings(prm.declare_prm(model), layout)
   rows = sharding.batch_sharding(layout)
   return jax.jit(evaluate, in_shardings=(params, rows), out_shardings=rows)
+
+
+def make_head_evaluation(
+  model: ModelConfig, layout: sharding.Layout
+) -> Callable[[Any, StepStates], Array]:
+  """Makes the function that computes step rewards from states of the trunk.
+
+  Args:
+    model: the PRM's architecture, extra layers included.
+    layout: mesh and rules.
+
+  Returns:
+    A jitted function (head, states) -> step rewards [B, S] in [-1, 1], as
+    `make_prm_evaluation` up to rounding. The head is ``{"score": ...}``.
+  """
+
+  def evaluate(head, states):
+    logits, inputs = _logits_of_states(head, model, states)
+    return steps.read_step_rewards(logits, inputs)
+
+  head, _ = split_prm_params(prm.declare_prm(model), head_only=True)
+  rows = sharding.batch_sharding(layout)
+  return jax.jit(
+    evaluate,
+    in_shardings=(sharding.weight_shardings(head, layout), rows),
+    out_shardings=rows,
+  )
+
+
+def _logits_of_states(head, model, states):
+  """Logits [B, S, 2], and inputs in which each state is a token of its own."""
+  mask = states.step_mask
+  position = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+  logits = read_head(
+    head["score"], states.hidden, jnp.dtype(model.compute_dtype)
+  )
+  return logits, PRMInputs(jnp.zeros_like(position), mask, position, mask)

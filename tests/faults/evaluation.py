@@ -4,6 +4,40 @@ from faults import Fault
 
 FAULTS = (
   Fault(
+    "solutions are compared with those of other problems",
+    "host.evaluation.ranking:auc_of_each_problem",
+    "auc(scores[rows], right[rows], np.ones(len(rows), bool))",
+    "auc(scores, right, np.ones(len(scores), bool))",
+    (
+      "test_prm_tables.py::test_solutions_are_ranked_over_all_problems_and_within_each",
+    ),
+  ),
+  Fault(
+    "an equation begins in the middle of a longer one",
+    "host.data.formats.equations:_continues",
+    "_OPERATION.search(before) is not None",
+    "False",
+    ("test_equations.py::test_what_may_be_misread_has_no_verdict",),
+  ),
+  Fault(
+    "the greedy response is one of the samples of best-of-n",
+    "host.data.formats.responses:with_problems",
+    "in samples or responses",
+    "in responses",
+    (
+      "test_responses.py::test_samples_are_compared_without_the_greedy_response",
+    ),
+  ),
+  Fault(
+    "the right answer of a solution with a false annotation is bad",
+    "host.data.formats.gsm8k_steps:label_solution",
+    "if answers and is_final and not right",
+    "if answers and is_final",
+    (
+      "test_gsm8k_steps.py::test_a_wrong_answer_after_a_bad_step_is_bad_if_answers_are_labelled",
+    ),
+  ),
+  Fault(
     "pass@k draws with replacement",
     "host.evaluation.answer_metrics:pass_at_k",
     "(subsets - math.comb(wrong, k)) / subsets",

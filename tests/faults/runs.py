@@ -160,6 +160,36 @@ FAULTS = (
     ("test_prm_tables.py::test_only_a_first_error_that_is_known_counts",),
   ),
   Fault(
+    "states of another trunk are read",
+    "runs.trunk_states:_fingerprint",
+    "digest.update(np.ascontiguousarray(read_everywhere(leaf)).data)",
+    "pass",
+    ("test_trunk_states.py::test_another_trunk_does_not_read_these_states",),
+  ),
+  Fault(
+    "states of the trunk are not kept",
+    "runs.trunk_states:_compute",
+    "processes.on_process_zero(lambda states=states: _write(folder, states))",
+    "pass",
+    ("test_trunk_states.py::test_what_is_there_is_not_computed_again",),
+  ),
+  Fault(
+    "steps of texts without padding end where those with padding do",
+    "runs.trunk_states:_without_padding",
+    "ends = np.cumsum(mask)[score_position[score_mask]]",
+    "ends = 1 + score_position[score_mask]",
+    (
+      "test_trunk_states.py::test_texts_have_no_padding_and_end_at_their_scores",
+    ),
+  ),
+  Fault(
+    "a PRM is evaluated on the problems that it was trained on",
+    "runs.evaluation.prm_data:read_data",
+    "_, held_out = split_by_problem",
+    "held_out, _ = split_by_problem",
+    ("test_evaluate_prm_data.py::test_only_held_out_problems_are_scored",),
+  ),
+  Fault(
     "a plan counts the body of a loop once",
     "runs.planning.hlo.costs:_count",
     "total.plus(costs, loop.trips)",

@@ -34,6 +34,7 @@ VARIANTS = {
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
   "pure_prm_7b": ("full", "smoke"),
+  "qwen2p5_0p5b_gsm8k_prm": ("full", "smoke"),
   "qwen2p5_7b": RL,
   "qwen2p5_math_1p5b": RL,
   "qwen2p5_math_7b": RL,
@@ -60,6 +61,8 @@ def made(name, *variant):
     config.prm = "folder"
     data = {"name": "a", "file": "b.jsonl", "format": "mapped_steps"}
     data |= {"fields": {"problem": "q", "steps": "s"}, "neutral_labels": "good"}
+    data |= dict.fromkeys(("held_out_one_in", "problems"))
+    data |= dict.fromkeys(("problems_format", "problems_fields"))
     config.data = (data,)
   return config, conversion.settings_from_config(config, kind)
 

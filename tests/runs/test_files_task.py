@@ -5,15 +5,19 @@ import dataclasses
 import json
 
 import metric_table
+import numpy as np
 import pytest
+import train_prm
 import train_pure
 from configs import files
 from script_flags import parsed
+from small_models import initial_params
 
 from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import Verdict
 from pure_jax.host.logs import curves
-from pure_jax.runs import responses
+from pure_jax.models import prm
+from pure_jax.runs import loop, responses
 from pure_jax.runs.memory import of_run
 from pure_jax.runs.memory.run_sizes import read_sizes
 from pure_jax.runs.run import open_run
@@ -23,6 +27,8 @@ from pure_jax.runs.spec import make_layouts
 from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask
 from pure_jax.runs.workdir import WorkdirError
+from pure_jax.training import supervised, train
+from pure_jax.training.optim import make_optimizer
 
 SMALL = {
   "files.random_model": "untied",
@@ -319,3 +325,76 @@ def test_an_invalid_setting_on_the_command_line_opens_no_run(tmp_path):
   ):
     train_pure.main([])
   assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def prm_run(tmp_path_factory):
+  """An open run, weights of an untrained PRM, labelled responses, layout."""
+  made = dataclasses.replace(settings(), progress=False)
+  with open_run(made, str(tmp_path_factory.mktemp("prm") / "run")) as run:
+    layout = run.spec.layouts.training
+    params = initial_params(prm.declare_prm(run.spec.prm_model))
+    yield run, params, run.task.labelled(run.spec, run.batches, None), layout
+
+
+def keeping_states(run, folder="states"):
+  """The run with states of the trunk kept in a folder."""
+  settings = run.spec.settings
+  kept = dataclasses.replace(settings.prm, trunk_states=str(folder))
+  settings = dataclasses.replace(settings, prm=kept)
+  spec = dataclasses.replace(run.spec, settings=settings)
+  return dataclasses.replace(run, spec=spec)
+
+
+def test_updates_learn_the_same_if_states_are_kept(prm_run, tmp_path):
+  """Of the head from states, of all weights from rows without padding."""
+  run, params, labelled, layout = prm_run
+  model = run.spec.prm_model
+  for stage in ("prm_head", "prm_full"):
+    head_only = stage == "prm_head"
+    trained, frozen = supervised.split_prm_params(params, head_only)
+    declared, _ = supervised.split_prm_params(prm.declare_prm(model), head_only)
+    optimizer = make_optimizer(run.spec.settings.prm.head_optim, declared)
+    plain = train_prm.make_updates(
+      run, stage, model, optimizer, frozen, labelled
+    )
+    kept = keeping_states(run, tmp_path)
+    if head_only:
+      other = train_prm.make_head_updates(kept, optimizer, frozen, labelled)
+    else:
+      other = train_prm.make_updates(
+        kept, stage, model, optimizer, frozen, labelled
+      )
+    results = []
+    for make_batch, update in (plain, other):
+      state = train.start_state(trained, declared, optimizer, layout)
+      for first in (0, 5):
+        state, metrics = update(state, make_batch(np.arange(first, first + 8)))
+      results.append(metrics)
+    assert results[0].keys() == results[1].keys()
+    for name, value in results[0].items():
+      np.testing.assert_allclose(
+        results[1][name], value, rtol=1e-4, err_msg=f"{stage} {name}"
+      )
+
+
+def test_a_finished_head_needs_no_states(prm_run, monkeypatch):
+  """A run that continues in the second stage does not wait for them."""
+  run, params, labelled, _ = prm_run
+  run = keeping_states(run)
+  calls = []
+  monkeypatch.setattr(
+    train_prm.trunk_states, "load_or_compute", lambda *args: calls.append(1)
+  )
+  _, trunk = supervised.split_prm_params(params, head_only=True)
+  head, _ = supervised.split_prm_params(
+    prm.declare_prm(run.spec.prm_model), head_only=True
+  )
+  optimizer = make_optimizer(run.spec.settings.prm.head_optim, head)
+  train_prm.make_head_updates(run, optimizer, trunk, labelled)
+  assert calls == [1]
+  steps = run.spec.settings.prm.head_steps
+  last = loop.stage_folder(run, "prm_head") / str(steps)
+  last.mkdir(parents=True)
+  train_prm.make_head_updates(run, optimizer, trunk, labelled)
+  assert calls == [1]

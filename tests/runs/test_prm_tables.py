@@ -41,7 +41,9 @@ def solutions(*labels_and_rewards):
 
 
 def scored(*labels_and_rewards):
-  return prm_tables.stack_solutions(solutions(*labels_and_rewards))
+  return prm_tables.stack_solutions(
+    solutions(*labels_and_rewards), [1] * len(labels_and_rewards)
+  )
 
 
 def test_only_a_first_error_that_is_known_counts():
@@ -142,7 +144,8 @@ def test_every_interval_follows_from_the_seed():
         final_correct=bool(solution.row % 3),
       )
       for solution in pairs
-    ]
+    ],
+    range(60),
   )
   both = {"one": data, "two": data}
   formats = dict.fromkeys(both, "processbench")
@@ -195,7 +198,8 @@ def test_without_scored_solutions_the_tables_are_empty():
       dataclasses.replace(
         solution, left_out="too many steps", step_rewards=None
       )
-    ]
+    ],
+    [1],
   )
   _, tables = prm_tables.make_tables(
     settings(), {"a": "processbench"}, {"a": data}
@@ -203,4 +207,89 @@ def test_without_scored_solutions_the_tables_are_empty():
   shares = tables.pop("Share of rows left out")["a"]
   assert shares["too many steps"] == {"value": 1.0, "count": 1}
   assert shares["problem too long"] == {"value": 0.0, "count": 1}
+  assert tables.pop("Calibration on a") == {}
   assert all(table == {"a": {}} for table in tables.values())
+
+
+def outcomes(*problems_outcomes_and_rewards):
+  """Solutions with an outcome, of 10, 20, ... characters."""
+  made = [
+    dataclasses.replace(solution, problem=problem, final_correct=outcome)
+    for solution, (problem, outcome, _) in zip(
+      solutions(
+        *(
+          ([None] * len(rewards), rewards)
+          for *_, rewards in problems_outcomes_and_rewards
+        )
+      ),
+      problems_outcomes_and_rewards,
+      strict=True,
+    )
+  ]
+  characters = range(10, 10 * len(made) + 10, 10)
+  return prm_tables.stack_solutions(made, characters)
+
+
+def ranked(data):
+  _, tables = prm_tables.make_tables(settings(), {"a": "stepwise"}, {"a": data})
+  return tables["Ranking of solutions"]["a"]
+
+
+def test_solutions_are_ranked_over_all_problems_and_within_each():
+  """A PRM that knows only which problem is easy ranks nothing for RL."""
+  data = outcomes(
+    ("easy", True, [0.8, 0.9]),
+    ("easy", True, [0.8, 0.9, 0.8]),
+    ("easy", False, [0.8]),
+    ("hard", True, [-0.9]),
+    ("hard", False, [-0.9, -0.8]),
+    ("hard", False, [-0.9]),
+    ("easy", None, [-1.0]),  # Not used.
+  )
+  metrics = ranked(data)
+  values = {name: metric["value"] for name, metric in metrics.items()}
+  assert values["right"] == 0.5
+  # Of 9 pairs 4 are won (easy over hard), 4 are ties, 1 is lost.
+  assert values["auc minimum"] == pytest.approx(6 / 9)
+  assert values["auc within problems minimum"] == 0.5
+  assert metrics["auc within problems minimum"]["count"] == 2
+  # Of "last", one of two pairs of "easy" is won, of "hard" one of two is lost.
+  assert values["auc within problems last"] == pytest.approx((0.75 + 0.25) / 2)
+  # Six lengths in order, scores .9 thrice and .05 thrice.
+  ranks = np.array([5, 5, 5, 2, 2, 2]) - 3.5
+  lengths = np.arange(6) - 2.5
+  expected = (ranks * lengths).sum() / np.sqrt(
+    (ranks**2).sum() * (lengths**2).sum()
+  )
+  assert values["correlation with characters minimum"] == pytest.approx(
+    expected
+  )
+
+
+def test_without_an_outcome_or_a_pair_there_is_no_ranking():
+  unknown = outcomes(("a", None, [0.5]))
+  assert ranked(unknown) == {}
+  right = ranked(outcomes(("a", True, [0.5]), ("b", True, [0.5])))
+  assert right.keys() == {"right"}  # Equal scores correlate with nothing.
+
+
+def test_calibration_counts_the_steps_of_each_bin():
+  """p(good) is .05, .5 and .95; a bin includes its upper limit."""
+  data = scored(
+    ([0, 1, None], [-0.9, -0.9, -0.9]),
+    ([1, 1], [0.0, 0.9]),
+    ([0], [0.9]),
+  )
+  table = prm_tables.calibration(data, 10, BOOTSTRAP)
+  assert [*table] == ["0-0.1", "0.4-0.5", "0.9-1"]
+  values = {
+    column: [metrics[name]["value"] for name in ("steps", "p(good)")]
+    for column, metrics in table.items()
+  }
+  assert values["0-0.1"] == [2, pytest.approx(0.05)]
+  assert values["0.4-0.5"] == [1, 0.5]
+  assert values["0.9-1"] == [2, pytest.approx(0.95)]
+  assert [m["good_share"]["value"] for m in table.values()] == [0.5, 1.0, 0.5]
+  # Both steps of the last bin are of problems of their own.
+  assert table["0.9-1"]["steps"]["count"] == 2
+  assert table["0-0.1"]["steps"]["count"] == 1

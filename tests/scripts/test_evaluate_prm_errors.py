@@ -35,6 +35,11 @@ def copy(finished, tmp_path):
 
 
 GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
+RESPONSES = GOOD | {
+  "format": "responses",
+  "problems": "p",
+  "problems_format": "gsm8k",
+}
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,26 @@ GOOD = {"name": "a", "file": "a.jsonl", "format": "processbench"}
     ({"data": (GOOD | {"format": "gsm8k"},)}, r"data\[0\]: format must be one"),
     ({"data": (GOOD | {"name": " "},)}, "name is empty"),
     ({"data": ({"name": "a", "file": "b"},)}, r"data\[0\]\.format is missing"),
+    (
+      {"data": (GOOD | {"held_out_one_in": 1},)},
+      "held_out_one_in must be at least 2",
+    ),
+    (
+      {"data": (GOOD | {"format": "responses"},)},
+      "set both with it, and neither with another format",
+    ),
+    (
+      {"data": (GOOD | {"problems": "p", "problems_format": "gsm8k"},)},
+      "set both with it, and neither with another format",
+    ),
+    (
+      {"data": (RESPONSES | {"problems_format": "processbench"},)},
+      "problems_format must be one of",
+    ),
+    (
+      {"data": (RESPONSES | {"fields": {"steps": "s"}},)},
+      "format='responses' knows its fields",
+    ),
     ({"data": ("a",)}, r"data\[0\] must be a group of fields"),
     ({"threshold": "high"}, "threshold must be one of"),
     ({"threshold": "best_on"}, "set both or neither"),

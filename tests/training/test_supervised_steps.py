@@ -214,3 +214,53 @@ def test_separators_and_eos_are_terminal_and_a_cut_off_end_is_not():
   tokens = np.array([[6, BREAK, DOT_BREAK, 7, EOS], [6, 6, 6, 6, 6]])
   actual = jax.jit(steps.terminal_mask)(tokens, np.ones((2, 5), bool), TABLE)
   np.testing.assert_array_equal(actual, [[0, 1, 1, 0, 1], [0] * 5])
+
+
+def states_of(batch):
+  """The states of the trunk that the head reads of a batch."""
+  trained, trunk = supervised.split_prm_params(prm_params(), head_only=True)
+  inputs = jax.jit(score.prm_inputs, static_argnums=0)(CONFIG, TABLE, batch)
+  forward = supervised.make_trunk_forward(MODEL, sharding.make_layout())
+  hidden = forward(trunk, inputs)
+  return trained, trunk, supervised.StepStates(hidden, inputs.score_mask)
+
+
+def test_the_head_learns_the_same_from_states_as_through_the_trunk():
+  layout = sharding.make_layout()
+  batch, labels, known = demonstrations()
+  trained, trunk, states = states_of(batch)
+  assert states.hidden.shape == (4, 3, MODEL.width)
+  assert states.hidden.dtype == np.float32
+  # Row 2 has one step: what the head might read of others is 0.
+  np.testing.assert_array_equal(states.hidden[2, 1:], 0)
+  declared, _ = supervised.split_prm_params(prm.declare_prm(MODEL), True)
+  by_tokens = supervised.make_prm_step(
+    MODEL, CONFIG, OPTIMIZER, TABLE, layout, head_only=True
+  )
+  by_states = supervised.make_head_step(MODEL, OPTIMIZER, layout)
+  one, two = (
+    train.start_state(trained, declared, OPTIMIZER, layout) for _ in range(2)
+  )
+  for _ in range(3):
+    one, expected = by_tokens(one, trunk, batch, labels, known)
+    two, actual = by_states(two, states, labels, known)
+    assert actual.keys() == expected.keys()
+    for name, value in expected.items():
+      np.testing.assert_allclose(actual[name], value, rtol=2e-5, err_msg=name)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6),
+    two.params,
+    one.params,
+  )
+  assert np.abs(two.params["score"]["kernel"]).max() > 0
+
+
+def test_step_rewards_from_states_are_those_of_the_whole_prm():
+  layout = sharding.make_layout()
+  batch, *_ = demonstrations()
+  head, _, states = states_of(batch)
+  whole = supervised.make_prm_evaluation(MODEL, CONFIG, TABLE, layout)
+  expected = np.asarray(whole(prm_params(), batch))
+  assert np.unique(expected).size > 5
+  actual = supervised.make_head_evaluation(MODEL, layout)(head, states)
+  np.testing.assert_allclose(actual, expected, atol=1e-6)

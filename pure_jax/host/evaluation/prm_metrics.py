@@ -242,10 +242,38 @@ def calibration_error(
   if not label_mask.any():
     return None
   p = probability_good(step_rewards, label_mask)[label_mask]
-  bin_of = np.searchsorted(np.arange(1, bins) / bins, p, side="left")
+  bin_of = _bins(p, bins)
   # |Bₘ| cancels, which leaves sums over each bin.
   gap = np.bincount(bin_of, np.asarray(good)[label_mask] - p, bins)
   return float(np.abs(gap).sum() / p.size)
+
+
+def _bins(p: np.ndarray, bins: int) -> np.ndarray:
+  """The bin of each probability, from 0: ((m-1)/M, m/M], 0 in the first."""
+  return np.searchsorted(np.arange(1, bins) / bins, p, side="left")
+
+
+def steps_of_bins(
+  step_rewards: np.ndarray, label_mask: np.ndarray, bins: int = 10
+) -> dict[int, np.ndarray]:
+  """Collects the labelled steps of each bin of `calibration_error`.
+
+  Args:
+    step_rewards: [...] float, -1..1.
+    label_mask: [...] bool, True where a step has a label.
+    bins: M, at least 1.
+
+  Returns:
+    By number of the bin, from 0 and ascending, [m] int64: which of the labelled
+    steps it has, counted in the order of `step_rewards[label_mask]`. Bins
+    without a step are absent.
+  """
+  label_mask = np.asarray(label_mask)
+  bin_of = _bins(probability_good(step_rewards, label_mask)[label_mask], bins)
+  return {
+    number: np.flatnonzero(bin_of == number)
+    for number in np.unique(bin_of).tolist()
+  }
 
 
 def step_metrics(

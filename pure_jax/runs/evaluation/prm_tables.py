@@ -13,6 +13,7 @@ from pure_jax.host.evaluation.intervals import (
   estimate_mean,
   estimate_statistic,
 )
+from pure_jax.host.evaluation.ranking import ranking_metrics
 from pure_jax.host.evaluation.report import Table
 from pure_jax.runs.evaluation.labelled_solutions import LEFT_OUT
 from pure_jax.runs.evaluation.score_file import ScoredSolution
@@ -30,6 +31,7 @@ class ScoredData:
     step_mask: [n, S] bool, True where the step exists.
     good: [n, S] bool, labels.
     label_mask: [n, S] bool, True where a step has a label.
+    characters: [n] int64, length of the steps' texts.
     left_out: number of solutions without step rewards, by reason.
     total: number of solutions of the data set.
   """
@@ -39,15 +41,19 @@ class ScoredData:
   step_mask: np.ndarray
   good: np.ndarray
   label_mask: np.ndarray
+  characters: np.ndarray
   left_out: dict[str, int]
   total: int
 
 
-def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
+def stack_solutions(
+  solutions: Sequence[ScoredSolution], characters: Sequence[int]
+) -> ScoredData:
   """Collects the solutions that are not left out into arrays.
 
   Args:
     solutions: all solutions of a data set, in any order.
+    characters: length of the texts of each row of the data set.
   """
   solutions = sorted(solutions, key=lambda solution: solution.row)
   scored = [s for s in solutions if s.left_out is None]
@@ -67,6 +73,7 @@ def stack_solutions(solutions: Sequence[ScoredSolution]) -> ScoredData:
     step_mask=step_mask,
     good=good,
     label_mask=label_mask,
+    characters=np.asarray([characters[s.row] for s in scored], int),
     left_out={reason: reasons.count(reason) for reason in LEFT_OUT},
     total=len(solutions),
   )
@@ -102,6 +109,7 @@ def with_first_error(
     step_mask=data.step_mask[known],
     good=data.good[known],
     label_mask=data.label_mask[known],
+    characters=data.characters[known],
   )
   return selected, errors.take(known)
 
@@ -153,13 +161,48 @@ def _first_error_statistic(
 # ===== Single steps =====
 
 
+@dataclasses.dataclass(frozen=True)
+class _LabelledSteps:
+  """The labelled steps of a data set, and which of them a problem has.
+
+  The solutions of a problem, and the steps of a solution, are drawn together
+  for intervals, because they are not independent.
+  """
+
+  rewards: np.ndarray
+  good: np.ndarray
+  steps_of_problem: list[np.ndarray]
+
+  @classmethod
+  def of(cls, data: ScoredData) -> "_LabelledSteps":
+    """Collects them, in file order."""
+    rows, _ = np.nonzero(data.label_mask)
+    steps_of: dict[str, list[int]] = {}
+    for step, row in enumerate(rows):
+      steps_of.setdefault(data.solutions[row].problem, []).append(step)
+    return cls(
+      data.rewards[data.label_mask],
+      data.good[data.label_mask],
+      [np.asarray(steps) for steps in steps_of.values()],
+    )
+
+  def statistic(
+    self, metric: Callable[..., float | None], *options: float
+  ) -> Statistic:
+    """A metric of steps as a statistic of problems."""
+
+    def compute(problems: np.ndarray) -> float | None:
+      steps = np.concatenate([self.steps_of_problem[i] for i in problems])
+      mask = np.ones(len(steps), bool)
+      return metric(self.rewards[steps], self.good[steps], mask, *options)
+
+    return Statistic(compute, len(self.steps_of_problem))
+
+
 def step_metrics(
   data: ScoredData, threshold: float, bins: int, bootstrap: Bootstrap
 ) -> dict[str, Estimate]:
   """Estimates accuracy, AUC and calibration, with intervals over problems.
-
-  The solutions of a problem, and the steps of a solution, are drawn together,
-  because they are not independent.
 
   Args:
     data: scored solutions.
@@ -167,36 +210,56 @@ def step_metrics(
     bins: number of bins of the calibration error.
     bootstrap: how intervals are computed.
   """
-  rows, _ = np.nonzero(data.label_mask)
-  rewards = data.rewards[data.label_mask]
-  good = data.good[data.label_mask]
-  steps_of: dict[str, list[int]] = {}
-  for step, row in enumerate(rows):
-    steps_of.setdefault(data.solutions[row].problem, []).append(step)
-  steps_of_problem = [np.asarray(steps) for steps in steps_of.values()]
-
-  def over_problems(
-    metric: Callable[..., float | None], *options: float
-  ) -> Statistic:
-    def compute(problems: np.ndarray) -> float | None:
-      steps = np.concatenate([steps_of_problem[i] for i in problems])
-      mask = np.ones(len(steps), bool)
-      return metric(rewards[steps], good[steps], mask, *options)
-
-    return Statistic(compute, len(steps_of_problem))
-
+  steps = _LabelledSteps.of(data)
   return _estimates(
     {
-      "step_accuracy": over_problems(prm_metrics.accuracy, threshold),
-      "balanced_accuracy": over_problems(
+      "step_accuracy": steps.statistic(prm_metrics.accuracy, threshold),
+      "balanced_accuracy": steps.statistic(
         prm_metrics.balanced_accuracy, threshold
       ),
-      "auc": over_problems(prm_metrics.auc),
-      "calibration_error": over_problems(prm_metrics.calibration_error, bins),
-      "good_share": over_problems(lambda _, good, mask: float(good.mean())),
+      "auc": steps.statistic(prm_metrics.auc),
+      "calibration_error": steps.statistic(prm_metrics.calibration_error, bins),
+      "good_share": steps.statistic(lambda _, good, mask: float(good.mean())),
     },
     bootstrap,
   )
+
+
+def calibration(
+  data: ScoredData, bins: int, bootstrap: Bootstrap
+) -> dict[str, dict[str, Estimate]]:
+  """Compares p(good) with the labels: a reliability table.
+
+  Args:
+    data: scored solutions.
+    bins: number of bins of equal width, those of the calibration error.
+    bootstrap: how intervals, over the problems with steps in a bin, are
+      computed.
+
+  Returns:
+    A column for each bin that has labelled steps: how many, their mean p(good)
+    and the share of good ones.
+  """
+  labelled, columns = data.label_mask, {}
+  row_and_step = np.argwhere(labelled)
+  for number, chosen in prm_metrics.steps_of_bins(
+    data.rewards, labelled, bins
+  ).items():
+    mask = np.zeros_like(labelled)
+    mask[tuple(row_and_step[chosen].T)] = True
+    steps = _LabelledSteps.of(dataclasses.replace(data, label_mask=mask))
+    columns[f"{number / bins:.3g}-{(number + 1) / bins:.3g}"] = {
+      "steps": Estimate(value=len(chosen), count=len(steps.steps_of_problem))
+    } | _estimates(
+      {
+        "p(good)": steps.statistic(
+          lambda rewards, good, mask: float((rewards.mean() + 1) / 2)
+        ),
+        "good_share": steps.statistic(lambda _, good, mask: float(good.mean())),
+      },
+      bootstrap,
+    )
+  return columns
 
 
 def _estimates(
@@ -275,6 +338,21 @@ def make_tables(
     "ProcessBench": process_bench,
     "Steps": {
       name: step_metrics(data, threshold, settings.bins, bootstrap)
+      for name, data in data_sets.items()
+    },
+    **{
+      f"Calibration on {name}": calibration(data, settings.bins, bootstrap)
+      for name, data in data_sets.items()
+    },
+    "Ranking of solutions": {
+      name: ranking_metrics(
+        data.rewards,
+        data.step_mask,
+        [solution.problem for solution in data.solutions],
+        [solution.final_correct for solution in data.solutions],
+        data.characters,
+        bootstrap,
+      )
       for name, data in data_sets.items()
     },
     "Choice among solutions": {

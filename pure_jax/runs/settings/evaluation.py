@@ -2,8 +2,9 @@
 
 import dataclasses
 
+from pure_jax.host.data.formats import responses
 from pure_jax.host.data.formats.named import find_format, format_names
-from pure_jax.host.data.records import LabelledSolution
+from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.evaluation.repetition import UNITS
 from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
 from pure_jax.ranges import within
@@ -143,18 +144,41 @@ class EvaluationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """A file of labelled solutions, and its name in the report."""
+  """A file of labelled solutions, and its name in the report.
+
+  The format "responses" needs the problems of the benchmark. See
+  `configs/evaluate_prm.py`.
+  """
 
   name: str
   file: str
   format: str
   fields: Fields = None
   neutral_labels: str = "good"
+  held_out_one_in: int | None = None
+  problems: str | None = None
+  problems_format: str | None = None
+  problems_fields: Fields = None
 
   def __post_init__(self):
     """Validates that there is a name, and that the format holds steps."""
     if not self.name.strip():
       raise ValueError(f"name is empty: the report needs one for {self.file}.")
+    at_least(2, self, "held_out_one_in")
+    names = (*format_names(LabelledSolution), responses.NAME)
+    one_of(self, "format", names)
+    has_problems = None not in (self.problems, self.problems_format)
+    if has_problems != (self.format == responses.NAME):
+      raise ValueError(
+        f"problems and problems_format belong to format={responses.NAME!r}, "
+        "whose lines name problems by their ids: set both with it, and neither "
+        "with another format."
+      )
+    if has_problems:
+      check_format(self, "problems_", format_names(Problem))
+      if self.fields is not None:
+        raise ValueError(f"format={self.format!r} knows its fields.")
+      return
     check_format(self, "", format_names(LabelledSolution))
     find_format(self.format, self.fields, self.neutral_labels)
 

@@ -53,6 +53,7 @@ class PRMSettings:
   head_optim: OptimConfig
   full_optim: OptimConfig
   lora: LoraSettings
+  trunk_states: str | None = None
 
   def __post_init__(self):
     """Validates that there are data and updates, and something to train."""

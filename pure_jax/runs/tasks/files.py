@@ -16,11 +16,8 @@ from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
   LabelledSolution,
   Problem,
-  problem_key,
   split_by_problem,
 )
-from pure_jax.host.distributed.global_batch import read_everywhere
-from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
@@ -31,7 +28,7 @@ from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import Batches, PromptEncoder
-from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.evaluation import held_out_prm, labelled_solutions
 from pure_jax.runs.evaluation.benchmarks import read_benchmark
 from pure_jax.runs.memory.of_run import check_labelled
 from pure_jax.runs.settings.conversion import ConfigError
@@ -40,7 +37,6 @@ from pure_jax.runs.settings.run import Settings
 from pure_jax.runs.spec import RunSpec
 from pure_jax.runs.tasks import tiny_files
 from pure_jax.runs.tasks.task import LabelledResponses, Task, Verdicts
-from pure_jax.training import supervised
 from pure_jax.training.supervised import Demonstrations
 
 
@@ -295,7 +291,7 @@ class FilesTask(Task):
       self.tokenizer.pad_id,
       self._settings.prm.length_multiple,
     )
-    labels, label_mask = _step_labels(rows, self._limits.max_steps)
+    labels, label_mask = held_out_prm.step_labels(rows, self._limits.max_steps)
     counts = self._labelled_file.counts
     metrics = {
       "file_rows": counts.read,
@@ -346,54 +342,13 @@ class FilesTask(Task):
     """Evaluates the PRM on held-out steps, and in choosing among solutions."""
     del policy_params
     rows, encoded = self._encode(self._labelled_rows()[1])
-    settings, limits = self._settings.prm, self._limits
-    layout = spec.layouts.training
-    score = supervised.make_prm_evaluation(
-      spec.prm_model, spec.prm_score_config, spec.table, layout
+    rewards = held_out_prm.step_rewards(
+      spec, batches, self._folder, params, encoded, self._limits
     )
-    rewards = np.zeros((len(rows), limits.max_steps), np.float32)
-    for chosen, batch in labelled_solutions.batches_by_length(
-      encoded,
-      limits,
-      settings.batch_size,
-      settings.length_multiple,
-      self.tokenizer.pad_id,
-    ):
-      step_rewards = read_everywhere(score(params, batches.put(batch)))
-      rewards[chosen] = step_rewards[: len(chosen)]
-    labels, label_mask = _step_labels(rows, limits.max_steps)
-    lengths = np.asarray([len(row.steps) for row in rows])
-    exists = np.arange(limits.max_steps) < lengths[:, None]
-    numbers: dict[str, float | None] = dict.fromkeys(prm_metrics.STEP_METRICS)
-    chosen = {}
-    if np.isfinite(rewards[exists]).all():
-      numbers |= prm_metrics.step_metrics(rewards, labels == 1, label_mask)
-      chosen = prm_metrics.best_of_n_metrics(
-        [problem_key(row.problem) for row in rows],
-        [row.final_correct for row in rows],
-        [verify.last_number(row.steps[-1]) for row in rows],
-        rewards,
-        exists,
-      )
-    for name, metric in chosen.items():
-      numbers[name] = float(metric.mean())
-      numbers["problems"] = float(len(metric))
-    return numbers | {"left_out": float(len(encoded.left_out))}
+    left_out = {"left_out": float(len(encoded.left_out))}
+    return held_out_prm.metrics(rows, rewards) | left_out
 
   def close(self) -> None:
     """Ends the worker processes of the grader."""
     if self._pool is not None:
       self._pool.close()
-
-
-def _step_labels(
-  rows: Sequence[LabelledSolution], max_steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Labels [n, S] int32, 1 good, 0 bad, and their mask [n, S] bool."""
-  labels = np.zeros((len(rows), max_steps), np.int32)
-  label_mask = np.zeros((len(rows), max_steps), bool)
-  for index, row in enumerate(rows):
-    for step, label in enumerate(row.labels):
-      if label is not None:
-        labels[index, step], label_mask[index, step] = label, True
-  return labels, label_mask

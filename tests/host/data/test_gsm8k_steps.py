@@ -90,6 +90,22 @@ def test_labels_of_a_solution_by_hand(lines, expected, with_departures):
   assert labels == (with_departures or expected)
 
 
+@pytest.mark.parametrize(
+  ("lines", "expected"),
+  [
+    ([NINE, ELEVEN, "A: 11"], [1, 0, 0]),
+    ([NINE, FALSE, PLAIN, "A: 12"], [1, 0, None, 0]),
+    ([NINE, FALSE, EIGHTEEN, "A: 18"], [1, 0, None, None]),  # A right one.
+    ([NINE, ELEVEN, PLAIN], [1, 0, None]),  # Cut off: it has no answer.
+  ],
+)
+def test_a_wrong_answer_after_a_bad_step_is_bad_if_answers_are_labelled(
+  lines, expected
+):
+  labels = label_solution(lines, REFERENCE, departures=True, answers=True)
+  assert labels == expected
+
+
 def raw_row(**changes):
   right = {"is_correct": True, "solution": f"{NINE}\n{EIGHTEEN}\nA: 18"}
   row = {"question": "Eggs?", "ground_truth": "\n".join(REFERENCE)}
@@ -181,6 +197,9 @@ def test_departures_add_errors_within_real_solutions(raw, real):
   ]
   assert inner == [76, 3_077]
   assert counts(departed)[1] == 3_274  # The other 197 are final answers.
+  parse = gsm8k_steps.make_format(departures=True, answers=True).parse
+  answered = [row for i, row in enumerate(raw) for row in parse(row, i)]
+  assert counts(answered)[:2] == (10_520, 6_342)
   for before, after in zip(real, departed, strict=True):
     if before.final_correct:
       assert before == after

@@ -33,12 +33,16 @@ annotations of which one result is not computed by the reference: a departure.
 This puts the error where the solution leaves the reference's path, not at its
 end. It is a guess, because another correct path departs as well.
 
+With ``answers=True``, the final answer of a wrong solution is bad also after
+another bad step, against rule 6. With departures alone most wrong answers have
+no label, so that a final answer is nearly always good.
+
 On the real file (1,319 problems, 5,276 solutions, 23,141 steps), 10,520 steps
 are good, 3,269 are bad and 9,352 are not labelled. The models call a
 calculator, so false annotations are rare, and 3,193 of the bad steps are final
-answers. With departures, 3,077 of 3,274 bad steps come before the last. The
-error of the guess is known from right solutions: 12 % of their annotated
-steps, which are all good, depart.
+answers. With departures, 3,077 of 3,274 bad steps come before the last; with
+answers as well, 6,342 steps are bad. The error of the guess is known from right
+solutions: 12 % of their annotated steps, which are all good, depart.
 
 The problems are GSM8K's *test* problems: a model trained on them must not be
 evaluated on them. `records.split_by_problem` holds problems out, with all four
@@ -97,12 +101,13 @@ class _CheckedLine:
   annotated: bool
 
 
-def make_format(*, departures: bool = False) -> Format:
+def make_format(*, departures: bool = False, answers: bool = False) -> Format:
   """Makes the format of ``example_model_solutions.jsonl``, four records a line.
 
   Args:
     departures: True also labels departures as bad: many more bad steps, some of
       them wrongly.
+    answers: True labels the final answer of every wrong solution as bad.
   """
 
   def parse(row: Row, number: int) -> list[LabelledSolution]:
@@ -115,7 +120,9 @@ def make_format(*, departures: bool = False) -> Format:
     for generator in GENERATORS:
       sample = fields.typed(row, generator, dict)
       lines = fields.text(sample, "solution").split("\n")
-      labels = label_solution(lines, reference, departures=departures)
+      labels = label_solution(
+        lines, reference, departures=departures, answers=answers
+      )
       correct = _final(lines) == Fraction(answer)
       if correct != fields.typed(sample, "is_correct", bool):
         raise ValueError(
@@ -136,11 +143,16 @@ def make_format(*, departures: bool = False) -> Format:
       )
     return records
 
-  return Format("gsm8k_steps", 1, LabelledSolution, parse, f"{departures=}")
+  options = f"{departures=}" + f" {answers=}" * answers
+  return Format("gsm8k_steps", 1, LabelledSolution, parse, options)
 
 
 def label_solution(
-  lines: list[str], reference: list[str], *, departures: bool = False
+  lines: list[str],
+  reference: list[str],
+  *,
+  departures: bool = False,
+  answers: bool = False,
 ) -> list[int | None]:
   """Labels the lines of a solution: 1 (good), 0 (bad) or None (not labelled).
 
@@ -150,11 +162,14 @@ def label_solution(
   [1, None, 0]
   >>> label_solution(wrong, reference, departures=True)
   [1, 0, None]
+  >>> label_solution(wrong, reference, departures=True, answers=True)
+  [1, 0, 0]
 
   Args:
     lines: lines of the solution, with annotations.
     reference: lines of the reference solution.
     departures: as in `make_format`.
+    answers: as in `make_format`.
   """
   answer, final = _final(reference), _final(lines)
   has_final = lines[-1].startswith(FINAL)
@@ -166,9 +181,10 @@ def label_solution(
   on_path = True  # All annotated steps so far compute what the reference does.
   for index, line in enumerate(lines):
     checked = _check(line)
+    is_final = has_final and index == len(lines) - 1
     if 0 in labels:
-      label = None
-    elif has_final and index == len(lines) - 1:
+      label = 0 if answers and is_final and not right else None
+    elif is_final:
       label = int(right)
     elif checked.verdict is False:
       label = 0

@@ -25,8 +25,11 @@ FORMATS: dict[str, Format] = {
   "processbench": labelled_steps.PROCESSBENCH,
   "prm800k": prm800k.make_format(),
   "gsm8k_steps": gsm8k_steps.make_format(),
-  # Reads the same file, but labels more steps as bad.
+  # These read the same file, but label more steps as bad.
   "gsm8k_departures": gsm8k_steps.make_format(departures=True),
+  "gsm8k_departures_and_answers": gsm8k_steps.make_format(
+    departures=True, answers=True
+  ),
 }
 # Formats that need a mapping of field names, see `mapped`.
 MAPPED: dict[str, type[Problem] | type[LabelledSolution]] = {
