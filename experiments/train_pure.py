@@ -97,7 +97,7 @@ def validate(
   weights = functions.sampling_weights(trained, frozen)
   rollout = functions.generate_held_out(weights, prompts, key)
   prm_texts = put_prm_texts(run, problems, rollout)
-  scores, _ = functions.score(trained, frozen, rollout, prm_texts)
+  scores = functions.score_held_out(frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
   metrics = response_metrics(run, graded, rollout, scores)
   generations = validation.held_out_generations(

@@ -172,6 +172,12 @@ def _reward_penalty(
   mask = experience.completion_mask
   if config.kl_in_reward is None:
     return jnp.zeros_like(experience.old_logp)
+  if experience.ref_logp is None:
+    raise ValueError(
+      f"kl_in_reward={config.kl_in_reward!r} penalizes the KL to the reference "
+      "policy by experience.ref_logp, which is None: give its log-probs, or no "
+      "penalty."
+    )
   penalty = kl_estimate(
     masked.zero_masked(experience.old_logp, mask),
     masked.zero_masked(experience.ref_logp, mask),

@@ -187,28 +187,31 @@ def policy_objective(
       ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
-    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats),
-    entropy, clip_fraction, ratio_max and ratio_min (0 without a token). With
+    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats, if
+    the experience has ref_logp), entropy, clip_fraction, ratio_max and
+    ratio_min (0 without a token). With
     dual_clip, ``dual_clip_fraction`` is the share of tokens whose loss it
     bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens. With
     importance_cap the metrics of `importance.weigh` are included. The gradient
     reaches new_logp and entropy.
 
   Raises:
-    ValueError: if shapes differ, if importance_cap is set and the experience
-      has no sampled_logp, or if token_count is missing.
+    ValueError: if shapes differ, if the experience lacks the sampled_logp of
+      an importance_cap or the ref_logp of a KL penalty, or if token_count is
+      missing.
   """
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
-  new_logp, old_logp, ref_logp, advantages = (
+  new_logp, old_logp, advantages = (
     masked.zero_masked(masked.widened(x), mask)
-    for x in (new_logp, experience.old_logp, experience.ref_logp, advantages)
+    for x in (new_logp, experience.old_logp, advantages)
   )
-  ref_logp, entropy = jax.lax.stop_gradient(ref_logp), masked.widened(entropy)
+  entropy = masked.widened(entropy)
   per_token, quantities = _policy_losses(
     new_logp, old_logp, advantages, experience, config
   )
+  penalty, kl_quantities = _kl_to_reference(new_logp, experience, config)
   response_tokens = None
   if isinstance(experience, PackedExperience):
     response_tokens = experience.response_tokens
@@ -218,10 +221,7 @@ def policy_objective(
 
   policy_loss, mean_entropy = mean(per_token), mean(entropy)
   loss = policy_loss
-  if config.kl_in_loss is not None:
-    penalty = kl_estimate(
-      new_logp, ref_logp, config.kl_in_loss, config.kl_limit
-    )
+  if penalty is not None:
     loss += (config.kl_coef if kl_coef is None else kl_coef) * mean(penalty)
   if config.entropy_coef:
     loss -= config.entropy_coef * mean_entropy
@@ -229,12 +229,10 @@ def policy_objective(
   metrics = MetricGroups(
     sums={
       "policy_loss": policy_loss,
-      "kl_reference": mean(
-        kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
-      ),
       "entropy": mean_entropy,
       **{
-        name: mean(x.astype(per_token.dtype)) for name, x in quantities.items()
+        name: mean(x.astype(per_token.dtype))
+        for name, x in (kl_quantities | quantities).items()
       },
     },
     maxima={"ratio_max": masked.masked_max(ratio, mask)},
@@ -280,6 +278,33 @@ def _policy_losses(
     )
     quantities |= importance_quantities
   return per_token, quantities
+
+
+def _kl_to_reference(new_logp, experience, config):
+  """Returns each token's KL penalty or None, and quantities like the above.
+
+  The new log-probs are 0 where masked.
+  """
+  if experience.ref_logp is None:
+    if config.kl_in_loss is None:
+      return None, {}
+    raise ValueError(
+      f"kl_in_loss={config.kl_in_loss!r} penalizes the KL to the reference "
+      "policy by experience.ref_logp, which is None: give its log-probs, or no "
+      "penalty."
+    )
+  ref_logp = jax.lax.stop_gradient(
+    masked.zero_masked(
+      masked.widened(experience.ref_logp), experience.completion_mask
+    )
+  )
+  kl = kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
+  penalty = None
+  if config.kl_in_loss is not None:
+    penalty = kl_estimate(
+      new_logp, ref_logp, config.kl_in_loss, config.kl_limit
+    )
+  return penalty, {"kl_reference": kl}
 
 
 def _mean_ratio(ratio, mask, denominator, token_count):

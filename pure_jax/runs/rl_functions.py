@@ -27,7 +27,12 @@ from pure_jax.training import (
   train,
 )
 from pure_jax.training.packing import RowShape, ScoreRows
-from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.training.score import (
+  PRMTexts,
+  ScoredBatch,
+  Scores,
+  StepScores,
+)
 from pure_jax.training.supervised import Demonstrations
 from pure_jax.types import Rollout
 
@@ -54,6 +59,7 @@ class RLFunctions:
     text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
       choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
+    step_scores: `score.make_step_scores`, by rows, for held-out responses.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
     sampled_scores: `score.make_sampled_score`, by rows. Empty unless
@@ -74,6 +80,7 @@ class RLFunctions:
   score_steps: Callable[[Any, Demonstrations], jax.Array] | None
   text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
+  step_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   updates: Mapping[RowShape | None, Callable[..., Any]]
@@ -84,22 +91,17 @@ class RLFunctions:
     """The policy's weights in the layout and the precision of rollouts."""
     return frozen.sampler(self.for_rollout(trained))
 
-  def score(
-    self,
-    trained: Any,
-    frozen: FrozenWeights,
-    rollout: Rollout,
-    prm_texts: PRMTexts,
-  ) -> tuple[Scores, jax.Array]:
-    """Scores a rollout, with old log-probs of the policy: (scores, drift []).
+  def score_held_out(
+    self, frozen: FrozenWeights, rollout: Rollout, prm_texts: PRMTexts
+  ) -> StepScores:
+    """Scores the steps of responses that train nothing; no policy is read.
 
     ``prm_texts`` are what the PRM reads, see `score.make_score` and
     `responses.put_prm_texts`.
     """
     batch = (rollout, prm_texts)
-    function = _choose(self.scores, self.text_lengths, *batch)
-    models = (frozen.policy(trained), frozen.reference, frozen.prm)
-    return function(*models, *batch)
+    function = _choose(self.step_scores, self.text_lengths, *batch)
+    return function(frozen.prm, *batch)
 
   def score_iteration(
     self,
@@ -114,14 +116,14 @@ class RLFunctions:
     The sampler's log-probs are checked in the first iteration and then once in
     `rl.old_logp.check_every`. The drift is None if the policy was not run.
     """
-    rl = self.spec.settings.rl
-    if rl.old_logp.source == "score":
-      return self.score(trained, frozen, rollout, prm_texts)
-    batch = (rollout, prm_texts)
-    if (iteration - 1) % rl.old_logp.check_every:
-      function = _choose(self.sampled_scores, self.text_lengths, *batch)
-      return function(frozen.reference, frozen.prm, *batch), None
-    function = _choose(self.checked_scores, self.text_lengths, *batch)
+    old_logp, batch = self.spec.settings.rl.old_logp, (rollout, prm_texts)
+    compiled = self.scores
+    if old_logp.source == "sampled":
+      if (iteration - 1) % old_logp.check_every:
+        function = _choose(self.sampled_scores, self.text_lengths, *batch)
+        return function(frozen.reference, frozen.prm, *batch), None
+      compiled = self.checked_scores
+    function = _choose(compiled, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
 
@@ -208,6 +210,7 @@ def make_functions(
     score_steps=score_steps,
     text_lengths=score.make_measure(step),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
+    step_scores={rows: score.make_step_scores(step, rows) for rows in all_rows},
     checked_scores={
       rows: score.make_checked_score(step, rows) for rows in sampled_rows
     },

@@ -122,8 +122,10 @@ def packed_logp_of_each(
     shape: the shape of the rows.
 
   Returns:
-    One [B, C] float32 in nats for each policy, 0 where masked.
+    One [B, C] float32 in nats for each policy, 0 where masked; [] for none.
   """
+  if not policies:
+    return []
   _, first_sharding = policies[0]
   rows, tokens = pack_rollout(rollout, shape, first_sharding)
   columns = rollout.tokens.shape[1]
@@ -274,7 +276,9 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
     def take(x):
       return packing.gather(x, texts.completion, act_sharding)
 
-    sampled_logp = None
+    ref_logp = sampled_logp = None
+    if experience.ref_logp is not None:
+      ref_logp = take(experience.ref_logp)
     if spec.loss.importance_cap is not None:
       sampled_logp = take(experience.sampled_logp)
     return losses.policy_objective(
@@ -283,7 +287,7 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
       PackedExperience(
         completion_mask=take(mask),
         old_logp=take(experience.old_logp),
-        ref_logp=take(experience.ref_logp),
+        ref_logp=ref_logp,
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),

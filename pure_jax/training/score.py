@@ -36,21 +36,35 @@ PRMTexts = Prompts | PRMInputs
 
 
 @struct.dataclass
-class Scores:
-  """Steps, their rewards and log-probs of a rollout.
+class StepScores:
+  """Steps of a rollout and their rewards.
 
   Attributes:
     steps: step boundaries, [B, C] and [B, S].
     step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step, and
       everywhere without a PRM.
+  """
+
+  steps: StepBoundaries
+  step_rewards: jax.Array
+
+
+@struct.dataclass
+class Scores:
+  """Steps, their rewards and log-probs of a rollout.
+
+  Attributes:
+    steps: step boundaries, [B, C] and [B, S].
+    step_rewards: [B, S] float32, as in `StepScores`.
     old_logp: [B, C] float32 nats, under the policy before the update.
-    ref_logp: [B, C] float32 nats, under the reference policy.
+    ref_logp: [B, C] float32 nats, under the reference policy; None if it was
+      not read.
   """
 
   steps: StepBoundaries
   step_rewards: jax.Array
   old_logp: jax.Array
-  ref_logp: jax.Array
+  ref_logp: jax.Array | None
 
 
 @struct.dataclass
@@ -190,7 +204,8 @@ def make_checked_score(
   Returns:
     A jitted function as `make_score` returns, but `Scores.old_logp` is
     `Rollout.full_logp`, and the drift is the largest difference between that
-    and the policy's own log-prob of a token.
+    and the policy's own log-prob of a token. `Scores.ref_logp` is None if
+    nothing penalizes the KL.
 
   Raises:
     ValueError: if the sampler is greedy.
@@ -199,7 +214,11 @@ def make_checked_score(
 
   def score(params, reference, prm_params, rollout, prm_texts):
     scores = _score(
-      spec, rows, (params, reference, prm_params), rollout, prm_texts
+      spec,
+      rows,
+      (params, _penalized(spec, reference), prm_params),
+      rollout,
+      prm_texts,
     )
     drift = _drift(rollout, scores, rollout.full_logp)
     return scores.replace(old_logp=rollout.full_logp), drift
@@ -216,7 +235,8 @@ def make_sampled_score(
   the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
   is that of advantage * log pi. If the sampler computes as the trainer does, a
   forward pass of the policy would only measure the rounding between
-  `Rollout.full_logp` and the trainer's program.
+  `Rollout.full_logp` and the trainer's program. Without a KL penalty the
+  reference policy is not read either: without a PRM, no model is.
 
   Args:
     spec: the step's specification.
@@ -224,7 +244,8 @@ def make_sampled_score(
 
   Returns:
     A jitted function (reference params, PRM params, rollout, PRM texts) ->
-    `Scores`, whose old_logp is `Rollout.full_logp`.
+    `Scores`, whose old_logp is `Rollout.full_logp`; its ref_logp is None if
+    nothing penalizes the KL.
 
   Raises:
     ValueError: if the sampler is greedy.
@@ -232,7 +253,8 @@ def make_sampled_score(
   _check_explores(spec.sampler)
 
   def score(reference, prm_params, rollout, prm_texts):
-    return _score(spec, rows, (None, reference, prm_params), rollout, prm_texts)
+    models = (None, _penalized(spec, reference), prm_params)
+    return _score(spec, rows, models, rollout, prm_texts)
 
   _, reference, prm_params = _weight_shardings(spec)
   batch = sharding.batch_sharding(spec.layouts.training)
@@ -243,12 +265,53 @@ def make_sampled_score(
   )
 
 
+def make_step_scores(
+  spec: StepSpec, rows: ScoreRows | None = None
+) -> Callable[[Any, Rollout, PRMTexts], StepScores]:
+  """Makes a function that scores steps and reads no policy.
+
+  For responses that train nothing, as those of an evaluation.
+
+  Args:
+    spec: the step's specification.
+    rows: as for `make_score`.
+
+  Returns:
+    A jitted function (PRM params, rollout, PRM texts) -> `StepScores`.
+  """
+
+  def score(prm_params, rollout, prm_texts):
+    scores = _score(spec, rows, (None, None, prm_params), rollout, prm_texts)
+    return StepScores(scores.steps, scores.step_rewards)
+
+  *_, prm_params = _weight_shardings(spec)
+  batch = sharding.batch_sharding(spec.layouts.training)
+  return jax.jit(
+    score, in_shardings=(prm_params, batch, batch), out_shardings=batch
+  )
+
+
+def _penalized(spec, reference):
+  """The reference policy; None if nothing penalizes the KL to it."""
+  return reference if spec.penalizes_kl else None
+
+
 def _score(spec: StepSpec, rows, models, rollout, prm_texts):
-  """The scores of a rollout; without a policy its own old log-probs."""
+  """The scores of a rollout.
+
+  Without a policy its old log-probs are the sampler's; without a reference
+  policy it has no log-probs of one.
+  """
   params, reference, prm_params = models
-  policies = [(reference, spec.layouts.reference.act_sharding)]
-  if params is not None:
-    policies.insert(0, (params, spec.layouts.training.act_sharding))
+  layouts = spec.layouts
+  policies = [
+    (weights, layout.act_sharding)
+    for weights, layout in (
+      (params, layouts.training),
+      (reference, layouts.reference),
+    )
+    if weights is not None
+  ]
   if rows is not None:
     boundaries, rewards = _step_rewards(
       spec, rows.prm, prm_params, rollout, prm_texts
@@ -273,7 +336,8 @@ def _score(spec: StepSpec, rows, models, rollout, prm_texts):
       spec.layouts.row_shards,
     )
   old_logp = rollout.full_logp if params is None else logp[0]
-  return Scores(boundaries, rewards, old_logp, ref_logp=logp[-1])
+  ref_logp = None if reference is None else logp[-1]
+  return Scores(boundaries, rewards, old_logp, ref_logp)
 
 
 def _prm_batch(spec: StepSpec, rollout, prm_texts):

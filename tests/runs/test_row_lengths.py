@@ -109,7 +109,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.value_rows(spec())
     },
-    scores={
+    step_scores={
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.score_rows(spec())
     },
@@ -125,7 +125,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
   assert after.policy.columns == after.critic.columns == columns
   values = compiled.values(state, FROZEN, batch.rollout)
   assert values.columns == columns
-  rows = compiled.score(None, FROZEN, batch.rollout, ["problem"])
+  rows = compiled.score_held_out(FROZEN, batch.rollout, ["problem"])
   assert rows.policy.columns == columns
 
 
