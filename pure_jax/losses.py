@@ -10,7 +10,7 @@ from jax import Array
 
 from pure_jax import importance, masked, ratios
 from pure_jax.advantages import Metrics, pure_advantages
-from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate
+from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate, known_reference
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.types import Experience, MetricGroups, PackedExperience, PRMInputs
 
@@ -187,18 +187,16 @@ def policy_objective(
       ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
-    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats, if
-    the experience has ref_logp), entropy, clip_fraction, ratio_max and
-    ratio_min (0 without a token). With
-    dual_clip, ``dual_clip_fraction`` is the share of tokens whose loss it
-    bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens. With
-    importance_cap the metrics of `importance.weigh` are included. The gradient
-    reaches new_logp and entropy.
+    (loss [] float32, metrics): policy_loss, entropy, clip_fraction, ratio_max
+    and ratio_min (0 without a token), and with ref_logp kl_reference (k3
+    estimate, nats). With dual_clip, ``dual_clip_fraction`` is the share of
+    tokens whose loss it bounds. With ratio_guard, ``mean_ratio`` is the mean
+    over tokens. With importance_cap the metrics of `importance.weigh` are
+    included. The gradient reaches new_logp and entropy.
 
   Raises:
-    ValueError: if shapes differ, if the experience lacks the sampled_logp of
-      an importance_cap or the ref_logp of a KL penalty, or if token_count is
-      missing.
+    ValueError: if shapes differ, if log-probs that a setting reads are None, or
+      if token_count is missing.
   """
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
@@ -239,7 +237,7 @@ def policy_objective(
     minima={"ratio_min": masked.masked_min(ratio, mask)},
   )
   if config.ratio_guard is not None:
-    metrics.sums["mean_ratio"] = _mean_ratio(
+    metrics.sums["mean_ratio"] = ratios.mean_ratio(
       ratio, mask, denominator, token_count
     )
   return loss, jax.lax.stop_gradient(metrics)
@@ -281,42 +279,19 @@ def _policy_losses(
 
 
 def _kl_to_reference(new_logp, experience, config):
-  """Returns each token's KL penalty or None, and quantities like the above.
-
-  The new log-probs are 0 where masked.
-  """
-  if experience.ref_logp is None:
-    if config.kl_in_loss is None:
-      return None, {}
-    raise ValueError(
-      f"kl_in_loss={config.kl_in_loss!r} penalizes the KL to the reference "
-      "policy by experience.ref_logp, which is None: give its log-probs, or no "
-      "penalty."
-    )
+  """Returns each token's KL penalty or None, and quantities like the above."""
+  if experience.ref_logp is None and config.kl_in_loss is None:
+    return None, {}
   ref_logp = jax.lax.stop_gradient(
-    masked.zero_masked(
-      masked.widened(experience.ref_logp), experience.completion_mask
-    )
+    masked.widened(known_reference(experience, "kl_in_loss"))
   )
   kl = kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
-  penalty = None
-  if config.kl_in_loss is not None:
-    penalty = kl_estimate(
-      new_logp, ref_logp, config.kl_in_loss, config.kl_limit
-    )
-  return penalty, {"kl_reference": kl}
-
-
-def _mean_ratio(ratio, mask, denominator, token_count):
-  """The mean over the batch's tokens, or a micro-batch's share of it."""
-  if token_count is None:
-    if denominator is not None:
-      raise ValueError(
-        "ratio_guard compares the mean ratio of the whole batch: give "
-        "token_count, the number of its tokens, with the denominator."
-      )
-    token_count = jnp.sum(mask)
-  return masked.safe_divide(masked.masked_sum(ratio, mask), token_count)
+  quantities = {"kl_reference": kl}
+  if config.kl_in_loss is None:
+    return None, quantities
+  return kl_estimate(
+    new_logp, ref_logp, config.kl_in_loss, config.kl_limit
+  ), quantities
 
 
 def _check_shapes(mask, **arrays):

@@ -199,6 +199,21 @@ class PackedExperience:
 
 
 @struct.dataclass
+class SharedPrompts:
+  """How completions that share their prompt lie in packed rows.
+
+  Attributes:
+    branches: [R, W] int32, 0 on prompts, from 1 on the completion of its
+      prompt that a token belongs to.
+    before: [R, W] int32, 0..W-1, the column of the token that each token of a
+      completion follows; for its first token the last column of the prompt.
+  """
+
+  branches: Array
+  before: Array
+
+
+@struct.dataclass
 class MetricGroups:
   """Scalar metrics, grouped by how micro-batches are combined.
 

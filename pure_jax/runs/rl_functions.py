@@ -1,6 +1,7 @@
 """The compiled functions of RL."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +23,7 @@ from pure_jax.training import (
   critic,
   packing,
   rollouts,
+  row_choice,
   score,
   supervised,
   train,
@@ -167,7 +169,9 @@ def _choose(compiled, measure, *batch):
   """The function with the narrowest rows that hold a batch's texts."""
   if None in compiled:
     return compiled[None]
-  return packing.choose(compiled, np.asarray(jax.device_get(measure(*batch))))
+  return row_choice.choose(
+    compiled, np.asarray(jax.device_get(measure(*batch)))
+  )
 
 
 def make_functions(
@@ -208,7 +212,7 @@ def make_functions(
     generate_benchmarks=_make_generate(spec, benchmark, 1),
     sample_benchmarks=sample_benchmarks,
     score_steps=score_steps,
-    text_lengths=score.make_measure(step),
+    text_lengths=row_choice.make_measure(step),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
     step_scores={rows: score.make_step_scores(step, rows) for rows in all_rows},
     checked_scores={
@@ -224,9 +228,13 @@ def make_functions(
       rows: critic.make_values(step, rows)
       for rows in (value_rows(spec) if rl.trains_critic else ())
     },
+    # A critic reads each text with its own prompt.
     critic_updates={
       rows: critic.make_critic_update(
-        step, critic_optimizer(spec), rl.critic.value_clip, rows
+        step,
+        critic_optimizer(spec),
+        rl.critic.value_clip,
+        rows and dataclasses.replace(rows, samples=1),
       )
       for rows in (policy_rows if rl.trains_critic else ())
     },
@@ -287,7 +295,9 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  policy_shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
+  policy_shapes = _policy_shapes(
+    spec, spec.responses, spec.settings.rl.samples_per_prompt
+  )
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
     inserted = spec.step.scoring.inserted_tokens
@@ -307,7 +317,10 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   if not _packs(spec):
     return (None,)
   texts = spec.responses // spec.settings.rl.updates.mini_batches
-  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
+  samples = math.gcd(texts, spec.settings.rl.samples_per_prompt)
+  if spec.mini_batch_order(1) is not None:
+    samples = 1  # Their neighbours have other prompts.
+  shapes = _policy_shapes(spec, texts, samples)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
@@ -327,6 +340,19 @@ def _packs(spec: RunSpec) -> bool:
   """Whether rows have other lengths than the rollout's."""
   rl = spec.settings.rl
   return rl.length_buckets > 1 or rl.packed_tokens is not None
+
+
+def _policy_shapes(spec: RunSpec, texts: int, samples: int) -> list[RowShape]:
+  """Shapes of rows for the policy, in which samples share their prompt."""
+  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
+  kernels = spec.layouts.training.kernels, spec.layouts.reference.kernels
+  if any(kernel.attention != "xla" for kernel in kernels):
+    return list(shapes)  # Such a kernel reads no branches.
+  limit = spec.settings.rl.sampler.max_new_tokens
+  return [
+    row_choice.share_prompts(shape, spec.prompt_tokens, limit, samples)
+    for shape in shapes
+  ]
 
 
 def _row_shapes(

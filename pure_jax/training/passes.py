@@ -79,6 +79,7 @@ def _packed_logp(params, model, sampler, texts, act_sharding):
     texts.positions,
     texts.segment_ids,
     texts.completion >= 0,
+    sharing=texts.sharing,
     temperature=sampler.temperature or 1.0,
     banned_ids=sampler.banned_ids,
     act_sharding=act_sharding,
@@ -102,7 +103,8 @@ def pack_rollout(
   """
   mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
   tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
-  return packing.pack(mask, shape, act_sharding), tokens
+  columns = rollout.tokens.shape[1]
+  return packing.pack(mask, shape, act_sharding, columns), tokens
 
 
 def packed_logp_of_each(

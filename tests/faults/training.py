@@ -145,6 +145,36 @@ FAULTS = (
     ("test_score.py::test_a_check_finds_a_sampler_that_is_off_at_one_token",),
   ),
   Fault(
+    "the reference is read without a KL penalty",
+    "training.score:make_sampled_score",
+    "reference if spec.penalizes_kl else None",
+    "reference",
+    ("test_score.py::test_without_a_kl_penalty_only_the_prm_is_read",),
+  ),
+  Fault(
+    "samples that share a prompt attend to each other",
+    "models.transformer:attention_mask",
+    "same &= (of_keys == 0) | (of_keys == of_queries)",
+    "same &= of_keys >= 0",
+    ("test_packed.py::test_samples_that_share_their_prompt_equal_unpacked",),
+  ),
+  Fault(
+    "the first token of a sample follows the sample before it",
+    "training.packing:read_micro_batch",
+    "before=gather(packing.slots, before, act_sharding) % source.shape[1],",
+    "before=jnp.maximum(jnp.arange(source.shape[1])[None] - 1 + 0 * source, 0),",
+    ("test_packed.py::test_samples_that_share_their_prompt_equal_unpacked",),
+  ),
+  Fault(
+    "shuffled mini-batches share prompts that are not theirs",
+    "runs.rl_functions:update_rows",
+    "samples = 1",
+    "pass",
+    (
+      "test_row_lengths.py::test_samples_share_a_prompt_where_a_row_holds_them",
+    ),
+  ),
+  Fault(
     "texts of a packed row attend to each other",
     "training.packing:read_micro_batch",
     "segment_ids=jnp.where(is_token, text + 1, 0),",
@@ -186,7 +216,7 @@ FAULTS = (
   ),
   Fault(
     "every batch goes to the widest rows",
-    "training.packing:choose",
+    "training.row_choice:choose",
     "for rows, function in compiled.items():",
     "for rows, function in reversed(compiled.items()):",
     ("test_packing.py::test_a_batch_goes_to_the_narrowest_rows_that_hold_it",),

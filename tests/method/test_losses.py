@@ -175,22 +175,6 @@ def test_gradient_through_credit_is_exactly_zero(credit):
     np.testing.assert_array_equal(gradient, np.zeros(gradient.shape))
 
 
-@pytest.mark.parametrize("where", ["kl_in_loss", "kl_in_reward"])
-def test_a_kl_penalty_needs_the_reference(where):
-  batch, _ = random_experience(3)
-  batch = batch.replace(ref_logp=None)
-  credit = dataclasses.replace(CREDIT, kl_in_reward=None)
-  config = LossConfig(kl_in_loss=None)
-  _, metrics = pure_loss(*_policy(batch), batch, credit, config)
-  assert "policy_loss" in metrics and "kl_reference" not in metrics
-  if where == "kl_in_loss":
-    config = LossConfig(kl_in_loss="k3")
-  else:
-    credit = dataclasses.replace(credit, kl_in_reward="k1")
-  with pytest.raises(ValueError, match=f"{where}=.* give its log-probs"):
-    pure_loss(*_policy(batch), batch, credit, config)
-
-
 def test_gradient_through_advantages_alone_is_exactly_zero():
   batch, _ = random_experience(3)
 

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 import train_boundary as boundary
+from factories import random_experience
 
+from pure_jax import losses
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
 from pure_jax.training import packing, rollouts, score, train
@@ -142,6 +144,22 @@ def test_without_a_reference_the_update_is_the_same(drawn):
     other_weights,
     weights,
   )
+
+
+@pytest.mark.parametrize("where", ["kl_in_loss", "kl_in_reward"])
+def test_a_kl_penalty_needs_the_reference(where):
+  batch, _ = random_experience(0)
+  batch, logp = batch.replace(ref_logp=None), batch.old_logp
+  configs = {
+    "credit": dataclasses.replace(boundary.CREDIT, kl_in_reward=None),
+    "loss": dataclasses.replace(boundary.LOSS, kl_in_loss=None),
+  }
+  _, metrics = losses.pure_loss(logp, -logp, batch, **configs)
+  assert "policy_loss" in metrics and "kl_reference" not in metrics
+  group = "loss" if where == "kl_in_loss" else "credit"
+  configs[group] = dataclasses.replace(configs[group], **{where: "k1"})
+  with pytest.raises(ValueError, match=f"{where} .* give its log-probs"):
+    losses.pure_loss(logp, -logp, batch, **configs)
 
 
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["unpacked", "packed"])
