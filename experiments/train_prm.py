@@ -182,6 +182,8 @@ def train_prm(run: Run):
   layout = run.spec.layouts.training
   if run.spec.prm_model is None:
     return policy_params, None
+  if run.spec.settings.files is not None and run.spec.settings.files.prm:
+    run.tell("loading the PRM")
   given = run.task.start_prm(layout)
   if given is not None:
     return policy_params, given

@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
   interrupts.exit_on_ctrl_c()
 
+import contextlib
 import hashlib
 from typing import Any
 
@@ -97,7 +98,7 @@ def validate(
   weights = functions.sampling_weights(trained, frozen)
   rollout = functions.generate_held_out(weights, prompts, key)
   prm_texts = put_prm_texts(run, problems, rollout)
-  scores, _ = functions.score(trained, frozen, rollout, prm_texts)
+  scores = functions.score_held_out(frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
   metrics = response_metrics(run, graded, rollout, scores)
   generations = validation.held_out_generations(
@@ -125,6 +126,7 @@ def iterate(
   state: RLState,
   step: int,
   problems: list[Problem],
+  bar: Progress,
 ) -> tuple[RLState, rl_report.Iteration]:
   """One iteration of RL: encode, generate, score, grade, update.
 
@@ -135,6 +137,7 @@ def iterate(
     state: the states before the updates; donated.
     step: the iteration's number, from 1; its random key follows from it.
     problems: P problems.
+    bar: shows which part runs.
 
   Returns:
     (the next states, the logged data of the iteration), both dispatched.
@@ -147,6 +150,7 @@ def iterate(
   problems = [p for p in problems for _ in range(rl.samples_per_prompt)]
 
   # ===== Generate =====
+  bar.doing("rollout")
   weights = functions.sampling_weights(state.policy.params, frozen)
   clock.wait("reshard", weights)
   rollout = functions.generate(weights, prompts, key)
@@ -154,6 +158,7 @@ def iterate(
   del weights  # A copy: the next stages need its memory.
 
   # ===== Score =====
+  bar.doing("score")
   prm_texts = put_prm_texts(run, problems, rollout)
   scores, drift = functions.score_iteration(
     step, state.policy.params, frozen, rollout, prm_texts
@@ -172,6 +177,7 @@ def iterate(
   check_drift(run, step, drift)
 
   # ===== Update =====
+  bar.doing("update")
   state, metrics = functions.update(step, state, batch, frozen)
   return state, rl_report.Iteration(
     step, problems, graded, batch, drift, metrics, clock
@@ -194,19 +200,27 @@ def run_iterations(
   state = RLState.from_checkpoint(saved)
   stop.check_resumed(done, state.policy, state.critic)
   rl_report.rewind(run, done)
-  if done == 0:
-    validate(run, functions, frozen, state.policy.params, step=0)
   pending = None  # Logged while the update of the next iteration runs.
-  bar = Progress("rl", total, done, enabled=run.shows_progress)
-  with bar, preemption.graceful_shutdown() as shutdown:
+  if done < total:
+    run.tell("the first evaluation and iteration also compile their programs")
+  with contextlib.ExitStack() as opened:
+    bar = opened.enter_context(
+      Progress("rl", total, done, enabled=run.shows_progress)
+    )
+    if done == 0:
+      bar.doing("evaluation")
+      validate(run, functions, frozen, state.policy.params, step=0)
+    shutdown = opened.enter_context(preemption.graceful_shutdown())
     for step in range(done + 1, total + 1):
       rows, cursor = next_batch(len(problems), rl.prompts, cursor)
       state, iteration = iterate(
-        run, functions, frozen, state, step, [problems[row] for row in rows]
+        *(run, functions, frozen, state, step),
+        *([problems[row] for row in rows], bar),
       )
       if pending is not None:
         rl_report.write_iteration(run, bar, pending)
       iteration.clock.wait("update", iteration.metrics)
+      bar.advance()
       pending = iteration
       reason = stop.reason(iteration.metrics, shutdown)
       evaluates = step % rl.eval_every == 0 or step == total
@@ -216,6 +230,7 @@ def run_iterations(
       rl_report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
+        bar.doing("evaluation")
         metrics = validate(run, functions, frozen, state.policy.params, step)
       saved = state.to_checkpoint()
       checkpoints.save(step, saved, cursor, metrics, regular=is_regular)

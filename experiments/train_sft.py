@@ -29,6 +29,8 @@ def train_policy(run: Run):
   """Trains the policy, or loads it from the run's folder or the task."""
   declared = policy.declare_policy(run.spec.model)
   layout = run.spec.layouts.training
+  if run.spec.settings.files is not None:
+    run.tell("loading the policy")
   given = run.task.start_policy(layout)
   if given is not None:
     return given

@@ -2,9 +2,9 @@
 
 The process part is the return to go of a token's step minus a baseline from
 the other samples of the prompt. The verifiable part is a group estimator of
-the outcome; it is the same on every token. The two parts are computed
-separately and added, or folded into one row of token rewards, as in the
-reference's verl branch. Samples of one prompt are G contiguous rows.
+the outcome, the same on every token. The two are computed separately and added,
+or folded into one row of token rewards, as in the reference's verl branch.
+Samples of one prompt are G contiguous rows.
 """
 
 import operator
@@ -27,6 +27,7 @@ from pure_jax.estimators import (
   grpo_advantages,
   grpo_step_rewards,
   kl_estimate,
+  known_reference,
   others_sum,
   rloo_advantages,
 )
@@ -169,12 +170,11 @@ def _reward_penalty(
   experience: Experience, config: CreditConfig, kl_coef: Array | None
 ) -> Array:
   """Returns each token's KL penalty [B, C]; 0 where masked or unused."""
-  mask = experience.completion_mask
   if config.kl_in_reward is None:
     return jnp.zeros_like(experience.old_logp)
   penalty = kl_estimate(
-    masked.zero_masked(experience.old_logp, mask),
-    masked.zero_masked(experience.ref_logp, mask),
+    masked.zero_masked(experience.old_logp, experience.completion_mask),
+    known_reference(experience, "kl_in_reward"),
     config.kl_in_reward,
     config.kl_limit,
   )

@@ -12,6 +12,7 @@ from jax import Array
 from pure_jax import masked, ratios
 from pure_jax.credit import following_returns, sum_returns
 from pure_jax.settings import KL_KINDS, AdaptiveKLConfig
+from pure_jax.types import Experience, PackedExperience
 
 # Nats per token, limit of a metric: sums over a batch of larger ones could
 # overflow. k3 reaches it where the log-probs differ by about 14 nats.
@@ -68,6 +69,26 @@ def kl_estimate(
   if limit is not None:
     estimate = jnp.clip(estimate, -limit, limit)
   return masked.narrowed(estimate, logp)
+
+
+def known_reference(
+  experience: Experience | PackedExperience, setting: str
+) -> Array:
+  """Returns the reference's log-probs, 0 where masked.
+
+  Args:
+    experience: the responses.
+    setting: the name of the KL penalty that reads them.
+
+  Raises:
+    ValueError: if the experience has none.
+  """
+  if experience.ref_logp is None:
+    raise ValueError(
+      f"{setting} penalizes the KL to the reference policy by "
+      "experience.ref_logp, which is None: give its log-probs, or no penalty."
+    )
+  return masked.zero_masked(experience.ref_logp, experience.completion_mask)
 
 
 def _check_group(rows: int, group_size: int) -> None:

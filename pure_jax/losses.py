@@ -10,7 +10,7 @@ from jax import Array
 
 from pure_jax import importance, masked, ratios
 from pure_jax.advantages import Metrics, pure_advantages
-from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate
+from pure_jax.estimators import LARGEST_KL_METRIC, kl_estimate, known_reference
 from pure_jax.settings import CreditConfig, LossConfig
 from pure_jax.types import Experience, MetricGroups, PackedExperience, PRMInputs
 
@@ -187,28 +187,29 @@ def policy_objective(
       ratio_guard and a denominator, and read only with ratio_guard.
 
   Returns:
-    (loss [] float32, metrics): policy_loss, kl_reference (k3 estimate, nats),
-    entropy, clip_fraction, ratio_max and ratio_min (0 without a token). With
-    dual_clip, ``dual_clip_fraction`` is the share of tokens whose loss it
-    bounds. With ratio_guard, ``mean_ratio`` is the mean over tokens. With
-    importance_cap the metrics of `importance.weigh` are included. The gradient
-    reaches new_logp and entropy.
+    (loss [] float32, metrics): policy_loss, entropy, clip_fraction, ratio_max
+    and ratio_min (0 without a token), and with ref_logp kl_reference (k3
+    estimate, nats). With dual_clip, ``dual_clip_fraction`` is the share of
+    tokens whose loss it bounds. With ratio_guard, ``mean_ratio`` is the mean
+    over tokens. With importance_cap the metrics of `importance.weigh` are
+    included. The gradient reaches new_logp and entropy.
 
   Raises:
-    ValueError: if shapes differ, if importance_cap is set and the experience
-      has no sampled_logp, or if token_count is missing.
+    ValueError: if shapes differ, if log-probs that a setting reads are None, or
+      if token_count is missing.
   """
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
-  new_logp, old_logp, ref_logp, advantages = (
+  new_logp, old_logp, advantages = (
     masked.zero_masked(masked.widened(x), mask)
-    for x in (new_logp, experience.old_logp, experience.ref_logp, advantages)
+    for x in (new_logp, experience.old_logp, advantages)
   )
-  ref_logp, entropy = jax.lax.stop_gradient(ref_logp), masked.widened(entropy)
+  entropy = masked.widened(entropy)
   per_token, quantities = _policy_losses(
     new_logp, old_logp, advantages, experience, config
   )
+  penalty, kl_quantities = _kl_to_reference(new_logp, experience, config)
   response_tokens = None
   if isinstance(experience, PackedExperience):
     response_tokens = experience.response_tokens
@@ -218,10 +219,7 @@ def policy_objective(
 
   policy_loss, mean_entropy = mean(per_token), mean(entropy)
   loss = policy_loss
-  if config.kl_in_loss is not None:
-    penalty = kl_estimate(
-      new_logp, ref_logp, config.kl_in_loss, config.kl_limit
-    )
+  if penalty is not None:
     loss += (config.kl_coef if kl_coef is None else kl_coef) * mean(penalty)
   if config.entropy_coef:
     loss -= config.entropy_coef * mean_entropy
@@ -229,19 +227,17 @@ def policy_objective(
   metrics = MetricGroups(
     sums={
       "policy_loss": policy_loss,
-      "kl_reference": mean(
-        kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
-      ),
       "entropy": mean_entropy,
       **{
-        name: mean(x.astype(per_token.dtype)) for name, x in quantities.items()
+        name: mean(x.astype(per_token.dtype))
+        for name, x in (kl_quantities | quantities).items()
       },
     },
     maxima={"ratio_max": masked.masked_max(ratio, mask)},
     minima={"ratio_min": masked.masked_min(ratio, mask)},
   )
   if config.ratio_guard is not None:
-    metrics.sums["mean_ratio"] = _mean_ratio(
+    metrics.sums["mean_ratio"] = ratios.mean_ratio(
       ratio, mask, denominator, token_count
     )
   return loss, jax.lax.stop_gradient(metrics)
@@ -282,16 +278,20 @@ def _policy_losses(
   return per_token, quantities
 
 
-def _mean_ratio(ratio, mask, denominator, token_count):
-  """The mean over the batch's tokens, or a micro-batch's share of it."""
-  if token_count is None:
-    if denominator is not None:
-      raise ValueError(
-        "ratio_guard compares the mean ratio of the whole batch: give "
-        "token_count, the number of its tokens, with the denominator."
-      )
-    token_count = jnp.sum(mask)
-  return masked.safe_divide(masked.masked_sum(ratio, mask), token_count)
+def _kl_to_reference(new_logp, experience, config):
+  """Returns each token's KL penalty or None, and quantities like the above."""
+  if experience.ref_logp is None and config.kl_in_loss is None:
+    return None, {}
+  ref_logp = jax.lax.stop_gradient(
+    masked.widened(known_reference(experience, "kl_in_loss"))
+  )
+  kl = kl_estimate(new_logp, ref_logp, "k3", LARGEST_KL_METRIC)
+  quantities = {"kl_reference": kl}
+  if config.kl_in_loss is None:
+    return None, quantities
+  return kl_estimate(
+    new_logp, ref_logp, config.kl_in_loss, config.kl_limit
+  ), quantities
 
 
 def _check_shapes(mask, **arrays):

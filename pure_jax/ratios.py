@@ -81,6 +81,36 @@ def dual_clip(
   return jnp.where(clipped, largest, per_token), clipped
 
 
+def mean_ratio(
+  ratio: Array,
+  mask: Array,
+  denominator: Array | None,
+  token_count: Array | None,
+) -> Array:
+  """Computes the mean ratio over a batch, or a micro-batch's share of it.
+
+  Args:
+    ratio: [B, C] float.
+    mask: [B, C] bool, True on tokens.
+    denominator: [] float, that of the loss; None for a whole batch.
+    token_count: [] int, tokens of the whole batch; None counts the mask's.
+
+  Returns:
+    [] float; 0 without a token.
+
+  Raises:
+    ValueError: if a micro-batch is given no token_count.
+  """
+  if token_count is None:
+    if denominator is not None:
+      raise ValueError(
+        "ratio_guard compares the mean ratio of the whole batch: give "
+        "token_count, the number of its tokens, with the denominator."
+      )
+    token_count = jnp.sum(mask)
+  return masked.safe_divide(masked.masked_sum(ratio, mask), token_count)
+
+
 def apply_guard(
   results: Any, metrics: MetricGroups, guard: float | None
 ) -> tuple[Any, MetricGroups]:

@@ -152,7 +152,8 @@ class Experience:
       has_answer is False.
     has_answer: [B] bool, True where the prompt has a checkable answer.
     old_logp: [B, C] float32, nats, log-probs of the policy that sampled.
-    ref_logp: [B, C] float32, nats, log-probs of the reference policy.
+    ref_logp: [B, C] float32, nats, log-probs of the reference policy; None if
+      they are unknown, which no KL penalty allows.
     terminal_mask: [B, C] bool, True on separators that end a step and on
       EOS: the tokens the reference's main branch gives no advantage.
     sampled_logp: [B, C] float32, nats, log-probs under the distribution that
@@ -169,7 +170,7 @@ class Experience:
   correct: Array
   has_answer: Array
   old_logp: Array
-  ref_logp: Array
+  ref_logp: Array | None
   terminal_mask: Array
   sampled_logp: Array | None = None
   truncated: Array | None = None
@@ -183,7 +184,7 @@ class PackedExperience:
   Attributes:
     completion_mask: [R, W] bool, True on generated tokens.
     old_logp: [R, W] float32, nats, log-probs of the policy that sampled.
-    ref_logp: [R, W] float32, nats, log-probs of the reference policy.
+    ref_logp: [R, W] float32, nats, as in `Experience`.
     response_tokens: [R, W] int32, tokens of the response that a token belongs
       to; 0 where masked.
     sampled_logp: [R, W] float32, nats, as in `Experience`; None if the loss
@@ -192,9 +193,24 @@ class PackedExperience:
 
   completion_mask: Array
   old_logp: Array
-  ref_logp: Array
+  ref_logp: Array | None
   response_tokens: Array
   sampled_logp: Array | None = None
+
+
+@struct.dataclass
+class SharedPrompts:
+  """How completions that share their prompt lie in packed rows.
+
+  Attributes:
+    branches: [R, W] int32, 0 on prompts, from 1 on the completion of its
+      prompt that a token belongs to.
+    before: [R, W] int32, 0..W-1, the column of the token that each token of a
+      completion follows; for its first token the last column of the prompt.
+  """
+
+  branches: Array
+  before: Array
 
 
 @struct.dataclass

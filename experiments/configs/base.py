@@ -196,7 +196,9 @@ def rl() -> dict:
     length_buckets=1,
     # Tokens of a row that several texts share; more if a single text needs
     # them. Unset gives each text its own row. Empty micro-batches cost no
-    # time, so packing saves time only with several micro-batches.
+    # time, so packing saves time only with several micro-batches. In a row
+    # with room for the longest prompt and all of its longest responses, the
+    # prompt is read once for all of them.
     packed_tokens=placeholder(int),
     # Layouts of the other models, on the devices of `mesh`; None takes the
     # layout of `mesh`. The dict needs only fields that are not 1 or "fsdp":
@@ -284,7 +286,8 @@ def old_logp() -> dict:
   """Log-probs of the policy before the update, pi_old of the ratio."""
   return dict(
     # "score" computes them with the policy, "sampled" uses the sampler's
-    # log-probs before top-k, top-p and min-p.
+    # log-probs before top-k, top-p and min-p. The latter without a KL penalty
+    # leaves out the reference policy and the metric kl_reference.
     source="score",
     # With "sampled", the policy checks them in the first iteration and then
     # once in this many.

@@ -21,6 +21,7 @@ from pure_jax.models.token_logp import (
   logp_and_entropy,
 )
 from pure_jax.models.transformer import forward, positions_from_mask
+from pure_jax.types import SharedPrompts
 
 
 def declare_policy(config: ModelConfig) -> dict[str, Any]:
@@ -141,6 +142,7 @@ def packed_logp(
   segment_ids: Array,
   completion_mask: Array,
   *,
+  sharing: SharedPrompts | None = None,
   temperature: float = 1.0,
   banned_ids: Sequence[int] = (),
   act_sharding: ActivationSharding = LOCAL,
@@ -148,7 +150,8 @@ def packed_logp(
   """Computes log-probs like `token_logp`, in rows of several texts.
 
   The hidden state of the column before a token is of the same text, because
-  every completion follows a prompt of at least one token.
+  every completion follows a prompt of at least one token. If completions share
+  a prompt, the first token of each follows the last one of the prompt.
 
   Args:
     params: policy weights.
@@ -157,6 +160,7 @@ def packed_logp(
     positions: [R, W] int32, position of each token within its text.
     segment_ids: [R, W] int32, the text a token belongs to; 0 is padding.
     completion_mask: [R, W] bool, True on tokens of a completion.
+    sharing: which completions share a prompt; None if none do.
     temperature: > 0, divides the logits.
     banned_ids: ids without probability, as in the sampler.
     act_sharding: sharding of the activations.
@@ -170,8 +174,17 @@ def packed_logp(
   """
   readout = _readout(config, temperature, banned_ids, act_sharding)
   hidden, _ = forward(
-    params, config, tokens, positions, segment_ids, act_sharding=act_sharding
+    params,
+    config,
+    tokens,
+    positions,
+    segment_ids,
+    act_sharding=act_sharding,
+    branches=None if sharing is None else sharing.branches,
   )
+  if sharing is not None:
+    hidden = jnp.take_along_axis(hidden, sharing.before[..., None], axis=1)
+    return _read_logp(params, config, readout, hidden, tokens, completion_mask)
 
   def next_column(x):
     return jnp.concatenate([x[:, 1:], jnp.zeros_like(x[:, :1])], axis=1)

@@ -81,14 +81,18 @@ def rms_norm(x: Array, scale: Array, epsilon: float) -> Array:
   return (normed * scale).astype(x.dtype)
 
 
-def attention_mask(segment_ids: Array) -> Array:
+def attention_mask(segment_ids: Array, branches: Array | None = None) -> Array:
   """Makes the causal mask of rows that hold several segments.
 
   A token attends to itself and to earlier tokens of its segment. Padding
   (segment 0) attends to padding only, so every token attends to something.
+  The continuations of one prompt may share it in a segment: each attends to
+  the prompt and to itself, not to the others.
 
   Args:
     segment_ids: [B, T] int32.
+    branches: [B, T] int32, 0 on a prompt, from 1 on the number of its
+      continuation; None if no segment has several.
 
   Returns:
     [B, T, T] bool, queries by keys, True keeps.
@@ -96,6 +100,9 @@ def attention_mask(segment_ids: Array) -> Array:
   column = jnp.arange(segment_ids.shape[1])
   causal = column[None, :] <= column[:, None]
   same = segment_ids[:, :, None] == segment_ids[:, None, :]
+  if branches is not None:
+    of_queries, of_keys = branches[:, :, None], branches[:, None, :]
+    same &= (of_keys == 0) | (of_keys == of_queries)
   return same & causal[None]
 
 
@@ -170,6 +177,7 @@ def forward(
   segment_ids: Array,
   act_sharding: ActivationSharding = LOCAL,
   keeps_cache: bool = False,
+  branches: Array | None = None,
 ) -> tuple[Array, tuple[tuple[Array, ...], tuple[Array, ...]] | None]:
   """Runs the decoder on whole texts.
 
@@ -185,22 +193,31 @@ def forward(
     act_sharding: sharding of the activations. It must not split tokens if keys
       and values are returned.
     keeps_cache: True returns keys and values too.
+    branches: as for `attention_mask`; an attention kernel allows only None.
 
   Returns:
     (hidden [B, T, D] after the final norm in the compute dtype; rotated keys
     and values, one [B, K, T, H] per layer each, or None).
+
+  Raises:
+    ValueError: if a kernel is given branches.
   """
   T = tokens.shape[1]
   if T % act_sharding.token_shards:
     missing = -T % act_sharding.token_shards
-    tokens, positions, segment_ids = (
-      jnp.pad(x, ((0, 0), (0, missing)))
-      for x in (tokens, positions, segment_ids)
+    tokens, positions, segment_ids, branches = jax.tree.map(
+      lambda x: jnp.pad(x, ((0, 0), (0, missing))),
+      (tokens, positions, segment_ids, branches),
     )
   x_BTD = embed(params, config, tokens, act_sharding)
   rotary = rotary_tables(positions, config)
   kernel = act_sharding.attention  # It stores neither mask nor scores.
-  mask = attention_mask(segment_ids) if kernel is None else None
+  if kernel is not None and branches is not None:
+    raise ValueError(
+      "An attention kernel reads segments without branches: give each "
+      "continuation its own copy of the prompt, or use no kernel."
+    )
+  mask = attention_mask(segment_ids, branches) if kernel is None else None
 
   def attention(q, k, v):
     if kernel is not None:

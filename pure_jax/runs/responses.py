@@ -19,7 +19,12 @@ from pure_jax.host.text.tokenization import split_texts
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
 from pure_jax.runs.tasks.task import Verdicts
-from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.training.score import (
+  PRMTexts,
+  ScoredBatch,
+  Scores,
+  StepScores,
+)
 from pure_jax.types import PRMInputs, Rollout
 
 
@@ -161,7 +166,10 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
 
 
 def response_metrics(
-  run: Run, graded: GradedResponses, rollout: Rollout, scores: Scores
+  run: Run,
+  graded: GradedResponses,
+  rollout: Rollout,
+  scores: Scores | StepScores,
 ) -> Metrics:
   """Computes metrics of responses, the same in every process.
 

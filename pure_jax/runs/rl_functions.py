@@ -1,6 +1,7 @@
 """The compiled functions of RL."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,12 +23,18 @@ from pure_jax.training import (
   critic,
   packing,
   rollouts,
+  row_choice,
   score,
   supervised,
   train,
 )
 from pure_jax.training.packing import RowShape, ScoreRows
-from pure_jax.training.score import PRMTexts, ScoredBatch, Scores
+from pure_jax.training.score import (
+  PRMTexts,
+  ScoredBatch,
+  Scores,
+  StepScores,
+)
 from pure_jax.training.supervised import Demonstrations
 from pure_jax.types import Rollout
 
@@ -54,6 +61,7 @@ class RLFunctions:
     text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
       choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
+    step_scores: `score.make_step_scores`, by rows, for held-out responses.
     checked_scores: `score.make_checked_score`, by rows. Empty unless
       `rl.old_logp.source` is "sampled".
     sampled_scores: `score.make_sampled_score`, by rows. Empty unless
@@ -74,6 +82,7 @@ class RLFunctions:
   score_steps: Callable[[Any, Demonstrations], jax.Array] | None
   text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
+  step_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   sampled_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   updates: Mapping[RowShape | None, Callable[..., Any]]
@@ -84,22 +93,17 @@ class RLFunctions:
     """The policy's weights in the layout and the precision of rollouts."""
     return frozen.sampler(self.for_rollout(trained))
 
-  def score(
-    self,
-    trained: Any,
-    frozen: FrozenWeights,
-    rollout: Rollout,
-    prm_texts: PRMTexts,
-  ) -> tuple[Scores, jax.Array]:
-    """Scores a rollout, with old log-probs of the policy: (scores, drift []).
+  def score_held_out(
+    self, frozen: FrozenWeights, rollout: Rollout, prm_texts: PRMTexts
+  ) -> StepScores:
+    """Scores the steps of responses that train nothing; no policy is read.
 
     ``prm_texts`` are what the PRM reads, see `score.make_score` and
     `responses.put_prm_texts`.
     """
     batch = (rollout, prm_texts)
-    function = _choose(self.scores, self.text_lengths, *batch)
-    models = (frozen.policy(trained), frozen.reference, frozen.prm)
-    return function(*models, *batch)
+    function = _choose(self.step_scores, self.text_lengths, *batch)
+    return function(frozen.prm, *batch)
 
   def score_iteration(
     self,
@@ -114,14 +118,14 @@ class RLFunctions:
     The sampler's log-probs are checked in the first iteration and then once in
     `rl.old_logp.check_every`. The drift is None if the policy was not run.
     """
-    rl = self.spec.settings.rl
-    if rl.old_logp.source == "score":
-      return self.score(trained, frozen, rollout, prm_texts)
-    batch = (rollout, prm_texts)
-    if (iteration - 1) % rl.old_logp.check_every:
-      function = _choose(self.sampled_scores, self.text_lengths, *batch)
-      return function(frozen.reference, frozen.prm, *batch), None
-    function = _choose(self.checked_scores, self.text_lengths, *batch)
+    old_logp, batch = self.spec.settings.rl.old_logp, (rollout, prm_texts)
+    compiled = self.scores
+    if old_logp.source == "sampled":
+      if (iteration - 1) % old_logp.check_every:
+        function = _choose(self.sampled_scores, self.text_lengths, *batch)
+        return function(frozen.reference, frozen.prm, *batch), None
+      compiled = self.checked_scores
+    function = _choose(compiled, self.text_lengths, *batch)
     models = (frozen.policy(trained), frozen.reference, frozen.prm)
     return function(*models, *batch)
 
@@ -165,7 +169,9 @@ def _choose(compiled, measure, *batch):
   """The function with the narrowest rows that hold a batch's texts."""
   if None in compiled:
     return compiled[None]
-  return packing.choose(compiled, np.asarray(jax.device_get(measure(*batch))))
+  return row_choice.choose(
+    compiled, np.asarray(jax.device_get(measure(*batch)))
+  )
 
 
 def make_functions(
@@ -206,8 +212,9 @@ def make_functions(
     generate_benchmarks=_make_generate(spec, benchmark, 1),
     sample_benchmarks=sample_benchmarks,
     score_steps=score_steps,
-    text_lengths=score.make_measure(step),
+    text_lengths=row_choice.make_measure(step),
     scores={rows: score.make_score(step, rows) for rows in all_rows},
+    step_scores={rows: score.make_step_scores(step, rows) for rows in all_rows},
     checked_scores={
       rows: score.make_checked_score(step, rows) for rows in sampled_rows
     },
@@ -221,9 +228,13 @@ def make_functions(
       rows: critic.make_values(step, rows)
       for rows in (value_rows(spec) if rl.trains_critic else ())
     },
+    # A critic reads each text with its own prompt.
     critic_updates={
       rows: critic.make_critic_update(
-        step, critic_optimizer(spec), rl.critic.value_clip, rows
+        step,
+        critic_optimizer(spec),
+        rl.critic.value_clip,
+        rows and dataclasses.replace(rows, samples=1),
       )
       for rows in (policy_rows if rl.trains_critic else ())
     },
@@ -284,7 +295,9 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """
   if not _packs(spec):
     return (None,)
-  policy_shapes = _row_shapes(spec, spec.prompt_tokens, spec.responses)
+  policy_shapes = _policy_shapes(
+    spec, spec.responses, spec.settings.rl.samples_per_prompt
+  )
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
     inserted = spec.step.scoring.inserted_tokens
@@ -304,7 +317,10 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   if not _packs(spec):
     return (None,)
   texts = spec.responses // spec.settings.rl.updates.mini_batches
-  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
+  samples = math.gcd(texts, spec.settings.rl.samples_per_prompt)
+  if spec.mini_batch_order(1) is not None:
+    samples = 1  # Their neighbours have other prompts.
+  shapes = _policy_shapes(spec, texts, samples)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
@@ -324,6 +340,19 @@ def _packs(spec: RunSpec) -> bool:
   """Whether rows have other lengths than the rollout's."""
   rl = spec.settings.rl
   return rl.length_buckets > 1 or rl.packed_tokens is not None
+
+
+def _policy_shapes(spec: RunSpec, texts: int, samples: int) -> list[RowShape]:
+  """Shapes of rows for the policy, in which samples share their prompt."""
+  shapes = _row_shapes(spec, spec.prompt_tokens, texts)
+  kernels = spec.layouts.training.kernels, spec.layouts.reference.kernels
+  if any(kernel.attention != "xla" for kernel in kernels):
+    return list(shapes)  # Such a kernel reads no branches.
+  limit = spec.settings.rl.sampler.max_new_tokens
+  return [
+    row_choice.share_prompts(shape, spec.prompt_tokens, limit, samples)
+    for shape in shapes
+  ]
 
 
 def _row_shapes(

@@ -97,7 +97,6 @@ def write_iteration(run: Run, bar: Progress, iteration: Iteration) -> None:
   """
   row = _metrics_row(run, iteration)
   run.folder.metrics.write("rl", iteration.step, row)
-  bar.advance()
   shown = {name: row.get(name) for name in BAR_METRICS}
   bar.show({name: x for name, x in shown.items() if x is not None})
   if iteration.step % run.spec.settings.rl.samples_every == 0:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.host.distributed import global_batch, preemption, processes
+from pure_jax.host.logs import console
 from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
 from pure_jax.host.text.stop_texts import boxed_stops
@@ -68,7 +69,17 @@ class Run:
   @property
   def shows_progress(self) -> bool:
     """Whether this process draws progress bars."""
-    return self.spec.settings.progress and processes.is_process_zero()
+    return _shows_progress(self.spec.settings)
+
+  def tell(self, message: str) -> None:
+    """Says what takes a while, if this process shows progress."""
+    if self.shows_progress:
+      console.tell(message)
+
+
+def _shows_progress(settings: Settings) -> bool:
+  """Whether this process says what it does."""
+  return settings.progress and processes.is_process_zero()
 
 
 @contextlib.contextmanager
@@ -112,6 +123,8 @@ def open_run(
       locations.locate_files, settings.files, path, start_path
     )
     settings = dataclasses.replace(settings, files=files)
+    if _shows_progress(settings):
+      console.tell("reading the files of models and data")
     config["contents"] = contents(files)
     if commits:
       config[locations.COMMITS] = commits

@@ -6,28 +6,30 @@ padding into rows of W columns. Several texts share a row as segments:
 attention keeps them apart, and positions start at 0 in each. Models process a
 micro-batch of R rows at a time, and only as many micro-batches as hold a text.
 Only the device knows this number, so it is not a constant of the program. W is
-the smallest of a few widths that fits the longest text of a batch (`choose`).
+the smallest of a few widths that fits a batch (`row_choice.choose`).
 
 The layers of a model and the loss run on packed rows. Steps, credit, baselines
 and whitening stay on [B, C] and [B, S]. Any text may lie in any row, on any
 device: texts come as ids and leave as one or two numbers per token, and hidden
 states are not exchanged.
+
+The samples of a prompt may share its tokens (`RowShape.samples`): the prompt
+and its samples are then one segment, in which each sample attends to the prompt
+and to itself. A prompt is read once for all of them.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 from jax import Array
 
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.transformer import positions_from_mask
-
-Compiled = TypeVar("Compiled")
+from pure_jax.types import SharedPrompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,15 +40,17 @@ class RowShape:
     columns: W, at least the tokens of the longest text.
     rows: R, rows of a micro-batch; a multiple of the devices that split them.
     shared: True if texts share rows; False gives each text its own row.
+    samples: k, consecutive texts that have the same prompt and share it.
   """
 
   columns: int
   rows: int
   shared: bool = True
+  samples: int = 1
 
   def __post_init__(self):
     """Validates sizes."""
-    if self.columns < 1 or self.rows < 1:
+    if min(self.columns, self.rows, self.samples) < 1:
       raise ValueError(
         f"A micro-batch needs rows, and rows need columns, got {self}."
       )
@@ -66,37 +70,10 @@ class ScoreRows:
 
   @property
   def columns(self) -> tuple[int, ...]:
-    """Columns of each kind of row, as `score.make_measure` orders them."""
+    """Columns of each kind of row, as `row_choice.make_measure` orders them."""
     if self.prm is None:
       return (self.policy.columns,)
     return self.policy.columns, self.prm.columns
-
-
-def choose(
-  compiled: Mapping[RowShape | ScoreRows, Compiled], lengths: np.ndarray
-) -> Compiled:
-  """Chooses the function with the narrowest rows that hold a batch's texts.
-
-  Args:
-    compiled: functions by their rows, from the narrowest to the widest.
-    lengths: [m] tokens of the longest text of each kind, see
-      `score.make_measure`.
-
-  Returns:
-    A function whose rows hold them.
-
-  Raises:
-    ValueError: if no rows are wide enough.
-  """
-  for rows, function in compiled.items():
-    if np.all(lengths <= np.asarray(rows.columns)):
-      return function
-  widest = np.atleast_1d(list(compiled)[-1].columns).tolist()
-  raise ValueError(
-    f"The longest texts have {lengths.tolist()} tokens, and rows at most "
-    f"{widest}: give rows as many columns as prompt and completion can have "
-    "together."
-  )
 
 
 # On average the last micro-batch that holds a text is half empty. With at least
@@ -150,12 +127,14 @@ class Packing:
   """Where the tokens of B texts [B, T] lie in N micro-batches of R x W tokens.
 
   Attributes:
-    source: [N, R, W] int32, index into the B * T tokens, -1 where none lies.
+    source: [N, R, W] int32, index into the B * T tokens, -1 where none lies;
+      of a prompt that texts share, into the first of them.
     slots: [B, T] int32, index into the N * R * W columns, -1 where masked.
     ranks: [B, T] int32, position of a token in its text.
     micro_batches: [] int32, 1..N, how many micro-batches hold the texts.
-    fits: [] bool, True if every text has at most W tokens. Otherwise all
-      unpacked values are NaN.
+    fits: [] bool, True if every text, or the texts that share a prompt, have at
+      most W tokens. Otherwise all unpacked values are NaN.
+    samples: k, consecutive texts that share their prompt.
   """
 
   source: Array
@@ -163,13 +142,14 @@ class Packing:
   ranks: Array
   micro_batches: Array
   fits: Array
+  samples: int = struct.field(pytree_node=False, default=1)
 
   @property
   def fill(self) -> Array:
     """[] float32, share of the processed columns that hold a token."""
     _, rows, columns = self.source.shape
     processed = self.micro_batches * (rows * columns)
-    return jnp.sum(self.slots >= 0) / processed.astype(jnp.float32)
+    return jnp.sum(self.source >= 0) / processed.astype(jnp.float32)
 
 
 def place_texts(
@@ -208,32 +188,41 @@ def place_texts(
 
 
 def pack(
-  mask: Array, shape: RowShape, act_sharding: ActivationSharding = LOCAL
+  mask: Array,
+  shape: RowShape,
+  act_sharding: ActivationSharding = LOCAL,
+  completion_columns: int = 0,
 ) -> Packing:
   """Assigns tokens to rows, the same way on every device.
 
   Args:
     mask: [B, T] bool, True on the tokens of a text, padding on either side.
     shape: the shape of the rows. A micro-batch has no more rows than there are
-      texts.
+      texts, or prompts that texts share; `samples` divides B.
     act_sharding: sharding of the batch.
+    completion_columns: C; the last C of T columns are those of completions. If
+      texts share prompts, padding is before a prompt and after a completion.
 
   Returns:
     The packing.
   """
   mask = act_sharding.constrain(mask, (None, None))
   B, T = mask.shape
-  R, W = min(shape.rows, B), shape.columns
-  N = -(-B // R)
-  lengths = jnp.sum(mask, axis=1, dtype=jnp.int32)
+  lengths, start_of_own = _lengths(mask, shape.samples, completion_columns)
+  R, W = min(shape.rows, len(lengths)), shape.columns
+  N = -(-len(lengths) // R)
   row, start = place_texts(lengths, W, shape.shared)
   fits = jnp.all(lengths <= W)
   ranks = positions_from_mask(mask)
-  slots = jnp.where(mask & fits, (row * W + start)[:, None] + ranks, -1)
+  first = jnp.repeat(row * W + start, shape.samples)[:, None]
+  slots = jnp.where(mask & fits, first + start_of_own + ranks, -1)
+  # A prompt is taken from the first of the texts that share it.
+  is_copy = (jnp.arange(B) % shape.samples > 0)[:, None]
+  is_copy &= jnp.arange(T)[None] < T - completion_columns
   nowhere = N * R * W  # A write outside the array is dropped.
   tokens = jnp.arange(B * T, dtype=jnp.int32).reshape(B, T)
   source = jnp.full(nowhere, -1, jnp.int32)
-  source = source.at[jnp.where(slots < 0, nowhere, slots)].set(
+  source = source.at[jnp.where((slots < 0) | is_copy, nowhere, slots)].set(
     tokens, mode="drop"
   )
   last_row = jnp.max(jnp.where(lengths > 0, row, 0))
@@ -243,7 +232,25 @@ def pack(
     ranks=ranks,
     micro_batches=(last_row // R + 1).astype(jnp.int32),
     fits=fits,
+    samples=shape.samples,
   )
+
+
+def _lengths(mask, samples, completion_columns):
+  """Lengths of segments [B / k], and what a token's start adds to its rank.
+
+  The latter [B, T] is 0 in prompts; in a completion it is the length of the
+  completions before it in the segment.
+  """
+  if samples == 1:
+    return jnp.sum(mask, axis=1, dtype=jnp.int32), 0
+  B, T = mask.shape
+  is_completion = (jnp.arange(T) >= T - completion_columns)[None]
+  own = jnp.sum(mask & is_completion, axis=1, dtype=jnp.int32)
+  own = own.reshape(-1, samples)
+  prompt = jnp.sum(mask[::samples] & ~is_completion, axis=1, dtype=jnp.int32)
+  earlier = (jnp.cumsum(own, axis=1) - own).reshape(B, 1)
+  return prompt + own.sum(axis=1), jnp.where(is_completion, earlier, 0)
 
 
 def gather(
@@ -271,15 +278,18 @@ class PackedTexts:
   Attributes:
     tokens: [R, W] int32, 0 where no token lies.
     positions: [R, W] int32, 0 for the first token of each text.
-    segment_ids: [R, W] int32, 1 + the text's index; 0 where no token lies.
+    segment_ids: [R, W] int32, 1 + the index of the text, or of the prompt
+      that texts share; 0 where no token lies.
     completion: [R, W] int32, index into the B * C completion tokens, -1
       where no such token lies.
+    sharing: which completions share a prompt; None if none do.
   """
 
   tokens: Array
   positions: Array
   segment_ids: Array
   completion: Array
+  sharing: SharedPrompts | None = None
 
 
 def read_micro_batch(
@@ -305,14 +315,21 @@ def read_micro_batch(
   source = act_sharding.constrain(packing.source[index], ("rows", None))
   text, column = source // T, source % T - (T - completion_columns)
   is_token = source >= 0
-  return PackedTexts(
+  is_completion = is_token & (column >= 0)
+  texts = PackedTexts(
     tokens=gather(tokens, source, act_sharding),
     positions=gather(packing.ranks, source, act_sharding),
-    segment_ids=jnp.where(is_token, text + 1, 0),
-    completion=jnp.where(
-      is_token & (column >= 0), text * completion_columns + column, -1
-    ),
+    segment_ids=jnp.where(is_token, text // packing.samples + 1, 0),
+    completion=jnp.where(is_completion, text * completion_columns + column, -1),
   )
+  if packing.samples == 1:
+    return texts
+  before = jnp.where(is_completion, source - 1, -1)
+  sharing = SharedPrompts(
+    branches=jnp.where(is_completion, text % packing.samples + 1, 0),
+    before=gather(packing.slots, before, act_sharding) % source.shape[1],
+  )
+  return texts.replace(sharing=sharing)
 
 
 def map_micro_batches(

@@ -79,6 +79,7 @@ def _packed_logp(params, model, sampler, texts, act_sharding):
     texts.positions,
     texts.segment_ids,
     texts.completion >= 0,
+    sharing=texts.sharing,
     temperature=sampler.temperature or 1.0,
     banned_ids=sampler.banned_ids,
     act_sharding=act_sharding,
@@ -102,7 +103,8 @@ def pack_rollout(
   """
   mask = jnp.concatenate([rollout.prompt_mask, rollout.completion_mask], axis=1)
   tokens = jnp.concatenate([rollout.prompt_tokens, rollout.tokens], axis=1)
-  return packing.pack(mask, shape, act_sharding), tokens
+  columns = rollout.tokens.shape[1]
+  return packing.pack(mask, shape, act_sharding, columns), tokens
 
 
 def packed_logp_of_each(
@@ -122,8 +124,10 @@ def packed_logp_of_each(
     shape: the shape of the rows.
 
   Returns:
-    One [B, C] float32 in nats for each policy, 0 where masked.
+    One [B, C] float32 in nats for each policy, 0 where masked; [] for none.
   """
+  if not policies:
+    return []
   _, first_sharding = policies[0]
   rows, tokens = pack_rollout(rollout, shape, first_sharding)
   columns = rollout.tokens.shape[1]
@@ -274,7 +278,9 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
     def take(x):
       return packing.gather(x, texts.completion, act_sharding)
 
-    sampled_logp = None
+    ref_logp = sampled_logp = None
+    if experience.ref_logp is not None:
+      ref_logp = take(experience.ref_logp)
     if spec.loss.importance_cap is not None:
       sampled_logp = take(experience.sampled_logp)
     return losses.policy_objective(
@@ -283,7 +289,7 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
       PackedExperience(
         completion_mask=take(mask),
         old_logp=take(experience.old_logp),
-        ref_logp=take(experience.ref_logp),
+        ref_logp=ref_logp,
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),

@@ -36,21 +36,33 @@ PRMTexts = Prompts | PRMInputs
 
 
 @struct.dataclass
+class StepScores:
+  """Steps of a rollout and their rewards.
+
+  Attributes:
+    steps: step boundaries, [B, C] and [B, S].
+    step_rewards: [B, S] float32 in [-1, 1], 0 without a step or a PRM.
+  """
+
+  steps: StepBoundaries
+  step_rewards: jax.Array
+
+
+@struct.dataclass
 class Scores:
   """Steps, their rewards and log-probs of a rollout.
 
   Attributes:
     steps: step boundaries, [B, C] and [B, S].
-    step_rewards: [B, S] float32 in [-1, 1], 0 where there is no step, and
-      everywhere without a PRM.
+    step_rewards: [B, S] float32, as in `StepScores`.
     old_logp: [B, C] float32 nats, under the policy before the update.
-    ref_logp: [B, C] float32 nats, under the reference policy.
+    ref_logp: [B, C] float32 nats, of the reference policy, or None if unread.
   """
 
   steps: StepBoundaries
   step_rewards: jax.Array
   old_logp: jax.Array
-  ref_logp: jax.Array
+  ref_logp: jax.Array | None
 
 
 @struct.dataclass
@@ -170,9 +182,8 @@ def make_score(
   """
 
   def score(params, reference, prm_params, rollout, prm_texts):
-    scores = _score(
-      spec, rows, (params, reference, prm_params), rollout, prm_texts
-    )
+    models = (params, reference, prm_params)
+    scores = _score(spec, rows, models, rollout, prm_texts)
     return scores, _drift(rollout, scores, rollout.sampled_logp)
 
   return _jit_with_drift(score, spec)
@@ -190,7 +201,8 @@ def make_checked_score(
   Returns:
     A jitted function as `make_score` returns, but `Scores.old_logp` is
     `Rollout.full_logp`, and the drift is the largest difference between that
-    and the policy's own log-prob of a token.
+    and the policy's own log-prob of a token. Without a KL penalty
+    `Scores.ref_logp` is None.
 
   Raises:
     ValueError: if the sampler is greedy.
@@ -198,9 +210,8 @@ def make_checked_score(
   _check_explores(spec.sampler)
 
   def score(params, reference, prm_params, rollout, prm_texts):
-    scores = _score(
-      spec, rows, (params, reference, prm_params), rollout, prm_texts
-    )
+    models = (params, reference if spec.penalizes_kl else None, prm_params)
+    scores = _score(spec, rows, models, rollout, prm_texts)
     drift = _drift(rollout, scores, rollout.full_logp)
     return scores.replace(old_logp=rollout.full_logp), drift
 
@@ -216,7 +227,8 @@ def make_sampled_score(
   the ratio of the clipped loss is 1, clipping changes nothing, and the gradient
   is that of advantage * log pi. If the sampler computes as the trainer does, a
   forward pass of the policy would only measure the rounding between
-  `Rollout.full_logp` and the trainer's program.
+  `Rollout.full_logp` and the trainer's program. Without a KL penalty the
+  reference is not read either.
 
   Args:
     spec: the step's specification.
@@ -224,7 +236,7 @@ def make_sampled_score(
 
   Returns:
     A jitted function (reference params, PRM params, rollout, PRM texts) ->
-    `Scores`, whose old_logp is `Rollout.full_logp`.
+    `Scores` with `Rollout.full_logp` and, without a KL penalty, no ref_logp.
 
   Raises:
     ValueError: if the sampler is greedy.
@@ -232,7 +244,8 @@ def make_sampled_score(
   _check_explores(spec.sampler)
 
   def score(reference, prm_params, rollout, prm_texts):
-    return _score(spec, rows, (None, reference, prm_params), rollout, prm_texts)
+    models = (None, reference if spec.penalizes_kl else None, prm_params)
+    return _score(spec, rows, models, rollout, prm_texts)
 
   _, reference, prm_params = _weight_shardings(spec)
   batch = sharding.batch_sharding(spec.layouts.training)
@@ -243,12 +256,39 @@ def make_sampled_score(
   )
 
 
+def make_step_scores(
+  spec: StepSpec, rows: ScoreRows | None = None
+) -> Callable[[Any, Rollout, PRMTexts], StepScores]:
+  """Makes a function that scores steps and reads no policy.
+
+  Args:
+    spec: the step's specification.
+    rows: as for `make_score`.
+
+  Returns:
+    A jitted function (PRM params, rollout, PRM texts) -> `StepScores`.
+  """
+
+  def score(prm_params, *batch):
+    scores = _score(spec, rows, (None, None, prm_params), *batch)
+    return StepScores(scores.steps, scores.step_rewards)
+
+  *_, prm_params = _weight_shardings(spec)
+  batch = sharding.batch_sharding(spec.layouts.training)
+  return jax.jit(
+    score, in_shardings=(prm_params, batch, batch), out_shardings=batch
+  )
+
+
 def _score(spec: StepSpec, rows, models, rollout, prm_texts):
   """The scores of a rollout; without a policy its own old log-probs."""
   params, reference, prm_params = models
-  policies = [(reference, spec.layouts.reference.act_sharding)]
-  if params is not None:
-    policies.insert(0, (params, spec.layouts.training.act_sharding))
+  layouts = spec.layouts.training, spec.layouts.reference
+  policies = [
+    (weights, layout.act_sharding)
+    for weights, layout in zip((params, reference), layouts, strict=True)
+    if weights is not None
+  ]
   if rows is not None:
     boundaries, rewards = _step_rewards(
       spec, rows.prm, prm_params, rollout, prm_texts
@@ -273,11 +313,21 @@ def _score(spec: StepSpec, rows, models, rollout, prm_texts):
       spec.layouts.row_shards,
     )
   old_logp = rollout.full_logp if params is None else logp[0]
-  return Scores(boundaries, rewards, old_logp, ref_logp=logp[-1])
+  ref_logp = None if reference is None else logp[-1]
+  return Scores(boundaries, rewards, old_logp, ref_logp)
 
 
-def _prm_batch(spec: StepSpec, rollout, prm_texts):
-  """What the PRM reads: its inputs, or responses after its own prompts."""
+def prm_batch(spec: StepSpec, rollout: Rollout, prm_texts: PRMTexts) -> Any:
+  """Joins what the PRM reads of a rollout.
+
+  Args:
+    spec: the step's specification.
+    rollout: B responses.
+    prm_texts: as for `make_score`.
+
+  Returns:
+    The batch of `prm_inputs`: its inputs, or responses after its own prompts.
+  """
   if spec.scoring.separator == "each":
     return prm_texts
   return rollout.replace(
@@ -296,7 +346,7 @@ def _step_rewards(spec: StepSpec, shape, prm_params, rollout, prm_texts):
     spec.prm_model,
     config,
     table,
-    _prm_batch(spec, rollout, prm_texts),
+    prm_batch(spec, rollout, prm_texts),
     spec.layouts.prm.act_sharding,
     shape,
   )
@@ -347,32 +397,3 @@ def _check_explores(sampler):
       "A greedy sampler has no log-probs to take as old log-probs: set a "
       "temperature > 0, or compute them by the policy (old_logp='score')."
     )
-
-
-def make_measure(
-  spec: StepSpec,
-) -> Callable[[Rollout, PRMTexts | None], jax.Array]:
-  """Makes a function that measures the longest texts of a batch.
-
-  `pure_jax.training.packing.choose` takes the narrowest rows that hold them.
-
-  Args:
-    spec: the step's specification.
-
-  Returns:
-    A jitted function (rollout, PRM texts) -> int32, the same on every process:
-    [1], the most tokens of a prompt with its completion, or with a PRM [2], of
-    which the second is the most tokens that the PRM reads. An update runs no
-    PRM: its PRM texts are None.
-  """
-
-  def measure(rollout, prm_texts):
-    texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
-    if spec.prm_model is None or prm_texts is None:
-      return texts.max(keepdims=True)
-    batch = _prm_batch(spec, rollout, prm_texts)
-    inputs = prm_inputs(spec.scoring, spec.table, batch)
-    return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
-
-  layout = spec.layouts.training
-  return jax.jit(measure, out_shardings=sharding.replicated(layout))

@@ -97,3 +97,9 @@ class StepSpec:
   mini_batches: int = 1
   epochs: int = 1
   adaptive_kl: AdaptiveKLConfig | None = None
+
+  @property
+  def penalizes_kl(self) -> bool:
+    """Whether rewards or loss have a KL penalty to the reference policy."""
+    kinds = (self.credit.kl_in_reward, self.loss.kl_in_loss)
+    return any(kind is not None for kind in kinds)

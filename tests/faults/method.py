@@ -164,7 +164,7 @@ FAULTS = (
   ),
   Fault(
     "the penalty in the loss has no limit",
-    "losses:policy_objective",
+    "losses:_kl_to_reference",
     "new_logp, ref_logp, config.kl_in_loss, config.kl_limit",
     "new_logp, ref_logp, config.kl_in_loss, None",
     ("test_ratios.py::test_a_penalty_beyond_the_limit_has_no_gradient",),
@@ -185,7 +185,7 @@ FAULTS = (
   ),
   Fault(
     "the guard counts padding",
-    "losses:_mean_ratio",
+    "ratios:mean_ratio",
     "masked.masked_sum(ratio, mask)",
     "jnp.sum(ratio)",
     ("test_ratios.py::test_the_mean_ratio_counts_tokens_only",),

@@ -85,15 +85,15 @@ FAULTS = (
   Fault(
     "the first iteration does not check the sampler",
     "runs.rl_functions:RLFunctions.score_iteration",
-    "(iteration - 1) % rl.old_logp.check_every",
-    "iteration % rl.old_logp.check_every",
+    "(iteration - 1) % old_logp.check_every",
+    "iteration % old_logp.check_every",
     (
       "test_row_lengths.py::test_the_sampler_is_checked_from_the_first_iteration",
     ),
   ),
   Fault(
     "rows of an update have no columns for the prompt",
-    "runs.rl_functions:update_rows",
+    "runs.rl_functions:_policy_shapes",
     "shapes = _row_shapes(spec, spec.prompt_tokens, texts)",
     "shapes = _row_shapes(spec, 0, texts)",
     (

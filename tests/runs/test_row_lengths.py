@@ -6,13 +6,20 @@ import types
 import numpy as np
 import pytest
 
+from pure_jax.parallel.kernel_calls import Kernels
 from pure_jax.runs import rl_functions
 from pure_jax.runs.rl_weights import RLState
 from pure_jax.runs.settings.rl import CriticSettings
 from pure_jax.settings import ScoreConfig
 
 
-def spec(separator="insert", packed_tokens=None, mini_batches=1):
+def spec(
+  separator="insert",
+  packed_tokens=None,
+  mini_batches=1,
+  order=None,
+  attention="xla",
+):
   """4 prompts x 8 samples of 100 tokens and 10 steps, in 16 micro-batches."""
   rl = types.SimpleNamespace(
     prompts=4,
@@ -23,8 +30,11 @@ def spec(separator="insert", packed_tokens=None, mini_batches=1):
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
+  layout = types.SimpleNamespace(kernels=Kernels(attention))
   return types.SimpleNamespace(
     settings=types.SimpleNamespace(rl=rl),
+    layouts=types.SimpleNamespace(training=layout, reference=layout),
+    mini_batch_order=lambda iteration: order,
     step=types.SimpleNamespace(scoring=ScoreConfig(10, separator)),
     prompt_tokens=30,
     prm_prompt_tokens=50,
@@ -64,6 +74,30 @@ def test_rows_of_an_update_are_no_more_than_its_mini_batch(mini_batches, rows):
   assert rl_functions.score_rows(spec(mini_batches=mini_batches)) == (
     rl_functions.score_rows(spec())
   )
+
+
+@pytest.mark.parametrize(
+  ("changes", "of_scores", "of_updates"),
+  [
+    ({"packed_tokens": 229}, 1, 1),
+    ({"packed_tokens": 230}, 2, 2),
+    ({"packed_tokens": 829}, 4, 4),
+    ({"packed_tokens": 9999}, 8, 8),
+    ({}, 1, 1),
+    ({"packed_tokens": 9999, "mini_batches": 8}, 8, 4),
+    ({"packed_tokens": 9999, "mini_batches": 2, "order": [[0]]}, 8, 1),
+    ({"packed_tokens": 9999, "attention": "splash"}, 1, 1),
+  ],
+)
+def test_samples_share_a_prompt_where_a_row_holds_them(
+  changes, of_scores, of_updates
+):
+  """A prompt of 30 tokens and 2, 4 or 8 samples of 100 have to fit."""
+  changed = spec(**changes)
+  scores = rl_functions.score_rows(changed)[-1]
+  assert (scores.policy.samples, scores.prm.samples) == (of_scores, 1)
+  assert rl_functions.update_rows(changed)[-1].samples == of_updates
+  assert rl_functions.value_rows(changed)[-1].samples == 1
 
 
 def test_a_run_without_buckets_and_packing_has_one_function():
@@ -109,7 +143,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.value_rows(spec())
     },
-    scores={
+    step_scores={
       rows: lambda *_, rows=rows: rows
       for rows in rl_functions.score_rows(spec())
     },
@@ -125,7 +159,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
   assert after.policy.columns == after.critic.columns == columns
   values = compiled.values(state, FROZEN, batch.rollout)
   assert values.columns == columns
-  rows = compiled.score(None, FROZEN, batch.rollout, ["problem"])
+  rows = compiled.score_held_out(FROZEN, batch.rollout, ["problem"])
   assert rows.policy.columns == columns
 
 

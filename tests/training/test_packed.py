@@ -16,7 +16,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import CreditConfig, LossConfig, ScoreConfig
-from pure_jax.training import packing, score, train
+from pure_jax.training import packing, row_choice, score, train
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import (
@@ -59,8 +59,11 @@ ROWS = ScoreRows(RowShape(21, 2), RowShape(23, 4))
 SGD = optax.sgd(1e-2, momentum=0.9)
 
 
-def responses(seed=0):
-  """A rollout of uneven lengths, one of a single token, and PRM prompts."""
+def responses(seed=0, samples=1):
+  """A rollout of uneven lengths, one of a single token, and PRM prompts.
+
+  So many consecutive responses have the same prompt.
+  """
   rng = np.random.default_rng(seed)
   lengths = rng.integers(1, C + 1, B)
   lengths[:3] = C, 1, 2
@@ -73,7 +76,9 @@ def responses(seed=0):
   for _ in range(2):
     prompt_mask = np.arange(L)[::-1] < rng.integers(1, L + 1, (B, 1))
     ids = np.where(prompt_mask, rng.integers(4, 16, (B, L)), PAD)
-    prompts.append(Prompts(ids.astype(np.int32), prompt_mask))
+    of_sample = np.arange(B) // samples * samples
+    ids = ids.astype(np.int32)[of_sample]
+    prompts.append(Prompts(ids, prompt_mask[of_sample]))
   rollout = Rollout(
     prompt_tokens=prompts[0].tokens,
     prompt_mask=prompts[0].mask,
@@ -94,10 +99,10 @@ def spec(layout, **changes):
   return dataclasses.replace(made, **changes)
 
 
-def step(layout, rows):
+def step(layout, rows, samples=1):
   """Scores, metrics and weights after one update, from the same start."""
   sharded = sharding.batch_sharding(layout)
-  rollout, prm_prompts = jax.device_put(responses(), sharded)
+  rollout, prm_prompts = jax.device_put(responses(0, samples), sharded)
   declared = policy.declare_policy(MODEL)
   params = random_params(declared, 0)
   reference = random_params(declared, 1)
@@ -172,6 +177,38 @@ def test_packed_equals_unpacked(unpacked, rows, processed):
   np.testing.assert_allclose(packed_step[2]["row_fill"], fill, rtol=1e-5)
 
 
+@pytest.fixture(scope="module")
+def unpacked_groups():
+  return step(sharding.make_layout(), None, 4)
+
+
+@pytest.mark.parametrize(("samples", "processed"), [(2, 6), (4, 4)])
+def test_samples_that_share_their_prompt_equal_unpacked(
+  unpacked_groups, samples, processed
+):
+  """A sample that saw another would move log-probs by about 0.1.
+
+  A gradient of the prompt from one sample instead of all, too, would differ.
+  """
+  prm_rows = RowShape(23, 4)
+  rows = RowShape(L + samples * C, 2, samples=samples)
+  packed_step = step(sharding.make_layout(), ScoreRows(rows, prm_rows), 4)
+  assert_same(packed_step, unpacked_groups)
+  # Prompts count once for the samples that share them.
+  rollout, _ = responses(0, 4)
+  mask = rollout.completion_mask
+  tokens = rollout.prompt_mask[::samples].sum() + mask.sum()
+  fill = tokens / (processed * rows.columns)
+  np.testing.assert_allclose(packed_step[2]["row_fill"], fill, rtol=1e-5)
+
+
+def test_shared_prompts_on_eight_devices_equal_unpacked_on_one(
+  unpacked_groups,
+):
+  rows = ScoreRows(RowShape(L + 2 * C, 8, samples=2), RowShape(23, 8))
+  assert_same(step(sharding.make_layout(2, 4), rows, 4), unpacked_groups)
+
+
 def test_packed_on_eight_devices_equals_unpacked_on_one(unpacked):
   """Responses of one prompt may lie on different devices."""
   rows = ScoreRows(RowShape(21, 8), RowShape(23, 8))
@@ -217,7 +254,7 @@ def test_batches_of_many_lengths_compile_two_updates():
   layout = sharding.make_layout()
   declared = policy.declare_policy(MODEL)
   slow = optax.sgd(1e-9)  # Log-probs that no policy had: large gradients.
-  measure = score.make_measure(spec(layout))
+  measure = row_choice.make_measure(spec(layout))
   shapes = packing.row_shapes(L + C, B, 2, buckets=2, packed_tokens=8)
   updates = {
     shape: train.make_update(spec(layout), slow, shape)
@@ -239,7 +276,7 @@ def test_batches_of_many_lengths_compile_two_updates():
       rollout, scores, np.zeros(B, np.float32), np.ones(B, bool)
     )
     length = np.asarray(measure(rollout, None))
-    state, metrics = packing.choose(updates, length)(state, batch, {})
+    state, metrics = row_choice.choose(updates, length)(state, batch, {})
     lengths.add(int(length[0]))
     assert metrics["skipped_updates"] == 0
   assert len(lengths) > 4 and min(lengths) <= 10 < max(lengths)

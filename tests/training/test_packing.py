@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pure_jax.training import packing
+from pure_jax.training import packing, row_choice
 from pure_jax.training.packing import RowShape
 
 # Eager, every operation is a program.
@@ -131,9 +131,9 @@ def test_a_batch_goes_to_the_narrowest_rows_that_hold_it():
     ((100, 1), (100, 120)),
     ((1, 120), (100, 120)),
   ]:
-    assert packing.choose(table, np.array(lengths)) == expected
+    assert row_choice.choose(table, np.array(lengths)) == expected
   with pytest.raises(ValueError, match=r"\[101, 3\] tokens, and rows at most"):
-    packing.choose(table, np.array([101, 3]))
+    row_choice.choose(table, np.array([101, 3]))
 
 
 @pytest.mark.parametrize(

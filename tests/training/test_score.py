@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 import train_boundary as boundary
+from factories import random_experience
 
+from pure_jax import losses
 from pure_jax.models import policy, prm
 from pure_jax.parallel import sharding
 from pure_jax.training import packing, rollouts, score, train
@@ -99,6 +101,65 @@ def test_the_sampled_score_runs_prm_and_reference_only(drawn):
   checked = count_products(compiled(score.make_checked_score), given)
   sampled = count_products(compiled(score.make_sampled_score), given[1:])
   assert full == checked and checked / 2 < sampled < checked
+
+
+def without_kl(**changes):
+  """The specification without a KL penalty."""
+  plain = dataclasses.replace(boundary.LOSS, kl_in_loss=None)
+  return spec(loss=plain, **changes)
+
+
+@pytest.mark.parametrize("rows", [None, ROWS], ids=["unpacked", "packed"])
+def test_without_a_kl_penalty_only_the_prm_is_read(drawn, rows):
+  """A forward pass of the reference would serve one metric."""
+  given = arguments(drawn)
+  free = without_kl()
+  prm_alone = count_products(score.make_step_scores(free, rows), given[2:])
+  sampled = score.make_sampled_score(free, rows)
+  assert count_products(sampled, given[1:]) == prm_alone
+  checked = count_products(score.make_checked_score(free, rows), given)
+  full = count_products(score.make_checked_score(spec(), rows), given)
+  assert prm_alone < checked < full
+  no_prm = score.make_sampled_score(without_kl(prm_model=None), rows)
+  assert not count_products(no_prm, (given[1], None, *given[3:]))
+
+
+def test_without_a_reference_the_update_is_the_same(drawn):
+  params, _, _, rollout, _ = given = arguments(drawn)
+  known, _ = compiled(score.make_score)(*given)
+  scores = score.make_sampled_score(without_kl(), ROWS)(*given[1:])
+  assert scores.ref_logp is None
+  np.testing.assert_array_equal(scores.old_logp, rollout.full_logp)
+  jax.tree.map(np.testing.assert_array_equal, scores.steps, known.steps)
+  np.testing.assert_allclose(scores.step_rewards, known.step_rewards, atol=1e-6)
+  update = train.make_update(without_kl(), PLAIN, ROWS.policy)
+  (weights, metrics), (other_weights, other_metrics) = (
+    update_with(update, params, rollout, scores.replace(ref_logp=ref_logp))
+    for ref_logp in (known.ref_logp, None)
+  )
+  assert set(metrics) - set(other_metrics) == {"kl_reference"}
+  assert metrics["kl_reference"] > 1e-3  # The reference is another policy.
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6),
+    other_weights,
+    weights,
+  )
+
+
+@pytest.mark.parametrize("where", ["kl_in_loss", "kl_in_reward"])
+def test_a_kl_penalty_needs_the_reference(where):
+  batch, _ = random_experience(0)
+  batch, logp = batch.replace(ref_logp=None), batch.old_logp
+  configs = {
+    "credit": dataclasses.replace(boundary.CREDIT, kl_in_reward=None),
+    "loss": dataclasses.replace(boundary.LOSS, kl_in_loss=None),
+  }
+  _, metrics = losses.pure_loss(logp, -logp, batch, **configs)
+  assert "policy_loss" in metrics and "kl_reference" not in metrics
+  group = "loss" if where == "kl_in_loss" else "credit"
+  configs[group] = dataclasses.replace(configs[group], **{where: "k1"})
+  with pytest.raises(ValueError, match=f"{where} .* give its log-probs"):
+    losses.pure_loss(logp, -logp, batch, **configs)
 
 
 @pytest.mark.parametrize("rows", [None, ROWS], ids=["unpacked", "packed"])

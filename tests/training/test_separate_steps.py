@@ -19,7 +19,7 @@ from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import score
+from pure_jax.training import row_choice, score
 from pure_jax.training.packing import RowShape, ScoreRows
 from pure_jax.training.step_spec import Layouts, StepSpec
 from pure_jax.types import Prompts, Rollout
@@ -193,7 +193,7 @@ def test_the_longest_text_of_the_inputs_chooses_the_rows(plain):
     separator_table(tokenizer),
     Layouts.same(sharding.make_layout()),
   )
-  lengths = score.make_measure(spec)(rollout, texts)
+  lengths = row_choice.make_measure(spec)(rollout, texts)
   assert int(lengths[1]) == texts.mask.sum(1).max()
 
 

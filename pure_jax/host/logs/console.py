@@ -160,6 +160,7 @@ class Progress:
     """
     is_terminal = sys.stderr.isatty()
     interval = 0.1 if is_terminal else LOG_SECONDS
+    self._name, self._is_terminal = name, is_terminal
     self._bar = tqdm.tqdm(
       total=total,
       initial=first,
@@ -181,6 +182,12 @@ class Progress:
   def advance(self, steps: int = 1) -> None:
     """Counts steps; with 0 the bar is only drawn again, if it is time."""
     self._bar.update(steps)
+
+  def doing(self, part: str) -> None:
+    """Shows the part of a step that begins; in a log only if it is time."""
+    text = _writable(sys.stderr, f"{self._name}, {part}")
+    self._bar.set_description(text, refresh=self._is_terminal)
+    self._bar.update(0)
 
   def show(self, metrics: Mapping[str, float]) -> None:
     """Shows metrics next to the bar: few numbers, with short names."""

@@ -242,6 +242,8 @@ def _update(run: RunSizes) -> list[Need]:
     rows = 1  # Micro-batches that cannot be equal may be as small.
   fields = (*ROWS, *MODEL)
   if rl.packed_tokens is not None:
+    if run.columns + run.new_tokens <= rl.packed_tokens:
+      limit = min(limit, rl.prompts)  # Samples may share rows and prompt.
     hidden = limit // shards * rl.packed_tokens * run.model.width
     hidden *= jnp.dtype(run.model.compute_dtype).itemsize
     hidden //= layout.mesh.shape["sequence"]

@@ -85,6 +85,24 @@ def test_lines_between_the_drawings_are_whole():
   assert "  score +0.90  3+5=8" in lines
 
 
+def test_a_part_that_takes_long_is_named_when_it_begins():
+  """The next step may end only minutes later."""
+  stream = Terminal()
+  with contextlib.redirect_stderr(stream), Progress("rl", 3) as bar:
+    bar.doing("rollout")
+    assert "rl, rollout" in drawn(stream)[-1] and "0/3" in drawn(stream)[-1]
+    bar.doing("score")
+    assert "rl, score" in drawn(stream)[-1]
+  with log_file() as log, Progress("rl", 3) as bar:
+    for part in ("rollout", "score", "update") * 100:
+      bar.doing(part)
+    bar.advance(3)
+  assert len(drawn(log)) < 10
+  with log_file() as log, Progress("rl", 3, enabled=False) as bar:
+    bar.doing("rollout")
+  assert not log.getvalue()
+
+
 def test_a_terminal_is_kept_up_to_date():
   """A step is drawn if a tenth of a second has passed since the last one."""
   stream = Terminal()

@@ -1,0 +1,103 @@
+"""Chooses rows: do texts share their prompts, and which rows hold a batch."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pure_jax.parallel import sharding
+from pure_jax.training.packing import RowShape, ScoreRows
+from pure_jax.training.score import PRMTexts, prm_batch, prm_inputs
+from pure_jax.training.step_spec import StepSpec
+from pure_jax.types import Rollout
+
+Compiled = TypeVar("Compiled")
+
+
+def share_prompts(
+  shape: RowShape, prompt_tokens: int, completion_tokens: int, samples: int
+) -> RowShape:
+  """Lets as many samples of a prompt share it as a row holds in any case.
+
+  >>> share_prompts(RowShape(1000, 1), 200, 100, samples=16)
+  RowShape(columns=1000, rows=1, shared=True, samples=8)
+
+  Args:
+    shape: the shape of the rows.
+    prompt_tokens: L, of the longest prompt.
+    completion_tokens: C, of the longest completion.
+    samples: G, consecutive texts with the same prompt.
+
+  Returns:
+    The shape with the largest number of samples that divides G and for which
+    the longest prompt and completions fit into a row; 1 if none do, or if
+    texts do not share rows.
+  """
+  fitting = [
+    k
+    for k in range(1, samples + 1)
+    if samples % k == 0
+    and prompt_tokens + k * completion_tokens <= shape.columns
+  ]
+  if not shape.shared:
+    return shape
+  return dataclasses.replace(shape, samples=max(fitting, default=1))
+
+
+def choose(
+  compiled: Mapping[RowShape | ScoreRows, Compiled], lengths: np.ndarray
+) -> Compiled:
+  """Chooses the function with the narrowest rows that hold a batch's texts.
+
+  Args:
+    compiled: functions by their rows, from the narrowest to the widest.
+    lengths: [m] tokens of the longest text of each kind, see
+      `make_measure`.
+
+  Returns:
+    A function whose rows hold them.
+
+  Raises:
+    ValueError: if no rows are wide enough.
+  """
+  for rows, function in compiled.items():
+    if np.all(lengths <= np.asarray(rows.columns)):
+      return function
+  widest = np.atleast_1d(list(compiled)[-1].columns).tolist()
+  raise ValueError(
+    f"The longest texts have {lengths.tolist()} tokens, and rows at most "
+    f"{widest}: give rows as many columns as prompt and completion can have "
+    "together."
+  )
+
+
+def make_measure(
+  spec: StepSpec,
+) -> Callable[[Rollout, PRMTexts | None], jax.Array]:
+  """Makes a function that measures the longest texts of a batch.
+
+  `choose` takes the narrowest rows that hold them.
+
+  Args:
+    spec: the step's specification.
+
+  Returns:
+    A jitted function (rollout, PRM texts) -> int32, the same on every process:
+    [1], the most tokens of a prompt with its completion, or with a PRM [2], of
+    which the second is the most tokens that the PRM reads. An update runs no
+    PRM: its PRM texts are None.
+  """
+
+  def measure(rollout, prm_texts):
+    texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
+    if spec.prm_model is None or prm_texts is None:
+      return texts.max(keepdims=True)
+    batch = prm_batch(spec, rollout, prm_texts)
+    inputs = prm_inputs(spec.scoring, spec.table, batch)
+    return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
+
+  layout = spec.layouts.training
+  return jax.jit(measure, out_shardings=sharding.replicated(layout))
