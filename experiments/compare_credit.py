@@ -4,9 +4,15 @@
 
 Each seed has its own demonstrations, policy and PRM. Every arm of `ARMS` starts
 from them with the same budget, hyperparameters and random keys, and differs
-only in `rl.credit`: in its form and its two weights. The command can be
-repeated until all runs have finished: finished runs are not repeated, and
-interrupted ones continue. `--report_only` reads finished runs.
+only in `rl.credit`: in its form and its two weights. A run on models that the
+user names starts from these, whatever its seed:
+
+  python experiments/compare_credit.py --workdir=runs/compare_gsm8k \\
+    --config_file=experiments/configs/qwen2p5_0p5b_gsm8k.py \\
+    --seeds=0 --arms=sum,min,min+vr,vr --jobs=1 --set=files.policy=FOLDER ...
+
+The command can be repeated until all runs have finished: finished runs are not
+repeated, and interrupted ones continue. `--report_only` reads finished runs.
 
 The workdir gets one folder per run, `runs.json` (every evaluation of
 every run), `prm.json` (the metrics of each seed's PRM), `table.md` and
@@ -19,6 +25,7 @@ if __name__ == "__main__":
   interrupts.exit_on_ctrl_c()
 
 import concurrent.futures
+import importlib.util
 import math
 import os
 import pathlib
@@ -31,6 +38,7 @@ import threading
 import matplotlib.figure
 import scipy.stats
 from absl import app, flags
+from ml_collections import ConfigDict
 
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic, write_text_atomic
@@ -76,7 +84,7 @@ _CONFIG = flags.DEFINE_string(
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Independent seeds.")
 _ARMS = flags.DEFINE_list("arms", list(ARMS), "Arms to run.")
 _JOBS = flags.DEFINE_integer(
-  "jobs", 2, "Runs at a time, one core each.", lower_bound=1
+  "jobs", 2, "Runs at a time; they share the cores evenly.", lower_bound=1
 )
 _OVERRIDES = flags.DEFINE_multi_string(
   "set", [], "field=value for every arm, e.g. --set=rl.iterations=50"
@@ -84,8 +92,29 @@ _OVERRIDES = flags.DEFINE_multi_string(
 _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only report.")
 
 
+def read_config() -> ConfigDict:
+  """The config of the runs, before --set changes it."""
+  path, _, variant = _CONFIG.value.partition(":")
+  found = importlib.util.spec_from_file_location("config_of_runs", path)
+  module = importlib.util.module_from_spec(found)
+  found.loader.exec_module(module)
+  return module.get_config(variant) if variant else module.get_config()
+
+
+def trains_prm(config: ConfigDict) -> bool:
+  """Whether the arms of a seed share a PRM that is trained for them."""
+  if config.files is None:
+    return True
+  named = any(item.startswith("files.prm=") for item in _OVERRIDES.value)
+  return config.files.prm is None and not named
+
+
 def command(
-  script: str, workdir: pathlib.Path, seed: str, changes: dict[str, str]
+  script: str,
+  workdir: pathlib.Path,
+  seed: str,
+  has_world: bool,
+  changes: dict[str, str],
 ) -> list[str]:
   """The command line of one run."""
   return [
@@ -94,7 +123,7 @@ def command(
     f"--config={_CONFIG.value}",
     f"--workdir={workdir}",
     f"--config.seed={seed}",
-    f"--config.world.seed={seed}",
+    *([f"--config.world.seed={seed}"] if has_world else []),
     "--config.progress=False",
     *(f"--config.{item}" for item in _OVERRIDES.value),
     *(f"--config.rl.credit.{name}={value}" for name, value in changes.items()),
@@ -102,7 +131,7 @@ def command(
 
 
 def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
-  """Runs command lines in parallel, each on one core and with its own log.
+  """Runs command lines in parallel, each on its cores and with its own log.
 
   Ctrl-C ends the running ones and starts no other.
   """
@@ -110,13 +139,15 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
   running, stopped, failed = [], threading.Event(), 0
   cores, can_pin = queue.SimpleQueue(), hasattr(os, "sched_setaffinity")
   usable = sorted(os.sched_getaffinity(0)) if can_pin else [0]
+  share = max(1, len(usable) // at_a_time)
   for number in range(at_a_time):
-    cores.put(usable[number % len(usable)])
+    first = number * share % len(usable)
+    cores.put(usable[first : first + share])
 
   def pin():
-    """Binds a thread to a core, which the runs that it starts inherit."""
+    """Binds a thread to its cores, which the runs that it starts inherit."""
     if can_pin:
-      os.sched_setaffinity(0, {cores.get()})
+      os.sched_setaffinity(0, cores.get())
 
   def one(job):
     line, log = job
@@ -158,18 +189,21 @@ def run_all(jobs: list[tuple[list[str], pathlib.Path]], at_a_time: int) -> None:
 
 def run_missing(root: pathlib.Path) -> None:
   """Runs the start that the arms of a seed share, then unfinished arms."""
+  config = read_config()
+  has_world, has_start = config.world is not None, trains_prm(config)
   starts, arms = [], []
   for seed in _SEEDS.value:
     start = root / f"seed{seed}" / "start"
-    if not (start / "prm" / "done.json").exists():
-      starts.append(
-        (command("train_prm.py", start, seed, {}), start / "log.txt")
-      )
+    if has_start and not (start / "prm" / "done.json").exists():
+      line = command("train_prm.py", start, seed, has_world, {})
+      starts.append((line, start / "log.txt"))
     for arm in _ARMS.value:
       folder = root / f"seed{seed}" / arm
       if not (folder / "summary.json").exists():
-        line = command("train_pure.py", folder, seed, ARMS[arm])
-        arms.append(([*line, f"--start={start}"], folder / "log.txt"))
+        line = command("train_pure.py", folder, seed, has_world, ARMS[arm])
+        if has_start:
+          line.append(f"--start={start}")
+        arms.append((line, folder / "log.txt"))
   run_all(starts, _JOBS.value)
   run_all(arms, _JOBS.value)
 

@@ -14,6 +14,11 @@ operand must therefore be the first one.
   array over tokens and vocabulary, is slow; x^T dy copies x, which is far
   smaller. This saves 4 % of an update of a 135M model on 2,048 tokens with a
   vocabulary of 49,152 ids, on one core.
+* Matrices of 16 bits are multiplied at twice the rate of float32 on a processor
+  with instructions for them, but only if the product leaves in float32 and no
+  factor is transposed first. On one core of an AMD EPYC with AVX512-BF16, 576
+  vectors of 4,864 entries times the transpose of a weight [896, 4864]: 197
+  GFLOP/s, and 86 in another form.
 
 The legend of axes is in `pure_jax.types`.
 """
@@ -50,7 +55,8 @@ class ColumnMatrix:
     B, T, D = x_BTD.shape
     # Without the barriers the compiler swaps the operands back.
     columns = jax.lax.optimization_barrier(x_BTD.reshape(B * T, D).T)
-    y = jax.lax.optimization_barrier(self.rows.astype(x_BTD.dtype) @ columns)
+    rows = self.rows.astype(x_BTD.dtype)
+    y = jax.lax.optimization_barrier(matrix_product(rows, columns))
     return y.T.reshape(B, T, *self.outputs)
 
 
@@ -112,6 +118,60 @@ def _column_matrix(weight: Array) -> ColumnMatrix:
   )
 
 
+def matrix_product(x_MD: Array, y_DN: Array) -> Array:
+  """x y, with float32 sums and then rounded to the dtype of both.
+
+  Args:
+    x_MD: [M, D] float.
+    y_DN: [D, N] float in the dtype of x.
+
+  Returns:
+    [M, N]. Differentiable once in both arguments if they have 16 bits, in
+    reverse mode.
+  """
+  if x_MD.dtype == jnp.float32:
+    return x_MD @ y_DN
+  return _rounded_product(x_MD, y_DN)
+
+
+@jax.custom_vjp
+def _rounded_product(x, y):
+  """`matrix_product` of 16-bit matrices."""
+  return _contract(x, 1, y, 0)
+
+
+def _contract(x, axis, y, other_axis):
+  """Sums over an axis of x and one of y, in float32, then rounds."""
+  dimensions = (((axis,), (other_axis,)), ((), ()))
+
+  def in_float32(x, y):
+    product = jax.lax.dot_general(
+      x, y, dimensions, preferred_element_type=jnp.float32
+    )
+    return product.astype(x.dtype)
+
+  return jax.lax.platform_dependent(
+    x,
+    y,
+    cpu=in_float32,
+    default=lambda x, y: jax.lax.dot_general(x, y, dimensions),
+  )
+
+
+def _rounded_product_forward(x, y):
+  """The product and the residuals of its gradient."""
+  return _rounded_product(x, y), (x, y)
+
+
+def _rounded_product_backward(residuals, dy):
+  """Gradients of both factors, rounded like the product."""
+  x, y = residuals
+  return _contract(dy, 1, y, 1), _contract(x, 0, dy, 0)
+
+
+_rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
+
+
 @jax.custom_vjp
 def vocab_logits(x_MD: Array, table_VD: Array) -> Array:
   """Computes logits x W^T over a large vocabulary, with float32 sums.
@@ -149,7 +209,7 @@ def _vocab_logits_backward(residuals, dy):
   """Gradients of tokens and table, dy^T x with float32 sums."""
   x, table = residuals
   dy = dy.astype(x.dtype)
-  by_tokens = dy @ table
+  by_tokens = matrix_product(dy, table)
   by_table = jax.lax.platform_dependent(
     x, dy, cpu=_packed_tokens, default=_packed_cotangent
   )

@@ -26,7 +26,7 @@ from pure_jax.models.activation_sharding import (
 )
 from pure_jax.models.attention import attend_in_chunks
 from pure_jax.models.config import ModelConfig
-from pure_jax.models.cpu_layout import ColumnMatrix
+from pure_jax.models.cpu_layout import ColumnMatrix, matrix_product
 from pure_jax.models.int8 import Int8Matrix
 from pure_jax.models.rotary import rotary_tables, rotate
 
@@ -42,7 +42,7 @@ UNROLLED_LAYERS = 8
 # attention is as large as that of one product. Attention in chunks computes its
 # scores again in its own backward pass. If its output were not saved, the
 # layer's backward pass would compute them once more.
-_LAYER_INPUT, _ATTENDED = "layer_input", "attended"
+_LAYER_INPUT, _ATTENDED, _PRODUCT = "layer_input", "attended", "product"
 
 Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
 
@@ -142,9 +142,10 @@ def _project_tokens(x_BTD, weight, act_sharding):
   way and 443 ms with ``einsum("BTD,DF->BTF")``.
   """
   if act_sharding.token_shards > 1:
-    return jnp.tensordot(x_BTD, weight, axes=1)
+    return checkpoint_name(jnp.tensordot(x_BTD, weight, axes=1), _PRODUCT)
   B, T, D = x_BTD.shape
-  product = x_BTD.reshape(B * T, D) @ weight.reshape(D, -1)
+  product = matrix_product(x_BTD.reshape(B * T, D), weight.reshape(D, -1))
+  product = checkpoint_name(product, _PRODUCT)
   return product.reshape(B, T, *weight.shape[1:])
 
 
@@ -256,10 +257,7 @@ def _remat_layer(layer, name):
   if name == "layer":
     return jax.checkpoint(layer)
   if name == "dots":
-    policy = policies.save_from_both_policies(
-      policies.dots_with_no_batch_dims_saveable,
-      policies.save_only_these_names(_ATTENDED),
-    )
+    policy = policies.save_only_these_names(_ATTENDED, _PRODUCT)
     return jax.checkpoint(layer, policy=policy)
   if name == "offload":
     policy = policies.save_and_offload_only_these_names(

@@ -1,6 +1,7 @@
 """Products in the CPU layout, and the gradient of a large table."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,37 @@ def test_the_gradient_is_the_same_on_accelerators_and_cpus():
     cpu_layout._packed_tokens(x, dy),
     rtol=1e-5,
   )
+
+
+def test_a_product_of_16_bits_is_the_rounded_product_in_float32():
+  """So are its gradients; a sum that is rounded on the way is not."""
+  x, y, dy = draw(M, 512), draw(512, V, seed=1), draw(M, V, seed=2)
+  x, y, dy = (array.astype(jnp.bfloat16) for array in (x, y, dy))
+  product, pull = jax.vjp(cpu_layout.matrix_product, x, y)
+  wide_x, wide_y, wide_dy = (np.asarray(a, np.float64) for a in (x, y, dy))
+  for ours, exact in zip(
+    (product, *pull(dy)),
+    (wide_x @ wide_y, wide_dy @ wide_y.T, wide_x.T @ wide_dy),
+    strict=True,
+  ):
+    assert ours.dtype == jnp.bfloat16 and ours.shape == exact.shape
+    # Half a unit of the last of 8 bits, and float32's own rounding.
+    np.testing.assert_allclose(
+      np.asarray(ours, np.float64), exact, rtol=2**-8, atol=1e-4
+    )
+
+
+def test_a_product_of_16_bits_leaves_in_float32_on_a_cpu():
+  """Otherwise XLA takes a path that is slower than float32."""
+  x, y = draw(M, D).astype(jnp.bfloat16), draw(D, V).astype(jnp.bfloat16)
+
+  def loss(x, y):
+    return jnp.sum(jnp.square(cpu_layout.matrix_product(x, y)))
+
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(x, y).as_text()
+  results = re.findall(r"dot_general.*-> tensor<\d+x\d+x(\w+)>", text)
+  assert results == ["f32"] * 3
+  assert "transpose" not in text
 
 
 @pytest.mark.parametrize("tied", [True, False])

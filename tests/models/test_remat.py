@@ -52,12 +52,16 @@ def test_gradients_equal_those_of_layers_that_save_everything(
   )
 
 
-def test_every_policy_saves_less_than_the_one_before():
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_every_policy_saves_less_than_the_one_before(compute_dtype):
   """Compiled only. A policy that is not applied would save as much."""
 
   def temporary_bytes(name):
     config = dataclasses.replace(
-      TINY, num_layers=transformer.UNROLLED_LAYERS + 1, remat=name
+      TINY,
+      num_layers=transformer.UNROLLED_LAYERS + 1,
+      remat=name,
+      compute_dtype=compute_dtype,
     )
     function = jax.jit(jax.grad(loss), static_argnums=1)
     compiled = function.lower(

@@ -65,13 +65,17 @@ def test_the_table_averages_the_last_evaluations_and_the_best():
 @pytest.mark.skipif(
   not hasattr(os, "sched_getaffinity"), reason="this system binds no cores"
 )
-def test_each_run_has_one_core_and_its_log(tmp_path, capsys):
+def test_each_run_has_its_share_of_the_cores_and_its_log(tmp_path, capsys):
   """The number of cores changes the last digits of a run."""
   cores = os.sched_getaffinity(0)
   line = [sys.executable, "-c", "import os; print(*os.sched_getaffinity(0))"]
   logs = [tmp_path / f"run{number}" / "log.txt" for number in range(3)]
-  compare_credit.run_all([(line, log) for log in logs], at_a_time=2)
-  assert all({int(log.read_text())} <= cores for log in logs)
+  for at_a_time in (1, 2):
+    compare_credit.run_all([(line, log) for log in logs], at_a_time)
+    for log in logs:
+      used = {*map(int, log.read_text().splitlines()[-1].split())}
+      assert used <= cores
+      assert len(used) == max(1, len(cores) // at_a_time)
   assert os.sched_getaffinity(0) == cores
   fails = [sys.executable, "-c", "raise SystemExit('no more room')"]
   with pytest.raises(SystemExit, match="1"):
@@ -127,6 +131,42 @@ def test_ctrl_c_ends_a_run_that_is_just_starting(tmp_path):
   finally:
     signal.signal(signal.SIGINT, before)
   assert time.monotonic() - began < 30
+
+
+def test_runs_on_the_user_s_models_have_no_world_and_may_share_no_start(
+  tmp_path,
+):
+  """A config of files has no world to seed; a named PRM is not trained."""
+
+  def lines(config_file, changes=()):
+    jobs = []
+    flags.FLAGS.mark_as_parsed()
+    with (
+      flagsaver.flagsaver(
+        config_file=str(EXPERIMENTS / "configs" / config_file),
+        set=[*changes],
+        seeds=["7"],
+        arms=["sum", "vr"],
+      ),
+      mock.patch.object(
+        compare_credit, "run_all", lambda some, at_a_time: jobs.extend(some)
+      ),
+    ):
+      compare_credit.run_missing(tmp_path)
+    return [line for line, _ in jobs]
+
+  world = lines("arithmetic.py:smoke")
+  assert len(world) == 3 and all("--config.world.seed=7" in w for w in world)
+  trained = lines("files.py", ["files.labelled=rows.jsonl"])
+  assert [pathlib.Path(line[1]).name for line in trained] == [
+    *("train_prm.py", "train_pure.py", "train_pure.py"),
+  ]
+  assert all(line[-1].startswith("--start=") for line in trained[1:])
+  named = lines("files.py", ["files.prm=folder"])
+  assert len(named) == 2
+  words = [word for line in [*trained, *named] for word in line]
+  assert not [word for word in words if "world" in word]
+  assert not [word for line in named for word in line if "--start" in word]
 
 
 def test_the_committed_table_is_that_of_the_committed_runs():

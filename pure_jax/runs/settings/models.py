@@ -62,9 +62,10 @@ ARCHITECTURES = {
 def compute_dtype_of(platform: str) -> str:
   """The dtype that "auto" stands for.
 
-  Accelerators multiply bfloat16 several times faster than float32. XLA on a
-  CPU multiplies bfloat16 more slowly than float32. Weights, optimizer, norms,
-  softmax and losses are float32 either way.
+  Accelerators multiply bfloat16 several times faster than float32. A CPU does
+  so only if it has instructions for bfloat16 (AVX512-BF16, not AMX), which jax
+  does not tell. Weights, optimizer, norms, softmax and losses are float32
+  either way.
 
   Args:
     platform: platform of the devices, such as "cpu" or "tpu".

@@ -1,0 +1,65 @@
+"""RL of a real Qwen2.5 of 0.5B parameters on GSM8K, for two cores of a CPU.
+
+  python experiments/train_pure.py --workdir=DIR \\
+    --config=experiments/configs/qwen2p5_0p5b_gsm8k.py \\
+    --config.rl.credit.process_coef=0                   # Outcome rewards only.
+
+  python experiments/compare_credit.py --workdir=DIR --seeds=0 --jobs=1 \\
+    --config_file=experiments/configs/qwen2p5_0p5b_gsm8k.py \\
+    --arms=sum,min,min+vr,vr --set=files.prm=FOLDER
+
+The first command trains on outcome rewards. The second compares them with step
+rewards of a PRM: qwen2p5_0p5b_gsm8k_prm.py trains one, export.py writes its
+folder. All sizes are chosen for the CPU: few and short responses, problems of
+few words, and adapters (LoRA) in place of all weights. There is no KL penalty:
+it would need a second forward pass, of the reference policy.
+
+This config is not yet run. `qwen2p5_0p5b_gsm8k.py:smoke` runs the same stages
+on a tiny random model and a random PRM in under a minute.
+"""
+
+from configs import base, files, paper
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+  """The run, "full" or "smoke"."""
+  base.check_variant(variant, "full", "smoke")
+  config = files.get_config()
+  config.files.update(
+    {
+      "prompt_format": "pure",
+      "prm_prompt_format": "plain",  # As the PRM was trained.
+      # Leaves out long problems, which are often hard ones too.
+      "prompt_tokens": 96,
+      "prm_prompt_tokens": 96,
+      "train_format": "gsm8k",
+      "held_out_format": "gsm8k",
+      "grader": {"extractors": ("boxed", "last_number")},
+      # Faster than bfloat16 on a CPU; keeps the matrix products of a layer.
+      "model": {"compute_dtype": "float32", "remat": "dots"},
+    }
+  )
+  config.prm.score.max_steps = 12
+  config.rl.update(
+    {
+      "iterations": 50,
+      "prompts": 8,
+      "samples_per_prompt": 4,
+      "sampler": {"max_new_tokens": 192},
+      "loss": {"kl_in_loss": None},
+      "old_logp": {"source": "sampled"},
+      "micro_batches": 16,
+      "packed_tokens": 288,  # Of the longest prompt and response.
+      "lora": {"rank": 8},
+      "optim": base.optimizer(1e-4),
+      "eval_every": 10,
+      "eval_prompts": 48,
+      "samples_every": 5,
+      "checkpoint_every": 2,
+    }
+  )
+  if variant == "smoke":
+    config.files.random_files = ("train", "held_out", "prm")
+    paper.tiny(config, "untied")
+  return config
