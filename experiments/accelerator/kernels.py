@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from accelerator.checks import check, compare
-from accelerator.numbers import find_cpu
 from accelerator.pieces import Context
+from accelerator.small_step import find_cpu
 from pure_jax.kernels.decode_attention import SegmentArrays, decode_attention
 from pure_jax.kernels.linear_logp import linear_logp
 from pure_jax.kernels.segment_attention import segment_attention

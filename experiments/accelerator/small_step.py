@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import struct
 
+from accelerator.pieces import PieceError
 from pure_jax.advantages import pure_advantages
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
@@ -309,3 +310,25 @@ def find_moments(opt_state: Any) -> Any:
   """Finds Adam's first moments in the state of the optimizer."""
   _, (adam, *_) = opt_state
   return adam.mu
+
+
+def leaf(tree: Any, path: tuple[Any, ...]) -> Any:
+  """Finds the array of a nested dict at a path of `jax.tree_util`."""
+  for step in path:
+    tree = tree[step.key]
+  return tree
+
+
+def find_cpu() -> jax.Device:
+  """Finds the CPU next to an accelerator.
+
+  Raises:
+    PieceError: if jax was told to leave it out.
+  """
+  try:
+    return jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise PieceError(
+      f"jax has no CPU to compare with ({error}): unset JAX_PLATFORMS, or add "
+      "',cpu' to it."
+    ) from error
