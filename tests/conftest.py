@@ -94,6 +94,7 @@ COMPILED_QUICKLY = {
   "test_benchmark_baselines.py",
   "test_benchmark_command.py",
   "test_benchmark_suites.py",
+  "test_check_accelerator.py",
   "test_cpu_layout.py",
   "test_credit.py",
   "test_critic_runs.py",

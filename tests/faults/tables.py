@@ -1,6 +1,7 @@
 """All faults."""
 
 from faults import (
+  accelerator,
   evaluation,
   folders,
   method,
@@ -22,4 +23,5 @@ FAULTS = (
   *survival.FAULTS,
   *folders.FAULTS,
   *texts.FAULTS,
+  *accelerator.FAULTS,
 )

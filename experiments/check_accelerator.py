@@ -1,0 +1,131 @@
+"""Checks what an accelerator computes and how fast, in the time that there is.
+
+  python experiments/check_accelerator.py --out=DIR --minutes=10
+  python experiments/check_accelerator.py --out=DIR --model=FOLDER
+  python experiments/check_accelerator.py --out=DIR --pieces=float32,kernels
+
+It runs on whatever jax finds, piece by piece. Each piece prints a line and
+writes its file, DIR/NN_NAME.json, as soon as it ends; DIR/report.md has all of
+them to read. A piece does not start if the time left may not hold it. The same
+command continues a check that was killed: pieces whose files are complete are
+not run again, unless device, sizes or versions are others.
+
+  machine    devices, memory, versions; measured bandwidth and matrix rates
+  float32    rollouts, scores, gradient and update of a small model, compared
+             with numpy in float64 and, on an accelerator, with the CPU
+  bfloat16   the same in bfloat16
+  engine     continuous batching, compared with one loop
+  devices    several devices, compared with one
+  kernels    every kernel, forward and gradient, compared with its reference,
+             or why it cannot run here
+  resume     a run that is killed and continued, compared with one that is not
+
+A comparison that does not hold, or a piece that fails, makes the exit status 1;
+a piece that is not run does not. Pieces run in a process of their own: one that
+crashes it, or is not done 30 s after --minutes, costs no other. The sizes are
+tiny on a CPU, where times mean nothing, and full elsewhere.
+"""
+
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
+import logging
+import os
+import pathlib
+import shlex
+import sys
+import time
+from typing import NoReturn
+
+from absl import app, flags
+from accelerator import report, supervisor
+from accelerator.kernels import run_kernels
+from accelerator.machine import run_machine
+from accelerator.numbers import (
+  run_bfloat16,
+  run_devices,
+  run_engine,
+  run_float32,
+)
+from accelerator.pieces import SIZES, Options, Piece
+from accelerator.resume import run_resume
+
+from pure_jax.host.atomic_files import check_writable
+from pure_jax.host.logs import console
+
+# All pieces, in order. Seconds are the most that a piece may need.
+PIECES = (
+  Piece("machine", {"tiny": 10, "full": 40}, run_machine),
+  Piece("float32", {"tiny": 20, "full": 60}, run_float32),
+  Piece("bfloat16", {"tiny": 20, "full": 60}, run_bfloat16),
+  Piece("engine", {"tiny": 15, "full": 40}, run_engine),
+  Piece("devices", {"tiny": 20, "full": 40}, run_devices),
+  Piece("kernels", {"tiny": 20, "full": 60}, run_kernels),
+  Piece("resume", {"tiny": 45, "full": 150}, run_resume, alone=True),
+)
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+_MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)
+_MODEL = flags.DEFINE_string(
+  "model", None, "Hugging Face folder for the pieces that train a real model."
+)
+_SIZE = flags.DEFINE_enum(
+  "size", None, SIZES, "Of models and batches; tiny on a CPU, full elsewhere."
+)
+_PIECES = flags.DEFINE_list(
+  "pieces", [piece.name for piece in PIECES], "The pieces to run."
+)
+_DEADLINE = flags.DEFINE_float(
+  "deadline", None, "For the process that runs the pieces: its end."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the pieces; the exit status is 1 if something is wrong."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  for chatty in ("absl", "jax"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
+  by_name = {piece.name: piece for piece in PIECES}
+  unknown = [name for name in _PIECES.value if name not in by_name]
+  if unknown:
+    fail(f"--pieces: no {unknown[0]!r} among {list(by_name)}.")
+  chosen = [piece for piece in PIECES if piece.name in _PIECES.value]
+  out = pathlib.Path(_OUT.value).absolute()
+  model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
+  if model is not None and not model.is_dir():
+    fail(f"--model={model}: no such folder.")
+  deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
+  options = Options(out, _SIZE.value, deadline, model)
+  shown = shlex.join(["python", *sys.argv])
+  if _DEADLINE.value is not None:
+    supervisor.run_apart(chosen, PIECES, options, shown)
+    return
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+  except OSError as error:
+    fail(f"--out={out} cannot be written: {error}.")
+  # jax would take 75 % of a GPU.
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+  command = [sys.executable, *sys.argv, f"--deadline={deadline}", "--pieces"]
+  try:
+    right = supervisor.supervise(command, chosen, PIECES, options, shown)
+  except supervisor.SuperviseError as error:
+    fail(str(error))
+  console.show(f"The report is {out / report.FILE}")
+  if not right:
+    sys.exit(1)
+
+
+def fail(reason: str) -> NoReturn:
+  """Ends the script with a sentence."""
+  console.tell(f"error: {reason}")
+  sys.exit(1)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("out")
+  interrupts.run(app.run, main)
