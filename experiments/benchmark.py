@@ -59,6 +59,7 @@ from benchmarks.suites import SUITES
 
 from pure_jax.host.logs import console
 from pure_jax.models.config import CACHE_DTYPES, REMAT
+from pure_jax.parallel.kernel_calls import CHOICES
 from pure_jax.runs.settings.models import AUTO, compute_dtype_of
 
 _SUITE = flags.DEFINE_enum("suite", "all", (*SUITES, "all"), "What is timed.")
@@ -113,6 +114,9 @@ _OPTIONS = {
     flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig."),
     flags.DEFINE_integer("logits_chunk", None, "See ModelConfig.", 1),
     flags.DEFINE_integer("attention_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_enum(
+      "attention", None, CHOICES["attention"], "Of whole texts, see Kernels."
+    ),
     flags.DEFINE_enum(
       "cache_dtype", None, CACHE_DTYPES, "Of keys and values in rollouts."
     ),

@@ -97,6 +97,17 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
   }
 
 
+def copy_probe(num_bytes: int) -> Arm:
+  """Makes a program that reads an array once and writes another one.
+
+  The array is that of `stream_probes`, and so is its limit. The work is bytes
+  read and written.
+  """
+  size = max(1, min(num_bytes, MOST_STREAMED_BYTES) // 4)
+  vector = jnp.ones(size, jnp.float32)
+  return Arm(timed(jax.jit(lambda x: x + 1), vector), 2 * vector.nbytes)
+
+
 def product_probe(dtype: str, side: int | None = None) -> Arm:
   """Makes a program that multiplies two square matrices of a dtype.
 

@@ -1,0 +1,67 @@
+"""Comparisons with a stated tolerance, as JSON."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def check(name: str, right: bool, found: str, reason: str) -> dict[str, Any]:
+  """States that something holds or does not.
+
+  Args:
+    name: what is compared with what.
+    right: whether it holds.
+    found: what was seen, in a few words.
+    reason: why it must hold.
+
+  Returns:
+    A dict for the list "checks" of a piece.
+  """
+  return {
+    "check": name,
+    "right": bool(right),
+    "found": found,
+    "allowed": "equal",
+    "reason": reason,
+  }
+
+
+def compare(
+  name: str,
+  value: ArrayLike,
+  reference: ArrayLike,
+  tolerance: float,
+  reason: str,
+) -> dict[str, Any]:
+  """Compares two arrays by the largest difference.
+
+  It is divided by the largest absolute value of the reference, so that values
+  near 0 count as much as their neighbours. A value that is not finite, or
+  another shape, is wrong.
+
+  Args:
+    name: what is compared with what.
+    value: [...] float, the result to check.
+    reference: [...] float, what it should be.
+    tolerance: largest difference allowed, as a share.
+    reason: why this much is allowed.
+
+  Returns:
+    A dict for the list "checks" of a piece.
+  """
+  value = np.asarray(value, np.float64)
+  reference = np.asarray(reference, np.float64)
+  difference = np.inf
+  if value.shape == reference.shape and np.isfinite(value).all():
+    scale = np.abs(reference).max(initial=0.0) or 1.0
+    difference = np.abs(value - reference).max(initial=0.0) / scale
+  return {
+    "check": name,
+    "right": bool(difference <= tolerance),
+    "found": f"{difference:.1e}",
+    "allowed": f"{tolerance:.0e}",
+    "reason": reason,
+    "difference": float(difference),
+    "tolerance": tolerance,
+  }

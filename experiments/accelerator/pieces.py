@@ -1,0 +1,113 @@
+"""The pieces of a check, and what they are told."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Size = Literal["tiny", "full"]
+SIZES = ("tiny", "full")
+
+
+class PieceError(RuntimeError):
+  """A piece cannot do its work; the message is a sentence that says why."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a piece is told.
+
+  Attributes:
+    out: folder of the check. Scratch data goes into `folder(name)`.
+    size: "tiny" for sizes that a CPU manages in seconds, where times mean
+      nothing, or "full".
+    machine: versions and devices, as `workdir.collect_versions` gives them.
+    deadline: time at which the check should end, as `time.time` gives it.
+    model: Hugging Face folder of --model, or None.
+  """
+
+  out: pathlib.Path
+  size: Size
+  machine: Mapping[str, Any]
+  deadline: float
+  model: pathlib.Path | None = None
+
+  @property
+  def platform(self) -> str:
+    """Platform of jax's default device: "cpu", "gpu" or "tpu"."""
+    return self.machine["backend"]
+
+  @property
+  def device_kind(self) -> str:
+    """Name of the devices, such as "NVIDIA H200"."""
+    return ", ".join(self.machine["devices"])
+
+  @property
+  def num_devices(self) -> int:
+    """Number of devices."""
+    return sum(self.machine["devices"].values())
+
+  @property
+  def tiny(self) -> bool:
+    """Whether the sizes are those of a CPU."""
+    return self.size == "tiny"
+
+  def seconds_left(self) -> float:
+    """Seconds until the deadline; negative after it."""
+    return self.deadline - time.time()
+
+  def folder(self, name: str) -> pathlib.Path:
+    """Makes a folder for scratch data, which a continued check finds again."""
+    path = self.out / "work" / name
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What the command line says.
+
+  Attributes:
+    out: folder of the check.
+    size: None for "tiny" on a CPU and "full" elsewhere.
+    deadline: as in `Context`.
+    model: as in `Context`.
+  """
+
+  out: pathlib.Path
+  size: Size | None
+  deadline: float
+  model: pathlib.Path | None = None
+
+  def seconds_left(self) -> float:
+    """Seconds until the deadline; negative after it."""
+    return self.deadline - time.time()
+
+  def on(self, machine: Mapping[str, Any]) -> Context:
+    """Makes what pieces are told on a machine."""
+    usual = "tiny" if machine["backend"] == "cpu" else "full"
+    size = self.size or usual
+    return Context(self.out, size, machine, self.deadline, self.model)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """A part of the check that ends with a result of its own.
+
+  Attributes:
+    name: part of its file's name, NN_name.json.
+    seconds: by size, the most it should need. It does not start if less time
+      is left. Compilation counts.
+    run: does the work and returns plain JSON values, see `accelerator`.
+    needs_model: whether it runs only with --model.
+    alone: whether it runs while no other process of the check holds the
+      device, because it starts processes that open it. It must not open the
+      device itself.
+  """
+
+  name: str
+  seconds: Mapping[str, float]
+  run: Callable[[Context], dict[str, Any]]
+  needs_model: bool = False
+  alone: bool = False

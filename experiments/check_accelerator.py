@@ -1,0 +1,75 @@
+"""Checks what an accelerator computes and how fast, in the time that there is.
+
+python experiments/check_accelerator.py --out=DIR --minutes=10
+python experiments/check_accelerator.py --out=DIR --model=FOLDER
+"""
+
+if __name__ == "__main__":
+  import interrupts
+
+  interrupts.exit_on_ctrl_c()
+
+import os
+import pathlib
+import shlex
+import sys
+import time
+
+from absl import app, flags
+from accelerator import supervisor
+from accelerator.machine import run_machine
+from accelerator.pieces import SIZES, Options, Piece
+
+from pure_jax.host.logs import console
+
+# All pieces, in order. Seconds are the most that a piece may need.
+PIECES = (Piece("machine", {"tiny": 20, "full": 30}, run_machine),)
+
+_OUT = flags.DEFINE_string("out", None, "Folder of the results.")
+_MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)
+_MODEL = flags.DEFINE_string(
+  "model", None, "Hugging Face folder for the pieces that train a real model."
+)
+_SIZE = flags.DEFINE_enum(
+  "size", None, SIZES, "Of models and batches; tiny on a CPU, full elsewhere."
+)
+_PIECES = flags.DEFINE_list(
+  "pieces", [piece.name for piece in PIECES], "The pieces to run."
+)
+_DEADLINE = flags.DEFINE_float(
+  "deadline", None, "For the process that runs the pieces: its end."
+)
+
+
+def main(argv: list[str]) -> None:
+  """Runs the pieces; the exit status is 1 if something is wrong."""
+  if len(argv) > 1:
+    raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  by_name = {piece.name: piece for piece in PIECES}
+  unknown = [name for name in _PIECES.value if name not in by_name]
+  if unknown:
+    console.tell(f"error: --pieces: no {unknown[0]!r} among {list(by_name)}.")
+    sys.exit(1)
+  chosen = [piece for piece in PIECES if piece.name in _PIECES.value]
+  deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
+  out = pathlib.Path(_OUT.value).absolute()
+  model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
+  options = Options(out, _SIZE.value, deadline, model)
+  shown = shlex.join(["python", *sys.argv])
+  if _DEADLINE.value is not None:
+    supervisor.run_apart(chosen, PIECES, options, shown)
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+  command = [sys.executable, *sys.argv, f"--deadline={deadline}", "--pieces"]
+  try:
+    right = supervisor.supervise(command, chosen, PIECES, options, shown)
+  except supervisor.SuperviseError as error:
+    console.tell(f"error: {error}")
+    sys.exit(1)
+  sys.exit(0 if right else 1)
+
+
+if __name__ == "__main__":
+  flags.mark_flag_as_required("out")
+  interrupts.run(app.run, main)
