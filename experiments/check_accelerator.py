@@ -19,11 +19,23 @@ from absl import app, flags
 from accelerator import supervisor
 from accelerator.machine import run_machine
 from accelerator.pieces import SIZES, Options, Piece
+from accelerator.rl import run_rl
+from accelerator.speed.table import SPEED_PIECES
 
 from pure_jax.host.logs import console
 
 # All pieces, in order. Seconds are the most that a piece may need.
-PIECES = (Piece("machine", {"tiny": 20, "full": 30}, run_machine),)
+PIECES = (
+  Piece("machine", {"tiny": 20, "full": 30}, run_machine),
+  *SPEED_PIECES,
+  Piece(
+    "rl",
+    {"tiny": 45, "full": 120},
+    run_rl,
+    needs_model=True,
+    continues=True,
+  ),
+)
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.")
 _MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)

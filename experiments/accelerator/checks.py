@@ -6,13 +6,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
-def check(name: str, right: bool, found: str, reason: str) -> dict[str, Any]:
+def check(
+  name: str, right: bool, found: str, allowed: str, reason: str
+) -> dict[str, Any]:
   """States that something holds or does not.
 
   Args:
     name: what is compared with what.
     right: whether it holds.
     found: what was seen, in a few words.
+    allowed: what may be seen.
     reason: why it must hold.
 
   Returns:
@@ -22,7 +25,7 @@ def check(name: str, right: bool, found: str, reason: str) -> dict[str, Any]:
     "check": name,
     "right": bool(right),
     "found": found,
-    "allowed": "equal",
+    "allowed": allowed,
     "reason": reason,
   }
 

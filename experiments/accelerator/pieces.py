@@ -101,6 +101,7 @@ class Piece:
       is left. Compilation counts.
     run: does the work and returns plain JSON values, see `accelerator`.
     needs_model: whether it runs only with --model.
+    continues: whether a repeated check goes on with it, complete or not.
     alone: whether it runs while no other process of the check holds the
       device, because it starts processes that open it. It must not open the
       device itself.
@@ -110,4 +111,5 @@ class Piece:
   seconds: Mapping[str, float]
   run: Callable[[Context], dict[str, Any]]
   needs_model: bool = False
+  continues: bool = False
   alone: bool = False

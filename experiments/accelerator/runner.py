@@ -65,7 +65,7 @@ def run_pieces(
     identity = json_text.to_json(identify(context, piece))
     earlier = read_record(path)
     stands = earlier is not None and earlier["status"] in COMPLETE
-    if stands and earlier["identity"] == identity:
+    if stands and not piece.continues and earlier["identity"] == identity:
       tell(piece, earlier, " (of the earlier start)")
       continue
     record = {"piece": piece.name, "identity": identity}

@@ -36,7 +36,7 @@ from pure_jax.training.micro_batches import count_micro_batches
 
 REPEATS = 3
 DEVICES = {"gpu": "cuda", "cpu": "cpu"}
-# In float32, of the loss as a share of an advantage, and of the gradient's norm.
+# In float32: of the loss as a share of an advantage, and of the norm.
 TOLERANCE = 1e-3
 _OURS, _BATCH = "ours.json", "batch.npz"
 
