@@ -42,6 +42,20 @@ _MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)
 _MODEL = flags.DEFINE_string(
   "model", None, "Hugging Face folder for the pieces that train a real model."
 )
+_RL_FILES = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_string(
+      "train", None, "With --model: GSM8K's train.jsonl, the problems of RL."
+    ),
+    flags.DEFINE_string(
+      "held_out", None, "With --model: GSM8K's test.jsonl, for evaluations."
+    ),
+    flags.DEFINE_string(
+      "prm", None, "With --model: folder of a PRM; None rewards outcomes only."
+    ),
+  )
+}
 _SIZE = flags.DEFINE_enum(
   "size", None, SIZES, "Of models and batches; tiny on a CPU, full elsewhere."
 )
@@ -66,7 +80,12 @@ def main(argv: list[str]) -> None:
   deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
   out = pathlib.Path(_OUT.value).absolute()
   model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
-  options = Options(out, _SIZE.value, deadline, model)
+  rl_files = {
+    name: pathlib.Path(flag.value).absolute()
+    for name, flag in _RL_FILES.items()
+    if flag.value is not None
+  }
+  options = Options(out, _SIZE.value, deadline, model, rl_files)
   shown = shlex.join(["python", *sys.argv])
   if _DEADLINE.value is not None:
     supervisor.run_apart(chosen, PIECES, options, shown)

@@ -11,10 +11,9 @@ import pathlib
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from absl import flags
 from benchmarks.machine import available_bytes
 from configs import files
 from ml_collections import ConfigDict
@@ -27,19 +26,9 @@ from pure_jax.models import policy
 from pure_jax.models.params import count_params
 from pure_jax.runs import compilation_cache
 from pure_jax.runs.exit_status import USER_ERRORS
-from pure_jax.runs.run import open_run
+from pure_jax.runs.run import Run, open_run
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import Settings
-
-_TRAIN = flags.DEFINE_string(
-  "train", None, "With --model: GSM8K's train.jsonl, the problems of RL."
-)
-_HELD_OUT = flags.DEFINE_string(
-  "held_out", None, "With --model: GSM8K's test.jsonl, for evaluations."
-)
-_PRM = flags.DEFINE_string(
-  "prm", None, "With --model: folder of a PRM; outcome rewards only without it."
-)
 
 # Time for the iteration under way, its checkpoint and the curves.
 RESERVE_SECONDS = {"tiny": 10.0, "full": 45.0}
@@ -219,14 +208,12 @@ def train_for(
 
   alarm = Alarm(seconds)
   try:
-    with preemption.raise_on_sigterm(), alarm:
-      with open_run(settings, str(workdir)) as run:
-        try:
-          train_pure.train_rl(run)
-        except preemption.Preempted:
-          if not alarm.rang:
-            raise
-          run.folder.draw_curves()
+    with (
+      preemption.raise_on_sigterm(),
+      alarm,
+      open_run(settings, str(workdir)) as run,
+    ):
+      _train_until_sigterm(train_pure.train_rl, run, alarm)
   except preemption.Terminated:
     if not alarm.rang:
       raise
@@ -234,6 +221,18 @@ def train_for(
       "the time was over before the first iteration ended; a repeated check "
       "with more --minutes goes on"
     ) from None
+
+
+def _train_until_sigterm(
+  train: Callable[[Run], Any], run: Run, alarm: "Alarm"
+) -> None:
+  """Trains; draws the curves if the alarm ends it, as its own end would."""
+  try:
+    train(run)
+  except preemption.Preempted:
+    if not alarm.rang:
+      raise
+    run.folder.draw_curves()
 
 
 class Alarm:
@@ -268,18 +267,14 @@ def _named_files(context: Context) -> Files:
   Raises:
     PieceError: naming the flags that are missing.
   """
-  needed = {"--train": _TRAIN.value, "--held_out": _HELD_OUT.value}
-  missing = [flag for flag, path in needed.items() if path is None]
+  named = {name: str(path) for name, path in context.rl_files.items()}
+  missing = [f"--{x}" for x in ("train", "held_out") if x not in named]
   if missing:
     raise PieceError(
       f"it needs {' and '.join(missing)}: GSM8K's train.jsonl and test.jsonl, "
       "rows with a question and an answer"
     )
-  train, held_out = (
-    str(pathlib.Path(path).absolute()) for path in needed.values()
-  )
-  prm = _PRM.value and str(pathlib.Path(_PRM.value).absolute())
-  return Files(str(context.model), train, held_out, prm)
+  return Files(str(context.model), **named)
 
 
 def _report(
@@ -287,7 +282,7 @@ def _report(
 ) -> dict[str, Any]:
   """What the run wrote, in short."""
   evaluations, iterations = (
-    [row for row in read_metrics(folder, stage)] for stage in ("rl_eval", "rl")
+    read_metrics(folder, stage) for stage in ("rl_eval", "rl")
   )
   first, last = evaluations[0], evaluations[-1]
   trained = (

@@ -16,6 +16,7 @@ from benchmarks.machine import available_bytes
 from benchmarks.measuring import why_not
 from benchmarks.suites import SUITES
 
+from accelerator import runner
 from accelerator.machine import measure_rates
 from accelerator.pieces import Context
 from accelerator.speed import programs, results
@@ -23,7 +24,6 @@ from accelerator.speed import rows as speed_rows
 from accelerator.speed.rows import Group, Program, Row, program_or_why
 from accelerator.speed.sizes import change, make_cases
 from pure_jax.host import json_text
-from pure_jax.host.atomic_files import write_json_atomic
 from pure_jax.parallel.kernel_calls import PLATFORMS
 from pure_jax.runs import compilation_cache
 
@@ -182,13 +182,19 @@ def machine_rates(context: Context) -> Rates:
     per second that are read, or read and written.
   """
   dtype = make_cases(context).options.dtype
-  path = context.folder("speed") / "rates.json"
-  if path.exists():
-    rates = json_text.parse(path.read_bytes())
-  else:
-    rates = measure_rates(context)
-    write_json_atomic(path, rates)
+  rates = _rates_of_piece(context) or measure_rates(context)
   return Rates(rates[dtype], max(rates["read"], rates["copy"]))
+
+
+def _rates_of_piece(context: Context) -> dict[str, float] | None:
+  """The rates that the piece "machine" measured here; None without it."""
+  machine = json_text.to_json(context.machine)
+  for path in context.out.glob("*_machine.json"):
+    record = runner.read_record(path) or {}
+    is_complete = record.get("status") in runner.COMPLETE
+    if is_complete and record["identity"]["machine"] == machine:
+      return record["result"]["rates"]
+  return None
 
 
 def _choices(context: Context, case: Case) -> dict[str, list[Case]]:

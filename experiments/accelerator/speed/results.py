@@ -63,7 +63,7 @@ def _as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _failures(rows: Sequence[Row]) -> list[dict[str, Any]]:
   """Lists what is wrong: programs that failed for no foreseen reason."""
   return [
-    checks.check(row.name, False, row.why, "The program must run.")
+    checks.check(row.name, False, row.why, "runs", "The program must run.")
     for row in rows
     if not row.expected
   ]
