@@ -71,7 +71,7 @@ class Sizes:
 
 SIZES = {
   "tiny": Sizes(2, 4, 32, 4, 4, 5),
-  "full": Sizes(16, 8, 320, 8, 128, 10),
+  "full": Sizes(16, 8, 320, 8, 128, 15),
 }
 
 

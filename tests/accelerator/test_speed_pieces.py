@@ -93,7 +93,7 @@ def test_an_update_that_cannot_fit_says_so_and_adapters_are_compared(
 ):
   """Its weights, gradients and moments alone exceed the memory."""
   seconds, order = measured
-  # 16 bytes for each of 22,880 weights.
+  # 16 bytes for each of 22,816 weights.
   monkeypatch.setattr(pieces, "available_bytes", lambda: 320_000)
   result = pieces.steps(context, "7B")
   assert order == ["prefill", "scores of 3 models", "update of adapters"]

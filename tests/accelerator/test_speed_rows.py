@@ -72,9 +72,9 @@ def test_a_program_that_does_not_fit_draws_no_weights(context):
     RATES,
     [Group(weights, [large]), Group(weights, [program("small", jnp.sin)])],
   )
-  assert before.line is None and before.expected
+  assert before.expected
   assert "It needs 17,592.2 GB, and the device has" in before.why
-  assert after.line is not None
+  assert after.seconds < 60
   assert weights.drawn == 1
 
 
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_costs_one_row(context, monkeypatch):
   first, failed, last = rows.measure(
     context, RATES, [Group(weights, [small, large, small])]
   )
-  assert first.line is not None and last.line is not None
+  assert first.seconds < 60 and last.seconds < 60
   assert failed.expected and "memory of the device ran out" in failed.why
   assert weights.drawn == 2
   assert results.as_result([first, failed, last], "")["checks"] == []
@@ -105,22 +105,22 @@ def test_a_program_that_fails_is_wrong_and_the_next_one_runs(context):
   assert "RuntimeError: no such engine" in failed.why
   (check,) = results.as_result([failed, last], "")["checks"]
   assert check["check"] == "bad" and not check["right"]
-  assert last.line is not None
+  assert last.seconds < 60
 
 
 def test_weights_are_freed_with_the_last_program_of_their_group(context):
   """A row keeps its program, which must not keep gigabytes."""
-  kept = []
+  drawn = []
 
   def draw():
-    kept.append(jnp.full(12_345, 2.0))
-    return (kept[-1],)
+    drawn.append(jnp.full(12_345, 2.0))
+    return (drawn[-1],)
 
   measured = rows.measure(
     context, RATES, [Group(draw, [program("small", jnp.sin)])]
   )
-  assert measured[0].line is not None
-  kept.clear()
+  assert measured[0].seconds < 60
+  drawn.clear()
   assert not [x for x in jax.live_arrays() if x.shape == (12_345,)]
 
 
@@ -172,7 +172,7 @@ def test_decoding_and_prefill_count_their_own_tokens(context):
   (row,) = rows.measure(
     context, RATES, [Group(lambda: programs.rollout_weights(CASE), [prefill])]
   )
-  assert row.line is not None, row.why
+  assert row.seconds < 60, row.why
 
 
 def test_the_folder_of_the_check_stays_empty(context):

@@ -105,7 +105,7 @@ def compare_with_torch(context: Context) -> dict[str, Any]:
   ours = json_text.parse((folder / _OURS).read_bytes())
   with np.load(folder / _BATCH) as saved:
     batch = dict(saved)
-  rows, found = [], []
+  rows, verdicts = [], []
   try:
     if "rollout" in ours:
       rows.append(_time_generate(context, folder, ours, batch))
@@ -113,7 +113,7 @@ def compare_with_torch(context: Context) -> dict[str, Any]:
       row, answer = _time_step(context, folder, ours, batch)
       rows.append(row)
       if ours["dtype"] == "float32":
-        found = _check_step(answer, ours["update"], batch["advantages"])
+        verdicts = _check_step(answer, ours["update"], batch["advantages"])
   except BenchmarkError as error:
     raise PieceError(str(error)) from error
   finally:
@@ -126,7 +126,7 @@ def compare_with_torch(context: Context) -> dict[str, Any]:
   return {
     "summary": summary or "none of our programs ran",
     "tables": {"Torch": rows},
-    "checks": found,
+    "checks": verdicts,
   }
 
 
@@ -226,8 +226,8 @@ def _time_step(
     context,
     "torch_step.py",
     {"policy": str(folder / "policy"), "dtype": ours["dtype"]},
-    {name: batch[name] for name in names}
-    | {
+    {
+      "batch": {name: batch[name].tolist() for name in names},
       "micro_batches": case["micro_batches"],
       "clip": case["clip"],
       "remat": case["remat"],

@@ -36,10 +36,7 @@ class Step:
 
   def prepare(
     self,
-    prompts: list[list[int]],
-    completions: list[list[int]],
-    advantages: list[list[float]],
-    old_logp: list[list[float]],
+    batch: dict[str, list[list[float]]],
     micro_batches: int,
     clip: float,
     remat: bool,
@@ -48,10 +45,8 @@ class Step:
     """Takes a batch without padding, and makes the optimizer.
 
     Args:
-      prompts: [B, L].
-      completions: [B, C].
-      advantages: [B, C].
-      old_logp: [B, C] nats.
+      batch: ``prompts`` [B, L] and ``completions`` [B, C], ids; ``advantages``
+        and ``old_logp`` [B, C], the latter in nats.
       micro_batches: a divisor of B.
       clip: the ratio is clipped to 1 - clip .. 1 + clip.
       remat: whether layers are computed again for the backward pass.
@@ -63,13 +58,11 @@ class Step:
     device, model = self._model.device, self._model
     if remat:
       model.gradient_checkpointing_enable()
-    arrays = prompts, completions, advantages, old_logp
-    chunks = [
-      torch.tensor(array, device=device).chunk(micro_batches)
-      for array in arrays
-    ]
+    names = ("prompts", "completions", "advantages", "old_logp")
+    arrays = [torch.tensor(batch[name], device=device) for name in names]
+    chunks = [array.chunk(micro_batches) for array in arrays]
     self._batches = list(zip(*chunks, strict=True))
-    self._tokens, self._clip = len(completions) * len(completions[0]), clip
+    self._tokens, self._clip = arrays[1].numel(), clip
     self._max_norm = optimizer["max_grad_norm"]
     self._optimizer = torch.optim.AdamW(
       model.parameters(),
