@@ -17,8 +17,16 @@ import time
 
 from absl import app, flags
 from accelerator import supervisor
+from accelerator.kernels import run_kernels
 from accelerator.machine import run_machine
+from accelerator.numbers import (
+  run_bfloat16,
+  run_devices,
+  run_engine,
+  run_float32,
+)
 from accelerator.pieces import SIZES, Options, Piece
+from accelerator.resume import run_resume
 from accelerator.rl import run_rl
 from accelerator.speed.table import SPEED_PIECES
 
@@ -26,7 +34,13 @@ from pure_jax.host.logs import console
 
 # All pieces, in order. Seconds are the most that a piece may need.
 PIECES = (
-  Piece("machine", {"tiny": 20, "full": 30}, run_machine),
+  Piece("machine", {"tiny": 10, "full": 40}, run_machine),
+  Piece("float32", {"tiny": 20, "full": 60}, run_float32),
+  Piece("bfloat16", {"tiny": 20, "full": 60}, run_bfloat16),
+  Piece("engine", {"tiny": 15, "full": 40}, run_engine),
+  Piece("devices", {"tiny": 20, "full": 40}, run_devices),
+  Piece("kernels", {"tiny": 20, "full": 60}, run_kernels),
+  Piece("resume", {"tiny": 45, "full": 150}, run_resume, alone=True),
   *SPEED_PIECES,
   Piece(
     "rl",

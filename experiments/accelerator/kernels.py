@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from accelerator.checks import compare
+from accelerator.checks import check, compare
 from accelerator.numbers import find_cpu
 from accelerator.pieces import Context
 from pure_jax.kernels.decode_attention import SegmentArrays, decode_attention
@@ -176,9 +176,15 @@ def run_kernels(context: Context) -> dict[str, Any]:
       row = {"kernel": kernel.name, "dtype": dtype}
       try:
         found = check_kernel(kernel, dtype, context.size, interpret)
-      except ValueError as error:  # "cannot run": the kernel says why.
-        rows.append(row | {"how": f"not run: {error}"})
-        continue
+      except Exception as error:
+        # The kernel says why it "cannot run"; all else is its failure.
+        why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+        if isinstance(error, ValueError) and "cannot run" in why:
+          rows.append(row | {"how": f"not run: {error}"})
+          continue
+        found = [
+          check(f"{kernel.name} in {dtype} runs", False, why, "runs", "")
+        ]
       how = "interpreted" if interpret else "compiled"
       rows.append(row | {"how": how})
       checks += found

@@ -11,8 +11,8 @@ from accelerator.pieces import Context
 
 REPEATS = 5
 # By size: bytes of the array that is copied, side of the multiplied matrices.
-COPIED_BYTES = {"tiny": 2**26, "full": 2**31}
-SIDE = {"tiny": 512, "full": 8192}
+COPIED_BYTES = {"tiny": 2**24, "full": 2**31}
+SIDE = {"tiny": 256, "full": 8192}
 
 
 def run_machine(context: Context) -> dict[str, Any]:
