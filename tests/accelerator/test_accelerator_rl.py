@@ -8,8 +8,8 @@ import signal
 import time
 
 import pytest
-from accelerator import rl
-from accelerator.pieces import Context, PieceError
+from accelerator import rl, runner
+from accelerator.pieces import Context, Piece, PieceError
 from accelerator.rl import Files, make_settings, run_rl
 
 from pure_jax.host.distributed import preemption
@@ -85,6 +85,26 @@ def test_adapters_are_trained_if_memory_or_disk_are_small(
     assert settings.files.model.param_dtype == "bfloat16"
   small["memory"] = small["disk"] = 10**12
   assert make_settings(context, named).rl.lora.rank == 0
+
+
+def test_a_repeated_check_goes_on_unless_the_time_is_short(context, capsys):
+  """Then the result of the earlier start stands."""
+  starts = []
+
+  def run(context):
+    starts.append(context)
+    return {"summary": f"start {len(starts)}"}
+
+  piece = Piece("p", {"tiny": 60}, run, continues=True)
+  late = dataclasses.replace(context, deadline=time.time() + 30)
+  for told in (context, context, late):
+    runner.run_pieces([piece], [piece], told)
+  record = runner.read_record(runner.file_of(context.out, [piece], piece))
+  assert (record["status"], record["result"]["summary"]) == ("done", "start 2")
+  once = dataclasses.replace(piece, continues=False)
+  runner.run_pieces([once], [once], context)
+  assert len(starts) == 2
+  assert capsys.readouterr().out.count("of the earlier start") == 2
 
 
 def test_the_alarm_rings_once_and_only_inside():
