@@ -44,7 +44,7 @@ PIECES = (
   *SPEED_PIECES,
   Piece(
     "rl",
-    {"tiny": 45, "full": 120},
+    {"tiny": 60, "full": 180},
     run_rl,
     needs_model=True,
     continues=True,
