@@ -34,7 +34,8 @@ checked. Each is a process in an environment of its own, which
 --make_environments makes once. The ratio of its seconds to ours is printed.
 Results of a machine that does other work at the time cannot be compared.
 
---quick checks in minutes that everything works; its times mean nothing.
+--quick checks in minutes that everything works; its times mean nothing. To
+learn in ten minutes what a new GPU or TPU does, take check_accelerator.py.
 """
 
 if __name__ == "__main__":
@@ -59,6 +60,7 @@ from benchmarks.suites import SUITES
 
 from pure_jax.host.logs import console
 from pure_jax.models.config import CACHE_DTYPES, REMAT
+from pure_jax.parallel.kernel_calls import CHOICES
 from pure_jax.runs.locations import Locator
 from pure_jax.runs.settings.checks import ConfigError
 from pure_jax.runs.settings.models import AUTO, compute_dtype_of
@@ -115,6 +117,9 @@ _OPTIONS = {
     flags.DEFINE_enum("remat", None, REMAT, "See ModelConfig."),
     flags.DEFINE_integer("logits_chunk", None, "See ModelConfig.", 1),
     flags.DEFINE_integer("attention_chunk", None, "See ModelConfig.", 1),
+    flags.DEFINE_enum(
+      "attention", None, CHOICES["attention"], "Of whole texts, see Kernels."
+    ),
     flags.DEFINE_enum(
       "cache_dtype", None, CACHE_DTYPES, "Of keys and values in rollouts."
     ),

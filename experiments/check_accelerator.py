@@ -1,7 +1,8 @@
 """Checks what an accelerator computes and how fast, in the time that there is.
 
   python experiments/check_accelerator.py --out=DIR --minutes=10
-  python experiments/check_accelerator.py --out=DIR --model=FOLDER
+  python experiments/check_accelerator.py --out=DIR --model=FOLDER \\
+    --train=train.jsonl --held_out=test.jsonl
   python experiments/check_accelerator.py --out=DIR --pieces=float32,kernels
 
 It runs on whatever jax finds, piece by piece. Each piece prints a line and
@@ -19,6 +20,13 @@ not run again, unless device, sizes or versions are others.
   kernels    every kernel, forward and gradient, compared with its reference,
              or why it cannot run here
   resume     a run that is killed and continued, compared with one that is not
+  decode_*   tokens per second of the 0.5B, 1.5B and 7B shapes at 1 to 256 rows,
+             and the share of the bound by bandwidth and matrix rate
+  steps_*    the same of prefill, scores and update of a batch
+  *_choices  which attention, chunks and rematerialisation are fastest
+  rounded    rollouts with int8 weights and rounded keys and values
+  torch*     a rollout of transformers and a step of torch, on our weights
+  rl         with --model: RL on GSM8K for the time that is left
 
 A comparison that does not hold, or a piece that fails, makes the exit status 1;
 a piece that is not run does not. Pieces run in a process of their own: one that
@@ -51,6 +59,8 @@ from accelerator.numbers import (
 )
 from accelerator.pieces import SIZES, Options, Piece
 from accelerator.resume import run_resume
+from accelerator.rl import run_rl
+from accelerator.speed.table import SPEED_PIECES
 
 from pure_jax.host.atomic_files import check_writable
 from pure_jax.host.logs import console
@@ -64,6 +74,14 @@ PIECES = (
   Piece("devices", {"tiny": 20, "full": 40}, run_devices),
   Piece("kernels", {"tiny": 20, "full": 60}, run_kernels),
   Piece("resume", {"tiny": 45, "full": 150}, run_resume, alone=True),
+  *SPEED_PIECES,
+  Piece(
+    "rl",
+    {"tiny": 60, "full": 180},
+    run_rl,
+    needs_model=True,
+    continues=True,
+  ),
 )
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.")
@@ -71,6 +89,20 @@ _MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)
 _MODEL = flags.DEFINE_string(
   "model", None, "Hugging Face folder for the pieces that train a real model."
 )
+_RL_FILES = {
+  flag.name: flag
+  for flag in (
+    flags.DEFINE_string(
+      "train", None, "With --model: GSM8K's train.jsonl, the problems of RL."
+    ),
+    flags.DEFINE_string(
+      "held_out", None, "With --model: GSM8K's test.jsonl, for evaluations."
+    ),
+    flags.DEFINE_string(
+      "prm", None, "With --model: folder of a PRM; None rewards outcomes only."
+    ),
+  )
+}
 _SIZE = flags.DEFINE_enum(
   "size", None, SIZES, "Of models and batches; tiny on a CPU, full elsewhere."
 )
@@ -98,7 +130,12 @@ def main(argv: list[str]) -> None:
   if model is not None and not model.is_dir():
     fail(f"--model={model}: no such folder.")
   deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
-  options = Options(out, _SIZE.value, deadline, model)
+  rl_files = {
+    name: pathlib.Path(flag.value).absolute()
+    for name, flag in _RL_FILES.items()
+    if flag.value is not None
+  }
+  options = Options(out, _SIZE.value, deadline, model, rl_files)
   shown = shlex.join(["python", *sys.argv])
   if _DEADLINE.value is not None:
     supervisor.run_apart(chosen, PIECES, options, shown)

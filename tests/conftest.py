@@ -89,6 +89,7 @@ LONGEST = (
 # bits from two programs, of compiled text or time compile as users do: in other
 # files, or by `compiled_well`.
 COMPILED_QUICKLY = {
+  "test_accelerator_rl.py",
   "test_advantages.py",
   "test_attention.py",
   "test_benchmark_baselines.py",
@@ -157,6 +158,8 @@ COMPILED_QUICKLY = {
   "test_separate_steps.py",
   "test_slots.py",
   "test_smoke_runs.py",
+  "test_speed_pieces.py",
+  "test_speed_rows.py",
   "test_steps.py",
   "test_stopping.py",
   "test_supervised_steps.py",

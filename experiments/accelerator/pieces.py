@@ -25,6 +25,8 @@ class Context:
     machine: versions and devices, as `workdir.collect_versions` gives them.
     deadline: time at which the check should end, as `time.time` gives it.
     model: Hugging Face folder of --model, or None.
+    rl_files: paths of --train, --held_out and --prm by these names, those that
+      are given.
   """
 
   out: pathlib.Path
@@ -32,6 +34,7 @@ class Context:
   machine: Mapping[str, Any]
   deadline: float
   model: pathlib.Path | None = None
+  rl_files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
   @property
   def platform(self) -> str:
@@ -73,12 +76,14 @@ class Options:
     size: None for "tiny" on a CPU and "full" elsewhere.
     deadline: as in `Context`.
     model: as in `Context`.
+    rl_files: as in `Context`.
   """
 
   out: pathlib.Path
   size: Size | None
   deadline: float
   model: pathlib.Path | None = None
+  rl_files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
   def seconds_left(self) -> float:
     """Seconds until the deadline; negative after it."""
@@ -88,7 +93,9 @@ class Options:
     """Makes what pieces are told on a machine."""
     usual = "tiny" if machine["backend"] == "cpu" else "full"
     size = self.size or usual
-    return Context(self.out, size, machine, self.deadline, self.model)
+    return Context(
+      self.out, size, machine, self.deadline, self.model, self.rl_files
+    )
 
 
 @dataclasses.dataclass(frozen=True)

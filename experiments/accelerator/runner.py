@@ -64,12 +64,13 @@ def run_pieces(
     path = file_of(context.out, pieces, piece)
     identity = json_text.to_json(identify(context, piece))
     earlier = read_record(path)
+    why = why_not(piece, context)
     stands = earlier is not None and earlier["status"] in COMPLETE
-    if stands and not piece.continues and earlier["identity"] == identity:
+    goes_on = piece.continues and why is None
+    if stands and not goes_on and earlier["identity"] == identity:
       tell(piece, earlier, " (of the earlier start)")
       continue
     record = {"piece": piece.name, "identity": identity}
-    why = why_not(piece, context)
     if why is not None:
       record |= {"status": SKIPPED, "error": why}
     else:

@@ -154,14 +154,19 @@ def score_phases(
   return [policy_phase, policy_phase, read_phase(case, scored, logits=False)]
 
 
-def gradient_phases(forward: Phase, weights: int) -> list[Phase]:
+def gradient_phases(
+  forward: Phase, weights: int, adapters: bool = False
+) -> list[Phase]:
   """Lists forward and backward pass, then AdamW, which needs the global norm.
 
-  A backward pass has twice the products of the forward pass, and writes the
-  gradient. AdamW reads gradient, weights and two moments, and writes weights
-  and moments. The `weights` are trained, and stored in float32.
+  A backward pass has twice the products of the forward pass, half of them for
+  the gradients of matrices, and writes the gradient. AdamW reads gradient,
+  weights and two moments, and writes weights and moments. The `weights` are
+  trained, and stored in float32. With `adapters` they are those of adapters:
+  the matrices get no gradient, and the adapters' own products do not count.
   """
+  passes = 2 if adapters else 3
   return [
-    Phase(3 * forward.flops, 2 * forward.bytes + _STORED * weights),
+    Phase(passes * forward.flops, 2 * forward.bytes + _STORED * weights),
     Phase(0.0, 7.0 * _STORED * weights),
   ]

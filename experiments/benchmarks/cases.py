@@ -8,6 +8,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from pure_jax.models.config import ModelConfig
+from pure_jax.parallel import sharding
+from pure_jax.parallel.kernel_calls import Kernels
 from pure_jax.runs.settings.models import ARCHITECTURES
 
 STOPS = ("never", "early")
@@ -51,6 +53,7 @@ class Options:
       (docs/speed.md).
     logits_chunk: see `ModelConfig`.
     attention_chunk: see `ModelConfig`.
+    attention: kernel of attention of whole texts, see `Kernels`.
     engine_slots: slots of the second engine, which are fewer than the
       responses of a large batch; the first has a slot for every response.
     engine_chunk: tokens that an engine decodes between two host syncs.
@@ -65,6 +68,7 @@ class Options:
   remat: str = "dots"
   logits_chunk: int | None = None
   attention_chunk: int | None = None
+  attention: str = "xla"
   engine_slots: int = 16
   engine_chunk: int = 16
   cache_dtype: str | None = None
@@ -131,6 +135,11 @@ class Case:
       cache_dtype=self.options.cache_dtype,
       int8_matrices=self.options.int8_matrices,
     )
+
+  @property
+  def layout(self) -> sharding.Layout:
+    """One device, with the kernels of the case."""
+    return sharding.make_layout(kernels=Kernels(self.options.attention))
 
   @property
   def itemsize(self) -> int:

@@ -222,12 +222,13 @@ def as_json(result: Result) -> dict[str, Any]:
     "probes": {
       name: list(times.seconds) for name, times in result.probes.items()
     },
-    "arms": {line.name: _line_as_json(line) for line in result.lines},
+    "arms": {line.name: line_as_json(line) for line in result.lines},
     "ratios": compare(result),
   }
 
 
-def _line_as_json(line: Line) -> dict[str, Any]:
+def line_as_json(line: Line) -> dict[str, Any]:
+  """Converts an arm to seconds, bytes, FLOPs and tokens for `json.dumps`."""
   bound_seconds, bound_by = line.bound or (None, None)
   fields = {
     "seconds": list(line.times.seconds),

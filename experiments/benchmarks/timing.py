@@ -112,11 +112,16 @@ def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
 
 
 def compile_call(
-  function: Any, *arguments: Any
+  function: Any,
+  *arguments: Any,
+  compiler_options: Mapping[str, Any] | None = None,
 ) -> tuple[Callable[..., Any], Compilation]:
-  """Compiles a jitted function for the arguments of later calls."""
+  """Compiles a jitted function for the arguments of later calls.
+
+  The arguments may be shapes. `compiler_options` are options of XLA.
+  """
   start = time.perf_counter()
-  compiled = function.lower(*arguments).compile()
+  compiled = function.lower(*arguments).compile(compiler_options)
   seconds = time.perf_counter() - start
   analysis = compiled.memory_analysis()
   memory = Memory(

@@ -96,6 +96,10 @@ class Process:
       )
     return json.loads(line)
 
+  def kill(self) -> None:
+    """Ends the script at once, from any thread; a call that waits raises."""
+    self._process.kill()
+
   def __enter__(self) -> "Process":
     return self
 

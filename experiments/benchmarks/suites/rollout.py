@@ -11,7 +11,6 @@ from benchmarks import batches, bounds
 from benchmarks.cases import BenchmarkError, Case
 from benchmarks.models import init_cast_policy
 from benchmarks.timing import Arm, Compilation, compile_call, timed
-from pure_jax.parallel import sharding
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.training import rollouts
@@ -28,8 +27,9 @@ def compile_one_loop(
   case: Case, sampler: SamplingConfig, *arguments: Any
 ) -> tuple[Generate, Compilation]:
   """Compiles a rollout as one function of weights, prompts and key."""
-  model, layout = case.rollout_config, sharding.make_layout()
-  generate = rollouts.make_generate(model, sampler, case.samples, layout)
+  generate = rollouts.make_generate(
+    case.rollout_config, sampler, case.samples, case.layout
+  )
   return compile_call(generate, *arguments)
 
 
@@ -43,7 +43,7 @@ def make_engine(case: Case, sampler: SamplingConfig, slots: int) -> Generate:
     case.rollout_config,
     sampler,
     case.samples,
-    sharding.make_layout(),
+    case.layout,
     EngineConfig(slots, case.options.engine_chunk),
   )
   return engine.generate

@@ -17,7 +17,6 @@ from benchmarks.models import init_cast_policy, init_policy, init_prm
 from benchmarks.timing import Arm, compile_call, timed
 from pure_jax.models import policy, prm
 from pure_jax.models.params import count_params
-from pure_jax.parallel import sharding
 from pure_jax.settings import CreditConfig, ScoreConfig
 from pure_jax.training import train
 from pure_jax.training.micro_batches import count_micro_batches
@@ -41,7 +40,7 @@ def step_spec(case: Case) -> StepSpec:
     batches.plain_sampler(case.new_tokens),
     SCORING,
     batches.separator_table(case),
-    Layouts.same(sharding.make_layout()),
+    Layouts.same(case.layout),
     credit=CreditConfig(group_size=case.samples),
     micro_batch_rows=case.options.rows_at_a_time,
   )
@@ -84,7 +83,7 @@ def start_state(case: Case) -> train.TrainState:
   declared = policy.declare_policy(case.model_config)
   params = init_policy(case)
   optimizer = make_optimizer(OPTIMIZER)
-  return train.start_state(params, declared, optimizer, sharding.make_layout())
+  return train.start_state(params, declared, optimizer, case.layout)
 
 
 def update_arms(case: Case) -> dict[str, Arm]:
@@ -151,7 +150,7 @@ def prm_arms(case: Case) -> dict[str, Arm]:
 
   The one arm is "prm"; its work is the tokens of prompts and responses.
   """
-  model, layout = case.model_config, sharding.make_layout()
+  model, layout = case.model_config, case.layout
   table, optimizer = batches.separator_table(case), make_optimizer(OPTIMIZER)
   rollout, labels = batches.draw_rollout(case), batches.draw_labels(case)
   declared = prm.declare_prm(model)

@@ -33,6 +33,16 @@ _MATH_1P5B = ModelConfig(
   mlp_width=8960,
   rope_theta=1e4,
 )
+_0P5B = ModelConfig(
+  vocab_size=151_936,
+  width=896,
+  num_layers=24,
+  num_heads=14,
+  num_kv_heads=2,
+  head_dim=64,
+  mlp_width=4864,
+  rope_theta=1e6,
+)
 _SMOLLM2_135M = ModelConfig(
   vocab_size=49_152,
   width=576,
@@ -54,6 +64,7 @@ ARCHITECTURES = {
   "qwen2p5_7b": _7B,
   "qwen2p5_math_7b": _MATH_7B,
   "qwen2p5_math_1p5b": _MATH_1P5B,
+  "qwen2p5_0p5b": _0P5B,
   "pure_prm_7b": _MATH_7B,
   "smollm2_135m": _SMOLLM2_135M,
 }

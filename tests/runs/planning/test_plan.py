@@ -103,7 +103,7 @@ def test_the_paper_needs_no_folder():
 
 
 def test_named_architectures_are_those_that_were_published():
-  """Weights of the model cards: 7.61 and 1.54 billion and 135 million,
+  """Weights of the model cards: 7.61, 1.54 and .49 billion and 135 million,
   embeddings included."""
   counts = {
     name: count_params(policy.declare_policy(model))
@@ -111,6 +111,7 @@ def test_named_architectures_are_those_that_were_published():
   }
   assert counts["qwen2p5_math_7b"] == 7_615_616_512
   assert counts["qwen2p5_math_1p5b"] == 1_543_714_304
+  assert counts["qwen2p5_0p5b"] == 494_032_768
   assert counts["smollm2_135m"] == 134_515_008
 
 

@@ -70,9 +70,21 @@ def generate_arguments(
 class Sampler:
   """A model and the prompts that it generates responses to."""
 
-  def load(self, policy: str, dtype: str) -> dict[str, Any]:
-    """Reads a folder that transformers can load."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+  def load(
+    self, policy: str, dtype: str, device: str | None = None
+  ) -> dict[str, Any]:
+    """Reads a folder that transformers can load.
+
+    Args:
+      policy: the folder.
+      dtype: of the weights and of products.
+      device: torch's name of the device; None takes a GPU if torch sees one.
+
+    Returns:
+      The ``versions`` of the packages.
+    """
+    if device is None:
+      device = "cuda" if torch.cuda.is_available() else "cpu"
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
       policy, dtype=getattr(torch, dtype), local_files_only=True
     ).to(device)
