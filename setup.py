@@ -11,29 +11,35 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
-# Floors are the versions the tests ran with.
+# A floor is the oldest release that does what the code uses it for: the tests
+# pass with all floors together on Python 3.11 and the CPU. A reason stands
+# beside each floor that one of our calls or a fault of older releases sets.
 RUNTIME = [
-  "absl-py>=2.5.1",
-  "array_record>=0.8.6",
-  "flax>=0.12.8",  # flax.struct only.
-  "huggingface_hub>=2.4.0",
-  "importlib_resources>=7.1.0",  # tensorflow-datasets needs, does not ask.
-  "jax>=0.10,<0.13",
-  "jinja2>=3.1.6",  # transformers needs it for chat templates.
-  "matplotlib>=3.11.2",
-  "ml_collections>=1.1.0",
-  "numpy>=2.4.6",
-  "optax>=0.2.8",
-  "orbax-checkpoint>=0.12.8",
-  "pyarrow>=26.0.1",  # Parquet files of problems and steps.
-  "safetensors>=0.8.0",
-  "scipy>=1.17.1",
-  "sentencepiece>=0.2.3",
-  "sympy>=1.14.0",
-  "tensorboardX>=2.6.5",
-  "tensorflow-datasets>=4.9.10",  # Reads array_record without TensorFlow.
-  "tqdm>=4.70.1",
-  "transformers>=5.24.0",
+  "absl-py>=2.0",
+  "array_record>=0.5",  # As tensorflow-datasets asks.
+  "flax>=0.10",  # flax.struct only.
+  "huggingface_hub>=1.33",
+  "importlib_resources>=6.0",  # tensorflow-datasets needs, does not ask.
+  # On a CPU, jaxlib 0.10.0 and 0.10.1 print false errors about each program
+  # that they read from the compilation cache.
+  "jax>=0.10.2,<0.13",
+  "jinja2>=3.1",  # transformers needs it for chat templates.
+  "matplotlib>=3.9",
+  "ml_collections>=1.0",
+  "numpy>=2.0",  # As jax asks.
+  "optax>=0.2.5",  # optax.tree.
+  "orbax-checkpoint>=0.11.17",  # Older ones do not import with this jax.
+  "pyarrow>=16.1",  # Parquet files of problems and steps.
+  "safetensors>=0.8",  # As transformers asks; offset_keys came in 0.6.
+  "scipy>=1.15",  # bootstrap(rng=).
+  "sentencepiece>=0.2",
+  "sympy>=1.13.3",
+  "tensorboardX>=2.6.2.2",
+  # Reads array_record without TensorFlow. Older ones fail with protobuf 7.
+  "tensorflow-datasets>=4.9.10",
+  "tqdm>=4.66",
+  # Older ones take tokenizers whose errors do not name the fault.
+  "transformers>=5.17",
 ]
 
 # An oracle for the tests, never a runtime dependency. Capped to the release the
@@ -51,17 +57,17 @@ EXTRAS = {
   "test": [
     TORCH,
     *GGUF,
-    "build>=1.6.1",
-    "ipykernel>=7.4.0",
+    "build>=1.0.3",
+    "ipykernel>=6.29",
     # An oracle for the reader of formulas. The extra picks one of the three
     # ANTLR runtimes that it works with.
     "math-verify[antlr4_13_2]>=0.9.0",
-    "nbclient>=0.11.0",
-    "nbformat>=5.11.1",
-    "pytest>=9.2.0",
-    "pytest-xdist>=3.8.0",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
+    "pytest>=8.4",  # Older ones catch exceptions of threads.
+    "pytest-xdist>=3.8",  # --no-loadscope-reorder.
     "ruff>=0.17.6,<0.18",  # A newer formatter may format differently.
-    "setuptools>=77",
+    "setuptools>=77.0.3",
   ],
   # The TPU compiler, to plan for slices that are not here. Each jax names the
   # one release whose programs it can read.
@@ -85,6 +91,11 @@ setuptools.setup(
   license_expression="Apache-2.0",
   license_files=["LICENSE"],
   python_requires=">=3.11",
+  classifiers=[
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+  ],
   packages=[
     "pure_jax",
     "pure_jax.host",

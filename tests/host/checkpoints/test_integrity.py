@@ -144,7 +144,10 @@ def test_a_folder_with_a_damaged_record_stays_usable(folder, damage):
 
 
 def test_files_without_a_checksum_may_be_damaged(folder):
-  for name in STAMPS:
+  # Orbax before 0.12.3 writes only the first one.
+  stamps = [name for name in STAMPS if (folder / "2" / name).exists()]
+  assert STAMPS[0] in stamps
+  for name in stamps:
     content = (folder / "2" / name).read_bytes()
     for damage in DAMAGES:
       damage_file(folder / "2" / name, damage)
