@@ -177,21 +177,25 @@ def test_what_the_hub_refuses_ends_in_a_sentence(
 def test_a_hub_that_fails_or_is_gone_ends_in_a_sentence(
   run, hub, tmp_path, capsys
 ):
+  output = tmp_path / "out"
+  export.export(run, output, "latest")
   for step in ("create", "choose_modes", "list_objects", "receive_commit"):
     (route,) = [r for r in hub.routes if r[2] == getattr(hub, step)]
     place = hub.routes.index(route)
     hub.routes[place] = (*route[:2], lambda *_, **__: Answer(418))
-    with hub.in_use(tmp_path / "home"):
-      assert push(run, tmp_path / step) == 1
+    message = "The Hugging Face hub refuses acme/tiny: .*418"
+    with (
+      hub.in_use(tmp_path / "home"),
+      pytest.raises(HuggingFaceError, match=message),
+    ):
+      upload.upload_model(output, "acme/tiny", "Upload", private=False)
     hub.routes[place] = route
-    said = capsys.readouterr().err.splitlines()
-    assert re.search("refuses acme/tiny: .*418", said[-1])
-    assert re.search(LATER.format("acme/tiny"), said[-1])
     assert not hub.messages
   with hub.in_use(tmp_path / "home"):
     hub.stop()
     assert push(run, tmp_path / "gone") == 1
-  assert "hub cannot be reached" in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert re.search("cannot be reached.*" + LATER.format("acme/tiny"), said)
   huggingface.read_config(tmp_path / "gone")
 
 
@@ -260,12 +264,16 @@ def test_the_card_names_what_is_on_the_hub_and_no_path(run):
   )
   assert front["pipeline_tag"] == "text-generation"
   assert f"| base model | Qwen/Qwen2.5-0.5B | {COMMIT} |" in card
+  assert (
+    "| problems | openai/gsm8k/main/train-00000-of-00001.parquet | a |" in card
+  )
   assert "| process reward model | prm | not from the hub |" in card
   assert "| held-out problems | held\\_out.jsonl | not from the hub |" in card
   assert "secret" not in card and str(run) not in card
   assert "| rl.credit.form | min |" in card
   commit = read_versions(run)["commit"] or "not known"
   assert f"| commit of pure\\_jax | {commit} |" in card
+  assert "learning on process and outcome rewards, trained from" in card
 
 
 def read_versions(run):
@@ -314,6 +322,17 @@ def test_the_card_of_a_prm_has_its_last_evaluation(run, tmp_path):
       (folder / "metrics.jsonl").write_text(content)
     assert "has no evaluation of this model" in card_of(folder, "prm", None)
     (folder / "metrics.jsonl").touch()
+
+
+def test_a_record_without_versions_ends_in_a_sentence(run, tmp_path):
+  folder = tmp_path / "run"
+  folder.mkdir()
+  record = json.loads((run / "config.json").read_text())
+  for versions in ([{}], ["1.0"], [record["versions"][0] | {"packages": 1}]):
+    changed = record | {"versions": versions}
+    (folder / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(workdir.WorkdirError, match="damaged: it has no vers"):
+      facts.collect_facts(read_run(folder), "policy", 3)
 
 
 def assert_code_loads(card):

@@ -48,13 +48,16 @@ class Source:
   Attributes:
     role: what it was for.
     kind: "model" or "dataset".
-    name: its id on the Hugging Face hub, without revision, or its name.
-    commit: its commit on the hub; None if it is not from there.
+    name: its id on the Hugging Face hub, with the path of a file but without
+      revision, or its name on this machine.
+    repo: ORG/NAME on the hub; None if it is not from there.
+    commit: its commit there, or None.
   """
 
   role: str
   kind: str
   name: str
+  repo: str | None = None
   commit: str | None = None
 
 
@@ -80,20 +83,22 @@ class Facts:
   Attributes:
     model: which model of the run.
     iteration: of RL, after which the policy was saved; None for a PRM.
+    rewards: of RL: "prm", "prm+vr" or "vr".
     sources: what the run was given.
     settings: values by the names of the config's fields.
     evaluation: None if the log of the run has none that can be read.
     held_out: the most held-out problems that an evaluation of RL has.
-    versions: of the run's last start, as `workdir.collect_versions` has them.
+    versions: what the run last started with, by name.
   """
 
   model: Model
   iteration: int | None
+  rewards: str
   sources: tuple[Source, ...]
   settings: Mapping[str, Any]
   evaluation: Evaluation | None
   held_out: int
-  versions: Mapping[str, Any]
+  versions: Mapping[str, str]
 
 
 def collect_facts(run: SavedRun, model: Model, iteration: int | None) -> Facts:
@@ -107,25 +112,43 @@ def collect_facts(run: SavedRun, model: Model, iteration: int | None) -> Facts:
   Raises:
     WorkdirError: if the run's config.json is damaged.
   """
-  # The PRM may be that of another run, from which this one started.
-  folder = run.workdir if model == "policy" else run.start
-  record = workdirs.read_record(folder)
+  record = workdirs.read_record(run.workdir)
   if record is None:
-    raise workdirs.WorkdirError(f"{folder} has no {workdirs.CONFIG_FILE}.")
+    raise workdirs.WorkdirError(f"{run.workdir} is not the workdir of a run.")
   config = record["config"]
   names = (*_OF_BOTH, *(_OF_POLICY if model == "policy" else _OF_PRM))
+  # The PRM may be that of another run, from which this one started.
+  log = run.workdir if model == "policy" else run.start
+  try:
+    versions = _versions(record["versions"][-1])
+  except (KeyError, TypeError, AttributeError) as error:
+    raise workdirs.WorkdirError(
+      f"{run.workdir / workdirs.CONFIG_FILE} is damaged: it has no versions."
+    ) from error
   return Facts(
     model=model,
     iteration=iteration,
+    rewards=run.settings.rl.reward_mode,
     sources=tuple(_sources(config, model)),
     settings={
       name: functools.reduce(operator.getitem, name.split("."), config)
       for name in names
     },
-    evaluation=_evaluation(folder, model, iteration),
+    evaluation=_evaluation(log, model, iteration),
     held_out=run.settings.rl.eval_prompts,
-    versions=record["versions"][-1],
+    versions=versions,
   )
+
+
+def _versions(recorded: Mapping[str, Any]) -> dict[str, str]:
+  """The versions that `workdir.collect_versions` recorded, as texts."""
+  devices = [f"{count} x {kind}" for kind, count in recorded["devices"].items()]
+  return {
+    "commit of pure_jax": str(recorded["commit"] or "not known"),
+    "python": str(recorded["python"]),
+    **{name: str(version) for name, version in recorded["packages"].items()},
+    "devices": ", ".join(devices),
+  }
 
 
 def _sources(config: Mapping[str, Any], model: Model) -> list[Source]:
@@ -166,8 +189,8 @@ def _source(
   repo = "/".join(name.split("/")[:2])
   commit = commits.get(f"{kind}s/{repo}" + (f"@{revision}" if revision else ""))
   if commit is None:
-    return Source(role, kind, pathlib.PurePath(text).name)
-  return Source(role, kind, repo, commit)
+    return Source(role, kind, pathlib.PurePath(text).name or "a folder")
+  return Source(role, kind, name, repo, commit)
 
 
 def _evaluation(

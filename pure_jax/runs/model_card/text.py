@@ -8,10 +8,15 @@ from pure_jax.host.logs.visible import markdown
 from pure_jax.runs.model_card.facts import Evaluation, Facts
 
 CARD_FILE = "README.md"
-_PAPER = "2504.15275"
+_PAPER = "https://arxiv.org/abs/2504.15275"
 _KINDS = {
   "policy": ("text-generation", ["reinforcement-learning"]),
   "prm": ("token-classification", ["process-reward-model"]),
+}
+_REWARDS = {
+  "prm": "process rewards",
+  "prm+vr": "process and outcome rewards",
+  "vr": "outcome rewards",
 }
 
 
@@ -44,7 +49,7 @@ def write_card(
     "## How to load it",
     _loading(facts, name, on_hub),
     "## Versions",
-    _versions(facts),
+    _table(("", "version"), facts.versions.items()),
   ]
   return "\n\n".join(sections) + "\n"
 
@@ -55,37 +60,33 @@ def _front_matter(facts: Facts) -> str:
   import huggingface_hub
 
   task, tags = _KINDS[facts.model]
-  on_hub = {
-    kind: [s.name for s in facts.sources if s.kind == kind and s.commit]
-    for kind in ("model", "dataset")
-  }
-  # The base model comes first. Others, such as a PRM, are no base.
-  is_base = facts.sources[0].commit is not None
+  datasets = [s.repo for s in facts.sources if s.kind == "dataset" and s.repo]
   data = huggingface_hub.ModelCardData(
-    base_model=on_hub["model"][0] if is_base else None,
-    datasets=list(dict.fromkeys(on_hub["dataset"])) or None,
+    # It comes first. Other models, such as a PRM, are no base.
+    base_model=facts.sources[0].repo,
+    datasets=list(dict.fromkeys(datasets)) or None,
     library_name="transformers",
     license="unknown",
     pipeline_tag=task,
-    tags=["pure_jax", *tags, f"arxiv:{_PAPER}"],
+    tags=["pure_jax", *tags, "arxiv:2504.15275"],
   )
   return data.to_yaml()
 
 
 def _description(facts: Facts, architecture: str) -> str:
   """What the model is."""
-  paper = f"[PURE](https://arxiv.org/abs/{_PAPER})"
+  program = f"pure_jax, which implements [PURE]({_PAPER})"
   base = markdown(facts.sources[0].name)
   if facts.model == "prm":
     return (
-      f"A process reward model (`{architecture}`) that pure_jax trained from "
-      f"{base}, as in {paper}. At the end of each step of a solution, label 1 "
-      "(`good`) is the likelier one if the step counts as good."
+      f"A process reward model (`{architecture}`), trained from {base} with "
+      f"{program}. At the end of each step of a solution, label 1 (`good`) is "
+      "the likelier one if the step counts as good."
     )
   return (
     f"A policy (`{architecture}`) after iteration {facts.iteration} of "
-    "reinforcement learning with process rewards, by pure_jax from "
-    f"{base}, as in {paper}."
+    f"reinforcement learning on {_REWARDS[facts.rewards]}, trained from {base} "
+    f"with {program}."
   )
 
 
@@ -149,21 +150,6 @@ params, config = huggingface.load_{field}(folder, sharding.make_layout())
 ```
 
 `experiments/{script}.py` of pure_jax evaluates it (`--config.{field}`)."""
-
-
-def _versions(facts: Facts) -> str:
-  """The versions of the run's last start."""
-  versions = facts.versions
-  devices = ", ".join(
-    f"{count} x {kind}" for kind, count in versions["devices"].items()
-  )
-  rows = [
-    ("commit of pure_jax", versions["commit"] or "not known"),
-    ("python", versions["python"]),
-    *versions["packages"].items(),
-    ("devices", devices),
-  ]
-  return _table(("", "version"), rows)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
