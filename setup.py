@@ -18,7 +18,7 @@ RUNTIME = [
   "absl-py>=2.0",
   "array_record>=0.5",  # As tensorflow-datasets asks.
   "flax>=0.10",  # flax.struct only.
-  "huggingface_hub>=1.33",
+  "huggingface_hub>=1.33",  # Goes on if a connection breaks.
   "importlib_resources>=6.0",  # tensorflow-datasets needs, does not ask.
   # On a CPU, jaxlib 0.10.0 and 0.10.1 print false errors about each program
   # that they read from the compilation cache.

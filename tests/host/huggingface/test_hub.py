@@ -220,6 +220,7 @@ def test_ctrl_c_ends_a_download_at_once(server, monkeypatch):
     ("model.safetensors", WEIGHTS[::-1]),
     ("tokenizer.json", b'{"version": "2.0"}'),
   ],
+  ids=["weights", "tokenizer"],
 )
 def test_a_file_with_another_hash_is_not_kept(server, file, content):
   """The client compares sizes alone."""

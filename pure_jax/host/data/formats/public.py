@@ -2,8 +2,8 @@
 
 `ORG/NAME` in a config stands for the file that this table names. How it was
 checked that a format reads the file is in docs/public_data.md. The formats of
-GSM8K's model-written solutions (`gsm8k_steps`, `gsm8k_departures`) have no
-entry: that file is on GitHub alone.
+GSM8K's model-written solutions (`gsm8k_steps` and others) have no entry: that
+file is on GitHub alone.
 """
 
 import dataclasses
