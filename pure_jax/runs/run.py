@@ -119,15 +119,8 @@ def open_run(
   # Before models are fetched, which the processes do together.
   processes.require_same(json.dumps(config), "The configs")
   if settings.files is not None:
-    files, commits = locations.locate(
-      locations.locate_files, settings.files, path, start_path
-    )
-    settings = dataclasses.replace(settings, files=files)
-    if _shows_progress(settings):
-      console.tell("reading the files of models and data")
-    config["contents"] = contents(files)
-    if commits:
-      config[locations.COMMITS] = commits
+    settings, found = _find_files(settings, path, start_path)
+    config |= found
   processes.require_same(
     json.dumps(config), "The config and the files it names"
   )
@@ -183,6 +176,25 @@ def _make_spec(settings: Settings, task: Task, layouts: Layouts) -> RunSpec:
     stops=stops,
     layouts=layouts,
   )
+
+
+def _find_files(
+  settings: Settings, path: pathlib.Path, start_path: pathlib.Path
+) -> tuple[Settings, dict[str, Any]]:
+  """Finds and reads models and data.
+
+  Returns the settings with paths in place of names on the hub, and what the
+  record of the config has besides them.
+  """
+  files, commits = locations.locate(
+    locations.locate_files, settings.files, path, start_path
+  )
+  if _shows_progress(settings):
+    console.tell("reading the files of models and data")
+  found: dict[str, Any] = {"contents": contents(files)}
+  if commits:
+    found[locations.COMMITS] = commits
+  return dataclasses.replace(settings, files=files), found
 
 
 def _check_sizes(run: RunSizes, stages: Sequence[str]) -> None:

@@ -34,6 +34,7 @@ VARIANTS = {
   "files": (),
   "gsm8k_prm": ("full", "smoke"),
   "pure_prm_7b": ("full", "smoke"),
+  "qwen2p5_0p5b_gsm8k": ("full", "smoke"),
   "qwen2p5_0p5b_gsm8k_prm": ("full", "smoke"),
   "qwen2p5_7b": RL,
   "qwen2p5_math_1p5b": RL,
