@@ -109,7 +109,7 @@ def test_an_evaluation_from_ids_and_its_resume_at_the_same_commits(
   assert config["commits"][f"models/{POLICY}"] == commit
   assert len(config["commits"]) == 2
   report = json.loads((tmp_path / "run" / "report.json").read_text())
-  assert report["title"] == "Evaluation of policy"
+  assert report["title"] == "Evaluation of acme/policy"
   newer = move_on(server, f"models/{POLICY}")
   server.requests.clear()
   evaluate.evaluate(named, str(tmp_path / "run"))
