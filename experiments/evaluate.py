@@ -208,7 +208,9 @@ def evaluate(settings: EvaluationSettings, folder: str) -> None:
   settings = settings.for_platform(jax.default_backend())
   layout = settings.mesh.layout()
   config: dict[str, Any] = dataclasses.asdict(settings)
-  name = pathlib.Path(settings.policy or "policy").name
+  name = settings.policy or "policy"
+  if pathlib.Path(name).is_dir():
+    name = pathlib.Path(name).name
   if not settings.random_model:
     settings, commits = locations.locate(
       locations.locate_evaluation, settings, folder

@@ -143,20 +143,20 @@ def locate_files(files: FilesSettings, locator: Locator) -> FilesSettings:
   Raises:
     ConfigError: if something that is named cannot be found.
   """
-  found: dict[str, Any] = {
+  paths: dict[str, Any] = {
     field: locator.model(f"files.{field}", text)
     for field in ("policy", "prm")
     if (text := getattr(files, field)) is not None
   }
   for field, (text, row_format, _) in files.sources().items():
     if text is not None:
-      found[field] = locator.data(
+      paths[field] = locator.data(
         f"files.{field}", text, row_format, for_training=field != "held_out"
       )
-  found["benchmarks"] = _locate_benchmarks(
+  paths["benchmarks"] = _locate_benchmarks(
     "files.benchmarks", files.benchmarks, locator
   )
-  return dataclasses.replace(files, **found)
+  return dataclasses.replace(files, **paths)
 
 
 def _locate_benchmarks(
@@ -289,6 +289,8 @@ def locate(
     locator = Locator(known)
     return find(settings, locator), locator.commits
 
-  found = processes.on_process_zero(lambda: find_at(recorded_commits(*folders)))
-  commits = processes.broadcast_from_zero(lambda: found[1])
-  return found or find_at(commits)
+  located = processes.on_process_zero(
+    lambda: find_at(recorded_commits(*folders))
+  )
+  commits = processes.broadcast_from_zero(lambda: located[1])
+  return located or find_at(commits)

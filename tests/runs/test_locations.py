@@ -8,7 +8,14 @@ import shutil
 import evaluate
 import evaluate_prm
 import pytest
-from configs import qwen2p5_math_1p5b
+from configs import files as files_config
+from configs import (
+  paper,
+  pure_prm_7b,
+  qwen2p5_7b,
+  qwen2p5_math_1p5b,
+  qwen2p5_math_7b,
+)
 from huggingface_hub import constants
 from loopback_hub import LoopbackHub
 from policy_evaluations import on_files, responses
@@ -109,7 +116,7 @@ def test_an_evaluation_from_ids_and_its_resume_at_the_same_commits(
   assert config["commits"][f"models/{POLICY}"] == commit
   assert len(config["commits"]) == 2
   report = json.loads((tmp_path / "run" / "report.json").read_text())
-  assert report["title"] == "Evaluation of policy"
+  assert report["title"] == "Evaluation of acme/policy"
   newer = move_on(server, f"models/{POLICY}")
   server.requests.clear()
   evaluate.evaluate(named, str(tmp_path / "run"))
@@ -213,6 +220,38 @@ def test_other_processes_take_the_commits_of_process_zero(
   files, others = locations.locate(locations.locate_files, settings.files)
   assert others == commits
   assert files.policy.endswith(commits[f"models/{POLICY}"])
+
+
+@pytest.mark.parametrize("mode", paper.MODES)
+@pytest.mark.parametrize(
+  ("config_file", "policy"),
+  [
+    (qwen2p5_7b, "Qwen/Qwen2.5-7B"),
+    (qwen2p5_math_7b, "Qwen/Qwen2.5-Math-7B"),
+    (qwen2p5_math_1p5b, "Qwen/Qwen2.5-Math-1.5B"),
+  ],
+)
+def test_the_papers_runs_need_nothing_but_a_workdir(config_file, policy, mode):
+  """Models and data are named, those of smoke runs are made."""
+  prm = None if mode == "vr" else "jinachris/PURE-PRM-7B"
+  data = ("hkust-nlp/SimpleRL-Zoo-Data", "HuggingFaceH4/MATH-500")
+  for preset in paper.PRESETS:
+    for prefix in ("", "smoke_"):
+      config = config_file.get_config(f"{prefix}{preset}_{mode}")
+      files = conversion.settings_from_config(config).files
+      texts = (files.policy, files.prm, files.train, files.held_out)
+      named = {*files.named_benchmarks()}
+      if prefix:
+        assert texts == (None,) * 4 and not named
+      else:
+        assert texts == (policy, prm, *data)
+        assert named == {*files_config.PAPER_BENCHMARKS}
+
+
+def test_the_papers_prm_needs_nothing_but_a_workdir():
+  files = pure_prm_7b.get_config().files
+  assert files.policy == "Qwen/Qwen2.5-Math-7B"
+  assert files.labelled == "tasksource/PRM800K"
 
 
 def test_a_plan_fetches_nothing(server):

@@ -162,12 +162,12 @@ def _cached(name: HubName, first: str, revision: str) -> Snapshot | None:
   # Imported late: a run without names on the hub does not need it.
   import huggingface_hub
 
-  found = huggingface_hub.try_to_load_from_cache(
+  path = huggingface_hub.try_to_load_from_cache(
     name.repo_id, first, revision=revision, repo_type=name.kind
   )
-  if not isinstance(found, str):
+  if not isinstance(path, str):
     return None
-  folder = pathlib.Path(found).parents[first.count("/")]
+  folder = pathlib.Path(path).parents[first.count("/")]
   return Snapshot(folder, folder.name)
 
 
