@@ -7,6 +7,7 @@ header is read first, and what transformers read is compared with it.
 """
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -16,6 +17,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from packaging import version
 
 from pure_jax.host.atomic_files import create_folder_atomic, write_json_atomic
 from pure_jax.host.huggingface import architectures, files, tensors
@@ -30,8 +32,11 @@ from pure_jax.host.huggingface.config import (
 from pure_jax.models import policy
 
 PACKAGES = ("torch", "gguf", "accelerate")
+# Older ones lose the special tokens of a file.
+TRANSFORMERS = "5.24"
 DTYPES = ("float32", "bfloat16")
 
+_INSTALL = "pip install -e '.[gguf]'"
 _MAGIC = b"GGUF"
 _UNUSED = 5  # The type of a token that only fills the vocabulary up.
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -106,9 +111,15 @@ def _read_header(file: pathlib.Path) -> _Header:
   """Reads and checks all but the values of the tensors."""
   for package in PACKAGES:
     if importlib.util.find_spec(package) is None:
-      raise HuggingFaceError(f"{package} is missing: pip install -e '.[gguf]'")
+      raise HuggingFaceError(f"{package} is missing: {_INSTALL}")
   import gguf
 
+  installed = importlib.metadata.version("transformers")
+  if version.parse(installed) < version.parse(TRANSFORMERS):
+    raise HuggingFaceError(
+      f"GGUF files need transformers {TRANSFORMERS} or newer, and this is "
+      f"{installed}: {_INSTALL}"
+    )
   try:
     if not file.is_file():
       raise HuggingFaceError(

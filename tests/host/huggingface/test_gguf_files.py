@@ -1,6 +1,7 @@
 """GGUF files as folders: weights, config and tokenizer are the file's."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import json
 import re
@@ -19,6 +20,11 @@ from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 
 gguf = pytest.importorskip("gguf", reason="gguf comes with [test]")
+pytest.importorskip(
+  "transformers",
+  minversion=gguf_files.TRANSFORMERS,
+  reason=f"GGUF files need transformers {gguf_files.TRANSFORMERS}",
+)
 import gguf_models  # noqa: E402, it needs gguf.
 
 Q8 = gguf.GGMLQuantizationType.Q8_0
@@ -270,6 +276,13 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, module):
   assert capsys.readouterr().err.strip() == (
     f"error: {module} is missing: pip install -e '.[gguf]'"
   )
+
+
+def test_an_older_transformers_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.17.0")
+  message = r"transformers 5.24 or newer, and this is 5.17.0: pip install"
+  with pytest.raises(HuggingFaceError, match=message):
+    gguf_files.unpack(tmp_path / "model.gguf", tmp_path / "out")
 
 
 def test_the_script_says_what_it_wrote(tmp_path, whole, capsys):
