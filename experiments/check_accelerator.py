@@ -30,8 +30,9 @@ not run again, unless device, sizes or versions are others.
 
 A comparison that does not hold, or a piece that fails, makes the exit status 1;
 a piece that is not run does not. Pieces run in a process of their own: one that
-crashes it, or is not done 30 s after --minutes, costs no other. The sizes are
-tiny on a CPU, where times mean nothing, and full elsewhere.
+crashes it costs no other, and one that is not done 30 s after --minutes is
+stopped. The sizes are tiny on a CPU, where times mean nothing, and full
+elsewhere.
 """
 
 if __name__ == "__main__":
@@ -68,9 +69,9 @@ from pure_jax.host.logs import console
 # All pieces, in order. Seconds are the most that a piece may need.
 PIECES = (
   Piece("machine", {"tiny": 10, "full": 40}, run_machine),
-  Piece("float32", {"tiny": 20, "full": 60}, run_float32),
-  Piece("bfloat16", {"tiny": 20, "full": 60}, run_bfloat16),
-  Piece("engine", {"tiny": 15, "full": 40}, run_engine),
+  Piece("float32", {"tiny": 20, "full": 80}, run_float32),
+  Piece("bfloat16", {"tiny": 20, "full": 80}, run_bfloat16),
+  Piece("engine", {"tiny": 15, "full": 50}, run_engine),
   Piece("devices", {"tiny": 20, "full": 40}, run_devices),
   Piece("kernels", {"tiny": 20, "full": 60}, run_kernels),
   Piece("resume", {"tiny": 45, "full": 150}, run_resume, alone=True),

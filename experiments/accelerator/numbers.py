@@ -74,7 +74,7 @@ def run_engine(context: Context) -> dict[str, Any]:
   del context
   device = jax.devices()[0]
   loop = small_step.run_step((device,), "float32").sampled
-  with jax.default_matmul_precision("highest"):
+  with small_step.precision_of("float32"):
     layout = small_step.make_layout([device])
     rollout = jax.device_get(small_step.sample_by_engine(layout, "float32"))
   share = (loop.tokens == rollout.tokens).mean()

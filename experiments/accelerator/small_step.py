@@ -8,6 +8,7 @@ that all devices read the same.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
@@ -54,7 +55,7 @@ OPTIMIZER = OptimConfig(learning_rate=1e-3, weight_decay=0.1)
 SAMPLING_SEED = 7
 # Fewer slots than rows and fewer tokens between syncs than a response has:
 # slots are filled again, moved and shrunk, and the cache grows.
-ENGINE = EngineConfig(slots=2 * G, sync_interval=3)
+ENGINE = EngineConfig(slots=2 * G, sync_interval=6)
 
 
 @struct.dataclass
@@ -232,14 +233,22 @@ def sample_by_engine(layout: sharding.Layout, dtype: str) -> Rollout:
   return engine.generate(params, *sampling_arguments(layout))
 
 
+def precision_of(dtype: str) -> AbstractContextManager[Any]:
+  """A context in which products of float32 have the highest precision.
+
+  An accelerator would round their factors by default. Those of bfloat16 are
+  exact anyway, and some compilers know no precision for them.
+  """
+  return jax.default_matmul_precision(
+    "highest" if dtype == "float32" else "default"
+  )
+
+
 @functools.lru_cache(maxsize=8)
 def run_step(
   devices: tuple[jax.Device, ...], dtype: str, greedy: bool = True
 ) -> StepResult:
   """Samples, scores and updates on some devices, once in a process.
-
-  Products of float32 have the highest precision: an accelerator would round
-  their factors to fewer bits by default.
 
   Scores and update read the responses of `draw_rollout`, so that one token that
   was sampled differently changes nothing else.
@@ -253,8 +262,7 @@ def run_step(
     The result, on the host.
   """
   layout = make_layout(devices)
-  highest = jax.default_matmul_precision("highest")
-  with jax.default_device(devices[0]), highest:
+  with jax.default_device(devices[0]), precision_of(dtype):
     sampled = sample(layout, dtype, SAMPLER)
     likeliest = sample(layout, dtype, GREEDY) if greedy else None
     return jax.device_get(_train(layout, dtype, sampled, likeliest))

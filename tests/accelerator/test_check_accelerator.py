@@ -2,7 +2,7 @@
 
 The whole check, with bfloat16, several devices, all kernels and the killed run:
 
-  pytest -m slow tests/scripts/test_check_accelerator.py
+  pytest -m slow tests/accelerator/test_check_accelerator.py
 """
 
 import dataclasses
