@@ -215,6 +215,24 @@ def test_half_of_the_rows_at_a_time_need_half(what, stage, changes):
   assert need_of(what, stage) == 2 * need_of(what, stage, **changes) > 0
 
 
+def test_rows_that_samples_share_are_no_more_than_prompts():
+  """As many as half of the responses would refuse what runs."""
+  settings = smoke()
+  run = run_sizes.read_sizes(settings, make_layouts(settings))
+  room = run.columns + run.new_tokens  # For a prompt and two responses.
+  each, shared = (
+    need_of(
+      *("packed rows", "an update"),
+      rl__micro_batches=2,
+      rl__packed_tokens=columns,
+    )
+    // columns
+    for columns in (room - 1, room)
+  )
+  assert each * settings.rl.prompts == shared * (settings.rl.responses // 2)
+  assert each > shared > 0
+
+
 def test_cpu_devices_share_their_machine(monkeypatch):
   """Two devices need together what one needs with all rows."""
   layout = make_layouts(smoke(mesh__data=2)).training
