@@ -1,7 +1,39 @@
 """Checks what an accelerator computes and how fast, in the time that there is.
 
-python experiments/check_accelerator.py --out=DIR --minutes=10
-python experiments/check_accelerator.py --out=DIR --model=FOLDER
+  python experiments/check_accelerator.py --out=DIR --minutes=10
+  python experiments/check_accelerator.py --out=DIR --minutes=20 \\
+    --model=FOLDER --train=train.jsonl --held_out=test.jsonl
+  python experiments/check_accelerator.py --out=DIR --pieces=float32,kernels
+
+It runs on whatever jax finds, piece by piece. Each piece prints a line and
+writes its file, DIR/NN_NAME.json, as soon as it ends; DIR/report.md has all of
+them to read. A piece does not start if the time left may not hold it. The same
+command continues a check that was killed: pieces whose files are complete are
+not run again, unless device, sizes or versions are others.
+
+  machine    devices, memory, versions; measured bandwidth and matrix rates
+  float32    rollouts, scores, gradient and update of a small model, compared
+             with numpy in float64 and, on an accelerator, with the CPU
+  bfloat16   the same in bfloat16
+  engine     continuous batching, compared with one loop
+  devices    several devices, compared with one
+  kernels    every kernel, forward and gradient, compared with its reference,
+             or why it cannot run here
+  resume     a run that is killed and continued, compared with one that is not
+  decode_*   decoding with 1 to 256 rows, against the bandwidth
+  steps_*    prefill, scores, and updates of all weights and of adapters, against
+             the matrix rate
+  *_choices  which attention, chunks and remat are fastest for scores and updates
+  rounded    rollouts with matrices or the cache in int8
+  torch*     rollouts of transformers and a step of torch on the same weights
+  rl         with --model: RL on GSM8K for the time that is left; a repeated check
+             goes on with it
+
+A comparison that does not hold, or a piece that fails, makes the exit status 1;
+a piece that is not run does not. Pieces run in a process of their own: one that
+crashes it costs no other, and one that is not done 30 s after --minutes is
+stopped. The sizes are tiny on a CPU, where times mean nothing, and full
+elsewhere.
 """
 
 if __name__ == "__main__":
@@ -9,14 +41,16 @@ if __name__ == "__main__":
 
   interrupts.exit_on_ctrl_c()
 
+import logging
 import os
 import pathlib
 import shlex
 import sys
 import time
+from typing import NoReturn
 
 from absl import app, flags
-from accelerator import supervisor
+from accelerator import report, supervisor
 from accelerator.kernels import run_kernels
 from accelerator.machine import run_machine
 from accelerator.numbers import (
@@ -30,14 +64,15 @@ from accelerator.resume import run_resume
 from accelerator.rl import run_rl
 from accelerator.speed.table import SPEED_PIECES
 
+from pure_jax.host.atomic_files import check_writable
 from pure_jax.host.logs import console
 
 # All pieces, in order. Seconds are the most that a piece may need.
 PIECES = (
   Piece("machine", {"tiny": 10, "full": 40}, run_machine),
-  Piece("float32", {"tiny": 20, "full": 60}, run_float32),
-  Piece("bfloat16", {"tiny": 20, "full": 60}, run_bfloat16),
-  Piece("engine", {"tiny": 15, "full": 40}, run_engine),
+  Piece("float32", {"tiny": 20, "full": 80}, run_float32),
+  Piece("bfloat16", {"tiny": 20, "full": 80}, run_bfloat16),
+  Piece("engine", {"tiny": 15, "full": 50}, run_engine),
   Piece("devices", {"tiny": 20, "full": 40}, run_devices),
   Piece("kernels", {"tiny": 20, "full": 60}, run_kernels),
   Piece("resume", {"tiny": 45, "full": 150}, run_resume, alone=True),
@@ -85,15 +120,18 @@ def main(argv: list[str]) -> None:
   """Runs the pieces; the exit status is 1 if something is wrong."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
+  for chatty in ("absl", "jax"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
   by_name = {piece.name: piece for piece in PIECES}
   unknown = [name for name in _PIECES.value if name not in by_name]
   if unknown:
-    console.tell(f"error: --pieces: no {unknown[0]!r} among {list(by_name)}.")
-    sys.exit(1)
+    fail(f"--pieces: no {unknown[0]!r} among {list(by_name)}.")
   chosen = [piece for piece in PIECES if piece.name in _PIECES.value]
-  deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
   out = pathlib.Path(_OUT.value).absolute()
   model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
+  if model is not None and not model.is_dir():
+    fail(f"--model={model}: no such folder.")
+  deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
   rl_files = {
     name: pathlib.Path(flag.value).absolute()
     for name, flag in _RL_FILES.items()
@@ -104,15 +142,27 @@ def main(argv: list[str]) -> None:
   if _DEADLINE.value is not None:
     supervisor.run_apart(chosen, PIECES, options, shown)
     return
-  out.mkdir(parents=True, exist_ok=True)
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
+  except OSError as error:
+    fail(f"--out={out} cannot be written: {error}.")
+  # jax would take 75 % of a GPU.
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
   command = [sys.executable, *sys.argv, f"--deadline={deadline}", "--pieces"]
   try:
     right = supervisor.supervise(command, chosen, PIECES, options, shown)
   except supervisor.SuperviseError as error:
-    console.tell(f"error: {error}")
+    fail(str(error))
+  console.show(f"The report is {out / report.FILE}")
+  if not right:
     sys.exit(1)
-  sys.exit(0 if right else 1)
+
+
+def fail(reason: str) -> NoReturn:
+  """Ends the script with a sentence."""
+  console.tell(f"error: {reason}")
+  sys.exit(1)
 
 
 if __name__ == "__main__":

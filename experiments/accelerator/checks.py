@@ -40,8 +40,8 @@ def compare(
   """Compares two arrays by the largest difference.
 
   It is divided by the largest absolute value of the reference, so that values
-  near 0 count as much as their neighbours. A value that is not finite, or
-  another shape, is wrong.
+  near 0 count as much as their neighbours. Another shape is wrong, and so is a
+  value that is not finite.
 
   Args:
     name: what is compared with what.
@@ -56,7 +56,8 @@ def compare(
   value = np.asarray(value, np.float64)
   reference = np.asarray(reference, np.float64)
   difference = np.inf
-  if value.shape == reference.shape and np.isfinite(value).all():
+  finite = np.isfinite(value).all() and np.isfinite(reference).all()
+  if value.shape == reference.shape and finite:
     scale = np.abs(reference).max(initial=0.0) or 1.0
     difference = np.abs(value - reference).max(initial=0.0) / scale
   return {

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 from benchmarks import machine
 from benchmarks.timing import time_interleaved
+from jax.extend.backend import get_backend
 
 from accelerator.pieces import Context
 
@@ -35,7 +36,7 @@ def run_machine(context: Context) -> dict[str, Any]:
   }
   packages = context.machine["packages"] | {
     "python": context.machine["python"],
-    "platform": jax.devices()[0].client.platform_version,
+    "platform": get_backend().platform_version,
   }
   copied, product = rates["copy"] / 1e9, rates["bfloat16"] / 1e12
   return {

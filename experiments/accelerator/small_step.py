@@ -8,12 +8,14 @@ that all devices read the same.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 from flax import struct
 
+from accelerator.pieces import PieceError
 from pure_jax.advantages import pure_advantages
 from pure_jax.models import params as weights
 from pure_jax.models import policy, prm
@@ -53,7 +55,7 @@ OPTIMIZER = OptimConfig(learning_rate=1e-3, weight_decay=0.1)
 SAMPLING_SEED = 7
 # Fewer slots than rows and fewer tokens between syncs than a response has:
 # slots are filled again, moved and shrunk, and the cache grows.
-ENGINE = EngineConfig(slots=2 * G, sync_interval=3)
+ENGINE = EngineConfig(slots=2 * G, sync_interval=6)
 
 
 @struct.dataclass
@@ -231,14 +233,22 @@ def sample_by_engine(layout: sharding.Layout, dtype: str) -> Rollout:
   return engine.generate(params, *sampling_arguments(layout))
 
 
+def precision_of(dtype: str) -> AbstractContextManager[Any]:
+  """A context in which products of float32 have the highest precision.
+
+  An accelerator would round their factors by default. Those of bfloat16 are
+  exact anyway, and some compilers know no precision for them.
+  """
+  return jax.default_matmul_precision(
+    "highest" if dtype == "float32" else "default"
+  )
+
+
 @functools.lru_cache(maxsize=8)
 def run_step(
   devices: tuple[jax.Device, ...], dtype: str, greedy: bool = True
 ) -> StepResult:
   """Samples, scores and updates on some devices, once in a process.
-
-  Products of float32 have the highest precision: an accelerator would round
-  their factors to fewer bits by default.
 
   Scores and update read the responses of `draw_rollout`, so that one token that
   was sampled differently changes nothing else.
@@ -252,8 +262,7 @@ def run_step(
     The result, on the host.
   """
   layout = make_layout(devices)
-  highest = jax.default_matmul_precision("highest")
-  with jax.default_device(devices[0]), highest:
+  with jax.default_device(devices[0]), precision_of(dtype):
     sampled = sample(layout, dtype, SAMPLER)
     likeliest = sample(layout, dtype, GREEDY) if greedy else None
     return jax.device_get(_train(layout, dtype, sampled, likeliest))
@@ -309,3 +318,25 @@ def find_moments(opt_state: Any) -> Any:
   """Finds Adam's first moments in the state of the optimizer."""
   _, (adam, *_) = opt_state
   return adam.mu
+
+
+def leaf(tree: Any, path: tuple[Any, ...]) -> Any:
+  """Finds the array of a nested dict at a path of `jax.tree_util`."""
+  for step in path:
+    tree = tree[step.key]
+  return tree
+
+
+def find_cpu() -> jax.Device:
+  """Finds the CPU next to an accelerator.
+
+  Raises:
+    PieceError: if jax was told to leave it out.
+  """
+  try:
+    return jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise PieceError(
+      f"jax has no CPU to compare with ({error}): unset JAX_PLATFORMS, or add "
+      "',cpu' to it."
+    ) from error
