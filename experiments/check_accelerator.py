@@ -21,13 +21,13 @@ not run again, unless device, sizes or versions are others.
              or why it cannot run here
   resume     a run that is killed and continued, compared with one that is not
   decode_*   decoding with 1 to 256 rows, against the bandwidth
-  steps_*    prefill, scores, and updates of all weights and of adapters, against
-             the matrix rate
-  *_choices  which attention, chunks and remat are fastest for scores and updates
+  steps_*    prefill, scores, and updates of all weights and of adapters,
+             against the matrix rate
+  *_choices  which attention, chunks and remat make scores and updates fastest
   rounded    rollouts with matrices or the cache in int8
   torch*     rollouts of transformers and a step of torch on the same weights
-  rl         with --model: RL on GSM8K for the time that is left; a repeated check
-             goes on with it
+  rl         with --model: RL on GSM8K for the time that is left; a repeated
+             check goes on with it
 
 A comparison that does not hold, or a piece that fails, makes the exit status 1;
 a piece that is not run does not. Pieces run in a process of their own: one that

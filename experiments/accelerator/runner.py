@@ -66,3 +66,62 @@ def run_pieces(
     earlier = read_record(path)
     why = why_not(piece, context)
     stands = earlier is not None and earlier["status"] in COMPLETE
+    goes_on = piece.continues and why is None
+    if stands and not goes_on and earlier["identity"] == identity:
+      tell(piece, earlier, " (of the earlier start)")
+      continue
+    record = {"piece": piece.name, "identity": identity}
+    if why is not None:
+      record |= {"status": SKIPPED, "error": why}
+    else:
+      # If the process dies, the file tells in which piece.
+      write_json_atomic(path, record | {"status": RUNNING})
+      record |= run_piece(piece, context)
+    write_json_atomic(path, record)
+    tell(piece, record)
+
+
+def why_not(piece: Piece, context: Context) -> str | None:
+  """Says why a piece does not start; None if it does."""
+  if piece.needs_model and context.model is None:
+    return "it needs --model=FOLDER"
+  needed, left = piece.seconds[context.size], context.seconds_left()
+  if left < needed:
+    return f"it may take {needed:.0f} s, and {max(0, left):.0f} s are left"
+  return None
+
+
+def run_piece(piece: Piece, context: Context) -> dict[str, Any]:
+  """Runs a piece; returns its status, seconds, and result or error."""
+  date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  start = time.perf_counter()
+  try:
+    result = json_text.to_json(piece.run(context))
+  # Whatever it is, the pieces after this one may still tell something.
+  except Exception as error:
+    outcome = {"status": FAILED, "error": _sentence(error)}
+    if not isinstance(error, PieceError):
+      outcome["traceback"] = traceback.format_exc()
+  else:
+    verdicts = [line["right"] for line in result.get("checks", ())]
+    status = ("right" if all(verdicts) else "wrong") if verdicts else "done"
+    outcome = {"status": status, "result": result}
+  seconds = time.perf_counter() - start
+  return {"date": date, "seconds": round(seconds, 2), **outcome}
+
+
+def _sentence(error: Exception) -> str:
+  """What happened, in one line."""
+  if isinstance(error, PieceError):
+    return str(error)
+  memory = exhausted.explain(error, _ADVICE)
+  lines = str(error).strip().splitlines() or [""]
+  return memory or f"{type(error).__name__}: {lines[0]}"[:500]
+
+
+def tell(piece: Piece, record: dict[str, Any], suffix: str = "") -> None:
+  """Prints the line of a piece that has ended."""
+  seconds = record.get("seconds")
+  took = "" if seconds is None else f" in {seconds:.1f} s"
+  what = record.get("error") or record["result"].get("summary", "")
+  console.show(f"{piece.name}: {record['status']}{took}{suffix}. {what}")
