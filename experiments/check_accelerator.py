@@ -1,8 +1,8 @@
 """Checks what an accelerator computes and how fast, in the time that there is.
 
   python experiments/check_accelerator.py --out=DIR --minutes=10
-  python experiments/check_accelerator.py --out=DIR --model=FOLDER \\
-    --train=train.jsonl --held_out=test.jsonl
+  python experiments/check_accelerator.py --out=DIR --minutes=20 \\
+    --model=FOLDER --train=train.jsonl --held_out=test.jsonl
   python experiments/check_accelerator.py --out=DIR --pieces=float32,kernels
 
 It runs on whatever jax finds, piece by piece. Each piece prints a line and
@@ -20,13 +20,14 @@ not run again, unless device, sizes or versions are others.
   kernels    every kernel, forward and gradient, compared with its reference,
              or why it cannot run here
   resume     a run that is killed and continued, compared with one that is not
-  decode_*   tokens per second of the 0.5B, 1.5B and 7B shapes at 1 to 256 rows,
-             and the share of the bound by bandwidth and matrix rate
-  steps_*    the same of prefill, scores and update of a batch
-  *_choices  which attention, chunks and rematerialisation are fastest
-  rounded    rollouts with int8 weights and rounded keys and values
-  torch*     a rollout of transformers and a step of torch, on our weights
-  rl         with --model: RL on GSM8K for the time that is left
+  decode_*   decoding with 1 to 256 rows, against the bandwidth
+  steps_*    prefill, scores, and updates of all weights and of adapters,
+             against the matrix rate
+  *_choices  which attention, chunks and remat make scores and updates fastest
+  rounded    rollouts with matrices or the cache in int8
+  torch*     rollouts of transformers and a step of torch on the same weights
+  rl         with --model: RL on GSM8K for the time that is left; a repeated
+             check goes on with it
 
 A comparison that does not hold, or a piece that fails, makes the exit status 1;
 a piece that is not run does not. Pieces run in a process of their own: one that

@@ -10,9 +10,10 @@
 
 The first command trains on outcome rewards. The second compares them with step
 rewards of a PRM: qwen2p5_0p5b_gsm8k_prm.py trains one, export.py writes its
-folder. All sizes are chosen for the CPU: few and short responses, problems of
-few words, and adapters (LoRA) in place of all weights. There is no KL penalty:
-it would need a second forward pass, of the reference policy.
+folder. Model and problems are fetched from the Hugging Face hub. All sizes are
+chosen for the CPU: few and short responses, problems of few words, and adapters
+(LoRA) in place of all weights. There is no KL penalty: it would need a second
+forward pass, of the reference policy.
 
 This config is not yet run. `qwen2p5_0p5b_gsm8k.py:smoke` runs the same stages
 on a tiny random model and a random PRM in under a minute.
@@ -20,6 +21,10 @@ on a tiny random model and a random PRM in under a minute.
 
 from configs import base, files, paper
 from ml_collections import ConfigDict
+
+from pure_jax.host.data.formats.public import PUBLIC
+
+POLICY = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -68,5 +73,7 @@ def get_config(variant: str = "full") -> ConfigDict:
   )
   if variant == "smoke":
     config.files.random_files = ("train", "held_out", "prm")
-    paper.tiny(config, "untied")
+    return paper.tiny(config, "untied")
+  config.files.policy = POLICY
+  config.files.train = config.files.held_out = PUBLIC["gsm8k"].repo_id
   return config

@@ -2,10 +2,10 @@
 
   python experiments/train_prm.py --workdir=DIR \\
     --config=experiments/configs/qwen2p5_0p5b_gsm8k_prm.py \\
-    --config.files.policy=FOLDER \\
     --config.files.labelled=example_model_solutions.jsonl
 
-FOLDER is a Qwen2.5 with 0.5B parameters, such as the one that RL starts from.
+The trunk is that of the policy of qwen2p5_0p5b_gsm8k.py, from the Hugging Face
+hub; the solutions are at github.com/openai/grade-school-math.
 `--config.files.labelled_rows=500` trains on the first 500 solutions. The states
 that they need are kept, and a run on more solutions computes only the rest:
 name one folder for both runs with --config.prm.trunk_states=FOLDER.
@@ -48,7 +48,7 @@ those of test.jsonl.
 under a minute. This config is not yet run.
 """
 
-from configs import base, files, paper
+from configs import base, files, paper, qwen2p5_0p5b_gsm8k
 from ml_collections import ConfigDict
 
 BATCH_SIZE = 4
@@ -96,4 +96,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     paper.tiny(config, "untied")
     config.files.labelled_format = "prm800k"  # The format of the tiny files.
     config.prm.full_optim.warmup_steps = 2
+    return config
+  config.files.policy = qwen2p5_0p5b_gsm8k.POLICY
   return config
