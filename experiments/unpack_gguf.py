@@ -19,10 +19,10 @@ installed:
   python experiments/unpack_gguf.py --output=smollm2 \\
     --gguf=SmolLM2-135M-Instruct.Q4_1.gguf
 
-Memory, measured with `/usr/bin/time` (2026-11-30): for this model, whose folder
-has 0.54 GB in float32, the process takes at most 1.3 GB; for a Qwen2.5 of 0.5B
-and Q4_K_M (0.49 GB), 3.5 GB for a folder of 2.5 GB in float32, and 3.2 GB for
-one of 1.3 GB in bfloat16.
+Memory, the most of the process by `/usr/bin/time` (2026-11-30): for this model,
+whose folder has 0.54 GB in float32, 1.4 GB; for a Qwen2.5 of 0.5B and Q4_K_M
+(0.49 GB), 3.5 and 4.1 GB in two runs for a folder of 2.5 GB in float32, and
+3.2 GB for one of 1.3 GB in bfloat16.
 """
 
 if __name__ == "__main__":
