@@ -49,8 +49,8 @@ def segment_attention(
     v_BKTH: [B, K, T, H] float, values.
     segment_ids: [B, T] int32.
     implementation: None or "xla": all scores at once. "splash": on a TPU, with
-      T padded to whole blocks. "cudnn": on a GPU in 16 bits, with a mask
-      [B, 1, T, T] in memory.
+      T padded to whole blocks. "cudnn": on a GPU in 16 bits, with T padded to
+      an even number and a mask [B, 1, T, T] in memory.
     interpret: runs splash step by step on any device, for tests.
 
   Returns:
@@ -79,6 +79,10 @@ def segment_attention(
     chosen = "xla"  # Kernels have no empty grid.
   if chosen == "splash":
     return _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret)
+  if chosen == "cudnn" and T % 2:
+    # With a mask its gradient takes an even number of tokens.
+    padded = _pad(q_BTNH, 1, 1), _pad(k_BKTH, 2, 1), _pad(v_BKTH, 2, 1)
+    return _reference(*padded, _pad(segment_ids, 1, 1), chosen)[:, :T]
   return _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, chosen)
 
 
@@ -94,6 +98,13 @@ def _reference(q_BTNH, k_BKTH, v_BKTH, segment_ids, implementation):
     mask=(same & causal[None])[:, None],
     implementation=implementation,
   )
+
+
+def _pad(x: Array, axis: int, missing: int) -> Array:
+  """Appends zeros, to which no token attends, since they come after all."""
+  width = [(0, 0)] * x.ndim
+  width[axis] = (0, missing)
+  return jnp.pad(x, width)
 
 
 def _cudnn_obstacle(q) -> str | None:
@@ -117,11 +128,6 @@ def _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret):
   block = next(size for size in BLOCKS if tokens % size == 0)
   q_BNTH = jnp.swapaxes(q_BTNH, 1, 2) * (H**-0.5)
 
-  def pad(x, axis):
-    width = [(0, 0)] * x.ndim
-    width[axis] = (0, missing)
-    return jnp.pad(x, width)
-
   causal = splash_mask.CausalMask((tokens, tokens))
   run = splash.make_splash_mha(
     splash_mask.MultiHeadMask([causal] * N),
@@ -139,8 +145,8 @@ def _splash(q_BTNH, k_BKTH, v_BKTH, segment_ids, interpret):
     q_seq_shards=1,
     interpret=interpret,
   )
-  ids = pad(segment_ids, 1)
+  ids = _pad(segment_ids, 1, missing)
   out_BNTH = jax.vmap(
     lambda q, k, v, ids: run(q, k, v, segment_ids=splash.SegmentIds(ids, ids))
-  )(pad(q_BNTH, 2), pad(k_BKTH, 2), pad(v_BKTH, 2), ids)
+  )(*(_pad(x, 2, missing) for x in (q_BNTH, k_BKTH, v_BKTH)), ids)
   return jnp.swapaxes(out_BNTH[:, :, :T], 1, 2).astype(v_BKTH.dtype)

@@ -66,6 +66,25 @@ def test_tpu_kernels_raise_on_a_gpu(monkeypatch):
     segment_attention(*inputs, implementation="cudnn")
 
 
+def test_cudnn_gets_an_even_number_of_tokens(monkeypatch):
+  """With a mask, jax raises for the gradient of an odd number on a GPU."""
+  attention, lengths = jax.nn.dot_product_attention, []
+
+  def attend(q, *inputs, implementation, **options):
+    lengths.append((implementation, q.shape[1]))
+    return attention(q, *inputs, **options)
+
+  inputs = draw_texts(1, 21, 2, 1, 8, dtype=jnp.bfloat16)
+  expected = segment_attention(*inputs)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setattr(jax.nn, "dot_product_attention", attend)
+  out = segment_attention(*inputs, implementation="cudnn")
+  assert lengths == [("cudnn", 22)]
+  np.testing.assert_allclose(
+    np.float32(out), np.float32(expected), rtol=0, atol=2**-7
+  )
+
+
 def test_shapes_that_do_not_match_are_named():
   q, k, v, ids = draw_texts(1, 20, 6, 2, 8)
   with pytest.raises(ValueError, match=r"k_BKTH has shape \(1, 2, 19, 8\)"):
