@@ -175,7 +175,7 @@ def _make_config(sizes: Sizes, named: Files) -> ConfigDict:
       "eval_prompts": sizes.eval_prompts,
       "eval_every": sizes.eval_every,
       "checkpoint_every": sizes.eval_every,
-      "samples_every": sizes.eval_every,
+      "samples_every": 5,
     }
   )
   config.progress = False  # The number of iterations is not known.

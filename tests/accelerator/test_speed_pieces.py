@@ -168,6 +168,12 @@ def test_torch_is_left_out_where_it_cannot_run(context, monkeypatch):
   runs = against_torch.time_ours, against_torch.compare_with_torch
   for run in runs:
     assert "on the platform 'tpu'" in run(on_tpu)["summary"]
+  on_gpu = dataclasses.replace(context, machine={"backend": "gpu"})
+  monkeypatch.setattr(
+    against_torch.importlib.metadata, "version", lambda name: "2.13.0+cpu"
+  )
+  for run in runs:
+    assert run(on_gpu)["summary"] == "torch 2.13.0+cpu is a build for CPUs"
   installed.remove("torch")
   for run in runs:
     assert "torch is not installed" in run(context)["summary"]

@@ -6,6 +6,7 @@ process of the check holds the device: jax reserves most of a GPU's memory when
 it opens it, and gives none back.
 """
 
+import importlib.metadata
 import importlib.util
 import pathlib
 import shutil
@@ -137,6 +138,9 @@ def _obstacle(context: Context) -> str | None:
       return f"{name} is not installed, so there is nothing to compare with"
   if context.platform not in DEVICES:
     return f"torch does not run on the platform {context.platform!r} here"
+  version = importlib.metadata.version("torch")
+  if context.platform == "gpu" and version.endswith("+cpu"):
+    return f"torch {version} is a build for CPUs"
   return None
 
 
