@@ -53,6 +53,7 @@ def run(tmp_path_factory):
       "iterations": 1,
       "lora": {"rank": 2, "alpha": 8.0, "targets": ("query", "down")},
       "optim": {"learning_rate": 1e-2},
+      "engine": {"slots": None},  # One loop compiles fewer programs.
     },
   )
   frozen = []
