@@ -40,7 +40,8 @@ from pure_jax.types import PRMInputs
 # Fields of an architecture that change the memory, and numbers by rounding.
 SAME_NUMBERS = {"remat": "none", "logits_chunk": None, "attention_chunk": None}
 _ROWS_AT_A_TIME = 1024  # Of responses that are laid out for the PRM.
-_UNREADABLE = (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError)
+# What numpy raises for a damaged file. Not OSError: the file may be intact.
+_DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,7 +300,7 @@ def _read_or_remove(path: pathlib.Path) -> dict[str, np.ndarray] | None:
   """Reads a file of states; removes it, and says so, if it is damaged."""
   try:
     return _read(path)
-  except _UNREADABLE as error:
+  except _DAMAGED as error:
     console.tell(
       f"{path} is damaged and removed, its states are computed again: {error}"
     )

@@ -232,6 +232,20 @@ def test_a_damaged_file_is_removed_and_said(
     np.testing.assert_array_equal(one, two)
 
 
+def test_a_file_that_cannot_be_read_now_is_not_removed(
+  trunk, tmp_path, monkeypatch
+):
+  load(tmp_path, trunk)
+
+  def fail(path):
+    raise OSError(5, "Input/output error", str(path))
+
+  monkeypatch.setattr(trunk_states, "_read", fail)
+  with pytest.raises(OSError, match="Input/output"):
+    load(tmp_path, trunk)
+  assert len(files(tmp_path)) == 2
+
+
 def test_states_that_are_not_finite_are_not_written(trunk, tmp_path):
   bad = trunk | {"final_norm": trunk["final_norm"].at[0].set(np.nan)}
   with pytest.raises(FloatingPointError, match="check the weights"):
