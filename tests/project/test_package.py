@@ -95,7 +95,7 @@ def test_the_metadata_states_version_licence_and_bounds(wheel):
   needed = metadata.get_all("Requires-Dist")
   runtime = [line for line in needed if "extra ==" not in line]
   (jax,) = [line for line in runtime if line.startswith("jax<")]
-  assert set(jax.removeprefix("jax").split(",")) == {">=0.10", "<0.13"}
+  assert set(jax.removeprefix("jax").split(",")) == {">=0.10.2", "<0.13"}
   assert not [line for line in runtime if line.startswith(("torch", "tensorf"))
               and not line.startswith("tensorflow-datasets")]  # fmt: skip
   assert set(metadata.get_all("Provides-Extra")) == {
