@@ -11,9 +11,10 @@ import setuptools
 
 ROOT = pathlib.Path(__file__).parent
 
-# A floor is the oldest release that does what the code uses it for: the tests
-# pass with all floors together on Python 3.11 and the CPU. A reason stands
-# beside each floor that one of our calls or a fault of older releases sets.
+# A floor is the oldest release that was seen to do what the code uses it for;
+# docs/extending.md says which tests ran with all floors together. A reason
+# stands beside each floor that one of our calls or a fault of older releases
+# sets.
 RUNTIME = [
   "absl-py>=2.0",
   "array_record>=0.5",  # As tensorflow-datasets asks.
