@@ -122,6 +122,7 @@ setuptools.setup(
     "pure_jax.runs.model_card",
     "pure_jax.runs.planning",
     "pure_jax.runs.planning.hlo",
+    "pure_jax.runs.rl",
     "pure_jax.runs.settings",
     "pure_jax.runs.tasks",
     "pure_jax.training",

@@ -40,18 +40,19 @@ from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.evaluation.rollout_metrics import Metrics
 from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
-from pure_jax.runs import rl_report, validation
+from pure_jax.runs import validation
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.loop import StageCheckpoints, StopConditions
-from pure_jax.runs.responses import (
+from pure_jax.runs.rl import report
+from pure_jax.runs.rl.functions import RLFunctions, make_functions
+from pure_jax.runs.rl.responses import (
   check_drift,
   check_finite,
   grade,
   put_prm_texts,
   response_metrics,
 )
-from pure_jax.runs.rl_functions import RLFunctions, make_functions
-from pure_jax.runs.rl_weights import (
+from pure_jax.runs.rl.weights import (
   FrozenWeights,
   RLState,
   freeze,
@@ -113,7 +114,7 @@ def validate(
     run, functions, frozen, weights
   )
   metrics |= of_benchmarks
-  rl_report.check_best_metric(run, metrics)
+  report.check_best_metric(run, metrics)
   run.folder.metrics.write("rl_eval", step, metrics)
   run.folder.generations.write("rl_eval", step, generations + shown)
   return metrics
@@ -127,7 +128,7 @@ def iterate(
   step: int,
   problems: list[Problem],
   bar: Progress,
-) -> tuple[RLState, rl_report.Iteration]:
+) -> tuple[RLState, report.Iteration]:
   """One iteration of RL: encode, generate, score, grade, update.
 
   Args:
@@ -142,7 +143,7 @@ def iterate(
   Returns:
     (the next states, the logged data of the iteration), both dispatched.
   """
-  rl, clock = run.spec.settings.rl, rl_report.Clock()
+  rl, clock = run.spec.settings.rl, report.Clock()
   key = jax.random.fold_in(run.spec.key(RandomStream.ROLLOUTS), step - 1)
 
   # ===== Encode =====
@@ -179,7 +180,7 @@ def iterate(
   # ===== Update =====
   bar.doing("update")
   state, metrics = functions.update(step, state, batch, frozen)
-  return state, rl_report.Iteration(
+  return state, report.Iteration(
     step, problems, graded, batch, drift, metrics, clock
   )
 
@@ -199,7 +200,7 @@ def run_iterations(
   saved, done, cursor = checkpoints.resume(state.to_checkpoint())
   state = RLState.from_checkpoint(saved)
   stop.check_resumed(done, state.policy, state.critic)
-  rl_report.rewind(run, done)
+  report.rewind(run, done)
   pending = None  # Logged while the update of the next iteration runs.
   if done < total:
     run.tell("the first evaluation and iteration also compile their programs")
@@ -218,7 +219,7 @@ def run_iterations(
         *([problems[row] for row in rows], bar),
       )
       if pending is not None:
-        rl_report.write_iteration(run, bar, pending)
+        report.write_iteration(run, bar, pending)
       iteration.clock.wait("update", iteration.metrics)
       bar.advance()
       pending = iteration
@@ -227,7 +228,7 @@ def run_iterations(
       is_regular = evaluates or step % rl.checkpoint_every == 0
       if not is_regular and reason is None:
         continue
-      rl_report.write_iteration(run, bar, pending)
+      report.write_iteration(run, bar, pending)
       pending, metrics = None, None
       if evaluates:
         bar.doing("evaluation")
@@ -251,7 +252,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
       "with files.train and files.held_out."
     )
   # Read now, because the summary at the end needs every row.
-  processes.on_process_zero(lambda: rl_report.read_evaluations(run))
+  processes.on_process_zero(lambda: report.read_evaluations(run))
   policy_params, prm_params = train_prm.train_prm(run)
   frozen = freeze(run.spec, policy_params, prm_params)
 
@@ -274,7 +275,7 @@ def train_rl(run: Run) -> dict[str, Any] | None:
 
   # ===== Summary =====
   run.folder.draw_curves()
-  return processes.on_process_zero(lambda: rl_report.summarize(run))
+  return processes.on_process_zero(lambda: report.summarize(run))
 
 
 def main(argv: list[str]) -> None:

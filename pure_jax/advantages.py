@@ -2,8 +2,7 @@
 
 The process part is the return to go of a token's step minus a baseline from
 the other samples of the prompt. The verifiable part is a group estimator of
-the outcome, the same on every token. The two are computed separately and added,
-or folded into one row of token rewards (verl). Samples of a prompt are G rows.
+the outcome. The two are added, or folded into one row of token rewards (verl).
 """
 
 import operator

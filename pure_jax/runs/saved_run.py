@@ -26,7 +26,7 @@ from pure_jax.parallel import sharding
 from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs
 from pure_jax.runs.folder import load_weights
-from pure_jax.runs.rl_weights import RLState
+from pure_jax.runs.rl.weights import RLState
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.settings.files import FilesSettings
 from pure_jax.runs.settings.run import Settings

@@ -17,9 +17,9 @@ from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.logs.generations import Generation
 from pure_jax.parallel import sharding
 from pure_jax.runs.batches import take_rows
-from pure_jax.runs.responses import GradedResponses, grade, step_texts
-from pure_jax.runs.rl_functions import RLFunctions
-from pure_jax.runs.rl_weights import FrozenWeights
+from pure_jax.runs.rl.functions import RLFunctions
+from pure_jax.runs.rl.responses import GradedResponses, grade, step_texts
+from pure_jax.runs.rl.weights import FrozenWeights
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.files import HELD_OUT
 from pure_jax.runs.spec import RandomStream

@@ -14,7 +14,7 @@ FAULTS = (
   ),
   Fault(
     "the warm-up of the critic trains the policy",
-    "runs.rl_functions:RLFunctions.update",
+    "runs.rl.functions:RLFunctions.update",
     "if value is None or iteration > warmup:",
     "if True:",
     (
@@ -75,7 +75,7 @@ FAULTS = (
   ),
   Fault(
     "every batch goes to the narrowest rows",
-    "runs.rl_functions:_choose",
+    "runs.rl.functions:_choose",
     "np.asarray(jax.device_get(measure(*batch)))",
     "0 * np.asarray(jax.device_get(measure(*batch)))",
     (
@@ -84,7 +84,7 @@ FAULTS = (
   ),
   Fault(
     "the first iteration does not check the sampler",
-    "runs.rl_functions:RLFunctions.score_iteration",
+    "runs.rl.functions:RLFunctions.score_iteration",
     "(iteration - 1) % old_logp.check_every",
     "iteration % old_logp.check_every",
     (
@@ -93,7 +93,7 @@ FAULTS = (
   ),
   Fault(
     "rows of an update have no columns for the prompt",
-    "runs.rl_functions:_policy_shapes",
+    "runs.rl.functions:_policy_shapes",
     "shapes = _row_shapes(spec, spec.prompt_tokens, texts)",
     "shapes = _row_shapes(spec, 0, texts)",
     (
@@ -145,7 +145,7 @@ FAULTS = (
   ),
   Fault(
     "the best evaluation is that of a policy without a checkpoint",
-    "runs.rl_report:summarize",
+    "runs.rl.report:summarize",
     'row["step"] > 0',
     'row["step"] >= 0',
     (

@@ -167,7 +167,7 @@ FAULTS = (
   ),
   Fault(
     "shuffled mini-batches share prompts that are not theirs",
-    "runs.rl_functions:update_rows",
+    "runs.rl.functions:update_rows",
     "samples = 1",
     "pass",
     (

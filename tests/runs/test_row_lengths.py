@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pure_jax.parallel.kernel_calls import Kernels
-from pure_jax.runs import rl_functions
-from pure_jax.runs.rl_weights import RLState
+from pure_jax.runs.rl import functions
+from pure_jax.runs.rl.weights import RLState
 from pure_jax.runs.settings.rl import CriticSettings
 from pure_jax.settings import ScoreConfig
 
@@ -45,7 +45,7 @@ def spec(
 
 def test_the_widest_rows_hold_a_prompt_and_the_longest_response():
   """Otherwise the run would end at the first response of that length."""
-  narrow, wide = rl_functions.update_rows(spec())
+  narrow, wide = functions.update_rows(spec())
   assert (wide.columns, narrow.columns) == (130, 65)
 
 
@@ -55,24 +55,24 @@ def test_the_widest_rows_hold_a_prompt_and_the_longest_response():
 def test_the_prm_reads_one_more_id_per_step_if_separators_are_inserted(
   separator, columns
 ):
-  narrow, wide = rl_functions.score_rows(spec(separator))
+  narrow, wide = functions.score_rows(spec(separator))
   assert (wide.prm.columns, narrow.prm.columns) == (columns, columns // 2)
 
 
 @pytest.mark.parametrize("packed_tokens", [None, 100])
 def test_the_widest_rows_are_no_more_than_those_of_a_micro_batch(packed_tokens):
   """32 responses in 16 micro-batches: 2 of the longest fit into memory."""
-  rows = rl_functions.score_rows(spec(packed_tokens=packed_tokens))[-1]
+  rows = functions.score_rows(spec(packed_tokens=packed_tokens))[-1]
   assert (rows.policy.rows, rows.prm.rows) == (2, 2)
 
 
 @pytest.mark.parametrize(("mini_batches", "rows"), [(1, 4), (16, 2), (32, 1)])
 def test_rows_of_an_update_are_no_more_than_its_mini_batch(mini_batches, rows):
   """Half as long rows are twice as many, if there are as many responses."""
-  narrow, _ = rl_functions.update_rows(spec(mini_batches=mini_batches))
+  narrow, _ = functions.update_rows(spec(mini_batches=mini_batches))
   assert narrow.rows == rows
-  assert rl_functions.score_rows(spec(mini_batches=mini_batches)) == (
-    rl_functions.score_rows(spec())
+  assert functions.score_rows(spec(mini_batches=mini_batches)) == (
+    functions.score_rows(spec())
   )
 
 
@@ -94,24 +94,24 @@ def test_samples_share_a_prompt_where_a_row_holds_them(
 ):
   """A prompt of 30 tokens and 2, 4 or 8 samples of 100 have to fit."""
   changed = spec(**changes)
-  scores = rl_functions.score_rows(changed)[-1]
+  scores = functions.score_rows(changed)[-1]
   assert (scores.policy.samples, scores.prm.samples) == (of_scores, 1)
-  assert rl_functions.update_rows(changed)[-1].samples == of_updates
-  assert rl_functions.value_rows(changed)[-1].samples == 1
+  assert functions.update_rows(changed)[-1].samples == of_updates
+  assert functions.value_rows(changed)[-1].samples == 1
 
 
 def test_a_run_without_buckets_and_packing_has_one_function():
   unpacked = spec()
   unpacked.settings.rl.length_buckets = 1
-  assert rl_functions.score_rows(unpacked) == (None,)
-  assert rl_functions.update_rows(unpacked) == (None,)
-  assert rl_functions.value_rows(unpacked) == (None,)
+  assert functions.score_rows(unpacked) == (None,)
+  assert functions.update_rows(unpacked) == (None,)
+  assert functions.value_rows(unpacked) == (None,)
 
 
-def functions(**fields):
+def functions_of(**fields):
   """`RLFunctions` of which a test calls only the given fields."""
-  names = [f.name for f in dataclasses.fields(rl_functions.RLFunctions)]
-  return rl_functions.RLFunctions(**dict.fromkeys(names) | fields)
+  names = [f.name for f in dataclasses.fields(functions.RLFunctions)]
+  return functions.RLFunctions(**dict.fromkeys(names) | fields)
 
 
 # Weights that the functions below do not read.
@@ -129,9 +129,9 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
   """Longer texts than the rows would make every number NaN."""
   updates = {
     rows: lambda *_, rows=rows: (rows, {})
-    for rows in rl_functions.update_rows(spec())
+    for rows in functions.update_rows(spec())
   }
-  compiled = functions(
+  compiled = functions_of(
     spec=types.SimpleNamespace(
       settings=types.SimpleNamespace(
         rl=types.SimpleNamespace(critic=CriticSettings())
@@ -140,12 +140,10 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
     updates=updates,
     critic_updates=updates,
     critic_values={
-      rows: lambda *_, rows=rows: rows
-      for rows in rl_functions.value_rows(spec())
+      rows: lambda *_, rows=rows: rows for rows in functions.value_rows(spec())
     },
     step_scores={
-      rows: lambda *_, rows=rows: rows
-      for rows in rl_functions.score_rows(spec())
+      rows: lambda *_, rows=rows: rows for rows in functions.score_rows(spec())
     },
     text_lengths=lambda rollout, prompts: np.array(
       [len(rollout), *([] if prompts is None else [1])]
@@ -166,7 +164,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
 def test_the_sampler_is_checked_from_the_first_iteration():
   """Of a sampler that is off, no update may be made unnoticed."""
   old_logp = types.SimpleNamespace(source="sampled", check_every=3)
-  compiled = functions(
+  compiled = functions_of(
     spec=types.SimpleNamespace(
       settings=types.SimpleNamespace(
         rl=types.SimpleNamespace(old_logp=old_logp)

@@ -21,7 +21,7 @@ import pytest
 import smoke_run
 
 from pure_jax.parallel import sharding
-from pure_jax.runs import rl_functions
+from pure_jax.runs.rl import functions
 from pure_jax.runs.saved_run import read_run
 from pure_jax.training import optim
 
@@ -74,7 +74,7 @@ def test_a_run_with_several_updates_that_broke_off_continues_exactly(
   whole, workdir = tmp_path / "whole", tmp_path / "broken"
   done = smoke_run.call("train_pure.py", whole, *options)
   assert done.returncode == 0, done.stderr
-  update, left = rl_functions.RLFunctions.update, [None] * 2
+  update, left = functions.RLFunctions.update, [None] * 2
 
   def update_and_break_off(*arguments):
     result = update(*arguments)
@@ -84,7 +84,7 @@ def test_a_run_with_several_updates_that_broke_off_continues_exactly(
     return result
 
   with (
-    mock.patch.object(rl_functions.RLFunctions, "update", update_and_break_off),
+    mock.patch.object(functions.RLFunctions, "update", update_and_break_off),
     pytest.raises(RuntimeError, match="a power cut"),
   ):
     smoke_run.call("train_pure.py", workdir, *options)

@@ -14,9 +14,10 @@ from pure_jax.host import json_text
 from pure_jax.host.checkpoints.checkpointer import Checkpoints
 from pure_jax.host.data.records import Problem
 from pure_jax.parallel import sharding
-from pure_jax.runs import rl_report, validation
+from pure_jax.runs import validation
 from pure_jax.runs.evaluation.benchmarks import Benchmark
-from pure_jax.runs.responses import GradedResponses
+from pure_jax.runs.rl import report
+from pure_jax.runs.rl.responses import GradedResponses
 from pure_jax.runs.settings.conversion import ConfigError, settings_from_config
 from pure_jax.runs.tasks.task import Verdicts
 from pure_jax.settings import ScoreConfig
@@ -219,9 +220,9 @@ def test_an_unknown_metric_ends_in_a_sentence():
   """Otherwise no checkpoint would ever be the best one."""
   settings = of_files(rl__best_metric="math501/accuracy")
   run = types.SimpleNamespace(spec=types.SimpleNamespace(settings=settings))
-  rl_report.check_best_metric(run, {"math501/accuracy": None})
+  report.check_best_metric(run, {"math501/accuracy": None})
   with pytest.raises(ConfigError, match=r"accuracy' is no metric .* a, b\."):
-    rl_report.check_best_metric(run, {"a": 1.0, "b": None})
+    report.check_best_metric(run, {"a": 1.0, "b": None})
 
 
 def test_an_empty_step_is_shown_with_the_reward_of_the_update():
@@ -288,4 +289,4 @@ def test_the_best_evaluation_is_that_of_the_best_checkpoint(
     folder=types.SimpleNamespace(path=tmp_path),
   )
   # Without a best checkpoint, the last evaluation stands for it.
-  assert rl_report.summarize(run)["best"]["step"] == (step or len(rows) - 1)
+  assert report.summarize(run)["best"]["step"] == (step or len(rows) - 1)

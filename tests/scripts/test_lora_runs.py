@@ -18,8 +18,9 @@ from pure_jax.host.logs import curves
 from pure_jax.models import lora, policy, prm, transformer
 from pure_jax.models import params as weights
 from pure_jax.parallel import sharding
-from pure_jax.runs import rl_weights, saved_run
+from pure_jax.runs import saved_run
 from pure_jax.runs.planning.planned_spec import read_spec
+from pure_jax.runs.rl import weights as rl_weights
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError

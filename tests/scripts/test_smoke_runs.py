@@ -19,7 +19,7 @@ import train_pure
 from configs import paper
 
 from pure_jax.host.logs import curves
-from pure_jax.runs import rl_weights
+from pure_jax.runs.rl import weights as rl_weights
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError

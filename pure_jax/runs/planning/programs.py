@@ -19,9 +19,10 @@ from pure_jax.models import params as weights
 from pure_jax.parallel.sharding import replicated, weight_shardings
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.generation import empty_completions, to_rollout
-from pure_jax.runs import rl_functions, rl_weights
 from pure_jax.runs.planning import estimates
 from pure_jax.runs.planning.estimates import Estimates
+from pure_jax.runs.rl import weights as rl_weights
+from pure_jax.runs.rl.functions import make_engine, make_functions
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import train, weight_copies
 from pure_jax.training.optim import make_optimizer
@@ -100,7 +101,7 @@ class Programs:
     self._spec = spec
     self._policy = policy.declare_policy(spec.model)
     self._optimizer = make_optimizer(spec.settings.rl.optim, self._policy)
-    self._functions = rl_functions.make_functions(spec, self._optimizer)
+    self._functions = make_functions(spec, self._optimizer)
     self._copies_weights = rl_weights.needs_rollout_copy(spec, self._policy)
     self._params = weights.abstract_params(self._policy)
     self._critic = critic.declare_critic(spec.model)
@@ -181,7 +182,7 @@ class Programs:
   def _rollout_stage(self, prompts: Prompts, model_flops: int) -> Stage:
     """The rollout: one compiled loop, or an engine's programs."""
     spec, held, rl = self._spec, self.resident, self._spec.settings.rl
-    engine = rl_functions.make_engine(spec, spec.sampler, rl.samples_per_prompt)
+    engine = make_engine(spec, spec.sampler, rl.samples_per_prompt)
     waiting = held.waiting
     if self._copies_weights:
       waiting += held.parameters

@@ -33,7 +33,7 @@ from pure_jax.host.text.tokenization import (
 )
 from pure_jax.runs.evaluation import labelled_solutions, requests
 from pure_jax.runs.evaluation.labelled_solutions import SolutionLimits
-from pure_jax.runs.responses import put_prm_texts
+from pure_jax.runs.rl.responses import put_prm_texts
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.tasks import tiny_files

@@ -25,7 +25,7 @@ from pure_jax.models import policy, prm
 from pure_jax.runs.evaluation import generation, labelled_solutions
 from pure_jax.runs.evaluation.generation import ResponseGenerator
 from pure_jax.runs.evaluation.requests import make_requests
-from pure_jax.runs.responses import put_prm_texts
+from pure_jax.runs.rl.responses import put_prm_texts
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings

@@ -15,7 +15,7 @@ from pure_jax.host.evaluation import rollout_metrics
 from pure_jax.host.logs.console import Progress
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.host.text.tokenization import SEPARATOR
-from pure_jax.runs.responses import (
+from pure_jax.runs.rl.responses import (
   GradedResponses,
   response_metrics,
   step_texts,

@@ -11,7 +11,7 @@ import optax
 
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.sampling import SamplingConfig
-from pure_jax.runs.rl_weights import (
+from pure_jax.runs.rl.weights import (
   FrozenWeights,
   RLState,
   critic_optimizer,

@@ -1,0 +1,1 @@
+"""Reinforcement learning: compiled functions, weights, grading and logs."""
