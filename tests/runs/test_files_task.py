@@ -17,9 +17,10 @@ from pure_jax.host.data.records import Problem
 from pure_jax.host.grading.verify import Verdict
 from pure_jax.host.logs import curves
 from pure_jax.models import prm
-from pure_jax.runs import loop, responses
+from pure_jax.runs import loop
 from pure_jax.runs.memory import of_run
 from pure_jax.runs.memory.run_sizes import read_sizes
+from pure_jax.runs.rl import responses
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -338,7 +339,6 @@ def prm_run(tmp_path_factory):
 
 
 def keeping_states(run, folder="states"):
-  """The run with states of the trunk kept in a folder."""
   settings = run.spec.settings
   kept = dataclasses.replace(settings.prm, trunk_states=str(folder))
   settings = dataclasses.replace(settings, prm=kept)
