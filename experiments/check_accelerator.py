@@ -87,7 +87,12 @@ PIECES = (
 )
 
 _OUT = flags.DEFINE_string("out", None, "Folder of the results.")
-_MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.", 0.0)
+_MINUTES = flags.DEFINE_float("minutes", 10.0, "Time for all pieces.")
+flags.register_validator(
+  _MINUTES,
+  lambda minutes: 0 <= minutes <= 1e6,
+  message="must be between 0 and 1e6",
+)
 _MODEL = flags.DEFINE_string(
   "model", None, "Hugging Face folder for the pieces that train a real model."
 )
@@ -113,6 +118,11 @@ _PIECES = flags.DEFINE_list(
 )
 _DEADLINE = flags.DEFINE_float(
   "deadline", None, "For the process that runs the pieces: its end."
+)
+flags.register_validator(
+  _DEADLINE,
+  lambda deadline: deadline is None or 0 <= deadline <= 1e12,
+  message="must be between 0 and 1e12",
 )
 
 

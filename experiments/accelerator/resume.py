@@ -4,6 +4,7 @@ The runs are processes of their own. This piece opens no device, so that they
 can: see `Piece.alone`.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,11 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from accelerator.checks import check
 from accelerator.pieces import Context, PieceError
+from pure_jax.host.workers import child_guard
 
 TRAIN = pathlib.Path(__file__).parents[1] / "train_pure.py"
 CONFIG = "configs/qwen2p5_math_1p5b.py:smoke_vr_one_loop"
@@ -106,8 +108,9 @@ def environment(context: Context) -> dict[str, str]:
   return variables
 
 
-def _start(folder, workdir, variables) -> tuple[Any, pathlib.Path]:
-  """Starts a run; its output goes to a file."""
+@contextlib.contextmanager
+def _started(folder, workdir, variables) -> Iterator[tuple[Any, pathlib.Path]]:
+  """Starts a run, whose output goes to a file, and kills it at the end."""
   log = folder / f"{workdir.name}.log"
   with log.open("ab") as file:
     process = subprocess.Popen(
@@ -125,22 +128,25 @@ def _start(folder, workdir, variables) -> tuple[Any, pathlib.Path]:
       stderr=subprocess.STDOUT,
       env=variables,
     )
-  return process, log
+  child_guard.add(process.pid)
+  try:
+    yield process, log
+  finally:
+    process.kill()
+    process.wait()
+    child_guard.remove(process.pid)
 
 
 def _finish(context, folder, workdir, variables) -> float:
   """Runs to the end; returns the seconds."""
   start = time.perf_counter()
-  process, log = _start(folder, workdir, variables)
-  try:
-    status = process.wait(max(1.0, context.seconds_left()))
-  except subprocess.TimeoutExpired:
-    raise PieceError(
-      f"the run in {workdir} had not ended when the time was over"
-    ) from None
-  finally:
-    process.kill()
-    process.wait()
+  with _started(folder, workdir, variables) as (process, log):
+    try:
+      status = process.wait(max(1.0, context.seconds_left()))
+    except subprocess.TimeoutExpired:
+      raise PieceError(
+        f"the run in {workdir} had not ended when the time was over"
+      ) from None
   if status:
     raise PieceError(f"a run ended with status {status}: {_last_words(log)}")
   return time.perf_counter() - start
@@ -149,19 +155,15 @@ def _finish(context, folder, workdir, variables) -> float:
 def _kill(context, folder, workdir, variables) -> float:
   """Runs until `KILL_AT` and kills the process; returns the seconds."""
   start = time.perf_counter()
-  process, log = _start(folder, workdir, variables)
-  try:
+  with _started(folder, workdir, variables) as (process, log):
     while process.poll() is None and not _has_reached(workdir):
       if context.seconds_left() < 0:
         raise PieceError("the time was over before the run could be killed")
       time.sleep(POLL_SECONDS)
-  finally:
-    process.send_signal(signal.SIGKILL)
-    status = process.wait()
-  if status != -signal.SIGKILL:
+  if process.returncode != -signal.SIGKILL:
     raise PieceError(
-      f"the run ended by itself with status {status} before it could be "
-      f"killed: {_last_words(log)}"
+      f"the run ended by itself with status {process.returncode} before it "
+      f"could be killed: {_last_words(log)}"
     )
   return time.perf_counter() - start
 

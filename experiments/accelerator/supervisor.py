@@ -6,17 +6,15 @@ is open: a TPU belongs to one process, and jax takes most of a GPU's memory.
 """
 
 import itertools
-import os
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Sequence
 
 from accelerator import report, runner
 from accelerator.pieces import Options, Piece
 from pure_jax.host import json_text
 from pure_jax.host.atomic_files import write_json_atomic
+from pure_jax.host.workers import child_guard
 from pure_jax.runs.workdir import collect_versions
 
 # A piece may exceed the deadline by this much: its estimate may be too low.
@@ -75,19 +73,11 @@ def run_apart(
   chosen: Sequence[Piece], pieces: Sequence[Piece], options: Options, shown: str
 ) -> None:
   """Runs pieces in this process, which `supervise` has started."""
-  threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
   machine = collect_versions()
   write_json_atomic(options.out / MACHINE_FILE, machine)
   for piece in chosen:
     runner.run_pieces([piece], pieces, options.on(machine))
     report.write(options.out, pieces, shown)
-
-
-def _end_with(parent: int) -> None:
-  """Ends this process when the one that started it is gone."""
-  while os.getppid() == parent:
-    time.sleep(1.0)
-  os._exit(1)
 
 
 def _run_group(
@@ -134,6 +124,7 @@ def _find_running(
 def _run_process(command: Sequence[str], options: Options) -> str | None:
   """Waits for a process; returns how it ended too early, or None."""
   process = subprocess.Popen(command)
+  child_guard.add(process.pid)
   try:
     status = process.wait(max(0.0, options.seconds_left()) + GRACE_SECONDS)
   except subprocess.TimeoutExpired:
@@ -141,6 +132,7 @@ def _run_process(command: Sequence[str], options: Options) -> str | None:
   finally:
     process.kill()
     process.wait()
+    child_guard.remove(process.pid)
   if status == 0:
     return None
   if status > 0:

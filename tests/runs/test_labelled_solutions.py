@@ -22,13 +22,12 @@ from pure_jax.host.text.tokenization import (
 )
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
-from pure_jax.runs.evaluation import labelled_solutions
+from pure_jax.runs.evaluation import held_out_prm, labelled_solutions
 from pure_jax.runs.evaluation.loaded_prm import LoadedPRM
 from pure_jax.runs.evaluation.score_file import open_scores
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import DataSettings
 from pure_jax.runs.settings.run import Settings
-from pure_jax.runs.tasks import files as files_task
 from pure_jax.runs.tasks.files import FilesTask
 
 
@@ -189,7 +188,9 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
 def policy_folder(tmp_path_factory):
   """The tiny policy and its data, as settings that name them."""
   folder = tmp_path_factory.mktemp("tiny")
-  config = paper.policy_run("smoke", iterations=1, architecture="qwen2p5_7b")
+  config = paper.policy_run(
+    "smoke", policy="unused", iterations=1, architecture="qwen2p5_7b"
+  )
   config.files.random_model = "tied"
   settings = conversion.settings_from_config(config, Settings)
   task = FilesTask(settings, folder)
@@ -292,9 +293,9 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
     return {}
 
   monkeypatch.setattr(
-    files_task.supervised, "make_prm_evaluation", lambda *unused: score
+    held_out_prm.supervised, "make_prm_evaluation", lambda *unused: score
   )
-  monkeypatch.setattr(files_task.prm_metrics, "best_of_n_metrics", choose)
+  monkeypatch.setattr(held_out_prm.prm_metrics, "best_of_n_metrics", choose)
   # Batches are filled up with rows of their own; one has no such rows.
   batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
   task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
@@ -366,7 +367,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
     return np.repeat(np.asarray(rows)[:, None], max_steps, 1)
 
   monkeypatch.setattr(
-    files_task.supervised, "make_prm_evaluation", lambda *unused: score
+    held_out_prm.supervised, "make_prm_evaluation", lambda *unused: score
   )
   metrics = task.evaluate_prm(*open_spec_and_batches(), None, None)
 

@@ -171,6 +171,7 @@ FLAGS = {
   "grade": ("timeout_seconds",),
   "plan": ("price",),
   "benchmark": ("seconds",),
+  "check_accelerator": ("minutes", "deadline"),
 }
 
 

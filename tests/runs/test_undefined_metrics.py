@@ -11,8 +11,9 @@ import train_prm
 
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.logs.metrics import MetricsWriter, read_metrics
+from pure_jax.runs.evaluation import held_out_prm
 from pure_jax.runs.folder import RunFolder
-from pure_jax.runs.tasks import arithmetic, files
+from pure_jax.runs.tasks import arithmetic
 from pure_jax.runs.workdir import WorkdirError
 
 UNDEFINED = (math.nan, -math.inf, np.float32("nan"), jnp.float32(math.inf))
@@ -49,39 +50,8 @@ def world_metrics(monkeypatch, labels, rewards, correct):
   monkeypatch.setattr(
     arithmetic, "split_texts", lambda *unused: [["a", "b"]] * 2
   )
-  return evaluate(monkeypatch, arithmetic, task, rewards)
-
-
-def file_metrics(monkeypatch, labels, rewards, correct):
-  """What `FilesTask.evaluate_prm` makes of two solutions' rewards."""
-  rows = [
-    LabelledSolution(
-      str(i), "x", "1+1?", ("a", "2"), tuple(labels[i]), final_correct=right
-    )
-    for i, right in enumerate(correct)
-  ]
-  encoded = types.SimpleNamespace(left_out={})
-  task = types.SimpleNamespace(
-    tokenizer=types.SimpleNamespace(pad_id=0),
-    _limits=types.SimpleNamespace(max_steps=2),
-    _settings=types.SimpleNamespace(
-      prm=types.SimpleNamespace(batch_size=2, length_multiple=1)
-    ),
-    _labelled_rows=lambda: (None, rows),
-    _encode=lambda found: (found, encoded),
-  )
   monkeypatch.setattr(
-    files.labelled_solutions,
-    "batches_by_length",
-    lambda *unused: [(np.arange(2), None)],
-  )
-  return evaluate(monkeypatch, files, task, rewards)
-
-
-def evaluate(monkeypatch, module, task, rewards):
-  """Calls `evaluate_prm` of a task of a module with a PRM of these rewards."""
-  monkeypatch.setattr(
-    module.supervised,
+    arithmetic.supervised,
     "make_prm_evaluation",
     lambda *unused: lambda *unused: np.asarray(rewards, np.float32),
   )
@@ -90,11 +60,19 @@ def evaluate(monkeypatch, module, task, rewards):
     **dict.fromkeys(("prm_model", "prm_score_config", "table")),
   )
   batches = types.SimpleNamespace(put=lambda batch: batch)
-  kind = {
-    arithmetic: arithmetic.ArithmeticTask,
-    files: files.FilesTask,
-  }[module]
-  return kind.evaluate_prm(task, spec, batches, None, None)
+  return arithmetic.ArithmeticTask.evaluate_prm(task, spec, batches, None, None)
+
+
+def file_metrics(monkeypatch, labels, rewards, correct):
+  """What a run on files makes of two solutions' rewards."""
+  del monkeypatch
+  rows = [
+    LabelledSolution(
+      str(i), "x", "1+1?", ("a", "2"), tuple(labels[i]), final_correct=right
+    )
+    for i, right in enumerate(correct)
+  ]
+  return held_out_prm.metrics(rows, np.asarray(rewards, np.float32))
 
 
 @pytest.mark.parametrize("of", [world_metrics, file_metrics])

@@ -107,6 +107,8 @@ def test_every_file_that_leaves_a_process_running_has_it_guarded():
   texts.pop("pure_jax/host/workers/child_guard.py")
   assert texts.keys() == {
     "pure_jax/host/workers/pool.py",
+    "experiments/accelerator/resume.py",
+    "experiments/accelerator/supervisor.py",
     "experiments/benchmarks/baselines/process.py",
     "experiments/compare_credit.py",
   }
