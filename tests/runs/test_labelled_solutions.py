@@ -261,11 +261,14 @@ def files_task_of_solutions(folder, **changes):
   )
 
 
-def open_spec_and_batches():
+def open_spec_and_batches(task):
   """What a task reads of a run, in one process without a model."""
-  layouts = types.SimpleNamespace(training=None)
   spec = types.SimpleNamespace(
-    prm_model=None, prm_score_config=None, table=None, layouts=layouts
+    settings=task._settings,
+    prm_model=None,
+    prm_score_config=None,
+    table=types.SimpleNamespace(pad_id=task.tokenizer.pad_id),
+    layouts=types.SimpleNamespace(training=None),
   )
   return spec, types.SimpleNamespace(put=lambda tree: tree)
 
@@ -280,7 +283,7 @@ def problems_read(task, tokens, masks):
 
 def trained_and_held_out(task, monkeypatch, chosen=None):
   """(problems a PRM is trained on, problems it is evaluated on)."""
-  labelled = task.labelled(*open_spec_and_batches(), None).responses
+  labelled = task.labelled(*open_spec_and_batches(task), None).responses
   held_out = []
 
   def score(params, batch):
@@ -299,7 +302,7 @@ def trained_and_held_out(task, monkeypatch, chosen=None):
   # Batches are filled up with rows of their own; one has no such rows.
   batch_of_one = dataclasses.replace(task._settings.prm, batch_size=1)
   task._settings = dataclasses.replace(task._settings, prm=batch_of_one)
-  task.evaluate_prm(*open_spec_and_batches(), None, None)
+  task.evaluate_prm(*open_spec_and_batches(task), None, None)
   return problems_read(
     task, labelled.prompt_tokens, labelled.prompt_mask
   ), held_out
@@ -369,7 +372,7 @@ def test_an_evaluation_gives_each_row_its_own_scores(tmp_path, monkeypatch):
   monkeypatch.setattr(
     held_out_prm.supervised, "make_prm_evaluation", lambda *unused: score
   )
-  metrics = task.evaluate_prm(*open_spec_and_batches(), None, None)
+  metrics = task.evaluate_prm(*open_spec_and_batches(task), None, None)
 
   _, held_out = task._labelled_rows()
   right = [
