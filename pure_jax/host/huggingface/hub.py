@@ -186,6 +186,7 @@ def _describe(name: HubName, revision: str) -> Any:
     raise _refusal(name, revision, error) from error
   # The HTTP client has errors of its own; versions differ in the client.
   except Exception as error:
+    preemption.raise_received()  # The client may have lost the signal.
     raise _Unreachable(
       f"the Hugging Face hub cannot be reached ({_reason(error)})"
     ) from error
@@ -256,6 +257,7 @@ def _download(name: HubName, file: str, revision: str) -> str:
       name.repo_id, file, repo_type=name.kind, revision=revision
     )
   except Exception as error:
+    preemption.raise_received()  # The client may have lost the signal.
     if isinstance(error, OSError) and error.errno is not None:
       raise  # Of the file system.
     reason: Exception = error

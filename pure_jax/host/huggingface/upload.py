@@ -7,6 +7,7 @@ files go into one commit, so that nobody finds half a model.
 import pathlib
 from typing import Any
 
+from pure_jax.host.distributed import preemption
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 
 # Of a model that the repository had before; they would be read with the new
@@ -112,6 +113,7 @@ def upload_model(
     raise HuggingFaceError(_refusal(repo_id, error)) from error
   # The HTTP client has errors of its own; versions differ in the client.
   except Exception as error:
+    preemption.raise_received()  # The client may have lost the signal.
     cause: BaseException = error.__cause__ or error
     if isinstance(cause, errors.HfHubHTTPError):
       raise HuggingFaceError(_refusal(repo_id, cause)) from error
