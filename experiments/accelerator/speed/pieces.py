@@ -47,7 +47,9 @@ def decode(context: Context, shape: str) -> Result:
     [programs.decode_program(f"decode, rows={c.rows}", c) for c in chosen],
   )
   rows = measure(context, [group])
-  return results.as_result(rows, f"{shape}: " + results.describe(rows))
+  return results.as_result(
+    rows, f"{_title(context, shape)}: {results.describe(rows)}"
+  )
 
 
 def steps(context: Context, shape: str) -> Result:
@@ -85,11 +87,16 @@ def steps(context: Context, shape: str) -> Result:
     ],
   )
   all_weights, adapters = rows[2:]
-  summary = f"{shape}: {results.describe(rows)}"
+  summary = f"{_title(context, shape)}: {results.describe(rows)}"
   if all_weights.line and adapters.line:
     ratio = all_weights.seconds / adapters.seconds
     summary += f"; adapters are updated {ratio:.2f} times as fast"
   return results.as_result(rows, summary)
+
+
+def _title(context: Context, shape: str) -> str:
+  """What a line of the report calls the model."""
+  return shape if context.size == "full" else f"tiny, in place of the {shape}"
 
 
 def update_choices(context: Context) -> Result:
