@@ -47,7 +47,8 @@ from pure_jax.host.evaluation.record_file import RecordFile
 from pure_jax.host.evaluation.report import render_table, write_report
 from pure_jax.host.logs import console
 from pure_jax.host.logs.console import Progress
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, separator_table
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import separator_table
 from pure_jax.parallel import sharding
 from pure_jax.runs import locations
 from pure_jax.runs import workdir as workdirs

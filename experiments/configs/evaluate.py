@@ -68,8 +68,8 @@ def fields() -> dict:
     param_dtype="auto",  # Dtype of weights; "auto" is that of the products.
     benchmarks=files.benchmarks(),  # Files of problems.
     skip_malformed=False,  # True: malformed rows are counted, not errors.
-    # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed", or
-    # "pure", which is the paper's; see `PROMPT_FORMATS`.
+    # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed",
+    # "two_examples", or "pure", which is the paper's; see `PROMPT_FORMATS`.
     prompt_format="qwen_boxed",
     # Of the PRM; the paper's PRM was trained on "raw" and reads "pure" in RL.
     prm_prompt_format="raw",

@@ -65,8 +65,8 @@ def files() -> dict:
     random_files=("train", "held_out", "labelled"),
     prm=placeholder(str),  # Folder or id of a trained PRM; None trains one.
     eos_token=placeholder(str),  # Ends a response; None: the folder's.
-    # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed", or
-    # "pure", which is the paper's; see `PROMPT_FORMATS`.
+    # Format of the policy's prompts: "raw", "plain", "chat", "qwen_boxed",
+    # "two_examples", or "pure", which is the paper's; see `PROMPT_FORMATS`.
     prompt_format="qwen_boxed",
     # Of the PRM; the paper's PRM was trained on "raw" and reads "pure" in RL.
     prm_prompt_format="raw",

@@ -10,7 +10,8 @@ import numpy as np
 from pure_jax.host.data.batches import left_pad
 from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.distributed import global_batch
-from pure_jax.host.text.tokenization import PromptFormat, Tokenizer
+from pure_jax.host.text.prompt_formats import PromptFormat
+from pure_jax.host.text.tokenization import Tokenizer
 from pure_jax.parallel import sharding
 from pure_jax.types import Prompts
 

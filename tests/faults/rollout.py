@@ -14,7 +14,7 @@ FAULTS = (
   ),
   Fault(
     "a chat begins with the token that its template has written already",
-    "host.text.tokenization:PromptFormat.ids",
+    "host.text.prompt_formats:PromptFormat.ids",
     "if self.chat:",
     "if False:",
     ("test_prompt_ids.py::test_a_chat_has_as_many_bos_as_its_template_writes",),

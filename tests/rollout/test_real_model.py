@@ -21,7 +21,7 @@ from pure_jax.host.data.batches import left_pad
 from pure_jax.host.data.file_dataset import read_file
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import PROMPT_FORMATS
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig

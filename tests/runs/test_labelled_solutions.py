@@ -15,11 +15,8 @@ from small_models import initial_params
 
 from pure_jax.host import huggingface
 from pure_jax.host.data.records import LabelledSolution, problem_key
-from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
-  TokenizerError,
-  encode_response,
-)
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import TokenizerError, encode_response
 from pure_jax.models import prm
 from pure_jax.parallel import sharding
 from pure_jax.runs.evaluation import held_out_prm, labelled_solutions

@@ -23,7 +23,7 @@ All three therefore use the rules of this module:
 * The PRM's prompt is the problem in the format that the PRM was trained with,
   not the policy's prompt, which the PRM of the reference code reads in RL
   ("pure").
-* A prompt has the ids that transformers gives it (`PromptFormat.ids`).
+* A prompt has the ids that transformers gives it (`prompt_formats`).
 * A response ends at any id in `Tokenizer.eos_ids`; one that is encoded here
   ends at the first.
 
@@ -43,9 +43,6 @@ from pure_jax.types import SeparatorTable
 
 SEPARATOR = "\n\n"
 SCORE_TEXT = "\n"
-BOXED = (
-  "Please reason step by step, and put your final answer within \\boxed{}."
-)
 
 
 class TokenizerError(ValueError):
@@ -100,89 +97,6 @@ class Tokenizer(Protocol):
       messages: dicts with ``role`` and ``content``.
     """
     ...
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptFormat:
-  """How a problem becomes a prompt.
-
-  Attributes:
-    chat: True applies the tokenizer's chat template.
-    system: system message of the chat, None for no such message.
-    suffix: text after the problem.
-    prefix: text that every response begins with. It is part of the prompt: it
-      is neither sampled nor graded nor cut into steps.
-  """
-
-  chat: bool = False
-  system: str | None = None
-  suffix: str = ""
-  prefix: str = ""
-
-  def __post_init__(self):
-    """Validates the system message."""
-    if self.system is not None and not self.chat:
-      raise ValueError("A system message needs chat=True.")
-
-  def text(self, tokenizer: Tokenizer, problem: str) -> str:
-    """Formats a problem as the text before the response.
-
-    Args:
-      tokenizer: the tokenizer, whose chat template is used if `chat` is True.
-      problem: the text of the problem.
-
-    Raises:
-      TokenizerError: if `chat` is True and the tokenizer has no chat template.
-    """
-    if not self.chat:
-      return problem + self.suffix + self.prefix
-    messages = [{"role": "user", "content": problem + self.suffix}]
-    if self.system is not None:
-      messages.insert(0, {"role": "system", "content": self.system})
-    return tokenizer.apply_chat_template(messages) + self.prefix
-
-  def ids(self, tokenizer: Tokenizer, problem: str) -> list[int]:
-    """Encodes the prompt of a problem.
-
-    The ids are those of transformers. Without chat they begin with BOS if the
-    tokenizer's ids do (Llama 3), as `tokenizer(text)` gives them. A chat
-    template writes BOS itself. The ids of a response, which continue the
-    prompt, never begin with BOS.
-
-    Args:
-      tokenizer: the tokenizer.
-      problem: the text of the problem.
-
-    Raises:
-      TokenizerError: as for `text`.
-    """
-    text = self.text(tokenizer, problem)
-    if self.chat:
-      return tokenizer.encode(text)
-    return tokenizer.encode_prompt(text)
-
-
-# The prompt formats by the names that configs use. To add one, add an entry:
-# the settings accept its name, and `files.prompt_format` and
-# `prm_prompt_format` choose it for the policy and the PRM.
-PROMPT_FORMATS = {
-  # The format of the paper's PRM: the first step follows the problem directly.
-  "raw": PromptFormat(),
-  # For models without a chat template. Qwen's vocabulary merges "?" and the
-  # line break, so the PRM of the paper has never seen the end of such a prompt.
-  "plain": PromptFormat(suffix="\n"),
-  "chat": PromptFormat(chat=True),
-  # The format that Qwen2.5-Math is evaluated with.
-  "qwen_boxed": PromptFormat(chat=True, system=BOXED),
-  # The format that PURE trains and evaluates policies with. In its RL the PRM
-  # reads it too, although it was trained on "raw".
-  "pure": PromptFormat(
-    suffix=(
-      f'\n\nPlease reason step by step with steps separated by "{SEPARATOR}", '
-      "and put your final answer within \\boxed{}."
-    )
-  ),
-}
 
 
 def encode_response(

@@ -8,9 +8,9 @@ import numpy as np
 from pure_jax.host.data import batches
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.distributed import preemption
+from pure_jax.host.text.prompt_formats import PromptFormat
 from pure_jax.host.text.tokenization import (
   PRMText,
-  PromptFormat,
   Tokenizer,
   TokenizerError,
   encode_each_step,

@@ -15,7 +15,7 @@ from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
   tokenizer_of_prm,
 )
-from pure_jax.host.text.tokenization import PROMPT_FORMATS
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
 from pure_jax.runs.batches import PromptEncoder
 from pure_jax.runs.evaluation.benchmarks import read_benchmark
 from pure_jax.runs.memory.needs import Need, check_bytes

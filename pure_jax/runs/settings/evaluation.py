@@ -6,7 +6,7 @@ from pure_jax.host.data.formats import responses
 from pure_jax.host.data.formats.named import find_format, format_names
 from pure_jax.host.data.records import LabelledSolution, Problem
 from pure_jax.host.evaluation.repetition import UNITS
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS, PromptFormat
 from pure_jax.ranges import within
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.files import (

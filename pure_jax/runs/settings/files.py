@@ -12,7 +12,7 @@ from pure_jax.host.data.formats.named import (
 from pure_jax.host.data.records import Problem
 from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.host.grading.verify import EXTRACTORS
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, PromptFormat
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS, PromptFormat
 from pure_jax.host.workers.pool import MAX_SECONDS, MAX_WORKERS, MIN_SECONDS
 from pure_jax.models.config import COMPUTE_DTYPES, REMAT, ModelConfig
 from pure_jax.ranges import within

@@ -18,11 +18,8 @@ from pure_jax.host.distributed import preemption, processes
 from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
-from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
-  encode_response,
-  split_texts,
-)
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import encode_response, split_texts
 from pure_jax.models import prm
 from pure_jax.runs.batches import Batches, PromptEncoder
 from pure_jax.runs.settings.conversion import ConfigError

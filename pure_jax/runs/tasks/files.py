@@ -23,7 +23,8 @@ from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
   tokenizer_of_prm,
 )
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, SEPARATOR
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import SEPARATOR
 from pure_jax.models import prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding

@@ -9,7 +9,8 @@ from small_tokenizers import MERGING, TEMPLATE, save_trained
 
 from pure_jax.host.text import chat_template
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import PROMPT_FORMATS, TokenizerError
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
+from pure_jax.host.text.tokenization import TokenizerError
 
 CHAT = [{"role": "user", "content": "1+1?"}]
 ROWS = "{% for a in range(99999) %}"

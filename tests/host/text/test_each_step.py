@@ -18,8 +18,8 @@ from pure_jax.host.data.batches import (
 )
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
 from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
   TokenizerError,
   encode_each_step,
   encode_response,

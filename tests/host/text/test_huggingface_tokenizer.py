@@ -11,8 +11,8 @@ from pure_jax.host.text.huggingface_tokenizer import (
   HuggingFaceTokenizer,
   texts_to_compare,
 )
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
 from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
   TokenizerError,
   separator_table,
   split_texts,

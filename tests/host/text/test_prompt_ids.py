@@ -26,11 +26,8 @@ from small_tokenizers import (
 from pure_jax.host.data.batches import right_pad
 from pure_jax.host.data.records import LabelledSolution
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
-from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
-  PromptFormat,
-  encode_response,
-)
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS, PromptFormat
+from pure_jax.host.text.tokenization import encode_response
 from pure_jax.runs.evaluation import labelled_solutions, requests
 from pure_jax.runs.evaluation.labelled_solutions import SolutionLimits
 from pure_jax.runs.rl.responses import put_prm_texts

@@ -22,8 +22,8 @@ from pure_jax.host.data.batches import pad_prm_texts
 from pure_jax.host.data.formats import gsm8k_steps, prm800k
 from pure_jax.host.data.sources import read_rows
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS
 from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
   encode_each_step,
   encode_response,
   separator_table,

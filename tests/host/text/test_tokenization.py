@@ -5,6 +5,7 @@ does; one splits it into "\n", "\n" inside a text, as GPT-2's and SmolLM2's do.
 `test_sentencepiece_tokenizer` has a third, that of the embedded world.
 """
 
+import re
 import types
 
 import jax
@@ -17,11 +18,10 @@ from pure_jax.host.data.batches import left_pad, right_pad
 from pure_jax.host.data.records import step_text
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.dataset import world_tokenizer
-from pure_jax.host.text import tokenization
+from pure_jax.host.text import prompt_formats
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.prompt_formats import PROMPT_FORMATS, PromptFormat
 from pure_jax.host.text.tokenization import (
-  PROMPT_FORMATS,
-  PromptFormat,
   TokenizerError,
   encode_response,
   separator_table,
@@ -132,13 +132,26 @@ def test_prompts_of_all_formats(merging, splitting):
   assert plain.text(splitting, "1+1?") == "1+1?\n"
   assert PROMPT_FORMATS["raw"].text(splitting, "1+1?") == "1+1?"
   assert boxed.text(merging, "1+1?") == (
-    f"<system>{tokenization.BOXED}<user>1+1?<assistant>"
+    f"<system>{prompt_formats.BOXED}<user>1+1?<assistant>"
   )
   assert PROMPT_FORMATS["chat"].text(merging, "x") == "<user>x<assistant>"
   with pytest.raises(TokenizerError, match="no chat template"):
     boxed.text(splitting, "1+1?")
   with pytest.raises(ValueError, match="needs chat=True"):
     PromptFormat(system="Be brief.")
+
+
+def test_examples_come_before_the_problem_and_are_solved_in_steps(merging):
+  text = PROMPT_FORMATS["two_examples"].text(merging, "1+1?")
+  *examples, last = text.split("Question: ")[1:]
+  assert last == "1+1?\n\nAnswer:\n\n"
+  for example in examples:
+    _, answer = example.split("\n\nAnswer:\n\n")
+    *steps, box = answer.strip().split("\n\n")
+    for step in steps:
+      (left, right), *_ = re.findall(r"([\d*/+ -]+) = (\d+)", step)
+      assert eval(left) == int(right)
+    assert box == rf"\boxed{{{right}}}"
 
 
 def test_the_prefix_is_the_last_text_before_the_response(merging):
