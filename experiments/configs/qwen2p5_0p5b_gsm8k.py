@@ -60,6 +60,8 @@ def get_config(variant: str = "full") -> ConfigDict:
       "prompts": 8,
       "samples_per_prompt": 4,
       "sampler": {"max_new_tokens": 128},
+      # Otherwise half of the responses go on to a problem of their own.
+      "rollout": {"stop_on_boxed": True},
       "loss": {"kl_in_loss": None},
       # A row has one prompt and its four responses; one row at a time.
       "micro_batches": 32,
