@@ -25,6 +25,7 @@ from pure_jax.estimators import (
   grpo_advantages,
   grpo_step_rewards,
   kl_estimate,
+  known_old,
   known_reference,
   others_sum,
   rloo_advantages,
@@ -168,10 +169,11 @@ def _reward_penalty(
   experience: Experience, config: CreditConfig, kl_coef: Array | None
 ) -> Array:
   """Returns each token's KL penalty [B, C]; 0 where masked or unused."""
+  mask = experience.completion_mask
   if config.kl_in_reward is None:
-    return jnp.zeros_like(experience.old_logp)
+    return jnp.zeros(mask.shape, experience.step_rewards.dtype)
   penalty = kl_estimate(
-    masked.zero_masked(experience.old_logp, experience.completion_mask),
+    masked.zero_masked(known_old(experience), mask),
     known_reference(experience, "kl_in_reward"),
     config.kl_in_reward,
     config.kl_limit,

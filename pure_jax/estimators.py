@@ -71,6 +71,23 @@ def kl_estimate(
   return masked.narrowed(estimate, logp)
 
 
+def known_old(experience: Experience) -> Array:
+  """Returns the old log-probs.
+
+  Args:
+    experience: the responses.
+
+  Raises:
+    ValueError: if the experience has none.
+  """
+  if experience.old_logp is None:
+    raise ValueError(
+      "kl_in_reward reads experience.old_logp, which is None: give the "
+      "log-probs of the policy that sampled, or no penalty."
+    )
+  return experience.old_logp
+
+
 def known_reference(
   experience: Experience | PackedExperience, setting: str
 ) -> Array:

@@ -201,9 +201,11 @@ def policy_objective(
   mask = experience.completion_mask
   _check_shapes(mask, new_logp=new_logp, entropy=entropy, advantages=advantages)
 
+  old_logp = experience.old_logp
+  old_logp = jax.lax.stop_gradient(new_logp) if old_logp is None else old_logp
   new_logp, old_logp, advantages = (
     masked.zero_masked(masked.widened(x), mask)
-    for x in (new_logp, experience.old_logp, advantages)
+    for x in (new_logp, old_logp, advantages)
   )
   entropy = masked.widened(entropy)
   per_token, quantities = _policy_losses(

@@ -151,7 +151,8 @@ class Experience:
     correct: [B] float32, 0 or 1, the outcome reward; any finite value where
       has_answer is False.
     has_answer: [B] bool, True where the prompt has a checkable answer.
-    old_logp: [B, C] float32, nats, log-probs of the policy that sampled.
+    old_logp: [B, C] float32, nats, log-probs of the policy that sampled; None
+      takes those of the update itself, where the ratio is then exactly 1.
     ref_logp: [B, C] float32, nats, log-probs of the reference policy; None if
       they are unknown, which no KL penalty allows.
     terminal_mask: [B, C] bool, True on separators that end a step and on
@@ -169,7 +170,7 @@ class Experience:
   step_rewards: Array
   correct: Array
   has_answer: Array
-  old_logp: Array
+  old_logp: Array | None
   ref_logp: Array | None
   terminal_mask: Array
   sampled_logp: Array | None = None
@@ -183,7 +184,7 @@ class PackedExperience:
 
   Attributes:
     completion_mask: [R, W] bool, True on generated tokens.
-    old_logp: [R, W] float32, nats, log-probs of the policy that sampled.
+    old_logp: [R, W] float32, nats, as in `Experience`.
     ref_logp: [R, W] float32, nats, as in `Experience`.
     response_tokens: [R, W] int32, tokens of the response that a token belongs
       to; 0 where masked.
@@ -192,7 +193,7 @@ class PackedExperience:
   """
 
   completion_mask: Array
-  old_logp: Array
+  old_logp: Array | None
   ref_logp: Array | None
   response_tokens: Array
   sampled_logp: Array | None = None

@@ -286,8 +286,9 @@ def old_logp() -> dict:
   """Log-probs of the policy before the update, pi_old of the ratio."""
   return dict(
     # "score" computes them with the policy, "sampled" uses the sampler's
-    # log-probs before top-k, top-p and min-p. The latter without a KL penalty
-    # leaves out the reference policy and the metric kl_reference.
+    # log-probs before top-k, top-p and min-p, "update" those of the update
+    # itself, which are the same if a rollout has a single update. The last two
+    # without a KL penalty leave out the reference policy and kl_reference.
     source="score",
     # With "sampled", the policy checks them in the first iteration and then
     # once in this many.

@@ -63,6 +63,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Otherwise half of the responses go on to a problem of their own.
       "rollout": {"stop_on_boxed": True},
       "loss": {"kl_in_loss": None},
+      "old_logp": {"source": "update"},
       # A row has one prompt and its four responses; one row at a time.
       "micro_batches": 32,
       "packed_tokens": 240 + 4 * 128,

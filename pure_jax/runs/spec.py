@@ -136,6 +136,7 @@ class RunSpec:
       micro_batch_rows=self.responses // rl.micro_batches,
       mini_batches=rl.updates.mini_batches,
       epochs=rl.updates.epochs,
+      own_old_logp=rl.old_logp.source == "update",
       adaptive_kl=rl.adaptive_kl,
     )
 

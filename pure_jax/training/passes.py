@@ -278,9 +278,10 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
     def take(x):
       return packing.gather(x, texts.completion, act_sharding)
 
-    ref_logp = sampled_logp = None
-    if experience.ref_logp is not None:
-      ref_logp = take(experience.ref_logp)
+    def take_known(x):
+      return None if x is None else take(x)
+
+    sampled_logp = None
     if spec.loss.importance_cap is not None:
       sampled_logp = take(experience.sampled_logp)
     return losses.policy_objective(
@@ -288,8 +289,8 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
       take(advantages),
       PackedExperience(
         completion_mask=take(mask),
-        old_logp=take(experience.old_logp),
-        ref_logp=ref_logp,
+        old_logp=take_known(experience.old_logp),
+        ref_logp=take_known(experience.ref_logp),
         response_tokens=take(lengths),
         sampled_logp=sampled_logp,
       ),

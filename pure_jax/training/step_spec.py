@@ -81,6 +81,8 @@ class StepSpec:
       which is one update; 1 makes one update of the whole batch.
     epochs: how often the update goes over the responses; old log-probs and
       advantages stay as they are.
+    own_old_logp: the update takes its own log-probs as the old ones. They are
+      equal, because it is the only update of the responses.
     adaptive_kl: how the KL coefficient, which is then part of the state,
       follows the measured KL; None keeps that of `credit` and `loss`.
   """
@@ -96,6 +98,7 @@ class StepSpec:
   micro_batch_rows: int | None = None
   mini_batches: int = 1
   epochs: int = 1
+  own_old_logp: bool = False
   adaptive_kl: AdaptiveKLConfig | None = None
 
   @property

@@ -249,6 +249,8 @@ def experience_from(batch: ScoredBatch, table: SeparatorTable) -> Experience:
 def _update(spec, optimizer, rows, state, batch, base):
   """The updates of one rollout, see `make_update`: (state, metrics)."""
   experience = experience_from(batch, spec.table)
+  if spec.own_old_logp:
+    experience = experience.replace(old_logp=None)
   advantages, credit_metrics = pure_advantages(
     experience, spec.credit, state.kl_coef
   )

@@ -1,6 +1,10 @@
-"""Arrays of wrong shapes raise and are not broadcast."""
+"""Fields of an experience: wrong shapes, and log-probs that are left out."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from factories import random_experience
 
@@ -36,3 +40,28 @@ def test_an_argument_of_a_wrong_shape_raises(name):
   given[name] = right[:, :1]
   with pytest.raises(ValueError, match=rf"{name} has shape \(12, 1\)"):
     policy_objective(**given, experience=batch, config=LossConfig())
+
+
+def test_without_old_log_probs_those_of_the_update_are_the_old_ones():
+  """Every ratio is 1, and the gradient is that of the log-probs."""
+  batch, _ = random_experience(5)
+  batch = batch.replace(sampled_logp=batch.old_logp)
+  noise = np.random.default_rng(0).normal(0, 0.3, batch.old_logp.shape)
+  new_logp = jnp.asarray(batch.old_logp + noise, jnp.float32)
+  config = LossConfig(importance_cap=2.0)
+
+  def loss(new_logp, batch):
+    return pure_loss(new_logp, jnp.zeros_like(new_logp), batch, CREDIT, config)
+
+  compute = jax.value_and_grad(loss, has_aux=True)
+  own = batch.replace(old_logp=None)
+  (ours, metrics), gradient = compute(new_logp, own)
+  (expected, _), other = compute(new_logp, batch.replace(old_logp=new_logp))
+  np.testing.assert_array_equal(ours, expected)
+  np.testing.assert_array_equal(gradient, other)
+  assert np.abs(gradient).max() > 1e-3
+  ratios = [metrics[name] for name in ("ratio_max", "ratio_min")]
+  assert ratios == [1, 1]
+  penalized = dataclasses.replace(CREDIT, kl_in_reward="k1")
+  with pytest.raises(ValueError, match=r"reads experience\.old_logp"):
+    pure_loss(new_logp, jnp.zeros_like(new_logp), own, penalized, config)

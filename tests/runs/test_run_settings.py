@@ -148,6 +148,14 @@ def changed(**changes):
     ({"rl__optim__learning_rate": 0.0}, "learning_rate must be between"),
     ({"seed": -1}, "seed must be at least 0"),
     ({"rl__sampler__top_p": 2.0}, "top_p must be between"),
+    (
+      {"rl__old_logp__source": "update", "rl__updates__epochs": 2},
+      "old_logp.source='update' takes the log-probs of the update itself",
+    ),
+    (
+      {"rl__old_logp__source": "update", "rl__credit__kl_in_reward": "k1"},
+      "old_logp.source='update' has no old log-probs before the update",
+    ),
     ({"rl__old_logp__source": "checked"}, "old_logp: source must be one of"),
     (
       {"rl__old_logp__source": "sampled", "rl__rollout__cache_dtype": "int8"},

@@ -177,6 +177,44 @@ def test_packed_equals_unpacked(unpacked, rows, processed):
   np.testing.assert_allclose(packed_step[2]["row_fill"], fill, rtol=1e-5)
 
 
+def test_an_update_on_its_own_old_log_probs_needs_no_scores_of_the_policy():
+  """Packed or not, it is the update on those that `score` computes."""
+  layout, credit = sharding.make_layout(), CreditConfig(group_size=4)
+  declared = policy.declare_policy(MODEL)
+  rollout, prm_prompts = responses()
+  params, reference = (random_params(declared, seed) for seed in (0, 1))
+  prm_params = random_params(prm.declare_prm(MODEL), 2)
+  scores, _ = score.make_score(spec(layout))(
+    params, reference, prm_params, rollout, prm_prompts
+  )
+
+  def updated(rows, **changes):
+    made = spec(layout, credit=credit, **changes)
+    old_logp = None if made.own_old_logp else scores.old_logp
+    batch = score.ScoredBatch(
+      rollout,
+      scores.replace(old_logp=old_logp),
+      correct=(np.arange(B) % 3 == 0).astype("f4"),
+      has_answer=np.arange(B) < 8,
+    )
+    state = train.start_state(
+      jax.tree.map(jnp.copy, params), declared, SGD, layout
+    )
+    state, _ = train.make_update(made, SGD, rows)(state, batch, {})
+    return jax.device_get(state.params)
+
+  expected = updated(None)
+  for rows in (None, ROWS.policy):
+    jax.tree.map(
+      lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-6, atol=2e-6),
+      updated(rows, own_old_logp=True),
+      expected,
+    )
+  assert not np.allclose(
+    expected["layers"]["up"], params["layers"]["up"], atol=1e-5
+  )
+
+
 @pytest.fixture(scope="module")
 def unpacked_groups():
   return step(sharding.make_layout(), None, 4)

@@ -120,8 +120,8 @@ class RLFunctions:
     """
     old_logp, batch = self.spec.settings.rl.old_logp, (rollout, prm_texts)
     compiled = self.scores
-    if old_logp.source == "sampled":
-      if (iteration - 1) % old_logp.check_every:
+    if old_logp.source != "score":
+      if (iteration - 1) % old_logp.check_every or old_logp.source == "update":
         function = _choose(self.sampled_scores, self.text_lengths, *batch)
         return function(frozen.reference, frozen.prm, *batch), None
       compiled = self.checked_scores
@@ -202,7 +202,7 @@ def make_functions(
       spec.prm_model, spec.prm_score_config, spec.table, spec.layouts.prm
     )
   all_rows, policy_rows = score_rows(spec), update_rows(spec)
-  sampled_rows = all_rows if rl.old_logp.source == "sampled" else ()
+  sampled_rows = () if rl.old_logp.source == "score" else all_rows
   return RLFunctions(
     spec=spec,
     for_rollout=make_rollout_copy(spec, trained_weights(spec)),

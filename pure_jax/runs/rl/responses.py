@@ -153,7 +153,7 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
     ConfigError: if it is beyond `rl.old_logp.tolerance`.
   """
   rl = run.spec.settings.rl
-  if rl.old_logp.source == "score" or drift is None:
+  if rl.old_logp.source != "sampled" or drift is None:
     return
   if not float(drift) <= rl.old_logp.tolerance:
     raise ConfigError(

@@ -103,7 +103,7 @@ class OldLogpSettings:
   tolerance: float
 
   def __post_init__(self):
-    one_of(self, "source", ("score", "sampled"))
+    one_of(self, "source", ("score", "sampled", "update"))
     at_least(1, self, "check_every")
     within(*ranges.LOG_PROB, self, "tolerance")
 
@@ -297,7 +297,9 @@ class RLSettings:
       )
 
   def _check_old_logp(self) -> None:
-    """Validates that the sampler's log-probs may stand for the policy's."""
+    """Validates that other log-probs may stand for the policy's old ones."""
+    if self.old_logp.source == "update":
+      self._check_one_update()
     if self.old_logp.source != "sampled":
       return
     if self.loss.importance_cap is not None:
@@ -312,6 +314,22 @@ class RLSettings:
         f"{self.rollout.cache_dtype!r} sample from another policy than "
         "old_logp.source='sampled' assumes: set old_logp.source='score', or "
         "the others to 'compute' and None."
+      )
+
+  def _check_one_update(self) -> None:
+    """Validates that an update's own log-probs are the old ones."""
+    updates = (self.updates.mini_batches, self.updates.epochs)
+    if updates != (1, 1):
+      raise ValueError(
+        "old_logp.source='update' takes the log-probs of the update itself, "
+        "which are the old ones only in the first of several updates: set "
+        "updates.mini_batches=1 and updates.epochs=1, or another source."
+      )
+    if self.credit.kl_in_reward is not None or self.adaptive_kl is not None:
+      raise ValueError(
+        "old_logp.source='update' has no old log-probs before the update, "
+        "which credit.kl_in_reward and adaptive_kl read: leave both unset, or "
+        "set old_logp.source='score'."
       )
 
   def _check_adaptive_kl(self) -> None:
