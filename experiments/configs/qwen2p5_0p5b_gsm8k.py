@@ -40,8 +40,6 @@ def get_config(variant: str = "full") -> ConfigDict:
       # hard ones too.
       "prompt_tokens": 240,
       "prm_prompt_tokens": 80,
-      "train_format": "gsm8k",
-      "held_out_format": "gsm8k",
       "grader": {"extractors": ("boxed", "last_number")},
       "model": {
         # Fast on accelerators and on CPUs with AVX512-BF16; on other CPUs
@@ -77,7 +75,11 @@ def get_config(variant: str = "full") -> ConfigDict:
   )
   if variant == "smoke":
     config.files.random_files = ("train", "held_out", "prm")
-    return paper.tiny(config, "untied")
+    paper.tiny(config, "untied")
+    # The tiny tokenizer has more tokens for the examples.
+    config.files.prompt_tokens = 768
+    return config
   config.files.policy = POLICY
+  config.files.train_format = config.files.held_out_format = "gsm8k"
   config.files.train = config.files.held_out = PUBLIC["gsm8k"].repo_id
   return config
