@@ -33,10 +33,10 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.update(
     {
-      # Asked as in "pure", the model writes four times as much.
+      # Asked as in "pure", 13 of 16 responses had not ended after 192 tokens.
       "prompt_format": "two_examples",
       "prm_prompt_format": "plain",  # As the PRM was trained.
-      # The examples have 160 tokens. Long problems are left out; they are often
+      # The examples take most of it. Long problems are left out; they are often
       # hard ones too.
       "prompt_tokens": 240,
       "prm_prompt_tokens": 80,
@@ -58,7 +58,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "prompts": 8,
       "samples_per_prompt": 4,
       "sampler": {"max_new_tokens": 128},
-      # Otherwise half of the responses go on to a problem of their own.
+      # Without this, 8 of 16 responses had not ended after 128 tokens.
       "rollout": {"stop_on_boxed": True},
       "loss": {"kl_in_loss": None},
       "old_logp": {"source": "update"},
