@@ -89,6 +89,9 @@ def fields() -> dict:
     repetition_unit="characters",
     # Distribution of the samples; max_new_tokens limits greedy ones as well.
     sampler=base.sampler(max_new_tokens=8192),
+    # True: the first \\boxed{...} with content ends a response. Models that
+    # are asked with "two_examples" may go on with a question of their own.
+    stop_on_boxed=False,
     # Responses that are generated and written to the file together; a killed
     # run loses at most those of two batches.
     batch_rows=128,

@@ -173,6 +173,8 @@ def make_generate_together(
   sampler: sampling.SamplingConfig,
   layout: sharding.Layout,
   sync_interval: int,
+  *,
+  stops: sampling.StopTable | None = None,
 ) -> ReportingGenerate:
   """Makes a sampler of one completion per row, all at the same time.
 
@@ -181,6 +183,7 @@ def make_generate_together(
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
     sync_interval: tokens between two reports, at least 1.
+    stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
     A function (params, prompts [B, L] on every device, keys [B], on_progress)
@@ -188,4 +191,5 @@ def make_generate_together(
   """
   # Slots do not matter: none is filled again.
   config = EngineConfig(slots=1, sync_interval=sync_interval)
-  return make_engine(model, sampler, 1, layout, config).generate_together
+  engine = make_engine(model, sampler, 1, layout, config, stops=stops)
+  return engine.generate_together

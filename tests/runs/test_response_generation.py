@@ -13,15 +13,18 @@ import pytest
 from configs import evaluate as config_file
 from overrides import with_changes
 
+from pure_jax.host import huggingface
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine_programs import EngineConfig
+from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation import generation
 from pure_jax.runs.evaluation.requests import make_requests, with_tiny_models
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
-from pure_jax.types import Rollout
+from pure_jax.types import Prompts, Rollout
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,8 @@ def start(folder, tmp_path, monkeypatch):
   """Starts a batch with given settings: (inputs of the models, the batch)."""
   inputs = types.SimpleNamespace(batching=[], keys=None, scored=None)
 
-  def make_generate(settings, model, sampler, layout, group_size):
+  def make_generate(settings, model, sampler, layout, group_size, stops):
+    inputs.stops = stops
     inputs.batching.append((group_size, settings.engine.config()))
 
     def generate(params, prompts, keys, on_progress):
@@ -107,6 +111,36 @@ def test_continuous_batching_follows_the_settings(start):
 def test_without_slots_a_batch_is_generated_together(start):
   inputs, _ = start()
   assert inputs.batching == [(1, None), (1, None)]
+
+
+@pytest.mark.parametrize("slots", [None, 2])
+def test_a_text_ends_responses(folder, slots):
+  """With every token a complete box, in both kinds of sampling."""
+  fields = with_changes(config_file.get_config("smoke"), engine__slots=slots)
+  settings = conversion.settings_from_config(fields, EvaluationSettings)
+  settings = with_tiny_models(settings, folder)
+  layout = sharding.make_layout(1, 1)
+  params, model = huggingface.load_policy(settings.policy, layout)
+  sampler = SamplingConfig(5, pad_id=0, stop_ids=(), temperature=1.0)
+  prompts = Prompts(np.full((2, 3), 5, np.int32), np.ones((2, 3), bool))
+  keys = jax.random.split(jax.random.key(0), 2)
+
+  def lengths(stops):
+    generate = generation.make_generate(
+      settings, model, sampler, layout, 1, stops
+    )
+    rollout = generate(params, prompts, keys, None)
+    return rollout.completion_mask.sum(1).tolist(), rollout.truncated.tolist()
+
+  assert lengths(None) == ([5, 5], [True, True])
+  boxes = boxed_stops([r"\boxed{4}"] * model.vocab_size)
+  assert lengths(boxes) == ([1, 1], [False, False])
+
+
+def test_boxes_end_responses_if_the_settings_say_so(start):
+  assert start()[0].stops is None
+  stops = start(stop_on_boxed=True)[0].stops
+  assert stops.next_state.shape[0] == len(start()[0].tokenizer.pieces)
 
 
 def test_rows_that_fill_up_a_batch_are_no_progress(start):

@@ -12,12 +12,13 @@ from pure_jax.host.evaluation.repetition import response_repetition
 from pure_jax.host.evaluation.response_file import Response
 from pure_jax.host.grading import verify
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
+from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.host.text.tokenization import separator_table, split_texts
 from pure_jax.host.workers.pool import WorkerPool
 from pure_jax.models.config import ModelConfig
 from pure_jax.parallel import sharding
 from pure_jax.rollout.engine import OnProgress
-from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.rollout.sampling import SamplingConfig, StopTable
 from pure_jax.runs.evaluation.requests import Request, prm_tokenizer
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.training import rollouts, supervised
@@ -45,6 +46,7 @@ def make_generate(
   sampler: SamplingConfig,
   layout: sharding.Layout,
   group_size: int,
+  stops: StopTable | None,
 ) -> rollouts.ReportingGenerate:
   """Makes the sampler of an evaluation.
 
@@ -54,6 +56,7 @@ def make_generate(
     sampler: temperature, filters, stop ids and lengths.
     layout: mesh and rules.
     group_size: rows of each prompt, 1 without continuous batching.
+    stops: texts that end a response besides the stop ids, or None.
 
   Returns:
     A function (params, prompts, keys, on_progress) -> rollout.
@@ -61,9 +64,11 @@ def make_generate(
   config = settings.engine.config()
   if config is None:
     interval = settings.engine.sync_interval
-    return rollouts.make_generate_together(model, sampler, layout, interval)
+    return rollouts.make_generate_together(
+      model, sampler, layout, interval, stops=stops
+    )
   return rollouts.make_engine(
-    model, sampler, group_size, layout, config
+    model, sampler, group_size, layout, config, stops=stops
   ).generate
 
 
@@ -89,6 +94,7 @@ class ResponseGenerator:
       greedy: settings.group_size(layout.row_shards, greedy=greedy)
       for greedy in (True, False)
     }
+    stops = boxed_stops(tokenizer.pieces) if settings.stop_on_boxed else None
     self._generate = {
       greedy: make_generate(
         settings,
@@ -101,6 +107,7 @@ class ResponseGenerator:
         ),
         layout,
         group_size,
+        stops,
       )
       for greedy, group_size in self._group_sizes.items()
     }

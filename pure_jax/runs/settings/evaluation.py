@@ -52,6 +52,7 @@ class EvaluationSettings:
   k: tuple[int, ...] | None
   repetition_unit: str
   sampler: SamplerSettings
+  stop_on_boxed: bool
   batch_rows: int
   engine: EngineSettings
   score: ScoreConfig
