@@ -185,6 +185,25 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a test set is trained on because a config names only its data set",
+    "host.data.formats.public:PublicData.file",
+    "self.train if for_training",
+    "self.train or self.held_out if for_training",
+    (
+      "test_locations.py::test_a_run_trains_on_no_file_to_evaluate_on_unless_it_is_named",
+      "test_public.py::test_an_id_alone_is_the_file_of_its_use",
+    ),
+  ),
+  Fault(
+    "problems of another file than the one that was split are held out",
+    "runs.locations:_locate_labelled",
+    "data.held_out_one_in is not None",
+    "False",
+    (
+      "test_locations.py::test_held_out_problems_are_those_of_the_file_that_was_trained_on",
+    ),
+  ),
+  Fault(
     "an id is asked for although a folder has its name",
     "runs.locations:Locator.model",
     "pathlib.Path(text).is_dir()",

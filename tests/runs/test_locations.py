@@ -317,6 +317,85 @@ def test_a_text_that_is_no_data_is_said_to_be_neither(
     Locator({}).data("files.train", text, row_format)
 
 
+@pytest.mark.parametrize(
+  ("text", "row_format", "use", "files"),
+  [
+    ("HuggingFaceH4/MATH-500", "math500", "train", ["test.jsonl"]),
+    ("a/b@v2", "aime24", "train", ["data/train-00000-of-00001.parquet"]),
+    (
+      "Qwen/ProcessBench",
+      "processbench",
+      "train",
+      ["gsm8k.json", "math.json", "olympiadbench.json", "omnimath.json"],
+    ),
+    (
+      "peiyi9979/Math-Shepherd",
+      "math_shepherd",
+      "evaluate",
+      ["math-shepherd.jsonl"],
+    ),
+  ],
+)
+def test_a_data_set_without_a_file_for_the_use_is_refused(
+  server, text, row_format, use, files
+):
+  """A file of another use is taken only by its own name."""
+  name = text.partition("@")[0]
+  examples = ", ".join(f"{name}/{file}" for file in files)
+  with pytest.raises(ConfigError) as error:
+    Locator({}).data(
+      "files.train", text, row_format, for_training=use == "train"
+    )
+  assert str(error.value) == (
+    f"files.train={text} is no file here, and as an id of the Hugging Face hub "
+    f"it has no file to {use} on. To {use} on another of its files all the "
+    f"same, name that file, as in {examples}."
+  )
+  assert server.requests == []
+
+
+def test_a_run_trains_on_no_file_to_evaluate_on_unless_it_is_named(server):
+  named = PUBLIC["math500"].repo_id
+  find = locations.locate_files
+  changes = {"train": named, "train_format": "math500"}
+  with pytest.raises(
+    ConfigError, match=r"^files\.train=.* no file to train on"
+  ):
+    locations.locate(find, training(**changes).files)
+  changes["train"] = f"{named}/test.jsonl"
+  files, _ = locations.locate(find, training(**changes).files)
+  assert files.train == files.held_out
+
+
+@pytest.mark.parametrize("one_in", [None, 4])
+def test_held_out_problems_are_those_of_the_file_that_was_trained_on(
+  server, one_in
+):
+  public = PUBLIC["prm800k"]
+  server.commit(
+    f"datasets/{public.repo_id}", dict.fromkeys(public.files(), b"{}\n")
+  )
+  data = {"name": "own", "file": public.repo_id, "format": "prm800k"}
+  settings = prm_smoke(
+    random_model=None, prm=PRM, data=(data | {"held_out_one_in": one_in},)
+  )
+  found, _ = locations.locate(locations.locate_prm_evaluation, settings)
+  expected = public.held_out if one_in is None else public.train
+  assert pathlib.Path(found.data[0].file).name == expected
+
+
+def test_the_field_of_a_file_that_is_missing_is_named(server):
+  data = {"name": "own", "file": "a.jsonl", "format": "responses"}
+  data |= {"problems": "b.jsonl", "problems_format": "gsm8k"}
+  for field in ("problems", "file"):
+    settings = prm_smoke(random_model=None, prm=PRM, data=(data,))
+    with pytest.raises(
+      ConfigError, match=rf"^data\.own\.{field}=.* is no file"
+    ):
+      locations.locate(locations.locate_prm_evaluation, settings)
+    data["problems"] = __file__
+
+
 def test_what_is_here_comes_first(server, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for folder in (POLICY, "HuggingFaceH4"):
