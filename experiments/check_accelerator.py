@@ -118,9 +118,7 @@ _SIZE = flags.DEFINE_enum(
 _PIECES = flags.DEFINE_list(
   "pieces", [piece.name for piece in PIECES], "The pieces to run."
 )
-_DEADLINE = flags.DEFINE_float(
-  "deadline", None, "Internal: set by the script."
-)
+_DEADLINE = flags.DEFINE_float("deadline", None, "Internal: set by the script.")
 flags.register_validator(
   _DEADLINE,
   lambda deadline: deadline is None or 0 <= deadline <= 1e12,
