@@ -172,7 +172,7 @@ FAULTS = (
     "self._known.get(name.key)",
     "None",
     (
-      "test_locations.py::test_files_of_one_data_set_are_of_one_commit_as_recorded",
+      "test_names_in_configs.py::test_files_of_one_data_set_are_of_one_commit_as_recorded",
     ),
   ),
   Fault(
@@ -190,7 +190,7 @@ FAULTS = (
     "self.train if for_training",
     "self.train or self.held_out if for_training",
     (
-      "test_locations.py::test_a_run_trains_on_no_file_to_evaluate_on_unless_it_is_named",
+      "test_names_in_configs.py::test_a_run_trains_on_no_test_set_unless_its_file_is_named",
       "test_public.py::test_an_id_alone_is_the_file_of_its_use",
     ),
   ),
@@ -200,7 +200,7 @@ FAULTS = (
     "data.held_out_one_in is not None",
     "False",
     (
-      "test_locations.py::test_held_out_problems_are_those_of_the_file_that_was_trained_on",
+      "test_names_in_configs.py::test_held_out_problems_are_those_of_the_file_that_was_split",
     ),
   ),
   Fault(
@@ -208,6 +208,6 @@ FAULTS = (
     "runs.locations:Locator.model",
     "pathlib.Path(text).is_dir()",
     "pathlib.Path(text).is_absolute()",
-    ("test_locations.py::test_what_is_here_comes_first",),
+    ("test_names_in_configs.py::test_what_is_here_comes_first",),
   ),
 )
