@@ -34,8 +34,9 @@ checked. Each is a process in an environment of its own, which
 --make_environments makes once. The ratio of its seconds to ours is printed.
 Results of a machine that does other work at the time cannot be compared.
 
---quick checks in minutes that everything works; its times mean nothing. To
-learn in ten minutes what a new GPU or TPU does, take check_accelerator.py.
+--quick checks in minutes that everything works; its times mean nothing. To see
+whether a new GPU or TPU computes right, and how fast, take
+check_accelerator.py.
 """
 
 if __name__ == "__main__":

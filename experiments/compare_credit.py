@@ -4,12 +4,15 @@
 
 Each seed has its own demonstrations, policy and PRM. Every arm of `ARMS` starts
 from them with the same budget, hyperparameters and random keys, and differs
-only in `rl.credit`: in its form and its two weights. A run on models that the
-user names starts from these, whatever its seed:
+only in `rl.credit`: in its form and its two weights. `vr` uses all answers, an
+arm with `+vr` those of `rl.answer_fraction` of the prompts.
+
+A config of models that the user names has one policy for all seeds, and with
+files.prm one PRM. Without files.prm each seed trains a PRM on files.labelled:
 
   python experiments/compare_credit.py --workdir=runs/compare_gsm8k \\
     --config_file=experiments/configs/qwen2p5_0p5b_gsm8k.py \\
-    --seeds=0 --arms=sum,min,min+vr,vr --jobs=1 --set=files.policy=FOLDER ...
+    --seeds=0 --arms=sum,min,min+vr,vr --jobs=1 --set=files.prm=FOLDER
 
 The command can be repeated until all runs have finished: finished runs are not
 repeated, and interrupted ones continue. `--report_only` reads finished runs.
@@ -95,9 +98,9 @@ _REPORT_ONLY = flags.DEFINE_bool("report_only", False, "Only report.")
 def read_config() -> ConfigDict:
   """The config of the runs, before --set changes it."""
   path, _, variant = _CONFIG.value.partition(":")
-  found = importlib.util.spec_from_file_location("config_of_runs", path)
-  module = importlib.util.module_from_spec(found)
-  found.loader.exec_module(module)
+  module_spec = importlib.util.spec_from_file_location("config_of_runs", path)
+  module = importlib.util.module_from_spec(module_spec)
+  module_spec.loader.exec_module(module)
   return module.get_config(variant) if variant else module.get_config()
 
 

@@ -12,9 +12,9 @@ has:
   harmonic mean; also the mean F1 over all sets in ProcessBench's format.
 * Single steps: accuracy, balanced accuracy, AUC, calibration error of p(good),
   and how many steps are good by the p(good) that the PRM gives them.
-* Whole solutions of known outcome: the AUC of each score of a solution, over
-  all of them and among those of one problem, which is what the baseline of RL
-  sees; and how far the score follows the length.
+* Whole solutions of known outcome: the AUC of each score of a solution, overall
+  and within each problem (as RL's baseline compares them), and the correlation
+  of the score with the length.
 * Best-of-n, for problems with several solutions of known outcome, with two
   baselines: the mean accuracy and the majority.
 

@@ -62,7 +62,12 @@ _MODEL = flags.DEFINE_enum(
   "model", "policy", ["policy", "prm"], "Which model of the run."
 )
 _PUSH = flags.DEFINE_string(
-  "push", None, "ORG/NAME on the Hugging Face hub, to upload the folder to."
+  "push",
+  None,
+  "ORG/NAME on the Hugging Face hub, to upload the folder to. It replaces the "
+  "weights, configs and tokenizer files of an earlier model in the repository, "
+  "and removes .safetensors, .json, .jinja and .model files that it lacks, in "
+  "the same commit.",
 )
 _PRIVATE = flags.DEFINE_bool(
   "private", False, "Whether --push makes a private repository."
@@ -81,7 +86,7 @@ def export(
   `repo` is the model's id on the hub, for its card.
   """
   if model == "prm" and which != "latest":
-    raise ConfigError(f"--which={which} is of a policy: a run has one PRM.")
+    raise ConfigError("--which applies to the policy; a run has only one PRM.")
   run = read_run(workdir)
   if run.files is None:
     raise ConfigError(
@@ -161,7 +166,7 @@ def push(output: pathlib.Path, repo: str, description: str) -> None:
       f"{error} The folder is whole, and stays: `hf upload {repo} {output}` "
       "uploads it later."
     ) from error
-  console.show(f"{url} has it.")
+  console.show(f"Uploaded to {url}.")
 
 
 def main(argv: list[str]) -> None:
@@ -173,7 +178,7 @@ def main(argv: list[str]) -> None:
     if repo is not None:
       upload.check_upload(repo)
     elif _PRIVATE.value:
-      raise ConfigError("--private is of an upload: name one with --push.")
+      raise ConfigError("--private needs --push=ORG/NAME.")
     description = export(
       pathlib.Path(_RUN.value), output, _WHICH.value, _MODEL.value, repo
     )

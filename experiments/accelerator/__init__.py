@@ -1,4 +1,4 @@
-"""Pieces of `check_accelerator.py`: what is there, right or wrong, how fast.
+"""The checks of check_accelerator.py: hardware, correctness, speed.
 
 A piece is a `pieces.Piece(name, seconds, run)`. `check_accelerator.PIECES`
 lists all of them in order. `run(context)` gets a `pieces.Context` and returns

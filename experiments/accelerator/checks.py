@@ -7,15 +7,15 @@ from numpy.typing import ArrayLike
 
 
 def check(
-  name: str, right: bool, found: str, allowed: str, reason: str
+  name: str, right: bool, measured: str, allowed: str, reason: str
 ) -> dict[str, Any]:
   """States that something holds or does not.
 
   Args:
     name: what is compared with what.
     right: whether it holds.
-    found: what was seen, in a few words.
-    allowed: what may be seen.
+    measured: what was measured, in a few words.
+    allowed: what may be measured.
     reason: why it must hold.
 
   Returns:
@@ -24,7 +24,7 @@ def check(
   return {
     "check": name,
     "right": bool(right),
-    "found": found,
+    "measured": measured,
     "allowed": allowed,
     "reason": reason,
   }
@@ -63,7 +63,7 @@ def compare(
   return {
     "check": name,
     "right": bool(difference <= tolerance),
-    "found": f"{difference:.1e}",
+    "measured": f"{difference:.1e}",
     "allowed": f"{tolerance:.0e}",
     "reason": reason,
     "difference": float(difference),

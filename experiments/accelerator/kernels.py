@@ -175,19 +175,19 @@ def run_kernels(context: Context) -> dict[str, Any]:
     for dtype in kernel.dtypes[:1] if interpret else kernel.dtypes:
       row = {"kernel": kernel.name, "dtype": dtype}
       try:
-        found = check_kernel(kernel, dtype, context.size, interpret)
+        results = check_kernel(kernel, dtype, context.size, interpret)
       except Exception as error:
         # The kernel says why it "cannot run"; all else is its failure.
         why = f"{type(error).__name__}: {error}".splitlines()[0][:300]
         if isinstance(error, ValueError) and "cannot run" in why:
           rows.append(row | {"how": f"not run: {error}"})
           continue
-        found = [
+        results = [
           check(f"{kernel.name} in {dtype} runs", False, why, "runs", "")
         ]
       how = "interpreted" if interpret else "compiled"
       rows.append(row | {"how": how})
-      checks += found
+      checks += results
   notes = []
   if interpret:
     notes.append(

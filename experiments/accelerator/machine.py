@@ -1,4 +1,4 @@
-"""What is there: devices, memory, versions, and measured rates."""
+"""Devices, memory, versions and measured rates."""
 
 import os
 from typing import Any

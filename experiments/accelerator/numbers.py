@@ -1,4 +1,4 @@
-"""Right or wrong: a small training step on all devices that there are."""
+"""Correctness of a small training step."""
 
 from typing import Any
 

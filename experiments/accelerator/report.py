@@ -58,9 +58,9 @@ def _details(record: Mapping[str, Any]) -> Iterable[str]:
     yield f"- {note}"
   if result.get("notes"):
     yield ""
-  shown = ("check", "right", "found", "allowed", "reason")
+  shown = ("check", "right", "measured", "allowed", "reason")
   checks = result.get("checks", ())
-  yield from _table([{name: row[name] for name in shown} for row in checks])
+  yield from _table([{name: row.get(name) for name in shown} for row in checks])
   for title, rows in result.get("tables", {}).items():
     yield from ("", f"### {title}", "")
     yield from _table(rows)

@@ -74,13 +74,13 @@ def run_resume(context: Context) -> dict[str, Any]:
   seconds.append(_kill(context, folder, killed, variables))
   last = read_rows(killed)[-1]["step"]
   seconds.append(_finish(context, folder, killed, variables))
-  expected, found = read_rows(whole), read_rows(killed)
+  whole_rows, continued_rows = read_rows(whole), read_rows(killed)
   return {
     "summary": (
       f"killed in iteration {last + 1} of {ITERATIONS}, continued, "
-      f"{len(expected)} rows of metrics compared"
+      f"{len(whole_rows)} rows of metrics compared"
     ),
-    "checks": compare_runs(expected, found),
+    "checks": compare_runs(whole_rows, continued_rows),
     "tables": {
       "Processes": [
         {"process": name, "seconds": round(each, 1)}
@@ -89,7 +89,7 @@ def run_resume(context: Context) -> dict[str, Any]:
         )
       ]
     },
-    "rows": {"uninterrupted": expected, "continued": found},
+    "rows": {"uninterrupted": whole_rows, "continued": continued_rows},
   }
 
 
@@ -199,7 +199,8 @@ def read_rows(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def compare_runs(
-  expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]
+  whole_rows: Sequence[dict[str, Any]],
+  continued_rows: Sequence[dict[str, Any]],
 ) -> list[dict[str, Any]]:
   """Compares the metrics of two runs, before and after the kill.
 
@@ -207,8 +208,8 @@ def compare_runs(
   rows are computed by the continued run.
 
   Args:
-    expected: rows of the uninterrupted run.
-    found: rows of the run that was killed and continued.
+    whole_rows: rows of the uninterrupted run.
+    continued_rows: rows of the run that was killed and continued.
 
   Returns:
     One check for the rows up to the checkpoint and one for those after it.
@@ -218,8 +219,8 @@ def compare_runs(
     ("before the kill", lambda row: row["step"] <= CHECKPOINT_EVERY),
     ("after it", lambda row: row["step"] > CHECKPOINT_EVERY),
   ):
-    ours = [row for row in found if is_part(row)]
-    theirs = [row for row in expected if is_part(row)]
+    ours = [row for row in continued_rows if is_part(row)]
+    theirs = [row for row in whole_rows if is_part(row)]
     difference = first_difference(theirs, ours)
     reason = "the checkpoint has weights, moments, keys and order of the data"
     if name == "before the kill":
@@ -239,12 +240,13 @@ def compare_runs(
 
 
 def first_difference(
-  expected: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]]
+  whole_rows: Sequence[dict[str, Any]],
+  continued_rows: Sequence[dict[str, Any]],
 ) -> str | None:
   """Says where two lists of rows differ first; None if they do not."""
-  if len(expected) != len(found):
-    return f"{len(found)} rows in place of {len(expected)}"
-  for ours, theirs in zip(found, expected, strict=True):
+  if len(continued_rows) != len(whole_rows):
+    return f"{len(continued_rows)} rows in place of {len(whole_rows)}"
+  for ours, theirs in zip(continued_rows, whole_rows, strict=True):
     for name in {**theirs, **ours}:
       if ours.get(name) != theirs.get(name):
         return (

@@ -37,10 +37,10 @@ _ITERATIONS = 100_000
 # Bytes of a weight that is trained: weight, gradient and two moments, and the
 # copies of rollouts and of the reference in 16 bits.
 _TRAINED_BYTES = 16 + 2 + 2
-_SAVED_BYTES = 12
+_SAVED_BYTES = 12  # Of a weight in a checkpoint: itself and two moments.
 # Checkpoints that exist at one time: two, the best, and one being written.
 _CHECKPOINTS = 4
-_SAMPLES = 4  # Responses in the file of the piece, of the last that were kept.
+_SAMPLES = 4  # Responses of samples.jsonl in the file of the piece, the last.
 # Columns of the report, of those of metrics.jsonl.
 _SHOWN = {
   "rl_eval": ("accuracy", "greedy_accuracy", "response_tokens", "truncated"),

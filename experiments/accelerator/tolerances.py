@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from accelerator.small_step import PRM_MODEL
 
 # Largest difference by dtype and quantity, as a share of the largest value, and
-# why. CPUs show a tenth of those in float32.
+# why.
 _SUMS = "sums of float32 in another order, through {n} layers"
 _ROUNDED = "factors have 8 bits (2^-9 = 2e-3 each), through {n} layers"
 _STORED = "weights up to 4 in float32, 2e-7 of them, by the rate 1e-3"

@@ -7,7 +7,7 @@
       'format': 'processbench'}, {'name': 'math', 'format': 'processbench', \\
       'file': 'Qwen/ProcessBench/math.json'})"
 
-A folder or an id of the Hugging Face hub is named, and so is a file (files.py).
+`prm` and `file` take a path or a Hugging Face id (files.py).
 
 Does a PRM rank the responses that evaluate.py has written?
 
@@ -62,13 +62,15 @@ def get_config(variant: str = "full") -> ConfigDict:
       # host/data/formats/named.py). mapped_steps also takes fields, as in
       # files.py, and prm800k neutral_labels ("good", "bad", "unlabelled").
       # held_out_one_in takes only the problems that a training run with that
-      # files.labelled_one_in holds out. The format "responses" reads the
-      # responses.jsonl of evaluate.py; problems and problems_format are file
-      # and format of the benchmark.
+      # files.labelled_one_in holds out: file is the one that the run splits,
+      # and an id alone stands for the file to train on. The format "responses"
+      # reads the responses.jsonl of evaluate.py; problems and problems_format
+      # are file and format of the benchmark.
       data=(),
       skip_malformed=False,  # True: malformed rows are counted, not errors.
       # Format of the prompt before a solution: "raw" (as in the training of
-      # the paper's PRM), "pure" (as in its RL), "plain", "chat", "qwen_boxed".
+      # the paper's PRM), "pure" (as in its RL), "plain", "chat", "qwen_boxed",
+      # "two_examples".
       prompt_format="raw",
       # Longest prompt, tokens. Solutions beyond a limit are left out and
       # counted.

@@ -6,11 +6,11 @@ be given:
   python experiments/train_pure.py --config=experiments/configs/files.py \\
     --workdir=DIR --config.files.policy=FOLDER --config.files.train=FILE ...
 
-An id of the Hugging Face hub does in place of a folder (ORG/NAME, as in
-Qwen/Qwen2.5-Math-1.5B) and of a file (ORG/NAME/PATH, or ORG/NAME alone for the
-file that docs/public_data.md lists), each with or without @REVISION at its end.
-The hub's files are fetched into the cache of `huggingface_hub`. The run records
-the commit, and takes the same one when it is resumed.
+A Hugging Face id (ORG/NAME, optionally @REVISION) can be given instead of a
+folder, and ORG/NAME/PATH instead of a file. Missing files are downloaded into
+the cache of `huggingface_hub`. For a file, ORG/NAME alone stands for the one
+that docs/public_data.md lists for the format and the use. The run records the
+commit, and takes the same one when it is resumed.
 
 A file of another format needs a mapping, from the fields of
 `host/data/records.py` to the fields of the file:
@@ -22,7 +22,8 @@ A file of another format needs a mapping, from the fields of
 
 In a config file the mapping is a `ConfigDict`.
 
-This config itself is not yet run.
+Not yet run with exactly these values, which name no model. Configs that start
+from it, such as gsm8k_prm.py, say what was measured.
 """
 
 from configs import base

@@ -1,10 +1,14 @@
 """Where the models and data of a config are: on this machine, or on the hub.
 
-A text that names an existing folder (of a model) or file (of data) is its path.
-Any other text in the form of the Hugging Face hub's ids is one: ORG/NAME or
-ORG/NAME@REVISION for a model, ORG/NAME, ORG/NAME/PATH and both with @REVISION
-for a file of a data set, where ORG/NAME is the file that `formats.public` has
-for the format. What is missing is fetched, see `host.huggingface.hub`.
+A text that is the path of an existing folder (a model) or file (data) stands
+for it. Any other text must be an id of the Hugging Face hub:
+
+* a model: ORG/NAME or ORG/NAME@REVISION;
+* a file: ORG/NAME/PATH or ORG/NAME/PATH@REVISION;
+* the file that `formats.public` has for the format and the use: ORG/NAME or
+  ORG/NAME@REVISION.
+
+What is missing here is fetched, see `host.huggingface.hub`.
 
 A run records the commit of each id (`commits` in config.json), and takes it
 again when it is resumed, even if the branch has moved on. Processes of one run
@@ -40,7 +44,7 @@ class Locator:
   """Finds models and files, and notes the commits of those on the hub.
 
   Attributes:
-    commits: of the names that were found on the hub.
+    commits: of the names that were resolved on the hub.
   """
 
   def __init__(self, known: Mapping[str, str]):
@@ -86,7 +90,8 @@ class Locator:
 
     Raises:
       ConfigError: if the text is neither, does not say which file is meant, or
-        the file cannot be fetched.
+        names a data set without a file for this use; if the file cannot be
+        fetched.
     """
     if pathlib.Path(text).exists():
       return text
@@ -97,16 +102,22 @@ class Locator:
         "Face hub, which is ORG/NAME or ORG/NAME/PATH, with or without "
         "@REVISION."
       )
-    path = name.path
-    public = PUBLIC.get(row_format)
+    path, public = name.path, PUBLIC.get(row_format)
     if path is None and public is not None:
       path = public.file(for_training=for_training)
     if path is None:
-      several = public.parts if public is not None else ("PATH",)
-      examples = ", ".join(f"{name.repo_id}/{part}" for part in several)
+      known = ("PATH",) if public is None else public.files()
+      examples = ", ".join(f"{name.repo_id}/{file}" for file in known)
+      why = f"it does not say which file is meant: name it, as in {examples}."
+      if public is not None and (for_training or not public.parts):
+        use = "train" if for_training else "evaluate"
+        why = (
+          f"it has no file to {use} on. To {use} on another of its files all "
+          f"the same, name that file, as in {examples}."
+        )
       raise ConfigError(
         f"{field}={text} is no file here, and as an id of the Hugging Face hub "
-        f"it does not say which file is meant: name it, as in {examples}."
+        f"{why}"
       )
     return self._fetch(
       f"{field}={text} is no file here, and",
@@ -227,12 +238,19 @@ def locate_prm_evaluation(
 
 
 def _locate_labelled(data: DataSettings, locator: Locator) -> DataSettings:
-  """Finds the files of a data set of labelled solutions."""
-  name = f"data.{data.name}"
-  problems = data.problems
+  """Finds the files of a data set of labelled solutions.
+
+  Problems that a training run holds out are in the file that it trains on.
+  """
+  field, problems = f"data.{data.name}", data.problems
   if problems is not None:
-    problems = locator.data(name, problems, data.problems_format)
-  file = locator.data(name, data.file, data.format)
+    problems = locator.data(f"{field}.problems", problems, data.problems_format)
+  file = locator.data(
+    f"{field}.file",
+    data.file,
+    data.format,
+    for_training=data.held_out_one_in is not None,
+  )
   return dataclasses.replace(data, file=file, problems=problems)
 
 
@@ -281,7 +299,7 @@ def locate(
 
   Raises:
     ConfigError: if something that is named cannot be found.
-    ProcessesError: in the other processes, if process 0 finds it not.
+    ProcessesError: in the other processes, if process 0 fails.
     WorkdirError: if a record is damaged.
   """
 

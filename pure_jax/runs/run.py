@@ -119,8 +119,8 @@ def open_run(
   # Before models are fetched, which the processes do together.
   processes.require_same(json.dumps(config), "The configs")
   if settings.files is not None:
-    settings, found = _find_files(settings, path, start_path)
-    config |= found
+    settings, recorded = _find_files(settings, path, start_path)
+    config |= recorded
   processes.require_same(
     json.dumps(config), "The config and the files it names"
   )
@@ -191,10 +191,10 @@ def _find_files(
   )
   if _shows_progress(settings):
     console.tell("reading the files of models and data")
-  found: dict[str, Any] = {"contents": contents(files)}
+  recorded: dict[str, Any] = {"contents": contents(files)}
   if commits:
-    found[locations.COMMITS] = commits
-  return dataclasses.replace(settings, files=files), found
+    recorded[locations.COMMITS] = commits
+  return dataclasses.replace(settings, files=files), recorded
 
 
 def _check_sizes(run: RunSizes, stages: Sequence[str]) -> None:

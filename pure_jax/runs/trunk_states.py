@@ -1,11 +1,10 @@
 """States of a PRM's frozen trunk, computed once and kept in files.
 
-While the head is trained, the trunk does not change. So what the head reads of
-a response, the states at its scores, is computed once, and any number of
-updates train on it. A folder keeps the states of every batch as soon as it is
-computed. They are found again by what the trunk reads, ids and positions of
-scores, and by the trunk itself: other labels, another split of the same texts
-or more of them need only the states that are not there.
+While the head is trained, the trunk does not change. So the states that the
+head reads of a response, those at its scores, are computed once, and any number
+of updates train on them. States are cached by the token ids, the score
+positions and the trunk's weights. New labels, another split or more texts
+compute only missing states. Each batch is written as soon as it is computed.
 """
 
 import dataclasses
@@ -37,8 +36,8 @@ from pure_jax.training.score import prm_inputs
 from pure_jax.training.supervised import Demonstrations, StepStates
 from pure_jax.types import PRMInputs
 
-# Fields of an architecture that change the memory, and numbers by rounding.
-SAME_NUMBERS = {"remat": "none", "logits_chunk": None, "attention_chunk": None}
+# Fields that change memory and rounding, but not the function.
+ROUNDING_ONLY = {"remat": "none", "logits_chunk": None, "attention_chunk": None}
 _ROWS_AT_A_TIME = 1024  # Of responses that are laid out for the PRM.
 # What numpy raises for a damaged file. Not OSError: the file may be intact.
 _DAMAGED = (ValueError, KeyError, EOFError, zipfile.BadZipFile)
@@ -100,7 +99,7 @@ def load_or_compute(
     FloatingPointError: if a state is not finite.
     OSError: if the folder cannot be written.
   """
-  texts = lay_out(spec, responses)
+  texts = texts_for_prm(spec, responses)
   num_steps = sum(len(text.steps) for text in texts)
   what = f"keeping the trunk's states at {num_steps} steps"
   num_bytes = 4 * num_steps * spec.prm_model.width
@@ -123,7 +122,7 @@ def load_or_compute(
 
 
 def compact(spec: RunSpec, responses: Demonstrations | PRMInputs) -> PRMInputs:
-  """Lays out what the PRM reads of each response, all padding on the right.
+  """Makes the PRM's inputs of responses with all padding on the right.
 
   A batch of prompts and responses is as wide as its longest prompt and its
   longest response together; these inputs are as wide as its longest text.
@@ -135,7 +134,7 @@ def compact(spec: RunSpec, responses: Demonstrations | PRMInputs) -> PRMInputs:
   Returns:
     Host arrays of n rows, as wide as the longest text or a little wider.
   """
-  texts, settings = lay_out(spec, responses), spec.settings.prm
+  texts, settings = texts_for_prm(spec, responses), spec.settings.prm
   longest = max(text.num_tokens for text in texts)
   return pad_prm_texts(
     texts,
@@ -145,10 +144,10 @@ def compact(spec: RunSpec, responses: Demonstrations | PRMInputs) -> PRMInputs:
   )
 
 
-def lay_out(
+def texts_for_prm(
   spec: RunSpec, responses: Demonstrations | PRMInputs
 ) -> list[PRMText]:
-  """Lays out what the PRM reads of each response, without padding.
+  """The texts that the PRM reads of responses, without padding.
 
   Args:
     spec: the run's specification.
@@ -185,7 +184,7 @@ def _without_padding(
   score_position: np.ndarray,
   score_mask: np.ndarray,
 ) -> PRMText:
-  """One row of `PRMInputs` as a text; what follows its last score is left."""
+  """A row of `PRMInputs` as a text; what follows its last score is dropped."""
   ends = np.cumsum(mask)[score_position[score_mask]]
   *steps, _ = np.split(tokens[mask], ends)
   return PRMText([], [step.tolist() for step in steps])
@@ -198,7 +197,7 @@ def _key(text: PRMText) -> str:
 
 def _fingerprint(spec: RunSpec, trunk: Any) -> str:
   """Identifies the trunk: its weights and how they are computed."""
-  model = dataclasses.replace(spec.prm_model, **SAME_NUMBERS)
+  model = dataclasses.replace(spec.prm_model, **ROUNDING_ONLY)
   digest = hashlib.sha256(repr(model).encode())
   for path, leaf in jax.tree.leaves_with_path(trunk):
     digest.update(f"{path} {leaf.shape} {leaf.dtype}".encode())
@@ -253,8 +252,8 @@ def _check_finite(states: Iterable[np.ndarray]) -> None:
   if not all(np.isfinite(rows).all() for rows in states):
     raise FloatingPointError(
       "The trunk's states are not finite: check the weights of the policy, or "
-      "set files.model.compute_dtype to 'float32'. The states that are "
-      "written are intact."
+      "set files.model.compute_dtype to 'float32'. States already written "
+      "are valid."
     )
 
 

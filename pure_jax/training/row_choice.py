@@ -1,4 +1,4 @@
-"""Chooses rows: do texts share their prompts, and which rows hold a batch."""
+"""Shapes of packed rows: shared prompts, and the narrowest rows for a batch."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Compiled = TypeVar("Compiled")
 def share_prompts(
   shape: RowShape, prompt_tokens: int, completion_tokens: int, samples: int
 ) -> RowShape:
-  """Lets as many samples of a prompt share it as a row holds in any case.
+  """Lets samples share their prompt, as many as a row holds at their longest.
 
   >>> share_prompts(RowShape(1000, 1), 200, 100, samples=16)
   RowShape(columns=1000, rows=1, shared=True, samples=8)

@@ -164,7 +164,7 @@ def test_a_kernel_that_cannot_run_says_why(monkeypatch, context):
   monkeypatch.setattr(kernels, "KERNELS", (failing, CUDNN))
   result = kernels.run_kernels(context)
   assert wrong(result["checks"]) == ["decode attention in float32 runs"]
-  assert "the compiler said no" in result["checks"][0]["found"]
+  assert "the compiler said no" in result["checks"][0]["measured"]
   rows = result["tables"]["Kernels"]
   assert "it needs a GPU and this is a cpu" in rows[1]["how"]
 
@@ -185,8 +185,8 @@ def refuse(context):
   raise AssertionError("it must not start")
 
 
-CHECKED = {"checks": [{"check": "a = b", "right": True, "found": "0"}]}
-FALSE = {"checks": [{"check": "a = c", "right": False, "found": "1"}]}
+CHECKED = {"checks": [{"check": "a = b", "right": True, "measured": "0"}]}
+FALSE = {"checks": [{"check": "a = c", "right": False, "measured": "1"}]}
 for _result in (CHECKED, FALSE):
   _result["checks"][0].update({"allowed": "equal", "reason": "mathematics"})
 
@@ -310,7 +310,7 @@ def test_a_run_that_does_not_continue_exactly_is_seen():
     rows_of_run(), rows_of_run(step3=1 + 1e-9)
   )
   assert (before["right"], after["right"]) == (True, False)
-  assert after["found"] == "loss of rl 3 is 1.000000001 in place of 1.0"
+  assert after["measured"] == "loss of rl 3 is 1.000000001 in place of 1.0"
   checks = resume.compare_runs(rows_of_run(), rows_of_run(step2=0, step4=0))
   assert len(wrong(checks)) == 2
   assert checks[1]["reason"] == resume.NOISE

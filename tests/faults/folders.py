@@ -172,7 +172,7 @@ FAULTS = (
     "self._known.get(name.key)",
     "None",
     (
-      "test_locations.py::test_files_of_one_data_set_are_of_one_commit_as_recorded",
+      "test_names_in_configs.py::test_files_of_one_data_set_are_of_one_commit_as_recorded",
     ),
   ),
   Fault(
@@ -185,10 +185,29 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a test set is trained on because a config names only its data set",
+    "host.data.formats.public:PublicData.file",
+    "self.train if for_training",
+    "self.train or self.held_out if for_training",
+    (
+      "test_names_in_configs.py::test_a_run_trains_on_no_test_set_unless_its_file_is_named",
+      "test_public.py::test_an_id_alone_is_the_file_of_its_use",
+    ),
+  ),
+  Fault(
+    "problems of another file than the one that was split are held out",
+    "runs.locations:_locate_labelled",
+    "data.held_out_one_in is not None",
+    "False",
+    (
+      "test_names_in_configs.py::test_held_out_problems_are_those_of_the_file_that_was_split",
+    ),
+  ),
+  Fault(
     "an id is asked for although a folder has its name",
     "runs.locations:Locator.model",
     "pathlib.Path(text).is_dir()",
     "pathlib.Path(text).is_absolute()",
-    ("test_locations.py::test_what_is_here_comes_first",),
+    ("test_names_in_configs.py::test_what_is_here_comes_first",),
   ),
 )

@@ -25,9 +25,7 @@ from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data.formats.public import PUBLIC
 from pure_jax.host.evaluation import report as report_files
 from pure_jax.host.huggingface import MODEL_FILES
-from pure_jax.host.huggingface.hub_names import HubName
 from pure_jax.runs import locations
-from pure_jax.runs.locations import Locator
 from pure_jax.runs.planning import planned_spec
 from pure_jax.runs.run import open_run
 from pure_jax.runs.saved_run import read_run
@@ -266,85 +264,6 @@ def test_a_plan_fetches_nothing(server):
   with pytest.raises(ConfigError, match=r"files\.prm=jinachris.* is no folder"):
     planned_spec.read_spec(settings, evaluate.jax.devices())
   assert server.requests == []
-
-
-# ===== Texts =====
-
-
-@pytest.mark.parametrize(
-  ("text", "message"),
-  [
-    (
-      "/nowhere/model",
-      "is no folder, and no id of a model on the Hugging Face",
-    ),
-    ("model", "is no folder, .* which is ORG/NAME or ORG/NAME@REVISION"),
-    (
-      "models/typo",
-      r"is no folder here, and the model models/typo .* not exist",
-    ),
-    (f"{POLICY}@v9", "is no folder here, and .* has no revision v9: name a br"),
-  ],
-)
-def test_a_text_that_is_no_model_is_said_to_be_neither(server, text, message):
-  with pytest.raises(ConfigError, match=f"^files.policy={text} {message}"):
-    Locator({}).model("files.policy", text)
-
-
-@pytest.mark.parametrize(
-  ("text", "row_format", "message"),
-  [
-    ("/nowhere/a.jsonl", "math500", "is no file, and no id of a data set on"),
-    ("data/a.jsonl", "math500", "is no file, and no id of a data set on"),
-    (
-      "a/b/c.jsonl",
-      "math500",
-      "is no file here, and the data set a/b .* not ex",
-    ),
-    ("a/b", "mapped_problems", "does not say which file is meant: .* a/b/PATH"),
-    (
-      "Qwen/ProcessBench",
-      "processbench",
-      "as in Qwen/ProcessBench/gsm8k.json,",
-    ),
-    ("HuggingFaceH4/MATH-500/no.json", "math500", "It has test.jsonl"),
-  ],
-)
-def test_a_text_that_is_no_data_is_said_to_be_neither(
-  server, text, row_format, message
-):
-  with pytest.raises(ConfigError, match=f"^files.train={text} .*{message}"):
-    Locator({}).data("files.train", text, row_format)
-
-
-def test_what_is_here_comes_first(server, tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  for folder in (POLICY, "HuggingFaceH4"):
-    (tmp_path / folder).mkdir(parents=True)
-  (tmp_path / "HuggingFaceH4" / "MATH-500").write_text("{}\n")
-  locator = Locator({})
-  assert locator.model("files.policy", POLICY) == POLICY
-  name = PUBLIC["math500"].repo_id
-  assert locator.data("files.train", name, "math500") == name
-  assert locator.commits == {} and server.requests == []
-
-
-def test_files_of_one_data_set_are_of_one_commit_as_recorded(server):
-  name = "datasets/acme/both"
-  first = server.commit(name, {"a.json": b"[]", "b.json": b"[]"})
-  locator = Locator({})
-  locator.data("files.train", "acme/both/a.json", "math500")
-  server.commit(name, {"a.json": b"[1]", "b.json": b"[1]"})
-  path = locator.data("files.held_out", "acme/both/b.json", "math500")
-  assert first in path and locator.commits == {name: first}
-  resumed = Locator({name: first})
-  path = resumed.data("files.train", "acme/both/a.json", "math500")
-  assert first in path and resumed.commits == {name: first}
-  # Of a revision that is named, that one.
-  second = server.commit(name, {"b.json": b"[2]"}, "v2")
-  path = locator.data("files.held_out", "acme/both/b.json@v2", "math500")
-  assert second in path
-  assert HubName("dataset", "acme/both", "v2").key in locator.commits
 
 
 def test_a_damaged_record_of_commits_is_said(server, tmp_path):

@@ -119,7 +119,7 @@ def files(folder):
 
 
 def test_texts_have_no_padding_and_end_at_their_scores():
-  texts = trunk_states.lay_out(spec(), RESPONSES)
+  texts = trunk_states.texts_for_prm(spec(), RESPONSES)
   assert [text.steps for text in texts] == [
     [[8, 6, SCORE], [7, SCORE]],
     [[8, 9, 7, SCORE]],
@@ -133,7 +133,7 @@ def test_texts_have_no_padding_and_end_at_their_scores():
     compact.tokens[0], [8, 6, SCORE, 7, SCORE, PAD, PAD, PAD]
   )
   assert compact.score_position[0].tolist() == [2, 4, 0]
-  assert trunk_states.lay_out(spec(), RESPONSES)[1:3] == [
+  assert trunk_states.texts_for_prm(spec(), RESPONSES)[1:3] == [
     texts[1],
     texts[2],
   ]

@@ -98,7 +98,9 @@ def test_an_invalid_value_is_reported_with_its_field(changes, message):
 
 def test_a_missing_file_or_run_is_reported_and_leaves_no_workdir(tmp_path):
   settings = smoke(data=(GOOD | {"file": str(tmp_path / "no.jsonl")},))
-  with pytest.raises(ConfigError, match=r"data\.a=.*no\.jsonl is no file"):
+  with pytest.raises(
+    ConfigError, match=r"data\.a\.file=.*no\.jsonl is no file"
+  ):
     evaluate_prm.evaluate(settings, str(tmp_path / "run"))
   assert not (tmp_path / "run").exists()
   data = tmp_path / "data.jsonl"

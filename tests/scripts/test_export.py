@@ -206,7 +206,7 @@ def test_a_run_without_a_prm_raises(run, prm_run, tmp_path):
     with pytest.raises(ConfigError, match=message):
       export.export(workdir, output, which, "prm")
 
-  assert_raises(prm_run[0], "best", "a run has one PRM")
+  assert_raises(prm_run[0], "best", "a run has only one PRM")
   assert_raises(run[0], "latest", "has no finished PRM")
   record = json.loads((prm_run[0] / "config.json").read_text())
   record["config"]["files"]["prm"] = "FOLDER"

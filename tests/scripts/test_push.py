@@ -100,7 +100,7 @@ def test_the_pushed_model_is_the_folder_and_is_loaded_from_the_hub(
   said = capsys.readouterr().out.splitlines()
   assert said == [
     f"{output} holds the policy after iteration 3.",
-    f"{hub.url}/acme/tiny has it.",
+    f"Uploaded to {hub.url}/acme/tiny.",
   ]
   assert hub.messages == ["Upload the policy after iteration 3"]
   repo = hub.repos["models/acme/tiny"]
@@ -221,7 +221,7 @@ def test_what_cannot_be_uploaded_is_said_before_the_export(
     pytest.raises(SystemExit),
   ):
     script.main(["export.py"])
-  assert "--private is of an upload" in capsys.readouterr().err
+  assert "--private needs --push=ORG/NAME." in capsys.readouterr().err
 
 
 def card_of(run, model="policy", iteration=3, name="acme/tiny", **changes):

@@ -142,13 +142,13 @@ class StepNames:
 
   def find_all(self, base_path: Any) -> Iterator[_StepFolder]:
     """Implements Orbax's protocol."""
-    for found in self._standard.find_all(base_path):
-      yield _StepFolder(found.step, found.path)
+    for folder in self._standard.find_all(base_path):
+      yield _StepFolder(folder.step, folder.path)
 
   def find_step(self, base_path: Any, step: int) -> _StepFolder:
     """Implements Orbax's protocol."""
-    found = self._standard.find_step(base_path, step)
-    return _StepFolder(found.step, found.path)
+    folder = self._standard.find_step(base_path, step)
+    return _StepFolder(folder.step, folder.path)
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ _INSTALL = "pip install -e '.[gguf]'"
 _MAGIC = b"GGUF"
 _UNUSED = 5  # The type of a token that only fills the vocabulary up.
 _ROPE_FACTORS = "rope_freqs.weight"
-# The name of the file where transformers reads it.
+# Name of the link in the temporary folder.
 _ALONE = {"gguf_file": "model.gguf"}
 
 
@@ -84,8 +84,8 @@ def unpack(
   Raises:
     HuggingFaceError: if a package is missing, if the file is missing, damaged,
       of another architecture, or has weights or a tokenizer that transformers
-      does not read as they are, or if the folder cannot be written. Then there
-      is no folder.
+      reads wrongly, or if the folder cannot be written. Then there is no
+      folder.
   """
   file, folder = pathlib.Path(file), pathlib.Path(folder).absolute()
   header = _read_header(file)
@@ -130,7 +130,9 @@ def _read_header(file: pathlib.Path) -> _Header:
   except OSError as error:
     raise HuggingFaceError(f"{file} cannot be read: {error}.") from error
   if magic != _MAGIC:
-    raise HuggingFaceError(f"{file} is not a GGUF file: it begins otherwise.")
+    raise HuggingFaceError(
+      f"{file} is not a GGUF file: it does not begin with GGUF."
+    )
   try:
     reader = gguf.GGUFReader(file)
     # A vocabulary of numbers would be no list of texts.
@@ -177,7 +179,7 @@ def _family(file: pathlib.Path, name: Any) -> Family:
 def _check_supported(
   file: pathlib.Path, fields: Mapping[str, Any], names: Collection[str]
 ) -> None:
-  """Raises for what transformers would read past."""
+  """Raises for what transformers would ignore."""
   shards = fields.get("split.count") or 1
   if shards > 1:
     raise HuggingFaceError(

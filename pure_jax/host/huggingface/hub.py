@@ -242,7 +242,7 @@ def _fetch_file(name: HubName, commit: str, listed: Any) -> None:
     path.resolve().unlink()
     path.unlink(missing_ok=True)
     raise HuggingFaceError(
-      f"{file} of {name.description} came damaged: its hash is not {expected}. "
+      f"{file} of {name.description} is damaged: its hash is not {expected}. "
       "It is removed from the cache, and the same command fetches it again."
     )
 

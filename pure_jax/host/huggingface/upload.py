@@ -10,8 +10,8 @@ from typing import Any
 from pure_jax.host.distributed import preemption
 from pure_jax.host.huggingface.architectures import HuggingFaceError
 
-# Of a model that the repository had before; they would be read with the new
-# one's.
+# Suffixes of an earlier model's files, which transformers would load with the
+# new ones.
 _STALE = (".safetensors", ".json", ".jinja", ".model")
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 

@@ -87,7 +87,7 @@ class Facts:
     sources: what the run was given.
     settings: values by the names of the config's fields.
     evaluation: None if the log of the run has none that can be read.
-    held_out: the most held-out problems that an evaluation of RL has.
+    held_out: limit on held-out problems of an evaluation of RL.
     versions: what the run last started with, by name.
   """
 

@@ -40,8 +40,7 @@ def write_card(
       ("", "name", "commit"),
       [(s.role, s.name, s.commit or "not from the hub") for s in facts.sources],
     ),
-    "The licence is not known here: those of the base model and of the data "
-    "apply.",
+    "No licence is set. The licences of the base model and the data apply.",
     "## Training",
     _table(("field of the config", "value"), facts.settings.items()),
     "## Evaluation",
@@ -62,7 +61,7 @@ def _front_matter(facts: Facts) -> str:
   task, tags = _KINDS[facts.model]
   datasets = [s.repo for s in facts.sources if s.kind == "dataset" and s.repo]
   data = huggingface_hub.ModelCardData(
-    # It comes first. Other models, such as a PRM, are no base.
+    # The first source is the base model; a PRM, for example, is none.
     base_model=facts.sources[0].repo,
     datasets=list(dict.fromkeys(datasets)) or None,
     library_name="transformers",
@@ -80,8 +79,8 @@ def _description(facts: Facts, architecture: str) -> str:
   if facts.model == "prm":
     return (
       f"A process reward model (`{architecture}`), trained from {base} with "
-      f"{program}. At the end of each step of a solution, label 1 (`good`) is "
-      "the likelier one if the step counts as good."
+      f"{program}. At the end of each step of a solution, label 1 (`good`) has "
+      "p(good). A step is good if it is above 1/2."
     )
   return (
     f"A policy (`{architecture}`) after iteration {facts.iteration} of "
@@ -92,34 +91,36 @@ def _description(facts: Facts, architecture: str) -> str:
 
 def _evaluation(facts: Facts) -> str:
   """The metrics of the run."""
-  found = facts.evaluation
-  if found is None:
+  evaluation = facts.evaluation
+  if evaluation is None:
     return "The log of the run has no evaluation of this model."
   if facts.model == "prm":
     about = (
-      f"On held-out solutions, after update {found.step} of the last stage."
+      f"On held-out solutions, after update {evaluation.step} of the last "
+      "stage."
     )
   else:
     about = (
-      f"After iteration {found.step}, by the run itself, on at most "
+      f"After iteration {evaluation.step}, by the run itself, on at most "
       f"{facts.held_out} held-out problems; benchmarks have their own. "
       "`accuracy` is that of samples, `greedy_accuracy` and the benchmarks are "
       "greedy."
     )
-  return f"{about}\n\n{_metrics(found)}"
+  return f"{about}\n\n{_metrics(evaluation)}"
 
 
-def _metrics(found: Evaluation) -> str:
+def _metrics(evaluation: Evaluation) -> str:
   """The table of an evaluation."""
-  if not found.first:
+  if not evaluation.first:
     return _table(
-      ("metric", "value"), [(k, _number(v)) for k, v in found.metrics.items()]
+      ("metric", "value"),
+      [(k, _number(v)) for k, v in evaluation.metrics.items()],
     )
   return _table(
     ("metric", "before training", "this model"),
     [
-      (k, _number(found.first.get(k)), _number(v))
-      for k, v in found.metrics.items()
+      (k, _number(evaluation.first.get(k)), _number(v))
+      for k, v in evaluation.metrics.items()
     ],
   )
 

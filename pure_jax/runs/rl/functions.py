@@ -62,10 +62,10 @@ class RLFunctions:
       choose the rows; for an update the PRM texts are None.
     scores: `score.make_score`, by rows.
     step_scores: `score.make_step_scores`, by rows, for held-out responses.
-    checked_scores: `score.make_checked_score`, by rows. Empty unless
-      `rl.old_logp.source` is "sampled".
-    sampled_scores: `score.make_sampled_score`, by rows. Empty unless
-      `rl.old_logp.source` is "sampled".
+    checked_scores: `score.make_checked_score`, by rows. Empty if
+      `rl.old_logp.source` is "score".
+    sampled_scores: `score.make_sampled_score`, by rows. Empty if
+      `rl.old_logp.source` is "score".
     updates: `train.make_update`, by rows.
     critic_values: `critic.make_values`, by rows. Empty without a critic.
     critic_updates: `critic.make_critic_update`, by rows. Empty without a
@@ -115,8 +115,9 @@ class RLFunctions:
   ) -> tuple[Scores, jax.Array | None]:
     """Scores the rollout of an iteration, as `rl.old_logp.source` says.
 
-    The sampler's log-probs are checked in the first iteration and then once in
-    `rl.old_logp.check_every`. The drift is None if the policy was not run.
+    With "sampled" the sampler's log-probs are checked in the first iteration
+    and then once in `rl.old_logp.check_every`. With "update" the policy is
+    never run here. The drift is None if it was not run.
     """
     old_logp, batch = self.spec.settings.rl.old_logp, (rollout, prm_texts)
     compiled = self.scores
@@ -347,7 +348,7 @@ def _policy_shapes(spec: RunSpec, texts: int, samples: int) -> list[RowShape]:
   shapes = _row_shapes(spec, spec.prompt_tokens, texts)
   kernels = spec.layouts.training.kernels, spec.layouts.reference.kernels
   if any(kernel.attention != "xla" for kernel in kernels):
-    return list(shapes)  # Such a kernel reads no branches.
+    return list(shapes)  # These kernels cannot share a prompt.
   limit = spec.settings.rl.sampler.max_new_tokens
   return [
     row_choice.share_prompts(shape, spec.prompt_tokens, limit, samples)

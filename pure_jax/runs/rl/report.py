@@ -36,18 +36,18 @@ BAR_METRICS = ("accuracy", "process_outcome", "kl_reference", "response_tokens")
 
 
 class Clock:
-  """Measures the seconds of each part of an iteration."""
+  """Measures the seconds of each stage of an iteration."""
 
   def __init__(self):
     """Starts measuring."""
     self.seconds: dict[str, float] = {}
     self._last = time.perf_counter()
 
-  def wait(self, part: str, result: Any) -> None:
-    """Waits for the arrays of a part and notes how long they took."""
+  def wait(self, stage: str, result: Any) -> None:
+    """Waits for the arrays of a stage and notes how long they took."""
     jax.block_until_ready(result)
     now = time.perf_counter()
-    self.seconds[part], self._last = now - self._last, now
+    self.seconds[stage], self._last = now - self._last, now
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Iteration:
     drift: [] largest difference between log-probs of sampler and trainer; None
       if the policy was not run.
     metrics: metrics of the update.
-    clock: how long its parts took.
+    clock: how long its stages took.
   """
 
   step: int
@@ -129,8 +129,8 @@ def _metrics_row(run: Run, iteration: Iteration) -> rollout_metrics.Metrics:
   tokens = row["response_tokens"] * len(iteration.problems)
   seconds = dict(iteration.clock.seconds)
   row["reshard_seconds"] = seconds.pop("reshard")
-  for part, taken in seconds.items():
-    row[f"{part}_tokens_per_second"] = tokens / taken
+  for stage, taken in seconds.items():
+    row[f"{stage}_tokens_per_second"] = tokens / taken
   return row
 
 
@@ -216,9 +216,9 @@ def check_best_metric(run: Run, metrics: rollout_metrics.Metrics) -> None:
 def summarize(run: Run) -> dict[str, Any]:
   """Writes and returns summary.json: first, best and last evaluation, config.
 
-  The best evaluation is that of the checkpoint that is kept as the best one
-  (`export.py --which=best`): the policy before the first update has none, and
-  of two equal ones it is the later.
+  The best evaluation is that of the best checkpoint, which
+  `export.py --which=best` exports. Step 0 has no checkpoint, so it cannot be
+  the best; of equal checkpoints the later one is taken.
 
   Args:
     run: the open run.

@@ -56,7 +56,7 @@ class FrozenWeights:
 
   @property
   def critic_base(self) -> dict[str, Any]:
-    """The critic's weights below its adapters, which are the policy's."""
+    """The frozen base of the critic: the policy's base without the head."""
     return {name: x for name, x in self.base.items() if name != "head"}
 
   def policy(self, trained: Any) -> Any:
@@ -91,7 +91,7 @@ def make_rollout_copy(
 
 
 def needs_rollout_copy(spec: RunSpec, declared: dict[str, Any]) -> bool:
-  """Whether `make_rollout_copy` copies weights, or returns them themselves.
+  """Whether rollouts need a copy of the weights, or read them as they are.
 
   Args:
     spec: the run's specification.
@@ -123,8 +123,9 @@ def start_state(
 ) -> RLState:
   """Makes the states at step 0.
 
-  The policy's is a copy of the policy, or new adapters. So is the critic's,
-  with a head of zeros; its optimizer is that of `rl.critic.optim`.
+  The policy starts as a copy of `policy_params`, or with new adapters. The
+  critic starts from the same weights, with a head of zeros and an optimizer of
+  its own.
 
   Args:
     spec: the run's specification.

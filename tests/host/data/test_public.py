@@ -106,8 +106,8 @@ ROWS = {
 
 
 def file_of(public):
-  """The file that an id alone stands for, or one of several."""
-  return public.file(for_training=False) or public.parts[0]
+  """The file to evaluate on, if there is one, else the one to train on."""
+  return public.files()[-1]
 
 
 def test_every_format_has_an_id_or_a_reason():
@@ -163,24 +163,28 @@ def test_a_text_that_is_no_number_is_a_fault_of_amc(field):
 @pytest.mark.parametrize("public", PUBLIC.values(), ids=PUBLIC)
 def test_ids_and_files_have_the_form_of_names_on_the_hub(public):
   assert parse_data(public.repo_id).repo_id == public.repo_id
-  for file in (public.train, public.held_out, *public.parts):
-    if file is not None:
-      assert file.endswith(DATA_FILES)
-      assert parse_data(f"{public.repo_id}/{file}").path == file
+  for file in public.files():
+    assert file.endswith(DATA_FILES)
+    assert parse_data(f"{public.repo_id}/{file}").path == file
 
 
 def test_an_id_alone_is_the_file_of_its_use():
+  """A test set is not trained on because a config names only its data set."""
   both = PublicData("a/b", train="t.json", held_out="h.json")
   assert both.file(for_training=True) == "t.json"
   assert both.file(for_training=False) == "h.json"
-  one = PublicData("a/b", held_out="h.json")
-  assert one.file(for_training=True) == "h.json"
-  assert PublicData("a/b", parts=("c.json",)).file(for_training=True) is None
+  assert both.files() == ("t.json", "h.json")
+  assert PublicData("a/b", held_out="h.json").file(for_training=True) is None
+  assert PublicData("a/b", train="t.json").file(for_training=False) is None
+  parts = PublicData("a/b", parts=("c.json", "d.json"))
+  assert parts.file(for_training=True) is None
+  assert parts.file(for_training=False) is None
+  assert parts.files() == ("c.json", "d.json")
 
 
 def test_the_page_lists_every_id_and_file():
   page = (ROOT / "docs" / "public_data.md").read_text()
   for name, public in PUBLIC.items():
-    assert f"| `{name}` | {public.repo_id} |" in page
-    for file in (public.train, public.held_out, *public.parts):
-      assert file is None or file in page
+    link = f"https://huggingface.co/datasets/{public.repo_id}"
+    assert f"| `{name}` | [{public.repo_id}]({link}) |" in page
+    assert all(file in page for file in public.files())

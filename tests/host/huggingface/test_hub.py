@@ -226,7 +226,7 @@ def test_a_file_with_another_hash_is_not_kept(server, file, content):
   """The client compares sizes alone."""
   assert len(content) == len(MODEL[file])
   server.contents[file] = content
-  with pytest.raises(HuggingFaceError, match=f"{file} of .* came damaged: its"):
+  with pytest.raises(HuggingFaceError, match=f"{file} of .* is damaged: its"):
     hub.fetch_model(NAME)
   del server.contents[file]
   assert contents(hub.fetch_model(NAME)) == MODEL

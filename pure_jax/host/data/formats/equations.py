@@ -9,13 +9,14 @@ read. The checker is strict: what it may misread has no verdict. Its rules:
 2. **An equation** is a run of sides of decimals, ``+ - * /``, brackets and per
   cent, joined by ``=``. One side at least has an operator: ``x = 5`` claims
   nothing that can be checked.
-3. **A first side** may be the end of something else: of ``2x + 3``, ``half of
-  10``, ``5 apples + 3``. It counts only at the beginning of a sentence, or
-  after a word that is no operation; a number without operator only at the
-  beginning.
-4. **A last side** may be the beginning of something else, or rounded: ``7x``,
-  ``3 million``, ``1 hour 30 minutes``, ``3 (rounded down)``. It then does not
-  count.
+3. **The first side** may be the end of a longer expression, as in ``2x + 3``,
+  ``half of 10 + 2`` and ``5 apples + 3``. At the beginning of a sentence it
+  counts. After other text it counts only if it has an operator, but not as its
+  first sign, if it is separated from the word before, and if that word is no
+  operation such as ``of``. Otherwise it is dropped.
+4. **The last side** may be the beginning of a longer expression, or rounded:
+  ``7x``, ``3 million``, ``1 hour 30 minutes``, ``3 (rounded down)``. Such a
+  side is dropped.
 5. **An equation is true** if all its sides equal the last one, which may be
   rounded as in `calculator.agrees`. ``12 / 48 * 100 = 25%`` is true as well.
 """

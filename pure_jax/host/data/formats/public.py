@@ -1,9 +1,9 @@
 """Where the Hugging Face hub has a data set in each of the named formats.
 
-`ORG/NAME` in a config stands for the file that this table names. How it was
-checked that a format reads the file is in docs/public_data.md. The formats of
-GSM8K's model-written solutions (`gsm8k_steps` and others) have no entry: that
-file is on GitHub alone.
+`ORG/NAME` in a config stands for the file that this table has for the use: to
+train on, or to evaluate on. docs/public_data.md says what was checked of each
+file. The formats of GSM8K's model-written solutions (`gsm8k_steps` and others)
+have no entry: that file is on GitHub alone.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ class PublicData:
     repo_id: ORG/NAME.
     train: path in the data set of the file to train on; None without one.
     held_out: path of the file to evaluate on; None without one.
-    parts: paths of the files of a data set that has several to evaluate on, of
-      which none stands for the whole.
+    parts: paths of the files of a data set that has several to evaluate on;
+      none of them stands for the whole.
   """
 
   repo_id: str
@@ -29,16 +29,21 @@ class PublicData:
   def file(self, *, for_training: bool) -> str | None:
     """The path of the file that the id alone stands for.
 
+    A file has one use: no test set is trained on because a config names only
+    its data set.
+
     Args:
-      for_training: whether it is trained on. If the data set has no other, the
-        file to train on is evaluated on, and the other way round.
+      for_training: whether it is trained on, or evaluated on.
 
     Returns:
-      The path; None if several files have the same use.
+      The path; None if the data set has no file for this use, or several.
     """
-    if for_training:
-      return self.train or self.held_out
-    return self.held_out or self.train
+    return self.train if for_training else self.held_out
+
+  def files(self) -> tuple[str, ...]:
+    """The paths of all files."""
+    named = (self.train, self.held_out, *self.parts)
+    return tuple(path for path in named if path is not None)
 
 
 _TRAIN, _TEST = (
