@@ -1,4 +1,4 @@
-"""RL of a real Qwen2.5 of 0.5B parameters on GSM8K, for two cores of a CPU.
+"""RL of Qwen2.5-Coder-0.5B-Instruct on GSM8K, for two cores of a CPU.
 
   python experiments/train_pure.py --workdir=DIR \\
     --config=experiments/configs/qwen2p5_0p5b_gsm8k.py \\
@@ -14,6 +14,12 @@ folder. Model and problems are fetched from the Hugging Face hub. All sizes are
 chosen for the CPU: few and short responses, problems of few words, and adapters
 (LoRA) in place of all weights. There is no KL penalty: it would need a second
 forward pass, of the reference policy.
+
+About four fifths of the problems fit: 82 % of those to train on and 79 % of
+those held out, of which 48 are answered. So accuracies in the run are not those
+of GSM8K; evaluate.py answers all problems. The PRM was trained on solutions of
+nine in ten of the held-out problems. It is not read for their accuracy, but its
+scores there say little about reward hacking; those of rollouts do.
 
 This config is not yet run. `qwen2p5_0p5b_gsm8k.py:smoke` runs the same stages
 on a tiny random model and a random PRM in under a minute.
@@ -33,11 +39,10 @@ def get_config(variant: str = "full") -> ConfigDict:
   config = files.get_config()
   config.files.update(
     {
-      # Asked as in "pure", 13 of 16 responses had not ended after 192 tokens.
+      # Asked as in "pure", most responses have not ended after 192 tokens.
       "prompt_format": "two_examples",
       "prm_prompt_format": "plain",  # As the PRM was trained.
-      # The examples take most of it. Long problems are left out; they are often
-      # hard ones too.
+      # The examples take most of it.
       "prompt_tokens": 240,
       "prm_prompt_tokens": 80,
       "grader": {"extractors": ("boxed", "last_number")},
@@ -58,7 +63,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       "prompts": 8,
       "samples_per_prompt": 4,
       "sampler": {"max_new_tokens": 128},
-      # Without this, 8 of 16 responses had not ended after 128 tokens.
+      # Without this, many responses go on with a question of their own.
       "rollout": {"stop_on_boxed": True},
       "loss": {"kl_in_loss": None},
       "old_logp": {"source": "update"},
@@ -75,8 +80,8 @@ def get_config(variant: str = "full") -> ConfigDict:
   )
   if variant == "smoke":
     config.files.random_files = ("train", "held_out", "prm")
-    paper.tiny(config, "untied")
-    # The tiny tokenizer has more tokens for the examples.
+    paper.tiny(config, "tied")
+    # The tiny tokenizer needs more tokens for the examples.
     config.files.prompt_tokens = 768
     return config
   config.files.policy = POLICY

@@ -1,4 +1,4 @@
-"""A PRM on a real Qwen2.5 of 0.5B parameters, from GSM8K solutions, on a CPU.
+"""A PRM on Qwen2.5-Coder-0.5B-Instruct, from GSM8K solutions, on a CPU.
 
   python experiments/train_prm.py --workdir=DIR \\
     --config=experiments/configs/qwen2p5_0p5b_gsm8k_prm.py \\
@@ -6,9 +6,10 @@
 
 The trunk is that of the policy of qwen2p5_0p5b_gsm8k.py, from the Hugging Face
 hub; the solutions are at github.com/openai/grade-school-math.
-`--config.files.labelled_rows=500` trains on the first 500 solutions. The states
-that they need are kept, and a run on more solutions computes only the rest:
-name one folder for both runs with --config.prm.trunk_states=FOLDER.
+A first run may take the first 500 solutions, `--config.files.labelled_rows=500`
+with `--config.prm.head_steps=560`. The states of the trunk are cached. A run on
+more solutions computes only the rest: name one folder for both runs with
+--config.prm.trunk_states=FOLDER.
 
 Data: four model solutions of each of GSM8K's 1,319 test problems, see
 host/data/formats/gsm8k_steps.py. The split is that of `gsm8k_prm.py`: one
@@ -93,7 +94,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     }
   )
   if variant == "smoke":
-    paper.tiny(config, "untied")
+    paper.tiny(config, "tied")
     config.files.labelled_format = "prm800k"  # The format of the tiny files.
     config.prm.full_optim.warmup_steps = 2
     return config
