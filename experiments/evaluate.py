@@ -57,6 +57,7 @@ from pure_jax.runs.evaluation.requests import (
   Requests,
   fingerprints,
   make_requests,
+  with_columns_for,
   with_tiny_models,
 )
 from pure_jax.runs.memory.of_evaluation import check_evaluation
@@ -141,7 +142,9 @@ def write_responses(
   ]
   if not missing:
     return
-  generator = ResponseGenerator(settings, tokenizer, layout)
+  generator = ResponseGenerator(
+    with_columns_for(settings, requests), tokenizer, layout
+  )
   graded: collections.deque[concurrent.futures.Future] = collections.deque()
 
   def write(most_left: int) -> None:

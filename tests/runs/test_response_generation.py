@@ -3,6 +3,7 @@
 The models are stand-ins that record their inputs.
 """
 
+import dataclasses
 import functools
 import types
 
@@ -21,7 +22,11 @@ from pure_jax.parallel import sharding
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
 from pure_jax.runs.evaluation import generation
-from pure_jax.runs.evaluation.requests import make_requests, with_tiny_models
+from pure_jax.runs.evaluation.requests import (
+  make_requests,
+  with_columns_for,
+  with_tiny_models,
+)
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.types import Prompts, Rollout
@@ -135,6 +140,25 @@ def test_a_text_ends_responses(folder, slots):
   assert lengths(None) == ([5, 5], [True, True])
   boxes = boxed_stops([r"\boxed{4}"] * model.vocab_size)
   assert lengths(boxes) == ([1, 1], [False, False])
+
+
+def test_prompts_have_the_columns_of_the_longest(start):
+  inputs, batch = start()
+  (request, *_), settings = batch.requests, inputs.settings
+  long, short = [5] * 40, [5] * 3
+
+  def columns(prompts, **changes):
+    requests = [
+      dataclasses.replace(request, prompt=ids, prm_prompt=[]) for ids in prompts
+    ]
+    changed = dataclasses.replace(settings, **changes)
+    narrow = with_columns_for(changed, requests)
+    return narrow.prompt_tokens, narrow.prm_prompt_tokens
+
+  assert columns([short, long, short]) == (64, 32)
+  assert columns([[5] * 32]) == (32, 32)
+  # The limit of the config holds where it is no multiple.
+  assert columns([long], prompt_tokens=41, prm_prompt_tokens=7) == (41, 7)
 
 
 def test_boxes_end_responses_if_the_settings_say_so(start):

@@ -142,13 +142,13 @@ def test_an_evaluation_cut_inside_a_line_ends_as_one_that_was_not(
   path.write_bytes(b"".join(lines[:49]) + lines[49][:40])
   for name in REPORTS:
     (workdir / name).unlink()
-  generator, batch_sizes = finished.generator, []
+  generator, batch_sizes, columns = finished.generator, [], []
 
   class Recorder:
     """The generator of the finished evaluation, recording batch sizes."""
 
-    def __init__(self, *unused):
-      pass
+    def __init__(self, settings, *unused):
+      columns.append((settings.prompt_tokens, settings.prm_prompt_tokens))
 
     def start(self, batch, rows, on_progress):
       batch_sizes.append(len(batch))
@@ -157,6 +157,7 @@ def test_an_evaluation_cut_inside_a_line_ends_as_one_that_was_not(
   monkeypatch.setattr(evaluate, "ResponseGenerator", Recorder)
   evaluate.evaluate(smoke(), str(workdir))
   assert batch_sizes == [16]  # The same batch, not the rest of it.
+  assert columns == [(128, 32)]  # No more than the prompts need.
   for name in (*REPORTS, "responses.jsonl"):
     expected = (finished.workdir / name).read_bytes()
     assert (workdir / name).read_bytes() == expected

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pure_jax.host import huggingface
@@ -24,6 +25,7 @@ from pure_jax.runs.settings.evaluation import EvaluationSettings
 from pure_jax.runs.tasks import tiny_files
 
 _REQUEST_BYTES = 100  # Of a request on the host, without its prompt.
+_PROMPT_COLUMNS = 32  # Prompts have a multiple of this, as TPUs like it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,6 +185,35 @@ def make_requests(
   ]
   return Requests(
     (greedy if settings.greedy else []) + samples, left_out, counts
+  )
+
+
+def with_columns_for(
+  settings: EvaluationSettings, requests: Sequence[Request]
+) -> EvaluationSettings:
+  """Returns settings whose prompts have the columns that the requests need.
+
+  The limits of a config leave long problems out and are often generous. Every
+  column of padding costs as much as a token.
+
+  Args:
+    settings: settings of the evaluation.
+    requests: all requests of the evaluation, so that batches have one shape.
+  """
+
+  def columns(limit: int, prompts: Iterable[list[int]]) -> int:
+    """The longest prompt, rounded up, and no more than the limit."""
+    longest = max((1, *map(len, prompts)))
+    return min(limit, -(-longest // _PROMPT_COLUMNS) * _PROMPT_COLUMNS)
+
+  return dataclasses.replace(
+    settings,
+    prompt_tokens=columns(
+      settings.prompt_tokens, (request.prompt for request in requests)
+    ),
+    prm_prompt_tokens=columns(
+      settings.prm_prompt_tokens, (request.prm_prompt for request in requests)
+    ),
   )
 
 
