@@ -31,6 +31,7 @@ from ml_collections import ConfigDict
 from pure_jax.host.data.formats.public import PUBLIC
 
 POLICY = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+SAMPLES = 8  # Of a prompt, as in the paper.
 
 
 def get_config(variant: str = "full") -> ConfigDict:
@@ -60,19 +61,19 @@ def get_config(variant: str = "full") -> ConfigDict:
   config.rl.update(
     {
       "iterations": 50,
-      "prompts": 8,
-      "samples_per_prompt": 4,
+      "prompts": 4,
+      "samples_per_prompt": SAMPLES,
       "sampler": {"max_new_tokens": 128},
       # Without this, many responses go on with a question of their own.
       "rollout": {"stop_on_boxed": True},
       "loss": {"kl_in_loss": None},
       "old_logp": {"source": "update"},
-      # A row has one prompt and its four responses; one row at a time.
-      "micro_batches": 32,
-      "packed_tokens": 240 + 4 * 128,
+      # A row has one prompt and its responses; one row at a time.
+      "micro_batches": 4 * SAMPLES,
+      "packed_tokens": 240 + SAMPLES * 128,
       "lora": {"rank": 8},
       "optim": base.optimizer(1e-4),
-      "eval_every": 10,
+      "eval_every": 25,
       "eval_prompts": 48,
       "samples_every": 5,
       "checkpoint_every": 2,
