@@ -130,8 +130,7 @@ def main(argv: list[str]) -> None:
   """Runs the pieces; the exit status is 1 if something is wrong."""
   if len(argv) > 1:
     raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-  for chatty in ("absl", "jax"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)
+  logging.getLogger("absl").setLevel(logging.WARNING)
   by_name = {piece.name: piece for piece in PIECES}
   unknown = [name for name in _PIECES.value if name not in by_name]
   if unknown:

@@ -225,8 +225,7 @@ def run(
   def guarded(argv):
     if len(argv) > 1:
       raise app.UsageError(f"Unknown arguments: {argv[1:]}")
-    for chatty in ("absl", "jax"):
-      logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING)
     if keeps_programs:
       _keep_programs()
     with exit_status.report_errors():

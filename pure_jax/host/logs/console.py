@@ -40,12 +40,13 @@ class _VisibleRecord(logging.LogRecord):
 def guard_terminal() -> None:
   """Escapes control characters in log messages, warnings and stack traces, too.
 
-  It also hides the line that the client of the Hugging Face hub logs for each
-  request. For scripts: a library must not change these of the program that
-  imports it.
+  It also hides the lines that jax logs about backends that it does not find,
+  and the client of the Hugging Face hub about each request. For scripts: a
+  library must not change these of the program that imports it.
   """
-  for client in ("httpx", "httpx2"):  # Versions of the hub's differ.
-    logging.getLogger(client).setLevel(logging.WARNING)
+  # Versions of the hub's client differ.
+  for chatty in ("jax", "httpx", "httpx2"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)
   logging.setLogRecordFactory(_VisibleRecord)
   sys.excepthook = tell_traceback
   sys.unraisablehook = _tell_ignored
