@@ -163,7 +163,9 @@ def evaluate(settings: EvaluatePRMSettings, workdir: str) -> str:
   layout = settings.mesh.layout()
   check_prm_evaluation(settings, layout)
   config: dict[str, Any] = dataclasses.asdict(settings)
-  name = settings.prm or settings.run
+  name = settings.prm or settings.run or "of random weights"
+  if pathlib.Path(name).is_dir():
+    name = pathlib.Path(name).name
   settings, commits = locations.locate(
     locations.locate_prm_evaluation, settings, workdir
   )
@@ -200,11 +202,11 @@ def evaluate_in(
   folder: pathlib.Path,
   settings: EvaluatePRMSettings,
   layout: sharding.Layout,
-  name: str | None,
+  name: str,
 ) -> str:
   """Evaluates in a folder that this process has locked; returns the report.
 
-  `name` is that of the PRM in the title; None takes its folder.
+  `name` is that of the PRM in the title.
   """
   prm = open_prm(settings, layout)
   solutions, counts = {}, {}
@@ -226,7 +228,7 @@ def evaluate_in(
   formats = {data.name: data.format for data in settings.data}
   threshold, tables = prm_tables.make_tables(settings, formats, scored)
   tables |= data_files.not_read_tables(counts)
-  title = f"PRM {name or prm.name}: a step is good above {threshold:.6g}"
+  title = f"PRM {name}: a step is good above {threshold:.6g}"
   if settings.threshold == "best_on":
     title += f", which gives the best F1 on {settings.threshold_data}"
   write_report(folder, title, tables)

@@ -160,7 +160,7 @@ def test_prompt_format_and_separator_of_the_config_reach_the_prm(
       settings,
       DataSettings("a", "unread", "prm800k"),
       [steps("1 + 1?", "So 2.")],
-      LoadedPRM("stand-in", Characters(), None, None),
+      LoadedPRM(Characters(), None, None),
       layout,
       scores,
     )

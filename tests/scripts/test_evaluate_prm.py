@@ -192,7 +192,8 @@ def test_the_text_shows_the_tables_of_the_report(finished):
   folder, text = finished
   f1 = report(folder)["tables"]["ProcessBench"]["prm800k"]["f1"]
   assert f"{f1['value']:.3f} [{f1['interval'][0]:.3f}, " in text
-  assert "a step is good above 0" in report(folder)["title"]
+  title = "PRM of random weights: a step is good above 0"
+  assert report(folder)["title"] == title
   assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -20,13 +20,11 @@ class LoadedPRM:
   """A PRM on the devices, with its tokenizer.
 
   Attributes:
-    name: the folder it was loaded from.
     tokenizer: the tokenizer of its ids.
     model: its architecture.
     params: its weights.
   """
 
-  name: str
   tokenizer: Tokenizer
   model: ModelConfig
   params: Any
@@ -50,7 +48,7 @@ def open_prm(
     run = _checked_run(settings)
     params, model = run.load_prm(layout)
     model = dataclasses.replace(model, compute_dtype=settings.compute_dtype)
-    return LoadedPRM(settings.run, run.load_tokenizer(), model, params)
+    return LoadedPRM(run.load_tokenizer(), model, params)
   params, model = huggingface.load_prm(
     settings.prm,
     layout,
@@ -63,7 +61,7 @@ def open_prm(
     vocab_size=model.vocab_size,
     eos_token=settings.eos_token,
   )
-  return LoadedPRM(settings.prm, tokenizer, model, params)
+  return LoadedPRM(tokenizer, model, params)
 
 
 def _checked_run(settings: EvaluatePRMSettings) -> SavedRun:
