@@ -23,9 +23,17 @@ nearly always good there. With `gsm8k_steps` nearly all other steps are good.
 The texts have no calculator annotations, from which the labels are made.
 
 The first stage computes the trunk once for each solution and trains the head
-for five epochs on its states. The second trains adapters of all matrices on as
-many solutions as an hour is thought to hold. Batches are small so that few
-solutions give many updates, and so that a CPU has memory for remat="dots".
+for five epochs on its states. The second trains adapters of all matrices, which
+takes 52 minutes. Batches are small so that few solutions give many updates, and
+so that a CPU has memory for remat="dots".
+
+Measured on 2026-11-30 (seed 0, jax 0.10.2, two cores of an AMD EPYC, weights
+from a GGUF file): the AUC of a held-out step is .710 after the
+head and .784 after the adapters, and the choice among four solutions by their
+minimum is right for .511 of the held-out problems, where their mean is .385.
+docs/results.md has all numbers; the log is
+experiments/results/qwen2p5_0p5b_gsm8k/prm_metrics.jsonl. Nothing was tuned on
+them.
 
 Afterwards, for intervals, calibration and the choice of one in four, on the
 labels of `gsm8k_prm.py`:
@@ -46,7 +54,7 @@ those of test.jsonl.
       'problems': 'train.jsonl', 'problems_format': 'gsm8k'},)"
 
 `qwen2p5_0p5b_gsm8k_prm.py:smoke` runs both stages on a tiny random model in
-under a minute. This config is not yet run.
+under a minute.
 """
 
 from configs import base, files, paper, qwen2p5_0p5b_gsm8k
