@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from pure_jax import losses, ratios
+from pure_jax import losses, masked, ratios
 from pure_jax.models import lora, policy, prm
 from pure_jax.models.activation_sharding import LOCAL, ActivationSharding
 from pure_jax.models.config import ModelConfig
@@ -217,7 +217,9 @@ def policy_gradients(
   Returns:
     ((loss [], metrics), gradients like `params`). In packed rows the
     loss is NaN if a text did not fit, and the metric ``row_fill`` is the share
-    of the processed columns that have a token.
+    of the processed columns that have a token. If old log-probs are those of
+    the update, ``logp_drift_max`` is their largest difference to those of the
+    sampler, in nats, which otherwise `score` returns.
   """
   batch = (rollout, experience, advantages)
   if shape is None:
@@ -238,6 +240,16 @@ def _batch_counts(mask, config):
   return losses.loss_denominator(mask, config), token_count
 
 
+def _with_drift(loss_and_metrics, new_logp, sampled_logp, mask):
+  """Adds the drift between sampler and update to the metrics."""
+  loss, metrics = loss_and_metrics
+  difference = jnp.abs(jax.lax.stop_gradient(new_logp) - sampled_logp)
+  drift = masked.masked_max(difference, mask)
+  return loss, metrics.replace(
+    maxima=metrics.maxima | {"logp_drift_max": drift}
+  )
+
+
 def _row_gradients(spec, params, base, batch, kl_coef):
   """`policy_gradients` with a row for each text, unguarded."""
   layout, mask = spec.layouts.training, batch[1].completion_mask
@@ -249,9 +261,14 @@ def _row_gradients(spec, params, base, batch, kl_coef):
     new_logp, entropy = rollout_logp(
       weights, spec.model, spec.sampler, rollout, layout.act_sharding
     )
-    return losses.policy_objective(
+    result = losses.policy_objective(
       *(new_logp, entropy, advantages, experience),
       *(spec.loss, denominator, kl_coef, token_count),
+    )
+    if not spec.own_old_logp:
+      return result
+    return _with_drift(
+      result, new_logp, experience.sampled_logp, experience.completion_mask
     )
 
   micro_batches = count_micro_batches(
@@ -282,13 +299,16 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
       return None if x is None else take(x)
 
     sampled_logp = None
-    if spec.loss.importance_cap is not None:
+    if spec.loss.importance_cap is not None or spec.own_old_logp:
       sampled_logp = take(experience.sampled_logp)
-    return losses.policy_objective(
-      *_packed_logp(weights, spec.model, spec.sampler, texts, act_sharding),
-      take(advantages),
+    new_logp, entropy = _packed_logp(
+      weights, spec.model, spec.sampler, texts, act_sharding
+    )
+    kept = take(mask)
+    result = losses.policy_objective(
+      *(new_logp, entropy, take(advantages)),
       PackedExperience(
-        completion_mask=take(mask),
+        completion_mask=kept,
         old_logp=take_known(experience.old_logp),
         ref_logp=take_known(experience.ref_logp),
         response_tokens=take(lengths),
@@ -296,6 +316,9 @@ def _packed_gradients(spec, params, base, batch, shape, kl_coef):
       ),
       *(spec.loss, denominator, kl_coef, token_count),
     )
+    if not spec.own_old_logp:
+      return result
+    return _with_drift(result, new_logp, sampled_logp, kept)
 
   (loss, metrics), grads = accumulate_packs(
     objective, params, rows.micro_batches

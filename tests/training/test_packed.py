@@ -200,15 +200,23 @@ def test_an_update_on_its_own_old_log_probs_needs_no_scores_of_the_policy():
     state = train.start_state(
       jax.tree.map(jnp.copy, params), declared, SGD, layout
     )
-    state, _ = train.make_update(made, SGD, rows)(state, batch, {})
-    return jax.device_get(state.params)
+    state, metrics = train.make_update(made, SGD, rows)(state, batch, {})
+    return jax.device_get((state.params, metrics))
 
-  expected = updated(None)
+  expected, metrics = updated(None)
+  assert "logp_drift_max" not in metrics  # `score` measures it.
+  difference = np.abs(scores.old_logp - rollout.sampled_logp)
   for rows in (None, ROWS.policy):
+    new, metrics = updated(rows, own_old_logp=True)
     jax.tree.map(
       lambda x, y: np.testing.assert_allclose(x, y, rtol=5e-6, atol=2e-6),
-      updated(rows, own_old_logp=True),
+      new,
       expected,
+    )
+    np.testing.assert_allclose(
+      metrics["logp_drift_max"],
+      difference[rollout.completion_mask].max(),
+      rtol=1e-5,
     )
   assert not np.allclose(
     expected["layers"]["up"], params["layers"]["up"], atol=1e-5
