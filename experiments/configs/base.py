@@ -192,7 +192,9 @@ def rl() -> dict:
     # mini-batch are no larger.
     micro_batches=1,
     # Number of row lengths to compile: the longest that a text can be, half
-    # of it, a quarter, and so on.
+    # of it, a quarter, and so on. Where samples share a prompt in packed rows,
+    # packed_tokens and shorter rows in equal steps. A batch takes the shortest
+    # that holds its texts.
     length_buckets=1,
     # Tokens of a row that several texts share; more if a single text needs
     # them. Unset gives each text its own row. Empty micro-batches cost no

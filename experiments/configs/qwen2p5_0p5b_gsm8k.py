@@ -71,6 +71,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # A row has one prompt and its responses; one row at a time.
       "micro_batches": 4 * SAMPLES,
       "packed_tokens": 240 + SAMPLES * 128,
+      "length_buckets": 8,  # Rows as wide as the responses of a batch need.
       "lora": {"rank": 8},
       "optim": base.optimizer(1e-4),
       "eval_every": 25,
@@ -84,6 +85,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     paper.tiny(config, "tied")
     # The tiny tokenizer needs more tokens for the examples.
     config.files.prompt_tokens = 768
+    # As in the run, a row holds a prompt and its four responses of 32 tokens.
+    config.rl.packed_tokens = 768 + 4 * 32
     return config
   config.files.policy = POLICY
   config.files.train_format = config.files.held_out_format = "gsm8k"

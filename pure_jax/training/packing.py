@@ -75,6 +75,11 @@ class ScoreRows:
       return (self.policy.columns,)
     return self.policy.columns, self.prm.columns
 
+  @property
+  def samples(self) -> int:
+    """Consecutive texts of the policy that share their prompt."""
+    return self.policy.samples
+
 
 # On average the last micro-batch that holds a text is half empty. With at least
 # 8 micro-batches of the longest texts, this wastes a sixteenth of the time.

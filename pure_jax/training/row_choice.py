@@ -10,9 +10,8 @@ import numpy as np
 
 from pure_jax.parallel import sharding
 from pure_jax.training.packing import RowShape, ScoreRows
-from pure_jax.training.score import PRMTexts, prm_batch, prm_inputs
+from pure_jax.training.score import prm_batch, prm_inputs
 from pure_jax.training.step_spec import StepSpec
-from pure_jax.types import Rollout
 
 Compiled = TypeVar("Compiled")
 
@@ -47,6 +46,25 @@ def share_prompts(
   return dataclasses.replace(shape, samples=max(fitting, default=1))
 
 
+def narrower(shape: RowShape, count: int) -> tuple[RowShape, ...]:
+  """Rows in which samples share their prompt, in widths of equal steps.
+
+  Few responses have the largest length, so a prompt with all its samples seldom
+  fills the row that would hold them at their longest.
+
+  >>> [s.columns for s in narrower(RowShape(1000, 1, samples=8), 4)]
+  [1000, 750, 500, 250]
+
+  Args:
+    shape: the widest rows.
+    count: number of widths, at least 1.
+  """
+  return tuple(
+    dataclasses.replace(shape, columns=-(-shape.columns * part // count))
+    for part in range(count, 0, -1)
+  )
+
+
 def choose(
   compiled: Mapping[RowShape | ScoreRows, Compiled], lengths: np.ndarray
 ) -> Compiled:
@@ -76,7 +94,7 @@ def choose(
 
 def make_measure(
   spec: StepSpec,
-) -> Callable[[Rollout, PRMTexts | None], jax.Array]:
+) -> Callable[..., jax.Array]:
   """Makes a function that measures the longest texts of a batch.
 
   `choose` takes the narrowest rows that hold them.
@@ -85,14 +103,16 @@ def make_measure(
     spec: the step's specification.
 
   Returns:
-    A jitted function (rollout, PRM texts) -> int32, the same on every process:
-    [1], the most tokens of a prompt with its completion, or with a PRM [2], of
-    which the second is the most tokens that the PRM reads. An update runs no
-    PRM: its PRM texts are None.
+    A jitted function (rollout, PRM texts, samples) -> int32, the same on every
+    process: [1], the most tokens of a prompt with the completions that share
+    it, or with a PRM [2], of which the second is the most tokens that the PRM
+    reads. An update runs no PRM: its PRM texts are None. `samples` is static
+    and says how many consecutive completions share a prompt, by default 1.
   """
 
-  def measure(rollout, prm_texts):
-    texts = rollout.prompt_mask.sum(1) + rollout.completion_mask.sum(1)
+  def measure(rollout, prm_texts, samples=1):
+    completions = rollout.completion_mask.sum(1).reshape(-1, samples).sum(1)
+    texts = rollout.prompt_mask[::samples].sum(1) + completions
     if spec.prm_model is None or prm_texts is None:
       return texts.max(keepdims=True)
     batch = prm_batch(spec, rollout, prm_texts)
@@ -100,4 +120,8 @@ def make_measure(
     return jnp.stack([texts.max(), inputs.mask.sum(1).max()])
 
   layout = spec.layouts.training
-  return jax.jit(measure, out_shardings=sharding.replicated(layout))
+  return jax.jit(
+    measure,
+    out_shardings=sharding.replicated(layout),
+    static_argnames="samples",
+  )

@@ -6,11 +6,14 @@ import types
 import numpy as np
 import pytest
 
+from pure_jax.parallel import sharding
 from pure_jax.parallel.kernel_calls import Kernels
 from pure_jax.runs.rl import functions
 from pure_jax.runs.rl.weights import RLState
 from pure_jax.runs.settings.rl import CriticSettings
 from pure_jax.settings import ScoreConfig
+from pure_jax.training import row_choice
+from pure_jax.types import Rollout
 
 
 def spec(
@@ -100,6 +103,65 @@ def test_samples_share_a_prompt_where_a_row_holds_them(
   assert functions.value_rows(changed)[-1].samples == 1
 
 
+def test_rows_that_share_a_prompt_have_widths_of_equal_steps():
+  """Halves would be too narrow for eight samples of usual lengths."""
+  changed = spec(packed_tokens=850)
+  changed.settings.rl.length_buckets = 4
+  rows = functions.update_rows(changed)
+  assert [shape.columns for shape in rows] == [213, 425, 638, 850]
+  assert {(shape.samples, shape.rows) for shape in rows} == {(8, 2)}
+  scores = functions.score_rows(changed)
+  assert [shape.policy for shape in scores] == list(rows)
+  assert {shape.prm.columns for shape in scores} == {850}
+
+
+@pytest.mark.parametrize(
+  ("samples", "longest"), [(1, 7), (2, 3 + 4 + 1), (4, 3 + 4 + 1 + 2 + 3)]
+)
+def test_prompts_are_measured_with_the_samples_that_share_them(
+  samples, longest
+):
+  """A prompt of 3 tokens with its samples, and one of 1 token."""
+  prompts = np.repeat([3, 1], 4)
+  own = np.array([4, 1, 2, 3, 1, 1, 5, 1])
+  zeros = np.zeros((8, 5), np.float32)
+  rollout = Rollout(
+    prompt_tokens=np.zeros((8, 4), np.int32),
+    prompt_mask=np.arange(4) >= 4 - prompts[:, None],
+    tokens=np.zeros((8, 5), np.int32),
+    completion_mask=np.arange(5) < own[:, None],
+    sampled_logp=zeros,
+    full_logp=zeros,
+    truncated=np.zeros(8, bool),
+  )
+  without_prm = types.SimpleNamespace(
+    prm_model=None,
+    layouts=types.SimpleNamespace(training=sharding.make_layout()),
+  )
+  measure = row_choice.make_measure(without_prm)
+  assert measure(rollout, None, samples=samples).tolist() == [longest]
+
+
+def test_responses_to_other_prompts_are_measured_one_by_one():
+  """Held-out prompts have a sample each; the rows of RL have eight."""
+  changed = spec(packed_tokens=850)
+  changed.settings.rl.length_buckets = 4
+  samples = []
+
+  def measure(rollout, prompts, **options):
+    samples.append(options["samples"])
+    return np.array([100, 1])
+
+  compiled = functions_of(
+    step_scores={
+      rows: lambda *_, rows=rows: rows for rows in functions.score_rows(changed)
+    },
+    text_lengths=measure,
+  )
+  rows = compiled.score_held_out(FROZEN, "any", ["problem"])
+  assert samples == [1] and rows.policy.columns == 213
+
+
 def test_a_run_without_buckets_and_packing_has_one_function():
   unpacked = spec()
   unpacked.settings.rl.length_buckets = 1
@@ -145,7 +207,7 @@ def test_the_longest_text_of_a_batch_chooses_the_function(longest, columns):
     step_scores={
       rows: lambda *_, rows=rows: rows for rows in functions.score_rows(spec())
     },
-    text_lengths=lambda rollout, prompts: np.array(
+    text_lengths=lambda rollout, prompts, samples: np.array(
       [len(rollout), *([] if prompts is None else [1])]
     ),
   )

@@ -58,8 +58,7 @@ class RLFunctions:
       temperature 1, with that limit; None if there are none.
     score_steps: (PRM weights, responses) -> the PRM's scores [B, S], for a few
       rows of any length; None without a PRM.
-    text_lengths: (rollout, PRM texts) -> lengths of the longest texts, which
-      choose the rows; for an update the PRM texts are None.
+    text_lengths: `row_choice.make_measure`, whose lengths choose the rows.
     scores: `score.make_score`, by rows.
     step_scores: `score.make_step_scores`, by rows, for held-out responses.
     checked_scores: `score.make_checked_score`, by rows. Empty if
@@ -80,7 +79,7 @@ class RLFunctions:
   generate_benchmarks: rollouts.Generate
   sample_benchmarks: rollouts.Generate | None
   score_steps: Callable[[Any, Demonstrations], jax.Array] | None
-  text_lengths: Callable[[Rollout, PRMTexts | None], jax.Array]
+  text_lengths: Callable[..., jax.Array]
   scores: Mapping[ScoreRows | None, Callable[..., Any]]
   step_scores: Mapping[ScoreRows | None, Callable[..., Any]]
   checked_scores: Mapping[ScoreRows | None, Callable[..., Any]]
@@ -102,7 +101,7 @@ class RLFunctions:
     `responses.put_prm_texts`.
     """
     batch = (rollout, prm_texts)
-    function = _choose(self.step_scores, self.text_lengths, *batch)
+    function = _choose(self.step_scores, self.text_lengths, *batch, samples=1)
     return function(frozen.prm, *batch)
 
   def score_iteration(
@@ -166,13 +165,18 @@ class RLFunctions:
     return RLState(policy, value), metrics
 
 
-def _choose(compiled, measure, *batch):
-  """The function with the narrowest rows that hold a batch's texts."""
+def _choose(compiled, measure, *batch, samples=None):
+  """The function with the narrowest rows that hold a batch's texts.
+
+  `samples` of a batch share a prompt; None takes the number of the rows, which
+  is the same in all widths.
+  """
   if None in compiled:
     return compiled[None]
-  return row_choice.choose(
-    compiled, np.asarray(jax.device_get(measure(*batch)))
-  )
+  if samples is None:
+    samples = next(iter(compiled)).samples
+  lengths = measure(*batch, samples=samples)
+  return row_choice.choose(compiled, np.asarray(jax.device_get(lengths)))
 
 
 def make_functions(
@@ -350,10 +354,12 @@ def _policy_shapes(spec: RunSpec, texts: int, samples: int) -> list[RowShape]:
   if any(kernel.attention != "xla" for kernel in kernels):
     return list(shapes)  # These kernels cannot share a prompt.
   limit = spec.settings.rl.sampler.max_new_tokens
-  return [
-    row_choice.share_prompts(shape, spec.prompt_tokens, limit, samples)
-    for shape in shapes
-  ]
+  widest = row_choice.share_prompts(
+    shapes[0], spec.prompt_tokens, limit, samples
+  )
+  if widest.samples == 1:
+    return list(shapes)
+  return list(row_choice.narrower(widest, len(shapes)))
 
 
 def _row_shapes(
