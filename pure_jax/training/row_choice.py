@@ -111,8 +111,9 @@ def make_measure(
   """
 
   def measure(rollout, prm_texts, samples=1):
-    completions = rollout.completion_mask.sum(1).reshape(-1, samples).sum(1)
-    texts = rollout.prompt_mask[::samples].sum(1) + completions
+    own = rollout.completion_mask.sum(1)
+    prompts = rollout.prompt_mask[::samples].sum(1)
+    texts = prompts + own.reshape(-1, samples).sum(1)
     if spec.prm_model is None or prm_texts is None:
       return texts.max(keepdims=True)
     batch = prm_batch(spec, rollout, prm_texts)

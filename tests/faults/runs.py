@@ -76,10 +76,37 @@ FAULTS = (
   Fault(
     "every batch goes to the narrowest rows",
     "runs.rl.functions:_choose",
-    "np.asarray(jax.device_get(measure(*batch)))",
-    "0 * np.asarray(jax.device_get(measure(*batch)))",
+    "np.asarray(jax.device_get(lengths))",
+    "0 * np.asarray(jax.device_get(lengths))",
     (
       "test_row_lengths.py::test_the_longest_text_of_a_batch_chooses_the_function",
+    ),
+  ),
+  Fault(
+    "held-out prompts are measured as if samples shared them",
+    "runs.rl.functions:RLFunctions.score_held_out",
+    ", samples=1",
+    "",
+    (
+      "test_row_lengths.py::test_responses_to_other_prompts_are_measured_one_by_one",
+    ),
+  ),
+  Fault(
+    "samples that share a prompt are measured one by one",
+    "training.row_choice:make_measure",
+    "own.reshape(-1, samples).sum(1)",
+    "own[::samples]",
+    (
+      "test_row_lengths.py::test_prompts_are_measured_with_the_samples_that_share_them",
+    ),
+  ),
+  Fault(
+    "an update says nothing about the drift of the sampler",
+    "training.passes:_with_drift",
+    "masked.masked_max(difference, mask)",
+    "0 * masked.masked_max(difference, mask)",
+    (
+      "test_packed.py::test_an_update_on_its_own_old_log_probs_needs_no_scores_of_the_policy",
     ),
   ),
   Fault(
