@@ -28,9 +28,9 @@ takes 52 minutes. Batches are small so that few solutions give many updates, and
 so that a CPU has memory for remat="dots".
 
 Measured on 2026-11-30 (seed 0, jax 0.10.2, two cores of an AMD EPYC, weights
-from a GGUF file): the AUC of a held-out step is .710 after the
-head and .784 after the adapters, and the choice among four solutions by their
-minimum is right for .511 of the held-out problems, where their mean is .385.
+from a GGUF file): the AUC of a held-out step is .710 after the head and .784
+after the adapters, and the choice among four solutions by their minimum is
+right for .511 of the held-out problems, where their mean is .385.
 docs/results.md has all numbers; the log is
 experiments/results/qwen2p5_0p5b_gsm8k/prm_metrics.jsonl. Nothing was tuned on
 them.
