@@ -148,9 +148,9 @@ def write_responses(
   graded: collections.deque[concurrent.futures.Future] = collections.deque()
 
   def write(most_left: int) -> None:
-    """Writes graded batches, in order, until so many are left."""
+    """Writes the graded batches, in order; waits until so many are left."""
     preemption.raise_received()
-    while len(graded) > most_left:
+    while graded and (len(graded) > most_left or graded[0].done()):
       responses = graded.popleft().result()
       file.append([r for r in responses if r.key not in file.records])
 
@@ -161,8 +161,14 @@ def write_responses(
     concurrent.futures.ThreadPoolExecutor(1) as grader,
   ):
     progress = EvaluationProgress(bar, file)
+
+    def on_progress(lengths: np.ndarray, ended: np.ndarray) -> None:
+      """Shows the batch, and writes the one before as soon as it can."""
+      progress.on_progress(lengths, ended)
+      write(most_left=1)
+
     for requests_of_batch, rows in missing:
-      batch = generator.start(requests_of_batch, rows, progress.on_progress)
+      batch = generator.start(requests_of_batch, rows, on_progress)
       progress.end_batch()
       graded.append(
         grader.submit(grade_batch, settings, tokenizer, pool, batch)

@@ -93,7 +93,8 @@ def fields() -> dict:
     # are asked with "two_examples" may go on with a question of their own.
     stop_on_boxed=False,
     # Responses that are generated and written to the file together; a killed
-    # run loses at most those of two batches.
+    # run loses those of the batch that is generated, and of the one before if
+    # it is not graded yet.
     batch_rows=128,
     # Without slots (`evaluate.py:one_loop`) all responses of a batch are
     # generated together. With slots, memory at times has two copies of keys

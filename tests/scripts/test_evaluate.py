@@ -163,6 +163,36 @@ def test_an_evaluation_cut_inside_a_line_ends_as_one_that_was_not(
     assert (workdir / name).read_bytes() == expected
 
 
+def test_a_batch_is_written_while_the_next_is_generated(
+  finished, tmp_path, monkeypatch
+):
+  """A signal would else lose a batch that is long graded."""
+  path = tmp_path / "evaluation" / "responses.jsonl"
+  generator, written = finished.generator, []
+
+  class Waiting:
+    """Reports progress of the second batch until the first is written."""
+
+    def __init__(self, *unused):
+      pass
+
+    def start(self, batch, rows, on_progress):
+      if not written:
+        written.append(0)
+        return generator.start(batch, rows, on_progress)
+      deadline = time.monotonic() + 60
+      while not path.read_bytes() and time.monotonic() < deadline:
+        on_progress(np.zeros(len(batch), int), np.zeros(len(batch), bool))
+        time.sleep(0.01)
+      written.append(path.read_bytes().count(b"\n"))
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(evaluate, "ResponseGenerator", Waiting)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate.evaluate(smoke(), str(path.parent))
+  assert written == [0, 12]  # All greedy responses.
+
+
 @pytest.mark.slow
 def test_a_killed_evaluation_ends_as_one_that_was_not(finished, tmp_path):
   workdir = tmp_path / "killed"
