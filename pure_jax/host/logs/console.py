@@ -41,9 +41,11 @@ def guard_terminal() -> None:
   """Escapes control characters in log messages, warnings and stack traces, too.
 
   It also hides the lines that jax logs about backends that it does not find,
-  and the client of the Hugging Face hub about each request. For scripts: a
-  library must not change these of the program that imports it.
+  the client of the Hugging Face hub about each request, and transformers about
+  torch, which nothing here needs. For scripts: a library must not change these
+  of the program that imports it.
   """
+  os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
   # Versions of the hub's client differ.
   for chatty in ("jax", "httpx", "httpx2"):
     logging.getLogger(chatty).setLevel(logging.WARNING)
