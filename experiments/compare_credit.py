@@ -75,7 +75,7 @@ COLUMNS = (
   ("hacked_given_wrong", "P(min > 0 given wrong)"),
   ("response_tokens", "tokens"),
 )
-LAST_EVALUATIONS = 3
+LAST_EVALUATIONS = 3  # Most that the table averages, fewer if a run has fewer.
 
 # The runs' scripts have a flag of this name too; a test may import both.
 _WORKDIR = flags.DEFINE_string(
@@ -248,16 +248,26 @@ def mean_and_interval(values: list[float]) -> tuple[float, float | None]:
 
 
 def table(rows: list[dict]) -> str:
-  """A Markdown table: per arm, means of the last evaluations over seeds."""
-  titles = [f"{title} (last {LAST_EVALUATIONS})" for _, title in COLUMNS[:2]]
+  """A Markdown table: per arm, means of the last evaluations over seeds.
+
+  No column has the evaluation at step 0, of the policy that all arms share.
+  """
+  arms = {}
+  for row in rows:
+    run = arms.setdefault(row["arm"], {}).setdefault(row["seed"], [])
+    if row["step"] > 0:
+      run.append(row)
+  counts = {
+    min(LAST_EVALUATIONS, len(run))
+    for runs in arms.values()
+    for run in runs.values()
+  }
+  last = "-".join(map(str, sorted({min(counts), max(counts)})))
+  titles = [f"{title} (last {last})" for _, title in COLUMNS[:2]]
   titles += ["best accuracy", *(title for _, title in COLUMNS[2:]), "seeds"]
   rule = "|---" * (len(titles) + 1) + "|"
   lines = ["| arm | " + " | ".join(titles) + " |", rule]
-  for arm in dict.fromkeys(row["arm"] for row in rows):
-    runs = {}
-    for row in rows:
-      if row["arm"] == arm:
-        runs.setdefault(row["seed"], []).append(row)
+  for arm, runs in arms.items():
     cells = {}
     for name, _ in COLUMNS:
       tails = []

@@ -37,16 +37,20 @@ def row(arm, seed, step, accuracy, **more):
   return run | zeros | {"accuracy": accuracy} | more
 
 
+def cells_of(line):
+  return [cell.strip() for cell in line.strip("|").split("|")]
+
+
 def test_the_table_averages_the_last_evaluations_and_the_best():
   rows = [
     row("sum", seed, step, value)
-    for seed, values in {"0": [0.9, 0.1, 0.2, 0.3], "1": [0.5] * 4}.items()
+    for seed, values in {"0": [0.1, 0.9, 0.1, 0.2, 0.3], "1": [0.5] * 5}.items()
     for step, value in enumerate(values)
   ]
-  rows += [row("vr", "0", 0, 0.25, hacked_given_wrong=None)]
-  rows += [row("vr", "0", 1, None, hacked_given_wrong=None)]
+  rows += [row("vr", "0", 10, 0.25, hacked_given_wrong=None)]
+  rows += [row("vr", "0", 20, None, hacked_given_wrong=None)]
   lines = compare_credit.table(rows).splitlines()
-  cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+  cells = cells_of(lines[2])
   # A rule with a column too few would not make a table.
   assert {line.count("|") for line in lines} == {len(cells) + 1}
   # Last three: means .2 and .5; best .9 and .5. t with one degree: 12.71.
@@ -57,9 +61,21 @@ def test_the_table_averages_the_last_evaluations_and_the_best():
   )
   assert cells[3].startswith("0.700 ± ")
   assert cells[-1] == "2"
-  other = [cell.strip() for cell in lines[3].strip("|").split("|")]
+  other = cells_of(lines[3])
   assert other[1] == "0.250"  # One seed has no interval.
   assert "–" in other  # Nothing was wrong, so nothing was hacked.
+  assert cells_of(lines[0])[1] == "accuracy (last 2-3)"
+
+
+def test_the_table_leaves_out_the_untrained_policy():
+  """With it the mean would be .4, and the best .9, of a run that got worse."""
+  rows = [
+    row("vr", "0", step, accuracy, greedy_accuracy=accuracy)
+    for step, accuracy in ((0, 0.9), (25, 0.1), (50, 0.2))
+  ]
+  heads, _, cells = map(cells_of, compare_credit.table(rows).splitlines())
+  assert heads[1:3] == ["accuracy (last 2)", "greedy (last 2)"]
+  assert cells[1:4] == ["0.150", "0.150", "0.200"]
 
 
 @pytest.mark.skipif(
