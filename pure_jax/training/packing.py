@@ -113,8 +113,8 @@ def row_shapes(
       needs more; None gives each text its own row.
 
   Returns:
-    One shape for each bucket; buckets whose rows would not be shorter than
-    those before are left out.
+    One shape for each bucket, but no more than can differ without
+    `packed_tokens`, which makes the narrowest ones equal.
   """
   shared = packed_tokens is not None
   most = max(1, texts // rows // (FEWEST_MICRO_BATCHES if shared else 1))

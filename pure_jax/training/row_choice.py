@@ -17,11 +17,16 @@ Compiled = TypeVar("Compiled")
 
 
 def share_prompts(
-  shape: RowShape, prompt_tokens: int, completion_tokens: int, samples: int
+  shape: RowShape,
+  prompt_tokens: int,
+  completion_tokens: int,
+  samples: int,
+  texts: int,
+  shards: int = 1,
 ) -> RowShape:
   """Lets samples share their prompt, as many as a row holds at their longest.
 
-  >>> share_prompts(RowShape(1000, 1), 200, 100, samples=16)
+  >>> share_prompts(RowShape(1000, 1), 200, 100, samples=16, texts=64)
   RowShape(columns=1000, rows=1, shared=True, samples=8)
 
   Args:
@@ -29,17 +34,23 @@ def share_prompts(
     prompt_tokens: L, of the longest prompt.
     completion_tokens: C, of the longest completion.
     samples: G, consecutive texts with the same prompt.
+    texts: B, texts that are packed together.
+    shards: over which the rows of a micro-batch are split; divides those of
+      the shape.
 
   Returns:
-    The shape with the largest number of samples that divides G and for which
-    the longest prompt and completions fit into a row; 1 if none do, or if
-    texts do not share rows.
+    The shape with the largest number of samples that divides G, for which the
+    longest prompt and completions fit into a row, and which leaves a
+    micro-batch rows that can be split; 1 if there is none, or if texts do not
+    share rows.
   """
   fitting = [
     k
     for k in range(1, samples + 1)
     if samples % k == 0
     and prompt_tokens + k * completion_tokens <= shape.columns
+    # `packing.pack` makes no more rows than there are prompts with samples.
+    and min(shape.rows, texts // k) % shards == 0
   ]
   if not shape.shared:
     return shape

@@ -1,8 +1,10 @@
 """The rows that a run packs texts into hold the longest text."""
 
 import dataclasses
+import functools
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,7 +14,7 @@ from pure_jax.runs.rl import functions
 from pure_jax.runs.rl.weights import RLState
 from pure_jax.runs.settings.rl import CriticSettings
 from pure_jax.settings import ScoreConfig
-from pure_jax.training import row_choice
+from pure_jax.training import packing, row_choice
 from pure_jax.types import Rollout
 
 
@@ -22,21 +24,24 @@ def spec(
   mini_batches=1,
   order=None,
   attention="xla",
+  micro_batches=16,
+  layouts=None,
 ):
   """4 prompts x 8 samples of 100 tokens and 10 steps, in 16 micro-batches."""
   rl = types.SimpleNamespace(
     prompts=4,
     samples_per_prompt=8,
     sampler=types.SimpleNamespace(max_new_tokens=100),
-    micro_batches=16,
+    micro_batches=micro_batches,
     updates=types.SimpleNamespace(mini_batches=mini_batches),
     length_buckets=2,
     packed_tokens=packed_tokens,
   )
-  layout = types.SimpleNamespace(kernels=Kernels(attention))
+  layout = types.SimpleNamespace(kernels=Kernels(attention), row_shards=1)
+  one_device = types.SimpleNamespace(training=layout, reference=layout)
   return types.SimpleNamespace(
     settings=types.SimpleNamespace(rl=rl),
-    layouts=types.SimpleNamespace(training=layout, reference=layout),
+    layouts=layouts or one_device,
     mini_batch_order=lambda iteration: order,
     step=types.SimpleNamespace(scoring=ScoreConfig(10, separator)),
     prompt_tokens=30,
@@ -101,6 +106,54 @@ def test_samples_share_a_prompt_where_a_row_holds_them(
   assert (scores.policy.samples, scores.prm.samples) == (of_scores, 1)
   assert functions.update_rows(changed)[-1].samples == of_updates
   assert functions.value_rows(changed)[-1].samples == 1
+
+
+FOUR = sharding.make_layout(data=4)
+TWO = sharding.make_layout(data=2, tensor=2, rules="fsdp+tensor")
+
+
+@pytest.mark.parametrize(
+  ("training", "reference", "changes", "of_scores", "of_updates"),
+  [
+    (FOUR, FOUR, {"mini_batches": 2}, 8, 4),
+    (FOUR, FOUR, {"mini_batches": 4}, 8, 2),
+    (FOUR, FOUR, {"mini_batches": 8, "micro_batches": 4}, 8, 1),
+    (TWO, TWO, {"mini_batches": 2}, 8, 8),
+    (TWO, FOUR, {"prompts": 2}, 4, 8),
+    (TWO, FOUR, {"prompts": 2, "mini_batches": 2}, 4, 4),
+  ],
+)
+def test_samples_share_a_prompt_only_in_rows_that_devices_can_split(
+  training, reference, changes, of_scores, of_updates
+):
+  """8 samples in each of 2 rows would leave none to 2 of 4 devices."""
+  changes = {"prompts": 4} | changes
+  prompts = changes.pop("prompts")
+  layouts = types.SimpleNamespace(training=training, reference=reference)
+  changes = {"micro_batches": prompts * 2} | changes
+  made = spec(packed_tokens=9999, layouts=layouts, **changes)
+  made.settings.rl.prompts, made.responses = prompts, prompts * 8
+  texts = made.responses // changes.get("mini_batches", 1)
+  scores, updates = functions.score_rows(made), functions.update_rows(made)
+  assert {rows.policy.samples for rows in scores} == {of_scores}
+  assert {rows.samples for rows in updates} == {of_updates}
+  for shapes, count, used in (
+    ([rows.policy for rows in scores], made.responses, (training, reference)),
+    (updates, texts, (training,)),
+  ):
+    for shape in shapes:
+      for layout in used:
+        read = functools.partial(rows_of_texts, shape, layout.act_sharding)
+        mask = jax.ShapeDtypeStruct((count, 130), np.dtype(bool))
+        packed = jax.eval_shape(read, mask)  # It raises for rows too few.
+        assert packed.tokens.shape[0] % layout.row_shards == 0
+
+
+def rows_of_texts(shape, act_sharding, mask):
+  """The rows of a micro-batch of texts that end with 100 tokens."""
+  rows = packing.pack(mask, shape, act_sharding, 100)
+  tokens = mask.astype(np.int32)
+  return packing.read_micro_batch(rows, 0, tokens, 100, act_sharding)
 
 
 def test_rows_that_share_a_prompt_have_widths_of_equal_steps():

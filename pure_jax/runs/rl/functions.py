@@ -300,8 +300,12 @@ def score_rows(spec: RunSpec) -> tuple[ScoreRows | None, ...]:
   """
   if not _packs(spec):
     return (None,)
+  layouts = spec.layouts.training, spec.layouts.reference
   policy_shapes = _policy_shapes(
-    spec, spec.responses, spec.settings.rl.samples_per_prompt
+    spec,
+    spec.responses,
+    spec.settings.rl.samples_per_prompt,
+    math.lcm(*(layout.row_shards for layout in layouts)),
   )
   prm_shapes = [None] * len(policy_shapes)
   if spec.prm_model is not None:
@@ -325,7 +329,8 @@ def update_rows(spec: RunSpec) -> tuple[RowShape | None, ...]:
   samples = math.gcd(texts, spec.settings.rl.samples_per_prompt)
   if spec.mini_batch_order(1) is not None:
     samples = 1  # Their neighbours have other prompts.
-  shapes = _policy_shapes(spec, texts, samples)
+  shards = spec.layouts.training.row_shards
+  shapes = _policy_shapes(spec, texts, samples, shards)
   return tuple(sorted(set(shapes), key=lambda rows: rows.columns))
 
 
@@ -347,15 +352,20 @@ def _packs(spec: RunSpec) -> bool:
   return rl.length_buckets > 1 or rl.packed_tokens is not None
 
 
-def _policy_shapes(spec: RunSpec, texts: int, samples: int) -> list[RowShape]:
-  """Shapes of rows for the policy, in which samples share their prompt."""
+def _policy_shapes(
+  spec: RunSpec, texts: int, samples: int, shards: int
+) -> list[RowShape]:
+  """Shapes of rows for the policy, in which samples share their prompt.
+
+  `shards` says over how many the rows are split.
+  """
   shapes = _row_shapes(spec, spec.prompt_tokens, texts)
   kernels = spec.layouts.training.kernels, spec.layouts.reference.kernels
   if any(kernel.attention != "xla" for kernel in kernels):
     return list(shapes)  # These kernels cannot share a prompt.
   limit = spec.settings.rl.sampler.max_new_tokens
   widest = row_choice.share_prompts(
-    shapes[0], spec.prompt_tokens, limit, samples
+    shapes[0], spec.prompt_tokens, limit, samples, texts, shards
   )
   if widest.samples == 1:
     return list(shapes)
