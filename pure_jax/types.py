@@ -72,8 +72,9 @@ class SeparatorTable:
     half: [V] bool, True where the text of the id is half a separator ("\n"),
       for a tokenizer that writes separators as two ids; else all False.
     stem: [V] int32, for an id that merges content with a separator, the id
-      of the content without the separator (".\n\n" -> "."), or the id itself
-      if no single id has the content; read only where has_stem.
+      of the content without the separator and white space before it (".\n\n"
+      and ".\n\n\n\n" -> "."). If no single id has the content, the one that
+      merges it with "\n\n", or the id itself; read only where has_stem.
     has_stem: [V] bool, True where the id merges content and separator, which
       is where `stem` is valid.
     score_id: [] int32, the id of the token at which the PRM scores a step.

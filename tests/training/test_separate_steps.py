@@ -102,6 +102,23 @@ def sampled(tokenizer, count, seed=0):
   return rows
 
 
+def content(tokenizer, ids, ends):
+  """The text of a step's tokens, with one "\n\n" for each separator inside."""
+  ends, parts = ends & (ids != tokenizer.eos_id), []
+  cuts = np.flatnonzero(ends[:-1]) + 1
+  for part, is_end in zip(
+    np.split(ids, cuts), np.split(ends, cuts), strict=True
+  ):
+    text, last = tokenizer.decode(part.tolist()), tokenizer.pieces[part[-1]]
+    if is_end[-1] and last.endswith("\n\n"):
+      # All white space that is one id with the separator.
+      text = text[: len(text) - len(last) + len(last.rstrip())]
+    parts.append(
+      text.removesuffix("\n\n") if last == "\n" and is_end[-1] else text
+    )
+  return "\n\n".join(parts)
+
+
 def test_every_step_of_a_response_is_scored_and_no_other(trained):
   """Empty steps and overflow too: the PRM's steps are those of the device."""
   rows = [[], [trained.eos_id], *sampled(trained, 100)]
@@ -119,12 +136,8 @@ def test_every_step_of_a_response_is_scored_and_no_other(trained):
     begin = 2  # Of the response: the prompts have two ids.
     positions = inputs.score_position[row][inputs.score_mask[row]]
     for step, end in enumerate(positions.tolist()):
-      # The content of the step is the text of its tokens, without separator.
       own = rollout.completion_mask[row] & (boundaries.index[row] == step)
-      text = trained.decode(rollout.tokens[row][own].tolist())
-      last = np.flatnonzero(own)[-1]
-      if terminal[row, last] and rollout.tokens[row, last] != trained.eos_id:
-        text = text.removesuffix("\n\n")
+      text = content(trained, rollout.tokens[row][own], terminal[row][own])
       assert ids[begin : end + 1].tolist() == trained.encode(text) + newline
       begin = end + 1
 

@@ -14,6 +14,8 @@ All three therefore use the rules of this module:
 * The PRM reads its score at the token "\n" after the content of each step.
   "insert" replaces a merged id by its stem (".") and the score token. If no
   single id is the stem, the merged id stays and the score token follows.
+  Further blank lines are no content: a policy may write ".\n\n\n\n", which is
+  read as ".\n\n", since the steps of a PRM's training have none at their ends.
   "replace" overwrites the merged id, as the paper's reference code does.
   `pure_jax.steps` does both on the device, for sampled and encoded responses.
 * "each" encodes the text of each step by itself, followed by the score token.
@@ -132,8 +134,9 @@ def split_texts(
 ) -> list[list[str]]:
   """Decodes the steps of each response, cut as `steps.split_steps` cuts them.
 
-  Step texts have no separators, and any length; the last one may be empty. A
-  row without tokens has no step.
+  Step texts have no separators, and no white space that is one id with a
+  separator. They have any length; the last one may be empty. A row without
+  tokens has no step.
 
   Args:
     tokenizer: the tokenizer.
@@ -147,13 +150,21 @@ def split_texts(
     steps, start, run = [], 0, 0
     for position, token in enumerate(ids):
       run = run + 1 if token in halves else 0
-      ends = tokenizer.pieces[token].endswith(SEPARATOR) or run == 2
+      piece = tokenizer.pieces[token]
+      ends = piece.endswith(SEPARATOR) or run == 2
       if ends or token in tokenizer.eos_ids or position == len(ids) - 1:
         text = tokenizer.decode(ids[start : position + 1])
-        steps.append(text.removesuffix(SEPARATOR) if ends else text)
+        steps.append(text.removesuffix(_blank_end(piece)) if ends else text)
         start = position + 1
     rows.append(steps)
   return rows
+
+
+def _blank_end(piece: str) -> str:
+  """What the text of an id that ends a step has behind the step's content."""
+  if not piece.endswith(SEPARATOR):
+    return SEPARATOR  # The id is its second half.
+  return piece[len(piece.rstrip()) :]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,7 +235,7 @@ def merge_overflow(steps: Sequence[str], max_steps: int) -> list[str]:
     max_steps: S, the largest number of steps.
 
   Returns:
-    The texts of at most S steps; the separators inside the last one stay.
+    The texts of at most S steps, with separators inside the last one.
   """
   if len(steps) <= max_steps:
     return list(steps)
@@ -269,9 +280,11 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
   for i, text in enumerate(tokenizer.pieces):
     if text.endswith(SEPARATOR):
       ends_step[i] = True
-      content = text.removesuffix(SEPARATOR)
-      if content.strip():  # "\n\n\n" has no content: it is a bare separator.
-        has_stem[i], stem[i] = True, first_id.get(content, i)
+      content = text.removesuffix(_blank_end(text))
+      if content:  # "\n\n\n" has no content: it is a bare separator.
+        # Without a stem, the id that encoded steps have, if there is one.
+        whole = first_id.get(content + SEPARATOR, i)
+        has_stem[i], stem[i] = True, first_id.get(content, whole)
   return SeparatorTable(
     ends_step=ends_step,
     half=half,

@@ -87,7 +87,14 @@ def test_qwen_merges_separators_with_punctuation(qwen):
   merged = [i for i in ends if table.has_stem[i]]
   without_stem = [i for i in merged if table.stem[i] == i]
   # White space alone is a bare separator; the rest keep themselves as stem.
-  assert (len(merged), len(without_stem)) == (528, 54)
+  assert (len(merged), len(without_stem)) == (528, 53)
+  # A stem with a line break has the id of the content with one separator.
+  breaks = [i for i in merged if qwen.pieces[table.stem[i]].endswith("\n")]
+  assert len(breaks) == 53
+  assert all(
+    qwen.pieces[table.stem[i]] == qwen.pieces[i].rstrip() + "\n\n"
+    for i in breaks
+  )
   assert not table.half.any()
   (dot,) = (i for i in qwen.encode("Yes.\n\nNo.") if table.ends_step[i])
   assert qwen.pieces[dot] == ".\n\n"

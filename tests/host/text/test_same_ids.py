@@ -38,9 +38,13 @@ from pure_jax.types import Rollout
 VOCABULARY = [
   *("<end>", "<pad>", "1", "2", "=", "+", ".", ")", "(", "x"),
   *("Ċ", "ĊĊ", ".ĊĊ", ")ĊĊ", ")."),
+  *("ĊĊĊĊ", ".ĊĊĊĊ", ")ĊĊĊĊ"),
 ]
 # The last merge makes ")." one id, except before a separator.
-MERGES = [("Ċ", "Ċ"), (".", "ĊĊ"), (")", "ĊĊ"), (")", ".")]
+MERGES = [
+  *[("Ċ", "Ċ"), ("ĊĊ", "ĊĊ"), (".", "ĊĊĊĊ"), (")", "ĊĊĊĊ")],
+  *[(".", "ĊĊ"), (")", "ĊĊ"), (")", ".")],
+]
 CHAT = "({{ messages[-1].content }})"  # The PRM's prompt must not use it.
 
 # Problem -> (steps, whether the last step is good).
@@ -148,10 +152,15 @@ def seen(monkeypatch):
 
 
 def written(tokenizer, length):
-  """(ids, mask) of the responses that a policy writes, one row per text."""
+  """(ids, mask) of the responses that a policy writes, one row per text.
+
+  A policy may write more blank lines than the texts that PRMs are trained on.
+  """
   ids = [
-    [*tokenizer.encode("\n\n".join(steps)), tokenizer.eos_id]
-    for steps, _ in TEXTS.values()
+    [*tokenizer.encode(separator.join(steps)), tokenizer.eos_id]
+    for (steps, _), separator in zip(
+      TEXTS.values(), ("\n\n\n\n", "\n\n") * 2, strict=True
+    )
   ]
   return right_pad(ids, length, tokenizer.pad_id)
 

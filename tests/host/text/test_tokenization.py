@@ -11,10 +11,16 @@ import types
 import jax
 import numpy as np
 import pytest
-from small_tokenizers import MERGING, STEPS, TEMPLATE, save_trained
+from small_tokenizers import (
+  MERGING,
+  STEPS,
+  TEMPLATE,
+  save_trained,
+  save_vocabulary,
+)
 
 from pure_jax import steps as device_steps
-from pure_jax.host.data.batches import left_pad, right_pad
+from pure_jax.host.data.batches import each_step_inputs, left_pad, right_pad
 from pure_jax.host.data.records import step_text
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.data.world.dataset import world_tokenizer
@@ -233,3 +239,43 @@ def test_text_that_a_prm_reads_up_to_each_score(
   for count, end in enumerate(ends, 1):
     text = "".join(tokenizer.pieces[i] for i in tokens[:end][mask[:end]])
     assert text == prompt + "".join(f"{step}\n" for step in steps[:count])
+
+
+@pytest.fixture(scope="module")
+def blank_lines(tmp_path_factory):
+  """Merges up to three blank lines with punctuation; "?!" is no id itself."""
+  merges = [("Ċ", "Ċ"), ("ĊĊ", "ĊĊ")]
+  merges += [(end, blank) for end in ".!" for blank in ("ĊĊĊĊ", "ĊĊ")]
+  merges += [("?", "!ĊĊĊĊ"), ("?", "!ĊĊ")]
+  single = ["<end>", "<pad>", "x", "y", ".", "?", "!", "Ċ"]
+  vocabulary = single + ["".join(merge) for merge in merges]
+  folder = tmp_path_factory.mktemp("blank_lines")
+  save_vocabulary(folder, vocabulary, merges, None)
+  return HuggingFaceTokenizer(folder, vocab_size=V)
+
+
+@pytest.mark.parametrize("separator", ["insert", "each"])
+def test_a_prm_reads_no_more_blank_lines_than_in_its_training(
+  blank_lines, separator
+):
+  """Of "x.\n\n\n\ny" it would read "x.\n\n\ny" in RL, and "x.\ny" before."""
+  tokenizer, table = blank_lines, separator_table(blank_lines)
+  steps = ["x.", "x?!", "y", "x"]
+  trained = encode_response(tokenizer, steps, finished=True)
+  sampled = [*tokenizer.encode("\n\n\n\n".join(steps)), tokenizer.eos_id]
+  pieces = {tokenizer.pieces[i] for i in sampled}
+  assert pieces >= {".\n\n\n\n", "?!\n\n\n\n", "\n\n\n\n"}
+  tokens, mask = right_pad([trained, sampled], LENGTH, tokenizer.pad_id)
+  texts = split_texts(tokenizer, tokens, mask)
+  assert texts == [steps, steps]
+  cut = split_steps(tokens, mask, table, max_steps=MAX_STEPS)
+  prompts = left_pad([[2], [2]], PROMPT, tokenizer.pad_id)
+  if separator == "each":
+    inputs = each_step_inputs(
+      tokenizer, [[2], [2]], texts, PROMPT + LENGTH + MAX_STEPS, MAX_STEPS
+    )
+  else:
+    inputs = build_prm_inputs(*prompts, tokens, mask, cut, table)
+  ids, others = (inputs.tokens[row][inputs.mask[row]] for row in range(2))
+  assert ids.tolist() == others.tolist()
+  assert inputs.score_mask.sum(1).tolist() == [4, 4]
