@@ -84,7 +84,7 @@ def split_steps(
     return position, has_content
 
   end_position, has_content = jax.vmap(row)(
-    index, end_mask, completion_mask & ~_is_bare(tokens, table)
+    index, end_mask, completion_mask & _is_content(tokens, table)
   )
   exists = jnp.arange(max_steps)[None, :] < num_steps[:, None]
   return StepBoundaries(
@@ -108,6 +108,14 @@ def _is_bare(tokens: Array, table: SeparatorTable) -> Array:
   separator = jnp.asarray(table.ends_step)[tokens]
   whole = separator & ~jnp.asarray(table.has_stem)[tokens]
   return whole | jnp.asarray(table.half)[tokens] | _is_eos(tokens, table)
+
+
+def _is_content(tokens: Array, table: SeparatorTable) -> Array:
+  """Marks tokens that make a step more than empty."""
+  bare = _is_bare(tokens, table)
+  if table.blank is None:
+    return ~bare
+  return ~(bare | jnp.asarray(table.blank)[tokens])
 
 
 def terminal_mask(

@@ -81,6 +81,9 @@ class SeparatorTable:
     eos_ids: [N] int32, the ids that end a response.
     pad_id: [] int32, the padding id, which may be one of eos_ids: masks tell
       padding from tokens.
+    blank: [V] bool, True where the text of the id is white space or nothing,
+      which makes no step's content; read only to find empty steps. None if no
+      id is of this kind except separators, halves and EOS.
   """
 
   ends_step: Array
@@ -90,6 +93,7 @@ class SeparatorTable:
   score_id: Array
   eos_ids: Array
   pad_id: Array
+  blank: Array | None = None
 
 
 @struct.dataclass
@@ -104,7 +108,7 @@ class StepBoundaries:
       step does not exist.
     mask: [B, S] bool, True where the step exists; always a prefix.
     empty: [B, S] bool, True where an existing step holds no content: only
-      separators, or only EOS.
+      white space, separators and EOS.
     overflow: [B] int32, how many steps were merged into the last one because
       the response had more than S.
   """

@@ -66,4 +66,38 @@ FAULTS = (
     "line",
     ("test_sources.py::test_a_line_that_is_too_long_is_malformed",),
   ),
+  Fault(
+    "the stem of a separator with more blank lines has line breaks",
+    "host.text.tokenization:separator_table",
+    "text.removesuffix(_blank_end(text))",
+    "text.removesuffix(SEPARATOR)",
+    (
+      "test_tokenization.py::test_a_prm_reads_no_more_blank_lines_than_in_its_training",
+    ),
+  ),
+  Fault(
+    "content that is no id itself keeps all its blank lines",
+    "host.text.tokenization:separator_table",
+    "first_id.get(content + SEPARATOR, i)",
+    "i",
+    (
+      "test_tokenization.py::test_a_prm_reads_no_more_blank_lines_than_in_its_training",
+    ),
+  ),
+  Fault(
+    "texts of steps end with the blank lines behind them",
+    "host.text.tokenization:split_texts",
+    "text.removesuffix(_blank_end(piece))",
+    "text.removesuffix(SEPARATOR)",
+    (
+      "test_tokenization.py::test_a_prm_reads_no_more_blank_lines_than_in_its_training",
+    ),
+  ),
+  Fault(
+    "white space is the content of a step",
+    "steps:_is_content",
+    "~(bare | jnp.asarray(table.blank)[tokens])",
+    "~bare",
+    ("test_tokenization.py::test_steps_of_white_space_are_empty",),
+  ),
 )

@@ -215,6 +215,16 @@ FAULTS = (
     ),
   ),
   Fault(
+    "samples share prompts in rows that the devices cannot split",
+    "training.row_choice:share_prompts",
+    "and min(shape.rows, texts // k) % shards == 0",
+    "",
+    (
+      "test_row_lengths.py"
+      "::test_samples_share_a_prompt_only_in_rows_that_devices_can_split",
+    ),
+  ),
+  Fault(
     "every batch goes to the widest rows",
     "training.row_choice:choose",
     "for rows, function in compiled.items():",

@@ -293,4 +293,5 @@ def separator_table(tokenizer: Tokenizer) -> SeparatorTable:
     score_id=np.int32(first_id[SCORE_TEXT]),
     eos_ids=np.asarray(tokenizer.eos_ids, np.int32),
     pad_id=np.int32(tokenizer.pad_id),
+    blank=np.asarray([not text.strip() for text in tokenizer.pieces], bool),
   )

@@ -130,6 +130,19 @@ def test_steps_that_would_decode_to_other_steps_raise(tokenizer, steps):
   encode_response(tokenizer, list(map(step_text, steps)), finished=True)
 
 
+def test_steps_of_white_space_are_empty(tokenizer):
+  """And one of "<user>", which has no text. The last is of EOS."""
+  assert tokenizer.pieces[tokenizer.encode("<user>")[0]] == ""
+  separator, ids = id_of(tokenizer, "\n\n"), []
+  for text in ("24.", " ", "\n ", "a b", "<user>"):
+    ids += [*tokenizer.encode(text), separator]
+  row, mask = right_pad([[*ids, tokenizer.eos_id]], LENGTH, tokenizer.pad_id)
+  cut = split_steps(row, mask, separator_table(tokenizer), max_steps=MAX_STEPS)
+  empty = [False, True, True, False, True, True]
+  assert cut.mask[0].tolist() == [True] * 6 + [False] * 2
+  assert cut.empty[0].tolist() == [*empty, False, False]
+
+
 # ===== Prompt formats =====
 
 
