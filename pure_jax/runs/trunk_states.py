@@ -5,6 +5,11 @@ head reads of a response, those at its scores, are computed once, and any number
 of updates train on them. States are cached by the token ids, the score
 positions and the trunk's weights. New labels, another split or more texts
 compute only missing states. Each batch is written as soon as it is computed.
+
+A batch has the missing texts of about one length, padded to the longest of
+them. So the rounding of a text's states depends on which other texts were
+missing, most of all in bfloat16. A pass that was interrupted goes on with the
+batches that it had left, and gets the same states.
 """
 
 import dataclasses
@@ -236,8 +241,9 @@ def _compute(
         int(spec.table.pad_id),
       )
       hidden = read_everywhere(forward(trunk, batches.put(inputs)))
+      # Copies: a view would keep the whole batch, with its padding.
       states = {
-        key: row[: len(missing[key].steps)]
+        key: row[: len(missing[key].steps)].copy()
         for key, row in zip(batch, hidden, strict=False)
       }
       _check_finite(states.values())
@@ -291,7 +297,8 @@ def _read_folder(folder: pathlib.Path, keys: set[str]) -> dict[str, np.ndarray]:
   known = {}
   for name in processes.broadcast_from_zero(readable):
     states = _read(folder / name)
-    known |= {key: states[key] for key in keys & states.keys()}
+    # Copies, or one of them would keep all states of its file.
+    known |= {key: states[key].copy() for key in keys & states.keys()}
   return known
 
 

@@ -194,6 +194,20 @@ FAULTS = (
     ("test_trunk_states.py::test_another_trunk_does_not_read_these_states",),
   ),
   Fault(
+    "states of the trunk keep those of their batch in memory",
+    "runs.trunk_states:_compute",
+    "row[: len(missing[key].steps)].copy()",
+    "row[: len(missing[key].steps)]",
+    ("test_trunk_states.py::test_states_keep_no_others_in_memory",),
+  ),
+  Fault(
+    "states of the trunk keep those of their file in memory",
+    "runs.trunk_states:_read_folder",
+    "states[key].copy()",
+    "states[key]",
+    ("test_trunk_states.py::test_states_keep_no_others_in_memory",),
+  ),
+  Fault(
     "states of the trunk are not kept",
     "runs.trunk_states:_compute",
     "processes.on_process_zero(lambda states=states: _write(folder, states))",

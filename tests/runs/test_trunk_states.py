@@ -179,6 +179,15 @@ def test_what_is_there_is_not_computed_again(trunk, tmp_path, computed):
   assert [len(rows) for rows in again.hidden] == NUM_STEPS
 
 
+def test_states_keep_no_others_in_memory(trunk, tmp_path):
+  """The memory check counts those of the steps, without padding."""
+  computed = load(tmp_path, trunk).hidden
+  read = load(tmp_path, trunk, take_rows(RESPONSES, np.array([1]))).hidden
+  for states, num_steps in ((computed, NUM_STEPS), (read, [1])):
+    assert [rows.shape for rows in states] == [(n, 16) for n in num_steps]
+    assert all(rows.base is None for rows in states)
+
+
 def test_another_trunk_does_not_read_these_states(trunk, tmp_path, computed):
   before = load(tmp_path, trunk)
   changed = trunk | {"final_norm": trunk["final_norm"].at[0].add(1e-3)}
