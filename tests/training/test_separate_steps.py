@@ -124,8 +124,12 @@ def test_every_step_of_a_response_is_scored_and_no_other(trained):
   rows = [[], [trained.eos_id], *sampled(trained, 100)]
   rollout = rollout_of(trained, rows)
   arrays = rollout.tokens, rollout.completion_mask, separator_table(trained)
-  boundaries = device_steps.split_steps(*arrays, max_steps=S)
-  terminal = device_steps.terminal_mask(*arrays)
+  boundaries, terminal = jax.device_get(
+    (
+      device_steps.split_steps(*arrays, max_steps=S),
+      device_steps.terminal_mask(*arrays),
+    )
+  )
   assert boundaries.overflow.any() and boundaries.empty.any()
   inputs = prm_texts_of(trained, rollout, "each")
   np.testing.assert_array_equal(
