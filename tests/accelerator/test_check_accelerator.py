@@ -24,6 +24,7 @@ from accelerator import (
   small_step,
   supervisor,
 )
+from accelerator import pieces as pieces_module
 from accelerator.pieces import Options, Piece, PieceError
 from checkout import EXPERIMENTS
 from script_in_process import imported_script
@@ -33,7 +34,8 @@ SECONDS = {"tiny": 5, "full": 50}
 
 
 @pytest.fixture
-def options(tmp_path):
+def options(tmp_path, monkeypatch):
+  monkeypatch.setattr(supervisor, "POLL_SECONDS", 0.05)
   return Options(tmp_path, None, time.time() + 100)
 
 
@@ -45,7 +47,7 @@ def context(options):
 @pytest.fixture(scope="module")
 def step():
   """The step in float32; the pieces take it from the cache of `run_step`."""
-  return small_step.run_step((jax.devices()[0],), "float32")
+  return small_step.run_step((jax.devices()[0],), "float32", greedy=True)
 
 
 def wrong(checks):
@@ -154,6 +156,29 @@ def test_a_wrong_kernel_is_seen():
   ]
 
 
+def test_without_a_cpu_no_kernel_is_compared(monkeypatch, context):
+  def missing(platform):
+    raise RuntimeError("Unknown backend cpu")
+
+  monkeypatch.setattr(jax, "devices", missing)
+  with pytest.raises(PieceError, match="has no CPU to compare with"):
+    kernels.run_kernels(context)
+
+
+def test_no_kernel_is_blamed_for_a_device_that_computes_no_more(
+  monkeypatch, context
+):
+  def broken(*arguments):
+    raise RuntimeError("an illegal memory access")
+
+  failing = dataclasses.replace(DECODE, call=broken)
+  monkeypatch.setattr(kernels, "KERNELS", (failing, failing))
+  monkeypatch.setattr(kernels, "device_answers", lambda: False)
+  result = kernels.run_kernels(context)
+  assert len(wrong(result["checks"])) == 1
+  assert "the device computes no more" in result["tables"]["Kernels"][1]["how"]
+
+
 def test_a_kernel_that_cannot_run_says_why(monkeypatch, context):
   """One that fails otherwise is wrong, and the next one is still checked."""
 
@@ -247,45 +272,123 @@ def test_a_check_that_was_killed_goes_on(options):
     assert runs == expected
 
 
-# A process in place of the one that runs pieces: it starts a piece and dies, or
-# hangs, or runs the rest. It imports nothing, which takes no time.
+# A process in place of the one that runs pieces: it runs them, but dies in a,
+# never ends c, and dies after x. It imports nothing, which takes no time.
 CHILD = """
 import json, os, pathlib, sys, time
 out, names = pathlib.Path(sys.argv[1]), sys.argv[2].split(",")
 (out / "machine.json").write_text('{"backend": "cpu", "devices": {"cpu": 1}}')
-for name in names:
-  file = out / f"0{'abc'.index(name) + 1}_{name}.json"
+for number, name in enumerate(names, 1):
+  (file,) = out.glob(f"*_{name}.json")
   file.write_text('{"status": "running"}')
   if name == "a":
     os.abort()
   if name == "c":
     time.sleep(1000)
   file.write_text('{"status": "done", "seconds": 0.0, "result": {}}')
+  (out / "ended.json").write_text(json.dumps(names[:number]))
+  if name == "x":
+    sys.exit(71)
 """
+
+
+def supervise(options, pieces):
+  """Runs pieces with `CHILD`; their records, and whether all were right."""
+  files = [runner.file_of(options.out, pieces, each) for each in pieces]
+  for file in files:
+    file.touch()  # The child finds it.
+  command = [sys.executable, "-c", CHILD, str(options.out)]
+  right = supervisor.supervise(command, pieces, pieces, options, "command")
+  return right, [runner.read_record(file) for file in files]
 
 
 def test_a_piece_that_ends_its_process_costs_no_other(
   options, monkeypatch, capsys
 ):
   """a crashes, b ends, c never does, and d runs while nothing else does."""
-  monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.0)
+  monkeypatch.setattr(pieces_module, "LEAST_SECONDS", 0.2)
   pieces = [
     *(piece(name, refuse) for name in "abc"),
     piece("d", lambda context: {"summary": context.platform}, alone=True),
+    piece("e", refuse),
   ]
-  options = dataclasses.replace(options, deadline=time.time() + 1.5)
-  pieces[3] = dataclasses.replace(pieces[3], seconds={"tiny": -100})
-  command = [sys.executable, "-c", CHILD, str(options.out)]
-  assert not supervisor.supervise(command, pieces, pieces, options, "command")
-  records = [
-    runner.read_record(runner.file_of(options.out, pieces, each))
-    for each in pieces
-  ]
+  pieces[2] = dataclasses.replace(pieces[2], seconds={"tiny": 0.1})
+  right, records = supervise(options, pieces)
+  assert not right
   assert records[0]["error"] == "its process was ended by SIGABRT"
   assert records[1]["status"] == "done"
-  assert "after the end of --minutes" in records[2]["error"]
+  assert records[2]["error"] == "its process was stopped after 0 s"
   assert records[3]["result"]["summary"] == "cpu"
+  assert records[4]["status"] == "done"
   assert "SIGABRT" in (options.out / report.FILE).read_text()
+  assert not (options.out / supervisor.ENDED_FILE).exists()
+
+
+def test_a_piece_is_stopped_after_the_time_of_the_check(options, monkeypatch):
+  """No process is started for those after it, which say why they do not run."""
+  monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.0)
+  options = dataclasses.replace(options, deadline=time.time() + 0.5)
+  pieces = [piece("c", refuse), piece("b", refuse)]
+  pieces[0] = dataclasses.replace(pieces[0], seconds={"tiny": 0.1})
+  starts = []
+  run = supervisor._run_process
+  monkeypatch.setattr(
+    supervisor, "_run_process", lambda *told: starts.append(1) or run(*told)
+  )
+  _, records = supervise(options, pieces)
+  assert "after the end of --minutes" in records[0]["error"]
+  assert records[1]["status"] == "not run" and len(starts) == 1
+
+
+def test_a_process_that_dies_between_pieces_costs_none(options, capsys):
+  """As one whose device computes no more, or that crashes as it ends."""
+  right, records = supervise(options, [piece(name, refuse) for name in "bxd"])
+  assert right and [each["status"] for each in records] == ["done"] * 3
+  said = "ended because its device computes no more, after x."
+  assert said in capsys.readouterr().out
+  (options.out / "other").mkdir()
+  other = dataclasses.replace(options, out=options.out / "other")
+  right, _ = supervise(other, [piece("x", refuse)])
+  assert right
+
+
+def test_a_process_ends_itself_if_its_device_computes_no_more(
+  options, monkeypatch
+):
+  statuses, ran = [], []
+
+  def leave(message, status):
+    statuses.append(status)
+    raise SystemExit
+
+  def run(context):
+    ran.append(1)
+    return {}
+
+  machine = MACHINE | {"backend": "gpu"}
+  monkeypatch.setattr(supervisor, "collect_versions", lambda: machine)
+  monkeypatch.setattr(supervisor, "exit_immediately", leave)
+  pieces = [piece("a", run), piece("b", run)]
+  supervisor.run_apart(pieces, pieces, options, "command")
+  assert (len(ran), statuses) == (2, [])
+  monkeypatch.setattr(supervisor, "device_answers", lambda: False)
+  pieces = [piece("d", run), piece("e", run)]
+  with pytest.raises(SystemExit):
+    supervisor.run_apart(pieces, pieces, options, "command")
+  assert (len(ran), statuses) == (3, [supervisor.DEVICE_FAILED])
+  assert json.loads((options.out / "ended.json").read_text()) == ["d"]
+
+
+def test_a_check_that_was_killed_in_a_piece_that_goes_on_keeps_its_record(
+  options,
+):
+  steady = piece("a", refuse, needs_model=True, continues=True)
+  earlier = {"piece": "a", "status": "done", "identity": {}, "result": {}}
+  path = runner.file_of(options.out, [steady], steady)
+  path.write_text(json.dumps({"status": "running", "earlier": earlier}))
+  command = [sys.executable, "-c", "pass"]
+  supervisor.supervise(command, [], [steady], options, "command")
+  assert runner.read_record(path) == earlier
 
 
 def test_a_process_that_dies_before_a_piece_ends_the_check(options):
@@ -295,6 +398,27 @@ def test_a_process_that_dies_before_a_piece_ends_the_check(options):
     supervisor.SuperviseError, match="ended with exit status 3"
   ):
     supervisor.supervise(command, pieces, pieces, options, "command")
+
+
+def test_a_piece_has_its_own_deadline(options):
+  """Twice its estimate, and nothing of what is kept for one that goes on."""
+  steady = piece("a", refuse, needs_model=True, continues=True)
+  pieces = [piece("b", refuse), steady]
+  assert pieces_module.reserve(pieces[:1], 600) == {"tiny": 0, "full": 0}
+  assert pieces_module.reserve(pieces, 30) == {"tiny": 12, "full": 0}
+  assert pieces_module.reserve(pieces, 60) == {"tiny": 24, "full": 50}
+  context = options.on(MACHINE)
+  left = context.for_piece(pieces[0]).seconds_left()
+  assert left == pytest.approx(pieces_module.LEAST_SECONDS, abs=5)
+  long = dataclasses.replace(pieces[0], seconds={"tiny": 45})
+  left = context.for_piece(long).seconds_left()
+  assert left == pytest.approx(90, abs=5)
+  kept = dataclasses.replace(options, reserved={"tiny": 97}).on(MACHINE)
+  assert "s are left besides 97 s for rl" in runner.why_not(
+    pieces[0], kept.for_piece(pieces[0])
+  )
+  told = dataclasses.replace(kept, model=options.out)
+  assert runner.why_not(steady, told.for_piece(steady)) is None
 
 
 def rows_of_run(**changes):

@@ -112,7 +112,11 @@ def iteration_arms(case: Case) -> dict[str, Arm]:
     phases,
     Compilation(
       sum(each.seconds for each in compilations),
-      max((each.memory for each in compilations), key=lambda x: x.total),
+      max(
+        (each.memory for each in compilations if each.memory is not None),
+        key=lambda x: x.total,
+        default=None,
+      ),
       costs=None,
     ),
     reference,
