@@ -185,6 +185,20 @@ FAULTS = (
     ("test_hub.py::test_a_model_is_fetched_without_pickles_code_and_copies",),
   ),
   Fault(
+    "a commit without its tokenizer in the cache is taken for all of it",
+    "host.huggingface.hub:_fetch",
+    "and has_options(cached.path)",
+    "",
+    ("test_hub.py::test_a_commit_without_its_tokenizer_is_completed",),
+  ),
+  Fault(
+    "a model card names the data of tests as that of training",
+    "runs.model_card.facts:_source",
+    "role in _TRAINING_DATA",
+    'kind == "dataset"',
+    ("test_push.py::test_the_card_names_what_is_on_the_hub_and_no_path",),
+  ),
+  Fault(
     "a resumed run takes what the branch is now",
     "runs.locations:Locator._fetch",
     "self._known.get(name.key)",
