@@ -129,7 +129,10 @@ def test_another_device_is_compared_with_the_cpu(step):
 
 
 def test_the_engine_samples_what_one_loop_does(step, context):
+  """Whose rollout it takes from the piece before."""
+  steps = small_step.run_step.cache_info().misses
   assert wrong(numbers.run_engine(context)["checks"]) == []
+  assert small_step.run_step.cache_info().misses == steps
 
 
 DECODE = next(each for each in kernels.KERNELS if each.sizes == "decode")
@@ -452,6 +455,22 @@ def test_a_piece_that_does_not_exist_is_named(tmp_path, capsys):
   assert "--pieces: no 'sped' among ['machine', " in capsys.readouterr().err
 
 
+def test_a_model_that_is_none_is_named_before_anything_runs(tmp_path, capsys):
+  out = tmp_path / "out"
+  words = (
+    f"out={out}",
+    f"model={tmp_path / 'missing'}",
+    "train=a",
+    "held_out=b",
+  )
+  with (
+    imported_script("check_accelerator", *words) as script,
+    pytest.raises(SystemExit),
+  ):
+    script.main(["check_accelerator"])
+  assert "missing" in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.slow
 def test_the_whole_check_is_right_here(tmp_path):
   """As a user starts it, and once more: nothing is run again."""
@@ -470,6 +489,8 @@ def test_the_whole_check_is_right_here(tmp_path):
   assert [record["status"] for record in records] == [
     *("done", "right", "right", "right", "done", "right", "right")
   ]
+  text = (tmp_path / "report.md").read_text()
+  assert "--minutes=20" in text and "--deadline" not in text
   again = subprocess.run(command, capture_output=True, text=True, timeout=120)
   assert again.stdout.count("(of the earlier start)") == len(records)
 
