@@ -7,6 +7,7 @@ most of a GPU's memory.
 """
 
 import itertools
+import math
 import signal
 import subprocess
 import time
@@ -22,7 +23,8 @@ from pure_jax.host.logs import console
 from pure_jax.host.workers import child_guard
 from pure_jax.runs.workdir import collect_versions
 
-# A piece may exceed the deadline by this much: its estimate may be too low.
+# A piece may exceed the deadline by this much: its estimate may be too low. A
+# process may take as long to end after its last piece.
 GRACE_SECONDS = 30.0
 # A piece is stopped after this multiple of the time in which it should end.
 PATIENCE = 1.25
@@ -97,9 +99,9 @@ def run_apart(
     write_json_atomic(
       options.out / ENDED_FILE, [each.name for each in chosen[:number]]
     )
-    # After some errors a GPU computes nothing more for its process.
-    is_last = number == len(chosen)
-    if machine["backend"] != "cpu" and not is_last and not device_answers():
+    # After some errors a GPU computes nothing more for its process, which may
+    # not even end.
+    if machine["backend"] != "cpu" and not device_answers():
       exit_immediately("", DEVICE_FAILED)
 
 
@@ -183,10 +185,13 @@ def _run_process(
       piece = _find_running(group, pieces, options)
       if piece is not running:
         running, since = piece, time.monotonic()
+      limit = math.inf
       if running is not None:
         limit = PATIENCE * running.most_seconds(_context(options).size)
-        if time.monotonic() - since > limit:
-          return f"was stopped after {limit:.0f} s"
+      elif 0 < len(group) == _count_ended(options):
+        limit = GRACE_SECONDS
+      if time.monotonic() - since > limit:
+        return f"was stopped after {limit:.0f} s"
       time.sleep(POLL_SECONDS)
     status = process.wait()
   finally:

@@ -276,7 +276,8 @@ def test_a_check_that_was_killed_goes_on(options):
 
 
 # A process in place of the one that runs pieces: it runs them, but dies in a,
-# never ends c, and dies after x. It imports nothing, which takes no time.
+# never ends c, dies after x, and does not end after z. It imports nothing,
+# which takes no time.
 CHILD = """
 import json, os, pathlib, sys, time
 out, names = pathlib.Path(sys.argv[1]), sys.argv[2].split(",")
@@ -292,6 +293,8 @@ for number, name in enumerate(names, 1):
   (out / "ended.json").write_text(json.dumps(names[:number]))
   if name == "x":
     sys.exit(71)
+  if name == "z":
+    time.sleep(1000)
 """
 
 
@@ -343,8 +346,10 @@ def test_a_piece_is_stopped_after_the_time_of_the_check(options, monkeypatch):
   assert records[1]["status"] == "not run" and len(starts) == 1
 
 
-def test_a_process_that_dies_between_pieces_costs_none(options, capsys):
-  """As one whose device computes no more, or that crashes as it ends."""
+def test_a_process_that_dies_between_pieces_costs_none(
+  options, monkeypatch, capsys
+):
+  """As one whose device computes no more, or that does not end well."""
   right, records = supervise(options, [piece(name, refuse) for name in "bxd"])
   assert right and [each["status"] for each in records] == ["done"] * 3
   said = "ended because its device computes no more, after x."
@@ -352,6 +357,11 @@ def test_a_process_that_dies_between_pieces_costs_none(options, capsys):
   (options.out / "other").mkdir()
   other = dataclasses.replace(options, out=options.out / "other")
   right, _ = supervise(other, [piece("x", refuse)])
+  assert right
+  (options.out / "last").mkdir()
+  last = dataclasses.replace(options, out=options.out / "last")
+  monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.2)
+  right, _ = supervise(last, [piece("z", refuse)])
   assert right
 
 
@@ -373,7 +383,7 @@ def test_a_process_ends_itself_if_its_device_computes_no_more(
   monkeypatch.setattr(supervisor, "exit_immediately", leave)
   pieces = [piece("a", run), piece("b", run)]
   supervisor.run_apart(pieces, pieces, options, "command")
-  assert (len(ran), statuses) == (2, [])
+  assert (len(ran), statuses) == (2, [])  # Of a GPU that answers.
   monkeypatch.setattr(supervisor, "device_answers", lambda: False)
   pieces = [piece("d", run), piece("e", run)]
   with pytest.raises(SystemExit):

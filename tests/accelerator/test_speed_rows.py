@@ -145,7 +145,7 @@ def test_no_program_starts_after_the_deadline(context):
   (row,) = rows.measure(
     late, RATES, [Group(weights, [program("small", jnp.sin)])]
   )
-  assert row.why == "The time of the check was over." and weights.drawn == 0
+  assert row.why == "The time of the piece was over." and weights.drawn == 0
 
 
 def test_a_kernel_of_another_device_is_a_sentence():

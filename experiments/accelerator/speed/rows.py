@@ -267,7 +267,7 @@ def _measure_program(
     why, expected = why_not(compiled)
     return dataclasses.replace(row, why=why, expected=expected)
   if context.seconds_left() < LEAST_SECONDS:
-    return dataclasses.replace(row, why="The time of the check was over.")
+    return dataclasses.replace(row, why="The time of the piece was over.")
   call, compilation = compiled
   needed, available = _needed_bytes(compilation), available_bytes()
   if needed > available:
