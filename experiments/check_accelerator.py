@@ -156,7 +156,7 @@ def main(argv: list[str]) -> None:
     try:
       check_files(options)
     except (PieceError, *USER_ERRORS) as error:
-      fail(str(error))
+      fail(f"rl: {error}")
   try:
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)

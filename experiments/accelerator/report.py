@@ -54,7 +54,7 @@ def _details(record: Mapping[str, Any]) -> Iterable[str]:
   if "error" in record:
     yield f"{record['error']}."
   if "earlier" in record:
-    yield from ("", "Of the earlier start:", "")
+    yield from ("", f"Of an earlier start ({record['earlier']['date']}):", "")
     yield from _details(record["earlier"])
   result = record.get("result", {})
   for note in result.get("notes", ()):

@@ -75,8 +75,9 @@ def run_pieces(
       tell(piece, earlier, " (of the earlier start)")
       continue
     record = {"piece": piece.name, "identity": _identity(piece, told)}
-    # A run that goes on may fail, which takes nothing from what it did before.
-    kept = {"earlier": earlier} if piece.continues and earlier else {}
+    # Of other versions, or of a run that goes on: a start that fails, or has no
+    # time, takes nothing from it.
+    kept = {"earlier": earlier} if earlier else {}
     why = why_not(piece, told)
     if why is not None:
       record |= kept | {"status": SKIPPED, "error": why}

@@ -168,6 +168,15 @@ def _find_running(
   return None
 
 
+def _limit(piece: Piece, options: Options) -> float:
+  """Seconds after which a piece is stopped; 0 in the time of another."""
+  context = _context(options)
+  left = context.seconds_left() - context.reserved
+  if not piece.continues and left < -GRACE_SECONDS:
+    return 0.0
+  return PATIENCE * piece.most_seconds(context.size)
+
+
 def _run_process(
   command: Sequence[str],
   group: Sequence[Piece],
@@ -187,11 +196,12 @@ def _run_process(
         running, since = piece, time.monotonic()
       limit = math.inf
       if running is not None:
-        limit = PATIENCE * running.most_seconds(_context(options).size)
+        limit = _limit(running, options)
       elif 0 < len(group) == _count_ended(options):
         limit = GRACE_SECONDS
-      if time.monotonic() - since > limit:
-        return f"was stopped after {limit:.0f} s"
+      took = time.monotonic() - since
+      if took > limit:
+        return f"was stopped after {took:.0f} s"
       time.sleep(POLL_SECONDS)
     status = process.wait()
   finally:

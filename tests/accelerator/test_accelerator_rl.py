@@ -136,7 +136,7 @@ def test_a_start_that_fails_keeps_the_record_of_the_one_before(context):
   start(context, "failed")
   assert not report.write(context.out, [piece], "command")
   text = (context.out / report.FILE).read_text()
-  assert "the disk is full" in text and "Of the earlier start:" in text
+  assert "the disk is full" in text and "Of an earlier start (2" in text
   start(dataclasses.replace(context, deadline=time.time() + 30), "done")
   start(context, "failed")
   fails.clear()

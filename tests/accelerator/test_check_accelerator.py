@@ -273,6 +273,12 @@ def test_a_check_that_was_killed_goes_on(options):
     runs.clear()
     runner.run_pieces(pieces, pieces, options.on(machine))
     assert runs == expected
+  # Of another machine, without time: what is complete is kept.
+  late = dataclasses.replace(options, deadline=time.time())
+  runner.run_pieces(pieces, pieces, late.on(MACHINE))
+  record = runner.read_record(runner.file_of(options.out, pieces, pieces[0]))
+  assert record["status"] == "not run"
+  assert record["earlier"]["result"] == CHECKED
 
 
 # A process in place of the one that runs pieces: it runs them, but dies in a,
@@ -344,6 +350,16 @@ def test_a_piece_is_stopped_after_the_time_of_the_check(options, monkeypatch):
   _, records = supervise(options, pieces)
   assert "after the end of --minutes" in records[0]["error"]
   assert records[1]["status"] == "not run" and len(starts) == 1
+
+
+def test_a_piece_is_stopped_in_the_time_of_another(options, monkeypatch):
+  monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.2)
+  kept = options.seconds_left() - 0.5
+  options = dataclasses.replace(options, reserved={"tiny": kept})
+  pieces = [dataclasses.replace(piece("c", refuse), seconds={"tiny": 0.1})]
+  _, (record,) = supervise(options, pieces)
+  assert record["error"] == "its process was stopped after 1 s"
+  assert options.seconds_left() > 50
 
 
 def test_a_process_that_dies_between_pieces_costs_none(
