@@ -78,7 +78,7 @@ EXTRAS = {
   # Qwen's vocabulary, to look at its merged separators in the tests.
   "qwen-vocabulary": ["dashscope>=2.0.2", "tiktoken>=0.14.0"],
   # To make a Hugging Face folder of a GGUF file.
-  "gguf": [TORCH, *GGUF, "transformers>=5.24"],
+  "gguf": [TORCH, *GGUF],
 }
 
 setuptools.setup(

@@ -32,10 +32,12 @@ are not run again, unless device, sizes or versions are others.
              check goes on with it
 
 A comparison that does not hold, or a piece that fails, makes the exit status 1;
-a piece that is not run does not. Pieces run in a process of their own: a crash
-ends only its own piece, and a piece that is not done 30 s after --minutes is
-stopped. The sizes are tiny on a CPU, where times mean nothing, and full
-elsewhere.
+a piece that is not run does not. Pieces run in a process of their own: a crash,
+or an error after which the device computes no more, ends only its own piece. A
+piece is stopped if it takes two and a half times its estimate, though not in
+its first 100 s, or is not done 30 s after --minutes. With --model, two fifths
+of the time are kept for rl. The sizes are tiny on a CPU, where times mean
+nothing, and full elsewhere.
 """
 
 if __name__ == "__main__":
@@ -43,12 +45,14 @@ if __name__ == "__main__":
 
   interrupts.exit_on_ctrl_c()
 
+import itertools
 import logging
 import os
 import pathlib
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from typing import NoReturn
 
 from absl import app, flags
@@ -61,13 +65,14 @@ from accelerator.numbers import (
   run_engine,
   run_float32,
 )
-from accelerator.pieces import SIZES, Options, Piece
+from accelerator.pieces import SIZES, Options, Piece, PieceError, reserve
 from accelerator.resume import run_resume
-from accelerator.rl import run_rl
+from accelerator.rl import check_files, run_rl
 from accelerator.speed.table import SPEED_PIECES
 
 from pure_jax.host.atomic_files import check_writable
 from pure_jax.host.logs import console
+from pure_jax.runs.exit_status import USER_ERRORS
 
 # All pieces, in order. Seconds are the most that a piece may need.
 PIECES = (
@@ -118,7 +123,9 @@ _SIZE = flags.DEFINE_enum(
 _PIECES = flags.DEFINE_list(
   "pieces", [piece.name for piece in PIECES], "The pieces to run."
 )
+# Set by the script for the process that it starts, after all other words.
 _DEADLINE = flags.DEFINE_float("deadline", None, "Internal: set by the script.")
+_GROUP = flags.DEFINE_list("group", None, "Internal: set by the script.")
 flags.register_validator(
   _DEADLINE,
   lambda deadline: deadline is None or 0 <= deadline <= 1e12,
@@ -136,21 +143,20 @@ def main(argv: list[str]) -> None:
   if unknown:
     fail(f"--pieces: no {unknown[0]!r} among {list(by_name)}.")
   chosen = [piece for piece in PIECES if piece.name in _PIECES.value]
-  out = pathlib.Path(_OUT.value).absolute()
-  model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
-  if model is not None and not model.is_dir():
-    fail(f"--model={model}: no such folder.")
-  deadline = _DEADLINE.value or time.time() + 60 * _MINUTES.value
-  rl_files = {
-    name: pathlib.Path(flag.value).absolute()
-    for name, flag in _RL_FILES.items()
-    if flag.value is not None
-  }
-  options = Options(out, _SIZE.value, deadline, model, rl_files)
-  shown = shlex.join(["python", *sys.argv])
+  options = make_options(chosen)
+  out = options.out
+  internal = "--deadline="
+  words = itertools.takewhile(lambda x: not x.startswith(internal), sys.argv)
+  shown = shlex.join(["python", *words])
   if _DEADLINE.value is not None:
-    supervisor.run_apart(chosen, PIECES, options, shown)
+    group = [piece for piece in chosen if piece.name in _GROUP.value]
+    supervisor.run_apart(group, PIECES, options, shown)
     return
+  if options.model is not None and any(piece.needs_model for piece in chosen):
+    try:
+      check_files(options)
+    except (PieceError, *USER_ERRORS) as error:
+      fail(f"rl: {error}")
   try:
     out.mkdir(parents=True, exist_ok=True)
     check_writable(out)
@@ -158,7 +164,12 @@ def main(argv: list[str]) -> None:
     fail(f"--out={out} cannot be written: {error}.")
   # jax would take 75 % of a GPU.
   os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
-  command = [sys.executable, *sys.argv, f"--deadline={deadline}", "--pieces"]
+  command = [
+    sys.executable,
+    *sys.argv,
+    f"{internal}{options.deadline}",
+    "--group",
+  ]
   try:
     right = supervisor.supervise(command, chosen, PIECES, options, shown)
   except supervisor.SuperviseError as error:
@@ -166,6 +177,24 @@ def main(argv: list[str]) -> None:
   console.show(f"The report is {out / report.FILE}")
   if not right:
     sys.exit(1)
+
+
+def make_options(chosen: Sequence[Piece]) -> Options:
+  """Reads the flags that pieces are told."""
+  model = _MODEL.value and pathlib.Path(_MODEL.value).absolute()
+  seconds = 60 * _MINUTES.value
+  return Options(
+    out=pathlib.Path(_OUT.value).absolute(),
+    size=_SIZE.value,
+    deadline=_DEADLINE.value or time.time() + seconds,
+    model=model,
+    rl_files={
+      name: pathlib.Path(flag.value).absolute()
+      for name, flag in _RL_FILES.items()
+      if flag.value is not None
+    },
+    reserved={} if model is None else reserve(chosen, seconds),
+  )
 
 
 def fail(reason: str) -> NoReturn:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from accelerator.checks import check, compare
+from accelerator.machine import device_answers
 from accelerator.pieces import Context
 from accelerator.small_step import find_cpu, precision_of
 from pure_jax.kernels.decode_attention import SegmentArrays, decode_attention
@@ -168,12 +169,19 @@ def run_kernels(context: Context) -> dict[str, Any]:
   Returns:
     Checks of each kernel that runs here, and for each other one the sentence
     that says why it cannot.
+
+  Raises:
+    PieceError: if there is no CPU to compare with.
   """
   interpret = context.platform == "cpu"
-  checks, rows = [], []
+  find_cpu()  # Nothing can be compared without it.
+  checks, rows, broken = [], [], ""
   for kernel in KERNELS:
     for dtype in kernel.dtypes[:1] if interpret else kernel.dtypes:
       row = {"kernel": kernel.name, "dtype": dtype}
+      if broken:
+        rows.append(row | {"how": f"not run: {broken}"})
+        continue
       try:
         results = check_kernel(kernel, dtype, context.size, interpret)
       except Exception as error:
@@ -185,6 +193,8 @@ def run_kernels(context: Context) -> dict[str, Any]:
         results = [
           check(f"{kernel.name} in {dtype} runs", False, why, "runs", "")
         ]
+        if not device_answers():
+          broken = f"the device computes no more since {kernel.name} failed"
       how = "interpreted" if interpret else "compiled"
       rows.append(row | {"how": how})
       checks += results

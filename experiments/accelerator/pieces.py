@@ -1,13 +1,18 @@
 """The pieces of a check, and what they are told."""
 
 import dataclasses
+import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 Size = Literal["tiny", "full"]
 SIZES = ("tiny", "full")
+# What a piece may take at least: estimates of a few seconds say little.
+LEAST_SECONDS = 80.0
+# Of all the time, for a piece that goes on until the time is over.
+RESERVED_SHARE = 0.4
 
 
 class PieceError(RuntimeError):
@@ -27,6 +32,8 @@ class Context:
     model: Hugging Face folder of --model, or None.
     rl_files: paths of --train, --held_out and --prm by these names, those that
       are given.
+    reserved: seconds before the deadline that only a piece takes that goes on
+      until the time is over.
   """
 
   out: pathlib.Path
@@ -35,6 +42,7 @@ class Context:
   deadline: float
   model: pathlib.Path | None = None
   rl_files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  reserved: float = 0.0
 
   @property
   def platform(self) -> str:
@@ -60,6 +68,16 @@ class Context:
     """Seconds until the deadline; negative after it."""
     return self.deadline - time.time()
 
+  def for_piece(self, piece: "Piece") -> "Context":
+    """Makes what a piece is told that starts now: it has its own deadline."""
+    if piece.continues:
+      return self
+    end = min(
+      self.deadline - self.reserved,
+      time.time() + piece.most_seconds(self.size),
+    )
+    return dataclasses.replace(self, deadline=end)
+
   def folder(self, name: str) -> pathlib.Path:
     """Makes a folder for scratch data, which a continued check finds again."""
     path = self.out / "work" / name
@@ -77,6 +95,7 @@ class Options:
     deadline: as in `Context`.
     model: as in `Context`.
     rl_files: as in `Context`.
+    reserved: as in `Context`, by size.
   """
 
   out: pathlib.Path
@@ -84,6 +103,7 @@ class Options:
   deadline: float
   model: pathlib.Path | None = None
   rl_files: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
+  reserved: Mapping[Size, float] = dataclasses.field(default_factory=dict)
 
   def seconds_left(self) -> float:
     """Seconds until the deadline; negative after it."""
@@ -94,7 +114,13 @@ class Options:
     usual = "tiny" if machine["backend"] == "cpu" else "full"
     size = self.size or usual
     return Context(
-      self.out, size, machine, self.deadline, self.model, self.rl_files
+      self.out,
+      size,
+      machine,
+      self.deadline,
+      self.model,
+      self.rl_files,
+      self.reserved.get(size, 0.0),
     )
 
 
@@ -120,3 +146,29 @@ class Piece:
   needs_model: bool = False
   continues: bool = False
   alone: bool = False
+
+  def most_seconds(self, size: Size) -> float:
+    """Seconds after which it should end by itself: twice the estimate."""
+    if self.continues:
+      return math.inf
+    return max(LEAST_SECONDS, 2 * self.seconds[size])
+
+
+def reserve(chosen: Sequence[Piece], seconds: float) -> dict[Size, float]:
+  """Shares the time between the pieces and one that goes on to its end.
+
+  Args:
+    chosen: the pieces that will run.
+    seconds: the time for all of them.
+
+  Returns:
+    Seconds to reserve for such a piece, by size. It is 0 if there is none, or
+    if all the time is too little for it.
+  """
+  reserved = dict.fromkeys(SIZES, 0.0)
+  for piece in chosen:
+    for size in SIZES if piece.continues else ():
+      if piece.seconds[size] <= seconds:
+        share = RESERVED_SHARE * seconds
+        reserved[size] = max(piece.seconds[size], share)
+  return reserved

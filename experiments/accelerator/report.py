@@ -53,6 +53,9 @@ def _details(record: Mapping[str, Any]) -> Iterable[str]:
   """The lines of a piece."""
   if "error" in record:
     yield f"{record['error']}."
+  if "earlier" in record:
+    yield from ("", f"Of an earlier start ({record['earlier']['date']}):", "")
+    yield from _details(record["earlier"])
   result = record.get("result", {})
   for note in result.get("notes", ()):
     yield f"- {note}"

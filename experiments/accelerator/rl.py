@@ -18,8 +18,10 @@ from benchmarks.machine import available_bytes
 from configs import files
 from ml_collections import ConfigDict
 
-from accelerator.pieces import Context, PieceError
+from accelerator.pieces import Context, Options, PieceError
 from pure_jax.host import huggingface
+from pure_jax.host.data import sources
+from pure_jax.host.data.formats import problems
 from pure_jax.host.distributed import preemption
 from pure_jax.host.logs.metrics import read_log, read_metrics
 from pure_jax.models import policy
@@ -29,6 +31,7 @@ from pure_jax.runs.exit_status import USER_ERRORS
 from pure_jax.runs.run import Run, open_run
 from pure_jax.runs.settings.conversion import settings_from_config
 from pure_jax.runs.settings.run import Settings
+from pure_jax.runs.workdir import read_record
 
 # Time for the iteration under way, its checkpoint and the curves.
 RESERVE_SECONDS = {"tiny": 10.0, "full": 45.0}
@@ -92,6 +95,34 @@ class Files:
   prm: str | None = None
 
 
+def check_files(options: Options) -> None:
+  """Looks at what the user names, in a second.
+
+  Args:
+    options: what the command line says, with a model.
+
+  Raises:
+    PieceError: if a file is missing, or its first row is none of GSM8K.
+    HuggingFaceError: if a folder holds no model.
+    DataError: if a file cannot be read.
+  """
+  named = _named_files(options)
+  for folder in (named.model, named.prm):
+    if folder is not None:
+      huggingface.read_config(folder)
+  for path in (named.train, named.held_out):
+    first = next(sources.read_rows(pathlib.Path(path)), None)
+    if first is None:
+      raise PieceError(f"{path} has no row.")
+    fault = first.fault
+    try:
+      problems.GSM8K.parse(first.row or {}, 0)
+    except ValueError as error:
+      fault = fault or str(error)
+    if fault is not None:
+      raise PieceError(f"{first.location} is no row of GSM8K: {fault}.")
+
+
 def run_rl(context: Context) -> dict[str, Any]:
   """Trains until the time is over, and saves the state.
 
@@ -127,19 +158,18 @@ def make_settings(context: Context, named: Files) -> Settings:
 
   Returns:
     The settings; adapters are trained if the memory, or the disk for the
-    checkpoints, has no room for all weights.
+    checkpoints, has no room for all weights. A run goes on as it began.
 
   Raises:
     HuggingFaceError: if the folder of the policy cannot be read.
     ConfigError: if a field does not fit.
+    WorkdirError: if the record of a run that goes on is damaged.
   """
-  model = huggingface.read_config(named.model).model
-  weights = count_params(policy.declare_policy(model))
-  free = shutil.disk_usage(context.out).free
-  trains_all = (
-    _TRAINED_BYTES * weights < available_bytes() / 2
-    and _CHECKPOINTS * _SAVED_BYTES * weights < free / 2
-  )
+  begun = read_record(context.folder("rl"))
+  if begun is None:
+    trains_all = _has_room(context, named)
+  else:  # Its own checkpoints are on the disk now.
+    trains_all = begun["config"]["rl"]["lora"]["rank"] == 0
   config = _make_config(SIZES[context.size], named)
   if not trains_all:
     # The base is not trained and needs no more digits than products have.
@@ -147,6 +177,17 @@ def make_settings(context: Context, named: Files) -> Settings:
     config.rl.lora.update({"rank": 32, "alpha": 32.0})
     config.rl.optim.learning_rate = 1e-4
   return settings_from_config(config)
+
+
+def _has_room(context: Context, named: Files) -> bool:
+  """Whether memory and disk have room to train all weights."""
+  model = huggingface.read_config(named.model).model
+  weights = count_params(policy.declare_policy(model))
+  free = shutil.disk_usage(context.out).free
+  return (
+    _TRAINED_BYTES * weights < available_bytes() / 2
+    and _CHECKPOINTS * _SAVED_BYTES * weights < free / 2
+  )
 
 
 def _make_config(sizes: Sizes, named: Files) -> ConfigDict:
@@ -261,7 +302,7 @@ class Alarm:
     self._timer.join()  # It does not ring after the handler is gone.
 
 
-def _named_files(context: Context) -> Files:
+def _named_files(context: Context | Options) -> Files:
   """The files of the flags.
 
   Raises:

@@ -38,6 +38,13 @@ def read_record(path: pathlib.Path) -> dict[str, Any] | None:
   return record
 
 
+def complete_record(record: dict[str, Any] | None) -> dict[str, Any] | None:
+  """The record if its result stands, or the earlier one that it has kept."""
+  if record is None or record["status"] in COMPLETE:
+    return record
+  return record.get("earlier")
+
+
 def identify(context: Context, piece: Piece) -> dict[str, Any]:
   """What must be the same for the result of a killed check to stand."""
   return {
@@ -61,24 +68,61 @@ def run_pieces(
     context: what the pieces are told.
   """
   for piece in chosen:
-    path = file_of(context.out, pieces, piece)
-    identity = json_text.to_json(identify(context, piece))
-    earlier = read_record(path)
-    why = why_not(piece, context)
-    stands = earlier is not None and earlier["status"] in COMPLETE
-    goes_on = piece.continues and why is None
-    if stands and not goes_on and earlier["identity"] == identity:
+    path, told = file_of(context.out, pieces, piece), context.for_piece(piece)
+    earlier = complete_record(read_record(path))
+    if not _must_run(piece, told, earlier) and _stands(piece, told, earlier):
+      write_json_atomic(path, earlier)  # A start after it may have failed.
       tell(piece, earlier, " (of the earlier start)")
       continue
-    record = {"piece": piece.name, "identity": identity}
+    record = {"piece": piece.name, "identity": _identity(piece, told)}
+    # Of other versions, or of a run that goes on: a start that fails, or has no
+    # time, takes nothing from it.
+    kept = {"earlier": earlier} if earlier else {}
+    why = why_not(piece, told)
     if why is not None:
-      record |= {"status": SKIPPED, "error": why}
+      record |= kept | {"status": SKIPPED, "error": why}
     else:
       # If the process dies, the file tells in which piece.
-      write_json_atomic(path, record | {"status": RUNNING})
-      record |= run_piece(piece, context)
+      write_json_atomic(path, record | kept | {"status": RUNNING})
+      record |= run_piece(piece, told)
+      if record["status"] not in COMPLETE:
+        record |= kept
     write_json_atomic(path, record)
     tell(piece, record)
+
+
+def can_run(piece: Piece, pieces: Sequence[Piece], context: Context) -> bool:
+  """Whether `run_pieces` would do more with a piece than write why it is not.
+
+  Args:
+    piece: the piece.
+    pieces: all pieces of the check, which number the files.
+    context: what the pieces are told.
+  """
+  told = context.for_piece(piece)
+  earlier = complete_record(read_record(file_of(context.out, pieces, piece)))
+  return _must_run(piece, told, earlier)
+
+
+def _identity(piece: Piece, context: Context) -> Any:
+  return json_text.to_json(identify(context, piece))
+
+
+def _stands(
+  piece: Piece, context: Context, earlier: dict[str, Any] | None
+) -> bool:
+  """Whether an earlier start has a result of the same device and versions."""
+  return earlier is not None and earlier["identity"] == _identity(
+    piece, context
+  )
+
+
+def _must_run(
+  piece: Piece, context: Context, earlier: dict[str, Any] | None
+) -> bool:
+  """Whether a piece has something to do, and can start."""
+  done = _stands(piece, context, earlier) and not piece.continues
+  return not done and why_not(piece, context) is None
 
 
 def why_not(piece: Piece, context: Context) -> str | None:
@@ -87,7 +131,11 @@ def why_not(piece: Piece, context: Context) -> str | None:
     return "it needs --model=FOLDER"
   needed, left = piece.seconds[context.size], context.seconds_left()
   if left < needed:
-    return f"it may take {needed:.0f} s, and {max(0, left):.0f} s are left"
+    others = f" besides {context.reserved:.0f} s for rl"
+    return (
+      f"it may take {needed:.0f} s, and {max(0, left):.0f} s are left"
+      f"{others if context.reserved and not piece.continues else ''}"
+    )
   return None
 
 

@@ -246,7 +246,7 @@ def precision_of(dtype: str) -> AbstractContextManager[Any]:
 
 @functools.lru_cache(maxsize=8)
 def run_step(
-  devices: tuple[jax.Device, ...], dtype: str, greedy: bool = True
+  devices: tuple[jax.Device, ...], dtype: str, *, greedy: bool
 ) -> StepResult:
   """Samples, scores and updates on some devices, once in a process.
 

@@ -20,6 +20,9 @@ MOST_STREAMED_BYTES = 4 * 2**30
 # on two cores, and milliseconds on an accelerator, which needs large matrices
 # to fill its units.
 CPU_SIDE, ACCELERATOR_SIDE = 1536, 8192
+# Calls of a probe on an accelerator, one after the other: one takes about a
+# millisecond there, and to start it and wait for its end some percent of that.
+QUEUED_CALLS = 10
 
 
 def share_memory(with_baselines: bool) -> None:
@@ -72,6 +75,11 @@ def _processor() -> str:
   return platform.machine()
 
 
+def _calls() -> int:
+  """Calls of a probe that are timed together."""
+  return 1 if jax.default_backend() == "cpu" else QUEUED_CALLS
+
+
 def stream_probes(num_bytes: int) -> dict[str, Arm]:
   """Makes programs that read an array once: the fastest gives the bandwidth.
 
@@ -83,16 +91,16 @@ def stream_probes(num_bytes: int) -> dict[str, Arm]:
   columns = 1024
   rows = max(1, min(num_bytes, MOST_STREAMED_BYTES) // (4 * columns))
   matrix = jnp.ones((rows, columns), jnp.float32)
-  vector, size = matrix[0], matrix.nbytes
+  vector, size, calls = matrix[0], matrix.nbytes, _calls()
 
   def sums(matrix):
     return jnp.sum(matrix, axis=1)
 
   return {
-    "row sums": Arm(timed(jax.jit(sums), matrix), size),
-    "sum": Arm(timed(jax.jit(jnp.sum), matrix), size),
+    "row sums": Arm(timed(jax.jit(sums), matrix, calls=calls), size),
+    "sum": Arm(timed(jax.jit(jnp.sum), matrix, calls=calls), size),
     "matrix times vector": Arm(
-      timed(jax.jit(jnp.matmul), matrix, vector), size
+      timed(jax.jit(jnp.matmul), matrix, vector, calls=calls), size
     ),
   }
 
@@ -105,21 +113,27 @@ def copy_probe(num_bytes: int) -> Arm:
   """
   size = max(1, min(num_bytes, MOST_STREAMED_BYTES) // 4)
   vector = jnp.ones(size, jnp.float32)
-  return Arm(timed(jax.jit(lambda x: x + 1), vector), 2 * vector.nbytes)
+  run = timed(jax.jit(lambda x: x + 1), vector, calls=_calls())
+  return Arm(run, 2 * vector.nbytes)
 
 
 def product_probe(dtype: str, side: int | None = None) -> Arm:
   """Makes a program that multiplies two square matrices of a dtype.
 
-  Sums are float32. `side` is the number of rows; None takes one that suits the
-  device. The work is FLOPs.
+  Their numbers are random: a GPU multiplies equal ones faster than those of a
+  model. Sums are float32. `side` is the number of rows; None takes one that
+  suits the device. The work is FLOPs.
   """
   if side is None:
     on_cpu = jax.default_backend() == "cpu"
     side = CPU_SIDE if on_cpu else ACCELERATOR_SIDE
-  matrix = jnp.full((side, side), 0.5, dtype)
+  left, right = (
+    jax.random.normal(key, (side, side), dtype)
+    for key in jax.random.split(jax.random.key(0))
+  )
 
   def product(left, right):
     return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
-  return Arm(timed(jax.jit(product), matrix, matrix), 2 * side**3)
+  run = timed(jax.jit(product), left, right, calls=_calls())
+  return Arm(run, 2 * side**3)

@@ -252,7 +252,8 @@ def line_as_json(line: Line) -> dict[str, Any]:
   memory, costs = compilation.memory, compilation.costs
   return fields | {
     "compile_seconds": compilation.seconds,
-    "memory_bytes": {**dataclasses.asdict(memory), "total": memory.total},
+    "memory_bytes": memory
+    and {**dataclasses.asdict(memory), "total": memory.total},
     "compiled_flops": costs and costs.flops,
     "compiled_bytes": costs and costs.hbm_bytes,
   }

@@ -81,11 +81,12 @@ def _compilation(line: Line) -> str:
   compilation, parts = line.arm.compilation, []
   if compilation is not None:
     memory, costs = compilation.memory, compilation.costs
-    total, temporary = memory.total, memory.temporaries
-    parts = [
-      f"compiled in {compilation.seconds:.1f} s",
-      f"memory {total / 1e6:,.0f} MB ({temporary / 1e6:,.0f} temporary)",
-    ]
+    parts = [f"compiled in {compilation.seconds:.1f} s"]
+    if memory is not None:
+      total, temporary = memory.total, memory.temporaries
+      parts.append(
+        f"memory {total / 1e6:,.0f} MB ({temporary / 1e6:,.0f} temporary)"
+      )
     if costs is not None:
       parts.append(
         f"compiled {costs.flops / 1e9:,.2f} GFLOP and "

@@ -33,13 +33,14 @@ class Compilation:
 
   Attributes:
     seconds: time to trace and compile, without a cache.
-    memory: memory of one call, as planned by the compiler.
+    memory: memory of one call, as planned by the compiler; None if it does not
+      say.
     costs: counted in the program; None on a GPU, where the program calls
       libraries for its products.
   """
 
   seconds: float
-  memory: Memory
+  memory: Memory | None
   costs: Costs | None
 
 
@@ -100,13 +101,20 @@ class Times:
     return self.work / self.median
 
 
-def timed(function: Callable[..., Any], *arguments: Any) -> Callable[[], float]:
-  """Makes a function that returns the seconds of one call of another."""
+def timed(
+  function: Callable[..., Any], *arguments: Any, calls: int = 1
+) -> Callable[[], float]:
+  """Makes a function that returns the seconds of one call of another.
+
+  The mean of `calls`: an accelerator runs one while the next ones are queued.
+  """
 
   def run() -> float:
     start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - start
+    for _ in range(calls):
+      result = function(*arguments)
+    jax.block_until_ready(result)
+    return (time.perf_counter() - start) / calls
 
   return run
 
@@ -124,7 +132,7 @@ def compile_call(
   compiled = function.lower(*arguments).compile(compiler_options)
   seconds = time.perf_counter() - start
   analysis = compiled.memory_analysis()
-  memory = Memory(
+  memory = analysis and Memory(
     analysis.argument_size_in_bytes,
     analysis.output_size_in_bytes,
     analysis.alias_size_in_bytes,

@@ -3,16 +3,20 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 import signal
 import time
 
 import pytest
-from accelerator import rl, runner
-from accelerator.pieces import Context, Piece, PieceError
+from accelerator import report, rl, runner
+from accelerator.pieces import Context, Options, Piece, PieceError
 from accelerator.rl import Files, make_settings, run_rl
 
+from pure_jax.host.data.records import DataError
 from pure_jax.host.distributed import preemption
+from pure_jax.host.huggingface import HuggingFaceError
+from pure_jax.runs import workdir
 from pure_jax.runs.tasks import tiny_files
 
 
@@ -105,6 +109,85 @@ def test_a_repeated_check_goes_on_unless_the_time_is_short(context, capsys):
   runner.run_pieces([once], [once], context)
   assert len(starts) == 2
   assert capsys.readouterr().out.count("of the earlier start") == 2
+
+
+def test_a_start_that_fails_keeps_the_record_of_the_one_before(context):
+  """Also if the time is short in between."""
+  fails = []
+
+  def run(context):
+    if fails:
+      raise PieceError("the disk is full")
+    return {"summary": "so far"}
+
+  piece = Piece("p", {"tiny": 60}, run, continues=True)
+  path = runner.file_of(context.out, [piece], piece)
+
+  def start(told, status):
+    runner.run_pieces([piece], [piece], told)
+    record = runner.read_record(path)
+    assert record["status"] == status
+    assert runner.complete_record(record)["result"] == {"summary": "so far"}
+    return record
+
+  start(context, "done")
+  fails.append(True)
+  start(context, "failed")
+  start(context, "failed")
+  assert not report.write(context.out, [piece], "command")
+  text = (context.out / report.FILE).read_text()
+  assert "the disk is full" in text and "Of an earlier start (2" in text
+  start(dataclasses.replace(context, deadline=time.time() + 30), "done")
+  start(context, "failed")
+  fails.clear()
+  record = start(context, "done")
+  assert "earlier" not in record
+
+
+def test_a_run_goes_on_as_it_began_whatever_the_disk_has(
+  context, named, monkeypatch
+):
+  """Its own checkpoints take the room that there was."""
+  folder = context.folder("rl")
+  monkeypatch.setattr(rl, "available_bytes", lambda: 10**12)
+  settings = make_settings(context, named)
+  workdir.prepare_workdir(folder, dataclasses.asdict(settings))
+  monkeypatch.setattr(rl, "available_bytes", lambda: 1)
+  assert make_settings(context, named) == settings
+  (folder / "config.json").unlink()
+  smaller = make_settings(context, named)
+  assert smaller.rl.lora.rank == 32
+  workdir.prepare_workdir(folder, dataclasses.asdict(smaller))
+  monkeypatch.setattr(rl, "available_bytes", lambda: 10**12)
+  assert make_settings(context, named) == smaller
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    (None, "There is no file"),
+    ("", "has no row"),
+    ('{"problem": "1+1"}', "is no row of GSM8K: field 'answer'"),
+    ("question,answer", "is no row of GSM8K"),
+  ],
+)
+def test_files_are_looked_at_before_anything_runs(
+  text, message, tmp_path, named
+):
+  """Else they would be, minutes later, in the last of the pieces."""
+  folder, path = pathlib.Path(named.model), tmp_path / "train.jsonl"
+  files = {"train": pathlib.Path(named.train), "held_out": path}
+  options = Options(tmp_path, None, 0.0, folder, files)
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises((PieceError, DataError), match=message):
+    rl.check_files(options)
+  files["held_out"] = files["train"]
+  rl.check_files(options)
+  with pytest.raises(HuggingFaceError, match=r"config\.json"):
+    rl.check_files(dataclasses.replace(options, model=tmp_path))
+  with pytest.raises(PieceError, match="it needs --train and --held_out"):
+    rl.check_files(dataclasses.replace(options, rl_files={}))
 
 
 def test_the_alarm_rings_once_and_only_inside():

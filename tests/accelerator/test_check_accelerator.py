@@ -18,34 +18,25 @@ from accelerator import (
   exact,
   kernels,
   numbers,
-  report,
   resume,
-  runner,
   small_step,
-  supervisor,
 )
-from accelerator.pieces import Options, Piece, PieceError
+from accelerator.pieces import Options, PieceError
 from checkout import EXPERIMENTS
 from script_in_process import imported_script
 
 MACHINE = {"backend": "cpu", "devices": {"cpu": 8}, "commit": None}
-SECONDS = {"tiny": 5, "full": 50}
 
 
 @pytest.fixture
-def options(tmp_path):
-  return Options(tmp_path, None, time.time() + 100)
-
-
-@pytest.fixture
-def context(options):
-  return options.on(MACHINE)
+def context(tmp_path):
+  return Options(tmp_path, None, time.time() + 100).on(MACHINE)
 
 
 @pytest.fixture(scope="module")
 def step():
   """The step in float32; the pieces take it from the cache of `run_step`."""
-  return small_step.run_step((jax.devices()[0],), "float32")
+  return small_step.run_step((jax.devices()[0],), "float32", greedy=True)
 
 
 def wrong(checks):
@@ -127,7 +118,10 @@ def test_another_device_is_compared_with_the_cpu(step):
 
 
 def test_the_engine_samples_what_one_loop_does(step, context):
+  """Whose rollout it takes from the piece before."""
+  steps = small_step.run_step.cache_info().misses
   assert wrong(numbers.run_engine(context)["checks"]) == []
+  assert small_step.run_step.cache_info().misses == steps
 
 
 DECODE = next(each for each in kernels.KERNELS if each.sizes == "decode")
@@ -154,6 +148,29 @@ def test_a_wrong_kernel_is_seen():
   ]
 
 
+def test_without_a_cpu_no_kernel_is_compared(monkeypatch, context):
+  def missing(platform):
+    raise RuntimeError("Unknown backend cpu")
+
+  monkeypatch.setattr(jax, "devices", missing)
+  with pytest.raises(PieceError, match="has no CPU to compare with"):
+    kernels.run_kernels(context)
+
+
+def test_no_kernel_is_blamed_for_a_device_that_computes_no_more(
+  monkeypatch, context
+):
+  def broken(*arguments):
+    raise RuntimeError("an illegal memory access")
+
+  failing = dataclasses.replace(DECODE, call=broken)
+  monkeypatch.setattr(kernels, "KERNELS", (failing, failing))
+  monkeypatch.setattr(kernels, "device_answers", lambda: False)
+  result = kernels.run_kernels(context)
+  assert len(wrong(result["checks"])) == 1
+  assert "the device computes no more" in result["tables"]["Kernels"][1]["how"]
+
+
 def test_a_kernel_that_cannot_run_says_why(monkeypatch, context):
   """One that fails otherwise is wrong, and the next one is still checked."""
 
@@ -167,134 +184,6 @@ def test_a_kernel_that_cannot_run_says_why(monkeypatch, context):
   assert "the compiler said no" in result["checks"][0]["measured"]
   rows = result["tables"]["Kernels"]
   assert "it needs a GPU and this is a cpu" in rows[1]["how"]
-
-
-def piece(name, run, **fields):
-  return Piece(name, SECONDS, run, **fields)
-
-
-def fail(context):
-  raise PieceError("there is no such thing")
-
-
-def crash(context):
-  raise ZeroDivisionError("by zero")
-
-
-def refuse(context):
-  raise AssertionError("it must not start")
-
-
-CHECKED = {"checks": [{"check": "a = b", "right": True, "measured": "0"}]}
-FALSE = {"checks": [{"check": "a = c", "right": False, "measured": "1"}]}
-for _result in (CHECKED, FALSE):
-  _result["checks"][0].update({"allowed": "equal", "reason": "mathematics"})
-
-
-def test_every_piece_leaves_a_file(context, capsys):
-  """One that fails, in a foreseen way or not, does not keep the next off."""
-  pieces = [
-    piece("a", lambda context: {"summary": "so much", "value": np.inf}),
-    piece("b", lambda context: CHECKED),
-    piece("c", lambda context: FALSE),
-    piece("d", fail),
-    piece("e", crash),
-    piece("f", refuse, needs_model=True),
-    dataclasses.replace(piece("g", refuse), seconds={"tiny": 1e6}),
-  ]
-  runner.run_pieces(pieces, pieces, context)
-  records = [
-    json.loads((context.out / f"0{i}_{name}.json").read_text())
-    for i, name in enumerate("abcdefg", 1)
-  ]
-  assert [record["status"] for record in records] == [
-    *("done", "right", "wrong", "failed", "failed", "not run", "not run")
-  ]
-  assert records[0]["result"] == {"summary": "so much", "value": None}
-  assert records[3]["error"] == "there is no such thing"
-  assert records[4]["error"] == "ZeroDivisionError: by zero"
-  assert "crash" in records[4]["traceback"]
-  assert records[5]["error"] == "it needs --model=FOLDER"
-  assert "it may take 1000000 s" in records[6]["error"]
-  assert capsys.readouterr().out.count("\n") == len(pieces)
-  assert not report.write(context.out, pieces, "command")
-  text = (context.out / "report.md").read_text()
-  assert "| a = c | **no** | 1 | equal | mathematics |" in text
-  assert report.write(context.out, pieces[:2], "command")
-
-
-def test_a_check_that_was_killed_goes_on(options):
-  """What is complete is not run again, unless the machine is another one."""
-  runs = []
-
-  def count(name, result=None):
-    def run(context):
-      runs.append(name)
-      if result is None:
-        fail(context)
-      return result
-
-    return piece(name, run)
-
-  pieces = [count("right", CHECKED), count("wrong", FALSE), count("failed")]
-  for machine, expected in (
-    (MACHINE, ["right", "wrong", "failed"]),
-    (MACHINE, ["failed"]),
-    (MACHINE | {"commit": "1234"}, ["right", "wrong", "failed"]),
-  ):
-    runs.clear()
-    runner.run_pieces(pieces, pieces, options.on(machine))
-    assert runs == expected
-
-
-# A process in place of the one that runs pieces: it starts a piece and dies, or
-# hangs, or runs the rest. It imports nothing, which takes no time.
-CHILD = """
-import json, os, pathlib, sys, time
-out, names = pathlib.Path(sys.argv[1]), sys.argv[2].split(",")
-(out / "machine.json").write_text('{"backend": "cpu", "devices": {"cpu": 1}}')
-for name in names:
-  file = out / f"0{'abc'.index(name) + 1}_{name}.json"
-  file.write_text('{"status": "running"}')
-  if name == "a":
-    os.abort()
-  if name == "c":
-    time.sleep(1000)
-  file.write_text('{"status": "done", "seconds": 0.0, "result": {}}')
-"""
-
-
-def test_a_piece_that_ends_its_process_costs_no_other(
-  options, monkeypatch, capsys
-):
-  """a crashes, b ends, c never does, and d runs while nothing else does."""
-  monkeypatch.setattr(supervisor, "GRACE_SECONDS", 0.0)
-  pieces = [
-    *(piece(name, refuse) for name in "abc"),
-    piece("d", lambda context: {"summary": context.platform}, alone=True),
-  ]
-  options = dataclasses.replace(options, deadline=time.time() + 1.5)
-  pieces[3] = dataclasses.replace(pieces[3], seconds={"tiny": -100})
-  command = [sys.executable, "-c", CHILD, str(options.out)]
-  assert not supervisor.supervise(command, pieces, pieces, options, "command")
-  records = [
-    runner.read_record(runner.file_of(options.out, pieces, each))
-    for each in pieces
-  ]
-  assert records[0]["error"] == "its process was ended by SIGABRT"
-  assert records[1]["status"] == "done"
-  assert "after the end of --minutes" in records[2]["error"]
-  assert records[3]["result"]["summary"] == "cpu"
-  assert "SIGABRT" in (options.out / report.FILE).read_text()
-
-
-def test_a_process_that_dies_before_a_piece_ends_the_check(options):
-  pieces = [piece("a", refuse)]
-  command = [sys.executable, "-c", "import sys; sys.exit(3)"]
-  with pytest.raises(
-    supervisor.SuperviseError, match="ended with exit status 3"
-  ):
-    supervisor.supervise(command, pieces, pieces, options, "command")
 
 
 def rows_of_run(**changes):
@@ -328,6 +217,22 @@ def test_a_piece_that_does_not_exist_is_named(tmp_path, capsys):
   assert "--pieces: no 'sped' among ['machine', " in capsys.readouterr().err
 
 
+def test_a_model_that_is_none_is_named_before_anything_runs(tmp_path, capsys):
+  out = tmp_path / "out"
+  words = (
+    f"out={out}",
+    f"model={tmp_path / 'missing'}",
+    "train=a",
+    "held_out=b",
+  )
+  with (
+    imported_script("check_accelerator", *words) as script,
+    pytest.raises(SystemExit),
+  ):
+    script.main(["check_accelerator"])
+  assert "missing" in capsys.readouterr().err and not out.exists()
+
+
 @pytest.mark.slow
 def test_the_whole_check_is_right_here(tmp_path):
   """As a user starts it, and once more: nothing is run again."""
@@ -346,6 +251,8 @@ def test_the_whole_check_is_right_here(tmp_path):
   assert [record["status"] for record in records] == [
     *("done", "right", "right", "right", "done", "right", "right")
   ]
+  text = (tmp_path / "report.md").read_text()
+  assert "--minutes=20" in text and "--deadline" not in text
   again = subprocess.run(command, capture_output=True, text=True, timeout=120)
   assert again.stdout.count("(of the earlier start)") == len(records)
 

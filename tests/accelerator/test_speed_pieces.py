@@ -7,14 +7,14 @@ import time
 
 import numpy as np
 import pytest
-from accelerator.pieces import Context
+from accelerator.pieces import Context, PieceError
 from accelerator.speed import against_torch, pieces
 from accelerator.speed.rows import Row
 from accelerator.speed.sizes import SIZES, make_cases
 from accelerator.speed.table import SPEED_PIECES
 from benchmarks import machine
 from benchmarks.bounds import Phase, Rates
-from benchmarks.cases import MODELS
+from benchmarks.cases import MODELS, BenchmarkError
 from benchmarks.results import Line
 from benchmarks.timing import Arm, Compilation, Times
 from script_in_process import imported_script
@@ -177,6 +177,30 @@ def test_torch_is_left_out_where_it_cannot_run(context, monkeypatch):
   installed.remove("torch")
   for run in runs:
     assert "torch is not installed" in run(context)["summary"]
+
+
+def test_the_weights_stay_until_torch_has_run(context, monkeypatch):
+  """A repeated check finds them."""
+  folder = context.folder("torch")
+  weights = folder / "policy"
+  weights.mkdir()
+  (folder / "ours.json").write_text('{"dtype": "float32", "rollout": {}}')
+  np.savez(folder / "batch.npz", tokens=1)
+
+  def fail(*unused):
+    raise BenchmarkError("the disk is full")
+
+  monkeypatch.setattr(against_torch, "_obstacle", lambda context: None)
+  monkeypatch.setattr(against_torch, "_time_generate", fail)
+  with pytest.raises(PieceError, match="the disk is full"):
+    against_torch.compare_with_torch(context)
+  assert weights.exists()
+  row = {"row": "generate", "times ours": 2.0}
+  monkeypatch.setattr(against_torch, "_time_generate", lambda *unused: row)
+  assert "2.00 times" in against_torch.compare_with_torch(context)["summary"]
+  assert not weights.exists()
+  with pytest.raises(PieceError, match="or the weights, are missing"):
+    against_torch.compare_with_torch(context)
 
 
 def test_a_step_of_torch_must_have_our_loss_and_gradient():

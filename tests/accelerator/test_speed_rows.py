@@ -108,6 +108,21 @@ def test_a_program_that_fails_is_wrong_and_the_next_one_runs(context):
   assert last.seconds < 60
 
 
+def test_no_program_is_blamed_for_a_device_that_computes_no_more(
+  context, monkeypatch
+):
+  def fail(x):
+    raise RuntimeError("an illegal memory access")
+
+  monkeypatch.setattr(rows, "device_answers", lambda: False)
+  bad, small = program("bad", fail), program("small", jnp.sin)
+  _, after, last = rows.measure(
+    context, RATES, [Group(Weights(), [bad, small]), Group(Weights(), [small])]
+  )
+  for row in (after, last):
+    assert row.why == "The device computes no more: see bad." and row.expected
+
+
 def test_weights_are_freed_with_the_last_program_of_their_group(context):
   """A row keeps its program, which must not keep gigabytes."""
   drawn = []
@@ -130,7 +145,7 @@ def test_no_program_starts_after_the_deadline(context):
   (row,) = rows.measure(
     late, RATES, [Group(weights, [program("small", jnp.sin)])]
   )
-  assert row.why == "The time of the check was over." and weights.drawn == 0
+  assert row.why == "The time of the piece was over." and weights.drawn == 0
 
 
 def test_a_kernel_of_another_device_is_a_sentence():

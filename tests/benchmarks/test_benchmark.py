@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import mmap
+import time
 
 import jax
 import jax.numpy as jnp
@@ -221,6 +222,40 @@ def test_probes_state_their_own_work():
     assert 0.99e6 < arm.work <= 1e6, name
     assert arm.run() > 0
   assert machine.product_probe("float32", 10).work == 2000
+
+
+def test_a_probe_multiplies_numbers_that_differ(monkeypatch):
+  """A GPU multiplies equal ones faster; and an accelerator needs a queue."""
+  probes = []
+  monkeypatch.setattr(
+    machine, "timed", lambda *told, **options: probes.append((told, options))
+  )
+  for backend in ("cpu", "gpu"):
+    monkeypatch.setattr(jax, "default_backend", lambda name=backend: name)
+    machine.product_probe("bfloat16", 10)
+    machine.copy_probe(4000)
+  for (_, left, right), _ in probes[::2]:
+    assert np.unique(left).size > 50 and not np.array_equal(left, right)
+  calls = [options["calls"] for _, options in probes]
+  assert calls == [1, 1, machine.QUEUED_CALLS, machine.QUEUED_CALLS]
+
+
+def test_calls_that_are_queued_are_timed_together():
+  calls = []
+
+  def wait(seconds):
+    calls.append(seconds)
+    time.sleep(seconds)
+
+  assert 0.02 <= timing.timed(wait, 0.02, calls=3)() < 0.06
+  assert len(calls) == 3
+
+
+def test_a_compiler_may_not_know_the_memory(monkeypatch):
+  compiled = jax.jit(jnp.sin).lower(1.0).compile()
+  monkeypatch.setattr(type(compiled), "memory_analysis", lambda self: None)
+  call, compilation = timing.compile_call(jax.jit(jnp.sin), jnp.float32(0.0))
+  assert call(jnp.float32(0.0)) == 0 and compilation.memory is None
 
 
 def test_decoding_excludes_the_prefill():

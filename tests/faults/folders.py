@@ -71,7 +71,7 @@ FAULTS = (
   ),
   Fault(
     "scaled rotary frequencies of a GGUF file are lost",
-    "host.huggingface.gguf_files:_check_supported",
+    "host.huggingface.gguf_header:_check_supported",
     "if scaling or _ROPE_FACTORS in names:",
     "if False:",
     (
@@ -93,6 +93,24 @@ FAULTS = (
     "if ids.get(token) != expected.get(token):",
     "if False:",
     ("test_gguf_files.py::test_a_token_that_would_get_another_id_raises",),
+  ),
+  Fault(
+    "special tokens of a GGUF file that transformers loses stay lost",
+    "host.huggingface.gguf_files:_added_tokens",
+    "kind in (CONTROL, USER_DEFINED)",
+    "kind in ()",
+    (
+      "test_gguf_files.py::test_special_tokens_that_transformers_loses_are_those_of_the_file",
+    ),
+  ),
+  Fault(
+    "the end of a response is the one that transformers takes for it",
+    "host.huggingface.gguf_files:_save_completed",
+    "setattr(tokenizer, name, value)",
+    "pass",
+    (
+      "test_gguf_files.py::test_special_tokens_that_transformers_loses_are_those_of_the_file",
+    ),
   ),
   Fault(
     "a private upload goes to a public repository",
@@ -165,6 +183,20 @@ FAULTS = (
     "_download(name, first, revision)",
     "",
     ("test_hub.py::test_a_model_is_fetched_without_pickles_code_and_copies",),
+  ),
+  Fault(
+    "a commit without its tokenizer in the cache is taken for all of it",
+    "host.huggingface.hub:_fetch",
+    "and has_options(cached.path)",
+    "",
+    ("test_hub.py::test_a_commit_without_its_tokenizer_is_completed",),
+  ),
+  Fault(
+    "a model card names the data of tests as that of training",
+    "runs.model_card.facts:_source",
+    "role in _TRAINING_DATA",
+    'kind == "dataset"',
+    ("test_push.py::test_the_card_names_what_is_on_the_hub_and_no_path",),
   ),
   Fault(
     "a resumed run takes what the branch is now",

@@ -249,15 +249,21 @@ def test_the_card_names_what_is_on_the_hub_and_no_path(run):
       "prm": "/home/secret/prm",
       "train": "openai/gsm8k/main/train-00000-of-00001.parquet",
       "held_out": "../secret/held_out.jsonl",
+      "labelled": "acme/steps/steps.jsonl",
+      "benchmarks": {"math500": {"file": "acme/math500/test.jsonl"}},
     },
     commits={
       "models/Qwen/Qwen2.5-0.5B@v1": COMMIT,
       "datasets/openai/gsm8k": "a",
+      "datasets/acme/math500": "b",
+      "datasets/acme/steps": "c",
     },
   )
   front = front_matter(card)
   assert front["base_model"] == "Qwen/Qwen2.5-0.5B"
+  # Of training alone, and the PRM is another run's.
   assert front["datasets"] == ["openai/gsm8k"]
+  assert "| benchmark math500 | acme/math500/test.jsonl | b |" in card
   assert (front["license"], front["library_name"]) == (
     "unknown",
     "transformers",

@@ -101,8 +101,11 @@ def compare_with_torch(context: Context) -> dict[str, Any]:
   if why is not None:
     return {"summary": why}
   folder = context.folder("torch")
-  if not (folder / _OURS).exists():
-    raise PieceError("our own times on these weights are missing: see above")
+  if not (folder / _OURS).exists() or not (folder / "policy").exists():
+    raise PieceError(
+      "our own times, or the weights, are missing: remove the file of "
+      "torch_ours, and repeat the check with it"
+    )
   ours = json_text.parse((folder / _OURS).read_bytes())
   with np.load(folder / _BATCH) as saved:
     batch = dict(saved)
@@ -116,10 +119,9 @@ def compare_with_torch(context: Context) -> dict[str, Any]:
       if ours["dtype"] == "float32":
         verdicts = _check_step(answer, ours["update"], batch["advantages"])
   except BenchmarkError as error:
+    # The weights stay for a repeated check.
     raise PieceError(str(error)) from error
-  finally:
-    # Gigabytes, which a repeated check writes again.
-    shutil.rmtree(folder / "policy", ignore_errors=True)
+  shutil.rmtree(folder / "policy", ignore_errors=True)  # Gigabytes.
   summary = ", ".join(
     f"{row['row']} takes {row['times ours']:.2f} times as long as ours"
     for row in rows

@@ -76,6 +76,7 @@ def _columns(row: Row) -> dict[str, Any]:
   line = row.line
   seconds, limit = line.bound
   compilation = line.arm.compilation
+  memory = compilation.memory
   return {
     "row": row.name,
     "seconds": line.times.median,
@@ -86,6 +87,6 @@ def _columns(row: Row) -> dict[str, Any]:
     "of bound": f"{line.bound_reached:.1%}",
     "of matrix rate": f"{line.of_product_rate:.1%}",
     "of bandwidth": f"{line.of_bandwidth:.1%}",
-    "GB": round(compilation.memory.total / 1e9, 3),
+    "GB": memory and round(memory.total / 1e9, 3),
     "compiled in s": round(compilation.seconds, 1),
   }

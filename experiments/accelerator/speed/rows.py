@@ -22,6 +22,7 @@ from benchmarks.results import Line
 from benchmarks.suites.training import check_applied
 from benchmarks.timing import Arm, Compilation, compile_call, time_interleaved
 
+from accelerator.machine import device_answers
 from accelerator.pieces import Context
 from pure_jax.runs.memory import exhausted
 
@@ -135,16 +136,20 @@ def measure(
   """
   options = _QUICK_COMPILATION if context.tiny else None
   compiled = _compile_together(groups, options)
-  rows = []
+  rows, broken = [], ""
   for group in groups:
     weights = _SharedWeights(group.make_weights)
     for program in group.programs:
-      if isinstance(program, Program):
+      if broken and isinstance(program, Program):
+        row = Row(program.name, program.case, program.unit, why=broken)
+      elif isinstance(program, Program):
         outcome = compiled[program]
         row = _measure_program(context, rates, program, outcome, weights)
       else:
         row = program
       rows.append(row)
+      if not row.expected and not device_answers():
+        broken = f"The device computes no more: see {row.name}."
     weights.release()  # The rows keep their programs.
   return rows
 
@@ -262,9 +267,9 @@ def _measure_program(
     why, expected = why_not(compiled)
     return dataclasses.replace(row, why=why, expected=expected)
   if context.seconds_left() < LEAST_SECONDS:
-    return dataclasses.replace(row, why="The time of the check was over.")
+    return dataclasses.replace(row, why="The time of the piece was over.")
   call, compilation = compiled
-  needed, available = compilation.memory.total, available_bytes()
+  needed, available = _needed_bytes(compilation), available_bytes()
   if needed > available:
     why = (
       f"It needs {needed / 1e9:,.1f} GB, and the device has "
@@ -281,3 +286,8 @@ def _measure_program(
   arm = dataclasses.replace(arm, reference=run.reference)
   line = Line(program.name, arm, times[program.name], rates)
   return dataclasses.replace(row, line=line)
+
+
+def _needed_bytes(compilation: Compilation) -> int:
+  """Memory of a call; 0 if the compiler does not say, so that it is tried."""
+  return 0 if compilation.memory is None else compilation.memory.total

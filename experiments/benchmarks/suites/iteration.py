@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ from benchmarks.suites.training import (
   step_spec,
 )
 from benchmarks.timing import Arm, Compilation, compile_call
+from pure_jax.runs.planning.compiler import Memory
 from pure_jax.training import train
 from pure_jax.training.optim import make_optimizer
 from pure_jax.training.score import Scores, make_score
@@ -112,12 +113,18 @@ def iteration_arms(case: Case) -> dict[str, Arm]:
     phases,
     Compilation(
       sum(each.seconds for each in compilations),
-      max((each.memory for each in compilations), key=lambda x: x.total),
+      _largest(compilations),
       costs=None,
     ),
     reference,
   )
   return {"iteration": arm}
+
+
+def _largest(compilations: Sequence[Compilation]) -> Memory | None:
+  """The memory of the program that needs most, of those that say."""
+  known = [each.memory for each in compilations if each.memory is not None]
+  return max(known, key=lambda memory: memory.total, default=None)
 
 
 def _timed_iterations(

@@ -28,6 +28,8 @@ INDEX_FILE = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # Suffixes of the files of a tokenizer, and of a whole model folder.
 TOKENIZER_FILES = (".json", ".jinja", ".txt", ".model")
+# A tokenizer has one of these.
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 MODEL_FILES = (*TOKENIZER_FILES, ".safetensors")
 
 # Names of dtypes in safetensors to names in numpy. Quantized and integer

@@ -3,64 +3,48 @@
 transformers reads the file, with torch, gguf and accelerate, which the extra
 `gguf` installs. It does not notice everything: a file that lacks a tensor gets
 random weights, and one whose rotary frequencies are scaled gets others. So the
-header is read first, and what transformers read is compared with it.
+header is read first, and what transformers read is compared with it. Special
+tokens are those of the header: older versions of transformers lose some.
 """
 
 import dataclasses
-import importlib.metadata
-import importlib.util
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from packaging import version
 
 from pure_jax.host.atomic_files import create_folder_atomic, write_json_atomic
-from pure_jax.host.huggingface import architectures, files, tensors
+from pure_jax.host.huggingface import (
+  architectures,
+  files,
+  gguf_header,
+  tensors,
+)
 from pure_jax.host.huggingface.architectures import Family, HuggingFaceError
 from pure_jax.host.huggingface.config import (
   CONFIG_FILE,
   FolderConfig,
-  TokenIds,
   config_fields,
   read_config,
 )
+from pure_jax.host.huggingface.gguf_header import (
+  CONTROL,
+  UNUSED,
+  USER_DEFINED,
+  Header,
+  reason,
+)
 from pure_jax.models import policy
 
-PACKAGES = ("torch", "gguf", "accelerate")
-# Older ones lose the special tokens of a file.
-TRANSFORMERS = "5.24"
 DTYPES = ("float32", "bfloat16")
-
-_INSTALL = "pip install -e '.[gguf]'"
-_MAGIC = b"GGUF"
-_UNUSED = 5  # The type of a token that only fills the vocabulary up.
-_ROPE_FACTORS = "rope_freqs.weight"
+# Rules of a token that is never cut, none of which a file has.
+_RULES = ("single_word", "lstrip", "rstrip", "normalized")
 # Name of the link in the temporary folder.
 _ALONE = {"gguf_file": "model.gguf"}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Header:
-  """What a GGUF file says about itself.
-
-  Attributes:
-    family: the family of its architecture.
-    num_tensors: number of tensors.
-    token_ids: ids of special tokens.
-    tokens: the tokens by id, as the file spells them.
-    is_unused: for each token, whether it only fills the vocabulary up.
-  """
-
-  family: Family
-  num_tensors: int
-  token_ids: TokenIds
-  tokens: list[str]
-  is_unused: list[bool]
 
 
 def unpack(
@@ -88,7 +72,7 @@ def unpack(
       folder.
   """
   file, folder = pathlib.Path(file), pathlib.Path(folder).absolute()
-  header = _read_header(file)
+  header = gguf_header.read_header(file)
   if folder.exists():
     raise HuggingFaceError(
       f"{folder} exists already: remove it, or choose another name."
@@ -105,99 +89,6 @@ def unpack(
   except OSError as error:
     raise HuggingFaceError(f"Cannot write {folder}: {error}.") from error
   return config
-
-
-def _read_header(file: pathlib.Path) -> _Header:
-  """Reads and checks all but the values of the tensors."""
-  for package in PACKAGES:
-    if importlib.util.find_spec(package) is None:
-      raise HuggingFaceError(f"{package} is missing: {_INSTALL}")
-  import gguf
-
-  installed = importlib.metadata.version("transformers")
-  if version.parse(installed) < version.parse(TRANSFORMERS):
-    raise HuggingFaceError(
-      f"GGUF files need transformers {TRANSFORMERS} or newer, and this is "
-      f"{installed}: {_INSTALL}"
-    )
-  try:
-    if not file.is_file():
-      raise HuggingFaceError(
-        f"{file} is not a file: name the GGUF file of a model."
-      )
-    with file.open("rb") as opened:
-      magic = opened.read(len(_MAGIC))
-  except OSError as error:
-    raise HuggingFaceError(f"{file} cannot be read: {error}.") from error
-  if magic != _MAGIC:
-    raise HuggingFaceError(
-      f"{file} is not a GGUF file: it does not begin with GGUF."
-    )
-  try:
-    reader = gguf.GGUFReader(file)
-    # A vocabulary of numbers would be no list of texts.
-    fields = {key: field.contents() for key, field in reader.fields.items()}
-    names = {tensor.name for tensor in reader.tensors}
-  except MemoryError:
-    raise
-  except Exception as error:  # numpy's, of any kind, where the file ends.
-    raise HuggingFaceError(
-      f"{file} is truncated or damaged ({_reason(error)}): copy it again."
-    ) from error
-  _check_supported(file, fields, names)
-  tokens = fields.get("tokenizer.ggml.tokens")
-  if not tokens:
-    raise HuggingFaceError(
-      f"{file} has no tokenizer: use the model's folder of safetensors."
-    )
-  kinds = fields.get("tokenizer.ggml.token_type") or [0] * len(tokens)
-  ids = {
-    name: fields.get(f"tokenizer.ggml.{name}_token_id")
-    for name in ("bos", "eos", "padding")
-  }
-  ends = () if ids["eos"] is None else (ids["eos"],)
-  return _Header(
-    family=_family(file, fields.get("general.architecture")),
-    num_tensors=len(names),
-    token_ids=TokenIds(ids["bos"], ends, ids["padding"]),
-    tokens=tokens,
-    is_unused=[kind == _UNUSED for kind in kinds],
-  )
-
-
-def _family(file: pathlib.Path, name: Any) -> Family:
-  """The family of an architecture, which GGUF names as transformers does."""
-  known = {f.config_class.model_type: f for f in architectures.FAMILIES}
-  if name not in known:
-    raise HuggingFaceError(
-      f"{file}: the architecture {str(name)[:60]!r} is not supported; "
-      f"supported are {', '.join(known)}."
-    )
-  return known[name]
-
-
-def _check_supported(
-  file: pathlib.Path, fields: Mapping[str, Any], names: Collection[str]
-) -> None:
-  """Raises for what transformers would ignore."""
-  shards = fields.get("split.count") or 1
-  if shards > 1:
-    raise HuggingFaceError(
-      f"{file} is one of {shards} files of a model: join them into one first "
-      "(llama-gguf-split --merge)."
-    )
-  scaling = {
-    key: value
-    for key, value in fields.items()
-    if ".rope.scal" in key and value not in ("none", 1.0)
-  }
-  if scaling or _ROPE_FACTORS in names:
-    what = ", ".join(f"{key}={value}" for key, value in scaling.items())
-    raise HuggingFaceError(
-      f"{file} scales its rotary frequencies ({what or _ROPE_FACTORS}), which "
-      "transformers does not read from a GGUF file: use the model's folder of "
-      "safetensors."
-    )
 
 
 def _read_model(
@@ -221,7 +112,7 @@ def _read_model(
     raise
   except Exception as error:
     raise HuggingFaceError(
-      f"transformers cannot read the model of {file}: {_reason(error)}"
+      f"transformers cannot read the model of {file}: {reason(error)}"
     ) from error
   if loaded["missing_keys"]:
     missing = sorted(loaded["missing_keys"])
@@ -235,7 +126,7 @@ def _read_model(
 def _write_model(
   file: pathlib.Path,
   alone: str,
-  header: _Header,
+  header: Header,
   partial: pathlib.Path,
   dtype: str,
 ) -> FolderConfig:
@@ -302,25 +193,24 @@ def _arrays(
 
 
 def _write_tokenizer(
-  file: pathlib.Path, alone: str, header: _Header, partial: pathlib.Path
+  file: pathlib.Path, alone: str, header: Header, partial: pathlib.Path
 ) -> None:
   """Writes the tokenizer, and compares its ids with the file's."""
   import transformers
 
   read = transformers.AutoTokenizer.from_pretrained
-  pairs = zip(header.tokens, header.is_unused, strict=True)
-  expected = {token: i for i, (token, unused) in enumerate(pairs) if not unused}
+  pairs = zip(header.tokens, header.kinds, strict=True)
+  expected = {
+    token: i for i, (token, kind) in enumerate(pairs) if kind != UNUSED
+  }
   try:
-    read(alone, **_ALONE).save_pretrained(partial)
+    _save_completed(read(alone, **_ALONE), header, partial)
     path = partial / "tokenizer.json"
     fields = json.loads(path.read_text(encoding="utf-8"))
     vocabulary = fields["model"]["vocab"]
     for token in vocabulary.keys() & {*header.tokens} - expected.keys():
       del vocabulary[token]
-    # transformers adds an <|endoftext|> of its own where there is none.
-    fields["added_tokens"] = [
-      added for added in fields["added_tokens"] if added["content"] in expected
-    ]
+    fields["added_tokens"] = _added_tokens(fields, header, expected)
     path.write_text(json.dumps(fields, ensure_ascii=False), encoding="utf-8")
     # As the folder will be read: some classes have rules that no file has,
     # such as Qwen2's normal form of Unicode.
@@ -331,7 +221,7 @@ def _write_tokenizer(
     raise
   except Exception as error:
     raise HuggingFaceError(
-      f"transformers cannot read the tokenizer of {file}: {_reason(error)}"
+      f"transformers cannot read the tokenizer of {file}: {reason(error)}"
     ) from error
   for token in (*expected, *ids):
     if ids.get(token) != expected.get(token):
@@ -342,6 +232,34 @@ def _write_tokenizer(
       )
 
 
-def _reason(error: BaseException) -> str:
-  """The beginning of an error message, in one line."""
-  return " ".join(str(error).split())[:300] or repr(error)
+def _save_completed(
+  tokenizer: Any, header: Header, partial: pathlib.Path
+) -> None:
+  """Saves a tokenizer of transformers with the special tokens of the file."""
+  for name, value in header.special.items():
+    setattr(tokenizer, name, value)
+  # Older versions of transformers save fields of the file, and wrong ones.
+  for name in [*tokenizer.init_kwargs]:
+    if name == "model_type" or name.endswith("_token_id"):
+      del tokenizer.init_kwargs[name]
+  tokenizer.save_pretrained(partial)
+
+
+def _added_tokens(
+  fields: Mapping[str, Any], header: Header, expected: Mapping[str, int]
+) -> list[dict[str, Any]]:
+  """The tokens that are never cut, as tokenizer.json has them."""
+  # transformers adds an <|endoftext|> of its own where there is none.
+  added = {
+    each["content"]: each
+    for each in fields["added_tokens"]
+    if each["content"] in expected
+  }
+  for token, i in expected.items():
+    kind = header.kinds[i]
+    if kind in (CONTROL, USER_DEFINED) and token not in added:
+      added[token] = {
+        **{"id": i, "content": token, "special": kind == CONTROL},
+        **dict.fromkeys(_RULES, False),
+      }
+  return sorted(added.values(), key=lambda each: each["id"])

@@ -6,10 +6,10 @@ fetched, no pickle and no code. Each file that was fetched is compared with the
 hash that the hub says it has.
 
 A name is looked up on the hub each time, unless it comes with a commit whose
-files are in the cache. If the hub cannot be reached, the cache is used, and a
-line on stderr says so. Files are fetched one after another in the calling
-thread, so that Ctrl-C takes effect at once. Whole files stay in the cache; the
-client fetches the one that was interrupted again.
+files, those of a tokenizer among them, are in the cache. If the hub cannot be
+reached, the cache is used, and a line on stderr says so. Files are fetched one
+after another in the calling thread, so that Ctrl-C takes effect at once. Whole
+files stay in the cache; the client fetches the one that was interrupted again.
 """
 
 import dataclasses
@@ -70,6 +70,7 @@ def fetch_model(
     CONFIG_FILE,
     lambda listed: _model_files(name, listed, weights=weights),
     lambda folder: not weights or _has_weights(folder),
+    _has_tokenizer,
   )
 
 
@@ -98,7 +99,9 @@ def fetch_file(name: HubName, path: str, commit: str | None = None) -> Snapshot:
       )
     return [path]
 
-  folder = _fetch(name, commit, path, choose, lambda folder: True)
+  folder = _fetch(
+    name, commit, path, choose, lambda folder: True, lambda folder: True
+  )
   return dataclasses.replace(folder, path=folder.path / path)
 
 
@@ -112,6 +115,7 @@ def _fetch(
   first: str,
   choose: Callable[[Collection[str]], list[str]],
   is_complete: Callable[[pathlib.Path], bool],
+  has_options: Callable[[pathlib.Path], bool],
 ) -> Snapshot:
   """Fetches files of a commit; `path` of the result is their folder.
 
@@ -120,13 +124,17 @@ def _fetch(
     commit: the commit to take, or None.
     first: the file that is fetched first.
     choose: the files to fetch, in order, of those of the repository.
-    is_complete: whether a folder of the cache that has `first` has them all.
+    is_complete: whether a folder of the cache that has `first` has all files
+      without which it cannot be used.
+    has_options: whether it also has what some repositories lack. Of a commit
+      without it, the hub is asked.
   """
   revision = commit or name.revision or "main"
   cached = _cached(name, first, revision)
   if cached is not None and not is_complete(cached.path):
     cached = None
-  if cached is not None and _COMMIT.fullmatch(revision):
+  is_commit = _COMMIT.fullmatch(revision)
+  if cached is not None and is_commit and has_options(cached.path):
     return cached
   try:
     info = _describe(name, revision)
@@ -316,6 +324,11 @@ def _has_weights(folder: pathlib.Path) -> bool:
   return index.exists() and all(
     (folder / shard).exists() for shard in files.read_index(index).values()
   )
+
+
+def _has_tokenizer(folder: pathlib.Path) -> bool:
+  """Whether a folder has a vocabulary: another program may fetch no more."""
+  return any((folder / file).exists() for file in files.VOCABULARIES)
 
 
 def _listing(names: Sequence[str]) -> str:

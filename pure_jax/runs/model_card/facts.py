@@ -38,6 +38,8 @@ _METRICS = (
   *("accuracy", "greedy_accuracy", "hacked_given_wrong", "response_tokens"),
   *("truncated", "repetition"),
 )
+# Roles of data that a model is trained on, of those in `_sources`.
+_TRAINING_DATA = ("problems", "labelled solutions")
 _NO_METRIC = ("stage", "step")
 
 
@@ -52,6 +54,7 @@ class Source:
       revision, or its name on this machine.
     repo: ORG/NAME on the hub; None if it is not from there.
     commit: its commit there, or None.
+    is_training_data: whether a model was trained on it; of a data set.
   """
 
   role: str
@@ -59,6 +62,7 @@ class Source:
   name: str
   repo: str | None = None
   commit: str | None = None
+  is_training_data: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,8 +193,8 @@ def _source(
   repo = "/".join(name.split("/")[:2])
   commit = commits.get(f"{kind}s/{repo}" + (f"@{revision}" if revision else ""))
   if commit is None:
-    return Source(role, kind, pathlib.PurePath(text).name or "a folder")
-  return Source(role, kind, name, repo, commit)
+    name, repo = pathlib.PurePath(text).name or "a folder", None
+  return Source(role, kind, name, repo, commit, role in _TRAINING_DATA)
 
 
 def _evaluation(

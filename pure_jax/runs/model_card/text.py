@@ -59,7 +59,8 @@ def _front_matter(facts: Facts) -> str:
   import huggingface_hub
 
   task, tags = _KINDS[facts.model]
-  datasets = [s.repo for s in facts.sources if s.kind == "dataset" and s.repo]
+  # To the hub these are what the model was trained on.
+  datasets = [s.repo for s in facts.sources if s.is_training_data and s.repo]
   data = huggingface_hub.ModelCardData(
     # The first source is the base model; a PRM, for example, is none.
     base_model=facts.sources[0].repo,

@@ -9,24 +9,31 @@ import re
 import numpy as np
 import pytest
 import real_models
+from packaging import version
 from safetensors import safe_open
 from script_in_process import imported_script
 from small_tokenizers import TEMPLATE, save_trained
 from torch_models import save, torch, transformers
 
 from pure_jax.host import huggingface
-from pure_jax.host.huggingface import HuggingFaceError, files, gguf_files
+from pure_jax.host.huggingface import (
+  HuggingFaceError,
+  files,
+  gguf_files,
+  gguf_header,
+)
 from pure_jax.host.text.huggingface_tokenizer import HuggingFaceTokenizer
 from pure_jax.parallel import sharding
 
 gguf = pytest.importorskip("gguf", reason="gguf comes with [test]")
-pytest.importorskip(
-  "transformers",
-  minversion=gguf_files.TRANSFORMERS,
-  reason=f"GGUF files need transformers {gguf_files.TRANSFORMERS}",
-)
 import gguf_models  # noqa: E402, it needs gguf.
 
+newer_only = pytest.mark.skipif(
+  version.parse(transformers.__version__)
+  < version.parse(gguf_header.LLAMA_TRANSFORMERS),
+  reason=f"transformers before {gguf_header.LLAMA_TRANSFORMERS}",
+)
+LLAMA = pytest.param("llama tied", marks=newer_only)
 Q8 = gguf.GGMLQuantizationType.Q8_0
 Q4 = gguf.GGMLQuantizationType.Q4_0
 
@@ -60,7 +67,7 @@ def expected_tensors(model):
 
 
 @pytest.mark.parametrize(
-  "name", ["qwen2 tied", "qwen2 untied", "llama tied", "qwen3 untied"]
+  "name", ["qwen2 tied", "qwen2 untied", LLAMA, "qwen3 untied"]
 )
 def test_the_folder_holds_the_model_and_tokenizer_of_the_file(name, tmp_path):
   tokenizer = tmp_path / "tokenizer"
@@ -124,7 +131,7 @@ def test_our_loader_and_transformers_load_the_folder(tmp_path, made):
 
 
 @pytest.mark.parametrize("stored", [Q8, Q4])
-@pytest.mark.parametrize("name", ["qwen2 untied", "llama tied"])
+@pytest.mark.parametrize("name", ["qwen2 untied", LLAMA])
 def test_rounded_numbers_are_those_that_gguf_reads(name, stored, tmp_path):
   made = gguf_models.make(name, tmp_path / "tokenizer", num_hidden_layers=1)
   file = gguf_models.write(tmp_path / "m.gguf", made, stored=stored)
@@ -208,6 +215,25 @@ def test_what_transformers_would_not_read_as_it_is_raises(
   assert_raises(message, file, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+  ("key", "change", "message"),
+  [
+    ("token_type", lambda old: old[:-1], r"\d+ tokens and \d+ types of tokens"),
+    ("eos_token_id", lambda old: 10**6, "eos_token_id=1000000 is none of them"),
+  ],
+)
+def test_a_vocabulary_that_does_not_fit_raises(
+  key, change, message, tmp_path, made
+):
+  def edit(writer):
+    (fields,) = writer.kv_data
+    field = fields[f"tokenizer.ggml.{key}"]
+    field.value = change(field.value)
+
+  file = gguf_models.write(tmp_path / "model.gguf", made, edit=edit)
+  assert_raises(message, file, tmp_path / "out")
+
+
 def test_files_without_scaling_may_say_so(tmp_path, made):
   def edit(writer):
     writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
@@ -218,6 +244,7 @@ def test_files_without_scaling_may_say_so(tmp_path, made):
   gguf_files.unpack(file, tmp_path / "out")
 
 
+@newer_only  # It gives the token its id.
 def test_a_token_that_would_get_another_id_raises(tmp_path, made):
   """Such as DeepSeek's, whose special tokens are no ASCII."""
   model, tokens, merges = made
@@ -264,7 +291,7 @@ def run_script(file, output, dtype="float32"):
   return 0
 
 
-@pytest.mark.parametrize("module", gguf_files.PACKAGES)
+@pytest.mark.parametrize("module", gguf_header.PACKAGES)
 def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, module):
   real = importlib.util.find_spec
   monkeypatch.setattr(
@@ -278,11 +305,56 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, module):
   )
 
 
-def test_an_older_transformers_is_named(tmp_path, monkeypatch):
+def test_an_older_transformers_is_named_for_a_llama(
+  tmp_path, whole, monkeypatch
+):
   monkeypatch.setattr(importlib.metadata, "version", lambda name: "5.17.0")
-  message = r"transformers 5.24 or newer, and this is 5.17.0: pip install"
-  with pytest.raises(HuggingFaceError, match=message):
-    gguf_files.unpack(tmp_path / "model.gguf", tmp_path / "out")
+  file = tmp_path / "model.gguf"
+  file.write_bytes(whole.replace(b"qwen2", b"llama"))
+  assert_raises(r"transformers 5.24 .* 5.17.0: pip", file, tmp_path / "out")
+
+
+def test_special_tokens_that_transformers_loses_are_those_of_the_file(
+  tmp_path, made, monkeypatch
+):
+  """As transformers 5.17 does: it has none, and another one ends a response."""
+
+  def edit(writer):
+    (fields,) = writer.kv_data
+    # Besides those that end a response, pad it or have a name.
+    fields["tokenizer.ggml.token_type"].value[20:22] = [3, 4]
+
+  file = gguf_models.write(tmp_path / "model.gguf", made, edit=edit)
+  gguf_files.unpack(file, tmp_path / "complete")
+  read = transformers.AutoTokenizer.from_pretrained
+
+  def read_less(folder, **options):
+    tokenizer = read(folder, **options)
+    if options:
+      text = json.loads(tokenizer.backend_tokenizer.to_str())
+      backend = type(tokenizer.backend_tokenizer).from_str(
+        json.dumps(text | {"added_tokens": []})
+      )
+      tokenizer._tokenizer = backend
+      tokenizer.eos_token, tokenizer.pad_token = "<user>", None
+      tokenizer.init_kwargs["eos_token_id"] = 2
+    return tokenizer
+
+  monkeypatch.setattr(
+    transformers.AutoTokenizer, "from_pretrained", staticmethod(read_less)
+  )
+  gguf_files.unpack(file, tmp_path / "out")
+  for name in ("tokenizer.json", "tokenizer_config.json"):
+    fields, expected = (
+      json.loads((tmp_path / folder / name).read_text())
+      for folder in ("out", "complete")
+    )
+    assert fields == expected
+  assert expected["eos_token"] == "<end>"
+  added = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
+  assert [(each["id"], each["special"]) for each in added["added_tokens"]] == [
+    *((0, True), (1, True), (2, True), (20, True), (21, False))
+  ]
 
 
 def test_the_script_says_what_it_wrote(tmp_path, whole, capsys):

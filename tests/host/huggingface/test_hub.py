@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -283,6 +284,18 @@ def test_without_the_hub_the_cache_is_used_and_a_line_says_so(
   capsys.readouterr()
   hub.fetch_model(NAME, commit)
   assert capsys.readouterr().err == ""
+
+
+def test_a_commit_without_its_tokenizer_is_completed(server, monkeypatch):
+  """Another program may have fetched the weights alone."""
+  for file in ("config.json", "model.safetensors"):
+    path = huggingface_hub.hf_hub_download("acme/tiny", file)
+  commit = pathlib.Path(path).parent.name
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  snapshot = hub.fetch_model(NAME, commit)  # It may be all that there is.
+  assert len(contents(snapshot)) == 2
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+  assert contents(hub.fetch_model(NAME, commit)) == MODEL
 
 
 def test_half_a_model_in_the_cache_is_none(server, monkeypatch):
