@@ -19,11 +19,13 @@ operand must therefore be the first one.
   factor is transposed first. For example, 576 vectors of 4,864 entries times
   the transpose of a weight [896, 4864], on an AMD EPYC with AVX512-BF16: 212
   GFLOP in a CPU second as one contraction with a float32 result, 94 if the
-  result is bfloat16 or the weight is transposed before, 99 in float32.
+  result is bfloat16 or the weight is transposed before, 99 in float32. So
+  decoding in bfloat16 computes x W: the weight first would need x^T.
 
 The legend of axes is in `pure_jax.types`.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -144,6 +146,8 @@ def _rounded_product(x, y):
 def _contract(x, axis, y, other_axis):
   """Sums over an axis of x and one of y, in float32, then rounds."""
   dimensions = (((axis,), (other_axis,)), ((), ()))
+  if x.dtype == jnp.float32:
+    return jax.lax.dot_general(x, y, dimensions)
 
   def in_float32(x, y):
     product = jax.lax.dot_general(
@@ -173,20 +177,25 @@ def _rounded_product_backward(residuals, dy):
 _rounded_product.defvjp(_rounded_product_forward, _rounded_product_backward)
 
 
-@jax.custom_vjp
-def vocab_logits(x_MD: Array, table_VD: Array) -> Array:
-  """Computes logits x W^T over a large vocabulary, with float32 sums.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def vocab_logits(x_MD: Array, table: Array, tied: bool) -> Array:
+  """Computes logits over a large vocabulary, with float32 sums.
 
   Args:
     x_MD: [M, D] float, M tokens.
-    table_VD: [V, D] float in the dtype of x.
+    table: [V, D] if tied, as an embedding, else [D, V], as a head; float in the
+      dtype of x.
+    tied: says which.
 
   Returns:
-    [M, V] float32. Differentiable once in both arguments, in reverse mode; the
+    [M, V] float32. Differentiable once in both arrays, in reverse mode; the
     cotangent is rounded to the dtype of x before it is multiplied.
   """
   return jnp.einsum(
-    "MD,VD->MV", x_MD, table_VD, preferred_element_type=jnp.float32
+    "MD,VD->MV" if tied else "MD,DV->MV",
+    x_MD,
+    table,
+    preferred_element_type=jnp.float32,
   )
 
 
@@ -201,20 +210,20 @@ def _packed_tokens(x, dy):
   return jnp.matmul(columns, dy, preferred_element_type=jnp.float32).T
 
 
-def _vocab_logits_forward(x, table):
+def _vocab_logits_forward(x, table, tied):
   """The logits and the residuals of their gradient."""
-  return vocab_logits(x, table), (x, table)
+  return vocab_logits(x, table, tied), (x, table)
 
 
-def _vocab_logits_backward(residuals, dy):
+def _vocab_logits_backward(tied, residuals, dy):
   """Gradients of tokens and table, dy^T x with float32 sums."""
   x, table = residuals
   dy = dy.astype(x.dtype)
-  by_tokens = matrix_product(dy, table)
+  by_tokens = _contract(dy, 1, table, 0 if tied else 1)
   by_table = jax.lax.platform_dependent(
     x, dy, cpu=_packed_tokens, default=_packed_cotangent
   )
-  return by_tokens, by_table.astype(table.dtype)
+  return by_tokens, (by_table if tied else by_table.T).astype(table.dtype)
 
 
 vocab_logits.defvjp(_vocab_logits_forward, _vocab_logits_backward)

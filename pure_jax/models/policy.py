@@ -71,7 +71,7 @@ def logits(
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
   if table.size >= cpu_layout.LARGE_TABLE and act_sharding.token_shards == 1:
     scores = cpu_layout.vocab_logits(
-      hidden.reshape(-1, hidden.shape[-1]), table if tied else table.T
+      hidden.reshape(-1, hidden.shape[-1]), table, tied
     ).reshape(*hidden.shape[:2], -1)
   else:
     scores = jnp.einsum(

@@ -36,6 +36,20 @@ FAULTS = (
     ),
   ),
   Fault(
+    "the gradient of logits reads a head as an embedding",
+    "models.cpu_layout:_vocab_logits_backward",
+    "(by_table if tied else by_table.T)",
+    "by_table.reshape(table.shape)",
+    ("test_cpu_layout.py::test_logits_and_gradients_are_those_of_numpy",),
+  ),
+  Fault(
+    "a large head is transposed before the product",
+    "models.policy:logits",
+    "(-1, hidden.shape[-1]), table, tied",
+    "(-1, hidden.shape[-1]), table if tied else table.T, True",
+    ("test_cpu_layout.py::test_logits_of_16_bits_leave_the_table_as_it_is",),
+  ),
+  Fault(
     "a packed token's log-prob is read from its own position",
     "models.policy:packed_logp",
     "return back(logp), back(entropy)",

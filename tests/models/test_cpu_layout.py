@@ -18,13 +18,18 @@ def draw(*shape, seed=0):
   return jnp.asarray(np.random.default_rng(seed).normal(size=shape), "f4")
 
 
-def test_logits_and_gradients_are_those_of_numpy():
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_and_gradients_are_those_of_numpy(tied):
   x, table, dy = draw(M, D), draw(V, D, seed=1), draw(M, V, seed=2)
-  logits, pull = jax.vjp(cpu_layout.vocab_logits, x, table)
+  stored = table if tied else table.T
+  logits, pull = jax.vjp(
+    lambda x, table: cpu_layout.vocab_logits(x, table, tied), x, stored
+  )
   np.testing.assert_allclose(logits, np.asarray(x) @ np.asarray(table).T, 1e-5)
   by_x, by_table = pull(dy)
   np.testing.assert_allclose(by_x, np.asarray(dy) @ np.asarray(table), 1e-4)
-  np.testing.assert_allclose(by_table, np.asarray(dy).T @ np.asarray(x), 1e-4)
+  expected = np.asarray(dy).T @ np.asarray(x)
+  np.testing.assert_allclose(by_table, expected if tied else expected.T, 1e-4)
 
 
 def test_the_gradient_is_the_same_on_accelerators_and_cpus():
@@ -64,6 +69,29 @@ def test_a_product_of_16_bits_leaves_in_float32_on_a_cpu():
   text = jax.jit(jax.grad(loss, (0, 1))).lower(x, y).as_text()
   results = re.findall(r"dot_general.*-> tensor<\d+x\d+x(\w+)>", text)
   assert results == ["f32"] * 3
+  assert "transpose" not in text
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_16_bits_leave_the_table_as_it_is(tied, monkeypatch):
+  """In a loop XLA would multiply a transposed one in float32."""
+  monkeypatch.setattr(cpu_layout, "LARGE_TABLE", 0)
+  config = dataclasses.replace(TINY, tied_embeddings=tied)
+  V, D = config.vocab_size, config.width
+  name, shape = ("embedding", (V, D)) if tied else ("head", (D, V))
+  table = draw(*shape).astype(jnp.bfloat16)
+  hidden = draw(2, 3, D, seed=1).astype(jnp.bfloat16)
+
+  def loss(hidden):
+    return jnp.sum(jnp.square(policy.logits({name: table}, config, hidden)))
+
+  text = jax.jit(jax.grad(loss)).lower(hidden).as_text()
+  factors = re.findall(
+    r"dot_general.*: \((.*)\) -> tensor<\d+x\d+x(\w+)>", text
+  )
+  of_table = "x".join(map(str, shape)) + "xbf16"
+  assert len(factors) == 2
+  assert all(of_table in x and result == "f32" for x, result in factors)
   assert "transpose" not in text
 
 
