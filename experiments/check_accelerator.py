@@ -7,11 +7,11 @@
 
 It runs on whatever jax finds, piece by piece. Each piece prints a line and
 writes its file, DIR/NN_NAME.json, as soon as it ends; DIR/report.md has all of
-them to read. A piece starts only if the time left holds its upper estimate. By
-these estimates, which have not been measured, ten minutes hold the comparisons
-and decoding of the 1.5B shape, and all pieces but rl take a little over 20. The
-same command continues a check that was killed: pieces whose files are complete
-are not run again, unless device, sizes or versions are others.
+them to read. A piece starts only if its upper estimate fits into the time left.
+By these estimates, which have not been measured, ten minutes hold the
+comparisons and decoding of the 1.5B shape, and all pieces but rl take a little
+over 20. The same command continues a check that was killed: pieces whose files
+are complete are not run again, unless device, sizes or versions are others.
 
   machine    devices, memory, versions; measured bandwidth and matrix rates
   float32    rollouts, scores, gradient and update of a small model, compared
@@ -19,14 +19,14 @@ are not run again, unless device, sizes or versions are others.
   bfloat16   the same in bfloat16
   engine     continuous batching, compared with one loop
   devices    several devices, compared with one
-  kernels    every kernel, forward and gradient, compared with its reference,
-             or why it cannot run here
+  kernels    every kernel, and its gradient if it has one, compared with its
+             reference, or why it cannot run here
   resume     a run that is killed and continued, compared with one that is not
   decode_*   decoding with 1 to 256 rows, against the bandwidth
   steps_*    prefill, scores, and updates of all weights and of adapters,
              against the matrix rate
   *_choices  which attention, chunks and remat make scores and updates fastest
-  rounded    rollouts with matrices or the cache in int8
+  int8       rollouts with matrices or the cache in int8
   torch*     rollouts of transformers and a step of torch on the same weights
   rl         with --model: RL on GSM8K for the time that is left; a repeated
              check goes on with it
@@ -57,14 +57,14 @@ from typing import NoReturn
 
 from absl import app, flags
 from accelerator import report, supervisor
-from accelerator.kernels import run_kernels
-from accelerator.machine import run_machine
-from accelerator.numbers import (
+from accelerator.correctness import (
   run_bfloat16,
   run_devices,
   run_engine,
   run_float32,
 )
+from accelerator.kernels import run_kernels
+from accelerator.machine import run_machine
 from accelerator.pieces import SIZES, Options, Piece, PieceError, reserve
 from accelerator.resume import run_resume
 from accelerator.rl import check_files, run_rl
@@ -101,7 +101,7 @@ flags.register_validator(
   message="must be between 0 and 1e6",
 )
 _MODEL = flags.DEFINE_string(
-  "model", None, "Hugging Face folder for the pieces that train a real model."
+  "model", None, "Hugging Face folder of the policy that rl trains."
 )
 _RL_FILES = {
   flag.name: flag
@@ -113,7 +113,7 @@ _RL_FILES = {
       "held_out", None, "With --model: GSM8K's test.jsonl, for evaluations."
     ),
     flags.DEFINE_string(
-      "prm", None, "With --model: folder of a PRM; None rewards outcomes only."
+      "prm", None, "With --model: folder of a PRM; None: outcome rewards."
     ),
   )
 }

@@ -3,8 +3,8 @@
   pip install -e '.[gguf]'
   python experiments/unpack_gguf.py --gguf=FILE --output=FOLDER
 
-FILE holds a Qwen2, Qwen3 or Llama with its tokenizer, in any type of numbers
-that transformers reads; a Llama needs transformers 5.24 or newer. FOLDER is one
+FILE holds a Qwen2, Qwen3 or Llama with its tokenizer, in any quantisation that
+transformers reads; a Llama needs transformers 5.24 or newer. FOLDER is one
 that this project and transformers load.
 Its weights are those of the file: where the file has rounded numbers of few
 bits, they are the rounded ones, not the published ones. If its output matrix is

@@ -80,6 +80,7 @@ LONGEST = (
   "test_huggingface_load.py",
   "test_packed.py",
   "test_huggingface_export.py",
+  "test_timings.py",
   "test_token_logp.py",
 )
 
@@ -158,7 +159,6 @@ COMPILED_QUICKLY = {
   "test_separate_steps.py",
   "test_slots.py",
   "test_smoke_runs.py",
-  "test_speed_pieces.py",
   "test_speed_rows.py",
   "test_steps.py",
   "test_stopping.py",

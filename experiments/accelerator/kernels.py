@@ -161,7 +161,7 @@ KERNELS = (
 
 
 def run_kernels(context: Context) -> dict[str, Any]:
-  """Checks every kernel, forward and gradient.
+  """Checks every kernel, forward and, where it has one, its gradient.
 
   Args:
     context: what the piece is told.

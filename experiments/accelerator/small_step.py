@@ -1,8 +1,8 @@
 """A small training step on any devices: rollouts, scores, gradient, update.
 
-The model has what real ones have: grouped heads, biases, a head of its own, a
-PRM with a layer more. Weights, prompts and responses are drawn by numpy, so
-that all devices read the same.
+The model has what real ones have: grouped queries, biases, an output matrix of
+its own, and a PRM with one more layer. Weights, prompts and responses are drawn
+by numpy, so that all devices read the same.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Starts the process that runs pieces, and outlives it.
 
-A program that crashes the process, breaks its device, or does not end then
-costs its own piece and no other. Pieces that start processes of their own run
+If a piece crashes its process, breaks the device or hangs, only that piece is
+lost. Pieces that start processes of their own run
 in here, where no device is open: a TPU belongs to one process, and jax takes
 most of a GPU's memory.
 """

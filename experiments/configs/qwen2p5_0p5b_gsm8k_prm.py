@@ -5,7 +5,8 @@
     --config.files.labelled=example_model_solutions.jsonl
 
 The trunk is that of the policy of qwen2p5_0p5b_gsm8k.py, from the Hugging Face
-hub; the solutions are at github.com/openai/grade-school-math.
+hub; the solutions are at github.com/openai/grade-school-math, in
+grade_school_math/data.
 A first run may take the first 500 solutions, `--config.files.labelled_rows=500`
 with `--config.prm.head_steps=560`. The states of the trunk are cached. A run on
 more solutions computes only the rest: name one folder for both runs with

@@ -27,7 +27,7 @@ from benchmarks.suites.training import OPTIMIZER, step_spec
 
 from accelerator import checks
 from accelerator.pieces import Context, PieceError
-from accelerator.speed import pieces, programs, results
+from accelerator.speed import programs, results, timings
 from accelerator.speed.rows import Group, Row
 from accelerator.speed.sizes import make_cases
 from pure_jax.advantages import pure_advantages
@@ -64,7 +64,7 @@ def time_ours(context: Context) -> dict[str, Any]:
   (folder / _OURS).unlink(missing_ok=True)
   _export(folder / "policy", update)
   np.savez(folder / _BATCH, **_draw_batch(decode, update))
-  measured = pieces.measure(
+  measured = timings.measure(
     context,
     [
       Group(

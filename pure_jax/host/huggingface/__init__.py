@@ -10,7 +10,7 @@ settings that our decoder does not implement exactly raise an error.
   config         config.json to and from `ModelConfig`
   tensors        names and layouts of the tensors, in both directions
   files          safetensors files
-  gguf_files     GGUF files to folders
+  gguf_header, gguf_files   GGUF files, checked; to folders
   upload         folders to the hub
   load, export   folders to parameters, and back
   hub_names, hub   names of models and data on the Hugging Face hub; fetching

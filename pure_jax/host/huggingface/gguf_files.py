@@ -1,8 +1,8 @@
 """Writes the model of a GGUF file as a folder that transformers loads.
 
 transformers reads the file, with torch, gguf and accelerate, which the extra
-`gguf` installs. It does not notice everything: a file that lacks a tensor gets
-random weights, and one whose rotary frequencies are scaled gets others. So the
+`gguf` installs. It does not notice everything: a missing tensor becomes random
+weights, and scaled rotary frequencies are ignored. So the
 header is read first, and what transformers read is compared with it. Special
 tokens are those of the header: older versions of transformers lose some.
 """

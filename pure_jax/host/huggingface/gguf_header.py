@@ -1,7 +1,7 @@
 """Reads and checks what a GGUF file says about itself.
 
-transformers would not notice some of what this refuses: a file that is one of
-several, or one whose rotary frequencies are scaled.
+Some of the files that are refused here transformers would read wrongly: one of
+several files of a model, or one whose rotary frequencies are scaled.
 """
 
 import dataclasses

@@ -5,11 +5,11 @@ progress bars. Of a model only safetensors, configs and tokenizer files are
 fetched, no pickle and no code. Each file that was fetched is compared with the
 hash that the hub says it has.
 
-A name is looked up on the hub each time, unless it comes with a commit whose
-files, those of a tokenizer among them, are in the cache. If the hub cannot be
+The hub is asked for a name each time, unless the name has a commit and the
+cache has all of its files, with a tokenizer. If the hub cannot be
 reached, the cache is used, and a line on stderr says so. Files are fetched one
 after another in the calling thread, so that Ctrl-C takes effect at once. Whole
-files stay in the cache; the client fetches the one that was interrupted again.
+files stay in the cache; an interrupted one is fetched anew.
 """
 
 import dataclasses

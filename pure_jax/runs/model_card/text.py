@@ -80,8 +80,9 @@ def _description(facts: Facts, architecture: str) -> str:
   if facts.model == "prm":
     return (
       f"A process reward model (`{architecture}`), trained from {base} with "
-      f"{program}. At the end of each step of a solution, label 1 (`good`) has "
-      "p(good). A step is good if it is above 1/2."
+      f"{program}. `separator` below says which token ends a step. There label "
+      "1 (`good`) has the probability that the step is good; above 1/2 the "
+      "step counts as good."
     )
   return (
     f"A policy (`{architecture}`) after iteration {facts.iteration} of "

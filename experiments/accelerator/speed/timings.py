@@ -1,4 +1,4 @@
-"""Fast or slow: the pieces, each a few programs of one shape.
+"""The pieces that time programs, each a few of one shape.
 
 A row has seconds, tokens per second, the least time that the measured rates of
 this machine allow, and the share of it that is reached. Decoding is bounded by
@@ -131,7 +131,7 @@ def score_choices(context: Context) -> Result:
   return _compare(context, "scores", make, weights, case, choices)
 
 
-def rounded(context: Context) -> Result:
+def int8(context: Context) -> Result:
   """Rollouts with matrices or the cache in int8, against the compute dtype.
 
   Args:

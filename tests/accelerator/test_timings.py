@@ -1,4 +1,4 @@
-"""The speed pieces of the check: choices, summaries, and torch."""
+"""Timings of the check: choices, summaries, and torch."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 from accelerator.pieces import Context, PieceError
-from accelerator.speed import against_torch, pieces
+from accelerator.speed import against_torch, timings
 from accelerator.speed.rows import Row
 from accelerator.speed.sizes import SIZES, make_cases
 from accelerator.speed.table import SPEED_PIECES
@@ -54,7 +54,7 @@ def measured(monkeypatch):
         measured.append(row)
     return measured
 
-  monkeypatch.setattr(pieces, "measure", measure)
+  monkeypatch.setattr(timings, "measure", measure)
   return seconds, order
 
 
@@ -65,7 +65,7 @@ def test_the_best_of_each_setting_are_measured_together(context, measured):
   seconds |= {"logits_chunk=6": 2.2}
   together = "remat=dots, attention_chunk=8"
   seconds[together] = 1.25
-  result = pieces.update_choices(context)
+  result = timings.update_choices(context)
   assert order == [
     *("defaults", "attention_chunk=8", "logits_chunk=6", "remat=dots"),
     together,
@@ -83,7 +83,7 @@ def test_the_best_of_each_setting_are_measured_together(context, measured):
 def test_defaults_that_are_fastest_are_not_measured_again(context, measured):
   seconds, order = measured
   seconds |= dict.fromkeys(("attention_chunk=8", "logits_chunk=6"), 1.5)
-  result = pieces.score_choices(context)
+  result = timings.score_choices(context)
   assert order == ["defaults", "attention_chunk=8", "logits_chunk=6"]
   assert result["summary"] == "scores: the defaults are fastest"
 
@@ -94,24 +94,22 @@ def test_an_update_that_cannot_fit_says_so_and_adapters_are_compared(
   """Its weights, gradients and moments alone exceed the memory."""
   seconds, order = measured
   # 16 bytes for each of 22,816 weights.
-  monkeypatch.setattr(pieces, "available_bytes", lambda: 320_000)
-  result = pieces.steps(context, "7B")
+  monkeypatch.setattr(timings, "available_bytes", lambda: 320_000)
+  result = timings.steps(context, "7B")
   assert order == ["prefill", "scores of 3 models", "update of adapters"]
   (row,) = [r for r in result["tables"]["Speed"] if "why not" in r]
   assert row["row"] == "update of all weights" and "GB" in row["why not"]
   assert "times as fast" not in result["summary"]
-  monkeypatch.setattr(pieces, "available_bytes", machine.available_bytes)
+  monkeypatch.setattr(timings, "available_bytes", machine.available_bytes)
   seconds |= {"update of all weights": 3.0, "update of adapters": 2.0}
-  result = pieces.steps(context, "7B")
+  result = timings.steps(context, "7B")
   assert "adapters are updated 1.50 times as fast" in result["summary"]
 
 
-def test_rounded_rollouts_are_compared_with_those_that_are_not(
-  context, measured
-):
+def test_int8_rollouts_are_compared_with_those_that_are_not(context, measured):
   seconds, _ = measured
   seconds |= {"tiny, matrices in int8": 0.5, "tiny, cache in int8": 2.0}
-  result = pieces.rounded(context)
+  result = timings.int8(context)
   assert result["summary"] == (
     "matrices in int8: 2.00 times as fast; cache in int8: 0.50 times as fast"
   )
@@ -144,16 +142,16 @@ def test_full_sizes_are_those_that_were_asked_for(context):
 def test_rates_are_those_of_the_piece_of_this_machine(context, monkeypatch):
   """They are measured only if they are missing, or of another machine."""
   monkeypatch.setattr(
-    pieces, "measure_rates", lambda _: {"float32": 5, "read": 6, "copy": 4}
+    timings, "measure_rates", lambda _: {"float32": 5, "read": 6, "copy": 4}
   )
   path = context.out / "01_machine.json"
   rates = {"float32": 1.0, "bfloat16": 2.0, "read": 3.0, "copy": 4.0}
   record = {"status": "done", "result": {"rates": rates}}
-  assert pieces.machine_rates(context) == Rates(5, 6)
+  assert timings.machine_rates(context) == Rates(5, 6)
   for backend, expected in (("cpu", Rates(1.0, 4.0)), ("gpu", Rates(5, 6))):
     identity = {"machine": {"backend": backend}}
     path.write_text(json.dumps(record | {"identity": identity}))
-    assert pieces.machine_rates(context) == expected
+    assert timings.machine_rates(context) == expected
 
 
 def test_torch_is_left_out_where_it_cannot_run(context, monkeypatch):
