@@ -43,12 +43,15 @@ from pure_jax.host.logs.console import Progress
 from pure_jax.runs import validation
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.loop import StageCheckpoints, StopConditions
-from pure_jax.runs.rl import report
+from pure_jax.runs.rl import report, roll_backs
+from pure_jax.runs.rl.alarms import AlarmWatch
 from pure_jax.runs.rl.functions import RLFunctions, make_functions
 from pure_jax.runs.rl.responses import (
   check_drift,
   check_finite,
+  gather_facts,
   grade,
+  prm_step_metrics,
   put_prm_texts,
   response_metrics,
 )
@@ -101,7 +104,9 @@ def validate(
   prm_texts = put_prm_texts(run, problems, rollout)
   scores = functions.score_held_out(frozen, rollout, prm_texts)
   graded = grade(run, problems, rollout)
-  metrics = response_metrics(run, graded, rollout, scores)
+  facts = gather_facts(run, graded, rollout, scores)
+  metrics = response_metrics(graded, facts)
+  metrics |= prm_step_metrics(run, problems, graded, facts)
   generations = validation.held_out_generations(
     run, problems, graded, rollout, scores.step_rewards
   )
@@ -191,54 +196,65 @@ def run_iterations(
   frozen: FrozenWeights,
   state: RLState,
   checkpoints: StageCheckpoints,
-) -> None:
-  """Runs RL from the last checkpoint to the last iteration."""
+) -> bool:
+  """Runs RL to its last iteration; returns whether it was rolled back before.
+
+  Raises AlarmError if an alarm stops the run, and Preempted after SIGTERM, once
+  the state is saved.
+  """
   rl, total = run.spec.settings.rl, run.spec.settings.rl.iterations
-  problems = run.task.train
   updates = (rl.num_updates, rl.num_critic_updates)
   stop = StopConditions(run, "rl", total, checkpoints, *updates)
   saved, done, cursor = checkpoints.resume(state.to_checkpoint())
   state = RLState.from_checkpoint(saved)
   stop.check_resumed(done, state.policy, state.critic)
   report.rewind(run, done)
+  watch = AlarmWatch(run)
   pending = None  # Logged while the update of the next iteration runs.
   if done < total:
     run.tell("the first evaluation and iteration also compile their programs")
   with contextlib.ExitStack() as opened:
-    bar = opened.enter_context(
-      Progress("rl", total, done, enabled=run.shows_progress)
-    )
+    progress = Progress("rl", total, done, enabled=run.shows_progress)
+    bar = opened.enter_context(progress)
     if done == 0:
       bar.doing("evaluation")
       validate(run, functions, frozen, state.policy.params, step=0)
     shutdown = opened.enter_context(preemption.graceful_shutdown())
     for step in range(done + 1, total + 1):
-      rows, cursor = next_batch(len(problems), rl.prompts, cursor)
+      rows, cursor = next_batch(len(run.task.train), rl.prompts, cursor)
       state, iteration = iterate(
         *(run, functions, frozen, state, step),
-        *([problems[row] for row in rows], bar),
+        *([run.task.train[row] for row in rows], bar),
       )
       if pending is not None:
-        report.write_iteration(run, bar, pending)
+        report.write_iteration(run, bar, pending, watch)
+        if watch.rolls_back:
+          roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown)
+          return True
       iteration.clock.wait("update", iteration.metrics)
       bar.advance()
       pending = iteration
       reason = stop.reason(iteration.metrics, shutdown)
       evaluates = step % rl.eval_every == 0 or step == total
       is_regular = evaluates or step % rl.checkpoint_every == 0
-      if not is_regular and reason is None:
+      if not is_regular and reason is None and not watch.stops:
         continue
-      report.write_iteration(run, bar, pending)
+      report.write_iteration(run, bar, pending, watch)
+      if watch.rolls_back:
+        roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown)
+        return True
       pending, metrics = None, None
       if evaluates:
         bar.doing("evaluation")
         metrics = validate(run, functions, frozen, state.policy.params, step)
       saved = state.to_checkpoint()
       checkpoints.save(step, saved, cursor, metrics, regular=is_regular)
+      watch.raise_if_stopped(checkpoints)
       facts = {"problems": [p.problem for p in iteration.problems]}
       stop.end(
         reason, shutdown, step, iteration.metrics, iteration.batch, facts
       )
+  return False
 
 
 def train_rl(run: Run) -> dict[str, Any] | None:
@@ -253,29 +269,40 @@ def train_rl(run: Run) -> dict[str, Any] | None:
     )
   # Read now, because the summary at the end needs every row.
   processes.on_process_zero(lambda: report.read_evaluations(run))
-  policy_params, prm_params = train_prm.train_prm(run)
-  frozen = freeze(run.spec, policy_params, prm_params)
-
-  # ===== Functions and state =====
-  rl = run.spec.settings.rl
-  optimizer = make_optimizer(rl.optim, trained_weights(run.spec))
-  functions = make_functions(run.spec, optimizer)
-  state = start_state(run.spec, policy_params, optimizer)
-  del policy_params, prm_params  # The state and the frozen copies remain.
-
-  # ===== Iterations =====
-  with StageCheckpoints(
-    run,
-    run.folder.path / "rl",
-    keep_latest=rl.checkpoints_kept,
-    best_metric=run.spec.settings.best_metric,
-    may_differ=MAY_DIFFER,
-  ) as checkpoints:
-    run_iterations(run, functions, frozen, state, checkpoints)
+  while run_until_rolled_back(run):
+    pass
 
   # ===== Summary =====
   run.folder.draw_curves()
   return processes.on_process_zero(lambda: report.summarize(run))
+
+
+def run_until_rolled_back(run: Run) -> bool:
+  """Runs RL to its end or to an alarm that rolls it back.
+
+  Returns whether it was rolled back. The next call then continues from the
+  older checkpoint, with the settings of `rl.alarms.roll_back`.
+  """
+  policy_params, prm_params = train_prm.train_prm(run)
+  with StageCheckpoints(
+    run,
+    run.folder.path / "rl",
+    keep_latest=run.spec.settings.rl.checkpoints_kept,
+    best_metric=run.spec.settings.best_metric,
+    may_differ=MAY_DIFFER,
+  ) as checkpoints:
+    run = roll_backs.finish(run, checkpoints)
+
+    # ===== Weights, functions and state =====
+    frozen = freeze(run.spec, policy_params, prm_params)
+    weights = trained_weights(run.spec)
+    optimizer = make_optimizer(run.spec.settings.rl.optim, weights)
+    functions = make_functions(run.spec, optimizer)
+    state = start_state(run.spec, policy_params, optimizer)
+    del policy_params, prm_params  # The state and the frozen copies remain.
+
+    # ===== Iterations =====
+    return run_iterations(run, functions, frozen, state, checkpoints)
 
 
 def main(argv: list[str]) -> None:

@@ -31,7 +31,7 @@ def credit_metrics(
     Scalars by name: ``return_mean`` over tokens, ``min_step_score``,
     ``step_score_mean``, ``process_outcome`` (the sum of Eq. 5) and its
     ``process_outcome_agreement`` with the verdicts, ``correct_mean``,
-    ``steps_mean``, ``empty_step_fraction``, ``no_content_fraction``,
+    ``steps_per_response``, ``empty_step_share``, ``no_step_share``,
     ``step_overflow_mean`` and ``nonfinite_step_rewards`` (a count). A mean
     over nothing is 0.
   """
@@ -63,9 +63,9 @@ def credit_metrics(
     "correct_mean": masked.masked_mean(
       experience.correct.astype(dtype), answered
     ),
-    "steps_mean": share(boundaries.mask.sum(axis=1), rows),
-    "empty_step_fraction": share(boundaries.empty, boundaries.mask),
-    "no_content_fraction": share(silent, rows),
+    "steps_per_response": share(boundaries.mask.sum(axis=1), rows),
+    "empty_step_share": share(boundaries.empty, boundaries.mask),
+    "no_step_share": share(silent, rows),
     "step_overflow_mean": share(boundaries.overflow, rows),
     "nonfinite_step_rewards": bad.sum().astype(dtype),
   }

@@ -1,6 +1,7 @@
 """Every field of a run, with its unit. Other configs start from this one.
 
-The groups `rl.credit` and `rl.loss` are in method.py, `files` in files.py.
+The groups `rl.credit` and `rl.loss` are in method.py, `rl.alarms` in alarms.py,
+`files` in files.py.
 Groups mirror the library's configs: `rl.credit`, `rl.loss` and `rl.optim` have
 the fields of `CreditConfig`, `LossConfig` and `OptimConfig`.
 
@@ -9,7 +10,7 @@ Clip range, KL coefficient, temperature and samples per prompt are the paper's
 world; other runs should override them.
 """
 
-from configs import method
+from configs import alarms, method
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
@@ -213,6 +214,7 @@ def rl() -> dict:
     # After this many consecutive updates that are not finite, the run saves
     # state and batch and stops. This applies to the supervised stages too.
     max_skipped_updates=5,
+    alarms=alarms.alarms(),
     **reports(),
   )
 

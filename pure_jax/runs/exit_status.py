@@ -16,6 +16,7 @@ from pure_jax.host.distributed.processes import (
   ProcessesError,
   exit_immediately,
 )
+from pure_jax.host.evaluation.alarms import AlarmError
 from pure_jax.host.evaluation.record_file import RecordFileError
 from pure_jax.host.huggingface import HuggingFaceError
 from pure_jax.host.logs import console
@@ -40,6 +41,7 @@ USER_ERRORS = (
   TokenizerError,
   WorkdirError,
   FloatingPointError,
+  AlarmError,
 )
 # Errors of a file system that was removed, or that denies access.
 _ACCESS_ERRORS = (

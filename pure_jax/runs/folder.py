@@ -15,8 +15,19 @@ from pure_jax.host.checkpoints.weights import load_tree, save_tree
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import curves
 from pure_jax.host.logs.batch_dump import dump_batch
-from pure_jax.host.logs.generations import GenerationsWriter
-from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
+from pure_jax.host.logs.generations import (
+  GENERATIONS_FILE,
+  GenerationsWriter,
+)
+from pure_jax.host.logs.metrics import (
+  ALARMS_FILE,
+  METRICS_FILE,
+  SAMPLES_FILE,
+  MetricsWriter,
+  NoWriter,
+  RecordsWriter,
+  read_log,
+)
 from pure_jax.models.params import abstract_params
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir as workdirs
@@ -29,6 +40,7 @@ MAY_DIFFER = (
   *("rl.rollout_mesh", "rl.reference_mesh", "rl.prm_mesh"),
   *("rl.micro_batches", "rl.rollout.batches"),
   *("rl.engine", "rl.old_logp", "rl.generations"),
+  *("rl.alarms", "rl.checkpoints_kept"),
   "prm.trunk_states",
 )
 # Only RL reads these, so that a run may add them before its RL begins. Their
@@ -40,6 +52,10 @@ MAY_DIFFER_FROM_START = (
   "prm.trunk_states",
   *BENCHMARKS,
 )
+
+
+# The files of rows that have a stage and a step.
+LOG_FILES = (METRICS_FILE, SAMPLES_FILE, GENERATIONS_FILE, ALARMS_FILE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +71,15 @@ class RunFolder:
     metrics: writes metrics.jsonl and TensorBoard events, in process 0.
     samples: writes samples.jsonl, in process 0.
     generations: writes the tables of generations, in process 0.
+    alarms: writes alarms.jsonl, in process 0.
   """
 
   path: pathlib.Path
   start: pathlib.Path
   metrics: MetricsWriter | NoWriter
-  samples: SamplesWriter | NoWriter
+  samples: RecordsWriter | NoWriter
   generations: GenerationsWriter | NoWriter
+  alarms: RecordsWriter | NoWriter
 
   def is_done(self, stage: str) -> bool:
     """Whether a stage is finished."""
@@ -145,12 +163,19 @@ class RunFolder:
     return path
 
   def draw_curves(self) -> None:
-    """Draws the metrics of all stages so far into ``curves.png``."""
-    processes.on_process_zero(
-      lambda: curves.plot_curves(
-        self.path / "metrics.jsonl", self.path / "curves.png"
+    """Draws the metrics of all stages so far into ``curves.png``.
+
+    Alarms are marked.
+    """
+
+    def draw() -> None:
+      alarms = read_log(self.path / ALARMS_FILE)
+      marks = [(row["stage"], row["step"], row["alarm"]) for row in alarms]
+      curves.plot_curves(
+        self.path / METRICS_FILE, self.path / "curves.png", marks
       )
-    )
+
+    processes.on_process_zero(draw)
 
 
 def load_weights(

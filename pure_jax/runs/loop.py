@@ -121,6 +121,14 @@ class StageCheckpoints:
     extra = {"cursor": dataclasses.asdict(cursor)}
     self._checkpoints.save(step, state, extra, metrics, interim=not regular)
 
+  def regular_steps(self) -> list[int]:
+    """The steps, ascending, at which an uninterrupted run saves as well."""
+    return self._checkpoints.steps(regular=True)
+
+  def remove_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps; every process must call it."""
+    self._checkpoints.remove_after(step)
+
   def wait(self) -> None:
     """Waits until the checkpoint saved last is on disk."""
     self._checkpoints.wait()

@@ -20,7 +20,13 @@ from pure_jax.host.checkpoints.record import config_differences
 from pure_jax.host.distributed import global_batch, preemption, processes
 from pure_jax.host.logs import console
 from pure_jax.host.logs.generations import GenerationsWriter
-from pure_jax.host.logs.metrics import MetricsWriter, NoWriter, SamplesWriter
+from pure_jax.host.logs.metrics import (
+  ALARMS_FILE,
+  SAMPLES_FILE,
+  MetricsWriter,
+  NoWriter,
+  RecordsWriter,
+)
 from pure_jax.host.text.stop_texts import boxed_stops
 from pure_jax.host.text.tokenization import separator_table
 from pure_jax.models import policy, prm
@@ -136,9 +142,10 @@ def open_run(
   _check_iterations(pathlib.Path(workdir), settings.rl.iterations)
   with contextlib.ExitStack() as opened:
     # After the checks above, so that a rejected config leaves no folder.
-    writers = processes.on_process_zero(
-      lambda: _open_files(opened, workdir, config)
-    ) or (NoWriter(), NoWriter(), NoWriter())
+    writers = (
+      processes.on_process_zero(lambda: _open_files(opened, workdir, config))
+      or [NoWriter()] * 4
+    )
     processes.require_shared_folder(path)
     make = ArithmeticTask if settings.files is None else FilesTask
     # Process 0 prepares files, then the others read them.
@@ -227,7 +234,7 @@ def _check_held_out(task: Task, eval_prompts: int, layouts: Layouts) -> None:
 
 def _open_files(
   opened: contextlib.ExitStack, workdir: str, config: dict[str, Any]
-) -> tuple[MetricsWriter, SamplesWriter, GenerationsWriter]:
+) -> tuple[MetricsWriter, RecordsWriter, GenerationsWriter, RecordsWriter]:
   """Locks the folder and opens the files that process 0 writes."""
   rl_has_begun = (pathlib.Path(workdir) / "rl").exists()
   path = opened.enter_context(
@@ -239,8 +246,9 @@ def _open_files(
   )
   return (
     opened.enter_context(MetricsWriter(path)),
-    opened.enter_context(SamplesWriter(path)),
+    opened.enter_context(RecordsWriter(path, SAMPLES_FILE)),
     opened.enter_context(GenerationsWriter(path)),
+    opened.enter_context(RecordsWriter(path, ALARMS_FILE)),
   )
 
 

@@ -76,6 +76,8 @@ class RunSpec:
     sampler: how rollouts are sampled.
     stops: texts that end a response besides EOS; None for EOS only.
     layouts: devices and sharding rules of each model.
+    roll_backs: how often an alarm has rolled the run back; the random keys of
+      rollouts are others after each.
   """
 
   settings: Settings
@@ -87,6 +89,7 @@ class RunSpec:
   sampler: SamplingConfig
   stops: StopTable | None
   layouts: Layouts
+  roll_backs: int = 0
 
   @property
   def rl_model(self) -> ModelConfig:
@@ -141,8 +144,10 @@ class RunSpec:
     )
 
   def key(self, stream: RandomStream) -> jax.Array:
-    """The key of a stream, on every device; only the seed changes it."""
+    """The key of a stream, on every device; it follows from the seed."""
     key = jax.random.fold_in(jax.random.key(self.settings.seed), stream.value)
+    if self.roll_backs and stream is RandomStream.ROLLOUTS:
+      key = jax.random.fold_in(key, self.roll_backs)
     everywhere = sharding.replicated(self.layouts.training)
     return global_batch.replicate(everywhere, key)
 

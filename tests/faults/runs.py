@@ -171,6 +171,63 @@ FAULTS = (
     ),
   ),
   Fault(
+    "a run is rolled back to a checkpoint that is as new as the alarm",
+    "runs.rl.roll_backs:begin",
+    "alarm.step - changes.iterations",
+    "alarm.step",
+    (
+      "test_roll_backs.py::test_a_run_goes_back_to_the_newest_checkpoint_that_is_old_enough",
+    ),
+  ),
+  Fault(
+    "a roll-back is finished once more when the run is continued",
+    "runs.rl.roll_backs:finish",
+    "not done[-1].finished",
+    "True",
+    (
+      "test_roll_backs.py::test_a_killed_roll_back_is_finished_and_not_begun_again",
+    ),
+  ),
+  Fault(
+    "a run that was rolled back draws the same samples",
+    "runs.spec:RunSpec.key",
+    "self.roll_backs and stream is RandomStream.ROLLOUTS",
+    "False",
+    ("test_roll_backs.py::test_a_run_is_changed_with_its_random_keys",),
+  ),
+  Fault(
+    "changes of a roll-back are those of the config as it is now",
+    "runs.rl.roll_backs:finish",
+    "RollBackSettings(**roll_back.changes)",
+    "run.spec.settings.rl.alarms.roll_back",
+    ("test_roll_backs.py::test_a_run_is_changed_with_its_random_keys",),
+  ),
+  Fault(
+    "a run goes back to a checkpoint that an uninterrupted one has not",
+    "host.checkpoints.checkpointer:Checkpoints.steps",
+    "regular and self._metrics_of(x).interim",
+    "False",
+    (
+      "test_preservation.py::test_preemption_leaves_no_trace_in_what_is_preserved",
+    ),
+  ),
+  Fault(
+    "a roll-back that cannot be run is found when its checkpoints are gone",
+    "runs.settings.roll_backs:check_roll_backs",
+    "range(1, change.times + 1)",
+    "()",
+    (
+      "test_roll_backs.py::test_a_roll_back_that_cannot_be_is_an_error_at_the_start",
+    ),
+  ),
+  Fault(
+    "a run is rolled back without end",
+    "runs.rl.alarms:AlarmWatch.check",
+    'action == "roll_back" and not self._may_roll_back',
+    "False",
+    ("test_roll_backs.py::test_a_run_is_rolled_back_at_most_n_times",),
+  ),
+  Fault(
     "the best evaluation is that of a policy without a checkpoint",
     "runs.rl.report:summarize",
     'row["step"] > 0',

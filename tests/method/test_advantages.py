@@ -260,8 +260,8 @@ def test_excluded_empty_steps_pass_on_the_return_that_follows():
   np.testing.assert_allclose(
     actual[1], [-0.9, -0.9, -0.9, 0.2, 0.2, 0.2], rtol=1e-6
   )
-  np.testing.assert_allclose(metrics["empty_step_fraction"], 1 / 6)
-  assert float(metrics["no_content_fraction"]) == 0
+  np.testing.assert_allclose(metrics["empty_step_share"], 1 / 6)
+  assert float(metrics["no_step_share"]) == 0
 
 
 def test_dense_minimum_erases_what_the_sound_one_keeps():
@@ -366,13 +366,13 @@ def test_metrics_agree_with_loops():
       returns.append(weighted[_step_of(ends, t) :].sum())
     if batch.has_answer[b]:
       agree.append((outcome[-1] > 0) == bool(batch.correct[b]))
-  steps_mean = np.mean([len(ends) for ends in lists["ends"]])
+  steps_per_response = np.mean([len(ends) for ends in lists["ends"]])
   for name, expected in {
     "min_step_score": np.mean(least),
     "process_outcome": np.mean(outcome),
     "return_mean": np.mean(returns),
     "process_outcome_agreement": np.mean(agree),
-    "steps_mean": steps_mean,
+    "steps_per_response": steps_per_response,
   }.items():
     np.testing.assert_allclose(
       metrics[name], expected, rtol=1e-4, atol=1e-6, err_msg=name

@@ -9,7 +9,7 @@ import pytest
 from checkout import ROOT
 
 from pure_jax.host.data.world import arithmetic, checker
-from pure_jax.host.logs.metrics import SamplesWriter
+from pure_jax.host.logs.metrics import SAMPLES_FILE, RecordsWriter
 
 nbclient = pytest.importorskip("nbclient", reason="nbclient comes with [test]")
 nbformat = pytest.importorskip("nbformat", reason="nbformat comes with [test]")
@@ -134,7 +134,7 @@ def write_samples(folder, config):
     )
   # A response without a token has no step.
   rows.append(rows[0] | {"steps": [], "step_rewards": [], "step_returns": []})
-  with SamplesWriter(folder) as writer:
+  with RecordsWriter(folder, SAMPLES_FILE) as writer:
     for step, row in enumerate(rows):
       writer.write("rl", 10 * step, [row])
   return rows

@@ -24,7 +24,7 @@ from pure_jax.runs.settings import (
 )
 
 # Parts of configs: they run nothing by themselves.
-PARTS = ("base", "method", "paper")
+PARTS = ("alarms", "base", "method", "paper")
 RUNS = [f"{preset}_{mode}" for preset in paper.PRESETS for mode in paper.MODES]
 RL = (*paper.MODES, *RUNS, "smoke", *(f"smoke_{run}" for run in RUNS))
 VARIANTS = {

@@ -59,7 +59,7 @@ def run_stage(
   with MetricsWriter(folder) as metrics:
     run = types.SimpleNamespace(
       spec=types.SimpleNamespace(settings=settings),
-      folder=RunFolder(folder, folder, metrics, None, None),
+      folder=RunFolder(folder, folder, metrics, None, None, None),
       shows_progress=False,
     )
     stage = loop.SupervisedStage(

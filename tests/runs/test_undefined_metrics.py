@@ -22,7 +22,7 @@ MIXED, GOOD, NONE = [[1, 0], [1, 1]], [[1, 1], [1, 1]], [[None] * 2] * 2
 
 
 def folder_of(path):
-  return RunFolder(path, path, None, None, None)
+  return RunFolder(path, path, None, None, None, None)
 
 
 def arrays_of(labels):

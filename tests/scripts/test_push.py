@@ -24,6 +24,7 @@ from pure_jax.models import policy
 from pure_jax.parallel import sharding
 from pure_jax.runs import workdir
 from pure_jax.runs.model_card import facts, text
+from pure_jax.runs.rl import roll_backs
 from pure_jax.runs.saved_run import read_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.tasks import tiny_files
@@ -328,6 +329,18 @@ def test_the_card_of_a_prm_has_its_last_evaluation(run, tmp_path):
       (folder / "metrics.jsonl").write_text(content)
     assert "has no evaluation of this model" in card_of(folder, "prm", None)
     (folder / "metrics.jsonl").touch()
+
+
+def test_the_card_says_that_a_run_was_rolled_back(run):
+  path = run / roll_backs.RECORD_FILE
+  record = [dataclasses.asdict(roll_backs.RollBack("kl", "", 3, 2, {}))] * 2
+  path.write_text(json.dumps(record))
+  try:
+    assert "Alarms rolled the run back 2 times" in card_of(run)
+    assert "rolled" not in card_of(run, model="prm", iteration=None)
+  finally:
+    path.unlink()
+  assert "rolled" not in card_of(run)
 
 
 def test_a_record_without_versions_ends_in_a_sentence(run, tmp_path):

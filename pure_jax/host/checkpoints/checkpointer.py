@@ -1,8 +1,7 @@
 """Saves and restores checkpoints that are whole and fit the run.
 
 Orbax writes the arrays: sharded, in its own threads while training goes on,
-and atomically, as a folder that is renamed when it is complete. This module
-adds functions that Orbax lacks:
+and atomically, as a folder that is renamed in the end. This module adds:
 
 * Every leaf is stored under its path, with shape and dtype in a JSON record. A
   restore into another model names the leaf that differs instead of casting it.
@@ -10,8 +9,7 @@ adds functions that Orbax lacks:
   reads flipped bits in array data without an error.
 * No NaN or infinity is saved; a checkpoint with one counts as damaged.
 * If the newest checkpoint is damaged, the one before it is restored.
-* The config is stored with the checkpoint and compared on restore; package
-  versions are stored to be looked up when results differ.
+* Config and package versions are stored; the config is compared on restore.
 """
 
 import contextlib
@@ -162,14 +160,14 @@ class Checkpoints:
     except Exception as error:
       raise self._abandon_save(error) from error
 
-  def steps(self) -> list[int]:
+  def steps(self, *, regular: bool = False) -> list[int]:
     """Waits for the current save; returns the steps of checkpoints, ascending.
 
-    Raises:
-      CheckpointError: if that checkpoint could not be written.
+    `regular` leaves out interim ones. Raises a CheckpointError if it failed.
     """
     self.wait()
-    return sorted(self._orbax.all_steps())
+    steps = sorted(self._orbax.all_steps())
+    return [x for x in steps if not (regular and self._metrics_of(x).interim)]
 
   def save(
     self,
@@ -240,9 +238,15 @@ class Checkpoints:
 
     A process killed right after a save has not. Call it after a restore.
     """
-    superseded = orbax_options.superseded(self._policy, self.steps())
+    self._delete(orbax_options.superseded(self._policy, self.steps()))
+
+  def remove_after(self, step: int) -> None:
+    """Removes the checkpoints of later steps; every process must call it."""
+    self._delete([other for other in self.steps() if other > step])
+
+  def _delete(self, steps: Sequence[int]) -> None:
     with preemption.defer_signals():
-      for step in superseded:
+      for step in steps:
         self._orbax.delete(step)
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
@@ -303,9 +307,7 @@ class Checkpoints:
       with preemption.defer_signals():
         if not self._has_saved:
           self._remove_incomplete()
-        for obsolete in steps:
-          if obsolete >= step:
-            self._orbax.delete(obsolete)
+        self._delete([other for other in steps if other >= step])
     except OSError as error:
       raise self._write_error(error) from error
 

@@ -135,6 +135,38 @@ def step_text(text: str) -> str:
   return _BLANK_LINES.sub("\n", text.strip())
 
 
+def label_arrays(
+  labels: Sequence[Sequence[int | None]], max_steps: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Collects the labels of responses, aligned with `steps.split_steps`.
+
+  If a response has more than S steps, its last entry stands for the rest, and
+  is good only if all labels of the rest are.
+
+  >>> label_arrays([[1, None, 0], [1]], max_steps=2)[0]
+  array([[1, 0],
+         [1, 0]], dtype=int32)
+
+  Args:
+    labels: of each of n responses, the label of each step: 1 (good), 0 (bad) or
+      None (not labelled).
+    max_steps: S.
+
+  Returns:
+    (labels [n, S] int32, 0 without a label; their mask [n, S] bool).
+  """
+  values = np.zeros((len(labels), max_steps), np.int32)
+  mask = np.zeros((len(labels), max_steps), bool)
+  for row, of_row in enumerate(labels):
+    for step, label in enumerate(of_row):
+      if label is None:
+        continue
+      last = min(step, max_steps - 1)
+      before = values[row, last] if mask[row, last] else 1
+      values[row, last], mask[row, last] = min(label, before), True
+  return values, mask
+
+
 def problem_key(problem: str) -> str:
   """A hash of a problem's text, 16 hexadecimal digits, the same in every file.
 

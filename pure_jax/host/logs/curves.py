@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from pure_jax.host.atomic_files import replace_atomic
@@ -18,16 +19,23 @@ SHOWN = (
   "process_outcome",
   "min_step_score",
   "hacked_given_wrong",
+  "accepted_wrong",
+  "rejected_right",
+  "prm_auc",
   "response_tokens",
   "response_tokens_given_correct",
   "response_tokens_given_wrong",
   "steps_per_response",
+  "one_step_share",
+  "no_work_or_answer",
   "vacuous_step_share",
   "empty_step_share",
   "truncated",
   "clip_ratio_given_correct",
   "high_repetition",
   "high_repetition_given_correct",
+  "pseudo_positive_share",
+  "identical_responses",
   "reflection_words",
   "policy_loss",
   "kl_reference",
@@ -44,7 +52,9 @@ LARGEST = 1e300  # matplotlib cannot draw all numbers beyond.
 
 
 def plot_curves(
-  metrics_path: str | os.PathLike, path: str | os.PathLike
+  metrics_path: str | os.PathLike,
+  path: str | os.PathLike,
+  marks: Sequence[tuple[str, int, str]] = (),
 ) -> list[str]:
   """Draws a run's metrics against its steps, grouped by stage.
 
@@ -55,6 +65,7 @@ def plot_curves(
   Args:
     metrics_path: ``metrics.jsonl``, or the folder it is in.
     path: the PNG file to write, unless there is nothing to draw.
+    marks: (stage, step, text) of vertical lines in the panels of a stage.
 
   Returns:
     Titles of the panels, in order.
@@ -76,6 +87,16 @@ def plot_curves(
       style = "o-" if stage in EVALUATES or len(points) == 1 else "-"
       steps, values = zip(*points, strict=True)
       axis.plot(steps, values, style, label=stage, linewidth=1, markersize=3)
+    for stage, step, text in marks:
+      if stage in lines:
+        axis.axvline(step, color="tab:red", linewidth=0.6, alpha=0.6)
+        axis.annotate(
+          text,
+          (step, 1),
+          xycoords=("data", "axes fraction"),
+          **{"fontsize": 4, "rotation": 90, "ha": "right", "va": "top"},
+          parse_math=False,
+        )
     axis.set_title(title, fontsize=8, parse_math=False)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3)

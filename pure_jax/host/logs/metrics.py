@@ -23,6 +23,7 @@ from pure_jax.host.atomic_files import write_text_atomic
 
 METRICS_FILE = "metrics.jsonl"
 SAMPLES_FILE = "samples.jsonl"
+ALARMS_FILE = "alarms.jsonl"
 
 
 class MetricsError(RuntimeError):
@@ -170,25 +171,21 @@ class NoWriter:
     """Does nothing."""
 
 
-class SamplesWriter(RowWriter):
-  """Appends problems and responses to ``samples.jsonl``."""
-
-  def __init__(self, workdir: str | os.PathLike):
-    """Opens the file in the folder of a run, which is created if missing."""
-    super().__init__(workdir, SAMPLES_FILE)
+class RecordsWriter(RowWriter):
+  """Appends records, such as ``samples.jsonl`` and ``alarms.jsonl`` hold."""
 
   def write(
-    self, stage: str, step: int, samples: Sequence[Mapping[str, Any]]
+    self, stage: str, step: int, records: Sequence[Mapping[str, Any]]
   ) -> None:
-    """Writes one row for each sample.
+    """Writes one row for each record.
 
     Args:
       stage: name of the stage.
       step: step within the stage, >= 0.
-      samples: dicts of text, numbers (numpy and jax too) and lists of them.
+      records: dicts of text, numbers (numpy and jax too) and lists of them.
     """
-    for sample in samples:
-      self._append({"stage": stage, "step": int(step)} | dict(sample))
+    for record in records:
+      self._append({"stage": stage, "step": int(step)} | dict(record))
 
 
 def read_log(path: str | os.PathLike) -> list[dict[str, Any]]:

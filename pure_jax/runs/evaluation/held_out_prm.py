@@ -6,7 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from pure_jax.host.data.records import LabelledSolution, problem_key
+from pure_jax.host.data.records import (
+  LabelledSolution,
+  label_arrays,
+  problem_key,
+)
 from pure_jax.host.distributed.global_batch import read_everywhere
 from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.grading import verify
@@ -15,27 +19,6 @@ from pure_jax.runs.batches import Batches
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.spec import RunSpec
 from pure_jax.training import supervised
-
-
-def step_labels(
-  rows: Sequence[LabelledSolution], max_steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Collects the labels of solutions.
-
-  Args:
-    rows: n solutions.
-    max_steps: S, at least the steps of each solution.
-
-  Returns:
-    (labels [n, S] int32, 1 good, 0 bad; their mask [n, S] bool).
-  """
-  labels = np.zeros((len(rows), max_steps), np.int32)
-  label_mask = np.zeros((len(rows), max_steps), bool)
-  for index, row in enumerate(rows):
-    for step, label in enumerate(row.labels):
-      if label is not None:
-        labels[index, step], label_mask[index, step] = label, True
-  return labels, label_mask
 
 
 def step_rewards(
@@ -99,7 +82,9 @@ def metrics(
   Returns:
     By name; a metric is None if no step counts, or a reward is not finite.
   """
-  labels, label_mask = step_labels(rows, rewards.shape[1])
+  labels, label_mask = label_arrays(
+    [row.labels for row in rows], rewards.shape[1]
+  )
   lengths = np.asarray([len(row.steps) for row in rows])
   exists = np.arange(rewards.shape[1]) < lengths[:, None]
   numbers: dict[str, float | None] = dict.fromkeys(prm_metrics.STEP_METRICS)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from pure_jax.host.logs.metrics import MetricsError, read_metrics
 from pure_jax.runs import workdir as workdirs
+from pure_jax.runs.rl.roll_backs import read_record as read_roll_backs
 from pure_jax.runs.saved_run import SavedRun
 
 Model = Literal["policy", "prm"]
@@ -88,6 +89,7 @@ class Facts:
     model: which model of the run.
     iteration: of RL, after which the policy was saved; None for a PRM.
     rewards: of RL: "prm", "prm+vr" or "vr".
+    roll_backs: how often an alarm rolled RL back; 0 for a PRM.
     sources: what the run was given.
     settings: values by the names of the config's fields.
     evaluation: None if the log of the run has none that can be read.
@@ -98,6 +100,7 @@ class Facts:
   model: Model
   iteration: int | None
   rewards: str
+  roll_backs: int
   sources: tuple[Source, ...]
   settings: Mapping[str, Any]
   evaluation: Evaluation | None
@@ -133,6 +136,7 @@ def collect_facts(run: SavedRun, model: Model, iteration: int | None) -> Facts:
     model=model,
     iteration=iteration,
     rewards=run.settings.rl.reward_mode,
+    roll_backs=len(read_roll_backs(run.workdir)) if model == "policy" else 0,
     sources=tuple(_sources(config, model)),
     settings={
       name: functools.reduce(operator.getitem, name.split("."), config)

@@ -84,10 +84,16 @@ def _description(facts: Facts, architecture: str) -> str:
       "1 (`good`) has the probability that the step is good; above 1/2 the "
       "step counts as good."
     )
+  rolled_back = ""
+  if facts.roll_backs:
+    rolled_back = (
+      f" Alarms rolled the run back {facts.roll_backs} times; after that it "
+      "went on with other settings than those below."
+    )
   return (
     f"A policy (`{architecture}`) after iteration {facts.iteration} of "
     f"reinforcement learning on {_REWARDS[facts.rewards]}, trained from {base} "
-    f"with {program}."
+    f"with {program}.{rolled_back}"
   )
 
 

@@ -7,14 +7,14 @@ import jax
 import numpy as np
 
 from pure_jax.host.data.batches import each_step_inputs
-from pure_jax.host.data.records import Problem
+from pure_jax.host.data.records import Problem, label_arrays
 from pure_jax.host.distributed import global_batch, preemption
-from pure_jax.host.evaluation.rollout_metrics import (
-  Metrics,
+from pure_jax.host.evaluation import prm_metrics
+from pure_jax.host.evaluation.response_facts import (
   ResponseFacts,
   response_facts,
-  rollout_metrics,
 )
+from pure_jax.host.evaluation.rollout_metrics import Metrics, rollout_metrics
 from pure_jax.host.text.tokenization import split_texts
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
@@ -165,13 +165,13 @@ def check_drift(run: Run, step: int, drift: jax.Array | None) -> None:
     )
 
 
-def response_metrics(
+def gather_facts(
   run: Run,
   graded: GradedResponses,
   rollout: Rollout,
   scores: Scores | StepScores,
-) -> Metrics:
-  """Computes metrics of responses, the same in every process.
+) -> ResponseFacts:
+  """Computes the facts of responses, the same in every process.
 
   Args:
     run: the open run.
@@ -179,8 +179,7 @@ def response_metrics(
     rollout: B responses.
     scores: their steps and step rewards.
   """
-  verdicts = graded.verdicts
-  count = len(verdicts.correct)
+  count = len(graded.verdicts.correct)
   rows = run.batches.share(count)
   own_rollout, steps = global_batch.read_rows((rollout, scores.steps), rows)
   rewards = None
@@ -191,9 +190,58 @@ def response_metrics(
     steps,
     rewards,
     graded.texts,
+    [run.task.find_answer(texts) for texts in graded.texts],
     run.task.is_vacuous,
     run.spec.settings.rl.repetition_unit,
   )
-  facts = ResponseFacts(**run.batches.gather(count, dataclasses.asdict(facts)))
+  return ResponseFacts(**run.batches.gather(count, dataclasses.asdict(facts)))
+
+
+def response_metrics(graded: GradedResponses, facts: ResponseFacts) -> Metrics:
+  """Computes metrics of responses.
+
+  Args:
+    graded: their texts and verdicts.
+    facts: their facts.
+  """
+  verdicts = graded.verdicts
   metrics = rollout_metrics(facts, verdicts.correct, graded.gradable)
   return metrics | verdicts.metrics
+
+
+def prm_step_metrics(
+  run: Run,
+  problems: Sequence[Problem],
+  graded: GradedResponses,
+  facts: ResponseFacts,
+) -> Metrics:
+  """Compares the PRM's scores of the policy's steps with labels of a checker.
+
+  Every process must call it.
+
+  Args:
+    run: the open run.
+    problems: B problems.
+    graded: texts and verdicts of B responses.
+    facts: their facts.
+
+  Returns:
+    Metrics by name, None without a value. Empty without a PRM.
+  """
+  if facts.step_rewards is None:
+    return {}
+  count, max_steps = facts.step_rewards.shape
+  rows = run.batches.share(count)
+  labels = run.task.step_labels([problems[row] for row in rows], graded.texts)
+  labels, mask = run.batches.gather(count, label_arrays(labels, max_steps))
+  metrics = {}
+  if np.isfinite(facts.step_rewards[mask]).all():
+    metrics = prm_metrics.step_metrics(facts.step_rewards, labels == 1, mask)
+  return {
+    "prm_step_accuracy": metrics.get("step_accuracy"),
+    "prm_balanced_accuracy": metrics.get("balanced_accuracy"),
+    "prm_auc": metrics.get("auc"),
+    "prm_calibration_error": metrics.get("calibration_error"),
+    "prm_good_share": metrics.get("good_share"),
+    "prm_labelled_steps": float(mask.sum()),
+  }

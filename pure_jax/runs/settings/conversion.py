@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pure_jax.runs.settings.checks import ConfigError
+from pure_jax.runs.settings.roll_backs import check_roll_backs
 from pure_jax.runs.settings.run import Settings
 from pure_jax.settings import SEEDS, Seed
 
@@ -40,6 +41,11 @@ def settings_from_config(config: Any, kind: type[_Kind] = Settings) -> _Kind:
   values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
   built = _build(kind, values, "config")
   _check_derived(values, built, "config")
+  if isinstance(built, Settings):
+    try:
+      check_roll_backs(built)
+    except ValueError as error:
+      raise ConfigError(f"config: {error}") from error
   return built
 
 

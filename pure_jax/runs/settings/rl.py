@@ -13,6 +13,7 @@ from pure_jax.models.config import CACHE_DTYPES
 from pure_jax.ranges import within
 from pure_jax.rollout.engine_programs import EngineConfig
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.settings.alarms import AlarmSettings
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
@@ -125,6 +126,7 @@ class UpdateSettings:
     return self.mini_batches * self.epochs
 
 
+_ALARMS = AlarmSettings()  # Of settings without this group.
 # Of settings without a group `critic`, whose baseline reads no critic.
 _CRITIC_OPTIM = OptimConfig(learning_rate=1e-5)
 
@@ -183,6 +185,7 @@ class RLSettings:
   updates: UpdateSettings = UpdateSettings()
   adaptive_kl: AdaptiveKLConfig | None = None
   critic: CriticSettings = CriticSettings()
+  alarms: AlarmSettings = _ALARMS
 
   @property
   def responses(self) -> int:
@@ -251,6 +254,7 @@ class RLSettings:
     self._check_batches()
     self._check_old_logp()
     self._check_adaptive_kl()
+    self._check_roll_back()
     warmup = self.critic.warmup_iterations
     if self.trains_critic and warmup >= self.iterations:
       raise ValueError(
@@ -330,6 +334,24 @@ class RLSettings:
         "old_logp.source='update' has no old log-probs before the update, "
         "which credit.kl_in_reward and adaptive_kl read: leave both unset, or "
         "set old_logp.source='score'."
+      )
+
+  def _check_roll_back(self) -> None:
+    """Validates that there are checkpoints to roll back to."""
+    if not self.alarms.rolls_back:
+      return
+    back = self.alarms.roll_back.iterations
+    # Evaluations save checkpoints, too.
+    least, other = sorted((self.checkpoint_every, self.eval_every))
+    needed = -(-back // least) + 1
+    if other % least:
+      needed += -(-back // other)
+    if self.checkpoints_kept < needed:
+      raise ValueError(
+        f"alarms.roll_back.iterations={back} needs older checkpoints than "
+        f"checkpoints_kept={self.checkpoints_kept} keeps, with checkpoint_every"
+        f"={self.checkpoint_every} and eval_every={self.eval_every}: set "
+        f"checkpoints_kept={needed}."
       )
 
   def _check_adaptive_kl(self) -> None:

@@ -90,6 +90,16 @@ class ArithmeticTask(Task):
     """Whether a step neither computes nor answers."""
     return checker.is_vacuous(step)
 
+  def step_labels(
+    self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
+  ) -> list[list[int | None]]:
+    """Labels each step up to the first bad one."""
+    parse = arithmetic.parse_problem
+    return [
+      checker.label_steps(parse(problem.problem), steps)
+      for problem, steps in zip(problems, texts, strict=True)
+    ]
+
   def kind(self, problem: Problem, steps: Sequence[str]) -> str:
     """Classifies a response, to show how a policy exploits a reward."""
     return checker.classify(arithmetic.parse_problem(problem.problem), steps)

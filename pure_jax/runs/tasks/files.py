@@ -12,10 +12,12 @@ from pure_jax.host import huggingface
 from pure_jax.host.checkpoints import integrity
 from pure_jax.host.data import file_dataset as data_files
 from pure_jax.host.data.file_dataset import Records
+from pure_jax.host.data.formats import equations
 from pure_jax.host.data.formats.named import find_format
 from pure_jax.host.data.records import (
   LabelledSolution,
   Problem,
+  label_arrays,
   split_by_problem,
 )
 from pure_jax.host.grading import verify
@@ -235,6 +237,13 @@ class FilesTask(Task):
     """Whether a step is empty; other vacuous steps cannot be detected."""
     return not step.strip()
 
+  def step_labels(
+    self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
+  ) -> list[list[int | None]]:
+    """Labels steps by the equations in them, as far as they can be read."""
+    del problems
+    return [[equations.label_step(step) for step in steps] for steps in texts]
+
   def start_policy(self, layout: sharding.Layout) -> Any:
     """Loads the weights of the policy."""
     path = self._files.policy
@@ -292,7 +301,9 @@ class FilesTask(Task):
       self.tokenizer.pad_id,
       self._settings.prm.length_multiple,
     )
-    labels, label_mask = held_out_prm.step_labels(rows, self._limits.max_steps)
+    labels, label_mask = label_arrays(
+      [row.labels for row in rows], self._limits.max_steps
+    )
     counts = self._labelled_file.counts
     metrics = {
       "file_rows": counts.read,

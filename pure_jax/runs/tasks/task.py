@@ -97,6 +97,12 @@ class Task(Protocol):
     """Whether a step neither claims nor concludes anything."""
     raise NotImplementedError
 
+  def step_labels(
+    self, problems: Sequence[Problem], texts: Sequence[Sequence[str]]
+  ) -> list[list[int | None]]:
+    """Labels the steps of responses by a checker: 1 (good), 0 (bad) or None."""
+    raise NotImplementedError
+
   def kind(self, problem: Problem, steps: Sequence[str]) -> str | None:
     """The kind of a response; None if the task cannot tell."""
     return None

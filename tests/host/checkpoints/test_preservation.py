@@ -104,6 +104,7 @@ def test_preemption_leaves_no_trace_in_what_is_preserved(tmp_path):
       for step in interim:
         checkpoints.save(step, make_state(step), interim=True)
         assert checkpoints.steps() == [10, 20, 25]
+        assert checkpoints.steps(regular=True) == [10, 20]
     with Checkpoints(folder, keep_latest=2) as checkpoints:
       newest = checkpoints.restore_latest(make_state(0)).step
       assert newest == (25 if interim else 20)

@@ -7,6 +7,7 @@ import pytest
 from pure_jax.host.data.records import (
   LabelledSolution,
   Problem,
+  label_arrays,
   split_by_problem,
   step_text,
 )
@@ -80,3 +81,21 @@ def test_the_split_of_a_problem_never_changes_between_versions():
 def test_no_rows_are_split_into_none():
   train, held_out = split_by_problem([], 4)
   assert train.tolist() == held_out.tolist() == []
+
+
+@pytest.mark.parametrize(
+  ("labels", "expected"),
+  [
+    ([1, 0], [1, 0, None]),
+    ([1, None, 0], [1, None, 0]),
+    ([1, 1, 0, 1], [1, 1, 0]),  # The rest has a bad step, which is not last.
+    ([1, 1, None, 1], [1, 1, 1]),
+    ([1, 1, None, None], [1, 1, None]),
+    ([], [None] * 3),
+  ],
+)
+def test_labels_of_the_last_steps_are_joined(labels, expected):
+  values, mask = label_arrays([labels, [0]], max_steps=3)
+  pairs = zip(values[0].tolist(), mask[0].tolist(), strict=True)
+  assert [value if known else None for value, known in pairs] == expected
+  assert values[1].tolist() == [0, 0, 0] and mask[1].tolist() == [1, 0, 0]

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from factories import steps_from_ends
 
+from pure_jax.host.evaluation.response_facts import (
+  ResponseFacts,
+  response_facts,
+)
 from pure_jax.host.evaluation.rollout_metrics import (
   SCORE_METRICS,
-  ResponseFacts,
   pass_at_n,
-  response_facts,
   rollout_metrics,
 )
 from pure_jax.types import Rollout
@@ -60,10 +62,17 @@ def batch(responses):
   return rollout, steps.replace(overflow=overflow), rewards, correct, texts
 
 
+def answers(texts):
+  """The answer of each response: its step "box", if it has one."""
+  return ["box" if "box" in steps else None for steps in texts]
+
+
 def metrics(
   rollout, steps, rewards, correct, texts, is_vacuous, gradable=None, **options
 ):
-  facts = response_facts(rollout, steps, rewards, texts, is_vacuous, **options)
+  facts = response_facts(
+    rollout, steps, rewards, texts, answers(texts), is_vacuous, **options
+  )
   if gradable is None:
     gradable = np.ones(len(correct), bool)
   return rollout_metrics(facts, correct, gradable)
@@ -107,11 +116,19 @@ WATCHED = (
   *("response_tokens", "clip_ratio", "truncated"),
   *("repetition", "high_repetition"),
 )
+CELLS = (
+  *("accepted_right", "accepted_wrong"),
+  *("rejected_right", "rejected_wrong"),
+)
 NAMES = (
   *("accuracy", "process_outcome", "min_step_score", "hacked_given_wrong"),
+  *CELLS,
   *WATCHED,
   *(f"{name}_given_correct" for name in WATCHED),
   *(f"{name}_given_wrong" for name in WATCHED),
+  *("pseudo_positive_share", "no_step_share", "one_step_share"),
+  *("longest_step_tokens", "longest_step_share"),
+  *("answer_without_work", "work_without_answer", "no_work_or_answer"),
   *("steps_per_response", "reflection_words", "reflection_share"),
   *("vacuous_step_share", "empty_step_share", "step_overflow"),
 )
@@ -130,6 +147,26 @@ def reflections(text):
     for pattern in patterns
     for start in range(len(text))
   )
+
+
+def signs(response):
+  """The signs of hacking in one response."""
+  tokens, ends, _, texts, _, _, blank, _ = response
+  content = len(ends) - len(blank)
+  starts = [0, *(end + 1 for end in ends)]
+  pairs = zip(starts, ends, strict=False)
+  longest = max((end + 1 - start for start, end in pairs), default=0)
+  works = sum(letter.isdigit() for text in texts for letter in text) > 1
+  answered = "box" in texts
+  share = {"longest_step_share": longest / len(tokens)} if tokens else {}
+  return share | {
+    "no_step_share": content == 0,
+    "one_step_share": content == 1,
+    "longest_step_tokens": longest,
+    "answer_without_work": answered and not works,
+    "work_without_answer": works and not answered,
+    "no_work_or_answer": not works and not answered,
+  }
 
 
 def described(responses, gradable=None, unit="characters"):
@@ -159,12 +196,21 @@ def described(responses, gradable=None, unit="characters"):
         note(f"{name}_given_correct", value)
       if wrong:
         note(f"{name}_given_wrong", value)
+    note("pseudo_positive_share", right and high and 2 * len(tokens) >= WIDTH)
+    for name, value in signs(response).items():
+      note(name, value)
     note("reflection_words", reflections(text))
     note("reflection_share", reflections(text) > 0)
     note("accuracy", right)
     note("process_outcome", softmin(scores) if scores else 0.0)
     note("steps_per_response", len(ends))
     note("step_overflow", merged > 0)
+    if is_gradable:
+      accepted = bool(scores) and softmin(scores) > 0
+      for name, accepts, is_right in zip(
+        CELLS, (1, 1, 0, 0), (1, 0, 1, 0), strict=True
+      ):
+        note(name, accepted == accepts and bool(right) == is_right)
     if scores:
       note("min_step_score", min(scores))
     if scores and wrong:
@@ -195,7 +241,7 @@ GIVEN_WRONG = {f"{name}_given_wrong" for name in WATCHED}
       [EMPTY, EMPTY],
       GIVEN_CORRECT
       | {"hacked_given_wrong", "min_step_score"}
-      | {"vacuous_step_share", "empty_step_share"},
+      | {"vacuous_step_share", "empty_step_share", "longest_step_share"},
     ),
   ],
   ids=["mixed", "all right", "no steps but wrong", "all wrong", "no tokens"],
@@ -267,7 +313,7 @@ def test_without_a_prm_metrics_of_step_rewards_are_absent():
   rollout, steps, _, *rest = batch(responses)
   batch_metrics = metrics(rollout, steps, None, *rest, lambda t: t == "um")
   expected = described(responses)
-  for name in ("process_outcome", "min_step_score", "hacked_given_wrong"):
+  for name in SCORE_METRICS:
     del expected[name]
   assert batch_metrics == pytest.approx(expected, abs=1e-6)
 
@@ -292,7 +338,8 @@ def test_facts_computed_in_shares_give_the_metrics_of_the_whole_batch():
 
   def facts(rows):
     part = jax.tree.map(lambda x: np.asarray(x)[rows], arrays)
-    return response_facts(*part, texts[rows], lambda text: text == "um")
+    found = answers(texts[rows])
+    return response_facts(*part, texts[rows], found, lambda t: t == "um")
 
   shares = [vars(facts(slice(0, 3))), vars(facts(slice(3, 5)))]
   joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)

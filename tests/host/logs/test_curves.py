@@ -55,6 +55,18 @@ def test_draws_known_metrics_by_stage(tmp_path, drawn):
   assert image[..., :3].std() > 0.01  # Something is drawn on it.
 
 
+def test_marks_are_in_the_panels_of_their_stage(tmp_path, drawn):
+  with MetricsWriter(tmp_path) as writer:
+    writer.write("sft", 0, {"loss": 2.0})
+    writer.write("rl", 1, {"accuracy": 0.25})
+  marks = [("rl", 7, "divergence $x$")]
+  plot_curves(tmp_path, tmp_path / "curves.png", marks)
+  loss, accuracy = drawn[0].axes[:2]
+  assert len(loss.lines) == 1 and not loss.texts
+  assert accuracy.lines[1].get_xdata() == [7, 7]
+  assert [text.get_text() for text in accuracy.texts] == ["divergence $x$"]
+
+
 def test_a_number_that_is_not_finite_is_a_gap(tmp_path, drawn):
   with MetricsWriter(tmp_path) as writer:
     for step, loss in enumerate([1.0, math.nan, 0.5]):

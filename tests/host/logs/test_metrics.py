@@ -12,15 +12,16 @@ from tensorboardX.record_writer import masked_crc32c
 
 from pure_jax.host.logs.generations import GenerationsWriter
 from pure_jax.host.logs.metrics import (
+  SAMPLES_FILE,
   MetricsError,
   MetricsWriter,
-  SamplesWriter,
+  RecordsWriter,
   read_log,
   read_metrics,
 )
 
 TEXT_WRITERS = {
-  "samples.jsonl": SamplesWriter,
+  "samples.jsonl": lambda folder: RecordsWriter(folder, SAMPLES_FILE),
   "generations.jsonl": GenerationsWriter,
 }
 
@@ -232,7 +233,7 @@ def test_a_metric_is_a_number(tmp_path, value):
   with pytest.raises(MetricsError, match=rf"{path}:1 is not .*: loss is"):
     MetricsWriter(tmp_path)
   path.rename(tmp_path / "samples.jsonl")
-  with SamplesWriter(tmp_path):
+  with RecordsWriter(tmp_path, SAMPLES_FILE):
     assert len(read_log(tmp_path / "samples.jsonl")) == 1
 
 
@@ -266,7 +267,7 @@ def test_the_logs_of_the_committed_runs_are_read():
 
 def test_samples_are_rewound_and_are_strict_json(tmp_path):
   def write(steps, resume_at=None):
-    with SamplesWriter(tmp_path) as writer:
+    with RecordsWriter(tmp_path, SAMPLES_FILE) as writer:
       if resume_at is not None:
         writer.rewind("rl", resume_at)
       for step in steps:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pure_jax.host.data.records import label_arrays
 from pure_jax.host.data.world.arithmetic import (
   FILLERS,
   SEPARATOR,
@@ -137,8 +138,8 @@ def label_rollout(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Labels sampled responses, aligned with the steps of `steps.split_steps`.
 
-  If a response has more than `max_steps` steps, its last row entry stands for
-  the rest of the response, and is good only if all labels of the rest are good.
+  If a response has more than `max_steps` steps, its last entry stands for the
+  rest, see `records.label_arrays`.
 
   Args:
     tokenizer: decodes the responses.
@@ -150,16 +151,9 @@ def label_rollout(
   Returns:
     (labels [B, S] int32, label_mask [B, S] bool).
   """
-  labels = np.zeros((len(problems), max_steps), np.int32)
-  label_mask = np.zeros((len(problems), max_steps), bool)
   step_texts = split_texts(tokenizer, tokens, completion_mask)
-  for row, (text, steps) in enumerate(zip(problems, step_texts, strict=True)):
-    row_labels = label_steps(parse_problem(text), steps)
-    if len(row_labels) > max_steps:
-      rest = row_labels[max_steps - 1 :]
-      known = [label for label in rest if label is not None]
-      row_labels = [*row_labels[: max_steps - 1], min(known) if known else None]
-    for step, label in enumerate(row_labels):
-      if label is not None:
-        labels[row, step], label_mask[row, step] = label, True
-  return labels, label_mask
+  labels = [
+    label_steps(parse_problem(text), steps)
+    for text, steps in zip(problems, step_texts, strict=True)
+  ]
+  return label_arrays(labels, max_steps)
