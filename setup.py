@@ -123,11 +123,13 @@ setuptools.setup(
     "pure_jax.runs.planning",
     "pure_jax.runs.planning.hlo",
     "pure_jax.runs.rl",
+    "pure_jax.runs.run_report",
     "pure_jax.runs.settings",
     "pure_jax.runs.tasks",
     "pure_jax.training",
   ],
   package_dir={"pure_jax.kernels": "kernels"},
+  package_data={"pure_jax.runs.run_report": ["page.html"]},
   install_requires=RUNTIME,
   extras_require=EXTRAS,
 )

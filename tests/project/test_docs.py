@@ -275,6 +275,7 @@ DOTTED = re.compile(r"(?<!`)`((?:pure_jax\.)?\w+(?:\.\w+)+)`(?!`)")
 # What runs and users write, which no checkout has.
 WRITTEN_BY_RUNS = {
   *("metrics.jsonl", "samples.jsonl", "summary.json", "config.json"),
+  *("alarms.jsonl", "rl/roll_backs.json"),
   *("report.json", "report.md", "tokenizer.json", "generation_config.json"),
   "done.json",
 }

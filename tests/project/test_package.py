@@ -54,11 +54,12 @@ def wheel(tmp_path_factory) -> pathlib.Path:
 
 
 def files_below(folder: str, inside: str) -> set[str]:
-  """Python files of a folder of the checkout, as the wheel names them."""
+  """Files of code in a folder of the checkout, as the wheel names them."""
   base = ROOT / folder
   return {
     f"{inside}/{path.relative_to(base).as_posix()}"
-    for path in base.rglob("*.py")
+    for path in base.rglob("*")
+    if path.suffix in (".py", ".html")
   }
 
 

@@ -1,0 +1,1 @@
+"""One page of HTML about a run: curves, alarms, samples with their credit."""
