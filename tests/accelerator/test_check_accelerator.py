@@ -15,9 +15,9 @@ import jax
 import numpy as np
 import pytest
 from accelerator import (
+  correctness,
   exact,
   kernels,
-  numbers,
   resume,
   small_step,
 )
@@ -44,7 +44,7 @@ def wrong(checks):
 
 
 def test_a_step_in_float32_is_that_of_numpy(step, context):
-  result = numbers.run_float32(context)
+  result = correctness.run_float32(context)
   assert wrong(result["checks"]) == []
   assert len(result["checks"]) == 10
   assert len({tuple(row) for row in step.sampled.tokens}) > 12
@@ -107,10 +107,10 @@ def test_a_wrong_step_is_seen(step, fault, seen):
 
 def test_another_device_is_compared_with_the_cpu(step):
   """Small differences in tokens, gradient and loss of the other."""
-  assert wrong(numbers.check_same(step, step, "float32", "CPU")) == []
+  assert wrong(correctness.check_same(step, step, "float32", "CPU")) == []
   other = of_other_rows(without_one_bias(with_not_a_number(step)))
   (loss, gradient, tokens) = wrong(
-    numbers.check_same(other, step, "float32", "CPU")
+    correctness.check_same(other, step, "float32", "CPU")
   )
   assert loss == "loss = CPU"
   assert gradient.endswith("worst ['layers']['key_bias']")
@@ -120,7 +120,7 @@ def test_another_device_is_compared_with_the_cpu(step):
 def test_the_engine_samples_what_one_loop_does(step, context):
   """Whose rollout it takes from the piece before."""
   steps = small_step.run_step.cache_info().misses
-  assert wrong(numbers.run_engine(context)["checks"]) == []
+  assert wrong(correctness.run_engine(context)["checks"]) == []
   assert small_step.run_step.cache_info().misses == steps
 
 
@@ -259,6 +259,6 @@ def test_the_whole_check_is_right_here(tmp_path):
 
 @pytest.mark.slow
 def test_several_devices_do_what_one_does(context):
-  result = numbers.run_devices(context)
+  result = correctness.run_devices(context)
   assert wrong(result["checks"]) == []
   assert "8 devices" in result["summary"]
