@@ -1,9 +1,11 @@
 """Credit and advantages of logged samples, under each form of credit."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -40,10 +42,13 @@ def token_credit(
     ``advantages``, for each step those of its first and of its last token. In
     between they are on a line.
   """
+  if not samples:
+    return []
   credits: list[Credit] = [{} for _ in samples]
   by_coef: dict[float, list[int]] = {}  # A roll-back may have changed it.
   for row, sample in enumerate(samples):
     by_coef.setdefault(sample["group"]["verifiable_coef"], []).append(row)
+  size = _size([sample["group"] for sample in samples])
   for coef, rows in by_coef.items():
     of_rows = dataclasses.replace(
       config,
@@ -55,33 +60,46 @@ def token_credit(
     )
     for first in range(0, len(rows), _GROUPS):
       chunk = rows[first : first + _GROUPS]
-      computed = _of_groups([samples[row]["group"] for row in chunk], of_rows)
-      for row, of_sample in zip(chunk, computed, strict=True):
+      # All chunks have one shape, for which the functions are compiled once.
+      padded = [*chunk, *[chunk[0]] * (_GROUPS - len(chunk))]
+      groups = [samples[row]["group"] for row in padded]
+      computed = _of_groups(groups, of_rows, size)
+      for row, of_sample in zip(chunk, computed, strict=False):
         credits[row] = of_sample
   return credits
 
 
-def _of_groups(
-  groups: Sequence[Mapping[str, Any]], config: CreditConfig
-) -> list[Credit]:
-  """The credit of one sample of each group, its member."""
-  experience = _experience(groups)
+@functools.partial(jax.jit, static_argnames="config")
+def _compute(
+  experience: Experience, config: CreditConfig
+) -> tuple[jax.Array, jax.Array]:
+  """(returns of the steps [B, S], advantages of the tokens [B, C])."""
   step_mask = experience.steps.mask
   if config.exclude_empty_steps:
     step_mask &= ~experience.steps.empty
+  returns = step_returns(experience.step_rewards, step_mask, config)
+  advantages, _ = pure_advantages(experience, config)
+  return following_returns(returns, step_mask), advantages
+
+
+def _of_groups(
+  groups: Sequence[Mapping[str, Any]],
+  config: CreditConfig,
+  size: tuple[int, int],
+) -> list[Credit]:
+  """The credit of one sample of each group, its member."""
+  experience = _experience(groups, size)
   credits: list[Credit] = [{} for _ in groups]
   for form in FORMS:
     discount = config.discount if form == "sum" else 1.0
     of_form = dataclasses.replace(config, form=form, discount=discount)
-    returns = step_returns(experience.step_rewards, step_mask, of_form)
-    returns = np.asarray(following_returns(returns, step_mask))
-    advantages, _ = pure_advantages(experience, of_form)
+    returns, advantages = jax.device_get(_compute(experience, of_form))
     for number, group in enumerate(groups):
       row = number * config.group_size + group["member"]
       mask = np.asarray(experience.steps.mask[row])
       last = np.asarray(experience.steps.end_position[row])[mask]
       first = np.asarray([0, *(last[:-1] + 1)], np.int64)[: len(last)]
-      of_tokens = np.asarray(advantages[row])
+      of_tokens = advantages[row]
       credits[number][form] = {
         "returns": _rounded(returns[row][mask]),
         "advantages": _rounded(of_tokens[np.stack([first, last], axis=1)]),
@@ -94,12 +112,19 @@ def _rounded(values: np.ndarray) -> list[Any]:
   return values.astype(np.float64).round(4).tolist()
 
 
-def _experience(groups: Sequence[Mapping[str, Any]]) -> Experience:
+def _size(groups: Sequence[Mapping[str, Any]]) -> tuple[int, int]:
+  """(S, C), the most steps and tokens of a response."""
+  responses = [tokens for group in groups for tokens in group["step_tokens"]]
+  return max(map(len, responses)), max(map(sum, responses))
+
+
+def _experience(
+  groups: Sequence[Mapping[str, Any]], size: tuple[int, int]
+) -> Experience:
   """The batch of all groups, whose tokens are known by their number."""
   lengths = [tokens for group in groups for tokens in group["step_tokens"]]
   scores = [score for group in groups for score in group["step_rewards"]]
-  rows, max_steps = len(lengths), max(map(len, lengths), default=0)
-  columns = max(map(sum, lengths), default=0)
+  rows, (max_steps, columns) = len(lengths), size
   rewards = np.zeros((rows, max_steps), np.float32)
   mask = np.zeros((rows, max_steps), bool)
   end = np.zeros((rows, max_steps), np.int32)
