@@ -163,7 +163,7 @@ class Checkpoints:
   def steps(self, *, regular: bool = False) -> list[int]:
     """Waits for the current save; returns the steps of checkpoints, ascending.
 
-    `regular` leaves out interim ones. Raises a CheckpointError if it failed.
+    `regular` leaves out interim ones. Raises CheckpointError if a save failed.
     """
     self.wait()
     steps = sorted(self._orbax.all_steps())
