@@ -200,10 +200,14 @@ def _segment_values(weights_BKQM, values, dtype):
   weights = _group_rows(weights_BKQM, values.data.shape[0])
   if values.scale is not None:
     weights = weights * values.scale[:, :, None]
+  # With a result of 16 bits a CPU would not use its instructions for them.
   out = jnp.einsum(
-    "PKXM,PKMH->PKXH", weights.astype(dtype), values.data.astype(dtype)
+    "PKXM,PKMH->PKXH",
+    weights.astype(dtype),
+    values.data.astype(dtype),
+    preferred_element_type=jnp.float32,
   )
-  return _ungroup_rows(out, B, Q)
+  return _ungroup_rows(out.astype(dtype), B, Q)
 
 
 def _group_rows(x_BKQY, P):

