@@ -32,7 +32,7 @@ from pure_jax.models import lora, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
 from pure_jax.parallel import sharding
-from pure_jax.runs import loop, trunk_states
+from pure_jax.runs import early_ends, loop, trunk_states
 from pure_jax.runs.batches import take_rows
 from pure_jax.runs.evaluation import labelled_solutions
 from pure_jax.runs.run import Run
@@ -92,6 +92,19 @@ def train_stage(
     out_shardings=sharding.weight_shardings(prm.declare_prm(plain), layout),
   )
   return merge(params)
+
+
+def add_early_ends(run: Run, labelled: LabelledResponses) -> LabelledResponses:
+  """Adds responses that end too early, for a PRM that reads the end."""
+  settings = run.spec.settings
+  rng = np.random.default_rng((settings.seed, RandomStream.EARLY_ENDS.value))
+  whole = labelled.responses, labelled.labels, labelled.label_mask
+  cut = early_ends.cut_early(
+    *whole, run.spec.table, settings.prm.early_ends, rng
+  )
+  every = jax.tree.map(lambda *x: np.concatenate(x), whole, cut)
+  metrics = {**labelled.metrics, "early_ends": float(len(cut[1]))}
+  return LabelledResponses(*every, metrics)
 
 
 def make_updates(
@@ -198,6 +211,8 @@ def _make_prm(run: Run, policy_params: Any, declared: Any) -> Any:
   """Trains the PRM in its two stages, from the last checkpoint on."""
   settings, layout = run.spec.settings.prm, run.spec.layouts.training
   labelled = run.task.labelled(run.spec, run.batches, policy_params)
+  if run.spec.settings.prm.early_ends:
+    labelled = add_early_ends(run, labelled)
   if labelled.metrics:
     run.folder.metrics.rewind("prm_data", 0)
     run.folder.metrics.write("prm_data", 0, labelled.metrics)

@@ -43,17 +43,26 @@ class ScoreConfig:
       (on the host, see `pure_jax.host.text.tokenization`).
     empty_step_reward: -1..1, replaces the PRM's score of an empty step, so
       that a policy cannot earn rewards with empty steps; None keeps the score.
+    read_end: True lets the PRM read EOS before the last score, so that it can
+      score an end that comes too early. Needs separator "insert", and a PRM
+      that was trained so.
   """
 
   max_steps: int
   separator: str = "insert"
   empty_step_reward: float | None = None
+  read_end: bool = False
 
   def __post_init__(self):
     if self.max_steps < 1:
       raise ValueError(f"max_steps must be >= 1, not {self.max_steps}.")
     _require_one_of("separator", self.separator, SEPARATORS)
     within(-1, 1, self, "empty_step_reward")
+    if self.read_end and self.separator != "insert":
+      raise ValueError(
+        f"read_end needs separator='insert', not {self.separator!r}: the "
+        "others have no place for EOS."
+      )
 
   @property
   def inserted_tokens(self) -> int:

@@ -217,6 +217,7 @@ def build_prm_inputs(
   table: SeparatorTable,
   *,
   separator: str = "insert",
+  read_end: bool = False,
 ) -> PRMInputs:
   r"""Lays out the prompt and the steps, each followed by a score token.
 
@@ -224,9 +225,9 @@ def build_prm_inputs(
   score_id. A bare separator (one token or two) or EOS is replaced by score_id.
   A merged separator (".\n\n") is replaced by its stem and score_id, so
   punctuation is kept. The last token of a truncated response is kept, and
-  score_id follows it. With "replace" (the reference) score_id overwrites the id
-  at each step end. Lengths do not change, but merged ids and the last token of
-  a truncated response lose their content.
+  score_id follows it. With `read_end` EOS is kept as well. With "replace" (the
+  reference) score_id overwrites the id at each step end. Lengths do not change,
+  but merged ids and the last token of a truncated response lose their content.
 
   If several steps were merged into the last one (overflow), the separators
   inside it stay. A row without a step has its prompt and no score.
@@ -240,6 +241,7 @@ def build_prm_inputs(
     table: SeparatorTable that `split_steps` used.
     separator: "insert" or "replace". The inputs of "each" need the texts of
       the steps, so the host makes them.
+    read_end: True keeps EOS before the last score token; "insert" only.
 
   Returns:
     PRMInputs of T = L + C + S ("insert") or L + C ("replace") tokens.
@@ -249,7 +251,7 @@ def build_prm_inputs(
   """
   if separator == "insert":
     response, response_mask, score_position = _insert_scores(
-      tokens, completion_mask, steps, table
+      tokens, completion_mask, steps, table, read_end
     )
   elif separator == "replace":
     response = jnp.where(steps.end_mask, table.score_id, tokens)
@@ -273,6 +275,7 @@ def _insert_scores(
   completion_mask: Array,
   steps: StepBoundaries,
   table: SeparatorTable,
+  read_end: bool,
 ) -> tuple[Array, Array, Array]:
   """Returns (ids, mask, score position) of responses with inserted scores."""
   width = tokens.shape[1] + steps.mask.shape[1]
@@ -281,6 +284,8 @@ def _insert_scores(
   # At a step end the score token replaces a bare separator (both halves, if
   # there are two) and follows any other token. Elsewhere tokens stay.
   replaced = steps.end_mask & _is_bare(tokens, table)
+  if read_end:
+    replaced &= ~_is_eos(tokens, table)
   half = jnp.asarray(table.half)[tokens]
   second = jnp.concatenate(
     [(replaced & half)[:, 1:], jnp.zeros_like(half[:, :1])], axis=1

@@ -139,6 +139,9 @@ def prm() -> dict:
     length_multiple=48,  # Responses are padded to a multiple of this, tokens.
     eval_prompts=256,  # Held-out prompts on which the PRM is evaluated.
     evaluate_head=False,  # Evaluates the PRM after the first stage as well.
+    # Share of the labelled responses from which another one is made, which ends
+    # too early, with a bad last step. Needs score.read_end.
+    early_ends=0.0,
     # Folder for the states of the trunk that the first stage trains on, in the
     # workdir unless the path is absolute. Each is computed once, and once only
     # for all runs that share the folder. Unset computes the trunk in each
@@ -164,6 +167,9 @@ def score() -> dict:
     # RL gives an empty step this reward, in [-1, 1], instead of the PRM's
     # score; unset keeps the score.
     empty_step_reward=placeholder(float),
+    # True: the PRM reads EOS before the last score, so that it can learn that
+    # an end comes too early (prm.early_ends). Needs separator="insert".
+    read_end=False,
   )
 
 

@@ -106,6 +106,7 @@ def fields() -> dict:
       # "insert", "replace" (as the paper's reference in RL) or "each" (as in
       # the training of the paper's PRM).
       separator="insert",
+      read_end=False,  # True: the PRM reads EOS; see base.py.
     ),
     grader=files.grader(),
     bootstrap_seed=0,  # Seed of the intervals.

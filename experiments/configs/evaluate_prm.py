@@ -82,6 +82,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         # "insert", "replace" (as the paper's reference in RL) or "each" (as in
         # the training of the paper's PRM).
         separator="insert",
+        read_end=False,  # True: the PRM reads EOS; see base.py.
       ),
       batch_size=8,  # Solutions in a batch.
       length_multiple=128,  # Columns are padded to a multiple of this, tokens.

@@ -35,6 +35,7 @@ class RandomStream(enum.IntEnum):
   MINI_BATCHES = 8
   CRITIC_ADAPTERS = 9
   BENCHMARK_SAMPLES = 10
+  EARLY_ENDS = 11
 
 
 def make_layouts(settings: Settings) -> Layouts:

@@ -120,6 +120,7 @@ def prm_inputs(
     _split_steps(config, table, batch),
     table,
     separator=config.separator,
+    read_end=config.read_end,
   )
 
 

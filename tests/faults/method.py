@@ -351,4 +351,34 @@ FAULTS = (
     "temperature = highest(temperature, 0)",
     ("test_numeric_limits.py::test_softmin_has_limits",),
   ),
+  Fault(
+    "the PRM does not read the end of a response",
+    "steps:_insert_scores",
+    "if read_end:",
+    "if False:",
+    ("test_steps.py::test_prm_inputs_agree_with_a_growing_list",),
+  ),
+  Fault(
+    "an end that comes too early has no label",
+    "runs.early_ends:cut_early",
+    "known | (step == last)",
+    "known",
+    ("test_early_ends.py::test_where_a_response_is_cut",),
+  ),
+  Fault(
+    "a response is cut after a bad step",
+    "runs.early_ends:cut_early",
+    "np.minimum(count - 1, first_bad)",
+    "count - 1",
+    ("test_early_ends.py::test_where_a_response_is_cut",),
+  ),
+  Fault(
+    "a response that was cut off counts as ended too early",
+    "host.data.world.checker:label_rollout",
+    "ended & ~",
+    "~",
+    (
+      "test_checker.py::test_a_prm_that_reads_the_end_learns_when_it_comes_too_early",
+    ),
+  ),
 )

@@ -40,7 +40,9 @@ def _batch(rows, width):
 
 # Eager, every operation and each slice of a row would be a program.
 _jitted_split = jax.jit(steps.split_steps, static_argnames="max_steps")
-_jitted_inputs = jax.jit(steps.build_prm_inputs, static_argnames="separator")
+_jitted_inputs = jax.jit(
+  steps.build_prm_inputs, static_argnames=("separator", "read_end")
+)
 _terminal_mask = jax.jit(steps.terminal_mask)
 _step_rewards = jax.jit(steps.read_step_rewards)
 
@@ -70,10 +72,11 @@ def _oracle_steps(row, max_steps, table=TABLE):
   return groups, overflow
 
 
-def _oracle_inputs(row, groups, separator, table=TABLE):
+def _oracle_inputs(row, groups, separator, table=TABLE, read_end=False):
   """(ids, score positions) of one response, written as a list grows."""
   ids, positions = [], []
-  bare = (SEP, LONG, EOS, SCORE) if table is HALVES else (SEP, LONG, EOS)
+  bare = (SEP, LONG, SCORE) if table is HALVES else (SEP, LONG)
+  bare = bare if read_end else (*bare, EOS)
   for group in groups:
     for place, position in enumerate(group):
       token = row[position]
@@ -278,22 +281,29 @@ def test_padding_changes_nothing():
 
 
 @BOTH
-@pytest.mark.parametrize("separator", ["insert", "replace"])
+@pytest.mark.parametrize(
+  ("separator", "read_end"),
+  [("insert", False), ("insert", True), ("replace", False)],
+)
 @pytest.mark.parametrize("max_steps", [2, 4])
-def test_prm_inputs_agree_with_a_growing_list(separator, max_steps, table):
+def test_prm_inputs_agree_with_a_growing_list(
+  separator, read_end, max_steps, table
+):
   rows = _random_rows(13, 60, 9) + _random_rows(14, 60, 9, WITH_HALVES)
   tokens, mask = _batch(rows, 9)
   prompt = np.tile(np.array([PROMPT], np.int32), (120, 1))
   cut = _jitted_split(tokens, mask, table, max_steps=max_steps)
   inputs = _jitted_inputs(
-    prompt, prompt != PAD, tokens, mask, cut, table, separator=separator
+    *(prompt, prompt != PAD, tokens, mask, cut, table),
+    separator=separator,
+    read_end=read_end,
   )
   inputs = jax.tree.map(np.asarray, inputs)
   width = 3 + 9 + (max_steps if separator == "insert" else 0)
   assert inputs.tokens.shape == (120, width)
   for b, row in enumerate(rows):
     groups, _ = _oracle_steps(row, max_steps, table)
-    ids, positions = _oracle_inputs(row, groups, separator, table)
+    ids, positions = _oracle_inputs(row, groups, separator, table, read_end)
     padding = [PAD] * (width - 3 - len(ids))
     assert inputs.tokens[b].tolist() == PROMPT + ids + padding
     kept = [False, True, True] + [True] * len(ids)

@@ -14,14 +14,17 @@ LABELS = [[1, 1, None], [0], [1, 0]]
 SCORES = [[0.9, 0.5, -0.9], [-0.5, 0, 0], [0.7, 0.6, 0]]
 
 
-def run_of(labels):
+def run_of(labels, read_end=False):
   """A run of one process, whose task labels steps as given."""
 
   def step_labels(problems, texts):
     assert problems == ["a", "b", "c"] and texts == TEXTS
     return labels
 
+  score = types.SimpleNamespace(read_end=read_end)
+  settings = types.SimpleNamespace(prm=types.SimpleNamespace(score=score))
   return types.SimpleNamespace(
+    spec=types.SimpleNamespace(settings=settings),
     task=types.SimpleNamespace(step_labels=step_labels),
     batches=types.SimpleNamespace(
       share=np.arange, gather=lambda count, tree: tree
@@ -29,12 +32,15 @@ def run_of(labels):
   )
 
 
-def metrics(labels=LABELS, scores=SCORES):
+def metrics(labels=LABELS, scores=SCORES, read_end=False):
   facts = types.SimpleNamespace(
-    step_rewards=None if scores is None else np.asarray(scores, np.float32)
+    step_rewards=None if scores is None else np.asarray(scores, np.float32),
+    truncated=np.array([True, False, False]),
+    has_answer=np.array([False, True, False]),
   )
   graded = types.SimpleNamespace(texts=TEXTS)
-  return prm_step_metrics(run_of(labels), ["a", "b", "c"], graded, facts)
+  run = run_of(labels, read_end)
+  return prm_step_metrics(run, ["a", "b", "c"], graded, facts)
 
 
 def test_scores_are_compared_with_labels_by_hand():
@@ -60,6 +66,13 @@ def test_without_labels_or_finite_scores_a_metric_is_null():
   assert {*nothing.values()} == {None}
   broken = metrics(scores=[[math.nan, 0, 0], *SCORES[1:]])
   assert broken["prm_auc"] is None and broken["prm_labelled_steps"] == 5
+
+
+def test_an_end_without_an_answer_is_bad_if_the_prm_reads_it():
+  """Of the three only the last response has ended without an answer."""
+  labels = [[1, 1, None], [1], [1, None]]
+  assert metrics(labels)["prm_good_share"] == 1
+  assert metrics(labels, read_end=True)["prm_good_share"] == 4 / 5
 
 
 def test_a_step_without_a_label_may_have_any_score():

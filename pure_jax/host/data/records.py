@@ -167,6 +167,25 @@ def label_arrays(
   return values, mask
 
 
+def label_early_ends(
+  labels: Sequence[Sequence[int | None]], early: Sequence[bool]
+) -> list[list[int | None]]:
+  """Labels the last step of a response bad if it ends there too early.
+
+  >>> label_early_ends([[1, None], [0, None], [1]], [True, True, False])
+  [[1, 0], [0, None], [1]]
+
+  Args:
+    labels: as for `label_arrays`.
+    early: of each response, whether it ended without an answer. Nothing changes
+      if a step is bad already.
+  """
+  return [
+    [*of_row[:-1], 0] if ends and of_row and 0 not in of_row else [*of_row]
+    for of_row, ends in zip(labels, early, strict=True)
+  ]
+
+
 def problem_key(problem: str) -> str:
   """A hash of a problem's text, 16 hexadecimal digits, the same in every file.
 

@@ -129,6 +129,20 @@ def encode_response(
   return ids
 
 
+def ended_by_choice(
+  tokenizer: Tokenizer, tokens: np.ndarray, completion_mask: np.ndarray
+) -> np.ndarray:
+  """Which responses end with EOS, [B] bool; the others were cut off.
+
+  Args:
+    tokenizer: the tokenizer.
+    tokens: [B, C] int, completion ids.
+    completion_mask: [B, C] bool, True for the ids of the completion.
+  """
+  is_eos = np.isin(tokens, [*tokenizer.eos_ids])
+  return (is_eos & completion_mask).any(axis=1)
+
+
 def split_texts(
   tokenizer: Tokenizer, tokens: np.ndarray, completion_mask: np.ndarray
 ) -> list[list[str]]:

@@ -7,7 +7,11 @@ import jax
 import numpy as np
 
 from pure_jax.host.data.batches import each_step_inputs
-from pure_jax.host.data.records import Problem, label_arrays
+from pure_jax.host.data.records import (
+  Problem,
+  label_arrays,
+  label_early_ends,
+)
 from pure_jax.host.distributed import global_batch, preemption
 from pure_jax.host.evaluation import prm_metrics
 from pure_jax.host.evaluation.response_facts import (
@@ -233,6 +237,9 @@ def prm_step_metrics(
   count, max_steps = facts.step_rewards.shape
   rows = run.batches.share(count)
   labels = run.task.step_labels([problems[row] for row in rows], graded.texts)
+  if run.spec.settings.prm.score.read_end:
+    early = ~(facts.truncated | facts.has_answer)[rows]
+    labels = label_early_ends(labels, early)
   labels, mask = run.batches.gather(count, label_arrays(labels, max_steps))
   metrics = {}
   if np.isfinite(facts.step_rewards[mask]).all():

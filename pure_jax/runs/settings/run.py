@@ -5,6 +5,7 @@ import dataclasses
 from pure_jax.host.data.world.arithmetic import WorldConfig
 from pure_jax.host.evaluation.tables import AVERAGE
 from pure_jax.parallel.kernel_calls import XLA, Kernels
+from pure_jax.ranges import within
 from pure_jax.runs.settings.checks import at_least
 from pure_jax.runs.settings.files import ComputationSettings, FilesSettings
 from pure_jax.runs.settings.mesh import MeshSettings
@@ -54,9 +55,17 @@ class PRMSettings:
   full_optim: OptimConfig
   lora: LoraSettings
   trunk_states: str | None = None
+  early_ends: float = 0.0
 
   def __post_init__(self):
     """Validates that there are data and updates, and something to train."""
+    within(0, 1, self, "early_ends")
+    if self.early_ends and not self.score.read_end:
+      raise ValueError(
+        f"early_ends={self.early_ends} needs score.read_end=True: without EOS "
+        "a PRM cannot tell a response that ends too early from one that goes "
+        "on."
+      )
     at_least(1, self, "batch_size head_steps full_steps log_every")
     at_least(1, self, "length_multiple eval_prompts")
     at_least(0, self, "extra_layers")

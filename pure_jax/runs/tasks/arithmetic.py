@@ -215,6 +215,7 @@ class ArithmeticTask(Task):
       data.tokens,
       data.completion_mask,
       self._settings.prm.score.max_steps,
+      self._settings.prm.score.read_end,
     )
 
   def _sample(

@@ -185,7 +185,7 @@ def tokenizer(tmp_path_factory):
   return world_tokenizer(WORLD, path)
 
 
-def label(tokenizer, parts, max_steps):
+def label(tokenizer, parts, max_steps, read_end=False):
   """The labels of one response to 3+5-2=?, None for no label."""
   ids = [
     i
@@ -194,7 +194,7 @@ def label(tokenizer, parts, max_steps):
   ]
   tokens, mask = right_pad([ids], 40, tokenizer.pad_id)
   labels, label_mask = label_rollout(
-    tokenizer, ["3+5-2=?"], tokens, mask, max_steps
+    tokenizer, ["3+5-2=?"], tokens, mask, max_steps, read_end
   )
   assert labels.shape == label_mask.shape == (1, max_steps)
   assert labels.dtype == np.int32 and label_mask.dtype == bool
@@ -234,6 +234,25 @@ def test_labels_of_sampled_tokens_by_hand(
   tokenizer, parts, max_steps, expected
 ):
   assert label(tokenizer, parts, max_steps) == expected
+
+
+@pytest.mark.parametrize(
+  "parts, expected",
+  [
+    ([*RIGHT, "|"], [1, 1, 1, None]),
+    ([*RIGHT[:3], "|"], [1, 0, None, None]),
+    (RIGHT[:3], [1, 1, None, None]),  # Cut off, not ended.
+    ([*RIGHT[:4], "|"], [1, 1, 0, None]),  # EOS after the separator.
+    (["3+5=9\n\n8-2=6", "|"], [0, None, None, None]),  # Bad already.
+    (["Let me think.", "|"], [0, None, None, None]),
+    (["|"], [0, None, None, None]),
+    ([], [None, None, None, None]),
+  ],
+)
+def test_a_prm_that_reads_the_end_learns_when_it_comes_too_early(
+  tokenizer, parts, expected
+):
+  assert label(tokenizer, parts, 4, read_end=True) == expected
 
 
 def test_labels_are_aligned_with_the_steps_on_the_device(tokenizer):

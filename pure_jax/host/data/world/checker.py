@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pure_jax.host.data.records import label_arrays
+from pure_jax.host.data.records import label_arrays, label_early_ends
 from pure_jax.host.data.world.arithmetic import (
   FILLERS,
   SEPARATOR,
@@ -15,7 +15,11 @@ from pure_jax.host.data.world.arithmetic import (
   parse_problem,
 )
 from pure_jax.host.grading import verify
-from pure_jax.host.text.tokenization import Tokenizer, split_texts
+from pure_jax.host.text.tokenization import (
+  Tokenizer,
+  ended_by_choice,
+  split_texts,
+)
 
 _EQUATION = re.compile(r"(\d+)([+-])(\d+)=(\d+)")
 _BOX = re.compile(r"\\boxed\{([0-9]+)\}")
@@ -135,6 +139,7 @@ def label_rollout(
   tokens: np.ndarray,
   completion_mask: np.ndarray,
   max_steps: int,
+  read_end: bool = False,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Labels sampled responses, aligned with the steps of `steps.split_steps`.
 
@@ -147,6 +152,8 @@ def label_rollout(
     tokens: [B, C] int, completion ids.
     completion_mask: [B, C] bool.
     max_steps: S, as given to `steps.split_steps`.
+    read_end: True judges EOS with the last step: a response that ends without a
+      box has a bad last step, if the steps before are good.
 
   Returns:
     (labels [B, S] int32, label_mask [B, S] bool).
@@ -156,4 +163,8 @@ def label_rollout(
     label_steps(parse_problem(text), steps)
     for text, steps in zip(problems, step_texts, strict=True)
   ]
+  if read_end:
+    ended = ended_by_choice(tokenizer, tokens, completion_mask)
+    has_box = [any(map(_BOX.fullmatch, steps)) for steps in step_texts]
+    labels = label_early_ends(labels, ended & ~np.asarray(has_box, bool))
   return label_arrays(labels, max_steps)
