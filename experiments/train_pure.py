@@ -12,7 +12,8 @@ iterations of RL:
                       critic (rl.credit.baseline=gae) also its values
   4. grade     host   the answers, while 3 runs
   5. update    jit    credit, baseline, clipped loss, gradient, AdamW; one
-                      update, or several of mini-batches (rl.updates)
+                      update, or several of mini-batches (rl.updates); with
+                      rl.online_prm the PRM is updated, too
 
 Metrics of an iteration are logged while the update of the next one runs. The
 same command continues an interrupted run exactly: random keys follow from seed
@@ -26,7 +27,7 @@ if __name__ == "__main__":
   interrupts.exit_on_ctrl_c()
 
 import contextlib
-import hashlib
+import dataclasses
 from typing import Any
 
 import cli
@@ -43,9 +44,11 @@ from pure_jax.host.logs.console import Progress
 from pure_jax.runs import validation
 from pure_jax.runs.folder import MAY_DIFFER
 from pure_jax.runs.loop import StageCheckpoints, StopConditions
-from pure_jax.runs.rl import report, roll_backs
+from pure_jax.runs.rl import online_prm, report, roll_backs
 from pure_jax.runs.rl.alarms import AlarmWatch
+from pure_jax.runs.rl.answers import may_reward
 from pure_jax.runs.rl.functions import RLFunctions, make_functions
+from pure_jax.runs.rl.prm_labels import label_rollout
 from pure_jax.runs.rl.responses import (
   check_drift,
   check_finite,
@@ -64,23 +67,9 @@ from pure_jax.runs.rl.weights import (
 )
 from pure_jax.runs.run import Run
 from pure_jax.runs.settings.conversion import ConfigError
-from pure_jax.runs.settings.rl import RLSettings
 from pure_jax.runs.spec import RandomStream
 from pure_jax.training.optim import make_optimizer
 from pure_jax.training.score import ScoredBatch
-
-
-def may_use_answer(problem: Problem, rl: RLSettings) -> bool:
-  """Whether updates may use a problem's answer, the same in every epoch."""
-  if rl.reward_mode == "prm":
-    return False
-  if rl.reward_mode == "prm+vr" and rl.answer_fraction is None:
-    return problem.has_answer
-  known = problem.known_answer is not None
-  fraction = 1.0 if rl.reward_mode == "vr" else rl.answer_fraction
-  text = problem.problem.encode()
-  digest = hashlib.blake2b(text, digest_size=4, salt=b"answer").digest()
-  return known and int.from_bytes(digest, "little") < fraction * 2**32
 
 
 def validate(
@@ -107,6 +96,10 @@ def validate(
   facts = gather_facts(run, graded, rollout, scores)
   metrics = response_metrics(graded, facts)
   metrics |= prm_step_metrics(run, problems, graded, facts)
+  if frozen.first_prm is not None:
+    first = dataclasses.replace(frozen, prm=frozen.first_prm)
+    before = functions.score_held_out(first, rollout, prm_texts)
+    metrics["prm_drift"] = online_prm.drift(scores, before)
   generations = validation.held_out_generations(
     run, problems, graded, rollout, scores.step_rewards
   )
@@ -173,7 +166,7 @@ def iterate(
 
   # ===== Grade, while scores are computed =====
   graded = grade(run, problems, rollout)
-  may_use = np.asarray([may_use_answer(problem, rl) for problem in problems])
+  may_use = np.asarray([may_reward(problem, rl) for problem in problems])
   clock.wait("score", (scores.step_rewards, values))
   correct = graded.verdicts.correct.astype(np.float32)
   order = run.spec.mini_batch_order(step)
@@ -185,6 +178,11 @@ def iterate(
   # ===== Update =====
   bar.doing("update")
   state, metrics = functions.update(step, state, batch, frozen)
+  online = functions.online_prm
+  if online is not None and online.is_due(step):
+    labels = label_rollout(run, problems, graded, batch)
+    state, of_prm = online.update(state, rollout, prm_texts, labels)
+    metrics = metrics | of_prm
   return state, report.Iteration(
     step, problems, graded, batch, drift, metrics, clock
   )
@@ -208,6 +206,7 @@ def run_iterations(
   saved, done, cursor = checkpoints.resume(state.to_checkpoint())
   state = RLState.from_checkpoint(saved)
   stop.check_resumed(done, state.policy, state.critic)
+  frozen = online_prm.refresh(functions.online_prm, 0, state, frozen)
   report.rewind(run, done)
   watch = AlarmWatch(run)
   pending = None  # Logged while the update of the next iteration runs.
@@ -226,10 +225,10 @@ def run_iterations(
         *(run, functions, frozen, state, step),
         *([run.task.train[row] for row in rows], bar),
       )
+      frozen = online_prm.refresh(functions.online_prm, step, state, frozen)
       if pending is not None:
         report.write_iteration(run, bar, pending, watch)
-        if watch.rolls_back:
-          roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown)
+        if roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown):
           return True
       iteration.clock.wait("update", iteration.metrics)
       bar.advance()
@@ -240,8 +239,7 @@ def run_iterations(
       if not is_regular and reason is None and not watch.stops:
         continue
       report.write_iteration(run, bar, pending, watch)
-      if watch.rolls_back:
-        roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown)
+      if roll_backs.begin(run, watch.rolls_back, checkpoints, shutdown):
         return True
       pending, metrics = None, None
       if evaluates:
@@ -298,7 +296,7 @@ def run_until_rolled_back(run: Run) -> bool:
     weights = trained_weights(run.spec)
     optimizer = make_optimizer(run.spec.settings.rl.optim, weights)
     functions = make_functions(run.spec, optimizer)
-    state = start_state(run.spec, policy_params, optimizer)
+    state = start_state(run.spec, policy_params, optimizer, prm_params)
     del policy_params, prm_params  # The state and the frozen copies remain.
 
     # ===== Iterations =====

@@ -221,6 +221,7 @@ def rl() -> dict:
     # state and batch and stops. This applies to the supervised stages too.
     max_skipped_updates=5,
     alarms=alarms.alarms(),
+    online_prm=online_prm(),
     **reports(),
   )
 
@@ -338,6 +339,20 @@ def critic() -> dict:
     # an iteration is never clipped.
     value_clip=0.2,
     warmup_iterations=0,  # First iterations, which train only the critic.
+  )
+
+
+def online_prm() -> dict:
+  """Updates of the PRM on rollouts, during RL; all of its weights."""
+  return dict(
+    # Iterations between updates, each on the rollout that was scored last;
+    # unset leaves the PRM as it is.
+    every=placeholder(int),
+    # "steps": of a checker, the embedded world's or that of the equations in a
+    # text. "verdicts": the worst step of a response is as good as its answer,
+    # for rl.answer_fraction of the prompts.
+    labels="verdicts",
+    optim=optimizer(1e-4),
   )
 
 

@@ -90,23 +90,27 @@ class SavedRun:
   def restore_policy(
     self, layout: sharding.Layout, which: Literal["latest", "best"]
   ) -> Restored:
-    """Restores a checkpoint of RL: the latest, or the best one.
+    """Restores the policy from a checkpoint of RL: the latest, or the best one.
 
     Its state is a `TrainState` of the trained weights: only the adapters if the
-    run trained adapters. A critic's state is read and left out. Raises a
-    ConfigError if the run has no checkpoint.
+    run trained adapters. The states of a critic and of a PRM that RL updates
+    are read and left out. Raises a ConfigError if the run has no checkpoint.
     """
     rl = self.settings.rl
     model = rl.lora.of(self.policy_architecture())
     declared, _ = lora.trained_and_frozen(policy.declare_policy(model), model)
     of_policy = _abstract_state(declared, rl.optim, layout, rl.first_kl_coef)
-    states = RLState(of_policy, None)
+    states = RLState(of_policy)
     if rl.trains_critic:
       declared, _ = critic.trained_and_frozen(
         critic.declare_critic(model), model
       )
       of_critic = _abstract_state(declared, rl.critic.optim, layout)
       states = states.replace(critic=of_critic)
+    if rl.trains_prm:
+      declared = prm.declare_prm(self._prm_architecture())
+      of_prm = _abstract_state(declared, rl.online_prm.optim, layout)
+      states = states.replace(prm=of_prm)
     state = states.to_checkpoint()
     folder, restored = self.workdir / "rl", None
     metric = self.settings.best_metric
@@ -121,6 +125,15 @@ class SavedRun:
       raise ConfigError(f"{folder} has no checkpoint{ranked}.")
     states = RLState.from_checkpoint(restored.state)
     return dataclasses.replace(restored, state=states.policy)
+
+  def _prm_architecture(self) -> ModelConfig:
+    """The architecture of the PRM: that of files.prm, or of the one trained."""
+    model = self.policy_architecture()
+    if self.files is None or self.files.prm is None:
+      return prm.extend_config(model, self.settings.prm.extra_layers)
+    locator = locations.Locator(locations.recorded_commits(self.workdir))
+    path = locator.model("files.prm", self.files.prm)
+    return self.files.computed(huggingface.read_config(path).model)
 
   def merge_adapters(self, layout: sharding.Layout, trained: Any) -> Any:
     """Merges weights of `restore_policy` into the policy the run began with.
@@ -167,9 +180,7 @@ class SavedRun:
   def load_prm(self, layout: sharding.Layout) -> tuple[Any, ModelConfig]:
     """Loads the PRM that the run trained: (its weights, its architecture)."""
     self.check_prm()
-    model = prm.extend_config(
-      self.policy_architecture(), self.settings.prm.extra_layers
-    )
+    model = self._prm_architecture()
     params = load_weights(self.prm_weights_path, prm.declare_prm(model), layout)
     return params, model
 

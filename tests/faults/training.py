@@ -300,4 +300,25 @@ FAULTS = (
       "test_finite_updates.py::test_an_update_that_overflows_is_skipped_and_counted",
     ),
   ),
+  Fault(
+    "an online PRM learns from the best step of a response",
+    "training.online_prm:label_worst_steps",
+    "jnp.argmin(rewards, axis=1)",
+    "jnp.argmax(rewards, axis=1)",
+    ("test_online_prm.py::test_the_worst_step_gets_the_verdict",),
+  ),
+  Fault(
+    "micro-batches of an online PRM weigh the same, whatever their labels",
+    "training.online_prm:make_prm_update",
+    'metrics["labelled_steps"] / jnp.maximum(count, 1)',
+    "len(labels) / len(rollout.tokens)",
+    ("test_online_prm.py::test_an_update_is_one_of_the_prms_training",),
+  ),
+  Fault(
+    "an online PRM without labels decays",
+    "training.online_prm:make_prm_update",
+    "count > 0",
+    "count >= 0",
+    ("test_online_prm.py::test_without_a_labelled_step_nothing_moves",),
+  ),
 )

@@ -20,7 +20,7 @@ from pure_jax.models import prm
 from pure_jax.runs import loop
 from pure_jax.runs.memory import of_run
 from pure_jax.runs.memory.run_sizes import read_sizes
-from pure_jax.runs.rl import responses
+from pure_jax.runs.rl import answers, responses
 from pure_jax.runs.run import open_run
 from pure_jax.runs.settings import conversion
 from pure_jax.runs.settings.conversion import ConfigError
@@ -268,7 +268,7 @@ def test_answers_that_an_update_may_use(mode, fraction, expected):
   )
   rl = dataclasses.replace(rl, credit=credit, answer_fraction=fraction)
   assert rl.reward_mode == mode
-  usable = [train_pure.may_use_answer(problem, rl) for problem in problems]
+  usable = [answers.may_reward(problem, rl) for problem in problems]
   assert usable == expected
 
 

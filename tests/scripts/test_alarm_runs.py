@@ -151,9 +151,10 @@ def test_sigterm_during_a_roll_back_is_not_lost(
 ):
   workdir, begin = tmp_path / "run", roll_backs.begin
 
-  def terminated(*arguments):
-    signal.raise_signal(signal.SIGTERM)
-    return begin(*arguments)
+  def terminated(run, alarm, *arguments):
+    if alarm is not None:
+      signal.raise_signal(signal.SIGTERM)
+    return begin(run, alarm, *arguments)
 
   monkeypatch.setattr(roll_backs, "begin", terminated)
   done = train(workdir, finished[0], *roll_back)

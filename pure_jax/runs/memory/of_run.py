@@ -174,6 +174,10 @@ def _models(run: RunSizes) -> list[Need]:
     layouts.reference,
     run.model.compute_dtype,
   )
+  if rl.trains_prm:
+    # It starts from the copy that RL reads, which stays for comparison.
+    declared = prm.declare_prm(run.prm_model)
+    states += 4 * weight_bytes(declared, layouts.training)
   needs = [
     Need("weights and moments", states, (*MODEL, "rl.lora.rank")),
     Need("the reference policy", reference, MODEL),

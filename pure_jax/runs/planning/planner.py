@@ -54,12 +54,18 @@ class Planner:
 
     Raises:
       ConfigError: if the folder cannot be created, or the config asks for
-        kernels.
+        kernels or an online PRM.
     """
     if settings.kernels != XLA:
       raise ConfigError(
         "a plan counts what XLA's operations take, and nothing within a "
         "kernel: plan without --config.kernels."
+      )
+    if settings.rl.trains_prm:
+      raise ConfigError(
+        "a plan does not count the state and the updates of an online PRM: "
+        "plan without --config.rl.online_prm, and leave room for four times "
+        "the PRM's weights."
       )
     self._hlo_folder = hlo_folder
     self._config_flags = config_flags

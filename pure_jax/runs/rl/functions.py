@@ -11,6 +11,7 @@ import optax
 
 from pure_jax.rollout.engine import Engine
 from pure_jax.rollout.sampling import SamplingConfig
+from pure_jax.runs.rl.online_prm import OnlinePRM
 from pure_jax.runs.rl.weights import (
   FrozenWeights,
   RLState,
@@ -69,6 +70,7 @@ class RLFunctions:
     critic_values: `critic.make_values`, by rows. Empty without a critic.
     critic_updates: `critic.make_critic_update`, by rows. Empty without a
       critic.
+    online_prm: updates the PRM; None if RL does not.
   """
 
   spec: RunSpec
@@ -87,6 +89,7 @@ class RLFunctions:
   updates: Mapping[RowShape | None, Callable[..., Any]]
   critic_values: Mapping[RowShape | None, Callable[..., Any]]
   critic_updates: Mapping[RowShape | None, Callable[..., Any]]
+  online_prm: OnlinePRM | None
 
   def sampling_weights(self, trained: Any, frozen: FrozenWeights) -> Any:
     """The policy's weights in the layout and the precision of rollouts."""
@@ -162,7 +165,7 @@ class RLFunctions:
       function = _choose(self.updates, self.text_lengths, *rows)
       policy, of_policy = function(policy, batch, frozen.base)
       metrics = metrics | of_policy
-    return RLState(policy, value), metrics
+    return state.replace(policy=policy, critic=value), metrics
 
 
 def _choose(compiled, measure, *batch, samples=None):
@@ -243,6 +246,7 @@ def make_functions(
       )
       for rows in (policy_rows if rl.trains_critic else ())
     },
+    online_prm=OnlinePRM(spec) if rl.trains_prm else None,
   )
 
 

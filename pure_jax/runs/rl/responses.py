@@ -213,6 +213,36 @@ def response_metrics(graded: GradedResponses, facts: ResponseFacts) -> Metrics:
   return metrics | verdicts.metrics
 
 
+def step_labels(
+  run: Run,
+  problems: Sequence[Problem],
+  graded: GradedResponses,
+  truncated: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Labels the steps of responses by the task's checker.
+
+  Every process must call it. If the PRM reads the end of a response, an end
+  without an answer is bad.
+
+  Args:
+    run: the open run.
+    problems: B problems.
+    graded: texts and verdicts of B responses.
+    truncated: [B] bool, cut by the length limit.
+
+  Returns:
+    (labels [B, S] int32, 1 for good; their mask [B, S] bool).
+  """
+  score, count = run.spec.settings.prm.score, len(truncated)
+  rows = run.batches.share(count)
+  labels = run.task.step_labels([problems[row] for row in rows], graded.texts)
+  if score.read_end:
+    answers = [run.task.find_answer(texts) for texts in graded.texts]
+    unanswered = np.asarray([answer is None for answer in answers], bool)
+    labels = label_early_ends(labels, unanswered & ~truncated[rows])
+  return run.batches.gather(count, label_arrays(labels, score.max_steps))
+
+
 def prm_step_metrics(
   run: Run,
   problems: Sequence[Problem],
@@ -234,13 +264,7 @@ def prm_step_metrics(
   """
   if facts.step_rewards is None:
     return {}
-  count, max_steps = facts.step_rewards.shape
-  rows = run.batches.share(count)
-  labels = run.task.step_labels([problems[row] for row in rows], graded.texts)
-  if run.spec.settings.prm.score.read_end:
-    early = ~(facts.truncated | facts.has_answer)[rows]
-    labels = label_early_ends(labels, early)
-  labels, mask = run.batches.gather(count, label_arrays(labels, max_steps))
+  labels, mask = step_labels(run, problems, graded, facts.truncated)
   metrics = {}
   if np.isfinite(facts.step_rewards[mask]).all():
     metrics = prm_metrics.step_metrics(facts.step_rewards, labels == 1, mask)

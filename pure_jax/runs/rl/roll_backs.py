@@ -78,11 +78,13 @@ def read_record(folder: pathlib.Path) -> list[RollBack]:
 
 def begin(
   run: Run,
-  alarm: Alarm,
+  alarm: Alarm | None,
   checkpoints: StageCheckpoints,
   shutdown: preemption.StopRequest,
-) -> None:
-  """Writes down that a run is to be rolled back. Every process must call it.
+) -> bool:
+  """Writes down that a run is to be rolled back; returns whether it is.
+
+  Every process must call it.
 
   The run goes back at least `rl.alarms.roll_back.iterations` iterations before
   the alarm: to the newest checkpoint, or, if it has not had so many, to its
@@ -90,13 +92,15 @@ def begin(
 
   Args:
     run: the open run.
-    alarm: the alarm.
+    alarm: the alarm that rolls back; None does nothing.
     checkpoints: the checkpoints of RL.
     shutdown: whether SIGTERM came in the meantime.
 
   Raises:
     Preempted: after SIGTERM, once it is written down.
   """
+  if alarm is None:
+    return False
   changes = run.spec.settings.rl.alarms.roll_back
   last = alarm.step - changes.iterations
   # Without those that an uninterrupted run would not have saved.
@@ -114,6 +118,7 @@ def begin(
       f"stopped by SIGTERM after the run was rolled back to iteration {to}; "
       "the same command continues"
     )
+  return True
 
 
 def finish(run: Run, checkpoints: StageCheckpoints) -> Run:

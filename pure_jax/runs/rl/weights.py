@@ -22,28 +22,33 @@ class RLState:
   Attributes:
     policy: state of the policy.
     critic: state of the critic; None without one.
+    prm: state of a PRM that is updated on rollouts; None if it is not.
   """
 
   policy: train.TrainState
-  critic: train.TrainState | None
+  critic: train.TrainState | None = None
+  prm: train.TrainState | None = None
 
   def to_checkpoint(self) -> Any:
-    """The state that a checkpoint holds: without a critic, the policy's."""
-    return self.policy if self.critic is None else self
+    """The state that a checkpoint holds: alone, that of the policy."""
+    alone = self.critic is None and self.prm is None
+    return self.policy if alone else self
 
   @classmethod
   def from_checkpoint(cls, state: Any) -> "RLState":
     """The states of a checkpoint, as `to_checkpoint` gave them."""
-    return state if isinstance(state, cls) else cls(state, None)
+    return state if isinstance(state, cls) else cls(state)
 
 
 @dataclasses.dataclass(frozen=True)
 class FrozenWeights:
-  """Weights that RL reads and does not change, in the compute dtype.
+  """Weights that an iteration reads and does not change, in the compute dtype.
 
   Attributes:
     reference: the policy RL starts from; the KL is measured against it.
     prm: the process reward model; None for outcome rewards only.
+    first_prm: the PRM that RL starts from, if the PRM is updated on rollouts;
+      else None.
     base: the policy's weights below its adapters, in the training layout; {}
       if RL trains all weights.
     rollout_base: the same in the layout and the precision of rollouts.
@@ -51,6 +56,7 @@ class FrozenWeights:
 
   reference: Any
   prm: Any
+  first_prm: Any = None
   base: dict[str, Any] = dataclasses.field(default_factory=dict)
   rollout_base: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -119,7 +125,10 @@ def trained_weights(spec: RunSpec) -> dict[str, Any]:
 
 
 def start_state(
-  spec: RunSpec, policy_params: Any, optimizer: optax.GradientTransformation
+  spec: RunSpec,
+  policy_params: Any,
+  optimizer: optax.GradientTransformation,
+  prm_params: Any = None,
 ) -> RLState:
   """Makes the states at step 0.
 
@@ -131,6 +140,7 @@ def start_state(
     spec: the run's specification.
     policy_params: weights of the policy RL starts from.
     optimizer: the policy's optax transformation.
+    prm_params: weights of the PRM; read only if RL updates it.
   """
   layout, is_lora = spec.layouts.training, spec.rl_model.lora is not None
   declared, value_state = trained_weights(spec), None
@@ -150,7 +160,22 @@ def start_state(
     else:
       params = critic.init_critic_from_policy(policy_params, spec.model)
       value_state = train.start_state(params, declared, optimizer, layout)
-  return RLState(state, value_state)
+  prm_state = None
+  if spec.settings.rl.trains_prm:
+    declared = prm.declare_prm(spec.prm_model)
+    optimizer = online_prm_optimizer(spec)
+    prm_state = train.start_state(prm_params, declared, optimizer, layout)
+  return RLState(state, value_state, prm_state)
+
+
+def online_prm_optimizer(spec: RunSpec) -> optax.GradientTransformation:
+  """Makes the optimizer of the PRM's updates on rollouts.
+
+  Args:
+    spec: the run's specification.
+  """
+  declared = prm.declare_prm(spec.prm_model)
+  return make_optimizer(spec.settings.rl.online_prm.optim, declared)
 
 
 def critic_optimizer(spec: RunSpec) -> optax.GradientTransformation:
@@ -210,12 +235,13 @@ def freeze(
     for layout in dict.fromkeys(needed)
   }
   reference = copies[layouts.reference]
+  first_prm = prm_copy if spec.settings.rl.trains_prm else None
   if not is_lora:
-    return FrozenWeights(reference, prm_copy)
+    return FrozenWeights(reference, prm_copy, first_prm)
   if is_int8:
     rollout_base = make_rollout_copy(spec, declared)(policy_params)
   else:
     rollout_base = copies[layouts.rollout]
   return FrozenWeights(
-    reference, prm_copy, copies[layouts.training], rollout_base
+    reference, prm_copy, first_prm, copies[layouts.training], rollout_base
   )

@@ -17,6 +17,7 @@ from pure_jax.runs.settings.alarms import AlarmSettings
 from pure_jax.runs.settings.checks import at_least, one_of
 from pure_jax.runs.settings.mesh import MeshSettings
 from pure_jax.runs.settings.models import LoraSettings
+from pure_jax.runs.settings.online_prm import OnlinePRMSettings
 from pure_jax.settings import AdaptiveKLConfig, CreditConfig, LossConfig
 from pure_jax.training.optim import OptimConfig
 
@@ -126,7 +127,8 @@ class UpdateSettings:
     return self.mini_batches * self.epochs
 
 
-_ALARMS = AlarmSettings()  # Of settings without this group.
+# Of settings without these groups.
+_ALARMS, _ONLINE_PRM = AlarmSettings(), OnlinePRMSettings()
 # Of settings without a group `critic`, whose baseline reads no critic.
 _CRITIC_OPTIM = OptimConfig(learning_rate=1e-5)
 
@@ -186,6 +188,7 @@ class RLSettings:
   adaptive_kl: AdaptiveKLConfig | None = None
   critic: CriticSettings = CriticSettings()
   alarms: AlarmSettings = _ALARMS
+  online_prm: OnlinePRMSettings = _ONLINE_PRM
 
   @property
   def responses(self) -> int:
@@ -208,6 +211,11 @@ class RLSettings:
   def num_critic_updates(self) -> int:
     """The number of the critic's updates in the whole stage; 0 without one."""
     return self.iterations * self.updates.count if self.trains_critic else 0
+
+  @property
+  def trains_prm(self) -> bool:
+    """Whether the PRM is updated on rollouts."""
+    return self.online_prm.every is not None
 
   @property
   def first_kl_coef(self) -> float | None:
@@ -255,6 +263,7 @@ class RLSettings:
     self._check_old_logp()
     self._check_adaptive_kl()
     self._check_roll_back()
+    self.online_prm.check(self.reward_mode, self.iterations)
     warmup = self.critic.warmup_iterations
     if self.trains_critic and warmup >= self.iterations:
       raise ValueError(

@@ -82,6 +82,16 @@ def test_folders_that_cannot_be_created_are_an_error():
     )
 
 
+def test_an_online_prm_is_an_error():
+  """Its state and updates are not counted."""
+  settings = smoke_settings()
+  online = dataclasses.replace(settings.rl.online_prm, every=1)
+  rl = dataclasses.replace(settings.rl, online_prm=online)
+  settings = dataclasses.replace(settings, rl=rl)
+  with pytest.raises(ConfigError, match=r"does not count .* an online PRM"):
+    Planner(settings, jax.devices())
+
+
 def test_an_empty_topology_is_an_error():
   """libtpu would take a slice of its own choice."""
   with pytest.raises(ConfigError, match="--topology= names nothing"):
