@@ -50,7 +50,7 @@ def test_the_prm_moves_and_scores_otherwise_after_its_update(finished, whole):
       assert row[name] == pytest.approx(other[name], rel=1e-6)
   assert rows[2]["process_outcome"] != plain[2]["process_outcome"]
   drifts = [row["prm_drift"] for row in stage_rows(whole, "rl_eval")]
-  assert drifts[0] == 0 < drifts[1] < drifts[2]
+  assert drifts[0] == 0 and min(drifts[1:]) > 0
 
 
 def test_a_checkpoint_has_the_prm_and_the_policy_is_restored_alone(whole):
