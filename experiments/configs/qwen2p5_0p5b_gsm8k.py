@@ -50,8 +50,8 @@ def get_config(variant: str = "full") -> ConfigDict:
       "prm_prompt_tokens": 80,
       "grader": {"extractors": ("boxed", "last_number")},
       "model": {
-        # Fast on accelerators and on CPUs with AVX512-BF16; on other CPUs
-        # float32 is faster.
+        # Fast on accelerators and on CPUs with AMX or AVX512-BF16; on other
+        # CPUs float32 is faster.
         "compute_dtype": "bfloat16",
         # Keeps the products of a layer, which fit into memory.
         "remat": "dots",

@@ -74,7 +74,7 @@ def compute_dtype_of(platform: str) -> str:
   """The dtype that "auto" stands for.
 
   Accelerators multiply bfloat16 several times faster than float32. A CPU does
-  so only if it has instructions for bfloat16 (AVX512-BF16, not AMX), which jax
+  so only if it has instructions for bfloat16 (AMX or AVX512-BF16), which jax
   does not tell. Weights, optimizer, norms, softmax and losses are float32
   either way.
 
