@@ -21,8 +21,10 @@ of GSM8K; evaluate.py answers all problems. The PRM was trained on solutions of
 nine in ten of the held-out problems. It is not read for their accuracy, but its
 scores there say little about reward hacking; those of rollouts do.
 
-Of the four arms sum, min and min+vr have run to their ends (docs/results.md);
-vr is not yet run.
+Measured on 2026-11-30 and 12-01, one seed: sum, min and min+vr hack the PRM; vr
+does not, and doubles the accuracy on training problems. docs/results.md has all
+numbers; the logs are rl_*_metrics.jsonl in
+experiments/results/qwen2p5_0p5b_gsm8k.
 `qwen2p5_0p5b_gsm8k.py:smoke` runs the same stages on a tiny random model and a
 random PRM in under a minute.
 """

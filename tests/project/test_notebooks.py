@@ -191,3 +191,18 @@ def test_a_tiny_run_trains_and_reports_what_it_did(execute):
   assert all(row["skipped_updates"] == 0 for row in history)
   assert f"iteration {iterations - 1:3}" in text
   assert pictures == 1
+
+
+def test_hacking_is_read_from_the_committed_logs(execute):
+  """All three hacked runs raise the alarm, the one without a PRM does not."""
+  _, pictures, (raised, worth) = execute("03_hacking.ipynb", "[raised, worth]")
+  assert pictures == 1
+  diverged = {
+    arm: [step for step, name in of_arm if name == "divergence"]
+    for arm, of_arm in raised.items()
+  }
+  assert [steps[:1] for steps in diverged.values()] == [[15]] * 3 + [[]]
+  before, *_, after = worth
+  assert before[0] == 0 and after[0] == 50
+  # Under the sum the last response is worth more than before.
+  assert after[1] > before[1] and after[2] > before[2]
