@@ -139,8 +139,8 @@ def prm() -> dict:
     length_multiple=48,  # Responses are padded to a multiple of this, tokens.
     eval_prompts=256,  # Held-out prompts on which the PRM is evaluated.
     evaluate_head=False,  # Evaluates the PRM after the first stage as well.
-    # Share of the labelled responses from which another one is made, which ends
-    # too early, with a bad last step. Needs score.read_end.
+    # Share of the labelled responses of which a shorter copy is added, which
+    # ends too early and whose last step is labelled bad. Needs score.read_end.
     early_ends=0.0,
     # Folder for the states of the trunk that the first stage trains on, in the
     # workdir unless the path is absolute. Each is computed once, and once only
@@ -179,7 +179,8 @@ def rl() -> dict:
     iterations=100,  # Each has a rollout, scores and its updates.
     prompts=32,  # Prompts of an iteration; 64 in the paper.
     samples_per_prompt=8,  # Responses to each prompt (G of credit).
-    # If both rewards are used: the share of prompts whose answer may be used.
+    # The share of prompts whose answer may be used if both rewards are used,
+    # or by online_prm.
     # None uses the answer of every prompt whose source gives one.
     answer_fraction=0.1,
     credit=method.credit(),
@@ -349,8 +350,8 @@ def online_prm() -> dict:
     # unset leaves the PRM as it is.
     every=placeholder(int),
     # "steps": of a checker, the embedded world's or that of the equations in a
-    # text. "verdicts": the worst step of a response is as good as its answer,
-    # for rl.answer_fraction of the prompts.
+    # text. "verdicts": the worst step of a response is good if the answer is
+    # right, bad if not, for rl.answer_fraction of the prompts.
     labels="verdicts",
     optim=optimizer(1e-4),
   )

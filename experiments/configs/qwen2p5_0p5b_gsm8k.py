@@ -21,9 +21,9 @@ of GSM8K; evaluate.py answers all problems. The PRM was trained on solutions of
 nine in ten of the held-out problems. It is not read for their accuracy, but its
 scores there say little about reward hacking; those of rollouts do.
 
-Measured on 2026-11-30 and 12-01, one seed: sum, min and min+vr hack the PRM; vr
-does not, and doubles the accuracy on training problems. docs/results.md has all
-numbers; the logs are rl_*_metrics.jsonl in
+Measured on 2026-11-30 and 12-01, one seed: sum, min and min+vr hack the PRM;
+with vr accuracy rises on training problems, not measurably on held-out ones.
+docs/results.md has all numbers; the logs are rl_*_metrics.jsonl in
 experiments/results/qwen2p5_0p5b_gsm8k.
 `qwen2p5_0p5b_gsm8k.py:smoke` runs the same stages on a tiny random model and a
 random PRM in under a minute.

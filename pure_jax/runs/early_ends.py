@@ -1,10 +1,10 @@
 """Labelled responses that end too early, for a PRM that reads their end.
 
-A causal PRM scores a step without what follows. So it gives "Thank you." a high
-score, and a policy learns to write only that (the paper's case 3, arXiv
-2504.15275). If the PRM reads the EOS of a response (`ScoreConfig.read_end`), it
-can learn that an end without an answer is bad. Labelled solutions contain no
-such end, so it is made by cutting them.
+A causal PRM does not see what follows a step. So it cannot score "Thank you."
+lower if it is the whole response, and a policy learns to write only that (the
+paper's case 3, arXiv 2504.15275). If the PRM reads the EOS of a response
+(`ScoreConfig.read_end`), it can learn that an end without an answer is bad.
+Labelled solutions contain no such end, so it is made by cutting them.
 
 The legend of axes is in `pure_jax.types`.
 """
@@ -24,19 +24,18 @@ def cut_early(
   share: float,
   rng: np.random.Generator,
 ) -> tuple[Demonstrations, np.ndarray, np.ndarray]:
-  """Makes responses that end after a good step that is not their last.
+  """Makes shorter copies of responses, which end before their last step.
 
-  A response is cut after a step that is drawn from its good beginning, which
-  may have no step at all. EOS takes the place of the separator, and the label
-  of the new last step is bad.
+  Of the steps before the first bad one a random number stays, from none to all
+  but the last step of the response. EOS follows, and the last step of the copy
+  is labelled bad.
 
   Args:
     responses: n whole responses.
     labels: [n, S] int32, 1 for a good step, 0 for a bad one.
     label_mask: [n, S] bool, True where a step has a label.
     table: says which ids end a step.
-    share: at least 0 and at most 1; round(share n) responses are cut, fewer if
-      not as many can be.
+    share: 0..1; round(share n) responses are cut, or all that have a step.
     rng: draws the responses and where they are cut.
 
   Returns:

@@ -194,7 +194,7 @@ def test_a_tiny_run_trains_and_reports_what_it_did(execute):
 
 
 def test_hacking_is_read_from_the_committed_logs(execute):
-  """All three hacked runs raise the alarm, the one without a PRM does not."""
+  """All three hacked runs raise the alarm; one without a PRM cannot."""
   _, pictures, (raised, worth) = execute("03_hacking.ipynb", "[raised, worth]")
   assert pictures == 1
   diverged = {

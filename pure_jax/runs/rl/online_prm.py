@@ -22,7 +22,7 @@ from pure_jax.types import Rollout
 
 
 class OnlinePRM:
-  """Updates the PRM of a run, and copies it to where it scores."""
+  """Updates the PRM of a run, and copies it into the layout for scoring."""
 
   def __init__(self, spec: RunSpec):
     """Makes the functions; each is compiled when it is first called.
@@ -44,7 +44,7 @@ class OnlinePRM:
     return step % self._settings.every == 0
 
   def copy(self, state: RLState) -> Any:
-    """The PRM's weights as scores read them, valid until the next update."""
+    """The PRM's weights for scoring, valid until the next update."""
     return self._copy(state.prm.params)
 
   def update(
@@ -72,12 +72,14 @@ class OnlinePRM:
 def refresh(
   online: OnlinePRM | None, step: int, state: RLState, frozen: FrozenWeights
 ) -> FrozenWeights:
-  """The weights that the iterations after one read.
+  """Returns the weights for the iterations after `step`.
+
+  They have a new copy of the PRM if it was updated in this iteration.
 
   Args:
     online: updates the PRM; None if RL does not.
-    step: the iteration; 0 before the first one and after a restart.
-    state: the states after it.
+    step: number of an iteration; 0 before the first one and after a restart.
+    state: the states after this iteration.
     frozen: the weights that it read.
   """
   if online is None or not online.is_due(step):
