@@ -28,6 +28,7 @@ import train_sft
 
 from pure_jax.host.distributed import processes
 from pure_jax.host.logs import console
+from pure_jax.host.text.tokenization import split_texts
 from pure_jax.models import lora, prm
 from pure_jax.models.config import ModelConfig
 from pure_jax.models.params import init_params
@@ -100,8 +101,13 @@ def add_early_ends(run: Run, labelled: LabelledResponses) -> LabelledResponses:
   rng = np.random.default_rng((settings.seed, RandomStream.EARLY_ENDS.value))
   whole = labelled.responses, labelled.labels, labelled.label_mask
   cut = early_ends.cut_early(
-    *whole, run.spec.table, settings.prm.early_ends, rng
+    *whole, jax.device_get(run.spec.table), settings.prm.early_ends, rng
   )
+  # An end after the answer is not too early.
+  arrays = (cut[0].tokens, cut[0].completion_mask)
+  texts = split_texts(run.task.tokenizer, *arrays)
+  early = [run.task.find_answer(steps) is None for steps in texts]
+  cut = jax.tree.map(lambda x: x[np.asarray(early, bool)], cut)
   every = jax.tree.map(lambda *x: np.concatenate(x), whole, cut)
   metrics = {**labelled.metrics, "early_ends": float(len(cut[1]))}
   return LabelledResponses(*every, metrics)
@@ -121,7 +127,7 @@ def make_updates(
   if settings.trunk_states is not None:
     # Already laid out; then rows have no padding between prompt and response.
     responses = trunk_states.compact(run.spec, responses)
-    config = dataclasses.replace(config, separator="each")
+    config = dataclasses.replace(config, separator="each", read_end=False)
   step = supervised.make_prm_step(
     model,
     config,

@@ -78,7 +78,7 @@ def get_config(variant: str = "full") -> ConfigDict:
       # Room for 99 % of the rows.
       "prm_prompt_tokens": 192,
       "response_tokens": 256,
-      # Fast on accelerators and on CPUs with AVX512-BF16; on other CPUs
+      # Fast on accelerators and on CPUs with AMX or AVX512-BF16; on other CPUs
       # float32 is faster.
       "model": {"compute_dtype": "bfloat16", "remat": "dots"},
     }

@@ -57,6 +57,10 @@ class ColumnMatrix:
 
   def times(self, x_BTD: Array) -> Array:
     """x W for every token, [B, T, *outputs] in the dtype of x."""
+    return self.times_in_float32(x_BTD).astype(x_BTD.dtype)
+
+  def times_in_float32(self, x_BTD: Array) -> Array:
+    """The same, float32: the sums are not rounded to the dtype of x."""
     B, T, D = x_BTD.shape
     x_MD = x_BTD.reshape(B * T, D)
     rows = self.rows.astype(x_MD.dtype)
@@ -64,7 +68,12 @@ class ColumnMatrix:
       # Without the barriers the compiler swaps the operands back.
       y = rows @ jax.lax.optimization_barrier(x_MD.T)
     else:
-      y = _contract(rows, 1, x_MD, 1)
+      y = jax.lax.dot_general(
+        rows,
+        x_MD,
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+      )
     return jax.lax.optimization_barrier(y).T.reshape(B, T, *self.outputs)
 
 

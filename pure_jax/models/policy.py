@@ -62,7 +62,7 @@ def logits(
     [B, T, V] float32; products in the compute dtype, sums in float32.
   """
   if "readout" in params:
-    return params["readout"].times(hidden).astype(jnp.float32)
+    return params["readout"].times_in_float32(hidden)
   tied = config.tied_embeddings
   table = params["embedding" if tied else "head"].astype(hidden.dtype)
   T = hidden.shape[1]

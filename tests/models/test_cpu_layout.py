@@ -137,6 +137,11 @@ def test_a_column_matrix_of_16_bits_is_multiplied_as_it_is_stored():
   expected = np.asarray(x[:, 0], np.float64) @ np.asarray(weight, np.float64)
   assert y.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.asarray(y[:, 0], np.float64), expected, 2**-8)
+  # Logits are not rounded: equal ones would be common.
+  params = {"readout": matrix}
+  logits = policy.logits(params, TINY, x)
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits[:, 0], expected, 1e-5)
   text = jax.jit(cpu_layout.ColumnMatrix.times).lower(matrix, x).as_text()
   product = r"dot_general.*\(tensor<11x8xbf16>, tensor<5x8xbf16>\) -> "
   assert re.search(product + "tensor<11x5xf32>", text)

@@ -109,7 +109,8 @@ def test_a_large_vocabulary_is_drawn_from_in_two_stages(min_p, monkeypatch):
   )  # Traced anew, with the sizes above.
   tokens, logp, full_logp = map(np.asarray, compiled(*arguments))
   text = compiled.lower(*arguments).as_text()
-  assert f"tensor<{draws}x10xi32>" not in text  # No random number per id.
+  assert f"tensor<{draws}x10xui32>" not in text  # No random number per id.
+  assert f"tensor<{draws}x5xui32>" in text
   expected = kept_by_hand(SCORES, (PAD,), 1.0, 0, 1.0, min_p)
   unfiltered = kept_by_hand(SCORES, (PAD,), 1.0, 0, 1.0)
   frequency = np.bincount(tokens, minlength=10) / draws

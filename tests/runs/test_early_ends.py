@@ -111,19 +111,28 @@ def test_a_share_of_the_responses_is_cut_each_at_most_once():
   assert cut(rows, labels, 0.5, seed=3) == cut(rows, labels, 0.5, seed=3)
 
 
-def test_a_run_adds_them_to_its_labelled_responses():
+def test_a_run_adds_those_without_an_answer(monkeypatch):
   tokens = np.array([[A, SEP, B, EOS]] * 4, np.int32)
   prompts = np.arange(4, dtype=np.int32)[:, None]
   responses = Demonstrations(prompts, prompts >= 0, tokens, tokens != PAD)
   labels = np.ones((4, 2), np.int32)
   whole = LabelledResponses(responses, labels, labels > 0, {"responses": 4.0})
-  prm = types.SimpleNamespace(early_ends=0.5)
+  prm = types.SimpleNamespace(early_ends=1.0)
   settings = types.SimpleNamespace(seed=3, prm=prm)
+  answers = types.SimpleNamespace(
+    tokenizer=None, find_answer=lambda ids: "A" if A in ids else None
+  )
   run = types.SimpleNamespace(
-    spec=types.SimpleNamespace(settings=settings, table=TABLE)
+    spec=types.SimpleNamespace(settings=settings, table=TABLE), task=answers
+  )
+  monkeypatch.setattr(
+    train_prm, "split_texts", lambda tokenizer, tokens, mask: tokens.tolist()
   )
   both = train_prm.add_early_ends(run, whole)
-  assert both.metrics == {"responses": 4.0, "early_ends": 2.0}
-  assert both.labels.shape == both.label_mask.shape == (6, 2)
+  cut = len(both.labels) - 4
+  assert both.metrics == {"responses": 4.0, "early_ends": cut}
+  assert 0 < cut < 4  # Of the copies some end after A, the others before.
+  assert both.labels.shape == both.label_mask.shape == (4 + cut, 2)
   np.testing.assert_array_equal(both.responses.tokens[:4], tokens)
+  assert (both.responses.tokens[4:, 0] == EOS).all()
   assert (both.labels[4:] == 0).all() and both.label_mask[4:, 0].all()

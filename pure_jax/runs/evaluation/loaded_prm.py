@@ -75,6 +75,7 @@ def _checked_run(settings: EvaluatePRMSettings) -> SavedRun:
   for name, value, trained_value in (
     ("prompt_format", settings.prompt_format, trained_format),
     ("separator", settings.score.separator, run.settings.prm.score.separator),
+    ("read_end", settings.score.read_end, run.settings.prm.score.read_end),
   ):
     if value != trained_value:
       raise ConfigError(

@@ -155,6 +155,9 @@ def check_labelled(settings: Settings, rows: int) -> None:
   check_bytes(settings, what, needs, machine_bytes(), "this machine")
 
 
+_STATE_FIELDS = (*MODEL, "rl.lora.rank", "rl.online_prm.every")
+
+
 def _trained(run: RunSizes) -> dict[str, Any]:
   """Declares the policy's weights that RL trains."""
   model = run.settings.rl.lora.of(run.model)
@@ -175,11 +178,10 @@ def _models(run: RunSizes) -> list[Need]:
     run.model.compute_dtype,
   )
   if rl.trains_prm:
-    # It starts from the copy that RL reads, which stays for comparison.
     declared = prm.declare_prm(run.prm_model)
-    states += 4 * weight_bytes(declared, layouts.training)
+    states += 3 * weight_bytes(declared, layouts.training)
   needs = [
-    Need("weights and moments", states, (*MODEL, "rl.lora.rank")),
+    Need("weights and moments", states, _STATE_FIELDS),
     Need("the reference policy", reference, MODEL),
   ]
   if run.prm_model is not None:

@@ -64,8 +64,8 @@ class Planner:
     if settings.rl.trains_prm:
       raise ConfigError(
         "a plan does not count the state and the updates of an online PRM: "
-        "plan without --config.rl.online_prm, and leave room for four times "
-        "the PRM's weights."
+        "plan without --config.rl.online_prm.every, and leave room for four "
+        "times the PRM's weights and for a backward pass of it."
       )
     self._hlo_folder = hlo_folder
     self._config_flags = config_flags

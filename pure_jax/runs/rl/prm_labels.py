@@ -41,9 +41,11 @@ def label_rollout(
     labels = step_labels(run, problems, graded, np.asarray(truncated))
     return run.batches.put(labels)
   known = np.asarray([may_teach(problem, rl) for problem in problems])
+  steps = batch.scores.steps
+  # The reward of an empty step may not be the PRM's score.
   return _label_worst_steps(
     batch.scores.step_rewards,
-    batch.scores.steps.mask,
+    steps.mask & ~steps.empty,
     batch.correct,
     run.batches.put(known & graded.gradable),
   )

@@ -21,6 +21,11 @@ class OnlinePRMSettings:
     at_least(1, self, "every")
     one_of(self, "labels", ("verdicts", "steps"))
 
+  @property
+  def reads_answers(self) -> bool:
+    """Whether the PRM learns from verdicts on answers."""
+    return self.every is not None and self.labels == "verdicts"
+
   def check(self, reward_mode: str, iterations: int) -> None:
     """Validates the settings with those of RL.
 

@@ -44,7 +44,9 @@ def _change_rl(rl: RLSettings, change: RollBackSettings) -> RLSettings:
   fraction = rl.answer_fraction
   if change.answer_fraction is not None:
     if "vr" not in rl.reward_mode:
-      credit, fraction = dataclasses.replace(credit, verifiable_coef=1.0), 0.0
+      credit = dataclasses.replace(credit, verifiable_coef=1.0)
+      if not rl.online_prm.reads_answers:
+        fraction = 0.0
     if fraction is not None:
       fraction = max(fraction, change.answer_fraction)
   return dataclasses.replace(
